@@ -1,0 +1,289 @@
+"""Command line: `python -m hjepa_lib run | compare | sweep | trials | report | pretrained`.
+
+Options are parsed by tyro from the dataclasses below; hyphens and underscores mean the same. A
+wrong setting, file or run ends with one sentence and exit status 2, a failed notebook or cell with
+1, Ctrl-C with 130. Heavy imports wait until a command needs them, so `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from hjepa_lib.config import Config, ConfigError, load_yaml, parse_overrides
+from hjepa_lib.config import profile as make_profile
+
+_PACKAGE = Path(__file__).resolve().parent
+_CONFIGS = _PACKAGE / "configs"
+
+
+@dataclass
+class RunCommand:
+    """Execute notebooks headless; writes a run folder with summary.json and report.html."""
+
+    profile: Literal["smoke", "laptop", "full"] | None = None
+    """smoke (minutes), laptop (the default: a real result on 2 cores) or full (one GPU)."""
+    notebooks: str = "01-05"
+    """Which ones, such as 01-05 or 01,03."""
+    config: Path | None = None
+    """YAML file of settings, on top of the profile."""
+    set: tuple[str, ...] = ()
+    """Single settings, such as level1.optim.updates=500."""
+    name: str = ""
+    """Name of the run; made from profile, seed and time if empty."""
+    seed: int | None = None
+    """Training seed."""
+    resume: bool = False
+    """Continue the run --name, or the latest one; complete notebooks are skipped."""
+    yes: bool = False
+    """Start even if it takes very long."""
+
+    def __call__(self) -> int:
+        from hjepa_lib import runner
+        from hjepa_lib.runs import Run
+
+        if self.resume:
+            run = Run.open(self.name)
+            run.require(self.settings(run.config))
+            notebooks = runner.select_notebooks(self.notebooks)
+            runner.prepare(run.config, notebooks, yes=self.yes)
+        else:
+            config = self.settings()
+            notebooks = runner.select_notebooks(self.notebooks)
+            runner.prepare(config, notebooks, yes=self.yes)
+            run = runner.start_run(config, self.name)
+        print(f"run {run.name} in {run.path}")
+        again = f"continue with: python -m hjepa_lib run --name {run.name} --resume"
+        if self.notebooks != "01-05":
+            again += f" --notebooks {self.notebooks}"
+        try:
+            runner.run_notebooks(run, notebooks, resume=self.resume)
+            runner.finish(run)
+        except runner.NotebookFailed as error:
+            print(f"error: {error}\n{again}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print(f"interrupted; {again}", file=sys.stderr)
+            return 130
+        return 0
+
+    def settings(self, base: Config | None = None) -> Config:
+        """The config asked for; what is not asked for comes from `base` or the profile."""
+        if base is None and (self.profile or not self.config):
+            base = make_profile(self.profile or "laptop")
+        config = load_yaml(self.config, base) if self.config else base
+        pairs = parse_overrides(",".join(self.set))
+        if "profile" in pairs or (self.profile and config.profile != self.profile):
+            raise ConfigError(
+                "the profile is chosen by --profile, or by the config file, not by both"
+            )
+        if self.seed is not None:
+            if "seed" in pairs:
+                raise ConfigError("the seed is given by --seed and by --set")
+            pairs["seed"] = str(self.seed)
+        return config.override(pairs)
+
+
+@dataclass
+class CompareCommand:
+    """Flat (l1) against hierarchical (l2) planning: same cost, protocol P1, one table."""
+
+    config_l1: Path = _CONFIGS / "tworooms_l1.yaml"
+    """Settings of the flat model."""
+    config_l2: Path = _CONFIGS / "tworooms_l2.yaml"
+    """Settings of the two-level model."""
+    output_root: Path | None = None
+    """Folder of the runs; the outputs folder if empty."""
+    seed: int = 0
+    """Training seed of both."""
+    epochs: int | None = None
+    """Passes over the data, in place of the configured number of updates."""
+    mode: Literal["l1", "l2", "both"] = "both"
+    """Which of the two to train and evaluate."""
+    l2_from_scratch: bool = False
+    """Train a level 1 of its own under level 2, instead of taking the flat model's."""
+
+    def __call__(self) -> int:
+        from hjepa_lib import compare
+
+        return compare.compare(**vars(self)) or 0
+
+
+@dataclass
+class SweepCommand:
+    """Run a grid of settings and seeds on the local cores; ends with one table (CSV, Parquet)."""
+
+    grid: tyro.conf.Positional[Path]
+    """YAML file with base, grid, seeds and notebooks."""
+    resume: bool = False
+    """Continue the study; finished cells are skipped."""
+    jobs: int = 1
+    """Cells at a time; each gets its share of the cores."""
+    yes: bool = False
+    """Start even if it takes very long."""
+
+    def __call__(self) -> int:
+        from hjepa_lib import sweep
+
+        study = sweep.read_study(self.grid)
+        try:
+            path, outcomes = sweep.run_study(
+                study, resume=self.resume, jobs=self.jobs, yes=self.yes
+            )
+        except KeyboardInterrupt:
+            again = f"python -m hjepa_lib sweep {self.grid} --resume --jobs {self.jobs}"
+            print(f"interrupted; continue with: {again}", file=sys.stderr)
+            return 130
+        failed = [outcome for outcome in outcomes if outcome.error]
+        print(f"{len(outcomes) - len(failed)} of {len(outcomes)} cells finished; table: {path}")
+        return 1 if failed else 0
+
+
+@dataclass
+class TrialsCommand:
+    """Make trial files: a training file from --seed and an evaluation file from --seed + 1."""
+
+    output_train: Path | None = None
+    """Training file (.npz) to write."""
+    output_eval: Path | None = None
+    """Evaluation file (.npz) to write."""
+    layouts: str = "fixed"
+    """Rooms: fixed, train (also called random), validation, test or all."""
+    level: Literal["easy", "medium"] = "medium"
+    """Distance of start and goal from the wall."""
+    n: int = 100
+    """Rows of the evaluation file."""
+    n_train: int = 20_000
+    """Rows of the training file."""
+    seed: int = 0
+    """Seed of the training file."""
+
+    def __call__(self) -> int:
+        from hjepa_lib.worlds.trials import make_trials, save_trials
+
+        if not self.output_train and not self.output_eval:
+            raise ConfigError("nothing to write: give --output_train, --output_eval or both")
+        wanted = (
+            (self.output_train, self.n_train, self.seed),
+            (self.output_eval, self.n, self.seed + 1),
+        )
+        for path, rows, seed in wanted:
+            if path:
+                trials = make_trials(self.layouts, self.level, rows, seed)
+                save_trials(path, trials)
+                print(f"{path}: {rows} trials, seed {seed}, sha256 {trials.sha256}")
+        return 0
+
+
+@dataclass
+class ReportCommand:
+    """Write summary.json and report.html of a run again, from its results on disk."""
+
+    run: str = ""
+    """Name of the run; the latest if empty."""
+
+    def __call__(self) -> int:
+        from hjepa_lib import runner
+        from hjepa_lib.runs import Run
+
+        runner.finish(Run.open(self.run))
+        return 0
+
+
+@dataclass
+class PretrainedCommand:
+    """Replace outputs/pretrained by the trained stages of a run."""
+
+    run: str = ""
+    """Run to take; if empty, a new one is trained with the profile laptop, seed 0."""
+
+    def __call__(self) -> int:
+        from hjepa_lib import runner
+        from hjepa_lib.pretrained import export
+        from hjepa_lib.runs import Run
+
+        if self.run:
+            run = Run.open(self.run)
+        else:
+            config, notebooks = make_profile("laptop"), runner.select_notebooks("01-03")
+            runner.prepare(config, notebooks)
+            run = runner.start_run(config)
+            runner.run_notebooks(run, notebooks)
+        print(f"pretrained: {export(run)} from run {run.name}")
+        return 0
+
+
+_COMMANDS = {
+    "run": RunCommand,
+    "compare": CompareCommand,
+    "sweep": SweepCommand,
+    "trials": TrialsCommand,
+    "report": ReportCommand,
+    "pretrained": PretrainedCommand,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse and execute one command; returns the exit status."""
+    kinds = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in _COMMANDS.items()]
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = tyro.cli(
+        tyro.conf.FlagCreatePairsOff[_union(kinds)],
+        prog="python -m hjepa_lib",
+        description="The H-JEPA workbook: notebooks, comparisons and sweeps from the command line.",
+        args=_gather_settings(arguments),
+    )
+    try:
+        return command()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        if not _is_clear(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, RuntimeError) else 2
+
+
+def _union(kinds: list) -> object:
+    from typing import Union
+
+    return Union[tuple(kinds)]  # noqa: UP007 - built at run time
+
+
+def _gather_settings(arguments: list[str]) -> list[str]:
+    """Join repeated `--set a=1 --set b=2` into one option: the parser would keep the last only."""
+    kept: list[str] = []
+    settings: list[str] = []
+    target = kept
+    for argument in arguments:
+        if argument == "--set" or argument.startswith("--set="):
+            settings += [argument[6:]] if argument.startswith("--set=") else []
+            target = settings
+        else:
+            target = kept if argument.startswith("-") else target
+            target.append(argument)
+    return [*kept, "--set", *settings] if settings else kept
+
+
+def _is_clear(error: BaseException) -> bool:
+    """True for a sentence written by this library or the system; a bug keeps its stack trace."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = bool(frames) and Path(frames[-1].filename).is_relative_to(_PACKAGE)
+    return ours or isinstance(error, OSError)
+
+
+def _stop(*_: object) -> None:
+    """SIGTERM: unwind, so that kernels are shut down and the stage is recorded as interrupted."""
+    raise SystemExit(143)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Statistics of a data set that the literature quotes: crossing rate, spread, step lengths.
+
+Definitions as used for the published sets: a trajectory crosses when min x < left face and max x >
+right face; sides differ when first and last position lie on different sides of the wall's centre;
+spread is the largest distance between any two of its positions.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from hjepa_lib.data.trajectories import Trajectories
+
+
+def describe(trajectories: Trajectories, limit: int = 2048) -> dict[str, float]:
+    """Rates in [0, 1] and lengths in px over the first `limit` trajectories.
+
+    Keys: trajectories, crossing_rate, sides_differ_rate, spread_px, action_std_x, action_std_y,
+    step_mean_px, step_std_px, blocked_rate (share of steps that did not move the dot).
+    """
+    count = min(limit, trajectories.count)
+    layout = trajectories.layouts(slice(0, count))
+    crossed, differ, spread = [], [], []
+    for row in range(count):
+        positions, _ = trajectories.one(row)
+        left, wall, right = (float(v[row]) for v in (layout.left, layout.wall_x, layout.right))
+        x = positions[:, 0]
+        crossed.append(bool((x.min() < left) & (x.max() > right)))
+        differ.append(bool((x[0] - wall) * (x[-1] - wall) < 0))
+        spread.append(float(torch.cdist(positions, positions).max()))
+    states = int(trajectories.lengths[:count].sum())
+    last = trajectories.lengths[:count].cumsum(0) - 1
+    used = torch.ones(states, dtype=torch.bool)
+    used[last] = False
+    actions = trajectories.actions[:states][used]
+    before = trajectories.positions[:states][used]
+    after = trajectories.positions[:states].roll(-1, 0)[used]
+    steps = actions.norm(dim=-1)
+    std = actions.std(0)
+    return {
+        "trajectories": count,
+        "crossing_rate": sum(crossed) / count,
+        "sides_differ_rate": sum(differ) / count,
+        "spread_px": sum(spread) / count,
+        "action_std_x": float(std[0]),
+        "action_std_y": float(std[1]),
+        "step_mean_px": float(steps.mean()),
+        "step_std_px": float(steps.std()),
+        "blocked_rate": float((before == after).all(1).float().mean()),
+    }

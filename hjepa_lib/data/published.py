@@ -1,0 +1,242 @@
+"""Published trajectories (PLDM, arXiv 2502.14819): download, checks, loader of their format.
+
+The released archive holds .npz files without images: flat actions (N, 2), locations (N, 2) and
+terminals (N,); frames are rendered here. Nothing is ever unpickled. No checksum is published, so
+the SHA-256 is recorded on first use and verified afterwards. Whatever goes wrong with the download
+leads to generated data of the same recipe, with one line in the meta data saying why.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hjepa_lib import files
+from hjepa_lib.config import DataConfig
+from hjepa_lib.data.recipes import generate
+from hjepa_lib.data.trajectories import Trajectories
+from hjepa_lib.worlds.layout import FIXED, SIZE
+
+FILE_ID = "1NwR-ui-akIgR2xcoJHYiHjOk9U5bYCa0"
+"""Google Drive id of the archive (about 535 MB)."""
+ARCHIVE = "wall_data.tar.gz"
+MEMBERS = {
+    "good": "good_quality_data_no_images.npz",
+    "short17": "len_17_no_images.npz",
+    "short33": "len_33_no_images.npz",
+    "short65": "len_65_no_images.npz",
+}
+"""Recipe -> file in the archive; the other recipes were not released under known names."""
+CONNECT_SECONDS, READ_SECONDS = 10, 60
+
+Fetch = Callable[[str, Path], None]
+"""Writes the file with a Google Drive id to a path, or raises `FileError`."""
+
+
+def fetch_from_drive(file_id: str, path: Path) -> None:
+    """Download with a progress bar; raises `FileError` with the reason."""
+    import gdown  # slow to import and needed by this one function only
+    from tqdm import tqdm
+
+    try:
+        with tqdm(unit="B", unit_scale=True, desc=path.name) as bar:
+
+            def progress(done: int, total: int | None) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            gdown.download(
+                id=file_id,
+                output=str(path),
+                quiet=True,
+                use_cookies=False,
+                progress=progress,
+                timeout=(CONNECT_SECONDS, READ_SECONDS),
+            )
+    except (
+        OSError,
+        ValueError,
+        gdown.exceptions.FileURLRetrievalError,
+        gdown.DownloadError,
+    ) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise files.FileError(f"download of {path.name} failed: {reason}") from error
+
+
+def download(file_id: str, path: str | Path, fetch: Fetch = fetch_from_drive) -> Path:
+    """`path`, downloaded unless it is there; its SHA-256 is recorded first and verified later.
+
+    The record lies beside the file as `<name>.sha256.json`. Raises `FileError`.
+    """
+    path = Path(path)
+    record = path.with_name(path.name + ".sha256.json")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as folder:
+            part = Path(folder) / path.name
+            fetch(file_id, part)
+            if not part.is_file() or not tarfile.is_tarfile(part):
+                raise files.FileError(f"download of {path.name} is not a tar archive")
+            _verify(part, record, file_id)
+            os.replace(part, path)
+    else:
+        _verify(path, record, file_id)
+    return path
+
+
+def _verify(path: Path, record: Path, file_id: str) -> None:
+    found = files.sha256(path)
+    if not record.exists():
+        content = {"file_id": file_id, "bytes": path.stat().st_size, "sha256": found}
+        files.write_json(record, content)
+    elif files.read_json(record).get("sha256") != found:
+        raise files.FileError(f"{path.name} does not match the SHA-256 recorded in {record}")
+
+
+def extract(archive: str | Path, member: str, folder: str | Path) -> Path:
+    """The regular file called `member` (in any folder of the archive) as `folder`/`member`.
+
+    Only this one is unpacked, through tarfile's `data` filter. Raises `FileError`.
+    """
+    target = Path(folder) / member
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with (
+            tarfile.open(archive) as tar,
+            tempfile.TemporaryDirectory(prefix=".extract-", dir=folder) as scratch,
+        ):
+            for item in tar:
+                if item.isfile() and Path(item.name).name == member:
+                    tar.extract(item, scratch, filter="data")
+                    os.replace(Path(scratch) / item.name.lstrip("/"), target)
+                    return target
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise files.FileError(f"cannot unpack {member} from {archive}: {error}") from error
+    raise files.FileError(f"{archive} holds no file called {member}")
+
+
+def load_npz_trajectories(path: str | Path) -> Trajectories:
+    """Trajectories of an .npz in the published format; frames in it, if any, are not read.
+
+    The last state of a trajectory was not stored, so each has L states and L - 1 transitions for L
+    rows, and the last action is dropped. Raises `FileError` naming what is wrong.
+    """
+    arrays = files.load_npz(path, ("actions", "locations", "terminals"))
+    terminals = arrays["terminals"]
+    if terminals.ndim != 1 or len(terminals) == 0:
+        raise files.FileError(f"{path}: terminals must be (N,), got {terminals.shape}")
+    for name in ("actions", "locations"):
+        if arrays[name].shape != (len(terminals), 2):
+            raise files.FileError(
+                f"{path}: {name} must be ({len(terminals)}, 2), got {arrays[name].shape}"
+            )
+        if arrays[name].dtype.kind not in "fiu":
+            raise files.FileError(f"{path}: {name} must be numbers, got {arrays[name].dtype}")
+        if not np.isfinite(arrays[name]).all():
+            raise files.FileError(f"{path}: {name} has values that are not finite")
+    locations = arrays["locations"]
+    if locations.min() < 0 or locations.max() > SIZE - 1:
+        raise files.FileError(f"{path}: locations must lie in [0, {SIZE - 1}] px")
+    length = _common_length(path, terminals)
+    count = len(terminals) // length
+    actions = torch.from_numpy(arrays["actions"].astype(np.float32)).reshape(count, length, 2)
+    actions[:, -1] = 0  # where it led was not stored
+    meta = {"source": str(path), "recipe": "published", "dynamics": "blocked", "noise_px": 0.0}
+    meta |= {"layouts": "fixed", "sha256": files.sha256(path)}
+    return Trajectories(
+        torch.from_numpy(locations.astype(np.float32)),
+        actions.reshape(-1, 2),
+        torch.full((count,), length),
+        torch.tensor([FIXED], dtype=torch.int16).repeat(count, 1),
+        meta,
+    )
+
+
+def _common_length(path: str | Path, terminals: np.ndarray) -> int:
+    """The one number of rows per trajectory; the first trajectory begins at row 0."""
+    ends = np.nonzero(terminals)[0]
+    if len(ends) == 0 or ends[-1] != len(terminals) - 1:
+        raise files.FileError(f"{path}: the last row of terminals does not end a trajectory")
+    lengths = np.unique(np.diff(ends, prepend=-1))
+    if len(lengths) > 1:
+        raise files.FileError(
+            f"{path}: trajectories must have equal lengths, found {lengths[0]} to {lengths[-1]}"
+        )
+    if lengths[0] < 2:
+        raise files.FileError(f"{path}: trajectories need at least 2 rows, found 1")
+    return int(lengths[0])
+
+
+def truncate(trajectories: Trajectories, transitions: int) -> Trajectories:
+    """The first `transitions` transitions: whole trajectories plus one truncated last one."""
+    if transitions >= trajectories.transitions:
+        return trajectories
+    ends = (trajectories.lengths - 1).cumsum(0)
+    whole = int(torch.searchsorted(ends, transitions, right=True))
+    rest = transitions - (int(ends[whole - 1]) if whole else 0)
+    lengths = trajectories.lengths[: whole + (rest > 0)].clone()
+    if rest:
+        lengths[-1] = rest + 1
+    states = int(lengths.sum())
+    actions = trajectories.actions[:states].clone()
+    actions[-1] = 0
+    layout = trajectories.layout[: len(lengths)]
+    return Trajectories(
+        trajectories.positions[:states], actions, lengths, layout, dict(trajectories.meta)
+    )
+
+
+def acquire(
+    config: DataConfig, seed: int, folder: str | Path, fetch: Fetch = fetch_from_drive
+) -> Trajectories:
+    """The data set that `config` describes; `folder` caches the published archive.
+
+    `source` "generated", "published" or the path of an .npz. A file with fewer transitions than
+    asked for is used whole; `meta` says what was asked and got. A failing download falls back to
+    generated data and says so in meta["fallback"]; a bad file given by path raises `FileError`.
+    """
+    if config.source == "generated":
+        return _generated(config, seed)
+    if config.layouts != "fixed" or config.dynamics != "blocked":
+        raise ValueError("published data have data.layouts=fixed and data.dynamics=blocked only")
+    if config.source != "published":
+        return _cut(load_npz_trajectories(config.source), config, {})
+    try:
+        if config.recipe not in MEMBERS:
+            raise files.FileError(f"recipe {config.recipe} was not published")
+        archive = download(FILE_ID, Path(folder) / ARCHIVE, fetch)
+        data = load_npz_trajectories(extract(archive, MEMBERS[config.recipe], folder))
+    except (files.FileError, OSError) as error:
+        data = _generated(config, seed)
+        data.meta["fallback"] = f"published data unavailable, generated instead: {error}"
+        return data
+    return _cut(data, config, {"source": "published", "recipe": config.recipe})
+
+
+def _generated(config: DataConfig, seed: int) -> Trajectories:
+    return generate(
+        config.recipe,
+        config.transitions,
+        config.layouts,
+        seed,
+        config.dynamics,
+        config.good_fraction,
+        config.exclude_wall,
+        config.exclude_door,
+    )
+
+
+def _cut(data: Trajectories, config: DataConfig, meta: dict[str, Any]) -> Trajectories:
+    data = truncate(data, config.transitions)
+    data.meta |= meta | {"transitions": data.transitions, "requested": config.transitions}
+    return data

@@ -1,0 +1,130 @@
+"""Trajectories as positions and actions; frames are rendered when a batch needs them.
+
+One frame is 8,450 bytes and its position 8, so three million transitions take 50 MB instead of
+25 GB. The native format is a folder of .npy files (memory-mapped on loading) plus meta.json,
+which is written last and lists sizes and hash: a folder without it is not a data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hjepa_lib import files
+from hjepa_lib.worlds.layout import Layout
+
+_ARRAYS = {"positions": np.float32, "actions": np.float32, "lengths": np.int64, "layout": np.int16}
+
+
+@dataclass
+class Trajectories:
+    """R trajectories laid end to end; M states in all.
+
+    `actions[i]` leads from state i to state i + 1; the action of each last state is zero and
+    belongs to no transition.
+    """
+
+    positions: Tensor  # (M, 2) float32 px
+    actions: Tensor  # (M, 2) float32 px
+    lengths: Tensor  # (R,) int64, states per trajectory
+    layout: Tensor  # (R, 2) int16, wall_x and door_y px
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        states, count = int(self.lengths.sum()), len(self.lengths)
+        shapes = {"positions": (states, 2), "actions": (states, 2), "layout": (count, 2)}
+        for name, shape in shapes.items():
+            if tuple(getattr(self, name).shape) != shape:
+                found = tuple(getattr(self, name).shape)
+                raise ValueError(f"{name} must be {shape} for these lengths, got {found}")
+        if count == 0 or int(self.lengths.min()) < 2:
+            raise ValueError("trajectories need at least one trajectory and two states in each")
+
+    @property
+    def count(self) -> int:
+        """Number of trajectories R."""
+        return len(self.lengths)
+
+    @property
+    def transitions(self) -> int:
+        """Number of (state, action, next state) triples: states minus trajectories."""
+        return len(self.positions) - self.count
+
+    @property
+    def starts(self) -> Tensor:  # (R,) int64
+        """Index of each trajectory's first state."""
+        return self.lengths.cumsum(0) - self.lengths
+
+    def layouts(self, index: Tensor | slice = slice(None)) -> Layout:
+        """Layouts of the trajectories `index`, one row each."""
+        return Layout.of(self.layout[index])
+
+    def one(self, index: int) -> tuple[Tensor, Tensor]:
+        """Positions (L, 2) and actions (L - 1, 2) of one trajectory."""
+        start, length = int(self.starts[index]), int(self.lengths[index])
+        return self.positions[start : start + length], self.actions[start : start + length - 1]
+
+    def select(self, index: Tensor) -> Trajectories:
+        """The trajectories `index` (k,), in this order, as a new set with the same meta."""
+        lengths = self.lengths[index]
+        offset = torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths).repeat_interleave(
+            lengths
+        )
+        rows = self.starts[index].repeat_interleave(lengths) + offset
+        return Trajectories(
+            self.positions[rows], self.actions[rows], lengths, self.layout[index], dict(self.meta)
+        )
+
+    def split(self, val_fraction: float, seed: int) -> tuple[Trajectories, Trajectories]:
+        """(train, validation) by whole trajectories, so that no window is in both.
+
+        At least one trajectory stays on each side, unless `val_fraction` is 0 or there is only one
+        trajectory: then validation is a copy of train. Raises `ValueError` outside [0, 1).
+        """
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"val_fraction must lie in [0, 1), got {val_fraction}")
+        if val_fraction == 0 or self.count == 1:
+            return self, self
+        held = min(max(round(val_fraction * self.count), 1), self.count - 1)
+        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(seed))
+        # Sorted, so that the training set keeps the order of the file (sequential disk access).
+        return self.select(order[held:].sort().values), self.select(order[:held].sort().values)
+
+    def hash(self) -> str:
+        """SHA-256 over all arrays (not meta): equal data, equal hash."""
+        digest = hashlib.sha256()
+        for name, kind in _ARRAYS.items():
+            digest.update(np.ascontiguousarray(getattr(self, name).numpy(), kind).tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the folder form; meta.json comes last and makes the folder complete."""
+        folder = Path(folder)
+        (folder / "meta.json").unlink(missing_ok=True)  # incomplete from here on
+        for name, kind in _ARRAYS.items():
+            files.save_npy(
+                folder / f"{name}.npy", getattr(self, name).numpy().astype(kind, copy=False)
+            )
+        sizes = {name: list(getattr(self, name).shape) for name in _ARRAYS}
+        extra = {"transitions": self.transitions, "hash": self.hash(), "sizes": sizes}
+        files.write_json(folder / "meta.json", {**self.meta, **extra})
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Trajectories:
+        """Read a folder written by `save`, memory-mapped; raises `FileError` when incomplete."""
+        folder = Path(folder)
+        meta = files.read_json(folder / "meta.json")
+        arrays = {}
+        for name, kind in _ARRAYS.items():
+            array = files.load_npy(folder / f"{name}.npy")
+            if list(array.shape) != meta.get("sizes", {}).get(name) or array.dtype != kind:
+                raise files.FileError(f"{folder / name}.npy does not have the size in meta.json")
+            arrays[name] = torch.from_numpy(array)
+        return cls(**arrays, meta=meta)

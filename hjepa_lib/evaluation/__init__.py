@@ -1,0 +1,1 @@
+"""From finished episodes to numbers with intervals: metrics, statistics, and the episode loop."""

@@ -1,0 +1,202 @@
+"""Rolling policies out on stored trials: world -> frames -> latents -> plan -> actions -> world.
+
+All trials advance together, `steps` environment steps, no early stop, so one planning call serves
+the whole batch. The world's noise restarts from the same seed for every policy: two policies meet
+the same noise at the same step. `RandomPolicy` and `OraclePolicy` are floor and ceiling.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hjepa_lib.agent import Agent
+from hjepa_lib.config import PlanningConfig
+from hjepa_lib.evaluation.flops import planner_flops
+from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.worlds.trials import Trials
+from hjepa_lib.worlds.two_rooms import TwoRooms, oracle_action, oracle_length
+
+FAN = 24  # candidates kept per planning call for the pictures
+FAN_TRIALS = 8  # of the first trials
+
+
+class Policy(Protocol):
+    """Acts on B trials at once."""
+
+    needs_frames: bool
+
+    def reset(self, world: TwoRooms, goal: Tensor) -> None: ...
+
+    def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
+        """position (B, 2) px (privileged policies), frames (B, 2, 65, 65) -> (B, k, 2) px."""
+        ...
+
+    def diagnostics(self) -> dict[str, np.ndarray]: ...
+
+
+class Outcome(NamedTuple):
+    """What happened in B trials; lengths in px."""
+
+    positions: np.ndarray  # (B, S+1, 2)
+    actions: np.ndarray  # (B, S, 2)
+    oracle: np.ndarray  # (B,)
+    seconds: float  # planning wall time of all steps
+    diagnostics: dict[str, np.ndarray]
+
+
+def run_episodes(
+    policy: Policy, trials: Trials, dynamics: str, steps: int, cap: float, seed: int
+) -> Outcome:
+    """P1 and P2 alike; an action longer than `cap` px is a bug and raises ValueError (EB1)."""
+    world = TwoRooms(trials.layout, dynamics, seed=seed)
+    position = world.reset(trials.start)
+    policy.reset(world, trials.goal)
+    positions, actions, seconds, done = [position], [], 0.0, 0
+    while done < steps:
+        begin = time.perf_counter()
+        frames = world.render() if policy.needs_frames else None
+        rendering = time.perf_counter() - begin
+        chunk = policy.act(position, frames)[:, : steps - done].float().cpu()  # (B, k, 2)
+        seconds += time.perf_counter() - begin - rendering
+        if chunk.norm(dim=-1).max() > cap * (1 + 1e-4):
+            raise ValueError(f"a planned action exceeds the cap of {cap} px")
+        for action in chunk.unbind(1):
+            position = world.step(action)
+            positions.append(position)
+            actions.append(action)
+        done += chunk.shape[1]
+    return Outcome(
+        torch.stack(positions, 1).numpy(),
+        torch.stack(actions, 1).numpy(),
+        oracle_length(trials.start, trials.goal, trials.layout).numpy(),
+        seconds,
+        policy.diagnostics(),
+    )
+
+
+class RandomPolicy:
+    """Uniform directions at cap length: new every step, or one heading kept until the border."""
+
+    needs_frames = False
+    replan = 1
+
+    def __init__(self, cap: float, seed: int, persistent: bool = False) -> None:
+        self.cap, self.seed, self.persistent = cap, seed, persistent
+
+    def reset(self, world: TwoRooms, goal: Tensor) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.heading: Tensor | None = None
+        self.last: Tensor | None = None
+
+    def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
+        angle = 2 * math.pi * torch.rand(len(position), generator=self.generator)
+        if self.persistent and self.heading is not None:
+            # A step that moved less than half the cap met a wall: only then turn.
+            free = (position - self.last).norm(dim=-1) > self.cap / 2
+            angle = torch.where(free, self.heading, angle)
+        self.heading, self.last = angle, position
+        return self.cap * torch.stack([angle.cos(), angle.sin()], -1)[:, None]
+
+    def diagnostics(self) -> dict[str, np.ndarray]:
+        return {}
+
+
+class OraclePolicy:
+    """Knows positions and layout; walks the shortest path through the door."""
+
+    needs_frames = False
+    replan = 1
+
+    def __init__(self, cap: float) -> None:
+        self.cap = cap
+
+    def reset(self, world: TwoRooms, goal: Tensor) -> None:
+        self.layout: Layout = world.layout
+        self.goal = goal
+
+    def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
+        return oracle_action(position, self.goal, self.layout, self.cap)[:, None]
+
+    def diagnostics(self) -> dict[str, np.ndarray]:
+        return {}
+
+
+class LatentPolicy:
+    """Plans with an agent's world models; sees frames only."""
+
+    needs_frames = True
+
+    def __init__(self, agent: Agent, method: str, planning: PlanningConfig) -> None:
+        self.agent, self.planning = agent, planning
+        self.replan = planning.replan
+        self.planner = agent.planner(method, planning)
+        self.flops_per_step, self.transitions_per_step = planner_flops(
+            self.planner, agent.level1, planning.replan
+        )
+
+    def reset(self, world: TwoRooms, goal: Tensor) -> None:
+        self.planner.reset()
+        self.goal = self.agent.encode(world.render(goal))
+        self.started = False
+        self.log: dict[str, list[Tensor]] = {}
+
+    def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
+        latent = self.agent.encode(frames)
+        with self.agent.autocast():
+            plan = self.planner.plan(latent, self.goal, self.replan if self.started else 0)
+        self.started = True
+        self._keep(latent, plan)
+        return plan.actions[:, : self.replan]
+
+    def _keep(self, latent: Tensor, plan) -> None:
+        """Latents are kept and probed once at the end, outside the timed loop."""
+        order = plan.search.costs.argsort(1)[:FAN_TRIALS]  # (b, N)
+        pick = order[:, :: max(1, order.shape[1] // FAN)][:, :FAN]
+        rows = torch.arange(len(pick))[:, None]
+        kept = {
+            "latent": latent,
+            "plan": plan.actions,
+            "near": plan.near,
+            "cost_min": plan.search.costs.amin(1),
+            "cost_mean": plan.search.costs.mean(1),
+            "fan_plan": plan.search.candidates[rows, pick],
+            "fan_cost": plan.search.costs[rows, pick],
+        }
+        if plan.macro is not None:
+            kept |= {"macro": plan.macro, "subgoal": plan.subgoal}
+        for key, value in kept.items():
+            self.log.setdefault(key, []).append(value)
+
+    @torch.no_grad()
+    def diagnostics(self) -> dict[str, np.ndarray]:
+        """Everything the inspector shows, probed to px; R planning calls, (B, R, ...) each."""
+        log = {key: torch.stack(values, 1) for key, values in self.log.items()}
+        level, probe, goal = self.planner.level1, self.agent.probe, self.goal
+        level.context = None
+        geometry = self.planner.geometry
+
+        def paths(start: Tensor, plans: Tensor) -> Tensor:  # (..., D), (..., H, A) -> (..., H, 2)
+            lead = plans.shape[:-2]
+            latents = level.imagine(start.reshape(-1, start.shape[-1]), plans.flatten(0, -3))
+            return probe(latents).reshape(*lead, -1, 2)
+
+        here = geometry.between(geometry.embed(log["latent"]), geometry.embed(goal)[:, None])
+        fan = log["fan_plan"]  # (b, R, F, H, A)
+        start = log["latent"][: len(fan), :, None].expand(*fan.shape[:3], -1)
+        found = {
+            "believed_xy": probe(log["latent"]),
+            "plan_xy": paths(log["latent"], log["plan"]),
+            "fan_xy": paths(start, fan),
+            "goal_cost": here,
+        }
+        if "macro" in log:
+            found |= {"macro_xy": probe(log["macro"]), "subgoal_xy": probe(log["subgoal"])}
+        keep = ("plan", "near", "cost_min", "cost_mean", "fan_cost")
+        found |= {key: log[key] for key in keep}
+        return {key: value.float().cpu().numpy() for key, value in found.items()}

@@ -1,0 +1,143 @@
+"""Files that are either whole or absent: atomic writes, checked reads, SHA-256.
+
+Every write goes to a temporary name in the target's own folder, is flushed to the disk and then
+renamed, so an interrupted or failing write (full disk, kill) never leaves a half-written file
+under the final name. Reads refuse pickled content. Every failure is one sentence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+import os
+import uuid
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class FileError(ValueError):
+    """A file cannot be written, or is missing, truncated or not of the expected format."""
+
+
+def write_atomic(path: str | Path, data: bytes | str) -> Path:
+    """Write `data` (text is UTF-8) to `path`, creating parent folders; raises `FileError`."""
+    path = Path(path)
+    content = data.encode() if isinstance(data, str) else data
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:  # Ctrl-C must not leave the temporary file behind either
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+        raise
+    return path
+
+
+def write_json(path: str | Path, obj: Any) -> Path:
+    """Write `obj` as indented JSON; NaN and infinities become null (JSON has neither)."""
+    return write_atomic(path, json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n")
+
+
+def _plain(obj: Any) -> Any:
+    """`obj` with NumPy and path values turned into what JSON knows."""
+    if isinstance(obj, dict):
+        return {str(key): _plain(value) for key, value in obj.items()}
+    if isinstance(obj, (list, tuple)):
+        return [_plain(value) for value in obj]
+    if isinstance(obj, np.ndarray):
+        return _plain(obj.tolist())
+    if isinstance(obj, np.generic):
+        return _plain(obj.item())
+    if isinstance(obj, float):
+        return obj if math.isfinite(obj) else None
+    return str(obj) if isinstance(obj, Path) else obj
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file; raises `FileError` when it is missing or damaged."""
+    try:
+        return json.loads(read_bytes(path))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FileError(f"{path} is not valid JSON (truncated?): {error}") from error
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file; raises `FileError` when it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def save_npy(path: str | Path, array: np.ndarray) -> Path:
+    """Write one array as .npy, atomically; such a file can be memory-mapped."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(array), allow_pickle=False)
+    return write_atomic(path, buffer.getvalue())
+
+
+def load_npy(path: str | Path, mapped: bool = True) -> np.ndarray:
+    """One .npy array, memory-mapped copy-on-write by default; raises `FileError`."""
+    if not Path(path).is_file():
+        raise FileError(f"cannot read {path}: no such file")
+    try:
+        return np.load(path, mmap_mode="c" if mapped else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise FileError(f"{path} is not a whole .npy file: {error}") from error
+
+
+def save_npz(path: str | Path, **arrays: np.ndarray) -> Path:
+    """Write named arrays as one uncompressed .npz, atomically."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: np.asarray(array) for name, array in arrays.items()})
+    return write_atomic(path, buffer.getvalue())
+
+
+def load_npz(path: str | Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays `names` (default all) of an .npz file, in memory; the others are not read.
+
+    Pickles are refused. Raises `FileError` for a missing or damaged file or a missing name.
+    """
+    if not Path(path).is_file():
+        raise FileError(f"cannot read {path}: no such file")
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise FileError(f"{path} is not an .npz archive")
+        with archive:
+            for name in names or ():
+                if name not in archive.files:
+                    raise FileError(f"{path} has no array {name!r}")
+            return {name: archive[name] for name in names or archive.files}
+    except FileError:
+        raise
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise FileError(f"{path} is not a whole .npz file: {error}") from error
+
+
+def sha256(source: str | Path | bytes) -> str:
+    """Hexadecimal SHA-256 of bytes, or of a file's content (read in 1 MiB pieces)."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    digest = hashlib.sha256()
+    try:
+        with open(source, "rb") as stream:
+            while piece := stream.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise FileError(f"cannot read {source}: {error.strerror or error}") from error
+    return digest.hexdigest()

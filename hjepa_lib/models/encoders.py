@@ -1,0 +1,88 @@
+"""Image encoders: (M, C, Hpx, Wpx) normalised pixels -> (M, D) latents.
+
+`impala` is the reference of PLDM and EB-JEPA (arXiv 2502.14819, 2602.03604): 1,426,096 weights at
+65 px and D = 512, LayerNorm included. Unlike the public code its head infers the flattened width,
+so any image that survives three halvings works (PL10). `fast` is a three-layer strided convolution
+for CPUs: the first layer already divides each side by four, so activations stay in cache.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MIN_IMAGE = 16
+
+
+class ResidualBlock(nn.Module):
+    """relu(x + conv(relu(conv x))), no normalisation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.conv2(F.relu(self.conv1(x))))
+
+
+class ImpalaEncoder(nn.Module):
+    """IMPALA stacks of 16, 32, 32 channels, then Linear and LayerNorm."""
+
+    CHANNELS = (16, 32, 32)
+
+    def __init__(self, image_channels: int, image_size: int, latent_dim: int) -> None:
+        super().__init__()
+        stacks: list[nn.Module] = []
+        width, side = image_channels, image_size
+        for channels in self.CHANNELS:
+            stacks += [
+                nn.Conv2d(width, channels, 3, padding=1),
+                nn.MaxPool2d(3, stride=2, padding=1),
+                ResidualBlock(channels),
+                ResidualBlock(channels),
+            ]
+            width, side = channels, (side + 1) // 2
+        self.stacks = nn.Sequential(*stacks)
+        self.head = nn.Linear(width * side * side, latent_dim)
+        self.norm = nn.LayerNorm(latent_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stacks(x)).flatten(1)  # (M, 32 * 9 * 9) at 65 px
+        return self.norm(self.head(x))
+
+
+class FastEncoder(nn.Module):
+    """Conv 7x7 stride 4, two convs 3x3 stride 2, then Linear: about 190k weights at width 64."""
+
+    def __init__(self, image_channels: int, image_size: int, latent_dim: int, width: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(
+            nn.Conv2d(image_channels, width, 7, stride=4, padding=3),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1),
+            nn.ReLU(),
+        )
+        with torch.no_grad():
+            features = self.convs(torch.zeros(1, image_channels, image_size, image_size))
+        self.head = nn.Linear(features.numel(), latent_dim)
+        self.norm = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.convs(x).flatten(1))
+
+
+def build_encoder(
+    name: str, image_channels: int, image_size: int, latent_dim: int, width: int
+) -> nn.Module:
+    """The registered encoder `name`; a too small image raises ValueError."""
+    if image_size < MIN_IMAGE:
+        raise ValueError(f"images must be at least {MIN_IMAGE} px wide, got {image_size}")
+    if name == "impala":
+        return ImpalaEncoder(image_channels, image_size, latent_dim)
+    if name == "fast":
+        return FastEncoder(image_channels, image_size, latent_dim, width)
+    raise ValueError(f"unknown encoder {name!r}; known: impala, fast")

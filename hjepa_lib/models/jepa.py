@@ -1,0 +1,172 @@
+"""Level 1: a joint-embedding predictive architecture over single steps (PLDM, arXiv 2502.14819).
+
+z_t = enc(o_t), zhat_{t+1} = pred(zhat_t, a_t) with zhat_0 = z_0. Training encodes every frame and
+rolls the predictor from the first ("posterior" in the paper's code); planning encodes only the
+start ("prior"). Without latent variables both roll-outs are the same function here. Beyond PLDM:
+an ensemble of K predictors, an optional EMA target encoder, and two hooks through which a jointly
+trained level 2 acts on level 1 (`context`, `feedback`; models/hjepa.py).
+
+Pixels come in as uint8 [0, 255] and actions in px; normalisation happens inside, from buffers that
+are saved with the weights (PL5, F14).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hjepa_lib.config import Level1Config
+from hjepa_lib.data.normaliser import Normaliser
+from hjepa_lib.models.encoders import build_encoder
+from hjepa_lib.models.layers import mlp
+from hjepa_lib.models.predictors import build_predictor
+
+ACTION_DIM = 2
+IMAGE_CHANNELS = 2
+IMAGE_SIZE = 65
+CHUNK = 1088  # frames encoded at once outside training: activations stay near 16 MB
+
+
+class Rollout(NamedTuple):
+    """What both levels hand to the objectives; T counts states of that level's time grid."""
+
+    encodings: Tensor  # (B, T, D)
+    predictions: Tensor  # (K, B, T, D); entry 0 along T is the start, not a prediction
+    targets: Tensor  # (B, T, D); the encodings, or those of the EMA encoder
+    actions: Tensor  # (B, T-1, A) normalised
+
+
+class Jepa(nn.Module):
+    """Encoder, K predictors and inverse-dynamics head of level 1."""
+
+    def __init__(
+        self, config: Level1Config, normaliser: Normaliser, image_size: int = IMAGE_SIZE
+    ) -> None:
+        super().__init__()
+        dim = config.latent_dim
+        self.config = config
+        self.latent_dim = dim
+        self.image_size = image_size
+        self.encoder = build_encoder(
+            config.encoder, IMAGE_CHANNELS, image_size, dim, config.width
+        )
+        self.predictors = nn.ModuleList(
+            build_predictor(config.predictor, dim, ACTION_DIM, config.hidden, self.encoder.norm)
+            for _ in range(config.predictors)
+        )
+        self.idm = mlp(2 * dim, config.idm_hidden, ACTION_DIM)
+        self.idm.requires_grad_(not config.idm_frozen)
+        self.target_encoder: nn.Module | None = None
+        if config.target == "ema":
+            self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        for name in ("pixel_mean", "pixel_std", "action_mean", "action_std"):
+            values = torch.as_tensor(getattr(normaliser, name), dtype=torch.float32)
+            self.register_buffer(name, values)
+
+    # --- encoding -----------------------------------------------------------------------------
+    def _pixels(self, frames: Tensor) -> Tensor:
+        """(M, C, Hpx, Wpx) uint8 -> normalised, channels last, in the autocast dtype."""
+        if frames.dtype != torch.uint8:
+            raise ValueError(f"frames must be uint8 in [0, 255], got {frames.dtype}")
+        if frames.shape[-1] != self.image_size or frames.shape[-2] != self.image_size:
+            raise ValueError(
+                f"frames are {tuple(frames.shape[-2:])} px, the encoder was built for "
+                f"{self.image_size} x {self.image_size}"
+            )
+        kind = frames.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        # 0..255 is exact in bf16, so the cast loses nothing and halves the memory traffic. The
+        # planes are scaled while each is contiguous: five times faster than channels last.
+        scale = (1 / self.pixel_std).to(dtype).view(-1, 1, 1)
+        shift = (-self.pixel_mean / self.pixel_std).to(dtype).view(-1, 1, 1)
+        x = frames.to(dtype).mul_(scale).add_(shift)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def encode(self, frames: Tensor, encoder: nn.Module | None = None) -> Tensor:
+        """(..., C, Hpx, Wpx) uint8 frames -> (..., D) float32 latents."""
+        lead = frames.shape[:-3]
+        flat = frames.reshape(-1, *frames.shape[-3:])
+        latents = (encoder or self.encoder)(self._pixels(flat))
+        return latents.float().reshape(*lead, self.latent_dim)
+
+    @torch.no_grad()
+    def encode_chunked(self, frames: Callable[[slice], Tensor], total: int) -> Tensor:
+        """Encode `total` frames delivered by `frames(slice)` piece by piece -> (total, D)."""
+        pieces = [
+            self.encode(frames(slice(begin, min(begin + CHUNK, total))))
+            for begin in range(0, total, CHUNK)
+        ]
+        return torch.cat(pieces)
+
+    def normalise_actions(self, actions: Tensor) -> Tensor:
+        """(..., A) px -> zero mean, unit std per axis."""
+        return (actions - self.action_mean) / self.action_std
+
+    # --- prediction ---------------------------------------------------------------------------
+    def predict(
+        self, latent: Tensor, action: Tensor, member: int = 0, context: Tensor | None = None
+    ) -> Tensor:
+        """One step: (M, D), (M, A) px -> (M, D). `context` (M, A) is added to the normalised action."""
+        normal = self.normalise_actions(action)
+        if context is not None:
+            normal = normal + context
+        return self.predictors[member](latent, normal)
+
+    def rollout(
+        self,
+        start: Tensor,
+        actions: Tensor,
+        member: int = 0,
+        context: Tensor | None = None,
+        feedback: Callable[[list[Tensor]], Tensor | None] | None = None,
+    ) -> Tensor:
+        """Autoregressive: start (M, D), actions (M, H, A) px -> (M, H+1, D), entry 0 is the start.
+
+        context: (M, H, A) level-2 conditioning of the actions; feedback: called with the list of
+        states so far, returns a (M, D) correction of the current state or None.
+        """
+        states = [start]
+        for step in range(actions.shape[1]):
+            latent = states[-1]
+            correction = feedback(states) if feedback is not None else None
+            if correction is not None:
+                latent = latent + correction
+            extra = None if context is None else context[:, step]
+            states.append(self.predict(latent, actions[:, step], member, extra).float())
+        return torch.stack(states, dim=1)  # (M, H+1, D)
+
+    def rollout_members(self, start: Tensor, actions: Tensor, **hooks) -> Tensor:
+        """Every ensemble member rolls out on its own -> (K, M, H+1, D)."""
+        return torch.stack(
+            [self.rollout(start, actions, member, **hooks) for member in range(len(self.predictors))]
+        )
+
+    def forward(
+        self, frames: Tensor, actions: Tensor, encodings: Tensor | None = None, **hooks
+    ) -> Rollout:
+        """frames (B, T, C, Hpx, Wpx) uint8, actions (B, T-1, A) px -> Rollout.
+
+        `encodings` (B, T, D) saves a second pass where the caller has them; `hooks` as in `rollout`.
+        """
+        if encodings is None:
+            encodings = self.encode(frames)
+        predictions = self.rollout_members(encodings[:, 0], actions, **hooks)
+        targets = encodings
+        if self.target_encoder is not None:
+            with torch.no_grad():
+                targets = self.encode(frames, self.target_encoder)
+        return Rollout(encodings, predictions, targets, self.normalise_actions(actions))
+
+    @torch.no_grad()
+    def update_target(self) -> None:
+        """theta_target <- decay * theta_target + (1 - decay) * theta (no-op without EMA)."""
+        if self.target_encoder is not None:
+            pairs = zip(
+                self.target_encoder.parameters(), self.encoder.parameters(), strict=True
+            )
+            for slow, fast in pairs:
+                slow.lerp_(fast, 1 - self.config.ema_decay)

@@ -1,0 +1,21 @@
+"""Small building blocks shared by the models."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def mlp(*widths: int, activation: type[nn.Module] = nn.ReLU, norm: bool = False) -> nn.Sequential:
+    """Linear layers of the given widths with an activation (and LayerNorm) between them."""
+    layers: list[nn.Module] = []
+    for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        layers.append(nn.Linear(before, after))
+        if index < len(widths) - 2:
+            layers += [nn.LayerNorm(after)] if norm else []
+            layers.append(activation())
+    return nn.Sequential(*layers)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Trainable weights; a shared tensor counts once."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

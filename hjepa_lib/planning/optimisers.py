@@ -1,0 +1,121 @@
+"""Plan optimisers, batched over trials: MPPI, CEM and gradient descent on the candidates.
+
+All three minimise `objective(candidates (B, N, H, A)) -> (B, N)` inside a convex set given by
+`project` (an action-norm ball, a box), so weighted means of candidates stay inside it (EB1).
+MPPI follows Williams et al. 2017 with weights softmax(-(cost - min) / (temperature * spread));
+spread, the standard deviation of a trial's costs, makes one temperature fit both cost geometries.
+The temperature DIVIDES: 0 is the arg-min, infinity the plain mean (EB3). Each optimiser keeps its
+nominal plan outside, so warm starts are explicit (PL3), and draws from the given generator only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hjepa_lib.config import PlannerConfig
+
+Objective = Callable[[Tensor], Tensor]
+Project = Callable[[Tensor], Tensor]
+
+
+class Search(NamedTuple):
+    """Outcome of one optimisation over B trials."""
+
+    plan: Tensor  # (B, H, A)
+    candidates: Tensor  # (B, N, H, A) of the last iteration
+    costs: Tensor  # (B, N) of the last iteration
+
+
+def softmin_weights(costs: Tensor, temperature: float) -> Tensor:
+    """(B, N) costs -> (B, N) weights that sum to one."""
+    gap = costs - costs.amin(dim=1, keepdim=True)
+    if temperature == 0:
+        return (gap == 0).float() / (gap == 0).sum(1, keepdim=True)
+    spread = costs.std(dim=1, keepdim=True).clamp(min=1e-8)
+    return torch.softmax(-gap / (temperature * spread), dim=1)
+
+
+def shift_plan(plan: Tensor, executed: int) -> Tensor:
+    """Warm start: drop the executed steps, fill the end with zeros. plan (B, H, A)."""
+    kept = plan[:, executed:]
+    return torch.cat([kept, plan.new_zeros(len(plan), plan.shape[1] - kept.shape[1], plan.shape[2])], 1)
+
+
+def _noise(nominal: Tensor, samples: int, generator: torch.Generator) -> Tensor:
+    """Standard normal (B, N, H, A), drawn on the generator's device."""
+    batch, horizon, dim = nominal.shape
+    draw = torch.randn(batch, samples, horizon, dim, generator=generator, device=generator.device)
+    return draw.to(nominal.device)
+
+
+def mppi(
+    objective: Objective,
+    project: Project,
+    nominal: Tensor,
+    config: PlannerConfig,
+    generator: torch.Generator,
+) -> Search:
+    """nominal (B, H, A); the nominal plan itself is always candidate 0."""
+    for _ in range(config.iterations):
+        offsets = config.sigma * _noise(nominal, config.samples, generator)
+        offsets[:, 0] = 0
+        candidates = project(nominal[:, None] + offsets)  # (B, N, H, A)
+        costs = objective(candidates)
+        weights = softmin_weights(costs, config.temperature)
+        # Elementwise, not einsum: under autocast a matrix product would round past the norm bound.
+        nominal = project((weights[:, :, None, None] * candidates).sum(1))  # (B, H, A)
+    return Search(nominal, candidates, costs)
+
+
+def cem(
+    objective: Objective,
+    project: Project,
+    nominal: Tensor,
+    config: PlannerConfig,
+    generator: torch.Generator,
+) -> Search:
+    """Cross-entropy method: refit mean and std on the elites; executes the mean."""
+    std = torch.full_like(nominal, config.sigma)
+    elites = min(config.elites, config.samples)
+    for _ in range(config.iterations):
+        offsets = std[:, None] * _noise(nominal, config.samples, generator)
+        offsets[:, 0] = 0
+        candidates = project(nominal[:, None] + offsets)
+        costs = objective(candidates)
+        best = costs.topk(elites, dim=1, largest=False).indices  # (B, E)
+        chosen = candidates[torch.arange(len(best), device=best.device)[:, None], best]
+        nominal, std = project(chosen.mean(1)), chosen.std(1, unbiased=False).clamp(min=1e-3)
+    return Search(nominal, candidates, costs)
+
+
+def gradient(
+    objective: Objective,
+    project: Project,
+    nominal: Tensor,
+    config: PlannerConfig,
+    generator: torch.Generator,
+) -> Search:
+    """Adam on N noisy copies of the nominal plan, projected after every step; the best one wins."""
+    with torch.enable_grad():
+        offsets = config.sigma * _noise(nominal, config.samples, generator)
+        offsets[:, 0] = 0
+        plans = project(nominal[:, None] + offsets).detach().requires_grad_()
+        optimiser = torch.optim.Adam([plans], lr=config.lr)
+        for _ in range(config.iterations):
+            optimiser.zero_grad()
+            objective(plans).sum().backward()
+            optimiser.step()
+            with torch.no_grad():
+                plans.copy_(project(plans))
+    candidates = plans.detach()
+    with torch.no_grad():
+        costs = objective(candidates)
+    rows = torch.arange(len(costs), device=costs.device)
+    return Search(candidates[rows, costs.argmin(1)], candidates, costs)
+
+
+OPTIMISERS = {"mppi": mppi, "cem": cem, "gradient": gradient}

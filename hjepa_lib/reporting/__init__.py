@@ -1,0 +1,1 @@
+"""What a reader sees: figures, film strips and GIFs, tables and the HTML report."""

@@ -1,0 +1,204 @@
+"""One look for every figure: fonts, colour-blind safe colours, and the room as a floor plan.
+
+Colours are from Okabe and Ito's palette and keep one meaning throughout: level 1 (flat) is blue,
+level 2 (L1+L2) orange, random grey, the oracle near black, the goal red. Figures are made without
+pyplot, so no global state changes; `Picture` shows itself in notebooks and keeps its style while
+drawing, because matplotlib creates ticks late and would take their style from the defaults.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullLocator
+
+from hjepa_lib.files import write_atomic
+from hjepa_lib.worlds.layout import DOOR_HALF, HIGH, LOW, WALL_HALF
+
+DPI = 100
+MOST_PANELS = 24
+MOST_POINTS = 3000
+"""Limits that keep every PNG small, whatever a figure is given (PL14)."""
+INK, MUTED, FAINT, PAPER = "#22282F", "#6B7480", "#D5DAE0", "#FFFFFF"
+FLOOR, WALL = "#F4F5F7", "#4A525C"
+BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"
+GOAL, START, SUBGOAL = "#C8102E", INK, ORANGE
+SEQUENTIAL = "viridis"
+CANDIDATES = LinearSegmentedColormap.from_list("candidates", [BLUE, "#7FB3D3", "#C9D3DC"])
+"""Good (blue, 0) to bad (pale, 1) candidate plans."""
+TIME = LinearSegmentedColormap.from_list("time", ["#9CC7E3", BLUE, "#0B2E4F"])
+"""Early (pale) to late (dark) along a path."""
+
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E9ED",
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+    "image.cmap": SEQUENTIAL,
+}
+
+CHARACTERS_PER_INCH = 10
+"""How much of a headline fits (bold, 11 points)."""
+
+
+class FigureError(ValueError):
+    """An array has the wrong shape or range for the figure asked for."""
+
+
+def checked(values: np.ndarray, name: str, *shape: int | None) -> np.ndarray:
+    """`values` as a float64 array of the given shape (None: any length above 0)."""
+    array = np.asarray(values, dtype=np.float64)
+    fits = array.ndim == len(shape) and array.size > 0
+    if not fits or any(s not in (None, a) for s, a in zip(shape, array.shape, strict=True)):
+        wanted = ", ".join("any" if length is None else str(length) for length in shape)
+        raise FigureError(f"{name} must have shape ({wanted}), got {array.shape}")
+    return array
+
+
+class Picture(Figure):
+    """A matplotlib figure that shows itself in notebooks and draws in the house style."""
+
+    def draw(self, renderer) -> None:
+        with rc_context(STYLE):
+            super().draw(renderer)
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
+def styled(make: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Run a figure function inside the house style and leave matplotlib's settings alone."""
+
+    @functools.wraps(make)
+    def wrapper(*args, **kwargs):
+        with rc_context(STYLE):
+            return make(*args, **kwargs)
+
+    return wrapper
+
+
+def panels(rows: int, columns: int, width: float, height: float, **kwargs) -> tuple[Picture, list]:
+    """A picture of `rows` x `columns` panels of width x height inches, and its axes in a list."""
+    figure = Picture(figsize=(columns * width, rows * height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
+    return figure, list(axes.ravel())
+
+
+def grid_of(count: int, columns: int, size: float, extra: float = 0.0) -> tuple[Picture, list]:
+    """Square panels of `size` inches in rows of `columns`; panels left over are hidden."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure, axes = panels(rows, columns, size, size + extra)
+    for spare in axes[count:]:
+        spare.remove()
+    return figure, axes[:count]
+
+
+def draw_room(axis: Axes, wall_x: float, door_y: float, floor: bool = True) -> None:
+    """Floor, border, wall and door on `axis`, in px with y down and equal scales, without ticks.
+
+    The wall is drawn between its faces, where the centre of the dot cannot go.
+    """
+    if floor:
+        axis.add_patch(Rectangle((LOW, LOW), HIGH - LOW, HIGH - LOW, facecolor=FLOOR, zorder=0))
+    border = Rectangle(
+        (LOW, LOW), HIGH - LOW, HIGH - LOW, fill=False, edgecolor=WALL, linewidth=1.5
+    )
+    axis.add_patch(border).set_zorder(3)
+    left, top, bottom = wall_x - WALL_HALF, door_y - DOOR_HALF, door_y + DOOR_HALF
+    for low, high in ((LOW, top), (bottom, HIGH)):
+        wall = Rectangle((left, low), 2 * WALL_HALF, high - low, facecolor=WALL, zorder=3)
+        axis.add_patch(wall)
+    axis.set(xlim=(LOW - 1, HIGH + 1), ylim=(HIGH + 1, LOW - 1), aspect="equal")
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+
+
+def mark_start(axis: Axes, start: np.ndarray, size: float = 26, label: str = "_start") -> None:
+    """A hollow ring at (x, y)."""
+    look = {"facecolor": PAPER, "edgecolor": START, "linewidth": 1.3, "zorder": 6}
+    axis.scatter(*start, s=size, label=label, **look)
+
+
+def mark_goal(axis: Axes, goal: np.ndarray, size: float = 34, label: str = "_goal") -> None:
+    """A red disc with a white rim at (x, y)."""
+    look = {"color": GOAL, "edgecolor": PAPER, "linewidth": 0.9, "zorder": 7}
+    axis.scatter(*goal, s=size, label=label, **look)
+
+
+def decimal_ticks(axis: Axis) -> None:
+    """Ticks of a log axis at 1, 2, 5 per decade, written as plain numbers (0.05, 2)."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+
+
+def subset(count: int) -> np.ndarray:
+    """At most 3,000 of `count` indices, always the same ones."""
+    return np.random.default_rng(0).permutation(count)[:MOST_POINTS]
+
+
+def headline(figure: Figure, title: str) -> None:
+    """The figure's title at its left edge, in as many lines as its width asks for."""
+    if title:
+        title = textwrap.fill(title, int(CHARACTERS_PER_INCH * figure.get_figwidth()))
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG at the house resolution."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write the figure as PNG, whole or not at all; returns the path."""
+    write_atomic(Path(path), png(figure))
+    return Path(path)
+
+
+def method_colour(name: str) -> str:
+    """The colour of a method, from what its name contains; unknown methods are purple."""
+    key = name.lower()
+    marks = {"random": "#9AA3AD", "oracle": INK, "l2": ORANGE, "hier": ORANGE}
+    marks |= {"flat": BLUE, "l1": BLUE, "level 1": BLUE, "level 2": ORANGE}
+    return next((colour for mark, colour in marks.items() if mark in key), PURPLE)

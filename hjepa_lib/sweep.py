@@ -1,0 +1,213 @@
+"""A grid of runs on the local cores: `outputs/<study>/<cell>/`, and one tidy table at the end.
+
+A grid file holds `base` (profile and settings), `grid` (dotted key -> list of values), `seeds` and
+`notebooks`. Every cell is one headless run in a process of its own with its share of the cores; a
+cell that fails is reported and the rest finish. On resume, finished cells are skipped.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import joblib
+import pandas as pd
+import yaml
+from pandas.api.types import is_object_dtype
+
+from hjepa_lib import machine, runner
+from hjepa_lib.config import Config, ConfigError, flatten, profile
+from hjepa_lib.files import read_json, sha256, write_atomic, write_json
+from hjepa_lib.reporting.summary import SummaryError, validate
+from hjepa_lib.runs import Run, RunError, outputs_root
+
+_SECTIONS = ("name", "base", "grid", "seeds", "notebooks")
+
+
+class Cell(NamedTuple):
+    """One run of a study."""
+
+    name: str  # "<study>/<readable part>-<hash of the settings>"
+    config: Config
+    swept: dict[str, Any]  # the grid's values, and the seed
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked grid file."""
+
+    name: str
+    cells: list[Cell]
+    notebooks: str
+
+
+class Outcome(NamedTuple):
+    """How one cell ended; `error` is empty when it succeeded."""
+
+    name: str
+    error: str
+
+
+def read_study(path: Path) -> Study:
+    """Parse and check a grid file; every cell's config is built, so errors come before any work."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"grid file {path} does not exist") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping with {', '.join(_SECTIONS)}")
+    for key in tree:
+        if key not in _SECTIONS:
+            raise ConfigError(f"unknown section {key!r} in {path}; known: {', '.join(_SECTIONS)}")
+    base = dict(_leaves(tree.get("base") or {}))
+    grid = tree.get("grid") or {}
+    seeds = tree.get("seeds", [base.pop("seed", 0)])
+    for key, values in {**grid, "seeds": seeds}.items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(
+                f"{key} in {path} must be a list with at least one value, got {values!r}"
+            )
+    name = str(tree.get("name") or path.stem)
+    cells = []
+    for values in itertools.product(*grid.values()):
+        swept = dict(zip(grid, values, strict=True))
+        for seed in seeds:
+            config = profile(base.get("profile", "laptop")).override(
+                {**base, **swept, "seed": seed}
+            )
+            cells.append(Cell(_cell_name(name, swept, config), config, {**swept, "seed": seed}))
+    names = [cell.name for cell in cells]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{path} describes the same run twice")
+    return Study(name, cells, str(tree.get("notebooks", "01-05")))
+
+
+def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted leaves of nested sections; keys that are dotted already pass through."""
+    if not isinstance(node, dict):
+        raise ConfigError(f"base must be a mapping of settings, got {node!r}")
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _cell_name(study: str, swept: dict[str, Any], config: Config) -> str:
+    parts = [f"{key.rsplit('.', 1)[-1]}={value}" for key, value in swept.items()]
+    readable = re.sub(r"[^A-Za-z0-9._=+-]+", "_", "-".join([*parts, f"s{config.seed}"]))
+    digest = sha256(repr(sorted(flatten(config).items())).encode())[:8]
+    return f"{study}/{readable[:60]}-{digest}"
+
+
+def run_study(
+    study: Study,
+    *,
+    resume: bool = False,
+    jobs: int = 1,
+    yes: bool = False,
+    say: runner.Say = print,
+) -> tuple[Path, list[Outcome]]:
+    """Run all cells, `jobs` at a time; returns the CSV's path and one outcome per cell.
+
+    RunError when the study exists and `resume` is not set. The tables `results.csv` and
+    `results.parquet` hold one row per result of every finished cell.
+    """
+    if jobs < 1:
+        raise RunError(f"jobs must be at least 1, got {jobs}")
+    root = outputs_root()
+    folder = root / study.name
+    if folder.exists() and not resume:
+        raise RunError(f"study {study.name!r} exists already; resume it or choose another name")
+    notebooks = runner.select_notebooks(study.notebooks)
+    todo = [cell for cell in study.cells if not is_finished(root / cell.name, notebooks)]
+    done = len(study.cells) - len(todo)
+    say(
+        f"study {study.name}: {len(study.cells)} cells, {done} done before, {jobs} at a time; each:"
+    )
+    if todo:
+        runner.prepare(todo[0].config, notebooks, yes=yes, say=say)  # the notebooks are the same
+    threads = max(1, machine.usable_cores() // jobs)
+    calls = (joblib.delayed(_run_cell)(cell, notebooks, threads) for cell in todo)
+    outcomes = {}
+    for outcome in joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(calls):
+        outcomes[outcome.name] = outcome
+        say(f"{len(outcomes)}/{len(todo)} {outcome.name}: {outcome.error or 'ok'}")
+    ended = [outcomes.get(cell.name, Outcome(cell.name, "")) for cell in study.cells]
+    finished = [cell for cell in study.cells if is_finished(root / cell.name, notebooks)]
+    table = collect_table(root, finished)
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    write_atomic(folder / "results.parquet", buffer.getvalue())
+    failed = [{"cell": outcome.name, "error": outcome.error} for outcome in ended if outcome.error]
+    write_json(folder / "study.json", {"name": study.name, "cells": len(ended), "failed": failed})
+    return write_atomic(folder / "results.csv", table.to_csv(index=False)), ended
+
+
+def _run_cell(cell: Cell, notebooks: list[Path], threads: int) -> Outcome:
+    """Run one cell in this process; every error becomes text, so that the other cells go on."""
+    path = outputs_root() / cell.name
+    try:
+        if (path / "manifest.json").exists():
+            run = Run.open(cell.name)
+            run.require(cell.config)
+        else:
+            run = Run.create(cell.name, cell.config)
+        runner.run_notebooks(run, notebooks, resume=True, threads=threads, say=_quiet)
+        runner.finish(run, say=_quiet)
+    except Exception as error:
+        return Outcome(
+            cell.name, str(error).splitlines()[0] if str(error) else type(error).__name__
+        )
+    return Outcome(cell.name, "")
+
+
+def _quiet(*_: Any, **__: Any) -> None:
+    """A `print` that says nothing: lines of parallel cells would mix."""
+
+
+def is_finished(path: Path, notebooks: list[Path]) -> bool:
+    """True when all notebooks of the cell ended well and its summary follows the schema."""
+    try:
+        validate(read_json(path / "summary.json"))
+        done = Run.at(path).manifest["notebooks"]
+    except (ValueError, SummaryError):
+        return False
+    return all(done.get(notebook.stem, {}).get("ok") for notebook in notebooks)
+
+
+def collect_table(root: Path, cells: list[Cell]) -> pd.DataFrame:
+    """One row per result of `cells`: cell, profile, swept settings, then every result field."""
+    rows = []
+    for cell in cells:
+        for result in read_json(root / cell.name / "summary.json")["results"]:
+            low, high = result.pop("ci95")
+            row = {"cell": cell.name.split("/")[-1], "profile": cell.config.profile}
+            row |= {key: _scalar(value) for key, value in cell.swept.items()}
+            rows.append(row | {"ci95_low": low, "ci95_high": high} | dict(_flat(result)))
+    table = pd.DataFrame(rows)
+    for name in filter(lambda name: is_object_dtype(table[name]), table.columns):
+        # One column of a Parquet file has one type; planners of different kinds share columns.
+        if table[name].map(type).nunique() > 1:
+            table[name] = table[name].map(lambda value: None if value is None else str(value))
+    return table
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _scalar(value)
+
+
+def _scalar(value: Any) -> Any:
+    return "+".join(map(str, value)) if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,111 @@
+"""Training of the temporal-distance head on frozen latents, from offline trajectories only.
+
+Goals: `future_goals` of them come from the future of the same trajectory, the rest are random
+states of the same layout (a state of another layout is never reachable).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hjepa_lib.config import DistanceConfig
+from hjepa_lib.models.distance import Distance, distance_terms, update_slow
+from hjepa_lib.training.latents import LatentStore
+from hjepa_lib.training.loop import Fit, step_generator
+
+
+class GoalBatch(NamedTuple):
+    """Index form of a batch, into the store's flat latents; all (M,)."""
+
+    now: Tensor
+    later: Tensor
+    goal: Tensor
+    steps: Tensor  # later - now, >= 1
+    at_goal: Tensor  # bool: later is the goal
+
+
+class GoalSampler:
+    """Draws (s_t, s_{t+k}, g) with k = n, or less where the goal or the trajectory's end comes first."""
+
+    def __init__(self, store: LatentStore, n_step: int, future_goals: float) -> None:
+        self.store, self.n_step, self.future_goals = store, n_step, future_goals
+        self.ends = store.starts[1:][store.trajectory] - 1  # last state of each state's trajectory
+        index = torch.arange(len(store.positions))
+        self.usable = index[index < self.ends]  # states with at least one successor
+        walls = torch.stack([store.layout.wall_x, store.layout.door_y], -1)  # (R, 2)
+        _, self.group = walls.unique(dim=0, return_inverse=True)  # (R,) layout id
+        self.order = self.group.argsort(stable=True)
+        self.counts = self.group.bincount()
+        self.offsets = self.counts.cumsum(0) - self.counts
+
+    def sample(self, batch: int, generator: torch.Generator) -> GoalBatch:
+        def uniform() -> Tensor:
+            return torch.rand(batch, generator=generator, dtype=torch.float64)
+
+        def below(limit: Tensor | int) -> Tensor:  # integers in [0, limit)
+            return (uniform() * limit).long()
+
+        now = self.usable[below(len(self.usable))]
+        end = self.ends[now]
+        future = now + 1 + below(end - now)
+        group = self.group[self.store.trajectory[now]]
+        other = self.order[self.offsets[group] + below(self.counts[group])]
+        distant = self.store.starts[other] + below(self.store.lengths[other])
+        is_future = uniform() < self.future_goals
+        goal = torch.where(is_future, future, distant)
+        ahead = (goal > now) & (goal <= end)  # the goal lies on the way (also by chance)
+        gap = torch.where(ahead, goal - now, self.n_step)
+        steps = torch.minimum(gap, end - now).clamp(max=self.n_step)
+        later = now + steps
+        return GoalBatch(now, later, goal, steps, later == goal)
+
+
+def train_distance(
+    head: Distance,
+    store: LatentStore,
+    validation: LatentStore | None,
+    config: DistanceConfig,
+    *,
+    seed: int,
+    precision: str = "fp32",
+    folder: Path | None = None,
+) -> Fit:
+    """Iterate to train `head` in place; the EMA copy rides along as `head.slow` state."""
+    slow = head.slow_copy()
+    both = torch.nn.ModuleDict({"head": head, "slow": slow})  # so that a resume restores both
+    device = next(head.parameters()).device
+    sampler = GoalSampler(store, config.n_step, config.future_goals)
+    held_out = None
+    if validation is not None:
+        held_out = GoalSampler(validation, config.n_step, 1.0)
+
+    def terms(source: GoalSampler, batch: int, generator: torch.Generator):
+        pick = source.sample(batch, generator)
+        latents = source.store.latents[torch.stack([pick.now, pick.later, pick.goal])]
+        now, later, goal = latents.float().to(device).unbind(0)
+        steps = pick.steps.float().to(device)
+        return distance_terms(head, slow, now, later, goal, steps, pick.at_goal.to(device))
+
+    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        found = terms(sampler, config.optim.batch, generator)
+        return found.expectile + found.excess, {k: v.item() for k, v in found._asdict().items()}
+
+    def validate() -> dict[str, float]:
+        found = terms(held_out, 4096, step_generator(seed, 0))
+        report = {k: v.item() for k, v in found._asdict().items()}
+        return {"loss": report["expectile"] + report["excess"], **report}
+
+    return Fit(
+        both,
+        loss_fn,
+        config.optim,
+        seed=seed,
+        precision=precision,
+        folder=folder,
+        validate=None if held_out is None else validate,
+        after_update=lambda: update_slow(slow, head),
+    )

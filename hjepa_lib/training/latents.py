@@ -1,0 +1,66 @@
+"""Frozen level-1 latents of whole trajectories, encoded once and kept in memory.
+
+The distance head, level 2 and the probes all read from here, so their updates cost no rendering and
+no convolution. Latents are stored in bfloat16 (2 bytes per number): 3,500 trajectories of 91 states
+at D = 128 take 82 MB.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hjepa_lib.data.trajectories import Trajectories
+from hjepa_lib.models.jepa import Jepa
+from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.worlds.two_rooms import render
+
+
+class LatentBatch(NamedTuple):
+    """Windows of T consecutive states of one trajectory each."""
+
+    latents: Tensor  # (B, T, D) float32
+    actions: Tensor  # (B, T-1, A) px
+    positions: Tensor  # (B, T, 2) px
+    layout: Layout  # B
+
+
+class LatentStore:
+    """Latents, actions and positions of the first trajectories of a data set."""
+
+    def __init__(self, model: Jepa, data: Trajectories, limit: int, precision: str) -> None:
+        count = min(limit, len(data.lengths))
+        self.lengths = torch.as_tensor(data.lengths[:count])
+        self.starts = torch.cat([self.lengths.new_zeros(1), self.lengths.cumsum(0)])
+        total = int(self.starts[-1])
+        self.positions = torch.as_tensor(data.positions[:total])
+        self.actions = torch.as_tensor(data.actions[:total])
+        self.trajectory = torch.repeat_interleave(torch.arange(count), self.lengths)  # (M,)
+        wall_door = torch.as_tensor(data.layout[:count], dtype=torch.float32)
+        self.layout = Layout(wall_door[:, 0], wall_door[:, 1])  # one per trajectory
+        device = next(model.parameters()).device
+
+        def frames(part: slice) -> Tensor:
+            layout = self.layout.index(self.trajectory[part])
+            return render(self.positions[part].to(device), layout.to(device))
+
+        model.eval()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            self.latents = model.encode_chunked(frames, total).to(torch.bfloat16)  # (M, D)
+
+    def windows(self, length: int) -> Tensor:
+        """First indices of all windows of `length` states; none crosses a trajectory (F6)."""
+        index = torch.arange(len(self.positions))
+        return index[index + length <= self.starts[1:][self.trajectory]]
+
+    def gather(self, first: Tensor, length: int) -> LatentBatch:
+        """first (B,) indices -> windows."""
+        rows = first[:, None] + torch.arange(length)  # (B, T)
+        return LatentBatch(
+            self.latents[rows].float(),
+            self.actions[rows[:, :-1]],
+            self.positions[rows],
+            self.layout.index(self.trajectory[first]),
+        )

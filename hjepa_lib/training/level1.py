@@ -1,0 +1,105 @@
+"""Training of level 1: windows of positions -> rendered frames -> roll-out -> six loss terms.
+
+Validation runs on one fixed batch of held-out trajectories and reports, next to the loss, what a
+loss cannot show: collapse (mean std and effective rank of the latents), how well a ridge regression
+reads position and layout (px), and how far open-loop predictions drift (px, through the same probe).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hjepa_lib.config import Level1Config
+from hjepa_lib.data.windows import WindowBatch, Windows
+from hjepa_lib.models.jepa import Jepa
+from hjepa_lib.objectives import loss_terms, weighted_sum
+from hjepa_lib.training.loop import Fit, step_generator
+from hjepa_lib.training.probes import effective_rank, fit_ridge
+from hjepa_lib.worlds.two_rooms import render
+
+VALIDATION_WINDOWS = 128
+
+
+def train_level1(
+    model: Jepa,
+    train: Windows,
+    validation: Windows | None,
+    config: Level1Config,
+    *,
+    seed: int,
+    precision: str = "fp32",
+    folder: Path | None = None,
+) -> Fit:
+    """Iterate over the result to train `model` in place; see training/loop.py."""
+    device = next(model.parameters()).device
+
+    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        batch = train.sample(config.optim.batch, generator, config.layouts_per_batch)
+        return level1_loss(model, batch, device)
+
+    def validate() -> dict[str, float]:
+        batch = validation.sample(VALIDATION_WINDOWS, step_generator(seed, 0))
+        kind = torch.bfloat16
+        with torch.autocast(device.type, kind, enabled=precision == "bf16"):
+            return validate_level1(model, batch, device)
+
+    return Fit(
+        model,
+        loss_fn,
+        config.optim,
+        seed=seed,
+        precision=precision,
+        folder=folder,
+        validate=None if validation is None else validate,
+        after_update=model.update_target,
+    )
+
+
+def level1_loss(
+    model: Jepa, batch: WindowBatch, device: torch.device
+) -> tuple[Tensor, dict[str, float]]:
+    """Weighted loss and the unweighted named terms of one batch of windows."""
+    frames = render(batch.positions.to(device), batch.layout.to(device))
+    rollout = model(frames, batch.actions.to(device))
+    with torch.autocast(device.type, enabled=False):  # variances and covariances stay in fp32
+        terms = loss_terms(rollout, model.config.loss.form, model.idm)
+        loss = weighted_sum(terms, model.config.loss)
+    return loss, {name: value.item() for name, value in terms._asdict().items()}
+
+
+def validate_level1(model: Jepa, batch: WindowBatch, device: torch.device) -> dict[str, float]:
+    """Loss terms, collapse metrics and ridge probes of one held-out batch."""
+    frames = render(batch.positions.to(device), batch.layout.to(device))
+    rollout = model(frames, batch.actions.to(device))
+    terms = loss_terms(rollout, model.config.loss.form, model.idm)
+    latents = rollout.encodings  # (B, T, D)
+    flat = latents.flatten(0, 1).cpu()
+    half = len(batch.positions) // 2 * batch.positions.shape[1]
+    position = batch.positions.flatten(0, 1)
+    probe = fit_ridge(flat[:half], position[:half])
+    predicted = probe(rollout.predictions.mean(0).flatten(0, 1).cpu()).view_as(batch.positions)
+    drift = (predicted - batch.positions)[len(batch.positions) // 2 :].square().sum(-1)  # (B/2, T)
+    report = {
+        "loss": float(weighted_sum(terms, model.config.loss)),
+        **{name: value.item() for name, value in terms._asdict().items()},
+        "latent_std": float(flat.std(0).mean()),
+        "effective_rank": effective_rank(flat),
+        "probe_position_px": rmse_px(probe(flat[half:]), position[half:]),
+        "open_loop_px": float(drift[:, -1].mean().sqrt()),
+    }
+    layout = torch.stack([batch.layout.wall_x, batch.layout.door_y], -1)  # (B, 2)
+    if len(layout.unique(dim=0)) > 1:
+        repeated = layout.repeat_interleave(batch.positions.shape[1], 0)
+        found = fit_ridge(flat[:half], repeated[:half])(flat[half:])
+        for axis, name in enumerate(("wall_x", "door_y")):
+            gap = found[:, axis] - repeated[half:, axis]
+            report[f"probe_{name}_px"] = float(gap.square().mean().sqrt())
+    return report
+
+
+def rmse_px(predicted: Tensor, true: Tensor) -> float:
+    """Root mean squared Euclidean error of (M, 2) positions, px."""
+    return float((predicted - true).square().sum(-1).mean().sqrt())

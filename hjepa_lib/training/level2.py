@@ -1,0 +1,146 @@
+"""Training of level 2: frozen (on stored level-1 latents, seed 000's default) or joint from scratch.
+
+Validation reports, next to the loss, the two errors that decide whether planning can work: the
+prediction with the posterior's z (what the decoder can express) and with the prior's mean (what is
+known without looking ahead).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hjepa_lib.config import Config, Level2Config
+from hjepa_lib.data.windows import Windows
+from hjepa_lib.models.hjepa import HJepa, Level2
+from hjepa_lib.models.jepa import Jepa
+from hjepa_lib.models.geometry import Geometry
+from hjepa_lib.training.latents import LatentBatch, LatentStore
+from hjepa_lib.training.loop import Fit, step_generator
+from hjepa_lib.worlds.two_rooms import render
+
+VALIDATION_WINDOWS = 512
+
+
+def train_level2(
+    level2: Level2,
+    level1: Jepa,
+    store: LatentStore,
+    validation: LatentStore | None,
+    config: Level2Config,
+    *,
+    seed: int,
+    precision: str = "fp32",
+    folder: Path | None = None,
+) -> Fit:
+    """Level 1 is frozen: it is not even run, only its stored latents are read."""
+    length = config.macro_steps * config.step_skip + 1
+    device = next(level2.parameters()).device
+    windows = store.windows(length)
+    if not len(windows):
+        raise ValueError(f"level 2 needs trajectories of {length} states; the data are shorter")
+
+    def draw(source: LatentStore, first: Tensor, batch: int, generator) -> LatentBatch:
+        pick = torch.randint(len(first), (batch,), generator=generator)
+        return source.gather(first[pick], length)
+
+    def forward(batch: LatentBatch, generator: torch.Generator):
+        actions = level1.normalise_actions(batch.actions.to(device))
+        return level2.observe(batch.latents.to(device), actions, generator)
+
+    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        batch = draw(store, windows, config.optim.batch, generator)
+        total, terms = level2.loss(*forward(batch, generator))
+        return total, {name: value.item() for name, value in terms.items()}
+
+    def validate() -> dict[str, float]:
+        generator = step_generator(seed, 0)
+        batch = draw(validation, validation.windows(length), VALIDATION_WINDOWS, generator)
+        rollout, observed = forward(batch, generator)
+        total, terms = level2.loss(rollout, observed)
+        return {
+            "loss": float(total),
+            **{name: value.item() for name, value in terms.items()},
+            "prior_sim": prior_error(level2, level1, batch),
+        }
+
+    return Fit(
+        level2,
+        loss_fn,
+        config.optim,
+        seed=seed,
+        precision=precision,
+        folder=folder,
+        validate=None if validation is None else validate,
+    )
+
+
+def prior_error(level2: Level2, level1: Jepa, batch: LatentBatch) -> float:
+    """MSE of one macro step predicted with the prior's mean z."""
+    device = next(level2.parameters()).device
+    actions = level1.normalise_actions(batch.actions.to(device))
+    chunks = level2.chunk_actions(actions)[:, :1]  # (B, 1, step_skip, A)
+    macros = None if level2.rssm.macro_dim == 0 else level2.rssm.macro(chunks)
+    start = batch.latents[:, 0].to(device)
+    predicted = level2.imagine(start, 1, macros).predictions[:, 0]
+    truth = batch.latents[:, level2.config.step_skip].to(device)
+    return float((predicted - truth).square().mean())
+
+
+def train_joint(
+    model: HJepa,
+    train: Windows,
+    config: Config,
+    *,
+    precision: str = "fp32",
+    folder: Path | None = None,
+) -> Fit:
+    """Both levels from scratch; windows must hold macro_steps * step_skip + 1 states."""
+    device = next(model.parameters()).device
+
+    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        batch = train.sample(config.level1.optim.batch, generator, config.level1.layouts_per_batch)
+        frames = render(batch.positions.to(device), batch.layout.to(device))
+        rollout = model(frames, batch.actions.to(device), generator)
+        with torch.autocast(device.type, enabled=False):
+            loss, terms = model.loss(rollout)
+        return loss, {name: value.item() for name, value in terms.items()}
+
+    return Fit(
+        model,
+        loss_fn,
+        config.level1.optim,
+        seed=config.seed,
+        precision=precision,
+        folder=folder,
+        after_update=model.level1.update_target,
+    )
+
+
+@torch.no_grad()
+def macro_box(
+    level2: Level2, level1: Jepa, store: LatentStore, inset: float = 0.1, share: float = 0.02
+) -> Tensor | None:
+    """HWM's percentile box: (2, macro_dim) low and high bounds of learned macro-actions."""
+    if level2.config.actions != "learned":
+        return None
+    length = level2.config.step_skip + 1
+    windows = store.windows(length)
+    pick = windows[:: max(1, len(windows) // 20_000)]
+    actions = level1.normalise_actions(store.gather(pick, length).actions)
+    device = next(level2.parameters()).device
+    codes = level2.rssm.macro(actions.to(device)).float()  # (M, macro_dim)
+    bounds = torch.quantile(codes, torch.tensor([share, 1 - share], device=device), dim=0)
+    return torch.stack([bounds[0] + inset, bounds[1] - inset])
+
+
+@torch.no_grad()
+def typical_cost(geometry: Geometry, store: LatentStore, steps: int) -> float:
+    """Median cost between states `steps` apart in the data: the scale of "near" for the hierarchy."""
+    windows = store.windows(steps + 1)
+    pick = windows[:: max(1, len(windows) // 5_000)]
+    start = geometry.embed(store.latents[pick].float())
+    end = geometry.embed(store.latents[pick + steps].float())
+    return float(geometry.between(start, end).median())

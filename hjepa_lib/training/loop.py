@@ -1,0 +1,182 @@
+"""One training loop for every model: a generator that yields a typed report per update.
+
+The caller owns the loop (live plot, progress bar, early stop); the headless run uses the same code.
+Batches are a pure function of (seed, update), and weights, optimiser and counters are stored
+together, so an interrupted run (also by `kill -9`) resumes to the same result. The learning rate
+warms up linearly and then follows a cosine that never rises again (PL4).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hjepa_lib.config import OptimConfig
+from hjepa_lib.files import write_atomic
+
+RESUME = "resume.pt"
+LossFn = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]
+ValidateFn = Callable[[], dict[str, float]]
+
+
+class TrainingError(ValueError):
+    """Training cannot go on: a loss is not finite, or a resume file does not fit the model."""
+
+
+class Report(NamedTuple):
+    """One update; `validation` is filled every `validate_every` updates and at the end."""
+
+    update: int  # 1..updates
+    updates: int
+    loss: float
+    terms: dict[str, float]
+    lr: float
+    grad_norm: float
+    validation: dict[str, float]
+
+
+def learning_rate(update: int, config: OptimConfig) -> float:
+    """Rate of the 0-based `update`: linear warm-up, then cosine to `final` * peak."""
+    warmup = max(1, round(config.warmup * config.updates))
+    if update < warmup:
+        return config.lr * (update + 1) / warmup
+    share = (update - warmup) / max(1, config.updates - 1 - warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+    return config.lr * (config.final + (1 - config.final) * cosine)
+
+
+def step_generator(seed: int, update: int) -> torch.Generator:
+    """A generator that depends on nothing but its arguments: what makes resuming exact."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + update)
+
+
+class Fit:
+    """Minimises `loss_fn(generator)` over the trainable tensors of `module`; iterate to train.
+
+    `best` holds the weights with the lowest validation key `loss`; `load_best()` puts them back. A
+    validation without that key (a bootstrapped loss says nothing about quality) selects nothing.
+    Iterating again after an interruption, or in a new process with the same `folder`, goes on
+    where the last checkpoint ended. Raises `TrainingError` on a non-finite loss, before the
+    weights change.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss_fn: LossFn,
+        config: OptimConfig,
+        *,
+        seed: int,
+        precision: str = "fp32",
+        folder: Path | None = None,
+        validate: ValidateFn | None = None,
+        after_update: Callable[[], None] | None = None,
+    ) -> None:
+        self.module, self.loss_fn, self.config = module, loss_fn, config
+        self.seed, self.precision, self.validate = seed, precision, validate
+        self.after_update = after_update
+        self.path = None if folder is None else Path(folder) / RESUME
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=config.lr, weight_decay=config.weight_decay
+        )
+        self.update, self.stale, self.best_loss = 0, 0, math.inf
+        self.best: dict[str, Tensor] = {}
+        if self.path is not None and self.path.exists():
+            self._restore()
+
+    def __len__(self) -> int:
+        return self.config.updates
+
+    @property
+    def finished(self) -> bool:
+        stalled = self.config.patience and self.stale >= self.config.patience
+        return self.update >= self.config.updates or bool(stalled)
+
+    def __iter__(self) -> Iterator[Report]:
+        while not self.finished:
+            yield self._step()
+
+    def _step(self) -> Report:
+        rate = learning_rate(self.update, self.config)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.module.train()
+        kind = self.parameters[0].device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss, terms = self.loss_fn(step_generator(self.seed, self.update))
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss is {value} at update {self.update + 1}; lower the learning rate "
+                f"(now {rate:.2g}) and resume from the last checkpoint"
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
+        self.optimiser.step()
+        if self.after_update is not None:
+            self.after_update()
+        self.update += 1
+        validation: dict[str, float] = {}
+        if self.update % self.config.validate_every == 0 or self.update == self.config.updates:
+            validation = self._validate()
+            self._store()
+        return Report(
+            self.update, self.config.updates, value, terms, rate, norm.item(), validation
+        )
+
+    def _validate(self) -> dict[str, float]:
+        if self.validate is None:
+            return {}
+        self.module.eval()
+        with torch.no_grad():
+            validation = self.validate()
+        if "loss" not in validation:
+            return validation
+        if validation["loss"] < self.best_loss:
+            self.best_loss, self.stale = validation["loss"], 0
+            self.best = {key: value.clone() for key, value in self.module.state_dict().items()}
+        else:
+            self.stale += 1
+        return validation
+
+    def load_best(self) -> None:
+        """Put the best validated weights into the module (no-op without validation)."""
+        if self.best:
+            self.module.load_state_dict(self.best)
+
+    def _store(self) -> None:
+        if self.path is None:
+            return
+        payload = {
+            "module": self.module.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "counters": (self.update, self.stale, self.best_loss),
+            "best": self.best,
+            "config": repr((self.config, self.seed, self.precision)),
+        }
+        buffer = io.BytesIO()
+        torch.save(payload, buffer)
+        write_atomic(self.path, buffer.getvalue())
+
+    def _restore(self) -> None:
+        try:
+            payload = torch.load(self.path, weights_only=True)
+        except Exception as error:
+            raise TrainingError(f"{self.path} is damaged: {error}") from error
+        if payload["config"] != repr((self.config, self.seed, self.precision)):
+            raise TrainingError(f"{self.path} belongs to other training settings; remove it or use a new run")
+        try:
+            self.module.load_state_dict(payload["module"])
+        except RuntimeError as error:
+            raise TrainingError(f"{self.path} does not fit this model") from error
+        self.optimiser.load_state_dict(payload["optimiser"])
+        self.update, self.stale, self.best_loss = payload["counters"]
+        self.best = payload["best"]

@@ -1,0 +1,19 @@
+"""Worlds to plan in: two rooms with a door, as a batched torch simulator and as a Gymnasium env.
+
+Importing this package registers the Gymnasium id `hjepa/TwoRooms-v0`.
+"""
+
+import gymnasium
+
+from hjepa_lib.worlds.base import World
+from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.worlds.two_rooms import TwoRooms
+
+__all__ = ["ENV_ID", "Layout", "TwoRooms", "World"]
+
+ENV_ID = "hjepa/TwoRooms-v0"
+
+if ENV_ID not in gymnasium.registry:
+    gymnasium.register(
+        ENV_ID, entry_point="hjepa_lib.worlds.gym_env:TwoRoomsEnv", max_episode_steps=200
+    )

@@ -1,0 +1,150 @@
+"""Evaluation trials (start, goal, layout) that live in files, so that every method meets the same.
+
+PLDM drew its pairs from Python's global generator, which no seed reached (defect PL2). Here the
+protocols' trials are committed in `trial_files/` with a SHA-256 of their content each, n trials
+are the first n rows, and `make_trials` draws others from one seed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hjepa_lib import files
+from hjepa_lib.worlds.layout import Layout, layout_set
+from hjepa_lib.worlds.two_rooms import inside, sample_start_goal
+
+PROTOCOLS = ("p1", "p2_seen", "p2_heldout")
+SPLITS = ("validation", "test")
+ROWS = 500
+"""Rows of every committed file."""
+
+_FOLDER = Path(__file__).with_name("trial_files")
+_COLUMNS = ("start", "goal", "layout")
+_LAYOUTS = {
+    ("p1", "validation"): "fixed",
+    ("p1", "test"): "fixed",
+    ("p2_seen", "validation"): "train",
+    ("p2_seen", "test"): "train",
+    ("p2_heldout", "validation"): "validation",
+    ("p2_heldout", "test"): "test",
+}
+
+
+class Trials(NamedTuple):
+    """n evaluation tasks; `sha256` identifies the whole file that they are the first rows of."""
+
+    start: Tensor  # (n, 2) px
+    goal: Tensor  # (n, 2) px
+    layout: Layout  # n rows
+    name: str
+    sha256: str
+
+    @property
+    def count(self) -> int:
+        """Number of trials n (`len` of a NamedTuple would count its fields)."""
+        return self.start.shape[0]
+
+    def first(self, n: int) -> Trials:
+        """The first n trials; raises `ValueError` when there are fewer."""
+        if not 1 <= n <= self.count:
+            raise ValueError(f"{self.name} has {self.count} trials, {n} were asked for")
+        rows = slice(0, n)
+        return self._replace(
+            start=self.start[rows], goal=self.goal[rows], layout=self.layout.index(rows)
+        )
+
+
+def content_hash(start: Tensor, goal: Tensor, layout: Layout) -> str:
+    """SHA-256 of the float32 columns start, goal and the int16 column layout, in this order."""
+    parts = [np.ascontiguousarray(part.numpy(), "<f4").tobytes() for part in (start, goal)]
+    parts.append(np.ascontiguousarray(layout.pairs().numpy(), "<i2").tobytes())
+    return files.sha256(b"".join(parts))
+
+
+def make_trials(layouts: str | np.ndarray, level: str, n: int, seed: int) -> Trials:
+    """n new trials of `level` (easy, medium); each draws its layout from `layouts`.
+
+    `layouts` is a name known to `layout_set` or an array (K, 2) of (wall_x, door_y). Equal
+    arguments give equal trials, whatever other generators did before.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    rows = layout_set(layouts) if isinstance(layouts, str) else np.asarray(layouts)
+    generator = torch.Generator().manual_seed(seed)
+    picked = torch.randint(len(rows), (n,), generator=generator).numpy()
+    layout = Layout.of(rows[picked])
+    start, goal = sample_start_goal(layout, level, generator)
+    name = f"{layouts if isinstance(layouts, str) else 'custom'}_{level}_{seed}"
+    return Trials(start, goal, layout, name, content_hash(start, goal, layout))
+
+
+def save_trials(path: str | Path, trials: Trials) -> Path:
+    """Write trials as .npz with columns start, goal (n, 2) float32 and layout (n, 2) int16."""
+    pairs = trials.layout.pairs().numpy().astype(np.int16)
+    return files.save_npz(path, start=trials.start, goal=trials.goal, layout=pairs)
+
+
+def read_trials(path: str | Path) -> Trials:
+    """Trials of a file written by `save_trials`; raises `FileError` naming what is wrong."""
+    arrays = files.load_npz(path, _COLUMNS)
+    n = len(arrays["start"])
+    for name in _COLUMNS:
+        if arrays[name].shape != (n, 2) or n == 0:
+            raise files.FileError(
+                f"{path}: {name} must be ({n or 'n'}, 2), got {arrays[name].shape}"
+            )
+        if not np.isfinite(arrays[name]).all():
+            raise files.FileError(f"{path}: {name} has values that are not finite")
+    start, goal = (torch.from_numpy(arrays[name].astype(np.float32)) for name in ("start", "goal"))
+    layout = Layout.of(arrays["layout"])
+    if not (inside(start, layout) & inside(goal, layout)).all():
+        raise files.FileError(f"{path}: a start or goal lies in a wall or outside the rooms")
+    return Trials(start, goal, layout, Path(path).stem, content_hash(start, goal, layout))
+
+
+def load_trials(protocol: str, split: str, n: int = 100) -> Trials:
+    """The first n committed trials of a protocol and split, hash verified.
+
+    Raises `ValueError` for unknown names or n above 500, `FileError` for a changed file.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}; got {protocol!r}")
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+    name = f"{protocol}_{split}"
+    trials = read_trials(_FOLDER / f"{name}.npz")
+    if trials.sha256 != files.read_json(_FOLDER / "index.json")[name]:
+        raise files.FileError(f"trial file {name}.npz does not match its recorded SHA-256")
+    return trials.first(n)
+
+
+def write_committed(folder: str | Path = _FOLDER) -> Path:
+    """Write the six committed files and their index; the files decide, this documents how."""
+    index = {}
+    for seed, ((protocol, split), layouts) in enumerate(_LAYOUTS.items(), start=1000):
+        trials = make_trials(layouts, "medium", ROWS, seed)
+        save_trials(Path(folder) / f"{protocol}_{split}.npz", trials)
+        index[f"{protocol}_{split}"] = trials.sha256
+    return files.write_json(Path(folder) / "index.json", index)
+
+
+def write_train_eval(
+    layouts: str | np.ndarray,
+    level: str,
+    n: int,
+    seed: int,
+    output_train: str | Path,
+    output_eval: str | Path,
+    n_train: int = 20_000,
+) -> tuple[Trials, Trials]:
+    """The `trials` command: `n_train` rows from `seed`, n evaluation rows from seed + 1."""
+    train = make_trials(layouts, level, n_train, seed)
+    evaluation = make_trials(layouts, level, n, seed + 1)
+    save_trials(output_train, train)
+    save_trials(output_eval, evaluation)
+    return train, evaluation

@@ -1,0 +1,214 @@
+"""The two-room world, batched in torch: dynamics, start and goal sampling, and a stateful wrapper.
+
+Next position = position + action unless the segment meets a border, a wall face outside the door,
+or a door lip. PLDM (arXiv 2502.14819) uses two different rules there without saying so: `blocked`
+(data generator: the dot stays) and `bounce` (evaluation: hit point plus Gaussian noise, the normal
+component pointing back, then 0.3 px inside the room). `slide` is `bounce` without noise. Differs
+from the peers: noise comes from a given generator, touching a line from the inside never sticks,
+and axis-parallel steps cannot divide by zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hjepa_lib.worlds.layout import DOT_STD, HIGH, LOW, Layout
+from hjepa_lib.worlds.oracle import oracle_action, oracle_length
+from hjepa_lib.worlds.rendering import render, render_reference, render_walls
+
+__all__ = [
+    "DYNAMICS", "LEVELS", "NOISE", "TwoRooms", "inside", "oracle_action", "oracle_length", "render",
+    "render_reference", "render_walls", "sample_start_goal", "step",
+]  # fmt: skip
+
+DYNAMICS = ("blocked", "bounce", "slide")
+LEVELS = ("easy", "medium")
+NOISE = 0.5
+"""Standard deviation of the bounce noise per axis, px."""
+INSET = 0.3
+"""After a hit, a dot on or beyond a wall is put this far inside its room, px."""
+MARGIN = 2 * DOT_STD
+"""Starts and goals keep this distance from borders and faces, px."""
+
+
+def inside(position: Tensor, layout: Layout) -> Tensor:
+    """(B,) bool: strictly within the borders and not in the wall body (its door lips are free)."""
+    x, y = position.unbind(-1)
+    bordered = (x > LOW) & (x < HIGH) & (y > LOW) & (y < HIGH)
+    column = (x > layout.left) & (x < layout.right)
+    return bordered & ~(column & ((y < layout.top) | (y > layout.bottom)))
+
+
+def step(
+    position: Tensor,
+    action: Tensor,
+    layout: Layout,
+    dynamics: str,
+    generator: torch.Generator | None = None,
+    noise: float = NOISE,
+) -> Tensor:
+    """Positions after one action: (B, 2), (B, 2) -> (B, 2), all px.
+
+    `bounce` with noise > 0 draws (B, 2) numbers from `generator` at every call, hit or not, so that
+    two policies on one seed meet the same noise at the same step. The action is never clipped.
+    Raises `ValueError` for an unknown rule or a missing generator.
+    """
+    if dynamics not in DYNAMICS:
+        raise ValueError(f"dynamics must be one of {', '.join(DYNAMICS)}; got {dynamics!r}")
+    time, plane, axis, lip = _first_hit(position, action, layout)
+    hit = time <= 1  # (B,)
+    moved = position + action
+    # Rounding can let a step slip by a corner into the wall: such a step is cancelled.
+    slipped = inside(position, layout) & ~inside(moved, layout)
+    moved = torch.where(slipped[:, None], position, moved)
+    if dynamics == "blocked":
+        return torch.where(hit[:, None], position, moved)
+    point = position + time.clamp(max=1)[:, None] * action
+    # The normal coordinate is set to the plane itself: rounding must not push it through.
+    point = torch.where(axis, plane[:, None], point)
+    is_left = point[:, 0] <= layout.wall_x  # the room of the hit
+    if dynamics == "bounce" and noise > 0:
+        if generator is None:
+            raise ValueError("bounce dynamics with noise > 0 need a torch.Generator")
+        shift = torch.randn(position.shape, generator=generator, device=generator.device) * noise
+        shift = shift.to(position.device)
+        point = point + torch.where(axis, -shift.abs() * action.sign(), shift)
+    settled = torch.where(lip[:, None], point, _clamp_to_room(point, is_left, layout))
+    return torch.where(hit[:, None], settled, moved)
+
+
+def _first_hit(position: Tensor, action: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+    """First line met: time (B,) (> 1 if none), its coordinate (B,), axis (B, 2) bool, lip (B,)."""
+    x, y = position.unbind(-1)
+    dx, dy = action.unbind(-1)
+    right, down = dx > 0, dy > 0
+    edge_x = torch.where(right, HIGH, LOW).to(x)
+    edge_y = torch.where(down, HIGH, LOW).to(x)
+    # The next face ahead; from inside the wall body (starts of the public data) the far one.
+    ahead = torch.where(right, x <= layout.left, x < layout.right)
+    face = torch.where(ahead, layout.left, layout.right)
+    lip = torch.where(down, layout.bottom, layout.top)
+    # Times in units of the step; a line behind the dot has a negative time and is no hit.
+    t_edge_x, t_edge_y = _time(edge_x - x, dx), _time(edge_y - y, dy)
+    t_face, t_lip = _time(face - x, dx), _time(lip - y, dy)
+    y_face, x_lip = y + t_face * dy, x + t_lip * dx
+    never = torch.full_like(x, float("inf"))
+    closed = (y_face < layout.top) | (y_face > layout.bottom)
+    t_face = torch.where(closed, t_face, never)
+    in_door = (x_lip >= layout.left) & (x_lip <= layout.right)
+    # Only the lip ahead, so it is met from inside: from outside the face would come first.
+    t_lip = torch.where(in_door, t_lip, never)
+    times = torch.stack((t_lip, t_face, t_edge_x, t_edge_y), -1)  # (B, 4), ties: this order
+    time, which = times.min(-1)
+    plane = torch.stack((lip, face, edge_x, edge_y), -1).gather(-1, which[:, None])[:, 0]
+    vertical = (which == 1) | (which == 2)
+    return time, plane, torch.stack((vertical, ~vertical), -1), which == 0
+
+
+def _time(gap: Tensor, speed: Tensor) -> Tensor:
+    """Steps until a line `gap` px away is met; infinite when moving along or away from it."""
+    towards = (speed != 0) & (gap * speed.sign() >= 0)
+    return torch.where(towards, gap / torch.where(speed == 0, 1, speed), float("inf"))
+
+
+def _clamp_to_room(point: Tensor, is_left: Tensor, layout: Layout) -> Tensor:
+    """`point` inside the left or right room; on or beyond a wall it is put `INSET` inside."""
+    x, y = point.unbind(-1)
+    low_x = torch.where(is_left, torch.full_like(x, LOW), layout.right)
+    high_x = torch.where(is_left, layout.left, torch.full_like(x, HIGH))
+    return torch.stack((_inset(x, low_x, high_x), _inset(y, LOW, HIGH)), -1)
+
+
+def _inset(value: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    value = torch.where(value <= low, low + INSET, value)
+    return torch.where(value >= high, high - INSET, value)
+
+
+def _uniform(low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
+    draw = torch.rand(low.shape, generator=generator, device=generator.device).to(low)
+    return low + (high - low) * draw
+
+
+def sample_start_goal(
+    layout: Layout, level: str, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Start and goal (B, 2) px in different rooms, direction flipped with probability 0.5.
+
+    `medium`: anywhere 2.6 px away from borders and faces. `easy`: 4 to 12 px from the wall's face
+    and at most 12 px above or below the door's centre.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"level must be one of {', '.join(LEVELS)}; got {level!r}")
+    low, high = (
+        torch.full_like(layout.wall_x, LOW + MARGIN),
+        torch.full_like(layout.wall_x, HIGH - MARGIN),
+    )
+    if level == "easy":
+        ranges = [(layout.left - 12, layout.left - 4), (layout.right + 4, layout.right + 12)]
+        y_low, y_high = (
+            torch.maximum(low, layout.door_y - 12),
+            torch.minimum(high, layout.door_y + 12),
+        )
+    else:
+        ranges = [(low, layout.left - MARGIN), (layout.right + MARGIN, high)]
+        y_low, y_high = low, high
+    rooms = [
+        torch.stack((_uniform(*x_range, generator), _uniform(y_low, y_high, generator)), -1)
+        for x_range in ranges
+    ]
+    flip = torch.rand(layout.batch, generator=generator, device=generator.device) < 0.5
+    flip = flip.to(layout.wall_x.device)[:, None]
+    return torch.where(flip, rooms[1], rooms[0]), torch.where(flip, rooms[0], rooms[1])
+
+
+class TwoRooms:
+    """`World` of B independent rooms with a current position each."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        dynamics: str = "bounce",
+        noise: float = NOISE,
+        seed: int = 0,
+    ) -> None:
+        """`layout` gives B and the device; `noise` px; `seed` starts the noise generator."""
+        if dynamics not in DYNAMICS:
+            raise ValueError(f"dynamics must be one of {', '.join(DYNAMICS)}; got {dynamics!r}")
+        if not noise >= 0:
+            raise ValueError(f"noise must be at least 0 px, got {noise!r}")
+        self.layout, self.dynamics, self.noise, self.seed = layout, dynamics, noise, seed
+        self.generator = torch.Generator().manual_seed(seed)
+        self.position = torch.full((layout.batch, 2), float("nan"), device=layout.wall_x.device)
+
+    def reset(self, position: Tensor) -> Tensor:
+        """Put the dots at `position` (B, 2) px and restart the noise; returns the positions."""
+        position = position.to(self.layout.wall_x)
+        if position.shape != (self.layout.batch, 2):
+            raise ValueError(
+                f"position must be ({self.layout.batch}, 2), got {tuple(position.shape)}"
+            )
+        if not inside(position, self.layout).all():
+            raise ValueError("position must lie inside the rooms, outside the wall")
+        self.generator.manual_seed(self.seed)
+        self.position = position.clone()
+        return self.position
+
+    def step(self, action: Tensor) -> Tensor:
+        """Move by `action` (B, 2) px; returns the new positions (B, 2)."""
+        self.position = step(
+            self.position, action, self.layout, self.dynamics, self.generator, self.noise
+        )
+        return self.position
+
+    def render(self, position: Tensor | None = None) -> Tensor:
+        """Frames (B, ..., 2, 65, 65) uint8 of `position` (B, ..., 2), default the current one."""
+        return render(self.position if position is None else position, self.layout)
+
+    def oracle_length(self, start: Tensor, goal: Tensor) -> Tensor:
+        """Shortest path (B,) px between two sets of positions (B, 2)."""
+        return oracle_length(start, goal, self.layout)
+
+    def oracle_action(self, goal: Tensor, cap: float) -> Tensor:
+        """Next action (B, 2) of the shortest path from the current position, norm <= `cap` px."""
+        return oracle_action(self.position, goal, self.layout, cap)

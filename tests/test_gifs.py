@@ -1,0 +1,131 @@
+"""GIFs have every step, the right speed and colours, and a bounded size (PL14)."""
+
+import base64
+import re
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from hjepa_lib.files import FileError
+from hjepa_lib.reporting import gifs, style
+from hjepa_lib.reporting.style import FigureError
+
+RNG = np.random.default_rng(2)
+RED = tuple(round(255 * c) for c in to_rgb(style.GOAL))
+BLUE = tuple(round(255 * c) for c in to_rgb(style.BLUE))
+
+
+def walk(steps: int, scale: float = 1.3) -> np.ndarray:
+    """A random walk (steps + 1, 2) px inside the room."""
+    free = 20 + np.cumsum(RNG.normal(scale=scale, size=(steps + 1, 2)), axis=0)
+    return 5 + np.abs((free - 5) % 108 - 54)  # folded back at 5 and 59
+
+
+def centre(image: np.ndarray, colour: tuple) -> np.ndarray:
+    """(x, y) world px of the pixels of one colour, for a single clip at scale 4."""
+    y, x = np.nonzero((image == colour).all(-1))
+    corner = np.array([gifs.GAP, gifs.LINE + 2])
+    return (np.array([x.mean(), y.mean()]) + 0.5 - corner) / 4 + 3
+
+
+def decoded(path, step: int) -> np.ndarray:
+    image = Image.open(path)
+    image.seek(step)
+    return np.array(image.convert("RGB"))
+
+
+def test_one_frame_per_state_at_ten_a_second_even_when_the_dot_rests(tmp_path):
+    path = gifs.episode_gif(tmp_path / "rest.gif", np.full((31, 2), 20.0), [50, 40], 32, 10)
+    image = Image.open(path)
+    assert image.n_frames == 31  # steps + 1; equal frames would have been merged
+    durations = []
+    for step in range(31):
+        image.seek(step)
+        durations.append(image.info["duration"])
+    assert set(durations) == {100} and image.info["loop"] == 0
+
+
+def test_goal_is_red_and_the_dot_moves_to_where_it_should_be(tmp_path):
+    positions = np.array([[10.0, 20.0], [20.0, 50.0], [24.0, 12.0]])
+    path = gifs.episode_gif(tmp_path / "a.gif", positions, [50, 40], 32, 10)
+    for step, position in enumerate(positions):
+        image = decoded(path, step)
+        assert centre(image, RED) == pytest.approx([50, 40], abs=0.3)
+        assert centre(image, BLUE) == pytest.approx(position, abs=0.3)
+
+
+def test_the_room_has_its_wall_and_its_door(tmp_path):
+    path = gifs.episode_gif(tmp_path / "a.gif", np.full((2, 2), 15.0), [50, 40], 28, 45)
+    wall = tuple(round(255 * c) for c in to_rgb(style.WALL))
+    column = decoded(path, 0)[:, gifs.GAP + (28 - 3) * 4]  # (Hpx, 3) through the wall's middle
+    rows = (np.nonzero((column == wall).all(-1))[0] + 0.5 - gifs.LINE - 2) / 4 + 3
+    assert not ((rows > 41.2) & (rows < 48.8)).any()
+    assert ((rows > 5) & (rows < 40.5)).sum() > 130 and (rows > 49.5).sum() > 35
+
+
+def test_two_methods_of_200_steps_stay_below_300_kb(tmp_path):
+    """PL14: bounded output for the longest, busiest comparison of the protocols."""
+    clips = [
+        gifs.Clip(walk(200), np.array([50, 40]), 32, 10, "flat", style.BLUE),
+        gifs.Clip(walk(200), np.array([50, 40]), 32, 10, "L1+L2", style.ORANGE),
+    ]
+    path = gifs.comparison_gif(tmp_path / "two.gif", clips)
+    image = Image.open(path)
+    assert path.stat().st_size <= gifs.LIMIT_BYTES and image.n_frames == 201
+    assert image.width > 2 * 58 * 3  # readable: at least three screen pixels per px
+
+
+def test_a_file_above_the_cap_is_drawn_smaller_and_never_written_larger(tmp_path, monkeypatch):
+    positions = walk(20)
+    normal = gifs.episode_gif(tmp_path / "a.gif", positions, [50, 40], 32, 10)
+    monkeypatch.setattr(gifs, "LIMIT_BYTES", normal.stat().st_size - 1)
+    small = gifs.episode_gif(tmp_path / "b.gif", positions, [50, 40], 32, 10)
+    assert Image.open(small).width < Image.open(normal).width
+    assert small.stat().st_size < normal.stat().st_size
+    monkeypatch.setattr(gifs, "LIMIT_BYTES", 100)
+    with pytest.raises(FigureError, match="fewer steps"):
+        gifs.episode_gif(tmp_path / "c.gif", positions, [50, 40], 32, 10)
+    assert not (tmp_path / "c.gif").exists()
+
+
+def test_a_shorter_episode_waits_at_its_end(tmp_path):
+    short = gifs.Clip(walk(3), np.array([50, 40]), 32, 10)
+    long = gifs.Clip(walk(9), np.array([50, 40]), 32, 10)
+    path = gifs.comparison_gif(tmp_path / "two.gif", [short, long])
+    assert Image.open(path).n_frames == 10
+    half = Image.open(path).width // 2
+    panel = slice(gifs.LINE + 2, -gifs.LINE)
+    assert np.array_equal(decoded(path, 3)[panel, :half], decoded(path, 9)[panel, :half])
+    assert not np.array_equal(decoded(path, 3)[panel, half:], decoded(path, 9)[panel, half:])
+
+
+def test_titles_are_written_and_long_ones_are_cut(tmp_path):
+    def head(title: str) -> np.ndarray:
+        path = gifs.episode_gif(tmp_path / "t.gif", np.full((2, 2), 20.0), [50, 40], 32, 10, title)
+        return decoded(path, 0)[: gifs.LINE]
+
+    blank, short, long = head(""), head("flat"), head("a title that is far too long " * 3)
+    assert (blank == 255).all() and not np.array_equal(short, blank)
+    assert (long[:, -gifs.GAP // 2 :] == 255).all()
+
+
+def test_html_embeds_the_file_with_an_escaped_alternative_text(tmp_path):
+    path = gifs.episode_gif(tmp_path / "a.gif", walk(2), [50, 40], 32, 10)
+    image = gifs.gif_html(path, alt='the "flat" planner <1>')
+    code = re.fullmatch(
+        r'<img src="data:image/gif;base64,([^"]+)" alt="the &quot;flat&quot; planner &lt;1&gt;">',
+        image,
+    )
+    assert base64.b64decode(code[1]) == path.read_bytes()
+    assert image._repr_html_() == image and "http" not in image
+
+
+def test_missing_file_and_bad_clips_raise_one_sentence(tmp_path):
+    with pytest.raises(FileError, match="cannot read"):
+        gifs.gif_html(tmp_path / "none.gif", alt="none")
+    with pytest.raises(FigureError, match="at least one clip"):
+        gifs.comparison_gif(tmp_path / "a.gif", [])
+    with pytest.raises(FigureError, match="positions must have shape"):
+        gifs.episode_gif(tmp_path / "a.gif", np.ones(4), [50, 40], 32, 10)

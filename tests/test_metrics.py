@@ -1,0 +1,189 @@
+"""Formula-level tests of every metric on hand-made episodes (wall 32, door 10)."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hjepa_lib.evaluation.metrics import Episodes, MetricError, per_trial, summarise
+
+NAMES = {
+    "n", "successes", "success_rate", "ci95", "success_first_1p41", "success_last_1p41",
+    "success_first_4p5", "success_last_4p5", "cross_wall_rate", "init_plan_cross_wall_rate",
+    "planning_error_mean", "planning_error_mean_rmse", "final_distance_mean",
+    "avg_termination_step", "first_crossing_steps", "efficiency_score", "path_efficiency",
+}  # fmt: skip
+
+
+def episodes(*paths, goal, **changes) -> Episodes:
+    """Trials with the given x, y paths (lists of (x, y)) and goals; other fields by default."""
+    batch = len(paths)
+    fields = {
+        "positions": np.array(paths, dtype=np.float32),
+        "goal": np.array(goal, dtype=np.float32),
+        "wall_x": np.full(batch, 32.0),
+        "door_y": np.full(batch, 10.0),
+        "oracle": np.full(batch, 10.0),
+        "plan_end": np.full((batch, 2), np.nan),
+        "plan_reach": 0,
+    }
+    return Episodes(**(fields | changes))
+
+
+def test_names_are_those_of_the_summary_schema():
+    """F12: metrics are chosen by exact key and carry n and an interval."""
+    assert set(summarise(episodes([(40, 10)] * 3, goal=[(40, 10)]), "p1")) == NAMES
+
+
+def test_first_hit_and_last_step_success_differ_at_both_thresholds():
+    """P1 and P2 must never be mixed: a visit counts for first hit only."""
+    goal = (50.0, 30.0)
+    visit = [(20, 30), (50, 31), (20, 30)]  # 1 px away at t = 1, then gone
+    stay = [(20, 30), (20, 30), (50, 31)]
+    near = [(20, 30), (53, 30), (53, 30)]  # 3 px: loose only
+    ring = [(20, 30), (54.5, 30), (54.5, 30)]  # exactly 4.5 px: outside, the test is strict
+    strict_edge = [(20, 30), (51, 31), (51, 31)]  # m = 1 exactly: outside
+    trial = per_trial(episodes(visit, stay, near, ring, strict_edge, goal=[goal] * 5), "p1")
+    assert trial.success_first_1p41.tolist() == [1, 1, 0, 0, 0]
+    assert trial.success_last_1p41.tolist() == [0, 1, 0, 0, 0]
+    assert trial.success_first_4p5.tolist() == [1, 1, 1, 0, 1]
+    assert trial.success_last_4p5.tolist() == [0, 1, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "successes"), [("p1", 2), ("p2_seen", 1), ("p2_heldout", 1), ("p2", 1)]
+)
+def test_success_rate_is_the_protocols_own_with_its_wilson_interval(protocol, successes):
+    visit = [(20, 30), (50, 31), (20, 30)]
+    stay = [(20, 30), (20, 30), (50, 31)]
+    result = summarise(episodes(visit, stay, goal=[(50, 30)] * 2), protocol)
+    assert (result["n"], result["successes"]) == (2, successes)
+    assert result["success_rate"] == successes / 2
+    expected = stats.binomtest(successes, 2).proportion_ci(method="wilson")
+    assert result["ci95"] == [expected.low, expected.high]
+
+
+def test_the_start_counts_as_a_first_hit():
+    trial = per_trial(episodes([(50, 30.5), (20, 30), (20, 30)], goal=[(50, 30)]), "p1")
+    assert trial.success[0] == 1 and trial.termination_step[0] == 0
+    assert trial.planning_error[0] == 0.125  # 0.5^2 / 2 at t = 0, not at the end
+
+
+def test_planning_error_stops_at_the_first_hit_and_the_rmse_is_the_root_of_the_mean():
+    hit = [(20, 30), (50, 31), (50, 30)]  # m(1) = 0.5 although m(2) = 0
+    miss = [(20, 30), (30, 30), (46, 33)]  # ((-4)^2 + 3^2) / 2 = 12.5 at the end
+    result = summarise(episodes(hit, miss, goal=[(50, 30)] * 2), "p1")
+    assert result["planning_error_mean"] == 6.5
+    assert result["planning_error_mean_rmse"] == math.sqrt(6.5)  # not (sqrt(.5) + sqrt(12.5)) / 2
+    assert result["final_distance_mean"] == 2.5  # (0 + 5) / 2
+
+
+def test_termination_counts_failures_as_one_step_more_than_there_are():
+    path = [(20, 30)] * 200 + [(50, 30)]
+    result = summarise(episodes(path, [(20, 30)] * 201, goal=[(50, 30)] * 2), "p1")
+    assert result["avg_termination_step"] == (200 + 201) / 2
+
+
+def test_crossing_rate_is_judged_at_the_end_over_eligible_trials_only():
+    back = [(20, 10), (50, 10), (20, 10)]  # reached the goal, went home: not crossed at S
+    across = [(20, 10), (32, 10), (45, 10)]
+    inside = [(20, 10), (32, 10), (33, 10)]  # on the right face: side 0
+    same_room = [(50, 10), (50, 10), (50, 10)]  # not eligible
+    e = episodes(back, across, inside, same_room, goal=[(50, 10)] * 4)
+    assert np.array_equal(per_trial(e, "p1").cross_wall, [0, 1, 0, math.nan], equal_nan=True)
+    assert summarise(e, "p1")["cross_wall_rate"] == pytest.approx(1 / 3)
+
+
+def test_crossing_from_right_to_left_and_its_own_wall_per_trial():
+    paths = [[(50, 10), (40, 10), (20, 10)]] * 2
+    e = episodes(*paths, goal=[(18, 10)] * 2, wall_x=np.array([32.0, 19.5]))
+    # x = 20 is left of the first wall but between the faces of the second (18.5 .. 20.5): side 0
+    assert per_trial(e, "p1").cross_wall.tolist() == [1, 0]
+
+
+def test_undefined_is_nan_and_never_zero():
+    result = summarise(episodes([(40, 10)] * 3, goal=[(50, 10)]), "p1")
+    for name in ("cross_wall_rate", "init_plan_cross_wall_rate", "first_crossing_steps"):
+        assert math.isnan(result[name]), name
+    assert result["efficiency_score"] == 0 and result["path_efficiency"] == 0  # defined zeros
+
+
+def test_initial_plan_rate_uses_the_plan_end_and_needs_96_steps_of_reach():
+    paths = [[(20, 10), (20, 10)]] * 2
+    ends = np.array([[45.0, 10.0], [25.0, 10.0]])
+    e = episodes(*paths, goal=[(50, 10)] * 2, plan_end=ends, plan_reach=96)
+    assert summarise(e, "p1")["init_plan_cross_wall_rate"] == 0.5
+    assert summarise(e, "p1")["cross_wall_rate"] == 0
+    assert math.isnan(summarise(e._replace(plan_reach=95), "p1")["init_plan_cross_wall_rate"])
+    without_probe = e._replace(plan_end=np.full((2, 2), np.nan))
+    assert math.isnan(summarise(without_probe, "p1")["init_plan_cross_wall_rate"])
+
+
+def test_first_crossing_is_the_step_itself_and_averages_over_crossers():
+    third = [(20, 10), (25, 10), (31.9, 10), (32.1, 10), (20, 10)]  # t = 3, later return ignored
+    first = [(31, 10), (33, 10), (34, 10), (35, 10), (36, 10)]  # t = 1
+    never = [(20, 10)] * 5
+    e = episodes(third, first, never, goal=[(50, 10)] * 3)
+    steps = per_trial(e, "p1").first_crossing_step
+    assert np.array_equal(steps, [3, 1, math.nan], equal_nan=True)
+    assert summarise(e, "p1")["first_crossing_steps"] == 2
+
+
+def test_efficiency_is_straight_steps_to_the_door_over_the_crossing_step():
+    # distance (20, 1) -> (32, 10) is 15 px = 8.333 training steps, crossed at t = 2
+    crosser = [(20, 1), (30, 8), (34, 10)]
+    e = episodes(crosser, [(20, 1)] * 3, goal=[(50, 10)] * 2)
+    assert per_trial(e, "p1").efficiency == pytest.approx([15 / 1.8 / 2, 0])
+    assert summarise(e, "p1")["efficiency_score"] == pytest.approx(15 / 1.8 / 4)
+
+
+def test_path_efficiency_compares_the_way_up_to_the_first_hit_with_the_oracle():
+    goal = (50.0, 10.0)
+    detour = [(40, 10), (40, 18), (50, 10), (40, 10)]  # 8 + sqrt(164) px, wandering after is free
+    short = [
+        (41.4, 10),
+        (50.9, 10),
+        (50, 10),
+        (50, 10),
+    ]  # stops short of the exact goal: capped at 1
+    missed = [(40, 10), (41, 10), (42, 10), (43, 10)]
+    e = episodes(detour, short, missed, goal=[goal] * 3)
+    way = 8 + math.sqrt(164)
+    assert per_trial(e, "p1").path_efficiency == pytest.approx([10 / way, 1, 0])
+    assert summarise(e, "p1")["path_efficiency"] == pytest.approx((10 / way + 1) / 3)
+
+
+def test_path_efficiency_under_p2_uses_its_radius_and_its_success():
+    # first within 4.5 px at t = 1 after 7 px; the strict radius is reached at t = 2 after 10 px
+    path = [(40, 10), (40, 14), (50, 14), (50, 10)]
+    left = [(40, 10), (50, 10), (40, 10), (40, 10)]  # hit, then left: no success in P2
+    e = episodes(path, left, goal=[(50, 10)] * 2)
+    assert per_trial(e, "p2_seen").path_efficiency == pytest.approx([10 / 14, 0])
+    assert per_trial(e, "p1").path_efficiency == pytest.approx([10 / 18, 1])
+
+
+def test_a_trial_that_starts_on_its_goal_has_path_efficiency_one():
+    e = episodes([(50, 10)] * 3, goal=[(50, 10)], oracle=np.zeros(1))
+    assert per_trial(e, "p1").path_efficiency[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"positions": np.zeros((0, 3, 2))}, "positions must be"),
+        ({"positions": np.zeros((1, 3))}, "positions must be"),
+        ({"goal": np.zeros((2, 2))}, "goal must be"),
+        ({"oracle": np.array([math.nan])}, "oracle holds"),
+        ({"positions": np.full((1, 3, 2), math.inf)}, "positions holds"),
+        ({"plan_end": np.zeros(2)}, "plan_end must be"),
+    ],
+)
+def test_bad_episodes_raise_one_sentence(change, message):
+    with pytest.raises(MetricError, match=message):
+        summarise(episodes([(40, 10)] * 3, goal=[(50, 10)])._replace(**change), "p1")
+
+
+def test_unknown_protocol_is_an_error():
+    with pytest.raises(MetricError, match="p1 or begin with p2"):
+        summarise(episodes([(40, 10)] * 3, goal=[(50, 10)]), "p3")

@@ -1,0 +1,144 @@
+"""Intervals and tests against SciPy, published values and properties (F12, F15)."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from hjepa_lib.evaluation.statistics import (
+    StatisticsError,
+    bootstrap,
+    bootstrap_difference,
+    iqm,
+    mcnemar,
+    mean,
+    wilson,
+)
+
+RNG = np.random.default_rng(7)
+
+
+@pytest.mark.parametrize(("k", "n"), [(97, 100), (0, 20), (20, 20), (293, 300), (1, 1)])
+def test_wilson_equals_its_closed_form(k, n):
+    """F15: every success rate has a Wilson interval; also at 0 and n, where Wald's is empty."""
+    z, p = stats.norm.ppf(0.975), k / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert wilson(k, n) == pytest.approx((max(0, centre - half), min(1, centre + half)), abs=1e-12)
+
+
+def test_wilson_of_97_percent_on_20_trials_is_as_wide_as_it_is_known_to_be():
+    low, high = wilson(19, 20)
+    assert low == pytest.approx(0.764, abs=1e-3) and high == pytest.approx(0.991, abs=1e-3)
+
+
+def test_wilson_of_nothing_is_undefined_and_bad_counts_raise():
+    assert all(math.isnan(bound) for bound in wilson(0, 0))
+    with pytest.raises(StatisticsError, match="successes must lie"):
+        wilson(3, 2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_mcnemar_equals_the_binomial_sum_over_discordant_trials(pairs):
+    a, b = np.array(pairs).T
+    result = mcnemar(a, b)
+    c, d = result.only_first, result.only_second
+    assert (result.both, result.neither) == (int((a & b).sum()), int((~a & ~b).sum()))
+    tail = sum(math.comb(c + d, i) for i in range(min(c, d) + 1)) / 2 ** (c + d)
+    assert result.p_value == pytest.approx(min(1.0, 2 * tail))
+    assert mcnemar(b, a).p_value == pytest.approx(result.p_value)
+
+
+def test_mcnemar_known_value_ignores_agreement():
+    first = np.array([1] * 9 + [0] * 1 + [1] * 500)
+    second = np.array([0] * 9 + [1] * 1 + [1] * 500)
+    assert mcnemar(first, second).p_value == pytest.approx(22 / 1024)
+
+
+def test_mcnemar_refuses_unpaired_and_non_binary_outcomes():
+    with pytest.raises(StatisticsError, match="two"):
+        mcnemar(np.ones(3), np.ones(4))
+    with pytest.raises(StatisticsError, match="0 or 1"):
+        mcnemar(np.array([0.5]), np.array([1.0]))
+
+
+def test_iqm_drops_a_quarter_at_each_end():
+    assert iqm(np.array([[-100.0, 1, 2, 3], [4, 5, 6, 1000]])) == 3.5  # mean of 2, 3, 4, 5
+    assert iqm(np.array([1.0] * 75 + [0.0] * 25)) == 1  # why rates use the mean
+
+
+def test_bootstrap_of_one_seed_equals_scipys_percentile_interval():
+    scores = RNG.exponential(size=80)
+    ours = bootstrap(scores, resamples=6000)
+    reference = stats.bootstrap(
+        (scores,), np.mean, n_resamples=6000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert ours.estimate == scores.mean()
+    assert ours[1:] == pytest.approx((reference.low, reference.high), abs=0.01)
+
+
+def test_bootstrap_of_seeds_is_stratified_by_trial():
+    """Trials differ, seeds agree: redrawing seeds within each trial shows no uncertainty."""
+    scores = np.tile(RNG.normal(size=30), (4, 1))
+    assert bootstrap(scores, redraw="seeds", resamples=50)[1:] == pytest.approx([scores.mean()] * 2)
+    low, high = bootstrap(scores, redraw="trials", resamples=200)[1:]
+    assert high - low > 0.1
+
+
+def test_bootstrap_of_trials_is_stratified_by_seed():
+    """Seeds differ, trials agree: only redrawing seeds shows the uncertainty."""
+    scores = np.repeat([[0.0], [1.0], [5.0]], 30, axis=1)
+    assert bootstrap(scores, redraw="trials", resamples=50)[1:] == (2, 2)
+    low, high = bootstrap(scores, redraw="both", resamples=400)[1:]
+    assert low == 0 and high > 3
+
+
+def test_bootstrap_is_seeded_and_leaves_global_random_state_alone():
+    scores = RNG.normal(size=(3, 20))
+    state = np.random.get_state()[1].copy()
+    assert bootstrap(scores, iqm, resamples=50) == bootstrap(scores, iqm, resamples=50)
+    assert bootstrap(scores, iqm, resamples=50) != bootstrap(scores, iqm, resamples=50, seed=1)
+    assert np.array_equal(np.random.get_state()[1], state)
+
+
+def test_bootstrap_covers_the_truth_about_as_often_as_promised():
+    rng = np.random.default_rng(3)
+    hits = 0
+    for trial in range(100):
+        low, high = bootstrap(rng.normal(size=40), resamples=200, seed=trial)[1:]
+        hits += low <= 0 <= high
+    assert 85 <= hits <= 99
+
+
+def test_paired_difference_cancels_what_both_methods_share():
+    difficulty = RNG.normal(scale=10, size=(3, 40))
+    first, second = difficulty + 1, difficulty
+    paired = bootstrap_difference(first, second, resamples=300)
+    assert paired == pytest.approx((1, 1, 1))
+    shuffled = bootstrap_difference(first, second[:, ::-1], resamples=300)
+    assert shuffled.high - shuffled.low > 1
+
+
+def test_paired_difference_is_antisymmetric_and_uses_the_statistic():
+    a, b = RNG.normal(size=(2, 15)), RNG.exponential(size=(2, 15))
+    forth = bootstrap_difference(a, b, iqm, resamples=100)
+    back = bootstrap_difference(b, a, iqm, resamples=100)
+    assert forth == pytest.approx((-back.estimate, -back.high, -back.low))
+    assert forth.estimate == iqm(a) - iqm(b) != mean(a) - mean(b)
+
+
+@pytest.mark.parametrize("scores", [[], [1.0, math.nan], np.zeros((2, 2, 2))])
+def test_bad_scores_raise(scores):
+    with pytest.raises(StatisticsError):
+        bootstrap(np.array(scores))
+
+
+def test_unpaired_shapes_and_unknown_redraw_raise():
+    with pytest.raises(StatisticsError, match="one shape"):
+        bootstrap_difference(np.ones(3), np.ones(4))
+    with pytest.raises(StatisticsError, match="seeds, trials or both"):
+        bootstrap(np.ones(3), redraw="tasks")

@@ -1,0 +1,262 @@
+"""Collision rules, start and goal sampling, the oracle and the stateful world."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hjepa_lib.worlds import World
+from hjepa_lib.worlds.layout import HIGH, LOW, Layout, all_layouts
+from hjepa_lib.worlds.trials import load_trials
+from hjepa_lib.worlds.two_rooms import (
+    DYNAMICS,
+    TwoRooms,
+    inside,
+    oracle_action,
+    oracle_length,
+    sample_start_goal,
+    step,
+)
+
+FIXED = Layout.fixed()
+
+
+def move(start, action, dynamics="blocked", layout=FIXED, generator=None, noise=0.5):
+    """One step of one dot, as a pair of floats."""
+    rows = torch.tensor([start]), torch.tensor([action])
+    return tuple(step(*rows, layout, dynamics, generator, noise)[0].tolist())
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+CASES = {
+    # name: start, action, hit point (None = moves freely)
+    "free": ((20.0, 40.0), (8.0, 0.0), None),  # the measured example: actions are never clipped
+    "left border": ((5.0, 30.0), (-2.0, 0.0), (4.0, 30.0)),
+    "touching a border counts": ((5.0, 30.0), (-1.0, 0.0), (4.0, 30.0)),
+    "right border": ((59.0, 30.0), (2.0, 2.0), (60.0, 31.0)),
+    "top border, vertical step": ((20.0, 5.0), (0.0, -2.0), (20.0, 4.0)),
+    "bottom border": ((20.0, 59.0), (2.0, 2.0), (21.0, 60.0)),
+    "left face": ((29.5, 40.0), (5.0, 0.0), (31.0, 40.0)),
+    "right face": ((35.0, 40.0), (-4.0, 2.0), (33.0, 41.0)),
+    "nearer of border and face": ((30.5, 58.0), (1.0, 3.0), (31.0, 59.5)),
+    "corner, border first": ((30.0, 59.5), (2.0, 2.0), (30.5, 60.0)),
+    "through the door": ((30.0, 10.0), (4.0, 1.0), None),
+    "face just above the door": ((30.0, 5.5), (2.0, 0.0), (31.0, 5.5)),
+    "face just below the door": ((30.0, 14.5), (2.0, 0.0), (31.0, 14.5)),
+    "lip below": ((32.0, 13.0), (0.0, 2.0), (32.0, 14.0)),
+    "lip above, vertical step": ((32.0, 6.5), (0.0, -2.0), (32.0, 6.0)),
+    "lip entered from the room": ((30.5, 13.0), (1.8, 1.8), (31.5, 14.0)),
+    "lip level outside the doorway": ((29.0, 13.0), (1.0, 2.0), None),
+    "out of the doorway before the lip": ((32.5, 13.0), (1.5, 1.5), None),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hit_points(name):
+    """Section 1.4: where each rule acts; `slide` shows the hit point, up to 0.3 px inside."""
+    start, action, point = CASES[name]
+    moved = (start[0] + action[0], start[1] + action[1])
+    if point is None:
+        for dynamics in DYNAMICS:
+            assert move(start, action, dynamics, generator=seeded()) == pytest.approx(moved)
+        return
+    assert move(start, action, "blocked") == start
+    slid = move(start, action, "slide")
+    assert max(abs(slid[0] - point[0]), abs(slid[1] - point[1])) <= 0.3 + 1e-5
+    assert move(start, action, "bounce", noise=0.0) == slid
+    bounced = move(start, action, "bounce", generator=seeded())
+    assert bounced != slid
+
+
+def test_slide_is_put_inside_the_room_but_not_off_a_lip():
+    assert move((5.0, 30.0), (-2.0, 0.0), "slide") == pytest.approx((4.3, 30.0))
+    assert move((30.0, 40.0), (3.0, 0.0), "slide") == pytest.approx((30.7, 40.0))
+    assert move((32.0, 13.0), (0.0, 2.0), "slide") == (32.0, 14.0)
+
+
+@pytest.mark.parametrize("dynamics", DYNAMICS)
+def test_a_dot_on_a_lip_can_leave_it(dynamics):
+    assert move((32.0, 14.0), (0.0, -1.0), dynamics, generator=seeded()) == (32.0, 13.0)
+    assert move((32.0, 14.0), (2.0, 0.0), dynamics, generator=seeded()) == (34.0, 14.0)
+
+
+def test_bounce_noise_points_back_and_has_the_stated_size():
+    n = 20_000
+    start = torch.tensor([[29.5, 40.0]]).repeat(n, 1)
+    layout = Layout.fixed(n)
+    end = step(start, torch.tensor([[5.0, 0.0]]).repeat(n, 1), layout, "bounce", seeded())
+    assert (end[:, 0] < 31).all()
+    assert float(end[:, 1].std()) == pytest.approx(0.5, rel=0.03)
+    # Normal part: 31 - |n|, n of 0.5 px, whose mean is 0.5 * sqrt(2 / pi).
+    assert float(31 - end[:, 0].mean()) == pytest.approx(0.5 * math.sqrt(2 / math.pi), rel=0.05)
+
+
+def test_noise_comes_from_the_given_generator_only():
+    """PL2: consuming other random numbers changes nothing; PL11: noise can be switched off."""
+    args = ((29.5, 40.0), (5.0, 0.0), "bounce")
+    first = move(*args, generator=seeded(3))
+    before = torch.random.get_rng_state()
+    torch.rand(100)
+    assert move(*args, generator=seeded(3)) == first
+    assert move(*args, generator=seeded(4)) != first
+    torch.random.set_rng_state(before)
+    move(*args, generator=seeded(3))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert move(*args, noise=0.0) == pytest.approx((30.7, 40.0))
+    with pytest.raises(ValueError, match="need a torch.Generator"):
+        move(*args)
+
+
+def test_noise_of_a_trial_does_not_depend_on_what_the_others_do():
+    start = torch.tensor([[29.5, 40.0], [20.0, 20.0]])
+    layout = Layout.fixed(2)
+    ends = []
+    for other in ((1.0, 1.0), (-30.0, 0.0)):
+        generator = seeded()
+        step(start, torch.tensor([[0.0, 1.0], other]), layout, "bounce", generator)
+        ends.append(step(start, torch.tensor([[5.0, 0.0], other]), layout, "bounce", generator)[0])
+    assert torch.equal(*ends)
+
+
+coordinate = st.floats(4.0625, 59.9375, width=32)
+shift = st.one_of(st.just(0.0), st.floats(-4, 4, width=32), st.floats(-80, 80, width=32))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    xs=st.tuples(coordinate, coordinate),
+    action=st.tuples(shift, shift),
+    row=st.integers(0, 1124),
+    dynamics=st.sampled_from(DYNAMICS),
+    seed=st.integers(0, 1000),
+)
+def test_never_in_the_wall_outside_or_nan(xs, action, row, dynamics, seed):
+    """PL11: no NaN on axis-parallel hits; whatever the step, the dot ends in free space."""
+    layout = Layout.of(all_layouts()[row : row + 1])
+    position = torch.tensor([xs])
+    if not inside(position, layout).all():
+        return
+    generator = seeded(seed)
+    for _ in range(3):
+        new = step(position, torch.tensor([action]), layout, dynamics, generator)
+        assert torch.isfinite(new).all()
+        assert inside(new, layout).all()
+        position = new
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    xs=st.tuples(coordinate, coordinate),
+    action=st.tuples(st.floats(-6, 6, width=32), st.floats(-6, 6, width=32)),
+    row=st.integers(0, 1124),
+)
+def test_blocked_agrees_with_sampling_the_segment(xs, action, row):
+    """Independent check: a step is cancelled iff some point of its segment is not free space."""
+    layout = Layout.of(all_layouts()[row : row + 1])
+    start, move_by = torch.tensor([xs]), torch.tensor([action])
+    if not inside(start, layout).all() or move_by.norm() < 0.01:
+        return
+    share = torch.linspace(0, 1, 4001)[:, None]
+    grid = Layout(layout.wall_x.expand(4001), layout.door_y.expand(4001))
+    slack = inside(start + share * move_by * 1.003, grid).all()  # clearly free
+    sampled = inside(start + share * move_by * 0.997, grid).all()  # not clearly blocked
+    new = step(start, move_by, layout, "blocked")
+    if slack:
+        assert torch.equal(new, start + move_by)
+    if not sampled:
+        assert torch.equal(new, start)
+
+
+@pytest.mark.parametrize("level", ["easy", "medium"])
+def test_starts_and_goals(level):
+    layout = Layout.of(all_layouts())
+    start, goal = sample_start_goal(layout, level, seeded())
+    for place in (start, goal):
+        assert inside(place, layout).all()
+        assert ((place > 6.6 - 1e-4) & (place < 57.4 + 1e-4)).all()
+        gap = (place[:, 0] - layout.wall_x).abs() - 1
+        low, high = (4, 12) if level == "easy" else (2.6, 60)
+        assert (gap >= low - 1e-4).all() and (gap <= high + 1e-4).all()
+        if level == "easy":
+            assert ((place[:, 1] - layout.door_y).abs() <= 12 + 1e-4).all()
+    left = start[:, 0] < layout.wall_x
+    assert torch.equal(left, goal[:, 0] > layout.wall_x)  # different rooms
+    assert 0.4 < left.float().mean() < 0.6
+    with pytest.raises(ValueError, match="level must be one of"):
+        sample_start_goal(layout, "hard", seeded())
+
+
+def test_oracle_length_equals_a_search_over_the_opening():
+    """The shortest of 201 x 201 polygon paths through the two faces cannot be beaten by much."""
+    trials = load_trials("p2_seen", "validation", 60)
+    layout, start, goal = trials.layout, trials.start, trials.goal
+    y = layout.top[:, None] + torch.linspace(0, 1, 201) * 8
+    from_left = start[:, 0] < layout.wall_x
+    enter = torch.where(from_left, layout.left, layout.right)
+    leave = torch.where(from_left, layout.right, layout.left)
+    one = torch.hypot((start[:, 0] - enter)[:, None], start[:, 1:] - y)
+    two = torch.hypot((goal[:, 0] - leave)[:, None], goal[:, 1:] - y)
+    across = torch.hypot(torch.tensor(2.0), y[:, :, None] - y[:, None])
+    searched = (one[:, :, None] + across + two[:, None]).flatten(1).amin(1)
+    exact = oracle_length(start, goal, layout)
+    assert ((searched - exact) > -1e-3).all() and ((searched - exact) < 1e-2).all()
+    assert torch.allclose(exact, oracle_length(goal, start, layout), atol=1e-3)
+
+
+def test_oracle_length_is_straight_where_nothing_is_in_the_way():
+    pairs = [((10.0, 10.0), (20.0, 50.0)), ((20.0, 10.0), (50.0, 11.0)), ((32.0, 8.0), (32.0, 12.0))]
+    start, goal = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    length = oracle_length(start, goal, Layout.fixed(3))
+    assert torch.allclose(length, (start - goal).norm(dim=-1))
+
+
+@pytest.mark.parametrize("protocol", ["p1", "p2_heldout"])
+@pytest.mark.parametrize("dynamics", DYNAMICS)
+def test_the_oracle_solves_every_trial_without_a_hit(protocol, dynamics):
+    trials = load_trials(protocol, "validation", 100)
+    world = TwoRooms(trials.layout, dynamics)
+    world.reset(trials.start)
+    for _ in range(70):
+        action = world.oracle_action(trials.goal, 1.8365)
+        assert (action.norm(dim=-1) <= 1.8365 + 1e-4).all()
+        before = world.position
+        assert torch.equal(world.step(action), before + action)
+    assert ((world.position - trials.goal).norm(dim=-1) < 0.01).all()
+
+
+def test_oracle_action_stays_at_the_goal():
+    here = torch.tensor([[20.0, 20.0]])
+    assert torch.equal(oracle_action(here, here, FIXED, 1.8), torch.zeros(1, 2))
+
+
+def test_world_interface_reset_and_repeat():
+    world = TwoRooms(Layout.fixed(2), "bounce", seed=5)
+    assert isinstance(world, World)
+    start = torch.tensor([[29.5, 40.0], [10.0, 10.0]])
+    ends = []
+    for _ in range(2):
+        assert torch.equal(world.reset(start), start)  # PL11: a given position works
+        ends.append([world.step(torch.tensor([[5.0, 0.0], [1.0, 0.0]])) for _ in range(3)][-1])
+    assert torch.equal(*ends)
+    assert world.render().shape == (2, 2, 65, 65)
+    assert world.render(torch.zeros(2, 7, 2) + 20).shape == (2, 7, 2, 65, 65)
+
+
+def test_world_refuses_bad_input():
+    with pytest.raises(ValueError, match="dynamics must be one of"):
+        TwoRooms(FIXED, "elastic")
+    with pytest.raises(ValueError, match="noise must be"):
+        TwoRooms(FIXED, noise=float("nan"))
+    world = TwoRooms(FIXED)
+    for bad in ([[32.0, 40.0]], [[LOW, 30.0]], [[30.0, HIGH]], [[float("nan"), 30.0]]):
+        with pytest.raises(ValueError, match="must lie inside the rooms"):
+            world.reset(torch.tensor(bad))
+    with pytest.raises(ValueError, match=r"must be \(1, 2\)"):
+        world.reset(torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="dynamics must be one of"):
+        move((20.0, 20.0), (1.0, 0.0), "elastic")

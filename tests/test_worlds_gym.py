@@ -1,0 +1,125 @@
+"""The Gymnasium wrapper: checker, seeding, reset options, success."""
+
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+
+from hjepa_lib.worlds import ENV_ID
+from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.worlds.two_rooms import render
+
+
+def make(**options):
+    return gymnasium.make(ENV_ID, **options)
+
+
+def test_env_checker_passes():
+    with warnings.catch_warnings():
+        # Its only advice: actions in [-1, 1]. Ours are px, because every limit here is in px.
+        warnings.filterwarnings("ignore", message=".*symmetric and normalized space.*")
+        warnings.filterwarnings("error", category=UserWarning)
+        check_env(make(layouts="random", render_mode="rgb_array").unwrapped)
+
+
+def rollout(env, seed, steps=20):
+    observation, info = env.reset(seed=seed)
+    track = [observation.copy(), info["goal"]]
+    for k in range(steps):
+        action = np.array([2.0 * (-1) ** k, 2.4], dtype=np.float32)
+        observation, _, _, _, info = env.step(action)
+        track += [observation.copy(), info["position"]]
+    return track
+
+
+def test_one_seed_rules_everything():
+    """PL2: the episode follows from the seed, whatever global generators did before."""
+    first = rollout(make(layouts="random"), 3)
+    np.random.rand(4), torch.rand(4)
+    again = rollout(make(layouts="random"), 3)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    other = rollout(make(layouts="random"), 4)
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_reset_options_and_observation():
+    """PL11: reset with a given position works, noise can be switched off."""
+    env = make(noise=0.0)
+    options = {"start": (20.0, 40.0), "goal": (50.0, 20.0), "wall_x": 30, "door_y": 25}
+    observation, info = env.reset(seed=0, options=options)
+    assert observation.shape == (65, 65, 2) and observation.dtype == np.uint8
+    layout = Layout.of(np.array([[30, 25]]))
+    expected = render(torch.tensor([[20.0, 40.0]]), layout)[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(observation, expected)
+    assert info["position"].tolist() == [20, 40] and info["goal"].tolist() == [50, 20]
+    assert (info["wall_x"], info["door_y"], info["success"]) == (30, 25, False)
+    assert info["distance"] == pytest.approx(np.hypot(30, 20))
+    _, reward, terminated, truncated, info = env.step(np.array([8.0, 0.0], dtype=np.float32))
+    assert info["position"].tolist() == [28, 40]  # not clipped
+    assert (reward, terminated, truncated) == (0.0, False, False)
+    env.step(np.array([8.0, 0.0]))
+    assert env.unwrapped.step(np.zeros(2))[4]["position"] == pytest.approx([28.7, 40])
+    assert env.unwrapped.goal_frame()[20, 50, 0] == 255
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_success_is_within_sqrt_two(stop):
+    env = make(stop_at_goal=stop, dynamics="slide")
+    env.reset(seed=0, options={"start": (20.0, 40.0), "goal": (23.0, 40.0)})
+    _, reward, terminated, _, info = env.step(np.array([1.5, 0.0]))
+    assert (reward, terminated, info["success"]) == (0.0, False, False)
+    _, reward, terminated, _, info = env.step(np.array([0.2, 0.0]))
+    assert (reward, terminated, info["success"]) == (1.0, stop, True)
+
+
+def test_time_limit_is_200_steps():
+    env = make(stop_at_goal=False)
+    env.reset(seed=0)
+    ends = [env.step(np.zeros(2, np.float32))[3] for _ in range(200)]
+    assert ends[-1] and not any(ends[:-1])
+
+
+def test_picture_shows_dot_blue_and_goal_red():
+    env = make(render_mode="rgb_array")
+    env.reset(seed=0, options={"start": (20.0, 40.0), "goal": (50.0, 20.0)})
+    picture = env.render()
+    assert picture.shape == (260, 260, 3) and picture.dtype == np.uint8
+    assert picture[161, 81].tolist() == [0, 0, 255]
+    assert picture[81, 201].tolist() == [255, 0, 0]
+    assert picture[200, 100].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"begin": (1, 2)}, "unknown reset option 'begin'"),
+        ({"start": (32.0, 40.0)}, "lies in a wall"),
+        ({"goal": (1.0, 40.0)}, "outside the rooms"),
+        ({"goal": (1.0, 2.0, 3.0)}, r"goal must be \(x, y\)"),
+        ({"wall_x": 50}, r"wall_x must be an integer in \[20, 44\]"),
+        ({"door_y": 10.5}, "door_y must be an integer"),
+    ],
+)
+def test_bad_reset_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        make().unwrapped.reset(seed=0, options=options)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"level": "hard"}, {"dynamics": "x"}, {"noise": -1.0}, {"render_mode": "x"}, {"layouts": "x"}],
+)
+def test_bad_constructor_arguments(arguments):
+    with pytest.raises(ValueError, match="must be"):
+        make(**arguments)
+
+
+@pytest.mark.parametrize("action", [np.zeros(3), np.array([np.nan, 0.0])])
+def test_bad_actions(action):
+    env = make().unwrapped
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="two finite numbers"):
+        env.step(action)
