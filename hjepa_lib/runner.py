@@ -145,11 +145,11 @@ def run_notebooks(
 
 def finish(run: Run, say: Say = print) -> Path:
     """Write `summary.json` and `report.html` from the results on disk; returns the latter."""
-    from hjepa_lib import evaluation
+    from hjepa_lib.evaluation.results import collect
     from hjepa_lib.reporting import html, summary
 
     run.reload()
-    table = summary.build(run, evaluation.collect(run))
+    table = summary.build(run, collect(run.path / "results"))
     write_json(run.path / "summary.json", table)
     path = html.write_report(run)
     say(f"summary: {run.path / 'summary.json'}")
@@ -195,7 +195,7 @@ def _execute(run: Run, path: Path, parameters: dict[str, Any]) -> None:
         os.replace(running, failed)
         reason = (str(error.evalue).strip().splitlines() or [""])[0]
         raise NotebookFailed(
-            f"{path.stem} failed in cell {error.exec_count}: {error.ename}: {reason} "
+            f"{path.stem} failed at In [{error.exec_count}]: {error.ename}: {reason} "
             f"(kept: {failed})"
         ) from error
     except Exception as error:  # the kernel died, for example for lack of memory

@@ -18,8 +18,12 @@ def test_write_replaces_and_leaves_nothing_else(tmp_path):
     assert [item.name for item in path.parent.iterdir()] == ["a.txt"]
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_failed_write_keeps_the_old_file_and_removes_the_temporary_one(tmp_path, monkeypatch, error):
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
+)
+def test_failed_write_keeps_the_old_file_and_removes_the_temporary_one(
+    tmp_path, monkeypatch, error
+):
     path = files.write_atomic(tmp_path / "a.txt", "old")
 
     def fail(_):

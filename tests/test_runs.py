@@ -74,7 +74,7 @@ def test_missing_and_damaged_runs_are_one_sentence(root):
     with pytest.raises(RunError, match="no run in"):
         Run.open()
     run = Run.create("a", CONFIG)
-    with pytest.raises(RunError, match="'b' does not exist.*newest ones are: a"):
+    with pytest.raises(RunError, match=r"'b' does not exist.*newest ones are: a"):
         Run.open("b")
     manifest = (run.path / "manifest.json").read_text()
     (run.path / "manifest.json").write_text(manifest[: len(manifest) // 2])

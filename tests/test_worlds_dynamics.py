@@ -108,7 +108,7 @@ def test_noise_comes_from_the_given_generator_only():
     move(*args, generator=seeded(3))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert move(*args, noise=0.0) == pytest.approx((30.7, 40.0))
-    with pytest.raises(ValueError, match="need a torch.Generator"):
+    with pytest.raises(ValueError, match=r"need a torch.Generator"):
         move(*args)
 
 
@@ -209,7 +209,11 @@ def test_oracle_length_equals_a_search_over_the_opening():
 
 
 def test_oracle_length_is_straight_where_nothing_is_in_the_way():
-    pairs = [((10.0, 10.0), (20.0, 50.0)), ((20.0, 10.0), (50.0, 11.0)), ((32.0, 8.0), (32.0, 12.0))]
+    pairs = [
+        ((10.0, 10.0), (20.0, 50.0)),
+        ((20.0, 10.0), (50.0, 11.0)),
+        ((32.0, 8.0), (32.0, 12.0)),
+    ]
     start, goal = (torch.tensor(column) for column in zip(*pairs, strict=True))
     length = oracle_length(start, goal, Layout.fixed(3))
     assert torch.allclose(length, (start - goal).norm(dim=-1))

@@ -9,6 +9,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from hjepa_lib.worlds import ENV_ID
+from hjepa_lib.worlds.gym_env import TwoRoomsEnv
 from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.two_rooms import render
 
@@ -19,9 +20,9 @@ def make(**options):
 
 def test_env_checker_passes():
     with warnings.catch_warnings():
+        warnings.filterwarnings("error", category=UserWarning)
         # Its only advice: actions in [-1, 1]. Ours are px, because every limit here is in px.
         warnings.filterwarnings("ignore", message=".*symmetric and normalized space.*")
-        warnings.filterwarnings("error", category=UserWarning)
         check_env(make(layouts="random", render_mode="rgb_array").unwrapped)
 
 
@@ -114,7 +115,7 @@ def test_bad_reset_options(options, message):
 )
 def test_bad_constructor_arguments(arguments):
     with pytest.raises(ValueError, match="must be"):
-        make(**arguments)
+        TwoRoomsEnv(**arguments)
 
 
 @pytest.mark.parametrize("action", [np.zeros(3), np.array([np.nan, 0.0])])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.data.trajectories import Trajectories
+from hjepa_lib.worlds.layout import SIZE
 from hjepa_lib.worlds.rendering import render
 
 _FRAMES = 4096
@@ -46,14 +47,19 @@ class Normaliser:
         generator = torch.Generator().manual_seed(seed)
         states = torch.randint(len(trajectories.positions), (_FRAMES,), generator=generator)
         row = torch.searchsorted(trajectories.lengths.cumsum(0), states, right=True)
-        frames = render(
-            trajectories.positions[states], trajectories.layouts(row)
-        )  # (N, 2, Hpx, Wpx)
-        pixels = frames.transpose(0, 1).reshape(2, -1).double()
+        total, squares = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+        for part in torch.arange(_FRAMES).split(256):  # 9 MB of float32 pixels at a time
+            frames = render(trajectories.positions[states[part]], trajectories.layouts(row[part]))
+            pixels = frames.float()  # (256, 2, Hpx, Wpx)
+            total += pixels.sum((2, 3)).double().sum(0)
+            squares += pixels.square_().sum((2, 3)).double().sum(0)
+        mean = total / (_FRAMES * SIZE**2)
+        std = (squares / (_FRAMES * SIZE**2) - mean**2).clamp_min(_SMALLEST**2).sqrt()
         used = torch.ones(len(trajectories.actions), dtype=torch.bool)
         used[trajectories.lengths.cumsum(0) - 1] = False  # the last state has no action
         return cls(
-            *_statistics(pixels.T),
+            tuple(mean.tolist()),
+            tuple(std.tolist()),
             *_statistics(trajectories.actions[used]),
             *_statistics(trajectories.positions),
         )

@@ -74,26 +74,24 @@ def generate(
     `good_fraction` acts in `mixture` only: int(fraction * R) trajectories are good, the rest
     random. `noise` (px) acts with `bounce` only. Raises `ValueError` for unknown names.
     """
-    if recipe not in RECIPES:
-        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}; got {recipe!r}")
-    if dynamics not in DYNAMICS:
-        raise ValueError(f"dynamics must be one of {', '.join(DYNAMICS)}; got {dynamics!r}")
-    if transitions < 1:
-        raise ValueError(f"transitions must be at least 1, got {transitions}")
-    if not 0 <= good_fraction <= 1:
-        raise ValueError(f"good_fraction must lie in [0, 1], got {good_fraction}")
+    _check(recipe, transitions, dynamics, good_fraction)
     rule = RECIPES[recipe]
     per = (rule.keep or rule.states) - 1
     count = math.ceil(transitions / per)
     lengths = torch.full((count,), per + 1)
     lengths[-1] = transitions - per * (count - 1) + 1
-    pool = layouts
-    if isinstance(layouts, str):
-        pool = layout_set(layouts, exclude_wall, exclude_door)
+    named = isinstance(layouts, str)
+    pool = layout_set(layouts, exclude_wall, exclude_door) if named else np.asarray(layouts)
     generator = torch.Generator().manual_seed(seed)
     kappa = torch.full((count,), rule.kappa)
+    meta: dict[str, Any] = {"source": "generated", "recipe": recipe, "transitions": transitions}
+    meta |= {"layouts": layouts if named else "custom", "seed": seed, "dynamics": dynamics}
+    meta["noise_px"] = noise if dynamics == "bounce" else 0.0
     if recipe == "mixture":
         kappa[torch.randperm(count, generator=generator)[: int(good_fraction * count)]] = SMOOTH
+        meta["good_fraction"] = good_fraction
+    if meta["layouts"] == "rectangle":
+        meta |= {"exclude_wall": exclude_wall, "exclude_door": exclude_door}
     positions, actions = torch.empty(transitions + count, 2), torch.empty(transitions + count, 2)
     drawn = torch.empty(count, 2, dtype=torch.int16)
     done = 0
@@ -107,26 +105,18 @@ def generate(
         drawn[done : done + size] = chunk.layout.pairs().to(torch.int16)
         done += size
     actions[lengths.cumsum(0) - 1] = 0  # a last state has no action
-    meta = _meta(recipe, transitions, layouts, seed, dynamics, noise)
-    if recipe == "mixture":
-        meta["good_fraction"] = good_fraction
-    if layouts == "rectangle":
-        meta |= {"exclude_wall": exclude_wall, "exclude_door": exclude_door}
     return Trajectories(positions, actions, lengths, drawn, meta)
 
 
-def _meta(
-    recipe: str, transitions: int, layouts: Any, seed: int, dynamics: str, noise: float
-) -> dict[str, Any]:
-    return {
-        "source": "generated",
-        "recipe": recipe,
-        "transitions": transitions,
-        "layouts": layouts if isinstance(layouts, str) else "custom",
-        "seed": seed,
-        "dynamics": dynamics,
-        "noise_px": noise if dynamics == "bounce" else 0.0,
-    }
+def _check(recipe: str, transitions: int, dynamics: str, good_fraction: float) -> None:
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}; got {recipe!r}")
+    if dynamics not in DYNAMICS:
+        raise ValueError(f"dynamics must be one of {', '.join(DYNAMICS)}; got {dynamics!r}")
+    if transitions < 1:
+        raise ValueError(f"transitions must be at least 1, got {transitions}")
+    if not 0 <= good_fraction <= 1:
+        raise ValueError(f"good_fraction must lie in [0, 1], got {good_fraction}")
 
 
 class _Chunk(NamedTuple):

@@ -199,4 +199,7 @@ class LatentPolicy:
             found |= {"macro_xy": probe(log["macro"]), "subgoal_xy": probe(log["subgoal"])}
         keep = ("plan", "near", "cost_min", "cost_mean", "fan_cost")
         found |= {key: log[key] for key in keep}
-        return {key: value.float().cpu().numpy() for key, value in found.items()}
+        arrays = {key: value.float().cpu().numpy() for key, value in found.items()}
+        if "macro" in log:
+            arrays["macro_stride"] = np.array(self.planner.level2.stride)
+        return arrays

@@ -60,15 +60,15 @@ def write_report(run: Run) -> Path:
 def headline(results: list[dict[str, Any]]) -> str:
     """One sentence: the best learned planner of the first table, with interval and floors."""
     tables = _tables(results)
-    learned = [row for row in (tables[0] if tables else []) if row["method"] not in FLOORS]
-    learned = [row for row in learned if not row["method"].startswith("random")]
+    learned = [row for row in (tables[0] if tables else []) if _rank(row) == 1]
     if not learned:
         return "No planner has been evaluated in this run yet."
     best = max(learned, key=lambda row: (row["success_rate"], row["path_efficiency"]))
     low, high = best["ci95"]
     text = (
         f"<b>{_label(best)}</b> solves <b>{best['successes']} of {best['n']}</b> trials "
-        f"(95\N{NO-BREAK SPACE}% interval {100 * low:.0f}–{100 * high:.0f}\N{NO-BREAK SPACE}%) on {_setting(best)}"
+        f"(95\N{NO-BREAK SPACE}% interval {100 * low:.0f}–{100 * high:.0f}\N{NO-BREAK SPACE}%) "
+        f"on {_setting(best)}"
     )
     floors = [
         f"{row['method']} {_percent(row['success_rate'])}"
@@ -80,11 +80,17 @@ def headline(results: list[dict[str, Any]]) -> str:
 
 
 def _tables(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Results grouped by protocol, layouts and dynamics, in order of first appearance."""
+    """Results by protocol, layouts, dynamics and n: the fullest table first, floors outermost."""
     tables: dict[str, list[dict[str, Any]]] = {}
-    for row in results:
+    for row in sorted(results, key=_rank):
         tables.setdefault(_setting(row), []).append(row)
-    return list(tables.values())
+    return sorted(tables.values(), key=len, reverse=True)
+
+
+def _rank(row: dict[str, Any]) -> int:
+    if row["method"].startswith("random"):
+        return 0
+    return 2 if row["method"] == "oracle" else 1
 
 
 def _results(results: list[dict[str, Any]]) -> str:

@@ -17,7 +17,7 @@ from hjepa_lib.data.windows import WindowBatch, Windows
 from hjepa_lib.models.jepa import Jepa
 from hjepa_lib.objectives import loss_terms, weighted_sum
 from hjepa_lib.training.loop import Fit, step_generator
-from hjepa_lib.training.probes import effective_rank, fit_ridge
+from hjepa_lib.training.probes import effective_rank, fit_ridge, rmse_px
 from hjepa_lib.worlds.two_rooms import render
 
 VALIDATION_WINDOWS = 128
@@ -99,7 +99,3 @@ def validate_level1(model: Jepa, batch: WindowBatch, device: torch.device) -> di
             report[f"probe_{name}_px"] = float(gap.square().mean().sqrt())
     return report
 
-
-def rmse_px(predicted: Tensor, true: Tensor) -> float:
-    """Root mean squared Euclidean error of (M, 2) positions, px."""
-    return float((predicted - true).square().sum(-1).mean().sqrt())

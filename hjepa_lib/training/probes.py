@@ -11,7 +11,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from hjepa_lib.config import OptimConfig
+from hjepa_lib.data.normaliser import Normaliser
+from hjepa_lib.models.jepa import Jepa
 from hjepa_lib.models.layers import mlp
+from hjepa_lib.training.latents import LatentStore
+from hjepa_lib.training.loop import Fit
+
+PROBE_OPTIM = OptimConfig(
+    updates=1000, batch=1024, lr=1e-3, weight_decay=0.0, warmup=0.05, validate_every=1000
+)
 
 
 def effective_rank(latents: Tensor) -> float:
@@ -46,3 +55,39 @@ class Probe(nn.Module):
     def loss(self, latents: Tensor, targets: Tensor) -> Tensor:
         """MSE on standardised targets, as the papers print it."""
         return (self.net(latents).float() - (targets - self.mean) / self.std).square().mean()
+
+
+def train_probe(
+    model: Jepa, normaliser: Normaliser, train: LatentStore, validation: LatentStore, seed: int
+) -> tuple[Probe, dict[str, float]]:
+    """The position probe on frozen encodings, and its RMSE (px) on held-out trajectories.
+
+    With several layouts the report also says how well a ridge regression reads wall_x and door_y.
+    """
+    device = next(model.parameters()).device
+    mean, std = torch.tensor(normaliser.position_mean), torch.tensor(normaliser.position_std)
+    probe = Probe(model.latent_dim, mean, std).to(device)
+
+    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        pick = torch.randint(len(train.latents), (PROBE_OPTIM.batch,), generator=generator)
+        latents, positions = train.latents[pick].float(), train.positions[pick]
+        return probe.loss(latents.to(device), positions.to(device)), {}
+
+    for _ in Fit(probe, loss_fn, PROBE_OPTIM, seed=seed):
+        pass
+    probe.eval().requires_grad_(False)
+    found = probe(validation.latents.float().to(device)).cpu()
+    report = {"probe_px_encoder": rmse_px(found, validation.positions)}
+    layouts = [store.layout.index(store.trajectory) for store in (train, validation)]
+    if len(layouts[0].pairs().unique(dim=0)) > 1:
+        step = max(1, len(train.latents) // 50_000)
+        walls = [layout.pairs().float() for layout in layouts]  # (M, 2)
+        ridge = fit_ridge(train.latents[::step].float().cpu(), walls[0][::step])
+        gap = (ridge(validation.latents.float().cpu()) - walls[1]).square().mean(0).sqrt()
+        report |= {"probe_px_wall_x": float(gap[0]), "probe_px_door_y": float(gap[1])}
+    return probe, report
+
+
+def rmse_px(predicted: Tensor, true: Tensor) -> float:
+    """Root mean squared Euclidean error of (M, 2) positions, px."""
+    return float((predicted - true).square().sum(-1).mean().sqrt())

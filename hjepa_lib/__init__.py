@@ -1,0 +1,50 @@
+"""The H-JEPA workbook: small, tested parts for hierarchical latent world models.
+
+Axis legend, used everywhere (batch first):
+
+    B batch (trials in planning)   T time (states of a window)   H horizon (planned steps)
+    N candidates of a planner      K ensemble members            D latent   Z level-2 stochastic
+    A action                       C image channel               Hpx, Wpx image rows, columns
+
+Positions and actions are (x, y) in px of the 65 x 65 image, x to the right, y down; frames are
+uint8 in [0, 255], channels (dot, walls). Data flows one way: config, worlds, data, models,
+objectives, training, planning, agent, evaluation, reporting, runs, stages, notebooks.
+
+    import hjepa_lib
+    agent = hjepa_lib.load("latest")              # a run's name, or "pretrained"
+    actions, plan = agent.plan(frame, goal_frame)  # (k, 2) px and the whole plan
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hjepa_lib.agent import Agent
+
+try:
+    __version__ = version("hjepa-lib")
+except PackageNotFoundError:  # used from a checkout that is not installed
+    __version__ = "0+unknown"
+
+
+def load(run: str = "latest") -> Agent:
+    """The trained agent of a run: a name, "latest", or "pretrained" (committed, small).
+
+    Raises FileError or RunError, in one sentence, when the run or a part of it is missing.
+    """
+    from hjepa_lib import machine
+    from hjepa_lib.agent import load_agent
+    from hjepa_lib.runs import Run, pretrained_folder
+
+    machine.set_up()
+    if run == "pretrained":
+        found = Run.at(pretrained_folder())
+    else:
+        found = Run.open("" if run == "latest" else run)
+    l2 = found.path / "l2" if found.done("l2") else None
+    config = found.config
+    return load_agent(
+        found.path / "l1", l2, config.planning, config.seed, found.precision, found.device
+    )

@@ -1,0 +1,338 @@
+"""The stages of a run: data, level 1, distance head, level 2, results - each resumable on its own.
+
+Training stages are generators of reports: a notebook iterates over them and draws, the command line
+just exhausts them, and both run the same code. A stage that is done yields nothing. Whatever a stage
+needs and this run lacks is taken from the latest agreeing run, then the pretrained one, and is
+otherwise trained here with the smoke budget; the workspace says which.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from hjepa_lib import __version__
+from hjepa_lib.agent import Agent, load_agent
+from hjepa_lib.config import Config, PlanningConfig, profile
+from hjepa_lib.data.normaliser import Normaliser
+from hjepa_lib.data.published import acquire
+from hjepa_lib.data.trajectories import Trajectories
+from hjepa_lib.data.windows import Windows
+from hjepa_lib.evaluation.episodes import LatentPolicy, OraclePolicy, RandomPolicy, run_episodes
+from hjepa_lib.evaluation.openloop import probe_errors
+from hjepa_lib.evaluation.results import (
+    LAYOUTS,
+    ResultKey,
+    planner_settings,
+    protocol_cap,
+    save_result,
+)
+from hjepa_lib.files import read_json, write_json
+from hjepa_lib.models.checkpoint import (
+    load_level1,
+    load_weights,
+    save_distance,
+    save_level1,
+    save_level2,
+    save_weights,
+)
+from hjepa_lib.models.distance import Distance
+from hjepa_lib.models.geometry import DistanceGeometry, LatentGeometry
+from hjepa_lib.models.hjepa import HJepa, Level2
+from hjepa_lib.models.jepa import Jepa
+from hjepa_lib.training.distance import train_distance
+from hjepa_lib.training.latents import LatentStore
+from hjepa_lib.training.level1 import train_level1
+from hjepa_lib.training.level2 import macro_box, train_joint, train_level2, typical_cost
+from hjepa_lib.training.loop import Fit, Report
+from hjepa_lib.training.probes import Probe, train_probe
+from hjepa_lib.workspace import Workspace
+from hjepa_lib.worlds.trials import Trials, load_trials
+
+LOG_EVERY = 10  # updates between lines of metrics.jsonl
+NORMALISER = "normaliser.json"
+
+
+# --- data -------------------------------------------------------------------------------------
+def make_data(ws: Workspace) -> Trajectories:
+    """Generate or load the trajectories of this run (stage `data`)."""
+    config = ws.config
+    if not ws.run.done("data"):
+        with ws.run.stage("data") as folder:
+            data = acquire(config.data, config.seed, ws.run.path.parent / ".downloads")
+            data.save(folder)
+            train, _ = data.split(config.data.val_fraction, config.seed)
+            write_json(folder / NORMALISER, Normaliser.fit(train, config.seed).to_dict())
+        if "fallback" in data.meta:
+            ws.run.note("data_fallback", data.meta["fallback"])
+    return Trajectories.load(ws.run.path / "data")
+
+
+def load_data(ws: Workspace) -> tuple[Trajectories, Trajectories, Normaliser]:
+    """(train, validation, normaliser); makes them when this run has none."""
+    data = make_data(ws)
+    train, validation = data.split(ws.config.data.val_fraction, ws.config.seed)
+    normaliser = Normaliser.from_dict(read_json(ws.run.path / "data" / NORMALISER))
+    return train, validation, normaliser
+
+
+# --- training ---------------------------------------------------------------------------------
+def follow(ws: Workspace, stage: str, fit: Fit) -> Iterator[Report]:
+    """Iterate a fit, writing its reports to metrics.jsonl (from the checkpoint on, after a resume)."""
+    ws.run.rewind(stage, fit.update)
+    for report in fit:
+        if report.update % LOG_EVERY == 0 or report.validation:
+            row = {"stage": stage, "step": report.update, "loss": report.loss, "lr": report.lr}
+            row |= {"grad_norm": report.grad_norm, **report.terms}
+            row |= {f"validation_{key}": value for key, value in report.validation.items()}
+            ws.run.log(row)
+        yield report
+
+
+def _resume_folder(ws: Workspace, stage: str) -> Path:
+    """Optimiser state lives apart from the checkpoint and goes away with success."""
+    return ws.run.folder(f"resume/{stage}")
+
+
+def train_level1_stage(ws: Workspace) -> Iterator[Report]:
+    """Stage `l1`: level 1 (with level 2 when `level2.train=joint`), then the position probe."""
+    if ws.run.done("l1"):
+        return
+    config = ws.config
+    train, validation, normaliser = load_data(ws)
+    resume = _resume_folder(ws, "l1")
+    torch.manual_seed(config.seed)  # before any weight or batch is drawn (EB5)
+    joint = config.level2.train == "joint" and not config.level2.disable_l2
+    with ws.run.stage("l1", needs=("data",)) as folder:
+        if joint:
+            both = HJepa(config, normaliser).to(ws.device)
+            model, length = both.level1, config.level2.macro_steps * config.level2.step_skip + 1
+            fit = train_joint(both, Windows(train, length), config, precision=ws.precision, folder=resume)
+        else:
+            model = Jepa(config.level1, normaliser).to(ws.device)
+            windows = [Windows(part, config.level1.window) for part in (train, validation)]
+            fit = train_level1(
+                model, *windows, config.level1, seed=config.seed, precision=ws.precision,
+                folder=resume,
+            )  # fmt: skip
+        yield from follow(ws, "l1", fit)
+        save_level1(folder, model, normaliser, "last")
+        fit.load_best()
+        save_level1(folder, model, normaliser)
+        if joint:
+            save_weights(folder / "joint_level2.safetensors", both.level2)
+        model.eval().requires_grad_(False)
+        stores = stores_for(ws, model, train, validation)
+        probe, quality = train_probe(model, normaliser, *stores, seed=config.seed)
+        save_weights(folder / "probe.safetensors", probe)
+        write_json(folder / "quality.json", quality | probe_errors(model, probe, stores[1]))
+    shutil.rmtree(resume)
+
+
+def stores_for(
+    ws: Workspace, model: Jepa, train: Trajectories, validation: Trajectories
+) -> tuple[LatentStore, LatentStore]:
+    """Frozen latents of training and validation trajectories."""
+    limit = ws.config.distance.trajectories
+    return (
+        LatentStore(model, train, limit, ws.precision),
+        LatentStore(model, validation, max(1, limit // 10), ws.precision),
+    )
+
+
+def train_distance_stage(ws: Workspace) -> Iterator[Report]:
+    """Stage `distance`: the temporal-distance head, stored beside level 1."""
+    if ws.run.done("distance"):
+        return
+    model, _ = load_level1(find(ws, "l1"))
+    model.to(ws.device)
+    train, validation, _ = load_data(ws)
+    resume = _resume_folder(ws, "distance")
+    torch.manual_seed(ws.config.seed)
+    with ws.run.stage("distance", folder="l1", needs=_own(ws, "l1")) as folder:
+        head = Distance(ws.config.distance, model.latent_dim).to(ws.device)
+        fit = train_distance(
+            head, *stores_for(ws, model, train, validation), ws.config.distance,
+            seed=ws.config.seed, precision=ws.precision, folder=resume,
+        )  # fmt: skip
+        yield from follow(ws, "distance", fit)
+        save_distance(folder, head, model.latent_dim)
+    shutil.rmtree(resume)
+
+
+def train_level2_stage(ws: Workspace) -> Iterator[Report]:
+    """Stage `l2`: the RSSM on frozen latents (or the jointly trained weights), box and reach."""
+    config = ws.config
+    if ws.run.done("l2") or config.level2.disable_l2:
+        return
+    parts = load_agent_parts(ws)
+    level1, head = parts.level1, parts.distance
+    train, validation, _ = load_data(ws)
+    resume = _resume_folder(ws, "l2")
+    torch.manual_seed(config.seed)
+    with ws.run.stage("l2", needs=_own(ws, "l1", "distance")) as folder:
+        stores = stores_for(ws, level1, train, validation)
+        level2 = Level2(config.level2, level1.latent_dim).to(ws.device)
+        if config.level2.train == "joint":
+            load_weights(find(ws, "l1") / "joint_level2.safetensors", level2)
+        else:
+            fit = train_level2(
+                level2, level1, *stores, config.level2, seed=config.seed, precision=ws.precision,
+                folder=resume,
+            )  # fmt: skip
+            yield from follow(ws, "l2", fit)
+            fit.load_best()
+        level2.eval().requires_grad_(False)
+        geometries = [LatentGeometry(), DistanceGeometry(head)]
+        reach = {g.name: typical_cost(g, stores[0], config.level2.step_skip) for g in geometries}
+        save_level2(folder, level2, level1.latent_dim, reach, macro_box(level2, level1, stores[0]))
+    shutil.rmtree(resume)
+
+
+def _own(ws: Workspace, *stages: str) -> tuple[str, ...]:
+    """Those stages that this run made itself (others come from elsewhere)."""
+    return tuple(stage for stage in stages if ws.run.done(stage))
+
+
+# --- inputs -----------------------------------------------------------------------------------
+def find(ws: Workspace, stage: str) -> Path:
+    """Folder of a trained stage, wherever it comes from; trains a smoke one as a last resort."""
+    trainers = {
+        "l1": train_level1_stage,
+        "distance": train_distance_stage,
+        "l2": train_level2_stage,
+    }
+
+    def smoke() -> Path:
+        for _ in trainers[stage](_with_smoke_budget(ws)):
+            pass
+        return ws.run.path / ("l1" if stage == "distance" else stage)
+
+    found = ws.input(stage, smoke)
+    ws.run.note(f"input_{stage}", found.origin)
+    return found.folder
+
+
+def _with_smoke_budget(ws: Workspace) -> Workspace:
+    """The same workspace with the smoke profile's numbers of updates; the models keep their size."""
+    smoke, config = profile("smoke"), ws.config
+    short = {
+        f"{part}.optim.updates": getattr(smoke, part).optim.updates
+        for part in ("level1", "distance", "level2")
+    }
+    copy = Workspace.__new__(Workspace)
+    copy.__dict__ = ws.__dict__ | {"config": config.override(short)}
+    return copy
+
+
+def load_agent_parts(ws: Workspace) -> Agent:
+    """The agent without level 2."""
+    return _agent(ws, with_level2=False)
+
+
+def load_trained(ws: Workspace) -> Agent:
+    """The whole agent of this run."""
+    return _agent(ws, with_level2=not ws.config.level2.disable_l2)
+
+
+def _agent(ws: Workspace, with_level2: bool) -> Agent:
+    l1 = find(ws, "l1")
+    find(ws, "distance")
+    l2 = find(ws, "l2") if with_level2 else None
+    return load_agent(l1, l2, ws.config.planning, ws.config.seed, ws.precision, ws.device)
+
+
+# --- results ----------------------------------------------------------------------------------
+def evaluate(
+    ws: Workspace,
+    agent: Agent | None,
+    method: str,
+    cost: str = "none",
+    *,
+    planning: PlanningConfig | None = None,
+    dynamics: str = "bounce",
+    budget: float = 1.0,
+    folder: str = "results",
+    split: str | None = None,
+    trials: int | None = None,
+) -> Path:
+    """Run one method on stored trials and write its result; skipped when it is there already."""
+    config = ws.config.evaluation
+    protocol = config.protocol
+    key = ResultKey(method, cost, protocol, LAYOUTS[protocol], dynamics, budget)
+    stage = f"{folder}/{key.filename[:-4]}"
+    path = ws.run.path / folder / key.filename
+    if ws.run.done(stage):
+        return path
+    tasks = load_trials(protocol, split or config.split, trials or config.trials)
+    planning = planning or ws.config.planning
+    cap = protocol_cap(protocol, planning.action_cap)
+    planning = dataclasses.replace(planning, action_cap=cap)
+    if cost != "none":
+        planning = dataclasses.replace(planning, cost=cost)
+    with ws.run.stage(stage, folder=folder, needs=_own(ws, "l1", "distance", "l2")) as target:
+        policy, model = _policy(agent, method, planning, cap, ws.config.seed)
+        outcome = run_episodes(policy, tasks, dynamics, config.steps, cap, ws.config.seed)
+        latency = None
+        if model is not None and config.latency and folder == "results":
+            first = tasks.first(1)
+            latency = run_episodes(policy, first, dynamics, config.steps, cap, 0).seconds
+        header = {
+            "flops_per_step": None if model is None else model.flops_per_step,
+            "model_transitions_per_step": None if model is None else model.transitions_per_step,
+            "seconds_per_episode": outcome.seconds / tasks.count,
+            "latency_single_episode": latency,
+            "planner": planner_settings(model, planning, cap, config.steps),
+            **_provenance(ws, None if model is None else agent, method, cost),
+            "trials_hash": tasks.sha256,
+        }
+        return save_result(target, key, outcome, tasks, header)
+
+
+def _policy(agent: Agent | None, method: str, planning: PlanningConfig, cap: float, seed: int):
+    """(policy, the same policy if it plans with models, else None)."""
+    if method == "oracle":
+        return OraclePolicy(cap), None
+    if method.startswith("random"):
+        return RandomPolicy(cap, seed, persistent=method.endswith("persistent")), None
+    policy = LatentPolicy(agent, method, planning)
+    return policy, policy
+
+
+def _provenance(ws: Workspace, agent: Agent | None, method: str, cost: str) -> dict:
+    """Where a row's numbers come from: data, probes, training time, size, seed, device, version."""
+    data = Trajectories.load(ws.run.path / "data").meta if ws.run.done("data") else {}
+    row = {
+        "data": {key: data.get(key) for key in ("recipe", "transitions", "dynamics", "hash")},
+        "probe_px_encoder": None,
+        "probe_px_predictor": None,
+        "train_seconds": None,
+        "parameters": None,
+        "seed": ws.config.seed,
+        "device": ws.device,
+        "version": __version__,
+    }
+    if agent is None:
+        return row
+    used = {"l1": agent.level1}
+    if cost == "distance":
+        used["distance"] = agent.distance
+    if method == "l1+l2":
+        used["l2"] = agent.level2
+    quality = read_json(find(ws, "l1") / "quality.json")
+    done = [ws.run.manifest["stages"][name]["seconds"] for name in used if ws.run.done(name)]
+    return row | {
+        "probe_px_encoder": quality["probe_px_encoder"],
+        "probe_px_predictor": quality["probe_px_predictor"],
+        "train_seconds": sum(done) if len(done) == len(used) else None,
+        "parameters": sum(count_all(module) for module in used.values()),
+    }
+
+
+def count_all(module: torch.nn.Module) -> int:
+    """Weights of a module, frozen or not."""
+    return sum(parameter.numel() for parameter in module.parameters())

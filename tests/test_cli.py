@@ -1,0 +1,255 @@
+"""Every command starts, parses as documented, and fails with one sentence."""
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from test_runner import write
+from test_summary import floors, result
+
+from hjepa_lib import __main__, runner
+from hjepa_lib.config import profile
+from hjepa_lib.evaluation import results
+from hjepa_lib.runs import Run, list_runs
+from hjepa_lib.worlds.trials import make_trials, read_trials
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("run", "compare", "sweep", "trials", "report", "pretrained")
+FIXED = ("--set", "device=cpu", "precision=fp32")
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch):
+    """Two notebooks that do nothing, in place of the real ones."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    for name in ("01_a", "02_b"):
+        write(folder, name, "1")
+    select = runner.select_notebooks
+    monkeypatch.setattr(runner, "select_notebooks", lambda text: select(text, folder))
+    monkeypatch.setattr(results, "collect", lambda folder: [*floors(), result()])
+    return folder
+
+
+def test_module_starts_quickly_without_heavy_imports():
+    """F7: the documented command starts; --help does not wait for torch."""
+    code = "import sys, hjepa_lib.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "hjepa_lib", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name, capsys):
+    """F7."""
+    with pytest.raises(SystemExit) as caught:
+        __main__.main([name, "--help"])
+    assert caught.value.code == 0
+    assert "usage: python -m hjepa_lib" in capsys.readouterr().out
+
+
+def test_run_resume_and_report(notebooks, root, capsys):
+    assert __main__.main(["run", "--profile", "smoke", "--notebooks", "1-2", *FIXED]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("profile smoke on cpu: about")
+    assert out[1].startswith("run smoke-s0-")
+    assert [line.split()[0] for line in out[2:4]] == ["01_a", "02_b"]
+    (name,) = list_runs()
+    report = root / name / "report.html"
+    assert report.is_file()
+    report.unlink()
+    assert __main__.main(["run", "--resume", "--notebooks", "1-2"]) == 0
+    assert capsys.readouterr().out.count("done before") == 2
+    assert report.is_file()
+    report.unlink()
+    assert __main__.main(["report", "--run", name]) == 0
+    assert report.is_file()
+
+
+def test_run_names_what_disagrees_with_the_stored_config(notebooks, capsys):
+    arguments = ["run", "--profile", "smoke", "--notebooks", "1", "--name", "a", *FIXED]
+    assert __main__.main(arguments) == 0
+    capsys.readouterr()
+    for extra, message in (
+        (["--name", "a", *arguments[1:5], *FIXED], "run 'a' exists already"),
+        (["--name", "a", "--resume", "--seed", "3"], "made with seed=0, not 3"),
+        (
+            ["--name", "a", "--resume", "--set", "level1.width=9"],
+            "made with level1.width=16, not 9",
+        ),
+        (["--name", "b", "--resume"], "run 'b' does not exist"),
+        (["--profile", "full", "--name", "a", "--resume"], "chosen by --profile"),
+    ):
+        assert __main__.main(["run", *extra]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.splitlines()) == 1
+    assert (
+        __main__.main(
+            ["run", "--name", "a", "--resume", "--set", "level1.width=16", "--notebooks", "1"]
+        )
+        == 0
+    )
+
+
+def test_failed_notebook_ends_with_status_1_and_how_to_resume(notebooks, capsys):
+    write(notebooks, "02_b", "1 / 0")
+    arguments = ["run", "--profile", "smoke", "--notebooks", "1-2", "--name", "a", *FIXED]
+    assert __main__.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "02_b failed at In [3]: ZeroDivisionError" in error
+    assert "python -m hjepa_lib run --name a --resume --notebooks 1-2" in error
+    assert "Traceback" not in error
+
+
+def test_settings_are_layered(tmp_path):
+    """F13: the config flag works; PL7: nothing given is ignored."""
+
+    def settings(**options):
+        return __main__.RunCommand(**options).settings()
+
+    path = tmp_path / "a.yaml"
+    path.write_text("profile: smoke\nseed: 4\nlevel1: {width: 8, hidden: 32}\n")
+    config = settings(config=path, set=("level1.width=12",), seed=5)
+    assert (config.profile, config.level1.width, config.level1.hidden) == ("smoke", 12, 32)
+    assert config.seed == 5
+    assert config.level1.optim == profile("smoke").level1.optim
+    path.write_text("level1: {width: 8}\n")
+    assert settings(config=path).profile == "laptop"
+    assert settings(config=path, profile="full").level1.encoder == "impala"
+    path.write_text("profile: smoke\n")
+    for options, message in (
+        ({"config": path, "profile": "full"}, "chosen by --profile"),
+        ({"set": ("profile=full",)}, "chosen by --profile"),
+        ({"set": ("seed=1",), "seed": 2}, "--seed and by --set"),
+        ({"set": ("level1.width=1", "level1.width=2")}, "given twice"),
+        ({"set": ("level1.width",)}, "not of the form"),
+        ({"config": tmp_path / "none.yaml"}, "does not exist"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            settings(**options)
+
+
+def test_repeated_set_options_are_all_kept():
+    """PL7: the parser alone would silently keep the last one only."""
+    gather = __main__._gather_settings
+    assert gather(["run", "--set", "a=1", "b=2", "--yes", "--set=c=3", "--set", "d=4"]) == [
+        "run",
+        "--yes",
+        "--set",
+        "a=1",
+        "b=2",
+        "c=3",
+        "d=4",
+    ]
+    assert gather(["sweep", "grid.yaml", "--jobs", "2"]) == ["sweep", "grid.yaml", "--jobs", "2"]
+
+
+@pytest.mark.parametrize("style", ["_", "-"])
+def test_compare_takes_the_documented_options(style, monkeypatch):
+    given = {}
+    fake = types.SimpleNamespace(compare=lambda **options: given.update(options))
+    monkeypatch.setitem(sys.modules, "hjepa_lib.compare", fake)
+    monkeypatch.setattr("hjepa_lib.compare", fake, raising=False)
+    options = ["--config_l1", "a.yaml", "--config_l2", "b.yaml", "--output_root", "out"]
+    options = [*options, "--seed", "3", "--epochs", "2", "--mode", "l2", "--l2_from_scratch"]
+    options = [o.replace("_", style) if o.startswith("--") else o for o in options]
+    assert __main__.main(["compare", *options]) == 0
+    assert given == {
+        "config_l1": Path("a.yaml"),
+        "config_l2": Path("b.yaml"),
+        "output_root": Path("out"),
+        "seed": 3,
+        "epochs": 2,
+        "mode": "l2",
+        "l2_from_scratch": True,
+    }
+    assert __main__.main(["compare"]) == 0
+    assert given["config_l1"].is_file()
+    assert given["config_l2"].is_file()
+
+
+def test_trials_writes_a_training_and_an_evaluation_file(tmp_path, capsys):
+    train, evaluation = tmp_path / "train.npz", tmp_path / "eval.npz"
+    arguments = ["trials", "--layouts", "test", "--level", "easy", "--n", "7", "--seed", "5"]
+    outputs = ["--output_train", str(train), "--output_eval", str(evaluation), "--n_train", "30"]
+    assert __main__.main([*arguments, *outputs]) == 0
+    assert read_trials(train).sha256 == make_trials("test", "easy", 30, 5).sha256
+    assert read_trials(evaluation).sha256 == make_trials("test", "easy", 7, 6).sha256
+    assert read_trials(evaluation).sha256 in capsys.readouterr().out
+
+
+def test_pretrained_takes_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hjepa_lib.pretrained.repository", lambda: tmp_path)
+    run = Run.create("a", profile("smoke").override("device=cpu,precision=fp32"))
+    assert __main__.main(["pretrained", "--run", "a"]) == 2
+    assert "no trained level 1" in capsys.readouterr().err
+    with run.stage("l1") as folder:
+        (folder / "weights").write_text("1")
+    assert __main__.main(["pretrained", "--run", "a"]) == 0
+    assert Run.at(tmp_path / "outputs/pretrained").done("l1")
+
+
+def test_sweep_status_follows_the_cells(notebooks, tmp_path, capsys):
+    grid = tmp_path / "study.yaml"
+    grid.write_text("base: {profile: smoke, device: cpu, precision: fp32}\nnotebooks: '1'\n")
+    assert __main__.main(["sweep", str(grid)]) == 0
+    assert "1 of 1 cells finished" in capsys.readouterr().out
+    write(notebooks, "01_a", "1 / 0")
+    grid.write_text(grid.read_text() + "name: other\n")
+    assert __main__.main(["sweep", str(grid)]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--set", "level1.widht=3"], "unknown setting 'level1.widht'"),
+        (["run", "--set", "level1.width=x"], "width must be int, got 'x'"),
+        (["run", "--seed", "-1"], "seed must lie in"),
+        (["run", "--resume"], "there is no run in"),
+        (["run", "--resume", "--name", "../x"], "is no run name"),
+        (["report", "--run", "nope"], "run 'nope' does not exist"),
+        (["sweep", "none.yaml"], "grid file none.yaml does not exist"),
+        (["trials"], "nothing to write"),
+        (["trials", "--layouts", "moon", "--output_eval", "x.npz"], "layouts must be one of"),
+        (["trials", "--n", "0", "--output_eval", "x.npz"], "n must be at least 1"),
+    ],
+)
+def test_errors_are_one_sentence(arguments, message, root, capsys):
+    assert __main__.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not root.exists()
+
+
+def test_wrong_options_are_refused(capsys):
+    for arguments in (["run", "--profil", "smoke"], ["run", "--profile", "huge"], ["dance"], []):
+        with pytest.raises(SystemExit) as caught:
+            __main__.main(arguments)
+        assert caught.value.code == 2
+
+
+def test_a_bug_keeps_its_stack_trace(monkeypatch):
+    def broken(self):
+        return int("x")  # a ValueError that nobody wrote a sentence for
+
+    monkeypatch.setattr(__main__.ReportCommand, "__call__", broken)
+    with pytest.raises(ValueError, match="invalid literal"):
+        __main__.main(["report"])

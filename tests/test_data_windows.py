@@ -1,0 +1,204 @@
+"""Trajectories on disk, splits, windows and the normaliser."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hjepa_lib.data.normaliser import Normaliser
+from hjepa_lib.data.recipes import generate
+from hjepa_lib.data.trajectories import Trajectories
+from hjepa_lib.data.windows import Windows
+from hjepa_lib.files import FileError
+from hjepa_lib.worlds.two_rooms import render
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def numbered(lengths, layout=None):
+    """Positions (trajectory, state number) and actions equal to them: every index is visible."""
+    rows = [(r, t) for r, length in enumerate(lengths) for t in range(length)]
+    positions = torch.tensor(rows, dtype=torch.float32)
+    if layout is None:
+        layout = [[32, 10]] * len(lengths)
+    return Trajectories(
+        positions, positions.clone(), torch.tensor(lengths), torch.tensor(layout).short()
+    )
+
+
+lengths_strategy = st.lists(st.integers(2, 12), min_size=1, max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=lengths_strategy,
+    size=st.integers(2, 8),
+    grouped=st.integers(0, 3),
+    seed=st.integers(0, 99),
+)
+def test_windows_are_exactly_those_inside_a_trajectory(lengths, size, grouped, seed):
+    """F6: no window crosses an episode end, and none is missing."""
+    layout = [[20 + (7 * r) % 3, 10] for r in range(len(lengths))]
+    data = numbered(lengths, layout)
+    wanted = {(r, t) for r, n in enumerate(lengths) for t in range(n - size + 1)}
+    if not wanted:
+        with pytest.raises(ValueError, match=f"no window of {size} states"):
+            Windows(data, size)
+        return
+    windows = Windows(data, size)
+    assert len(windows) == len(wanted)
+    batch = windows.at(torch.arange(len(windows)))
+    assert {tuple(row) for row in batch.positions[:, 0].int().tolist()} == wanted
+    for part in (batch, windows.sample(16, seeded(seed), grouped)):
+        assert (part.positions[..., 0] == part.positions[:, :1, 0]).all()
+        assert (part.positions[:, 1:, 1] - part.positions[:, :-1, 1] == 1).all()
+        assert torch.equal(part.actions, part.positions[:, :-1])
+        row = part.positions[:, 0, 0].long()
+        assert torch.equal(part.layout.pairs(), torch.tensor(layout)[row].float())
+
+
+def test_windows_per_trajectory_as_published():
+    for states, count in ((90, 75), (64, 49), (32, 17), (16, 1)):
+        assert len(Windows(numbered([states]), 16)) == count
+
+
+def test_sampling_is_uniform_and_seeded():
+    windows = Windows(numbered([3, 20, 2, 7]), 3)
+    batch = windows.sample(40_000, seeded())
+    count = torch.bincount((batch.positions[:, 0, 0] * 100 + batch.positions[:, 0, 1]).long())
+    count = count[count > 0]
+    assert len(count) == len(windows) == 1 + 18 + 5
+    assert float(count.min()) > 0.85 * 40_000 / 24 and float(count.max()) < 1.15 * 40_000 / 24
+    assert torch.equal(
+        windows.sample(5, seeded(1)).positions, windows.sample(5, seeded(1)).positions
+    )
+    assert not torch.equal(
+        windows.sample(5, seeded(1)).positions, windows.sample(5, seeded(2)).positions
+    )
+
+
+def test_grouped_batches_hold_that_many_layouts():
+    data = generate("good", 90 * 200, "random")
+    windows = Windows(data, 17)
+    batch = windows.sample(64, seeded(), layouts_per_batch=8)
+    layouts, counts = batch.layout.pairs().unique(dim=0, return_counts=True)
+    assert len(layouts) == 8 and (counts == 8).all()
+    assert len(windows.sample(64, seeded()).layout.pairs().unique(dim=0)) > 30
+    fixed = Windows(generate("good", 900), 17)
+    assert fixed.sample(64, seeded(), layouts_per_batch=8).positions.shape == (64, 17, 2)
+
+
+def test_epoch_covers_evenly_without_randomness():
+    windows = Windows(numbered([30, 30]), 5)
+    parts = list(windows.epoch(16))
+    assert sum(len(p.positions) for p in parts) == len(windows)
+    few = torch.cat([p.positions[:, 0] for p in windows.epoch(4, limit=6)])
+    assert len(few) == 6 and few[0].tolist() == [0, 0] and few[-1].tolist() == [1, 25]
+
+
+def test_split_keeps_trajectories_whole_and_apart():
+    """F13: seeded, by episode."""
+    data = numbered([5, 9, 3, 4, 8, 6, 7, 5, 5, 5])
+    train, validation = data.split(0.3, seed=1)
+    assert (train.count, validation.count) == (7, 3)
+    names = [set(part.positions[:, 0].int().tolist()) for part in (train, validation)]
+    assert not names[0] & names[1] and len(names[0] | names[1]) == 10
+    for part in (train, validation):
+        for row in range(part.count):
+            positions, actions = part.one(row)
+            assert positions[:, 1].tolist() == list(range(len(positions)))
+            assert len(actions) == len(positions) - 1
+    again = data.split(0.3, seed=1)[1]
+    assert again.hash() == validation.hash() != data.split(0.3, seed=2)[1].hash()
+    tiny = numbered([4, 4]).split(0.05, seed=0)
+    assert (tiny[0].count, tiny[1].count) == (1, 1)
+    assert numbered([4]).split(0.05, seed=0)[1].count == 1
+    with pytest.raises(ValueError, match="val_fraction"):
+        data.split(1.0, seed=0)
+
+
+def test_folder_round_trip_is_memory_mapped(tmp_path):
+    data = generate("good", 3_000, "random", seed=4)
+    data.save(tmp_path / "data")
+    again = Trajectories.load(tmp_path / "data")
+    assert again.hash() == data.hash() == again.meta["hash"]
+    assert again.meta["recipe"] == "good" and again.meta["dynamics"] == "blocked"
+    assert again.transitions == 3_000 == again.meta["transitions"]
+    again.positions[0] = -1  # copy-on-write: the file stays as it is
+    assert Trajectories.load(tmp_path / "data").hash() == data.hash()
+
+
+def test_incomplete_or_damaged_folders_are_refused(tmp_path):
+    folder = generate("good", 300).save(tmp_path / "data")
+    meta = (folder / "meta.json").read_bytes()
+    (folder / "meta.json").unlink()  # as after a kill while saving: meta is written last
+    with pytest.raises(FileError, match="No such file"):
+        Trajectories.load(folder)
+    (folder / "meta.json").write_bytes(meta)
+    whole = (folder / "positions.npy").read_bytes()
+    (folder / "positions.npy").write_bytes(whole[:-100])
+    with pytest.raises(FileError, match="not a whole"):
+        Trajectories.load(folder)
+    (folder / "positions.npy").write_bytes(whole)
+    changed = json.loads(meta)
+    changed["sizes"]["actions"] = [1, 2]
+    (folder / "meta.json").write_text(json.dumps(changed))
+    with pytest.raises(FileError, match=r"size in meta.json"):
+        Trajectories.load(folder)
+
+
+def test_shapes_are_checked():
+    data = numbered([4, 5])
+    with pytest.raises(ValueError, match=r"positions must be \(9, 2\)"):
+        Trajectories(data.positions[:-1], data.actions, data.lengths, data.layout)
+    with pytest.raises(ValueError, match=r"layout must be \(2, 2\)"):
+        Trajectories(data.positions, data.actions, data.lengths, data.layout[:1])
+    with pytest.raises(ValueError, match="two states"):
+        Trajectories(data.positions[:1], data.actions[:1], torch.tensor([1]), data.layout[:1])
+    with pytest.raises(ValueError, match="at least 2 states"):
+        Windows(data, 1)
+
+
+def test_normaliser_statistics_and_round_trips():
+    """PL5: computed once, stored, and enough to normalise without the data set."""
+    data = generate("good", 90 * 300, seed=3)
+    normaliser = Normaliser.fit(data, seed=0)
+    assert normaliser == Normaliser.fit(data, seed=0)
+    stored = Normaliser.from_dict(json.loads(json.dumps(normaliser.to_dict())))
+    assert stored == normaliser
+    used = torch.arange(len(data.actions)) % 91 != 90
+    actions = stored.actions(data.actions[used])
+    assert torch.allclose(actions.mean(0), torch.zeros(2), atol=1e-4)
+    assert torch.allclose(actions.std(0), torch.ones(2), atol=1e-3)
+    assert torch.allclose(stored.actions_px(actions), data.actions[used], atol=1e-5)
+    positions = stored.positions(data.positions)
+    assert torch.allclose(positions.std(0), torch.ones(2), atol=1e-3)
+    assert torch.allclose(stored.positions_px(positions), data.positions, atol=1e-4)
+    assert torch.allclose(
+        stored.positions_px(torch.zeros(2)), data.positions.double().mean(0).float(), atol=1e-4
+    )
+
+
+def test_normalised_frames_have_zero_mean_and_unit_std_per_channel():
+    """F14: pixels in [0, 255] are normalised, with statistics in the same units."""
+    data = generate("good", 90 * 300, seed=3)
+    normaliser = Normaliser.fit(data, seed=0)
+    frames = render(data.positions[::20], data.layouts(slice(0, 1)))
+    scaled = normaliser.frames(frames)
+    assert scaled.dtype == torch.float32
+    assert torch.allclose(scaled.mean((0, 2, 3)), torch.zeros(2), atol=0.01)
+    assert torch.allclose(scaled.std((0, 2, 3)), torch.ones(2), atol=0.02)
+
+
+def test_bad_normalisers_are_refused():
+    tree = Normaliser.fit(generate("good", 900), seed=0).to_dict()
+    with pytest.raises(ValueError, match="normaliser fields must be"):
+        Normaliser.from_dict({k: v for k, v in tree.items() if k != "pixel_std"})
+    with pytest.raises(ValueError, match="pixel_std must be positive"):
+        Normaliser.from_dict({**tree, "pixel_std": [0.0, 1.0]})
+    with pytest.raises(ValueError, match="two finite numbers"):
+        Normaliser.from_dict({**tree, "action_mean": [float("nan"), 1.0]})

@@ -1,0 +1,224 @@
+"""One list of dependencies, everywhere the same; nothing reaches for the network by itself."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from hjepa_lib.config import PROFILES, load_yaml
+from hjepa_lib.sweep import read_study
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "hjepa_lib"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+IMPORT_NAMES = {"scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml"}
+
+
+def requirements(*extras):
+    """Requirements of the core and of some extras."""
+    listed = list(PROJECT["project"]["dependencies"])
+    for extra in extras:
+        listed += PROJECT["project"]["optional-dependencies"][extra]
+    return [Requirement(line) for line in listed]
+
+
+def modules():
+    """Dotted names of all modules of the package."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        yield path, name.removesuffix(".__init__")
+
+
+def constraints():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pairs}
+
+
+def test_every_import_is_declared():
+    """EB8: dependencies are declared exactly; what only an extra brings is imported lazily."""
+    core = {IMPORT_NAMES.get(r.name, r.name.replace("-", "_")) for r in requirements()}
+    extras = {
+        r.name.replace("-", "_") for r in requirements(*PROJECT["project"]["optional-dependencies"])
+    } | {"IPython", "nbclient", "stable_baselines3", "ale_py"}
+    for path, name in modules():
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found = {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found = {node.module.split(".")[0]}
+            else:
+                continue
+            found -= {*sys.stdlib_module_names, "hjepa_lib", *core}
+            assert found <= extras, f"{name} imports the undeclared {found}"
+            assert not found or node not in tree.body, f"{name} imports {found} at import time"
+
+
+def test_every_core_dependency_is_used():
+    text = "\n".join(path.read_text() for path, _ in modules())
+    for requirement in requirements():
+        name = IMPORT_NAMES.get(requirement.name, requirement.name)
+        if name != "pyarrow":  # used by pandas, for Parquet
+            assert re.search(rf"\b(import|from) {name}\b", text), f"{name} is declared, not used"
+
+
+def test_ranges_never_pin_what_a_host_brings():
+    for requirement in requirements(*PROJECT["project"]["optional-dependencies"]):
+        operators = {specifier.operator for specifier in requirement.specifier}
+        assert operators == {">="}, f"{requirement} is not an open range"
+
+
+def test_constraints_hold_every_dependency_within_its_range():
+    tested = constraints()
+    assert all("+" not in version for version in tested.values())
+    assert tested["torch"] == "2.13.0"
+    for requirement in requirements("lab", "dev"):
+        version = tested[requirement.name.lower()]
+        assert requirement.specifier.contains(version), f"{requirement} excludes {version}"
+
+
+def test_installed_versions_satisfy_the_ranges():
+    for requirement in requirements("lab", "dev"):
+        installed = Version(importlib.metadata.version(requirement.name))
+        assert requirement.specifier.contains(installed.public), requirement
+
+
+def test_environment_makefile_and_project_agree():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert pip["pip"] == ["-c constraints.txt", "-e .[lab,dev]"]
+    python = next(entry for entry in conda if entry.startswith("python="))
+    floor = PROJECT["project"]["requires-python"]
+    assert floor == ">=" + python.split("=")[1]
+    makefile = (ROOT / "Makefile").read_text()
+    assert '-c constraints.txt -e ".[lab,dev]"' in makefile
+    assert "sys.version_info < (3, 11)" in makefile
+    for target in ("setup", "run", "test", "bench", "pretrained", "lab", "clean-venv"):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    assert "make test" in (ROOT / ".ci/run").read_text()
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+
+
+def test_licence_citation_and_version_agree():
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["license"] == PROJECT["project"]["license"] == "MIT"
+    assert citation["version"] == PROJECT["project"]["version"]
+    assert citation["authors"][0]["name"] == PROJECT["project"]["authors"][0]["name"]
+
+
+def test_every_data_file_is_packaged():
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["hjepa_lib"]
+    files = [path for path in PACKAGE.rglob("*") if path.is_file()]
+    for path in files:
+        name = path.relative_to(PACKAGE).as_posix()
+        if path.suffix not in (".py", ".pyc") and not path.name.startswith("."):
+            same_depth = [p for p in patterns if p.count("/") == name.count("/")]
+            assert any(fnmatch(name, pattern) for pattern in same_depth), f"{name} is left out"
+
+
+def test_shipped_configs_are_valid():
+    for path in sorted((PACKAGE / "configs").glob("*.yaml")):
+        if path.stem.startswith("sweep"):
+            assert read_study(path).cells
+        else:
+            assert load_yaml(path).profile in PROFILES
+    l1, l2 = (load_yaml(PACKAGE / f"configs/tworooms_{level}.yaml") for level in ("l1", "l2"))
+    assert l1.level2.disable_l2
+    assert not l2.level2.disable_l2
+    assert (l1.planning, l1.evaluation, l1.level1) == (l2.planning, l2.evaluation, l2.level1)
+
+
+def test_all_modules_import_without_network_gpu_or_extras(tmp_path):
+    """PL9: imports on this Python without CUDA; EB8: nothing connects by itself."""
+    code = """
+import importlib, socket, sys
+def refuse(*arguments):
+    raise AssertionError("connects at import")
+socket.socket.connect = refuse
+for name in ("papermill", "ipywidgets", "jupyterlab", "nbformat", "stable_baselines3", "ale_py",
+             "dask", "distributed", "fsspec_extra", "trackio", "playwright", "wandb"):
+    sys.modules[name] = None
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+"""
+    names = [name for _, name in modules() if name != "hjepa_lib.__main__"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *names],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_registry_host_and_no_tracker_is_named():
+    """EB8: registries come from the user's own pip settings; trackers are off by default."""
+    names = ["pyproject.toml", "constraints.txt", "environment.yml", "Makefile", ".ci/run"]
+    for name in names:
+        text = (ROOT / name).read_text()
+        assert not re.search(r"https?://|--index-url|--extra-index-url|--find-links", text), name
+
+
+def test_documents_name_existing_files():
+    """EB8: relative links of the README lead somewhere."""
+    readme = ROOT / "README.md"
+    if not readme.exists():
+        pytest.skip("no README yet")
+    links = re.findall(r"\]\(([^)#\s]+)|src=\"([^\"]+)\"", readme.read_text())
+    for link in filter(None, (one or other for one, other in links)):
+        if not link.startswith(("http", "mailto:")):
+            assert (ROOT / link).exists(), f"README names {link}, which does not exist"
+
+
+@pytest.mark.skipif(not (shutil.which("make") and shutil.which("git")), reason="needs make and git")
+def test_set_up_installs_the_notebook_filter_and_spares_the_gallery(tmp_path):
+    """N15-N17: committed notebooks are stripped, papermill metadata too; the gallery is not."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", ".gitattributes"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / ".venv/.set-up").touch()  # the packages are there already
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+
+    def call(*command):
+        done = subprocess.run(
+            command, cwd=tmp_path, env=clean, check=True, capture_output=True, text=True
+        )
+        return done.stdout
+
+    assert "filter is not installed" in call("make", "setup")
+    call("git", "init", "-q")
+    assert "not installed" not in call("make", "setup")
+    cell = nbformat.v4.new_code_cell("1", outputs=[nbformat.v4.new_output("stream", text="SECRET")])
+    cell.metadata = {"papermill": {"duration": 1}, "tags": ["parameters"]}
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"papermill": {"version": "2"}})
+    for name in ("notebooks/01_a.ipynb", "outputs/gallery/01_a.ipynb"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        nbformat.write(notebook, path)
+        call("git", "add", name)
+    stripped = call("git", "show", ":notebooks/01_a.ipynb")
+    assert "SECRET" not in stripped
+    assert "papermill" not in stripped
+    assert "parameters" in stripped
+    assert "SECRET" in call("git", "show", ":outputs/gallery/01_a.ipynb")

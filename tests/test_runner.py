@@ -1,0 +1,331 @@
+"""Headless notebooks and sweeps, on tiny notebooks made here."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from test_summary import floors, result
+
+from hjepa_lib import runner, sweep
+from hjepa_lib.config import ConfigError, profile
+from hjepa_lib.estimates import describe, estimate
+from hjepa_lib.evaluation import results
+from hjepa_lib.files import read_json
+from hjepa_lib.runs import Run, RunError
+
+CONFIG = profile("smoke").override("device=cpu,precision=fp32")
+PARAMETERS = 'profile: str = "laptop"\nrun: str = ""\nseed: int = 0\noverrides: str = ""'
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "notebooks"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def collected(monkeypatch):
+    """Results that the evaluation would collect."""
+    monkeypatch.setattr(results, "collect", lambda folder: [*floors(), result()])
+
+
+def write(folder, name, *sources, parameters=PARAMETERS, tags=("parameters",)):
+    """A notebook with a parameters cell and one cell per source."""
+    head = nbformat.v4.new_code_cell(parameters)
+    head.metadata.tags = list(tags)
+    cells = [head, *map(nbformat.v4.new_code_cell, sources)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / f"{name}.ipynb")
+    return folder / f"{name}.ipynb"
+
+
+def lines():
+    """A `print` that collects whole lines."""
+    said = [""]
+
+    def say(text, end="\n", flush=False):
+        said[-1] += text
+        if end:
+            said.append("")
+
+    return said, say
+
+
+def test_select_notebooks(folder):
+    for name in ("01_a", "02_b", "04_d"):
+        write(folder, name)
+    (folder / "notes.ipynb").touch()
+
+    def chosen(text):
+        return [path.stem for path in runner.select_notebooks(text, folder)]
+
+    assert chosen("01-02") == ["01_a", "02_b"]
+    assert chosen("4, 1") == ["01_a", "04_d"]
+    for bad, message in (
+        ("01-04", "no notebook 03; there are: 01_a, 02_b, 04_d"),
+        ("2-1", "no notebook 02"),
+        ("all", "is not like 01-05"),
+        ("", "is not like 01-05"),
+    ):
+        with pytest.raises(RunError, match=message):
+            chosen(bad)
+
+
+def test_inspect_refuses_what_papermill_only_warns_about(folder):
+    """N2: exactly one `parameters` cell, and it knows every name."""
+    good = write(folder, "01_a")
+    runner.inspect_notebook(good, {"seed": 1, "overrides": ""})
+    with pytest.raises(RunError, match=r"01_a\.ipynb has no parameter named 'sede'"):
+        runner.inspect_notebook(good, {"sede": 1})
+    untagged = write(folder, "02_b", tags=())
+    with pytest.raises(RunError, match="has 0 cells tagged 'parameters'"):
+        runner.inspect_notebook(untagged, {})
+    notebook = nbformat.read(good.open(), 4)
+    notebook.cells.append(nbformat.v4.new_code_cell("x = 1", metadata=notebook.cells[0].metadata))
+    nbformat.write(notebook, folder / "03_c.ipynb")
+    with pytest.raises(RunError, match="has 2 cells"):
+        runner.inspect_notebook(folder / "03_c.ipynb", {})
+    with pytest.raises(RunError, match="not valid Python"):
+        runner.inspect_notebook(write(folder, "04_d", parameters="seed = = 1"), {"seed": 1})
+    (folder / "05_e.ipynb").write_text("{half")
+    with pytest.raises(RunError, match="not a readable notebook"):
+        runner.inspect_notebook(folder / "05_e.ipynb", {})
+
+
+def test_prepare_checks_and_estimates_before_anything_is_made(folder, root, monkeypatch):
+    notebook = write(folder, "02_b")
+    said, say = lines()
+    runner.prepare(CONFIG, [notebook], say=say)
+    assert said[0].startswith("profile smoke on cpu: about ")
+    assert " MB for 1 notebooks" in said[0]
+    with pytest.raises(RunError, match=r"full on a CPU takes about .* add --yes"):
+        runner.prepare(profile("full").override("device=cpu"), [notebook], say=say)
+    runner.prepare(profile("full").override("device=cpu"), [notebook], say=say, yes=True)
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1))
+    with pytest.raises(RunError, match="only 0 MB are free"):
+        runner.prepare(CONFIG, [notebook], say=say)
+    assert not root.exists()
+
+
+def test_estimates_cover_every_profile():
+    names = [f"{number:02d}_x" for number in range(1, 8)]
+    for name in ("smoke", "laptop", "full"):
+        assert estimate(name, names[:5], "cpu").minutes >= estimate(name, names[:5], "cuda").minutes
+        assert estimate(name, names, "cpu").megabytes > 0
+    assert estimate("laptop", names[:5], "cpu").minutes <= 25
+    assert estimate("smoke", names[:5], "cpu").minutes <= 3
+    words = [describe(minutes) for minutes in (0.5, 22, 400, 14_400)]
+    assert words == ["30 seconds", "22 minutes", "6.7 hours", "10 days"]
+
+
+WORK = """
+import os
+from pathlib import Path
+assert os.environ["HJEPA_HEADLESS"] == "1" and run == "mine" and seed == 0 and profile == "smoke"
+assert "precision=fp32" in overrides and "device=cpu" in overrides
+outputs = Path(os.environ["HJEPA_OUTPUTS"])
+(outputs / run / "work.txt").open("a").write("x")
+from tqdm import tqdm
+import time
+for _ in tqdm(range(30)):
+    time.sleep(0.002)
+"""
+
+
+def test_run_resume_and_rerun(folder, root):
+    notebooks = [write(folder, "01_a", WORK), write(folder, "02_b", "assert seed == 0")]
+    run = Run.create("mine", CONFIG)
+    said, say = lines()
+    runner.run_notebooks(run, notebooks, say=say)
+    assert [line[:12] for line in said[:2]] == ["01_a        ", "02_b        "]
+    assert all(" ok in " in line for line in said[:2])
+    copies = sorted(path.name for path in (run.path / "notebooks").iterdir())
+    assert copies == ["01_a.ipynb", "02_b.ipynb"]
+    executed = nbformat.read((run.path / "notebooks/01_a.ipynb").open(), 4)
+    outputs = executed.cells[2].outputs  # the injected parameters are cell 1
+    assert len(outputs) == 1  # N4: the progress bar leaves one clean line
+    assert outputs[0].text.count("it/s") == 1
+    entry = Run.open("mine").manifest["notebooks"]["01_a"]
+    assert entry["ok"]
+    assert entry["seconds"] > 0
+    assert "HJEPA_HEADLESS" not in os.environ
+
+    said, say = lines()
+    runner.run_notebooks(Run.open("mine"), notebooks, resume=True, say=say)
+    assert [line.split()[1:] for line in said[:2]] == [["done", "before"]] * 2
+    write(folder, "01_a", WORK + "\n# changed")
+    said, say = lines()
+    runner.run_notebooks(Run.open("mine"), notebooks, resume=True, say=say)
+    assert all(" ok in " in line for line in said[:2])  # what follows a change runs again too
+    assert (root / "mine/work.txt").read_text() == "xx"
+
+
+def test_failed_notebook_is_kept_and_named_and_resume_goes_on(folder, root):
+    notebooks = [write(folder, "01_a", "1"), write(folder, "02_b", "raise ValueError('bad\\nx')")]
+    run = Run.create("mine", CONFIG)
+    said, say = lines()
+    with pytest.raises(
+        runner.NotebookFailed, match=r"02_b failed at In \[3\]: ValueError: bad \(kept"
+    ) as caught:
+        runner.run_notebooks(run, notebooks, say=say)
+    kept = root / "mine/notebooks/02_b.failed.ipynb"
+    assert str(kept) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "bad" in kept.read_text()
+    assert "failed after" in said[1]
+    assert list(Run.open("mine").manifest["notebooks"]) == ["01_a"]
+    write(folder, "02_b", "1")
+    said, say = lines()
+    runner.run_notebooks(Run.open("mine"), notebooks, resume=True, say=say)
+    assert "done before" in said[0]
+    assert "ok in" in said[1]
+    assert not kept.exists()
+
+
+def test_dead_kernel_is_one_sentence(folder):
+    notebook = write(folder, "01_a", "import os; os._exit(1)")
+    with pytest.raises(runner.NotebookFailed, match="01_a failed: DeadKernelError") as caught:
+        runner.run_notebooks(Run.create("mine", CONFIG), [notebook], say=lines()[1])
+    assert "\n" not in str(caught.value)
+
+
+def test_finish_writes_summary_and_report(collected):
+    run = Run.create("mine", CONFIG)
+    path = runner.finish(run, say=lines()[1])
+    assert path == run.path / "report.html"
+    assert "97 of 100" in path.read_text()
+    assert len(read_json(run.path / "summary.json")["results"]) == 3
+
+
+def test_ctrl_c_ends_the_kernel_and_says_how_to_resume(folder, root, tmp_path):
+    pid_file = tmp_path / "pid"
+    wait = f"import os, time\nopen({str(pid_file)!r}, 'w').write(str(os.getpid()))\ntime.sleep(100)"
+    write(folder, "01_a", wait)
+    code = f"""
+import sys
+from pathlib import Path
+from hjepa_lib import runner, __main__
+select = runner.select_notebooks
+runner.select_notebooks = lambda text: select(text, Path({str(folder)!r}))
+settings = ["--set", "device=cpu", "precision=fp32"]
+sys.exit(__main__.main(["run", "--profile", "smoke", "--notebooks", "1", "--name", "a", *settings]))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    kernel = int(pid_file.read_text())
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    again = "python -m hjepa_lib run --name a --resume --notebooks 1"
+    assert error.strip().splitlines()[-1] == f"interrupted; continue with: {again}"
+    assert "Traceback" not in error
+    with pytest.raises(ProcessLookupError):
+        os.kill(kernel, 0)
+    assert Run.open("a").manifest["notebooks"] == {}
+
+
+GRID = """
+base: {profile: smoke, device: cpu, precision: fp32, level1: {width: 8}}
+grid: {planning.flat.horizon: [4, 8]}
+seeds: [0, 1]
+notebooks: "01"
+"""
+
+
+@pytest.fixture
+def study(tmp_path, folder, monkeypatch):
+    select = runner.select_notebooks
+    monkeypatch.setattr(runner, "select_notebooks", lambda text: select(text, folder))
+    (tmp_path / "horizons.yaml").write_text(GRID)
+    return sweep.read_study(tmp_path / "horizons.yaml")
+
+
+def test_study_is_every_combination(study):
+    assert len(study.cells) == len({cell.name for cell in study.cells}) == 4
+    first = study.cells[0]
+    assert first.name.startswith("horizons/horizon=4-s0-")
+    assert first.config.level1.width == 8
+    assert [cell.config.seed for cell in study.cells] == [0, 1, 0, 1]
+    assert [cell.config.planning.flat.horizon for cell in study.cells] == [4, 4, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "not valid YAML"),
+        ("[1]", "must hold a mapping"),
+        ("grids: {}", "unknown section 'grids'"),
+        ("grid: {level1.widht: [1]}", "unknown setting 'level1.widht'"),
+        ("grid: {level1.width: 8}", "must be a list"),
+        ("seeds: []", "at least one value"),
+        ("grid: {level1.width: [8, 8]}", "same run twice"),
+        ("base: {profile: huge}", "profile must be one of"),
+        ("base: 3", "must be a mapping"),
+    ],
+)
+def test_wrong_grids_are_one_sentence(tmp_path, text, message):
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        sweep.read_study(path)
+    with pytest.raises(ConfigError, match="does not exist"):
+        sweep.read_study(tmp_path / "none.yaml")
+
+
+def test_sweep_reports_the_failed_cell_and_finishes_the_rest(study, folder, root, collected):
+    study.cells[:] = study.cells[1:3]  # seed 1 fails
+    write(folder, "01_a", "assert seed == 0, 'seed one'")
+    said, say = lines()
+    path, outcomes = sweep.run_study(study, say=say)
+    assert [bool(outcome.error) for outcome in outcomes] == [True, False]
+    assert "AssertionError: seed one" in outcomes[0].error
+    assert any("AssertionError: seed one" in line for line in said)
+    table = pd.read_csv(path)
+    assert list(table["planning.flat.horizon"].unique()) == [8]
+    assert list(table["method"]) == ["random", "oracle", "flat"]
+    assert {"ci95_low", "ci95_high", "planner.horizon", "data.recipe", "seed"} <= set(table)
+    parquet = pd.read_parquet(path.with_suffix(".parquet"))
+    assert list(parquet.columns) == list(table.columns)
+    (failed,) = read_json(path.with_name("study.json"))["failed"]
+    assert failed["cell"] == study.cells[0].name
+
+    with pytest.raises(RunError, match="exists already"):
+        sweep.run_study(study, say=say)
+    good = root / study.cells[1].name / "report.html"
+    before = good.stat().st_mtime_ns
+    write(folder, "01_a", "assert True")
+    said, say = lines()
+    path, outcomes = sweep.run_study(study, resume=True, say=say)
+    assert "1 done before" in said[0]
+    assert not any(outcome.error for outcome in outcomes)
+    assert len(pd.read_csv(path)) == 6
+    assert good.stat().st_mtime_ns == before  # the finished cell was skipped
+
+
+def test_table_keeps_columns_of_mixed_type(study, root, tmp_path, monkeypatch):
+    write_json = runner.write_json
+    for cell, horizon in zip(study.cells, (8, "auto", None, [1, 2]), strict=True):
+        entries = [*floors(), result(planner={"horizon": horizon}, parameters=None)]
+        write_json(root / cell.name / "summary.json", {"results": entries})
+    table = sweep.collect_table(root, study.cells)
+    table.to_parquet(tmp_path / "t.parquet")
+    assert set(table[table.method == "flat"]["planner.horizon"].dropna()) == {"8", "auto", "1+2"}
