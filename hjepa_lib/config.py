@@ -21,6 +21,8 @@ from typing import Any
 
 import yaml
 
+from hjepa_lib.presets import PRESETS
+
 
 class ConfigError(ValueError):
     """A setting is unknown, has the wrong type, or lies outside its range."""
@@ -92,7 +94,7 @@ def _check_range(value: Any, item: dataclasses.Field) -> None:
 
 @dataclass(frozen=True)
 class DataConfig(_Checked):
-    """Offline trajectories (reference: two_rooms section 2)."""
+    """Offline trajectories (PLDM's wall data and its relatives)."""
 
     source: str = "generated"
     """`generated`, `published` (Google Drive, opt-in) or the path of an npz in the published format."""
@@ -172,6 +174,8 @@ class Level1Config(_Checked):
     """Keep the inverse-dynamics head random, as the public PLDM code did by accident (PL1)."""
     window: int = _number(17, 3)
     """States per training window."""
+    rollout: int = _number(0, 0)
+    """Steps of the autoregressive roll-out in the loss; 0 = the whole window."""
     layouts_per_batch: int = _number(0, 0)
     """Random layouts only: windows of a batch come from this many layouts; 0 = no grouping."""
     loss: LossConfig = LossConfig()
@@ -199,7 +203,7 @@ class DistanceConfig(_Checked):
 
 @dataclass(frozen=True)
 class Level2Config(_Checked):
-    """RSSM over level-1 latents, `step_skip` steps at a time (seed 000; architectures section 2)."""
+    """RSSM over level-1 latents, `step_skip` steps at a time (models/rssm.py)."""
 
     disable_l2: bool = False
     """True: level 1 alone, bit-equal to a run without any level-2 code."""
@@ -244,7 +248,9 @@ class PlannerConfig(_Checked):
     sigma: float = _number(1.5, 1e-6)
     """Proposal standard deviation: px at level 1, prior standard deviations at level 2."""
     temperature: float = _number(0.05, 0)
-    """MPPI: weights softmax(-(cost - min) / (temperature * std of the costs)); 0 = arg-min."""
+    """MPPI: weights softmax(-(cost - min) / (temperature * unit)); 0 = arg-min."""
+    temperature_unit: str = _choice("spread", "spread", "cost")
+    """`spread`: a trial's standard deviation of costs, so one value fits every cost; `cost`: 1."""
     elites: int = _number(20, 1)
     """CEM: candidates that refit the proposal."""
     lr: float = _number(0.3, 0)
@@ -280,8 +286,8 @@ class PlanningConfig(_Checked):
     """Everything a planner needs besides the models."""
 
     cost: str = _choice("distance", "latent", "distance")
-    action_cap: float = _number(1.8365, 0)
-    """Largest Euclidean action in px (2.45 x 0.7496, two_rooms section 1.3)."""
+    action_cap: float = _number(0.0, 0)
+    """Largest Euclidean action in px; 0 = the protocol's own: P1 1.8365 (2.45 x 0.7496), P2 2.45."""
     replan: int = _number(4, 1)
     """Environment steps executed per flat plan."""
     flat: PlannerConfig = PlannerConfig()
@@ -290,7 +296,7 @@ class PlanningConfig(_Checked):
 
 @dataclass(frozen=True)
 class EvaluationConfig(_Checked):
-    """Trials and protocols (two_rooms sections 5 and 6, settled in the design page)."""
+    """Trials and protocols (evaluation/results.py says what P1 and P2 fix)."""
 
     protocol: str = _choice("p1", "p1", "p2_seen", "p2_heldout")
     split: str = _choice("test", "validation", "test")
@@ -322,8 +328,18 @@ class Config(_Checked):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def override(self, overrides: str | dict[str, Any]) -> Config:
-        """A copy with dotted keys replaced; `overrides` is "a.b=1,c=x" or {"a.b": 1}."""
-        pairs = parse_overrides(overrides) if isinstance(overrides, str) else overrides
+        """A copy with dotted keys replaced; `overrides` is "a.b=1,c=x" or {"a.b": 1}.
+
+        The key `preset` stands for a published recipe (presets.py); other keys win over it.
+        """
+        pairs = parse_overrides(overrides) if isinstance(overrides, str) else dict(overrides)
+        if pairs.get("profile", self.profile) != self.profile:
+            raise ConfigError("the profile is chosen by profile(), it cannot be overridden")
+        name = pairs.pop("preset", None)
+        if name is not None:
+            if name not in PRESETS:
+                raise ConfigError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}")
+            pairs = PRESETS[name] | pairs
         tree = to_dict(self)
         for key, value in pairs.items():
             _set(tree, key, value)
@@ -453,22 +469,11 @@ PROFILES: dict[str, dict[str, Any]] = {
         "evaluation.budgets": [0.5, 1.0],
         "evaluation.budget_trials": 2,
     },
-    # The reference architecture and published coefficients at paper scale (architectures 1.1, 1.2).
+    # The reference architecture with its published coefficients, at paper scale.
     "full": {
+        **PRESETS["pldm_3m"],
         "data.transitions": 3_000_000,
-        "level1.encoder": "impala",
-        "level1.latent_dim": 512,
-        "level1.predictor": "gru",
-        "level1.window": 16,
-        "level1.optim.updates": 144_000,
-        "level1.optim.lr": 7e-4,
         "level1.optim.validate_every": 2_000,
-        "level1.loss.form": "pldm",
-        "level1.loss.std": 3.9843,
-        "level1.loss.cov": 6.9238,
-        "level1.loss.std_t": 0.24535,
-        "level1.loss.sim_t": 0.74242,
-        "level1.loss.idm": 1.072,
         "distance.trajectories": 20_000,
         "distance.optim.updates": 40_000,
         "level2.optim.updates": 30_000,

@@ -40,8 +40,9 @@ class LossTerms(NamedTuple):
 
 
 def similarity(predictions: Tensor, targets: Tensor) -> Tensor:
-    """predictions (K, B, T, D), targets (B, T, D); index 0 along T is the given start."""
-    return (predictions[:, :, 1:] - targets[None, :, 1:]).square().mean()
+    """predictions (K, B, T', D), targets (B, T >= T', D); index 0 along T is the given start."""
+    steps = predictions.shape[2]
+    return (predictions[:, :, 1:] - targets[None, :, 1:steps]).square().mean()
 
 
 def hinge_std(samples: Tensor) -> Tensor:

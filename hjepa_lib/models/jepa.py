@@ -35,7 +35,7 @@ class Rollout(NamedTuple):
     """What both levels hand to the objectives; T counts states of that level's time grid."""
 
     encodings: Tensor  # (B, T, D)
-    predictions: Tensor  # (K, B, T, D); entry 0 along T is the start, not a prediction
+    predictions: Tensor  # (K, B, T' <= T, D); entry 0 along T is the start, not a prediction
     targets: Tensor  # (B, T, D); the encodings, or those of the EMA encoder
     actions: Tensor  # (B, T-1, A) normalised
 
@@ -154,7 +154,8 @@ class Jepa(nn.Module):
         """
         if encodings is None:
             encodings = self.encode(frames)
-        predictions = self.rollout_members(encodings[:, 0], actions, **hooks)
+        steps = self.config.rollout or actions.shape[1]
+        predictions = self.rollout_members(encodings[:, 0], actions[:, :steps], **hooks)
         targets = encodings
         if self.target_encoder is not None:
             with torch.no_grad():

@@ -2,9 +2,9 @@
 
 All three minimise `objective(candidates (B, N, H, A)) -> (B, N)` inside a convex set given by
 `project` (an action-norm ball, a box), so weighted means of candidates stay inside it (EB1).
-MPPI follows Williams et al. 2017 with weights softmax(-(cost - min) / (temperature * spread));
-spread, the standard deviation of a trial's costs, makes one temperature fit both cost geometries.
-The temperature DIVIDES: 0 is the arg-min, infinity the plain mean (EB3). Each optimiser keeps its
+MPPI follows Williams et al. 2017 with weights softmax(-(cost - min) / (temperature * unit)); the
+unit is a trial's standard deviation of costs, so one temperature fits both cost geometries, or 1 as
+in the papers. The temperature DIVIDES: 0 is the arg-min, infinity the plain mean (EB3). Each optimiser keeps its
 nominal plan outside, so warm starts are explicit (PL3), and draws from the given generator only.
 """
 
@@ -30,13 +30,13 @@ class Search(NamedTuple):
     costs: Tensor  # (B, N) of the last iteration
 
 
-def softmin_weights(costs: Tensor, temperature: float) -> Tensor:
+def softmin_weights(costs: Tensor, temperature: float, unit: str = "spread") -> Tensor:
     """(B, N) costs -> (B, N) weights that sum to one."""
     gap = costs - costs.amin(dim=1, keepdim=True)
     if temperature == 0:
         return (gap == 0).float() / (gap == 0).sum(1, keepdim=True)
-    spread = costs.std(dim=1, keepdim=True).clamp(min=1e-8)
-    return torch.softmax(-gap / (temperature * spread), dim=1)
+    scale = costs.std(dim=1, keepdim=True).clamp(min=1e-8) if unit == "spread" else 1.0
+    return torch.softmax(-gap / (temperature * scale), dim=1)
 
 
 def shift_plan(plan: Tensor, executed: int) -> Tensor:
@@ -65,7 +65,7 @@ def mppi(
         offsets[:, 0] = 0
         candidates = project(nominal[:, None] + offsets)  # (B, N, H, A)
         costs = objective(candidates)
-        weights = softmin_weights(costs, config.temperature)
+        weights = softmin_weights(costs, config.temperature, config.temperature_unit)
         # Elementwise, not einsum: under autocast a matrix product would round past the norm bound.
         nominal = project((weights[:, :, None, None] * candidates).sum(1))  # (B, H, A)
     return Search(nominal, candidates, costs)

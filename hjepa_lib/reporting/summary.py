@@ -49,7 +49,7 @@ RESULT_FIELDS: dict[str, Field] = {
     "method": Field(str, "planner: random, oracle, flat (L1), L1+L2, ..."),
     "cost": Field(str, 'planning cost: latent, distance; "none" for random and oracle'),
     "protocol": Field(str, "p1, p2_seen or p2_heldout"),
-    "layouts": Field(str, "rooms of the trials: fixed, train, validation, test"),
+    "layouts": Field(str, "rooms of the trials: fixed, train, heldout"),
     "dynamics": Field(str, "collision rule: bounce, blocked, slide"),
     "budget": Field(_NUMBER, "factor on the planner's sample counts", low=0),
     "n": Field(int, "trials", low=1),

@@ -80,8 +80,10 @@ def validate_level1(model: Jepa, batch: WindowBatch, device: torch.device) -> di
     half = len(batch.positions) // 2 * batch.positions.shape[1]
     position = batch.positions.flatten(0, 1)
     probe = fit_ridge(flat[:half], position[:half])
-    predicted = probe(rollout.predictions.mean(0).flatten(0, 1).cpu()).view_as(batch.positions)
-    drift = (predicted - batch.positions)[len(batch.positions) // 2 :].square().sum(-1)  # (B/2, T)
+    ahead = rollout.predictions.mean(0).cpu()  # (B, T', D)
+    predicted = probe(ahead.flatten(0, 1)).view(*ahead.shape[:2], 2)
+    truth = batch.positions[:, : ahead.shape[1]]
+    drift = (predicted - truth)[len(truth) // 2 :].square().sum(-1)  # (B/2, T')
     report = {
         "loss": float(weighted_sum(terms, model.config.loss)),
         **{name: value.item() for name, value in terms._asdict().items()},
