@@ -219,6 +219,21 @@ class PretrainedCommand:
         return 0
 
 
+@dataclass
+class GalleryCommand:
+    """Refresh outputs/gallery and the README's table from finished runs (one per seed)."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Names of the runs; pictures are taken from the first."""
+
+    def __call__(self) -> int:
+        from hjepa_lib.reporting.gallery import write_gallery
+        from hjepa_lib.runs import Run, repository
+
+        print(write_gallery([Run.open(name) for name in self.runs], repository()))
+        return 0
+
+
 _COMMANDS = {
     "run": RunCommand,
     "compare": CompareCommand,
@@ -226,6 +241,7 @@ _COMMANDS = {
     "trials": TrialsCommand,
     "report": ReportCommand,
     "pretrained": PretrainedCommand,
+    "gallery": GalleryCommand,
 }
 
 

@@ -137,7 +137,7 @@ class LossConfig(_Checked):
 class OptimConfig(_Checked):
     """Adam(W) with linear warm-up, then cosine decay that never rises again (PL4)."""
 
-    updates: int = _number(3000, 1)
+    updates: int = _number(2500, 1)
     batch: int = _number(64, 2)
     lr: float = _number(1e-3, 0)
     """Peak learning rate."""
@@ -159,7 +159,7 @@ class Level1Config(_Checked):
 
     encoder: str = _choice("fast", "impala", "fast")
     latent_dim: int = _number(128, 2)
-    width: int = _number(64, 4)
+    width: int = _number(32, 4)
     """Channels of the `fast` encoder (`impala` is fixed at 16, 32, 32)."""
     predictor: str = _choice("mlp", "gru", "mlp")
     hidden: int = _number(256, 4)
@@ -193,12 +193,20 @@ class DistanceConfig(_Checked):
     n_step: int = _number(4, 1)
     gamma: float = _number(0.98, 0, 1)
     expectile: float = _number(0.9, 0.5, 1)
-    ema_rate: float = _number(0.005, 0, 1)
+    ema_rate: float = _number(0.02, 0, 1)
+    """Rate of the bootstrapping copy; 0.005 needs four times the updates to carry values across the room."""
     future_goals: float = _number(0.5, 0, 1)
     """Share of goals taken from the future of the same trajectory."""
     trajectories: int = _number(3500, 1)
     """Training trajectories whose latents are kept in memory."""
-    optim: OptimConfig = OptimConfig(updates=5000, batch=1024, lr=5e-4, weight_decay=0.0, warmup=0.02)
+    optim: OptimConfig = OptimConfig(updates=3000, batch=1024, lr=5e-4, weight_decay=0.0, warmup=0.02)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.optim.patience:
+            raise ConfigError(
+                "distance.optim.patience must be 0: a bootstrapped loss says nothing about quality"
+            )
 
 
 @dataclass(frozen=True)
@@ -234,6 +242,17 @@ class Level2Config(_Checked):
     """Level-1 latents get an MLP of the previous step_skip latents (seed variant; joint training only)."""
     loss: LossConfig = LossConfig(std=0.0, cov=0.0, sim_t=0.0, idm=0.0)
     optim: OptimConfig = OptimConfig(updates=3000, batch=128, lr=1e-3, weight_decay=1e-6)
+    """Of `frozen` training; `joint` training follows level1.optim."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # What a frozen level 1 cannot learn, or level 2 cannot change, would silently do nothing.
+        joint = {name: getattr(self, name) for name in ("subgoal", "conditioning", "feedback")}
+        for name in ("std", "std_t", "cov", "sim_t", "idm"):
+            joint[f"loss.{name}"] = getattr(self.loss, name)
+        for name, value in joint.items():
+            if value and self.train != "joint":
+                raise ConfigError(f"level2.{name} needs level2.train=joint: level 1 is frozen")
 
 
 @dataclass(frozen=True)
@@ -279,6 +298,11 @@ class HierarchyConfig(_Checked):
     """Standardised z is kept in [-clip, clip]; 0 = unbounded (the percentile box bounds learned macro-actions)."""
     control: str = _choice("none", "none", "zero", "shuffle", "perturb")
     """Built-in controls of level 2's sub-goals."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.level2.disagreement:
+            raise ConfigError("planning.hierarchy.level2.disagreement must be 0: no ensemble there")
 
 
 @dataclass(frozen=True)
@@ -326,6 +350,12 @@ class Config(_Checked):
     level2: Level2Config = Level2Config()
     planning: PlanningConfig = PlanningConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        planners = (self.planning.flat, self.planning.hierarchy.tracker)
+        if self.level1.predictors == 1 and any(one.disagreement for one in planners):
+            raise ConfigError("a planner's disagreement cost needs level1.predictors > 1")
 
     def override(self, overrides: str | dict[str, Any]) -> Config:
         """A copy with dotted keys replaced; `overrides` is "a.b=1,c=x" or {"a.b": 1}.

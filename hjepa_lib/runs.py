@@ -87,8 +87,11 @@ class Run:
         if path.parent != root and (path.parent / "manifest.json").exists():
             raise RunError(f"{path.parent.name!r} is a run, so it cannot hold the run {name!r}")
         device = machine.choose_device(config.device)
+        latest = root / "latest"
         manifest = {
             "name": name,
+            # The latest run so far: this one is about to take that title, and may need its input.
+            "previous": latest.read_text().strip() if latest.is_file() else "",
             "created": _now(),
             "profile": config.profile,
             "seed": config.seed,
@@ -111,7 +114,7 @@ class Run:
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
             raise
-        write_atomic(root / "latest", name + "\n")
+        write_atomic(latest, name + "\n")
         return cls(path)
 
     @classmethod
@@ -218,6 +221,18 @@ class Run:
         for item in self.manifest["stages"][name]["files"]:
             if sha256(self.path / item["path"]) != item["sha256"]:
                 raise RunError(f"{self.path / item['path']} differs from what stage {name!r} wrote")
+
+    def adopt(self, other: Run, name: str) -> None:
+        """Copy a finished stage of `other` with its manifest entry; RunError when it is damaged."""
+        other.verify(name)
+        entry = other.manifest["stages"][name] | {"adopted_from": other.name}
+        if self.done(name) and _digest(self.manifest["stages"][name]) == _digest(entry):
+            return
+        self._update(lambda manifest: manifest["stages"].pop(name, None))
+        for item in entry["files"]:
+            folder = self.folder(Path(item["path"]).parent.as_posix())
+            shutil.copyfile(other.path / item["path"], folder / Path(item["path"]).name)
+        self._update(lambda manifest: manifest["stages"].__setitem__(name, entry))
 
     def log(self, record: dict[str, Any]) -> None:
         """Append {"stage", "step", key: value, ...} to metrics.jsonl (see `MetricsLog.log`)."""

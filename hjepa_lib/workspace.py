@@ -90,9 +90,18 @@ def _find_run(notebook: str, name: str, config: Config) -> Run:
     return Run.create(new_name(config), config)
 
 
-def _latest() -> Run | None:
+def latest_run(run: Run) -> Run | None:
+    """The latest run other than `run`, which became the latest when it was created."""
+    latest = _latest()
+    if latest is None or latest.path != run.path:
+        return latest
+    previous = run.manifest.get("previous", "")
+    return _latest(previous) if previous else None
+
+
+def _latest(name: str = "") -> Run | None:
     try:
-        return Run.open()
+        return Run.open(name)
     except ValueError:  # none yet, damaged, or made by another version of the settings
         return None
 
@@ -122,7 +131,7 @@ class Workspace:
         """
         if self.run.done(stage):
             return Input(_stage_folder(self.run, stage), "this run")
-        latest = _latest()
+        latest = latest_run(self.run)
         if latest is not None and latest.done(stage) and self._agrees(latest, stage):
             return Input(_stage_folder(latest, stage), f"latest run {latest.name}")
         folder = pretrained_folder()
@@ -138,6 +147,12 @@ class Workspace:
         sections = STAGE_SECTIONS.get(stage)
         changed = {key.split(".")[0] for key in differences(other.config, self.config)}
         return not changed.intersection(sections) if sections else not changed
+
+    def whole(self, name: str, value: Any, low: int, high: int) -> int:
+        """A notebook's own whole-number parameter; ConfigError unless low <= value <= high."""
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ConfigError(f"{name} must be a whole number in {low}..{high}, got {value!r}")
+        return value
 
     def figure(self, figure: Any, name: str, caption: str = "") -> None:
         """Save a figure as `<run>/figures/<name>.png` and show it; the report has `caption`."""

@@ -7,9 +7,32 @@ spread is the largest distance between any two of its positions.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+from torch import Tensor
 
 from hjepa_lib.data.trajectories import Trajectories
+
+PUBLISHED: dict[str, dict[str, float]] = {
+    "good": {
+        "crossing_rate": 0.369,
+        "sides_differ_rate": 0.34,
+        "spread_px": 31.0,
+        "action_std_x": 0.756,
+        "action_std_y": 0.743,
+        "step_mean_px": 1.0,
+        "step_std_px": 0.351,
+        "blocked_rate": 0.27,
+    },
+    "random": {
+        "crossing_rate": 0.441,
+        "sides_differ_rate": 0.268,
+        "spread_px": 12.5,
+        "blocked_rate": 0.04,
+    },
+}
+"""`describe` of 512 trajectories made by the public PLDM generator, per recipe (measured)."""
 
 
 def describe(trajectories: Trajectories, limit: int = 2048) -> dict[str, float]:
@@ -48,3 +71,24 @@ def describe(trajectories: Trajectories, limit: int = 2048) -> dict[str, float]:
         "step_std_px": float(steps.std()),
         "blocked_rate": float((before == after).all(1).float().mean()),
     }
+
+
+class Motion(NamedTuple):
+    """How the dot moves: one row per step, turn and visited place."""
+
+    steps: Tensor  # (n,) commanded step lengths, px
+    turns: Tensor  # (n',) angles between consecutive actions of a trajectory, degrees in (-180, 180]
+    positions: Tensor  # (m, 2) px
+
+
+def motion(trajectories: Trajectories, limit: int = 512) -> Motion:
+    """Samples for the motion figure from the first `limit` trajectories."""
+    steps, turns = [], []
+    for row in range(min(limit, trajectories.count)):
+        actions = trajectories.one(row)[1]
+        heading = torch.atan2(actions[:, 1], actions[:, 0])
+        turn = heading.diff().rad2deg()
+        steps.append(actions.norm(dim=-1))
+        turns.append(180 - (180 - turn) % 360)
+    states = int(trajectories.lengths[:limit].sum())
+    return Motion(torch.cat(steps), torch.cat(turns), trajectories.positions[:states])

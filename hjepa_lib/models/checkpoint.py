@@ -25,8 +25,14 @@ from hjepa_lib.models.jepa import Jepa
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; a tensor shared by two submodules appears once."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    """Parameters and buffers by name; a tensor shared by two submodules appears once.
+
+    A frozen random inverse-dynamics head taught the encoder and is of no use later: left out (PL1).
+    """
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    if getattr(getattr(module, "config", None), "idm_frozen", False):
+        named = {key: value for key, value in named.items() if not key.startswith("idm.")}
+    return named
 
 
 def save_weights(path: Path, module: nn.Module) -> None:

@@ -42,6 +42,8 @@ class Distance(nn.Module):
         self.phi = mlp(
             latent_dim, config.hidden, config.hidden, config.dim, activation=nn.GELU, norm=True
         )
+        # Only differences of embeddings are used: a bias would cancel and never learn.
+        self.phi[-1] = nn.Linear(config.hidden, config.dim, bias=False)
 
     def embed(self, latents: Tensor) -> Tensor:
         """(..., D) -> (..., dim) float32."""

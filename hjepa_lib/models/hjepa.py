@@ -131,7 +131,8 @@ class HJepa(nn.Module):
             return total, named
         loss2, terms2 = self.level2.loss(rollout.level2, rollout.observed)
         skip, weight = self.level2.config.step_skip, self.level2.config.subgoal
-        reached = rollout.level1.predictions[:, :, ::skip]  # (K, B, T2, D)
-        subgoal = (reached - rollout.level2.predictions).square().mean()
+        reached = rollout.level1.predictions[:, :, ::skip]  # (K, B, T2' <= T2, D)
+        wanted = rollout.level2.predictions[:, :, : reached.shape[2]]  # (1, B, T2', D)
+        subgoal = (reached - wanted).square().mean()
         named |= {f"l2/{name}": value for name, value in terms2.items()} | {"subgoal": subgoal}
         return total + loss2 + weight * subgoal, named

@@ -58,8 +58,10 @@ class Jepa(nn.Module):
             build_predictor(config.predictor, dim, ACTION_DIM, config.hidden, self.encoder.norm)
             for _ in range(config.predictors)
         )
-        self.idm = mlp(2 * dim, config.idm_hidden, ACTION_DIM)
-        self.idm.requires_grad_(not config.idm_frozen)
+        self.idm: nn.Module | None = None
+        if config.loss.idm > 0:  # else it would be counted and stored without ever being trained
+            self.idm = mlp(2 * dim, config.idm_hidden, ACTION_DIM)
+            self.idm.requires_grad_(not config.idm_frozen)
         self.target_encoder: nn.Module | None = None
         if config.target == "ema":
             self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)

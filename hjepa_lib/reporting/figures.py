@@ -18,6 +18,7 @@ from sklearn.decomposition import PCA
 
 from hjepa_lib.reporting import style
 from hjepa_lib.reporting.style import FigureError, checked, styled
+from hjepa_lib.worlds.layout import HIGH, LOW
 
 
 @styled
@@ -90,6 +91,51 @@ def frame_rgb(frames: np.ndarray) -> np.ndarray:
     dot, walls = unit[..., 0, :, :, None], unit[..., 1, :, :, None]
     grey = walls * np.array([0.45, 0.49, 0.54])
     return np.rint(255 * (dot + (1 - dot) * grey)).astype(np.uint8)
+
+
+@styled
+def motion(
+    steps: np.ndarray,
+    turns: np.ndarray,
+    positions: np.ndarray,
+    title: str = "How the dot moves",
+) -> Figure:
+    """Step lengths (n,) px, turning angles (n',) degrees, and where positions (m, 2) px lie."""
+    steps, turns = checked(steps, "steps", None), checked(turns, "turns", None)
+    positions = checked(positions, "positions", None, 2)
+    figure, axes = style.panels(1, 3, 2.9, 2.6)
+    for axis, values, name in zip(axes, (steps, turns), ("step (px)", "turn (degrees)"), strict=False):
+        axis.hist(values, bins=60, density=True, color=style.BLUE)
+        axis.set(xlabel=name, yticks=[])
+        axis.spines["left"].set_visible(False)
+    axes[0].set(xlim=(0, None), title=f"steps: mean {steps.mean():.2f}, std {steps.std():.2f} px")
+    axes[1].set(xlim=(-180, 180), xticks=[-180, -90, 0, 90, 180], title="turns between steps")
+    edges = np.linspace(LOW, HIGH, 57)  # one bin per px
+    visits, _, _ = np.histogram2d(positions[:, 1], positions[:, 0], bins=[edges, edges])
+    image = axes[2].imshow(
+        visits / visits.mean(), extent=(LOW, HIGH, HIGH, LOW), vmax=3, cmap=style.SEQUENTIAL
+    )
+    bar = figure.colorbar(image, ax=axes[2], shrink=0.85, aspect=25, pad=0.02)
+    bar.set_label("visits / mean")
+    bar.outline.set_visible(False)
+    axes[2].set(title="where it is", xticks=[], yticks=[], anchor="W")
+    style.headline(figure, title)
+    return figure
+
+
+@styled
+def layout_lists(lists: Mapping[str, np.ndarray], title: str = "Layouts by list") -> Figure:
+    """Walls and doors of named layout lists, each (n, 2) rows (wall_x, door_y) px, in one plane."""
+    colours = (style.SKY, style.ORANGE, style.PURPLE, style.GREEN)
+    figure, (axis,) = style.panels(1, 1, 4.6, 3.4)
+    for (name, rows), colour in zip(lists.items(), colours, strict=False):
+        rows = checked(rows, name, None, 2)
+        axis.scatter(*rows.T, s=11, marker="s", lw=0, color=colour, label=f"{name}: {len(rows)}")
+    axis.set(xlabel="wall_x (px)", ylabel="door_y (px)")
+    axis.invert_yaxis()
+    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    style.headline(figure, title)
+    return figure
 
 
 @styled

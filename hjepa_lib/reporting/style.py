@@ -199,6 +199,6 @@ def save(figure: Figure, path: str | Path) -> Path:
 def method_colour(name: str) -> str:
     """The colour of a method, from what its name contains; unknown methods are purple."""
     key = name.lower()
-    marks = {"random": "#9AA3AD", "oracle": INK, "l2": ORANGE, "hier": ORANGE}
+    marks = {"random": "#9AA3AD", "oracle": INK, "prior": GREEN, "l2": ORANGE, "hier": ORANGE}
     marks |= {"flat": BLUE, "l1": BLUE, "level 1": BLUE, "level 2": ORANGE}
     return next((colour for mark, colour in marks.items() if mark in key), PURPLE)

@@ -62,8 +62,8 @@ class Fit:
     `best` holds the weights with the lowest validation key `loss`; `load_best()` puts them back. A
     validation without that key (a bootstrapped loss says nothing about quality) selects nothing.
     Iterating again after an interruption, or in a new process with the same `folder`, goes on
-    where the last checkpoint ended. Raises `TrainingError` on a non-finite loss, before the
-    weights change.
+    where the last checkpoint ended. Raises `TrainingError` on a non-finite loss or gradient, before
+    the weights change.
     """
 
     def __init__(
@@ -119,7 +119,12 @@ class Fit:
             )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf).item()
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"the gradient norm is {norm} at update {self.update + 1}; lower the learning rate "
+                f"(now {rate:.2g}) and resume from the last checkpoint"
+            )
         self.optimiser.step()
         if self.after_update is not None:
             self.after_update()
@@ -128,9 +133,7 @@ class Fit:
         if self.update % self.config.validate_every == 0 or self.update == self.config.updates:
             validation = self._validate()
             self._store()
-        return Report(
-            self.update, self.config.updates, value, terms, rate, norm.item(), validation
-        )
+        return Report(self.update, self.config.updates, value, terms, rate, norm, validation)
 
     def _validate(self) -> dict[str, float]:
         if self.validate is None:

@@ -1,0 +1,90 @@
+"""Shared fixtures: tiny settings, trajectories, models and one whole tiny run (see tiny.py)."""
+
+import dataclasses
+
+import hypothesis
+import pytest
+import torch
+from tiny import make_agent, make_level1, make_store, tiny_config, tiny_data, tiny_normaliser
+
+from hjepa_lib import stages
+from hjepa_lib.runs import Run
+from hjepa_lib.training import probes
+from hjepa_lib.workspace import Workspace
+
+torch.set_num_threads(1)  # tensors are tiny: a second thread would only wait for the first
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def config():
+    return tiny_config()
+
+
+@pytest.fixture(scope="session")
+def data():
+    return tiny_data()
+
+
+@pytest.fixture(scope="session")
+def normaliser():
+    return tiny_normaliser()
+
+
+@pytest.fixture(scope="session")
+def level1(config):
+    """Random weights, frozen."""
+    return make_level1(config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def store(level1):
+    return make_store(level1)
+
+
+@pytest.fixture(scope="session")
+def agent(config):
+    return make_agent(config)
+
+
+@pytest.fixture(scope="session")
+def short_probe():
+    """The position probe learns for 5 updates only, so that whole stages stay fast."""
+    with pytest.MonkeyPatch.context() as patch:
+        short = dataclasses.replace(probes.PROBE_OPTIM, updates=5, batch=64)
+        patch.setattr(probes, "PROBE_OPTIM", short)
+        yield
+
+
+@pytest.fixture(scope="session")
+def outputs(tmp_path_factory):
+    """An outputs folder of their own for whole runs; tests that create runs there name them."""
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture
+def workspace_of(tmp_path, monkeypatch, short_probe):
+    """Function of a config (and a run name) that opens a new run in an outputs folder of its own."""
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
+
+    def make(config, name="run"):
+        return Workspace("test", Run.create(name, config, tmp_path / "outputs"))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(config, outputs, short_probe):
+    """Folder of a whole tiny run: data, level 1, distance head, level 2. Copy it to change it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HJEPA_OUTPUTS", str(outputs))
+        ws = Workspace("test", Run.create("trained", config, outputs))
+        for train in (
+            stages.train_level1_stage,
+            stages.train_distance_stage,
+            stages.train_level2_stage,
+        ):
+            for _ in train(ws):
+                pass
+    return ws.run.path

@@ -1,0 +1,203 @@
+"""Both levels together: time grid, the three ways level 2 acts on level 1, the joint loss."""
+
+import pytest
+import torch
+from tiny import CPU, digest, make_level1, make_level2, seeded, tiny_config, tiny_normaliser
+
+from hjepa_lib.config import Config, ConfigError, Level2Config
+from hjepa_lib.data.windows import Windows
+from hjepa_lib.models.hjepa import HJepa
+from hjepa_lib.objectives import loss_terms, weighted_sum
+from hjepa_lib.training.level1 import train_level1
+from hjepa_lib.training.level2 import train_joint
+from hjepa_lib.worlds.two_rooms import render
+
+JOINT = {"level2__train": "joint"}
+HOOKS = {"level2__conditioning": True, "level2__feedback": True, "level2__subgoal": 0.5}
+
+
+def hjepa_of(seed=0, **changes) -> tuple[HJepa, Config]:
+    config = tiny_config(**JOINT, **changes)
+    torch.manual_seed(seed)
+    return HJepa(config, tiny_normaliser()), config
+
+
+def batch_of(data, states, batch=3, seed=0):
+    found = Windows(data, states).sample(batch, seeded(seed))
+    return render(found.positions, found.layout), found.actions
+
+
+# --- time grid --------------------------------------------------------------------------------
+def test_sixteen_frames_make_four_macro_states():
+    """Architectures 2: frames 0, 4, 8, 12; three macro steps; the last three actions are unused."""
+    level2 = make_level2(tiny_config(level2__actions="concat"))
+    steps = torch.arange(16.0)
+    latents = steps[None, :, None].expand(2, 16, 16)
+    actions = steps[None, :15, None].expand(2, 15, 2)
+    rollout, observed = level2.observe(latents, actions, seeded())
+    assert rollout.encodings[0, :, 0].tolist() == [0, 4, 8, 12]
+    assert rollout.targets is rollout.encodings
+    chunks = rollout.actions[0].reshape(3, 4, 2)
+    assert chunks[..., 0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert observed.z.shape == (2, 3, 4)
+    assert rollout.predictions.shape == (1, 2, 4, 16)
+
+    def result(latents, actions):
+        return digest(*level2.observe(latents, actions, seeded())[0])
+
+    changed = actions.clone()
+    changed[:, 12:] += 1
+    assert result(latents, changed) == result(latents, actions)
+    changed[:, 11] += 1
+    assert result(latents, changed) != result(latents, actions)
+
+
+@pytest.mark.parametrize(("states", "macro"), [(9, 3), (12, 3), (13, 4)])
+def test_a_last_incomplete_chunk_is_dropped(states, macro):
+    level2 = make_level2(tiny_config())
+    rollout, _ = level2.observe(torch.randn(2, states, 16), torch.randn(2, states - 1, 2), seeded())
+    assert rollout.encodings.shape[1] == macro
+    assert rollout.predictions.shape[2] == macro
+
+
+# --- level 2 switched off ---------------------------------------------------------------------
+def test_without_level2_training_is_bit_equal_to_level1_alone(data):
+    """Architectures 2, 'opt-in': same seed, same losses, same weights, no random number spent."""
+    config = tiny_config(**JOINT, level2__disable_l2=True)
+    windows = Windows(data, config.level1.window)
+    torch.manual_seed(0)
+    both = HJepa(config, tiny_normaliser())
+    after_building = torch.get_rng_state()
+    alone = make_level1(config, seed=0)
+    assert torch.equal(torch.get_rng_state(), after_building)
+    assert both.level2 is None
+    assert {name.split(".")[0] for name, _ in both.named_parameters()} == {"level1"}
+    joint = list(train_joint(both, windows, config))
+    single = list(train_level1(alone, windows, None, config.level1, seed=config.seed))
+    assert [r.loss for r in joint] == [r.loss for r in single]
+    assert [r.grad_norm for r in joint] == [r.grad_norm for r in single]
+    assert digest(both.level1) == digest(alone)
+
+
+# --- conditioning -----------------------------------------------------------------------------
+def test_conditioning_is_a_linear_of_z_repeated_over_its_macro_step():
+    model, _ = hjepa_of(level2__conditioning=True)
+    z = torch.randn(2, 3, 4)
+    context = model.level2.context(z)
+    assert context.shape == (2, 12, 2)
+    layer = model.level2.condition
+    for step in range(12):
+        wanted = z[:, step // 4] @ layer.weight.T + layer.bias
+        torch.testing.assert_close(context[:, step], wanted)
+    assert hjepa_of()[0].level2.context(z) is None
+
+
+def test_conditioning_reaches_the_state_also_one_step_at_a_time(data):
+    """F11: another z changes every predicted state, in a roll-out and in single `predict` calls."""
+    model, _ = hjepa_of(level2__conditioning=True)
+    level1 = model.level1
+    start, actions = torch.randn(2, 16), torch.randn(2, 4, 2)
+    z = torch.randn(2, 1, 4)
+    context, other = model.level2.context(z), model.level2.context(z + 1)
+    rolled = level1.rollout(start, actions, context=context)
+    assert (rolled != level1.rollout(start, actions, context=other))[:, 1:].any(-1).all()
+    assert (rolled != level1.rollout(start, actions))[:, 1:].any(-1).all()
+    latent = start
+    for step in range(4):
+        latent = level1.predict(latent, actions[:, step], context=context[:, step])
+        torch.testing.assert_close(latent, rolled[:, step + 1])
+    frames, actions = batch_of(data, 9)
+    model.level2.condition.weight.data.zero_()
+    model.level2.condition.bias.data.zero_()
+    plain = model(frames, actions, seeded()).level1.predictions
+    model.level2.condition.bias.data.fill_(1.0)
+    assert (model(frames, actions, seeded()).level1.predictions != plain)[:, :, 1:].any(-1).all()
+
+
+# --- feedback ---------------------------------------------------------------------------------
+def test_feedback_corrects_the_state_at_every_macro_boundary():
+    """F11: an MLP of the last four states is added to the state that the predictor is fed."""
+    model, _ = hjepa_of(level2__feedback=True)
+    level1, level2 = model.level1, model.level2
+    start, actions = torch.randn(2, 16), torch.randn(2, 9, 2)
+    rolled = level1.rollout(start, actions, feedback=level2.feedback)
+    states = [start]
+    for step in range(9):
+        latent = states[-1]
+        if step in (4, 8):
+            latent = latent + level2.correct(torch.cat(states[-4:], -1))
+        states.append(level1.predict(latent, actions[:, step]))
+    torch.testing.assert_close(rolled, torch.stack(states, 1))
+    plain = level1.rollout(start, actions)
+    assert torch.equal(rolled[:, :5], plain[:, :5])
+    assert (rolled != plain)[:, 5:].any(-1).all()
+
+
+@pytest.mark.parametrize("option", ["conditioning", "feedback"])
+def test_hooks_get_gradient_from_the_prediction_loss_alone(option, data):
+    """F10, F11: nothing cancels; the hook AND the predictor learn from the similarity term."""
+    model, _ = hjepa_of(**{f"level2__{option}": True})
+    frames, actions = batch_of(data, 9)
+    rollout = model(frames, actions, seeded()).level1
+    loss_terms(rollout, "pldm", None).sim.backward()
+    hook = model.level2.condition if option == "conditioning" else model.level2.correct
+    for module in (hook, model.level1.predictors, model.level1.encoder):
+        assert all(p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+@pytest.mark.parametrize("option", ["conditioning", "feedback", "subgoal"])
+def test_joint_options_with_a_frozen_level1_are_refused(option):
+    """F1, PL7: with a frozen level 1 their weights would never be trained, yet steer the planner."""
+    with pytest.raises(ConfigError, match=rf"level2\.{option} needs level2\.train=joint"):
+        Level2Config(train="frozen", **{option: True if option != "subgoal" else 0.5})
+    Level2Config(train="joint", **{option: True if option != "subgoal" else 0.5})
+
+
+# --- joint loss -------------------------------------------------------------------------------
+def test_joint_loss_is_the_documented_sum(data):
+    """L1 terms + L2 terms + lambda KL + weight * sub-goal consistency."""
+    model, config = hjepa_of(
+        level2__subgoal=0.7, level2__kl=1.3, level2__loss__idm=0.4, level2__loss__std=0.2
+    )
+    frames, actions = batch_of(data, 9)
+    rollout = model(frames, actions, seeded())
+    total, named = model.loss(rollout)
+    one = loss_terms(rollout.level1, config.level1.loss.form, model.level1.idm)
+    two = loss_terms(rollout.level2, config.level2.loss.form, model.level2.idm)
+    kl = model.level2.rssm.loss(rollout.observed)
+    # entry 0 of both is the given start: two macro steps differ, of three entries
+    gap = rollout.level1.predictions[0, :, [4, 8]] - rollout.level2.predictions[0, :, [1, 2]]
+    subgoal = gap.square().sum() / (3 * 3 * 16)
+    wanted = weighted_sum(one, config.level1.loss) + weighted_sum(two, config.level2.loss)
+    torch.testing.assert_close(total, wanted + 1.3 * kl + 0.7 * subgoal)
+    torch.testing.assert_close(named["subgoal"], subgoal)
+    torch.testing.assert_close(named["l2/kl"], kl)
+    assert {f"l1/{name}" for name in one._fields} < named.keys()
+    assert {f"l2/{name}" for name in two._fields} < named.keys()
+
+
+def test_subgoal_consistency_pulls_on_both_levels(data):
+    """Architectures 2: no stop-gradient on either side."""
+    model, _ = hjepa_of(level2__subgoal=1.0)
+    rollout = model(*batch_of(data, 9), seeded())
+    model.loss(rollout)[1]["subgoal"].backward()
+    for module in (model.level1.predictors, model.level2.rssm.decoder):
+        assert all(p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+def test_subgoal_consistency_with_a_short_rollout(data):
+    """Level 1 may roll out fewer steps than the window: the shared macro steps are compared."""
+    model, _ = hjepa_of(level2__subgoal=1.0, level1__rollout=4)
+    rollout = model(*batch_of(data, 9), seeded())
+    named = model.loss(rollout)[1]
+    gap = rollout.level1.predictions[0, :, 4] - rollout.level2.predictions[0, :, 1]
+    torch.testing.assert_close(named["subgoal"], gap.square().sum() / (2 * 3 * 16))
+
+
+def test_level2_reads_the_level1_encodings(data):
+    """Both levels share one latent: level 2's inputs are every fourth encoding of level 1."""
+    model, _ = hjepa_of(**HOOKS)
+    rollout = model(*batch_of(data, 11), seeded())
+    assert torch.equal(rollout.level2.encodings, rollout.level1.encodings[:, ::4])
+    assert rollout.level1.encodings.shape[1] == 9  # whole macro steps only
+    assert rollout.level1.predictions.device == CPU

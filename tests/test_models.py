@@ -1,0 +1,359 @@
+"""Encoders, predictors, roll-outs, EMA target and checkpoints of level 1."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from tiny import digest, make_level1, seeded, tiny_config
+from torch import nn
+
+from hjepa_lib.config import Config, Level1Config
+from hjepa_lib.files import FileError
+from hjepa_lib.models import checkpoint
+from hjepa_lib.models.encoders import build_encoder
+from hjepa_lib.models.jepa import IMAGE_SIZE, Jepa
+from hjepa_lib.models.layers import count_parameters
+from hjepa_lib.models.predictors import build_predictor
+
+REFERENCE = Level1Config(encoder="impala", latent_dim=512, predictor="gru", idm_hidden=512)
+
+
+def frames_of(batch, steps, size=IMAGE_SIZE, seed=0):
+    shape = (batch, steps, 2, size, size)
+    return torch.randint(0, 256, shape, generator=seeded(seed), dtype=torch.uint8)
+
+
+def actions_of(batch, steps, seed=1):
+    return torch.randn(batch, steps, 2, generator=seeded(seed))
+
+
+# --- sizes ------------------------------------------------------------------------------------
+def test_parameter_counts_of_the_reference_are_the_published_ones(normaliser):
+    """The paper's listing: encoder, GRU and their total with the LayerNorm shared."""
+    model = Jepa(REFERENCE, normaliser)
+    encoder = model.encoder
+    assert [count_parameters(encoder.stacks[i : i + 4]) for i in (0, 4, 8)] == [9584, 41632, 46240]
+    assert count_parameters(encoder.head) == 1_327_616
+    assert count_parameters(encoder) == 1_426_096
+    assert count_parameters(model.predictors[0].cell) == 792_576
+    assert count_parameters(nn.ModuleList([encoder, model.predictors])) == 2_218_672
+    assert count_parameters(model.idm) == 525_826
+    assert count_parameters(model) == 2_218_672 + 525_826
+
+
+@pytest.mark.parametrize("name", ["impala", "fast"])
+@pytest.mark.parametrize("size", [64, 65])
+def test_encoders_take_any_image_size(name, size, normaliser):
+    """PL10: 64 and 65 px; the head infers its width."""
+    config = dataclasses.replace(tiny_config().level1, encoder=name)
+    model = Jepa(config, normaliser, image_size=size)
+    latents = model.encode(frames_of(2, 3, size))
+    assert latents.shape == (2, 3, 16)
+    assert latents.dtype == torch.float32
+    assert torch.isfinite(latents).all()
+
+
+def test_images_that_do_not_fit_are_one_clear_error(level1):
+    """PL10, F14: too small, of another size, or not uint8."""
+    with pytest.raises(ValueError, match="at least 16 px wide, got 8"):
+        build_encoder("fast", 2, 8, 16, 8)
+    with pytest.raises(ValueError, match=r"frames are \(64, 64\) px.*65 x 65"):
+        level1.encode(frames_of(1, 1, 64))
+    with pytest.raises(ValueError, match=r"uint8 in \[0, 255\], got torch.float32"):
+        level1.encode(frames_of(1, 1).float())
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="unknown encoder 'vit'"):
+        build_encoder("vit", 2, 65, 16, 8)
+    with pytest.raises(ValueError, match="unknown predictor 'lstm'"):
+        build_predictor("lstm", 16, 2, 16, nn.Identity())
+
+
+# --- encoding ---------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["impala", "fast"])
+def test_pixels_are_normalised_inside(name):
+    """F14: the encoder sees (pixel - mean) / std in [0, 255] units, per channel."""
+    model = make_level1(tiny_config(level1__encoder=name))
+    frames = frames_of(3, 1)[:, 0]
+    pixels = (frames.float() - model.pixel_mean[:, None, None]) / model.pixel_std[:, None, None]
+    torch.testing.assert_close(model.encode(frames), model.encoder(pixels), atol=1e-5, rtol=1e-5)
+
+
+def test_encoding_is_deterministic_in_every_mode(level1):
+    """F4: no mask, dropout or batch statistic: two calls, and train or eval mode, agree."""
+    frames = frames_of(4, 2)
+    first = level1.eval().encode(frames)
+    assert torch.equal(first, level1.encode(frames))
+    assert torch.equal(first, level1.train().encode(frames))
+    level1.eval()
+    # A frame's latent does not depend on the rest of its batch.
+    torch.testing.assert_close(first[:1], level1.encode(frames[:1]), atol=1e-5, rtol=1e-5)
+
+
+def test_encoding_in_pieces_equals_encoding_at_once(level1, monkeypatch):
+    monkeypatch.setattr("hjepa_lib.models.jepa.CHUNK", 3)
+    frames = frames_of(8, 1)[:, 0]
+    pieces = level1.encode_chunked(lambda part: frames[part], len(frames))
+    torch.testing.assert_close(pieces, level1.encode(frames), atol=1e-5, rtol=1e-5)
+
+
+def test_actions_are_normalised_by_stored_statistics(level1, normaliser):
+    actions = actions_of(2, 3)
+    torch.testing.assert_close(level1.normalise_actions(actions), normaliser.actions(actions))
+
+
+def test_bf16_encodings_stay_close_and_come_back_as_float32(level1):
+    frames = frames_of(4, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = level1.encode(frames)
+    exact = level1.encode(frames)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    assert (rounded - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+# --- prediction -------------------------------------------------------------------------------
+def test_gru_predictor_is_the_gru_equation_then_the_shared_norm():
+    """Architectures 1.1: h' = LN(GRU(a, h)), the LayerNorm being the encoder's own object."""
+    model = make_level1(tiny_config(level1__encoder="impala", level1__predictor="gru"))
+    predictor = model.predictors[0]
+    assert predictor.norm is model.encoder.norm
+    latent, action = torch.randn(3, 16), torch.randn(3, 2)
+    cell = predictor.cell
+    from_action = action @ cell.weight_ih.T + cell.bias_ih
+    from_state = latent @ cell.weight_hh.T + cell.bias_hh
+    reset = torch.sigmoid(from_action[:, :16] + from_state[:, :16])
+    update = torch.sigmoid(from_action[:, 16:32] + from_state[:, 16:32])
+    new = torch.tanh(from_action[:, 32:] + reset * from_state[:, 32:])
+    state = (1 - update) * new + update * latent
+    centred = state - state.mean(-1, keepdim=True)
+    norm = predictor.norm
+    wanted = centred / (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+    wanted = wanted * norm.weight + norm.bias
+    torch.testing.assert_close(predictor(latent, action), wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_mlp_predictor_adds_a_displacement(level1):
+    predictor = level1.predictors[0]
+    latent, action = torch.randn(3, 16), torch.randn(3, 2)
+    x = torch.cat([latent, action], -1)
+    for layer in (predictor.net[0], predictor.net[2]):
+        x = (x @ layer.weight.T + layer.bias).clamp(min=0)
+    wanted = latent + x @ predictor.net[4].weight.T + predictor.net[4].bias
+    torch.testing.assert_close(predictor(latent, action), wanted, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("predictor", ["mlp", "gru"])
+def test_rollout_equals_a_manual_loop(predictor):
+    """F5: the roll-out is autoregressive, starts with z_0 and has H + 1 entries."""
+    model = make_level1(tiny_config(level1__predictor=predictor))
+    start, actions, context = torch.randn(4, 16), actions_of(4, 5), actions_of(4, 5, 2)
+    rolled = model.rollout(start, actions, context=context)
+    assert rolled.shape == (4, 6, 16)
+    assert torch.equal(rolled[:, 0], start)
+    latent = start
+    for step in range(5):
+        normal = (actions[:, step] - model.action_mean) / model.action_std + context[:, step]
+        latent = model.predictors[0](latent, normal)
+        torch.testing.assert_close(rolled[:, step + 1], latent)
+
+
+def test_training_and_planning_rollouts_are_identical():
+    """Architectures 1.1: without latent variables 'posterior' and 'prior' roll-outs are the same."""
+    model = make_level1(tiny_config(level1__predictors=2))
+    frames, actions = frames_of(3, 6), actions_of(3, 5)
+    training = model(frames, actions)
+    planning = model.rollout_members(training.encodings[:, 0], actions)
+    assert torch.equal(training.predictions, planning)
+    alone = model.rollout_members(model.encode(frames[:, 0]), actions)  # only the start is encoded
+    torch.testing.assert_close(training.predictions, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_predictions_never_see_later_frames_or_actions(level1):
+    """F5: d pred_t / d (o_{>0}, a_{>=t}) = 0, and everything before acts."""
+    frames, actions = frames_of(2, 5), actions_of(2, 4).requires_grad_()
+    rollout = level1(frames, actions)
+    changed = frames.clone()
+    changed[:, 1:] = frames_of(2, 4, seed=9)
+    other = level1(changed, actions)
+    assert torch.equal(rollout.predictions, other.predictions)
+    assert not torch.equal(rollout.encodings[:, 1:], other.encodings[:, 1:])
+    for step in range(1, 5):
+        gradient = torch.autograd.grad(
+            rollout.predictions[0, :, step].square().sum(), actions, retain_graph=True
+        )[0]
+        assert (gradient[:, step:] == 0).all()
+        assert (gradient[:, :step].abs().sum(-1) > 0).all()
+
+
+def test_rollout_length_shortens_predictions_only():
+    """F5: `rollout` is used: predictions stop there while encodings keep the whole window."""
+    model = make_level1(tiny_config(level1__rollout=2))
+    found = model(frames_of(2, 6), actions_of(2, 5))
+    assert found.predictions.shape == (1, 2, 3, 16)
+    assert found.encodings.shape == found.targets.shape == (2, 6, 16)
+
+
+def test_ensemble_members_are_independent():
+    model = make_level1(tiny_config(level1__predictors=3))
+    start, actions = torch.randn(2, 16), actions_of(2, 3)
+    members = model.rollout_members(start, actions)
+    assert members.shape == (3, 2, 4, 16)
+    assert torch.equal(members[:, :, 0], start.expand(3, -1, -1))
+    for member in range(3):
+        assert torch.equal(members[member], model.rollout(start, actions, member))
+        assert not torch.allclose(members[member, :, 1:], members[member - 1, :, 1:])
+
+
+# --- EMA target -------------------------------------------------------------------------------
+def test_ema_target_follows_the_formula_and_gets_no_gradient():
+    """theta_target <- decay * theta_target + (1 - decay) * theta; PL15: EMA runs."""
+    model = make_level1(tiny_config(level1__target="ema", level1__ema_decay=0.9))
+    frames, actions = frames_of(2, 4), actions_of(2, 3)
+    same = model(frames, actions)
+    torch.testing.assert_close(same.targets, same.encodings)  # it starts as a copy
+    before = [p.clone() for p in model.target_encoder.parameters()]
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=seeded(3)))
+    rollout = model(frames, actions)
+    slow = model.encode(frames, model.target_encoder)
+    assert torch.equal(rollout.targets, slow)
+    assert not torch.allclose(rollout.targets, rollout.encodings)
+    (rollout.predictions - rollout.targets).square().sum().backward()
+    assert all(p.grad is None for p in model.target_encoder.parameters())
+    assert all(p.grad is not None for p in model.encoder.parameters())
+    model.update_target()
+    pairs = zip(before, model.encoder.parameters(), strict=True)
+    wanted = [0.9 * old + 0.1 * fast for old, fast in pairs]
+    for found, value in zip(model.target_encoder.parameters(), wanted, strict=True):
+        torch.testing.assert_close(found, value)
+
+
+def test_online_target_gets_gradient_on_both_sides():
+    """Architectures 1.2: no stop-gradient; the target side alone already reaches the encoder."""
+    model = make_level1(tiny_config())
+    rollout = model(frames_of(2, 4), actions_of(2, 3))
+    assert rollout.targets is rollout.encodings
+    (rollout.predictions.detach() - rollout.targets)[:, :, 1:].square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.encoder.parameters())
+
+
+# --- checkpoints ------------------------------------------------------------------------------
+VARIANTS = [
+    {},
+    {"level1__encoder": "impala", "level1__predictor": "gru"},
+    {"level1__predictors": 3, "level1__target": "ema"},
+    {"level1__idm_frozen": True},
+    {"level1__loss__idm": 0.0},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_checkpoint_round_trip_needs_no_training_code(changes, normaliser, tmp_path):
+    """EB4, EB7, PL5: the files rebuild the same function from their own config and normaliser."""
+    model = make_level1(tiny_config(**changes)).eval()
+    checkpoint.save_level1(tmp_path, model, normaliser)
+    torch.manual_seed(99)
+    loaded, statistics = checkpoint.load_level1(tmp_path)
+    assert statistics == normaliser
+    assert loaded.config == model.config
+    assert not loaded.training
+    frames, actions = frames_of(2, 4), actions_of(2, 3)
+    for found, wanted in zip(loaded(frames, actions), model(frames, actions), strict=True):
+        assert torch.equal(found, wanted)
+    checkpoint.save_level1(tmp_path / "again", loaded, statistics)
+    for name in ("model.safetensors", "model.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_checkpoint_keys_are_exactly_the_documented_ones(normaliser, tmp_path):
+    """PL16: keys are part of the format; compiling the modules does not rename them."""
+    model = make_level1(tiny_config(level1__predictor="gru", level1__encoder="impala"))
+    stacks = [f"stacks.{i}.{c}" for i in (2, 3, 6, 7, 10, 11) for c in ("conv1", "conv2")]
+    layers = [f"encoder.{n}" for n in ("stacks.0", "stacks.4", "stacks.8", *stacks, "head", "norm")]
+    layers += ["idm.0", "idm.2"]
+    wanted = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+    wanted |= {f"predictors.0.cell.{k}_{g}h" for k in ("weight", "bias") for g in "ih"}
+    wanted |= {f"{name}_{kind}" for name in ("pixel", "action") for kind in ("mean", "std")}
+    assert checkpoint.tensors(model).keys() == wanted
+    for module in (model, model.encoder, model.predictors[0]):
+        module.compile(backend="eager")  # in place: a wrapping torch.compile would add a prefix
+    model.encode(frames_of(1, 1))
+    assert checkpoint.tensors(model).keys() == wanted
+    checkpoint.save_level1(tmp_path, model, normaliser)
+    checkpoint.load_level1(tmp_path)
+
+
+def test_idm_head_is_saved_when_trained_and_absent_when_frozen(normaliser, tmp_path):
+    """PL1: trained and reloaded equal, or explicitly frozen random: then in no checkpoint."""
+    trained, frozen = make_level1(tiny_config()), make_level1(tiny_config(level1__idm_frozen=True))
+    checkpoint.save_level1(tmp_path / "a", trained, normaliser)
+    loaded, _ = checkpoint.load_level1(tmp_path / "a")
+    assert digest(loaded.idm) == digest(trained.idm)
+    assert all(p.requires_grad for p in trained.idm.parameters())
+    assert not any(p.requires_grad for p in frozen.idm.parameters())
+    assert not any(key.startswith("idm.") for key in checkpoint.tensors(frozen))
+    checkpoint.save_level1(tmp_path / "b", frozen, normaliser)
+    checkpoint.load_level1(tmp_path / "b")
+
+
+def test_an_idm_head_without_weight_is_not_built():
+    """F1, HW3: with coefficient 0 (PLDM v2) no untrained head is counted, optimised or saved."""
+    model = make_level1(tiny_config(level1__loss__idm=0.0))
+    assert not any("idm" in name for name, _ in model.named_parameters())
+
+
+def test_damaged_or_foreign_checkpoints_are_one_sentence(normaliser, tmp_path):
+    """Wrong checkpoint for the config, truncated or missing file: FileError that names it."""
+    checkpoint.save_level1(tmp_path, make_level1(tiny_config()), normaliser)
+    weights, meta = tmp_path / "model.safetensors", tmp_path / "model.json"
+    whole, text = weights.read_bytes(), meta.read_text()
+
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FileError, match=r"model\.safetensors is not a whole safetensors file"):
+        checkpoint.load_level1(tmp_path)
+    weights.unlink()
+    with pytest.raises(FileError, match="cannot read .*model"):
+        checkpoint.load_level1(tmp_path)
+    weights.write_bytes(whole)
+
+    for key, value, message in (
+        ("latent_dim", 17, "made for another config: .* is .*16.* there and .*17.* here"),
+        ("predictor", "gru", "made for another config: tensor .* does not match"),
+    ):
+        tree = json.loads(text)
+        tree["config"][key] = value
+        meta.write_text(json.dumps(tree))
+        with pytest.raises(FileError, match=message):
+            checkpoint.load_level1(tmp_path)
+    tree = json.loads(text)
+    tree["config"]["widht"] = 8
+    meta.write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match="unknown key 'widht'"):  # PL7
+        checkpoint.load_level1(tmp_path)
+    meta.write_text(text)
+    with pytest.raises(FileError, match="does not describe a level2 model"):
+        checkpoint.load_level2(tmp_path)
+
+
+def test_a_failed_load_changes_nothing(normaliser, tmp_path):
+    """A file of another config is refused before the first tensor is overwritten."""
+    checkpoint.save_weights(tmp_path / "x", make_level1(tiny_config(level1__hidden=17)))
+    model = make_level1(tiny_config(), seed=5)
+    before = digest(model)
+    with pytest.raises(FileError, match="made for another config"):
+        checkpoint.load_weights(tmp_path / "x", model)
+    assert digest(model) == before
+
+
+def test_level1_of_another_config_is_refused_by_name():
+    config = tiny_config()
+    model = make_level1(config)
+    checkpoint.require_level1(model, config)
+    for key, value in (("latent_dim", 32), ("predictor", "gru"), ("predictors", 2)):
+        other: Config = config.override({f"level1.{key}": value})
+        with pytest.raises(FileError, match=f"checkpoint has {key}=.*the config wants {value!r}"):
+            checkpoint.require_level1(model, other)

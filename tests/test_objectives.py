@@ -1,0 +1,144 @@
+"""Every loss term against a formula written independently, in NumPy and float64."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from tiny import seeded
+from torch import nn
+
+from hjepa_lib import objectives
+from hjepa_lib.config import LossConfig
+from hjepa_lib.models.jepa import Rollout
+
+TERMS = ("sim", "std", "std_t", "cov", "sim_t", "idm")
+
+
+def rollout_of(members=2, batch=7, steps=5, dim=6, seed=0):
+    generator = seeded(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    encodings, targets = normal(batch, steps, dim) * 0.4, normal(batch, steps, dim)
+    return Rollout(
+        encodings, normal(members, batch, steps, dim), targets, normal(batch, steps - 1, 2)
+    )
+
+
+def head_of(dim=6):
+    torch.manual_seed(3)
+    return nn.Linear(2 * dim, 2)
+
+
+def by_hand(rollout, form, head):
+    """The table in objectives.py with explicit loops over the axes that each term pools."""
+    z = rollout.encodings.double().numpy()
+    predicted, targets = rollout.predictions.double().numpy(), rollout.targets.double().numpy()
+    actions = rollout.actions.double().numpy()
+    batch, steps, dim = z.shape
+    ahead = range(1, predicted.shape[2])
+    sim = np.mean(
+        [(predicted[k, b, t] - targets[b, t]) ** 2 for k in range(len(predicted))
+         for b in range(batch) for t in ahead]
+    )  # fmt: skip
+    samples = z[:, 0] if form == "pldm" else z.reshape(-1, dim)
+    variance = [np.sum((x - x.mean()) ** 2) / (len(x) - 1) for x in samples.T]
+    std = np.mean([max(0.0, 1 - np.sqrt(v + 1e-4)) for v in variance])
+    over_time = [z[b, 1:, d] for b in range(batch) for d in range(dim)]
+    std_t = np.mean([max(0.0, 1 - np.sqrt(np.var(x, ddof=1) + 1e-4)) for x in over_time])
+    c = np.cov(samples.T)
+    cov = sum(c[i, j] ** 2 for i in range(dim) for j in range(dim) if i != j) / (dim * (dim - 1))
+    sim_t = np.mean([(z[b, t] - z[b, t - 1]) ** 2 for b in range(batch) for t in range(1, steps)])
+    weight, bias = head.weight.detach().double().numpy(), head.bias.detach().double().numpy()
+    idm = np.mean(
+        [(weight @ np.concatenate([z[b, t], z[b, t + 1]]) + bias - actions[b, t]) ** 2
+         for b in range(batch) for t in range(steps - 1)]
+    )  # fmt: skip
+    return dict(zip(TERMS, (sim, std, std_t, cov, sim_t, idm), strict=True))
+
+
+@pytest.mark.parametrize("form", ["pldm", "eb_jepa"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_each_term_equals_its_formula(form, seed):
+    """PL13: terms named with the axes they pool; exact to 1e-6."""
+    rollout, head = rollout_of(seed=seed), head_of()
+    found = objectives.loss_terms(rollout, form, head)
+    for name, wanted in by_hand(rollout, form, head).items():
+        assert getattr(found, name).item() == pytest.approx(wanted, abs=1e-6), name
+
+
+def test_short_rollouts_are_compared_with_the_first_targets():
+    rollout, head = rollout_of(), head_of()
+    rollout = rollout._replace(predictions=rollout.predictions[:, :, :3])
+    found = objectives.loss_terms(rollout, "pldm", head)
+    assert found.sim.item() == pytest.approx(by_hand(rollout, "pldm", head)["sim"], abs=1e-6)
+
+
+def test_the_forms_differ_only_in_the_samples_of_std_and_cov():
+    rollout, head = rollout_of(), head_of()
+    pldm = objectives.loss_terms(rollout, "pldm", head)
+    pooled = objectives.loss_terms(rollout, "eb_jepa", head)
+    different = {name for name in TERMS if getattr(pldm, name) != getattr(pooled, name)}
+    assert different == {"std", "cov"}
+    moved = rollout._replace(encodings=rollout.encodings.clone())
+    moved.encodings[:, 1:] += torch.randn(7, 4, 6, generator=seeded(8))
+    other = objectives.loss_terms(moved, "pldm", head)
+    assert (other.std, other.cov) == (pldm.std, pldm.cov)  # frame 0 alone
+
+
+def test_collapsed_latents():
+    """All latents equal: no similarity or covariance loss, and the largest variance loss."""
+    same = torch.full((7, 5, 6), 0.25)
+    rollout = Rollout(same, same[None], same, torch.zeros(7, 4, 2))
+    for form in ("pldm", "eb_jepa"):
+        terms = objectives.loss_terms(rollout, form, None)
+        assert terms.sim == terms.cov == terms.sim_t == terms.idm == 0
+        assert terms.std.item() == pytest.approx(0.99, abs=1e-6)  # 1 - sqrt(1e-4)
+        assert terms.std_t.item() == pytest.approx(0.99, abs=1e-6)
+
+
+def test_white_latents():
+    """Identity covariance, exactly: neither variance nor covariance loss."""
+    x = torch.randn(64, 6, generator=seeded(1), dtype=torch.float64)
+    x = x - x.mean(0)
+    x = x @ torch.linalg.inv(torch.linalg.cholesky(x.T @ x / 63)).T
+    assert objectives.covariance(x.float()).item() == pytest.approx(0, abs=1e-12)
+    assert objectives.hinge_std(x.float()) == 0
+    halved = objectives.hinge_std(0.5 * x.float()).item()
+    assert halved == pytest.approx(1 - np.sqrt(0.25 + 1e-4), abs=1e-6)
+    # two identical axes: C_01 = C_10 = 1, all else 0
+    twin = torch.stack([x[:, 0], x[:, 0], x[:, 2]], 1).float()
+    assert objectives.covariance(twin).item() == pytest.approx(2 / 6, abs=1e-6)
+
+
+def test_windows_too_short_for_a_variance_over_time():
+    """Two states leave one predicted state, whose variance is undefined: the term is 0, not NaN."""
+    terms = objectives.loss_terms(rollout_of(steps=2), "pldm", head_of())
+    assert terms.std_t == 0
+    assert all(torch.isfinite(value) for value in terms)
+
+
+def test_weighted_sum_is_linear_in_every_coefficient():
+    """PL7: each of the six coefficients multiplies its own term."""
+    terms = objectives.loss_terms(rollout_of(), "eb_jepa", head_of())
+    nothing = LossConfig(sim=0, std=0, std_t=0, cov=0, sim_t=0, idm=0)
+    assert objectives.weighted_sum(terms, nothing) == 0
+    for factor, name in enumerate(TERMS, start=2):
+        only = dataclasses.replace(nothing, **{name: factor})
+        found = objectives.weighted_sum(terms, only)
+        assert found.item() == pytest.approx(factor * getattr(terms, name).item(), rel=1e-6)
+    every = LossConfig(sim=1, std=2, std_t=3, cov=4, sim_t=5, idm=6)
+    wanted = sum(i * getattr(terms, name).item() for i, name in enumerate(TERMS, start=1))
+    assert objectives.weighted_sum(terms, every).item() == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("form", ["pldm", "eb_jepa"])
+def test_gradients_of_the_regularisers_are_finite_at_collapse(form):
+    """The square root is taken of variance + 1e-4, so a collapsed batch still gives a gradient."""
+    latents = torch.zeros(7, 5, 6, requires_grad=True)
+    rollout = Rollout(latents, latents[None], latents, torch.zeros(7, 4, 2))
+    terms = objectives.loss_terms(rollout, form, None)
+    objectives.weighted_sum(terms, LossConfig(std_t=1.0)).backward()
+    assert torch.isfinite(latents.grad).all()

@@ -1,0 +1,530 @@
+"""The loop, what it optimises, resuming, and the training of both levels."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tiny import (
+    digest,
+    make_job,
+    make_level1,
+    make_level2,
+    make_store,
+    seeded,
+    tiny_config,
+    tiny_data,
+)
+from torch import nn
+
+from hjepa_lib.config import OptimConfig
+from hjepa_lib.models.geometry import LatentGeometry
+from hjepa_lib.training import level2 as level2_training
+from hjepa_lib.training import loop, probes
+from hjepa_lib.training.loop import Fit, TrainingError, learning_rate, step_generator
+from hjepa_lib.worlds.two_rooms import render
+
+TESTS = Path(__file__).parent
+KINDS = ("level1", "level2", "joint", "distance")
+
+
+def config_of(kind, **changes):
+    return tiny_config(**({"level2__train": "joint"} if kind == "joint" else {}), **changes)
+
+
+# --- learning rate ----------------------------------------------------------------------------
+@given(
+    updates=st.integers(1, 60),
+    warmup=st.floats(0, 1),
+    final=st.floats(0, 1),
+)
+@example(updates=1, warmup=0.0, final=0.1)
+@example(updates=40, warmup=0.1, final=0.001)
+def test_learning_rate_warms_up_and_never_rises_again(updates, warmup, final):
+    """PL4: linear up to the peak, then non-increasing down to `final` of it."""
+    config = OptimConfig(updates=updates, lr=0.5, warmup=warmup, final=final)
+    rates = [learning_rate(i, config) for i in range(updates)]
+    top = max(1, round(warmup * updates))
+    assert np.allclose(np.diff(rates[:top]), 0.5 / top)
+    assert rates[top - 1] == pytest.approx(0.5)
+    assert all(after <= before + 1e-12 for before, after in zip(rates[top:], rates[top + 1 :]))
+    assert all(0.5 * final - 1e-12 <= rate <= 0.5 + 1e-12 for rate in rates[top:])
+    if updates > top + 1:
+        assert rates[-1] == pytest.approx(0.5 * final)
+
+
+def test_training_makes_exactly_the_configured_updates():
+    """PL4: E updates, not E + 1, each at its own rate; a finished fit yields nothing more."""
+    config = config_of("level1", level1__optim__updates=7)
+    fit = make_job("level1", config).fit
+    reports = list(fit)
+    assert len(fit) == 7
+    assert [report.update for report in reports] == list(range(1, 8))
+    optim = config.level1.optim
+    assert [report.lr for report in reports] == [learning_rate(i, optim) for i in range(7)]
+    assert fit.finished
+    assert list(fit) == []
+    # validation every 2 updates, and at the end
+    assert [r.update for r in reports if r.validation] == [2, 4, 6, 7]
+
+
+# --- coverage ---------------------------------------------------------------------------------
+def check_coverage(job):
+    """Every trainable tensor is optimised, gets gradient, and changes in one update."""
+    before = {name: p.clone() for name, p in job.module.named_parameters()}
+    optimised = {id(p) for group in job.fit.optimiser.param_groups for p in group["params"]}
+    next(iter(job.fit))
+    for name, parameter in job.module.named_parameters():
+        moved = not torch.equal(parameter, before[name])
+        assert parameter.requires_grad == (id(parameter) in optimised), name
+        assert moved == parameter.requires_grad or name.startswith("target_encoder"), name
+        if parameter.requires_grad:
+            assert parameter.grad.abs().max() > 1e-6, name  # more than rounding
+    return job
+
+
+NO_DECAY = {f"{part}__optim__weight_decay": 0.0 for part in ("level1", "level2", "distance")}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"level1__encoder": "impala", "level1__predictor": "gru"},
+        {"level1__predictor": "gru", "level1__loss__form": "pldm", "level1__loss__std_t": 0.2},
+        {"level1__predictors": 3},
+        {"level1__target": "ema"},
+        {"level1__idm_frozen": True},
+        {"level1__loss__idm": 0.0},
+        {"level1__rollout": 2},
+    ],
+    ids=str,
+)
+def test_every_level1_tensor_is_trained(changes):
+    """F1, F3, F9, HW3, PL1: encoder, each predictor, norms and the inverse-dynamics head."""
+    job = check_coverage(make_job("level1", config_of("level1", **changes, **NO_DECAY)))
+    frozen = {n.split(".")[0] for n, p in job.module.named_parameters() if not p.requires_grad}
+    wanted = {"idm"} if "level1__idm_frozen" in changes else set()
+    assert frozen == wanted | ({"target_encoder"} if "level1__target" in changes else set())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"level2__actions": actions} for actions in ("none", "concat", "only", "learned")),
+        {"level2__state_dim": 24},
+        {"level2__kl_balance": 0.8},
+    ],
+    ids=str,
+)
+def test_every_level2_tensor_is_trained(changes):
+    """F1: level 2 was in no optimiser (0 of 62 tensors); here all of it, for every option."""
+    check_coverage(make_job("level2", config_of("level2", **changes, **NO_DECAY)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"level2__conditioning": True, "level2__feedback": True, "level2__subgoal": 0.5},
+        {"level2__loss__idm": 1.0, "level2__actions": "learned"},
+    ],
+    ids=str,
+)
+def test_every_tensor_of_both_levels_is_trained_jointly(changes):
+    """F1, F10, F11: hooks and macro inverse dynamics included."""
+    check_coverage(make_job("joint", config_of("joint", **changes, **NO_DECAY)))
+
+
+@pytest.mark.parametrize("form", ["metric", "quasimetric"])
+def test_every_tensor_of_the_distance_head_is_trained(form):
+    """HW3: also no bias that cancels in every difference of two embeddings."""
+    check_coverage(make_job("distance", config_of("distance", distance__form=form, **NO_DECAY)))
+
+
+# --- every option -----------------------------------------------------------------------------
+OPTIONS = [
+    ("level1", {"level1__loss__form": "pldm"}),
+    ("level1", {"level1__optim__clip": 0.0}),
+    ("level1", {"precision": "bf16"}),
+    ("level2", {"precision": "bf16"}),
+    ("joint", {"precision": "bf16"}),
+    ("distance", {"precision": "bf16"}),
+    ("level2", {"level2__free_nats": 1.0}),
+    ("level2", {"level2__macro_steps": 1}),
+    ("level2", {"level2__step_skip": 1}),
+    ("distance", {"distance__gamma": 1.0}),
+    ("distance", {"distance__n_step": 1}),
+    ("joint", {"level1__target": "ema", "level1__predictors": 2}),
+    ("joint", {"level1__rollout": 4, "level2__subgoal": 1.0}),
+    ("joint", {"level2__disable_l2": True}),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes"), OPTIONS, ids=str)
+def test_every_option_trains(kind, changes):
+    """PL15, F9: everything constructible is reachable: finite losses, finite moving weights."""
+    job = make_job(kind, config_of(kind, **changes))
+    before = digest(job.module)
+    reports = list(job.fit)
+    assert len(reports) == 4
+    assert all(math.isfinite(report.loss) for report in reports)
+    assert all(torch.isfinite(p).all() for p in job.module.parameters())
+    assert digest(job.module) != before
+
+
+def test_random_layouts_train_with_and_without_grouping():
+    for grouped in (0, 2):
+        config = config_of("level1", level1__layouts_per_batch=grouped, data__layouts="random")
+        reports = list(make_job("level1", config, layouts="random").fit)
+        assert {"probe_wall_x_px", "probe_door_y_px"} < reports[-1].validation.keys()
+
+
+def test_level1_learns():
+    """60 updates lower the loss on held-out windows by a wide margin."""
+    config = config_of("level1", level1__optim__updates=60, level1__optim__validate_every=59)
+    config = config.override({"level1.optim.lr": 5e-3, "level1.optim.batch": 16})
+    reports = [report for report in make_job("level1", config).fit if report.validation]
+    with torch.no_grad():
+        start = make_job("level1", config).fit.validate()["loss"]
+    assert reports[-1].validation["loss"] < 0.8 * start
+
+
+# --- frozen level 1 ---------------------------------------------------------------------------
+def test_a_frozen_level1_stays_as_it_is():
+    """Architectures 2: hash of the frozen weights unchanged, level-2 weights change."""
+    config = config_of("level2")
+    frozen = make_level1(config).eval().requires_grad_(False)
+    before = digest(frozen)
+    store = make_store(frozen)
+    torch.manual_seed(0)
+    model = level2_training.Level2(config.level2, 16)
+    start = digest(model)
+    list(level2_training.train_level2(model, frozen, store, store, config.level2, seed=0))
+    assert digest(frozen) == before
+    assert all(p.grad is None for p in frozen.parameters())
+    assert digest(model) != start
+
+
+def test_posterior_beats_prior():
+    """Architectures 2, decoder row: z chosen with the next latent in view predicts it better."""
+    config = config_of("level2", level2__optim__updates=150, level2__optim__validate_every=150)
+    config = config.override({"level2.kl": 5e-3, "level2.optim.lr": 5e-3, "level2.optim.batch": 64})
+    frozen = make_level1(config).eval().requires_grad_(False)
+    stores = [make_store(frozen, part, 100) for part in tiny_data().split(0.2, 0)]
+    mean, std = (f(stores[0].latents.float(), 0) for f in (torch.mean, torch.std))
+    for store in stores:  # random weights make latents with little variance
+        store.latents = (store.latents.float() - mean) / std
+    model = make_level2(config)
+    fit = level2_training.train_level2(model, frozen, *stores, config.level2, seed=0)
+    last = list(fit)[-1].validation
+    assert last["sim"] < 0.9 * last["prior_sim"]
+
+
+def test_short_trajectories_are_refused(store, level1):
+    config = tiny_config(level2__step_skip=40, level2__macro_steps=3)
+    model = level2_training.Level2(config.level2, 16)
+    with pytest.raises(ValueError, match="level 2 needs trajectories of 121 states"):
+        level2_training.train_level2(model, level1, store, None, config.level2, seed=0)
+
+
+# --- determinism and resuming -----------------------------------------------------------------
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_runs_are_equal_whatever_the_global_generator_did(kind):
+    """EB5, PL2: batches and noise are a function of (seed, update) and nothing else."""
+    config = config_of(kind)
+    one = make_job(kind, config)
+    losses = [report.loss for report in one.fit]
+    two = make_job(kind, config)
+    torch.manual_seed(123)
+    np.random.seed(123)
+    assert [report.loss for report in two.fit] == losses
+    assert digest(two.whole) == digest(one.whole)
+    other = make_job(kind, config.override({"seed": 1}))
+    assert [report.loss for report in other.fit] != losses
+
+
+def test_step_generator_depends_on_its_arguments_only():
+    draws = {(s, u): torch.rand(3, generator=step_generator(s, u)) for s in (0, 1) for u in (0, 1)}
+    assert torch.equal(draws[0, 1], torch.rand(3, generator=step_generator(0, 1)))
+    assert len({digest(value) for value in draws.values()}) == 4
+
+
+RESUMED = [(kind, {}) for kind in KINDS] + [("level1", {"level1__target": "ema"})]
+
+
+@pytest.mark.parametrize(("kind", "changes"), RESUMED, ids=str)
+def test_resuming_equals_an_uninterrupted_run_bit_for_bit(kind, changes, tmp_path):
+    """PL8: also when it stopped before the first checkpoint (update 0) or between two."""
+    part = "level1" if kind == "joint" else kind
+    updates = {f"{part}__optim__updates": 6, f"{part}__optim__patience": 0}
+    config = config_of(kind, **changes, **updates)
+    whole = make_job(kind, config)
+    reports = list(whole.fit)
+    last = digest(whole.whole)
+    whole.fit.load_best()
+    for stop in (1, 3, 6):
+        folder = tmp_path / str(stop)
+        first = make_job(kind, config, folder).fit
+        for _, _ in zip(range(stop), first, strict=False):
+            pass
+        resumed = make_job(kind, config, folder)
+        assert resumed.fit.update == stop // 2 * 2  # checkpoints at every second update
+        rest = list(resumed.fit)
+        assert rest == reports[stop // 2 * 2 :]
+        assert digest(resumed.whole) == last
+        resumed.fit.load_best()
+        assert digest(resumed.whole) == digest(whole.whole)
+
+
+CHILD = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tiny import make_job, tiny_config
+for report in make_job("level1", tiny_config(level1__optim__updates=6), Path(sys.argv[1])).fit:
+    print(report.update, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+def test_kill_9_in_the_middle_of_training_loses_nothing(tmp_path):
+    """PL8: the process dies between two checkpoints; a new one ends with the same bits."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    with child:
+        for update in ("1", "2", "3"):
+            assert child.stdout.readline().strip() == update
+            if update != "3":
+                child.stdin.write("go\n")
+                child.stdin.flush()
+        child.send_signal(signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == [loop.RESUME]
+    config = tiny_config(level1__optim__updates=6)
+    resumed, whole = make_job("level1", config, tmp_path), make_job("level1", config)
+    assert resumed.fit.update == 2
+    reports = list(whole.fit)
+    assert list(resumed.fit) == reports[2:]
+    assert digest(resumed.whole) == digest(whole.whole)
+
+
+def test_a_resume_file_that_does_not_fit_is_one_sentence(tmp_path):
+    config = config_of("level1")
+    list(make_job("level1", config, tmp_path).fit)
+    with pytest.raises(TrainingError, match="belongs to other training settings"):
+        make_job("level1", config.override({"level1.optim.lr": 0.1}), tmp_path)
+    with pytest.raises(TrainingError, match="does not fit this model"):
+        make_job("level1", config.override({"level1.hidden": 17}), tmp_path)
+    path = tmp_path / loop.RESUME
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(TrainingError, match=r"resume\.pt is damaged"):
+        make_job("level1", config, tmp_path)
+
+
+# --- the loop itself --------------------------------------------------------------------------
+def toy(loss=None, validate=None, **optim):
+    """A fit of one 3-vector towards zero."""
+    torch.manual_seed(0)
+    module = nn.Linear(3, 1, bias=False)
+
+    def square(generator):
+        return module.weight.square().sum(), {"size": 1.0}
+
+    settings = {"updates": 10, "lr": 0.1, "validate_every": 2, "warmup": 0.0} | optim
+    fit = Fit(module, loss or square, OptimConfig(**settings), seed=0, validate=validate)
+    return module, fit
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(value):
+    """NaN loss: one clear sentence, weights and optimiser as before."""
+    calls = iter([1.0, 1.0, value, 1.0])
+    module, fit = toy(lambda generator: (module.weight.square().sum() * next(calls), {}))
+    steps = iter(fit)
+    next(steps)
+    next(steps)
+    before = digest(module, fit.optimiser.state_dict()["state"][0]["exp_avg"])
+    with pytest.raises(TrainingError, match=rf"the loss is {value} at update 3; lower the learning"):
+        next(steps)
+    assert digest(module, fit.optimiser.state_dict()["state"][0]["exp_avg"]) == before
+    assert fit.update == 2
+
+
+@pytest.mark.parametrize("clip", [0.0, 2.0])
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(clip):
+    """A finite loss may have an infinite slope (a root at 0): the same clear stop."""
+    module, fit = toy(lambda generator: (module.weight.mul(0).abs().sqrt().sum(), {}), clip=clip)
+    before = digest(module)
+    with pytest.raises(TrainingError, match=r"the gradient .* at update 1"):
+        next(iter(fit))
+    assert digest(module) == before
+    assert torch.isfinite(module.weight).all()
+
+
+def test_gradient_clipping_bounds_the_norm_and_zero_switches_it_off():
+    def grown(generator):
+        return 1e3 * module.weight.square().sum(), {}
+
+    for clip in (0.0, 0.5):
+        module, fit = toy(lambda generator: grown(generator), clip=clip)
+        report = next(iter(fit))
+        norm = module.weight.grad.norm().item()
+        assert norm == pytest.approx(clip or report.grad_norm, rel=1e-4)
+        assert report.grad_norm > 100
+
+
+def test_best_weights_and_patience_follow_the_validation_loss():
+    """F9: early stopping watches the held-out loss; the best weights come back."""
+    losses = iter([3.0, 1.0, 2.0, 2.5, 0.1])
+    snapshots = []
+
+    def validate():
+        snapshots.append(module.weight.clone())
+        return {"loss": next(losses)}
+
+    module, fit = toy(validate=validate, patience=2)
+    reports = list(fit)
+    assert len(reports) == 8  # validations 3, 1, 2, 2.5: two without improvement
+    assert fit.best_loss == 1.0
+    fit.load_best()
+    assert torch.equal(module.weight, snapshots[1])
+
+
+def test_validation_without_a_loss_selects_nothing():
+    """A bootstrapped loss does not choose weights: the last ones stay."""
+    module, fit = toy(validate=lambda: {"quality": 1.0}, patience=1)
+    assert len(list(fit)) == 10
+    last = module.weight.clone()
+    fit.load_best()
+    assert torch.equal(module.weight, last)
+
+
+# --- what validation and probes say -----------------------------------------------------------
+def test_validation_reports_collapse_and_position():
+    """F13: loss terms, collapse metrics, probe and open-loop error, all finite numbers."""
+    fit = make_job("level1", config_of("level1")).fit
+    report = list(fit)[-1].validation
+    wanted = {"loss", "sim", "std", "std_t", "cov", "sim_t", "idm", "latent_std"}
+    wanted |= {"effective_rank", "probe_position_px", "open_loop_px"}
+    assert report.keys() == wanted
+    assert all(math.isfinite(value) for value in report.values())
+    optim = tiny_config().level1.loss
+    total = sum(getattr(optim, name) * report[name] for name in ("sim", "std", "cov", "sim_t", "idm"))
+    assert report["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_effective_rank():
+    """exp(entropy): r for r equal singular values, 1 for a line, 1 for a point."""
+    basis = torch.linalg.qr(torch.randn(50, 6, generator=seeded()) - 0).Q
+    basis = basis - basis.mean(0)
+    orthogonal = torch.linalg.qr(basis).Q
+    assert probes.effective_rank(orthogonal) == pytest.approx(6, rel=1e-3)
+    line = torch.linspace(-1, 1, 50)[:, None] * torch.tensor([[1.0, 2.0, 3.0]])
+    assert probes.effective_rank(line) == pytest.approx(1, rel=1e-3)
+    assert probes.effective_rank(torch.ones(50, 3)) == pytest.approx(1, rel=1e-3)
+
+
+def test_ridge_probe_reads_a_linear_code_exactly():
+    latents = torch.randn(200, 5, generator=seeded())
+    targets = latents @ torch.randn(5, 2, generator=seeded(1)) + torch.tensor([3.0, -7.0])
+    probe = probes.fit_ridge(latents[:100], targets[:100], strength=1e-9)
+    torch.testing.assert_close(probe(latents[100:]), targets[100:], atol=1e-4, rtol=1e-4)
+    assert probes.rmse_px(torch.zeros(2, 2), torch.tensor([[3.0, 4.0], [0, 0]])) == pytest.approx(
+        math.sqrt(12.5)
+    )
+
+
+def test_probe_speaks_px_and_leaves_the_model_alone(level1, store, normaliser, short_probe):
+    before = digest(level1)
+    probe, report = probes.train_probe(level1, normaliser, store, store, seed=0)
+    assert digest(level1) == before
+    assert report["probe_px_encoder"] == pytest.approx(
+        probes.rmse_px(probe(store.latents.float()), store.positions), rel=1e-5
+    )
+    standard = (store.positions[:5] - probe.mean) / probe.std
+    torch.testing.assert_close(
+        probe.loss(store.latents[:5].float(), store.positions[:5]),
+        (probe.net(store.latents[:5].float()) - standard).square().mean(),
+    )
+
+
+# --- stored latents ---------------------------------------------------------------------------
+def test_store_holds_the_latents_of_its_trajectories(level1, data):
+    store = make_store(level1, data, limit=3)
+    assert store.lengths.tolist() == data.lengths[:3].tolist()
+    frames = render(store.positions, store.layout.index(store.trajectory))
+    torch.testing.assert_close(store.latents.float(), level1.encode(frames), atol=2e-2, rtol=1e-2)
+    assert store.latents.dtype == torch.bfloat16
+    assert torch.equal(store.actions, data.actions[: len(store.positions)])
+
+
+def test_windows_of_stored_latents_never_cross_a_trajectory(store):
+    """F6: index arithmetic over the ends of trajectories, complete and without crossings."""
+    length = 9
+    first = store.windows(length)
+    wanted = sum(int(n) - length + 1 for n in store.lengths)
+    assert len(first) == wanted
+    batch = store.gather(first, length)
+    rows = first[:, None] + torch.arange(length)
+    assert (store.trajectory[rows] == store.trajectory[rows[:, :1]]).all()
+    assert batch.latents.shape == (wanted, length, 16)
+    assert torch.equal(batch.positions, store.positions[rows])
+    assert torch.equal(batch.actions, store.actions[rows[:, :-1]])
+    assert torch.equal(batch.latents, store.latents[rows].float())
+
+
+def test_typical_cost_is_the_median_over_windows(store):
+    geometry, steps = LatentGeometry(), 5
+    first = store.windows(steps + 1)
+    gap = store.latents[first].float() - store.latents[first + steps].float()
+    wanted = gap.square().mean(-1).median().item()
+    found = level2_training.typical_cost(geometry, store, steps)
+    assert found == pytest.approx(wanted, rel=1e-6)
+
+
+def test_percentile_box_of_learned_macro_actions(level1, store):
+    """HWM: 2nd and 98th percentile per dimension of training chunks, each pulled in by 0.1."""
+    config = tiny_config(level2__actions="learned")
+    model = level2_training.Level2(config.level2, 16)
+    box = level2_training.macro_box(model, level1, store)
+    windows = store.gather(store.windows(5), 5)
+    with torch.no_grad():
+        codes = model.rssm.macro(level1.normalise_actions(windows.actions))
+    low, high = np.quantile(codes.numpy(), [0.02, 0.98], axis=0)
+    np.testing.assert_allclose(box.numpy(), [low + 0.1, high - 0.1], atol=1e-5)
+    plain = level2_training.Level2(tiny_config().level2, 16)
+    assert level2_training.macro_box(plain, level1, store) is None
+
+
+def test_prior_error_is_the_mse_of_one_imagined_step(level1, store):
+    for actions in ("none", "learned"):
+        model = level2_training.Level2(tiny_config(level2__actions=actions).level2, 16)
+        batch = store.gather(store.windows(9)[:20], 9)
+        macros = None
+        if actions == "learned":
+            macros = model.rssm.macro(level1.normalise_actions(batch.actions)[:, None, :4])
+        predicted = model.imagine(batch.latents[:, 0], 1, macros).predictions[:, 0]
+        wanted = (predicted - batch.latents[:, 4]).square().mean().item()
+        found = level2_training.prior_error(model, level1, batch)
+        assert found == pytest.approx(wanted, rel=1e-6)
+
+
+def test_tiny_data_has_a_truncated_last_trajectory():
+    """The tests above would miss off-by-one errors at the end if all lengths were equal."""
+    assert len(set(tiny_data().lengths.tolist())) == 2

@@ -1,0 +1,177 @@
+"""The smallest settings, data and models that still exercise every code path (not a test module)."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hjepa_lib.agent import Agent
+from hjepa_lib.config import Config, profile
+from hjepa_lib.data.normaliser import Normaliser
+from hjepa_lib.data.recipes import generate
+from hjepa_lib.data.trajectories import Trajectories
+from hjepa_lib.data.windows import Windows
+from hjepa_lib.models.distance import Distance
+from hjepa_lib.models.hjepa import HJepa, Level2
+from hjepa_lib.models.jepa import Jepa
+from hjepa_lib.training.distance import train_distance
+from hjepa_lib.training.latents import LatentStore
+from hjepa_lib.training.level1 import train_level1
+from hjepa_lib.training.level2 import macro_box, train_joint, train_level2
+from hjepa_lib.training.loop import Fit
+from hjepa_lib.training.probes import Probe
+
+CPU = torch.device("cpu")
+
+OVERRIDES: dict[str, Any] = {
+    "device": "cpu",
+    "precision": "fp32",
+    "data.transitions": 2000,
+    "level1.latent_dim": 16,
+    "level1.width": 8,
+    "level1.hidden": 16,
+    "level1.idm_hidden": 16,
+    "level1.window": 6,
+    "distance.dim": 8,
+    "distance.hidden": 16,
+    "distance.trajectories": 10,
+    "level2.step_skip": 4,
+    "level2.macro_steps": 2,
+    "level2.z_dim": 4,
+    "level2.hidden": 16,
+    "level2.macro_dim": 3,
+    "planning.action_cap": 1.8365,
+    "planning.replan": 2,
+    "planning.flat.samples": 8,
+    "planning.flat.iterations": 2,
+    "planning.flat.horizon": 5,
+    "planning.flat.elites": 3,
+    "planning.hierarchy.level2.samples": 8,
+    "planning.hierarchy.level2.iterations": 2,
+    "planning.hierarchy.level2.horizon": 3,
+    "planning.hierarchy.level2.elites": 3,
+    "planning.hierarchy.tracker.samples": 8,
+    "planning.hierarchy.tracker.iterations": 2,
+    "planning.hierarchy.tracker.horizon": 5,
+    "planning.hierarchy.tracker.elites": 3,
+    "evaluation.trials": 3,
+    "evaluation.steps": 6,
+    **{
+        f"{part}.optim.{key}": value
+        for part in ("level1", "distance", "level2")
+        for key, value in {"updates": 4, "batch": 8, "validate_every": 2}.items()
+    },
+}
+
+
+def tiny_config(**changes: Any) -> Config:
+    """The tiny settings; keywords are dotted keys with "__" for the dots."""
+    return profile("smoke").override(OVERRIDES | dotted(changes))
+
+
+def dotted(changes: dict[str, Any]) -> dict[str, Any]:
+    return {key.replace("__", "."): value for key, value in changes.items()}
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@functools.cache
+def tiny_data(layouts: str = "fixed") -> Trajectories:
+    return generate("good", 2000, layouts, seed=0)
+
+
+@functools.cache
+def tiny_normaliser() -> Normaliser:
+    return Normaliser.fit(tiny_data(), 0)
+
+
+def make_level1(config: Config, seed: int = 0, **options: Any) -> Jepa:
+    torch.manual_seed(seed)
+    return Jepa(config.level1, tiny_normaliser(), **options)
+
+
+def make_level2(config: Config, seed: int = 1) -> Level2:
+    torch.manual_seed(seed)
+    return Level2(config.level2, config.level1.latent_dim)
+
+
+def make_store(model: Jepa, data: Trajectories | None = None, limit: int = 20) -> LatentStore:
+    return LatentStore(model, data or tiny_data(), limit, "fp32")
+
+
+def make_agent(config: Config, seed: int = 0) -> Agent:
+    """Random weights, frozen; the planner's "near" is out of reach (reach = 1e-6)."""
+    level1, level2 = make_level1(config, seed), make_level2(config, seed + 1)
+    normaliser = tiny_normaliser()
+    mean, std = torch.tensor(normaliser.position_mean), torch.tensor(normaliser.position_std)
+    probe, head = Probe(level1.latent_dim, mean, std), Distance(config.distance, level1.latent_dim)
+    for module in (level1, level2, probe, head):
+        module.eval().requires_grad_(False)
+    box = macro_box(level2, level1, make_store(level1))
+    reach = {"latent": 1e-6, "distance": 1e-6}
+    return Agent(
+        level1, normaliser, probe, head, level2, reach, box, config.planning, config.seed,
+        "fp32", CPU,
+    )  # fmt: skip
+
+
+def digest(*values: Any) -> str:
+    """SHA-256 of tensors, modules, arrays, numbers and texts, bit for bit."""
+    found = hashlib.sha256()
+    for value in values:
+        if isinstance(value, nn.Module):
+            value = value.state_dict()
+        if isinstance(value, dict):
+            value = digest(*(part for pair in sorted(value.items()) for part in pair))
+        elif isinstance(value, (list, tuple)):
+            value = digest(*value)
+        if isinstance(value, Tensor):
+            value = value.detach().contiguous()
+            found.update(str((value.dtype, tuple(value.shape))).encode())
+            found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            found.update(repr(value).encode())
+    return found.hexdigest()
+
+
+class Job(NamedTuple):
+    """A training ready to run: what it optimises, and everything that it may change."""
+
+    fit: Fit
+    module: nn.Module  # its weights
+    whole: nn.Module  # the same plus companions (the EMA copy of the distance head)
+
+
+def make_job(kind: str, config: Config, folder: Path | None = None, layouts: str = "fixed") -> Job:
+    """`level1`, `level2` (on a frozen random level 1), `joint` or `distance`, seeded by the config."""
+    data = tiny_data(layouts)
+    train, validation = data.split(0.2, 0)
+    options = {"folder": folder, "precision": config.precision}
+    if kind == "level1":
+        model = make_level1(config, config.seed)
+        windows = [Windows(part, config.level1.window) for part in (train, validation)]
+        fit = train_level1(model, *windows, config.level1, seed=config.seed, **options)
+        return Job(fit, model, model)
+    if kind == "joint":
+        torch.manual_seed(config.seed)
+        both = HJepa(config, tiny_normaliser())
+        windows = Windows(train, config.level2.macro_steps * config.level2.step_skip + 1)
+        return Job(train_joint(both, windows, config, **options), both, both)
+    frozen = make_level1(config, config.seed).eval().requires_grad_(False)
+    stores = [make_store(frozen, part, config.distance.trajectories) for part in (train, validation)]
+    options["seed"] = config.seed
+    if kind == "level2":
+        model = make_level2(config, config.seed + 1)
+        fit = train_level2(model, frozen, *stores, config.level2, **options)
+        return Job(fit, model, model)
+    torch.manual_seed(config.seed)
+    head = Distance(config.distance, config.level1.latent_dim)
+    fit = train_distance(head, *stores, config.distance, **options)
+    return Job(fit, head, fit.module)
