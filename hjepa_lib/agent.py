@@ -34,6 +34,7 @@ from hjepa_lib.planning.planner import Plan, Planner
 from hjepa_lib.training.probes import Probe
 
 METHODS = ("flat", "l1+l2")
+P1_CAP = 1.8365  # px: 2.45 x 0.7496, the action cap of protocol P1, and here without a protocol
 
 
 @dataclass
@@ -57,7 +58,9 @@ class Agent:
         if cost == "latent":
             return LatentGeometry()
         if self.distance is None:
-            raise ConfigError("cost 'distance' needs a trained distance head; train one or use 'latent'")
+            raise ConfigError(
+                "cost 'distance' needs a trained distance head; train one or use 'latent'"
+            )
         return DistanceGeometry(self.distance)
 
     def planner(self, method: str, planning: PlanningConfig | None = None) -> Planner:
@@ -65,7 +68,7 @@ class Agent:
         planning = planning or self.planning
         if method not in METHODS:
             raise ConfigError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-        geometry, cap = self.geometry(planning.cost), planning.action_cap
+        geometry, cap = self.geometry(planning.cost), planning.action_cap or P1_CAP
         if method == "flat":
             level = PrimitiveLevel(self.level1, planning.flat, cap, None)
             return Planner(level, geometry, self.seed)
@@ -73,9 +76,7 @@ class Agent:
             raise ConfigError("method 'l1+l2' needs a trained level 2; this run has none")
         hierarchy = planning.hierarchy
         tracker = PrimitiveLevel(self.level1, hierarchy.tracker, cap, self.level2)
-        top = MacroLevel(
-            self.level2, hierarchy.level2, cap, hierarchy.clip, self.box, self.level1
-        )
+        top = MacroLevel(self.level2, hierarchy.level2, cap, hierarchy.clip, self.box, self.level1)
         reach = self.reach[planning.cost]
         return Planner(tracker, geometry, self.seed, top, hierarchy, reach)
 
@@ -86,9 +87,7 @@ class Agent:
 
     def autocast(self) -> torch.autocast:
         """bf16 where it was measured faster, else a no-op."""
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.precision == "bf16"
-        )
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def plan(self, frame, goal_frame, method: str = "flat") -> tuple[np.ndarray, Plan]:
         """Next actions for one frame: ((k, 2) px, the whole plan), k = planning.replan.
@@ -97,12 +96,14 @@ class Agent:
         """
         planner = self.planner(method)
         planner.reset()
-        latents = self.encode(torch.stack([_channels_first(frame), _channels_first(goal_frame)]))
+        latent, goal = (self.encode(_channels_first(one)[None]) for one in (frame, goal_frame))
         with self.autocast():
-            plan = planner.plan(latents[:1], latents[1:], executed=0)
+            plan = planner.plan(latent, goal, executed=0)
         return plan.actions[0, : self.planning.replan].cpu().numpy(), plan
 
-    def cost_landscape(self, positions: Tensor, frames: Tensor, goal_frame: Tensor, cost: str) -> Tensor:
+    def cost_landscape(
+        self, positions: Tensor, frames: Tensor, goal_frame: Tensor, cost: str
+    ) -> Tensor:
         """Cost (M,) of standing at each rendered position for one goal (figures)."""
         geometry = self.geometry(cost)
         with torch.no_grad(), self.autocast():

@@ -87,9 +87,13 @@ def _check_range(value: Any, item: dataclasses.Field) -> None:
     values = value if isinstance(value, tuple) else (value,)
     for one in values:
         if "choices" in rule and one not in rule["choices"]:
-            raise ConfigError(f"{item.name} must be one of {', '.join(rule['choices'])}; got {one!r}")
+            raise ConfigError(
+                f"{item.name} must be one of {', '.join(rule['choices'])}; got {one!r}"
+            )
         if "low" in rule and not rule["low"] <= one <= rule["high"]:  # also refuses NaN
-            raise ConfigError(f"{item.name} must lie in [{rule['low']}, {rule['high']}]; got {one!r}")
+            raise ConfigError(
+                f"{item.name} must lie in [{rule['low']}, {rule['high']}]; got {one!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -190,8 +194,9 @@ class DistanceConfig(_Checked):
     """`metric`: ||phi(s) - phi(g)||; `quasimetric`: asymmetric, max of positive coordinate gaps."""
     dim: int = _number(32, 1)
     hidden: int = _number(256, 4)
-    n_step: int = _number(4, 1)
-    gamma: float = _number(0.98, 0, 1)
+    n_step: int = _number(8, 1)
+    gamma: float = _number(0.99, 0, 1)
+    """Discount per step; 0.98 flattens the far side of the room until plans get stuck there."""
     expectile: float = _number(0.9, 0.5, 1)
     ema_rate: float = _number(0.02, 0, 1)
     """Rate of the bootstrapping copy; 0.005 needs four times the updates to carry values across the room."""
@@ -199,7 +204,9 @@ class DistanceConfig(_Checked):
     """Share of goals taken from the future of the same trajectory."""
     trajectories: int = _number(3500, 1)
     """Training trajectories whose latents are kept in memory."""
-    optim: OptimConfig = OptimConfig(updates=3000, batch=1024, lr=5e-4, weight_decay=0.0, warmup=0.02)
+    optim: OptimConfig = OptimConfig(
+        updates=3000, batch=1024, lr=1e-3, weight_decay=0.0, warmup=0.02
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -230,7 +237,7 @@ class Level2Config(_Checked):
     """Macro-action fed to the GRU: none, concatenated primitives, primitives without z, or learned (HWM)."""
     macro_dim: int = _number(8, 1)
     """Width of the learned macro-action."""
-    kl: float = _number(1.0, 0)
+    kl: float = _number(0.2, 0)
     free_nats: float = _number(0.0, 0)
     kl_balance: float = _number(0.0, 0, 1)
     """0: plain KL; else share of the KL whose gradient reaches the prior only (dreamerv3 uses two one-sided terms)."""
@@ -241,7 +248,7 @@ class Level2Config(_Checked):
     feedback: bool = False
     """Level-1 latents get an MLP of the previous step_skip latents (seed variant; joint training only)."""
     loss: LossConfig = LossConfig(std=0.0, cov=0.0, sim_t=0.0, idm=0.0)
-    optim: OptimConfig = OptimConfig(updates=3000, batch=128, lr=1e-3, weight_decay=1e-6)
+    optim: OptimConfig = OptimConfig(updates=1500, batch=128, lr=1e-3, weight_decay=1e-6)
     """Of `frozen` training; `joint` training follows level1.optim."""
 
     def __post_init__(self) -> None:
@@ -262,8 +269,8 @@ class PlannerConfig(_Checked):
     method: str = _choice("mppi", "mppi", "cem", "gradient")
     horizon: int = _number(8, 1)
     """Planned steps of this level (primitive steps at level 1, macro steps at level 2)."""
-    samples: int = _number(256, 2)
-    iterations: int = _number(3, 1)
+    samples: int = _number(64, 2)
+    iterations: int = _number(2, 1)
     sigma: float = _number(1.5, 1e-6)
     """Proposal standard deviation: px at level 1, prior standard deviations at level 2."""
     temperature: float = _number(0.05, 0)
@@ -287,7 +294,7 @@ class PlannerConfig(_Checked):
 class HierarchyConfig(_Checked):
     """How level 2 commands level 1."""
 
-    level2: PlannerConfig = PlannerConfig(horizon=8, samples=256, iterations=3, sigma=1.0)
+    level2: PlannerConfig = PlannerConfig(horizon=8, samples=128, iterations=2, sigma=1.0)
     tracker: PlannerConfig = PlannerConfig()
     """Level-1 planner that follows the sub-goal."""
     replan: int = _number(4, 1)
@@ -388,7 +395,9 @@ def from_dict(kind: type, tree: dict[str, Any]) -> Any:
     known = {item.name for item in dataclasses.fields(kind)}
     for key in tree:
         if key not in known:
-            raise ConfigError(f"unknown key {key!r} in {kind.__name__}; known: {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"unknown key {key!r} in {kind.__name__}; known: {', '.join(sorted(known))}"
+            )
     return kind(**tree)
 
 

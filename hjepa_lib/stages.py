@@ -111,7 +111,9 @@ def train_level1_stage(ws: Workspace) -> Iterator[Report]:
         if joint:
             both = HJepa(config, normaliser).to(ws.device)
             model, length = both.level1, config.level2.macro_steps * config.level2.step_skip + 1
-            fit = train_joint(both, Windows(train, length), config, precision=ws.precision, folder=resume)
+            fit = train_joint(
+                both, Windows(train, length), config, precision=ws.precision, folder=resume
+            )
         else:
             model = Jepa(config.level1, normaliser).to(ws.device)
             windows = [Windows(part, config.level1.window) for part in (train, validation)]

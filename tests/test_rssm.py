@@ -191,7 +191,7 @@ def test_shapes_of_every_action_option(actions, macro_dim, fed):
 
 
 def test_actions_only_keeps_the_state_deterministic():
-    """"only": z shapes the prediction but never the next state."""
+    """ "only": z shapes the prediction but never the next state."""
     rssm = rssm_of("only")
     latents, chunks = inputs()
     state = rssm.initial(latents[:, 0])

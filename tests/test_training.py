@@ -360,7 +360,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(value):
     next(steps)
     next(steps)
     before = digest(module, fit.optimiser.state_dict()["state"][0]["exp_avg"])
-    with pytest.raises(TrainingError, match=rf"the loss is {value} at update 3; lower the learning"):
+    with pytest.raises(
+        TrainingError, match=rf"the loss is {value} at update 3; lower the learning"
+    ):
         next(steps)
     assert digest(module, fit.optimiser.state_dict()["state"][0]["exp_avg"]) == before
     assert fit.update == 2
@@ -425,7 +427,9 @@ def test_validation_reports_collapse_and_position():
     assert report.keys() == wanted
     assert all(math.isfinite(value) for value in report.values())
     optim = tiny_config().level1.loss
-    total = sum(getattr(optim, name) * report[name] for name in ("sim", "std", "cov", "sim_t", "idm"))
+    total = sum(
+        getattr(optim, name) * report[name] for name in ("sim", "std", "cov", "sim_t", "idm")
+    )
     assert report["loss"] == pytest.approx(total, rel=1e-5)
 
 

@@ -165,7 +165,9 @@ def make_job(kind: str, config: Config, folder: Path | None = None, layouts: str
         windows = Windows(train, config.level2.macro_steps * config.level2.step_skip + 1)
         return Job(train_joint(both, windows, config, **options), both, both)
     frozen = make_level1(config, config.seed).eval().requires_grad_(False)
-    stores = [make_store(frozen, part, config.distance.trajectories) for part in (train, validation)]
+    stores = [
+        make_store(frozen, part, config.distance.trajectories) for part in (train, validation)
+    ]
     options["seed"] = config.seed
     if kind == "level2":
         model = make_level2(config, config.seed + 1)

@@ -77,7 +77,9 @@ class Motion(NamedTuple):
     """How the dot moves: one row per step, turn and visited place."""
 
     steps: Tensor  # (n,) commanded step lengths, px
-    turns: Tensor  # (n',) angles between consecutive actions of a trajectory, degrees in (-180, 180]
+    turns: (
+        Tensor  # (n',) angles between consecutive actions of a trajectory, degrees in (-180, 180]
+    )
     positions: Tensor  # (m, 2) px
 
 

@@ -64,8 +64,8 @@ def run_episodes(
         rendering = time.perf_counter() - begin
         chunk = policy.act(position, frames)[:, : steps - done].float().cpu()  # (B, k, 2)
         seconds += time.perf_counter() - begin - rendering
-        if chunk.norm(dim=-1).max() > cap * (1 + 1e-4):
-            raise ValueError(f"a planned action exceeds the cap of {cap} px")
+        if not chunk.norm(dim=-1).max() <= cap * (1 + 1e-4):  # also refuses NaN
+            raise ValueError(f"a planned action exceeds the cap of {cap} px or is not a number")
         for action in chunk.unbind(1):
             position = world.step(action)
             positions.append(position)
@@ -134,10 +134,11 @@ class LatentPolicy:
 
     def __init__(self, agent: Agent, method: str, planning: PlanningConfig) -> None:
         self.agent, self.planning = agent, planning
-        self.replan = planning.replan
         self.planner = agent.planner(method, planning)
+        # A plan shorter than the interval is executed whole.
+        self.replan = min(planning.replan, self.planner.level1.config.horizon)
         self.flops_per_step, self.transitions_per_step = planner_flops(
-            self.planner, agent.level1, planning.replan
+            self.planner, agent.level1, self.replan
         )
 
     def reset(self, world: TwoRooms, goal: Tensor) -> None:

@@ -73,7 +73,9 @@ def stay_errors(batch: LatentBatch) -> np.ndarray:
 
 
 @torch.no_grad()
-def probe_errors(model: Jepa, probe: Probe, store: LatentStore, horizon: int = 15) -> dict[str, Any]:
+def probe_errors(
+    model: Jepa, probe: Probe, store: LatentStore, horizon: int = 15
+) -> dict[str, Any]:
     """RMSE (px) of the probe on all predicted latents of `horizon`-step roll-outs (PLDM's measure)."""
     longest = int(store.lengths.max()) - 1
     batch = draw_windows(store, min(horizon, longest))

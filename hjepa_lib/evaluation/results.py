@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hjepa_lib.agent import P1_CAP
 from hjepa_lib.config import ConfigError, PlanningConfig
 from hjepa_lib.evaluation.episodes import LatentPolicy, Outcome
 from hjepa_lib.evaluation.metrics import Episodes, per_trial, summarise
 from hjepa_lib.files import FileError, load_npz, save_npz
 from hjepa_lib.worlds.trials import Trials
 
-P1_CAP = 1.8365  # px: 2.45 x 0.7496, two_rooms section 1.3
 P2_CAP = 2.45  # px
 LAYOUTS = {"p1": "fixed", "p2_seen": "train", "p2_heldout": "heldout"}
 

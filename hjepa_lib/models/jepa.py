@@ -51,9 +51,7 @@ class Jepa(nn.Module):
         self.config = config
         self.latent_dim = dim
         self.image_size = image_size
-        self.encoder = build_encoder(
-            config.encoder, IMAGE_CHANNELS, image_size, dim, config.width
-        )
+        self.encoder = build_encoder(config.encoder, IMAGE_CHANNELS, image_size, dim, config.width)
         self.predictors = nn.ModuleList(
             build_predictor(config.predictor, dim, ACTION_DIM, config.hidden, self.encoder.norm)
             for _ in range(config.predictors)
@@ -144,7 +142,10 @@ class Jepa(nn.Module):
     def rollout_members(self, start: Tensor, actions: Tensor, **hooks) -> Tensor:
         """Every ensemble member rolls out on its own -> (K, M, H+1, D)."""
         return torch.stack(
-            [self.rollout(start, actions, member, **hooks) for member in range(len(self.predictors))]
+            [
+                self.rollout(start, actions, member, **hooks)
+                for member in range(len(self.predictors))
+            ]
         )
 
     def forward(
@@ -168,8 +169,6 @@ class Jepa(nn.Module):
     def update_target(self) -> None:
         """theta_target <- decay * theta_target + (1 - decay) * theta (no-op without EMA)."""
         if self.target_encoder is not None:
-            pairs = zip(
-                self.target_encoder.parameters(), self.encoder.parameters(), strict=True
-            )
+            pairs = zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True)
             for slow, fast in pairs:
                 slow.lerp_(fast, 1 - self.config.ema_decay)

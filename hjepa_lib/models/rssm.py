@@ -165,7 +165,9 @@ class Rssm(nn.Module):
         macros: (M, H, macro_dim), needed exactly when the model uses actions.
         """
         if (macros is None) != (self.macro_dim == 0):
-            raise ValueError(f"level 2 with actions={self.config.actions!r} got macros={macros is not None}")
+            raise ValueError(
+                f"level 2 with actions={self.config.actions!r} got macros={macros is not None}"
+            )
         state, predictions, zs = start, [], []
         for i in range(steps):
             h, prior = self.advance(state, None if macros is None else macros[:, i])

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hjepa_lib.config import PlannerConfig
+from hjepa_lib.config import ConfigError, PlannerConfig
 from hjepa_lib.models.hjepa import Level2
 from hjepa_lib.models.jepa import Jepa
 from hjepa_lib.models.geometry import Geometry
@@ -49,11 +49,16 @@ class PrimitiveLevel:
 
     stride = 1
 
-    def __init__(self, model: Jepa, config: PlannerConfig, cap: float, level2: Level2 | None) -> None:
+    def __init__(
+        self, model: Jepa, config: PlannerConfig, cap: float, level2: Level2 | None
+    ) -> None:
+        if config.disagreement > 0 and len(model.predictors) == 1:
+            raise ConfigError("a planner's disagreement cost needs level1.predictors > 1")
         self.model, self.config, self.cap = model, config, cap
         self.plan_dim = 2
         self.level2 = level2
-        self.context: Tensor | None = None  # (B, H, A) conditioning of the current sub-goal plan
+        self.context: Tensor | None = None  # (B, H2, A) conditioning by level 2's last plan
+        self.elapsed = 0  # environment steps since that plan
 
     def project(self, plans: Tensor) -> Tensor:
         return clip_norm(plans, self.cap)
@@ -62,7 +67,9 @@ class PrimitiveLevel:
         feedback = None if self.level2 is None else self.level2.feedback
         if self.context is None or rows is None:
             return {"feedback": feedback}
-        return {"feedback": feedback, "context": self.context[rows, :horizon]}
+        # Beyond level 2's horizon its last macro-step holds on.
+        steps = (self.elapsed + torch.arange(horizon)).clamp(max=self.context.shape[1] - 1)
+        return {"feedback": feedback, "context": self.context[rows[:, None], steps]}
 
     def imagine(self, start: Tensor, plans: Tensor, rows: Tensor | None = None) -> Tensor:
         """Mean over the ensemble; `rows` (M,) says which trial a candidate belongs to."""
@@ -123,7 +130,11 @@ class MacroLevel:
 
 
 def plan_costs(
-    level: PrimitiveLevel | MacroLevel, geometry: Geometry, start: Tensor, plans: Tensor, goal: Tensor
+    level: PrimitiveLevel | MacroLevel,
+    geometry: Geometry,
+    start: Tensor,
+    plans: Tensor,
+    goal: Tensor,
 ) -> Tensor:
     """start (B, D), plans (B, N, H, A), goal (B, E) embedded -> costs (B, N)."""
     batch, samples, horizon, _ = plans.shape

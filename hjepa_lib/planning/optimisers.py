@@ -42,7 +42,9 @@ def softmin_weights(costs: Tensor, temperature: float, unit: str = "spread") -> 
 def shift_plan(plan: Tensor, executed: int) -> Tensor:
     """Warm start: drop the executed steps, fill the end with zeros. plan (B, H, A)."""
     kept = plan[:, executed:]
-    return torch.cat([kept, plan.new_zeros(len(plan), plan.shape[1] - kept.shape[1], plan.shape[2])], 1)
+    return torch.cat(
+        [kept, plan.new_zeros(len(plan), plan.shape[1] - kept.shape[1], plan.shape[2])], 1
+    )
 
 
 def _noise(nominal: Tensor, samples: int, generator: torch.Generator) -> Tensor:

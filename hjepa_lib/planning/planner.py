@@ -45,15 +45,16 @@ class Planner:
         """`reach`: cost between latents step_skip steps apart; the scale of `hierarchy.near`."""
         self.level1, self.level2, self.geometry = level1, level2, geometry
         self.hierarchy, self.reach, self.seed = hierarchy, reach, seed
-        self.generator = torch.Generator().manual_seed(seed)
-        self.nominal1: Tensor | None = None
-        self.nominal2: Tensor | None = None
+        self.generator = torch.Generator()
+        self.reset()
 
     def reset(self) -> None:
         """Forget warm starts and restart the noise: equal episodes give equal plans."""
         self.generator.manual_seed(self.seed)
-        self.nominal1 = self.nominal2 = None
-        self.subgoal = self.macro = None
+        self.nominal1: Tensor | None = None
+        self.nominal2: Tensor | None = None
+        self.subgoal: Tensor | None = None
+        self.macro: Tensor | None = None
         self.since_level2 = self.since_macro = 0
 
     def plan(self, latent: Tensor, goal: Tensor, executed: int) -> Plan:
@@ -93,6 +94,7 @@ class Planner:
         here = self.geometry.between(self.geometry.embed(latent), embedded)  # (B,)
         near = here <= self.hierarchy.near * self.reach
         target = torch.where(near[:, None], embedded, self.geometry.embed(self.subgoal))
+        self.level1.elapsed = self.since_level2
         search = self._level1(latent, target, executed)
         return Plan(search.plan, search, self.macro, self.subgoal, near, spent)
 

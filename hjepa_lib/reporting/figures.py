@@ -104,7 +104,9 @@ def motion(
     steps, turns = checked(steps, "steps", None), checked(turns, "turns", None)
     positions = checked(positions, "positions", None, 2)
     figure, axes = style.panels(1, 3, 2.9, 2.6)
-    for axis, values, name in zip(axes, (steps, turns), ("step (px)", "turn (degrees)"), strict=False):
+    for axis, values, name in zip(
+        axes, (steps, turns), ("step (px)", "turn (degrees)"), strict=False
+    ):
         axis.hist(values, bins=60, density=True, color=style.BLUE)
         axis.set(xlabel=name, yticks=[])
         axis.spines["left"].set_visible(False)

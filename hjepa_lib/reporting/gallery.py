@@ -34,7 +34,9 @@ def collect_rows(runs: list[Run]) -> pd.DataFrame:
         validate(summary)
         for key, (one, other) in _changes(runs[0], run).items():
             if key != "seed":
-                raise RunError(f"runs {runs[0].name!r} and {run.name!r} differ in {key}: {one} {other}")
+                raise RunError(
+                    f"runs {runs[0].name!r} and {run.name!r} differ in {key}: {one} {other}"
+                )
         for result in summary["results"]:
             row = {"run": run.name, "revision": summary["revision"], "seed": summary["seed"]}
             rows.append(row | {name: result[name] for name in KEY + NUMBERS})
@@ -96,7 +98,9 @@ def refresh_readme(root: Path) -> None:
     text = readme.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise RunError("README.md needs the two result markers, each once")
-    rows = pd.read_csv(root / "outputs" / "gallery" / "results.csv", keep_default_na=False, na_values=[""])
+    rows = pd.read_csv(
+        root / "outputs" / "gallery" / "results.csv", keep_default_na=False, na_values=[""]
+    )
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
     write_atomic(readme, f"{before}{BEGIN}\n{markdown(pooled(rows))}\n{END}{after}")

@@ -20,12 +20,16 @@ _BINS = 24
 
 @styled
 def calibration(
-    recorded: np.ndarray, predicted: np.ndarray, title: str = "Calibration of the distance head"
+    recorded: np.ndarray,
+    predicted: np.ndarray,
+    gamma: float = 1.0,
+    title: str = "Calibration of the distance head",
 ) -> Figure:
     """Predicted steps (n,) against the steps recorded between two states of one trajectory (n,).
 
-    A recorded path may be a detour, so recorded steps bound the true distance from above: a good
-    head lies on the diagonal for short paths and below it for long ones.
+    The reference is what a perfect head predicts for a recorded path that is the shortest one: n
+    steps discounted by `gamma`, (1 - gamma^n) / (1 - gamma). A recorded path may be a detour, so a
+    good head lies on this line for short paths and below it for long ones.
     """
     recorded = checked(recorded, "recorded", None)
     predicted = checked(predicted, "predicted", len(recorded))
@@ -36,7 +40,10 @@ def calibration(
     axis.fill_between(centres, bands[0], bands[2], color=style.ORANGE, alpha=0.25, linewidth=0)
     axis.plot(centres, bands[1], color=style.ORANGE, label="median, 10-90 % band")
     end = max(recorded.max(), 1)
-    axis.plot([0, end], [0, end], color=style.MUTED, linewidth=0.9, label="predicted = recorded")
+    steps = np.linspace(0, end, 100)
+    ideal = steps if gamma == 1 else (1 - gamma**steps) / (1 - gamma)
+    label = "as recorded" if gamma == 1 else f"as recorded, discounted by {gamma:g}"
+    axis.plot(steps, ideal, color=style.MUTED, linewidth=1.1, label=label)
     axis.set(xlabel="recorded steps", ylabel="predicted steps", xlim=(0, end), ylim=(0, None))
     axis.grid()
     axis.legend(loc="upper left")
@@ -179,7 +186,7 @@ def control_effects(
     for name, by_step in deviations.items():
         by_step = checked(by_step, name, None)
         axes[1].plot(np.arange(len(by_step)), by_step, color=colours[name], label=name)
-    axes[1].set(xlabel="environment step", ylabel="distance to the path of 'none' (px)")
+    axes[1].set(xlabel="environment step", ylabel="px from the path of 'none'")
     axes[1].set(xlim=(0, None), ylim=(0, None))
     axes[1].grid(axis="y")
     axes[1].legend(loc="upper left")

@@ -52,8 +52,9 @@ def loss_curves(
         axis.tick_params(labelbottom=i + columns >= len(terms))
         if i + columns >= len(terms):
             axis.set_xlabel("update")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=2)
+    lines = [line for axis in axes[: len(terms)] for line in axis.lines if len(line.get_xdata())]
+    shown = {line.get_label(): line for line in lines if line.get_label()[0] != "_"}
+    figure.legend(shown.values(), shown.keys(), loc="outside upper right", ncols=2)
     style.headline(figure, title)
     return figure
 

@@ -100,7 +100,9 @@ def train_distance(
         found = terms(held_out, 4096, step_generator(seed, 0))
         pick = held_out.sample(4096, step_generator(seed, 1))
         latents = held_out.store.latents
-        predicted = head(latents[pick.now].float().to(device), latents[pick.goal].float().to(device))
+        predicted = head(
+            latents[pick.now].float().to(device), latents[pick.goal].float().to(device)
+        )
         recorded = (pick.goal - pick.now).float()  # an upper bound of the true distance
         return {
             **{k: v.item() for k, v in found._asdict().items()},

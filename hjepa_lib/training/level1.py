@@ -100,4 +100,3 @@ def validate_level1(model: Jepa, batch: WindowBatch, device: torch.device) -> di
             gap = found[:, axis] - repeated[half:, axis]
             report[f"probe_{name}_px"] = float(gap.square().mean().sqrt())
     return report
-

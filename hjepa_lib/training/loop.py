@@ -175,7 +175,9 @@ class Fit:
         except Exception as error:
             raise TrainingError(f"{self.path} is damaged: {error}") from error
         if payload["config"] != repr((self.config, self.seed, self.precision)):
-            raise TrainingError(f"{self.path} belongs to other training settings; remove it or use a new run")
+            raise TrainingError(
+                f"{self.path} belongs to other training settings; remove it or use a new run"
+            )
         try:
             self.module.load_state_dict(payload["module"])
         except RuntimeError as error:

@@ -30,7 +30,9 @@ def effective_rank(latents: Tensor) -> float:
     return float(torch.exp(-(share * (share + 1e-12).log()).sum()))
 
 
-def fit_ridge(latents: Tensor, targets: Tensor, strength: float = 1e-3) -> Callable[[Tensor], Tensor]:
+def fit_ridge(
+    latents: Tensor, targets: Tensor, strength: float = 1e-3
+) -> Callable[[Tensor], Tensor]:
     """Closed-form linear probe: latents (M, D), targets (M, P) -> function of (M', D)."""
     mean, centre = latents.mean(0), targets.mean(0)
     x, y = (latents - mean).double(), (targets - centre).double()

@@ -1,0 +1,200 @@
+"""`hjepa_lib.load(run).plan(frame, goal_frame)` and what the agent is built from."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from tiny import digest, make_agent, tiny_config
+
+import hjepa_lib
+from hjepa_lib.agent import load_agent, save_probe, scale_samples
+from hjepa_lib.config import Config, ConfigError
+from hjepa_lib.files import FileError
+from hjepa_lib.models import checkpoint
+from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.worlds.two_rooms import render
+
+
+@pytest.fixture(scope="module")
+def frames():
+    """Start and goal (2, 2, 65, 65) uint8 in different rooms."""
+    return render(torch.tensor([[15.0, 20.0], [50.0, 40.0]]), Layout.fixed(1))
+
+
+# --- the public call --------------------------------------------------------------------------
+@pytest.mark.parametrize("method", ["flat", "l1+l2"])
+def test_plan_takes_frames_in_both_channel_orders(agent, frames, method):
+    """The README's call: (k, 2) px actions within the cap, the same for arrays and tensors."""
+    start, goal = frames
+    actions, plan = agent.plan(start, goal, method)
+    assert isinstance(actions, np.ndarray)
+    assert actions.shape == (agent.planning.replan, 2)
+    assert plan.actions.shape == (1, 5, 2)
+    np.testing.assert_array_equal(actions, plan.actions[0, : agent.planning.replan].numpy())
+    assert np.linalg.norm(actions, axis=-1).max() <= agent.planning.action_cap * (1 + 1e-5)
+    assert np.linalg.norm(actions, axis=-1).min() > 0
+    last = [frame.permute(1, 2, 0) for frame in frames]
+    for one, two in (last, [f.numpy() for f in frames], [f.numpy() for f in last]):
+        np.testing.assert_array_equal(agent.plan(one, two, method)[0], actions)
+    other = agent.plan(goal, start, method)[0]
+    assert not np.array_equal(other, actions)
+    assert (plan.macro is not None) == (method == "l1+l2")
+
+
+def test_plan_is_repeatable_and_leaves_the_global_generator_alone(agent, frames):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = agent.plan(*frames)[0]
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    np.testing.assert_array_equal(agent.plan(*frames)[0], first)
+    other = dataclasses.replace(agent, seed=agent.seed + 1)
+    assert not np.array_equal(other.plan(*frames)[0], first)
+
+
+def test_default_cap_lets_the_agent_move(frames):
+    """`planning.action_cap=0` means the protocol's own cap, also where no protocol is in sight."""
+    agent = make_agent(tiny_config(planning__action_cap=0.0))
+    norm = np.linalg.norm(agent.plan(*frames)[0], axis=-1)
+    assert (norm > 0).all()
+    assert (norm <= 1.8365 * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "message"),
+    [
+        (
+            (65, 65, 3),
+            np.uint8,
+            r"a frame is \(65, 65, 2\) or \(2, 65, 65\) uint8, got \(65, 65, 3\)",
+        ),
+        ((65, 65), np.uint8, r"got \(65, 65\)"),
+        ((1, 2, 65, 65), np.uint8, r"got \(1, 2, 65, 65\)"),
+        ((2, 65, 65), np.float32, r"uint8 values in \[0, 255\], got torch.float32"),
+        ((2, 64, 64), np.uint8, r"frames are \(64, 64\) px"),
+    ],
+)
+def test_bad_frames_are_one_sentence(agent, frames, shape, kind, message):
+    with pytest.raises(ValueError, match=message):
+        agent.plan(np.zeros(shape, kind), frames[1])
+    with pytest.raises(ValueError, match=message):
+        agent.plan(frames[0], np.zeros(shape, kind))
+
+
+def test_what_was_not_trained_is_named(agent, frames):
+    with pytest.raises(ConfigError, match="method must be one of flat, l1\\+l2; got 'mppi'"):
+        agent.plan(*frames, "mppi")
+    flat_only = dataclasses.replace(agent, level2=None)
+    with pytest.raises(ConfigError, match="needs a trained level 2; this run has none"):
+        flat_only.plan(*frames, "l1+l2")
+    headless = dataclasses.replace(agent, distance=None)
+    with pytest.raises(ConfigError, match="cost 'distance' needs a trained distance head"):
+        headless.plan(*frames)
+    latent = dataclasses.replace(agent.planning, cost="latent")
+    dataclasses.replace(headless, planning=latent).plan(*frames)
+
+
+def test_cost_landscape(agent, frames):
+    """One number per rendered position: 0 at the goal for the latent cost, in any grid shape."""
+    positions = torch.rand(3, 4, 2) * 20 + 10
+    rendered = render(positions.reshape(12, 2), Layout.fixed(1))
+    for cost in ("latent", "distance"):
+        found = agent.cost_landscape(positions, rendered, frames[1], cost)
+        assert found.shape == (3, 4)
+        geometry = agent.geometry(cost)
+        latents, goal = agent.encode(rendered), agent.encode(frames[1:])
+        wanted = geometry.between(geometry.embed(latents), geometry.embed(goal))
+        torch.testing.assert_close(found.reshape(-1), wanted, atol=1e-5, rtol=1e-4)
+    there = agent.cost_landscape(torch.zeros(1, 2), frames[1:], frames[1], "latent")
+    assert there.item() == pytest.approx(0, abs=1e-9)
+
+
+def test_scaled_budgets_change_samples_only():
+    """Success against compute: the factor acts on the samples of all three searches alone."""
+    planning = Config().planning
+    half = scale_samples(planning, 0.5)
+    assert half.flat.samples == round(planning.flat.samples * 0.5)
+    for before, after in (
+        (planning.flat, half.flat),
+        (planning.hierarchy.level2, half.hierarchy.level2),
+        (planning.hierarchy.tracker, half.hierarchy.tracker),
+    ):
+        assert after == dataclasses.replace(before, samples=round(before.samples * 0.5))
+    assert scale_samples(planning, 1.0) == planning
+    assert scale_samples(planning, 1e-9).flat.samples == 2  # a search needs two candidates
+
+
+# --- stored agents ----------------------------------------------------------------------------
+def store_agent(agent, folder):
+    checkpoint.save_level1(folder / "l1", agent.level1, agent.normaliser)
+    checkpoint.save_distance(folder / "l1", agent.distance, agent.level1.latent_dim)
+    save_probe(folder / "l1", agent.probe)
+    checkpoint.save_level2(
+        folder / "l2", agent.level2, agent.level1.latent_dim, agent.reach, agent.box
+    )
+    return folder / "l1", folder / "l2"
+
+
+def load(l1, l2, agent):
+    return load_agent(l1, l2, agent.planning, agent.seed, "fp32", "cpu")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"level2__actions": "learned"}, {"level2__train": "joint", "level2__conditioning": True}],
+    ids=str,
+)
+def test_a_reloaded_agent_plans_the_same(changes, frames, tmp_path):
+    """EB4, EB7, PL5: everything that planning needs is in the two folders; no data set is."""
+    agent = make_agent(tiny_config(**changes))
+    loaded = load(*store_agent(agent, tmp_path), agent)
+    assert loaded.normaliser == agent.normaliser
+    assert loaded.reach == agent.reach
+    for method in ("flat", "l1+l2"):
+        found, wanted = loaded.plan(*frames, method)[0], agent.plan(*frames, method)[0]
+        np.testing.assert_array_equal(found, wanted)
+    position = torch.tensor([[1.0, 2.0]])
+    assert torch.equal(loaded.probe(agent.encode(frames)), agent.probe(agent.encode(frames)))
+    assert loaded.probe.loss(agent.encode(frames[:1]), position) > 0
+    for module in (loaded.level1, loaded.level2, loaded.distance, loaded.probe):
+        assert not module.training
+        assert not any(p.requires_grad for p in module.parameters())
+
+
+def test_levels_that_do_not_fit_are_refused(agent, tmp_path):
+    """Wrong checkpoint for the level below, a missing probe, a foreign folder."""
+    l1, l2 = store_agent(agent, tmp_path)
+    wider = make_agent(tiny_config(level1__latent_dim=20))
+    other, _ = store_agent(wider, tmp_path / "wider")
+    with pytest.raises(FileError, match=r"reads latents of width 16, level 1 in .* makes 20"):
+        load(other, l2, agent)
+    with pytest.raises(FileError, match="does not describe a level1 model"):
+        load(l2, l1, agent)
+    assert load(l1, None, agent).level2 is None
+    (l1 / "distance.json").unlink()
+    assert load(l1, l2, agent).distance is None
+    (l1 / "probe.safetensors").unlink()
+    with pytest.raises(FileError, match=r"cannot read .*probe\.safetensors"):
+        load(l1, l2, agent)
+
+
+def test_load_a_run_without_its_data(trained, frames, tmp_path, monkeypatch):
+    """PL5, README: the latest run or a named one plans without data set and training code."""
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
+    shutil.copytree(trained, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "data")
+    (tmp_path / "latest").write_text("copy\n")
+    agent = hjepa_lib.load()
+    actions, _ = agent.plan(*frames)
+    assert actions.shape == (2, 2)
+    np.testing.assert_array_equal(hjepa_lib.load("copy").plan(*frames)[0], actions)
+    assert agent.plan(*frames, "l1+l2")[1].macro is not None
+    manifest = json.loads((trained / "manifest.json").read_text())
+    assert digest(agent.planning) == digest(
+        hjepa_lib.config.from_dict(Config, manifest["config"]).planning
+    )
+    with pytest.raises(ValueError, match="run 'absent' does not exist"):
+        hjepa_lib.load("absent")

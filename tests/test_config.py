@@ -1,0 +1,447 @@
+"""Settings: parsing, validation, profiles, presets, and proof that every single leaf is live."""
+
+import dataclasses
+import functools
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import OVERRIDES, digest, make_agent, make_job, tiny_config
+
+from hjepa_lib import config as settings
+from hjepa_lib import stages
+from hjepa_lib.config import (
+    Config,
+    ConfigError,
+    LossConfig,
+    OptimConfig,
+    differences,
+    flatten,
+    from_dict,
+    load_yaml,
+    parse_overrides,
+    profile,
+    to_dict,
+)
+from hjepa_lib.data.published import acquire
+from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
+from hjepa_lib.evaluation.results import load_result
+from hjepa_lib.machine import choose_device, choose_precision
+from hjepa_lib.presets import PRESETS
+from hjepa_lib.runs import Run
+from hjepa_lib.training import level1 as level1_training
+from hjepa_lib.training import level2 as level2_training
+from hjepa_lib.workspace import Workspace
+from hjepa_lib.worlds.trials import load_trials
+
+ROOT = Path(__file__).resolve().parents[1]
+BASE = tiny_config()
+LEAVES = flatten(BASE)
+
+
+# --- types, ranges, names ---------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("level1.latent_dim=abc", "latent_dim must be int, got 'abc'"),
+        ("level1.latent_dim=12.5", "latent_dim must be int, got '12.5'"),
+        ("level1.optim.lr=fast", "lr must be float, got 'fast'"),
+        ("level1.optim.lr=nan", r"lr must lie in \[0, inf\]; got nan"),
+        ("level1.optim.lr=-1", r"lr must lie in \[0, inf\]; got -1.0"),
+        ("level1.optim.batch=1", r"batch must lie in \[2, inf\]; got 1"),
+        ("level2.disable_l2=1", "disable_l2 must be bool, got '1'"),
+        ("level1.encoder=vit", "encoder must be one of impala, fast; got 'vit'"),
+        ("seed=-1", "seed must lie in"),
+        ("evaluation.budgets=0.5+x", "budgets must be float, got 'x'"),
+        ("evaluation.budgets=0.5+0", "budgets must lie in"),
+        ("level1.widht=3", "unknown setting 'level1.widht'"),
+        ("level1.width.x=3", "unknown setting 'level1.width.x'"),
+        ("level3=1", "unknown setting 'level3'"),
+        ("level1=1", "'level1' is a section; set one of: encoder"),
+        ("level1.width", "'level1.width' is not of the form dotted.key=value"),
+        ("=3", "is not of the form"),
+        ("seed=1,seed=2", "override 'seed' is given twice"),
+        ("profile=full", "profile is chosen by profile\\(\\), it cannot be overridden"),
+        ("preset=pldm_v9", "preset must be one of pldm_634, .*; got 'pldm_v9'"),
+    ],
+)
+def test_wrong_overrides_are_one_sentence(override, message):
+    """PL7, EB2: unknown names, wrong types and values out of range are never ignored."""
+    with pytest.raises(ConfigError, match=message):
+        BASE.override(override)
+
+
+def test_wrong_values_in_python_are_refused_too():
+    for kwargs in ({"batch": 4.0}, {"batch": True}, {"lr": True}, {"lr": None}, {"clip": [1]}):
+        with pytest.raises(ConfigError, match=f"{next(iter(kwargs))} must be"):
+            OptimConfig(**kwargs)
+    with pytest.raises(TypeError):  # EB2: no silent keyword arguments
+        LossConfig(weight=1.0)
+    with pytest.raises(ConfigError, match="unknown key 'weight' in LossConfig; known: cov, form"):
+        from_dict(LossConfig, {"weight": 1.0})
+    with pytest.raises(ConfigError, match="LossConfig must be a mapping"):
+        from_dict(LossConfig, 3)
+    with pytest.raises(ConfigError, match="level1 must be Level1Config"):
+        Config(level1=3)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        BASE.seed = 3
+
+
+def test_papermill_strings_and_python_values_mean_the_same():
+    """papermill and the shell pass strings; spaces, signs and underscores are fine."""
+    text = BASE.override(
+        " seed = +3 , level1.optim.lr=1e-2,level2.disable_l2=TRUE,evaluation.budgets=0.5+2,"
+        "data.transitions=10_000 , planning.flat.temperature=inf"
+    )
+    values = BASE.override(
+        {
+            "seed": 3,
+            "level1.optim.lr": 0.01,
+            "level2.disable_l2": True,
+            "evaluation.budgets": [0.5, 2],
+            "data.transitions": 10_000,
+            "planning.flat.temperature": math.inf,
+        }
+    )
+    assert text == values
+    assert isinstance(values.level1.optim.lr, float)
+    assert isinstance(BASE.override("level1.optim.lr=1").level1.optim.lr, float)
+    assert values.evaluation.budgets == (0.5, 2.0)
+    assert BASE.override("") == BASE
+    assert parse_overrides("a.b=x=y,") == {"a.b": "x=y"}
+
+
+@given(st.text(alphabet="abl12.=,+ -_", max_size=40))
+def test_any_text_is_either_a_config_or_a_config_error(text):
+    try:
+        found = BASE.override(text)
+    except ConfigError:
+        return
+    assert isinstance(found, Config)
+
+
+def test_round_trips_and_differences():
+    changed = BASE.override("level1.optim.lr=0.5,evaluation.budgets=3")
+    tree = json.loads(json.dumps(to_dict(changed)))
+    assert from_dict(Config, tree) == changed
+    assert differences(BASE, changed) == {
+        "level1.optim.lr": (BASE.level1.optim.lr, 0.5),
+        "evaluation.budgets": ([0.5, 1.0], [3.0]),
+    }
+    assert differences(BASE, BASE) == {}
+    assert BASE.override(flatten(changed)) == changed
+
+
+def test_yaml_files(tmp_path):
+    """Nested sections on top of a profile or a base; every mistake is one sentence."""
+    path = tmp_path / "x.yaml"
+    path.write_text("profile: smoke\nlevel1:\n  optim: {lr: 0.5}\nseed: 4\n")
+    found = load_yaml(path)
+    assert differences(profile("smoke"), found).keys() == {"level1.optim.lr", "seed"}
+    path.write_text("level1: {optim: {lr: 0.5}}\n")
+    assert load_yaml(path, BASE) == BASE.override("level1.optim.lr=0.5")
+    path.write_text("")
+    assert load_yaml(path) == profile("laptop")
+    for text, message in (
+        ("level1: {widht: 3}", "unknown setting 'level1.widht'"),
+        ("level1: [1", r"is not valid YAML \(line"),
+        ("- a\n- b", "must hold a mapping"),
+        ("profile: giant", "profile must be one of smoke|laptop|full"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_yaml(path)
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_yaml(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "hjepa_lib" / "configs").glob("tworooms*.yaml")))
+def test_shipped_yaml_files_are_valid(path):
+    assert isinstance(load_yaml(path), Config)
+
+
+# --- profiles and presets ---------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["smoke", "laptop", "full"])
+def test_profiles(name):
+    found = profile(name, seed=7)
+    assert (found.profile, found.seed) == (name, 7)
+    assert profile(name).override(PRESETS["planner_pldm"]).planning.flat.samples == 2000
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid_and_other_keys_win(name):
+    found = Config().override(f"preset={name}")
+    wanted = {key: value for key, value in PRESETS[name].items()}
+    leaves = flatten(found)
+    assert {key: leaves[key] for key in wanted} == wanted
+    key = next(key for key in wanted if key.endswith(("samples", "updates")))
+    assert flatten(Config().override(f"{key}=77,preset={name}"))[key] == 77
+
+
+def test_presets_hold_the_published_coefficients():
+    """Architectures 1.2 and 4: the table of loss weights, row by row."""
+    rows = {
+        "pldm_634": (2.2, 13, 0.19, 0.5, 2),
+        "pldm_325k": (3.9843, 6.9238, 0.24535, 0.74242, 1.072),
+        "pldm_3m": (3.9843, 6.9238, 0.24535, 0.74242, 1.072),
+        "pldm_length17": (3, 6.9238, 0.24535, 0.74242, 1.072),
+        "pldm_noise_001": (5.5, 9.7, 0.42, 0.38, 1.4),
+        "pldm_noise_16": (3, 6.5, 0.4, 0.27, 1.4),
+        "pldm_v2": (3.9843, 6.9238, 0.24535, 0.74242, 0),
+        "eb_jepa": (16, 8, 0, 12, 1),
+    }
+    for name, values in rows.items():
+        loss = Config().override(f"preset={name}").level1.loss
+        assert (loss.std, loss.cov, loss.std_t, loss.sim_t, loss.idm) == values, name
+        assert loss.sim == 1
+        assert loss.form == ("eb_jepa" if name == "eb_jepa" else "pldm")
+    v2 = Config().override("preset=pldm_v2")
+    assert (v2.level1.predictors, v2.planning.flat.disagreement) == (5, 1e-4)
+
+
+def test_settings_that_would_do_nothing_are_refused():
+    """PL7: what the chosen mode ignores is an error, not a silent no-op."""
+    for override, message in (
+        ("distance.optim.patience=2", r"distance\.optim\.patience must be 0"),
+        ("level2.conditioning=true", r"level2\.conditioning needs level2\.train=joint"),
+        ("level2.loss.std=1", r"level2\.loss\.std needs level2\.train=joint"),
+        ("planning.flat.disagreement=1", r"disagreement cost needs level1\.predictors > 1"),
+        (
+            "planning.hierarchy.tracker.disagreement=1",
+            r"disagreement cost needs level1\.predictors > 1",
+        ),
+        ("planning.hierarchy.level2.disagreement=1", r"level2\.disagreement must be 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            BASE.override(override)
+
+
+# --- every leaf is live -----------------------------------------------------------------------
+# Where a setting acts in one mode only, it is mutated in that mode.
+CONTEXT: list[tuple[str, dict]] = [
+    (r"data\.good_fraction", {"data.recipe": "mixture"}),
+    (r"data\.exclude_.*", {"data.layouts": "rectangle"}),
+    (r"level1\.ema_decay", {"level1.target": "ema"}),
+    (r"level1\.layouts_per_batch", {"data.layouts": "random"}),
+    (r"level1\.rollout", {"level1.rollout": 2}),
+    (r".*\.optim\.clip", {"level1.optim.clip": 0.01, "level2.optim.clip": 0.01,
+                          "distance.optim.clip": 0.01}),
+    # Without learning no validation improves, so patience ends the training early.
+    (r"level[12]\.optim\.patience", {"level1.optim.lr": 0.0, "level2.optim.lr": 0.0,
+                                     "level1.optim.updates": 6, "level2.optim.updates": 6}),
+    (r"level2\.disable_l2", {"level2.train": "joint"}),
+    (r"level2\.macro_dim", {"level2.actions": "learned"}),
+    (r"level2\.(loss\..*|subgoal|conditioning|feedback)",
+     {"level2.train": "joint", "level2.loss.std": 0.5, "level2.loss.cov": 0.5}),
+    (r"planning\..*\.disagreement", {"level1.predictors": 3}),
+    (r"planning\..*\.elites",
+     {f"planning.{part}.method": "cem" for part in ("flat", "hierarchy.level2", "hierarchy.tracker")}),
+    (r"planning\..*\.lr",
+     {f"planning.{part}.method": "gradient"
+      for part in ("flat", "hierarchy.level2", "hierarchy.tracker")}),
+    (r"planning\..*\.last_k",
+     {f"planning.{part}.form": "last_k" for part in ("flat", "hierarchy.level2", "hierarchy.tracker")}
+     | {f"planning.{part}.last_k": 2 for part in ("flat", "hierarchy.level2", "hierarchy.tracker")}),
+]  # fmt: skip
+
+REFUSED = {
+    "distance.optim.patience": "no validation loss selects: any value but 0 is an error",
+    "planning.hierarchy.level2.disagreement": "level 2 has no ensemble: any value but 0 is an error",
+}
+"""Leaves that exist because a section is shared, and refuse every other value (tested above)."""
+
+NOT_BY_EFFECT = {
+    "profile": "a label: it says which defaults were taken",
+    "device": "only the CPU is present everywhere; choose_device is tested below",
+    "evaluation.matched_dynamics": "read by a notebook, see the test of notebooks",
+    "evaluation.budgets": "read by a notebook",
+    "evaluation.budget_trials": "read by a notebook",
+}
+"""Leaves whose effect is not measured by a fingerprint, each with its reason."""
+
+
+def fields_of(config=Config(), prefix=""):
+    """{dotted leaf: dataclass field}"""
+    found = {}
+    for item in dataclasses.fields(config):
+        value, name = getattr(config, item.name), prefix + item.name
+        found |= fields_of(value, name + ".") if dataclasses.is_dataclass(value) else {name: item}
+    return found
+
+
+FIELDS = fields_of()
+SPECIAL = {
+    "data.source": ["<npz>"],  # a file made below
+    "data.exclude_wall": ["30-40"],
+    "data.exclude_door": ["30-40"],
+    "precision": ["bf16"],  # "auto" is one of the two, whichever is faster here
+    "planning.hierarchy.near": [1e9],  # from never near to always near
+}
+
+
+def other_values(leaf, value):
+    """Values to try instead of `value`: every other choice, or one other number."""
+    rule = FIELDS[leaf].metadata
+    if leaf in SPECIAL:
+        return SPECIAL[leaf]
+    if "choices" in rule:
+        return [choice for choice in rule["choices"] if choice != value]
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1]
+    if isinstance(value, list):
+        return [[0.25]]
+    high = rule["high"]
+    return [value * 1.5 + 0.1 if math.isinf(high) else (value + (high if value != high else 0)) / 2]
+
+
+def base_of(leaf):
+    context = {}
+    for pattern, overrides in CONTEXT:
+        if re.fullmatch(pattern, leaf):
+            context |= overrides
+    return BASE.override(context) if context else BASE
+
+
+CASES = [
+    pytest.param(leaf, value, id=f"{leaf}={value}")
+    for leaf in LEAVES
+    if leaf not in REFUSED | NOT_BY_EFFECT
+    for value in other_values(leaf, flatten(base_of(leaf))[leaf])
+]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A file in the published format: two trajectories of ten rows."""
+    path = tmp_path_factory.mktemp("published") / "data.npz"
+    steps = np.tile(np.linspace(10, 20, 10, dtype=np.float32)[:, None], (2, 2))
+    ends = np.arange(20) % 10 == 9
+    np.savez(path, actions=np.full((20, 2), 0.5, np.float32), locations=steps, terminals=ends)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def small_validation(monkeypatch):
+    for level in (level1_training, level2_training):
+        monkeypatch.setattr(level, "VALIDATION_WINDOWS", 8)
+
+
+@functools.cache
+def data_print(config):
+    """What the data stage makes."""
+    data = acquire(config.data, config.seed, "unused")
+    train, validation = data.split(config.data.val_fraction, config.seed)
+    return digest(train.hash(), validation.hash())
+
+
+@functools.cache
+def training_print(kind, config):
+    """Every report and every weight of a tiny training."""
+    config = config.override({"precision": choose_precision("cpu", config.precision)})
+    layouts = "random" if config.data.layouts == "random" else "fixed"
+    job = make_job(kind, config, layouts=layouts)
+    reports = [(r.update, r.updates, r.loss, r.lr, sorted(r.validation)) for r in job.fit]
+    return digest(reports, job.whole)
+
+
+@functools.cache
+def planning_print(method, config):
+    """Executed actions of random models in the world, and the compute that was counted."""
+    agent = make_agent(config)
+    policy = LatentPolicy(agent, method, config.planning)
+    trials = load_trials("p1", "validation", 5)
+    cap = config.planning.action_cap
+    outcome = run_episodes(policy, trials, "slide", 8, cap, config.seed)
+    return digest(outcome.actions.tobytes(), policy.flops_per_step)
+
+
+def fingerprint(leaf, config):
+    """What the setting is there for, as a hash."""
+    section = leaf.split(".")[0]
+    if leaf in ("seed", "precision"):
+        return training_print("level1", config)
+    if section == "data":
+        return data_print(config)
+    if section == "level2":
+        return training_print("joint" if config.level2.train == "joint" else "level2", config)
+    if section == "planning":
+        return planning_print("l1+l2" if ".hierarchy." in leaf else "flat", config)
+    return training_print(section, config)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "value"), [case for case in CASES if not case.values[0].startswith("evaluation.")]
+)
+def test_every_setting_changes_what_it_is_for(leaf, value, published):
+    """PL7, EB2, F9: mutate one leaf, and data, training or executed actions change."""
+    base = base_of(leaf)
+    changed = base.override({leaf: published if value == "<npz>" else value})
+    assert differences(base, changed).keys() == {leaf}
+    assert fingerprint(leaf, changed) != fingerprint(leaf, base)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "value"), [case for case in CASES if case.values[0].startswith("evaluation.")]
+)
+def test_every_evaluation_setting_changes_the_result(leaf, value, trained, tmp_path, monkeypatch):
+    """PL7: protocol, split, number of trials and steps, and the latency measurement."""
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
+
+    def result(config):
+        name = f"run{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(trained, tmp_path / name)
+        ws = Workspace("test", Run.at(tmp_path / name))
+        ws.config = config
+        agent = stages.load_trained(ws)
+        found = load_result(stages.evaluate(ws, agent, "flat", "latent"))
+        timed = found.header["latency_single_episode"] is not None
+        arrays = found.arrays["positions"], found.arrays["goal"], found.arrays["layout"]
+        return digest(
+            found.key, timed, found.header["trials_hash"], *map(np.ndarray.tobytes, arrays)
+        )
+
+    free = BASE.override({"planning.action_cap": 0.0})
+    assert result(free.override({leaf: value})) != result(free)
+
+
+@pytest.mark.parametrize("leaf", [x for x, why in NOT_BY_EFFECT.items() if "notebook" in why])
+def test_settings_read_by_notebooks_are_read(leaf):
+    """PL7: the few leaves that only notebooks use occur in one."""
+    texts = [path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb")]
+    assert any(leaf in text for text in texts)
+
+
+def test_every_leaf_is_covered():
+    """PL7: a new setting is tested above as soon as it exists; the exceptions name real leaves."""
+    tested = {case.values[0] for case in CASES}
+    assert tested | REFUSED.keys() | NOT_BY_EFFECT.keys() == set(LEAVES) == set(FIELDS)
+    assert len(REFUSED) + len(NOT_BY_EFFECT) <= 7
+    assert set(OVERRIDES) <= set(LEAVES)
+    for pattern, overrides in CONTEXT:
+        assert any(re.fullmatch(pattern, leaf) for leaf in LEAVES), pattern
+        assert set(overrides) <= set(LEAVES)
+
+
+def test_device_is_checked():
+    assert choose_device("cpu") == "cpu"
+    assert choose_device("auto") in ("cpu", "cuda", "mps")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="device 'cuda' is not available"):
+            choose_device("cuda")
+
+
+def test_every_field_is_documented():
+    """House style: name, unit and meaning of a setting stand beside it, unless the name says all."""
+    source = Path(settings.__file__).read_text()
+    for part in (settings.DataConfig, settings.PlannerConfig, settings.EvaluationConfig):
+        assert part.__doc__
+        assert f"class {part.__name__}" in source

@@ -1,0 +1,327 @@
+"""Episodes in the world, floor and ceiling policies, diagnostics, FLOPs and open-loop errors."""
+
+import dataclasses
+import random
+
+import numpy as np
+import pytest
+import torch
+from tiny import digest, make_agent, make_store, seeded, tiny_config
+
+from hjepa_lib.evaluation import openloop
+from hjepa_lib.evaluation.episodes import LatentPolicy, OraclePolicy, RandomPolicy, run_episodes
+from hjepa_lib.evaluation.flops import count, planner_flops
+from hjepa_lib.evaluation.metrics import per_trial
+from hjepa_lib.evaluation.results import to_episodes
+from hjepa_lib.worlds.trials import load_trials
+from hjepa_lib.worlds.two_rooms import TwoRooms, inside
+
+CAP = 1.8365
+
+
+@pytest.fixture(scope="module")
+def trials():
+    return load_trials("p1", "validation", 12)
+
+
+class Fixed:
+    """Plays given actions (B, k, 2) again and again; remembers what it was shown."""
+
+    needs_frames = True
+
+    def __init__(self, actions):
+        self.actions, self.seen = actions, []
+
+    def reset(self, world, goal):
+        self.seen.clear()
+
+    def act(self, position, frames):
+        self.seen.append((position, frames))
+        return self.actions
+
+    def diagnostics(self):
+        return {"calls": np.array(len(self.seen))}
+
+
+# --- the episode loop -------------------------------------------------------------------------
+def test_positions_follow_the_world_step_by_step(trials):
+    """Positions start with t = 0; an action of a chunk is one step; the last chunk is cut."""
+    chunk = 0.3 * torch.randn(12, 3, 2, generator=seeded())
+    policy = Fixed(chunk)
+    outcome = run_episodes(policy, trials, "bounce", 7, CAP, seed=5)
+    assert outcome.positions.shape == (12, 8, 2)
+    assert outcome.actions.shape == (12, 7, 2)
+    assert outcome.diagnostics["calls"] == 3
+    world = TwoRooms(trials.layout, "bounce", seed=5)
+    position = world.reset(trials.start)
+    for step in range(7):
+        np.testing.assert_array_equal(outcome.positions[:, step], position.numpy())
+        if step % 3 == 0:
+            shown, frames = policy.seen[step // 3]
+            assert torch.equal(shown, position)
+            assert torch.equal(frames, world.render())
+        np.testing.assert_array_equal(outcome.actions[:, step], chunk[:, step % 3].numpy())
+        position = world.step(chunk[:, step % 3])
+    np.testing.assert_array_equal(outcome.positions[:, 7], position.numpy())
+    assert outcome.seconds >= 0
+
+
+@pytest.mark.parametrize("bad", [CAP * 1.01, float("nan"), float("inf")])
+def test_actions_beyond_the_cap_are_an_error(trials, bad):
+    """EB1: a planner that breaks the bound (or plans NaN) stops the evaluation."""
+    actions = torch.zeros(12, 1, 2)
+    actions[3, 0, 0] = bad
+    with pytest.raises(ValueError, match=r"exceeds the cap of 1\.8365 px"):
+        run_episodes(Fixed(actions), trials, "slide", 2, CAP, 0)
+    actions[3, 0, 0] = CAP
+    run_episodes(Fixed(actions), trials, "slide", 2, CAP, 0)
+
+
+@pytest.mark.parametrize("dynamics", ["blocked", "bounce", "slide"])
+def test_the_oracle_is_the_ceiling_and_random_the_floor(trials, dynamics):
+    """F15: the oracle solves every trial, random motion almost none."""
+    policies = (OraclePolicy(CAP), RandomPolicy(CAP, 0), RandomPolicy(CAP, 0, persistent=True))
+    rates, gaps = [], []
+    for policy in policies:
+        outcome = run_episodes(policy, trials, dynamics, 90, CAP, 0)
+        scores = per_trial(to_episodes(outcome, trials), "p1")
+        rates.append(scores.success.mean())
+        gaps.append(scores.final_distance.mean())
+        norm = np.linalg.norm(outcome.actions, axis=-1)
+        assert norm.max() <= CAP * (1 + 1e-5)
+        for step in (30, 90):
+            assert inside(torch.from_numpy(outcome.positions[:, step]), trials.layout).all()
+    assert rates[0] == 1
+    assert max(rates[1:]) < 0.5
+    assert gaps[0] < min(gaps[1:])
+
+
+def test_two_policies_meet_the_same_noise_at_one_seed(trials):
+    """The world's noise depends on seed and step only, not on how a policy acts or draws."""
+    stay = torch.zeros(12, 1, 2)
+    walls = torch.tensor([CAP, 0.0]).expand(12, 1, 2)  # runs into the wall again and again
+
+    class Drawing(Fixed):
+        def act(self, position, frames):
+            torch.rand(3)
+            return super().act(position, frames)
+
+    plain = run_episodes(Fixed(walls), trials, "bounce", 40, CAP, 1)
+    other = run_episodes(Drawing(walls), trials, "bounce", 40, CAP, 1)
+    np.testing.assert_array_equal(plain.positions, other.positions)
+    different = run_episodes(Fixed(walls), trials, "bounce", 40, CAP, 2)
+    assert not np.array_equal(plain.positions, different.positions)
+    # A policy that waits first meets the later noise, not the first again.
+    late = Fixed(stay)
+    world = TwoRooms(trials.layout, "bounce", seed=1)
+    late.reset(world, trials.goal)
+    world.reset(trials.start)
+    states = []
+    for action in (stay, walls):
+        world.step(action[:, 0])
+        states.append(world.generator.get_state())
+    assert not torch.equal(*states)
+
+
+@pytest.mark.parametrize("method", ["flat", "l1+l2"])
+def test_consuming_random_numbers_first_changes_nothing(agent, trials, method):
+    """PL2: no result depends on a global generator."""
+    few = trials.first(3)
+    policy = LatentPolicy(agent, method, agent.planning)
+    first = run_episodes(policy, few, "bounce", 6, CAP, 0)
+    random.seed(7)
+    np.random.seed(7)
+    torch.manual_seed(7)
+    torch.rand(1000)
+    again = LatentPolicy(agent, method, agent.planning)
+    second = run_episodes(again, few, "bounce", 6, CAP, 0)
+    np.testing.assert_array_equal(first.positions, second.positions)
+    np.testing.assert_array_equal(first.actions, second.actions)
+    for name, values in first.diagnostics.items():
+        np.testing.assert_array_equal(values, second.diagnostics[name])
+    for policy in (RandomPolicy(CAP, 3), RandomPolicy(CAP, 3, persistent=True)):
+        one = run_episodes(policy, few, "bounce", 6, CAP, 0)
+        torch.rand(10)
+        two = run_episodes(policy, few, "bounce", 6, CAP, 0)
+        np.testing.assert_array_equal(one.positions, two.positions)
+
+
+def test_random_policies(trials):
+    """A uniform direction at cap length: new every step, or kept until something stops the dot."""
+    outcome = run_episodes(RandomPolicy(CAP, 0), trials, "slide", 60, CAP, 0)
+    np.testing.assert_allclose(np.linalg.norm(outcome.actions, axis=-1), CAP, rtol=1e-5)
+    angles = np.arctan2(outcome.actions[..., 1], outcome.actions[..., 0]).ravel()
+    quarters = np.histogram(angles, bins=4, range=(-np.pi, np.pi))[0] / angles.size
+    assert np.abs(quarters - 0.25).max() < 0.06
+    kept = run_episodes(RandomPolicy(CAP, 0, persistent=True), trials, "blocked", 60, CAP, 0)
+    moved = np.linalg.norm(np.diff(kept.positions, axis=1), axis=-1) > CAP / 2  # (B, S)
+    same = (kept.actions[:, 1:] == kept.actions[:, :-1]).all(-1)
+    assert (same == moved[:, :-1]).all()
+    assert 0 < same.mean() < 1
+
+
+# --- planning policies ------------------------------------------------------------------------
+def test_a_policy_plans_for_all_trials_at_once_and_executes_chunks(agent, trials, monkeypatch):
+    """HW5: one planning call per replan interval, whatever the number of trials."""
+    calls = []
+    for method in ("flat", "l1+l2"):
+        policy = LatentPolicy(agent, method, agent.planning)
+        plan = policy.planner.plan
+
+        def spy(latent, goal, executed, plan=plan):
+            calls.append((len(latent), executed))
+            return plan(latent, goal, executed)
+
+        monkeypatch.setattr(policy.planner, "plan", spy)
+        outcome = run_episodes(policy, trials, "slide", 7, CAP, 0)
+        assert calls == [(12, 0), (12, 2), (12, 2), (12, 2)]
+        calls.clear()
+        np.testing.assert_array_equal(outcome.actions[:, :2], outcome.diagnostics["plan"][:, 0, :2])
+
+
+def test_plans_shorter_than_the_interval_are_shifted_by_what_was_executed(trials, monkeypatch):
+    """PL3: horizon 2 with a replan interval of 4 executes 2 actions and shifts by 2, not by 4."""
+    agent = make_agent(tiny_config(planning__replan=4, planning__flat__horizon=2))
+    policy = LatentPolicy(agent, "flat", agent.planning)
+    executed = []
+    plan = policy.planner.plan
+    monkeypatch.setattr(
+        policy.planner, "plan", lambda z, g, done: executed.append(done) or plan(z, g, done)
+    )
+    run_episodes(policy, trials, "slide", 6, CAP, 0)
+    assert executed == [0, 2, 2]
+
+
+@pytest.mark.parametrize("method", ["flat", "l1+l2"])
+def test_diagnostics_have_documented_shapes_and_values(agent, trials, method):
+    """PL14: everything the inspector shows, bounded in size: 8 trials x 24 candidates at most."""
+    policy = LatentPolicy(agent, method, agent.planning)
+    outcome = run_episodes(policy, trials, "slide", 6, CAP, 0)
+    seen = outcome.diagnostics
+    shapes = {
+        "believed_xy": (12, 3, 2),
+        "plan": (12, 3, 5, 2),
+        "plan_xy": (12, 3, 5, 2),
+        "fan_xy": (8, 3, 8, 5, 2),
+        "fan_cost": (8, 3, 8),
+        "near": (12, 3),
+        "goal_cost": (12, 3),
+        "cost_min": (12, 3),
+        "cost_mean": (12, 3),
+    }
+    if method == "l1+l2":
+        shapes |= {"macro_xy": (12, 3, 3, 2), "subgoal_xy": (12, 3, 2), "macro_stride": ()}
+        np.testing.assert_array_equal(seen["subgoal_xy"], seen["macro_xy"][:, :, 0])
+        assert seen["macro_stride"] == 4
+    assert {name: values.shape for name, values in seen.items()} == shapes
+    # what it believes at the first call is the probe of the first frame's encoding
+    world = TwoRooms(trials.layout, "slide")
+    latent = agent.encode(world.render(trials.start))
+    believed = agent.probe(latent).numpy()
+    np.testing.assert_allclose(seen["believed_xy"][:, 0], believed, atol=1e-3)
+    actions = torch.from_numpy(seen["plan"][:, 0])
+    path = agent.probe(agent.level1.rollout(latent, actions)[:, 1:]).numpy()
+    np.testing.assert_allclose(seen["plan_xy"][:, 0], path, atol=1e-3)
+    assert (seen["cost_min"] <= seen["cost_mean"] + 1e-6).all()
+    assert (np.diff(seen["fan_cost"], axis=-1) >= 0).all()  # best first
+
+
+# --- compute ----------------------------------------------------------------------------------
+def test_flops_of_known_layers():
+    """Multiply-adds count as 2."""
+    layer = torch.nn.Linear(3, 5)
+    assert count(lambda: layer(torch.zeros(7, 3))) == 2 * 7 * 3 * 5
+    conv = torch.nn.Conv2d(2, 4, 3, padding=1)
+    assert count(lambda: conv(torch.zeros(1, 2, 6, 6))) == 2 * 4 * 36 * 2 * 9
+
+
+@pytest.mark.parametrize("method", ["flat", "l1+l2"])
+@pytest.mark.parametrize("cost", ["latent", "distance"])
+def test_planner_flops_are_positive_and_linear_in_samples(agent, method, cost):
+    planning = dataclasses.replace(agent.planning, cost=cost)
+
+    def spent(factor, replan=2):
+        hierarchy = planning.hierarchy
+        scaled = [
+            dataclasses.replace(one, samples=8 * factor)
+            for one in (planning.flat, hierarchy.level2, hierarchy.tracker)
+        ]
+        changed = dataclasses.replace(hierarchy, level2=scaled[1], tracker=scaled[2])
+        settings = dataclasses.replace(planning, flat=scaled[0], hierarchy=changed)
+        return planner_flops(agent.planner(method, settings), agent.level1, replan)
+
+    encode = count(lambda: agent.encode(torch.zeros(1, 2, 65, 65, dtype=torch.uint8))) / 2
+    (one, steps), (two, double) = spent(1), spent(2)
+    assert encode > 0
+    assert one > encode
+    assert two - encode == pytest.approx(2 * (one - encode))
+    assert double == 2 * steps
+    # per environment step: level 1 every 2 steps, level 2 every 4 (its interval)
+    wanted = 8 * 2 * 5 / 2 + (8 * 2 * 3 / 4 if method == "l1+l2" else 0)
+    assert steps == wanted
+    assert spent(1, replan=1)[1] > steps
+
+
+def test_transitions_per_step_are_those_really_made(agent, trials):
+    """Counted in the planner (per call) and predicted for the table: the same number."""
+    few = trials.first(2)
+    for method in ("flat", "l1+l2"):
+        policy = LatentPolicy(agent, method, agent.planning)
+        spent = []
+        plan = policy.planner.plan
+        policy.planner.plan = lambda *a, plan=plan, spent=spent: (
+            spent.append((found := plan(*a)).transitions) or found
+        )
+        run_episodes(policy, few, "slide", 8, CAP, 0)
+        assert sum(spent) / 8 == policy.transitions_per_step
+
+
+def test_an_ensemble_counts_all_its_members():
+    one, three = (make_agent(tiny_config(level1__predictors=k)) for k in (1, 3))
+    spent = [planner_flops(a.planner("flat"), a.level1, 2) for a in (one, three)]
+    assert spent[1][1] == 3 * spent[0][1]
+    assert spent[1][0] > spent[0][0]
+
+
+# --- open loop --------------------------------------------------------------------------------
+def test_open_loop_errors_by_horizon(agent, store):
+    """HW4: error in px after 1..H steps, from recorded actions and one encoded frame."""
+    batch = openloop.draw_windows(store, 8, count=20)
+    assert batch.latents.shape == (20, 9, 16)
+    found = openloop.level1_errors(agent.level1, agent.probe, batch)
+    assert found.shape == (8, 20)
+    latent = batch.latents[:, 0]
+    for step in range(8):
+        latent = agent.level1.predict(latent, batch.actions[:, step])
+        wanted = (agent.probe(latent) - batch.positions[:, step + 1]).norm(dim=-1)
+        np.testing.assert_allclose(found[step], wanted.numpy(), rtol=1e-4)
+    stay = openloop.stay_errors(batch)
+    np.testing.assert_allclose(
+        stay[2], (batch.positions[:, 3] - batch.positions[:, 0]).norm(dim=-1).numpy(), rtol=1e-6
+    )
+    with pytest.raises(ValueError, match="no trajectory has 200 states for horizon 199"):
+        openloop.draw_windows(store, 199)
+
+
+@pytest.mark.parametrize("actions", ["none", "concat", "learned"])
+def test_level2_open_loop_errors(actions, data):
+    agent = make_agent(tiny_config(level2__actions=actions))
+    batch = openloop.draw_windows(make_store(agent.level1, data), 11, count=10)
+    steps, posterior, prior = openloop.level2_errors(agent.level2, agent.level1, agent.probe, batch)
+    assert steps.tolist() == [4, 8]
+    assert posterior.shape == prior.shape == (2, 10)
+    assert digest(posterior) != digest(prior)
+    chunks = agent.level2.chunk_actions(agent.level1.normalise_actions(batch.actions))
+    macros = agent.level2.rssm.macro(chunks)
+    imagined = agent.level2.imagine(batch.latents[:, 0], 2, macros).predictions
+    wanted = (agent.probe(imagined[:, 1]) - batch.positions[:, 8]).norm(dim=-1)
+    np.testing.assert_allclose(prior[1], wanted.numpy(), rtol=1e-4)
+
+
+def test_prediction_probe_error_pools_all_steps(agent, store):
+    """PL6: PLDM's measure, RMSE over start and all predicted latents of 15-step roll-outs."""
+    found = openloop.probe_errors(agent.level1, agent.probe, store)
+    batch = openloop.draw_windows(store, 15)
+    rolled = agent.level1.rollout(batch.latents[:, 0], batch.actions)
+    gap = (agent.probe(rolled) - batch.positions).square().sum(-1).mean().sqrt().item()
+    assert found == {"probe_px_predictor": pytest.approx(gap, rel=1e-5)}

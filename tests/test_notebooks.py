@@ -1,0 +1,285 @@
+"""Notebooks 01-05: their form, one whole smoke run through the real runner, and its variants."""
+
+import ast
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+from PIL import Image
+
+from hjepa_lib import compare, lineup, runner
+from hjepa_lib.config import ConfigError, profile
+from hjepa_lib.evaluation.results import load_results
+from hjepa_lib.files import read_json
+from hjepa_lib.reporting import summary
+from hjepa_lib.runs import Run
+from hjepa_lib.workspace import overrides_text
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = runner.select_notebooks("01-05", ROOT / "notebooks")
+NAMES = [path.stem for path in NOTEBOOKS]
+CONFIG = profile("smoke").override("device=cpu,precision=fp32")
+STANDARD = {"profile": "laptop", "run": "", "seed": 0, "overrides": ""}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("outputs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HJEPA_OUTPUTS", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def said():
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(root, said) -> Run:
+    """01-05 executed in the smoke profile, with summary and report."""
+    runner.prepare(CONFIG, NOTEBOOKS, say=said.append)
+    run = runner.start_run(CONFIG, "whole")
+    runner.run_notebooks(run, NOTEBOOKS, threads=1, say=lambda text, **_: said.append(text))
+    runner.finish(run, say=said.append)
+    return Run.open("whole")
+
+
+def cells(path: Path, kind: str = "code") -> list:
+    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == kind]
+
+
+def parameters(path: Path) -> dict:
+    """The values of the parameters cell; every one is annotated and has a comment of its own."""
+    tagged = [c for c in cells(path) if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    lines = tagged[0].source.splitlines()
+    assert all(re.fullmatch(r"\w+: (str|int) = .+  # .+", line) for line in lines)
+    return {s.target.id: ast.literal_eval(s.value) for s in ast.parse(tagged[0].source).body}
+
+
+def execute(path: Path, stop: str = "", **changes) -> dict:
+    """Run a notebook's code in this process, up to the cell with `stop`; returns its names."""
+    names: dict = {}
+    for cell in cells(path):
+        source = re.sub(r"(?m)^(\s*)%pip .*$", r"\1pass", cell.source)
+        exec(compile(source, path.name, "exec"), names)
+        if "parameters" in cell.metadata.get("tags", []):
+            names |= changes
+        if stop and stop in source:
+            break
+    return names
+
+
+# --- form -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_parameters_cell(path):
+    """N1, N2: one tagged cell, the four standard names first, at most 8 scalars of its own."""
+    values = parameters(path)
+    assert dict(list(values.items())[:4]) == STANDARD
+    assert len(values) <= 12
+    runner.inspect_notebook(path, STANDARD)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_cells_are_short_and_stripped(path):
+    """House style 5 and N15: cap of 40 lines, few local functions, no outputs in git."""
+    code = cells(path)
+    sizes = sorted(len(cell.source.splitlines()) for cell in code)
+    assert sizes[-1] <= 40
+    assert sizes[len(sizes) // 2] <= 15
+    assert sum(len(re.findall(r"(?m)^ *def ", cell.source)) for cell in code) <= 2
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    assert "papermill" not in json.dumps(nbformat.read(path, 4).metadata)
+    assert "!pip" not in path.read_text()
+    assert "torch" not in next(c.source for c in code if "%pip" in c.source).split("%pip")[1]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_it_reads_like_a_chapter(path):
+    """A question, a contract, prose between the cells, and links that lead somewhere."""
+    prose = [cell.source for cell in cells(path, "markdown")]
+    assert all(
+        part in prose[0] for part in ("**Question.**", "| Inputs |", "| Outputs |", "| Time |")
+    )
+    assert all(part in prose[-1] for part in ("## Recap", "**Limits.**", "**Exercises.**"))
+    assert sum(len(text.split()) for text in prose) >= 300
+    links = re.findall(r"\]\(([^)]+)\)", "\n".join(prose))
+    assert links
+    for link in links:
+        assert (path.parent / link).is_file(), link
+
+
+# --- one whole run ----------------------------------------------------------------------------
+def test_smoke_run_is_whole_and_quick(finished):
+    """Bar of the issue: 01-05 in 3 minutes on 2 cores; N20: no notebook ends in no time."""
+    entries = finished.manifest["notebooks"]
+    assert list(entries) == NAMES
+    assert all(entry["ok"] and entry["seconds"] > 1 for entry in entries.values())
+    assert sum(entry["seconds"] for entry in entries.values()) < 180
+    assert not list((finished.path / "notebooks").glob("*.failed.ipynb"))
+
+
+def test_stages_and_curves(finished):
+    for stage in ("data", "l1", "distance", "l2"):
+        finished.verify(stage)
+    for stage, last in (
+        ("l1", CONFIG.level1),
+        ("distance", CONFIG.distance),
+        ("l2", CONFIG.level2),
+    ):
+        rows = finished.records(stage)
+        assert rows[-1]["step"] == last.optim.updates
+        assert all(math.isfinite(row["loss"]) for row in rows)
+    assert not (finished.path / "resume").exists() or not list((finished.path / "resume").iterdir())
+
+
+def test_results_of_every_method(finished):
+    """F15: floors and ceiling in the table; every method met the same trials."""
+    results = load_results(finished.path / "results")
+    bounce = {one.key[:2] for one in results if one.key.dynamics == "bounce"}
+    blocked = {one.key[:2] for one in results if one.key.dynamics == "blocked"}
+    assert bounce == set(lineup.lineup(CONFIG))
+    assert blocked >= set(lineup.FLOORS)
+    assert len(blocked - set(lineup.FLOORS)) == 1
+    budgets = load_results(finished.path / "budgets")
+    assert len(budgets) == 4 * len(CONFIG.evaluation.budgets)
+    validation = {one.header["trials_hash"] for one in budgets}
+    test = {one.header["trials_hash"] for one in results}
+    assert len(validation) == len(test) == 1
+    assert validation != test  # nothing is chosen on test trials
+
+
+def test_summary_is_valid_and_finite(finished):
+    table = read_json(finished.path / "summary.json")
+    summary.validate(table)
+    assert len(table["results"]) == len(lineup.lineup(CONFIG)) + len(lineup.FLOORS) + 1
+    needed = ("success_rate", "path_efficiency", "final_distance_mean", "planning_error_mean")
+    for row in table["results"]:
+        assert all(math.isfinite(row[name]) for name in needed)
+        if row["cost"] != "none":
+            assert row["flops_per_step"] > 0
+            assert row["probe_px_encoder"] > 0
+
+
+def test_controls_reach_the_planner(finished):
+    """F2: four result files that differ in nothing but the control."""
+    settings = {}
+    for control in ("none", "zero", "shuffle", "perturb"):
+        (one,) = load_results(finished.path / "controls" / control)
+        settings[control] = one.header["planner"].pop("hierarchy.control")
+    assert settings == {control: control for control in settings}
+
+
+def test_figures_and_report(finished):
+    """Every figure has a caption and is in the report, which loads nothing from the network."""
+    captions = finished.manifest["notes"]["figures"]
+    files = {path.name for path in (finished.path / "figures").iterdir()}
+    assert files == set(captions)
+    assert all(note["caption"] for note in captions.values())
+    for name in NAMES:
+        assert sum(note["notebook"] == name for note in captions.values()) >= 4
+    page = (finished.path / "report.html").read_text()
+    assert page.count("<figure") == len(files)
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//|url\(\s*[\"']?(https?:)?//|@import", page)
+
+
+def test_gif_and_csv(finished):
+    """PL14: one frame per state, a small file; the CSV has the columns of the compare command."""
+    gif = finished.path / "figures" / "05_episode.gif"
+    assert gif.stat().st_size < 300_000
+    with Image.open(gif) as image:
+        assert image.n_frames == CONFIG.evaluation.steps + 1
+        assert image.info["duration"] == 100
+    lines = (finished.path / compare.CSV).read_text().splitlines()
+    assert lines[0] == "metric,l1,l2"
+    assert any(line.startswith("success_rate,") for line in lines)
+
+
+def test_executed_copies_show_pictures_and_one_clean_bar(finished):
+    """N4, N6: pictures are in the saved file, and a progress bar leaves one line."""
+    for path in NOTEBOOKS:
+        copy = nbformat.read(finished.path / "notebooks" / path.name, 4)
+        outputs = [output for cell in copy.cells for output in cell.get("outputs", [])]
+        assert sum("image/png" in output.get("data", {}) for output in outputs) >= 4
+        text = "".join(output.get("text", "") for output in outputs)
+        assert "checks passed" in text
+        assert "Warning" not in text
+        assert text.count("100%") <= 4
+
+
+def test_resume_skips_what_is_done(finished):
+    before = (finished.path / "manifest.json").read_text()
+    said = []
+    runner.run_notebooks(finished, NOTEBOOKS, resume=True, say=lambda text, **_: said.append(text))
+    assert said == [f"{name:<20} done before" for name in NAMES]
+    assert (finished.path / "manifest.json").read_text() == before
+
+
+# --- variants ---------------------------------------------------------------------------------
+def test_comparison_reads_results_only(finished, root):
+    """05 needs no data, no weights and no earlier notebook; what it draws stays in its run."""
+    shutil.copytree(finished.path, root / "results-only")
+    for folder in ("data", "l1", "l2", "figures", "controls"):
+        shutil.rmtree(root / "results-only" / folder)
+    given = {"profile": "smoke", "run": "results-only", "overrides": overrides_text(CONFIG)}
+    names = execute(NOTEBOOKS[4], **given, trial=1)
+    assert names["origin"] == "this run"
+    assert names["shown_trial"] == 1
+    assert len(names["rows"]) == len(lineup.lineup(CONFIG))
+
+
+def test_without_level_2(finished):
+    """`level2.disable_l2`: 03-05 say so, compare flat planners, and take level 1 from before."""
+    config = CONFIG.override(
+        "level2.disable_l2=true,evaluation.budgets=1.0,evaluation.matched_dynamics=false"
+    )
+    (finished.path.parent / "latest").write_text("whole\n")
+    run = runner.start_run(config, "flat-only")
+    runner.run_notebooks(run, NOTEBOOKS[2:], threads=1, say=_quiet)
+    runner.finish(run, say=_quiet)
+    run.reload()
+    assert run.manifest["notes"]["input_l1"] == "latest run whole"
+    methods = {one.key[:2] for one in load_results(run.path / "results")}
+    assert methods == {*lineup.FLOORS, ("flat", "latent"), ("flat", "distance")}
+    assert not (run.path / "l2").exists()
+    assert not (run.path / compare.CSV).exists()
+    assert "disable_l2 is set" in (run.path / "notebooks" / NOTEBOOKS[2].name).read_text()
+
+
+def _quiet(*_, **__) -> None:
+    pass
+
+
+OWN = [(path, name) for path in NOTEBOOKS for name in list(parameters(path))[4:]]
+
+
+@pytest.mark.parametrize(("path", "name"), OWN, ids=[f"{p.stem[:2]}-{name}" for p, name in OWN])
+@pytest.mark.parametrize("value", [-7, "many", 10**6, True])
+def test_own_parameters_are_checked_at_the_start(path, name, value, tmp_path, monkeypatch):
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
+    given = {"profile": "smoke", "overrides": "device=cpu,precision=fp32", name: value}
+    with pytest.raises(ConfigError, match=f"^{name} must be a whole number in .*, got ") as caught:
+        execute(path, stop="workspace.start", **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_standard_parameter_stops_the_kernel_at_once(tmp_path):
+    """One sentence, in the start cell, before anything is made."""
+    with pytest.raises(PapermillExecutionError) as caught:
+        papermill.execute_notebook(
+            str(NOTEBOOKS[2]),
+            str(tmp_path / "out.ipynb"),
+            parameters={"profile": "smoke", "overrides": "level1.widht=3"},
+            cwd=str(ROOT),
+            progress_bar=False,
+        )
+    assert caught.value.ename == "ConfigError"
+    assert caught.value.evalue == "unknown setting 'level1.widht'"
+    assert caught.value.exec_count <= 4

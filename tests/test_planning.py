@@ -1,0 +1,547 @@
+"""Plan optimisers, cost forms, levels, and the planner with one and two levels."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import digest, make_agent, seeded, tiny_config
+
+from hjepa_lib.config import Config, ConfigError, PlannerConfig, profile
+from hjepa_lib.models.geometry import DistanceGeometry, LatentGeometry
+from hjepa_lib.planning import levels, optimisers
+from hjepa_lib.planning import planner as planner_module
+from hjepa_lib.planning.costs import reduce_horizon
+from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel, clip_norm, plan_costs
+from hjepa_lib.planning.optimisers import OPTIMISERS, mppi, shift_plan, softmin_weights
+
+METHODS = tuple(OPTIMISERS)
+SPACES = ("none", "concat", "only", "learned")
+TOLERANCE = 1 + 1e-5
+
+
+def settings_of(**changes):
+    return PlannerConfig(**{"samples": 64, "iterations": 4, "horizon": 3} | changes)
+
+
+def ball(cap):
+    return lambda plans: clip_norm(plans, cap)
+
+
+def quadratic(target):
+    """(B, N, H, A) -> (B, N): squared distance to one target plan per trial."""
+    return lambda plans: (plans - target[:, None]).square().sum((-1, -2))
+
+
+# --- bounds -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("method", METHODS)
+@given(
+    seed=st.integers(0, 1000),
+    cap=st.floats(0.01, 20),
+    sigma=st.floats(0.01, 50),
+    temperature=st.sampled_from([0.0, 1e-3, 1.0, float("inf")]),
+    reach=st.floats(0, 100),
+)
+def test_no_planned_action_exceeds_the_cap(method, seed, cap, sigma, temperature, reach):
+    """EB1: plan and every candidate stay inside the norm ball, wherever the optimum lies."""
+    config = settings_of(
+        method=method, sigma=sigma, temperature=temperature, samples=6, iterations=2, elites=2,
+        lr=reach + 0.1,
+    )  # fmt: skip
+    target = reach * torch.randn(2, 3, 2, generator=seeded(seed))
+    nominal = clip_norm(reach * torch.randn(2, 3, 2, generator=seeded(seed + 1)), cap)
+    found = OPTIMISERS[method](quadratic(target), ball(cap), nominal, config, seeded(seed))
+    for plans in (found.plan, found.candidates):
+        assert torch.isfinite(plans).all()
+        assert plans.norm(dim=-1).max() <= cap * TOLERANCE
+
+
+@given(seed=st.integers(0, 1000), cap=st.floats(0.01, 20))
+def test_clipping_keeps_direction_and_short_actions(seed, cap):
+    actions = 5 * torch.randn(30, 2, generator=seeded(seed))
+    actions[0] = 0
+    clipped = clip_norm(actions, cap)
+    short = actions.norm(dim=-1) <= cap
+    torch.testing.assert_close(clipped[short], actions[short])
+    torch.testing.assert_close(
+        clipped[~short].norm(dim=-1), torch.full((int((~short).sum()),), cap)
+    )
+    cross = clipped[:, 0] * actions[:, 1] - clipped[:, 1] * actions[:, 0]
+    assert cross.abs().max() < 1e-3 * max(1, cap)
+    assert ((clipped * actions).sum(-1) >= 0).all()
+
+
+@pytest.mark.parametrize("actions", SPACES)
+@pytest.mark.parametrize("method", METHODS)
+def test_executed_actions_of_both_planners_respect_the_cap(actions, method):
+    """EB1: for every optimiser and every level-2 space; level 2 stays inside its own set too."""
+    agent = make_agent(tiny_config(level2__actions=actions))
+    planning = agent.planning
+    flat = dataclasses.replace(planning.flat, method=method, sigma=9.0)
+    top = dataclasses.replace(planning.hierarchy.level2, method=method, sigma=9.0)
+    hierarchy = dataclasses.replace(planning.hierarchy, level2=top, tracker=flat, clip=0.7)
+    planning = dataclasses.replace(planning, flat=flat, hierarchy=hierarchy)
+    for name in ("flat", "l1+l2"):
+        planner = agent.planner(name, planning)
+        planner.reset()
+        plan = planner.plan(torch.randn(3, 16), torch.randn(3, 16), 0)
+        assert plan.actions.norm(dim=-1).max() <= planning.action_cap * TOLERANCE
+        assert plan.search.candidates.norm(dim=-1).max() <= planning.action_cap * TOLERANCE
+    found = planner.nominal2
+    if actions == "none":
+        assert found.abs().max() <= 0.7
+    elif actions == "learned":
+        assert (found >= agent.box[0]).all()
+        assert (found <= agent.box[1]).all()
+    else:
+        chunks = found.unflatten(-1, (4, 2))
+        assert chunks.norm(dim=-1).max() <= planning.action_cap * TOLERANCE
+
+
+def test_projection_of_each_level2_space():
+    """z: box of `clip` (0 = none); primitive chunks: each action's norm; learned: percentiles."""
+    plans = 10 * torch.randn(4, 5, 3, generator=seeded())
+    config = tiny_config()
+    for clip, bound in ((0.5, 0.5), (0.0, float("inf"))):
+        planning = dataclasses.replace(
+            config.planning, hierarchy=dataclasses.replace(config.planning.hierarchy, clip=clip)
+        )
+        level = make_agent(config).planner("l1+l2", planning).level2
+        z = torch.cat([plans, plans[..., :1]], -1)
+        torch.testing.assert_close(level.project(z), z.clamp(-bound, bound))
+    learned = make_agent(tiny_config(level2__actions="learned"))
+    low, high = learned.box
+    inside = learned.planner("l1+l2").level2.project(plans)
+    torch.testing.assert_close(inside, plans.clamp(low, high))
+    assert ((inside == low) | (inside == high)).any()
+
+
+# --- optimisers -------------------------------------------------------------------------------
+def test_temperature_limits():
+    """EB3: the temperature divides: 0 is the arg-min, small nearly so, infinity the plain mean."""
+    costs = torch.randn(4, 50, generator=seeded())
+    for unit in ("spread", "cost"):
+        best = torch.nn.functional.one_hot(costs.argmin(1), 50).float()
+        assert torch.equal(softmin_weights(costs, 0.0, unit), best)
+        torch.testing.assert_close(softmin_weights(costs, 1e-6, unit), best)
+        uniform = torch.full((4, 50), 1 / 50)
+        torch.testing.assert_close(softmin_weights(costs, float("inf"), unit), uniform)
+        torch.testing.assert_close(softmin_weights(costs, 1e6, unit), uniform, atol=1e-5, rtol=1e-3)
+        peaks = [softmin_weights(costs, t, unit).amax(1) for t in (0.01, 0.1, 1.0, 10.0)]
+        assert all((a > b).all() for a, b in zip(peaks, peaks[1:], strict=False))
+    ties = torch.tensor([[1.0, 0.0, 0.0, 2.0]])
+    assert softmin_weights(ties, 0.0).tolist() == [[0, 0.5, 0.5, 0]]
+    assert torch.isfinite(softmin_weights(torch.ones(2, 5), 0.05)).all()
+
+
+def test_weights_equal_their_formula():
+    costs = torch.tensor([[1.0, 2.0, 4.0]])
+    for unit, scale in (("spread", np.std([1, 2, 4], ddof=1)), ("cost", 1.0)):
+        wanted = np.exp(-np.array([0, 1, 3]) / (0.5 * scale))
+        found = softmin_weights(costs, 0.5, unit)[0].numpy()
+        np.testing.assert_allclose(found, wanted / wanted.sum(), rtol=1e-5)
+    # "spread" does not care about the unit of the costs, "cost" does
+    torch.testing.assert_close(softmin_weights(1e3 * costs, 0.5), softmin_weights(costs, 0.5))
+    assert softmin_weights(1e3 * costs, 0.5, "cost")[0, 0] == 1
+
+
+def test_mppi_at_temperature_zero_returns_its_best_candidate():
+    target = torch.randn(3, 3, 2, generator=seeded(1))
+    config = settings_of(temperature=0.0, iterations=1)
+    found = mppi(quadratic(target), ball(9.0), torch.zeros(3, 3, 2), config, seeded())
+    best = found.candidates[torch.arange(3), found.costs.argmin(1)]
+    torch.testing.assert_close(found.plan, best)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_planners_reach_a_quadratic_optimum(method):
+    """House rule: every planner finds the bottom of a bowl and beats the best random candidate."""
+    target = clip_norm(2 * torch.randn(4, 3, 2, generator=seeded(1)), 1.5)
+    config = settings_of(method=method, iterations=60, temperature=0.02, lr=0.1, sigma=1.0)
+    if method == "mppi":  # its noise never shrinks: a narrow proposal ends close to the optimum
+        config = dataclasses.replace(config, sigma=0.15)
+    found = OPTIMISERS[method](quadratic(target), ball(1.8), torch.zeros(4, 3, 2), config, seeded())
+    cost = quadratic(target)(found.plan[:, None])[:, 0]
+    random = clip_norm(torch.randn(4, 64 * 60, 3, 2, generator=seeded(2)), 1.8)
+    assert (cost < 0.5 * quadratic(target)(random).amin(1)).all()
+    assert cost.max() < 0.05
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_nominal_plan_is_always_a_candidate(method):
+    """With the optimum as warm start and arg-min weights, a search can never make it worse."""
+    target = clip_norm(torch.randn(2, 3, 2, generator=seeded(1)), 1.0)
+    config = settings_of(method=method, temperature=0.0, elites=1, samples=4, lr=0.0)
+    found = OPTIMISERS[method](quadratic(target), ball(1.8), target.clone(), config, seeded())
+    torch.testing.assert_close(found.plan, target, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_generator_is_owned(method):
+    """Same seed, same plan, whatever the global generator did; and the global one is not used."""
+    target = torch.randn(2, 3, 2, generator=seeded(1))
+
+    def run(seed, other):
+        torch.manual_seed(other)
+        before = torch.get_rng_state()
+        config = settings_of(method=method, samples=8, iterations=2)
+        found = OPTIMISERS[method](
+            quadratic(target), ball(1.8), torch.zeros(2, 3, 2), config, seeded(seed)
+        )
+        assert torch.equal(torch.get_rng_state(), before)
+        return digest(*found)
+
+    assert run(0, 1) == run(0, 2)
+    assert run(0, 1) != run(3, 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_equals_its_trials_one_by_one(method, monkeypatch):
+    """HW5: batched over trials without mixing them; the same noise gives the same plans."""
+    target = torch.randn(5, 3, 2, generator=seeded(1))
+    nominal = 0.3 * torch.randn(5, 3, 2, generator=seeded(2))
+    config = settings_of(method=method, samples=16, iterations=3, elites=4)
+    drawn = [torch.randn(5, 16, 3, 2, generator=seeded(9 + i)) for i in range(3)]
+    rows = slice(None)
+
+    def prepared(*_):
+        return drawn[next(number)][rows].clone()
+
+    monkeypatch.setattr(optimisers, "_noise", prepared)
+    number = iter(range(3))
+    whole = OPTIMISERS[method](quadratic(target), ball(1.8), nominal, config, seeded())
+    for trial in range(5):
+        rows, number = slice(trial, trial + 1), iter(range(3))
+        alone = OPTIMISERS[method](
+            quadratic(target[rows]), ball(1.8), nominal[rows], config, seeded()
+        )
+        torch.testing.assert_close(alone.plan[0], whole.plan[trial], atol=1e-5, rtol=1e-4)
+
+
+# --- warm start -------------------------------------------------------------------------------
+def test_shifted_plans():
+    """PL3: new nominal[0] == old nominal[k]; the end is filled with zeros."""
+    plan = torch.randn(2, 5, 3, generator=seeded())
+    for executed in (0, 1, 3, 5, 8):
+        shifted = shift_plan(plan, executed)
+        assert shifted.shape == plan.shape
+        kept = max(0, 5 - executed)
+        assert torch.equal(shifted[:, :kept], plan[:, 5 - kept :])
+        assert (shifted[:, kept:] == 0).all()
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Every search as (level settings, nominal plan, result), in order."""
+    calls = []
+    for name, method in OPTIMISERS.items():
+
+        def spy(objective, project, nominal, config, generator, method=method):
+            found = method(objective, project, nominal, config, generator)
+            calls.append((config, nominal.clone(), found.plan.clone()))
+            return found
+
+        monkeypatch.setitem(OPTIMISERS, name, spy)
+    return calls
+
+
+def test_planner_shifts_by_the_executed_steps(agent, recorded):
+    """PL3: through the planner, for any number of executed steps; `reset` forgets."""
+    planner = agent.planner("flat")
+    latents, goal = torch.randn(4, 3, 16, generator=seeded(1)), torch.randn(3, 16)
+    for latent, executed in zip(latents, (0, 1, 3, 2), strict=True):
+        planner.plan(latent, goal, executed)
+    assert (recorded[0][1] == 0).all()
+    for (_, _, old), (_, new, _), executed in zip(recorded, recorded[1:], (1, 3, 2), strict=False):
+        assert torch.equal(new, shift_plan(old, executed))
+        assert torch.equal(new[:, 0], old[:, executed])
+    planner.reset()
+    planner.plan(latents[0], goal, 0)
+    assert (recorded[-1][1] == 0).all()
+    assert torch.equal(recorded[-1][2], recorded[0][2])  # the noise restarts too
+
+
+def test_level2_shifts_by_whole_macro_steps(agent, recorded):
+    """PL3 at level 2: stride 4, replanned every 3 steps: shifts of 0, 1, 1, 1, 0 macro steps."""
+    hierarchy = dataclasses.replace(agent.planning.hierarchy, replan=3)
+    planner = agent.planner("l1+l2", dataclasses.replace(agent.planning, hierarchy=hierarchy))
+    goal = torch.randn(2, 16)
+    for call in range(6):
+        planner.plan(torch.randn(2, 16), goal, 3 if call else 0)
+    top = [call for call in recorded if call[0] is hierarchy.level2]
+    assert len(top) == 6
+    shifts = (0, 1, 1, 1, 0)  # steps 3, 6, 9, 12, 15 -> whole macro steps passed since the last
+    for (_, _, old), (_, new, _), shift in zip(top, top[1:], shifts, strict=False):
+        assert torch.equal(new, shift_plan(old, shift))
+
+
+# --- costs ------------------------------------------------------------------------------------
+def test_cost_forms_equal_their_formulas():
+    costs = torch.rand(2, 4, 6, generator=seeded())
+    rows = costs.double().numpy()
+    weights = np.linspace(0.1, 1, 3)
+    wanted = {
+        "sum": rows.sum(-1),
+        "last": rows[..., -1],
+        "closest": rows.min(-1),
+        "last_k": (rows[..., -3:] * weights).sum(-1) / weights.sum(),
+        "last_mean": rows[..., -1] + 0.2 * rows.mean(-1),
+    }
+    choices = next(f for f in dataclasses.fields(PlannerConfig) if f.name == "form")
+    assert set(wanted) == set(choices.metadata["choices"])
+    for form, values in wanted.items():
+        found = reduce_horizon(costs, PlannerConfig(form=form, last_k=3, mean_weight=0.2))
+        np.testing.assert_allclose(found.numpy(), values, rtol=1e-5)
+    longer = reduce_horizon(costs, PlannerConfig(form="last_k", last_k=99))
+    every = np.linspace(0.1, 1, 6)
+    np.testing.assert_allclose(longer.numpy(), (rows * every).sum(-1) / every.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("cost", ["latent", "distance"])
+def test_plan_costs_equal_candidates_one_by_one(agent, cost, monkeypatch):
+    """Chunking over trials and candidates changes nothing; each trial meets its own goal."""
+    geometry = agent.geometry(cost)
+    assert geometry.name == cost
+    level = PrimitiveLevel(agent.level1, settings_of(horizon=4), 1.8, None)
+    start, goal = torch.randn(3, 16), geometry.embed(torch.randn(3, 16))
+    plans = torch.randn(3, 5, 4, 2)
+    monkeypatch.setattr(levels, "CHUNK", 4)
+    found = plan_costs(level, geometry, start, plans, goal)
+    for trial in range(3):
+        for candidate in range(5):
+            rolled = agent.level1.rollout(start[[trial]], plans[[trial], candidate])[:, 1:]
+            steps = geometry.between(geometry.embed(rolled), goal[[trial]][:, None])
+            wanted = steps[0, -1] + 0.2 * steps.mean()
+            torch.testing.assert_close(found[trial, candidate], wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_geometries():
+    one, two = torch.randn(2, 5, 16)
+    latent = LatentGeometry()
+    torch.testing.assert_close(
+        latent.between(latent.embed(one), latent.embed(two)), (one - two).square().mean(-1)
+    )
+    head = make_agent(tiny_config()).distance
+    learned = DistanceGeometry(head)
+    torch.testing.assert_close(
+        learned.between(learned.embed(one), learned.embed(two)), head(one, two)
+    )
+
+
+def test_disagreement_acts_on_the_plan():
+    """HW2: the ensemble term is in the cost, by its formula, and another weight changes the plan."""
+    agent = make_agent(tiny_config(level1__predictors=3))
+    geometry = agent.geometry("latent")
+    start, goal, plans = torch.randn(2, 16), torch.randn(2, 16), torch.randn(2, 4, 5, 2)
+
+    def costs(weight):
+        level = PrimitiveLevel(agent.level1, settings_of(disagreement=weight), 1.8, None)
+        return plan_costs(level, geometry, start, plans, goal)
+
+    members = agent.level1.rollout_members(start.repeat_interleave(4, 0), plans.flatten(0, 1))[
+        :, :, 1:
+    ]  # (K, B * N, H, D)
+    mean = members.mean(0)
+    steps = (mean - goal.repeat_interleave(4, 0)[:, None]).square().mean(-1)
+    plain = (steps[:, -1] + 0.2 * steps.mean(-1)).reshape(2, 4)
+    spread = ((members - mean).square().sum(0) / 2).mean(-1).sum(-1).reshape(2, 4)
+    torch.testing.assert_close(costs(0.0), plain)
+    torch.testing.assert_close(costs(0.7), plain + 0.7 * spread)
+
+    def plan(weight):
+        flat = dataclasses.replace(agent.planning.flat, disagreement=weight)
+        planner = agent.planner("flat", dataclasses.replace(agent.planning, flat=flat))
+        return planner.plan(start, goal, 0).actions
+
+    assert not torch.equal(plan(0.0), plan(100.0))
+
+
+def test_disagreement_needs_an_ensemble(agent):
+    """One member has no variance: a clear error, not a NaN plan."""
+    with pytest.raises(ConfigError, match=r"disagreement .* needs level1\.predictors > 1"):
+        tiny_config(planning__flat__disagreement=0.1)
+    with pytest.raises(ConfigError, match=r"level2\.disagreement must be 0"):
+        tiny_config(level1__predictors=2, planning__hierarchy__level2__disagreement=0.1)
+    flat = dataclasses.replace(agent.planning.flat, disagreement=0.1)
+    with pytest.raises(ConfigError, match=r"disagreement .* needs level1\.predictors > 1"):
+        agent.planner("flat", dataclasses.replace(agent.planning, flat=flat))
+
+
+# --- two levels -------------------------------------------------------------------------------
+def hierarchical(agent, **changes):
+    hierarchy = dataclasses.replace(agent.planning.hierarchy, **changes)
+    return agent.planner("l1+l2", dataclasses.replace(agent.planning, hierarchy=hierarchy))
+
+
+@pytest.mark.parametrize("cost", ["latent", "distance"])
+@pytest.mark.parametrize("actions", SPACES)
+def test_level2_changes_the_executed_actions(actions, cost):
+    """F2: zeroed, shuffled and perturbed level 2 all execute something else, in every space."""
+    agent = make_agent(tiny_config(level2__actions=actions, planning__cost=cost))
+    latent, goal = torch.randn(2, 6, 16, generator=seeded(3))
+    plans = {}
+    for control in ("none", "zero", "shuffle", "perturb"):
+        planner = hierarchical(agent, control=control)
+        plans[control] = planner.plan(latent, goal, 0)
+    for control in ("zero", "shuffle", "perturb"):
+        assert not torch.equal(plans[control].actions, plans["none"].actions), control
+    # the sub-goal differs for every trial, the shuffled ones are a permutation of the true ones
+    for control in ("zero", "perturb"):
+        assert (plans[control].subgoal != plans["none"].subgoal).any(-1).all()
+    order = sorted(map(tuple, plans["none"].subgoal.tolist()))
+    assert sorted(map(tuple, plans["shuffle"].subgoal.tolist())) == order
+
+
+def test_level1_tracks_the_subgoal_and_goes_straight_to_a_near_goal(agent, monkeypatch):
+    """The target of level 1 is the goal exactly where it is within near * reach, else the sub-goal."""
+    latent, goal = torch.randn(2, 8, 16, generator=seeded(3))
+    geometry = agent.geometry("distance")
+    away = agent.distance(latent, goal)
+    middle = away.sort().values[3:5].mean().item()  # four trials are nearer, four farther
+    targets = []
+    search = planner_module.Planner._level1
+
+    def spy(self, latent, target, executed):
+        targets.append(target)
+        return search(self, latent, target, executed)
+
+    monkeypatch.setattr(planner_module.Planner, "_level1", spy)
+    for near, wanted in ((0.0, 0), (2.0, 4), (1e9, 8)):
+        planner = hierarchical(agent, near=near)
+        planner.reach = middle / 2
+        plan = planner.plan(latent, goal, 0)
+        assert plan.near.sum() == wanted
+        assert torch.equal(plan.near, away <= near * planner.reach)
+        embedded = geometry.embed(torch.where(plan.near[:, None], goal, plan.subgoal))
+        torch.testing.assert_close(targets[-1], embedded)
+    # near everywhere: level 1 plans as a flat planner with the same noise would
+    flat = planner_module.Planner(planner.level1, geometry, 0)
+    flat.generator.set_state(torch.Generator().manual_seed(agent.seed).get_state())
+    shape = (8, 8, 3, agent.level2.config.z_dim)
+    for _ in range(agent.planning.hierarchy.level2.iterations):  # level 2's draws come first
+        torch.randn(shape, generator=flat.generator)
+    torch.testing.assert_close(flat.plan(latent, goal, 0).actions, plan.actions)
+
+
+def test_subgoal_is_the_first_predicted_latent_of_the_best_plan(agent):
+    planner = hierarchical(agent)
+    latent, goal = torch.randn(2, 3, 16)
+    plan = planner.plan(latent, goal, 0)
+    imagined = agent.level2.imagine(latent, 3, None, planner.nominal2).predictions
+    torch.testing.assert_close(plan.macro, imagined)
+    assert torch.equal(plan.subgoal, plan.macro[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("every", "replan", "wanted"), [(2, 4, 3), (2, 2, 6), (1, 5, 3), (4, 1, 6)]
+)
+def test_level2_replans_at_its_own_interval(agent, recorded, every, replan, wanted):
+    """HW5: planner calls are counted: level 1 at every call, level 2 when its interval is over."""
+    planner = hierarchical(agent, replan=replan)
+    calls = 6 if every != 1 else 12
+    goal, spent, subgoals = torch.randn(7, 16), [], set()
+    for call in range(calls):
+        plan = planner.plan(torch.randn(7, 16), goal, every if call else 0)
+        spent.append(plan.transitions)
+        subgoals.add(digest(plan.subgoal))
+    top = [call for call in recorded if call[0] is planner.level2.config]
+    low = [call for call in recorded if call[0] is planner.level1.config]
+    assert len(low) == calls  # one search plans for all seven trials at once
+    assert all(len(call[1]) == 7 for call in recorded)
+    assert len(top) == len(subgoals) == wanted
+    one, two = 8 * 2 * 5, 8 * 2 * 3  # samples x iterations x horizon
+    assert sorted(spent) == [one] * (calls - wanted) + [one + two] * wanted
+
+
+def test_planning_works_without_an_explicit_reset(agent):
+    """EB4: a new planner is ready to plan; `reset` gives the same plan again."""
+    latent, goal = torch.randn(2, 3, 16)
+    for method in ("flat", "l1+l2"):
+        planner = agent.planner(method)
+        first = planner.plan(latent, goal, 0).actions
+        planner.reset()
+        assert torch.equal(planner.plan(latent, goal, 0).actions, first)
+
+
+def test_conditioning_reaches_the_planner_in_step_with_time():
+    """F11: level-1 candidates get level 2's context, counted from level 2's last plan."""
+    config = tiny_config(level2__train="joint", level2__conditioning=True)
+    agent = make_agent(config)
+    planner = hierarchical(agent, replan=6)
+    latent, goal = torch.randn(2, 2, 16)
+    planner.plan(latent, goal, 0)
+    context = agent.level2.context(
+        agent.level2.imagine(latent, 3, None, planner.nominal2).z
+    )  # (B, 12, A): three macro steps of four
+    start, plans = torch.randn(4, 16), torch.randn(4, 5, 2)
+    rows = torch.tensor([0, 0, 1, 1])
+
+    def check(elapsed):
+        steps = [min(elapsed + i, 11) for i in range(5)]  # beyond its end the last one holds
+        wanted = agent.level1.rollout(start, plans, context=context[rows][:, steps])[:, 1:]
+        torch.testing.assert_close(planner.level1.imagine(start, plans, rows), wanted)
+        other = agent.level1.rollout(start, plans)[:, 1:]
+        assert not torch.allclose(other, wanted)
+
+    check(0)
+    planner.plan(latent, goal, 3)  # level 2 keeps its plan: three of its steps are over
+    check(3)
+    planner.level1.elapsed = 9
+    check(9)
+
+
+def test_feedback_reaches_the_planner():
+    """F11: roll-outs of the planner cross macro boundaries with the correction switched on."""
+    config = tiny_config(level2__train="joint", level2__feedback=True)
+    agent = make_agent(config)
+    planner = agent.planner("l1+l2")
+    start, plans = torch.randn(3, 16), torch.randn(3, 5, 2)
+    found = planner.level1.imagine(start, plans, torch.arange(3))
+    wanted = agent.level1.rollout(start, plans, feedback=agent.level2.feedback)[:, 1:]
+    assert torch.equal(found, wanted)
+    plain = agent.planner("flat").level1.imagine(start, plans, torch.arange(3))
+    assert torch.equal(found[:, :4], plain[:, :4])
+    assert not torch.equal(found[:, 4], plain[:, 4])
+
+
+def test_macro_level_feeds_normalised_primitive_actions():
+    """Plans of the `concat` space are px; the model was trained on normalised actions."""
+    agent = make_agent(tiny_config(level2__actions="concat"))
+    level: MacroLevel = agent.planner("l1+l2").level2
+    assert (level.plan_dim, level.stride) == (8, 4)
+    plans = torch.randn(3, 2, 8)
+    wanted = agent.normaliser.actions(plans.unflatten(-1, (4, 2))).flatten(-2)
+    torch.testing.assert_close(level.macros(plans), wanted)
+
+
+# --- comparisons ------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["smoke", "laptop", "full"])
+def test_flat_and_tracking_planner_share_their_budget(name):
+    """HW1: by default, level 1 searches with the same settings with and without level 2."""
+    planning = profile(name).planning
+    flat = dataclasses.asdict(planning.flat)
+    tracker = dataclasses.asdict(planning.hierarchy.tracker)
+    assert flat == tracker
+
+
+def test_model_calls_are_counted_per_trial(agent):
+    planner = agent.planner("flat")
+    planner.reset()
+    for trials in (1, 5):
+        plan = planner.plan(torch.randn(trials, 16), torch.randn(trials, 16), 0)
+        assert plan.transitions == 8 * 2 * 5
+        assert plan.near.all()
+        assert plan.macro is None
+        assert plan.subgoal is None
+
+
+def test_default_settings_plan(agent):
+    """EB4: `Config()` as it is builds a planner that returns finite actions within the cap."""
+    for method in ("flat", "l1+l2"):
+        planner = agent.planner(method, Config().planning)
+        plan = planner.plan(torch.randn(2, 16), torch.randn(2, 16), 0)
+        assert torch.isfinite(plan.actions).all()
+        norm = plan.actions.norm(dim=-1).max()
+        assert 0 < norm <= 1.8365 * TOLERANCE

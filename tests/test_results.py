@@ -1,0 +1,315 @@
+"""Stages on a tiny run: results written, read back and validated; resuming whole stages."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from tiny import digest, make_agent, tiny_config
+
+from hjepa_lib import stages
+from hjepa_lib.config import ConfigError
+from hjepa_lib.evaluation import results
+from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
+from hjepa_lib.evaluation.results import ResultKey, flatten_dict, planner_settings, protocol_cap
+from hjepa_lib.files import FileError
+from hjepa_lib.models.checkpoint import load_level1
+from hjepa_lib.reporting import summary
+from hjepa_lib.runs import Run
+from hjepa_lib.training.loop import TrainingError
+from hjepa_lib.workspace import Workspace
+from hjepa_lib.worlds.trials import load_trials
+
+CAP = 1.8365
+KEY = ResultKey("flat", "latent", "p1", "fixed", "bounce", 1.0)
+
+
+@pytest.fixture(scope="module")
+def ws(trained, tmp_path_factory):
+    """A copy of the whole tiny run, to be evaluated."""
+    root = tmp_path_factory.mktemp("evaluated")
+    shutil.copytree(trained, root / "run")
+    (root / "latest").write_text("run\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HJEPA_OUTPUTS", str(root))
+        yield Workspace("test", Run.open("run", root))
+
+
+@pytest.fixture(scope="module")
+def rows(ws):
+    """Every method, evaluated as the notebooks do it."""
+    agent = stages.load_trained(ws)
+    for method in ("random", "random-persistent", "oracle"):
+        stages.evaluate(ws, None, method)
+    for method in ("flat", "l1+l2"):
+        for cost in ("latent", "distance"):
+            stages.evaluate(ws, agent, method, cost)
+    return results.collect(ws.run.path / "results")
+
+
+# --- result files -----------------------------------------------------------------------------
+def test_rows_are_valid_summary_entries(ws, rows):
+    """F12, F15: one entry per method x cost, all fields, with floors and ceiling."""
+    built = summary.build(ws.run, rows)
+    summary.validate(json.loads(json.dumps(built)))
+    methods = [(row["method"], row["cost"]) for row in rows]
+    assert len(methods) == len(set(methods)) == 7
+    assert {"random", "oracle"} < {method for method, _ in methods}
+    for row in rows:
+        assert row["n"] == ws.config.evaluation.trials
+        assert row["data"]["transitions"] == 2000
+        assert row["trials_hash"] == load_trials("p1", "test", 3).sha256
+        planned = row["method"] in ("flat", "l1+l2")
+        for name in ("flops_per_step", "parameters", "train_seconds", "probe_px_encoder"):
+            assert (row[name] is not None) == planned, name
+        assert row["planner"]["action_cap"] == CAP
+        assert row["planner"]["steps"] == 6
+
+
+def test_parameters_and_training_time_count_the_parts_that_were_used(ws, rows):
+    by = {(row["method"], row["cost"]): row for row in rows}
+    agent = stages.load_trained(ws)
+    sizes = {name: stages.count_all(getattr(agent, name)) for name in ("level1", "level2")}
+    sizes["distance"] = stages.count_all(agent.distance)
+    flat, both = sizes["level1"], sizes["level1"] + sizes["level2"]
+    wanted = {
+        ("flat", "latent"): flat,
+        ("flat", "distance"): flat + sizes["distance"],
+        ("l1+l2", "latent"): both,
+        ("l1+l2", "distance"): both + sizes["distance"],
+    }
+    assert {key: by[key]["parameters"] for key in wanted} == wanted
+    seconds = {name: stage["seconds"] for name, stage in ws.run.manifest["stages"].items()}
+    whole = seconds["l1"] + seconds["distance"] + seconds["l2"]
+    assert by["l1+l2", "distance"]["train_seconds"] == pytest.approx(whole)
+    assert by["flat", "latent"]["train_seconds"] == pytest.approx(seconds["l1"])
+
+
+def test_flat_and_hierarchical_rows_differ_in_the_hierarchy_only(rows):
+    """HW1: same cost, cap, steps, interval, seed and level-1 budget; the row says all of it."""
+    by = {(row["method"], row["cost"]): row["planner"] for row in rows}
+    for cost in ("latent", "distance"):
+        flat, both = by["flat", cost], by["l1+l2", cost]
+        shared = {key for key in flat if not key.startswith("flat.")}
+        assert shared == {key for key in both if not key.startswith("hierarchy.")}
+        assert {key: flat[key] for key in shared} == {key: both[key] for key in shared}
+        assert flat["cost"] == cost
+        for key in ("samples", "iterations", "horizon", "sigma", "form"):
+            assert flat[f"flat.{key}"] == both[f"hierarchy.tracker.{key}"]
+    assert set(by["random", "none"]) == {"action_cap", "steps"}
+
+
+def test_a_result_is_computed_once_per_key(ws, rows):
+    """Finished results are kept; other dynamics or budgets are other files."""
+    path = ws.run.path / "results" / KEY.filename
+    before = path.stat().st_mtime_ns
+    agent = stages.load_trained(ws)
+    assert stages.evaluate(ws, agent, "flat", "latent") == path
+    assert path.stat().st_mtime_ns == before
+    other = stages.evaluate(
+        ws, agent, "flat", "latent", dynamics="blocked", budget=0.5, folder="budget",
+        split="validation", trials=2,
+    )  # fmt: skip
+    assert other.name == "flat__latent__p1__fixed__blocked__0.5.npz"
+    found = results.load_result(other)
+    assert len(found.success) == 2
+    assert found.header["trials_hash"] == load_trials("p1", "validation", 2).sha256
+    assert found.header["latency_single_episode"] is None  # timed for the headline table only
+    assert results.load_result(path).header["latency_single_episode"] > 0
+
+
+def test_round_trip_of_one_result(agent, tmp_path):
+    """What is read back is what happened; every metric is recomputed from the positions."""
+    trials = load_trials("p1", "validation", 4)
+    policy = LatentPolicy(agent, "l1+l2", agent.planning)
+    outcome = run_episodes(policy, trials, "bounce", 6, CAP, 0)
+    path = results.save_result(tmp_path, KEY, outcome, trials, {"seed": 3, "note": None})
+    found = results.load_result(path)
+    assert path.name == "flat__latent__p1__fixed__bounce__1.0.npz"
+    assert found.key == KEY
+    assert found.header == {"plan_reach": 12, "seed": 3, "note": None}
+    np.testing.assert_array_equal(found.arrays["positions"], outcome.positions)
+    np.testing.assert_array_equal(found.arrays["actions"], outcome.actions)
+    np.testing.assert_array_equal(found.arrays["goal"], trials.goal.numpy())
+    for name, values in outcome.diagnostics.items():
+        np.testing.assert_allclose(found.arrays[f"plan_{name}"], values, rtol=1e-6)
+    assert found.success.shape == (4,)
+    row = results.result_row(found)
+    assert row["successes"] == found.success.sum()
+    assert row["seed"] == 3
+    assert [r.key for r in results.load_results(tmp_path)] == [KEY]
+
+
+def test_plan_end_comes_from_the_longest_planned_level(agent):
+    """`init_plan_cross_wall_rate` looks at the last latent of the first plan, and how far it is."""
+    trials = load_trials("p1", "validation", 4)
+    for method, reach in (("flat", 5), ("l1+l2", 12)):
+        outcome = run_episodes(
+            LatentPolicy(agent, method, agent.planning), trials, "slide", 4, CAP, 0
+        )
+        episodes = results.to_episodes(outcome, trials)
+        assert episodes.plan_reach == reach
+        path = outcome.diagnostics["macro_xy" if method == "l1+l2" else "plan_xy"]
+        np.testing.assert_array_equal(episodes.plan_end, path[:, 0, -1])
+    unplanned = results.to_episodes(outcome._replace(diagnostics={}), trials)
+    assert np.isnan(unplanned.plan_end).all()
+    assert unplanned.plan_reach == 0
+
+
+def test_files_that_are_no_results_are_named(tmp_path):
+    np.savez(tmp_path / "x.npz", positions=np.zeros(3))
+    with pytest.raises(FileError, match=r"x\.npz is no result file: it has no header"):
+        results.load_result(tmp_path / "x.npz")
+    (tmp_path / "y.npz").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(FileError, match=r"y\.npz is not a whole \.npz file"):
+        results.load_result(tmp_path / "y.npz")
+    with pytest.raises(FileError, match="no such file"):
+        results.load_result(tmp_path / "z.npz")
+
+
+def test_protocols_fix_their_caps():
+    """P1: 1.8365 px and nothing else; P2: 2.45 px, others on request."""
+    assert protocol_cap("p1", 0) == protocol_cap("p1", CAP) == CAP
+    with pytest.raises(ConfigError, match=r"protocol p1 fixes planning\.action_cap=1\.8365, got 2"):
+        protocol_cap("p1", 2.0)
+    for protocol in ("p2_seen", "p2_heldout"):
+        assert protocol_cap(protocol, 0) == 2.45
+        assert protocol_cap(protocol, CAP) == CAP
+
+
+def test_planner_settings_hold_every_leaf_that_was_used(agent):
+    policy = LatentPolicy(agent, "l1+l2", agent.planning)
+    found = planner_settings(policy, agent.planning, CAP, 200)
+    used = dataclasses.asdict(agent.planning)
+    used.pop("flat")
+    assert found == flatten_dict(used) | {"action_cap": CAP, "steps": 200, "seed": agent.seed}
+    assert json.loads(json.dumps(found)) == found
+    assert flatten_dict({"a": {"b": {"c": 1}}, "d": 2}) == {"a.b.c": 1, "d": 2}
+
+
+# --- stages -----------------------------------------------------------------------------------
+def weights(folder):
+    return digest(load_level1(folder)[0])
+
+
+def test_stages_leave_a_complete_run(trained):
+    run = Run.at(trained)
+    for stage in ("data", "l1", "distance", "l2"):
+        run.verify(stage)
+    assert not any((trained / "resume").iterdir())  # optimiser state goes away with success
+    assert {r["stage"] for r in run.records()} == {"l1", "distance", "l2"}
+    quality = json.loads((trained / "l1" / "quality.json").read_text())
+    assert quality.keys() == {"probe_px_encoder", "probe_px_predictor"}
+    reach = json.loads((trained / "l2" / "model.json").read_text())["reach"]
+    assert reach.keys() == {"latent", "distance"}
+    assert min(reach.values()) > 0
+
+
+def test_two_runs_with_one_seed_are_equal(trained, config, workspace_of):
+    """EB5, PL2: data and weights follow from the seed, whatever was drawn before."""
+    ws = workspace_of(config)
+    torch.manual_seed(99)
+    np.random.seed(99)
+    data = stages.make_data(ws)
+    assert data.hash() == json.loads((trained / "data" / "meta.json").read_text())["hash"]
+    torch.rand(17)
+    reports = list(stages.train_level1_stage(ws))
+    assert weights(ws.run.path / "l1") == weights(trained / "l1")
+    probe = (ws.run.path / "l1" / "probe.safetensors").read_bytes()
+    assert probe == (trained / "l1" / "probe.safetensors").read_bytes()
+    assert len(reports) == 4
+    assert list(stages.train_level1_stage(ws)) == []  # done: nothing runs twice
+
+
+def test_level1_is_the_same_with_and_without_level2(trained, config, workspace_of):
+    """`disable_l2=true` is bit-equal to level 1 alone, also where `joint` was asked for."""
+    ws = workspace_of(config.override("level2.disable_l2=true,level2.train=joint"))
+    list(stages.train_level1_stage(ws))
+    for name in ("model.safetensors", "last.safetensors", "probe.safetensors"):
+        assert (ws.run.path / "l1" / name).read_bytes() == (trained / "l1" / name).read_bytes()
+    list(stages.train_distance_stage(ws))
+    head = "distance.safetensors"
+    assert (ws.run.path / "l1" / head).read_bytes() == (trained / "l1" / head).read_bytes()
+    assert list(stages.train_level2_stage(ws)) == []
+    assert not (ws.run.path / "l2").exists()
+    assert stages.load_trained(ws).level2 is None
+
+
+@pytest.mark.parametrize("stage", ["l1", "distance", "l2"])
+def test_an_interrupted_stage_resumes_to_the_same_run(stage, trained, config, workspace_of):
+    """PL8: weights and metrics.jsonl equal those of an uninterrupted run."""
+    ws = workspace_of(config)
+    trainers = {
+        "l1": stages.train_level1_stage,
+        "distance": stages.train_distance_stage,
+        "l2": stages.train_level2_stage,
+    }
+    for name, train in trainers.items():
+        if name == stage:
+            broken = train(ws)
+            for _ in range(3):  # one update after the checkpoint
+                next(broken)
+            broken.close()
+            assert not ws.run.done(stage)
+        list(train(ws))
+        if name == stage:
+            break
+    files = {
+        "l1": ("l1/model.safetensors", "l1/last.safetensors", "l1/probe.safetensors"),
+        "distance": ("l1/distance.safetensors",),
+        "l2": ("l2/model.safetensors", "l2/model.json"),
+    }
+    for name in files[stage]:
+        assert (ws.run.path / name).read_bytes() == (trained / name).read_bytes(), name
+    assert ws.run.records(stage) == Run.at(trained).records(stage)
+    assert not (ws.run.path / "resume" / stage).exists()
+
+
+def test_joint_training_hands_level2_over(config, workspace_of):
+    """Level 2 of a joint run is trained in stage l1 and taken as it is in stage l2."""
+    ws = workspace_of(config.override("level2.train=joint,level2.conditioning=true"))
+    list(stages.train_level1_stage(ws))
+    list(stages.train_distance_stage(ws))
+    assert list(stages.train_level2_stage(ws)) == []
+    agent = stages.load_trained(ws)
+    assert agent.level2.condition is not None
+    joint = ws.run.path / "l1" / "joint_level2.safetensors"
+    assert joint.read_bytes() == (ws.run.path / "l2" / "model.safetensors").read_bytes()
+    outcome = stages.evaluate(ws, agent, "l1+l2", "latent")
+    assert np.isfinite(results.load_result(outcome).arrays["positions"]).all()
+
+
+def test_a_diverging_training_leaves_no_finished_stage(config, workspace_of):
+    """NaN loss: one sentence, the stage is not done, what was finished before stays."""
+    ws = workspace_of(config.override("level1.optim.lr=1e30,level1.optim.warmup=0"))
+    with pytest.raises(TrainingError, match=r"at update \d; lower the learning rate"):
+        list(stages.train_level1_stage(ws))
+    assert ws.run.done("data")
+    assert not ws.run.done("l1")
+    assert not (ws.run.path / "l1" / "model.safetensors").exists()
+
+
+def test_missing_stages_are_trained_with_the_smoke_budget(config, workspace_of, monkeypatch):
+    """A notebook run alone: whatever is found nowhere is trained here, shortly, and noted."""
+    monkeypatch.setattr("hjepa_lib.workspace.pretrained_folder", lambda: outputs_without())
+
+    def outputs_without():
+        return ws.run.path / "nowhere"
+
+    ws = workspace_of(config.override("level1.optim.updates=100000"))
+    folder = stages.find(ws, "l1")
+    assert folder == ws.run.path / "l1"
+    assert ws.run.manifest["notes"]["input_l1"] == "made now"
+    assert ws.config.level1.optim.updates == 100_000
+    assert load_level1(folder)[0].latent_dim == 16
+    assert max(r["step"] for r in ws.run.records("l1")) == 60
+
+
+def test_an_agent_without_a_distance_head_can_still_be_evaluated_by_latents(tmp_path):
+    agent = dataclasses.replace(make_agent(tiny_config()), distance=None)
+    planning = dataclasses.replace(agent.planning, cost="latent")
+    trials = load_trials("p1", "validation", 2)
+    outcome = run_episodes(LatentPolicy(agent, "flat", planning), trials, "slide", 2, CAP, 0)
+    assert outcome.positions.shape == (2, 3, 2)
