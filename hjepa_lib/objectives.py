@@ -1,4 +1,4 @@
-"""The six named loss terms of both levels (PLDM section 3 / EB-JEPA section 4; seed 003 equation L_HJEPA).
+"""The six named loss terms of both levels (PLDM arXiv 2502.14819, EB-JEPA arXiv 2602.03604).
 
     L = sim*sim + std*a + std_t*l + cov*b + sim_t*d + idm*w   (+ lambda * KL at level 2)
 

@@ -1,7 +1,7 @@
 """The stages of a run: data, level 1, distance head, level 2, results - each resumable on its own.
 
 Training stages are generators of reports: a notebook iterates over them and draws, the command line
-just exhausts them, and both run the same code. A stage that is done yields nothing. Whatever a stage
+just exhausts them, and both run the same code. A finished stage yields nothing. Whatever a stage
 needs and this run lacks is taken from the latest agreeing run, then the pretrained one, and is
 otherwise trained here with the smoke budget; the workspace says which.
 """
@@ -17,7 +17,7 @@ import torch
 
 from hjepa_lib import __version__
 from hjepa_lib.agent import Agent, load_agent
-from hjepa_lib.config import Config, PlanningConfig, profile
+from hjepa_lib.config import PlanningConfig, profile
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.published import acquire
 from hjepa_lib.data.trajectories import Trajectories
@@ -49,9 +49,9 @@ from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.level1 import train_level1
 from hjepa_lib.training.level2 import macro_box, train_joint, train_level2, typical_cost
 from hjepa_lib.training.loop import Fit, Report
-from hjepa_lib.training.probes import Probe, train_probe
+from hjepa_lib.training.probes import train_probe
 from hjepa_lib.workspace import Workspace
-from hjepa_lib.worlds.trials import Trials, load_trials
+from hjepa_lib.worlds.trials import load_trials
 
 LOG_EVERY = 10  # updates between lines of metrics.jsonl
 NORMALISER = "normaliser.json"
@@ -82,7 +82,7 @@ def load_data(ws: Workspace) -> tuple[Trajectories, Trajectories, Normaliser]:
 
 # --- training ---------------------------------------------------------------------------------
 def follow(ws: Workspace, stage: str, fit: Fit) -> Iterator[Report]:
-    """Iterate a fit, writing its reports to metrics.jsonl (from the checkpoint on, after a resume)."""
+    """Iterate a fit and write its reports to metrics.jsonl, from the checkpoint on."""
     ws.run.rewind(stage, fit.update)
     for report in fit:
         if report.update % LOG_EVERY == 0 or report.validation:
@@ -220,7 +220,7 @@ def find(ws: Workspace, stage: str) -> Path:
 
 
 def _with_smoke_budget(ws: Workspace) -> Workspace:
-    """The same workspace with the smoke profile's numbers of updates; the models keep their size."""
+    """The same workspace with the smoke profile's numbers of updates; model sizes stay."""
     smoke, config = profile("smoke"), ws.config
     short = {
         f"{part}.optim.updates": getattr(smoke, part).optim.updates

@@ -65,7 +65,7 @@ def outputs(tmp_path_factory):
 
 @pytest.fixture
 def workspace_of(tmp_path, monkeypatch, short_probe):
-    """Function of a config (and a run name) that opens a new run in an outputs folder of its own."""
+    """Function of a config (and a run name): a new run in an outputs folder of its own."""
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
 
     def make(config, name="run"):

@@ -147,7 +147,7 @@ def test_hooks_get_gradient_from_the_prediction_loss_alone(option, data):
 
 @pytest.mark.parametrize("option", ["conditioning", "feedback", "subgoal"])
 def test_joint_options_with_a_frozen_level1_are_refused(option):
-    """F1, PL7: with a frozen level 1 their weights would never be trained, yet steer the planner."""
+    """F1, PL7: with a frozen level 1 their weights would stay untrained, yet steer the planner."""
     with pytest.raises(ConfigError, match=rf"level2\.{option} needs level2\.train=joint"):
         Level2Config(train="frozen", **{option: True if option != "subgoal" else 0.5})
     Level2Config(train="joint", **{option: True if option != "subgoal" else 0.5})

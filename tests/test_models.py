@@ -161,7 +161,7 @@ def test_rollout_equals_a_manual_loop(predictor):
 
 
 def test_training_and_planning_rollouts_are_identical():
-    """Architectures 1.1: without latent variables 'posterior' and 'prior' roll-outs are the same."""
+    """Without latent variables 'posterior' and 'prior' roll-outs are the same."""
     model = make_level1(tiny_config(level1__predictors=2))
     frames, actions = frames_of(3, 6), actions_of(3, 5)
     training = model(frames, actions)

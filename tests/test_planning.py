@@ -331,7 +331,7 @@ def test_geometries():
 
 
 def test_disagreement_acts_on_the_plan():
-    """HW2: the ensemble term is in the cost, by its formula, and another weight changes the plan."""
+    """HW2: the ensemble term is in the cost, by its formula; another weight changes the plan."""
     agent = make_agent(tiny_config(level1__predictors=3))
     geometry = agent.geometry("latent")
     start, goal, plans = torch.randn(2, 16), torch.randn(2, 16), torch.randn(2, 4, 5, 2)
@@ -395,7 +395,7 @@ def test_level2_changes_the_executed_actions(actions, cost):
 
 
 def test_level1_tracks_the_subgoal_and_goes_straight_to_a_near_goal(agent, monkeypatch):
-    """The target of level 1 is the goal exactly where it is within near * reach, else the sub-goal."""
+    """Level 1 aims at the goal exactly where it is within near * reach, else at the sub-goal."""
     latent, goal = torch.randn(2, 8, 16, generator=seeded(3))
     geometry = agent.geometry("distance")
     away = agent.distance(latent, goal)

@@ -39,7 +39,7 @@ def test_kl_equals_the_reference_and_is_zero_for_equal_normals():
 
 
 def test_free_nats_are_a_floor_without_gradient():
-    """Below the floor, per sample and averaged over dims, the KL is `free_nats` and pulls nothing."""
+    """Below the floor, per sample and averaged over dims, the KL is `free_nats`, without pull."""
     q, p = gaussian(0), gaussian(1)
     per_sample = kl_divergence(q, p).mean(-1).detach()
     floor = per_sample.median().item()
@@ -205,7 +205,7 @@ def test_actions_only_keeps_the_state_deterministic():
 
 # --- gradients and randomness -----------------------------------------------------------------
 def test_gradient_reaches_the_posterior_through_the_sample():
-    """F1 / architectures 2: z is reparameterised; the prediction error alone trains the posterior."""
+    """F1: z is reparameterised; the prediction error alone trains the posterior."""
     rssm = rssm_of()
     latents, _ = inputs()
     observed = rssm.observe(latents, None, seeded())

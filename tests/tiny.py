@@ -1,4 +1,4 @@
-"""The smallest settings, data and models that still exercise every code path (not a test module)."""
+"""The smallest settings, data and models that exercise every code path (not a test module)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_lib.agent import Agent
-from hjepa_lib.config import Config, profile
+from hjepa_lib.config import Config, Level1Config, profile
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.trajectories import Trajectories
@@ -114,7 +114,9 @@ def make_agent(config: Config, seed: int = 0) -> Agent:
     probe, head = Probe(level1.latent_dim, mean, std), Distance(config.distance, level1.latent_dim)
     for module in (level1, level2, probe, head):
         module.eval().requires_grad_(False)
-    box = macro_box(level2, level1, make_store(level1))
+    box = None
+    if config.level2.actions == "learned":
+        box = macro_box(level2, level1, make_store(level1, limit=2))
     reach = {"latent": 1e-6, "distance": 1e-6}
     return Agent(
         level1, normaliser, probe, head, level2, reach, box, config.planning, config.seed,
@@ -149,8 +151,16 @@ class Job(NamedTuple):
     whole: nn.Module  # the same plus companions (the EMA copy of the distance head)
 
 
+@functools.cache
+def frozen_stores(level1: Level1Config, seed: int, limit: int) -> list[LatentStore]:
+    """Training and validation latents of a random level 1."""
+    torch.manual_seed(seed)
+    model = Jepa(level1, tiny_normaliser()).eval().requires_grad_(False)
+    return [make_store(model, part, limit) for part in tiny_data().split(0.2, 0)]
+
+
 def make_job(kind: str, config: Config, folder: Path | None = None, layouts: str = "fixed") -> Job:
-    """`level1`, `level2` (on a frozen random level 1), `joint` or `distance`, seeded by the config."""
+    """`level1`, `level2` (on a frozen random level 1), `joint`, `distance`; seeded by the config."""
     data = tiny_data(layouts)
     train, validation = data.split(0.2, 0)
     options = {"folder": folder, "precision": config.precision}
@@ -165,9 +175,7 @@ def make_job(kind: str, config: Config, folder: Path | None = None, layouts: str
         windows = Windows(train, config.level2.macro_steps * config.level2.step_skip + 1)
         return Job(train_joint(both, windows, config, **options), both, both)
     frozen = make_level1(config, config.seed).eval().requires_grad_(False)
-    stores = [
-        make_store(frozen, part, config.distance.trajectories) for part in (train, validation)
-    ]
+    stores = frozen_stores(config.level1, config.seed, config.distance.trajectories)
     options["seed"] = config.seed
     if kind == "level2":
         model = make_level2(config, config.seed + 1)

@@ -76,7 +76,7 @@ def stay_errors(batch: LatentBatch) -> np.ndarray:
 def probe_errors(
     model: Jepa, probe: Probe, store: LatentStore, horizon: int = 15
 ) -> dict[str, Any]:
-    """RMSE (px) of the probe on all predicted latents of `horizon`-step roll-outs (PLDM's measure)."""
+    """RMSE (px) of the probe on all latents of `horizon`-step roll-outs (PLDM's measure)."""
     longest = int(store.lengths.max()) - 1
     batch = draw_windows(store, min(horizon, longest))
     device = model.pixel_mean.device

@@ -1,6 +1,6 @@
 """Temporal-distance head: how many environment steps lie between two level-1 latents.
 
-    metric:       d(s, g) = || phi(s) - phi(g) ||_2                (symmetric, a metric by construction)
+    metric:       d(s, g) = || phi(s) - phi(g) ||_2    (symmetric, a metric by construction)
     quasimetric:  d(s, g) = max_i relu(phi_i(g) - phi_i(s)) + mean_i relu(phi_i(g) - phi_i(s))
 
 trained on frozen latents by expectile regression on an n-step bootstrapped target, the idea of
@@ -86,10 +86,7 @@ def distance_terms(
     discount = config.gamma**steps
     with torch.no_grad():
         bootstrap = slow(later, goal).masked_fill(at_goal, 0.0)
-        if config.gamma < 1:
-            passed = (1 - discount) / (1 - config.gamma)
-        else:
-            passed = steps
+        passed = (1 - discount) / (1 - config.gamma) if config.gamma < 1 else steps
         target = -(passed + discount * bootstrap)
     gap = target + predicted  # advantage: target - V
     weight = torch.where(gap > 0, config.expectile, 1 - config.expectile)

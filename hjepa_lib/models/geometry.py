@@ -1,4 +1,4 @@
-"""Cost geometry: how far one latent is from another. The lever the workbook separates from hierarchy.
+"""Cost geometry: how far one latent is from another, a lever of its own beside hierarchy.
 
 `latent` is the mean squared latent difference of PLDM and EB-JEPA; `distance` is the learned
 temporal distance in environment steps (models/distance.py).

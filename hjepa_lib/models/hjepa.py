@@ -56,7 +56,7 @@ class Level2(nn.Module):
     def observe(
         self, latents: Tensor, actions: Tensor, generator: torch.Generator
     ) -> tuple[Rollout, Observed]:
-        """Level-1 latents (B, T, D) every step, actions (B, T-1, A) normalised -> level-2 roll-out."""
+        """Latents (B, T, D) of every step, actions (B, T-1, A) normalised -> roll-out."""
         macro_latents = latents[:, :: self.config.step_skip]  # (B, T2, D)
         chunks = self.chunk_actions(actions)
         macro_latents = macro_latents[:, : chunks.shape[1] + 1]

@@ -110,7 +110,7 @@ class Jepa(nn.Module):
     def predict(
         self, latent: Tensor, action: Tensor, member: int = 0, context: Tensor | None = None
     ) -> Tensor:
-        """One step: (M, D), (M, A) px -> (M, D). `context` (M, A) is added to the normalised action."""
+        """One step: (M, D), (M, A) px -> (M, D). `context` (M, A) adds to the normalised action."""
         normal = self.normalise_actions(action)
         if context is not None:
             normal = normal + context
@@ -153,7 +153,7 @@ class Jepa(nn.Module):
     ) -> Rollout:
         """frames (B, T, C, Hpx, Wpx) uint8, actions (B, T-1, A) px -> Rollout.
 
-        `encodings` (B, T, D) saves a second pass where the caller has them; `hooks` as in `rollout`.
+        `encodings` (B, T, D) saves a second pass where they are known; `hooks` as in `rollout`.
         """
         if encodings is None:
             encodings = self.encode(frames)

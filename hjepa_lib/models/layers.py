@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import nn
 
 
 def mlp(*widths: int, activation: type[nn.Module] = nn.ReLU, norm: bool = False) -> nn.Sequential:
     """Linear layers of the given widths with an activation (and LayerNorm) between them."""
     layers: list[nn.Module] = []
-    for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+    for index, (before, after) in enumerate(pairwise(widths)):
         layers.append(nn.Linear(before, after))
         if index < len(widths) - 2:
             layers += [nn.LayerNorm(after)] if norm else []

@@ -64,7 +64,7 @@ def kl_divergence(q: Gaussian, p: Gaussian) -> Tensor:
 
 
 def kl_loss(q: Gaussian, p: Gaussian, free_nats: float, balance: float) -> Tensor:
-    """Mean over latent dims and batch. balance b > 0 splits the gradient: b to the prior, 1-b to q."""
+    """Mean over latent dims and batch; with b > 0 the prior gets the share b of the gradient."""
     if balance == 0:
         kl = kl_divergence(q, p)
     else:

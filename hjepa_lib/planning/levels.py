@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.config import ConfigError, PlannerConfig
+from hjepa_lib.models.geometry import Geometry
 from hjepa_lib.models.hjepa import Level2
 from hjepa_lib.models.jepa import Jepa
-from hjepa_lib.models.geometry import Geometry
 from hjepa_lib.planning.costs import reduce_horizon
 
 CHUNK = 4096  # candidates rolled out at once: their activations stay in the CPU's cache
@@ -137,7 +137,7 @@ def plan_costs(
     goal: Tensor,
 ) -> Tensor:
     """start (B, D), plans (B, N, H, A), goal (B, E) embedded -> costs (B, N)."""
-    batch, samples, horizon, _ = plans.shape
+    batch, samples = plans.shape[:2]
     rows = torch.arange(batch, device=plans.device).repeat_interleave(samples)  # (B*N,)
     flat = plans.flatten(0, 1)  # (B*N, H, A)
     pieces = []

@@ -4,8 +4,8 @@ All three minimise `objective(candidates (B, N, H, A)) -> (B, N)` inside a conve
 `project` (an action-norm ball, a box), so weighted means of candidates stay inside it (EB1).
 MPPI follows Williams et al. 2017 with weights softmax(-(cost - min) / (temperature * unit)); the
 unit is a trial's standard deviation of costs, so one temperature fits both cost geometries, or 1 as
-in the papers. The temperature DIVIDES: 0 is the arg-min, infinity the plain mean (EB3). Each optimiser keeps its
-nominal plan outside, so warm starts are explicit (PL3), and draws from the given generator only.
+in the papers. The temperature DIVIDES: 0 is the arg-min, infinity the plain mean (EB3). Nominal
+plans live outside, so warm starts are explicit (PL3); noise comes from the given generator only.
 """
 
 from __future__ import annotations

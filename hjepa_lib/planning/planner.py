@@ -1,8 +1,8 @@
 """Model-predictive planning with one or two levels, batched over trials.
 
 Flat: level 1 plans straight to the goal. Hierarchical (HWM, arXiv 2604.03208, with an RSSM on top):
-level 2 plans macro-steps to the goal, its first predicted latent is the sub-goal, level 1 tracks it;
-once the goal is near, level 1 goes straight to it. Level 2 changes executed actions, and the
+level 2 plans macro-steps to the goal, its first predicted latent is the sub-goal of level 1; once
+the goal is near, level 1 goes straight to it. Level 2 changes executed actions, and the
 built-in controls (zero, shuffle, perturb) show how much (F2).
 """
 
@@ -31,7 +31,7 @@ class Plan(NamedTuple):
 
 
 class Planner:
-    """Owns the generator and the warm starts of every level; call `reset` before each episode batch."""
+    """Owns the generator and every level's warm start; call `reset` before each episode batch."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Planner:
         self.since_level2 = self.since_macro = 0
 
     def plan(self, latent: Tensor, goal: Tensor, executed: int) -> Plan:
-        """latent, goal (B, D); `executed` environment steps since the last call (0 at the first)."""
+        """latent, goal (B, D); `executed` environment steps since the last call, 0 at first."""
         with torch.no_grad():
             if self.level2 is None:
                 near = torch.ones(len(latent), dtype=torch.bool, device=latent.device)

@@ -29,7 +29,7 @@ class GoalBatch(NamedTuple):
 
 
 class GoalSampler:
-    """Draws (s_t, s_{t+k}, g) with k = n, or less where the goal or the trajectory's end comes first."""
+    """Draws (s_t, s_{t+k}, g), k = n or less where the goal or the trajectory's end comes first."""
 
     def __init__(self, store: LatentStore, n_step: int, future_goals: float) -> None:
         self.store, self.n_step, self.future_goals = store, n_step, future_goals

@@ -2,7 +2,7 @@
 
 Validation runs on one fixed batch of held-out trajectories and reports, next to the loss, what a
 loss cannot show: collapse (mean std and effective rank of the latents), how well a ridge regression
-reads position and layout (px), and how far open-loop predictions drift (px, through the same probe).
+reads position and layout (px), and how far open-loop predictions drift (px, by the same probe).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training of level 2: frozen (on stored level-1 latents, seed 000's default) or joint from scratch.
+"""Training of level 2: frozen (on stored level-1 latents, the default) or joint from scratch.
 
 Validation reports, next to the loss, the two errors that decide whether planning can work: the
 prediction with the posterior's z (what the decoder can express) and with the prior's mean (what is
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from hjepa_lib.config import Config, Level2Config
 from hjepa_lib.data.windows import Windows
+from hjepa_lib.models.geometry import Geometry
 from hjepa_lib.models.hjepa import HJepa, Level2
 from hjepa_lib.models.jepa import Jepa
-from hjepa_lib.models.geometry import Geometry
 from hjepa_lib.training.latents import LatentBatch, LatentStore
 from hjepa_lib.training.loop import Fit, step_generator
 from hjepa_lib.worlds.two_rooms import render
@@ -138,7 +138,7 @@ def macro_box(
 
 @torch.no_grad()
 def typical_cost(geometry: Geometry, store: LatentStore, steps: int) -> float:
-    """Median cost between states `steps` apart in the data: the scale of "near" for the hierarchy."""
+    """Median cost between states `steps` apart in the data: the scale of "near"."""
     windows = store.windows(steps + 1)
     pick = windows[:: max(1, len(windows) // 5_000)]
     start = geometry.embed(store.latents[pick].float())

@@ -1,4 +1,4 @@
-"""What a latent knows: ridge probes during training, a two-layer probe afterwards, collapse metrics.
+"""What a latent knows: ridge probes in training, a two-layer probe afterwards, collapse metrics.
 
 A probe never touches the world model: it reads detached latents. `Probe` is PLDM's location probe
 (MLP with two hidden layers on standardised targets); errors are always in px.
@@ -24,7 +24,7 @@ PROBE_OPTIM = OptimConfig(
 
 
 def effective_rank(latents: Tensor) -> float:
-    """exp(entropy of the normalised singular values) of centred latents (M, D); Roy & Vetterli 2007."""
+    """exp(entropy of the singular values' shares) of centred (M, D); Roy & Vetterli 2007."""
     values = torch.linalg.svdvals((latents - latents.mean(0)).float())
     share = values / values.sum().clamp(min=1e-12)
     return float(torch.exp(-(share * (share + 1e-12).log()).sum()))
