@@ -177,7 +177,7 @@ def test_profiles(name):
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid_and_other_keys_win(name):
     found = Config().override(f"preset={name}")
-    wanted = {key: value for key, value in PRESETS[name].items()}
+    wanted = dict(PRESETS[name])
     leaves = flatten(found)
     assert {key: leaves[key] for key in wanted} == wanted
     key = next(key for key in wanted if key.endswith(("samples", "updates")))
@@ -224,35 +224,45 @@ def test_settings_that_would_do_nothing_are_refused():
 
 # --- every leaf is live -----------------------------------------------------------------------
 # Where a setting acts in one mode only, it is mutated in that mode.
+SEARCHES = ("flat", "hierarchy.level2", "hierarchy.tracker")
+
+
+def in_every_search(**changes):
+    """{"planning.flat.method": "cem", ...} for all three planners."""
+    return {f"planning.{part}.{key}": value for part in SEARCHES for key, value in changes.items()}
+
+
+def in_every_training(**changes):
+    parts = ("level1", "level2", "distance")
+    return {f"{part}.optim.{key}": value for part in parts for key, value in changes.items()}
+
+
 CONTEXT: list[tuple[str, dict]] = [
     (r"data\.good_fraction", {"data.recipe": "mixture"}),
     (r"data\.exclude_.*", {"data.layouts": "rectangle"}),
     (r"level1\.ema_decay", {"level1.target": "ema"}),
     (r"level1\.layouts_per_batch", {"data.layouts": "random"}),
     (r"level1\.rollout", {"level1.rollout": 2}),
-    (r".*\.optim\.clip", {"level1.optim.clip": 0.01, "level2.optim.clip": 0.01,
-                          "distance.optim.clip": 0.01}),
+    (r".*\.optim\.clip", in_every_training(clip=0.01)),
     # Without learning no validation improves, so patience ends the training early.
-    (r"level[12]\.optim\.patience", {"level1.optim.lr": 0.0, "level2.optim.lr": 0.0,
-                                     "level1.optim.updates": 6, "level2.optim.updates": 6}),
+    (r"level[12]\.optim\.patience", in_every_training(lr=0.0, updates=6)),
     (r"level2\.disable_l2", {"level2.train": "joint"}),
     (r"level2\.macro_dim", {"level2.actions": "learned"}),
-    (r"level2\.(loss\..*|subgoal|conditioning|feedback)",
-     {"level2.train": "joint", "level2.loss.std": 0.5, "level2.loss.cov": 0.5}),
+    (
+        r"level2\.(loss\..*|subgoal|conditioning|feedback)",
+        {"level2.train": "joint", "level2.loss.std": 0.5, "level2.loss.cov": 0.5},
+    ),
     (r"planning\..*\.disagreement", {"level1.predictors": 3}),
-    (r"planning\..*\.elites",
-     {f"planning.{part}.method": "cem" for part in ("flat", "hierarchy.level2", "hierarchy.tracker")}),
-    (r"planning\..*\.lr",
-     {f"planning.{part}.method": "gradient"
-      for part in ("flat", "hierarchy.level2", "hierarchy.tracker")}),
-    (r"planning\..*\.last_k",
-     {f"planning.{part}.form": "last_k" for part in ("flat", "hierarchy.level2", "hierarchy.tracker")}
-     | {f"planning.{part}.last_k": 2 for part in ("flat", "hierarchy.level2", "hierarchy.tracker")}),
-]  # fmt: skip
+    (r"planning\..*\.elites", in_every_search(method="cem")),
+    (r"planning\..*\.lr", in_every_search(method="gradient")),
+    (r"planning\..*\.last_k", in_every_search(form="last_k", last_k=2)),
+    (r"planning\..*\.mean_weight", in_every_search(form="last_mean")),
+    (r"planning\..*\.temperature(_unit)?", in_every_search(method="mppi")),
+]
 
 REFUSED = {
     "distance.optim.patience": "no validation loss selects: any value but 0 is an error",
-    "planning.hierarchy.level2.disagreement": "level 2 has no ensemble: any value but 0 is an error",
+    "planning.hierarchy.level2.disagreement": "level 2 has no ensemble: only 0 is allowed",
 }
 """Leaves that exist because a section is shared, and refuse every other value (tested above)."""
 
@@ -266,7 +276,7 @@ NOT_BY_EFFECT = {
 """Leaves whose effect is not measured by a fingerprint, each with its reason."""
 
 
-def fields_of(config=Config(), prefix=""):
+def fields_of(config, prefix=""):
     """{dotted leaf: dataclass field}"""
     found = {}
     for item in dataclasses.fields(config):
@@ -275,7 +285,7 @@ def fields_of(config=Config(), prefix=""):
     return found
 
 
-FIELDS = fields_of()
+FIELDS = fields_of(BASE)
 SPECIAL = {
     "data.source": ["<npz>"],  # a file made below
     "data.exclude_wall": ["30-40"],

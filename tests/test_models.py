@@ -316,13 +316,13 @@ def test_damaged_or_foreign_checkpoints_are_one_sentence(normaliser, tmp_path):
     with pytest.raises(FileError, match=r"model\.safetensors is not a whole safetensors file"):
         checkpoint.load_level1(tmp_path)
     weights.unlink()
-    with pytest.raises(FileError, match="cannot read .*model"):
+    with pytest.raises(FileError, match=r"cannot read .*model"):
         checkpoint.load_level1(tmp_path)
     weights.write_bytes(whole)
 
     for key, value, message in (
         ("latent_dim", 17, "made for another config: .* is .*16.* there and .*17.* here"),
-        ("predictor", "gru", "made for another config: tensor .* does not match"),
+        ("predictor", "gru", r"made for another config: tensor .* does not match"),
     ):
         tree = json.loads(text)
         tree["config"][key] = value

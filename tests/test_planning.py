@@ -1,6 +1,7 @@
 """Plan optimisers, cost forms, levels, and the planner with one and two levels."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -130,7 +131,7 @@ def test_temperature_limits():
         torch.testing.assert_close(softmin_weights(costs, float("inf"), unit), uniform)
         torch.testing.assert_close(softmin_weights(costs, 1e6, unit), uniform, atol=1e-5, rtol=1e-3)
         peaks = [softmin_weights(costs, t, unit).amax(1) for t in (0.01, 0.1, 1.0, 10.0)]
-        assert all((a > b).all() for a, b in zip(peaks, peaks[1:], strict=False))
+        assert all((a > b).all() for a, b in itertools.pairwise(peaks))
     ties = torch.tensor([[1.0, 0.0, 0.0, 2.0]])
     assert softmin_weights(ties, 0.0).tolist() == [[0, 0.5, 0.5, 0]]
     assert torch.isfinite(softmin_weights(torch.ones(2, 5), 0.05)).all()

@@ -120,6 +120,18 @@ def test_a_result_is_computed_once_per_key(ws, rows):
     assert results.load_result(path).header["latency_single_episode"] > 0
 
 
+def test_evaluation_needs_no_data_set(ws, rows, tmp_path, monkeypatch):
+    """PL5: the normaliser travels with the weights; the same result without the data folder."""
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
+    shutil.copytree(ws.run.path, tmp_path / "run", ignore=shutil.ignore_patterns("results", "data"))
+    alone = Workspace("test", Run.at(tmp_path / "run"))
+    found = stages.evaluate(alone, stages.load_trained(alone), "l1+l2", "distance")
+    first = results.load_result(ws.run.path / "results" / found.name)
+    again = results.load_result(found)
+    np.testing.assert_array_equal(again.arrays["positions"], first.arrays["positions"])
+    assert again.header["data"] == dict.fromkeys(("recipe", "transitions", "dynamics", "hash"))
+
+
 def test_round_trip_of_one_result(agent, tmp_path):
     """What is read back is what happened; every metric is recomputed from the positions."""
     trials = load_trials("p1", "validation", 4)
@@ -293,18 +305,16 @@ def test_a_diverging_training_leaves_no_finished_stage(config, workspace_of):
 
 def test_missing_stages_are_trained_with_the_smoke_budget(config, workspace_of, monkeypatch):
     """A notebook run alone: whatever is found nowhere is trained here, shortly, and noted."""
-    monkeypatch.setattr("hjepa_lib.workspace.pretrained_folder", lambda: outputs_without())
-
-    def outputs_without():
-        return ws.run.path / "nowhere"
-
-    ws = workspace_of(config.override("level1.optim.updates=100000"))
+    ws = workspace_of(config.override("level1.optim.updates=100000,level1.hidden=20"))
+    nowhere = ws.run.path / "nowhere"
+    monkeypatch.setattr("hjepa_lib.workspace.pretrained_folder", lambda: nowhere)
+    monkeypatch.setattr(stages, "profile", lambda name: {"smoke": config}[name])
     folder = stages.find(ws, "l1")
     assert folder == ws.run.path / "l1"
     assert ws.run.manifest["notes"]["input_l1"] == "made now"
     assert ws.config.level1.optim.updates == 100_000
-    assert load_level1(folder)[0].latent_dim == 16
-    assert max(r["step"] for r in ws.run.records("l1")) == 60
+    assert load_level1(folder)[0].config.hidden == 20  # the budget is short, the model is not
+    assert max(r["step"] for r in ws.run.records("l1")) == 4
 
 
 def test_an_agent_without_a_distance_head_can_still_be_evaluated_by_latents(tmp_path):

@@ -1,5 +1,6 @@
 """The loop, what it optimises, resuming, and the training of both levels."""
 
+import itertools
 import math
 import os
 import signal
@@ -54,7 +55,7 @@ def test_learning_rate_warms_up_and_never_rises_again(updates, warmup, final):
     top = max(1, round(warmup * updates))
     assert np.allclose(np.diff(rates[:top]), 0.5 / top)
     assert rates[top - 1] == pytest.approx(0.5)
-    assert all(after <= before + 1e-12 for before, after in zip(rates[top:], rates[top + 1 :]))
+    assert all(after <= before + 1e-12 for before, after in itertools.pairwise(rates[top:]))
     assert all(0.5 * final - 1e-12 <= rate <= 0.5 + 1e-12 for rate in rates[top:])
     if updates > top + 1:
         assert rates[-1] == pytest.approx(0.5 * final)
@@ -525,7 +526,8 @@ def test_prior_error_is_the_mse_of_one_imagined_step(level1, store):
             macros = model.rssm.macro(level1.normalise_actions(batch.actions)[:, None, :4])
         predicted = model.imagine(batch.latents[:, 0], 1, macros).predictions[:, 0]
         wanted = (predicted - batch.latents[:, 4]).square().mean().item()
-        found = level2_training.prior_error(model, level1, batch)
+        with torch.no_grad():
+            found = level2_training.prior_error(model, level1, batch)
         assert found == pytest.approx(wanted, rel=1e-6)
 
 

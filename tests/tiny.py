@@ -160,7 +160,7 @@ def frozen_stores(level1: Level1Config, seed: int, limit: int) -> list[LatentSto
 
 
 def make_job(kind: str, config: Config, folder: Path | None = None, layouts: str = "fixed") -> Job:
-    """`level1`, `level2` (on a frozen random level 1), `joint`, `distance`; seeded by the config."""
+    """`level1`, `level2` (on a frozen random level 1), `joint`, `distance`; seeded."""
     data = tiny_data(layouts)
     train, validation = data.split(0.2, 0)
     options = {"folder": folder, "precision": config.precision}

@@ -168,6 +168,7 @@ def control_effects(
     """Success of each control with its interval, and how far its paths leave the uncontrolled ones.
 
     `rows` need `control`, `success_rate`, `ci95`; `deviations` maps a control to px by step (S+1,).
+    Both panels share the colours that the left one names.
     """
     colours = dict(
         zip(
@@ -189,6 +190,5 @@ def control_effects(
     axes[1].set(xlabel="environment step", ylabel="px from the path of 'none'")
     axes[1].set(xlim=(0, None), ylim=(0, None))
     axes[1].grid(axis="y")
-    axes[1].legend(loc="upper left")
     style.headline(figure, title)
     return figure

@@ -103,7 +103,7 @@ def probe_scatter(
     """
     true = checked(true, "true", None, len(names))
     predicted = checked(predicted, "predicted", *true.shape)
-    figure, axes = style.panels(1, len(names), 2.9, 3.0)
+    figure, axes = style.panels(1, len(names), 3.2, 3.0)
     some = style.subset(len(true))
     errors = np.sqrt(((predicted - true) ** 2).mean(0))  # (K,)
     for k, axis in enumerate(axes):
