@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from hjepa_lib import machine, runner, stages
+from hjepa_lib import machine, runner, scoring, stages
 from hjepa_lib.config import Config, ConfigError, differences, load_yaml
 from hjepa_lib.data.published import acquire
 from hjepa_lib.estimates import describe
@@ -183,9 +183,9 @@ def train(ws: Workspace, wanted: tuple[str, ...], say: Say) -> None:
 def evaluate(ws: Workspace, side: str, say: Say) -> None:
     """The side's planner, its floor and its ceiling; then summary.json and report.html."""
     for method in FLOORS:
-        stages.evaluate(ws, None, method, dynamics=DYNAMICS)
+        scoring.evaluate(ws, None, method, dynamics=DYNAMICS)
     agent = stages.load_agent_parts(ws) if side == "l1" else stages.load_trained(ws)
-    stages.evaluate(ws, agent, METHODS[side], ws.config.planning.cost, dynamics=DYNAMICS)
+    scoring.evaluate(ws, agent, METHODS[side], ws.config.planning.cost, dynamics=DYNAMICS)
     runner.finish(ws.run, say)
 
 

@@ -83,7 +83,9 @@ class Config(Checked):
         """
         pairs = parse_overrides(overrides) if isinstance(overrides, str) else dict(overrides)
         if pairs.get("profile", self.profile) != self.profile:
-            raise ConfigError("the profile is chosen by profile(), it cannot be overridden")
+            raise ConfigError(
+                "the profile is chosen by --profile or the notebook, not by a setting"
+            )
         name = pairs.pop("preset", None)
         if name is not None:
             if name not in PRESETS:

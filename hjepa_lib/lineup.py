@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hjepa_lib import stages
+from hjepa_lib import scoring, stages
 from hjepa_lib.config import Config
 from hjepa_lib.runs import Run, RunError, pretrained_folder
 from hjepa_lib.workspace import Workspace, latest_run
@@ -54,5 +54,5 @@ def find_results(ws: Workspace) -> tuple[Run, str]:
             return run, origin
     agent = stages.load_trained(ws)
     for method, cost in lineup(ws.config):
-        stages.evaluate(ws, agent, method, cost)
+        scoring.evaluate(ws, agent, method, cost)
     return ws.run, "made now"

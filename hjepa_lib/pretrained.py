@@ -13,8 +13,10 @@ from pathlib import Path
 from hjepa_lib.files import write_json
 from hjepa_lib.runs import Run, RunError, repository
 
-STAGES = ("l1", "distance", "l2", "results")
-"""What is taken over, as far as the run has it; data are regenerated, not committed."""
+STAGES = ("l1", "distance", "l2")
+"""What is taken over, as far as the run has it; data are regenerated and results made anew."""
+UNUSED = "last."
+"""File names that begin so are left out: only the best weights are ever loaded."""
 
 
 def export(run: Run, folder: Path | None = None) -> Path:
@@ -35,7 +37,11 @@ def export(run: Run, folder: Path | None = None) -> Path:
     for name in stages:
         run.verify(name)
         entry = copy.deepcopy(run.manifest["stages"][name])
-        entry["needs"] = {key: value for key, value in entry["needs"].items() if key in stages}
+        # Inputs are not followed up in a folder that nothing writes to.
+        entry["needs"] = {}
+        entry["files"] = [
+            item for item in entry["files"] if not Path(item["path"]).name.startswith(UNUSED)
+        ]
         manifest["stages"][name] = entry
         for item in entry["files"]:
             target = building / item["path"]

@@ -1,4 +1,4 @@
-"""The stages of a run: data, level 1, distance head, level 2, results - each resumable on its own.
+"""The stages of a run up to the trained agent: data, level 1, distance head, level 2.
 
 Training stages are generators of reports: a notebook iterates over them and draws, the command line
 just exhausts them, and both run the same code. A finished stage yields nothing. Whatever a stage
@@ -8,29 +8,19 @@ otherwise trained here with the smoke budget; the workspace says which.
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from hjepa_lib import __version__
 from hjepa_lib.agent import Agent, load_agent
-from hjepa_lib.config import PlanningConfig, profile
+from hjepa_lib.config import profile
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.published import acquire
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.data.windows import Windows
-from hjepa_lib.evaluation.episodes import LatentPolicy, OraclePolicy, RandomPolicy, run_episodes
 from hjepa_lib.evaluation.openloop import probe_errors
-from hjepa_lib.evaluation.results import (
-    LAYOUTS,
-    ResultKey,
-    planner_settings,
-    protocol_cap,
-    save_result,
-)
 from hjepa_lib.files import read_json, write_json
 from hjepa_lib.models.checkpoint import (
     load_level1,
@@ -51,7 +41,6 @@ from hjepa_lib.training.level2 import macro_box, train_joint, train_level2, typi
 from hjepa_lib.training.loop import Fit, Report
 from hjepa_lib.training.probes import train_probe
 from hjepa_lib.workspace import Workspace
-from hjepa_lib.worlds.trials import load_trials
 
 LOG_EVERY = 10  # updates between lines of metrics.jsonl
 NORMALISER = "normaliser.json"
@@ -155,7 +144,7 @@ def train_distance_stage(ws: Workspace) -> Iterator[Report]:
     train, validation, _ = load_data(ws)
     resume = _resume_folder(ws, "distance")
     torch.manual_seed(ws.config.seed)
-    with ws.run.stage("distance", folder="l1", needs=_own(ws, "l1")) as folder:
+    with ws.run.stage("distance", folder="l1", needs=own_stages(ws, "l1")) as folder:
         head = Distance(ws.config.distance, model.latent_dim).to(ws.device)
         fit = train_distance(
             head, *stores_for(ws, model, train, validation), ws.config.distance,
@@ -176,7 +165,7 @@ def train_level2_stage(ws: Workspace) -> Iterator[Report]:
     train, validation, _ = load_data(ws)
     resume = _resume_folder(ws, "l2")
     torch.manual_seed(config.seed)
-    with ws.run.stage("l2", needs=_own(ws, "l1", "distance")) as folder:
+    with ws.run.stage("l2", needs=own_stages(ws, "l1", "distance")) as folder:
         stores = stores_for(ws, level1, train, validation)
         level2 = Level2(config.level2, level1.latent_dim).to(ws.device)
         if config.level2.train == "joint":
@@ -195,7 +184,7 @@ def train_level2_stage(ws: Workspace) -> Iterator[Report]:
     shutil.rmtree(resume)
 
 
-def _own(ws: Workspace, *stages: str) -> tuple[str, ...]:
+def own_stages(ws: Workspace, *stages: str) -> tuple[str, ...]:
     """Those stages that this run made itself (others come from elsewhere)."""
     return tuple(stage for stage in stages if ws.run.done(stage))
 
@@ -246,95 +235,3 @@ def _agent(ws: Workspace, with_level2: bool) -> Agent:
     find(ws, "distance")
     l2 = find(ws, "l2") if with_level2 else None
     return load_agent(l1, l2, ws.config.planning, ws.config.seed, ws.precision, ws.device)
-
-
-# --- results ----------------------------------------------------------------------------------
-def evaluate(
-    ws: Workspace,
-    agent: Agent | None,
-    method: str,
-    cost: str = "none",
-    *,
-    planning: PlanningConfig | None = None,
-    dynamics: str = "bounce",
-    budget: float = 1.0,
-    folder: str = "results",
-    split: str | None = None,
-    trials: int | None = None,
-) -> Path:
-    """Run one method on stored trials and write its result; skipped when it is there already."""
-    config = ws.config.evaluation
-    protocol = config.protocol
-    key = ResultKey(method, cost, protocol, LAYOUTS[protocol], dynamics, budget)
-    stage = f"{folder}/{key.filename[:-4]}"
-    path = ws.run.path / folder / key.filename
-    if ws.run.done(stage):
-        return path
-    tasks = load_trials(protocol, split or config.split, trials or config.trials)
-    planning = planning or ws.config.planning
-    cap = protocol_cap(protocol, planning.action_cap)
-    planning = dataclasses.replace(planning, action_cap=cap)
-    if cost != "none":
-        planning = dataclasses.replace(planning, cost=cost)
-    with ws.run.stage(stage, folder=folder, needs=_own(ws, "l1", "distance", "l2")) as target:
-        policy, model = _policy(agent, method, planning, cap, ws.config.seed)
-        outcome = run_episodes(policy, tasks, dynamics, config.steps, cap, ws.config.seed)
-        latency = None
-        if model is not None and config.latency and folder == "results":
-            first = tasks.first(1)
-            latency = run_episodes(policy, first, dynamics, config.steps, cap, 0).seconds
-        header = {
-            "flops_per_step": None if model is None else model.flops_per_step,
-            "model_transitions_per_step": None if model is None else model.transitions_per_step,
-            "seconds_per_episode": outcome.seconds / tasks.count,
-            "latency_single_episode": latency,
-            "planner": planner_settings(model, planning, cap, config.steps),
-            **_provenance(ws, None if model is None else agent, method, cost),
-            "trials_hash": tasks.sha256,
-        }
-        return save_result(target, key, outcome, tasks, header)
-
-
-def _policy(agent: Agent | None, method: str, planning: PlanningConfig, cap: float, seed: int):
-    """(policy, the same policy if it plans with models, else None)."""
-    if method == "oracle":
-        return OraclePolicy(cap), None
-    if method.startswith("random"):
-        return RandomPolicy(cap, seed, persistent=method.endswith("persistent")), None
-    policy = LatentPolicy(agent, method, planning)
-    return policy, policy
-
-
-def _provenance(ws: Workspace, agent: Agent | None, method: str, cost: str) -> dict:
-    """Where a row's numbers come from: data, probes, training time, size, seed, device, version."""
-    data = Trajectories.load(ws.run.path / "data").meta if ws.run.done("data") else {}
-    row = {
-        "data": {key: data.get(key) for key in ("recipe", "transitions", "dynamics", "hash")},
-        "probe_px_encoder": None,
-        "probe_px_predictor": None,
-        "train_seconds": None,
-        "parameters": None,
-        "seed": ws.config.seed,
-        "device": ws.device,
-        "version": __version__,
-    }
-    if agent is None:
-        return row
-    used = {"l1": agent.level1}
-    if cost == "distance":
-        used["distance"] = agent.distance
-    if method == "l1+l2":
-        used["l2"] = agent.level2
-    quality = read_json(find(ws, "l1") / "quality.json")
-    done = [ws.run.manifest["stages"][name]["seconds"] for name in used if ws.run.done(name)]
-    return row | {
-        "probe_px_encoder": quality["probe_px_encoder"],
-        "probe_px_predictor": quality["probe_px_predictor"],
-        "train_seconds": sum(done) if len(done) == len(used) else None,
-        "parameters": sum(count_all(module) for module in used.values()),
-    }
-
-
-def count_all(module: torch.nn.Module) -> int:
-    """Weights of a module, frozen or not."""
-    return sum(parameter.numel() for parameter in module.parameters())

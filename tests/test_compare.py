@@ -8,7 +8,7 @@ import pytest
 import yaml
 from tiny import digest, tiny_config
 
-from hjepa_lib import __main__, compare, stages
+from hjepa_lib import __main__, compare, scoring, stages
 from hjepa_lib.config import ConfigError, to_dict
 from hjepa_lib.evaluation.results import load_result
 from hjepa_lib.models.checkpoint import load_level1
@@ -172,7 +172,7 @@ def evaluated(trained, tmp_path_factory, short_probe):
     ws = Workspace("test", Run.at(path))
     agent = stages.load_trained(ws)
     for method in ("flat", "l1+l2"):
-        stages.evaluate(ws, agent, method, "distance")
+        scoring.evaluate(ws, agent, method, "distance")
     return path
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import OVERRIDES, digest, make_agent, make_job, tiny_config
 
-from hjepa_lib import stages
+from hjepa_lib import scoring, stages
 from hjepa_lib.config import (
     Config,
     ConfigError,
@@ -67,7 +67,7 @@ LEAVES = flatten(BASE)
         ("level1.width", "'level1.width' is not of the form dotted.key=value"),
         ("=3", "is not of the form"),
         ("seed=1,seed=2", "override 'seed' is given twice"),
-        ("profile=full", "profile is chosen by profile\\(\\), it cannot be overridden"),
+        ("profile=full", "profile is chosen by --profile"),
         ("preset=pldm_v9", "preset must be one of pldm_634, .*; got 'pldm_v9'"),
     ],
 )
@@ -411,7 +411,7 @@ def test_every_evaluation_setting_changes_the_result(leaf, value, trained, tmp_p
         ws = Workspace("test", Run.at(tmp_path / name))
         ws.config = config
         agent = stages.load_trained(ws)
-        found = load_result(stages.evaluate(ws, agent, "flat", "latent"))
+        found = load_result(scoring.evaluate(ws, agent, "flat", "latent"))
         timed = found.header["latency_single_episode"] is not None
         arrays = found.arrays["positions"], found.arrays["goal"], found.arrays["layout"]
         return digest(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import digest, make_agent, tiny_config
 
-from hjepa_lib import stages
+from hjepa_lib import scoring, stages
 from hjepa_lib.config import ConfigError
 from hjepa_lib.evaluation import results
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
@@ -42,10 +42,10 @@ def rows(ws):
     """Every method, evaluated as the notebooks do it."""
     agent = stages.load_trained(ws)
     for method in ("random", "random-persistent", "oracle"):
-        stages.evaluate(ws, None, method)
+        scoring.evaluate(ws, None, method)
     for method in ("flat", "l1+l2"):
         for cost in ("latent", "distance"):
-            stages.evaluate(ws, agent, method, cost)
+            scoring.evaluate(ws, agent, method, cost)
     return results.collect(ws.run.path / "results")
 
 
@@ -71,8 +71,8 @@ def test_rows_are_valid_summary_entries(ws, rows):
 def test_parameters_and_training_time_count_the_parts_that_were_used(ws, rows):
     by = {(row["method"], row["cost"]): row for row in rows}
     agent = stages.load_trained(ws)
-    sizes = {name: stages.count_all(getattr(agent, name)) for name in ("level1", "level2")}
-    sizes["distance"] = stages.count_all(agent.distance)
+    sizes = {name: scoring.count_all(getattr(agent, name)) for name in ("level1", "level2")}
+    sizes["distance"] = scoring.count_all(agent.distance)
     flat, both = sizes["level1"], sizes["level1"] + sizes["level2"]
     wanted = {
         ("flat", "latent"): flat,
@@ -106,9 +106,9 @@ def test_a_result_is_computed_once_per_key(ws, rows):
     path = ws.run.path / "results" / KEY.filename
     before = path.stat().st_mtime_ns
     agent = stages.load_trained(ws)
-    assert stages.evaluate(ws, agent, "flat", "latent") == path
+    assert scoring.evaluate(ws, agent, "flat", "latent") == path
     assert path.stat().st_mtime_ns == before
-    other = stages.evaluate(
+    other = scoring.evaluate(
         ws, agent, "flat", "latent", dynamics="blocked", budget=0.5, folder="budget",
         split="validation", trials=2,
     )  # fmt: skip
@@ -125,7 +125,7 @@ def test_evaluation_needs_no_data_set(ws, rows, tmp_path, monkeypatch):
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
     shutil.copytree(ws.run.path, tmp_path / "run", ignore=shutil.ignore_patterns("results", "data"))
     alone = Workspace("test", Run.at(tmp_path / "run"))
-    found = stages.evaluate(alone, stages.load_trained(alone), "l1+l2", "distance")
+    found = scoring.evaluate(alone, stages.load_trained(alone), "l1+l2", "distance")
     first = results.load_result(ws.run.path / "results" / found.name)
     again = results.load_result(found)
     np.testing.assert_array_equal(again.arrays["positions"], first.arrays["positions"])
@@ -289,7 +289,7 @@ def test_joint_training_hands_level2_over(config, workspace_of):
     assert agent.level2.condition is not None
     joint = ws.run.path / "l1" / "joint_level2.safetensors"
     assert joint.read_bytes() == (ws.run.path / "l2" / "model.safetensors").read_bytes()
-    outcome = stages.evaluate(ws, agent, "l1+l2", "latent")
+    outcome = scoring.evaluate(ws, agent, "l1+l2", "latent")
     assert np.isfinite(results.load_result(outcome).arrays["positions"]).all()
 
 

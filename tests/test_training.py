@@ -339,7 +339,7 @@ def test_a_resume_file_that_does_not_fit_is_one_sentence(tmp_path):
 
 
 # --- the loop itself --------------------------------------------------------------------------
-def toy(loss=None, validate=None, **optim):
+def toy(loss=None, validate=None, folder=None, **optim):
     """A fit of one 3-vector towards zero."""
     torch.manual_seed(0)
     module = nn.Linear(3, 1, bias=False)
@@ -348,7 +348,9 @@ def toy(loss=None, validate=None, **optim):
         return module.weight.square().sum(), {"size": 1.0}
 
     settings = {"updates": 10, "lr": 0.1, "validate_every": 2, "warmup": 0.0} | optim
-    fit = Fit(module, loss or square, OptimConfig(**settings), seed=0, validate=validate)
+    fit = Fit(
+        module, loss or square, OptimConfig(**settings), seed=0, validate=validate, folder=folder
+    )
     return module, fit
 
 
@@ -407,6 +409,24 @@ def test_best_weights_and_patience_follow_the_validation_loss():
     assert fit.best_loss == 1.0
     fit.load_best()
     assert torch.equal(module.weight, snapshots[1])
+
+
+def test_best_weights_survive_an_interruption(tmp_path):
+    """PL8: the best validation came before the interruption; patience goes on counting, too."""
+    snapshots = []
+
+    def validate(losses):
+        return lambda: snapshots.append(module.weight.clone()) or {"loss": next(losses)}
+
+    module, fit = toy(validate=validate(iter([1.0, 2.0])), folder=tmp_path, patience=3)
+    for _ in zip(range(4), fit, strict=False):
+        pass
+    best = snapshots[0]
+    module, fit = toy(validate=validate(iter([3.0, 4.0, 5.0])), folder=tmp_path, patience=3)
+    assert (fit.update, fit.stale, fit.best_loss) == (4, 1, 1.0)
+    assert [report.update for report in fit] == [5, 6, 7, 8]
+    fit.load_best()
+    assert torch.equal(module.weight, best)
 
 
 def test_validation_without_a_loss_selects_nothing():
