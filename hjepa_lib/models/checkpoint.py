@@ -16,7 +16,7 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
-from hjepa_lib.config import Config, DistanceConfig, Level1Config, Level2Config, from_dict, to_dict
+from hjepa_lib.config import DistanceConfig, Level1Config, Level2Config, from_dict, to_dict
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.files import FileError, read_bytes, read_json, write_atomic, write_json
 from hjepa_lib.models.distance import Distance
@@ -124,13 +124,3 @@ def _meta(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(meta, dict) or meta.get("kind") != kind:
         raise FileError(f"{path} does not describe a {kind} model")
     return meta
-
-
-def require_level1(model: Jepa, config: Config) -> None:
-    """FileError when a loaded level 1 differs from what the config asks for, naming the field."""
-    have, want = to_dict(model.config), to_dict(config.level1)
-    for key in ("encoder", "latent_dim", "width", "predictor", "hidden", "predictors"):
-        if have[key] != want[key]:
-            raise FileError(
-                f"the level-1 checkpoint has {key}={have[key]!r}, the config wants {want[key]!r}"
-            )
