@@ -192,7 +192,7 @@ def test_figures_and_report(finished):
 
 def test_gif_and_csv(finished):
     """PL14: one frame per state, a small file; the CSV has the columns of the compare command."""
-    gif = finished.path / "figures" / "05_episode.gif"
+    gif = finished.path / "figures" / "05_episode_latent.gif"
     assert gif.stat().st_size < 300_000
     with Image.open(gif) as image:
         assert image.n_frames == CONFIG.evaluation.steps + 1
