@@ -22,6 +22,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
+from hjepa_lib.evaluation.results import Result
 from hjepa_lib.files import read_bytes, write_atomic
 from hjepa_lib.reporting import style
 from hjepa_lib.reporting.style import FigureError, checked
@@ -42,6 +43,19 @@ class Clip(NamedTuple):
     door_y: float
     title: str = ""
     colour: str = style.BLUE
+
+
+def clip_of(result: Result, trial: int) -> Clip:
+    """One trial of a stored result, ready to draw; IndexError when there is no such trial."""
+    wall_x, door_y = result.arrays["layout"][trial].tolist()
+    return Clip(
+        result.arrays["positions"][trial],
+        result.arrays["goal"][trial],
+        wall_x,
+        door_y,
+        f"{result.key.method}, {result.key.cost}",
+        style.method_colour(result.key.method),
+    )
 
 
 class HtmlImage(str):
