@@ -68,7 +68,9 @@ class PrimitiveLevel:
         if self.context is None or rows is None:
             return {"feedback": feedback}
         # Beyond level 2's horizon its last macro-step holds on.
-        steps = (self.elapsed + torch.arange(horizon)).clamp(max=self.context.shape[1] - 1)
+        steps = (self.elapsed + torch.arange(horizon, device=rows.device)).clamp(
+            max=self.context.shape[1] - 1
+        )
         return {"feedback": feedback, "context": self.context[rows[:, None], steps]}
 
     def imagine(self, start: Tensor, plans: Tensor, rows: Tensor | None = None) -> Tensor:
