@@ -60,7 +60,9 @@ def covariance(samples: Tensor) -> Tensor:
     count, dim = samples.shape
     centred = samples - samples.mean(dim=0)
     matrix = centred.T @ centred / (count - 1)  # (D, D)
-    return (matrix.square().sum() - matrix.diagonal().square().sum()) / (dim * (dim - 1))
+    # The diagonal goes first: subtracting its squares from the sum would cancel, even below zero.
+    off_diagonal = matrix - matrix.diagonal().diag()
+    return off_diagonal.square().sum() / (dim * (dim - 1))
 
 
 def temporal_similarity(latents: Tensor) -> Tensor:
