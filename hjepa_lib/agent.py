@@ -19,6 +19,7 @@ from hjepa_lib.config import ConfigError, PlanningConfig
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.files import FileError
 from hjepa_lib.models.checkpoint import (
+    TrainedMacro,
     load_distance,
     load_level1,
     load_level2,
@@ -30,10 +31,11 @@ from hjepa_lib.models.geometry import DistanceGeometry, Geometry, LatentGeometry
 from hjepa_lib.models.hjepa import Level2
 from hjepa_lib.models.jepa import Jepa
 from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel
-from hjepa_lib.planning.planner import Plan, Planner
+from hjepa_lib.planning.planner import Command, Plan, Planner
 from hjepa_lib.training.probes import Probe
 
 METHODS = ("flat", "l1+l2")
+THREE_LEVELS = "l1+l2+l3"  # needs level3.enabled
 P1_CAP = 1.8365  # px: 2.45 x 0.7496, the action cap of protocol P1, and here without a protocol
 
 
@@ -52,6 +54,7 @@ class Agent:
     seed: int
     precision: str
     device: torch.device
+    level3: TrainedMacro | None = None
 
     def geometry(self, cost: str) -> Geometry:
         """`latent` or `distance`; ConfigError when the head was not trained."""
@@ -64,21 +67,31 @@ class Agent:
         return DistanceGeometry(self.distance)
 
     def planner(self, method: str, planning: PlanningConfig | None = None) -> Planner:
-        """A fresh planner: `flat` or `l1+l2`; the cost geometry is `planning.cost`."""
+        """A fresh planner: `flat`, `l1+l2` or `l1+l2+l3`, in the cost geometry `planning.cost`."""
         planning = planning or self.planning
-        if method not in METHODS:
+        if method == THREE_LEVELS and self.level3 is None:
+            raise ConfigError(f"method {method!r} needs a trained level 3; this run has none")
+        if method not in (*METHODS, THREE_LEVELS):
             raise ConfigError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
         geometry, cap = self.geometry(planning.cost), planning.action_cap or P1_CAP
         if method == "flat":
             level = PrimitiveLevel(self.level1, planning.flat, cap, None)
             return Planner(level, geometry, self.seed)
         if self.level2 is None:
-            raise ConfigError("method 'l1+l2' needs a trained level 2; this run has none")
+            raise ConfigError(f"method {method!r} needs a trained level 2; this run has none")
         hierarchy = planning.hierarchy
-        tracker = PrimitiveLevel(self.level1, hierarchy.tracker, cap, self.level2)
-        top = MacroLevel(self.level2, hierarchy.level2, cap, hierarchy.clip, self.box, self.level1)
-        reach = self.reach[planning.cost]
-        return Planner(tracker, geometry, self.seed, top, hierarchy, reach)
+        level2 = self.level2
+        if hierarchy.control == "untrained":
+            level2 = _fresh_level2(level2, self.seed)
+        tracker = PrimitiveLevel(self.level1, hierarchy.tracker, cap, level2)
+        clip, reachable = hierarchy.clip, hierarchy.reachable
+        top = MacroLevel(level2, hierarchy.level2, cap, clip, self.box, self.level1, reachable)
+        commands = [Command(top, hierarchy.replan, self.reach[planning.cost])]
+        if method == THREE_LEVELS:
+            model, reach, box = self.level3
+            third = MacroLevel(model, planning.level3, cap, clip, box, self.level1, reachable)
+            commands.append(Command(third, planning.level3.replan, reach[planning.cost]))
+        return Planner(tracker, geometry, self.seed, commands, hierarchy)
 
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 2, 65, 65) uint8 -> (B, D) float32."""
@@ -115,6 +128,15 @@ class Agent:
         return torch.cat(pieces).float().cpu().reshape(positions.shape[:-1])
 
 
+def _fresh_level2(trained: Level2, seed: int) -> Level2:
+    """A level 2 of the same shape with its initial weights: the control `untrained`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = Level2(trained.config, trained.rssm.latent_dim)
+    device = next(trained.parameters()).device
+    return fresh.to(device).eval().requires_grad_(False)
+
+
 def _channels_first(frame) -> Tensor:
     """(65, 65, 2) or (2, 65, 65) uint8 -> (2, 65, 65) tensor."""
     frame = torch.as_tensor(np.asarray(frame))
@@ -131,27 +153,42 @@ def save_probe(folder: Path, probe: Probe) -> None:
 
 
 def load_agent(
-    l1: Path, l2: Path | None, planning: PlanningConfig, seed: int, precision: str, device: str
+    l1: Path,
+    l2: Path | None,
+    planning: PlanningConfig,
+    seed: int,
+    precision: str,
+    device: str,
+    l3: Path | None = None,
 ) -> Agent:
     """Build the agent from stage folders; FileError names what is missing or does not fit."""
     level1, normaliser = load_level1(l1)
     probe = Probe(level1.latent_dim, torch.zeros(2), torch.ones(2))
     load_weights(l1 / "probe.safetensors", probe)
     distance = load_distance(l1) if (l1 / "distance.json").exists() else None
-    level2, reach, box = (None, {}, None) if l2 is None else load_level2(l2)
-    if level2 is not None and level2.rssm.latent_dim != level1.latent_dim:
-        raise FileError(
-            f"level 2 in {l2} reads latents of width {level2.rssm.latent_dim}, "
-            f"level 1 in {l1} makes {level1.latent_dim}"
-        )
-    modules = [module for module in (level1, probe, distance, level2) if module is not None]
+    level2, level3 = (_load_macro(folder, l1, level1, device) for folder in (l2, l3))
+    modules = [module for module in (level1, probe, distance) if module is not None]
     for module in modules:
         module.to(device).eval().requires_grad_(False)
-    box = None if box is None else box.to(device)
+    model, reach, box = level2 or (None, {}, None)
     return Agent(
-        level1, normaliser, probe, distance, level2, reach, box, planning, seed, precision,
-        torch.device(device),
+        level1, normaliser, probe, distance, model, reach, box, planning, seed, precision,
+        torch.device(device), level3,
     )  # fmt: skip
+
+
+def _load_macro(folder: Path | None, l1: Path, level1: Jepa, device: str) -> TrainedMacro | None:
+    """Level 2 or 3, frozen on the device."""
+    if folder is None:
+        return None
+    model, reach, box = load_level2(folder)
+    if model.rssm.latent_dim != level1.latent_dim:
+        raise FileError(
+            f"level {folder.name[-1]} in {folder} reads latents of width {model.rssm.latent_dim}, "
+            f"level 1 in {l1} makes {level1.latent_dim}"
+        )
+    model.to(device).eval().requires_grad_(False)
+    return TrainedMacro(model, reach, None if box is None else box.to(device))
 
 
 def scale_samples(planning: PlanningConfig, factor: float) -> PlanningConfig:
@@ -165,4 +202,5 @@ def scale_samples(planning: PlanningConfig, factor: float) -> PlanningConfig:
         level2=scaled(planning.hierarchy.level2),
         tracker=scaled(planning.hierarchy.tracker),
     )
-    return dataclasses.replace(planning, flat=scaled(planning.flat), hierarchy=hierarchy)
+    flat, level3 = scaled(planning.flat), scaled(planning.level3)
+    return dataclasses.replace(planning, flat=flat, hierarchy=hierarchy, level3=level3)

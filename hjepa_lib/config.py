@@ -9,7 +9,7 @@ stand in sections.py, published recipes in presets.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from hjepa_lib.sections import (
     HierarchyConfig,
     Level1Config,
     Level2Config,
+    Level3Config,
     LossConfig,
     OptimConfig,
     PlannerConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "HierarchyConfig",
     "Level1Config",
     "Level2Config",
+    "Level3Config",
     "LossConfig",
     "OptimConfig",
     "PlannerConfig",
@@ -63,10 +65,13 @@ class Config(Checked):
     device: str = choice("auto", "auto", "cpu", "cuda", "mps")
     precision: str = choice("auto", "auto", "fp32", "bf16")
     """`auto`: a one-second micro-benchmark decides; the choice is stored in the manifest."""
+    tracker: str = choice("none", "none", "tensorboard", "wandb", "trackio")
+    """Who else gets the training curves (trackers.py); metrics.jsonl is written in any case."""
     data: DataConfig = DataConfig()
     level1: Level1Config = Level1Config()
     distance: DistanceConfig = DistanceConfig()
     level2: Level2Config = Level2Config()
+    level3: Level3Config = Level3Config()
     planning: PlanningConfig = PlanningConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
@@ -75,6 +80,23 @@ class Config(Checked):
         planners = (self.planning.flat, self.planning.hierarchy.tracker)
         if self.level1.predictors == 1 and any(one.disagreement for one in planners):
             raise ConfigError("a planner's disagreement cost needs level1.predictors > 1")
+        if self.level3.enabled:
+            self._check_level3()
+
+    def _check_level3(self) -> None:
+        above, below = self.level3.step_skip, self.level2.step_skip
+        if self.level2.disable_l2 or self.level2.train != "frozen":
+            raise ConfigError("level3.enabled needs a level 2 with level2.train=frozen")
+        if above <= below or above % below:
+            raise ConfigError(
+                f"level3.step_skip must be a multiple of level2.step_skip={below}, got {above}"
+            )
+
+    @property
+    def third(self) -> Level2Config:
+        """Level 3's model: level 2's settings on its own time grid."""
+        own = {"step_skip": self.level3.step_skip, "macro_steps": self.level3.macro_steps}
+        return replace(self.level2, **own)
 
     def override(self, overrides: str | dict[str, Any]) -> Config:
         """A copy with dotted keys replaced; `overrides` is "a.b=1,c=x" or {"a.b": 1}.
@@ -199,6 +221,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "planning.hierarchy.level2.iterations": 2,
         "planning.hierarchy.tracker.samples": 16,
         "planning.hierarchy.tracker.iterations": 2,
+        "planning.level3.samples": 16,
         "evaluation.trials": 4,
         "evaluation.steps": 40,
         "evaluation.budgets": [0.5, 1.0],

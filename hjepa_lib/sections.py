@@ -16,7 +16,8 @@ class DataConfig(Checked):
     """Offline trajectories (PLDM's wall data and its relatives)."""
 
     source: str = "generated"
-    """`generated`, `published` (Google Drive) or the path of an npz in the published format."""
+    """`generated`, `published` (Google Drive), the path of an npz in the published format, or
+    `module:Class`, an own world (worlds/base.py)."""
     recipe: str = choice(
         "good", "good", "random", "short17", "short33", "short65", "mixture", "no_crossing",
         "eb_jepa", "expert",
@@ -142,12 +143,20 @@ class Level2Config(Checked):
     step_skip: int = number(8, 1)
     macro_steps: int = number(4, 1)
     """Macro steps per training window: the window has macro_steps * step_skip + 1 states."""
+    latent: str = choice("gaussian", "gaussian", "categorical", "fsq")
+    """What z is made of: normal dimensions, groups of classes, or quantised dimensions."""
     z_dim: int = number(8, 1)
+    """Dimensions of z; groups of a categorical one."""
+    classes: int = number(8, 2)
+    """Classes per group of a categorical z."""
+    levels: tuple[int, ...] = number((8,), 2, 256)
+    """Levels per dimension of an fsq z; fewer numbers than dimensions repeat."""
     state_dim: int = number(0, 0)
     """Width of the recurrent state; 0 = the level-1 latent width (no projector)."""
-    hidden: int = number(512, 4)
+    hidden: int = number(256, 4)
     """Width of the two hidden layers of posterior and decoder."""
     min_std: float = number(0.1, 1e-6)
+    """Smallest standard deviation of a gaussian z; of the prior of an fsq z, in levels."""
     actions: str = choice("none", "none", "concat", "only", "learned")
     """Macro-action of the GRU: none, concatenated primitives, those without z, or learned (HWM)."""
     macro_dim: int = number(8, 1)
@@ -178,6 +187,17 @@ class Level2Config(Checked):
 
 
 @dataclass(frozen=True)
+class Level3Config(Checked):
+    """A third level on the same frozen level-1 latents: level 2's settings on a slower clock."""
+
+    enabled: bool = False
+    step_skip: int = number(32, 1)
+    """A multiple of level2.step_skip."""
+    macro_steps: int = number(2, 1)
+    """Macro steps per training window: the window has macro_steps * step_skip + 1 states."""
+
+
+@dataclass(frozen=True)
 class PlannerConfig(Checked):
     """One level of planning: proposal, horizon, cost form and sample budget."""
 
@@ -196,8 +216,9 @@ class PlannerConfig(Checked):
     """CEM: candidates that refit the proposal."""
     lr: float = number(0.3, 0)
     """Gradient planner: Adam step size."""
-    form: str = choice("last_mean", "sum", "last", "closest", "last_k", "last_mean")
-    """How per-step costs over the horizon become one number (planning/costs.py)."""
+    form: str = choice("auto", "auto", "last", "sum", "closest", "last_k", "last_mean")
+    """How per-step costs over the horizon become one number (planning/costs.py); `auto`: `sum` of a
+    cost that counts steps, `closest` approach in the latent cost."""
     last_k: int = number(3, 1)
     mean_weight: float = number(0.2, 0)
     """Weight of the horizon mean in `last_mean`."""
@@ -209,22 +230,41 @@ class PlannerConfig(Checked):
 class HierarchyConfig(Checked):
     """How level 2 commands level 1."""
 
-    level2: PlannerConfig = PlannerConfig(horizon=8, samples=128, iterations=2, sigma=1.0)
+    level2: PlannerConfig = PlannerConfig(horizon=12, samples=64, iterations=2, sigma=1.0)
     tracker: PlannerConfig = PlannerConfig()
     """Level-1 planner that follows the sub-goal."""
     replan: int = number(4, 1)
     """Environment steps between level-2 plans."""
     near: float = number(1.0, 0)
     """Level 1 goes straight to a goal within near * step_skip steps, by the cost's own scale."""
-    clip: float = number(2.0, 0)
+    clip: float = number(3.0, 0)
     """Standardised z stays in [-clip, clip]; 0 = unbounded (learned macro-actions have a box)."""
-    control: str = choice("none", "none", "zero", "shuffle", "perturb")
-    """Built-in controls of level 2's sub-goals."""
+    reachable: float = number(1.0, 0)
+    """Weight of the excess of imagined macro-steps over step_skip steps (temporal distance only:
+    the latent cost has no unit of time)."""
+    control: str = choice("none", "none", "zero", "shuffle", "perturb", "untrained")
+    """Built-in controls of level 2's sub-goals; `untrained`: level 2 with its initial weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.level2.disagreement:
             raise ConfigError("planning.hierarchy.level2.disagreement must be 0: no ensemble there")
+
+
+@dataclass(frozen=True)
+class Level3PlannerConfig(PlannerConfig):
+    """The third level's search; level 2 and the tracker below it are those of `hierarchy`."""
+
+    horizon: int = number(3, 1)
+    samples: int = number(128, 2)
+    sigma: float = number(1.0, 1e-6)
+    replan: int = number(16, 1)
+    """Environment steps between level-3 plans."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.disagreement:
+            raise ConfigError("planning.level3.disagreement must be 0: no ensemble there")
 
 
 @dataclass(frozen=True)
@@ -238,6 +278,7 @@ class PlanningConfig(Checked):
     """Environment steps executed per flat plan."""
     flat: PlannerConfig = PlannerConfig()
     hierarchy: HierarchyConfig = HierarchyConfig()
+    level3: Level3PlannerConfig = Level3PlannerConfig()
 
 
 @dataclass(frozen=True)

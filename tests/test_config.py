@@ -6,7 +6,10 @@ import json
 import math
 import re
 import shutil
+import sys
+import tempfile
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -32,9 +35,11 @@ from hjepa_lib.config import (
 from hjepa_lib.data.published import acquire
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
 from hjepa_lib.evaluation.results import load_result
+from hjepa_lib.lineup import learned
 from hjepa_lib.machine import choose_device, choose_precision
 from hjepa_lib.presets import PRESETS
 from hjepa_lib.runs import Run
+from hjepa_lib.trackers import Tracker
 from hjepa_lib.training import level1 as level1_training
 from hjepa_lib.training import level2 as level2_training
 from hjepa_lib.workspace import Workspace
@@ -62,7 +67,7 @@ LEAVES = flatten(BASE)
         ("evaluation.budgets=0.5+0", "budgets must lie in"),
         ("level1.widht=3", "unknown setting 'level1.widht'"),
         ("level1.width.x=3", "unknown setting 'level1.width.x'"),
-        ("level3=1", "unknown setting 'level3'"),
+        ("level4=1", "unknown setting 'level4'"),
         ("level1=1", "'level1' is a section; set one of: encoder"),
         ("level1.width", "'level1.width' is not of the form dotted.key=value"),
         ("=3", "is not of the form"),
@@ -217,6 +222,7 @@ def test_settings_that_would_do_nothing_are_refused():
             r"disagreement cost needs level1\.predictors > 1",
         ),
         ("planning.hierarchy.level2.disagreement=1", r"level2\.disagreement must be 0"),
+        ("planning.level3.disagreement=1", r"level3\.disagreement must be 0"),
     ):
         with pytest.raises(ConfigError, match=message):
             BASE.override(override)
@@ -224,11 +230,11 @@ def test_settings_that_would_do_nothing_are_refused():
 
 # --- every leaf is live -----------------------------------------------------------------------
 # Where a setting acts in one mode only, it is mutated in that mode.
-SEARCHES = ("flat", "hierarchy.level2", "hierarchy.tracker")
+SEARCHES = ("flat", "hierarchy.level2", "hierarchy.tracker", "level3")
 
 
 def in_every_search(**changes):
-    """{"planning.flat.method": "cem", ...} for all three planners."""
+    """{"planning.flat.method": "cem", ...} for every planner."""
     return {f"planning.{part}.{key}": value for part in SEARCHES for key, value in changes.items()}
 
 
@@ -248,21 +254,32 @@ CONTEXT: list[tuple[str, dict]] = [
     (r"level[12]\.optim\.patience", in_every_training(lr=0.0, updates=6)),
     (r"level2\.disable_l2", {"level2.train": "joint"}),
     (r"level2\.macro_dim", {"level2.actions": "learned"}),
+    (r"level2\.classes", {"level2.latent": "categorical"}),
+    (r"level2\.levels", {"level2.latent": "fsq"}),
     (
         r"level2\.(loss\..*|subgoal|conditioning|feedback)",
         {"level2.train": "joint", "level2.loss.std": 0.5, "level2.loss.cov": 0.5},
     ),
+    (r"planning\.level3\..*", {"level3.enabled": True}),
     (r"planning\..*\.disagreement", {"level1.predictors": 3}),
     (r"planning\..*\.elites", in_every_search(method="cem")),
+    # Ranks below would hide a small change of the sub-goal; softmin weights show it.
+    (
+        r"planning\.level3\.elites",
+        {f"planning.hierarchy.{below}.method": "mppi" for below in ("level2", "tracker")},
+    ),
     (r"planning\..*\.lr", in_every_search(method="gradient")),
     (r"planning\..*\.last_k", in_every_search(form="last_k", last_k=2)),
     (r"planning\..*\.mean_weight", in_every_search(form="last_mean")),
+    # Random weights imagine short steps, unless their embedding is wide.
+    (r"planning\.hierarchy\.reachable", {"distance.dim": 2048}),
     (r"planning\..*\.temperature(_unit)?", in_every_search(method="mppi")),
 ]
 
 REFUSED = {
     "distance.optim.patience": "no validation loss selects: any value but 0 is an error",
     "planning.hierarchy.level2.disagreement": "level 2 has no ensemble: only 0 is allowed",
+    "planning.level3.disagreement": "level 3 has no ensemble: only 0 is allowed",
 }
 """Leaves that exist because a section is shared, and refuse every other value (tested above)."""
 
@@ -290,6 +307,8 @@ SPECIAL = {
     "data.source": ["<npz>"],  # a file made below
     "data.exclude_wall": ["30-40"],
     "data.exclude_door": ["30-40"],
+    "level2.levels": [[8, 3]],
+    "level3.step_skip": [12],  # a multiple of level 2's
     "precision": ["bf16"],  # "auto" is one of the two, whichever is faster here
     "planning.hierarchy.near": [1e9],  # from never near to always near
 }
@@ -300,6 +319,8 @@ def other_values(leaf, value):
     rule = FIELDS[leaf].metadata
     if leaf in SPECIAL:
         return SPECIAL[leaf]
+    if leaf.endswith(".form") and value == "auto":  # under the distance cost `auto` is `sum`
+        return [choice for choice in rule["choices"] if choice not in ("auto", "sum")]
     if "choices" in rule:
         return [choice for choice in rule["choices"] if choice != value]
     if isinstance(value, bool):
@@ -373,17 +394,34 @@ def planning_print(method, config):
     return digest(outcome.actions.tobytes(), policy.flops_per_step)
 
 
+def tracker_print(config):
+    """The packages that are asked to take a training curve."""
+    packages = {name: MagicMock() for name in ("torch.utils.tensorboard", "wandb", "trackio")}
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        for name, package in packages.items():
+            patch.setitem(sys.modules, name, package)
+        tracker = Tracker(config.tracker, "run", Path(folder), flatten(config))
+        tracker.log({"stage": "l1", "step": 10, "loss": 1.0})
+        tracker.close()
+    return digest([name for name, package in packages.items() if package.mock_calls])
+
+
 def fingerprint(leaf, config):
     """What the setting is there for, as a hash."""
     section = leaf.split(".")[0]
+    if leaf == "tracker":
+        return tracker_print(config)
     if leaf in ("seed", "precision"):
         return training_print("level1", config)
     if section == "data":
         return data_print(config)
     if section == "level2":
         return training_print("joint" if config.level2.train == "joint" else "level2", config)
+    if leaf == "level3.enabled":
+        return digest(learned(config))
     if section == "planning":
-        return planning_print("l1+l2" if ".hierarchy." in leaf else "flat", config)
+        methods = {"hierarchy": "l1+l2", "level3": "l1+l2+l3"}
+        return planning_print(methods.get(leaf.split(".")[1], "flat"), config)
     return training_print(section, config)
 
 
@@ -433,7 +471,7 @@ def test_every_leaf_is_covered():
     """PL7: a new setting is tested above as soon as it exists; the exceptions name real leaves."""
     tested = {case.values[0] for case in CASES}
     assert tested | REFUSED.keys() | NOT_BY_EFFECT.keys() == set(LEAVES) == set(FIELDS)
-    assert len(REFUSED) + len(NOT_BY_EFFECT) <= 7
+    assert len(REFUSED) + len(NOT_BY_EFFECT) <= 8
     assert set(OVERRIDES) <= set(LEAVES)
     for pattern, overrides in CONTEXT:
         assert any(re.fullmatch(pattern, leaf) for leaf in LEAVES), pattern

@@ -24,7 +24,9 @@ TOLERANCE = 1 + 1e-5
 
 
 def settings_of(**changes):
-    return PlannerConfig(**{"samples": 64, "iterations": 4, "horizon": 3} | changes)
+    return PlannerConfig(
+        **{"samples": 64, "iterations": 4, "horizon": 3, "form": "last_mean"} | changes
+    )
 
 
 def ball(cap):
@@ -90,7 +92,7 @@ def test_executed_actions_of_both_planners_respect_the_cap(actions, method):
         plan = planner.plan(torch.randn(3, 16), torch.randn(3, 16), 0)
         assert plan.actions.norm(dim=-1).max() <= planning.action_cap * TOLERANCE
         assert plan.search.candidates.norm(dim=-1).max() <= planning.action_cap * TOLERANCE
-    found = planner.nominal2
+    found = planner.commands[0].nominal
     if actions == "none":
         assert found.abs().max() <= 0.7
     elif actions == "learned":
@@ -291,11 +293,14 @@ def test_cost_forms_equal_their_formulas():
         "last_mean": rows[..., -1] + 0.2 * rows.mean(-1),
     }
     choices = next(f for f in dataclasses.fields(PlannerConfig) if f.name == "form")
-    assert set(wanted) == set(choices.metadata["choices"])
+    assert {*wanted, "auto"} == set(choices.metadata["choices"])
+    auto = PlannerConfig(form="auto")
+    assert torch.equal(reduce_horizon(costs, auto, True), costs.sum(-1))
+    assert torch.equal(reduce_horizon(costs, auto, False), costs.amin(-1))
     for form, values in wanted.items():
-        found = reduce_horizon(costs, PlannerConfig(form=form, last_k=3, mean_weight=0.2))
+        found = reduce_horizon(costs, PlannerConfig(form=form, last_k=3, mean_weight=0.2), False)
         np.testing.assert_allclose(found.numpy(), values, rtol=1e-5)
-    longer = reduce_horizon(costs, PlannerConfig(form="last_k", last_k=99))
+    longer = reduce_horizon(costs, PlannerConfig(form="last_k", last_k=99), False)
     every = np.linspace(0.1, 1, 6)
     np.testing.assert_allclose(longer.numpy(), (rows * every).sum(-1) / every.sum(), rtol=1e-5)
 
@@ -411,10 +416,10 @@ def test_level1_tracks_the_subgoal_and_goes_straight_to_a_near_goal(agent, monke
     monkeypatch.setattr(planner_module.Planner, "_level1", spy)
     for near, wanted in ((0.0, 0), (2.0, 4), (1e9, 8)):
         planner = hierarchical(agent, near=near)
-        planner.reach = middle / 2
+        planner.commands[0].reach = middle / 2
         plan = planner.plan(latent, goal, 0)
         assert plan.near.sum() == wanted
-        assert torch.equal(plan.near, away <= near * planner.reach)
+        assert torch.equal(plan.near, away <= near * planner.commands[0].reach)
         embedded = geometry.embed(torch.where(plan.near[:, None], goal, plan.subgoal))
         torch.testing.assert_close(targets[-1], embedded)
     # near everywhere: level 1 plans as a flat planner with the same noise would
@@ -430,13 +435,13 @@ def test_subgoal_is_the_first_predicted_latent_of_the_best_plan(agent):
     planner = hierarchical(agent)
     latent, goal = torch.randn(2, 3, 16)
     plan = planner.plan(latent, goal, 0)
-    imagined = agent.level2.imagine(latent, 3, None, planner.nominal2).predictions
+    imagined = agent.level2.imagine(latent, 3, None, planner.commands[0].nominal).predictions
     torch.testing.assert_close(plan.macro, imagined)
     assert torch.equal(plan.subgoal, plan.macro[:, 0])
 
 
 @pytest.mark.parametrize(
-    ("every", "replan", "wanted"), [(2, 4, 3), (2, 2, 6), (1, 5, 3), (4, 1, 6)]
+    ("every", "replan", "wanted"), [(2, 4, 3), (2, 2, 6), (1, 4, 3), (4, 1, 6)]
 )
 def test_level2_replans_at_its_own_interval(agent, recorded, every, replan, wanted):
     """HW5: planner calls are counted: level 1 at every call, level 2 when its interval is over."""
@@ -474,7 +479,7 @@ def test_conditioning_reaches_the_planner_in_step_with_time():
     latent, goal = torch.randn(2, 2, 16)
     planner.plan(latent, goal, 0)
     context = agent.level2.context(
-        agent.level2.imagine(latent, 3, None, planner.nominal2).z
+        agent.level2.imagine(latent, 3, None, planner.commands[0].nominal).z
     )  # (B, 12, A): three macro steps of four
     start, plans = torch.randn(4, 16), torch.randn(4, 5, 2)
     rows = torch.tensor([0, 0, 1, 1])
@@ -546,3 +551,54 @@ def test_default_settings_plan(agent):
         assert torch.isfinite(plan.actions).all()
         norm = plan.actions.norm(dim=-1).max()
         assert 0 < norm <= 1.8365 * TOLERANCE
+
+
+# --- reachability and stale plans -------------------------------------------------------------
+class Line:
+    """A geometry in which the distance of two latents is their gap on the first axis."""
+
+    name, in_steps = "distance", True
+
+    def embed(self, latents):
+        return latents[..., :1]
+
+    def between(self, embedded, goal):
+        return (embedded - goal).abs().squeeze(-1)
+
+
+def test_an_imagined_path_pays_for_what_level1_cannot_follow():
+    """Steps of up to `stride` are free, longer ones cost (d - stride)^2 / stride."""
+    agent = make_agent(tiny_config())
+    level = agent.planner("l1+l2").level2
+    assert level.stride == 4
+    start = torch.zeros(3, 16)
+    path = torch.tensor([[4.0, 8.0, 4.0], [6.0, 6.0, 6.0], [0.0, -7.0, 4.0]])[..., None]
+    found = levels.unreachable(level, Line(), start, path)
+    torch.testing.assert_close(found, torch.tensor([0.0, 4 / 4, (3**2 + 7**2) / 4]))
+
+
+def test_reachability_acts_in_the_cost_that_counts_steps_only():
+    """HW2: the coefficient changes costs and plans; the latent cost has no unit of time."""
+    config = tiny_config()
+    for cost, acts in (("distance", True), ("latent", False)):
+        found = []
+        for weight in (0.0, 1e6):
+            override = {"planning.cost": cost, "planning.hierarchy.reachable": weight}
+            agent = make_agent(config.override(override))
+            agent.distance.phi[-1].weight.mul_(1e3)  # so that macro-steps are too long
+            planner = agent.planner("l1+l2")
+            latent, goal = torch.randn(2, 2, 16, generator=seeded(3))
+            found.append(planner.plan(latent, goal, 0).macro)
+        assert torch.equal(*found) == (not acts)
+
+
+def test_an_old_plan_hands_down_its_next_subgoals():
+    """With a replan interval beyond step_skip the sub-goal moves along the imagined path."""
+    agent = make_agent(tiny_config(planning__hierarchy__replan=100))
+    planner = agent.planner("l1+l2")
+    latent, goal = torch.randn(2, 2, 16, generator=seeded(3))
+    first = planner.plan(latent, goal, 0)
+    for passed, place in ((2, 0), (2, 1), (4, 2), (40, 2)):  # executed steps; step_skip 4, H2 3
+        plan = planner.plan(latent, goal, passed)
+        assert torch.equal(plan.macro, first.macro)
+        assert torch.equal(plan.subgoal, first.macro[:, place])

@@ -5,7 +5,8 @@ import torch
 from tiny import make_level2, seeded, tiny_config
 from torch.nn import functional as F
 
-from hjepa_lib.models.rssm import Gaussian, State, kl_divergence, kl_loss
+from hjepa_lib.models.rssm import State, kl_divergence, kl_loss
+from hjepa_lib.models.stochastic import Gaussian
 
 ACTIONS = ("none", "concat", "only", "learned")
 
@@ -71,7 +72,7 @@ def test_std_has_a_lower_bound():
     """Architectures 2: std = softplus(raw) + min_std, never below."""
     rssm = rssm_of(level2__min_std=0.25)
     raw = torch.tensor([[0.5, -1.0, 0.0, 2.0, -80.0, -3.0, 0.0, 4.0]])
-    found = rssm._gaussian(raw)
+    found = rssm.kind.prior(raw)
     assert torch.equal(found.mean, raw[:, :4])
     torch.testing.assert_close(found.std, F.softplus(raw[:, 4:]) + 0.25)
     latents, _ = inputs()

@@ -16,6 +16,7 @@ from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.data.windows import Windows
+from hjepa_lib.models.checkpoint import TrainedMacro
 from hjepa_lib.models.distance import Distance
 from hjepa_lib.models.hjepa import HJepa, Level2
 from hjepa_lib.models.jepa import Jepa
@@ -45,6 +46,7 @@ OVERRIDES: dict[str, Any] = {
     "level2.z_dim": 4,
     "level2.hidden": 16,
     "level2.macro_dim": 3,
+    "level3.step_skip": 8,
     "planning.action_cap": 1.8365,
     "planning.replan": 2,
     "planning.flat.samples": 8,
@@ -59,6 +61,10 @@ OVERRIDES: dict[str, Any] = {
     "planning.hierarchy.tracker.iterations": 2,
     "planning.hierarchy.tracker.horizon": 5,
     "planning.hierarchy.tracker.elites": 3,
+    "planning.level3.samples": 8,
+    "planning.level3.iterations": 2,
+    "planning.level3.elites": 3,
+    "planning.level3.replan": 4,
     "evaluation.trials": 3,
     "evaluation.steps": 6,
     **{
@@ -102,12 +108,20 @@ def make_level2(config: Config, seed: int = 1) -> Level2:
     return Level2(config.level2, config.level1.latent_dim)
 
 
+def make_level3(config: Config, seed: int = 2) -> Level2:
+    torch.manual_seed(seed)
+    return Level2(config.third, config.level1.latent_dim)
+
+
 def make_store(model: Jepa, data: Trajectories | None = None, limit: int = 20) -> LatentStore:
     return LatentStore(model, data or tiny_data(), limit, "fp32")
 
 
 def make_agent(config: Config, seed: int = 0) -> Agent:
-    """Random weights, frozen; the planner's "near" is out of reach (reach = 1e-6)."""
+    """Random weights, frozen; the planner's "near" is out of reach (reach = 1e-6).
+
+    Level 3 where it is enabled.
+    """
     level1, level2 = make_level1(config, seed), make_level2(config, seed + 1)
     normaliser = tiny_normaliser()
     mean, std = torch.tensor(normaliser.position_mean), torch.tensor(normaliser.position_std)
@@ -118,9 +132,13 @@ def make_agent(config: Config, seed: int = 0) -> Agent:
     if config.level2.actions == "learned":
         box = macro_box(level2, level1, make_store(level1, limit=2))
     reach = {"latent": 1e-6, "distance": 1e-6}
+    level3 = None
+    if config.level3.enabled:
+        model = make_level3(config, seed + 2).eval().requires_grad_(False)
+        level3 = TrainedMacro(model, reach, box)
     return Agent(
         level1, normaliser, probe, head, level2, reach, box, config.planning, config.seed,
-        "fp32", CPU,
+        "fp32", CPU, level3,
     )  # fmt: skip
 
 
@@ -160,7 +178,7 @@ def frozen_stores(level1: Level1Config, seed: int, limit: int) -> list[LatentSto
 
 
 def make_job(kind: str, config: Config, folder: Path | None = None, layouts: str = "fixed") -> Job:
-    """`level1`, `level2` (on a frozen random level 1), `joint`, `distance`; seeded."""
+    """`level1`, `level2`, `level3` (on a frozen random level 1), `joint`, `distance`; seeded."""
     data = tiny_data(layouts)
     train, validation = data.split(0.2, 0)
     options = {"folder": folder, "precision": config.precision}
@@ -177,9 +195,10 @@ def make_job(kind: str, config: Config, folder: Path | None = None, layouts: str
     frozen = make_level1(config, config.seed).eval().requires_grad_(False)
     stores = frozen_stores(config.level1, config.seed, config.distance.trajectories)
     options["seed"] = config.seed
-    if kind == "level2":
-        model = make_level2(config, config.seed + 1)
-        fit = train_level2(model, frozen, *stores, config.level2, **options)
+    if kind in ("level2", "level3"):
+        make = make_level2 if kind == "level2" else make_level3
+        model = make(config, config.seed + 1)
+        fit = train_level2(model, frozen, *stores, model.config, **options)
         return Job(fit, model, model)
     torch.manual_seed(config.seed)
     head = Distance(config.distance, config.level1.latent_dim)

@@ -32,10 +32,10 @@ def planner_flops(planner: Planner, model: Jepa, replan: int) -> tuple[float, fl
     flops = count(lambda: model.encode(frame)) / replan
     transitions = 0.0
     levels = [(planner.level1, replan)]
-    if planner.level2 is not None:
-        # level 2 plans anew at the first level-1 plan that is due
-        rounds = -(-planner.hierarchy.replan // replan)
-        levels.append((planner.level2, rounds * replan))
+    for command in planner.commands:
+        # a macro level plans anew at the first level-1 plan that is due
+        rounds = -(-command.replan // replan)
+        levels.append((command.level, rounds * replan))
     for level, every in levels:
         plan = torch.zeros(1, 1, level.plan_dim, device=device)
         one = count(lambda level=level, plan=plan: level.imagine(latent, plan))

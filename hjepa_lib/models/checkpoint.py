@@ -9,7 +9,7 @@ config is refused by name and shape.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load as load_bytes
@@ -110,13 +110,21 @@ def save_level2(
     write_json(folder / "model.json", meta)
 
 
-def load_level2(folder: Path) -> tuple[Level2, dict[str, float], Tensor | None]:
-    """Level 2, the typical cost of one macro step per geometry, and the percentile box."""
+class TrainedMacro(NamedTuple):
+    """A trained macro level and what planning needs besides."""
+
+    model: Level2
+    reach: dict[str, float]  # typical cost of one macro step per geometry
+    box: Tensor | None  # (2, macro_dim) percentile box
+
+
+def load_level2(folder: Path) -> TrainedMacro:
+    """Level 2 (or 3), in eval mode on the CPU."""
     meta = _meta(folder / "model.json", "level2")
     model = Level2(from_dict(Level2Config, meta["config"]), meta["latent_dim"])
     load_weights(folder / "model.safetensors", model)
     box = None if meta["box"] is None else torch.tensor(meta["box"])
-    return model.eval(), meta["reach"], box
+    return TrainedMacro(model.eval(), meta["reach"], box)
 
 
 def _meta(path: Path, kind: str) -> dict[str, Any]:

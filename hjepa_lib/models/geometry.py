@@ -17,6 +17,7 @@ class Geometry(Protocol):
     """Per-step cost of being at a latent when the goal is another."""
 
     name: str
+    in_steps: bool  # the cost counts environment steps
 
     def embed(self, latents: Tensor) -> Tensor:
         """(..., D) -> (..., E); goals are embedded once per plan."""
@@ -31,6 +32,7 @@ class LatentGeometry:
     """mean_d (z - z_goal)^2."""
 
     name = "latent"
+    in_steps = False
 
     def embed(self, latents: Tensor) -> Tensor:
         return latents
@@ -43,6 +45,7 @@ class DistanceGeometry:
     """Environment steps, by the learned temporal-distance head."""
 
     name = "distance"
+    in_steps = True
 
     def __init__(self, head: Distance) -> None:
         self.head = head

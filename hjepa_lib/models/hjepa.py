@@ -40,7 +40,7 @@ class Level2(nn.Module):
         chunk = config.step_skip * ACTION_DIM
         self.rssm = Rssm(config, latent_dim, ACTION_DIM)
         self.idm = mlp(2 * latent_dim, config.hidden, chunk) if config.loss.idm > 0 else None
-        self.condition = nn.Linear(config.z_dim, ACTION_DIM) if config.conditioning else None
+        self.condition = nn.Linear(self.rssm.z_width, ACTION_DIM) if config.conditioning else None
         self.correct = (
             mlp(config.step_skip * latent_dim, config.hidden, latent_dim)
             if config.feedback

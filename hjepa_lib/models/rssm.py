@@ -3,13 +3,13 @@
 Seed 000's guide and the public dreamerv3 verbs (`initial`, `observe`, `imagine`, `loss`):
 
     h_{i+1} = GRU([z_i, u_i], h_i)                 h_0 = first latent (projected), z_0 = 0
-    prior      p(z | h)       = N(mu, softplus(raw) + min_std)
-    posterior  q(z | x, h)    = N(...)             x = the next level-1 latent
+    prior      p(z | h)                            kinds of z: models/stochastic.py
+    posterior  q(z | x, h)                         x = the next level-1 latent
     prediction xhat_{i+1}     = decoder([h_{i+1}, z_{i+1}])
 
 u_i is the macro-action: none, the concatenated primitive actions, or a learned code of them (HWM,
-arXiv 2604.03208). The seed text leaves z_0 open: zeros here. z is a reparameterised sample, so the
-gradient reaches the posterior; `min_std` is a standard deviation (the seed calls it min_var).
+arXiv 2604.03208). The seed text leaves z_0 open: zeros here. z is a sample that passes gradient, so
+the posterior learns; `min_std` is a standard deviation (the seed calls it min_var).
 """
 
 from __future__ import annotations
@@ -18,17 +18,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hjepa_lib.config import Level2Config
 from hjepa_lib.models.layers import mlp
-
-
-class Gaussian(NamedTuple):
-    """Diagonal normal."""
-
-    mean: Tensor  # (..., Z)
-    std: Tensor  # (..., Z)
+from hjepa_lib.models.stochastic import KINDS, Distribution, detached, kl_divergence, stacked
 
 
 class State(NamedTuple):
@@ -43,8 +36,8 @@ class Observed(NamedTuple):
 
     predictions: Tensor  # (B, T2, D); entry 0 is the given start
     z: Tensor  # (B, T2-1, Z)
-    prior: Gaussian  # (B, T2-1, Z)
-    posterior: Gaussian  # (B, T2-1, Z)
+    prior: Distribution  # (B, T2-1, ...)
+    posterior: Distribution  # (B, T2-1, ...)
 
 
 class Imagined(NamedTuple):
@@ -54,31 +47,15 @@ class Imagined(NamedTuple):
     z: Tensor  # (M, H, Z)
 
 
-def kl_divergence(q: Gaussian, p: Gaussian) -> Tensor:
-    """Per dimension: log(sp/sq) + (sq^2 + (mq-mp)^2) / (2 sp^2) - 1/2, in nats -> (..., Z)."""
-    return (
-        (p.std / q.std).log()
-        + (q.std.square() + (q.mean - p.mean).square()) / (2 * p.std.square())
-        - 0.5
-    )
-
-
-def kl_loss(q: Gaussian, p: Gaussian, free_nats: float, balance: float) -> Tensor:
+def kl_loss(q: Distribution, p: Distribution, free_nats: float, balance: float) -> Tensor:
     """Mean over latent dims and batch; with b > 0 the prior gets the share b of the gradient."""
     if balance == 0:
         kl = kl_divergence(q, p)
     else:
-        to_prior = kl_divergence(Gaussian(q.mean.detach(), q.std.detach()), p)
-        to_posterior = kl_divergence(q, Gaussian(p.mean.detach(), p.std.detach()))
+        to_prior = kl_divergence(detached(q), p)
+        to_posterior = kl_divergence(q, detached(p))
         kl = balance * to_prior + (1 - balance) * to_posterior
     return kl.mean(-1).clamp(min=free_nats).mean()
-
-
-def _stack(steps: list[Gaussian]) -> Gaussian:
-    """Per-step (B, Z) normals -> one (B, T2-1, Z) normal."""
-    return Gaussian(
-        torch.stack([step.mean for step in steps], 1), torch.stack([step.std for step in steps], 1)
-    )
 
 
 class Rssm(nn.Module):
@@ -100,17 +77,15 @@ class Rssm(nn.Module):
                 mlp(chunk, 32, 32, config.macro_dim), nn.LayerNorm(config.macro_dim)
             )
         self.uses_z = config.actions != "only"
-        self.cell = nn.GRUCell(self.macro_dim + (config.z_dim if self.uses_z else 0), state)
-        self.prior_head = nn.Linear(state, 2 * config.z_dim)
+        self.kind = KINDS[config.latent](config)
+        self.z_width = self.kind.width
+        self.cell = nn.GRUCell(self.macro_dim + (self.z_width if self.uses_z else 0), state)
+        self.prior_head = nn.Linear(state, self.kind.prior_outputs)
         hidden = config.hidden
-        self.posterior_head = mlp(latent_dim + state, hidden, hidden, 2 * config.z_dim)
-        self.decoder = mlp(state + config.z_dim, hidden, hidden, latent_dim)
+        self.posterior_head = mlp(latent_dim + state, hidden, hidden, self.kind.posterior_outputs)
+        self.decoder = mlp(state + self.z_width, hidden, hidden, latent_dim)
 
     # --- pieces -------------------------------------------------------------------------------
-    def _gaussian(self, raw: Tensor) -> Gaussian:
-        mean, spread = raw.float().chunk(2, dim=-1)
-        return Gaussian(mean, F.softplus(spread) + self.config.min_std)
-
     def macro(self, actions: Tensor) -> Tensor | None:
         """(..., step_skip, A) normalised primitive actions -> (..., macro_dim), or None."""
         if self.config.actions == "none":
@@ -120,14 +95,14 @@ class Rssm(nn.Module):
 
     def initial(self, latent: Tensor) -> State:
         """(M, D) -> h_0 = projected latent, z_0 = zeros."""
-        return State(self.project(latent), latent.new_zeros(len(latent), self.config.z_dim))
+        return State(self.project(latent), latent.new_zeros(len(latent), self.z_width))
 
-    def advance(self, state: State, macro: Tensor | None) -> tuple[Tensor, Gaussian]:
+    def advance(self, state: State, macro: Tensor | None) -> tuple[Tensor, Distribution]:
         """One macro step: next h (M, S) and the prior over z given it."""
         parts = [state.z] if self.uses_z else []
         parts += [] if macro is None else [macro]
         h = self.cell(torch.cat(parts, dim=-1), state.h)
-        return h, self._gaussian(self.prior_head(h))
+        return h, self.kind.prior(self.prior_head(h))
 
     def decode(self, state: State) -> Tensor:
         """h (..., S), z (..., Z) -> predicted level-1 latent (..., D)."""
@@ -143,24 +118,23 @@ class Rssm(nn.Module):
         for i in range(latents.shape[1] - 1):
             macro = None if actions is None else self.macro(actions[:, i])
             h, prior = self.advance(state, macro)
-            posterior = self._gaussian(
-                self.posterior_head(torch.cat([latents[:, i + 1], h], dim=-1))
-            )
-            noise = torch.randn(posterior.mean.shape, generator=generator)
-            z = posterior.mean + posterior.std * noise.to(h.device)
+            raw = self.posterior_head(torch.cat([latents[:, i + 1], h], dim=-1))
+            posterior = self.kind.posterior(raw)
+            noise = torch.randn((len(h), self.z_width), generator=generator)
+            z = posterior.draw(noise.to(h.device))
             state = State(h, z)
             predictions.append(self.decode(state))
             zs.append(z)
             priors.append(prior)
             posteriors.append(posterior)
         return Observed(
-            torch.stack(predictions, 1), torch.stack(zs, 1), _stack(priors), _stack(posteriors)
+            torch.stack(predictions, 1), torch.stack(zs, 1), stacked(priors), stacked(posteriors)
         )
 
     def imagine(
         self, start: State, steps: int, macros: Tensor | None = None, noise: Tensor | None = None
     ) -> Imagined:
-        """Prior roll-out: z = mean + std * noise, with noise (M, H, Z) standardised (None: mean).
+        """Prior roll-out: z drawn with standardised noise (M, H, Z), its mode for None.
 
         macros: (M, H, macro_dim), needed exactly when the model uses actions.
         """
@@ -171,7 +145,7 @@ class Rssm(nn.Module):
         state, predictions, zs = start, [], []
         for i in range(steps):
             h, prior = self.advance(state, None if macros is None else macros[:, i])
-            z = prior.mean if noise is None else prior.mean + prior.std * noise[:, i]
+            z = prior.draw(None if noise is None else noise[:, i])
             state = State(h, z)
             predictions.append(self.decode(state))
             zs.append(z)

@@ -19,7 +19,9 @@ from hjepa_lib.models.hjepa import Level2
 from hjepa_lib.models.jepa import Jepa
 from hjepa_lib.planning.costs import reduce_horizon
 
-CHUNK = 4096  # candidates rolled out at once: their activations stay in the CPU's cache
+CHUNK = 4096  # candidates rolled out at once, at most
+FEWEST = 512  # below this, matrix products get slower
+NUMBERS = 1 << 22  # of one chunk's latents (H * D each): 16 MB, near the CPU's cache
 
 
 def clip_norm(actions: Tensor, cap: float) -> Tensor:
@@ -91,16 +93,16 @@ class MacroLevel:
 
     def __init__(
         self, model: Level2, config: PlannerConfig, cap: float, clip: float, box: Tensor | None,
-        level1: Jepa,
+        level1: Jepa, reachable: float = 0.0,
     ) -> None:  # fmt: skip
         self.model, self.config, self.cap, self.clip = model, config, cap, clip
-        self.level1 = level1
+        self.level1, self.reachable = level1, reachable
         self.stride = model.config.step_skip
         self.space = {"none": "z", "concat": "actions", "only": "actions", "learned": "macro"}[
             model.config.actions
         ]
         chunk = self.stride * model.rssm.action_dim
-        self.plan_dim = {"z": model.config.z_dim, "actions": chunk, "macro": model.rssm.macro_dim}[
+        self.plan_dim = {"z": model.rssm.z_width, "actions": chunk, "macro": model.rssm.macro_dim}[
             self.space
         ]
         self.box = box  # (2, macro_dim) low and high percentiles of training macro-actions
@@ -131,6 +133,22 @@ class MacroLevel:
         return self.imagine_states(start, plans).predictions
 
 
+def chunk_rows(horizon: int, dim: int) -> int:
+    """Candidates rolled out at once: fewer for long plans in wide latents."""
+    return min(CHUNK, max(FEWEST, NUMBERS // (horizon * dim)))
+
+
+def unreachable(level: MacroLevel, geometry: Geometry, start: Tensor, path: Tensor) -> Tensor:
+    """How far an imagined path asks for more than level 1 can do: start (M, D), path (M, H, E).
+
+    (M,) sum over macro-steps of (d - stride)^2 / stride, in steps, where consecutive latents are d >
+    stride steps apart. A decoder may jump through a wall; the distance knows the way round.
+    """
+    before = torch.cat([geometry.embed(start)[:, None], path[:, :-1]], 1)  # (M, H, E)
+    excess = (geometry.between(before, path) - level.stride).clamp(min=0)  # (M, H)
+    return excess.square().sum(-1) / level.stride
+
+
 def plan_costs(
     level: PrimitiveLevel | MacroLevel,
     geometry: Geometry,
@@ -142,9 +160,9 @@ def plan_costs(
     batch, samples = plans.shape[:2]
     rows = torch.arange(batch, device=plans.device).repeat_interleave(samples)  # (B*N,)
     flat = plans.flatten(0, 1)  # (B*N, H, A)
-    pieces = []
-    for begin in range(0, batch * samples, CHUNK):
-        part = slice(begin, begin + CHUNK)
+    pieces, size = [], chunk_rows(plans.shape[2], start.shape[-1])
+    for begin in range(0, batch * samples, size):
+        part = slice(begin, begin + size)
         row = rows[part]
         spread = 0.0
         if level.config.disagreement > 0 and isinstance(level, PrimitiveLevel):
@@ -153,6 +171,10 @@ def plan_costs(
             spread = level.config.disagreement * members.var(0).mean(-1).sum(-1)  # (M,)
         else:
             latents = level.imagine(start[row], flat[part], row)  # (M, H, D)
-        steps = geometry.between(geometry.embed(latents), goal[row][:, None])  # (M, H)
-        pieces.append(reduce_horizon(steps, level.config) + spread)
+        path = geometry.embed(latents)  # (M, H, E)
+        costs = geometry.between(path, goal[row][:, None])  # (M, H)
+        extra = spread
+        if isinstance(level, MacroLevel) and level.reachable > 0 and geometry.in_steps:
+            extra = level.reachable * unreachable(level, geometry, start[row], path)
+        pieces.append(reduce_horizon(costs, level.config, geometry.in_steps) + extra)
     return torch.cat(pieces).reshape(batch, samples)

@@ -1,13 +1,15 @@
-"""Model-predictive planning with one or two levels, batched over trials.
+"""Model-predictive planning with a stack of levels, batched over trials.
 
 Flat: level 1 plans straight to the goal. Hierarchical (HWM, arXiv 2604.03208, with an RSSM on top):
-level 2 plans macro-steps to the goal, its first predicted latent is the sub-goal of level 1; once
-the goal is near, level 1 goes straight to it. Level 2 changes executed actions, and the
-built-in controls (zero, shuffle, perturb) show how much (F2).
+every macro level, on a clock of its own, plans macro-steps to what the level above hands down, and
+its first predicted latent is the sub-goal of the level below; once the goal is near, the level
+below goes straight to it. Level 2 changes executed actions, and the built-in controls (zero,
+shuffle, perturb) show how much (F2).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,7 +29,36 @@ class Plan(NamedTuple):
     macro: Tensor | None  # (B, H2, D) level-2 imagined latents, None when flat
     subgoal: Tensor | None  # (B, D) the latent handed to level 1, None when flat
     near: Tensor  # (B,) bool: level 1 aims at the goal itself
-    transitions: int  # level-1 plus level-2 model transitions spent per trial
+    transitions: int  # model transitions of all levels spent per trial
+    above: tuple[tuple[Tensor, Tensor], ...] = ()  # `macro` and `subgoal` of level 3 and up
+
+
+class Command:
+    """A macro level at work: its clock, its warm start and what it hands down."""
+
+    def __init__(self, level: MacroLevel, replan: int, reach: float) -> None:
+        """`replan`: environment steps between plans; `reach`: cost between latents one macro-step
+        apart, the scale of `hierarchy.near`."""
+        self.level, self.replan, self.reach = level, replan, reach
+        self.reset()
+
+    def reset(self) -> None:
+        self.nominal: Tensor | None = None  # (B, H, A)
+        self.macro: Tensor | None = None  # (B, H, D) imagined latents
+        self.path: Tensor | None = None  # (B, H, D) the same, after the controls
+        self.since_plan = self.since_macro = 0  # environment steps
+
+    @property
+    def subgoal(self) -> Tensor:
+        """(B, D): the next latent of the path; an old plan's first ones have gone by."""
+        passed = self.since_plan // self.level.stride
+        return self.path[:, min(passed, self.path.shape[1] - 1)]
+
+    def due(self, executed: int) -> bool:
+        """Moves the clock by `executed` steps: is it time for a new plan?"""
+        self.since_plan += executed
+        self.since_macro += executed
+        return self.macro is None or self.since_plan >= self.replan
 
 
 class Planner:
@@ -38,33 +69,46 @@ class Planner:
         level1: PrimitiveLevel,
         geometry: Geometry,
         seed: int,
-        level2: MacroLevel | None = None,
+        commands: Sequence[Command] = (),
         hierarchy: HierarchyConfig | None = None,
-        reach: float = 0.0,
     ) -> None:
-        """`reach`: cost between latents step_skip steps apart; the scale of `hierarchy.near`."""
-        self.level1, self.level2, self.geometry = level1, level2, geometry
-        self.hierarchy, self.reach, self.seed = hierarchy, reach, seed
+        """`commands`: the macro levels from level 2 upwards, none for flat planning."""
+        self.level1, self.commands, self.geometry = level1, tuple(commands), geometry
+        self.hierarchy, self.seed = hierarchy, seed
         self.generator = torch.Generator()
         self.reset()
+
+    @property
+    def level2(self) -> MacroLevel | None:
+        return self.commands[0].level if self.commands else None
 
     def reset(self) -> None:
         """Forget warm starts and restart the noise: equal episodes give equal plans."""
         self.generator.manual_seed(self.seed)
         self.nominal1: Tensor | None = None
-        self.nominal2: Tensor | None = None
-        self.subgoal: Tensor | None = None
-        self.macro: Tensor | None = None
-        self.since_level2 = self.since_macro = 0
+        for command in self.commands:
+            command.reset()
 
     def plan(self, latent: Tensor, goal: Tensor, executed: int) -> Plan:
         """latent, goal (B, D); `executed` environment steps since the last call, 0 at first."""
         with torch.no_grad():
-            if self.level2 is None:
-                near = torch.ones(len(latent), dtype=torch.bool, device=latent.device)
-                search = self._level1(latent, self.geometry.embed(goal), executed)
-                return Plan(search.plan, search, None, None, near, _spent(self.level1.config))
-            return self._hierarchical(latent, goal, executed)
+            embedded = target = self.geometry.embed(goal)
+            near = torch.ones(len(latent), dtype=torch.bool, device=latent.device)
+            spent = _spent(self.level1.config)
+            for command in reversed(self.commands):
+                if command.due(executed):
+                    self._plan_macro(command, latent, target)
+                    spent += _spent(command.level.config)
+                here = self.geometry.between(self.geometry.embed(latent), embedded)  # (B,)
+                near = here <= self.hierarchy.near * command.reach
+                subgoal = self.geometry.embed(command.subgoal)
+                target = torch.where(near[:, None], embedded, subgoal)
+            if self.commands:
+                self.level1.elapsed = self.commands[0].since_plan
+            search = self._level1(latent, target, executed)
+            handed = tuple((command.macro, command.subgoal) for command in self.commands)
+            macro, subgoal = handed[0] if handed else (None, None)
+            return Plan(search.plan, search, macro, subgoal, near, spent, handed[1:])
 
     def _level1(self, latent: Tensor, target: Tensor, executed: int) -> Search:
         """target (B, E) embedded goal."""
@@ -83,39 +127,28 @@ class Planner:
             self.generator,
         )
 
-    def _hierarchical(self, latent: Tensor, goal: Tensor, executed: int) -> Plan:
-        embedded = self.geometry.embed(goal)
-        spent = _spent(self.level1.config)
-        self.since_level2 += executed
-        self.since_macro += executed
-        if self.macro is None or self.since_level2 >= self.hierarchy.replan:
-            self._plan_level2(latent, embedded)
-            spent += _spent(self.level2.config)
-        here = self.geometry.between(self.geometry.embed(latent), embedded)  # (B,)
-        near = here <= self.hierarchy.near * self.reach
-        target = torch.where(near[:, None], embedded, self.geometry.embed(self.subgoal))
-        self.level1.elapsed = self.since_level2
-        search = self._level1(latent, target, executed)
-        return Plan(search.plan, search, self.macro, self.subgoal, near, spent)
-
-    def _plan_level2(self, latent: Tensor, embedded_goal: Tensor) -> None:
-        level, control = self.level2, self.hierarchy.control
-        shifted = self.since_macro // level.stride
-        self.nominal2 = _warm(self.nominal2, latent, level, shifted)
-        plan = self._search(level, latent, embedded_goal, self.nominal2).plan
+    def _plan_macro(self, command: Command, latent: Tensor, target: Tensor) -> None:
+        """A new plan of one macro level to `target` (B, E); the controls act on level 2 alone."""
+        level, lowest = command.level, command is self.commands[0]
+        control = self.hierarchy.control if lowest else "none"
+        shifted = command.since_macro // level.stride
+        nominal = _warm(command.nominal, latent, level, shifted)
+        plan = self._search(level, latent, target, nominal).plan
         if control == "zero":
             plan = torch.zeros_like(plan)
-        self.nominal2 = plan
-        self.since_level2, self.since_macro = 0, self.since_macro % level.stride
+        command.nominal = plan
+        command.since_plan, command.since_macro = 0, command.since_macro % level.stride
         imagined = level.imagine_states(latent, plan)
-        self.macro, self.subgoal = imagined.predictions, imagined.predictions[:, 0]
-        self.level1.context = level.model.context(imagined.z)
+        command.macro = path = imagined.predictions
+        if lowest:
+            self.level1.context = level.model.context(imagined.z)
         if control == "shuffle":
             order = torch.randperm(len(plan), generator=self.generator)
-            self.subgoal = self.subgoal[order.to(plan.device)]
+            path = path[order.to(plan.device)]
         if control == "perturb":
-            noise = torch.randn(self.subgoal.shape, generator=self.generator).to(plan.device)
-            self.subgoal = self.subgoal + noise * self.subgoal.std()
+            noise = torch.randn(path[:, 0].shape, generator=self.generator).to(plan.device)
+            path = path + (noise * path[:, 0].std())[:, None]
+        command.path = path
 
 
 def _warm(nominal: Tensor | None, latent: Tensor, level, executed: int) -> Tensor:

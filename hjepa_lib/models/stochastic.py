@@ -1,0 +1,188 @@
+"""The stochastic part of level 2: what z is made of, how it is drawn, and what it costs in nats.
+
+A kind turns the outputs of a head into a distribution, and every distribution has two verbs:
+
+    draw(noise)   z from standardised noise (..., width); without noise the most likely z
+    nats(prior)   KL of this posterior against a prior, per dimension or group of z
+
+With noise ~ N(0, 1) a draw is an exact sample, whatever the kind: training draws the noise from its
+generator and a planner searches over it, in units of the prior's own spread. A draw passes gradient
+to its distribution and to the noise, straight through where z is discrete.
+
+    gaussian     mean + std * noise
+    categorical  one-hot arg-max of log p + Gumbel(noise), z_dim groups of `classes` (DreamerV3,
+                 arXiv 2301.04104, with its 1 % uniform mix; gradient of arXiv 1611.01144)
+    fsq          nearest of a few levels per dimension (finite scalar quantisation, 2309.15505)
+
+An fsq posterior is one code without spread. Its prior is a normal over the levels, rounded: level k
+has the mass between k - 1/2 and k + 1/2, the outermost ones their tails. The KL of a code is then
+-log p(code). The code in turn is pulled weakly towards the prior's mean (`COMMIT`).
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import cycle, islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.special import log_ndtr
+
+from hjepa_lib.config import Level2Config
+
+UNIFORM = 0.01  # share of the uniform distribution in every categorical (DreamerV3)
+FAR = 1e9  # standard deviations: beyond every level
+COMMIT = 0.1
+"""Strength of an fsq prior's pull on the code, as the commitment of VQ-VAE (arXiv 1711.00937): at 0
+codes are labels that no prior foresees, at 1 they soon are all the same."""
+
+
+class Gaussian(NamedTuple):
+    """Diagonal normal."""
+
+    mean: Tensor  # (..., Z)
+    std: Tensor  # (..., Z)
+
+    def draw(self, noise: Tensor | None) -> Tensor:
+        return self.mean if noise is None else self.mean + self.std * noise
+
+    def nats(self, prior: Gaussian) -> Tensor:
+        """log(sp/sq) + (sq^2 + (mq-mp)^2) / (2 sp^2) - 1/2 -> (..., Z)."""
+        return (
+            (prior.std / self.std).log()
+            + (self.std.square() + (self.mean - prior.mean).square()) / (2 * prior.std.square())
+            - 0.5
+        )
+
+
+class Categorical(NamedTuple):
+    """G independent choices of one class out of K."""
+
+    logp: Tensor  # (..., G, K) log-probabilities
+
+    def draw(self, noise: Tensor | None) -> Tensor:
+        """One-hot (..., G * K)."""
+        logits = self.logp
+        if noise is not None:
+            # Phi(noise) is uniform, so -log(-log Phi(noise)) is Gumbel; 12 keeps it finite.
+            uniform = log_ndtr(noise.float().clamp(-12, 12)).unflatten(-1, logits.shape[-2:])
+            logits = logits - (-uniform).log()
+        soft = logits.softmax(-1)
+        hard = F.one_hot(logits.argmax(-1), logits.shape[-1]).to(soft.dtype)
+        return (hard + (soft - soft.detach())).flatten(-2)
+
+    def nats(self, prior: Categorical) -> Tensor:
+        """sum_k q_k (log q_k - log p_k) -> (..., G)."""
+        return (self.logp.exp() * (self.logp - prior.logp)).sum(-1)
+
+
+class Rounded(NamedTuple):
+    """Normal rounded to the levels 0..top of each dimension; a code is one with std 0."""
+
+    mean: Tensor  # (..., Z) in levels, within [0, top]
+    std: Tensor  # (..., Z) in levels
+    top: Tensor  # (..., Z)
+
+    def draw(self, noise: Tensor | None) -> Tensor:
+        """Level k of 0..top as 2 k / top - 1, in [-1, 1]."""
+        place = self.mean if noise is None else self.mean + self.std * noise
+        place = torch.minimum(place.clamp(min=0), self.top)
+        level = place.detach().round() + (place - place.detach())
+        return 2 * level / self.top - 1
+
+    def nats(self, prior: Rounded) -> Tensor:
+        """-log prior(code) -> (..., Z)."""
+        code = self.mean.detach().round()
+        low = (code - 0.5 - prior.mean) / prior.std
+        high = (code + 0.5 - prior.mean) / prior.std
+        low = torch.where(code == 0, -FAR, low)
+        high = torch.where(code == self.top, FAR, high)
+        # log(Phi(high) - Phi(low)), from the tail that holds the smaller numbers
+        mirror = low + high > 0
+        low, high = torch.where(mirror, -high, low), torch.where(mirror, -low, high)
+        above, below = log_ndtr(high), log_ndtr(low)
+        nats = -(above + torch.log1p(-(below - above).exp()))
+        # The gradient of a normal's -log density, straight through the rounding; no value.
+        pull = ((self.mean - prior.mean.detach()) / prior.std.detach()).square() / 2
+        return nats + COMMIT * (pull - pull.detach())
+
+
+Distribution = Gaussian | Categorical | Rounded
+
+
+def kl_divergence(q: Distribution, p: Distribution) -> Tensor:
+    """KL(q || p) in nats, per dimension of z (per group of a categorical)."""
+    return q.nats(p)
+
+
+def detached(distribution: Distribution) -> Distribution:
+    """The same without gradient."""
+    return type(distribution)(*(part.detach() for part in distribution))
+
+
+def stacked(steps: list[Distribution]) -> Distribution:
+    """Per-step distributions (B, ...) -> one (B, T2-1, ...)."""
+    return type(steps[0])(*(torch.stack(parts, 1) for parts in zip(*steps, strict=True)))
+
+
+# --- kinds ------------------------------------------------------------------------------------
+class GaussianKind(nn.Module):
+    """z of `z_dim` normal dimensions; std = softplus(raw) + min_std."""
+
+    def __init__(self, config: Level2Config) -> None:
+        super().__init__()
+        self.min_std = config.min_std
+        self.width = config.z_dim  # of z and of its noise
+        self.prior_outputs = self.posterior_outputs = 2 * config.z_dim
+
+    def prior(self, raw: Tensor) -> Gaussian:
+        """(..., prior_outputs) of a head -> distribution."""
+        mean, spread = raw.float().chunk(2, dim=-1)
+        return Gaussian(mean, F.softplus(spread) + self.min_std)
+
+    posterior = prior
+
+
+class CategoricalKind(nn.Module):
+    """z of `z_dim` one-hot groups of `classes`, flattened."""
+
+    def __init__(self, config: Level2Config) -> None:
+        super().__init__()
+        self.shape = (config.z_dim, config.classes)
+        self.width = self.prior_outputs = self.posterior_outputs = math.prod(self.shape)
+
+    def prior(self, raw: Tensor) -> Categorical:
+        share = raw.float().unflatten(-1, self.shape).softmax(-1)
+        return Categorical(((1 - UNIFORM) * share + UNIFORM / self.shape[1]).log())
+
+    posterior = prior
+
+
+class FsqKind(nn.Module):
+    """z of `z_dim` dimensions with a few levels each; `levels` repeats over the dimensions."""
+
+    def __init__(self, config: Level2Config) -> None:
+        super().__init__()
+        self.min_std = config.min_std
+        self.width = self.posterior_outputs = config.z_dim
+        self.prior_outputs = 2 * config.z_dim
+        levels = torch.tensor(list(islice(cycle(config.levels), config.z_dim)))
+        self.register_buffer("top", levels.float() - 1)
+
+    def _inside(self, raw: Tensor) -> Tensor:
+        """Any number -> (0, top)."""
+        return self.top * (1 + raw.float().tanh()) / 2
+
+    def prior(self, raw: Tensor) -> Rounded:
+        mean, spread = raw.chunk(2, dim=-1)
+        std = F.softplus(spread.float()) + self.min_std
+        return Rounded(self._inside(mean), std, self.top.expand_as(std))
+
+    def posterior(self, raw: Tensor) -> Rounded:
+        mean = self._inside(raw)
+        return Rounded(mean, torch.zeros_like(mean), self.top.expand_as(mean))
+
+
+KINDS = {"gaussian": GaussianKind, "categorical": CategoricalKind, "fsq": FsqKind}

@@ -1,0 +1,310 @@
+"""A stack of levels: one planner for any number of them, and the third level from end to end."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from tiny import digest, make_agent, make_level3, seeded, tiny_config
+
+import hjepa_lib
+from hjepa_lib import scoring, stages
+from hjepa_lib.agent import THREE_LEVELS, load_agent, scale_samples
+from hjepa_lib.config import Config, ConfigError
+from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
+from hjepa_lib.evaluation.flops import planner_flops
+from hjepa_lib.evaluation.results import load_result
+from hjepa_lib.files import FileError
+from hjepa_lib.lineup import learned
+from hjepa_lib.models import checkpoint
+from hjepa_lib.planning import planner as planner_module
+from hjepa_lib.planning.levels import plan_costs
+from hjepa_lib.planning.optimisers import OPTIMISERS, shift_plan
+from hjepa_lib.runs import Run
+from hjepa_lib.workspace import Workspace
+from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.worlds.trials import load_trials
+from hjepa_lib.worlds.two_rooms import render
+
+ON = {"level3__enabled": True}
+
+
+def with_near(planner, goal, latent):
+    """Sets each level's `reach` so that about half of the trials are near for it."""
+    here = planner.geometry.between(planner.geometry.embed(latent), planner.geometry.embed(goal))
+    for command, share in zip(planner.commands, (0.4, 0.7), strict=False):
+        command.reach = float(here.quantile(share))
+    return planner
+
+
+# --- one and two levels are what they were ----------------------------------------------------
+def by_hand(planner, latents, goal, executed, replan, near):
+    """Actions of the flat and of the two-level planner, written out without a stack."""
+    low, top, geometry = planner.level1, planner.level2, planner.geometry
+    generator = torch.Generator().manual_seed(planner.seed)
+    embedded = geometry.embed(goal)
+    nominal = {low: None, top: None}
+    since_plan = since_macro = 0
+    path, found = None, []
+
+    def search(level, latent, target, shift):
+        shape = (len(latent), level.config.horizon, level.plan_dim)
+        before = nominal[level]
+        warm = torch.zeros(shape) if before is None else shift_plan(before, shift)
+        nominal[level] = OPTIMISERS[level.config.method](
+            lambda plans: plan_costs(level, geometry, latent, plans, target),
+            level.project, warm, level.config, generator,
+        ).plan  # fmt: skip
+        return nominal[level]
+
+    for latent, steps in zip(latents, executed, strict=True):
+        target = embedded
+        if top is not None:
+            since_plan, since_macro = since_plan + steps, since_macro + steps
+            if path is None or since_plan >= replan:
+                plan = search(top, latent, embedded, since_macro // top.stride)
+                since_plan, since_macro = 0, since_macro % top.stride
+                path = top.imagine(latent, plan)
+            subgoal = path[:, min(since_plan // top.stride, path.shape[1] - 1)]
+            close = geometry.between(geometry.embed(latent), embedded) <= near
+            target = torch.where(close[:, None], embedded, geometry.embed(subgoal))
+        found.append(search(low, latent, target, steps))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("cost", ["latent", "distance"])
+@pytest.mark.parametrize("replan", [3, 4, 7])
+@pytest.mark.parametrize("method", ["flat", "l1+l2"])
+def test_one_and_two_levels_equal_the_written_out_planner_bit_for_bit(method, replan, cost):
+    """The stack spends the same noise in the same order: every action of an episode is equal."""
+    config = tiny_config(planning__cost=cost, planning__hierarchy__replan=replan)
+    agent = make_agent(config)
+    latents, goal = torch.randn(6, 5, 16, generator=seeded(4)), torch.randn(5, 16)
+    executed = (0, 2, 2, 1, 3, 2)
+    planner = with_near(agent.planner(method), goal, latents[0])
+    near = planner.commands[0].reach if planner.commands else 0.0
+    wanted = by_hand(planner, latents, goal, executed, replan, near)
+    pairs = zip(latents, executed, strict=True)
+    found = torch.stack([planner.plan(latent, goal, steps).actions for latent, steps in pairs])
+    assert torch.equal(found, wanted)
+
+
+def test_a_third_level_that_is_off_costs_and_changes_nothing():
+    """Off by default: same methods, same settings in a result, no `level3` in the agent."""
+    config = Config()
+    assert not config.level3.enabled
+    assert learned(config) == learned(config.override("level2.hidden=64"))
+    assert THREE_LEVELS not in {method for method, _ in learned(config)}
+    agent = make_agent(tiny_config())
+    assert agent.level3 is None
+    with pytest.raises(ConfigError, match="'l1\\+l2\\+l3' needs a trained level 3; this run has"):
+        agent.planner(THREE_LEVELS)
+
+
+# --- three levels -----------------------------------------------------------------------------
+@pytest.mark.parametrize("cost", ["latent", "distance"])
+def test_each_level_hands_its_first_latent_to_the_level_below(cost, monkeypatch):
+    """Targets from the top: the goal, level 3's sub-goal, level 2's; the goal where it is near."""
+    agent = make_agent(tiny_config(**ON, planning__cost=cost))
+    latent, goal = torch.randn(2, 40, 16, generator=seeded(3))
+    planner = with_near(agent.planner(THREE_LEVELS), goal, latent)
+    geometry, targets = planner.geometry, {}
+    search = planner_module.Planner._search
+
+    def spy(self, level, latent, target, nominal):
+        targets[level] = target
+        return search(self, level, latent, target, nominal)
+
+    monkeypatch.setattr(planner_module.Planner, "_search", spy)
+    plan = planner.plan(latent, goal, 0)
+    two, three = planner.commands
+    assert [level.stride for level in targets] == [8, 4, 1]  # top-down
+    embedded = geometry.embed(goal)
+    away = geometry.between(geometry.embed(latent), embedded)
+    assert torch.equal(targets[three.level], embedded)
+    for command, below in ((three, two.level), (two, planner.level1)):
+        near = away <= command.reach
+        assert 0 < near.sum() < 40
+        wanted = torch.where(near[:, None], goal, command.subgoal)
+        torch.testing.assert_close(targets[below], geometry.embed(wanted))
+        imagined = command.level.imagine(latent, command.nominal)
+        assert torch.equal(command.macro, imagined)
+        assert torch.equal(command.subgoal, imagined[:, 0])
+    assert torch.equal(plan.near, away <= two.reach)
+    assert plan.macro is two.macro
+    (above,) = plan.above
+    assert above[0] is three.macro
+    assert torch.equal(above[1], three.subgoal)
+
+
+def test_every_level_replans_and_shifts_on_its_own_clock(monkeypatch):
+    """Level 3 every 6 steps, level 2 every 4, level 1 at every call; PL3 for each."""
+    planning = {"planning__hierarchy__replan": 4, "planning__level3__replan": 6}
+    planner = make_agent(tiny_config(**ON, **planning)).planner(THREE_LEVELS)
+    shifts = {1: [], 4: [], 8: []}
+    warm = planner_module._warm
+
+    def spy(nominal, latent, level, executed):
+        shifts[level.stride].append(executed)
+        return warm(nominal, latent, level, executed)
+
+    monkeypatch.setattr(planner_module, "_warm", spy)
+    latent, goal = torch.randn(2, 2, 16)
+    spent = [planner.plan(latent, goal, 2 if call else 0).transitions for call in range(13)]
+    assert shifts[1] == [0, *[2] * 12]
+    assert shifts[4] == [0, *[1] * 6]  # a plan after 4, 8 ... 24 steps: one macro-step each
+    assert shifts[8] == [0, 0, 1, 1, 1]  # after 6, 12, 18, 24 steps
+    one, two, three = 8 * 2 * 5, 8 * 2 * 3, 8 * 2 * 3  # samples x iterations x horizon
+    assert sum(spent) == 13 * one + 7 * two + 5 * three
+    assert spent[:4] == [one + two + three, one, one + two, one + three]
+    planner.reset()
+    first = planner.plan(latent, goal, 0)
+    planner.reset()
+    assert torch.equal(planner.plan(latent, goal, 0).actions, first.actions)
+
+
+@pytest.mark.parametrize("actions", ["none", "concat", "only", "learned"])
+@pytest.mark.parametrize("latent", ["gaussian", "categorical"])
+def test_level3_changes_the_executed_actions(actions, latent):
+    """F2: another level 3 and no level 3 both execute something else; actions keep the cap."""
+    agent = make_agent(tiny_config(**ON, level2__actions=actions, level2__latent=latent))
+    other = make_level3(tiny_config(**ON, level2__actions=actions, level2__latent=latent), 99)
+    swapped = dataclasses.replace(
+        agent, level3=agent.level3._replace(model=other.eval().requires_grad_(False))
+    )
+    start, goal = torch.randn(2, 6, 16, generator=seeded(3))
+    plans = [one.planner(THREE_LEVELS).plan(start, goal, 0) for one in (agent, swapped)]
+    two = agent.planner("l1+l2").plan(start, goal, 0)
+    assert not torch.equal(plans[0].actions, plans[1].actions)
+    assert not torch.equal(plans[0].actions, two.actions)
+    assert not torch.equal(plans[0].subgoal, plans[1].subgoal)
+    for plan in plans:
+        assert plan.actions.norm(dim=-1).max() <= agent.planning.action_cap * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("control", ["zero", "shuffle", "perturb", "untrained"])
+def test_controls_act_on_level2_alone(control):
+    """The ladder of controls breaks the level that commands level 1, not the one above it."""
+    plans = {}
+    start, goal = torch.randn(2, 6, 16, generator=seeded(3))
+    for name in ("none", control):
+        agent = make_agent(tiny_config(**ON, planning__hierarchy__control=name))
+        plans[name] = agent.planner(THREE_LEVELS).plan(start, goal, 0)
+    assert not torch.equal(plans[control].actions, plans["none"].actions)
+    assert torch.equal(plans[control].above[0][1], plans["none"].above[0][1])
+
+
+# --- compute, results, storage ----------------------------------------------------------------
+def test_compute_counts_every_level_at_its_own_interval():
+    planning = {"planning__hierarchy__replan": 3, "planning__level3__replan": 5}
+    agent = make_agent(tiny_config(**ON, **planning, planning__cost="latent"))
+    counted = {
+        name: planner_flops(agent.planner(name), agent.level1, 2)
+        for name in ("l1+l2", THREE_LEVELS)
+    }
+    extra = [three - two for two, three in zip(*counted.values(), strict=True)]
+    assert extra[1] == 8 * 2 * 3 / 6  # level 3 is due at steps 6, 12, ...
+    rssm = agent.level3.model.rssm
+    weights = sum(
+        p.numel() for m in (rssm.decoder, rssm.prior_head) for p in m.parameters() if p.ndim > 1
+    )
+    weights += rssm.cell.weight_ih.numel() + rssm.cell.weight_hh.numel()
+    assert extra[0] == pytest.approx(extra[1] * 2 * weights, rel=0.05)
+    half = scale_samples(agent.planning, 0.5)
+    assert half.level3 == dataclasses.replace(agent.planning.level3, samples=4)
+
+
+def test_episodes_log_the_third_level():
+    agent = make_agent(tiny_config(**ON))
+    policy = LatentPolicy(agent, THREE_LEVELS, agent.planning)
+    trials = load_trials("p1", "validation", 3)
+    outcome = run_episodes(policy, trials, "slide", 6, agent.planning.action_cap, 0)
+    seen = outcome.diagnostics
+    assert seen["macro_xy"].shape == (3, 3, 3, 2)
+    assert seen["macro3_xy"].shape == (3, 3, 3, 2)
+    assert seen["subgoal3_xy"].shape == (3, 3, 2)
+    np.testing.assert_array_equal(seen["macro3_xy"][:, :, 0], seen["subgoal3_xy"])
+    assert (int(seen["macro_stride"]), int(seen["macro3_stride"])) == (4, 8)
+
+
+def test_settings_of_a_third_level_are_checked():
+    for override, message in (
+        (
+            "level3.step_skip=4",
+            r"level3\.step_skip must be a multiple of level2\.step_skip=4, got 4",
+        ),
+        ("level3.step_skip=10", r"must be a multiple of level2\.step_skip=4, got 10"),
+        ("level2.disable_l2=true", r"level3\.enabled needs a level 2"),
+        ("level2.train=joint", r"level3\.enabled needs a level 2 with level2\.train=frozen"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            tiny_config(**ON).override(override)
+    third = tiny_config(**ON, level2__z_dim=5, level3__macro_steps=3).third
+    assert (third.step_skip, third.macro_steps, third.z_dim) == (8, 3, 5)
+
+
+@pytest.fixture(scope="module")
+def deep(trained, tmp_path_factory):
+    """A copy of the tiny run, made with `level3.enabled`, and its third level trained."""
+    with pytest.MonkeyPatch.context() as patch:
+        root = tmp_path_factory.mktemp("deep")
+        patch.setenv("HJEPA_OUTPUTS", str(root))
+        shutil.copytree(trained, root / "deep")
+        ws = Workspace("test", Run.at(root / "deep"))
+        ws.config = ws.config.override("level3.enabled=true,evaluation.latency=false")
+        before = {path: path.read_bytes() for path in (root / "deep" / "l2").iterdir()}
+        reports = list(stages.train_level3_stage(ws))
+        assert before == {path: path.read_bytes() for path in before}
+        assert list(stages.train_level3_stage(ws)) == []  # done
+        yield ws, reports
+
+
+def test_the_stage_trains_stores_and_reloads(deep, monkeypatch):
+    """Stage `l3`: same trainer, own clock; the agent plans with it after loading."""
+    ws, reports = deep
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(ws.run.path.parent))
+    assert reports[-1].update == ws.config.level2.optim.updates
+    assert {row["stage"] for row in ws.run.records("l3")} == {"l3"}
+    stored = checkpoint.load_level2(ws.run.path / "l3")
+    assert stored.model.config == ws.config.third
+    assert stored.reach.keys() == {"latent", "distance"}
+    agent = stages.load_trained(ws)
+    assert digest(agent.level3.model) == digest(stored.model)
+    frames = render(torch.tensor([[15.0, 20.0], [50.0, 40.0]]), Layout.fixed(1))
+    actions, plan = agent.plan(*frames, THREE_LEVELS)
+    assert len(plan.above) == 1
+    loaded = hjepa_lib.load("deep")
+    np.testing.assert_array_equal(loaded.plan(*frames, THREE_LEVELS)[0], actions)
+    assert set(learned(ws.config)) > {(THREE_LEVELS, "latent"), ("l1+l2", "latent")}
+
+
+def test_results_of_three_levels_hold_their_settings_and_size(deep, monkeypatch):
+    """A row of `l1+l2+l3` names level 3's planner and counts its weights; `l1+l2` does neither."""
+    ws, _ = deep
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(ws.run.path.parent))
+    ws.config = ws.config.override("planning.action_cap=0")
+    agent = stages.load_trained(ws)
+    rows = {}
+    for method in ("l1+l2", THREE_LEVELS):
+        path = scoring.evaluate(ws, agent, method, "latent", trials=2)
+        rows[method] = load_result(path).header
+    names = {method: set(row["planner"]) for method, row in rows.items()}
+    added = names[THREE_LEVELS] - names["l1+l2"]
+    assert added
+    assert all(name.startswith("level3.") for name in added)
+    extra = rows[THREE_LEVELS]["parameters"] - rows["l1+l2"]["parameters"]
+    assert extra == scoring.count_all(agent.level3.model)
+    assert rows["l1+l2"]["plan_reach"] == 3 * 4
+    assert rows[THREE_LEVELS]["plan_reach"] == 3 * 8
+    assert "l3" in ws.run.manifest["stages"]
+
+
+def test_a_third_level_for_other_latents_is_refused(deep, tmp_path):
+    ws, _ = deep
+    agent = make_agent(tiny_config())
+    checkpoint.save_level2(
+        tmp_path / "l3", make_level3(tiny_config(level1__latent_dim=20)), 20, {}, None
+    )
+    with pytest.raises(FileError, match=r"level 3 in .* reads latents of width 20, level 1 .* 16"):
+        load_agent(ws.run.path / "l1", None, agent.planning, 0, "fp32", "cpu", tmp_path / "l3")
