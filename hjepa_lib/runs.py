@@ -19,10 +19,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hjepa_lib import machine
-from hjepa_lib.config import Config, differences, from_dict, to_dict
+from hjepa_lib import machine, remote
+from hjepa_lib.config import Config, differences, flatten, from_dict, to_dict
 from hjepa_lib.files import read_json, sha256, write_atomic, write_json
 from hjepa_lib.metrics_log import MetricsLog
+from hjepa_lib.trackers import Tracker
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*(/[A-Za-z0-9][A-Za-z0-9._=+-]*)?")
 _RESERVED = ("latest", "gallery", "pretrained")
@@ -40,8 +41,14 @@ def repository() -> Path:
 
 
 def outputs_root() -> Path:
-    """Where all runs live: the environment variable HJEPA_OUTPUTS, else `outputs/`."""
-    return Path(os.environ.get("HJEPA_OUTPUTS") or repository() / "outputs").expanduser().resolve()
+    """Where all runs live: the environment variable HJEPA_OUTPUTS, else `outputs/`.
+
+    For a URL such as s3://bucket/prefix it is the local folder that remote.py keeps in step.
+    """
+    place = os.environ.get("HJEPA_OUTPUTS") or str(repository() / "outputs")
+    if remote.is_remote(place):
+        return remote.local_root(place)
+    return Path(place).expanduser().resolve()
 
 
 def pretrained_folder() -> Path:
@@ -76,18 +83,22 @@ class Run:
                 raise RunError(f"{path / 'manifest.json'} is no run manifest: {key!r} is missing")
         self.config: Config = from_dict(Config, self.manifest["config"])
         self.metrics = MetricsLog(path / "metrics.jsonl")
+        self.tracker = Tracker(
+            self.config.tracker, self.name, path / "tracker", flatten(self.config)
+        )
 
     @classmethod
     def create(cls, name: str, config: Config, root: Path | None = None) -> Run:
         """Make `root/name`; RunError if it exists. Device and precision are chosen here, once."""
         root = root or outputs_root()
         path = root / _checked(name)
-        if path.exists():
+        if path.exists() or remote.exists(path):
             raise RunError(f"run {name!r} exists already; resume it or choose another name")
         if path.parent != root and (path.parent / "manifest.json").exists():
             raise RunError(f"{path.parent.name!r} is a run, so it cannot hold the run {name!r}")
         device = machine.choose_device(config.device)
         latest = root / "latest"
+        remote.pull_file(latest)
         manifest = {
             "name": name,
             # The latest run so far: this one is about to take that title, and may need its input.
@@ -114,8 +125,15 @@ class Run:
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
             raise
-        write_atomic(latest, name + "\n")
+        remote.push(path)
+        remote.push_file(write_atomic(latest, name + "\n"))
         return cls(path)
+
+    @classmethod
+    def exists(cls, name: str, root: Path | None = None) -> bool:
+        """True when the run `name` can be opened, here or from a remote outputs root."""
+        path = (root or outputs_root()) / name
+        return (path / "manifest.json").is_file() or remote.exists(path)
 
     @classmethod
     def open(cls, name: str = "", root: Path | None = None) -> Run:
@@ -123,10 +141,12 @@ class Run:
         root = root or outputs_root()
         if not name:
             latest = root / "latest"
+            remote.pull_file(latest)
             if not latest.is_file():
                 raise RunError(f"there is no run in {root} yet")
             name = latest.read_text().strip()
         path = root / _checked(name)
+        remote.pull(path)
         if not (path / "manifest.json").is_file():
             known = ", ".join(list_runs(root)[-5:]) or "none"
             raise RunError(f"run {name!r} does not exist in {root}; the newest ones are: {known}")
@@ -235,8 +255,12 @@ class Run:
         self._update(lambda manifest: manifest["stages"].__setitem__(name, entry))
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append {"stage", "step", key: value, ...} to metrics.jsonl (see `MetricsLog.log`)."""
+        """Append {"stage", "step", key: value, ...} to metrics.jsonl, and tell the tracker.
+
+        Raises FileError as `MetricsLog.log` does; the tracker never fails (see trackers.py).
+        """
         self.metrics.log(record)
+        self.tracker.log(record)
 
     def records(self, stage: str | None = None) -> list[dict[str, Any]]:
         """All logged records, of one stage if given, in the order written."""
@@ -258,11 +282,16 @@ class Run:
         """Read the manifest again: another process (a kernel) may have written it."""
         self.manifest = read_json(self.path / "manifest.json")
 
+    def publish(self) -> None:
+        """Upload what changed, manifest last, when the outputs root is remote; else nothing."""
+        remote.push(self.path)
+
     def _update(self, change: Callable[[dict[str, Any]], Any]) -> None:
         # Read again first: kernel and runner take turns in writing the same manifest.
         self.reload()
         change(self.manifest)
         write_json(self.path / "manifest.json", self.manifest)
+        self.publish()
 
     def _spend(self, name: str, seconds: float) -> None:
         with contextlib.suppress(OSError, ValueError):  # never hide the error that ended the stage

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from hjepa_lib.agent import Agent, load_agent
-from hjepa_lib.config import profile
+from hjepa_lib.config import Level2Config, profile
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.published import acquire
 from hjepa_lib.data.trajectories import Trajectories
@@ -104,12 +104,7 @@ def train_level1_stage(ws: Workspace) -> Iterator[Report]:
                 both, Windows(train, length), config, precision=ws.precision, folder=resume
             )
         else:
-            model = Jepa(config.level1, normaliser).to(ws.device)
-            windows = [Windows(part, config.level1.window) for part in (train, validation)]
-            fit = train_level1(
-                model, *windows, config.level1, seed=config.seed, precision=ws.precision,
-                folder=resume,
-            )  # fmt: skip
+            model, fit = _level1_fit(ws, train, validation, normaliser, resume)
         yield from follow(ws, "l1", fit)
         save_level1(folder, model, normaliser, "last")
         fit.load_best()
@@ -122,6 +117,31 @@ def train_level1_stage(ws: Workspace) -> Iterator[Report]:
         save_weights(folder / "probe.safetensors", probe)
         write_json(folder / "quality.json", quality | probe_errors(model, probe, stores[1]))
     shutil.rmtree(resume)
+
+
+def join_level1(ws: Workspace) -> None:
+    """What the other processes of a torchrun do meanwhile: the same updates, nothing written."""
+    parts = load_data(ws)
+    torch.manual_seed(ws.config.seed)
+    _, fit = _level1_fit(ws, *parts, ws.run.path / "resume/l1")
+    for _ in fit:
+        pass
+
+
+def _level1_fit(
+    ws: Workspace,
+    train: Trajectories,
+    validation: Trajectories,
+    normaliser: Normaliser,
+    resume: Path,
+) -> tuple[Jepa, Fit]:
+    config = ws.config
+    model = Jepa(config.level1, normaliser).to(ws.device)
+    windows = [Windows(part, config.level1.window) for part in (train, validation)]
+    fit = train_level1(
+        model, *windows, config.level1, seed=config.seed, precision=ws.precision, folder=resume
+    )
+    return model, fit
 
 
 def stores_for(
@@ -157,31 +177,47 @@ def train_distance_stage(ws: Workspace) -> Iterator[Report]:
 
 def train_level2_stage(ws: Workspace) -> Iterator[Report]:
     """Stage `l2`: the RSSM on frozen latents (or the jointly trained weights), box and reach."""
+    if not (ws.run.done("l2") or ws.config.level2.disable_l2):
+        yield from _train_macro(ws, "l2", ws.config.level2)
+
+
+def train_level3_stage(ws: Workspace) -> Iterator[Report]:
+    """Stage `l3`: one more RSSM on the same latents, on a slower clock (`level3.enabled`)."""
+    if ws.config.level3.enabled and not ws.run.done("l3"):
+        yield from _train_macro(ws, "l3", ws.config.third)
+
+
+def _train_macro(ws: Workspace, stage: str, section: Level2Config) -> Iterator[Report]:
     config = ws.config
-    if ws.run.done("l2") or config.level2.disable_l2:
-        return
     parts = load_agent_parts(ws)
     level1, head = parts.level1, parts.distance
     train, validation, _ = load_data(ws)
-    resume = _resume_folder(ws, "l2")
+    resume = _resume_folder(ws, stage)
     torch.manual_seed(config.seed)
-    with ws.run.stage("l2", needs=own_stages(ws, "l1", "distance")) as folder:
+    with ws.run.stage(stage, needs=own_stages(ws, "l1", "distance")) as folder:
         stores = stores_for(ws, level1, train, validation)
-        level2 = Level2(config.level2, level1.latent_dim).to(ws.device)
-        if config.level2.train == "joint":
-            load_weights(find(ws, "l1") / "joint_level2.safetensors", level2)
+        model = Level2(section, level1.latent_dim).to(ws.device)
+        if section.train == "joint":
+            load_weights(find(ws, "l1") / "joint_level2.safetensors", model)
         else:
             fit = train_level2(
-                level2, level1, *stores, config.level2, seed=config.seed, precision=ws.precision,
+                model, level1, *stores, section, seed=config.seed, precision=ws.precision,
                 folder=resume,
             )  # fmt: skip
-            yield from follow(ws, "l2", fit)
+            yield from follow(ws, stage, fit)
             fit.load_best()
-        level2.eval().requires_grad_(False)
+        model.eval().requires_grad_(False)
         geometries = [LatentGeometry(), DistanceGeometry(head)]
-        reach = {g.name: typical_cost(g, stores[0], config.level2.step_skip) for g in geometries}
-        save_level2(folder, level2, level1.latent_dim, reach, macro_box(level2, level1, stores[0]))
+        reach = {g.name: typical_cost(g, stores[0], section.step_skip) for g in geometries}
+        save_level2(folder, model, level1.latent_dim, reach, macro_box(model, level1, stores[0]))
     shutil.rmtree(resume)
+
+
+def train_all(ws: Workspace) -> Iterator[Report]:
+    """The training stages in turn: level 1, distance head, level 2, level 3 where enabled."""
+    stages = (train_level1_stage, train_distance_stage, train_level2_stage, train_level3_stage)
+    for train in stages:
+        yield from train(ws)
 
 
 def own_stages(ws: Workspace, *stages: str) -> tuple[str, ...]:
@@ -196,6 +232,7 @@ def find(ws: Workspace, stage: str) -> Path:
         "l1": train_level1_stage,
         "distance": train_distance_stage,
         "l2": train_level2_stage,
+        "l3": train_level3_stage,
     }
 
     def smoke() -> Path:
@@ -221,7 +258,7 @@ def _with_smoke_budget(ws: Workspace) -> Workspace:
 
 
 def load_agent_parts(ws: Workspace) -> Agent:
-    """The agent without level 2."""
+    """The agent with level 1 alone."""
     return _agent(ws, with_level2=False)
 
 
@@ -234,4 +271,5 @@ def _agent(ws: Workspace, with_level2: bool) -> Agent:
     l1 = find(ws, "l1")
     find(ws, "distance")
     l2 = find(ws, "l2") if with_level2 else None
-    return load_agent(l1, l2, ws.config.planning, ws.config.seed, ws.precision, ws.device)
+    l3 = find(ws, "l3") if with_level2 and ws.config.level3.enabled else None
+    return load_agent(l1, l2, ws.config.planning, ws.config.seed, ws.precision, ws.device, l3)

@@ -17,14 +17,17 @@ from typing import Any, NamedTuple
 from hjepa_lib import machine
 from hjepa_lib.config import Config, ConfigError, differences, parse_overrides
 from hjepa_lib.config import profile as make_profile
+from hjepa_lib.drive import copy_run, find_drive
 from hjepa_lib.files import write_atomic
-from hjepa_lib.runs import Run, new_name, outputs_root, pretrained_folder
+from hjepa_lib.runs import Run, new_name, pretrained_folder
+from hjepa_lib.worlds.base import find_world
 
 STAGE_SECTIONS = {
     "data": ("data",),
     "l1": ("data", "level1"),
     "distance": ("data", "level1", "distance"),
     "l2": ("data", "level1", "level2"),
+    "l3": ("data", "level1", "level2", "level3"),
 }
 """Config sections that must agree before a stage of another run is taken as input."""
 
@@ -37,20 +40,26 @@ class Input(NamedTuple):
 
 
 def start(
-    notebook: str, profile: str, run: str = "", seed: int = 0, overrides: str = ""
+    notebook: str,
+    profile: str,
+    run: str = "",
+    seed: int = 0,
+    overrides: str = "",
+    drive: bool = False,
 ) -> Workspace:
     """Check a notebook's parameters and open its run; the arguments are its `parameters` cell.
 
     A named run must have been made with the same settings (RunError names the first difference);
     a missing one is created. With `run=""`, notebook 01 makes a new run, later notebooks continue
-    the latest run if its settings agree and make a new one otherwise. Raises ConfigError and
-    RunError, one sentence each.
+    the latest run if its settings agree and make a new one otherwise. With `drive`, a Drive must
+    be mounted. Raises ConfigError and RunError, one sentence each.
     """
     machine.set_up()
     config = resolve(profile, seed, overrides)
     if not isinstance(run, str):
         raise ConfigError(f"run must be text, got {run!r}")
-    return Workspace(notebook, _find_run(notebook, run, config))
+    mount = find_drive(drive)
+    return Workspace(notebook, _find_run(notebook, run, config), mount)
 
 
 def resolve(profile: str, seed: int, overrides: str) -> Config:
@@ -78,7 +87,7 @@ def overrides_text(config: Config) -> str:
 
 def _find_run(notebook: str, name: str, config: Config) -> Run:
     if name:
-        if not (outputs_root() / name / "manifest.json").exists():
+        if not Run.exists(name):
             return Run.create(name, config)
         run = Run.open(name)
         run.require(config)
@@ -109,9 +118,10 @@ def _latest(name: str = "") -> Run | None:
 class Workspace:
     """What a notebook works with: its run, settings, device and precision."""
 
-    def __init__(self, notebook: str, run: Run) -> None:
+    def __init__(self, notebook: str, run: Run, drive: Path | None = None) -> None:
         self.notebook = notebook
         self.run = run
+        self.drive = drive
         self.config = run.config
         self.device = run.device
         self.precision = run.precision
@@ -134,8 +144,8 @@ class Workspace:
         latest = latest_run(self.run)
         if latest is not None and latest.done(stage) and self._agrees(latest, stage):
             return Input(_stage_folder(latest, stage), f"latest run {latest.name}")
-        folder = pretrained_folder()
-        if (folder / "manifest.json").is_file():
+        folder, own = pretrained_folder(), find_world(self.config.data.source) is not None
+        if (folder / "manifest.json").is_file() and not own:  # it knows Two Rooms only
             pretrained = Run.at(folder)
             if pretrained.done(stage):
                 return Input(_stage_folder(pretrained, stage), "pretrained")
@@ -174,6 +184,12 @@ class Workspace:
         captions[file] = {"notebook": self.notebook, "caption": caption}
         self.run.note("figures", captions)
         return path
+
+    def copy_to_drive(self) -> Path:
+        """Copy the run to the mounted Drive (see `drive.copy_run`); ConfigError without one."""
+        if self.drive is None:
+            raise ConfigError("there is no Drive to copy to: start the notebook with drive=True")
+        return copy_run(self.run, self.drive)
 
     def progress(self, work: Iterable | int, desc: str = "", **options: Any) -> Any:
         """A tqdm bar over an iterable, or of a total to `update(n)`; plain text when headless."""

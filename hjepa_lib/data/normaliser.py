@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.data.trajectories import Trajectories
-from hjepa_lib.worlds.layout import SIZE
-from hjepa_lib.worlds.rendering import render
+from hjepa_lib.worlds.layout import CHANNELS, SIZE
 
 _FRAMES = 4096
 """Frames rendered to estimate the pixel statistics (standard error of the mean below 0.5 %)."""
@@ -49,7 +48,13 @@ class Normaliser:
         row = torch.searchsorted(trajectories.lengths.cumsum(0), states, right=True)
         total, squares = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
         for part in torch.arange(_FRAMES).split(256):  # 9 MB of float32 pixels at a time
-            frames = render(trajectories.positions[states[part]], trajectories.layouts(row[part]))
+            world = trajectories.world(trajectories.layouts(row[part]))
+            frames = world.render(trajectories.positions[states[part]])
+            if frames.shape[1:] != (CHANNELS, SIZE, SIZE) or frames.dtype != torch.uint8:
+                raise ValueError(
+                    f"a world draws (B, {CHANNELS}, {SIZE}, {SIZE}) uint8 frames, this one "
+                    f"{tuple(frames.shape)} {frames.dtype}"
+                )
             pixels = frames.float()  # (256, 2, Hpx, Wpx)
             total += pixels.sum((2, 3)).double().sum(0)
             squares += pixels.square_().sum((2, 3)).double().sum(0)

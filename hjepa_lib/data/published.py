@@ -23,6 +23,7 @@ from hjepa_lib import files
 from hjepa_lib.config import DataConfig
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.trajectories import Trajectories
+from hjepa_lib.worlds.base import find_world
 from hjepa_lib.worlds.layout import FIXED, SIZE
 
 FILE_ID = "1NwR-ui-akIgR2xcoJHYiHjOk9U5bYCa0"
@@ -201,12 +202,13 @@ def acquire(
 ) -> Trajectories:
     """The data set that `config` describes; `folder` caches the published archive.
 
-    `source` "generated", "published" or the path of an .npz. A file with fewer transitions than
-    asked for is used whole; `meta` says what was asked and got. A failing download falls back to
-    generated data and says so in meta["fallback"]; a bad file given by path raises `FileError`.
+    `source` "generated", "published", the path of an .npz, or "module:Class", an own world. A file
+    with fewer transitions than asked for is used whole; `meta` says what was asked and got. A
+    failing download falls back to generated data and says so in meta["fallback"]; a bad file given
+    by path raises `FileError`.
     """
-    if config.source == "generated":
-        return _generated(config, seed)
+    if config.source == "generated" or find_world(config.source) is not None:
+        return _generated(config, seed, config.source)
     if config.layouts != "fixed" or config.dynamics != "blocked":
         raise ValueError("published data have data.layouts=fixed and data.dynamics=blocked only")
     if config.source != "published":
@@ -223,7 +225,7 @@ def acquire(
     return _cut(data, config, {"source": "published", "recipe": config.recipe})
 
 
-def _generated(config: DataConfig, seed: int) -> Trajectories:
+def _generated(config: DataConfig, seed: int, source: str = "generated") -> Trajectories:
     return generate(
         config.recipe,
         config.transitions,
@@ -233,6 +235,7 @@ def _generated(config: DataConfig, seed: int) -> Trajectories:
         config.good_fraction,
         config.exclude_wall,
         config.exclude_door,
+        source=source,
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hjepa_lib.data.motion import random_motion
 from hjepa_lib.data.trajectories import Trajectories
+from hjepa_lib.worlds.base import World, find_world
 from hjepa_lib.worlds.layout import Layout, layout_set
 from hjepa_lib.worlds.two_rooms import DYNAMICS, oracle_action, sample_start_goal, step
 
@@ -67,15 +68,20 @@ def generate(
     exclude_wall: str = "",
     exclude_door: str = "",
     noise: float = 0.5,
+    source: str = "generated",
 ) -> Trajectories:
     """Exactly `transitions` transitions of a recipe; equal arguments give equal data.
 
     `layouts` is a name known to `layout_set` or an array (K, 2); each trajectory draws one.
     `good_fraction` acts in `mixture` only: int(fraction * R) trajectories are good, the rest
-    random. `noise` (px) acts with `bounce` only. Raises `ValueError` for unknown names.
+    random. `noise` (px) acts with `bounce` only. `source` "module:Class" names an own world, whose
+    trajectories are free walks in its one layout. Raises `ValueError` for unknown names.
     """
     _check(recipe, transitions, dynamics, good_fraction)
-    rule = RECIPES[recipe]
+    rule, world = RECIPES[recipe], find_world(source)
+    if world is not None:
+        _check_own(recipe, layouts)
+        layouts = np.zeros((1, 2), np.int16)
     per = (rule.keep or rule.states) - 1
     count = math.ceil(transitions / per)
     lengths = torch.full((count,), per + 1)
@@ -84,7 +90,7 @@ def generate(
     pool = layout_set(layouts, exclude_wall, exclude_door) if named else np.asarray(layouts)
     generator = torch.Generator().manual_seed(seed)
     kappa = torch.full((count,), rule.kappa)
-    meta: dict[str, Any] = {"source": "generated", "recipe": recipe, "transitions": transitions}
+    meta: dict[str, Any] = {"source": source, "recipe": recipe, "transitions": transitions}
     meta |= {"layouts": layouts if named else "custom", "seed": seed, "dynamics": dynamics}
     meta["noise_px"] = noise if dynamics == "bounce" else 0.0
     if recipe == "mixture":
@@ -96,7 +102,11 @@ def generate(
     drawn = torch.empty(count, 2, dtype=torch.int16)
     done = 0
     while done < count:
-        chunk = _chunk(recipe, rule, kappa[done : done + _CHUNK], pool, dynamics, noise, generator)
+        part = kappa[done : done + _CHUNK]
+        if world is None:
+            chunk = _chunk(recipe, rule, part, pool, dynamics, noise, generator)
+        else:
+            chunk = _walk(world, rule, part, dynamics, generator)
         size = len(chunk.positions)
         span = slice(done * (per + 1), (done + size) * (per + 1))
         # The slice of the last chunk is shorter: this is where the last trajectory is truncated.
@@ -117,6 +127,13 @@ def _check(recipe: str, transitions: int, dynamics: str, good_fraction: float) -
         raise ValueError(f"transitions must be at least 1, got {transitions}")
     if not 0 <= good_fraction <= 1:
         raise ValueError(f"good_fraction must lie in [0, 1], got {good_fraction}")
+
+
+def _check_own(recipe: str, layouts: str | np.ndarray) -> None:
+    if recipe in ("no_crossing", "expert"):
+        raise ValueError(f"recipe {recipe} needs two rooms; an own world has none")
+    if not isinstance(layouts, str) or layouts != "fixed":
+        raise ValueError("an own world has one layout, so data.layouts must be fixed")
 
 
 class _Chunk(NamedTuple):
@@ -151,11 +168,36 @@ def _chunk(
     if recipe == "no_crossing":
         keep = ~crosses(positions, layout)
         return _Chunk(positions[keep], actions[keep], layout.index(keep))
-    if rule.keep:
-        first = torch.randint(rule.states - rule.keep + 1, (n, 1), generator=generator)
-        rows = (first + torch.arange(rule.keep))[..., None].expand(-1, -1, 2)
-        positions, actions = positions.gather(1, rows), actions.gather(1, rows)
-    return _Chunk(positions, actions, layout)
+    return _keep(rule, _Chunk(positions, actions, layout), generator)
+
+
+def _keep(rule: Recipe, chunk: _Chunk, generator: torch.Generator) -> _Chunk:
+    """A random slice of `rule.keep` states of each trajectory; 0 keeps all."""
+    if not rule.keep:
+        return chunk
+    shape = (len(chunk.positions), 1)
+    first = torch.randint(rule.states - rule.keep + 1, shape, generator=generator)
+    rows = (first + torch.arange(rule.keep))[..., None].expand(-1, -1, 2)
+    return _Chunk(chunk.positions.gather(1, rows), chunk.actions.gather(1, rows), chunk.layout)
+
+
+def _walk(
+    world: type[World],
+    rule: Recipe,
+    kappa: Tensor,
+    dynamics: str,
+    generator: torch.Generator,
+) -> _Chunk:
+    """Free walks of an own world, from starts that it draws itself."""
+    layout = Layout.of(np.zeros((len(kappa), 2)))
+    free = torch.zeros(len(kappa), dtype=torch.bool)
+    _, actions = random_motion(layout, rule.states - 1, kappa, free, generator)
+    seed = int(torch.randint(2**31, (), generator=generator))  # of the world's own randomness
+    episodes = world(layout, dynamics, seed=seed)
+    positions = [episodes.reset(episodes.sample_start_goal(generator)[0])]
+    positions += [episodes.step(action) for action in actions.unbind(1)]
+    actions = torch.cat((actions, torch.zeros(len(kappa), 1, 2)), 1)
+    return _keep(rule, _Chunk(torch.stack(positions, 1), actions, layout), generator)
 
 
 def simulate(

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from hjepa_lib import files
+from hjepa_lib.worlds.base import World, find_world
 from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.worlds.two_rooms import TwoRooms
 
 _ARRAYS = {"positions": np.float32, "actions": np.float32, "lengths": np.int64, "layout": np.int16}
 
@@ -60,6 +62,11 @@ class Trajectories:
     def starts(self) -> Tensor:  # (R,) int64
         """Index of each trajectory's first state."""
         return self.lengths.cumsum(0) - self.lengths
+
+    @property
+    def world(self) -> type[World]:
+        """The world that made the trajectories and draws their frames."""
+        return find_world(self.meta.get("source", "")) or TwoRooms
 
     def layouts(self, index: Tensor | slice = slice(None)) -> Layout:
         """Layouts of the trajectories `index`, one row each."""

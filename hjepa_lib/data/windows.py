@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.data.trajectories import Trajectories
+from hjepa_lib.worlds.base import World
 from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.worlds.two_rooms import TwoRooms
 
 
 class WindowBatch(NamedTuple):
@@ -21,6 +23,11 @@ class WindowBatch(NamedTuple):
     positions: Tensor  # (B, T, 2) px
     actions: Tensor  # (B, T - 1, 2) px
     layout: Layout
+    world: type[World] = TwoRooms
+
+    def frames(self, device: torch.device | str) -> Tensor:
+        """Rendered on `device`: (B, T, C, Hpx, Wpx) uint8."""
+        return self.world(self.layout.to(device)).render(self.positions.to(device))
 
 
 class Windows:
@@ -33,7 +40,7 @@ class Windows:
         if length < 2:
             raise ValueError(f"a window needs at least 2 states, got {length}")
         self.length, self.device = length, torch.device(device)
-        self.trajectories = trajectories
+        self.trajectories, self._world = trajectories, trajectories.world
         self._positions = trajectories.positions.to(device)
         self._actions = trajectories.actions.to(device)
         per = (trajectories.lengths - length + 1).clamp_min(0)
@@ -67,7 +74,8 @@ class Windows:
         first = self._starts[row] + index - before
         states = (first[:, None] + torch.arange(self.length)).to(self.device)  # (B, T)
         layout = self.trajectories.layouts(row).to(self.device)
-        return WindowBatch(self._positions[states], self._actions[states[:, :-1]], layout)
+        actions = self._actions[states[:, :-1]]
+        return WindowBatch(self._positions[states], actions, layout, self._world)
 
     def sample(
         self, batch: int, generator: torch.Generator, layouts_per_batch: int = 0

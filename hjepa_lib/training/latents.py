@@ -15,7 +15,6 @@ from torch import Tensor
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.models.jepa import Jepa
 from hjepa_lib.worlds.layout import Layout
-from hjepa_lib.worlds.two_rooms import render
 
 
 class LatentBatch(NamedTuple):
@@ -44,7 +43,7 @@ class LatentStore:
 
         def frames(part: slice) -> Tensor:
             layout = self.layout.index(self.trajectory[part])
-            return render(self.positions[part].to(device), layout.to(device))
+            return data.world(layout.to(device)).render(self.positions[part].to(device))
 
         model.eval()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):

@@ -16,9 +16,9 @@ from hjepa_lib.config import Level1Config
 from hjepa_lib.data.windows import WindowBatch, Windows
 from hjepa_lib.models.jepa import Jepa
 from hjepa_lib.objectives import loss_terms, weighted_sum
+from hjepa_lib.training import distributed
 from hjepa_lib.training.loop import Fit, step_generator
 from hjepa_lib.training.probes import effective_rank, fit_ridge, rmse_px
-from hjepa_lib.worlds.two_rooms import render
 
 VALIDATION_WINDOWS = 128
 
@@ -38,7 +38,7 @@ def train_level1(
 
     def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         batch = train.sample(config.optim.batch, generator, config.layouts_per_batch)
-        return level1_loss(model, batch, device)
+        return level1_loss(model, distributed.own_rows(batch), device)
 
     def validate() -> dict[str, float]:
         batch = validation.sample(VALIDATION_WINDOWS, step_generator(seed, 0))
@@ -55,15 +55,19 @@ def train_level1(
         folder=folder,
         validate=None if validation is None else validate,
         after_update=model.update_target,
+        shared=True,
     )
 
 
 def level1_loss(
     model: Jepa, batch: WindowBatch, device: torch.device
 ) -> tuple[Tensor, dict[str, float]]:
-    """Weighted loss and the unweighted named terms of one batch of windows."""
-    frames = render(batch.positions.to(device), batch.layout.to(device))
-    rollout = model(frames, batch.actions.to(device))
+    """Weighted loss and the unweighted named terms of one batch of windows.
+
+    Under torchrun `batch` holds this process's rows, and the terms are those of all rows together.
+    """
+    frames = batch.frames(device)
+    rollout = distributed.gather_rollout(model(frames, batch.actions.to(device)))
     with torch.autocast(device.type, enabled=False):  # variances and covariances stay in fp32
         terms = loss_terms(rollout, model.config.loss.form, model.idm)
         loss = weighted_sum(terms, model.config.loss)
@@ -72,7 +76,7 @@ def level1_loss(
 
 def validate_level1(model: Jepa, batch: WindowBatch, device: torch.device) -> dict[str, float]:
     """Loss terms, collapse metrics and ridge probes of one held-out batch."""
-    frames = render(batch.positions.to(device), batch.layout.to(device))
+    frames = batch.frames(device)
     rollout = model(frames, batch.actions.to(device))
     terms = loss_terms(rollout, model.config.loss.form, model.idm)
     latents = rollout.encodings  # (B, T, D)

@@ -19,7 +19,6 @@ from hjepa_lib.models.hjepa import HJepa, Level2
 from hjepa_lib.models.jepa import Jepa
 from hjepa_lib.training.latents import LatentBatch, LatentStore
 from hjepa_lib.training.loop import Fit, step_generator
-from hjepa_lib.worlds.two_rooms import render
 
 VALIDATION_WINDOWS = 512
 
@@ -102,7 +101,7 @@ def train_joint(
 
     def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         batch = train.sample(config.level1.optim.batch, generator, config.level1.layouts_per_batch)
-        frames = render(batch.positions.to(device), batch.layout.to(device))
+        frames = batch.frames(device)
         rollout = model(frames, batch.actions.to(device), generator)
         with torch.autocast(device.type, enabled=False):
             loss, terms = model.loss(rollout)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hjepa_lib.config import OptimConfig
 from hjepa_lib.files import write_atomic
+from hjepa_lib.training import distributed
 
 RESUME = "resume.pt"
 LossFn = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]
@@ -63,7 +64,8 @@ class Fit:
     validation without that key (a bootstrapped loss says nothing about quality) selects nothing.
     Iterating again after an interruption, or in a new process with the same `folder`, goes on
     where the last checkpoint ended. Raises `TrainingError` on a non-finite loss or gradient, before
-    the weights change.
+    the weights change. A `shared` fit is run by all processes of a torchrun: gradients are averaged
+    and process 0 validates and writes (training/distributed.py).
     """
 
     def __init__(
@@ -77,10 +79,12 @@ class Fit:
         folder: Path | None = None,
         validate: ValidateFn | None = None,
         after_update: Callable[[], None] | None = None,
+        shared: bool = False,
     ) -> None:
         self.module, self.loss_fn, self.config = module, loss_fn, config
         self.seed, self.precision, self.validate = seed, precision, validate
         self.after_update = after_update
+        self.shared = shared and distributed.count() > 1
         self.path = None if folder is None else Path(folder) / RESUME
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
@@ -90,6 +94,8 @@ class Fit:
         self.best: dict[str, Tensor] = {}
         if self.path is not None and self.path.exists():
             self._restore()
+        if self.shared:
+            self._agree()
 
     def __len__(self) -> int:
         return self.config.updates
@@ -119,6 +125,8 @@ class Fit:
             )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        if self.shared:
+            distributed.average_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf).item()
         if not math.isfinite(norm):
             raise TrainingError(
@@ -140,7 +148,7 @@ class Fit:
             return {}
         self.module.eval()
         with torch.no_grad():
-            validation = self.validate()
+            validation = distributed.from_first(self.validate) if self.shared else self.validate()
         if "loss" not in validation:
             return validation
         if validation["loss"] < self.best_loss:
@@ -156,7 +164,7 @@ class Fit:
             self.module.load_state_dict(self.best)
 
     def _store(self) -> None:
-        if self.path is None:
+        if self.path is None or (self.shared and distributed.rank()):
             return
         payload = {
             "module": self.module.state_dict(),
@@ -168,6 +176,15 @@ class Fit:
         buffer = io.BytesIO()
         torch.save(payload, buffer)
         write_atomic(self.path, buffer.getvalue())
+
+    def _agree(self) -> None:
+        """All processes of a torchrun start from the same weights and the same update."""
+        first = distributed.from_first(lambda: self.update)
+        if first != self.update:
+            raise TrainingError(
+                f"process {distributed.rank()} does not see the checkpoint {self.path} of process 0"
+            )
+        distributed.share_weights(self.module)
 
     def _restore(self) -> None:
         try:

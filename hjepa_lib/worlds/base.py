@@ -1,36 +1,73 @@
-"""The interface that planning and evaluation need from a world: implement it to bring another one.
+"""The interface that data, training and evaluation need from a world: implement it to bring one.
 
 A world is a batch of B independent episodes simulated in torch. `TwoRooms` is the implementation
-shipped here; `worlds/gym_env.py` wraps the same dynamics for Gymnasium, one episode at a time.
+shipped here; `worlds/gym_env.py` wraps the same dynamics for Gymnasium, one episode at a time. An
+own world is a class in an importable module; the setting `data.source=module:Class` sends it
+through everything that Two Rooms goes through (examples/own_world.py).
 """
 
 from __future__ import annotations
 
+import importlib
+import re
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
+from hjepa_lib.config import ConfigError
 from hjepa_lib.worlds.layout import Layout
+
+_SOURCE = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 
 @runtime_checkable
 class World(Protocol):
-    """B episodes with a position each; positions and actions in px."""
+    """B episodes with a position each; positions and actions in px.
+
+    Built as `World(layout, dynamics, seed=seed)` and, to draw frames, as `World(layout)`. `layout`
+    has B rows, all (0, 0) in an own world; `dynamics` is the name of the rule in the settings.
+    """
 
     layout: Layout
     position: Tensor  # (B, 2)
+
+    def sample_start_goal(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Start and goal (B, 2) of a task each; trajectories begin at such starts too."""
 
     def reset(self, position: Tensor) -> Tensor:
         """Start at `position` (B, 2), restart all randomness; returns the positions."""
 
     def step(self, action: Tensor) -> Tensor:
-        """Apply `action` (B, 2); returns the new positions (B, 2)."""
+        """Apply `action` (B, 2); returns the new positions (B, 2), in a new tensor."""
 
     def render(self, position: Tensor | None = None) -> Tensor:
-        """uint8 frames (B, ..., C, Hpx, Wpx) of positions (B, ..., 2), default the current ones."""
+        """uint8 frames (B, ..., 2, 65, 65) of positions (B, ..., 2), default the current ones."""
 
     def oracle_length(self, start: Tensor, goal: Tensor) -> Tensor:
         """Length (B,) of the shortest feasible path."""
 
     def oracle_action(self, goal: Tensor, cap: float) -> Tensor:
         """First action (B, 2) of the shortest path from the current position, norm <= `cap`."""
+
+
+def find_world(source: str) -> type[World] | None:
+    """The class of an own world, for a `data.source` of the form module:Class; None for others.
+
+    ConfigError when there is no such module or class, or when the class lacks a method.
+    """
+    match = _SOURCE.fullmatch(source)
+    if not match:
+        return None
+    module, name = match.groups()
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise ConfigError(f"data.source={source}: cannot import {module}: {error}") from error
+    if not isinstance(found, type):
+        raise ConfigError(f"data.source={source}: {module} has no class {name}")
+    methods = [key for key in vars(World) if not key.startswith("_") and callable(vars(World)[key])]
+    missing = [key for key in methods if not callable(getattr(found, key, None))]
+    if missing:
+        raise ConfigError(f"data.source={source}: the world lacks the method {missing[0]}")
+    return found

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from hjepa_lib import files
+from hjepa_lib.worlds.base import World
 from hjepa_lib.worlds.layout import Layout, layout_set
-from hjepa_lib.worlds.two_rooms import inside, sample_start_goal
+from hjepa_lib.worlds.two_rooms import TwoRooms, inside, sample_start_goal
 
 PROTOCOLS = ("p1", "p2_seen", "p2_heldout")
 SPLITS = ("validation", "test")
@@ -43,6 +44,7 @@ class Trials(NamedTuple):
     layout: Layout  # n rows
     name: str
     sha256: str
+    world: type[World] = TwoRooms
 
     @property
     def count(self) -> int:
@@ -81,6 +83,17 @@ def make_trials(layouts: str | np.ndarray, level: str, n: int, seed: int) -> Tri
     start, goal = sample_start_goal(layout, level, generator)
     name = f"{layouts if isinstance(layouts, str) else 'custom'}_{level}_{seed}"
     return Trials(start, goal, layout, name, content_hash(start, goal, layout))
+
+
+def own_trials(world: type[World], split: str, n: int) -> Trials:
+    """The first n of the 500 trials that an own world draws from the split's seed."""
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+    layout = Layout.of(np.zeros((ROWS, 2)))
+    generator = torch.Generator().manual_seed(1000 + SPLITS.index(split))
+    start, goal = world(layout).sample_start_goal(generator)
+    name = f"{world.__name__}_{split}"
+    return Trials(start, goal, layout, name, content_hash(start, goal, layout), world).first(n)
 
 
 def save_trials(path: str | Path, trials: Trials) -> Path:

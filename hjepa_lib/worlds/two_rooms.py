@@ -181,6 +181,10 @@ class TwoRooms:
         self.generator = torch.Generator().manual_seed(seed)
         self.position = torch.full((layout.batch, 2), float("nan"), device=layout.wall_x.device)
 
+    def sample_start_goal(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Start and goal (B, 2) px in different rooms, `medium` distances."""
+        return sample_start_goal(self.layout, "medium", generator)
+
     def reset(self, position: Tensor) -> Tensor:
         """Put the dots at `position` (B, 2) px and restart the noise; returns the positions."""
         position = position.to(self.layout.wall_x)

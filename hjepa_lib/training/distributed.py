@@ -1,0 +1,132 @@
+"""Level 1 on several devices: one process for each, started by torchrun.
+
+Every process draws the whole batch from the same generator and encodes only its own rows, so the
+data order does not depend on the number of processes. The roll-outs are gathered before the loss:
+each process computes all terms of the whole batch, with variances and covariances as one process
+has them. Gathering is differentiable, its backward adds up what every process asks of a row, so
+the mean of the processes' gradients is the gradient of one process. Alone, all of this is nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hjepa_lib.config import ConfigError
+from hjepa_lib.data.windows import WindowBatch
+from hjepa_lib.models.jepa import Rollout
+
+Value = TypeVar("Value")
+
+
+# --- processes --------------------------------------------------------------------------------
+def start() -> None:
+    """Join the processes of a torchrun, if it started this one; each takes its own CUDA device."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def stop() -> None:
+    """Leave the group; the process goes on alone."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def count() -> int:
+    """Processes that train together; 1 without torchrun."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process; 0 writes the files."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+def from_first(make: Callable[[], Value]) -> Value:
+    """What `make()` returns in process 0, in all of them; the others wait for it."""
+    if count() == 1:
+        return make()
+    box = [make() if rank() == 0 else None]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+# --- one update -------------------------------------------------------------------------------
+def own_rows(batch: WindowBatch) -> WindowBatch:
+    """The rows of the whole batch that this process encodes; ConfigError for unequal shares."""
+    size, parts = len(batch.positions), count()
+    if parts == 1:
+        return batch
+    if size % parts:
+        raise ConfigError(f"level1.optim.batch={size} cannot be shared by {parts} processes")
+    rows = slice(rank() * size // parts, (rank() + 1) * size // parts)
+    return batch._replace(
+        positions=batch.positions[rows],
+        actions=batch.actions[rows],
+        layout=batch.layout.index(rows),
+    )
+
+
+def gather_rollout(rollout: Rollout) -> Rollout:
+    """The roll-out of the whole batch, in its order, from those of all processes."""
+    if count() == 1:
+        return rollout
+    online = rollout.targets is rollout.encodings  # else the gradient of one would be lost
+    parts = [rollout.encodings, rollout.predictions.transpose(0, 1), rollout.actions]
+    parts += [] if online else [rollout.targets]
+    # One message each way: every part is (B, ...) float32.
+    joined = _Gather.apply(torch.cat([part.flatten(1) for part in parts], 1))
+    split = joined.split([part[0].numel() for part in parts], 1)
+    whole = [piece.reshape(-1, *part.shape[1:]) for piece, part in zip(split, parts, strict=True)]
+    return Rollout(
+        encodings=whole[0],
+        predictions=whole[1].transpose(0, 1),
+        targets=whole[0] if online else whole[3],
+        actions=whole[2],
+    )
+
+
+class _Gather(torch.autograd.Function):
+    """(B / P, F) of every process -> (B, F) in each."""
+
+    @staticmethod
+    def forward(ctx, part: Tensor) -> Tensor:
+        ctx.rows = len(part)
+        parts = [torch.empty_like(part) for _ in range(count())]
+        dist.all_gather(parts, part.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        total = grad.contiguous().clone()
+        dist.all_reduce(total)
+        return total[rank() * ctx.rows :][: ctx.rows]
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Every gradient becomes its mean over the processes, in one message."""
+    if count() == 1:
+        return
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat)
+    flat /= count()
+    for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(mean.view_as(grad))
+
+
+@torch.no_grad()
+def share_weights(module: nn.Module) -> None:
+    """Weights and buffers of process 0 in all of them."""
+    if count() > 1:
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, 0)

@@ -1,0 +1,204 @@
+"""The example's world goes through the very code that Two Rooms goes through."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import seeded, tiny_config
+
+from hjepa_lib import scoring
+from hjepa_lib.config import ConfigError
+from hjepa_lib.data.normaliser import Normaliser
+from hjepa_lib.data.recipes import generate
+from hjepa_lib.data.trajectories import Trajectories
+from hjepa_lib.data.windows import Windows
+from hjepa_lib.evaluation.episodes import OraclePolicy, run_episodes
+from hjepa_lib.evaluation.results import collect
+from hjepa_lib.runs import Run
+from hjepa_lib.training.latents import LatentStore
+from hjepa_lib.workspace import resolve
+from hjepa_lib.worlds import Layout, TwoRooms, World
+from hjepa_lib.worlds.base import find_world
+from hjepa_lib.worlds.trials import own_trials
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+SOURCE = "own_world:Lake"
+CAP = 1.8365
+
+
+@pytest.fixture
+def lake(monkeypatch):
+    """The example's class, found by the name that the settings hold."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return find_world(SOURCE)
+
+
+def on_ring(position) -> bool:
+    radius = np.linalg.norm(np.asarray(position) - 32, axis=-1)
+    return bool(((radius > 12 - 1e-3) & (radius < 28 + 1e-3)).all())
+
+
+def layout(batch):
+    return Layout.of(np.zeros((batch, 2)))
+
+
+def test_example_is_a_short_world(lake):
+    assert isinstance(lake(layout(2)), World)
+    assert isinstance(TwoRooms(Layout.fixed(2)), World)
+    assert len((EXAMPLES / "own_world.py").read_text().splitlines()) < 80
+
+
+def test_oracle_walks_the_shortest_path(lake):
+    """Its length is reached by its own actions and beaten by no random walk."""
+    world = lake(layout(300))
+    start, goal = world.sample_start_goal(seeded(0))
+    length = world.oracle_length(start, goal)
+    position, walked = world.reset(start), torch.zeros(300)
+    for _ in range(60):
+        action = world.oracle_action(goal, CAP)
+        assert action.norm(dim=-1).max() <= CAP * (1 + 1e-5)
+        moved = world.step(action)
+        walked += (moved - position).norm(dim=-1)
+        position = moved
+    assert torch.allclose(position, goal, atol=1e-3)
+    assert (walked / length).min() > 0.995  # chords of the shore are a little shorter than the arc
+    assert (walked / length).max() < 1.02
+    assert (length >= (goal - start).norm(dim=-1) - 1e-3).all()
+
+
+def test_data_are_walks_of_the_world(lake, tmp_path):
+    data = generate("good", 1000, "fixed", seed=3, dynamics="slide", source=SOURCE)
+    assert data.transitions == 1000
+    assert data.world is lake
+    assert on_ring(data.positions)
+    positions, actions = data.one(2)
+    world = lake(layout(1))
+    now = world.reset(positions[:1])
+    for action, then in zip(actions, positions[1:], strict=True):
+        now = world.step(action[None])
+        assert torch.allclose(now[0], then, atol=1e-4)
+    again = generate("good", 1000, "fixed", seed=3, dynamics="slide", source=SOURCE)
+    assert again.hash() == data.hash()
+    assert Trajectories.load(data.save(tmp_path)).world is lake
+    sliced = generate("eb_jepa", 160, source=SOURCE)
+    assert sliced.lengths.tolist() == [17] * 10
+
+
+def test_training_sees_frames_of_the_world(lake):
+    data = generate("good", 1000, seed=3, source=SOURCE)
+    batch = Windows(data, 5).sample(4, seeded(0))
+    expected = lake(layout(4)).render(batch.positions)
+    assert torch.equal(batch.frames("cpu"), expected)
+    mean = Normaliser.fit(data, 0).pixel_mean[1]
+    assert mean == pytest.approx(float(expected[0, 0, 1].float().mean()))  # this shore, no walls
+
+
+def test_latents_and_planners_see_frames_of_the_world(lake, level1):
+    data = generate("good", 400, seed=3, source=SOURCE)
+    store = LatentStore(level1, data, 2, "fp32")
+    frames = lake(layout(len(store.positions))).render(store.positions)
+    assert torch.equal(store.latents, level1.encode(frames).to(torch.bfloat16))
+
+    class Spy(OraclePolicy):
+        needs_frames, seen = True, []
+
+        def act(self, position, frames):
+            self.seen.append(frames)
+            return super().act(position, frames)
+
+    trials = own_trials(lake, "test", 4)
+    found = run_episodes(Spy(CAP), trials, "slide", 3, CAP, 0)
+    for step, frames in enumerate(Spy.seen):
+        expected = lake(layout(4)).render(torch.from_numpy(found.positions[:, step]))
+        assert torch.equal(frames, expected)
+    assert len(Spy.seen) == 3
+    world = lake(layout(4))
+    assert np.array_equal(found.oracle, world.oracle_length(trials.start, trials.goal).numpy())
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no_such_module:Lake", "cannot import no_such_module"),
+        ("own_world:Sea", "own_world has no class Sea"),
+        ("own_world:CENTRE", "own_world has no class CENTRE"),
+        ("pathlib:Path", "the world lacks the method sample_start_goal"),
+    ],
+)
+def test_wrong_sources_are_one_sentence(lake, source, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        find_world(source)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["generated", "published", "a/b.npz", "C:\\data.npz", ""])
+def test_other_sources_are_no_worlds(source):
+    assert find_world(source) is None
+
+
+def test_what_needs_two_rooms_is_refused(lake, workspace_of):
+    with pytest.raises(ValueError, match="expert needs two rooms"):
+        generate("expert", 100, source=SOURCE)
+    with pytest.raises(ValueError, match="one layout"):
+        generate("good", 100, "random", source=SOURCE)
+    ws = workspace_of(tiny_config(data__source=SOURCE, evaluation__protocol="p2_heldout"))
+    with pytest.raises(ConfigError, match="one layout"):
+        scoring.evaluate(ws, None, "oracle")
+
+
+def test_wrong_frames_are_refused_at_once(lake, monkeypatch):
+    data = generate("good", 1000, source=SOURCE)
+    whole = lake.render
+    monkeypatch.setattr(lake, "render", lambda self, position=None: whole(self, position)[..., :64])
+    with pytest.raises(ValueError, match=r"\(256, 2, 65, 64\)"):
+        Normaliser.fit(data, 0)
+
+
+def test_trials_are_the_worlds_own(lake):
+    five, ten = own_trials(lake, "test", 5), own_trials(lake, "test", 10)
+    assert torch.equal(five.goal, ten.goal[:5])
+    assert five.sha256 == ten.sha256 != own_trials(lake, "validation", 5).sha256
+    with pytest.raises(ValueError, match="500 trials"):
+        own_trials(lake, "test", 501)
+
+
+def test_weights_of_two_rooms_are_no_input(lake, workspace_of, trained, monkeypatch):
+    monkeypatch.setattr("hjepa_lib.workspace.pretrained_folder", lambda: trained)
+    assert workspace_of(tiny_config(), "rooms").input("l1").origin == "pretrained"
+    own = workspace_of(tiny_config(data__source=SOURCE), "own")
+    assert own.input("l1").folder is None
+
+
+def test_example_trains_plans_and_compares(lake, tmp_path, monkeypatch):
+    """The command a reader types; every row is a result of the lake."""
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "own_world.py", "--smoke"],
+        capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"HJEPA_HEADLESS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = Run.open()
+    assert all(run.done(stage) for stage in ("data", "l1", "distance", "l2"))
+    run.require(resolve("smoke", 0, f"data.source={SOURCE},data.dynamics=slide"))
+    rows = {(row["method"], row["cost"]): row for row in collect(run.path / "results")}
+    learned = {(method, cost) for method in ("flat", "l1+l2") for cost in ("latent", "distance")}
+    floors = {(method, "none") for method in ("random", "random-persistent", "oracle")}
+    assert set(rows) == learned | floors
+    assert rows["oracle", "none"]["success_rate"] == 1
+    assert rows["oracle", "none"]["path_efficiency"] == pytest.approx(1, abs=0.01)
+    printed = [line.split() for line in done.stdout.splitlines()]
+    for (method, cost), row in rows.items():
+        (line,) = (words for words in printed if words[1:3] == [method, cost])
+        low, high = (float(word.strip("[],")) for word in line[5:7])
+        assert int(line[3]) == row["n"] == 4
+        assert [low, high] == pytest.approx(row["ci95"], abs=1e-5)
+        assert row["dynamics"] == "slide"
+        assert np.isnan(row["cross_wall_rate"])  # undefined: there is no wall
+    for path in (run.path / "results").glob("*.npz"):
+        with np.load(path) as result:
+            assert on_ring(result["positions"])
+            assert on_ring(result["goal"])
