@@ -1,4 +1,4 @@
-"""Command line: `python -m hjepa_lib run | compare | sweep | trials | report | pretrained`.
+"""Command line: `python -m hjepa_lib run | train | compare | sweep | study | trials | ...`.
 
 Options are parsed by tyro from the dataclasses below; hyphens and underscores mean the same. A
 wrong setting, file or run ends with one sentence and exit status 2, a failed notebook or cell with
@@ -12,12 +12,15 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from hjepa_lib.config import Config, ConfigError, load_yaml, parse_overrides
 from hjepa_lib.config import profile as make_profile
+
+if TYPE_CHECKING:
+    from hjepa_lib.runs import Run
 
 _PACKAGE = Path(__file__).resolve().parent
 _CONFIGS = _PACKAGE / "configs"
@@ -91,6 +94,46 @@ class RunCommand:
 
 
 @dataclass
+class TrainCommand:
+    """Train the models of a run without notebooks; under torchrun, level 1 on all its processes."""
+
+    profile: Literal["smoke", "laptop", "full"] | None = None
+    """smoke, laptop (the default) or full."""
+    config: Path | None = None
+    """YAML file of settings, on top of the profile."""
+    set: tuple[str, ...] = ()
+    """Single settings, such as level1.optim.updates=500."""
+    name: str = ""
+    """Name of the run; made from profile, seed and time if empty."""
+    seed: int | None = None
+    """Training seed."""
+    resume: bool = False
+    """Continue the run --name, or the latest one."""
+    yes: bool = False
+    """Start even if it takes very long."""
+
+    def __call__(self) -> int:
+        from hjepa_lib import devices
+
+        devices.train(self.open_run)
+        return 0
+
+    def open_run(self) -> Run:
+        """The run asked for, made or continued."""
+        from hjepa_lib import runner
+        from hjepa_lib.runs import Run
+
+        asked = RunCommand(**vars(self))
+        if self.resume:
+            run = Run.open(self.name)
+            run.require(asked.settings(run.config))
+            return run
+        config = asked.settings()
+        runner.prepare(config, runner.select_notebooks("01-03"), yes=self.yes)
+        return runner.start_run(config, self.name)
+
+
+@dataclass
 class CompareCommand:
     """Flat (l1) against hierarchical (l2) planning: same cost, protocol P1, one table."""
 
@@ -117,14 +160,20 @@ class CompareCommand:
 
 @dataclass
 class SweepCommand:
-    """Run a grid of settings and seeds on the local cores; ends with one table (CSV, Parquet)."""
+    """Run a grid of settings and seeds, here or on a cluster; ends with one table and plots."""
 
     grid: tyro.conf.Positional[Path]
     """YAML file with base, grid, seeds and notebooks."""
     resume: bool = False
     """Continue the study; finished cells are skipped."""
     jobs: int = 1
-    """Cells at a time; each gets its share of the cores."""
+    """Cells at a time on this machine; each gets its share of the cores."""
+    engine: Literal["joblib", "dask"] = "joblib"
+    """joblib: processes here; dask: workers that may die, here or on other machines."""
+    scheduler: str = ""
+    """Address of a running Dask scheduler, such as tcp://host:8786; a local one if empty."""
+    threads: int | None = None
+    """Threads of one cell; its share of the cores, or the worker's own, if empty."""
     yes: bool = False
     """Start even if it takes very long."""
 
@@ -132,16 +181,56 @@ class SweepCommand:
         from hjepa_lib import sweep
 
         study = sweep.read_study(self.grid)
+        options = {key: value for key, value in vars(self).items() if key != "grid"}
         try:
-            path, outcomes = sweep.run_study(
-                study, resume=self.resume, jobs=self.jobs, yes=self.yes
-            )
+            path, outcomes = sweep.run_study(study, **options)
         except KeyboardInterrupt:
             again = f"python -m hjepa_lib sweep {self.grid} --resume --jobs {self.jobs}"
+            again += f" --engine {self.engine}" if self.engine != "joblib" else ""
+            again += f" --scheduler {self.scheduler}" if self.scheduler else ""
             print(f"interrupted; continue with: {again}", file=sys.stderr)
             return 130
         failed = [outcome for outcome in outcomes if outcome.error]
         print(f"{len(outcomes) - len(failed)} of {len(outcomes)} cells finished; table: {path}")
+        return 1 if failed else 0
+
+
+@dataclass
+class StudyCommand:
+    """Train and evaluate the cells of a grid file; rows are committed as they finish."""
+
+    grid: tyro.conf.Positional[Path]
+    """YAML file with recipes (trainings) and cells (evaluations), see configs/study.yaml."""
+    list: bool = False
+    """Only show the cells in their order, with what is done and what the rest may take."""
+    only: str = ""
+    """Cells to do, by name or group: globs with commas between them; all if empty."""
+    seeds: str = ""
+    """Training seeds to do, such as 0+1; those of each cell if empty."""
+    jobs: int = 1
+    """Seeds at a time, each in a process with its share of the cores."""
+    redo: bool = False
+    """Replace rows that were made with other settings, instead of stopping there."""
+
+    def __call__(self) -> int:
+        from hjepa_lib import study
+        from hjepa_lib.studyfile import read_grid
+        from hjepa_lib.studytable import Table, describe_list, list_cells
+
+        if not all(part.isdigit() for part in self.seeds.split("+") if self.seeds):
+            raise ConfigError(f"--seeds must be numbers such as 0+1+2, got {self.seeds!r}")
+        seeds = tuple(int(part) for part in self.seeds.split("+") if part)
+        grid = read_grid(self.grid)
+        cells = grid.select(self.only, seeds)
+        if self.list:
+            print(describe_list(list_cells(grid, cells, Table(grid.table))))
+            return 0
+        try:
+            failed = study.run_study(grid, cells, jobs=self.jobs, redo=self.redo)
+        except KeyboardInterrupt:
+            print("interrupted; the same command continues", file=sys.stderr)
+            return 130
+        print(f"table: {grid.table}")
         return 1 if failed else 0
 
 
@@ -236,8 +325,10 @@ class GalleryCommand:
 
 _COMMANDS = {
     "run": RunCommand,
+    "train": TrainCommand,
     "compare": CompareCommand,
     "sweep": SweepCommand,
+    "study": StudyCommand,
     "trials": TrialsCommand,
     "report": ReportCommand,
     "pretrained": PretrainedCommand,

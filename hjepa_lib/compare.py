@@ -22,6 +22,7 @@ from hjepa_lib.estimates import describe
 from hjepa_lib.evaluation.results import LAYOUTS, Result, ResultKey, load_result, result_row
 from hjepa_lib.evaluation.statistics import mcnemar
 from hjepa_lib.files import write_atomic
+from hjepa_lib.remote import push_file
 from hjepa_lib.reporting.summary import RESULT_FIELDS
 from hjepa_lib.runs import Run, RunError, outputs_root
 from hjepa_lib.workspace import Workspace
@@ -124,7 +125,7 @@ def with_epochs(config: Config, epochs: int, folder: Path) -> Config:
 # --- runs -------------------------------------------------------------------------------------
 def open_run(folder: Path, name: str, config: Config) -> Workspace:
     """A new run, or the one made before with the same settings (RunError names the first other)."""
-    if not (folder / name / "manifest.json").is_file():
+    if not Run.exists(name, folder):
         return Workspace("compare", Run.create(name, config, folder))
     run = Run.open(name, folder)
     for key, (stored, wanted) in differences(run.config, config).items():
@@ -137,7 +138,7 @@ def open_run(folder: Path, name: str, config: Config) -> Workspace:
 
 def hand_over(folder: Path, names: dict[str, str], configs: list[Config], say: Say) -> Workspace:
     """The l2 run with data, level 1 and head of the l1 run, and its device and precision."""
-    if not (folder / names["l1"] / "manifest.json").is_file():
+    if not Run.exists(names["l1"], folder):
         raise RunError(
             f"{folder} holds no trained level 1 for seed {configs[0].seed}; "
             "run with --mode l1 or both first, or add --l2_from_scratch"
@@ -251,7 +252,7 @@ def report(folder: Path, names: dict[str, str], cost: str, say: Say) -> None:
     runs = {
         side: Run.open(name, folder)
         for side, name in names.items()
-        if (folder / name / "manifest.json").is_file()
+        if Run.exists(name, folder)
     }
     found = {
         side: find_result(runs[side], method, cost) if side in runs else None
@@ -279,4 +280,4 @@ def report(folder: Path, names: dict[str, str], cost: str, say: Say) -> None:
             f"solved by l1 only: {only['l1']:.0f}, by l2 only: {only['l2']:.0f}; "
             f"exact McNemar p = {text.loc['mcnemar_p', 'l1']:.3g}"
         )
-    say(f"table: {write_atomic(folder / CSV, frame.to_csv(index=False))}")
+    say(f"table: {push_file(write_atomic(folder / CSV, frame.to_csv(index=False)))}")

@@ -1,7 +1,7 @@
 """Which methods a run compares, and where a notebook that only reads results finds them.
 
 Every table has its floors and its ceiling (F15): two random walkers and the oracle stand beside the
-learned planners, which are {flat, l1+l2} x {latent, distance}.
+learned planners, which are {flat, l1+l2} x {latent, distance}, and l1+l2+l3 where it is enabled.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hjepa_lib import scoring, stages
+from hjepa_lib.agent import METHODS, THREE_LEVELS
 from hjepa_lib.config import Config
 from hjepa_lib.runs import Run, RunError, pretrained_folder
 from hjepa_lib.workspace import Workspace, latest_run
@@ -19,7 +20,8 @@ COSTS = ("latent", "distance")
 
 def learned(config: Config) -> list[tuple[str, str]]:
     """(method, cost) of the planners with a world model; without level 2 only the flat ones."""
-    methods = ("flat",) if config.level2.disable_l2 else ("flat", "l1+l2")
+    methods = ("flat",) if config.level2.disable_l2 else METHODS
+    methods += (THREE_LEVELS,) if config.level3.enabled else ()
     return [(method, cost) for method in methods for cost in COSTS]
 
 

@@ -14,7 +14,6 @@ import importlib.metadata
 import math
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from hjepa_lib.config import ConfigError
+from hjepa_lib.revision import revision as revision
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # parameter numbers of glibc's mallopt
 _KEEP = 1 << 30  # bytes; freed blocks below this size stay with the process
@@ -157,25 +157,6 @@ def _processor() -> str:
             line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
         )
     return platform.processor() or platform.machine()
-
-
-def revision(root: Path | None = None) -> str:
-    """Git commit ("-dirty" with local changes), else the text of a VERSION file, else "unknown"."""
-    root = root or Path(__file__).resolve().parents[1]
-    if (root / ".git").exists():
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            commit = _git(root, "rev-parse", "HEAD")
-            return commit + ("-dirty" if _git(root, "status", "--porcelain") else "")
-    with contextlib.suppress(OSError):
-        return (root / "VERSION").read_text().strip() or "unknown"
-    return "unknown"
-
-
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
-    )
-    return done.stdout.strip()
 
 
 def peak_memory_mb(children: bool = False) -> float | None:

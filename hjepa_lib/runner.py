@@ -152,6 +152,7 @@ def finish(run: Run, say: Say = print) -> Path:
     table = summary.build(run, collect(run.path / "results"))
     write_json(run.path / "summary.json", table)
     path = html.write_report(run)
+    run.publish()
     say(f"summary: {run.path / 'summary.json'}")
     say(f"report:  {path}")
     return path

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from hjepa_lib import __version__
-from hjepa_lib.agent import Agent
-from hjepa_lib.config import PlanningConfig
+from hjepa_lib.agent import THREE_LEVELS, Agent
+from hjepa_lib.config import Config, ConfigError, PlanningConfig
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.evaluation.episodes import LatentPolicy, OraclePolicy, RandomPolicy, run_episodes
 from hjepa_lib.evaluation.results import (
@@ -26,7 +26,8 @@ from hjepa_lib.evaluation.results import (
 from hjepa_lib.files import read_json
 from hjepa_lib.stages import find, own_stages
 from hjepa_lib.workspace import Workspace
-from hjepa_lib.worlds.trials import load_trials
+from hjepa_lib.worlds.base import find_world
+from hjepa_lib.worlds.trials import Trials, load_trials, own_trials
 
 
 def evaluate(
@@ -41,8 +42,12 @@ def evaluate(
     folder: str = "results",
     split: str | None = None,
     trials: int | None = None,
+    pictures: bool = True,
 ) -> Path:
-    """Run one method on stored trials and write its result; skipped when it is there already."""
+    """Run one method on stored trials and write its result; skipped when it is there already.
+
+    `pictures=False` keeps no fans and only the first plans (long horizons, many results).
+    """
     config = ws.config.evaluation
     protocol = config.protocol
     key = ResultKey(method, cost, protocol, LAYOUTS[protocol], dynamics, budget)
@@ -50,14 +55,15 @@ def evaluate(
     path = ws.run.path / folder / key.filename
     if ws.run.done(stage):
         return path
-    tasks = load_trials(protocol, split or config.split, trials or config.trials)
+    tasks = _tasks(ws.config, split or config.split, trials or config.trials)
     planning = planning or ws.config.planning
     cap = protocol_cap(protocol, planning.action_cap)
     planning = dataclasses.replace(planning, action_cap=cap)
     if cost != "none":
         planning = dataclasses.replace(planning, cost=cost)
-    with ws.run.stage(stage, folder=folder, needs=own_stages(ws, "l1", "distance", "l2")) as target:
-        policy, model = _policy(agent, method, planning, cap, ws.config.seed)
+    needs = own_stages(ws, "l1", "distance", "l2", "l3")
+    with ws.run.stage(stage, folder=folder, needs=needs) as target:
+        policy, model = _policy(agent, method, planning, cap, ws.config.seed, pictures)
         outcome = run_episodes(policy, tasks, dynamics, config.steps, cap, ws.config.seed)
         latency = None
         if model is not None and config.latency and folder == "results":
@@ -75,13 +81,30 @@ def evaluate(
         return save_result(target, key, outcome, tasks, header)
 
 
-def _policy(agent: Agent | None, method: str, planning: PlanningConfig, cap: float, seed: int):
+def _tasks(config: Config, split: str, n: int) -> Trials:
+    """The protocol's committed trials, or those that an own world draws."""
+    world, protocol = find_world(config.data.source), config.evaluation.protocol
+    if world is None:
+        return load_trials(protocol, split, n)
+    if protocol == "p2_heldout":
+        raise ConfigError("an own world has one layout, so evaluation.protocol=p2_heldout is out")
+    return own_trials(world, split, n)
+
+
+def _policy(
+    agent: Agent | None,
+    method: str,
+    planning: PlanningConfig,
+    cap: float,
+    seed: int,
+    pictures: bool,
+):
     """(policy, the same policy if it plans with models, else None)."""
     if method == "oracle":
         return OraclePolicy(cap), None
     if method.startswith("random"):
         return RandomPolicy(cap, seed, persistent=method.endswith("persistent")), None
-    policy = LatentPolicy(agent, method, planning)
+    policy = LatentPolicy(agent, method, planning, pictures)
     return policy, policy
 
 
@@ -103,8 +126,10 @@ def _provenance(ws: Workspace, agent: Agent | None, method: str, cost: str) -> d
     used = {"l1": agent.level1}
     if cost == "distance":
         used["distance"] = agent.distance
-    if method == "l1+l2":
+    if method in ("l1+l2", THREE_LEVELS):
         used["l2"] = agent.level2
+    if method == THREE_LEVELS:
+        used["l3"] = agent.level3.model
     quality = read_json(find(ws, "l1") / "quality.json")
     done = [ws.run.manifest["stages"][name]["seconds"] for name in used if ws.run.done(name)]
     return row | {

@@ -18,12 +18,12 @@ from torch import Tensor
 from hjepa_lib.agent import Agent
 from hjepa_lib.config import PlanningConfig
 from hjepa_lib.evaluation.flops import planner_flops
-from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.worlds.base import World
 from hjepa_lib.worlds.trials import Trials
-from hjepa_lib.worlds.two_rooms import TwoRooms, oracle_action, oracle_length
 
 FAN = 24  # candidates kept per planning call for the pictures
 FAN_TRIALS = 8  # of the first trials
+OFFSET_CALLS = 8  # planning calls per trial at which sub-goals are compared with real frames
 
 
 class Policy(Protocol):
@@ -31,7 +31,7 @@ class Policy(Protocol):
 
     needs_frames: bool
 
-    def reset(self, world: TwoRooms, goal: Tensor) -> None: ...
+    def reset(self, world: World, goal: Tensor) -> None: ...
 
     def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
         """position (B, 2) px (privileged policies), frames (B, 2, 65, 65) -> (B, k, 2) px."""
@@ -54,7 +54,7 @@ def run_episodes(
     policy: Policy, trials: Trials, dynamics: str, steps: int, cap: float, seed: int
 ) -> Outcome:
     """P1 and P2 alike; an action longer than `cap` px is a bug and raises ValueError (EB1)."""
-    world = TwoRooms(trials.layout, dynamics, seed=seed)
+    world = trials.world(trials.layout, dynamics, seed=seed)
     position = world.reset(trials.start)
     policy.reset(world, trials.goal)
     positions, actions, seconds, done = [position], [], 0.0, 0
@@ -74,7 +74,7 @@ def run_episodes(
     return Outcome(
         torch.stack(positions, 1).numpy(),
         torch.stack(actions, 1).numpy(),
-        oracle_length(trials.start, trials.goal, trials.layout).numpy(),
+        world.oracle_length(trials.start, trials.goal).numpy(),
         seconds,
         policy.diagnostics(),
     )
@@ -89,7 +89,7 @@ class RandomPolicy:
     def __init__(self, cap: float, seed: int, persistent: bool = False) -> None:
         self.cap, self.seed, self.persistent = cap, seed, persistent
 
-    def reset(self, world: TwoRooms, goal: Tensor) -> None:
+    def reset(self, world: World, goal: Tensor) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
         self.heading: Tensor | None = None
         self.last: Tensor | None = None
@@ -108,7 +108,7 @@ class RandomPolicy:
 
 
 class OraclePolicy:
-    """Knows positions and layout; walks the shortest path through the door."""
+    """Knows the world; walks its shortest path."""
 
     needs_frames = False
     replan = 1
@@ -116,24 +116,29 @@ class OraclePolicy:
     def __init__(self, cap: float) -> None:
         self.cap = cap
 
-    def reset(self, world: TwoRooms, goal: Tensor) -> None:
-        self.layout: Layout = world.layout
-        self.goal = goal
+    def reset(self, world: World, goal: Tensor) -> None:
+        self.world, self.goal = world, goal
 
     def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
-        return oracle_action(position, self.goal, self.layout, self.cap)[:, None]
+        return self.world.oracle_action(self.goal, self.cap)[:, None]
 
     def diagnostics(self) -> dict[str, np.ndarray]:
         return {}
 
 
 class LatentPolicy:
-    """Plans with an agent's world models; sees frames only."""
+    """Plans with an agent's world models; sees frames only.
+
+    `pictures=False` leaves out fans and all plans but the first: at a horizon of 192 they would
+    take a gigabyte.
+    """
 
     needs_frames = True
 
-    def __init__(self, agent: Agent, method: str, planning: PlanningConfig) -> None:
-        self.agent, self.planning = agent, planning
+    def __init__(
+        self, agent: Agent, method: str, planning: PlanningConfig, pictures: bool = True
+    ) -> None:
+        self.agent, self.planning, self.pictures = agent, planning, pictures
         self.planner = agent.planner(method, planning)
         # A plan shorter than the interval is executed whole.
         self.replan = min(planning.replan, self.planner.level1.config.horizon)
@@ -141,8 +146,9 @@ class LatentPolicy:
             self.planner, agent.level1, self.replan
         )
 
-    def reset(self, world: TwoRooms, goal: Tensor) -> None:
+    def reset(self, world: World, goal: Tensor) -> None:
         self.planner.reset()
+        self.world: World = world
         self.goal = self.agent.encode(world.render(goal))
         self.started = False
         self.log: dict[str, list[Tensor]] = {}
@@ -157,20 +163,23 @@ class LatentPolicy:
 
     def _keep(self, latent: Tensor, plan) -> None:
         """Latents are kept and probed once at the end, outside the timed loop."""
-        order = plan.search.costs.argsort(1)[:FAN_TRIALS]  # (b, N)
-        pick = order[:, :: max(1, order.shape[1] // FAN)][:, :FAN]
-        rows = torch.arange(len(pick))[:, None]
         kept = {
             "latent": latent,
             "plan": plan.actions,
             "near": plan.near,
             "cost_min": plan.search.costs.amin(1),
             "cost_mean": plan.search.costs.mean(1),
-            "fan_plan": plan.search.candidates[rows, pick],
-            "fan_cost": plan.search.costs[rows, pick],
         }
+        if self.pictures:
+            order = plan.search.costs.argsort(1)[:FAN_TRIALS]  # (b, N)
+            pick = order[:, :: max(1, order.shape[1] // FAN)][:, :FAN]
+            rows = torch.arange(len(pick))[:, None]
+            kept["fan_plan"] = plan.search.candidates[rows, pick]
+            kept["fan_cost"] = plan.search.costs[rows, pick]
         if plan.macro is not None:
             kept |= {"macro": plan.macro, "subgoal": plan.subgoal}
+        for level, (macro, subgoal) in enumerate(plan.above, 3):
+            kept |= {f"macro{level}": macro, f"subgoal{level}": subgoal}
         for key, value in kept.items():
             self.log.setdefault(key, []).append(value)
 
@@ -188,19 +197,49 @@ class LatentPolicy:
             return probe(latents).reshape(*lead, -1, 2)
 
         here = geometry.between(geometry.embed(log["latent"]), geometry.embed(goal)[:, None])
-        fan = log["fan_plan"]  # (b, R, F, H, A)
-        start = log["latent"][: len(fan), :, None].expand(*fan.shape[:3], -1)
+        calls = None if self.pictures else 1
         found = {
             "believed_xy": probe(log["latent"]),
-            "plan_xy": paths(log["latent"], log["plan"]),
-            "fan_xy": paths(start, fan),
+            "plan_xy": paths(log["latent"][:, :calls], log["plan"][:, :calls]),
             "goal_cost": here,
         }
+        keep = ["near", "cost_min", "cost_mean"]
+        if self.pictures:
+            fan = log["fan_plan"]  # (b, R, F, H, A)
+            start = log["latent"][: len(fan), :, None].expand(*fan.shape[:3], -1)
+            found["fan_xy"] = paths(start, fan)
+            keep += ["plan", "fan_cost"]
         if "macro" in log:
             found |= {"macro_xy": probe(log["macro"]), "subgoal_xy": probe(log["subgoal"])}
-        keep = ("plan", "near", "cost_min", "cost_mean", "fan_cost")
+            found["subgoal_offset"] = self._subgoal_offset(log)
+        for level in range(3, 2 + len(self.planner.commands)):
+            for name in (f"macro{level}", f"subgoal{level}"):
+                found[f"{name}_xy"] = probe(log[name])
         found |= {key: log[key] for key in keep}
         arrays = {key: value.float().cpu().numpy() for key, value in found.items()}
         if "macro" in log:
             arrays["macro_stride"] = np.array(self.planner.level2.stride)
+        for level, command in enumerate(self.planner.commands[1:], 3):
+            arrays[f"macro{level}_stride"] = np.array(command.level.stride)
         return arrays
+
+    def _subgoal_offset(self, log: dict[str, Tensor]) -> Tensor:
+        """(B, R) distance of a sub-goal from the encoding of a frame with the dot at its place.
+
+        RMS over D, in units of the batch's mean for level-1 predictions (the ends of the executed
+        plans): 1 is as consistent as level 1 itself. NaN at calls left out (`OFFSET_CALLS` remain).
+        """
+        calls = log["subgoal"].shape[1]
+        pick = torch.linspace(0, calls - 1, min(calls, OFFSET_CALLS)).round().long()
+        start, plans = log["latent"][:, pick], log["plan"][:, pick]
+        ends = self.planner.level1.imagine(start.flatten(0, 1), plans.flatten(0, 1))[:, -1]
+        unit = self._offset(ends.reshape(start.shape)).mean()
+        found = log["latent"].new_full(log["subgoal"].shape[:2], math.nan)
+        found[:, pick] = self._offset(log["subgoal"][:, pick]) / unit.clamp_min(1e-12)
+        return found
+
+    def _offset(self, latents: Tensor) -> Tensor:
+        """(B, R, D) -> (B, R) RMS distance from the encoding of the place that the probe reads."""
+        frames = self.world.render(self.agent.probe(latents).float().cpu()).flatten(0, 1)
+        real = torch.cat([self.agent.encode(part) for part in frames.split(512)])
+        return (latents - real.reshape(latents.shape)).square().mean(-1).sqrt()

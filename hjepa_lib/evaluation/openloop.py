@@ -38,12 +38,28 @@ def gaps(probe: Probe, latents: Tensor, positions: Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def level1_errors(model: Jepa, probe: Probe, batch: LatentBatch) -> np.ndarray:
-    """(H, B) px after 1..H steps."""
+def level1_errors(
+    model: Jepa, probe: Probe, batch: LatentBatch, level2: Level2 | None = None
+) -> np.ndarray:
+    """(H, B) px after 1..H steps; `level2` acts on level 1 as in joint training (its hooks)."""
     device = model.pixel_mean.device
     start, actions = batch.latents[:, 0].to(device), batch.actions.to(device)
-    predicted = model.rollout_members(start, actions).mean(0)[:, 1:]  # (B, H, D)
+    hooks = {} if level2 is None else _hooks(level2, model, batch)
+    predicted = model.rollout_members(start, actions, **hooks).mean(0)[:, 1:]  # (B, H, D)
     return gaps(probe, predicted, batch.positions[:, 1:])
+
+
+def _hooks(level2: Level2, level1: Jepa, batch: LatentBatch) -> dict[str, Any]:
+    """What a jointly trained level 2 adds to a roll-out, given the posterior's z of the window."""
+    device = level1.pixel_mean.device
+    actions = level1.normalise_actions(batch.actions.to(device))
+    generator = torch.Generator().manual_seed(0)
+    _, observed = level2.observe(batch.latents.to(device), actions, generator)
+    context = level2.context(observed.z)  # (B, whole macro steps, A) or None
+    if context is not None:  # the rest of a window keeps the last macro step
+        rest = actions.shape[1] - context.shape[1]
+        context = torch.cat([context, context[:, -1:].expand(-1, rest, -1)], 1)
+    return {"context": context, "feedback": level2.feedback}
 
 
 @torch.no_grad()

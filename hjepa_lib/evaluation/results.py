@@ -58,9 +58,10 @@ def to_episodes(outcome: Outcome, trials: Trials) -> Episodes:
     reach = 0
     if "plan_xy" in seen:
         end, reach = seen["plan_xy"][:, 0, -1], seen["plan_xy"].shape[2]
-    if "macro_xy" in seen:
-        macro = seen["macro_xy"]  # (B, R, H2, 2)
-        end, reach = macro[:, 0, -1], macro.shape[2] * int(seen["macro_stride"])
+    for level in ("macro", "macro3"):
+        if f"{level}_xy" in seen:
+            macro = seen[f"{level}_xy"]  # (B, R, H2, 2)
+            end, reach = macro[:, 0, -1], macro.shape[2] * int(seen[f"{level}_stride"])
     return Episodes(
         outcome.positions,
         trials.goal.numpy(),
@@ -80,6 +81,8 @@ def planner_settings(
         return {"action_cap": cap, "steps": steps}
     used = dataclasses.asdict(planning)
     used.pop("hierarchy" if policy.planner.level2 is None else "flat")
+    if len(policy.planner.commands) < 2:
+        used.pop("level3")
     settings = {"action_cap": cap, "steps": steps, "seed": policy.planner.seed}
     return settings | flatten_dict(used) | {"action_cap": cap}
 

@@ -1,0 +1,153 @@
+"""Why a trial failed: exactly one label per trial, from what a result file holds.
+
+With p(t) the positions, g the goal and all lengths in px, the first rule that applies decides:
+
+| label | rule |
+|---|---|
+| solved | the protocol's own success |
+| missed_goal | came within 4.5 px of g at some step |
+| off_distribution | L1+L2: median `subgoal_offset` of the commanded calls above 2 |
+| subgoal_unreachable | L1+L2: more than half of the commanded sub-goals out of reach |
+| missed_goal | was in the goal's room at some step (beyond the wall's face on the goal's side) |
+| stuck_at_wall | over half of the second half's steps within 3 px of a wall face, beside the door |
+| no_door | none of these: moved about on the start's side and never found the door |
+
+A call is commanded when level 1 aims at the sub-goal and not at the goal itself. Its sub-goal is
+out of reach when the shortest path from p(t) through the door to where the probe reads the sub-goal
+is longer than step_skip * cap + 2 px (the probe's own error), so a sub-goal behind the wall is.
+`subgoal_offset` says how far a sub-goal's latent lies from the encoding of a frame at its place, in
+units of the same measure on level-1 predictions (evaluation/episodes.py): above 2, level 2 plans
+with latents that no frame has, and the place that the probe reads from them means little. "Beside
+the door" leaves out the opening: an agent that waits in the doorway is not stuck at the wall.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from hjepa_lib.evaluation.metrics import LOOSE_PX, MetricError
+from hjepa_lib.evaluation.results import Result
+from hjepa_lib.worlds.layout import DOOR_HALF, WALL_HALF, Layout
+from hjepa_lib.worlds.oracle import oracle_length
+
+LABELS = {
+    "solved": "solved",
+    "missed_goal": "missed the goal",
+    "off_distribution": "level 2 off-distribution",
+    "subgoal_unreachable": "sub-goal unreachable",
+    "stuck_at_wall": "stuck at the wall",
+    "no_door": "never found the door",
+}
+"""Label -> words for tables and figures, in the order of a stacked bar."""
+STUCK_PX = 3.0
+"""Closer than this to a wall face counts as at the wall."""
+SLACK_PX = 2.0
+"""Allowed beyond step_skip * cap, for the probe's error."""
+OFFSET = 2.0
+"""Above this, in units of level-1 predictions, a sub-goal latent is off-distribution."""
+
+
+class Commands(NamedTuple):
+    """What level 2 told level 1 at R planning calls of B trials."""
+
+    position: np.ndarray  # (B, R, 2) where the agent was, px
+    subgoal: np.ndarray  # (B, R, 2) where the probe reads the sub-goal, px
+    offset: np.ndarray  # (B, R) `subgoal_offset`, NaN where it was not measured
+    commanded: np.ndarray  # (B, R) bool: level 1 aimed at the sub-goal
+    reach: float  # px that level 1 can go in one macro-step
+
+
+def classify(
+    positions: np.ndarray,
+    goal: np.ndarray,
+    layouts: np.ndarray,
+    solved: np.ndarray,
+    commands: Commands | None = None,
+) -> np.ndarray:
+    """(B,) labels of positions (B, S+1, 2), goal (B, 2), layouts (B, 2) rows (wall_x, door_y).
+
+    MetricError when the shapes do not fit.
+    """
+    positions, goal, layouts = (np.asarray(a, np.float64) for a in (positions, goal, layouts))
+    batch = len(positions)
+    if positions.ndim != 3 or positions.shape[2] != 2 or not batch:
+        raise MetricError(f"positions must be (B, S+1, 2), got {positions.shape}")
+    if goal.shape != (batch, 2) or layouts.shape != (batch, 2) or np.shape(solved) != (batch,):
+        raise MetricError(f"goal, layouts and solved must describe the same {batch} trials")
+    wall_x, door_y = layouts[:, :1], layouts[:, 1:]  # (B, 1) each
+    near = (np.linalg.norm(positions - goal[:, None], axis=-1) < LOOSE_PX).any(1)
+    side = np.sign(goal[:, :1] - wall_x)
+    crossed = ((positions[..., 0] - wall_x) * side > WALL_HALF).any(1)
+    half = positions[:, positions.shape[1] // 2 :]
+    at_face = np.abs(half[..., 0] - wall_x) <= WALL_HALF + STUCK_PX
+    beside = np.abs(half[..., 1] - door_y) > DOOR_HALF
+    rules = [("solved", np.asarray(solved).astype(bool)), ("missed_goal", near)]
+    if commands is not None:
+        rules += [
+            ("off_distribution", _median(commands) > OFFSET),
+            ("subgoal_unreachable", unreachable_share(commands, layouts) > 0.5),
+        ]
+    rules += [
+        ("missed_goal", crossed),
+        ("stuck_at_wall", (at_face & beside).mean(1) > 0.5),
+        ("no_door", np.ones(batch, bool)),
+    ]
+    return np.select([found for _, found in rules], [name for name, _ in rules], "no_door")
+
+
+def _median(commands: Commands) -> np.ndarray:
+    """(B,) median offset of the commanded calls; NaN, which exceeds nothing, without one."""
+    offsets = np.where(commands.commanded, commands.offset, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a row of NaN
+        return np.nanmedian(offsets, axis=1)
+
+
+def unreachable_share(commands: Commands, layouts: np.ndarray) -> np.ndarray:
+    """(B,) share of the commanded sub-goals that are out of reach; 0 without a commanded call."""
+    batch, calls = commands.commanded.shape
+    layout = Layout.of(np.repeat(layouts, calls, axis=0))
+    here, there = (
+        torch.as_tensor(np.asarray(places), dtype=torch.float32).reshape(-1, 2)
+        for places in (commands.position, commands.subgoal)
+    )
+    path = oracle_length(here, there, layout).numpy().reshape(batch, calls)
+    far = (path > commands.reach + SLACK_PX) & commands.commanded
+    return far.sum(1) / np.maximum(commands.commanded.sum(1), 1)
+
+
+def label(result: Result) -> np.ndarray:
+    """(n,) labels of a result; its hierarchical ones where a level 2 planned."""
+    arrays = result.arrays
+    return classify(
+        arrays["positions"], arrays["goal"], arrays["layout"], result.success, commands_of(result)
+    )
+
+
+def commands_of(result: Result) -> Commands | None:
+    """The calls of a hierarchical result; None for flat, random and oracle ones."""
+    arrays, planner = result.arrays, result.header["planner"]
+    if "plan_subgoal_xy" not in arrays:
+        return None
+    subgoal = arrays["plan_subgoal_xy"]
+    every = min(planner["replan"], planner["hierarchy.tracker.horizon"])
+    calls = np.arange(subgoal.shape[1]) * every
+    offset = arrays.get("plan_subgoal_offset", np.full(subgoal.shape[:2], np.nan))
+    return Commands(
+        arrays["positions"][:, calls],
+        subgoal,
+        offset,
+        arrays["plan_near"] == 0,
+        float(arrays["plan_macro_stride"]) * planner["action_cap"],
+    )
+
+
+def count(labels: Sequence[str] | np.ndarray) -> dict[str, int]:
+    """How many trials carry each label, every label present."""
+    found = np.asarray(labels)
+    return {name: int((found == name).sum()) for name in LABELS}
