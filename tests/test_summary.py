@@ -131,6 +131,15 @@ def png(width, height):
     return start + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+NOTEBOOK = {
+    "cells": [
+        {"cell_type": "markdown", "source": ["# 02 · A <chapter>\n", "Text."]},
+        {"cell_type": "code", "source": [], "outputs": [{"data": {"image/png": "", "a": ""}}]},
+        {"cell_type": "code", "source": [], "outputs": [{"text": "no picture"}]},
+    ]
+}
+
+
 def test_report_is_self_contained(run):
     """No remote URL, images inside, text escaped, tables of every setting."""
     figures = run.folder("figures")
@@ -139,6 +148,8 @@ def test_report_is_self_contained(run):
     (figures / "episode.gif").write_bytes(b"GIF89a" + struct.pack("<HH", 130, 65) + b"\0" * 20)
     run.note("figures", {"loss.png": {"notebook": "02_train_l1", "caption": "<Loss> & terms"}})
     run.note("data_fallback", "no network: generated data")
+    for stem in ("02_train_l1", "03_x.failed", "04_y.running"):
+        write_json(run.folder("notebooks") / f"{stem}.ipynb", NOTEBOOK)
     run.record_notebook("02_train_l1", {"ok": True, "seconds": 61.0})
     entries = [*floors(), result("L1+L2", successes=80), result()]
     entries.insert(0, result(dynamics="blocked", successes=99, latency_single_episode=None))
@@ -160,7 +171,14 @@ def test_report_is_self_contained(run):
     assert page.index("<td>random") < page.index("<td>L1+L2") < page.index("<td>oracle")
     assert "no network: generated data" in page
     assert f"level1.optim.updates: {profile('laptop').level1.optim.updates} -&gt; 9" in page
-    assert 'href="notebooks/02_train_l1.ipynb"' in page
+    assert (
+        '<td class="text"><a href="notebooks/02_train_l1.ipynb">02 · A &lt;chapter&gt;</a></td>'
+        "<td>1</td><td>61.0</td>" in page
+    )
+    assert re.search(r'href="notebooks/03_x\.failed\.ipynb">[^/]+</a></td><td>failed</td>', page)
+    for link in re.findall(r'href="([^"]+)"', page):
+        assert (run.path / link).is_file()
+    assert "running" not in page
     assert "prefers-color-scheme: dark" in page
     assert "$" not in page.split("</style>")[1]
     assert "nan" not in page.lower().split("<body>")[1].replace("finance", "")
@@ -169,6 +187,7 @@ def test_report_is_self_contained(run):
 def test_report_of_an_unfinished_run_and_of_large_images(run):
     page = html.write_report(run).read_text()
     assert "No planner has been evaluated" in page
+    assert "Executed notebooks" not in page
     assert "<h2>Results" not in page
     big = run.folder("figures") / "big.png"
     big.write_bytes(png(4, 4) + b"\0" * 2_100_000)

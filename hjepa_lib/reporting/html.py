@@ -1,7 +1,8 @@
 """`report.html`: one self-contained page per run, with every image inside it as a data URI.
 
-Built from the run folder alone (manifest, summary.json, figures/), so it can be made again at any
-time. It loads nothing from the network, has no script, and follows the reader's dark mode.
+Built from the run folder alone (manifest, summary.json, figures/, notebooks/), so it can be made
+again at any time. It loads nothing from the network, has no script, and follows the reader's dark
+mode. The executed notebooks stay files of their own, to which it links.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import yaml
 
 from hjepa_lib.config import differences, profile, to_dict
-from hjepa_lib.files import read_bytes, read_json, write_atomic
+from hjepa_lib.files import FileError, read_bytes, read_json, write_atomic
 from hjepa_lib.reporting.summary import FLOORS, validate
 from hjepa_lib.runs import Run
 
@@ -46,7 +47,8 @@ def write_report(run: Run) -> Path:
         headline=headline(results),
         results=_results(results),
         figures=_figures(run),
-        timing=_timing(run),
+        notebooks=_notebooks(run),
+        stages=_stages(run),
         environment=_pairs(_environment(run)),
         notes=_notes(run),
         changed=_text(
@@ -199,13 +201,45 @@ def _facts(run: Run) -> str:
     return _text(" · ".join(filter(None, facts)))
 
 
-def _timing(run: Run) -> str:
-    rows = ['<tr><th>Notebook</th><th class="unit">seconds</th></tr>']
-    for name, entry in sorted(run.manifest["notebooks"].items()):
-        link = f'<a href="notebooks/{_text(name)}.ipynb">{_text(name)}</a>'
-        rows.append(f"<tr><td>{link}</td><td>{_number(entry['seconds'], 1)}</td></tr>")
+def _notebooks(run: Run) -> str:
+    """Links to the executed copies in notebooks/: title, pictures inside, seconds."""
+    rows = []
+    for path in sorted((run.path / "notebooks").glob("*.ipynb")):
+        stem, _, state = path.stem.partition(".")
+        if state not in ("", "failed"):  # at work
+            continue
+        seconds = run.manifest["notebooks"].get(stem, {}).get("seconds")
+        title, pictures = _glance(path)
+        link = f'<a href="notebooks/{_text(path.name)}">{_text(title or stem)}</a>'
+        rows.append(
+            f'<tr><td class="text">{link}</td><td>{"failed" if state else pictures}</td>'
+            f"<td>{_number(None if state else seconds, 1)}</td></tr>"
+        )
+    if not rows:
+        return ""
+    head = '<tr><th>Chapter</th><th>Pictures</th><th>Time<span class="unit">s</span></th></tr>'
+    return (
+        "<h2>Executed notebooks</h2>\n<p>Every cell with its output; JupyterLab opens them.</p>\n"
+        f'<div class="card scroll"><table>{head}{"".join(rows)}</table></div>'
+    )
+
+
+def _glance(path: Path) -> tuple[str, int]:
+    """Heading of a notebook and number of pictures in it; ("", 0) when it cannot be read."""
+    try:
+        cells = read_json(path)["cells"]
+        lines = [line for cell in cells[:1] for line in "".join(cell["source"]).splitlines()]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    except (FileError, KeyError, TypeError):
+        return "", 0
+    title = next((line.lstrip("# ") for line in lines if line.startswith("# ")), "")
+    return title, sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def _stages(run: Run) -> str:
+    rows = ['<tr><th>Stage</th><th class="unit">seconds</th></tr>']
     for name, stage in run.manifest["stages"].items():
-        rows.append(f"<tr><td>stage {_text(name)}</td><td>{_number(stage['seconds'], 1)}</td></tr>")
+        rows.append(f"<tr><td>{_text(name)}</td><td>{_number(stage['seconds'], 1)}</td></tr>")
     return "<table>" + "".join(rows) + "</table>"
 
 

@@ -1,0 +1,250 @@
+"""Trackers: one record in, whoever is asked gets it, and nothing that goes wrong stops a run."""
+
+import json
+import math
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_config
+
+from hjepa_lib.config import flatten, profile
+from hjepa_lib.fields import ConfigError
+from hjepa_lib.runs import Run
+from hjepa_lib.trackers import SINKS, Tracker
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
+RECORDS = [
+    {"stage": "l1", "step": 10, "loss": 2.0, "lr": np.float32(0.5), "text": "not a number"},
+    {"stage": "l1", "step": 20, "loss": torch.tensor(1.0), "lr": math.nan},
+    {"stage": "l2", "step": 10, "loss": 3.0},
+]
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    """Stand-ins for the three packages, which write down every call."""
+    found = {kind: MagicMock() for kind in MODULES}
+    for kind, module in MODULES.items():
+        monkeypatch.setitem(sys.modules, module, found[kind])
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    return found
+
+
+def tracker(kind, folder, name="smoke-s0"):
+    return Tracker(kind, name, Path(folder), flatten(profile("smoke")))
+
+
+def log_all(kind, folder):
+    one = tracker(kind, folder)
+    for record in RECORDS:
+        one.log(record)
+    one.close()
+
+
+def lines(text):
+    return [line for line in text.splitlines() if line]
+
+
+# --- the choice -------------------------------------------------------------------------------
+def test_the_setting_names_every_tracker_and_is_off_by_default():
+    assert profile("laptop").tracker == "none"
+    with pytest.raises(ConfigError, match=f"tracker must be one of none, {', '.join(SINKS)}; got"):
+        profile("smoke").override("tracker=mlflow")
+
+
+def test_none_asks_nobody(packages, tmp_path, capsys):
+    log_all("none", tmp_path)
+    assert not any(package.mock_calls for package in packages.values())
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("kind", SINKS)
+def test_only_the_chosen_package_is_asked(packages, tmp_path, kind):
+    log_all(kind, tmp_path)
+    assert [name for name, package in packages.items() if package.mock_calls] == [kind]
+
+
+@pytest.mark.parametrize("kind", SINKS)
+def test_nothing_is_opened_before_the_first_record(packages, tmp_path, kind):
+    tracker(kind, tmp_path).close()
+    assert not any(package.mock_calls for package in packages.values())
+
+
+# --- what each one gets -----------------------------------------------------------------------
+def test_tensorboard_gets_one_folder_per_stage(packages, tmp_path):
+    log_all("tensorboard", tmp_path)
+    make = packages["tensorboard"].SummaryWriter
+    assert [(call.args, call.kwargs) for call in make.call_args_list] == [
+        ((str(tmp_path / "l1"),), {"purge_step": 10}),
+        ((str(tmp_path / "l2"),), {"purge_step": 10}),
+    ]
+    assert [call.args for call in make.return_value.add_scalar.call_args_list] == [
+        ("loss", 2.0, 10), ("lr", 0.5, 10), ("loss", 1.0, 20), ("loss", 3.0, 10)
+    ]  # fmt: skip
+    assert make.return_value.close.call_count == 2
+
+
+def test_tensorboard_forgets_what_is_logged_again(packages, tmp_path):
+    """PL8: training that starts again at an earlier step replaces the curve from there on."""
+    one = tracker("tensorboard", tmp_path)
+    for step in (10, 20, 30, 20, 30):
+        one.log({"stage": "l1", "step": step, "loss": 1.0})
+    made = packages["tensorboard"].SummaryWriter.call_args_list
+    assert [call.kwargs["purge_step"] for call in made] == [10, 20]
+
+
+def test_wandb_is_offline_unless_told_otherwise(packages, tmp_path, monkeypatch):
+    """EB8: nothing connects, nobody is asked to log in; steps are counted per stage."""
+    log_all("wandb", tmp_path / "tracker")
+    wandb = packages["wandb"]
+    options = wandb.init.call_args.kwargs
+    assert options["mode"] == "offline"
+    assert options["name"] == options["group"] == "smoke-s0"
+    assert options["dir"] == str(tmp_path / "tracker")
+    assert (tmp_path / "tracker").is_dir()
+    assert options["config"]["level1.optim.lr"] == profile("smoke").level1.optim.lr
+    run = wandb.init.return_value
+    assert [call.args[0] for call in run.log.call_args_list] == [
+        {"l1/step": 10, "l1/loss": 2.0, "l1/lr": 0.5},
+        {"l1/step": 20, "l1/loss": 1.0},
+        {"l2/step": 10, "l2/loss": 3.0},
+    ]
+    steps = [(call.args, call.kwargs) for call in run.define_metric.call_args_list]
+    assert steps == [((f"{one}/*",), {"step_metric": f"{one}/step"}) for one in ("l1", "l2")]
+    run.finish.assert_called_once_with()
+    monkeypatch.setenv("WANDB_MODE", "online")
+    log_all("wandb", tmp_path / "tracker")
+    assert wandb.init.call_args.kwargs["mode"] == "online"
+
+
+def test_trackio_continues_a_run_of_the_same_name(packages, tmp_path):
+    log_all("trackio", tmp_path)
+    options = packages["trackio"].init.call_args.kwargs
+    assert (options["name"], options["resume"], options["embed"]) == ("smoke-s0", "allow", False)
+    run = packages["trackio"].init.return_value
+    assert [(call.args[0], call.kwargs["step"]) for call in run.log.call_args_list] == [
+        ({"l1/loss": 2.0, "l1/lr": 0.5}, 10), ({"l1/loss": 1.0}, 20), ({"l2/loss": 3.0}, 10)
+    ]  # fmt: skip
+    run.finish.assert_called_once_with()
+
+
+# --- what goes wrong --------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", SINKS)
+def test_a_missing_package_prints_one_line(kind, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, MODULES[kind], None)
+    log_all(kind, tmp_path)
+    (line,) = lines(capsys.readouterr().out)
+    assert line.startswith(f"tracker {kind} is off from here on (metrics.jsonl is not): ")
+    assert line.endswith(f"; pip install 'hjepa-lib[{kind}]'")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no route\nto host"), OSError(), SystemExit(1)])
+@pytest.mark.parametrize("where", ["init", "log", "finish"])
+@pytest.mark.parametrize("kind", ["wandb", "trackio"])
+def test_a_failing_tracker_prints_one_line_and_is_left_alone(
+    packages, kind, where, error, tmp_path, capsys
+):
+    run = packages[kind].init.return_value
+    failing = packages[kind].init if where == "init" else getattr(run, where)
+    failing.side_effect = error
+    log_all(kind, tmp_path)
+    (line,) = lines(capsys.readouterr().out)
+    assert line.startswith(f"tracker {kind} is off")
+    assert failing.call_count == 1
+
+
+def test_ctrl_c_is_not_swallowed(packages, tmp_path):
+    packages["wandb"].init.return_value.log.side_effect = KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        log_all("wandb", tmp_path)
+
+
+def test_a_tracker_greets_nobody(packages, tmp_path, capsys):
+    """One clean progress bar per training: what the packages print is not ours to show."""
+    packages["trackio"].init.side_effect = lambda **_: print("* Trackio initialised") or MagicMock()
+    log_all("trackio", tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("kind", ["none", *SINKS])
+def test_a_run_keeps_its_curves_whatever_the_tracker_does(kind, tmp_path, monkeypatch, capsys):
+    """JSON lines always: the same file with every tracker, here with all packages missing."""
+    for module in MODULES.values():
+        monkeypatch.setitem(sys.modules, module, None)
+    run = Run.create("run", tiny_config(tracker=kind), tmp_path)
+    for record in RECORDS:
+        run.log(record)
+    rows = run.records()
+    assert [(row["stage"], row["step"], row["loss"]) for row in rows] == [
+        ("l1", 10, 2.0), ("l1", 20, 1.0), ("l2", 10, 3.0)
+    ]  # fmt: skip
+    assert rows[1]["lr"] is None
+    assert len(lines(capsys.readouterr().out)) == (kind != "none")
+    assert Run.open("run", tmp_path).config.tracker == kind
+
+
+def test_runs_made_before_there_were_trackers_open(tmp_path):
+    run = Run.create("old", tiny_config(), tmp_path)
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    del manifest["config"]["tracker"]
+    (run.path / "manifest.json").write_text(json.dumps(manifest))
+    assert Run.open("old", tmp_path).config == run.config
+
+
+# --- the real packages, where they are installed ------------------------------------------------
+def in_a_process_of_its_own(kind, folder, **environment):
+    """Log with the real package, without closing: the end of the process must keep everything."""
+    code = (
+        "import sys; from pathlib import Path; from hjepa_lib.trackers import Tracker\n"
+        "one = Tracker(sys.argv[1], 'smoke-s0', Path(sys.argv[2]), {'level1.optim.lr': 0.001})\n"
+        "for step in (10, 20): one.log({'stage': 'l1', 'step': step, 'loss': 1 / step})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, kind, str(folder)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "is off" not in done.stdout
+
+
+def test_real_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for _ in range(2):  # the second attempt replaces the first
+        in_a_process_of_its_own("tensorboard", tmp_path)
+    events = EventAccumulator(str(tmp_path / "l1"))
+    events.Reload()
+    found = [(event.step, round(event.value, 4)) for event in events.Scalars("loss")]
+    assert found == [(10, 0.1), (20, 0.05)]
+
+
+def test_real_wandb_offline(tmp_path):
+    pytest.importorskip("wandb")
+    in_a_process_of_its_own("wandb", tmp_path, WANDB_MODE="offline", WANDB_API_KEY="")
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    content = file.read_bytes()
+    assert content.count(b"l1/loss") >= 2
+    assert b"level1.optim.lr" in content
+
+
+def test_real_trackio(tmp_path):
+    pytest.importorskip("trackio")
+    in_a_process_of_its_own("trackio", tmp_path, TRACKIO_DIR=str(tmp_path))
+    (file,) = tmp_path.glob("*.db")
+    with sqlite3.connect(file) as database:
+        rows = database.execute("select run_name, step, metrics from metrics order by step")
+        found = [(name, step, json.loads(text)) for name, step, text in rows]
+    assert found == [("smoke-s0", 10, {"l1/loss": 0.1}), ("smoke-s0", 20, {"l1/loss": 0.05})]
