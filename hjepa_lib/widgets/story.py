@@ -1,0 +1,256 @@
+"""A story: one rolled-out trial with everything that its planner saw, imagined and chose.
+
+Played live from a scene, or recalled from a stored result, where positions, actions and plans are
+those of the evaluation and only what was not stored (latents, landscapes, open-loop predictions) is
+computed again from them. Lengths are px, (x, y) with y down; S steps, R planning calls.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from hjepa_lib.agent import P1_CAP, Agent
+from hjepa_lib.config import PlanningConfig
+from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
+from hjepa_lib.evaluation.results import Result
+from hjepa_lib.widgets.scene import Scene, SceneError, trials_of
+from hjepa_lib.worlds.gym_env import SUCCESS_PX
+from hjepa_lib.worlds.layout import HIGH, LOW
+from hjepa_lib.worlds.oracle import oracle_length
+from hjepa_lib.worlds.two_rooms import inside, render
+
+AHEAD = 16  # steps of the open-loop prediction
+COMPANIONS = 3  # other tasks in a batch whose sub-goals are shuffled
+UNITS = {"latent": "latent cost", "distance": "distance (steps)"}
+_AXIS = torch.arange(LOW + 1, HIGH)  # places of the landscape and of the latent map, px
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The room for one goal: cost of every place, and where places lie in the latent plane."""
+
+    axis: np.ndarray  # (G,) px, of both coordinates
+    costs: dict[str, np.ndarray]  # name -> (G, G), rows y; NaN where the dot cannot be
+    places: np.ndarray  # (M, 2) px, the free ones
+    plane: np.ndarray  # (M, 2) their latents' first two principal components
+    explained: np.ndarray  # (2,) share of the variance
+
+
+@dataclass(frozen=True)
+class Story:
+    """See the module. `plan`, `fan` and `macro` are None where nothing was planned or stored."""
+
+    title: str
+    method: str
+    cost: str
+    scene: Scene
+    replan: int  # steps between planning calls
+    reached: int | None  # first step within sqrt(2) px of the goal
+    positions: np.ndarray  # (S+1, 2)
+    actions: np.ndarray  # (S, 2)
+    frames: np.ndarray  # (S+1, 2, Hpx, Wpx) uint8
+    way: np.ndarray  # (S+1,) shortest path to the goal, px
+    costs: dict[str, np.ndarray]  # name -> (S+1,) cost of being there
+    ahead: np.ndarray  # (S, AHEAD, 2) open-loop prediction from every step, NaN past the end
+    maps: Maps
+    latents: dict[str, np.ndarray]  # in the plane: path (S+1, 2), goal (2,), plan (R, H, 2), macro
+    plan: np.ndarray | None = None  # (R, H, 2) the chosen plan as level 1 imagines it
+    fan: np.ndarray | None = None  # (R, F, H, 2) candidates, cheapest first
+    macro: np.ndarray | None = None  # (R, H2, 2) what level 2 imagines
+    near: np.ndarray | None = None  # (R,) bool: level 1 aims at the goal itself
+
+    @property
+    def steps(self) -> int:
+        return len(self.actions)
+
+    def call(self, step: int) -> int:
+        """The planning call whose plan is carried out at `step`."""
+        calls = 1 if self.plan is None else len(self.plan)
+        return min(step // self.replan, calls - 1)
+
+    @property
+    def outcome(self) -> str:
+        """One line: when it arrived and how far it went, or how far it stayed away."""
+        travelled = np.linalg.norm(np.diff(self.positions, axis=0), axis=-1).sum()
+        if self.reached is None:
+            return f"missed the goal by {self.gap[-1]:.1f} px in {self.steps} steps"
+        return (
+            f"reached the goal at step {self.reached}: {travelled:.0f} px, "
+            f"the shortest way is {self.way[0]:.0f} px"
+        )
+
+    @property
+    def gap(self) -> np.ndarray:
+        """(S+1,) straight distance to the goal, px."""
+        return np.linalg.norm(self.positions - np.array(self.scene.goal), axis=-1)
+
+
+def play(
+    agent: Agent,
+    scene: Scene,
+    method: str,
+    planning: PlanningConfig | None = None,
+    steps: int = 200,
+    dynamics: str = "bounce",
+    title: str = "",
+    shuffled: bool = False,
+) -> Story:
+    """Roll the scene out now; a second or so. SceneError or ConfigError before anything is played.
+
+    `shuffled`: plan a few other tasks of the same room beside it, so that the control `shuffle` has
+    sub-goals to hand around. Two stories meet the same noise only if they agree in this.
+    """
+    planning = planning or agent.planning
+    cap = planning.action_cap or P1_CAP
+    task = trials_of(scene, COMPANIONS if shuffled else 0)
+    policy = LatentPolicy(agent, method, dataclasses.replace(planning, action_cap=cap))
+    outcome = run_episodes(policy, task, dynamics, steps, cap, agent.seed)
+    seen = {key: value[0] for key, value in outcome.diagnostics.items() if value.ndim}
+    if "macro" in policy.log:
+        seen["macro"] = torch.stack(policy.log["macro"], 1)[0]
+    where = (scene, method, planning.cost)
+    title = title or f"{method}, {planning.cost} cost"
+    return _tell(agent, title, where, outcome.positions[0], outcome.actions[0], seen, policy.replan)
+
+
+def recall(agent: Agent, result: Result, trial: int) -> Story:
+    """One trial of a stored result, as it happened; candidates are stored for the first few only.
+
+    SceneError when the result has no such trial.
+    """
+    arrays, key = result.arrays, result.key
+    count = len(arrays["positions"])
+    if not 0 <= trial < count:
+        raise SceneError(f"this result has trials 0 to {count - 1}, {trial} was asked for")
+    wall_x, door_y = arrays["layout"][trial].tolist()
+    positions = arrays["positions"][trial]
+    scene = Scene(
+        tuple(positions[0].tolist()),
+        tuple(arrays["goal"][trial].tolist()),
+        int(wall_x),
+        int(door_y),
+    )
+    seen = {
+        name.removeprefix("plan_"): values[trial]
+        for name, values in arrays.items()
+        if name.startswith("plan_") and values.ndim and trial < len(values)
+    }
+    actions = arrays["actions"][trial]
+    replan = _replan(result.header["planner"], len(actions))
+    title = f"{key.method}, {key.cost} cost, trial {trial}"
+    return _tell(agent, title, (scene, key.method, key.cost), positions, actions, seen, replan)
+
+
+def _replan(settings: dict[str, Any], steps: int) -> int:
+    """Steps between the planning calls of a stored result; floors and ceiling plan nothing."""
+    if "replan" not in settings:
+        return steps
+    horizon = settings.get("flat.horizon", settings.get("hierarchy.tracker.horizon"))
+    return min(settings["replan"], horizon)
+
+
+def _tell(
+    agent: Agent,
+    title: str,
+    where: tuple[Scene, str, str],
+    positions: np.ndarray,
+    actions: np.ndarray,
+    seen: dict[str, Any],
+    replan: int,
+) -> Story:
+    """Cut at the first hit, and add what follows from the positions."""
+    scene, method, cost = where
+    hits = np.linalg.norm(positions - np.array(scene.goal), axis=-1) < SUCCESS_PX
+    reached = int(hits.argmax()) if hits.any() else None
+    last = len(actions) if reached is None else reached
+    calls = max(1, -(-last // replan))
+    ahead, frames, latents = _ahead(agent, scene, positions, actions)
+    maps, goal, plane = look(agent, scene)
+    states = torch.as_tensor(positions, dtype=torch.float32)
+    target = torch.tensor([scene.goal]).expand_as(states)
+    costs = {name: _cost(agent, name, latents, goal) for name in maps.costs}
+    drawn = {"path": plane(latents)[: last + 1], "goal": plane(goal)[0]}
+    # Results without pictures keep the first plan only.
+    seen = {key: value for key, value in seen.items() if len(value) >= calls}
+    if "plan" in seen:
+        begin = latents[: len(seen["plan"]) * replan : replan]
+        plans = torch.as_tensor(seen["plan"], dtype=torch.float32)[: len(begin)].to(agent.device)
+        with torch.no_grad():
+            drawn["plan"] = plane(agent.level1.rollout(begin, plans)[:, 1:])[:calls]
+    if "macro" in seen:
+        drawn["macro"] = plane(seen["macro"])[:calls]
+    kept = {
+        name: seen[key][:calls]
+        for name, key in (("plan", "plan_xy"), ("fan", "fan_xy"), ("macro", "macro_xy"))
+        if key in seen
+    }
+    if "near" in seen:
+        kept["near"] = seen["near"][:calls].astype(bool)
+    return Story(
+        title, method, cost, scene, replan, reached,
+        positions=positions[: last + 1], actions=actions[:last], frames=frames[: last + 1],
+        way=oracle_length(states, target, _rooms(scene, len(states)))[: last + 1].numpy(),
+        costs={name: values[: last + 1] for name, values in costs.items()},
+        ahead=ahead[:last], maps=maps, latents=drawn, **kept,
+    )  # fmt: skip
+
+
+def _rooms(scene: Scene, count: int):
+    return scene.layout.index([0] * count)
+
+
+def _ahead(
+    agent: Agent, scene: Scene, positions: np.ndarray, actions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    """(open-loop predictions (S, AHEAD, 2) px, frames, latents (S+1, D)) of an executed path."""
+    states = torch.as_tensor(positions, dtype=torch.float32)
+    frames = render(states[None], scene.layout)[0]
+    latents = agent.encode(frames)
+    count = len(actions)
+    padded = torch.zeros(count + AHEAD, 2)
+    padded[:count] = torch.as_tensor(actions)
+    windows = padded.unfold(0, AHEAD, 1)[:count].transpose(1, 2)  # (S, AHEAD, 2)
+    with torch.no_grad():
+        found = agent.level1.rollout_members(latents[:-1], windows.to(agent.device)).mean(0)
+        ahead = agent.probe(found[:, 1:]).cpu().numpy()
+    past = np.arange(count)[:, None] + np.arange(1, AHEAD + 1) > count
+    ahead[past] = np.nan
+    return ahead, frames.numpy(), latents
+
+
+def look(agent: Agent, scene: Scene):
+    """(maps of the scene's room and goal, latent of the goal (1, D), projection to the plane)."""
+    grid = torch.stack(torch.meshgrid(_AXIS, _AXIS, indexing="xy"), -1)  # (G, G, 2)
+    places = grid.flatten(0, 1)
+    free = inside(places, _rooms(scene, len(places)))
+    frames = render(places[None], scene.layout)[0]
+    latents = torch.cat([agent.encode(part) for part in frames.split(1024)])
+    goal = agent.encode(render(torch.tensor([scene.goal]), scene.layout))
+    costs = {}
+    for name in UNITS if agent.distance is not None else ("latent",):
+        values = _cost(agent, name, latents, goal)
+        costs[name] = np.where(free.numpy(), values, np.nan).reshape(len(_AXIS), len(_AXIS))
+    pca = PCA(n_components=2, random_state=0)
+    plane = pca.fit_transform(latents[free.to(latents.device)].float().cpu().numpy())
+
+    def project(values: Tensor) -> np.ndarray:  # (..., D) -> (..., 2)
+        flat = values.float().cpu().numpy().reshape(-1, values.shape[-1])
+        return pca.transform(flat).reshape(*values.shape[:-1], 2)
+
+    shares = pca.explained_variance_ratio_
+    return Maps(_AXIS.numpy(), costs, places[free].numpy(), plane, shares), goal, project
+
+
+def _cost(agent: Agent, name: str, latents: Tensor, goal: Tensor) -> np.ndarray:
+    """(M,) cost of latents (M, D) for the goal (1, D)."""
+    geometry = agent.geometry(name)
+    with torch.no_grad(), agent.autocast():
+        found = geometry.between(geometry.embed(latents), geometry.embed(goal))
+    return found.float().cpu().numpy()

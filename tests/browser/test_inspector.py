@@ -1,0 +1,289 @@
+"""Notebook 06 in JupyterLab, used as a person would: run all, scrub, play, move, replan, compare.
+
+One page serves all tests in their order. Measured figures are printed (`pytest -rP`); the bars that
+are asserted are generous, because a busy machine is no reason to fail.
+"""
+
+import re
+
+import pytest
+
+PLAYER = ".hjepa-player[data-ready]"
+LONG = 300_000  # ms
+
+
+class Watch:
+    """What the page and its kernel said meanwhile."""
+
+    def __init__(self, page):
+        self.errors, self.sent = [], 0
+        page.on("pageerror", lambda error: self.errors.append(f"{error} {error.stack}"))
+        page.on("console", self._console)
+        page.on("websocket", lambda socket: socket.on("framesent", self._count))
+
+    def _console(self, message):
+        where = f"{message.text} {message.location.get('url', '')}"
+        if message.type == "error" and re.search("widget|hjepa|output|ipykernel", where, re.I):
+            self.errors.append(where)
+
+    def _count(self, _):
+        self.sent += 1
+
+
+@pytest.fixture(scope="module")
+def opened(lab, browser):
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(LONG)
+    watch = Watch(page)
+    page.goto(f"{lab}/lab/workspaces/test/tree/06_inspect_rollouts.ipynb?reset")
+    page.locator(".jp-Notebook .jp-Cell").first.wait_for()
+    page.get_by_text("| Idle").first.wait_for()
+    news = page.locator(".Toastify__toast button", has_text="No")
+    news.click()  # no, thank you: the question would cover what is looked at
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.locator(".lm-Menu-item", has_text="Run All Cells").first.click()
+    page.wait_for_function(
+        """() => {
+          const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
+          return prompts.length > 10 && prompts.every((one) => /\\[\\d+\\]/.test(one.textContent));
+        }"""
+    )
+    page.wait_for_function(f"() => document.querySelectorAll('{PLAYER}').length === 5")
+    return page, watch
+
+
+@pytest.fixture
+def page(opened):
+    return opened[0]
+
+
+@pytest.fixture
+def watch(opened):
+    return opened[1]
+
+
+@pytest.fixture
+def shot(folder, page, request):
+    """Save what the page shows as <folder>/shots/<test>.png, to be looked at."""
+
+    def save(locator, name=""):
+        locator.scroll_into_view_if_needed()
+        path = folder / "shots" / f"{request.node.name}{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        locator.screenshot(path=str(path))
+        return path.read_bytes()
+
+    yield save
+    print(f"screenshots: {folder / 'shots'}")
+
+
+def part(page, number):
+    """One of the five players: story, explorer, studio, pair, what-if."""
+    found = page.locator(PLAYER).nth(number)
+    found.scroll_into_view_if_needed()
+    return found
+
+
+def panel(page, label):
+    """The widget box that holds the control with this description."""
+    box = page.locator(".jp-OutputArea-child", has=page.locator(".widget-label", has_text=label))
+    return box.first
+
+
+def type_into(page, label, value):
+    """Type a number into the readout beside a slider."""
+    row = page.locator(".widget-slider", has=page.get_by_text(label, exact=True)).first
+    row.scroll_into_view_if_needed()
+    readout = row.locator(".widget-readout")
+    readout.click()
+    readout.press("Control+a")
+    readout.type(str(value))
+    readout.press("Enter")
+
+
+def message(page, text):
+    return page.locator(".hjepa-message", has_text=text).first
+
+
+def title(page, number):
+    return part(page, number).locator(".hp-title").text_content()
+
+
+def test_every_cell_runs_and_nothing_fails(page):
+    outputs = page.locator(".jp-OutputArea-output")
+    page.wait_for_function(
+        """() => [...document.querySelectorAll(".jp-OutputArea-output")]
+          .some((one) => one.textContent.startsWith("checks passed"))"""
+    )
+    for kind in ("stderr", "error"):
+        assert page.locator(f"[data-mime-type='application/vnd.jupyter.{kind}']").count() == 0
+    assert outputs.filter(has_text="Traceback").count() == 0
+    assert page.locator(".hp-still").count() == 0  # every player's script ran
+
+
+def test_a_film_strip_stands_before_every_player(page):
+    """In reading order, every player has a static picture above it and since the last panel."""
+    kinds = page.evaluate(
+        f"""() => [...document.querySelectorAll(
+          ".jp-RenderedImage img, {PLAYER}")].map((one) => one.tagName === "IMG" ? "i" : "p")"""
+    )
+    assert re.fullmatch(r"i+pi+pi+pi+pp", "".join(kinds))
+
+
+def test_slider_changes_the_picture(page, shot):
+    """Arrow keys and clicks on the slider; the time from the event to the next painted frame."""
+    one = part(page, 0)
+    before = shot(one, "-start")
+    box = one.locator(".hp-slider").bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    half = int(one.get_attribute("data-step"))
+    assert half > 10
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    assert one.get_attribute("data-step") == str(half + 3)
+    assert f"step {half + 3} of" in one.inner_text()
+    assert shot(one, "-half") != before
+    times = one.evaluate(
+        """async (root) => {
+          const slider = root.querySelector(".hp-slider"), times = [];
+          const painted = () => new Promise((done) => requestAnimationFrame(() => {
+            const channel = new MessageChannel();
+            channel.port1.onmessage = done;
+            channel.port2.postMessage(0);
+          }));
+          for (let i = 0; i <= Number(slider.max); i += 1) {
+            await painted();
+            const from = performance.now();
+            slider.value = i;
+            slider.dispatchEvent(new Event("input"));
+            await painted();
+            times.push(performance.now() - from);
+          }
+          return times.sort((a, b) => a - b);
+        }"""
+    )
+    middle = times[len(times) // 2]
+    print(f"slider to painted picture: median {middle:.0f} ms, longest {times[-1]:.0f} ms")
+    assert middle < 500
+
+
+def test_play_runs_in_the_browser_alone(page, watch):
+    """About ten pictures a second, in order, without a single message to the kernel."""
+    one = part(page, 0)
+    box = one.locator(".hp-slider").bounding_box()
+    page.mouse.click(box["x"] + 2, box["y"] + box["height"] / 2)
+    assert one.get_attribute("data-step") == "0"
+    page.wait_for_timeout(1000)
+    sent = watch.sent
+    one.evaluate(
+        """(root) => {
+          root.seen = [];
+          const look = () => root.seen.push([performance.now(), Number(root.dataset.step)]);
+          new MutationObserver(look).observe(root, { attributeFilter: ["data-step"] });
+        }"""
+    )
+    one.get_by_role("button", name="Play").click()
+    page.wait_for_function("(root) => root.seen.length > 8", arg=one.element_handle())
+    one.locator(".hp-play").click()
+    seen = one.evaluate("(root) => root.seen")
+    steps = [step for _, step in seen]
+    rate = (steps[-1] - steps[0]) / (seen[-1][0] - seen[0][0]) * 1000
+    print(f"play: {rate:.1f} steps a second, {len(steps)} pictures drawn for {steps[-1]} steps")
+    assert steps == sorted(steps)
+    assert 8 < rate < 12
+    assert watch.sent - sent <= 1  # a heartbeat or a save at most; a round trip would be many
+    page.wait_for_timeout(400)
+    assert int(one.get_attribute("data-step")) == steps[-1]  # paused
+
+
+def test_landscape_toggle(page):
+    one = part(page, 0)
+    before = one.locator("figure").nth(2).locator("image").get_attribute("href")
+    one.get_by_role("button", name="distance", exact=True).click()
+    assert one.locator("figure").nth(2).locator("image").get_attribute("href") != before
+    assert "distance (steps)" in one.locator("figure").nth(2).inner_text()
+
+
+def test_choosing_another_method_and_a_wrong_trial(page, shot):
+    assert title(page, 1).startswith("flat, distance cost")
+    selects = page.locator(".widget-dropdown select")
+    run = selects.nth(0)
+    run.scroll_into_view_if_needed()
+    selects.nth(1).select_option(label="live: flat, latent cost")
+    page.locator(PLAYER).nth(1).get_by_text("flat, latent cost", exact=False).first.wait_for()
+    run.select_option(label="pretrained")
+    page.wait_for_function(
+        f"() => document.querySelectorAll('{PLAYER}')[1].innerText.includes('of 200') || "
+        f"document.querySelectorAll('{PLAYER}')[1].innerText.includes('reached')"
+    )
+    shot(part(page, 1))
+
+
+def test_invalid_start_gives_a_message(page, shot):
+    type_into(page, "start y", 40)
+    type_into(page, "start x", 32)
+    message(page, "is in the wall").wait_for()
+    before = title(page, 2)
+    shot(panel(page, "start x"))
+    assert page.get_by_role("button", name="Replan").is_disabled()
+    type_into(page, "start x", 2)
+    message(page, "is outside the rooms").wait_for()
+    assert title(page, 2) == before  # the last valid roll-out stays
+
+
+def test_a_valid_scene_is_replanned_live(page, shot):
+    type_into(page, "start x", 12)
+    message(page, "the goal").wait_for()
+    page.wait_for_function(
+        f"() => document.querySelectorAll('{PLAYER}')[2].querySelector('.hp-title')"
+        ".textContent === 'l1+l2, latent cost'"
+    )
+    type_into(page, "wall x", 26)
+    type_into(page, "door y", 40)
+    page.wait_for_timeout(1500)
+    message(page, "the goal").wait_for()
+    shot(panel(page, "start x"))
+
+
+def test_a_click_in_the_picture_moves_the_nearer_place(page):
+    pad = page.locator(".hjepa-pad")
+    pad.scroll_into_view_if_needed()
+    box = pad.bounding_box()
+    row = page.locator(".widget-slider", has=page.get_by_text("start x", exact=True)).first
+    before = row.locator(".widget-readout").inner_text()
+    start = pad.locator("circle").first.bounding_box()
+    x, y = start["x"] + start["width"] / 2, start["y"] + start["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 0.1 * box["width"], y - 0.1 * box["height"], steps=5)
+    page.mouse.up()
+    page.wait_for_function(
+        "([node, old]) => node.innerText !== old",
+        arg=[row.locator(".widget-readout").element_handle(), before],
+    )
+    after = row.locator(".widget-readout").inner_text()
+    assert float(after) == pytest.approx(float(before) + 5.8, abs=1.5)  # a tenth of 58 px
+    message(page, "the goal").wait_for()
+
+
+def test_what_if_compares_side_by_side(page, shot):
+    row = page.locator(".widget-dropdown", has=page.get_by_text("level 2", exact=True)).first
+    row.scroll_into_view_if_needed()
+    row.locator("select").select_option("shuffle")
+    type_into(page, "horizon (steps)", 12)
+    page.get_by_role("button", name="Compare").click()
+    page.wait_for_function(
+        f"() => document.querySelectorAll('{PLAYER}')[4].innerText"
+        ".includes('l1+l2, latent cost, horizon 12, level 2: shuffle')"
+    )
+    two = part(page, 4)
+    assert two.locator("figure").count() == 3
+    two.get_by_role("button", name="Play").click()
+    page.wait_for_function("(root) => Number(root.dataset.step) > 3", arg=two.element_handle())
+    two.get_by_role("button", name="Pause").click()
+    shot(two)
+
+
+def test_no_errors_from_outputs_or_widgets(watch):
+    """Last: what the page said during everything above."""
+    assert watch.errors == []

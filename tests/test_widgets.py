@@ -1,0 +1,550 @@
+"""The inspector without a browser: scenes, stories, player, strips, panels, and notebook 06."""
+
+import asyncio
+import dataclasses
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import ipywidgets
+import nbformat
+import numpy as np
+import pytest
+import test_notebooks as form
+import torch
+from PIL import Image
+from tiny import make_agent, tiny_config
+
+from hjepa_lib import runner, scoring
+from hjepa_lib.config import ConfigError, profile
+from hjepa_lib.evaluation import episodes
+from hjepa_lib.evaluation.results import load_result
+from hjepa_lib.reporting import style
+from hjepa_lib.reporting.style import FigureError
+from hjepa_lib.runs import Run, RunError
+from hjepa_lib.widgets import pad, panels, planners, sources, strips, whatif
+from hjepa_lib.widgets import player as players
+from hjepa_lib.widgets import story as stories
+from hjepa_lib.widgets.scene import Scene, SceneError, checked_scene, scene_of, trials_of
+from hjepa_lib.widgets.story import AHEAD, look, play, recall
+from hjepa_lib.workspace import Workspace
+from hjepa_lib.worlds.trials import load_trials
+from hjepa_lib.worlds.two_rooms import render
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOK = ROOT / "notebooks" / "06_inspect_rollouts.ipynb"
+SCENE = Scene((20.0, 20.0), (45.0, 40.0), 32, 10)
+STEPS = 13
+
+
+@pytest.fixture(scope="module", autouse=True)
+def coarse():
+    """Landscapes with a sixteenth of the places, so that a story takes a tenth of a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stories, "_AXIS", torch.arange(5.0, 60.0, 4))
+        yield
+
+
+@pytest.fixture(scope="module")
+def story(agent):
+    return play(agent, SCENE, "l1+l2", steps=STEPS)
+
+
+@pytest.fixture(scope="module")
+def flat(agent):
+    return play(agent, SCENE, "flat", steps=STEPS)
+
+
+@pytest.fixture(scope="module")
+def near(agent):
+    """A goal one step away, which the planner cannot miss for long."""
+    return play(agent, SCENE._replace(goal=(20.5, 20.0)), "flat", steps=STEPS)
+
+
+def data_of(page):
+    """The numbers that a player carries."""
+    found = re.search(r'<script type="application/json">(.*?)</script>', page, re.S)
+    return json.loads(found[1])
+
+
+# --- scenes -----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"start": (32.0, 40.0)}, r"the start \(32, 40\) is in the wall: move it left or right"),
+        ({"goal": (32.0, 20.0)}, r"the goal \(32, 20\) is in the wall"),
+        ({"start": (4.0, 30.0)}, r"the start \(4, 30\) is outside the rooms: .* 4 and 60 px"),
+        ({"goal": (30.0, 64.0)}, r"the goal \(30, 64\) is outside"),
+        ({"start": (float("nan"), 30.0)}, "outside the rooms"),
+        ({"wall_x": 19}, "the wall is at 19, but must be between 20 and 44 px"),
+        ({"door_y": 55}, "the door is at 55, but must be between 10 and 54 px"),
+    ],
+)
+def test_wrong_scenes_are_refused_in_one_sentence(agent, change, sentence):
+    wrong = SCENE._replace(**change)
+    with pytest.raises(SceneError, match=sentence) as caught:
+        checked_scene(wrong)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SceneError):
+        play(agent, wrong, "flat", steps=2)
+
+
+def test_a_start_in_the_door_is_fine():
+    scene = SCENE._replace(start=(32.0, 12.0))
+    assert checked_scene(scene) is scene
+
+
+def test_scenes_and_trials_convert():
+    """Companions follow the scene, stay in its room, and do not change it."""
+    trials = load_trials("p2_heldout", "validation", 3)
+    scene = scene_of(trials, 2)
+    assert scene.start == tuple(trials.start[2].tolist())
+    assert [[scene.wall_x, scene.door_y]] == trials.layout.pairs()[2:].tolist()
+    several = trials_of(scene, companions=2, seed=4)
+    assert several.count == 3
+    assert several.goal[0].tolist() == trials.goal[2].tolist()
+    assert several.layout.pairs().unique(dim=0).tolist() == [[scene.wall_x, scene.door_y]]
+    assert not torch.equal(several.start[1], several.start[2])
+    with pytest.raises(SceneError, match="trials 0 to 2, 3 was asked for"):
+        scene_of(trials, 3)
+
+
+# --- stories ----------------------------------------------------------------------------------
+def test_a_story_is_whole(story, agent):
+    """Shapes, the executed path, plans of every call, and predictions only where there is truth."""
+    calls = -(-STEPS // story.replan)
+    assert story.positions.shape == (STEPS + 1, 2)
+    assert story.actions.shape == (STEPS, 2)
+    assert story.plan.shape == (calls, 5, 2)
+    assert story.fan.shape[0] == calls
+    assert story.macro.shape == (calls, 3, 2)
+    assert story.near.dtype == bool
+    np.testing.assert_allclose(story.positions[0], SCENE.start)
+    frames = render(torch.tensor(story.positions)[None], SCENE.layout)[0]
+    np.testing.assert_array_equal(story.frames, frames.numpy())
+    known = np.isfinite(story.ahead).all(-1).sum(1)
+    np.testing.assert_array_equal(known, np.minimum(AHEAD, STEPS - np.arange(STEPS)))
+    assert {name: len(values) for name, values in story.costs.items()} == {
+        "latent": STEPS + 1,
+        "distance": STEPS + 1,
+    }
+    assert story.latents["path"].shape == (STEPS + 1, 2)
+    assert story.latents["plan"].shape == (calls, 5, 2)
+    assert story.latents["macro"].shape == (calls, 3, 2)
+    assert (story.call(0), story.call(STEPS - 1), story.call(STEPS)) == (0, calls - 1, calls - 1)
+
+
+def test_open_loop_predictions_are_those_of_level_1(story, agent):
+    """From step 3: encode that frame, feed the executed actions, read the probe."""
+    start = agent.encode(torch.from_numpy(story.frames[3:4]))
+    actions = torch.from_numpy(story.actions[3:7])[None]
+    expected = agent.probe(agent.level1.rollout(start, actions)[0, 1:])
+    np.testing.assert_allclose(story.ahead[3, :4], expected.numpy(), atol=1e-4)
+
+
+def test_maps_hold_the_cost_of_every_free_place(agent, monkeypatch):
+    """The cost at the goal's own pixel is the least of its landscape, and walls have none."""
+    monkeypatch.setattr(stories, "_AXIS", torch.arange(5.0, 60.0))
+    maps, goal, plane = look(agent, SCENE)
+    for values in maps.costs.values():
+        assert values[int(40 - maps.axis[0]), int(45 - maps.axis[0])] == pytest.approx(0, abs=2e-3)
+        assert np.nanmin(values) >= 0
+        assert np.isnan(values[30, int(32 - maps.axis[0])])
+        assert np.isfinite(values).sum() == len(maps.places)
+    assert plane(goal).shape == (1, 2)
+    np.testing.assert_allclose(maps.plane.mean(0), 0, atol=1e-3)
+
+
+def test_a_story_ends_with_the_goal(near):
+    """Cut at the first step within sqrt(2) px; here the start itself is one."""
+    assert near.reached == near.steps == 0
+    assert near.gap[-1] < 2**0.5
+    assert near.outcome.startswith("reached the goal at step 0")
+    assert len(near.plan) == 1
+    assert data_of(players.player(near))["stories"][0]["actions"] == []
+
+
+def test_a_missed_goal_is_said(story):
+    assert story.reached is None
+    assert story.outcome == f"missed the goal by {story.gap[-1]:.1f} px in {STEPS} steps"
+
+
+def test_equal_stories_and_shuffled_ones(agent, story):
+    """The same call gives the same story; `shuffle` needs companions to hand sub-goals around."""
+    again = play(agent, SCENE, "l1+l2", steps=STEPS)
+    np.testing.assert_array_equal(again.positions, story.positions)
+    hierarchy = dataclasses.replace(agent.planning.hierarchy, control="shuffle")
+    shuffled = dataclasses.replace(agent.planning, hierarchy=hierarchy)
+    one, two = (
+        play(agent, SCENE, "l1+l2", planning, STEPS, shuffled=True)
+        for planning in (agent.planning, shuffled)
+    )
+    assert len(one.positions) == len(two.positions) == STEPS + 1
+    assert not np.array_equal(one.positions, two.positions)
+
+
+# --- stored results ---------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def run(trained, tmp_path_factory):
+    """A tiny trained run with results of two planners and the oracle."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    shutil.copytree(trained, outputs / "trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HJEPA_OUTPUTS", str(outputs))
+        patch.setattr(episodes, "FAN_TRIALS", 2)
+        found = Run.open("trained")
+        ws = Workspace("test", found)
+        agent = sources.open_run("trained")[1]
+        for method, cost in (("flat", "latent"), ("l1+l2", "distance"), ("oracle", "none")):
+            scoring.evaluate(ws, None if cost == "none" else agent, method, cost)
+        yield found, agent
+
+
+def test_recalled_stories_are_what_happened(run):
+    found, agent = run
+    choice = sources.pick(sources.choices(found, agent), "l1+l2", "distance")
+    result = load_result(choice.path)
+    told = recall(agent, result, 1)
+    np.testing.assert_array_equal(told.positions[-1], result.arrays["positions"][1][told.steps])
+    np.testing.assert_array_equal(told.plan, result.arrays["plan_plan_xy"][1])
+    np.testing.assert_array_equal(told.fan, result.arrays["plan_fan_xy"][1])
+    assert told.replan == agent.planning.replan
+    assert recall(agent, result, 2).fan is None  # stored for the first two only
+    with pytest.raises(SceneError, match="trials 0 to 2, 3 was asked for"):
+        recall(agent, result, 3)
+
+
+def test_stories_of_the_floors_have_no_plan(run):
+    found, agent = run
+    oracle = next(one for one in sources.choices(found, agent) if one.method == "oracle")
+    told = sources.tell(found, agent, oracle, 0)
+    assert told.plan is None
+    assert told.latents.keys() == {"path", "goal"}
+    assert told.way[-1] < told.way[0]
+    strips.film(told)._repr_png_()
+    assert data_of(players.player(told))["stories"][0]["plan"] is None
+
+
+def test_choices_and_picks(run):
+    found, agent = run
+    options = sources.choices(found, agent)
+    assert [one.label for one in options[:2]] == [
+        "live: l1+l2, latent cost",
+        "live: l1+l2, distance cost",
+    ]
+    assert sum(one.path is not None for one in options) == 3
+    assert sources.pick(options, "flat", "latent").path is not None
+    assert sources.pick(options, "flat", "distance").path is None
+    with pytest.raises(RunError, match="no roll-out of cem with the latent cost"):
+        sources.pick(options, "cem", "latent")
+    without = dataclasses.replace(agent, level2=None, distance=None)
+    assert [one[:2] for one in sources.choices(found, without) if one.path is None] == [
+        ("flat", "latent")
+    ]
+
+
+def test_live_stories_follow_the_run(run):
+    """Trials of the protocol, its cap and its number of steps."""
+    found, agent = run
+    live = sources.choices(found, agent)[0]
+    told = sources.tell(found, agent, live, 4)
+    assert told.scene == scene_of(load_trials("p1", "test", 5), 4)
+    assert told.steps <= found.config.evaluation.steps
+    assert np.linalg.norm(told.actions, axis=-1).max() <= 1.8365 * 1.0001
+
+
+def test_own_worlds_are_refused(run):
+    found, agent = run
+    config = found.config.override({"data.source": "hjepa_lib.worlds.two_rooms:TwoRooms"})
+    other = Run.at(found.path)
+    other.config = config
+    with pytest.raises(ConfigError, match="the inspector draws Two Rooms"):
+        sources.tell(other, agent, sources.choices(found, agent)[0], 0)
+
+
+# --- player -----------------------------------------------------------------------------------
+def test_player_is_one_self_contained_piece(story, flat):
+    """No address is loaded, the frames are those of the story, and markup is escaped."""
+    titled = dataclasses.replace(story, title="</script><b>")
+    for page in (players.player(titled), players.player(story, flat)):
+        assert page._repr_html_() == page
+        assert not re.search(r"(src|href)=[\"']?(https?:)?//|url\(\s*[\"']?(https?:)?//", page)
+        assert page.count("</script>") == 2
+        assert len(page) < 600_000
+        assert repr(page) == "Player()"
+    told = data_of(players.player(titled))["stories"][0]
+    assert told["title"] == "</script><b>"
+    assert len(told["path"]) == STEPS + 1
+    assert len(told["shades"]) == story.fan.shape[1]
+    assert [len(row) for row in told["ahead"]] == [min(AHEAD, STEPS - i) for i in range(STEPS)]
+    with pytest.raises(FigureError, match="one story or two, got 3"):
+        players.player(story, story, story)
+
+
+def test_sprite_holds_the_frames_in_reading_order(story):
+    sheet = players.sprite(story.frames)
+    assert sheet.shape == (65, 16 * 65, 3)
+    for step in (0, 7, STEPS):
+        tile = sheet[:, step * 65 : (step + 1) * 65]
+        dot = story.frames[step, 0] == story.frames[step, 0].max()
+        assert tile[dot].min() > 200
+    assert players.sprite(np.repeat(story.frames, 2, 0)).shape == (130, 16 * 65, 3)
+
+
+def test_pictures_show_the_room(story):
+    """The floor plan covers LOW - 1 to HIGH + 1, so px are at the same place as in the drawing."""
+    image = Image.open(io.BytesIO(players.floor_picture(SCENE))).convert("RGB")
+    side = image.width / 58
+    at = lambda x, y: image.getpixel((int((x - 3) * side), int((y - 3) * side)))  # noqa: E731
+    assert at(32, 40) == at(32, 30) != at(20, 20)
+    assert at(32, 10) == at(20, 20)  # the door
+    landscape = players.landscape_picture(story.maps, "latent", SCENE)
+    assert Image.open(io.BytesIO(landscape)).size == image.size
+
+
+def test_colours_tell_two_stories_apart(story, flat):
+    assert players.pair_colours(flat, story) == [style.BLUE, style.ORANGE]
+    assert players.pair_colours(flat, flat) == [style.BLUE, style.PURPLE]
+
+
+def test_scripts_name_what_the_data_hold(story, flat):
+    """Every field that a script reads of a story is there, and nothing else is sent."""
+    text = "\n".join(players._part(name) for name in ("panels.js", "charts.js", "player.js"))
+    told = data_of(players.player(story))
+    for name in set(told) | set(told["stories"][0]):
+        assert re.search(rf"\.{name}\b", text), f"{name} is sent, and never read"
+    for name in set(re.findall(r"\bdata\.(\w+)", text)):
+        assert name in told, name
+    for name in set(re.findall(r"\bstory\.(\w+)", text)):
+        assert name in told["stories"][0], name
+
+
+# --- strips -----------------------------------------------------------------------------------
+def test_strips_show_every_story(story, flat, near):
+    for figure in (strips.film(story, 3), strips.film(near), strips.pair(story, flat, 4)):
+        width, height = Image.open(io.BytesIO(figure._repr_png_())).size
+        assert min(width, height) > 150
+    assert len(strips.film(story, 3).axes) == 3 * 5 + 2  # five rows of three, a chart of two axes
+    assert strips.moments(story, 5).tolist() == [0, 3, 6, 10, 13]
+    assert strips.moments(near, 5).tolist() == [0]
+
+
+# --- planners ---------------------------------------------------------------------------------
+@pytest.mark.parametrize("method", ["flat", "l1+l2"])
+def test_knobs_describe_and_change_a_planner(agent, method):
+    base = planners.knobs_of(agent.planning, method)
+    assert planners.apply_knobs(agent.planning, base) == agent.planning
+    other = base._replace(horizon=9, samples=33, replan=3, cost="latent")
+    changed = planners.apply_knobs(agent.planning, other)
+    assert planners.knobs_of(changed, method) == other
+    level1 = changed.flat if method == "flat" else changed.hierarchy.tracker
+    assert (level1.horizon, level1.samples, changed.cost) == (9, 33, "latent")
+    words = planners.describe(other, base)
+    assert words == f"{method}, latent cost, horizon 9, 33 samples, replan every 3"
+    tampered = planners.describe(base._replace(control="zero"), base)
+    assert ("level 2: zero" in tampered) == (method == "l1+l2")
+    with pytest.raises(ConfigError):
+        planners.apply_knobs(agent.planning, base._replace(samples=1))
+
+
+def test_what_if_plays_the_same_noise_once(agent, monkeypatch):
+    """Pairs share their scene; the unchanged planner is not played again for every change."""
+    played = []
+    monkeypatch.setattr(whatif, "play", lambda *a, **k: played.append((a, k)) or k["title"])
+    base = planners.knobs_of(agent.planning, "l1+l2")
+    changes = [base._replace(horizon=9), base._replace(cost="latent")]
+    changes.append(base._replace(control="shuffle"))
+    pairs = whatif.play_pairs(agent, SCENE, STEPS, agent.planning, base, changes)
+    assert [second for _, second in pairs] == [
+        "l1+l2, distance cost, horizon 9",
+        "l1+l2, latent cost",
+        "l1+l2, distance cost, level 2: shuffle",
+    ]
+    assert [options["shuffled"] for _, options in played] == [False, False, False, True, True]
+    assert all(arguments[1] == SCENE for arguments, _ in played)
+
+
+# --- panels -----------------------------------------------------------------------------------
+def shown(stage):
+    """The page that a panel shows now."""
+    (output,) = stage.output.outputs
+    return output["data"]["text/html"]
+
+
+def titles(stage):
+    return [one["title"] for one in data_of(shown(stage))["stories"]]
+
+
+def test_studio_refuses_and_replans(agent, story):
+    """An invalid place gives a sentence and keeps the last roll-out; a valid one is replanned."""
+    studio = panels.Studio(agent, story, agent.planning, STEPS)
+    before = shown(studio.stage)
+    studio.sliders["start_y"].value = 40.0
+    assert data_of(shown(studio.stage))["stories"][0]["start"] == [20.0, 40.0]
+    before = shown(studio.stage)
+    studio.sliders["start_x"].value = 32.0
+    assert 'role="alert"' in studio.stage.message.value
+    assert "is in the wall" in studio.stage.message.value
+    assert studio.button.disabled
+    assert shown(studio.stage) == before
+    studio.live.value = False
+    studio.sliders["start_x"].value = 12.0
+    assert not studio.button.disabled
+    assert shown(studio.stage) == before
+    studio.sliders["door_y"].value = 30
+    studio.method.value, studio.cost.value = "flat", "latent"
+    studio.button.click()
+    assert titles(studio.stage) == ["flat, latent cost"]
+    assert studio.scene == Scene((12.0, 40.0), (45.0, 40.0), 32, 30)
+
+
+def test_studio_waits_for_the_last_change(agent, story, monkeypatch):
+    """In a kernel, a dragged slider replans once, when it has come to rest."""
+    monkeypatch.setattr(panels, "PAUSE", 0.05)
+    studio = panels.Studio(agent, story, agent.planning, STEPS)
+    played = []
+    monkeypatch.setattr(studio, "replan", lambda: played.append(studio.scene.start[0]))
+
+    async def drag():
+        for x in (15.0, 14.0, 13.0):
+            studio.sliders["start_x"].value = x
+        await asyncio.sleep(0.3)
+
+    asyncio.run(drag())
+    assert played == [13.0]
+
+
+def test_sliders_work_without_the_clickable_picture(agent, story, monkeypatch):
+    """Without anywidget the kernel draws the preview, at every change."""
+    assert "Click or drag" in panels.Studio(agent, story, agent.planning, 3).stage.message.value
+
+    def missing():
+        raise ImportError("no anywidget")
+
+    monkeypatch.setattr(pad, "_pad_class", missing)
+    studio = panels.Studio(agent, story, agent.planning, 3)
+    assert isinstance(studio.pad, ipywidgets.Image)
+    assert "Move the sliders" in studio.stage.message.value
+    before = studio.pad.value
+    studio.live.value = False
+    studio.sliders["goal_x"].value = 50.0
+    assert studio.pad.value != before
+    assert studio.pad.value[:4] == b"\x89PNG"
+
+
+def test_the_clickable_picture_knows_the_scene(agent, story):
+    studio = panels.Studio(agent, story, agent.planning, 3)
+    state = {name: getattr(studio.pad, name) for name in pad.NAMES}
+    assert state == {
+        "start_x": 20, "start_y": 20, "goal_x": 45, "goal_y": 40, "wall_x": 32, "door_y": 10
+    }  # fmt: skip
+    assert studio.pad.look["goal"] == style.GOAL
+    script = (ROOT / "hjepa_lib/widgets/pad.js").read_text()
+    assert set(re.findall(r"look\.(\w+)", script)) <= set(studio.pad.look)
+
+
+def test_explorer_follows_run_method_and_trial(run, monkeypatch):
+    found, agent = run
+    monkeypatch.setattr(sources, "list_runs", lambda: ["trained", "broken"])
+    options = sources.choices(found, agent)
+    choice = sources.pick(options, "flat", "latent")
+    first = sources.tell(found, agent, choice, 0)
+    explorer = panels.Explorer(found, agent, choice, 0, first)
+    assert explorer.run.options[:2] == ("trained", "broken")
+    assert titles(explorer.stage) == ["flat, latent cost, trial 0"]
+    explorer.trial.value = 2
+    assert titles(explorer.stage) == ["flat, latent cost, trial 2"]
+    assert "candidates were not stored" in explorer.stage.message.value
+    explorer.method.value = [one.method for one in options].index("oracle")
+    assert titles(explorer.stage) == ["oracle, none cost, trial 2"]
+    before = shown(explorer.stage)
+    explorer.trial.value = 400
+    assert "trials 0 to 2, 400 was asked for" in explorer.stage.message.value
+    explorer.run.value = "broken"
+    assert "run 'broken' does not exist" in explorer.stage.message.value.replace("&#x27;", "'")
+    assert shown(explorer.stage) == before
+
+
+def test_what_if_panel_compares(agent, story, flat):
+    panel = whatif.WhatIf(agent, lambda: SCENE, STEPS, agent.planning, (story, story))
+    assert panel.chosen == panel.base == planners.knobs_of(agent.planning, "l1+l2")
+    panel.knobs["control"].value = "zero"
+    panel.knobs["horizon"].value = 7
+    panel.button.click()
+    assert titles(panel.stage) == [
+        "l1+l2, distance cost",
+        "l1+l2, distance cost, horizon 7, level 2: zero",
+    ]
+    panel.knobs["method"].value = "flat"
+    assert panel.knobs["control"].disabled
+    assert panel.knobs["samples2"].disabled
+    before = shown(panel.stage)
+    panel.scene = lambda: checked_scene(SCENE._replace(goal=(1.0, 1.0)))
+    panel.button.click()
+    assert "is outside the rooms" in panel.stage.message.value
+    assert shown(panel.stage) == before
+
+
+def test_panels_of_a_flat_agent(agent):
+    """Without level 2 nothing offers it."""
+    alone = dataclasses.replace(agent, level2=None)
+    told = play(alone, SCENE, "flat", steps=3)
+    assert told.macro is None
+    assert panels.Studio(alone, told, alone.planning, 3).method.options == ("flat",)
+    panel = whatif.WhatIf(alone, lambda: SCENE, 3, alone.planning, (told, told))
+    assert panel.knobs["control"].disabled
+
+
+def test_other_layouts_agents_and_costs():
+    """A joint level 2 with macro-actions, no distance head, an action cap of its own."""
+    config = tiny_config(level2__actions="learned", planning__action_cap=1.0)
+    agent = make_agent(config)
+    agent.distance = None
+    planning = dataclasses.replace(agent.planning, cost="latent")
+    told = play(agent, SCENE._replace(wall_x=25, door_y=44), "l1+l2", planning, 5)
+    assert list(told.costs) == ["latent"]
+    assert np.linalg.norm(told.actions, axis=-1).max() <= 1.0001
+    strips.film(told, 2)._repr_png_()
+    assert list(data_of(players.player(told))["stories"][0]["landscapes"]) == ["latent"]
+
+
+# --- notebook 06 ------------------------------------------------------------------------------
+def test_the_notebook_has_the_form_of_a_chapter():
+    form.test_parameters_cell(NOTEBOOK)
+    form.test_cells_are_short_and_stripped(NOTEBOOK)
+    form.test_it_reads_like_a_chapter(NOTEBOOK)
+
+
+@pytest.mark.parametrize("name", ["trial", "moments"])
+@pytest.mark.parametrize("value", [-7, "many", 10**6, True])
+def test_its_parameters_are_checked_at_the_start(name, value, tmp_path, monkeypatch):
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
+    given = {"profile": "smoke", "overrides": "device=cpu,precision=fp32", name: value}
+    with pytest.raises(ConfigError, match=f"^{name} must be a whole number in .*, got "):
+        form.execute(NOTEBOOK, stop="workspace.start", **given)
+
+
+def test_it_runs_headless_from_the_pretrained_weights(tmp_path, monkeypatch):
+    """Nothing is trained; players are in the saved file, each with a picture before it."""
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
+    config = profile("smoke").override("device=cpu,precision=fp32,evaluation.steps=12")
+    run = runner.start_run(config, "inspect")
+    runner.run_notebooks(run, [NOTEBOOK], threads=1, say=lambda *_, **__: None)
+    run.reload()
+    assert run.manifest["stages"] == {}
+    assert run.manifest["notes"]["input_l1"] == "pretrained"
+    assert len(run.manifest["notes"]["figures"]) == 6
+    copy = nbformat.read(run.path / "notebooks" / NOTEBOOK.name, 4)
+    outputs = [output for cell in copy.cells for output in cell.get("outputs", [])]
+    text = "".join(output.get("text", "") for output in outputs)
+    assert "checks passed" in text
+    assert text.count("headless:") == 3
+    kinds = ""
+    for output in outputs:
+        data = output.get("data", {})
+        kinds += "i" if "image/png" in data else ""
+        kinds += "p" if "hjepa-player" in data.get("text/html", "") else ""
+    assert kinds == "ipiiiiip"
+    assert not any("widget-view" in name for out in outputs for name in out.get("data", {}))
