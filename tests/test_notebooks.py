@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = runner.select_notebooks("01-05", ROOT / "notebooks")
 NAMES = [path.stem for path in NOTEBOOKS]
 CONFIG = profile("smoke").override("device=cpu,precision=fp32")
-STANDARD = {"profile": "laptop", "run": "", "seed": 0, "overrides": ""}
+STANDARD = {"profile": "laptop", "run": "", "seed": 0, "overrides": "", "drive": False}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,7 +60,7 @@ def parameters(path: Path) -> dict:
     tagged = [c for c in cells(path) if "parameters" in c.metadata.get("tags", [])]
     assert len(tagged) == 1
     lines = tagged[0].source.splitlines()
-    assert all(re.fullmatch(r"\w+: (str|int) = .+  # .+", line) for line in lines)
+    assert all(re.fullmatch(r"\w+: (str|int|bool) = .+  # .+", line) for line in lines)
     return {s.target.id: ast.literal_eval(s.value) for s in ast.parse(tagged[0].source).body}
 
 
@@ -80,10 +80,10 @@ def execute(path: Path, stop: str = "", **changes) -> dict:
 # --- form -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_parameters_cell(path):
-    """N1, N2: one tagged cell, the four standard names first, at most 8 scalars of its own."""
+    """N1, N2: one tagged cell, the five standard names first, at most 8 scalars of its own."""
     values = parameters(path)
-    assert dict(list(values.items())[:4]) == STANDARD
-    assert len(values) <= 12
+    assert dict(list(values.items())[: len(STANDARD)]) == STANDARD
+    assert len(values) <= len(STANDARD) + 8
     runner.inspect_notebook(path, STANDARD)
 
 
@@ -98,7 +98,24 @@ def test_cells_are_short_and_stripped(path):
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
     assert "papermill" not in json.dumps(nbformat.read(path, 4).metadata)
     assert "!pip" not in path.read_text()
-    assert "torch" not in next(c.source for c in code if "%pip" in c.source).split("%pip")[1]
+
+
+def test_every_notebook_begins_with_the_same_cell():
+    """One first code cell, which installs on Colab only and keeps what Colab brings (test_pack)."""
+    every = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    first = [cells(path)[0].source for path in every]
+    assert set(first) == {first[0]}
+    assert "%pip install -q -c {keep} {source}" in first[0]
+
+
+def test_every_notebook_can_copy_its_run_to_drive():
+    """`drive` is handed to the library at the start, and the last code cell copies."""
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        assert parameters(path)["drive"] is False
+        code = [cell.source for cell in cells(path)]
+        (start,) = (source for source in code if "workspace.start(" in source)
+        assert "profile, run, seed, overrides, drive)" in start
+        assert code[-1].endswith('if drive:\n    print(f"copied to {ws.copy_to_drive()}")')
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
@@ -256,7 +273,29 @@ def _quiet(*_, **__) -> None:
     pass
 
 
-OWN = [(path, name) for path in NOTEBOOKS for name in list(parameters(path))[4:]]
+def test_planning_collapse_runs_after_the_others(finished, root):
+    """08 through the real runner, on a copy: small trainings beside the run, `latest` untouched."""
+    shutil.copytree(finished.path, root / "collapse-copy")
+    manifest = (root / "collapse-copy" / "manifest.json").read_text()
+    renamed = manifest.replace('"name": "whole"', '"name": "collapse-copy"')
+    (root / "collapse-copy" / "manifest.json").write_text(renamed)
+    latest = (root / "latest").read_text()
+    run = Run.open("collapse-copy")
+    notebooks = runner.select_notebooks("08", ROOT / "notebooks")
+    runner.run_notebooks(run, notebooks, threads=1, say=_quiet)
+    run.reload()
+    assert run.manifest["notebooks"]["08_planning_collapse"]["ok"]
+    assert {path.name for path in (run.path / "collapse").glob("*.csv")} == {
+        "planning.csv", "variants.csv", "verdicts.csv",
+    }  # fmt: skip
+    assert (root / "collapse-copy-variants" / "size-20312" / "manifest.json").is_file()
+    assert (root / "latest").read_text() == latest
+    text = (run.path / "notebooks" / notebooks[0].name).read_text()
+    assert "checks passed" in text
+    assert "Warning" not in text
+
+
+OWN = [(path, name) for path in NOTEBOOKS for name in list(parameters(path))[len(STANDARD) :]]
 
 
 @pytest.mark.parametrize(("path", "name"), OWN, ids=[f"{p.stem[:2]}-{name}" for p, name in OWN])

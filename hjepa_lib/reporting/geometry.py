@@ -62,6 +62,60 @@ def _bands(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @styled
+def layout_calibration(
+    shortest: np.ndarray,
+    predicted: np.ndarray,
+    through_door: np.ndarray,
+    layouts: np.ndarray,
+    gamma: float = 1.0,
+    paces: Mapping[str, float] | None = None,
+    names: Mapping[tuple[int, int], str] | None = None,
+    title: str = "Distance head against true steps",
+) -> Figure:
+    """Predicted steps (n,) against the true shortest ones (n,), a panel per layout (at most 24).
+
+    `through_door` (n,) marks pairs with the wall between them, `layouts` (n, 2) are rows (wall_x,
+    door_y). Lines are what a perfect head says at a pace, discounted by `gamma` as in
+    `calibration`: `paces` maps a name to steps per true step (default "exact": 1). Each panel's
+    title has Spearman's rank correlation of all pairs; `names` adds words for a layout.
+    """
+    shortest = checked(shortest, "shortest", None)
+    predicted = checked(predicted, "predicted", len(shortest))
+    across = checked(through_door, "through_door", len(shortest)).astype(bool)
+    layouts = checked(layouts, "layouts", len(shortest), 2)
+    found = list(dict.fromkeys(map(tuple, layouts.astype(int).tolist())))[: style.MOST_PANELS]
+    columns = min(3, len(found))
+    figure, axes = style.panels(-(-len(found) // columns), columns, 3.4, 2.9, sharey=True)
+    for spare in axes[len(found) :]:
+        spare.remove()
+    kinds = (("same room", style.SKY), ("through the door", style.PURPLE))
+    end = float(shortest.max())
+    steps = np.linspace(0, end, 100)
+    for axis, layout in zip(axes, found, strict=False):
+        own = (layouts.astype(int) == layout).all(1)
+        for (label, colour), rows in zip(kinds, (own & ~across, own & across), strict=True):
+            axis.scatter(shortest[rows], predicted[rows], s=6, lw=0, alpha=0.35, color=colour)
+            if rows.sum() >= _BINS:
+                centres, bands = _bands(shortest[rows], predicted[rows])
+                axis.plot(centres, bands[1], color=colour, lw=2, label=label)
+                axis.plot(centres, bands[1], color=style.INK, lw=0.6)
+        for dash, (label, pace) in zip("-:", (paces or {"exact": 1}).items(), strict=False):
+            n = pace * steps
+            ideal = n if gamma == 1 else (1 - gamma**n) / (1 - gamma)
+            axis.plot(steps, ideal, dash, color=style.MUTED, linewidth=1.2, label=label)
+        rank = spearmanr(shortest[own], predicted[own]).statistic
+        word = (names or {}).get(layout, "")
+        place = f"wall {layout[0]}, door {layout[1]}"
+        axis.set_title(f"{place}{', ' + word if word else ''}\nrank correlation {rank:.2f}")
+        axis.set(xlabel="true shortest steps", xlim=(0, end), ylim=(0, None))
+        axis.grid()
+    axes[0].set_ylabel("predicted steps")
+    axes[0].legend(loc="upper left")
+    style.headline(figure, title)
+    return figure
+
+
+@styled
 def cost_geometry(
     path: np.ndarray,
     costs: Mapping[str, np.ndarray],

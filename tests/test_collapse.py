@@ -1,0 +1,632 @@
+"""Where prediction and planning break: windows, curves, horizons, small trainings, figures, 08."""
+
+import contextlib
+import dataclasses
+import math
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from tiny import make_store, tiny_config, tiny_data
+
+from hjepa_lib import scoring, stages, variants
+from hjepa_lib.config import ConfigError, PlanningConfig, profile
+from hjepa_lib.data.recipes import generate, simulate
+from hjepa_lib.evaluation import calibration, collapse, horizons
+from hjepa_lib.evaluation.collapse import Band, Curve
+from hjepa_lib.evaluation.openloop import level1_errors, stay_errors
+from hjepa_lib.evaluation.results import load_result
+from hjepa_lib.evaluation.statistics import Interval, StatisticsError
+from hjepa_lib.files import FileError
+from hjepa_lib.reporting import collapse as pictures
+from hjepa_lib.reporting import geometry
+from hjepa_lib.reporting.style import FigureError
+from hjepa_lib.runs import Run, RunError
+from hjepa_lib.workspace import Workspace, overrides_text
+from hjepa_lib.worlds.layout import Layout
+
+NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "08_planning_collapse.ipynb"
+RNG = np.random.default_rng(5)
+
+
+# --- windows ----------------------------------------------------------------------------------
+def test_long_walks_are_held_out_and_follow_the_data():
+    """Longer than any recorded trajectory, legal steps of the recipe, and no state of training."""
+    data = profile("laptop").data
+    walks = collapse.long_walks(data, 193, 12, seed=0)
+    assert walks.lengths.tolist() == [193] * 12
+    actions = walks.actions.view(12, 193, 2)
+    length = actions[:, :-1].norm(dim=-1)
+    assert length.min() >= 0.2 - 1e-5
+    assert length.max() <= 1.8 + 1e-5
+    assert (actions[:, -1] == 0).all()
+    positions = walks.positions.view(12, 193, 2)
+    again = simulate(positions[:, 0], actions[:, :-1], walks.layouts(), "blocked")
+    torch.testing.assert_close(again, positions)
+    assert torch.equal(collapse.long_walks(data, 193, 12, seed=0).positions, walks.positions)
+    assert not torch.equal(collapse.long_walks(data, 193, 12, seed=1).positions, walks.positions)
+    recorded = generate("good", 12 * 90, seed=0)
+    assert not np.isin(walks.positions.numpy()[:, 0], recorded.positions.numpy()[:, 0]).any()
+    assert (
+        profile("smoke", 2**31 - 1).seed < collapse.HELD_OUT
+    )  # so no seed of a run reaches HELD_OUT
+
+
+@pytest.mark.parametrize("recipe", ["random", "mixture", "short17", "eb_jepa", "expert"])
+def test_long_walks_of_every_recipe(recipe):
+    data = dataclasses.replace(profile("smoke").data, recipe=recipe, layouts="random")
+    walks = collapse.long_walks(data, 60, 4, seed=3, layouts=np.array([[25, 40], [40, 20]]))
+    assert walks.positions.shape == (240, 2)
+    assert {tuple(row) for row in walks.layout.tolist()} <= {(25, 40), (40, 20)}
+    turns = torch.atan2(*walks.actions.view(4, 60, 2)[:, :16].unbind(-1)).diff(dim=1)
+    assert (turns.cos().mean() < 0.5) == (recipe in ("random", "mixture"))
+
+
+@pytest.mark.parametrize(("states", "count"), [(1, 5), (20, 0)])
+def test_long_walks_refuse_nothing_to_walk(states, count):
+    with pytest.raises(ValueError, match="walks need 2 states and 1 window at least"):
+        collapse.long_walks(profile("smoke").data, states, count, 0)
+
+
+def test_windows_must_be_equally_long(level1):
+    with pytest.raises(ValueError, match="windows must be equally long"):
+        collapse.whole_windows(make_store(level1, tiny_data(), limit=50))
+
+
+def test_trained_lengths():
+    """HW4: what a horizon is compared with."""
+    config = profile("laptop")
+    assert collapse.trained_lengths(config) == {"level 1": 16, "level 2": 32}
+    assert collapse.trained_lengths(config.override("level1.rollout=8"))["level 1"] == 8
+    joint = config.override("level2.train=joint")
+    assert collapse.trained_lengths(joint) == {"level 1": 32, "level 2": 32}
+    alone = config.override("level2.disable_l2=true")
+    assert collapse.trained_lengths(alone) == {"level 1": 16}
+
+
+# --- curves -----------------------------------------------------------------------------------
+class Exact:
+    """A level 1 whose latent is the position and which adds the action: right without walls."""
+
+    pixel_mean = torch.zeros(1)
+
+    def rollout_members(self, start, actions):
+        return torch.cat([start[:, None], start[:, None] + actions.cumsum(1)], 1)[None]
+
+    def imagine(self, start, plans):
+        return start[:, None] + plans.cumsum(1)
+
+
+class ReadPosition(torch.nn.Module):
+    """The probe of such latents."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, latents):
+        return latents
+
+
+def exact_agent(**more):
+    return SimpleNamespace(
+        level1=Exact(), level2=None, probe=ReadPosition(), device=torch.device("cpu"), **more
+    )
+
+
+def free_batch(count=6, steps=30):
+    start = torch.full((count, 1, 2), 10.0)
+    actions = torch.rand(count, steps, 2, generator=torch.Generator().manual_seed(0)) - 0.3
+    positions = torch.cat([start, start + actions.cumsum(1)], 1)
+    return SimpleNamespace(latents=positions.clone(), actions=actions, positions=positions)
+
+
+def test_a_perfect_model_makes_no_error_and_never_collapses():
+    batch = free_batch()
+    curves = collapse.open_loop(exact_agent(), batch)
+    assert set(curves) == {"level 1", "stand still"}
+    assert np.abs(curves["level 1"].errors).max() < 1e-4
+    away = (batch.positions[:, 1:] - batch.positions[:, :1]).norm(dim=-1)
+    np.testing.assert_allclose(curves["stand still"].errors, away)
+    still = curves["stand still"].errors
+    assert collapse.collapse_horizon(curves["level 1"], still) == (math.inf, math.inf, math.inf)
+    assert collapse.read_error(exact_agent(), batch) == 0
+
+
+def test_open_loop_of_a_trained_shape_agrees_with_its_parts(agent, config):
+    walks = collapse.long_walks(config.data, 22, 5, 0)
+    batch = collapse.whole_windows(make_store(agent.level1, walks))
+    curves = collapse.open_loop(agent, batch)
+    assert set(curves) == {
+        "level 1", "level 2, posterior z", "level 2, prior mean", "stand still",
+    }  # fmt: skip
+    expected = level1_errors(agent.level1, agent.probe, batch)
+    np.testing.assert_allclose(curves["level 1"].errors, expected.T)
+    assert curves["level 2, prior mean"].steps.tolist() == [4, 8, 12, 16, 20]
+    assert curves["level 2, posterior z"].errors.shape == (5, 5)
+    np.testing.assert_allclose(curves["stand still"].errors, stay_errors(batch).T)
+
+
+@pytest.mark.parametrize("hook", ["conditioning", "feedback"])
+def test_a_level_2_that_acts_on_level_1_acts_in_the_measurement_too(hook, config):
+    """F11: errors are those of the roll-out that was trained."""
+    from tiny import make_agent
+
+    changed = tiny_config(**{"level2__train": "joint", f"level2__{hook}": True})
+    agent = make_agent(changed)
+    walks = collapse.long_walks(config.data, 11, 4, 0)
+    batch = collapse.whole_windows(make_store(agent.level1, walks))
+    found = collapse.open_loop(agent, batch)["level 1"].errors
+    plain = level1_errors(agent.level1, agent.probe, batch).T
+    assert found.shape == plain.shape
+    assert np.abs(found - plain).max() > 1e-6
+
+
+def test_off_manifold_is_measured_in_distances_of_real_frames():
+    batch = free_batch(count=1, steps=8)
+    bank = batch.positions.flatten(0, 1) + torch.tensor([0.0, 0.05])
+    steps = np.array([1, 4, 8])
+    found = collapse.off_manifold(exact_agent(), batch, bank, steps)["level 1"]
+    assert found.steps.tolist() == [1, 4, 8]
+    np.testing.assert_allclose(found.errors, 1, rtol=0.1)  # the exact model is as near as a frame
+    far = exact_agent()
+    far.level1.rollout_members = lambda start, actions: Exact().rollout_members(start, actions) + 50
+    assert collapse.off_manifold(far, batch, bank, steps)["level 1"].errors.min() > 50
+
+
+def test_bands_hold_the_median_and_tighten_to_nothing_without_spread():
+    steps = np.arange(1, 5)
+    flat = collapse.band(Curve(steps, np.tile(steps * 1.0, (20, 1))))
+    for line in flat[1:]:
+        np.testing.assert_array_equal(line, steps)
+    spread = collapse.band(Curve(steps, RNG.exponential(size=(40, 4))))
+    assert (spread.low <= spread.median).all()
+    assert (spread.median <= spread.high).all()
+    assert (spread.low < spread.high).all()
+
+
+def test_the_interval_holds_the_true_median_about_as_often_as_it_says():
+    hits = 0
+    for seed in range(60):
+        errors = np.random.default_rng(seed).exponential(size=(60, 1))
+        found = collapse.band(Curve(np.array([1]), errors), seed=seed)
+        hits += found.low[0] <= math.log(2) <= found.high[0]
+    assert 51 <= hits <= 60
+
+
+# --- collapse horizons ------------------------------------------------------------------------
+def linear(slope=0.5, windows=20, length=20):
+    return Curve(np.arange(1, length + 1), np.tile(slope * np.arange(1, length + 1), (windows, 1)))
+
+
+def test_collapse_horizon_of_constructed_curves():
+    assert collapse.collapse_horizon(linear(), 4.0) == (9, 9, 9)  # 0.5 * 8 = 4 is not beyond 4
+    assert collapse.collapse_horizon(linear(), 100.0) == (math.inf, math.inf, math.inf)
+    assert collapse.collapse_horizon(linear(), 0.1) == (1, 1, 1)
+    dip = Curve(np.array([1, 2, 3, 4]), np.tile([5.0, 1.0, 2.0, 6.0], (9, 1)))
+    assert collapse.collapse_horizon(dip, 4.0).estimate == 4  # it starts above, then falls below
+    macro = Curve(np.array([8, 16, 24]), np.tile([1.0, 5.0, 6.0], (9, 1)))
+    assert collapse.collapse_horizon(macro, 4.0).estimate == 16
+
+
+def test_collapse_horizon_interval_widens_with_spread_and_holds_the_estimate():
+    errors = np.arange(1, 41) * RNG.lognormal(sigma=0.8, size=(40, 1)) * 0.3
+    found = collapse.collapse_horizon(Curve(np.arange(1, 41), errors), 4.0)
+    assert found.low <= found.estimate <= found.high
+    assert found.low < found.high
+
+
+def test_collapse_against_a_baseline_uses_the_same_windows():
+    """Windows of any size: an error of half the way never loses against standing still."""
+    way = np.arange(1, 21) * RNG.uniform(0.1, 2, size=(30, 1))
+    steps = np.arange(1, 21)
+    assert collapse.collapse_horizon(Curve(steps, way / 2), way).low == math.inf
+    late = np.where(steps > 12, 2.0, 0.5) * way
+    assert collapse.collapse_horizon(Curve(steps, late), way) == (13, 13, 13)
+
+
+@pytest.mark.parametrize(
+    ("errors", "threshold", "message"),
+    [
+        (np.ones((3, 4)), 1.0, "errors must be"),
+        (np.full((3, 5), np.nan), 1.0, "not finite"),
+        (np.ones((0, 5)), 1.0, "errors must be"),
+        (np.ones((3, 5)), np.ones((3, 4)), "a baseline needs the shape"),
+        (np.ones((3, 5)), math.nan, "a threshold must be finite"),
+    ],
+)
+def test_collapse_horizon_refuses(errors, threshold, message):
+    with pytest.raises(StatisticsError, match=message) as caught:
+        collapse.collapse_horizon(Curve(np.arange(1, 6), errors), threshold)
+    assert "\n" not in str(caught.value)
+
+
+def test_horizon_text():
+    assert collapse.horizon_text(Interval(48.0, 40.0, math.inf), 192) == "48 (40 to > 192)"
+    assert collapse.horizon_text(Interval(math.inf, 180.0, math.inf), 192) == "> 192 (180 to > 192)"
+    assert collapse.horizon_text(Interval(math.nan, math.nan, math.nan), 192) == "undefined"
+
+
+# --- planning horizons ------------------------------------------------------------------------
+def outcomes(*solved, n=20):
+    return {
+        h: (np.arange(n) < k).astype(float) for h, k in zip((5, 8, 48, 96), solved, strict=True)
+    }
+
+
+def test_planning_horizon_is_the_largest_not_significantly_worse():
+    assert horizons.planning_horizon(outcomes(20, 20, 2, 0)) == (8, 8, 8)
+    assert horizons.planning_horizon(outcomes(20, 20, 20, 20)).estimate == 96
+    few = horizons.planning_horizon(outcomes(20, 18, 15, 0))
+    assert few.estimate == 48  # 5 discordant trials cannot be significant
+    assert few.low <= few.estimate <= few.high
+    assert few.low < few.high
+    assert all(math.isnan(value) for value in horizons.planning_horizon(outcomes(0, 0, 0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("success", "message"),
+    [
+        ({}, "at least one horizon"),
+        ({5: np.ones(3), 8: np.ones(4)}, "of the same trials"),
+        ({5: np.ones((2, 2))}, "of the same trials"),
+        ({5: np.array([0.5, 1])}, "must be 0 or 1"),
+    ],
+)
+def test_planning_horizon_refuses(success, message):
+    with pytest.raises(StatisticsError, match=message):
+        horizons.planning_horizon(success)
+
+
+def test_with_horizon_keeps_samples_or_transitions():
+    planning = PlanningConfig()
+    base = planning.flat
+    longer = horizons.with_horizon(planning, "flat", 96)
+    assert (longer.flat.horizon, longer.flat.samples) == (96, base.samples)
+    assert longer.hierarchy == planning.hierarchy
+    same = horizons.with_horizon(planning, "flat", 32, equal="transitions").flat
+    assert same.samples * same.horizon == base.samples * base.horizon
+    upper = horizons.with_horizon(planning, "l1+l2", 48, 8)
+    assert upper.hierarchy.level2.horizon == 6
+    assert upper.flat == base
+    assert upper.hierarchy.tracker == planning.hierarchy.tracker
+    assert horizons.with_horizon(planning, "flat", 10**4, equal="transitions").flat.samples == 2
+    with pytest.raises(ValueError, match="equal must be samples or transitions, got 'flops'"):
+        horizons.with_horizon(planning, "flat", 8, equal="flops")
+
+
+class Meadow:
+    """A world without walls whose frames are the positions."""
+
+    def __init__(self, layout, dynamics="blocked", seed=0):
+        self.position = None
+
+    def reset(self, position):
+        self.position = position
+        return position
+
+    def step(self, action):
+        self.position = self.position + action
+        return self.position
+
+    def render(self, position):
+        return position
+
+
+def test_the_plans_of_a_perfect_model_keep_their_promise():
+    plan = SimpleNamespace(actions=torch.rand(4, 12, 2))
+    planner = SimpleNamespace(plan=lambda *_, **__: plan, level1=Exact())
+    agent = exact_agent(
+        encode=lambda frames: frames,
+        planner=lambda *_: planner,
+        autocast=contextlib.nullcontext,
+    )
+    tasks = SimpleNamespace(
+        world=Meadow, layout=Layout.fixed(4), start=torch.full((4, 2), 9.0), goal=torch.zeros(4, 2)
+    )
+    found = horizons.plan_errors(agent, PlanningConfig(), tasks)
+    assert found.errors.shape == (4, 12)
+    assert np.abs(found.errors).max() < 1e-4
+    planner.level1 = SimpleNamespace(imagine=lambda start, plans: Exact().imagine(start, 2 * plans))
+    wrong = horizons.plan_errors(agent, PlanningConfig(), tasks).errors
+    np.testing.assert_allclose(wrong, plan.actions.cumsum(1).norm(dim=-1), rtol=1e-4)
+
+
+# --- calibration ------------------------------------------------------------------------------
+def test_step_pairs_are_free_places_and_their_true_steps(agent):
+    rooms = np.array([[32, 10], [25, 40]])
+    found = calibration.step_pairs(agent, rooms, 40, 0)
+    assert [len(part) for part in found] == [80] * 4
+    assert (found.shortest > 0).all()
+    assert (found.predicted >= 0).all()
+    assert 0 < found.through_door.mean() < 1
+    assert [len(set(map(tuple, half))) for half in np.split(found.layout, 2)] == [1, 1]
+    assert (found.shortest <= 140 / 1.8).all()
+    again = calibration.step_pairs(agent, rooms, 40, 0)
+    np.testing.assert_array_equal(again.predicted, found.predicted)
+    with pytest.raises(ValueError, match="pairs need layouts"):
+        calibration.step_pairs(agent, rooms, 0, 0)
+    with pytest.raises(ConfigError, match="needs a trained distance head"):
+        calibration.step_pairs(dataclasses.replace(agent, distance=None), rooms, 4, 0)
+
+
+def test_calibration_has_a_panel_per_layout_and_a_line_per_kind():
+    rooms = np.repeat([[32, 10], [25, 40]], 200, axis=0)
+    true = RNG.uniform(1, 60, 400)
+    across = true > 20
+    names = {(25, 40): "held out"}
+    figure = geometry.layout_calibration(true, 2 * true, across, rooms, names=names)
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    rank = "\nrank correlation 1.00"
+    assert titles == [f"wall 32, door 10{rank}", f"wall 25, door 40, held out{rank}"]
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert {"same room", "through the door", "exact"} <= set(lines)
+    assert list(lines["exact"].get_xdata()) == list(lines["exact"].get_ydata())
+    far = lines["through the door"]
+    np.testing.assert_allclose(far.get_ydata() / far.get_xdata(), 2, rtol=0.1)
+    with pytest.raises(FigureError, match="through_door must have shape"):
+        geometry.layout_calibration(true, true, across[:3], rooms)
+
+
+# --- variants ---------------------------------------------------------------------------------
+def test_numbers_of_a_parameter():
+    assert variants.numbers("sizes", "5078+634", (634, 5078)) == [634, 5078]
+    for bad in ("", "many", "634+", "634+634", "633", -7, 10**6, True, "634,5078", None):
+        with pytest.raises(
+            ConfigError, match=r"^sizes must be numbers of 634, 5078 joined"
+        ) as caught:
+            variants.numbers("sizes", bad, (634, 5078))
+        assert "\n" not in str(caught.value)
+
+
+def test_variants_of_a_group_differ_in_one_thing(tmp_path):
+    config = profile("laptop")
+    sizes = [config.override(variants.size(config, n, 300).changes) for n in (634, 5078, 20312)]
+    assert [one.data.transitions for one in sizes] == [634, 5078, 20312]
+    assert {one.level1.optim.updates for one in sizes} == {300}
+    assert [one.data.val_fraction for one in sizes] == [0, 0.05, 0.05]
+    many = config.override(variants.size(config, 634, 10**6).changes)
+    assert many.level1.optim.updates == config.level1.optim.updates  # never more than the profile's
+    small, large = (
+        config.override(variants.pair(config, name, 300).changes) for name in variants.PAIRS
+    )
+    assert small.level1.width < config.level1.width < large.level1.width
+    assert {one.level1.optim.updates for one in (small, large)} == {300}
+    one, five = (
+        config.override(variants.epochs(config, count, 300, tmp_path).changes) for count in (5, 25)
+    )
+    assert five.level1.optim.updates == pytest.approx(5 * one.level1.optim.updates, rel=0.01)
+    assert one.distance == sizes[1].distance
+    for name in variants.JOINT:
+        both = config.override(variants.joint(config, name, 300).changes)
+        frames = both.level1.optim.batch * (both.level2.macro_steps * both.level2.step_skip + 1)
+        assert frames == pytest.approx(config.level1.optim.batch * config.level1.window, rel=0.02)
+    fixed = variants.inserted(config.planning).hierarchy
+    assert dataclasses.replace(fixed, near=1.0) == config.planning.hierarchy
+
+
+@pytest.fixture(scope="module")
+def whole(trained, tmp_path_factory):
+    """A copy of the tiny run in an outputs folder of its own."""
+    root = tmp_path_factory.mktemp("outputs")
+    shutil.copytree(trained, root / "trained")
+    (root / "latest").write_text("trained\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HJEPA_OUTPUTS", str(root))
+        yield Workspace("test", Run.open("trained"))
+
+
+def test_a_variant_is_a_run_beside_its_run(whole, short_probe):
+    """PL8: trained once, resumed for nothing, and neither the run nor `latest` changes."""
+    before = (whole.run.path / "manifest.json").read_text()
+    wanted = variants.size(whole.config, 634, 3)
+    said = []
+    side = variants.train(whole, wanted, say=said.append)
+    assert side.run.path == whole.run.path.parent / "trained-variants" / "size-634"
+    assert side.config.level1.optim.updates == 3
+    stamp = (side.run.path / "l1" / "model.safetensors").stat().st_mtime_ns
+    again = variants.train(whole, wanted, say=said.append)
+    assert (again.run.path / "l1" / "model.safetensors").stat().st_mtime_ns == stamp
+    assert sum("done before" in line for line in said) == 2
+    assert (whole.run.path / "manifest.json").read_text() == before
+    assert (whole.run.path.parent / "latest").read_text() == "trained\n"
+    with pytest.raises(RunError, match=r"was made with .*updates=3, not 2"):
+        variants.train(whole, variants.size(whole.config, 634, 2), say=said.append)
+    measured = variants.measure(side, ("flat",), 3, 12, 4)
+    assert measured.about["transitions"] == 634
+    assert measured.errors["level 1"].shape == (4,)
+    assert [variants.row_key(row) for row in measured.rows] == [
+        ("flat", "latent"), ("flat", "distance"),
+    ]  # fmt: skip
+    assert measured.rows[0]["solved"].shape == (3,)
+
+
+def test_a_level_2_variant_takes_level_1_over(whole):
+    side = variants.train(whole, variants.latent(whole, "fsq", 2), whole, say=lambda _: None)
+    assert side.config.level2.latent == "fsq"
+    for name in ("model.safetensors", "distance.safetensors"):
+        own, taken = whole.run.path / "l1" / name, side.run.path / "l1" / name
+        assert own.read_bytes() == taken.read_bytes()
+    assert side.run.done("l2")
+    assert variants.trained_base(whole, side) is whole
+
+
+def measured(name, px, solved):
+    row = {"method": "flat", "cost": "latent", "solved": np.array(solved, dtype=float)}
+    return variants.Measured(name, {}, {"level 1": np.asarray(px, dtype=float)}, [row])
+
+
+def test_verdicts_follow_their_rules():
+    one = measured("one", RNG.uniform(3, 4, 40), [1] * 10 + [0] * 10)
+    better = measured("two", one.errors["level 1"] - 1, [1] * 20)
+    by_measure = {row["measure"]: row for row in variants.versus(one, better)}
+    px, success = by_measure["level 1, px"], by_measure["success, flat, latent"]
+    assert px["verdict"] == success["verdict"] == "second better"
+    assert px["difference"] == pytest.approx(-1)
+    assert success["difference"] == 0.5
+    assert all(r["low"] <= r["difference"] <= r["high"] for r in by_measure.values())
+    turned = {row["verdict"] for row in variants.versus(better, one)}
+    assert turned == {"first better"}
+    assert {row["verdict"] for row in variants.versus(one, one)} == {"undecided"}
+    near = measured("three", one.errors["level 1"] + RNG.normal(size=40), [1] * 13 + [0] * 7)
+    assert {row["verdict"] for row in variants.versus(one, near)} == {"undecided"}
+
+
+def test_committed_rows_are_pooled_over_seeds(tmp_path):
+    path = tmp_path / "study.csv"
+    assert variants.committed("sizes", "data.transitions", path) == []
+    head = "cell,group,seed,method,cost,training,successes,n,planner.flat.horizon\n"
+    lines = ("a,sizes,0,flat,latent,abc,5,10,8", "a,sizes,1,flat,latent,abc,9,10,8")
+    path.write_text(head + "\n".join([*lines, "b,p1,0,flat,latent,abc,1,10,8"]) + "\n")
+    (tmp_path / "study_trainings.json").write_text('{"abc": {"data.transitions": 634}}')
+    ((value, row),) = variants.committed("sizes", "data.transitions", path)
+    assert (value, row["n"], row["success_rate"]) == (634, 20, 0.7)
+    assert row["ci95"][0] < 0.7 < row["ci95"][1]
+    assert variants.committed("p1", "planner.flat.horizon", path)[0][0] == 8
+    assert variants.committed("replan", "planner.replan", path) == []
+    path.write_text("cell,seed\na,0\n")
+    with pytest.raises(FileError, match="column 'group' is missing"):
+        variants.committed("sizes", "data.transitions", path)
+
+
+def test_results_without_pictures_are_the_same_results(whole):
+    """Fans and later plans are left out; what was played and the first plan's end stay."""
+    agent = stages.load_trained(whole)
+    for method in ("flat", "l1+l2"):
+        one, two = (
+            load_result(
+                scoring.evaluate(
+                    whole, agent, method, "latent", folder=f"pictures-{on}", pictures=on
+                )
+            )
+            for on in (True, False)
+        )
+        for name in ("positions", "plan_end", "trial_success", "plan_near"):
+            np.testing.assert_allclose(one.arrays[name], two.arrays[name], rtol=1e-5)
+        assert "plan_fan_xy" in one.arrays
+        assert not {"plan_fan_xy", "plan_fan_cost", "plan_plan"} & set(two.arrays)
+        assert two.arrays["plan_plan_xy"].shape[1] == 1
+
+
+# --- figures ----------------------------------------------------------------------------------
+def result(method, cost, rate, n=20):
+    return {
+        "method": method, "cost": cost, "success_rate": rate, "n": n,
+        "ci95": (max(0, rate - 0.1), min(1, rate + 0.1)),
+    }  # fmt: skip
+
+
+def test_error_by_horizon_shows_medians_marks_and_collapse():
+    steps = np.arange(1, 97)
+    band = Band(steps, steps / 10, steps / 12, steps / 8)
+    figure = pictures.error_by_horizon(
+        {"level 1": band, "stand still": band},
+        {"trained, level 1": 16},
+        ("half the door", 4.0),
+        {"level 1": Interval(41, 35, 45), "level 2": Interval(math.inf, 3, math.inf)},
+    )
+    (axis,) = figure.axes
+    lines = {line.get_label(): line for line in axis.lines}
+    np.testing.assert_array_equal(lines["level 1"].get_ydata(), steps / 10)
+    diamonds = [line for line in axis.lines if line.get_marker() == "D"]
+    assert [list(line.get_xdata()) for line in diamonds] == [[41]]
+    assert "trained, level 1" in [text.get_text() for text in axis.texts]
+    assert axis.get_ylim()[0] == 0
+    capped = pictures.error_by_horizon({"level 1": band}, top=5.0).axes[0]
+    assert capped.get_ylim() == (0, 5)
+    with pytest.raises(FigureError, match="at least one band"):
+        pictures.error_by_horizon({})
+
+
+def test_success_by_setting_draws_every_row_and_says_n():
+    pairs = [(h, result("flat", cost, 0.5)) for cost in ("latent", "distance") for h in (5, 8, 96)]
+    upper = [(8, result("l1+l2", "latent", 0.9, 16))]
+    figure = pictures.success_by_setting({"flat": pairs, "upper": upper}, "steps", {"trained": 16})
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles == ["flat, n = 20", "upper, n = 16"]
+    assert len(figure.axes[0].containers) == 2
+    for bad in ({}, {"flat": []}):
+        with pytest.raises(FigureError, match="at least one row"):
+            pictures.success_by_setting(bad, "steps")
+
+
+def test_scaling_and_designs_show_what_they_were_given():
+    rows = [{"x": n, "error": Interval(e, e - 1, e + 1)} for n, e in ((634, 9.0), (5078, 4.0))]
+    results = [(row["x"], result("flat", "distance", 0.5)) for row in rows]
+    grey = [(20312, result("flat", "distance", 0.9))]
+    figure = pictures.scaling(rows, results, "x", "transitions", grey)
+    line = figure.axes[0].containers[0].lines[0]
+    assert list(line.get_xdata()) == [634, 5078]
+    assert list(line.get_ydata()) == [9, 4]
+    assert any(one.get_marker() == "s" for one in figure.axes[1].lines)
+    errors = {"a": {"level 1": Interval(2, 1, 3)}, "b": {"level 1": Interval(4, 3, 5)}}
+    played = {name: [result("l1+l2", "latent", 0.5)] for name in errors}
+    figure = pictures.designs(errors, played)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]
+    with pytest.raises(FigureError, match="the same variants"):
+        pictures.designs(errors, {"a": []})
+    with pytest.raises(FigureError, match="at least one row"):
+        pictures.scaling([], [], "x", "transitions")
+
+
+# --- the notebook -----------------------------------------------------------------------------
+def code_cells():
+    return [cell for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code"]
+
+
+def execute(stop="", **changes):
+    """The notebook's code in this process, up to the cell with `stop`; returns its names."""
+    names = {}
+    for cell in code_cells():
+        source = re.sub(r"(?m)^(\s*)%pip .*$", r"\1pass", cell.source)
+        exec(compile(source, NOTEBOOK.name, "exec"), names)
+        if "parameters" in cell.metadata.get("tags", []):
+            names |= changes
+        if stop and stop in source:
+            break
+    return names
+
+
+def test_cells_are_short_and_few_functions():
+    sizes = sorted(len(cell.source.splitlines()) for cell in code_cells())
+    assert sizes[-1] <= 40
+    assert sum(len(re.findall(r"(?m)^ *def ", cell.source)) for cell in code_cells()) <= 2
+
+
+def test_it_runs_on_a_tiny_run_and_again_for_nothing(whole, short_probe, capsys):
+    given = {"profile": "smoke", "run": "trained", "overrides": overrides_text(whole.config)}
+    names = execute(**given, horizon=24)
+    assert "checks passed" in capsys.readouterr().out
+    assert {row["kind"] for row in names["played"]} == {"samples", "transitions", "replan"}
+    assert {one.name for one in names["latents"]} == {"latent-categorical"}
+    figures = {path.stem for path in (whole.run.path / "figures").glob("08_*.png")}
+    assert len(figures) == 11
+    written = sorted(path.name for path in (whole.run.path / "collapse").glob("*.csv"))
+    assert written == ["planning.csv", "variants.csv", "verdicts.csv"]
+    stages_before = whole.run.manifest["stages"].keys()
+    execute(**given, horizon=24, stop="planning.csv")
+    whole.run.reload()
+    assert "done before" not in capsys.readouterr().err
+    assert set(stages_before) <= set(whole.run.manifest["stages"])
+
+
+WHOLE, LISTS = (
+    ("horizon", "windows", "trials", "updates"),
+    ("horizons", "replans", "sizes", "epochs"),
+)
+BAD = [(name, bad) for name in WHOLE for bad in (-7, "x", True)]
+BAD += [(name, bad) for name in LISTS for bad in (-7, "x", "7+7")]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_bad_parameters_are_refused_at_the_start(name, value, tmp_path, monkeypatch):
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
+    given = {"profile": "smoke", "overrides": "device=cpu,precision=fp32", name: value}
+    with pytest.raises(ConfigError, match=rf"^{name} must be .*, got ") as caught:
+        execute(stop="workspace.start", **given)
+    assert "\n" not in str(caught.value)

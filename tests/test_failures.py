@@ -1,0 +1,181 @@
+"""Failure taxonomy: one label per trial, on constructed paths and on real episodes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_agent, tiny_config
+
+from hjepa_lib.evaluation import failures
+from hjepa_lib.evaluation.episodes import OFFSET_CALLS, LatentPolicy, OraclePolicy, run_episodes
+from hjepa_lib.evaluation.failures import Commands, classify, unreachable_share
+from hjepa_lib.evaluation.metrics import MetricError
+from hjepa_lib.evaluation.results import ResultKey, load_result, planner_settings, save_result
+from hjepa_lib.worlds.trials import load_trials
+
+ROOM = np.array([32.0, 10.0])  # wall at x = 32, door at y = 6..14
+GOAL = np.array([50.0, 50.0])
+STEPS = 40
+CAP, SKIP = 1.8365, 8
+
+
+def walk(*points, steps=STEPS):
+    """A path (S+1, 2) through the points, evenly in time."""
+    points = np.array(points, float)
+    at = np.linspace(0, len(points) - 1, steps + 1)
+    return np.stack([np.interp(at, np.arange(len(points)), column) for column in points.T], -1)
+
+
+def one(path, solved=False, commands=None):
+    return classify(path[None], GOAL[None], ROOM[None], np.array([float(solved)]), commands)[0]
+
+
+def commands(subgoal, offset=1.0, near=False, position=(20.0, 30.0), calls=5):
+    spread = np.ones((1, calls, 1))
+    return Commands(
+        spread * np.array(position),
+        spread * np.array(subgoal),
+        np.full((1, calls), offset),
+        np.full((1, calls), not near),
+        SKIP * CAP,
+    )
+
+
+WAITING = walk((20, 30), (20, 34))
+THROUGH = walk((20, 30), (32, 10), (40, 12), (40, 14))
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [
+        (WAITING, "no_door"),
+        (walk((20, 30), (29, 40), (29, 40), (29, 41)), "stuck_at_wall"),
+        (walk((20, 30), (27.9, 40), (27.9, 40), (27.9, 41)), "no_door"),  # 3.1 px from the face
+        (walk((20, 30), (29, 10), (29, 10), (29, 11)), "no_door"),  # in front of the door
+        (walk((29, 40), (29, 40), (20, 30), (20, 31)), "no_door"),  # left the wall by half-time
+        (walk((20, 30), (32, 10), (33, 10), (32, 10)), "no_door"),  # in the doorway, not beyond
+        (THROUGH, "missed_goal"),
+        (walk((20, 30), (32, 10), (40, 12), (20, 12)), "missed_goal"),  # came back
+        (walk((50, 20), (50, 46)), "missed_goal"),  # came within 4.5 px
+    ],
+)
+def test_flat_failures(path, wanted):
+    assert one(path) == wanted
+    assert one(path, solved=True) == "solved"
+
+
+@pytest.mark.parametrize(
+    ("path", "told", "wanted"),
+    [
+        (WAITING, commands((22, 30)), "no_door"),
+        (WAITING, commands((22, 30), offset=2.1), "off_distribution"),
+        (WAITING, commands((22, 30), offset=1.9), "no_door"),
+        (WAITING, commands((22, 30), offset=np.nan), "no_door"),
+        (WAITING, commands((20, 46.5)), "no_door"),  # 16.5 of 16.69 px
+        (WAITING, commands((20, 46.9)), "subgoal_unreachable"),
+        (WAITING, commands((34, 30), position=(30, 30)), "subgoal_unreachable"),  # behind the wall
+        (WAITING, commands((34, 10), position=(30, 10)), "no_door"),  # through the door
+        (WAITING, commands((60, 60), offset=9, near=True), "no_door"),  # level 1 aimed at the goal
+        (WAITING, commands((60, 60), offset=9), "off_distribution"),
+        (THROUGH, commands((60, 60)), "subgoal_unreachable"),
+        (walk((50, 20), (50, 46)), commands((60, 60), offset=9), "missed_goal"),  # came near
+    ],
+)
+def test_hierarchical_failures(path, told, wanted):
+    assert one(path, commands=told) == wanted
+    assert one(path, solved=True, commands=told) == "solved"
+
+
+def test_the_goal_side_may_be_the_left_one():
+    path, goal = walk((50, 30), (32, 10), (20, 12)), np.array([[10.0, 50.0]])
+    assert classify(path[None], goal, ROOM[None], np.zeros(1))[0] == "missed_goal"
+    assert classify(path[None, :10], goal, ROOM[None], np.zeros(1))[0] == "no_door"
+
+
+def test_unreachable_share_counts_commanded_calls_only():
+    told = commands((20, 46.9), calls=4)
+    told.subgoal[0, :1] = (22, 30)
+    told.commanded[0, 3] = False
+    assert unreachable_share(told, ROOM[None]) == pytest.approx([2 / 3])
+    none = told._replace(commanded=np.zeros((1, 4), bool))
+    assert unreachable_share(none, ROOM[None]) == [0]
+
+
+def test_every_trial_has_one_label_and_every_label_words():
+    paths = np.stack([WAITING, THROUGH, walk((20, 30), (29, 40), (29, 40), (29, 41))])
+    found = classify(paths, np.tile(GOAL, (3, 1)), np.tile(ROOM, (3, 1)), np.array([0, 0, 1.0]))
+    assert found.tolist() == ["no_door", "missed_goal", "solved"]
+    counts = failures.count(found)
+    assert sum(counts.values()) == 3
+    assert counts == dict.fromkeys(failures.LABELS, 0) | {
+        "no_door": 1, "missed_goal": 1, "solved": 1
+    }  # fmt: skip
+    with pytest.raises(MetricError, match="positions must be"):
+        classify(paths[0], GOAL[None], ROOM[None], np.zeros(1))
+    with pytest.raises(MetricError, match="the same 3 trials"):
+        classify(paths, GOAL[None], ROOM[None], np.zeros(1))
+
+
+# --- on real episodes -------------------------------------------------------------------------
+def result_of(policy, planning, folder, method, steps=20):
+    trials = load_trials("p1", "validation", 3)
+    outcome = run_episodes(policy, trials, "bounce", steps, CAP, 0)
+    model = policy if isinstance(policy, LatentPolicy) else None
+    header = {"planner": planner_settings(model, planning, CAP, steps)}
+    key = ResultKey(method, "latent", "p1", "fixed", "bounce", 1.0)
+    return load_result(save_result(folder, key, outcome, trials, header))
+
+
+def test_labels_of_result_files(tmp_path):
+    config = tiny_config(planning__cost="latent", planning__hierarchy__replan=4)
+    agent = make_agent(config)
+    planning = config.planning
+    flat = result_of(LatentPolicy(agent, "flat", planning), planning, tmp_path, "flat")
+    assert failures.commands_of(flat) is None
+    assert set(failures.label(flat)) <= {"solved", "missed_goal", "stuck_at_wall", "no_door"}
+    two = result_of(LatentPolicy(agent, "l1+l2", planning), planning, tmp_path, "l1+l2")
+    told = failures.commands_of(two)
+    assert told.subgoal.shape == (3, 10, 2)  # 20 steps, replanned every 2
+    np.testing.assert_array_equal(told.position[:, 3], two.arrays["positions"][:, 6])
+    assert told.reach == pytest.approx(4 * CAP)
+    assert told.commanded.all()  # the tiny agent's "near" is out of reach
+    assert (~np.isnan(told.offset)).sum(1).tolist() == [OFFSET_CALLS] * 3
+    assert len(failures.label(two)) == 3
+    walker = result_of(OraclePolicy(CAP), planning, tmp_path, "oracle", steps=90)
+    assert failures.label(walker).tolist() == ["solved"] * 3
+
+
+def test_subgoal_offset_tells_real_encodings_from_others():
+    """A sub-goal that is the encoding of a frame is consistent, a scaled one is not."""
+    config = tiny_config()
+    agent = make_agent(config)
+    policy = LatentPolicy(agent, "l1+l2", config.planning)
+    trials = load_trials("p1", "validation", 3)
+    run_episodes(policy, trials, "bounce", 4, CAP, 0)
+    real = policy.log["latent"]
+    offsets = []
+    for scale in (1, 30):
+        policy.log["subgoal"] = [scale * latent for latent in real]
+        offsets.append(policy.diagnostics()["subgoal_offset"])
+    assert np.isfinite(offsets[0]).all()
+    assert (offsets[1] > 5 * offsets[0]).all()
+
+
+def test_the_untrained_control_plans_with_fresh_weights():
+    """Another level 2, the same at every call, and the trained one untouched."""
+    config = tiny_config()
+    agent = make_agent(config)
+    hierarchy = dataclasses.replace(config.planning.hierarchy, control="untrained")
+    planning = dataclasses.replace(config.planning, hierarchy=hierarchy)
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    first, second = (agent.planner("l1+l2", planning).level2.model for _ in range(2))
+    assert torch.equal(torch.rand(1), expected)  # no global random number was drawn
+    pairs = list(zip(first.parameters(), second.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not any(parameter.requires_grad for parameter in first.parameters())
+    assert agent.planner("l1+l2").level2.model is agent.level2
+    kept = zip(first.parameters(), agent.level2.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in kept)

@@ -1,0 +1,208 @@
+"""Notebook 07: its form, a whole run on a tiny trained one, its second run, a committed study."""
+
+import ast
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from test_frontier import first, make_row
+
+from hjepa_lib import runner, runs, scoring, stages
+from hjepa_lib.config import ConfigError
+from hjepa_lib.estimates import estimate
+from hjepa_lib.evaluation.failures import LABELS
+from hjepa_lib.evaluation.rows import RowsError
+from hjepa_lib.workspace import overrides_text
+
+ROOT = Path(__file__).resolve().parents[1]
+PATH = ROOT / "notebooks" / "07_hierarchy_study.ipynb"
+STANDARD = {"profile": "laptop", "run": "", "seed": 0, "overrides": "", "drive": False}
+
+
+def cells(kind="code"):
+    return [cell for cell in nbformat.read(PATH, 4).cells if cell.cell_type == kind]
+
+
+def execute(stop="", **changes):
+    """The notebook's code in this process, up to the cell with `stop`; returns its names."""
+    names: dict = {}
+    for cell in cells():
+        source = re.sub(r"(?m)^(\s*)%pip .*$", r"\1pass", cell.source)
+        exec(compile(source, PATH.name, "exec"), names)
+        if "parameters" in cell.metadata.get("tags", []):
+            names |= changes
+        if stop and stop in source:
+            break
+    return names
+
+
+# --- form -------------------------------------------------------------------------------------
+def test_parameters_and_size_of_cells():
+    code = cells()
+    (tagged,) = (cell for cell in code if "parameters" in cell.metadata.get("tags", []))
+    values = {s.target.id: ast.literal_eval(s.value) for s in ast.parse(tagged.source).body}
+    assert dict(list(values.items())[: len(STANDARD)]) == STANDARD
+    assert len(values) <= len(STANDARD) + 8
+    runner.inspect_notebook(PATH, STANDARD)
+    sizes = sorted(len(cell.source.splitlines()) for cell in code)
+    assert sizes[-1] <= 40
+    assert sizes[len(sizes) // 2] <= 15
+    assert sum(len(re.findall(r"(?m)^ *def ", cell.source)) for cell in code) <= 2
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    other = nbformat.read(ROOT / "notebooks" / "04_plan_mppi.ipynb", 4).cells
+    assert code[0].source == next(cell for cell in other if cell.cell_type == "code").source
+    assert code[-1].source.endswith('if drive:\n    print(f"copied to {ws.copy_to_drive()}")')
+
+
+def test_it_reads_like_a_chapter():
+    prose = [cell.source for cell in cells("markdown")]
+    for part in ("**Question.**", "| Inputs |", "| Outputs |", "| Time |"):
+        assert part in prose[0]
+    for part in ("## Recap", "**Limits.**", "**Exercises.**"):
+        assert part in prose[-1]
+    links = re.findall(r"\]\(([^)]+)\)", "\n".join(prose))
+    assert links
+    assert all((PATH.parent / link).is_file() for link in links)
+    assert estimate("laptop", [PATH.stem], "cpu").minutes <= 30
+
+
+# --- runs -------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def root(trained, config, tmp_path_factory):
+    """An outputs folder with a tiny trained run."""
+    folder = tmp_path_factory.mktemp("outputs")
+    shutil.copytree(trained, folder / "trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HJEPA_OUTPUTS", str(folder))
+        patch.setenv("HJEPA_HEADLESS", "1")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def asked(config):
+    """Parameters of the tiny run."""
+    return {"profile": "smoke", "run": "trained", "overrides": overrides_text(config), "updates": 4}
+
+
+@pytest.fixture(scope="module")
+def done(root, asked):
+    return execute(**asked)
+
+
+def test_every_part_of_the_study_is_there(done, root):
+    table = pd.read_csv(root / "trained" / "study" / "rows.csv")
+    assert set(table["method"]) == {"random", "random-persistent", "oracle", "flat", "l1+l2"}
+    assert table.groupby("split")["n"].unique().map(list).to_dict() == {
+        "test": [3], "validation": [3]
+    }  # fmt: skip
+    assert set(table["control"].dropna()) == set(done["changes"])
+    assert table["replan"].dropna().tolist() == [4, 32]
+    assert set(table["design"].dropna()) == {"4", "8", "prior z", "learned"}
+    # a clip of 0 is none, and the swept planners are what their rows say
+    control = table[table["cell"] == "control-no-clip-latent"].iloc[0]
+    assert control["planner.hierarchy.clip"] == 0
+    stale = table[table["replan"] == 32].iloc[0]
+    assert stale["planner.hierarchy.replan"] == 32
+    figures = {path.stem for path in (root / "trained" / "figures").glob("07_*.png")}
+    assert figures >= {
+        "07_flops_per_step", "07_seconds_per_step", "07_levers", "07_failures", "07_controls",
+        "07_replan", "07_step_skip", "07_macro_actions",
+    }  # fmt: skip
+
+
+def test_level_2_designs_share_the_frozen_level_1(done, root):
+    side = runs.Run.at(root / "trained-variants" / "skip8-u4")
+    for stage in ("l1", "distance"):
+        assert side.manifest["stages"][stage]["adopted_from"] == "trained"
+    assert side.config.level2.step_skip == 8
+    assert side.config.level2.optim.updates == 4
+
+
+def test_a_second_run_plays_and_trains_nothing(done, root, asked, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("played or trained again")
+
+    monkeypatch.setattr(scoring, "run_episodes", never)
+    monkeypatch.setattr(stages, "train_level2", never)
+    again = execute(**asked)
+    assert again["made"]["solved"].tolist() == done["made"]["solved"].tolist()
+
+
+def committed(**changes):
+    """Rows of a whole small study, two seeds."""
+    found = []
+    for seed in (0, 1):
+        for method in ("flat", "l1+l2"):
+            for budget, rate in ((0.5, 10), (1.0, 20 if method == "flat" else 36)):
+                more = {"group": "frontier", "cost": "latent", "budget": budget, "method": method}
+                found.append(make_row(f"f-{method}", seed, first(rate), 1e6 * budget, **more))
+        for name, column, values in (
+            ("replan", "planner.hierarchy.replan", (4, 8)),
+            ("step_skip", "level2.step_skip", (4, 8)),
+            ("controls", "control", ("none", "zero")),
+            ("macro", "level2.actions", ("none", "learned")),
+        ):
+            for value in values:
+                more = {"group": name, "method": "l1+l2", column: value}
+                found.append(make_row(f"{name}-{value}", seed, first(20), **more))
+    labels = {f"failure.{name}": 0 for name in LABELS}
+    rows = [labels | row | {"failure.solved": row["successes"]} for row in found]
+    return pd.DataFrame([row | {"failure.no_door": row["n"] - row["successes"]} for row in rows])
+
+
+def draw(rows, folder, names):
+    """The cells of the committed study, with these rows."""
+    path = folder / "outputs" / "gallery" / "study.csv"
+    path.parent.mkdir(parents=True)
+    rows.to_csv(path, index=False)
+    names = names | {"repository": lambda: folder}
+    sources = [cell.source for cell in cells()]
+    (start,) = (i for i, source in enumerate(sources) if "load_rows(path)" in source)
+    for source in sources[start:-1]:
+        exec(compile(source, PATH.name, "exec"), names)
+    return names
+
+
+def test_the_committed_study_is_drawn(done, root, tmp_path, capsys):
+    rows = committed()
+    whole = (rows["cell"] != "macro-learned") | (rows["seed"] == 0)
+    names = draw(rows[whole], tmp_path, done)
+    assert set(names["groups"]) == {"frontier", "replan", "step_skip", "controls", "macro"}
+    figures = {path.stem for path in (root / "trained" / "figures").glob("07_study_*.png")}
+    assert figures == {
+        f"07_study_{name}"
+        for name in ("frontier", "replan", "step_skip", "controls", "macro", "failures")
+    }
+    said = capsys.readouterr().out
+    assert "unfinished: macro-learned 1.0" in said
+    assert "latent: ratio of compute, all seeds in [" in said
+
+
+def test_a_mixed_committed_study_is_refused(done, tmp_path):
+    rows = committed()
+    rows.loc[0, "trials_hash"] = "34"
+    with pytest.raises(RowsError, match="rows differ in trials_hash"):
+        draw(rows, tmp_path, done)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trials": 0}, r"trials must be a whole number in 1\.\.500"),
+        ({"updates": 0}, r"updates must be a whole number in 1\.\."),
+        ({"budgets": "0.5+many"}, "budgets must be float"),
+        ({"budgets": "0"}, "budgets must lie in"),
+    ],
+)
+def test_wrong_parameters_end_in_the_first_cell(root, asked, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        execute(stop="workspace.start(", **asked | changes)
+
+
+def test_without_level_2_there_is_nothing_to_compare(root, asked, config):
+    text = overrides_text(config.override("level2.disable_l2=true"))
+    with pytest.raises(ConfigError, match="this chapter compares two levels"):
+        execute(stop="workspace.start(", **asked | {"overrides": text, "run": "flat"})
