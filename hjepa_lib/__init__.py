@@ -43,8 +43,8 @@ def load(run: str = "latest") -> Agent:
         found = Run.at(pretrained_folder())
     else:
         found = Run.open("" if run == "latest" else run)
-    l2 = found.path / "l2" if found.done("l2") else None
+    l2, l3 = (found.path / name if found.done(name) else None for name in ("l2", "l3"))
     config = found.config
     return load_agent(
-        found.path / "l1", l2, config.planning, config.seed, found.precision, found.device
+        found.path / "l1", l2, config.planning, config.seed, found.precision, found.device, l3
     )

@@ -29,6 +29,7 @@ from hjepa_lib.sections import (
     OptimConfig,
     PlannerConfig,
     PlanningConfig,
+    SearchConfig,
 )
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "OptimConfig",
     "PlannerConfig",
     "PlanningConfig",
+    "SearchConfig",
     "differences",
     "flatten",
     "from_dict",

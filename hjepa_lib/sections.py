@@ -198,7 +198,7 @@ class Level3Config(Checked):
 
 
 @dataclass(frozen=True)
-class PlannerConfig(Checked):
+class SearchConfig(Checked):
     """One level of planning: proposal, horizon, cost form and sample budget."""
 
     method: str = choice("mppi", "mppi", "cem", "gradient")
@@ -222,6 +222,12 @@ class PlannerConfig(Checked):
     last_k: int = number(3, 1)
     mean_weight: float = number(0.2, 0)
     """Weight of the horizon mean in `last_mean`."""
+
+
+@dataclass(frozen=True)
+class PlannerConfig(SearchConfig):
+    """A search with level 1, which may be an ensemble."""
+
     disagreement: float = number(0.0, 0)
     """Weight of the ensemble disagreement cost (PLDM v2); needs level1.predictors > 1."""
 
@@ -230,7 +236,7 @@ class PlannerConfig(Checked):
 class HierarchyConfig(Checked):
     """How level 2 commands level 1."""
 
-    level2: PlannerConfig = PlannerConfig(horizon=12, samples=64, iterations=2, sigma=1.0)
+    level2: SearchConfig = SearchConfig(horizon=12, samples=64, iterations=2, sigma=1.0)
     tracker: PlannerConfig = PlannerConfig()
     """Level-1 planner that follows the sub-goal."""
     replan: int = number(4, 1)
@@ -245,14 +251,9 @@ class HierarchyConfig(Checked):
     control: str = choice("none", "none", "zero", "shuffle", "perturb", "untrained")
     """Built-in controls of level 2's sub-goals; `untrained`: level 2 with its initial weights."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.level2.disagreement:
-            raise ConfigError("planning.hierarchy.level2.disagreement must be 0: no ensemble there")
-
 
 @dataclass(frozen=True)
-class Level3PlannerConfig(PlannerConfig):
+class Level3PlannerConfig(SearchConfig):
     """The third level's search; level 2 and the tracker below it are those of `hierarchy`."""
 
     horizon: int = number(3, 1)
@@ -260,11 +261,6 @@ class Level3PlannerConfig(PlannerConfig):
     sigma: float = number(1.0, 1e-6)
     replan: int = number(16, 1)
     """Environment steps between level-3 plans."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.disagreement:
-            raise ConfigError("planning.level3.disagreement must be 0: no ensemble there")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from hjepa_lib.config import HierarchyConfig, PlannerConfig
 from hjepa_lib.models.rssm import Imagined
 from hjepa_lib.planning.levels import clip_norm
-from hjepa_lib.planning.planner import Planner
+from hjepa_lib.planning.planner import Command, Planner
 from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.two_rooms import inside, step
 
@@ -156,10 +156,11 @@ def solved(control: str | None) -> int:
     goal = torch.stack([64 - x, torch.tensor([20.0, 22, 21, 24, 23, 22])], -1)
     low = PlannerConfig(samples=64, iterations=2, horizon=5, form="last")
     high = dataclasses.replace(low, samples=384, horizon=8, sigma=3.0, form="closest")
-    two, settings = None, HierarchyConfig(level2=high, tracker=low, replan=5, near=1.0)
+    commands, settings = [], HierarchyConfig(level2=high, tracker=low, replan=5, near=1.0)
     if control is not None:
-        two, settings = Knowing(high), dataclasses.replace(settings, control=control)
-    planner = Planner(Blind(low), Positions(), 0, two, settings, reach=5.0)
+        settings = dataclasses.replace(settings, control=control)
+        commands = [Command(Knowing(high), settings.replan, reach=5.0)]
+    planner = Planner(Blind(low), Positions(), 0, commands, settings)
     layout = WALLS.index(torch.zeros(6, dtype=torch.long))
     position, nearest = start, torch.full((6,), float("inf"))
     for call in range(12):

@@ -211,6 +211,7 @@ def test_diagnostics_have_documented_shapes_and_values(agent, trials, method):
     }
     if method == "l1+l2":
         shapes |= {"macro_xy": (12, 3, 3, 2), "subgoal_xy": (12, 3, 2), "macro_stride": ()}
+        shapes |= {"subgoal_offset": (12, 3)}
         np.testing.assert_array_equal(seen["subgoal_xy"], seen["macro_xy"][:, :, 0])
         assert seen["macro_stride"] == 4
     assert {name: values.shape for name, values in seen.items()} == shapes

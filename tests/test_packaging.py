@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from hjepa_lib.config import PROFILES, load_yaml
+from hjepa_lib.studyfile import read_grid
 from hjepa_lib.sweep import read_study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,7 +107,7 @@ def test_environment_makefile_and_project_agree():
     makefile = (ROOT / "Makefile").read_text()
     assert '-c constraints.txt -e ".[lab,dev]"' in makefile
     assert "sys.version_info < (3, 11)" in makefile
-    for target in ("setup", "run", "test", "bench", "pretrained", "lab", "clean-venv"):
+    for target in ("setup", "run", "test", "test-pack", "bench", "pretrained", "lab", "clean-venv"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
     assert "make test" in (ROOT / ".ci/run").read_text()
     assert os.access(ROOT / ".ci/run", os.X_OK)
@@ -132,8 +133,10 @@ def test_every_data_file_is_packaged():
 
 def test_shipped_configs_are_valid():
     for path in sorted((PACKAGE / "configs").glob("*.yaml")):
-        if path.stem.startswith("sweep"):
+        if path.stem.startswith(("sweep", "grid")):
             assert read_study(path).cells
+        elif path.stem.startswith("study"):
+            assert read_grid(path).cells
         else:
             assert load_yaml(path).profile in PROFILES
     l1, l2 = (load_yaml(PACKAGE / f"configs/tworooms_{level}.yaml") for level in ("l1", "l2"))

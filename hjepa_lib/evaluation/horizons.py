@@ -17,7 +17,7 @@ import torch
 from scipy import stats
 
 from hjepa_lib.agent import Agent
-from hjepa_lib.config import PlannerConfig, PlanningConfig
+from hjepa_lib.config import PlanningConfig, SearchConfig
 from hjepa_lib.evaluation.collapse import RESAMPLES, Curve, resampled_ends, resampled_rows
 from hjepa_lib.evaluation.openloop import gaps
 from hjepa_lib.evaluation.statistics import Interval, StatisticsError
@@ -55,7 +55,7 @@ def with_horizon(
     if equal not in ("samples", "transitions"):
         raise ValueError(f"equal must be samples or transitions, got {equal!r}")
 
-    def stretched(level: PlannerConfig) -> PlannerConfig:
+    def stretched(level: SearchConfig) -> SearchConfig:
         horizon = max(1, round(steps / stride))
         share = 1.0 if equal == "samples" else level.horizon / horizon
         samples = max(2, round(level.samples * share))

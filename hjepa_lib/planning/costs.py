@@ -13,10 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hjepa_lib.config import PlannerConfig
+from hjepa_lib.config import SearchConfig
 
 
-def reduce_horizon(costs: Tensor, config: PlannerConfig, in_steps: bool) -> Tensor:
+def reduce_horizon(costs: Tensor, config: SearchConfig, in_steps: bool) -> Tensor:
     """Per-step costs (..., H) -> (...) by `config.form`; `in_steps`: the cost counts steps."""
     form = config.form
     if form == "auto":

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hjepa_lib.config import ConfigError, PlannerConfig
+from hjepa_lib.config import ConfigError, PlannerConfig, SearchConfig
 from hjepa_lib.models.geometry import Geometry
 from hjepa_lib.models.hjepa import Level2
 from hjepa_lib.models.jepa import Jepa
@@ -33,7 +33,7 @@ def clip_norm(actions: Tensor, cap: float) -> Tensor:
 class Level(Protocol):
     """What the planner needs to know about one level."""
 
-    config: PlannerConfig
+    config: SearchConfig
     plan_dim: int
     stride: int  # environment steps per planned step
 
@@ -92,7 +92,7 @@ class MacroLevel:
     """Level 2: one macro-step is `step_skip` environment steps."""
 
     def __init__(
-        self, model: Level2, config: PlannerConfig, cap: float, clip: float, box: Tensor | None,
+        self, model: Level2, config: SearchConfig, cap: float, clip: float, box: Tensor | None,
         level1: Jepa, reachable: float = 0.0,
     ) -> None:  # fmt: skip
         self.model, self.config, self.cap, self.clip = model, config, cap, clip
@@ -141,7 +141,7 @@ def chunk_rows(horizon: int, dim: int) -> int:
 def unreachable(level: MacroLevel, geometry: Geometry, start: Tensor, path: Tensor) -> Tensor:
     """How far an imagined path asks for more than level 1 can do: start (M, D), path (M, H, E).
 
-    (M,) sum over macro-steps of (d - stride)^2 / stride, in steps, where consecutive latents are d >
+    (M,) sum over macro-steps of (d - stride)^2 / stride, in steps, where consecutive ones are d >
     stride steps apart. A decoder may jump through a wall; the distance knows the way round.
     """
     before = torch.cat([geometry.embed(start)[:, None], path[:, :-1]], 1)  # (M, H, E)
@@ -165,7 +165,7 @@ def plan_costs(
         part = slice(begin, begin + size)
         row = rows[part]
         spread = 0.0
-        if level.config.disagreement > 0 and isinstance(level, PrimitiveLevel):
+        if isinstance(level, PrimitiveLevel) and level.config.disagreement > 0:
             members = level.members(start[row], flat[part], row)  # (K, M, H, D)
             latents = members.mean(0)
             spread = level.config.disagreement * members.var(0).mean(-1).sum(-1)  # (M,)

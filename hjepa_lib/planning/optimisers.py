@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hjepa_lib.config import PlannerConfig
+from hjepa_lib.config import SearchConfig
 
 Objective = Callable[[Tensor], Tensor]
 Project = Callable[[Tensor], Tensor]
@@ -58,7 +58,7 @@ def mppi(
     objective: Objective,
     project: Project,
     nominal: Tensor,
-    config: PlannerConfig,
+    config: SearchConfig,
     generator: torch.Generator,
 ) -> Search:
     """nominal (B, H, A); the nominal plan itself is always candidate 0."""
@@ -77,7 +77,7 @@ def cem(
     objective: Objective,
     project: Project,
     nominal: Tensor,
-    config: PlannerConfig,
+    config: SearchConfig,
     generator: torch.Generator,
 ) -> Search:
     """Cross-entropy method: refit mean and std on the elites; executes the mean."""
@@ -98,7 +98,7 @@ def gradient(
     objective: Objective,
     project: Project,
     nominal: Tensor,
-    config: PlannerConfig,
+    config: SearchConfig,
     generator: torch.Generator,
 ) -> Search:
     """Adam on N noisy copies of the nominal plan, projected after every step; the best one wins."""

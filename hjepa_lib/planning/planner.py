@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hjepa_lib.config import HierarchyConfig, PlannerConfig
+from hjepa_lib.config import HierarchyConfig, SearchConfig
 from hjepa_lib.models.geometry import Geometry
 from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel, plan_costs
 from hjepa_lib.planning.optimisers import OPTIMISERS, Search, shift_plan
@@ -158,6 +158,6 @@ def _warm(nominal: Tensor | None, latent: Tensor, level, executed: int) -> Tenso
     return shift_plan(nominal, executed)
 
 
-def _spent(config: PlannerConfig) -> int:
+def _spent(config: SearchConfig) -> int:
     """Model transitions per trial of one search."""
     return config.samples * config.iterations * config.horizon
