@@ -11,12 +11,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import io
+import logging
 import os
 from pathlib import Path
 from typing import Any, Protocol
 
 from hjepa_lib.metrics_log import json_ready
 
+log = logging.getLogger(__name__)
 PROJECT = "hjepa"
 """Name under which W&B and trackio file the runs."""
 
@@ -68,7 +70,7 @@ class Tracker:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if isinstance(error, ImportError):
             reason += f"; pip install 'hjepa-lib[{self.kind}]'"
-        print(f"tracker {self.kind} is off from here on (metrics.jsonl is not): {reason}")
+        log.warning("tracker %s is off from here on (metrics.jsonl is not): %s", self.kind, reason)
         self.kind, self._sink = "none", None
         atexit.unregister(self.close)
 

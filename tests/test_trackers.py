@@ -49,10 +49,6 @@ def log_all(kind, folder):
     one.close()
 
 
-def lines(text):
-    return [line for line in text.splitlines() if line]
-
-
 # --- the choice -------------------------------------------------------------------------------
 def test_the_setting_names_every_tracker_and_is_off_by_default():
     assert profile("laptop").tracker == "none"
@@ -139,10 +135,10 @@ def test_trackio_continues_a_run_of_the_same_name(packages, tmp_path):
 
 # --- what goes wrong --------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", SINKS)
-def test_a_missing_package_prints_one_line(kind, tmp_path, monkeypatch, capsys):
+def test_a_missing_package_prints_one_line(kind, tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, MODULES[kind], None)
     log_all(kind, tmp_path)
-    (line,) = lines(capsys.readouterr().out)
+    (line,) = caplog.messages
     assert line.startswith(f"tracker {kind} is off from here on (metrics.jsonl is not): ")
     assert line.endswith(f"; pip install 'hjepa-lib[{kind}]'")
 
@@ -151,13 +147,13 @@ def test_a_missing_package_prints_one_line(kind, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("where", ["init", "log", "finish"])
 @pytest.mark.parametrize("kind", ["wandb", "trackio"])
 def test_a_failing_tracker_prints_one_line_and_is_left_alone(
-    packages, kind, where, error, tmp_path, capsys
+    packages, kind, where, error, tmp_path, caplog
 ):
     run = packages[kind].init.return_value
     failing = packages[kind].init if where == "init" else getattr(run, where)
     failing.side_effect = error
     log_all(kind, tmp_path)
-    (line,) = lines(capsys.readouterr().out)
+    (line,) = caplog.messages
     assert line.startswith(f"tracker {kind} is off")
     assert failing.call_count == 1
 
@@ -176,7 +172,7 @@ def test_a_tracker_greets_nobody(packages, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["none", *SINKS])
-def test_a_run_keeps_its_curves_whatever_the_tracker_does(kind, tmp_path, monkeypatch, capsys):
+def test_a_run_keeps_its_curves_whatever_the_tracker_does(kind, tmp_path, monkeypatch, caplog):
     """JSON lines always: the same file with every tracker, here with all packages missing."""
     for module in MODULES.values():
         monkeypatch.setitem(sys.modules, module, None)
@@ -188,7 +184,7 @@ def test_a_run_keeps_its_curves_whatever_the_tracker_does(kind, tmp_path, monkey
         ("l1", 10, 2.0), ("l1", 20, 1.0), ("l2", 10, 3.0)
     ]  # fmt: skip
     assert rows[1]["lr"] is None
-    assert len(lines(capsys.readouterr().out)) == (kind != "none")
+    assert len(caplog.messages) == (kind != "none")
     assert Run.open("run", tmp_path).config.tracker == kind
 
 
