@@ -250,9 +250,7 @@ def numbers(result: Result | None) -> dict[str, float | None]:
 def report(folder: Path, names: dict[str, str], cost: str, say: Say) -> None:
     """Print l1 and l2 with floor and ceiling, and write the CSV."""
     runs = {
-        side: Run.open(name, folder)
-        for side, name in names.items()
-        if Run.exists(name, folder)
+        side: Run.open(name, folder) for side, name in names.items() if Run.exists(name, folder)
     }
     found = {
         side: find_result(runs[side], method, cost) if side in runs else None
