@@ -12,12 +12,12 @@ STAMP := $(VENV)/.set-up
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 STRIP := --extra-keys "metadata.papermill cell.metadata.papermill"
 
-.PHONY: run test bench pretrained lab setup clean-venv help
+.PHONY: run test test-browser test-pack bench pretrained lab setup clean-venv help
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n 's/^# //p' Makefile
-	@echo "also: make setup | lab | bench | pretrained | clean-venv"
+	@echo "also: make setup | lab | bench | pretrained | test-browser | clean-venv"
 
 run: setup
 	$(PY) -m hjepa_lib run --profile $(PROFILE) $(ARGS)
@@ -27,6 +27,21 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(if $(NOTEBOOKS),$(BIN)/nbstripout --verify $(STRIP) $(NOTEBOOKS))
 	$(PY) -m pytest $(ARGS)
+
+# make test-pack   unpack the Colab tarball where there is no .git, run it in a fresh environment
+test-pack:
+	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	PYTHON=$(PYTHON) ./colab_pack.sh "$$folder/hjepa.tar.gz"; \
+	tar -xzf "$$folder/hjepa.tar.gz" -C "$$folder"; cd "$$folder/hjepa"; \
+	numbers=$$(ls notebooks | sed -n 's/^\(0[1-6]\)_.*\.ipynb$$/\1/p' | paste -s -d , -); \
+	env -u HJEPA_OUTPUTS -u PYTHONPATH $(MAKE) run PROFILE=smoke ARGS="--name pack --notebooks $$numbers"; \
+	grep -F "\"revision\": \"$$(cat VERSION)\"" outputs/pack/manifest.json
+
+# The inspector in JupyterLab and Chromium: Playwright's own, or the binary named by CHROMIUM.
+test-browser: setup
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,dev,browser]"
+	[ -n "$$CHROMIUM" ] || $(PY) -m playwright install chromium
+	$(PY) -m pytest -rP tests/browser $(ARGS)
 
 bench: setup
 	$(PY) -m hjepa_lib.bench $(ARGS)

@@ -38,6 +38,8 @@ class Case(NamedTuple):
     check: Callable[[Any, Any], float] | None  # both sides' outcomes -> relative difference
     count: int  # items of one call
     unit: str  # what is counted
+    most_rounds: int = 0  # of work that takes minutes, with a single warm-up; 0: as many as asked
+    skip: str = ""  # why it cannot run on this machine
 
 
 class Row(NamedTuple):
@@ -63,8 +65,11 @@ def measure(case: Case, rounds: int) -> Row:
         raise ConfigError(f"rounds must be at least 1, got {rounds}")
     sides = [side for side in (case.baseline, case.candidate) if side is not None]
     outcomes = [side() for side in sides]
-    for side in sides * (WARM_UP - 1):
-        side()
+    if case.most_rounds:
+        rounds = min(rounds, case.most_rounds)
+    else:
+        for side in sides * (WARM_UP - 1):
+            side()
     difference = None if case.check is None else case.check(*outcomes)
     if difference is not None and not difference <= TOLERANCE:
         raise BenchError(
