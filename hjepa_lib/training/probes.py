@@ -68,7 +68,10 @@ def train_probe(
     """
     device = next(model.parameters()).device
     mean, std = torch.tensor(normaliser.position_mean), torch.tensor(normaliser.position_std)
-    probe = Probe(model.latent_dim, mean, std).to(device)
+    with torch.random.fork_rng(devices=[]):  # its start must not depend on what was drawn before
+        torch.manual_seed(seed)
+        probe = Probe(model.latent_dim, mean, std)
+    probe.to(device)
 
     def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         pick = torch.randint(len(train.latents), (PROBE_OPTIM.batch,), generator=generator)
