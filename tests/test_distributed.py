@@ -18,8 +18,9 @@ from hjepa_lib.files import read_json
 from hjepa_lib.models.checkpoint import load_level1
 from hjepa_lib.objectives import loss_terms
 from hjepa_lib.runs import Run
-from hjepa_lib.training import distributed
+from hjepa_lib.training import distributed, probes
 from hjepa_lib.training.level1 import level1_loss
+from hjepa_lib.training.probes import PROBE_OPTIM
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -154,6 +155,8 @@ def test_torchrun_leaves_the_run_of_one_process(tmp_path, monkeypatch):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # Other tests shorten the probe of this process for the whole session; torchrun's is whole.
+    monkeypatch.setattr(probes, "PROBE_OPTIM", PROBE_OPTIM)
     done = subprocess.run(
         [sys.executable, *torchrun, *command], cwd=ROOT, capture_output=True, text=True, check=False
     )
