@@ -310,16 +310,20 @@ class PretrainedCommand:
 
 @dataclass
 class GalleryCommand:
-    """Refresh outputs/gallery and the README's table from finished runs (one per seed)."""
+    """Refresh the README's table and figures from the committed rows of the study."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
-    """Names of the runs; pictures are taken from the first."""
+    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Finished runs, one per seed: their rows go to results.csv, pictures come from the first."""
 
     def __call__(self) -> int:
-        from hjepa_lib.reporting.gallery import write_gallery
+        from hjepa_lib.reporting.gallery import refresh_readme, write_frontier, write_gallery
         from hjepa_lib.runs import Run, repository
 
-        print(write_gallery([Run.open(name) for name in self.runs], repository()))
+        if self.runs:
+            print(write_gallery([Run.open(name) for name in self.runs], repository()))
+        else:
+            print(write_frontier(repository()))
+            refresh_readme(repository())
         return 0
 
 

@@ -3,6 +3,8 @@
 import pandas as pd
 import pytest
 
+from hjepa_lib import runs
+from hjepa_lib.evaluation.rows import load_rows
 from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.reporting import gallery
 from hjepa_lib.runs import RunError
@@ -46,3 +48,25 @@ def test_readme_table_is_replaced_and_nothing_else(tmp_path):
     readme.write_text("no markers")
     with pytest.raises(RunError, match="markers"):
         gallery.refresh_readme(tmp_path)
+
+
+def test_every_point_of_a_study_has_a_row_and_a_name():
+    """Budgets and settings of one planner are never pooled with each other."""
+    found = rows()[lambda table: table["method"] == "flat"]
+    points = [
+        found.assign(budget=budget, grid=grid)
+        for budget, grid in ((1.0, ""), (0.25, ""), (1.0, "flat.horizon=48"))
+    ]
+    table = gallery.pooled(pd.concat(points))
+    assert len(table) == 3
+    assert (table["n"] == 200).all()
+    names = [gallery.planner_name(row) for row in table.itertuples()]
+    assert names == ["flat", "flat, samples x 0.25", "flat, horizon 48"]
+
+
+def test_the_readme_shows_the_committed_study():
+    """The table in README.md is the one that the committed rows give."""
+    root = runs.repository()
+    study = load_rows(root / "outputs" / "gallery" / "study.csv")
+    shown = study[(study["split"] == "test") & study["group"].isin(gallery.GROUPS)]
+    assert gallery.markdown(gallery.pooled(shown)) in (root / "README.md").read_text()

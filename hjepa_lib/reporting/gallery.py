@@ -1,8 +1,9 @@
-"""The committed gallery: README figures and the README's table, generated from finished runs.
+"""The committed gallery: README figures and the README's table, generated from finished work.
 
-`outputs/gallery/results.csv` holds one row per seed, method, cost and dynamics, straight from the
-runs' `summary.json`; the table between the two markers of README.md is made from that file alone,
-so no number in it is typed by hand. Pooled intervals are Wilson intervals over seeds x trials.
+The table between the two markers of README.md is made from one committed file alone, so no number
+in it is typed by hand: `study.csv`, the rows of the study (study.py), or, where there is none,
+`results.csv`, the results of ordinary runs. Both have one row per seed and planner. Pooled
+intervals are Wilson intervals over seeds x trials.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from hjepa_lib.evaluation.frontier import frontier
+from hjepa_lib.evaluation.rows import load_rows
 from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.files import read_json, write_atomic
+from hjepa_lib.reporting.frontier import frontiers
+from hjepa_lib.reporting.style import png
 from hjepa_lib.reporting.summary import validate
 from hjepa_lib.runs import Run, RunError
 
@@ -28,6 +33,8 @@ PICTURES = (
     "05_success.png",
 )
 KEY = ["method", "cost", "protocol", "layouts", "dynamics"]
+POINT = ["budget", "grid"]  # a study plays one planner at several budgets and settings
+GROUPS = ("floors", "p1", "frontier")  # of the study, shown in the README
 NUMBERS = [
     "n", "successes", "path_efficiency", "avg_termination_step", "flops_per_step",
     "seconds_per_episode", "latency_single_episode", "train_seconds", "probe_px_encoder",
@@ -60,10 +67,11 @@ def _changes(one: Run, other: Run) -> dict:
 def pooled(rows: pd.DataFrame) -> pd.DataFrame:
     """Seeds pooled: total n, success rate with its 95 % Wilson interval, means of the rest."""
     table = []
-    for key, group in rows.groupby(KEY, sort=False):
+    keys = KEY + [name for name in POINT if name in rows]
+    for key, group in rows.groupby(keys, sort=False, dropna=False):
         successes, n = int(group["successes"].sum()), int(group["n"].sum())
         low, high = wilson(successes, n)
-        row = dict(zip(KEY, key, strict=True))
+        row = dict(zip(keys, key, strict=True))
         row |= {"seeds": group["seed"].nunique(), "n": n, "rate": successes / n}
         row |= {"low": low, "high": high} | group[NUMBERS[2:]].mean().to_dict()
         table.append(row)
@@ -82,10 +90,21 @@ def markdown(table: pd.DataFrame) -> str:
         seconds = "-" if pd.isna(row.flops_per_step) else f"{row.seconds_per_episode:.2f}"
         rate = f"{100 * row.rate:.1f} ({100 * row.low:.1f}-{100 * row.high:.1f})"
         lines.append(
-            f"| {row.method} | {row.cost} | {row.dynamics} | {rate} | {row.n} ({row.seeds}) "
+            f"| {planner_name(row)} | {row.cost} | {row.dynamics} | {rate} | {row.n} ({row.seeds}) "
             f"| {row.path_efficiency:.2f} | {flops} | {seconds} |"
         )
     return "\n".join(lines)
+
+
+def planner_name(row) -> str:
+    """ "flat, horizon 48, samples x 0.25": the method and what was changed of its settings."""
+    parts = [row.method]
+    for change in filter(None, str(getattr(row, "grid", "")).split(";")):
+        key, value = change.split("=")
+        parts.append(f"{key.split('.')[-1].replace('_', ' ')} {value}")
+    if getattr(row, "budget", 1.0) != 1.0:
+        parts.append(f"samples x {row.budget:g}")
+    return ", ".join(parts)
 
 
 def write_gallery(runs: list[Run], root: Path) -> Path:
@@ -99,15 +118,30 @@ def write_gallery(runs: list[Run], root: Path) -> Path:
     return path
 
 
+def write_frontier(root: Path) -> Path:
+    """`study_frontier.png`: success against compute of the study's rows on test trials."""
+    folder = root / "outputs" / "gallery"
+    rows = load_rows(folder / "study.csv")
+    rows = rows[(rows["split"] == "test") & rows["group"].isin(GROUPS)]
+    planned = rows[rows["flops_per_step"].notna()]
+    floors = rows[rows["flops_per_step"].isna()].groupby("method")["success_rate"].mean()
+    title = "Success against compute, P1 test trials, mean over seeds"
+    figure = frontiers(frontier(planned), floors=dict(floors), title=title)
+    return write_atomic(folder / "study_frontier.png", png(figure))
+
+
 def refresh_readme(root: Path) -> None:
-    """Replace what stands between the markers of README.md by the table of results.csv."""
+    """Replace what stands between the markers of README.md by the table of the committed rows."""
     readme = root / "README.md"
     text = readme.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise RunError("README.md needs the two result markers, each once")
-    rows = pd.read_csv(
-        root / "outputs" / "gallery" / "results.csv", keep_default_na=False, na_values=[""]
-    )
+    folder = root / "outputs" / "gallery"
+    if (folder / "study.csv").is_file():
+        rows = load_rows(folder / "study.csv")
+        rows = rows[(rows["split"] == "test") & rows["group"].isin(GROUPS)]
+    else:
+        rows = pd.read_csv(folder / "results.csv", keep_default_na=False, na_values=[""])
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
     write_atomic(readme, f"{before}{BEGIN}\n{markdown(pooled(rows))}\n{END}{after}")
