@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from hjepa_lib.fields import Checked, ConfigError, choice, from_dict, number, to_dict
+from hjepa_lib.pixelsections import PixelsConfig
 from hjepa_lib.presets import PRESETS
 from hjepa_lib.sections import (
     DataConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "Level3Config",
     "LossConfig",
     "OptimConfig",
+    "PixelsConfig",
     "PlannerConfig",
     "PlanningConfig",
     "SearchConfig",
@@ -76,6 +78,7 @@ class Config(Checked):
     level3: Level3Config = Level3Config()
     planning: PlanningConfig = PlanningConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    pixels: PixelsConfig = PixelsConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -198,6 +201,52 @@ def profile(name: str, seed: int = 0) -> Config:
     return Config(profile=name, seed=seed).override(PROFILES[name])
 
 
+_SMOKE_PIXELS: dict[str, Any] = {
+    "pixels.seeds": 1,
+    "pixels.environment.id": "hjepa/Drift-v0",
+    "pixels.environment.max_steps": 30,
+    "pixels.data.episodes": 10,
+    "pixels.data.transitions": 240,
+    "pixels.ppo.steps": 128,
+    "pixels.ppo.n_envs": 1,
+    "pixels.ppo.n_steps": 64,
+    "pixels.encoder.cnn_filters": 8,
+    "pixels.encoder.depth": 1,
+    "pixels.encoder.temporal_depth": 1,
+    "pixels.decoder.depth": 1,
+    "pixels.optim.updates": 12,
+    "pixels.decoder.optim.updates": 6,
+    "pixels.reward.optim.updates": 20,
+    "pixels.reward.seeds": 2,
+    "pixels.reward.study_transitions": 200,
+    "pixels.vjepa2.stage1.depth": 1,
+    "pixels.vjepa2.stage1.optim.updates": 8,
+    "pixels.vjepa2.stage2.depth": 1,
+    "pixels.vjepa2.stage2.optim.updates": 12,
+    "pixels.grid.size": 8,
+    "pixels.grid.episodes": 8,
+    "pixels.grid.steps": 12,
+    "pixels.grid.encoder_depth": 1,
+    "pixels.grid.depth": 1,
+    "pixels.grid.optim.updates": 10,
+    "pixels.grid.reward_optim.updates": 10,
+}
+
+# The budgets of seeds 001, 002 and 004.
+_FULL_PIXELS: dict[str, Any] = {
+    "pixels.seeds": 5,
+    "pixels.data.transitions": 0,
+    "pixels.encoder.kind": "vit",
+    "pixels.optim.updates": 0,
+    "pixels.decoder.optim.updates": 0,
+    "pixels.reward.optim.updates": 0,
+    "pixels.reward.study_transitions": 30_000,
+    "pixels.vjepa2.stage1.optim.updates": 0,
+    "pixels.vjepa2.stage2.optim.updates": 0,
+    "pixels.grid.optim.updates": 0,
+    "pixels.grid.reward_optim.updates": 0,
+}
+
 PROFILES: dict[str, dict[str, Any]] = {
     "laptop": {},
     "smoke": {
@@ -228,6 +277,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "evaluation.steps": 40,
         "evaluation.budgets": [0.5, 1.0],
         "evaluation.budget_trials": 2,
+        **_SMOKE_PIXELS,
     },
     # The reference architecture with its published coefficients, at paper scale.
     "full": {
@@ -238,5 +288,6 @@ PROFILES: dict[str, dict[str, Any]] = {
         "distance.optim.updates": 40_000,
         "level2.optim.updates": 30_000,
         "evaluation.trials": 500,
+        **_FULL_PIXELS,
     },
 }

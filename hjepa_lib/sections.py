@@ -71,6 +71,18 @@ class OptimConfig(Checked):
     validate_every: int = number(500, 1)
     patience: int = number(0, 0)
     """Early stop after this many validations without improvement; 0 = never."""
+    delta: float = number(0.0, 0)
+    """Least fall of the validation loss that counts as improvement."""
+    schedule: str = choice("cosine", "cosine", "constant", "plateau", "step")
+    """`constant`, `plateau` and `step` have no warm-up; the last two halve the rate."""
+    plateau_patience: int = number(2, 0)
+    """`plateau`: validations without improvement before the rate is halved."""
+    decay_every: int = number(1_000, 1)
+    """`step`: updates between two halvings."""
+    min_lr: float = number(0.0, 0)
+    """Neither halving goes below this rate."""
+    non_finite: str = choice("fail", "fail", "skip")
+    """What a loss or gradient that is not finite does: end the training, or lose the update."""
 
 
 @dataclass(frozen=True)
