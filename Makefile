@@ -39,7 +39,7 @@ test-pack:
 
 # The inspector in JupyterLab and Chromium: Playwright's own, or the binary named by CHROMIUM.
 test-browser: setup
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,dev,browser]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,dev,rl,browser]"
 	[ -n "$$CHROMIUM" ] || $(PY) -m playwright install chromium
 	$(PY) -m pytest -rP tests/browser $(ARGS)
 
@@ -66,7 +66,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; set PYTHON=" if sys.version_info < (3, 11) else 0)'
 	@[ -x $(PY) ] || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,dev]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,dev,rl]"
 	@touch $(STAMP)
 
 clean-venv:

@@ -327,6 +327,112 @@ class GalleryCommand:
         return 0
 
 
+@dataclass
+class GridCommand:
+    """Seed 004: train the grid JEPA, its generative twin and the rewards, or tabulate a sweep."""
+
+    action: tyro.conf.Positional[Literal["train", "table"]]
+    """train a run, or gather the finished cells of the sweep --config into one table."""
+    profile: Literal["smoke", "laptop", "full"] | None = None
+    """smoke, laptop (the default) or full."""
+    config: Path | None = None
+    """YAML file of settings, on top of the profile; for `table` the sweep's grid file."""
+    set: tuple[str, ...] = ()
+    """Single settings, such as pixels.grid.optim.updates=500."""
+    name: str = ""
+    """Name of the run; made from profile, seed and time if empty."""
+    seed: int | None = None
+    """Training seed."""
+    resume: bool = False
+    """Continue the run --name, or the latest one."""
+    yes: bool = False
+    """Start even if it takes very long."""
+
+    def __call__(self) -> int:
+        from hjepa_lib import gridresults, machine, runner
+        from hjepa_lib.runs import Run
+        from hjepa_lib.workspace import Workspace
+
+        if self.action == "table":
+            from hjepa_lib.sweep import read_study
+
+            study = read_study(self.config or _CONFIGS / "grid_jepa_tuning.yaml")
+            print(f"table: {gridresults.write_tuning_table(study)}")
+            return 0
+        machine.set_up()
+        options = {key: value for key, value in vars(self).items() if key != "action"}
+        asked = RunCommand(**options)
+        if self.resume:
+            run = Run.open(self.name)
+            run.require(asked.settings(run.config))
+        else:
+            config = asked.settings()
+            runner.prepare(config, runner.select_notebooks("14"), yes=self.yes)
+            run = runner.start_run(config, self.name)
+        print(f"run {run.name} in {run.path}")
+        print(gridresults.train_all(Workspace("grid", run), say=print))
+        return 0
+
+
+@dataclass
+class VJepa2Command:
+    """Seed 002: train or evaluate the two-stage V-JEPA 2 style model of training seed 0."""
+
+    action: tyro.conf.Positional[Literal["train", "evaluate"]]
+    """train a run, or measure and grade one."""
+    stage: Literal[1, 2] | None = None
+    """One stage alone; both, and the heads and decoder built on them, if not given."""
+    profile: Literal["smoke", "laptop", "full"] | None = None
+    """smoke, laptop (the default) or full."""
+    config: Path | None = None
+    """YAML file of settings, on top of the profile."""
+    set: tuple[str, ...] = ()
+    """Single settings, such as pixels.vjepa2.stage1.mask=0.5."""
+    device: Literal["auto", "cpu", "cuda", "mps"] | None = None
+    """Where to compute; the setting `device` if not given."""
+    stage1_checkpoint: Path | None = None
+    """Stage 2 starts from it; trained_models/best_stage1_model.safetensors in the outputs folder,
+    or the continued run's own stage 1, if not given."""
+    stage2_checkpoint: Path | None = None
+    """Stage 2 goes on where this checkpoint ended, up to the number of updates set."""
+    tracking: Literal["on", "off"] = "on"
+    """off: no tracker besides metrics.jsonl, whatever the setting `tracker` says."""
+    name: str = ""
+    """Name of the run; made from profile, seed and time if empty (evaluate: the latest)."""
+    seed: int | None = None
+    """Training seed."""
+    resume: bool = False
+    """Continue the run --name, or the latest one."""
+    yes: bool = False
+    """Start even if it takes very long."""
+
+    def __call__(self) -> int:
+        from hjepa_lib import vjepa2command
+        from hjepa_lib.runs import Run
+
+        if self.action == "evaluate":
+            return vjepa2command.evaluate(Run.open(self.name), self.stage)
+        known = Run.open(self.name) if self.resume else None
+        checkpoints = (self.stage1_checkpoint, self.stage2_checkpoint)
+        return vjepa2command.train(lambda: self.open_run(known), known, self.stage, *checkpoints)
+
+    def open_run(self, known: Run | None) -> Run:
+        """The run asked for, made or continued."""
+        from hjepa_lib import runner
+
+        asked = RunCommand(
+            profile=self.profile, config=self.config, set=self.set, seed=self.seed
+        ).settings(known.config if known else None)
+        chosen = {"device": self.device} if self.device else {}
+        chosen |= {"tracker": "none"} if self.tracking == "off" else {}
+        config = asked.override(chosen)
+        if known is not None:
+            known.require(config)
+            return known
+        runner.prepare(config, runner.select_notebooks("12"), yes=self.yes)
+        return runner.start_run(config, self.name)
+
+
 _COMMANDS = {
     "run": RunCommand,
     "train": TrainCommand,
@@ -337,6 +443,8 @@ _COMMANDS = {
     "report": ReportCommand,
     "pretrained": PretrainedCommand,
     "gallery": GalleryCommand,
+    "grid": GridCommand,
+    "vjepa2": VJepa2Command,
 }
 
 

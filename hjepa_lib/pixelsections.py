@@ -1,4 +1,4 @@
-"""Settings of the world-model comparison on Gymnasium pixels (notebooks 10-15, seeds 001, 002, 004).
+"""Settings of the world-model comparison on pixels (notebooks 10-15, seeds 001, 002, 004).
 
 Sizes of networks, losses and optimisers are those of the seeds; budgets (episodes, updates) are the
 `laptop` profile's, the seeds' own stand in the profile `full`. A training section counts in epochs
@@ -27,8 +27,8 @@ class EpochsConfig(Checked):
     lr: float = number(3e-4, 0)
     weight_decay: float = number(1e-5, 0)
     schedule: str = choice("constant", "constant", "plateau", "step")
-    """`plateau`: halved after `plateau_patience` validations without progress (VJ-5); `step`: halved
-    every 20 epochs (GRID-5)."""
+    """`plateau`: halved after `plateau_patience` validations without progress (VJ-5); `step`:
+    halved every 20 epochs (GRID-5)."""
     plateau_patience: int = number(2, 0)
     min_lr: float = number(1e-6, 0)
     clip: float = number(1.0, 0)
@@ -39,7 +39,7 @@ class EpochsConfig(Checked):
     """Least fall of the validation loss that counts as improvement."""
 
     def optim(self, rows: int) -> OptimConfig:
-        """The settings of the common training loop for `rows` training rows; validates once an epoch."""
+        """What the common training loop needs for `rows` training rows; validates once an epoch."""
         epoch = max(1, rows // self.batch)
         return OptimConfig(
             updates=self.updates or self.epochs * epoch,
@@ -83,7 +83,7 @@ class CollectionConfig(Checked):
     method: str = choice("random", "random", "ppo")
     episodes: int = number(100, 2)
     transitions: int = number(3_000, 0)
-    """Stop collecting at this many transitions, whole episodes kept but the last cut; 0 = no limit."""
+    """Stop collecting at this many transitions, cutting the last episode; 0 = no limit."""
     path: str = ""
     """A data folder to load; "" collects. Missing or of another environment: collected anew."""
     validation_split: float = number(0.2, 0.01, 0.5)
@@ -110,6 +110,7 @@ class PpoConfig(Checked):
     log_std_noise: float = number(0.0, 0)
     """Added to a continuous policy's log-std before collecting."""
     action_repeat: int = number(2, 0, 64)
+    """Holds where `environment.action_repeat` is 0."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,10 @@ class RewardConfig(Checked):
     """Training seeds of the look-ahead study on the built-in reward worlds."""
     study_transitions: int = number(3_000, 100)
     optim: EpochsConfig = EpochsConfig(updates=1_000, weight_decay=0.01, delta=0.0)
+    standardise: bool = True
+    """Inputs scaled by mean and deviation of the training part, so that no model's units decide."""
+    study_updates: int = number(250, 0)
+    """Updates of a base model (of each of its stages) in the study at most; 0 = as in the run."""
 
 
 @dataclass(frozen=True)
@@ -254,6 +259,9 @@ class Stage2Config(Checked):
     optim: EpochsConfig = EpochsConfig(
         epochs=30, updates=1_000, lr=1e-4, weight_decay=0.05, schedule="plateau", delta=0.0
     )
+    output: str = choice("latent", "latent", "change")
+    """What the world model's last layer gives: the next latent, or its difference to the present
+    one, which starts as copy-last."""
 
 
 @dataclass(frozen=True)
@@ -270,9 +278,11 @@ class GridConfig(Checked):
 
     path: str = ""
     """Replay buffer (.npz, .pt or .h5); "" plays the built-in grid world."""
-    size: int = number(30, 3, 30)
-    episodes: int = number(60, 2)
-    steps: int = number(50, 2)
+    size: int = number(10, 3, 30)
+    """Cells per side of a built-in canvas; the seed has 30, which is for the profile full."""
+    episodes: int = number(300, 2)
+    """One goal each: what the reward heads learn from is mostly the number of goals."""
+    steps: int = number(10, 2)
     """Transitions per episode."""
     encoder: str = choice("transformer", "transformer", "cnn")
     encoder_depth: int = number(2, 1)
@@ -289,7 +299,7 @@ class GridConfig(Checked):
     checkpoint_every: int = number(0, 0)
     """Keep a numbered checkpoint every so many epochs; 0 = only the best."""
     optim: EpochsConfig = EpochsConfig(
-        epochs=100, updates=600, lr=1e-4, weight_decay=1e-4, patience=15, delta=0.0
+        epochs=100, updates=400, lr=1e-4, weight_decay=1e-4, patience=15, delta=0.0
     )
     reward_optim: EpochsConfig = EpochsConfig(
         updates=400, lr=1e-4, schedule="plateau", plateau_patience=5, patience=10, delta=0.0
@@ -322,6 +332,8 @@ class PixelsConfig(Checked):
         super().__post_init__()
         seen = self.environment
         if seen.frame_skip and seen.action_repeat > 1:
-            raise ConfigError("pixels.environment.frame_skip must be 0 when action_repeat is above 1")
+            raise ConfigError(
+                "pixels.environment.frame_skip must be 0 when action_repeat is above 1"
+            )
         if not seen.id.strip():
             raise ConfigError("pixels.environment.id is empty; name a Gymnasium environment")

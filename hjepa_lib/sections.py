@@ -89,13 +89,13 @@ class OptimConfig(Checked):
 class Level1Config(Checked):
     """JEPA over single steps (PLDM, arXiv 2502.14819)."""
 
-    encoder: str = choice("fast", "impala", "fast")
+    encoder: str = choice("fast", "impala", "fast", "vit")
     latent_dim: int = number(128, 2)
     width: int = number(32, 4)
-    """Channels of the `fast` encoder (`impala` is fixed at 16, 32, 32)."""
-    predictor: str = choice("mlp", "gru", "mlp")
+    """Channels of `fast`, width of the tokens of `vit` (`impala` is fixed at 16, 32, 32)."""
+    predictor: str = choice("mlp", "gru", "mlp", "transformer")
     hidden: int = number(256, 4)
-    """Hidden width of the `mlp` predictor."""
+    """Hidden width of the `mlp` predictor, width of the tokens of `transformer`."""
     predictors: int = number(1, 1, 16)
     """Ensemble size K of 003's L_sim and PLDM v2."""
     target: str = choice("online", "online", "ema")
@@ -112,6 +112,20 @@ class Level1Config(Checked):
     """Random layouts only: windows of a batch come from this many layouts; 0 = no grouping."""
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
+    patch: int = number(13, 1)
+    """Side of a patch of `vit`, px; divides the image's 65."""
+    depth: int = number(2, 1)
+    """Blocks of `vit` and of the `transformer` predictor, each."""
+    heads: int = number(4, 1)
+    """Attention heads of both, which share the width of the tokens."""
+    pretrain_mask: float = number(0.0, 0, 0.95)
+    """Share of patches hidden in masked pre-training of `vit` before level 1; 0 = none of it."""
+    pretrain_updates: int = number(300, 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pretrain_mask and self.encoder != "vit":
+            raise ConfigError("level1.pretrain_mask needs level1.encoder=vit: it hides patches")
 
 
 @dataclass(frozen=True)

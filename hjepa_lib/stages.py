@@ -39,6 +39,7 @@ from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.level1 import train_level1
 from hjepa_lib.training.level2 import macro_box, train_joint, train_level2, typical_cost
 from hjepa_lib.training.loop import Fit, Report
+from hjepa_lib.training.masked import pretrain_level1
 from hjepa_lib.training.probes import train_probe
 from hjepa_lib.workspace import Workspace
 
@@ -100,11 +101,16 @@ def train_level1_stage(ws: Workspace) -> Iterator[Report]:
         if joint:
             both = HJepa(config, normaliser).to(ws.device)
             model, length = both.level1, config.level2.macro_steps * config.level2.step_skip + 1
+        else:
+            model = Jepa(config.level1, normaliser).to(ws.device)
+        # Before the fit is built: building it puts back the weights of an interrupted training.
+        yield from _pretrain(ws, model, train, validation)
+        if joint:
             fit = train_joint(
                 both, Windows(train, length), config, precision=ws.precision, folder=resume
             )
         else:
-            model, fit = _level1_fit(ws, train, validation, normaliser, resume)
+            fit = _level1_fit(ws, model, train, validation, resume)
         yield from follow(ws, "l1", fit)
         save_level1(folder, model, normaliser, "last")
         fit.load_best()
@@ -117,31 +123,42 @@ def train_level1_stage(ws: Workspace) -> Iterator[Report]:
         save_weights(folder / "probe.safetensors", probe)
         write_json(folder / "quality.json", quality | probe_errors(model, probe, stores[1]))
     shutil.rmtree(resume)
+    shutil.rmtree(ws.run.path / "resume/l1_pretrain", ignore_errors=True)
 
 
 def join_level1(ws: Workspace) -> None:
     """What the other processes of a torchrun do meanwhile: the same updates, nothing written."""
-    parts = load_data(ws)
+    train, validation, normaliser = load_data(ws)
     torch.manual_seed(ws.config.seed)
-    _, fit = _level1_fit(ws, *parts, ws.run.path / "resume/l1")
-    for _ in fit:
+    model = Jepa(ws.config.level1, normaliser).to(ws.device)  # gets process 0's weights in the fit
+    for _ in _level1_fit(ws, model, train, validation, ws.run.path / "resume/l1"):
         pass
 
 
 def _level1_fit(
-    ws: Workspace,
-    train: Trajectories,
-    validation: Trajectories,
-    normaliser: Normaliser,
-    resume: Path,
-) -> tuple[Jepa, Fit]:
+    ws: Workspace, model: Jepa, train: Trajectories, validation: Trajectories, resume: Path
+) -> Fit:
     config = ws.config
-    model = Jepa(config.level1, normaliser).to(ws.device)
     windows = [Windows(part, config.level1.window) for part in (train, validation)]
-    fit = train_level1(
+    return train_level1(
         model, *windows, config.level1, seed=config.seed, precision=ws.precision, folder=resume
     )
-    return model, fit
+
+
+def _pretrain(
+    ws: Workspace, model: Jepa, train: Trajectories, validation: Trajectories
+) -> Iterator[Report]:
+    """Masked pre-training of the encoder where `level1.pretrain_mask` asks for it."""
+    config = ws.config
+    if config.level1.pretrain_mask:
+        windows = [Windows(part, config.level1.window) for part in (train, validation)]
+        fit = pretrain_level1(
+            model, *windows, config.level1, seed=config.seed, precision=ws.precision,
+            folder=_resume_folder(ws, "l1_pretrain"),
+        )  # fmt: skip
+        yield from follow(ws, "l1_pretrain", fit)
+        if model.target_encoder is not None:  # the slow copy of level 1 starts from there as well
+            model.target_encoder.load_state_dict(model.encoder.state_dict())
 
 
 def stores_for(

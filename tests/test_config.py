@@ -214,6 +214,7 @@ def test_settings_that_would_do_nothing_are_refused():
     """PL7: what the chosen mode ignores is an error, not a silent no-op."""
     for override, message in (
         ("distance.optim.patience=2", r"distance\.optim\.patience must be 0"),
+        ("level1.pretrain_mask=0.4", r"level1\.pretrain_mask needs level1\.encoder=vit"),
         ("level2.conditioning=true", r"level2\.conditioning needs level2\.train=joint"),
         ("level2.loss.std=1", r"level2\.loss\.std needs level2\.train=joint"),
         ("planning.flat.disagreement=1", r"disagreement cost needs level1\.predictors > 1"),
@@ -247,6 +248,7 @@ CONTEXT: list[tuple[str, dict]] = [
     (r"data\.good_fraction", {"data.recipe": "mixture"}),
     (r"data\.exclude_.*", {"data.layouts": "rectangle"}),
     (r"level1\.ema_decay", {"level1.target": "ema"}),
+    (r"level1\.(patch|depth|heads|pretrain_.*)", {"level1.encoder": "vit"}),
     (r"level1\.layouts_per_batch", {"data.layouts": "random"}),
     (r"level1\.rollout", {"level1.rollout": 2}),
     (r".*\.optim\.clip", in_every_training(clip=0.01)),
@@ -284,6 +286,8 @@ REFUSED = {
 NOT_BY_EFFECT = {
     "profile": "a label: it says which defaults were taken",
     "device": "only the CPU is present everywhere; choose_device is tested below",
+    "level1.pretrain_mask": "a training before level 1's own, see test_level1_vit",
+    "level1.pretrain_updates": "the same",
     "evaluation.matched_dynamics": "read by a notebook, see the test of notebooks",
     "evaluation.budgets": "read by a notebook",
     "evaluation.budget_trials": "read by a notebook",
@@ -305,6 +309,7 @@ SPECIAL = {
     "data.source": ["<npz>"],  # a file made below
     "data.exclude_wall": ["30-40"],
     "data.exclude_door": ["30-40"],
+    "level1.patch": [5],  # divides 65 px
     "level2.levels": [[8, 3]],
     "level3.step_skip": [12],  # a multiple of level 2's
     "precision": ["bf16"],  # "auto" is one of the two, whichever is faster here

@@ -28,7 +28,11 @@ GRIDS = {
     "size": ["2M L1", "2M L1+L2", "6M L1", "6M L1+L2"],
     "epochs": [5, 25, 75, 200, 1000],
     "replan": [1, 4, 8, 16, 32],
-}
+    "jepa_tuning": [
+        "default", "EMA 0.99", "EMA 0.999", "lr 1e-5", "lr 1e-3", "D 64", "D 256", "depth 2",
+        "depth 6",
+    ],
+}  # fmt: skip
 SEEDS = [0, 1, 2]
 
 

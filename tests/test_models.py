@@ -65,8 +65,8 @@ def test_images_that_do_not_fit_are_one_clear_error(level1):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="unknown encoder 'vit'"):
-        build_encoder("vit", 2, 65, 16, 8)
+    with pytest.raises(ValueError, match="unknown encoder 'vgg'"):
+        build_encoder("vgg", 2, 65, 16, 8)
     with pytest.raises(ValueError, match="unknown predictor 'lstm'"):
         build_predictor("lstm", 16, 2, 16, nn.Identity())
 

@@ -86,13 +86,13 @@ def test_constraints_hold_every_dependency_within_its_range():
     tested = constraints()
     assert all("+" not in version for version in tested.values())
     assert tested["torch"] == "2.13.0"
-    for requirement in requirements("lab", "dev"):
+    for requirement in requirements("lab", "dev", "rl"):
         version = tested[requirement.name.lower()]
         assert requirement.specifier.contains(version), f"{requirement} excludes {version}"
 
 
 def test_installed_versions_satisfy_the_ranges():
-    for requirement in requirements("lab", "dev"):
+    for requirement in requirements("lab", "dev", "rl"):
         installed = Version(importlib.metadata.version(requirement.name))
         assert requirement.specifier.contains(installed.public), requirement
 
@@ -100,12 +100,13 @@ def test_installed_versions_satisfy_the_ranges():
 def test_environment_makefile_and_project_agree():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     *conda, pip = environment["dependencies"]
-    assert pip["pip"] == ["-c constraints.txt", "-e .[lab,dev]"]
+    assert pip["pip"] == ["-c constraints.txt", "-e .[lab,dev,rl]"]
     python = next(entry for entry in conda if entry.startswith("python="))
     floor = PROJECT["project"]["requires-python"]
     assert floor == ">=" + python.split("=")[1]
     makefile = (ROOT / "Makefile").read_text()
-    assert '-c constraints.txt -e ".[lab,dev]"' in makefile
+    assert '-c constraints.txt -e ".[lab,dev,rl]"' in makefile
+    assert '-c constraints.txt -e ".[lab,dev,rl,browser]"' in makefile
     assert "sys.version_info < (3, 11)" in makefile
     for target in ("setup", "run", "test", "test-pack", "bench", "pretrained", "lab", "clean-venv"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)

@@ -3,7 +3,9 @@
 `impala` is the reference of PLDM and EB-JEPA (arXiv 2502.14819, 2602.03604): 1,426,096 weights at
 65 px and D = 512, LayerNorm included. Unlike the public code its head infers the flattened width,
 so any image that survives three halvings works (PL10). `fast` is a three-layer strided convolution
-for CPUs: the first layer already divides each side by four, so activations stay in cache.
+for CPUs: the first layer already divides each side by four, so activations stay in cache. `vit` is
+a vision transformer (Dosovitskiy et al. 2021) of one frame, without dropout; its patches can be
+hidden, which is what masked pre-training does (training/masked.py).
 """
 
 from __future__ import annotations
@@ -11,6 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from hjepa_lib.models.pixel_encoders import Patches
+from hjepa_lib.models.transformer import Transformer
 
 MIN_IMAGE = 16
 
@@ -75,14 +80,58 @@ class FastEncoder(nn.Module):
         return self.head(self.convs(x).flatten(1))
 
 
+class VitEncoder(nn.Module):
+    """Patches and a class token through `depth` transformer blocks, then Linear (no LayerNorm)."""
+
+    def __init__(
+        self,
+        image_channels: int,
+        image_size: int,
+        latent_dim: int,
+        width: int,
+        patch: int,
+        depth: int,
+        heads: int,
+    ) -> None:
+        super().__init__()
+        self.patches = Patches(image_channels, image_size, patch, width)
+        self.summary = nn.Parameter(torch.zeros(width))  # the class token stands at no place
+        self.blocks = Transformer(width, depth, heads, max(1, width // heads), 2 * width)
+        self.head = nn.Linear(width, latent_dim)
+        self.norm = nn.Identity()
+
+    def forward(
+        self, x: Tensor, hidden: Tensor | None = None, token: Tensor | None = None
+    ) -> Tensor:
+        """(M, C, Hpx, Wpx) -> (M, D); patches where `hidden` (M, N) is True become `token`.
+
+        A hidden patch keeps its position, which is added once (F8).
+        """
+        tokens = self.patches(x)  # (M, N, width), positions included
+        if hidden is not None:
+            blank = (token + self.patches.position).to(tokens.dtype)  # (N, width)
+            tokens = torch.where(hidden[..., None], blank, tokens)
+        summary = self.summary.to(tokens.dtype).expand(len(x), 1, -1)
+        return self.head(self.blocks(torch.cat([summary, tokens], 1))[:, 0])
+
+
 def build_encoder(
-    name: str, image_channels: int, image_size: int, latent_dim: int, width: int
+    name: str,
+    image_channels: int,
+    image_size: int,
+    latent_dim: int,
+    width: int,
+    patch: int = 13,
+    depth: int = 2,
+    heads: int = 4,
 ) -> nn.Module:
-    """The registered encoder `name`; a too small image raises ValueError."""
+    """The registered encoder `name`; an image that does not fit it raises ValueError."""
     if image_size < MIN_IMAGE:
         raise ValueError(f"images must be at least {MIN_IMAGE} px wide, got {image_size}")
     if name == "impala":
         return ImpalaEncoder(image_channels, image_size, latent_dim)
     if name == "fast":
         return FastEncoder(image_channels, image_size, latent_dim, width)
-    raise ValueError(f"unknown encoder {name!r}; known: impala, fast")
+    if name == "vit":
+        return VitEncoder(image_channels, image_size, latent_dim, width, patch, depth, heads)
+    raise ValueError(f"unknown encoder {name!r}; known: impala, fast, vit")

@@ -51,9 +51,14 @@ class Jepa(nn.Module):
         self.config = config
         self.latent_dim = dim
         self.image_size = image_size
-        self.encoder = build_encoder(config.encoder, IMAGE_CHANNELS, image_size, dim, config.width)
+        tokens = {"depth": config.depth, "heads": config.heads}
+        self.encoder = build_encoder(
+            config.encoder, IMAGE_CHANNELS, image_size, dim, config.width, config.patch, **tokens
+        )
         self.predictors = nn.ModuleList(
-            build_predictor(config.predictor, dim, ACTION_DIM, config.hidden, self.encoder.norm)
+            build_predictor(
+                config.predictor, dim, ACTION_DIM, config.hidden, self.encoder.norm, **tokens
+            )
             for _ in range(config.predictors)
         )
         self.idm: nn.Module | None = None
@@ -86,7 +91,7 @@ class Jepa(nn.Module):
         x = frames.to(dtype).mul_(scale).add_(shift)
         return x.contiguous(memory_format=torch.channels_last)
 
-    def encode(self, frames: Tensor, encoder: nn.Module | None = None) -> Tensor:
+    def encode(self, frames: Tensor, encoder: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """(..., C, Hpx, Wpx) uint8 frames -> (..., D) float32 latents."""
         lead = frames.shape[:-3]
         flat = frames.reshape(-1, *frames.shape[-3:])

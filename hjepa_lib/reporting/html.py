@@ -19,6 +19,7 @@ import yaml
 
 from hjepa_lib.config import differences, profile, to_dict
 from hjepa_lib.files import FileError, read_bytes, read_json, write_atomic
+from hjepa_lib.reporting import pixeltables
 from hjepa_lib.reporting.summary import FLOORS, validate
 from hjepa_lib.runs import Run
 
@@ -39,13 +40,14 @@ def write_report(run: Run) -> Path:
     template = Template(
         resources.files("hjepa_lib.reporting").joinpath("report.html").read_text("utf-8")
     )
+    pixels = pixeltables.stored(run)
     base = profile(run.config.profile, run.config.seed)
     changed = differences(base, run.config)
     page = template.substitute(
         title=_text(run.name),
         facts=_facts(run),
-        headline=headline(results),
-        results=_results(results),
+        headline=headline(results, pixels),
+        results=_results(results) + _pixels(pixels),
         figures=_figures(run),
         notebooks=_notebooks(run),
         stages=_stages(run),
@@ -59,10 +61,15 @@ def write_report(run: Run) -> Path:
     return write_atomic(run.path / "report.html", page)
 
 
-def headline(results: list[dict[str, Any]]) -> str:
-    """One sentence: the best learned planner of the first table, with interval and floors."""
+def headline(results: list[dict[str, Any]], pixels: dict[str, Any] | None = None) -> str:
+    """One sentence: the best learned planner of the first table, with interval and floors.
+
+    A run without planners speaks of its comparison of world models on pixels, if it has one.
+    """
     tables = _tables(results)
     learned = [row for row in (tables[0] if tables else []) if _rank(row) == 1]
+    if not learned and pixels and "pixels" in pixels:
+        return pixeltables.headline(pixels["pixels"])
     if not learned:
         return "No planner has been evaluated in this run yet."
     best = max(learned, key=lambda row: (row["success_rate"], row["path_efficiency"]))
@@ -95,8 +102,19 @@ def _rank(row: dict[str, Any]) -> int:
     return 2 if row["method"] == "oracle" else 1
 
 
-def _results(results: list[dict[str, Any]]) -> str:
-    parts = ["<h2>Results</h2>"] if results else []
+def _pixels(found: dict[str, Any]) -> str:
+    """What notebooks 10-15 stored: comparison, grid models, the transformer's planning row."""
+    parts = []
+    if "pixels" in found:
+        parts.append(pixeltables.pixels_table(found["pixels"]))
+    if "grid" in found:
+        parts.append(pixeltables.grid_table(found["grid"]))
+    parts.append(_results(found.get("planning", []), "A transformer as level 1, on Two Rooms"))
+    return "\n".join(["", *parts])
+
+
+def _results(results: list[dict[str, Any]], title: str = "Results") -> str:
+    parts = [f"<h2>{title}</h2>"] if results else []
     for rows in _tables(results):
         budgets = len({row["budget"] for row in rows}) > 1
         parts.append(f"<h3>{_setting(rows[0])}</h3>")

@@ -12,6 +12,7 @@ import math
 from typing import Any, NamedTuple
 
 from hjepa_lib.metrics_log import json_ready
+from hjepa_lib.reporting import pixeltables
 from hjepa_lib.runs import Run
 
 SCHEMA = 1
@@ -90,7 +91,10 @@ RUN_FIELDS = ("schema", "run", "profile", "seed", "created", "revision", "device
 
 
 def build(run: Run, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `run` is, seconds per stage, and its `results`; SummaryError if they are invalid."""
+    """What `run` is, seconds per stage, and its `results`; SummaryError if they are invalid.
+
+    A run of notebooks 10-15 has `pixels`, `grid` and `planning` as well (reporting/pixeltables.py).
+    """
     manifest = run.manifest
     summary = {"schema": SCHEMA, "run": run.name}
     summary |= {key: manifest[key] for key in RUN_FIELDS[2:]}
@@ -101,6 +105,7 @@ def build(run: Run, results: list[dict[str, Any]]) -> dict[str, Any]:
         name: entry["seconds"] for name, entry in manifest["notebooks"].items()
     }
     summary["results"] = [json_ready(result) for result in results]
+    summary |= pixeltables.brief(pixeltables.stored(run))
     validate(summary)
     return summary
 
@@ -121,10 +126,33 @@ def validate(summary: Any) -> None:
         if key in seen:
             raise SummaryError(f"two results share {dict(zip(KEY, key, strict=True))}")
         seen.add(key)
+    _check_pixels(summary)
     methods = {entry["method"] for entry in summary["results"]}
     missing = [floor for floor in FLOORS if floor not in methods]
     if methods and missing:
         raise SummaryError(f"results lack the method {missing[0]!r}: every table needs its floors")
+
+
+def _check_pixels(summary: dict[str, Any]) -> None:
+    """Scores on pixels state seeds and intervals and stand beside their floors (F12, F15)."""
+    for number, entry in enumerate(summary.get("planning", [])):
+        _check_entry(entry, f"planning row {number}")
+    pixels = summary.get("pixels")
+    if pixels is None:
+        return
+    for key in ("seeds", "n", "models", "baselines", "claims"):
+        if not pixels.get(key):
+            raise SummaryError(f"the comparison on pixels lacks {key!r}")
+    if "random" not in pixels["models"]:
+        raise SummaryError("the comparison on pixels lacks the random encoder")
+    for model, cells in pixels["models"].items():
+        for name, cell in cells.items():
+            if "loss" in name:
+                raise SummaryError(f"{model}: {name} is a loss in a latent of its own, not a score")
+            if cell["seeds"] != len(pixels["seeds"]) or not cell["text"]:
+                raise SummaryError(f"{model}: {name} does not speak of every seed")
+            if cell["mean"] is not None and cell["seeds"] > 1 and cell["low"] is None:
+                raise SummaryError(f"{model}: {name} has no interval")
 
 
 def _check_entry(entry: Any, where: str) -> None:

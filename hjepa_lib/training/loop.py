@@ -3,13 +3,17 @@
 The caller owns the loop (live plot, progress bar, early stop); the headless run uses the same code.
 Batches are a pure function of (seed, update), and weights, optimiser and counters are stored
 together, so an interrupted run (also by `kill -9`) resumes to the same result. The learning rate
-warms up linearly and then follows a cosine that never rises again (PL4).
+warms up linearly and then follows a cosine that never rises again (PL4), or is halved in steps or
+on plateaus. With `non_finite="skip"` the loop is guarded: an update without a finite loss and
+gradient is lost and counted, a loss above 1e6 ends the training.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +26,14 @@ from hjepa_lib.files import write_atomic
 from hjepa_lib.training import distributed
 
 RESUME = "resume.pt"
+LARGEST_LOSS = 1e6
+LARGE_NORM = 100.0
+MOST_SKIPPED = 50
+"""Guards of `non_finite="skip"`: a loss above the first fails, a gradient norm above the second is
+warned about once, and so many lost updates in a row fail as well."""
+GUARDS = ("delta", "schedule", "plateau_patience", "decay_every", "min_lr", "non_finite")
+"""Settings that resume files leave out at their defaults: older files stay readable."""
+STORED = ("mark", "waited", "halvings", "skipped", "skipped_in_a_row")
 LossFn = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]
 ValidateFn = Callable[[], dict[str, float]]
 
@@ -31,7 +43,10 @@ class TrainingError(ValueError):
 
 
 class Report(NamedTuple):
-    """One update; `validation` is filled every `validate_every` updates and at the end."""
+    """One update; `validation` is filled every `validate_every` updates and at the end.
+
+    Of a skipped update `loss` or `grad_norm` is not finite; `skipped` counts it.
+    """
 
     update: int  # 1..updates
     updates: int
@@ -40,10 +55,19 @@ class Report(NamedTuple):
     lr: float
     grad_norm: float
     validation: dict[str, float]
+    skipped: int = 0  # updates lost so far
 
 
-def learning_rate(update: int, config: OptimConfig) -> float:
-    """Rate of the 0-based `update`: linear warm-up, then cosine to `final` * peak."""
+def learning_rate(update: int, config: OptimConfig, halvings: int = 0) -> float:
+    """Rate of the 0-based `update`: linear warm-up, then cosine to `final` * peak.
+
+    The other schedules start at the peak: `constant` stays, `step` is halved every `decay_every`
+    updates, and `plateau` has been halved `halvings` times; neither goes below `min_lr`.
+    """
+    if config.schedule != "cosine":
+        times = {"step": update // config.decay_every, "plateau": halvings}
+        rate = config.lr * 0.5 ** times.get(config.schedule, 0)
+        return max(rate, min(config.min_lr, config.lr))
     warmup = max(1, round(config.warmup * config.updates))
     if update < warmup:
         return config.lr * (update + 1) / warmup
@@ -62,10 +86,13 @@ class Fit:
 
     `best` holds the weights with the lowest validation key `loss`; `load_best()` puts them back. A
     validation without that key (a bootstrapped loss says nothing about quality) selects nothing.
+    Patience and plateaus count the validations that are not lower by `delta` than the last one that
+    was; `best` takes every fall.
     Iterating again after an interruption, or in a new process with the same `folder`, goes on
     where the last checkpoint ended. Raises `TrainingError` on a non-finite loss or gradient, before
-    the weights change. A `shared` fit is run by all processes of a torchrun: gradients are averaged
-    and process 0 validates and writes (training/distributed.py).
+    the weights change; with `non_finite="skip"` such an update is counted in `skipped` instead. A
+    `shared` fit is run by all processes of a torchrun: gradients are averaged and process 0
+    validates and writes (training/distributed.py).
     """
 
     def __init__(
@@ -90,7 +117,14 @@ class Fit:
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=config.lr, weight_decay=config.weight_decay
         )
+        self.guarded = config.non_finite == "skip"
+        if self.guarded and self.shared:
+            raise TrainingError("a shared fit cannot skip updates: its processes would disagree")
         self.update, self.stale, self.best_loss = 0, 0, math.inf
+        self.mark = math.inf  # the validation loss that the next one must beat by `delta`
+        self.waited = self.halvings = 0  # of the schedule `plateau`
+        self.skipped = self.skipped_in_a_row = 0
+        self.warned = False
         self.best: dict[str, Tensor] = {}
         if self.path is not None and self.path.exists():
             self._restore()
@@ -110,38 +144,68 @@ class Fit:
             yield self._step()
 
     def _step(self) -> Report:
-        rate = learning_rate(self.update, self.config)
+        rate = learning_rate(self.update, self.config, self.halvings)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.module.train()
+        # A lost update must leave no trace in running averages either.
+        buffers = [buffer.clone() for buffer in self.module.buffers()] if self.guarded else []
         kind = self.parameters[0].device.type
         with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
             loss, terms = self.loss_fn(step_generator(self.seed, self.update))
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at update {self.update + 1}; lower the learning rate "
-                f"(now {rate:.2g}) and resume from the last checkpoint"
-            )
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.shared:
-            distributed.average_gradients(self.parameters)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf).item()
-        if not math.isfinite(norm):
-            raise TrainingError(
-                f"the gradient norm is {norm} at update {self.update + 1}; lower the learning rate "
-                f"(now {rate:.2g}) and resume from the last checkpoint"
-            )
-        self.optimiser.step()
-        if self.after_update is not None:
-            self.after_update()
+        value, norm = loss.item(), math.nan
+        finite = self._finite("loss", value, rate)
+        if finite:
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            if self.shared:
+                distributed.average_gradients(self.parameters)
+            norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf).item()
+            finite = self._finite("gradient norm", norm, rate)
+        if finite:
+            self.optimiser.step()
+            if self.after_update is not None:
+                self.after_update()
+            self.skipped_in_a_row = 0
+        else:
+            self._skip(buffers)
         self.update += 1
         validation: dict[str, float] = {}
         if self.update % self.config.validate_every == 0 or self.update == self.config.updates:
             validation = self._validate()
             self._store()
-        return Report(self.update, self.config.updates, value, terms, rate, norm, validation)
+        return Report(
+            self.update, self.config.updates, value, terms, rate, norm, validation, self.skipped
+        )
+
+    def _finite(self, what: str, value: float, rate: float) -> bool:
+        """False for an update to be skipped; TrainingError where the settings do not skip."""
+        advice = f"lower the learning rate (now {rate:.2g}) and resume from the last checkpoint"
+        if not math.isfinite(value):
+            if not self.guarded:
+                raise TrainingError(f"the {what} is {value} at update {self.update + 1}; {advice}")
+            return False
+        if self.guarded and what == "loss" and value > LARGEST_LOSS:
+            raise TrainingError(f"the loss is {value:.3g} at update {self.update + 1}; {advice}")
+        if self.guarded and what != "loss" and value > LARGE_NORM and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"the gradient norm is {value:.3g} at update {self.update + 1}", stacklevel=2
+            )
+        return True
+
+    def _skip(self, buffers: list[Tensor]) -> None:
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in zip(self.module.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= MOST_SKIPPED:
+            raise TrainingError(
+                f"{MOST_SKIPPED} updates in a row had no finite loss and gradient; "
+                "look at the data, or lower the learning rate"
+            )
 
     def _validate(self) -> dict[str, float]:
         if self.validate is None:
@@ -152,10 +216,15 @@ class Fit:
         if "loss" not in validation:
             return validation
         if validation["loss"] < self.best_loss:
-            self.best_loss, self.stale = validation["loss"], 0
+            self.best_loss = validation["loss"]
             self.best = {key: value.clone() for key, value in self.module.state_dict().items()}
+        if validation["loss"] < self.mark - self.config.delta:
+            self.mark, self.stale, self.waited = validation["loss"], 0, 0
         else:
             self.stale += 1
+            self.waited += 1
+            if self.waited >= max(1, self.config.plateau_patience):
+                self.halvings, self.waited = self.halvings + 1, 0
         return validation
 
     def load_best(self) -> None:
@@ -171,8 +240,10 @@ class Fit:
             "optimiser": self.optimiser.state_dict(),
             "counters": (self.update, self.stale, self.best_loss),
             "best": self.best,
-            "config": repr((self.config, self.seed, self.precision)),
+            "config": self._settings(),
         }
+        if self._beyond_defaults():
+            payload["guards"] = {name: getattr(self, name) for name in STORED}
         buffer = io.BytesIO()
         torch.save(payload, buffer)
         write_atomic(self.path, buffer.getvalue())
@@ -191,7 +262,7 @@ class Fit:
             payload = torch.load(self.path, weights_only=True)
         except Exception as error:
             raise TrainingError(f"{self.path} is damaged: {error}") from error
-        if payload["config"] != repr((self.config, self.seed, self.precision)):
+        if payload["config"] != self._settings():
             raise TrainingError(
                 f"{self.path} belongs to other training settings; remove it or use a new run"
             )
@@ -201,4 +272,20 @@ class Fit:
             raise TrainingError(f"{self.path} does not fit this model") from error
         self.optimiser.load_state_dict(payload["optimiser"])
         self.update, self.stale, self.best_loss = payload["counters"]
+        self.mark = self.best_loss
+        for name, value in payload.get("guards", {}).items():
+            setattr(self, name, value)
         self.best = payload["best"]
+
+    def _beyond_defaults(self) -> list[str]:
+        fields = dataclasses.fields(self.config)
+        return [f.name for f in fields if f.name in GUARDS
+                and getattr(self.config, f.name) != f.default]  # fmt: skip
+
+    def _settings(self) -> str:
+        """What a resume file must agree on."""
+        changed = self._beyond_defaults()
+        names = [f.name for f in dataclasses.fields(self.config)]
+        kept = [name for name in names if name not in GUARDS or name in changed]
+        values = ", ".join(f"{name}={getattr(self.config, name)!r}" for name in kept)
+        return f"({type(self.config).__name__}({values}), {self.seed!r}, {self.precision!r})"

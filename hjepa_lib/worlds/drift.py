@@ -1,0 +1,110 @@
+"""Drift: a bright dot in the wind, `hjepa/Drift-v0`; the reward depends on the NEXT state.
+
+Dynamics, all in px, y down: p' = clip(p + 4 u(a) + w, 6, 57), with u(a) the unit vector of the
+action (stay, left, right, up, down) and w a gust: with probability 1/2 a normal displacement of
+standard deviation 6 px per axis, else none. The picture has 64 x 64 pixels: the dot at 255, the
+target, which stays in place during an episode, as a second dot at 110.
+
+Reward: r = 1 - |p' - target| / 32, p' being the position AFTER the step. Since the gust is not in
+the state before it, no function of state and action can know r exactly: `best_r2` below says how
+much of its variance is left to know under uniform actions.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+SIZE = 64
+"""Pixels per side."""
+LOW, HIGH = 6.0, 57.0
+"""Range of positions, px: a dot is always wholly visible."""
+STEP = 4.0
+"""Length of a move, px."""
+GUST_SHARE, GUST = 0.5, 6.0
+"""Share of steps with a gust, and its standard deviation per axis, px."""
+SCALE = 32.0
+"""Distance that costs one unit of reward, px."""
+ACTIONS = np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)], dtype=np.float64)
+"""Direction (x, y) of stay, left, right, up, down."""
+_DOT, _TARGET, _RADIUS = 255.0, 110.0, 2.0
+_ZOOM = 4
+
+
+def reward(next_position: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """1 - |p' - target| / 32 of positions (..., 2) px: (...), at most 1."""
+    offset = np.asarray(next_position, float) - np.asarray(target, float)
+    return 1 - np.linalg.norm(offset, axis=-1) / SCALE
+
+
+def draw(position: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The picture (64, 64) uint8: two round dots, the brighter one on top."""
+    pixel = np.arange(SIZE)
+    layers = []
+    for (x, y), brightness in ((position, _DOT), (target, _TARGET)):
+        squared = (pixel[:, None] - y) ** 2 + (pixel[None, :] - x) ** 2  # (Hpx, Wpx)
+        layers.append(brightness * np.exp(-squared / (2 * _RADIUS**2)))
+    return np.maximum(*layers).astype(np.uint8)
+
+
+class DriftEnv(gymnasium.Env):
+    """Observation (64, 64, 1) uint8, five actions; never terminates. `info`: position, target."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode must be None or rgb_array, got {render_mode!r}")
+        self.render_mode = render_mode
+        self.observation_space = spaces.Box(0, 255, (SIZE, SIZE, 1), np.uint8)
+        self.action_space = spaces.Discrete(len(ACTIONS))
+        self._position = self._target = np.full(2, (LOW + HIGH) / 2)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """New start and target, both uniform over the field."""
+        super().reset(seed=seed)
+        self._position, self._target = self.np_random.uniform(LOW, HIGH, (2, 2))
+        return self._frame(), self._info()
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One move and one gust; raises `ValueError` for an action outside 0..4."""
+        if not self.action_space.contains(action):
+            raise ValueError(f"action must be a whole number in 0..4, got {action!r}")
+        before = self._position
+        gust = self.np_random.normal(0, GUST, 2) * (self.np_random.random() < GUST_SHARE)
+        self._position = np.clip(before + STEP * ACTIONS[action] + gust, LOW, HIGH)
+        value = self._reward(before, int(action))
+        return self._frame(), value, False, False, self._info()
+
+    def _reward(self, before: np.ndarray, action: int) -> float:
+        return float(reward(self._position, self._target))
+
+    def _frame(self) -> np.ndarray:  # (Hpx, Wpx, 1)
+        return draw(self._position, self._target)[..., None]
+
+    def _info(self) -> dict[str, Any]:
+        return {"position": self._position.copy(), "target": self._target.copy()}
+
+    def render(self) -> np.ndarray | None:
+        """The picture as RGB (256, 256, 3) uint8, or None without a render mode."""
+        if self.render_mode is None:
+            return None
+        return self._frame().repeat(_ZOOM, 0).repeat(_ZOOM, 1).repeat(3, 2)
+
+
+def best_r2(samples: int = 20_000, seed: int = 0) -> float:
+    """Largest R2 that a function of (state, action) can reach on this reward, by simulation.
+
+    1 - E[Var(r | s, a)] / Var(r) for states drawn uniformly over the field and uniform actions.
+    """
+    rng = np.random.default_rng(seed)
+    start, target = rng.uniform(LOW, HIGH, (2, samples, 1, 2))
+    move = STEP * ACTIONS[rng.integers(len(ACTIONS), size=samples)][:, None]
+    gust = rng.normal(0, GUST, (samples, 32, 2)) * (rng.random((samples, 32, 1)) < GUST_SHARE)
+    values = reward(np.clip(start + move + gust, LOW, HIGH), target)  # (samples, 32)
+    return float(1 - values.var(axis=1, ddof=1).mean() / values.var())

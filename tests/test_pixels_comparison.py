@@ -1,0 +1,390 @@
+"""MET-2 and section 0: fair sets only, baselines, intervals, claims derived (F12, F15)."""
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hjepa_lib import pixelstages, reportstages
+from hjepa_lib.config import profile
+from hjepa_lib.estimates import estimate
+from hjepa_lib.evaluation import comparison
+from hjepa_lib.evaluation.comparison import (
+    COLUMNS,
+    NOT_APPLICABLE,
+    NOT_ESTIMABLE,
+    ComparisonError,
+    Row,
+)
+from hjepa_lib.evaluation.footprint import update_bytes
+from hjepa_lib.evaluation.statistics import wilson
+from hjepa_lib.files import read_json, write_json
+from hjepa_lib.pixelsections import MODELS
+from hjepa_lib.reporting import reconstructions, summary
+from hjepa_lib.reporting.summary import RESULT_FIELDS
+from hjepa_lib.runner import finish
+from hjepa_lib.runs import Run
+
+SEEDS = (0, 1, 2)
+MODELS5 = (*MODELS, "random")
+BASELINES = {
+    "copy_last_latent": 1.0, "copy_last_frame": 0.02, "mean_frame": 0.03, "mean_reward": 0.2,
+    "mean_reward_r2": -0.01,
+}  # fmt: skip
+BLOCKS, EPISODES = 12, 4
+
+
+def row(model="jepa", seed=0, factor=0.5, **changes):
+    """A whole row whose errors are `factor` times those of the trivial guesses."""
+    rng = np.random.default_rng(seed)
+    floor = rng.uniform(0.5, 1.5, BLOCKS)
+    facts = {
+        "model": model, "seed": seed, "data_sha256": "d" * 64, "settings_sha256": "s" * 64,
+        "batches_sha256": "" if model == "random" else f"batches{seed}", "environment": "world",
+        "training": 80, "validation": 20, "episodes": EPISODES, "updates": 5,
+    }  # fmt: skip
+    scores = {name: 0.1 * seed + len(model) for name in COLUMNS}
+    noise = rng.uniform(0.95, 1.05, (4, BLOCKS))
+    errors = {
+        "copy_last_frame": floor, "mean_reward": floor, "reward_mlp": factor * floor * noise[0],
+    }  # fmt: skip
+    if model == "random":
+        for name in (
+            "latent_error",
+            "frame_mse",
+            "frame_error",
+            "larp_mse",
+            "larp_r2",
+            "larp_gain",
+        ):
+            scores[name] = NOT_APPLICABLE
+    else:
+        errors |= {"copy_last_latent": floor, "frame": factor * floor * noise[1]}
+        errors |= {"latent": factor * floor * noise[2], "larp": factor * floor * noise[3]}
+    for key, value in changes.items():
+        (facts if key in facts else scores)[key] = value
+    return Row(facts, scores, errors)
+
+
+def rows_of(factor=0.5, seeds=SEEDS, models=MODELS5):
+    return [
+        row(model, seed, 1.0 if model == "random" else factor) for seed in seeds for model in models
+    ]
+
+
+def build(rows, seeds=SEEDS, **options):
+    return comparison.build(rows, seeds, BASELINES, **options)
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(comparison, "RESAMPLES", 100)
+
+
+# --- fair sets only ---------------------------------------------------------------------------
+def test_unfinished_and_mixed_sets_are_refused_with_the_mismatch():
+    rows = rows_of()
+    cases = (
+        (rows[:-1], "unfinished: random seed 2 is missing"),
+        ([*rows, row("jepa", 1)], "jepa seed 1 is there twice"),
+        ([*rows, row("jepa", 7)], "jepa seed 7 does not belong"),
+        ([*rows, row("gan", 1)], "gan seed 1 does not belong"),
+        ([*rows[:-1], row("random", 2, data_sha256="e" * 64)],
+         r"mixed: random seed 2 has other data than enc_dec seed 0 \(eeeeeeeeeeee and dddd"),
+        ([*rows[:-1], row("random", 2, settings_sha256="t" * 64)], "2 has other settings"),
+        ([*rows[:-1], row("random", 2, environment="moon")], "other environment .*moon and world"),
+        ([*rows[:-1], row("random", 2, batches_sha256="x")], "2 saw other batches than"),
+    )  # fmt: skip
+    build(rows)
+    for bad, message in cases:
+        with pytest.raises(ComparisonError, match=message):
+            build(bad)
+
+
+def test_rows_must_be_whole_and_finite():
+    for changes, message in (
+        ({"reward_r2": math.nan}, "jepa seed 0: reward_r2 is nan"),
+        ({"reward_r2": "great"}, "neither a number nor a note"),
+        ({"validation_loss": 0.1}, "unknown column 'validation_loss'"),
+        ({"parameters": True}, "parameters is True"),
+    ):
+        with pytest.raises(ComparisonError, match=message):
+            comparison.check_row(row(**changes))
+    lacking = row()
+    del lacking.scores["larp_gain"]
+    with pytest.raises(ComparisonError, match="lacks larp_gain"):
+        comparison.check_row(lacking)
+    del lacking.facts["data_sha256"]
+    with pytest.raises(ComparisonError, match="does not say its data_sha256"):
+        comparison.check_row(lacking)
+
+
+# --- the report's schema ------------------------------------------------------------------------
+def test_report_has_n_seeds_intervals_and_baselines(tmp_path):
+    """F12, F15: every score of every model states its seeds, its interval and a trivial guess."""
+    found = json.loads(write_json(tmp_path / "c.json", build(rows_of())).read_text())
+    assert found["seeds"] == [0, 1, 2]
+    assert found["n"] == {"training": 80, "validation": 20, "episodes": EPISODES}
+    assert found["models"].keys() == set(MODELS5)
+    for name, column in found["columns"].items():
+        if column["better"]:
+            assert column["baseline"] in (*found["baselines"], "reward_mlp"), name
+        for cells in found["models"].values():
+            cell = cells[name]
+            assert cell["seeds"] == 3 and cell["text"]
+            noted = cell["text"] in comparison.NOTES
+            assert noted or cell["low"] <= cell["mean"] <= cell["high"]
+    assert {"copy_last_latent", "copy_last_frame", "mean_reward"} <= found["baselines"].keys()
+    assert {row["data_sha256"] for row in found["rows"]} == {found["data_sha256"]}
+    assert all("batches_sha256" in row for row in found["rows"])
+    with pytest.raises(ComparisonError, match="the baseline 'copy_last_frame' is missing"):
+        comparison.build(rows_of(), SEEDS, {"copy_last_latent": 1.0, "mean_reward": 0.2})
+
+
+def test_no_loss_is_in_the_table_and_none_can_be_ranked():
+    """Losses live in different latents: the report contains no ranking across models."""
+    found = build(rows_of())
+    assert not [name for name in COLUMNS if "loss" in name]
+    assert "loss" not in json.dumps({k: v for k, v in found.items() if k != "columns"})
+    for column in ("validation_loss", "loss", "participation_ratio", "latent_std", "uniformity"):
+        with pytest.raises(ComparisonError, match="cannot be ranked by"):
+            comparison.ranked(found, column)
+    best = comparison.ranked(found, "reward_r2")
+    assert best[0][0] == "enc_dec_jepa"  # the longest name has the highest score here
+    assert comparison.ranked(found, "frame_mse")[0][0] == "jepa"
+    assert "random" not in dict(comparison.ranked(found, "larp_gain"))
+
+
+def test_interval_over_seeds_is_students():
+    cell = comparison.over_seeds([1.0, 2.0, 3.0])
+    half = 4.302652729911275 / math.sqrt(3)
+    assert (cell["mean"], cell["low"], cell["high"]) == pytest.approx((2, 2 - half, 2 + half))
+    single = comparison.over_seeds([2.0])
+    assert single["low"] is None and single["text"] == "2 (1 seed)"
+    assert comparison.over_seeds([1.0, NOT_ESTIMABLE, 2.0]) == {
+        "mean": None, "low": None, "high": None, "seeds": 3, "text": NOT_ESTIMABLE,
+    }  # fmt: skip
+
+
+# --- claims -----------------------------------------------------------------------------------
+def verdicts(found, **wanted):
+    kept = [c for c in found["claims"] if all(c[k] == v for k, v in wanted.items())]
+    assert kept
+    return {claim["verdict"] for claim in kept}
+
+
+def test_claims_follow_the_paired_interval():
+    better, worse, equal = (build(rows_of(factor)) for factor in (0.5, 2.0, 1.0))
+    for model in MODELS:
+        assert verdicts(better, model=model, against="copy_last_latent") == {"beats"}
+        assert verdicts(worse, model=model, against="copy_last_frame") == {"loses to"}
+        assert verdicts(better, model=model, against="random encoder") == {"beats"}
+        assert verdicts(equal, model=model, against="mean_reward") == {"no difference shown"}
+    claim = next(c for c in better["claims"] if c["against"] == "copy_last_latent")
+    assert claim["difference"] == pytest.approx(-0.5, abs=0.03)
+    assert claim["seeds"] == 3 and claim["blocks"] == BLOCKS
+    assert claim["low"] < claim["difference"] < claim["high"] < 0
+    assert not [
+        c for c in better["claims"] if c["model"] == "random" and c["score"] != "reward MLP"
+    ]
+
+
+def test_fewer_than_three_seeds_claim_nothing():
+    found = build(rows_of(0.1, (0, 1)), (0, 1))
+    assert verdicts(found) == {"nothing claimed: 2 of 3 seeds"}
+    assert not [text for text in comparison.sentences(found) if "beats" in text]
+
+
+def test_a_perfect_guess_is_not_estimable():
+    rows = rows_of()
+    for one in rows:
+        one.errors["copy_last_frame"][:] = 0  # frames that never change
+    found = build(rows)
+    assert verdicts(found, against="copy_last_frame") == {NOT_ESTIMABLE}
+
+
+def test_sentences_say_n_and_interval():
+    texts = comparison.sentences(build(rows_of()))
+    one = next(text for text in texts if text.startswith("jepa: imagined latent"))
+    assert "beats copy last latent: error -" in one and "3 seeds, 12 blocks" in one
+
+
+def test_blocks_of_an_episode_are_the_unit_and_keep_the_mean():
+    errors = np.arange(100.0)
+    episode = np.repeat([7, 4, 9], [62, 30, 8])
+    table = comparison.by_block(errors, episode)
+    assert table.mean() == pytest.approx(errors.mean())
+    parts = np.split(errors, [30, 60, 62, 92])  # 30 at a time, never across an episode
+    assert table == pytest.approx(np.array([part.sum() for part in parts]) * 5 / 100)
+    with pytest.raises(ComparisonError, match=r"must be \(M,\)"):
+        comparison.by_block(errors, episode[:3])
+
+
+def test_few_validation_blocks_claim_nothing():
+    rows = rows_of(0.1)
+    short = [one._replace(errors={k: v[:7] for k, v in one.errors.items()}) for one in rows]
+    assert verdicts(build(short)) == {"nothing claimed: 7 of 8 validation blocks"}
+
+
+def test_seeds_that_disagree_leave_the_difference_open():
+    """Two seeds of three far better: resampling three seeds alone would claim too much."""
+    rows = rows_of(1.0)
+    for one in rows:
+        if one.facts["model"] == "jepa":
+            one.errors["latent"] *= (0.4, 0.5, 0.95)[one.facts["seed"]]
+    found = build(rows)
+    assert verdicts(found, model="jepa", against="copy_last_latent") == {"no difference shown"}
+
+
+def test_parameter_match_is_two_per_cent():
+    assert comparison.matched({"a": 1000, "b": 1020})["ok"]
+    far = comparison.matched({"a": 1000, "b": 1021})
+    assert not far["ok"] and far["gap"] == pytest.approx(0.021)
+    assert build(rows_of(), pairs=[{"a": 1, "b": 2}])["matched"][0]["ok"] is False
+
+
+def test_tidy_has_a_line_per_model_and_column():
+    table = comparison.tidy(build(rows_of()))
+    assert len(table) == len(MODELS5) * len(COLUMNS)
+    assert set(table.columns) == {"model", "column", "mean", "low", "high", "seeds", "text"}
+    noted = table[(table.model == "random") & (table.column == "latent_error")]
+    assert noted.text.item() == NOT_APPLICABLE and noted["mean"].isna().all()
+
+
+def test_update_memory_counts_weights_moments_and_activations():
+    layer = nn.Linear(10, 5, bias=False)
+    x = torch.ones(8, 10)
+    found = update_bytes(layer, lambda: layer(x).square().sum())
+    assert found == 4 * (50 + 3 * 50 + 80 + 40)  # weights, gradient and moments, input, output
+    layer.requires_grad_(False)
+    assert update_bytes(layer, lambda: layer(x).sum()) == 4 * 50
+
+
+# --- summary.json and report.html ---------------------------------------------------------------
+@pytest.fixture
+def run(tmp_path):
+    made = Run.create("pixels", profile("smoke").override("device=cpu,precision=fp32"), tmp_path)
+    found = build(rows_of(), pairs=[{"enc_dec_jepa": 1000, "jepa + decoder": 1005}])
+    write_json(made.folder("pixels") / "comparison.json", found)
+    return made
+
+
+def planned(method, successes):
+    """A whole row of the planner on Two Rooms."""
+    row = dict.fromkeys(RESULT_FIELDS, 0.5)
+    row |= {"method": method, "cost": "none", "protocol": "p1", "layouts": "fixed"}
+    row |= {"dynamics": "bounce", "budget": 1.0, "n": 100, "successes": successes}
+    row |= {"success_rate": successes / 100, "ci95": list(wilson(successes, 100))}
+    row |= {"planner": {}, "parameters": 1000, "seed": 0, "device": "cpu", "trials_hash": "ab"}
+    row |= {"data": dict.fromkeys(summary.DATA_FIELDS, "x"), "version": "0"}
+    return row
+
+
+def test_a_run_of_the_pixel_notebooks_alone_has_summary_and_report(run):
+    """No planner was evaluated: nothing fails, and the comparison is what the report is about."""
+    page = finish(run, say=lambda *_: None).read_text()
+    found = read_json(run.path / "summary.json")
+    summary.validate(found)
+    assert found["results"] == [] and found["pixels"]["seeds"] == [0, 1, 2]
+    assert "4 world models" in page and "World models on pixels" in page
+    assert "copy last latent: 1" in page and "mean reward: 0.2" in page
+    assert "mean reward: -0.01" in page
+    assert "3 seeds, 12 blocks" in page and "0.50 % apart, matched" in page
+    assert "of 24</b> paired comparisons" in page
+    assert "best model" not in page and "ranking" not in page
+    table = page[page.index("World models on pixels") :]
+    assert "loss" not in table[: table.index("</details>")]
+
+
+def test_planning_rows_and_grid_rows_are_shown(run):
+    rows = [planned("random", 7), planned("flat, transformer level 1", 61), planned("oracle", 100)]
+    write_json(run.folder("pixels/planning") / "planning.json", rows)
+    page = finish(run, say=lambda *_: None).read_text()
+    assert "A transformer as level 1, on Two Rooms" in page
+    assert "flat, transformer level 1" in page and "n = 100" in page
+    assert len(read_json(run.path / "summary.json")["planning"]) == 3
+
+
+def test_the_summary_refuses_scores_without_seeds_intervals_or_floors(run):
+    whole = summary.build(run, [])
+    cell = whole["pixels"]["models"]["jepa"]["reward_r2"]
+    for change, message in (
+        (lambda s: s["pixels"].pop("baselines"), "lacks 'baselines'"),
+        (lambda s: s["pixels"]["models"].pop("random"), "lacks the random encoder"),
+        (lambda s: s["pixels"]["models"]["jepa"].update(val_loss=cell), "val_loss is a loss"),
+        (lambda s: s["pixels"]["models"]["jepa"]["reward_r2"].update(seeds=1), "every seed"),
+        (lambda s: s["pixels"]["models"]["jepa"]["reward_r2"].update(low=None), "no interval"),
+    ):
+        broken = copy.deepcopy(whole)
+        change(broken)
+        with pytest.raises(summary.SummaryError, match=message):
+            summary.validate(broken)
+
+
+def test_estimates_know_the_pixel_notebooks():
+    names = [f"{number}_x" for number in range(10, 16)]
+    assert estimate("laptop", names, "cpu").minutes == pytest.approx(48.5)
+    assert 0 < estimate("smoke", names, "cpu").minutes <= 2
+
+
+# --- through the real stages --------------------------------------------------------------------
+TINY = {
+    "device": "cpu", "precision": "fp32", "pixels.seeds": 1,
+    "pixels.environment.image_size": 16, "pixels.environment.max_steps": 12,
+    "pixels.data.episodes": 6, "pixels.data.transitions": 60, "pixels.data.sequence": 4,
+    "pixels.encoder.cnn_filters": 2, "pixels.encoder.latent_dim": 8, "pixels.encoder.mlp_dim": 8,
+    "pixels.encoder.head_dim": 4, "pixels.decoder.dim": 8, "pixels.decoder.mlp_dim": 8,
+    "pixels.optim.updates": 2, "pixels.decoder.optim.updates": 2, "pixels.reward.hidden": 8,
+    "pixels.reward.optim.updates": 2, "pixels.vjepa2.stage1.optim.updates": 2,
+    "pixels.vjepa2.stage2.optim.updates": 2, "pixels.vjepa2.stage2.mlp_dim": 8,
+    "pixels.vjepa2.stage2.head_dim": 4, "pixels.vjepa2.stage2.heads": 2,
+    "pixels.vjepa2.stage1.hidden": [8], "pixels.jepa.hidden": [8], "pixels.vjepa2.stage1.patch": 4,
+}  # fmt: skip
+
+
+def test_rows_come_from_the_run_and_models_keep_their_weights(workspace_of, monkeypatch):
+    monkeypatch.setattr(reconstructions, "write_comparisons", lambda *_: None)
+    ws = workspace_of(profile("smoke").override(TINY))
+    found = reportstages.make_comparison(ws)
+    assert list(found["models"]) == [*MODELS, "random"] and found["matched"][0]["ok"]
+    _, validation = pixelstages.make_transitions(ws)
+    whole = pixelstages.load_transitions(ws)
+    for one in found["rows"]:
+        assert one["data_sha256"] == whole.sha256 and one["validation"] == len(validation)
+    texts = {
+        m: {c: cell["text"] for c, cell in cells.items()} for m, cells in found["models"].items()
+    }
+    assert texts["enc_dec"]["latent_error"] == NOT_APPLICABLE == texts["enc_dec"]["larp_gain"]
+    assert texts["random"]["frame_mse"] == NOT_APPLICABLE
+    assert texts["jepa"]["reward_r2"] == NOT_ESTIMABLE  # fewer than 50 rewards
+
+    # The stored error is that of the stored weights, by another way of computing it.
+    jepa = pixelstages.load_model(ws, "jepa", 0)
+    batch = validation.batch(torch.arange(len(validation)))
+    now, after = jepa.encode_target(batch.state), jepa.encode_target(batch.next_state)
+    ratio = (jepa.imagine(now, batch.action) - after).square().sum() / (now - after).square().sum()
+    assert found["models"]["jepa"]["latent_error"]["mean"] == pytest.approx(float(ratio), rel=1e-4)
+    scaled = batch.next_state[:, -1].float() / 255
+    copied = (batch.state[:, -1].float() / 255 - scaled).square().mean()
+    assert found["baselines"]["copy_last_frame"] == pytest.approx(float(copied), rel=1e-4)
+    frame = found["models"]["enc_dec"]["frame_mse"]["mean"]
+    result = read_json(ws.run.path / "pixels/enc_dec/s0/result.json")
+    assert frame == pytest.approx(result["frames"]["mse"], rel=1e-3)
+    assert found["models"]["enc_dec"]["train_seconds"]["mean"] == result["seconds"]
+
+    before = {path: path.stat().st_mtime_ns for path in ws.run.path.rglob("row.json")}
+    assert reportstages.make_comparison(ws)["models"] == found["models"]
+    assert before == {path: path.stat().st_mtime_ns for path in before}  # measured once
+    path = ws.run.path / "pixels/jepa/s0/measures/row.json"
+    row = read_json(path)
+    row["facts"]["data_sha256"] = "other"
+    path.write_text(json.dumps(row).ljust(path.stat().st_size)[: path.stat().st_size])
+    monkeypatch.setattr(type(ws.run), "done", lambda self, stage: True)
+    with pytest.raises(ComparisonError, match="mixed: jepa seed 0 has other data"):
+        reportstages.make_comparison(ws)
+    csv = (ws.run.path / "pixels/comparison.csv").read_text()
+    assert csv.startswith("model,column,mean,low,high,seeds,text")

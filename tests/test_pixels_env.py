@@ -1,0 +1,427 @@
+"""Pixel environments: opening, actions, frames, stacks, repeats, skips, the two built-in worlds."""
+
+import sys
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hjepa_lib.fields import ConfigError
+from hjepa_lib.pixelsections import EnvironmentConfig
+from hjepa_lib.worlds import DRIFT_ID, ENV_ID, PUSH_ID, drift, push
+from hjepa_lib.worlds.pixel_env import (
+    ActionRepeat,
+    FrameSkip,
+    MergeStack,
+    PixelObservation,
+    describe_actions,
+    is_picture,
+    make_env,
+    open_env,
+    stack_frames,
+    to_frame,
+)
+
+
+class Counting(gymnasium.Env):
+    """Frame k of an episode is k everywhere, its reward is k; ends after `length` steps."""
+
+    observation_space = spaces.Box(0, 255, (16, 16, 1), np.uint8)
+    action_space = spaces.Discrete(3)
+
+    def __init__(self, length=5, cut=False, render_mode=None):
+        self.length, self.cut, self.render_mode = length, cut, render_mode
+        self.actions = []
+
+    def _frame(self):
+        return np.full((16, 16, 1), self.count, np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self._frame(), {}
+
+    def step(self, action):
+        self.count += 1
+        self.actions.append(action)
+        over = self.count >= self.length
+        return self._frame(), float(self.count), over and not self.cut, over and self.cut, {}
+
+
+class Picky(Counting):
+    """Accepts one way of being opened only."""
+
+    accepts = "rgb_array"
+
+    def __init__(self, render_mode="default"):
+        if render_mode != self.accepts:
+            raise ValueError(f"no mode {render_mode}")
+        super().__init__()
+
+
+class Blind(Counting):
+    """Observes four numbers; draws what `picture` says."""
+
+    observation_space = spaces.Box(-1, 1, (4,), np.float32)
+    picture = None
+
+    def _frame(self):
+        return np.zeros(4, np.float32)
+
+    def render(self):
+        return self.picture
+
+
+@pytest.fixture
+def register():
+    """Registers a class under an id for one test."""
+    names = []
+
+    def add(name, kind, **options):
+        gymnasium.register(name, entry_point=kind, disable_env_checker=True, **options)
+        names.append(name)
+        return name
+
+    yield add
+    for name in names:
+        del gymnasium.registry[name]
+
+
+# --- opening (ENV-1) --------------------------------------------------------------------------
+@pytest.mark.parametrize("mode", ["rgb_array", None, "default"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_refused_render_mode_is_replaced(register, mode):
+    register("stub/Picky-v0", type("One", (Picky,), {"accepts": mode}))
+    assert make_env(EnvironmentConfig(id="stub/Picky-v0", image_size=16)).reset()[0].shape
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_environment_that_refuses_every_mode_is_one_sentence(register):
+    register("stub/Picky-v0", type("One", (Picky,), {"accepts": "never"}))
+    with pytest.raises(ConfigError, match=r"stub/Picky-v0 cannot be opened: no mode default"):
+        open_env("stub/Picky-v0")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("NoSuchThing-v0", "there is no environment 'NoSuchThing-v0'"),
+        ("hjepa/NoSuchThing-v0", "there is no environment"),
+        ("no_such_module:Thing-v0", "No module named 'no_such_module'"),
+    ],
+)
+def test_an_unknown_id_is_one_sentence(name, sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        open_env(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_absent_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ale_py", None)  # what an absent package looks like
+    with pytest.raises(ConfigError, match=r"pip install 'hjepa-lib\[rl\]'"):
+        open_env("ALE/Breakout-v5")
+
+
+def test_an_absent_drawing_package_is_one_sentence(register):
+    def absent(**_):
+        raise gymnasium.error.DependencyNotInstalled("paint is not installed")
+
+    register("stub/Absent-v0", absent)
+    with pytest.raises(ConfigError, match=r"stub/Absent-v0 .*paint is not installed"):
+        open_env("stub/Absent-v0")
+
+
+def test_breakout_opens_with_its_rom():
+    pytest.importorskip("ale_py")
+    env = make_env(EnvironmentConfig())
+    frame, _ = env.reset(seed=0)
+    assert frame.shape == (1, 64, 64) and frame.dtype == np.uint8 and frame.max() > 60
+    assert describe_actions(env.action_space) == (4, "discrete")
+    env.close()
+
+
+def test_cartpole_is_seen_through_render(monkeypatch):
+    """ENV-8: pygame draws without a display."""
+    pytest.importorskip("pygame")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    env = make_env(EnvironmentConfig(id="CartPole-v1"))
+    frame, _ = env.reset(seed=0)
+    assert frame.shape == (1, 64, 64) and 5 < (frame < 128).sum() < 1000  # a dark cart on white
+    env.close()
+
+
+# --- actions (ENV-2) --------------------------------------------------------------------------
+def test_discrete_actions():
+    assert describe_actions(spaces.Discrete(7)) == (7, "discrete")
+
+
+def test_continuous_actions():
+    assert describe_actions(spaces.Box(-1, 1, (3,))) == (3, "continuous")
+
+
+@pytest.mark.parametrize("space", [spaces.MultiBinary(3), spaces.Box(0, 1, (2, 2))])
+def test_other_actions_are_named(space):
+    with pytest.raises(ConfigError) as caught:
+        describe_actions(space)
+    assert str(space) in str(caught.value)
+
+
+# --- frames (ENV-3) ---------------------------------------------------------------------------
+@given(
+    st.sampled_from(["uint8", "float32", "float64", "bool", "int64"]),
+    st.sampled_from([(), (1,), (2,), (3,), (4,)]),
+    st.booleans(),
+    st.booleans(),
+    st.integers(8, 40),
+    st.integers(0, 9),
+)
+def test_every_picture_becomes_a_frame(kind, channels, first, gray, side, seed):
+    values = np.random.default_rng(seed).integers(0, 256, (*channels, side, side + 3))
+    image = (values / 255 if kind.startswith("float") else values).astype(kind)
+    image = image if first else np.moveaxis(image, 0, -1) if channels else image
+    frame = to_frame(image, 16, gray)
+    assert frame.shape == (1 if gray else 3, 16, 16) and frame.dtype == np.uint8
+    assert frame.max() > 60  # never [0, 1] stored as 0 and 1
+
+
+def test_floats_and_bytes_give_the_same_frame():
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    expected = to_frame(image, 64)
+    for other in (image / 255, image.astype(np.float32), np.moveaxis(image, -1, 0)):
+        assert np.abs(to_frame(other, 64).astype(int) - expected).max() <= 1
+
+
+def test_gray_is_luma_and_alpha_is_dropped():
+    pure = np.zeros((16, 16, 4), np.uint8)
+    for channel, value in enumerate((76, 150, 29)):
+        image = pure.copy()
+        image[..., channel] = 255
+        image[..., 3] = 200
+        assert (to_frame(image, 16) == value).all()
+    red = to_frame(image[..., [2, 0, 1]], 16, grayscale=False)
+    assert (red[0] == 255).all() and (red[1:] == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 3), (16, 16, 7), (2, 16, 16, 3), (), (5, 8, 3)])
+def test_what_is_no_picture_is_refused_with_its_shape(shape):
+    assert not is_picture(shape)
+    with pytest.raises(ValueError, match="a picture must be") as caught:
+        to_frame(np.zeros(shape), 64)
+    assert str(shape) in str(caught.value)
+
+
+def test_nan_is_refused():
+    image = np.zeros((16, 16))
+    image[3, 3] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        to_frame(image, 16)
+
+
+@pytest.mark.parametrize(("top", "expected"), [(255.0, 1), (1.0, 255), (np.inf, 255)])
+def test_the_declared_range_decides_what_white_is(top, expected):
+    """F14: an almost black frame of a 0..255 environment stays almost black."""
+    space = spaces.Box(0, top, (16, 16), np.float32)
+    env = type("Floats", (Counting,), {"observation_space": space})()
+    env._frame = lambda: np.ones((16, 16), np.float32)
+    assert PixelObservation(env, 16).reset()[0].max() == expected
+
+
+def test_render_stands_in_for_numbers():
+    picture = np.zeros((40, 30, 3), np.uint8)
+    picture[:20] = 255
+    env = PixelObservation(type("Seeing", (Blind,), {"picture": picture})(), 16)
+    frame, _ = env.reset()
+    assert frame[0, 0, 0] == 255 and frame[0, -1, 0] == 0
+    assert env.observation_space.contains(frame)
+
+
+@pytest.mark.parametrize("picture", [None, [np.zeros((16, 16, 3))], np.zeros(4)])
+def test_an_environment_without_pixels_is_one_sentence(picture):
+    env = PixelObservation(type("Dark", (Blind,), {"picture": picture})(), 16)
+    with pytest.raises(ConfigError, match=r"Dark has no pixels: observations are Box\(-1.0"):
+        env.reset()
+
+
+def test_two_rooms_is_usable_as_pixels():
+    """65 x 65 x (dot, walls): walls at half brightness, the dot above them, resized."""
+    env = make_env(EnvironmentConfig(id=ENV_ID))
+    frame, info = env.reset(seed=0)
+    assert frame.shape == (1, 64, 64)
+    x, y = (info["position"] * 64 / 65).round().astype(int)
+    assert frame[0, y - 1 : y + 2, x - 1 : x + 2].max() > 180
+    assert 110 <= np.median(frame[frame > 100]) <= 128
+    assert describe_actions(env.action_space) == (2, "continuous")
+    two = np.zeros((16, 16, 2), np.uint8)
+    two[..., 1] = 255
+    assert (to_frame(two, 16) == 127).all()
+
+
+# --- stacks (ENV-5) ---------------------------------------------------------------------------
+def test_stack_repeats_the_first_frame_and_keeps_order():
+    env = stack_frames(PixelObservation(Counting(20), 16), 4)
+    state, _ = env.reset()
+    assert state.shape == (4, 1, 16, 16) and (state == 0).all()
+    for _ in range(6):
+        state, *_ = env.step(0)
+    assert state[:, 0, 0, 0].tolist() == [3, 4, 5, 6]
+    assert env.reset()[0].max() == 0
+
+
+def test_merged_stack_keeps_the_order_of_frames():
+    env = MergeStack(stack_frames(PixelObservation(Counting(20), 16, grayscale=False), 2))
+    env.reset()
+    state, *_ = env.step(0)
+    assert state.shape == (6, 16, 16)
+    assert state[:, 0, 0].tolist() == [0, 0, 0, 1, 1, 1]
+
+
+# --- repeats and skips (ENV-6, ENV-7) ---------------------------------------------------------
+@pytest.mark.parametrize("cut", [False, True])
+def test_repeat_sums_rewards_and_stops_at_the_end(cut):
+    inner = Counting(5, cut)
+    env = ActionRepeat(inner, 3)
+    env.reset()
+    frame, reward, terminated, truncated, _ = env.step(2)
+    assert (reward, terminated, truncated) == (1 + 2 + 3, False, False) and frame.max() == 3
+    frame, reward, terminated, truncated, _ = env.step(1)
+    assert (reward, terminated, truncated) == (4 + 5, not cut, cut) and frame.max() == 5
+    assert inner.actions == [2, 2, 2, 1, 1]
+
+
+@pytest.mark.parametrize("times", [0, 1])
+def test_one_repeat_is_no_wrapper(times):
+    env = make_env(EnvironmentConfig(id=DRIFT_ID), action_repeat=times)
+    assert not isinstance(env, ActionRepeat)
+    with pytest.raises(ConfigError, match="at least once"):
+        ActionRepeat(Counting(), 0)
+
+
+def test_skip_of_zero_changes_nothing():
+    inner = Counting(5)
+    env = FrameSkip(inner, 0, lambda _: pytest.fail("no action is needed"))
+    env.reset()
+    frame, reward, *_, info = env.step(2)
+    assert (frame.max(), reward, info["passed"], inner.actions) == (1, 1, [], [2])
+
+
+def test_skip_takes_new_actions_and_sums_rewards():
+    inner = Counting(9)
+    env = FrameSkip(inner, 2, lambda frame: int(frame.max()) % 3)
+    env.reset()
+    frame, reward, *_, info = env.step(2)
+    assert inner.actions == [2, 1, 2]  # the first as given, the others from the frames 1 and 2
+    assert reward == 1 + 2 + 3 and frame.max() == 3
+    assert [passed.max() for passed in info["passed"]] == [1, 2]
+
+
+def test_skip_ends_with_the_episode():
+    env = FrameSkip(Counting(5), 1, lambda _: 0)
+    env.reset()
+    ends = [env.step(0) for _ in range(3)]
+    assert [end[1] for end in ends] == [1 + 2, 3 + 4, 5]
+    assert [end[2] for end in ends] == [False, False, True]
+    assert ends[-1][-1]["passed"] == []
+
+
+def test_skipped_and_repeated_steps_count_toward_the_limit():
+    config = EnvironmentConfig(id=DRIFT_ID, max_steps=7)
+    for env in (
+        FrameSkip(make_env(config), 1, lambda _: 0),
+        ActionRepeat(make_env(config), 2),
+    ):
+        env.reset(seed=0)
+        ends = [env.step(1)[3] for _ in range(4)]
+        assert ends == [False, False, False, True]
+
+
+# --- built-in worlds (ENV-9) ------------------------------------------------------------------
+@pytest.mark.parametrize("name", [DRIFT_ID, PUSH_ID])
+def test_env_checker_passes(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        check_env(gymnasium.make(name, render_mode="rgb_array").unwrapped)
+
+
+def play(name, steps, seed=0):
+    """Rows (position before, target, action, reward, position after)."""
+    env = gymnasium.make(name).unwrapped
+    env.action_space.seed(seed)
+    _, info = env.reset(seed=seed)
+    rows = []
+    for step in range(steps):
+        if step % 20 == 0:
+            _, info = env.reset()
+        action = int(env.action_space.sample())
+        before = info["position"]
+        _, reward, terminated, truncated, info = env.step(action)
+        assert not terminated and not truncated
+        rows.append((before, info["target"], action, reward, info["position"]))
+    return [np.array(column) for column in zip(*rows, strict=True)]
+
+
+def test_drift_pays_for_the_next_state():
+    before, target, action, reward, after = play(DRIFT_ID, 400)
+    assert reward == pytest.approx(1 - np.linalg.norm(after - target, axis=1) / 32)
+    assert reward == pytest.approx(drift.reward(after, target))
+    assert reward.std() > 0.3
+    still = action == 0
+    gone = np.linalg.norm(after - before, axis=1)[still] > 0
+    assert 0.3 < gone.mean() < 0.7  # a gust in about every other step
+
+
+def test_push_pays_for_state_and_action_only():
+    before, target, action, reward, _ = play(PUSH_ID, 400)
+    way = target - before
+    directions = np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)])
+    expected = (directions[action] * way).sum(1) / np.linalg.norm(way, axis=1)
+    assert reward == pytest.approx(expected)
+    assert reward == pytest.approx(push.reward(before, target, action))
+    assert reward.std() > 0.4 and np.abs(reward).max() <= 1
+    assert push.reward([9.0, 9.0], [9.0, 9.0], 2) == 0
+
+
+def test_both_worlds_move_alike_and_at_random():
+    """One reward is the control of the other, so everything else is the same."""
+    one, two, other = play(DRIFT_ID, 40), play(PUSH_ID, 40), play(DRIFT_ID, 40, seed=1)
+    assert np.array_equal(one[4], two[4]) and not np.array_equal(one[3], two[3])
+    assert not np.array_equal(one[4], other[4])
+
+
+def test_the_same_state_and_action_have_many_outcomes():
+    """No function of state and action explains Drift's reward; what it can reach is published."""
+    env = drift.DriftEnv()
+    rewards = []
+    for seed in range(40):
+        env.reset(seed=seed)
+        env._position, env._target = np.array([30.0, 30.0]), np.array([40.0, 30.0])
+        rewards.append(env.step(2)[1])
+    assert np.std(rewards) > 0.05
+    assert 0.85 < drift.best_r2(2_000) < 0.95
+
+
+def test_the_picture_shows_dot_and_target():
+    image = drift.draw(np.array([20.0, 40.0]), np.array([50.0, 10.0]))
+    assert image[40, 20] == 255 and image[10, 50] == 110  # row y, column x
+    assert (image > 0).sum() < 400 and image[30, 30] == 0
+
+
+@pytest.mark.parametrize("action", [5, -1, 1.5])
+def test_an_action_out_of_range_raises(action):
+    env = drift.DriftEnv()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"whole number in 0\.\.4"):
+        env.step(action)
+
+
+def test_no_display_is_asked_for(monkeypatch):
+    """ENV-8: everything opens with rgb_array and without a display."""
+    monkeypatch.delenv("DISPLAY", raising=False)
+    env = open_env(DRIFT_ID)
+    assert env.render_mode == "rgb_array"
+    env.reset(seed=0)
+    assert env.render().shape == (256, 256, 3)

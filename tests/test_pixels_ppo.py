@@ -1,0 +1,240 @@
+"""PPO collection: environments, reward sums, noise, reproducibility, an absent extra."""
+
+import importlib.util
+import multiprocessing
+import random
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from hjepa_lib.config import profile
+from hjepa_lib.data import ppo
+from hjepa_lib.data.collect import acquire, collect
+from hjepa_lib.fields import ConfigError
+from hjepa_lib.worlds.pixel_env import make_env
+
+needs_rl = pytest.mark.skipif(
+    importlib.util.find_spec("stable_baselines3") is None, reason="the extra rl is absent"
+)
+
+
+def settings(**changes):
+    """128 steps of PPO with a small policy on Drift at 16 px, actions repeated twice."""
+    small = {
+        "pixels.data.method": "ppo", "pixels.data.episodes": 3, "pixels.ppo.policy": "MlpPolicy",
+        "pixels.environment.image_size": 16, "pixels.environment.max_steps": 12,
+        "pixels.ppo.epochs": 1,
+    }  # fmt: skip
+    changes = {f"pixels.{key.replace('__', '.')}": value for key, value in changes.items()}
+    return profile("smoke").override(small | changes).pixels
+
+
+@pytest.fixture(scope="module")
+def collected():
+    pytest.importorskip("stable_baselines3")
+    return collect(settings(), 0)
+
+
+def test_an_absent_extra_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    with pytest.raises(ConfigError, match=r"not installed: pip install 'hjepa-lib\[rl\]'"):
+        collect(settings(), 0)
+
+
+def test_data_say_how_they_were_made(collected):
+    meta = collected.meta
+    assert (meta["method"], meta["action_repeat"], meta["frame_skip"]) == ("ppo", 2, 0)
+    assert meta["ppo"]["steps"] == 128 and meta["ppo"]["n_envs"] == 1
+    assert len(collected) == 3 * 6  # 12 steps an episode, 2 a decision
+    assert any("mean return" in note for note in meta["notes"])
+
+
+def test_same_seed_same_data(collected):
+    assert collect(settings(), 0).sha256 == collected.sha256
+    assert collect(settings(), 1).sha256 != collected.sha256
+
+
+def test_global_generators_are_left_alone(collected):
+    random.seed(3), np.random.seed(3), torch.manual_seed(3)
+    expected = random.random(), np.random.rand(), float(torch.rand(()))
+    random.seed(3), np.random.seed(3), torch.manual_seed(3)
+    collect(settings(data__episodes=2), 0)
+    assert (random.random(), np.random.rand(), float(torch.rand(()))) == expected
+
+
+def test_ppo_data_pass_the_load_rule(collected, tmp_path):
+    collected.save(tmp_path)
+    data = acquire(settings(data__path=str(tmp_path)), 0)
+    assert data.sha256 == collected.sha256 and data.meta["ppo"] == collected.meta["ppo"]
+
+
+# --- rewards ----------------------------------------------------------------------------------
+class Rewards(gymnasium.Wrapper):
+    """Keeps every reward of the innermost environment."""
+
+    seen: list
+
+    def step(self, action):
+        result = self.env.step(action)
+        self.seen.append(float(result[1]))
+        return result
+
+
+@needs_rl
+@pytest.mark.parametrize("repeat", [1, 3])
+def test_rewards_sum_up_through_all_wrappers(monkeypatch, repeat):
+    """What the base environment pays, the wrappers hand on, and Monitor reports, is one sum."""
+    base = []
+
+    def watched(name, **options):
+        env = Rewards(gymnasium.make(name))
+        env.seen = base
+        return env
+
+    monkeypatch.setattr("hjepa_lib.worlds.pixel_env.open_env", watched)
+    env = ppo.make_training_env(settings(environment__action_repeat=repeat))
+    env.reset(seed=0)
+    handed, done, info = [], False, {}
+    while not done:
+        state, reward, terminated, truncated, info = env.step(1)
+        handed.append(reward)
+        done = terminated or truncated
+    assert state.shape == (4, 16, 16) and state.dtype == np.uint8
+    assert len(base) == 12 and len(handed) == 12 // repeat
+    assert handed == pytest.approx(np.reshape(base, (-1, repeat)).sum(1))
+    assert info["episode"]["r"] == pytest.approx(sum(base), abs=1e-5)
+
+
+def test_stored_rewards_are_those_of_repeated_steps(collected):
+    """Replaying the stored actions in the bare environment pays the same sums."""
+    env = make_env(settings().environment)
+    env.reset(seed=0)
+    for row in range(6):
+        action = int(collected.action[row])
+        paid = sum(env.step(action)[1] for _ in range(2))
+        assert paid == pytest.approx(float(collected.reward[row]), abs=1e-5)
+
+
+# --- settings ---------------------------------------------------------------------------------
+@needs_rl
+def test_environments_are_capped_at_the_cores(monkeypatch):
+    monkeypatch.setattr(ppo, "usable_cores", lambda: 1)
+    notes = []
+    envs = ppo.make_training_envs(settings(ppo__n_envs=8), 0, notes)
+    assert envs.num_envs == 1 and notes == ["1 environments instead of 8: one per CPU"]
+    envs.close()
+
+
+@needs_rl
+def test_a_failing_process_falls_back_to_this_one(monkeypatch):
+    from stable_baselines3.common import vec_env
+
+    def fail(*_):
+        raise OSError("no processes here")
+
+    monkeypatch.setattr(ppo, "usable_cores", lambda: 2)
+    monkeypatch.setattr(vec_env, "SubprocVecEnv", fail)
+    notes = []
+    envs = ppo.make_training_envs(settings(ppo__n_envs=2), 0, notes)
+    assert isinstance(envs, vec_env.DummyVecEnv) and envs.num_envs == 2
+    assert "no processes here" in notes[0]
+    envs.close()
+
+
+@needs_rl
+def test_parallel_environments_train_and_are_closed(monkeypatch):
+    monkeypatch.setattr(ppo, "usable_cores", lambda: 2)
+    data = collect(settings(ppo__n_envs=2, ppo__steps=64, data__episodes=2), 0)
+    assert data.meta["ppo"]["n_envs"] == 2
+    assert not multiprocessing.active_children()
+
+
+@needs_rl
+def test_environments_are_closed_when_training_fails(monkeypatch):
+    closed = []
+    make = ppo.make_training_envs
+
+    def watched(*arguments):
+        envs = make(*arguments)
+        envs.close = lambda: closed.append(True)
+        return envs
+
+    monkeypatch.setattr(ppo, "make_training_envs", watched)
+    monkeypatch.setattr("stable_baselines3.PPO.learn", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        collect(settings(), 0)
+    assert closed
+
+
+@needs_rl
+def test_log_std_rises_by_the_noise():
+    config = settings(environment__id="hjepa/TwoRooms-v0")
+    model, _ = ppo.train_policy(config, 0, [])
+    before = model.policy.log_std.detach().clone()
+    ppo._add_noise(model, 0.0, [])
+    assert torch.equal(model.policy.log_std, before)
+    ppo._add_noise(model, 0.7, [])
+    assert torch.allclose(model.policy.log_std, before + 0.7)
+
+
+@needs_rl
+def test_noise_widens_the_actions_that_are_collected():
+    def spread(noise):
+        config = settings(environment__id="hjepa/TwoRooms-v0", ppo__log_std_noise=noise)
+        return float(collect(config, 0).action.std())
+
+    assert spread(0.0) < spread(2.0)
+
+
+@needs_rl
+def test_noise_on_discrete_actions_is_noted():
+    notes = []
+    ppo._add_noise(ppo.train_policy(settings(), 0, [])[0], 0.5, notes)
+    assert "no effect" in notes[0]
+
+
+@needs_rl
+def test_repeat_switches_frame_skip_off():
+    data = collect(settings(environment__frame_skip=2), 0)
+    assert data.meta["frame_skip"] == 0 and len(data) == 18
+    assert "frame skip is off" in data.meta["notes"][0]
+    skipped = collect(settings(environment__frame_skip=2, ppo__action_repeat=0), 0)
+    assert skipped.meta["frame_skip"] == 2 and (skipped.after - skipped.now == 3).all()
+    assert ppo.repeat_of(settings(environment__action_repeat=4)) == 4
+
+
+@needs_rl
+@pytest.mark.parametrize(
+    ("field", "value", "where"),
+    [
+        ("learning_rate", 0.01, "learning_rate"),
+        ("n_steps", 16, "n_steps"),
+        ("batch", 8, "batch_size"),
+        ("epochs", 2, "n_epochs"),
+        ("gamma", 0.5, "gamma"),
+        ("gae_lambda", 0.5, "gae_lambda"),
+        ("clip_range", 0.3, "clip_range"),
+    ],
+)
+def test_every_setting_reaches_the_policy(field, value, where):
+    model, _ = ppo.train_policy(settings(**{f"ppo__{field}": value, "ppo__steps": 32}), 0, [])
+    found = getattr(model, where)
+    assert (found(1.0) if callable(found) else found) == value
+    assert model.num_timesteps == 32
+
+
+@needs_rl
+def test_pictures_too_small_for_convolutions_are_one_sentence():
+    with pytest.raises(ConfigError, match="at least 36 px"):
+        collect(settings(ppo__policy="CnnPolicy"), 0)
+
+
+@needs_rl
+def test_convolutions_see_frames_as_channels():
+    config = settings(ppo__policy="CnnPolicy", environment__image_size=36, ppo__steps=16)
+    model, _ = ppo.train_policy(config, 0, [])
+    first = next(model.policy.features_extractor.parameters())
+    assert first.shape[1] == 4 and model.policy.normalize_images

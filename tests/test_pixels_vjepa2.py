@@ -1,0 +1,758 @@
+"""The V-JEPA 2 style model of seed 002: requirements VJ-1 to VJ-14 and defects F4, F5, F7."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from hjepa_lib import vjepa2command, vjepa2results, vjepa2stages
+from hjepa_lib.__main__ import main
+from hjepa_lib.config import ConfigError, from_dict, profile, to_dict
+from hjepa_lib.data.transitions import Transitions
+from hjepa_lib.evaluation import vjepa2 as scores
+from hjepa_lib.files import FileError
+from hjepa_lib.models import vjepa2_files as files
+from hjepa_lib.models.dropout import ByteDropout, use_byte_dropout
+from hjepa_lib.models.layers import count_parameters
+from hjepa_lib.models.pixels import PixelShapes, build_pixel_model, shapes_of
+from hjepa_lib.models.vjepa2 import (
+    MaskedPrediction,
+    MaskedViT,
+    VJepa2,
+    WorldModel,
+    build_vjepa2,
+    draw_masks,
+)
+from hjepa_lib.pixelsections import PixelsConfig
+from hjepa_lib.reporting import style
+from hjepa_lib.reporting import vjepa2 as figures
+from hjepa_lib.runs import Run
+from hjepa_lib.training.loop import step_generator
+from hjepa_lib.training.vjepa2 import (
+    LatentWindows,
+    encode_states,
+    fit_stage1,
+    fit_stage2,
+    rollout_start,
+    stage2_loss,
+    window_loss,
+)
+from hjepa_lib.workspace import Workspace
+
+TINY = {
+    "pixels.encoder.latent_dim": 16, "pixels.encoder.heads": 2, "pixels.encoder.head_dim": 8,
+    "pixels.encoder.mlp_dim": 32, "pixels.action_dim": 8, "pixels.data.sequence": 6,
+    "pixels.vjepa2.stage1.patch": 4, "pixels.vjepa2.stage1.depth": 2,
+    "pixels.vjepa2.stage1.hidden": [16], "pixels.vjepa2.stage1.optim.batch": 8,
+    "pixels.vjepa2.stage1.optim.updates": 6, "pixels.vjepa2.stage1.optim.lr": 1e-3,
+    "pixels.vjepa2.stage2.depth": 2, "pixels.vjepa2.stage2.heads": 2,
+    "pixels.vjepa2.stage2.head_dim": 8, "pixels.vjepa2.stage2.mlp_dim": 32,
+    "pixels.vjepa2.stage2.rollout_steps": 3, "pixels.vjepa2.stage2.optim.batch": 8,
+    "pixels.vjepa2.stage2.optim.updates": 6, "pixels.vjepa2.stage2.optim.lr": 1e-3,
+}  # fmt: skip
+ATARI = PixelShapes(channels=1, stack=4, image_size=64, action_kind="discrete", action_dim=4)
+
+
+def settings(**changes) -> PixelsConfig:
+    """The tiny settings with `pixels.` settings replaced; dots are written __."""
+    changes = {f"pixels.{key.replace('__', '.')}": value for key, value in changes.items()}
+    return profile("smoke").override(TINY | changes).pixels
+
+
+def numbered(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make_data(episodes: int = 6, steps: int = 14, seed: int = 0) -> Transitions:
+    """A bright square that actions 0..3 move over a 16 px image, two frames in a stack."""
+    generator = torch.Generator().manual_seed(seed)
+    action = torch.randint(4, (episodes, steps), generator=generator)
+    frames = torch.zeros(episodes, steps + 1, 1, 16, 16, dtype=torch.uint8)
+    place = torch.randint(13, (episodes, 2), generator=generator)
+    for t in range(steps + 1):
+        for e in range(episodes):
+            y, x = place[e].tolist()
+            frames[e, t, 0, y : y + 4, x : x + 4] = 255
+            if t < steps:
+                move = ((0, 2), (0, -2), (2, 0), (-2, 0))[action[e, t]]
+                place[e] = (place[e] + torch.tensor(move)).clamp(0, 12)
+    first = (torch.arange(episodes) * (steps + 1))[:, None]
+    now = (first + torch.arange(steps)).flatten()
+    rows = episodes * steps
+    return Transitions(
+        frames.flatten(0, 1), now, now + 1, first.expand(-1, steps).flatten(), action.flatten(),
+        torch.zeros(rows), torch.arange(episodes).repeat_interleave(steps), "discrete", 4, 2,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[Transitions, Transitions]:
+    return make_data().split(0.34, 0)
+
+
+@pytest.fixture
+def config() -> PixelsConfig:
+    return settings()
+
+
+def stage1_model(config: PixelsConfig, data: Transitions, seed: int = 0) -> MaskedPrediction:
+    torch.manual_seed(seed)
+    return MaskedPrediction(config, shapes_of(data))
+
+
+def world_model(config: PixelsConfig, data: Transitions, seed: int = 0) -> WorldModel:
+    torch.manual_seed(seed)
+    return WorldModel(config, shapes_of(data))
+
+
+def random_window(count: int = 3, steps: int = 6, dim: int = 16) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(count, steps + 1, dim, generator=generator)
+    return z[:, :-1], torch.randint(4, (count, steps), generator=generator), z[:, 1:]
+
+
+# --- VJ-6, VJ-8: sizes ------------------------------------------------------------------------
+def test_parameter_counts_are_the_seeds():
+    stage1 = MaskedPrediction(PixelsConfig(), ATARI)
+    assert sum(p.numel() for p in stage1.parameters()) == 1_196_096
+    assert count_parameters(stage1) == 647_488
+    assert count_parameters(WorldModel(PixelsConfig(), ATARI)) == 1_200_736
+
+
+# --- VJ-1, VJ-2: input and masks --------------------------------------------------------------
+def test_a_stack_becomes_one_latent(config, data):
+    encoder = MaskedViT(PixelsConfig(), ATARI)
+    assert encoder.patches == 64 and encoder.embed.in_channels == 4
+    assert encoder(torch.zeros(2, 4, 1, 64, 64, dtype=torch.uint8)).shape == (2, 64)
+    smaller = settings(vjepa2__stage1__patch=8)
+    assert MaskedViT(smaller, shapes_of(data[0])).patches == 4
+    with pytest.raises(ConfigError, match="do not divide into 5 px patches"):
+        MaskedViT(settings(vjepa2__stage1__patch=5), shapes_of(data[0]))
+    with pytest.raises(ValueError, match="states must be"):
+        MaskedViT(config, shapes_of(data[0]))(torch.zeros(2, 4, 1, 16, 16, dtype=torch.uint8))
+
+
+def test_pixels_are_scaled_inside(config, data):
+    encoder = MaskedViT(config, shapes_of(data[0]))
+    seen = []
+    encoder.embed.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    encoder(torch.full((1, 2, 1, 16, 16), 255, dtype=torch.uint8))
+    assert seen[0].min() == seen[0].max() == 1.0
+    with pytest.raises(ValueError, match="uint8"):
+        encoder(torch.full((1, 2, 1, 16, 16), 255.0))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.25, 0.29, 0.4, 0.75, 0.95])
+@pytest.mark.parametrize("patches", [16, 64, 100])
+def test_masks_are_exact_per_sample_and_differ(ratio, patches):
+    masks = draw_masks(50, patches, ratio, torch.Generator().manual_seed(0))
+    expected = int(f"{patches * round(100 * ratio) // 100}")
+    assert (masks.sum(dim=1) == expected).all()
+    if expected:
+        assert len(masks.unique(dim=0)) > 10
+        assert masks.float().mean(dim=0).min() > 0  # every place is hidden at some time
+
+
+@pytest.mark.parametrize("kind", ["latent", "projected"])
+def test_only_hidden_patches_change(kind, data):
+    config = settings(vjepa2__stage1__mask_token=kind)
+    encoder = MaskedViT(config, shapes_of(data[0])).eval()
+    state = data[0].batch(torch.arange(5)).state
+    mask = draw_masks(5, encoder.patches, 0.4, torch.Generator().manual_seed(0))
+    plain, masked = encoder.tokens(state), encoder.tokens(state, mask)
+    assert torch.equal(plain[~mask], masked[~mask])
+    token = encoder.project(encoder.token)
+    assert torch.allclose(masked[mask], token.expand(int(mask.sum()), -1))
+    assert encoder.token.numel() == (64 if kind == "projected" else 16)
+    assert not torch.allclose(encoder(state), encoder(state, mask))
+    grown = sum(p.numel() for p in encoder.parameters())
+    base = sum(p.numel() for p in MaskedViT(settings(), shapes_of(data[0])).parameters())
+    assert (grown == base) == (kind == "latent")
+
+
+def test_mask_token_starts_small():
+    tokens = torch.cat([MaskedViT(settings(), ATARI._replace(image_size=16)).token.detach()
+                        for _ in range(20)])  # fmt: skip
+    assert 0.015 < tokens.std() < 0.025
+
+
+def test_positions_are_added_once(config, data):
+    """F8: swapping two patches and their positions leaves the latent as it was."""
+    encoder = MaskedViT(config, shapes_of(data[0])).eval()
+    state = data[0].batch(torch.arange(4)).state.clone()
+    before = encoder(state)
+    left, right = state[..., :4, :4].clone(), state[..., :4, 4:8].clone()
+    state[..., :4, :4], state[..., :4, 4:8] = right, left
+    moved = copy.deepcopy(encoder)
+    with torch.no_grad():
+        moved.position[[1, 2]] = moved.position[[2, 1]]
+    assert torch.allclose(moved(state), before, atol=1e-5)
+    with torch.no_grad():
+        encoder.position += 1.0
+    assert not torch.allclose(encoder(data[0].batch(torch.arange(4)).state), before, atol=1e-3)
+
+
+# --- F4: frozen means deterministic and unmasked ----------------------------------------------
+def test_frozen_encoder_is_deterministic_unmasked_and_stays_so(config, data):
+    torch.manual_seed(0)
+    model = build_vjepa2(config, data[0])
+    state = data[0].batch(torch.arange(6)).state
+    first = model.encode(state)
+    assert torch.equal(model.train().encode(state), first)  # a head's training calls train()
+    assert not model.training and not any(module.training for module in model.modules())
+    model.encoder.token.fill_(1e3)  # what a mask left on would show
+    assert torch.equal(model.encode(state), first)
+    changed = state.clone()
+    for row in range(0, 16, 4):  # every single patch counts
+        for column in range(0, 16, 4):
+            changed.copy_(state)
+            changed[..., row : row + 4, column : column + 4] ^= 255
+            assert (model.encode(changed) - first).abs().amax(dim=1).min() > 0
+
+
+def test_latents_for_stage_2_are_frozen(config, data):
+    model = stage1_model(config, data[0]).train()
+    first, second = (encode_states(model.online, data[0], 6) for _ in range(2))
+    assert torch.equal(first.now, second.now) and torch.equal(first.then, second.then)
+    assert not first.now.requires_grad and not first.then.requires_grad
+    batch = data[0].batch(torch.arange(len(data[0])))
+    assert torch.allclose(first.then, model.online(batch.next_state), atol=1e-5)
+    window = first.windows(torch.arange(3), 6)
+    assert [tuple(part.shape) for part in window] == [(3, 6, 16), (3, 6), (3, 6, 16)]
+    rows = first.first[:, None] + torch.arange(6)
+    assert (data[0].episode[rows] == data[0].episode[rows[:, :1]]).all()  # F6
+    assert torch.equal(window[0][:, 1:], window[2][:, :-1])  # z_{t+1} of a step opens the next
+
+
+# --- VJ-3, VJ-4: target, predictor, losses ----------------------------------------------------
+def test_target_is_an_average_without_gradient(data):
+    model = stage1_model(settings(vjepa2__stage1__ema_decay=0.9), data[0]).train()
+    assert not any(p.requires_grad for p in model.target.parameters())
+    assert not model.target.training and model.online.training
+    slow = [p.clone() for p in model.target.parameters()]
+    for _ in range(3):
+        with torch.no_grad():
+            for p in model.online.parameters():
+                p.add_(torch.randn_like(p))
+        slow = [0.9 * s + 0.1 * p.detach()
+                for s, p in zip(slow, model.online.parameters(), strict=True)]  # fmt: skip
+        model.after_update()
+    for expected, p in zip(slow, model.target.parameters(), strict=True):
+        assert torch.allclose(p, expected, atol=1e-6)
+    mask = draw_masks(4, 16, 0.4, torch.Generator().manual_seed(0))
+    model.loss(data[0].batch(torch.arange(4)).state, mask)[0].backward()
+    assert all(p.grad is None for p in model.target.parameters())
+    learned = dict(model.named_parameters())
+    for part in ("online.token", "online.embed.weight", "predictor.0.weight"):
+        assert learned[part].grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", ["l1", "mse", "smooth_l1"])
+def test_loss_types(kind, data):
+    model = stage1_model(settings(vjepa2__stage1__loss=kind), data[0]).eval()
+    state, mask = data[0].batch(torch.arange(4)).state, draw_masks(4, 16, 0.4, numbered(0))
+    prediction, target = model.predict(state, mask)
+    gap = (prediction - target).abs()
+    small = 0.5 * gap.square()
+    formulas = {"l1": gap, "mse": gap.square(), "smooth_l1": torch.where(gap < 1, small, gap - 0.5)}
+    assert torch.allclose(model.loss(state, mask)[0], formulas[kind].mean(), atol=1e-6)
+
+
+def test_patch_loss_is_over_hidden_patches_only(data):
+    weight = 0.7
+    model = stage1_model(settings(vjepa2__stage1__patch_loss=weight), data[0]).eval()
+    plain = stage1_model(settings(), data[0]).eval()
+    state, mask = data[0].batch(torch.arange(4)).state, draw_masks(4, 16, 0.4, numbered(0))
+    loss, terms = model.loss(state, mask)
+    assert terms["latent"] == pytest.approx(plain.loss(state, mask)[0].item(), abs=1e-5)
+    named = model.predictor(model.online(state, mask, patches=True))[:, 1:]
+    errors = (named - model.target(state, patches=True)[:, 1:]).abs().mean(dim=-1)
+    assert terms["patches"] == pytest.approx(errors[mask].mean().item(), abs=1e-5)
+    assert loss.item() == pytest.approx(terms["latent"] + weight * terms["patches"], abs=1e-5)
+    assert torch.isfinite(model.loss(state, torch.zeros_like(mask))[0])  # mask ratio 0
+
+
+def test_last_block_keeps_the_cls_token_only_when_it_may(config, data):
+    encoder = MaskedViT(config, shapes_of(data[0])).eval()
+    state = data[0].batch(torch.arange(3)).state
+    assert torch.allclose(encoder(state), encoder(state, patches=True)[:, 0], atol=1e-5)
+
+
+# --- VJ-8, F5: causality ----------------------------------------------------------------------
+def test_world_model_is_causal(config, data):
+    world = world_model(config, data[0]).eval()
+    z, action, _ = random_window()
+    z.requires_grad_()
+    predictions = world(z, action)
+    assert predictions.shape == z.shape
+    for t in range(6):
+        (grad,) = torch.autograd.grad(predictions[:, t].sum(), z, retain_graph=True)
+        assert (grad[:, t + 1 :] == 0).all() and (grad[:, : t + 1].abs().sum(dim=(0, 2)) > 0).all()
+    later = action.clone()
+    later[:, 4] = (later[:, 4] + 1) % 4
+    changed = world(z, later)
+    assert torch.allclose(changed[:, :4], predictions[:, :4], atol=1e-6)
+    assert (changed[:, 4] - predictions[:, 4]).abs().max() > 1e-4  # the action reaches its own step
+
+
+def test_predicting_the_change_starts_from_copying(data):
+    """The option beyond the seed: the same size, and at first exactly copy-last."""
+    config = settings(vjepa2__stage2__output="change")
+    world = world_model(config, data[0]).eval()
+    z, action, _ = random_window()
+    assert torch.equal(world(z, action), z)
+    assert count_parameters(world) == count_parameters(world_model(settings(), data[0]))
+
+
+# --- VJ-9: roll-out ---------------------------------------------------------------------------
+def test_rollout_equals_a_manual_loop(config, data):
+    world = world_model(config, data[0]).eval()
+    z, action, _ = random_window()
+    for given in (1, 3):
+        inputs = z[:, :given]
+        for t in range(given, 7):
+            inputs = torch.cat([inputs, world(inputs, action[:, :t])[:, -1:]], dim=1)
+        start = z[:, 0] if given == 1 else z[:, :given]
+        rolled = world.rollout(start, action, 7 - given)
+        assert torch.allclose(rolled, inputs[:, given:], atol=1e-5)
+    with pytest.raises(ConfigError, match="windows of 6 steps, not of 7"):
+        world.rollout(z[:, 0], torch.zeros(3, 9, dtype=torch.long), 8)
+
+
+def test_rollout_is_differentiable_through_its_own_predictions(config, data):
+    world = world_model(config, data[0]).eval()
+    z, action, _ = random_window()
+    z = z[:, 0].clone().requires_grad_()
+    (grad,) = torch.autograd.grad(world.rollout(z, action, 4)[:, -1].sum(), z)
+    assert grad.abs().sum() > 0
+
+
+# --- VJ-10: the loss of stage 2 ---------------------------------------------------------------
+def test_stage_2_loss_is_the_weighted_sum(config, data):
+    world = world_model(config, data[0]).eval()
+    now, action, then = random_window()
+    stage = config.vjepa2.stage2
+    total, terms = stage2_loss(world, now, action, then, stage)
+    forced = F.l1_loss(world(now, action), then).item()
+    rolled = F.l1_loss(world.rollout(now[:, :4], action, 3), then[:, 3:]).item()
+    assert terms == {"teacher_forcing": pytest.approx(forced, abs=1e-5),
+                     "rollout": pytest.approx(rolled, abs=1e-5)}  # fmt: skip
+    assert total.item() == pytest.approx(0.7 * forced + 0.3 * rolled, abs=1e-5)
+
+
+def test_every_setting_of_the_loss_acts(config, data):
+    """F5: `rollout_steps` was unused."""
+    world = world_model(config, data[0]).eval()
+    window = random_window()
+
+    def loss(seed: int | None = None, **changes) -> float:
+        stage = dataclasses.replace(config.vjepa2.stage2, **changes)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return stage2_loss(world, *window, stage, generator)[0].item()
+
+    values = [loss(rollout_steps=n) for n in range(1, 7)]
+    assert np.isfinite(values).all() and len(set(values)) == 6
+    assert loss(teacher_forcing=0.2) != loss()
+    assert loss(0, teacher_forcing_ratio=1.0) == loss()
+    assert len({loss(0, teacher_forcing_ratio=ratio) for ratio in (0.0, 0.5, 1.0)}) == 3
+    with pytest.raises(ConfigError, match="rollout_steps=7 does not fit"):
+        rollout_start(dataclasses.replace(config.vjepa2.stage2, rollout_steps=7), 6)
+
+
+def test_rollout_gradient_runs_through_several_steps(config, data):
+    """F5: with fed-back predictions the first step is taught by the errors of later ones."""
+    world = world_model(config, data[0]).eval()
+    now, action, then = random_window()
+    stage = dataclasses.replace(config.vjepa2.stage2, teacher_forcing=0.0, rollout_steps=3)
+    kept = []
+    world.out.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    far = then.clone()
+    far[:, 5] += 10.0  # only the last target moves
+    grads = []
+    for target in (then, far):
+        kept.clear()
+        stage2_loss(world, now, action, target, stage)[0].backward()
+        grads.append(world.embedding.table.weight.grad.clone())
+        world.zero_grad()
+    assert len(kept) == 4  # teacher-forced pass, then three steps of the roll-out
+    assert not torch.allclose(grads[0], grads[1])
+
+
+# --- VJ-5, VJ-11: training --------------------------------------------------------------------
+def test_optimisers_cover_all_that_learns_and_follow_the_seed(data):
+    config = PixelsConfig()
+    for stage, updates in ((config.vjepa2.stage1, 10), (config.vjepa2.stage2, 30)):
+        optim = stage.optim
+        assert (optim.lr, optim.weight_decay, optim.clip) == (1e-4, 0.05, 1.0)
+        assert (optim.schedule, optim.plateau_patience, optim.min_lr) == ("plateau", 2, 1e-6)
+        assert (optim.epochs, optim.patience) == (updates, 3)
+    tiny = settings()
+    model = stage1_model(tiny, data[0])
+    fit = fit_stage1(model, *data, tiny, seed=0)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    for _ in fit:
+        pass
+    for key, value in model.state_dict().items():
+        assert not torch.equal(value, before[key]), f"{key} did not learn"
+
+
+def test_loss_falls_on_a_toy(data):
+    config = settings(vjepa2__stage1__optim__updates=40, vjepa2__stage2__optim__updates=50)
+    model = stage1_model(config, data[0])
+    losses = [report.loss for report in fit_stage1(model, *data, config, seed=0)]
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+    parts = [encode_states(model.online, part, 6) for part in data]
+    world = world_model(config, data[0])
+    before = window_loss(world, parts[0], config)["loss"]
+    for _ in fit_stage2(world, *parts, config, seed=0):
+        pass
+    assert window_loss(world, parts[0], config)["loss"] < 0.6 * before
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_resume_reproduces_the_loss(stage, data, tmp_path):
+    """Stopped after 4 of 8 updates and continued equals uninterrupted, also for another budget."""
+    changes = {"vjepa2__stage1__optim__updates": 8, "vjepa2__stage2__optim__updates": 8}
+    long, short = settings(**changes), settings(**dict.fromkeys(changes, 4))
+
+    def begin(config: PixelsConfig):
+        model = stage1_model(config, data[0])
+        if stage == 1:
+            return fit_stage1(model, *data, config, seed=0)
+        parts = [encode_states(model.online, part, 6) for part in data]
+        return fit_stage2(world_model(config, data[0]), *parts, config, seed=0)
+
+    whole = [report.loss for report in begin(long)]
+    first = begin(short)
+    losses = [report.loss for report in first]
+    path = tmp_path / "best_model.safetensors"
+    files.save_resume(path, first)
+    second = begin(long)
+    with torch.no_grad():
+        for p in second.module.parameters():
+            p.zero_()
+    files.resume_fit(path, second, first.best)
+    losses += [report.loss for report in second]
+    assert losses == pytest.approx(whole, rel=1e-6)
+    files.resume_path(path).write_bytes(b"no weights")
+    with pytest.raises(FileError, match="cannot be resumed from"):
+        files.resume_fit(path, begin(long), {})
+
+
+def test_first_batch_is_the_one_of_all_models(config, data):
+    """Rule 1: the indices are the first thing drawn from (seed, update)."""
+    rows = []
+    spy = copy.copy(data[0])
+    spy.batch = lambda index: rows.append(index) or Transitions.batch(spy, index)
+    next(iter(fit_stage1(stage1_model(config, data[0]), spy, None, config, seed=3)))
+    expected = torch.randint(len(spy), (8,), generator=step_generator(3, 0))
+    assert torch.equal(rows[0], expected)
+
+
+# --- VJ-13: grades and success ----------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("quantity", "value", "word"),
+    [
+        ("stage1_train", 0.0099, "excellent"), ("stage1_train", 0.01, "good"),
+        ("stage1_validation", 0.06, "acceptable"), ("stage2_total", 0.5, "poor"),
+        ("stage2_teacher_forcing", 0.07, "excellent"), ("stage2_rollout", 0.39, "good"),
+        ("ratio", 1.99, "acceptable"), ("ratio", float("nan"), "poor"),
+    ],
+)  # fmt: skip
+def test_grades(quantity, value, word):
+    assert scores.grade(quantity, value) == word
+
+
+def test_collapse_is_seen_in_every_form():
+    white = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
+    assert scores.collapse(white) == ""
+    line = torch.randn(200, 1, generator=numbered(1)) * torch.randn(16, generator=numbered(2))
+    for broken in (torch.ones(200, 16), 5 + 1e-3 * white, line, white * float("nan")):
+        assert scores.collapse(broken) != ""
+
+
+def collapsed_stage1(config: PixelsConfig, data: Transitions, size: float) -> MaskedPrediction:
+    """A model that gives every state (nearly) the same latent and names it perfectly."""
+    model = stage1_model(config, data).eval()
+    with torch.no_grad():
+        for encoder in (model.online, model.target):
+            encoder.embed.weight.mul_(size)
+            encoder.embed.bias.fill_(0.1)
+        model.predictor[-1].weight.zero_()
+        state = data.batch(torch.arange(20)).state
+        model.predictor[-1].bias.copy_(model.target(state).median(dim=0).values)
+    return model
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-4])
+def test_a_collapsed_encoder_never_passes(size, config, data):
+    model = collapsed_stage1(config, data[0], size)
+    result = scores.evaluate_stage1(model, *data, config)
+    assert result["train"] < 0.01  # excellent by the seed's grades, and worthless
+    assert scores.graded(1, result)[0][2] == "excellent"
+    lines = scores.stage1_criteria(result, [0.01, 0.01])
+    assert result["collapsed"] and lines[0].passed is False and not scores.passed(lines)
+    parts = [encode_states(model.online, part, 6) for part in data]
+    world = world_model(config, data[0])
+    with torch.no_grad():
+        world.out.weight.zero_()
+        world.out.bias.copy_(parts[0].now.mean(dim=0))
+    result = scores.evaluate_stage2(world, *parts, config)
+    assert result["total"] < 0.1
+    forged = result | {"rollout": 0.2, "total": 0.2, "mean_l1": 0.0, "copy_last_l1": 1.0}
+    assert not scores.passed(scores.stage2_criteria(forged, [0.1], epochs=40.0))
+
+
+def test_a_world_model_that_predicts_one_point_never_passes(config, data):
+    """Good latents, collapsed predictions."""
+    now, _, then = random_window(count=40)
+    z = LatentWindows(now.flatten(0, 1), then.flatten(0, 1), torch.zeros(240, dtype=torch.long),
+                      torch.arange(40) * 6)  # fmt: skip
+    world = world_model(config, data[0])
+    with torch.no_grad():
+        world.out.weight.zero_()
+    result = scores.evaluate_stage2(world, z, z, config)
+    assert "predicted" in result["collapsed"] and result["std"] > 0.5
+    assert not scores.passed(scores.stage2_criteria(result | {"total": 0.2}, [0.1], 40.0))
+
+
+def test_success_of_good_numbers_and_each_failure():
+    good = {"collapsed": "", "std": 0.5, "effective_rank": 9.0, "train": 0.02, "ratio": 1.1,
+            "validation": 0.03, "constant": 0.3}  # fmt: skip
+    assert scores.passed(scores.stage1_criteria(good, [0.1, 0.05, 0.05]))
+    bad = [("collapsed", "flat"), ("train", 0.05), ("ratio", 1.5), ("validation", 0.4)]
+    for key, value in bad:
+        assert not scores.passed(scores.stage1_criteria(good | {key: value}, [0.1]))
+    assert not scores.passed(scores.stage1_criteria(good, [0.1, 0.05, 0.06]))
+    good = {"collapsed": "", "std": 0.5, "effective_rank": 9.0, "total": 0.2, "rollout": 0.3,
+            "teacher_forcing": 0.15, "mean_l1": 0.15, "copy_last_l1": 0.2}  # fmt: skip
+    assert scores.passed(scores.stage2_criteria(good, [0.2], epochs=15.0))
+    bad = [("collapsed", "flat"), ("total", 0.3), ("rollout", 0.1), ("mean_l1", 0.21)]
+    for key, value in bad:
+        assert not scores.passed(scores.stage2_criteria(good | {key: value}, [0.2], epochs=15.0))
+
+
+def test_epochs_count_only_without_early_stopping():
+    good = {"collapsed": "", "std": 0.5, "effective_rank": 9.0, "total": 0.2, "rollout": 0.3,
+            "teacher_forcing": 0.15, "mean_l1": 0.15, "copy_last_l1": 0.2}  # fmt: skip
+    line = [scores.stage2_criteria(good, [0.2], 14.9, patience)[3] for patience in (0, 3)]
+    assert line[0].passed is False and line[1].passed is None
+    assert scores.passed(scores.stage2_criteria(good, [0.2], 4.0, patience=3))
+
+
+def test_evaluation_numbers(config, data):
+    model = stage1_model(config, data[0])
+    result = scores.evaluate_stage1(model, *data, config)
+    assert list(result["masked_l1"]) == ["0.25", "0.5", "0.75"]
+    assert len(set(result["masked_l1"].values())) == 3
+    assert result == scores.evaluate_stage1(model, *data, config)  # no dropout, same masks
+    parts = [encode_states(model.online, part, 6) for part in data]
+    world = world_model(config, data[0])
+    result = scores.evaluate_stage2(world, *parts, config)
+    curve = result["per_step"]
+    assert len(curve["model"]) == len(curve["copy_last"]) == 6  # 8, or the window's length
+    few = torch.arange(len(parts[1].first))
+    now, action, then = parts[1].windows(few, 6)
+    step = (world(now[:, :1], action[:, :1])[:, 0] - then[:, 0]).abs().mean()
+    by_hand = scores.rollout_errors(world, parts[1], few, 6)
+    assert by_hand["model"][0] == pytest.approx(step.item(), rel=1e-4)
+    still = (now[:, 0] - then[:, 3]).abs().mean()
+    assert by_hand["copy_last"][3] == pytest.approx(still.item(), rel=1e-4)
+
+
+def test_figures_are_drawn(config, data):
+    world = world_model(config, data[0])
+    windows = encode_states(MaskedViT(config, shapes_of(data[0])), data[1], 6)
+    shown = scores.example(world, windows, 5)
+    assert shown.true.shape == (6, 16) and shown.imagined.shape == (5, 16)
+    figure = figures.world_model_predictions(*(part.numpy() for part in shown))
+    assert len(figure.axes) == 4 and len(style.png(figure)) > 5_000
+    drawn = figure.axes[2].lines[0].get_ydata()
+    expected = (shown.imagined - shown.true[1:]).norm(dim=1).numpy()
+    assert drawn[0] == 0 and np.allclose(drawn[1:], expected, atol=1e-5)
+    assert len(style.png(figures.step_errors({"model": [1, 2], "copy_last": [2, 3]}, 4.0))) > 3_000
+    hidden = draw_masks(2, 16, 0.4, torch.Generator().manual_seed(0)).numpy()
+    assert len(style.png(figures.masks(np.zeros((16, 16)), hidden, 4))) > 3_000
+    with pytest.raises(style.FigureError, match="imagined"):
+        figures.world_model_predictions(np.zeros((6, 16)), np.zeros((4, 16)), np.zeros(5))
+
+
+# --- VJ-14: downstream ------------------------------------------------------------------------
+def test_the_wrapped_model_answers_like_the_others(config, data):
+    model = build_pixel_model("vjepa2", config, data[0])
+    assert isinstance(model, VJepa2) and model.name == "vjepa2"
+    assert not any(p.requires_grad for p in model.parameters())
+    batch = data[0].batch(torch.arange(5))
+    jepa = build_pixel_model("jepa", config, data[0])
+    ours, theirs = (m(batch.state, batch.action, batch.next_state) for m in (model, jepa))
+    assert [part.shape for part in ours] == [part.shape for part in theirs]
+    assert torch.equal(ours.target, ours.online_next)
+    assert torch.equal(model.imagine(model.encode(batch.state), batch.action), ours.prediction)
+    assert model.embed_action(batch.action).shape == (5, 8)
+    assert model.predict_frame(batch.state, batch.action) is None
+    loss, terms = model.loss(batch)
+    assert not loss.requires_grad and terms["prediction"] == pytest.approx(loss.item())
+    with pytest.raises(ValueError, match=r"0\.\.3"):
+        model.embed_action(torch.tensor([4]))
+
+
+def test_continuous_actions(config):
+    shapes = PixelShapes(1, 2, 16, "continuous", 3)
+    model = build_vjepa2(config, shapes)
+    z, action = torch.randn(4, 16), torch.randn(4, 6, 3)
+    assert model.imagine(z, action[:, 0]).shape == (4, 16)
+    assert model.rollout(z, action, 6).shape == (4, 6, 16)
+
+
+# --- byte dropout -----------------------------------------------------------------------------
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.5])
+def test_byte_dropout_drops_its_share_and_keeps_the_mean(p):
+    torch.manual_seed(0)
+    layer, x = ByteDropout(p).train(), torch.ones(2**18 + 3)
+    y = layer(x)
+    assert (y == 0).float().mean().item() == pytest.approx(p, abs=0.005)
+    assert y.mean().item() == pytest.approx(1.0, abs=0.005)
+    zero = (y == 0).float()[: 2**18].view(-1, 8)  # the eight bytes of a random word are alike
+    assert (zero.mean(dim=0) - p).abs().max() < 0.01
+    assert (zero[:, :-1] * zero[:, 1:]).mean().item() == pytest.approx(p * p, abs=0.005)
+    assert layer.eval()(x) is x
+    assert torch.equal(ByteDropout(0.0).train()(x), x)
+    with pytest.raises(ValueError, match="dropout share"):
+        ByteDropout(1.0)
+
+
+def test_no_torch_dropout_is_left(config):
+    model = build_vjepa2(PixelsConfig(), ATARI)
+    kinds = [type(module) for module in model.modules()]
+    assert torch.nn.Dropout not in kinds and ByteDropout in kinds
+    net = use_byte_dropout(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.3)))
+    assert net[1].p == 0.3
+
+
+# --- stages, checkpoints and commands (VJ-5, VJ-11, VJ-12, F7) --------------------------------
+OPTIONS = [f"{key}={'+'.join(map(str, value)) if isinstance(value, list) else value}"
+           for key, value in TINY.items()]  # fmt: skip
+OPTIONS += ["device=cpu", "precision=fp32", "pixels.environment.image_size=16",
+            "pixels.environment.id=hjepa/Drift-v0", "pixels.data.transitions=120"]  # fmt: skip
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run `python -m hjepa_lib vjepa2 ...` in a fresh outputs folder: (status, printed, errors)."""
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
+
+    def call(*arguments: str, tiny: bool = True) -> tuple[int, str, str]:
+        extra = ["--profile", "smoke", "--set", *OPTIONS] if tiny else []
+        status = main(["vjepa2", *arguments, *extra])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
+
+
+def test_stage_2_without_a_checkpoint_is_one_sentence(command, tmp_path):
+    status, _, error = command("train", "--stage", "2")
+    assert status == 2 and "stage 2 needs stage 1's checkpoint" in error
+    assert error.count("\n") == 1 and "trained_models/best_stage1_model" in error
+    status, _, error = command(
+        "train", "--stage", "2", "--stage1-checkpoint", "nowhere.safetensors"
+    )
+    assert status == 2 and "nowhere.safetensors does not exist" in error
+    status, _, error = command("train", "--stage", "2", "--stage2-checkpoint", "gone.safetensors")
+    assert status == 2 and "cannot go on from gone.safetensors" in error
+    status, _, error = command("train", "--stage1-checkpoint", "x.safetensors")
+    assert status == 2 and "add --stage 2" in error
+    assert list(tmp_path.iterdir()) == []  # no run was made
+
+
+def test_commands_train_resume_and_evaluate(command, tmp_path):
+    status, out, _ = command("train", "--stage", "1", "--name", "one", "--tracking", "off")
+    assert status == 0 and "stage 1: update 6 of 6" in out
+    assert "std" in out and "effective rank" in out and "validation / training" in out
+    kept = tmp_path / "trained_models"
+    assert {path.name for path in kept.iterdir()} == {
+        "best_stage1_model.safetensors", "best_stage1_model.json", "resume_best_stage1_model.pt"
+    }  # fmt: skip
+    status, out, _ = command("train", "--stage", "2", "--name", "two")  # another run's stage 1
+    assert status == 0 and "after 6 imagined steps" in out and "copy-last" in out
+    one, two = (Run.open(name) for name in ("one", "two"))
+    same = [vjepa2stages.checkpoint(Workspace("t", run), 1, 0).read_bytes() for run in (one, two)]
+    assert same[0] == same[1]
+    longer = "pixels.vjepa2.stage2.optim.updates=9"
+    last = str(kept / "best_stage2_model.safetensors")
+    options = [o for o in OPTIONS if "stage2.optim.updates" not in o]
+    status, out, _ = command(
+        "train", "--stage", "2", "--stage2-checkpoint", last, "--name", "three",
+        "--profile", "smoke", "--set", *options, longer, tiny=False,
+    )  # fmt: skip
+    assert status == 0 and "update 9 of 9" in out and "update 6 of 9" not in out
+    status, out, _ = command("evaluate", "--name", "two", tiny=False)
+    assert status == 0 and out.count("not checked") == 1  # an adopted stage 1 has no curve
+    assert (tmp_path / "two/figures/world_model_predictions.png").is_file()
+    status, _, error = command("evaluate", "--stage", "2", "--name", "one", tiny=False)
+    assert status == 2 and "has no stage 2" in error
+
+
+def test_stages_store_what_they_promise(command, tmp_path):
+    config = from_dict(
+        type(profile("smoke")), to_dict(profile("smoke").override(",".join(OPTIONS)))
+    )
+    ws = Workspace("t", Run.create("stored", config))
+    reports = list(vjepa2stages.train_vjepa2_stage(ws, 0))
+    assert [r.update for r in reports] == [*range(1, 7), *range(1, 7)]
+    assert list(vjepa2stages.train_vjepa2_stage(ws, 0)) == []  # done
+    assert ws.run.done("vjepa2_stage1_s0") and ws.run.done("vjepa2_s0")
+    folder = ws.run.path / "pixels/vjepa2/s0"
+    for name, stage in ((files.STAGE1, 1), (files.STAGE2, 2), (files.FINAL, 2)):
+        meta = json.loads((folder / f"{name}.json").read_text())
+        assert meta["stage"] == stage and meta["updates"] == 6 and meta["epochs"] > 0
+        assert meta["config"] == to_dict(config.pixels) and meta["best_loss"] > 0
+    model = vjepa2stages.load_vjepa2(ws, 0)
+    stage1 = vjepa2results.load_stage1(ws, 0)
+    for a, b in zip(model.encoder.parameters(), stage1.online.parameters(), strict=True):
+        assert torch.equal(a, b)
+    train, validation = vjepa2stages.transitions(ws)
+    state = validation.batch(torch.arange(4)).state
+    final = files.load_stage2(folder / f"{files.FINAL}.safetensors")
+    assert torch.equal(final.encode(state), model.encode(state))  # frozen in stage 2
+    again = files.load_stage2(folder / f"{files.STAGE2}.safetensors")
+    z, a = model.encode(state), validation.action[:4]
+    assert torch.equal(again.imagine(z, a), model.imagine(z, a))
+    for stage in (1, 2):
+        measured, kept = vjepa2results.measure(ws, stage, 0), vjepa2results.stored(ws, stage, 0)
+        assert measured["ratio"] == pytest.approx(kept["ratio"], rel=1e-4)
+    rows = {stage: ws.run.records(vjepa2stages.stage_name(stage, 0)) for stage in (1, 2)}
+    for stage, extra in ((1, set()), (2, {"teacher_forcing_loss", "rollout_loss"})):
+        keys = {"train_loss", "val_loss", "learning_rate", "epoch"} | extra
+        assert {f"stage{stage}/{key}" for key in keys} <= rows[stage][-1].keys()
+    result = json.loads((folder / "result.json").read_text())
+    assert result["parameters"]["total"] == sum(p.numel() for p in model.parameters())
+    assert result["transitions"]["training"] == len(train)
+    with pytest.raises(FileError, match="no checkpoint of stage 1"):
+        files.load_stage1(folder / f"{files.STAGE2}.safetensors")
+    with pytest.raises(ConfigError, match="stage 1 of its own"):
+        vjepa2stages.adopt_stage1(ws, 0, folder / f"{files.STAGE1}.safetensors")
+
+
+def test_whole_command_trains_heads_and_decoder(command, monkeypatch):
+    """VJ-12: without --stage both stages and everything downstream, in this order."""
+    called = []
+    from hjepa_lib import headstages, pixelstages
+
+    def stub(kind: str):
+        return lambda ws, name, seed: called.append((kind, name, seed)) or iter(())
+
+    monkeypatch.setattr(headstages, "train_heads_stage", stub("heads"))
+    monkeypatch.setattr(pixelstages, "train_decoder_stage", stub("decoder"))
+    status, out, _ = command("train", "--name", "all")
+    assert status == 0
+    assert called == [("heads", "vjepa2", 0), ("decoder", "vjepa2", 0)]
+    lines = [out.index(text) for text in ("stage 1: update", "stage 2: update", "reward heads")]
+    assert lines == sorted(lines)
+    assert vjepa2command.default_checkpoint().is_file()

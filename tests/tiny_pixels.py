@@ -1,0 +1,112 @@
+"""Tiny pixel data and settings for the tests of the pixel models (not a test module)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from hjepa_lib.config import Config, profile
+from hjepa_lib.data.transitions import Transitions
+from hjepa_lib.models.pixels import PixelShapes
+from hjepa_lib.pixelsections import PixelsConfig
+from hjepa_lib.runs import Run
+from hjepa_lib.workspace import Workspace
+
+SIDE, STACK, ACTIONS = 16, 3, 4
+SHAPES = PixelShapes(1, STACK, SIDE, "discrete", ACTIONS)
+TINY: dict[str, Any] = {
+    "device": "cpu",
+    "precision": "fp32",
+    "pixels.seeds": 1,
+    "pixels.environment.image_size": SIDE,
+    "pixels.environment.stack": STACK,
+    "pixels.encoder.latent_dim": 8,
+    "pixels.encoder.patch": 4,
+    "pixels.encoder.depth": 1,
+    "pixels.encoder.heads": 2,
+    "pixels.encoder.head_dim": 4,
+    "pixels.encoder.mlp_dim": 16,
+    "pixels.encoder.temporal_depth": 1,
+    "pixels.encoder.temporal_heads": 2,
+    "pixels.encoder.temporal_mlp": 16,
+    "pixels.encoder.cnn_filters": 4,
+    "pixels.encoder.mlp_hidden": 16,
+    "pixels.decoder.patch": 4,
+    "pixels.decoder.dim": 16,
+    "pixels.decoder.depth": 1,
+    "pixels.decoder.heads": 2,
+    "pixels.decoder.head_dim": 8,
+    "pixels.decoder.mlp_dim": 16,
+    "pixels.decoder.optim.updates": 4,
+    "pixels.decoder.optim.batch": 8,
+    "pixels.jepa.hidden": (16, 16),
+    "pixels.action_dim": 6,
+    "pixels.optim.updates": 6,
+    "pixels.optim.batch": 8,
+}
+
+
+def tiny_config(**changes: Any) -> Config:
+    """Keywords are keys below `pixels` with "__" for the dots: encoder__kind="vit"."""
+    dotted = {f"pixels.{key.replace('__', '.')}": value for key, value in changes.items()}
+    return profile("smoke").override(TINY | dotted)
+
+
+def tiny_pixels(**changes: Any) -> PixelsConfig:
+    return tiny_config(**changes).pixels
+
+
+def tiny_transitions(episodes: int = 6, length: int = 10, continuous: bool = False) -> Transitions:
+    """A bright square that the action moves by one of four directions, on a dark floor."""
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.tensor([[2, 0], [-2, 0], [0, 2], [0, -2]])
+    frames, now, after, origin, action, episode = [], [], [], [], [], []
+    for number in range(episodes):
+        place = torch.randint(0, SIDE - 4, (2,), generator=generator)
+        first = len(frames)
+        frames.append(picture(place))
+        for _ in range(length):
+            choice = int(torch.randint(0, ACTIONS, (1,), generator=generator))
+            place = (place + steps[choice]).clamp(0, SIDE - 4)
+            now.append(len(frames) - 1)
+            frames.append(picture(place))
+            after.append(len(frames) - 1)
+            origin.append(first)
+            action.append(choice)
+            episode.append(number)
+    moves = torch.tensor(action)
+    if continuous:
+        moves = steps[moves].float() / 2
+    return Transitions(
+        frames=torch.stack(frames), now=torch.tensor(now), after=torch.tensor(after),
+        origin=torch.tensor(origin), action=moves, reward=torch.zeros(len(now)),
+        episode=torch.tensor(episode), action_kind="continuous" if continuous else "discrete",
+        action_dim=2 if continuous else ACTIONS, stack=STACK, meta={"environment": "square"},
+    )  # fmt: skip
+
+
+def picture(place: torch.Tensor) -> torch.Tensor:
+    """(1, SIDE, SIDE) uint8."""
+    frame = torch.full((1, SIDE, SIDE), 20, dtype=torch.uint8)
+    y, x = place.tolist()
+    frame[:, y : y + 4, x : x + 4] = 230
+    return frame
+
+
+def tiny_batch(rows: int = 8, **options: Any):
+    return tiny_transitions(**options).batch(torch.arange(rows))
+
+
+def with_section(config: PixelsConfig, section: str, **values: Any) -> PixelsConfig:
+    changed = dataclasses.replace(getattr(config, section), **values)
+    return dataclasses.replace(config, **{section: changed})
+
+
+def tiny_workspace(root, config: Config | None = None, name: str = "tiny") -> Workspace:
+    """A run below `root` whose transitions are `tiny_transitions`."""
+    run = Run.create(name, config or tiny_config(), root)
+    with run.stage("pixel_data", folder="pixels/data") as folder:
+        tiny_transitions().save(folder)
+    return Workspace("test", run)
