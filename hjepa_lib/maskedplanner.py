@@ -27,6 +27,7 @@ MODEL: dict[str, Any] = {
     "level1.pretrain_mask": 0.4,
     "precision": "fp32",  # such narrow matrix products gain nothing from bf16
 }
+TRAJECTORIES = 1_200  # encoded for the distance head: a transformer encodes slowly
 FLOORS = ("random", "oracle")
 COST = "distance"
 
@@ -35,6 +36,7 @@ def settings(config: Config, updates: int) -> Config:
     """The transformer's settings: at most `updates` updates, twice as many of the distance head."""
     budget = variants.budget(config, updates)
     changes = {key: value for key, value in budget.items() if not key.startswith("level2")}
+    changes["distance.trajectories"] = min(TRAJECTORIES, config.distance.trajectories)
     changes["level1.pretrain_updates"] = max(1, changes["level1.optim.updates"] // 5)
     return config.override(MODEL | changes)
 

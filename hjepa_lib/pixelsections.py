@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hjepa_lib.fields import Checked, ConfigError, choice, number
-from hjepa_lib.sections import OptimConfig
+from hjepa_lib.sections import GuardedOptimConfig
 
 MODELS = ("enc_dec", "enc_dec_jepa", "jepa", "vjepa2")
 """The four world models of the comparison; `random` (frozen, untrained) stands beside them."""
@@ -38,10 +38,10 @@ class EpochsConfig(Checked):
     delta: float = number(0.001, 0)
     """Least fall of the validation loss that counts as improvement."""
 
-    def optim(self, rows: int) -> OptimConfig:
+    def optim(self, rows: int) -> GuardedOptimConfig:
         """What the common training loop needs for `rows` training rows; validates once an epoch."""
         epoch = max(1, rows // self.batch)
-        return OptimConfig(
+        return GuardedOptimConfig(
             updates=self.updates or self.epochs * epoch,
             batch=self.batch,
             lr=self.lr,
@@ -54,7 +54,6 @@ class EpochsConfig(Checked):
             plateau_patience=self.plateau_patience,
             min_lr=self.min_lr,
             decay_every=20 * epoch,
-            non_finite="skip",
         )
 
 

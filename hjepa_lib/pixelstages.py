@@ -99,7 +99,7 @@ def train_model_stage(ws: Workspace, name: str, seed: int) -> Iterator[Report]:
         return
     data = load_transitions(ws)
     parts = split(ws, data)
-    model = fresh_model(ws, name, seed, data)
+    model = fresh_model(ws, name, seed, parts[0])
     predict, skip = frame_predictor(model), start_from_file(ws, model)
     row: dict[str, Any] = {"skipped_training": skip}
     with ws.run.stage(stage, folder=model_folder(name, seed), needs=("pixel_data",)) as folder:
@@ -159,7 +159,7 @@ def load_model(ws: Workspace, name: str, seed: int) -> nn.Module:
     `random` is the untrained baseline with the encoder that all models of this seed began with.
     """
     if name == "random":
-        data = load_transitions(ws)
+        data, _ = make_transitions(ws)
         with torch.random.fork_rng(devices=[]):
             return fresh_model(ws, name, seed, data).eval()
     for _ in train_model_stage(ws, name, seed):

@@ -7,6 +7,7 @@ The defaults are the `laptop` profile; config.py holds the profiles and the dott
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from hjepa_lib.fields import Checked, ConfigError, choice, number
 
@@ -71,17 +72,27 @@ class OptimConfig(Checked):
     validate_every: int = number(500, 1)
     patience: int = number(0, 0)
     """Early stop after this many validations without improvement; 0 = never."""
+    # What the loop asks of every section; only a `GuardedOptimConfig` can set them.
+    schedule: ClassVar[str] = "cosine"
+    delta: ClassVar[float] = 0.0
+    non_finite: ClassVar[str] = "fail"
+
+
+@dataclass(frozen=True)
+class GuardedOptimConfig(OptimConfig):
+    """The training loop of seeds 001, 002 and 004: other schedules, lost updates counted."""
+
+    schedule: str = choice("constant", "constant", "plateau", "step")
+    """None has a warm-up; the last two halve the rate."""
     delta: float = number(0.0, 0)
     """Least fall of the validation loss that counts as improvement."""
-    schedule: str = choice("cosine", "cosine", "constant", "plateau", "step")
-    """`constant`, `plateau` and `step` have no warm-up; the last two halve the rate."""
     plateau_patience: int = number(2, 0)
     """`plateau`: validations without improvement before the rate is halved."""
     decay_every: int = number(1_000, 1)
     """`step`: updates between two halvings."""
     min_lr: float = number(0.0, 0)
     """Neither halving goes below this rate."""
-    non_finite: str = choice("fail", "fail", "skip")
+    non_finite: str = choice("skip", "fail", "skip")
     """What a loss or gradient that is not finite does: end the training, or lose the update."""
 
 

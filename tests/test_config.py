@@ -47,7 +47,8 @@ from hjepa_lib.worlds.trials import load_trials
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = tiny_config()
-LEAVES = flatten(BASE)
+# The settings of notebooks 10-15 have mutation tests of their own, in tests/test_pixels_*.py.
+LEAVES = {leaf: value for leaf, value in flatten(BASE).items() if not leaf.startswith("pixels.")}
 
 
 # --- types, ranges, names ---------------------------------------------------------------------
@@ -61,7 +62,7 @@ LEAVES = flatten(BASE)
         ("level1.optim.lr=-1", r"lr must lie in \[0, inf\]; got -1.0"),
         ("level1.optim.batch=1", r"batch must lie in \[2, inf\]; got 1"),
         ("level2.disable_l2=1", "disable_l2 must be bool, got '1'"),
-        ("level1.encoder=vit", "encoder must be one of impala, fast; got 'vit'"),
+        ("level1.encoder=resnet", "encoder must be one of impala, fast, vit; got 'resnet'"),
         ("seed=-1", "seed must lie in"),
         ("evaluation.budgets=0.5+x", "budgets must be float, got 'x'"),
         ("evaluation.budgets=0.5+0", "budgets must lie in"),
@@ -248,7 +249,11 @@ CONTEXT: list[tuple[str, dict]] = [
     (r"data\.good_fraction", {"data.recipe": "mixture"}),
     (r"data\.exclude_.*", {"data.layouts": "rectangle"}),
     (r"level1\.ema_decay", {"level1.target": "ema"}),
-    (r"level1\.(patch|depth|heads|pretrain_.*)", {"level1.encoder": "vit"}),
+    (r"level1\.(patch|depth|heads)", {"level1.encoder": "vit"}),
+    (
+        r"level1\.pretrain_.*",
+        {"level1.encoder": "vit", "level1.pretrain_mask": 0.2, "level1.pretrain_updates": 2},
+    ),
     (r"level1\.layouts_per_batch", {"data.layouts": "random"}),
     (r"level1\.rollout", {"level1.rollout": 2}),
     (r".*\.optim\.clip", in_every_training(clip=0.01)),
@@ -286,8 +291,6 @@ REFUSED = {
 NOT_BY_EFFECT = {
     "profile": "a label: it says which defaults were taken",
     "device": "only the CPU is present everywhere; choose_device is tested below",
-    "level1.pretrain_mask": "a training before level 1's own, see test_level1_vit",
-    "level1.pretrain_updates": "the same",
     "evaluation.matched_dynamics": "read by a notebook, see the test of notebooks",
     "evaluation.budgets": "read by a notebook",
     "evaluation.budget_trials": "read by a notebook",
@@ -304,7 +307,7 @@ def fields_of(config, prefix=""):
     return found
 
 
-FIELDS = fields_of(BASE)
+FIELDS = {leaf: item for leaf, item in fields_of(BASE).items() if not leaf.startswith("pixels.")}
 SPECIAL = {
     "data.source": ["<npz>"],  # a file made below
     "data.exclude_wall": ["30-40"],
@@ -412,6 +415,8 @@ def tracker_print(config):
 def fingerprint(leaf, config):
     """What the setting is there for, as a hash."""
     section = leaf.split(".")[0]
+    if leaf.startswith("level1.pretrain_"):
+        return training_print("pretraining", config)
     if leaf == "tracker":
         return tracker_print(config)
     if leaf in ("seed", "precision"):

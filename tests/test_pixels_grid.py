@@ -15,7 +15,7 @@ from sklearn.metrics import mean_absolute_error, r2_score
 
 from hjepa_lib import gridresults, gridstages, sweep
 from hjepa_lib.__main__ import main
-from hjepa_lib.config import ConfigError, profile
+from hjepa_lib.config import ConfigError, GuardedOptimConfig, profile
 from hjepa_lib.data import grid_buffers
 from hjepa_lib.data.grid_buffers import GridBuffer
 from hjepa_lib.evaluation import grid as measures
@@ -28,7 +28,7 @@ from hjepa_lib.reporting import grid as figures
 from hjepa_lib.reporting.style import FigureError
 from hjepa_lib.runs import Run
 from hjepa_lib.training.grid import PairFit, fit_grid, fit_reward, reward_rows
-from hjepa_lib.training.loop import Fit, OptimConfig, learning_rate
+from hjepa_lib.training.loop import Fit, learning_rate
 from hjepa_lib.workspace import Workspace
 from hjepa_lib.worlds import grid_world as world
 
@@ -451,7 +451,7 @@ class Scripted:
 
 def scripted(losses, updates=20) -> Fit:
     module = torch.nn.Linear(1, 1)
-    optim = OptimConfig(updates=updates, validate_every=1, schedule="constant")
+    optim = GuardedOptimConfig(updates=updates, validate_every=1, schedule="constant")
     return Fit(
         module, lambda g: (module(torch.ones(1)).sum() ** 2, {}), optim, seed=0,
         validate=Scripted(*losses),

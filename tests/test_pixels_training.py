@@ -19,7 +19,7 @@ from tiny_pixels import (
 from torch import nn
 
 from hjepa_lib import auxiliaryrunner, pixelresults, pixelstages
-from hjepa_lib.config import OptimConfig, profile
+from hjepa_lib.config import GuardedOptimConfig, OptimConfig, profile
 from hjepa_lib.evaluation.frames import frame_errors, mean_frame
 from hjepa_lib.fields import ConfigError
 from hjepa_lib.files import FileError, read_json
@@ -46,7 +46,7 @@ class Toy(nn.Module):
         self.register_buffer("seen", torch.zeros(()))
 
 
-def toy(factors=(), validate=None, folder=None, after=None, **optim):
+def toy(factors=(), validate=None, folder=None, after=None, kind=GuardedOptimConfig, **optim):
     """Loss = factor * |w|^2, the factor of update k from `factors` (1 beyond them)."""
     module = Toy()
 
@@ -55,10 +55,9 @@ def toy(factors=(), validate=None, folder=None, after=None, **optim):
         module.seen += factor
         return factor * module.weight.square().sum(), {}
 
-    settings = {"updates": 6, "lr": 0.1, "validate_every": 1, "schedule": "constant",
-                "non_finite": "skip"}  # fmt: skip
-    fit = Fit(module, loss_fn, OptimConfig(**settings | optim), seed=0, validate=validate,
-              folder=folder, after_update=after)  # fmt: skip
+    settings = {"updates": 6, "lr": 0.1, "validate_every": 1} | optim
+    fit = Fit(module, loss_fn, kind(**settings), seed=0, validate=validate, folder=folder,
+              after_update=after)  # fmt: skip
     return module, fit
 
 
@@ -117,7 +116,7 @@ def test_constant_and_step_schedules():
     step = rates([1.0] * 7, schedule="step", decay_every=3)
     assert step == pytest.approx([0.1] * 3 + [0.05] * 3 + [0.025])
     assert rates([1.0] * 7, schedule="step", decay_every=1, min_lr=0.04)[-1] == 0.04
-    config = OptimConfig(updates=10, lr=0.5, schedule="step", decay_every=5)
+    config = GuardedOptimConfig(updates=10, lr=0.5, schedule="step", decay_every=5)
     assert [learning_rate(k, config) for k in (0, 4, 5, 9)] == [0.5, 0.5, 0.25, 0.25]
 
 
@@ -178,13 +177,13 @@ def test_resuming_keeps_schedule_patience_and_skip_counter(tmp_path):
 
 def test_resume_files_of_the_default_settings_have_not_changed(tmp_path):
     """Files written before the new settings existed are still read."""
-    _, fit = toy(folder=tmp_path, schedule="cosine", non_finite="fail")
+    _, fit = toy(folder=tmp_path, kind=OptimConfig)
     next(iter(fit))
     payload = torch.load(tmp_path / loop.RESUME, weights_only=True)
     assert set(payload) == {"module", "optimiser", "counters", "best", "config"}
     assert payload["config"].startswith("(OptimConfig(updates=6, batch=64, lr=0.1, ")
     assert payload["config"].endswith("validate_every=1, patience=0), 0, 'fp32')")
-    _, again = toy(folder=tmp_path, schedule="cosine", non_finite="fail")
+    _, again = toy(folder=tmp_path, kind=OptimConfig)
     assert again.update == 1
     with pytest.raises(TrainingError, match="other training settings"):
         toy(folder=tmp_path)

@@ -25,6 +25,7 @@ from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.level1 import train_level1
 from hjepa_lib.training.level2 import macro_box, train_joint, train_level2
 from hjepa_lib.training.loop import Fit
+from hjepa_lib.training.masked import pretrain_level1
 from hjepa_lib.training.probes import Probe
 
 CPU = torch.device("cpu")
@@ -178,7 +179,7 @@ def frozen_stores(level1: Level1Config, seed: int, limit: int) -> list[LatentSto
 
 
 def make_job(kind: str, config: Config, folder: Path | None = None, layouts: str = "fixed") -> Job:
-    """`level1`, `level2`, `level3` (on a frozen random level 1), `joint`, `distance`; seeded."""
+    """`level1`, `pretraining`, `level2`, `level3` (on a frozen random level 1), `joint`, `distance`; seeded."""
     data = tiny_data(layouts)
     train, validation = data.split(0.2, 0)
     options = {"folder": folder, "precision": config.precision}
@@ -186,6 +187,11 @@ def make_job(kind: str, config: Config, folder: Path | None = None, layouts: str
         model = make_level1(config, config.seed)
         windows = [Windows(part, config.level1.window) for part in (train, validation)]
         fit = train_level1(model, *windows, config.level1, seed=config.seed, **options)
+        return Job(fit, model, model)
+    if kind == "pretraining":
+        model = make_level1(config, config.seed)
+        windows = [Windows(part, config.level1.window) for part in (train, validation)]
+        fit = pretrain_level1(model, *windows, config.level1, seed=config.seed, **options)
         return Job(fit, model, model)
     if kind == "joint":
         torch.manual_seed(config.seed)

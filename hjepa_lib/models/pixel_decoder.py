@@ -74,6 +74,11 @@ class PatchDecoder(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
         self.pixels = nn.Linear(config.dim, channels * config.patch**2)
 
+    def first_weights(self) -> None:
+        """Patches begin different from each other, and the frame nearly black."""
+        nn.init.normal_(self.query, std=1.0)
+        nn.init.normal_(self.pixels.weight, std=0.01)
+
     def forward(self, x: Tensor) -> Tensor:
         memory = self.memory_norm(self.memory(x))[:, None]  # (B, 1, dim)
         tokens = self.query.expand(len(x), -1, -1)

@@ -1,9 +1,15 @@
-"""First weights and counts of the pixel models (MOD-13)."""
+"""First weights and counts of the pixel models (MOD-13).
+
+Conv Kaiming, linear Kaiming by fan-out or Xavier with gain 0.5 for large layers, embeddings
+N(0, 0.01), learned tokens and positions N(0, 0.02), norms 1 and 0, biases 0. Beyond seed 001: a
+module with `first_weights` has the last word on its own, and `unit_spread` scales the encoder's last
+layer to the data (as in arXiv 1511.06422).
+"""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hjepa_lib.models.layers import count_parameters
 
@@ -13,10 +19,7 @@ LARGE = 512
 
 @torch.no_grad()
 def initialise(model: nn.Module) -> None:
-    """First weights (MOD-13): Kaiming, Xavier gain 0.5 for large layers, N(0, 0.01) embeddings.
-
-    Learned tokens and positions are N(0, 0.02); norms 1 and 0; biases 0.
-    """
+    """Draw all weights of `model` anew from torch's generator."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -35,6 +38,24 @@ def initialise(model: nn.Module) -> None:
             continue
         if getattr(module, "bias", None) is not None:
             nn.init.zeros_(module.bias)
+    for module in model.modules():
+        if hasattr(module, "first_weights"):
+            module.first_weights()
+
+
+@torch.no_grad()
+def unit_spread(encoder: nn.Module, pixels: Tensor) -> None:
+    """Scale the last linear layer so that latents of `pixels` (B, L, C, H, W) have a mean std of 1.
+
+    On dark frames the rules above start the latent at a hundredth of that, where a decoder does not
+    tell it from nothing for hundreds of updates. Frames without any difference change nothing.
+    """
+    training = encoder.training
+    std = encoder.eval()(pixels).std(dim=0).mean()
+    encoder.train(training)
+    if std > 1e-8:
+        last = [module for module in encoder.modules() if isinstance(module, nn.Linear)][-1]
+        last.weight.div_(std)
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:

@@ -28,14 +28,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hjepa_lib.data.transitions import Transitions
 from hjepa_lib.fields import ConfigError
 from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.models.pixel_decoder import PatchDecoder
 from hjepa_lib.models.pixel_encoders import build_pixel_encoder
 from hjepa_lib.models.pixel_parts import ActionEmbedding, LatentPredictor
-from hjepa_lib.models.pixel_weights import initialise, parameter_counts
+from hjepa_lib.models.pixel_weights import initialise, parameter_counts, unit_spread
 from hjepa_lib.pixelsections import PixelsConfig
 from hjepa_lib.regularisers import build_regulariser
+
+SPREAD_ROWS = 256  # transitions that set the scale of the first latents
 
 
 class PixelShapes(NamedTuple):
@@ -255,7 +258,11 @@ class PixelJepa(PixelModel):
 
 
 def build_pixel_model(name: str, config: PixelsConfig, data: Any) -> nn.Module:
-    """The model `name` with fresh weights from torch's generator; `data` gives the shapes."""
+    """The model `name` with fresh weights from torch's generator.
+
+    `data` gives the shapes; training `Transitions` (not bare `PixelShapes`) also set the scale of
+    the first latents.
+    """
     if name == "vjepa2":
         from hjepa_lib.models.vjepa2 import build_vjepa2  # that module builds on this one
 
@@ -274,6 +281,9 @@ def build_pixel_model(name: str, config: PixelsConfig, data: Any) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # building drew another number of them per model
         torch.manual_seed(seed)
         initialise(model)
+    if isinstance(data, Transitions):
+        rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:SPREAD_ROWS]
+        unit_spread(model.encoder, model.pixels(data.batch(rows.sort().values).state))
     if isinstance(model, PixelJepa):
         model.make_target()
     return model.requires_grad_(False) if name == "random" else model

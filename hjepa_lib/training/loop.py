@@ -10,7 +10,6 @@ gradient is lost and counted, a loss above 1e6 ends the training.
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import math
 import warnings
@@ -21,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hjepa_lib.config import OptimConfig
+from hjepa_lib.config import GuardedOptimConfig, OptimConfig
 from hjepa_lib.files import write_atomic
 from hjepa_lib.training import distributed
 
@@ -31,9 +30,8 @@ LARGE_NORM = 100.0
 MOST_SKIPPED = 50
 """Guards of `non_finite="skip"`: a loss above the first fails, a gradient norm above the second is
 warned about once, and so many lost updates in a row fail as well."""
-GUARDS = ("delta", "schedule", "plateau_patience", "decay_every", "min_lr", "non_finite")
-"""Settings that resume files leave out at their defaults: older files stay readable."""
-STORED = ("mark", "waited", "halvings", "skipped", "skipped_in_a_row")
+GUARDED = ("mark", "waited", "halvings", "skipped", "skipped_in_a_row")
+"""What only a resume file of `GuardedOptimConfig` holds."""
 LossFn = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]
 ValidateFn = Callable[[], dict[str, float]]
 
@@ -65,8 +63,9 @@ def learning_rate(update: int, config: OptimConfig, halvings: int = 0) -> float:
     updates, and `plateau` has been halved `halvings` times; neither goes below `min_lr`.
     """
     if config.schedule != "cosine":
-        times = {"step": update // config.decay_every, "plateau": halvings}
-        rate = config.lr * 0.5 ** times.get(config.schedule, 0)
+        if config.schedule == "step":
+            halvings = update // config.decay_every
+        rate = config.lr * 0.5**halvings
         return max(rate, min(config.min_lr, config.lr))
     warmup = max(1, round(config.warmup * config.updates))
     if update < warmup:
@@ -223,9 +222,13 @@ class Fit:
         else:
             self.stale += 1
             self.waited += 1
-            if self.waited >= max(1, self.config.plateau_patience):
-                self.halvings, self.waited = self.halvings + 1, 0
+            if self.config.schedule == "plateau":
+                self._halve_on_plateau()
         return validation
+
+    def _halve_on_plateau(self) -> None:
+        if self.waited >= max(1, self.config.plateau_patience):
+            self.halvings, self.waited = self.halvings + 1, 0
 
     def load_best(self) -> None:
         """Put the best validated weights into the module (no-op without validation)."""
@@ -240,10 +243,10 @@ class Fit:
             "optimiser": self.optimiser.state_dict(),
             "counters": (self.update, self.stale, self.best_loss),
             "best": self.best,
-            "config": self._settings(),
+            "config": repr((self.config, self.seed, self.precision)),
         }
-        if self._beyond_defaults():
-            payload["guards"] = {name: getattr(self, name) for name in STORED}
+        if isinstance(self.config, GuardedOptimConfig):
+            payload["guards"] = {name: getattr(self, name) for name in GUARDED}
         buffer = io.BytesIO()
         torch.save(payload, buffer)
         write_atomic(self.path, buffer.getvalue())
@@ -262,7 +265,7 @@ class Fit:
             payload = torch.load(self.path, weights_only=True)
         except Exception as error:
             raise TrainingError(f"{self.path} is damaged: {error}") from error
-        if payload["config"] != self._settings():
+        if payload["config"] != repr((self.config, self.seed, self.precision)):
             raise TrainingError(
                 f"{self.path} belongs to other training settings; remove it or use a new run"
             )
@@ -276,16 +279,3 @@ class Fit:
         for name, value in payload.get("guards", {}).items():
             setattr(self, name, value)
         self.best = payload["best"]
-
-    def _beyond_defaults(self) -> list[str]:
-        fields = dataclasses.fields(self.config)
-        return [f.name for f in fields if f.name in GUARDS
-                and getattr(self.config, f.name) != f.default]  # fmt: skip
-
-    def _settings(self) -> str:
-        """What a resume file must agree on."""
-        changed = self._beyond_defaults()
-        names = [f.name for f in dataclasses.fields(self.config)]
-        kept = [name for name in names if name not in GUARDS or name in changed]
-        values = ", ".join(f"{name}={getattr(self.config, name)!r}" for name in kept)
-        return f"({type(self.config).__name__}({values}), {self.seed!r}, {self.precision!r})"
