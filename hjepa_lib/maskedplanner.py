@@ -24,6 +24,7 @@ MODEL: dict[str, Any] = {
     "level1.predictor": "transformer",
     "level1.hidden": 64,
     "level1.rollout": 8,
+    "level1.optim.batch": 16,  # more updates in the same time
     "level1.pretrain_mask": 0.4,
     "precision": "fp32",  # such narrow matrix products gain nothing from bf16
 }

@@ -1,7 +1,7 @@
 """Settings of the world-model comparison on pixels (notebooks 10-15, seeds 001, 002, 004).
 
-Sizes of networks, losses and optimisers are those of the seeds; budgets (episodes, updates) are the
-`laptop` profile's, the seeds' own stand in the profile `full`. A training section counts in epochs
+Sizes of networks and losses are those of the seeds; budgets (episodes, updates) and the learning
+rates that fit so few updates are the `laptop` profile's, the seeds' own stand in the profile `full`. A training section counts in epochs
 as the seeds do; `updates` above 0 fixes the number of updates whatever the size of the data.
 """
 
@@ -167,7 +167,7 @@ class DecoderConfig(Checked):
     dropout: float = number(0.2, 0, 0.9)
     source: str = choice("predictor", "predictor", "online", "target")
     """What JEPA's frozen decoder reads: the imagined latent, or an encoding of s_{t+1} (MOD-10)."""
-    optim: EpochsConfig = EpochsConfig(updates=400, patience=5)
+    optim: EpochsConfig = EpochsConfig(updates=600, lr=1e-3, patience=5)
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ class Stage2Config(Checked):
     """Share of the steps before the roll-out that see true latents."""
     rollout_steps: int = number(4, 1)
     optim: EpochsConfig = EpochsConfig(
-        epochs=30, updates=1_000, lr=1e-4, weight_decay=0.05, schedule="plateau", delta=0.0
+        epochs=30, updates=1_150, lr=1e-4, weight_decay=0.05, schedule="plateau", delta=0.0
     )
     output: str = choice("latent", "latent", "change")
     """What the world model's last layer gives: the next latent, or its difference to the present
@@ -321,7 +321,7 @@ class PixelsConfig(Checked):
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     action_dim: int = number(32, 1)
     """Width of the action embedding (MOD-5)."""
-    optim: EpochsConfig = EpochsConfig(updates=800)
+    optim: EpochsConfig = EpochsConfig(updates=800, lr=1e-3)
     """Encoder-decoder models and JEPA."""
     reward: RewardConfig = RewardConfig()
     vjepa2: VJepa2Config = VJepa2Config()

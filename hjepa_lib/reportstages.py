@@ -22,9 +22,16 @@ from hjepa_lib import headstages, pixelstages
 from hjepa_lib.config import to_dict
 from hjepa_lib.data.transitions import Transitions
 from hjepa_lib.evaluation import comparison, representation
-from hjepa_lib.evaluation.comparison import NOT_APPLICABLE, NOT_ESTIMABLE, RANDOM, Row
+from hjepa_lib.evaluation.claims import by_block
 from hjepa_lib.evaluation.footprint import update_megabytes
 from hjepa_lib.evaluation.frames import mean_frame
+from hjepa_lib.evaluation.pixelrows import (
+    NOT_APPLICABLE,
+    NOT_ESTIMABLE,
+    RANDOM,
+    Row,
+    check_row,
+)
 from hjepa_lib.evaluation.rewards import MEAN_REWARD, score, unestimable
 from hjepa_lib.files import load_npz, read_json, save_npz, sha256, write_atomic, write_json
 from hjepa_lib.models.pixels import matched_counts
@@ -61,7 +68,7 @@ def measure_row(ws: Workspace, name: str, seed: int) -> Row:
         folder = f"{pixelstages.model_folder(name, seed)}/measures"
         with ws.run.stage(stage, folder=folder, needs=needs) as target:
             row = _measure(ws, name, seed, model, decoder, heads, (train, validation))
-            comparison.check_row(row)
+            check_row(row)
             save_npz(target / "errors.npz", **row.errors)
             write_json(target / "row.json", {"facts": row.facts, "scores": row.scores})
     return load_row(ws.run.path / pixelstages.model_folder(name, seed) / "measures")
@@ -107,7 +114,7 @@ def _measure(
     met = representation.measure(model.encode, sample, seed=ws.config.seed)
     scores |= {key: NOT_ESTIMABLE if value != value else value for key, value in met.items()}
     episode = validation.episode.numpy()
-    return Row(facts, scores, {k: comparison.by_block(v, episode) for k, v in found.items()})
+    return Row(facts, scores, {k: by_block(v, episode) for k, v in found.items()})
 
 
 def _facts(

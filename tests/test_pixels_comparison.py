@@ -12,15 +12,17 @@ from torch import nn
 from hjepa_lib import pixelstages, reportstages
 from hjepa_lib.config import profile
 from hjepa_lib.estimates import estimate
-from hjepa_lib.evaluation import comparison
-from hjepa_lib.evaluation.comparison import (
+from hjepa_lib.evaluation import claims, comparison
+from hjepa_lib.evaluation.footprint import update_bytes
+from hjepa_lib.evaluation.pixelrows import (
     COLUMNS,
     NOT_APPLICABLE,
     NOT_ESTIMABLE,
+    NOTES,
     ComparisonError,
     Row,
+    check_row,
 )
-from hjepa_lib.evaluation.footprint import update_bytes
 from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.files import read_json, write_json
 from hjepa_lib.pixelsections import MODELS
@@ -82,7 +84,7 @@ def build(rows, seeds=SEEDS, **options):
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr(comparison, "RESAMPLES", 100)
+    monkeypatch.setattr(claims, "RESAMPLES", 100)
 
 
 # --- fair sets only ---------------------------------------------------------------------------
@@ -113,14 +115,14 @@ def test_rows_must_be_whole_and_finite():
         ({"parameters": True}, "parameters is True"),
     ):
         with pytest.raises(ComparisonError, match=message):
-            comparison.check_row(row(**changes))
+            check_row(row(**changes))
     lacking = row()
     del lacking.scores["larp_gain"]
     with pytest.raises(ComparisonError, match="lacks larp_gain"):
-        comparison.check_row(lacking)
+        check_row(lacking)
     del lacking.facts["data_sha256"]
     with pytest.raises(ComparisonError, match="does not say its data_sha256"):
-        comparison.check_row(lacking)
+        check_row(lacking)
 
 
 # --- the report's schema ------------------------------------------------------------------------
@@ -136,7 +138,7 @@ def test_report_has_n_seeds_intervals_and_baselines(tmp_path):
         for cells in found["models"].values():
             cell = cells[name]
             assert cell["seeds"] == 3 and cell["text"]
-            noted = cell["text"] in comparison.NOTES
+            noted = cell["text"] in NOTES
             assert noted or cell["low"] <= cell["mean"] <= cell["high"]
     assert {"copy_last_latent", "copy_last_frame", "mean_reward"} <= found["baselines"].keys()
     assert {row["data_sha256"] for row in found["rows"]} == {found["data_sha256"]}
@@ -196,7 +198,7 @@ def test_claims_follow_the_paired_interval():
 def test_fewer_than_three_seeds_claim_nothing():
     found = build(rows_of(0.1, (0, 1)), (0, 1))
     assert verdicts(found) == {"nothing claimed: 2 of 3 seeds"}
-    assert not [text for text in comparison.sentences(found) if "beats" in text]
+    assert not [text for text in claims.sentences(found) if "beats" in text]
 
 
 def test_a_perfect_guess_is_not_estimable():
@@ -208,7 +210,7 @@ def test_a_perfect_guess_is_not_estimable():
 
 
 def test_sentences_say_n_and_interval():
-    texts = comparison.sentences(build(rows_of()))
+    texts = claims.sentences(build(rows_of()))
     one = next(text for text in texts if text.startswith("jepa: imagined latent"))
     assert "beats copy last latent: error -" in one and "3 seeds, 12 blocks" in one
 
@@ -216,12 +218,12 @@ def test_sentences_say_n_and_interval():
 def test_blocks_of_an_episode_are_the_unit_and_keep_the_mean():
     errors = np.arange(100.0)
     episode = np.repeat([7, 4, 9], [62, 30, 8])
-    table = comparison.by_block(errors, episode)
+    table = claims.by_block(errors, episode)
     assert table.mean() == pytest.approx(errors.mean())
     parts = np.split(errors, [30, 60, 62, 92])  # 30 at a time, never across an episode
     assert table == pytest.approx(np.array([part.sum() for part in parts]) * 5 / 100)
     with pytest.raises(ComparisonError, match=r"must be \(M,\)"):
-        comparison.by_block(errors, episode[:3])
+        claims.by_block(errors, episode[:3])
 
 
 def test_few_validation_blocks_claim_nothing():

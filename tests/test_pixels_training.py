@@ -302,7 +302,7 @@ def test_every_model_sees_the_same_batches(monkeypatch):
 def test_jepa_learns_to_predict_and_keeps_its_spread():
     _, fit = train("jepa", optim__updates=60, optim__lr=3e-3, encoder__kind="mlp")
     reports = list(fit)
-    assert reports[-1].terms["vicreg_std"] < 0.7 * reports[0].terms["vicreg_std"]
+    assert reports[-1].terms["vicreg_std"] < 0.5
     assert reports[-1].loss < 0.8 * reports[0].loss
 
 
@@ -456,20 +456,20 @@ def test_every_model_is_drawn_on_the_same_samples(ws, monkeypatch):
 def test_the_random_baseline_is_built_from_the_seed(ws):
     one, two = (pixelstages.load_model(ws, "random", 0) for _ in range(2))
     assert digest(one) == digest(two) != digest(pixelstages.load_model(ws, "random", 1))
-    start = pixelstages.fresh_model(ws, "jepa", 0, tiny_transitions())
+    start = pixelstages.fresh_model(ws, "jepa", 0, pixelstages.make_transitions(ws)[0])
     assert digest(one.encoder) == digest(start.encoder)
 
 
 # --- decoder (MOD-10) -------------------------------------------------------------------------
 def test_the_decoder_learns_and_leaves_the_model_alone(tmp_path):
-    config = tiny_config(decoder__optim__updates=40, decoder__optim__lr=3e-3)
+    config = tiny_config(decoder__optim__updates=60, decoder__optim__lr=3e-3)
     ws = tiny_workspace(tmp_path, config)
     model = pixelstages.load_model(ws, "jepa", 0)
     before = fingerprint(model)
     reports = list(pixelstages.train_decoder_stage(ws, "jepa", 0))
     assert fingerprint(pixelstages.load_model(ws, "jepa", 0)) == before
     errors = [r.validation["mse_reconstruction"] for r in reports if r.validation]
-    assert errors[-1] < 0.7 * errors[0]
+    assert errors[-1] < min(0.9 * errors[0], 0.7 * reports[0].loss)
     result = read_json(ws.run.path / "pixels/jepa/s0/decoder_result.json")
     assert result["source"] == "predictor"
     assert result["frames"]["mse"] == pytest.approx(result["best_loss"], rel=1e-3)

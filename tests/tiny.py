@@ -179,7 +179,7 @@ def frozen_stores(level1: Level1Config, seed: int, limit: int) -> list[LatentSto
 
 
 def make_job(kind: str, config: Config, folder: Path | None = None, layouts: str = "fixed") -> Job:
-    """`level1`, `pretraining`, `level2`, `level3` (on a frozen random level 1), `joint`, `distance`; seeded."""
+    """`level1`, `pretraining`, `level2`, `level3` (frozen random level 1), `joint`, `distance`."""
     data = tiny_data(layouts)
     train, validation = data.split(0.2, 0)
     options = {"folder": folder, "precision": config.precision}

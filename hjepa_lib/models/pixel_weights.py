@@ -2,8 +2,8 @@
 
 Conv Kaiming, linear Kaiming by fan-out or Xavier with gain 0.5 for large layers, embeddings
 N(0, 0.01), learned tokens and positions N(0, 0.02), norms 1 and 0, biases 0. Beyond seed 001: a
-module with `first_weights` has the last word on its own, and `unit_spread` scales the encoder's last
-layer to the data (as in arXiv 1511.06422).
+module with `first_weights` has the last word on its own, and `unit_size` fits the encoder's last
+layer to the data (the idea of arXiv 1511.06422).
 """
 
 from __future__ import annotations
@@ -44,18 +44,20 @@ def initialise(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def unit_spread(encoder: nn.Module, pixels: Tensor) -> None:
-    """Scale the last linear layer so that latents of `pixels` (B, L, C, H, W) have a mean std of 1.
+def unit_size(encoder: nn.Module, pixels: Tensor) -> None:
+    """Latents of `pixels` (B, L, C, H, W) get a root mean square of 1 by the last linear layer.
 
     On dark frames the rules above start the latent at a hundredth of that, where a decoder does not
-    tell it from nothing for hundreds of updates. Frames without any difference change nothing.
+    tell it from nothing for hundreds of updates. The size and not the spread: a spread far below
+    the size would be blown up together with the noise of dropout.
     """
     training = encoder.training
-    std = encoder.eval()(pixels).std(dim=0).mean()
+    size = encoder.eval()(pixels).square().mean().sqrt()
     encoder.train(training)
-    if std > 1e-8:
+    if size > 1e-8:
         last = [module for module in encoder.modules() if isinstance(module, nn.Linear)][-1]
-        last.weight.div_(std)
+        last.weight.div_(size)
+        last.bias.div_(size)
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:

@@ -34,11 +34,11 @@ from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.models.pixel_decoder import PatchDecoder
 from hjepa_lib.models.pixel_encoders import build_pixel_encoder
 from hjepa_lib.models.pixel_parts import ActionEmbedding, LatentPredictor
-from hjepa_lib.models.pixel_weights import initialise, parameter_counts, unit_spread
+from hjepa_lib.models.pixel_weights import initialise, parameter_counts, unit_size
 from hjepa_lib.pixelsections import PixelsConfig
 from hjepa_lib.regularisers import build_regulariser
 
-SPREAD_ROWS = 256  # transitions that set the scale of the first latents
+SIZE_ROWS = 256  # transitions that set the scale of the first latents
 
 
 class PixelShapes(NamedTuple):
@@ -282,8 +282,8 @@ def build_pixel_model(name: str, config: PixelsConfig, data: Any) -> nn.Module:
         torch.manual_seed(seed)
         initialise(model)
     if isinstance(data, Transitions):
-        rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:SPREAD_ROWS]
-        unit_spread(model.encoder, model.pixels(data.batch(rows.sort().values).state))
+        rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:SIZE_ROWS]
+        unit_size(model.encoder, model.pixels(data.batch(rows.sort().values).state))
     if isinstance(model, PixelJepa):
         model.make_target()
     return model.requires_grad_(False) if name == "random" else model

@@ -12,7 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from hjepa_lib.evaluation.comparison import floor, number, sentences
+from hjepa_lib.evaluation.claims import sentences
+from hjepa_lib.evaluation.comparison import floor, number
 from hjepa_lib.evaluation.grid import comparison as grid_comparison
 from hjepa_lib.files import read_json
 from hjepa_lib.reporting.rewards import LABELS
