@@ -1,8 +1,9 @@
 """Settings of the world-model comparison on pixels (notebooks 10-15, seeds 001, 002, 004).
 
-Sizes of networks and losses are those of the seeds; budgets (episodes, updates) and the learning
-rates that fit so few updates are the `laptop` profile's, the seeds' own stand in the profile `full`. A training section counts in epochs
-as the seeds do; `updates` above 0 fixes the number of updates whatever the size of the data.
+Sizes of networks and losses are those of the seeds. Budgets (episodes, updates), and the learning
+rates that fit so few updates, are the `laptop` profile's; the seeds' own stand in the profile
+`full`. A training section counts in epochs as the seeds do; `updates` above 0 fixes the number of
+updates whatever the size of the data.
 """
 
 from __future__ import annotations
