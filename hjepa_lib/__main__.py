@@ -314,11 +314,19 @@ class GalleryCommand:
 
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
     """Finished runs, one per seed: their rows go to results.csv, pictures come from the first."""
+    pixels: str = ""
+    """Finished run of notebooks 10-15 whose tables are kept for the README."""
 
     def __call__(self) -> int:
+        from hjepa_lib.reporting import pixelgallery
         from hjepa_lib.reporting.gallery import refresh_readme, write_frontier, write_gallery
         from hjepa_lib.runs import Run, repository
 
+        if self.pixels:
+            print(pixelgallery.keep(Run.open(self.pixels), repository()))
+        pixelgallery.refresh(repository())
+        if self.pixels:
+            return 0
         if self.runs:
             print(write_gallery([Run.open(name) for name in self.runs], repository()))
         else:

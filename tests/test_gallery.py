@@ -2,12 +2,14 @@
 
 import pandas as pd
 import pytest
+from tiny import tiny_config
 
 from hjepa_lib import runs
 from hjepa_lib.evaluation.rows import load_rows
 from hjepa_lib.evaluation.statistics import wilson
-from hjepa_lib.reporting import gallery
-from hjepa_lib.runs import RunError
+from hjepa_lib.files import read_json, write_json
+from hjepa_lib.reporting import gallery, pixelgallery
+from hjepa_lib.runs import Run, RunError, repository
 
 
 def rows():
@@ -70,3 +72,65 @@ def test_the_readme_shows_the_committed_study():
     study = load_rows(root / "outputs" / "gallery" / "study.csv")
     shown = study[(study["split"] == "test") & study["group"].isin(gallery.GROUPS)]
     assert gallery.markdown(gallery.pooled(shown)) in (root / "README.md").read_text()
+
+
+# --- pixels -----------------------------------------------------------------------------------
+def kept_pixels():
+    """What a run of two models keeps: one claim that holds, one that does not."""
+    cell = {"mean": 1.0, "low": 0.5, "high": 1.5, "seeds": 3, "text": "1 (0.5 to 1.5)"}
+    claim = {"model": "jepa", "score": "reward MLP", "seeds": 3, "blocks": 9, "low": -0.4}
+    claim |= {"difference": -0.3, "high": -0.2, "against": "mean_reward", "verdict": "beats"}
+    none = claim | {"against": "random_encoder", "verdict": "no difference shown"}
+    row = {"model": "jepa", "look_ahead": [0.01, -0.02, 0.03]}
+    row["heads"] = {
+        "reward_mlp": {"r2": 0.5, "note": ""},
+        "larp": {"r2": None, "note": "not estimable", "transitions": 600, "seeds": 5},
+    }
+    return {
+        "comparison": {
+            "environment": "hjepa/Drift-v0",
+            "n": {"training": 2400, "validation": 600},
+            "seeds": [0, 1, 2],
+            "models": {"jepa": dict.fromkeys(pixelgallery.COLUMNS, cell)},
+            "claims": [claim, none],
+        },
+        "look_ahead": {"drift": [row, row | {"look_ahead": None}], "push": [row]},
+        "planning": [{"method": "random", "success_rate": 0.01, "ci95": [0.0, 0.05], "n": 100}],
+    }
+
+
+def test_pixel_tables_hold_the_run_s_own_numbers_and_claims():
+    text = pixelgallery.markdown(kept_pixels())
+    assert "2,400 training, 600 validation" in text and "3 training seeds" in text
+    assert "jepa: reward MLP beats mean reward: error -30.0 % (-40.0 to -20.0" in text
+    assert "random encoder" not in text and "2 comparisons in all" in text
+    assert text.count("0.500 / not estimable | +0.0100 (-0.0200 to +0.0300) | within noise") == 2
+    assert "| random | 1 % (0-5) | 100 |" in text
+
+
+def test_readme_is_refreshed_between_its_pixel_markers(tmp_path):
+    readme, place = tmp_path / "README.md", tmp_path / "outputs" / "gallery" / pixelgallery.FILE
+    readme.write_text("untouched")
+    pixelgallery.refresh(tmp_path)  # nothing is kept yet
+    assert readme.read_text() == "untouched"
+    write_json(place, kept_pixels())
+    with pytest.raises(RunError, match="two markers of the pixels"):
+        pixelgallery.refresh(tmp_path)
+    readme.write_text(f"before\n{pixelgallery.BEGIN}\nold\n{pixelgallery.END}\nafter\n")
+    pixelgallery.refresh(tmp_path)
+    text = readme.read_text()
+    assert text.startswith("before") and text.endswith("after\n") and "old" not in text
+    assert pixelgallery.markdown(kept_pixels()) in text
+
+
+def test_an_unfinished_run_is_not_kept(tmp_path):
+    run = Run.create("half", tiny_config(), tmp_path / "outputs")
+    with pytest.raises(RunError, match=r"run 'half' has no pixels/comparison.json"):
+        pixelgallery.keep(run, tmp_path)
+    assert not (tmp_path / "outputs" / "gallery").exists()
+
+
+def test_the_readme_shows_the_kept_pixels():
+    root = repository()
+    place = root / "outputs" / "gallery" / pixelgallery.FILE
+    assert pixelgallery.markdown(read_json(place)) in (root / "README.md").read_text()

@@ -230,8 +230,9 @@ def test_the_optimiser_and_budget_are_those_of_the_settings():
     group = fit.optimiser.param_groups[0]
     assert isinstance(fit.optimiser, torch.optim.AdamW)
     assert (group["betas"], group["weight_decay"], fit.config.clip) == ((0.9, 0.999), 1e-5, 1.0)
-    assert next(iter(fit)).lr == 3e-4
+    assert next(iter(fit)).lr == 1e-3  # the laptop's few updates; the seeds' rate is that of `full`
     full = profile("full").pixels.optim
+    assert full.lr == 3e-4
     assert (full.epochs, full.batch, full.patience, full.delta) == (20, 32, 3, 0.001)
     assert budget(full, 3200).updates == 2000 and budget(full, 3200).patience == 3
 
@@ -250,7 +251,7 @@ EPOCHS_CHANGES = {
     "patience": ({"updates": 0, "epochs": 4, "batch": 40, "lr": 0.0}, 1),
     "delta": ({"updates": 0, "epochs": 4, "batch": 40, "patience": 1}, 1e3),
     "plateau_patience": ({"batch": 40, "schedule": "plateau", "delta": 1e3}, 1),
-    "min_lr": ({"batch": 40, "schedule": "plateau", "delta": 1e3}, 2e-4),
+    "min_lr": ({"batch": 40, "schedule": "plateau", "delta": 1e3}, 8e-4),
 }  # fmt: skip
 
 
