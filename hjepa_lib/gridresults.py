@@ -31,7 +31,7 @@ from hjepa_lib.models.grid import GridModel, build_grid_model
 from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.runs import outputs_root
 from hjepa_lib.sweep import Study
-from hjepa_lib.training.heads import batches_sha256
+from hjepa_lib.training.batches import batches_sha256
 from hjepa_lib.workspace import Workspace
 
 ROWS = "grid/results.json"

@@ -18,7 +18,7 @@ from hjepa_lib.models.checkpoint import tensors
 from hjepa_lib.models.pixel_weights import parameter_counts
 from hjepa_lib.models.pixels import PixelModel
 from hjepa_lib.pixellog import PixelLog
-from hjepa_lib.training.heads import batches_sha256
+from hjepa_lib.training.batches import batches_sha256
 from hjepa_lib.training.loop import Fit, Report
 from hjepa_lib.workspace import Workspace
 

@@ -20,8 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_lib.config import ConfigError
-from hjepa_lib.data.collect import acquire
-from hjepa_lib.data.transitions import Transitions
 from hjepa_lib.files import FileError, write_json
 from hjepa_lib.models.heads import fingerprint
 from hjepa_lib.models.pixel_decoder import PatchDecoder
@@ -32,8 +30,10 @@ from hjepa_lib.models.pixel_files import (
     save_decoder,
     save_model,
 )
+from hjepa_lib.models.pixel_models import build_pixel_model
 from hjepa_lib.models.pixel_weights import initialise
-from hjepa_lib.models.pixels import PixelJepa, PixelModel, build_pixel_model
+from hjepa_lib.models.pixels import PixelJepa, PixelModel
+from hjepa_lib.pixeldata import load_transitions, make_transitions, split
 from hjepa_lib.pixellog import decoder_log, model_log
 from hjepa_lib.pixelresults import (
     drawing,
@@ -47,6 +47,7 @@ from hjepa_lib.pixelsections import MODELS
 from hjepa_lib.stages import own_stages
 from hjepa_lib.training.loop import Report
 from hjepa_lib.training.pixels import decoder_data, fit_decoder, fit_pixels, next_latent
+from hjepa_lib.vjepa2stages import load_vjepa2, train_vjepa2_stage
 from hjepa_lib.workspace import Workspace
 
 KINDS = {"enc_dec": "std_enc_dec", "enc_dec_jepa": "enc_dec_jepa_style", "jepa": "jepa"}
@@ -64,34 +65,10 @@ def model_folder(name: str, seed: int) -> str:
     return f"pixels/{name}/s{seed}"
 
 
-# --- data -------------------------------------------------------------------------------------
-def load_transitions(ws: Workspace) -> Transitions:
-    """All transitions of this run, collected or loaded on first use (stage `pixel_data`)."""
-    if not ws.run.done("pixel_data"):
-        with ws.run.stage("pixel_data", folder="pixels/data") as folder:
-            data = acquire(ws.config.pixels, ws.config.seed)
-            data.save(folder)
-        for note in data.meta.get("notes", []):
-            ws.run.note("pixel_data", note)
-    return Transitions.load(ws.run.path / "pixels/data")
-
-
-def make_transitions(ws: Workspace) -> tuple[Transitions, Transitions]:
-    """(train, validation), split by episode."""
-    return split(ws, load_transitions(ws))
-
-
-def split(ws: Workspace, data: Transitions) -> tuple[Transitions, Transitions]:
-    """(train, validation) of `data` as this run cuts it."""
-    return data.split(ws.config.pixels.data.validation_split, ws.config.seed)
-
-
 # --- models -----------------------------------------------------------------------------------
 def train_model_stage(ws: Workspace, name: str, seed: int) -> Iterator[Report]:
     """Train model `name` with training seed number `seed`; the best weights are stored."""
     if name == "vjepa2":
-        from hjepa_lib.vjepa2stages import train_vjepa2_stage  # builds on this module
-
         yield from train_vjepa2_stage(ws, seed)
         return
     stage = stage_name(name, seed)
@@ -165,8 +142,6 @@ def load_model(ws: Workspace, name: str, seed: int) -> nn.Module:
     for _ in train_model_stage(ws, name, seed):
         pass
     if name == "vjepa2":
-        from hjepa_lib.vjepa2stages import load_vjepa2
-
         return load_vjepa2(ws, seed)
     return load_model_file(ws.run.path / model_folder(name, seed), name).to(ws.device)
 

@@ -15,7 +15,8 @@ import torch
 
 from hjepa_lib.data.transitions import Transitions
 from hjepa_lib.evaluation.diagnostics import collapse_ratio, health
-from hjepa_lib.models.pixels import PixelJepa, build_pixel_model
+from hjepa_lib.models.pixel_models import build_pixel_model
+from hjepa_lib.models.pixels import PixelJepa
 from hjepa_lib.pixelsections import PixelsConfig
 from hjepa_lib.training.pixels import fit_pixels
 from hjepa_lib.training.probes import effective_rank

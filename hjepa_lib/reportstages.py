@@ -34,7 +34,7 @@ from hjepa_lib.evaluation.pixelrows import (
 )
 from hjepa_lib.evaluation.rewards import MEAN_REWARD, score, unestimable
 from hjepa_lib.files import load_npz, read_json, save_npz, sha256, write_atomic, write_json
-from hjepa_lib.models.pixels import matched_counts
+from hjepa_lib.models.pixel_models import matched_counts
 from hjepa_lib.pixelsections import MODELS
 from hjepa_lib.stages import own_stages
 from hjepa_lib.training.pixels import CHUNK, next_latent

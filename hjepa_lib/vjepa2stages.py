@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hjepa_lib import pixelstages
+from hjepa_lib import pixeldata
 from hjepa_lib.config import from_dict
 from hjepa_lib.data.transitions import Transitions
 from hjepa_lib.evaluation import vjepa2 as scores
@@ -29,7 +29,7 @@ from hjepa_lib.models.pixels import shapes_of
 from hjepa_lib.models.vjepa2 import MaskedPrediction, MaskedViT, VJepa2
 from hjepa_lib.pixelsections import PixelsConfig
 from hjepa_lib.stages import own_stages
-from hjepa_lib.training.heads import batches_sha256
+from hjepa_lib.training.batches import batches_sha256
 from hjepa_lib.training.loop import Fit, Report
 from hjepa_lib.training.vjepa2 import encode_states, fit_stage1, fit_stage2
 from hjepa_lib.workspace import Workspace
@@ -207,7 +207,7 @@ def load_vjepa2(ws: Workspace, seed: int) -> VJepa2:
 # --- what stages share ------------------------------------------------------------------------
 def transitions(ws: Workspace) -> tuple[Transitions, Transitions]:
     """(train, validation) of the comparison, the same for every model."""
-    return pixelstages.make_transitions(ws)
+    return pixeldata.make_transitions(ws)
 
 
 def _follow(ws: Workspace, name: str, fit: Fit, prefix: str, rows: int) -> Iterator[Report]:
@@ -259,7 +259,7 @@ def _result(
     return {
         "model": "vjepa2",
         "seed": number,
-        "data_sha256": pixelstages.load_transitions(ws).sha256,
+        "data_sha256": pixeldata.load_transitions(ws).sha256,
         "batches_sha256": batches_sha256(len(train), first["batch"], number),
         "transitions": {"training": len(train), "validation": len(validation)},
         "updates": first["updates"],

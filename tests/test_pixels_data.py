@@ -14,8 +14,9 @@ from PIL import Image
 from hjepa_lib.config import profile
 from hjepa_lib.data import collect as collecting
 from hjepa_lib.data import distribution
-from hjepa_lib.data.collect import Recorder, acquire, collect, record
+from hjepa_lib.data.collect import acquire, collect
 from hjepa_lib.data.distribution import check_distributions, compare, embed, inspect, summarise
+from hjepa_lib.data.recording import Recorder, record
 from hjepa_lib.data.transitions import DataError, Transitions, check_state
 from hjepa_lib.fields import ConfigError
 from hjepa_lib.files import FileError, save_npy

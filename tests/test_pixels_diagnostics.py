@@ -24,7 +24,7 @@ from hjepa_lib.evaluation.diagnostics import (
     max_correlation,
     weighted_terms,
 )
-from hjepa_lib.models.pixels import build_pixel_model
+from hjepa_lib.models.pixel_models import build_pixel_model
 from hjepa_lib.reporting import models
 from hjepa_lib.reporting.style import FigureError
 

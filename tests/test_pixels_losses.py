@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_pixels import SHAPES, tiny_batch, tiny_pixels, with_section
 
-from hjepa_lib.models.pixels import build_pixel_model
+from hjepa_lib.models.pixel_models import build_pixel_model
 from hjepa_lib.pixelsections import AuxiliaryConfig
 from hjepa_lib.regularisers import (
     BarlowTwins,

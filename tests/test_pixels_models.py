@@ -24,13 +24,11 @@ from hjepa_lib.fields import ConfigError
 from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.models.pixel_decoder import PatchDecoder
 from hjepa_lib.models.pixel_encoders import build_pixel_encoder
+from hjepa_lib.models.pixel_models import build_pixel_model, matched_counts
+from hjepa_lib.models.pixel_weights import initialise, parameter_counts
 from hjepa_lib.models.pixels import (
     ActionEmbedding,
     PixelShapes,
-    build_pixel_model,
-    initialise,
-    matched_counts,
-    parameter_counts,
     shapes_of,
 )
 from hjepa_lib.models.transformer import Transformer

@@ -18,14 +18,14 @@ from tiny_pixels import (
 )
 from torch import nn
 
-from hjepa_lib import auxiliaryrunner, pixelresults, pixelstages
+from hjepa_lib import auxiliaryrunner, pixeldata, pixelresults, pixelstages
 from hjepa_lib.config import GuardedOptimConfig, OptimConfig, profile
 from hjepa_lib.evaluation.frames import frame_errors, mean_frame
 from hjepa_lib.fields import ConfigError
 from hjepa_lib.files import FileError, read_json
 from hjepa_lib.models.heads import fingerprint
 from hjepa_lib.models.pixel_files import FILES, fill_model, load_model_file, save_model
-from hjepa_lib.models.pixels import build_pixel_model
+from hjepa_lib.models.pixel_models import build_pixel_model
 from hjepa_lib.pixellog import model_log
 from hjepa_lib.pixelsections import MODELS, EpochsConfig
 from hjepa_lib.reporting import reconstructions
@@ -581,7 +581,7 @@ ENTRIES = [
 
 def test_three_losses_run_into_their_own_folders_and_are_ranked(tmp_path, monkeypatch):
     config = profile("smoke").override(TINY | {"pixels.reward.optim.updates": 4})
-    monkeypatch.setattr(pixelstages, "acquire", lambda *_: tiny_transitions())
+    monkeypatch.setattr(pixeldata, "acquire", lambda *_: tiny_transitions())
     rows = auxiliaryrunner.run_losses(
         "losses", ENTRIES, config, {"pixels.optim.updates": 3}, root=tmp_path
     )
@@ -620,7 +620,7 @@ def test_rows_without_finite_numbers_are_ranked_last():
 
 
 def test_a_failing_loss_does_not_end_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(pixelstages, "acquire", lambda *_: tiny_transitions())
+    monkeypatch.setattr(pixeldata, "acquire", lambda *_: tiny_transitions())
     entries = [{"name": "none", "type": "none"}, ENTRIES[0]]
     rows = auxiliaryrunner.run_losses(
         "losses", entries, tiny_config(), root=tmp_path, downstream=lambda ws: {"downstream/x": 1.0}

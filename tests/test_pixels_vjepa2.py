@@ -20,7 +20,8 @@ from hjepa_lib.files import FileError
 from hjepa_lib.models import vjepa2_files as files
 from hjepa_lib.models.dropout import ByteDropout, use_byte_dropout
 from hjepa_lib.models.layers import count_parameters
-from hjepa_lib.models.pixels import PixelShapes, build_pixel_model, shapes_of
+from hjepa_lib.models.pixel_models import build_pixel_model
+from hjepa_lib.models.pixels import PixelShapes, shapes_of
 from hjepa_lib.models.vjepa2 import (
     MaskedPrediction,
     MaskedViT,

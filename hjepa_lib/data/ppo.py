@@ -20,7 +20,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from hjepa_lib.data.collect import record
+from hjepa_lib.data.recording import record
 from hjepa_lib.data.transitions import Transitions
 from hjepa_lib.fields import ConfigError, to_dict
 from hjepa_lib.machine import usable_cores

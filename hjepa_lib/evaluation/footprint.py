@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hjepa_lib.models.pixels import build_pixel_model, shapes_of
+from hjepa_lib.models.pixel_models import build_pixel_model
+from hjepa_lib.models.pixels import shapes_of
 from hjepa_lib.models.vjepa2 import MaskedPrediction, WorldModel, draw_masks
 from hjepa_lib.pixelsections import PixelsConfig
 

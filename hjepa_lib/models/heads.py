@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_lib.models.checkpoint import tensors
-from hjepa_lib.models.pixels import initialise
+from hjepa_lib.models.pixel_weights import initialise
 from hjepa_lib.pixelsections import RewardConfig
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

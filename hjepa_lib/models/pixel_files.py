@@ -17,7 +17,8 @@ from hjepa_lib.config import from_dict, to_dict
 from hjepa_lib.files import FileError, read_json, write_json
 from hjepa_lib.models.checkpoint import load_weights, save_weights
 from hjepa_lib.models.pixel_decoder import PatchDecoder
-from hjepa_lib.models.pixels import PixelModel, PixelShapes, build_pixel_model
+from hjepa_lib.models.pixel_models import build_pixel_model
+from hjepa_lib.models.pixels import PixelModel, PixelShapes
 from hjepa_lib.pixelsections import DecoderConfig, PixelsConfig
 
 FILES = {

@@ -28,17 +28,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hjepa_lib.data.transitions import Transitions
 from hjepa_lib.fields import ConfigError
-from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.models.pixel_decoder import PatchDecoder
 from hjepa_lib.models.pixel_encoders import build_pixel_encoder
 from hjepa_lib.models.pixel_parts import ActionEmbedding, LatentPredictor
-from hjepa_lib.models.pixel_weights import initialise, parameter_counts, unit_size
 from hjepa_lib.pixelsections import PixelsConfig
 from hjepa_lib.regularisers import build_regulariser
-
-SIZE_ROWS = 256  # transitions that set the scale of the first latents
 
 
 class PixelShapes(NamedTuple):
@@ -255,53 +250,3 @@ class PixelJepa(PixelModel):
         pairs = zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True)
         gaps = torch.cat([(slow - fast).flatten() for slow, fast in pairs])
         return gaps.square().mean().item()
-
-
-def build_pixel_model(name: str, config: PixelsConfig, data: Any) -> nn.Module:
-    """The model `name` with fresh weights from torch's generator.
-
-    `data` gives the shapes; training `Transitions` (not bare `PixelShapes`) also set the scale of
-    the first latents.
-    """
-    if name == "vjepa2":
-        from hjepa_lib.models.vjepa2 import build_vjepa2  # that module builds on this one
-
-        return build_vjepa2(config, data)
-    shapes, seed = shapes_of(data), int(torch.randint(2**31, (1,)))
-    if name in ("enc_dec", "enc_dec_jepa"):
-        model: PixelModel = EncoderDecoder(config, shapes, predictor=name == "enc_dec_jepa")
-    elif name == "jepa":
-        model = PixelJepa(config, shapes)
-    elif name == "random":
-        model = PixelModel(config, shapes)
-    else:
-        raise ConfigError(
-            f"unknown model {name!r}; known: enc_dec, enc_dec_jepa, jepa, vjepa2, random"
-        )
-    with torch.random.fork_rng(devices=[]):  # building drew another number of them per model
-        torch.manual_seed(seed)
-        initialise(model)
-    if isinstance(data, Transitions):
-        rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:SIZE_ROWS]
-        unit_size(model.encoder, model.pixels(data.batch(rows.sort().values).state))
-    if isinstance(model, PixelJepa):
-        model.make_target()
-    return model.requires_grad_(False) if name == "random" else model
-
-
-def matched_counts(config: PixelsConfig, data: Any) -> dict[str, int]:
-    """Weights that the JEPA-style twin and JEPA with its decoder train to predict a frame.
-
-    The auxiliary loss's projector is scaffolding of either and left out.
-    """
-    twin = parameter_counts(build_pixel_model("enc_dec_jepa", config, data))
-    jepa = parameter_counts(build_pixel_model("jepa", config, data))
-    shapes = shapes_of(data)
-    decoder = PatchDecoder(
-        config.decoder, config.encoder.latent_dim, shapes.channels, shapes.image_size
-    )
-    pair = {"enc_dec_jepa": twin, "jepa + decoder": jepa | {"decoder": count_parameters(decoder)}}
-    return {
-        name: sum(count for part, count in parts.items() if part != "regulariser")
-        for name, parts in pair.items()
-    }

@@ -28,12 +28,12 @@ from hjepa_lib.fields import ConfigError
 from hjepa_lib.models.dropout import ByteDropout, use_byte_dropout
 from hjepa_lib.models.layers import mlp
 from hjepa_lib.models.pixel_encoders import patch_grid
+from hjepa_lib.models.pixel_weights import initialise
 from hjepa_lib.models.pixels import (
     ActionEmbedding,
     JepaStep,
     PixelModel,
     PixelShapes,
-    initialise,
     shapes_of,
 )
 from hjepa_lib.models.transformer import Block

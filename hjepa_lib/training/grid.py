@@ -21,7 +21,7 @@ from hjepa_lib.data.grid_buffers import GridBuffer
 from hjepa_lib.models.grid import GridModel
 from hjepa_lib.models.grid_reward import GoalReward
 from hjepa_lib.pixelsections import EpochsConfig
-from hjepa_lib.training.heads import draw_batch
+from hjepa_lib.training.batches import draw_batch
 from hjepa_lib.training.loop import Fit, Report, ValidateFn
 from hjepa_lib.training.pixels import budget
 

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from hjepa_lib.files import sha256
 from hjepa_lib.models.heads import HeadError, RewardHead, build_head, fingerprint, head_inputs
 from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.pixelsections import EpochsConfig, RewardConfig
-from hjepa_lib.training.loop import Fit, Report, step_generator
+from hjepa_lib.training.batches import batches_sha256, draw_batch, seeded_noise
+from hjepa_lib.training.loop import Fit, Report
 
 HEADS = ("reward_mlp", "larp", "larp_copy")
 """Reward MLP, look-ahead reward predictor, and its baseline: LARP told that nothing will move
@@ -86,16 +86,6 @@ def select_inputs(features: Features, kind: str) -> Tensor | None:
     return head_inputs(features.latent, features.action, ahead)
 
 
-def draw_batch(rows: int, batch: int, generator: torch.Generator) -> Tensor:
-    """Indices (batch,) into `rows` training transitions."""
-    return torch.randint(rows, (batch,), generator=generator)
-
-
-def batches_sha256(rows: int, batch: int, seed: int) -> str:
-    """Hash of the first batch's indices: equal for all heads that may be compared."""
-    return sha256(draw_batch(rows, batch, step_generator(seed, 0)).numpy().tobytes())
-
-
 def fit_head(
     head: RewardHead,
     train: tuple[Tensor, Tensor],
@@ -105,8 +95,6 @@ def fit_head(
     seed: int,
 ) -> Fit:
     """MSE on the rewards of (inputs (M, width), reward (M,)); validated every epoch."""
-    from hjepa_lib.training.pixels import seeded_noise  # it draws its batches with this module
-
     inputs, reward = train
 
     def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

@@ -8,9 +8,8 @@ generator, so a resumed training equals an uninterrupted one. A fixed number of 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,19 +21,10 @@ from hjepa_lib.config import OptimConfig
 from hjepa_lib.data.transitions import Transitions
 from hjepa_lib.models.pixels import PixelModel
 from hjepa_lib.pixelsections import EpochsConfig
-from hjepa_lib.training.heads import draw_batch
+from hjepa_lib.training.batches import draw_batch, seeded_noise
 from hjepa_lib.training.loop import Fit
 
 CHUNK = 256  # transitions encoded at once outside training: activations stay near 100 MB
-
-
-@contextlib.contextmanager
-def seeded_noise(generator: torch.Generator, device: torch.device) -> Iterator[None]:
-    """Inside, torch's global generators are seeded from `generator`; after, they are as before."""
-    seed = int(torch.randint(2**31, (1,), generator=generator))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def budget(optim: EpochsConfig, rows: int) -> OptimConfig:

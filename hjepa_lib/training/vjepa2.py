@@ -26,9 +26,9 @@ from hjepa_lib.data.transitions import Transitions
 from hjepa_lib.fields import ConfigError
 from hjepa_lib.models.vjepa2 import MaskedPrediction, MaskedViT, WorldModel, draw_masks
 from hjepa_lib.pixelsections import PixelsConfig, Stage2Config
-from hjepa_lib.training.heads import draw_batch
+from hjepa_lib.training.batches import draw_batch, seeded_noise
 from hjepa_lib.training.loop import Fit
-from hjepa_lib.training.pixels import CHUNK, budget, seeded_noise
+from hjepa_lib.training.pixels import CHUNK, budget
 
 HELD_OUT = 256  # states or windows of one validation at most: it takes as long as a few updates
 
