@@ -168,7 +168,7 @@ class DecoderConfig(Checked):
     dropout: float = number(0.2, 0, 0.9)
     source: str = choice("predictor", "predictor", "online", "target")
     """What JEPA's frozen decoder reads: the imagined latent, or an encoding of s_{t+1} (MOD-10)."""
-    optim: EpochsConfig = EpochsConfig(updates=600, lr=1e-3, patience=5)
+    optim: EpochsConfig = EpochsConfig(updates=400, lr=1e-3, patience=5)
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class RewardConfig(Checked):
     optim: EpochsConfig = EpochsConfig(updates=1_000, weight_decay=0.01, delta=0.0)
     standardise: bool = True
     """Inputs scaled by mean and deviation of the training part, so that no model's units decide."""
-    study_updates: int = number(250, 0)
+    study_updates: int = number(200, 0)
     """Updates of a base model (of each of its stages) in the study at most; 0 = as in the run."""
 
 
@@ -238,7 +238,7 @@ class Stage1Config(Checked):
     mask_token: str = choice("latent", "latent", "projected")
     """`projected`: a 64-wide token with its own projection (VJ-2)."""
     optim: EpochsConfig = EpochsConfig(
-        epochs=10, updates=800, lr=1e-4, weight_decay=0.05, schedule="plateau", delta=0.0
+        epochs=10, updates=600, lr=1e-4, weight_decay=0.05, schedule="plateau", delta=0.0
     )
 
 
@@ -299,7 +299,7 @@ class GridConfig(Checked):
     checkpoint_every: int = number(0, 0)
     """Keep a numbered checkpoint every so many epochs; 0 = only the best."""
     optim: EpochsConfig = EpochsConfig(
-        epochs=100, updates=400, lr=1e-4, weight_decay=1e-4, patience=15, delta=0.0
+        epochs=100, updates=300, lr=1e-4, weight_decay=1e-4, patience=15, delta=0.0
     )
     reward_optim: EpochsConfig = EpochsConfig(
         updates=400, lr=1e-4, schedule="plateau", plateau_patience=5, patience=10, delta=0.0
@@ -322,7 +322,7 @@ class PixelsConfig(Checked):
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     action_dim: int = number(32, 1)
     """Width of the action embedding (MOD-5)."""
-    optim: EpochsConfig = EpochsConfig(updates=800, lr=1e-3)
+    optim: EpochsConfig = EpochsConfig(updates=600, lr=1e-3)
     """Encoder-decoder models and JEPA."""
     reward: RewardConfig = RewardConfig()
     vjepa2: VJepa2Config = VJepa2Config()
