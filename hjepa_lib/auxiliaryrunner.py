@@ -24,7 +24,6 @@ from hjepa_lib.fields import from_dict
 from hjepa_lib.files import read_json, write_atomic, write_json
 from hjepa_lib.pixelsections import AuxiliaryConfig
 from hjepa_lib.runs import Run, outputs_root
-from hjepa_lib.training.loop import TrainingError
 from hjepa_lib.training.probes import effective_rank
 from hjepa_lib.workspace import Workspace
 
@@ -74,7 +73,7 @@ def run_losses(
         row: dict[str, Any] = {"name": name, "type": auxiliary.kind, "status": "ok"}
         try:
             row |= _describe(ws) | (downstream or score_downstream)(ws)
-        except (TrainingError, ConfigError) as error:
+        except ValueError as error:  # every error of the library is one: the others still run
             row["status"] = str(error)
         first = first or (run if run.done("pixel_data") else None)
         rows.append(row)

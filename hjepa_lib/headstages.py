@@ -1,9 +1,9 @@
 """Stages of the reward heads: reward MLP and look-ahead reward predictor on every frozen model.
 
 One stage `heads_{model}_s{seed}` per base model and training seed, in `heads/` below the model's
-folder: weights of the heads, `predictions.npz` (rewards of the held-out transitions and what every
-head and the mean reward predict for them) and `scores.json`. The base model's weights are hashed
-before and after; a change would be an error.
+folder: weights of the heads, `predictions.npz` (rewards and episodes of the held-out transitions,
+and what every head and the mean reward predict for them) and `scores.json`. The weights of the base
+model are hashed before and after; a change would be an error.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from hjepa_lib.pixelsections import MODELS, RewardConfig
 from hjepa_lib.stages import own_stages
 from hjepa_lib.training.heads import HeadLog, Trained, encode, train_heads
 from hjepa_lib.training.loop import Report
+from hjepa_lib.training.pixels import budget
 from hjepa_lib.workspace import Workspace
 
 BASES = (*MODELS, "random")
@@ -77,7 +78,7 @@ def score_model(
     config = ws.config.pixels.reward
     base = fingerprint(model)
     train, validation = (encode(model, part, ws.device) for part in parts)
-    epoch = config.optim.optim(len(train.reward)).validate_every
+    epoch = budget(config.optim, len(train.reward)).validate_every
     logs: dict[str, HeadLog] = {}
     ws.run.rewind(stage)
     work = train_heads(train, validation, config, seed=facts["seed"])
@@ -94,7 +95,8 @@ def score_model(
     if fingerprint(model) != base:
         raise HeadError(f"training the reward heads changed the weights of {name}")
     rewards = [part.reward.cpu().numpy() for part in (train, validation)]
-    cell = {"reward": rewards[1], MEAN_REWARD: np.full_like(rewards[1], rewards[0].mean())}
+    cell = {"reward": rewards[1], "episode": parts[1].episode.cpu().numpy()}
+    cell |= {MEAN_REWARD: np.full_like(rewards[1], rewards[0].mean())}
     cell |= {k: t.predicted.cpu().numpy() for k, t in trained.items() if t.head is not None}
     save_npz(folder / "predictions.npz", **cell)
     facts = {"model": name, **facts, "base_sha256": base}

@@ -7,6 +7,7 @@ plain keys `loss`, `lr` and `grad_norm` stand beside them for the figures shared
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,7 @@ class PixelLog:
     def record(self, report: Report) -> dict[str, Any]:
         """The record of this update without stage and step; {} when there is nothing to log."""
         values = {**report.terms, "loss": report.loss}
-        if all(value == value for value in values.values()):  # a skipped update has no loss
+        if all(map(math.isfinite, (*values.values(), report.grad_norm))):  # else it was skipped
             self.count += 1
             for key, value in values.items():
                 self.sums[key] = self.sums.get(key, 0.0) + value

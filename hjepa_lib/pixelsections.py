@@ -15,6 +15,8 @@ from hjepa_lib.sections import GuardedOptimConfig
 
 MODELS = ("enc_dec", "enc_dec_jepa", "jepa", "vjepa2")
 """The four world models of the comparison; `random` (frozen, untrained) stands beside them."""
+OWN_ENCODER = ("vjepa2",)
+"""Models whose encoder is not `pixels.encoder`: `random` is no untrained version of them."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class EpochsConfig(Checked):
     lr: float = number(3e-4, 0)
     weight_decay: float = number(1e-5, 0)
     schedule: str = choice("constant", "constant", "plateau", "step")
-    """`plateau`: halved after `plateau_patience` validations without progress (VJ-5); `step`:
-    halved every 20 epochs (GRID-5)."""
+    """`plateau`: halved after more than `plateau_patience` validations without progress (VJ-5);
+    `step`: halved every 20 epochs (GRID-5)."""
     plateau_patience: int = number(2, 0)
     min_lr: float = number(1e-6, 0)
     clip: float = number(1.0, 0)

@@ -95,6 +95,8 @@ def train_model_stage(ws: Workspace, name: str, seed: int) -> Iterator[Report]:
         model.eval().requires_grad_(False)
         save_model(folder, model)
         row |= result_row(ws, name, seed, parts, fit, seconds, data.sha256)
+        if skip:
+            row["batches_sha256"] = ""  # it saw none of them
         if predict is not None:
             row["frames"] = frame_scores(ws, predict, parts)
         write_json(folder / "result.json", row)

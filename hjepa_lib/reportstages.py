@@ -99,6 +99,7 @@ def _measure(
             found[kind] = np.square(cell[kind].astype(float) - cell["reward"])
     scores: dict[str, float | str] = {
         "parameters": facts.pop("parameters"),
+        "updates": facts["updates"],
         "train_seconds": facts.pop("seconds"),
         "update_memory_mb": NOT_APPLICABLE
         if name == RANDOM
@@ -140,6 +141,8 @@ def _facts(
     result = read_json(ws.run.path / pixelstages.model_folder(name, seed) / "result.json")
     taken = ("data_sha256", "batches_sha256", "updates", "seconds")
     found = {key: result[key] for key in taken}
+    found["updates"] += result.get("stage2_updates", 0)
+    found["loaded"] = bool(result.get("skipped_training", False))
     return facts | found | {"parameters": result["parameters"]["total"]}
 
 
@@ -205,7 +208,8 @@ def transition_errors(
         before, after = model.newest(batch.state), model.newest(batch.next_state)
         keep("copy_last_frame", before, after)
         frame = model.predict_frame(batch.state, batch.action)
-        if frame is None and decoder is not None:
+        # A decoder that reads the true next state reconstructs, it foresees nothing.
+        if frame is None and decoder is not None and source == "predictor":
             frame = decoder(next_latent(model, batch, source))
         if frame is not None:
             keep("frame", frame, after)

@@ -87,7 +87,7 @@ class GuardedOptimConfig(OptimConfig):
     delta: float = number(0.0, 0)
     """Least fall of the validation loss that counts as improvement."""
     plateau_patience: int = number(2, 0)
-    """`plateau`: validations without improvement before the rate is halved."""
+    """`plateau`: validations without improvement that are borne; the next one halves the rate."""
     decay_every: int = number(1_000, 1)
     """`step`: updates between two halvings."""
     min_lr: float = number(0.0, 0)

@@ -252,6 +252,7 @@ def cells(shift: float, seeds: int = 5, n: int = 200) -> list[dict]:
         found.append(
             {
                 "reward": reward,
+                "episode": np.arange(n) // 10,
                 "reward_mlp": reward + math.sqrt(shift) + noise[0],
                 "larp": reward + noise[1],
                 "larp_copy": reward + math.sqrt(shift) + noise[2],
@@ -298,6 +299,47 @@ def test_look_ahead_is_paired_and_has_an_interval():
     assert rewards.verdict(None) == "not applicable"
 
 
+def test_intervals_know_that_neighbouring_transitions_resemble_each_other():
+    """A difference that is one draw per episode must not look like one draw per transition."""
+    found = cells(0.0, seeds=3)
+    shared = np.repeat(np.random.default_rng(9).normal(0, 0.3, 20), 10)  # the same for all seeds
+    for cell in found:
+        cell["larp"] = cell["reward"] + np.sqrt(np.abs(shared))
+        cell["reward_mlp"] = cell["reward"].copy()
+    wide = rewards.difference(found, "larp", "reward_mlp")
+    for cell in found:
+        cell["episode"] = np.arange(200)
+    narrow = rewards.difference(found, "larp", "reward_mlp")
+    assert wide.estimate == pytest.approx(narrow.estimate)
+    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+
+
+def test_a_head_spends_its_budget_and_the_held_out_part_chooses_nothing():
+    """Section 0: heads share their budget; weights are chosen on training rows alone."""
+    config = dataclasses.replace(
+        RewardConfig(), hidden=8, optim=EpochsConfig(updates=12, batch=16, lr=0.0, patience=1)
+    )
+    features = [
+        heads.Features(torch.randn(80, 4), torch.randn(80, 2), torch.randn(80, 4), torch.randn(80))
+        for _ in range(2)
+    ]
+
+    def run(held_out):
+        work = heads.train_heads(features[0], held_out, config, seed=0)
+        losses = []
+        try:
+            while True:
+                _, report = next(work)
+                losses.append(report.validation.get("loss"))
+        except StopIteration as stop:
+            return stop.value, losses
+
+    trained, losses = run(features[1])
+    assert {one.facts["updates"] for one in trained.values()} == {12}
+    scaled = features[1]._replace(reward=100 * features[1].reward)
+    assert run(scaled)[1] == losses  # what the loop validates on is not the held-out part
+
+
 def test_only_equal_transitions_can_be_paired():
     odd = cells(0.1)
     odd[3]["reward"] = odd[3]["reward"] + 1
@@ -319,6 +361,8 @@ def test_comparison_has_every_baseline_and_leaves_out_what_a_model_lacks(monkeyp
     assert jepa["over_copy"] is not None
     assert by_name["enc_dec"]["look_ahead"] is None and by_name["enc_dec"]["heads"]["larp"] == {}
     assert by_name["random"]["over_random"] is None
+    other = rewards.comparison({"vjepa2": cells(0.0), "random": plain}, "")[0]
+    assert other["over_random"] is None  # its encoder is another network than `random`'s
     read = rewards.table(rows)
     assert read.loc["enc_dec", "LARP R2"] == read.loc["enc_dec", "LARP MSE"] == "not applicable"
     assert read.loc["jepa", "n"] == "5 seeds x 200"
@@ -458,7 +502,7 @@ def test_study_has_its_own_data_and_leaves_the_run_alone(ws, monkeypatch):
         assert by_name["random"]["look_ahead"] is None
         for name in ("enc_dec_jepa", "jepa", "vjepa2"):
             assert by_name[name]["look_ahead"].low <= by_name[name]["look_ahead"].high
-            assert by_name[name]["over_random"] is not None
+            assert (by_name[name]["over_random"] is None) == (name == "vjepa2")
     ws.run.verify("pixel_data")
     assert ws.run.manifest["stages"]["pixel_data"] == data
     assert not ws.run.done("vjepa2_s0")  # the study trains models of its own

@@ -757,3 +757,8 @@ def test_whole_command_trains_heads_and_decoder(command, monkeypatch):
     lines = [out.index(text) for text in ("stage 1: update", "stage 2: update", "reward heads")]
     assert lines == sorted(lines)
     assert vjepa2command.default_checkpoint().is_file()
+
+
+def test_expectations_of_the_seed_are_printed():
+    assert scores.expectation("stage1_train") == "1: 0.4-0.6, 5: 0.1-0.2, 10: 0.05-0.1"
+    assert scores.expectation("ratio") == ""

@@ -22,6 +22,7 @@ from hjepa_lib.evaluation.pixelrows import (
     of_model,
 )
 from hjepa_lib.evaluation.statistics import Interval, bootstrap_difference
+from hjepa_lib.pixelsections import OWN_ENCODER
 
 LEAST_SEEDS = 3
 LEAST_BLOCKS = 8
@@ -60,7 +61,7 @@ def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Every paired comparison with a trivial guess and with the random encoder.
 
     `difference` is the model's error minus the other's, in units of the other's mean error, with a
-    95 % interval (`_wider`): below 0 the model is better.
+    95 % interval (`wider`): below 0 the model is better.
     """
     found = []
     models = list(dict.fromkeys(row.facts["model"] for row in rows))
@@ -69,13 +70,26 @@ def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
         for (kind, baseline), what in ERRORS.items():
             if all(kind in row.errors and baseline in row.errors for row in own):
                 pair = [(row.errors[kind], row.errors[baseline]) for row in own]
-                found.append({"model": model, "score": what} | _claim(baseline, pair))
+                found.append(
+                    {"model": model, "score": what} | _unclaimed(_claim(baseline, pair), own)
+                )
         floor = of_model(rows, RANDOM)
-        if model != RANDOM and [r.facts["seed"] for r in floor] == [r.facts["seed"] for r in own]:
+        if model not in (RANDOM, *OWN_ENCODER) and [r.facts["seed"] for r in floor] == [
+            r.facts["seed"] for r in own
+        ]:
             kind, what = "reward_mlp", ERRORS["reward_mlp", "mean_reward"]
             pair = [(a.errors[kind], b.errors[kind]) for a, b in zip(own, floor, strict=True)]
-            found.append({"model": model, "score": what} | _claim("random encoder", pair))
+            claim = _unclaimed(_claim("random encoder", pair), own)
+            found.append({"model": model, "score": what} | claim)
     return found
+
+
+def _unclaimed(claim: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    """The claim, without a verdict for weights from a file: one training is not several seeds, and
+    what it was trained on is not known here."""
+    if any(row.facts.get("loaded") for row in rows):
+        return claim | {"verdict": "nothing claimed: the weights were loaded"}
+    return claim
 
 
 def _claim(against: str, pair: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
@@ -87,12 +101,12 @@ def _claim(against: str, pair: list[tuple[np.ndarray, np.ndarray]]) -> dict[str,
         np.stack([side[index] / unit for side, unit in zip(pair, units, strict=True)])
         for index in (0, 1)
     )
-    gap = _wider(one, two)
+    gap = wider(one, two)
     verdict = _verdict(gap, *one.shape)
     return row | {"difference": gap.estimate, "low": gap.low, "high": gap.high, "verdict": verdict}
 
 
-def _wider(one: np.ndarray, two: np.ndarray) -> Interval:
+def wider(one: np.ndarray, two: np.ndarray) -> Interval:
     """Mean of one - two, both (S, K), inside both of its intervals.
 
     The bootstrap knows that blocks differ, but with three seeds it believes in them too much;

@@ -35,6 +35,7 @@ class Column(NamedTuple):
 
 COLUMNS: dict[str, Column] = {
     "parameters": Column("trained weights of the model, its heads and later decoder left out"),
+    "updates": Column("updates of the model's training; both stages of vjepa2 added"),
     "train_seconds": Column("wall time of training the model, s"),
     "update_memory_mb": Column("weights, gradients, moments, activations of one update, MB"),
     "latent_error": Column(

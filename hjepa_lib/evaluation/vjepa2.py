@@ -67,6 +67,12 @@ def grade(quantity: str, value: float) -> str:
                 WORDS[-1])  # fmt: skip
 
 
+def expectation(quantity: str) -> str:
+    """What the seed expects of a quantity by epoch: "1: 0.4-0.6, 10: 0.2-0.3"; "" for none."""
+    ranges = EXPECTED.get(quantity, {})
+    return ", ".join(f"{epoch}: {low:g}-{high:g}" for epoch, (low, high) in ranges.items())
+
+
 def collapse(latents: Tensor) -> str:
     """Why latents (M, D) count as collapsed; "" when they do not."""
     if not bool(latents.isfinite().all()):

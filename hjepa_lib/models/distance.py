@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hjepa_lib.config import DistanceConfig
-from hjepa_lib.models.layers import mlp
+from hjepa_lib.models.layers import mlp, update_ema
 
 
 class DistanceTerms(NamedTuple):
@@ -94,8 +94,6 @@ def distance_terms(
     return DistanceTerms((weight * gap.square()).mean(), excess)
 
 
-@torch.no_grad()
 def update_slow(slow: Distance, head: Distance) -> None:
     """theta_slow <- theta_slow + rate * (theta - theta_slow)."""
-    for old, new in zip(slow.parameters(), head.parameters(), strict=True):
-        old.lerp_(new, head.config.ema_rate)
+    update_ema(slow, head, 1 - head.config.ema_rate)

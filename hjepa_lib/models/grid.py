@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hjepa_lib.data.grid_buffers import GridBatch
-from hjepa_lib.models.layers import mlp
+from hjepa_lib.models.layers import mlp, update_ema
 from hjepa_lib.models.transformer import Transformer
 from hjepa_lib.pixelsections import GridConfig
 from hjepa_lib.worlds.grid_world import ACTIONS, COLOURS, FACTS, MOST, PAD, GridError, facts
@@ -201,12 +201,9 @@ class GridJepa(GridModel):
         cosine = F.cosine_similarity(prediction.detach(), target, dim=-1).mean()
         return loss, {"jepa_prediction_loss": loss.item(), "jepa_cosine_sim": cosine.item()}
 
-    @torch.no_grad()
     def after_update(self) -> None:
-        """theta_target <- decay * theta_target + (1 - decay) * theta."""
-        pairs = zip(self.target.parameters(), self.encoder.parameters(), strict=True)
-        for slow, fast in pairs:
-            slow.lerp_(fast, 1 - self.config.ema_decay)
+        """The target follows the encoder."""
+        update_ema(self.target, self.encoder, self.config.ema_decay)
 
 
 class Decoded(NamedTuple):

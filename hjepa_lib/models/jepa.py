@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hjepa_lib.config import Level1Config
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.models.encoders import build_encoder
-from hjepa_lib.models.layers import mlp
+from hjepa_lib.models.layers import mlp, update_ema
 from hjepa_lib.models.predictors import build_predictor
 
 ACTION_DIM = 2
@@ -170,10 +170,7 @@ class Jepa(nn.Module):
                 targets = self.encode(frames, self.target_encoder)
         return Rollout(encodings, predictions, targets, self.normalise_actions(actions))
 
-    @torch.no_grad()
     def update_target(self) -> None:
         """theta_target <- decay * theta_target + (1 - decay) * theta (no-op without EMA)."""
         if self.target_encoder is not None:
-            pairs = zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True)
-            for slow, fast in pairs:
-                slow.lerp_(fast, 1 - self.config.ema_decay)
+            update_ema(self.target_encoder, self.encoder, self.config.ema_decay)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import nn
 
 
@@ -16,6 +17,13 @@ def mlp(*widths: int, activation: type[nn.Module] = nn.ReLU, norm: bool = False)
             layers += [nn.LayerNorm(after)] if norm else []
             layers.append(activation())
     return nn.Sequential(*layers)
+
+
+@torch.no_grad()
+def update_ema(slow: nn.Module, fast: nn.Module, decay: float) -> None:
+    """theta_slow <- decay * theta_slow + (1 - decay) * theta_fast, parameter by parameter."""
+    for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
+        old.lerp_(new, 1 - decay)
 
 
 def count_parameters(module: nn.Module) -> int:

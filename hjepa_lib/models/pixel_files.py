@@ -53,6 +53,8 @@ def check_meta(meta: Any, path: Path, name: str) -> None:
     """FileError unless `meta` describes the pixel model `name`."""
     if not isinstance(meta, dict) or meta.get("kind") != "pixel_model":
         raise FileError(f"{path} does not describe a pixel model")
+    if not {"config", "shapes"} <= meta.keys():
+        raise FileError(f"{path} does not say its config and shapes")
     if meta.get("name") != name:
         raise FileError(f"{path} describes the model {meta.get('name')!r}, not {name!r}")
 

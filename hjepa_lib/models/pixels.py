@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hjepa_lib.fields import ConfigError
+from hjepa_lib.models.layers import update_ema
 from hjepa_lib.models.pixel_decoder import PatchDecoder
 from hjepa_lib.models.pixel_encoders import build_pixel_encoder
 from hjepa_lib.models.pixel_parts import ActionEmbedding, LatentPredictor
@@ -234,13 +235,10 @@ class PixelJepa(PixelModel):
         error = F.mse_loss(step.prediction, step.target)
         return self._regularised(error, step.online, step.online_next)
 
-    @torch.no_grad()
     def after_update(self) -> None:
-        """theta_target <- decay * theta_target + (1 - decay) * theta."""
+        """The target follows (no-op without one)."""
         if self.target_encoder is not None:
-            pairs = zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True)
-            for slow, fast in pairs:
-                slow.lerp_(fast, 1 - self.config.jepa.ema_decay)
+            update_ema(self.target_encoder, self.encoder, self.config.jepa.ema_decay)
 
     @torch.no_grad()
     def weight_difference(self) -> float:

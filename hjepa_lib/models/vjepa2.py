@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from hjepa_lib.data.transitions import TransitionBatch
 from hjepa_lib.fields import ConfigError
 from hjepa_lib.models.dropout import ByteDropout, use_byte_dropout
-from hjepa_lib.models.layers import mlp
+from hjepa_lib.models.layers import mlp, update_ema
 from hjepa_lib.models.pixel_encoders import patch_grid
 from hjepa_lib.models.pixel_weights import initialise
 from hjepa_lib.models.pixels import (
@@ -158,12 +158,9 @@ class MaskedPrediction(nn.Module):
         hidden = measure(named[:, 1:][mask], whole[:, 1:][mask])
         return latent + weight * hidden, {"latent": latent.item(), "patches": hidden.item()}
 
-    @torch.no_grad()
     def after_update(self) -> None:
-        """target <- decay * target + (1 - decay) * online."""
-        pairs = zip(self.target.parameters(), self.online.parameters(), strict=True)
-        for slow, fast in pairs:
-            slow.lerp_(fast, 1 - self.config.ema_decay)
+        """The target follows the online encoder."""
+        update_ema(self.target, self.online, self.config.ema_decay)
 
 
 class WorldModel(nn.Module):

@@ -3,7 +3,8 @@
 The base model runs in eval mode without gradients before training starts and is never called again,
 so features are deterministic, its weights cannot change, and an update costs a few matrix products.
 Every base model's heads get the same batches (a pure function of seed and update), the same initial
-weights and the same budget.
+weights and the same budget. The best weights are chosen on the last eighth of the training rows:
+the held-out transitions that score a head choose nothing.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.pixelsections import EpochsConfig, RewardConfig
 from hjepa_lib.training.batches import batches_sha256, draw_batch, seeded_noise
 from hjepa_lib.training.loop import Fit, Report
+from hjepa_lib.training.pixels import budget
 
 HEADS = ("reward_mlp", "larp", "larp_copy")
 """Reward MLP, look-ahead reward predictor, and its baseline: LARP told that nothing will move
 (the present latent in the place of the imagined one, the same number of weights)."""
+CHOICE = 8
+"""One in so many training rows chooses a head's weights; rows are in time order."""
 LOG_EVERY = 100  # updates between logged training losses (MOD-11)
 NOT_APPLICABLE = "not applicable: this model has no imagined latent"
 
@@ -105,7 +109,7 @@ def fit_head(
     def validate() -> dict[str, float]:
         return {"loss": float((head(validation[0]) - validation[1]).square().mean())}
 
-    return Fit(head, loss_fn, optim.optim(len(inputs)), seed=seed, validate=validate)
+    return Fit(head, loss_fn, budget(optim, len(inputs)), seed=seed, validate=validate)
 
 
 def train_heads(
@@ -121,16 +125,17 @@ def train_heads(
         if inputs is None or held_out is None:
             results[kind] = Trained(None, None, {"status": NOT_APPLICABLE})
             continue
+        learn = len(inputs) - max(1, len(inputs) // CHOICE)
         head = build_head(config, inputs.shape[1], seed)
         facts = {"status": "ok", "initial_sha256": fingerprint(head)}
         facts |= {"inputs": head.width, "parameters": count_parameters(head)}
-        facts["batches_sha256"] = batches_sha256(len(inputs), config.optim.batch, seed)
+        facts["batches_sha256"] = batches_sha256(learn, config.optim.batch, seed)
         head.to(inputs.device)
         if config.standardise:
             head.standardise(inputs)
-        fit = fit_head(
-            head, (inputs, train.reward), (held_out, validation.reward), config.optim, seed=seed
-        )
+        rows = slice(learn), slice(learn, None)
+        parts = [(inputs[part], train.reward[part]) for part in rows]
+        fit = fit_head(head, *parts, config.optim, seed=seed)
         for report in fit:
             yield kind, report
         fit.load_best()

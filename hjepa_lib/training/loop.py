@@ -227,7 +227,7 @@ class Fit:
         return validation
 
     def _halve_on_plateau(self) -> None:
-        if self.waited >= max(1, self.config.plateau_patience):
+        if self.waited > self.config.plateau_patience:
             self.halvings, self.waited = self.halvings + 1, 0
 
     def load_best(self) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hjepa_lib.config import Level1Config
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.models.jepa import Jepa
-from hjepa_lib.models.layers import mlp
+from hjepa_lib.models.layers import mlp, update_ema
 from hjepa_lib.models.vjepa2 import draw_masks
 from hjepa_lib.training.loop import Fit, step_generator
 from hjepa_lib.training.probes import effective_rank
@@ -52,12 +52,9 @@ class Masked(nn.Module):
             target = level1.encode(frames, self.slow)
         return (self.predictor(seen).float() - target).abs().mean()
 
-    @torch.no_grad()
     def update_slow(self) -> None:
         """theta_slow <- .996 theta_slow + .004 theta."""
-        pairs = zip(self.slow.parameters(), self.encoder.parameters(), strict=True)
-        for slow, fast in pairs:
-            slow.lerp_(fast, 1 - DECAY)
+        update_ema(self.slow, self.encoder, DECAY)
 
 
 def pretrain_level1(
