@@ -338,6 +338,9 @@ def test_a_fitting_file_is_loaded(stored, drift, monkeypatch):
     data = acquire(settings(data__path=str(stored), environment__max_steps=9), 7)
     assert data.sha256 == drift.sha256
     assert data.meta["notes"][0] == f"loaded from {stored}" and "max_steps" in data.meta["notes"][1]
+    assert data.meta["seed"] == 7 and data.meta["collected_seed"] == 0
+    _, held = data.split_episodes(data.meta["validation_split"], 7)
+    assert data.meta["validation_episodes"] == held.tolist()  # as this run cuts it
     longer = acquire(settings(data__path=str(stored), environment__stack=6), 7)
     assert longer.state_shape == (6, 1, 16, 16)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from hjepa_lib.data.ppo import collect_ppo
-from hjepa_lib.data.recording import record
+from hjepa_lib.data.recording import describe_split, record
 from hjepa_lib.data.transitions import Transitions, check_state
 from hjepa_lib.fields import ConfigError
 from hjepa_lib.pixelsections import PixelsConfig
@@ -38,7 +38,7 @@ def acquire(config: PixelsConfig, seed: int) -> Transitions:
         stored = Transitions.load(path)
         found, wanted = stored.meta.get("environment"), config.environment.id
         if found == wanted:
-            return _accept(stored, config)
+            return _accept(stored, config, seed)
         notes.append(
             f"{path} is a data set of another environment, {found} instead of {wanted}, "
             "so the data were collected anew"
@@ -48,7 +48,7 @@ def acquire(config: PixelsConfig, seed: int) -> Transitions:
     return data
 
 
-def _accept(stored: Transitions, config: PixelsConfig) -> Transitions:
+def _accept(stored: Transitions, config: PixelsConfig, seed: int) -> Transitions:
     """A loaded data set of the right environment, if its method and shape fit."""
     seen, path = config.environment, config.data.path
     if config.data.method == "ppo" and stored.meta.get("method") != "ppo":
@@ -67,7 +67,7 @@ def _accept(stored: Transitions, config: PixelsConfig) -> Transitions:
                 f"{path} was collected with {name}={stored.meta.get(name)}, "
                 f"the setting {getattr(seen, name)} has no effect"
             )
-    stored.meta["notes"] = notes
+    stored.meta |= {"notes": notes, **describe_split(stored, config, seed)}
     return stored
 
 

@@ -108,20 +108,28 @@ def record(
 
 def _describe(data: Transitions, config: PixelsConfig, seed: int) -> dict[str, Any]:
     """What a data file says about itself (DATA-5)."""
-    fraction = config.data.validation_split
-    train, validation = data.split_episodes(fraction, seed)
-    held = int(torch.isin(data.episode, validation).sum())
     return {
         "environment": config.environment.id,
         "method": "random",
-        "seed": seed,
-        "episodes": len(train) + len(validation),
+        "collected_seed": seed,
         "transitions": len(data),
         "image_size": data.image_size,
         "grayscale": config.environment.grayscale,
         "max_steps": config.environment.max_steps,
         "action_repeat": 1,
         "ppo": None,
+        **describe_split(data, config, seed),
+    }
+
+
+def describe_split(data: Transitions, config: PixelsConfig, seed: int) -> dict[str, Any]:
+    """How a run of this seed cuts the data, wherever they come from."""
+    fraction = config.data.validation_split
+    train, validation = data.split_episodes(fraction, seed)
+    held = int(torch.isin(data.episode, validation).sum())
+    return {
+        "seed": seed,
+        "episodes": len(train) + len(validation),
         "validation_split": fraction,
         "train_transitions": len(data) - held,
         "validation_transitions": held,
