@@ -343,3 +343,10 @@ def test_wrong_shapes_raise_a_sentence_that_names_the_argument():
         plans.film_strip(np.ones((5, 2)), [1, 2, 3], 32, 10)
     with pytest.raises(FigureError, match="predicted must have shape"):
         learning.probe_scatter(np.ones((5, 2)), np.ones((4, 2)))
+
+
+def test_a_constant_curve_keeps_a_readable_axis():
+    """A learning rate that never changed, up to rounding."""
+    rows = [{"step": k, "lr": 1e-4 * (1 + 1e-13 * (k % 2))} for k in range(1, 9)]
+    axis = learning.loss_curves(rows, ["lr"]).axes[0]
+    assert axis.get_ylim() == pytest.approx((0, 2e-4))

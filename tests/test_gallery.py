@@ -106,6 +106,8 @@ def test_pixel_tables_hold_the_run_s_own_numbers_and_claims():
     assert "random encoder" not in text and "2 comparisons in all" in text
     assert text.count("0.500 / not estimable | +0.0100 (-0.0200 to +0.0300) | within noise") == 2
     assert "| random | 1 % (0-5) | 100 |" in text
+    without = {key: part for key, part in kept_pixels().items() if key != "look_ahead"}
+    assert "Look-ahead" in text and "Look-ahead" not in pixelgallery.markdown(without)
 
 
 def test_readme_is_refreshed_between_its_pixel_markers(tmp_path):

@@ -47,6 +47,8 @@ def loss_curves(
         if log and min([*values, *held_out]) > 0:
             axis.set_yscale("log")
             style.decimal_ticks(axis.yaxis)
+        elif np.ptp(every := np.array([*values, *held_out])) < 1e-9 * abs(every).max():
+            axis.set_ylim(*sorted((0, 2 * every[0])))  # else the axis shows rounding errors
         axis.set_title(term)
         axis.grid(axis="y")
         axis.tick_params(labelbottom=i + columns >= len(terms))

@@ -36,9 +36,10 @@ COLUMNS = {
 }
 _PARTS = {
     "comparison": "pixels/comparison.json",
-    "look_ahead": "pixels/lookahead/lookahead.json",
     "planning": "pixels/planning/planning.json",
+    "look_ahead": "pixels/lookahead/lookahead.json",
 }
+_OPTIONAL = "look_ahead"  # a study of its own (notebook 13); the comparison does not need it
 
 
 def keep(run: Run, root: Path) -> Path:
@@ -50,9 +51,10 @@ def keep(run: Run, root: Path) -> Path:
         "processor": run.manifest["versions"].get("processor", ""),
     }
     for name, place in _PARTS.items():
-        if not (run.path / place).is_file():
+        if (run.path / place).is_file():
+            kept[name] = read_json(run.path / place)
+        elif name != _OPTIONAL:
             raise RunError(f"run {run.name!r} has no {place}: finish notebooks 10-15 first")
-        kept[name] = read_json(run.path / place)
     kept["comparison"] = {k: v for k, v in kept["comparison"].items() if k != "rows"}
     for name in PICTURES:
         shutil.copyfile(run.path / "figures" / name, folder / name)
@@ -75,11 +77,7 @@ def markdown(kept: Mapping[str, Any]) -> str:
         "",
         *_claims(found),
         "",
-        "Look-ahead reward predictor against plain reward head, paired squared errors "
-        "(95 % interval):",
-        "",
-        _table(_look_ahead(kept["look_ahead"])),
-        "",
+        *_look_ahead_part(kept),
         "Flat MPPI on Two Rooms (P1) whose level 1 is a vision transformer pre-trained with hidden "
         "patches, with a transformer as predictor:",
         "",
@@ -112,6 +110,13 @@ def _claims(found: Mapping[str, Any]) -> list[str]:
         f"- {len(every)} comparisons in all, not corrected for their number; the other "
         f"{len(every) - len(shown)} show no difference or cannot be estimated.",
     ]
+
+
+def _look_ahead_part(kept: Mapping[str, Any]) -> list[str]:
+    if _OPTIONAL not in kept:
+        return []
+    title = "Look-ahead reward predictor against plain reward head, paired squared errors"
+    return [f"{title} (95 % interval):", "", _table(_look_ahead(kept[_OPTIONAL])), ""]
 
 
 def _look_ahead(study: Mapping[str, Any]) -> pd.DataFrame:
