@@ -189,7 +189,7 @@ def transition_errors(
     """Squared errors (M,) per transition of `data`, and of the copies that know no model.
 
     `latent` and `copy_last_latent` are means over D in the space that the model predicts; both are
-    absent for a model without an imagined latent, and `frame` for one without any decoder.
+    absent for a model that does not imagine an encoding, and `frame` for one without any decoder.
     """
     model.eval()
     pieces: dict[str, list[Tensor]] = {}
@@ -201,7 +201,7 @@ def transition_errors(
     for index in torch.arange(len(data)).split(CHUNK):
         batch = data.batch(index).to(device)
         imagined = model.imagine(model.encode(batch.state), batch.action)
-        if imagined is not None:
+        if imagined is not None and model.predicts_latents:
             truth = model.encode_target(batch.next_state)
             keep("latent", imagined, truth)
             keep("copy_last_latent", model.encode_target(batch.state), truth)

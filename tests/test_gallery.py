@@ -89,7 +89,7 @@ def kept_pixels():
     return {
         "comparison": {
             "environment": "hjepa/Drift-v0",
-            "n": {"training": 2400, "validation": 600},
+            "n": {"training": 2400, "validation": 600, "episodes": 24},
             "seeds": [0, 1, 2],
             "models": {"jepa": dict.fromkeys(pixelgallery.COLUMNS, cell)},
             "claims": [claim, none],
@@ -101,7 +101,10 @@ def kept_pixels():
 
 def test_pixel_tables_hold_the_run_s_own_numbers_and_claims():
     text = pixelgallery.markdown(kept_pixels())
-    assert "2,400 training, 600 validation" in text and "3 training seeds" in text
+    assert (
+        "2,400 training and 600 validation transitions (24 validation episodes)" in text
+        and "3 training seeds" in text
+    )
     assert "jepa: reward MLP beats mean reward: error -30.0 % (-40.0 to -20.0" in text
     assert "random encoder" not in text and "2 comparisons in all" in text
     assert text.count("0.500 / not estimable | +0.0100 (-0.0200 to +0.0300) | within noise") == 2

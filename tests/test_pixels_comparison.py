@@ -378,6 +378,8 @@ def test_rows_come_from_the_run_and_models_keep_their_weights(workspace_of, monk
         m: {c: cell["text"] for c, cell in cells.items()} for m, cells in found["models"].items()
     }
     assert texts["enc_dec"]["latent_error"] == NOT_APPLICABLE == texts["enc_dec"]["larp_gain"]
+    # The twin imagines what its decoder likes to read, no encoding: copying one is no rival of it.
+    assert texts["enc_dec_jepa"]["latent_error"] == NOT_APPLICABLE
     assert texts["random"]["frame_mse"] == NOT_APPLICABLE
     assert texts["jepa"]["reward_r2"] == NOT_ESTIMABLE  # fewer than 50 rewards
 

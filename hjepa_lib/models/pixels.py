@@ -59,6 +59,8 @@ class PixelModel(nn.Module):
     """
 
     name = "random"
+    predicts_latents = False
+    """What `imagine` returns is trained to equal an encoding."""
 
     def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
         super().__init__()
@@ -180,6 +182,7 @@ class PixelJepa(PixelModel):
     """Joint-embedding predictive architecture with a slow target encoder (MOD-8)."""
 
     name = "jepa"
+    predicts_latents = True
 
     def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
         super().__init__(config, shapes)

@@ -234,6 +234,7 @@ class VJepa2(PixelModel):
     """The trained pair as one frozen model of the comparison (VJ-14): it never trains again."""
 
     name = "vjepa2"
+    predicts_latents = True
 
     def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
         super(PixelModel, self).__init__()  # whose encoder is another one

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from hjepa_lib.evaluation.claims import sentences
-from hjepa_lib.evaluation.comparison import tidy
+from hjepa_lib.evaluation.comparison import number, tidy
 from hjepa_lib.evaluation.rewards import verdict
 from hjepa_lib.evaluation.statistics import Interval
 from hjepa_lib.files import read_json, write_atomic, write_json
@@ -65,13 +65,15 @@ def markdown(kept: Mapping[str, Any]) -> str:
     """Table of the models, sentences of the claims, look-ahead study, planner row."""
     found = kept["comparison"]
     lines = tidy(found)
+    same = lines["low"].eq(lines["high"])  # no seed differs, as for the number of weights
+    lines.loc[same, "text"] = lines.loc[same, "mean"].map(number)
     shown = lines.pivot(index="model", columns="column", values="text")
     shown = shown.loc[list(found["models"]), list(COLUMNS)].rename(columns=COLUMNS)
     n = found["n"]
-    counts = ", ".join(f"{n[key]:,} {key}" for key in n)
     text = [
-        f"{found['environment']}: {counts} (transitions and episodes), "
-        f"{len(found['seeds'])} training seeds, mean with 95 % interval (Student's t).",
+        f"{found['environment']}: {n['training']:,} training and {n['validation']:,} validation "
+        f"transitions ({n['episodes']} validation episodes), {len(found['seeds'])} training seeds, "
+        "mean with 95 % interval (Student's t).",
         "",
         _table(shown.rename_axis("model").reset_index()),
         "",
