@@ -26,14 +26,12 @@ _PACKAGE = Path(__file__).resolve().parent
 _CONFIGS = _PACKAGE / "configs"
 
 
-@dataclass
-class RunCommand:
-    """Execute notebooks headless; writes a run folder with summary.json and report.html."""
+@dataclass(kw_only=True)
+class RunOptions:
+    """Which settings, and which run: what every command that trains has."""
 
     profile: Literal["smoke", "laptop", "full"] | None = None
     """smoke (minutes), laptop (the default: a real result on 2 cores) or full (one GPU)."""
-    notebooks: str = "01-05"
-    """Which ones, such as 01-05 or 01,03."""
     config: Path | None = None
     """YAML file of settings, on top of the profile."""
     set: tuple[str, ...] = ()
@@ -43,9 +41,46 @@ class RunCommand:
     seed: int | None = None
     """Training seed."""
     resume: bool = False
-    """Continue the run --name, or the latest one; complete notebooks are skipped."""
+    """Continue the run --name, or the latest one; what is complete is skipped."""
     yes: bool = False
     """Start even if it takes very long."""
+
+    def settings(self, base: Config | None = None) -> Config:
+        """The config asked for; what is not asked for comes from `base` or the profile."""
+        if base is None and (self.profile or not self.config):
+            base = make_profile(self.profile or "laptop")
+        config = load_yaml(self.config, base) if self.config else base
+        pairs = parse_overrides(",".join(self.set))
+        if "profile" in pairs or (self.profile and config.profile != self.profile):
+            raise ConfigError(
+                "the profile is chosen by --profile, or by the config file, not by both"
+            )
+        if self.seed is not None:
+            if "seed" in pairs:
+                raise ConfigError("the seed is given by --seed and by --set")
+            pairs["seed"] = str(self.seed)
+        return config.override(pairs)
+
+    def open_run(self, notebooks: str) -> Run:
+        """The run asked for, made or continued; the estimate printed is that of `notebooks`."""
+        from hjepa_lib import runner
+        from hjepa_lib.runs import Run
+
+        if self.resume:
+            run = Run.open(self.name)
+            run.require(self.settings(run.config))
+            return run
+        config = self.settings()
+        runner.prepare(config, runner.select_notebooks(notebooks), yes=self.yes)
+        return runner.start_run(config, self.name)
+
+
+@dataclass(kw_only=True)
+class RunCommand(RunOptions):
+    """Execute notebooks headless; writes a run folder with summary.json and report.html."""
+
+    notebooks: str = "01-05"
+    """Which ones, such as 01-05 or 01,03."""
 
     def __call__(self) -> int:
         from hjepa_lib import runner
@@ -76,61 +111,16 @@ class RunCommand:
             return 130
         return 0
 
-    def settings(self, base: Config | None = None) -> Config:
-        """The config asked for; what is not asked for comes from `base` or the profile."""
-        if base is None and (self.profile or not self.config):
-            base = make_profile(self.profile or "laptop")
-        config = load_yaml(self.config, base) if self.config else base
-        pairs = parse_overrides(",".join(self.set))
-        if "profile" in pairs or (self.profile and config.profile != self.profile):
-            raise ConfigError(
-                "the profile is chosen by --profile, or by the config file, not by both"
-            )
-        if self.seed is not None:
-            if "seed" in pairs:
-                raise ConfigError("the seed is given by --seed and by --set")
-            pairs["seed"] = str(self.seed)
-        return config.override(pairs)
 
-
-@dataclass
-class TrainCommand:
+@dataclass(kw_only=True)
+class TrainCommand(RunOptions):
     """Train the models of a run without notebooks; under torchrun, level 1 on all its processes."""
-
-    profile: Literal["smoke", "laptop", "full"] | None = None
-    """smoke, laptop (the default) or full."""
-    config: Path | None = None
-    """YAML file of settings, on top of the profile."""
-    set: tuple[str, ...] = ()
-    """Single settings, such as level1.optim.updates=500."""
-    name: str = ""
-    """Name of the run; made from profile, seed and time if empty."""
-    seed: int | None = None
-    """Training seed."""
-    resume: bool = False
-    """Continue the run --name, or the latest one."""
-    yes: bool = False
-    """Start even if it takes very long."""
 
     def __call__(self) -> int:
         from hjepa_lib import devices
 
-        devices.train(self.open_run)
+        devices.train(lambda: self.open_run("01-03"))
         return 0
-
-    def open_run(self) -> Run:
-        """The run asked for, made or continued."""
-        from hjepa_lib import runner
-        from hjepa_lib.runs import Run
-
-        asked = RunCommand(**vars(self))
-        if self.resume:
-            run = Run.open(self.name)
-            run.require(asked.settings(run.config))
-            return run
-        config = asked.settings()
-        runner.prepare(config, runner.select_notebooks("01-03"), yes=self.yes)
-        return runner.start_run(config, self.name)
 
 
 @dataclass
@@ -335,30 +325,17 @@ class GalleryCommand:
         return 0
 
 
-@dataclass
-class GridCommand:
+@dataclass(kw_only=True)
+class GridCommand(RunOptions):
     """Seed 004: train the grid JEPA, its generative twin and the rewards, or tabulate a sweep."""
 
     action: tyro.conf.Positional[Literal["train", "table"]]
     """train a run, or gather the finished cells of the sweep --config into one table."""
-    profile: Literal["smoke", "laptop", "full"] | None = None
-    """smoke, laptop (the default) or full."""
     config: Path | None = None
     """YAML file of settings, on top of the profile; for `table` the sweep's grid file."""
-    set: tuple[str, ...] = ()
-    """Single settings, such as pixels.grid.optim.updates=500."""
-    name: str = ""
-    """Name of the run; made from profile, seed and time if empty."""
-    seed: int | None = None
-    """Training seed."""
-    resume: bool = False
-    """Continue the run --name, or the latest one."""
-    yes: bool = False
-    """Start even if it takes very long."""
 
     def __call__(self) -> int:
-        from hjepa_lib import gridresults, machine, runner
-        from hjepa_lib.runs import Run
+        from hjepa_lib import gridresults, machine
         from hjepa_lib.workspace import Workspace
 
         if self.action == "table":
@@ -368,34 +345,20 @@ class GridCommand:
             print(f"table: {gridresults.write_tuning_table(study)}")
             return 0
         machine.set_up()
-        options = {key: value for key, value in vars(self).items() if key != "action"}
-        asked = RunCommand(**options)
-        if self.resume:
-            run = Run.open(self.name)
-            run.require(asked.settings(run.config))
-        else:
-            config = asked.settings()
-            runner.prepare(config, runner.select_notebooks("14"), yes=self.yes)
-            run = runner.start_run(config, self.name)
+        run = self.open_run("14")
         print(f"run {run.name} in {run.path}")
         print(gridresults.train_all(Workspace("grid", run), say=print))
         return 0
 
 
-@dataclass
-class VJepa2Command:
+@dataclass(kw_only=True)
+class VJepa2Command(RunOptions):
     """Seed 002: train or evaluate the two-stage V-JEPA 2 style model of training seed 0."""
 
     action: tyro.conf.Positional[Literal["train", "evaluate"]]
     """train a run, or measure and grade one."""
     stage: Literal[1, 2] | None = None
     """One stage alone; both, and the heads and decoder built on them, if not given."""
-    profile: Literal["smoke", "laptop", "full"] | None = None
-    """smoke, laptop (the default) or full."""
-    config: Path | None = None
-    """YAML file of settings, on top of the profile."""
-    set: tuple[str, ...] = ()
-    """Single settings, such as pixels.vjepa2.stage1.mask=0.5."""
     device: Literal["auto", "cpu", "cuda", "mps"] | None = None
     """Where to compute; the setting `device` if not given."""
     stage1_checkpoint: Path | None = None
@@ -407,12 +370,6 @@ class VJepa2Command:
     """off: no tracker besides metrics.jsonl, whatever the setting `tracker` says."""
     name: str = ""
     """Name of the run; made from profile, seed and time if empty (evaluate: the latest)."""
-    seed: int | None = None
-    """Training seed."""
-    resume: bool = False
-    """Continue the run --name, or the latest one."""
-    yes: bool = False
-    """Start even if it takes very long."""
 
     def __call__(self) -> int:
         from hjepa_lib import vjepa2command
@@ -422,23 +379,13 @@ class VJepa2Command:
             return vjepa2command.evaluate(Run.open(self.name), self.stage)
         known = Run.open(self.name) if self.resume else None
         checkpoints = (self.stage1_checkpoint, self.stage2_checkpoint)
-        return vjepa2command.train(lambda: self.open_run(known), known, self.stage, *checkpoints)
+        return vjepa2command.train(lambda: self.open_run("12"), known, self.stage, *checkpoints)
 
-    def open_run(self, known: Run | None) -> Run:
-        """The run asked for, made or continued."""
-        from hjepa_lib import runner
-
-        asked = RunCommand(
-            profile=self.profile, config=self.config, set=self.set, seed=self.seed
-        ).settings(known.config if known else None)
+    def settings(self, base: Config | None = None) -> Config:
+        """The config asked for, with the options that stand for a setting."""
         chosen = {"device": self.device} if self.device else {}
         chosen |= {"tracker": "none"} if self.tracking == "off" else {}
-        config = asked.override(chosen)
-        if known is not None:
-            known.require(config)
-            return known
-        runner.prepare(config, runner.select_notebooks("12"), yes=self.yes)
-        return runner.start_run(config, self.name)
+        return super().settings(base).override(chosen)
 
 
 _COMMANDS = {

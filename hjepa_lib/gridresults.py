@@ -17,6 +17,7 @@ import torch
 
 from hjepa_lib.data.grid_buffers import GridBatch, GridBuffer
 from hjepa_lib.evaluation import grid as measures
+from hjepa_lib.evaluation.footprint import update_bytes
 from hjepa_lib.files import FileError, read_json, write_atomic, write_json
 from hjepa_lib.gridstages import (
     BEST,
@@ -98,6 +99,7 @@ def _cost(
     if kind == "random":
         return {}
     fresh = build_grid_model(kind, model.config, model.size, 0).to(ws.device)
+    batch = sample.to(ws.device)
     records = ws.run.records(STAGES[kind].format(seed))
     seconds = 1 / float(np.median([row["train/steps_per_second"] for row in records]))
     updates = max(row["step"] for row in records)
@@ -105,7 +107,7 @@ def _cost(
     return {
         "parameters": count_parameters(fresh),
         "outputs": model.latent_dim if kind == "jepa" else cells,
-        "memory_mb": measures.update_megabytes(fresh, sample.to(ws.device)),
+        "memory_mb": update_bytes(fresh, lambda: fresh.loss(batch)[0]) / 1e6,
         "ms_per_update": 1000 * seconds,
         "updates": updates,
         "train_seconds": seconds * updates,

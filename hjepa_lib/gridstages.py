@@ -29,10 +29,9 @@ from hjepa_lib.data.grid_buffers import GridBuffer
 from hjepa_lib.evaluation import grid as measures
 from hjepa_lib.evaluation.rewards import unestimable
 from hjepa_lib.files import FileError, read_json, save_npz, write_atomic, write_json
-from hjepa_lib.models.checkpoint import load_weights, save_weights
+from hjepa_lib.models.checkpoint import fingerprint, load_weights, save_weights
 from hjepa_lib.models.grid import GridModel, build_grid_model
 from hjepa_lib.models.grid_reward import GoalReward, build_reward
-from hjepa_lib.models.heads import fingerprint
 from hjepa_lib.pixelsections import GridConfig
 from hjepa_lib.stages import LOG_EVERY, follow, own_stages
 from hjepa_lib.training.grid import PairFit, Update, fit_grid, fit_reward, predict_reward

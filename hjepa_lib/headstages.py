@@ -20,8 +20,8 @@ from hjepa_lib.config import from_dict, to_dict
 from hjepa_lib.data.transitions import Transitions
 from hjepa_lib.evaluation.rewards import MEAN_REWARD, comparison, score, unestimable
 from hjepa_lib.files import FileError, load_npz, read_json, save_npz, write_json
-from hjepa_lib.models.checkpoint import load_weights, save_weights
-from hjepa_lib.models.heads import HeadError, RewardHead, fingerprint
+from hjepa_lib.models.checkpoint import fingerprint, load_weights, save_weights
+from hjepa_lib.models.heads import HeadError, RewardHead
 from hjepa_lib.pixelsections import MODELS, RewardConfig
 from hjepa_lib.stages import own_stages
 from hjepa_lib.training.heads import HeadLog, Trained, encode, train_heads
@@ -47,7 +47,7 @@ def train_heads_stage(ws: Workspace, name: str, seed: int) -> Iterator[Report]:
     if ws.run.done(stage):
         return
     data = pixelstages.load_transitions(ws)
-    parts = data.split(ws.config.pixels.data.validation_split, ws.config.seed)
+    parts = pixelstages.split(ws, data)
     model = pixelstages.load_model(ws, name, seed)
     needs = own_stages(ws, "pixel_data", f"{name}_s{seed}")
     with ws.run.stage(stage, folder=f"pixels/{name}/s{seed}/heads", needs=needs) as folder:

@@ -28,6 +28,7 @@ from hjepa_lib.files import write_json
 from hjepa_lib.headstages import Cell, load_cell, score_model
 from hjepa_lib.models.pixels import shapes_of
 from hjepa_lib.models.vjepa2 import MaskedPrediction, VJepa2
+from hjepa_lib.pixeldata import split
 from hjepa_lib.pixelstages import fresh_model
 from hjepa_lib.training.loop import Report
 from hjepa_lib.training.pixels import fit_pixels
@@ -87,8 +88,7 @@ def study_parts(ws: Workspace) -> dict[str, Parts]:
             raise ConfigError(
                 f"the study's worlds no longer share their pictures and actions: {name} differs"
             )
-    fraction = ws.config.pixels.data.validation_split
-    return {world: data.split(fraction, ws.config.seed) for world, data in found.items()}
+    return {world: split(ws, data) for world, data in found.items()}
 
 
 def train_study_stage(ws: Workspace, name: str, seed: int) -> Iterator[Report]:

@@ -62,7 +62,7 @@ def plan(side: Workspace, split: str | None = None) -> list[dict[str, Any]]:
 
 
 def planning_stage(ws: Workspace, updates: int, say=print) -> list[dict[str, Any]]:
-    """Stage `pixel_planning`: train, plan, and store the rows as `pixels/planning.json`."""
+    """Stage `pixel_planning`: train, plan, store the rows as `pixels/planning/planning.json`."""
     side = train(ws, updates, say)
     rows = plan(side)
     with ws.run.stage("pixel_planning", folder="pixels/planning") as folder:

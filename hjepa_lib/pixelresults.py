@@ -61,7 +61,7 @@ def drawing(
     def draw(epoch: int) -> None:
         batch = data.batch(reconstructions.sample_rows(len(data), epoch))
         frames = predict(batch.to(ws.device)).cpu()
-        stacks, true = batch.state.float() / 255, batch.next_state[:, -1].float() / 255
+        stacks, true = (PixelModel.scaled(part) for part in (batch.state, batch.next_state[:, -1]))
         reconstructions.write_comparisons(folder, epoch, stacks, true, frames)
 
     return draw

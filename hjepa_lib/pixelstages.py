@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hjepa_lib.config import ConfigError
 from hjepa_lib.files import FileError, write_json
-from hjepa_lib.models.heads import fingerprint
+from hjepa_lib.models.checkpoint import fingerprint
 from hjepa_lib.models.pixel_decoder import PatchDecoder
 from hjepa_lib.models.pixel_files import (
     fill_model,

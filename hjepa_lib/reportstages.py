@@ -24,7 +24,7 @@ from hjepa_lib.data.transitions import Transitions
 from hjepa_lib.evaluation import comparison, representation
 from hjepa_lib.evaluation.claims import by_block
 from hjepa_lib.evaluation.footprint import update_megabytes
-from hjepa_lib.evaluation.frames import mean_frame
+from hjepa_lib.evaluation.frames import frame_errors, mean_frame
 from hjepa_lib.evaluation.pixelrows import (
     NOT_APPLICABLE,
     NOT_ESTIMABLE,
@@ -238,14 +238,9 @@ def baselines(train: Transitions, validation: Transitions) -> dict[str, float | 
     `copy_last_latent` is 1 by the definition of `latent_error`; the mean is that of the training
     rewards, so its R2 on the validation part lies a little below 0.
     """
-    rows = torch.arange(len(validation))
-    errors = {"copy_last_frame": 0.0, "mean_frame": 0.0}
     mean = mean_frame(train)
-    for index in rows.split(CHUNK):
-        batch = validation.batch(index)
-        after, before = (part[:, -1].float() / 255 for part in (batch.next_state, batch.state))
-        for name, guess in (("copy_last_frame", before), ("mean_frame", mean)):
-            errors[name] += float((guess - after).square().mean()) * len(index) / len(rows)
+    frames = frame_errors(lambda _: mean, validation, mean, "cpu")
+    errors = {"copy_last_frame": frames.copy_last_mse, "mean_frame": frames.mse}
     rewards = [part.reward.numpy() for part in (train, validation)]
     guess = np.full_like(rewards[1], rewards[0].mean())
     found = score(guess, rewards[1], unestimable(*rewards))

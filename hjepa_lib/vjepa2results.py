@@ -10,6 +10,7 @@ from hjepa_lib.fields import ConfigError
 from hjepa_lib.files import read_json
 from hjepa_lib.models import vjepa2_files as files
 from hjepa_lib.models.vjepa2 import MaskedPrediction, VJepa2
+from hjepa_lib.pixeldata import make_transitions
 from hjepa_lib.training.vjepa2 import LatentWindows, encode_states
 from hjepa_lib.workspace import Workspace
 
@@ -24,7 +25,7 @@ def load_stage1(ws: Workspace, seed: int) -> MaskedPrediction:
 def latent_windows(ws: Workspace, model: VJepa2) -> tuple[LatentWindows, LatentWindows]:
     """Frozen latents of the training and the validation part."""
     length = ws.config.pixels.data.sequence
-    train, validation = (encode_states(model.encoder, p, length) for p in stages.transitions(ws))
+    train, validation = (encode_states(model.encoder, p, length) for p in make_transitions(ws))
     return train, validation
 
 
@@ -33,7 +34,7 @@ def measure(ws: Workspace, stage: int, seed: int) -> dict[str, Any]:
     _require_trained(ws, stage, seed)
     config = ws.config.pixels
     if stage == 1:
-        return scores.evaluate_stage1(load_stage1(ws, seed), *stages.transitions(ws), config)
+        return scores.evaluate_stage1(load_stage1(ws, seed), *make_transitions(ws), config)
     model = stages.load_vjepa2(ws, seed)
     return scores.evaluate_stage2(model.world, *latent_windows(ws, model), config)
 

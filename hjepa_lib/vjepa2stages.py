@@ -65,7 +65,7 @@ def train_stage1(ws: Workspace, seed: int) -> Iterator[Report]:
     name = stage_name(1, seed)
     if ws.run.done(name) or ws.run.done(stage_name(2, seed)):
         return
-    train, validation = transitions(ws)
+    train, validation = pixeldata.make_transitions(ws)
     config, number = ws.config.pixels, ws.config.seed + seed
     torch.manual_seed(number)  # before any weight is drawn (EB5)
     model = MaskedPrediction(config, shapes_of(train)).to(ws.device)
@@ -103,7 +103,7 @@ def adopt_stage1(ws: Workspace, seed: int, path: Path) -> None:
         )
     model = files.load_stage1(path)
     meta = files.describe_checkpoint(path, 1)
-    train, validation = transitions(ws)
+    train, validation = pixeldata.make_transitions(ws)
     _require_same_images(meta, path, train)
     with ws.run.stage(name, folder=folder_of(seed), needs=("pixel_data",)) as folder:
         for suffix in (files.SUFFIX, ".json"):
@@ -124,7 +124,7 @@ def train_stage2(ws: Workspace, seed: int, resume_from: Path | None = None) -> I
     name = stage_name(2, seed)
     if ws.run.done(name):
         return
-    train, validation = transitions(ws)
+    train, validation = pixeldata.make_transitions(ws)
     config, number = ws.config.pixels, ws.config.seed + seed
     torch.manual_seed(number)
     model = VJepa2(config, shapes_of(train)).to(ws.device)
@@ -202,12 +202,6 @@ def load_vjepa2(ws: Workspace, seed: int) -> VJepa2:
     for _ in train_vjepa2_stage(ws, seed):
         pass
     return files.load_stage2(checkpoint(ws, 2, seed)).to(ws.device)
-
-
-# --- what stages share ------------------------------------------------------------------------
-def transitions(ws: Workspace) -> tuple[Transitions, Transitions]:
-    """(train, validation) of the comparison, the same for every model."""
-    return pixeldata.make_transitions(ws)
 
 
 def _follow(ws: Workspace, name: str, fit: Fit, prefix: str, rows: int) -> Iterator[Report]:

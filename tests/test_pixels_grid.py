@@ -19,10 +19,11 @@ from hjepa_lib.config import ConfigError, GuardedOptimConfig, profile
 from hjepa_lib.data import grid_buffers
 from hjepa_lib.data.grid_buffers import GridBuffer
 from hjepa_lib.evaluation import grid as measures
+from hjepa_lib.evaluation.footprint import update_bytes
 from hjepa_lib.files import FileError, read_json, save_npz
+from hjepa_lib.models.checkpoint import fingerprint
 from hjepa_lib.models.grid import GridJepa, GridModel, build_grid_model
 from hjepa_lib.models.grid_reward import GoalReward, build_reward, sinusoids
-from hjepa_lib.models.heads import fingerprint
 from hjepa_lib.pixelsections import EpochsConfig, GridConfig
 from hjepa_lib.reporting import grid as figures
 from hjepa_lib.reporting.style import FigureError
@@ -723,8 +724,9 @@ def test_rows_are_measured_and_comparable(whole):
 
 def test_memory_counts_what_backward_keeps(batch):
     model = model_of()
+    parts = [type(batch)(*(x[:n] for x in batch)) for n in (2, 16)]
     small, large = (
-        measures.update_megabytes(model, type(batch)(*(x[:n] for x in batch))) for n in (2, 16)
+        update_bytes(model, lambda part=part: model.loss(part)[0]) / 1e6 for part in parts
     )
     assert small < large
     weights = sum(4 * p.numel() for p in model.parameters())

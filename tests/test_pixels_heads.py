@@ -16,7 +16,8 @@ from hjepa_lib.evaluation import rewards
 from hjepa_lib.evaluation.statistics import Interval
 from hjepa_lib.fields import ConfigError
 from hjepa_lib.models import heads as models
-from hjepa_lib.models.heads import HeadError, RewardHead, build_head, fingerprint, head_inputs
+from hjepa_lib.models.checkpoint import fingerprint
+from hjepa_lib.models.heads import HeadError, RewardHead, build_head, head_inputs
 from hjepa_lib.pixelsections import EpochsConfig, RewardConfig
 from hjepa_lib.reporting import rewards as figures
 from hjepa_lib.training import heads

@@ -23,7 +23,7 @@ from hjepa_lib.config import GuardedOptimConfig, OptimConfig, profile
 from hjepa_lib.evaluation.frames import frame_errors, mean_frame
 from hjepa_lib.fields import ConfigError
 from hjepa_lib.files import FileError, read_json
-from hjepa_lib.models.heads import fingerprint
+from hjepa_lib.models.checkpoint import fingerprint
 from hjepa_lib.models.pixel_files import FILES, fill_model, load_model_file, save_model
 from hjepa_lib.models.pixel_models import build_pixel_model
 from hjepa_lib.pixellog import model_log

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hjepa_lib import vjepa2command, vjepa2results, vjepa2stages
+from hjepa_lib import pixeldata, vjepa2command, vjepa2results, vjepa2stages
 from hjepa_lib.__main__ import main
 from hjepa_lib.config import ConfigError, from_dict, profile, to_dict
 from hjepa_lib.data.transitions import Transitions
@@ -716,7 +716,7 @@ def test_stages_store_what_they_promise(command, tmp_path):
     stage1 = vjepa2results.load_stage1(ws, 0)
     for a, b in zip(model.encoder.parameters(), stage1.online.parameters(), strict=True):
         assert torch.equal(a, b)
-    train, validation = vjepa2stages.transitions(ws)
+    train, validation = pixeldata.make_transitions(ws)
     state = validation.batch(torch.arange(4)).state
     final = files.load_stage2(folder / f"{files.FINAL}.safetensors")
     assert torch.equal(final.encode(state), model.encode(state))  # frozen in stage 2

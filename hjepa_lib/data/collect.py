@@ -17,9 +17,7 @@ from hjepa_lib.data.recording import describe_split, record
 from hjepa_lib.data.transitions import Transitions, check_state
 from hjepa_lib.fields import ConfigError
 from hjepa_lib.pixelsections import PixelsConfig
-from hjepa_lib.worlds.pixel_env import (
-    make_env,
-)
+from hjepa_lib.worlds.pixel_env import make_env
 
 
 # --- loading ----------------------------------------------------------------------------------

@@ -7,12 +7,10 @@ validation data, nothing is claimed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from hjepa_lib.evaluation.pixelrows import (
     NOT_ESTIMABLE,
@@ -21,7 +19,7 @@ from hjepa_lib.evaluation.pixelrows import (
     Row,
     of_model,
 )
-from hjepa_lib.evaluation.statistics import Interval, bootstrap_difference
+from hjepa_lib.evaluation.statistics import Interval, bootstrap_difference, student
 from hjepa_lib.pixelsections import OWN_ENCODER
 
 LEAST_SEEDS = 3
@@ -117,12 +115,6 @@ def wider(one: np.ndarray, two: np.ndarray) -> Interval:
         return gap
     low, high = student((one - two).mean(1))
     return Interval(gap.estimate, min(low, gap.low), max(high, gap.high))
-
-
-def student(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean of (S,) values, S of at least 2."""
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
 
 
 def _verdict(gap: Interval, seeds: int, blocks: int) -> str:

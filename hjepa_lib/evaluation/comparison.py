@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hjepa_lib.evaluation.claims import claims, student
+from hjepa_lib.evaluation.claims import claims
 from hjepa_lib.evaluation.pixelrows import (
     COLUMNS,
     RANDOM,
@@ -21,6 +21,7 @@ from hjepa_lib.evaluation.pixelrows import (
     check_rows,
     of_model,
 )
+from hjepa_lib.evaluation.statistics import student
 from hjepa_lib.pixelsections import MODELS
 
 SCHEMA = 1

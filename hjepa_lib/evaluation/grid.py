@@ -20,14 +20,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hjepa_lib.data.grid_buffers import GridBatch, GridBuffer
-from hjepa_lib.evaluation.statistics import Interval
+from hjepa_lib.evaluation.statistics import Interval, student
 from hjepa_lib.models.grid import GridJepa, GridModel, GridTwin
-from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.training.grid import CHUNK
 from hjepa_lib.training.probes import effective_rank, fit_ridge
 from hjepa_lib.worlds.grid_world import FACTS, facts
@@ -195,32 +193,12 @@ def fact_accuracy(model: GridModel, train: GridBuffer, validation: GridBuffer) -
 
 
 # --- comparison -------------------------------------------------------------------------------
-def update_megabytes(model: GridModel, batch: GridBatch) -> float:
-    """Memory of one update, counted: weights, gradients, two moments, and what backward needs."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(values: Tensor) -> Tensor:
-        storage = values.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return values
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda values: values):
-        loss, _ = model.loss(batch)  # held until the count is done, so that no address is reused
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    trained = 4 * count_parameters(model)
-    del loss
-    return (weights + 3 * trained + sum(kept.values())) / 1e6
-
-
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean over seeds with Student's interval; its ends are NaN for one seed."""
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Mean over seeds with Student's 95 % interval; its ends are NaN for one seed."""
     array = np.asarray(values, float)
     if len(array) < 2 or not np.isfinite(array).all():
         return Interval(float(array.mean()), math.nan, math.nan)
-    half = stats.t.ppf((1 + confidence) / 2, len(array) - 1) * stats.sem(array)
-    return Interval(float(array.mean()), float(array.mean() - half), float(array.mean() + half))
+    return Interval(float(array.mean()), *student(array))
 
 
 MEASURES = {

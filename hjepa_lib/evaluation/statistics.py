@@ -118,6 +118,12 @@ def bootstrap_difference(
     return _interval(statistic(a) - statistic(b), draws, confidence)
 
 
+def student(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of (S,) values, S of at least 2."""
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
 def _scores(values: np.ndarray) -> np.ndarray:
     """(S, n) float64 with one seed added to a vector; finite and not empty."""
     table = np.atleast_2d(np.asarray(values, dtype=np.float64))

@@ -8,6 +8,7 @@ config is refused by name and shape.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,17 @@ def tensors(module: nn.Module) -> dict[str, Tensor]:
     if getattr(getattr(module, "config", None), "idm_frozen", False):
         named = {key: value for key, value in named.items() if not key.startswith("idm.")}
     return named
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over all parameters and buffers by name: equal weights, equal text."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors(module).items()):
+        digest.update(name.encode())
+        digest.update(
+            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest()
 
 
 def save_weights(path: Path, module: nn.Module) -> None:

@@ -9,12 +9,10 @@ different models live on different scales, which would decide the comparison oth
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor, nn
 
-from hjepa_lib.models.checkpoint import tensors
+from hjepa_lib.models.layers import mlp
 from hjepa_lib.models.pixel_weights import initialise
 from hjepa_lib.pixelsections import RewardConfig
 
@@ -46,13 +44,9 @@ class RewardHead(nn.Module):
     def __init__(self, config: RewardConfig, width: int) -> None:
         super().__init__()
         self.width = width
-        layers: list[nn.Module] = []
-        before = width
-        for _ in range(config.layers):
-            layers += [nn.Linear(before, config.hidden), ACTIVATIONS[config.activation]()]
-            layers.append(nn.Dropout(config.dropout))
-            before = config.hidden
-        self.net = nn.Sequential(*layers, nn.Linear(before, 1))
+        hidden = [config.hidden] * config.layers
+        activation = ACTIVATIONS[config.activation]
+        self.net = mlp(width, *hidden, 1, activation=activation, dropout=config.dropout)
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("deviation", torch.ones(width))
 
@@ -85,14 +79,3 @@ def build_head(config: RewardConfig, width: int, seed: int) -> RewardHead:
             torch.manual_seed(seed * 1_009 + index)
             initialise(layer)
     return head
-
-
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over all parameters and buffers by name: equal weights, equal text."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors(module).items()):
-        digest.update(name.encode())
-        digest.update(
-            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        )
-    return digest.hexdigest()

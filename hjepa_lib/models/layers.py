@@ -8,14 +8,23 @@ import torch
 from torch import nn
 
 
-def mlp(*widths: int, activation: type[nn.Module] = nn.ReLU, norm: bool = False) -> nn.Sequential:
-    """Linear layers of the given widths with an activation (and LayerNorm) between them."""
+def mlp(
+    *widths: int,
+    activation: type[nn.Module] = nn.ReLU,
+    norm: bool = False,
+    dropout: float | None = None,
+) -> nn.Sequential:
+    """Linear layers (..., widths[0]) -> (..., widths[-1]), an activation between each two.
+
+    LayerNorm comes before the activation where asked for, dropout (share in [0, 1)) behind it.
+    """
     layers: list[nn.Module] = []
     for index, (before, after) in enumerate(pairwise(widths)):
         layers.append(nn.Linear(before, after))
         if index < len(widths) - 2:
             layers += [nn.LayerNorm(after)] if norm else []
             layers.append(activation())
+            layers += [] if dropout is None else [nn.Dropout(dropout)]
     return nn.Sequential(*layers)
 
 

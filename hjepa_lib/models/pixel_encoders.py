@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_lib.fields import ConfigError
+from hjepa_lib.models.layers import mlp
 from hjepa_lib.models.transformer import Transformer
 from hjepa_lib.pixelsections import PixelEncoderConfig
 
@@ -140,16 +141,11 @@ class MlpEncoder(nn.Module):
     ) -> None:
         super().__init__()
         height, width = sides(image_size)
-        features = stack * channels * height * width
-        layers: list[nn.Module] = []
-        for _ in range(config.mlp_layers):
-            layers += [
-                nn.Linear(features, config.mlp_hidden),
-                ACTIVATIONS[config.mlp_activation](),
-                nn.Dropout(config.mlp_dropout),
-            ]
-            features = config.mlp_hidden
-        self.layers = nn.Sequential(*layers, nn.Linear(features, config.latent_dim))
+        hidden = [config.mlp_hidden] * config.mlp_layers
+        self.layers = mlp(
+            stack * channels * height * width, *hidden, config.latent_dim,
+            activation=ACTIVATIONS[config.mlp_activation], dropout=config.mlp_dropout,
+        )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x.flatten(1))

@@ -40,14 +40,8 @@ class LatentPredictor(nn.Module):
         super().__init__()
         self.form = config.predictor
         if config.predictor == "mlp":
-            layers: list[nn.Module] = []
-            for layer in mlp(
-                latent_dim + action_dim, *config.hidden, latent_dim, activation=nn.GELU
-            ):
-                layers.append(layer)
-                if isinstance(layer, nn.GELU):
-                    layers.append(nn.Dropout(config.dropout))
-            self.net = nn.Sequential(*layers)
+            widths = (latent_dim + action_dim, *config.hidden, latent_dim)
+            self.net = mlp(*widths, activation=nn.GELU, dropout=config.dropout)
             return
         # Two tokens, state and action; one block per entry of `hidden`, which is its MLP's width.
         heads = 4

@@ -23,7 +23,7 @@ from hjepa_lib.models.checkpoint import load_weights, save_weights
 from hjepa_lib.models.pixels import PixelShapes
 from hjepa_lib.models.vjepa2 import MaskedPrediction, VJepa2
 from hjepa_lib.pixelsections import PixelsConfig
-from hjepa_lib.training.loop import GUARDED, Fit
+from hjepa_lib.training.loop import GUARD_STATE, Fit
 
 STAGE1, STAGE2, FINAL = "best_stage1_model", "best_stage2_model", "vjepa2_world_model_final"
 SUFFIX = ".safetensors"
@@ -86,7 +86,7 @@ def save_resume(path: Path, fit: Fit) -> None:
         "module": fit.module.state_dict(),
         "optimiser": fit.optimiser.state_dict(),
         "counters": (fit.update, fit.stale, fit.best_loss),
-        "guards": {name: getattr(fit, name) for name in GUARDED},
+        "guards": {name: getattr(fit, name) for name in GUARD_STATE},
     }
     torch.save(payload, buffer)
     write_atomic(resume_path(path), buffer.getvalue())

@@ -7,7 +7,7 @@ seed see the same batches in the same order (rule 1 of the comparison), resumed 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -24,6 +24,20 @@ def draw_batch(rows: int, batch: int, generator: torch.Generator) -> Tensor:
 def batches_sha256(rows: int, batch: int, seed: int) -> str:
     """Hash of the first batch's indices: equal for all heads that may be compared."""
     return sha256(draw_batch(rows, batch, step_generator(seed, 0)).numpy().tobytes())
+
+
+def mean_terms(
+    parts: Iterable[tuple[int, Tensor, dict[str, float]]], rows: int
+) -> dict[str, float]:
+    """Mean loss (key `loss`, a scalar per part) and terms over `rows` rows.
+
+    A part is (its number of rows, its loss, its terms).
+    """
+    sums: dict[str, float] = {}
+    for count, loss, terms in parts:
+        for key, value in {**terms, "loss": loss.item()}.items():
+            sums[key] = sums.get(key, 0.0) + value * count / rows
+    return sums
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from hjepa_lib.models.heads import HeadError, RewardHead, build_head, fingerprint, head_inputs
+from hjepa_lib.models.checkpoint import fingerprint
+from hjepa_lib.models.heads import HeadError, RewardHead, build_head, head_inputs
 from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.pixelsections import EpochsConfig, RewardConfig
 from hjepa_lib.training.batches import batches_sha256, draw_batch, seeded_noise

@@ -30,7 +30,7 @@ LARGE_NORM = 100.0
 MOST_SKIPPED = 50
 """Guards of `non_finite="skip"`: a loss above the first fails, a gradient norm above the second is
 warned about once, and so many lost updates in a row fail as well."""
-GUARDED = ("mark", "waited", "halvings", "skipped", "skipped_in_a_row")
+GUARD_STATE = ("mark", "waited", "halvings", "skipped", "skipped_in_a_row")
 """What only a resume file of `GuardedOptimConfig` holds."""
 LossFn = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]
 ValidateFn = Callable[[], dict[str, float]]
@@ -246,7 +246,7 @@ class Fit:
             "config": repr((self.config, self.seed, self.precision)),
         }
         if isinstance(self.config, GuardedOptimConfig):
-            payload["guards"] = {name: getattr(self, name) for name in GUARDED}
+            payload["guards"] = {name: getattr(self, name) for name in GUARD_STATE}
         buffer = io.BytesIO()
         torch.save(payload, buffer)
         write_atomic(self.path, buffer.getvalue())

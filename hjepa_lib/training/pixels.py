@@ -21,7 +21,7 @@ from hjepa_lib.config import OptimConfig
 from hjepa_lib.data.transitions import Transitions
 from hjepa_lib.models.pixels import PixelModel
 from hjepa_lib.pixelsections import EpochsConfig
-from hjepa_lib.training.batches import draw_batch, seeded_noise
+from hjepa_lib.training.batches import draw_batch, mean_terms, seeded_noise
 from hjepa_lib.training.loop import Fit
 
 CHUNK = 256  # transitions encoded at once outside training: activations stay near 100 MB
@@ -43,12 +43,9 @@ def mean_loss(
     covariance of neighbours in time, or of more rows, would be another quantity.
     """
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-    sums: dict[str, float] = {}
-    for index in order.tensor_split(max(1, len(data) // batch)):
-        loss, terms = model.loss(data.batch(index).to(device))
-        for key, value in {**terms, "loss": loss.item()}.items():
-            sums[key] = sums.get(key, 0.0) + value * len(index) / len(data)
-    return sums
+    pieces = order.tensor_split(max(1, len(data) // batch))
+    losses = ((len(index), *model.loss(data.batch(index).to(device))) for index in pieces)
+    return mean_terms(losses, len(data))
 
 
 def fit_pixels(

@@ -26,7 +26,7 @@ from hjepa_lib.data.transitions import Transitions
 from hjepa_lib.fields import ConfigError
 from hjepa_lib.models.vjepa2 import MaskedPrediction, MaskedViT, WorldModel, draw_masks
 from hjepa_lib.pixelsections import PixelsConfig, Stage2Config
-from hjepa_lib.training.batches import draw_batch, seeded_noise
+from hjepa_lib.training.batches import draw_batch, mean_terms, seeded_noise
 from hjepa_lib.training.loop import Fit
 from hjepa_lib.training.pixels import CHUNK, budget
 
@@ -124,14 +124,14 @@ def masked_loss(
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     rows = spread_rows(len(data)) if rows is None else rows
-    sums: dict[str, float] = {}
-    for index in rows.split(CHUNK):
+
+    def loss(index: Tensor) -> tuple[Tensor, dict[str, float]]:
         mask = draw_masks(len(index), model.online.patches, ratio, generator).to(device)
-        loss, terms = model.loss(data.batch(index).state.to(device), mask)
-        for key, value in {"loss": loss.item(), **terms}.items():
-            sums[key] = sums.get(key, 0.0) + value * len(index) / len(rows)
+        return model.loss(data.batch(index).state.to(device), mask)
+
+    found = mean_terms(((len(index), *loss(index)) for index in rows.split(CHUNK)), len(rows))
     model.train(was_training)
-    return sums
+    return found
 
 
 def rollout_start(stage: Stage2Config, length: int) -> int:
@@ -209,11 +209,12 @@ def window_loss(
     was_training = world.training
     world.eval()
     rows = spread_rows(len(data.first)) if rows is None else rows
-    sums: dict[str, float] = {}
-    for index in rows.tensor_split(math.ceil(len(rows) / CHUNK)):
+
+    def loss(index: Tensor) -> tuple[Tensor, dict[str, float]]:
         window = data.windows(index, config.data.sequence)
-        loss, terms = stage2_loss(world, *window, config.vjepa2.stage2)
-        for key, value in {"loss": loss.item(), **terms}.items():
-            sums[key] = sums.get(key, 0.0) + value * len(index) / len(rows)
+        return stage2_loss(world, *window, config.vjepa2.stage2)
+
+    pieces = rows.tensor_split(math.ceil(len(rows) / CHUNK))
+    found = mean_terms(((len(index), *loss(index)) for index in pieces), len(rows))
     world.train(was_training)
-    return sums
+    return found
