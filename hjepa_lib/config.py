@@ -32,6 +32,7 @@ from hjepa_lib.sections import (
     PlannerConfig,
     PlanningConfig,
     SearchConfig,
+    TrackingConfig,
 )
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "PlannerConfig",
     "PlanningConfig",
     "SearchConfig",
+    "TrackingConfig",
     "differences",
     "flatten",
     "from_dict",
@@ -73,6 +75,7 @@ class Config(Checked):
     """`auto`: a one-second micro-benchmark decides; the choice is stored in the manifest."""
     tracker: str = choice("none", "none", "tensorboard", "wandb", "trackio")
     """Who else gets the training curves (trackers.py); metrics.jsonl is written in any case."""
+    tracking: TrackingConfig = TrackingConfig()
     data: DataConfig = DataConfig()
     level1: Level1Config = Level1Config()
     distance: DistanceConfig = DistanceConfig()

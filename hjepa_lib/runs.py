@@ -62,6 +62,13 @@ def new_name(config: Config) -> str:
     return f"{config.profile}-s{config.seed}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
+def tracked_name(prefix: str, manifest: dict[str, Any]) -> str:
+    """What a tracker calls a run: its own name, or "<prefix>-YYYYMMDD-HHMMSS" from its start."""
+    if not prefix:
+        return manifest["name"]
+    return f"{prefix}-{datetime.datetime.fromisoformat(manifest['created']):%Y%m%d-%H%M%S}"
+
+
 def list_runs(root: Path | None = None) -> list[str]:
     """Names of all runs below the outputs root, study cells as "study/cell", oldest first."""
     root = root or outputs_root()
@@ -84,7 +91,10 @@ class Run:
         self.config: Config = from_dict(Config, self.manifest["config"])
         self.metrics = MetricsLog(path / "metrics.jsonl")
         self.tracker = Tracker(
-            self.config.tracker, self.name, path / "tracker", flatten(self.config)
+            self.config.tracker,
+            tracked_name(self.config.tracking.run_name_prefix, self.manifest),
+            path / "tracker",
+            flatten(self.config),
         )
 
     @classmethod

@@ -13,6 +13,18 @@ from hjepa_lib.fields import Checked, ConfigError, choice, number
 
 
 @dataclass(frozen=True)
+class TrackingConfig(Checked):
+    """Where a tracker files its copy of the curves; the setting `tracker` chooses which one."""
+
+    project: str = "hjepa"
+    """Project at Weights & Biases (its WANDB_PROJECT wins) and trackio."""
+    entity: str = ""
+    """User or team at Weights & Biases; "" leaves it to the account."""
+    run_name_prefix: str = ""
+    """The tracker's run is "<prefix>-YYYYMMDD-HHMMSS", after the start of the run; "": its name."""
+
+
+@dataclass(frozen=True)
 class DataConfig(Checked):
     """Offline trajectories (PLDM's wall data and its relatives)."""
 

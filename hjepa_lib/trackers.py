@@ -13,14 +13,13 @@ import contextlib
 import io
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from hjepa_lib.metrics_log import json_ready
 
 log = logging.getLogger(__name__)
-PROJECT = "hjepa"
-"""Name under which W&B and trackio file the runs."""
 
 
 class Sink(Protocol):
@@ -113,7 +112,8 @@ class WeightsAndBiases:
 
         folder.mkdir(parents=True, exist_ok=True)
         self.run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            project=os.environ.get("WANDB_PROJECT", settings["tracking.project"]),
+            entity=settings["tracking.entity"] or None,
             name=name,
             group=name,
             dir=str(folder),
@@ -121,12 +121,15 @@ class WeightsAndBiases:
             mode=os.environ.get("WANDB_MODE", "offline"),
             settings=wandb.Settings(silent=True, console="off", init_timeout=30),
         )
-        self.stages: set[str] = set()
+        self.axes: dict[str, str] = {}
 
     def write(self, stage: str, step: int, values: dict[str, float]) -> None:
-        if stage not in self.stages:  # every stage counts its own steps
-            self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-            self.stages.add(stage)
+        axes = {f"{stage}/*": f"{stage}/step"}  # every stage counts its own steps
+        axes |= {f"{stage}/{key}": f"{stage}/{axis}" for key, axis in epoch_axes(values).items()}
+        for key, axis in axes.items():
+            if key not in self.axes:
+                self.run.define_metric(key, step_metric=axis)
+                self.axes[key] = axis
         self.run.log({f"{stage}/step": step} | _with_stage(stage, values))
 
     def close(self) -> None:
@@ -140,7 +143,11 @@ class Trackio:
         import trackio
 
         self.run = trackio.init(
-            project=PROJECT, name=name, config=settings, resume="allow", embed=False
+            project=settings["tracking.project"],
+            name=name,
+            config=settings,
+            resume="allow",
+            embed=False,
         )
 
     def write(self, stage: str, step: int, values: dict[str, float]) -> None:
@@ -148,6 +155,25 @@ class Trackio:
 
     def close(self) -> None:
         self.run.finish()
+
+
+def epoch_axes(values: Mapping[str, float]) -> dict[str, str]:
+    """{key: key of its epoch} for what is measured once an epoch, such as "JEPA/val/Total_Loss".
+
+    These are the keys with a part that starts with "val" or ends with "epoch_avg"; their axis is
+    the record's "epoch", under the longest prefix of the key that has one.
+    """
+    axes = {}
+    for key in values:
+        parts = key.split("/")
+        if not any(part.startswith("val") or part.endswith("epoch_avg") for part in parts):
+            continue
+        for depth in range(len(parts) - 1, -1, -1):
+            axis = "/".join([*parts[:depth], "epoch"])
+            if axis in values:
+                axes[key] = axis
+                break
+    return axes
 
 
 def _with_stage(stage: str, values: dict[str, float]) -> dict[str, float]:

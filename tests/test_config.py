@@ -39,7 +39,6 @@ from hjepa_lib.lineup import learned
 from hjepa_lib.machine import choose_device, choose_precision
 from hjepa_lib.presets import PRESETS
 from hjepa_lib.runs import Run
-from hjepa_lib.trackers import Tracker
 from hjepa_lib.training import level1 as level1_training
 from hjepa_lib.training import level2 as level2_training
 from hjepa_lib.workspace import Workspace
@@ -246,6 +245,7 @@ def in_every_training(**changes):
 
 
 CONTEXT: list[tuple[str, dict]] = [
+    (r"tracking\..*", {"tracker": "wandb"}),
     (r"data\.good_fraction", {"data.recipe": "mixture"}),
     (r"data\.exclude_.*", {"data.layouts": "rectangle"}),
     (r"level1\.ema_decay", {"level1.target": "ema"}),
@@ -309,6 +309,9 @@ def fields_of(config, prefix=""):
 
 FIELDS = {leaf: item for leaf, item in fields_of(BASE).items() if not leaf.startswith("pixels.")}
 SPECIAL = {
+    "tracking.project": ["another"],
+    "tracking.entity": ["team"],
+    "tracking.run_name_prefix": ["night"],
     "data.source": ["<npz>"],  # a file made below
     "data.exclude_wall": ["30-40"],
     "data.exclude_door": ["30-40"],
@@ -401,15 +404,19 @@ def planning_print(method, config):
 
 
 def tracker_print(config):
-    """The packages that are asked to take a training curve."""
+    """The packages that are asked to take a training curve, and what they are told of the run."""
     packages = {name: MagicMock() for name in ("torch.utils.tensorboard", "wandb", "trackio")}
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         for name, package in packages.items():
             patch.setitem(sys.modules, name, package)
-        tracker = Tracker(config.tracker, "run", Path(folder), flatten(config))
-        tracker.log({"stage": "l1", "step": 10, "loss": 1.0})
-        tracker.close()
-    return digest([name for name, package in packages.items() if package.mock_calls])
+        run = Run.create("run", config, Path(folder))
+        run.log({"stage": "l1", "step": 10, "loss": 1.0})
+        run.tracker.close()
+    told = packages["wandb"].init.call_args
+    given = {key: told.kwargs[key] for key in ("project", "entity", "name")} if told else {}
+    prefix = given.get("name", "")[: -len("-YYYYMMDD-HHMMSS")]  # the rest is the time
+    asked = [name for name, package in packages.items() if package.mock_calls]
+    return digest(asked, prefix, *(str(given.get(key)) for key in ("project", "entity")))
 
 
 def fingerprint(leaf, config):
@@ -417,7 +424,7 @@ def fingerprint(leaf, config):
     section = leaf.split(".")[0]
     if leaf.startswith("level1.pretrain_"):
         return training_print("pretraining", config)
-    if leaf == "tracker":
+    if leaf == "tracker" or section == "tracking":
         return tracker_print(config)
     if leaf in ("seed", "precision"):
         return training_print("level1", config)

@@ -7,7 +7,7 @@ import torch
 from tiny import digest, make_agent, make_job, make_level1, seeded, tiny_config, tiny_data
 
 from hjepa_lib import maskedplanner, stages
-from hjepa_lib.config import Config, ConfigError
+from hjepa_lib.config import Config, ConfigError, differences
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.models.checkpoint import load_level1
 from hjepa_lib.models.encoders import build_encoder
@@ -15,7 +15,6 @@ from hjepa_lib.reporting import summary
 from hjepa_lib.runs import Run
 from hjepa_lib.training import masked
 from hjepa_lib.training.loop import Fit
-from hjepa_lib.workspace import Workspace
 
 VIT = {"level1__encoder": "vit", "level1__predictor": "transformer", "level1__hidden": 16}
 MASKED = VIT | {"level1__pretrain_mask": 0.4, "level1__pretrain_updates": 4}
@@ -216,13 +215,20 @@ def test_the_row_stands_between_its_floors(workspace_of):
     config = tiny_config(evaluation__trials=3, evaluation__steps=6, evaluation__latency=False)
     ws = workspace_of(config)
     rows = maskedplanner.planning_stage(ws, 4, say=lambda *_: None)
-    assert [row["method"] for row in rows] == ["random", maskedplanner.LABEL, "oracle"]
+    assert [row["method"] for row in rows] == ["random", *maskedplanner.LABELS.values(), "oracle"]
     for row in rows:
         assert row["n"] == 3 and row["ci95"][0] <= row["success_rate"] <= row["ci95"][1]
     summary.validate(summary.build(ws.run, rows))
     assert json.loads((ws.run.path / "pixels/planning/planning.json").read_text())
-    side = Workspace("test", Run.at(ws.run.path.with_name("run-variants") / "transformer"))
-    assert side.config.level1.encoder == "vit" and side.config.level1.pretrain_updates == 1
+    side, twin = (
+        Run.at(ws.run.path.with_name("run-variants") / name).config for name in maskedplanner.MODELS
+    )
+    assert side.level1.encoder == "vit" and side.level1.pretrain_updates == 1
+    assert (twin.level1.encoder, twin.level1.predictor) == ("fast", ws.config.level1.predictor)
+    # The same number of updates on the same data and batches: only networks and objective differ.
+    assert side.level1.optim.updates + 1 == twin.level1.optim.updates
+    assert {key for key in differences(side, twin) if not key.startswith("level1.")} == set()
+    assert side.level1.optim.batch == twin.level1.optim.batch
     assert ws.config.level1.encoder == "fast" and not ws.run.done("l1")
     again = maskedplanner.planning_stage(
         ws, 4, say=lambda *_: None

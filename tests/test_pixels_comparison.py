@@ -323,7 +323,7 @@ def test_planning_rows_and_grid_rows_are_shown(run):
     rows = [planned("random", 7), planned("flat, transformer level 1", 61), planned("oracle", 100)]
     write_json(run.folder("pixels/planning") / "planning.json", rows)
     page = finish(run, say=lambda *_: None).read_text()
-    assert "A transformer as level 1, on Two Rooms" in page
+    assert "A transformer or convolutions as level 1, on Two Rooms" in page
     assert "flat, transformer level 1" in page and "n = 100" in page
     assert len(read_json(run.path / "summary.json")["planning"]) == 3
 

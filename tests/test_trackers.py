@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -122,6 +123,46 @@ def test_wandb_is_offline_unless_told_otherwise(packages, tmp_path, monkeypatch)
     assert wandb.init.call_args.kwargs["mode"] == "online"
 
 
+def test_what_is_measured_once_an_epoch_has_an_epoch_axis(packages, tmp_path):
+    """LOG-3: train/* against the step, val/* and epoch averages against the epoch."""
+    one = tracker("wandb", tmp_path)
+    row = {"stage": "jepa_s0", "step": 20, "JEPA/train/Total_Loss": 1.0}
+    one.log(row | {"epoch": 0.5})
+    one.log(row | {"JEPA/val/Total_Loss": 2.0, "JEPA/train_epoch_avg/Total_Loss": 3.0, "epoch": 1})
+    one.log({"stage": "s1", "step": 5, "stage1/val_loss": 1.0, "stage1/epoch": 1.0, "epoch": 1.0})
+    one.log({"stage": "l1", "step": 5, "validation_loss": 1.0})  # counts no epochs
+    run = packages["wandb"].init.return_value
+    axes = {call.args[0]: call.kwargs["step_metric"] for call in run.define_metric.call_args_list}
+    assert axes == {
+        "jepa_s0/*": "jepa_s0/step",
+        "jepa_s0/JEPA/val/Total_Loss": "jepa_s0/epoch",
+        "jepa_s0/JEPA/train_epoch_avg/Total_Loss": "jepa_s0/epoch",
+        "s1/*": "s1/step",
+        "s1/stage1/val_loss": "s1/stage1/epoch",
+        "l1/*": "l1/step",
+    }
+    assert run.define_metric.call_count == len(axes)
+
+
+def test_project_entity_and_name_are_settings(packages, tmp_path, monkeypatch):
+    """LOG-1: {project, entity, run_name_prefix}; the run's name ends with its start."""
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    plain = Run.create("plain", tiny_config(tracker="wandb"), tmp_path)
+    plain.log(RECORDS[0])
+    options = packages["wandb"].init.call_args.kwargs
+    assert (options["project"], options["entity"], options["name"]) == ("hjepa", None, "plain")
+    tracking = {"project": "p", "entity": "team", "run_name_prefix": "night"}
+    changes = {f"tracking__{key}": value for key, value in tracking.items()}
+    named = Run.create("named", tiny_config(tracker="wandb", **changes), tmp_path)
+    for run, record in zip((named, Run.at(named.path)), RECORDS, strict=False):  # opened again
+        run.log(record)
+        options = packages["wandb"].init.call_args.kwargs
+        assert (options["project"], options["entity"]) == ("p", "team")
+        started = named.manifest["created"][:19].replace("-", "").replace(":", "").replace("T", "-")
+        assert options["name"] == options["group"] == f"night-{started}"
+        assert re.fullmatch(r"night-\d{8}-\d{6}", options["name"])
+
+
 def test_trackio_continues_a_run_of_the_same_name(packages, tmp_path):
     log_all("trackio", tmp_path)
     options = packages["trackio"].init.call_args.kwargs
@@ -201,7 +242,8 @@ def in_a_process_of_its_own(kind, folder, **environment):
     """Log with the real package, without closing: the end of the process must keep everything."""
     code = (
         "import sys; from pathlib import Path; from hjepa_lib.trackers import Tracker\n"
-        "one = Tracker(sys.argv[1], 'smoke-s0', Path(sys.argv[2]), {'level1.optim.lr': 0.001})\n"
+        "settings = {'level1.optim.lr': 0.001, 'tracking.project': 'p', 'tracking.entity': ''}\n"
+        "one = Tracker(sys.argv[1], 'smoke-s0', Path(sys.argv[2]), settings)\n"
         "for step in (10, 20): one.log({'stage': 'l1', 'step': step, 'loss': 1 / step})\n"
     )
     done = subprocess.run(

@@ -109,7 +109,11 @@ def _pixels(found: dict[str, Any]) -> str:
         parts.append(pixeltables.pixels_table(found["pixels"]))
     if "grid" in found:
         parts.append(pixeltables.grid_table(found["grid"]))
-    parts.append(_results(found.get("planning", []), "A transformer as level 1, on Two Rooms"))
+    parts.append(
+        _results(
+            found.get("planning", []), "A transformer or convolutions as level 1, on Two Rooms"
+        )
+    )
     return "\n".join(["", *parts])
 
 
