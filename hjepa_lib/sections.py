@@ -285,15 +285,16 @@ class PlannerConfig(SearchConfig):
 class HierarchyConfig(Checked):
     """How level 2 commands level 1."""
 
-    level2: SearchConfig = SearchConfig(horizon=12, samples=64, iterations=2, sigma=1.0)
-    tracker: PlannerConfig = PlannerConfig()
+    level2: SearchConfig = SearchConfig(horizon=8, samples=64, iterations=2, sigma=1.5)
+    tracker: PlannerConfig = PlannerConfig(horizon=4)
     """Level-1 planner that follows the sub-goal."""
     replan: int = number(4, 1)
     """Environment steps between level-2 plans."""
     near: float = number(1.0, 0)
     """Level 1 goes straight to a goal within near * step_skip steps, by the cost's own scale."""
     clip: float = number(3.0, 0)
-    """Standardised z stays in [-clip, clip]; 0 = unbounded (learned macro-actions have a box)."""
+    """Standardised z stays in [-clip, clip], learned macro-actions in their percentile box; 0 =
+    unbounded, both."""
     reachable: float = number(1.0, 0)
     """Weight of the excess of imagined macro-steps over step_skip steps (temporal distance only:
     the latent cost has no unit of time)."""

@@ -44,7 +44,8 @@ def run_study(
     """Make every missing row; returns the number of rows that failed.
 
     RunError before any work when a stored row was made with other settings and `redo` is not set.
-    With `jobs` above 1, seeds run in processes of their own; only this process writes the table.
+    `redo` also drops rows of these cells that the grid file does not ask for any more. With `jobs`
+    above 1, seeds run in processes of their own; only this process writes the table.
     """
     if jobs < 1:
         raise RunError(f"jobs must be at least 1, got {jobs}")
@@ -56,6 +57,8 @@ def run_study(
                 f"row {row.key} of {table.path} was made with {found}; "
                 "give the cell another name, or replace the row with --redo"
             )
+    if redo and (dropped := table.drop_others({c.name for c in cells}, {row.key for row in rows})):
+        say(f"study {grid.name}: {dropped} rows dropped that the grid does not ask for", flush=True)
     todo = [row for row in rows if not table.has(row)]
     say(f"study {grid.name}: {len(rows)} rows, {len(rows) - len(todo)} done before", flush=True)
     origin = {"revision": machine.revision(repository())}

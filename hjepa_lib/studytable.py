@@ -55,6 +55,19 @@ class Table:
         text = {name: as_text(value) for name, value in row.items()}
         self.rows[tuple(text[name] for name in KEY)] = text
         self.columns += [name for name in text if name not in self.columns]
+        self._write()
+
+    def drop_others(self, cells: set[str], wanted: set[tuple[str, ...]]) -> int:
+        """Remove rows of these cells whose key is not wanted any more; returns how many."""
+        self.reload()
+        old = [key for key in self.rows if key[0] in cells and key not in wanted]
+        for key in old:
+            del self.rows[key]
+        if old:
+            self._write()
+        return len(old)
+
+    def _write(self) -> None:
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, self.columns, restval="", lineterminator="\n")
         writer.writeheader()

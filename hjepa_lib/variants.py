@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from hjepa_lib import compare, scoring, stages
 from hjepa_lib.agent import Agent
 from hjepa_lib.config import Config, ConfigError, PlanningConfig
 from hjepa_lib.evaluation.collapse import RESAMPLES, long_walks, open_loop, whole_windows
 from hjepa_lib.evaluation.results import load_result, result_row
+from hjepa_lib.evaluation.rows import check_rows, load_rows, split_finished
 from hjepa_lib.evaluation.statistics import (
     Interval,
     bootstrap,
@@ -28,7 +28,7 @@ from hjepa_lib.evaluation.statistics import (
     mcnemar,
     wilson,
 )
-from hjepa_lib.files import FileError, read_json
+from hjepa_lib.files import read_json
 from hjepa_lib.lineup import COSTS
 from hjepa_lib.runs import repository
 from hjepa_lib.scoring import count_all
@@ -42,7 +42,7 @@ STEPS = 48
 EPOCHS_AT = 5_078
 EPOCHS = (5, 25, 75, 200, 1000)
 HORIZONS = (5, 8, 24, 48, 96, 192)
-REPLANS = (1, 4, 8, 16, 32)
+REPLANS = (1, 2, 4, 8, 16, 32)
 PAIRS: dict[str, dict[str, Any]] = {
     "small": {"level1.width": 16, "level1.latent_dim": 64, "level1.hidden": 128},
     "large": {"level1.width": 64, "level1.latent_dim": 256, "level1.hidden": 512},
@@ -284,15 +284,17 @@ def committed(group: str, setting: str, path: Path | None = None) -> list[tuple[
     """Pairs (value of a setting, row) of one group of the committed study; none without a study.
 
     `setting` is a column of the table, such as planner.flat.horizon, or a setting of the training,
-    such as data.transitions. Seeds are pooled: successes and trials add up.
+    such as data.transitions. Finished points on test trials only, seeds pooled: successes and
+    trials add up. RowsError when points have other trials or settings are mixed within one.
     """
     path = path or repository() / _TABLE
     if not path.is_file():
         return []
-    table = pd.read_csv(path)
-    if "group" not in table:
-        raise FileError(f"{path} is no table of a study: column 'group' is missing")
-    found = table[table["group"] == group]
+    table = load_rows(path)
+    found, _ = split_finished(table[(table["group"] == group) & (table["split"] == "test")])
+    if found.empty:
+        return []
+    check_rows(found)
     known = path.with_name(f"{path.stem}_trainings.json")
     settings = read_json(known) if known.is_file() else {}
     if setting not in found:

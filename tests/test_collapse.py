@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny import make_store, tiny_config, tiny_data
@@ -21,8 +22,8 @@ from hjepa_lib.evaluation import calibration, collapse, horizons
 from hjepa_lib.evaluation.collapse import Band, Curve
 from hjepa_lib.evaluation.openloop import level1_errors, stay_errors
 from hjepa_lib.evaluation.results import load_result
+from hjepa_lib.evaluation.rows import RowsError, pack_solved
 from hjepa_lib.evaluation.statistics import Interval, StatisticsError
-from hjepa_lib.files import FileError
 from hjepa_lib.reporting import collapse as pictures
 from hjepa_lib.reporting import geometry
 from hjepa_lib.reporting.style import FigureError
@@ -477,20 +478,41 @@ def test_verdicts_follow_their_rules():
     assert {row["verdict"] for row in variants.versus(one, near)} == {"undecided"}
 
 
+def study_row(cell, group, seed, hits):
+    """One row of the committed study: `hits` of ten trials solved."""
+    solved = np.arange(10) < hits
+    row = {"cell": cell, "group": group, "seed": seed, "method": "flat", "cost": "latent"}
+    row |= {"budget": 1.0, "grid": "", "recipe": "base", "training": "abc", "revision": "x"}
+    row |= {"protocol": "p1", "split": "test", "layouts": "fixed", "dynamics": "bounce", "n": 10}
+    row |= {"trials_hash": "12", "planner.steps": 200, "seconds_per_episode": 1.0}
+    row |= {"successes": hits, "solved": pack_solved(solved), "planner.flat.horizon": 8}
+    return row
+
+
 def test_committed_rows_are_pooled_over_seeds(tmp_path):
     path = tmp_path / "study.csv"
     assert variants.committed("sizes", "data.transitions", path) == []
-    head = "cell,group,seed,method,cost,training,successes,n,planner.flat.horizon\n"
-    lines = ("a,sizes,0,flat,latent,abc,5,10,8", "a,sizes,1,flat,latent,abc,9,10,8")
-    path.write_text(head + "\n".join([*lines, "b,p1,0,flat,latent,abc,1,10,8"]) + "\n")
+    rows = [
+        study_row("a", "sizes", 0, 5),
+        study_row("a", "sizes", 1, 9),
+        study_row("b", "p1", 0, 1),
+    ]
+    rows.append(study_row("a", "sizes", 0, 10) | {"split": "validation"})  # not pooled with them
+    rows.append(study_row("c", "sizes", 0, 2))  # unfinished: seed 1 is missing
+    pd.DataFrame(rows).to_csv(path, index=False)
     (tmp_path / "study_trainings.json").write_text('{"abc": {"data.transitions": 634}}')
     ((value, row),) = variants.committed("sizes", "data.transitions", path)
     assert (value, row["n"], row["success_rate"]) == (634, 20, 0.7)
     assert row["ci95"][0] < 0.7 < row["ci95"][1]
     assert variants.committed("p1", "planner.flat.horizon", path)[0][0] == 8
     assert variants.committed("replan", "planner.replan", path) == []
+    other = [*rows[:2], study_row("d", "sizes", 0, 1), study_row("d", "sizes", 1, 1)]
+    other[2]["protocol"] = "p2_seen"
+    pd.DataFrame(other).to_csv(path, index=False)
+    with pytest.raises(RowsError, match="rows differ in protocol: p1 and p2_seen"):
+        variants.committed("sizes", "data.transitions", path)
     path.write_text("cell,seed\na,0\n")
-    with pytest.raises(FileError, match="column 'group' is missing"):
+    with pytest.raises(RowsError, match="column 'group' is missing"):
         variants.committed("sizes", "data.transitions", path)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hjepa_lib.evaluation import bars
 from hjepa_lib.evaluation import frontier as fr
 from hjepa_lib.evaluation.failures import LABELS
 from hjepa_lib.evaluation.rows import (
@@ -30,7 +31,7 @@ def make_row(cell, seed, solved, flops=1e6, budget=1.0, method="flat", cost="lat
         "n": len(solved), "trials_hash": "12", "planner.steps": 200, "solved": pack_solved(solved),
         "successes": int(solved.sum()), "success_rate": solved.mean(), "path_efficiency": 0.5,
         "flops_per_step": flops, "model_transitions_per_step": flops / 1e3,
-        "seconds_per_episode": flops / 1e6,
+        "seconds_per_episode": flops / 1e6, "planner.flat.horizon": 8,
     }  # fmt: skip
     return row | more
 
@@ -96,6 +97,9 @@ def test_load_rows_keeps_digits_text(tmp_path):
         ("trials_hash", "34", "differ in trials_hash: 12 and 34"),
         ("planner.steps", 100, "differ in planner.steps"),
         ("successes", 39, "flat seed 0: solved and successes disagree"),
+        ("cost", "distance", "mixes settings: cost is distance and latent"),
+        ("recipe", "other", "mixes settings: recipe is other and base"),
+        ("planner.flat.horizon", 48, "mixes settings: planner.flat.horizon is 48 and 8"),
         ("seed", 7, "is unfinished: seed"),
         ("seed", 1, "has seed 1 twice"),
     ],
@@ -216,6 +220,19 @@ def test_pairs_of_several_points_or_other_trials_are_refused():
             pd.DataFrame([make_row("a", 0, first(3))]),
             pd.DataFrame([make_row("b", 0, first(3, 24))]),
         )
+
+
+def test_choice_takes_the_best_point_within_the_budget():
+    """Validation rows alone choose; a better point that costs more is out, ties go to cheaper."""
+    rates = (0.2, 0.5, 0.5, 0.9)
+    rows = curve("tried", rates, (1e6, 1e7, 2e7, 1e8), group="choose", split="validation")
+    test = curve("test", (1.0,), (1e6,), group="choose")
+    found = bars.choose(pd.concat([rows, test]), "flat", "latent", 3e7)
+    assert (found.budget, found.rate, found.flops, found.tried) == (10, 0.5, 1e7, 3)
+    with pytest.raises(RowsError, match="no validation point of flat, latent takes 5e"):
+        bars.choose(rows, "flat", "latent", 5e5)
+    with pytest.raises(RowsError, match="seed 2 is missing"):
+        bars.choose(rows[:-1], "flat", "latent", 3e7)
 
 
 def test_parameter_match():

@@ -1,11 +1,16 @@
 """The committed gallery: rows of finished runs, pooled, and the README's generated table."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pandas as pd
 import pytest
 from tiny import tiny_config
 
 from hjepa_lib import runs
-from hjepa_lib.evaluation.rows import load_rows
+from hjepa_lib.config import profile
+from hjepa_lib.evaluation import bars
+from hjepa_lib.evaluation.rows import RowsError, load_rows, pack_solved
 from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.files import read_json, write_json
 from hjepa_lib.reporting import gallery, pixelgallery
@@ -64,14 +69,88 @@ def test_every_point_of_a_study_has_a_row_and_a_name():
     assert (table["n"] == 200).all()
     names = [gallery.planner_name(row) for row in table.itertuples()]
     assert names == ["flat", "flat, samples x 0.25", "flat, horizon 48"]
+    two = SimpleNamespace(method="l1+l2", grid="hierarchy.level2.horizon=8+replan=8", budget=1.0)
+    assert gallery.planner_name(two) == "l1+l2, level2 horizon 8, replan 8"
+
+
+def study(budgets=(0.25, 0.5, 1.0), seeds=(0, 1)):
+    """Rows of a small study: floors, a pair at one budget, frontiers, one control; 40 trials."""
+    found = []
+    for seed in seeds:
+        for name in ("random", "oracle"):
+            hits = 40 * (name == "oracle")
+            found.append(study_row(f"p1_{name}", "floors", seed, hits, name, None))
+        found.append(study_row(bars.HIERARCHY, "bar", seed, 38, "l1+l2", 5e7, budget=0.5))
+        found.append(study_row(bars.FLAT, "bar", seed, 20, "flat", 5e7, grid="flat.horizon=48"))
+        for method, rate in (("l1+l2", 39), ("flat", 20)):
+            for budget in budgets:
+                hits, flops = round(rate * budget**0.2), 1e8 * budget
+                cell = f"frontier_{method}"
+                found.append(study_row(cell, "frontier", seed, hits, method, flops, budget=budget))
+        found.append(study_row("control_zero", "controls", seed, 1, "l1+l2", 1e8, control="zero"))
+    return pd.DataFrame(found)
+
+
+def study_row(cell, group, seed, hits, method, flops, **more):
+    cost = "none" if flops is None else "latent"
+    row = {"cell": cell, "group": group, "recipe": "base", "grid": "", "training": "a"}
+    row |= {"revision": "x", "method": method, "cost": cost, "seed": seed, "budget": 1.0}
+    row |= {"protocol": "p1", "split": "test", "layouts": "fixed", "dynamics": "bounce", "n": 40}
+    row |= {"trials_hash": "12", "planner.steps": 200, "successes": hits, "control": "none"}
+    row |= {"solved": pack_solved(np.arange(40) < hits), "success_rate": hits / 40}
+    row |= {name: 1.0 for name in gallery.NUMBERS if name not in row}
+    return row | {"flops_per_step": flops} | more
+
+
+def test_study_block_says_what_the_rows_say(tmp_path):
+    path = tmp_path / "study.csv"
+    study().to_csv(path, index=False)
+    text = gallery.study_block(load_rows(path))
+    assert "| l1+l2, samples x 0.5 | latent | bounce | 95.0 (87.8-98.0) | 80 (2) |" in text
+    assert "| flat, horizon 48 | latent | bounce | 50.0 (39.3-60.7) | 80 (2) |" in text
+    assert "95.0 / 95.0 % against 50.0 / 50.0 % (seeds 0 / 1, n = 40 each), +45 points" in text
+    assert "exact paired McNemar p per seed 8e-06 / 8e-06." in text
+    assert "Latent cost, FLOPs of flat over those of L1+L2" in text and "at least " in text
+    assert "| level 2 tampered with | control zero | l1+l2, latent | 2.5 (0.7-8.7) |" in text
+    assert "frontier" not in gallery.markdown(gallery.pooled(gallery.shown(study(), gallery.TABLE)))
+
+
+def test_unfinished_points_are_left_out_and_mixed_ones_refused(tmp_path):
+    whole = study()
+    half = whole[~((whole["cell"] == bars.FLAT) & (whole["seed"] == 1))]
+    text = gallery.study_block(half)
+    assert "horizon 48" not in text and "McNemar" not in text
+    mixed = whole.assign(**{"planner.flat.horizon": 8})
+    mixed.loc[mixed.index[2], "planner.flat.horizon"] = 9
+    with pytest.raises(RowsError, match="mixes settings"):
+        gallery.study_block(mixed)
+
+
+def test_the_bar_s_settings_are_those_that_validation_trials_choose():
+    """Nothing is chosen on test trials: the pair's points are the best ones of `choose`."""
+    rows = load_rows(runs.repository() / "outputs" / "gallery" / "study.csv")
+    test = rows[rows["cell"].isin([bars.HIERARCHY, bars.FLAT])].groupby("cell").first()
+    if len(test) < 2:
+        pytest.skip("the study has not played the pair yet")
+    limit = bars.SLACK * test.loc[bars.HIERARCHY, "flops_per_step"]
+    flat = bars.choose(rows, "flat", "latent", limit)
+    assert (flat.grid, flat.budget) == tuple(test.loc[bars.FLAT, ["grid", "budget"]])
+    two = bars.choose(rows, "l1+l2", "latent", limit)
+    planner = profile("laptop").planning.hierarchy
+    wanted = {
+        "hierarchy.level2.horizon": planner.level2.horizon,
+        "hierarchy.tracker.horizon": planner.tracker.horizon,
+        "hierarchy.level2.sigma": planner.level2.sigma,
+    }
+    assert two.grid == "+".join(f"{key}={value}" for key, value in wanted.items())
+    assert two.tried <= flat.tried
 
 
 def test_the_readme_shows_the_committed_study():
-    """The table in README.md is the one that the committed rows give."""
+    """Table, sentences and second table in README.md are those that the committed rows give."""
     root = runs.repository()
-    study = load_rows(root / "outputs" / "gallery" / "study.csv")
-    shown = study[(study["split"] == "test") & study["group"].isin(gallery.GROUPS)]
-    assert gallery.markdown(gallery.pooled(shown)) in (root / "README.md").read_text()
+    rows = load_rows(root / "outputs" / "gallery" / "study.csv")
+    assert gallery.study_block(rows) in (root / "README.md").read_text()
 
 
 # --- pixels -----------------------------------------------------------------------------------

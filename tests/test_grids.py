@@ -23,11 +23,11 @@ from hjepa_lib.reporting.style import FigureError
 
 CONFIGS = Path(sweep.__file__).parent / "configs"
 GRIDS = {
-    "horizon": [5, 24, 48, 96, 192],
+    "horizon": [5, 8, 24, 48, 96, 192],
     "data": [634, 1269, 5078, 20312, 81250, 325000, 1500000, 3000000],
     "size": ["2M L1", "2M L1+L2", "6M L1", "6M L1+L2"],
     "epochs": [5, 25, 75, 200, 1000],
-    "replan": [1, 4, 8, 16, 32],
+    "replan": [1, 2, 4, 8, 16, 32],
     "jepa_tuning": [
         "default", "EMA 0.99", "EMA 0.999", "lr 1e-5", "lr 1e-3", "D 64", "D 256", "depth 2",
         "depth 6",

@@ -17,6 +17,8 @@ from hjepa_lib.planning import planner as planner_module
 from hjepa_lib.planning.costs import reduce_horizon
 from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel, clip_norm, plan_costs
 from hjepa_lib.planning.optimisers import OPTIMISERS, mppi, shift_plan, softmin_weights
+from hjepa_lib.runs import repository
+from hjepa_lib.studyfile import read_grid
 
 METHODS = tuple(OPTIMISERS)
 SPACES = ("none", "concat", "only", "learned")
@@ -104,7 +106,7 @@ def test_executed_actions_of_both_planners_respect_the_cap(actions, method):
 
 
 def test_projection_of_each_level2_space():
-    """z: box of `clip` (0 = none); primitive chunks: each action's norm; learned: percentiles."""
+    """z: box of `clip`; primitive chunks: each action's norm; learned: percentiles; 0 = neither."""
     plans = 10 * torch.randn(4, 5, 3, generator=seeded())
     config = tiny_config()
     for clip, bound in ((0.5, 0.5), (0.0, float("inf"))):
@@ -119,6 +121,8 @@ def test_projection_of_each_level2_space():
     inside = learned.planner("l1+l2").level2.project(plans)
     torch.testing.assert_close(inside, plans.clamp(low, high))
     assert ((inside == low) | (inside == high)).any()
+    planning = tiny_config(planning__hierarchy__clip=0.0).planning
+    assert torch.equal(learned.planner("l1+l2", planning).level2.project(plans), plans)
 
 
 # --- optimisers -------------------------------------------------------------------------------
@@ -524,12 +528,17 @@ def test_macro_level_feeds_normalised_primitive_actions():
 
 # --- comparisons ------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["smoke", "laptop", "full"])
-def test_flat_and_tracking_planner_share_their_budget(name):
-    """HW1: by default, level 1 searches with the same settings with and without level 2."""
+def test_flat_and_tracking_planner_differ_in_their_horizon_alone(name):
+    """HW1: by default level 1 searches with the same settings with and without level 2, but for how
+    far it looks: a sub-goal is near. That change is ablated alone, in the study's choice."""
     planning = profile(name).planning
     flat = dataclasses.asdict(planning.flat)
     tracker = dataclasses.asdict(planning.hierarchy.tracker)
-    assert flat == tracker
+    assert {key for key in flat if flat[key] != tracker[key]} <= {"horizon"}
+    study = read_grid(repository() / "hjepa_lib/configs/study.yaml")
+    (cell,) = [cell for cell in study.cells if cell.name == "choose_l1l2_latent"]
+    assert planning.hierarchy.tracker.horizon in cell.grid["hierarchy.tracker.horizon"]
+    assert profile("laptop").planning.flat.horizon in cell.grid["hierarchy.tracker.horizon"]
 
 
 def test_model_calls_are_counted_per_trial(agent):

@@ -352,6 +352,17 @@ def test_redo_replaces_the_row_and_its_result(again):
     assert run(made) == 0
 
 
+def test_redo_drops_rows_that_the_grid_does_not_ask_for_any_more(again):
+    """A point that left the grid would go on counting in every table of its cell."""
+    made = again(change_cell(budgets=[0.5]))
+    assert run(made, "flat") == 0  # nothing is dropped without being asked
+    assert len(load_rows(made.table)) == 7
+    assert run(made, "flat", redo=True) == 0
+    rows = load_rows(made.table)
+    assert rows.loc[rows["cell"] == "flat", "budget"].tolist() == [0.5]
+    assert len(rows) == 6
+
+
 def test_a_changed_training_needs_another_name(again):
     made = again(
         lambda t: (

@@ -20,6 +20,8 @@ SHARED = ("protocol", "split", "layouts", "dynamics", "n", "trials_hash", "plann
 """Columns that must hold one value in a set of rows that is compared."""
 POINT = ("cell", "budget", "grid")
 """Columns that name one point of a study; its rows differ in the seed only."""
+SETTINGS = ("method", "cost", "control", "recipe")
+"""Besides the planner's settings, what one point has once, if the table has it."""
 _TEXT = ("cell", "group", "recipe", "grid", "solved", "training", "trials_hash", "revision")
 
 
@@ -81,8 +83,9 @@ def check_rows(
 ) -> pd.DataFrame:
     """The same rows, if they are one finished set; RowsError naming the first mismatch.
 
-    Every point has the same training seeds (`seeds` if given), no row is there twice, all rows
-    agree on `shared`, `solved` agrees with `successes`, and `points` (0: any) are present.
+    Every point has the same training seeds (`seeds` if given) and one set of settings, no row is
+    there twice, all rows agree on `shared`, `solved` agrees with `successes`, and `points` (0: any)
+    are present.
     """
     if rows.empty:
         raise RowsError("there is no row to compare")
@@ -96,6 +99,7 @@ def check_rows(
         name = " ".join(str(part) for part in key if part != "")
         if group["seed"].duplicated().any():
             raise RowsError(f"{name} has seed {group['seed'].mode()[0]} twice")
+        _check_settings(name, group)
         if missing := sorted(wanted - set(group["seed"])):
             raise RowsError(f"{name} is unfinished: seed {missing[0]} is missing")
         if other := sorted(set(group["seed"]) - wanted):
@@ -106,6 +110,18 @@ def check_rows(
         if unpack_solved(row.solved, row.n).sum() != row.successes:
             raise RowsError(f"{row.cell} seed {row.seed}: solved and successes disagree")
     return rows
+
+
+def _check_settings(name: str, group: pd.DataFrame) -> None:
+    """RowsError when seeds of one point were played with different settings.
+
+    A setting younger than a row is empty there and cannot have changed it.
+    """
+    planner = [key for key in group if key.startswith("planner.") and key != "planner.seed"]
+    for key in (*(key for key in SETTINGS if key in group), *planner):
+        if group[key].nunique() > 1:
+            one, other = group[key].dropna().astype(str).unique()[:2]
+            raise RowsError(f"{name} mixes settings: {key} is {one} and {other}")
 
 
 def split_finished(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

@@ -111,9 +111,11 @@ class MacroLevel:
         if self.space == "actions":
             steps = plans.unflatten(-1, (self.stride, -1))  # (..., step_skip, A)
             return clip_norm(steps, self.cap).flatten(-2)
+        if self.clip == 0:
+            return plans
         if self.space == "macro" and self.box is not None:
             return torch.maximum(torch.minimum(plans, self.box[1]), self.box[0])
-        return plans.clamp(-self.clip, self.clip) if self.clip > 0 else plans
+        return plans.clamp(-self.clip, self.clip)
 
     def macros(self, plans: Tensor) -> Tensor | None:
         """Plans (M, H, A) in this level's space -> what the GRU is fed, or None."""

@@ -9,12 +9,14 @@ intervals are Wilson intervals over seeds x trials.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
+from hjepa_lib.evaluation.bars import sentences
 from hjepa_lib.evaluation.frontier import frontier
-from hjepa_lib.evaluation.rows import load_rows
+from hjepa_lib.evaluation.rows import check_rows, load_rows, split_finished
 from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.files import read_json, write_atomic
 from hjepa_lib.reporting.frontier import frontiers
@@ -33,8 +35,25 @@ PICTURES = (
     "05_success.png",
 )
 KEY = ["method", "cost", "protocol", "layouts", "dynamics"]
-POINT = ["budget", "grid"]  # a study plays one planner at several budgets and settings
-GROUPS = ("floors", "p1", "frontier")  # of the study, shown in the README
+POINT = ["cell", "budget", "grid"]  # a study plays one planner at several budgets and settings
+TABLE = (
+    "floors",
+    "p1",
+    "bar",
+)  # groups of the study in the README's table; `frontier` is its figure
+LEVERS = {
+    "controls": "level 2 tampered with",
+    "clip": "z kept in a range (0: unbounded)",
+    "replan": "steps between level-2 plans",
+    "step_skip": "steps per macro step",
+    "macro": "what level 2 plans in",
+    "macro_box": "learned macro-actions without their box",
+    "levels": "a third level",
+    "matched": "flat with as many weights as both levels",
+    "stitching": "no trajectory crosses the door",
+    "sizes": "less data",
+}
+"""Groups of the README's second table: what was changed in each."""
 NUMBERS = [
     "n", "successes", "path_efficiency", "avg_termination_step", "flops_per_step",
     "seconds_per_episode", "latency_single_episode", "train_seconds", "probe_px_encoder",
@@ -47,7 +66,7 @@ def collect_rows(runs: list[Run]) -> pd.DataFrame:
     for run in runs:
         summary = read_json(run.path / "summary.json")
         validate(summary)
-        for key, (one, other) in _changes(runs[0], run).items():
+        for key, (one, other) in _differences(runs[0], run).items():
             if key != "seed":
                 raise RunError(
                     f"runs {runs[0].name!r} and {run.name!r} differ in {key}: {one} {other}"
@@ -58,7 +77,7 @@ def collect_rows(runs: list[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _changes(one: Run, other: Run) -> dict:
+def _differences(one: Run, other: Run) -> dict:
     from hjepa_lib.config import differences
 
     return differences(one.config, other.config)
@@ -98,13 +117,19 @@ def markdown(table: pd.DataFrame) -> str:
 
 def planner_name(row) -> str:
     """ "flat, horizon 48, samples x 0.25": the method and what was changed of its settings."""
-    parts = [row.method]
-    for change in filter(None, str(getattr(row, "grid", "")).split(";")):
+    return ", ".join([row.method, *changes(row)])
+
+
+def changes(row) -> list[str]:
+    """["horizon 48", "samples x 0.25"]: what differs from the planner's defaults."""
+    parts = []
+    for change in filter(None, str(getattr(row, "grid", "")).split("+")):
         key, value = change.split("=")
-        parts.append(f"{key.split('.')[-1].replace('_', ' ')} {value}")
+        names = key.removeprefix("flat.").removeprefix("hierarchy.").replace("_", " ").split(".")
+        parts.append(f"{' '.join(names)} {value}")
     if getattr(row, "budget", 1.0) != 1.0:
         parts.append(f"samples x {row.budget:g}")
-    return ", ".join(parts)
+    return parts
 
 
 def write_gallery(runs: list[Run], root: Path) -> Path:
@@ -118,15 +143,42 @@ def write_gallery(runs: list[Run], root: Path) -> Path:
     return path
 
 
+def shown(rows: pd.DataFrame, groups: Iterable[str]) -> pd.DataFrame:
+    """The finished points of these groups on test trials; RowsError for a mixed set.
+
+    Groups are checked one by one: they have trials of their own number.
+    """
+    found = [rows[(rows["split"] == "test") & (rows["group"] == name)] for name in groups]
+    found = [check_rows(split_finished(part)[0]) for part in found if len(part)]
+    return pd.concat(found) if found else rows.head(0)
+
+
+def lever_table(rows: pd.DataFrame) -> str:
+    """Markdown table of the groups `LEVERS`: one line per point, seeds pooled; "" without any."""
+    lines = [
+        "| what was changed | setting | planner, cost | success, % (95 % interval) | n (seeds) "
+        "| MFLOP per step |",
+        "|---|---|---|---|---|---|",
+    ]
+    for group, words in LEVERS.items():
+        part = shown(rows, [group])
+        for row in pooled(part).itertuples() if len(part) else ():
+            rate = f"{100 * row.rate:.1f} ({100 * row.low:.1f}-{100 * row.high:.1f})"
+            label = ", ".join([row.cell.replace("_", " "), *changes(row)])
+            lines.append(
+                f"| {words} | {label} | {row.method}, {row.cost} | {rate} | {row.n} ({row.seeds}) "
+                f"| {row.flops_per_step / 1e6:.0f} |"
+            )
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
 def write_frontier(root: Path) -> Path:
     """`study_frontier.png`: success against compute of the study's rows on test trials."""
     folder = root / "outputs" / "gallery"
     rows = load_rows(folder / "study.csv")
-    rows = rows[(rows["split"] == "test") & rows["group"].isin(GROUPS)]
-    planned = rows[rows["flops_per_step"].notna()]
-    floors = rows[rows["flops_per_step"].isna()].groupby("method")["success_rate"].mean()
+    floors = shown(rows, ["floors"]).groupby("method")["success_rate"].mean()
     title = "Success against compute, P1 test trials, mean over seeds"
-    figure = frontiers(frontier(planned), floors=dict(floors), title=title)
+    figure = frontiers(frontier(shown(rows, ["frontier"])), floors=dict(floors), title=title)
     return write_atomic(folder / "study_frontier.png", png(figure))
 
 
@@ -139,9 +191,21 @@ def refresh_readme(root: Path) -> None:
     folder = root / "outputs" / "gallery"
     if (folder / "study.csv").is_file():
         rows = load_rows(folder / "study.csv")
-        rows = rows[(rows["split"] == "test") & rows["group"].isin(GROUPS)]
+        block = study_block(rows)
     else:
         rows = pd.read_csv(folder / "results.csv", keep_default_na=False, na_values=[""])
+        block = markdown(pooled(rows))
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    write_atomic(readme, f"{before}{BEGIN}\n{markdown(pooled(rows))}\n{END}{after}")
+    write_atomic(readme, f"{before}{BEGIN}\n{block}\n{END}{after}")
+
+
+def study_block(rows: pd.DataFrame) -> str:
+    """Table, figure, sentences and the second table, as they stand in the README."""
+    parts = [markdown(pooled(shown(rows, TABLE)))]
+    parts.append("![success against compute](outputs/gallery/study_frontier.png)")
+    parts.append("\n".join(f"- {sentence}" for sentence in sentences(rows)))
+    if levers := lever_table(rows):
+        title = "<summary>Every other setting of the study, one change at a time</summary>"
+        parts.append(f"<details>{title}\n\n{levers}\n\n</details>")
+    return "\n\n".join(part for part in parts if part)
