@@ -33,7 +33,7 @@ from hjepa_lib.models.checkpoint import fingerprint, load_weights, save_weights
 from hjepa_lib.models.grid import GridModel, build_grid_model
 from hjepa_lib.models.grid_reward import GoalReward, build_reward
 from hjepa_lib.pixelsections import GridConfig
-from hjepa_lib.stages import LOG_EVERY, follow, own_stages
+from hjepa_lib.stages import follow, own_stages
 from hjepa_lib.training.grid import PairFit, Update, fit_grid, fit_reward, predict_reward
 from hjepa_lib.training.grid import reward_rows as frozen_rows
 from hjepa_lib.training.loop import Fit, Report, step_generator
@@ -115,7 +115,7 @@ def _follow(
     epoch = pair.fits["jepa"].config.validate_every
     for done in pair:
         report, fit = done.report, pair.fits[done.kind]
-        if report.update % LOG_EVERY == 0 or report.validation:
+        if report.update % config.log_every == 0 or report.validation:
             ws.run.log(_row(names[done.kind], done, epoch))
         if done.improved:
             _save(resume / done.kind, BEST.format(done.kind), fit, report.validation)
@@ -211,7 +211,7 @@ def train_reward_stage(ws: Workspace, seed: int) -> Iterator[Report]:
             seen, held = frozen_rows(model, train), frozen_rows(model, validation)
             head = build_reward(seen.latents, own).to(ws.device)
             fit = fit_reward(head, seen, held, optim, seed=own, folder=resume / kind)
-            yield from follow(ws, f"{stage}_{kind}", fit)
+            yield from follow(ws, f"{stage}_{kind}", fit, ws.config.pixels.grid.log_every)
             fit.load_best()
             head.eval().requires_grad_(False)
             save_weights(folder / f"{kind}.safetensors", head)

@@ -88,7 +88,7 @@ def score_model(
         except StopIteration as stop:
             trained: dict[str, Trained] = stop.value
             break
-        row = logs.setdefault(kind, HeadLog(kind, name, epoch)).record(report)
+        row = logs.setdefault(kind, HeadLog(kind, name, epoch, config.log_every)).record(report)
         if row:
             ws.run.log({"stage": stage, "step": report.update, **row})
         yield report

@@ -118,7 +118,9 @@ def _train_base(
     if name == "vjepa2":
         yield from _train_two_stages(study, model, parts, number)
     elif name != RANDOM:
-        fit = fit_pixels(model, *parts, config.optim, seed=number, precision=study.precision)
+        fit = fit_pixels(
+            model, *parts, config.optim_of(name), seed=number, precision=study.precision
+        )
         yield from fit
         fit.load_best()
     return model

@@ -45,9 +45,9 @@ def similarity(predictions: Tensor, targets: Tensor) -> Tensor:
     return (predictions[:, :, 1:] - targets[None, :, 1:steps]).square().mean()
 
 
-def hinge_std(samples: Tensor) -> Tensor:
+def hinge_std(samples: Tensor, eps: float = EPS) -> Tensor:
     """samples (M, D) -> mean_d relu(1 - std over M)."""
-    return F.relu(1 - (samples.var(dim=0) + EPS).sqrt()).mean()
+    return F.relu(1 - (samples.var(dim=0) + eps).sqrt()).mean()
 
 
 def hinge_std_time(latents: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Log records of the pixel models: the keys of seed 001 (LOG-2, LOG-3) from the loop's reports.
 
-`{StdEncDec, EncDecJepaStyle, JEPA}/train/...` every 20 updates, `.../train_epoch_avg/...` and
-`.../val/...` once an epoch; `JEPA_Decoder/...` likewise. `step` counts updates, `epoch` passes. The
-plain keys `loss`, `lr` and `grad_norm` stand beside them for the figures shared with other models.
+`{StdEncDec, EncDecJepaStyle, JEPA}/train/...` every `log_every` updates, `.../val/...` and
+`.../train_epoch_avg/...` once an epoch; `JEPA_Decoder/...` likewise. `step` counts updates, `epoch`
+passes. The plain keys `loss`, `lr` and `grad_norm` stand beside them for the figures shared with
+other models.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 
 from hjepa_lib.models.pixels import PixelJepa
 from hjepa_lib.training.loop import Fit, Report
+from hjepa_lib.training.pixels import passes
 
-LOG_EVERY = 20
 PREFIXES = {"enc_dec": "StdEncDec", "enc_dec_jepa": "EncDecJepaStyle", "jepa": "JEPA"}
 DECODER_PREFIXES = {"jepa": "JEPA_Decoder", "vjepa2": "VJEPA2_Decoder"}
 REGULARISERS = {"vicreg": "VICReg", "barlow_twins": "BarlowTwins", "dino": "DINO"}
@@ -29,16 +30,17 @@ class PixelLog:
         prefix: str,
         fit: Fit,
         named: Named,
+        every: int,
         extra: Callable[[], dict[str, float]] | None = None,
     ) -> None:
-        self.prefix, self.named, self.extra = prefix, named, extra
+        self.prefix, self.named, self.every, self.extra = prefix, named, every, extra
         self.epoch = fit.config.validate_every
         self.sums: dict[str, float] = {}
         self.count = 0
 
     def epoch_of(self, report: Report) -> int:
         """Passes done, the last one counted also when it was cut short."""
-        return -(-report.update // self.epoch)
+        return passes(report.update, self.epoch)
 
     def record(self, report: Report) -> dict[str, Any]:
         """The record of this update without stage and step; {} when there is nothing to log."""
@@ -48,15 +50,16 @@ class PixelLog:
             for key, value in values.items():
                 self.sums[key] = self.sums.get(key, 0.0) + value
         row: dict[str, Any] = {}
-        if report.update % LOG_EVERY == 0 or report.update == 1 or report.validation:
+        if report.update % self.every == 0 or report.update == 1 or report.validation:
             row |= {"loss": report.loss, "lr": report.lr, "grad_norm": report.grad_norm}
             row["skipped"] = report.skipped
             now = self.named(values) | {"Learning_Rate": report.lr, "step": report.update}
             now |= self.extra() if self.extra is not None else {}
             row |= self._section("train", now)
         if report.validation:
-            average = {key: total / max(1, self.count) for key, total in self.sums.items()}
-            row |= self._section("train_epoch_avg", self.named(average))
+            if self.count:  # else every update of this epoch was skipped
+                average = {key: total / self.count for key, total in self.sums.items()}
+                row |= self._section("train_epoch_avg", self.named(average))
             row |= self._section("val", self.named(report.validation))
             row |= {"validation_loss": report.validation["loss"], "epoch": self.epoch_of(report)}
             self.sums, self.count = {}, 0
@@ -89,14 +92,14 @@ def model_log(model: Any, fit: Fit) -> PixelLog:
         def extra() -> dict[str, float]:
             return {"Encoder_Weight_Diff_MSE": model.weight_difference()}  # fmt: skip
 
-    return PixelLog(PREFIXES[model.name], fit, named, extra)
+    return PixelLog(PREFIXES[model.name], fit, named, model.config.log_every, extra)
 
 
-def decoder_log(name: str, fit: Fit) -> PixelLog:
+def decoder_log(name: str, fit: Fit, every: int) -> PixelLog:
     """The log of a state decoder."""
 
     def named(values: dict[str, float]) -> dict[str, float]:
         error = values.get("mse_reconstruction", values["loss"])
         return {"total_loss": values["loss"], "loss_mse_reconstruction": error}
 
-    return PixelLog(DECODER_PREFIXES.get(name, f"{name}_Decoder"), fit, named)
+    return PixelLog(DECODER_PREFIXES.get(name, f"{name}_Decoder"), fit, named, every)

@@ -8,6 +8,7 @@ updates whatever the size of the data.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from hjepa_lib.fields import Checked, ConfigError, choice, number
@@ -184,12 +185,18 @@ class AuxiliaryConfig(Checked):
     sim: float = number(1.0, 0)
     std: float = number(1.0, 0)
     cov: float = number(0.1, 0)
+    eps: float = number(1e-4, 1e-12)
+    """Added to the variance under VICReg's square root."""
     projector: bool = False
-    """Linear-BN-ReLU twice and Linear (512, 512) before the VICReg terms."""
+    """Linear-BN-ReLU twice and Linear before the VICReg terms."""
+    projector_dim: int = number(512, 1)
+    """Width of the projector's layers."""
     clamp: bool = False
     """The seed's clamps: projections +-10, covariances +-100, terms at most 100."""
     barlow_lambda: float = number(0.0051, 0)
     barlow_scale: float = number(1.0, 0)
+    barlow_eps: float = number(1e-5, 1e-12)
+    """Added to the variance that a batch is standardised by."""
     dino_momentum: float = number(0.9, 0, 1)
 
 
@@ -203,6 +210,8 @@ class PixelJepaConfig(Checked):
     predictor: str = choice("mlp", "mlp", "transformer")
     hidden: tuple[int, ...] = (256, 256)
     dropout: float = number(0.0, 0, 0.9)
+    lr: float = number(0.0, 0)
+    """Learning rate of JEPA alone; 0 = that of `pixels.optim` (TRAIN-2)."""
     frozen: bool = False
     """A frozen JEPA is loaded, never trained (TRAIN-6)."""
 
@@ -219,6 +228,8 @@ class RewardConfig(Checked):
     """Training seeds of the look-ahead study on the built-in reward worlds."""
     study_transitions: int = number(3_000, 100)
     optim: EpochsConfig = EpochsConfig(updates=1_000, weight_decay=0.01, delta=0.0)
+    log_every: int = number(100, 1)
+    """Updates between logged training losses."""
     standardise: bool = True
     """Inputs scaled by mean and deviation of the training part, so that no model's units decide."""
     study_updates: int = number(200, 0)
@@ -300,6 +311,8 @@ class GridConfig(Checked):
     """Weight of the generative twin's action cross-entropy."""
     checkpoint_every: int = number(0, 0)
     """Keep a numbered checkpoint every so many epochs; 0 = only the best."""
+    log_every: int = number(10, 1)
+    """Updates between logged training losses, of the grid models and their reward heads."""
     optim: EpochsConfig = EpochsConfig(
         epochs=100, updates=300, lr=1e-4, weight_decay=1e-4, patience=15, delta=0.0
     )
@@ -326,6 +339,8 @@ class PixelsConfig(Checked):
     """Width of the action embedding (MOD-5)."""
     optim: EpochsConfig = EpochsConfig(updates=600, lr=1e-3)
     """Encoder-decoder models and JEPA."""
+    log_every: int = number(20, 1)
+    """Updates between logged training losses of world models and state decoders."""
     reward: RewardConfig = RewardConfig()
     vjepa2: VJepa2Config = VJepa2Config()
     grid: GridConfig = GridConfig()
@@ -339,3 +354,8 @@ class PixelsConfig(Checked):
             )
         if not seen.id.strip():
             raise ConfigError("pixels.environment.id is empty; name a Gymnasium environment")
+
+    def optim_of(self, model: str) -> EpochsConfig:
+        """How `model` is trained: by `optim`, JEPA at its own learning rate if it has one."""
+        own = self.jepa.lr if model == "jepa" else 0.0
+        return dataclasses.replace(self.optim, lr=own) if own else self.optim

@@ -83,7 +83,7 @@ def train_model_stage(ws: Workspace, name: str, seed: int) -> Iterator[Report]:
         begin = time.perf_counter()
         resume = ws.run.folder(f"resume/{stage}")
         fit = fit_pixels(
-            model, *parts, ws.config.pixels.optim, seed=ws.config.seed + seed,
+            model, *parts, ws.config.pixels.optim_of(name), seed=ws.config.seed + seed,
             precision=ws.precision, folder=resume,
         )  # fmt: skip
         if not skip:
@@ -176,7 +176,7 @@ def train_decoder_stage(ws: Workspace, name: str, seed: int) -> Iterator[Report]
             return decoder(next_latent(model, batch, config.source))
 
         draw = drawing(ws, name, seed, parts[1], predict)
-        yield from follow(ws, stage, fit, decoder_log(name, fit), draw)
+        yield from follow(ws, stage, fit, decoder_log(name, fit, ws.config.pixels.log_every), draw)
         fit.load_best()
         seconds = time.perf_counter() - begin
         decoder.eval().requires_grad_(False)

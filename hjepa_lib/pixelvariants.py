@@ -89,7 +89,7 @@ def try_variants(
 ) -> Iterator[Variant]:
     """Train each variant for `updates` updates from the same start and yield what it became."""
     batch = validation.batch(some_rows(validation)).to(device)
-    optim = dataclasses.replace(config.optim, updates=updates)
+    optim = dataclasses.replace(config.optim_of("jepa"), updates=updates)
     for target, auxiliary in variants:
         torch.manual_seed(seed)
         model: PixelJepa = build_pixel_model("jepa", vary(config, target, auxiliary), train)

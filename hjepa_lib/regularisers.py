@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hjepa_lib.objectives import covariance, hinge_std
+from hjepa_lib.objectives import EPS, covariance, hinge_std
 from hjepa_lib.pixelsections import AuxiliaryConfig
 
-PROJECTION = 512  # width of the projector's layers
 MOST = {"projection": 10.0, "covariance": 100.0, "term": 100.0}  # the clamps of seed 001
 
 
@@ -35,13 +34,13 @@ class Regularisation(NamedTuple):
 class BatchTerms(NamedTuple):
     """Of one batch (B, D)."""
 
-    std: Tensor  # mean_d relu(1 - sqrt(var + 1e-4)): 0 with unit spread, near 1 under collapse
+    std: Tensor  # mean_d relu(1 - sqrt(var + eps)): 0 with unit spread, near 1 under collapse
     cov: Tensor  # sum_{i!=j} C_ij^2 / D: 0 when the dimensions are uncorrelated
 
 
-def regularisation_terms(z: Tensor) -> BatchTerms:
+def regularisation_terms(z: Tensor, eps: float = EPS) -> BatchTerms:
     """VICReg's std and cov of one batch (B, D)."""
-    return BatchTerms(hinge_std(z), covariance(z) * (z.shape[1] - 1))
+    return BatchTerms(hinge_std(z, eps), covariance(z) * (z.shape[1] - 1))
 
 
 class VICReg(nn.Module):
@@ -52,12 +51,12 @@ class VICReg(nn.Module):
         self.config = config
         self.projector: nn.Module = nn.Identity()
         if config.projector:
-            widths = (latent_dim, PROJECTION, PROJECTION)
+            width = config.projector_dim
             layers: list[nn.Module] = []
-            for before, after in pairwise(widths):
+            for before, after in pairwise((latent_dim, width, width)):
                 # Batch norm and centring cancel a bias, which would be counted and never learn.
                 layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU()]
-            self.projector = nn.Sequential(*layers, nn.Linear(PROJECTION, PROJECTION, bias=False))
+            self.projector = nn.Sequential(*layers, nn.Linear(width, width, bias=False))
 
     def forward(self, first: Tensor, second: Tensor | None = None) -> Regularisation:
         views = [self.projector(view) for view in (first, second) if view is not None]
@@ -75,16 +74,16 @@ class VICReg(nn.Module):
 
     def _batch_terms(self, z: Tensor) -> BatchTerms:
         if not self.config.clamp:
-            return regularisation_terms(z)
+            return regularisation_terms(z, self.config.eps)
         centred = z - z.mean(dim=0)
         matrix = (centred.T @ centred / (len(z) - 1)).clamp(-MOST["covariance"], MOST["covariance"])
-        return BatchTerms(hinge_std(z), _off_diagonal(matrix).square().sum() / z.shape[1])
+        return BatchTerms(
+            hinge_std(z, self.config.eps), _off_diagonal(matrix).square().sum() / z.shape[1]
+        )
 
 
 class BarlowTwins(nn.Module):
     """The correlation matrix of two views (or of one with itself) towards identity (LOSS-3)."""
-
-    EPS = 1e-5
 
     def __init__(self, config: AuxiliaryConfig) -> None:
         super().__init__()
@@ -103,7 +102,7 @@ class BarlowTwins(nn.Module):
 
     def _standardised(self, z: Tensor) -> Tensor:
         variance = z.var(dim=0, unbiased=False)
-        return (z - z.mean(dim=0)) / (variance + self.EPS).sqrt()
+        return (z - z.mean(dim=0)) / (variance + self.config.barlow_eps).sqrt()
 
 
 class DinoCentring(nn.Module):

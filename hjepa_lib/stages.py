@@ -71,11 +71,11 @@ def load_data(ws: Workspace) -> tuple[Trajectories, Trajectories, Normaliser]:
 
 
 # --- training ---------------------------------------------------------------------------------
-def follow(ws: Workspace, stage: str, fit: Fit) -> Iterator[Report]:
+def follow(ws: Workspace, stage: str, fit: Fit, every: int = LOG_EVERY) -> Iterator[Report]:
     """Iterate a fit and write its reports to metrics.jsonl, from the checkpoint on."""
     ws.run.rewind(stage, fit.update)
     for report in fit:
-        if report.update % LOG_EVERY == 0 or report.validation:
+        if report.update % every == 0 or report.validation:
             row = {"stage": stage, "step": report.update, "loss": report.loss, "lr": report.lr}
             row |= {"grad_norm": report.grad_norm, **report.terms}
             row |= {f"validation_{key}": value for key, value in report.validation.items()}

@@ -34,7 +34,6 @@ from hjepa_lib.training.loop import Fit, Report
 from hjepa_lib.training.vjepa2 import encode_states, fit_stage1, fit_stage2
 from hjepa_lib.workspace import Workspace
 
-LOG_EVERY = 20
 EVALUATION = {1: "stage1_evaluation.json", 2: "stage2_evaluation.json"}
 
 
@@ -207,8 +206,9 @@ def load_vjepa2(ws: Workspace, seed: int) -> VJepa2:
 def _follow(ws: Workspace, name: str, fit: Fit, prefix: str, rows: int) -> Iterator[Report]:
     """Iterate a fit and log it with the keys of LOG-3 beside the house's plain ones."""
     ws.run.rewind(name, fit.update)
+    every = ws.config.pixels.log_every
     for report in fit:
-        if report.update % LOG_EVERY == 0 or report.update == 1 or report.validation:
+        if report.update % every == 0 or report.update == 1 or report.validation:
             row: dict[str, Any] = {"stage": name, "step": report.update, "lr": report.lr}
             row |= {"loss": report.loss, "grad_norm": report.grad_norm, "skipped": report.skipped}
             row |= report.terms

@@ -219,17 +219,18 @@ def test_log_keys():
     def report(update: int, validation: dict) -> Report:
         return Report(update, 200, 0.5, {}, 1e-3, 1.0, validation)
 
-    log = heads.HeadLog("reward_mlp", "jepa", 50)
+    log = heads.HeadLog("reward_mlp", "jepa", 50, 100)
     assert log.record(report(50, {"loss": 2.0})) == {
         "reward_mlp/jepa/train_epoch_avg/Loss": 0.5,
         "reward_mlp/jepa/val_epoch_avg/Loss": 2.0,
+        "reward_mlp/jepa/epoch": 1,
     }
     assert log.record(report(51, {})) == {}
     assert log.record(report(100, {})) == {
         "reward_mlp/jepa/train/Loss": 0.5,
         "reward_mlp/jepa/train/Learning_Rate": 1e-3,
     }
-    row = heads.HeadLog("larp", "jepa", 50).record(report(100, {"loss": 2.0}))
+    row = heads.HeadLog("larp", "jepa", 50, 100).record(report(100, {"loss": 2.0}))
     assert {key.removeprefix("larp/jepa/") for key in row} == {
         "train/loss_step", "train/step", "train_epoch_avg/loss", "val_epoch_avg/loss",
         "epoch", "epoch_inner", "epoch_progress_main",

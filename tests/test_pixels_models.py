@@ -445,6 +445,8 @@ AUXILIARY_CHANGES = {
     "std": ({}, 0.5), "cov": ({}, 1.0), "projector": ({}, True), "clamp": ({}, True),
     "barlow_lambda": ({"kind": "barlow_twins"}, 0.5),
     "barlow_scale": ({"kind": "barlow_twins"}, 0.5), "dino_momentum": ({"kind": "dino"}, 0.5),
+    "barlow_eps": ({"kind": "barlow_twins"}, 0.1), "eps": ({}, 0.1),
+    "projector_dim": (PROJECTED, 24),
     "use_for_enc_dec": ({}, True),
 }  # fmt: skip
 JEPA_CHANGES = {
@@ -495,10 +497,10 @@ def clamped(config):
 
 
 @pytest.mark.parametrize(
-    "field", [f.name for f in dataclasses.fields(PixelJepaConfig) if f.name != "frozen"]
+    "field", sorted({f.name for f in dataclasses.fields(PixelJepaConfig)} - {"frozen", "lr"})
 )
 def test_every_jepa_setting_acts(field):
-    """`frozen` belongs to the stage: tests/test_pixels_training.py."""
+    """`frozen` and `lr` belong to the stage: test_pixels_training.py, test_pixels_settings.py."""
     changed = with_section(tiny_pixels(), "jepa", **{field: JEPA_CHANGES[field]})
     assert signature(changed, "jepa") != signature(tiny_pixels(), "jepa")
 

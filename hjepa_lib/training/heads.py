@@ -9,6 +9,7 @@ the held-out transitions that score a head choose nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -21,14 +22,13 @@ from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.pixelsections import EpochsConfig, RewardConfig
 from hjepa_lib.training.batches import batches_sha256, draw_batch, seeded_noise
 from hjepa_lib.training.loop import Fit, Report
-from hjepa_lib.training.pixels import budget
+from hjepa_lib.training.pixels import budget, passes
 
 HEADS = ("reward_mlp", "larp", "larp_copy")
 """Reward MLP, look-ahead reward predictor, and its baseline: LARP told that nothing will move
 (the present latent in the place of the imagined one, the same number of weights)."""
 CHOICE = 8
 """One in so many training rows chooses a head's weights; rows are in time order."""
-LOG_EVERY = 100  # updates between logged training losses (MOD-11)
 NOT_APPLICABLE = "not applicable: this model has no imagined latent"
 
 
@@ -150,26 +150,30 @@ class HeadLog:
     """Turns the reports of one head into LOG-3's records.
 
     The reward MLP: `train/{Loss, Learning_Rate}`, `train_epoch_avg/Loss`, `val_epoch_avg/Loss`.
-    LARP: `train/{loss_step, step}`, the same averages in lower case, `epoch` (epochs done),
-    `epoch_inner` (share of the present epoch done), `epoch_progress_main` (share of all updates).
+    LARP: `train/{loss_step, step}`, the same averages in lower case, `epoch_inner` (share of the
+    present epoch done), `epoch_progress_main` (share of all updates). Both: `epoch`, the passes
+    done, beside the averages.
     """
 
-    def __init__(self, kind: str, model: str, epoch: int) -> None:
-        self.prefix, self.look_ahead, self.epoch = f"{kind}/{model}", kind != "reward_mlp", epoch
+    def __init__(self, kind: str, model: str, epoch: int, every: int) -> None:
+        """`epoch` updates are one pass; a training loss is logged every `every` updates."""
+        self.prefix, self.look_ahead = f"{kind}/{model}", kind != "reward_mlp"
+        self.epoch, self.every = epoch, every
         self.losses: list[float] = []
 
     def record(self, report: Report) -> dict[str, float]:
         """The record of this update without stage and step; {} when there is nothing to log."""
-        self.losses.append(report.loss)
+        if math.isfinite(report.loss) and math.isfinite(report.grad_norm):  # else it was skipped
+            self.losses.append(report.loss)
         row: dict[str, float] = {}
-        if report.update % LOG_EVERY == 0 or report.update == 1:
+        if report.update % self.every == 0 or report.update == 1:
             row |= self._step(report)
         if "loss" in report.validation:
             loss = "loss" if self.look_ahead else "Loss"
-            row[f"train_epoch_avg/{loss}"] = sum(self.losses) / len(self.losses)
+            if self.losses:
+                row[f"train_epoch_avg/{loss}"] = sum(self.losses) / len(self.losses)
             row[f"val_epoch_avg/{loss}"] = report.validation["loss"]
-            if self.look_ahead:
-                row["epoch"] = report.update // self.epoch
+            row["epoch"] = passes(report.update, self.epoch)
             self.losses.clear()
         return {f"{self.prefix}/{key}": value for key, value in row.items()}
 

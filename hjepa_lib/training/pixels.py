@@ -33,6 +33,11 @@ def budget(optim: EpochsConfig, rows: int) -> OptimConfig:
     return dataclasses.replace(settings, patience=0) if optim.updates else settings
 
 
+def passes(update: int, epoch: int) -> int:
+    """Passes through the data after `update` updates, `epoch` to a pass; a cut one counts."""
+    return -(-update // epoch)
+
+
 @torch.no_grad()
 def mean_loss(
     model: nn.Module, data: Transitions, batch: int, device: torch.device

@@ -1,0 +1,487 @@
+"""Every setting below `pixels` acts: an index of all leaves, and tests of those of no other file.
+
+Sections that a table of another test file mutates field by field are taken from that table; what a
+test elsewhere covers by name is in `ELSEWHERE`; the rest is mutated here.
+"""
+
+import dataclasses
+import inspect
+import math
+
+import pytest
+import test_pixels_data
+import test_pixels_grid
+import test_pixels_heads
+import test_pixels_models
+import test_pixels_ppo
+import test_pixels_training
+import test_pixels_vjepa2
+import torch
+from tiny import digest
+from tiny_pixels import (
+    SHAPES,
+    tiny_config,
+    tiny_pixels,
+    tiny_transitions,
+    tiny_workspace,
+    with_section,
+)
+
+from hjepa_lib import gridstages, headstages, lookahead, pixelstages, trackers, vjepa2stages
+from hjepa_lib.config import flatten, profile
+from hjepa_lib.data import ppo
+from hjepa_lib.data.collect import collect
+from hjepa_lib.fields import ConfigError
+from hjepa_lib.models.pixel_files import save_model
+from hjepa_lib.models.pixel_models import build_pixel_model
+from hjepa_lib.models.vjepa2 import MaskedPrediction, WorldModel
+from hjepa_lib.pixellog import model_log
+from hjepa_lib.pixelsections import EpochsConfig, Stage1Config, Stage2Config
+from hjepa_lib.training.heads import HeadLog
+from hjepa_lib.training.loop import Fit, Report
+from hjepa_lib.training.pixels import fit_pixels, mean_loss
+from hjepa_lib.training.vjepa2 import encode_states, fit_stage1, fit_stage2
+
+# Models of a few weights have gradients of any size, and the loop says so.
+pytestmark = pytest.mark.filterwarnings("ignore:the gradient norm is")
+LEAVES = {leaf for leaf in flatten(profile("smoke")) if leaf.startswith("pixels.")}
+
+
+# --- V-JEPA 2 style model (VJ-2 to VJ-11) -------------------------------------------------------
+TWO_STAGES = {
+    "encoder__kind": "vit", "data__sequence": 6, "vjepa2__stage1__patch": 4,
+    "vjepa2__stage1__depth": 1, "vjepa2__stage1__hidden": (16,),
+    "vjepa2__stage1__optim__updates": 2, "vjepa2__stage1__optim__batch": 8,
+    "vjepa2__stage2__depth": 1, "vjepa2__stage2__heads": 2, "vjepa2__stage2__head_dim": 4,
+    "vjepa2__stage2__mlp_dim": 16, "vjepa2__stage2__rollout_steps": 2,
+    "vjepa2__stage2__optim__updates": 2, "vjepa2__stage2__optim__batch": 8,
+}  # fmt: skip
+STAGE1_CHANGES = {
+    "mask": 0.7, "patch": 8, "depth": 2, "loss": "mse", "patch_loss": 1.0, "ema_decay": 0.5,
+    "hidden": (8,), "mask_token": "projected",
+}  # fmt: skip
+STAGE2_CHANGES = {
+    "depth": 2, "heads": 1, "head_dim": 8, "mlp_dim": 24, "dropout": 0.5, "teacher_forcing": 0.1,
+    "teacher_forcing_ratio": 0.1, "rollout_steps": 4, "output": "change",
+}  # fmt: skip
+
+
+def stage1_print(config):
+    """Losses and weights of two updates of masked pre-training."""
+    torch.manual_seed(0)
+    model = MaskedPrediction(config, SHAPES)
+    losses = [report.loss for report in fit_stage1(model, tiny_transitions(), None, config, seed=0)]
+    return losses, digest(model)
+
+
+def stage2_fit(config, updates=2):
+    """(world model, its fit) on the latents of an encoder as it was drawn."""
+    torch.manual_seed(0)
+    encoder = MaskedPrediction(config, SHAPES).online.eval()
+    world = WorldModel(config, SHAPES)
+    windows = encode_states(encoder, tiny_transitions(), config.data.sequence)
+    # Decay alone would move a weight that learns nothing.
+    optim = dataclasses.replace(config.vjepa2.stage2.optim, updates=updates, weight_decay=0.0)
+    stage2 = dataclasses.replace(config.vjepa2.stage2, optim=optim)
+    config = with_section(config, "vjepa2", stage2=stage2)
+    return world, fit_stage2(world, windows, None, config, seed=0)
+
+
+def stage2_print(config):
+    world, fit = stage2_fit(config)
+    return [report.loss for report in fit], digest(world)
+
+
+@pytest.mark.parametrize(
+    "field", sorted({f.name for f in dataclasses.fields(Stage1Config)} - {"optim"})
+)
+def test_every_setting_of_stage_1_acts(field):
+    """F9, VJ-2 to VJ-5."""
+    changed = {f"vjepa2__stage1__{field}": STAGE1_CHANGES[field]}
+    base, other = tiny_pixels(**TWO_STAGES), tiny_pixels(**TWO_STAGES | changed)
+    assert stage1_print(other) != stage1_print(base)
+
+
+@pytest.mark.parametrize(
+    "field", sorted({f.name for f in dataclasses.fields(Stage2Config)} - {"optim"})
+)
+def test_every_setting_of_stage_2_acts(field):
+    """F9, VJ-8 to VJ-11."""
+    changed = {f"vjepa2__stage2__{field}": STAGE2_CHANGES[field]}
+    base, other = tiny_pixels(**TWO_STAGES), tiny_pixels(**TWO_STAGES | changed)
+    assert stage2_print(other) != stage2_print(base)
+
+
+def test_stage_2_moves_every_tensor_of_the_world_model():
+    """F1, F3, F9: action embedding, positions and all layers learn; none is merely in the list."""
+    world, fit = stage2_fit(tiny_pixels(**TWO_STAGES), updates=4)
+    before = {name: value.detach().clone() for name, value in world.named_parameters()}
+    list(fit)
+    still = [name for name, value in world.named_parameters() if torch.equal(value, before[name])]
+    assert still == []
+    assert {"position", "embedding.table.weight"} <= before.keys()
+
+
+# --- environment and data (ENV, DATA) -----------------------------------------------------------
+ENVIRONMENT_CHANGES = {
+    "id": "hjepa/Push-v0", "image_size": 20, "grayscale": False, "stack": 2, "frame_skip": 1,
+    "max_steps": 9,
+}  # fmt: skip
+DATA_CHANGES = {"episodes": 4, "transitions": 30, "validation_split": 0.5}
+SHORT = {"environment__image_size": 16, "environment__max_steps": 12, "data__episodes": 5,
+         "data__transitions": 0}  # fmt: skip
+
+
+def data_print(config):
+    """What is collected, and how it is cut."""
+    data = collect(config, 0)
+    parts = data.split(config.data.validation_split, 0)
+    return data.sha256, data.state_shape, [len(part) for part in parts]
+
+
+@pytest.mark.parametrize("field", ENVIRONMENT_CHANGES)
+def test_every_setting_of_the_environment_acts(field):
+    """F9, ENV-1 to ENV-7; `action_repeat` belongs to PPO: tests/test_pixels_ppo.py."""
+    changed = {f"environment__{field}": ENVIRONMENT_CHANGES[field]}
+    base, other = (
+        test_pixels_data.settings(**SHORT),
+        test_pixels_data.settings(**SHORT | changed),
+    )
+    assert data_print(other) != data_print(base)
+
+
+@pytest.mark.parametrize("field", DATA_CHANGES)
+def test_every_setting_of_the_collection_acts(field):
+    """F9, DATA-1, DATA-4."""
+    changed = {f"data__{field}": DATA_CHANGES[field]}
+    base, other = (
+        test_pixels_data.settings(**SHORT),
+        test_pixels_data.settings(**SHORT | changed),
+    )
+    assert data_print(other) != data_print(base)
+
+
+def test_the_length_of_windows_acts():
+    """DATA-10: stage 2 trains on windows of `data.sequence` transitions."""
+    assert stage2_print(tiny_pixels(**TWO_STAGES)) != stage2_print(
+        tiny_pixels(**TWO_STAGES | {"data__sequence": 7})
+    )
+
+
+def test_a_frame_skip_beside_repeated_actions_is_refused():
+    """ENV-7."""
+    message = r"^pixels\.environment\.frame_skip must be 0 when action_repeat is above 1$"
+    with pytest.raises(ConfigError, match=message):
+        tiny_config(environment__frame_skip=1, environment__action_repeat=2)
+    assert tiny_config(environment__frame_skip=1, environment__action_repeat=1)
+
+
+def test_settings_of_ppo_that_shape_its_environments(monkeypatch):
+    """DATA-2: `n_envs`, `policy`, `action_repeat`; the others: tests/test_pixels_ppo.py."""
+    pytest.importorskip("stable_baselines3")
+    monkeypatch.setattr(ppo, "usable_cores", lambda: 2)
+    monkeypatch.setattr(ppo, "_in_processes", lambda makers, notes: None)
+
+    def settings(**changes):
+        changes = {"n_envs": 2, "steps": 4, "n_steps": 2} | changes
+        return test_pixels_ppo.settings(**{f"ppo__{key}": value for key, value in changes.items()})
+
+    assert [ppo.train_policy(settings(n_envs=n), 0, [])[1] for n in (1, 2)] == [1, 2]
+    assert [ppo.repeat_of(settings(action_repeat=n)) for n in (2, 5)] == [2, 5]
+    with pytest.raises(ConfigError, match="CnnPolicy needs pictures of at least 36 px"):
+        ppo.train_policy(settings(policy="CnnPolicy"), 0, [])
+
+
+# --- budgets and optimisers ---------------------------------------------------------------------
+SECTIONS = ("optim", "decoder.optim", "reward.optim", "vjepa2.stage1.optim", "vjepa2.stage2.optim",
+            "grid.optim", "grid.reward_optim")  # fmt: skip
+"""Every section of the type EpochsConfig."""
+
+
+def marked(number, **changes):
+    """Values that no other section has."""
+    return EpochsConfig(
+        **{"epochs": number + 2, "updates": 1, "batch": 4 + number, "lr": 1e-4 * (number + 1),
+           "weight_decay": 0.01 * (number + 1), "schedule": "plateau", "plateau_patience": number,
+           "min_lr": 1e-7 * (number + 1), "clip": 0.5 + number, "patience": number + 1,
+           "delta": 1e-3 * (number + 1)} | changes
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reached(tmp_path_factory):
+    """(sections that were asked for a budget, settings of all loops) of one tiny whole run."""
+    asked, fitted = [], []
+    optim, make = EpochsConfig.optim, Fit.__init__
+
+    def ask(self, rows):
+        asked.append((self, optim(self, rows)))
+        return asked[-1][1]
+
+    def fit(self, module, loss_fn, config, **options):
+        fitted.append(config)
+        make(self, module, loss_fn, config, **options)
+
+    changes = {f"pixels.{name}.{key}": value for number, name in enumerate(SECTIONS)
+               for key, value in dataclasses.asdict(marked(number)).items()}  # fmt: skip
+    grid = {f"pixels.grid.{key}": value for key, value in test_pixels_grid.SMALL.items()}
+    small = {"pixels.reward.hidden": 8, "pixels.reward.layers": 1}
+    config = tiny_config(**TWO_STAGES).override(grid | small | changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EpochsConfig, "optim", ask)
+        patch.setattr(Fit, "__init__", fit)
+        ws = tiny_workspace(tmp_path_factory.mktemp("reached"), config)
+        for _ in pixelstages.train_model_stage(ws, "jepa", 0):
+            pass
+        for stage in (pixelstages.train_decoder_stage, headstages.train_heads_stage):
+            list(stage(ws, "jepa", 0))
+        list(vjepa2stages.train_vjepa2_stage(ws, 0))
+        list(gridstages.train_reward_stage(ws, 0))
+    return asked, fitted
+
+
+@pytest.mark.parametrize("number", range(len(SECTIONS)), ids=SECTIONS)
+def test_every_section_of_a_budget_reaches_its_own_loop(number, reached):
+    """F9: all twelve fields, whose effect test_pixels_training.py shows, in all seven places."""
+    asked, fitted = reached
+    budgets = [found for section, found in asked if section == marked(number)]
+    assert budgets
+    whole = {dataclasses.replace(found, patience=0) for found in budgets}  # updates are counted
+    assert whole & set(fitted)
+
+
+def test_a_pair_of_grid_models_takes_its_patience(tmp_path):
+    """GRID-5: with a budget in epochs the pair may stop, with one in updates it may not."""
+    for updates, patience in ((0, 7), (3, 0)):
+        config = test_pixels_grid.CONFIG.override(
+            {"pixels.grid.optim.updates": updates, "pixels.grid.optim.patience": 7}
+        )
+        ws = tiny_workspace(tmp_path, config, f"pair{updates}")
+        parts = gridstages.make_grid_data(ws)
+        assert gridstages._pair(ws, 0, *parts, tmp_path / f"r{updates}").patience == patience
+
+
+def test_default_budgets_are_the_seeds():
+    """MOD-10, MOD-11, TRAIN-2: decoder, heads and main loop in the profile full."""
+    full = profile("full").pixels
+    for optim in (full.optim, full.decoder.optim, full.reward.optim):
+        assert (optim.updates, optim.epochs, optim.lr) == (0, 20, 3e-4)
+    assert (full.decoder.optim.patience, full.decoder.optim.delta) == (5, 0.001)
+    assert (full.reward.optim.patience, full.reward.optim.delta) == (3, 0.0)
+    assert full.optim_of("jepa") == full.optim
+
+
+def test_jepa_may_have_a_learning_rate_of_its_own(tmp_path):
+    """TRAIN-2, F9: it reaches JEPA's stage and the study's, and no other model."""
+    config = tiny_config(jepa__lr=5e-3, optim__updates=2, optim__lr=1e-3)
+    ws = tiny_workspace(tmp_path, config)
+    rates = {
+        name: {report.lr for report in pixelstages.train_model_stage(ws, name, 0)}
+        for name in ("jepa", "enc_dec")
+    }
+    assert rates == {"jepa": {5e-3}, "enc_dec": {1e-3}}
+    parts = pixelstages.make_transitions(ws)
+    study = {report.lr for report in lookahead._train_base(ws, "jepa", parts, 0)}
+    assert study == {5e-3}
+    assert tiny_pixels(optim__lr=1e-3).optim_of("jepa").lr == 1e-3
+
+
+# --- early stopping (TRAIN-4) -------------------------------------------------------------------
+def test_jepa_stops_on_its_full_validation_loss():
+    """TRAIN-4, F9: prediction + weight * auxiliary total on the validation part, no share of it."""
+    config = tiny_pixels(auxiliary__weight=3.0, optim__updates=0, optim__epochs=2, optim__batch=16)
+    train, validation = tiny_transitions().split(0.3, 0)
+    torch.manual_seed(0)
+    model = build_pixel_model("jepa", config, train)
+    fit = fit_pixels(model, train, validation, config.optim, seed=0)
+    checks = [report.validation for report in fit if report.validation]
+    assert len(checks) == 2
+    for found in checks:
+        whole = found["prediction"] + 3.0 * found["vicreg_total"]
+        assert found["loss"] == pytest.approx(whole, rel=1e-5)
+        assert found["vicreg_total"] > 0 and found["loss"] > found["prediction"]
+    assert fit.best_loss == min(found["loss"] for found in checks)
+    model.eval()
+    again = mean_loss(model, validation, config.optim.batch, torch.device("cpu"))
+    assert checks[-1]["loss"] == pytest.approx(again["loss"], rel=1e-5)
+
+
+def test_falling_predictions_do_not_hide_a_rising_auxiliary_loss():
+    """TRAIN-4: the prediction error falls at every validation, the whole loss rises: stop."""
+    config = tiny_pixels(optim__updates=0, optim__epochs=9, optim__patience=2, optim__lr=0.0)
+    train, validation = tiny_transitions().split(0.3, 0)
+    model = build_pixel_model("jepa", config, train)
+    fit = fit_pixels(model, train, validation, config.optim, seed=0)
+    told = iter(range(1, 99))
+
+    def validate():
+        n = next(told)
+        return {"prediction": 1.0 / n, "vicreg_total": float(n), "loss": 1.0 / n + n}
+
+    fit.validate = validate
+    assert sum(1 for report in fit if report.validation) == 3  # the first, then two in vain
+
+
+# --- logs ---------------------------------------------------------------------------------------
+def steps_logged(ws, stage, key):
+    return [row["step"] for row in ws.run.records(stage) if key in row]
+
+
+def test_the_log_cadences_are_settings(tmp_path):
+    """TRAIN-2, MOD-11, GRID-5: 20, 100 and 10 updates by default; each acts where it says."""
+    full = profile("full").pixels
+    assert (full.log_every, full.reward.log_every, full.grid.log_every) == (20, 100, 10)
+    grid = {f"pixels.grid.{key}": value for key, value in test_pixels_grid.SMALL.items()}
+    changes = {"log_every": 2, "reward__log_every": 3, "reward__hidden": 8, "reward__layers": 1,
+               "reward__optim__updates": 7, "reward__optim__batch": 4, "grid__log_every": 2,
+               "grid__optim__updates": 5, "grid__optim__batch": 32,
+               "grid__reward_optim__updates": 5}  # fmt: skip
+    ws = tiny_workspace(tmp_path, tiny_config(**TWO_STAGES | changes).override(grid))
+    list(headstages.train_heads_stage(ws, "jepa", 0))
+    list(pixelstages.train_decoder_stage(ws, "jepa", 0))
+    list(vjepa2stages.train_stage1(ws, 0))
+    list(gridstages.train_reward_stage(ws, 0))
+    assert {2, 4, 6} <= set(steps_logged(ws, "jepa_s0", "JEPA/train/Total_Loss"))
+    assert {2, 4} <= set(steps_logged(ws, "decoder_jepa_s0", "JEPA_Decoder/train/total_loss"))
+    assert 2 in steps_logged(ws, "vjepa2_stage1_s0", "stage1/train_loss")
+    assert steps_logged(ws, "heads_jepa_s0", "reward_mlp/jepa/train/Loss") == [1, 3, 6]
+    assert {2, 4} <= set(steps_logged(ws, "grid_s0", "train/loss"))
+    assert {2, 4} <= set(steps_logged(ws, "grid_reward_s0_jepa", "loss"))
+
+
+def report(update, loss=1.0, norm=1.0, validation=None):
+    return Report(update, 100, loss, {}, 1e-3, norm, validation or {})
+
+
+@pytest.mark.parametrize(("kind", "key"), [("reward_mlp", "Loss"), ("larp", "loss")])
+def test_heads_count_epochs_as_the_models_do(kind, key):
+    """LOG-3: a pass that was cut short counts, and the epoch is the axis of its averages."""
+    for update, epoch in ((50, 1), (51, 2), (100, 2)):
+        row = HeadLog(kind, "jepa", 50, 100).record(report(update, validation={"loss": 2.0}))
+        assert row[f"{kind}/jepa/epoch"] == epoch
+    model = build_pixel_model("jepa", tiny_pixels(), SHAPES)
+    fit = fit_pixels(model, tiny_transitions(), None, EpochsConfig(batch=16), seed=0)
+    log = model_log(model, fit)
+    for update in (1, log.epoch, log.epoch + 1, 2 * log.epoch):
+        row = HeadLog(kind, "jepa", log.epoch, 1).record(report(update, validation={"loss": 1.0}))
+        assert row[f"{kind}/jepa/epoch"] == log.epoch_of(report(update))
+    axes = trackers.epoch_axes(row)
+    names = {f"{kind}/jepa/{part}_epoch_avg/{key}" for part in ("train", "val")}
+    assert axes == dict.fromkeys(names, f"{kind}/jepa/epoch")
+
+
+@pytest.mark.parametrize(("kind", "key"), [("reward_mlp", "Loss"), ("larp", "loss")])
+def test_skipped_updates_stay_out_of_the_averages_of_heads(kind, key):
+    """LOG-3, TRAIN-3: one NaN would make the whole average NaN."""
+    log, average = HeadLog(kind, "jepa", 4, 100), f"{kind}/jepa/train_epoch_avg/{key}"
+    for update, (loss, norm) in enumerate([(2.0, 1.0), (math.nan, math.nan), (9.0, math.inf)], 1):
+        log.record(report(update, loss, norm))
+    assert log.record(report(4, 4.0, validation={"loss": 1.0}))[average] == 3.0
+    row = log.record(report(5, math.nan, validation={"loss": 1.0}))  # nothing to average
+    assert average not in row and row[f"{kind}/jepa/epoch"] == 2
+
+
+# --- the rest -----------------------------------------------------------------------------------
+def test_the_kind_of_loaded_weights_decides_which_model_takes_them(tmp_path):
+    """TRAIN-6, F9: weights of a JEPA go into the JEPA, whatever else lies at the path."""
+    torch.manual_seed(1)
+    stored = build_pixel_model("jepa", tiny_pixels(), SHAPES)
+    (tmp_path / "weights").mkdir()
+    save_model(tmp_path / "weights", stored)
+    found = {}
+    for kind in ("jepa", "std_enc_dec"):
+        config = tiny_config(loading__path=str(tmp_path / "weights"), loading__kind=kind)
+        model = build_pixel_model("jepa", config.pixels, SHAPES)
+        pixelstages.start_from_file(tiny_workspace(tmp_path, config, kind), model)
+        found[kind] = digest(model)
+    assert (found["jepa"] == digest(stored)) and (found["std_enc_dec"] != digest(stored))
+
+
+@pytest.mark.parametrize(
+    ("field", "key"), [("seeds", "pixels.seeds"), ("study_transitions", "pixels.data.transitions")]
+)
+def test_settings_of_the_look_ahead_study_act(field, key):
+    """MOD-12: `study_updates` has a test of its own, in tests/test_pixels_heads.py."""
+    other = getattr(profile("smoke").pixels.reward, field) + 7
+    config = profile("smoke").override({f"pixels.reward.{field}": other})
+    assert flatten(lookahead.study_config(config, "drift"))[key] == other
+
+
+def source_of(test: str) -> str:
+    module, name = test.split("::")
+    return inspect.getsource(getattr(FILES[module], name))
+
+
+FILES = {
+    module.__name__.removeprefix("test_pixels_"): module
+    for module in (
+        test_pixels_data, test_pixels_grid, test_pixels_heads, test_pixels_models, test_pixels_ppo,
+        test_pixels_training, test_pixels_vjepa2,
+    )
+}  # fmt: skip
+ELSEWHERE = {
+    "seeds": "training::test_the_order_of_the_comparison",
+    "action_dim": "models::test_the_width_of_the_action_embedding_acts",
+    "environment.action_repeat": "ppo::test_repeat_switches_frame_skip_off",
+    "data.method": "data::test_random_data_are_rejected_when_ppo_is_wanted",
+    "data.path": "data::test_a_fitting_file_is_loaded",
+    "ppo.steps": "ppo::test_every_setting_reaches_the_policy",
+    "ppo.log_std_noise": "ppo::test_noise_widens_the_actions_that_are_collected",
+    "loading.path": "training::test_training_starts_from_a_loaded_file_and_may_be_skipped",
+    "loading.skip_training": "training::test_training_starts_from_a_loaded_file_and_may_be_skipped",
+    "decoder.source": "training::test_what_the_decoder_reads_is_a_setting",
+    "jepa.frozen": "training::test_a_frozen_jepa_is_loaded_and_never_trained",
+    "reward.study_updates": "heads::test_study_budget_is_cut_and_never_raised",
+    "grid.path": "grid::test_the_config_file_acts",
+    "grid.checkpoint_every": "grid::test_resuming_equals_an_uninterrupted_training",
+}
+"""Leaf: the test of another file that changes it and sees the effect."""
+HERE = {"jepa.lr", "log_every", "reward.log_every", "grid.log_every", "loading.kind",
+        "data.sequence", "reward.seeds", "reward.study_transitions", "ppo.n_envs", "ppo.policy",
+        "ppo.action_repeat"}  # fmt: skip
+
+
+def marks(test, name="parametrize"):
+    return [mark.args for mark in test.pytestmark if mark.name == name]
+
+
+def tables():
+    """{section: fields} of everything that is mutated field by field."""
+    ((_, policy),) = marks(test_pixels_ppo.test_every_setting_reaches_the_policy)
+    ((_, heads),) = marks(test_pixels_heads.test_every_setting_of_a_head_changes_what_it_predicts)
+    found = {
+        "encoder": test_pixels_models.ENCODER_CHANGES,
+        "decoder": test_pixels_models.DECODER_CHANGES,
+        "auxiliary": test_pixels_models.AUXILIARY_CHANGES,
+        "jepa": test_pixels_models.JEPA_CHANGES,
+        "grid": test_pixels_grid.CHANGES,
+        "ppo": {name for name, *_ in policy},
+        "reward": {name for change in heads for name in change} - {"optim"},
+        "environment": ENVIRONMENT_CHANGES,
+        "data": DATA_CHANGES,
+        "vjepa2.stage1": STAGE1_CHANGES,
+        "vjepa2.stage2": STAGE2_CHANGES,
+    }
+    return found | dict.fromkeys(SECTIONS, test_pixels_training.EPOCHS_CHANGES)
+
+
+def test_every_leaf_of_the_comparison_is_covered():
+    """F9, PL7: a new setting below `pixels` is tested as soon as it exists."""
+    listed = {
+        f"pixels.{section}.{field}" for section, fields in tables().items() for field in fields
+    }
+    covered = listed | {f"pixels.{leaf}" for leaf in HERE | ELSEWHERE.keys()}
+    assert covered == LEAVES
+    assert not {f"pixels.{leaf}" for leaf in HERE | ELSEWHERE.keys()} & listed
+
+
+@pytest.mark.parametrize("leaf", ELSEWHERE)
+def test_the_named_tests_exist_and_name_the_setting(leaf):
+    assert leaf.split(".")[-1] in source_of(ELSEWHERE[leaf])
+
+
+def test_all_sections_of_budgets_are_listed():
+    kinds = {item.name for item in dataclasses.fields(EpochsConfig)}
+    ends = {leaf.rsplit(".", 1)[0] for leaf in LEAVES if leaf.endswith(".plateau_patience")}
+    assert ends == {f"pixels.{name}" for name in SECTIONS}
+    assert kinds == test_pixels_training.EPOCHS_CHANGES.keys()
