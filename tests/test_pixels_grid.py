@@ -197,8 +197,6 @@ def test_play_is_seeded_and_its_goals_are_reached(buffer):
 
 @pytest.mark.parametrize("ending", [".npz", ".pt", ".h5"])
 def test_every_format_returns_what_was_saved(buffer, tmp_path, ending):
-    if ending == ".h5":
-        pytest.importorskip("h5py")
     path = buffer.save(tmp_path / f"buffer{ending}")
     again = grid_buffers.load(path)
     assert again.sha256 == buffer.sha256
@@ -434,7 +432,7 @@ def test_defaults_are_the_seeds():
     assert (reward.lr, reward.schedule) == (1e-4, "plateau")
     assert (reward.plateau_patience, reward.patience) == (5, 10)
     assert profile("smoke").pixels.data.validation_split == 0.2
-    assert gridstages.LOG_EVERY == 10
+    assert config.log_every == 10
     step = EpochsConfig(epochs=100, lr=1e-4, schedule="step").optim(320)
     rates = [learning_rate(20 * 10 * k, step) for k in range(3)]  # StepLR 20 epochs / 0.5
     assert rates == pytest.approx([1e-4, 5e-5, 2.5e-5])
@@ -797,8 +795,8 @@ def effect(config: GridConfig) -> tuple:
 
 @pytest.mark.parametrize("leaf", CHANGES)
 def test_every_setting_acts(leaf):
-    """F9: no setting is ignored (path, checkpoint_every and budgets have tests of their own)."""
-    others = {"path", "checkpoint_every", "optim", "reward_optim"}
+    """F9: no setting is ignored (path, checkpoint_every, log_every, budgets: tests elsewhere)."""
+    others = {"path", "checkpoint_every", "log_every", "optim", "reward_optim"}
     assert {field.name for field in dataclasses.fields(GridConfig)} == CHANGES.keys() | others
     base = dataclasses.replace(GRID, episodes=3, steps=3)
     assert effect(dataclasses.replace(base, **{leaf: CHANGES[leaf]})) != effect(base)
