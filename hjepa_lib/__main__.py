@@ -7,6 +7,7 @@ wrong setting, file or run ends with one sentence and exit status 2, a failed no
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 import traceback
@@ -73,6 +74,14 @@ class RunOptions:
         config = self.settings()
         runner.prepare(config, runner.select_notebooks(notebooks), yes=self.yes)
         return runner.start_run(config, self.name)
+
+    def refuse_all_but(self, used: tuple[str, ...], action: str) -> None:
+        """ConfigError that names the options given which `action` would ignore (PL7)."""
+        options = [item for item in dataclasses.fields(self) if item.name not in used]
+        given = [item.name for item in options if getattr(self, item.name) != item.default]
+        if given:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ConfigError(f"{action} has no use for {names}: leave it out")
 
 
 @dataclass(kw_only=True)
@@ -341,6 +350,7 @@ class GridCommand(RunOptions):
         if self.action == "table":
             from hjepa_lib.sweep import read_study
 
+            self.refuse_all_but(("action", "config"), "grid table")
             study = read_study(self.config or _CONFIGS / "grid_jepa_tuning.yaml")
             print(f"table: {gridresults.write_tuning_table(study)}")
             return 0
@@ -360,7 +370,7 @@ class VJepa2Command(RunOptions):
     stage: Literal[1, 2] | None = None
     """One stage alone; both, and the heads and decoder built on them, if not given."""
     device: Literal["auto", "cpu", "cuda", "mps"] | None = None
-    """Where to compute; the setting `device` if not given."""
+    """Where to compute; the setting `device` (evaluate: the run's device) if not given."""
     stage1_checkpoint: Path | None = None
     """Stage 2 starts from it; trained_models/best_stage1_model.safetensors in the outputs folder,
     or the continued run's own stage 1, if not given."""
@@ -376,7 +386,9 @@ class VJepa2Command(RunOptions):
         from hjepa_lib.runs import Run
 
         if self.action == "evaluate":
-            return vjepa2command.evaluate(Run.open(self.name), self.stage)
+            used = ("action", "name", "stage", "device", "tracking")
+            self.refuse_all_but(used, "vjepa2 evaluate")
+            return vjepa2command.evaluate(Run.open(self.name), self.stage, self.device)
         known = Run.open(self.name) if self.resume else None
         checkpoints = (self.stage1_checkpoint, self.stage2_checkpoint)
         return vjepa2command.train(lambda: self.open_run("12"), known, self.stage, *checkpoints)

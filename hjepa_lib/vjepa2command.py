@@ -69,10 +69,15 @@ def train(
     return 0
 
 
-def evaluate(run: Run, stage: int | None = None, say: Say = print) -> int:
-    """Measure the stored weights anew and print them; stage 2 also draws a roll-out."""
+def evaluate(
+    run: Run, stage: int | None = None, device: str | None = None, say: Say = print
+) -> int:
+    """Measure the stored weights anew, on `device`, and print them; stage 2 also draws a roll-out.
+
+    Without a device on the one that the run was made with.
+    """
     machine.set_up()
-    ws = Workspace("vjepa2", run)
+    ws = Workspace("vjepa2", run, device=device)
     say(f"{ws!r}")
     for number in (1, 2) if stage is None else (stage,):
         _print(number, *_judged(ws, number, results.measure(ws, number, SEED)), say)

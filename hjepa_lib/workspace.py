@@ -118,12 +118,15 @@ def _latest(name: str = "") -> Run | None:
 class Workspace:
     """What a notebook works with: its run, settings, device and precision."""
 
-    def __init__(self, notebook: str, run: Run, drive: Path | None = None) -> None:
+    def __init__(
+        self, notebook: str, run: Run, drive: Path | None = None, device: str | None = None
+    ) -> None:
+        """`device` stands in for the run's own: auto, cpu, cuda or mps."""
         self.notebook = notebook
         self.run = run
         self.drive = drive
         self.config = run.config
-        self.device = run.device
+        self.device = machine.choose_device(device) if device else run.device
         self.precision = run.precision
         self.headless = os.environ.get("HJEPA_HEADLESS") == "1"
 

@@ -16,7 +16,7 @@ from hjepa_lib.runs import Run, list_runs
 from hjepa_lib.worlds.trials import make_trials, read_trials
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("run", "compare", "sweep", "trials", "report", "pretrained")
+COMMANDS = tuple(__main__._COMMANDS)
 FIXED = ("--set", "device=cpu", "precision=fp32")
 
 
@@ -228,6 +228,18 @@ def test_sweep_status_follows_the_cells(notebooks, tmp_path, capsys):
         (["trials"], "nothing to write"),
         (["trials", "--layouts", "moon", "--output_eval", "x.npz"], "layouts must be one of"),
         (["trials", "--n", "0", "--output_eval", "x.npz"], "n must be at least 1"),
+        (["vjepa2", "evaluate", "--set", "seed=3"], "vjepa2 evaluate has no use for --set:"),
+        (["vjepa2", "evaluate", "--seed", "3", "--config", "a.yaml"], "use for --config, --seed:"),
+        (["vjepa2", "evaluate", "--profile", "full"], "vjepa2 evaluate has no use for --profile:"),
+        (
+            ["vjepa2", "evaluate", "--stage1-checkpoint", "x.safetensors"],
+            "vjepa2 evaluate has no use for --stage1-checkpoint: leave it out",
+        ),
+        (["grid", "table", "--set", "seed=3"], "grid table has no use for --set: leave it out"),
+        (
+            ["grid", "table", "--name", "a", "--seed", "3"],
+            "grid table has no use for --name, --seed",
+        ),
     ],
 )
 def test_errors_are_one_sentence(arguments, message, root, capsys):
@@ -237,6 +249,50 @@ def test_errors_are_one_sentence(arguments, message, root, capsys):
     assert message in error
     assert len(error.splitlines()) == 1
     assert not root.exists()
+
+
+def test_vjepa2_hands_its_options_to_the_run(monkeypatch):
+    """VJ-12, PL7: --device is the run's device, --tracking off beats a tracker that is set."""
+    from hjepa_lib import vjepa2command
+
+    opened = []
+
+    def train(open_run, known, stage, first, second):
+        opened.append(open_run())
+        return 0
+
+    monkeypatch.setattr(vjepa2command, "train", train)
+    monkeypatch.setattr("hjepa_lib.machine.choose_device", lambda wanted: f"<{wanted}>")
+    base = ["vjepa2", "train", "--profile", "smoke", "--stage", "1"]
+    tracked = ["--set", "tracker=tensorboard", "precision=fp32"]
+    assert (
+        __main__.main([*base, "--name", "a", "--device", "cpu", "--tracking", "off", *tracked]) == 0
+    )
+    assert __main__.main([*base, "--name", "b", "--device", "mps", *tracked]) == 0
+    a, b = opened
+    assert [run.manifest["device"] for run in opened] == ["<cpu>", "<mps>"]
+    assert (a.config.device, a.config.tracker, a.tracker.kind) == ("cpu", "none", "none")
+    assert (b.config.device, b.config.tracker, b.tracker.kind) == (
+        "mps",
+        "tensorboard",
+        "tensorboard",
+    )
+
+
+def test_vjepa2_evaluates_where_it_is_told_to(monkeypatch):
+    """VJ-12: --device stands in for the run's own, which another machine may have had."""
+    from hjepa_lib import vjepa2command
+
+    Run.create("a", profile("smoke").override("device=cpu,precision=fp32"))
+    used = []
+    monkeypatch.setattr(vjepa2command.results, "measure", lambda ws, *_: used.append(ws.device))
+    monkeypatch.setattr(vjepa2command, "_judged", lambda *_: ())
+    monkeypatch.setattr(vjepa2command, "_print", lambda *_: None)
+    monkeypatch.setattr("hjepa_lib.machine.choose_device", lambda wanted: f"<{wanted}>")
+    evaluate = ["vjepa2", "evaluate", "--name", "a", "--stage", "1"]
+    assert __main__.main(evaluate) == 0
+    assert __main__.main([*evaluate, "--device", "cuda"]) == 0
+    assert used == ["<cpu>", "<cuda>"]
 
 
 def test_wrong_options_are_refused(capsys):
