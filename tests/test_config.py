@@ -46,7 +46,7 @@ from hjepa_lib.worlds.trials import load_trials
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = tiny_config()
-# The settings of notebooks 10-15 have mutation tests of their own, in tests/test_pixels_*.py.
+# The settings of notebooks 10-15 have an index of their own, in tests/test_pixels_settings.py.
 LEAVES = {leaf: value for leaf, value in flatten(BASE).items() if not leaf.startswith("pixels.")}
 
 
@@ -155,7 +155,8 @@ def test_yaml_files(tmp_path):
     assert load_yaml(path) == profile("laptop")
     for text, message in (
         ("level1: {widht: 3}", "unknown setting 'level1.widht'"),
-        ("level1: [1", r"is not valid YAML \(line"),
+        ("level1: [1", r"is not valid YAML \(line 1, column 11\)"),
+        ("seed: 1\nlevel1:\n  optim: }", r"is not valid YAML \(line 3, column 10\)"),
         ("- a\n- b", "must hold a mapping"),
         ("profile: giant", "profile must be one of smoke|laptop|full"),
     ):
