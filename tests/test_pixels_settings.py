@@ -30,7 +30,7 @@ from tiny_pixels import (
 from hjepa_lib import gridstages, headstages, lookahead, pixelstages, trackers, vjepa2stages
 from hjepa_lib.config import flatten, profile
 from hjepa_lib.data import ppo
-from hjepa_lib.data.collect import collect
+from hjepa_lib.data.collect import acquire, collect
 from hjepa_lib.fields import ConfigError
 from hjepa_lib.models.pixel_files import save_model
 from hjepa_lib.models.pixel_models import build_pixel_model
@@ -166,6 +166,33 @@ def test_the_length_of_windows_acts():
     assert stage2_print(tiny_pixels(**TWO_STAGES)) != stage2_print(
         tiny_pixels(**TWO_STAGES | {"data__sequence": 7})
     )
+
+
+def test_a_loaded_data_set_names_every_setting_that_it_overrules(tmp_path):
+    """DATA-6: limits, frame skip, action repeat and the settings of PPO; equal ones are not named."""
+    path = str(tmp_path / "data")
+    made = test_pixels_ppo.settings()
+    data = collect(test_pixels_data.settings(**SHORT), 0)
+    stored = {"method": "ppo", "max_steps": 12, "frame_skip": 0, "action_repeat": 2}
+    data.meta |= stored | {"ppo": dataclasses.asdict(made.ppo) | {"n_envs": 3}}
+    data.save(tmp_path / "data")
+
+    def notes(**changes):
+        return acquire(test_pixels_ppo.settings(data__path=path, **changes), 0).meta["notes"]
+
+    assert notes() == notes(ppo__n_envs=7) == [f"loaded from {path}"]
+    for key, text in (
+        ("environment__action_repeat", "action_repeat=2, the setting 4 has"),
+        ("ppo__action_repeat", "action_repeat=2, the setting 4 has"),
+        ("ppo__steps", "ppo.steps=128, the setting 4 has"),
+        ("ppo__n_steps", "ppo.n_steps=64, the setting 4 has"),
+        ("environment__max_steps", "max_steps=12, the setting 4 has"),
+    ):
+        (_, note) = notes(**{key: 4})
+        assert note == f"{path} was collected with {text} no effect"
+    # Whoever does not ask for PPO hears of the repeat alone.
+    (_, note) = notes(data__method="random", ppo__steps=9, ppo__action_repeat=3)
+    assert "action_repeat=2, the setting 3" in note
 
 
 def test_a_frame_skip_beside_repeated_actions_is_refused():

@@ -9,13 +9,14 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from hjepa_lib.data.ppo import collect_ppo
+from hjepa_lib.data.ppo import collect_ppo, repeat_of
 from hjepa_lib.data.recording import describe_split, record
 from hjepa_lib.data.transitions import Transitions, check_state
-from hjepa_lib.fields import ConfigError
+from hjepa_lib.fields import ConfigError, to_dict
 from hjepa_lib.pixelsections import PixelsConfig
 from hjepa_lib.worlds.pixel_env import make_env
 
@@ -59,14 +60,29 @@ def _accept(stored: Transitions, config: PixelsConfig, seed: int) -> Transitions
     stored = replace(stored, stack=seen.stack)  # stacks are made on reading, any length fits
     check_state(stored.batch(torch.tensor([0])).state[0], shape)
     notes = [f"loaded from {path}"]
-    for name in ("max_steps", "frame_skip"):
-        if stored.meta.get(name) != getattr(seen, name):
+    for name, wanted in _collection_settings(config, stored.meta).items():
+        found = (stored.meta.get("ppo") or {}) if name.startswith("ppo.") else stored.meta
+        found = found.get(name.removeprefix("ppo."))
+        if found != wanted:
             notes.append(
-                f"{path} was collected with {name}={stored.meta.get(name)}, "
-                f"the setting {getattr(seen, name)} has no effect"
+                f"{path} was collected with {name}={found}, the setting {wanted} has no effect"
             )
     stored.meta |= {"notes": notes, **describe_split(stored, config, seed)}
     return stored
+
+
+def _collection_settings(config: PixelsConfig, meta: dict[str, Any]) -> dict[str, Any]:
+    """{name: value} of the settings that shaped a stored data set and shape it no more."""
+    seen = config.environment
+    settings: dict[str, Any] = {"max_steps": seen.max_steps, "frame_skip": seen.frame_skip}
+    if meta.get("method") == "ppo":
+        settings["action_repeat"] = max(repeat_of(config), 1)
+    if config.data.method == "ppo":
+        # The repeat stands above; the number of environments is capped where a policy is trained.
+        left = {"action_repeat", "n_envs"}
+        own = {key: value for key, value in to_dict(config.ppo).items() if key not in left}
+        settings |= {f"ppo.{key}": value for key, value in own.items()}
+    return settings
 
 
 # --- collecting -------------------------------------------------------------------------------
