@@ -17,6 +17,7 @@ from hjepa_lib.models.pixel_models import build_pixel_model
 from hjepa_lib.models.pixels import shapes_of
 from hjepa_lib.models.vjepa2 import MaskedPrediction, WorldModel, draw_masks
 from hjepa_lib.pixelsections import PixelsConfig
+from hjepa_lib.training.vjepa2 import stage2_loss
 
 
 def update_bytes(module: nn.Module, loss: Callable[[], Tensor]) -> int:
@@ -60,9 +61,11 @@ def _stage1(config: PixelsConfig, data: Any) -> int:
 
 
 def _stage2(config: PixelsConfig, data: Any) -> int:
+    """The loss that stage 2 trains with: one teacher-forced pass, and the roll-out fed back."""
     stage, dim = config.vjepa2.stage2, config.encoder.latent_dim
     model = WorldModel(config, shapes_of(data)).train()
-    latents = torch.randn(stage.optim.batch, config.data.sequence, dim)
+    now, then = torch.randn(2, stage.optim.batch, config.data.sequence, dim)
     rows = torch.arange(stage.optim.batch * config.data.sequence) % len(data)
-    actions = data.action[rows].unflatten(0, latents.shape[:2])
-    return update_bytes(model, lambda: model(latents, actions).square().mean())
+    actions = data.action[rows].unflatten(0, now.shape[:2])
+    generator = torch.Generator().manual_seed(0)
+    return update_bytes(model, lambda: stage2_loss(model, now, actions, then, stage, generator)[0])
