@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hjepa_lib.data.grid_buffers import GridBatch, GridBuffer
+from hjepa_lib.evaluation.claims import LEAST_SEEDS
 from hjepa_lib.evaluation.statistics import Interval, student
 from hjepa_lib.models.grid import GridJepa, GridModel, GridTwin
 from hjepa_lib.training.grid import CHUNK
@@ -199,6 +200,53 @@ def mean_interval(values: Sequence[float]) -> Interval:
     if len(array) < 2 or not np.isfinite(array).all():
         return Interval(float(array.mean()), math.nan, math.nan)
     return Interval(float(array.mean()), *student(array))
+
+
+def paired_error(
+    rows: Sequence[Mapping[str, Any]], one: str, two: str, name: str = "reward_mse"
+) -> dict[str, Any]:
+    """Error `name` of model `one` minus that of `two`, in shares of the latter's, paired by seed.
+
+    Both are means over the same held-out transitions, which the rows do not keep one by one: the
+    interval is Student's over training seeds alone. Below 0 `one` is better.
+    """
+    first, second = (
+        {row["seed"]: row[name] for row in rows if row["model"] == kind} for kind in (one, two)
+    )
+    if first.keys() != second.keys() or not first:
+        raise GridMetricError(f"{one} and {two} have no rows of the same training seeds")
+    gaps = np.array([(first[seed] - second[seed]) / second[seed] for seed in sorted(first)])
+    gap = mean_interval(gaps)
+    found = {"model": one, "against": two, "seeds": len(gaps), "difference": gap.estimate}
+    known = len(gaps) > 1
+    found |= {"low": gap.low if known else None, "high": gap.high if known else None}
+    if len(gaps) < LEAST_SEEDS:
+        return found | {"verdict": f"nothing claimed: {len(gaps)} of {LEAST_SEEDS} seeds"}
+    if gap.high < 0:
+        return found | {"verdict": "beats"}
+    return found | {"verdict": "loses to" if gap.low > 0 else "no difference shown"}
+
+
+def sentence(gap: Mapping[str, Any]) -> str:
+    """ "jepa against generative, no difference shown: reward error -0.4 % (-2.1 to +1.3, ...)"."""
+    ends = ""
+    if gap["low"] is not None:
+        ends = f"{100 * gap['low']:+.1f} to {100 * gap['high']:+.1f}, "
+    plural = "" if gap["seeds"] == 1 else "s"
+    shown = f"reward error {100 * gap['difference']:+.1f} % ({ends}{gap['seeds']} seed{plural})"
+    if gap["verdict"] in ("beats", "loses to"):
+        return f"{gap['model']} {gap['verdict']} {gap['against']}: {shown}"
+    return f"{gap['model']} against {gap['against']}, {gap['verdict']}: {shown}"
+
+
+PAIRS = (("jepa", "generative"), ("jepa", "random"), ("generative", "random"))
+"""Who is held against whom in the error of the reward."""
+
+
+def paired_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """`PAIRS` as far as the rows have both models, paired by training seed."""
+    known = {row["model"] for row in rows if row.get("reward_mse") is not None}
+    return [sentence(paired_error(rows, *pair)) for pair in PAIRS if known.issuperset(pair)]
 
 
 MEASURES = {
