@@ -18,19 +18,20 @@ from torch import nn
 from hjepa_lib import pixelstages
 from hjepa_lib.config import from_dict, to_dict
 from hjepa_lib.data.transitions import Transitions
+from hjepa_lib.evaluation.pixelrows import COMPARED
 from hjepa_lib.evaluation.rewards import MEAN_REWARD, comparison, score, unestimable
 from hjepa_lib.files import FileError, load_npz, read_json, save_npz, write_json
 from hjepa_lib.models.checkpoint import fingerprint, load_weights, save_weights
 from hjepa_lib.models.heads import HeadError, RewardHead
-from hjepa_lib.pixelsections import MODELS, RewardConfig
+from hjepa_lib.pixelsections import RewardConfig
 from hjepa_lib.stages import own_stages
 from hjepa_lib.training.heads import HeadLog, Trained, encode, train_heads
 from hjepa_lib.training.loop import Report
 from hjepa_lib.training.pixels import budget
 from hjepa_lib.workspace import Workspace
 
-BASES = (*MODELS, "random")
-"""Every model that heads are trained on; `random` is the frozen, untrained encoder."""
+BASES = COMPARED
+"""Every model that heads are trained on, frozen and untrained encoders among them."""
 KEPT = ("reward_mlp", "larp")
 """Heads whose weights are stored; baselines leave their predictions only."""
 Cell = dict[str, np.ndarray]
@@ -155,6 +156,9 @@ def make_head_rows(ws: Workspace) -> list[dict[str, Any]]:
     stages = [stage_name(name, n) for n in range(ws.config.pixels.seeds) for name in BASES]
     with ws.run.stage("rewards", folder="pixels/rewards", needs=tuple(stages)) as folder:
         rows = comparison(cells, note)
+        for row in rows:
+            seeds = range(ws.config.pixels.seeds)
+            row["loaded"] = any(pixelstages.loaded_weights(ws, row["model"], n) for n in seeds)
         write_json(folder / "rewards.json", rows)
     return rows
 

@@ -23,7 +23,8 @@ from hjepa_lib import worlds
 from hjepa_lib.config import Config, ConfigError
 from hjepa_lib.data.collect import collect
 from hjepa_lib.data.transitions import Transitions
-from hjepa_lib.evaluation.rewards import RANDOM, comparison
+from hjepa_lib.evaluation.pixelrows import RANDOM
+from hjepa_lib.evaluation.rewards import comparison
 from hjepa_lib.files import write_json
 from hjepa_lib.headstages import Cell, load_cell, score_model
 from hjepa_lib.models.pixels import shapes_of
@@ -38,7 +39,8 @@ from hjepa_lib.workspace import Workspace
 WORLDS = {"drift": worlds.DRIFT_ID, "push": worlds.PUSH_ID}
 """Reward of the next state, and the control."""
 STUDIED = ("enc_dec_jepa", "jepa", "vjepa2", "random")
-"""The models with an imagined latent, and the frozen untrained encoder as their baseline."""
+"""The models with an imagined latent, and the frozen untrained encoder (that of `vjepa2`, another
+network, has its heads in the comparison itself; here the question is the look-ahead)."""
 STEPS = 25
 """Environment steps of an episode: many short ones, for targets differ from episode to episode."""
 Parts = tuple[Transitions, Transitions]

@@ -15,9 +15,8 @@ from hjepa_lib.fields import Checked, ConfigError, choice, number
 from hjepa_lib.sections import GuardedOptimConfig
 
 MODELS = ("enc_dec", "enc_dec_jepa", "jepa", "vjepa2")
-"""The four world models of the comparison; `random` (frozen, untrained) stands beside them."""
-OWN_ENCODER = ("vjepa2",)
-"""Models whose encoder is not `pixels.encoder`: `random` is no untrained version of them."""
+"""The four world models of the comparison; frozen, untrained encoders stand beside them
+(`pixelrows.UNTRAINED`)."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_lib.config import ConfigError
-from hjepa_lib.files import FileError, write_json
+from hjepa_lib.evaluation.pixelrows import UNTRAINED
+from hjepa_lib.files import FileError, read_json, write_json
 from hjepa_lib.models.checkpoint import fingerprint
 from hjepa_lib.models.pixel_decoder import PatchDecoder
 from hjepa_lib.models.pixel_files import (
@@ -77,8 +78,9 @@ def train_model_stage(ws: Workspace, name: str, seed: int) -> Iterator[Report]:
     data = load_transitions(ws)
     parts = split(ws, data)
     model = fresh_model(ws, name, seed, parts[0])
-    predict, skip = frame_predictor(model), start_from_file(ws, model)
-    row: dict[str, Any] = {"skipped_training": skip}
+    predict = frame_predictor(model)
+    loaded, skip = start_from_file(ws, model)
+    row: dict[str, Any] = {"loaded": loaded, "skipped_training": skip}
     with ws.run.stage(stage, folder=model_folder(name, seed), needs=("pixel_data",)) as folder:
         begin = time.perf_counter()
         resume = ws.run.folder(f"resume/{stage}")
@@ -95,8 +97,8 @@ def train_model_stage(ws: Workspace, name: str, seed: int) -> Iterator[Report]:
         model.eval().requires_grad_(False)
         save_model(folder, model)
         row |= result_row(ws, name, seed, parts, fit, seconds, data.sha256)
-        if skip:
-            row["batches_sha256"] = ""  # it saw none of them
+        if loaded:
+            row["batches_sha256"] = ""  # other batches made these weights, alone or before these
         if predict is not None:
             row["frames"] = frame_scores(ws, predict, parts)
         write_json(folder / "result.json", row)
@@ -109,8 +111,8 @@ def fresh_model(ws: Workspace, name: str, seed: int, data: Any) -> nn.Module:
     return build_pixel_model(name, ws.config.pixels, data).to(ws.device)
 
 
-def start_from_file(ws: Workspace, model: PixelModel) -> bool:
-    """Load `pixels.loading` into the model it names; True when its training is to be skipped.
+def start_from_file(ws: Workspace, model: PixelModel) -> tuple[bool, bool]:
+    """Load `pixels.loading` into the model it names: (loaded, its training is to be skipped).
 
     A file that does not load is warned about and trained without, except for a frozen JEPA, which
     must not be trained: ConfigError.
@@ -129,15 +131,16 @@ def start_from_file(ws: Workspace, model: PixelModel) -> bool:
         raise ConfigError(
             "pixels.jepa.frozen needs weights that load: set pixels.loading.path to a trained JEPA"
         )
-    return loaded and (loading.skip_training or frozen)
+    return loaded, loaded and (loading.skip_training or frozen)
 
 
 def load_model(ws: Workspace, name: str, seed: int) -> nn.Module:
     """The trained model, frozen and in eval mode on the run's device; trained here if absent.
 
-    `random` is the untrained baseline with the encoder that all models of this seed began with.
+    `random` is the untrained baseline with the encoder that all models of this seed began with,
+    `random_vit` that of `vjepa2`.
     """
-    if name == "random":
+    if name in UNTRAINED:
         data, _ = make_transitions(ws)
         with torch.random.fork_rng(devices=[]):
             return fresh_model(ws, name, seed, data).eval()
@@ -146,6 +149,14 @@ def load_model(ws: Workspace, name: str, seed: int) -> nn.Module:
     if name == "vjepa2":
         return load_vjepa2(ws, seed)
     return load_model_file(ws.run.path / model_folder(name, seed), name).to(ws.device)
+
+
+def loaded_weights(ws: Workspace, name: str, seed: int) -> bool:
+    """Whether a model of this run began with weights from a file, trained further or not."""
+    if name in UNTRAINED:
+        return False
+    result = read_json(ws.run.path / model_folder(name, seed) / "result.json")
+    return bool(result.get("loaded", result.get("skipped_training", False)))
 
 
 # --- state decoders (MOD-10) ------------------------------------------------------------------
@@ -157,7 +168,7 @@ def train_decoder_stage(ws: Workspace, name: str, seed: int) -> Iterator[Report]
     data = load_transitions(ws)
     parts, config = split(ws, data), ws.config.pixels.decoder
     model = load_model(ws, name, seed)
-    if config.source == "predictor" and name in ("enc_dec", "random"):
+    if config.source == "predictor" and name in ("enc_dec", *UNTRAINED):
         raise ConfigError(f"{name} imagines no latent that a decoder could read")
     before = fingerprint(model)
     needs = own_stages(ws, "pixel_data", stage_name(name, seed))
@@ -210,15 +221,15 @@ def train_comparison(ws: Workspace, heads: Train | None = None) -> Iterator[tupl
     """(stage, report) of everything in the order of TRAIN-1, for each training seed.
 
     Data, then the models, each reloaded at its best for what follows: `heads` (the reward heads,
-    see headstages.py) on every model and the random baseline, and decoders of the models that have
-    none.
+    see headstages.py) on every model and the untrained baselines, and decoders of the models that
+    have none.
     """
     make_transitions(ws)
     for seed in range(ws.config.pixels.seeds):
         for name in MODELS:
             yield from _named(stage_name(name, seed), train_model_stage(ws, name, seed))
         if heads is not None:
-            for name in (*MODELS, "random"):
+            for name in (*MODELS, *UNTRAINED):
                 yield from _named(f"heads_{name}_s{seed}", heads(ws, name, seed))
         for name in DECODED:
             yield from _named(f"decoder_{name}_s{seed}", train_decoder_stage(ws, name, seed))

@@ -26,21 +26,20 @@ from hjepa_lib.evaluation.claims import by_block
 from hjepa_lib.evaluation.footprint import update_megabytes
 from hjepa_lib.evaluation.frames import frame_errors, mean_frame
 from hjepa_lib.evaluation.pixelrows import (
+    COMPARED,
     NOT_APPLICABLE,
     NOT_ESTIMABLE,
-    RANDOM,
+    UNTRAINED,
     Row,
     check_row,
 )
 from hjepa_lib.evaluation.rewards import MEAN_REWARD, score, unestimable
 from hjepa_lib.files import load_npz, read_json, save_npz, sha256, write_atomic, write_json
 from hjepa_lib.models.pixel_models import matched_counts
-from hjepa_lib.pixelsections import MODELS
 from hjepa_lib.stages import own_stages
-from hjepa_lib.training.pixels import CHUNK, next_latent
+from hjepa_lib.training.pixels import CHUNK, budget, next_latent
 from hjepa_lib.workspace import Workspace
 
-COMPARED = (*MODELS, RANDOM)
 FILES = ("comparison.csv", "comparison.json")
 
 
@@ -102,7 +101,7 @@ def _measure(
         "updates": facts["updates"],
         "train_seconds": facts.pop("seconds"),
         "update_memory_mb": NOT_APPLICABLE
-        if name == RANDOM
+        if name in UNTRAINED
         else update_megabytes(name, ws.config.pixels, train),
         "latent_error": _ratio(found, "latent", "copy_last_latent"),
         "frame_mse": float(found["frame"].mean()) if "frame" in found else NOT_APPLICABLE,
@@ -121,7 +120,7 @@ def _measure(
 def _facts(
     ws: Workspace, name: str, seed: int, parts: tuple[Transitions, Transitions]
 ) -> dict[str, Any]:
-    """What the row is about, from the model's own result file; `random` was never trained."""
+    """What the row is about, from the model's own result file; `UNTRAINED` have none."""
     train, validation = parts
     config = ws.config
     facts = {
@@ -135,15 +134,31 @@ def _facts(
         "validation": len(validation),
         "episodes": len(validation.episodes),
         "updates": 0,
+        "early_stopping": budget(config.pixels.optim, len(train)).patience > 0,
     }
-    if name == RANDOM:
+    if name in UNTRAINED:
         return facts | {"parameters": 0, "seconds": 0.0}
     result = read_json(ws.run.path / pixelstages.model_folder(name, seed) / "result.json")
     taken = ("data_sha256", "batches_sha256", "updates", "seconds")
     found = {key: result[key] for key in taken}
-    found["updates"] += result.get("stage2_updates", 0)
-    found["loaded"] = bool(result.get("skipped_training", False))
+    if "stage2_updates" in result:
+        found["stage_updates"] = [result["updates"], result["stage2_updates"]]
+        found["updates"] = sum(found["stage_updates"])
+        stages = config.pixels.vjepa2.stage1, config.pixels.vjepa2.stage2
+        budgets = [budget(stage.optim, len(train)) for stage in stages]
+        found["early_stopping"] = any(one.patience > 0 for one in budgets)
+    found["loaded"] = pixelstages.loaded_weights(ws, name, seed)
+    if found["loaded"]:
+        found["loaded_data"] = _origin(result, found["data_sha256"])
     return facts | found | {"parameters": result["parameters"]["total"]}
+
+
+def _origin(result: dict[str, Any], here: str) -> str:
+    """What loaded weights were trained on, as far as their file says."""
+    there = result.get("loaded_data_sha256", "")
+    if not there:
+        return "unknown data"
+    return "this data" if there == here else "other data"
 
 
 def settings_sha256(ws: Workspace) -> str:

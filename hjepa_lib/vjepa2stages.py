@@ -3,7 +3,8 @@
 `vjepa2_stage1_s{seed}` is masked pre-training, `vjepa2_s{seed}` the world model on its frozen
 encoder; both write to `pixels/vjepa2/s{seed}`. As everywhere, a training stage is a generator of
 reports and yields nothing when it is done. Stage 1 may come from a checkpoint instead, and stage 2
-may go on where another run's ended (models/vjepa2_files.py).
+may go on where another run's ended (models/vjepa2_files.py): such a result says `loaded`, carries
+no hash of batches, and nothing is claimed from it.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ def train_stage1(ws: Workspace, seed: int) -> Iterator[Report]:
         )
         yield from _follow(ws, name, fit, "stage1", len(train))
         facts = _facts(fit, time.perf_counter() - begin, len(train))
+        facts["data_sha256"] = pixeldata.load_transitions(ws).sha256
         facts["parameters"] = {
             "total": sum(p.numel() for p in model.parameters()),
             "trainable": count_parameters(model),
@@ -105,8 +107,8 @@ def adopt_stage1(ws: Workspace, seed: int, path: Path) -> None:
     train, validation = pixeldata.make_transitions(ws)
     _require_same_images(meta, path, train)
     with ws.run.stage(name, folder=folder_of(seed), needs=("pixel_data",)) as folder:
-        for suffix in (files.SUFFIX, ".json"):
-            shutil.copyfile(path.with_suffix(suffix), folder / f"{files.STAGE1}{suffix}")
+        shutil.copyfile(path, folder / f"{files.STAGE1}{files.SUFFIX}")
+        write_json(folder / f"{files.STAGE1}.json", meta | {"loaded": True})
         config = from_dict(PixelsConfig, meta["config"])
         result = scores.evaluate_stage1(model.to(ws.device), train, validation, config)
         write_json(folder / EVALUATION[1], result)
@@ -134,7 +136,7 @@ def train_stage2(ws: Workspace, seed: int, resume_from: Path | None = None) -> I
         _copy_encoder(files.load_stage1(path).online, model)
     else:
         earlier = _earlier(resume_from, train)
-        first = files.describe_checkpoint(resume_from, 2)["stage1"]
+        first = _about_earlier(files.describe_checkpoint(resume_from, 2))
         _copy_encoder(earlier.encoder, model)
     world = model.world.requires_grad_(True)
     needs = own_stages(ws, "pixel_data", stage_name(1, seed))
@@ -149,7 +151,7 @@ def train_stage2(ws: Workspace, seed: int, resume_from: Path | None = None) -> I
             files.resume_fit(resume_from, fit, best)
         yield from _follow(ws, name, fit, "stage2", len(parts[0].first))
         facts = _facts(fit, time.perf_counter() - begin, len(parts[0].first))
-        facts["stage1"] = first
+        facts |= {"stage1": first, "data_sha256": pixeldata.load_transitions(ws).sha256}
         shapes = shapes_of(train)
         files.save_checkpoint(folder, files.FINAL, model, config, shapes, 2, facts)
         path = folder / f"{files.STAGE2}{files.SUFFIX}"
@@ -174,7 +176,15 @@ def _earlier(path: Path, train: Transitions) -> VJepa2:
 def _about_stage1(meta: dict[str, Any]) -> dict[str, Any]:
     """What stage 2's files keep of stage 1's description."""
     kept = ("updates", "epochs", "best_loss", "skipped", "batch", "seconds", "parameters")
-    return {key: meta[key] for key in kept}
+    loaded = {"loaded": meta.get("loaded", False), "data_sha256": meta.get("data_sha256", "")}
+    return {key: meta[key] for key in kept} | loaded
+
+
+def _about_earlier(meta: dict[str, Any]) -> dict[str, Any]:
+    """The same of a stage 2 that goes on elsewhere, with the data that either stage has seen."""
+    seen = {part.get("data_sha256", "") for part in (meta, meta["stage1"])}
+    known = "" if "" in seen else " ".join(sorted(seen))
+    return meta["stage1"] | {"loaded": True, "data_sha256": known}
 
 
 def _require_same_images(meta: dict[str, Any], path: Path, train: Transitions) -> None:
@@ -242,7 +252,10 @@ def _facts(fit: Fit, seconds: float, rows: int) -> dict[str, Any]:
 def _result(
     ws: Workspace, seed: int, model: nn.Module, parts: tuple, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """The row of the comparison: same keys as the other models', stage 2 apart (rule 1)."""
+    """The row of the comparison: same keys as the other models', stage 2 apart (rule 1).
+
+    Weights that came from a file saw batches that this run knows nothing of: no hash of them.
+    """
     train, validation = parts
     number = ws.config.seed + seed
     first = facts["stage1"]
@@ -250,11 +263,14 @@ def _result(
         "encoder": sum(p.numel() for p in model.encoder.parameters()),
         "world": sum(p.numel() for p in model.world.parameters()),
     }
+    batches = batches_sha256(len(train), first["batch"], number)
     return {
         "model": "vjepa2",
         "seed": number,
         "data_sha256": pixeldata.load_transitions(ws).sha256,
-        "batches_sha256": batches_sha256(len(train), first["batch"], number),
+        "batches_sha256": "" if first["loaded"] else batches,
+        "loaded": first["loaded"],
+        "loaded_data_sha256": first.get("data_sha256", "") if first["loaded"] else "",
         "transitions": {"training": len(train), "validation": len(validation)},
         "updates": first["updates"],
         "stage2_updates": facts["updates"],

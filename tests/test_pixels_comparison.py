@@ -7,18 +7,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from tiny_pixels import tiny_pixels, tiny_transitions
 from torch import nn
 
 from hjepa_lib import pixelstages, reportstages
 from hjepa_lib.config import profile
 from hjepa_lib.estimates import estimate
-from hjepa_lib.evaluation import claims, comparison
-from hjepa_lib.evaluation.footprint import update_bytes
+from hjepa_lib.evaluation import claims, comparison, footprint
+from hjepa_lib.evaluation.footprint import update_bytes, update_megabytes
 from hjepa_lib.evaluation.pixelrows import (
     COLUMNS,
+    COMPARED,
     NOT_APPLICABLE,
     NOT_ESTIMABLE,
     NOTES,
+    UNTRAINED,
     ComparisonError,
     Row,
     check_row,
@@ -32,12 +35,12 @@ from hjepa_lib.runner import finish
 from hjepa_lib.runs import Run
 
 SEEDS = (0, 1, 2)
-MODELS5 = (*MODELS, "random")
 BASELINES = {
     "copy_last_latent": 1.0, "copy_last_frame": 0.02, "mean_frame": 0.03, "mean_reward": 0.2,
     "mean_reward_r2": -0.01,
 }  # fmt: skip
 BLOCKS, EPISODES = 12, 4
+LAST = COMPARED[-1]
 
 
 def row(model="jepa", seed=0, factor=0.5, **changes):
@@ -46,15 +49,18 @@ def row(model="jepa", seed=0, factor=0.5, **changes):
     floor = rng.uniform(0.5, 1.5, BLOCKS)
     facts = {
         "model": model, "seed": seed, "data_sha256": "d" * 64, "settings_sha256": "s" * 64,
-        "batches_sha256": "" if model == "random" else f"batches{seed}", "environment": "world",
-        "training": 80, "validation": 20, "episodes": EPISODES, "updates": 5,
+        "batches_sha256": "" if model in UNTRAINED else f"batches{seed}", "environment": "world",
+        "training": 80, "validation": 20, "episodes": EPISODES,
+        "updates": 0 if model in UNTRAINED else 600,
     }  # fmt: skip
+    if model == "vjepa2":
+        facts |= {"updates": 1750, "stage_updates": [600, 1150]}
     scores = {name: 0.1 * seed + len(model) for name in COLUMNS}
     noise = rng.uniform(0.95, 1.05, (4, BLOCKS))
     errors = {
         "copy_last_frame": floor, "mean_reward": floor, "reward_mlp": factor * floor * noise[0],
     }  # fmt: skip
-    if model == "random":
+    if model in UNTRAINED:
         for name in (
             "latent_error",
             "frame_mse",
@@ -67,14 +73,18 @@ def row(model="jepa", seed=0, factor=0.5, **changes):
     else:
         errors |= {"copy_last_latent": floor, "frame": factor * floor * noise[1]}
         errors |= {"latent": factor * floor * noise[2], "larp": factor * floor * noise[3]}
+    if model == "enc_dec_jepa":
+        scores["latent_error"] = NOT_APPLICABLE
     for key, value in changes.items():
         (facts if key in facts else scores)[key] = value
     return Row(facts, scores, errors)
 
 
-def rows_of(factor=0.5, seeds=SEEDS, models=MODELS5):
+def rows_of(factor=0.5, seeds=SEEDS, models=COMPARED):
     return [
-        row(model, seed, 1.0 if model == "random" else factor) for seed in seeds for model in models
+        row(model, seed, 1.0 if model in UNTRAINED else factor)
+        for seed in seeds
+        for model in models
     ]
 
 
@@ -91,20 +101,56 @@ def few_resamples(monkeypatch):
 def test_unfinished_and_mixed_sets_are_refused_with_the_mismatch():
     rows = rows_of()
     cases = (
-        (rows[:-1], "unfinished: random seed 2 is missing"),
+        (rows[:-1], "unfinished: random_vit seed 2 is missing"),
         ([*rows, row("jepa", 1)], "jepa seed 1 is there twice"),
         ([*rows, row("jepa", 7)], "jepa seed 7 does not belong"),
         ([*rows, row("gan", 1)], "gan seed 1 does not belong"),
-        ([*rows[:-1], row("random", 2, data_sha256="e" * 64)],
-         r"mixed: random seed 2 has other data than enc_dec seed 0 \(eeeeeeeeeeee and dddd"),
-        ([*rows[:-1], row("random", 2, settings_sha256="t" * 64)], "2 has other settings"),
-        ([*rows[:-1], row("random", 2, environment="moon")], "other environment .*moon and world"),
-        ([*rows[:-1], row("random", 2, batches_sha256="x")], "2 saw other batches than"),
+        ([*rows[:-1], row(LAST, 2, data_sha256="e" * 64)],
+         r"mixed: random_vit seed 2 has other data than enc_dec seed 0 \(eeeeeeeeeeee and dddd"),
+        ([*rows[:-1], row(LAST, 2, settings_sha256="t" * 64)], "2 has other settings"),
+        ([*rows[:-1], row(LAST, 2, environment="moon")], "other environment .*moon and world"),
+        ([*rows[:-1], row(LAST, 2, batches_sha256="x")], "2 saw other batches than"),
     )  # fmt: skip
     build(rows)
     for bad, message in cases:
         with pytest.raises(ComparisonError, match=message):
             build(bad)
+
+
+def test_models_with_one_training_must_have_equal_updates():
+    """Section 0: the number of updates is compared, not only stated."""
+
+    def changed(model, seeds=SEEDS, **facts):
+        rows = rows_of()
+        for one in rows:
+            if one.facts["model"] == model and one.facts["seed"] in seeds:
+                one.facts.update(facts)
+        return rows
+
+    for model, seeds in (("jepa", SEEDS), ("enc_dec_jepa", (1,)), ("vjepa2", (2,))):
+        with pytest.raises(ComparisonError, match=rf"mixed: {model} seed .* made 599 updates"):
+            build(changed(model, seeds, updates=599))
+    loaded = build(changed("jepa", updates=0, loaded=True))  # claims nothing, hides nothing
+    assert "jepa has weights from a file, so nothing is claimed" in " ".join(loaded["notes"])
+    rows = changed("jepa", updates=599)
+    for one in rows:
+        one.facts["early_stopping"] = True
+    assert "599 for jepa" in build(rows)["notes"][0]
+    assert "may stop early" in build(rows)["notes"][0]
+
+
+def test_exceptions_of_the_rules_are_sentences_of_the_report():
+    """The two-stage model's updates, and a latent that is no encoding: said, never silent."""
+    updates, latent = build(rows_of())["notes"]
+    assert updates == (
+        "Updates: 600 for enc_dec, enc_dec_jepa and jepa; 1,750 for vjepa2. vjepa2 is trained in "
+        "2 stages (600 + 1,150): the rule of equal updates does not hold for it."
+    )
+    assert latent.startswith("latent_error of enc_dec_jepa is not applicable: ")
+    assert "never to equal the encoding" in latent
+    alone = [one for one in rows_of() if one.facts["model"] != "vjepa2"]
+    rest = [name for name in COMPARED if name != "vjepa2"]
+    assert "stages" not in " ".join(build(alone, models=rest)["notes"])
 
 
 def test_rows_must_be_whole_and_finite():
@@ -131,7 +177,7 @@ def test_report_has_n_seeds_intervals_and_baselines(tmp_path):
     found = json.loads(write_json(tmp_path / "c.json", build(rows_of())).read_text())
     assert found["seeds"] == [0, 1, 2]
     assert found["n"] == {"training": 80, "validation": 20, "episodes": EPISODES}
-    assert found["models"].keys() == set(MODELS5)
+    assert found["models"].keys() == set(COMPARED)
     for name, column in found["columns"].items():
         if column["better"]:
             assert column["baseline"] in (*found["baselines"], "reward_mlp"), name
@@ -158,7 +204,7 @@ def test_no_loss_is_in_the_table_and_none_can_be_ranked():
     best = comparison.ranked(found, "reward_r2")
     assert best[0][0] == "enc_dec_jepa"  # the longest name has the highest score here
     assert comparison.ranked(found, "frame_mse")[0][0] == "jepa"
-    assert "random" not in dict(comparison.ranked(found, "larp_gain"))
+    assert not {*UNTRAINED} & {*dict(comparison.ranked(found, "larp_gain"))}
 
 
 def test_interval_over_seeds_is_students():
@@ -184,18 +230,76 @@ def test_claims_follow_the_paired_interval():
     for model in MODELS:
         assert verdicts(better, model=model, against="copy_last_latent") == {"beats"}
         assert verdicts(worse, model=model, against="copy_last_frame") == {"loses to"}
-        if model != "vjepa2":
-            assert verdicts(better, model=model, against="random encoder") == {"beats"}
         assert verdicts(equal, model=model, against="mean_reward") == {"no difference shown"}
-    # Its encoder is another network than that of `random`.
-    assert not verdicts_of(better, "vjepa2", "random encoder")
     claim = next(c for c in better["claims"] if c["against"] == "copy_last_latent")
     assert claim["difference"] == pytest.approx(-0.5, abs=0.03)
     assert claim["seeds"] == 3 and claim["blocks"] == BLOCKS
     assert claim["low"] < claim["difference"] < claim["high"] < 0
     assert not [
-        c for c in better["claims"] if c["model"] == "random" and c["score"] != "reward MLP"
+        c for c in better["claims"] if c["model"] in UNTRAINED and c["score"] != "reward MLP"
     ]
+
+
+def test_every_model_is_held_against_the_untrained_encoder_of_its_own_architecture():
+    rows = rows_of(0.5)
+    for one in rows:  # random_vit knows the reward as well as the models do, random does not
+        if one.facts["model"] == "random_vit":
+            one.errors["reward_mlp"] *= 0.5
+    found = build(rows)
+    own = {model: "random ViT encoder" if model == "vjepa2" else "random encoder"
+           for model in MODELS}  # fmt: skip
+    for model, against in own.items():
+        verdict = "no difference shown" if model == "vjepa2" else "beats"
+        assert verdicts(found, model=model, against=against) == {verdict}
+    held = [claim for claim in found["claims"] if claim["against"] in own.values()]
+    assert len(held) == len(MODELS)  # nobody against the other one's
+
+
+def test_the_matched_pair_is_paired_by_seed_and_block():
+    """The seeds differ far more than the twins: separate means would show nothing."""
+    rows = rows_of(1.0)
+    rng = np.random.default_rng(5)
+    for one in rows:
+        model, seed = one.facts["model"], one.facts["seed"]
+        if model in ("enc_dec_jepa", "jepa"):
+            level = np.random.default_rng(seed).uniform(0.5, 1.5, BLOCKS) * 3.0**seed
+            better = 0.9 if model == "enc_dec_jepa" else 1.0
+            for kind in ("frame", "reward_mlp"):
+                one.errors[kind] = better * level * rng.uniform(0.99, 1.01, BLOCKS)
+    found = build(rows, pairs=[{"enc_dec_jepa": 1000, "jepa + decoder": 1005}])
+    for score, against in (("decoded frame", "jepa with its decoder"), ("reward MLP", "jepa")):
+        (claim,) = [c for c in verdicts_of(found, "enc_dec_jepa", against) if c["score"] == score]
+        assert claim["verdict"] == "beats"
+        assert claim["difference"] == pytest.approx(-0.1, abs=0.01)
+        assert (claim["seeds"], claim["blocks"]) == (3, BLOCKS) and claim["high"] < -0.05
+    means = {name: [one.errors["frame"].mean() for one in rows if one.facts["model"] == name]
+             for name in ("enc_dec_jepa", "jepa")}  # fmt: skip
+    low, high = (f(np.ravel(list(means.values()))) for f in (np.min, np.max))
+    assert high > 5 * low  # what separate means would have to see through
+    for one in rows:  # the same means, other partners
+        if one.facts["model"] == "jepa":
+            one.errors["frame"] = np.sort(one.errors["frame"])
+    (shuffled,) = verdicts_of(build(rows), "enc_dec_jepa", "jepa with its decoder")
+    assert shuffled["verdict"] == "no difference shown"
+    odd = rows_of(1.0)
+    for one in odd:
+        if one.facts["model"] == "jepa":
+            one.errors.update({kind: values[:-1] for kind, values in one.errors.items()})
+    with pytest.raises(ComparisonError, match="jepa seed 0 and random seed 0 were scored on diff"):
+        build(odd)
+
+
+def test_the_pair_claims_nothing_unmatched_or_loaded():
+    unmatched = build(rows_of(), pairs=[{"enc_dec_jepa": 1000, "jepa + decoder": 2000}])
+    assert verdicts(unmatched, model="enc_dec_jepa", against="jepa") == {
+        "nothing claimed: the pair is not matched"
+    }
+    rows = rows_of()
+    for one in rows:
+        one.facts["loaded"] = one.facts["model"] == "jepa"
+    assert verdicts(build(rows), model="enc_dec_jepa", against="jepa with its decoder") == {
+        "nothing claimed: the weights were loaded"
+    }
 
 
 def test_loaded_weights_claim_nothing():
@@ -268,7 +372,7 @@ def test_parameter_match_is_two_per_cent():
 
 def test_tidy_has_a_line_per_model_and_column():
     table = comparison.tidy(build(rows_of()))
-    assert len(table) == len(MODELS5) * len(COLUMNS)
+    assert len(table) == len(COMPARED) * len(COLUMNS)
     assert set(table.columns) == {"model", "column", "mean", "low", "high", "seeds", "text"}
     noted = table[(table.model == "random") & (table.column == "latent_error")]
     assert noted.text.item() == NOT_APPLICABLE and noted["mean"].isna().all()
@@ -281,6 +385,17 @@ def test_update_memory_counts_weights_moments_and_activations():
     assert found == 4 * (50 + 3 * 50 + 80 + 40)  # weights, gradient and moments, input, output
     layer.requires_grad_(False)
     assert update_bytes(layer, lambda: layer(x).sum()) == 4 * 50
+
+
+def test_memory_of_the_two_stage_model_is_that_of_its_true_update(monkeypatch):
+    """Stage 2 trains through its roll-out, whose steps are kept for the backward pass."""
+    data = tiny_transitions()
+    monkeypatch.setattr(footprint, "_stage1", lambda *_: 0)
+    found = [
+        update_megabytes("vjepa2", tiny_pixels(vjepa2__stage2__rollout_steps=steps), data)
+        for steps in (1, 2, 3)
+    ]
+    assert found[0] < found[1] < found[2]
 
 
 # --- summary.json and report.html ---------------------------------------------------------------
@@ -313,7 +428,9 @@ def test_a_run_of_the_pixel_notebooks_alone_has_summary_and_report(run):
     assert "copy last latent: 1" in page and "mean reward: 0.2" in page
     assert "mean reward: -0.01" in page
     assert "3 seeds, 12 blocks" in page and "0.50 % apart, matched" in page
-    assert "of 23</b> paired comparisons" in page
+    assert "of 26</b> paired comparisons" in page
+    assert "1,750 for vjepa2" in page and "latent_error of enc_dec_jepa is not applicable" in page
+    assert "random ViT encoder" in page
     assert "best model" not in page and "ranking" not in page
     table = page[page.index("World models on pixels") :]
     assert "loss" not in table[: table.index("</details>")]
@@ -333,7 +450,8 @@ def test_the_summary_refuses_scores_without_seeds_intervals_or_floors(run):
     cell = whole["pixels"]["models"]["jepa"]["reward_r2"]
     for change, message in (
         (lambda s: s["pixels"].pop("baselines"), "lacks 'baselines'"),
-        (lambda s: s["pixels"]["models"].pop("random"), "lacks the random encoder"),
+        (lambda s: s["pixels"]["models"].pop("random"), "lacks the random encoder 'random'"),
+        (lambda s: s["pixels"]["models"].pop("random_vit"), "random encoder 'random_vit'"),
         (lambda s: s["pixels"]["models"]["jepa"].update(val_loss=cell), "val_loss is a loss"),
         (lambda s: s["pixels"]["models"]["jepa"]["reward_r2"].update(seeds=1), "every seed"),
         (lambda s: s["pixels"]["models"]["jepa"]["reward_r2"].update(low=None), "no interval"),
@@ -369,7 +487,8 @@ def test_rows_come_from_the_run_and_models_keep_their_weights(workspace_of, monk
     monkeypatch.setattr(reconstructions, "write_comparisons", lambda *_: None)
     ws = workspace_of(profile("smoke").override(TINY))
     found = reportstages.make_comparison(ws)
-    assert list(found["models"]) == [*MODELS, "random"] and found["matched"][0]["ok"]
+    assert list(found["models"]) == [*MODELS, *UNTRAINED] and found["matched"][0]["ok"]
+    assert "(2 + 2)" in found["notes"][0] and "2 for enc_dec, enc_dec_jepa" in found["notes"][0]
     _, validation = pixelstages.make_transitions(ws)
     whole = pixelstages.load_transitions(ws)
     for one in found["rows"]:
@@ -380,7 +499,9 @@ def test_rows_come_from_the_run_and_models_keep_their_weights(workspace_of, monk
     assert texts["enc_dec"]["latent_error"] == NOT_APPLICABLE == texts["enc_dec"]["larp_gain"]
     # The twin imagines what its decoder likes to read, no encoding: copying one is no rival of it.
     assert texts["enc_dec_jepa"]["latent_error"] == NOT_APPLICABLE
-    assert texts["random"]["frame_mse"] == NOT_APPLICABLE
+    for name in UNTRAINED:
+        assert texts[name]["frame_mse"] == texts[name]["larp_mse"] == NOT_APPLICABLE
+        assert found["models"][name]["reward_mse"]["mean"] > 0
     assert texts["jepa"]["reward_r2"] == NOT_ESTIMABLE  # fewer than 50 rewards
 
     # The stored error is that of the stored weights, by another way of computing it.

@@ -363,8 +363,13 @@ def test_comparison_has_every_baseline_and_leaves_out_what_a_model_lacks(monkeyp
     assert jepa["over_copy"] is not None
     assert by_name["enc_dec"]["look_ahead"] is None and by_name["enc_dec"]["heads"]["larp"] == {}
     assert by_name["random"]["over_random"] is None
-    other = rewards.comparison({"vjepa2": cells(0.0), "random": plain}, "")[0]
-    assert other["over_random"] is None  # its encoder is another network than `random`'s
+    models = {"vjepa2": cells(0.0), "random": plain, "random_vit": cells(0.5)}
+    other = {row["model"]: row for row in rewards.comparison(models, "")}
+    own = rewards.difference(cells(0.0), "reward_mlp", "reward_mlp", cells(0.5))
+    assert other["vjepa2"]["over_random"] == own  # its encoder is another network than `random`'s
+    assert other["random_vit"]["over_random"] is None
+    del models["random_vit"]
+    assert rewards.comparison(models, "")[0]["over_random"] is None
     read = rewards.table(rows)
     assert read.loc["enc_dec", "LARP R2"] == read.loc["enc_dec", "LARP MSE"] == "not applicable"
     assert read.loc["jepa", "n"] == "5 seeds x 200"
@@ -429,7 +434,7 @@ def test_heads_stage_scores_every_model_and_leaves_it_unchanged(ws):
         name: fingerprint(pixelstages.load_model(ws, name, 0)) for name in ("enc_dec", "jepa")
     }
     facts, found = {}, {}
-    for name in ("enc_dec", "jepa", "random"):
+    for name in ("enc_dec", "jepa", "random", "random_vit"):
         reports = list(headstages.train_heads_stage(ws, name, 0))
         assert len(reports) == (12 if name == "jepa" else 4)
         assert list(headstages.train_heads_stage(ws, name, 0)) == []  # done
@@ -444,6 +449,8 @@ def test_heads_stage_scores_every_model_and_leaves_it_unchanged(ws):
         assert len({fact["heads"]["reward_mlp"][key] for fact in facts.values()}) == 1
     assert "not applicable" in facts["enc_dec"]["heads"]["larp"]["status"]
     assert "larp" in found["jepa"] and "larp" not in found["enc_dec"]
+    assert "reward_mlp" in found["random_vit"] and "larp" not in found["random_vit"]
+    assert facts["random_vit"]["base_sha256"] != facts["random"]["base_sha256"]
     reward = pixelstages.make_transitions(ws)[1].reward.numpy()
     assert all(np.array_equal(cell["reward"], reward) for cell in found.values())
     assert facts["jepa"]["note"].startswith("not estimable") == (np.count_nonzero(reward) < 50)

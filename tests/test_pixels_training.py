@@ -26,6 +26,8 @@ from hjepa_lib.files import FileError, read_json
 from hjepa_lib.models.checkpoint import fingerprint
 from hjepa_lib.models.pixel_files import FILES, fill_model, load_model_file, save_model
 from hjepa_lib.models.pixel_models import build_pixel_model
+from hjepa_lib.models.pixels import shapes_of
+from hjepa_lib.models.vjepa2 import MaskedPrediction
 from hjepa_lib.pixellog import model_log
 from hjepa_lib.pixelsections import MODELS, EpochsConfig
 from hjepa_lib.reporting import reconstructions
@@ -461,6 +463,25 @@ def test_the_random_baseline_is_built_from_the_seed(ws):
     assert digest(one.encoder) == digest(start.encoder)
 
 
+def test_the_two_stage_model_has_an_untrained_baseline_of_its_own(ws):
+    """The very encoder that stage 1 of this seed begins with, frozen; nothing is imagined."""
+    train = pixelstages.make_transitions(ws)[0]
+    one, two = (pixelstages.load_model(ws, "random_vit", 0) for _ in range(2))
+    assert digest(one) == digest(two) != digest(pixelstages.load_model(ws, "random_vit", 1))
+    torch.manual_seed(ws.config.seed)  # as vjepa2stages.train_stage1 does
+    first = MaskedPrediction(ws.config.pixels, shapes_of(train))
+    assert digest(one.encoder) == digest(first.online)
+    assert not any(p.requires_grad for p in one.parameters())
+    batch = train.batch(torch.arange(3))
+    latent = one.encode(batch.state)
+    assert latent.shape == (3, one.latent_dim) and latent.std() > 0
+    assert torch.equal(latent, one.train().eval().encode(batch.state))
+    assert one.embed_action(batch.action).shape == (3, ws.config.pixels.action_dim)
+    assert one.imagine(latent, batch.action) is None
+    with pytest.raises(ConfigError, match="random_vit imagines no latent"):
+        next(pixelstages.train_decoder_stage(ws, "random_vit", 0))
+
+
 # --- decoder (MOD-10) -------------------------------------------------------------------------
 def test_the_decoder_learns_and_leaves_the_model_alone(tmp_path):
     config = tiny_config(decoder__optim__updates=60, decoder__optim__lr=3e-3)
@@ -510,7 +531,14 @@ def test_training_starts_from_a_loaded_file_and_may_be_skipped(ws, tmp_path):
         assert (reports == []) == skip
         assert (digest(pixelstages.load_model(other, "jepa", 0)) == stored) == skip
         assert list(pixelstages.train_model_stage(other, "enc_dec", 0))  # another kind
-    assert read_json(other.run.path / "pixels/jepa/s0/result.json")["skipped_training"]
+        result, plain = (
+            read_json(other.run.path / f"pixels/{name}/s0/result.json")
+            for name in ("jepa", "enc_dec")
+        )
+        assert result["skipped_training"] == skip
+        # Trained further or not, other batches made these weights: no hash, and no claims.
+        assert result["loaded"] and result["batches_sha256"] == ""
+        assert not plain["loaded"] and plain["batches_sha256"]
 
 
 def test_a_bad_path_is_warned_about_and_trained_without(tmp_path):
@@ -564,7 +592,7 @@ def test_the_order_of_the_comparison(tmp_path, monkeypatch):
     ws = tiny_workspace(tmp_path, tiny_config(seeds=2))
     names = [name for name, _ in pixelstages.train_comparison(ws, stub("heads"))]
     per_seed = [[("train", name, seed) for name in MODELS]
-                + [("heads", name, seed) for name in (*MODELS, "random")]
+                + [("heads", name, seed) for name in (*MODELS, "random", "random_vit")]
                 + [("decoder", name, seed) for name in ("jepa", "vjepa2")]
                 for seed in (0, 1)]  # fmt: skip
     assert trace == per_seed[0] + per_seed[1]

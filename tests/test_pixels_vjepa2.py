@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hjepa_lib import pixeldata, vjepa2command, vjepa2results, vjepa2stages
+from hjepa_lib import pixeldata, reportstages, vjepa2command, vjepa2results, vjepa2stages
 from hjepa_lib.__main__ import main
 from hjepa_lib.config import ConfigError, from_dict, profile, to_dict
 from hjepa_lib.data.transitions import Transitions
 from hjepa_lib.evaluation import vjepa2 as scores
-from hjepa_lib.files import FileError
+from hjepa_lib.files import FileError, read_json
 from hjepa_lib.models import vjepa2_files as files
 from hjepa_lib.models.dropout import ByteDropout, use_byte_dropout
 from hjepa_lib.models.layers import count_parameters
@@ -683,6 +683,11 @@ def test_commands_train_resume_and_evaluate(command, tmp_path):
     one, two = (Run.open(name) for name in ("one", "two"))
     same = [vjepa2stages.checkpoint(Workspace("t", run), 1, 0).read_bytes() for run in (one, two)]
     assert same[0] == same[1]
+    # Weights of another run: said so, without a hash of this run's batches, whatever their data.
+    here = pixeldata.load_transitions(Workspace("t", two)).sha256
+    result = read_json(two.path / "pixels/vjepa2/s0/result.json")
+    assert result["loaded"] and result["batches_sha256"] == ""
+    assert result["loaded_data_sha256"] == here == result["data_sha256"]
     longer = "pixels.vjepa2.stage2.optim.updates=9"
     last = str(kept / "best_stage2_model.safetensors")
     options = [o for o in OPTIONS if "stage2.optim.updates" not in o]
@@ -691,6 +696,8 @@ def test_commands_train_resume_and_evaluate(command, tmp_path):
         "--profile", "smoke", "--set", *options, longer, tiny=False,
     )  # fmt: skip
     assert status == 0 and "update 9 of 9" in out and "update 6 of 9" not in out
+    result = read_json(Run.open("three").path / "pixels/vjepa2/s0/result.json")
+    assert result["loaded"] and result["batches_sha256"] == ""
     status, out, _ = command("evaluate", "--name", "two", tiny=False)
     assert status == 0 and out.count("not checked") == 1  # an adopted stage 1 has no curve
     assert (tmp_path / "two/figures/world_model_predictions.png").is_file()
@@ -730,13 +737,38 @@ def test_stages_store_what_they_promise(command, tmp_path):
     for stage, extra in ((1, set()), (2, {"teacher_forcing_loss", "rollout_loss"})):
         keys = {"train_loss", "val_loss", "learning_rate", "epoch"} | extra
         assert {f"stage{stage}/{key}" for key in keys} <= rows[stage][-1].keys()
+    meta = json.loads((folder / f"{files.STAGE1}.json").read_text())
+    assert meta["data_sha256"] == pixeldata.load_transitions(ws).sha256
     result = json.loads((folder / "result.json").read_text())
+    assert not result["loaded"] and result["batches_sha256"] and not result["loaded_data_sha256"]
+    facts = reportstages._facts(ws, "vjepa2", 0, (train, validation))
+    assert facts["updates"] == 12 and facts["stage_updates"] == [6, 6] and not facts["loaded"]
     assert result["parameters"]["total"] == sum(p.numel() for p in model.parameters())
     assert result["transitions"]["training"] == len(train)
     with pytest.raises(FileError, match="no checkpoint of stage 1"):
         files.load_stage1(folder / f"{files.STAGE2}.safetensors")
     with pytest.raises(ConfigError, match="stage 1 of its own"):
         vjepa2stages.adopt_stage1(ws, 0, folder / f"{files.STAGE1}.safetensors")
+
+
+def test_a_foreign_stage_1_makes_a_result_that_claims_nothing(command, tmp_path):
+    """Its data are compared by their hash; a file that does not say them is of unknown data."""
+    config = profile("smoke").override(",".join(OPTIONS))
+    first = Workspace("t", Run.create("first", config))
+    list(vjepa2stages.train_stage1(first, 0))
+    path = vjepa2stages.checkpoint(first, 1, 0)
+    meta = read_json(path.with_suffix(".json"))
+    for number, (changed, origin) in enumerate(
+        ((meta, "this data"), (meta | {"data_sha256": "f" * 64}, "other data"),
+         ({k: v for k, v in meta.items() if k != "data_sha256"}, "unknown data"))
+    ):  # fmt: skip
+        path.with_suffix(".json").write_text(json.dumps(changed))
+        ws = Workspace("t", Run.create(f"second{number}", config))
+        vjepa2stages.adopt_stage1(ws, 0, path)
+        list(vjepa2stages.train_stage2(ws, 0))
+        facts = reportstages._facts(ws, "vjepa2", 0, pixeldata.make_transitions(ws))
+        assert facts["loaded"] and facts["batches_sha256"] == ""
+        assert facts["loaded_data"] == origin
 
 
 def test_whole_command_trains_heads_and_decoder(command, monkeypatch):

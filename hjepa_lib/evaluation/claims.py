@@ -1,4 +1,4 @@
-"""Claims about pixel models: paired comparisons with trivial guesses, as derived verdicts.
+"""Claims about pixel models: paired comparisons with trivial guesses and twins, as verdicts.
 
 "Beats" is never typed: it is what the 95 % interval of the paired difference says (not corrected
 for the number of comparisons, which is stated). With fewer than three training seeds, or hardly any
@@ -15,12 +15,15 @@ import numpy as np
 from hjepa_lib.evaluation.pixelrows import (
     NOT_ESTIMABLE,
     RANDOM,
+    RANDOM_VIT,
+    UNTRAINED,
     ComparisonError,
     Row,
+    label,
     of_model,
+    untrained,
 )
 from hjepa_lib.evaluation.statistics import Interval, bootstrap_difference, student
-from hjepa_lib.pixelsections import OWN_ENCODER
 
 LEAST_SEEDS = 3
 LEAST_BLOCKS = 8
@@ -35,6 +38,14 @@ ERRORS = {
     ("larp", "reward_mlp"): "look-ahead reward",
 }
 """Paired errors per block and the trivial guess (or plainer head) that each is held against."""
+RANDOM_NAMES = {RANDOM: "random encoder", RANDOM_VIT: "random ViT encoder"}
+TWINS = ("enc_dec_jepa", "jepa")
+"""The pair with equal numbers of weights: one draws the next frame, one names the next latent."""
+TWIN_ERRORS = {
+    "frame": ("decoded frame", "jepa with its decoder"),
+    "reward_mlp": ("reward MLP", "jepa"),
+}
+"""Errors in which the first of `TWINS` is held against the second, and how that one is called."""
 
 
 def by_block(errors: np.ndarray, episode: np.ndarray) -> np.ndarray:
@@ -55,13 +66,14 @@ def by_block(errors: np.ndarray, episode: np.ndarray) -> np.ndarray:
     return sums * len(sums) / len(errors)
 
 
-def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Every paired comparison with a trivial guess and with the random encoder.
+def claims(rows: Sequence[Row], matched: bool = True) -> list[dict[str, Any]]:
+    """Every paired comparison with a trivial guess, with the random encoder, and of the twins.
 
     `difference` is the model's error minus the other's, in units of the other's mean error, with a
-    95 % interval (`wider`): below 0 the model is better.
+    95 % interval (`wider`): below 0 the model is better. `matched`: the twins have equal numbers
+    of weights.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     models = list(dict.fromkeys(row.facts["model"] for row in rows))
     for model in models:
         own = of_model(rows, model)
@@ -71,15 +83,32 @@ def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 found.append(
                     {"model": model, "score": what} | _unclaimed(_claim(baseline, pair), own)
                 )
-        floor = of_model(rows, RANDOM)
-        if model not in (RANDOM, *OWN_ENCODER) and [r.facts["seed"] for r in floor] == [
-            r.facts["seed"] for r in own
-        ]:
-            kind, what = "reward_mlp", ERRORS["reward_mlp", "mean_reward"]
-            pair = [(a.errors[kind], b.errors[kind]) for a, b in zip(own, floor, strict=True)]
-            claim = _unclaimed(_claim("random encoder", pair), own)
-            found.append({"model": model, "score": what} | claim)
+        floor = untrained(model)
+        if model not in UNTRAINED:
+            what = ERRORS["reward_mlp", "mean_reward"]
+            found += _between(rows, (model, floor), "reward_mlp", what, RANDOM_NAMES[floor])
+    for kind, (what, against) in TWIN_ERRORS.items():
+        for claim in _between(rows, TWINS, kind, what, against):
+            unfair = {} if matched else {"verdict": "nothing claimed: the pair is not matched"}
+            found.append(claim | unfair)
     return found
+
+
+def _between(
+    rows: Sequence[Row], names: tuple[str, str], kind: str, what: str, against: str
+) -> list[dict[str, Any]]:
+    """The claim that pairs two models by seed and block; [] when one lacks the error or a seed."""
+    one, two = (of_model(rows, name) for name in names)
+    if [row.facts["seed"] for row in one] != [row.facts["seed"] for row in two] or not one:
+        return []
+    if not all(kind in row.errors for row in (*one, *two)):
+        return []
+    for a, b in zip(one, two, strict=True):
+        if a.errors[kind].shape != b.errors[kind].shape:
+            raise ComparisonError(f"{label(a)} and {label(b)} were scored on different blocks")
+    pair = [(a.errors[kind], b.errors[kind]) for a, b in zip(one, two, strict=True)]
+    claim = _unclaimed(_claim(against, pair), [*one, *two])
+    return [{"model": names[0], "score": what} | claim]
 
 
 def _unclaimed(claim: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:

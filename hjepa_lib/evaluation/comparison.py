@@ -15,16 +15,17 @@ import pandas as pd
 from hjepa_lib.evaluation.claims import claims
 from hjepa_lib.evaluation.pixelrows import (
     COLUMNS,
-    RANDOM,
+    COMPARED,
     ComparisonError,
     Row,
     check_rows,
+    notes,
     of_model,
 )
 from hjepa_lib.evaluation.statistics import student
-from hjepa_lib.pixelsections import MODELS
 
-SCHEMA = 1
+SCHEMA = 2
+"""Since 2 a comparison has `notes`, and the untrained vision transformer beside `vjepa2`."""
 MATCH = 0.02
 """Largest difference in parameters of a matched pair, as a share of the smaller one."""
 
@@ -60,7 +61,7 @@ def build(
     seeds: Sequence[int],
     baselines: Mapping[str, float | str],
     pairs: Sequence[Mapping[str, int]] = (),
-    models: Sequence[str] = (*MODELS, RANDOM),
+    models: Sequence[str] = COMPARED,
 ) -> dict[str, Any]:
     """The whole comparison, JSON-ready; ComparisonError when the rows are no fair set.
 
@@ -70,7 +71,7 @@ def build(
     for name in ("copy_last_latent", "copy_last_frame", "mean_reward", "mean_reward_r2"):
         if name not in baselines:
             raise ComparisonError(f"the baseline {name!r} is missing")
-    first = rows[0].facts
+    first, pairs = rows[0].facts, [matched(pair) for pair in pairs]
     table = {
         model: {
             name: over_seeds([row.scores[name] for row in of_model(rows, model)])
@@ -88,8 +89,9 @@ def build(
         "columns": {name: column._asdict() for name, column in COLUMNS.items()},
         "models": table,
         "baselines": dict(baselines),
-        "claims": claims(rows),
-        "matched": [matched(pair) for pair in pairs],
+        "claims": claims(rows, all(pair["ok"] for pair in pairs)),
+        "matched": pairs,
+        "notes": notes(rows),
         "rows": [row.facts | row.scores for row in rows],
     }
 

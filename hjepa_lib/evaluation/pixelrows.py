@@ -3,20 +3,27 @@
 What may be compared across models is fixed by `COLUMNS`: downstream scores (reward R2, frame error)
 and errors divided by those of a trivial guess in the same space. A loss is an error in a model's
 own latent, whose unit is the model's choice, so no loss is a column. A set of rows that is
-unfinished or mixed (other data, settings or batches) is refused, naming the mismatch.
+unfinished or mixed (other data, settings, batches or numbers of updates) is refused, naming the
+mismatch. Where the models do differ by design, `notes` says so in the report's own words.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hjepa_lib.pixelsections import MODELS
 
-RANDOM = "random"
+RANDOM, RANDOM_VIT = "random", "random_vit"
+UNTRAINED = (RANDOM, RANDOM_VIT)
+"""Frozen encoders as they were drawn: `pixels.encoder`, and the vision transformer of `vjepa2`."""
+OWN_UPDATES = ("vjepa2",)
+"""Models with a budget of their own: two trainings cannot make the updates of one."""
+COMPARED = (*MODELS, *UNTRAINED)
+"""Every model of the comparison, in the order of its tables."""
 NOT_APPLICABLE, NOT_ESTIMABLE = "not applicable", "not estimable"
 NOTES = (NOT_APPLICABLE, NOT_ESTIMABLE)
 
@@ -66,8 +73,15 @@ COLUMNS: dict[str, Column] = {
 }  # fmt: skip
 """Every number of a row, in the order of the table."""
 
-FACTS = ("model", "seed", "data_sha256", "settings_sha256", "batches_sha256", "environment")
+FACTS = (
+    "model", "seed", "data_sha256", "settings_sha256", "batches_sha256", "environment", "updates",
+)  # fmt: skip
 SHARED = {"environment": "environment", "data_sha256": "data", "settings_sha256": "settings"}
+
+
+def untrained(model: str) -> str:
+    """The untrained encoder of the same architecture, against which `model` is held."""
+    return RANDOM_VIT if model in ("vjepa2", RANDOM_VIT) else RANDOM
 
 
 class Row(NamedTuple):
@@ -102,9 +116,7 @@ def label(row: Row) -> str:
     return f"{row.facts.get('model', 'a model')} seed {row.facts.get('seed', '?')}"
 
 
-def check_rows(
-    rows: Sequence[Row], seeds: Sequence[int], models: Sequence[str] = (*MODELS, RANDOM)
-) -> None:
+def check_rows(rows: Sequence[Row], seeds: Sequence[int], models: Sequence[str] = COMPARED) -> None:
     """ComparisonError, naming the mismatch, unless rows are one finished, unmixed set."""
     for row in rows:
         check_row(row)
@@ -137,9 +149,87 @@ def check_rows(
                 raise ComparisonError(
                     f"the set is mixed: {label(row)} saw other batches than {label(same[0])}"
                 )
+    _check_updates(rows)
+
+
+def _check_updates(rows: Sequence[Row]) -> None:
+    """Equal numbers of updates, among the models with one training and among those of each other.
+
+    Rows of loaded weights are left out (nothing is claimed from them), and so are budgets in epochs
+    that may stop early, where the numbers are each model's own.
+    """
+    first: dict[str, Row] = {}
+    for row in rows:
+        model = row.facts["model"]
+        free = row.facts.get("loaded") or row.facts.get("early_stopping")
+        if model in UNTRAINED or free:
+            continue
+        other = first.setdefault(model if model in OWN_UPDATES else "", row)
+        if row.facts["updates"] != other.facts["updates"]:
+            raise ComparisonError(
+                f"the set is mixed: {label(row)} made {row.facts['updates']} updates, "
+                f"{label(other)} {other.facts['updates']}"
+            )
 
 
 def of_model(rows: Sequence[Row], model: str) -> list[Row]:
     """The rows of one model, seeds in ascending order."""
     own = [row for row in rows if row.facts["model"] == model]
     return sorted(own, key=lambda row: row.facts["seed"])
+
+
+# --- what the table cannot say by itself --------------------------------------------------------
+def notes(rows: Sequence[Row]) -> list[str]:
+    """Sentences of the report on where its models differ by design, made from the rows."""
+    models = list(dict.fromkeys(row.facts["model"] for row in rows))
+    found = [_about_updates(rows, models)]
+    scored = {row.facts["model"]: row.scores.get("latent_error") for row in rows}
+    if scored.get("enc_dec_jepa") == NOT_APPLICABLE:
+        found.append(
+            "latent_error of enc_dec_jepa is not applicable: the latent that it imagines is what "
+            "its decoder reads and is trained to draw the next frame, never to equal the encoding "
+            "of the next state, so its distance to that encoding is no error."
+        )
+    return [*found, *(_about_loaded(rows, model) for model in models if _loaded(rows, model))]
+
+
+def _about_updates(rows: Sequence[Row], models: Sequence[str]) -> str:
+    """ "Updates: 600 each for enc_dec and jepa; vjepa2 1,750 in 2 trainings (600 + 1,150) ..."."""
+    own = [model for model in models if model not in UNTRAINED]
+    groups: dict[str, list[str]] = {}
+    for model in own:
+        counts = sorted({row.facts["updates"] for row in of_model(rows, model)})
+        groups.setdefault(" to ".join(f"{n:,}" for n in _ends(counts)), []).append(model)
+    equal = [f"{count} for {_listed(names)}" for count, names in groups.items()]
+    text = f"Updates: {'; '.join(equal)}."
+    if any(row.facts.get("early_stopping") for row in rows):
+        text += " Budgets in epochs may stop early, so that models differ in updates."
+    for model in own:
+        stages = of_model(rows, model)[0].facts.get("stage_updates")
+        if stages:
+            parts = " + ".join(f"{count:,}" for count in stages)
+            text += (
+                f" {model} is trained in {len(stages)} stages ({parts}): the rule of equal updates "
+                "does not hold for it."
+            )
+    return text
+
+
+def _about_loaded(rows: Sequence[Row], model: str) -> str:
+    said = {row.facts["loaded_data"] for row in _loaded(rows, model) if "loaded_data" in row.facts}
+    text = f"{model} has weights from a file, so nothing is claimed from it"
+    return f"{text} (trained on {_listed(sorted(said))})." if said else f"{text}."
+
+
+def _loaded(rows: Sequence[Row], model: str) -> list[Row]:
+    return [row for row in of_model(rows, model) if row.facts.get("loaded")]
+
+
+def _ends(counts: Sequence[int]) -> list[int]:
+    return [counts[0]] if len(counts) == 1 else [counts[0], counts[-1]]
+
+
+def _listed(names: Iterable[str]) -> str:
+    """ "a, b and c"."""
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from hjepa_lib.evaluation.claims import by_block, wider
+from hjepa_lib.evaluation.pixelrows import UNTRAINED, untrained
 from hjepa_lib.evaluation.statistics import Interval, bootstrap
-from hjepa_lib.pixelsections import OWN_ENCODER
 
 LEAST_NONZERO = 50
 """Rewards other than 0 that both parts need before R2 is estimated."""
@@ -31,8 +31,6 @@ GAPS = {
     "over_mean": "reward MLP - mean reward",
     "over_random": "reward MLP - that on random",
 }
-RANDOM = "random"
-"""The frozen encoder that was never trained."""
 Cells = Sequence[Mapping[str, np.ndarray]]
 """Per seed: held-out rewards, their episode ids, and every head's predictions, all (n,)."""
 
@@ -129,7 +127,8 @@ def comparison(models: Mapping[str, Cells], note: str) -> list[dict[str, Any]]:
 
     `look_ahead`: LARP minus reward MLP; `over_copy`: LARP minus LARP that is told the present
     latent; `over_mean`, `over_random`: the better-known baselines, from the reward MLP. A value is
-    None where the model lacks the head. `models` may hold "random", which is then the reference.
+    None where the model lacks the head. The reference of `over_random` is the untrained encoder of
+    the model's own architecture (`pixelrows.untrained`), where `models` holds it.
     """
     rows = []
     for name, cells in models.items():
@@ -140,8 +139,9 @@ def comparison(models: Mapping[str, Cells], note: str) -> list[dict[str, Any]]:
             "over_mean": difference(cells, "reward_mlp", MEAN_REWARD),
             "over_random": None,
         }
-        if name not in (RANDOM, *OWN_ENCODER) and RANDOM in models:
-            gaps["over_random"] = difference(cells, "reward_mlp", "reward_mlp", models[RANDOM])
+        floor = untrained(name)
+        if name not in UNTRAINED and floor in models:
+            gaps["over_random"] = difference(cells, "reward_mlp", "reward_mlp", models[floor])
         rows.append({"model": name, "heads": heads, **gaps})
     return rows
 
@@ -173,10 +173,12 @@ def _interval_text(interval: Sequence[float] | None) -> str:
     return f"{interval[0]:+.4f} [{interval[1]:+.4f}, {interval[2]:+.4f}]"
 
 
-def verdict(interval: Interval | None) -> str:
-    """What the interval of LARP minus reward MLP says."""
+def verdict(interval: Interval | None, loaded: bool = False) -> str:
+    """What the interval of LARP minus reward MLP says; nothing for weights from a file."""
     if interval is None:
         return "not applicable"
+    if loaded:
+        return "nothing claimed: the weights were loaded"
     if interval.high < 0:
         return "look-ahead helps"
     if interval.low > 0:

@@ -18,7 +18,7 @@ from hjepa_lib.models.pixels import (
     PixelModel,
     shapes_of,
 )
-from hjepa_lib.models.vjepa2 import build_vjepa2
+from hjepa_lib.models.vjepa2 import RandomVit, build_vjepa2
 from hjepa_lib.pixelsections import PixelsConfig
 
 SIZE_ROWS = 256  # transitions that set the scale of the first latents
@@ -32,6 +32,8 @@ def build_pixel_model(name: str, config: PixelsConfig, data: Any) -> nn.Module:
     """
     if name == "vjepa2":
         return build_vjepa2(config, data)
+    if name == "random_vit":
+        return RandomVit(config, shapes_of(data))
     shapes, seed = shapes_of(data), int(torch.randint(2**31, (1,)))
     if name in ("enc_dec", "enc_dec_jepa"):
         model: PixelModel = EncoderDecoder(config, shapes, predictor=name == "enc_dec_jepa")
@@ -41,7 +43,8 @@ def build_pixel_model(name: str, config: PixelsConfig, data: Any) -> nn.Module:
         model = PixelModel(config, shapes)
     else:
         raise ConfigError(
-            f"unknown model {name!r}; known: enc_dec, enc_dec_jepa, jepa, vjepa2, random"
+            f"unknown model {name!r}; known: enc_dec, enc_dec_jepa, jepa, vjepa2, random, "
+            "random_vit"
         )
     with torch.random.fork_rng(devices=[]):  # building drew another number of them per model
         torch.manual_seed(seed)

@@ -277,6 +277,27 @@ class VJepa2(PixelModel):
         return error, {"prediction": error.item()}
 
 
+class RandomVit(PixelModel):
+    """The encoder and action embedding of `VJepa2` as they were drawn: its untrained baseline.
+
+    With one seed stage 1 begins with this very encoder.
+    """
+
+    name = "random_vit"
+
+    def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
+        super(PixelModel, self).__init__()  # whose encoder is another one
+        self.config, self.shapes = config, shapes
+        self.latent_dim = config.encoder.latent_dim
+        whole = VJepa2(config, shapes)
+        self.encoder, self.action = whole.encoder, whole.world.embedding
+        self.eval()
+
+    def encode(self, state: Tensor) -> Tensor:
+        """(B, L, C, Hpx, Wpx) uint8 -> (B, D)."""
+        return self.encoder(state)
+
+
 def build_vjepa2(config: PixelsConfig, data: Any) -> VJepa2:
     """An untrained model for the images and actions of `data` (Transitions or PixelShapes)."""
     return VJepa2(config, shapes_of(data))

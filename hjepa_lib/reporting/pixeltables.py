@@ -15,6 +15,8 @@ import pandas as pd
 from hjepa_lib.evaluation.claims import sentences
 from hjepa_lib.evaluation.comparison import floor, number
 from hjepa_lib.evaluation.grid import comparison as grid_comparison
+from hjepa_lib.evaluation.grid import paired_sentences
+from hjepa_lib.evaluation.pixelrows import UNTRAINED
 from hjepa_lib.files import read_json
 from hjepa_lib.reporting.rewards import LABELS
 from hjepa_lib.runs import Run
@@ -47,15 +49,17 @@ def brief(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def headline(comparison: Mapping[str, Any]) -> str:
     """One sentence: what was compared, and how many of the derived claims were won."""
-    claims = [claim for claim in comparison["claims"] if claim["model"] != "random"]
+    claims = [claim for claim in comparison["claims"] if claim["model"] not in UNTRAINED]
     won = sum(claim["verdict"] == "beats" for claim in claims)
     seeds, n = len(comparison["seeds"]), comparison["n"]
+    models = len(set(comparison["models"]) - set(UNTRAINED))
     return (
-        f"<b>{len(comparison['models']) - 1} world models</b> and a random encoder on "
+        f"<b>{models} world models</b> and random encoders on "
         f"{html.escape(comparison['environment'])}: {seeds} seed{'s' if seeds > 1 else ''}, "
         f"{n['training']:,} transitions to learn from and {n['validation']:,} to be judged on; "
-        f"<b>{won} of {len(claims)}</b> paired comparisons with a trivial guess, a plainer head "
-        "or the random encoder are won (95 % intervals, not corrected for their number)."
+        f"<b>{won} of {len(claims)}</b> paired comparisons with a trivial guess, a plainer head, "
+        "a random encoder or the matched twin are won (95 % intervals, not corrected for their "
+        "number)."
     )
 
 
@@ -70,6 +74,7 @@ def pixels_table(comparison: Mapping[str, Any]) -> str:
         lines.append(f"<tr>{title}{cells}<td>{_guess(comparison, name, column)}</td></tr>")
     said = "".join(f"<li>{_text(sentence)}</li>" for sentence in sentences(comparison))
     pairs = "".join(f"<p>{_text(_pair(pair))}</p>" for pair in comparison["matched"])
+    notes = "".join(f"<p>{_text(note)}</p>" for note in comparison.get("notes", []))
     n = comparison["n"]
     return (
         "<h2>World models on pixels</h2>\n"
@@ -78,7 +83,7 @@ def pixels_table(comparison: Mapping[str, Any]) -> str:
         f"{n['validation']:,} of validation in {n['episodes']} episodes. Mean over seeds with its "
         "95 % interval; errors in latents are divided by that of copying the last latent, because "
         "the units of two latent spaces cannot be compared.</p>\n"
-        f'<div class="card scroll"><table>{"".join(lines)}</table></div>\n{pairs}'
+        f'<div class="card scroll"><table>{"".join(lines)}</table></div>\n{pairs}{notes}'
         f'<details class="card"><summary>Paired comparisons</summary><ul>{said}</ul></details>'
     )
 
@@ -107,9 +112,11 @@ def grid_table(rows: list[dict[str, Any]]) -> str:
     for name, cells in table.iterrows():
         shown = "".join(f"<td>{'–' if cell != cell else _text(str(cell))}</td>" for cell in cells)
         lines.append(f'<tr><td class="text">{_text(str(name))}</td>{shown}</tr>')
+    said = "".join(f"<li>{_text(line)}</li>" for line in paired_sentences(rows))
+    pairs = f"\n<p>Paired by training seed, interval over seeds alone:</p><ul>{said}</ul>"
     return (
         "<h2>Models of a grid world</h2>\n"
-        f'<div class="card scroll"><table>{"".join(lines)}</table></div>'
+        f'<div class="card scroll"><table>{"".join(lines)}</table></div>{pairs if said else ""}'
     )
 
 

@@ -25,6 +25,7 @@ COLOURS = {
     "jepa": style.BLUE,
     "vjepa2": style.GREEN,
     "random": "#9AA3AD",
+    "random_vit": "#5F6B76",
 }
 SCORES = ("latent_error", "frame_error", "reward_r2", "larp_r2", "larp_gain")
 SHAPE = (

@@ -23,6 +23,7 @@ LABELS = {
     "jepa": "JEPA",
     "vjepa2": "V-JEPA 2 style",
     "random": "random encoder",
+    "random_vit": "random ViT encoder",
 }
 TITLES = {"reward_mlp": "Reward MLP", "larp": "Look-ahead reward predictor"}
 FOLDERS = {"reward_mlp": "reward_plots", "larp": "larp_plots"}

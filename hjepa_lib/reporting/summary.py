@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from hjepa_lib.evaluation.pixelrows import untrained
 from hjepa_lib.metrics_log import json_ready
 from hjepa_lib.reporting import pixeltables
 from hjepa_lib.runs import Run
@@ -143,8 +144,10 @@ def _check_pixels(summary: dict[str, Any]) -> None:
     for key in ("seeds", "n", "models", "baselines", "claims"):
         if not pixels.get(key):
             raise SummaryError(f"the comparison on pixels lacks {key!r}")
-    if "random" not in pixels["models"]:
-        raise SummaryError("the comparison on pixels lacks the random encoder")
+    for model in pixels["models"]:
+        floor = untrained(model) if pixels.get("schema", 1) > 1 else "random"  # 1 had no other
+        if floor not in pixels["models"]:
+            raise SummaryError(f"the comparison on pixels lacks the random encoder {floor!r}")
     for model, cells in pixels["models"].items():
         for name, cell in cells.items():
             if "loss" in name:
