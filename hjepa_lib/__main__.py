@@ -400,6 +400,27 @@ class VJepa2Command(RunOptions):
         return super().settings(base).override(chosen)
 
 
+@dataclass(kw_only=True)
+class AuxiliaryCommand(RunOptions):
+    """Train a JEPA per auxiliary loss, all else equal, and rank them by downstream errors."""
+
+    losses: tyro.conf.Positional[Path | None] = None
+    """YAML list of {name, type, params}; VICReg, Barlow Twins and DINO centring if not given."""
+    name: str = "auxiliary"
+    """Name of the study, a folder with a run per loss; what is finished there is kept."""
+
+    def __call__(self) -> int:
+        from hjepa_lib import auxiliaryrunner, machine
+
+        used = ("losses", "name", "profile", "config", "set", "seed")
+        self.refuse_all_but(used, "auxiliary")
+        machine.set_up()
+        entries = auxiliaryrunner.read_entries(self.losses)
+        rows = auxiliaryrunner.run_losses(self.name, entries, self.settings())
+        print(auxiliaryrunner.summary_text(rows), end="")
+        return 1 if any(row["rank"] is None for row in rows) else 0
+
+
 _COMMANDS = {
     "run": RunCommand,
     "train": TrainCommand,
@@ -412,6 +433,7 @@ _COMMANDS = {
     "gallery": GalleryCommand,
     "grid": GridCommand,
     "vjepa2": VJepa2Command,
+    "auxiliary": AuxiliaryCommand,
 }
 
 

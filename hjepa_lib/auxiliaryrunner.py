@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from hjepa_lib import pixelstages
 from hjepa_lib.config import Config, ConfigError
@@ -27,8 +28,24 @@ from hjepa_lib.runs import Run, outputs_root
 from hjepa_lib.training.probes import effective_rank
 from hjepa_lib.workspace import Workspace
 
+LOSSES = ("vicreg", "barlow_twins", "dino")
 Downstream = Callable[[Workspace], dict[str, float]]
 LATENTS = 512  # validation transitions whose latents are described
+
+
+def read_entries(path: Path | None) -> list[dict[str, Any]]:
+    """The list of losses in a YAML file; without one, each of `LOSSES` at its defaults."""
+    if path is None:
+        return [{"name": kind, "type": kind} for kind in LOSSES]
+    try:
+        entries = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"the file of auxiliary losses {path} does not exist") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigError(f"{path} must hold a list of auxiliary losses {{name, type, params}}")
+    return entries
 
 
 def check_entries(entries: Sequence[dict[str, Any]]) -> dict[str, AuxiliaryConfig]:

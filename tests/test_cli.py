@@ -235,6 +235,7 @@ def test_sweep_status_follows_the_cells(notebooks, tmp_path, capsys):
             ["vjepa2", "evaluate", "--stage1-checkpoint", "x.safetensors"],
             "vjepa2 evaluate has no use for --stage1-checkpoint: leave it out",
         ),
+        (["auxiliary", "--resume", "--yes"], "auxiliary has no use for --resume, --yes: leave it"),
         (["grid", "table", "--set", "seed=3"], "grid table has no use for --set: leave it out"),
         (
             ["grid", "table", "--name", "a", "--seed", "3"],

@@ -27,7 +27,16 @@ from tiny_pixels import (
     with_section,
 )
 
-from hjepa_lib import gridstages, headstages, lookahead, pixelstages, trackers, vjepa2stages
+from hjepa_lib import (
+    auxiliaryrunner,
+    gridstages,
+    headstages,
+    lookahead,
+    pixelstages,
+    trackers,
+    vjepa2stages,
+)
+from hjepa_lib.__main__ import main
 from hjepa_lib.config import flatten, profile
 from hjepa_lib.data import ppo
 from hjepa_lib.data.collect import acquire, collect
@@ -169,7 +178,7 @@ def test_the_length_of_windows_acts():
 
 
 def test_a_loaded_data_set_names_every_setting_that_it_overrules(tmp_path):
-    """DATA-6: limits, frame skip, action repeat and the settings of PPO; equal ones are not named."""
+    """DATA-6: limits, frame skip, action repeat and PPO's settings; equal ones are not named."""
     path = str(tmp_path / "data")
     made = test_pixels_ppo.settings()
     data = collect(test_pixels_data.settings(**SHORT), 0)
@@ -409,6 +418,41 @@ def test_skipped_updates_stay_out_of_the_averages_of_heads(kind, key):
 
 
 # --- the rest -----------------------------------------------------------------------------------
+def test_the_auxiliary_command_ranks_what_it_is_given(tmp_path, monkeypatch, capsys):
+    """MET-3: a list from a file, or the three losses; a wrong list is one sentence."""
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
+    given = []
+
+    def run_losses(study, entries, config):
+        given.append((study, list(auxiliaryrunner.check_entries(entries)), config.profile))
+        return auxiliaryrunner.rank_rows(
+            [{"name": e["name"], "type": e["type"], "status": "", "downstream/x": 1.0}
+             for e in entries]
+        )  # fmt: skip
+
+    monkeypatch.setattr(auxiliaryrunner, "run_losses", run_losses)
+    path = tmp_path / "losses.yaml"
+    path.write_text("- {name: weak, type: vicreg, params: {cov: 0.01}}\n- {name: b, type: dino}\n")
+    assert main(["auxiliary", str(path), "--profile", "smoke", "--name", "mine"]) == 0
+    assert main(["auxiliary", "--profile", "smoke"]) == 0
+    assert given == [("mine", ["weak", "b"], "smoke"),
+                     ("auxiliary", ["vicreg", "barlow_twins", "dino"], "smoke")]  # fmt: skip
+    assert "downstream/x" in capsys.readouterr().out
+    for text, message in (
+        ("[1", "is not valid YAML"),
+        ("a: 1", "must hold a list of auxiliary losses"),
+        ("[1, 2]", "must hold a list of auxiliary losses"),
+        ("- {name: a, type: simclr}", "kind must be one of none, vicreg"),
+        ("[]", "the list of auxiliary losses is empty"),
+    ):
+        path.write_text(text)
+        assert main(["auxiliary", str(path), "--profile", "smoke"]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert main(["auxiliary", str(tmp_path / "none.yaml"), "--profile", "smoke"]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
 def test_the_kind_of_loaded_weights_decides_which_model_takes_them(tmp_path):
     """TRAIN-6, F9: weights of a JEPA go into the JEPA, whatever else lies at the path."""
     torch.manual_seed(1)
