@@ -1,4 +1,4 @@
-"""Notebooks 01-05: their form, one whole smoke run through the real runner, and its variants."""
+"""Notebooks 01-05: form (also of 10-15), one whole smoke run through the real runner, variants."""
 
 import ast
 import json
@@ -24,6 +24,9 @@ from hjepa_lib.workspace import overrides_text
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = runner.select_notebooks("01-05", ROOT / "notebooks")
 NAMES = [path.stem for path in NOTEBOOKS]
+PIXELS = runner.select_notebooks("10-15", ROOT / "notebooks")
+"""Run by tests/test_pixels_notebooks.py; their form is checked here."""
+CHAPTERS = NOTEBOOKS + PIXELS
 CONFIG = profile("smoke").override("device=cpu,precision=fp32")
 STANDARD = {"profile": "laptop", "run": "", "seed": 0, "overrides": "", "drive": False}
 
@@ -78,7 +81,7 @@ def execute(path: Path, stop: str = "", **changes) -> dict:
 
 
 # --- form -------------------------------------------------------------------------------------
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+@pytest.mark.parametrize("path", CHAPTERS, ids=[path.stem for path in CHAPTERS])
 def test_parameters_cell(path):
     """N1, N2: one tagged cell, the five standard names first, at most 8 scalars of its own."""
     values = parameters(path)
@@ -87,7 +90,7 @@ def test_parameters_cell(path):
     runner.inspect_notebook(path, STANDARD)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+@pytest.mark.parametrize("path", CHAPTERS, ids=[path.stem for path in CHAPTERS])
 def test_cells_are_short_and_stripped(path):
     """House style 5 and N15: cap of 40 lines, few local functions, no outputs in git."""
     code = cells(path)
@@ -118,7 +121,7 @@ def test_every_notebook_can_copy_its_run_to_drive():
         assert code[-1].endswith('if drive:\n    print(f"copied to {ws.copy_to_drive()}")')
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+@pytest.mark.parametrize("path", CHAPTERS, ids=[path.stem for path in CHAPTERS])
 def test_it_reads_like_a_chapter(path):
     """A question, a contract, prose between the cells, and links that lead somewhere."""
     prose = [cell.source for cell in cells(path, "markdown")]
