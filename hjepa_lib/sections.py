@@ -285,7 +285,7 @@ class PlannerConfig(SearchConfig):
 class HierarchyConfig(Checked):
     """How level 2 commands level 1."""
 
-    level2: SearchConfig = SearchConfig(horizon=8, samples=64, iterations=2, sigma=1.5)
+    level2: SearchConfig = SearchConfig(horizon=12, samples=64, iterations=2, sigma=1.5)
     tracker: PlannerConfig = PlannerConfig(horizon=4)
     """Level-1 planner that follows the sub-goal."""
     replan: int = number(4, 1)
