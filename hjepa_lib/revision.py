@@ -19,7 +19,9 @@ def revision(root: Path | None = None) -> str:
     if (root / ".git").exists():
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             commit = _git(root, "rev-parse", "HEAD")
-            return commit + ("-dirty" if _git(root, "status", "--porcelain") else "")
+            # The gallery is written by the very study that asks: it changes no result.
+            changed = _git(root, "status", "--porcelain", "--", ".", ":!outputs/gallery")
+            return commit + ("-dirty" if changed else "")
     with contextlib.suppress(OSError):
         if text := (root / "VERSION").read_text().strip():
             return text

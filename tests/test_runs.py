@@ -402,6 +402,9 @@ def test_revision_and_versions(tmp_path):
     for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "x"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True, env=clean)
     assert len(machine.revision(tmp_path)) == 40
+    (tmp_path / "outputs" / "gallery").mkdir(parents=True)
+    (tmp_path / "outputs" / "gallery" / "study.csv").write_text("a row that was just made\n")
+    assert len(machine.revision(tmp_path)) == 40
     (tmp_path / "VERSION").write_text("1.3\n")
     assert machine.revision(tmp_path).endswith("-dirty")
     assert {"python", "torch", "processor", "cores"} <= machine.versions().keys()
