@@ -57,7 +57,7 @@ def run_study(
                 f"row {row.key} of {table.path} was made with {found}; "
                 "give the cell another name, or replace the row with --redo"
             )
-    if redo and (dropped := table.drop_others({c.name for c in cells}, {row.key for row in rows})):
+    if redo and (dropped := _drop_others(grid, table, {cell.name for cell in cells})):
         say(f"study {grid.name}: {dropped} rows dropped that the grid does not ask for", flush=True)
     todo = [row for row in rows if not table.has(row)]
     say(f"study {grid.name}: {len(rows)} rows, {len(rows) - len(todo)} done before", flush=True)
@@ -77,6 +77,12 @@ def run_study(
             flush=True,
         )
     return failed
+
+
+def _drop_others(grid: Grid, table: Table, names: set[str]) -> int:
+    """Drop rows of these cells that the grid file has no place for, of whatever seed was asked."""
+    whole = [cell for cell in grid.cells if cell.name in names]
+    return table.drop_others(names, {row.key for cell in whole for row in grid.rows(cell)})
 
 
 class Done(NamedTuple):

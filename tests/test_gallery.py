@@ -110,6 +110,10 @@ def test_study_block_says_what_the_rows_say(tmp_path):
     assert "| flat, horizon 48 | latent | bounce | 50.0 (39.3-60.7) | 80 (2) |" in text
     assert "95.0 / 95.0 % against 50.0 / 50.0 % (seeds 0 / 1, n = 40 each), +45 points" in text
     assert "exact paired McNemar p per seed 8e-06 / 8e-06." in text
+    best = "best of all budgets from 25 to 100 MFLOP: l1+l2 97.5 % at 100 MFLOP per step, flat 50.0"
+    assert best in text and "All trials" not in text
+    p1 = [study_row(f"p1_{m}", "p1", 0, 30, m, 1e8) for m in ("flat", "l1+l2")]
+    assert "flat (latent cost) solves 30 of 40 at 100 MFLOP" in bars.sentences(pd.DataFrame(p1))[0]
     assert "Latent cost, FLOPs of flat over those of L1+L2" in text and "at least " in text
     assert "| level 2 tampered with | control zero | l1+l2, latent | 2.5 (0.7-8.7) |" in text
     assert "frontier" not in gallery.markdown(gallery.pooled(gallery.shown(study(), gallery.TABLE)))

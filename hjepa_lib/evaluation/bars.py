@@ -12,10 +12,11 @@ from typing import NamedTuple
 import pandas as pd
 
 from hjepa_lib.evaluation.frontier import Pair, Ratios, compute_ratio, paired
-from hjepa_lib.evaluation.rows import RowsError, check_rows, split_finished
+from hjepa_lib.evaluation.rows import POINT, RowsError, check_rows, split_finished
 
 HIERARCHY, FLAT = "bar_l1l2_latent", "bar_flat_latent"
 """Cells of the pair that is compared at one budget, under the latent cost."""
+METHODS, COSTS = {"flat", "l1+l2"}, ("latent", "distance")
 SLACK = 1.1
 """A planner counts as one of the budget when it takes at most this times the hierarchy's FLOPs."""
 
@@ -68,9 +69,13 @@ def sentences(rows: pd.DataFrame) -> list[str]:
     bar, _ = split_finished(test[test["group"] == "bar"])
     found = _pair_sentences(bar) if {HIERARCHY, FLAT} <= set(bar["cell"]) else []
     frontier = test[test["group"] == "frontier"]
-    for cost in ("latent", "distance"):
-        if set(frontier[frontier["cost"] == cost]["method"]) >= {"flat", "l1+l2"}:
-            found.append(_ratio_sentence(test, cost))
+    for cost in COSTS:
+        part = frontier[frontier["cost"] == cost]
+        if set(part["method"]) >= METHODS:
+            found += [_best_sentence(split_finished(part)[0], cost), _ratio_sentence(test, cost)]
+    p1, _ = split_finished(test[test["group"] == "p1"])
+    if set(p1["method"]) >= METHODS:
+        found.append(_whole_sentence(p1))
     return found
 
 
@@ -94,6 +99,35 @@ def _pair_sentences(rows: pd.DataFrame) -> list[str]:
 
 def _points(difference: float) -> str:
     return f"{100 * difference:+.0f}"
+
+
+def _best_sentence(rows: pd.DataFrame, cost: str) -> str:
+    """The best point of either planner at any budget, seeds pooled by their mean."""
+    texts = []
+    for method in sorted(METHODS, reverse=True):
+        points = rows[rows["method"] == method].groupby(list(POINT), as_index=False)
+        means = points[["success_rate", "flops_per_step"]].mean()
+        order = means.sort_values(["success_rate", "flops_per_step"], ascending=[False, True])
+        best = order.iloc[0]
+        price = f"{best['flops_per_step'] / 1e6:.0f} MFLOP per step"
+        texts.append(f"{method} {100 * best['success_rate']:.1f} % at {price}")
+    low, high = rows["flops_per_step"].min() / 1e6, rows["flops_per_step"].max() / 1e6
+    return (
+        f"{cost.capitalize()} cost, best of all budgets from {low:.0f} to {high:.0f} MFLOP: "
+        f"{', '.join(texts)} (n = {int(rows['n'].iloc[0])} a seed)."
+    )
+
+
+def _whole_sentence(rows: pd.DataFrame) -> str:
+    """The planners of group p1 on every trial."""
+    texts = []
+    for (method, cost), part in rows.groupby(["method", "cost"]):
+        texts.append(
+            f"{method} ({cost} cost) solves {part['successes'].sum():,} of {part['n'].sum():,} at "
+            f"{part['flops_per_step'].mean() / 1e6:.0f} MFLOP per step, path efficiency "
+            f"{part['path_efficiency'].mean():.2f}"
+        )
+    return f"All trials, defaults: {'; '.join(texts)}."
 
 
 def _ratio_sentence(rows: pd.DataFrame, cost: str) -> str:
