@@ -1,0 +1,128 @@
+"""Notebooks 10-15: refused parameters, and one whole smoke run by the command line, no display.
+
+Their form is checked in tests/test_notebooks.py.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from test_notebooks import PIXELS, STANDARD, execute, parameters
+
+from hjepa_lib.config import ConfigError, profile
+from hjepa_lib.data.transitions import Transitions
+from hjepa_lib.files import read_json
+from hjepa_lib.pixelsections import MODELS
+from hjepa_lib.reporting import pixeltables, summary
+from hjepa_lib.runs import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = [path.stem for path in PIXELS]
+SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
+SMOKE = {"profile": "smoke", "overrides": "device=cpu,precision=fp32"}
+
+
+# --- parameters -------------------------------------------------------------------------------
+def own(path):
+    """{name: default} of the notebook's own parameters."""
+    return dict(list(parameters(path).items())[len(STANDARD) :])
+
+
+NUMBERS = [(p, name) for p in PIXELS for name, value in own(p).items() if type(value) is int]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), NUMBERS, ids=[f"{p.stem[:2]}-{name}" for p, name in NUMBERS]
+)
+@pytest.mark.parametrize("value", [-7, "many", 10**9, True])
+def test_own_numbers_are_checked_at_the_start(path, name, value, tmp_path, monkeypatch):
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
+    with pytest.raises(ConfigError, match=f"^{name} must be a whole number in .*, got ") as caught:
+        execute(path, stop="workspace.start", **SMOKE | {name: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", PIXELS, ids=NAMES)
+def test_bad_standard_parameters_make_nothing(path, tmp_path, monkeypatch):
+    """One sentence in the start cell, before a run is made."""
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
+    for changes, message in (
+        ({"overrides": "pixels.sedes=3"}, "unknown setting 'pixels.sedes'"),
+        ({"overrides": "pixels.environment.stack=many"}, "stack must be int, got 'many'"),
+        ({"profile": "huge"}, "profile must be one of"),
+        ({"seed": -1}, "seed must lie in"),
+    ):
+        with pytest.raises(ConfigError, match=message) as caught:
+            execute(path, stop="workspace.start", **SMOKE | changes)
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+# --- one whole run ----------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(run, what the command printed) of the smoke profile on a machine without a screen."""
+    root = tmp_path_factory.mktemp("outputs")
+    environment = {key: value for key, value in os.environ.items() if key not in SCREENS}
+    done = subprocess.run(
+        [sys.executable, "-m", "hjepa_lib", "run", "--notebooks", "10-15", "--profile", "smoke",
+         "--name", "pixels", "--set", "device=cpu", "precision=fp32"],
+        cwd=ROOT, env=environment | {"HJEPA_OUTPUTS": str(root)}, capture_output=True, text=True,
+        timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HJEPA_OUTPUTS", str(root))
+        yield Run.open("pixels"), done.stdout
+
+
+def test_the_smoke_run_is_whole(finished):
+    """ENV-8, ENV-9: every notebook ran without a display, on the built-in world."""
+    run, said = finished
+    entries = run.manifest["notebooks"]
+    assert list(entries) == NAMES
+    assert all(entry["ok"] for entry in entries.values())
+    assert [line.split()[0] for line in said.splitlines() if line[:2].isdigit()] == NAMES
+    data = Transitions.load(run.path / "pixels/data")
+    assert data.meta["environment"] == profile("smoke").pixels.environment.id == "hjepa/Drift-v0"
+
+
+def test_it_leaves_summary_and_report(finished):
+    run, _ = finished
+    table = read_json(run.path / "summary.json")
+    summary.validate(table)
+    assert table["notebook_seconds"].keys() == set(NAMES)
+    page = (run.path / "report.html").read_text()
+    captions = run.manifest["notes"]["figures"]
+    assert page.count("<figure") == len(captions)
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//|url\(\s*[\"']?(https?:)?//|@import", page)
+
+
+def test_its_comparison_is_valid(finished):
+    """Rules 1-6, F12, F15: every model beside its floors, over all seeds, one set of data."""
+    run, _ = finished
+    found = read_json(run.path / pixeltables.PIXELS)
+    assert {*MODELS, "random"} <= found["models"].keys()
+    assert found["seeds"] == list(range(run.config.pixels.seeds))
+    table = read_json(run.path / "summary.json")
+    assert table["pixels"] == {k: v for k, v in found.items() if k not in pixeltables.LEFT_OUT}
+    rows = [read_json(path) for path in run.path.glob("pixels/*/s0/result.json")]
+    assert len(rows) == len(MODELS)
+    for key in ("data_sha256", "batches_sha256"):
+        assert len({row[key] for row in rows}) == 1 and rows[0][key]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_executed_copies_show_pictures_and_no_warning(finished, name):
+    """N4, N6: pictures are in the saved file, checks passed; only the loop's own guard warns."""
+    copy = nbformat.read(finished[0].path / "notebooks" / f"{name}.ipynb", 4)
+    outputs = [output for cell in copy.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
+    text = "".join(output.get("text", "") for output in outputs)
+    assert "checks passed" in text
+    warned = [line for line in text.splitlines() if "Warning" in line]
+    assert [line for line in warned if "UserWarning: the gradient norm is" not in line] == []
