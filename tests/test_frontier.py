@@ -255,9 +255,11 @@ def test_figure_of_frontiers_has_a_panel_per_cost():
     lines = fr.frontier(pd.concat([FLAT, TWO, FLAT.assign(cell="d", cost="distance")]))
     figure = pictures.frontiers(lines, floors={"random": 0.02, "oracle": 1.0})
     assert {"latent cost", "temporal-distance cost", "random", "oracle"} <= set(texts(figure))
-    flat, two = figure.axes[0].containers
+    flat, two, beaten = figure.axes[0].containers
     assert flat.lines[0].get_ydata().tolist() == pytest.approx([0.1, 0.2, 0.3])
-    assert two.lines[0].get_xdata().tolist() == list(FLOPS)
+    assert two.lines[0].get_xdata().tolist() == list(FLOPS[:2])  # the third costs more, solves less
+    assert beaten.lines[0].get_xdata().tolist() == [FLOPS[2]]
+    assert beaten.lines[0].get_linestyle() == "None"
     assert png(figure)
     with pytest.raises(FigureError, match="compute above 0"):
         pictures.frontiers(lines.assign(x=0.0))

@@ -12,7 +12,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import (
+    EngFormatter,
+    FixedLocator,
+    LogLocator,
+    NullLocator,
+    PercentFormatter,
+)
 
 from hjepa_lib.evaluation.failures import LABELS
 from hjepa_lib.reporting import style
@@ -41,19 +47,28 @@ def frontiers(
     floors: Mapping[str, float] | None = None,
     title: str = "Success against compute",
 ) -> Figure:
-    """One panel per cost; `lines` as `frontier` makes them, price `x`, `floors` name -> rate."""
+    """One panel per cost; `lines` as `frontier` makes them, price `x`, `floors` name -> rate.
+
+    A method's line joins the points that no cheaper one of it equals; the others are hollow.
+    """
     if lines.empty or not np.isfinite(lines["x"]).all() or (lines["x"] <= 0).any():
         raise FigureError("a frontier needs lines with a compute above 0 each")
     costs = [cost for cost in COSTS if (lines["cost"] == cost).any()]
     figure, axes = style.panels(1, len(costs), 3.6, 3.1, sharey=True, sharex=True)
     for axis, cost in zip(axes, costs, strict=True):
         for method, group in lines[lines["cost"] == cost].groupby("method", sort=True):
-            _with_interval(axis, group.sort_values("x"), "x", method, style.method_colour(method))
+            colour, group = style.method_colour(method), group.sort_values("x")
+            best = group["rate"] > group["rate"].cummax().shift(fill_value=-1.0)
+            _with_interval(axis, group[best], "x", method, colour)
+            if not best.all():
+                _with_interval(axis, group[~best], "x", "", colour, "")
         for name, rate in (floors or {}).items():
             colour = style.method_colour(name)
             axis.axhline(rate, color=colour, linestyle=":", linewidth=1.2, label=name, zorder=1)
         axis.set(title=COSTS[cost], xlabel=AXES.get(x, x), xscale="log")
         style.decimal_ticks(axis.xaxis)
+        if lines["x"].max() > 20 * lines["x"].min():  # 1, 2 and 5 would run into each other
+            axis.xaxis.set_major_locator(LogLocator())
         axis.xaxis.set_major_formatter(EngFormatter(sep=" "))
         axis.grid(axis="y")
     low, high = axes[0].get_xlim()  # shared; wide enough for a tick at 1, 2 or 5
