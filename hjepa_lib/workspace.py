@@ -167,6 +167,12 @@ class Workspace:
             raise ConfigError(f"{name} must be a whole number in {low}..{high}, got {value!r}")
         return value
 
+    def switch(self, name: str, value: Any) -> bool:
+        """A notebook's own true-or-false parameter; ConfigError for anything else."""
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} must be true or false, got {value!r}")
+        return value
+
     def figure(self, figure: Any, name: str, caption: str = "") -> None:
         """Save a figure as `<run>/figures/<name>.png` and show it; the report has `caption`."""
         from hjepa_lib.reporting.style import png

@@ -46,6 +46,14 @@ def test_own_numbers_are_checked_at_the_start(path, name, value, tmp_path, monke
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["many", 1, None])
+def test_the_switch_of_the_study_is_true_or_false(value, tmp_path, monkeypatch):
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
+    (path,) = [one for one in PIXELS if one.stem.startswith("13")]
+    with pytest.raises(ConfigError, match=f"^study must be true or false, got {value!r}$"):
+        execute(path, stop="workspace.start", **SMOKE | {"study": value})
+
+
 @pytest.mark.parametrize("path", PIXELS, ids=NAMES)
 def test_bad_standard_parameters_make_nothing(path, tmp_path, monkeypatch):
     """One sentence in the start cell, before a run is made."""
