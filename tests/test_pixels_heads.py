@@ -403,6 +403,10 @@ def test_gain_figure_draws_one_interval_per_model_with_an_imagined_latent(monkey
     figure = figures.look_ahead_gain({"drift": rows, "push": rows})
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == ["JEPA"] and len(figure.axes) == 2
+    alone = figures.look_ahead_gain({"drift": rows})  # one panel is narrower than its legend's line
+    alone.canvas.draw()
+    place = alone.legends[0].get_window_extent()
+    assert place.x0 >= 0 and place.x1 <= alone.bbox.width
     with pytest.raises(figures.FigureError, match="no model has an imagined latent"):
         figures.look_ahead_gain({"drift": rows[1:]})
 

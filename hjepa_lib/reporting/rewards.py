@@ -93,7 +93,7 @@ def look_ahead_gain(worlds: Mapping[str, Sequence[Mapping[str, Any]]], title: st
     lines = {name: [row for row in rows if row["look_ahead"]] for name, rows in worlds.items()}
     if not any(lines.values()):
         raise FigureError("no model has an imagined latent")
-    height = 0.9 + 0.42 * max(len(rows) for rows in lines.values())
+    height = 1.0 + 0.42 * max(len(rows) for rows in lines.values())
     figure, axes = style.panels(1, len(lines), 4.0, height)
     looks = {
         "look_ahead": (-0.13, style.ORANGE, "o", "LARP minus reward MLP"),
@@ -111,6 +111,7 @@ def look_ahead_gain(worlds: Mapping[str, Sequence[Mapping[str, Any]]], title: st
         axis.set_title(world)
         axis.grid(axis="x")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    # Two labels side by side are wider than one panel.
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(2, len(lines)))
     style.headline(figure, title)
     return figure
