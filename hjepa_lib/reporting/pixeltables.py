@@ -70,7 +70,7 @@ def pixels_table(comparison: Mapping[str, Any]) -> str:
     lines = [f"<tr><th>Measure</th>{head}<th>Trivial guess</th></tr>"]
     for name, column in comparison["columns"].items():
         cells = "".join(f"<td>{_text(cells[name]['text'])}</td>" for cells in models.values())
-        title = f'<td class="text" title="{_text(column["meaning"])}">{_text(_words(name))}</td>'
+        title = f'<td title="{_text(column["meaning"])}">{_text(_words(name))}</td>'
         lines.append(f"<tr>{title}{cells}<td>{_guess(comparison, name, column)}</td></tr>")
     said = "".join(f"<li>{_text(sentence)}</li>" for sentence in sentences(comparison))
     pairs = "".join(f"<p>{_text(_pair(pair))}</p>" for pair in comparison["matched"])
@@ -83,7 +83,7 @@ def pixels_table(comparison: Mapping[str, Any]) -> str:
         f"{n['validation']:,} of validation in {n['episodes']} episodes. Mean over seeds with its "
         "95 % interval; errors in latents are divided by that of copying the last latent, because "
         "the units of two latent spaces cannot be compared.</p>\n"
-        f'<div class="card scroll"><table>{"".join(lines)}</table></div>\n{pairs}{notes}'
+        f'<div class="card scroll"><table class="named">{"".join(lines)}</table></div>\n{pairs}{notes}'
         f'<details class="card"><summary>Paired comparisons</summary><ul>{said}</ul></details>'
     )
 
