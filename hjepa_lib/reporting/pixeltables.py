@@ -83,7 +83,8 @@ def pixels_table(comparison: Mapping[str, Any]) -> str:
         f"{n['validation']:,} of validation in {n['episodes']} episodes. Mean over seeds with its "
         "95 % interval; errors in latents are divided by that of copying the last latent, because "
         "the units of two latent spaces cannot be compared.</p>\n"
-        f'<div class="card scroll"><table class="named">{"".join(lines)}</table></div>\n{pairs}{notes}'
+        f'<div class="card scroll"><table class="named">{"".join(lines)}</table></div>\n'
+        f"{pairs}{notes}"
         f'<details class="card"><summary>Paired comparisons</summary><ul>{said}</ul></details>'
     )
 
