@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from hjepa_lib import pixelstages
-from hjepa_lib.config import Config, ConfigError
+from hjepa_lib.config import Config, ConfigError, read_yaml
 from hjepa_lib.evaluation.diagnostics import collapse_ratio
 from hjepa_lib.fields import from_dict
 from hjepa_lib.files import read_json, write_atomic, write_json
@@ -37,12 +36,7 @@ def read_entries(path: Path | None) -> list[dict[str, Any]]:
     """The list of losses in a YAML file; without one, each of `LOSSES` at its defaults."""
     if path is None:
         return [{"name": kind, "type": kind} for kind in LOSSES]
-    try:
-        entries = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise ConfigError(f"the file of auxiliary losses {path} does not exist") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    entries = read_yaml(path, "the file of auxiliary losses")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ConfigError(f"{path} must hold a list of auxiliary losses {{name, type, params}}")
     return entries

@@ -60,6 +60,7 @@ __all__ = [
     "load_yaml",
     "parse_overrides",
     "profile",
+    "read_yaml",
     "to_dict",
 ]  # fmt: skip
 
@@ -174,16 +175,23 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     return {key: (left[key], right[key]) for key in left if left[key] != right[key]}
 
 
-def load_yaml(path: str | Path, base: Config | None = None) -> Config:
-    """A YAML file of nested sections on top of `base`, else of its own `profile:`."""
+def read_yaml(path: str | Path, what: str) -> Any:
+    """The content of a YAML file called `what` in the ConfigError of a missing or broken one."""
     try:
-        tree = yaml.safe_load(Path(path).read_text()) or {}
+        return yaml.safe_load(Path(path).read_text())
     except FileNotFoundError as error:
-        raise ConfigError(f"config file {path} does not exist") from error
+        raise ConfigError(f"{what} {path} does not exist") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise ConfigError(f"{path} is not valid YAML{where}: {error.problem}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:  # not text at all
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def load_yaml(path: str | Path, base: Config | None = None) -> Config:
+    """A YAML file of nested sections on top of `base`, else of its own `profile:`."""
+    tree = read_yaml(path, "config file") or {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of settings")
     if base is None:

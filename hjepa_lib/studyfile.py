@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hjepa_lib.agent import METHODS, THREE_LEVELS
-from hjepa_lib.config import Config, ConfigError, profile
+from hjepa_lib.config import Config, ConfigError, profile, read_yaml
 from hjepa_lib.runs import repository
 from hjepa_lib.studyrow import FLOORS, Cell, Recipe, Row
 
@@ -112,13 +110,7 @@ def read_grid(path: Path) -> Grid:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise ConfigError(f"grid file {path} does not exist") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
-    tree = _mapping(tree, "the file", path)
+    tree = _mapping(read_yaml(path, "grid file"), "the file", path)
     for key in tree:
         if key not in _SECTIONS:
             raise ConfigError(f"unknown section {key!r} in {path}; known: {', '.join(_SECTIONS)}")

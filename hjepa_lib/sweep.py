@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-import yaml
 from pandas.api.types import is_object_dtype
 
 from hjepa_lib import engines, machine, runner
-from hjepa_lib.config import Config, ConfigError, flatten, profile
+from hjepa_lib.config import Config, ConfigError, flatten, profile, read_yaml
 from hjepa_lib.files import read_json, sha256, write_atomic, write_json
 from hjepa_lib.remote import push_files
 from hjepa_lib.reporting.summary import RESULT_FIELDS, SummaryError, validate
@@ -69,12 +68,7 @@ class Outcome(NamedTuple):
 
 def read_study(path: Path) -> Study:
     """Parse and check a grid file; every cell's config is built, so errors come before any work."""
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise ConfigError(f"grid file {path} does not exist") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    tree = read_yaml(path, "grid file")
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping with {', '.join(_SECTIONS)}")
     for key in tree:

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hjepa_lib.evaluation import bars
 from hjepa_lib.evaluation import frontier as fr
+from hjepa_lib.evaluation import verdict
 from hjepa_lib.evaluation.failures import LABELS
 from hjepa_lib.evaluation.rows import (
     RowsError,
@@ -227,12 +227,12 @@ def test_choice_takes_the_best_point_within_the_budget():
     rates = (0.2, 0.5, 0.5, 0.9)
     rows = curve("tried", rates, (1e6, 1e7, 2e7, 1e8), group="choose", split="validation")
     test = curve("test", (1.0,), (1e6,), group="choose")
-    found = bars.choose(pd.concat([rows, test]), "flat", "latent", 3e7)
+    found = verdict.choose(pd.concat([rows, test]), "flat", "latent", 3e7)
     assert (found.budget, found.rate, found.flops, found.tried) == (10, 0.5, 1e7, 3)
     with pytest.raises(RowsError, match="no validation point of flat, latent takes 5e"):
-        bars.choose(rows, "flat", "latent", 5e5)
+        verdict.choose(rows, "flat", "latent", 5e5)
     with pytest.raises(RowsError, match="seed 2 is missing"):
-        bars.choose(rows[:-1], "flat", "latent", 3e7)
+        verdict.choose(rows[:-1], "flat", "latent", 3e7)
 
 
 def test_parameter_match():

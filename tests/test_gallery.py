@@ -9,7 +9,7 @@ from tiny import tiny_config
 
 from hjepa_lib import runs
 from hjepa_lib.config import profile
-from hjepa_lib.evaluation import bars
+from hjepa_lib.evaluation import verdict
 from hjepa_lib.evaluation.rows import RowsError, load_rows, pack_solved
 from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.files import read_json, write_json
@@ -80,8 +80,8 @@ def study(budgets=(0.25, 0.5, 1.0), seeds=(0, 1)):
         for name in ("random", "oracle"):
             hits = 40 * (name == "oracle")
             found.append(study_row(f"p1_{name}", "floors", seed, hits, name, None))
-        found.append(study_row(bars.HIERARCHY, "bar", seed, 38, "l1+l2", 5e7, budget=0.5))
-        found.append(study_row(bars.FLAT, "bar", seed, 20, "flat", 5e7, grid="flat.horizon=48"))
+        found.append(study_row(verdict.HIERARCHY, "bar", seed, 38, "l1+l2", 5e7, budget=0.5))
+        found.append(study_row(verdict.FLAT, "bar", seed, 20, "flat", 5e7, grid="flat.horizon=48"))
         for method, rate in (("l1+l2", 39), ("flat", 20)):
             for budget in budgets:
                 hits, flops = round(rate * budget**0.2), 1e8 * budget
@@ -113,7 +113,9 @@ def test_study_block_says_what_the_rows_say(tmp_path):
     best = "best of all budgets from 25 to 100 MFLOP: l1+l2 97.5 % at 100 MFLOP per step, flat 50.0"
     assert best in text and "All trials" not in text
     p1 = [study_row(f"p1_{m}", "p1", 0, 30, m, 1e8) for m in ("flat", "l1+l2")]
-    assert "flat (latent cost) solves 30 of 40 at 100 MFLOP" in bars.sentences(pd.DataFrame(p1))[0]
+    assert (
+        "flat (latent cost) solves 30 of 40 at 100 MFLOP" in verdict.sentences(pd.DataFrame(p1))[0]
+    )
     assert "Latent cost, FLOPs of flat over those of L1+L2" in text and "at least " in text
     assert "| level 2 tampered with | control zero | l1+l2, latent | 2.5 (0.7-8.7) |" in text
     assert "frontier" not in gallery.markdown(gallery.pooled(gallery.shown(study(), gallery.TABLE)))
@@ -121,7 +123,7 @@ def test_study_block_says_what_the_rows_say(tmp_path):
 
 def test_unfinished_points_are_left_out_and_mixed_ones_refused(tmp_path):
     whole = study()
-    half = whole[~((whole["cell"] == bars.FLAT) & (whole["seed"] == 1))]
+    half = whole[~((whole["cell"] == verdict.FLAT) & (whole["seed"] == 1))]
     text = gallery.study_block(half)
     assert "horizon 48" not in text and "McNemar" not in text
     mixed = whole.assign(**{"planner.flat.horizon": 8})
@@ -133,13 +135,13 @@ def test_unfinished_points_are_left_out_and_mixed_ones_refused(tmp_path):
 def test_the_bar_s_settings_are_those_that_validation_trials_choose():
     """Nothing is chosen on test trials: the pair's points are the best ones of `choose`."""
     rows = load_rows(runs.repository() / "outputs" / "gallery" / "study.csv")
-    test = rows[rows["cell"].isin([bars.HIERARCHY, bars.FLAT])].groupby("cell").first()
+    test = rows[rows["cell"].isin([verdict.HIERARCHY, verdict.FLAT])].groupby("cell").first()
     if len(test) < 2:
         pytest.skip("the study has not played the pair yet")
-    limit = bars.SLACK * test.loc[bars.HIERARCHY, "flops_per_step"]
-    flat = bars.choose(rows, "flat", "latent", limit)
-    assert (flat.grid, flat.budget) == tuple(test.loc[bars.FLAT, ["grid", "budget"]])
-    two = bars.choose(rows, "l1+l2", "latent", limit)
+    limit = verdict.SLACK * test.loc[verdict.HIERARCHY, "flops_per_step"]
+    flat = verdict.choose(rows, "flat", "latent", limit)
+    assert (flat.grid, flat.budget) == tuple(test.loc[verdict.FLAT, ["grid", "budget"]])
+    two = verdict.choose(rows, "l1+l2", "latent", limit)
     planner = profile("laptop").planning.hierarchy
     wanted = {
         "hierarchy.level2.horizon": planner.level2.horizon,

@@ -148,25 +148,18 @@ def data_print(config):
     return data.sha256, data.state_shape, [len(part) for part in parts]
 
 
-@pytest.mark.parametrize("field", ENVIRONMENT_CHANGES)
-def test_every_setting_of_the_environment_acts(field):
-    """F9, ENV-1 to ENV-7; `action_repeat` belongs to PPO: tests/test_pixels_ppo.py."""
-    changed = {f"environment__{field}": ENVIRONMENT_CHANGES[field]}
-    base, other = (
-        test_pixels_data.settings(**SHORT),
-        test_pixels_data.settings(**SHORT | changed),
-    )
-    assert data_print(other) != data_print(base)
+COLLECTION_CHANGES = {
+    f"{section}__{field}": value
+    for section, changes in (("environment", ENVIRONMENT_CHANGES), ("data", DATA_CHANGES))
+    for field, value in changes.items()
+}
 
 
-@pytest.mark.parametrize("field", DATA_CHANGES)
-def test_every_setting_of_the_collection_acts(field):
-    """F9, DATA-1, DATA-4."""
-    changed = {f"data__{field}": DATA_CHANGES[field]}
-    base, other = (
-        test_pixels_data.settings(**SHORT),
-        test_pixels_data.settings(**SHORT | changed),
-    )
+@pytest.mark.parametrize("field", COLLECTION_CHANGES)
+def test_every_setting_of_environment_and_collection_acts(field):
+    """F9, ENV-1 to ENV-7, DATA-1, DATA-4; PPO's `action_repeat`: tests/test_pixels_ppo.py."""
+    base = test_pixels_data.settings(**SHORT)
+    other = test_pixels_data.settings(**SHORT | {field: COLLECTION_CHANGES[field]})
     assert data_print(other) != data_print(base)
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from hjepa_lib.evaluation.bars import sentences
 from hjepa_lib.evaluation.frontier import frontier
 from hjepa_lib.evaluation.rows import check_rows, load_rows, split_finished
 from hjepa_lib.evaluation.statistics import wilson
+from hjepa_lib.evaluation.verdict import sentences
 from hjepa_lib.files import read_json, write_atomic
 from hjepa_lib.reporting.frontier import frontiers
 from hjepa_lib.reporting.style import png
