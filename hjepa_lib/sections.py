@@ -112,10 +112,10 @@ class GuardedOptimConfig(OptimConfig):
 class Level1Config(Checked):
     """JEPA over single steps (PLDM, arXiv 2502.14819)."""
 
-    encoder: str = choice("fast", "impala", "fast", "vit")
+    encoder: str = choice("fast", "impala", "fast", "keypoint", "vit")
     latent_dim: int = number(128, 2)
     width: int = number(32, 4)
-    """Channels of `fast`, width of the tokens of `vit` (`impala` is fixed at 16, 32, 32)."""
+    """Channels of `fast`, maps of `keypoint`, width of the tokens of `vit`; `impala` has its own."""
     predictor: str = choice("mlp", "gru", "mlp", "transformer")
     hidden: int = number(256, 4)
     """Hidden width of the `mlp` predictor, width of the tokens of `transformer`."""
@@ -157,6 +157,13 @@ class DistanceConfig(Checked):
 
     form: str = choice("metric", "metric", "quasimetric")
     """`metric`: ||phi(s) - phi(g)||; `quasimetric`: asymmetric, max of positive coordinate gaps."""
+    teacher: str = choice("bootstrap", "bootstrap", "graph")
+    """`bootstrap`: n-step targets from a slow copy; `graph`: shortest paths among recorded states
+    (training/paths.py), without n_step, gamma, expectile, ema_rate and future_goals."""
+    link: float = number(0.8, 1e-3)
+    """`graph`: states this many usual steps apart, or less, are joined; keep it below a wall."""
+    graph_trajectories: int = number(40, 1, 200)
+    """`graph`: trajectories of one layout whose states make one graph."""
     dim: int = number(32, 1)
     hidden: int = number(256, 4)
     n_step: int = number(8, 1)

@@ -61,7 +61,10 @@ LEAVES = {leaf: value for leaf, value in flatten(BASE).items() if not leaf.start
         ("level1.optim.lr=-1", r"lr must lie in \[0, inf\]; got -1.0"),
         ("level1.optim.batch=1", r"batch must lie in \[2, inf\]; got 1"),
         ("level2.disable_l2=1", "disable_l2 must be bool, got '1'"),
-        ("level1.encoder=resnet", "encoder must be one of impala, fast, vit; got 'resnet'"),
+        (
+            "level1.encoder=resnet",
+            "encoder must be one of impala, fast, keypoint, vit; got 'resnet'",
+        ),
         ("seed=-1", "seed must lie in"),
         ("evaluation.budgets=0.5+x", "budgets must be float, got 'x'"),
         ("evaluation.budgets=0.5+0", "budgets must lie in"),
@@ -255,6 +258,7 @@ CONTEXT: list[tuple[str, dict]] = [
         r"level1\.pretrain_.*",
         {"level1.encoder": "vit", "level1.pretrain_mask": 0.2, "level1.pretrain_updates": 2},
     ),
+    (r"distance\.(link|graph_trajectories)", {"distance.teacher": "graph"}),
     (r"level1\.layouts_per_batch", {"data.layouts": "random"}),
     (r"level1\.rollout", {"level1.rollout": 2}),
     (r".*\.optim\.clip", in_every_training(clip=0.01)),
@@ -316,6 +320,7 @@ SPECIAL = {
     "data.source": ["<npz>"],  # a file made below
     "data.exclude_wall": ["30-40"],
     "data.exclude_door": ["30-40"],
+    "distance.graph_trajectories": [1],  # the tiny data have fewer than the default
     "level1.patch": [5],  # divides 65 px
     "level2.levels": [[8, 3]],
     "level3.step_skip": [12],  # a multiple of level 2's

@@ -168,13 +168,13 @@ def random_walks(neighbours, count=200, length=40):
     return torch.stack(walk, 1)
 
 
-def learn(neighbours, form):
-    """(learned, shortest) distances between all pairs of different states, and both matrices."""
+def learn(neighbours, form, teacher="bootstrap"):
+    """Matrices of learned and of shortest distances between all pairs of states."""
     states = len(neighbours)
     optim = OptimConfig(updates=700, batch=96, lr=3e-3, weight_decay=0, warmup=0.02)
     config = DistanceConfig(
-        form=form, dim=16, hidden=32, n_step=1, gamma=0.99, expectile=0.98, ema_rate=0.05,
-        optim=optim,
+        form=form, teacher=teacher, dim=16, hidden=32, n_step=1, gamma=0.99, expectile=0.98,
+        ema_rate=0.05, optim=optim,
     )  # fmt: skip
     torch.manual_seed(0)
     head = Distance(config, states)
@@ -207,19 +207,21 @@ def grid(side=4):
     return neighbours
 
 
+@pytest.mark.parametrize("teacher", ["bootstrap", "graph"])
 @pytest.mark.parametrize(("rooms", "form"), [(maze(), "metric"), (grid(), "quasimetric")])
-def test_shortest_paths_are_learned_from_random_walks(rooms, form):
+def test_shortest_paths_are_learned_from_random_walks(rooms, form, teacher):
     """Never-seen long pairs included: correlation > .98 and less than half a step of mean error."""
-    found, wanted = learn(rooms, form)
+    found, wanted = learn(rooms, form, teacher)
     pairs = ~np.eye(len(found), dtype=bool)
     assert np.corrcoef(found[pairs], wanted[pairs])[0, 1] > 0.98
     assert np.abs(found - wanted)[pairs].mean() < 0.5
 
 
-def test_one_way_streets_need_the_quasimetric():
+@pytest.mark.parametrize("teacher", ["bootstrap", "graph"])
+def test_one_way_streets_need_the_quasimetric(teacher):
     """On a directed ring one step back takes a whole round: the asymmetric form can say so."""
     ring = torch.roll(torch.eye(6), 1, dims=1)
-    found, wanted = learn(ring, "quasimetric")
+    found, wanted = learn(ring, "quasimetric", teacher)
     forward, back = (
         found[np.arange(6), (np.arange(6) + 1) % 6],
         found[(np.arange(6) + 1) % 6, np.arange(6)],

@@ -42,7 +42,7 @@ def test_parameter_counts_of_the_reference_are_the_published_ones(normaliser):
     assert count_parameters(model) == 2_218_672 + 525_826
 
 
-@pytest.mark.parametrize("name", ["impala", "fast"])
+@pytest.mark.parametrize("name", ["impala", "fast", "keypoint"])
 @pytest.mark.parametrize("size", [64, 65])
 def test_encoders_take_any_image_size(name, size, normaliser):
     """PL10: 64 and 65 px; the head infers its width."""
@@ -52,6 +52,33 @@ def test_encoders_take_any_image_size(name, size, normaliser):
     assert latents.shape == (2, 3, 16)
     assert latents.dtype == torch.float32
     assert torch.isfinite(latents).all()
+
+
+def test_keypoints_are_the_places_of_features():
+    """One bright cell per map: its coordinates, x before y, the same in every part of the image."""
+    torch.manual_seed(0)
+    encoder = build_encoder("keypoint", 2, 65, 16, 4)
+    maps = torch.full((1, 4, 17, 17), -50.0)
+    cells = [(0, 0), (16, 0), (8, 8), (3, 12)]  # (column, row)
+    for index, (column, row) in enumerate(cells):
+        maps[0, index, row, column] = 50.0
+    encoder.convs = nn.Identity()
+    wanted = torch.tensor(cells) / 4.0 - 2
+    torch.testing.assert_close(encoder.locate(maps)[0], wanted, atol=1e-5, rtol=0)
+
+
+def test_keypoints_move_with_the_picture():
+    """Shifted by one stride (4 px), every expected place shifts by one cell."""
+    torch.manual_seed(0)
+    encoder = build_encoder("keypoint", 2, 65, 16, 8)
+    frame = torch.zeros(2, 2, 65, 65)
+    frame[0, 0, 28:31, 32:35] = 40.0
+    frame[1, 0, 28:31, 36:39] = 40.0
+    here, there = encoder.locate(frame)
+    moved = (there - here)[:, 0] > 1e-3  # maps that look at the dot at all
+    assert moved.sum() >= 2
+    assert ((there - here)[moved, 0] < 0.26).all()
+    torch.testing.assert_close(here[:, 1], there[:, 1], atol=0.02, rtol=0)
 
 
 def test_images_that_do_not_fit_are_one_clear_error(level1):
@@ -72,7 +99,7 @@ def test_unknown_names_are_refused():
 
 
 # --- encoding ---------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["impala", "fast"])
+@pytest.mark.parametrize("name", ["impala", "fast", "keypoint"])
 def test_pixels_are_normalised_inside(name):
     """F14: the encoder sees (pixel - mean) / std in [0, 255] units, per channel."""
     model = make_level1(tiny_config(level1__encoder=name))

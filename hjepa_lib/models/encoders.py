@@ -3,9 +3,10 @@
 `impala` is the reference of PLDM and EB-JEPA (arXiv 2502.14819, 2602.03604): 1,426,096 weights at
 65 px and D = 512, LayerNorm included. Unlike the public code its head infers the flattened width,
 so any image that survives three halvings works (PL10). `fast` is a three-layer strided convolution
-for CPUs: the first layer already divides each side by four, so activations stay in cache. `vit` is
-a vision transformer (Dosovitskiy et al. 2021) of one frame, without dropout; its patches can be
-hidden, which is what masked pre-training does (training/masked.py).
+for CPUs: the first layer already divides each side by four, so activations stay in cache.
+`keypoint` reads places from feature maps: the fewest weights, for few data. `vit` is a vision
+transformer (Dosovitskiy et al. 2021) of one frame, without dropout; its patches can be hidden,
+which is what masked pre-training does (training/masked.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from hjepa_lib.models.pixel_encoders import Patches
 from hjepa_lib.models.transformer import Transformer
 
 MIN_IMAGE = 16
+SPREAD = 2.0  # keypoint coordinates of the image's edges: the dot's then have a spread near 1
 
 
 class ResidualBlock(nn.Module):
@@ -80,6 +82,40 @@ class FastEncoder(nn.Module):
         return self.head(self.convs(x).flatten(1))
 
 
+class KeypointEncoder(nn.Module):
+    """Where something is instead of what is at each place: per feature map its expected place.
+
+    Spatial softmax (Finn et al. 2016, arXiv 1509.06113): a place costs no weights of its own, so
+    the dot is located where no training frame had it. Conv 7x7 stride 4, conv 3x3, conv 1x1, then
+    one Linear over the 2 * width coordinates.
+    """
+
+    def __init__(self, image_channels: int, image_size: int, latent_dim: int, width: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(
+            nn.Conv2d(image_channels, width, 7, stride=4, padding=3),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 1),
+        )
+        side = (image_size - 1) // 4 + 1
+        line = torch.linspace(-SPREAD, SPREAD, side)
+        places = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)  # (side, side, 2) x, y
+        self.register_buffer("places", places.reshape(-1, 2), persistent=False)
+        self.head = nn.Linear(2 * width, latent_dim)
+        self.norm = nn.Identity()
+
+    def locate(self, x: Tensor) -> Tensor:
+        """(M, C, Hpx, Wpx) -> (M, width, 2) expected (x, y), in [-2, 2] from edge to edge."""
+        maps = self.convs(x).flatten(2)  # (M, width, side * side)
+        with torch.autocast(x.device.type, enabled=False):  # bf16 would round places to 0.2 px
+            return maps.float().softmax(-1) @ self.places
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.locate(x).flatten(1))
+
+
 class VitEncoder(nn.Module):
     """Patches through `depth` transformer blocks, then one Linear over all tokens at their places.
 
@@ -134,6 +170,8 @@ def build_encoder(
         return ImpalaEncoder(image_channels, image_size, latent_dim)
     if name == "fast":
         return FastEncoder(image_channels, image_size, latent_dim, width)
+    if name == "keypoint":
+        return KeypointEncoder(image_channels, image_size, latent_dim, width)
     if name == "vit":
         return VitEncoder(image_channels, image_size, latent_dim, width, patch, depth, heads)
-    raise ValueError(f"unknown encoder {name!r}; known: impala, fast, vit")
+    raise ValueError(f"unknown encoder {name!r}; known: impala, fast, keypoint, vit")

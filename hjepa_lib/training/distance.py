@@ -1,7 +1,8 @@
 """Training of the temporal-distance head on frozen latents, from offline trajectories only.
 
-Goals: `future_goals` of them come from the future of the same trajectory, the rest are random
-states of the same layout (a state of another layout is never reachable).
+Two teachers. `bootstrap`: n-step targets (models/distance.py) for goals of which `future_goals`
+come from the future of the same trajectory and the rest are random states of the same layout (a
+state of another layout is never reachable). `graph`: lengths of shortest paths (paths.py).
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hjepa_lib.config import DistanceConfig
-from hjepa_lib.models.distance import Distance, distance_terms, update_slow
+from hjepa_lib.models.distance import Distance, DistanceTerms, distance_terms, update_slow
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.loop import Fit, step_generator
+from hjepa_lib.training.paths import find_paths
 
 
 class GoalBatch(NamedTuple):
@@ -36,8 +39,7 @@ class GoalSampler:
         self.ends = store.starts[1:][store.trajectory] - 1  # last state of each state's trajectory
         index = torch.arange(len(store.positions))
         self.usable = index[index < self.ends]  # states with at least one successor
-        walls = torch.stack([store.layout.wall_x, store.layout.door_y], -1)  # (R, 2)
-        _, self.group = walls.unique(dim=0, return_inverse=True)  # (R,) layout id
+        self.group = store.layout_ids()  # (R,)
         self.order = self.group.argsort(stable=True)
         self.counts = self.group.bincount()
         self.offsets = self.counts.cumsum(0) - self.counts
@@ -74,50 +76,60 @@ def train_distance(
     precision: str = "fp32",
     folder: Path | None = None,
 ) -> Fit:
-    """Iterate to train `head` in place; the EMA copy rides along as `head.slow` state."""
-    slow = head.slow_copy()
-    both = torch.nn.ModuleDict({"head": head, "slow": slow})  # so that a resume restores both
+    """Iterate to train `head` in place; the slow copy of `bootstrap` rides along for a resume."""
     device = next(head.parameters()).device
-    sampler = GoalSampler(store, config.n_step, config.future_goals)
+    slow = head.slow_copy() if config.teacher == "bootstrap" else None
+    trained = torch.nn.ModuleDict({"head": head})
+    if slow is not None:
+        trained["slow"] = slow  # so that a resume restores it too
+        sampler = GoalSampler(store, config.n_step, config.future_goals)
+    else:
+        pairs = find_paths(store, config, seed)
     held_out = None
     if validation is not None:
         held_out = GoalSampler(validation, config.n_step, 1.0)
 
-    def terms(source: GoalSampler, batch: int, generator: torch.Generator):
+    def fetch(source: LatentStore, *index: Tensor) -> tuple[Tensor, ...]:
+        return source.latents[torch.stack(index)].float().to(device).unbind(0)
+
+    def terms(source: GoalSampler, batch: int, generator: torch.Generator) -> DistanceTerms:
         pick = source.sample(batch, generator)
-        latents = source.store.latents[torch.stack([pick.now, pick.later, pick.goal])]
-        now, later, goal = latents.float().to(device).unbind(0)
+        now, later, goal = fetch(source.store, pick.now, pick.later, pick.goal)
         steps = pick.steps.float().to(device)
         return distance_terms(head, slow, now, later, goal, steps, pick.at_goal.to(device))
 
     def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        if slow is None:
+            pick = torch.randint(len(pairs.steps), (config.optim.batch,), generator=generator)
+            start, goal = fetch(store, pairs.start[pick], pairs.goal[pick])
+            loss = F.smooth_l1_loss(head(start, goal), pairs.steps[pick].to(device))
+            return loss, {"path_error": loss.item()}
         found = terms(sampler, config.optim.batch, generator)
         return found.expectile + found.excess, {k: v.item() for k, v in found._asdict().items()}
 
     def validate() -> dict[str, float]:
         # No key "loss": the bootstrapped target grows while the head gets better, so its loss
         # cannot choose weights; the calibration against recorded steps is what to look at.
-        found = terms(held_out, 4096, step_generator(seed, 0))
+        report: dict[str, float] = {}
+        if slow is not None:
+            found = terms(held_out, 4096, step_generator(seed, 0))
+            report = {k: v.item() for k, v in found._asdict().items()}
         pick = held_out.sample(4096, step_generator(seed, 1))
-        latents = held_out.store.latents
-        predicted = head(
-            latents[pick.now].float().to(device), latents[pick.goal].float().to(device)
-        )
+        predicted = head(*fetch(validation, pick.now, pick.goal))
         recorded = (pick.goal - pick.now).float()  # an upper bound of the true distance
-        return {
-            **{k: v.item() for k, v in found._asdict().items()},
+        return report | {
             "recorded_steps": recorded.mean().item(),
             "predicted_steps": predicted.mean().item(),
             "overestimated": (predicted.cpu() > recorded).float().mean().item(),
         }
 
     return Fit(
-        both,
+        trained,
         loss_fn,
         config.optim,
         seed=seed,
         precision=precision,
         folder=folder,
         validate=None if held_out is None else validate,
-        after_update=lambda: update_slow(slow, head),
+        after_update=None if slow is None else lambda: update_slow(slow, head),
     )
