@@ -115,7 +115,7 @@ class Level1Config(Checked):
     encoder: str = choice("fast", "impala", "fast", "keypoint", "vit")
     latent_dim: int = number(128, 2)
     width: int = number(32, 4)
-    """Channels of `fast`, maps of `keypoint`, width of the tokens of `vit`; `impala` has its own."""
+    """Channels of `fast`, maps of `keypoint`, width of the tokens of `vit` (`impala`: fixed)."""
     predictor: str = choice("mlp", "gru", "mlp", "transformer")
     hidden: int = number(256, 4)
     """Hidden width of the `mlp` predictor, width of the tokens of `transformer`."""
