@@ -7,6 +7,7 @@ A probe never touches the world model: it reads detached latents. `Probe` is PLD
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,9 @@ def train_probe(
         latents, positions = train.latents[pick].float(), train.positions[pick]
         return probe.loss(latents.to(device), positions.to(device)), {}
 
-    for _ in Fit(probe, loss_fn, PROBE_OPTIM, seed=seed):
+    # A level 1 of a smoke run gets a probe of the same kind: no 1,000 updates after 15 of its own.
+    updates = min(PROBE_OPTIM.updates, 10 * model.config.optim.updates)
+    for _ in Fit(probe, loss_fn, replace(PROBE_OPTIM, updates=updates), seed=seed):
         pass
     probe.eval().requires_grad_(False)
     found = probe(validation.latents.float().to(device)).cpu()
