@@ -411,6 +411,30 @@ def test_revision_and_versions(tmp_path):
     json.dumps(machine.versions())
 
 
+def test_revision_of_notebooks_behind_a_filter(tmp_path):
+    """The filter, slow to start, is never started; a changed notebook is a change."""
+    calls = tmp_path / "calls"
+
+    def git(folder, *command):
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+        subprocess.run(["git", *command], cwd=folder, check=True, env=clean, capture_output=True)
+
+    source, clone = tmp_path / "source", tmp_path / "clone"
+    source.mkdir()
+    git(source, "init", "-q")
+    (source / ".gitattributes").write_text("*.ipynb filter=nbstripout\n")
+    (source / "a.ipynb").write_text("cells\n")
+    git(source, "add", ".")
+    git(source, "-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "-qm", "x")
+    git(tmp_path, "clone", "-q", "source", "clone")
+    git(clone, "config", "filter.nbstripout.clean", f"echo x >> '{calls}'; sed /output/d")
+    assert len(machine.revision(clone)) == 40
+    assert not calls.exists()
+    (clone / "a.ipynb").write_text("other\n")  # of the same size: contents are compared
+    assert machine.revision(clone).endswith("-dirty")
+    assert not calls.exists()
+
+
 def test_pretrained_export_is_a_run_without_data_or_resume_state(root):
     run = Run.create("a", CONFIG)
     with pytest.raises(RunError, match="no trained level 1"):
