@@ -39,7 +39,7 @@ class GoalSampler:
         self.ends = store.starts[1:][store.trajectory] - 1  # last state of each state's trajectory
         index = torch.arange(len(store.positions))
         self.usable = index[index < self.ends]  # states with at least one successor
-        self.group = store.layout_ids()  # (R,)
+        self.group = store.layout.numbers()  # (R,) of its trajectories
         self.order = self.group.argsort(stable=True)
         self.counts = self.group.bincount()
         self.offsets = self.counts.cumsum(0) - self.counts

@@ -49,10 +49,6 @@ class LatentStore:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             self.latents = model.encode_chunked(frames, total).to(torch.bfloat16)  # (M, D)
 
-    def layout_ids(self) -> Tensor:
-        """(R,) per trajectory: equal numbers for equal layouts."""
-        return self.layout.pairs().unique(dim=0, return_inverse=True)[1]
-
     def windows(self, length: int) -> Tensor:
         """First indices of all windows of `length` states; none crosses a trajectory (F6)."""
         index = torch.arange(len(self.positions))

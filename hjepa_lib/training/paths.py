@@ -69,7 +69,7 @@ def find_paths(store: LatentStore, config: DistanceConfig, seed: int) -> PathPai
     """
     generator = torch.Generator().manual_seed(seed)
     unit, symmetric = usual_step(store), config.form == "metric"
-    layouts = store.layout_ids()
+    layouts = store.layout.numbers()
     found: list[PathPairs] = []
     for layout in layouts.unique():
         members = torch.nonzero(layouts == layout)[:, 0]

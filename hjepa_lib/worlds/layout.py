@@ -83,6 +83,10 @@ class Layout(NamedTuple):
         """Columns (wall_x, door_y), float32."""
         return torch.stack((self.wall_x, self.door_y), -1)
 
+    def numbers(self) -> Tensor:  # (B,)
+        """Equal numbers for equal layouts, from 0."""
+        return self.pairs().unique(dim=0, return_inverse=True)[1]
+
     @staticmethod
     def fixed(batch: int = 1, device: torch.device | str = "cpu") -> Layout:
         """`batch` copies of PLDM's fixed layout."""
