@@ -69,7 +69,8 @@ def test_paths_go_round_the_wall():
     pairs = find_paths(store, settings(), 0)
     own = store.trajectory[pairs.start]
     layout = store.layout.index(own)
-    assert torch.equal(store.layout.numbers()[own], store.layout.numbers()[store.trajectory[pairs.goal]])
+    number = store.layout.numbers()
+    assert torch.equal(number[own], number[store.trajectory[pairs.goal]])
     start, goal = store.positions[pairs.start], store.positions[pairs.goal]
     truth = oracle_length(start, goal, layout).numpy()
     other = ((start[:, 0] < layout.wall_x) != (goal[:, 0] < layout.wall_x)).numpy()
