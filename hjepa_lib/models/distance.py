@@ -3,8 +3,8 @@
     metric:       d(s, g) = || phi(s) - phi(g) ||_2    (symmetric, a metric by construction)
     quasimetric:  d(s, g) = max_i relu(phi_i(g) - phi_i(s)) + mean_i relu(phi_i(g) - phi_i(s))
 
-trained on frozen latents by expectile regression on an n-step bootstrapped target, the idea of
-HILP (Park et al. 2024): with V = -d,
+trained on frozen latents, by default with expectile regression on an n-step bootstrapped target,
+the idea of HILP (Park et al. 2024; training/paths.py is the other teacher): with V = -d,
 
     target = -(1 - gamma^n) / (1 - gamma) - gamma^n * dbar(s_{t+n}, g)     (0 at the goal)
     loss   = L2_tau(target - V(s_t, g)) + relu(d(s_t, s_{t+k}) - k)^2,  k <= n
