@@ -749,6 +749,19 @@ def test_comparison_is_a_table_of_numbers():
     assert lone.loc["time of one update (ms, median)", "jepa"] == "10"
 
 
+def test_a_reward_r2_of_too_few_rewards_says_so():
+    """An error without an R2 is not an empty cell: that would be a model without rewards."""
+    rows = [
+        {"model": "jepa", "seed": 0, "reward_r2": None, "reward_mse": 0.1, "imagined_r2": 0.5,
+         "imagined_mse": 0.1, "collapsed": False},
+        {"model": "untrained", "seed": 0, "reward_r2": None, "reward_mse": None,
+         "collapsed": False},
+    ]  # fmt: skip
+    table = measures.comparison(rows)
+    assert table.loc["reward R2, true next latent"].tolist() == ["not estimable", ""]
+    assert table.loc["reward R2, imagined next latent"].tolist() == ["0.5", ""]
+
+
 def test_the_tuning_sweep_has_the_seeds_values(tmp_path, monkeypatch, whole):
     study = sweep.read_study(Path(sweep.__file__).parent / "configs/grid_jepa_tuning.yaml")
     grids = [cell.config.pixels.grid for cell in study.cells]

@@ -264,17 +264,24 @@ MEASURES = {
 }
 """Columns of a result row that the comparison shows, in this order."""
 
+ESTIMATES = {"reward_r2": "reward_mse", "imagined_r2": "imagined_mse"}
+"""The error that a model has wherever its R2 was asked for."""
+
 
 def comparison(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """GRID-10: one row per measure, one column per model, from result rows of all seeds.
 
     A cell is the mean over seeds with its interval; the last rows are the seed spread of the reward
-    R2 (standard deviation) and the collapse rate. What a model does not have is left empty.
+    R2 (standard deviation) and the collapse rate. What a model does not have is left empty; an R2
+    for which there are too few rewards is "not estimable".
     """
     table = pd.DataFrame(list(rows))
     columns: dict[str, dict[str, str]] = {}
     for kind, own in table.groupby("model", sort=False):
         cells = {title: _cell(own[name]) for name, title in MEASURES.items() if name in own}
+        for name, error in ESTIMATES.items():
+            if {name, error} <= set(own) and own[error].notna().any() and own[name].isna().all():
+                cells[MEASURES[name]] = "not estimable"
         r2 = own["reward_r2"].dropna()
         cells["seed spread of reward R2 (std)"] = f"{r2.std():.3f}" if len(r2) > 1 else ""
         flags = own["collapsed"].dropna()
