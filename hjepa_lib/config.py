@@ -91,6 +91,10 @@ class Config(Checked):
         planners = (self.planning.flat, self.planning.hierarchy.tracker)
         if self.level1.predictors == 1 and any(one.disagreement for one in planners):
             raise ConfigError("a planner's disagreement cost needs level1.predictors > 1")
+        if self.level1.static_dim and self.data.layouts == "fixed":
+            raise ConfigError("level1.static_dim needs data.layouts=random or rectangle")
+        if self.level1.static_dim and self.level2.train == "joint":
+            raise ConfigError("level1.static_dim needs level2.train=frozen")
         if self.level3.enabled:
             self._check_level3()
 

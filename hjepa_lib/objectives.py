@@ -1,6 +1,6 @@
-"""The six named loss terms of both levels (PLDM arXiv 2502.14819, EB-JEPA arXiv 2602.03604).
+"""The named loss terms of both levels (PLDM arXiv 2502.14819, EB-JEPA arXiv 2602.03604).
 
-    L = sim*sim + std*a + std_t*l + cov*b + sim_t*d + idm*w   (+ lambda * KL at level 2)
+    L = sim*sim + std*a + std_t*l + cov*b + sim_t*d + idm*w + static*s   (+ lambda * KL at level 2)
 
 | term  | pldm form                                        | eb_jepa form                     |
 |-------|--------------------------------------------------|----------------------------------|
@@ -10,8 +10,13 @@
 | cov   | sum_{i!=j} C_ij^2 / (D (D-1)), C of Z_0           | C of the pooled (B, T) samples   |
 | sim_t | mean (z_t - z_{t-1})^2                            | the same                         |
 | idm   | mean (MLP([z_t; z_{t+1}]) - a_t)^2                | the same, actions normalised     |
+| static| 0, or mean (z_s - mean z_s of its layout)^2       | the same                         |
 
-Terms take a `Rollout`, so level 2 uses the very same functions on its own time grid.
+Terms take a `Rollout`, so level 2 uses the very same functions on its own time grid. `static` is
+our own, for layouts that change: the first S = `level1.static_dim` components of a latent have to
+agree between all states of a layout, whatever the dot does. Their samples for std and cov are the
+means of the layouts (G, S); std and cov are then averages over the D components of both parts,
+std_t and sim_t are those of the other D - S.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ EPS = 1e-4
 
 
 class LossTerms(NamedTuple):
-    """Unweighted scalars, in the order of `LossConfig`."""
+    """Unweighted scalars, in the order of `Level1LossConfig`."""
 
     sim: Tensor
     std: Tensor
@@ -37,6 +42,7 @@ class LossTerms(NamedTuple):
     cov: Tensor
     sim_t: Tensor
     idm: Tensor
+    static: Tensor
 
 
 def similarity(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -56,13 +62,13 @@ def hinge_std_time(latents: Tensor) -> Tensor:
 
 
 def covariance(samples: Tensor) -> Tensor:
-    """samples (M, D) -> mean squared off-diagonal entry of their covariance."""
+    """samples (M, D) -> mean squared off-diagonal entry of their covariance, 0 with D = 1."""
     count, dim = samples.shape
     centred = samples - samples.mean(dim=0)
     matrix = centred.T @ centred / (count - 1)  # (D, D)
     # The diagonal goes first: subtracting its squares from the sum would cancel, even below zero.
     off_diagonal = matrix - matrix.diagonal().diag()
-    return off_diagonal.square().sum() / (dim * (dim - 1))
+    return off_diagonal.square().sum() / max(1, dim * (dim - 1))
 
 
 def temporal_similarity(latents: Tensor) -> Tensor:
@@ -76,21 +82,49 @@ def inverse_dynamics(latents: Tensor, actions: Tensor, head: nn.Module) -> Tenso
     return (head(pairs).float() - actions).square().mean()
 
 
-def loss_terms(rollout: Rollout, form: str, idm_head: nn.Module | None) -> LossTerms:
-    """All six terms of one level; without a head (or actions) the idm term is 0."""
+def layout_means(static: Tensor, layouts: Tensor) -> Tensor:
+    """static (B, T, S), layouts (B,) in 0..G-1, each used -> (G, S) mean over a layout's states."""
+    count, steps = int(layouts.max()) + 1, static.shape[1]
+    total = static.new_zeros(count, static.shape[2]).index_add(0, layouts, static.sum(1))
+    return total / (steps * layouts.bincount(minlength=count))[:, None]
+
+
+def loss_terms(
+    rollout: Rollout,
+    form: str,
+    idm_head: nn.Module | None,
+    static: int = 0,
+    layouts: Tensor | None = None,
+) -> LossTerms:
+    """All terms of one level; without a head (or actions) the idm term is 0.
+
+    With `static` S > 0 the first S of D components are the static part, and `layouts` (B,), whole
+    numbers in 0..G-1 with G > 1 (else ValueError), says which windows share a layout.
+    """
     latents = rollout.encodings
-    samples = latents[:, 0] if form == "pldm" else latents.flatten(0, 1)
+    moving = latents[..., static:]
+    samples = moving[:, 0] if form == "pldm" else moving.flatten(0, 1)
     zero = latents.new_zeros(())
+    std, cov, spread = hinge_std(samples), covariance(samples), zero
+    if static:
+        if layouts is None or int(layouts.max()) == 0:
+            raise ValueError("a static part needs windows of at least two layouts")
+        means = layout_means(latents[..., :static], layouts)  # (G, S)
+        spread = (latents[..., :static] - means[layouts][:, None]).square().mean()
+        share = static / latents.shape[-1]
+        std = share * hinge_std(means) + (1 - share) * std
+        cov = share * covariance(means) + (1 - share) * cov
     return LossTerms(
         sim=similarity(rollout.predictions, rollout.targets),
-        std=hinge_std(samples),
-        std_t=hinge_std_time(latents) if latents.shape[1] > 2 else zero,
-        cov=covariance(samples),
-        sim_t=temporal_similarity(latents),
+        std=std,
+        std_t=hinge_std_time(moving) if latents.shape[1] > 2 else zero,
+        cov=cov,
+        sim_t=temporal_similarity(moving),
         idm=zero if idm_head is None else inverse_dynamics(latents, rollout.actions, idm_head),
+        static=spread,
     )
 
 
 def weighted_sum(terms: LossTerms, config: LossConfig) -> Tensor:
-    """The scalar that is minimised."""
-    return sum(getattr(config, name) * value for name, value in terms._asdict().items())
+    """The scalar that is minimised; a level without a coefficient for `static` has no such part."""
+    return sum(getattr(config, name, 0.0) * value for name, value in terms._asdict().items())

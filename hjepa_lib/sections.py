@@ -54,7 +54,7 @@ class DataConfig(Checked):
 
 @dataclass(frozen=True)
 class LossConfig(Checked):
-    """Coefficients of the six named terms (objectives.py)."""
+    """Coefficients of the named terms (objectives.py)."""
 
     form: str = choice("eb_jepa", "pldm", "eb_jepa")
     """`pldm`: std and cov on frame 0; `eb_jepa`: pooled over batch and time."""
@@ -64,6 +64,13 @@ class LossConfig(Checked):
     cov: float = number(0.5, 0)
     sim_t: float = number(0.5, 0)
     idm: float = number(2.0, 0)
+
+
+@dataclass(frozen=True)
+class Level1LossConfig(LossConfig):
+    """Only level 1 has a static part, and only with level1.static_dim > 0."""
+
+    static: float = number(1.4, 0)
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,10 @@ class Level1Config(Checked):
     predictor: str = choice("mlp", "gru", "mlp", "transformer")
     hidden: int = number(256, 4)
     """Hidden width of the `mlp` predictor, width of the tokens of `transformer`."""
+    layers: int = number(2, 1, 32)
+    """Hidden layers of the `mlp` predictor; walls that stand elsewhere in every layout need 6."""
+    static_dim: int = number(0, 0)
+    """Components of the latent, the first ones, that describe the layout and never move."""
     predictors: int = number(1, 1, 16)
     """Ensemble size K of 003's L_sim and PLDM v2."""
     target: str = choice("online", "online", "ema")
@@ -133,7 +144,7 @@ class Level1Config(Checked):
     """Steps of the autoregressive roll-out in the loss; 0 = the whole window."""
     layouts_per_batch: int = number(0, 0)
     """Random layouts only: windows of a batch come from this many layouts; 0 = no grouping."""
-    loss: LossConfig = LossConfig()
+    loss: Level1LossConfig = Level1LossConfig()
     optim: OptimConfig = OptimConfig()
     patch: int = number(13, 1)
     """Side of a patch of `vit`, px; divides the image's 65."""
@@ -149,6 +160,12 @@ class Level1Config(Checked):
         super().__post_init__()
         if self.pretrain_mask and self.encoder != "vit":
             raise ConfigError("level1.pretrain_mask needs level1.encoder=vit: it hides patches")
+        if self.static_dim and self.predictor == "gru":
+            raise ConfigError("level1.static_dim needs a predictor that adds to z, not gru")
+        if self.static_dim > self.latent_dim - 2:
+            raise ConfigError(
+                f"level1.static_dim must leave at least 2 of level1.latent_dim={self.latent_dim}"
+            )
 
 
 @dataclass(frozen=True)

@@ -221,6 +221,14 @@ def test_settings_that_would_do_nothing_are_refused():
         ("level1.pretrain_mask=0.4", r"level1\.pretrain_mask needs level1\.encoder=vit"),
         ("level2.conditioning=true", r"level2\.conditioning needs level2\.train=joint"),
         ("level2.loss.std=1", r"level2\.loss\.std needs level2\.train=joint"),
+        ("level2.loss.static=1", r"unknown setting .*level2\.loss\.static"),
+        ("level1.static_dim=4", r"static_dim needs data\.layouts=random or rectangle"),
+        ("level1.static_dim=4,data.layouts=random,level1.predictor=gru", "not gru"),
+        ("level1.static_dim=15,data.layouts=random", r"at least 2 of level1\.latent_dim=16"),
+        (
+            "level1.static_dim=4,data.layouts=random,level2.train=joint",
+            r"static_dim needs level2\.train=frozen",
+        ),
         ("planning.flat.disagreement=1", r"disagreement cost needs level1\.predictors > 1"),
         (
             "planning.hierarchy.tracker.disagreement=1",
@@ -259,7 +267,8 @@ CONTEXT: list[tuple[str, dict]] = [
         {"level1.encoder": "vit", "level1.pretrain_mask": 0.2, "level1.pretrain_updates": 2},
     ),
     (r"distance\.(link|graph_trajectories)", {"distance.teacher": "graph"}),
-    (r"level1\.layouts_per_batch", {"data.layouts": "random"}),
+    (r"level1\.(layouts_per_batch|static_dim)", {"data.layouts": "random"}),
+    (r"level1\.loss\.static", {"data.layouts": "random", "level1.static_dim": 4}),
     (r"level1\.rollout", {"level1.rollout": 2}),
     (r".*\.optim\.clip", in_every_training(clip=0.01)),
     # Without learning no validation improves, so patience ends the training early.

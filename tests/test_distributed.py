@@ -28,7 +28,8 @@ KINDS = {
     "pldm": {"level1__loss__form": "pldm", "level1__loss__std_t": 0.2},
     "pooled": {"level1__loss__form": "eb_jepa", "level1__rollout": 3},
     "ensemble, ema": {"level1__target": "ema", "level1__predictors": 2},
-    "layouts": {"level1__layouts_per_batch": 2},
+    "layouts": {"data__layouts": "random", "level1__layouts_per_batch": 2},
+    "static": {"data__layouts": "random", "level1__static_dim": 4, "level1__layouts_per_batch": 3},
 }
 UPDATES = {"level1__optim__updates": 6, "level1__optim__validate_every": 3}
 
@@ -37,7 +38,7 @@ def one_batch(kind):
     """Model and whole batch of 8 windows, the same wherever it is called."""
     config = tiny_config(**KINDS[kind]).level1
     model = make_level1(tiny_config(**KINDS[kind]))
-    windows = Windows(tiny_data("random" if kind == "layouts" else "fixed"), config.window)
+    windows = Windows(tiny_data(tiny_config(**KINDS[kind]).data.layouts), config.window)
     return model, windows.sample(config.optim.batch, seeded(3), config.layouts_per_batch)
 
 
@@ -69,7 +70,7 @@ def process(rank, port, folder):
         with torch.no_grad():  # what a process would see without its neighbour
             rollout = model(own.frames(CPU), own.actions)
             seen[kind, "alone"] = loss_terms(rollout, model.config.loss.form, model.idm)._asdict()
-        seen[kind] = loss_and_gradients(model, own)
+        seen[kind] = loss_and_gradients(model, batch)
     reports, weights = learn(folder / f"resume{rank}")
     seen["reports"], seen["weights"] = [tuple(report) for report in reports], weights
     seen["files"] = sorted(path.name for path in folder.glob(f"resume{rank}/*"))

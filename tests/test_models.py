@@ -98,6 +98,28 @@ def test_unknown_names_are_refused():
         build_predictor("lstm", 16, 2, 16, nn.Identity())
 
 
+@pytest.mark.parametrize("name", ["mlp", "transformer"])
+def test_a_predictor_leaves_the_static_part_alone(name):
+    torch.manual_seed(0)
+    plain = build_predictor(name, 16, 2, 8, nn.Identity())
+    static = build_predictor(name, 16, 2, 8, nn.Identity(), static=5)
+    latent, action = torch.randn(7, 16), torch.randn(7, 2)
+    after = static(latent, action)
+    assert torch.equal(after[:, :5], latent[:, :5])
+    assert (after[:, 5:] != latent[:, 5:]).all()
+    assert (plain(latent, action)[:, :5] != latent[:, :5]).all()
+    # The static part decides where the rest goes: it is what tells one layout from another.
+    other = torch.cat([latent[:, :5] + 1, latent[:, 5:]], 1)
+    assert (static(other, action)[:, 5:] != after[:, 5:]).any()
+
+
+def test_layers_counts_the_hidden_layers_of_the_mlp_predictor():
+    for layers in (1, 2, 6):
+        net = build_predictor("mlp", 16, 2, 8, nn.Identity(), layers=layers).net
+        linear = [m for m in net if isinstance(m, nn.Linear)]
+        assert [m.out_features for m in linear] == [8] * layers + [16]
+
+
 # --- encoding ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["impala", "fast", "keypoint"])
 def test_pixels_are_normalised_inside(name):

@@ -57,7 +57,14 @@ class Jepa(nn.Module):
         )
         self.predictors = nn.ModuleList(
             build_predictor(
-                config.predictor, dim, ACTION_DIM, config.hidden, self.encoder.norm, **tokens
+                config.predictor,
+                dim,
+                ACTION_DIM,
+                config.hidden,
+                self.encoder.norm,
+                **tokens,
+                layers=config.layers,
+                static=config.static_dim,
             )
             for _ in range(config.predictors)
         )

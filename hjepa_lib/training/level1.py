@@ -1,4 +1,4 @@
-"""Training of level 1: windows of positions -> rendered frames -> roll-out -> six loss terms.
+"""Training of level 1: windows of positions -> rendered frames -> roll-out -> named loss terms.
 
 Validation runs on one fixed batch of held-out trajectories and reports, next to the loss, what a
 loss cannot show: collapse (mean std and effective rank of the latents), how well a ridge regression
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hjepa_lib.config import Level1Config
 from hjepa_lib.data.windows import WindowBatch, Windows
-from hjepa_lib.models.jepa import Jepa
-from hjepa_lib.objectives import loss_terms, weighted_sum
+from hjepa_lib.models.jepa import Jepa, Rollout
+from hjepa_lib.objectives import LossTerms, loss_terms, weighted_sum
 from hjepa_lib.training import distributed
 from hjepa_lib.training.loop import Fit, step_generator
 from hjepa_lib.training.probes import effective_rank, fit_ridge, rmse_px
@@ -38,7 +38,7 @@ def train_level1(
 
     def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         batch = train.sample(config.optim.batch, generator, config.layouts_per_batch)
-        return level1_loss(model, distributed.own_rows(batch), device)
+        return level1_loss(model, batch, device)
 
     def validate() -> dict[str, float]:
         batch = validation.sample(VALIDATION_WINDOWS, step_generator(seed, 0))
@@ -64,21 +64,31 @@ def level1_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Weighted loss and the unweighted named terms of one batch of windows.
 
-    Under torchrun `batch` holds this process's rows, and the terms are those of all rows together.
+    Under torchrun each process encodes its own rows, and the terms are those of all rows together.
     """
-    frames = batch.frames(device)
-    rollout = distributed.gather_rollout(model(frames, batch.actions.to(device)))
+    own = distributed.own_rows(batch)
+    rollout = distributed.gather_rollout(model(own.frames(device), own.actions.to(device)))
     with torch.autocast(device.type, enabled=False):  # variances and covariances stay in fp32
-        terms = loss_terms(rollout, model.config.loss.form, model.idm)
+        terms = _terms(model, rollout, batch)
         loss = weighted_sum(terms, model.config.loss)
     return loss, {name: value.item() for name, value in terms._asdict().items()}
+
+
+def _terms(model: Jepa, rollout: Rollout, batch: WindowBatch) -> LossTerms:
+    config = model.config
+    if not config.static_dim:
+        return loss_terms(rollout, config.loss.form, model.idm)
+    layout = torch.stack([batch.layout.wall_x, batch.layout.door_y], -1)  # (B, 2)
+    _, same = layout.unique(dim=0, return_inverse=True)
+    same = same.to(rollout.encodings.device)
+    return loss_terms(rollout, config.loss.form, model.idm, config.static_dim, same)
 
 
 def validate_level1(model: Jepa, batch: WindowBatch, device: torch.device) -> dict[str, float]:
     """Loss terms, collapse metrics and ridge probes of one held-out batch."""
     frames = batch.frames(device)
     rollout = model(frames, batch.actions.to(device))
-    terms = loss_terms(rollout, model.config.loss.form, model.idm)
+    terms = _terms(model, rollout, batch)
     latents = rollout.encodings  # (B, T, D)
     flat = latents.flatten(0, 1).cpu()
     half = len(batch.positions) // 2 * batch.positions.shape[1]
