@@ -1,6 +1,6 @@
-"""The named loss terms of both levels (PLDM arXiv 2502.14819, EB-JEPA arXiv 2602.03604).
+"""The six named loss terms of both levels (PLDM arXiv 2502.14819, EB-JEPA arXiv 2602.03604).
 
-    L = sim*sim + std*a + std_t*l + cov*b + sim_t*d + idm*w + static*s   (+ lambda * KL at level 2)
+    L = sim*sim + std*a + std_t*l + cov*b + sim_t*d + idm*w   (+ lambda * KL at level 2)
 
 | term  | pldm form                                        | eb_jepa form                     |
 |-------|--------------------------------------------------|----------------------------------|
@@ -10,13 +10,15 @@
 | cov   | sum_{i!=j} C_ij^2 / (D (D-1)), C of Z_0           | C of the pooled (B, T) samples   |
 | sim_t | mean (z_t - z_{t-1})^2                            | the same                         |
 | idm   | mean (MLP([z_t; z_{t+1}]) - a_t)^2                | the same, actions normalised     |
-| static| 0, or mean (z_s - mean z_s of its layout)^2       | the same                         |
 
-Terms take a `Rollout`, so level 2 uses the very same functions on its own time grid. `static` is
-our own, for layouts that change: the first S = `level1.static_dim` components of a latent have to
-agree between all states of a layout, whatever the dot does. Their samples for std and cov are the
-means of the layouts (G, S); std and cov are then averages over the D components of both parts,
-std_t and sim_t are those of the other D - S.
+Terms take a `Rollout`, so level 2 uses the very same functions on its own time grid. For layouts
+that change there is a seventh, of our own: the first S = `level1.static_dim` components of a latent
+agree between all states of a layout, whatever the dot does, and tell layouts apart. That is VICReg
+(arXiv 2105.04906) with the states of a layout as views:
+
+    static = mean (z_s - m)^2 + std(m) + cov(m),   m (G, S) the means over each layout
+
+std, std_t, cov and sim_t are then those of the other D - S components.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ EPS = 1e-4
 
 
 class LossTerms(NamedTuple):
-    """Unweighted scalars, in the order of `Level1LossConfig`."""
+    """Unweighted scalars, in the order of `LossConfig`."""
 
     sim: Tensor
     std: Tensor
@@ -42,7 +44,6 @@ class LossTerms(NamedTuple):
     cov: Tensor
     sim_t: Tensor
     idm: Tensor
-    static: Tensor
 
 
 def similarity(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -82,49 +83,41 @@ def inverse_dynamics(latents: Tensor, actions: Tensor, head: nn.Module) -> Tenso
     return (head(pairs).float() - actions).square().mean()
 
 
-def layout_means(static: Tensor, layouts: Tensor) -> Tensor:
-    """static (B, T, S), layouts (B,) in 0..G-1, each used -> (G, S) mean over a layout's states."""
+def layout_identity(static: Tensor, layouts: Tensor) -> Tensor:
+    """static (B, T, S), layouts (B,) in 0..G-1, each used -> the term `static`.
+
+    ValueError for windows of one layout: nothing could be told apart.
+    """
+    if int(layouts.max()) == 0:
+        raise ValueError("a static part needs windows of at least two layouts")
     count, steps = int(layouts.max()) + 1, static.shape[1]
     total = static.new_zeros(count, static.shape[2]).index_add(0, layouts, static.sum(1))
-    return total / (steps * layouts.bincount(minlength=count))[:, None]
+    means = total / (steps * layouts.bincount(minlength=count))[:, None]  # (G, S)
+    spread = (static - means[layouts][:, None]).square().mean()
+    return spread + hinge_std(means) + covariance(means)
 
 
 def loss_terms(
-    rollout: Rollout,
-    form: str,
-    idm_head: nn.Module | None,
-    static: int = 0,
-    layouts: Tensor | None = None,
+    rollout: Rollout, form: str, idm_head: nn.Module | None, static: int = 0
 ) -> LossTerms:
-    """All terms of one level; without a head (or actions) the idm term is 0.
+    """All six terms of one level; without a head (or actions) the idm term is 0.
 
-    With `static` S > 0 the first S of D components are the static part, and `layouts` (B,), whole
-    numbers in 0..G-1 with G > 1 (else ValueError), says which windows share a layout.
+    The first `static` components of the latents are left to `layout_identity`.
     """
     latents = rollout.encodings
     moving = latents[..., static:]
     samples = moving[:, 0] if form == "pldm" else moving.flatten(0, 1)
     zero = latents.new_zeros(())
-    std, cov, spread = hinge_std(samples), covariance(samples), zero
-    if static:
-        if layouts is None or int(layouts.max()) == 0:
-            raise ValueError("a static part needs windows of at least two layouts")
-        means = layout_means(latents[..., :static], layouts)  # (G, S)
-        spread = (latents[..., :static] - means[layouts][:, None]).square().mean()
-        share = static / latents.shape[-1]
-        std = share * hinge_std(means) + (1 - share) * std
-        cov = share * covariance(means) + (1 - share) * cov
     return LossTerms(
         sim=similarity(rollout.predictions, rollout.targets),
-        std=std,
+        std=hinge_std(samples),
         std_t=hinge_std_time(moving) if latents.shape[1] > 2 else zero,
-        cov=cov,
+        cov=covariance(samples),
         sim_t=temporal_similarity(moving),
         idm=zero if idm_head is None else inverse_dynamics(latents, rollout.actions, idm_head),
-        static=spread,
     )
 
 
 def weighted_sum(terms: LossTerms, config: LossConfig) -> Tensor:
-    """The scalar that is minimised; a level without a coefficient for `static` has no such part."""
-    return sum(getattr(config, name, 0.0) * value for name, value in terms._asdict().items())
+    """The scalar that is minimised."""
+    return sum(getattr(config, name) * value for name, value in terms._asdict().items())

@@ -54,7 +54,7 @@ class DataConfig(Checked):
 
 @dataclass(frozen=True)
 class LossConfig(Checked):
-    """Coefficients of the named terms (objectives.py)."""
+    """Coefficients of the six named terms (objectives.py)."""
 
     form: str = choice("eb_jepa", "pldm", "eb_jepa")
     """`pldm`: std and cov on frame 0; `eb_jepa`: pooled over batch and time."""
@@ -68,9 +68,9 @@ class LossConfig(Checked):
 
 @dataclass(frozen=True)
 class Level1LossConfig(LossConfig):
-    """Only level 1 has a static part, and only with level1.static_dim > 0."""
+    """The seventh, which only level 1 has, and only with level1.static_dim > 0."""
 
-    static: float = number(1.4, 0)
+    static: float = number(2.0, 0)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Small trained variants beside a run: data sizes, model sizes, epochs and designs of level 2.
 
-A variant is an ordinary run folder `<run>-variants/<name>` with the settings of its run except for
-the ones named here, so it resumes like any run and none is ever deleted. All variants of a group
+A variant is an ordinary run folder `<run>-variants/<name>-u<updates>` with the settings of its run
+except for the ones named here, so it resumes like any run and none is ever deleted; its updates are
+in its name because two notebooks train on the same data for different times. All of a group
 get the same number of updates, so that a small data set is seen more often and not trained less.
 Results are played on validation trials: variants are looked at, nothing is chosen on test trials.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +64,7 @@ _TABLE = "outputs/gallery/study.csv"
 class Variant(NamedTuple):
     """One training beside a run."""
 
-    name: str  # of its folder
+    name: str  # of its folder: what it is, then -u and the updates asked for
     changes: dict[str, Any]  # dotted settings
     stages: tuple[str, ...] = ("l1", "distance")
 
@@ -93,12 +95,12 @@ def size(config: Config, transitions: int, updates: int) -> Variant:
     changes = budget(config, updates) | {"data.transitions": transitions}
     if transitions < _WHOLE:
         changes["data.val_fraction"] = 0.0
-    return Variant(f"size-{transitions}", changes)
+    return Variant(f"size-{transitions}-u{updates}", changes)
 
 
 def pair(config: Config, name: str, updates: int) -> Variant:
     """A smaller or larger level 1 on `BASE` transitions."""
-    return Variant(f"model-{name}", size(config, BASE, updates).changes | PAIRS[name])
+    return Variant(f"model-{name}-u{updates}", size(config, BASE, updates).changes | PAIRS[name])
 
 
 def epochs(config: Config, count: int, updates: int, folder: Path) -> Variant:
@@ -106,13 +108,13 @@ def epochs(config: Config, count: int, updates: int, folder: Path) -> Variant:
     small = config.override({"data.transitions": EPOCHS_AT})
     passes = compare.with_epochs(small, count, folder).level1.optim.updates
     changes = size(config, EPOCHS_AT, updates).changes | {"level1.optim.updates": passes}
-    return Variant(f"epochs-{count}", changes)
+    return Variant(f"epochs-{count}-u{updates}", changes)
 
 
 def frozen(config: Config, updates: int) -> Variant:
     """Both levels one after the other, on `BASE` transitions: what `joint` is compared with."""
     changes = size(config, BASE, updates).changes
-    return Variant(f"size-{BASE}", changes, ("l1", "distance", "l2"))
+    return Variant(f"size-{BASE}-u{updates}", changes, ("l1", "distance", "l2"))
 
 
 def joint(config: Config, name: str, updates: int) -> Variant:
@@ -121,15 +123,14 @@ def joint(config: Config, name: str, updates: int) -> Variant:
     states = level2.macro_steps * level2.step_skip + 1
     changes = size(config, BASE, updates).changes | {"level2.train": "joint"} | JOINT[name]
     changes["level1.optim.batch"] = max(2, round(level1.optim.batch * level1.window / states))
-    return Variant(name, changes, ("l1", "distance", "l2"))
+    return Variant(f"{name}-u{updates}", changes, ("l1", "distance", "l2"))
 
 
 def latent(base: Workspace, kind: str, updates: int) -> Variant:
     """Another kind of level-2 latent on the trained level 1 of `base`."""
     count = min(2 * updates, base.config.level2.optim.updates)
-    return Variant(
-        f"latent-{kind}", {"level2.latent": kind, "level2.optim.updates": count}, ("l2",)
-    )
+    changes = {"level2.latent": kind, "level2.optim.updates": count}
+    return Variant(f"latent-{kind}-u{updates}", changes, ("l2",))
 
 
 # --- training ---------------------------------------------------------------------------------
@@ -198,7 +199,8 @@ def measure(
         for method in methods
         for cost in COSTS
     ]
-    return Measured(name or side.run.name, _about(side, agent), errors, rows)
+    label = name or re.sub(r"-u\d+$", "", side.run.name)
+    return Measured(label, _about(side, agent), errors, rows)
 
 
 def score(

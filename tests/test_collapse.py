@@ -428,7 +428,7 @@ def test_a_variant_is_a_run_beside_its_run(whole, short_probe):
     wanted = variants.size(whole.config, 634, 3)
     said = []
     side = variants.train(whole, wanted, say=said.append)
-    assert side.run.path == whole.run.path.parent / "trained-variants" / "size-634"
+    assert side.run.path == whole.run.path.parent / "trained-variants" / "size-634-u3"
     assert side.config.level1.optim.updates == 3
     stamp = (side.run.path / "l1" / "model.safetensors").stat().st_mtime_ns
     again = variants.train(whole, wanted, say=said.append)
@@ -436,8 +436,9 @@ def test_a_variant_is_a_run_beside_its_run(whole, short_probe):
     assert sum("done before" in line for line in said) == 2
     assert (whole.run.path / "manifest.json").read_text() == before
     assert (whole.run.path.parent / "latest").read_text() == "trained\n"
+    changed = wanted._replace(changes=wanted.changes | {"level1.optim.updates": 2})
     with pytest.raises(RunError, match=r"was made with .*updates=3, not 2"):
-        variants.train(whole, variants.size(whole.config, 634, 2), say=said.append)
+        variants.train(whole, changed, say=said.append)
     measured = variants.measure(side, ("flat",), 3, 12, 4)
     assert measured.about["transitions"] == 634
     assert measured.errors["level 1"].shape == (4,)
@@ -445,6 +446,26 @@ def test_a_variant_is_a_run_beside_its_run(whole, short_probe):
         ("flat", "latent"), ("flat", "distance"),
     ]  # fmt: skip
     assert measured.rows[0]["solved"].shape == (3,)
+    assert measured.name == "size-634"  # how tables and figures call it
+
+
+MAKERS = (
+    lambda config, n: variants.frozen(config, n),
+    lambda config, n: variants.pair(config, "small", n),
+    lambda config, n: variants.joint(config, "joint", n),
+    lambda config, n: variants.latent(SimpleNamespace(config=config), "fsq", n),
+)
+
+
+def test_two_notebooks_train_the_same_variant_for_different_times(whole, short_probe):
+    """Notebook 08 met notebook 07's folder of the same data and refused it."""
+    both = [
+        variants.train(whole, variants.size(whole.config, 634, n), say=lambda _: None)
+        for n in (1, 2)
+    ]
+    assert [side.config.level1.optim.updates for side in both] == [1, 2]
+    made = [make(whole.config, count) for count in (1, 2) for make in MAKERS]
+    assert len({one.name for one in made}) == len(made)
 
 
 def test_a_level_2_variant_takes_level_1_over(whole):

@@ -291,7 +291,7 @@ def test_planning_collapse_runs_after_the_others(finished, root):
     assert {path.name for path in (run.path / "collapse").glob("*.csv")} == {
         "planning.csv", "variants.csv", "verdicts.csv",
     }  # fmt: skip
-    assert (root / "collapse-copy-variants" / "size-20312" / "manifest.json").is_file()
+    assert (root / "collapse-copy-variants" / "size-20312-u300" / "manifest.json").is_file()
     assert (root / "latest").read_text() == latest
     text = (run.path / "notebooks" / notebooks[0].name).read_text()
     assert "checks passed" in text

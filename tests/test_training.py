@@ -443,7 +443,7 @@ def test_validation_reports_collapse_and_position():
     """F13: loss terms, collapse metrics, probe and open-loop error, all finite numbers."""
     fit = make_job("level1", config_of("level1")).fit
     report = list(fit)[-1].validation
-    wanted = {"loss", "sim", "std", "std_t", "cov", "sim_t", "idm", "static", "latent_std"}
+    wanted = {"loss", "sim", "std", "std_t", "cov", "sim_t", "idm", "latent_std"}
     wanted |= {"effective_rank", "probe_position_px", "open_loop_px"}
     assert report.keys() == wanted
     assert all(math.isfinite(value) for value in report.values())

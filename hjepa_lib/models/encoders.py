@@ -87,11 +87,15 @@ class KeypointEncoder(nn.Module):
 
     Spatial softmax (Finn et al. 2016, arXiv 1509.06113): a place costs no weights of its own, so
     the dot is located where no training frame had it. Conv 7x7 stride 4, conv 3x3, conv 1x1, then
-    one Linear over the 2 * width coordinates.
+    one Linear over the 2 * width coordinates. A static part comes from a `fast` encoder of its own:
+    walls are no points.
     """
 
-    def __init__(self, image_channels: int, image_size: int, latent_dim: int, width: int) -> None:
+    def __init__(
+        self, image_channels: int, image_size: int, latent_dim: int, width: int, static: int = 0
+    ) -> None:
         super().__init__()
+        self.scene = FastEncoder(image_channels, image_size, static, width) if static else None
         self.convs = nn.Sequential(
             nn.Conv2d(image_channels, width, 7, stride=4, padding=3),
             nn.ReLU(),
@@ -103,7 +107,7 @@ class KeypointEncoder(nn.Module):
         line = torch.linspace(-SPREAD, SPREAD, side)
         places = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)  # (side, side, 2) x, y
         self.register_buffer("places", places.reshape(-1, 2), persistent=False)
-        self.head = nn.Linear(2 * width, latent_dim)
+        self.head = nn.Linear(2 * width, latent_dim - static)
         self.norm = nn.Identity()
 
     def locate(self, x: Tensor) -> Tensor:
@@ -113,7 +117,8 @@ class KeypointEncoder(nn.Module):
             return maps.float().softmax(-1) @ self.places
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.locate(x).flatten(1))
+        moving = self.head(self.locate(x).flatten(1))
+        return moving if self.scene is None else torch.cat([self.scene(x), moving], 1)
 
 
 class VitEncoder(nn.Module):
@@ -162,6 +167,7 @@ def build_encoder(
     patch: int = 13,
     depth: int = 2,
     heads: int = 4,
+    static: int = 0,
 ) -> nn.Module:
     """The registered encoder `name`; an image that does not fit it raises ValueError."""
     if image_size < MIN_IMAGE:
@@ -171,7 +177,7 @@ def build_encoder(
     if name == "fast":
         return FastEncoder(image_channels, image_size, latent_dim, width)
     if name == "keypoint":
-        return KeypointEncoder(image_channels, image_size, latent_dim, width)
+        return KeypointEncoder(image_channels, image_size, latent_dim, width, static)
     if name == "vit":
         return VitEncoder(image_channels, image_size, latent_dim, width, patch, depth, heads)
     raise ValueError(f"unknown encoder {name!r}; known: impala, fast, keypoint, vit")

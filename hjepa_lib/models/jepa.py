@@ -51,9 +51,9 @@ class Jepa(nn.Module):
         self.config = config
         self.latent_dim = dim
         self.image_size = image_size
-        tokens = {"depth": config.depth, "heads": config.heads}
+        shared = {"depth": config.depth, "heads": config.heads, "static": config.static_dim}
         self.encoder = build_encoder(
-            config.encoder, IMAGE_CHANNELS, image_size, dim, config.width, config.patch, **tokens
+            config.encoder, IMAGE_CHANNELS, image_size, dim, config.width, config.patch, **shared
         )
         self.predictors = nn.ModuleList(
             build_predictor(
@@ -62,9 +62,8 @@ class Jepa(nn.Module):
                 ACTION_DIM,
                 config.hidden,
                 self.encoder.norm,
-                **tokens,
+                **shared,
                 layers=config.layers,
-                static=config.static_dim,
             )
             for _ in range(config.predictors)
         )

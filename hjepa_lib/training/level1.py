@@ -1,4 +1,4 @@
-"""Training of level 1: windows of positions -> rendered frames -> roll-out -> named loss terms.
+"""Training of level 1: windows of positions -> rendered frames -> roll-out -> loss terms.
 
 Validation runs on one fixed batch of held-out trajectories and reports, next to the loss, what a
 loss cannot show: collapse (mean std and effective rank of the latents), how well a ridge regression
@@ -15,7 +15,7 @@ from torch import Tensor
 from hjepa_lib.config import Level1Config
 from hjepa_lib.data.windows import WindowBatch, Windows
 from hjepa_lib.models.jepa import Jepa, Rollout
-from hjepa_lib.objectives import LossTerms, loss_terms, weighted_sum
+from hjepa_lib.objectives import layout_identity, loss_terms, weighted_sum
 from hjepa_lib.training import distributed
 from hjepa_lib.training.loop import Fit, step_generator
 from hjepa_lib.training.probes import effective_rank, fit_ridge, rmse_px
@@ -69,26 +69,30 @@ def level1_loss(
     own = distributed.own_rows(batch)
     rollout = distributed.gather_rollout(model(own.frames(device), own.actions.to(device)))
     with torch.autocast(device.type, enabled=False):  # variances and covariances stay in fp32
-        terms = _terms(model, rollout, batch)
-        loss = weighted_sum(terms, model.config.loss)
-    return loss, {name: value.item() for name, value in terms._asdict().items()}
+        loss, terms = _objective(model, rollout, batch)
+    return loss, {name: value.item() for name, value in terms.items()}
 
 
-def _terms(model: Jepa, rollout: Rollout, batch: WindowBatch) -> LossTerms:
+def _objective(
+    model: Jepa, rollout: Rollout, batch: WindowBatch
+) -> tuple[Tensor, dict[str, Tensor]]:
     config = model.config
-    if not config.static_dim:
-        return loss_terms(rollout, config.loss.form, model.idm)
-    layout = torch.stack([batch.layout.wall_x, batch.layout.door_y], -1)  # (B, 2)
-    _, same = layout.unique(dim=0, return_inverse=True)
-    same = same.to(rollout.encodings.device)
-    return loss_terms(rollout, config.loss.form, model.idm, config.static_dim, same)
+    six = loss_terms(rollout, config.loss.form, model.idm, config.static_dim)
+    loss, terms = weighted_sum(six, config.loss), six._asdict()
+    if config.static_dim:
+        layout = torch.stack([batch.layout.wall_x, batch.layout.door_y], -1)  # (B, 2)
+        _, same = layout.unique(dim=0, return_inverse=True)
+        part = rollout.encodings[..., : config.static_dim]
+        terms["static"] = layout_identity(part, same.to(part.device))
+        loss = loss + config.loss.static * terms["static"]
+    return loss, terms
 
 
 def validate_level1(model: Jepa, batch: WindowBatch, device: torch.device) -> dict[str, float]:
     """Loss terms, collapse metrics and ridge probes of one held-out batch."""
     frames = batch.frames(device)
     rollout = model(frames, batch.actions.to(device))
-    terms = _terms(model, rollout, batch)
+    loss, terms = _objective(model, rollout, batch)
     latents = rollout.encodings  # (B, T, D)
     flat = latents.flatten(0, 1).cpu()
     half = len(batch.positions) // 2 * batch.positions.shape[1]
@@ -99,8 +103,8 @@ def validate_level1(model: Jepa, batch: WindowBatch, device: torch.device) -> di
     truth = batch.positions[:, : ahead.shape[1]]
     drift = (predicted - truth)[len(truth) // 2 :].square().sum(-1)  # (B/2, T')
     report = {
-        "loss": float(weighted_sum(terms, model.config.loss)),
-        **{name: value.item() for name, value in terms._asdict().items()},
+        "loss": loss.item(),
+        **{name: value.item() for name, value in terms.items()},
         "latent_std": float(flat.std(0).mean()),
         "effective_rank": effective_rank(flat),
         "probe_position_px": rmse_px(probe(flat[half:]), position[half:]),
