@@ -93,8 +93,9 @@ class Config(Checked):
             raise ConfigError("a planner's disagreement cost needs level1.predictors > 1")
         if self.level1.static_dim and self.data.layouts == "fixed":
             raise ConfigError("level1.static_dim needs data.layouts=random or rectangle")
-        if self.level1.static_dim and self.level2.train == "joint":
-            raise ConfigError("level1.static_dim needs level2.train=frozen")
+        for name in ("static_dim", "refine_updates"):
+            if getattr(self.level1, name) and self.level2.train == "joint":
+                raise ConfigError(f"level1.{name} needs level2.train=frozen")
         if self.level3.enabled:
             self._check_level3()
 

@@ -130,6 +130,8 @@ class Level1Config(Checked):
     """Hidden layers of the `mlp` predictor; walls that stand elsewhere in every layout need 6."""
     static_dim: int = number(0, 0)
     """Components of the latent, the first ones, that describe the layout and never move."""
+    refine_updates: int = number(0, 0)
+    """Updates of the predictors alone after the encoder is finished (training/refine.py)."""
     predictors: int = number(1, 1, 16)
     """Ensemble size K of 003's L_sim and PLDM v2."""
     target: str = choice("online", "online", "ema")
@@ -160,8 +162,10 @@ class Level1Config(Checked):
         super().__post_init__()
         if self.pretrain_mask and self.encoder != "vit":
             raise ConfigError("level1.pretrain_mask needs level1.encoder=vit: it hides patches")
-        if self.static_dim and self.predictor == "gru":
-            raise ConfigError("level1.static_dim needs a predictor that adds to z, not gru")
+        if self.predictor == "gru":
+            for name in ("static_dim", "refine_updates"):  # its norm is the encoder's
+                if getattr(self, name):
+                    raise ConfigError(f"level1.{name} needs a predictor that adds to z, not gru")
         if self.static_dim > self.latent_dim - 2:
             raise ConfigError(
                 f"level1.static_dim must leave at least 2 of level1.latent_dim={self.latent_dim}"

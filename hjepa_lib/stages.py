@@ -41,6 +41,7 @@ from hjepa_lib.training.level2 import macro_box, train_joint, train_level2, typi
 from hjepa_lib.training.loop import Fit, Report
 from hjepa_lib.training.masked import pretrain_level1
 from hjepa_lib.training.probes import train_probe
+from hjepa_lib.training.refine import refine_predictors
 from hjepa_lib.workspace import Workspace
 
 LOG_EVERY = 10  # updates between lines of metrics.jsonl
@@ -114,16 +115,18 @@ def train_level1_stage(ws: Workspace) -> Iterator[Report]:
         yield from follow(ws, "l1", fit)
         save_level1(folder, model, normaliser, "last")
         fit.load_best()
+        stores = stores_for(ws, model, train, validation)
+        yield from _refine(ws, model, *stores)
         save_level1(folder, model, normaliser)
         if joint:
             save_weights(folder / "joint_level2.safetensors", both.level2)
         model.eval().requires_grad_(False)
-        stores = stores_for(ws, model, train, validation)
         probe, quality = train_probe(model, normaliser, *stores, seed=config.seed)
         save_weights(folder / "probe.safetensors", probe)
         write_json(folder / "quality.json", quality | probe_errors(model, probe, stores[1]))
     shutil.rmtree(resume)
-    shutil.rmtree(ws.run.path / "resume/l1_pretrain", ignore_errors=True)
+    for name in ("l1_pretrain", "l1_refine"):
+        shutil.rmtree(ws.run.path / "resume" / name, ignore_errors=True)
 
 
 def join_level1(ws: Workspace) -> None:
@@ -159,6 +162,19 @@ def _pretrain(
         yield from follow(ws, "l1_pretrain", fit)
         if model.target_encoder is not None:  # the slow copy of level 1 starts from there as well
             model.target_encoder.load_state_dict(model.encoder.state_dict())
+
+
+def _refine(
+    ws: Workspace, model: Jepa, store: LatentStore, validation: LatentStore
+) -> Iterator[Report]:
+    """The predictors alone, on latents that no longer change, if `level1.refine_updates` asks."""
+    if ws.config.level1.refine_updates:
+        fit = refine_predictors(
+            model, store, validation, ws.config.level1, seed=ws.config.seed,
+            precision=ws.precision, folder=_resume_folder(ws, "l1_refine"),
+        )  # fmt: skip
+        yield from follow(ws, "l1_refine", fit)
+        fit.load_best()
 
 
 def stores_for(

@@ -229,6 +229,11 @@ def test_settings_that_would_do_nothing_are_refused():
             "level1.static_dim=4,data.layouts=random,level2.train=joint",
             r"static_dim needs level2\.train=frozen",
         ),
+        ("level1.refine_updates=2,level1.predictor=gru", r"refine_updates needs .*, not gru"),
+        (
+            "level1.refine_updates=2,level2.train=joint",
+            r"refine_updates needs level2\.train=frozen",
+        ),
         ("planning.flat.disagreement=1", r"disagreement cost needs level1\.predictors > 1"),
         (
             "planning.hierarchy.tracker.disagreement=1",
@@ -268,6 +273,7 @@ CONTEXT: list[tuple[str, dict]] = [
     ),
     (r"distance\.(link|graph_trajectories)", {"distance.teacher": "graph"}),
     (r"level1\.(layouts_per_batch|static_dim)", {"data.layouts": "random"}),
+    (r"level1\.refine_updates", {"level1.refine_updates": 2}),
     (r"level1\.loss\.static", {"data.layouts": "random", "level1.static_dim": 4}),
     (r"level1\.rollout", {"level1.rollout": 2}),
     (r".*\.optim\.clip", in_every_training(clip=0.01)),
@@ -439,6 +445,8 @@ def fingerprint(leaf, config):
     section = leaf.split(".")[0]
     if leaf.startswith("level1.pretrain_"):
         return training_print("pretraining", config)
+    if leaf == "level1.refine_updates":
+        return training_print("refinement", config)
     if leaf == "tracker" or section == "tracking":
         return tracker_print(config)
     if leaf in ("seed", "precision"):

@@ -27,6 +27,7 @@ from hjepa_lib.training.level2 import macro_box, train_joint, train_level2
 from hjepa_lib.training.loop import Fit
 from hjepa_lib.training.masked import pretrain_level1
 from hjepa_lib.training.probes import Probe
+from hjepa_lib.training.refine import refine_predictors
 
 CPU = torch.device("cpu")
 
@@ -179,7 +180,10 @@ def frozen_stores(level1: Level1Config, seed: int, limit: int) -> list[LatentSto
 
 
 def make_job(kind: str, config: Config, folder: Path | None = None, layouts: str = "fixed") -> Job:
-    """`level1`, `pretraining`, `level2`, `level3` (frozen random level 1), `joint`, `distance`."""
+    """`level1`, `pretraining`, `joint`; on a frozen random level 1 the others.
+
+    Those are `refinement` (of its predictors), `level2`, `level3` and `distance`.
+    """
     data = tiny_data(layouts)
     train, validation = data.split(0.2, 0)
     options = {"folder": folder, "precision": config.precision}
@@ -201,6 +205,10 @@ def make_job(kind: str, config: Config, folder: Path | None = None, layouts: str
     frozen = make_level1(config, config.seed).eval().requires_grad_(False)
     stores = frozen_stores(config.level1, config.seed, config.distance.trajectories)
     options["seed"] = config.seed
+    if kind == "refinement":
+        model = make_level1(config, config.seed)
+        fit = refine_predictors(model, *stores, config.level1, **options)
+        return Job(fit, model.predictors, model)
     if kind in ("level2", "level3"):
         make = make_level2 if kind == "level2" else make_level3
         model = make(config, config.seed + 1)
