@@ -52,6 +52,9 @@ LEVERS = {
     "matched": "flat with as many weights as both levels",
     "stitching": "no trajectory crosses the door",
     "sizes": "less data",
+    "p2_floors": "random layouts, without a model",
+    "p2_heldout": "random layouts, none of them trained on",
+    "p2_seen": "random layouts of the training",
 }
 """Groups of the README's second table: what was changed in each."""
 NUMBERS = [
