@@ -1,9 +1,10 @@
-"""Published recipes as overrides: `--set preset=pldm_v2`, `overrides="preset=eb_jepa"`.
+"""Recipes as overrides: `--set preset=pldm_v2`, `overrides="preset=eb_jepa"`.
 
 Coefficients are those of the public configurations (PLDM arXiv 2502.14819 v1 unless v2 is named;
 EB-JEPA arXiv 2602.03604). Updates are exactly E epochs of batches of 64 windows; the public PLDM
 code makes E + 1 passes. Learning rates are base_lr * 64 / 256. Where our terms differ from the
 public ones (EB-JEPA does not normalise actions), the preset cannot reproduce it exactly.
+`random_layouts` is our own, for walls and doors that stand elsewhere in every layout.
 """
 
 from __future__ import annotations
@@ -105,5 +106,25 @@ PRESETS: dict[str, Overrides] = {
         "level1.optim.clip": 2.0,
         "data.recipe": "eb_jepa",
         "data.layouts": "random",
+    },
+    # Places for the dot, a code of its own for the walls, a deep predictor that is refined on
+    # stored latents, and distances from shortest paths among many trajectories of each layout.
+    "random_layouts": {
+        "data.layouts": "random",
+        "data.transitions": 1_500_000,
+        "level1.encoder": "keypoint",
+        "level1.latent_dim": 64,
+        "level1.static_dim": 32,
+        "level1.layers": 6,
+        "level1.window": 9,
+        "level1.layouts_per_batch": 48,
+        "level1.optim.batch": 96,
+        "level1.optim.updates": 3_000,
+        "level1.refine_updates": 3_000,
+        "distance.teacher": "graph",
+        "distance.hidden": 512,
+        "distance.trajectories": 16_000,
+        "distance.optim.updates": 6_000,
+        "evaluation.protocol": "p2_heldout",
     },
 }
