@@ -254,6 +254,22 @@ def test_comparison_reads_results_only(finished, root):
     assert len(names["rows"]) == len(lineup.lineup(CONFIG))
 
 
+def test_the_recipe_of_random_layouts(finished):
+    """`preset=random_layouts`, shrunk: level 1 with every part of it, and its own curves in 02."""
+    small = "data.transitions=4000,level1.optim.updates=6,level1.refine_updates=6,"
+    small += "level1.width=8,level1.hidden=16,distance.trajectories=30,distance.optim.updates=6"
+    config = CONFIG.override(f"preset=random_layouts,{small}")
+    run = runner.start_run(config, "layouts")
+    runner.run_notebooks(run, NOTEBOOKS[:2], threads=1, say=_quiet)
+    run.reload()
+    figures = {path.stem for path in (run.path / "figures").glob("02_*.png")}
+    assert {"02_losses", "02_refinement", "02_distance_losses"} <= figures
+    text = (run.path / "notebooks" / NOTEBOOKS[1].name).read_text()
+    assert "checks passed" in text
+    assert "Warning" not in text
+    (finished.path.parent / "latest").write_text("whole\n")
+
+
 def test_without_level_2(finished):
     """`level2.disable_l2`: 03-05 say so, compare flat planners, and take level 1 from before."""
     config = CONFIG.override(
