@@ -5,6 +5,7 @@ Axis legend, used everywhere (batch first):
     B batch (trials in planning)   T time (states of a window)   H horizon (planned steps)
     N candidates of a planner      K ensemble members            D latent   Z level-2 stochastic
     A action                       C image channel               Hpx, Wpx image rows, columns
+    S static part of the latent    G layouts of a batch
 
 Positions and actions are (x, y) in px of the 65 x 65 image, x to the right, y down; frames are
 uint8 in [0, 255], channels (dot, walls). Data flows one way: config, worlds, data, models,

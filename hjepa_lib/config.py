@@ -4,7 +4,7 @@ A profile (`smoke`, `laptop`, `full`) gives a whole `Config`; dotted overrides s
 ``level1.optim.updates=500`` change single values. Unknown names, wrong types and values out of
 range raise `ConfigError` with one sentence. Notebooks, command line, YAML files and checkpoints
 all go through `Config`, so no value is read twice or silently ignored. The settings themselves
-stand in sections.py, published recipes in presets.py.
+stand in sections.py, recipes in presets.py.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Config(Checked):
     def override(self, overrides: str | dict[str, Any]) -> Config:
         """A copy with dotted keys replaced; `overrides` is "a.b=1,c=x" or {"a.b": 1}.
 
-        The key `preset` stands for a published recipe (presets.py); other keys win over it.
+        The key `preset` stands for a recipe of presets.py; other keys win over it.
         """
         pairs = parse_overrides(overrides) if isinstance(overrides, str) else dict(overrides)
         if pairs.get("profile", self.profile) != self.profile:

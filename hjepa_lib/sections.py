@@ -131,7 +131,8 @@ class Level1Config(Checked):
     static_dim: int = number(0, 0)
     """Components of the latent, the first ones, that describe the layout and never move."""
     refine_updates: int = number(0, 0)
-    """Updates of the predictors alone after the encoder is finished (training/refine.py)."""
+    """Updates of the predictors alone, on the latents of `distance.trajectories` trajectories,
+    after the encoder is finished (training/refine.py)."""
     predictors: int = number(1, 1, 16)
     """Ensemble size K of 003's L_sim and PLDM v2."""
     target: str = choice("online", "online", "ema")
@@ -166,6 +167,10 @@ class Level1Config(Checked):
             for name in ("static_dim", "refine_updates"):  # its norm is the encoder's
                 if getattr(self, name):
                     raise ConfigError(f"level1.{name} needs a predictor that adds to z, not gru")
+        if self.static_dim and self.layouts_per_batch == 1:
+            raise ConfigError(
+                "level1.static_dim tells layouts apart: layouts_per_batch must not be 1"
+            )
         if self.static_dim > self.latent_dim - 2:
             raise ConfigError(
                 f"level1.static_dim must leave at least 2 of level1.latent_dim={self.latent_dim}"
@@ -207,6 +212,11 @@ class DistanceConfig(Checked):
             raise ConfigError(
                 "distance.optim.patience must be 0: a bootstrapped loss says nothing about quality"
             )
+
+    @property
+    def discount(self) -> float:
+        """Of the steps that the head learns: gamma, or 1 for the lengths of paths."""
+        return self.gamma if self.teacher == "bootstrap" else 1.0
 
 
 @dataclass(frozen=True)

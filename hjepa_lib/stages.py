@@ -285,6 +285,8 @@ def _with_smoke_budget(ws: Workspace) -> Workspace:
         f"{part}.optim.updates": getattr(smoke, part).optim.updates
         for part in ("level1", "distance", "level2")
     }
+    refining = min(config.level1.refine_updates, smoke.level1.optim.updates)
+    short["level1.refine_updates"] = refining
     copy = Workspace.__new__(Workspace)
     copy.__dict__ = ws.__dict__ | {"config": config.override(short)}
     return copy

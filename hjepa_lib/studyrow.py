@@ -120,6 +120,8 @@ def sections_of(stages: tuple[str, ...], config: Config) -> set[str]:
     found = {"data"} if "data" in stages else set()
     if "l1" in stages:
         found |= {"level1", "level2"} if _joint(config) else {"level1"}
+        if config.level1.refine_updates:  # on as many trajectories as the head is trained on
+            found.add("distance")
     if "distance" in stages:
         found.add("distance")
     if "l2" in stages:

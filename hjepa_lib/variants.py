@@ -82,12 +82,13 @@ def numbers(name: str, text: Any, known: tuple[int, ...]) -> list[int]:
 
 # --- what to train ----------------------------------------------------------------------------
 def budget(config: Config, updates: int) -> dict[str, Any]:
-    """At most `updates` updates of level 1 and twice as many of the other two."""
+    """At most `updates` updates of level 1, so many refining, twice as many of the other two."""
     wanted = {"level1": updates, "distance": 2 * updates, "level2": 2 * updates}
-    return {
+    found = {
         f"{part}.optim.updates": min(count, getattr(config, part).optim.updates)
         for part, count in wanted.items()
     }
+    return found | {"level1.refine_updates": min(updates, config.level1.refine_updates)}
 
 
 def size(config: Config, transitions: int, updates: int) -> Variant:

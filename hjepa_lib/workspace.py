@@ -158,6 +158,8 @@ class Workspace:
 
     def _agrees(self, other: Run, stage: str) -> bool:
         sections = STAGE_SECTIONS.get(stage)
+        if sections and stage != "data" and self.config.level1.refine_updates:
+            sections = (*sections, "distance")  # says on how many trajectories it is refined
         changed = {key.split(".")[0] for key in differences(other.config, self.config)}
         return not changed.intersection(sections) if sections else not changed
 

@@ -457,6 +457,12 @@ MAKERS = (
 )
 
 
+def test_a_budget_holds_for_the_refinement_too():
+    config = tiny_config(level1__refine_updates=9)
+    assert variants.budget(config, 4)["level1.refine_updates"] == 4
+    assert variants.budget(config, 40)["level1.refine_updates"] == 9
+
+
 def test_two_notebooks_train_the_same_variant_for_different_times(whole, short_probe):
     """Notebook 08 met notebook 07's folder of the same data and refused it."""
     both = [

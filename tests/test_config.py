@@ -229,6 +229,10 @@ def test_settings_that_would_do_nothing_are_refused():
             "level1.static_dim=4,data.layouts=random,level2.train=joint",
             r"static_dim needs level2\.train=frozen",
         ),
+        (
+            "level1.static_dim=4,data.layouts=random,level1.layouts_per_batch=1",
+            "layouts_per_batch must not be 1",
+        ),
         ("level1.refine_updates=2,level1.predictor=gru", r"refine_updates needs .*, not gru"),
         (
             "level1.refine_updates=2,level2.train=joint",

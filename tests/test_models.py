@@ -81,6 +81,16 @@ def test_keypoints_move_with_the_picture():
     torch.testing.assert_close(here[:, 1], there[:, 1], atol=0.02, rtol=0)
 
 
+def test_keypoints_leave_the_static_part_to_convolutions_of_its_own():
+    torch.manual_seed(0)
+    encoder = build_encoder("keypoint", 2, 65, 16, 8, static=5)
+    frame = torch.randn(3, 2, 65, 65)
+    found = encoder(frame)
+    assert torch.equal(found[:, :5], encoder.scene(frame))
+    assert torch.equal(found[:, 5:], encoder.head(encoder.locate(frame).flatten(1)))
+    assert build_encoder("keypoint", 2, 65, 16, 8).scene is None
+
+
 def test_images_that_do_not_fit_are_one_clear_error(level1):
     """PL10, F14: too small, of another size, or not uint8."""
     with pytest.raises(ValueError, match="at least 16 px wide, got 8"):

@@ -92,9 +92,10 @@ def test_a_static_part_agrees_within_its_layout_and_spreads_over_layouts(form):
     assert found.idm.item() == pytest.approx(whole["idm"], abs=1e-6)
 
 
-def test_a_static_part_needs_two_layouts():
-    with pytest.raises(ValueError, match="needs windows of at least two layouts"):
-        objectives.layout_identity(torch.zeros(7, 5, 2), torch.zeros(7, dtype=torch.long))
+def test_a_static_part_of_one_layout_is_its_spread():
+    part, layouts = torch.randn(7, 5, 2, generator=seeded()), torch.zeros(7, dtype=torch.long)
+    wanted = part.flatten(0, 1).var(0, correction=0).mean()
+    torch.testing.assert_close(objectives.layout_identity(part, layouts), wanted)
 
 
 def test_one_component_has_no_covariance():

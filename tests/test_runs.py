@@ -343,6 +343,18 @@ def test_input_is_looked_for_in_the_documented_order(root, tmp_path, monkeypatch
     assert ws.input("l1") == (ws.run.path / "l1", "this run")
 
 
+def test_a_refined_level_1_of_other_trajectories_is_no_input(root, tmp_path, monkeypatch):
+    """The head's number of trajectories shapes level 1 only where that is refined on them."""
+    monkeypatch.setattr("hjepa_lib.runs.repository", lambda: tmp_path / "nowhere")
+    for refined, found in ((0, "latest run donor0"), (5, "nowhere")):
+        donor = Run.create(f"donor{refined}", CONFIG.override(f"level1.refine_updates={refined}"))
+        fill(donor, "l1")
+        text = f"{TEXT},level1.refine_updates={refined},distance.trajectories=7"
+        ws = workspace.start("02_train_l1", "smoke", f"mine{refined}", 0, text)
+        (root / "latest").write_text(donor.name)
+        assert ws.input("l1").origin == found
+
+
 def test_figures_are_saved_with_captions():
     ws = workspace.start("02_train_l1", "smoke", "mine", 0, TEXT)
     ws.figure(matplotlib.figure.Figure(), "loss", "Loss by update")

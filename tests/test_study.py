@@ -196,6 +196,9 @@ def test_a_stage_is_shared_only_when_what_shapes_it_agrees(grid):
         ("level2.train", "joint", 1),
     ):
         assert agreeing_stages(base, base.override({key: value}), stages) == stages[:shared]
+    refined = base.override("level1.refine_updates=5")  # on the trajectories of the head
+    other = refined.override("distance.trajectories=7")
+    assert agreeing_stages(refined, other, stages) == ("data",)
 
 
 # --- doing it ---------------------------------------------------------------------------------

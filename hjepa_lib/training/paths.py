@@ -37,7 +37,7 @@ class PathPairs(NamedTuple):
 
 def usual_step(store: LatentStore) -> float:
     """Median latent length of the recorded steps that moved; ValueError when none did."""
-    gap = (store.latents[1:].float() - store.latents[:-1].float()).norm(dim=-1)
+    gap = (store.latents[1:].float() - store.latents[:-1].float()).norm(dim=-1).cpu()
     moved = gap[(store.trajectory[1:] == store.trajectory[:-1]) & (gap > 0)]
     if not len(moved):
         raise ValueError("no recorded step moves the latent: there are no paths to learn from")
@@ -78,7 +78,7 @@ def find_paths(store: LatentStore, config: DistanceConfig, seed: int) -> PathPai
                 [torch.arange(store.starts[one], store.starts[one + 1]) for one in part]
             )
             graph = join_states(
-                store.latents[states].float(), store.trajectory[states], config.link, unit
+                store.latents[states].float().cpu(), store.trajectory[states], config.link, unit
             )
             start = torch.randperm(len(states), generator=generator)[:SOURCES]
             goal = torch.randint(len(states), (len(start), TARGETS), generator=generator)

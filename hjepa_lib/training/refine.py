@@ -20,7 +20,7 @@ from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.loop import Fit, step_generator
 
 STEPS = 3
-"""Steps of the roll-outs in the loss: walls are met within a few, and long ones cost as many."""
+"""Steps of the roll-outs in the loss: a wall is met within a few, and each costs a prediction."""
 BATCH = 512
 VALIDATION_WINDOWS = 2048
 
@@ -37,8 +37,9 @@ def refine_predictors(
 ) -> Fit:
     """Iterate over the result to train the predictors of `model` in place; see training/loop.py.
 
-    The loss is the similarity term over the moving part, mean over the ensemble. ValueError when no
-    trajectory has `STEPS` steps.
+    The loss is the similarity term over the moving part, mean over the ensemble. Learning rate,
+    schedule and clipping are those of `level1.optim`; batch, patience and weight decay are not.
+    ValueError when no trajectory has `STEPS` steps.
     """
     device = next(model.parameters()).device
     first = store.windows(STEPS + 1)
@@ -66,7 +67,8 @@ def refine_predictors(
 
     def validate() -> dict[str, float]:
         picks = draw(validation.windows(STEPS + 1), VALIDATION_WINDOWS, step_generator(seed, 0))
-        return {"loss": error(validation, picks).item()}
+        found = error(validation, picks).item()
+        return {"loss": found, "sim": found}
 
     return Fit(
         model.predictors,
