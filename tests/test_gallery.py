@@ -116,6 +116,17 @@ def test_study_block_says_what_the_rows_say(tmp_path):
     assert (
         "flat (latent cost) solves 30 of 40 at 100 MFLOP" in verdict.sentences(pd.DataFrame(p1))[0]
     )
+    p2 = [
+        study_row(group, group, seed, hits, "flat", 1e8, protocol=group, success_first_1p41=0.5)
+        for group, hits in (("p2_heldout", 38), ("p2_seen", 40))
+        for seed in (0, 1)
+    ]
+    assert verdict.sentences(pd.DataFrame(p2)) == [
+        "Random layouts, flat, distance cost, within 4.5 px at the end: 95.0 / 95.0 % in layouts "
+        "of no training (seeds 0 / 1, n = 40 each; within sqrt(2) px at some step 50.0 %), "
+        "100.0 / 100.0 % in those of the training (seeds 0 / 1, n = 40 each; within sqrt(2) px at "
+        "some step 50.0 %)."
+    ]
     assert "Latent cost, FLOPs of flat over those of L1+L2" in text and "at least " in text
     assert "| level 2 tampered with | control zero | l1+l2, latent | 2.5 (0.7-8.7) |" in text
     assert "frontier" not in gallery.markdown(gallery.pooled(gallery.shown(study(), gallery.TABLE)))

@@ -76,6 +76,11 @@ def sentences(rows: pd.DataFrame) -> list[str]:
     p1, _ = split_finished(test[test["group"] == "p1"])
     if set(p1["method"]) >= METHODS:
         found.append(_whole_sentence(p1))
+    heldout, seen = (
+        split_finished(test[test["group"] == name])[0] for name in ("p2_heldout", "p2_seen")
+    )
+    if not heldout.empty:
+        found.append(_layout_sentence(heldout, seen))
     return found
 
 
@@ -128,6 +133,21 @@ def _whole_sentence(rows: pd.DataFrame) -> str:
             f"{part['path_efficiency'].mean():.2f}"
         )
     return f"All trials, defaults: {'; '.join(texts)}."
+
+
+def _layout_sentence(heldout: pd.DataFrame, seen: pd.DataFrame) -> str:
+    """Flat planning where walls and doors stand elsewhere in every trial."""
+    texts = []
+    for rows, where in ((heldout, "layouts of no training"), (seen, "those of the training")):
+        if not rows.empty:
+            part = check_rows(rows).sort_values("seed")
+            rates = " / ".join(f"{100 * rate:.1f}" for rate in part["success_rate"])
+            strict = 100 * part["success_first_1p41"].mean()
+            texts.append(
+                f"{rates} % in {where} (seeds {' / '.join(part['seed'].astype(str))}, n = "
+                f"{part['n'].iloc[0]} each; within sqrt(2) px at some step {strict:.1f} %)"
+            )
+    return f"Random layouts, flat, distance cost, within 4.5 px at the end: {', '.join(texts)}."
 
 
 def _ratio_sentence(rows: pd.DataFrame, cost: str) -> str:
