@@ -129,6 +129,9 @@ def test_study_block_says_what_the_rows_say(tmp_path):
     ]
     assert "Latent cost, FLOPs of flat over those of L1+L2" in text and "at least " in text
     assert "| level 2 tampered with | control zero | l1+l2, latent | 2.5 (0.7-8.7) |" in text
+    floor = pd.DataFrame([study_row("p2_oracle", "p2_floors", 0, 40, "oracle", None)])
+    line = "| p2 oracle | oracle, none | 100.0 (91.2-100.0) | 40 (1) | - |"
+    assert line in gallery.lever_table(floor)
     assert "frontier" not in gallery.markdown(gallery.pooled(gallery.shown(study(), gallery.TABLE)))
 
 

@@ -168,9 +168,10 @@ def lever_table(rows: pd.DataFrame) -> str:
         for row in pooled(part).itertuples() if len(part) else ():
             rate = f"{100 * row.rate:.1f} ({100 * row.low:.1f}-{100 * row.high:.1f})"
             label = ", ".join([row.cell.replace("_", " "), *changes(row)])
+            spent = "-" if pd.isna(row.flops_per_step) else f"{row.flops_per_step / 1e6:.0f}"
             lines.append(
                 f"| {words} | {label} | {row.method}, {row.cost} | {rate} | {row.n} ({row.seeds}) "
-                f"| {row.flops_per_step / 1e6:.0f} |"
+                f"| {spent} |"
             )
     return "\n".join(lines) if len(lines) > 2 else ""
 
