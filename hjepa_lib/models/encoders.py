@@ -169,7 +169,10 @@ def build_encoder(
     heads: int = 4,
     static: int = 0,
 ) -> nn.Module:
-    """The registered encoder `name`; an image that does not fit it raises ValueError."""
+    """The registered encoder `name`; an image that does not fit it raises ValueError.
+
+    Only `keypoint` reads the first `static` of the D components in another way than the rest.
+    """
     if image_size < MIN_IMAGE:
         raise ValueError(f"images must be at least {MIN_IMAGE} px wide, got {image_size}")
     if name == "impala":

@@ -23,6 +23,12 @@ from torch.nn import functional as F
 from hjepa_lib.models.transformer import Transformer
 
 
+def displace(latent: Tensor, step: Tensor) -> Tensor:
+    """latent (M, D) plus step (M, D - S): the first S components, the static part, stay."""
+    static = latent.shape[-1] - step.shape[-1]
+    return latent + (F.pad(step, (static, 0)) if static else step)
+
+
 class GruPredictor(nn.Module):
     """h' = LN(GRU(a, h)); `norm` is the encoder's output normalisation."""
 
@@ -36,20 +42,19 @@ class GruPredictor(nn.Module):
 
 
 class MlpPredictor(nn.Module):
-    """z' = z + MLP([z, a]) with `layers` hidden layers."""
+    """z' = z + MLP([z, a]) with `layers` hidden layers; `static` components stay."""
 
     def __init__(
         self, latent_dim: int, action_dim: int, hidden: int, layers: int = 2, static: int = 0
     ) -> None:
         super().__init__()
-        self.static = static
         widths = [latent_dim + action_dim, *[hidden] * layers]
         blocks = [[nn.Linear(a, b), nn.ReLU()] for a, b in pairwise(widths)]
         self.net = nn.Sequential(*chain(*blocks), nn.Linear(hidden, latent_dim - static))
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
         step = self.net(torch.cat([latent, action.to(latent.dtype)], dim=-1))
-        return latent + (F.pad(step, (self.static, 0)) if self.static else step)
+        return displace(latent, step)
 
 
 class TransformerPredictor(nn.Module):
@@ -65,7 +70,6 @@ class TransformerPredictor(nn.Module):
         static: int = 0,
     ) -> None:
         super().__init__()
-        self.static = static
         # Separate embeddings tell the two tokens apart, so no positions are needed.
         self.state = nn.Linear(latent_dim, hidden)
         self.action = nn.Linear(action_dim, hidden)
@@ -76,7 +80,7 @@ class TransformerPredictor(nn.Module):
         tokens = [self.state(latent), self.action(action.to(latent.dtype))]
         mixed = self.blocks(torch.stack(tokens, 1))  # (M, 2, hidden)
         step = self.head(mixed[:, 0])
-        return latent + (F.pad(step, (self.static, 0)) if self.static else step)
+        return displace(latent, step)
 
 
 def build_predictor(

@@ -54,6 +54,13 @@ class LatentStore:
         index = torch.arange(len(self.positions))
         return index[index + length <= self.starts[1:][self.trajectory]]
 
+    def sample(
+        self, first: Tensor, batch: int, length: int, generator: torch.Generator
+    ) -> LatentBatch:
+        """`batch` windows of `length` states that begin at any of `first` (W,), all as likely."""
+        pick = torch.randint(len(first), (batch,), generator=generator)
+        return self.gather(first[pick], length)
+
     def gather(self, first: Tensor, length: int) -> LatentBatch:
         """first (B,) indices -> windows."""
         rows = first[:, None] + torch.arange(length)  # (B, T)

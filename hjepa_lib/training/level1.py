@@ -80,10 +80,8 @@ def _objective(
     six = loss_terms(rollout, config.loss.form, model.idm, config.static_dim)
     loss, terms = weighted_sum(six, config.loss), six._asdict()
     if config.static_dim:
-        layout = torch.stack([batch.layout.wall_x, batch.layout.door_y], -1)  # (B, 2)
-        _, same = layout.unique(dim=0, return_inverse=True)
-        part = rollout.encodings[..., : config.static_dim]
-        terms["static"] = layout_identity(part, same.to(part.device))
+        part = rollout.encodings[..., : config.static_dim]  # (B, T, S)
+        terms["static"] = layout_identity(part, batch.layout.numbers().to(part.device))
         loss = loss + config.loss.static * terms["static"]
     return loss, terms
 

@@ -41,22 +41,18 @@ def train_level2(
     if not len(windows):
         raise ValueError(f"level 2 needs trajectories of {length} states; the data are shorter")
 
-    def draw(source: LatentStore, first: Tensor, batch: int, generator) -> LatentBatch:
-        pick = torch.randint(len(first), (batch,), generator=generator)
-        return source.gather(first[pick], length)
-
     def forward(batch: LatentBatch, generator: torch.Generator):
         actions = level1.normalise_actions(batch.actions.to(device))
         return level2.observe(batch.latents.to(device), actions, generator)
 
     def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        batch = draw(store, windows, config.optim.batch, generator)
+        batch = store.sample(windows, config.optim.batch, length, generator)
         total, terms = level2.loss(*forward(batch, generator))
         return total, {name: value.item() for name, value in terms.items()}
 
     def validate() -> dict[str, float]:
         generator = step_generator(seed, 0)
-        batch = draw(validation, validation.windows(length), VALIDATION_WINDOWS, generator)
+        batch = validation.sample(validation.windows(length), VALIDATION_WINDOWS, length, generator)
         rollout, observed = forward(batch, generator)
         total, terms = level2.loss(rollout, observed)
         return {
