@@ -120,7 +120,7 @@ PRESETS: dict[str, Overrides] = {
         "level1.layouts_per_batch": 48,
         "level1.optim.batch": 96,
         "level1.optim.updates": 3_000,
-        "level1.refine_updates": 3_000,
+        "level1.refine_updates": 8_000,
         "distance.teacher": "graph",
         "distance.hidden": 512,
         "distance.trajectories": 16_000,
