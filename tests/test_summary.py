@@ -186,7 +186,7 @@ def test_report_is_self_contained(run):
 
 def test_report_of_an_unfinished_run_and_of_large_images(run):
     page = html.write_report(run).read_text()
-    assert "No planner has been evaluated" in page
+    assert "No planners are compared in this run" in page
     assert "Executed notebooks" not in page
     assert "<h2>Results" not in page
     big = run.folder("figures") / "big.png"

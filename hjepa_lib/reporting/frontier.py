@@ -7,6 +7,7 @@ means over training seeds, whiskers their 95 % intervals; `seeds` and n stand in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,8 @@ AXES = {
     "model_transitions_per_step": "model transitions per environment step",
     "seconds_per_step": "planning seconds per step and trial",
 }
+FLOOR_LINES = (":", "-.", (0, (6, 2)))
+"""The two random planners share a colour: their lines tell them apart."""
 COSTS = {"latent": "latent cost", "distance": "temporal-distance cost"}
 FAILURES = {
     "solved": style.GREEN,
@@ -62,9 +65,9 @@ def frontiers(
             _with_interval(axis, group[best], "x", method, colour)
             if not best.all():
                 _with_interval(axis, group[~best], "x", "", colour, "")
-        for name, rate in (floors or {}).items():
+        for dashes, (name, rate) in zip(cycle(FLOOR_LINES), (floors or {}).items(), strict=False):
             colour = style.method_colour(name)
-            axis.axhline(rate, color=colour, linestyle=":", linewidth=1.2, label=name, zorder=1)
+            axis.axhline(rate, color=colour, linestyle=dashes, linewidth=1.2, label=name, zorder=1)
         axis.set(title=COSTS[cost], xlabel=AXES.get(x, x), xscale="log")
         style.decimal_ticks(axis.xaxis)
         if lines["x"].max() > 20 * lines["x"].min():  # 1, 2 and 5 would run into each other

@@ -71,7 +71,7 @@ def headline(results: list[dict[str, Any]], pixels: dict[str, Any] | None = None
     if not learned and pixels and "pixels" in pixels:
         return pixeltables.headline(pixels["pixels"])
     if not learned:
-        return "No planner has been evaluated in this run yet."
+        return "No planners are compared in this run: notebooks 04 and 05 do that."
     best = max(learned, key=lambda row: (row["success_rate"], row["path_efficiency"]))
     low, high = best["ci95"]
     text = (
