@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 from torch import polar, view_as_complex, view_as_real
 
-from hjepa_lib import lineup, scoring, stages, workspace
 from hjepa_lib.evaluation.results import collect
+from hjepa_lib.runs import lineup, stages, workspace
+from hjepa_lib.runs import score as scoring
 
 CENTRE, LAKE, SHORE = 32 + 32j, 12.0, 28.0  # px: the dot stays between two circles
 

@@ -9,7 +9,7 @@ Axis legend, used everywhere (batch first):
 
 Positions and actions are (x, y) in px of the 65 x 65 image, x to the right, y down; frames are
 uint8 in [0, 255], channels (dot, walls). Data flows one way: config, worlds, data, models,
-objectives, training, planning, agent, evaluation, reporting, runs, stages, notebooks.
+training, planning, evaluation, runs, notebooks.
 
     import hjepa_lib
     agent = hjepa_lib.load("latest")              # a run's name, or "pretrained"
@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hjepa_lib.agent import Agent
+    from hjepa_lib.planning.agent import Agent
 
 try:
     __version__ = version("hjepa-lib")
@@ -35,9 +35,9 @@ def load(run: str = "latest") -> Agent:
 
     Raises FileError or RunError, in one sentence, when the run or a part of it is missing.
     """
-    from hjepa_lib import machine
-    from hjepa_lib.agent import load_agent
-    from hjepa_lib.runs import Run, pretrained_folder
+    from hjepa_lib.planning.agent import load_agent
+    from hjepa_lib.runs import machine
+    from hjepa_lib.runs.run import Run, pretrained_folder
 
     machine.set_up()
     if run == "pretrained":

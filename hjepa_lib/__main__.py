@@ -21,7 +21,7 @@ from hjepa_lib.config import Config, ConfigError, load_yaml, parse_overrides
 from hjepa_lib.config import profile as make_profile
 
 if TYPE_CHECKING:
-    from hjepa_lib.runs import Run
+    from hjepa_lib.runs.run import Run
 
 _PACKAGE = Path(__file__).resolve().parent
 _CONFIGS = _PACKAGE / "configs"
@@ -64,8 +64,8 @@ class RunOptions:
 
     def open_run(self, notebooks: str) -> Run:
         """The run asked for, made or continued; the estimate printed is that of `notebooks`."""
-        from hjepa_lib import runner
-        from hjepa_lib.runs import Run
+        from hjepa_lib.runs import notebooks as runner
+        from hjepa_lib.runs.run import Run
 
         if self.resume:
             run = Run.open(self.name)
@@ -92,8 +92,8 @@ class RunCommand(RunOptions):
     """Which ones, such as 01-05 or 01,03."""
 
     def __call__(self) -> int:
-        from hjepa_lib import runner
-        from hjepa_lib.runs import Run
+        from hjepa_lib.runs import notebooks as runner
+        from hjepa_lib.runs.run import Run
 
         if self.resume:
             run = Run.open(self.name)
@@ -126,7 +126,7 @@ class TrainCommand(RunOptions):
     """Train the models of a run without notebooks; under torchrun, level 1 on all its processes."""
 
     def __call__(self) -> int:
-        from hjepa_lib import devices
+        from hjepa_lib.runs import devices
 
         devices.train(lambda: self.open_run("01-03"))
         return 0
@@ -152,7 +152,7 @@ class CompareCommand:
     """Train a level 1 of its own under level 2, instead of taking the flat model's."""
 
     def __call__(self) -> int:
-        from hjepa_lib import compare
+        from hjepa_lib.workbench import compare
 
         return compare.compare(**vars(self)) or 0
 
@@ -177,7 +177,7 @@ class SweepCommand:
     """Start even if it takes very long."""
 
     def __call__(self) -> int:
-        from hjepa_lib import sweep
+        from hjepa_lib.workbench import sweep
 
         study = sweep.read_study(self.grid)
         options = {key: value for key, value in vars(self).items() if key != "grid"}
@@ -212,9 +212,9 @@ class StudyCommand:
     """Replace rows that were made with other settings, instead of stopping there."""
 
     def __call__(self) -> int:
-        from hjepa_lib import study
-        from hjepa_lib.studyfile import read_grid
-        from hjepa_lib.studytable import Table, describe_list, list_cells
+        from hjepa_lib.workbench import study
+        from hjepa_lib.workbench.studyfile import read_grid
+        from hjepa_lib.workbench.studytable import Table, describe_list, list_cells
 
         if not all(part.isdigit() for part in self.seeds.split("+") if self.seeds):
             raise ConfigError(f"--seeds must be numbers such as 0+1+2, got {self.seeds!r}")
@@ -277,8 +277,8 @@ class ReportCommand:
     """Name of the run; the latest if empty."""
 
     def __call__(self) -> int:
-        from hjepa_lib import runner
-        from hjepa_lib.runs import Run
+        from hjepa_lib.runs import notebooks as runner
+        from hjepa_lib.runs.run import Run
 
         runner.finish(Run.open(self.run))
         return 0
@@ -292,9 +292,9 @@ class PretrainedCommand:
     """Run to take; if empty, a new one is trained with the profile laptop, seed 0."""
 
     def __call__(self) -> int:
-        from hjepa_lib import runner
-        from hjepa_lib.pretrained import export
-        from hjepa_lib.runs import Run
+        from hjepa_lib.runs import notebooks as runner
+        from hjepa_lib.runs.pretrained import export
+        from hjepa_lib.runs.run import Run
 
         if self.run:
             run = Run.open(self.run)
@@ -317,9 +317,9 @@ class GalleryCommand:
     """Finished run of notebooks 10-15 whose tables are kept for the README."""
 
     def __call__(self) -> int:
-        from hjepa_lib.reporting import pixelgallery
-        from hjepa_lib.reporting.gallery import refresh_readme, write_frontier, write_gallery
-        from hjepa_lib.runs import Run, repository
+        from hjepa_lib import pixelgallery
+        from hjepa_lib.readme import refresh_readme, write_frontier, write_gallery
+        from hjepa_lib.runs.run import Run, repository
 
         if self.pixels:
             print(pixelgallery.keep(Run.open(self.pixels), repository()))
@@ -344,11 +344,12 @@ class GridCommand(RunOptions):
     """YAML file of settings, on top of the profile; for `table` the sweep's grid file."""
 
     def __call__(self) -> int:
-        from hjepa_lib import gridresults, machine
-        from hjepa_lib.workspace import Workspace
+        from hjepa_lib.grids import results as gridresults
+        from hjepa_lib.runs import machine
+        from hjepa_lib.runs.workspace import Workspace
 
         if self.action == "table":
-            from hjepa_lib.sweep import read_study
+            from hjepa_lib.workbench.sweep import read_study
 
             self.refuse_all_but(("action", "config"), "grid table")
             study = read_study(self.config or _CONFIGS / "grid_jepa_tuning.yaml")
@@ -382,8 +383,8 @@ class VJepa2Command(RunOptions):
     """Name of the run; made from profile, seed and time if empty (evaluate: the latest)."""
 
     def __call__(self) -> int:
-        from hjepa_lib import vjepa2command
-        from hjepa_lib.runs import Run
+        from hjepa_lib.pixels import command as vjepa2command
+        from hjepa_lib.runs.run import Run
 
         if self.action == "evaluate":
             used = ("action", "name", "stage", "device", "tracking")
@@ -410,7 +411,8 @@ class AuxiliaryCommand(RunOptions):
     """Name of the study, a folder with a run per loss; what is finished there is kept."""
 
     def __call__(self) -> int:
-        from hjepa_lib import auxiliaryrunner, machine
+        from hjepa_lib.pixels import auxiliaryrunner
+        from hjepa_lib.runs import machine
 
         used = ("losses", "name", "profile", "config", "set", "seed")
         self.refuse_all_but(used, "auxiliary")

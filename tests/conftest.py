@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny import make_agent, make_level1, make_store, tiny_config, tiny_data, tiny_normaliser
 
-from hjepa_lib import stages
-from hjepa_lib.runs import Run
+from hjepa_lib.runs import stages
+from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training import probes
-from hjepa_lib.workspace import Workspace
 
 torch.set_num_threads(1)  # tensors are tiny: a second thread would only wait for the first
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -10,10 +10,10 @@ import torch
 from tiny import digest, make_agent, tiny_config
 
 import hjepa_lib
-from hjepa_lib.agent import load_agent, save_probe, scale_samples
 from hjepa_lib.config import Config, ConfigError
 from hjepa_lib.files import FileError
 from hjepa_lib.models import checkpoint
+from hjepa_lib.planning.agent import load_agent, save_probe, scale_samples
 from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.two_rooms import render
 

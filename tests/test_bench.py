@@ -7,15 +7,15 @@ import subprocess
 import pytest
 import torch
 
-from hjepa_lib import sweep, timing
-from hjepa_lib.bench import command, level1, memory, planning, sweeps
-from hjepa_lib.bench.profiles import configs
 from hjepa_lib.config import ConfigError
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.models.encoders import build_encoder
-from hjepa_lib.models.jepa import Jepa
-from hjepa_lib.planning import optimisers
+from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.planning import search as optimisers
+from hjepa_lib.workbench import sweep, timing
+from hjepa_lib.workbench.bench import command, level1, memory, planning, sweeps
+from hjepa_lib.workbench.bench.profiles import configs
 
 REFERENCE, LAPTOP = configs(quick=True)
 NAMES = [

@@ -9,10 +9,11 @@ import pytest
 from test_runner import write
 from test_summary import floors, result
 
-from hjepa_lib import __main__, runner
+from hjepa_lib import __main__
 from hjepa_lib.config import profile
 from hjepa_lib.evaluation import results
-from hjepa_lib.runs import Run, list_runs
+from hjepa_lib.runs import notebooks as runner
+from hjepa_lib.runs.run import Run, list_runs
 from hjepa_lib.worlds.trials import make_trials, read_trials
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,8 +164,8 @@ def test_repeated_set_options_are_all_kept():
 def test_compare_takes_the_documented_options(style, monkeypatch):
     given = {}
     fake = types.SimpleNamespace(compare=lambda **options: given.update(options))
-    monkeypatch.setitem(sys.modules, "hjepa_lib.compare", fake)
-    monkeypatch.setattr("hjepa_lib.compare", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "hjepa_lib.workbench.compare", fake)
+    monkeypatch.setattr("hjepa_lib.workbench.compare", fake, raising=False)
     options = ["--config_l1", "a.yaml", "--config_l2", "b.yaml", "--output_root", "out"]
     options = [*options, "--seed", "3", "--epochs", "2", "--mode", "l2", "--l2_from_scratch"]
     options = [o.replace("_", style) if o.startswith("--") else o for o in options]
@@ -194,7 +195,7 @@ def test_trials_writes_a_training_and_an_evaluation_file(tmp_path, capsys):
 
 
 def test_pretrained_takes_a_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("hjepa_lib.pretrained.repository", lambda: tmp_path)
+    monkeypatch.setattr("hjepa_lib.runs.pretrained.repository", lambda: tmp_path)
     run = Run.create("a", profile("smoke").override("device=cpu,precision=fp32"))
     assert __main__.main(["pretrained", "--run", "a"]) == 2
     assert "no trained level 1" in capsys.readouterr().err
@@ -254,7 +255,7 @@ def test_errors_are_one_sentence(arguments, message, root, capsys):
 
 def test_vjepa2_hands_its_options_to_the_run(monkeypatch):
     """VJ-12, PL7: --device is the run's device, --tracking off beats a tracker that is set."""
-    from hjepa_lib import vjepa2command
+    from hjepa_lib.pixels import command as vjepa2command
 
     opened = []
 
@@ -263,7 +264,7 @@ def test_vjepa2_hands_its_options_to_the_run(monkeypatch):
         return 0
 
     monkeypatch.setattr(vjepa2command, "train", train)
-    monkeypatch.setattr("hjepa_lib.machine.choose_device", lambda wanted: f"<{wanted}>")
+    monkeypatch.setattr("hjepa_lib.runs.machine.choose_device", lambda wanted: f"<{wanted}>")
     base = ["vjepa2", "train", "--profile", "smoke", "--stage", "1"]
     tracked = ["--set", "tracker=tensorboard", "precision=fp32"]
     assert (
@@ -282,14 +283,14 @@ def test_vjepa2_hands_its_options_to_the_run(monkeypatch):
 
 def test_vjepa2_evaluates_where_it_is_told_to(monkeypatch):
     """VJ-12: --device stands in for the run's own, which another machine may have had."""
-    from hjepa_lib import vjepa2command
+    from hjepa_lib.pixels import command as vjepa2command
 
     Run.create("a", profile("smoke").override("device=cpu,precision=fp32"))
     used = []
     monkeypatch.setattr(vjepa2command.results, "measure", lambda ws, *_: used.append(ws.device))
     monkeypatch.setattr(vjepa2command, "_judged", lambda *_: ())
     monkeypatch.setattr(vjepa2command, "_print", lambda *_: None)
-    monkeypatch.setattr("hjepa_lib.machine.choose_device", lambda wanted: f"<{wanted}>")
+    monkeypatch.setattr("hjepa_lib.runs.machine.choose_device", lambda wanted: f"<{wanted}>")
     evaluate = ["vjepa2", "evaluate", "--name", "a", "--stage", "1"]
     assert __main__.main(evaluate) == 0
     assert __main__.main([*evaluate, "--device", "cuda"]) == 0

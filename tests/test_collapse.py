@@ -15,20 +15,22 @@ import pytest
 import torch
 from tiny import make_store, tiny_config, tiny_data
 
-from hjepa_lib import scoring, stages, variants
 from hjepa_lib.config import ConfigError, PlanningConfig, profile
 from hjepa_lib.data.recipes import generate, simulate
 from hjepa_lib.evaluation import calibration, collapse, horizons
 from hjepa_lib.evaluation.collapse import Band, Curve
 from hjepa_lib.evaluation.openloop import level1_errors, stay_errors
 from hjepa_lib.evaluation.results import load_result
-from hjepa_lib.evaluation.rows import RowsError, pack_solved
 from hjepa_lib.evaluation.statistics import Interval, StatisticsError
-from hjepa_lib.reporting import collapse as pictures
-from hjepa_lib.reporting import geometry
-from hjepa_lib.reporting.style import FigureError
-from hjepa_lib.runs import Run, RunError
-from hjepa_lib.workspace import Workspace, overrides_text
+from hjepa_lib.figures import beliefs as geometry
+from hjepa_lib.figures import horizons as pictures
+from hjepa_lib.figures.style import FigureError
+from hjepa_lib.runs import score as scoring
+from hjepa_lib.runs import stages
+from hjepa_lib.runs.run import Run, RunError
+from hjepa_lib.runs.workspace import Workspace, overrides_text
+from hjepa_lib.workbench import variants
+from hjepa_lib.workbench.rows import RowsError, pack_solved
 from hjepa_lib.worlds.layout import Layout
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "08_planning_collapse.ipynb"

@@ -8,12 +8,15 @@ import pytest
 import yaml
 from tiny import digest, tiny_config
 
-from hjepa_lib import __main__, compare, scoring, stages
+from hjepa_lib import __main__
 from hjepa_lib.config import ConfigError, to_dict
 from hjepa_lib.evaluation.results import load_result
 from hjepa_lib.models.checkpoint import load_level1
-from hjepa_lib.runs import Run, RunError
-from hjepa_lib.workspace import Workspace
+from hjepa_lib.runs import score as scoring
+from hjepa_lib.runs import stages
+from hjepa_lib.runs.run import Run, RunError
+from hjepa_lib.runs.workspace import Workspace
+from hjepa_lib.workbench import compare
 
 pytestmark = pytest.mark.usefixtures("short_probe")
 

@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import OVERRIDES, digest, make_agent, make_job, tiny_config
 
-from hjepa_lib import scoring, stages
 from hjepa_lib.config import (
     Config,
     ConfigError,
@@ -32,16 +31,18 @@ from hjepa_lib.config import (
     profile,
     to_dict,
 )
+from hjepa_lib.config.presets import PRESETS
 from hjepa_lib.data.published import acquire
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
 from hjepa_lib.evaluation.results import load_result
-from hjepa_lib.lineup import learned
-from hjepa_lib.machine import choose_device, choose_precision
-from hjepa_lib.presets import PRESETS
-from hjepa_lib.runs import Run
+from hjepa_lib.runs import score as scoring
+from hjepa_lib.runs import stages
+from hjepa_lib.runs.lineup import learned
+from hjepa_lib.runs.machine import choose_device, choose_precision
+from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training import level1 as level1_training
 from hjepa_lib.training import level2 as level2_training
-from hjepa_lib.workspace import Workspace
 from hjepa_lib.worlds.trials import load_trials
 
 ROOT = Path(__file__).resolve().parents[1]

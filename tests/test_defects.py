@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.config import HierarchyConfig, PlannerConfig
-from hjepa_lib.models.rssm import Imagined
+from hjepa_lib.models.level2 import Imagined
 from hjepa_lib.planning.levels import clip_norm
 from hjepa_lib.planning.planner import Command, Planner
 from hjepa_lib.worlds.layout import Layout

@@ -9,12 +9,12 @@ import torch
 from scipy.stats import norm
 from tiny import digest, make_agent, make_job, make_level2, seeded, tiny_config
 
-from hjepa_lib.agent import load_agent, save_probe
 from hjepa_lib.config import ConfigError
 from hjepa_lib.evaluation.openloop import draw_windows, level2_errors
 from hjepa_lib.models import checkpoint
-from hjepa_lib.models.rssm import kl_divergence, kl_loss
+from hjepa_lib.models.level2 import kl_divergence, kl_loss
 from hjepa_lib.models.stochastic import COMMIT, UNIFORM, Categorical, Rounded
+from hjepa_lib.planning.agent import load_agent, save_probe
 from hjepa_lib.training import level2 as level2_training
 
 KINDS = ("categorical", "fsq")

@@ -11,13 +11,13 @@ import pytest
 import torch
 from tiny import OVERRIDES, make_job, make_level1, seeded, tiny_config, tiny_data
 
-from hjepa_lib import devices
 from hjepa_lib.config import ConfigError, profile
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.files import read_json
 from hjepa_lib.models.checkpoint import load_level1
-from hjepa_lib.objectives import loss_terms
-from hjepa_lib.runs import Run
+from hjepa_lib.models.objectives import loss_terms
+from hjepa_lib.runs import devices
+from hjepa_lib.runs.run import Run
 from hjepa_lib.training import distributed, probes
 from hjepa_lib.training.level1 import level1_loss
 from hjepa_lib.training.probes import PROBE_OPTIM

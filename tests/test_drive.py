@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 from tiny import OVERRIDES, tiny_config
 
-from hjepa_lib import drive, workspace
 from hjepa_lib.config import ConfigError
 from hjepa_lib.files import FileError
-from hjepa_lib.runs import Run, RunError
+from hjepa_lib.runs import drive, workspace
+from hjepa_lib.runs.run import Run, RunError
 
 TEXT = ",".join(f"{key}={value}" for key, value in OVERRIDES.items())
 

@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 from test_runner import GRID, lines, write
 
-from hjepa_lib import __main__, engines, runner, sweep
+from hjepa_lib import __main__
 from hjepa_lib.config import ConfigError
 from hjepa_lib.files import read_json
-from hjepa_lib.runs import Run, RunError
+from hjepa_lib.runs import notebooks as runner
+from hjepa_lib.runs.run import Run, RunError
+from hjepa_lib.workbench import engines, sweep
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -152,7 +154,7 @@ def test_a_cell_is_held_by_one_process_at_a_time(tmp_path):
     path = tmp_path / "study" / "cell"
     code = f"""
 import os, pathlib, time
-from hjepa_lib import engines
+from hjepa_lib.workbench import engines
 with engines.exclusive(pathlib.Path({str(path)!r})):
     print("held", flush=True)
     time.sleep(1)

@@ -9,8 +9,8 @@ import torch
 from tiny import digest, make_agent, make_store, seeded, tiny_config
 
 from hjepa_lib.evaluation import openloop
+from hjepa_lib.evaluation.compute import count, planner_flops
 from hjepa_lib.evaluation.episodes import LatentPolicy, OraclePolicy, RandomPolicy, run_episodes
-from hjepa_lib.evaluation.flops import count, planner_flops
 from hjepa_lib.evaluation.metrics import per_trial
 from hjepa_lib.evaluation.results import to_episodes
 from hjepa_lib.worlds.trials import load_trials

@@ -12,9 +12,11 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from hjepa_lib.evaluation.statistics import wilson
+from hjepa_lib.figures import data as figures
+from hjepa_lib.figures import plans, style
+from hjepa_lib.figures import training as learning
+from hjepa_lib.figures.style import FigureError
 from hjepa_lib.files import FileError
-from hjepa_lib.reporting import figures, learning, plans, style
-from hjepa_lib.reporting.style import FigureError
 from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.rendering import render
 

@@ -4,10 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hjepa_lib.evaluation import frontier as fr
-from hjepa_lib.evaluation import verdict
 from hjepa_lib.evaluation.failures import LABELS
-from hjepa_lib.evaluation.rows import (
+from hjepa_lib.figures import study as pictures
+from hjepa_lib.figures.style import FigureError, png
+from hjepa_lib.workbench import frontier as fr
+from hjepa_lib.workbench import verdict
+from hjepa_lib.workbench.rows import (
     RowsError,
     check_rows,
     load_rows,
@@ -16,8 +18,6 @@ from hjepa_lib.evaluation.rows import (
     unpack_solved,
     with_price,
 )
-from hjepa_lib.reporting import frontier as pictures
-from hjepa_lib.reporting.style import FigureError, png
 
 N = 40
 

@@ -7,14 +7,15 @@ import pandas as pd
 import pytest
 from tiny import tiny_config
 
-from hjepa_lib import runs
+from hjepa_lib import pixelgallery
+from hjepa_lib import readme as gallery
 from hjepa_lib.config import profile
-from hjepa_lib.evaluation import verdict
-from hjepa_lib.evaluation.rows import RowsError, load_rows, pack_solved
 from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.files import read_json, write_json
-from hjepa_lib.reporting import gallery, pixelgallery
-from hjepa_lib.runs import Run, RunError, repository
+from hjepa_lib.runs import run as runs
+from hjepa_lib.runs.run import Run, RunError, repository
+from hjepa_lib.workbench import verdict
+from hjepa_lib.workbench.rows import RowsError, load_rows, pack_solved
 
 
 def rows():

@@ -6,8 +6,10 @@ import torch
 from tiny import tiny_data
 
 from hjepa_lib.data import measures
-from hjepa_lib.reporting import figures, geometry, style
-from hjepa_lib.reporting.style import FigureError
+from hjepa_lib.figures import beliefs as geometry
+from hjepa_lib.figures import data as figures
+from hjepa_lib.figures import style
+from hjepa_lib.figures.style import FigureError
 from hjepa_lib.worlds.layout import layout_lists
 
 RNG = np.random.default_rng(3)

@@ -9,9 +9,9 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from hjepa_lib.evaluation.results import Result, ResultKey
+from hjepa_lib.figures import gifs, style
+from hjepa_lib.figures.style import FigureError
 from hjepa_lib.files import FileError
-from hjepa_lib.reporting import gifs, style
-from hjepa_lib.reporting.style import FigureError
 
 RNG = np.random.default_rng(2)
 RED = tuple(round(255 * c) for c in to_rgb(style.GOAL))

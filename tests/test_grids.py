@@ -9,17 +9,17 @@ import torch
 from test_summary import floors, result
 from tiny import tiny_normaliser
 
-from hjepa_lib import sweep
-from hjepa_lib.compare import with_epochs
 from hjepa_lib.config import ConfigError
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.evaluation.statistics import wilson
+from hjepa_lib.figures import sweeps
+from hjepa_lib.figures.style import FigureError
 from hjepa_lib.files import write_json
-from hjepa_lib.models.hjepa import Level2
-from hjepa_lib.models.jepa import Jepa
-from hjepa_lib.reporting import sweeps
-from hjepa_lib.reporting.style import FigureError
+from hjepa_lib.models.joint import Level2
+from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.workbench import sweep
+from hjepa_lib.workbench.compare import with_epochs
 
 CONFIGS = Path(sweep.__file__).parent / "configs"
 GRIDS = {

@@ -6,8 +6,8 @@ from tiny import CPU, digest, make_level1, make_level2, seeded, tiny_config, tin
 
 from hjepa_lib.config import Config, ConfigError, Level2Config
 from hjepa_lib.data.windows import Windows
-from hjepa_lib.models.hjepa import HJepa
-from hjepa_lib.objectives import loss_terms, weighted_sum
+from hjepa_lib.models.joint import HJepa
+from hjepa_lib.models.objectives import loss_terms, weighted_sum
 from hjepa_lib.training.level1 import train_level1
 from hjepa_lib.training.level2 import train_joint
 from hjepa_lib.worlds.two_rooms import render

@@ -6,15 +6,15 @@ import pytest
 import torch
 from tiny import digest, make_agent, make_job, make_level1, seeded, tiny_config, tiny_data
 
-from hjepa_lib import maskedplanner, stages
 from hjepa_lib.config import Config, ConfigError, differences
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.models.checkpoint import load_level1
 from hjepa_lib.models.encoders import build_encoder
-from hjepa_lib.reporting import summary
-from hjepa_lib.runs import Run
+from hjepa_lib.runs import stages, summary
+from hjepa_lib.runs.run import Run
 from hjepa_lib.training import masked
 from hjepa_lib.training.loop import Fit
+from hjepa_lib.workbench import maskedplanner
 
 VIT = {"level1__encoder": "vit", "level1__predictor": "transformer", "level1__hidden": 16}
 MASKED = VIT | {"level1__pretrain_mask": 0.4, "level1__pretrain_updates": 4}

@@ -5,7 +5,7 @@ import torch
 from tiny import make_level1, make_level2, make_level3, tiny_config
 
 from hjepa_lib.config import ConfigError, profile
-from hjepa_lib.models.matching import matched_flat, parameters
+from hjepa_lib.workbench.matching import matched_flat, parameters
 
 
 def built(config):

@@ -12,8 +12,8 @@ from hjepa_lib.config import Level1Config
 from hjepa_lib.files import FileError
 from hjepa_lib.models import checkpoint
 from hjepa_lib.models.encoders import build_encoder
-from hjepa_lib.models.jepa import IMAGE_SIZE, Jepa
 from hjepa_lib.models.layers import count_parameters
+from hjepa_lib.models.level1 import IMAGE_SIZE, Jepa
 from hjepa_lib.models.predictors import build_predictor
 
 REFERENCE = Level1Config(encoder="impala", latent_dim=512, predictor="gru", idm_hidden=512)
@@ -152,7 +152,7 @@ def test_encoding_is_deterministic_in_every_mode(level1):
 
 
 def test_encoding_in_pieces_equals_encoding_at_once(level1, monkeypatch):
-    monkeypatch.setattr("hjepa_lib.models.jepa.CHUNK", 3)
+    monkeypatch.setattr("hjepa_lib.models.level1.CHUNK", 3)
     frames = frames_of(8, 1)[:, 0]
     pieces = level1.encode_chunked(lambda part: frames[part], len(frames))
     torch.testing.assert_close(pieces, level1.encode(frames), atol=1e-5, rtol=1e-5)

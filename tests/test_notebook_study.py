@@ -10,12 +10,15 @@ import pandas as pd
 import pytest
 from test_frontier import first, make_row
 
-from hjepa_lib import runner, runs, scoring, stages
 from hjepa_lib.config import ConfigError
-from hjepa_lib.estimates import estimate
 from hjepa_lib.evaluation.failures import LABELS
-from hjepa_lib.evaluation.rows import RowsError
-from hjepa_lib.workspace import overrides_text
+from hjepa_lib.runs import notebooks as runner
+from hjepa_lib.runs import run as runs
+from hjepa_lib.runs import score as scoring
+from hjepa_lib.runs import stages
+from hjepa_lib.runs.estimates import estimate
+from hjepa_lib.runs.workspace import overrides_text
+from hjepa_lib.workbench.rows import RowsError
 
 ROOT = Path(__file__).resolve().parents[1]
 PATH = ROOT / "notebooks" / "07_hierarchy_study.ipynb"

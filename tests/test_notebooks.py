@@ -13,13 +13,14 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
-from hjepa_lib import compare, lineup, runner
 from hjepa_lib.config import ConfigError, profile
 from hjepa_lib.evaluation.results import load_results
 from hjepa_lib.files import read_json
-from hjepa_lib.reporting import summary
-from hjepa_lib.runs import Run
-from hjepa_lib.workspace import overrides_text
+from hjepa_lib.runs import lineup, summary
+from hjepa_lib.runs import notebooks as runner
+from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.workspace import overrides_text
+from hjepa_lib.workbench import compare
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = runner.select_notebooks("01-05", ROOT / "notebooks")

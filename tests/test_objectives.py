@@ -8,9 +8,9 @@ import torch
 from tiny import seeded
 from torch import nn
 
-from hjepa_lib import objectives
 from hjepa_lib.config import LossConfig
-from hjepa_lib.models.jepa import Rollout
+from hjepa_lib.models import objectives
+from hjepa_lib.models.level1 import Rollout
 
 TERMS = ("sim", "std", "std_t", "cov", "sim_t", "idm")
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from tiny import seeded, tiny_config
 
-from hjepa_lib import scoring
 from hjepa_lib.config import ConfigError
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.recipes import generate
@@ -18,9 +17,10 @@ from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.evaluation.episodes import OraclePolicy, run_episodes
 from hjepa_lib.evaluation.results import collect
-from hjepa_lib.runs import Run
+from hjepa_lib.runs import score as scoring
+from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.workspace import resolve
 from hjepa_lib.training.latents import LatentStore
-from hjepa_lib.workspace import resolve
 from hjepa_lib.worlds import Layout, TwoRooms, World
 from hjepa_lib.worlds.base import find_world
 from hjepa_lib.worlds.trials import own_trials
@@ -167,7 +167,7 @@ def test_trials_are_the_worlds_own(lake):
 
 
 def test_weights_of_two_rooms_are_no_input(lake, workspace_of, trained, monkeypatch):
-    monkeypatch.setattr("hjepa_lib.workspace.pretrained_folder", lambda: trained)
+    monkeypatch.setattr("hjepa_lib.runs.workspace.pretrained_folder", lambda: trained)
     assert workspace_of(tiny_config(), "rooms").input("l1").origin == "pretrained"
     own = workspace_of(tiny_config(data__source=SOURCE), "own")
     assert own.input("l1").folder is None

@@ -14,8 +14,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from hjepa_lib import pack
-from hjepa_lib.revision import revision
+from hjepa_lib.runs import pack
+from hjepa_lib.runs.revision import revision
 
 ROOT = Path(__file__).resolve().parents[1]
 CELL = nbformat.v4.new_code_cell("1", outputs=[nbformat.v4.new_output("stream", text="SECRET")])
@@ -102,7 +102,7 @@ def test_code_notebooks_and_environment_are_in_it_and_nothing_else(project, tmp_
     done = call(project, str(path))
     wanted = {
         *pack.FILES, "VERSION", "notebooks/01_a.ipynb", "examples/world.py",
-        "hjepa_lib/__init__.py", "hjepa_lib/pack.py", "hjepa_lib/revision.py",
+        "hjepa_lib/__init__.py", "hjepa_lib/runs/pack.py", "hjepa_lib/runs/revision.py",
         "hjepa_lib/deep/module.py", "hjepa_lib/deep/data.npz",
     }  # fmt: skip
     found = names(path)
@@ -191,7 +191,7 @@ def test_without_git_and_version_the_installed_commit_counts(tmp_path, monkeypat
         def read_text(self, name):
             return json.dumps(written) if name == "direct_url.json" else None
 
-    monkeypatch.setattr("hjepa_lib.revision.metadata.distribution", lambda name: Installed())
+    monkeypatch.setattr("hjepa_lib.runs.revision.metadata.distribution", lambda name: Installed())
     assert revision(tmp_path) == "ab12"
     (tmp_path / "VERSION").write_text("cd34\n")
     assert revision(tmp_path) == "cd34"

@@ -18,8 +18,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from hjepa_lib.config import PROFILES, load_yaml
-from hjepa_lib.studyfile import read_grid
-from hjepa_lib.sweep import read_study
+from hjepa_lib.workbench.studyfile import read_grid
+from hjepa_lib.workbench.sweep import read_study
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hjepa_lib"

@@ -10,12 +10,15 @@ import torch
 from tiny_pixels import tiny_pixels, tiny_transitions
 from torch import nn
 
-from hjepa_lib import pixelstages, reportstages
 from hjepa_lib.config import profile
-from hjepa_lib.estimates import estimate
-from hjepa_lib.evaluation import claims, comparison, footprint
-from hjepa_lib.evaluation.footprint import update_bytes, update_megabytes
-from hjepa_lib.evaluation.pixelrows import (
+from hjepa_lib.config.pixels import MODELS
+from hjepa_lib.evaluation.statistics import wilson
+from hjepa_lib.files import read_json, write_json
+from hjepa_lib.pixels import claims, comparison, footprint, reportstages
+from hjepa_lib.pixels import figures_reconstructions as reconstructions
+from hjepa_lib.pixels import stages as pixelstages
+from hjepa_lib.pixels.footprint import update_bytes, update_megabytes
+from hjepa_lib.pixels.pixelrows import (
     COLUMNS,
     COMPARED,
     NOT_APPLICABLE,
@@ -26,13 +29,11 @@ from hjepa_lib.evaluation.pixelrows import (
     Row,
     check_row,
 )
-from hjepa_lib.evaluation.statistics import wilson
-from hjepa_lib.files import read_json, write_json
-from hjepa_lib.pixelsections import MODELS
-from hjepa_lib.reporting import reconstructions, summary
-from hjepa_lib.reporting.summary import RESULT_FIELDS
-from hjepa_lib.runner import finish
-from hjepa_lib.runs import Run
+from hjepa_lib.runs import summary
+from hjepa_lib.runs.estimates import estimate
+from hjepa_lib.runs.notebooks import finish
+from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.summary import RESULT_FIELDS
 
 SEEDS = (0, 1, 2)
 BASELINES = {

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hjepa_lib.config import profile
-from hjepa_lib.data import collect as collecting
-from hjepa_lib.data import distribution
-from hjepa_lib.data.collect import acquire, collect
-from hjepa_lib.data.distribution import check_distributions, compare, embed, inspect, summarise
-from hjepa_lib.data.recording import Recorder, record
-from hjepa_lib.data.transitions import DataError, Transitions, check_state
-from hjepa_lib.fields import ConfigError
+from hjepa_lib.config.fields import ConfigError
+from hjepa_lib.figures.style import FigureError, png
 from hjepa_lib.files import FileError, save_npy
-from hjepa_lib.reporting import pixels as figures
-from hjepa_lib.reporting.style import FigureError, png
-from hjepa_lib.worlds.pixel_env import make_env, stack_frames
+from hjepa_lib.pixels import checks as distribution
+from hjepa_lib.pixels import collect as collecting
+from hjepa_lib.pixels import figures
+from hjepa_lib.pixels.checks import check_distributions, compare, embed, inspect, summarise
+from hjepa_lib.pixels.collect import acquire, collect
+from hjepa_lib.pixels.recording import Recorder, record
+from hjepa_lib.pixels.transitions import DataError, Transitions, check_state
+from hjepa_lib.pixels.worlds import make_env, stack_frames
 
 
 def settings(**changes):

@@ -7,8 +7,10 @@ import torch
 from tiny_pixels import SHAPES, tiny_batch, tiny_pixels, tiny_transitions
 from torch import nn
 
-from hjepa_lib import pixelvariants
-from hjepa_lib.evaluation.diagnostics import (
+from hjepa_lib.figures.style import FigureError
+from hjepa_lib.pixels import figures_models as models
+from hjepa_lib.pixels import variants as pixelvariants
+from hjepa_lib.pixels.diagnostics import (
     LIMITS,
     check_alignment,
     check_curve,
@@ -24,9 +26,7 @@ from hjepa_lib.evaluation.diagnostics import (
     max_correlation,
     weighted_terms,
 )
-from hjepa_lib.models.pixel_models import build_pixel_model
-from hjepa_lib.reporting import models
-from hjepa_lib.reporting.style import FigureError
+from hjepa_lib.pixels.pixel_models import build_pixel_model
 
 HEALTHY = torch.randn(256, 16, generator=torch.Generator().manual_seed(0))
 

@@ -11,10 +11,10 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hjepa_lib.fields import ConfigError
-from hjepa_lib.pixelsections import EnvironmentConfig
-from hjepa_lib.worlds import DRIFT_ID, ENV_ID, PUSH_ID, drift, push
-from hjepa_lib.worlds.pixel_env import (
+from hjepa_lib.config.fields import ConfigError
+from hjepa_lib.config.pixels import EnvironmentConfig
+from hjepa_lib.pixels import drift, push
+from hjepa_lib.pixels.worlds import (
     ActionRepeat,
     FrameSkip,
     MergeStack,
@@ -26,6 +26,7 @@ from hjepa_lib.worlds.pixel_env import (
     stack_frames,
     to_frame,
 )
+from hjepa_lib.worlds import DRIFT_ID, ENV_ID, PUSH_ID
 
 
 class Counting(gymnasium.Env):

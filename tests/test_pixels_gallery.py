@@ -5,11 +5,12 @@ import copy
 import pytest
 from tiny import tiny_config
 
-from hjepa_lib import maskedplanner
-from hjepa_lib.evaluation import grid
+from hjepa_lib import pixelgallery
 from hjepa_lib.files import read_json, write_json
-from hjepa_lib.reporting import pixelgallery, pixeltables
-from hjepa_lib.runs import Run
+from hjepa_lib.grids import measures as grid
+from hjepa_lib.pixels import tables as pixeltables
+from hjepa_lib.runs.run import Run
+from hjepa_lib.workbench import maskedplanner
 
 CELL = {"mean": 1.0, "low": 0.5, "high": 1.5, "seeds": 3, "text": "1 (0.5 to 1.5)"}
 CLAIM = {

@@ -13,25 +13,25 @@ import pytest
 import torch
 from sklearn.metrics import mean_absolute_error, r2_score
 
-from hjepa_lib import gridresults, gridstages, sweep
 from hjepa_lib.__main__ import main
 from hjepa_lib.config import ConfigError, GuardedOptimConfig, profile
-from hjepa_lib.data import grid_buffers
-from hjepa_lib.data.grid_buffers import GridBuffer
-from hjepa_lib.evaluation import grid as measures
-from hjepa_lib.evaluation.footprint import update_bytes
+from hjepa_lib.config.pixels import EpochsConfig, GridConfig
+from hjepa_lib.figures.style import FigureError
 from hjepa_lib.files import FileError, read_json, save_npz
+from hjepa_lib.grids import buffer as grid_buffers
+from hjepa_lib.grids import figures, measures, world
+from hjepa_lib.grids import results as gridresults
+from hjepa_lib.grids import stages as gridstages
+from hjepa_lib.grids.buffer import GridBuffer
+from hjepa_lib.grids.models import GridJepa, GridModel, build_grid_model
+from hjepa_lib.grids.reward import GoalReward, build_reward, sinusoids
+from hjepa_lib.grids.train import PairFit, fit_grid, fit_reward, reward_rows
 from hjepa_lib.models.checkpoint import fingerprint
-from hjepa_lib.models.grid import GridJepa, GridModel, build_grid_model
-from hjepa_lib.models.grid_reward import GoalReward, build_reward, sinusoids
-from hjepa_lib.pixelsections import EpochsConfig, GridConfig
-from hjepa_lib.reporting import grid as figures
-from hjepa_lib.reporting.style import FigureError
-from hjepa_lib.runs import Run
-from hjepa_lib.training.grid import PairFit, fit_grid, fit_reward, reward_rows
+from hjepa_lib.pixels.footprint import update_bytes
+from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Fit, learning_rate
-from hjepa_lib.workspace import Workspace
-from hjepa_lib.worlds import grid_world as world
+from hjepa_lib.workbench import sweep
 
 SMALL = {
     "size": 6, "episodes": 6, "steps": 8, "latent_dim": 16, "action_dim": 8, "encoder_depth": 1,
@@ -763,7 +763,7 @@ def test_a_reward_r2_of_too_few_rewards_says_so():
 
 
 def test_the_tuning_sweep_has_the_seeds_values(tmp_path, monkeypatch, whole):
-    study = sweep.read_study(Path(sweep.__file__).parent / "configs/grid_jepa_tuning.yaml")
+    study = sweep.read_study(Path(sweep.__file__).parents[1] / "configs/grid_jepa_tuning.yaml")
     grids = [cell.config.pixels.grid for cell in study.cells]
     assert {g.ema_decay for g in grids} == {0.99, 0.995, 0.999}
     assert {g.optim.lr for g in grids} == {1e-5, 1e-4, 1e-3}

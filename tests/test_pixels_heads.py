@@ -9,20 +9,21 @@ import pytest
 import torch
 from torch import nn
 
-from hjepa_lib import headstages, lookahead, pixelstages, workspace
 from hjepa_lib.config import profile
-from hjepa_lib.data.transitions import TransitionBatch
-from hjepa_lib.evaluation import rewards
+from hjepa_lib.config.fields import ConfigError
+from hjepa_lib.config.pixels import EpochsConfig, RewardConfig
 from hjepa_lib.evaluation.statistics import Interval
-from hjepa_lib.fields import ConfigError
-from hjepa_lib.models import heads as models
 from hjepa_lib.models.checkpoint import fingerprint
-from hjepa_lib.models.heads import HeadError, RewardHead, build_head, head_inputs
-from hjepa_lib.pixelsections import EpochsConfig, RewardConfig
-from hjepa_lib.reporting import rewards as figures
-from hjepa_lib.training import heads
+from hjepa_lib.pixels import figures_rewards as figures
+from hjepa_lib.pixels import heads as models
+from hjepa_lib.pixels import headstages, lookahead, rewards
+from hjepa_lib.pixels import stages as pixelstages
+from hjepa_lib.pixels import train_heads as heads
+from hjepa_lib.pixels.heads import HeadError, RewardHead, build_head, head_inputs
+from hjepa_lib.pixels.train import fit_pixels
+from hjepa_lib.pixels.transitions import TransitionBatch
+from hjepa_lib.runs import workspace
 from hjepa_lib.training.loop import Report, step_generator
-from hjepa_lib.training.pixels import fit_pixels
 
 # Stand-ins have small odd weights, and the loop says so.
 pytestmark = pytest.mark.filterwarnings("ignore:the gradient norm is")

@@ -5,9 +5,9 @@ import pytest
 import torch
 from tiny_pixels import SHAPES, tiny_batch, tiny_pixels, with_section
 
-from hjepa_lib.models.pixel_models import build_pixel_model
-from hjepa_lib.pixelsections import AuxiliaryConfig
-from hjepa_lib.regularisers import (
+from hjepa_lib.config.pixels import AuxiliaryConfig
+from hjepa_lib.pixels.pixel_models import build_pixel_model
+from hjepa_lib.pixels.regularisers import (
     BarlowTwins,
     DinoCentring,
     VICReg,

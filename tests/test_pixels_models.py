@@ -20,25 +20,25 @@ from tiny_pixels import (
 from torch import nn
 
 from hjepa_lib.config import profile
-from hjepa_lib.fields import ConfigError
-from hjepa_lib.models.layers import count_parameters
-from hjepa_lib.models.pixel_decoder import PatchDecoder
-from hjepa_lib.models.pixel_encoders import build_pixel_encoder
-from hjepa_lib.models.pixel_models import build_pixel_model, matched_counts
-from hjepa_lib.models.pixel_weights import initialise, parameter_counts
-from hjepa_lib.models.pixels import (
-    ActionEmbedding,
-    PixelShapes,
-    shapes_of,
-)
-from hjepa_lib.models.transformer import Transformer
-from hjepa_lib.pixelsections import (
+from hjepa_lib.config.fields import ConfigError
+from hjepa_lib.config.pixels import (
     AuxiliaryConfig,
     DecoderConfig,
     PixelEncoderConfig,
     PixelJepaConfig,
 )
-from hjepa_lib.reporting import reconstructions
+from hjepa_lib.models.layers import count_parameters
+from hjepa_lib.models.transformer import Transformer
+from hjepa_lib.pixels import figures_reconstructions as reconstructions
+from hjepa_lib.pixels.models import (
+    ActionEmbedding,
+    PixelShapes,
+    shapes_of,
+)
+from hjepa_lib.pixels.nets import build_pixel_encoder
+from hjepa_lib.pixels.pixel_decoder import PatchDecoder
+from hjepa_lib.pixels.pixel_models import build_pixel_model, matched_counts
+from hjepa_lib.pixels.pixel_weights import initialise, parameter_counts
 
 TRAINED = ("enc_dec", "enc_dec_jepa", "jepa")
 KINDS = ("vit", "cnn", "mlp")

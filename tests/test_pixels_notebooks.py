@@ -14,11 +14,12 @@ import pytest
 from test_notebooks import PIXELS, STANDARD, execute, parameters
 
 from hjepa_lib.config import ConfigError, profile
-from hjepa_lib.data.transitions import Transitions
+from hjepa_lib.config.pixels import MODELS
 from hjepa_lib.files import read_json
-from hjepa_lib.pixelsections import MODELS
-from hjepa_lib.reporting import pixeltables, summary
-from hjepa_lib.runs import Run
+from hjepa_lib.pixels import tables as pixeltables
+from hjepa_lib.pixels.transitions import Transitions
+from hjepa_lib.runs import summary
+from hjepa_lib.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [path.stem for path in PIXELS]

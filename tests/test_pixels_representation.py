@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from hjepa_lib.evaluation import representation as met
-from hjepa_lib.reporting import representation as figures
-from hjepa_lib.reporting import style
+from hjepa_lib.figures import style
+from hjepa_lib.pixels import figures_representation as figures
+from hjepa_lib.pixels import measures as met
 
 RNG = np.random.default_rng(0)
 

@@ -27,29 +27,24 @@ from tiny_pixels import (
     with_section,
 )
 
-from hjepa_lib import (
-    auxiliaryrunner,
-    gridstages,
-    headstages,
-    lookahead,
-    pixelstages,
-    trackers,
-    vjepa2stages,
-)
 from hjepa_lib.__main__ import main
 from hjepa_lib.config import flatten, profile
-from hjepa_lib.data import ppo
-from hjepa_lib.data.collect import acquire, collect
-from hjepa_lib.fields import ConfigError
-from hjepa_lib.models.pixel_files import save_model
-from hjepa_lib.models.pixel_models import build_pixel_model
-from hjepa_lib.models.vjepa2 import MaskedPrediction, WorldModel
-from hjepa_lib.pixellog import model_log
-from hjepa_lib.pixelsections import EpochsConfig, Stage1Config, Stage2Config
-from hjepa_lib.training.heads import HeadLog
+from hjepa_lib.config.fields import ConfigError
+from hjepa_lib.config.pixels import EpochsConfig, Stage1Config, Stage2Config
+from hjepa_lib.grids import stages as gridstages
+from hjepa_lib.pixels import auxiliaryrunner, headstages, lookahead, ppo
+from hjepa_lib.pixels import stages as pixelstages
+from hjepa_lib.pixels import two_stages as vjepa2stages
+from hjepa_lib.pixels.collect import acquire, collect
+from hjepa_lib.pixels.files import save_model
+from hjepa_lib.pixels.pixel_models import build_pixel_model
+from hjepa_lib.pixels.pixellog import model_log
+from hjepa_lib.pixels.train import fit_pixels, mean_loss
+from hjepa_lib.pixels.train_heads import HeadLog
+from hjepa_lib.pixels.train_vjepa2 import encode_states, fit_stage1, fit_stage2
+from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel
+from hjepa_lib.runs import trackers
 from hjepa_lib.training.loop import Fit, Report
-from hjepa_lib.training.pixels import fit_pixels, mean_loss
-from hjepa_lib.training.vjepa2 import encode_states, fit_stage1, fit_stage2
 
 # Models of a few weights have gradients of any size, and the loop says so.
 pytestmark = pytest.mark.filterwarnings("ignore:the gradient norm is")

@@ -11,31 +11,22 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hjepa_lib import pixeldata, reportstages, vjepa2command, vjepa2results, vjepa2stages
 from hjepa_lib.__main__ import main
 from hjepa_lib.config import ConfigError, from_dict, profile, to_dict
-from hjepa_lib.data.transitions import Transitions
-from hjepa_lib.evaluation import vjepa2 as scores
+from hjepa_lib.config.pixels import PixelsConfig
+from hjepa_lib.figures import style
 from hjepa_lib.files import FileError, read_json
-from hjepa_lib.models import vjepa2_files as files
-from hjepa_lib.models.dropout import ByteDropout, use_byte_dropout
 from hjepa_lib.models.layers import count_parameters
-from hjepa_lib.models.pixel_models import build_pixel_model
-from hjepa_lib.models.pixels import PixelShapes, shapes_of
-from hjepa_lib.models.vjepa2 import (
-    MaskedPrediction,
-    MaskedViT,
-    VJepa2,
-    WorldModel,
-    build_vjepa2,
-    draw_masks,
-)
-from hjepa_lib.pixelsections import PixelsConfig
-from hjepa_lib.reporting import style
-from hjepa_lib.reporting import vjepa2 as figures
-from hjepa_lib.runs import Run
-from hjepa_lib.training.loop import step_generator
-from hjepa_lib.training.vjepa2 import (
+from hjepa_lib.pixels import command as vjepa2command
+from hjepa_lib.pixels import figures_vjepa2 as figures
+from hjepa_lib.pixels import grades as scores
+from hjepa_lib.pixels import pixeldata, reportstages, vjepa2results
+from hjepa_lib.pixels import two_stages as vjepa2stages
+from hjepa_lib.pixels import vjepa2_files as files
+from hjepa_lib.pixels.dropout import ByteDropout, use_byte_dropout
+from hjepa_lib.pixels.models import PixelShapes, shapes_of
+from hjepa_lib.pixels.pixel_models import build_pixel_model
+from hjepa_lib.pixels.train_vjepa2 import (
     LatentWindows,
     encode_states,
     fit_stage1,
@@ -44,7 +35,18 @@ from hjepa_lib.training.vjepa2 import (
     stage2_loss,
     window_loss,
 )
-from hjepa_lib.workspace import Workspace
+from hjepa_lib.pixels.transitions import Transitions
+from hjepa_lib.pixels.vjepa2 import (
+    MaskedPrediction,
+    MaskedViT,
+    VJepa2,
+    WorldModel,
+    build_vjepa2,
+    draw_masks,
+)
+from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.workspace import Workspace
+from hjepa_lib.training.loop import step_generator
 
 TINY = {
     "pixels.encoder.latent_dim": 16, "pixels.encoder.heads": 2, "pixels.encoder.head_dim": 8,
@@ -774,7 +776,8 @@ def test_a_foreign_stage_1_makes_a_result_that_claims_nothing(command, tmp_path)
 def test_whole_command_trains_heads_and_decoder(command, monkeypatch):
     """VJ-12: without --stage both stages and everything downstream, in this order."""
     called = []
-    from hjepa_lib import headstages, pixelstages
+    from hjepa_lib.pixels import headstages
+    from hjepa_lib.pixels import stages as pixelstages
 
     def stub(kind: str):
         return lambda ws, name, seed: called.append((kind, name, seed)) or iter(())

@@ -12,13 +12,14 @@ from tiny import digest, make_agent, seeded, tiny_config
 
 from hjepa_lib.config import Config, ConfigError, PlannerConfig, profile
 from hjepa_lib.models.geometry import DistanceGeometry, LatentGeometry
-from hjepa_lib.planning import levels, optimisers
+from hjepa_lib.planning import levels
 from hjepa_lib.planning import planner as planner_module
+from hjepa_lib.planning import search as optimisers
 from hjepa_lib.planning.costs import reduce_horizon
 from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel, clip_norm, plan_costs
-from hjepa_lib.planning.optimisers import OPTIMISERS, mppi, shift_plan, softmin_weights
-from hjepa_lib.runs import repository
-from hjepa_lib.studyfile import read_grid
+from hjepa_lib.planning.search import OPTIMISERS, mppi, shift_plan, softmin_weights
+from hjepa_lib.runs.run import repository
+from hjepa_lib.workbench.studyfile import read_grid
 
 METHODS = tuple(OPTIMISERS)
 SPACES = ("none", "concat", "only", "learned")

@@ -3,7 +3,7 @@
 import pytest
 from tiny import digest, frozen_stores, make_job, make_level1, tiny_config
 
-from hjepa_lib import stages
+from hjepa_lib.runs import stages
 from hjepa_lib.training import refine
 
 REFINED = {"level1__refine_updates": 6, "level1__optim__validate_every": 3}

@@ -13,11 +13,12 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from tiny import tiny_config
 
-from hjepa_lib import remote, runner, stages
 from hjepa_lib.__main__ import main
 from hjepa_lib.files import FileError
-from hjepa_lib.runs import Run, RunError, outputs_root
-from hjepa_lib.workspace import Workspace
+from hjepa_lib.runs import notebooks as runner
+from hjepa_lib.runs import remote, stages
+from hjepa_lib.runs.run import Run, RunError, outputs_root
+from hjepa_lib.runs.workspace import Workspace
 
 CONFIG = tiny_config()
 
@@ -302,7 +303,7 @@ def test_notebooks_run_in_their_own_processes(tmp_path, monkeypatch):
     parameters = nbformat.v4.new_code_cell("profile = 'smoke'\nrun = ''\nseed = 0\noverrides = ''")
     parameters.metadata["tags"] = ["parameters"]
     body = nbformat.v4.new_code_cell(
-        "from hjepa_lib.workspace import start\n"
+        "from hjepa_lib.runs.workspace import start\n"
         "ws = start('01', profile, run, seed, overrides)\n"
         "with ws.run.stage('data') as folder:\n"
         "    (folder / 'data.txt').write_text('made in a kernel')"
@@ -311,7 +312,9 @@ def test_notebooks_run_in_their_own_processes(tmp_path, monkeypatch):
     nbformat.write(nbformat.v4.new_notebook(cells=[parameters, body]), path)
     runner.run_notebooks(Run.create("a", CONFIG), [path], say=lambda *_, **__: None)
     monkeypatch.setenv("HJEPA_CACHE", str(tmp_path / "two"))
-    code = "from hjepa_lib.runs import Run; run = Run.open(); run.verify('data'); print(run.path)"
+    code = (
+        "from hjepa_lib.runs.run import Run; run = Run.open(); run.verify('data'); print(run.path)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ
     )

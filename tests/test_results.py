@@ -9,17 +9,17 @@ import pytest
 import torch
 from tiny import digest, make_agent, tiny_config
 
-from hjepa_lib import scoring, stages
 from hjepa_lib.config import ConfigError
 from hjepa_lib.evaluation import results
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
 from hjepa_lib.evaluation.results import ResultKey, flatten_dict, planner_settings, protocol_cap
 from hjepa_lib.files import FileError
 from hjepa_lib.models.checkpoint import load_level1
-from hjepa_lib.reporting import summary
-from hjepa_lib.runs import Run
+from hjepa_lib.runs import score as scoring
+from hjepa_lib.runs import stages, summary
+from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import TrainingError
-from hjepa_lib.workspace import Workspace
 from hjepa_lib.worlds.trials import load_trials
 
 CAP = 1.8365
@@ -308,7 +308,7 @@ def test_missing_stages_are_trained_with_the_smoke_budget(config, workspace_of, 
     """A notebook run alone: whatever is found nowhere is trained here, shortly, and noted."""
     ws = workspace_of(config.override("level1.optim.updates=100000,level1.hidden=20"))
     nowhere = ws.run.path / "nowhere"
-    monkeypatch.setattr("hjepa_lib.workspace.pretrained_folder", lambda: nowhere)
+    monkeypatch.setattr("hjepa_lib.runs.workspace.pretrained_folder", lambda: nowhere)
     monkeypatch.setattr(stages, "profile", lambda name: {"smoke": config}[name])
     folder = stages.find(ws, "l1")
     assert folder == ws.run.path / "l1"

@@ -5,7 +5,7 @@ import torch
 from tiny import make_level2, seeded, tiny_config
 from torch.nn import functional as F
 
-from hjepa_lib.models.rssm import State, kl_divergence, kl_loss
+from hjepa_lib.models.level2 import State, kl_divergence, kl_loss
 from hjepa_lib.models.stochastic import Gaussian
 
 ACTIONS = ("none", "concat", "only", "learned")

@@ -13,12 +13,13 @@ import pandas as pd
 import pytest
 from test_summary import floors, result
 
-from hjepa_lib import runner, sweep
 from hjepa_lib.config import ConfigError, profile
-from hjepa_lib.estimates import describe, estimate
 from hjepa_lib.evaluation import results
 from hjepa_lib.files import read_json
-from hjepa_lib.runs import Run, RunError
+from hjepa_lib.runs import notebooks as runner
+from hjepa_lib.runs.estimates import describe, estimate
+from hjepa_lib.runs.run import Run, RunError
+from hjepa_lib.workbench import sweep
 
 CONFIG = profile("smoke").override("device=cpu,precision=fp32")
 PARAMETERS = 'profile: str = "laptop"\nrun: str = ""\nseed: int = 0\noverrides: str = ""'
@@ -219,7 +220,8 @@ def test_ctrl_c_ends_the_kernel_and_says_how_to_resume(folder, root, tmp_path):
     code = f"""
 import sys
 from pathlib import Path
-from hjepa_lib import runner, __main__
+from hjepa_lib import __main__
+from hjepa_lib.runs import notebooks as runner
 select = runner.select_notebooks
 runner.select_notebooks = lambda text: select(text, Path({str(folder)!r}))
 settings = ["--set", "device=cpu", "precision=fp32"]

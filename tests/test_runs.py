@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from hjepa_lib import machine, workspace
 from hjepa_lib.config import ConfigError, profile
 from hjepa_lib.files import FileError
-from hjepa_lib.metrics_log import MetricsLog
-from hjepa_lib.pretrained import export
-from hjepa_lib.runs import Run, RunError, list_runs, new_name, outputs_root
+from hjepa_lib.runs import machine, workspace
+from hjepa_lib.runs.metrics_log import MetricsLog
+from hjepa_lib.runs.pretrained import export
+from hjepa_lib.runs.run import Run, RunError, list_runs, new_name, outputs_root
 
 CONFIG = profile("smoke").override("device=cpu,precision=fp32")
 TEXT = "device=cpu,precision=fp32"
@@ -89,7 +89,7 @@ def test_failed_creation_leaves_nothing(root, monkeypatch):
     def full(path, obj):
         raise FileError("cannot write: no space left on device")
 
-    monkeypatch.setattr("hjepa_lib.runs.write_json", full)
+    monkeypatch.setattr("hjepa_lib.runs.run.write_json", full)
     with pytest.raises(FileError):
         Run.create("a", CONFIG)
     assert list(root.iterdir()) == []
@@ -134,7 +134,7 @@ def test_failed_stage_is_not_marked_and_its_time_is_kept(monkeypatch):
     run = Run.create("a", CONFIG)
     fill(run, "l1")
     clock = iter([0.0, 5.0, 10.0, 12.0])
-    monkeypatch.setattr("hjepa_lib.runs.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("hjepa_lib.runs.run.time.perf_counter", lambda: next(clock))
     with pytest.raises(KeyboardInterrupt), run.stage("l1"):
         raise KeyboardInterrupt
     assert not Run.open("a").done("l1")
@@ -173,7 +173,7 @@ def test_stage_is_stale_when_its_input_was_made_again():
 def test_kill_9_in_a_stage_leaves_it_unfinished(root):
     code = """
 import os, signal, sys
-from hjepa_lib.runs import Run
+from hjepa_lib.runs.run import Run
 run = Run.open("a")
 run.log({"stage": "l1", "step": 1, "loss": 2.0})
 with run.stage("l1") as folder:
@@ -322,7 +322,7 @@ def test_overrides_text_is_the_inverse_of_resolve():
 
 
 def test_input_is_looked_for_in_the_documented_order(root, tmp_path, monkeypatch):
-    monkeypatch.setattr("hjepa_lib.runs.repository", lambda: tmp_path / "nowhere")
+    monkeypatch.setattr("hjepa_lib.runs.run.repository", lambda: tmp_path / "nowhere")
     made = tmp_path / "made"
     ws = workspace.start("02_train_l1", "smoke", "mine", 0, TEXT)
     assert ws.input("l1") == (None, "nowhere")
@@ -345,7 +345,7 @@ def test_input_is_looked_for_in_the_documented_order(root, tmp_path, monkeypatch
 
 def test_a_refined_level_1_of_other_trajectories_is_no_input(root, tmp_path, monkeypatch):
     """The head's number of trajectories shapes level 1 only where that is refined on them."""
-    monkeypatch.setattr("hjepa_lib.runs.repository", lambda: tmp_path / "nowhere")
+    monkeypatch.setattr("hjepa_lib.runs.run.repository", lambda: tmp_path / "nowhere")
     for refined, found in ((0, "latest run donor0"), (5, "nowhere")):
         donor = Run.create(f"donor{refined}", CONFIG.override(f"level1.refine_updates={refined}"))
         fill(donor, "l1")

@@ -9,20 +9,21 @@ import torch
 from tiny import digest, make_agent, make_level3, seeded, tiny_config
 
 import hjepa_lib
-from hjepa_lib import scoring, stages
-from hjepa_lib.agent import THREE_LEVELS, load_agent, scale_samples
 from hjepa_lib.config import Config, ConfigError
+from hjepa_lib.evaluation.compute import planner_flops
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
-from hjepa_lib.evaluation.flops import planner_flops
 from hjepa_lib.evaluation.results import load_result
 from hjepa_lib.files import FileError
-from hjepa_lib.lineup import learned
 from hjepa_lib.models import checkpoint
 from hjepa_lib.planning import planner as planner_module
+from hjepa_lib.planning.agent import THREE_LEVELS, load_agent, scale_samples
 from hjepa_lib.planning.levels import plan_costs
-from hjepa_lib.planning.optimisers import OPTIMISERS, shift_plan
-from hjepa_lib.runs import Run
-from hjepa_lib.workspace import Workspace
+from hjepa_lib.planning.search import OPTIMISERS, shift_plan
+from hjepa_lib.runs import score as scoring
+from hjepa_lib.runs import stages
+from hjepa_lib.runs.lineup import learned
+from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.trials import load_trials
 from hjepa_lib.worlds.two_rooms import render

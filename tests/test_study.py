@@ -8,15 +8,17 @@ import pytest
 import yaml
 from tiny import OVERRIDES
 
-from hjepa_lib import __main__, scoring, study
+from hjepa_lib import __main__
 from hjepa_lib.config import ConfigError
 from hjepa_lib.evaluation.results import load_result
-from hjepa_lib.evaluation.rows import check_rows, load_rows, unpack_solved
 from hjepa_lib.files import FileError
-from hjepa_lib.runs import Run, RunError
-from hjepa_lib.studyfile import read_grid
-from hjepa_lib.studyrow import agreeing_stages
-from hjepa_lib.studytable import KEY, Table, describe_list, list_cells
+from hjepa_lib.runs import score as scoring
+from hjepa_lib.runs.run import Run, RunError
+from hjepa_lib.workbench import study
+from hjepa_lib.workbench.rows import check_rows, load_rows, unpack_solved
+from hjepa_lib.workbench.studyfile import read_grid
+from hjepa_lib.workbench.studyrow import agreeing_stages
+from hjepa_lib.workbench.studytable import KEY, Table, describe_list, list_cells
 
 # A training knows nothing of planning or trials: those belong to the cells.
 TRAINING = {k: v for k, v in OVERRIDES.items() if not k.startswith(("planning.", "evaluation."))}

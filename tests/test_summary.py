@@ -11,9 +11,10 @@ import pytest
 from hjepa_lib.config import profile
 from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.files import read_json, write_json
-from hjepa_lib.reporting import html, summary
-from hjepa_lib.reporting.summary import RESULT_FIELDS, SummaryError
-from hjepa_lib.runs import Run
+from hjepa_lib.runs import report as html
+from hjepa_lib.runs import summary
+from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.summary import RESULT_FIELDS, SummaryError
 
 ISSUE_NAMES = """
 method cost protocol layouts dynamics budget n successes success_rate ci95 success_first_1p41

@@ -16,9 +16,9 @@ import torch
 from tiny import tiny_config
 
 from hjepa_lib.config import flatten, profile
-from hjepa_lib.fields import ConfigError
-from hjepa_lib.runs import Run
-from hjepa_lib.trackers import SINKS, Tracker
+from hjepa_lib.config.fields import ConfigError
+from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.trackers import SINKS, Tracker
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
@@ -241,7 +241,7 @@ def test_runs_made_before_there_were_trackers_open(tmp_path):
 def in_a_process_of_its_own(kind, folder, **environment):
     """Log with the real package, without closing: the end of the process must keep everything."""
     code = (
-        "import sys; from pathlib import Path; from hjepa_lib.trackers import Tracker\n"
+        "import sys; from pathlib import Path; from hjepa_lib.runs.trackers import Tracker\n"
         "settings = {'level1.optim.lr': 0.001, 'tracking.project': 'p', 'tracking.entity': ''}\n"
         "one = Tracker(sys.argv[1], 'smoke-s0', Path(sys.argv[2]), settings)\n"
         "for step in (10, 20): one.log({'stage': 'l1', 'step': step, 'loss': 1 / step})\n"

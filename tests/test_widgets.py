@@ -17,19 +17,20 @@ import torch
 from PIL import Image
 from tiny import make_agent, tiny_config
 
-from hjepa_lib import runner, scoring
 from hjepa_lib.config import ConfigError, profile
 from hjepa_lib.evaluation import episodes
 from hjepa_lib.evaluation.results import load_result
-from hjepa_lib.reporting import style
-from hjepa_lib.reporting.style import FigureError
-from hjepa_lib.runs import Run, RunError
+from hjepa_lib.figures import style
+from hjepa_lib.figures.style import FigureError
+from hjepa_lib.runs import notebooks as runner
+from hjepa_lib.runs import score as scoring
+from hjepa_lib.runs.run import Run, RunError
+from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.widgets import pad, panels, planners, sources, strips, whatif
 from hjepa_lib.widgets import player as players
 from hjepa_lib.widgets import story as stories
 from hjepa_lib.widgets.scene import Scene, SceneError, checked_scene, scene_of, trials_of
 from hjepa_lib.widgets.story import AHEAD, look, play, recall
-from hjepa_lib.workspace import Workspace
 from hjepa_lib.worlds.trials import load_trials
 from hjepa_lib.worlds.two_rooms import render
 

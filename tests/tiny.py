@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hjepa_lib.agent import Agent
 from hjepa_lib.config import Config, Level1Config, profile
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.recipes import generate
@@ -18,8 +17,9 @@ from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.models.checkpoint import TrainedMacro
 from hjepa_lib.models.distance import Distance
-from hjepa_lib.models.hjepa import HJepa, Level2
-from hjepa_lib.models.jepa import Jepa
+from hjepa_lib.models.joint import HJepa, Level2
+from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.planning.agent import Agent
 from hjepa_lib.training.distance import train_distance
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.level1 import train_level1

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from hjepa_lib.config import Config, profile
-from hjepa_lib.data.transitions import Transitions
-from hjepa_lib.models.pixels import PixelShapes
-from hjepa_lib.pixelsections import PixelsConfig
-from hjepa_lib.runs import Run
-from hjepa_lib.workspace import Workspace
+from hjepa_lib.config.pixels import PixelsConfig
+from hjepa_lib.pixels.models import PixelShapes
+from hjepa_lib.pixels.transitions import Transitions
+from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.workspace import Workspace
 
 SIDE, STACK, ACTIONS = 16, 3, 4
 SHAPES = PixelShapes(1, STACK, SIDE, "discrete", ACTIONS)

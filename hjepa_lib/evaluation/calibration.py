@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hjepa_lib.agent import Agent
 from hjepa_lib.data.motion import STEP_HIGH, STEP_MEAN
+from hjepa_lib.planning.agent import Agent
 from hjepa_lib.worlds.layout import HIGH, LOW, Layout
 from hjepa_lib.worlds.two_rooms import inside, oracle_length, render
 

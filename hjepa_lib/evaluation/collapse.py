@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hjepa_lib.agent import Agent
 from hjepa_lib.config import Config, DataConfig
 from hjepa_lib.data.motion import random_motion
 from hjepa_lib.data.recipes import RECIPES, SMOOTH
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.evaluation.openloop import gaps, level1_errors, level2_errors, stay_errors
 from hjepa_lib.evaluation.statistics import Interval, StatisticsError
+from hjepa_lib.planning.agent import Agent
 from hjepa_lib.training.latents import LatentBatch, LatentStore
 from hjepa_lib.worlds.base import find_world
 from hjepa_lib.worlds.layout import DOOR_HALF, Layout, layout_set

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hjepa_lib.agent import Agent
 from hjepa_lib.config import PlanningConfig
-from hjepa_lib.evaluation.flops import planner_flops
+from hjepa_lib.evaluation.compute import planner_flops
+from hjepa_lib.planning.agent import Agent
 from hjepa_lib.worlds.base import World
 from hjepa_lib.worlds.trials import Trials
 

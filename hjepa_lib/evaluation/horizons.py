@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from scipy import stats
 
-from hjepa_lib.agent import Agent
 from hjepa_lib.config import PlanningConfig, SearchConfig
 from hjepa_lib.evaluation.collapse import RESAMPLES, Curve, resampled_ends, resampled_rows
 from hjepa_lib.evaluation.openloop import gaps
 from hjepa_lib.evaluation.statistics import Interval, StatisticsError
+from hjepa_lib.planning.agent import Agent
 from hjepa_lib.worlds.trials import Trials
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hjepa_lib.models.hjepa import Level2
-from hjepa_lib.models.jepa import Jepa
+from hjepa_lib.models.joint import Level2
+from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.training.latents import LatentBatch, LatentStore
 from hjepa_lib.training.probes import Probe, rmse_px
 

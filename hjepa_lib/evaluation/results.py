@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hjepa_lib.agent import P1_CAP
 from hjepa_lib.config import ConfigError, PlanningConfig
 from hjepa_lib.evaluation.episodes import LatentPolicy, Outcome
 from hjepa_lib.evaluation.metrics import Episodes, per_trial, summarise
 from hjepa_lib.files import FileError, load_npz, save_npz
+from hjepa_lib.planning.agent import P1_CAP
 from hjepa_lib.worlds.trials import Trials
 
 P2_CAP = 2.45  # px
@@ -145,7 +145,7 @@ def load_results(folder: Path) -> list[Result]:
 
 
 def result_row(result: Result) -> dict[str, Any]:
-    """One flat entry of `summary.json` (schema: reporting/summary.py)."""
+    """One flat entry of `summary.json` (schema: runs/summary.py)."""
     arrays, header = result.arrays, dict(result.header)
     episodes = Episodes(
         arrays["positions"],

@@ -21,8 +21,8 @@ from hjepa_lib.config import DistanceConfig, Level1Config, Level2Config, from_di
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.files import FileError, read_bytes, read_json, write_atomic, write_json
 from hjepa_lib.models.distance import Distance
-from hjepa_lib.models.hjepa import Level2
-from hjepa_lib.models.jepa import Jepa
+from hjepa_lib.models.joint import Level2
+from hjepa_lib.models.level1 import Jepa
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:

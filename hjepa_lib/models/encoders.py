@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hjepa_lib.models.pixel_encoders import Patches
 from hjepa_lib.models.transformer import Transformer
+from hjepa_lib.pixels.nets import Patches
 
 MIN_IMAGE = 16
 SPREAD = 2.0  # keypoint coordinates of the image's edges: the dot's then have a spread near 1

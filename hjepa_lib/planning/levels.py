@@ -15,8 +15,8 @@ from torch import Tensor
 
 from hjepa_lib.config import ConfigError, PlannerConfig, SearchConfig
 from hjepa_lib.models.geometry import Geometry
-from hjepa_lib.models.hjepa import Level2
-from hjepa_lib.models.jepa import Jepa
+from hjepa_lib.models.joint import Level2
+from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.planning.costs import reduce_horizon
 
 CHUNK = 4096  # candidates rolled out at once, at most

@@ -18,7 +18,7 @@ from torch import Tensor
 from hjepa_lib.config import HierarchyConfig, SearchConfig
 from hjepa_lib.models.geometry import Geometry
 from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel, plan_costs
-from hjepa_lib.planning.optimisers import OPTIMISERS, Search, shift_plan
+from hjepa_lib.planning.search import OPTIMISERS, Search, shift_plan
 
 
 class Plan(NamedTuple):

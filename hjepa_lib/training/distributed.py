@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hjepa_lib.config import ConfigError
 from hjepa_lib.data.windows import WindowBatch
-from hjepa_lib.models.jepa import Rollout
+from hjepa_lib.models.level1 import Rollout
 
 Value = TypeVar("Value")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.data.trajectories import Trajectories
-from hjepa_lib.models.jepa import Jepa
+from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.worlds.layout import Layout
 
 

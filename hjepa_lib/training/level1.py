@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hjepa_lib.config import Level1Config
 from hjepa_lib.data.windows import WindowBatch, Windows
-from hjepa_lib.models.jepa import Jepa, Rollout
-from hjepa_lib.objectives import layout_identity, loss_terms, weighted_sum
+from hjepa_lib.models.level1 import Jepa, Rollout
+from hjepa_lib.models.objectives import layout_identity, loss_terms, weighted_sum
 from hjepa_lib.training import distributed
 from hjepa_lib.training.loop import Fit, step_generator
 from hjepa_lib.training.probes import effective_rank, fit_ridge, rmse_px

@@ -15,8 +15,8 @@ from torch import Tensor
 from hjepa_lib.config import Config, Level2Config
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.models.geometry import Geometry
-from hjepa_lib.models.hjepa import HJepa, Level2
-from hjepa_lib.models.jepa import Jepa
+from hjepa_lib.models.joint import HJepa, Level2
+from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.training.latents import LatentBatch, LatentStore
 from hjepa_lib.training.loop import Fit, step_generator
 

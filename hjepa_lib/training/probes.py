@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from hjepa_lib.config import OptimConfig
 from hjepa_lib.data.normaliser import Normaliser
-from hjepa_lib.models.jepa import Jepa
 from hjepa_lib.models.layers import mlp
+from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.loop import Fit
 

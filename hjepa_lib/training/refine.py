@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.config import Level1Config
-from hjepa_lib.models.jepa import Jepa
-from hjepa_lib.objectives import similarity
+from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.objectives import similarity
 from hjepa_lib.training.latents import LatentBatch, LatentStore
 from hjepa_lib.training.loop import Fit, step_generator
 

@@ -10,8 +10,8 @@ import functools
 from importlib import resources
 from typing import Any
 
-from hjepa_lib.reporting import style
-from hjepa_lib.reporting.style import png
+from hjepa_lib.figures import style
+from hjepa_lib.figures.style import png
 from hjepa_lib.widgets.scene import Scene
 from hjepa_lib.widgets.strips import preview
 from hjepa_lib.worlds.layout import DOOR_HALF, HIGH, LOW, WALL_HALF

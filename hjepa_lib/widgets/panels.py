@@ -11,9 +11,9 @@ import asyncio
 import dataclasses
 from typing import Any
 
-from hjepa_lib.agent import METHODS, Agent
 from hjepa_lib.config import PlanningConfig
-from hjepa_lib.runs import Run
+from hjepa_lib.planning.agent import METHODS, Agent
+from hjepa_lib.runs.run import Run
 from hjepa_lib.widgets.pad import link_pad, read_scene
 from hjepa_lib.widgets.scene import Scene, checked_scene
 from hjepa_lib.widgets.sources import Choice, choices, open_run, run_names, tell

@@ -1,7 +1,7 @@
 """The player: a story as one piece of HTML that plays and scrubs in the browser, without a kernel.
 
 Everything is computed beforehand and travels with the output: the frames as one sprite image, floor
-plan and landscapes as pictures drawn by the reporting helpers, paths and plans as numbers that a
+plan and landscapes as pictures drawn by the helpers of figures/, paths and plans as numbers that a
 short script (player.js and its panels) draws over them. So a slider move costs a few milliseconds,
 and the same output works in JupyterLab, in Colab and in an exported HTML page. Where scripts are
 stripped (GitHub, untrusted notebooks) a sentence points to the film strip above it.
@@ -25,9 +25,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from hjepa_lib.reporting import style
-from hjepa_lib.reporting.figures import frame_rgb
-from hjepa_lib.reporting.style import styled
+from hjepa_lib.figures import style
+from hjepa_lib.figures.data import frame_rgb
+from hjepa_lib.figures.style import styled
 from hjepa_lib.widgets.scene import Scene
 from hjepa_lib.widgets.story import UNITS, Maps, Story
 from hjepa_lib.worlds.layout import HIGH, LOW

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import hjepa_lib
-from hjepa_lib.agent import METHODS, Agent
 from hjepa_lib.config import ConfigError, PlanningConfig
 from hjepa_lib.evaluation.results import ResultKey, load_result, protocol_cap
-from hjepa_lib.runs import Run, RunError, list_runs, pretrained_folder
+from hjepa_lib.planning.agent import METHODS, Agent
+from hjepa_lib.runs.run import Run, RunError, list_runs, pretrained_folder
 from hjepa_lib.widgets.scene import scene_of
 from hjepa_lib.widgets.story import UNITS, Story, play, recall
 from hjepa_lib.worlds.base import find_world

@@ -6,7 +6,7 @@ import html
 from collections.abc import Callable
 from typing import Any
 
-from hjepa_lib.reporting import style
+from hjepa_lib.figures import style
 from hjepa_lib.widgets.player import Player, player
 from hjepa_lib.widgets.story import Story
 

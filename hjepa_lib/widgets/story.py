@@ -16,10 +16,10 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from hjepa_lib.agent import P1_CAP, Agent
 from hjepa_lib.config import PlanningConfig
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
 from hjepa_lib.evaluation.results import Result
+from hjepa_lib.planning.agent import P1_CAP, Agent
 from hjepa_lib.widgets.scene import Scene, SceneError, trials_of
 from hjepa_lib.worlds.gym_env import SUCCESS_PX
 from hjepa_lib.worlds.layout import HIGH, LOW

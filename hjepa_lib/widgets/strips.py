@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from hjepa_lib.reporting import style
-from hjepa_lib.reporting.figures import frame_rgb
-from hjepa_lib.reporting.style import styled
+from hjepa_lib.figures import style
+from hjepa_lib.figures.data import frame_rgb
+from hjepa_lib.figures.style import styled
 from hjepa_lib.widgets.player import ARROW, draw_landscape, pair_colours
 from hjepa_lib.widgets.scene import Scene
 from hjepa_lib.widgets.story import UNITS, Story

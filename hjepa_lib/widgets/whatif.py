@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from hjepa_lib.agent import METHODS, Agent
 from hjepa_lib.config import PlanningConfig
+from hjepa_lib.planning.agent import METHODS, Agent
 from hjepa_lib.widgets.planners import CONTROLS, Knobs, apply_knobs, describe, knobs_of
 from hjepa_lib.widgets.scene import Scene
 from hjepa_lib.widgets.stage import Stage

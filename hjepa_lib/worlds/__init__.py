@@ -16,8 +16,8 @@ ENV_ID, DRIFT_ID, PUSH_ID = "hjepa/TwoRooms-v0", "hjepa/Drift-v0", "hjepa/Push-v
 
 for _id, _entry, _steps in (
     (ENV_ID, "hjepa_lib.worlds.gym_env:TwoRoomsEnv", 200),
-    (DRIFT_ID, "hjepa_lib.worlds.drift:DriftEnv", 50),
-    (PUSH_ID, "hjepa_lib.worlds.push:PushEnv", 50),
+    (DRIFT_ID, "hjepa_lib.pixels.drift:DriftEnv", 50),
+    (PUSH_ID, "hjepa_lib.pixels.push:PushEnv", 50),
 ):
     if _id not in gymnasium.registry:
         gymnasium.register(_id, entry_point=_entry, max_episode_steps=_steps)

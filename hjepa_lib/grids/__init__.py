@@ -1,0 +1,1 @@
+"""World models of grids of colours (seed 004)."""

@@ -1,0 +1,269 @@
+"""Seed 004's models of discrete grids: a JEPA with an EMA target and its generative twin.
+
+    z_s = enc(s),  z_a = act(a),  zhat = T(z_s, z_a)
+    JEPA:  mean (zhat - enc_ema(s'))^2
+    twin:  CE(cells of s' | zhat) + CE of height, width, most, least, count + w CE(a | z_a)
+
+Both have the same encoder, action encoder and transition, so what differs is the objective. Grids
+come as canvases (B, S, S) with padding -1 (worlds/grid_world.py). Padding is masked everywhere: a
+grid has one latent, whatever the canvas it lies on; the twin alone is built for one canvas size.
+Choices the seed leaves open: the encoder's blocks have `heads` heads that share the latent width,
+and the twin decodes every cell from the latent and the cell's learned position.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hjepa_lib.config.pixels import GridConfig
+from hjepa_lib.grids.buffer import GridBatch
+from hjepa_lib.grids.world import ACTIONS, COLOURS, FACTS, MOST, PAD, GridError, facts
+from hjepa_lib.models.layers import mlp, update_ema
+from hjepa_lib.models.transformer import Transformer
+
+FACT_CLASSES = (MOST + 1, MOST + 1, COLOURS, COLOURS, COLOURS + 1)
+"""Values 0..n-1 of each of FACTS; a side or a count of 0 does not occur."""
+
+
+def check_canvases(grids: Tensor) -> Tensor:
+    """`grids` if they are canvases (B, S, S); GridError with the shape or the colours otherwise."""
+    if grids.dim() != 3 or grids.shape[1] != grids.shape[2] or grids.shape[1] > MOST:
+        raise GridError(f"grids must be (B, S, S) with S up to {MOST}, got {tuple(grids.shape)}")
+    if grids.numel() and (int(grids.min()) < PAD or int(grids.max()) >= COLOURS):
+        raise GridError(f"grids hold colours outside {PAD}..{COLOURS - 1}")
+    return grids
+
+
+class FactTokens(nn.Module):
+    """One token per fact of a grid: (B, 5) -> (B, 5, D)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(count, dim) for count in FACT_CLASSES)
+
+    def forward(self, values: Tensor) -> Tensor:
+        pairs = zip(self.tables, values.unbind(1), strict=True)
+        return torch.stack([table(column) for table, column in pairs], dim=1)
+
+
+class GridTransformer(nn.Module):
+    """Tokens: CLS, five facts, one per cell (colour + row + column); CLS, LayerNorm, linear."""
+
+    def __init__(self, config: GridConfig) -> None:
+        super().__init__()
+        dim = config.latent_dim
+        self.colour = nn.Embedding(COLOURS, dim)
+        self.row, self.column = nn.Embedding(MOST, dim), nn.Embedding(MOST, dim)
+        self.facts = FactTokens(dim)
+        self.cls = nn.Parameter(0.02 * torch.randn(dim))
+        head_dim = max(1, dim // config.heads)
+        self.blocks = Transformer(dim, config.encoder_depth, config.heads, head_dim, config.mlp_dim)
+        self.head = nn.Linear(dim, dim)
+
+    def forward(self, grids: Tensor, values: Tensor) -> Tensor:
+        """Canvases (B, S, S), their facts (B, 5) -> (B, D)."""
+        # What is padding in the whole batch is not even computed.
+        grids = grids[:, : int(values[:, 0].max()), : int(values[:, 1].max())]
+        _, height, width = grids.shape
+        line = torch.arange(MOST, device=grids.device)
+        places = self.row(line[:height])[:, None] + self.column(line[:width])  # (H, W, D)
+        cells = (self.colour(grids.clamp(min=0)) + places).flatten(1, 2)  # (B, H W, D)
+        cls = self.cls.expand(len(grids), 1, -1)
+        tokens = torch.cat([cls, self.facts(values), cells], dim=1)  # (B, 6 + H W, D)
+        seen = F.pad((grids >= 0).flatten(1), (6, 0), value=True)  # (B, 6 + H W)
+        mask = None if bool(seen.all()) else seen[:, None, None]
+        return self.head(self.blocks(tokens, mask)[:, 0])
+
+
+class GridCnn(nn.Module):
+    """Three 3 x 3 convolutions (stride 1, 2, 2) on colour embeddings, masked; mean over cells."""
+
+    def __init__(self, config: GridConfig) -> None:
+        super().__init__()
+        dim = config.latent_dim
+        self.colour = nn.Embedding(COLOURS, 32)
+        self.row, self.column = nn.Embedding(MOST, 32), nn.Embedding(MOST, 32)
+        self.facts = FactTokens(dim)
+        widths = (32, 64, 64, 64)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(before, after, 3, stride=stride, padding=1)
+            for before, after, stride in zip(widths, widths[1:], (1, 2, 2), strict=False)
+        )
+        self.mix = nn.Linear(64, dim)
+        self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, dim)
+
+    def forward(self, grids: Tensor, values: Tensor) -> Tensor:
+        """Canvases (B, S, S), their facts (B, 5) -> (B, D)."""
+        line = torch.arange(grids.shape[1], device=grids.device)
+        places = self.row(line)[:, None] + self.column(line)  # (S, S, 32)
+        mask = (grids >= 0)[:, None].float()  # (B, 1, S, S)
+        x = (self.colour(grids.clamp(min=0)) + places).permute(0, 3, 1, 2) * mask
+        for conv in self.convs:
+            # A cell of the coarser map is part of the grid when its centre is.
+            mask = mask[:, :, :: conv.stride[0], :: conv.stride[1]]
+            x = F.gelu(conv(x)) * mask
+        pooled = x.sum((2, 3)) / mask.sum((2, 3))  # (B, 64)
+        return self.head(self.norm(F.gelu(self.mix(pooled)) + self.facts(values).sum(1)))
+
+
+class StateEncoder(nn.Module):
+    """Canvases (B, S, S) int64 -> (B, D); `encoder: transformer` or `cnn`."""
+
+    def __init__(self, config: GridConfig) -> None:
+        super().__init__()
+        kinds = {"transformer": GridTransformer, "cnn": GridCnn}
+        self.net = kinds[config.encoder](config)
+
+    def forward(self, grids: Tensor) -> Tensor:
+        return self.net(check_canvases(grids), facts(grids))
+
+
+class ActionEncoder(nn.Module):
+    """Ids (B,) -> (B, action_dim): a table, or an MLP on one-hot vectors."""
+
+    def __init__(self, config: GridConfig) -> None:
+        super().__init__()
+        self.one_hot = config.action_encoder == "one_hot"
+        if self.one_hot:
+            self.net = mlp(ACTIONS, config.action_dim, config.action_dim, activation=nn.GELU)
+        else:
+            self.net = nn.Embedding(ACTIONS, config.action_dim)
+
+    def forward(self, action: Tensor) -> Tensor:
+        if action.numel() and (int(action.min()) < 0 or int(action.max()) >= ACTIONS):
+            wrong = action[(action < 0) | (action >= ACTIONS)][0].item()
+            raise GridError(f"action {wrong} is outside 0..{ACTIONS - 1}")
+        return self.net(F.one_hot(action, ACTIONS).float() if self.one_hot else action)
+
+
+class Transition(nn.Module):
+    """Transformer over two tokens, state and action; the state's token is the next latent."""
+
+    def __init__(self, config: GridConfig) -> None:
+        super().__init__()
+        dim = config.latent_dim
+        self.action = nn.Linear(config.action_dim, dim)
+        self.positions = nn.Parameter(torch.zeros(2, dim))
+        self.blocks = Transformer(dim, config.depth, config.heads, config.head_dim, config.mlp_dim)
+        self.head = nn.Linear(dim, dim)
+
+    def forward(self, latent: Tensor, action: Tensor) -> Tensor:
+        """(B, D), (B, action_dim) -> (B, D)."""
+        tokens = torch.stack([latent, self.action(action)], dim=1) + self.positions  # (B, 2, D)
+        return self.head(self.blocks(tokens)[:, 0])
+
+
+class GridModel(nn.Module):
+    """What JEPA and twin share."""
+
+    def __init__(self, config: GridConfig) -> None:
+        super().__init__()
+        self.config, self.latent_dim = config, config.latent_dim
+        self.encoder = StateEncoder(config)
+        self.action_encoder = ActionEncoder(config)
+        self.transition = Transition(config)
+
+    def encode(self, state: Tensor) -> Tensor:
+        """Canvases (B, S, S) -> (B, D)."""
+        return self.encoder(state)
+
+    def imagine(self, latent: Tensor, action: Tensor) -> Tensor:
+        """(B, D), ids (B,) -> the imagined next latent (B, D)."""
+        return self.transition(latent, self.action_encoder(action))
+
+    def after_update(self) -> None:
+        """Called after every update of the optimiser."""
+
+
+class GridJepa(GridModel):
+    """Predicts the latent of the EMA target encoder (GRID-1)."""
+
+    name = "grid_jepa"
+
+    def __init__(self, config: GridConfig, size: int) -> None:
+        super().__init__(config)
+        self.size = size
+        self.target = copy.deepcopy(self.encoder).requires_grad_(False)
+
+    @torch.no_grad()
+    def encode_target(self, state: Tensor) -> Tensor:
+        return self.target(state)
+
+    def loss(self, batch: GridBatch) -> tuple[Tensor, dict[str, float]]:
+        prediction = self.imagine(self.encode(batch.state), batch.action)
+        target = self.encode_target(batch.next_state)
+        loss = F.mse_loss(prediction, target)
+        cosine = F.cosine_similarity(prediction.detach(), target, dim=-1).mean()
+        return loss, {"jepa_prediction_loss": loss.item(), "jepa_cosine_sim": cosine.item()}
+
+    def after_update(self) -> None:
+        """The target follows the encoder."""
+        update_ema(self.target, self.encoder, self.config.ema_decay)
+
+
+class Decoded(NamedTuple):
+    """Logits of the next grid."""
+
+    cells: Tensor  # (B, 11, S, S)
+    facts: tuple[Tensor, ...]  # (B, n) for height, width, most, least, count
+
+
+class GridTwin(GridModel):
+    """Predicts the next grid itself, cell by cell, and its metadata (GRID-8)."""
+
+    name = "grid_twin"
+
+    def __init__(self, config: GridConfig, size: int) -> None:
+        super().__init__(config)
+        self.size, dim = size, config.latent_dim
+        self.spread = nn.Linear(dim, config.mlp_dim)
+        self.places = nn.Parameter(0.02 * torch.randn(size * size, config.mlp_dim))
+        self.cells = mlp(config.mlp_dim, config.mlp_dim, COLOURS, activation=nn.GELU)
+        self.fact_heads = nn.ModuleList(nn.Linear(dim, count) for count in FACT_CLASSES)
+        self.action_head = nn.Linear(config.action_dim, ACTIONS)
+
+    def decode(self, latent: Tensor) -> Decoded:
+        """(B, D) -> logits of the grid it stands for."""
+        hidden = F.gelu(self.spread(latent)[:, None] + self.places)  # (B, S S, mlp_dim)
+        cells = self.cells(hidden).transpose(1, 2).unflatten(2, (self.size, self.size))
+        return Decoded(cells, tuple(head(latent) for head in self.fact_heads))
+
+    def predict(self, state: Tensor, action: Tensor) -> Tensor:
+        """The most likely next canvas (B, S, S), padded by its own height and width."""
+        decoded = self.decode(self.imagine(self.encode(state), action))
+        height, width = (logits.argmax(1)[:, None, None] for logits in decoded.facts[:2])
+        line = torch.arange(self.size, device=state.device)
+        inside = (line[:, None] < height) & (line < width)
+        return torch.where(inside, decoded.cells.argmax(1), PAD)
+
+    def loss(self, batch: GridBatch) -> tuple[Tensor, dict[str, float]]:
+        code = self.action_encoder(batch.action)
+        decoded = self.decode(self.transition(self.encode(batch.state), code))
+        transition = F.cross_entropy(decoded.cells, batch.next_state, ignore_index=PAD)
+        values = facts(batch.next_state)
+        for logits, column in zip(decoded.facts, values.unbind(1), strict=True):
+            transition = transition + F.cross_entropy(logits, column)
+        action = F.cross_entropy(self.action_head(code), batch.action)
+        total = transition + self.config.action_weight * action
+        terms = {"gen_total_loss": total, "gen_transition_loss": transition}
+        terms["gen_action_loss"] = action
+        return total, {name: value.item() for name, value in terms.items()}
+
+
+KINDS = {"jepa": GridJepa, "generative": GridTwin}
+assert len(FACT_CLASSES) == len(FACTS)
+
+
+def build_grid_model(kind: str, config: GridConfig, size: int, seed: int) -> GridModel:
+    """JEPA or twin for canvases of `size` cells, its weights a function of `seed` alone.
+
+    The parts that the two share start from the same weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return KINDS[kind](config, size)

@@ -1,0 +1,121 @@
+"""The six named loss terms of both levels (PLDM arXiv 2502.14819, EB-JEPA arXiv 2602.03604).
+
+    L = sim*sim + std*a + std_t*l + cov*b + sim_t*d + idm*w   (+ lambda * KL at level 2)
+
+| term  | pldm form                                        | eb_jepa form                     |
+|-------|--------------------------------------------------|----------------------------------|
+| sim   | mean_{t>=1,b,d} (z - zhat)^2                      | the same                         |
+| std   | mean_d relu(1 - sqrt(Var_b(Z_0) + 1e-4))          | variance pooled over (B, T)      |
+| std_t | mean_{b,d} relu(1 - sqrt(Var_{t>=1}(Z) + 1e-4))   | the same                         |
+| cov   | sum_{i!=j} C_ij^2 / (D (D-1)), C of Z_0           | C of the pooled (B, T) samples   |
+| sim_t | mean (z_t - z_{t-1})^2                            | the same                         |
+| idm   | mean (MLP([z_t; z_{t+1}]) - a_t)^2                | the same, actions normalised     |
+
+Terms take a `Rollout`, so level 2 uses the very same functions on its own time grid. For layouts
+that change there is a seventh, of our own: the first S = `level1.static_dim` components of a latent
+agree between all states of a layout, whatever the dot does, and tell layouts apart. That is VICReg
+(arXiv 2105.04906) with the states of a layout as views:
+
+    static = mean (z_s - m)^2 + std(m) + cov(m),   m (G, S) the means over each layout
+
+std, std_t, cov and sim_t are then those of the other D - S components.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hjepa_lib.config import LossConfig
+from hjepa_lib.models.level1 import Rollout
+
+EPS = 1e-4
+
+
+class LossTerms(NamedTuple):
+    """Unweighted scalars, in the order of `LossConfig`."""
+
+    sim: Tensor
+    std: Tensor
+    std_t: Tensor
+    cov: Tensor
+    sim_t: Tensor
+    idm: Tensor
+
+
+def similarity(predictions: Tensor, targets: Tensor) -> Tensor:
+    """predictions (K, B, T', D), targets (B, T >= T', D); index 0 along T is the given start."""
+    steps = predictions.shape[2]
+    return (predictions[:, :, 1:] - targets[None, :, 1:steps]).square().mean()
+
+
+def hinge_std(samples: Tensor, eps: float = EPS) -> Tensor:
+    """samples (M, D) -> mean_d relu(1 - std over M)."""
+    return F.relu(1 - (samples.var(dim=0) + eps).sqrt()).mean()
+
+
+def hinge_std_time(latents: Tensor) -> Tensor:
+    """latents (B, T, D) -> mean_{b,d} relu(1 - std over t >= 1)."""
+    return F.relu(1 - (latents[:, 1:].var(dim=1) + EPS).sqrt()).mean()
+
+
+def covariance(samples: Tensor) -> Tensor:
+    """samples (M, D) -> mean squared off-diagonal entry of their covariance, 0 with D = 1."""
+    count, dim = samples.shape
+    centred = samples - samples.mean(dim=0)
+    matrix = centred.T @ centred / (count - 1)  # (D, D)
+    # The diagonal goes first: subtracting its squares from the sum would cancel, even below zero.
+    off_diagonal = matrix - matrix.diagonal().diag()
+    return off_diagonal.square().sum() / max(1, dim * (dim - 1))
+
+
+def temporal_similarity(latents: Tensor) -> Tensor:
+    """latents (B, T, D) -> mean (z_t - z_{t-1})^2."""
+    return (latents[:, 1:] - latents[:, :-1]).square().mean()
+
+
+def inverse_dynamics(latents: Tensor, actions: Tensor, head: nn.Module) -> Tensor:
+    """latents (B, T, D), actions (B, T-1, A) normalised; `head` maps 2D -> A."""
+    pairs = torch.cat([latents[:, :-1], latents[:, 1:]], dim=-1)
+    return (head(pairs).float() - actions).square().mean()
+
+
+def layout_identity(static: Tensor, layouts: Tensor) -> Tensor:
+    """static (B, T, S), layouts (B,) in 0..G-1, each used -> the term `static`.
+
+    Windows of one layout, as a tiny validation set has them, tell nothing apart: the first part.
+    """
+    count, steps = int(layouts.max()) + 1, static.shape[1]
+    total = static.new_zeros(count, static.shape[2]).index_add(0, layouts, static.sum(1))
+    means = total / (steps * layouts.bincount(minlength=count))[:, None]  # (G, S)
+    spread = (static - means[layouts][:, None]).square().mean()
+    return spread + hinge_std(means) + covariance(means) if count > 1 else spread
+
+
+def loss_terms(
+    rollout: Rollout, form: str, idm_head: nn.Module | None, static: int = 0
+) -> LossTerms:
+    """All six terms of one level; without a head (or actions) the idm term is 0.
+
+    The first `static` components of the latents are left to `layout_identity`.
+    """
+    latents = rollout.encodings
+    moving = latents[..., static:]
+    samples = moving[:, 0] if form == "pldm" else moving.flatten(0, 1)
+    zero = latents.new_zeros(())
+    return LossTerms(
+        sim=similarity(rollout.predictions, rollout.targets),
+        std=hinge_std(samples),
+        std_t=hinge_std_time(moving) if latents.shape[1] > 2 else zero,
+        cov=covariance(samples),
+        sim_t=temporal_similarity(moving),
+        idm=zero if idm_head is None else inverse_dynamics(latents, rollout.actions, idm_head),
+    )
+
+
+def weighted_sum(terms: LossTerms, config: LossConfig) -> Tensor:
+    """The scalar that is minimised."""
+    return sum(getattr(config, name) * value for name, value in terms._asdict().items())

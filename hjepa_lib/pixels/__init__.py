@@ -1,0 +1,1 @@
+"""World models of pixels (seeds 001 and 002): data, models, training, comparison."""

@@ -1,0 +1,218 @@
+"""Do training and validation transitions look alike, and what is in them (DATA-8, DATA-9)?
+
+Each quantity is one number per sampled transition: a pixel drawn at random from the newest frame,
+that frame's mean brightness, the reward. Three two-sample tests ask whether both parts could come
+from one distribution: Kolmogorov-Smirnov (any difference), Mann-Whitney U (location) and
+k-sample Anderson-Darling (tails; above 25 values per part). A p-value below 0.05 is flagged. The
+tests take samples as independent; neighbours of an episode are not, and parts of few episodes
+differ more than by chance of sampling: a flag asks for a look at the episodes, it is no verdict.
+The rule `moments` needs no tests: it flags a relative difference of the means above 0.1 or of the
+standard deviations above 0.2.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+from hjepa_lib.pixels.transitions import DataError, Transitions
+
+SAMPLES = 1_000
+"""Transitions of each part that are looked at, at most."""
+LEVEL = 0.05
+MEAN_SHIFT, STD_SHIFT = 0.1, 0.2
+_LEAST_ANDERSON = 25
+RULES = ("tests", "moments")
+
+
+class Summary(NamedTuple):
+    """Location and spread of n values; NaN where n is 0."""
+
+    n: int
+    mean: float
+    std: float
+    median: float
+    min: float
+    max: float
+    q25: float
+    q75: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """One quantity of both parts, with what the rule found."""
+
+    quantity: str
+    train: Summary
+    validation: Summary
+    p_values: dict[str, float]  # by test; a test that does not apply is absent
+    flags: tuple[str, ...]  # tests or moments that say "different"; empty: alike
+
+    @property
+    def alike(self) -> bool:
+        return not self.flags
+
+
+def summarise(values: np.ndarray) -> Summary:
+    """The eight numbers of any array."""
+    values = np.asarray(values, dtype=np.float64).ravel()
+    if len(values) == 0:
+        return Summary(0, *[float("nan")] * 7)
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+    return Summary(
+        len(values), float(values.mean()), float(values.std()), float(middle),
+        float(values.min()), float(values.max()), float(low), float(high),
+    )  # fmt: skip
+
+
+def compare(quantity: str, train: np.ndarray, validation: np.ndarray, rule: str = "tests") -> Check:
+    """Whether two samples look alike; DataError for an unknown rule or values that are not finite.
+
+    An empty part is flagged as "empty". With fewer than 26 values a part, Anderson-Darling is
+    left out; with fewer than 2, all tests are.
+    """
+    if rule not in RULES:
+        raise DataError(f"the rule must be one of {', '.join(RULES)}; got {rule!r}")
+    parts = [np.asarray(part, dtype=np.float64).ravel() for part in (train, validation)]
+    if not all(np.isfinite(part).all() for part in parts):
+        raise DataError(f"{quantity} holds NaN or infinite values")
+    summaries = [summarise(part) for part in parts]
+    p_values: dict[str, float] = {}
+    if min(map(len, parts)) == 0:
+        flags: tuple[str, ...] = ("empty",)
+    elif rule == "tests":
+        p_values = _p_values(*parts)
+        flags = tuple(test for test, p in p_values.items() if p < LEVEL)
+    else:
+        flags = _moment_flags(*summaries)
+    return Check(quantity, *summaries, p_values, flags)
+
+
+def _p_values(train: np.ndarray, validation: np.ndarray) -> dict[str, float]:
+    smaller = min(len(train), len(validation))
+    if smaller < 2:
+        return {}
+    distinct = len(np.unique(np.concatenate((train, validation)))) > 1
+    with warnings.catch_warnings():
+        # About ties, and about p of Anderson-Darling being cut to [0.001, 0.25].
+        warnings.simplefilter("ignore")
+        found = {
+            "kolmogorov_smirnov": stats.ks_2samp(train, validation),
+            "mann_whitney": stats.mannwhitneyu(train, validation),
+        }
+        if smaller > _LEAST_ANDERSON and distinct:
+            found["anderson_darling"] = stats.anderson_ksamp([train, validation])
+    return {test: float(result.pvalue) for test, result in found.items()}
+
+
+def _moment_flags(train: Summary, validation: Summary) -> tuple[str, ...]:
+    """Relative to the training part; a reference of 0 makes any difference infinite."""
+    flags = []
+    for name, limit in (("mean", MEAN_SHIFT), ("std", STD_SHIFT)):
+        reference, other = getattr(train, name), getattr(validation, name)
+        if abs(other - reference) > limit * abs(reference):
+            flags.append(name)
+    return tuple(flags)
+
+
+# --- transitions ------------------------------------------------------------------------------
+def sample_rows(data: Transitions, count: int, seed: int = 0) -> torch.Tensor:
+    """At most `count` different rows, ascending."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    return order[:count].sort().values
+
+
+def quantities(data: Transitions, samples: int = SAMPLES, seed: int = 0) -> dict[str, np.ndarray]:
+    """Pixel and brightness in [0, 1], and reward, one value per sampled transition."""
+    rows = sample_rows(data, samples, seed)
+    frames = data.frames[data.now[rows]].flatten(1).float() / 255  # (n, C * H * W)
+    generator = torch.Generator().manual_seed(seed)
+    place = torch.randint(frames.shape[1], (len(rows), 1), generator=generator)
+    return {
+        "pixel": frames.gather(1, place)[:, 0].numpy(),
+        "brightness": frames.mean(1).numpy(),
+        "reward": data.reward[rows].numpy(),
+    }
+
+
+def check_distributions(
+    train: Transitions, validation: Transitions, samples: int = SAMPLES, rule: str = "tests"
+) -> list[Check]:
+    """One check per quantity on at most `samples` transitions of each part."""
+    left, right = quantities(train, samples), quantities(validation, samples)
+    return [compare(name, left[name], right[name], rule) for name in left]
+
+
+def table(checks: list[Check]) -> pd.DataFrame:
+    """Checks as rows: both means and standard deviations, p-values, flags."""
+    rows = []
+    for check in checks:
+        row: dict[str, Any] = {"quantity": check.quantity}
+        for part in ("train", "validation"):
+            summary = getattr(check, part)
+            row |= {f"{part} mean": round(summary.mean, 4), f"{part} std": round(summary.std, 4)}
+        row |= {f"p {name}": round(p, 4) for name, p in check.p_values.items()}
+        rows.append(row | {"flags": ", ".join(check.flags) or "alike"})
+    return pd.DataFrame(rows).set_index("quantity")
+
+
+class Embedding(NamedTuple):
+    """Sampled newest frames as points of the plane, training part first."""
+
+    pca: np.ndarray  # (N, 2)
+    explained: np.ndarray  # (2,) share of the variance
+    tsne: np.ndarray | None  # (N, 2), None below 10 points
+    held_out: np.ndarray  # (N,) bool, True for validation
+
+
+def embed(
+    train: Transitions, validation: Transitions, samples: int = 200, seed: int = 0
+) -> Embedding:
+    """PCA and t-SNE of at most `samples` frames of each part, fitted on both together."""
+    parts = [
+        data.frames[data.now[sample_rows(data, samples, seed)]].flatten(1).float().numpy() / 255
+        for data in (train, validation)
+    ]
+    points = np.concatenate(parts)
+    held_out = np.repeat((False, True), [len(part) for part in parts])
+    pca = PCA(n_components=2, random_state=seed)
+    plane = pca.fit_transform(points)
+    tsne = None
+    if len(points) >= 10:
+        perplexity = min(30.0, (len(points) - 1) / 3)
+        method = TSNE(perplexity=perplexity, init="pca", random_state=seed)
+        tsne = method.fit_transform(points)
+    return Embedding(plane, np.nan_to_num(pca.explained_variance_ratio_), tsne, held_out)
+
+
+def inspect(data: Transitions) -> dict[str, Any]:
+    """What is in a data set: shapes, types, ranges, frame differences in [0, 1] (DATA-9)."""
+    rows = sample_rows(data, SAMPLES)  # differences of all rows of a large set would fill memory
+    before, after = data.frames[data.now[rows]].float(), data.frames[data.after[rows]].float()
+    change = (after - before).abs().flatten(1) / 255  # (n, C * H * W)
+    lengths = data.episode.unique_consecutive(return_counts=True)[1]
+    used = data.action.unique() if data.action_kind == "discrete" else None
+    return {
+        "transitions": len(data),
+        "episodes": len(lengths),
+        "episode length": f"{int(lengths.min())} to {int(lengths.max())}",
+        "state": f"{data.state_shape} {data.frames.dtype}".replace("torch.", ""),
+        "action": f"{data.action_kind}, {data.action_dim}, {data.action.dtype}".replace(
+            "torch.", ""
+        ),
+        "actions used": "all" if used is None or len(used) == data.action_dim else used.tolist(),
+        "pixel range": f"{int(data.frames.min())} to {int(data.frames.max())}",
+        "reward range": f"{float(data.reward.min()):.4g} to {float(data.reward.max()):.4g}",
+        "non-zero rewards": int((data.reward != 0).sum()),
+        "pixels that change per step": float((change > 0).float().mean()),
+        "mean change of a pixel": float(change.mean()),
+        "steps without any change": float((change.amax(1) == 0).float().mean()),
+    }

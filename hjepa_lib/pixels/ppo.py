@@ -1,0 +1,163 @@
+"""Skilled data: train Stable-Baselines3 PPO on the pixels, then collect with it (DATA-2).
+
+The policy sees the stacks that the world models see, merged into channels, and acts stochastically
+while collecting. Its actions may be repeated (`environment.action_repeat`, else
+`ppo.action_repeat`); a repeat above 1 switches frame skip off. Environments run in processes of
+their own where that works, else in turn in this one. Everything runs on the CPU: the networks are
+too small for a GPU to pay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from hjepa_lib.config.fields import ConfigError, to_dict
+from hjepa_lib.config.pixels import PixelsConfig
+from hjepa_lib.pixels.recording import record
+from hjepa_lib.pixels.transitions import Transitions
+from hjepa_lib.pixels.worlds import MergeStack, make_env, stack_frames
+from hjepa_lib.runs.machine import usable_cores
+
+_SMALLEST_CNN = 36
+"""Side of the smallest picture that the convolutions of CnnPolicy can take, px."""
+
+
+def collect_ppo(config: PixelsConfig, seed: int) -> Transitions:
+    """Train a policy and play it; equal seeds, equal data."""
+    notes: list[str] = []
+    repeat = repeat_of(config)
+    if config.environment.frame_skip and repeat > 1:
+        notes.append(f"actions are repeated {repeat} times, so frame skip is off")
+    with _generators_restored():
+        model, envs = train_policy(config, seed, notes)
+        _add_noise(model, config.ppo.log_std_noise, notes)
+
+        def policy(state: np.ndarray) -> Any:  # (L, C, H, W)
+            merged = np.asarray(state).reshape(model.observation_space.shape)
+            action, _ = model.predict(merged, deterministic=False)
+            return action if action.ndim else int(action)
+
+        return record(
+            make_env(config.environment, action_repeat=repeat), policy, config, seed,
+            frame_skip=0 if repeat > 1 else config.environment.frame_skip,
+            meta={
+                "method": "ppo", "action_repeat": max(repeat, 1), "notes": notes,
+                "ppo": {**to_dict(config.ppo), "n_envs": envs},
+            },
+        )  # fmt: skip
+
+
+def repeat_of(config: PixelsConfig) -> int:
+    """How often PPO's actions are repeated: the environment's setting, else PPO's own."""
+    return config.environment.action_repeat or config.ppo.action_repeat
+
+
+def train_policy(config: PixelsConfig, seed: int, notes: list[str]) -> tuple[Any, int]:
+    """A trained PPO model and the number of environments it used; what happened is in `notes`.
+
+    ConfigError when Stable-Baselines3 is absent or the pictures are too small for the policy.
+    """
+    baselines = import_baselines()
+    ppo = config.ppo
+    if ppo.policy == "CnnPolicy" and config.environment.image_size < _SMALLEST_CNN:
+        raise ConfigError(
+            f"CnnPolicy needs pictures of at least {_SMALLEST_CNN} px, "
+            f"pixels.environment.image_size is {config.environment.image_size}: use MlpPolicy"
+        )
+    envs = make_training_envs(config, seed, notes)
+    try:
+        count = envs.num_envs
+        # No roll-out longer than the whole training, no batch larger than a roll-out.
+        steps = min(ppo.n_steps, max(2, ppo.steps // count))
+        model = baselines.PPO(
+            ppo.policy, envs, learning_rate=ppo.learning_rate, n_steps=steps,
+            batch_size=min(ppo.batch, steps * count), n_epochs=ppo.epochs, gamma=ppo.gamma,
+            gae_lambda=ppo.gae_lambda, clip_range=ppo.clip_range, seed=seed, device="cpu",
+        )  # fmt: skip
+        model.learn(ppo.steps)
+        scores = [episode["r"] for episode in model.ep_info_buffer]
+        if scores:
+            notes.append(f"mean return of PPO's last {len(scores)} episodes: {np.mean(scores):.3g}")
+        return model, count
+    finally:
+        envs.close()
+
+
+def import_baselines() -> ModuleType:
+    """The package stable_baselines3; ConfigError when it is not installed."""
+    try:
+        import stable_baselines3
+    except ImportError as error:
+        raise ConfigError(
+            "PPO data need stable-baselines3, which is not installed: pip install 'hjepa-lib[rl]'"
+        ) from error
+    return stable_baselines3
+
+
+# --- environments -----------------------------------------------------------------------------
+def make_training_env(config: PixelsConfig) -> gymnasium.Env:
+    """One environment as PPO sees it, (L * C, H, W) uint8; Monitor counts the summed rewards."""
+    from stable_baselines3.common.monitor import Monitor
+
+    env = make_env(config.environment, action_repeat=repeat_of(config))
+    return Monitor(MergeStack(stack_frames(env, config.environment.stack)))
+
+
+def make_training_envs(config: PixelsConfig, seed: int, notes: list[str]) -> Any:
+    """Seeded environments side by side, at most one per CPU; in processes where that works."""
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    make_training_env(config).close()  # what is wrong with the settings is said here, in one place
+    count = min(config.ppo.n_envs, usable_cores())
+    if count < config.ppo.n_envs:
+        notes.append(f"{count} environments instead of {config.ppo.n_envs}: one per CPU")
+    makers: list[Callable[[], gymnasium.Env]] = [partial(make_training_env, config)] * count
+    envs = _in_processes(makers, notes) if count > 1 else None
+    envs = envs or DummyVecEnv(makers)
+    envs.seed(seed)
+    return envs
+
+
+def _in_processes(makers: list[Callable[[], gymnasium.Env]], notes: list[str]) -> Any:
+    """A vector environment with a process each, or None where processes cannot be started."""
+    from stable_baselines3.common.vec_env import SubprocVecEnv
+
+    try:
+        return SubprocVecEnv(makers)
+    except (OSError, EOFError, RuntimeError, AssertionError) as error:  # sandboxes, daemons
+        reason = " ".join(str(error).split()) or type(error).__name__
+        notes.append(f"environments run in this process, parallel ones failed: {reason}")
+        return None
+
+
+# --- policy -----------------------------------------------------------------------------------
+def _add_noise(model: Any, noise: float, notes: list[str]) -> None:
+    """Widen a continuous policy: its log standard deviations rise by `noise`."""
+    if not noise:
+        return
+    if not hasattr(model.policy, "log_std"):
+        notes.append("pixels.ppo.log_std_noise has no effect: the actions are discrete")
+        return
+    with torch.no_grad():
+        model.policy.log_std += noise
+
+
+@contextlib.contextmanager
+def _generators_restored() -> Iterator[None]:
+    """Stable-Baselines3 seeds the global generators; afterwards they are where they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -1,0 +1,1 @@
+"""One run: its folder, stages, notebooks, report and storage."""

@@ -1,0 +1,170 @@
+"""The machine a run uses: allocator, threads, device, precision, and what to write down about it.
+
+Memory allocation matters as much as arithmetic on CPUs: large activations that are mapped and
+unmapped for every update cost page faults, so `set_up` tells glibc to keep freed memory. Precision
+is decided by measuring (bf16 is 10 times faster on one CPU and slower on the next), never by a
+processor flag, and once per run: `runs.Run` stores the answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.metadata
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from hjepa_lib.config import ConfigError
+from hjepa_lib.runs.revision import revision as revision
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # parameter numbers of glibc's mallopt
+_KEEP = 1 << 30  # bytes; freed blocks below this size stay with the process
+_CLEARLY_FASTER = 1.2  # bf16 must win by this factor, so that noise cannot choose it
+_PACKAGES = ("torch", "numpy", "scipy", "pandas", "gymnasium", "scikit-learn", "hjepa-lib")
+
+
+def set_up(threads: int | None = None) -> int:
+    """Tune allocator and thread count for this process; returns the number of threads.
+
+    `threads=None` keeps torch's own choice (all physical cores, or OMP_NUM_THREADS), lowered to
+    what a container may use: more threads than a CPU quota allows are much slower than fewer.
+    """
+    _keep_freed_memory()
+    torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cores()))
+    return torch.get_num_threads()
+
+
+def _keep_freed_memory() -> bool:
+    """glibc: serve large blocks from the heap and never trim it; False where there is no glibc."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # macOS, musl, Windows
+        return False
+    trimmed = mallopt(_TRIM_THRESHOLD, _KEEP)
+    # Older glibc refuses a threshold above 32 MB; "no mappings at all" has the same effect there.
+    mapped = mallopt(_MMAP_THRESHOLD, _KEEP) or mallopt(_MMAP_MAX, 0)
+    return bool(trimmed and mapped)
+
+
+def usable_cores() -> int:
+    """Cores this process may use: affinity mask and container quota, whichever is smaller."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
+    return cores
+
+
+def choose_device(name: str = "auto") -> str:
+    """`name`, or for "auto" the first of cuda, mps, cpu that works; ConfigError if it is absent."""
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": _has_mps()}
+    if name == "auto":
+        return next(kind for kind in ("cuda", "mps", "cpu") if present[kind])
+    if not present.get(name, False):
+        raise ConfigError(f"device {name!r} is not available on this machine")
+    return name
+
+
+def _has_mps() -> bool:
+    return hasattr(torch.backends, "mps") and torch.backends.mps.is_available()
+
+
+def choose_precision(device: str, wanted: str = "auto") -> str:
+    """ "fp32" or "bf16": `wanted`, or for "auto" the faster one in about a second of measuring."""
+    if wanted != "auto":
+        return wanted
+    if device == "mps" or (device == "cuda" and not torch.cuda.is_bf16_supported()):
+        return "fp32"
+    return "bf16" if bf16_speedup(device) > _CLEARLY_FASTER else "fp32"
+
+
+def bf16_speedup(device: str, seconds: float = 1.0) -> float:
+    """fp32 time / bf16 time of a small training step: channels-last convolutions, then products.
+
+    One thread, both interleaved, and the fastest of each counts: so a busy neighbour, which makes
+    threads wait for each other, changes little.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def weight(*shape: int) -> Tensor:
+        return (0.05 * torch.randn(shape, generator=generator)).to(device).requires_grad_()
+
+    batch = 64 if device == "cpu" else 4096  # on a GPU, less would time the launches
+    frames = torch.rand(batch, 2, 65, 65, generator=generator).to(device)  # (B, C, Hpx, Wpx)
+    frames = frames.to(memory_format=torch.channels_last)
+    first, second, third = weight(64, 2, 7, 7), weight(64, 64, 3, 3), weight(64, 64, 3, 3)
+    wide, square = weight(576, 256), weight(256, 256)
+
+    def work() -> None:
+        x = conv2d(frames, first, stride=4).relu()
+        x = conv2d(x, second, stride=2).relu()
+        x = conv2d(x, third, stride=2).relu().flatten(1) @ wide  # (B, 256)
+        for _ in range(8):
+            x = x + (x @ square).relu()
+        x.float().square().mean().backward()
+
+    times: dict[bool, list[float]] = {False: [], True: []}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    end = time.perf_counter() + seconds
+    while len(times[True]) < 4 or time.perf_counter() < end:
+        for bf16 in (False, True):
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
+                times[bf16].append(_timed(work, device))
+    torch.set_num_threads(threads)
+    return min(times[False]) / min(times[True])
+
+
+def _timed(work: Callable[[], None], device: str) -> float:
+    start = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def versions() -> dict[str, str]:
+    """Python, packages, system, processor and cores, as text for manifest and report."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    found["system"] = f"{platform.system()} {platform.release()} {platform.machine()}"
+    found["processor"] = _processor()
+    found["cores"] = str(usable_cores())
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_mb(children: bool = False) -> float | None:
+    """Largest resident memory so far of this process or of its ended children, in MB."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    who = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
+    peak = resource.getrusage(who).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

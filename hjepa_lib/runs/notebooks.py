@@ -1,0 +1,253 @@
+"""Runs notebooks headless through papermill's Python API, with the checks papermill lacks.
+
+papermill only warns about unknown parameters, and without a `parameters` cell it silently runs the
+defaults: here both are errors before anything starts. Executed copies go to `<run>/notebooks/`
+(`.running` while at work, `.failed` after an error). A notebook that ended well is skipped on
+resume as long as its source is unchanged and nothing before it was run again.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hjepa_lib.config import Config
+from hjepa_lib.files import sha256, write_json
+from hjepa_lib.runs import machine
+from hjepa_lib.runs.estimates import describe, estimate
+from hjepa_lib.runs.run import Run, RunError, new_name, outputs_root, repository
+from hjepa_lib.runs.workspace import overrides_text
+
+Say = Callable[..., None]
+"""Something with the signature of `print`."""
+
+
+class NotebookFailed(RuntimeError):
+    """A notebook raised an error; the message names the notebook, the error and the kept copy."""
+
+
+def select_notebooks(text: str, folder: Path | None = None) -> list[Path]:
+    """Notebook files for "01-05", "2" or "01,03-04"; RunError naming those that exist otherwise."""
+    folder = folder or repository() / "notebooks"
+    files = {int(path.name[:2]): path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    known = ", ".join(path.stem for path in files.values()) or "none"
+    chosen: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,2})(?:-(\d{1,2}))?\s*", part)
+        if not match:
+            raise RunError(f"notebooks {text!r} is not like 01-05 or 01,03; there are: {known}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        numbers = range(first, last + 1)
+        missing = [number for number in numbers if number not in files]
+        if missing or not numbers:
+            raise RunError(
+                f"there is no notebook {(missing or [first])[0]:02d}; there are: {known}"
+            )
+        chosen.update(numbers)
+    return [files[number] for number in sorted(chosen)]
+
+
+def inspect_notebook(path: Path, parameters: dict[str, Any]) -> None:
+    """RunError unless `path` has exactly one `parameters` cell that knows all `parameters` (N2)."""
+    _, nbformat = _import_papermill()
+    try:
+        cells = nbformat.read(path, as_version=4).cells
+    except Exception as error:
+        raise RunError(f"{path} is not a readable notebook: {error}") from error
+    tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
+    if len(tagged) != 1:
+        raise RunError(
+            f"{path.name} has {len(tagged)} cells tagged 'parameters'; exactly one is needed"
+        )
+    try:
+        statements = ast.parse(tagged[0].source).body
+    except SyntaxError as error:
+        raise RunError(
+            f"the parameters cell of {path.name} is not valid Python: {error}"
+        ) from error
+    targets = [getattr(one, "targets", [getattr(one, "target", None)])[0] for one in statements]
+    unknown = set(parameters) - {name.id for name in targets if isinstance(name, ast.Name)}
+    if unknown:
+        raise RunError(f"{path.name} has no parameter named {min(unknown)!r}")
+
+
+def prepare(
+    config: Config,
+    notebooks: list[Path],
+    *,
+    say: Say = print,
+    yes: bool = False,
+    root: Path | None = None,
+) -> None:
+    """Check every notebook and print the time and disk estimate, before anything is created.
+
+    RunError when the disk is too full, or when the `full` profile would run on a CPU without `yes`.
+    """
+    for path in notebooks:
+        inspect_notebook(path, _parameters("check", config))
+    device = machine.choose_device(config.device)
+    names = [path.stem for path in notebooks]
+    cost = estimate(config.profile, names, device)
+    text = f"about {describe(cost.minutes)} and {cost.megabytes:.0f} MB"
+    say(f"profile {config.profile} on {device}: {text} for {len(names)} notebooks")
+    if config.profile == "full" and device == "cpu" and not yes:
+        raise RunError(f"profile full on a CPU takes {text}; add --yes to start it all the same")
+    free = shutil.disk_usage(_existing(root or outputs_root())).free / 1e6
+    if free < cost.megabytes and not yes:
+        raise RunError(
+            f"the run needs about {cost.megabytes:.0f} MB of disk, only {free:.0f} MB are free"
+        )
+
+
+def run_notebooks(
+    run: Run,
+    notebooks: list[Path],
+    *,
+    resume: bool = False,
+    threads: int | None = None,
+    say: Say = print,
+) -> None:
+    """Execute `notebooks` in `run`, one progress line each; NotebookFailed at the first error."""
+    parameters = _parameters(run.name, run.config)
+    fresh = True
+    for path in notebooks:
+        if resume and fresh and _is_done(run, path):
+            say(f"{path.stem:<20} done before")
+            continue
+        fresh = False
+        say(f"{path.stem:<20} ", end="", flush=True)
+        start = time.perf_counter()
+        try:
+            with _kernel_environment(run, threads):
+                _execute(run, path, parameters)
+        except BaseException as error:
+            word = "failed" if isinstance(error, NotebookFailed) else "interrupted"
+            say(f"{word} after {describe((time.perf_counter() - start) / 60)}")
+            raise
+        seconds = time.perf_counter() - start
+        entry = {
+            "ok": True,
+            "source_sha256": sha256(path),
+            "seconds": round(seconds, 1),
+            # Of the largest kernel so far: notebooks before this one count too.
+            "peak_memory_mb": machine.peak_memory_mb(children=True),
+        }
+        run.record_notebook(path.stem, entry)
+        say(f"ok in {describe(seconds / 60)}")
+
+
+def finish(run: Run, say: Say = print) -> Path:
+    """Write `summary.json` and `report.html` from the results on disk; returns the latter."""
+    from hjepa_lib.evaluation.results import collect
+    from hjepa_lib.runs import report as html
+    from hjepa_lib.runs import summary
+
+    run.reload()
+    table = summary.build(run, collect(run.path / "results"))
+    write_json(run.path / "summary.json", table)
+    path = html.write_report(run)
+    run.publish()
+    say(f"summary: {run.path / 'summary.json'}")
+    say(f"report:  {path}")
+    return path
+
+
+def start_run(config: Config, name: str = "", root: Path | None = None) -> Run:
+    """A new run; an empty name becomes "<profile>-s<seed>-<time>"."""
+    return Run.create(name or new_name(config), config, root)
+
+
+def _parameters(name: str, config: Config) -> dict[str, Any]:
+    return {
+        "profile": config.profile,
+        "run": name,
+        "seed": config.seed,
+        "overrides": overrides_text(config),
+    }
+
+
+def _execute(run: Run, path: Path, parameters: dict[str, Any]) -> None:
+    papermill, _ = _import_papermill()
+    from papermill.exceptions import PapermillExecutionError
+
+    folder = run.folder("notebooks")
+    running = folder / f"{path.stem}.running.ipynb"
+    failed = folder / f"{path.stem}.failed.ipynb"
+    done = folder / path.name
+    try:
+        papermill.execute_notebook(
+            str(path),
+            str(running),
+            parameters=parameters,
+            kernel_name="python3",
+            language="python",
+            cwd=str(repository()),
+            progress_bar=False,
+            coalesce_streams=True,  # a progress bar leaves one line, not one per refresh
+            extra_arguments=["--log-level=CRITICAL"],  # the kernel's own warnings are not ours
+        )
+    except PapermillExecutionError as error:
+        os.replace(running, failed)
+        reason = (str(error.evalue).strip().splitlines() or [""])[0]
+        raise NotebookFailed(
+            f"{path.stem} failed at In [{error.exec_count}]: {error.ename}: {reason} "
+            f"(kept: {failed})"
+        ) from error
+    except Exception as error:  # the kernel died, for example for lack of memory
+        if running.exists():
+            os.replace(running, failed)
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise NotebookFailed(f"{path.stem} failed: {type(error).__name__}: {reason}") from error
+    os.replace(running, done)
+    failed.unlink(missing_ok=True)
+
+
+def _is_done(run: Run, path: Path) -> bool:
+    entry = run.manifest["notebooks"].get(path.stem, {})
+    whole = (run.path / "notebooks" / path.name).is_file()
+    return bool(entry.get("ok")) and whole and entry["source_sha256"] == sha256(path)
+
+
+@contextlib.contextmanager
+def _kernel_environment(run: Run, threads: int | None) -> Iterator[None]:
+    """What the kernel inherits: headless mode, the outputs root, the library, the threads."""
+    root = run.path.parents[run.name.count("/")]
+    library = str(Path(__file__).resolve().parents[2])
+    changes = {
+        "HJEPA_HEADLESS": "1",
+        "HJEPA_OUTPUTS": str(root),
+        "PYTHONPATH": os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")])),
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    if threads:
+        changes |= {key: str(threads) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    before = {key: os.environ.get(key) for key in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def _import_papermill() -> tuple[Any, Any]:
+    try:
+        import nbformat
+        import papermill
+    except ImportError as error:
+        raise RunError("running notebooks needs papermill: pip install 'hjepa-lib[lab]'") from error
+    return papermill, nbformat
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() or path == path.parent else _existing(path.parent)

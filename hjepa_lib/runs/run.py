@@ -1,0 +1,337 @@
+"""Run folders: the contract between notebooks, command line and reports.
+
+One run is one training seed in `outputs/<name>/`. `manifest.json` says how it was made (config,
+device, precision, versions, revision) and which stages are complete: a stage counts only when its
+manifest entry, written last, lists its files with sizes and SHA-256. `metrics.jsonl` holds the
+training curves, one value per key and step (PL6). Nothing here ever deletes another run (PL8).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hjepa_lib.config import Config, differences, flatten, from_dict, to_dict
+from hjepa_lib.files import read_json, sha256, write_atomic, write_json
+from hjepa_lib.runs import machine, remote
+from hjepa_lib.runs.metrics_log import MetricsLog
+from hjepa_lib.runs.trackers import Tracker
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*(/[A-Za-z0-9][A-Za-z0-9._=+-]*)?")
+_RESERVED = ("latest", "gallery", "pretrained")
+_RESUME_STATE = "resume*"  # optimiser state: lives beside a stage's files, is none of its results
+
+
+class RunError(ValueError):
+    """A run folder is missing, exists already, or does not fit what was asked for."""
+
+
+def repository() -> Path:
+    """The folder with `notebooks/` and `outputs/`; the working directory if installed alone."""
+    parent = Path(__file__).resolve().parents[2]
+    return parent if (parent / "notebooks").is_dir() else Path.cwd()
+
+
+def outputs_root() -> Path:
+    """Where all runs live: the environment variable HJEPA_OUTPUTS, else `outputs/`.
+
+    For a URL such as s3://bucket/prefix it is the local folder that remote.py keeps in step.
+    """
+    place = os.environ.get("HJEPA_OUTPUTS") or str(repository() / "outputs")
+    if remote.is_remote(place):
+        return remote.local_root(place)
+    return Path(place).expanduser().resolve()
+
+
+def pretrained_folder() -> Path:
+    """The committed small run: in the outputs root, else in the repository's own `outputs/`."""
+    local = outputs_root() / "pretrained"
+    return local if (local / "manifest.json").exists() else repository() / "outputs" / "pretrained"
+
+
+def new_name(config: Config) -> str:
+    """ "laptop-s0-20261105-142233": sortable by time within a profile."""
+    return f"{config.profile}-s{config.seed}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def tracked_name(prefix: str, manifest: dict[str, Any]) -> str:
+    """What a tracker calls a run: its own name, or "<prefix>-YYYYMMDD-HHMMSS" from its start."""
+    if not prefix:
+        return manifest["name"]
+    return f"{prefix}-{datetime.datetime.fromisoformat(manifest['created']):%Y%m%d-%H%M%S}"
+
+
+def list_runs(root: Path | None = None) -> list[str]:
+    """Names of all runs below the outputs root, study cells as "study/cell", oldest first."""
+    root = root or outputs_root()
+    found = [*root.glob("*/manifest.json"), *root.glob("*/*/manifest.json")]
+    names = [
+        path.parent.relative_to(root).as_posix() for path in sorted(found, key=os.path.getmtime)
+    ]
+    return [name for name in names if _NAME.fullmatch(name) and name.split("/")[0] not in _RESERVED]
+
+
+class Run:
+    """One run folder. Use `Run.create`, `Run.open` or `Run.at`, not the constructor."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: dict[str, Any] = read_json(path / "manifest.json")
+        for key in ("name", "config", "stages"):
+            if key not in self.manifest:
+                raise RunError(f"{path / 'manifest.json'} is no run manifest: {key!r} is missing")
+        self.config: Config = from_dict(Config, self.manifest["config"])
+        self.metrics = MetricsLog(path / "metrics.jsonl")
+        self.tracker = Tracker(
+            self.config.tracker,
+            tracked_name(self.config.tracking.run_name_prefix, self.manifest),
+            path / "tracker",
+            flatten(self.config),
+        )
+
+    @classmethod
+    def create(cls, name: str, config: Config, root: Path | None = None) -> Run:
+        """Make `root/name`; RunError if it exists. Device and precision are chosen here, once."""
+        root = root or outputs_root()
+        path = root / _checked(name)
+        if path.exists() or remote.exists(path):
+            raise RunError(f"run {name!r} exists already; resume it or choose another name")
+        if path.parent != root and (path.parent / "manifest.json").exists():
+            raise RunError(f"{path.parent.name!r} is a run, so it cannot hold the run {name!r}")
+        device = machine.choose_device(config.device)
+        latest = root / "latest"
+        remote.pull_file(latest)
+        manifest = {
+            "name": name,
+            # The latest run so far: this one is about to take that title, and may need its input.
+            "previous": latest.read_text().strip() if latest.is_file() else "",
+            "created": _now(),
+            "profile": config.profile,
+            "seed": config.seed,
+            "config": to_dict(config),
+            "device": device,
+            "precision": machine.choose_precision(device, config.precision),
+            "versions": machine.versions(),
+            "revision": machine.revision(repository()),
+            "notes": {},
+            "stages": {},
+            "notebooks": {},
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Built aside and renamed, so that no run folder without a manifest is ever seen.
+        building = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        building.mkdir()
+        try:
+            write_json(building / "manifest.json", manifest)
+            building.rename(path)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        remote.push(path)
+        remote.push_file(write_atomic(latest, name + "\n"))
+        return cls(path)
+
+    @classmethod
+    def exists(cls, name: str, root: Path | None = None) -> bool:
+        """True when the run `name` can be opened, here or from a remote outputs root."""
+        path = (root or outputs_root()) / name
+        return (path / "manifest.json").is_file() or remote.exists(path)
+
+    @classmethod
+    def open(cls, name: str = "", root: Path | None = None) -> Run:
+        """The run `name`, or the newest one for ""; RunError if there is none."""
+        root = root or outputs_root()
+        if not name:
+            latest = root / "latest"
+            remote.pull_file(latest)
+            if not latest.is_file():
+                raise RunError(f"there is no run in {root} yet")
+            name = latest.read_text().strip()
+        path = root / _checked(name)
+        remote.pull(path)
+        if not (path / "manifest.json").is_file():
+            known = ", ".join(list_runs(root)[-5:]) or "none"
+            raise RunError(f"run {name!r} does not exist in {root}; the newest ones are: {known}")
+        return cls(path)
+
+    @classmethod
+    def at(cls, path: Path) -> Run:
+        """The run stored in the folder `path`, wherever that is (for example `pretrained`)."""
+        if not (path / "manifest.json").is_file():
+            raise RunError(f"{path} holds no run: manifest.json is missing")
+        return cls(path)
+
+    @property
+    def name(self) -> str:
+        return self.manifest["name"]
+
+    @property
+    def device(self) -> str:
+        """The stored device; ConfigError when this machine lacks it."""
+        return machine.choose_device(self.manifest["device"])
+
+    @property
+    def precision(self) -> str:
+        return self.manifest["precision"]
+
+    def require(self, config: Config) -> None:
+        """RunError naming the first setting in which the stored config differs from `config`."""
+        for key, (stored, wanted) in differences(self.config, config).items():
+            raise RunError(
+                f"run {self.name!r} was made with {key}={stored!r}, not {wanted!r}; "
+                "choose another run name or drop that setting"
+            )
+
+    def folder(self, name: str) -> Path:
+        """`<run>/<name>/`, created if missing."""
+        path = self.path / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @contextlib.contextmanager
+    def stage(
+        self, name: str, folder: str | None = None, needs: tuple[str, ...] = ()
+    ) -> Iterator[Path]:
+        """Run a stage that writes into `folder` (default: its name), which is what it yields.
+
+        On success the manifest lists the wall time (interrupted attempts included), and every file
+        of the folder that no other stage has claimed. `needs` names the stages it was computed
+        from: when one of them is made again (or, if its input came from another run, made here),
+        this stage no longer counts as done. While it runs, or after it failed, it is not marked.
+        """
+        target = self.folder(folder or name)
+        self._update(lambda manifest: manifest["stages"].pop(name, None))
+        start = time.perf_counter()
+        try:
+            yield target
+        except BaseException:
+            self._spend(name, time.perf_counter() - start)
+            raise
+        seconds = time.perf_counter() - start
+        stages = self.manifest["stages"]
+        claimed = {item["path"] for stage in stages.values() for item in stage["files"]}
+        entry = {
+            "finished": _now(),
+            "folder": folder or name,
+            "files": [self._describe(file) for file in self._files(target, claimed)],
+            "needs": {other: _digest(stages.get(other)) for other in needs},
+        }
+
+        def mark(manifest: dict[str, Any]) -> None:
+            earlier = manifest.setdefault("interrupted", {}).pop(name, 0.0)
+            manifest["stages"][name] = {"seconds": round(seconds + earlier, 3), **entry}
+
+        self._update(mark)
+
+    def done(self, name: str) -> bool:
+        """True when the stage is marked, its files are there whole, and its inputs unchanged."""
+        self.reload()  # another process may have finished it
+        stages = self.manifest["stages"]
+        if name not in stages:
+            return False
+        for item in stages[name]["files"]:
+            path = self.path / item["path"]
+            if not path.is_file() or path.stat().st_size != item["bytes"]:
+                return False
+        needs = stages[name]["needs"].items()
+        return all(_digest(stages.get(other)) == digest for other, digest in needs)
+
+    def verify(self, name: str) -> None:
+        """RunError naming the first file of the stage whose SHA-256 differs from the manifest."""
+        if not self.done(name):
+            raise RunError(f"stage {name!r} of run {self.name!r} is not complete")
+        for item in self.manifest["stages"][name]["files"]:
+            if sha256(self.path / item["path"]) != item["sha256"]:
+                raise RunError(f"{self.path / item['path']} differs from what stage {name!r} wrote")
+
+    def adopt(self, other: Run, name: str) -> None:
+        """Copy a finished stage of `other` with its manifest entry; RunError when it is damaged."""
+        other.verify(name)
+        entry = other.manifest["stages"][name] | {"adopted_from": other.name}
+        if self.done(name) and _digest(self.manifest["stages"][name]) == _digest(entry):
+            return
+        self._update(lambda manifest: manifest["stages"].pop(name, None))
+        for item in entry["files"]:
+            folder = self.folder(Path(item["path"]).parent.as_posix())
+            shutil.copyfile(other.path / item["path"], folder / Path(item["path"]).name)
+        self._update(lambda manifest: manifest["stages"].__setitem__(name, entry))
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append {"stage", "step", key: value, ...} to metrics.jsonl, and tell the tracker.
+
+        Raises FileError as `MetricsLog.log` does; the tracker never fails (see trackers.py).
+        """
+        self.metrics.log(record)
+        self.tracker.log(record)
+
+    def records(self, stage: str | None = None) -> list[dict[str, Any]]:
+        """All logged records, of one stage if given, in the order written."""
+        return self.metrics.records(stage)
+
+    def rewind(self, stage: str, step: int = -1) -> None:
+        """Forget what `stage` logged after `step`: call before (re)starting from a checkpoint."""
+        self.metrics.rewind(stage, step)
+
+    def note(self, key: str, value: Any) -> None:
+        """Store one JSON value under manifest["notes"][key], replacing an earlier one."""
+        self._update(lambda manifest: manifest["notes"].__setitem__(key, value))
+
+    def record_notebook(self, name: str, entry: dict[str, Any]) -> None:
+        """Store how a notebook ended under manifest["notebooks"][name] (used by the runner)."""
+        self._update(lambda manifest: manifest["notebooks"].__setitem__(name, entry))
+
+    def reload(self) -> None:
+        """Read the manifest again: another process (a kernel) may have written it."""
+        self.manifest = read_json(self.path / "manifest.json")
+
+    def publish(self) -> None:
+        """Upload what changed, manifest last, when the outputs root is remote; else nothing."""
+        remote.push(self.path)
+
+    def _update(self, change: Callable[[dict[str, Any]], Any]) -> None:
+        # Read again first: kernel and runner take turns in writing the same manifest.
+        self.reload()
+        change(self.manifest)
+        write_json(self.path / "manifest.json", self.manifest)
+        self.publish()
+
+    def _spend(self, name: str, seconds: float) -> None:
+        with contextlib.suppress(OSError, ValueError):  # never hide the error that ended the stage
+            spent = self.manifest.get("interrupted", {}).get(name, 0.0) + seconds
+            self._update(
+                lambda manifest: manifest.setdefault("interrupted", {}).update({name: spent})
+            )
+
+    def _files(self, folder: Path, claimed: set[str]) -> list[Path]:
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        files = [path for path in files if not path.match(_RESUME_STATE)]
+        return [path for path in files if path.relative_to(self.path).as_posix() not in claimed]
+
+    def _describe(self, path: Path) -> dict[str, Any]:
+        relative = path.relative_to(self.path).as_posix()
+        return {"path": relative, "bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name) or name.split("/")[0] in _RESERVED:
+        raise RunError(
+            f"{name!r} is no run name: use letters, digits and . _ = + - (at most one slash), "
+            f"and none of {', '.join(_RESERVED)}"
+        )
+    return name
+
+
+def _digest(entry: dict[str, Any] | None) -> str | None:
+    return None if entry is None else sha256(json.dumps(entry["files"], sort_keys=True).encode())
+
+
+def _now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""Many runs: experiments, their tables and the benchmark."""
