@@ -19,10 +19,9 @@ from hjepa_lib.pixels import checks as distribution
 from hjepa_lib.pixels import collect as collecting
 from hjepa_lib.pixels import figures
 from hjepa_lib.pixels.checks import check_distributions, compare, embed, inspect, summarise
-from hjepa_lib.pixels.collect import acquire, collect
-from hjepa_lib.pixels.recording import Recorder, record
+from hjepa_lib.pixels.collect import Recorder, acquire, collect, record
+from hjepa_lib.pixels.env import make_env, stack_frames
 from hjepa_lib.pixels.transitions import DataError, Transitions, check_state
-from hjepa_lib.pixels.worlds import make_env, stack_frames
 
 
 def settings(**changes):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import EnvironmentConfig
-from hjepa_lib.pixels import drift, push
-from hjepa_lib.pixels.worlds import (
+from hjepa_lib.pixels import worlds
+from hjepa_lib.pixels.env import (
     ActionRepeat,
     FrameSkip,
     MergeStack,
@@ -26,7 +26,8 @@ from hjepa_lib.pixels.worlds import (
     stack_frames,
     to_frame,
 )
-from hjepa_lib.worlds import DRIFT_ID, ENV_ID, PUSH_ID
+from hjepa_lib.pixels.worlds import DRIFT_ID, PUSH_ID, WindEnv
+from hjepa_lib.worlds import ENV_ID
 
 
 class Counting(gymnasium.Env):
@@ -368,7 +369,7 @@ def play(name, steps, seed=0):
 def test_drift_pays_for_the_next_state():
     before, target, action, reward, after = play(DRIFT_ID, 400)
     assert reward == pytest.approx(1 - np.linalg.norm(after - target, axis=1) / 32)
-    assert reward == pytest.approx(drift.reward(after, target))
+    assert reward == pytest.approx(worlds.drift_reward(before, after, target, action))
     assert reward.std() > 0.3
     still = action == 0
     gone = np.linalg.norm(after - before, axis=1)[still] > 0
@@ -376,14 +377,14 @@ def test_drift_pays_for_the_next_state():
 
 
 def test_push_pays_for_state_and_action_only():
-    before, target, action, reward, _ = play(PUSH_ID, 400)
+    before, target, action, reward, after = play(PUSH_ID, 400)
     way = target - before
     directions = np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)])
     expected = (directions[action] * way).sum(1) / np.linalg.norm(way, axis=1)
     assert reward == pytest.approx(expected)
-    assert reward == pytest.approx(push.reward(before, target, action))
+    assert reward == pytest.approx(worlds.push_reward(before, after, target, action))
     assert reward.std() > 0.4 and np.abs(reward).max() <= 1
-    assert push.reward([9.0, 9.0], [9.0, 9.0], 2) == 0
+    assert worlds.push_reward([9.0, 9.0], None, [9.0, 9.0], 2) == 0
 
 
 def test_both_worlds_move_alike_and_at_random():
@@ -395,25 +396,25 @@ def test_both_worlds_move_alike_and_at_random():
 
 def test_the_same_state_and_action_have_many_outcomes():
     """No function of state and action explains Drift's reward; what it can reach is published."""
-    env = drift.DriftEnv()
+    env = WindEnv()
     rewards = []
     for seed in range(40):
         env.reset(seed=seed)
         env._position, env._target = np.array([30.0, 30.0]), np.array([40.0, 30.0])
         rewards.append(env.step(2)[1])
     assert np.std(rewards) > 0.05
-    assert 0.85 < drift.best_r2(2_000) < 0.95
+    assert 0.85 < worlds.best_r2(2_000) < 0.95
 
 
 def test_the_picture_shows_dot_and_target():
-    image = drift.draw(np.array([20.0, 40.0]), np.array([50.0, 10.0]))
+    image = worlds.draw(np.array([20.0, 40.0]), np.array([50.0, 10.0]))
     assert image[40, 20] == 255 and image[10, 50] == 110  # row y, column x
     assert (image > 0).sum() < 400 and image[30, 30] == 0
 
 
 @pytest.mark.parametrize("action", [5, -1, 1.5])
 def test_an_action_out_of_range_raises(action):
-    env = drift.DriftEnv()
+    env = WindEnv()
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"whole number in 0\.\.4"):
         env.step(action)

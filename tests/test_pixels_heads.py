@@ -15,12 +15,11 @@ from hjepa_lib.config.pixels import EpochsConfig, RewardConfig
 from hjepa_lib.evaluation.statistics import Interval
 from hjepa_lib.models.checkpoint import fingerprint
 from hjepa_lib.pixels import figures_rewards as figures
+from hjepa_lib.pixels import heads, headstages, lookahead, rewards
 from hjepa_lib.pixels import heads as models
-from hjepa_lib.pixels import headstages, lookahead, rewards
 from hjepa_lib.pixels import stages as pixelstages
-from hjepa_lib.pixels import train_heads as heads
 from hjepa_lib.pixels.heads import HeadError, RewardHead, build_head, head_inputs
-from hjepa_lib.pixels.train import fit_pixels
+from hjepa_lib.pixels.training import fit_pixels
 from hjepa_lib.pixels.transitions import TransitionBatch
 from hjepa_lib.runs import workspace
 from hjepa_lib.training.loop import Report, step_generator

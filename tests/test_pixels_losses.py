@@ -6,14 +6,14 @@ import torch
 from tiny_pixels import SHAPES, tiny_batch, tiny_pixels, with_section
 
 from hjepa_lib.config.pixels import AuxiliaryConfig
-from hjepa_lib.pixels.pixel_models import build_pixel_model
-from hjepa_lib.pixels.regularisers import (
+from hjepa_lib.pixels.losses import (
     BarlowTwins,
     DinoCentring,
     VICReg,
     build_regulariser,
     regularisation_terms,
 )
+from hjepa_lib.pixels.pixel_models import build_pixel_model
 
 KINDS = ("vicreg", "barlow_twins", "dino")
 

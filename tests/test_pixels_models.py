@@ -35,10 +35,13 @@ from hjepa_lib.pixels.models import (
     PixelShapes,
     shapes_of,
 )
-from hjepa_lib.pixels.nets import build_pixel_encoder
-from hjepa_lib.pixels.pixel_decoder import PatchDecoder
+from hjepa_lib.pixels.networks import (
+    PatchDecoder,
+    build_pixel_encoder,
+    initialise,
+    parameter_counts,
+)
 from hjepa_lib.pixels.pixel_models import build_pixel_model, matched_counts
-from hjepa_lib.pixels.pixel_weights import initialise, parameter_counts
 
 TRAINED = ("enc_dec", "enc_dec_jepa", "jepa")
 KINDS = ("vit", "cnn", "mlp")

@@ -14,7 +14,7 @@ from hjepa_lib.config import profile
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.pixels import ppo
 from hjepa_lib.pixels.collect import acquire, collect
-from hjepa_lib.pixels.worlds import make_env
+from hjepa_lib.pixels.env import make_env
 
 needs_rl = pytest.mark.skipif(
     importlib.util.find_spec("stable_baselines3") is None, reason="the extra rl is absent"
@@ -94,7 +94,7 @@ def test_rewards_sum_up_through_all_wrappers(monkeypatch, repeat):
         env.seen = base
         return env
 
-    monkeypatch.setattr("hjepa_lib.pixels.worlds.open_env", watched)
+    monkeypatch.setattr("hjepa_lib.pixels.env.open_env", watched)
     env = ppo.make_training_env(settings(environment__action_repeat=repeat))
     env.reset(seed=0)
     handed, done, info = [], False, {}

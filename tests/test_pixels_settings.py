@@ -37,11 +37,11 @@ from hjepa_lib.pixels import stages as pixelstages
 from hjepa_lib.pixels import two_stages as vjepa2stages
 from hjepa_lib.pixels.collect import acquire, collect
 from hjepa_lib.pixels.files import save_model
+from hjepa_lib.pixels.heads import HeadLog
 from hjepa_lib.pixels.pixel_models import build_pixel_model
 from hjepa_lib.pixels.pixellog import model_log
-from hjepa_lib.pixels.train import fit_pixels, mean_loss
-from hjepa_lib.pixels.train_heads import HeadLog
 from hjepa_lib.pixels.train_vjepa2 import encode_states, fit_stage1, fit_stage2
+from hjepa_lib.pixels.training import fit_pixels, mean_loss
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel
 from hjepa_lib.runs import trackers
 from hjepa_lib.training.loop import Fit, Report

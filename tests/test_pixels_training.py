@@ -23,7 +23,8 @@ from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import MODELS, EpochsConfig
 from hjepa_lib.files import FileError, read_json
 from hjepa_lib.models.checkpoint import fingerprint
-from hjepa_lib.pixels import auxiliaryrunner, pixeldata, pixelresults
+from hjepa_lib.pixels import auxiliaryrunner, pixelresults
+from hjepa_lib.pixels import collect as pixeldata
 from hjepa_lib.pixels import figures_reconstructions as reconstructions
 from hjepa_lib.pixels import stages as pixelstages
 from hjepa_lib.pixels.files import FILES, fill_model, load_model_file, save_model
@@ -31,7 +32,7 @@ from hjepa_lib.pixels.frames import frame_errors, mean_frame
 from hjepa_lib.pixels.models import shapes_of
 from hjepa_lib.pixels.pixel_models import build_pixel_model
 from hjepa_lib.pixels.pixellog import model_log
-from hjepa_lib.pixels.train import budget, fit_pixels
+from hjepa_lib.pixels.training import budget, fit_pixels
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction
 from hjepa_lib.training import loop
 from hjepa_lib.training.loop import Fit, Report, TrainingError, learning_rate

@@ -17,14 +17,15 @@ from hjepa_lib.config.pixels import PixelsConfig
 from hjepa_lib.figures import style
 from hjepa_lib.files import FileError, read_json
 from hjepa_lib.models.layers import count_parameters
+from hjepa_lib.pixels import collect as pixeldata
 from hjepa_lib.pixels import command as vjepa2command
 from hjepa_lib.pixels import figures_vjepa2 as figures
 from hjepa_lib.pixels import grades as scores
-from hjepa_lib.pixels import pixeldata, reportstages, vjepa2results
+from hjepa_lib.pixels import reportstages, vjepa2results
 from hjepa_lib.pixels import two_stages as vjepa2stages
 from hjepa_lib.pixels import vjepa2_files as files
-from hjepa_lib.pixels.dropout import ByteDropout, use_byte_dropout
 from hjepa_lib.pixels.models import PixelShapes, shapes_of
+from hjepa_lib.pixels.networks import ByteDropout, use_byte_dropout
 from hjepa_lib.pixels.pixel_models import build_pixel_model
 from hjepa_lib.pixels.train_vjepa2 import (
     LatentWindows,

@@ -21,7 +21,7 @@ from hjepa_lib.config.pixels import EpochsConfig
 from hjepa_lib.grids.buffer import GridBuffer
 from hjepa_lib.grids.models import GridModel
 from hjepa_lib.grids.reward import GoalReward
-from hjepa_lib.pixels.train import budget
+from hjepa_lib.pixels.training import budget
 from hjepa_lib.training.batches import draw_batch
 from hjepa_lib.training.loop import Fit, Report, ValidateFn
 

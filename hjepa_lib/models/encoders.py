@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hjepa_lib.models.transformer import Transformer
-from hjepa_lib.pixels.nets import Patches
+from hjepa_lib.pixels.networks import Patches
 
 MIN_IMAGE = 16
 SPREAD = 2.0  # keypoint coordinates of the image's edges: the dot's then have a spread near 1

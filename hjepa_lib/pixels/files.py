@@ -18,7 +18,7 @@ from hjepa_lib.config.pixels import DecoderConfig, PixelsConfig
 from hjepa_lib.files import FileError, read_json, write_json
 from hjepa_lib.models.checkpoint import load_weights, save_weights
 from hjepa_lib.pixels.models import PixelModel, PixelShapes
-from hjepa_lib.pixels.pixel_decoder import PatchDecoder
+from hjepa_lib.pixels.networks import PatchDecoder
 from hjepa_lib.pixels.pixel_models import build_pixel_model
 
 FILES = {

@@ -19,24 +19,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from hjepa_lib import worlds
 from hjepa_lib.config import Config, ConfigError
 from hjepa_lib.files import write_json
-from hjepa_lib.pixels.collect import collect
+from hjepa_lib.pixels.collect import collect, split
 from hjepa_lib.pixels.headstages import Cell, load_cell, score_model
 from hjepa_lib.pixels.models import shapes_of
-from hjepa_lib.pixels.pixeldata import split
 from hjepa_lib.pixels.pixelrows import RANDOM
 from hjepa_lib.pixels.rewards import comparison
 from hjepa_lib.pixels.stages import fresh_model
-from hjepa_lib.pixels.train import fit_pixels
 from hjepa_lib.pixels.train_vjepa2 import encode_states, fit_stage1, fit_stage2
+from hjepa_lib.pixels.training import fit_pixels
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, VJepa2
+from hjepa_lib.pixels.worlds import DRIFT_ID, PUSH_ID
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Report
 
-WORLDS = {"drift": worlds.DRIFT_ID, "push": worlds.PUSH_ID}
+WORLDS = {"drift": DRIFT_ID, "push": PUSH_ID}
 """Reward of the next state, and the control."""
 STUDIED = ("enc_dec_jepa", "jepa", "vjepa2", "random")
 """The models with an imagined latent, and the frozen untrained encoder (that of `vjepa2`, another

@@ -31,10 +31,13 @@ from torch.nn import functional as F
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import PixelsConfig
 from hjepa_lib.models.layers import update_ema
-from hjepa_lib.pixels.nets import build_pixel_encoder
-from hjepa_lib.pixels.pixel_decoder import PatchDecoder
-from hjepa_lib.pixels.pixel_parts import ActionEmbedding, LatentPredictor
-from hjepa_lib.pixels.regularisers import build_regulariser
+from hjepa_lib.pixels.losses import build_regulariser
+from hjepa_lib.pixels.networks import (
+    ActionEmbedding,
+    LatentPredictor,
+    PatchDecoder,
+    build_pixel_encoder,
+)
 
 
 class PixelShapes(NamedTuple):

@@ -16,8 +16,7 @@ from hjepa_lib.pixels.models import (
     PixelModel,
     shapes_of,
 )
-from hjepa_lib.pixels.pixel_decoder import PatchDecoder
-from hjepa_lib.pixels.pixel_weights import initialise, parameter_counts, unit_size
+from hjepa_lib.pixels.networks import PatchDecoder, initialise, parameter_counts, unit_size
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.pixels.vjepa2 import RandomVit, build_vjepa2
 

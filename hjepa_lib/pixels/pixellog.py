@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hjepa_lib.pixels.models import PixelJepa
-from hjepa_lib.pixels.train import passes
+from hjepa_lib.pixels.training import passes
 from hjepa_lib.training.loop import Fit, Report
 
 PREFIXES = {"enc_dec": "StdEncDec", "enc_dec_jepa": "EncDecJepaStyle", "jepa": "JEPA"}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hjepa_lib.models.checkpoint import tensors
 from hjepa_lib.pixels.frames import frame_errors, mean_frame
 from hjepa_lib.pixels.models import PixelModel
-from hjepa_lib.pixels.pixel_weights import parameter_counts
+from hjepa_lib.pixels.networks import parameter_counts
 from hjepa_lib.pixels.pixellog import PixelLog
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.runs.workspace import Workspace

@@ -22,17 +22,19 @@ import torch
 
 from hjepa_lib.config.fields import ConfigError, to_dict
 from hjepa_lib.config.pixels import PixelsConfig
-from hjepa_lib.pixels.recording import record
-from hjepa_lib.pixels.transitions import Transitions
-from hjepa_lib.pixels.worlds import MergeStack, make_env, stack_frames
+from hjepa_lib.pixels.env import MergeStack, Policy, make_env, stack_frames
 from hjepa_lib.runs.machine import usable_cores
 
 _SMALLEST_CNN = 36
 """Side of the smallest picture that the convolutions of CnnPolicy can take, px."""
 
 
-def collect_ppo(config: PixelsConfig, seed: int) -> Transitions:
-    """Train a policy and play it; equal seeds, equal data."""
+@contextlib.contextmanager
+def skilled_policy(config: PixelsConfig, seed: int) -> Iterator[tuple[Policy, dict[str, Any]]]:
+    """(policy of states (L, C, H, W), what `record` and the data's description need of it).
+
+    Equal seeds, equal policies; inside the block torch's global generator draws their actions.
+    """
     notes: list[str] = []
     repeat = repeat_of(config)
     if config.environment.frame_skip and repeat > 1:
@@ -41,19 +43,15 @@ def collect_ppo(config: PixelsConfig, seed: int) -> Transitions:
         model, envs = train_policy(config, seed, notes)
         _add_noise(model, config.ppo.log_std_noise, notes)
 
-        def policy(state: np.ndarray) -> Any:  # (L, C, H, W)
+        def policy(state: np.ndarray) -> Any:
             merged = np.asarray(state).reshape(model.observation_space.shape)
             action, _ = model.predict(merged, deterministic=False)
             return action if action.ndim else int(action)
 
-        return record(
-            make_env(config.environment, action_repeat=repeat), policy, config, seed,
-            frame_skip=0 if repeat > 1 else config.environment.frame_skip,
-            meta={
-                "method": "ppo", "action_repeat": max(repeat, 1), "notes": notes,
-                "ppo": {**to_dict(config.ppo), "n_envs": envs},
-            },
-        )  # fmt: skip
+        yield policy, {
+            "method": "ppo", "action_repeat": max(repeat, 1), "notes": notes,
+            "ppo": {**to_dict(config.ppo), "n_envs": envs},
+        }  # fmt: skip
 
 
 def repeat_of(config: PixelsConfig) -> int:

@@ -36,7 +36,7 @@ from hjepa_lib.pixels.pixelrows import (
     check_row,
 )
 from hjepa_lib.pixels.rewards import MEAN_REWARD, score, unestimable
-from hjepa_lib.pixels.train import CHUNK, budget, next_latent
+from hjepa_lib.pixels.training import CHUNK, budget, next_latent
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.runs.stages import own_stages
 from hjepa_lib.runs.workspace import Workspace

@@ -23,6 +23,7 @@ from hjepa_lib.config import ConfigError
 from hjepa_lib.config.pixels import MODELS
 from hjepa_lib.files import FileError, read_json, write_json
 from hjepa_lib.models.checkpoint import fingerprint
+from hjepa_lib.pixels.collect import load_transitions, make_transitions, split
 from hjepa_lib.pixels.files import (
     fill_model,
     load_decoder_file,
@@ -31,10 +32,8 @@ from hjepa_lib.pixels.files import (
     save_model,
 )
 from hjepa_lib.pixels.models import PixelJepa, PixelModel
-from hjepa_lib.pixels.pixel_decoder import PatchDecoder
+from hjepa_lib.pixels.networks import PatchDecoder, initialise
 from hjepa_lib.pixels.pixel_models import build_pixel_model
-from hjepa_lib.pixels.pixel_weights import initialise
-from hjepa_lib.pixels.pixeldata import load_transitions, make_transitions, split
 from hjepa_lib.pixels.pixellog import decoder_log, model_log
 from hjepa_lib.pixels.pixelresults import (
     drawing,
@@ -45,7 +44,7 @@ from hjepa_lib.pixels.pixelresults import (
     weight_counts,
 )
 from hjepa_lib.pixels.pixelrows import UNTRAINED
-from hjepa_lib.pixels.train import decoder_data, fit_decoder, fit_pixels, next_latent
+from hjepa_lib.pixels.training import decoder_data, fit_decoder, fit_pixels, next_latent
 from hjepa_lib.pixels.two_stages import load_vjepa2, train_vjepa2_stage
 from hjepa_lib.runs.stages import own_stages
 from hjepa_lib.runs.workspace import Workspace

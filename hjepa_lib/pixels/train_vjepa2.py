@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import PixelsConfig, Stage2Config
-from hjepa_lib.pixels.train import CHUNK, budget
+from hjepa_lib.pixels.training import CHUNK, budget
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, MaskedViT, WorldModel, draw_masks
 from hjepa_lib.training.batches import draw_batch, mean_terms, seeded_noise

@@ -23,8 +23,8 @@ from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import PixelsConfig
 from hjepa_lib.files import FileError, write_json
 from hjepa_lib.models.layers import count_parameters
+from hjepa_lib.pixels import collect as pixeldata
 from hjepa_lib.pixels import grades as scores
-from hjepa_lib.pixels import pixeldata
 from hjepa_lib.pixels import vjepa2_files as files
 from hjepa_lib.pixels.models import shapes_of
 from hjepa_lib.pixels.train_vjepa2 import encode_states, fit_stage1, fit_stage2

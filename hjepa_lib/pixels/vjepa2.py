@@ -27,7 +27,6 @@ from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import PixelsConfig
 from hjepa_lib.models.layers import mlp, update_ema
 from hjepa_lib.models.transformer import Block
-from hjepa_lib.pixels.dropout import ByteDropout, use_byte_dropout
 from hjepa_lib.pixels.models import (
     ActionEmbedding,
     JepaStep,
@@ -35,8 +34,7 @@ from hjepa_lib.pixels.models import (
     PixelShapes,
     shapes_of,
 )
-from hjepa_lib.pixels.nets import patch_grid
-from hjepa_lib.pixels.pixel_weights import initialise
+from hjepa_lib.pixels.networks import ByteDropout, initialise, patch_grid, use_byte_dropout
 from hjepa_lib.pixels.transitions import TransitionBatch
 
 TOKEN_WIDTH = 64  # of the `projected` mask token

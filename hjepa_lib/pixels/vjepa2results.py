@@ -9,7 +9,7 @@ from hjepa_lib.files import read_json
 from hjepa_lib.pixels import grades as scores
 from hjepa_lib.pixels import two_stages as stages
 from hjepa_lib.pixels import vjepa2_files as files
-from hjepa_lib.pixels.pixeldata import make_transitions
+from hjepa_lib.pixels.collect import make_transitions
 from hjepa_lib.pixels.train_vjepa2 import LatentWindows, encode_states
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, VJepa2
 from hjepa_lib.runs.workspace import Workspace

@@ -1,0 +1,264 @@
+"""Any Gymnasium environment as pixels: uint8 frames (C, H, W), the same for every model.
+
+`make_env` opens an environment by id and stacks wrappers: step limit, frames, and on request
+action repeat. Frames are stored and stacked as uint8; scaling to [0, 1] happens inside the models
+(F14). Frame skip needs a policy for its extra steps, so it is a wrapper of its own.
+
+From observation to frame: floats in [0, 1] times 255; channels first or last; a picture with
+1 or 3 channels is taken as it is, the alpha of a fourth is dropped. Two channels are layers of
+objects (Two Rooms: dot, walls) and are drawn over each other, layer k at brightness 1 / k. Grey is
+0.299 R + 0.587 G + 0.114 B (ITU-R 601). Then antialiased bilinear resize to a square.
+
+No display is needed: everything asks for `rgb_array`. An environment that insists on a screen runs
+under a virtual one, `xvfb-run -a python -m hjepa_lib run ...`, or with SDL_VIDEODRIVER=dummy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.wrappers import FrameStackObservation, TimeLimit
+from torch.nn.functional import interpolate
+
+import hjepa_lib.pixels.worlds
+import hjepa_lib.worlds  # noqa: F401  registers the two rooms
+from hjepa_lib.config.fields import ConfigError
+from hjepa_lib.config.pixels import EnvironmentConfig
+
+_MODES: tuple[dict[str, Any], ...] = ({"render_mode": "rgb_array"}, {"render_mode": None}, {})
+_LUMA = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+_SMALLEST = 8
+"""Observations with a side below this many numbers are no pictures."""
+
+Policy = Callable[[Any], Any]
+"""Observation -> action."""
+
+
+# --- opening ----------------------------------------------------------------------------------
+def open_env(env_id: str, **options: Any) -> gymnasium.Env:
+    """The bare environment `env_id`, with the first render mode it accepts (ENV-1).
+
+    Tries "rgb_array", then None, then the environment's default; ConfigError, one sentence, when
+    there is no such id, something it needs is not installed, or every mode fails.
+    """
+    if env_id.startswith("ALE/"):
+        _import_atari(env_id)
+    failure: Exception | None = None
+    for mode in _MODES:
+        try:
+            return gymnasium.make(env_id, **mode, **options)
+        except gymnasium.error.UnregisteredEnv as error:
+            raise ConfigError(f"there is no environment {env_id!r}: {_flat(error)}") from error
+        except ImportError as error:  # also Gymnasium's DependencyNotInstalled, on some versions
+            raise ConfigError(f"{env_id} needs a package: {_flat(error)}") from error
+        except Exception as error:  # whatever a foreign constructor raises on a refused mode
+            failure = error
+    raise ConfigError(f"{env_id} cannot be opened: {_flat(failure)}") from failure
+
+
+def _import_atari(env_id: str) -> None:
+    try:
+        atari = importlib.import_module("ale_py")
+    except ImportError as error:
+        raise ConfigError(
+            f"{env_id} needs ale-py, which is not installed: pip install 'hjepa-lib[rl]'"
+        ) from error
+    atari.ALEInterface.setLoggerMode(atari.LoggerMode.Error)  # no banner on every start
+    gymnasium.register_envs(atari)
+
+
+def make_env(config: EnvironmentConfig, *, action_repeat: int = 0) -> gymnasium.Env:
+    """An environment with observations (C, H, W) uint8, C = 1 or 3, ready to collect from.
+
+    The step limit counts environment steps, repeated and skipped ones included. The config's own
+    `action_repeat` belongs to PPO, which hands it in.
+    """
+    env = TimeLimit(open_env(config.id), config.max_steps)
+    env = PixelObservation(env, config.image_size, config.grayscale)
+    describe_actions(env.action_space)
+    return ActionRepeat(env, action_repeat) if action_repeat > 1 else env
+
+
+def describe_actions(space: spaces.Space) -> tuple[int, str]:
+    """(n, "discrete") or (numbers per action, "continuous"); ConfigError for anything else."""
+    if isinstance(space, spaces.Discrete):
+        return int(space.n), "discrete"
+    if isinstance(space, spaces.Box) and len(space.shape) == 1:
+        return space.shape[0], "continuous"
+    raise ConfigError(f"actions must be Discrete or a flat Box, this environment has {space}")
+
+
+# --- frames -----------------------------------------------------------------------------------
+def to_frame(
+    image: np.ndarray, size: int, grayscale: bool = True, white: float | None = None
+) -> np.ndarray:
+    """A picture (Hpx, Wpx), (Hpx, Wpx, C) or (C, Hpx, Wpx) as (1 or 3, size, size) uint8.
+
+    `white` is what floats call white, 1 or 255; by default 1 where none is larger. ValueError when
+    it is no picture or not finite.
+    """
+    image = np.asarray(image)
+    if not is_picture(image.shape):
+        raise ValueError(f"a picture must be (H, W), (H, W, C) or (C, H, W), got {image.shape}")
+    values = torch.from_numpy(np.ascontiguousarray(_to_bytes(image, white)))
+    if values.ndim == 2:
+        values = values[None]
+    elif _channels_last(image.shape):
+        values = values.permute(2, 0, 1)
+    values = _to_gray(values) if grayscale else _to_colour(values)
+    if values.shape[1:] != (size, size):
+        values = interpolate(values[None], (size, size), mode="bilinear", antialias=True)[0]
+    return values.contiguous().numpy()
+
+
+def is_picture(shape: tuple[int, ...]) -> bool:
+    """Whether an observation of this shape can be shown as a picture."""
+    if len(shape) == 3:
+        if not _channels_last(shape) and not 1 <= shape[0] <= 4:
+            return False
+        shape = shape[:2] if _channels_last(shape) else shape[1:]
+    return len(shape) == 2 and min(shape) >= _SMALLEST
+
+
+def _channels_last(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3 and 1 <= shape[2] <= 4
+
+
+def _to_bytes(image: np.ndarray, white: float | None) -> np.ndarray:
+    """Any numbers as 0..255 uint8."""
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype == bool or np.issubdtype(image.dtype, np.floating):
+        if not np.isfinite(image).all():
+            raise ValueError("a picture holds NaN or infinite values")
+        white = (1 if image.max() <= 1 else 255) if white is None else white
+        image = image * (255.0 / white)
+        return np.rint(np.clip(image, 0, 255)).astype(np.uint8)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def _to_gray(values: torch.Tensor) -> torch.Tensor:  # (C, Hpx, Wpx) -> (1, Hpx, Wpx)
+    count = len(values)
+    if count == 1:
+        return values
+    if count == 2:
+        return torch.maximum(values[:1], values[1:] // 2)
+    return (values[:3] * _LUMA).sum(0, keepdim=True).round().to(torch.uint8)
+
+
+def _to_colour(values: torch.Tensor) -> torch.Tensor:  # (C, Hpx, Wpx) -> (3, Hpx, Wpx)
+    return values[:3] if len(values) >= 3 else _to_gray(values).expand(3, -1, -1)
+
+
+class PixelObservation(gymnasium.ObservationWrapper):
+    """Observations as frames (C, H, W) uint8; `render()` stands in where they are no pictures."""
+
+    def __init__(self, env: gymnasium.Env, size: int, grayscale: bool = True) -> None:
+        super().__init__(env)
+        self.size, self.grayscale = size, grayscale
+        shape = getattr(env.observation_space, "shape", None)
+        self._renders = not (isinstance(env.observation_space, spaces.Box) and is_picture(shape))
+        # The declared range decides, so that a dark frame in 0..255 is not blown up to white.
+        top = np.max(env.observation_space.high) if not self._renders else np.inf
+        self._white = (1 if top <= 1 else 255) if np.isfinite(top) else None
+        channels = 1 if grayscale else 3
+        self.observation_space = spaces.Box(0, 255, (channels, size, size), np.uint8)
+
+    def observation(self, observation: Any) -> np.ndarray:
+        """The frame of the current state; ConfigError when there are no pixels to be had."""
+        image = self._rendered() if self._renders else observation
+        try:
+            return to_frame(image, self.size, self.grayscale, self._white)
+        except ValueError as error:
+            raise ConfigError(f"{self._name}: {error}") from error
+
+    @property
+    def _name(self) -> str:
+        return self.spec.id if self.spec is not None else type(self.unwrapped).__name__
+
+    def _rendered(self) -> np.ndarray:
+        reason = ""
+        try:
+            image = self.env.render()
+        except Exception as error:  # a missing drawing package, a missing display
+            image, reason = None, f": {_flat(error)}"
+        if not isinstance(image, np.ndarray) or not is_picture(image.shape):
+            raise ConfigError(
+                f"{self._name} has no pixels: observations are {self.env.observation_space} and "
+                f"render() gives no picture{reason}"
+            )
+        return image
+
+
+def stack_frames(env: gymnasium.Env, length: int) -> gymnasium.Env:
+    """Observations (L, C, H, W), oldest first; the first frame is repeated on reset (ENV-5)."""
+    return FrameStackObservation(env, length, padding_type="reset")
+
+
+class MergeStack(gymnasium.ObservationWrapper):
+    """Stacks (L, C, H, W) as one picture of L * C channels, for policies that know no stacks."""
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        length, channels, height, width = env.observation_space.shape
+        shape = (length * channels, height, width)
+        self.observation_space = spaces.Box(0, 255, shape, np.uint8)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return np.asarray(observation).reshape(self.observation_space.shape)
+
+
+# --- time -------------------------------------------------------------------------------------
+class ActionRepeat(gymnasium.Wrapper):
+    """One action for `times` steps, rewards summed; stops at the end of the episode (ENV-6)."""
+
+    def __init__(self, env: gymnasium.Env, times: int) -> None:
+        if times < 1:
+            raise ConfigError(f"an action is repeated at least once, got {times}")
+        super().__init__(env)
+        self.times = times
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Last observation, sum of rewards."""
+        total = 0.0
+        for _ in range(self.times):
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return observation, total, terminated, truncated, info
+
+
+class FrameSkip(gymnasium.Wrapper):
+    """`extra` more steps per decision, each with a NEW action of `policy` (ENV-7).
+
+    Rewards are summed and the last observation is returned, so that a transition has the first
+    action and the last state. `info["passed"]` lists the observations in between, oldest first.
+    """
+
+    def __init__(self, env: gymnasium.Env, extra: int, policy: Policy) -> None:
+        super().__init__(env)
+        self.extra, self.policy = extra, policy
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Up to 1 + `extra` environment steps."""
+        observation, total, terminated, truncated, info = self.env.step(action)
+        total, passed = float(total), []
+        for _ in range(self.extra):
+            if terminated or truncated:
+                break
+            passed.append(observation)
+            chosen = self.policy(observation)
+            observation, reward, terminated, truncated, info = self.env.step(chosen)
+            total += float(reward)
+        return observation, total, terminated, truncated, {**info, "passed": passed}
+
+
+def _flat(error: BaseException | None) -> str:
+    return " ".join(str(error).split())
