@@ -110,7 +110,7 @@ def test_golden_colours_of_a_frame():
         (frames() / 255.0 - 0.5),  # normalised
         frames().astype(np.int64),
         np.full((1, 2, 65, 65), np.nan),
-        np.zeros((1, 3, 65, 65), np.uint8),
+        np.zeros((1, 4, 65, 65), np.uint8),
     ],
 )
 def test_frames_in_an_unknown_range_are_refused(bad):

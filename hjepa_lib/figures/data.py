@@ -8,17 +8,106 @@ Frames may be uint8 in 0..255 or floats in 0..1 and look the same either way (th
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
 from sklearn.decomposition import PCA
 
 from hjepa_lib.figures import style
-from hjepa_lib.figures.style import FigureError, checked, styled
+from hjepa_lib.figures.style import FigureError, as_array, checked, styled
 from hjepa_lib.worlds.layout import HIGH, LOW
+
+_OVERSHOOT = 16.0  # floats above this are no prediction of [0, 1], but 0..255
+
+
+# --- frames -----------------------------------------------------------------------------------
+def frame_rgb(frames: Any, predicted: bool = False) -> np.ndarray:
+    """Frames (..., C, Hpx, Wpx) -> RGB (..., Hpx, Wpx, 3) uint8; C is 1, 2 (dot, walls) or 3.
+
+    uint8 is read as 0..255 and floats as 0..1, always on that scale. Other ranges, such as
+    normalised frames, are refused instead of being clipped to a plausible picture; `predicted`
+    clips what a decoder draws a little outside 0..1.
+    """
+    frames = as_array(frames)
+    if frames.ndim < 3 or frames.shape[-3] not in (1, 2, 3):
+        raise FigureError(f"frames must be (..., 1 to 3, Hpx, Wpx), got {frames.shape}")
+    unit = frames / 255.0 if frames.dtype == np.uint8 else frames
+    low, high = (float("-inf"), _OVERSHOOT) if predicted else (0, 1)
+    floats = np.issubdtype(unit.dtype, np.floating) and np.isfinite(unit).all()
+    if not floats or (unit.size and (unit.min() < low or unit.max() > high)):
+        raise FigureError(
+            f"frames must be uint8 in 0..255 or floats in 0..1, got {frames.dtype} "
+            f"in {frames.min():g}..{frames.max():g}"
+        )
+    unit = np.moveaxis(unit.clip(0, 1), -3, -1)  # (..., Hpx, Wpx, C)
+    if unit.shape[-1] == 2:
+        dot, walls = unit[..., :1], unit[..., 1:]
+        unit = dot + (1 - dot) * walls * np.array([0.45, 0.49, 0.54])
+    return np.rint(255 * np.broadcast_to(unit, (*unit.shape[:-1], 3))).astype(np.uint8)
+
+
+def room_of(frames: Any) -> np.ndarray:
+    """Rendered frames (..., C, Hpx, Wpx) as backgrounds for `show_room`.
+
+    Of (dot, walls) the walls (..., Hpx, Wpx), otherwise the whole frame as RGB.
+    """
+    frames = as_array(frames)
+    return frames[..., 1, :, :] if frames.shape[-3] == 2 else frame_rgb(frames)
+
+
+def show_frame(axis: Axes, frame: Any, title: str = "", **options: Any) -> None:
+    """A frame (C, Hpx, Wpx) as `frame_rgb` makes it, without ticks."""
+    axis.imshow(frame_rgb(frame, **options), interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+    axis.set_title(title, fontsize=8, pad=3)
+
+
+@styled
+def frame_grid(
+    rows: Sequence[Sequence[Any]],
+    columns: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    title: str = "",
+    size: float = 1.05,
+    predicted: bool = True,
+) -> Figure:
+    """Frames (C, Hpx, Wpx) in rows; `columns` above the first row, `labels` left of each row."""
+    width = len(rows[0]) if len(rows) else 0
+    if width == 0 or any(len(row) != width for row in rows):
+        raise FigureError("a grid of frames needs rows of equal length, at least one frame each")
+    figure, axes = style.panels(len(rows), width, size, size)
+    heads = [*columns, *[""] * width * len(rows)]
+    for axis, frame, head in zip(axes, (one for row in rows for one in row), heads, strict=False):
+        show_frame(axis, frame, head, predicted=predicted)
+    for axis, label in zip(axes[::width], labels, strict=False):
+        axis.set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
+    style.headline(figure, title)
+    return figure
+
+
+def film(frames: Sequence[Any], captions: Sequence[str], scale: int = 2) -> bytes:
+    """PNG of frames (C, Hpx, Wpx) side by side under their captions, pixel by pixel."""
+    gap, head = 8, 16
+    images = [
+        np.kron(frame_rgb(one, predicted=True), np.ones((scale, scale, 1), np.uint8))
+        for one in frames
+    ]
+    height, width = images[0].shape[:2]
+    canvas = Image.new("RGB", (len(images) * (width + gap) + gap, height + head + gap), style.PAPER)
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left = gap + number * (width + gap)
+        ImageDraw.Draw(canvas).text((left, 2), caption, fill=style.INK)
+        canvas.paste(Image.fromarray(image), (left, head))
+    buffer = io.BytesIO()
+    canvas.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @styled
@@ -68,29 +157,6 @@ def montage(
         axis.set_title(titles[i] if i < len(titles) else "", fontsize=8, pad=3)
     style.headline(figure, title)
     return figure
-
-
-def frame_rgb(frames: np.ndarray) -> np.ndarray:
-    """Frames (..., 2, Hpx, Wpx) with channels (dot, walls) -> RGB (..., Hpx, Wpx, 3) uint8.
-
-    uint8 is read as 0..255 and floats as 0..1; anything else, such as normalised frames, raises
-    `FigureError` instead of being clipped to a plausible picture.
-    """
-    frames = np.asarray(frames)
-    if frames.ndim < 3 or frames.shape[-3] != 2:
-        raise FigureError(f"frames must be (..., 2, Hpx, Wpx), got {frames.shape}")
-    if frames.dtype == np.uint8:
-        unit = frames / 255.0
-    elif np.issubdtype(frames.dtype, np.floating) and frames.min() >= 0 and frames.max() <= 1:
-        unit = frames.astype(np.float64)
-    else:
-        raise FigureError(
-            f"frames must be uint8 in 0..255 or floats in 0..1, got {frames.dtype} "
-            f"in {frames.min():g}..{frames.max():g}"
-        )
-    dot, walls = unit[..., 0, :, :, None], unit[..., 1, :, :, None]
-    grey = walls * np.array([0.45, 0.49, 0.54])
-    return np.rint(255 * (dot + (1 - dot) * grey)).astype(np.uint8)
 
 
 @styled

@@ -1,9 +1,7 @@
-"""One look for every figure: fonts, colour-blind safe colours, and the room as a floor plan.
+"""One look for every figure: fonts, colour-blind safe colours with one meaning each, sizes.
 
-Colours are from Okabe and Ito's palette and keep one meaning throughout: level 1 (flat) is blue,
-level 2 (L1+L2) orange, random grey, the oracle near black, the goal red. Figures are made without
-pyplot, so no global state changes; `Picture` shows itself in notebooks and keeps its style while
-drawing, because matplotlib creates ticks late and would take their style from the defaults.
+Figures are made without pyplot, so no global state changes; `Picture` shows itself in notebooks and
+keeps its style while drawing, because matplotlib creates ticks late.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ import io
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -83,9 +82,14 @@ class FigureError(ValueError):
     """An array has the wrong shape or range for the figure asked for."""
 
 
-def checked(values: np.ndarray, name: str, *shape: int | None) -> np.ndarray:
+def as_array(values: Any) -> np.ndarray:
+    """A tensor of any device, a list or an array, as an array."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+
+
+def checked(values: Any, name: str, *shape: int | None) -> np.ndarray:
     """`values` as a float64 array of the given shape (None: any length above 0)."""
-    array = np.asarray(values, dtype=np.float64)
+    array = as_array(values).astype(np.float64)
     fits = array.ndim == len(shape) and array.size > 0
     if not fits or any(s not in (None, a) for s, a in zip(shape, array.shape, strict=True)):
         wanted = ", ".join("any" if length is None else str(length) for length in shape)
@@ -196,9 +200,26 @@ def save(figure: Figure, path: str | Path) -> Path:
     return Path(path)
 
 
-def method_colour(name: str) -> str:
-    """The colour of a method, from what its name contains; unknown methods are purple."""
+COLOURS = {
+    "random_vit": "#5F6B76", "random": "#9AA3AD", "oracle": INK, "stand still": MUTED,
+    "stay": MUTED, "prior": GREEN, "vjepa2": GREEN, "enc_dec_jepa": PURPLE, "enc_dec": ORANGE,
+    "generative": ORANGE, "l2": ORANGE, "level 2": ORANGE, "hier": ORANGE, "jepa": BLUE,
+    "flat": BLUE, "l1": BLUE, "level 1": BLUE,
+}  # fmt: skip
+"""What a planner, level or model is drawn in: the first of these that its name contains."""
+
+
+def colour(name: str) -> str:
+    """The one colour of a planner, level or model; unknown ones are purple."""
     key = name.lower()
-    marks = {"random": "#9AA3AD", "oracle": INK, "prior": GREEN, "l2": ORANGE, "hier": ORANGE}
-    marks |= {"flat": BLUE, "l1": BLUE, "level 1": BLUE, "level 2": ORANGE}
-    return next((colour for mark, colour in marks.items() if mark in key), PURPLE)
+    return next((shade for mark, shade in COLOURS.items() if mark in key), PURPLE)
+
+
+def look(name: str, cost: str | None = None) -> dict[str, Any]:
+    """How a planner is drawn everywhere: its colour; with the latent cost dashed and hollow."""
+    latent = cost == "latent"
+    face = PAPER if latent else colour(name)
+    return {"color": colour(name), "ls": "--" if latent else "-", "mfc": face}
+
+
+method_colour = colour

@@ -1,0 +1,278 @@
+"""What every figure is drawn with, each on one axis: `curve`, `learning`, `levels` and `marks` as
+named lines, `intervals`, `bars`, `scatter`, `identity`, `show_room`, `path`, `landscape`; then
+`value_axis`, `step_axis`, `percent_axis`, `legend`, `colour_bar`. Frames are drawn in data.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+
+from hjepa_lib.figures import style
+from hjepa_lib.figures.style import FigureError, checked
+
+_FEW = 16  # points; a line through so few of them shows each
+_LOG_FROM = 8  # an axis of values becomes logarithmic when its ends differ by this factor
+_ROOM = LinearSegmentedColormap.from_list("room", [style.FLOOR, style.WALL])
+
+
+def series(
+    records: Sequence[Mapping[str, Any]], key: str, x: str = "step"
+) -> tuple[np.ndarray, ...]:
+    """(x, value) of the rows of metrics.jsonl that have `key`, missing and null ones left out."""
+    pairs = [(row[x], row[key]) for row in records if row.get(key) is not None]
+    return tuple(np.array(pairs, dtype=float).reshape(-1, 2).T)
+
+
+# --- lines ------------------------------------------------------------------------------------
+def curve(
+    axis: Axes,
+    x: Any,
+    y: Any,
+    label: str | None = None,
+    colour: str = style.BLUE,
+    band: tuple[Any, Any] | None = None,
+    **look: Any,
+) -> None:
+    """A line through (n,) points, which are shown where they are few, and its band (low, high)."""
+    x, y = checked(x, "x", None), checked(y, label or "y", len(x))
+    marker = "o" if len(x) <= _FEW else None
+    axis.plot(x, y, **{"color": colour, "label": label, "marker": marker, "ms": 3.5} | look)
+    if band is not None:
+        axis.fill_between(x, *band, color=colour, alpha=0.17, linewidth=0)
+
+
+def learning(
+    axis: Axes,
+    records: Sequence[Mapping[str, Any]],
+    key: str,
+    validation: str,
+    x: str = "step",
+    log: bool = False,
+) -> None:
+    """A quantity by update: training thin under its running mean, `validation` with dots.
+
+    `records` are rows of metrics.jsonl; missing and null values are skipped. `log` applies where
+    all values are positive. FigureError when no record has a value.
+    """
+    (steps, values), (checks, held_out) = series(records, key, x), series(records, validation, x)
+    every = np.concatenate([values, held_out])
+    if not len(every):
+        raise FigureError(f"no record has {key!r} or {validation!r}")
+    axis.plot(steps, values, color=style.BLUE, alpha=0.25, linewidth=0.8)
+    axis.plot(steps, _running_mean(values), color=style.BLUE, label="training", linewidth=1.4)
+    axis.plot(checks, held_out, "o-", ms=3, lw=1, color=style.ORANGE, label="validation")
+    if log and every.min() > 0:
+        axis.set_yscale("log")
+        style.decimal_ticks(axis.yaxis)
+    elif np.ptp(every) < 1e-9 * abs(every).max():
+        axis.set_ylim(*sorted((0, 2 * every[0])))  # else the axis shows rounding errors
+    axis.grid(axis="y")
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """Trailing mean over a thirtieth of the curve, as long as the curve."""
+    total = np.cumsum(np.concatenate([[0.0], values]))
+    end = np.arange(1, len(values) + 1)
+    start = np.maximum(0, end - max(1, len(values) // 30))
+    return (total[end] - total[start]) / (end - start)
+
+
+def levels(axis: Axes, values: Mapping[str, float], **look: Any) -> None:
+    """Named horizontal lines, such as floors and ceilings, in their colours."""
+    for name, value in values.items():
+        drawn = {"ls": "--" if "latent" in name else ":", "color": style.colour(name), "lw": 1.1}
+        axis.axhline(value, label=name, zorder=1, **drawn | look)
+
+
+def marks(axis: Axes, values: Mapping[str, float]) -> None:
+    """Dotted vertical lines whose names stand upright at the top."""
+    for name, value in values.items():
+        axis.axvline(value, color=style.MUTED, linewidth=0.9, linestyle=":", zorder=1)
+        axis.annotate(
+            name, (value, 1), xytext=(-2, -2), rotation=90, ha="right", va="top", fontsize=7,
+            color=style.MUTED, xycoords=("data", "axes fraction"), textcoords="offset points",
+        )  # fmt: skip
+
+
+# --- points and intervals ---------------------------------------------------------------------
+def intervals(
+    axis: Axes,
+    at: Any,
+    value: Any,
+    low: Any,
+    high: Any,
+    label: str | None = None,
+    across: bool = False,
+    **look: Any,
+) -> None:
+    """Points (n,) with whiskers from `low` to `high`; `across` lays them along x, one in a row.
+
+    `look` is usually that of `style.look`; its line joins upright points only.
+    """
+    value, low, high = (np.asarray(one, dtype=float) for one in (value, low, high))
+    gaps = np.abs(np.stack([value - low, high - value]))
+    drawn = {"marker": "o", "ms": 4.5, "elinewidth": 1.2, "capsize": 2, "zorder": 3} | look
+    if across:
+        axis.errorbar(value, at, xerr=gaps, label=label, **drawn | {"ls": ""})
+    else:
+        axis.errorbar(at, value, gaps, label=label, **drawn)
+
+
+def bars(
+    axis: Axes,
+    names: Sequence[str],
+    value: Any,
+    low: Any = None,
+    high: Any = None,
+    looks: Sequence[Mapping[str, Any]] = (),
+    at: Any = None,
+    height: float = 0.62,
+) -> None:
+    """Lying bars in named rows from the top, with whiskers where there is an interval.
+
+    `looks` has what `style.look` gives, one for each bar: a hollow look makes a hollow bar.
+    """
+    at = np.arange(len(value)) if at is None else at
+    looks = looks or [style.look("")] * len(value)
+    for place, length, look in zip(at, value, looks, strict=True):
+        edge = {"edgecolor": look["color"], "linestyle": look["ls"], "linewidth": 1.2}
+        axis.barh(place, length, height=height, facecolor=look["mfc"], zorder=2, **edge)
+    if low is not None:
+        ends = {"color": style.INK, "marker": None, "elinewidth": 1.1, "capsize": 2.5}
+        intervals(axis, at, value, low, high, across=True, **ends)
+    axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x")
+
+
+def scatter(
+    axis: Axes, x: Any, y: Any, values: Any = None, label: str | None = None, **look: Any
+) -> Any:
+    """At most 3,000 points (n,), always the same ones, coloured by `values` (n,) if given."""
+    some = style.subset(len(x))
+    look = {"s": 6, "lw": 0} | look
+    if values is not None:
+        look |= {"c": np.asarray(values)[some], "cmap": style.SEQUENTIAL}
+    return axis.scatter(np.asarray(x)[some], np.asarray(y)[some], label=label, **look)
+
+
+def identity(axis: Axes, true: np.ndarray, predicted: np.ndarray, name: str) -> None:
+    """Predicted against true values (n,) of `name` with the line y = x, on equal scales."""
+    both = np.concatenate([true, predicted])
+    margin = 0.04 * np.ptp(both) or 0.5
+    ends = (both.min() - margin, both.max() + margin)
+    axis.plot(ends, ends, color=style.MUTED, linewidth=0.9, zorder=3)
+    scatter(axis, true, predicted, color=style.BLUE, alpha=0.3)
+    axis.set(xlabel=f"true {name}", ylabel=f"predicted {name}")
+    axis.set(xlim=ends, ylim=ends, aspect="equal")
+    axis.grid()
+
+
+# --- maps and pictures ------------------------------------------------------------------------
+def show_room(axis: Axes, room: Any, extent: Sequence[float] | None = None) -> None:
+    """The map: a rendered layout as the background of an axis in world units, without ticks.
+
+    `room` (Hpx, Wpx), walls bright, or RGB (Hpx, Wpx, 3), as `room_of` makes it. `extent` is where
+    it lies (left, right, bottom, top); by default px with their centres at whole numbers, y down.
+    """
+    room = np.asarray(room)
+    height, width = room.shape[:2]
+    place = extent or (-0.5, width - 0.5, height - 0.5, -0.5)
+    top = 255 if room.dtype == np.uint8 else 1
+    look = {"cmap": _ROOM, "vmin": 0, "vmax": top, "interpolation": "nearest", "zorder": 0}
+    axis.imshow(room, extent=place, **look)
+    axis.set(xlim=place[:2], ylim=place[2:], aspect="equal", xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+
+
+def path(axis: Axes, places: np.ndarray, **look: Any) -> None:
+    """A path (T, 2), darkening with time; of one colour with `color`."""
+    if "color" in look:
+        axis.plot(*np.asarray(places).T, **{"lw": 1.1, "zorder": 4} | look)
+        return
+    segments = np.stack([places[:-1], places[1:]], axis=1)  # (T-1, 2, 2)
+    lines = LineCollection(segments, cmap=style.TIME, linewidths=1.1, zorder=4, **look)
+    lines.set_array(np.arange(len(segments)))
+    axis.add_collection(lines)
+
+
+def landscape(axis: Axes, values: np.ndarray, x: np.ndarray, y: np.ndarray) -> Any:
+    """Values (Gy, Gx) on an evenly spaced grid with contour lines; NaN shows what lies below."""
+    half_x, half_y = (np.ptp(one) / max(1, len(one) - 1) / 2 for one in (x, y))
+    extent = (x[0] - half_x, x[-1] + half_x, y[-1] + half_y, y[0] - half_y)
+    values = np.ma.masked_invalid(values)
+    look = {"cmap": style.SEQUENTIAL, "interpolation": "nearest", "zorder": 1}
+    image = axis.imshow(values, extent=extent, **look)
+    axis.contour(x, y, values, levels=9, colors="white", linewidths=0.6, alpha=0.55)
+    return image
+
+
+# --- axes -------------------------------------------------------------------------------------
+def value_axis(axis: Axes, values: Sequence[Any], label: str) -> dict[Any, float]:
+    """The x axis of a setting with a tick at each of its values; returns where each value lies.
+
+    Numbers lie where they are, on a logarithmic axis when their ends are far apart; anything else
+    lies side by side.
+    """
+    values = list(dict.fromkeys(values))
+    numeric = all(isinstance(one, (int, float, np.number)) and one is not True for one in values)
+    values = sorted(values) if numeric else values
+    places = [float(one) for one in values] if numeric else list(range(len(values)))
+    if numeric and min(values) > 0 and max(values) >= _LOG_FROM * min(values):
+        axis.set_xscale("log")
+        axis.set_xlim(values[0] / 1.2, values[-1] * 1.2)
+    texts = [
+        f"{one:,}"
+        if isinstance(one, int) and one >= 10_000
+        else f"{one:g}"
+        if numeric
+        else str(one)
+        for one in values
+    ]
+    axis.xaxis.set_major_locator(FixedLocator(places))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xticks(places, texts, rotation=30 if sum(map(len, texts)) > 30 else 0)
+    axis.set_xlabel(label)
+    return dict(zip(values, places, strict=True))
+
+
+def step_axis(axis: Axes, label: str = "horizon (environment steps)") -> None:
+    """A logarithmic x axis of whole steps: 1, 2, 4, 8, ..."""
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel(label)
+
+
+def percent_axis(axis: Axes, label: str = "success", which: str = "y") -> None:
+    """Shares from 0 to 1 written in per cent."""
+    axis.set(**{f"{which}label": label, f"{which}lim": (-0.03, 1.03)})
+    formatter = PercentFormatter(1, decimals=0, symbol=" %")
+    (axis.yaxis if which == "y" else axis.xaxis).set_major_formatter(formatter)
+    axis.grid(axis=which)
+
+
+def legend(
+    figure: Figure, axes: Sequence[Axes], place: str = "outside right upper", **look: Any
+) -> None:
+    """One legend of all axes, each name once, beside the panels."""
+    found: dict[str, Any] = {}
+    for axis in axes:
+        handles, names = axis.get_legend_handles_labels()
+        found = dict(zip(names, handles, strict=True)) | found
+    figure.legend(found.values(), found.keys(), loc=place, **look)
+
+
+def colour_bar(figure: Figure, drawn: Any, axes: Any, label: str = "") -> None:
+    """The scale of a coloured scatter or picture beside its axis."""
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.85, aspect=25, pad=0.02)
+    bar.set_label(label)
+    bar.outline.set_visible(False)
