@@ -10,9 +10,7 @@ import pandas as pd
 import torch
 from torch import polar, view_as_complex, view_as_real
 
-from hjepa_lib.evaluation.results import collect
-from hjepa_lib.runs import lineup, stages, workspace
-from hjepa_lib.runs import score as scoring
+from hjepa_lib.runs import score, stages, workspace
 
 CENTRE, LAKE, SHORE = 32 + 32j, 12.0, 28.0  # px: the dot stays between two circles
 
@@ -74,7 +72,8 @@ if __name__ == "__main__":
     ws = workspace.start("lake", "smoke" if "--smoke" in sys.argv else "laptop", overrides=settings)
     for _ in ws.progress(stages.train_all(ws), "training"):
         pass
-    for method, cost in lineup.lineup(ws.config):
-        scoring.evaluate(ws, stages.load_trained(ws), method, cost, dynamics="slide")
-    table = pd.DataFrame(collect(ws.run.path / "results")).sort_values("success_rate")
+    agent = stages.load_trained(ws)
+    cases = score.cases_of(ws.config, dynamics="slide")
+    table = pd.DataFrame(score.play(ws, agent, case).row for case in cases)
+    table = table.sort_values("success_rate")
     print(table[["method", "cost", "n", "success_rate", "ci95", "path_efficiency"]].to_string())

@@ -20,7 +20,7 @@ from hjepa_lib.data.recipes import generate, simulate
 from hjepa_lib.evaluation import calibration, collapse, horizons
 from hjepa_lib.evaluation.collapse import Band, Curve
 from hjepa_lib.evaluation.openloop import level1_errors, stay_errors
-from hjepa_lib.evaluation.results import load_result
+from hjepa_lib.evaluation.results import Case
 from hjepa_lib.evaluation.statistics import Interval, StatisticsError
 from hjepa_lib.figures import beliefs as geometry
 from hjepa_lib.figures import horizons as pictures
@@ -549,13 +549,9 @@ def test_results_without_pictures_are_the_same_results(whole):
     """Fans and later plans are left out; what was played and the first plan's end stay."""
     agent = stages.load_trained(whole)
     for method in ("flat", "l1+l2"):
+        case = Case.of(whole.config, method, "latent")
         one, two = (
-            load_result(
-                scoring.evaluate(
-                    whole, agent, method, "latent", folder=f"pictures-{on}", pictures=on
-                )
-            )
-            for on in (True, False)
+            scoring.play(whole, agent, case, f"pictures-{on}", pictures=on) for on in (True, False)
         )
         for name in ("positions", "plan_end", "trial_success", "plan_near"):
             np.testing.assert_allclose(one.arrays[name], two.arrays[name], rtol=1e-5)

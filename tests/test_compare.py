@@ -10,7 +10,7 @@ from tiny import digest, tiny_config
 
 from hjepa_lib import __main__
 from hjepa_lib.config import ConfigError, to_dict
-from hjepa_lib.evaluation.results import load_result
+from hjepa_lib.evaluation.results import Case
 from hjepa_lib.models.checkpoint import load_level1
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
@@ -175,7 +175,7 @@ def evaluated(trained, tmp_path_factory, short_probe):
     ws = Workspace("test", Run.at(path))
     agent = stages.load_trained(ws)
     for method in ("flat", "l1+l2"):
-        scoring.evaluate(ws, agent, method, "distance")
+        scoring.play(ws, agent, Case.of(ws.config, method, "distance"))
     return path
 
 
@@ -184,9 +184,7 @@ def test_table_of_one_run(evaluated):
     assert list(frame.columns) == ["metric", "l1", "l2"]
     values = frame.set_index("metric")
     for side, method in compare.METHODS.items():
-        result = load_result(
-            evaluated / "results" / f"{method}__distance__p1__fixed__bounce__1.0.npz"
-        )
+        result = compare.find_result(Run.at(evaluated), method, "distance")
         assert values[side]["success_rate"] == result.success.mean()
         assert values[side]["flops_per_step"] == result.header["flops_per_step"]
         assert values[side]["ci95_low"] <= values[side]["success_rate"]

@@ -34,12 +34,12 @@ from hjepa_lib.config import (
 from hjepa_lib.config.presets import PRESETS
 from hjepa_lib.data.published import acquire
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
-from hjepa_lib.evaluation.results import load_result
+from hjepa_lib.evaluation.results import Case
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
-from hjepa_lib.runs.lineup import learned
 from hjepa_lib.runs.machine import choose_device, choose_precision
 from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.score import learned
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training import level1 as level1_training
 from hjepa_lib.training import level2 as level2_training
@@ -492,12 +492,11 @@ def test_every_evaluation_setting_changes_the_result(leaf, value, trained, tmp_p
         ws = Workspace("test", Run.at(tmp_path / name))
         ws.config = config
         agent = stages.load_trained(ws)
-        found = load_result(scoring.evaluate(ws, agent, "flat", "latent"))
+        found = scoring.play(ws, agent, Case.of(ws.config, "flat", "latent"))
         timed = found.header["latency_single_episode"] is not None
         arrays = found.arrays["positions"], found.arrays["goal"], found.arrays["layout"]
-        return digest(
-            found.key, timed, found.header["trials_hash"], *map(np.ndarray.tobytes, arrays)
-        )
+        about = [found.header[name] for name in ("protocol", "trials_hash")]
+        return digest(*about, timed, *map(np.ndarray.tobytes, arrays))
 
     free = BASE.override({"planning.action_cap": 0.0})
     assert result(free.override({leaf: value})) != result(free)

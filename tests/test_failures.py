@@ -11,7 +11,7 @@ from hjepa_lib.evaluation import failures
 from hjepa_lib.evaluation.episodes import OFFSET_CALLS, LatentPolicy, OraclePolicy, run_episodes
 from hjepa_lib.evaluation.failures import Commands, classify, unreachable_share
 from hjepa_lib.evaluation.metrics import MetricError
-from hjepa_lib.evaluation.results import ResultKey, load_result, planner_settings, save_result
+from hjepa_lib.evaluation.results import Case, load_result, save_result
 from hjepa_lib.worlds.trials import load_trials
 
 ROOM = np.array([32.0, 10.0])  # wall at x = 32, door at y = 6..14
@@ -118,23 +118,22 @@ def test_every_trial_has_one_label_and_every_label_words():
 
 
 # --- on real episodes -------------------------------------------------------------------------
-def result_of(policy, planning, folder, method, steps=20):
-    trials = load_trials("p1", "validation", 3)
-    outcome = run_episodes(policy, trials, "bounce", steps, CAP, 0)
-    model = policy if isinstance(policy, LatentPolicy) else None
-    header = {"planner": planner_settings(model, planning, CAP, steps)}
-    key = ResultKey(method, "latent", "p1", "fixed", "bounce", 1.0)
-    return load_result(save_result(folder, key, outcome, trials, header))
+def result_of(policy, config, folder, method):
+    case = Case.of(config, method, "latent", split="validation", trials=3)
+    outcome = run_episodes(policy, case.tasks, "bounce", case.steps, CAP, 0)
+    return load_result(save_result(folder, case, outcome, {}))
 
 
 def test_labels_of_result_files(tmp_path):
-    config = tiny_config(planning__cost="latent", planning__hierarchy__replan=4)
+    config = tiny_config(
+        planning__cost="latent", planning__hierarchy__replan=4, evaluation__steps=20
+    )
     agent = make_agent(config)
     planning = config.planning
-    flat = result_of(LatentPolicy(agent, "flat", planning), planning, tmp_path, "flat")
+    flat = result_of(LatentPolicy(agent, "flat", planning), config, tmp_path, "flat")
     assert failures.commands_of(flat) is None
     assert set(failures.label(flat)) <= {"solved", "missed_goal", "stuck_at_wall", "no_door"}
-    two = result_of(LatentPolicy(agent, "l1+l2", planning), planning, tmp_path, "l1+l2")
+    two = result_of(LatentPolicy(agent, "l1+l2", planning), config, tmp_path, "l1+l2")
     told = failures.commands_of(two)
     assert told.subgoal.shape == (3, 10, 2)  # 20 steps, replanned every 2
     np.testing.assert_array_equal(told.position[:, 3], two.arrays["positions"][:, 6])
@@ -142,7 +141,8 @@ def test_labels_of_result_files(tmp_path):
     assert told.commanded.all()  # the tiny agent's "near" is out of reach
     assert (~np.isnan(told.offset)).sum(1).tolist() == [OFFSET_CALLS] * 3
     assert len(failures.label(two)) == 3
-    walker = result_of(OraclePolicy(CAP), planning, tmp_path, "oracle", steps=90)
+    longer = config.override({"evaluation.steps": 90})
+    walker = result_of(OraclePolicy(CAP), longer, tmp_path, "oracle")
     assert failures.label(walker).tolist() == ["solved"] * 3
 
 

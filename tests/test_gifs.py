@@ -8,7 +8,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from hjepa_lib.evaluation.results import Result, ResultKey
+from hjepa_lib.evaluation.results import Result
 from hjepa_lib.figures import gifs, style
 from hjepa_lib.figures.style import FigureError
 from hjepa_lib.files import FileError
@@ -134,13 +134,13 @@ def test_missing_file_and_bad_clips_raise_one_sentence(tmp_path):
 
 def test_clip_of_a_stored_result():
     """The clip shows the trial that was asked for, in its own room and in its method's colour."""
-    key = ResultKey("l1+l2", "latent", "p2_seen", "train", "bounce", 1.0)
+    header = {"method": "l1+l2", "cost": "latent"}
     arrays = {
         "positions": np.arange(2 * 3 * 2, dtype=np.float32).reshape(2, 3, 2),
         "goal": np.array([[1.0, 2.0], [3.0, 4.0]], dtype=np.float32),
         "layout": np.array([[20, 11], [44, 50]], dtype=np.int16),
     }
-    clip = gifs.clip_of(Result(key, {}, arrays), 1)
+    clip = gifs.clip_of(Result(header, arrays), 1)
     assert (clip.positions == arrays["positions"][1]).all() and clip.goal.tolist() == [3.0, 4.0]
     assert (clip.wall_x, clip.door_y, clip.title) == (44, 50, "l1+l2, latent")
     assert clip.colour == style.method_colour("l1+l2")

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from tiny import tiny_config
 
-from hjepa_lib.runs import lineup
+from hjepa_lib.runs import score
 from hjepa_lib.runs.run import Run, RunError
 from hjepa_lib.runs.workspace import Workspace
 
@@ -14,11 +14,11 @@ ROW = {"cost": "latent", "success_rate": 0.5, "path_efficiency": 0.4, "flops_per
 
 def test_lineup_has_floors_and_ceiling():
     """F15; without level 2 no hierarchical planner is promised."""
-    methods = [method for method, _ in lineup.lineup(tiny_config())]
+    methods = [case.method for case in score.cases_of(tiny_config())]
     assert methods[:3] == ["random", "random-persistent", "oracle"]
     assert methods.count("l1+l2") == methods.count("flat") == 2
-    alone = lineup.lineup(tiny_config(level2__disable_l2=True))
-    assert [method for method, _ in alone[3:]] == ["flat", "flat"]
+    alone = score.cases_of(tiny_config(level2__disable_l2=True))
+    assert [case.method for case in alone[3:]] == ["flat", "flat"]
 
 
 def test_best_is_by_success_then_path_then_compute():
@@ -27,11 +27,11 @@ def test_best_is_by_success_then_path_then_compute():
         {"method": "a", **ROW},
         {"method": "b", **ROW, "flops_per_step": 1e5},
     ]
-    assert lineup.best(rows) == ("b", "latent")
-    assert lineup.best([*rows, {"method": "c", **ROW, "path_efficiency": 0.5}])[0] == "c"
-    assert lineup.best([*rows, {"method": "d", **ROW, "success_rate": 0.6}])[0] == "d"
+    assert score.best(rows) == ("b", "latent")
+    assert score.best([*rows, {"method": "c", **ROW, "path_efficiency": 0.5}])[0] == "c"
+    assert score.best([*rows, {"method": "d", **ROW, "success_rate": 0.6}])[0] == "d"
     with pytest.raises(RunError, match="no result of a planner"):
-        lineup.best(rows[:1])
+        score.best(rows[:1])
 
 
 def test_results_are_found_or_made(trained, tmp_path, monkeypatch):
@@ -41,12 +41,12 @@ def test_results_are_found_or_made(trained, tmp_path, monkeypatch):
     config = tiny_config(evaluation__latency=False)
     (tmp_path / "latest").write_text("trained\n")
     first = Workspace("05_compare", Run.create("first", config))
-    run, origin = lineup.find_results(first)
+    run, origin = score.find_results(first)
     assert (run.name, origin) == ("first", "made now")
     assert len(list((run.path / "results").glob("*.npz"))) == 7
-    assert lineup.find_results(first)[1] == "this run"
+    assert score.find_results(first)[1] == "this run"
     second = Workspace("05_compare", Run.create("second", config))
-    run, origin = lineup.find_results(second)
+    run, origin = score.find_results(second)
     assert (run.name, origin) == ("first", "latest run")
     other = Run.create("other", tiny_config(evaluation__trials=2))
-    assert lineup.find_results(Workspace("05_compare", other))[1] == "made now"
+    assert score.find_results(Workspace("05_compare", other))[1] == "made now"

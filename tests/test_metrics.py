@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hjepa_lib.evaluation.metrics import Episodes, MetricError, per_trial, summarise
+from hjepa_lib.evaluation import metrics
+from hjepa_lib.evaluation.metrics import Episodes, MetricError, per_trial
 
 NAMES = {
     "n", "successes", "success_rate", "ci95", "success_first_1p41", "success_last_1p41",
@@ -29,6 +30,10 @@ def episodes(*paths, goal, **changes) -> Episodes:
         "plan_reach": 0,
     }
     return Episodes(**(fields | changes))
+
+
+def summarise(trials: Episodes, protocol: str):
+    return metrics.summarise(per_trial(trials, protocol)._asdict())
 
 
 def test_names_are_those_of_the_summary_schema():

@@ -16,9 +16,10 @@ from PIL import Image
 from hjepa_lib.config import ConfigError, profile
 from hjepa_lib.evaluation.results import load_results
 from hjepa_lib.files import read_json
-from hjepa_lib.runs import lineup, summary
 from hjepa_lib.runs import notebooks as runner
+from hjepa_lib.runs import summary
 from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.score import FLOORS, learned
 from hjepa_lib.runs.workspace import overrides_text
 from hjepa_lib.workbench import compare
 
@@ -29,6 +30,7 @@ PIXELS = runner.select_notebooks("10-15", ROOT / "notebooks")
 """Run by tests/test_pixels_notebooks.py; their form is checked here."""
 CHAPTERS = NOTEBOOKS + PIXELS
 CONFIG = profile("smoke").override("device=cpu,precision=fp32")
+TABLE = {*FLOORS, *learned(CONFIG)}
 STANDARD = {"profile": "laptop", "run": "", "seed": 0, "overrides": "", "drive": False}
 
 
@@ -163,11 +165,12 @@ def test_stages_and_curves(finished):
 def test_results_of_every_method(finished):
     """F15: floors and ceiling in the table; every method met the same trials."""
     results = load_results(finished.path / "results")
-    bounce = {one.key[:2] for one in results if one.key.dynamics == "bounce"}
-    blocked = {one.key[:2] for one in results if one.key.dynamics == "blocked"}
-    assert bounce == set(lineup.lineup(CONFIG))
-    assert blocked >= set(lineup.FLOORS)
-    assert len(blocked - set(lineup.FLOORS)) == 1
+    played = {"bounce": set(), "blocked": set()}
+    for one in results:
+        played[one.header["dynamics"]].add((one.header["method"], one.header["cost"]))
+    assert played["bounce"] == TABLE
+    assert played["blocked"] >= set(FLOORS)
+    assert len(played["blocked"] - set(FLOORS)) == 1
     budgets = load_results(finished.path / "budgets")
     assert len(budgets) == 4 * len(CONFIG.evaluation.budgets)
     validation = {one.header["trials_hash"] for one in budgets}
@@ -179,7 +182,7 @@ def test_results_of_every_method(finished):
 def test_summary_is_valid_and_finite(finished):
     table = read_json(finished.path / "summary.json")
     summary.validate(table)
-    assert len(table["results"]) == len(lineup.lineup(CONFIG)) + len(lineup.FLOORS) + 1
+    assert len(table["results"]) == len(TABLE) + len(FLOORS) + 1
     needed = ("success_rate", "path_efficiency", "final_distance_mean", "planning_error_mean")
     for row in table["results"]:
         assert all(math.isfinite(row[name]) for name in needed)
@@ -252,7 +255,7 @@ def test_comparison_reads_results_only(finished, root):
     names = execute(NOTEBOOKS[4], **given, trial=1)
     assert names["origin"] == "this run"
     assert names["shown_trial"] == 1
-    assert len(names["rows"]) == len(lineup.lineup(CONFIG))
+    assert len(names["rows"]) == len(TABLE)
 
 
 def test_the_recipe_of_random_layouts(finished):
@@ -282,8 +285,9 @@ def test_without_level_2(finished):
     runner.finish(run, say=_quiet)
     run.reload()
     assert run.manifest["notes"]["input_l1"] == "latest run whole"
-    methods = {one.key[:2] for one in load_results(run.path / "results")}
-    assert methods == {*lineup.FLOORS, ("flat", "latent"), ("flat", "distance")}
+    headers = [one.header for one in load_results(run.path / "results")]
+    methods = {(header["method"], header["cost"]) for header in headers}
+    assert methods == {*FLOORS, ("flat", "latent"), ("flat", "distance")}
     assert not (run.path / "l2").exists()
     assert not (run.path / compare.CSV).exists()
     assert "disable_l2 is set" in (run.path / "notebooks" / NOTEBOOKS[2].name).read_text()

@@ -16,8 +16,7 @@ from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.evaluation.episodes import OraclePolicy, run_episodes
-from hjepa_lib.evaluation.results import collect
-from hjepa_lib.runs import score as scoring
+from hjepa_lib.evaluation.results import Case, collect
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import resolve
 from hjepa_lib.training.latents import LatentStore
@@ -147,7 +146,7 @@ def test_what_needs_two_rooms_is_refused(lake, workspace_of):
         generate("good", 100, "random", source=SOURCE)
     ws = workspace_of(tiny_config(data__source=SOURCE, evaluation__protocol="p2_heldout"))
     with pytest.raises(ConfigError, match="one layout"):
-        scoring.evaluate(ws, None, "oracle")
+        Case.of(ws.config, "oracle")
 
 
 def test_wrong_frames_are_refused_at_once(lake, monkeypatch):

@@ -9,21 +9,19 @@ import pytest
 import torch
 from tiny import digest, make_agent, tiny_config
 
-from hjepa_lib.config import ConfigError
+from hjepa_lib.config import ConfigError, leaves
 from hjepa_lib.evaluation import results
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
-from hjepa_lib.evaluation.results import ResultKey, flatten_dict, planner_settings, protocol_cap
+from hjepa_lib.evaluation.results import Case, protocol_cap
 from hjepa_lib.files import FileError
 from hjepa_lib.models.checkpoint import load_level1
-from hjepa_lib.runs import score as scoring
-from hjepa_lib.runs import stages, summary
+from hjepa_lib.runs import score, stages, summary
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import TrainingError
 from hjepa_lib.worlds.trials import load_trials
 
 CAP = 1.8365
-KEY = ResultKey("flat", "latent", "p1", "fixed", "bounce", 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +39,7 @@ def ws(trained, tmp_path_factory):
 def rows(ws):
     """Every method, evaluated as the notebooks do it."""
     agent = stages.load_trained(ws)
-    for method in ("random", "random-persistent", "oracle"):
-        scoring.evaluate(ws, None, method)
-    for method in ("flat", "l1+l2"):
-        for cost in ("latent", "distance"):
-            scoring.evaluate(ws, agent, method, cost)
-    return results.collect(ws.run.path / "results")
+    return [score.play(ws, agent, case).row for case in score.cases_of(ws.config)]
 
 
 # --- result files -----------------------------------------------------------------------------
@@ -71,8 +64,8 @@ def test_rows_are_valid_summary_entries(ws, rows):
 def test_parameters_and_training_time_count_the_parts_that_were_used(ws, rows):
     by = {(row["method"], row["cost"]): row for row in rows}
     agent = stages.load_trained(ws)
-    sizes = {name: scoring.count_all(getattr(agent, name)) for name in ("level1", "level2")}
-    sizes["distance"] = scoring.count_all(agent.distance)
+    sizes = {name: score.count_all(getattr(agent, name)) for name in ("level1", "level2")}
+    sizes["distance"] = score.count_all(agent.distance)
     flat, both = sizes["level1"], sizes["level1"] + sizes["level2"]
     wanted = {
         ("flat", "latent"): flat,
@@ -101,23 +94,49 @@ def test_flat_and_hierarchical_rows_differ_in_the_hierarchy_only(rows):
     assert set(by["random", "none"]) == {"action_cap", "steps"}
 
 
-def test_a_result_is_computed_once_per_key(ws, rows):
-    """Finished results are kept; other dynamics or budgets are other files."""
-    path = ws.run.path / "results" / KEY.filename
-    before = path.stat().st_mtime_ns
+def test_another_question_is_another_file(ws, rows):
+    """I8: split, number of trials, settings, budget, dynamics, steps and seed are in the name."""
+    config = ws.config
+    planning = dataclasses.replace(config.planning, replan=1)
+    cases = [
+        Case.of(config, "flat", "latent"),
+        Case.of(config, "flat", "distance"),
+        Case.of(config, "flat", "latent", split="validation"),
+        Case.of(config, "flat", "latent", trials=2),
+        Case.of(config, "flat", "latent", planning=planning),
+        Case.of(config, "flat", "latent", budget=0.5),
+        Case.of(config, "flat", "latent", dynamics="blocked"),
+        Case.of(config.override("seed=1"), "flat", "latent"),
+        Case.of(config.override("evaluation.steps=5"), "flat", "latent"),
+        Case.of(config.override("evaluation.protocol=p2_seen,planning.action_cap=0"), "flat"),
+    ]
+    assert len({case.name for case in cases}) == len({case.digest for case in cases}) == len(cases)
+    assert cases[0].name.startswith("flat__latent__p1__test3__bounce__x1__")
+    unused = config.override("planning.hierarchy.replan=1,level2.z_dim=3")
+    assert Case.of(unused, "flat", "latent").name == cases[0].name
     agent = stages.load_trained(ws)
-    assert scoring.evaluate(ws, agent, "flat", "latent") == path
-    assert path.stat().st_mtime_ns == before
-    other = scoring.evaluate(
-        ws, agent, "flat", "latent", dynamics="blocked", budget=0.5, folder="budget",
-        split="validation", trials=2,
-    )  # fmt: skip
-    assert other.name == "flat__latent__p1__fixed__blocked__0.5.npz"
-    found = results.load_result(other)
+    before = {path: path.stat().st_mtime_ns for path in (ws.run.path / "results").iterdir()}
+    score.play(ws, agent, cases[0])
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    found = score.play(ws, agent, Case.of(config, "flat", "latent", split="validation", trials=2))
     assert len(found.success) == 2
     assert found.header["trials_hash"] == load_trials("p1", "validation", 2).sha256
-    assert found.header["latency_single_episode"] is None  # timed for the headline table only
-    assert results.load_result(path).header["latency_single_episode"] > 0
+    assert found.header["weights"] == {"l1": "this run"}
+    assert len(score.play(ws, agent, cases[0]).success) == 3
+
+
+def test_results_of_before_stay_readable(ws, rows, tmp_path):
+    """A file whose name was method, cost, protocol, layouts, dynamics and budget."""
+    path = ws.run.path / "results" / f"{Case.of(ws.config, 'flat', 'latent').name}.npz"
+    arrays = dict(np.load(path))
+    header = json.loads(str(arrays["header"]))
+    old = {"key": [header[name] for name in results._OLD_KEY]}
+    old |= {name: header[name] for name in ("planner", "plan_reach", "seed", "trials_hash")}
+    np.savez(tmp_path / "old.npz", **arrays | {"header": json.dumps(old)})
+    row = results.load_result(tmp_path / "old.npz").row
+    now = results.load_result(path).row
+    same = [name for name in row if name not in ("split", "world", "case")]
+    assert {name: row[name] for name in same} == {name: now[name] for name in same}
 
 
 def test_evaluation_needs_no_data_set(ws, rows, tmp_path, monkeypatch):
@@ -125,33 +144,33 @@ def test_evaluation_needs_no_data_set(ws, rows, tmp_path, monkeypatch):
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
     shutil.copytree(ws.run.path, tmp_path / "run", ignore=shutil.ignore_patterns("results", "data"))
     alone = Workspace("test", Run.at(tmp_path / "run"))
-    found = scoring.evaluate(alone, stages.load_trained(alone), "l1+l2", "distance")
-    first = results.load_result(ws.run.path / "results" / found.name)
-    again = results.load_result(found)
+    case = Case.of(ws.config, "l1+l2", "distance")
+    first = score.play(ws, None, case)
+    again = score.play(alone, stages.load_trained(alone), case)
     np.testing.assert_array_equal(again.arrays["positions"], first.arrays["positions"])
-    assert again.header["data"] == dict.fromkeys(("recipe", "transitions", "dynamics", "hash"))
+    assert again.header["data"] == dict.fromkeys(summary.DATA_FIELDS)
 
 
-def test_round_trip_of_one_result(agent, tmp_path):
-    """What is read back is what happened; every metric is recomputed from the positions."""
-    trials = load_trials("p1", "validation", 4)
-    policy = LatentPolicy(agent, "l1+l2", agent.planning)
+def test_round_trip_of_one_result(agent, config, tmp_path):
+    """What is read back is what happened; a row is means over the stored columns."""
+    case = Case.of(config, "l1+l2", "distance", split="validation", trials=3)
+    trials = case.tasks
+    policy = LatentPolicy(agent, "l1+l2", case.planning)
     outcome = run_episodes(policy, trials, "bounce", 6, CAP, 0)
-    path = results.save_result(tmp_path, KEY, outcome, trials, {"seed": 3, "note": None})
+    path = results.save_result(tmp_path, case, outcome, {"note": None})
     found = results.load_result(path)
-    assert path.name == "flat__latent__p1__fixed__bounce__1.0.npz"
-    assert found.key == KEY
-    assert found.header == {"plan_reach": 12, "seed": 3, "note": None}
+    assert path.name == f"{case.name}.npz"
+    assert found.header == case.header | {"plan_reach": 12, "case": case.digest, "note": None}
     np.testing.assert_array_equal(found.arrays["positions"], outcome.positions)
     np.testing.assert_array_equal(found.arrays["actions"], outcome.actions)
     np.testing.assert_array_equal(found.arrays["goal"], trials.goal.numpy())
     for name, values in outcome.diagnostics.items():
         np.testing.assert_allclose(found.arrays[f"plan_{name}"], values, rtol=1e-6)
-    assert found.success.shape == (4,)
-    row = results.result_row(found)
-    assert row["successes"] == found.success.sum()
-    assert row["seed"] == 3
-    assert [r.key for r in results.load_results(tmp_path)] == [KEY]
+    assert found.success.shape == (3,)
+    assert found.row["successes"] == found.success.sum()
+    assert [one.header["case"] for one in results.load_results(tmp_path)] == [case.digest]
+    changed = found._replace(arrays=found.arrays | {"trial_final_distance": np.array([1, 2, 3.0])})
+    assert changed.row["final_distance_mean"] == 2
 
 
 def test_plan_end_comes_from_the_longest_planned_level(agent):
@@ -191,15 +210,15 @@ def test_protocols_fix_their_caps():
         assert protocol_cap(protocol, CAP) == CAP
 
 
-def test_planner_settings_hold_every_leaf_that_was_used(agent):
-    policy = LatentPolicy(agent, "l1+l2", agent.planning)
-    found = planner_settings(policy, agent.planning, CAP, 200)
-    used = dataclasses.asdict(agent.planning)
+def test_planner_settings_hold_every_leaf_that_was_used(config):
+    """The cost and the cap of the case, not those of the settings; no level that did not plan."""
+    case = Case.of(config.override("planning.cost=latent"), "l1+l2", "distance")
+    used = dataclasses.asdict(dataclasses.replace(config.planning, cost="distance"))
     used.pop("flat")
-    used.pop("level3")  # no third level planned
-    assert found == flatten_dict(used) | {"action_cap": CAP, "steps": 200, "seed": agent.seed}
-    assert json.loads(json.dumps(found)) == found
-    assert flatten_dict({"a": {"b": {"c": 1}}, "d": 2}) == {"a.b.c": 1, "d": 2}
+    used.pop("level3")
+    assert case.settings == leaves(used) | {"action_cap": CAP, "steps": 6, "seed": 0}
+    assert json.loads(json.dumps(case.settings)) == case.settings
+    assert leaves({"a": {"b": {"c": 1}}, "d": 2}) == {"a.b.c": 1, "d": 2}
 
 
 # --- stages -----------------------------------------------------------------------------------
@@ -290,8 +309,8 @@ def test_joint_training_hands_level2_over(config, workspace_of):
     assert agent.level2.condition is not None
     joint = ws.run.path / "l1" / "joint_level2.safetensors"
     assert joint.read_bytes() == (ws.run.path / "l2" / "model.safetensors").read_bytes()
-    outcome = scoring.evaluate(ws, agent, "l1+l2", "latent")
-    assert np.isfinite(results.load_result(outcome).arrays["positions"]).all()
+    result = score.play(ws, agent, Case.of(ws.config, "l1+l2", "latent"))
+    assert np.isfinite(result.arrays["positions"]).all()
 
 
 def test_a_diverging_training_leaves_no_finished_stage(config, workspace_of):

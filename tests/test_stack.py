@@ -12,7 +12,7 @@ import hjepa_lib
 from hjepa_lib.config import Config, ConfigError
 from hjepa_lib.evaluation.compute import planner_flops
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
-from hjepa_lib.evaluation.results import load_result
+from hjepa_lib.evaluation.results import Case
 from hjepa_lib.files import FileError
 from hjepa_lib.models import checkpoint
 from hjepa_lib.planning import planner as planner_module
@@ -21,8 +21,8 @@ from hjepa_lib.planning.levels import plan_costs
 from hjepa_lib.planning.search import OPTIMISERS, shift_plan
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
-from hjepa_lib.runs.lineup import learned
 from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.score import learned
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.trials import load_trials
@@ -288,8 +288,8 @@ def test_results_of_three_levels_hold_their_settings_and_size(deep, monkeypatch)
     agent = stages.load_trained(ws)
     rows = {}
     for method in ("l1+l2", THREE_LEVELS):
-        path = scoring.evaluate(ws, agent, method, "latent", trials=2)
-        rows[method] = load_result(path).header
+        case = Case.of(ws.config, method, "latent", trials=2)
+        rows[method] = scoring.play(ws, agent, case).header
     names = {method: set(row["planner"]) for method, row in rows.items()}
     added = names[THREE_LEVELS] - names["l1+l2"]
     assert added

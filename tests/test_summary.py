@@ -17,7 +17,8 @@ from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.summary import RESULT_FIELDS, SummaryError
 
 ISSUE_NAMES = """
-method cost protocol layouts dynamics budget n successes success_rate ci95 success_first_1p41
+method cost protocol layouts dynamics budget split case world weights
+n successes success_rate ci95 success_first_1p41
 success_first_4p5 success_last_1p41 success_last_4p5 cross_wall_rate init_plan_cross_wall_rate
 planning_error_mean planning_error_mean_rmse final_distance_mean avg_termination_step
 first_crossing_steps efficiency_score path_efficiency flops_per_step model_transitions_per_step
@@ -34,8 +35,17 @@ def result(method="flat", cost="distance", successes=97, n=100, **changes):
     entry |= {"dynamics": "bounce", "budget": 1.0, "n": n, "successes": successes}
     entry |= {"success_rate": successes / n, "ci95": list(wilson(successes, n))}
     entry |= {"planner": {"horizon": 8}, "parameters": 1000, "seed": 0, "device": "cpu"}
-    entry |= {"trials_hash": "ab", "version": "0.1.0"}
-    entry |= {"data": {"recipe": "good", "transitions": 1, "dynamics": "blocked", "hash": "cd"}}
+    entry |= {"trials_hash": "ab", "version": "0.1.0", "split": "test", "case": "ef"}
+    entry |= {"world": "generated", "weights": {"l1": "this run"}}
+    entry |= {
+        "data": {
+            "source": "generated",
+            "recipe": "good",
+            "transitions": 1,
+            "dynamics": "blocked",
+            "hash": "cd",
+        }
+    }
     return entry | changes
 
 
@@ -80,7 +90,7 @@ def test_build_validates_and_survives_json(run):
         ({"final_distance_mean": -1.0}, "outside"),
         ({"ci95": [0.1, 0.2]}, "does not hold success_rate"),
         ({"ci95": [0.9]}, r"not \[low, high\]"),
-        ({"data": {"recipe": "good"}}, "data lacks 'transitions'"),
+        ({"data": {"source": "", "recipe": "good"}}, "data lacks 'transitions'"),
         ({"method": "random", "cost": "none"}, "two results share"),
     ],
 )

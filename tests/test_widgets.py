@@ -19,7 +19,7 @@ from tiny import make_agent, tiny_config
 
 from hjepa_lib.config import ConfigError, profile
 from hjepa_lib.evaluation import episodes
-from hjepa_lib.evaluation.results import load_result
+from hjepa_lib.evaluation.results import Case, load_result
 from hjepa_lib.figures import style
 from hjepa_lib.figures.style import FigureError
 from hjepa_lib.runs import notebooks as runner
@@ -199,7 +199,7 @@ def run(trained, tmp_path_factory):
         ws = Workspace("test", found)
         agent = sources.open_run("trained")[1]
         for method, cost in (("flat", "latent"), ("l1+l2", "distance"), ("oracle", "none")):
-            scoring.evaluate(ws, None if cost == "none" else agent, method, cost)
+            scoring.play(ws, agent, Case.of(ws.config, method, cost))
         yield found, agent
 
 

@@ -57,6 +57,7 @@ __all__ = [
     "differences",
     "flatten",
     "from_dict",
+    "leaves",
     "load_yaml",
     "parse_overrides",
     "profile",
@@ -162,16 +163,16 @@ def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 def flatten(config: Any) -> dict[str, Any]:
     """{"level1.optim.updates": 3000, ...} for every leaf of a config."""
+    return leaves(to_dict(config))
 
-    def walk(prefix: str, node: Any) -> dict[str, Any]:
-        if not isinstance(node, dict):
-            return {prefix: node}
-        leaves: dict[str, Any] = {}
-        for key, value in node.items():
-            leaves |= walk(f"{prefix}.{key}" if prefix else key, value)
-        return leaves
 
-    return walk("", to_dict(config))
+def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        found |= leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
 
 
 def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:

@@ -10,6 +10,7 @@ whatever is undefined is NaN (null in JSON), never 0.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,13 +97,13 @@ def per_trial(episodes: Episodes, protocol: str) -> TrialMetrics:
     return TrialMetrics(*(column.astype(np.float64) for column in columns))
 
 
-def summarise(episodes: Episodes, protocol: str) -> dict[str, Any]:
+def summarise(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The metric fields of one `results` entry of summary.json; undefined values are NaN.
 
-    `ci95` is the Wilson interval [low, high] of `success_rate`. Rates are shares in [0, 1], lengths
-    are px, steps are environment steps.
+    `columns` are those of `TrialMetrics` by name. `ci95` is the Wilson interval [low, high] of
+    `success_rate`. Rates are shares in [0, 1], lengths are px, steps are environment steps.
     """
-    trial = per_trial(episodes, protocol)
+    trial = TrialMetrics(**columns)
     n, successes = len(trial.success), int(trial.success.sum())
     error = float(trial.planning_error.mean())
     return {

@@ -53,8 +53,8 @@ def clip_of(result: Result, trial: int) -> Clip:
         result.arrays["goal"][trial],
         wall_x,
         door_y,
-        f"{result.key.method}, {result.key.cost}",
-        style.method_colour(result.key.method),
+        f"{result.header['method']}, {result.header['cost']}",
+        style.method_colour(result.header["method"]),
     )
 
 

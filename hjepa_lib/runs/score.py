@@ -1,4 +1,4 @@
-"""One method on stored trials: play the episodes, write the result with where it comes from.
+"""Playing cases: the episodes of one method on stored trials, and which methods a table has.
 
 Every result is a stage of the run, so a finished one is not played again, and one whose models were
 trained anew is. Floors and ceiling (random, oracle) go the same way as the planners.
@@ -6,140 +6,161 @@ trained anew is. Floors and ceiling (random, oracle) go the same way as the plan
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
+from collections.abc import Iterable
 
 import torch
 
 from hjepa_lib import __version__
-from hjepa_lib.config import Config, ConfigError, PlanningConfig
+from hjepa_lib.config import Config
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.evaluation.episodes import LatentPolicy, OraclePolicy, RandomPolicy, run_episodes
-from hjepa_lib.evaluation.results import (
-    LAYOUTS,
-    ResultKey,
-    planner_settings,
-    protocol_cap,
-    save_result,
-)
+from hjepa_lib.evaluation.results import Case, Result, load_result, save_result
 from hjepa_lib.files import read_json
-from hjepa_lib.planning.agent import THREE_LEVELS, Agent
-from hjepa_lib.runs.stages import find, own_stages
-from hjepa_lib.runs.workspace import Workspace
-from hjepa_lib.worlds.base import find_world
-from hjepa_lib.worlds.trials import Trials, load_trials, own_trials
+from hjepa_lib.planning.agent import METHODS, THREE_LEVELS, Agent
+from hjepa_lib.runs.run import Run, RunError, pretrained_folder
+from hjepa_lib.runs.stages import find, load_trained, own_stages
+from hjepa_lib.runs.workspace import Workspace, latest_run
+
+FLOORS = (("random", "none"), ("random-persistent", "none"), ("oracle", "none"))
+COSTS = ("latent", "distance")
 
 
-def evaluate(
+# --- playing ----------------------------------------------------------------------------------
+def play(
     ws: Workspace,
     agent: Agent | None,
-    method: str,
-    cost: str = "none",
-    *,
-    planning: PlanningConfig | None = None,
-    dynamics: str = "bounce",
-    budget: float = 1.0,
+    case: Case,
     folder: str = "results",
-    split: str | None = None,
-    trials: int | None = None,
+    *,
     pictures: bool = True,
-) -> Path:
-    """Run one method on stored trials and write its result; skipped when it is there already.
+    latency: bool | None = None,
+) -> Result:
+    """The result of one case, played unless it is there already.
 
-    `pictures=False` keeps no fans and only the first plans (long horizons, many results).
+    `pictures=False` keeps no fans and only the first plans (long horizons, many results);
+    `latency` also times one episode alone: by default in `results`, if the settings ask for it.
     """
-    config = ws.config.evaluation
-    protocol = config.protocol
-    key = ResultKey(method, cost, protocol, LAYOUTS[protocol], dynamics, budget)
-    stage = f"{folder}/{key.filename[:-4]}"
-    path = ws.run.path / folder / key.filename
+    stage = f"{folder}/{case.name}"
+    path = ws.run.path / folder / f"{case.name}.npz"
     if ws.run.done(stage):
-        return path
-    tasks = _tasks(ws.config, split or config.split, trials or config.trials)
-    planning = planning or ws.config.planning
-    cap = protocol_cap(protocol, planning.action_cap)
-    planning = dataclasses.replace(planning, action_cap=cap)
-    if cost != "none":
-        planning = dataclasses.replace(planning, cost=cost)
-    needs = own_stages(ws, "l1", "distance", "l2", "l3")
-    with ws.run.stage(stage, folder=folder, needs=needs) as target:
-        policy, model = _policy(agent, method, planning, cap, ws.config.seed, pictures)
-        outcome = run_episodes(policy, tasks, dynamics, config.steps, cap, ws.config.seed)
-        latency = None
-        if model is not None and config.latency and folder == "results":
-            first = tasks.first(1)
-            latency = run_episodes(policy, first, dynamics, config.steps, cap, 0).seconds
+        return load_result(path)
+    cap = case.planning.action_cap
+    with ws.run.stage(stage, folder, needs=own_stages(ws, *stages_of(case))) as target:
+        policy = _policy(agent, case, pictures)
+        outcome = run_episodes(policy, case.tasks, case.dynamics, case.steps, cap, case.seed)
+        alone = None
+        if latency is None:
+            latency = folder == "results" and ws.config.evaluation.latency
+        if latency and case.learned:
+            first = case.tasks.first(1)
+            alone = run_episodes(policy, first, case.dynamics, case.steps, cap, 0).seconds
         header = {
-            "flops_per_step": None if model is None else model.flops_per_step,
-            "model_transitions_per_step": None if model is None else model.transitions_per_step,
-            "seconds_per_episode": outcome.seconds / tasks.count,
-            "latency_single_episode": latency,
-            "planner": planner_settings(model, planning, cap, config.steps),
-            **_provenance(ws, None if model is None else agent, method, cost),
-            "trials_hash": tasks.sha256,
+            "flops_per_step": getattr(policy, "flops_per_step", None),
+            "model_transitions_per_step": getattr(policy, "transitions_per_step", None),
+            "seconds_per_episode": outcome.seconds / case.tasks.count,
+            "latency_single_episode": alone,
+            **_provenance(ws, agent, case),
         }
-        return save_result(target, key, outcome, tasks, header)
+        return load_result(save_result(target, case, outcome, header))
 
 
-def _tasks(config: Config, split: str, n: int) -> Trials:
-    """The protocol's committed trials, or those that an own world draws."""
-    world, protocol = find_world(config.data.source), config.evaluation.protocol
-    if world is None:
-        return load_trials(protocol, split, n)
-    if protocol == "p2_heldout":
-        raise ConfigError("an own world has one layout, so evaluation.protocol=p2_heldout is out")
-    return own_trials(world, split, n)
+def stages_of(case: Case) -> tuple[str, ...]:
+    """The trained stages that the case's planner reads; none for floors and ceiling."""
+    if not case.learned:
+        return ()
+    stages = ("l1", "distance") if case.cost == "distance" else ("l1",)
+    stages += ("l2",) if case.method != "flat" else ()
+    return (*stages, "l3") if case.method == THREE_LEVELS else stages
 
 
-def _policy(
-    agent: Agent | None,
-    method: str,
-    planning: PlanningConfig,
-    cap: float,
-    seed: int,
-    pictures: bool,
-):
-    """(policy, the same policy if it plans with models, else None)."""
-    if method == "oracle":
-        return OraclePolicy(cap), None
-    if method.startswith("random"):
-        return RandomPolicy(cap, seed, persistent=method.endswith("persistent")), None
-    policy = LatentPolicy(agent, method, planning, pictures)
-    return policy, policy
+def _policy(agent: Agent | None, case: Case, pictures: bool):
+    cap = case.planning.action_cap
+    if case.method == "oracle":
+        return OraclePolicy(cap)
+    if case.method.startswith("random"):
+        return RandomPolicy(cap, case.seed, persistent=case.method.endswith("persistent"))
+    return LatentPolicy(agent, case.method, case.planning, pictures)
 
 
-def _provenance(ws: Workspace, agent: Agent | None, method: str, cost: str) -> dict:
-    """Where a row's numbers come from: data, probes, training time, size, seed, device, version."""
+def _provenance(ws: Workspace, agent: Agent | None, case: Case) -> dict:
+    """Where a row's numbers come from: data, weights, probes, time, size, device, version."""
     data = Trajectories.load(ws.run.path / "data").meta if ws.run.done("data") else {}
+    names = ("source", "recipe", "transitions", "dynamics", "hash")
+    used = stages_of(case)
     row = {
-        "data": {key: data.get(key) for key in ("recipe", "transitions", "dynamics", "hash")},
+        "data": {key: data.get(key) for key in names},
+        "weights": {name: _origin(ws, name) for name in used},
         "probe_px_encoder": None,
         "probe_px_predictor": None,
         "train_seconds": None,
         "parameters": None,
-        "seed": ws.config.seed,
         "device": ws.device,
         "version": __version__,
     }
-    if agent is None:
+    if not used:
         return row
-    used = {"l1": agent.level1}
-    if cost == "distance":
-        used["distance"] = agent.distance
-    if method in ("l1+l2", THREE_LEVELS):
-        used["l2"] = agent.level2
-    if method == THREE_LEVELS:
-        used["l3"] = agent.level3.model
+    level3 = None if agent.level3 is None else agent.level3.model
+    parts = {"l1": agent.level1, "distance": agent.distance, "l2": agent.level2, "l3": level3}
     quality = read_json(find(ws, "l1") / "quality.json")
     done = [ws.run.manifest["stages"][name]["seconds"] for name in used if ws.run.done(name)]
     return row | {
         "probe_px_encoder": quality["probe_px_encoder"],
         "probe_px_predictor": quality["probe_px_predictor"],
         "train_seconds": sum(done) if len(done) == len(used) else None,
-        "parameters": sum(count_all(module) for module in used.values()),
+        "parameters": sum(count_all(parts[name]) for name in used),
     }
+
+
+def _origin(ws: Workspace, stage: str) -> str:
+    if ws.run.done(stage):
+        return "this run"
+    return ws.run.manifest["notes"].get(f"input_{stage}", "unknown")
 
 
 def count_all(module: torch.nn.Module) -> int:
     """Weights of a module, frozen or not."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+# --- which methods ----------------------------------------------------------------------------
+def learned(config: Config) -> list[tuple[str, str]]:
+    """(method, cost) of the planners with a world model; without level 2 only the flat ones."""
+    methods = ("flat",) if config.level2.disable_l2 else METHODS
+    methods += (THREE_LEVELS,) if config.level3.enabled else ()
+    return [(method, cost) for method in methods for cost in COSTS]
+
+
+def cases_of(config: Config, **changes) -> list[Case]:
+    """The headline table: floors, ceiling (F15), learned planners; `changes` go to `Case.of`."""
+    named = [*FLOORS, *learned(config)]
+    return [Case.of(config, method, cost, **changes) for method, cost in named]
+
+
+def best(rows: Iterable[dict]) -> tuple[str, str]:
+    """(method, cost) with the highest success; path efficiency, then less compute, break ties."""
+    planned = [row for row in rows if row["flops_per_step"] is not None]
+    if not planned:
+        raise RunError("there is no result of a planner with a world model to choose from")
+    winner = max(
+        planned,
+        key=lambda row: (row["success_rate"], row["path_efficiency"], -row["flops_per_step"]),
+    )
+    return winner["method"], winner["cost"]
+
+
+def find_results(ws: Workspace) -> tuple[Run, str]:
+    """(run that holds results, where it was found): this, the latest agreeing, or pretrained.
+
+    Where nobody has any, they are made in this run, with whatever models the stages find.
+    """
+    candidates = [(ws.run, "this run"), (latest_run(ws.run), "latest run")]
+    if (pretrained_folder() / "manifest.json").is_file():
+        candidates.append((Run.at(pretrained_folder()), "pretrained"))
+    for run, origin in candidates:
+        agrees = run is not None and (origin == "pretrained" or run.config == ws.config)
+        if agrees and any((run.path / "results").glob("*.npz")):
+            return run, origin
+    agent = load_trained(ws)
+    for case in cases_of(ws.config):
+        play(ws, agent, case)
+    return ws.run, "made now"

@@ -1,9 +1,8 @@
 """`summary.json`: the one documented schema of a run's results, checked before it is written.
 
-A list `results` holds one entry per method x cost x protocol x layouts x dynamics x budget with
-exactly the names in `RESULT_FIELDS`; undefined numbers are null, never 0 and never NaN. Two entries
-with the same key, an unknown name, a rate that is not successes / n, or a table without its random
-and oracle floors are errors (F12, F15), so a reader can trust what is there.
+A list `results` holds one entry per `KEY` with exactly the names in `RESULT_FIELDS`; undefined
+numbers are null, never 0 and never NaN. Two entries with the same key, an unknown name, a rate that
+is not successes / n, or a table without its random and oracle floors are errors (F12, F15).
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from hjepa_lib.runs.metrics_log import json_ready
 from hjepa_lib.runs.run import Run
 
 SCHEMA = 1
-KEY = ("method", "cost", "protocol", "layouts", "dynamics", "budget")
+KEY = ("method", "cost", "protocol", "layouts", "dynamics", "budget", "split")
 FLOORS = ("random", "oracle")
-DATA_FIELDS = ("recipe", "transitions", "dynamics", "hash")
+DATA_FIELDS = ("source", "recipe", "transitions", "dynamics", "hash")
 
 
 class SummaryError(ValueError):
@@ -54,6 +53,7 @@ RESULT_FIELDS: dict[str, Field] = {
     "layouts": Field(str, "rooms of the trials: fixed, train, heldout"),
     "dynamics": Field(str, "collision rule: bounce, blocked, slide"),
     "budget": Field(_NUMBER, "factor on the planner's sample counts", low=0),
+    "split": Field(str, "trial file: validation (for choices) or test"),
     "n": Field(int, "trials", low=1),
     "successes": Field(int, "successful trials, by the protocol's own definition", low=0),
     "success_rate": _share("successes / n"),
@@ -76,7 +76,10 @@ RESULT_FIELDS: dict[str, Field] = {
     "seconds_per_episode": _positive("planning time of all steps, batch of n, / n", True),
     "latency_single_episode": _positive("planning seconds of one episode alone", True),
     "planner": Field(dict, "every setting of the planner"),
+    "case": Field(str, "digest of all that is played, as in the name of the result file"),
+    "world": Field(str, "the world of trials and data, as in data.source"),
     "data": Field(dict, "training data: " + ", ".join(DATA_FIELDS)),
+    "weights": Field(dict, "where the weights of each part used come from"),
     "probe_px_encoder": _positive("position error of a linear probe on encodings, px", True),
     "probe_px_predictor": _positive("the same on open-loop predictions, px", True),
     "train_seconds": _positive("wall time of training all parts used", True),
@@ -123,9 +126,9 @@ def validate(summary: Any) -> None:
     seen: set[tuple] = set()
     for number, entry in enumerate(summary["results"]):
         _check_entry(entry, f"result {number}")
-        key = tuple(entry[name] for name in KEY)
+        key = tuple(entry[name] for name in (*KEY, "n"))
         if key in seen:
-            raise SummaryError(f"two results share {dict(zip(KEY, key, strict=True))}")
+            raise SummaryError(f"two results share {dict(zip(KEY, key[:-1], strict=True))}")
         seen.add(key)
     _check_pixels(summary)
     methods = {entry["method"] for entry in summary["results"]}

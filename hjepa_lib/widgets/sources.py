@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import hjepa_lib
 from hjepa_lib.config import ConfigError, PlanningConfig
-from hjepa_lib.evaluation.results import ResultKey, load_result, protocol_cap
+from hjepa_lib.evaluation.results import load_result, protocol_cap
 from hjepa_lib.planning.agent import METHODS, Agent
 from hjepa_lib.runs.run import Run, RunError, list_runs, pretrained_folder
 from hjepa_lib.widgets.scene import scene_of
@@ -54,10 +54,10 @@ def choices(run: Run, agent: Agent) -> list[Choice]:
     ]
     stored = []
     for path in sorted((run.path / "results").glob("*.npz")):
-        key = ResultKey(*path.name.removesuffix(".npz").split("__"))
-        cost = "" if key.cost == "none" else f", {key.cost} cost"
-        label = f"stored: {key.method}{cost}, {key.dynamics}"
-        stored.append(Choice(key.method, key.cost, path, label))
+        header = load_result(path).header
+        method, cost = header["method"], header["cost"]
+        words = "" if cost == "none" else f", {cost} cost"
+        stored.append(Choice(method, cost, path, f"stored: {method}{words}, {header['dynamics']}"))
     return live + stored
 
 

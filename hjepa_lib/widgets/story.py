@@ -125,7 +125,7 @@ def recall(agent: Agent, result: Result, trial: int) -> Story:
 
     SceneError when the result has no such trial.
     """
-    arrays, key = result.arrays, result.key
+    arrays, method, cost = result.arrays, result.header["method"], result.header["cost"]
     count = len(arrays["positions"])
     if not 0 <= trial < count:
         raise SceneError(f"this result has trials 0 to {count - 1}, {trial} was asked for")
@@ -144,8 +144,8 @@ def recall(agent: Agent, result: Result, trial: int) -> Story:
     }
     actions = arrays["actions"][trial]
     replan = _replan(result.header["planner"], len(actions))
-    title = f"{key.method}, {key.cost} cost, trial {trial}"
-    return _tell(agent, title, (scene, key.method, key.cost), positions, actions, seen, replan)
+    title = f"{method}, {cost} cost, trial {trial}"
+    return _tell(agent, title, (scene, method, cost), positions, actions, seen, replan)
 
 
 def _replan(settings: dict[str, Any], steps: int) -> int:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from hjepa_lib.config import Config, ConfigError, differences, load_yaml
 from hjepa_lib.data.published import acquire
-from hjepa_lib.evaluation.results import LAYOUTS, Result, ResultKey, load_result, result_row
+from hjepa_lib.evaluation.results import Case, Result, load_result
 from hjepa_lib.evaluation.statistics import mcnemar
 from hjepa_lib.files import write_atomic
 from hjepa_lib.runs import machine, stages
@@ -32,7 +32,7 @@ from hjepa_lib.runs.workspace import Workspace
 CSV = "tworooms_compare.csv"
 METHODS = {"l1": "flat", "l2": "l1+l2"}
 FLOORS = ("random", "oracle")
-PROTOCOL, DYNAMICS, BUDGET = "p1", "bounce", 1.0
+PROTOCOL = "p1"
 SHARED = ("device", "precision", "data", "distance", "planning.cost", "evaluation")
 """Settings in which both sides must agree; so must `level1` when l2 takes over l1's."""
 _NUMBER = (int, float)
@@ -186,9 +186,9 @@ def train(ws: Workspace, wanted: tuple[str, ...], say: Say) -> None:
 def evaluate(ws: Workspace, side: str, say: Say) -> None:
     """The side's planner, its floor and its ceiling; then summary.json and report.html."""
     for method in FLOORS:
-        scoring.evaluate(ws, None, method, dynamics=DYNAMICS)
+        scoring.play(ws, None, Case.of(ws.config, method))
     agent = stages.load_agent_parts(ws) if side == "l1" else stages.load_trained(ws)
-    scoring.evaluate(ws, agent, METHODS[side], ws.config.planning.cost, dynamics=DYNAMICS)
+    scoring.play(ws, agent, Case.of(ws.config, METHODS[side], ws.config.planning.cost))
     runner.finish(ws.run, say)
 
 
@@ -200,7 +200,7 @@ def table(run_path: Path, cost: str | None = None) -> pd.DataFrame:
     """
     run = Run.at(Path(run_path))
     cost, protocol = cost or run.config.planning.cost, run.config.evaluation.protocol
-    found = {side: find_result(run, method, cost, protocol) for side, method in METHODS.items()}
+    found = {side: find_result(run, method, cost) for side, method in METHODS.items()}
     for side, result in found.items():
         if result is None:
             raise RunError(
@@ -210,12 +210,11 @@ def table(run_path: Path, cost: str | None = None) -> pd.DataFrame:
     return side_by_side(found["l1"], found["l2"])
 
 
-def find_result(run: Run, method: str, cost: str, protocol: str = PROTOCOL) -> Result | None:
+def find_result(run: Run, method: str, cost: str) -> Result | None:
     """The full-budget result on `bounce`, or None when that stage is not complete."""
-    key = ResultKey(method, cost, protocol, LAYOUTS[protocol], DYNAMICS, BUDGET)
-    if not run.done(f"results/{key.filename[:-4]}"):
-        return None
-    return load_result(run.path / "results" / key.filename)
+    case = Case.of(run.config, method, cost)
+    stage = f"results/{case.name}"
+    return load_result(run.path / f"{stage}.npz") if run.done(stage) else None
 
 
 def side_by_side(l1: Result | None, l2: Result | None) -> pd.DataFrame:
@@ -240,7 +239,7 @@ def numbers(result: Result | None) -> dict[str, float | None]:
     """Every number of a result's row, in the order of the schema; {} for no result."""
     if result is None:
         return {}
-    row, found = result_row(result), {}
+    row, found = result.row, {}
     for name, field in RESULT_FIELDS.items():
         if name == "ci95":
             found |= {"ci95_low": row[name][0], "ci95_high": row[name][1]}

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from hjepa_lib.config import Config
-from hjepa_lib.evaluation.results import load_result, result_row
+from hjepa_lib.evaluation.results import Case
 from hjepa_lib.files import write_json
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
@@ -68,15 +68,15 @@ def train(ws: Workspace, name: str, updates: int, say=print) -> Workspace:
     return side
 
 
-def plan(sides: dict[str, Workspace], split: str | None = None) -> list[dict[str, Any]]:
+def plan(sides: dict[str, Workspace], split: str = "") -> list[dict[str, Any]]:
     """Rows of random, each model's flat planner and oracle, on the protocol's trials."""
     rows = []
     for name, side in sides.items():
         agent = stages.load_agent_parts(side)
-        path = scoring.evaluate(side, agent, "flat", COST, split=split, pictures=False)
-        rows.append(result_row(load_result(path)) | {"method": LABELS[name]})
-    floors = [scoring.evaluate(side, None, method, split=split) for method in FLOORS]
-    low, high = (result_row(load_result(path)) for path in floors)
+        case = Case.of(side.config, "flat", COST, split=split)
+        rows.append(scoring.play(side, agent, case, pictures=False).row | {"method": LABELS[name]})
+    floors = [Case.of(side.config, method, split=split) for method in FLOORS]
+    low, high = (scoring.play(side, None, case).row for case in floors)
     return [low, *rows, high]
 
 

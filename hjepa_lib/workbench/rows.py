@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hjepa_lib.config import leaves
 from hjepa_lib.evaluation import failures
-from hjepa_lib.evaluation.results import Result, flatten_dict, result_row
+from hjepa_lib.evaluation.results import Result
 
 SHARED = ("protocol", "split", "layouts", "dynamics", "n", "trials_hash", "planner.steps")
 """Columns that must hold one value in a set of rows that is compared."""
@@ -47,9 +48,9 @@ def unpack_solved(text: str, n: int) -> np.ndarray:
 
 def row_of(result: Result, **about: Any) -> dict[str, Any]:
     """A result as one flat row: `about` (cell, group, ...), every field, outcomes and failures."""
-    values = result_row(result)
+    values = result.row
     low, high = values.pop("ci95")
-    row = about | {"ci95_low": low, "ci95_high": high} | flatten_dict(values)
+    row = about | {"ci95_low": low, "ci95_high": high} | leaves(values)
     counts = failures.count(failures.label(result))
     row |= {f"failure.{name}": number for name, number in counts.items()}
     return row | {"solved": pack_solved(result.success)}

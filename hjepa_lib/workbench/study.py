@@ -12,14 +12,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from joblib.externals.loky import ProcessPoolExecutor
 
-from hjepa_lib.config import Config, PlanningConfig, differences, to_dict
-from hjepa_lib.evaluation.results import flatten_dict, load_result
-from hjepa_lib.planning.agent import Agent, load_agent, scale_samples
+from hjepa_lib.config import Config, PlanningConfig, differences, leaves, to_dict
+from hjepa_lib.evaluation.results import Case
+from hjepa_lib.planning.agent import Agent, load_agent
 from hjepa_lib.runs import machine, stages
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs.run import Run, RunError, outputs_root, repository
@@ -27,7 +26,7 @@ from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.workbench.rows import row_of
 from hjepa_lib.workbench.studyfile import Grid
 from hjepa_lib.workbench.studyrow import STAGES, Cell, Row, agreeing_stages, sections_of
-from hjepa_lib.workbench.studytable import KEY, Table, as_text, digest
+from hjepa_lib.workbench.studytable import KEY, Table, digest
 
 _TRAINERS = {
     "data": stages.make_data,
@@ -64,7 +63,7 @@ def run_study(
     say(f"study {grid.name}: {len(rows)} rows, {len(rows) - len(todo)} done before", flush=True)
     origin = {"revision": machine.revision(repository())}
     failed, done = 0, len(rows) - len(todo)
-    for row, found, error in _results(grid, todo, jobs, redo, say):
+    for row, found, error in _results(grid, todo, jobs, say):
         name = " ".join(filter(None, row.key))
         if error:
             failed += 1
@@ -94,7 +93,7 @@ class Done(NamedTuple):
     error: str
 
 
-def _results(grid: Grid, todo: list[Row], jobs: int, redo: bool, say: Say) -> Iterator[Done]:
+def _results(grid: Grid, todo: list[Row], jobs: int, say: Say) -> Iterator[Done]:
     """Rows as they finish. One row of a seed at a time, so that no training is made twice; after a
     failure the other rows of that recipe and seed are given up."""
     lost: set[tuple[str, int]] = set()
@@ -110,7 +109,7 @@ def _results(grid: Grid, todo: list[Row], jobs: int, redo: bool, say: Say) -> It
     if jobs == 1:
         machine.set_up()
         for row in todo:
-            yield Done(row, {}, "given up") if given_up(row) else after(_work(grid, row, redo, say))
+            yield Done(row, {}, "given up") if given_up(row) else after(_work(grid, row, say))
         return
     waiting, running = list(todo), {}
     threads = max(1, machine.usable_cores() // jobs)
@@ -127,7 +126,7 @@ def _results(grid: Grid, todo: list[Row], jobs: int, redo: bool, say: Say) -> It
                 elif row.seed not in busy:
                     waiting.remove(row)
                     busy.add(row.seed)
-                    running[pool.submit(_work, grid, row, redo, print)] = row
+                    running[pool.submit(_work, grid, row, print)] = row
             ended, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in ended:
                 running.pop(future)
@@ -136,44 +135,30 @@ def _results(grid: Grid, todo: list[Row], jobs: int, redo: bool, say: Say) -> It
         pool.shutdown(wait=bool(not running), kill_workers=bool(running))
 
 
-def _work(grid: Grid, row: Row, redo: bool, say: Say) -> Done:
+def _work(grid: Grid, row: Row, say: Say) -> Done:
     """Train what is missing, evaluate, build the row; every error becomes text."""
     try:
-        return Done(row, make_row(grid, row, redo, say), "")
+        return Done(row, make_row(grid, row, say), "")
     except Exception as error:
         if not isinstance(error, (ValueError, OSError)):
             traceback.print_exc()
         return Done(row, {}, (str(error) or type(error).__name__).splitlines()[0])
 
 
-def make_row(grid: Grid, row: Row, redo: bool = False, say: Say = print) -> dict[str, Any]:
+def make_row(grid: Grid, row: Row, say: Say = print) -> dict[str, Any]:
     """One finished row of the table, without its revision."""
     cell = row.cell
     ws = trained_workspace(grid, cell.recipe, row.seed, row.stages, say)
     ws.config = row.config  # planning and trials are the cell's, not the run's
-    folder = "/".join(filter(None, ("study", cell.name, row.key[3])))
-    options: dict[str, Any] = {"planning": row.planning, "dynamics": cell.dynamics}
-    agent = _agent(ws, row)
-
-    def evaluate() -> Path:
-        return scoring.evaluate(
-            ws, agent, cell.method, cell.cost, budget=row.budget, folder=folder, pictures=False,
-            **options,
-        )  # fmt: skip
-
-    path = evaluate()
-    if difference := _result_mismatch(path, row):
-        if not redo:
-            raise RunError(f"{path} was made with {difference}; replace it with --redo")
-        path.unlink()
-        path = evaluate()
-    played = ws.run.manifest["stages"][f"{folder}/{path.stem}"]
-    about = {"cell": cell.name, "group": cell.group, "recipe": cell.recipe, "split": cell.split}
-    found = row_of(load_result(path), **about, control=cell.control)
+    folder = f"study/{cell.name}"
+    result = scoring.play(ws, _agent(ws, row), row.case, folder, pictures=False)
+    played = ws.run.manifest["stages"][f"{folder}/{row.case.name}"]
+    about = {"cell": cell.name, "group": cell.group, "recipe": cell.recipe}
+    found = row_of(result, **about, control=cell.control)
     found |= dict(zip(KEY, row.key, strict=True))
     for stage, section in (("l2", "level2"), ("l3", "level3")):
         if stage in row.stages:
-            found |= flatten_dict(to_dict(getattr(row.config, section)), f"{section}.")
+            found |= leaves(to_dict(getattr(row.config, section)), f"{section}.")
     versions = machine.versions()
     return found | {
         "training": digest(row.training()),
@@ -200,32 +185,14 @@ def play(
 ) -> dict[str, Any]:
     """One planner on stored trials in the run of a notebook, as a row like those of a study.
 
-    It is a stage of the run in `study/<split>-n<trials>/<cell>`, so it is played once. `about` are
-    further columns, such as the swept value; `cell` must tell them apart.
+    It is a stage of the run in `study/<cell>`, so it is played once. `about` are further columns,
+    such as the swept value.
     """
-    planning = scale_samples(planning or ws.config.planning, budget)
-    folder = f"study/{split}-n{trials}/{cell}"
-    path = scoring.evaluate(
-        ws, agent, method, cost, planning=planning, budget=budget, folder=folder, split=split,
-        trials=trials, pictures=False,
-    )  # fmt: skip
-    names = {"cell": cell, "group": cell, "recipe": "", "split": split, "grid": ""}
-    return row_of(load_result(path), **names) | about
-
-
-def _result_mismatch(path: Path, row: Row) -> str:
-    """How an older result file in the run's folder differs from the row; "" when it does not."""
-    result = load_result(path)
-    header = result.header
-    stored = {f"planner.{key}": value for key, value in header["planner"].items()}
-    stored |= result.key._asdict() | {
-        "n": len(result.success),
-        "trials_hash": header["trials_hash"],
-    }
-    for name, value in row.identity().items():
-        if name in stored and as_text(stored[name]) != as_text(value):
-            return f"{name}={as_text(stored[name])}, not {as_text(value)}"
-    return ""
+    case = Case.of(
+        ws.config, method, cost, planning=planning, budget=budget, split=split, trials=trials
+    )
+    result = scoring.play(ws, agent, case, f"study/{cell}", pictures=False)
+    return row_of(result, cell=cell, group=cell, recipe="", grid="") | about
 
 
 def _agent(ws: Workspace, row: Row) -> Agent | None:

@@ -11,8 +11,8 @@ import functools
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from hjepa_lib.config import Config, PlanningConfig, flatten
-from hjepa_lib.evaluation.results import flatten_dict, protocol_cap
+from hjepa_lib.config import Config, PlanningConfig, flatten, leaves
+from hjepa_lib.evaluation.results import Case, protocol_cap
 from hjepa_lib.planning.agent import THREE_LEVELS, scale_samples
 from hjepa_lib.worlds.trials import load_trials
 
@@ -76,6 +76,14 @@ class Row(NamedTuple):
         return dataclasses.replace(planning, action_cap=cap, cost=cost)
 
     @property
+    def case(self) -> Case:
+        """What is played."""
+        cell = self.cell
+        return Case.of(
+            self.config, cell.method, cell.cost, budget=self.budget, dynamics=cell.dynamics
+        )
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """The stages that the row's planner needs."""
         if self.cell.method in FLOORS:
@@ -98,7 +106,7 @@ class Row(NamedTuple):
             planner.pop("hierarchy" if cell.method == "flat" else "flat")
             if cell.method != THREE_LEVELS:
                 planner.pop("level3")
-        return found | {f"planner.{key}": value for key, value in flatten_dict(planner).items()}
+        return found | {f"planner.{key}": value for key, value in leaves(planner).items()}
 
     def training(self) -> dict[str, Any]:
         """Every setting that shaped the models used, dotted; {} for floors and ceiling."""

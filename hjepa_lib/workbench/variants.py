@@ -19,7 +19,7 @@ import numpy as np
 
 from hjepa_lib.config import Config, ConfigError, PlanningConfig
 from hjepa_lib.evaluation.collapse import RESAMPLES, long_walks, open_loop, whole_windows
-from hjepa_lib.evaluation.results import load_result, result_row
+from hjepa_lib.evaluation.results import Case
 from hjepa_lib.evaluation.statistics import (
     Interval,
     bootstrap,
@@ -31,9 +31,8 @@ from hjepa_lib.files import read_json
 from hjepa_lib.planning.agent import Agent
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
-from hjepa_lib.runs.lineup import COSTS
 from hjepa_lib.runs.run import repository
-from hjepa_lib.runs.score import count_all
+from hjepa_lib.runs.score import COSTS, count_all
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.workbench import compare
@@ -217,14 +216,11 @@ def score(
 ) -> dict[str, Any]:
     """One result on validation trials as a row, with its outcomes (n,) under `solved`.
 
-    It is a stage of the run in `collapse/n<trials>/<folder>`, so it is played once.
+    It is a stage of the run in `collapse/<folder>`, so it is played once.
     """
-    path = scoring.evaluate(
-        ws, agent, method, cost, planning=planning, folder=f"collapse/n{trials}/{folder}",
-        split="validation", trials=trials, pictures=False,
-    )  # fmt: skip
-    result = load_result(path)
-    return result_row(result) | {"solved": result.success}
+    case = Case.of(ws.config, method, cost, planning=planning, split="validation", trials=trials)
+    result = scoring.play(ws, agent, case, f"collapse/{folder}", pictures=False)
+    return result.row | {"solved": result.success}
 
 
 def inserted(planning: PlanningConfig) -> PlanningConfig:
