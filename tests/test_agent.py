@@ -13,7 +13,7 @@ import hjepa_lib
 from hjepa_lib.config import Config, ConfigError
 from hjepa_lib.files import FileError
 from hjepa_lib.models import checkpoint
-from hjepa_lib.planning.agent import load_agent, save_probe, scale_samples
+from hjepa_lib.planning.agent import load_agent, scale_samples
 from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.two_rooms import render
 
@@ -131,7 +131,7 @@ def test_scaled_budgets_change_samples_only():
 def store_agent(agent, folder):
     checkpoint.save_level1(folder / "l1", agent.level1, agent.normaliser)
     checkpoint.save_distance(folder / "l1", agent.distance, agent.level1.latent_dim)
-    save_probe(folder / "l1", agent.probe)
+    checkpoint.save_probe(folder / "l1", agent.probe)
     checkpoint.save_level2(
         folder / "l2", agent.level2, agent.level1.latent_dim, agent.reach, agent.box
     )

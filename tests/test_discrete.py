@@ -14,7 +14,7 @@ from hjepa_lib.evaluation.openloop import draw_windows, level2_errors
 from hjepa_lib.models import checkpoint
 from hjepa_lib.models.level2 import kl_divergence, kl_loss
 from hjepa_lib.models.stochastic import COMMIT, UNIFORM, Categorical, Rounded
-from hjepa_lib.planning.agent import load_agent, save_probe
+from hjepa_lib.planning.agent import load_agent
 from hjepa_lib.training import level2 as level2_training
 
 KINDS = ("categorical", "fsq")
@@ -297,7 +297,7 @@ def test_a_reloaded_agent_plans_the_same(latent, tmp_path):
     config = tiny_config(level2__latent=latent, level2__levels=[3, 4])
     agent = make_agent(config)
     checkpoint.save_level1(tmp_path / "l1", agent.level1, agent.normaliser)
-    save_probe(tmp_path / "l1", agent.probe)
+    checkpoint.save_probe(tmp_path / "l1", agent.probe)
     save = (agent.level2, agent.level1.latent_dim, agent.reach, agent.box)
     checkpoint.save_level2(tmp_path / "l2", *save)
     planning = dataclasses.replace(config.planning, cost="latent")

@@ -30,7 +30,7 @@ from hjepa_lib.models.checkpoint import fingerprint
 from hjepa_lib.pixels.footprint import update_bytes
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
-from hjepa_lib.training.loop import Fit, learning_rate
+from hjepa_lib.training.loop import Fit, Task, learning_rate
 from hjepa_lib.workbench import sweep
 
 SMALL = {
@@ -451,10 +451,8 @@ class Scripted:
 def scripted(losses, updates=20) -> Fit:
     module = torch.nn.Linear(1, 1)
     optim = GuardedOptimConfig(updates=updates, validate_every=1, schedule="constant")
-    return Fit(
-        module, lambda g: (module(torch.ones(1)).sum() ** 2, {}), optim, seed=0,
-        validate=Scripted(*losses),
-    )  # fmt: skip
+    task = Task(module, lambda g: (module(torch.ones(1)).sum() ** 2, {}), Scripted(*losses))
+    return Fit(task, optim, seed=0)
 
 
 def test_training_stops_when_both_have_stalled():

@@ -342,7 +342,7 @@ def test_falling_predictions_do_not_hide_a_rising_auxiliary_loss():
         n = next(told)
         return {"prediction": 1.0 / n, "vicreg_total": float(n), "loss": 1.0 / n + n}
 
-    fit.validate = validate
+    fit.task.validate = validate
     assert sum(1 for report in fit if report.validation) == 3  # the first, then two in vain
 
 

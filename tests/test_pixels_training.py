@@ -18,7 +18,7 @@ from tiny_pixels import (
 )
 from torch import nn
 
-from hjepa_lib.config import GuardedOptimConfig, OptimConfig, profile
+from hjepa_lib.config import GuardedOptimConfig, profile
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import MODELS, EpochsConfig
 from hjepa_lib.files import FileError, read_json
@@ -34,8 +34,7 @@ from hjepa_lib.pixels.pixel_models import build_pixel_model
 from hjepa_lib.pixels.pixellog import model_log
 from hjepa_lib.pixels.training import budget, fit_pixels
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction
-from hjepa_lib.training import loop
-from hjepa_lib.training.loop import Fit, Report, TrainingError, learning_rate
+from hjepa_lib.training.loop import Fit, Report, Task, TrainingError, learning_rate
 
 TRAINED = ("enc_dec", "enc_dec_jepa", "jepa")
 
@@ -60,8 +59,8 @@ def toy(factors=(), validate=None, folder=None, after=None, kind=GuardedOptimCon
         return factor * module.weight.square().sum(), {}
 
     settings = {"updates": 6, "lr": 0.1, "validate_every": 1} | optim
-    fit = Fit(module, loss_fn, kind(**settings), seed=0, validate=validate, folder=folder,
-              after_update=after)  # fmt: skip
+    task = Task(module, loss_fn, validate, after)
+    fit = Fit(task, kind(**settings), seed=0, folder=folder)
     return module, fit
 
 
@@ -82,7 +81,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(bad):
 
 def test_a_gradient_that_is_not_finite_is_skipped_too():
     module, fit = toy()
-    fit.loss_fn = lambda generator: (module.weight.mul(0).abs().sqrt().sum(), {})
+    fit.task.loss = lambda generator: (module.weight.mul(0).abs().sqrt().sum(), {})
     assert next(iter(fit)).skipped == 1
     assert torch.equal(module.weight, torch.ones(3))
 
@@ -177,20 +176,6 @@ def test_resuming_keeps_schedule_patience_and_skip_counter(tmp_path):
         assert one[1].update == stop
         assert repr(list(one[1])) == repr(whole[stop:])  # NaN equals NaN as text
     assert whole[-1].skipped == 2 and whole[-1].lr < 0.1
-
-
-def test_resume_files_of_the_default_settings_have_not_changed(tmp_path):
-    """Files written before the new settings existed are still read."""
-    _, fit = toy(folder=tmp_path, kind=OptimConfig)
-    next(iter(fit))
-    payload = torch.load(tmp_path / loop.RESUME, weights_only=True)
-    assert set(payload) == {"module", "optimiser", "counters", "best", "config"}
-    assert payload["config"].startswith("(OptimConfig(updates=6, batch=64, lr=0.1, ")
-    assert payload["config"].endswith("validate_every=1, patience=0), 0, 'fp32')")
-    _, again = toy(folder=tmp_path, kind=OptimConfig)
-    assert again.update == 1
-    with pytest.raises(TrainingError, match="other training settings"):
-        toy(folder=tmp_path)
 
 
 # --- training of the models -------------------------------------------------------------------

@@ -439,12 +439,12 @@ def test_resume_reproduces_the_loss(stage, data, tmp_path):
     with torch.no_grad():
         for p in second.module.parameters():
             p.zero_()
-    files.resume_fit(path, second, first.best)
+    files.resume_fit(path, second)
     losses += [report.loss for report in second]
     assert losses == pytest.approx(whole, rel=1e-6)
     files.resume_path(path).write_bytes(b"no weights")
     with pytest.raises(FileError, match="cannot be resumed from"):
-        files.resume_fit(path, begin(long), {})
+        files.resume_fit(path, begin(long))
 
 
 def test_first_batch_is_the_one_of_all_models(config, data):

@@ -1,5 +1,6 @@
 """The loop, what it optimises, resuming, and the training of both levels."""
 
+import dataclasses
 import itertools
 import math
 import os
@@ -26,10 +27,11 @@ from tiny import (
 from torch import nn
 
 from hjepa_lib.config import OptimConfig
+from hjepa_lib.models import objectives
 from hjepa_lib.models.geometry import LatentGeometry
 from hjepa_lib.training import level2 as level2_training
 from hjepa_lib.training import loop, probes
-from hjepa_lib.training.loop import Fit, TrainingError, learning_rate, step_generator
+from hjepa_lib.training.loop import Fit, Task, TrainingError, learning_rate, step_generator
 from hjepa_lib.worlds.two_rooms import render
 
 TESTS = Path(__file__).parent
@@ -194,7 +196,7 @@ def test_level1_learns():
     config = config.override({"level1.optim.lr": 5e-3, "level1.optim.batch": 16})
     reports = [report for report in make_job("level1", config).fit if report.validation]
     with torch.no_grad():
-        start = make_job("level1", config).fit.validate()["loss"]
+        start = make_job("level1", config).fit.task.validate()["loss"]
     assert reports[-1].validation["loss"] < 0.8 * start
 
 
@@ -332,10 +334,42 @@ def test_a_resume_file_that_does_not_fit_is_one_sentence(tmp_path):
         make_job("level1", config.override({"level1.optim.lr": 0.1}), tmp_path)
     with pytest.raises(TrainingError, match="does not fit this model"):
         make_job("level1", config.override({"level1.hidden": 17}), tmp_path)
+    with pytest.raises(TrainingError, match="precision was fp32 there and is bf16 here"):
+        make_job("level1", config.override({"precision": "bf16"}), tmp_path)
     path = tmp_path / loop.RESUME
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(TrainingError, match=r"resume\.pt is damaged"):
         make_job("level1", config, tmp_path)
+
+
+def test_a_resume_file_of_another_device_goes_on_and_says_so(tmp_path, monkeypatch, capsys):
+    """S1: a file from a GPU is not damaged; its precision was that machine's."""
+    config = config_of("level1")
+    for _ in zip(range(2), make_job("level1", config, tmp_path).fit, strict=False):
+        pass
+    path = tmp_path / loop.RESUME
+    payload = torch.load(path, weights_only=True) | {"device": "cuda"}
+    payload["settings"]["precision"] = "bf16"
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        torch.save(payload, path)
+    resumed = make_job("level1", config, tmp_path)
+    assert resumed.fit.update == 2
+    assert "begun on cuda, goes on here on cpu" in capsys.readouterr().out
+    assert [report.update for report in resumed.fit] == [3, 4]
+
+
+def test_a_resume_file_older_than_a_setting_has_its_default(tmp_path):
+    """S6: settings are compared one by one."""
+    config = config_of("level1")
+    list(make_job("level1", config, tmp_path).fit)
+    path = tmp_path / loop.RESUME
+    payload = torch.load(path, weights_only=True)
+    del payload["settings"]["patience"]
+    torch.save(payload, path)
+    assert make_job("level1", config, tmp_path).fit.update == 4
+    with pytest.raises(TrainingError, match="patience was 0 there and is 3 here"):
+        make_job("level1", config.override({"level1.optim.patience": 3}), tmp_path)
 
 
 # --- the loop itself --------------------------------------------------------------------------
@@ -348,10 +382,8 @@ def toy(loss=None, validate=None, folder=None, **optim):
         return module.weight.square().sum(), {"size": 1.0}
 
     settings = {"updates": 10, "lr": 0.1, "validate_every": 2, "warmup": 0.0} | optim
-    fit = Fit(
-        module, loss or square, OptimConfig(**settings), seed=0, validate=validate, folder=folder
-    )
-    return module, fit
+    task = Task(module, loss or square, validate)
+    return module, Fit(task, OptimConfig(**settings), seed=0, folder=folder)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -438,7 +470,51 @@ def test_validation_without_a_loss_selects_nothing():
     assert torch.equal(module.weight, last)
 
 
+def test_a_reader_can_hand_in_a_loss_and_an_optimiser():
+    """The task with another loss, any optimiser of torch; the schedule still sets the rate."""
+    module, fit = toy()
+    fit = Fit(
+        dataclasses.replace(fit.task, loss=lambda _: (module.weight.abs().sum(), {"mine": 2.0})),
+        fit.config,
+        seed=0,
+        stage="mine",
+        optimiser=lambda parameters, optim: torch.optim.SGD(parameters, lr=optim.lr),
+    )
+    before = module.weight.clone()
+    report = next(iter(fit))
+    assert (report.terms, report.stage) == ({"mine": 2.0}, "mine")
+    expected = before - report.lr * before.sign() * min(1.0, 2.0 / 3**0.5)  # clipped to 2
+    torch.testing.assert_close(module.weight.detach(), expected, atol=1e-3, rtol=1e-3)
+
+
 # --- what validation and probes say -----------------------------------------------------------
+@pytest.mark.parametrize("kind", ["level1", "joint"])
+def test_bf16_is_for_forward_passes_alone(kind, monkeypatch):
+    """Q4: covariance, inverse dynamics and ridge run in fp32, in training and in validation."""
+    seen = []
+
+    def spy(where, name):
+        plain = getattr(where, name)
+
+        def checked(*args):
+            found = plain(*args)
+            seen.append((name, found.dtype))
+            return found
+
+        monkeypatch.setattr(where, name, checked)
+
+    spy(objectives, "covariance")
+    spy(objectives, "inverse_dynamics")
+    list(make_job(kind, config_of(kind, precision="bf16")).fit)
+    assert set(seen) >= {("covariance", torch.float32), ("inverse_dynamics", torch.float32)}
+    assert {dtype for _, dtype in seen} == {torch.float32}
+    latents = torch.randn(200, 5, generator=seeded())
+    targets = latents @ torch.randn(5, 2, generator=seeded(1)) * 30
+    with torch.autocast("cpu", torch.bfloat16):
+        probe = probes.fit_ridge(latents, targets, strength=1e-9)
+        torch.testing.assert_close(probe(latents), targets, atol=1e-3, rtol=1e-4)
+
+
 def test_validation_reports_collapse_and_position():
     """F13: loss terms, collapse metrics, probe and open-loop error, all finite numbers."""
     fit = make_job("level1", config_of("level1")).fit

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from hjepa_lib.models.joint import Level2
 from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.probe import Probe
 from hjepa_lib.training.latents import LatentBatch, LatentStore
-from hjepa_lib.training.probes import Probe, rmse_px
+from hjepa_lib.training.probes import rmse_px
 
 WINDOWS = 256
 

@@ -23,7 +23,7 @@ from hjepa_lib.grids.models import GridModel
 from hjepa_lib.grids.reward import GoalReward
 from hjepa_lib.pixels.training import budget
 from hjepa_lib.training.batches import draw_batch
-from hjepa_lib.training.loop import Fit, Report, ValidateFn
+from hjepa_lib.training.loop import Fit, Report, Task, ValidateFn
 
 CHUNK = 64  # canvases encoded at once outside training
 
@@ -48,7 +48,7 @@ class PairFit:
         self.fits, self.patience = fits, patience
         self._checking = 0.0  # seconds spent in validations
         for fit in fits.values():
-            fit.validate = self._timed(fit.validate)
+            fit.task.validate = self._timed(fit.task.validate)
 
     @property
     def update(self) -> int:
@@ -100,16 +100,9 @@ def fit_grid(
         index = draw_batch(len(train), optim.batch, generator)
         return model.loss(train.batch(index).to(device))
 
-    return Fit(
-        model,
-        loss_fn,
-        dataclasses.replace(optim.optim(len(train)), patience=0),
-        seed=seed,
-        precision=precision,
-        folder=folder,
-        validate=validate,
-        after_update=model.after_update,
-    )
+    task = Task(model, loss_fn, validate, model.after_update)
+    settings = dataclasses.replace(optim.optim(len(train)), patience=0)
+    return Fit(task, settings, seed=seed, precision=precision, folder=folder)
 
 
 # --- goal-conditioned reward ------------------------------------------------------------------
@@ -163,7 +156,7 @@ def fit_reward(
         return {"loss": float(gap.square().mean())}
 
     settings = budget(optim, len(train.reward))
-    return Fit(head, loss_fn, settings, seed=seed, validate=validate, folder=folder)
+    return Fit(Task(head, loss_fn, validate), settings, seed=seed, folder=folder)
 
 
 @torch.no_grad()

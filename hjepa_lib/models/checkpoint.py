@@ -1,43 +1,90 @@
 """Weights as safetensors, everything else as JSON beside them: nothing is ever unpickled.
 
-`<name>.safetensors` holds parameters and buffers (a shared tensor once), `<name>.json` the config
-that rebuilds the module and whatever else its user needs (normaliser, reach). Loading builds the
-model from its own JSON, so no training code is involved (EB7), and a file that belongs to another
-config is refused by name and shape.
+`<path>.safetensors` holds parameters and persistent buffers, a shared tensor once; `<path>.json`
+the kind, the config that rebuilds the module and whatever else its user needs: one format for all.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
-from hjepa_lib.config import DistanceConfig, Level1Config, Level2Config, from_dict, to_dict
+from hjepa_lib.config import (
+    ConfigError,
+    DistanceConfig,
+    Level1Config,
+    Level2Config,
+    from_dict,
+    to_dict,
+)
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.files import FileError, read_bytes, read_json, write_atomic, write_json
 from hjepa_lib.models.distance import Distance
 from hjepa_lib.models.joint import Level2
 from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.probe import Probe
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+# --- any module -------------------------------------------------------------------------------
+def save_module(path: Path, module: nn.Module, kind: str, **meta: Any) -> None:
+    """Write `<path>.safetensors`, then `<path>.json` with `kind` and `meta` (JSON-able)."""
+    save_weights(Path(f"{path}.safetensors"), module)
+    write_json(Path(f"{path}.json"), {"kind": kind, **meta})
+
+
+def load_module(path: Path, kind: str, build: Callable[[dict[str, Any]], Module]) -> Module:
+    """The module that `build(meta)` makes, with its weights: frozen, in eval mode, on the CPU.
+
+    Global random numbers stay as they were. FileError, one sentence, for a file that is missing,
+    damaged, of another kind or config.
+    """
+    meta = read_meta(path, kind)
+    try:
+        with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten at once
+            module = build(meta)
+    except KeyError as error:
+        raise FileError(f"{path}.json does not say {error} of its {kind}") from error
+    except ConfigError as error:
+        raise FileError(f"{path}.json does not describe a {kind}: {error}") from error
+    load_weights(Path(f"{path}.safetensors"), module)
+    return module.eval().requires_grad_(False)
+
+
+def read_meta(path: Path, kind: str) -> dict[str, Any]:
+    """What `<path>.json` says; FileError unless it describes a `kind`."""
+    meta = read_json(Path(f"{path}.json"))
+    if not isinstance(meta, dict) or meta.get("kind") != kind:
+        raise FileError(f"{path}.json does not describe a {kind} model")
+    return meta
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; a tensor shared by two submodules appears once.
+    """What is stored: parameters and persistent buffers by name; a shared tensor once.
 
     A frozen random inverse-dynamics head taught the encoder and is of no use later: left out (PL1).
     """
-    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    named: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in module.state_dict(keep_vars=True).items():
+        if id(value) not in seen:
+            named[name] = value
+            seen.add(id(value))
     if getattr(getattr(module, "config", None), "idm_frozen", False):
         named = {key: value for key, value in named.items() if not key.startswith("idm.")}
     return named
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over all parameters and buffers by name: equal weights, equal text."""
+    """SHA-256 over all stored tensors by name: equal weights, equal text."""
     digest = hashlib.sha256()
     for name, value in sorted(tensors(module).items()):
         digest.update(name.encode())
@@ -62,8 +109,9 @@ def load_weights(path: Path, module: nn.Module) -> None:
     except Exception as error:  # safetensors raises its own untyped errors
         raise FileError(f"{path} is not a whole safetensors file: {error}") from error
     own = tensors(module)
-    if weights.keys() != own.keys():
-        odd = sorted(weights.keys() ^ own.keys())[0]
+    computed = dict(module.named_buffers()).keys() - own.keys()  # older files hold these, too
+    if weights.keys() - computed != own.keys():
+        odd = sorted((weights.keys() - computed) ^ own.keys())[0]
         raise FileError(f"{path} was made for another config: tensor {odd!r} does not match")
     for key, value in own.items():
         if value.shape != weights[key].shape:
@@ -76,50 +124,63 @@ def load_weights(path: Path, module: nn.Module) -> None:
             value.copy_(weights[key])
 
 
+# --- the models of Two Rooms ------------------------------------------------------------------
 def save_level1(folder: Path, model: Jepa, normaliser: Normaliser, name: str = "model") -> None:
-    """`<name>.safetensors` and `<name>.json` of a level-1 model."""
-    save_weights(folder / f"{name}.safetensors", model)
-    meta = {"kind": "level1", "config": to_dict(model.config), "normaliser": normaliser.to_dict()}
-    write_json(folder / f"{name}.json", meta)
+    """Level 1 with its normaliser."""
+    save_module(
+        folder / name, model, "level1",
+        config=to_dict(model.config), normaliser=normaliser.to_dict(),
+    )  # fmt: skip
 
 
 def load_level1(folder: Path, name: str = "model") -> tuple[Jepa, Normaliser]:
-    """The level-1 model and its normaliser, in eval mode on the CPU."""
-    meta = _meta(folder / f"{name}.json", "level1")
-    normaliser = Normaliser.from_dict(meta["normaliser"])
-    model = Jepa(from_dict(Level1Config, meta["config"]), normaliser)
-    load_weights(folder / f"{name}.safetensors", model)
-    return model.eval(), normaliser
+    """The level-1 model and its normaliser."""
+
+    def build(meta: dict[str, Any]) -> Jepa:
+        return Jepa(from_dict(Level1Config, meta["config"]), normaliser_of(meta))
+
+    def normaliser_of(meta: dict[str, Any]) -> Normaliser:
+        return Normaliser.from_dict(meta["normaliser"])
+
+    model = load_module(folder / name, "level1", build)
+    return model, normaliser_of(read_meta(folder / name, "level1"))
+
+
+def save_probe(folder: Path, probe: Probe) -> None:
+    """The position probe, beside the level 1 that it reads."""
+    save_module(folder / "probe", probe, "probe", shape=probe.shape)
+
+
+def load_probe(folder: Path) -> Probe:
+    """The position probe."""
+
+    def build(meta: dict[str, Any]) -> Probe:
+        dim, hidden, outputs = meta["shape"]
+        return Probe(dim, torch.zeros(outputs), torch.ones(outputs), hidden)
+
+    if (folder / "probe.json").exists():
+        return load_module(folder / "probe", "probe", build)
+    # A run of version 0.1 wrote the weights alone.
+    width = read_meta(folder / "model", "level1")["config"]["latent_dim"]
+    probe = build({"shape": (width, 256, 2)})
+    load_weights(folder / "probe.safetensors", probe)
+    return probe.eval().requires_grad_(False)
 
 
 def save_distance(folder: Path, head: Distance, latent_dim: int) -> None:
-    """`distance.safetensors` and `distance.json`."""
-    save_weights(folder / "distance.safetensors", head)
-    meta = {"kind": "distance", "config": to_dict(head.config), "latent_dim": latent_dim}
-    write_json(folder / "distance.json", meta)
+    """The temporal-distance head."""
+    save_module(
+        folder / "distance", head, "distance", config=to_dict(head.config), latent_dim=latent_dim
+    )
 
 
 def load_distance(folder: Path) -> Distance:
-    """The temporal-distance head, in eval mode on the CPU."""
-    meta = _meta(folder / "distance.json", "distance")
-    head = Distance(from_dict(DistanceConfig, meta["config"]), meta["latent_dim"])
-    load_weights(folder / "distance.safetensors", head)
-    return head.eval()
+    """The temporal-distance head."""
 
+    def build(meta: dict[str, Any]) -> Distance:
+        return Distance(from_dict(DistanceConfig, meta["config"]), meta["latent_dim"])
 
-def save_level2(
-    folder: Path, model: Level2, latent_dim: int, reach: dict[str, float], box: Tensor | None
-) -> None:
-    """`model.safetensors` and `model.json`; reach and box are what the planner needs besides."""
-    save_weights(folder / "model.safetensors", model)
-    meta = {
-        "kind": "level2",
-        "config": to_dict(model.config),
-        "latent_dim": latent_dim,
-        "reach": reach,
-        "box": None if box is None else box.tolist(),
-    }
-    write_json(folder / "model.json", meta)
+    return load_module(folder / "distance", "distance", build)
 
 
 class TrainedMacro(NamedTuple):
@@ -130,17 +191,23 @@ class TrainedMacro(NamedTuple):
     box: Tensor | None  # (2, macro_dim) percentile box
 
 
+def save_level2(
+    folder: Path, model: Level2, latent_dim: int, reach: dict[str, float], box: Tensor | None
+) -> None:
+    """Level 2 (or 3); reach and box are what the planner needs besides."""
+    save_module(
+        folder / "model", model, "level2", config=to_dict(model.config), latent_dim=latent_dim,
+        reach=reach, box=None if box is None else box.tolist(),
+    )  # fmt: skip
+
+
 def load_level2(folder: Path) -> TrainedMacro:
-    """Level 2 (or 3), in eval mode on the CPU."""
-    meta = _meta(folder / "model.json", "level2")
-    model = Level2(from_dict(Level2Config, meta["config"]), meta["latent_dim"])
-    load_weights(folder / "model.safetensors", model)
+    """Level 2 (or 3)."""
+
+    def build(meta: dict[str, Any]) -> Level2:
+        return Level2(from_dict(Level2Config, meta["config"]), meta["latent_dim"])
+
+    model = load_module(folder / "model", "level2", build)
+    meta = read_meta(folder / "model", "level2")
     box = None if meta["box"] is None else torch.tensor(meta["box"])
-    return TrainedMacro(model.eval(), meta["reach"], box)
-
-
-def _meta(path: Path, kind: str) -> dict[str, Any]:
-    meta = read_json(path)
-    if not isinstance(meta, dict) or meta.get("kind") != kind:
-        raise FileError(f"{path} does not describe a {kind} model")
-    return meta
+    return TrainedMacro(model, meta["reach"], box)

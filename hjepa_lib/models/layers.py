@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def mlp(
@@ -33,6 +33,11 @@ def update_ema(slow: nn.Module, fast: nn.Module, decay: float) -> None:
     """theta_slow <- decay * theta_slow + (1 - decay) * theta_fast, parameter by parameter."""
     for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
         old.lerp_(new, 1 - decay)
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """A block without autocast: a bf16 training multiplies in bf16 in forward passes alone (Q4)."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def count_parameters(module: nn.Module) -> int:

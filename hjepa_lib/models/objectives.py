@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hjepa_lib.config import LossConfig
+from hjepa_lib.models.layers import full_precision
 from hjepa_lib.models.level1 import Rollout
 
 EPS = 1e-4
@@ -66,7 +67,8 @@ def covariance(samples: Tensor) -> Tensor:
     """samples (M, D) -> mean squared off-diagonal entry of their covariance, 0 with D = 1."""
     count, dim = samples.shape
     centred = samples - samples.mean(dim=0)
-    matrix = centred.T @ centred / (count - 1)  # (D, D)
+    with full_precision(samples):
+        matrix = centred.T @ centred / (count - 1)  # (D, D)
     # The diagonal goes first: subtracting its squares from the sum would cancel, even below zero.
     off_diagonal = matrix - matrix.diagonal().diag()
     return off_diagonal.square().sum() / max(1, dim * (dim - 1))
@@ -80,7 +82,8 @@ def temporal_similarity(latents: Tensor) -> Tensor:
 def inverse_dynamics(latents: Tensor, actions: Tensor, head: nn.Module) -> Tensor:
     """latents (B, T, D), actions (B, T-1, A) normalised; `head` maps 2D -> A."""
     pairs = torch.cat([latents[:, :-1], latents[:, 1:]], dim=-1)
-    return (head(pairs).float() - actions).square().mean()
+    with full_precision(latents):
+        return (head(pairs) - actions).square().mean()
 
 
 def layout_identity(static: Tensor, layouts: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from hjepa_lib.models.layers import count_parameters, mlp
 from hjepa_lib.pixels.networks import initialise
 from hjepa_lib.pixels.training import budget, passes
 from hjepa_lib.training.batches import batches_sha256, draw_batch, seeded_noise
-from hjepa_lib.training.loop import Fit, Report
+from hjepa_lib.training.loop import Fit, Report, Task
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -183,7 +183,7 @@ def fit_head(
     def validate() -> dict[str, float]:
         return {"loss": float((head(validation[0]) - validation[1]).square().mean())}
 
-    return Fit(head, loss_fn, budget(optim, len(inputs)), seed=seed, validate=validate)
+    return Fit(Task(head, loss_fn, validate), budget(optim, len(inputs)), seed=seed)
 
 
 def train_heads(

@@ -28,7 +28,7 @@ from hjepa_lib.pixels.training import CHUNK, budget
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, MaskedViT, WorldModel, draw_masks
 from hjepa_lib.training.batches import draw_batch, mean_terms, seeded_noise
-from hjepa_lib.training.loop import Fit
+from hjepa_lib.training.loop import Fit, Task
 
 HELD_OUT = 256  # states or windows of one validation at most: it takes as long as a few updates
 
@@ -93,16 +93,9 @@ def fit_stage1(
     def validate() -> dict[str, float]:
         return masked_loss(model, validation, stage.mask)
 
-    return Fit(
-        model,
-        loss_fn,
-        budget(stage.optim, len(train)),
-        seed=seed,
-        precision=precision,
-        folder=folder,
-        validate=None if validation is None else validate,
-        after_update=model.after_update,
-    )
+    task = Task(model, loss_fn, None if validation is None else validate, model.after_update)
+    settings = budget(stage.optim, len(train))
+    return Fit(task, settings, seed=seed, precision=precision, folder=folder)
 
 
 def spread_rows(count: int, most: int = HELD_OUT) -> Tensor:
@@ -190,15 +183,12 @@ def fit_stage2(
         with seeded_noise(generator, device):
             return stage2_loss(world, *window, stage, generator)
 
-    return Fit(
-        world,
-        loss_fn,
-        budget(stage.optim, len(train.first)),
-        seed=seed,
-        precision=precision,
-        folder=folder,
-        validate=None if validation is None else lambda: window_loss(world, validation, config),
-    )
+    def validate() -> dict[str, float]:
+        return window_loss(world, validation, config)
+
+    task = Task(world, loss_fn, None if validation is None else validate)
+    settings = budget(stage.optim, len(train.first))
+    return Fit(task, settings, seed=seed, precision=precision, folder=folder)
 
 
 @torch.no_grad()

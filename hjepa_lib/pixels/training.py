@@ -22,7 +22,7 @@ from hjepa_lib.config.pixels import EpochsConfig
 from hjepa_lib.pixels.models import PixelModel
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.training.batches import draw_batch, mean_terms, seeded_noise
-from hjepa_lib.training.loop import Fit
+from hjepa_lib.training.loop import Fit, Task
 
 CHUNK = 256  # transitions encoded at once outside training: activations stay near 100 MB
 
@@ -74,16 +74,9 @@ def fit_pixels(
     def validate() -> dict[str, float]:
         return mean_loss(model, validation, optim.batch, device)
 
-    return Fit(
-        model,
-        loss_fn,
-        budget(optim, len(train)),
-        seed=seed,
-        precision=precision,
-        folder=folder,
-        validate=None if validation is None else validate,
-        after_update=model.after_update,
-    )
+    task = Task(model, loss_fn, None if validation is None else validate, model.after_update)
+    settings = budget(optim, len(train))
+    return Fit(task, settings, seed=seed, precision=precision, folder=folder)
 
 
 # --- the decoder of a frozen model (MOD-10) ----------------------------------------------------
@@ -149,12 +142,6 @@ def fit_decoder(
         mse = sum(error(validation, index).item() * len(index) / rows for index in pieces)
         return {"loss": mse, "mse_reconstruction": mse}
 
-    return Fit(
-        decoder,
-        loss_fn,
-        budget(optim, len(train.latent)),
-        seed=seed,
-        precision=precision,
-        folder=folder,
-        validate=None if validation is None else validate,
-    )
+    task = Task(decoder, loss_fn, None if validation is None else validate)
+    settings = budget(optim, len(train.latent))
+    return Fit(task, settings, seed=seed, precision=precision, folder=folder)

@@ -147,8 +147,7 @@ def train_stage2(ws: Workspace, seed: int, resume_from: Path | None = None) -> I
         parts = [encode_states(model.encoder, part, length) for part in (train, validation)]
         fit = fit_stage2(world, *parts, config, seed=number, precision=ws.precision, folder=resume)
         if earlier is not None and fit.update == 0:
-            best = {key: value.to(ws.device) for key, value in earlier.world.state_dict().items()}
-            files.resume_fit(resume_from, fit, best)
+            files.resume_fit(resume_from, fit)
         yield from _follow(ws, name, fit, "stage2", len(parts[0].first))
         facts = _facts(fit, time.perf_counter() - begin, len(parts[0].first))
         facts |= {"stage1": first, "data_sha256": pixeldata.load_transitions(ws).sha256}

@@ -10,7 +10,6 @@ with torch's weights-only loader, so nothing is ever unpickled.
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ from torch import nn
 
 from hjepa_lib.config import from_dict, to_dict
 from hjepa_lib.config.pixels import PixelsConfig
-from hjepa_lib.files import FileError, read_bytes, read_json, write_atomic, write_json
+from hjepa_lib.files import FileError, read_json, write_json
 from hjepa_lib.models.checkpoint import load_weights, save_weights
 from hjepa_lib.pixels.models import PixelShapes
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, VJepa2
-from hjepa_lib.training.loop import GUARD_STATE, Fit
+from hjepa_lib.training.loop import Fit, TrainingError
 
 STAGE1, STAGE2, FINAL = "best_stage1_model", "best_stage2_model", "vjepa2_world_model_final"
 SUFFIX = ".safetensors"
@@ -81,31 +80,15 @@ def resume_path(path: Path) -> Path:
 
 def save_resume(path: Path, fit: Fit) -> None:
     """What the fit needs to go on, beside the checkpoint `path` with its best weights."""
-    buffer = io.BytesIO()
-    payload = {
-        "module": fit.module.state_dict(),
-        "optimiser": fit.optimiser.state_dict(),
-        "counters": (fit.update, fit.stale, fit.best_loss),
-        "guards": {name: getattr(fit, name) for name in GUARD_STATE},
-    }
-    torch.save(payload, buffer)
-    write_atomic(resume_path(path), buffer.getvalue())
+    fit.save(resume_path(path))
 
 
-def resume_fit(path: Path, fit: Fit, best: dict[str, torch.Tensor]) -> None:
-    """Put a fit where the one of the checkpoint `path` ended; `best` are its best weights.
+def resume_fit(path: Path, fit: Fit) -> None:
+    """Put a fit where the one of the checkpoint `path` ended.
 
     The settings may differ, for example by more updates. FileError when it does not fit.
     """
-    place = resume_path(path)
-    data = read_bytes(place)
     try:
-        payload = torch.load(io.BytesIO(data), weights_only=True)
-        fit.module.load_state_dict(payload["module"])
-        fit.optimiser.load_state_dict(payload["optimiser"])
-        fit.update, fit.stale, fit.best_loss = payload["counters"]
-        for name, value in payload["guards"].items():
-            setattr(fit, name, value)
-    except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        raise FileError(f"{place} cannot be resumed from: {error}") from error
-    fit.best = {key: value.clone() for key, value in best.items()}
+        fit.resume(resume_path(path), same_settings=False)
+    except TrainingError as error:
+        raise FileError(f"{path} cannot be resumed from: {error}") from error

@@ -23,16 +23,15 @@ from hjepa_lib.models.checkpoint import (
     load_distance,
     load_level1,
     load_level2,
-    load_weights,
-    save_weights,
+    load_probe,
 )
 from hjepa_lib.models.distance import Distance
 from hjepa_lib.models.geometry import DistanceGeometry, Geometry, LatentGeometry
 from hjepa_lib.models.joint import Level2
 from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.probe import Probe
 from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel
 from hjepa_lib.planning.planner import Command, Plan, Planner
-from hjepa_lib.training.probes import Probe
 
 METHODS = ("flat", "l1+l2")
 THREE_LEVELS = "l1+l2+l3"  # needs level3.enabled
@@ -147,11 +146,6 @@ def _channels_first(frame) -> Tensor:
     return frame if frame.shape[0] == 2 else frame.permute(2, 0, 1)
 
 
-def save_probe(folder: Path, probe: Probe) -> None:
-    """The position probe, beside the level-1 weights."""
-    save_weights(folder / "probe.safetensors", probe)
-
-
 def load_agent(
     l1: Path,
     l2: Path | None,
@@ -163,8 +157,7 @@ def load_agent(
 ) -> Agent:
     """Build the agent from stage folders; FileError names what is missing or does not fit."""
     level1, normaliser = load_level1(l1)
-    probe = Probe(level1.latent_dim, torch.zeros(2), torch.ones(2))
-    load_weights(l1 / "probe.safetensors", probe)
+    probe = load_probe(l1)
     distance = load_distance(l1) if (l1 / "distance.json").exists() else None
     level2, level3 = (_load_macro(folder, l1, level1, device) for folder in (l2, l3))
     modules = [module for module in (level1, probe, distance) if module is not None]

@@ -27,6 +27,7 @@ from hjepa_lib.models.checkpoint import (
     save_distance,
     save_level1,
     save_level2,
+    save_probe,
     save_weights,
 )
 from hjepa_lib.models.distance import Distance
@@ -122,7 +123,7 @@ def train_level1_stage(ws: Workspace) -> Iterator[Report]:
             save_weights(folder / "joint_level2.safetensors", both.level2)
         model.eval().requires_grad_(False)
         probe, quality = train_probe(model, normaliser, *stores, seed=config.seed)
-        save_weights(folder / "probe.safetensors", probe)
+        save_probe(folder, probe)
         write_json(folder / "quality.json", quality | probe_errors(model, probe, stores[1]))
     shutil.rmtree(resume)
     for name in ("l1_pretrain", "l1_refine"):

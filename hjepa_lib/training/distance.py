@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from hjepa_lib.config import DistanceConfig
 from hjepa_lib.models.distance import Distance, DistanceTerms, distance_terms, update_slow
 from hjepa_lib.training.latents import LatentStore
-from hjepa_lib.training.loop import Fit, step_generator
+from hjepa_lib.training.loop import Fit, Task, step_generator
 from hjepa_lib.training.paths import find_paths
 
 
@@ -123,13 +123,10 @@ def train_distance(
             "overestimated": (predicted.cpu() > recorded).float().mean().item(),
         }
 
-    return Fit(
+    task = Task(
         trained,
         loss_fn,
-        config.optim,
-        seed=seed,
-        precision=precision,
-        folder=folder,
-        validate=None if held_out is None else validate,
-        after_update=None if slow is None else lambda: update_slow(slow, head),
+        None if held_out is None else validate,
+        None if slow is None else lambda: update_slow(slow, head),
     )
+    return Fit(task, config.optim, seed=seed, precision=precision, folder=folder, stage="distance")

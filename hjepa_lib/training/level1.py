@@ -17,7 +17,7 @@ from hjepa_lib.data.windows import WindowBatch, Windows
 from hjepa_lib.models.level1 import Jepa, Rollout
 from hjepa_lib.models.objectives import layout_identity, loss_terms, weighted_sum
 from hjepa_lib.training import distributed
-from hjepa_lib.training.loop import Fit, step_generator
+from hjepa_lib.training.loop import Fit, Task, step_generator
 from hjepa_lib.training.probes import effective_rank, fit_ridge, rmse_px
 
 VALIDATION_WINDOWS = 128
@@ -42,20 +42,11 @@ def train_level1(
 
     def validate() -> dict[str, float]:
         batch = validation.sample(VALIDATION_WINDOWS, step_generator(seed, 0))
-        kind = torch.bfloat16
-        with torch.autocast(device.type, kind, enabled=precision == "bf16"):
-            return validate_level1(model, batch, device)
+        return validate_level1(model, batch, device)
 
+    task = Task(model, loss_fn, None if validation is None else validate, model.update_target)
     return Fit(
-        model,
-        loss_fn,
-        config.optim,
-        seed=seed,
-        precision=precision,
-        folder=folder,
-        validate=None if validation is None else validate,
-        after_update=model.update_target,
-        shared=True,
+        task, config.optim, seed=seed, precision=precision, folder=folder, stage="l1", shared=True
     )
 
 
@@ -68,8 +59,7 @@ def level1_loss(
     """
     own = distributed.own_rows(batch)
     rollout = distributed.gather_rollout(model(own.frames(device), own.actions.to(device)))
-    with torch.autocast(device.type, enabled=False):  # variances and covariances stay in fp32
-        loss, terms = _objective(model, rollout, batch)
+    loss, terms = _objective(model, rollout, batch)
     return loss, {name: value.item() for name, value in terms.items()}
 
 

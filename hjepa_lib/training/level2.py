@@ -18,7 +18,7 @@ from hjepa_lib.models.geometry import Geometry
 from hjepa_lib.models.joint import HJepa, Level2
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.training.latents import LatentBatch, LatentStore
-from hjepa_lib.training.loop import Fit, step_generator
+from hjepa_lib.training.loop import Fit, Task, step_generator
 
 VALIDATION_WINDOWS = 512
 
@@ -33,6 +33,7 @@ def train_level2(
     seed: int,
     precision: str = "fp32",
     folder: Path | None = None,
+    stage: str = "l2",
 ) -> Fit:
     """Level 1 is frozen: it is not even run, only its stored latents are read."""
     length = config.macro_steps * config.step_skip + 1
@@ -61,15 +62,8 @@ def train_level2(
             "prior_sim": prior_error(level2, level1, batch),
         }
 
-    return Fit(
-        level2,
-        loss_fn,
-        config.optim,
-        seed=seed,
-        precision=precision,
-        folder=folder,
-        validate=None if validation is None else validate,
-    )
+    task = Task(level2, loss_fn, None if validation is None else validate)
+    return Fit(task, config.optim, seed=seed, precision=precision, folder=folder, stage=stage)
 
 
 def prior_error(level2: Level2, level1: Jepa, batch: LatentBatch) -> float:
@@ -99,18 +93,12 @@ def train_joint(
         batch = train.sample(config.level1.optim.batch, generator, config.level1.layouts_per_batch)
         frames = batch.frames(device)
         rollout = model(frames, batch.actions.to(device), generator)
-        with torch.autocast(device.type, enabled=False):
-            loss, terms = model.loss(rollout)
+        loss, terms = model.loss(rollout)
         return loss, {name: value.item() for name, value in terms.items()}
 
+    task = Task(model, loss_fn, after_update=model.level1.update_target)
     return Fit(
-        model,
-        loss_fn,
-        config.level1.optim,
-        seed=config.seed,
-        precision=precision,
-        folder=folder,
-        after_update=model.level1.update_target,
+        task, config.level1.optim, seed=config.seed, precision=precision, folder=folder, stage="l1"
     )
 
 

@@ -10,17 +10,19 @@ gradient is lost and counted, a loss above 1e6 ends the training.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from hjepa_lib.config import GuardedOptimConfig, OptimConfig
+from hjepa_lib.config import OptimConfig
 from hjepa_lib.files import write_atomic
 from hjepa_lib.training import distributed
 
@@ -30,10 +32,12 @@ LARGE_NORM = 100.0
 MOST_SKIPPED = 50
 """Guards of `non_finite="skip"`: a loss above the first fails, a gradient norm above the second is
 warned about once, and so many lost updates in a row fail as well."""
-GUARD_STATE = ("mark", "waited", "halvings", "skipped", "skipped_in_a_row")
-"""What only a resume file of `GuardedOptimConfig` holds."""
+COUNTERS = (
+    "update", "stale", "best_loss", "mark", "waited", "halvings", "skipped", "skipped_in_a_row"
+)  # fmt: skip
 LossFn = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]
 ValidateFn = Callable[[], dict[str, float]]
+OptimiserFn = Callable[[list[nn.Parameter], OptimConfig], torch.optim.Optimizer]
 
 
 class TrainingError(ValueError):
@@ -54,6 +58,26 @@ class Report(NamedTuple):
     grad_norm: float
     validation: dict[str, float]
     skipped: int = 0  # updates lost so far
+    stage: str = ""  # what is trained: several fits may follow each other in one loop
+
+
+@dataclass
+class Task:
+    """What can be trained; with another loss it is `dataclasses.replace(task, loss=mine)`.
+
+    A Fit runs `loss` and `validate` under its autocast. Objectives and probes leave it themselves,
+    by models/layers.py `full_precision`: bf16 is for forward passes.
+    """
+
+    module: nn.Module
+    loss: LossFn  # (generator) -> (the scalar to minimise, named terms to report)
+    validate: ValidateFn | None = None  # key `loss` chooses the best weights
+    after_update: Callable[[], None] | None = None
+
+
+def adamw(parameters: list[nn.Parameter], optim: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser of every training that is not given another."""
+    return torch.optim.AdamW(parameters, lr=optim.lr, weight_decay=optim.weight_decay)
 
 
 def learning_rate(update: int, config: OptimConfig, halvings: int = 0) -> float:
@@ -81,7 +105,7 @@ def step_generator(seed: int, update: int) -> torch.Generator:
 
 
 class Fit:
-    """Minimises `loss_fn(generator)` over the trainable tensors of `module`; iterate to train.
+    """Minimises `task.loss(generator)` over the trainable tensors of `task.module`; iterate it.
 
     `best` holds the weights with the lowest validation key `loss`; `load_best()` puts them back. A
     validation without that key (a bootstrapped loss says nothing about quality) selects nothing.
@@ -91,32 +115,30 @@ class Fit:
     where the last checkpoint ended. Raises `TrainingError` on a non-finite loss or gradient, before
     the weights change; with `non_finite="skip"` such an update is counted in `skipped` instead. A
     `shared` fit is run by all processes of a torchrun: gradients are averaged and process 0
-    validates and writes (training/distributed.py).
+    validates and writes (training/distributed.py). `optimiser(parameters, optim)` makes another
+    optimiser than AdamW; its rate still follows the schedule.
     """
 
     def __init__(
         self,
-        module: nn.Module,
-        loss_fn: LossFn,
-        config: OptimConfig,
+        task: Task,
+        optim: OptimConfig,
         *,
         seed: int,
         precision: str = "fp32",
         folder: Path | None = None,
-        validate: ValidateFn | None = None,
-        after_update: Callable[[], None] | None = None,
+        stage: str = "",
         shared: bool = False,
+        optimiser: OptimiserFn = adamw,
     ) -> None:
-        self.module, self.loss_fn, self.config = module, loss_fn, config
-        self.seed, self.precision, self.validate = seed, precision, validate
-        self.after_update = after_update
+        self.task, self.module, self.config = task, task.module, optim
+        self.seed, self.precision, self.stage = seed, precision, stage
         self.shared = shared and distributed.count() > 1
         self.path = None if folder is None else Path(folder) / RESUME
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=config.lr, weight_decay=config.weight_decay
-        )
-        self.guarded = config.non_finite == "skip"
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.device = self.parameters[0].device
+        self.optimiser = optimiser(self.parameters, optim)
+        self.guarded = optim.non_finite == "skip"
         if self.guarded and self.shared:
             raise TrainingError("a shared fit cannot skip updates: its processes would disagree")
         self.update, self.stale, self.best_loss = 0, 0, math.inf
@@ -126,7 +148,7 @@ class Fit:
         self.warned = False
         self.best: dict[str, Tensor] = {}
         if self.path is not None and self.path.exists():
-            self._restore()
+            self.resume(self.path)
         if self.shared:
             self._agree()
 
@@ -149,9 +171,8 @@ class Fit:
         self.module.train()
         # A lost update must leave no trace in running averages either.
         buffers = [buffer.clone() for buffer in self.module.buffers()] if self.guarded else []
-        kind = self.parameters[0].device.type
-        with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
-            loss, terms = self.loss_fn(step_generator(self.seed, self.update))
+        with self._autocast():
+            loss, terms = self.task.loss(step_generator(self.seed, self.update))
         value, norm = loss.item(), math.nan
         finite = self._finite("loss", value, rate)
         if finite:
@@ -163,8 +184,8 @@ class Fit:
             finite = self._finite("gradient norm", norm, rate)
         if finite:
             self.optimiser.step()
-            if self.after_update is not None:
-                self.after_update()
+            if self.task.after_update is not None:
+                self.task.after_update()
             self.skipped_in_a_row = 0
         else:
             self._skip(buffers)
@@ -172,10 +193,15 @@ class Fit:
         validation: dict[str, float] = {}
         if self.update % self.config.validate_every == 0 or self.update == self.config.updates:
             validation = self._validate()
-            self._store()
+            if self.path is not None and not (self.shared and distributed.rank()):
+                self.save(self.path)
         return Report(
-            self.update, self.config.updates, value, terms, rate, norm, validation, self.skipped
-        )
+            self.update, self.config.updates, value, terms, rate, norm, validation, self.skipped,
+            self.stage,
+        )  # fmt: skip
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _finite(self, what: str, value: float, rate: float) -> bool:
         """False for an update to be skipped; TrainingError where the settings do not skip."""
@@ -207,11 +233,12 @@ class Fit:
             )
 
     def _validate(self) -> dict[str, float]:
-        if self.validate is None:
+        validate = self.task.validate
+        if validate is None:
             return {}
         self.module.eval()
-        with torch.no_grad():
-            validation = distributed.from_first(self.validate) if self.shared else self.validate()
+        with torch.no_grad(), self._autocast():
+            validation = distributed.from_first(validate) if self.shared else validate()
         if "loss" not in validation:
             return validation
         if validation["loss"] < self.best_loss:
@@ -235,22 +262,6 @@ class Fit:
         if self.best:
             self.module.load_state_dict(self.best)
 
-    def _store(self) -> None:
-        if self.path is None or (self.shared and distributed.rank()):
-            return
-        payload = {
-            "module": self.module.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "counters": (self.update, self.stale, self.best_loss),
-            "best": self.best,
-            "config": repr((self.config, self.seed, self.precision)),
-        }
-        if isinstance(self.config, GuardedOptimConfig):
-            payload["guards"] = {name: getattr(self, name) for name in GUARD_STATE}
-        buffer = io.BytesIO()
-        torch.save(payload, buffer)
-        write_atomic(self.path, buffer.getvalue())
-
     def _agree(self) -> None:
         """All processes of a torchrun start from the same weights and the same update."""
         first = distributed.from_first(lambda: self.update)
@@ -260,22 +271,56 @@ class Fit:
             )
         distributed.share_weights(self.module)
 
-    def _restore(self) -> None:
+    # --- resuming -----------------------------------------------------------------------------
+    def save(self, path: Path) -> None:
+        """Weights, best weights, optimiser, counters and settings: all that `resume` needs."""
+        payload = {
+            "module": self.module.state_dict(),
+            "best": self.best,
+            "optimiser": self.optimiser.state_dict(),
+            "counters": {name: getattr(self, name) for name in COUNTERS},
+            "settings": self._settings(),
+            "device": self.device.type,
+        }
+        buffer = io.BytesIO()
+        torch.save(payload, buffer)
+        write_atomic(path, buffer.getvalue())
+
+    def resume(self, path: Path, same_settings: bool = True) -> None:
+        """Go on where the fit that wrote `path` ended, on this fit's device.
+
+        On another device the end is not bit-equal to an uninterrupted training: a printed line says
+        so. TrainingError for a damaged file, another model, or (`same_settings`) other settings; a
+        setting that is younger than the file had its default then.
+        """
         try:
-            payload = torch.load(self.path, weights_only=True)
-        except Exception as error:
-            raise TrainingError(f"{self.path} is damaged: {error}") from error
-        if payload["config"] != repr((self.config, self.seed, self.precision)):
-            raise TrainingError(
-                f"{self.path} belongs to other training settings; remove it or use a new run"
-            )
+            payload = torch.load(path, map_location=self.device, weights_only=True)
+            saved, device = payload["settings"], payload["device"]
+            counters = {name: payload["counters"][name] for name in COUNTERS}
+        except Exception as error:  # torch raises many kinds for a damaged or foreign file
+            raise TrainingError(f"{path} is damaged or from another version: {error}") from error
+        moved = device != self.device.type
+        default = {item.name: item.default for item in dataclasses.fields(self.config)}
+        for name, now in self._settings().items():
+            before = saved.get(name, default.get(name))
+            if same_settings and before != now and not (moved and name == "precision"):
+                raise TrainingError(
+                    f"{path} belongs to other training settings ({name} was {before} there and is "
+                    f"{now} here); remove it or use a new run"
+                )
         try:
             self.module.load_state_dict(payload["module"])
-        except RuntimeError as error:
-            raise TrainingError(f"{self.path} does not fit this model") from error
-        self.optimiser.load_state_dict(payload["optimiser"])
-        self.update, self.stale, self.best_loss = payload["counters"]
-        self.mark = self.best_loss
-        for name, value in payload.get("guards", {}).items():
-            setattr(self, name, value)
+            self.optimiser.load_state_dict(payload["optimiser"])
+        except (RuntimeError, ValueError) as error:
+            raise TrainingError(f"{path} does not fit this model") from error
+        if moved:
+            print(
+                f"{path}: begun on {device}, goes on here on {self.device.type}; the result will "
+                "not be bit-equal to that of one device"
+            )
         self.best = payload["best"]
+        for name, value in counters.items():
+            setattr(self, name, value)
+
+    def _settings(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.config) | {"seed": self.seed, "precision": self.precision}

@@ -24,7 +24,7 @@ from hjepa_lib.data.windows import Windows
 from hjepa_lib.models.layers import mlp, update_ema
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.pixels.vjepa2 import draw_masks
-from hjepa_lib.training.loop import Fit, step_generator
+from hjepa_lib.training.loop import Fit, Task, step_generator
 from hjepa_lib.training.probes import effective_rank
 
 DECAY = 0.996
@@ -99,13 +99,5 @@ def pretrain_level1(
             "effective_rank": effective_rank(latents.cpu()),
         }
 
-    return Fit(
-        masked,
-        loss_fn,
-        optim,
-        seed=seed,
-        precision=precision,
-        folder=folder,
-        validate=None if validation is None else validate,
-        after_update=masked.update_slow,
-    )
+    task = Task(masked, loss_fn, None if validation is None else validate, masked.update_slow)
+    return Fit(task, optim, seed=seed, precision=precision, folder=folder, stage="l1_pretrain")

@@ -1,7 +1,6 @@
-"""What a latent knows: ridge probes in training, a two-layer probe afterwards, collapse metrics.
+"""What a latent knows: ridge probes in training, models/probe.py afterwards, collapse metrics.
 
-A probe never touches the world model: it reads detached latents. `Probe` is PLDM's location probe
-(MLP with two hidden layers on standardised targets); errors are always in px.
+A probe never touches the world model: it reads detached latents; errors are always in px.
 """
 
 from __future__ import annotations
@@ -10,14 +9,15 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hjepa_lib.config import OptimConfig
 from hjepa_lib.data.normaliser import Normaliser
-from hjepa_lib.models.layers import mlp
+from hjepa_lib.models.layers import full_precision
 from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.probe import Probe
 from hjepa_lib.training.latents import LatentStore
-from hjepa_lib.training.loop import Fit
+from hjepa_lib.training.loop import Fit, Task
 
 PROBE_OPTIM = OptimConfig(
     updates=1000, batch=1024, lr=1e-3, weight_decay=0.0, warmup=0.05, validate_every=1000
@@ -34,30 +34,22 @@ def effective_rank(latents: Tensor) -> float:
 def fit_ridge(
     latents: Tensor, targets: Tensor, strength: float = 1e-3
 ) -> Callable[[Tensor], Tensor]:
-    """Closed-form linear probe: latents (M, D), targets (M, P) -> function of (M', D)."""
+    """Closed-form linear probe on the CPU: latents (M, D), targets (M, P) -> function of (M', D).
+
+    On the CPU, since it takes float64 (S7); without autocast (Q4).
+    """
+    latents, targets = latents.cpu(), targets.cpu()
     mean, centre = latents.mean(0), targets.mean(0)
     x, y = (latents - mean).double(), (targets - centre).double()
     eye = torch.eye(x.shape[1], dtype=x.dtype) * strength * len(x)
-    weights = torch.linalg.solve(x.T @ x + eye, x.T @ y).float()  # (D, P)
-    return lambda values: (values.float() - mean) @ weights + centre
+    with full_precision(x):
+        weights = torch.linalg.solve(x.T @ x + eye, x.T @ y).float()  # (D, P)
 
+    def read(values: Tensor) -> Tensor:
+        with full_precision(weights):
+            return (values.cpu().float() - mean) @ weights + centre
 
-class Probe(nn.Module):
-    """MLP D-hidden-hidden-P that reads standardised targets; call it for px."""
-
-    def __init__(self, latent_dim: int, mean: Tensor, std: Tensor, hidden: int = 256) -> None:
-        super().__init__()
-        self.net = mlp(latent_dim, hidden, hidden, len(mean))
-        self.register_buffer("mean", mean.clone())
-        self.register_buffer("std", std.clone())
-
-    def forward(self, latents: Tensor) -> Tensor:
-        """(..., D) -> (..., P) px."""
-        return self.net(latents).float() * self.std + self.mean
-
-    def loss(self, latents: Tensor, targets: Tensor) -> Tensor:
-        """MSE on standardised targets, as the papers print it."""
-        return (self.net(latents).float() - (targets - self.mean) / self.std).square().mean()
+    return read
 
 
 def train_probe(
@@ -81,7 +73,7 @@ def train_probe(
 
     # A level 1 of a smoke run gets a probe of the same kind: no 1,000 updates after 15 of its own.
     updates = min(PROBE_OPTIM.updates, 10 * model.config.optim.updates)
-    for _ in Fit(probe, loss_fn, replace(PROBE_OPTIM, updates=updates), seed=seed):
+    for _ in Fit(Task(probe, loss_fn), replace(PROBE_OPTIM, updates=updates), seed=seed):
         pass
     probe.eval().requires_grad_(False)
     found = probe(validation.latents.float().to(device)).cpu()

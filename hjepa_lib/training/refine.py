@@ -19,7 +19,7 @@ from hjepa_lib.config import Level1Config
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.objectives import similarity
 from hjepa_lib.training.latents import LatentBatch, LatentStore
-from hjepa_lib.training.loop import Fit, step_generator
+from hjepa_lib.training.loop import Fit, Task, step_generator
 
 STEPS = 3
 """Steps of the roll-outs in the loss: a wall is met within a few, and each costs a prediction."""
@@ -67,12 +67,5 @@ def refine_predictors(
         found = error(validation.sample(among, VALIDATION_WINDOWS, STEPS + 1, generator)).item()
         return {"loss": found, "sim": found}
 
-    return Fit(
-        model.predictors,
-        loss_fn,
-        optim,
-        seed=seed,
-        precision=precision,
-        folder=folder,
-        validate=None if validation is None else validate,
-    )
+    task = Task(model.predictors, loss_fn, None if validation is None else validate)
+    return Fit(task, optim, seed=seed, precision=precision, folder=folder, stage="l1_refine")
