@@ -242,9 +242,9 @@ def reached(tmp_path_factory):
         asked.append((self, optim(self, rows)))
         return asked[-1][1]
 
-    def fit(self, module, loss_fn, config, **options):
-        fitted.append(config)
-        make(self, module, loss_fn, config, **options)
+    def fit(self, task, settings, **options):
+        fitted.append(settings)
+        make(self, task, settings, **options)
 
     changes = {f"pixels.{name}.{key}": value for number, name in enumerate(SECTIONS)
                for key, value in dataclasses.asdict(marked(number)).items()}  # fmt: skip
