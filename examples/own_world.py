@@ -70,8 +70,6 @@ class Lake:
 if __name__ == "__main__":
     settings = "data.source=own_world:Lake,data.dynamics=slide"
     ws = workspace.start("lake", "smoke" if "--smoke" in sys.argv else "laptop", overrides=settings)
-    for _ in ws.progress(stages.train_all(ws), "training"):
-        pass
     agent = stages.load_trained(ws)
     cases = score.cases_of(ws.config, dynamics="slide")
     table = pd.DataFrame(score.play(ws, agent, case).row for case in cases)

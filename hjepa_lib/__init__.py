@@ -35,17 +35,9 @@ def load(run: str = "latest") -> Agent:
 
     Raises FileError or RunError, in one sentence, when the run or a part of it is missing.
     """
-    from hjepa_lib.planning.agent import load_agent
     from hjepa_lib.runs import machine
-    from hjepa_lib.runs.run import Run, pretrained_folder
+    from hjepa_lib.runs.run import Run
+    from hjepa_lib.runs.stages import load_run
 
     machine.set_up()
-    if run == "pretrained":
-        found = Run.at(pretrained_folder())
-    else:
-        found = Run.open("" if run == "latest" else run)
-    l2, l3 = (found.path / name if found.done(name) else None for name in ("l2", "l3"))
-    config = found.config
-    return load_agent(
-        found.path / "l1", l2, config.planning, config.seed, found.precision, found.device, l3
-    )
+    return load_run(Run.named(run))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import signal
 import sys
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -19,12 +18,12 @@ import tyro
 
 from hjepa_lib.config import Config, ConfigError, load_yaml, parse_overrides
 from hjepa_lib.config import profile as make_profile
+from hjepa_lib.files import WorkbookError
 
 if TYPE_CHECKING:
     from hjepa_lib.runs.run import Run
 
-_PACKAGE = Path(__file__).resolve().parent
-_CONFIGS = _PACKAGE / "configs"
+_CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
 @dataclass(kw_only=True)
@@ -126,9 +125,9 @@ class TrainCommand(RunOptions):
     """Train the models of a run without notebooks; under torchrun, level 1 on all its processes."""
 
     def __call__(self) -> int:
-        from hjepa_lib.runs import devices
+        from hjepa_lib.runs.stages import train_run
 
-        devices.train(lambda: self.open_run("01-03"))
+        train_run(lambda: self.open_run("01-03"))
         return 0
 
 
@@ -454,11 +453,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError) as error:
-        if not _is_clear(error):
-            raise
+    except (WorkbookError, OSError) as error:  # anything else is a fault: its trace is shown
         print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, RuntimeError) else 2
+        return 2
 
 
 def _union(kinds: list) -> object:
@@ -480,13 +477,6 @@ def _gather_settings(arguments: list[str]) -> list[str]:
             target = kept if argument.startswith("-") else target
             target.append(argument)
     return [*kept, "--set", *settings] if settings else kept
-
-
-def _is_clear(error: BaseException) -> bool:
-    """True for a sentence written by this library or the system; a bug keeps its stack trace."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = bool(frames) and Path(frames[-1].filename).is_relative_to(_PACKAGE)
-    return ours or isinstance(error, OSError)
 
 
 def _stop(*_: object) -> None:

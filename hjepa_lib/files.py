@@ -15,14 +15,19 @@ import math
 import os
 import uuid
 import zipfile
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 
-class FileError(ValueError):
+class WorkbookError(ValueError):
+    """Base of every sentence meant for users; any other error is a fault and keeps its trace."""
+
+
+class FileError(WorkbookError):
     """A file cannot be written, or is missing, truncated or not of the expected format."""
 
 
@@ -45,6 +50,29 @@ def write_atomic(path: str | Path, data: bytes | str) -> Path:
             raise FileError(f"cannot write {path}: {error.strerror or error}") from error
         raise
     return path
+
+
+@contextlib.contextmanager
+def exclusive(path: str | Path) -> Iterator[None]:
+    """Hold the lock beside `path` while at work; waits for whoever holds it.
+
+    The system drops the lock with the process, so a killed one never blocks the next. FileError
+    where the file system knows no locks.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), poll_interval=0.1)
+    try:
+        lock.acquire()
+    except (NotImplementedError, OSError) as error:
+        raise FileError(
+            f"{path.parent} is on a file system without locks ({error}); "
+            "set HJEPA_OUTPUTS to a local folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: str | Path, obj: Any) -> Path:
@@ -127,6 +155,14 @@ def load_npz(path: str | Path, names: Sequence[str] | None = None) -> dict[str, 
         raise
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise FileError(f"{path} is not a whole .npz file: {error}") from error
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder / name`; FileError unless that stays in the folder: a manifest is foreign data."""
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
+        raise FileError(f"{name!r} is no file below {folder}")
+    return folder / pure
 
 
 def sha256(source: str | Path | bytes) -> str:

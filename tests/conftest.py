@@ -80,11 +80,5 @@ def trained(config, outputs, short_probe):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HJEPA_OUTPUTS", str(outputs))
         ws = Workspace("test", Run.create("trained", config, outputs))
-        for train in (
-            stages.train_level1_stage,
-            stages.train_distance_stage,
-            stages.train_level2_stage,
-        ):
-            for _ in train(ws):
-                pass
+        stages.load_trained(ws)
     return ws.run.path

@@ -28,7 +28,7 @@ from hjepa_lib.figures.style import FigureError
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.run import Run, RunError
-from hjepa_lib.runs.workspace import Workspace, overrides_text
+from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.workbench import variants
 from hjepa_lib.workbench.rows import RowsError, pack_solved
 from hjepa_lib.worlds.layout import Layout
@@ -645,8 +645,9 @@ def test_cells_are_short_and_few_functions():
     assert sum(len(re.findall(r"(?m)^ *def ", cell.source)) for cell in code_cells()) <= 2
 
 
-def test_it_runs_on_a_tiny_run_and_again_for_nothing(whole, short_probe, capsys):
-    given = {"profile": "smoke", "run": "trained", "overrides": overrides_text(whole.config)}
+def test_it_runs_on_a_tiny_run_and_again_for_nothing(whole, short_probe, capsys, monkeypatch):
+    monkeypatch.setenv("HJEPA_HEADLESS", "1")
+    given = {"run": "trained"}
     names = execute(**given, horizon=24)
     assert "checks passed" in capsys.readouterr().out
     assert {row["kind"] for row in names["played"]} == {"samples", "transitions", "replan"}

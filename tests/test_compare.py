@@ -63,7 +63,7 @@ def test_both_sides_share_level_1_and_write_the_table(write, folder):
     assert (one / "l1" / "distance.safetensors").read_bytes() == (
         two / "l1" / "distance.safetensors"
     ).read_bytes()
-    assert Run.at(two).manifest["stages"]["l1"]["adopted_from"] == "l1-s3"
+    assert Run.at(two).manifest["stages"]["l1"]["from"] == "l1-s3"
     assert not (one / "l2").exists()
     for run in (one, two):
         assert (run / "report.html").is_file()
@@ -229,7 +229,7 @@ def test_adopted_stage_follows_its_source(trained, config, tmp_path):
         run.verify(stage)
     seconds = [one.manifest["stages"]["l1"]["seconds"] for one in (source, run)]
     assert seconds[0] == seconds[1]
-    with source.stage("l1", needs=("data",)) as target:
+    with source.stage("l1", reads=("data",)) as target:
         (target / "quality.json").write_text("{}")
     run.adopt(source, "l1")
     assert (run.path / "l1" / "quality.json").read_text() == "{}"

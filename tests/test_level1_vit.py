@@ -144,22 +144,22 @@ def test_training_starts_from_the_pretrained_encoder_and_resumes_to_the_same(
     config = tiny_config(**MASKED)
 
     def quit_after(ws, stage, count):
-        rows = stages.train_level1_stage(ws)
+        rows = stages.train(ws, "l1")
         for _ in range(count):
             next(rows)
         rows.close()
 
     whole = workspace_of(config, "whole")
-    reports = list(stages.train_level1_stage(whole))
+    reports = list(stages.train(whole, "l1"))
     assert len(reports) == 8  # four masked updates and four of level 1
     broken = workspace_of(config, "broken")
     quit_after(broken, "l1_pretrain", 2)
     quit_after(broken, "l1", 6)
-    list(stages.train_level1_stage(broken))
+    list(stages.train(broken, "l1"))
     weights = [(ws.run.path / "l1" / "model.safetensors").read_bytes() for ws in (whole, broken)]
     assert weights[0] == weights[1]
     plain = workspace_of(tiny_config(**VIT), "plain")
-    list(stages.train_level1_stage(plain))
+    list(stages.train(plain, "l1"))
     assert (plain.run.path / "l1" / "model.safetensors").read_bytes() != weights[0]
     stored = {row["stage"] for row in whole.run.records()}
     assert stored == {"l1_pretrain", "l1"}
@@ -183,7 +183,7 @@ def test_an_ema_target_starts_from_the_pretrained_encoder(workspace_of, monkeypa
     monkeypatch.setattr(Fit, "__iter__", spy)
     ws = workspace_of(tiny_config(**MASKED, level1__target="ema"))
     with pytest.raises(KeyboardInterrupt):
-        list(stages.train_level1_stage(ws))
+        list(stages.train(ws, "l1"))
     assert seen["equal"]
 
 
@@ -193,7 +193,7 @@ def test_losses_fall_and_weights_survive_a_checkpoint(workspace_of):
     losses = [report.loss for report in job.fit]
     assert sum(losses[-5:]) < sum(losses[:5])
     ws = workspace_of(tiny_config(**VIT))
-    list(stages.train_level1_stage(ws))
+    list(stages.train(ws, "l1"))
     model, _ = load_level1(ws.run.path / "l1")
     assert model.config.encoder == "vit" and model.config.predictor == "transformer"
 

@@ -17,7 +17,6 @@ from hjepa_lib.runs import run as runs
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.estimates import estimate
-from hjepa_lib.runs.workspace import overrides_text
 from hjepa_lib.workbench.rows import RowsError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,7 +86,7 @@ def root(trained, config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def asked(config):
     """Parameters of the tiny run."""
-    return {"profile": "smoke", "run": "trained", "overrides": overrides_text(config), "updates": 4}
+    return {"run": "trained", "updates": 4}
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +118,7 @@ def test_every_part_of_the_study_is_there(done, root):
 def test_level_2_designs_share_the_frozen_level_1(done, root):
     side = runs.Run.at(root / "trained-variants" / "skip8-u4")
     for stage in ("l1", "distance"):
-        assert side.manifest["stages"][stage]["adopted_from"] == "trained"
+        assert side.manifest["stages"][stage]["from"] == "trained"
     assert side.config.level2.step_skip == 8
     assert side.config.level2.optim.updates == 4
 
@@ -210,6 +209,6 @@ def test_wrong_parameters_end_in_the_first_cell(root, asked, changes, message):
 
 
 def test_without_level_2_there_is_nothing_to_compare(root, asked, config):
-    text = overrides_text(config.override("level2.disable_l2=true"))
+    runs.Run.create("flat", config.override("level2.disable_l2=true"))
     with pytest.raises(ConfigError, match="this chapter compares two levels"):
-        execute(stop="workspace.start(", **asked | {"overrides": text, "run": "flat"})
+        execute(stop="workspace.start(", **asked | {"run": "flat"})

@@ -20,7 +20,6 @@ from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs import summary
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.score import FLOORS, learned
-from hjepa_lib.runs.workspace import overrides_text
 from hjepa_lib.workbench import compare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -246,13 +245,13 @@ def test_resume_skips_what_is_done(finished):
 
 
 # --- variants ---------------------------------------------------------------------------------
-def test_comparison_reads_results_only(finished, root):
+def test_comparison_reads_results_only(finished, root, monkeypatch):
     """05 needs no data, no weights and no earlier notebook; what it draws stays in its run."""
     shutil.copytree(finished.path, root / "results-only")
     for folder in ("data", "l1", "l2", "figures", "controls"):
         shutil.rmtree(root / "results-only" / folder)
-    given = {"profile": "smoke", "run": "results-only", "overrides": overrides_text(CONFIG)}
-    names = execute(NOTEBOOKS[4], **given, trial=1)
+    monkeypatch.setenv("HJEPA_HEADLESS", "1")
+    names = execute(NOTEBOOKS[4], run="results-only", trial=1)
     assert names["origin"] == "this run"
     assert names["shown_trial"] == 1
     assert len(names["rows"]) == len(TABLE)

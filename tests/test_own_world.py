@@ -165,13 +165,6 @@ def test_trials_are_the_worlds_own(lake):
         own_trials(lake, "test", 501)
 
 
-def test_weights_of_two_rooms_are_no_input(lake, workspace_of, trained, monkeypatch):
-    monkeypatch.setattr("hjepa_lib.runs.workspace.pretrained_folder", lambda: trained)
-    assert workspace_of(tiny_config(), "rooms").input("l1").origin == "pretrained"
-    own = workspace_of(tiny_config(data__source=SOURCE), "own")
-    assert own.input("l1").folder is None
-
-
 def test_example_trains_plans_and_compares(lake, tmp_path, monkeypatch):
     """The command a reader types; every row is a result of the lake."""
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))

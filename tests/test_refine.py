@@ -71,21 +71,21 @@ def test_trajectories_that_are_too_short_are_refused(monkeypatch):
 
 def test_the_stage_refines_after_level_1_and_resumes_to_the_same(workspace_of):
     def quit_after(ws, count):
-        rows = stages.train_level1_stage(ws)
+        rows = stages.train(ws, "l1")
         for _ in range(count):
             next(rows)
         rows.close()
 
     whole = workspace_of(tiny_config(**REFINED), "whole")
-    assert len(list(stages.train_level1_stage(whole))) == 10  # four of level 1, six refining
+    assert len(list(stages.train(whole, "l1"))) == 10  # four of level 1, six refining
     broken = workspace_of(tiny_config(**REFINED), "broken")
     quit_after(broken, 3)
     quit_after(broken, 5)
-    list(stages.train_level1_stage(broken))
+    list(stages.train(broken, "l1"))
     weights = [(ws.run.path / "l1" / "model.safetensors").read_bytes() for ws in (whole, broken)]
     assert weights[0] == weights[1]
     plain = workspace_of(tiny_config(level1__optim__validate_every=3), "plain")
-    list(stages.train_level1_stage(plain))
+    list(stages.train(plain, "l1"))
     assert (plain.run.path / "l1" / "model.safetensors").read_bytes() != weights[0]
     assert {row["stage"] for row in whole.run.records()} == {"l1", "l1_refine"}
     assert not (whole.run.path / "resume" / "l1_refine").exists()

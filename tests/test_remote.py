@@ -126,12 +126,12 @@ def test_everything_but_work_in_progress_travels(machine, store):
 def test_resume_elsewhere_gives_the_same_result(machine, trained, short_probe):
     """Data and level 1 here, the rest on a fresh machine: bit-equal to one machine's run."""
     ws = Workspace("test", Run.create("a", CONFIG))
-    for _ in stages.train_level1_stage(ws):
+    for _ in stages.train(ws, "l1"):
         pass
     machine("two")
     ws = Workspace("test", Run.open("a"))
     assert ws.run.done("data")
-    for _ in stages.train_all(ws):
+    for _ in (report for name in ("l1", "distance", "l2") for report in stages.train(ws, name)):
         pass
     machine("three")
     last, alone = Run.open("a"), Run.at(trained)
@@ -184,7 +184,7 @@ def test_the_machine_that_lost_its_connection_catches_up(machine, monkeypatch):
 def test_a_damaged_file_is_left_out_and_its_stage_made_again(machine, store, damage):
     run = Run.create("a", CONFIG)
     fill(run, "data", "numbers")
-    fill(run, "l1", "weights", needs=("data",))
+    fill(run, "l1", "weights", reads=("data",))
     (place,) = [path for path in MemoryFileSystem.store if path.endswith("l1/l1.txt")]
     system = fsspec.filesystem("memory")
     if damage == "gone":
@@ -197,7 +197,7 @@ def test_a_damaged_file_is_left_out_and_its_stage_made_again(machine, store, dam
     assert other.done("data")
     assert not other.done("l1")
     assert not (other.path / "l1/l1.txt").exists()
-    fill(other, "l1", "weights", needs=("data",))
+    fill(other, "l1", "weights", reads=("data",))
     assert store()["a/l1/l1.txt"] == b"weights"
     machine("three")
     with warnings.catch_warnings():
@@ -267,7 +267,7 @@ def test_studies_and_tables_travel(machine, store):
     assert {name for name in store() if name.count("/") == 1} == {"study/results.csv"}
     assert store()["study/results.csv"] == b"1"
     machine("two")
-    assert Run.open().name == "study/cell"
+    assert Run.open("study/cell").config == CONFIG
 
 
 def test_a_local_root_has_nothing_to_do_with_it(tmp_path, monkeypatch):
@@ -277,7 +277,7 @@ def test_a_local_root_has_nothing_to_do_with_it(tmp_path, monkeypatch):
     assert remote.mirror(run.path) is None
     assert not remote.exists(run.path)
     assert {path.name for path in tmp_path.rglob("*")} == {
-        "a", "latest", "manifest.json", "data", "data.txt",
+        "a", "latest", "manifest.json", ".manifest.json.lock", "data", "data.txt",
     }  # fmt: skip
 
 

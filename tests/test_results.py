@@ -247,24 +247,24 @@ def test_two_runs_with_one_seed_are_equal(trained, config, workspace_of):
     data = stages.make_data(ws)
     assert data.hash() == json.loads((trained / "data" / "meta.json").read_text())["hash"]
     torch.rand(17)
-    reports = list(stages.train_level1_stage(ws))
+    reports = list(stages.train(ws, "l1"))
     assert weights(ws.run.path / "l1") == weights(trained / "l1")
     probe = (ws.run.path / "l1" / "probe.safetensors").read_bytes()
     assert probe == (trained / "l1" / "probe.safetensors").read_bytes()
     assert len(reports) == 4
-    assert list(stages.train_level1_stage(ws)) == []  # done: nothing runs twice
+    assert list(stages.train(ws, "l1")) == []  # done: nothing runs twice
 
 
 def test_level1_is_the_same_with_and_without_level2(trained, config, workspace_of):
     """`disable_l2=true` is bit-equal to level 1 alone, also where `joint` was asked for."""
     ws = workspace_of(config.override("level2.disable_l2=true,level2.train=joint"))
-    list(stages.train_level1_stage(ws))
+    list(stages.train(ws, "l1"))
     for name in ("model.safetensors", "last.safetensors", "probe.safetensors"):
         assert (ws.run.path / "l1" / name).read_bytes() == (trained / "l1" / name).read_bytes()
-    list(stages.train_distance_stage(ws))
+    list(stages.train(ws, "distance"))
     head = "distance.safetensors"
     assert (ws.run.path / "l1" / head).read_bytes() == (trained / "l1" / head).read_bytes()
-    assert list(stages.train_level2_stage(ws)) == []
+    assert list(stages.train(ws, "l2")) == []
     assert not (ws.run.path / "l2").exists()
     assert stages.load_trained(ws).level2 is None
 
@@ -273,19 +273,14 @@ def test_level1_is_the_same_with_and_without_level2(trained, config, workspace_o
 def test_an_interrupted_stage_resumes_to_the_same_run(stage, trained, config, workspace_of):
     """PL8: weights and metrics.jsonl equal those of an uninterrupted run."""
     ws = workspace_of(config)
-    trainers = {
-        "l1": stages.train_level1_stage,
-        "distance": stages.train_distance_stage,
-        "l2": stages.train_level2_stage,
-    }
-    for name, train in trainers.items():
+    for name in ("l1", "distance", "l2"):
         if name == stage:
-            broken = train(ws)
+            broken = stages.train(ws, name)
             for _ in range(3):  # one update after the checkpoint
                 next(broken)
             broken.close()
             assert not ws.run.done(stage)
-        list(train(ws))
+        list(stages.train(ws, name))
         if name == stage:
             break
     files = {
@@ -302,9 +297,9 @@ def test_an_interrupted_stage_resumes_to_the_same_run(stage, trained, config, wo
 def test_joint_training_hands_level2_over(config, workspace_of):
     """Level 2 of a joint run is trained in stage l1 and taken as it is in stage l2."""
     ws = workspace_of(config.override("level2.train=joint,level2.conditioning=true"))
-    list(stages.train_level1_stage(ws))
-    list(stages.train_distance_stage(ws))
-    assert list(stages.train_level2_stage(ws)) == []
+    list(stages.train(ws, "l1"))
+    list(stages.train(ws, "distance"))
+    assert list(stages.train(ws, "l2")) == []
     agent = stages.load_trained(ws)
     assert agent.level2.condition is not None
     joint = ws.run.path / "l1" / "joint_level2.safetensors"
@@ -317,24 +312,10 @@ def test_a_diverging_training_leaves_no_finished_stage(config, workspace_of):
     """NaN loss: one sentence, the stage is not done, what was finished before stays."""
     ws = workspace_of(config.override("level1.optim.lr=1e30,level1.optim.warmup=0"))
     with pytest.raises(TrainingError, match=r"at update \d; lower the learning rate"):
-        list(stages.train_level1_stage(ws))
+        list(stages.train(ws, "l1"))
     assert ws.run.done("data")
     assert not ws.run.done("l1")
     assert not (ws.run.path / "l1" / "model.safetensors").exists()
-
-
-def test_missing_stages_are_trained_with_the_smoke_budget(config, workspace_of, monkeypatch):
-    """A notebook run alone: whatever is found nowhere is trained here, shortly, and noted."""
-    ws = workspace_of(config.override("level1.optim.updates=100000,level1.hidden=20"))
-    nowhere = ws.run.path / "nowhere"
-    monkeypatch.setattr("hjepa_lib.runs.workspace.pretrained_folder", lambda: nowhere)
-    monkeypatch.setattr(stages, "profile", lambda name: {"smoke": config}[name])
-    folder = stages.find(ws, "l1")
-    assert folder == ws.run.path / "l1"
-    assert ws.run.manifest["notes"]["input_l1"] == "made now"
-    assert ws.config.level1.optim.updates == 100_000
-    assert load_level1(folder)[0].config.hidden == 20  # the budget is short, the model is not
-    assert max(r["step"] for r in ws.run.records("l1")) == 4
 
 
 def test_an_agent_without_a_distance_head_can_still_be_evaluated_by_latents(tmp_path):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.figure
 import numpy as np
@@ -38,9 +39,9 @@ def fill(run, stage, text="x", **options):
 def test_create_open_and_latest(root):
     first = Run.create("a", CONFIG)
     Run.create("study/cell", CONFIG)
-    assert Run.open().name == "study/cell"
+    assert Run.open().name == "a"  # I11: a cell of an experiment is not
     assert Run.open("a").config == CONFIG == first.config
-    assert (root / "latest").read_text() == "study/cell\n"
+    assert (root / "latest").read_text() == "a\n"
     assert list_runs() == ["a", "study/cell"]
     assert not list(root.glob(".*"))
     assert new_name(CONFIG).startswith("smoke-s0-2")
@@ -104,14 +105,6 @@ def test_device_and_precision_are_chosen_once(monkeypatch):
     assert Run.create("b", config).precision == "fp32"
 
 
-def test_stored_device_that_is_absent_is_an_error(monkeypatch):
-    run = Run.create("a", CONFIG)
-    run.manifest["device"] = "cuda"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="'cuda' is not available"):
-        run.device  # noqa: B018
-
-
 def test_stage_lists_files_and_notices_damage():
     run = Run.create("a", CONFIG)
     assert not run.done("l1")
@@ -134,7 +127,8 @@ def test_failed_stage_is_not_marked_and_its_time_is_kept(monkeypatch):
     run = Run.create("a", CONFIG)
     fill(run, "l1")
     clock = iter([0.0, 5.0, 10.0, 12.0])
-    monkeypatch.setattr("hjepa_lib.runs.run.time.perf_counter", lambda: next(clock))
+    watch = SimpleNamespace(perf_counter=lambda: next(clock))
+    monkeypatch.setattr("hjepa_lib.runs.run.time", watch)
     with pytest.raises(KeyboardInterrupt), run.stage("l1"):
         raise KeyboardInterrupt
     assert not Run.open("a").done("l1")
@@ -148,7 +142,7 @@ def test_stages_share_a_folder_without_claiming_each_others_files():
     with run.stage("l1") as folder:
         (folder / "resume.pt").write_text("optimiser state")
         (folder / "weights").write_text("1")
-    fill(run, "distance", folder="l1", needs=("l1",))
+    fill(run, "distance", folder="l1", reads=("l1",))
     paths = [item["path"] for item in run.manifest["stages"]["distance"]["files"]]
     assert paths == ["l1/distance.txt"]
     (run.path / "l1/resume.pt").unlink()  # optimiser state is no result
@@ -159,14 +153,10 @@ def test_stages_share_a_folder_without_claiming_each_others_files():
 def test_stage_is_stale_when_its_input_was_made_again():
     run = Run.create("a", CONFIG)
     fill(run, "l1", "old")
-    fill(run, "l2", needs=("l1",))
+    fill(run, "l2", reads=("l1",))
     fill(run, "l1", "old")
     assert run.done("l2")
     fill(run, "l1", "new")
-    assert not run.done("l2")
-    fill(run, "l2", needs=("l1", "distance"))  # distance taken from another run
-    assert run.done("l2")
-    fill(run, "distance")
     assert not run.done("l2")
 
 
@@ -312,49 +302,6 @@ def test_wrong_parameters_are_one_sentence(arguments, message, root):
     assert not root.exists()
 
 
-def test_overrides_text_is_the_inverse_of_resolve():
-    text = "level2.disable_l2=true,evaluation.budgets=0.5+2,data.source=x.npz,level1.loss.sim=1e-05"
-    config = workspace.resolve("smoke", 7, text)
-    assert workspace.resolve("smoke", 7, workspace.overrides_text(config)) == config
-    assert workspace.overrides_text(profile("full", 3)) == ""
-    with pytest.raises(ConfigError, match="holds a comma"):
-        workspace.overrides_text(config.override({"data.source": "a,b"}))
-
-
-def test_input_is_looked_for_in_the_documented_order(root, tmp_path, monkeypatch):
-    monkeypatch.setattr("hjepa_lib.runs.run.repository", lambda: tmp_path / "nowhere")
-    made = tmp_path / "made"
-    ws = workspace.start("02_train_l1", "smoke", "mine", 0, TEXT)
-    assert ws.input("l1") == (None, "nowhere")
-    assert ws.input("l1", lambda: made) == (made, "made now")
-
-    fill(Run.create("donor", CONFIG), "l1")
-    export(Run.open("donor"), root / "pretrained")
-    other = Run.create("other", CONFIG.override("level1.width=8"))
-    fill(other, "l1")
-    assert ws.input("l1", lambda: made) == (root / "pretrained" / "l1", "pretrained")
-
-    latest = Run.create("new", CONFIG.override("planning.cost=latent"))
-    fill(latest, "l1")
-    assert ws.input("l1") == (latest.path / "l1", "latest run new")
-    assert ws.input("results").folder is None
-
-    fill(ws.run, "l1")
-    assert ws.input("l1") == (ws.run.path / "l1", "this run")
-
-
-def test_a_refined_level_1_of_other_trajectories_is_no_input(root, tmp_path, monkeypatch):
-    """The head's number of trajectories shapes level 1 only where that is refined on them."""
-    monkeypatch.setattr("hjepa_lib.runs.run.repository", lambda: tmp_path / "nowhere")
-    for refined, found in ((0, "latest run donor0"), (5, "nowhere")):
-        donor = Run.create(f"donor{refined}", CONFIG.override(f"level1.refine_updates={refined}"))
-        fill(donor, "l1")
-        text = f"{TEXT},level1.refine_updates={refined},distance.trajectories=7"
-        ws = workspace.start("02_train_l1", "smoke", f"mine{refined}", 0, text)
-        (root / "latest").write_text(donor.name)
-        assert ws.input("l1").origin == found
-
-
 def test_figures_are_saved_with_captions():
     ws = workspace.start("02_train_l1", "smoke", "mine", 0, TEXT)
     ws.figure(matplotlib.figure.Figure(), "loss", "Loss by update")
@@ -452,10 +399,10 @@ def test_pretrained_export_is_a_run_without_data_or_resume_state(root):
     with pytest.raises(RunError, match="no trained level 1"):
         export(run, root / "pretrained")
     fill(run, "data")
-    with run.stage("l1", needs=("data",)) as folder:
+    with run.stage("l1", reads=("data",)) as folder:
         (folder / "weights").write_text("1")
         (folder / "resume.pt").write_text("1")
-    fill(run, "l2", needs=("l1",))
+    fill(run, "l2", reads=("l1",))
     for _ in range(2):  # the second export replaces the first
         export(run, root / "pretrained")
     found = Run.at(root / "pretrained")

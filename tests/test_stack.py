@@ -255,9 +255,9 @@ def deep(trained, tmp_path_factory):
         ws = Workspace("test", Run.at(root / "deep"))
         ws.config = ws.config.override("level3.enabled=true,evaluation.latency=false")
         before = {path: path.read_bytes() for path in (root / "deep" / "l2").iterdir()}
-        reports = list(stages.train_level3_stage(ws))
+        reports = list(stages.train(ws, "l3"))
         assert before == {path: path.read_bytes() for path in before}
-        assert list(stages.train_level3_stage(ws)) == []  # done
+        assert list(stages.train(ws, "l3")) == []  # done
         yield ws, reports
 
 

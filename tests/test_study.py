@@ -239,9 +239,9 @@ def test_a_recipe_takes_over_what_agrees(finished):
         Run.at(finished / "outputs" / "little" / name) for name in ("base-s0", "skip2-s0")
     )
     for stage in ("data", "l1", "distance"):
-        assert other.manifest["stages"][stage]["adopted_from"] == "base-s0"
+        assert other.manifest["stages"][stage]["from"] == "base-s0"
         other.verify(stage)
-    assert "adopted_from" not in other.manifest["stages"]["l2"]
+    assert "from" not in other.manifest["stages"]["l2"]
     assert other.config.level2.step_skip == 2
     assert other.manifest["precision"] == base.manifest["precision"]
 
@@ -256,7 +256,7 @@ def test_three_levels_take_over_the_two_below(again):
     made = again(three_levels)
     assert run(made) == 0
     stages = Run.at(made.table.parent / "outputs" / "little" / "three-s0").manifest["stages"]
-    adopted = {name for name, stage in stages.items() if "adopted_from" in stage}
+    adopted = {name for name, stage in stages.items() if "from" in stage}
     assert adopted == {"data", "l1", "distance", "l2"}
     row = load_rows(made.table).set_index("cell").loc["three"]
     assert row["method"] == "l1+l2+l3"

@@ -15,8 +15,10 @@ import typing
 from dataclasses import field
 from typing import Any
 
+from hjepa_lib.files import WorkbookError
 
-class ConfigError(ValueError):
+
+class ConfigError(WorkbookError):
     """A setting is unknown, has the wrong type, or lies outside its range."""
 
 

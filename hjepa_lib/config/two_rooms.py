@@ -119,6 +119,8 @@ class GuardedOptimConfig(OptimConfig):
 class Level1Config(Checked):
     """JEPA over single steps (PLDM, arXiv 2502.14819)."""
 
+    load: str = ""
+    """Take level 1 from a run (its name, `pretrained`, or its folder) instead of training it."""
     encoder: str = choice("fast", "impala", "fast", "keypoint", "vit")
     latent_dim: int = number(128, 2)
     width: int = number(32, 4)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hjepa_lib.evaluation.statistics import wilson
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.worlds.layout import WALL_HALF
 
 LOOSE_PX = 4.5
@@ -26,7 +27,7 @@ SHORTEST_PLAN = 96
 """Plans that reach fewer environment steps leave `init_plan_cross_wall_rate` undefined."""
 
 
-class MetricError(ValueError):
+class MetricError(WorkbookError):
     """Episodes have the wrong shape, non-finite positions, or an unknown protocol."""
 
 

@@ -16,8 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from hjepa_lib.files import WorkbookError
 
-class StatisticsError(ValueError):
+
+class StatisticsError(WorkbookError):
     """Counts, outcomes or scores which the statistic is not defined for."""
 
 

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullLocator
 
-from hjepa_lib.files import write_atomic
+from hjepa_lib.files import WorkbookError, write_atomic
 from hjepa_lib.worlds.layout import DOOR_HALF, HIGH, LOW, WALL_HALF
 
 DPI = 100
@@ -78,7 +78,7 @@ CHARACTERS_PER_INCH = 10
 """How much of a headline fits (bold, 11 points)."""
 
 
-class FigureError(ValueError):
+class FigureError(WorkbookError):
     """An array has the wrong shape or range for the figure asked for."""
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hjepa_lib.evaluation.statistics import Interval, student
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.grids.buffer import GridBatch, GridBuffer
 from hjepa_lib.grids.models import GridJepa, GridModel, GridTwin
 from hjepa_lib.grids.train import CHUNK
@@ -36,7 +37,7 @@ GOOD, CONCERNING = 0.7, 0.5
 """Cosine above the first after a few epochs is good, below the second late is worrying (004)."""
 
 
-class GridMetricError(ValueError):
+class GridMetricError(WorkbookError):
     """Arrays that a measure is not defined for."""
 
 

@@ -17,6 +17,7 @@ import io
 import math
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,7 @@ from hjepa_lib.grids.train import PairFit, Update, fit_grid, fit_reward, predict
 from hjepa_lib.grids.train import reward_rows as frozen_rows
 from hjepa_lib.models.checkpoint import fingerprint, load_weights, save_weights
 from hjepa_lib.pixels.rewards import unestimable
-from hjepa_lib.runs.stages import follow, own_stages
-from hjepa_lib.runs.workspace import Workspace
+from hjepa_lib.runs.workspace import Workspace, log_row
 from hjepa_lib.training.loop import Fit, Report, step_generator
 
 KINDS = ("jepa", "generative")
@@ -110,7 +110,7 @@ def _follow(
 ) -> Iterator[Update]:
     """Iterate the pair: log, keep the best and the numbered checkpoints."""
     for kind, name in names.items():
-        ws.run.rewind(name, pair.fits[kind].update)
+        ws.run.metrics.rewind(name, pair.fits[kind].update)
         _heal(resume / kind, kind, pair.fits[kind])
     epoch = pair.fits["jepa"].config.validate_every
     for done in pair:
@@ -203,15 +203,19 @@ def train_reward_stage(ws: Workspace, seed: int) -> Iterator[Report]:
     models = {kind: load_grid_model(ws, kind, seed) for kind in ENCODERS}
     optim, own = ws.config.pixels.grid.reward_optim, ws.config.seed + seed
     resume = ws.run.folder(f"resume/{stage}")
-    needs = own_stages(ws, "grid_data", *(name.format(seed) for name in STAGES.values()))
+    needs = (
+        "grid_data",
+        *(name.format(seed) for name in STAGES.values()),
+    )
     scores, arrays = {}, {"true": validation.reward}
-    with ws.run.stage(stage, folder=f"grid/s{seed}/reward", needs=needs) as folder:
+    with ws.run.stage(stage, folder=f"grid/s{seed}/reward", reads=needs) as folder:
         for kind, model in models.items():
             before = fingerprint(model)
             seen, held = frozen_rows(model, train), frozen_rows(model, validation)
             head = build_reward(seen.latents, own).to(ws.device)
             fit = fit_reward(head, seen, held, optim, seed=own, folder=resume / kind)
-            yield from follow(ws, f"{stage}_{kind}", fit, ws.config.pixels.grid.log_every)
+            row = partial(log_row, every=ws.config.pixels.grid.log_every)
+            yield from ws.follow(fit, f"{stage}_{kind}", row)
             fit.load_best()
             head.eval().requires_grad_(False)
             save_weights(folder / f"{kind}.safetensors", head)

@@ -26,6 +26,8 @@ import torch
 from scipy.ndimage import label
 from torch import Tensor
 
+from hjepa_lib.files import WorkbookError
+
 COLOURS = 11
 PAD, BACKGROUND = -1, 0
 MOST = 30
@@ -58,7 +60,7 @@ FACTS = ("height", "width", "most", "least", "count")
 """Grid metadata: sides, most and least common colour (the lower one of equals), colours present."""
 
 
-class GridError(ValueError):
+class GridError(WorkbookError):
     """An action or a grid lies outside what the grid world knows."""
 
 

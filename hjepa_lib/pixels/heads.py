@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_lib.config.pixels import EpochsConfig, RewardConfig
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.checkpoint import fingerprint
 from hjepa_lib.models.layers import count_parameters, mlp
 from hjepa_lib.pixels.networks import initialise
@@ -41,7 +42,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 LEAST_DEVIATION = 1e-5  # a feature that varies less is constant: it is centred, never amplified
 
 
-class HeadError(ValueError):
+class HeadError(WorkbookError):
     """The inputs of a reward head do not fit it."""
 
 

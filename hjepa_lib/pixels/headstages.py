@@ -25,7 +25,6 @@ from hjepa_lib.pixels.pixelrows import COMPARED
 from hjepa_lib.pixels.rewards import MEAN_REWARD, comparison, score, unestimable
 from hjepa_lib.pixels.training import budget
 from hjepa_lib.pixels.transitions import Transitions
-from hjepa_lib.runs.stages import own_stages
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Report
 
@@ -49,8 +48,11 @@ def train_heads_stage(ws: Workspace, name: str, seed: int) -> Iterator[Report]:
     data = pixelstages.load_transitions(ws)
     parts = pixelstages.split(ws, data)
     model = pixelstages.load_model(ws, name, seed)
-    needs = own_stages(ws, "pixel_data", f"{name}_s{seed}")
-    with ws.run.stage(stage, folder=f"pixels/{name}/s{seed}/heads", needs=needs) as folder:
+    needs = (
+        "pixel_data",
+        f"{name}_s{seed}",
+    )
+    with ws.run.stage(stage, folder=f"pixels/{name}/s{seed}/heads", reads=needs) as folder:
         facts = {"seed": ws.config.seed + seed, "data_sha256": data.sha256}
         trained = yield from score_model(ws, model, name, parts, stage, folder, facts)
         kept = {kind: trained[kind].head for kind in KEPT if trained[kind].head is not None}
@@ -80,7 +82,7 @@ def score_model(
     train, validation = (encode(model, part, ws.device) for part in parts)
     epoch = budget(config.optim, len(train.reward)).validate_every
     logs: dict[str, HeadLog] = {}
-    ws.run.rewind(stage)
+    ws.run.metrics.rewind(stage)
     work = train_heads(train, validation, config, seed=facts["seed"])
     while True:
         try:
@@ -153,7 +155,7 @@ def make_head_rows(ws: Workspace) -> list[dict[str, Any]]:
             cells.setdefault(name, []).append(cell)
             note = facts["note"]
     stages = [stage_name(name, n) for n in range(ws.config.pixels.seeds) for name in BASES]
-    with ws.run.stage("rewards", folder="pixels/rewards", needs=tuple(stages)) as folder:
+    with ws.run.stage("rewards", folder="pixels/rewards", reads=tuple(stages)) as folder:
         rows = comparison(cells, note)
         for row in rows:
             seeds = range(ws.config.pixels.seeds)

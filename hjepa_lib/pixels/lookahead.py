@@ -99,7 +99,7 @@ def train_study_stage(ws: Workspace, name: str, seed: int) -> Iterator[Report]:
         return
     parts, study = study_parts(ws), copy.copy(ws)
     needs = tuple(f"study_{world}_data" for world in WORLDS)
-    with ws.run.stage(stage, folder=_folder(name, seed), needs=needs) as target:
+    with ws.run.stage(stage, folder=_folder(name, seed), reads=needs) as target:
         study.config = study_config(ws.config, next(iter(WORLDS)))
         model = yield from _train_base(study, name, parts[next(iter(WORLDS))], seed)
         model.eval().requires_grad_(False)
@@ -160,7 +160,7 @@ def study_rows(ws: Workspace) -> dict[str, list[dict[str, Any]]]:
             cells[name], note = [cell for cell, _ in found], found[0][1]["note"]
         rows[world] = comparison(cells, note)
     stages = tuple(_stage(name, n) for name in STUDIED for n in seeds)
-    with ws.run.stage("lookahead", folder="pixels/lookahead", needs=stages) as folder:
+    with ws.run.stage("lookahead", folder="pixels/lookahead", reads=stages) as folder:
         write_json(folder / "lookahead.json", rows)
     return rows
 

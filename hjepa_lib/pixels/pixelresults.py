@@ -37,7 +37,7 @@ def follow(
     ws: Workspace, stage: str, fit: Fit, log: PixelLog, draw: Callable[[int], None] | None
 ) -> Iterator[Report]:
     """Iterate a fit, log it with the keys of LOG-2 and LOG-3, and draw after each epoch."""
-    ws.run.rewind(stage, fit.update)
+    ws.run.metrics.rewind(stage, fit.update)
     for report in fit:
         row = log.record(report)
         if row:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hjepa_lib.config.pixels import MODELS
+from hjepa_lib.files import WorkbookError
 
 RANDOM, RANDOM_VIT = "random", "random_vit"
 UNTRAINED = (RANDOM, RANDOM_VIT)
@@ -28,7 +29,7 @@ NOT_APPLICABLE, NOT_ESTIMABLE = "not applicable", "not estimable"
 NOTES = (NOT_APPLICABLE, NOT_ESTIMABLE)
 
 
-class ComparisonError(ValueError):
+class ComparisonError(WorkbookError):
     """Rows that do not make one fair comparison, or a question they cannot answer."""
 
 

@@ -38,7 +38,6 @@ from hjepa_lib.pixels.pixelrows import (
 from hjepa_lib.pixels.rewards import MEAN_REWARD, score, unestimable
 from hjepa_lib.pixels.training import CHUNK, budget, next_latent
 from hjepa_lib.pixels.transitions import Transitions
-from hjepa_lib.runs.stages import own_stages
 from hjepa_lib.runs.workspace import Workspace
 
 FILES = ("comparison.csv", "comparison.json")
@@ -62,11 +61,10 @@ def measure_row(ws: Workspace, name: str, seed: int) -> Row:
             decoder = pixelstages.load_decoder(ws, name, seed)
         model = pixelstages.load_model(ws, name, seed)
         train, validation = pixelstages.make_transitions(ws)
-        needs = own_stages(
-            ws, "pixel_data", f"{name}_s{seed}", f"heads_{name}_s{seed}", f"decoder_{name}_s{seed}"
-        )
+        made = (f"{part}{name}_s{seed}" for part in ("", "heads_", "decoder_"))
+        needs = ("pixel_data", *made)
         folder = f"{pixelstages.model_folder(name, seed)}/measures"
-        with ws.run.stage(stage, folder=folder, needs=needs) as target:
+        with ws.run.stage(stage, folder=folder, reads=needs) as target:
             row = _measure(ws, name, seed, model, decoder, heads, (train, validation))
             check_row(row)
             save_npz(target / "errors.npz", **row.errors)

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from hjepa_lib.evaluation.statistics import Interval, bootstrap
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.pixels.claims import by_block, wider
 from hjepa_lib.pixels.pixelrows import UNTRAINED, untrained
 
@@ -35,7 +36,7 @@ Cells = Sequence[Mapping[str, np.ndarray]]
 """Per seed: held-out rewards, their episode ids, and every head's predictions, all (n,)."""
 
 
-class RewardError(ValueError):
+class RewardError(WorkbookError):
     """Rewards or predictions that cannot be scored."""
 
 

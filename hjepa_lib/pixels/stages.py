@@ -46,7 +46,6 @@ from hjepa_lib.pixels.pixelresults import (
 from hjepa_lib.pixels.pixelrows import UNTRAINED
 from hjepa_lib.pixels.training import decoder_data, fit_decoder, fit_pixels, next_latent
 from hjepa_lib.pixels.two_stages import load_vjepa2, train_vjepa2_stage
-from hjepa_lib.runs.stages import own_stages
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Report
 
@@ -80,7 +79,7 @@ def train_model_stage(ws: Workspace, name: str, seed: int) -> Iterator[Report]:
     predict = frame_predictor(model)
     loaded, skip = start_from_file(ws, model)
     row: dict[str, Any] = {"loaded": loaded, "skipped_training": skip}
-    with ws.run.stage(stage, folder=model_folder(name, seed), needs=("pixel_data",)) as folder:
+    with ws.run.stage(stage, folder=model_folder(name, seed), reads=("pixel_data",)) as folder:
         begin = time.perf_counter()
         resume = ws.run.folder(f"resume/{stage}")
         fit = fit_pixels(
@@ -170,8 +169,11 @@ def train_decoder_stage(ws: Workspace, name: str, seed: int) -> Iterator[Report]
     if config.source == "predictor" and name in ("enc_dec", *UNTRAINED):
         raise ConfigError(f"{name} imagines no latent that a decoder could read")
     before = fingerprint(model)
-    needs = own_stages(ws, "pixel_data", stage_name(name, seed))
-    with ws.run.stage(stage, folder=model_folder(name, seed), needs=needs) as folder:
+    needs = (
+        "pixel_data",
+        stage_name(name, seed),
+    )
+    with ws.run.stage(stage, folder=model_folder(name, seed), reads=needs) as folder:
         begin = time.perf_counter()
         resume = ws.run.folder(f"resume/{stage}")
         read = [decoder_data(model, part, config.source, ws.device) for part in parts]

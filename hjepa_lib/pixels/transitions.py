@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from hjepa_lib import files
+from hjepa_lib.files import WorkbookError
 
 KINDS = ("discrete", "continuous")
 _ARRAYS = {
@@ -28,7 +29,7 @@ _ARRAYS = {
 }  # fmt: skip
 
 
-class DataError(ValueError):
+class DataError(WorkbookError):
     """Transitions have a wrong shape, are not finite, or cannot be cut as asked."""
 
 

@@ -30,7 +30,6 @@ from hjepa_lib.pixels.models import shapes_of
 from hjepa_lib.pixels.train_vjepa2 import encode_states, fit_stage1, fit_stage2
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, MaskedViT, VJepa2
-from hjepa_lib.runs.stages import own_stages
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.batches import batches_sha256
 from hjepa_lib.training.loop import Fit, Report
@@ -70,7 +69,7 @@ def train_stage1(ws: Workspace, seed: int) -> Iterator[Report]:
     torch.manual_seed(number)  # before any weight is drawn (EB5)
     model = MaskedPrediction(config, shapes_of(train)).to(ws.device)
     resume = ws.run.folder(f"resume/{name}")
-    with ws.run.stage(name, folder=folder_of(seed), needs=("pixel_data",)) as folder:
+    with ws.run.stage(name, folder=folder_of(seed), reads=("pixel_data",)) as folder:
         begin = time.perf_counter()
         fit = fit_stage1(
             model, train, validation, config, seed=number, precision=ws.precision, folder=resume
@@ -106,7 +105,7 @@ def adopt_stage1(ws: Workspace, seed: int, path: Path) -> None:
     meta = files.describe_checkpoint(path, 1)
     train, validation = pixeldata.make_transitions(ws)
     _require_same_images(meta, path, train)
-    with ws.run.stage(name, folder=folder_of(seed), needs=("pixel_data",)) as folder:
+    with ws.run.stage(name, folder=folder_of(seed), reads=("pixel_data",)) as folder:
         shutil.copyfile(path, folder / f"{files.STAGE1}{files.SUFFIX}")
         write_json(folder / f"{files.STAGE1}.json", meta | {"loaded": True})
         config = from_dict(PixelsConfig, meta["config"])
@@ -139,9 +138,12 @@ def train_stage2(ws: Workspace, seed: int, resume_from: Path | None = None) -> I
         first = _about_earlier(files.describe_checkpoint(resume_from, 2))
         _copy_encoder(earlier.encoder, model)
     world = model.world.requires_grad_(True)
-    needs = own_stages(ws, "pixel_data", stage_name(1, seed))
+    needs = (
+        "pixel_data",
+        stage_name(1, seed),
+    )
     resume = ws.run.folder(f"resume/{name}")
-    with ws.run.stage(name, folder=folder_of(seed), needs=needs) as folder:
+    with ws.run.stage(name, folder=folder_of(seed), reads=needs) as folder:
         begin = time.perf_counter()
         length = config.data.sequence
         parts = [encode_states(model.encoder, part, length) for part in (train, validation)]
@@ -214,7 +216,7 @@ def load_vjepa2(ws: Workspace, seed: int) -> VJepa2:
 
 def _follow(ws: Workspace, name: str, fit: Fit, prefix: str, rows: int) -> Iterator[Report]:
     """Iterate a fit and log it with the keys of LOG-3 beside the house's plain ones."""
-    ws.run.rewind(name, fit.update)
+    ws.run.metrics.rewind(name, fit.update)
     every = ws.config.pixels.log_every
     for report in fit:
         if report.update % every == 0 or report.update == 1 or report.validation:

@@ -70,12 +70,17 @@ def usable_cores() -> int:
 
 def choose_device(name: str = "auto") -> str:
     """`name`, or for "auto" the first of cuda, mps, cpu that works; ConfigError if it is absent."""
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": _has_mps()}
     if name == "auto":
-        return next(kind for kind in ("cuda", "mps", "cpu") if present[kind])
-    if not present.get(name, False):
+        return next(kind for kind in ("cuda", "mps", "cpu") if has_device(kind))
+    if not has_device(name):
         raise ConfigError(f"device {name!r} is not available on this machine")
     return name
+
+
+def has_device(name: str) -> bool:
+    """True when this machine has a device of that kind: cpu, cuda or mps."""
+    present = {"cpu": lambda: True, "cuda": torch.cuda.is_available, "mps": _has_mps}
+    return name in present and present[name]()
 
 
 def _has_mps() -> bool:

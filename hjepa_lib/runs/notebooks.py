@@ -19,17 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from hjepa_lib.config import Config
-from hjepa_lib.files import sha256, write_json
+from hjepa_lib.files import WorkbookError, sha256, write_json
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.estimates import describe, estimate
 from hjepa_lib.runs.run import Run, RunError, new_name, outputs_root, repository
-from hjepa_lib.runs.workspace import overrides_text
 
 Say = Callable[..., None]
 """Something with the signature of `print`."""
 
 
-class NotebookFailed(RuntimeError):
+class NotebookFailed(WorkbookError):
     """A notebook raised an error; the message names the notebook, the error and the kept copy."""
 
 
@@ -91,7 +90,7 @@ def prepare(
     RunError when the disk is too full, or when the `full` profile would run on a CPU without `yes`.
     """
     for path in notebooks:
-        inspect_notebook(path, _parameters("check", config))
+        inspect_notebook(path, {"run": ""})
     device = machine.choose_device(config.device)
     names = [path.stem for path in notebooks]
     cost = estimate(config.profile, names, device)
@@ -115,7 +114,6 @@ def run_notebooks(
     say: Say = print,
 ) -> None:
     """Execute `notebooks` in `run`, one progress line each; NotebookFailed at the first error."""
-    parameters = _parameters(run.name, run.config)
     fresh = True
     for path in notebooks:
         if resume and fresh and _is_done(run, path):
@@ -126,7 +124,7 @@ def run_notebooks(
         start = time.perf_counter()
         try:
             with _kernel_environment(run, threads):
-                _execute(run, path, parameters)
+                _execute(run, path)
         except BaseException as error:
             word = "failed" if isinstance(error, NotebookFailed) else "interrupted"
             say(f"{word} after {describe((time.perf_counter() - start) / 60)}")
@@ -164,16 +162,7 @@ def start_run(config: Config, name: str = "", root: Path | None = None) -> Run:
     return Run.create(name or new_name(config), config, root)
 
 
-def _parameters(name: str, config: Config) -> dict[str, Any]:
-    return {
-        "profile": config.profile,
-        "run": name,
-        "seed": config.seed,
-        "overrides": overrides_text(config),
-    }
-
-
-def _execute(run: Run, path: Path, parameters: dict[str, Any]) -> None:
+def _execute(run: Run, path: Path) -> None:
     papermill, _ = _import_papermill()
     from papermill.exceptions import PapermillExecutionError
 
@@ -185,7 +174,7 @@ def _execute(run: Run, path: Path, parameters: dict[str, Any]) -> None:
         papermill.execute_notebook(
             str(path),
             str(running),
-            parameters=parameters,
+            parameters={"run": run.name},  # which holds the settings
             kernel_name="python3",
             language="python",
             cwd=str(repository()),

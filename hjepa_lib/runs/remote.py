@@ -17,7 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from hjepa_lib.files import FileError, read_bytes, read_json, sha256, write_atomic, write_json
+from hjepa_lib.files import (
+    FileError,
+    inside,
+    read_bytes,
+    read_json,
+    sha256,
+    write_atomic,
+    write_json,
+)
 
 MANIFEST = "manifest.json"
 _MARKER = ".hjepa-remote"  # in the local folder of an outputs root: its URL
@@ -169,7 +177,7 @@ def pull(folder: Path) -> None:
         )
     try:
         tree = json.loads(remote)
-        files = [(_inside(folder, item["path"]), item) for item in tree.pop("files")]
+        files = [(inside(folder, item["path"]), item) for item in tree.pop("files")]
     except (ValueError, KeyError, TypeError) as error:
         raise FileError(f"{other.url}/{MANIFEST} is no manifest of a remote run") from error
     damaged = []
@@ -203,14 +211,6 @@ def _fetch(other: Mirror, path: Path, item: dict[str, Any]) -> bool:
         return False
     write_atomic(path, content)
     return True
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """ValueError unless `name` stays in `folder`: a manifest is data from elsewhere."""
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
-        raise ValueError(name)
-    return folder / pure
 
 
 def _state(folder: Path) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Run folders: the contract between notebooks, command line and reports.
 
-One run is one training seed in `outputs/<name>/`. `manifest.json` says how it was made (config,
-device, precision, versions, revision) and which stages are complete: a stage counts only when its
-manifest entry, written last, lists its files with sizes and SHA-256. `metrics.jsonl` holds the
-training curves, one value per key and step (PL6). Nothing here ever deletes another run (PL8).
+One run is one training seed in `outputs/<name>/`. `manifest.json` says how it was made and which
+stages are whole: a stage counts only when its entry, written last, lists its files with sizes and
+SHA-256 and carries its key (keys.py). Nothing here ever deletes another run (PL8).
 """
 
 from __future__ import annotations
@@ -20,7 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from hjepa_lib.config import Config, differences, flatten, from_dict, to_dict
-from hjepa_lib.files import read_json, sha256, write_atomic, write_json
+from hjepa_lib.files import (
+    WorkbookError,
+    exclusive,
+    inside,
+    read_json,
+    sha256,
+    write_atomic,
+    write_json,
+)
 from hjepa_lib.runs import machine, remote
 from hjepa_lib.runs.metrics_log import MetricsLog
 from hjepa_lib.runs.trackers import Tracker
@@ -30,7 +37,7 @@ _RESERVED = ("latest", "gallery", "pretrained")
 _RESUME_STATE = "resume*"  # optimiser state: lives beside a stage's files, is none of its results
 
 
-class RunError(ValueError):
+class RunError(WorkbookError):
     """A run folder is missing, exists already, or does not fit what was asked for."""
 
 
@@ -70,7 +77,7 @@ def tracked_name(prefix: str, manifest: dict[str, Any]) -> str:
 
 
 def list_runs(root: Path | None = None) -> list[str]:
-    """Names of all runs below the outputs root, study cells as "study/cell", oldest first."""
+    """Names of all runs below the outputs root, cells as "experiment/cell", oldest first."""
     root = root or outputs_root()
     found = [*root.glob("*/manifest.json"), *root.glob("*/*/manifest.json")]
     names = [
@@ -80,7 +87,7 @@ def list_runs(root: Path | None = None) -> list[str]:
 
 
 class Run:
-    """One run folder. Use `Run.create`, `Run.open` or `Run.at`, not the constructor."""
+    """One run folder. Use `Run.create`, `Run.open`, `Run.named` or `Run.at`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -98,27 +105,30 @@ class Run:
         )
 
     @classmethod
-    def create(cls, name: str, config: Config, root: Path | None = None) -> Run:
-        """Make `root/name`; RunError if it exists. Device and precision are chosen here, once."""
+    def create(
+        cls, name: str, config: Config, root: Path | None = None, like: Run | None = None
+    ) -> Run:
+        """Make `root/name`; RunError if it exists. Device and precision are chosen here, once.
+
+        They are those of the run `like` where one is given: what is compared must not differ in a
+        measured precision. A run directly below the root becomes the latest; a cell does not.
+        """
         root = root or outputs_root()
         path = root / _checked(name)
         if path.exists() or remote.exists(path):
             raise RunError(f"run {name!r} exists already; resume it or choose another name")
         if path.parent != root and (path.parent / "manifest.json").exists():
             raise RunError(f"{path.parent.name!r} is a run, so it cannot hold the run {name!r}")
-        device = machine.choose_device(config.device)
-        latest = root / "latest"
-        remote.pull_file(latest)
+        device = like.device if like else machine.choose_device(config.device)
+        precision = like.precision if like else machine.choose_precision(device, config.precision)
         manifest = {
             "name": name,
-            # The latest run so far: this one is about to take that title, and may need its input.
-            "previous": latest.read_text().strip() if latest.is_file() else "",
             "created": _now(),
             "profile": config.profile,
             "seed": config.seed,
             "config": to_dict(config),
             "device": device,
-            "precision": machine.choose_precision(device, config.precision),
+            "precision": precision,
             "versions": machine.versions(),
             "revision": machine.revision(repository()),
             "notes": {},
@@ -136,7 +146,8 @@ class Run:
             shutil.rmtree(building, ignore_errors=True)
             raise
         remote.push(path)
-        remote.push_file(write_atomic(latest, name + "\n"))
+        if "/" not in name and root == outputs_root():
+            remote.push_file(write_atomic(root / "latest", name + "\n"))
         return cls(path)
 
     @classmethod
@@ -164,19 +175,38 @@ class Run:
 
     @classmethod
     def at(cls, path: Path) -> Run:
-        """The run stored in the folder `path`, wherever that is (for example `pretrained`)."""
+        """The run stored in the folder `path`, wherever that is."""
         if not (path / "manifest.json").is_file():
             raise RunError(f"{path} holds no run: manifest.json is missing")
         return cls(path)
+
+    @classmethod
+    def named(cls, where: str) -> Run:
+        """What a reader may write: a run's name, "latest", "pretrained", or a run's folder."""
+        if where == "pretrained":
+            return cls.at(pretrained_folder())
+        if (Path(where).expanduser() / "manifest.json").is_file():
+            return cls.at(Path(where).expanduser())
+        return cls.open("" if where == "latest" else where)
 
     @property
     def name(self) -> str:
         return self.manifest["name"]
 
     @property
+    def label(self) -> str:
+        """What a row calls this run: its name, or `pretrained`."""
+        return "pretrained" if self.path == pretrained_folder() else self.name
+
+    @property
     def device(self) -> str:
-        """The stored device; ConfigError when this machine lacks it."""
-        return machine.choose_device(self.manifest["device"])
+        """The device it was made on, or what this machine has instead (one printed line)."""
+        stored = self.manifest["device"]
+        if machine.has_device(stored):
+            return stored
+        here = machine.choose_device("auto")
+        print(f"run {self.name} was made on {stored}, which this machine lacks: {here} is used")
+        return here
 
     @property
     def precision(self) -> str:
@@ -198,14 +228,13 @@ class Run:
 
     @contextlib.contextmanager
     def stage(
-        self, name: str, folder: str | None = None, needs: tuple[str, ...] = ()
+        self, name: str, folder: str = "", key: str = "", reads: tuple[str, ...] = ()
     ) -> Iterator[Path]:
         """Run a stage that writes into `folder` (default: its name), which is what it yields.
 
-        On success the manifest lists the wall time (interrupted attempts included), and every file
-        of the folder that no other stage has claimed. `needs` names the stages it was computed
-        from: when one of them is made again (or, if its input came from another run, made here),
-        this stage no longer counts as done. While it runs, or after it failed, it is not marked.
+        On success the manifest lists its key, wall time (interrupted attempts included), and every
+        file of the folder that no other stage has claimed. `reads` names the stages it was computed
+        from: when one of them is made again, this stage no longer counts as done.
         """
         target = self.folder(folder or name)
         self._update(lambda manifest: manifest["stages"].pop(name, None))
@@ -219,10 +248,14 @@ class Run:
         stages = self.manifest["stages"]
         claimed = {item["path"] for stage in stages.values() for item in stage["files"]}
         entry = {
+            "key": key,
             "finished": _now(),
+            "revision": machine.revision(repository()),
+            "device": self.manifest["device"],
+            "precision": self.precision,
             "folder": folder or name,
             "files": [self._describe(file) for file in self._files(target, claimed)],
-            "needs": {other: _digest(stages.get(other)) for other in needs},
+            "reads": {other: digest(stages[other]) for other in reads if other in stages},
         }
 
         def mark(manifest: dict[str, Any]) -> None:
@@ -231,18 +264,29 @@ class Run:
 
         self._update(mark)
 
-    def done(self, name: str) -> bool:
-        """True when the stage is marked, its files are there whole, and its inputs unchanged."""
+    def done(self, name: str, key: str | None = None) -> bool:
+        """True when the stage is whole, has that key, and its inputs here are those it read."""
         self.reload()  # another process may have finished it
         stages = self.manifest["stages"]
-        if name not in stages:
+        if name not in stages or (key is not None and self.key(name) != key):
             return False
         for item in stages[name]["files"]:
-            path = self.path / item["path"]
+            path = inside(self.path, item["path"])
             if not path.is_file() or path.stat().st_size != item["bytes"]:
                 return False
-        needs = stages[name]["needs"].items()
-        return all(_digest(stages.get(other)) == digest for other, digest in needs)
+        read = stages[name].get("reads", {}).items()
+        return all(other not in stages or digest(stages[other]) == was for other, was in read)
+
+    def key(self, name: str) -> str:
+        """The key of a stored stage; of one made before there were keys, that of its files."""
+        entry = self.manifest["stages"].get(name)
+        if entry is None:
+            raise RunError(f"run {self.name!r} has no stage {name!r}")
+        return entry.get("key") or f"files:{digest(entry)[:16]}"
+
+    def stage_folder(self, name: str) -> Path:
+        """Where the files of a stored stage are."""
+        return inside(self.path, self.manifest["stages"][name]["folder"])
 
     def verify(self, name: str) -> None:
         """RunError naming the first file of the stage whose SHA-256 differs from the manifest."""
@@ -253,15 +297,18 @@ class Run:
                 raise RunError(f"{self.path / item['path']} differs from what stage {name!r} wrote")
 
     def adopt(self, other: Run, name: str) -> None:
-        """Copy a finished stage of `other` with its manifest entry; RunError when it is damaged."""
+        """Take over a finished stage of `other` with its entry; RunError when it is damaged."""
         other.verify(name)
-        entry = other.manifest["stages"][name] | {"adopted_from": other.name}
-        if self.done(name) and _digest(self.manifest["stages"][name]) == _digest(entry):
+        entry = other.manifest["stages"][name]
+        entry = {"from": other.label} | entry
+        if name in self.manifest["stages"] and digest(self.manifest["stages"][name]) == digest(
+            entry
+        ):
             return
         self._update(lambda manifest: manifest["stages"].pop(name, None))
         for item in entry["files"]:
-            folder = self.folder(Path(item["path"]).parent.as_posix())
-            shutil.copyfile(other.path / item["path"], folder / Path(item["path"]).name)
+            content = inside(other.path, item["path"]).read_bytes()
+            write_atomic(inside(self.path, item["path"]), content)
         self._update(lambda manifest: manifest["stages"].__setitem__(name, entry))
 
     def log(self, record: dict[str, Any]) -> None:
@@ -275,10 +322,6 @@ class Run:
     def records(self, stage: str | None = None) -> list[dict[str, Any]]:
         """All logged records, of one stage if given, in the order written."""
         return self.metrics.records(stage)
-
-    def rewind(self, stage: str, step: int = -1) -> None:
-        """Forget what `stage` logged after `step`: call before (re)starting from a checkpoint."""
-        self.metrics.rewind(stage, step)
 
     def note(self, key: str, value: Any) -> None:
         """Store one JSON value under manifest["notes"][key], replacing an earlier one."""
@@ -297,10 +340,11 @@ class Run:
         remote.push(self.path)
 
     def _update(self, change: Callable[[dict[str, Any]], Any]) -> None:
-        # Read again first: kernel and runner take turns in writing the same manifest.
-        self.reload()
-        change(self.manifest)
-        write_json(self.path / "manifest.json", self.manifest)
+        # Under a lock and read again first: kernel, runner and workers write the same manifest.
+        with exclusive(self.path / "manifest.json"):
+            self.reload()
+            change(self.manifest)
+            write_json(self.path / "manifest.json", self.manifest)
         self.publish()
 
     def _spend(self, name: str, seconds: float) -> None:
@@ -320,6 +364,11 @@ class Run:
         return {"path": relative, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
+def digest(entry: dict[str, Any]) -> str:
+    """SHA-256 of a stage entry's list of files: equal for equal content."""
+    return sha256(json.dumps(entry["files"], sort_keys=True).encode())
+
+
 def _checked(name: str) -> str:
     if not _NAME.fullmatch(name) or name.split("/")[0] in _RESERVED:
         raise RunError(
@@ -327,10 +376,6 @@ def _checked(name: str) -> str:
             f"and none of {', '.join(_RESERVED)}"
         )
     return name
-
-
-def _digest(entry: dict[str, Any] | None) -> str | None:
-    return None if entry is None else sha256(json.dumps(entry["files"], sort_keys=True).encode())
 
 
 def _now() -> str:

@@ -17,9 +17,9 @@ from hjepa_lib.evaluation.episodes import LatentPolicy, OraclePolicy, RandomPoli
 from hjepa_lib.evaluation.results import Case, Result, load_result, save_result
 from hjepa_lib.files import read_json
 from hjepa_lib.planning.agent import METHODS, THREE_LEVELS, Agent
-from hjepa_lib.runs.run import Run, RunError, pretrained_folder
-from hjepa_lib.runs.stages import find, load_trained, own_stages
-from hjepa_lib.runs.workspace import Workspace, latest_run
+from hjepa_lib.runs.run import Run, RunError, list_runs, outputs_root, pretrained_folder
+from hjepa_lib.runs.stages import load_trained
+from hjepa_lib.runs.workspace import Workspace
 
 FLOORS = (("random", "none"), ("random-persistent", "none"), ("oracle", "none"))
 COSTS = ("latent", "distance")
@@ -45,7 +45,7 @@ def play(
     if ws.run.done(stage):
         return load_result(path)
     cap = case.planning.action_cap
-    with ws.run.stage(stage, folder, needs=own_stages(ws, *stages_of(case))) as target:
+    with ws.run.stage(stage, folder, reads=stages_of(case)) as target:
         policy = _policy(agent, case, pictures)
         outcome = run_episodes(policy, case.tasks, case.dynamics, case.steps, cap, case.seed)
         alone = None
@@ -89,7 +89,7 @@ def _provenance(ws: Workspace, agent: Agent | None, case: Case) -> dict:
     used = stages_of(case)
     row = {
         "data": {key: data.get(key) for key in names},
-        "weights": {name: _origin(ws, name) for name in used},
+        "weights": {name: ws.origin(name) for name in used},
         "probe_px_encoder": None,
         "probe_px_predictor": None,
         "train_seconds": None,
@@ -101,7 +101,7 @@ def _provenance(ws: Workspace, agent: Agent | None, case: Case) -> dict:
         return row
     level3 = None if agent.level3 is None else agent.level3.model
     parts = {"l1": agent.level1, "distance": agent.distance, "l2": agent.level2, "l3": level3}
-    quality = read_json(find(ws, "l1") / "quality.json")
+    quality = read_json(ws.run.path / "l1" / "quality.json")
     done = [ws.run.manifest["stages"][name]["seconds"] for name in used if ws.run.done(name)]
     return row | {
         "probe_px_encoder": quality["probe_px_encoder"],
@@ -109,12 +109,6 @@ def _provenance(ws: Workspace, agent: Agent | None, case: Case) -> dict:
         "train_seconds": sum(done) if len(done) == len(used) else None,
         "parameters": sum(count_all(parts[name]) for name in used),
     }
-
-
-def _origin(ws: Workspace, stage: str) -> str:
-    if ws.run.done(stage):
-        return "this run"
-    return ws.run.manifest["notes"].get(f"input_{stage}", "unknown")
 
 
 def count_all(module: torch.nn.Module) -> int:
@@ -153,12 +147,13 @@ def find_results(ws: Workspace) -> tuple[Run, str]:
 
     Where nobody has any, they are made in this run, with whatever models the stages find.
     """
-    candidates = [(ws.run, "this run"), (latest_run(ws.run), "latest run")]
+    newest = [Run.at(outputs_root() / name) for name in reversed(list_runs())]
+    same = [(run, "latest run") for run in newest if run.config == ws.config][:1]
+    candidates = [(ws.run, "this run"), *same]
     if (pretrained_folder() / "manifest.json").is_file():
         candidates.append((Run.at(pretrained_folder()), "pretrained"))
     for run, origin in candidates:
-        agrees = run is not None and (origin == "pretrained" or run.config == ws.config)
-        if agrees and any((run.path / "results").glob("*.npz")):
+        if any((run.path / "results").glob("*.npz")):
             return run, origin
     agent = load_trained(ws)
     for case in cases_of(ws.config):

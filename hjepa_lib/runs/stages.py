@@ -1,20 +1,20 @@
-"""The stages of a run up to the trained agent: data, level 1, distance head, level 2.
+"""The stages of a run up to the trained agent: data, level 1, distance head, level 2, level 3.
 
-Training stages are generators of reports: a notebook iterates over them and draws, the command line
-just exhausts them, and both run the same code. A finished stage yields nothing. Whatever a stage
-needs and this run lacks is taken from the latest agreeing run, then the pretrained one, and is
-otherwise trained here with the smoke budget; the workspace says which.
+A training is a generator of reports: a notebook iterates over it and draws, the command line
+exhausts it, and both run the same code. A finished stage yields nothing.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from hjepa_lib.config import Level2Config, profile
+from hjepa_lib.config import Config, ConfigError, Level2Config
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.published import acquire
 from hjepa_lib.data.trajectories import Trajectories
@@ -35,7 +35,12 @@ from hjepa_lib.models.geometry import DistanceGeometry, LatentGeometry
 from hjepa_lib.models.joint import HJepa, Level2
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.planning.agent import Agent, load_agent
+from hjepa_lib.runs import machine
+from hjepa_lib.runs.estimates import describe
+from hjepa_lib.runs.keys import Stage
+from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
+from hjepa_lib.training import distributed
 from hjepa_lib.training.distance import train_distance
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.level1 import train_level1
@@ -45,23 +50,66 @@ from hjepa_lib.training.masked import pretrain_level1
 from hjepa_lib.training.probes import train_probe
 from hjepa_lib.training.refine import refine_predictors
 
-LOG_EVERY = 10  # updates between lines of metrics.jsonl
 NORMALISER = "normaliser.json"
+LINES = 10  # progress lines per training on the command line
+Say = Callable[..., None]
+
+
+def core_stages(config: Config) -> dict[str, Stage]:
+    """Every stage of the core by name: data, l1, distance, l2, l3, with what shapes it."""
+    data = Stage("data", _make_data, ("data",), recorded=True)
+    # The probe, and a refinement, see the latents of distance.trajectories trajectories.
+    shaping = ("level1", "distance.trajectories", *(("level2",) if is_joint(config) else ()))
+    l1 = Stage("l1", _make_level1, shaping, (data,), load=config.level1.load)
+    distance = Stage("distance", _make_distance, ("distance",), (data, l1), folder="l1")
+    reads = (data, l1, distance)
+    second = partial(_make_macro, name="l2", section=config.level2)
+    third = partial(_make_macro, name="l3", section=config.third)
+    stages = (
+        data,
+        l1,
+        distance,
+        Stage("l2", second, ("level2", "distance.trajectories"), reads),
+        Stage("l3", third, ("level2", "level3", "distance.trajectories"), reads),
+    )
+    return {stage.name: stage for stage in stages}
+
+
+def wanted_stages(config: Config) -> list[Stage]:
+    """The trainings that these settings ask for, in order: without level 2 or 3 where disabled."""
+    stages = core_stages(config)
+    names = ["l1", "distance"]
+    names += [] if config.level2.disable_l2 else ["l2"]
+    names += ["l3"] if config.level3.enabled else []
+    return [stages[name] for name in names]
+
+
+def is_joint(config: Config) -> bool:
+    """True when both levels train together."""
+    return config.level2.train == "joint" and not config.level2.disable_l2
+
+
+def train(ws: Workspace, name: str) -> Iterator[Report]:
+    """The training `name` in this run; nothing when it is done, or these settings disable it."""
+    for stage in wanted_stages(ws.config):
+        if stage.name == name:
+            yield from ws.make(stage)
 
 
 # --- data -------------------------------------------------------------------------------------
-def make_data(ws: Workspace) -> Trajectories:
-    """Generate or load the trajectories of this run (stage `data`)."""
+def _make_data(ws: Workspace, folder: Path) -> None:
     config = ws.config
-    if not ws.run.done("data"):
-        with ws.run.stage("data") as folder:
-            data = acquire(config.data, config.seed, ws.run.path.parent / ".downloads")
-            data.save(folder)
-            train, _ = data.split(config.data.val_fraction, config.seed)
-            write_json(folder / NORMALISER, Normaliser.fit(train, config.seed).to_dict())
-        if "fallback" in data.meta:
-            ws.run.note("data_fallback", data.meta["fallback"])
-    return Trajectories.load(ws.run.path / "data")
+    data = acquire(config.data, config.seed, ws.run.path.parent / ".downloads")
+    data.save(folder)
+    train, _ = data.split(config.data.val_fraction, config.seed)
+    write_json(folder / NORMALISER, Normaliser.fit(train, config.seed).to_dict())
+    if "fallback" in data.meta:
+        ws.run.note("data_fallback", data.meta["fallback"])
+
+
+def make_data(ws: Workspace) -> Trajectories:
+    """The trajectories of this run, generated or loaded where it has none."""
+    return Trajectories.load(ws.obtain(core_stages(ws.config)["data"]))
 
 
 def load_data(ws: Workspace) -> tuple[Trajectories, Trajectories, Normaliser]:
@@ -73,70 +121,37 @@ def load_data(ws: Workspace) -> tuple[Trajectories, Trajectories, Normaliser]:
 
 
 # --- training ---------------------------------------------------------------------------------
-def follow(ws: Workspace, stage: str, fit: Fit, every: int = LOG_EVERY) -> Iterator[Report]:
-    """Iterate a fit and write its reports to metrics.jsonl, from the checkpoint on."""
-    ws.run.rewind(stage, fit.update)
-    for report in fit:
-        if report.update % every == 0 or report.validation:
-            row = {"stage": stage, "step": report.update, "loss": report.loss, "lr": report.lr}
-            row |= {"grad_norm": report.grad_norm, **report.terms}
-            row |= {f"validation_{key}": value for key, value in report.validation.items()}
-            ws.run.log(row)
-        yield report
-
-
-def _resume_folder(ws: Workspace, stage: str) -> Path:
-    """Optimiser state lives apart from the checkpoint and goes away with success."""
-    return ws.run.folder(f"resume/{stage}")
-
-
-def train_level1_stage(ws: Workspace) -> Iterator[Report]:
-    """Stage `l1`: level 1 (with level 2 when `level2.train=joint`), then the position probe."""
-    if ws.run.done("l1"):
-        return
+def _make_level1(ws: Workspace, folder: Path) -> Iterator[Report]:
+    """Level 1 (with level 2 when `level2.train=joint`), then the position probe."""
     config = ws.config
     train, validation, normaliser = load_data(ws)
-    resume = _resume_folder(ws, "l1")
-    torch.manual_seed(config.seed)  # before any weight or batch is drawn (EB5)
-    joint = config.level2.train == "joint" and not config.level2.disable_l2
-    with ws.run.stage("l1", needs=("data",)) as folder:
-        if joint:
-            both = HJepa(config, normaliser).to(ws.device)
-            model, length = both.level1, config.level2.macro_steps * config.level2.step_skip + 1
-        else:
-            model = Jepa(config.level1, normaliser).to(ws.device)
-        # Before the fit is built: building it puts back the weights of an interrupted training.
-        yield from _pretrain(ws, model, train, validation)
-        if joint:
-            fit = train_joint(
-                both, Windows(train, length), config, precision=ws.precision, folder=resume
-            )
-        else:
-            fit = _level1_fit(ws, model, train, validation, resume)
-        yield from follow(ws, "l1", fit)
-        save_level1(folder, model, normaliser, "last")
-        fit.load_best()
-        stores = stores_for(ws, model, train, validation)
-        yield from _refine(ws, model, *stores)
-        save_level1(folder, model, normaliser)
-        if joint:
-            save_weights(folder / "joint_level2.safetensors", both.level2)
-        model.eval().requires_grad_(False)
-        probe, quality = train_probe(model, normaliser, *stores, seed=config.seed)
-        save_probe(folder, probe)
-        write_json(folder / "quality.json", quality | probe_errors(model, probe, stores[1]))
-    shutil.rmtree(resume)
-    for name in ("l1_pretrain", "l1_refine"):
-        shutil.rmtree(ws.run.path / "resume" / name, ignore_errors=True)
-
-
-def join_level1(ws: Workspace) -> None:
-    """What the other processes of a torchrun do meanwhile: the same updates, nothing written."""
-    train, validation, normaliser = load_data(ws)
-    torch.manual_seed(ws.config.seed)
-    model = Jepa(ws.config.level1, normaliser).to(ws.device)  # gets process 0's weights in the fit
-    for _ in _level1_fit(ws, model, train, validation, ws.run.path / "resume/l1"):
-        pass
+    resume, joint = ws.resume("l1"), is_joint(config)
+    torch.manual_seed(config.seed)
+    if joint:
+        both = HJepa(config, normaliser).to(ws.device)
+        model, length = both.level1, config.level2.macro_steps * config.level2.step_skip + 1
+    else:
+        model = Jepa(config.level1, normaliser).to(ws.device)
+    # Before the fit is built: building it puts back the weights of an interrupted training.
+    yield from _pretrain(ws, model, train, validation)
+    if joint:
+        fit = train_joint(
+            both, Windows(train, length), config, precision=ws.precision, folder=resume
+        )
+    else:
+        fit = _level1_fit(ws, model, train, validation, resume)
+    yield from ws.follow(fit, "l1")
+    save_level1(folder, model, normaliser, "last")
+    fit.load_best()
+    stores = stores_for(ws, model, train, validation)
+    yield from _refine(ws, model, *stores)
+    save_level1(folder, model, normaliser)
+    if joint:
+        save_weights(folder / "joint_level2.safetensors", both.level2)
+    model.eval().requires_grad_(False)
+    probe, quality = train_probe(model, normaliser, *stores, seed=config.seed)
+    save_probe(folder, probe)
+    write_json(folder / "quality.json", quality | probe_errors(model, probe, stores[1]))
 
 
 def _level1_fit(
@@ -158,9 +173,9 @@ def _pretrain(
         windows = [Windows(part, config.level1.window) for part in (train, validation)]
         fit = pretrain_level1(
             model, *windows, config.level1, seed=config.seed, precision=ws.precision,
-            folder=_resume_folder(ws, "l1_pretrain"),
+            folder=ws.resume("l1/pretrain"),
         )  # fmt: skip
-        yield from follow(ws, "l1_pretrain", fit)
+        yield from ws.follow(fit, "l1_pretrain")
         if model.target_encoder is not None:  # the slow copy of level 1 starts from there as well
             model.target_encoder.load_state_dict(model.encoder.state_dict())
 
@@ -172,9 +187,9 @@ def _refine(
     if ws.config.level1.refine_updates:
         fit = refine_predictors(
             model, store, validation, ws.config.level1, seed=ws.config.seed,
-            precision=ws.precision, folder=_resume_folder(ws, "l1_refine"),
+            precision=ws.precision, folder=ws.resume("l1/refine"),
         )  # fmt: skip
-        yield from follow(ws, "l1_refine", fit)
+        yield from ws.follow(fit, "l1_refine")
         fit.load_best()
 
 
@@ -189,123 +204,127 @@ def stores_for(
     )
 
 
-def train_distance_stage(ws: Workspace) -> Iterator[Report]:
-    """Stage `distance`: the temporal-distance head, stored beside level 1."""
-    if ws.run.done("distance"):
-        return
-    model, _ = load_level1(find(ws, "l1"))
+def _make_distance(ws: Workspace, folder: Path) -> Iterator[Report]:
+    """The temporal-distance head, stored beside level 1."""
+    model, _ = load_level1(ws.run.path / "l1")
     model.to(ws.device)
     train, validation, _ = load_data(ws)
-    resume = _resume_folder(ws, "distance")
     torch.manual_seed(ws.config.seed)
-    with ws.run.stage("distance", folder="l1", needs=own_stages(ws, "l1")) as folder:
-        head = Distance(ws.config.distance, model.latent_dim).to(ws.device)
-        fit = train_distance(
-            head, *stores_for(ws, model, train, validation), ws.config.distance,
-            seed=ws.config.seed, precision=ws.precision, folder=resume,
-        )  # fmt: skip
-        yield from follow(ws, "distance", fit)
-        save_distance(folder, head, model.latent_dim)
-    shutil.rmtree(resume)
+    head = Distance(ws.config.distance, model.latent_dim).to(ws.device)
+    fit = train_distance(
+        head, *stores_for(ws, model, train, validation), ws.config.distance,
+        seed=ws.config.seed, precision=ws.precision, folder=ws.resume("distance"),
+    )  # fmt: skip
+    yield from ws.follow(fit, "distance")
+    save_distance(folder, head, model.latent_dim)
 
 
-def train_level2_stage(ws: Workspace) -> Iterator[Report]:
-    """Stage `l2`: the RSSM on frozen latents (or the jointly trained weights), box and reach."""
-    if not (ws.run.done("l2") or ws.config.level2.disable_l2):
-        yield from _train_macro(ws, "l2", ws.config.level2)
-
-
-def train_level3_stage(ws: Workspace) -> Iterator[Report]:
-    """Stage `l3`: one more RSSM on the same latents, on a slower clock (`level3.enabled`)."""
-    if ws.config.level3.enabled and not ws.run.done("l3"):
-        yield from _train_macro(ws, "l3", ws.config.third)
-
-
-def _train_macro(ws: Workspace, stage: str, section: Level2Config) -> Iterator[Report]:
-    config = ws.config
+def _make_macro(ws: Workspace, folder: Path, name: str, section: Level2Config) -> Iterator[Report]:
+    """An RSSM on frozen latents (or the jointly trained weights), its box and its reach."""
     parts = load_agent_parts(ws)
     level1, head = parts.level1, parts.distance
     train, validation, _ = load_data(ws)
-    resume = _resume_folder(ws, stage)
-    torch.manual_seed(config.seed)
-    with ws.run.stage(stage, needs=own_stages(ws, "l1", "distance")) as folder:
-        stores = stores_for(ws, level1, train, validation)
-        model = Level2(section, level1.latent_dim).to(ws.device)
-        if section.train == "joint":
-            load_weights(find(ws, "l1") / "joint_level2.safetensors", model)
-        else:
-            fit = train_level2(
-                model, level1, *stores, section, seed=config.seed, precision=ws.precision,
-                folder=resume,
-            )  # fmt: skip
-            yield from follow(ws, stage, fit)
-            fit.load_best()
-        model.eval().requires_grad_(False)
-        geometries = [LatentGeometry(), DistanceGeometry(head)]
-        reach = {g.name: typical_cost(g, stores[0], section.step_skip) for g in geometries}
-        save_level2(folder, model, level1.latent_dim, reach, macro_box(model, level1, stores[0]))
-    shutil.rmtree(resume)
+    torch.manual_seed(ws.config.seed)
+    stores = stores_for(ws, level1, train, validation)
+    model = Level2(section, level1.latent_dim).to(ws.device)
+    if section.train == "joint":
+        load_weights(ws.run.path / "l1" / "joint_level2.safetensors", model)
+    else:
+        fit = train_level2(
+            model, level1, *stores, section, seed=ws.config.seed, precision=ws.precision,
+            folder=ws.resume(name),
+        )  # fmt: skip
+        yield from ws.follow(fit, name)
+        fit.load_best()
+    model.eval().requires_grad_(False)
+    geometries = [LatentGeometry(), DistanceGeometry(head)]
+    reach = {g.name: typical_cost(g, stores[0], section.step_skip) for g in geometries}
+    save_level2(folder, model, level1.latent_dim, reach, macro_box(model, level1, stores[0]))
 
 
-def train_all(ws: Workspace) -> Iterator[Report]:
-    """The training stages in turn: level 1, distance head, level 2, level 3 where enabled."""
-    stages = (train_level1_stage, train_distance_stage, train_level2_stage, train_level3_stage)
-    for train in stages:
-        yield from train(ws)
-
-
-def own_stages(ws: Workspace, *stages: str) -> tuple[str, ...]:
-    """Those stages that this run made itself (others come from elsewhere)."""
-    return tuple(stage for stage in stages if ws.run.done(stage))
-
-
-# --- inputs -----------------------------------------------------------------------------------
-def find(ws: Workspace, stage: str) -> Path:
-    """Folder of a trained stage, wherever it comes from; trains a smoke one as a last resort."""
-    trainers = {
-        "l1": train_level1_stage,
-        "distance": train_distance_stage,
-        "l2": train_level2_stage,
-        "l3": train_level3_stage,
-    }
-
-    def smoke() -> Path:
-        for _ in trainers[stage](_with_smoke_budget(ws)):
-            pass
-        return ws.run.path / ("l1" if stage == "distance" else stage)
-
-    found = ws.input(stage, smoke)
-    ws.run.note(f"input_{stage}", found.origin)
-    return found.folder
-
-
-def _with_smoke_budget(ws: Workspace) -> Workspace:
-    """The same workspace with the smoke profile's numbers of updates; model sizes stay."""
-    smoke, config = profile("smoke"), ws.config
-    short = {
-        f"{part}.optim.updates": getattr(smoke, part).optim.updates
-        for part in ("level1", "distance", "level2")
-    }
-    refining = min(config.level1.refine_updates, smoke.level1.optim.updates)
-    short["level1.refine_updates"] = refining
-    copy = Workspace.__new__(Workspace)
-    copy.__dict__ = ws.__dict__ | {"config": config.override(short)}
-    return copy
-
-
+# --- trained agents ---------------------------------------------------------------------------
 def load_agent_parts(ws: Workspace) -> Agent:
-    """The agent with level 1 alone."""
-    return _agent(ws, with_level2=False)
+    """The agent with level 1 and the distance head alone."""
+    return _agent(ws, ["l1", "distance"])
 
 
 def load_trained(ws: Workspace) -> Agent:
-    """The whole agent of this run."""
-    return _agent(ws, with_level2=not ws.config.level2.disable_l2)
+    """The whole agent of this run, each stage obtained where it is missing."""
+    return _agent(ws, [stage.name for stage in wanted_stages(ws.config)])
 
 
-def _agent(ws: Workspace, with_level2: bool) -> Agent:
-    l1 = find(ws, "l1")
-    find(ws, "distance")
-    l2 = find(ws, "l2") if with_level2 else None
-    l3 = find(ws, "l3") if with_level2 and ws.config.level3.enabled else None
-    return load_agent(l1, l2, ws.config.planning, ws.config.seed, ws.precision, ws.device, l3)
+def _agent(ws: Workspace, names: list[str]) -> Agent:
+    stages = core_stages(ws.config)
+    for name in reversed(names):  # the last one brings the set that it was trained with
+        ws.obtain(stages[name])
+    return load_run(ws.run, names, ws.precision, ws.device)
+
+
+def load_run(
+    run: Run, names: list[str] | None = None, precision: str = "", device: str = ""
+) -> Agent:
+    """The agent of a run's stored stages `names` (default: all that it has)."""
+    stored = [name for name in ("l1", "distance", "l2", "l3") if run.done(name)]
+    names = stored if names is None else names
+    folders = [run.path / name if name in names else None for name in ("l2", "l3")]
+    config = run.config
+    return load_agent(
+        run.path / "l1", folders[0], config.planning, config.seed, precision or run.precision,
+        device or run.device, folders[1],
+    )  # fmt: skip
+
+
+# --- the command line -------------------------------------------------------------------------
+def train_run(open_run: Callable[[], Run], say: Say = print) -> None:
+    """Train whatever the run still lacks; under torchrun, level 1 on all its processes.
+
+        torchrun --nproc-per-node 4 -m hjepa_lib train --profile full --name big
+
+    The heads read stored latents and take a small part of the time: process 0 trains them alone,
+    the others have ended. Only process 0 writes; all must see the run folder, and `open_run` is
+    called in process 0 only. ConfigError when several processes cannot share the work.
+    """
+    machine.set_up()
+    distributed.start()
+    try:
+        run = Run.at(Path(distributed.from_first(lambda: str(open_run().path))))
+        ws = Workspace("train", run)
+        if distributed.count() > 1 and is_joint(ws.config):
+            raise ConfigError("level2.train=joint runs in one process: start it without torchrun")
+        first = distributed.rank() == 0
+        if first:
+            say(f"{ws!r}, {distributed.count()} processes")
+        distributed.from_first(lambda: make_data(ws).count)  # the others wait for the data
+        level1 = core_stages(ws.config)["l1"]
+        if not distributed.from_first(lambda: ws.done(level1)):
+            if first:
+                exhaust(ws.make(level1), "l1", say)
+            else:
+                _join_level1(ws)
+    finally:
+        distributed.stop()
+    if not first:
+        # Threads of the group may still be ending; an interpreter that shuts down under them can
+        # abort, and torchrun would call that a failure.
+        os._exit(0)
+    for stage in wanted_stages(ws.config):
+        exhaust(ws.make(stage), stage.name, say)
+    say(f"trained; go on with: python -m hjepa_lib run --name {run.name} --resume")
+
+
+def _join_level1(ws: Workspace) -> None:
+    """What the other processes of a torchrun do meanwhile: the same updates, nothing written."""
+    train, validation, normaliser = load_data(ws)
+    torch.manual_seed(ws.config.seed)
+    model = Jepa(ws.config.level1, normaliser).to(ws.device)  # gets process 0's weights in the fit
+    for _ in _level1_fit(ws, model, train, validation, ws.run.path / "resume/l1"):
+        pass
+
+
+def exhaust(reports: Iterator[Report], name: str, say: Say = print) -> None:
+    """Iterate a training to its end, a few printed lines on the way."""
+    start = time.perf_counter()
+    for report in reports:
+        if report.update % max(1, report.updates // LINES) == 0:
+            spent = describe((time.perf_counter() - start) / 60)
+            say(f"{name} {report.update}/{report.updates}: loss {report.loss:.4f}, {spent}")

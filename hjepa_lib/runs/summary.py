@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.pixels import tables as pixeltables
 from hjepa_lib.pixels.pixelrows import untrained
 from hjepa_lib.runs.metrics_log import json_ready
@@ -21,7 +22,7 @@ FLOORS = ("random", "oracle")
 DATA_FIELDS = ("source", "recipe", "transitions", "dynamics", "hash")
 
 
-class SummaryError(ValueError):
+class SummaryError(WorkbookError):
     """A summary does not follow the schema."""
 
 

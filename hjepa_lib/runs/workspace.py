@@ -1,42 +1,40 @@
-"""Start-up of a notebook: check the parameters, find or make the run, hand out device and folders.
+"""What a notebook works with: its run, and the stages that it makes, takes over and follows.
 
-The first code cell of every notebook calls `start(...)`. The same call serves a reader in
-JupyterLab, papermill and the command line, so that a notebook behaves the same everywhere.
-HJEPA_HEADLESS=1 (set by the runner) switches to plain progress bars.
+`start(...)` serves a reader in JupyterLab, papermill and the command line, so that a notebook
+behaves the same everywhere. HJEPA_HEADLESS=1 (set by the runner) switches to plain progress bars.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from hjepa_lib.config import Config, ConfigError, differences, parse_overrides
+import torch
+
+from hjepa_lib.config import Config, ConfigError, parse_overrides
 from hjepa_lib.config import profile as make_profile
-from hjepa_lib.files import write_atomic
+from hjepa_lib.files import WorkbookError, write_atomic
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.drive import copy_run, find_drive
-from hjepa_lib.runs.run import Run, new_name, pretrained_folder
-from hjepa_lib.worlds.base import find_world
+from hjepa_lib.runs.keys import Stage, closure, key
+from hjepa_lib.runs.run import (
+    Run,
+    RunError,
+    digest,
+    list_runs,
+    new_name,
+    outputs_root,
+    pretrained_folder,
+)
+from hjepa_lib.training.loop import Fit, Report
 
-STAGE_SECTIONS = {
-    "data": ("data",),
-    "l1": ("data", "level1"),
-    "distance": ("data", "level1", "distance"),
-    "l2": ("data", "level1", "level2"),
-    "l3": ("data", "level1", "level2", "level3"),
-}
-"""Config sections that must agree before a stage of another run is taken as input."""
-
-
-class Input(NamedTuple):
-    """Where a stage's files were found; `folder` is None when nowhere."""
-
-    folder: Path | None
-    origin: str  # for printing: "this run", "latest run NAME", "pretrained", ...
+LOG_EVERY = 10  # updates between lines of metrics.jsonl
 
 
 def start(
@@ -51,13 +49,16 @@ def start(
 
     A named run must have been made with the same settings (RunError names the first difference);
     a missing one is created. With `run=""`, notebook 01 makes a new run, later notebooks continue
-    the latest run if its settings agree and make a new one otherwise. With `drive`, a Drive must
-    be mounted. Raises ConfigError and RunError, one sentence each.
+    the latest run if its settings agree and make a new one otherwise. The runner names a run alone:
+    its settings are the run's own. With `drive`, a Drive must be mounted. Raises ConfigError and
+    RunError, one sentence each.
     """
     machine.set_up()
-    config = resolve(profile, seed, overrides)
     if not isinstance(run, str):
         raise ConfigError(f"run must be text, got {run!r}")
+    if run and is_headless() and Run.exists(run):
+        return Workspace(notebook, Run.open(run))
+    config = resolve(profile, seed, overrides)
     mount = find_drive(drive)
     return Workspace(notebook, _find_run(notebook, run, config), mount)
 
@@ -72,17 +73,9 @@ def resolve(profile: str, seed: int, overrides: str) -> Config:
     return base.override(overrides)
 
 
-def overrides_text(config: Config) -> str:
-    """The `overrides` parameter that makes `resolve` return `config` from its profile and seed."""
-    pairs = []
-    for key, (_, value) in differences(make_profile(config.profile, config.seed), config).items():
-        text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
-        if "," in text or text != text.strip():
-            raise ConfigError(
-                f"{key}={text!r} cannot be handed to a notebook: it holds a comma or blanks"
-            )
-        pairs.append(f"{key}={text}")
-    return ",".join(pairs)
+def is_headless() -> bool:
+    """True in a kernel that the runner started."""
+    return os.environ.get("HJEPA_HEADLESS") == "1"
 
 
 def _find_run(notebook: str, name: str, config: Config) -> Run:
@@ -99,20 +92,19 @@ def _find_run(notebook: str, name: str, config: Config) -> Run:
     return Run.create(new_name(config), config)
 
 
-def latest_run(run: Run) -> Run | None:
-    """The latest run other than `run`, which became the latest when it was created."""
-    latest = _latest()
-    if latest is None or latest.path != run.path:
-        return latest
-    previous = run.manifest.get("previous", "")
-    return _latest(previous) if previous else None
-
-
-def _latest(name: str = "") -> Run | None:
+def _latest() -> Run | None:
     try:
-        return Run.open(name)
-    except ValueError:  # none yet, damaged, or made by another version of the settings
+        return Run.open()
+    except WorkbookError:  # none yet, damaged, or made by another version of the settings
         return None
+
+
+def log_row(report: Report, every: int = LOG_EVERY) -> dict[str, Any]:
+    """What metrics.jsonl keeps of a report: one update in `every`, and every validation."""
+    if report.update % every and not report.validation:
+        return {}
+    row = {"loss": report.loss, "lr": report.lr, "grad_norm": report.grad_norm, **report.terms}
+    return row | {f"validation_{key}": value for key, value in report.validation.items()}
 
 
 class Workspace:
@@ -128,7 +120,7 @@ class Workspace:
         self.config = run.config
         self.device = machine.choose_device(device) if device else run.device
         self.precision = run.precision
-        self.headless = os.environ.get("HJEPA_HEADLESS") == "1"
+        self.headless = is_headless()
 
     def __repr__(self) -> str:
         return (
@@ -136,33 +128,101 @@ class Workspace:
             f"{self.device}, {self.precision} | {self.run.path}"
         )
 
-    def input(self, stage: str, otherwise: Callable[[], Path] | None = None) -> Input:
-        """Find `stage` in this run, the latest run, or the pretrained one; else call `otherwise`.
+    # --- stages -------------------------------------------------------------------------------
+    def key(self, stage: Stage) -> str:
+        """The key that the stage has under this run's settings."""
+        return key(stage, self.config, lambda one: Run.named(one.load).key(one.name))
 
-        The latest run counts only if the settings that shape the stage agree with ours.
-        `otherwise` makes the stage (for example by a smoke training) and returns its folder.
+    def done(self, stage: Stage) -> bool:
+        """True when this run holds the stage, whole and made of what it would be made of now."""
+        return self.run.done(stage.name, self.key(stage))
+
+    def make(self, stage: Stage) -> Iterator[Report]:
+        """Run a stage here unless it is done; yields its reports. Its inputs are obtained first."""
+        if self.done(stage):
+            return
+        if stage.load:
+            self._take(stage)
+            return
+        for other in stage.reads:
+            self.obtain(other)
+        torch.manual_seed(self.config.seed)  # before any weight or batch is drawn (EB5)
+        reads = tuple(other.name for other in stage.reads if not other.recorded)
+        with self.run.stage(stage.name, stage.folder, self.key(stage), reads) as folder:
+            yield from stage.make(self, folder) or ()
+        shutil.rmtree(self.run.path / "resume" / stage.name, ignore_errors=True)
+
+    def obtain(self, stage: Stage) -> Path:
+        """Folder of a finished stage: of this run, else taken over, else made here and now.
+
+        Taken over is what has the same key and was made from the very inputs that this run has, or
+        takes with it: from the newest such run, then the pretrained one. A printed line says so.
         """
-        if self.run.done(stage):
-            return Input(_stage_folder(self.run, stage), "this run")
-        latest = latest_run(self.run)
-        if latest is not None and latest.done(stage) and self._agrees(latest, stage):
-            return Input(_stage_folder(latest, stage), f"latest run {latest.name}")
-        folder, own = pretrained_folder(), find_world(self.config.data.source) is not None
-        if (folder / "manifest.json").is_file() and not own:  # it knows Two Rooms only
-            pretrained = Run.at(folder)
-            if pretrained.done(stage):
-                return Input(_stage_folder(pretrained, stage), "pretrained")
-        if otherwise is not None:
-            return Input(otherwise(), "made now")
-        return Input(None, "nowhere")
+        if not self.done(stage) and not self._take(stage):
+            print(f"{stage.name}: no run holds it with these settings, so it is made here")
+            for _ in self.make(stage):
+                pass
+        return self.run.stage_folder(stage.name)
 
-    def _agrees(self, other: Run, stage: str) -> bool:
-        sections = STAGE_SECTIONS.get(stage)
-        if sections and stage != "data" and self.config.level1.refine_updates:
-            sections = (*sections, "distance")  # says on how many trajectories it is refined
-        changed = {key.split(".")[0] for key in differences(other.config, self.config)}
-        return not changed.intersection(sections) if sections else not changed
+    def resume(self, name: str) -> Path:
+        """Where the training `name` (a stage's, or part of one) keeps what it resumes from."""
+        return self.run.folder(f"resume/{name}")
 
+    def follow(
+        self, fit: Fit, stage: str, row: Callable[[Report], dict] = log_row
+    ) -> Iterator[Report]:
+        """Iterate a fit and log its reports to metrics.jsonl, from its checkpoint on.
+
+        `row` turns a report into what is logged, {} for nothing.
+        """
+        self.run.metrics.rewind(stage, fit.update)
+        for report in fit:
+            if found := row(report):
+                self.run.log({"stage": stage, "step": report.update, **found})
+            yield report
+
+    def _take(self, stage: Stage) -> bool:
+        """Copy the stage, with those of its inputs that this run lacks, from one other run."""
+        for other in closure(stage)[:-1]:
+            if other.load and not self.done(other):
+                self._take(other)
+        missing = [one for one in closure(stage) if one.name == stage.name or not one.recorded]
+        missing = [one for one in missing if not self.done(one)]
+        for other in self._sources(stage):
+            if all(self._offers(other, one) for one in missing):
+                for one in missing:
+                    self.run.adopt(other, one.name)
+                    print(f"{one.name}: taken from {self.origin(one.name)}")
+                return True
+        if stage.load:
+            raise RunError(f"{stage.load} has no whole stage {stage.name!r} to load")
+        return False
+
+    def _sources(self, stage: Stage) -> Iterator[Run]:
+        """Runs that may hold it: the one named by a setting, the newest first, the pretrained."""
+        for where in {one.load for one in closure(stage) if one.load}:
+            yield Run.named(where)
+        if stage.load:
+            return
+        root = outputs_root()
+        for path in [*(root / name for name in reversed(list_runs(root))), pretrained_folder()]:
+            if path != self.run.path and (path / "manifest.json").is_file():
+                with contextlib.suppress(WorkbookError):  # settings of another version
+                    yield Run.at(path)
+
+    def _offers(self, other: Run, stage: Stage) -> bool:
+        """True when `other` holds the stage, made from the inputs that this run has."""
+        if not other.done(stage.name, self.key(stage)):
+            return False
+        here = self.run.manifest["stages"]
+        read = other.manifest["stages"][stage.name].get("reads", {})
+        return all(digest(here[name]) == was for name, was in read.items() if name in here)
+
+    def origin(self, name: str) -> str:
+        """Where this run's stage came from: "this run", a run's name, or "pretrained"."""
+        return self.run.manifest["stages"][name].get("from", "this run")
+
+    # --- a notebook's own ---------------------------------------------------------------------
     def whole(self, name: str, value: Any, low: int, high: int) -> int:
         """A notebook's own whole-number parameter; ConfigError unless low <= value <= high."""
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -214,10 +274,6 @@ class Workspace:
         if isinstance(work, int):
             return tqdm(total=work, desc=desc, **options)
         return tqdm(work, desc=desc, **options)
-
-
-def _stage_folder(run: Run, stage: str) -> Path:
-    return run.path / run.manifest["stages"][stage]["folder"]
 
 
 def _show(figure: Any) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_lib.config import OptimConfig
-from hjepa_lib.files import write_atomic
+from hjepa_lib.files import WorkbookError, write_atomic
 from hjepa_lib.training import distributed
 
 RESUME = "resume.pt"
@@ -40,7 +40,7 @@ ValidateFn = Callable[[], dict[str, float]]
 OptimiserFn = Callable[[list[nn.Parameter], OptimConfig], torch.optim.Optimizer]
 
 
-class TrainingError(ValueError):
+class TrainingError(WorkbookError):
     """Training cannot go on: a loss is not finite, or a resume file does not fit the model."""
 
 

@@ -8,12 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.worlds.layout import DOOR_RANGE, HIGH, LOW, WALL_RANGE, Layout
 from hjepa_lib.worlds.trials import Trials, content_hash
 from hjepa_lib.worlds.two_rooms import inside, sample_start_goal
 
 
-class SceneError(ValueError):
+class SceneError(WorkbookError):
     """A start, goal, wall or door that cannot be played; the message is for the reader."""
 
 

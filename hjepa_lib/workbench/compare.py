@@ -125,10 +125,13 @@ def with_epochs(config: Config, epochs: int, folder: Path) -> Config:
 
 
 # --- runs -------------------------------------------------------------------------------------
-def open_run(folder: Path, name: str, config: Config) -> Workspace:
-    """A new run, or the one made before with the same settings (RunError names the first other)."""
+def open_run(folder: Path, name: str, config: Config, like: Run | None = None) -> Workspace:
+    """A new run (as measured for `like`), or the one made before with the same settings.
+
+    RunError names the first setting that is another.
+    """
     if not Run.exists(name, folder):
-        return Workspace("compare", Run.create(name, config, folder))
+        return Workspace("compare", Run.create(name, config, folder, like))
     run = Run.open(name, folder)
     for key, (stored, wanted) in differences(run.config, config).items():
         raise RunError(
@@ -151,31 +154,25 @@ def hand_over(folder: Path, names: dict[str, str], configs: list[Config], say: S
         raise RunError(
             f"stage {missing[0]!r} of {source.path} is not complete; run with --mode l1 or both"
         )
-    # A measured precision may differ from run to run; the two sides must not.
-    same = {key: source.manifest[key] for key in ("device", "precision")}
-    two = open_run(folder, names["l2"], configs[1].override(same))
+    two = open_run(folder, names["l2"], configs[1], source)
     for stage in ("data", "l1", "distance"):
         two.run.adopt(source, stage)
     say(f"{names['l2']:<16} level 1 taken over from {source.name}")
     return two
 
 
-_TRAINERS = {
-    "l1": ("level 1", stages.train_level1_stage),
-    "distance": ("distance head", stages.train_distance_stage),
-    "l2": ("level 2", stages.train_level2_stage),
-}
+_LABELS = {"l1": "level 1", "distance": "distance head", "l2": "level 2"}
 
 
 def train(ws: Workspace, wanted: tuple[str, ...], say: Say) -> None:
     """Train the stages that are not done yet; one line per validation and per stage."""
     for stage in wanted:
-        label, trainer = _TRAINERS[stage]
+        label = _LABELS[stage]
         if ws.run.done(stage):
             say(f"{ws.run.name:<16} {label} done before")
             continue
         start = time.perf_counter()
-        for row in trainer(ws):
+        for row in stages.train(ws, stage):
             if row.validation:
                 at = f"update {row.update} of {row.updates}, loss {row.loss:.4f}"
                 say(f"{ws.run.name:<16} {label}: {at}")

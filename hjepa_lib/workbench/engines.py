@@ -12,11 +12,9 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import joblib
-from filelock import FileLock
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from hjepa_lib.config import ConfigError
@@ -65,17 +63,6 @@ def run_all(
 
 def _call(work: Work, item: Any) -> Ended:
     return Ended(item, work(item), "")
-
-
-@contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold `path`'s lock file (beside it) while at work; waits for whoever holds it.
-
-    The system drops the lock with the process, so a killed worker never blocks the next one.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock"), poll_interval=0.5):
-        yield
 
 
 # --- joblib -----------------------------------------------------------------------------------

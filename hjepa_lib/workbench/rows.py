@@ -16,6 +16,7 @@ import pandas as pd
 from hjepa_lib.config import leaves
 from hjepa_lib.evaluation import failures
 from hjepa_lib.evaluation.results import Result
+from hjepa_lib.files import WorkbookError
 
 SHARED = ("protocol", "split", "layouts", "dynamics", "n", "trials_hash", "planner.steps")
 """Columns that must hold one value in a set of rows that is compared."""
@@ -26,7 +27,7 @@ SETTINGS = ("method", "cost", "control", "recipe")
 _TEXT = ("cell", "group", "recipe", "grid", "solved", "training", "trials_hash", "revision")
 
 
-class RowsError(ValueError):
+class RowsError(WorkbookError):
     """A set of rows is empty, unfinished or mixed."""
 
 

@@ -28,13 +28,6 @@ from hjepa_lib.workbench.studyfile import Grid
 from hjepa_lib.workbench.studyrow import STAGES, Cell, Row, agreeing_stages, sections_of
 from hjepa_lib.workbench.studytable import KEY, Table, digest
 
-_TRAINERS = {
-    "data": stages.make_data,
-    "l1": stages.train_level1_stage,
-    "distance": stages.train_distance_stage,
-    "l2": stages.train_level2_stage,
-    "l3": stages.train_level3_stage,
-}
 Say = Callable[..., None]
 
 
@@ -226,10 +219,10 @@ def trained_workspace(
 
 
 def _train(ws: Workspace, stage: str, say: Say) -> None:
-    reports = _TRAINERS[stage](ws)
     if stage == "data":
+        stages.make_data(ws)
         return
-    for report in reports:
+    for report in stages.train(ws, stage):
         if report.validation:
             at = f"update {report.update} of {report.updates}, loss {report.loss:.4f}"
             say(f"  {ws.run.name} {stage}: {at}", flush=True)
@@ -240,11 +233,8 @@ def _open_run(
 ) -> Run:
     """The recipe's run; RunError when other settings shape its stages `wanted`."""
     root, name = outputs_root() / grid.name, grid.run_name(recipe, seed)
-    if source is not None:
-        # A measured precision may differ from run to run; what is compared must not.
-        config = config.override({key: source.manifest[key] for key in ("device", "precision")})
     if not Run.exists(name, root):
-        return Run.create(name, config, root)
+        return Run.create(name, config, root, source)
     run = Run.open(name, root)
     shaping = sections_of(wanted, config)
     for key, (stored, asked) in differences(run.config, config).items():

@@ -24,7 +24,7 @@ from pandas.api.types import is_object_dtype
 
 from hjepa_lib.config import Config, ConfigError, flatten, profile, read_yaml
 from hjepa_lib.figures.sweeps import write_figures
-from hjepa_lib.files import read_json, sha256, write_atomic, write_json
+from hjepa_lib.files import exclusive, read_json, sha256, write_atomic, write_json
 from hjepa_lib.runs import machine
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.remote import push_files
@@ -200,7 +200,7 @@ def _run_cell(cell: Cell, root: Path, notebooks: list[Path], threads: int | None
     try:
         if not path.parent.is_dir() or not all(notebook.is_file() for notebook in notebooks):
             raise RunError(f"this worker does not see {path.parent} and {notebooks[0].parent}")
-        with engines.exclusive(path):
+        with exclusive(path):
             _go_on(cell, root, notebooks, threads)
     except Exception as error:
         return Outcome(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from hjepa_lib.config import ConfigError
+from hjepa_lib.files import WorkbookError
 
 TOLERANCE = 0.05
 """Largest mean difference of the two sides' numbers, as a share: bf16 rounding stays below it."""
@@ -23,7 +24,7 @@ WARM_UP = 2
 Side = Callable[[], Any]
 
 
-class BenchError(ValueError):
+class BenchError(WorkbookError):
     """Baseline and candidate do not compute the same, so their times say nothing."""
 
 

@@ -148,9 +148,8 @@ def train(ws: Workspace, variant: Variant, base: Workspace | None = None, say=pr
     that its changes go on top of (default: those of `ws`). RunError when a folder of that name was
     made with other settings.
     """
-    same = {"device": ws.device, "precision": ws.precision}  # measured once, for the run
-    config = (base or ws).config.override(variant.changes | same)
-    side = compare.open_run(folder_of(ws), variant.name, config)
+    config = (base or ws).config.override(variant.changes)
+    side = compare.open_run(folder_of(ws), variant.name, config, ws.run)
     if base is not None:
         for stage in ("data", "l1", "distance"):
             side.run.adopt(base.run, stage)

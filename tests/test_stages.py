@@ -1,0 +1,203 @@
+"""A stage is known by what made it: keys, and where inputs come from (faults I1 to I7, C11)."""
+
+import os
+
+import pytest
+import torch
+
+from hjepa_lib.config import profile
+from hjepa_lib.runs import stages
+from hjepa_lib.runs.keys import Stage, closure, key
+from hjepa_lib.runs.run import Run, RunError
+from hjepa_lib.runs.workspace import Workspace
+
+CONFIG = profile("smoke").override({"device": "cpu", "precision": "fp32"})
+NAMES = ("data", "l1", "distance", "l2")
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """An outputs folder of its own; nothing is pretrained."""
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.setattr("hjepa_lib.runs.run.repository", lambda: tmp_path / "nowhere")
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """The core's stages with makers that write what they would depend on; returns their log."""
+    made = []
+
+    def maker(name):
+        def make(ws, folder, **_):
+            made.append((ws.run.name, name))
+            (folder / f"{name}.txt").write_text(f"{ws.config.seed} {torch.rand(1).item()}")
+            yield from ()
+
+        return make
+
+    for name, attribute in zip(NAMES, ("data", "level1", "distance", "macro"), strict=True):
+        monkeypatch.setattr(stages, f"_make_{attribute}", maker(name))
+    return made
+
+
+def begin(name, changes="", seed=0, of=CONFIG):
+    return Workspace("test", Run.create(name, of.override(changes).override({"seed": seed})))
+
+
+def obtain(ws, *names):
+    return [ws.obtain(stages.core_stages(ws.config)[name]) for name in names]
+
+
+def origins(ws, *names):
+    return [ws.origin(name) for name in names]
+
+
+def keys(changes="", seed=0):
+    config = CONFIG.override(changes).override({"seed": seed})
+    return {name: key(stage, config) for name, stage in stages.core_stages(config).items()}
+
+
+def test_the_key_holds_what_shapes_a_stage_and_nothing_else():
+    plain = keys()
+    assert keys("planning.cost=latent,evaluation.trials=3,device=auto,tracker=tensorboard") == plain
+    for name, changes, shaped in (
+        ("seed", {"seed": 1}, NAMES),  # I1
+        ("data", {"changes": "data.transitions=9000"}, NAMES),
+        ("level 1", {"changes": "level1.width=8"}, NAMES[1:]),
+        ("precision", {"changes": "precision=auto"}, NAMES[1:]),
+        ("head", {"changes": "distance.dim=8"}, NAMES[2:]),  # I2: its reach is level 2's
+        ("level 2", {"changes": "level2.hidden=8"}, NAMES[3:]),
+        ("joint", {"changes": "level2.train=joint"}, NAMES[1:]),  # I2
+    ):
+        other = keys(**changes)
+        assert [one for one in NAMES if other[one] != plain[one]] == list(shaped), name
+    joint = keys("level2.train=joint")
+    assert keys("level2.train=joint,level2.hidden=8")["l1"] != joint["l1"]
+
+
+def test_a_raised_recipe_changes_every_key_above_it():
+    data = Stage("data", print, ("data",))
+    for recipe, same in ((1, True), (2, False)):
+        above = Stage("l1", print, ("level1",), (Stage("data", print, ("data",), recipe=recipe),))
+        assert (key(above, CONFIG) == key(Stage("l1", print, ("level1",), (data,)), CONFIG)) is same
+    assert [one.name for one in closure(above)] == ["data", "l1"]
+
+
+def test_i1_a_run_of_another_seed_trains_its_own(root, toy, capsys):
+    obtain(begin("zero"), "l2")
+    ws = begin("one", seed=1)
+    obtain(ws, "l2", "l1")
+    assert [name for run, name in toy if run == "one"] == ["data", "l1", "distance", "l2"]
+    assert origins(ws, *NAMES) == ["this run"] * 4
+    assert "l1: no run holds it with these settings" in capsys.readouterr().out
+    again = begin("again", "planning.cost=latent")
+    obtain(again, "l2")
+    assert origins(again, "l1", "distance", "l2") == ["zero"] * 3
+    assert "l2: taken from zero" in capsys.readouterr().out
+
+
+def test_i3_a_set_of_models_comes_from_one_run(root, toy):
+    """Runs with equal keys have other weights: a head of one never meets level 1 of another."""
+    first, second = begin("first"), begin("second")
+    for ws in (first, second):
+        list(ws.make(stages.core_stages(ws.config)["l1"]))
+        (ws.run.path / "l1" / "l1.txt").write_text(ws.run.name)  # as another machine would round
+        with ws.run.stage("l1", key=ws.run.key("l1")):
+            pass
+    list(first.make(stages.core_stages(CONFIG)["distance"]))
+    obtain(first, "l2")
+    os.utime(second.run.path / "manifest.json")
+    ws = begin("third")
+    obtain(ws, "l1")
+    assert origins(ws, "l1") == ["second"]  # the newest that has it
+    obtain(ws, "l2")
+    assert origins(ws, "l1", "distance", "l2") == ["second", "this run", "this run"]
+    fourth = begin("fourth")
+    obtain(fourth, "l2", "distance", "l1")
+    assert origins(fourth, "l1", "distance", "l2") == ["second", "third", "third"]
+
+
+def test_i5_the_newest_run_that_has_the_stage_is_asked(root, toy):
+    obtain(begin("donor"), "l1")
+    begin("empty")
+    ws = begin("mine")
+    obtain(ws, "l1")
+    assert origins(ws, "l1") == ["donor"]
+
+
+def test_i6_a_short_training_never_passes_for_a_long_one(root, toy):
+    """Nothing stands in: what is missing is made with the settings asked for."""
+    short = begin("short", "level1.optim.updates=5")
+    obtain(short, "l1")
+    ws = begin("long", "level1.optim.updates=500")
+    obtain(ws, "l1")
+    assert origins(ws, "l1") == ["this run"]
+    assert not any("input" in note for note in ws.run.manifest["notes"])
+
+
+def test_i7_level_2_is_stale_once_this_run_makes_its_own_level_1(root, toy):
+    obtain(begin("donor"), "l2")
+    ws = begin("mine")
+    obtain(ws, "l2")
+    assert origins(ws, "l1", "l2") == ["donor", "donor"]
+    level1 = stages.core_stages(ws.config)["l1"]
+    with ws.run.stage("l1", key=ws.key(level1)) as folder:
+        (folder / "l1.txt").write_text("made here")
+    assert not ws.done(stages.core_stages(ws.config)["l2"])
+
+
+def test_i4_c11_a_level_1_of_other_settings_is_taken_only_by_name(root, toy):
+    obtain(begin("donor", "level1.width=8"), "distance")
+    ws = begin("mine", seed=3)
+    obtain(ws, "l1")
+    assert origins(ws, "l1") == ["this run"]
+    for where in ("donor", str(root / "donor")):
+        named = begin(f"named-{len(where)}", {"level1.load": where})
+        assert list(stages.train(named, "l1")) == []
+        obtain(named, "l2")
+        assert origins(named, "l1", "distance") == ["donor", "donor"]
+        assert origins(named, "l2") != ["donor"]  # of another seed
+        assert named.run.key("l1") == Run.open("donor").key("l1")
+    with pytest.raises(RunError, match="does not exist"):
+        obtain(begin("bad", "level1.load=nobody"), "l1")
+
+
+def test_a_run_made_before_there_were_keys_is_input_only_when_named(root, toy):
+    old = begin("old")
+    obtain(old, "l1")
+    old.run._update(lambda manifest: manifest["stages"]["l1"].pop("key"))
+    ws = begin("mine")
+    obtain(ws, "l1")
+    assert origins(ws, "l1") == ["this run"]
+    named = begin("named", "level1.load=old")
+    obtain(named, "l1")
+    assert origins(named, "l1") == ["old"]
+    assert named.done(stages.core_stages(named.config)["l1"])
+
+
+def test_i11_a_cell_of_an_experiment_is_never_the_latest(root):
+    Run.create("mine", CONFIG)
+    Run.create("grid/cell", CONFIG)
+    Run.create("elsewhere", CONFIG, root / "study")
+    assert Run.open().name == "mine"
+
+
+def test_s1_a_run_of_a_gpu_opens_where_there_is_none(root, capsys, monkeypatch):
+    run = Run.create("gpu", CONFIG)
+    run._update(lambda manifest: manifest.__setitem__("device", "cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Workspace("test", run).device == "cpu"
+    assert "made on cuda, which this machine lacks" in capsys.readouterr().out
+
+
+def test_s10_a_manifest_cannot_name_files_outside_its_run(root, toy):
+    donor = begin("donor")
+    obtain(donor, "l1")
+
+    def outside(manifest):
+        manifest["stages"]["l1"]["files"][0]["path"] = "../../secret"
+
+    donor.run._update(outside)
+    with pytest.raises(ValueError, match="no file below"):
+        begin("mine").run.adopt(donor.run, "l1")
