@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from hjepa_lib.data.windows import Windows
 from hjepa_lib.files import read_json
 from hjepa_lib.models.checkpoint import load_level1
 from hjepa_lib.models.objectives import loss_terms
-from hjepa_lib.runs import devices
+from hjepa_lib.runs import stages
 from hjepa_lib.runs.run import Run
 from hjepa_lib.training import distributed, probes
 from hjepa_lib.training.level1 import level1_loss
@@ -145,7 +144,7 @@ def test_alone_nothing_changes():
 def test_joint_training_is_refused(monkeypatch):
     monkeypatch.setattr(distributed, "count", lambda: 2)
     with pytest.raises(ConfigError, match=r"level2\.train=joint runs in one process"):
-        devices._check(SimpleNamespace(config=tiny_config(level2__train="joint")))
+        stages.check_processes(tiny_config(level2__train="joint"))
 
 
 def test_torchrun_leaves_the_run_of_one_process(tmp_path, monkeypatch):
@@ -163,7 +162,7 @@ def test_torchrun_leaves_the_run_of_one_process(tmp_path, monkeypatch):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("go on with: python -m hjepa_lib run --name two --resume") == 1
-    devices.train(lambda: Run.create("one", profile("smoke").override(settings)))
+    stages.train_run(lambda: Run.create("one", profile("smoke").override(settings)))
     one, two = runs = [Run.open(name) for name in ("one", "two")]
     assert all(two.done(stage) for stage in ("data", "l1", "distance", "l2"))
     assert not list(two.path.glob("resume/*"))

@@ -289,8 +289,7 @@ def train_run(open_run: Callable[[], Run], say: Say = print) -> None:
     try:
         run = Run.at(Path(distributed.from_first(lambda: str(open_run().path))))
         ws = Workspace("train", run)
-        if distributed.count() > 1 and is_joint(ws.config):
-            raise ConfigError("level2.train=joint runs in one process: start it without torchrun")
+        check_processes(ws.config)
         first = distributed.rank() == 0
         if first:
             say(f"{ws!r}, {distributed.count()} processes")
@@ -310,6 +309,12 @@ def train_run(open_run: Callable[[], Run], say: Say = print) -> None:
     for stage in wanted_stages(ws.config):
         exhaust(ws.make(stage), stage.name, say)
     say(f"trained; go on with: python -m hjepa_lib run --name {run.name} --resume")
+
+
+def check_processes(config: Config) -> None:
+    """ConfigError when several processes cannot share the work: joint training draws noise."""
+    if distributed.count() > 1 and is_joint(config):
+        raise ConfigError("level2.train=joint runs in one process: start it without torchrun")
 
 
 def _join_level1(ws: Workspace) -> None:
