@@ -314,7 +314,7 @@ REFUSED = {
 """Leaves that exist because a section is shared, and refuse every other value (tested above)."""
 
 NOT_BY_EFFECT = {
-    "level1.load",  # where level 1 comes from (test_stages.py)
+    "level1.load": "says where level 1 comes from, see test_stages.py",
     "profile": "a label: it says which defaults were taken",
     "device": "only the CPU is present everywhere; choose_device is tested below",
     "evaluation.matched_dynamics": "read by a notebook, see the test of notebooks",
