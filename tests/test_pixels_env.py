@@ -15,13 +15,12 @@ from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import EnvironmentConfig
 from hjepa_lib.pixels import worlds
 from hjepa_lib.pixels.env import (
-    ActionRepeat,
     FrameSkip,
-    MergeStack,
     PixelObservation,
     describe_actions,
     is_picture,
     make_env,
+    merge_stack,
     open_env,
     stack_frames,
     to_frame,
@@ -125,7 +124,7 @@ def test_an_unknown_id_is_one_sentence(name, sentence):
 
 def test_an_absent_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ale_py", None)  # what an absent package looks like
-    with pytest.raises(ConfigError, match=r"pip install 'hjepa-lib\[rl\]'"):
+    with pytest.raises(ConfigError, match=r"not installed: pip install ale-py"):
         open_env("ALE/Breakout-v5")
 
 
@@ -224,13 +223,41 @@ def test_nan_is_refused():
         to_frame(image, 16)
 
 
-@pytest.mark.parametrize(("top", "expected"), [(255.0, 1), (1.0, 255), (np.inf, 255)])
-def test_the_declared_range_decides_what_white_is(top, expected):
-    """F14: an almost black frame of a 0..255 environment stays almost black."""
-    space = spaces.Box(0, top, (16, 16), np.float32)
-    env = type("Floats", (Counting,), {"observation_space": space})()
-    env._frame = lambda: np.ones((16, 16), np.float32)
-    assert PixelObservation(env, 16).reset()[0].max() == expected
+def seen_in(space, image):
+    """A frame of an environment that declares `space` and shows `image`."""
+    env = type("Shown", (Counting,), {"observation_space": space})()
+    env._frame = lambda: np.asarray(image, space.dtype)
+    return PixelObservation(env, 16).reset()[0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kind", "shown", "expected"),
+    [
+        (0, 255, np.float32, 1, 1), (0, 1, np.float32, 1, 255), (0, np.inf, np.float32, 1, 255),
+        (-1, 1, np.float32, -1, 0), (-1, 1, np.float32, 0, 128), (-1, 1, np.float32, 1, 255),
+        (0, 65_535, np.uint16, 257, 1), (0, 65_535, np.uint16, 65_535, 255),
+        (0, 4_095, np.uint16, 4_095, 255), (0, 1, np.uint8, 1, 255), (0, 255, np.int64, 300, 255),
+    ],
+)  # fmt: skip
+def test_the_declared_range_decides_what_black_and_white_are(low, high, kind, shown, expected):
+    """F14, D7: almost black stays so, [-1, 1] keeps its negative half and uint16 its range."""
+    space = spaces.Box(low, high, (16, 16), kind)
+    assert (seen_in(space, np.full((16, 16), shown)) == expected).all()
+
+
+def test_a_range_that_nobody_declares_is_guessed_or_refused():
+    """D7."""
+    assert to_frame(np.full((16, 16), 65_535, np.uint16), 16).min() == 255
+    with pytest.raises(ValueError, match="below 0, but no range is declared"):
+        to_frame(np.full((16, 16), -1.0), 16)
+
+
+@pytest.mark.parametrize("gray", [True, False])
+def test_of_a_stack_of_grey_frames_the_newest_is_taken(gray):
+    """D7: four planes first are no colours and no alpha."""
+    stack = np.stack([np.full((84, 84), level, np.uint8) for level in (10, 20, 30, 40)])
+    frame = to_frame(stack, 64, gray)
+    assert frame.shape == (1 if gray else 3, 64, 64) and (frame == 40).all()
 
 
 def test_render_stands_in_for_numbers():
@@ -275,7 +302,7 @@ def test_stack_repeats_the_first_frame_and_keeps_order():
 
 
 def test_merged_stack_keeps_the_order_of_frames():
-    env = MergeStack(stack_frames(PixelObservation(Counting(20), 16, grayscale=False), 2))
+    env = merge_stack(stack_frames(PixelObservation(Counting(20), 16, grayscale=False), 2))
     env.reset()
     state, *_ = env.step(0)
     assert state.shape == (6, 16, 16)
@@ -286,7 +313,7 @@ def test_merged_stack_keeps_the_order_of_frames():
 @pytest.mark.parametrize("cut", [False, True])
 def test_repeat_sums_rewards_and_stops_at_the_end(cut):
     inner = Counting(5, cut)
-    env = ActionRepeat(inner, 3)
+    env = FrameSkip(inner, 2)
     env.reset()
     frame, reward, terminated, truncated, _ = env.step(2)
     assert (reward, terminated, truncated) == (1 + 2 + 3, False, False) and frame.max() == 3
@@ -298,9 +325,7 @@ def test_repeat_sums_rewards_and_stops_at_the_end(cut):
 @pytest.mark.parametrize("times", [0, 1])
 def test_one_repeat_is_no_wrapper(times):
     env = make_env(EnvironmentConfig(id=DRIFT_ID), action_repeat=times)
-    assert not isinstance(env, ActionRepeat)
-    with pytest.raises(ConfigError, match="at least once"):
-        ActionRepeat(Counting(), 0)
+    assert not isinstance(env, FrameSkip)
 
 
 def test_skip_of_zero_changes_nothing():
@@ -334,7 +359,7 @@ def test_skipped_and_repeated_steps_count_toward_the_limit():
     config = EnvironmentConfig(id=DRIFT_ID, max_steps=7)
     for env in (
         FrameSkip(make_env(config), 1, lambda _: 0),
-        ActionRepeat(make_env(config), 2),
+        make_env(config, action_repeat=2),
     ):
         env.reset(seed=0)
         ends = [env.step(1)[3] for _ in range(4)]

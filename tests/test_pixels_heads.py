@@ -22,6 +22,7 @@ from hjepa_lib.pixels.heads import HeadError, RewardHead, build_head, head_input
 from hjepa_lib.pixels.training import fit_pixels
 from hjepa_lib.pixels.transitions import TransitionBatch
 from hjepa_lib.runs import workspace
+from hjepa_lib.training.batches import draw_batch
 from hjepa_lib.training.loop import Report, step_generator
 
 # Stand-ins have small odd weights, and the loop says so.
@@ -239,9 +240,9 @@ def test_log_keys():
 
 
 def test_batches_are_a_function_of_seed_and_update():
-    one = heads.draw_batch(90, 16, step_generator(1, 7))
-    assert torch.equal(one, heads.draw_batch(90, 16, step_generator(1, 7)))
-    assert not torch.equal(one, heads.draw_batch(90, 16, step_generator(1, 8)))
+    one = draw_batch(90, 16, step_generator(1, 7))
+    assert torch.equal(one, draw_batch(90, 16, step_generator(1, 7)))
+    assert not torch.equal(one, draw_batch(90, 16, step_generator(1, 8)))
 
 
 # --- scores -----------------------------------------------------------------------------------

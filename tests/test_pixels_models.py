@@ -33,6 +33,8 @@ from hjepa_lib.pixels import figures_reconstructions as reconstructions
 from hjepa_lib.pixels.models import (
     ActionEmbedding,
     PixelShapes,
+    build_pixel_model,
+    matched_counts,
     shapes_of,
 )
 from hjepa_lib.pixels.networks import (
@@ -41,7 +43,6 @@ from hjepa_lib.pixels.networks import (
     initialise,
     parameter_counts,
 )
-from hjepa_lib.pixels.pixel_models import build_pixel_model, matched_counts
 
 TRAINED = ("enc_dec", "enc_dec_jepa", "jepa")
 KINDS = ("vit", "cnn", "mlp")
@@ -58,7 +59,7 @@ def build(name, shapes=SHAPES, **changes):
 def test_one_field_switches_the_encoder(kind, channels):
     """MOD-1: every encoder maps a stack to (B, D), at the default width of 64."""
     config = PixelEncoderConfig(kind=kind, depth=1, temporal_depth=1, cnn_filters=4, mlp_hidden=8)
-    encoder = build_pixel_encoder(config, channels, 4, 16)
+    encoder = build_pixel_encoder(config, PixelShapes(channels, 4, 16, "discrete", 4))
     assert encoder(torch.rand(2, 4, channels, 16, 16)).shape == (2, 64)
 
 
@@ -66,7 +67,7 @@ def test_an_unknown_encoder_or_model_is_one_sentence():
     config = PixelEncoderConfig()
     object.__setattr__(config, "kind", "resnet")
     with pytest.raises(ConfigError, match="unknown encoder 'resnet'; known: vit, cnn, mlp"):
-        build_pixel_encoder(config, 1, 4, 16)
+        build_pixel_encoder(config, SHAPES)
     with pytest.raises(ConfigError, match="kind must be one of"):
         PixelEncoderConfig(kind="resnet")
     with pytest.raises(ConfigError, match="unknown model 'gan'"):
@@ -78,21 +79,23 @@ def test_an_unknown_encoder_or_model_is_one_sentence():
 def test_vit_shapes(pool, temporal):
     """MOD-2: pooling and depth of the temporal transformer, and rectangular frames."""
     config = tiny_pixels(encoder__pool=pool, encoder__temporal_depth=temporal).encoder
-    encoder = build_pixel_encoder(dataclasses.replace(config, kind="vit"), 1, STACK, (16, 24))
+    encoder = build_pixel_encoder(
+        dataclasses.replace(config, kind="vit"), SHAPES._replace(image_size=(16, 24))
+    )
     assert encoder(torch.rand(2, STACK, 1, 16, 24)).shape == (2, 8)
 
 
 def test_an_image_that_does_not_divide_into_patches_is_refused():
     config = tiny_pixels(encoder__kind="vit", encoder__patch=5).encoder
     with pytest.raises(ConfigError, match="16 x 16 px do not divide into 5 px patches"):
-        build_pixel_encoder(config, 1, STACK, 16)
+        build_pixel_encoder(config, SHAPES)
     with pytest.raises(ConfigError, match="do not divide into 5 px patches"):
-        PatchDecoder(tiny_pixels(decoder__patch=5).decoder, 8, 1, 16)
+        PatchDecoder(tiny_pixels(decoder__patch=5).decoder, 8, SHAPES)
 
 
 def vit():
     torch.manual_seed(0)
-    encoder = build_pixel_encoder(tiny_pixels(encoder__kind="vit").encoder, 1, STACK, SIDE).eval()
+    encoder = build_pixel_encoder(tiny_pixels(encoder__kind="vit").encoder, SHAPES).eval()
     initialise(encoder)
     return encoder
 
@@ -131,7 +134,7 @@ def test_without_positions_order_is_invisible_and_with_them_it_is_not(where):
 def test_cnn_takes_square_and_rectangular_inputs(size, hidden):
     """MOD-3: filters double, sides halve (rounded up), an optional hidden layer."""
     config = tiny_pixels(encoder__cnn_hidden=hidden).encoder
-    encoder = build_pixel_encoder(config, 1, STACK, size)
+    encoder = build_pixel_encoder(config, SHAPES._replace(image_size=size))
     assert encoder(torch.rand(2, STACK, 1, *size)).shape == (2, 8)
     convs = [layer for layer in encoder.convs if isinstance(layer, nn.Conv2d)]
     assert [layer.out_channels for layer in convs] == [4, 8, 16]
@@ -144,7 +147,7 @@ def test_an_mlp_without_layers_is_linear():
     """MOD-4: f(x + y) - f(0) = (f(x) - f(0)) + (f(y) - f(0)); with layers it is not."""
     for layers, linear in ((0, True), (2, False)):
         config = tiny_pixels(encoder__kind="mlp", encoder__mlp_layers=layers).encoder
-        encoder = build_pixel_encoder(config, 1, STACK, SIDE)
+        encoder = build_pixel_encoder(config, SHAPES)
         x, y = torch.randn(2, 1, STACK, 1, SIDE, SIDE)
         with torch.no_grad():
             zero = encoder(torch.zeros_like(x))
@@ -225,7 +228,6 @@ def test_pixels_are_scaled_to_one_inside_the_model():
         model.encode(state.float())
     with pytest.raises(ValueError, match=r"\(B, 3, 1, 16, 16\), got \(2, 3, 1, 16, 15\)"):
         model.encode(state[..., :-1])
-    assert model.newest(state).shape == (2, 1, SIDE, SIDE)
 
 
 # --- decoder ----------------------------------------------------------------------------------
@@ -233,7 +235,7 @@ def test_decoder_shapes_and_patches_in_their_places():
     """MOD-6: (B, C, H, W) with one query per patch, each drawing its own patch alone."""
     torch.manual_seed(0)
     config = tiny_pixels().decoder
-    decoder = PatchDecoder(config, 8, 3, (16, 24)).eval()
+    decoder = PatchDecoder(config, 8, SHAPES._replace(channels=3, image_size=(16, 24))).eval()
     latent = torch.randn(2, 8)
     assert decoder(latent).shape == (2, 3, 16, 24)
     assert decoder.query.shape[0] == 4 * 6
@@ -249,7 +251,7 @@ def test_decoder_shapes_and_patches_in_their_places():
 
 def test_the_decoder_uses_its_input_and_every_weight_learns():
     torch.manual_seed(0)
-    decoder = PatchDecoder(tiny_pixels().decoder, 8, 1, 16)
+    decoder = PatchDecoder(tiny_pixels().decoder, 8, SHAPES)
     initialise(decoder)
     latent = torch.randn(4, 8, requires_grad=True)
     (decoder(latent) - torch.rand(4, 1, 16, 16)).square().mean().backward()

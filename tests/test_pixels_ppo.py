@@ -40,7 +40,7 @@ def collected():
 
 def test_an_absent_extra_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
-    with pytest.raises(ConfigError, match=r"not installed: pip install 'hjepa-lib\[rl\]'"):
+    with pytest.raises(ConfigError, match=r"not installed: pip install stable-baselines3"):
         collect(settings(), 0)
 
 
@@ -95,13 +95,12 @@ def test_rewards_sum_up_through_all_wrappers(monkeypatch, repeat):
         return env
 
     monkeypatch.setattr("hjepa_lib.pixels.env.open_env", watched)
-    env = ppo.make_training_env(settings(environment__action_repeat=repeat))
-    env.reset(seed=0)
+    env = ppo.make_training_envs(settings(environment__action_repeat=repeat), 0, [])
+    state = env.reset()[0]
     handed, done, info = [], False, {}
     while not done:
-        state, reward, terminated, truncated, info = env.step(1)
+        _, (reward,), (done,), (info,) = env.step([1])
         handed.append(reward)
-        done = terminated or truncated
     assert state.shape == (4, 16, 16) and state.dtype == np.uint8
     assert len(base) == 12 and len(handed) == 12 // repeat
     assert handed == pytest.approx(np.reshape(base, (-1, repeat)).sum(1))
@@ -174,9 +173,9 @@ def test_log_std_rises_by_the_noise():
     config = settings(environment__id="hjepa/TwoRooms-v0")
     model, _ = ppo.train_policy(config, 0, [])
     before = model.policy.log_std.detach().clone()
-    ppo._add_noise(model, 0.0, [])
+    ppo.widen_policy(model, 0.0, [])
     assert torch.equal(model.policy.log_std, before)
-    ppo._add_noise(model, 0.7, [])
+    ppo.widen_policy(model, 0.7, [])
     assert torch.allclose(model.policy.log_std, before + 0.7)
 
 
@@ -192,7 +191,7 @@ def test_noise_widens_the_actions_that_are_collected():
 @needs_rl
 def test_noise_on_discrete_actions_is_noted():
     notes = []
-    ppo._add_noise(ppo.train_policy(settings(), 0, [])[0], 0.5, notes)
+    ppo.widen_policy(ppo.train_policy(settings(), 0, [])[0], 0.5, notes)
     assert "no effect" in notes[0]
 
 

@@ -38,11 +38,16 @@ from hjepa_lib.pixels import two_stages as vjepa2stages
 from hjepa_lib.pixels.collect import acquire, collect
 from hjepa_lib.pixels.files import save_model
 from hjepa_lib.pixels.heads import HeadLog
-from hjepa_lib.pixels.pixel_models import build_pixel_model
+from hjepa_lib.pixels.models import build_pixel_model
 from hjepa_lib.pixels.pixellog import model_log
-from hjepa_lib.pixels.train_vjepa2 import encode_states, fit_stage1, fit_stage2
 from hjepa_lib.pixels.training import fit_pixels, mean_loss
-from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel
+from hjepa_lib.pixels.vjepa2 import (
+    MaskedPrediction,
+    WorldModel,
+    encode_states,
+    fit_stage1,
+    fit_stage2,
+)
 from hjepa_lib.runs import trackers
 from hjepa_lib.training.loop import Fit, Report
 
@@ -81,7 +86,7 @@ def stage1_print(config):
 def stage2_fit(config, updates=2):
     """(world model, its fit) on the latents of an encoder as it was drawn."""
     torch.manual_seed(0)
-    encoder = MaskedPrediction(config, SHAPES).online.eval()
+    encoder = MaskedPrediction(config, SHAPES)
     world = WorldModel(config, SHAPES)
     windows = encode_states(encoder, tiny_transitions(), config.data.sequence)
     # Decay alone would move a weight that learns nothing.
@@ -203,8 +208,10 @@ def test_a_frame_skip_beside_repeated_actions_is_refused():
 def test_settings_of_ppo_that_shape_its_environments(monkeypatch):
     """DATA-2: `n_envs`, `policy`, `action_repeat`; the others: tests/test_pixels_ppo.py."""
     pytest.importorskip("stable_baselines3")
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
     monkeypatch.setattr(ppo, "usable_cores", lambda: 2)
-    monkeypatch.setattr(ppo, "_in_processes", lambda makers, notes: None)
+    monkeypatch.setattr("stable_baselines3.common.vec_env.SubprocVecEnv", DummyVecEnv)
 
     def settings(**changes):
         changes = {"n_envs": 2, "steps": 4, "n_steps": 2} | changes
@@ -326,7 +333,7 @@ def test_jepa_stops_on_its_full_validation_loss():
         assert found["vicreg_total"] > 0 and found["loss"] > found["prediction"]
     assert fit.best_loss == min(found["loss"] for found in checks)
     model.eval()
-    again = mean_loss(model, validation, config.optim.batch, torch.device("cpu"))
+    again = mean_loss(lambda d, i, _: model.loss(d.batch(i)), validation, config.optim.batch)
     assert checks[-1]["loss"] == pytest.approx(again["loss"], rel=1e-5)
 
 

@@ -29,8 +29,7 @@ from hjepa_lib.pixels import figures_reconstructions as reconstructions
 from hjepa_lib.pixels import stages as pixelstages
 from hjepa_lib.pixels.files import FILES, fill_model, load_model_file, save_model
 from hjepa_lib.pixels.frames import frame_errors, mean_frame
-from hjepa_lib.pixels.models import shapes_of
-from hjepa_lib.pixels.pixel_models import build_pixel_model
+from hjepa_lib.pixels.models import build_pixel_model, shapes_of
 from hjepa_lib.pixels.pixellog import model_log
 from hjepa_lib.pixels.training import budget, fit_pixels
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction

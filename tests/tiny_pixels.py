@@ -9,8 +9,7 @@ import torch
 
 from hjepa_lib.config import Config, profile
 from hjepa_lib.config.pixels import PixelsConfig
-from hjepa_lib.pixels.models import PixelShapes
-from hjepa_lib.pixels.transitions import Transitions
+from hjepa_lib.pixels.transitions import PixelShapes, Transitions
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 

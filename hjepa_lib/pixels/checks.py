@@ -1,13 +1,8 @@
 """Do training and validation transitions look alike, and what is in them (DATA-8, DATA-9)?
 
-Each quantity is one number per sampled transition: a pixel drawn at random from the newest frame,
-that frame's mean brightness, the reward. Three two-sample tests ask whether both parts could come
-from one distribution: Kolmogorov-Smirnov (any difference), Mann-Whitney U (location) and
-k-sample Anderson-Darling (tails; above 25 values per part). A p-value below 0.05 is flagged. The
-tests take samples as independent; neighbours of an episode are not, and parts of few episodes
-differ more than by chance of sampling: a flag asks for a look at the episodes, it is no verdict.
-The rule `moments` needs no tests: it flags a relative difference of the means above 0.1 or of the
-standard deviations above 0.2.
+Each quantity is one number per sampled transition. Two-sample tests (Kolmogorov-Smirnov: any
+difference; Mann-Whitney U: location; Anderson-Darling: tails) take samples as independent, which
+neighbours of an episode are not: a flag asks for a look at the episodes, it is no verdict.
 """
 
 from __future__ import annotations
@@ -28,9 +23,11 @@ from hjepa_lib.pixels.transitions import DataError, Transitions
 SAMPLES = 1_000
 """Transitions of each part that are looked at, at most."""
 LEVEL = 0.05
-MEAN_SHIFT, STD_SHIFT = 0.1, 0.2
-_LEAST_ANDERSON = 25
+"""A smaller p-value is flagged by the rule `tests`."""
+LIMITS = {"mean": 0.1, "std": 0.2}
+"""Relative differences above these are flagged by the rule `moments`."""
 RULES = ("tests", "moments")
+_LEAST_ANDERSON = 25
 
 
 class Summary(NamedTuple):
@@ -67,10 +64,8 @@ def summarise(values: np.ndarray) -> Summary:
     if len(values) == 0:
         return Summary(0, *[float("nan")] * 7)
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
-    return Summary(
-        len(values), float(values.mean()), float(values.std()), float(middle),
-        float(values.min()), float(values.max()), float(low), float(high),
-    )  # fmt: skip
+    found = (values.mean(), values.std(), middle, values.min(), values.max(), low, high)
+    return Summary(len(values), *map(float, found))
 
 
 def compare(quantity: str, train: np.ndarray, validation: np.ndarray, rule: str = "tests") -> Check:
@@ -84,22 +79,19 @@ def compare(quantity: str, train: np.ndarray, validation: np.ndarray, rule: str 
     parts = [np.asarray(part, dtype=np.float64).ravel() for part in (train, validation)]
     if not all(np.isfinite(part).all() for part in parts):
         raise DataError(f"{quantity} holds NaN or infinite values")
-    summaries = [summarise(part) for part in parts]
-    p_values: dict[str, float] = {}
-    if min(map(len, parts)) == 0:
-        flags: tuple[str, ...] = ("empty",)
-    elif rule == "tests":
-        p_values = _p_values(*parts)
-        flags = tuple(test for test, p in p_values.items() if p < LEVEL)
-    else:
-        flags = _moment_flags(*summaries)
-    return Check(quantity, *summaries, p_values, flags)
+    left, right = map(summarise, parts)
+    p_values = _p_values(*parts) if rule == "tests" and min(left.n, right.n) > 1 else {}
+    flags = [test for test, p in p_values.items() if p < LEVEL]
+    if min(left.n, right.n) == 0:
+        flags = ["empty"]
+    elif rule == "moments":  # a reference of 0 makes any difference infinite
+        for name, limit in LIMITS.items():
+            reference, other = getattr(left, name), getattr(right, name)
+            flags += [name] * (abs(other - reference) > limit * abs(reference))
+    return Check(quantity, left, right, p_values, tuple(flags))
 
 
 def _p_values(train: np.ndarray, validation: np.ndarray) -> dict[str, float]:
-    smaller = min(len(train), len(validation))
-    if smaller < 2:
-        return {}
     distinct = len(np.unique(np.concatenate((train, validation)))) > 1
     with warnings.catch_warnings():
         # About ties, and about p of Anderson-Darling being cut to [0.001, 0.25].
@@ -108,19 +100,9 @@ def _p_values(train: np.ndarray, validation: np.ndarray) -> dict[str, float]:
             "kolmogorov_smirnov": stats.ks_2samp(train, validation),
             "mann_whitney": stats.mannwhitneyu(train, validation),
         }
-        if smaller > _LEAST_ANDERSON and distinct:
+        if min(len(train), len(validation)) > _LEAST_ANDERSON and distinct:
             found["anderson_darling"] = stats.anderson_ksamp([train, validation])
     return {test: float(result.pvalue) for test, result in found.items()}
-
-
-def _moment_flags(train: Summary, validation: Summary) -> tuple[str, ...]:
-    """Relative to the training part; a reference of 0 makes any difference infinite."""
-    flags = []
-    for name, limit in (("mean", MEAN_SHIFT), ("std", STD_SHIFT)):
-        reference, other = getattr(train, name), getattr(validation, name)
-        if abs(other - reference) > limit * abs(reference):
-            flags.append(name)
-    return tuple(flags)
 
 
 # --- transitions ------------------------------------------------------------------------------
@@ -130,10 +112,14 @@ def sample_rows(data: Transitions, count: int, seed: int = 0) -> torch.Tensor:
     return order[:count].sort().values
 
 
+def _newest(data: Transitions, rows: torch.Tensor) -> torch.Tensor:  # (n, C * H * W)
+    return data.frames[data.now[rows]].flatten(1).float() / 255
+
+
 def quantities(data: Transitions, samples: int = SAMPLES, seed: int = 0) -> dict[str, np.ndarray]:
-    """Pixel and brightness in [0, 1], and reward, one value per sampled transition."""
+    """(n,) each: a random pixel and the brightness of the newest frame in [0, 1], the reward."""
     rows = sample_rows(data, samples, seed)
-    frames = data.frames[data.now[rows]].flatten(1).float() / 255  # (n, C * H * W)
+    frames = _newest(data, rows)
     generator = torch.Generator().manual_seed(seed)
     place = torch.randint(frames.shape[1], (len(rows), 1), generator=generator)
     return {
@@ -177,11 +163,8 @@ def embed(
     train: Transitions, validation: Transitions, samples: int = 200, seed: int = 0
 ) -> Embedding:
     """PCA and t-SNE of at most `samples` frames of each part, fitted on both together."""
-    parts = [
-        data.frames[data.now[sample_rows(data, samples, seed)]].flatten(1).float().numpy() / 255
-        for data in (train, validation)
-    ]
-    points = np.concatenate(parts)
+    parts = [_newest(data, sample_rows(data, samples, seed)) for data in (train, validation)]
+    points = torch.cat(parts).numpy()
     held_out = np.repeat((False, True), [len(part) for part in parts])
     pca = PCA(n_components=2, random_state=seed)
     plane = pca.fit_transform(points)
@@ -200,14 +183,13 @@ def inspect(data: Transitions) -> dict[str, Any]:
     change = (after - before).abs().flatten(1) / 255  # (n, C * H * W)
     lengths = data.episode.unique_consecutive(return_counts=True)[1]
     used = data.action.unique() if data.action_kind == "discrete" else None
+    kind = str(data.action.dtype).removeprefix("torch.")
     return {
         "transitions": len(data),
         "episodes": len(lengths),
         "episode length": f"{int(lengths.min())} to {int(lengths.max())}",
-        "state": f"{data.state_shape} {data.frames.dtype}".replace("torch.", ""),
-        "action": f"{data.action_kind}, {data.action_dim}, {data.action.dtype}".replace(
-            "torch.", ""
-        ),
+        "state": f"{data.state_shape} uint8",
+        "action": f"{data.action_kind}, {data.action_dim}, {kind}",
         "actions used": "all" if used is None or len(used) == data.action_dim else used.tolist(),
         "pixel range": f"{int(data.frames.min())} to {int(data.frames.max())}",
         "reward range": f"{float(data.reward.min()):.4g} to {float(data.reward.max()):.4g}",

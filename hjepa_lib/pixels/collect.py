@@ -1,11 +1,7 @@
-"""Plays an environment with a policy and keeps the transitions (DATA-3).
-
-Collecting transitions from a Gymnasium environment, and the rules for loading them again.
+"""Playing an environment for its transitions (DATA-3), and the rules for loading them again.
 
 `acquire` is what a run calls: it loads `pixels.data.path` where the rules allow it and collects
 otherwise; what it decided is in `meta["notes"]`, one sentence each.
-
-Stage `pixel_data`: the transitions that all models of the pixel comparison read.
 """
 
 from __future__ import annotations
@@ -27,6 +23,96 @@ from hjepa_lib.pixels.env import FrameSkip, Policy, describe_actions, make_env, 
 from hjepa_lib.pixels.ppo import repeat_of, skilled_policy
 from hjepa_lib.pixels.transitions import DataError, Transitions, check_state
 from hjepa_lib.runs.workspace import Workspace
+
+
+# --- the stage `pixel_data` -------------------------------------------------------------------
+def load_transitions(ws: Workspace) -> Transitions:
+    """All transitions of this run, collected or loaded on first use (stage `pixel_data`)."""
+    if not ws.run.done("pixel_data"):
+        with ws.run.stage("pixel_data", folder="pixels/data") as folder:
+            data = acquire(ws.config.pixels, ws.config.seed)
+            data.save(folder)
+        if notes := data.meta.get("notes"):
+            ws.run.note("pixel_data", notes)
+    return Transitions.load(ws.run.path / "pixels/data")
+
+
+def make_transitions(ws: Workspace) -> tuple[Transitions, Transitions]:
+    """(train, validation), split by episode."""
+    return split(ws, load_transitions(ws))
+
+
+def split(ws: Workspace, data: Transitions) -> tuple[Transitions, Transitions]:
+    """(train, validation) of `data` as this run cuts it."""
+    return data.split(ws.config.pixels.data.validation_split, ws.config.seed)
+
+
+# --- loading ----------------------------------------------------------------------------------
+def acquire(config: PixelsConfig, seed: int) -> Transitions:
+    """The transitions a run works on (DATA-6); `meta["notes"]` says what was decided.
+
+    No path: collected. Path missing: a warning, collected. Another environment: a note, collected.
+    PPO wanted but the file is not from PPO: ConfigError. Other picture shape: DataError naming
+    both. Damaged: FileError. Nothing is ever written to the path.
+    """
+    path, notes = config.data.path, []
+    if path and not Path(path).exists():
+        notes.append(f"{path} does not exist, so the data were collected anew")
+        warnings.warn(notes[-1], stacklevel=2)
+    elif path:
+        stored = Transitions.load(path)
+        found, wanted = stored.meta.get("environment"), config.environment.id
+        if found == wanted:
+            return _accept(stored, config, seed)
+        notes.append(
+            f"{path} is a data set of another environment, {found} instead of {wanted}, "
+            "so the data were collected anew"
+        )
+    data = collect(config, seed)
+    data.meta["notes"] = [*notes, *data.meta.get("notes", [])]
+    return data
+
+
+def _accept(stored: Transitions, config: PixelsConfig, seed: int) -> Transitions:
+    """A loaded data set of the right environment, if its method and shape fit."""
+    seen, path, method = config.environment, config.data.path, stored.meta.get("method")
+    if config.data.method == "ppo" and method != "ppo":
+        raise ConfigError(
+            f"{path} was collected by the method {method!r}, but "
+            "pixels.data.method=ppo asks for PPO data: drop the path or the method"
+        )
+    stored = replace(stored, stack=seen.stack)  # stacks are made on reading, any length fits
+    shape = (seen.stack, 1 if seen.grayscale else 3, seen.image_size, seen.image_size)
+    check_state(stored.batch(torch.tensor([0])).state[0], shape)
+    # Settings that shaped the stored data and shape them no more.
+    settings: dict[str, Any] = {"max_steps": seen.max_steps, "frame_skip": seen.frame_skip}
+    if method == "ppo":
+        settings["action_repeat"] = max(repeat_of(config), 1)
+    if config.data.method == "ppo":  # the number of environments is capped while training
+        own = to_dict(config.ppo).items()
+        settings |= {f"ppo.{k}": v for k, v in own if k not in ("action_repeat", "n_envs")}
+    found = stored.meta | {f"ppo.{k}": v for k, v in (stored.meta.get("ppo") or {}).items()}
+    stored.meta["notes"] = [f"loaded from {path}"] + [
+        f"{path} was collected with {name}={found.get(name)}, the setting {wanted} has no effect"
+        for name, wanted in settings.items()
+        if found.get(name) != wanted
+    ]
+    stored.meta |= describe_split(stored, config, seed)
+    return stored
+
+
+# --- collecting -------------------------------------------------------------------------------
+def collect(config: PixelsConfig, seed: int) -> Transitions:
+    """New transitions, by uniform actions (DATA-1) or a trained policy; equal seeds, equal data."""
+    seen = config.environment
+    if config.data.method == "ppo":
+        repeat = repeat_of(config)
+        skip = 0 if repeat > 1 else seen.frame_skip
+        with skilled_policy(config, seed) as (policy, meta):
+            return record(make_env(seen, action_repeat=repeat), policy, config, seed, skip, meta)
+    env = make_env(seen)
+    env.action_space.seed(seed)
+    return record(env, lambda _: env.action_space.sample(), config, seed)
 
 
 @dataclass
@@ -114,28 +200,17 @@ def record(
             "on: raise pixels.data.transitions or lower pixels.environment.max_steps"
         )
     data = recorder.finish(seen.stack)
-    data.meta = _describe(data, config, seed) | {"frame_skip": skip} | (meta or {})
+    data.meta = {
+        "environment": seen.id, "method": "random", "collected_seed": seed,
+        "transitions": len(data), "image_size": data.image_size, "grayscale": seen.grayscale,
+        "max_steps": seen.max_steps, "action_repeat": 1, "ppo": None, "frame_skip": skip,
+        **describe_split(data, config, seed), **(meta or {}),
+    }  # fmt: skip
     return data
 
 
-def _describe(data: Transitions, config: PixelsConfig, seed: int) -> dict[str, Any]:
-    """What a data file says about itself (DATA-5)."""
-    return {
-        "environment": config.environment.id,
-        "method": "random",
-        "collected_seed": seed,
-        "transitions": len(data),
-        "image_size": data.image_size,
-        "grayscale": config.environment.grayscale,
-        "max_steps": config.environment.max_steps,
-        "action_repeat": 1,
-        "ppo": None,
-        **describe_split(data, config, seed),
-    }
-
-
 def describe_split(data: Transitions, config: PixelsConfig, seed: int) -> dict[str, Any]:
-    """How a run of this seed cuts the data, wherever they come from."""
+    """How a run of this seed cuts the data, wherever they come from (DATA-5)."""
     fraction = config.data.validation_split
     train, validation = data.split_episodes(fraction, seed)
     held = int(torch.isin(data.episode, validation).sum())
@@ -147,107 +222,3 @@ def describe_split(data: Transitions, config: PixelsConfig, seed: int) -> dict[s
         "validation_transitions": held,
         "validation_episodes": validation.tolist(),
     }
-
-
-# --- loading ----------------------------------------------------------------------------------
-def acquire(config: PixelsConfig, seed: int) -> Transitions:
-    """The transitions a run works on (DATA-6); `meta["notes"]` says what was decided.
-
-    No path: collected. Path missing: a warning, collected. Another environment: a note, collected.
-    PPO wanted but the file is not from PPO: ConfigError. Other picture shape: DataError naming
-    both. Damaged: FileError. Nothing is ever written to the path.
-    """
-    path, notes = config.data.path, []
-    if path and not Path(path).exists():
-        notes.append(f"{path} does not exist, so the data were collected anew")
-        warnings.warn(notes[-1], stacklevel=2)
-    elif path:
-        stored = Transitions.load(path)
-        found, wanted = stored.meta.get("environment"), config.environment.id
-        if found == wanted:
-            return _accept(stored, config, seed)
-        notes.append(
-            f"{path} is a data set of another environment, {found} instead of {wanted}, "
-            "so the data were collected anew"
-        )
-    data = collect(config, seed)
-    data.meta["notes"] = [*notes, *data.meta.get("notes", [])]
-    return data
-
-
-def _accept(stored: Transitions, config: PixelsConfig, seed: int) -> Transitions:
-    """A loaded data set of the right environment, if its method and shape fit."""
-    seen, path = config.environment, config.data.path
-    if config.data.method == "ppo" and stored.meta.get("method") != "ppo":
-        raise ConfigError(
-            f"{path} was collected by the method {stored.meta.get('method')!r}, but "
-            "pixels.data.method=ppo asks for PPO data: drop the path or the method"
-        )
-    size = seen.image_size
-    shape = (seen.stack, 1 if seen.grayscale else 3, size, size)
-    stored = replace(stored, stack=seen.stack)  # stacks are made on reading, any length fits
-    check_state(stored.batch(torch.tensor([0])).state[0], shape)
-    notes = [f"loaded from {path}"]
-    for name, wanted in _collection_settings(config, stored.meta).items():
-        found = (stored.meta.get("ppo") or {}) if name.startswith("ppo.") else stored.meta
-        found = found.get(name.removeprefix("ppo."))
-        if found != wanted:
-            notes.append(
-                f"{path} was collected with {name}={found}, the setting {wanted} has no effect"
-            )
-    stored.meta |= {"notes": notes, **describe_split(stored, config, seed)}
-    return stored
-
-
-def _collection_settings(config: PixelsConfig, meta: dict[str, Any]) -> dict[str, Any]:
-    """{name: value} of the settings that shaped a stored data set and shape it no more."""
-    seen = config.environment
-    settings: dict[str, Any] = {"max_steps": seen.max_steps, "frame_skip": seen.frame_skip}
-    if meta.get("method") == "ppo":
-        settings["action_repeat"] = max(repeat_of(config), 1)
-    if config.data.method == "ppo":
-        # The repeat stands above; the number of environments is capped where a policy is trained.
-        left = {"action_repeat", "n_envs"}
-        own = {key: value for key, value in to_dict(config.ppo).items() if key not in left}
-        settings |= {f"ppo.{key}": value for key, value in own.items()}
-    return settings
-
-
-# --- collecting -------------------------------------------------------------------------------
-def collect(config: PixelsConfig, seed: int) -> Transitions:
-    """New transitions by the configured method; equal seeds, equal data."""
-    seen = config.environment
-    if config.data.method == "ppo":
-        repeat = repeat_of(config)
-        skip = 0 if repeat > 1 else seen.frame_skip
-        with skilled_policy(config, seed) as (policy, meta):
-            return record(make_env(seen, action_repeat=repeat), policy, config, seed, skip, meta)
-    return collect_random(config, seed)
-
-
-def collect_random(config: PixelsConfig, seed: int) -> Transitions:
-    """Uniform actions (DATA-1)."""
-    env = make_env(config.environment)
-    env.action_space.seed(seed)
-    return record(env, lambda _: env.action_space.sample(), config, seed)
-
-
-def load_transitions(ws: Workspace) -> Transitions:
-    """All transitions of this run, collected or loaded on first use (stage `pixel_data`)."""
-    if not ws.run.done("pixel_data"):
-        with ws.run.stage("pixel_data", folder="pixels/data") as folder:
-            data = acquire(ws.config.pixels, ws.config.seed)
-            data.save(folder)
-        if notes := data.meta.get("notes"):
-            ws.run.note("pixel_data", notes)
-    return Transitions.load(ws.run.path / "pixels/data")
-
-
-def make_transitions(ws: Workspace) -> tuple[Transitions, Transitions]:
-    """(train, validation), split by episode."""
-    return split(ws, load_transitions(ws))
-
-
-def split(ws: Workspace, data: Transitions) -> tuple[Transitions, Transitions]:
-    """(train, validation) of `data` as this run cuts it."""
-    return data.split(ws.config.pixels.data.validation_split, ws.config.seed)

@@ -1,21 +1,14 @@
 """Any Gymnasium environment as pixels: uint8 frames (C, H, W), the same for every model.
 
-`make_env` opens an environment by id and stacks wrappers: step limit, frames, and on request
-action repeat. Frames are stored and stacked as uint8; scaling to [0, 1] happens inside the models
-(F14). Frame skip needs a policy for its extra steps, so it is a wrapper of its own.
-
-From observation to frame: floats in [0, 1] times 255; channels first or last; a picture with
-1 or 3 channels is taken as it is, the alpha of a fourth is dropped. Two channels are layers of
-objects (Two Rooms: dot, walls) and are drawn over each other, layer k at brightness 1 / k. Grey is
-0.299 R + 0.587 G + 0.114 B (ITU-R 601). Then antialiased bilinear resize to a square.
-
-No display is needed: everything asks for `rgb_array`. An environment that insists on a screen runs
-under a virtual one, `xvfb-run -a python -m hjepa_lib run ...`, or with SDL_VIDEODRIVER=dummy.
+Numbers are scaled to 0..255 by the range that the environment declares; scaling to [0, 1] happens
+inside the models (F14). Channels come first or last. Two of them are layers of objects (dot, walls)
+drawn over each other, layer k at brightness 1 / k; the alpha of (H, W, 4) is dropped; (4, H, W) is
+a stack of grey frames, of which the newest counts. No display is needed: an environment that
+insists on one runs under `xvfb-run -a`, or with SDL_VIDEODRIVER=dummy.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +16,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.wrappers import FrameStackObservation, TimeLimit
+from gymnasium.wrappers import FrameStackObservation, ReshapeObservation, TimeLimit
 from torch.nn.functional import interpolate
 
 import hjepa_lib.pixels.worlds
@@ -31,13 +24,14 @@ import hjepa_lib.worlds  # noqa: F401  registers the two rooms
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import EnvironmentConfig
 
-_MODES: tuple[dict[str, Any], ...] = ({"render_mode": "rgb_array"}, {"render_mode": None}, {})
-_LUMA = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
-_SMALLEST = 8
-"""Observations with a side below this many numbers are no pictures."""
-
 Policy = Callable[[Any], Any]
 """Observation -> action."""
+Range = tuple[float, float]
+"""The numbers that an environment calls black and white."""
+_MODES: tuple[dict[str, Any], ...] = ({"render_mode": "rgb_array"}, {"render_mode": None}, {})
+_LUMA = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)  # ITU-R 601
+_SMALLEST = 8  # observations with a side below this many numbers are no pictures
+_WIDEST = 1e6  # a declared range above this is no range of brightness
 
 
 # --- opening ----------------------------------------------------------------------------------
@@ -48,7 +42,7 @@ def open_env(env_id: str, **options: Any) -> gymnasium.Env:
     there is no such id, something it needs is not installed, or every mode fails.
     """
     if env_id.startswith("ALE/"):
-        _import_atari(env_id)
+        _register_atari(env_id)
     failure: Exception | None = None
     for mode in _MODES:
         try:
@@ -62,15 +56,15 @@ def open_env(env_id: str, **options: Any) -> gymnasium.Env:
     raise ConfigError(f"{env_id} cannot be opened: {_flat(failure)}") from failure
 
 
-def _import_atari(env_id: str) -> None:
+def _register_atari(env_id: str) -> None:
     try:
-        atari = importlib.import_module("ale_py")
+        import ale_py
     except ImportError as error:
         raise ConfigError(
-            f"{env_id} needs ale-py, which is not installed: pip install 'hjepa-lib[rl]'"
+            f"{env_id} needs ale-py, which is not installed: pip install ale-py"
         ) from error
-    atari.ALEInterface.setLoggerMode(atari.LoggerMode.Error)  # no banner on every start
-    gymnasium.register_envs(atari)
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner on every start
+    gymnasium.register_envs(ale_py)
 
 
 def make_env(config: EnvironmentConfig, *, action_repeat: int = 0) -> gymnasium.Env:
@@ -82,7 +76,7 @@ def make_env(config: EnvironmentConfig, *, action_repeat: int = 0) -> gymnasium.
     env = TimeLimit(open_env(config.id), config.max_steps)
     env = PixelObservation(env, config.image_size, config.grayscale)
     describe_actions(env.action_space)
-    return ActionRepeat(env, action_repeat) if action_repeat > 1 else env
+    return FrameSkip(env, action_repeat - 1) if action_repeat > 1 else env
 
 
 def describe_actions(space: spaces.Space) -> tuple[int, str]:
@@ -96,21 +90,20 @@ def describe_actions(space: spaces.Space) -> tuple[int, str]:
 
 # --- frames -----------------------------------------------------------------------------------
 def to_frame(
-    image: np.ndarray, size: int, grayscale: bool = True, white: float | None = None
+    image: np.ndarray, size: int, grayscale: bool = True, declared: Range | None = None
 ) -> np.ndarray:
     """A picture (Hpx, Wpx), (Hpx, Wpx, C) or (C, Hpx, Wpx) as (1 or 3, size, size) uint8.
 
-    `white` is what floats call white, 1 or 255; by default 1 where none is larger. ValueError when
-    it is no picture or not finite.
+    Without a `declared` range bytes and other integers have 0..255, uint16 its whole range, and
+    floats [0, 1], or 0..255 where one is above 1. ValueError when it is no picture or not finite.
     """
     image = np.asarray(image)
     if not is_picture(image.shape):
         raise ValueError(f"a picture must be (H, W), (H, W, C) or (C, H, W), got {image.shape}")
-    values = torch.from_numpy(np.ascontiguousarray(_to_bytes(image, white)))
-    if values.ndim == 2:
-        values = values[None]
-    elif _channels_last(image.shape):
-        values = values.permute(2, 0, 1)
+    if len(image.shape) == 3 and not _channels_last(image.shape):
+        image = np.moveaxis(image[-1:] if len(image) == 4 else image, 0, -1)
+    values = torch.from_numpy(np.ascontiguousarray(_to_bytes(image, declared)))
+    values = values[None] if values.ndim == 2 else values.permute(2, 0, 1)
     values = _to_gray(values) if grayscale else _to_colour(values)
     if values.shape[1:] != (size, size):
         values = interpolate(values[None], (size, size), mode="bilinear", antialias=True)[0]
@@ -130,17 +123,23 @@ def _channels_last(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 and 1 <= shape[2] <= 4
 
 
-def _to_bytes(image: np.ndarray, white: float | None) -> np.ndarray:
+def _to_bytes(image: np.ndarray, declared: Range | None) -> np.ndarray:
     """Any numbers as 0..255 uint8."""
-    if image.dtype == np.uint8:
-        return image
-    if image.dtype == bool or np.issubdtype(image.dtype, np.floating):
-        if not np.isfinite(image).all():
-            raise ValueError("a picture holds NaN or infinite values")
-        white = (1 if image.max() <= 1 else 255) if white is None else white
-        image = image * (255.0 / white)
-        return np.rint(np.clip(image, 0, 255)).astype(np.uint8)
-    return np.clip(image, 0, 255).astype(np.uint8)
+    if not np.isfinite(image).all():
+        raise ValueError("a picture holds NaN or infinite values")
+    if declared is None:
+        declared = (0, 255)
+        if image.dtype == np.uint16:
+            declared = (0, 65_535)
+        elif image.dtype == bool or np.issubdtype(image.dtype, np.floating):
+            if image.min() < 0:
+                raise ValueError("a picture holds numbers below 0, but no range is declared")
+            declared = (0, 1) if image.max() <= 1 else (0, 255)
+    low, high = declared
+    if (low, high) == (0, 255) and not np.issubdtype(image.dtype, np.floating):
+        return np.clip(image, 0, 255).astype(np.uint8)
+    scaled = (image.astype(np.float64) - low) * (255.0 / (high - low))
+    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 
 def _to_gray(values: torch.Tensor) -> torch.Tensor:  # (C, Hpx, Wpx) -> (1, Hpx, Wpx)
@@ -162,11 +161,9 @@ class PixelObservation(gymnasium.ObservationWrapper):
     def __init__(self, env: gymnasium.Env, size: int, grayscale: bool = True) -> None:
         super().__init__(env)
         self.size, self.grayscale = size, grayscale
-        shape = getattr(env.observation_space, "shape", None)
-        self._renders = not (isinstance(env.observation_space, spaces.Box) and is_picture(shape))
-        # The declared range decides, so that a dark frame in 0..255 is not blown up to white.
-        top = np.max(env.observation_space.high) if not self._renders else np.inf
-        self._white = (1 if top <= 1 else 255) if np.isfinite(top) else None
+        space = env.observation_space
+        self._renders = not (isinstance(space, spaces.Box) and is_picture(space.shape))
+        self._declared = None if self._renders else _declared(space)
         channels = 1 if grayscale else 3
         self.observation_space = spaces.Box(0, 255, (channels, size, size), np.uint8)
 
@@ -174,7 +171,7 @@ class PixelObservation(gymnasium.ObservationWrapper):
         """The frame of the current state; ConfigError when there are no pixels to be had."""
         image = self._rendered() if self._renders else observation
         try:
-            return to_frame(image, self.size, self.grayscale, self._white)
+            return to_frame(image, self.size, self.grayscale, self._declared)
         except ValueError as error:
             raise ConfigError(f"{self._name}: {error}") from error
 
@@ -196,53 +193,32 @@ class PixelObservation(gymnasium.ObservationWrapper):
         return image
 
 
+def _declared(space: spaces.Box) -> Range | None:
+    """So that a dark frame in 0..255 is not blown up to white; None where nothing is said."""
+    low, high = float(np.min(space.low)), float(np.max(space.high))
+    return (low, high) if -_WIDEST < low < high < _WIDEST else None
+
+
 def stack_frames(env: gymnasium.Env, length: int) -> gymnasium.Env:
     """Observations (L, C, H, W), oldest first; the first frame is repeated on reset (ENV-5)."""
     return FrameStackObservation(env, length, padding_type="reset")
 
 
-class MergeStack(gymnasium.ObservationWrapper):
+def merge_stack(env: gymnasium.Env) -> gymnasium.Env:
     """Stacks (L, C, H, W) as one picture of L * C channels, for policies that know no stacks."""
-
-    def __init__(self, env: gymnasium.Env) -> None:
-        super().__init__(env)
-        length, channels, height, width = env.observation_space.shape
-        shape = (length * channels, height, width)
-        self.observation_space = spaces.Box(0, 255, shape, np.uint8)
-
-    def observation(self, observation: np.ndarray) -> np.ndarray:
-        return np.asarray(observation).reshape(self.observation_space.shape)
+    length, channels, height, width = env.observation_space.shape
+    return ReshapeObservation(env, (length * channels, height, width))
 
 
 # --- time -------------------------------------------------------------------------------------
-class ActionRepeat(gymnasium.Wrapper):
-    """One action for `times` steps, rewards summed; stops at the end of the episode (ENV-6)."""
-
-    def __init__(self, env: gymnasium.Env, times: int) -> None:
-        if times < 1:
-            raise ConfigError(f"an action is repeated at least once, got {times}")
-        super().__init__(env)
-        self.times = times
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Last observation, sum of rewards."""
-        total = 0.0
-        for _ in range(self.times):
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            total += float(reward)
-            if terminated or truncated:
-                break
-        return observation, total, terminated, truncated, info
-
-
 class FrameSkip(gymnasium.Wrapper):
-    """`extra` more steps per decision, each with a NEW action of `policy` (ENV-7).
+    """`extra` more steps per decision: the same action (ENV-6), or new ones of `policy` (ENV-7).
 
     Rewards are summed and the last observation is returned, so that a transition has the first
     action and the last state. `info["passed"]` lists the observations in between, oldest first.
     """
 
-    def __init__(self, env: gymnasium.Env, extra: int, policy: Policy) -> None:
+    def __init__(self, env: gymnasium.Env, extra: int, policy: Policy | None = None) -> None:
         super().__init__(env)
         self.extra, self.policy = extra, policy
 
@@ -254,7 +230,7 @@ class FrameSkip(gymnasium.Wrapper):
             if terminated or truncated:
                 break
             passed.append(observation)
-            chosen = self.policy(observation)
+            chosen = action if self.policy is None else self.policy(observation)
             observation, reward, terminated, truncated, info = self.env.step(chosen)
             total += float(reward)
         return observation, total, terminated, truncated, {**info, "passed": passed}

@@ -17,9 +17,9 @@ from hjepa_lib.config import from_dict, to_dict
 from hjepa_lib.config.pixels import DecoderConfig, PixelsConfig
 from hjepa_lib.files import FileError, read_json, write_json
 from hjepa_lib.models.checkpoint import load_weights, save_weights
-from hjepa_lib.pixels.models import PixelModel, PixelShapes
+from hjepa_lib.pixels.models import PixelModel, build_pixel_model
 from hjepa_lib.pixels.networks import PatchDecoder
-from hjepa_lib.pixels.pixel_models import build_pixel_model
+from hjepa_lib.pixels.transitions import PixelShapes
 
 FILES = {
     "enc_dec": "best_encoder_decoder",
@@ -69,12 +69,13 @@ def fill_model(path: Path, model: PixelModel) -> None:
 
 
 def save_decoder(
-    folder: Path, decoder: PatchDecoder, base: str, shapes: tuple[int, int, int]
+    folder: Path, decoder: PatchDecoder, base: str, input_dim: int, shapes: PixelShapes
 ) -> None:
-    """`shapes` are (input_dim, channels, image_size); `base` names the frozen model."""
+    """`base` names the frozen model."""
     save_weights(folder / f"{DECODER}.safetensors", decoder)
     meta = {"kind": "pixel_decoder", "base": base, "config": to_dict(decoder.config)}
-    write_json(folder / f"{DECODER}.json", meta | {"shapes": list(shapes)})
+    meta |= {"input_dim": input_dim, "shapes": shapes._asdict()}
+    write_json(folder / f"{DECODER}.json", meta)
 
 
 def load_decoder_file(folder: Path) -> nn.Module:
@@ -82,6 +83,7 @@ def load_decoder_file(folder: Path) -> nn.Module:
     meta = read_json(folder / f"{DECODER}.json")
     if not isinstance(meta, dict) or meta.get("kind") != "pixel_decoder":
         raise FileError(f"{folder / DECODER}.json does not describe a pixel decoder")
-    decoder = PatchDecoder(from_dict(DecoderConfig, meta["config"]), *meta["shapes"])
+    shapes = PixelShapes(**meta["shapes"])
+    decoder = PatchDecoder(from_dict(DecoderConfig, meta["config"]), meta["input_dim"], shapes)
     load_weights(folder / f"{DECODER}.safetensors", decoder)
     return decoder.eval().requires_grad_(False)

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_lib.config.pixels import PixelsConfig
-from hjepa_lib.pixels.models import shapes_of
-from hjepa_lib.pixels.pixel_models import build_pixel_model
-from hjepa_lib.pixels.train_vjepa2 import stage2_loss
-from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel, draw_masks
+from hjepa_lib.pixels.models import build_pixel_model, shapes_of
+from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel, draw_masks, stage2_loss
 
 
 def update_bytes(module: nn.Module, loss: Callable[[], Tensor]) -> int:

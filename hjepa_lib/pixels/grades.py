@@ -17,9 +17,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hjepa_lib.config.pixels import PixelsConfig
-from hjepa_lib.pixels.train_vjepa2 import LatentWindows, spread_rows, window_loss
 from hjepa_lib.pixels.transitions import Transitions
-from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel, draw_masks
+from hjepa_lib.pixels.vjepa2 import (
+    LatentWindows,
+    MaskedPrediction,
+    WorldModel,
+    draw_masks,
+    spread_rows,
+    window_loss,
+)
 from hjepa_lib.training.probes import effective_rank
 
 RATIOS = (0.25, 0.5, 0.75)

@@ -1,51 +1,47 @@
 """Reward heads on frozen latents: the reward MLP and the look-ahead reward predictor (LARP).
 
-Both are one architecture (MOD-11, MOD-12): hidden 512 x 3, dropout .2, one output. The reward MLP
-reads [z_t, a] (64 + 32 = 96 wide), LARP also the model's imagined next latent (64 + 64 + 32 = 160).
-Inputs are detached here, so no head can ever train its base model. They are standardised with the
-mean and deviation of the training part: action embeddings start near N(0, .01) and latents of
-different models live on different scales, which would decide the comparison otherwise.
-
-Training of reward heads on latents that the frozen base model encoded once.
-
-The base model runs in eval mode without gradients before training starts and is never called again,
-so features are deterministic, its weights cannot change, and an update costs a few matrix products.
-Every base model's heads get the same batches (a pure function of seed and update), the same initial
-weights and the same budget. The best weights are chosen on the last eighth of the training rows:
-the held-out transitions that score a head choose nothing.
+Both are one architecture (MOD-11, MOD-12): the reward MLP reads [z_t, a], LARP also the model's
+imagined next latent. The frozen base model runs once, in eval mode, before training; heads of all
+base models get the same batches, initial weights and budget. The best weights are chosen on the
+last eighth of the training rows: the held-out transitions that score a head choose nothing.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from hjepa_lib.config.pixels import EpochsConfig, RewardConfig
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.checkpoint import fingerprint
 from hjepa_lib.models.layers import count_parameters, mlp
 from hjepa_lib.pixels.networks import initialise
-from hjepa_lib.pixels.training import budget, passes
-from hjepa_lib.training.batches import batches_sha256, draw_batch, seeded_noise
-from hjepa_lib.training.loop import Fit, Report, Task
+from hjepa_lib.pixels.training import CHUNK, fit, passes
+from hjepa_lib.training.batches import batches_sha256
+from hjepa_lib.training.loop import Fit, Report
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky": nn.LeakyReLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-}
+    "relu": nn.ReLU, "leaky": nn.LeakyReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid,
+}  # fmt: skip
+HEADS = ("reward_mlp", "larp", "larp_copy")
+"""Reward MLP, look-ahead reward predictor, and its baseline: LARP told that nothing will move
+(the present latent in the place of the imagined one, the same number of weights)."""
+CHOICE = 8
+"""One in so many training rows chooses a head's weights; rows are in time order."""
 LEAST_DEVIATION = 1e-5  # a feature that varies less is constant: it is centred, never amplified
+NOT_APPLICABLE = "not applicable: this model has no imagined latent"
 
 
 class HeadError(WorkbookError):
     """The inputs of a reward head do not fit it."""
 
 
+# --- the module -------------------------------------------------------------------------------
 def head_inputs(latent: Tensor, action: Tensor, imagined: Tensor | None = None) -> Tensor:
     """[z_t (B, D), imagined z_{t+1} (B, D) if given, embedded action (B, 32)], detached."""
     parts = [latent, action] if imagined is None else [latent, imagined, action]
@@ -68,7 +64,7 @@ class RewardHead(nn.Module):
         self.register_buffer("deviation", torch.ones(width))
 
     def standardise(self, inputs: Tensor) -> None:
-        """Take mean and deviation of training `inputs` (M, width); fixed from then on."""
+        """Take mean and deviation of training `inputs` (M, width), so that no units decide."""
         exact = inputs.detach().double()
         deviation = exact.std(0, correction=0)
         constant = deviation < LEAST_DEVIATION
@@ -76,7 +72,7 @@ class RewardHead(nn.Module):
         self.deviation.copy_(torch.where(constant, torch.ones_like(deviation), deviation))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, width) -> (B,)."""
+        """(B, width) -> (B,); detached, so that no head can train its base model."""
         if inputs.shape[-1] != self.width:
             raise HeadError(
                 f"this reward head reads {self.width} numbers per row, got {inputs.shape[-1]}"
@@ -98,14 +94,7 @@ def build_head(config: RewardConfig, width: int, seed: int) -> RewardHead:
     return head
 
 
-HEADS = ("reward_mlp", "larp", "larp_copy")
-"""Reward MLP, look-ahead reward predictor, and its baseline: LARP told that nothing will move
-(the present latent in the place of the imagined one, the same number of weights)."""
-CHOICE = 8
-"""One in so many training rows chooses a head's weights; rows are in time order."""
-NOT_APPLICABLE = "not applicable: this model has no imagined latent"
-
-
+# --- what heads read --------------------------------------------------------------------------
 class Features(NamedTuple):
     """What heads read, for M transitions, detached."""
 
@@ -115,24 +104,8 @@ class Features(NamedTuple):
     reward: Tensor  # (M,)
 
 
-class RewardData(Protocol):
-    """What `encode` needs of data/transitions.py's Transitions."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, index: Tensor) -> Any: ...
-
-
-class Trained(NamedTuple):
-    """One trained head: None and a reason where the base model cannot have it."""
-
-    head: RewardHead | None
-    predicted: Tensor | None  # (M,) rewards of the validation part
-    facts: dict[str, Any]  # status, initial hash, parameters, updates, best validation loss
-
-
 @torch.no_grad()
-def encode(model: Any, data: RewardData, device: str = "cpu", batch: int = 256) -> Features:
+def encode(model: Any, data: Any, device: str = "cpu", batch: int = CHUNK) -> Features:
     """Latents, action embeddings and imagined latents of all transitions, in eval mode.
 
     Raises HeadError when a latent is not finite.
@@ -165,26 +138,25 @@ def select_inputs(features: Features, kind: str) -> Tensor | None:
     return head_inputs(features.latent, features.action, ahead)
 
 
+# --- training ---------------------------------------------------------------------------------
+class Trained(NamedTuple):
+    """One trained head: None and a reason where the base model cannot have it."""
+
+    head: RewardHead | None
+    predicted: Tensor | None  # (M,) rewards of the validation part
+    facts: dict[str, Any]  # status, initial hash, parameters, updates, best validation loss
+
+
 def fit_head(
-    head: RewardHead,
-    train: tuple[Tensor, Tensor],
-    validation: tuple[Tensor, Tensor],
-    optim: EpochsConfig,
-    *,
-    seed: int,
+    head: RewardHead, train: TensorDataset, choice: TensorDataset, optim: EpochsConfig, *, seed: int
 ) -> Fit:
     """MSE on the rewards of (inputs (M, width), reward (M,)); validated every epoch."""
-    inputs, reward = train
 
-    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        index = draw_batch(len(inputs), optim.batch, generator).to(inputs.device)
-        with seeded_noise(generator, inputs.device):
-            return (head(inputs[index]) - reward[index]).square().mean(), {}
+    def loss(data: TensorDataset, index: Tensor, _: Any) -> tuple[Tensor, dict[str, float]]:
+        inputs, reward = data[index.to(data.tensors[0].device)]
+        return (head(inputs) - reward).square().mean(), {}
 
-    def validate() -> dict[str, float]:
-        return {"loss": float((head(validation[0]) - validation[1]).square().mean())}
-
-    return Fit(Task(head, loss_fn, validate), budget(optim, len(inputs)), seed=seed)
+    return fit(head, loss, train, choice, optim, seed=seed)
 
 
 def train_heads(
@@ -208,14 +180,16 @@ def train_heads(
         head.to(inputs.device)
         if config.standardise:
             head.standardise(inputs)
-        rows = slice(learn), slice(learn, None)
-        parts = [(inputs[part], train.reward[part]) for part in rows]
-        fit = fit_head(head, *parts, config.optim, seed=seed)
-        for report in fit:
+        parts = [
+            TensorDataset(inputs[rows], train.reward[rows])
+            for rows in (slice(learn), slice(learn, None))
+        ]
+        work = fit_head(head, *parts, config.optim, seed=seed)
+        for report in work:
             yield kind, report
-        fit.load_best()
+        work.load_best()
         head.eval().requires_grad_(False)
-        facts |= {"updates": fit.update, "best_loss": fit.best_loss}
+        facts |= {"updates": work.update, "best_loss": work.best_loss}
         results[kind] = Trained(head, head(held_out), facts)
     return results
 

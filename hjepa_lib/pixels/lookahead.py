@@ -23,14 +23,13 @@ from hjepa_lib.config import Config, ConfigError
 from hjepa_lib.files import write_json
 from hjepa_lib.pixels.collect import collect, split
 from hjepa_lib.pixels.headstages import Cell, load_cell, score_model
-from hjepa_lib.pixels.models import shapes_of
+from hjepa_lib.pixels.models import VJepa2, shapes_of
 from hjepa_lib.pixels.pixelrows import RANDOM
 from hjepa_lib.pixels.rewards import comparison
 from hjepa_lib.pixels.stages import fresh_model
-from hjepa_lib.pixels.train_vjepa2 import encode_states, fit_stage1, fit_stage2
 from hjepa_lib.pixels.training import fit_pixels
 from hjepa_lib.pixels.transitions import Transitions
-from hjepa_lib.pixels.vjepa2 import MaskedPrediction, VJepa2
+from hjepa_lib.pixels.vjepa2 import MaskedPrediction, encode_states, fit_stage1, fit_stage2
 from hjepa_lib.pixels.worlds import DRIFT_ID, PUSH_ID
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Report
@@ -135,7 +134,7 @@ def _train_two_stages(study: Workspace, model: VJepa2, parts: Parts, seed: int) 
     yield from first
     first.load_best()
     model.encoder.load_state_dict(masked.online.state_dict())
-    latents = [encode_states(model.encoder, part, config.data.sequence) for part in parts]
+    latents = [encode_states(model, part, config.data.sequence) for part in parts]
     world = model.world.requires_grad_(True)
     second = fit_stage2(world, *latents, config, seed=seed, precision=precision)
     yield from second

@@ -4,9 +4,8 @@
     Barlow Twins (2103.03230)   sum_i (C_ii - 1)^2 + lambda * sum_{i!=j} C_ij^2
     centring (after 2104.14294) || mean z - c ||^2,  c <- m c + (1 - m) mean z
 
-Hinge and covariance are those of objectives.py. Each regulariser takes one batch of latents (B, D)
-or two views of it; VICReg averages its last two terms over the views and has no `sim` with one.
-It is a module of the model that it regularises, so that a projector is optimised (F9).
+Each is a module of the model that it regularises, so that a projector is optimised (F9), and takes
+one batch of latents (B, D) or two views of it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ from torch.nn import functional as F
 from hjepa_lib.config.pixels import AuxiliaryConfig
 from hjepa_lib.models.objectives import EPS, covariance, hinge_std
 
-MOST = {"projection": 10.0, "covariance": 100.0, "term": 100.0}  # the clamps of seed 001
+MOST = {"projection": 10.0, "covariance": 100.0, "term": 100.0}
+"""The clamps of seed 001, an option."""
 
 
 class Regularisation(NamedTuple):
@@ -44,7 +44,10 @@ def regularisation_terms(z: Tensor, eps: float = EPS) -> BatchTerms:
 
 
 class VICReg(nn.Module):
-    """Spread every dimension, decorrelate them, and hold two views together (LOSS-2)."""
+    """Spread every dimension, decorrelate them, and hold two views together (LOSS-2).
+
+    std and cov are averaged over the views; one view has no `sim`.
+    """
 
     def __init__(self, config: AuxiliaryConfig, latent_dim: int) -> None:
         super().__init__()
@@ -75,11 +78,10 @@ class VICReg(nn.Module):
     def _batch_terms(self, z: Tensor) -> BatchTerms:
         if not self.config.clamp:
             return regularisation_terms(z, self.config.eps)
-        centred = z - z.mean(dim=0)
-        matrix = (centred.T @ centred / (len(z) - 1)).clamp(-MOST["covariance"], MOST["covariance"])
-        return BatchTerms(
-            hinge_std(z, self.config.eps), _off_diagonal(matrix).square().sum() / z.shape[1]
-        )
+        centred, most = z - z.mean(dim=0), MOST["covariance"]
+        matrix = (centred.T @ centred / (len(z) - 1)).clamp(-most, most)
+        cov = _off_diagonal(matrix).square().sum() / z.shape[1]
+        return BatchTerms(hinge_std(z, self.config.eps), cov)
 
 
 class BarlowTwins(nn.Module):
@@ -131,11 +133,9 @@ def build_regulariser(config: AuxiliaryConfig, latent_dim: int) -> nn.Module | N
     """The regulariser `config.kind`; None for `none` or weight 0 (it could not learn anything)."""
     if config.kind == "none" or config.weight == 0:
         return None
-    if config.kind == "vicreg":
-        return VICReg(config, latent_dim)
     if config.kind == "barlow_twins":
         return BarlowTwins(config)
-    return DinoCentring(config, latent_dim)
+    return (VICReg if config.kind == "vicreg" else DinoCentring)(config, latent_dim)
 
 
 def _off_diagonal(matrix: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""The world models of the pixel comparison: one interface, four ways to learn a latent.
+"""The world models of the pixel comparison: one interface, ways to learn a latent.
 
     enc_dec        zhat = none         loss: || decoder([z_t, e(a)]) - x_{t+1} ||^2
     enc_dec_jepa   zhat = p(z_t, a)    loss: || decoder(zhat) - x_{t+1} ||^2
     jepa           zhat = p(z_t, a)    loss: || zhat - stopgrad(target) ||^2 + weight * auxiliary
-    random         an encoder as it was drawn, never trained: the baseline of every score
+    vjepa2         the two stages of vjepa2.py, trained there and frozen here
+    random, random_vit                 the first encoder of the others and of vjepa2, untrained
 
 z_t = encoder(s_t), s a stack of L frames, x its newest frame; e the action embedding, p the
 predictor. JEPA's target modes (MOD-9), with a slow (EMA) copy of the encoder as target encoder:
@@ -14,9 +15,7 @@ predictor. JEPA's target modes (MOD-9), with a slow (EMA) copy of the encoder as
     | vjepa2  | online(s_t)     | target(s_{t+1})      | online(s_t)                  |
     | none    | online(s_t)     | online(s_{t+1})      | online(s_t), online(s_{t+1}) |
 
-In `default` the prediction error never reaches the encoder: the auxiliary loss alone teaches it,
-so that mode without one is refused. `encode` is the encoder that the predictor reads. Pixels come
-in as uint8 and are scaled to [0, 1] here, for training, evaluation and figures alike (F14).
+`encode` is the encoder that the predictor reads.
 """
 
 from __future__ import annotations
@@ -30,74 +29,60 @@ from torch.nn import functional as F
 
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import PixelsConfig
-from hjepa_lib.models.layers import update_ema
+from hjepa_lib.models.layers import count_parameters, update_ema
 from hjepa_lib.pixels.losses import build_regulariser
 from hjepa_lib.pixels.networks import (
     ActionEmbedding,
     LatentPredictor,
     PatchDecoder,
     build_pixel_encoder,
+    initialise,
+    parameter_counts,
+    unit_size,
 )
+from hjepa_lib.pixels.transitions import PixelShapes, Transitions, scaled, shapes_of
+from hjepa_lib.pixels.vjepa2 import MaskedViT, WorldModel
+
+SIZE_ROWS = 256  # transitions that set the scale of the first latents
 
 
-class PixelShapes(NamedTuple):
-    """What a model must know about its data; `Transitions` has the same attributes."""
+class JepaStep(NamedTuple):
+    """What JEPA returns for one transition; each (B, D)."""
 
-    channels: int
-    stack: int
-    image_size: int
-    action_kind: str  # "discrete" or "continuous"
-    action_dim: int  # number of actions, or of their components
-
-
-def shapes_of(data: Any) -> PixelShapes:
-    """The `PixelShapes` of a `Transitions` (or of another `PixelShapes`)."""
-    return PixelShapes(*(getattr(data, name) for name in PixelShapes._fields))
+    prediction: Tensor
+    target: Tensor  # never carries gradient
+    online: Tensor  # online encoder at s_t
+    online_next: Tensor | None  # at s_{t+1}; None in the mode `vjepa2`
 
 
 class PixelModel(nn.Module):
     """Encoder and action embedding, and what every model of the comparison answers to.
 
-    As it stands it is the `random` baseline: nothing imagined, nothing decoded, nothing to learn.
+    As it stands it is a baseline: nothing imagined, nothing decoded, nothing to learn.
     """
 
-    name = "random"
     predicts_latents = False
     """What `imagine` returns is trained to equal an encoding."""
 
-    def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
+    def __init__(
+        self,
+        config: PixelsConfig,
+        shapes: PixelShapes,
+        name: str = "random",
+        encoder: nn.Module | None = None,
+        action: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        self.config, self.shapes = config, shapes
+        self.config, self.shapes, self.name = config, shapes, name
         self.latent_dim = config.encoder.latent_dim
         # The encoder comes first in every model: with one seed they all start from the same one.
-        self.encoder = build_pixel_encoder(
-            config.encoder, shapes.channels, shapes.stack, shapes.image_size
-        )
-        self.action = ActionEmbedding(shapes.action_kind, shapes.action_dim, config.action_dim)
-
-    def pixels(self, state: Tensor) -> Tensor:
-        """uint8 (B, L, C, Hpx, Wpx) -> float in [0, 1]; ValueError for another type or shape."""
-        s = self.shapes
-        wanted = (s.stack, s.channels, s.image_size, s.image_size)
-        if state.dtype != torch.uint8:
-            raise ValueError(f"states must be uint8 in [0, 255], got {state.dtype}")
-        if state.ndim != 5 or tuple(state.shape[1:]) != wanted:
-            raise ValueError(f"states must be (B, L, C, H, W) = (B, {', '.join(map(str, wanted))}),"
-                             f" got {tuple(state.shape)}")  # fmt: skip
-        return self.scaled(state)
-
-    @staticmethod
-    def scaled(pixels: Tensor) -> Tensor:
-        """uint8 of any shape -> float in [0, 1]."""
-        return pixels.float() / 255
-
-    def newest(self, state: Tensor) -> Tensor:
-        """The last frame (B, C, Hpx, Wpx) in [0, 1]: what decoders predict of s_{t+1}."""
-        return self.pixels(state)[:, -1]
+        self.encoder = encoder or build_pixel_encoder(config.encoder, shapes)
+        embedding = shapes.action_kind, shapes.action_dim, config.action_dim
+        self.action = action or ActionEmbedding(*embedding)
 
     def encode(self, state: Tensor) -> Tensor:
         """(B, L, C, Hpx, Wpx) uint8 -> (B, D) float32."""
-        return self.encoder(self.pixels(state)).float()
+        return self.encoder(self.shapes.pixels(state)).float()
 
     def encode_target(self, state: Tensor) -> Tensor:
         """The latents that predictions are compared with; only JEPA has others than `encode`."""
@@ -139,15 +124,15 @@ class PixelModel(nn.Module):
 
 
 class EncoderDecoder(PixelModel):
-    """Predicts the next frame from latent and action; with `predictor`, by way of a next latent."""
+    """Predicts the next frame from latent and action: `enc_dec_jepa` by way of a next latent."""
 
-    def __init__(self, config: PixelsConfig, shapes: PixelShapes, predictor: bool) -> None:
-        super().__init__(config, shapes)
-        self.name = "enc_dec_jepa" if predictor else "enc_dec"
-        dim = self.latent_dim
-        self.predictor = LatentPredictor(config.jepa, dim, config.action_dim) if predictor else None
-        width = dim if predictor else dim + config.action_dim
-        self.decoder = PatchDecoder(config.decoder, width, shapes.channels, shapes.image_size)
+    def __init__(self, config: PixelsConfig, shapes: PixelShapes, name: str) -> None:
+        super().__init__(config, shapes, name)
+        dim, self.predictor = self.latent_dim, None
+        width = dim + config.action_dim
+        if name == "enc_dec_jepa":
+            self.predictor, width = LatentPredictor(config.jepa, dim, config.action_dim), dim
+        self.decoder = PatchDecoder(config.decoder, width, shapes)
         used = config.auxiliary.use_for_enc_dec
         self.regulariser = build_regulariser(config.auxiliary, dim) if used else None
 
@@ -168,27 +153,17 @@ class EncoderDecoder(PixelModel):
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
         latent = self.encode(batch.state)
         frame = self.decode(latent, batch.action)
-        error = F.mse_loss(frame.float(), self.newest(batch.next_state))
+        error = F.mse_loss(frame.float(), scaled(batch.next_state[:, -1]))
         return self._regularised(error, latent, None)
-
-
-class JepaStep(NamedTuple):
-    """What JEPA returns for one transition; each (B, D)."""
-
-    prediction: Tensor
-    target: Tensor  # never carries gradient
-    online: Tensor  # online encoder at s_t
-    online_next: Tensor | None  # at s_{t+1}; None in the mode `vjepa2`
 
 
 class PixelJepa(PixelModel):
     """Joint-embedding predictive architecture with a slow target encoder (MOD-8)."""
 
-    name = "jepa"
     predicts_latents = True
 
-    def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
-        super().__init__(config, shapes)
+    def __init__(self, config: PixelsConfig, shapes: PixelShapes, name: str = "jepa") -> None:
+        super().__init__(config, shapes, name)
         self.mode = config.jepa.target
         self.predictor = LatentPredictor(config.jepa, self.latent_dim, config.action_dim)
         used = config.auxiliary.use_for_jepa
@@ -223,7 +198,7 @@ class PixelJepa(PixelModel):
         """(B, D) of the slow copy, without gradient; of the encoder itself in the mode `none`."""
         with torch.no_grad():
             encoder = self.encoder if self.target_encoder is None else self.target_encoder
-            return encoder(self.pixels(state)).float()
+            return encoder(self.shapes.pixels(state)).float()
 
     def imagine(self, latent: Tensor, action: Tensor) -> Tensor:
         return self.predictor(latent, self.action(action)).float()
@@ -254,3 +229,77 @@ class PixelJepa(PixelModel):
         pairs = zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True)
         gaps = torch.cat([(slow - fast).flatten() for slow, fast in pairs])
         return gaps.square().mean().item()
+
+
+class VJepa2(PixelModel):
+    """The trained pair as one frozen model of the comparison (VJ-14): it never trains again."""
+
+    predicts_latents = True
+
+    def __init__(self, config: PixelsConfig, shapes: PixelShapes, name: str = "vjepa2") -> None:
+        encoder, world = MaskedViT(config, shapes), WorldModel(config, shapes)
+        super().__init__(config, shapes, name, encoder, world.embedding)
+        self.world = world
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> VJepa2:
+        """Stays in evaluation mode, whoever trains a head on it (F4)."""
+        return super().train(False)
+
+    def imagine(self, latent: Tensor, action: Tensor) -> Tensor:
+        """Next latent (B, D) after one action."""
+        return self.world(latent[:, None], action[:, None])[:, 0]
+
+    def rollout(self, latent: Tensor, actions: Tensor, n: int) -> Tensor:
+        """`n` imagined latents (B, n, D)."""
+        return self.world.rollout(latent, actions, n)
+
+    def forward(self, state: Tensor, action: Tensor, next_state: Tensor) -> JepaStep:
+        """The outputs of JEPA; target and latent of s_{t+1} are the same here."""
+        now, then = self.encode(state), self.encode(next_state)
+        return JepaStep(self.imagine(now, action), then, now, then)
+
+
+# --- any model by its name ----------------------------------------------------------------------
+def build_pixel_model(name: str, config: PixelsConfig, data: Any) -> PixelModel:
+    """The model `name` with fresh weights from torch's generator (MOD-13).
+
+    `data` gives the shapes; training `Transitions` (not bare `PixelShapes`) also set the scale of
+    the first latents.
+    """
+    shapes = shapes_of(data)
+    if name == "vjepa2":
+        return VJepa2(config, shapes)
+    if name == "random_vit":  # with one seed stage 1 begins with this very encoder
+        whole = VJepa2(config, shapes)
+        return PixelModel(config, shapes, name, whole.encoder, whole.action).eval()
+    kinds = {"enc_dec": EncoderDecoder, "enc_dec_jepa": EncoderDecoder, "jepa": PixelJepa}
+    kinds["random"] = PixelModel
+    if name not in kinds:
+        known = ", ".join((*kinds, "random_vit", "vjepa2"))
+        raise ConfigError(f"unknown model {name!r}; known: {known}")
+    seed = int(torch.randint(2**31, (1,)))
+    model = kinds[name](config, shapes, name)
+    with torch.random.fork_rng(devices=[]):  # building drew another number of them per model
+        torch.manual_seed(seed)
+        initialise(model)
+    if isinstance(data, Transitions):
+        rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:SIZE_ROWS]
+        unit_size(model.encoder, shapes.pixels(data.batch(rows.sort().values).state))
+    if isinstance(model, PixelJepa):
+        model.make_target()
+    return model.requires_grad_(False) if name == "random" else model
+
+
+def matched_counts(config: PixelsConfig, data: Any) -> dict[str, int]:
+    """Weights that the JEPA-style twin and JEPA with its decoder train to predict a frame.
+
+    The auxiliary loss's projector is scaffolding of either and left out.
+    """
+    twin, jepa = (
+        parameter_counts(build_pixel_model(name, config, data)) for name in ("enc_dec_jepa", "jepa")
+    )
+    decoder = PatchDecoder(config.decoder, config.encoder.latent_dim, shapes_of(data))
+    pair = {"enc_dec_jepa": twin, "jepa + decoder": jepa | {"decoder": count_parameters(decoder)}}
+    return {name: sum(parts.values()) - parts.get("regulariser", 0) for name, parts in pair.items()}

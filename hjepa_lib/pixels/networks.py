@@ -1,56 +1,27 @@
-"""Encoders of frame stacks, one interface: (B, L, C, Hpx, Wpx) floats in [0, 1] -> (B, D).
+"""Networks of the pixel models: encoders of frame stacks, action embedding, predictor, decoder.
 
-`vit`: every frame on its own through a vision transformer (arXiv 2010.11929), then a transformer
-over the L frame tokens. `cnn`: strided convolutions over the L * C planes of the stack. `mlp`: all
-pixels flattened. One setting, `pixels.encoder.kind`, switches the encoder of every model. Positions
-are learned and added once, to the tokens that they belong to (F8); a CLS token stands at no place
-and has none.
-
-Transformer decoder from one latent to a frame (MOD-6): (B, input_dim) -> (B, C, Hpx, Wpx).
-
-The latent becomes one memory token; one learned query per output patch goes through blocks of
-self-attention, cross-attention to the memory, and an MLP, and is mapped to the pixels of its patch.
-Over a single token a softmax is 1 whatever query and key are: every patch would be told the same,
-and query and key weights would be counted and never learn (F9). So a zero key stands beside the
-memory, which turns the weight into sigmoid(q.k / sqrt(d)): a patch may look, or look away.
-
-Action embedding and latent predictor, shared by the pixel models (MOD-5, MOD-8).
-
-First weights and counts of the pixel models (MOD-13).
-
-Conv Kaiming, linear Kaiming by fan-out or Xavier with gain 0.5 for large layers, embeddings
-N(0, 0.01), learned tokens and positions N(0, 0.02), norms 1 and 0, biases 0. Beyond seed 001: a
-module with `first_weights` has the last word on its own, and `unit_size` fits the encoder's last
-layer to the data (the idea of arXiv 1511.06422).
-
-Dropout that costs little on a CPU: one random byte per value instead of one random float.
-
-Drawing the mask takes torch's own dropout longer than the matrix product beside it (8 ms against
-3 ms for a million values on one core). A byte decides in steps of 1/256, so the share that is
-dropped is p rounded to that, and what is kept is scaled by the rounded share. On a GPU, where
-random numbers are cheap, it is torch's dropout.
+Every encoder maps (B, L, C, Hpx, Wpx) floats in [0, 1] to (B, D). Positions are learned and added
+once, to the tokens that they belong to (F8); a CLS token stands at no place and has none.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import DecoderConfig, PixelEncoderConfig, PixelJepaConfig
 from hjepa_lib.models.layers import count_parameters, mlp
 from hjepa_lib.models.transformer import Attention, Block, Transformer, feed_forward
+from hjepa_lib.pixels.transitions import PixelShapes, Size, sides
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
+LARGE = 512
+"""A linear layer with a side of this length or more starts from Xavier with gain 0.5."""
 
 
-def sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) in px of a square or rectangular image."""
-    return (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-
-
-def patch_grid(image_size: int | tuple[int, int], patch: int) -> tuple[int, int]:
+# --- encoders ---------------------------------------------------------------------------------
+def patch_grid(image_size: Size, patch: int) -> tuple[int, int]:
     """Patches along (height, width); ConfigError when the image does not divide into them."""
     height, width = sides(image_size)
     if height % patch or width % patch:
@@ -61,9 +32,7 @@ def patch_grid(image_size: int | tuple[int, int], patch: int) -> tuple[int, int]
 class Patches(nn.Module):
     """(M, C, Hpx, Wpx) -> (M, N, dim): a linear token per patch, row by row, plus its position."""
 
-    def __init__(
-        self, channels: int, image_size: int | tuple[int, int], patch: int, dim: int
-    ) -> None:
+    def __init__(self, channels: int, image_size: Size, patch: int, dim: int) -> None:
         super().__init__()
         rows, columns = patch_grid(image_size, patch)
         self.count = rows * columns
@@ -75,18 +44,12 @@ class Patches(nn.Module):
 
 
 class VitEncoder(nn.Module):
-    """Spatial transformer per frame, temporal transformer over the frames (MOD-2)."""
+    """Spatial transformer per frame, temporal transformer over the frame tokens (MOD-2)."""
 
-    def __init__(
-        self,
-        config: PixelEncoderConfig,
-        channels: int,
-        stack: int,
-        image_size: int | tuple[int, int],
-    ) -> None:
+    def __init__(self, config: PixelEncoderConfig, shapes: PixelShapes) -> None:
         super().__init__()
         dim, self.pool = config.latent_dim, config.pool
-        self.patches = Patches(channels, image_size, config.patch, dim)
+        self.patches = Patches(shapes.channels, shapes.image_size, config.patch, dim)
         self.cls = nn.Parameter(torch.zeros(dim))
         self.dropout = nn.Dropout(config.embedding_dropout)
         self.spatial = Transformer(
@@ -100,9 +63,9 @@ class VitEncoder(nn.Module):
                 config.temporal_dropout,
             )  # fmt: skip
             self.frame_cls = nn.Parameter(torch.zeros(dim))
-            self.frame_position = nn.Parameter(torch.zeros(stack, dim))
+            self.frame_position = nn.Parameter(torch.zeros(shapes.stack, dim))
         else:  # frames side by side keep their order without a transformer
-            self.join = nn.Linear(stack * dim, dim)
+            self.join = nn.Linear(shapes.stack * dim, dim)
         # The last LayerNorm fixes the length of its output; the head gives the latent a scale.
         self.head = nn.Linear(dim, dim)
 
@@ -123,32 +86,22 @@ class VitEncoder(nn.Module):
 
 
 class CnnEncoder(nn.Module):
-    """3 x 3 convolutions of stride 2 with doubling filters, then linear (MOD-3)."""
+    """3 x 3 convolutions of stride 2 with doubling filters over the L * C planes (MOD-3)."""
 
-    def __init__(
-        self,
-        config: PixelEncoderConfig,
-        channels: int,
-        stack: int,
-        image_size: int | tuple[int, int],
-    ) -> None:
+    def __init__(self, config: PixelEncoderConfig, shapes: PixelShapes) -> None:
         super().__init__()
         activation = ACTIVATIONS[config.cnn_activation]
         layers: list[nn.Module] = []
-        width = channels * stack
-        height, breadth = sides(image_size)
+        width = shapes.channels * shapes.stack
+        height, breadth = sides(shapes.image_size)
         for index in range(config.cnn_layers):
             filters = config.cnn_filters * 2**index
             layers += [nn.Conv2d(width, filters, 3, stride=2, padding=1), activation()]
             layers.append(nn.Dropout2d(config.cnn_dropout))
             width, height, breadth = filters, (height + 1) // 2, (breadth + 1) // 2
         self.convs = nn.Sequential(*layers)
-        head: list[nn.Module] = []
-        features = width * height * breadth
-        if config.cnn_hidden:
-            head += [nn.Linear(features, config.cnn_hidden), activation()]
-            features = config.cnn_hidden
-        self.head = nn.Sequential(*head, nn.Linear(features, config.latent_dim))
+        hidden = [config.cnn_hidden] if config.cnn_hidden else []
+        self.head = mlp(width * height * breadth, *hidden, config.latent_dim, activation=activation)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.convs(x.flatten(1, 2)).flatten(1))
@@ -157,18 +110,12 @@ class CnnEncoder(nn.Module):
 class MlpEncoder(nn.Module):
     """All pixels through hidden layers; without any it is one linear map (MOD-4)."""
 
-    def __init__(
-        self,
-        config: PixelEncoderConfig,
-        channels: int,
-        stack: int,
-        image_size: int | tuple[int, int],
-    ) -> None:
+    def __init__(self, config: PixelEncoderConfig, shapes: PixelShapes) -> None:
         super().__init__()
-        height, width = sides(image_size)
+        height, width = sides(shapes.image_size)
         hidden = [config.mlp_hidden] * config.mlp_layers
         self.layers = mlp(
-            stack * channels * height * width, *hidden, config.latent_dim,
+            shapes.stack * shapes.channels * height * width, *hidden, config.latent_dim,
             activation=ACTIVATIONS[config.mlp_activation], dropout=config.mlp_dropout,
         )  # fmt: skip
 
@@ -177,91 +124,17 @@ class MlpEncoder(nn.Module):
 
 
 ENCODERS: dict[str, type[nn.Module]] = {"vit": VitEncoder, "cnn": CnnEncoder, "mlp": MlpEncoder}
+"""What the one setting `pixels.encoder.kind` switches for every model (MOD-1)."""
 
 
-def build_pixel_encoder(
-    config: PixelEncoderConfig, channels: int, stack: int, image_size: int | tuple[int, int]
-) -> nn.Module:
-    """The encoder `config.kind` for stacks of `stack` frames with `channels` planes each."""
+def build_pixel_encoder(config: PixelEncoderConfig, shapes: PixelShapes) -> nn.Module:
+    """The encoder `config.kind` for stacks of frames of these shapes."""
     if config.kind not in ENCODERS:
         raise ConfigError(f"unknown encoder {config.kind!r}; known: {', '.join(ENCODERS)}")
-    return ENCODERS[config.kind](config, channels, stack, image_size)
+    return ENCODERS[config.kind](config, shapes)
 
 
-class Look(nn.Module):
-    """Cross-attention of (B, N, dim) tokens to one memory token and a key and value of zero."""
-
-    def __init__(self, dim: int, heads: int, head_dim: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(dim, heads * head_dim, bias=False)
-        self.key_value = nn.Linear(dim, 2 * heads * head_dim, bias=False)
-        self.out = nn.Linear(heads * head_dim, dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        """x (B, N, dim), memory (B, 1, dim) -> (B, N, dim)."""
-        q = self.query(x).unflatten(-1, (self.heads, -1))  # (B, N, heads, head_dim)
-        k, v = self.key_value(memory).unflatten(-1, (2, self.heads, -1)).unbind(2)
-        weight = torch.sigmoid((q * k).sum(dim=-1, keepdim=True) / q.shape[-1] ** 0.5)
-        return self.dropout(self.out((weight * v).flatten(2)))
-
-
-class DecoderBlock(nn.Module):
-    """Self-attention among the patches, a look at the memory, MLP; each added to its input."""
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        dim, heads, head_dim = config.dim, config.heads, config.head_dim
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
-        self.attention = Attention(dim, heads, head_dim, config.dropout)
-        self.look = Look(dim, heads, head_dim, config.dropout)
-        self.mlp = feed_forward(dim, config.mlp_dim, config.dropout)
-
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        """x (B, N, dim), memory (B, 1, dim) -> (B, N, dim)."""
-        x = x + self.attention(self.norm1(x))
-        x = x + self.look(self.norm2(x), memory)
-        return x + self.mlp(self.norm3(x))
-
-
-class PatchDecoder(nn.Module):
-    """Predicted frame in [0, 1] units (not clipped: the MSE keeps it there)."""
-
-    def __init__(
-        self,
-        config: DecoderConfig,
-        input_dim: int,
-        channels: int,
-        image_size: int | tuple[int, int],
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.grid = patch_grid(image_size, config.patch)
-        self.memory = nn.Linear(input_dim, config.dim)
-        self.memory_norm = nn.LayerNorm(config.dim)
-        self.query = nn.Parameter(torch.zeros(self.grid[0] * self.grid[1], config.dim))
-        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.dim)
-        self.pixels = nn.Linear(config.dim, channels * config.patch**2)
-
-    def first_weights(self) -> None:
-        """Patches begin different from each other, and the frame nearly black."""
-        nn.init.normal_(self.query, std=1.0)
-        nn.init.normal_(self.pixels.weight, std=0.01)
-
-    def forward(self, x: Tensor) -> Tensor:
-        memory = self.memory_norm(self.memory(x))[:, None]  # (B, 1, dim)
-        tokens = self.query.expand(len(x), -1, -1)
-        for block in self.blocks:
-            tokens = block(tokens, memory)
-        patches = self.pixels(self.norm(tokens))  # (B, rows * columns, C * patch * patch)
-        (rows, columns), patch = self.grid, self.config.patch
-        image = patches.unflatten(1, (rows, columns)).unflatten(3, (-1, patch, patch))
-        image = image.permute(0, 3, 1, 4, 2, 5)  # (B, C, rows, patch, columns, patch)
-        return image.flatten(4).flatten(2, 3)
-
-
+# --- actions and the next latent --------------------------------------------------------------
 class ActionEmbedding(nn.Module):
     """(B,) action numbers or (B, A) continuous actions -> (B, dim) (MOD-5)."""
 
@@ -314,21 +187,97 @@ class LatentPredictor(nn.Module):
         return self.head(x[:, 0])
 
 
-LARGE = 512
-"""A linear layer with a side of this length or more starts from Xavier with gain 0.5."""
+# --- decoder ----------------------------------------------------------------------------------
+class Look(nn.Module):
+    """Cross-attention of (B, N, dim) tokens to one memory token and a key and value of zero.
+
+    Over a single token a softmax is 1 whatever query and key are, and their weights never learn
+    (F9); beside a zero key the weight is sigmoid(q . k / sqrt(d)): look, or look away.
+    """
+
+    def __init__(self, dim: int, heads: int, head_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(dim, heads * head_dim, bias=False)
+        self.key_value = nn.Linear(dim, 2 * heads * head_dim, bias=False)
+        self.out = nn.Linear(heads * head_dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        """x (B, N, dim), memory (B, 1, dim) -> (B, N, dim)."""
+        q = self.query(x).unflatten(-1, (self.heads, -1))  # (B, N, heads, head_dim)
+        k, v = self.key_value(memory).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        weight = torch.sigmoid((q * k).sum(dim=-1, keepdim=True) / q.shape[-1] ** 0.5)
+        return self.dropout(self.out((weight * v).flatten(2)))
 
 
+class DecoderBlock(nn.Module):
+    """Self-attention among the patches, a look at the memory, MLP; each added to its input."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        dim, heads, head_dim = config.dim, config.heads, config.head_dim
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
+        self.attention = Attention(dim, heads, head_dim, config.dropout)
+        self.look = Look(dim, heads, head_dim, config.dropout)
+        self.mlp = feed_forward(dim, config.mlp_dim, config.dropout)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        """x (B, N, dim), memory (B, 1, dim) -> (B, N, dim)."""
+        x = x + self.attention(self.norm1(x))
+        x = x + self.look(self.norm2(x), memory)
+        return x + self.mlp(self.norm3(x))
+
+
+class PatchDecoder(nn.Module):
+    """One latent (B, input_dim) as memory, one learned query per patch -> (B, C, Hpx, Wpx) (MOD-6).
+
+    In units of [0, 1], not clipped: the MSE keeps it there.
+    """
+
+    def __init__(self, config: DecoderConfig, input_dim: int, shapes: PixelShapes) -> None:
+        super().__init__()
+        self.config = config
+        self.grid = patch_grid(shapes.image_size, config.patch)
+        self.memory = nn.Linear(input_dim, config.dim)
+        self.memory_norm = nn.LayerNorm(config.dim)
+        self.query = nn.Parameter(torch.zeros(self.grid[0] * self.grid[1], config.dim))
+        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.dim)
+        self.pixels = nn.Linear(config.dim, shapes.channels * config.patch**2)
+
+    def first_weights(self) -> None:
+        """Patches begin different from each other, and the frame nearly black."""
+        nn.init.normal_(self.query, std=1.0)
+        nn.init.normal_(self.pixels.weight, std=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory = self.memory_norm(self.memory(x))[:, None]  # (B, 1, dim)
+        tokens = self.query.expand(len(x), -1, -1)
+        for block in self.blocks:
+            tokens = block(tokens, memory)
+        patches = self.pixels(self.norm(tokens))  # (B, rows * columns, C * patch * patch)
+        (rows, columns), patch = self.grid, self.config.patch
+        image = patches.unflatten(1, (rows, columns)).unflatten(3, (-1, patch, patch))
+        image = image.permute(0, 3, 1, 4, 2, 5)  # (B, C, rows, patch, columns, patch)
+        return image.flatten(4).flatten(2, 3)
+
+
+# --- first weights and counts (MOD-13) --------------------------------------------------------
 @torch.no_grad()
 def initialise(model: nn.Module) -> None:
-    """Draw all weights of `model` anew from torch's generator."""
+    """Draw all weights of `model` anew from torch's generator.
+
+    Conv Kaiming, linear Kaiming by fan-out or Xavier with gain 0.5 for large layers, embeddings
+    N(0, 0.01), learned tokens and positions N(0, 0.02), norms 1 and 0, biases 0; a module with
+    `first_weights` has the last word on its own.
+    """
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        large = isinstance(module, nn.Linear) and max(module.weight.shape) >= LARGE
+        if large:
+            nn.init.xavier_uniform_(module.weight, gain=0.5)
+        elif isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            if max(module.weight.shape) >= LARGE:
-                nn.init.xavier_uniform_(module.weight, gain=0.5)
-            else:
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.01)
         elif isinstance(module, (nn.LayerNorm, nn.BatchNorm1d)):
@@ -348,9 +297,7 @@ def initialise(model: nn.Module) -> None:
 def unit_size(encoder: nn.Module, pixels: Tensor) -> None:
     """Latents of `pixels` (B, L, C, H, W) get a root mean square of 1 by the last linear layer.
 
-    On dark frames the rules above start the latent at a hundredth of that, where a decoder does not
-    tell it from nothing for hundreds of updates. The size and not the spread: a spread far below
-    the size would be blown up together with the noise of dropout.
+    On dark frames they would start at a hundredth of that (the idea of arXiv 1511.06422).
     """
     training = encoder.training
     size = encoder.eval()(pixels).square().mean().sqrt()
@@ -366,36 +313,3 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
     counts = {name: count_parameters(part) for name, part in model.named_children()}
     own = sum(p.numel() for p in model.parameters(recurse=False) if p.requires_grad)
     return {name: count for name, count in (counts | {"own": own}).items() if count}
-
-
-class ByteDropout(nn.Module):
-    """`nn.Dropout(p)` for CPUs; draws from torch's global generator, as that does."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        if not 0 <= p < 1:
-            raise ValueError(f"a dropout share must lie in [0, 1), got {p}")
-        self.p = p
-        self.limit = min(round(256 * p), 255)  # bytes below it are dropped
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and self.limit):
-            return x
-        if x.device.type != "cpu":
-            return F.dropout(x, self.p, training=True)
-        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-        keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.limit
-        return x * keep.to(x.dtype).mul_(256 / (256 - self.limit))
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
-
-
-def use_byte_dropout(module: nn.Module) -> nn.Module:
-    """Replace every `nn.Dropout` inside `module` by `ByteDropout`; returns `module`."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.Dropout):
-            setattr(module, name, ByteDropout(child.p))
-        else:
-            use_byte_dropout(child)
-    return module

@@ -17,7 +17,7 @@ from hjepa_lib.pixels.frames import frame_errors, mean_frame
 from hjepa_lib.pixels.models import PixelModel
 from hjepa_lib.pixels.networks import parameter_counts
 from hjepa_lib.pixels.pixellog import PixelLog
-from hjepa_lib.pixels.transitions import Transitions
+from hjepa_lib.pixels.transitions import Transitions, scaled
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.batches import batches_sha256
 from hjepa_lib.training.loop import Fit, Report
@@ -63,7 +63,7 @@ def drawing(
     def draw(epoch: int) -> None:
         batch = data.batch(reconstructions.sample_rows(len(data), epoch))
         frames = predict(batch.to(ws.device)).cpu()
-        stacks, true = (PixelModel.scaled(part) for part in (batch.state, batch.next_state[:, -1]))
+        stacks, true = (scaled(part) for part in (batch.state, batch.next_state[:, -1]))
         reconstructions.write_comparisons(folder, epoch, stacks, true, frames)
 
     return draw

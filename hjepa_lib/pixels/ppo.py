@@ -1,17 +1,14 @@
-"""Skilled data: train Stable-Baselines3 PPO on the pixels, then collect with it (DATA-2).
+"""A skilled policy: Stable-Baselines3 PPO trained on the pixels that the world models see (DATA-2).
 
-The policy sees the stacks that the world models see, merged into channels, and acts stochastically
-while collecting. Its actions may be repeated (`environment.action_repeat`, else
-`ppo.action_repeat`); a repeat above 1 switches frame skip off. Environments run in processes of
-their own where that works, else in turn in this one. Everything runs on the CPU: the networks are
-too small for a GPU to pay.
+It reads the stacks merged into channels and acts stochastically while collecting. A repeat of its
+actions above 1 switches frame skip off. Everything runs on the CPU.
 """
 
 from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -22,16 +19,15 @@ import torch
 
 from hjepa_lib.config.fields import ConfigError, to_dict
 from hjepa_lib.config.pixels import PixelsConfig
-from hjepa_lib.pixels.env import MergeStack, Policy, make_env, stack_frames
+from hjepa_lib.pixels.env import Policy, make_env, merge_stack, stack_frames
 from hjepa_lib.runs.machine import usable_cores
 
-_SMALLEST_CNN = 36
-"""Side of the smallest picture that the convolutions of CnnPolicy can take, px."""
+_SMALLEST_CNN = 36  # side of the smallest picture that CnnPolicy's convolutions can take, px
 
 
 @contextlib.contextmanager
 def skilled_policy(config: PixelsConfig, seed: int) -> Iterator[tuple[Policy, dict[str, Any]]]:
-    """(policy of states (L, C, H, W), what `record` and the data's description need of it).
+    """(policy of states (L, C, H, W), what its data say about it).
 
     Equal seeds, equal policies; inside the block torch's global generator draws their actions.
     """
@@ -39,19 +35,25 @@ def skilled_policy(config: PixelsConfig, seed: int) -> Iterator[tuple[Policy, di
     repeat = repeat_of(config)
     if config.environment.frame_skip and repeat > 1:
         notes.append(f"actions are repeated {repeat} times, so frame skip is off")
-    with _generators_restored():
-        model, envs = train_policy(config, seed, notes)
-        _add_noise(model, config.ppo.log_std_noise, notes)
+    # Stable-Baselines3 seeds the global generators; afterwards they are where they were.
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            model, envs = train_policy(config, seed, notes)
+            widen_policy(model, config.ppo.log_std_noise, notes)
 
-        def policy(state: np.ndarray) -> Any:
-            merged = np.asarray(state).reshape(model.observation_space.shape)
-            action, _ = model.predict(merged, deterministic=False)
-            return action if action.ndim else int(action)
+            def policy(state: np.ndarray) -> Any:
+                merged = np.asarray(state).reshape(model.observation_space.shape)
+                action, _ = model.predict(merged, deterministic=False)
+                return action if action.ndim else int(action)
 
-        yield policy, {
-            "method": "ppo", "action_repeat": max(repeat, 1), "notes": notes,
-            "ppo": {**to_dict(config.ppo), "n_envs": envs},
-        }  # fmt: skip
+            yield policy, {
+                "method": "ppo", "action_repeat": max(repeat, 1), "notes": notes,
+                "ppo": {**to_dict(config.ppo), "n_envs": envs},
+            }  # fmt: skip
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 def repeat_of(config: PixelsConfig) -> int:
@@ -96,50 +98,38 @@ def import_baselines() -> ModuleType:
         import stable_baselines3
     except ImportError as error:
         raise ConfigError(
-            "PPO data need stable-baselines3, which is not installed: pip install 'hjepa-lib[rl]'"
+            "PPO data need stable-baselines3, which is not installed: pip install stable-baselines3"
         ) from error
     return stable_baselines3
 
 
-# --- environments -----------------------------------------------------------------------------
 def make_training_env(config: PixelsConfig) -> gymnasium.Env:
-    """One environment as PPO sees it, (L * C, H, W) uint8; Monitor counts the summed rewards."""
-    from stable_baselines3.common.monitor import Monitor
-
+    """One environment as PPO sees it: states (L * C, H, W) uint8, actions repeated."""
     env = make_env(config.environment, action_repeat=repeat_of(config))
-    return Monitor(MergeStack(stack_frames(env, config.environment.stack)))
+    return merge_stack(stack_frames(env, config.environment.stack))
 
 
 def make_training_envs(config: PixelsConfig, seed: int, notes: list[str]) -> Any:
     """Seeded environments side by side, at most one per CPU; in processes where that works."""
-    from stable_baselines3.common.vec_env import DummyVecEnv
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import SubprocVecEnv
 
     make_training_env(config).close()  # what is wrong with the settings is said here, in one place
     count = min(config.ppo.n_envs, usable_cores())
     if count < config.ppo.n_envs:
         notes.append(f"{count} environments instead of {config.ppo.n_envs}: one per CPU")
-    makers: list[Callable[[], gymnasium.Env]] = [partial(make_training_env, config)] * count
-    envs = _in_processes(makers, notes) if count > 1 else None
-    envs = envs or DummyVecEnv(makers)
-    envs.seed(seed)
-    return envs
+    make = partial(make_vec_env, partial(make_training_env, config), count, seed)
+    if count > 1:
+        try:
+            return make(vec_env_cls=SubprocVecEnv)
+        except (OSError, EOFError, RuntimeError, AssertionError) as error:  # sandboxes, daemons
+            reason = " ".join(str(error).split()) or type(error).__name__
+            notes.append(f"environments run in this process, parallel ones failed: {reason}")
+    return make()
 
 
-def _in_processes(makers: list[Callable[[], gymnasium.Env]], notes: list[str]) -> Any:
-    """A vector environment with a process each, or None where processes cannot be started."""
-    from stable_baselines3.common.vec_env import SubprocVecEnv
-
-    try:
-        return SubprocVecEnv(makers)
-    except (OSError, EOFError, RuntimeError, AssertionError) as error:  # sandboxes, daemons
-        reason = " ".join(str(error).split()) or type(error).__name__
-        notes.append(f"environments run in this process, parallel ones failed: {reason}")
-        return None
-
-
-# --- policy -----------------------------------------------------------------------------------
-def _add_noise(model: Any, noise: float, notes: list[str]) -> None:
-    """Widen a continuous policy: its log standard deviations rise by `noise`."""
+def widen_policy(model: Any, noise: float, notes: list[str]) -> None:
+    """Raise the log standard deviations of a continuous policy by `noise`."""
     if not noise:
         return
     if not hasattr(model.policy, "log_std"):
@@ -147,15 +137,3 @@ def _add_noise(model: Any, noise: float, notes: list[str]) -> None:
         return
     with torch.no_grad():
         model.policy.log_std += noise
-
-
-@contextlib.contextmanager
-def _generators_restored() -> Iterator[None]:
-    """Stable-Baselines3 seeds the global generators; afterwards they are where they were."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)

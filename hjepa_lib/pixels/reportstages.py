@@ -26,7 +26,7 @@ from hjepa_lib.pixels import stages as pixelstages
 from hjepa_lib.pixels.claims import by_block
 from hjepa_lib.pixels.footprint import update_megabytes
 from hjepa_lib.pixels.frames import frame_errors, mean_frame
-from hjepa_lib.pixels.pixel_models import matched_counts
+from hjepa_lib.pixels.models import matched_counts
 from hjepa_lib.pixels.pixelrows import (
     COMPARED,
     NOT_APPLICABLE,
@@ -37,7 +37,7 @@ from hjepa_lib.pixels.pixelrows import (
 )
 from hjepa_lib.pixels.rewards import MEAN_REWARD, score, unestimable
 from hjepa_lib.pixels.training import CHUNK, budget, next_latent
-from hjepa_lib.pixels.transitions import Transitions
+from hjepa_lib.pixels.transitions import Transitions, scaled
 from hjepa_lib.runs.workspace import Workspace
 
 FILES = ("comparison.csv", "comparison.json")
@@ -219,7 +219,7 @@ def transition_errors(
             truth = model.encode_target(batch.next_state)
             keep("latent", imagined, truth)
             keep("copy_last_latent", model.encode_target(batch.state), truth)
-        before, after = model.newest(batch.state), model.newest(batch.next_state)
+        before, after = scaled(batch.state[:, -1]), scaled(batch.next_state[:, -1])
         keep("copy_last_frame", before, after)
         frame = model.predict_frame(batch.state, batch.action)
         # A decoder that reads the true next state reconstructs, it foresees nothing.

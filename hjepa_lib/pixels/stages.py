@@ -31,9 +31,8 @@ from hjepa_lib.pixels.files import (
     save_decoder,
     save_model,
 )
-from hjepa_lib.pixels.models import PixelJepa, PixelModel
+from hjepa_lib.pixels.models import PixelJepa, PixelModel, build_pixel_model, shapes_of
 from hjepa_lib.pixels.networks import PatchDecoder, initialise
-from hjepa_lib.pixels.pixel_models import build_pixel_model
 from hjepa_lib.pixels.pixellog import decoder_log, model_log
 from hjepa_lib.pixels.pixelresults import (
     drawing,
@@ -194,7 +193,7 @@ def train_decoder_stage(ws: Workspace, name: str, seed: int) -> Iterator[Report]
         decoder.eval().requires_grad_(False)
         if fingerprint(model) != before:
             raise ConfigError(f"training the decoder changed the weights of {name}")
-        save_decoder(folder, decoder, name, (model.latent_dim, data.channels, data.image_size))
+        save_decoder(folder, decoder, name, model.latent_dim, shapes_of(data))
         row |= result_row(ws, name, seed, parts, fit, seconds, data.sha256)
         row["frames"] = frame_scores(ws, predict, parts)
         write_json(folder / "decoder_result.json", row)
@@ -205,7 +204,7 @@ def fresh_decoder(ws: Workspace, latent_dim: int, seed: int, data: Any) -> Patch
     """Every model's decoder starts from the same weights."""
     torch.manual_seed(ws.config.seed + seed)
     config = ws.config.pixels.decoder
-    decoder = PatchDecoder(config, latent_dim, data.channels, data.image_size)
+    decoder = PatchDecoder(config, latent_dim, shapes_of(data))
     initialise(decoder)
     return decoder.to(ws.device)
 

@@ -1,15 +1,14 @@
 """Transitions (s_t, a_t, r_t, s_{t+1}) of pixel environments, frames stored once.
 
 A state is a stack of the last L frames, oldest first, the first frame of an episode repeated where
-there is no older one. Storing stacks would take 2 L times the memory; so frames lie end to end,
-episode by episode, and stacks are gathered by index when a batch needs them. The predicted image
-of a transition is the LAST frame of s_{t+1}. Everything stays uint8 until a model scales it (F14).
-The file form is a folder of .npy files plus meta.json, written last, with the checksum.
+there is no older one: frames lie end to end, and stacks are gathered when a batch needs them. The
+predicted image is the LAST frame of s_{t+1}. Everything stays uint8 until a model scales it (F14).
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from hjepa_lib import files
 from hjepa_lib.files import WorkbookError
 
 KINDS = ("discrete", "continuous")
+_FORMAT = "hjepa transitions"
 _ARRAYS = {
     "frames": np.uint8, "now": np.int64, "after": np.int64, "origin": np.int64,
     "action": None, "reward": np.float32, "episode": np.int64,
@@ -44,6 +44,45 @@ class TransitionBatch(NamedTuple):
     def to(self, device: str | torch.device) -> TransitionBatch:
         """The same batch on `device`."""
         return TransitionBatch(*(part.to(device) for part in self))
+
+
+Size = int | tuple[int, int]
+"""Side of a square image, or (height, width), px."""
+
+
+def sides(image_size: Size) -> tuple[int, int]:
+    """(height, width) in px of a square or rectangular image."""
+    return (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+
+
+class PixelShapes(NamedTuple):
+    """What a model must know about its data; `Transitions` has the same attributes."""
+
+    channels: int
+    stack: int
+    image_size: Size
+    action_kind: str  # "discrete" or "continuous"
+    action_dim: int  # number of actions, or of their components
+
+    def pixels(self, state: Tensor) -> Tensor:
+        """uint8 (B, L, C, Hpx, Wpx) -> float in [0, 1]; ValueError for another type or shape."""
+        if state.dtype != torch.uint8:
+            raise ValueError(f"states must be uint8 in [0, 255], got {state.dtype}")
+        wanted = (self.stack, self.channels, *sides(self.image_size))
+        if state.ndim != 5 or tuple(state.shape[1:]) != wanted:
+            raise ValueError(f"states must be (B, L, C, H, W) = (B, {', '.join(map(str, wanted))}),"
+                             f" got {tuple(state.shape)}")  # fmt: skip
+        return scaled(state)
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    """uint8 of any shape -> float in [0, 1], here and nowhere else (F14)."""
+    return pixels.float() / 255
+
+
+def shapes_of(data: Transitions | PixelShapes) -> PixelShapes:
+    """What a model must know about `data`."""
+    return PixelShapes(*(getattr(data, name) for name in PixelShapes._fields))
 
 
 def check_state(state: Tensor | np.ndarray, shape: tuple[int, ...]) -> None:
@@ -69,23 +108,19 @@ class Transitions:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.frames.ndim != 4 or self.frames.dtype != torch.uint8 or len(self.frames) < 2:
-            raise DataError(
-                "frames must be (F, C, H, W) uint8 with F of at least 2, "
-                f"got {tuple(self.frames.shape)} {self.frames.dtype}"
-            )
-        if self.stack < 1:
-            raise DataError(f"a stack has at least one frame, got {self.stack}")
-        rows = len(self.reward)
-        for name in ("now", "after", "origin", "action", "episode"):
-            if len(getattr(self, name)) != rows or rows == 0:
-                raise DataError(f"{name} has {len(getattr(self, name))} rows, reward has {rows}")
-        self._check_index()
-        self._check_actions()
-        if not bool(torch.isfinite(self.reward).all()):
-            raise DataError("a reward is NaN or infinite")
+        for sentence in self._faults():
+            raise DataError(sentence)
 
-    def _check_index(self) -> None:
+    def _faults(self) -> Iterator[str]:
+        """What is wrong, the first sentence first; later ones may rest on earlier ones."""
+        if self.frames.ndim != 4 or self.frames.dtype != torch.uint8 or len(self.frames) < 2:
+            found = f"{tuple(self.frames.shape)} {self.frames.dtype}"
+            yield f"frames must be (F, C, H, W) uint8 with F of at least 2, got {found}"
+        if self.stack < 1:
+            yield f"a stack has at least one frame, got {self.stack}"
+        for name in ("now", "after", "origin", "action", "episode"):
+            if len(getattr(self, name)) != len(self) or len(self) == 0:
+                yield f"{name} has {len(getattr(self, name))} rows, reward has {len(self)}"
         order = (self.origin >= 0) & (self.origin <= self.now) & (self.now < self.after)
         inside = bool((order & (self.after < len(self.frames))).all())
         same = self.episode[1:] == self.episode[:-1]
@@ -93,21 +128,19 @@ class Transitions:
         apart = (self.origin[1:] > self.after[:-1]) & (self.now[1:] == self.origin[1:])
         blocks = len(self.episode.unique_consecutive()) == len(self.episodes)
         if not (inside and blocks and bool(torch.where(same, joined, apart).all())):
-            raise DataError("the rows of an episode must follow each other in frames of its own")
-
-    def _check_actions(self) -> None:
+            yield "the rows of an episode must follow each other in frames of its own"
         discrete = self.action_kind == KINDS[0]
         shape, kind = ((), torch.int64) if discrete else ((self.action_dim,), torch.float32)
         if self.action_kind not in KINDS or self.action.dtype != kind:
-            raise DataError(f"{self.action_kind} actions cannot be {self.action.dtype}")
+            yield f"{self.action_kind} actions cannot be {self.action.dtype}"
         if tuple(self.action.shape[1:]) != shape:
-            raise DataError(
-                f"an action must have shape {shape}, got {tuple(self.action.shape[1:])}"
-            )
+            yield f"an action must have shape {shape}, got {tuple(self.action.shape[1:])}"
         if discrete and not bool(((self.action >= 0) & (self.action < self.action_dim)).all()):
-            raise DataError(f"an action lies outside 0..{self.action_dim - 1}")
-        if not discrete and not bool(torch.isfinite(self.action).all()):
-            raise DataError("an action is NaN or infinite")
+            yield f"an action lies outside 0..{self.action_dim - 1}"
+        if not bool(torch.isfinite(self.action).all()):
+            yield "an action is NaN or infinite"
+        if not bool(torch.isfinite(self.reward).all()):
+            yield "a reward is NaN or infinite"
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -142,8 +175,7 @@ class Transitions:
 
     def _states(self, newest: Tensor, origin: Tensor) -> Tensor:
         steps = torch.arange(1 - self.stack, 1)
-        index = torch.maximum(newest[:, None] + steps, origin[:, None])  # (B, L)
-        return self.frames[index]
+        return self.frames[torch.maximum(newest[:, None] + steps, origin[:, None])]
 
     def windows(self, length: int, stride: int = 1) -> Tensor:
         """First rows (W,) int64 of windows of `length` transitions inside one episode (F6).
@@ -151,8 +183,6 @@ class Transitions:
         n - length + 1 per episode of n transitions at stride 1; the stride counts from the
         episode's first row. DataError when no episode is long enough.
         """
-        if length < 1 or stride < 1:
-            raise DataError(f"length and stride must be at least 1, got {length} and {stride}")
         _, rank, count = self.episode.unique_consecutive(return_inverse=True, return_counts=True)
         place = torch.arange(len(self)) - (count.cumsum(0) - count)[rank]  # row within its episode
         fits = (place + length <= count[rank]) & (place % stride == 0)
@@ -165,9 +195,8 @@ class Transitions:
     def sequence(self, first: Tensor, length: int) -> TransitionBatch:
         """Windows starting at rows `first` (B,), every field (B, T, ...)."""
         rows = first[:, None] + torch.arange(length)  # (B, T)
-        if bool((rows[:, -1] >= len(self)).any()) or bool(
-            (self.episode[rows[:, -1]] != self.episode[first]).any()
-        ):
+        last = rows[:, -1].clamp(max=len(self) - 1)
+        if bool(((last != rows[:, -1]) | (self.episode[last] != self.episode[first])).any()):
             raise DataError(f"a window of {length} transitions would cross the end of an episode")
         flat = self.batch(rows.flatten())
         return TransitionBatch(*(part.unflatten(0, tuple(rows.shape)) for part in flat))
@@ -194,23 +223,16 @@ class Transitions:
 
     def select(self, episodes: Tensor) -> Transitions:
         """The transitions of these episode ids, in the order of the file, and their frames."""
-        rows = torch.isin(self.episode, episodes).nonzero()[:, 0]
-        if len(rows) == 0:
+        rows = torch.isin(self.episode, episodes)
+        if not bool(rows.any()):
             raise DataError("none of these episodes is in the data")
-        ids, first = self.episode[rows].unique_consecutive(return_inverse=True)
-        kept, shift, total = [], torch.empty(len(ids), dtype=torch.int64), 0
-        for number in range(len(ids)):
-            inside = rows[first == number]
-            low, high = int(self.origin[inside[0]]), int(self.after[inside[-1]]) + 1
-            kept.append(self.frames[low:high])
-            shift[number], total = total - low, total + high - low
-        moved = {
-            name: getattr(self, name)[rows] + shift[first] for name in ("now", "after", "origin")
-        }
-        return replace(
-            self, frames=torch.cat(kept), action=self.action[rows], reward=self.reward[rows],
-            episode=self.episode[rows], meta=dict(self.meta), **moved,
-        )  # fmt: skip
+        begins = self.now == self.origin  # the first row of each episode
+        owner = torch.bucketize(torch.arange(len(self.frames)), self.origin[begins], right=True) - 1
+        kept = torch.isin(self.episode[begins], episodes)[owner]  # (F,)
+        place = kept.cumsum(0) - 1
+        moved = {name: place[getattr(self, name)[rows]] for name in ("now", "after", "origin")}
+        own = {name: getattr(self, name)[rows] for name in ("action", "reward", "episode")}
+        return replace(self, frames=self.frames[kept], meta=dict(self.meta), **moved, **own)
 
     # --- files --------------------------------------------------------------------------------
     @cached_property
@@ -222,16 +244,14 @@ class Transitions:
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> Path:
-        """Write the folder form; meta.json comes last and makes the folder complete."""
+        """Write an .npy file per array; meta.json comes last and makes the folder complete."""
         folder = Path(folder)
         (folder / "meta.json").unlink(missing_ok=True)  # incomplete from here on
         for name in _ARRAYS:
             files.save_npy(folder / f"{name}.npy", getattr(self, name).numpy())
-        own = {
-            "action_kind": self.action_kind, "action_dim": self.action_dim, "stack": self.stack,
-            "sha256": self.sha256,
-        }  # fmt: skip
-        files.write_json(folder / "meta.json", {"format": "hjepa transitions", **self.meta, **own})
+        own = {name: getattr(self, name) for name in ("action_kind", "action_dim", "stack")}
+        own |= {"format": _FORMAT, "sha256": self.sha256}
+        files.write_json(folder / "meta.json", {**self.meta, **own})
         return folder
 
     @classmethod
@@ -239,7 +259,7 @@ class Transitions:
         """Read what `save` wrote; FileError when it is missing, damaged, or something else."""
         folder = Path(folder)
         meta = files.read_json(folder / "meta.json")
-        if not isinstance(meta, dict) or meta.pop("format", None) != "hjepa transitions":
+        if not isinstance(meta, dict) or meta.pop("format", None) != _FORMAT:
             raise files.FileError(f"{folder} holds no transitions: meta.json is of another kind")
         arrays = {}
         for name, kind in _ARRAYS.items():

@@ -26,10 +26,15 @@ from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.pixels import collect as pixeldata
 from hjepa_lib.pixels import grades as scores
 from hjepa_lib.pixels import vjepa2_files as files
-from hjepa_lib.pixels.models import shapes_of
-from hjepa_lib.pixels.train_vjepa2 import encode_states, fit_stage1, fit_stage2
+from hjepa_lib.pixels.models import VJepa2, shapes_of
 from hjepa_lib.pixels.transitions import Transitions
-from hjepa_lib.pixels.vjepa2 import MaskedPrediction, MaskedViT, VJepa2
+from hjepa_lib.pixels.vjepa2 import (
+    MaskedPrediction,
+    MaskedViT,
+    encode_states,
+    fit_stage1,
+    fit_stage2,
+)
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.batches import batches_sha256
 from hjepa_lib.training.loop import Fit, Report
@@ -146,7 +151,7 @@ def train_stage2(ws: Workspace, seed: int, resume_from: Path | None = None) -> I
     with ws.run.stage(name, folder=folder_of(seed), reads=needs) as folder:
         begin = time.perf_counter()
         length = config.data.sequence
-        parts = [encode_states(model.encoder, part, length) for part in (train, validation)]
+        parts = [encode_states(model, part, length) for part in (train, validation)]
         fit = fit_stage2(world, *parts, config, seed=number, precision=ws.precision, folder=resume)
         if earlier is not None and fit.update == 0:
             files.resume_fit(resume_from, fit)

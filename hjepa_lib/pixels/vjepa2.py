@@ -5,37 +5,38 @@ that the EMA target f' gives the whole state s (m: exactly int(ratio * N) hidden
 
     L1 = |g(f(s, m)) - f'(s)|           f' <- decay f' + (1 - decay) f after each update
 
-Stage 2 freezes f and trains a transformer over z_t = f(s_t), causal in time, that imagines z_{t+1}
-from all (z, a) up to t (training/vjepa2.py has its loss). What differs from the paper: one token
-(CLS) is the latent, patches are 2-D over stacked frames, and hidden patches stay in the sequence as
-a learned token. A mask is an argument of the call and never a state of the encoder, so nothing can
-leave it on in evaluation (F4).
+Stage 2 freezes f and trains a transformer over z_t = f(s_t), causal in time. With T steps in a
+window, n = rollout_steps and w = teacher_forcing its loss is
+
+    TF = mean |p(z_0..z_t, a_0..a_t) - z_{t+1}|               every t, true latents in
+    RO = mean |zhat_{t+1} - z_{t+1}|, t >= T - n              the last n steps, predictions fed back
+    L2 = w TF + (1 - w) RO
+
+A mask is an argument of the call and never a state of the encoder (F4).
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hjepa_lib.config.fields import ConfigError
-from hjepa_lib.config.pixels import PixelsConfig
+from hjepa_lib.config.pixels import PixelsConfig, Stage2Config
 from hjepa_lib.models.layers import mlp, update_ema
 from hjepa_lib.models.transformer import Block
-from hjepa_lib.pixels.models import (
-    ActionEmbedding,
-    JepaStep,
-    PixelModel,
-    PixelShapes,
-    shapes_of,
-)
-from hjepa_lib.pixels.networks import ByteDropout, initialise, patch_grid, use_byte_dropout
-from hjepa_lib.pixels.transitions import TransitionBatch
+from hjepa_lib.pixels.networks import ActionEmbedding, initialise, patch_grid
+from hjepa_lib.pixels.training import CHUNK, budget
+from hjepa_lib.pixels.transitions import PixelShapes, Transitions
+from hjepa_lib.training.batches import draw_batch, mean_terms, seeded_noise
+from hjepa_lib.training.loop import Fit, Task
 
 TOKEN_WIDTH = 64  # of the `projected` mask token
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -43,6 +44,39 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }  # fmt: skip
 Past = tuple[Tensor, Tensor]
 """Keys and values of earlier tokens, each (B, heads, N, head_dim)."""
+
+
+class ByteDropout(nn.Module):
+    """`nn.Dropout(p)` for CPUs; draws from torch's global generator, as that does."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"a dropout share must lie in [0, 1), got {p}")
+        self.p = p
+        self.limit = min(round(256 * p), 255)  # bytes below it are dropped
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.limit):
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.p, training=True)
+        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+        keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.limit
+        return x * keep.to(x.dtype).mul_(256 / (256 - self.limit))
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+def use_byte_dropout(module: nn.Module) -> nn.Module:
+    """Replace every `nn.Dropout` inside `module` by `ByteDropout`; returns `module`."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Dropout):
+            setattr(module, name, ByteDropout(child.p))
+        else:
+            use_byte_dropout(child)
+    return module
 
 
 def draw_masks(count: int, patches: int, ratio: float, generator: torch.Generator) -> Tensor:
@@ -73,16 +107,13 @@ def run_block(
 
 
 class MaskedViT(nn.Module):
-    """(B, L, C, Hpx, Wpx) uint8 -> CLS latent (B, D); a patch has L * C channels."""
-
-    pixels, scaled = PixelModel.pixels, staticmethod(PixelModel.scaled)
+    """(B, L, C, Hpx, Wpx) in [0, 1] -> CLS latent (B, D); a patch has L * C channels."""
 
     def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
         super().__init__()
         stage, own = config.vjepa2.stage1, config.encoder
         dim, planes = own.latent_dim, shapes.stack * shapes.channels
         rows, columns = patch_grid(shapes.image_size, stage.patch)
-        self.shapes = shapes
         self.patches = rows * columns
         self.embed = nn.Conv2d(planes, dim, stage.patch, stride=stage.patch)
         self.cls = nn.Parameter(torch.zeros(dim))
@@ -98,17 +129,16 @@ class MaskedViT(nn.Module):
         use_byte_dropout(self.blocks)
         initialise(self)
 
-    def tokens(self, state: Tensor, mask: Tensor | None = None) -> Tensor:
+    def tokens(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
         """Patch embeddings (B, N, D) before positions; hidden ones replaced by the token."""
-        pixels = self.pixels(state).flatten(1, 2)  # scaled here and nowhere else (F14)
-        patches = self.embed(pixels).flatten(2).transpose(1, 2)
+        patches = self.embed(pixels.flatten(1, 2)).flatten(2).transpose(1, 2)
         if mask is None:
             return patches
         return torch.where(mask[..., None], self.project(self.token).to(patches.dtype), patches)
 
-    def forward(self, state: Tensor, mask: Tensor | None = None, patches: bool = False) -> Tensor:
+    def forward(self, pixels: Tensor, mask: Tensor | None = None, patches: bool = False) -> Tensor:
         """(B, D), or with `patches` all tokens (B, 1 + N, D), CLS first; `mask` (B, N) bool."""
-        x = self.tokens(state, mask)
+        x = self.tokens(pixels, mask)
         x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
         x = self.dropout(x + self.position)  # positions once, also under hidden patches (F8)
         *body, last = self.blocks
@@ -123,11 +153,11 @@ class MaskedPrediction(nn.Module):
 
     def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
         super().__init__()
-        self.config = config.vjepa2.stage1
+        self.config, self.shapes, self.stage = config, shapes, config.vjepa2.stage1
         self.online = MaskedViT(config, shapes)
         self.target = copy.deepcopy(self.online).requires_grad_(False).eval()
         dim = config.encoder.latent_dim
-        self.predictor = mlp(dim, *self.config.hidden, dim, activation=nn.GELU)
+        self.predictor = mlp(dim, *self.stage.hidden, dim, activation=nn.GELU)
         initialise(self.predictor)
 
     def train(self, mode: bool = True) -> MaskedPrediction:
@@ -135,21 +165,27 @@ class MaskedPrediction(nn.Module):
         self.target.eval()  # targets are never dropped out
         return self
 
+    def encode(self, state: Tensor) -> Tensor:
+        """uint8 (B, L, C, Hpx, Wpx) -> (B, D), from the whole, unmasked state."""
+        return self.online(self.shapes.pixels(state))
+
     def predict(self, state: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, D) each: the latent named from the visible patches, and the target's."""
+        pixels = self.shapes.pixels(state)
         with torch.no_grad():
-            whole = self.target(state)
-        return self.predictor(self.online(state, mask)).float(), whole
+            whole = self.target(pixels)
+        return self.predictor(self.online(pixels, mask)).float(), whole
 
     def loss(self, state: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Error of the predicted latent; with `patch_loss` also of the hidden patches' tokens."""
-        measure, weight = LOSSES[self.config.loss], self.config.patch_loss
+        measure, weight = LOSSES[self.stage.loss], self.stage.patch_loss
         if not weight:
             total = measure(*self.predict(state, mask))
             return total, {"latent": total.item()}
+        pixels = self.shapes.pixels(state)
         with torch.no_grad():
-            whole = self.target(state, patches=True)
-        named = self.predictor(self.online(state, mask, patches=True)).float()
+            whole = self.target(pixels, patches=True)
+        named = self.predictor(self.online(pixels, mask, patches=True)).float()
         latent = measure(named[:, 0], whole[:, 0])
         if not mask.any():
             return latent, {"latent": latent.item(), "patches": 0.0}
@@ -158,7 +194,7 @@ class MaskedPrediction(nn.Module):
 
     def after_update(self) -> None:
         """The target follows the online encoder."""
-        update_ema(self.target, self.online, self.config.ema_decay)
+        update_ema(self.target, self.online, self.stage.ema_decay)
 
 
 class WorldModel(nn.Module):
@@ -228,74 +264,181 @@ class WorldModel(nn.Module):
         return torch.stack(imagined, dim=1)
 
 
-class VJepa2(PixelModel):
-    """The trained pair as one frozen model of the comparison (VJ-14): it never trains again."""
-
-    name = "vjepa2"
-    predicts_latents = True
-
-    def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
-        super(PixelModel, self).__init__()  # whose encoder is another one
-        self.config, self.shapes = config, shapes
-        self.latent_dim = config.encoder.latent_dim
-        self.encoder = MaskedViT(config, shapes)
-        self.world = WorldModel(config, shapes)
-        self.requires_grad_(False)
-        self.eval()
-
-    def train(self, mode: bool = True) -> VJepa2:
-        """Stays in evaluation mode, whoever trains a head on it (F4)."""
-        return super().train(False)
-
-    def encode(self, state: Tensor) -> Tensor:
-        """(B, L, C, Hpx, Wpx) uint8 -> (B, D), from the whole, unmasked state."""
-        return self.encoder(state)
-
-    def imagine(self, latent: Tensor, action: Tensor) -> Tensor:
-        """Next latent (B, D) after one action."""
-        return self.world(latent[:, None], action[:, None])[:, 0]
-
-    def rollout(self, latent: Tensor, actions: Tensor, n: int) -> Tensor:
-        """`n` imagined latents (B, n, D)."""
-        return self.world.rollout(latent, actions, n)
-
-    def embed_action(self, action: Tensor) -> Tensor:
-        """(B,) or (B, A) -> (B, 32)."""
-        return self.world.embedding(action)
-
-    def forward(self, state: Tensor, action: Tensor, next_state: Tensor) -> JepaStep:
-        """The outputs of JEPA; target and latent of s_{t+1} are the same here."""
-        now, then = self.encode(state), self.encode(next_state)
-        return JepaStep(self.imagine(now, action), then, now, then)
-
-    def loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, float]]:
-        """L1 error of one imagined step, to look at; nothing here takes a gradient."""
-        step = self(batch.state, batch.action, batch.next_state)
-        error = F.l1_loss(step.prediction, step.target)
-        return error, {"prediction": error.item()}
+HELD_OUT = 256  # states or windows of one validation at most: it takes as long as a few updates
 
 
-class RandomVit(PixelModel):
-    """The encoder and action embedding of `VJepa2` as they were drawn: its untrained baseline.
+class LatentWindows(NamedTuple):
+    """Frozen latents of M transitions and where windows of T of them start (VJ-7)."""
 
-    With one seed stage 1 begins with this very encoder.
+    now: Tensor  # (M, D)
+    then: Tensor  # (M, D)
+    action: Tensor  # (M,) or (M, A)
+    first: Tensor  # (W,) rows
+
+    def windows(self, index: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+        """z_t (B, T, D), actions (B, T, ...), z_{t+1} (B, T, D) of the windows `index` (B,)."""
+        rows = self.first[index.to(self.first.device), None]
+        rows = rows + torch.arange(length, device=rows.device)
+        return self.now[rows], self.action[rows], self.then[rows]
+
+
+@torch.no_grad()
+def encode_states(model: Any, data: Transitions, length: int) -> LatentWindows:
+    """All latents of `data` from `model.encode`: unmasked, without dropout or gradient (F4).
+
+    s_{t+1} of a row is s_t of the next row of its episode, so only last rows need a second call.
     """
+    model.eval()
+    device = next(model.parameters()).device
 
-    name = "random_vit"
+    def encode(rows: Tensor, part: str) -> Tensor:
+        pieces = [getattr(data.batch(index), part) for index in rows.split(CHUNK)]
+        return torch.cat([model.encode(piece.to(device)) for piece in pieces])
 
-    def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
-        super(PixelModel, self).__init__()  # whose encoder is another one
-        self.config, self.shapes = config, shapes
-        self.latent_dim = config.encoder.latent_dim
-        whole = VJepa2(config, shapes)
-        self.encoder, self.action = whole.encoder, whole.world.embedding
-        self.eval()
-
-    def encode(self, state: Tensor) -> Tensor:
-        """(B, L, C, Hpx, Wpx) uint8 -> (B, D)."""
-        return self.encoder(state)
+    now = encode(torch.arange(len(data)), "state")
+    last = torch.ones(len(data), dtype=torch.bool)
+    last[:-1] = data.episode[1:] != data.episode[:-1]
+    then = now.roll(-1, dims=0)
+    then[last.to(device)] = encode(last.nonzero()[:, 0], "next_state")
+    first = data.windows(length).to(device)
+    return LatentWindows(now, then, data.action.to(device), first)
 
 
-def build_vjepa2(config: PixelsConfig, data: Any) -> VJepa2:
-    """An untrained model for the images and actions of `data` (Transitions or PixelShapes)."""
-    return VJepa2(config, shapes_of(data))
+def fit_stage1(
+    model: MaskedPrediction,
+    train: Transitions,
+    validation: Transitions | None,
+    config: PixelsConfig,
+    *,
+    seed: int,
+    precision: str = "fp32",
+    folder: Path | None = None,
+) -> Fit:
+    """Iterate to train online encoder and predictor in place; the target follows them."""
+    stage, device = config.vjepa2.stage1, next(model.parameters()).device
+
+    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        index = draw_batch(len(train), stage.optim.batch, generator)
+        mask = draw_masks(len(index), model.online.patches, stage.mask, generator)
+        state = train.batch(index).state.to(device)
+        with seeded_noise(generator, device):
+            return model.loss(state, mask.to(device))
+
+    def validate() -> dict[str, float]:
+        return masked_loss(model, validation, stage.mask)
+
+    task = Task(model, loss_fn, None if validation is None else validate, model.after_update)
+    settings = budget(stage.optim, len(train))
+    return Fit(task, settings, seed=seed, precision=precision, folder=folder)
+
+
+def spread_rows(count: int, most: int = HELD_OUT) -> Tensor:
+    """At most `most` of `count` indices, evenly spread and always the same."""
+    return torch.linspace(0, count - 1, min(count, most)).round().long()
+
+
+@torch.no_grad()
+def masked_loss(
+    model: MaskedPrediction,
+    data: Transitions,
+    ratio: float,
+    rows: Tensor | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Stage-1 loss in eval mode with `ratio` of the patches hidden, the same ones every time."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    rows = spread_rows(len(data)) if rows is None else rows
+
+    def loss(index: Tensor) -> tuple[Tensor, dict[str, float]]:
+        mask = draw_masks(len(index), model.online.patches, ratio, generator).to(device)
+        return model.loss(data.batch(index).state.to(device), mask)
+
+    found = mean_terms(((len(index), *loss(index)) for index in rows.split(CHUNK)), len(rows))
+    model.train(was_training)
+    return found
+
+
+def rollout_start(stage: Stage2Config, length: int) -> int:
+    """Index of the last given step before the roll-out; ConfigError when it does not fit."""
+    if stage.rollout_steps > length:
+        raise ConfigError(
+            f"pixels.vjepa2.stage2.rollout_steps={stage.rollout_steps} does not fit into windows "
+            f"of pixels.data.sequence={length} transitions"
+        )
+    return length - stage.rollout_steps
+
+
+def stage2_loss(
+    world: WorldModel,
+    now: Tensor,
+    action: Tensor,
+    then: Tensor,
+    stage: Stage2Config,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, dict[str, float]]:
+    """Loss and terms of windows (B, T, ...); without a generator every given step is true."""
+    steps = now.shape[1]
+    start = rollout_start(stage, steps)
+    forced = world(now, action)  # (B, T, D), z_1 .. z_T
+    given = now[:, : start + 1]
+    if generator is not None and start and stage.teacher_forcing_ratio < 1:
+        draw = torch.rand(len(now), start, generator=generator)
+        true = (draw < stage.teacher_forcing_ratio).to(now.device)[..., None]
+        own = torch.where(true, given[:, 1:], forced[:, :start])
+        given = torch.cat([given[:, :1], own], dim=1)
+    imagined = world.rollout(given, action, stage.rollout_steps)
+    teacher = F.l1_loss(forced, then)
+    rollout = F.l1_loss(imagined, then[:, start:])
+    total = stage.teacher_forcing * teacher + (1 - stage.teacher_forcing) * rollout
+    return total, {"teacher_forcing": teacher.item(), "rollout": rollout.item()}
+
+
+def fit_stage2(
+    world: WorldModel,
+    train: LatentWindows,
+    validation: LatentWindows | None,
+    config: PixelsConfig,
+    *,
+    seed: int,
+    precision: str = "fp32",
+    folder: Path | None = None,
+) -> Fit:
+    """Iterate to train the world model in place."""
+    stage, length = config.vjepa2.stage2, config.data.sequence
+    rollout_start(stage, length)
+    device = next(world.parameters()).device
+
+    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        index = draw_batch(len(train.first), stage.optim.batch, generator)
+        window = train.windows(index, length)
+        with seeded_noise(generator, device):
+            return stage2_loss(world, *window, stage, generator)
+
+    def validate() -> dict[str, float]:
+        return window_loss(world, validation, config)
+
+    task = Task(world, loss_fn, None if validation is None else validate)
+    settings = budget(stage.optim, len(train.first))
+    return Fit(task, settings, seed=seed, precision=precision, folder=folder)
+
+
+@torch.no_grad()
+def window_loss(
+    world: WorldModel, data: LatentWindows, config: PixelsConfig, rows: Tensor | None = None
+) -> dict[str, float]:
+    """Stage-2 loss and terms in eval mode; the given steps of the roll-out are all true."""
+    was_training = world.training
+    world.eval()
+    rows = spread_rows(len(data.first)) if rows is None else rows
+
+    def loss(index: Tensor) -> tuple[Tensor, dict[str, float]]:
+        window = data.windows(index, config.data.sequence)
+        return stage2_loss(world, *window, config.vjepa2.stage2)
+
+    pieces = rows.tensor_split(math.ceil(len(rows) / CHUNK))
+    found = mean_terms(((len(index), *loss(index)) for index in pieces), len(rows))
+    world.train(was_training)
+    return found

@@ -20,8 +20,9 @@ from hjepa_lib.config import from_dict, to_dict
 from hjepa_lib.config.pixels import PixelsConfig
 from hjepa_lib.files import FileError, read_json, write_json
 from hjepa_lib.models.checkpoint import load_weights, save_weights
-from hjepa_lib.pixels.models import PixelShapes
-from hjepa_lib.pixels.vjepa2 import MaskedPrediction, VJepa2
+from hjepa_lib.pixels.models import VJepa2
+from hjepa_lib.pixels.transitions import PixelShapes
+from hjepa_lib.pixels.vjepa2 import MaskedPrediction
 from hjepa_lib.training.loop import Fit, TrainingError
 
 STAGE1, STAGE2, FINAL = "best_stage1_model", "best_stage2_model", "vjepa2_world_model_final"

@@ -10,8 +10,8 @@ from hjepa_lib.pixels import grades as scores
 from hjepa_lib.pixels import two_stages as stages
 from hjepa_lib.pixels import vjepa2_files as files
 from hjepa_lib.pixels.collect import make_transitions
-from hjepa_lib.pixels.train_vjepa2 import LatentWindows, encode_states
-from hjepa_lib.pixels.vjepa2 import MaskedPrediction, VJepa2
+from hjepa_lib.pixels.models import VJepa2
+from hjepa_lib.pixels.vjepa2 import LatentWindows, MaskedPrediction, encode_states
 from hjepa_lib.runs.workspace import Workspace
 
 
@@ -25,7 +25,7 @@ def load_stage1(ws: Workspace, seed: int) -> MaskedPrediction:
 def latent_windows(ws: Workspace, model: VJepa2) -> tuple[LatentWindows, LatentWindows]:
     """Frozen latents of the training and the validation part."""
     length = ws.config.pixels.data.sequence
-    train, validation = (encode_states(model.encoder, p, length) for p in make_transitions(ws))
+    train, validation = (encode_states(model, p, length) for p in make_transitions(ws))
     return train, validation
 
 
