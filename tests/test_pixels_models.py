@@ -27,8 +27,7 @@ from hjepa_lib.config.pixels import (
     PixelEncoderConfig,
     PixelJepaConfig,
 )
-from hjepa_lib.models.layers import count_parameters
-from hjepa_lib.models.transformer import Transformer
+from hjepa_lib.models.layers import Transformer, count_parameters
 from hjepa_lib.pixels import figures_reconstructions as reconstructions
 from hjepa_lib.pixels.models import (
     ActionEmbedding,

@@ -16,7 +16,7 @@ from hjepa_lib.config import ConfigError, from_dict, profile, to_dict
 from hjepa_lib.config.pixels import PixelsConfig
 from hjepa_lib.figures import style
 from hjepa_lib.files import FileError, read_json
-from hjepa_lib.models.layers import count_parameters
+from hjepa_lib.models.layers import count_parameters, draw_masks
 from hjepa_lib.pixels import collect as pixeldata
 from hjepa_lib.pixels import command as vjepa2command
 from hjepa_lib.pixels import figures_vjepa2 as figures
@@ -32,7 +32,6 @@ from hjepa_lib.pixels.vjepa2 import (
     MaskedPrediction,
     MaskedViT,
     WorldModel,
-    draw_masks,
     encode_states,
     fit_stage1,
     fit_stage2,

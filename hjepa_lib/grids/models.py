@@ -23,8 +23,7 @@ from torch.nn import functional as F
 from hjepa_lib.config.pixels import GridConfig
 from hjepa_lib.grids.buffer import GridBatch
 from hjepa_lib.grids.world import ACTIONS, COLOURS, FACTS, MOST, PAD, GridError, facts
-from hjepa_lib.models.layers import mlp, update_ema
-from hjepa_lib.models.transformer import Transformer
+from hjepa_lib.models.layers import Transformer, mlp, update_ema
 
 FACT_CLASSES = (MOST + 1, MOST + 1, COLOURS, COLOURS, COLOURS + 1)
 """Values 0..n-1 of each of FACTS; a side or a count of 0 does not occur."""

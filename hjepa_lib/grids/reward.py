@@ -13,8 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from hjepa_lib.models.layers import mlp
-from hjepa_lib.models.transformer import Transformer
+from hjepa_lib.models.layers import Transformer, mlp
 
 TOKENS = 3
 DEPTH, HEADS, HIDDEN = 4, 8, 512

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hjepa_lib.models.transformer import Transformer
-from hjepa_lib.pixels.networks import Patches
+from hjepa_lib.models.layers import Patches, Transformer
 
 MIN_IMAGE = 16
 SPREAD = 2.0  # keypoint coordinates of the image's edges: the dot's then have a spread near 1

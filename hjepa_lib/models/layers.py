@@ -1,11 +1,26 @@
-"""Small building blocks shared by the models."""
+"""Building blocks shared by all models: MLPs, pre-norm transformers, patches of images.
+
+    x <- x + Attention(LN(x));   x <- x + MLP(LN(x));   LN after the last block (arXiv 1706.03762)
+
+Dropout acts on what a sub-layer adds: not on attention weights (the fused kernel then serves
+training as well), nor on the wide hidden layer, where drawing it takes long on a CPU.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hjepa_lib.config import ConfigError
+
+Size = int | tuple[int, int]
+"""Side of a square image, or (height, width), px."""
+Past = tuple[Tensor, Tensor]
+"""Keys and values of earlier tokens, each (B, heads, N, head_dim)."""
 
 
 def mlp(
@@ -43,3 +58,130 @@ def full_precision(like: Tensor) -> torch.autocast:
 def count_parameters(module: nn.Module) -> int:
     """Trainable weights; a shared tensor counts once."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+# --- transformer ------------------------------------------------------------------------------
+class Attention(nn.Module):
+    """Self-attention over (B, N, dim) with `heads` heads of width `head_dim`."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
+        self.out = nn.Linear(heads * head_dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """`mask` broadcasts to (B, heads, N, N), True where attending is allowed."""
+        return self.extend(x, mask=mask, causal=causal)[0]
+
+    def extend(
+        self,
+        x: Tensor,
+        past: Past | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        keep: int | None = None,
+    ) -> tuple[Tensor, Past]:
+        """Also attends to `past`; only the first `keep` tokens ask, all are asked."""
+        parts = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim))
+        # The CPU kernel is three times slower in bf16 than in fp32; elsewhere autocast decides.
+        cpu = x.device.type == "cpu"
+        with full_precision(x) if cpu else contextlib.nullcontext():
+            q, k, v = ((p.float() if cpu else p).transpose(1, 2) for p in parts.unbind(2))
+            if past is not None:
+                k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+            mixed = F.scaled_dot_product_attention(
+                q[:, :, :keep], k, v, attn_mask=mask, is_causal=causal
+            )
+        # (B, heads, N, head_dim) -> (B, N, heads * head_dim)
+        return self.dropout(self.out(mixed.transpose(1, 2).flatten(2))), (k, v)
+
+
+class Block(nn.Module):
+    """Self-attention and a GELU MLP, each added to its input."""
+
+    def __init__(
+        self, dim: int, heads: int, head_dim: int, mlp_dim: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attention = Attention(dim, heads, head_dim, dropout)
+        self.mlp = feed_forward(dim, mlp_dim, dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        return self.extend(x, mask=mask, causal=causal)[0]
+
+    def extend(
+        self, x: Tensor, past: Past | None = None, keep: int | None = None, **attending
+    ) -> tuple[Tensor, Past]:
+        """The first `keep` tokens (default all), and what later tokens need to attend to these."""
+        added, pair = self.attention.extend(self.norm1(x), past, keep=keep, **attending)
+        x = x[:, :keep] + added
+        return x + self.mlp(self.norm2(x)), pair
+
+
+class Transformer(nn.Module):
+    """`depth` blocks and a last LayerNorm: (B, N, dim) -> (B, N, dim). It adds no positions."""
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        head_dim: int,
+        mlp_dim: int,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(dim, heads, head_dim, mlp_dim, dropout) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        for block in self.blocks:
+            x = block(x, mask, causal)
+        return self.norm(x)
+
+
+def feed_forward(dim: int, hidden: int, dropout: float = 0.0) -> nn.Sequential:
+    """dim -> hidden -> dim with GELU."""
+    return nn.Sequential(
+        nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim), nn.Dropout(dropout)
+    )
+
+
+# --- images as patches ------------------------------------------------------------------------
+def sides(image_size: Size) -> tuple[int, int]:
+    """(height, width) in px of a square or rectangular image."""
+    return (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+
+
+def patch_grid(image_size: Size, patch: int) -> tuple[int, int]:
+    """Patches along (height, width); ConfigError when the image does not divide into them."""
+    height, width = sides(image_size)
+    if height % patch or width % patch:
+        raise ConfigError(f"images of {height} x {width} px do not divide into {patch} px patches")
+    return height // patch, width // patch
+
+
+class Patches(nn.Module):
+    """(M, C, Hpx, Wpx) -> (M, N, dim): a linear token per patch, row by row, plus its position."""
+
+    def __init__(self, channels: int, image_size: Size, patch: int, dim: int) -> None:
+        super().__init__()
+        rows, columns = patch_grid(image_size, patch)
+        self.count = rows * columns
+        self.project = nn.Conv2d(channels, dim, patch, stride=patch)
+        self.position = nn.Parameter(torch.zeros(self.count, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(x).flatten(2).transpose(1, 2) + self.position
+
+
+def draw_masks(count: int, patches: int, ratio: float, generator: torch.Generator) -> Tensor:
+    """(count, patches) bool, True = hidden: exactly int(ratio * patches) of them per sample."""
+    hidden = int(ratio * patches + 1e-9)  # 0.29 * 100 is 28.999... in binary
+    order = torch.rand(count, patches, generator=generator).argsort(dim=1)
+    return order < hidden

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hjepa_lib.models.transformer import Transformer
+from hjepa_lib.models.layers import Transformer
 
 
 def displace(latent: Tensor, step: Tensor) -> Tensor:

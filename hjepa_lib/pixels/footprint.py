@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_lib.config.pixels import PixelsConfig
+from hjepa_lib.models.layers import draw_masks
 from hjepa_lib.pixels.models import build_pixel_model, shapes_of
-from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel, draw_masks, stage2_loss
+from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel, stage2_loss
 
 
 def update_bytes(module: nn.Module, loss: Callable[[], Tensor]) -> int:

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hjepa_lib.config.pixels import PixelsConfig
+from hjepa_lib.models.layers import draw_masks
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.pixels.vjepa2 import (
     LatentWindows,
     MaskedPrediction,
     WorldModel,
-    draw_masks,
     spread_rows,
     window_loss,
 )

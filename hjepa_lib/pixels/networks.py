@@ -11,9 +11,18 @@ from torch import Tensor, nn
 
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import DecoderConfig, PixelEncoderConfig, PixelJepaConfig
-from hjepa_lib.models.layers import count_parameters, mlp
-from hjepa_lib.models.transformer import Attention, Block, Transformer, feed_forward
-from hjepa_lib.pixels.transitions import PixelShapes, Size, sides
+from hjepa_lib.models.layers import (
+    Attention,
+    Block,
+    Patches,
+    Transformer,
+    count_parameters,
+    feed_forward,
+    mlp,
+    patch_grid,
+    sides,
+)
+from hjepa_lib.pixels.transitions import PixelShapes
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 LARGE = 512
@@ -21,28 +30,6 @@ LARGE = 512
 
 
 # --- encoders ---------------------------------------------------------------------------------
-def patch_grid(image_size: Size, patch: int) -> tuple[int, int]:
-    """Patches along (height, width); ConfigError when the image does not divide into them."""
-    height, width = sides(image_size)
-    if height % patch or width % patch:
-        raise ConfigError(f"images of {height} x {width} px do not divide into {patch} px patches")
-    return height // patch, width // patch
-
-
-class Patches(nn.Module):
-    """(M, C, Hpx, Wpx) -> (M, N, dim): a linear token per patch, row by row, plus its position."""
-
-    def __init__(self, channels: int, image_size: Size, patch: int, dim: int) -> None:
-        super().__init__()
-        rows, columns = patch_grid(image_size, patch)
-        self.count = rows * columns
-        self.project = nn.Conv2d(channels, dim, patch, stride=patch)
-        self.position = nn.Parameter(torch.zeros(self.count, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.project(x).flatten(2).transpose(1, 2) + self.position
-
-
 class VitEncoder(nn.Module):
     """Spatial transformer per frame, temporal transformer over the frame tokens (MOD-2)."""
 

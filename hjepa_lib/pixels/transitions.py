@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hjepa_lib import files
 from hjepa_lib.files import WorkbookError
+from hjepa_lib.models.layers import Size, sides
 
 KINDS = ("discrete", "continuous")
 _FORMAT = "hjepa transitions"
@@ -44,15 +45,6 @@ class TransitionBatch(NamedTuple):
     def to(self, device: str | torch.device) -> TransitionBatch:
         """The same batch on `device`."""
         return TransitionBatch(*(part.to(device) for part in self))
-
-
-Size = int | tuple[int, int]
-"""Side of a square image, or (height, width), px."""
-
-
-def sides(image_size: Size) -> tuple[int, int]:
-    """(height, width) in px of a square or rectangular image."""
-    return (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
 
 
 class PixelShapes(NamedTuple):

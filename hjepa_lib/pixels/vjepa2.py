@@ -17,7 +17,6 @@ A mask is an argument of the call and never a state of the encoder (F4).
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 from collections.abc import Callable
@@ -30,9 +29,8 @@ from torch.nn import functional as F
 
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import PixelsConfig, Stage2Config
-from hjepa_lib.models.layers import mlp, update_ema
-from hjepa_lib.models.transformer import Block
-from hjepa_lib.pixels.networks import ActionEmbedding, initialise, patch_grid
+from hjepa_lib.models.layers import Block, Past, draw_masks, mlp, patch_grid, update_ema
+from hjepa_lib.pixels.networks import ActionEmbedding, initialise
 from hjepa_lib.pixels.training import CHUNK, budget
 from hjepa_lib.pixels.transitions import PixelShapes, Transitions
 from hjepa_lib.training.batches import draw_batch, mean_terms, seeded_noise
@@ -42,8 +40,6 @@ TOKEN_WIDTH = 64  # of the `projected` mask token
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": F.l1_loss, "mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss,
 }  # fmt: skip
-Past = tuple[Tensor, Tensor]
-"""Keys and values of earlier tokens, each (B, heads, N, head_dim)."""
 
 
 class ByteDropout(nn.Module):
@@ -77,33 +73,6 @@ def use_byte_dropout(module: nn.Module) -> nn.Module:
         else:
             use_byte_dropout(child)
     return module
-
-
-def draw_masks(count: int, patches: int, ratio: float, generator: torch.Generator) -> Tensor:
-    """(count, patches) bool, True = hidden: exactly int(ratio * patches) of them per sample."""
-    hidden = int(ratio * patches + 1e-9)  # 0.29 * 100 is 28.999... in binary
-    order = torch.rand(count, patches, generator=generator).argsort(dim=1)
-    return order < hidden
-
-
-def run_block(
-    block: Block, x: Tensor, past: Past | None = None, causal: bool = False, keep: int | None = None
-) -> tuple[Tensor, Past]:
-    """`block(x)` that also attends to `past`, and returns only the first `keep` tokens.
-
-    Later tokens still serve as keys and values; their own results would go unused.
-    """
-    own = block.attention
-    parts = own.qkv(block.norm1(x)).unflatten(-1, (3, own.heads, own.head_dim))
-    cpu = x.device.type == "cpu"  # whose attention kernel is slower in bf16 (models/transformer.py)
-    with torch.autocast("cpu", enabled=False) if cpu else contextlib.nullcontext():
-        # each (B, heads, N, head_dim)
-        q, k, v = ((p.float() if cpu else p).transpose(1, 2) for p in parts.unbind(2))
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        mixed = F.scaled_dot_product_attention(q[:, :, :keep], k, v, is_causal=causal)
-    x = x[:, :keep] + own.dropout(own.out(mixed.transpose(1, 2).flatten(2)))
-    return x + block.mlp(block.norm2(x)), (k, v)
 
 
 class MaskedViT(nn.Module):
@@ -144,7 +113,7 @@ class MaskedViT(nn.Module):
         *body, last = self.blocks
         for block in body:
             x = block(x)
-        x, _ = run_block(last, x, keep=None if patches else 1)
+        x, _ = last.extend(x, keep=None if patches else 1)
         return x.float() if patches else x[:, 0].float()
 
 
@@ -244,7 +213,7 @@ class WorldModel(nn.Module):
         x = x + self.position[start : start + steps]
         kept = []
         for index, block in enumerate(self.blocks):
-            x, pair = run_block(block, x, past[index] if past else None, causal=not past)
+            x, pair = block.extend(x, past[index] if past else None, causal=not past)
             kept.append(pair)
         named = self.out(self.norm_out(x)).float()
         return (latents + named if self.change else named), kept

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from hjepa_lib.config import Level1Config
 from hjepa_lib.data.windows import Windows
-from hjepa_lib.models.layers import mlp, update_ema
+from hjepa_lib.models.layers import draw_masks, mlp, update_ema
 from hjepa_lib.models.level1 import Jepa
-from hjepa_lib.pixels.vjepa2 import draw_masks
 from hjepa_lib.training.loop import Fit, Task, step_generator
 from hjepa_lib.training.probes import effective_rank
 
