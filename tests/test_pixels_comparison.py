@@ -12,12 +12,13 @@ from torch import nn
 
 from hjepa_lib.config import profile
 from hjepa_lib.config.pixels import MODELS
+from hjepa_lib.evaluation.compute import update_bytes
 from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.files import read_json, write_json
 from hjepa_lib.pixels import claims, comparison, footprint, reportstages
 from hjepa_lib.pixels import figures_reconstructions as reconstructions
 from hjepa_lib.pixels import stages as pixelstages
-from hjepa_lib.pixels.footprint import update_bytes, update_megabytes
+from hjepa_lib.pixels.footprint import update_megabytes
 from hjepa_lib.pixels.pixelrows import (
     COLUMNS,
     COMPARED,
@@ -413,6 +414,7 @@ def planned(method, successes):
     row = dict.fromkeys(RESULT_FIELDS, 0.5)
     row |= {"method": method, "cost": "none", "protocol": "p1", "layouts": "fixed"}
     row |= {"dynamics": "bounce", "budget": 1.0, "n": 100, "successes": successes}
+    row |= {"split": "test", "case": "ab", "world": "two rooms", "weights": {}}
     row |= {"success_rate": successes / 100, "ci95": list(wilson(successes, 100))}
     row |= {"planner": {}, "parameters": 1000, "seed": 0, "device": "cpu", "trials_hash": "ab"}
     row |= {"data": dict.fromkeys(summary.DATA_FIELDS, "x"), "version": "0"}

@@ -16,6 +16,7 @@ from sklearn.metrics import mean_absolute_error, r2_score
 from hjepa_lib.__main__ import main
 from hjepa_lib.config import ConfigError, GuardedOptimConfig, profile
 from hjepa_lib.config.pixels import EpochsConfig, GridConfig
+from hjepa_lib.evaluation.compute import update_bytes
 from hjepa_lib.figures.style import FigureError
 from hjepa_lib.files import FileError, read_json, save_npz
 from hjepa_lib.grids import buffer as grid_buffers
@@ -27,7 +28,6 @@ from hjepa_lib.grids.models import GridJepa, GridModel, build_grid_model
 from hjepa_lib.grids.reward import GoalReward, build_reward, sinusoids
 from hjepa_lib.grids.train import PairFit, fit_grid, fit_reward, reward_rows
 from hjepa_lib.models.checkpoint import fingerprint
-from hjepa_lib.pixels.footprint import update_bytes
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Fit, Task, learning_rate

@@ -12,7 +12,7 @@ from torch import nn
 from hjepa_lib.config import profile
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import EpochsConfig, RewardConfig
-from hjepa_lib.evaluation.statistics import Interval
+from hjepa_lib.evaluation.statistics import Interval, unestimable
 from hjepa_lib.models.checkpoint import fingerprint
 from hjepa_lib.pixels import figures_rewards as figures
 from hjepa_lib.pixels import heads, headstages, lookahead, rewards
@@ -279,16 +279,16 @@ def test_scores_and_r2_of_known_predictions():
 def test_r2_is_not_estimable_from_few_rewards():
     dense, sparse = np.ones(100) + np.arange(100), np.zeros(100)
     sparse[:49] = 1
-    assert rewards.unestimable(dense, dense) == ""
-    note = rewards.unestimable(dense, sparse)
+    assert unestimable(dense, dense) == ""
+    note = unestimable(dense, sparse)
     assert note == "not estimable: 49 non-zero rewards in the validation part"
-    assert "training part" in rewards.unestimable(sparse, dense)
-    assert "equal" in rewards.unestimable(dense, np.ones(100))
+    assert "training part" in unestimable(sparse, dense)
+    assert "equal" in unestimable(dense, np.ones(100))
     scored = rewards.score(np.zeros(100), sparse, note)
     assert scored.r2 is None and scored.mse == pytest.approx(0.49)
     assert "not estimable" in figures.box_text(scored)
     sparse[49] = 1
-    assert rewards.unestimable(dense, sparse) == ""
+    assert unestimable(dense, sparse) == ""
 
 
 def test_look_ahead_is_paired_and_has_an_interval():

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hjepa_lib.evaluation.statistics import (
+    NOT_ESTIMABLE,
     StatisticsError,
     bootstrap,
     bootstrap_difference,
+    claim,
     iqm,
     mcnemar,
     mean,
@@ -142,3 +144,19 @@ def test_unpaired_shapes_and_unknown_redraw_raise():
         bootstrap_difference(np.ones(3), np.ones(4))
     with pytest.raises(StatisticsError, match="seeds, trials or both"):
         bootstrap(np.ones(3), redraw="tasks")
+
+
+def test_a_claim_needs_seeds_and_blocks_and_an_interval_on_one_side():
+    rng = np.random.default_rng(0)
+    two = rng.uniform(0.5, 1.5, (3, 12)) * np.array([[1.0], [10.0], [100.0]])  # the seeds' units
+    better = claim(0.8 * two * rng.uniform(0.98, 1.02, two.shape), two, resamples=200)
+    assert better["verdict"] == "beats" and better["difference"] == pytest.approx(-0.2, abs=0.01)
+    assert better["low"] < better["difference"] < better["high"] < 0
+    assert claim(1.3 * two, two, resamples=50)["verdict"] == "loses to"
+    assert claim(two, two, resamples=50)["verdict"] == "no difference shown"
+    few = claim(0.1 * two[:2], two[:2], resamples=50)
+    assert few["verdict"] == "nothing claimed: 2 of 3 seeds" and few["high"] < 0
+    short = claim(0.1 * two[:, :7], two[:, :7], resamples=50)
+    assert short["verdict"] == "nothing claimed: 7 of 8 validation blocks"
+    assert claim(0.1 * two[:, :1], two[:, :1], 1, 50)["verdict"] == "beats"
+    assert claim(two, 0 * two)["verdict"] == NOT_ESTIMABLE

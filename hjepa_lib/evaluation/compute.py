@@ -1,4 +1,4 @@
-"""Compute of a planner: forward FLOPs per environment step, counted by torch on one sample.
+"""Compute of a planner, and memory of an update: counted by torch on one sample.
 
 One environment step costs (encode one frame + samples * iterations * horizon transitions, each
 with its embedding into the cost's space) / replan interval, per level. Multiply-adds count as 2.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hjepa_lib.models.level1 import IMAGE_CHANNELS, Jepa
@@ -44,3 +45,27 @@ def planner_flops(planner: Planner, model: Jepa, replan: int) -> tuple[float, fl
         flops += calls * (one + embed)
         transitions += calls * members
     return flops, transitions
+
+
+def update_bytes(module: nn.Module, loss: Callable[[], Tensor]) -> int:
+    """Bytes of one update of `module` that minimises `loss()`, whatever ran before.
+
+    Weights (EMA copies included), a gradient and two Adam moments per trained weight, and every
+    tensor that autograd keeps for the backward pass, each storage once.
+    """
+    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    kept: dict[int, Tensor] = {}  # holds the tensors, so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in own:
+            kept[address] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = loss()
+    activations = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    del result
+    weights = sum(p.numel() * p.element_size() for p in module.parameters())
+    trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+    return weights + 3 * trained + activations

@@ -11,12 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from hjepa_lib.files import WorkbookError
+
+LEAST_SEEDS, LEAST_BLOCKS = 3, 8
+"""Training seeds, and blocks of held-out data, below which nothing is claimed."""
+LEAST_NONZERO = 50
+"""Rewards other than 0 that both parts need before R2 is estimated."""
+NOT_ESTIMABLE = "not estimable"
 
 
 class StatisticsError(WorkbookError):
@@ -124,6 +130,56 @@ def student(values: np.ndarray) -> tuple[float, float]:
     """95 % interval of the mean of (S,) values, S of at least 2."""
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
     return float(values.mean() - half), float(values.mean() + half)
+
+
+# --- paired claims about errors ---------------------------------------------------------------
+def paired(one: np.ndarray, two: np.ndarray, resamples: int = 2000) -> Interval:
+    """Mean of one - two, errors (S seeds, K blocks) on the same blocks, with a cautious interval.
+
+    Its ends are the outer ones of the bootstrap, which with three seeds believes in them too much,
+    and of Student's interval over the seeds' means, which knows nothing of blocks.
+    """
+    gap = bootstrap_difference(one, two, resamples=resamples)
+    if len(one) < 2:
+        return gap
+    low, high = student((np.asarray(one) - np.asarray(two)).mean(1))
+    return Interval(gap.estimate, min(low, gap.low), max(high, gap.high))
+
+
+def claim(
+    one: np.ndarray, two: np.ndarray, least_blocks: int = LEAST_BLOCKS, resamples: int = 2000
+) -> dict[str, Any]:
+    """What errors (S, K) say against another's: difference, low, high, seeds, blocks, verdict.
+
+    The difference is in units of the other's mean error in that seed; below 0 the first is better.
+    """
+    one, two = np.asarray(one, float), np.asarray(two, float)
+    seeds, blocks = one.shape
+    found = {"seeds": seeds, "blocks": blocks, "difference": None, "low": None, "high": None}
+    units = two.mean(1, keepdims=True)
+    if units.min() <= 0:  # the other is perfect, as a copy of frames that never change
+        return found | {"verdict": NOT_ESTIMABLE}
+    gap = paired(one / units, two / units, resamples)
+    found |= {"difference": gap.estimate, "low": gap.low, "high": gap.high}
+    for count, least, what in (
+        (seeds, LEAST_SEEDS, "seeds"),
+        (blocks, least_blocks, "validation blocks"),
+    ):
+        if count < least:
+            return found | {"verdict": f"nothing claimed: {count} of {least} {what}"}
+    verdict = "beats" if gap.high < 0 else "loses to" if gap.low > 0 else "no difference shown"
+    return found | {"verdict": verdict}
+
+
+def unestimable(train: np.ndarray, validation: np.ndarray) -> str:
+    """Why R2 is not estimable from rewards (M,) and (n,); "" when it is."""
+    for name, reward in (("training", train), ("validation", validation)):
+        count = int(np.count_nonzero(reward))
+        if count < LEAST_NONZERO:
+            return f"{NOT_ESTIMABLE}: {count} non-zero rewards in the {name} part"
+    if np.ptp(validation) == 0:
+        return f"{NOT_ESTIMABLE}: all rewards of the validation part are equal"
+    return ""
 
 
 def _scores(values: np.ndarray) -> np.ndarray:

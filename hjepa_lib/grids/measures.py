@@ -23,13 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hjepa_lib.evaluation.statistics import Interval, student
+from hjepa_lib.evaluation.statistics import LEAST_SEEDS, Interval, student
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.grids.buffer import GridBatch, GridBuffer
 from hjepa_lib.grids.models import GridJepa, GridModel, GridTwin
 from hjepa_lib.grids.train import CHUNK
 from hjepa_lib.grids.world import FACTS, facts
-from hjepa_lib.pixels.claims import LEAST_SEEDS
 from hjepa_lib.training.probes import effective_rank, fit_ridge
 
 LEAST_STD, LEAST_SPREAD, LEAST_RANK = 0.01, 0.001, 2.0

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from hjepa_lib.evaluation.compute import update_bytes
 from hjepa_lib.files import FileError, read_json, write_atomic, write_json
 from hjepa_lib.grids import measures
 from hjepa_lib.grids.buffer import GridBatch, GridBuffer
@@ -29,7 +30,6 @@ from hjepa_lib.grids.stages import (
     train_reward_stage,
 )
 from hjepa_lib.models.layers import count_parameters
-from hjepa_lib.pixels.footprint import update_bytes
 from hjepa_lib.runs.run import outputs_root
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.batches import batches_sha256

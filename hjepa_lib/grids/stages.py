@@ -26,6 +26,7 @@ import torch
 
 from hjepa_lib.config import from_dict, to_dict
 from hjepa_lib.config.pixels import GridConfig
+from hjepa_lib.evaluation.statistics import unestimable
 from hjepa_lib.files import FileError, read_json, save_npz, write_atomic, write_json
 from hjepa_lib.grids import buffer as grid_buffers
 from hjepa_lib.grids import measures
@@ -35,7 +36,6 @@ from hjepa_lib.grids.reward import GoalReward, build_reward
 from hjepa_lib.grids.train import PairFit, Update, fit_grid, fit_reward, predict_reward
 from hjepa_lib.grids.train import reward_rows as frozen_rows
 from hjepa_lib.models.checkpoint import fingerprint, load_weights, save_weights
-from hjepa_lib.pixels.rewards import unestimable
 from hjepa_lib.runs.workspace import Workspace, log_row
 from hjepa_lib.training.loop import Fit, Report, step_generator
 

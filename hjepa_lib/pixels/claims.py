@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from hjepa_lib.evaluation.statistics import Interval, bootstrap_difference, student
+from hjepa_lib.evaluation.statistics import claim
 from hjepa_lib.pixels.pixelrows import (
-    NOT_ESTIMABLE,
     RANDOM,
     RANDOM_VIT,
     UNTRAINED,
@@ -25,8 +24,6 @@ from hjepa_lib.pixels.pixelrows import (
     untrained,
 )
 
-LEAST_SEEDS = 3
-LEAST_BLOCKS = 8
 BLOCK = 30
 """Consecutive transitions that are drawn anew together."""
 RESAMPLES = 2000
@@ -70,8 +67,7 @@ def claims(rows: Sequence[Row], matched: bool = True) -> list[dict[str, Any]]:
     """Every paired comparison with a trivial guess, with the random encoder, and of the twins.
 
     `difference` is the model's error minus the other's, in units of the other's mean error, with a
-    95 % interval (`wider`): below 0 the model is better. `matched`: the twins have equal numbers
-    of weights.
+    95 % interval: below 0 the model is better. `matched`: the twins have equal numbers of weights.
     """
     found: list[dict[str, Any]] = []
     models = list(dict.fromkeys(row.facts["model"] for row in rows))
@@ -88,9 +84,9 @@ def claims(rows: Sequence[Row], matched: bool = True) -> list[dict[str, Any]]:
             what = ERRORS["reward_mlp", "mean_reward"]
             found += _between(rows, (model, floor), "reward_mlp", what, RANDOM_NAMES[floor])
     for kind, (what, against) in TWIN_ERRORS.items():
-        for claim in _between(rows, TWINS, kind, what, against):
+        for one in _between(rows, TWINS, kind, what, against):
             unfair = {} if matched else {"verdict": "nothing claimed: the pair is not matched"}
-            found.append(claim | unfair)
+            found.append(one | unfair)
     return found
 
 
@@ -107,71 +103,39 @@ def _between(
         if a.errors[kind].shape != b.errors[kind].shape:
             raise ComparisonError(f"{label(a)} and {label(b)} were scored on different blocks")
     pair = [(a.errors[kind], b.errors[kind]) for a, b in zip(one, two, strict=True)]
-    claim = _unclaimed(_claim(against, pair), [*one, *two])
-    return [{"model": names[0], "score": what} | claim]
+    found = _unclaimed(_claim(against, pair), [*one, *two])
+    return [{"model": names[0], "score": what} | found]
 
 
-def _unclaimed(claim: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+def _unclaimed(found: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
     """The claim, without a verdict for weights from a file: one training is not several seeds, and
     what it was trained on is not known here."""
     if any(row.facts.get("loaded") for row in rows):
-        return claim | {"verdict": "nothing claimed: the weights were loaded"}
-    return claim
+        return found | {"verdict": "nothing claimed: the weights were loaded"}
+    return found
 
 
 def _claim(against: str, pair: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-    units = [float(other.mean()) for _, other in pair]
-    row = {"against": against, "seeds": len(pair), "blocks": len(pair[0][0])}
-    if min(units) <= 0:  # the guess is perfect, as on frames that never change
-        return row | {"difference": None, "low": None, "high": None, "verdict": NOT_ESTIMABLE}
-    one, two = (
-        np.stack([side[index] / unit for side, unit in zip(pair, units, strict=True)])
-        for index in (0, 1)
-    )
-    gap = wider(one, two)
-    verdict = _verdict(gap, *one.shape)
-    return row | {"difference": gap.estimate, "low": gap.low, "high": gap.high, "verdict": verdict}
-
-
-def wider(one: np.ndarray, two: np.ndarray) -> Interval:
-    """Mean of one - two, both (S, K), inside both of its intervals.
-
-    The bootstrap knows that blocks differ, but with three seeds it believes in them too much;
-    Student's interval of the seeds' mean differences does not, and knows nothing of blocks.
-    """
-    gap = bootstrap_difference(one, two, resamples=RESAMPLES)
-    if len(one) == 1:
-        return gap
-    low, high = student((one - two).mean(1))
-    return Interval(gap.estimate, min(low, gap.low), max(high, gap.high))
-
-
-def _verdict(gap: Interval, seeds: int, blocks: int) -> str:
-    if seeds < LEAST_SEEDS:
-        return f"nothing claimed: {seeds} of {LEAST_SEEDS} seeds"
-    if blocks < LEAST_BLOCKS:
-        return f"nothing claimed: {blocks} of {LEAST_BLOCKS} validation blocks"
-    if gap.high < 0:
-        return "beats"
-    return "loses to" if gap.low > 0 else "no difference shown"
+    one, two = (np.stack([side[index] for side in pair]) for index in (0, 1))
+    return {"against": against} | claim(one, two, resamples=RESAMPLES)
 
 
 def sentences(comparison: Mapping[str, Any]) -> list[str]:
     """The claims as text: "jepa: imagined latent beats copy_last_latent by 41 % (...)"."""
     found = []
-    for claim in comparison["claims"]:
-        head = f"{claim['model']}: {claim['score']}"
-        against = claim["against"].replace("_", " ")
-        if claim["difference"] is None:
-            found.append(f"{head} against {against}: {claim['verdict']}")
+    for one in comparison["claims"]:
+        head = f"{one['model']}: {one['score']}"
+        against = one["against"].replace("_", " ")
+        if one["difference"] is None:
+            found.append(f"{head} against {against}: {one['verdict']}")
             continue
-        shares = [f"{100 * claim[key]:+.1f}" for key in ("difference", "low", "high")]
-        n = f"{_plural(claim['seeds'], 'seed')}, {_plural(claim['blocks'], 'block')}"
+        shares = [f"{100 * one[key]:+.1f}" for key in ("difference", "low", "high")]
+        n = f"{_plural(one['seeds'], 'seed')}, {_plural(one['blocks'], 'block')}"
         shown = f"error {shares[0]} % ({shares[1]} to {shares[2]}, {n})"
-        if claim["verdict"] in ("beats", "loses to"):
-            found.append(f"{head} {claim['verdict']} {against}: {shown}")
+        if one["verdict"] in ("beats", "loses to"):
+            found.append(f"{head} {one['verdict']} {against}: {shown}")
         else:
-            found.append(f"{head} against {against}, {claim['verdict']}: {shown}")
+            found.append(f"{head} against {against}, {one['verdict']}: {shown}")
     return found
 
 

@@ -1,42 +1,16 @@
-"""Memory that one training update of a pixel model needs, counted rather than sampled.
-
-Weights (EMA copies included), one gradient and two Adam moments per trained weight, and every
-tensor that autograd keeps between forward and backward pass, each storage once. The process's own
-peak would depend on what ran before in it; this depends on model, batch size and shapes alone.
-"""
+"""Memory that one training update of a pixel model needs, counted rather than sampled."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from hjepa_lib.config.pixels import PixelsConfig
+from hjepa_lib.evaluation.compute import update_bytes
 from hjepa_lib.models.layers import draw_masks
 from hjepa_lib.pixels.models import build_pixel_model, shapes_of
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel, stage2_loss
-
-
-def update_bytes(module: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Bytes of one update of `module` that minimises `loss()`."""
-    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    kept: dict[int, Tensor] = {}  # holds the tensors, so that no address is used twice
-
-    def pack(tensor: Tensor) -> Tensor:
-        address = tensor.untyped_storage().data_ptr()
-        if address not in own:
-            kept[address] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = loss()
-    activations = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    del result
-    weights = sum(p.numel() * p.element_size() for p in module.parameters())
-    trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
-    return weights + 3 * trained + activations
 
 
 def update_megabytes(name: str, config: PixelsConfig, data: Any) -> float:

@@ -17,12 +17,13 @@ from torch import nn
 
 from hjepa_lib.config import from_dict, to_dict
 from hjepa_lib.config.pixels import RewardConfig
+from hjepa_lib.evaluation.statistics import unestimable
 from hjepa_lib.files import FileError, load_npz, read_json, save_npz, write_json
 from hjepa_lib.models.checkpoint import fingerprint, load_weights, save_weights
 from hjepa_lib.pixels import stages as pixelstages
 from hjepa_lib.pixels.heads import HeadError, HeadLog, RewardHead, Trained, encode, train_heads
 from hjepa_lib.pixels.pixelrows import COMPARED
-from hjepa_lib.pixels.rewards import MEAN_REWARD, comparison, score, unestimable
+from hjepa_lib.pixels.rewards import MEAN_REWARD, comparison, score
 from hjepa_lib.pixels.training import budget
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.runs.workspace import Workspace

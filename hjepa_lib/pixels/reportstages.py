@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_lib.config import to_dict
+from hjepa_lib.evaluation.statistics import unestimable
 from hjepa_lib.files import load_npz, read_json, save_npz, sha256, write_atomic, write_json
 from hjepa_lib.pixels import comparison, headstages
 from hjepa_lib.pixels import measures as representation
@@ -35,7 +36,7 @@ from hjepa_lib.pixels.pixelrows import (
     Row,
     check_row,
 )
-from hjepa_lib.pixels.rewards import MEAN_REWARD, score, unestimable
+from hjepa_lib.pixels.rewards import MEAN_REWARD, score
 from hjepa_lib.pixels.training import CHUNK, budget, next_latent
 from hjepa_lib.pixels.transitions import Transitions, scaled
 from hjepa_lib.runs.workspace import Workspace

@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from hjepa_lib.evaluation.statistics import Interval, bootstrap
+from hjepa_lib.evaluation.statistics import Interval, bootstrap, paired
 from hjepa_lib.files import WorkbookError
-from hjepa_lib.pixels.claims import by_block, wider
+from hjepa_lib.pixels import claims
+from hjepa_lib.pixels.claims import by_block
 from hjepa_lib.pixels.pixelrows import UNTRAINED, untrained
 
-LEAST_NONZERO = 50
-"""Rewards other than 0 that both parts need before R2 is estimated."""
 RESAMPLES = 1000
 MEAN_REWARD = "mean_reward"
 """Baseline: the mean of the training rewards, whatever the state."""
@@ -46,17 +45,6 @@ class Score(NamedTuple):
     mse: float
     r2: float | None  # None: not estimable, `note` says why
     note: str = ""
-
-
-def unestimable(train: np.ndarray, validation: np.ndarray) -> str:
-    """Why R2 is not estimable from rewards (M,) and (n,); "" when it is."""
-    for name, reward in (("training", train), ("validation", validation)):
-        count = int(np.count_nonzero(reward))
-        if count < LEAST_NONZERO:
-            return f"not estimable: {count} non-zero rewards in the {name} part"
-    if np.ptp(validation) == 0:
-        return "not estimable: all rewards of the validation part are equal"
-    return ""
 
 
 def score(predicted: np.ndarray, reward: np.ndarray, note: str = "") -> Score:
@@ -99,7 +87,7 @@ def difference(
     if not np.array_equal(cells[0]["reward"], other[0]["reward"]):
         raise RewardError("two models were scored on different transitions; they cannot be paired")
     errors = squared_errors(cells, first), squared_errors(other, second)
-    return wider(*errors)
+    return paired(*errors, claims.RESAMPLES)
 
 
 def summarise(cells: Cells, kind: str, note: str) -> dict[str, Any]:
