@@ -13,7 +13,8 @@ import hjepa_lib
 from hjepa_lib.config import Config, ConfigError
 from hjepa_lib.files import FileError
 from hjepa_lib.models import checkpoint
-from hjepa_lib.planning.agent import load_agent, scale_samples
+from hjepa_lib.planning import scale_samples
+from hjepa_lib.planning.agent import load_agent
 from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.two_rooms import render
 

@@ -10,9 +10,8 @@ import torch
 from tiny import digest, make_agent, tiny_config
 
 from hjepa_lib.config import ConfigError, leaves
-from hjepa_lib.evaluation import results
+from hjepa_lib.evaluation import Case, protocol_cap, results
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
-from hjepa_lib.evaluation.results import Case, protocol_cap
 from hjepa_lib.files import FileError
 from hjepa_lib.models.checkpoint import load_level1
 from hjepa_lib.runs import score, stages, summary

@@ -15,8 +15,9 @@ from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
 from hjepa_lib.evaluation.results import Case
 from hjepa_lib.files import FileError
 from hjepa_lib.models import checkpoint
+from hjepa_lib.planning import THREE_LEVELS, scale_samples
 from hjepa_lib.planning import planner as planner_module
-from hjepa_lib.planning.agent import THREE_LEVELS, load_agent, scale_samples
+from hjepa_lib.planning.agent import load_agent
 from hjepa_lib.planning.levels import plan_costs
 from hjepa_lib.planning.search import OPTIMISERS, shift_plan
 from hjepa_lib.runs import score as scoring

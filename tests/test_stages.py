@@ -37,7 +37,7 @@ def toy(monkeypatch):
         return make
 
     for name, attribute in zip(NAMES, ("data", "level1", "distance", "macro"), strict=True):
-        monkeypatch.setattr(stages, f"_make_{attribute}", maker(name))
+        monkeypatch.setattr(stages, f"make_{attribute}_stage", maker(name))
     return made
 
 

@@ -1,1 +1,158 @@
-"""From finished episodes to numbers with intervals: metrics, statistics, and the episode loop."""
+"""From finished episodes to numbers with intervals; what is played, a `Case`, needs no torch.
+
+P1 (PLDM wall_medium): fixed layout, cap 1.8365 px, success at any step within sqrt(2) px.
+P2 (EB-JEPA): a layout per trial, cap 2.45 px (other caps may be reported beside it), success within
+4.5 px after the last step. EB-JEPA's opening zero action leaves the dot where it is and is not
+counted there, so it is not simulated here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hjepa_lib.config import Config, ConfigError, PlanningConfig, flatten
+from hjepa_lib.files import read_json, sha256
+from hjepa_lib.planning import METHODS, P1_CAP, THREE_LEVELS, scale_samples
+
+if TYPE_CHECKING:
+    from hjepa_lib.worlds.trials import Trials
+
+P2_CAP = 2.45  # px
+LAYOUTS = {"p1": "fixed", "p2_seen": "train", "p2_heldout": "heldout"}
+LEARNED = (*METHODS, THREE_LEVELS)
+FLOORS = ("random", "random-persistent", "oracle")
+_RECORDED = Path(__file__).parents[1] / "worlds" / "trial_files" / "index.json"
+
+
+def protocol_cap(protocol: str, wanted: float) -> float:
+    """The action cap in px: the protocol's own for 0; P1 allows no other (ConfigError)."""
+    own = P1_CAP if protocol == "p1" else P2_CAP
+    if protocol == "p1" and wanted not in (0, own):
+        raise ConfigError(f"protocol p1 fixes planning.action_cap={own}, got {wanted}")
+    return wanted or own
+
+
+@functools.cache
+def _recorded() -> dict[str, str]:
+    return read_json(_RECORDED)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method as it is played: with the weights, everything that shapes its result."""
+
+    method: str  # random, random-persistent, oracle, flat, l1+l2, l1+l2+l3
+    cost: str  # latent or distance, "none" for floors and ceiling
+    planning: PlanningConfig  # as played: cap, cost and budget are already in it
+    protocol: str
+    split: str
+    trials: int  # the first so many rows of the file that `trials_hash` names
+    world: str  # data.source
+    dynamics: str
+    steps: int
+    budget: float  # factor on the samples of every level
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        method: str,
+        cost: str = "none",
+        *,
+        planning: PlanningConfig | None = None,
+        budget: float = 1.0,
+        dynamics: str = "bounce",
+        split: str = "",
+        trials: int = 0,
+    ) -> Case:
+        """The case that a run's settings describe; what is given replaces them."""
+        evaluation, planning = config.evaluation, planning or config.planning
+        split = split or evaluation.split
+        planned = dataclasses.replace(
+            scale_samples(planning, budget),
+            action_cap=protocol_cap(evaluation.protocol, planning.action_cap),
+            cost=planning.cost if cost == "none" else cost,
+        )
+        case = cls(
+            method, cost, planned, evaluation.protocol, split, trials or evaluation.trials,
+            config.data.source, dynamics, evaluation.steps, float(budget), config.seed,
+        )  # fmt: skip
+        if not case._recorded:
+            _ = case.tasks  # an own world's: refused here, before anything is trained for them
+        return case
+
+    @functools.cached_property
+    def tasks(self) -> Trials:
+        """The protocol's committed trials, or those that an own world draws."""
+        from hjepa_lib.worlds.base import find_world
+        from hjepa_lib.worlds.trials import load_trials, own_trials
+
+        world = find_world(self.world)
+        if world is None:
+            return load_trials(self.protocol, self.split, self.trials)
+        if self.protocol == "p2_heldout":
+            raise ConfigError(
+                "an own world has one layout, so evaluation.protocol=p2_heldout is out"
+            )
+        return own_trials(world, self.split, self.trials)
+
+    @property
+    def trials_hash(self) -> str:
+        """SHA-256 of the trial file's content, as it is recorded for the committed ones."""
+        return self._recorded or self.tasks.sha256
+
+    @property
+    def _recorded(self) -> str:
+        return "" if ":" in self.world else _recorded()[f"{self.protocol}_{self.split}"]
+
+    @property
+    def learned(self) -> bool:
+        """True for a planner with a world model, False for floors and ceiling."""
+        return self.method in LEARNED
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting that shapes the plans, dotted; what does not act is left out."""
+        fixed = {"action_cap": self.planning.action_cap, "steps": self.steps}
+        if not self.learned:
+            return fixed
+        unused = ("hierarchy." if self.method == "flat" else "flat.",)
+        unused += () if self.method == THREE_LEVELS else ("level3.",)
+        leaves = flatten(self.planning).items()
+        used = {key: value for key, value in leaves if not key.startswith(unused)}
+        return fixed | {"seed": self.seed} | used
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The case as the columns of a row."""
+        return {
+            "method": self.method,
+            "cost": self.cost,
+            "protocol": self.protocol,
+            "layouts": LAYOUTS[self.protocol],
+            "dynamics": self.dynamics,
+            "budget": self.budget,
+            "split": self.split,
+            "n": self.trials,
+            "trials_hash": self.trials_hash,
+            "world": self.world,
+            "seed": self.seed,
+            "planner": self.settings,
+        }
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal cases alone: another question, another file (I8)."""
+        return sha256(json.dumps(self.header, sort_keys=True).encode())[:10]
+
+    @property
+    def name(self) -> str:
+        """Readable, and unlike that of any other case."""
+        parts = (self.method, self.cost, self.protocol, f"{self.split}{self.trials}")
+        return "__".join((*parts, self.dynamics, f"x{self.budget:g}", self.digest))

@@ -7,7 +7,6 @@ shows is what the tables measure.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +29,9 @@ from hjepa_lib.models.geometry import DistanceGeometry, Geometry, LatentGeometry
 from hjepa_lib.models.joint import Level2
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.probe import Probe
+from hjepa_lib.planning import METHODS, P1_CAP, THREE_LEVELS
 from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel
 from hjepa_lib.planning.planner import Command, Plan, Planner
-
-METHODS = ("flat", "l1+l2")
-THREE_LEVELS = "l1+l2+l3"  # needs level3.enabled
-P1_CAP = 1.8365  # px: 2.45 x 0.7496, the action cap of protocol P1, and here without a protocol
 
 
 @dataclass
@@ -182,18 +178,3 @@ def _load_macro(folder: Path | None, l1: Path, level1: Jepa, device: str) -> Tra
         )
     model.to(device).eval().requires_grad_(False)
     return TrainedMacro(model, reach, None if box is None else box.to(device))
-
-
-def scale_samples(planning: PlanningConfig, factor: float) -> PlanningConfig:
-    """The same planner with `factor` times the samples at every level (success against compute)."""
-
-    def scaled(level):
-        return dataclasses.replace(level, samples=max(2, round(level.samples * factor)))
-
-    hierarchy = dataclasses.replace(
-        planning.hierarchy,
-        level2=scaled(planning.hierarchy.level2),
-        tracker=scaled(planning.hierarchy.tracker),
-    )
-    flat, level3 = scaled(planning.flat), scaled(planning.level3)
-    return dataclasses.replace(planning, flat=flat, hierarchy=hierarchy, level3=level3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hjepa_lib.config import Config, flatten
@@ -71,3 +72,49 @@ def closure(stage: Stage) -> list[Stage]:
         if one.name not in [other.name for other in found]:
             found.append(one)
     return found
+
+
+# --- the core ---------------------------------------------------------------------------------
+def _later(part: str, **options: Any) -> Callable[..., Iterator[Any] | None]:
+    """How stages.py makes a stage, imported when it is made: what shapes it needs no torch."""
+
+    def make(ws: Any, folder: Path) -> Iterator[Any] | None:
+        from hjepa_lib.runs import stages
+
+        return getattr(stages, f"make_{part}_stage")(ws, folder, **options)
+
+    return make
+
+
+def core_stages(config: Config) -> dict[str, Stage]:
+    """Every stage of the core by name: data, l1, distance, l2, l3, with what shapes it."""
+    data = Stage("data", _later("data"), ("data",), recorded=True)
+    # The probe, and a refinement, see the latents of distance.trajectories trajectories.
+    shaping = ("level1", "distance.trajectories", *(("level2",) if is_joint(config) else ()))
+    l1 = Stage("l1", _later("level1"), shaping, (data,), load=config.level1.load)
+    distance = Stage("distance", _later("distance"), ("distance",), (data, l1), folder="l1")
+    reads = (data, l1, distance)
+    second = _later("macro", name="l2", section=config.level2)
+    third = _later("macro", name="l3", section=config.third)
+    stages = (
+        data,
+        l1,
+        distance,
+        Stage("l2", second, ("level2", "distance.trajectories"), reads),
+        Stage("l3", third, ("level2", "level3", "distance.trajectories"), reads),
+    )
+    return {stage.name: stage for stage in stages}
+
+
+def wanted_stages(config: Config) -> list[Stage]:
+    """The trainings that these settings ask for, in order: without level 2 or 3 where disabled."""
+    stages = core_stages(config)
+    names = ["l1", "distance"]
+    names += [] if config.level2.disable_l2 else ["l2"]
+    names += ["l3"] if config.level3.enabled else []
+    return [stages[name] for name in names]
+
+
+def is_joint(config: Config) -> bool:
+    """True when both levels train together."""
+    return config.level2.train == "joint" and not config.level2.disable_l2

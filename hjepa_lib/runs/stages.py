@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,7 +36,7 @@ from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.planning.agent import Agent, load_agent
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.estimates import describe
-from hjepa_lib.runs.keys import Stage
+from hjepa_lib.runs.keys import core_stages, is_joint, wanted_stages
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training import distributed
@@ -55,40 +54,6 @@ LINES = 10  # progress lines per training on the command line
 Say = Callable[..., None]
 
 
-def core_stages(config: Config) -> dict[str, Stage]:
-    """Every stage of the core by name: data, l1, distance, l2, l3, with what shapes it."""
-    data = Stage("data", _make_data, ("data",), recorded=True)
-    # The probe, and a refinement, see the latents of distance.trajectories trajectories.
-    shaping = ("level1", "distance.trajectories", *(("level2",) if is_joint(config) else ()))
-    l1 = Stage("l1", _make_level1, shaping, (data,), load=config.level1.load)
-    distance = Stage("distance", _make_distance, ("distance",), (data, l1), folder="l1")
-    reads = (data, l1, distance)
-    second = partial(_make_macro, name="l2", section=config.level2)
-    third = partial(_make_macro, name="l3", section=config.third)
-    stages = (
-        data,
-        l1,
-        distance,
-        Stage("l2", second, ("level2", "distance.trajectories"), reads),
-        Stage("l3", third, ("level2", "level3", "distance.trajectories"), reads),
-    )
-    return {stage.name: stage for stage in stages}
-
-
-def wanted_stages(config: Config) -> list[Stage]:
-    """The trainings that these settings ask for, in order: without level 2 or 3 where disabled."""
-    stages = core_stages(config)
-    names = ["l1", "distance"]
-    names += [] if config.level2.disable_l2 else ["l2"]
-    names += ["l3"] if config.level3.enabled else []
-    return [stages[name] for name in names]
-
-
-def is_joint(config: Config) -> bool:
-    """True when both levels train together."""
-    return config.level2.train == "joint" and not config.level2.disable_l2
-
-
 def train(ws: Workspace, name: str) -> Iterator[Report]:
     """The training `name` in this run; nothing when it is done, or these settings disable it."""
     for stage in wanted_stages(ws.config):
@@ -97,7 +62,7 @@ def train(ws: Workspace, name: str) -> Iterator[Report]:
 
 
 # --- data -------------------------------------------------------------------------------------
-def _make_data(ws: Workspace, folder: Path) -> None:
+def make_data_stage(ws: Workspace, folder: Path) -> None:
     config = ws.config
     data = acquire(config.data, config.seed, ws.run.path.parent / ".downloads")
     data.save(folder)
@@ -121,7 +86,7 @@ def load_data(ws: Workspace) -> tuple[Trajectories, Trajectories, Normaliser]:
 
 
 # --- training ---------------------------------------------------------------------------------
-def _make_level1(ws: Workspace, folder: Path) -> Iterator[Report]:
+def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     """Level 1 (with level 2 when `level2.train=joint`), then the position probe."""
     config = ws.config
     train, validation, normaliser = load_data(ws)
@@ -204,7 +169,7 @@ def stores_for(
     )
 
 
-def _make_distance(ws: Workspace, folder: Path) -> Iterator[Report]:
+def make_distance_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     """The temporal-distance head, stored beside level 1."""
     model, _ = load_level1(ws.run.path / "l1")
     model.to(ws.device)
@@ -219,7 +184,9 @@ def _make_distance(ws: Workspace, folder: Path) -> Iterator[Report]:
     save_distance(folder, head, model.latent_dim)
 
 
-def _make_macro(ws: Workspace, folder: Path, name: str, section: Level2Config) -> Iterator[Report]:
+def make_macro_stage(
+    ws: Workspace, folder: Path, name: str, section: Level2Config
+) -> Iterator[Report]:
     """An RSSM on frozen latents (or the jointly trained weights), its box and its reach."""
     parts = load_agent_parts(ws)
     level1, head = parts.level1, parts.distance

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import hjepa_lib
 from hjepa_lib.config import ConfigError, PlanningConfig
-from hjepa_lib.evaluation.results import load_result, protocol_cap
+from hjepa_lib.evaluation import protocol_cap
+from hjepa_lib.evaluation.results import load_result
 from hjepa_lib.planning.agent import METHODS, Agent
 from hjepa_lib.runs.run import Run, RunError, list_runs, pretrained_folder
 from hjepa_lib.widgets.scene import scene_of

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from hjepa_lib.config import Config, PlanningConfig, flatten, leaves
-from hjepa_lib.evaluation.results import Case, protocol_cap
-from hjepa_lib.planning.agent import THREE_LEVELS, scale_samples
+from hjepa_lib.evaluation import Case, protocol_cap
+from hjepa_lib.planning import THREE_LEVELS, scale_samples
 from hjepa_lib.worlds.trials import load_trials
 
 FLOORS = ("random", "random-persistent", "oracle")

@@ -14,7 +14,7 @@ import torch
 from hjepa_lib.config import Config, PlannerConfig
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.recipes import generate
-from hjepa_lib.evaluation.results import protocol_cap
+from hjepa_lib.evaluation import protocol_cap
 from hjepa_lib.models.distance import Distance
 from hjepa_lib.models.geometry import DistanceGeometry, Geometry, LatentGeometry
 from hjepa_lib.models.level1 import Jepa
