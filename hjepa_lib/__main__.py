@@ -61,9 +61,9 @@ class RunOptions:
             pairs["seed"] = str(self.seed)
         return config.override(pairs)
 
-    def open_run(self, notebooks: str) -> Run:
-        """The run asked for, made or continued; the estimate printed is that of `notebooks`."""
-        from hjepa_lib.runs import notebooks as runner
+    def open_run(self) -> Run:
+        """The run asked for, made or continued."""
+        from hjepa_lib.runs.places import new_name
         from hjepa_lib.runs.run import Run
 
         if self.resume:
@@ -71,8 +71,7 @@ class RunOptions:
             run.require(self.settings(run.config))
             return run
         config = self.settings()
-        runner.prepare(config, runner.select_notebooks(notebooks), yes=self.yes)
-        return runner.start_run(config, self.name)
+        return Run.create(self.name or new_name(config), config)
 
     def refuse_all_but(self, used: tuple[str, ...], action: str) -> None:
         """ConfigError that names the options given which `action` would ignore (PL7)."""
@@ -103,7 +102,7 @@ class RunCommand(RunOptions):
             config = self.settings()
             notebooks = runner.select_notebooks(self.notebooks)
             runner.prepare(config, notebooks, yes=self.yes)
-            run = runner.start_run(config, self.name)
+            run = self.open_run()
         print(f"run {run.name} in {run.path}")
         again = f"continue with: python -m hjepa_lib run --name {run.name} --resume"
         if self.notebooks != "01-05":
@@ -127,7 +126,7 @@ class TrainCommand(RunOptions):
     def __call__(self) -> int:
         from hjepa_lib.runs.stages import train_run
 
-        train_run(lambda: self.open_run("01-03"))
+        train_run(lambda: self.open_run())
         return 0
 
 
@@ -292,6 +291,7 @@ class PretrainedCommand:
 
     def __call__(self) -> int:
         from hjepa_lib.runs import notebooks as runner
+        from hjepa_lib.runs.places import new_name
         from hjepa_lib.runs.pretrained import export
         from hjepa_lib.runs.run import Run
 
@@ -300,7 +300,7 @@ class PretrainedCommand:
         else:
             config, notebooks = make_profile("laptop"), runner.select_notebooks("01-03")
             runner.prepare(config, notebooks)
-            run = runner.start_run(config)
+            run = Run.create(new_name(config), config)
             runner.run_notebooks(run, notebooks)
         print(f"pretrained: {export(run)} from run {run.name}")
         return 0
@@ -318,7 +318,8 @@ class GalleryCommand:
     def __call__(self) -> int:
         from hjepa_lib import pixelgallery
         from hjepa_lib.readme import refresh_readme, write_frontier, write_gallery
-        from hjepa_lib.runs.run import Run, repository
+        from hjepa_lib.runs.places import repository
+        from hjepa_lib.runs.run import Run
 
         if self.pixels:
             print(pixelgallery.keep(Run.open(self.pixels), repository()))
@@ -355,7 +356,7 @@ class GridCommand(RunOptions):
             print(f"table: {gridresults.write_tuning_table(study)}")
             return 0
         machine.set_up()
-        run = self.open_run("14")
+        run = self.open_run()
         print(f"run {run.name} in {run.path}")
         print(gridresults.train_all(Workspace("grid", run), say=print))
         return 0
@@ -391,7 +392,7 @@ class VJepa2Command(RunOptions):
             return vjepa2command.evaluate(Run.open(self.name), self.stage, self.device)
         known = Run.open(self.name) if self.resume else None
         checkpoints = (self.stage1_checkpoint, self.stage2_checkpoint)
-        return vjepa2command.train(lambda: self.open_run("12"), known, self.stage, *checkpoints)
+        return vjepa2command.train(lambda: self.open_run(), known, self.stage, *checkpoints)
 
     def settings(self, base: Config | None = None) -> Config:
         """The config asked for, with the options that stand for a setting."""

@@ -77,19 +77,17 @@ def exclusive(path: str | Path) -> Iterator[None]:
 
 def write_json(path: str | Path, obj: Any) -> Path:
     """Write `obj` as indented JSON; NaN and infinities become null (JSON has neither)."""
-    return write_atomic(path, json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n")
+    return write_atomic(path, json.dumps(plain(obj), indent=2, allow_nan=False) + "\n")
 
 
-def _plain(obj: Any) -> Any:
-    """`obj` with NumPy and path values turned into what JSON knows."""
+def plain(obj: Any) -> Any:
+    """`obj` as JSON knows it: NumPy and torch values, tuples and paths turned, NaN null."""
     if isinstance(obj, dict):
-        return {str(key): _plain(value) for key, value in obj.items()}
+        return {str(key): plain(value) for key, value in obj.items()}
     if isinstance(obj, (list, tuple)):
-        return [_plain(value) for value in obj]
-    if isinstance(obj, np.ndarray):
-        return _plain(obj.tolist())
-    if isinstance(obj, np.generic):
-        return _plain(obj.item())
+        return [plain(value) for value in obj]
+    if hasattr(obj, "tolist"):
+        return plain(obj.tolist())
     if isinstance(obj, float):
         return obj if math.isfinite(obj) else None
     return str(obj) if isinstance(obj, Path) else obj

@@ -18,7 +18,8 @@ from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.figures.study import frontiers
 from hjepa_lib.figures.style import png
 from hjepa_lib.files import read_json, write_atomic
-from hjepa_lib.runs.run import Run, RunError
+from hjepa_lib.runs.places import RunError
+from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.summary import validate
 from hjepa_lib.workbench.frontier import frontier
 from hjepa_lib.workbench.rows import check_rows, load_rows, split_finished

@@ -13,7 +13,8 @@ from hjepa_lib import __main__
 from hjepa_lib.config import profile
 from hjepa_lib.evaluation import results
 from hjepa_lib.runs import notebooks as runner
-from hjepa_lib.runs.run import Run, list_runs
+from hjepa_lib.runs.places import list_runs
+from hjepa_lib.runs.run import Run
 from hjepa_lib.worlds.trials import make_trials, read_trials
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -294,7 +295,7 @@ def test_vjepa2_evaluates_where_it_is_told_to(monkeypatch):
     evaluate = ["vjepa2", "evaluate", "--name", "a", "--stage", "1"]
     assert __main__.main(evaluate) == 0
     assert __main__.main([*evaluate, "--device", "cuda"]) == 0
-    assert used == ["<cpu>", "<cuda>"]
+    assert used == ["cpu", "<cuda>"]
 
 
 def test_wrong_options_are_refused(capsys):

@@ -27,7 +27,8 @@ from hjepa_lib.figures import horizons as pictures
 from hjepa_lib.figures.style import FigureError
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
-from hjepa_lib.runs.run import Run, RunError
+from hjepa_lib.runs.places import RunError
+from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.workbench import variants
 from hjepa_lib.workbench.rows import RowsError, pack_solved

@@ -14,7 +14,8 @@ from hjepa_lib.evaluation.results import Case
 from hjepa_lib.models.checkpoint import load_level1
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
-from hjepa_lib.runs.run import Run, RunError
+from hjepa_lib.runs.places import RunError
+from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.workbench import compare
 

@@ -432,7 +432,7 @@ def planning_print(method, config):
 
 def tracker_print(config):
     """The packages that are asked to take a training curve, and what they are told of the run."""
-    packages = {name: MagicMock() for name in ("torch.utils.tensorboard", "wandb", "trackio")}
+    packages = {name: MagicMock() for name in ("torch.utils.tensorboard", "wandb")}
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         for name, package in packages.items():
             patch.setitem(sys.modules, name, package)

@@ -15,7 +15,8 @@ from hjepa_lib import __main__
 from hjepa_lib.config import ConfigError
 from hjepa_lib.files import read_json
 from hjepa_lib.runs import notebooks as runner
-from hjepa_lib.runs.run import Run, RunError
+from hjepa_lib.runs.places import RunError
+from hjepa_lib.runs.run import Run
 from hjepa_lib.workbench import engines, sweep
 
 HERE = Path(__file__).resolve().parent

@@ -12,8 +12,8 @@ from hjepa_lib import readme as gallery
 from hjepa_lib.config import profile
 from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.files import read_json, write_json
-from hjepa_lib.runs import run as runs
-from hjepa_lib.runs.run import Run, RunError, repository
+from hjepa_lib.runs.places import RunError, repository
+from hjepa_lib.runs.run import Run
 from hjepa_lib.workbench import verdict
 from hjepa_lib.workbench.rows import RowsError, load_rows, pack_solved
 
@@ -149,7 +149,7 @@ def test_unfinished_points_are_left_out_and_mixed_ones_refused(tmp_path):
 
 def test_the_bar_s_settings_are_those_that_validation_trials_choose():
     """Nothing is chosen on test trials: the pair's points are the best ones of `choose`."""
-    rows = load_rows(runs.repository() / "outputs" / "gallery" / "study.csv")
+    rows = load_rows(repository() / "outputs" / "gallery" / "study.csv")
     test = rows[rows["cell"].isin([verdict.HIERARCHY, verdict.FLAT])].groupby("cell").first()
     if len(test) < 2:
         pytest.skip("the study has not played the pair yet")
@@ -169,7 +169,7 @@ def test_the_bar_s_settings_are_those_that_validation_trials_choose():
 
 def test_the_readme_shows_the_committed_study():
     """Table, sentences and second table in README.md are those that the committed rows give."""
-    root = runs.repository()
+    root = repository()
     rows = load_rows(root / "outputs" / "gallery" / "study.csv")
     assert gallery.study_block(rows) in (root / "README.md").read_text()
 

@@ -6,7 +6,8 @@ import pytest
 from tiny import tiny_config
 
 from hjepa_lib.runs import score
-from hjepa_lib.runs.run import Run, RunError
+from hjepa_lib.runs.places import RunError
+from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 
 ROW = {"cost": "latent", "success_rate": 0.5, "path_efficiency": 0.4, "flops_per_step": 1e6}
@@ -36,7 +37,7 @@ def test_best_is_by_success_then_path_then_compute():
 
 def test_results_are_found_or_made(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
-    monkeypatch.setattr("hjepa_lib.runs.run.repository", lambda: tmp_path / "nowhere")
+    monkeypatch.setattr("hjepa_lib.runs.places.repository", lambda: tmp_path / "nowhere")
     shutil.copytree(trained, tmp_path / "trained")
     config = tiny_config(evaluation__latency=False)
     (tmp_path / "latest").write_text("trained\n")

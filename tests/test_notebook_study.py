@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from hjepa_lib.runs.estimates import estimate
 from test_frontier import first, make_row
 
 from hjepa_lib.config import ConfigError
@@ -16,12 +17,11 @@ from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs import run as runs
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
-from hjepa_lib.runs.estimates import estimate
 from hjepa_lib.workbench.rows import RowsError
 
 ROOT = Path(__file__).resolve().parents[1]
 PATH = ROOT / "notebooks" / "07_hierarchy_study.ipynb"
-STANDARD = {"profile": "laptop", "run": "", "seed": 0, "overrides": "", "drive": False}
+STANDARD = {"profile": "laptop", "run": "", "seed": 0, "overrides": ""}
 
 
 def cells(kind="code"):
@@ -56,7 +56,6 @@ def test_parameters_and_size_of_cells():
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
     other = nbformat.read(ROOT / "notebooks" / "04_plan_mppi.ipynb", 4).cells
     assert code[0].source == next(cell for cell in other if cell.cell_type == "code").source
-    assert code[-1].source.endswith('if drive:\n    print(f"copied to {ws.copy_to_drive()}")')
 
 
 def test_it_reads_like_a_chapter():

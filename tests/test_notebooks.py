@@ -30,7 +30,7 @@ PIXELS = runner.select_notebooks("10-15", ROOT / "notebooks")
 CHAPTERS = NOTEBOOKS + PIXELS
 CONFIG = profile("smoke").override("device=cpu,precision=fp32")
 TABLE = {*FLOORS, *learned(CONFIG)}
-STANDARD = {"profile": "laptop", "run": "", "seed": 0, "overrides": "", "drive": False}
+STANDARD = {"profile": "laptop", "run": "", "seed": 0, "overrides": ""}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,7 +50,7 @@ def said():
 def finished(root, said) -> Run:
     """01-05 executed in the smoke profile, with summary and report."""
     runner.prepare(CONFIG, NOTEBOOKS, say=said.append)
-    run = runner.start_run(CONFIG, "whole")
+    run = Run.create("whole", CONFIG)
     runner.run_notebooks(run, NOTEBOOKS, threads=1, say=lambda text, **_: said.append(text))
     runner.finish(run, say=said.append)
     return Run.open("whole")
@@ -106,21 +106,11 @@ def test_cells_are_short_and_stripped(path):
 
 
 def test_every_notebook_begins_with_the_same_cell():
-    """One first code cell, which installs on Colab only and keeps what Colab brings (test_pack)."""
-    every = sorted((ROOT / "notebooks").glob("*.ipynb"))
-    first = [cells(path)[0].source for path in every]
-    assert set(first) == {first[0]}
-    assert "%pip install -q -c {keep} {source}" in first[0]
-
-
-def test_every_notebook_can_copy_its_run_to_drive():
-    """`drive` is handed to the library at the start, and the last code cell copies."""
+    """One first code cell, which names its chapter (test_pack.py tells what it does)."""
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        assert parameters(path)["drive"] is False
-        code = [cell.source for cell in cells(path)]
-        (start,) = (source for source in code if "workspace.start(" in source)
-        assert "profile, run, seed, overrides, drive)" in start
-        assert code[-1].endswith('if drive:\n    print(f"copied to {ws.copy_to_drive()}")')
+        first = cells(path)[0].source
+        assert first == cells(NOTEBOOKS[0])[0].source.replace(NAMES[0], path.stem)
+        assert f'colab.set_up("{path.stem}")' in first
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=[path.stem for path in CHAPTERS])
@@ -262,7 +252,7 @@ def test_the_recipe_of_random_layouts(finished):
     small = "data.transitions=4000,level1.optim.updates=6,level1.refine_updates=6,"
     small += "level1.width=8,level1.hidden=16,distance.trajectories=30,distance.optim.updates=6"
     config = CONFIG.override(f"preset=random_layouts,{small}")
-    run = runner.start_run(config, "layouts")
+    run = Run.create("layouts", config)
     runner.run_notebooks(run, NOTEBOOKS[:2], threads=1, say=_quiet)
     run.reload()
     figures = {path.stem for path in (run.path / "figures").glob("02_*.png")}
@@ -279,7 +269,7 @@ def test_without_level_2(finished):
         "level2.disable_l2=true,evaluation.budgets=1.0,evaluation.matched_dynamics=false"
     )
     (finished.path.parent / "latest").write_text("whole\n")
-    run = runner.start_run(config, "flat-only")
+    run = Run.create("flat-only", config)
     runner.run_notebooks(run, NOTEBOOKS[2:], threads=1, say=_quiet)
     runner.finish(run, say=_quiet)
     run.reload()

@@ -154,7 +154,7 @@ def refuse(*arguments):
     raise AssertionError("connects at import")
 socket.socket.connect = refuse
 for name in ("papermill", "ipywidgets", "jupyterlab", "nbformat", "stable_baselines3", "ale_py",
-             "dask", "distributed", "fsspec_extra", "trackio", "playwright", "wandb"):
+             "dask", "distributed", "playwright", "wandb"):
     sys.modules[name] = None
 for name in sys.argv[1:]:
     importlib.import_module(name)

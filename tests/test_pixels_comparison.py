@@ -31,7 +31,6 @@ from hjepa_lib.pixels.pixelrows import (
     check_row,
 )
 from hjepa_lib.runs import summary
-from hjepa_lib.runs.estimates import estimate
 from hjepa_lib.runs.notebooks import finish
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.summary import RESULT_FIELDS
@@ -463,12 +462,6 @@ def test_the_summary_refuses_scores_without_seeds_intervals_or_floors(run):
         change(broken)
         with pytest.raises(summary.SummaryError, match=message):
             summary.validate(broken)
-
-
-def test_estimates_know_the_pixel_notebooks():
-    names = [f"{number}_x" for number in range(10, 16)]
-    assert estimate("laptop", names, "cpu").minutes == pytest.approx(55.8)
-    assert 0 < estimate("smoke", names, "cpu").minutes <= 2
 
 
 # --- through the real stages --------------------------------------------------------------------

@@ -48,7 +48,6 @@ from hjepa_lib.pixels.vjepa2 import (
     fit_stage1,
     fit_stage2,
 )
-from hjepa_lib.runs import trackers
 from hjepa_lib.training.loop import Fit, Report
 
 # Models of a few weights have gradients of any size, and the loop says so.
@@ -396,7 +395,7 @@ def test_heads_count_epochs_as_the_models_do(kind, key):
     for update in (1, log.epoch, log.epoch + 1, 2 * log.epoch):
         row = HeadLog(kind, "jepa", log.epoch, 1).record(report(update, validation={"loss": 1.0}))
         assert row[f"{kind}/jepa/epoch"] == log.epoch_of(report(update))
-    axes = trackers.epoch_axes(row)
+    axes = log.epoch_axes(row)
     names = {f"{kind}/jepa/{part}_epoch_avg/{key}" for part in ("train", "val")}
     assert axes == dict.fromkeys(names, f"{kind}/jepa/epoch")
 

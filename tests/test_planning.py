@@ -18,7 +18,7 @@ from hjepa_lib.planning import search as optimisers
 from hjepa_lib.planning.costs import reduce_horizon
 from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel, clip_norm, plan_costs
 from hjepa_lib.planning.search import OPTIMISERS, mppi, shift_plan, softmin_weights
-from hjepa_lib.runs.run import repository
+from hjepa_lib.runs.places import repository
 from hjepa_lib.workbench.studyfile import read_grid
 
 METHODS = tuple(OPTIMISERS)

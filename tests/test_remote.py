@@ -17,7 +17,8 @@ from hjepa_lib.__main__ import main
 from hjepa_lib.files import FileError
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs import remote, stages
-from hjepa_lib.runs.run import Run, RunError, outputs_root
+from hjepa_lib.runs.places import RunError, outputs_root
+from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 
 CONFIG = tiny_config()
@@ -228,21 +229,56 @@ def test_an_interrupted_download_starts_over(machine, monkeypatch):
         again.verify(part)
 
 
-def test_the_newer_side_wins_and_two_newer_sides_are_refused(machine):
+def test_the_newer_side_wins(machine):
     fill(Run.create("a", CONFIG), "data", "first")
     machine("two")
     fill(Run.open("a"), "data", "second")
     machine("one")
     assert (Run.open("a").path / "data/data.txt").read_text() == "second"
+
+
+def test_s2_a_second_writer_never_hides_what_the_first_uploaded(machine):
+    """Two machines hold one run open; the one that lags is refused, whatever it does."""
+    fill(Run.create("a", CONFIG), "data")
     machine("two")
-    Run.open("a").note("where", "two")
+    Run.open("a")
     machine("one")
-    stale = Run.at(outputs_root() / "a")  # does not look at the store
-    stale.manifest["notes"]["where"] = "one"
-    (stale.path / "manifest.json").write_text(json.dumps(stale.manifest))
-    with pytest.raises(FileError, match="both went on") as caught:
-        Run.open("a")
+    fill(Run.at(outputs_root() / "a"), "l1", "one's")
+    machine("two")
+    late = Run.at(outputs_root() / "a")  # does not look at the store
+    with pytest.raises(FileError, match="another machine went on with memory://") as caught:
+        fill(late, "l2")
     assert "\n" not in str(caught.value)
+    assert Run.open("a").done("l1")  # nothing was made here yet, so it catches up
+    machine("one")
+    Run.at(outputs_root() / "a").note("where", "one")
+    machine("two")
+    with pytest.raises(FileError, match="another machine went on"):
+        late.note("where", "two")
+    with pytest.raises(FileError, match="both went on"):
+        Run.open("a")
+    machine("three")
+    Run.open("a").verify("l1")
+
+
+def test_s6_a_store_that_hides_what_is_missing_names_the_permission(machine, monkeypatch):
+    def forbidden(self, path, *options, **more):
+        raise PermissionError("Forbidden")
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", forbidden)
+    with pytest.raises(FileError, match="Forbidden; without ListBucket"):
+        Run.create("a", CONFIG)
+
+
+def test_s4_a_mounted_drive_keeps_a_run_stage_by_stage(tmp_path, monkeypatch):
+    """Colab: the session dies after a stage; the next one has that stage and goes on."""
+    monkeypatch.setenv("HJEPA_OUTPUTS", f"file://{tmp_path}/MyDrive/hjepa")
+    for machine, stage in (("first", "data"), ("second", "l1")):
+        monkeypatch.setenv("HJEPA_CACHE", str(tmp_path / machine))
+        run = Run.open("a") if Run.exists("a") else Run.create("a", CONFIG)
+        fill(run, stage)
+        assert (tmp_path / "MyDrive/hjepa/a" / stage / f"{stage}.txt").is_file()
+    assert Run.open("a").done("data")
 
 
 @pytest.mark.parametrize("name", ["../../outside", "/outside", "a\\..\\b", ""])

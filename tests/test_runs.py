@@ -16,9 +16,10 @@ import torch
 from hjepa_lib.config import ConfigError, profile
 from hjepa_lib.files import FileError
 from hjepa_lib.runs import machine, workspace
-from hjepa_lib.runs.metrics_log import MetricsLog
+from hjepa_lib.runs.log import MetricsLog
+from hjepa_lib.runs.places import RunError, list_runs, new_name, outputs_root
 from hjepa_lib.runs.pretrained import export
-from hjepa_lib.runs.run import Run, RunError, list_runs, new_name, outputs_root
+from hjepa_lib.runs.run import Run
 
 CONFIG = profile("smoke").override("device=cpu,precision=fp32")
 TEXT = "device=cpu,precision=fp32"

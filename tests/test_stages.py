@@ -8,7 +8,8 @@ import torch
 from hjepa_lib.config import profile
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.keys import Stage, closure, key
-from hjepa_lib.runs.run import Run, RunError
+from hjepa_lib.runs.places import RunError
+from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 
 CONFIG = profile("smoke").override({"device": "cpu", "precision": "fp32"})
@@ -19,7 +20,7 @@ NAMES = ("data", "l1", "distance", "l2")
 def root(tmp_path, monkeypatch):
     """An outputs folder of its own; nothing is pretrained."""
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
-    monkeypatch.setattr("hjepa_lib.runs.run.repository", lambda: tmp_path / "nowhere")
+    monkeypatch.setattr("hjepa_lib.runs.places.repository", lambda: tmp_path / "nowhere")
     return tmp_path / "outputs"
 
 

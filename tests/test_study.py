@@ -13,7 +13,8 @@ from hjepa_lib.config import ConfigError
 from hjepa_lib.evaluation.results import load_result
 from hjepa_lib.files import FileError
 from hjepa_lib.runs import score as scoring
-from hjepa_lib.runs.run import Run, RunError
+from hjepa_lib.runs.places import RunError
+from hjepa_lib.runs.run import Run
 from hjepa_lib.workbench import study
 from hjepa_lib.workbench.rows import check_rows, load_rows, unpack_solved
 from hjepa_lib.workbench.studyfile import read_grid

@@ -24,7 +24,8 @@ from hjepa_lib.figures import style
 from hjepa_lib.figures.style import FigureError
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs import score as scoring
-from hjepa_lib.runs.run import Run, RunError
+from hjepa_lib.runs.places import RunError
+from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.widgets import pad, panels, planners, sources, strips, whatif
 from hjepa_lib.widgets import player as players
@@ -531,7 +532,7 @@ def test_it_runs_headless_from_the_pretrained_weights(tmp_path, monkeypatch):
     """Nothing is trained; players are in the saved file, each with a picture before it."""
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
     config = profile("smoke").override("device=cpu,precision=fp32,evaluation.steps=12")
-    run = runner.start_run(config, "inspect")
+    run = Run.create("inspect", config)
     runner.run_notebooks(run, [NOTEBOOK], threads=1, say=lambda *_, **__: None)
     run.reload()
     assert run.manifest["stages"] == {}

@@ -75,8 +75,8 @@ class Config(Checked):
     device: str = choice("auto", "auto", "cpu", "cuda", "mps")
     precision: str = choice("auto", "auto", "fp32", "bf16")
     """`auto`: a one-second micro-benchmark decides; the choice is stored in the manifest."""
-    tracker: str = choice("none", "none", "tensorboard", "wandb", "trackio")
-    """Who else gets the training curves (trackers.py); metrics.jsonl is written in any case."""
+    tracker: str = choice("none", "none", "tensorboard", "wandb")
+    """Who else gets the training curves (runs/log.py); metrics.jsonl is written in any case."""
     tracking: TrackingConfig = TrackingConfig()
     data: DataConfig = DataConfig()
     level1: Level1Config = Level1Config()

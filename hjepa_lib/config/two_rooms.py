@@ -17,7 +17,7 @@ class TrackingConfig(Checked):
     """Where a tracker files its copy of the curves; the setting `tracker` chooses which one."""
 
     project: str = "hjepa"
-    """Project at Weights & Biases (its WANDB_PROJECT wins) and trackio."""
+    """Project at Weights & Biases (its WANDB_PROJECT wins)."""
     entity: str = ""
     """User or team at Weights & Biases; "" leaves it to the account."""
     run_name_prefix: str = ""

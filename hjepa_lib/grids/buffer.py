@@ -206,7 +206,7 @@ def _h5py(path: Path):
     try:
         import h5py
     except ImportError as error:
-        raise FileError(f"{path} needs the package h5py: pip install 'hjepa-lib[h5]'") from error
+        raise FileError(f"{path} needs the package h5py: pip install h5py") from error
     return h5py
 
 

@@ -30,7 +30,7 @@ from hjepa_lib.grids.stages import (
     train_reward_stage,
 )
 from hjepa_lib.models.layers import count_parameters
-from hjepa_lib.runs.run import outputs_root
+from hjepa_lib.runs.places import outputs_root
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.batches import batches_sha256
 from hjepa_lib.workbench.sweep import Study

@@ -23,7 +23,8 @@ from hjepa_lib.config.pixels import AuxiliaryConfig
 from hjepa_lib.files import read_json, write_atomic, write_json
 from hjepa_lib.pixels import stages as pixelstages
 from hjepa_lib.pixels.diagnostics import collapse_ratio
-from hjepa_lib.runs.run import Run, outputs_root
+from hjepa_lib.runs.places import outputs_root
+from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.probes import effective_rank
 

@@ -19,7 +19,8 @@ from hjepa_lib.pixels import vjepa2_files as files
 from hjepa_lib.pixels import vjepa2results as results
 from hjepa_lib.pixels.figures_vjepa2 import world_model_predictions
 from hjepa_lib.runs import machine
-from hjepa_lib.runs.run import Run, outputs_root
+from hjepa_lib.runs.places import outputs_root
+from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Report
 

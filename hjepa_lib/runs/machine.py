@@ -11,20 +11,18 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.metadata
-import math
-import os
+import json
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn.functional import conv2d
+import joblib
 
 from hjepa_lib.config import ConfigError
-from hjepa_lib.runs.revision import revision as revision
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # parameter numbers of glibc's mallopt
 _KEEP = 1 << 30  # bytes; freed blocks below this size stay with the process
@@ -38,6 +36,8 @@ def set_up(threads: int | None = None) -> int:
     `threads=None` keeps torch's own choice (all physical cores, or OMP_NUM_THREADS), lowered to
     what a container may use: more threads than a CPU quota allows are much slower than fewer.
     """
+    import torch
+
     _keep_freed_memory()
     torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cores()))
     return torch.get_num_threads()
@@ -57,15 +57,7 @@ def _keep_freed_memory() -> bool:
 
 def usable_cores() -> int:
     """Cores this process may use: affinity mask and container quota, whichever is smaller."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
-    return cores
+    return joblib.cpu_count()
 
 
 def choose_device(name: str = "auto") -> str:
@@ -79,11 +71,15 @@ def choose_device(name: str = "auto") -> str:
 
 def has_device(name: str) -> bool:
     """True when this machine has a device of that kind: cpu, cuda or mps."""
+    import torch
+
     present = {"cpu": lambda: True, "cuda": torch.cuda.is_available, "mps": _has_mps}
     return name in present and present[name]()
 
 
 def _has_mps() -> bool:
+    import torch
+
     return hasattr(torch.backends, "mps") and torch.backends.mps.is_available()
 
 
@@ -91,6 +87,8 @@ def choose_precision(device: str, wanted: str = "auto") -> str:
     """ "fp32" or "bf16": `wanted`, or for "auto" the faster one in about a second of measuring."""
     if wanted != "auto":
         return wanted
+    import torch
+
     if device == "mps" or (device == "cuda" and not torch.cuda.is_bf16_supported()):
         return "fp32"
     return "bf16" if bf16_speedup(device) > _CLEARLY_FASTER else "fp32"
@@ -102,9 +100,12 @@ def bf16_speedup(device: str, seconds: float = 1.0) -> float:
     One thread, both interleaved, and the fastest of each counts: so a busy neighbour, which makes
     threads wait for each other, changes little.
     """
+    import torch
+    from torch.nn.functional import conv2d
+
     generator = torch.Generator().manual_seed(0)
 
-    def weight(*shape: int) -> Tensor:
+    def weight(*shape: int) -> Any:
         return (0.05 * torch.randn(shape, generator=generator)).to(device).requires_grad_()
 
     batch = 64 if device == "cpu" else 4096  # on a GPU, less would time the launches
@@ -137,6 +138,8 @@ def _timed(work: Callable[[], None], device: str) -> float:
     start = time.perf_counter()
     work()
     if device == "cuda":
+        import torch
+
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
@@ -150,6 +153,8 @@ def versions() -> dict[str, str]:
     found["system"] = f"{platform.system()} {platform.release()} {platform.machine()}"
     found["processor"] = _processor()
     found["cores"] = str(usable_cores())
+    import torch
+
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
@@ -173,3 +178,48 @@ def peak_memory_mb(children: bool = False) -> float | None:
     who = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
     peak = resource.getrusage(who).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def revision(root: Path | None = None) -> str:
+    """Git commit of the folder `root` ("-dirty" with local changes), or the next best thing.
+
+    Without git that is what `git archive` wrote into VERSION (colab_pack.sh), then the commit that
+    pip installed from a URL, then "unknown".
+    """
+    root = root or Path(__file__).resolve().parents[2]
+    if (root / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            commit = _git(root, "rev-parse", "HEAD")
+            return commit + ("-dirty" if _changed(root) else "")
+    with contextlib.suppress(OSError):
+        text = (root / "VERSION").read_text().strip()
+        if text and not text.startswith("$"):  # in a checkout nobody has filled it in
+            return text
+    return _installed_commit() or "unknown"
+
+
+def _changed(root: Path) -> bool:
+    """Whether a file differs from the commit.
+
+    In a fresh clone git compares contents, and the filter that strips notebooks would start a
+    Python for each of them: 20 seconds in all, every time. Committed notebooks are stripped, so
+    they are compared as they are.
+    """
+    # The gallery is written by the very study that asks: it changes no result.
+    status = ("status", "--porcelain", "--", ".", ":!outputs/gallery")
+    return bool(_git(root, "-c", "filter.nbstripout.clean=cat", *status))
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout.strip()
+
+
+def _installed_commit() -> str:
+    """What pip wrote down when it installed from a repository (PEP 610), else ""."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError, AttributeError):
+        text = importlib.metadata.distribution("hjepa-lib").read_text("direct_url.json") or "{}"
+        return json.loads(text).get("vcs_info", {}).get("commit_id", "")
+    return ""

@@ -21,8 +21,8 @@ from typing import Any
 from hjepa_lib.config import Config
 from hjepa_lib.files import WorkbookError, sha256, write_json
 from hjepa_lib.runs import machine
-from hjepa_lib.runs.estimates import describe, estimate
-from hjepa_lib.runs.run import Run, RunError, new_name, outputs_root, repository
+from hjepa_lib.runs.places import RunError, outputs_root, repository
+from hjepa_lib.runs.run import Run
 
 Say = Callable[..., None]
 """Something with the signature of `print`."""
@@ -32,25 +32,43 @@ class NotebookFailed(WorkbookError):
     """A notebook raised an error; the message names the notebook, the error and the kept copy."""
 
 
+MINUTES = {
+    "smoke": {"01": 0.2, "02": 0.4, "03": 0.3, "04": 0.5, "05": 0.4, "07": 0.7, "08": 0.7},
+    "laptop": {
+        "01": 0.2, "02": 6.6, "03": 1.3, "04": 4, "05": 0.3, "06": 0.5, "07": 17, "08": 19,
+        "10": 0.8, "11": 12, "12": 8, "13": 20, "14": 6, "15": 9,
+    },
+}  # fmt: skip
+"""Measured on 2 cores with AVX-512 and bf16 (twice as long without), settings unchanged."""
+MEGABYTES = {"smoke": 100, "laptop": 500, "full": 3_000}
+"""What a run may need on the disk."""
+
+
 def select_notebooks(text: str, folder: Path | None = None) -> list[Path]:
-    """Notebook files for "01-05", "2" or "01,03-04"; RunError naming those that exist otherwise."""
+    """Notebook files for "01-05", "2" or "01,03-04"; a range takes those of it that exist.
+
+    RunError when a number has no notebook, or two.
+    """
     folder = folder or repository() / "notebooks"
-    files = {int(path.name[:2]): path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
-    known = ", ".join(path.stem for path in files.values()) or "none"
+    files: dict[int, list[Path]] = {}
+    for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+        files.setdefault(int(path.name[:2]), []).append(path)
+    known = ", ".join(path.stem for paths in files.values() for path in paths) or "none"
     chosen: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,2})(?:-(\d{1,2}))?\s*", part)
         if not match:
             raise RunError(f"notebooks {text!r} is not like 01-05 or 01,03; there are: {known}")
         first, last = int(match[1]), int(match[2] or match[1])
-        numbers = range(first, last + 1)
-        missing = [number for number in numbers if number not in files]
-        if missing or not numbers:
-            raise RunError(
-                f"there is no notebook {(missing or [first])[0]:02d}; there are: {known}"
-            )
-        chosen.update(numbers)
-    return [files[number] for number in sorted(chosen)]
+        found = [number for number in range(first, last + 1) if number in files]
+        if not found:
+            raise RunError(f"there is no notebook {part.strip()}; there are: {known}")
+        chosen.update(found)
+    for number in chosen:
+        if len(files[number]) > 1:
+            names = " and ".join(path.stem for path in files[number])
+            raise RunError(f"{names} have one number; move one of them away")
+    return [files[number][0] for number in sorted(chosen)]
 
 
 def inspect_notebook(path: Path, parameters: dict[str, Any]) -> None:
@@ -77,32 +95,28 @@ def inspect_notebook(path: Path, parameters: dict[str, Any]) -> None:
         raise RunError(f"{path.name} has no parameter named {min(unknown)!r}")
 
 
-def prepare(
-    config: Config,
-    notebooks: list[Path],
-    *,
-    say: Say = print,
-    yes: bool = False,
-    root: Path | None = None,
-) -> None:
-    """Check every notebook and print the time and disk estimate, before anything is created.
+def prepare(config: Config, notebooks: list[Path], *, say: Say = print, yes: bool = False) -> None:
+    """Check every notebook and print what the run may take, before anything is created.
 
     RunError when the disk is too full, or when the `full` profile would run on a CPU without `yes`.
     """
     for path in notebooks:
         inspect_notebook(path, {"run": ""})
     device = machine.choose_device(config.device)
-    names = [path.stem for path in notebooks]
-    cost = estimate(config.profile, names, device)
-    text = f"about {describe(cost.minutes)} and {cost.megabytes:.0f} MB"
-    say(f"profile {config.profile} on {device}: {text} for {len(names)} notebooks")
+    known = MINUTES.get(config.profile, {})
+    minutes, size = (
+        sum(known.get(path.name[:2], 0) for path in notebooks),
+        MEGABYTES[config.profile],
+    )
+    text = f"about {describe(minutes)} and" if minutes and device == "cpu" else ""
+    say(f"profile {config.profile} on {device}: {text} {size} MB for {len(notebooks)} notebooks")
     if config.profile == "full" and device == "cpu" and not yes:
-        raise RunError(f"profile full on a CPU takes {text}; add --yes to start it all the same")
-    free = shutil.disk_usage(_existing(root or outputs_root())).free / 1e6
-    if free < cost.megabytes and not yes:
         raise RunError(
-            f"the run needs about {cost.megabytes:.0f} MB of disk, only {free:.0f} MB are free"
+            "profile full is meant for a GPU and takes days on a CPU; add --yes to start"
         )
+    free = shutil.disk_usage(_existing(outputs_root())).free / 1e6
+    if free < size and not yes:
+        raise RunError(f"the run needs about {size} MB of disk, only {free:.0f} MB are free")
 
 
 def run_notebooks(
@@ -157,9 +171,15 @@ def finish(run: Run, say: Say = print) -> Path:
     return path
 
 
-def start_run(config: Config, name: str = "", root: Path | None = None) -> Run:
-    """A new run; an empty name becomes "<profile>-s<seed>-<time>"."""
-    return Run.create(name or new_name(config), config, root)
+def describe(minutes: float) -> str:
+    """ "40 seconds", "22 minutes", "6.5 hours", "7 days"."""
+    if minutes < 1.5:
+        return f"{max(1, round(minutes * 60))} seconds"
+    if minutes < 100:
+        return f"{minutes:.0f} minutes"
+    if minutes < 60 * 48:
+        return f"{minutes / 60:.1f} hours"
+    return f"{minutes / 60 / 24:.0f} days"
 
 
 def _execute(run: Run, path: Path) -> None:
@@ -179,6 +199,7 @@ def _execute(run: Run, path: Path) -> None:
             language="python",
             cwd=str(repository()),
             progress_bar=False,
+            start_timeout=300,  # many kernels at once start slowly
             coalesce_streams=True,  # a progress bar leaves one line, not one per refresh
             extra_arguments=["--log-level=CRITICAL"],  # the kernel's own warnings are not ours
         )
@@ -234,7 +255,9 @@ def _import_papermill() -> tuple[Any, Any]:
         import nbformat
         import papermill
     except ImportError as error:
-        raise RunError("running notebooks needs papermill: pip install 'hjepa-lib[lab]'") from error
+        raise RunError(
+            "running notebooks needs papermill: pip install papermill ipykernel nbformat"
+        ) from error
     return papermill, nbformat
 
 

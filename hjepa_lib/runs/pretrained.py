@@ -11,7 +11,8 @@ import shutil
 from pathlib import Path
 
 from hjepa_lib.files import write_json
-from hjepa_lib.runs.run import Run, RunError, repository
+from hjepa_lib.runs.places import RunError, repository
+from hjepa_lib.runs.run import Run
 
 STAGES = ("l1", "distance", "l2")
 """What is taken over, as far as the run has it; data are regenerated and results made anew."""

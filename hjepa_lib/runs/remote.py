@@ -1,4 +1,4 @@
-"""Run folders on object storage: HJEPA_OUTPUTS=s3://bucket/prefix, gs://, or what fsspec opens.
+"""Run folders elsewhere: HJEPA_OUTPUTS=s3://bucket/prefix, gs://, file:///mounted/drive, ...
 
 Each machine works in a local folder of its cache. `push` uploads what changed, files first and the
 manifest last, where it lists every file with size and SHA-256; `pull` gives a file its name only
@@ -62,6 +62,8 @@ class Mirror(NamedTuple):
         except Exception as error:  # every store raises its own, untyped for us
             reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
             where = f"{self.url}/{name}" if name else self.url
+            if isinstance(error, PermissionError) and action == "read":
+                reason += "; without ListBucket a store says so of what is not there, too: allow it"
             raise FileError(f"cannot {action} {where}: {reason}") from error
 
 
@@ -87,10 +89,8 @@ def mirror(path: Path) -> Mirror | None:
     root = next((one for one in (path, *path.parents) if (one / _MARKER).is_file()), None)
     if root is None:
         return None
-    try:
-        import fsspec
-    except ImportError as error:
-        raise FileError("a remote outputs root needs: pip install 'hjepa-lib[remote]'") from error
+    import fsspec  # comes with torch; late, since it is slow to import
+
     url = (root / _MARKER).read_text().strip()
     # Only a local folder wants its parents made; a bucket that is missing stays an error.
     options = {"auto_mkdir": True} if url.startswith(("file:", "local:")) else {}
@@ -137,6 +137,12 @@ def push(folder: Path) -> None:
     if other is None:
         return
     state = _state(folder)
+    there = other.read(MANIFEST)
+    if there is not None and sha256(there) not in (state["remote"], state["pending"]):
+        raise FileError(
+            f"another machine went on with {other.url}, so what was made here is not uploaded; "
+            f"it is in {folder}: move one of the two away"
+        )
     manifest = read_bytes(folder / MANIFEST)  # before the files: it lists no stage that is newer
     files = []
     for name, path in _listing(folder):
@@ -150,8 +156,10 @@ def push(folder: Path) -> None:
             write_json(folder / _STATE, state)
         files.append({"path": name, "bytes": known["bytes"], "sha256": known["sha256"]})
     remote = json.dumps(json.loads(manifest) | {"files": files}, indent=2).encode()
+    # Noted before: an upload that breaks off here must not look like another machine's.
+    write_json(folder / _STATE, state | {"pending": sha256(remote)})
     other.write(remote, MANIFEST)
-    state |= {"local": sha256(manifest), "remote": sha256(remote)}
+    state |= {"local": sha256(manifest), "remote": sha256(remote), "pending": ""}
     write_json(folder / _STATE, state)
 
 
@@ -166,7 +174,8 @@ def pull(folder: Path) -> None:
         return
     state, here, remote = _state(folder), folder / MANIFEST, other.read(MANIFEST)
     ahead = here.is_file() and sha256(here) != state["local"]
-    if remote is None or (sha256(remote) == state["remote"] and here.is_file()):
+    seen = remote is not None and sha256(remote) in (state["remote"], state["pending"])
+    if remote is None or (seen and here.is_file()):
         if ahead:  # an upload failed
             push(folder)
         return
@@ -194,7 +203,8 @@ def pull(folder: Path) -> None:
             stacklevel=2,
         )
     write_json(here, tree)
-    write_json(folder / _STATE, state | {"local": sha256(here), "remote": sha256(remote)})
+    agreed = {"local": sha256(here), "remote": sha256(remote), "pending": ""}
+    write_json(folder / _STATE, state | agreed)
 
 
 _SUMS = ("bytes", "sha256")
@@ -215,7 +225,8 @@ def _fetch(other: Mirror, path: Path, item: dict[str, Any]) -> bool:
 
 def _state(folder: Path) -> dict[str, Any]:
     path = folder / _STATE
-    return read_json(path) if path.is_file() else {"local": "", "remote": "", "files": {}}
+    empty = {"local": "", "remote": "", "pending": "", "files": {}}
+    return empty | (read_json(path) if path.is_file() else {})
 
 
 def _listing(folder: Path) -> list[tuple[str, Path]]:

@@ -11,7 +11,6 @@ import contextlib
 import datetime
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,6 @@ from typing import Any
 
 from hjepa_lib.config import Config, differences, flatten, from_dict, to_dict
 from hjepa_lib.files import (
-    WorkbookError,
     exclusive,
     inside,
     read_json,
@@ -29,61 +27,18 @@ from hjepa_lib.files import (
     write_json,
 )
 from hjepa_lib.runs import machine, remote
-from hjepa_lib.runs.metrics_log import MetricsLog
-from hjepa_lib.runs.trackers import Tracker
+from hjepa_lib.runs.log import MetricsLog, Tracker
+from hjepa_lib.runs.places import (
+    RunError,
+    checked,
+    list_runs,
+    outputs_root,
+    pretrained_folder,
+    repository,
+    tracked_name,
+)
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*(/[A-Za-z0-9][A-Za-z0-9._=+-]*)?")
-_RESERVED = ("latest", "gallery", "pretrained")
 _RESUME_STATE = "resume*"  # optimiser state: lives beside a stage's files, is none of its results
-
-
-class RunError(WorkbookError):
-    """A run folder is missing, exists already, or does not fit what was asked for."""
-
-
-def repository() -> Path:
-    """The folder with `notebooks/` and `outputs/`; the working directory if installed alone."""
-    parent = Path(__file__).resolve().parents[2]
-    return parent if (parent / "notebooks").is_dir() else Path.cwd()
-
-
-def outputs_root() -> Path:
-    """Where all runs live: the environment variable HJEPA_OUTPUTS, else `outputs/`.
-
-    For a URL such as s3://bucket/prefix it is the local folder that remote.py keeps in step.
-    """
-    place = os.environ.get("HJEPA_OUTPUTS") or str(repository() / "outputs")
-    if remote.is_remote(place):
-        return remote.local_root(place)
-    return Path(place).expanduser().resolve()
-
-
-def pretrained_folder() -> Path:
-    """The committed small run: in the outputs root, else in the repository's own `outputs/`."""
-    local = outputs_root() / "pretrained"
-    return local if (local / "manifest.json").exists() else repository() / "outputs" / "pretrained"
-
-
-def new_name(config: Config) -> str:
-    """ "laptop-s0-20261105-142233": sortable by time within a profile."""
-    return f"{config.profile}-s{config.seed}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-
-
-def tracked_name(prefix: str, manifest: dict[str, Any]) -> str:
-    """What a tracker calls a run: its own name, or "<prefix>-YYYYMMDD-HHMMSS" from its start."""
-    if not prefix:
-        return manifest["name"]
-    return f"{prefix}-{datetime.datetime.fromisoformat(manifest['created']):%Y%m%d-%H%M%S}"
-
-
-def list_runs(root: Path | None = None) -> list[str]:
-    """Names of all runs below the outputs root, cells as "experiment/cell", oldest first."""
-    root = root or outputs_root()
-    found = [*root.glob("*/manifest.json"), *root.glob("*/*/manifest.json")]
-    names = [
-        path.parent.relative_to(root).as_posix() for path in sorted(found, key=os.path.getmtime)
-    ]
-    return [name for name in names if _NAME.fullmatch(name) and name.split("/")[0] not in _RESERVED]
 
 
 class Run:
@@ -114,7 +69,7 @@ class Run:
         measured precision. A run directly below the root becomes the latest; a cell does not.
         """
         root = root or outputs_root()
-        path = root / _checked(name)
+        path = root / checked(name)
         if path.exists() or remote.exists(path):
             raise RunError(f"run {name!r} exists already; resume it or choose another name")
         if path.parent != root and (path.parent / "manifest.json").exists():
@@ -166,7 +121,7 @@ class Run:
             if not latest.is_file():
                 raise RunError(f"there is no run in {root} yet")
             name = latest.read_text().strip()
-        path = root / _checked(name)
+        path = root / checked(name)
         remote.pull(path)
         if not (path / "manifest.json").is_file():
             known = ", ".join(list_runs(root)[-5:]) or "none"
@@ -314,7 +269,7 @@ class Run:
     def log(self, record: dict[str, Any]) -> None:
         """Append {"stage", "step", key: value, ...} to metrics.jsonl, and tell the tracker.
 
-        Raises FileError as `MetricsLog.log` does; the tracker never fails (see trackers.py).
+        Raises FileError as `MetricsLog.log` does; the tracker never fails (see log.py).
         """
         self.metrics.log(record)
         self.tracker.log(record)
@@ -367,15 +322,6 @@ class Run:
 def digest(entry: dict[str, Any]) -> str:
     """SHA-256 of a stage entry's list of files: equal for equal content."""
     return sha256(json.dumps(entry["files"], sort_keys=True).encode())
-
-
-def _checked(name: str) -> str:
-    if not _NAME.fullmatch(name) or name.split("/")[0] in _RESERVED:
-        raise RunError(
-            f"{name!r} is no run name: use letters, digits and . _ = + - (at most one slash), "
-            f"and none of {', '.join(_RESERVED)}"
-        )
-    return name
 
 
 def _now() -> str:

@@ -17,7 +17,8 @@ from hjepa_lib.evaluation.episodes import LatentPolicy, OraclePolicy, RandomPoli
 from hjepa_lib.evaluation.results import Case, Result, load_result, save_result
 from hjepa_lib.files import read_json
 from hjepa_lib.planning.agent import METHODS, THREE_LEVELS, Agent
-from hjepa_lib.runs.run import Run, RunError, list_runs, outputs_root, pretrained_folder
+from hjepa_lib.runs.places import RunError, list_runs, outputs_root, pretrained_folder
+from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.stages import load_trained
 from hjepa_lib.runs.workspace import Workspace
 

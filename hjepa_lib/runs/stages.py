@@ -35,8 +35,8 @@ from hjepa_lib.models.joint import HJepa, Level2
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.planning.agent import Agent, load_agent
 from hjepa_lib.runs import machine
-from hjepa_lib.runs.estimates import describe
 from hjepa_lib.runs.keys import core_stages, is_joint, wanted_stages
+from hjepa_lib.runs.notebooks import describe
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training import distributed

@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from hjepa_lib.files import WorkbookError
+from hjepa_lib.files import WorkbookError, plain
 from hjepa_lib.pixels import tables as pixeltables
 from hjepa_lib.pixels.pixelrows import untrained
-from hjepa_lib.runs.metrics_log import json_ready
 from hjepa_lib.runs.run import Run
 
 SCHEMA = 1
@@ -109,7 +108,7 @@ def build(run: Run, results: list[dict[str, Any]]) -> dict[str, Any]:
     summary["notebook_seconds"] = {
         name: entry["seconds"] for name, entry in manifest["notebooks"].items()
     }
-    summary["results"] = [json_ready(result) for result in results]
+    summary["results"] = [plain(result) for result in results]
     summary |= pixeltables.brief(pixeltables.stored(run))
     validate(summary)
     return summary

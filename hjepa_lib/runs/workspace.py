@@ -21,17 +21,9 @@ from hjepa_lib.config import Config, ConfigError, parse_overrides
 from hjepa_lib.config import profile as make_profile
 from hjepa_lib.files import WorkbookError, write_atomic
 from hjepa_lib.runs import machine
-from hjepa_lib.runs.drive import copy_run, find_drive
 from hjepa_lib.runs.keys import Stage, closure, key
-from hjepa_lib.runs.run import (
-    Run,
-    RunError,
-    digest,
-    list_runs,
-    new_name,
-    outputs_root,
-    pretrained_folder,
-)
+from hjepa_lib.runs.places import RunError, list_runs, new_name, outputs_root, pretrained_folder
+from hjepa_lib.runs.run import Run, digest
 from hjepa_lib.training.loop import Fit, Report
 
 LOG_EVERY = 10  # updates between lines of metrics.jsonl
@@ -43,15 +35,13 @@ def start(
     run: str = "",
     seed: int = 0,
     overrides: str = "",
-    drive: bool = False,
 ) -> Workspace:
     """Check a notebook's parameters and open its run; the arguments are its `parameters` cell.
 
     A named run must have been made with the same settings (RunError names the first difference);
     a missing one is created. With `run=""`, notebook 01 makes a new run, later notebooks continue
     the latest run if its settings agree and make a new one otherwise. The runner names a run alone:
-    its settings are the run's own. With `drive`, a Drive must be mounted. Raises ConfigError and
-    RunError, one sentence each.
+    its settings are the run's own. Raises ConfigError and RunError, one sentence each.
     """
     machine.set_up()
     if not isinstance(run, str):
@@ -59,8 +49,7 @@ def start(
     if run and is_headless() and Run.exists(run):
         return Workspace(notebook, Run.open(run))
     config = resolve(profile, seed, overrides)
-    mount = find_drive(drive)
-    return Workspace(notebook, _find_run(notebook, run, config), mount)
+    return Workspace(notebook, _find_run(notebook, run, config))
 
 
 def resolve(profile: str, seed: int, overrides: str) -> Config:
@@ -110,13 +99,10 @@ def log_row(report: Report, every: int = LOG_EVERY) -> dict[str, Any]:
 class Workspace:
     """What a notebook works with: its run, settings, device and precision."""
 
-    def __init__(
-        self, notebook: str, run: Run, drive: Path | None = None, device: str | None = None
-    ) -> None:
+    def __init__(self, notebook: str, run: Run, device: str | None = None) -> None:
         """`device` stands in for the run's own: auto, cpu, cuda or mps."""
         self.notebook = notebook
         self.run = run
-        self.drive = drive
         self.config = run.config
         self.device = machine.choose_device(device) if device else run.device
         self.precision = run.precision
@@ -255,12 +241,6 @@ class Workspace:
         captions[file] = {"notebook": self.notebook, "caption": caption}
         self.run.note("figures", captions)
         return path
-
-    def copy_to_drive(self) -> Path:
-        """Copy the run to the mounted Drive (see `drive.copy_run`); ConfigError without one."""
-        if self.drive is None:
-            raise ConfigError("there is no Drive to copy to: start the notebook with drive=True")
-        return copy_run(self.run, self.drive)
 
     def progress(self, work: Iterable | int, desc: str = "", **options: Any) -> Any:
         """A tqdm bar over an iterable, or of a total to `update(n)`; plain text when headless."""

@@ -11,7 +11,8 @@ from hjepa_lib.config import ConfigError, PlanningConfig
 from hjepa_lib.evaluation import protocol_cap
 from hjepa_lib.evaluation.results import load_result
 from hjepa_lib.planning.agent import METHODS, Agent
-from hjepa_lib.runs.run import Run, RunError, list_runs, pretrained_folder
+from hjepa_lib.runs.places import RunError, list_runs, pretrained_folder
+from hjepa_lib.runs.run import Run
 from hjepa_lib.widgets.scene import scene_of
 from hjepa_lib.widgets.story import UNITS, Story, play, recall
 from hjepa_lib.worlds.base import find_world

@@ -23,9 +23,10 @@ from hjepa_lib.files import write_atomic
 from hjepa_lib.runs import machine, stages
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs import score as scoring
-from hjepa_lib.runs.estimates import describe
+from hjepa_lib.runs.notebooks import describe
+from hjepa_lib.runs.places import RunError, outputs_root
 from hjepa_lib.runs.remote import push_file
-from hjepa_lib.runs.run import Run, RunError, outputs_root
+from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.summary import RESULT_FIELDS
 from hjepa_lib.runs.workspace import Workspace
 

@@ -18,7 +18,7 @@ import joblib
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from hjepa_lib.config import ConfigError
-from hjepa_lib.runs.run import RunError
+from hjepa_lib.runs.places import RunError
 
 ENGINES = ("joblib", "dask")
 Work = Callable[[Any], Any]
@@ -154,5 +154,5 @@ def _import_distributed() -> Any:
     try:
         import distributed
     except ImportError as error:
-        raise RunError("the engine dask needs: pip install 'hjepa-lib[cluster]'") from error
+        raise RunError("the engine dask needs: pip install distributed") from error
     return distributed

@@ -21,7 +21,8 @@ from hjepa_lib.evaluation.results import Case
 from hjepa_lib.planning.agent import Agent, load_agent
 from hjepa_lib.runs import machine, stages
 from hjepa_lib.runs import score as scoring
-from hjepa_lib.runs.run import Run, RunError, outputs_root, repository
+from hjepa_lib.runs.places import RunError, outputs_root, repository
+from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.workbench.rows import row_of
 from hjepa_lib.workbench.studyfile import Grid

@@ -16,7 +16,7 @@ from typing import Any
 
 from hjepa_lib.config import Config, ConfigError, profile, read_yaml
 from hjepa_lib.planning.agent import METHODS, THREE_LEVELS
-from hjepa_lib.runs.run import repository
+from hjepa_lib.runs.places import repository
 from hjepa_lib.workbench.studyrow import FLOORS, Cell, Recipe, Row
 
 COSTS = ("latent", "distance")

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hjepa_lib.files import FileError, read_json, sha256, write_atomic, write_json
-from hjepa_lib.runs.estimates import describe
-from hjepa_lib.runs.run import Run, outputs_root
+from hjepa_lib.runs.notebooks import describe
+from hjepa_lib.runs.places import outputs_root
+from hjepa_lib.runs.run import Run
 from hjepa_lib.workbench.studyfile import Grid
 from hjepa_lib.workbench.studyrow import Cell, Row, agreeing_stages
 

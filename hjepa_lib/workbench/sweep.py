@@ -27,8 +27,9 @@ from hjepa_lib.figures.sweeps import write_figures
 from hjepa_lib.files import exclusive, read_json, sha256, write_atomic, write_json
 from hjepa_lib.runs import machine
 from hjepa_lib.runs import notebooks as runner
+from hjepa_lib.runs.places import RunError, outputs_root
 from hjepa_lib.runs.remote import push_files
-from hjepa_lib.runs.run import Run, RunError, outputs_root
+from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.summary import RESULT_FIELDS, SummaryError, validate
 from hjepa_lib.workbench import engines
 

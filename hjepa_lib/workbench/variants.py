@@ -31,7 +31,7 @@ from hjepa_lib.files import read_json
 from hjepa_lib.planning.agent import Agent
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
-from hjepa_lib.runs.run import repository
+from hjepa_lib.runs.places import repository
 from hjepa_lib.runs.score import COSTS, count_all
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.latents import LatentStore

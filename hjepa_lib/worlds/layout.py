@@ -148,7 +148,7 @@ def layout_lists() -> dict[str, np.ndarray]:
 def _parse_range(text: str, name: str) -> tuple[int, int]:
     match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", text)
     if not match or int(match[1]) > int(match[2]):
-        raise ValueError(f'{name} must be "min-max" in px with min <= max, got {text!r}')
+        raise files.WorkbookError(f'{name} must be "min-max" in px with min <= max, got {text!r}')
     return int(match[1]), int(match[2])
 
 
@@ -161,13 +161,13 @@ def rectangle_split(exclude_wall: str, exclude_door: str) -> tuple[np.ndarray, n
     if not exclude_wall and not exclude_door:
         return all_layouts(), np.zeros((0, 2), np.int16)
     if not exclude_wall or not exclude_door:
-        raise ValueError("exclude_wall and exclude_door must both be set or both be empty")
+        raise files.WorkbookError("exclude_wall and exclude_door must both be set or both be empty")
     wall_low, wall_high = _parse_range(exclude_wall, "exclude_wall")
     door_low, door_high = _parse_range(exclude_door, "exclude_door")
     wall, door = all_layouts().T
     out = (wall >= wall_low) & (wall <= wall_high) & (door >= door_low) & (door <= door_high)
     if out.all():
-        raise ValueError("exclude_wall and exclude_door leave no layout to train on")
+        raise files.WorkbookError("exclude_wall and exclude_door leave no layout to train on")
     return all_layouts()[~out], all_layouts()[out]
 
 
@@ -184,13 +184,13 @@ def layout_set(name: str, exclude_wall: str = "", exclude_door: str = "") -> np.
     if name in ("rectangle", "rectangle_heldout"):
         rows = rectangle_split(exclude_wall, exclude_door)[name == "rectangle_heldout"]
         if len(rows) == 0:
-            raise ValueError(f"layout set {name} is empty for these excluded ranges")
+            raise files.WorkbookError(f"layout set {name} is empty for these excluded ranges")
         return rows
     lists = layout_lists()
     if name == "random":
         return lists["train"]
     if name not in lists:
-        raise ValueError(
+        raise files.WorkbookError(
             f"layouts must be one of fixed, random, train, validation, test, all, rectangle, "
             f"rectangle_heldout; got {name!r}"
         )

@@ -54,7 +54,7 @@ class Trials(NamedTuple):
     def first(self, n: int) -> Trials:
         """The first n trials; raises `ValueError` when there are fewer."""
         if not 1 <= n <= self.count:
-            raise ValueError(f"{self.name} has {self.count} trials, {n} were asked for")
+            raise files.WorkbookError(f"{self.name} has {self.count} trials, {n} were asked for")
         rows = slice(0, n)
         return self._replace(
             start=self.start[rows], goal=self.goal[rows], layout=self.layout.index(rows)
@@ -75,7 +75,7 @@ def make_trials(layouts: str | np.ndarray, level: str, n: int, seed: int) -> Tri
     arguments give equal trials, whatever other generators did before.
     """
     if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+        raise files.WorkbookError(f"n must be at least 1, got {n}")
     rows = layout_set(layouts) if isinstance(layouts, str) else np.asarray(layouts)
     generator = torch.Generator().manual_seed(seed)
     picked = torch.randint(len(rows), (n,), generator=generator).numpy()
@@ -88,7 +88,7 @@ def make_trials(layouts: str | np.ndarray, level: str, n: int, seed: int) -> Tri
 def own_trials(world: type[World], split: str, n: int) -> Trials:
     """The first n of the 500 trials that an own world draws from the split's seed."""
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+        raise files.WorkbookError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
     layout = Layout.of(np.zeros((ROWS, 2)))
     generator = torch.Generator().manual_seed(1000 + SPLITS.index(split))
     start, goal = world(layout).sample_start_goal(generator)
@@ -126,9 +126,11 @@ def load_trials(protocol: str, split: str, n: int = 100) -> Trials:
     Raises `ValueError` for unknown names or n above 500, `FileError` for a changed file.
     """
     if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}; got {protocol!r}")
+        raise files.WorkbookError(
+            f"protocol must be one of {', '.join(PROTOCOLS)}; got {protocol!r}"
+        )
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+        raise files.WorkbookError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
     name = f"{protocol}_{split}"
     trials = read_trials(_FOLDER / f"{name}.npz")
     if trials.sha256 != files.read_json(_FOLDER / "index.json")[name]:

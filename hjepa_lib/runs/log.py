@@ -1,9 +1,8 @@
-"""Experiment trackers behind one `log(dict)`; `metrics.jsonl` is written in any case.
+"""Training curves: `metrics.jsonl`, always, and an experiment tracker where the settings name one.
 
-The setting `tracker` chooses `tensorboard`, `wandb` (Weights & Biases) or `trackio`; `none` is the
-default. A tracker is a guest: its package is imported by the first record and nothing is sent
-anywhere unless its own environment variables say so. Whatever goes wrong with it prints one line,
-switches it off for the rest of the process and never stops a run.
+metrics.jsonl has one JSON object per line: `stage`, `step` and values. A half-written last line,
+left by `kill -9` or a full disk, is ignored by readers and cut off by the next writer; `rewind`
+drops what came after a checkpoint, so that a resumed training leaves the same file (PL8).
 """
 
 from __future__ import annotations
@@ -11,37 +10,97 @@ from __future__ import annotations
 import atexit
 import contextlib
 import io
+import json
 import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from hjepa_lib.runs.metrics_log import json_ready
+from hjepa_lib.files import FileError, plain, write_atomic
 
 log = logging.getLogger(__name__)
 
 
-class Sink(Protocol):
-    """What a tracker must be able to do; either method may fail in any way."""
+class MetricsLog:
+    """The metrics file of one run; one writing process at a time."""
 
-    def write(self, stage: str, step: int, values: dict[str, float]) -> None: ...
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen: dict[tuple[str, int], set[str]] | None = None  # keys by (stage, step)
 
-    def close(self) -> None: ...
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one record; numbers may be Python, numpy or 0-d torch values, NaN becomes null.
+
+        FileError when "stage" or "step" is missing, or a key has a value there already (PL6).
+        """
+        row = plain(record)
+        stage, step = row.get("stage"), row.get("step")
+        if not isinstance(stage, str) or not isinstance(step, int):
+            raise FileError("a metrics record needs a text 'stage' and an integer 'step'")
+        if self._seen is None:
+            self._heal()
+            self._seen = {}
+            for old in self.records():
+                self._seen.setdefault((old["stage"], old["step"]), set()).update(old)
+        known = self._seen.setdefault((stage, step), set())
+        if twice := (known & row.keys()) - {"stage", "step"}:
+            raise FileError(f"metric {min(twice)!r} of {stage} step {step} is written twice")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+        except OSError as error:
+            self._seen = None  # the line may be half written: heal before the next one
+            raise FileError(f"cannot write {self.path}: {error.strerror or error}") from error
+        known.update(row)
+
+    def records(self, stage: str | None = None) -> list[dict[str, Any]]:
+        """Whole lines as dictionaries, of one stage if given; [] when there is no file yet."""
+        if not self.path.is_file():
+            return []
+        *lines, _partial = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        rows = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise FileError(f"{self.path} line {number} is not valid JSON") from error
+        return [row for row in rows if stage is None or row["stage"] == stage]
+
+    def rewind(self, stage: str, step: int = -1) -> None:
+        """Drop the records of `stage` with a step above `step` (-1: all of them)."""
+        rows = self.records()
+        kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
+        if self.path.is_file():
+            text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
+            write_atomic(self.path, text)
+        self._seen = None
+
+    def _heal(self) -> None:
+        """Cut off a last line without its newline."""
+        if self.path.is_file():
+            data = self.path.read_bytes()
+            whole = data.rfind(b"\n") + 1
+            if whole < len(data):
+                write_atomic(self.path, data[:whole])
 
 
 class Tracker:
-    """The tracker of one run in this process, opened by the first record."""
+    """The tracker of one run in this process, opened by the first record.
+
+    A tracker is a guest: nothing is sent anywhere unless its own environment variables say so, and
+    whatever goes wrong with it prints one line, switches it off and never stops a run.
+    """
 
     def __init__(self, kind: str, name: str, folder: Path, settings: dict[str, Any]) -> None:
         self.kind, self.name, self.folder, self.settings = kind, name, folder, settings
-        self._sink: Sink | None = None
+        self._sink: Any = None
 
     def log(self, record: dict[str, Any]) -> None:
         """Hand on the numbers of a record {"stage", "step", key: value, ...}; never raises."""
         if self.kind == "none":
             return
-        values = {key: json_ready(value) for key, value in record.items()}
+        values = plain(record)
         stage, step = values.pop("stage"), values.pop("step")
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
         try:
@@ -68,7 +127,7 @@ class Tracker:
     def _give_up(self, error: BaseException) -> None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if isinstance(error, ImportError):
-            reason += f"; pip install 'hjepa-lib[{self.kind}]'"
+            reason += f"; pip install {self.kind}"
         log.warning("tracker %s is off from here on (metrics.jsonl is not): %s", self.kind, reason)
         self.kind, self._sink = "none", None
         atexit.unregister(self.close)
@@ -85,6 +144,7 @@ class TensorBoard:
         self.last: dict[str, int] = {}
 
     def write(self, stage: str, step: int, values: dict[str, float]) -> None:
+        """Add the values at `step` to the stage's events."""
         if step <= self.last.get(stage, step):  # first, or begun again after an interruption
             if stage in self.writers:
                 self.writers[stage].close()
@@ -96,6 +156,7 @@ class TensorBoard:
         self.last[stage] = step
 
     def close(self) -> None:
+        """Finish the event files."""
         for writer in self.writers.values():
             writer.close()
 
@@ -124,36 +185,17 @@ class WeightsAndBiases:
         self.axes: dict[str, str] = {}
 
     def write(self, stage: str, step: int, values: dict[str, float]) -> None:
+        """Log the values at the stage's own step; what is measured once an epoch over epochs."""
         axes = {f"{stage}/*": f"{stage}/step"}  # every stage counts its own steps
         axes |= {f"{stage}/{key}": f"{stage}/{axis}" for key, axis in epoch_axes(values).items()}
         for key, axis in axes.items():
             if key not in self.axes:
                 self.run.define_metric(key, step_metric=axis)
                 self.axes[key] = axis
-        self.run.log({f"{stage}/step": step} | _with_stage(stage, values))
+        self.run.log({f"{stage}/{key}": value for key, value in {"step": step, **values}.items()})
 
     def close(self) -> None:
-        self.run.finish()
-
-
-class Trackio:
-    """A database in trackio's own folder (TRACKIO_DIR): look with `trackio show`."""
-
-    def __init__(self, name: str, folder: Path, settings: dict[str, Any]) -> None:
-        import trackio
-
-        self.run = trackio.init(
-            project=settings["tracking.project"],
-            name=name,
-            config=settings,
-            resume="allow",
-            embed=False,
-        )
-
-    def write(self, stage: str, step: int, values: dict[str, float]) -> None:
-        self.run.log(_with_stage(stage, values), step=step)
-
-    def close(self) -> None:
+        """Finish the W&B run."""
         self.run.finish()
 
 
@@ -176,8 +218,4 @@ def epoch_axes(values: Mapping[str, float]) -> dict[str, str]:
     return axes
 
 
-def _with_stage(stage: str, values: dict[str, float]) -> dict[str, float]:
-    return {f"{stage}/{key}": value for key, value in values.items()}
-
-
-SINKS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "trackio": Trackio}
+SINKS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}

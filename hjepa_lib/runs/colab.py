@@ -1,0 +1,55 @@
+"""First cell of every notebook: in Colab it installs what the chapter needs.
+
+Standard library only: it runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+KEPT = ("torch", "numpy", "matplotlib")
+"""What Colab brings and an installation must not replace."""
+DRIVE = Path("/content/drive/MyDrive")
+EXTRAS = {"06": "widgets", "10": "rl", "11": "rl", "12": "rl", "13": "rl", "14": "h5", "15": "rl"}
+
+
+def in_colab() -> bool:
+    """True in a Colab kernel."""
+    return "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ
+
+
+def set_up(notebook: str) -> None:
+    """Make the library and the chapter's extras importable in Colab; print what was found.
+
+    A mounted Google Drive becomes the outputs root, so that runs outlive the session and resume.
+    """
+    root = Path(__file__).resolve().parents[2]
+    if in_colab():
+        if importlib.util.find_spec("tyro") is None or notebook[:2] in EXTRAS:
+            install(root, EXTRAS.get(notebook[:2], ""))
+        if DRIVE.is_dir():
+            os.environ.setdefault("HJEPA_OUTPUTS", f"file://{DRIVE}/hjepa")
+    print(f"hjepa-lib {_version('hjepa-lib')} in {root}, torch {_version('torch')}", end="; ")
+    print(f"runs go to {os.environ.get('HJEPA_OUTPUTS') or root / 'outputs'}")
+
+
+def install(root: Path, extra: str) -> None:
+    """pip install of the checkout with an extra, beside what the host brings (`KEPT`)."""
+    keep = root / ".keep.txt"  # so pip stops rather than replace one of these
+    keep.write_text("".join(f"{name}=={version(name)}\n" for name in KEPT))
+    target = f"{root}[{extra}]" if extra else str(root)
+    command = [sys.executable, "-m", "pip", "install", "-q", "-c", str(keep), "-e", target]
+    subprocess.run(command, check=True)
+    importlib.invalidate_caches()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"
