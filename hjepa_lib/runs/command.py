@@ -1,0 +1,191 @@
+"""Commands about one run, and the options that every command with settings has.
+
+Heavy imports wait until a command needs them, so `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from hjepa_lib.config import Config, ConfigError, load_yaml, parse_overrides
+from hjepa_lib.config import profile as make_profile
+
+if TYPE_CHECKING:
+    from hjepa_lib.runs.run import Run
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    """Which settings, and which run: what every command that trains has."""
+
+    profile: Literal["smoke", "laptop", "full"] | None = None
+    """smoke (minutes), laptop (the default: a real result on 2 cores) or full (one GPU)."""
+    config: Path | None = None
+    """YAML file of settings, on top of the profile."""
+    set: tuple[str, ...] = ()
+    """Single settings, such as level1.optim.updates=500."""
+    name: str = ""
+    """Name of the run; made from profile, seed and time if empty."""
+    seed: int | None = None
+    """Training seed."""
+    resume: bool = False
+    """Continue the run --name, or the latest one; what is complete is skipped."""
+    yes: bool = False
+    """Start even if it takes very long."""
+
+    def settings(self, base: Config | None = None) -> Config:
+        """The config asked for; what is not asked for comes from `base` or the profile."""
+        if base is None and (self.profile or not self.config):
+            base = make_profile(self.profile or "laptop")
+        config = load_yaml(self.config, base) if self.config else base
+        pairs = parse_overrides(",".join(self.set))
+        if "profile" in pairs or (self.profile and config.profile != self.profile):
+            raise ConfigError(
+                "the profile is chosen by --profile, or by the config file, not by both"
+            )
+        if self.seed is not None:
+            if "seed" in pairs:
+                raise ConfigError("the seed is given by --seed and by --set")
+            pairs["seed"] = str(self.seed)
+        return config.override(pairs)
+
+    def open_run(self) -> Run:
+        """The run asked for, made or continued."""
+        from hjepa_lib.runs.places import new_name
+        from hjepa_lib.runs.run import Run
+
+        if self.resume:
+            run = Run.open(self.name)
+            run.require(self.settings(run.config))
+            return run
+        config = self.settings()
+        return Run.create(self.name or new_name(config), config)
+
+    def refuse_all_but(self, used: tuple[str, ...], action: str) -> None:
+        """ConfigError that names the options given which `action` would ignore (PL7)."""
+        options = [item for item in dataclasses.fields(self) if item.name not in used]
+        given = [item.name for item in options if getattr(self, item.name) != item.default]
+        if given:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ConfigError(f"{action} has no use for {names}: leave it out")
+
+
+@dataclass(kw_only=True)
+class RunCommand(RunOptions):
+    """Execute notebooks headless; writes a run folder with summary.json and report.html."""
+
+    notebooks: str = "01-05"
+    """Which ones, such as 01-05 or 01,03."""
+
+    def __call__(self) -> int:
+        from hjepa_lib.runs import notebooks as runner
+        from hjepa_lib.runs.run import Run
+
+        notebooks = runner.select_notebooks(self.notebooks)
+        config = Run.open(self.name).config if self.resume else self.settings()
+        runner.prepare(config, notebooks, yes=self.yes)
+        run = self.open_run()
+        print(f"run {run.name} in {run.path}")
+        again = f"continue with: python -m hjepa_lib run --name {run.name} --resume"
+        if self.notebooks != "01-05":
+            again += f" --notebooks {self.notebooks}"
+        try:
+            runner.run_notebooks(run, notebooks, resume=self.resume)
+            runner.finish(run)
+        except runner.NotebookFailed as error:
+            print(f"error: {error}\n{again}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print(f"interrupted; {again}", file=sys.stderr)
+            return 130
+        return 0
+
+
+@dataclass(kw_only=True)
+class TrainCommand(RunOptions):
+    """Train the models of a run without notebooks; under torchrun, level 1 on all its processes."""
+
+    def __call__(self) -> int:
+        from hjepa_lib.runs.stages import train_run
+
+        train_run(lambda: self.open_run())
+        return 0
+
+
+@dataclass
+class ReportCommand:
+    """Write summary.json and report.html of a run again, from its results on disk."""
+
+    run: str = ""
+    """Name of the run; the latest if empty."""
+
+    def __call__(self) -> int:
+        from hjepa_lib.runs import notebooks as runner
+        from hjepa_lib.runs.run import Run
+
+        runner.finish(Run.open(self.run))
+        return 0
+
+
+@dataclass
+class PretrainedCommand:
+    """Replace outputs/pretrained by the trained stages of a run."""
+
+    run: str = ""
+    """Run to take; if empty, a new one is trained with the profile laptop, seed 0."""
+
+    def __call__(self) -> int:
+        from hjepa_lib.runs import notebooks as runner
+        from hjepa_lib.runs.places import new_name
+        from hjepa_lib.runs.pretrained import export
+        from hjepa_lib.runs.run import Run
+
+        if self.run:
+            run = Run.open(self.run)
+        else:
+            config, notebooks = make_profile("laptop"), runner.select_notebooks("01-03")
+            runner.prepare(config, notebooks)
+            run = Run.create(new_name(config), config)
+            runner.run_notebooks(run, notebooks)
+        print(f"pretrained: {export(run)} from run {run.name}")
+        return 0
+
+
+@dataclass
+class TrialsCommand:
+    """Make trial files: a training file from --seed and an evaluation file from --seed + 1."""
+
+    output_train: Path | None = None
+    """Training file (.npz) to write."""
+    output_eval: Path | None = None
+    """Evaluation file (.npz) to write."""
+    layouts: str = "fixed"
+    """Rooms: fixed, train (also called random), validation, test or all."""
+    level: Literal["easy", "medium"] = "medium"
+    """Distance of start and goal from the wall."""
+    n: int = 100
+    """Rows of the evaluation file."""
+    n_train: int = 20_000
+    """Rows of the training file."""
+    seed: int = 0
+    """Seed of the training file."""
+
+    def __call__(self) -> int:
+        from hjepa_lib.worlds.trials import make_trials, save_trials
+
+        if not self.output_train and not self.output_eval:
+            raise ConfigError("nothing to write: give --output_train, --output_eval or both")
+        wanted = (
+            (self.output_train, self.n_train, self.seed),
+            (self.output_eval, self.n, self.seed + 1),
+        )
+        for path, rows, seed in wanted:
+            if path:
+                trials = make_trials(self.layouts, self.level, rows, seed)
+                save_trials(path, trials)
+                print(f"{path}: {rows} trials, seed {seed}, sha256 {trials.sha256}")
+        return 0
