@@ -1,5 +1,5 @@
 # make run    set up and run notebooks 01-05 (PROFILE=laptop, ARGS="--seed 1 --name mine")
-# make test   set up, check style and stripped notebooks, run the tests
+# make test   set up, check style and stripped notebooks, run the tests on both cores
 # Machines without make: the README lists the plain python commands.
 
 PYTHON ?= python3
@@ -26,12 +26,12 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(if $(NOTEBOOKS),$(BIN)/nbstripout --verify $(STRIP) $(NOTEBOOKS))
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 # make test-pack   unpack the Colab tarball where there is no .git, run it in a fresh environment
 test-pack:
 	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
-	PYTHON=$(PYTHON) ./colab_pack.sh "$$folder/hjepa.tar.gz"; \
+	./colab_pack.sh "$$folder/hjepa.tar.gz"; \
 	tar -xzf "$$folder/hjepa.tar.gz" -C "$$folder"; cd "$$folder/hjepa"; \
 	numbers=$$(ls notebooks | sed -n 's/^\(0[1-6]\)_.*\.ipynb$$/\1/p' | paste -s -d , -); \
 	env -u HJEPA_OUTPUTS -u PYTHONPATH $(MAKE) run PROFILE=smoke ARGS="--name pack --notebooks $$numbers"; \
@@ -56,6 +56,7 @@ setup: $(STAMP)
 	@if git -C . rev-parse --is-inside-work-tree >/dev/null 2>&1 && [ -e .git ]; then \
 	  git config filter.nbstripout.clean '"$(CURDIR)/$(PY)" -m nbstripout $(STRIP)'; \
 	  git config filter.nbstripout.smudge cat; \
+	  git config filter.nbstripout.required true; \
 	  git config diff.ipynb.textconv '"$(CURDIR)/$(PY)" -m nbstripout -t $(STRIP)'; \
 	else \
 	  echo "no .git here: the nbstripout filter is not installed"; \

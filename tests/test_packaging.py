@@ -226,3 +226,8 @@ def test_set_up_installs_the_notebook_filter_and_spares_the_gallery(tmp_path):
     assert "papermill" not in stripped
     assert "parameters" in stripped
     assert "SECRET" in call("git", "show", ":outputs/gallery/01_a.ipynb")
+    python.unlink()  # S8: after a move there is no filter, and git refuses instead of committing
+    path = tmp_path / "notebooks/01_a.ipynb"
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(subprocess.CalledProcessError):
+        call("git", "add", "notebooks/01_a.ipynb")
