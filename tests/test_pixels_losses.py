@@ -13,7 +13,7 @@ from hjepa_lib.pixels.losses import (
     build_regulariser,
     regularisation_terms,
 )
-from hjepa_lib.pixels.models import build_pixel_model
+from hjepa_lib.pixels.registry import build_pixel_model
 
 KINDS = ("vicreg", "barlow_twins", "dino")
 

@@ -29,19 +29,15 @@ from hjepa_lib.config.pixels import (
 )
 from hjepa_lib.models.layers import Transformer, count_parameters
 from hjepa_lib.pixels import figures_reconstructions as reconstructions
-from hjepa_lib.pixels.models import (
-    ActionEmbedding,
-    PixelShapes,
-    build_pixel_model,
-    matched_counts,
-    shapes_of,
-)
+from hjepa_lib.pixels.models import ActionEmbedding
 from hjepa_lib.pixels.networks import (
     PatchDecoder,
     build_pixel_encoder,
     initialise,
     parameter_counts,
 )
+from hjepa_lib.pixels.registry import build_pixel_model, matched_counts
+from hjepa_lib.pixels.transitions import PixelShapes, shapes_of
 
 TRAINED = ("enc_dec", "enc_dec_jepa", "jepa")
 KINDS = ("vit", "cnn", "mlp")

@@ -36,10 +36,9 @@ from hjepa_lib.pixels import auxiliaryrunner, headstages, lookahead, ppo
 from hjepa_lib.pixels import stages as pixelstages
 from hjepa_lib.pixels import two_stages as vjepa2stages
 from hjepa_lib.pixels.collect import acquire, collect
-from hjepa_lib.pixels.files import save_model
 from hjepa_lib.pixels.heads import HeadLog
-from hjepa_lib.pixels.models import build_pixel_model
 from hjepa_lib.pixels.pixellog import model_log
+from hjepa_lib.pixels.registry import build_pixel_model, save_model
 from hjepa_lib.pixels.training import fit_pixels, mean_loss
 from hjepa_lib.pixels.vjepa2 import (
     MaskedPrediction,

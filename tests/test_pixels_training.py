@@ -27,11 +27,11 @@ from hjepa_lib.pixels import auxiliaryrunner, pixelresults
 from hjepa_lib.pixels import collect as pixeldata
 from hjepa_lib.pixels import figures_reconstructions as reconstructions
 from hjepa_lib.pixels import stages as pixelstages
-from hjepa_lib.pixels.files import FILES, fill_model, load_model_file, save_model
 from hjepa_lib.pixels.frames import frame_errors, mean_frame
-from hjepa_lib.pixels.models import build_pixel_model, shapes_of
 from hjepa_lib.pixels.pixellog import model_log
+from hjepa_lib.pixels.registry import FILES, build_pixel_model, fill_model, load_model, save_model
 from hjepa_lib.pixels.training import budget, fit_pixels
+from hjepa_lib.pixels.transitions import shapes_of
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction
 from hjepa_lib.training.loop import Fit, Report, Task, TrainingError, learning_rate
 
@@ -357,13 +357,13 @@ def test_the_names_of_the_seed_are_kept(ws):
 
 def test_a_foreign_or_damaged_file_is_one_sentence(ws, tmp_path):
     folder = ws.run.path / "pixels/enc_dec/s0"
-    with pytest.raises(FileError, match="describes the model 'enc_dec', not 'enc_dec_jepa'"):
-        load_model_file(folder, "enc_dec_jepa")
+    with pytest.raises(FileError, match="does not describe a pixel enc_dec_jepa"):
+        load_model(folder, "enc_dec_jepa")
     with pytest.raises(FileError, match="cannot read"):
-        load_model_file(folder, "jepa")
+        load_model(folder, "jepa")
     (tmp_path / "best_jepa.json").write_text('{"kind": "level1"}')
-    with pytest.raises(FileError, match="does not describe a pixel model"):
-        load_model_file(tmp_path, "jepa")
+    with pytest.raises(FileError, match="does not describe a pixel jepa model"):
+        load_model(tmp_path, "jepa")
 
 
 def test_result_rows_say_what_makes_them_comparable(ws):
@@ -558,7 +558,7 @@ def test_saving_and_filling_round_trip(tmp_path):
     torch.manual_seed(1)
     model = build_pixel_model("enc_dec", tiny_pixels(), tiny_transitions())
     save_model(tmp_path, model)
-    assert digest(load_model_file(tmp_path, "enc_dec")) == digest(model)
+    assert digest(load_model(tmp_path, "enc_dec")) == digest(model)
 
 
 # --- order of everything (TRAIN-1) ----------------------------------------------------------------

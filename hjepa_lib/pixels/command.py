@@ -15,9 +15,9 @@ from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.files import FileError
 from hjepa_lib.pixels import grades as scores
 from hjepa_lib.pixels import two_stages as stages
-from hjepa_lib.pixels import vjepa2_files as files
 from hjepa_lib.pixels import vjepa2results as results
 from hjepa_lib.pixels.figures_vjepa2 import world_model_predictions
+from hjepa_lib.pixels.registry import FILES, about_model
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.places import outputs_root
 from hjepa_lib.runs.run import Run
@@ -31,7 +31,7 @@ Say = Callable[..., None]
 
 def default_checkpoint() -> Path:
     """`trained_models/best_stage1_model.safetensors` in the outputs folder."""
-    return outputs_root() / "trained_models" / f"{files.STAGE1}{files.SUFFIX}"
+    return outputs_root() / "trained_models" / f"{FILES['stage1']}.safetensors"
 
 
 def train(
@@ -114,7 +114,7 @@ def _stage1_source(
             f"stage 2 needs stage 1's checkpoint, and {path} does not exist: run "
             "`python -m hjepa_lib vjepa2 train --stage 1` first, or name it by --stage1-checkpoint"
         )
-    files.describe_checkpoint(path, 1)
+    about_model(path, "stage1")
     return path
 
 
@@ -133,9 +133,9 @@ def _export(ws: Workspace, stage: int, say: Say) -> None:
     source = stages.checkpoint(ws, stage, SEED)
     target = default_checkpoint().parent
     target.mkdir(parents=True, exist_ok=True)
-    final = source.with_name(f"{files.FINAL}{files.SUFFIX}")
+    final = source.with_name(f"{stages.FINAL}.safetensors")
     for path in (source, *((final,) if stage == 2 else ())):
-        for file in (path, path.with_suffix(".json"), files.resume_path(path)):
+        for file in (path, path.with_suffix(".json"), stages.resume_path(path)):
             if file.is_file():
                 shutil.copyfile(file, target / file.name)
         say(f"checkpoint: {target / path.name}")

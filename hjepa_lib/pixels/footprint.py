@@ -9,7 +9,8 @@ import torch
 from hjepa_lib.config.pixels import PixelsConfig
 from hjepa_lib.evaluation.compute import update_bytes
 from hjepa_lib.models.layers import draw_masks
-from hjepa_lib.pixels.models import build_pixel_model, shapes_of
+from hjepa_lib.pixels.registry import build_pixel_model
+from hjepa_lib.pixels.transitions import shapes_of
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel, stage2_loss
 
 

@@ -23,13 +23,13 @@ from hjepa_lib.pixels.vjepa2 import (
     LatentWindows,
     MaskedPrediction,
     WorldModel,
-    spread_rows,
     window_loss,
 )
 from hjepa_lib.training.probes import effective_rank
 
 RATIOS = (0.25, 0.5, 0.75)
 BATCHES = 5
+HELD_OUT = 256  # states or windows that are looked at, at most
 ROLLOUT = 8
 LEAST_STD, LEAST_RANK = math.sqrt(0.001), 2.0
 """A latent with less variance per dimension than 0.001, or on a line, has collapsed.
@@ -89,6 +89,11 @@ def collapse(latents: Tensor) -> str:
     if rank < LEAST_RANK:
         return f"effective rank {rank:.2f} is below {LEAST_RANK:g}"
     return ""
+
+
+def spread_rows(count: int, most: int = HELD_OUT) -> Tensor:
+    """At most `most` of `count` indices, evenly spread and always the same."""
+    return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
 def spread(latents: Tensor) -> tuple[float, float]:

@@ -23,12 +23,12 @@ from hjepa_lib.config import Config, ConfigError
 from hjepa_lib.files import write_json
 from hjepa_lib.pixels.collect import collect, split
 from hjepa_lib.pixels.headstages import Cell, load_cell, score_model
-from hjepa_lib.pixels.models import VJepa2, shapes_of
+from hjepa_lib.pixels.models import VJepa2
 from hjepa_lib.pixels.pixelrows import RANDOM
 from hjepa_lib.pixels.rewards import comparison
 from hjepa_lib.pixels.stages import fresh_model
 from hjepa_lib.pixels.training import fit_pixels
-from hjepa_lib.pixels.transitions import Transitions
+from hjepa_lib.pixels.transitions import Transitions, shapes_of
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, encode_states, fit_stage1, fit_stage2
 from hjepa_lib.pixels.worlds import DRIFT_ID, PUSH_ID
 from hjepa_lib.runs.workspace import Workspace

@@ -29,21 +29,16 @@ from torch.nn import functional as F
 
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import PixelsConfig
-from hjepa_lib.models.layers import count_parameters, update_ema
+from hjepa_lib.models.layers import update_ema
 from hjepa_lib.pixels.losses import build_regulariser
 from hjepa_lib.pixels.networks import (
     ActionEmbedding,
     LatentPredictor,
     PatchDecoder,
     build_pixel_encoder,
-    initialise,
-    parameter_counts,
-    unit_size,
 )
-from hjepa_lib.pixels.transitions import PixelShapes, Transitions, scaled, shapes_of
+from hjepa_lib.pixels.transitions import PixelShapes, scaled
 from hjepa_lib.pixels.vjepa2 import MaskedViT, WorldModel
-
-SIZE_ROWS = 256  # transitions that set the scale of the first latents
 
 
 class JepaStep(NamedTuple):
@@ -251,55 +246,7 @@ class VJepa2(PixelModel):
         """Next latent (B, D) after one action."""
         return self.world(latent[:, None], action[:, None])[:, 0]
 
-    def rollout(self, latent: Tensor, actions: Tensor, n: int) -> Tensor:
-        """`n` imagined latents (B, n, D)."""
-        return self.world.rollout(latent, actions, n)
-
     def forward(self, state: Tensor, action: Tensor, next_state: Tensor) -> JepaStep:
         """The outputs of JEPA; target and latent of s_{t+1} are the same here."""
         now, then = self.encode(state), self.encode(next_state)
         return JepaStep(self.imagine(now, action), then, now, then)
-
-
-# --- any model by its name ----------------------------------------------------------------------
-def build_pixel_model(name: str, config: PixelsConfig, data: Any) -> PixelModel:
-    """The model `name` with fresh weights from torch's generator (MOD-13).
-
-    `data` gives the shapes; training `Transitions` (not bare `PixelShapes`) also set the scale of
-    the first latents.
-    """
-    shapes = shapes_of(data)
-    if name == "vjepa2":
-        return VJepa2(config, shapes)
-    if name == "random_vit":  # with one seed stage 1 begins with this very encoder
-        whole = VJepa2(config, shapes)
-        return PixelModel(config, shapes, name, whole.encoder, whole.action).eval()
-    kinds = {"enc_dec": EncoderDecoder, "enc_dec_jepa": EncoderDecoder, "jepa": PixelJepa}
-    kinds["random"] = PixelModel
-    if name not in kinds:
-        known = ", ".join((*kinds, "random_vit", "vjepa2"))
-        raise ConfigError(f"unknown model {name!r}; known: {known}")
-    seed = int(torch.randint(2**31, (1,)))
-    model = kinds[name](config, shapes, name)
-    with torch.random.fork_rng(devices=[]):  # building drew another number of them per model
-        torch.manual_seed(seed)
-        initialise(model)
-    if isinstance(data, Transitions):
-        rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:SIZE_ROWS]
-        unit_size(model.encoder, shapes.pixels(data.batch(rows.sort().values).state))
-    if isinstance(model, PixelJepa):
-        model.make_target()
-    return model.requires_grad_(False) if name == "random" else model
-
-
-def matched_counts(config: PixelsConfig, data: Any) -> dict[str, int]:
-    """Weights that the JEPA-style twin and JEPA with its decoder train to predict a frame.
-
-    The auxiliary loss's projector is scaffolding of either and left out.
-    """
-    twin, jepa = (
-        parameter_counts(build_pixel_model(name, config, data)) for name in ("enc_dec_jepa", "jepa")
-    )
-    decoder = PatchDecoder(config.decoder, config.encoder.latent_dim, shapes_of(data))
-    pair = {"enc_dec_jepa": twin, "jepa + decoder": jepa | {"decoder": count_parameters(decoder)}}
-    return {name: sum(parts.values()) - parts.get("regulariser", 0) for name, parts in pair.items()}

@@ -27,7 +27,6 @@ from hjepa_lib.pixels import stages as pixelstages
 from hjepa_lib.pixels.claims import by_block
 from hjepa_lib.pixels.footprint import update_megabytes
 from hjepa_lib.pixels.frames import frame_errors, mean_frame
-from hjepa_lib.pixels.models import matched_counts
 from hjepa_lib.pixels.pixelrows import (
     COMPARED,
     NOT_APPLICABLE,
@@ -36,6 +35,7 @@ from hjepa_lib.pixels.pixelrows import (
     Row,
     check_row,
 )
+from hjepa_lib.pixels.registry import matched_counts
 from hjepa_lib.pixels.rewards import MEAN_REWARD, score
 from hjepa_lib.pixels.training import CHUNK, budget, next_latent
 from hjepa_lib.pixels.transitions import Transitions, scaled

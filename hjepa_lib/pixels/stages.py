@@ -24,14 +24,7 @@ from hjepa_lib.config.pixels import MODELS
 from hjepa_lib.files import FileError, read_json, write_json
 from hjepa_lib.models.checkpoint import fingerprint
 from hjepa_lib.pixels.collect import load_transitions, make_transitions, split
-from hjepa_lib.pixels.files import (
-    fill_model,
-    load_decoder_file,
-    load_model_file,
-    save_decoder,
-    save_model,
-)
-from hjepa_lib.pixels.models import PixelJepa, PixelModel, build_pixel_model, shapes_of
+from hjepa_lib.pixels.models import PixelJepa, PixelModel
 from hjepa_lib.pixels.networks import PatchDecoder, initialise
 from hjepa_lib.pixels.pixellog import decoder_log, model_log
 from hjepa_lib.pixels.pixelresults import (
@@ -43,7 +36,11 @@ from hjepa_lib.pixels.pixelresults import (
     weight_counts,
 )
 from hjepa_lib.pixels.pixelrows import UNTRAINED
+from hjepa_lib.pixels.registry import build_pixel_model, fill_model, save_decoder, save_model
+from hjepa_lib.pixels.registry import load_decoder as load_stored_decoder
+from hjepa_lib.pixels.registry import load_model as load_stored
 from hjepa_lib.pixels.training import decoder_data, fit_decoder, fit_pixels, next_latent
+from hjepa_lib.pixels.transitions import shapes_of
 from hjepa_lib.pixels.two_stages import load_vjepa2, train_vjepa2_stage
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Report
@@ -145,7 +142,7 @@ def load_model(ws: Workspace, name: str, seed: int) -> nn.Module:
         pass
     if name == "vjepa2":
         return load_vjepa2(ws, seed)
-    return load_model_file(ws.run.path / model_folder(name, seed), name).to(ws.device)
+    return load_stored(ws.run.path / model_folder(name, seed), name).to(ws.device)
 
 
 def loaded_weights(ws: Workspace, name: str, seed: int) -> bool:
@@ -193,7 +190,7 @@ def train_decoder_stage(ws: Workspace, name: str, seed: int) -> Iterator[Report]
         decoder.eval().requires_grad_(False)
         if fingerprint(model) != before:
             raise ConfigError(f"training the decoder changed the weights of {name}")
-        save_decoder(folder, decoder, name, model.latent_dim, shapes_of(data))
+        save_decoder(folder, decoder, model)
         row |= result_row(ws, name, seed, parts, fit, seconds, data.sha256)
         row["frames"] = frame_scores(ws, predict, parts)
         write_json(folder / "decoder_result.json", row)
@@ -213,7 +210,7 @@ def load_decoder(ws: Workspace, name: str, seed: int) -> nn.Module:
     """The frozen decoder (B, D) -> (B, C, H, W) of a model; trained here if absent."""
     for _ in train_decoder_stage(ws, name, seed):
         pass
-    return load_decoder_file(ws.run.path / model_folder(name, seed)).to(ws.device)
+    return load_stored_decoder(ws.run.path / model_folder(name, seed)).to(ws.device)
 
 
 # --- the whole comparison ---------------------------------------------------------------------

@@ -3,7 +3,7 @@
 `vjepa2_stage1_s{seed}` is masked pre-training, `vjepa2_s{seed}` the world model on its frozen
 encoder; both write to `pixels/vjepa2/s{seed}`. As everywhere, a training stage is a generator of
 reports and yields nothing when it is done. Stage 1 may come from a checkpoint instead, and stage 2
-may go on where another run's ended (models/vjepa2_files.py): such a result says `loaded`, carries
+may go on where another run's ended (`resume_path`): such a result says `loaded`, carries
 no hash of batches, and nothing is claimed from it.
 """
 
@@ -25,9 +25,9 @@ from hjepa_lib.files import FileError, write_json
 from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.pixels import collect as pixeldata
 from hjepa_lib.pixels import grades as scores
-from hjepa_lib.pixels import vjepa2_files as files
-from hjepa_lib.pixels.models import VJepa2, shapes_of
-from hjepa_lib.pixels.transitions import Transitions
+from hjepa_lib.pixels.models import VJepa2
+from hjepa_lib.pixels.registry import FILES, about_model, load_model, save_model
+from hjepa_lib.pixels.transitions import Transitions, shapes_of
 from hjepa_lib.pixels.vjepa2 import (
     MaskedPrediction,
     MaskedViT,
@@ -39,6 +39,9 @@ from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.batches import batches_sha256
 from hjepa_lib.training.loop import Fit, Report
 
+NAMES = {1: "stage1", 2: "vjepa2"}
+FINAL = "vjepa2_world_model_final"
+"""Weights after the last update of stage 2, beside the best ones."""
 EVALUATION = {1: "stage1_evaluation.json", 2: "stage2_evaluation.json"}
 
 
@@ -53,8 +56,12 @@ def folder_of(seed: int) -> str:
 
 def checkpoint(ws: Workspace, stage: int, seed: int) -> Path:
     """Where the best weights of a stage lie."""
-    name = files.STAGE1 if stage == 1 else files.STAGE2
-    return ws.run.path / folder_of(seed) / f"{name}{files.SUFFIX}"
+    return ws.run.path / folder_of(seed) / f"{FILES[NAMES[stage]]}.safetensors"
+
+
+def resume_path(path: Path) -> Path:
+    """State to go on from, beside the weights `path`."""
+    return path.with_name(f"resume_{path.stem}.pt")
 
 
 def train_vjepa2_stage(ws: Workspace, seed: int) -> Iterator[Report]:
@@ -86,11 +93,10 @@ def train_stage1(ws: Workspace, seed: int) -> Iterator[Report]:
             "total": sum(p.numel() for p in model.parameters()),
             "trainable": count_parameters(model),
         }
-        path = folder / f"{files.STAGE1}{files.SUFFIX}"
-        files.save_resume(path, fit)
+        fit.save(resume_path(folder / FILES["stage1"]))
         fit.load_best()
         model.eval().requires_grad_(False)
-        files.save_checkpoint(folder, files.STAGE1, model, config, shapes_of(train), 1, facts)
+        save_model(folder, model, **facts)
         write_json(folder / EVALUATION[1], scores.evaluate_stage1(model, train, validation, config))
     shutil.rmtree(resume)
 
@@ -106,13 +112,13 @@ def adopt_stage1(ws: Workspace, seed: int, path: Path) -> None:
             f"stage 2 needs stage 1's checkpoint, and {path} does not exist: train stage 1 first, "
             "or name another file"
         )
-    model = files.load_stage1(path)
-    meta = files.describe_checkpoint(path, 1)
+    model = load_model(path, "stage1")
+    meta = about_model(path, "stage1")
     train, validation = pixeldata.make_transitions(ws)
     _require_same_images(meta, path, train)
     with ws.run.stage(name, folder=folder_of(seed), reads=("pixel_data",)) as folder:
-        shutil.copyfile(path, folder / f"{files.STAGE1}{files.SUFFIX}")
-        write_json(folder / f"{files.STAGE1}.json", meta | {"loaded": True})
+        shutil.copyfile(path, folder / f"{FILES['stage1']}.safetensors")
+        write_json(folder / f"{FILES['stage1']}.json", meta | {"loaded": True})
         config = from_dict(PixelsConfig, meta["config"])
         result = scores.evaluate_stage1(model.to(ws.device), train, validation, config)
         write_json(folder / EVALUATION[1], result)
@@ -136,11 +142,11 @@ def train_stage2(ws: Workspace, seed: int, resume_from: Path | None = None) -> I
     earlier = None
     if resume_from is None:
         path = checkpoint(ws, 1, seed)
-        first = _about_stage1(files.describe_checkpoint(path, 1))
-        _copy_encoder(files.load_stage1(path).online, model)
+        first = _about_stage1(about_model(path, "stage1"))
+        _copy_encoder(load_model(path, "stage1").online, model)
     else:
         earlier = _earlier(resume_from, train)
-        first = _about_earlier(files.describe_checkpoint(resume_from, 2))
+        first = _about_earlier(about_model(resume_from, "vjepa2"))
         _copy_encoder(earlier.encoder, model)
     world = model.world.requires_grad_(True)
     needs = (
@@ -154,18 +160,16 @@ def train_stage2(ws: Workspace, seed: int, resume_from: Path | None = None) -> I
         parts = [encode_states(model, part, length) for part in (train, validation)]
         fit = fit_stage2(world, *parts, config, seed=number, precision=ws.precision, folder=resume)
         if earlier is not None and fit.update == 0:
-            files.resume_fit(resume_from, fit)
+            fit.resume(resume_path(resume_from), same_settings=False)
         yield from _follow(ws, name, fit, "stage2", len(parts[0].first))
         facts = _facts(fit, time.perf_counter() - begin, len(parts[0].first))
         facts |= {"stage1": first, "data_sha256": pixeldata.load_transitions(ws).sha256}
-        shapes = shapes_of(train)
-        files.save_checkpoint(folder, files.FINAL, model, config, shapes, 2, facts)
-        path = folder / f"{files.STAGE2}{files.SUFFIX}"
-        files.save_resume(path, fit)
+        save_model(folder, model, FINAL, **facts)
+        fit.save(resume_path(folder / FILES["vjepa2"]))
         fit.load_best()
         model.requires_grad_(False)
         world.eval()
-        files.save_checkpoint(folder, files.STAGE2, model, config, shapes, 2, facts)
+        save_model(folder, model, **facts)
         write_json(folder / EVALUATION[2], scores.evaluate_stage2(world, *parts, config))
         write_json(folder / "result.json", _result(ws, seed, model, (train, validation), facts))
     shutil.rmtree(resume)
@@ -174,8 +178,8 @@ def train_stage2(ws: Workspace, seed: int, resume_from: Path | None = None) -> I
 def _earlier(path: Path, train: Transitions) -> VJepa2:
     if not Path(path).is_file():
         raise FileError(f"stage 2 cannot go on from {path}: it does not exist")
-    model = files.load_stage2(path)
-    _require_same_images(files.describe_checkpoint(path, 2), path, train)
+    model = load_model(path, "vjepa2")
+    _require_same_images(about_model(path, "vjepa2"), path, train)
     return model
 
 
@@ -216,7 +220,7 @@ def load_vjepa2(ws: Workspace, seed: int) -> VJepa2:
     """The model with its best weights, frozen, on the run's device; trained here if absent."""
     for _ in train_vjepa2_stage(ws, seed):
         pass
-    return files.load_stage2(checkpoint(ws, 2, seed)).to(ws.device)
+    return load_model(checkpoint(ws, 2, seed), "vjepa2").to(ws.device)
 
 
 def _follow(ws: Workspace, name: str, fit: Fit, prefix: str, rows: int) -> Iterator[Report]:

@@ -15,7 +15,8 @@ import torch
 
 from hjepa_lib.config.pixels import PixelsConfig
 from hjepa_lib.pixels.diagnostics import collapse_ratio, health
-from hjepa_lib.pixels.models import PixelJepa, build_pixel_model
+from hjepa_lib.pixels.models import PixelJepa
+from hjepa_lib.pixels.registry import build_pixel_model
 from hjepa_lib.pixels.training import fit_pixels
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.training.probes import effective_rank

@@ -11,17 +11,15 @@ window, n = rollout_steps and w = teacher_forcing its loss is
     TF = mean |p(z_0..z_t, a_0..a_t) - z_{t+1}|               every t, true latents in
     RO = mean |zhat_{t+1} - z_{t+1}|, t >= T - n              the last n steps, predictions fed back
     L2 = w TF + (1 - w) RO
-
-A mask is an argument of the call and never a state of the encoder (F4).
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,96 +27,65 @@ from torch.nn import functional as F
 
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import PixelsConfig, Stage2Config
-from hjepa_lib.models.layers import Block, Past, draw_masks, mlp, patch_grid, update_ema
+from hjepa_lib.models.layers import Block, Past, Patches, draw_masks, mlp, update_ema
 from hjepa_lib.pixels.networks import ActionEmbedding, initialise
-from hjepa_lib.pixels.training import CHUNK, budget
+from hjepa_lib.pixels.training import CHUNK, Loss, fit, mean_loss
 from hjepa_lib.pixels.transitions import PixelShapes, Transitions
-from hjepa_lib.training.batches import draw_batch, mean_terms, seeded_noise
-from hjepa_lib.training.loop import Fit, Task
+from hjepa_lib.training.loop import Fit
 
 TOKEN_WIDTH = 64  # of the `projected` mask token
+HELD_OUT = 256  # states or windows of one validation at most: it takes as long as a few updates
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": F.l1_loss, "mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss,
 }  # fmt: skip
 
 
-class ByteDropout(nn.Module):
-    """`nn.Dropout(p)` for CPUs; draws from torch's global generator, as that does."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        if not 0 <= p < 1:
-            raise ValueError(f"a dropout share must lie in [0, 1), got {p}")
-        self.p = p
-        self.limit = min(round(256 * p), 255)  # bytes below it are dropped
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and self.limit):
-            return x
-        if x.device.type != "cpu":
-            return F.dropout(x, self.p, training=True)
-        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-        keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.limit
-        return x * keep.to(x.dtype).mul_(256 / (256 - self.limit))
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
-
-
-def use_byte_dropout(module: nn.Module) -> nn.Module:
-    """Replace every `nn.Dropout` inside `module` by `ByteDropout`; returns `module`."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.Dropout):
-            setattr(module, name, ByteDropout(child.p))
-        else:
-            use_byte_dropout(child)
-    return module
-
-
+# --- stage 1 ----------------------------------------------------------------------------------
 class MaskedViT(nn.Module):
-    """(B, L, C, Hpx, Wpx) in [0, 1] -> CLS latent (B, D); a patch has L * C channels."""
+    """(B, L, C, Hpx, Wpx) in [0, 1] -> CLS latent (B, D); a patch has L * C channels.
+
+    The mask is an argument of the call and never a state of the encoder (F4).
+    """
 
     def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
         super().__init__()
         stage, own = config.vjepa2.stage1, config.encoder
         dim, planes = own.latent_dim, shapes.stack * shapes.channels
-        rows, columns = patch_grid(shapes.image_size, stage.patch)
-        self.patches = rows * columns
-        self.embed = nn.Conv2d(planes, dim, stage.patch, stride=stage.patch)
-        self.cls = nn.Parameter(torch.zeros(dim))
-        self.position = nn.Parameter(torch.zeros(self.patches + 1, dim))  # CLS first
+        self.embed = Patches(planes, shapes.image_size, stage.patch, dim)
+        self.patches = self.embed.count
+        self.cls, self.cls_position = (nn.Parameter(torch.zeros(dim)) for _ in range(2))
         projected = stage.mask_token == "projected"
         self.token = nn.Parameter(torch.zeros(TOKEN_WIDTH if projected else dim))
         self.project = nn.Linear(TOKEN_WIDTH, dim) if projected else nn.Identity()
-        self.dropout = ByteDropout(own.embedding_dropout)
+        self.dropout = nn.Dropout(own.embedding_dropout)
         self.blocks = nn.ModuleList(
             Block(dim, own.heads, own.head_dim, own.mlp_dim, own.dropout)
             for _ in range(stage.depth)
         )
-        use_byte_dropout(self.blocks)
         initialise(self)
 
     def tokens(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Patch embeddings (B, N, D) before positions; hidden ones replaced by the token."""
-        patches = self.embed(pixels.flatten(1, 2)).flatten(2).transpose(1, 2)
+        """Patches at their positions (B, N, D), the hidden ones replaced by the token (F8)."""
+        patches = self.embed(pixels.flatten(1, 2))
         if mask is None:
             return patches
-        return torch.where(mask[..., None], self.project(self.token).to(patches.dtype), patches)
+        hidden = self.project(self.token) + self.embed.position
+        return torch.where(mask[..., None], hidden.to(patches.dtype), patches)
 
     def forward(self, pixels: Tensor, mask: Tensor | None = None, patches: bool = False) -> Tensor:
         """(B, D), or with `patches` all tokens (B, 1 + N, D), CLS first; `mask` (B, N) bool."""
         x = self.tokens(pixels, mask)
-        x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
-        x = self.dropout(x + self.position)  # positions once, also under hidden patches (F8)
-        *body, last = self.blocks
-        for block in body:
+        cls = (self.cls + self.cls_position).to(x.dtype)
+        x = self.dropout(torch.cat([cls.expand(len(x), 1, -1), x], dim=1))
+        for block in self.blocks:
             x = block(x)
-        x, _ = last.extend(x, keep=None if patches else 1)
         return x.float() if patches else x[:, 0].float()
 
 
 class MaskedPrediction(nn.Module):
     """Stage 1: online encoder, its EMA target, predictor."""
+
+    name = "stage1"
 
     def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
         super().__init__()
@@ -138,12 +105,12 @@ class MaskedPrediction(nn.Module):
         """uint8 (B, L, C, Hpx, Wpx) -> (B, D), from the whole, unmasked state."""
         return self.online(self.shapes.pixels(state))
 
-    def predict(self, state: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, state: Tensor, mask: Tensor, patches: bool = False) -> tuple[Tensor, Tensor]:
         """(B, D) each: the latent named from the visible patches, and the target's."""
         pixels = self.shapes.pixels(state)
         with torch.no_grad():
-            whole = self.target(pixels)
-        return self.predictor(self.online(pixels, mask)).float(), whole
+            whole = self.target(pixels, patches=patches)
+        return self.predictor(self.online(pixels, mask, patches)).float(), whole
 
     def loss(self, state: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Error of the predicted latent; with `patch_loss` also of the hidden patches' tokens."""
@@ -151,10 +118,7 @@ class MaskedPrediction(nn.Module):
         if not weight:
             total = measure(*self.predict(state, mask))
             return total, {"latent": total.item()}
-        pixels = self.shapes.pixels(state)
-        with torch.no_grad():
-            whole = self.target(pixels, patches=True)
-        named = self.predictor(self.online(pixels, mask, patches=True)).float()
+        named, whole = self.predict(state, mask, patches=True)
         latent = measure(named[:, 0], whole[:, 0])
         if not mask.any():
             return latent, {"latent": latent.item(), "patches": 0.0}
@@ -166,11 +130,32 @@ class MaskedPrediction(nn.Module):
         update_ema(self.target, self.online, self.stage.ema_decay)
 
 
+def fit_stage1(
+    model: MaskedPrediction,
+    train: Transitions,
+    validation: Transitions | None,
+    config: PixelsConfig,
+    **options: Any,
+) -> Fit:
+    """Iterate to train online encoder and predictor in place; the target follows them."""
+    stage, device = config.vjepa2.stage1, next(model.parameters()).device
+
+    def loss(data: Transitions, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict]:
+        mask = draw_masks(len(index), model.online.patches, stage.mask, generator)
+        return model.loss(data.batch(index).state.to(device), mask.to(device))
+
+    return fit(
+        model, loss, train, validation, stage.optim, after_update=model.after_update,
+        most=HELD_OUT, **options,
+    )  # fmt: skip
+
+
+# --- stage 2 ----------------------------------------------------------------------------------
 class WorldModel(nn.Module):
     """Stage 2: from (z_0, a_0) .. (z_t, a_t) the next latent z_{t+1}, for every t at once.
 
-    Same size as the seed's; its last LayerNorm stood behind the output layer and so fixed the
-    length of every prediction, here it stands before it. The first one is on the latents.
+    The last LayerNorm stands before the output layer: behind it, as in the seed, it would fix the
+    length of every prediction.
     """
 
     def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
@@ -186,7 +171,6 @@ class WorldModel(nn.Module):
             Block(width, stage.heads, stage.head_dim, stage.mlp_dim, stage.dropout)
             for _ in range(stage.depth)
         )
-        use_byte_dropout(self.blocks)
         self.out = nn.Linear(width, dim)
         initialise(self)
         self.change = stage.output == "change"
@@ -207,13 +191,11 @@ class WorldModel(nn.Module):
                 f"the world model has seen windows of {self.length} steps, not of {start + steps}; "
                 "ask for a shorter roll-out, or raise pixels.data.sequence and train again"
             )
-        if past and steps != 1:
-            raise ValueError(f"a started sequence goes on one step at a time, got {steps} steps")
         x = self.join(torch.cat([self.norm_in(latents), self.embedding(actions)], dim=-1))
         x = x + self.position[start : start + steps]
         kept = []
-        for index, block in enumerate(self.blocks):
-            x, pair = block.extend(x, past[index] if past else None, causal=not past)
+        for block, before in zip_longest(self.blocks, past):
+            x, pair = block.extend(x, before, causal=not past)
             kept.append(pair)
         named = self.out(self.norm_out(x)).float()
         return (latents + named if self.change else named), kept
@@ -226,23 +208,24 @@ class WorldModel(nn.Module):
         given = z0 if z0.ndim == 3 else z0[:, None]
         start = given.shape[1]
         predictions, past = self.extend(given, actions[:, :start], [])
-        imagined = [predictions[:, -1]]
-        for t in range(start, start + n - 1):
-            step, past = self.extend(imagined[-1][:, None], actions[:, t : t + 1], past)
-            imagined.append(step[:, 0])
-        return torch.stack(imagined, dim=1)
+        imagined = [predictions[:, -1:]]
+        for step in range(start, start + n - 1):
+            after, past = self.extend(imagined[-1], actions[:, step : step + 1], past)
+            imagined.append(after)
+        return torch.cat(imagined, dim=1)
 
 
-HELD_OUT = 256  # states or windows of one validation at most: it takes as long as a few updates
-
-
-class LatentWindows(NamedTuple):
+@dataclass(frozen=True)
+class LatentWindows:
     """Frozen latents of M transitions and where windows of T of them start (VJ-7)."""
 
     now: Tensor  # (M, D)
     then: Tensor  # (M, D)
     action: Tensor  # (M,) or (M, A)
     first: Tensor  # (W,) rows
+
+    def __len__(self) -> int:
+        return len(self.first)
 
     def windows(self, index: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
         """z_t (B, T, D), actions (B, T, ...), z_{t+1} (B, T, D) of the windows `index` (B,)."""
@@ -253,81 +236,13 @@ class LatentWindows(NamedTuple):
 
 @torch.no_grad()
 def encode_states(model: Any, data: Transitions, length: int) -> LatentWindows:
-    """All latents of `data` from `model.encode`: unmasked, without dropout or gradient (F4).
-
-    s_{t+1} of a row is s_t of the next row of its episode, so only last rows need a second call.
-    """
+    """All latents of `data` from `model.encode`: unmasked, without dropout or gradient (F4)."""
     model.eval()
     device = next(model.parameters()).device
-
-    def encode(rows: Tensor, part: str) -> Tensor:
-        pieces = [getattr(data.batch(index), part) for index in rows.split(CHUNK)]
-        return torch.cat([model.encode(piece.to(device)) for piece in pieces])
-
-    now = encode(torch.arange(len(data)), "state")
-    last = torch.ones(len(data), dtype=torch.bool)
-    last[:-1] = data.episode[1:] != data.episode[:-1]
-    then = now.roll(-1, dims=0)
-    then[last.to(device)] = encode(last.nonzero()[:, 0], "next_state")
-    first = data.windows(length).to(device)
-    return LatentWindows(now, then, data.action.to(device), first)
-
-
-def fit_stage1(
-    model: MaskedPrediction,
-    train: Transitions,
-    validation: Transitions | None,
-    config: PixelsConfig,
-    *,
-    seed: int,
-    precision: str = "fp32",
-    folder: Path | None = None,
-) -> Fit:
-    """Iterate to train online encoder and predictor in place; the target follows them."""
-    stage, device = config.vjepa2.stage1, next(model.parameters()).device
-
-    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        index = draw_batch(len(train), stage.optim.batch, generator)
-        mask = draw_masks(len(index), model.online.patches, stage.mask, generator)
-        state = train.batch(index).state.to(device)
-        with seeded_noise(generator, device):
-            return model.loss(state, mask.to(device))
-
-    def validate() -> dict[str, float]:
-        return masked_loss(model, validation, stage.mask)
-
-    task = Task(model, loss_fn, None if validation is None else validate, model.after_update)
-    settings = budget(stage.optim, len(train))
-    return Fit(task, settings, seed=seed, precision=precision, folder=folder)
-
-
-def spread_rows(count: int, most: int = HELD_OUT) -> Tensor:
-    """At most `most` of `count` indices, evenly spread and always the same."""
-    return torch.linspace(0, count - 1, min(count, most)).round().long()
-
-
-@torch.no_grad()
-def masked_loss(
-    model: MaskedPrediction,
-    data: Transitions,
-    ratio: float,
-    rows: Tensor | None = None,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Stage-1 loss in eval mode with `ratio` of the patches hidden, the same ones every time."""
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    rows = spread_rows(len(data)) if rows is None else rows
-
-    def loss(index: Tensor) -> tuple[Tensor, dict[str, float]]:
-        mask = draw_masks(len(index), model.online.patches, ratio, generator).to(device)
-        return model.loss(data.batch(index).state.to(device), mask)
-
-    found = mean_terms(((len(index), *loss(index)) for index in rows.split(CHUNK)), len(rows))
-    model.train(was_training)
-    return found
+    batches = (data.batch(rows).to(device) for rows in torch.arange(len(data)).split(CHUNK))
+    pairs = [(model.encode(batch.state), model.encode(batch.next_state)) for batch in batches]
+    now, then = (torch.cat(part) for part in zip(*pairs, strict=True))
+    return LatentWindows(now, then, data.action.to(device), data.windows(length).to(device))
 
 
 def rollout_start(stage: Stage2Config, length: int) -> int:
@@ -348,9 +263,12 @@ def stage2_loss(
     stage: Stage2Config,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss and terms of windows (B, T, ...); without a generator every given step is true."""
-    steps = now.shape[1]
-    start = rollout_start(stage, steps)
+    """Loss and terms of windows (B, T, ...).
+
+    A generator draws which of the given steps (all but the first) are the model's own one-step
+    predictions: `teacher_forcing_ratio` of them keep the true latent, without one all do.
+    """
+    start = rollout_start(stage, now.shape[1])
     forced = world(now, action)  # (B, T, D), z_1 .. z_T
     given = now[:, : start + 1]
     if generator is not None and start and stage.teacher_forcing_ratio < 1:
@@ -365,49 +283,32 @@ def stage2_loss(
     return total, {"teacher_forcing": teacher.item(), "rollout": rollout.item()}
 
 
+def _window_loss(world: WorldModel, config: PixelsConfig) -> Loss:
+    def loss(data: LatentWindows, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict]:
+        window = data.windows(index, config.data.sequence)
+        drawn = generator if world.training else None
+        return stage2_loss(world, *window, config.vjepa2.stage2, drawn)
+
+    return loss
+
+
 def fit_stage2(
     world: WorldModel,
     train: LatentWindows,
     validation: LatentWindows | None,
     config: PixelsConfig,
-    *,
-    seed: int,
-    precision: str = "fp32",
-    folder: Path | None = None,
+    **options: Any,
 ) -> Fit:
     """Iterate to train the world model in place."""
-    stage, length = config.vjepa2.stage2, config.data.sequence
-    rollout_start(stage, length)
-    device = next(world.parameters()).device
-
-    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        index = draw_batch(len(train.first), stage.optim.batch, generator)
-        window = train.windows(index, length)
-        with seeded_noise(generator, device):
-            return stage2_loss(world, *window, stage, generator)
-
-    def validate() -> dict[str, float]:
-        return window_loss(world, validation, config)
-
-    task = Task(world, loss_fn, None if validation is None else validate)
-    settings = budget(stage.optim, len(train.first))
-    return Fit(task, settings, seed=seed, precision=precision, folder=folder)
+    rollout_start(config.vjepa2.stage2, config.data.sequence)
+    loss, optim = _window_loss(world, config), config.vjepa2.stage2.optim
+    return fit(world, loss, train, validation, optim, most=HELD_OUT, **options)
 
 
-@torch.no_grad()
-def window_loss(
-    world: WorldModel, data: LatentWindows, config: PixelsConfig, rows: Tensor | None = None
-) -> dict[str, float]:
+def window_loss(world: WorldModel, data: LatentWindows, config: PixelsConfig) -> dict[str, float]:
     """Stage-2 loss and terms in eval mode; the given steps of the roll-out are all true."""
     was_training = world.training
-    world.eval()
-    rows = spread_rows(len(data.first)) if rows is None else rows
-
-    def loss(index: Tensor) -> tuple[Tensor, dict[str, float]]:
-        window = data.windows(index, config.data.sequence)
-        return stage2_loss(world, *window, config.vjepa2.stage2)
-
-    pieces = rows.tensor_split(math.ceil(len(rows) / CHUNK))
-    found = mean_terms(((len(index), *loss(index)) for index in pieces), len(rows))
+    loss = _window_loss(world.eval(), config)
+    found = mean_loss(loss, data, config.vjepa2.stage2.optim.batch, HELD_OUT)
     world.train(was_training)
     return found

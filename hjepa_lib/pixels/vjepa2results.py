@@ -8,9 +8,9 @@ from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.files import read_json
 from hjepa_lib.pixels import grades as scores
 from hjepa_lib.pixels import two_stages as stages
-from hjepa_lib.pixels import vjepa2_files as files
 from hjepa_lib.pixels.collect import make_transitions
 from hjepa_lib.pixels.models import VJepa2
+from hjepa_lib.pixels.registry import load_model
 from hjepa_lib.pixels.vjepa2 import LatentWindows, MaskedPrediction, encode_states
 from hjepa_lib.runs.workspace import Workspace
 
@@ -19,7 +19,7 @@ def load_stage1(ws: Workspace, seed: int) -> MaskedPrediction:
     """Stage 1 alone, frozen, on the run's device; trained here if absent."""
     for _ in stages.train_stage1(ws, seed):
         pass
-    return files.load_stage1(stages.checkpoint(ws, 1, seed)).to(ws.device)
+    return load_model(stages.checkpoint(ws, 1, seed), "stage1").to(ws.device)
 
 
 def latent_windows(ws: Workspace, model: VJepa2) -> tuple[LatentWindows, LatentWindows]:
