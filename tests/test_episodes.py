@@ -13,6 +13,7 @@ from hjepa_lib.evaluation.compute import count, planner_flops
 from hjepa_lib.evaluation.episodes import LatentPolicy, OraclePolicy, RandomPolicy, run_episodes
 from hjepa_lib.evaluation.metrics import per_trial
 from hjepa_lib.evaluation.results import to_episodes
+from hjepa_lib.worlds.base import trial_noise
 from hjepa_lib.worlds.trials import load_trials
 from hjepa_lib.worlds.two_rooms import TwoRooms, inside
 
@@ -98,7 +99,6 @@ def test_the_oracle_is_the_ceiling_and_random_the_floor(trials, dynamics):
 
 def test_two_policies_meet_the_same_noise_at_one_seed(trials):
     """The world's noise depends on seed and step only, not on how a policy acts or draws."""
-    stay = torch.zeros(12, 1, 2)
     walls = torch.tensor([CAP, 0.0]).expand(12, 1, 2)  # runs into the wall again and again
 
     class Drawing(Fixed):
@@ -111,16 +111,48 @@ def test_two_policies_meet_the_same_noise_at_one_seed(trials):
     np.testing.assert_array_equal(plain.positions, other.positions)
     different = run_episodes(Fixed(walls), trials, "bounce", 40, CAP, 2)
     assert not np.array_equal(plain.positions, different.positions)
-    # A policy that waits first meets the later noise, not the first again.
-    late = Fixed(stay)
-    world = TwoRooms(trials.layout, "bounce", seed=1)
-    late.reset(world, trials.goal)
-    world.reset(trials.start)
-    states = []
-    for action in (stay, walls):
-        world.step(action[:, 0])
-        states.append(world.generator.get_state())
-    assert not torch.equal(*states)
+
+
+@pytest.mark.parametrize("method", ["random", "random-persistent", "flat", "l1+l2"])
+def test_a_trial_alone_is_the_trial_in_its_batch(agent, trials, method):
+    """I13: noise of the world, proposals and the random walk belong to a trial, bit for bit."""
+    planning = dataclasses.replace(agent.planning, cost="latent")
+
+    def policy():
+        if method.startswith("random"):
+            return RandomPolicy(CAP, 3, persistent=method.endswith("persistent"))
+        return LatentPolicy(agent, method, planning)
+
+    whole = run_episodes(policy(), trials, "bounce", 12, CAP, 3)
+    few = trials.pick([7, 2])
+    assert few.numbers == (7, 2)
+    part = run_episodes(policy(), few, "bounce", 12, CAP, 3)
+    # What is drawn is equal bit for bit; matrix products round differently in another batch.
+    np.testing.assert_allclose(part.actions, whole.actions[[7, 2]], atol=5e-3)
+    np.testing.assert_allclose(part.positions, whole.positions[[7, 2]], atol=2e-2)
+    for step, level, draw in ((0, 0, 0), (5, 1, 1), (9, 2, 0)):
+        batch = trial_noise(3, trials.numbers, step, (4, 2), level, draw)
+        assert torch.equal(batch[[7, 2]], trial_noise(3, few.numbers, step, (4, 2), level, draw))
+    walls = torch.tensor([CAP, 0.0])
+    longer = run_episodes(Fixed(walls.expand(12, 1, 2)), trials, "bounce", 60, CAP, 3)
+    shorter = run_episodes(Fixed(walls.expand(2, 1, 2)), few, "bounce", 60, CAP, 3)
+    np.testing.assert_array_equal(shorter.positions, longer.positions[[7, 2]])
+
+
+def test_noise_is_standard_normal_and_of_its_own_everywhere():
+    """I13: seed, trial, step, level and draw each give other numbers; all together are normal."""
+    base = {"seed": 0, "row": 3, "step": 2, "level": 1, "draw": 0}
+
+    def drawn(seed, row, step, level, draw):
+        return trial_noise(seed, [row], step, (100,), level, draw)
+
+    found = [drawn(**base), *(drawn(**base | {key: 5}) for key in base)]
+    assert len({digest(one) for one in found}) == 6
+    every = trial_noise(1, range(2000), 0, (50,))
+    assert abs(every.mean()) < 0.01
+    assert abs(every.std() - 1) < 0.01
+    assert abs((every.abs() < 1).float().mean() - 0.6827) < 0.005
+    assert abs(torch.corrcoef(every.T[:2])[0, 1]) < 0.08
 
 
 @pytest.mark.parametrize("method", ["flat", "l1+l2"])

@@ -25,6 +25,7 @@ from hjepa_lib.runs import stages
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.score import learned
 from hjepa_lib.runs.workspace import Workspace
+from hjepa_lib.worlds.base import trial_noise
 from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.trials import load_trials
 from hjepa_lib.worlds.two_rooms import render
@@ -44,23 +45,25 @@ def with_near(planner, goal, latent):
 def by_hand(planner, latents, goal, executed, replan, near):
     """Actions of the flat and of the two-level planner, written out without a stack."""
     low, top, geometry = planner.level1, planner.level2, planner.geometry
-    generator = torch.Generator().manual_seed(planner.seed)
     embedded = geometry.embed(goal)
     nominal = {low: None, top: None}
-    since_plan = since_macro = 0
+    at = since_plan = since_macro = 0
     path, found = None, []
 
     def search(level, latent, target, shift):
+        number = 1 if level is low else 2
         shape = (len(latent), level.config.horizon, level.plan_dim)
         before = nominal[level]
         warm = torch.zeros(shape) if before is None else shift_plan(before, shift)
         nominal[level] = OPTIMISERS[level.config.method](
             lambda plans: plan_costs(level, geometry, latent, plans, target),
-            level.project, warm, level.config, generator,
+            level.project, warm, level.config,
+            lambda draw, shape: trial_noise(planner.seed, range(5), at, shape, number, draw),
         ).plan  # fmt: skip
         return nominal[level]
 
     for latent, steps in zip(latents, executed, strict=True):
+        at += steps
         target = embedded
         if top is not None:
             since_plan, since_macro = since_plan + steps, since_macro + steps
@@ -79,7 +82,7 @@ def by_hand(planner, latents, goal, executed, replan, near):
 @pytest.mark.parametrize("replan", [3, 4, 7])
 @pytest.mark.parametrize("method", ["flat", "l1+l2"])
 def test_one_and_two_levels_equal_the_written_out_planner_bit_for_bit(method, replan, cost):
-    """The stack spends the same noise in the same order: every action of an episode is equal."""
+    """Every level draws its own noise of trial, step and iteration: every action is equal."""
     config = tiny_config(planning__cost=cost, planning__hierarchy__replan=replan)
     agent = make_agent(config)
     latents, goal = torch.randn(6, 5, 16, generator=seeded(4)), torch.randn(5, 16)

@@ -18,7 +18,7 @@ from torch import Tensor
 from hjepa_lib.config import PlanningConfig
 from hjepa_lib.evaluation.compute import planner_flops
 from hjepa_lib.planning.agent import Agent
-from hjepa_lib.worlds.base import World
+from hjepa_lib.worlds.base import World, trial_noise
 from hjepa_lib.worlds.trials import Trials
 
 FAN = 24  # candidates kept per planning call for the pictures
@@ -54,8 +54,8 @@ def run_episodes(
     policy: Policy, trials: Trials, dynamics: str, steps: int, cap: float, seed: int
 ) -> Outcome:
     """P1 and P2 alike; an action longer than `cap` px is a bug and raises ValueError (EB1)."""
-    world = trials.world(trials.layout, dynamics, seed=seed)
-    position = world.reset(trials.start)
+    world = trials.begin(dynamics, seed)
+    position = world.position
     policy.reset(world, trials.goal)
     positions, actions, seconds, done = [position], [], 0.0, 0
     while done < steps:
@@ -90,18 +90,19 @@ class RandomPolicy:
         self.cap, self.seed, self.persistent = cap, seed, persistent
 
     def reset(self, world: World, goal: Tensor) -> None:
-        self.generator = torch.Generator().manual_seed(self.seed)
+        self.rows, self.step = world.rows, 0
         self.heading: Tensor | None = None
         self.last: Tensor | None = None
 
     def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
-        angle = 2 * math.pi * torch.rand(len(position), generator=self.generator)
+        draw = trial_noise(self.seed, self.rows, self.step, (2,), level=1)
+        heading = self.cap * draw / draw.norm(dim=-1, keepdim=True)  # any direction alike
         if self.persistent and self.heading is not None:
             # A step that moved less than half the cap met a wall: only then turn.
-            free = (position - self.last).norm(dim=-1) > self.cap / 2
-            angle = torch.where(free, self.heading, angle)
-        self.heading, self.last = angle, position
-        return self.cap * torch.stack([angle.cos(), angle.sin()], -1)[:, None]
+            free = (position - self.last).norm(dim=-1, keepdim=True) > self.cap / 2
+            heading = torch.where(free, self.heading, heading)
+        self.heading, self.last, self.step = heading, position, self.step + 1
+        return heading[:, None]
 
     def diagnostics(self) -> dict[str, np.ndarray]:
         return {}
@@ -147,7 +148,7 @@ class LatentPolicy:
         )
 
     def reset(self, world: World, goal: Tensor) -> None:
-        self.planner.reset()
+        self.planner.reset(world.rows)
         self.world: World = world
         self.goal = self.agent.encode(world.render(goal))
         self.started = False

@@ -33,10 +33,10 @@ def plan_errors(
     `dynamics` defaults to the rule of the data, so that the error is the model's and not that of
     another world.
     """
-    world = tasks.world(tasks.layout, dynamics, seed=0)
-    world.reset(tasks.start)
+    world = tasks.begin(dynamics, seed=0)
     latent, goal = (agent.encode(world.render(place)) for place in (tasks.start, tasks.goal))
     planner = agent.planner("flat", planning)
+    planner.reset(tasks.numbers)
     with agent.autocast():
         actions = planner.plan(latent, goal, executed=0).actions  # (B, H, 2)
         promised = planner.level1.imagine(latent, actions)  # (B, H, D)

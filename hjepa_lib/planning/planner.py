@@ -9,6 +9,7 @@ shuffle, perturb) show how much (F2).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from hjepa_lib.config import HierarchyConfig, SearchConfig
 from hjepa_lib.models.geometry import Geometry
 from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel, plan_costs
 from hjepa_lib.planning.search import OPTIMISERS, Search, shift_plan
+from hjepa_lib.worlds.base import trial_noise
 
 
 class Plan(NamedTuple):
@@ -75,22 +77,27 @@ class Planner:
         """`commands`: the macro levels from level 2 upwards, none for flat planning."""
         self.level1, self.commands, self.geometry = level1, tuple(commands), geometry
         self.hierarchy, self.seed = hierarchy, seed
-        self.generator = torch.Generator()
         self.reset()
 
     @property
     def level2(self) -> MacroLevel | None:
         return self.commands[0].level if self.commands else None
 
-    def reset(self) -> None:
-        """Forget warm starts and restart the noise: equal episodes give equal plans."""
-        self.generator.manual_seed(self.seed)
+    def reset(self, rows: Sequence[int] | None = None) -> None:
+        """Forget warm starts and restart the noise: equal episodes give equal plans.
+
+        `rows` (B,) are the trials' numbers, to which the noise belongs; None counts from 0.
+        """
+        self.rows, self.step = rows, 0
         self.nominal1: Tensor | None = None
         for command in self.commands:
             command.reset()
 
     def plan(self, latent: Tensor, goal: Tensor, executed: int) -> Plan:
         """latent, goal (B, D); `executed` environment steps since the last call, 0 at first."""
+        if self.rows is None:
+            self.rows = range(len(latent))
+        self.step += executed
         with torch.no_grad():
             embedded = target = self.geometry.embed(goal)
             near = torch.ones(len(latent), dtype=torch.bool, device=latent.device)
@@ -117,14 +124,20 @@ class Planner:
         self.nominal1 = search.plan
         return search
 
+    def _noise(self, number: int, draw: int, shape: tuple[int, ...]) -> Tensor:
+        return trial_noise(self.seed, self.rows, self.step, shape, number, draw)
+
     def _search(self, level, latent: Tensor, target: Tensor, nominal: Tensor) -> Search:
+        number = 1  # of the level
+        for place, command in enumerate(self.commands, 2):
+            number = place if command.level is level else number
         optimise = OPTIMISERS[level.config.method]
         return optimise(
             lambda plans: plan_costs(level, self.geometry, latent, plans, target),
             level.project,
             nominal,
             level.config,
-            self.generator,
+            functools.partial(self._noise, number),
         )
 
     def _plan_macro(self, command: Command, latent: Tensor, target: Tensor) -> None:
@@ -143,11 +156,12 @@ class Planner:
         if lowest:
             self.level1.context = level.model.context(imagined.z)
         if control == "shuffle":
-            order = torch.randperm(len(plan), generator=self.generator)
+            # Who gets whose sub-goal is the one thing that depends on the other trials.
+            order = self._noise(2, level.config.iterations, (1,))[:, 0].argsort()
             path = path[order.to(plan.device)]
         if control == "perturb":
-            noise = torch.randn(path[:, 0].shape, generator=self.generator).to(plan.device)
-            path = path + (noise * path[:, 0].std())[:, None]
+            noise = self._noise(2, level.config.iterations, path.shape[2:]).to(plan.device)
+            path = path + noise[:, None] * path.std((1, 2), keepdim=True)
         command.path = path
 
 

@@ -5,7 +5,7 @@ All three minimise `objective(candidates (B, N, H, A)) -> (B, N)` inside a conve
 MPPI follows Williams et al. 2017 with weights softmax(-(cost - min) / (temperature * unit)); the
 unit is a trial's standard deviation of costs, so one temperature fits both cost geometries, or 1 as
 in the papers. The temperature DIVIDES: 0 is the arg-min, infinity the plain mean (EB3). Nominal
-plans live outside, so warm starts are explicit (PL3); noise comes from the given generator only.
+plans live outside, so warm starts are explicit (PL3), and so does the noise.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from hjepa_lib.config import SearchConfig
 
 Objective = Callable[[Tensor], Tensor]
 Project = Callable[[Tensor], Tensor]
+Noise = Callable[[int, tuple[int, ...]], Tensor]
+"""(draw, shape) -> standard normal (B, *shape), each row its trial's own."""
 
 
 class Search(NamedTuple):
@@ -47,11 +49,13 @@ def shift_plan(plan: Tensor, executed: int) -> Tensor:
     )
 
 
-def _noise(nominal: Tensor, samples: int, generator: torch.Generator) -> Tensor:
-    """Standard normal (B, N, H, A), drawn on the generator's device."""
-    batch, horizon, dim = nominal.shape
-    draw = torch.randn(batch, samples, horizon, dim, generator=generator, device=generator.device)
-    return draw.to(nominal.device)
+def _candidates(
+    nominal: Tensor, spread: Tensor | float, samples: int, noise: Noise, draw: int
+) -> Tensor:
+    """(B, H, A) -> (B, N, H, A) around it; candidate 0 is the nominal plan itself."""
+    offsets = spread * noise(draw, (samples, *nominal.shape[1:])).to(nominal.device)
+    offsets[:, 0] = 0
+    return nominal[:, None] + offsets
 
 
 def mppi(
@@ -59,13 +63,11 @@ def mppi(
     project: Project,
     nominal: Tensor,
     config: SearchConfig,
-    generator: torch.Generator,
+    noise: Noise,
 ) -> Search:
     """nominal (B, H, A); the nominal plan itself is always candidate 0."""
-    for _ in range(config.iterations):
-        offsets = config.sigma * _noise(nominal, config.samples, generator)
-        offsets[:, 0] = 0
-        candidates = project(nominal[:, None] + offsets)  # (B, N, H, A)
+    for draw in range(config.iterations):
+        candidates = project(_candidates(nominal, config.sigma, config.samples, noise, draw))
         costs = objective(candidates)
         weights = softmin_weights(costs, config.temperature, config.temperature_unit)
         # Elementwise, not einsum: under autocast a matrix product would round past the norm bound.
@@ -78,15 +80,13 @@ def cem(
     project: Project,
     nominal: Tensor,
     config: SearchConfig,
-    generator: torch.Generator,
+    noise: Noise,
 ) -> Search:
     """Cross-entropy method: refit mean and std on the elites; executes the mean."""
     std = torch.full_like(nominal, config.sigma)
     elites = min(config.elites, config.samples)
-    for _ in range(config.iterations):
-        offsets = std[:, None] * _noise(nominal, config.samples, generator)
-        offsets[:, 0] = 0
-        candidates = project(nominal[:, None] + offsets)
+    for draw in range(config.iterations):
+        candidates = project(_candidates(nominal, std[:, None], config.samples, noise, draw))
         costs = objective(candidates)
         best = costs.topk(elites, dim=1, largest=False).indices  # (B, E)
         chosen = candidates[torch.arange(len(best), device=best.device)[:, None], best]
@@ -99,13 +99,12 @@ def gradient(
     project: Project,
     nominal: Tensor,
     config: SearchConfig,
-    generator: torch.Generator,
+    noise: Noise,
 ) -> Search:
     """Adam on N noisy copies of the nominal plan, projected after every step; the best one wins."""
     with torch.enable_grad():
-        offsets = config.sigma * _noise(nominal, config.samples, generator)
-        offsets[:, 0] = 0
-        plans = project(nominal[:, None] + offsets).detach().requires_grad_()
+        plans = project(_candidates(nominal, config.sigma, config.samples, noise, 0))
+        plans = plans.detach().requires_grad_()
         optimiser = torch.optim.Adam([plans], lr=config.lr)
         for _ in range(config.iterations):
             optimiser.zero_grad()

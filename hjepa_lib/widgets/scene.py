@@ -63,14 +63,18 @@ def checked_scene(scene: Scene) -> Scene:
     return scene
 
 
-def trials_of(scene: Scene, companions: int = 0, seed: int = 0) -> Trials:
-    """The scene as trial 0, followed by `companions` random tasks in the same room."""
+def trials_of(scene: Scene, companions: int = 0, seed: int = 0, row: int = 0) -> Trials:
+    """The scene, followed by `companions` random tasks in the same room.
+
+    `row` is the scene's number in a trial file: it meets the noise that it meets there.
+    """
     checked_scene(scene)
     count = 1 + companions
     layout = Layout.of([[scene.wall_x, scene.door_y]] * count)
     start, goal = sample_start_goal(layout, "medium", torch.Generator().manual_seed(seed))
     start[0], goal[0] = _tensor(scene.start), _tensor(scene.goal)
-    return Trials(start, goal, layout, "scene", content_hash(start, goal, layout))
+    rows = tuple(range(row, row + count))
+    return Trials(start, goal, layout, "scene", content_hash(start, goal, layout), rows=rows)
 
 
 def _tensor(place: tuple[float, float]) -> Tensor:

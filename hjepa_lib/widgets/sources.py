@@ -92,4 +92,4 @@ def tell(run: Run, agent: Agent, choice: Choice, trial: int) -> Story:
     task = scene_of(load_trials(evaluation.protocol, evaluation.split, ROWS), trial)
     planning = planning_for(run, agent, choice.cost)
     title = f"{choice.method}, {choice.cost} cost, {evaluation.split} trial {trial}, live"
-    return play(agent, task, choice.method, planning, evaluation.steps, title=title)
+    return play(agent, task, choice.method, planning, evaluation.steps, title=title, row=trial)

@@ -101,15 +101,17 @@ def play(
     dynamics: str = "bounce",
     title: str = "",
     shuffled: bool = False,
+    row: int = 0,
 ) -> Story:
     """Roll the scene out now; a second or so. SceneError or ConfigError before anything is played.
 
     `shuffled`: plan a few other tasks of the same room beside it, so that the control `shuffle` has
-    sub-goals to hand around. Two stories meet the same noise only if they agree in this.
+    sub-goals to hand around. `row` is the trial's number in its file: the story meets the noise of
+    the stored result.
     """
     planning = planning or agent.planning
     cap = planning.action_cap or P1_CAP
-    task = trials_of(scene, COMPANIONS if shuffled else 0)
+    task = trials_of(scene, COMPANIONS if shuffled else 0, row=row)
     policy = LatentPolicy(agent, method, dataclasses.replace(planning, action_cap=cap))
     outcome = run_episodes(policy, task, dynamics, steps, cap, agent.seed)
     seen = {key: value[0] for key, value in outcome.diagnostics.items() if value.ndim}

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +21,25 @@ from hjepa_lib.config import ConfigError
 from hjepa_lib.worlds.layout import Layout
 
 _SOURCE = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
+
+
+def trial_noise(
+    seed: int, rows: Sequence[int], step: int, shape: tuple[int, ...], level: int = 0, draw: int = 0
+) -> Tensor:
+    """Standard normal numbers (B, *shape), those of a trial the same alone and in any batch (I13).
+
+    `rows` (B,) are the numbers of the trials in their file, `step` counts environment steps, level
+    0 is the world and 1 upwards are the planners', `draw` counts within a step. The counter of the
+    generator is (trial, step, level, draw), so nothing that was drawn before matters.
+    """
+    bits = np.random.Philox(key=seed)
+    normal, state = np.random.Generator(bits).standard_normal, bits.state
+    numbers = np.empty((len(rows), *shape), np.float32)
+    for place, row in zip(numbers, rows, strict=True):
+        state["state"]["counter"][:] = (0, (level << 32) + draw, step, row)
+        bits.state = state
+        normal(dtype=np.float32, out=place)
+    return torch.from_numpy(numbers)
 
 
 @runtime_checkable
@@ -31,6 +52,7 @@ class World(Protocol):
 
     layout: Layout
     position: Tensor  # (B, 2)
+    # Who plays stored trials sets `rows`, their numbers (B,): noise comes from `trial_noise`.
 
     def sample_start_goal(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Start and goal (B, 2) of a task each; trajectories begin at such starts too."""

@@ -7,6 +7,7 @@ are the first n rows, and `make_trials` draws others from one seed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,20 +46,40 @@ class Trials(NamedTuple):
     name: str
     sha256: str
     world: type[World] = TwoRooms
+    rows: tuple[int, ...] = ()  # their numbers in the file; () counts from 0
 
     @property
     def count(self) -> int:
         """Number of trials n (`len` of a NamedTuple would count its fields)."""
         return self.start.shape[0]
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """(n,) their numbers in the file: noise belongs to a trial, wherever it is played."""
+        return self.rows or tuple(range(self.count))
+
     def first(self, n: int) -> Trials:
         """The first n trials; raises `ValueError` when there are fewer."""
         if not 1 <= n <= self.count:
             raise files.WorkbookError(f"{self.name} has {self.count} trials, {n} were asked for")
-        rows = slice(0, n)
+        return self.pick(range(n))
+
+    def pick(self, places: Sequence[int]) -> Trials:
+        """Some of these trials, under the numbers that they have in their file."""
+        places = list(places)
         return self._replace(
-            start=self.start[rows], goal=self.goal[rows], layout=self.layout.index(rows)
+            start=self.start[places],
+            goal=self.goal[places],
+            layout=self.layout.index(places),
+            rows=tuple(self.numbers[place] for place in places),
         )
+
+    def begin(self, dynamics: str, seed: int) -> World:
+        """The world of these trials, each at its start, with the noise of its number."""
+        world = self.world(self.layout, dynamics, seed=seed)
+        world.rows = self.numbers
+        world.reset(self.start)
+        return world
 
 
 def content_hash(start: Tensor, goal: Tensor, layout: Layout) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hjepa_lib.worlds.base import trial_noise
 from hjepa_lib.worlds.layout import DOT_STD, HIGH, LOW, Layout
 from hjepa_lib.worlds.oracle import oracle_action, oracle_length
 from hjepa_lib.worlds.rendering import render, render_reference, render_walls
@@ -45,13 +46,14 @@ def step(
     action: Tensor,
     layout: Layout,
     dynamics: str,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Tensor | None = None,
     noise: float = NOISE,
 ) -> Tensor:
     """Positions after one action: (B, 2), (B, 2) -> (B, 2), all px.
 
     `bounce` with noise > 0 draws (B, 2) numbers from `generator` at every call, hit or not, so that
-    two policies on one seed meet the same noise at the same step. The action is never clipped.
+    two policies on one seed meet the same noise at the same step; or they are given in its place.
+    The action is never clipped.
     Raises `ValueError` for an unknown rule or a missing generator.
     """
     if dynamics not in DYNAMICS:
@@ -71,8 +73,9 @@ def step(
     if dynamics == "bounce" and noise > 0:
         if generator is None:
             raise ValueError("bounce dynamics with noise > 0 need a torch.Generator")
-        shift = torch.randn(position.shape, generator=generator, device=generator.device) * noise
-        shift = shift.to(position.device)
+        if isinstance(generator, torch.Generator):
+            generator = torch.randn(position.shape, generator=generator, device=generator.device)
+        shift = generator.to(position.device) * noise
         point = point + torch.where(axis, -shift.abs() * action.sign(), shift)
     settled = torch.where(lip[:, None], point, _clamp_to_room(point, is_left, layout))
     return torch.where(hit[:, None], settled, moved)
@@ -172,13 +175,13 @@ class TwoRooms:
         noise: float = NOISE,
         seed: int = 0,
     ) -> None:
-        """`layout` gives B and the device; `noise` px; `seed` starts the noise generator."""
+        """`layout` gives B and the device; `noise` px, that of a step from (`seed`, row, step)."""
         if dynamics not in DYNAMICS:
             raise ValueError(f"dynamics must be one of {', '.join(DYNAMICS)}; got {dynamics!r}")
         if not noise >= 0:
             raise ValueError(f"noise must be at least 0 px, got {noise!r}")
         self.layout, self.dynamics, self.noise, self.seed = layout, dynamics, noise, seed
-        self.generator = torch.Generator().manual_seed(seed)
+        self.rows, self.steps = range(layout.batch), 0
         self.position = torch.full((layout.batch, 2), float("nan"), device=layout.wall_x.device)
 
     def sample_start_goal(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -194,15 +197,17 @@ class TwoRooms:
             )
         if not inside(position, self.layout).all():
             raise ValueError("position must lie inside the rooms, outside the wall")
-        self.generator.manual_seed(self.seed)
+        self.steps = 0
         self.position = position.clone()
         return self.position
 
     def step(self, action: Tensor) -> Tensor:
         """Move by `action` (B, 2) px; returns the new positions (B, 2)."""
-        self.position = step(
-            self.position, action, self.layout, self.dynamics, self.generator, self.noise
-        )
+        draw = None
+        if self.dynamics == "bounce" and self.noise > 0:
+            draw = trial_noise(self.seed, self.rows, self.steps, (2,))
+        self.steps += 1
+        self.position = step(self.position, action, self.layout, self.dynamics, draw, self.noise)
         return self.position
 
     def render(self, position: Tensor | None = None) -> Tensor:
