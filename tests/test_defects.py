@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hjepa_lib.config import HierarchyConfig, PlannerConfig
 from hjepa_lib.models.level2 import Imagined
-from hjepa_lib.planning.levels import clip_norm
-from hjepa_lib.planning.planner import Command, Planner
+from hjepa_lib.planning.levels import Level, clip_norm
+from hjepa_lib.planning.planner import Layer, Planner
 from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.two_rooms import inside, step
 
@@ -113,19 +113,19 @@ class Positions:
         return (embedded - goal).norm(dim=-1)
 
 
-class Blind:
+class Blind(Level):
     """Level 1: single steps, without walls."""
 
-    stride, plan_dim, context = 1, 2, None
+    plan_dim = 2
 
     def __init__(self, config: PlannerConfig) -> None:
-        self.config = config
+        super().__init__(config, Positions(), CAP)
 
     def project(self, plans: Tensor) -> Tensor:
         return clip_norm(plans, CAP)
 
-    def imagine(self, start: Tensor, plans: Tensor, rows: Tensor | None = None) -> Tensor:
-        return start[:, None] + plans.cumsum(1)
+    def members(self, start: Tensor, plans: Tensor, context: Tensor | None = None) -> Tensor:
+        return (start[:, None] + plans.cumsum(1))[None]
 
 
 class Knowing(Blind):
@@ -138,14 +138,14 @@ class Knowing(Blind):
         def context(z: Tensor) -> None:
             return None
 
-    def imagine(self, start: Tensor, plans: Tensor, rows: Tensor | None = None) -> Tensor:
+    def members(self, start: Tensor, plans: Tensor, context: Tensor | None = None) -> Tensor:
         position, visited = start, []
         layout = WALLS.index(torch.zeros(len(start), dtype=torch.long))
         for action in self.project(plans).unbind(1):
             for _ in range(self.stride):
                 position = step(position, action, layout, "slide")
             visited.append(position)
-        return torch.stack(visited, 1)
+        return torch.stack(visited, 1)[None]
 
     def imagine_states(self, start: Tensor, plans: Tensor) -> Imagined:
         return Imagined(self.imagine(start, plans), plans)
@@ -158,11 +158,14 @@ def solved(control: str | None) -> int:
     goal = torch.stack([64 - x, torch.tensor([20.0, 22, 21, 24, 23, 22])], -1)
     low = PlannerConfig(samples=64, iterations=2, horizon=5, form="last")
     high = dataclasses.replace(low, samples=384, horizon=8, sigma=3.0, form="closest")
-    commands, settings = [], HierarchyConfig(level2=high, tracker=low, replan=5, near=1.0)
+    layers, settings = (
+        [Layer(Blind(low))],
+        HierarchyConfig(level2=high, tracker=low, replan=5, near=1.0),
+    )
     if control is not None:
         settings = dataclasses.replace(settings, control=control)
-        commands = [Command(Knowing(high), settings.replan, reach=5.0)]
-    planner = Planner(Blind(low), Positions(), 0, commands, settings)
+        layers.append(Layer(Knowing(high), settings.replan, reach=5.0))
+    planner = Planner(layers, 0, settings)
     layout = WALLS.index(torch.zeros(6, dtype=torch.long))
     position, nearest = start, torch.full((6,), float("inf"))
     for call in range(12):

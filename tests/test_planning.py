@@ -14,8 +14,7 @@ from hjepa_lib.config import Config, ConfigError, PlannerConfig, profile
 from hjepa_lib.models.geometry import DistanceGeometry, LatentGeometry
 from hjepa_lib.planning import levels
 from hjepa_lib.planning import planner as planner_module
-from hjepa_lib.planning.costs import reduce_horizon
-from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel, clip_norm, plan_costs
+from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel, clip_norm, reduce_horizon
 from hjepa_lib.planning.search import OPTIMISERS, mppi, shift_plan, softmin_weights
 from hjepa_lib.runs.places import repository
 from hjepa_lib.workbench.studyfile import read_grid
@@ -99,7 +98,7 @@ def test_executed_actions_of_both_planners_respect_the_cap(actions, method):
         plan = planner.plan(torch.randn(3, 16), torch.randn(3, 16), 0)
         assert plan.actions.norm(dim=-1).max() <= planning.action_cap * TOLERANCE
         assert plan.search.candidates.norm(dim=-1).max() <= planning.action_cap * TOLERANCE
-    found = planner.commands[0].nominal
+    found = planner.layers[1].nominal
     if actions == "none":
         assert found.abs().max() <= 0.7
     elif actions == "learned":
@@ -314,11 +313,11 @@ def test_plan_costs_equal_candidates_one_by_one(agent, cost, monkeypatch):
     """Chunking over trials and candidates changes nothing; each trial meets its own goal."""
     geometry = agent.geometry(cost)
     assert geometry.name == cost
-    level = PrimitiveLevel(agent.level1, settings_of(horizon=4), 1.8, None)
+    level = PrimitiveLevel(agent.level1, settings_of(horizon=4), geometry, 1.8)
     start, goal = torch.randn(3, 16), geometry.embed(torch.randn(3, 16))
     plans = torch.randn(3, 5, 4, 2)
     monkeypatch.setattr(levels, "CHUNK", 4)
-    found = plan_costs(level, geometry, start, plans, goal)
+    found = level.costs(start, plans, goal)
     for trial in range(3):
         for candidate in range(5):
             rolled = agent.level1.rollout(start[[trial]], plans[[trial], candidate])[:, 1:]
@@ -347,8 +346,8 @@ def test_disagreement_acts_on_the_plan():
     start, goal, plans = torch.randn(2, 16), torch.randn(2, 16), torch.randn(2, 4, 5, 2)
 
     def costs(weight):
-        level = PrimitiveLevel(agent.level1, settings_of(disagreement=weight), 1.8, None)
-        return plan_costs(level, geometry, start, plans, goal)
+        level = PrimitiveLevel(agent.level1, settings_of(disagreement=weight), geometry, 1.8)
+        return level.costs(start, plans, goal)
 
     members = agent.level1.rollout_members(start.repeat_interleave(4, 0), plans.flatten(0, 1))[
         :, :, 1:
@@ -411,23 +410,23 @@ def test_level1_tracks_the_subgoal_and_goes_straight_to_a_near_goal(agent, monke
     away = agent.distance(latent, goal)
     middle = away.sort().values[3:5].mean().item()  # four trials are nearer, four farther
     targets = []
-    search = planner_module.Planner._level1
+    search = planner_module.Planner._search
 
-    def spy(self, latent, target, executed):
+    def spy(self, number, latent, target, context=None):
         targets.append(target)
-        return search(self, latent, target, executed)
+        return search(self, number, latent, target, context)
 
-    monkeypatch.setattr(planner_module.Planner, "_level1", spy)
+    monkeypatch.setattr(planner_module.Planner, "_search", spy)
     for near, wanted in ((0.0, 0), (2.0, 4), (1e9, 8)):
         planner = hierarchical(agent, near=near)
-        planner.commands[0].reach = middle / 2
+        planner.layers[1].reach = middle / 2
         plan = planner.plan(latent, goal, 0)
         assert plan.near.sum() == wanted
-        assert torch.equal(plan.near, away <= near * planner.commands[0].reach)
+        assert torch.equal(plan.near, away <= near * planner.layers[1].reach)
         embedded = geometry.embed(torch.where(plan.near[:, None], goal, plan.subgoal))
         torch.testing.assert_close(targets[-1], embedded)
     # near everywhere: level 1 plans as a flat planner with the same noise would
-    flat = planner_module.Planner(planner.level1, geometry, 0)
+    flat = planner_module.Planner(planner.layers[:1], 0)
     torch.testing.assert_close(flat.plan(latent, goal, 0).actions, plan.actions)
 
 
@@ -435,7 +434,7 @@ def test_subgoal_is_the_first_predicted_latent_of_the_best_plan(agent):
     planner = hierarchical(agent)
     latent, goal = torch.randn(2, 3, 16)
     plan = planner.plan(latent, goal, 0)
-    imagined = agent.level2.imagine(latent, 3, None, planner.commands[0].nominal).predictions
+    imagined = agent.level2.imagine(latent, 3, None, planner.layers[1].nominal).predictions
     torch.testing.assert_close(plan.macro, imagined)
     assert torch.equal(plan.subgoal, plan.macro[:, 0])
 
@@ -447,18 +446,15 @@ def test_level2_replans_at_its_own_interval(agent, recorded, every, replan, want
     """HW5: planner calls are counted: level 1 at every call, level 2 when its interval is over."""
     planner = hierarchical(agent, replan=replan)
     calls = 6 if every != 1 else 12
-    goal, spent, subgoals = torch.randn(7, 16), [], set()
+    goal, subgoals = torch.randn(7, 16), set()
     for call in range(calls):
         plan = planner.plan(torch.randn(7, 16), goal, every if call else 0)
-        spent.append(plan.transitions)
         subgoals.add(digest(plan.subgoal))
     top = [call for call in recorded if call[0] is planner.level2.config]
     low = [call for call in recorded if call[0] is planner.level1.config]
     assert len(low) == calls  # one search plans for all seven trials at once
     assert all(len(call[1]) == 7 for call in recorded)
     assert len(top) == len(subgoals) == wanted
-    one, two = 8 * 2 * 5, 8 * 2 * 3  # samples x iterations x horizon
-    assert sorted(spent) == [one] * (calls - wanted) + [one + two] * wanted
 
 
 def test_planning_works_without_an_explicit_reset(agent):
@@ -479,23 +475,21 @@ def test_conditioning_reaches_the_planner_in_step_with_time():
     latent, goal = torch.randn(2, 2, 16)
     planner.plan(latent, goal, 0)
     context = agent.level2.context(
-        agent.level2.imagine(latent, 3, None, planner.commands[0].nominal).z
+        agent.level2.imagine(latent, 3, None, planner.layers[1].nominal).z
     )  # (B, 12, A): three macro steps of four
-    start, plans = torch.randn(4, 16), torch.randn(4, 5, 2)
-    rows = torch.tensor([0, 0, 1, 1])
+    start, plans = torch.randn(2, 16), torch.randn(2, 5, 2)
 
-    def check(elapsed):
+    def check(elapsed, plan):
         steps = [min(elapsed + i, 11) for i in range(5)]  # beyond its end the last one holds
-        wanted = agent.level1.rollout(start, plans, context=context[rows][:, steps])[:, 1:]
-        torch.testing.assert_close(planner.level1.imagine(start, plans, rows), wanted)
-        other = agent.level1.rollout(start, plans)[:, 1:]
-        assert not torch.allclose(other, wanted)
+        assert torch.equal(plan.context, context[:, steps])
+        wanted = agent.level1.rollout(start, plans, context=context[:, steps])[:, 1:]
+        torch.testing.assert_close(planner.level1.imagine(start, plans, plan.context), wanted)
+        assert not torch.allclose(planner.level1.imagine(start, plans), wanted)
 
-    check(0)
-    planner.plan(latent, goal, 3)  # level 2 keeps its plan: three of its steps are over
-    check(3)
-    planner.level1.elapsed = 9
-    check(9)
+    check(0, planner.plan(latent, goal, 0))
+    check(3, planner.plan(latent, goal, 3))  # level 2 keeps its plan: three of its steps are over
+    planner.layers[1].since_plan = 9
+    assert torch.equal(planner.layers[1].context(5), context[:, [9, 10, 11, 11, 11]])
 
 
 def test_feedback_reaches_the_planner():
@@ -504,10 +498,10 @@ def test_feedback_reaches_the_planner():
     agent = make_agent(config)
     planner = agent.planner("l1+l2")
     start, plans = torch.randn(3, 16), torch.randn(3, 5, 2)
-    found = planner.level1.imagine(start, plans, torch.arange(3))
+    found = planner.level1.imagine(start, plans)
     wanted = agent.level1.rollout(start, plans, feedback=agent.level2.feedback)[:, 1:]
     assert torch.equal(found, wanted)
-    plain = agent.planner("flat").level1.imagine(start, plans, torch.arange(3))
+    plain = agent.planner("flat").level1.imagine(start, plans)
     assert torch.equal(found[:, :4], plain[:, :4])
     assert not torch.equal(found[:, 4], plain[:, 4])
 
@@ -537,12 +531,11 @@ def test_flat_and_tracking_planner_differ_in_their_horizon_alone(name):
     assert profile("laptop").planning.flat.horizon in cell.grid["hierarchy.tracker.horizon"]
 
 
-def test_model_calls_are_counted_per_trial(agent):
+def test_a_flat_plan_has_no_level_above(agent):
     planner = agent.planner("flat")
-    planner.reset()
     for trials in (1, 5):
+        planner.reset()
         plan = planner.plan(torch.randn(trials, 16), torch.randn(trials, 16), 0)
-        assert plan.transitions == 8 * 2 * 5
         assert plan.near.all()
         assert plan.macro is None
         assert plan.subgoal is None
@@ -574,12 +567,13 @@ class Line:
 def test_an_imagined_path_pays_for_what_level1_cannot_follow():
     """Steps of up to `stride` are free, longer ones cost (d - stride)^2 / stride."""
     agent = make_agent(tiny_config())
-    level = agent.planner("l1+l2").level2
+    level = hierarchical(agent, reachable=3.0).level2
+    level.geometry = Line()
     assert level.stride == 4
     start = torch.zeros(3, 16)
     path = torch.tensor([[4.0, 8.0, 4.0], [6.0, 6.0, 6.0], [0.0, -7.0, 4.0]])[..., None]
-    found = levels.unreachable(level, Line(), start, path)
-    torch.testing.assert_close(found, torch.tensor([0.0, 4 / 4, (3**2 + 7**2) / 4]))
+    found = level.penalty(start, path[None], path)
+    torch.testing.assert_close(found, 3 * torch.tensor([0.0, 4 / 4, (3**2 + 7**2) / 4]))
 
 
 def test_reachability_acts_in_the_cost_that_counts_steps_only():

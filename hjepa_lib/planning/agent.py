@@ -31,7 +31,7 @@ from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.probe import Probe
 from hjepa_lib.planning import METHODS, P1_CAP, THREE_LEVELS
 from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel
-from hjepa_lib.planning.planner import Command, Plan, Planner
+from hjepa_lib.planning.planner import Layer, Plan, Planner
 
 
 @dataclass
@@ -64,29 +64,32 @@ class Agent:
     def planner(self, method: str, planning: PlanningConfig | None = None) -> Planner:
         """A fresh planner: `flat`, `l1+l2` or `l1+l2+l3`, in the cost geometry `planning.cost`."""
         planning = planning or self.planning
-        if method == THREE_LEVELS and self.level3 is None:
-            raise ConfigError(f"method {method!r} needs a trained level 3; this run has none")
+        macros = [("l1+l2", 2, self.level2), (THREE_LEVELS, 3, self.level3)]
+        for name, number, model in macros:
+            if method == name and model is None:
+                raise ConfigError(
+                    f"method {method!r} needs a trained level {number}; this run has none"
+                )
         if method not in (*METHODS, THREE_LEVELS):
             raise ConfigError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
         geometry, cap = self.geometry(planning.cost), planning.action_cap or P1_CAP
         if method == "flat":
-            level = PrimitiveLevel(self.level1, planning.flat, cap, None)
-            return Planner(level, geometry, self.seed)
-        if self.level2 is None:
-            raise ConfigError(f"method {method!r} needs a trained level 2; this run has none")
+            level = PrimitiveLevel(self.level1, planning.flat, geometry, cap)
+            return Planner([Layer(level)], self.seed)
         hierarchy = planning.hierarchy
         level2 = self.level2
         if hierarchy.control == "untrained":
             level2 = _fresh_level2(level2, self.seed)
-        tracker = PrimitiveLevel(self.level1, hierarchy.tracker, cap, level2)
-        clip, reachable = hierarchy.clip, hierarchy.reachable
-        top = MacroLevel(level2, hierarchy.level2, cap, clip, self.box, self.level1, reachable)
-        commands = [Command(top, hierarchy.replan, self.reach[planning.cost])]
+        tracker = PrimitiveLevel(self.level1, hierarchy.tracker, geometry, cap, level2)
+        stack = [(level2, hierarchy.level2, hierarchy.replan, self.reach, self.box)]
         if method == THREE_LEVELS:
             model, reach, box = self.level3
-            third = MacroLevel(model, planning.level3, cap, clip, box, self.level1, reachable)
-            commands.append(Command(third, planning.level3.replan, reach[planning.cost]))
-        return Planner(tracker, geometry, self.seed, commands, hierarchy)
+            stack.append((model, planning.level3, planning.level3.replan, reach, box))
+        layers = [Layer(tracker)]
+        for model, search, replan, reach, box in stack:
+            level = MacroLevel(model, search, geometry, cap, hierarchy, box, self.level1)
+            layers.append(Layer(level, replan, reach[planning.cost]))
+        return Planner(layers, self.seed, hierarchy)
 
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 2, 65, 65) uint8 -> (B, D) float32."""

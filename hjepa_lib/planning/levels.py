@@ -1,27 +1,23 @@
-"""A level of planning = a model that imagines, the space its plans live in, and a cost.
+"""A level of planning: a model that imagines, the space its plans live in, and what they cost.
 
-Flat and hierarchical planning are the same code with a different stack of levels (planner.py).
-`PrimitiveLevel` plans actions in px with level 1; `MacroLevel` plans macro-steps with level 2, in
-one of three spaces: the prior's standardised z (models without actions), concatenated primitive
-actions, or learned macro-actions bounded by a percentile box of training data (HWM).
+Flat and hierarchical planning are the same code with a different stack of levels (planner.py), and
+no level holds state: what depends on the plan of the level above is handed in as `context`.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-from hjepa_lib.config import ConfigError, PlannerConfig, SearchConfig
+from hjepa_lib.config import ConfigError, HierarchyConfig, PlannerConfig, SearchConfig
 from hjepa_lib.models.geometry import Geometry
 from hjepa_lib.models.joint import Level2
-from hjepa_lib.models.level1 import Jepa
-from hjepa_lib.planning.costs import reduce_horizon
+from hjepa_lib.models.level1 import ACTION_DIM, Jepa
 
 CHUNK = 4096  # candidates rolled out at once, at most
 FEWEST = 512  # below this, matrix products get slower
 NUMBERS = 1 << 22  # of one chunk's latents (H * D each): 16 MB, near the CPU's cache
+SPACES = {"none": "z", "concat": "actions", "only": "actions", "learned": "macro"}
 
 
 def clip_norm(actions: Tensor, cap: float) -> Tensor:
@@ -30,81 +26,126 @@ def clip_norm(actions: Tensor, cap: float) -> Tensor:
     return actions * (cap / norm).clamp(max=1.0)
 
 
-class Level(Protocol):
-    """What the planner needs to know about one level."""
+def reduce_horizon(costs: Tensor, config: SearchConfig, in_steps: bool) -> Tensor:
+    """Costs (..., H) of the predicted steps -> (...), by `config.form`.
 
-    config: SearchConfig
+    `auto` follows the geometry. A cost that counts steps adds up: its sum asks for speed. The
+    latent cost is only trusted close to the goal, so there the closest approach decides.
+    """
+    form = config.form
+    if form == "auto":
+        form = "sum" if in_steps else "closest"
+    if form == "sum":
+        return costs.sum(-1)
+    if form == "last":
+        return costs[..., -1]
+    if form == "closest":
+        return costs.amin(-1)
+    if form == "last_k":
+        tail = costs[..., -config.last_k :]
+        weights = torch.linspace(0.1, 1, tail.shape[-1], device=costs.device)
+        return (tail * weights).sum(-1) / weights.sum()
+    return costs[..., -1] + config.mean_weight * costs.mean(-1)
+
+
+def _mean(members: Tensor) -> Tensor:
+    """Over the ensemble: (K, M, H, D) -> (M, H, D), without a copy of a single one."""
+    return members[0] if len(members) == 1 else members.mean(0)
+
+
+class Level:
+    """What the planner needs of a level; a step of its plans is `plan_dim` wide."""
+
+    stride = 1  # environment steps per planned step
     plan_dim: int
-    stride: int  # environment steps per planned step
+
+    def __init__(self, config: SearchConfig, geometry: Geometry, cap: float) -> None:
+        self.config, self.geometry, self.cap = config, geometry, cap
 
     def project(self, plans: Tensor) -> Tensor:
         """(..., A) -> the same, inside the allowed convex set."""
-        ...
+        raise NotImplementedError
 
-    def imagine(self, start: Tensor, plans: Tensor) -> Tensor:
-        """start (M, D), plans (M, H, A) -> latents (M, H, D)."""
-        ...
+    def members(self, start: Tensor, plans: Tensor, context: Tensor | None = None) -> Tensor:
+        """start (M, D), plans (M, H, A) -> (K, M, H, D), one roll-out per ensemble member."""
+        raise NotImplementedError
+
+    def imagine(self, start: Tensor, plans: Tensor, context: Tensor | None = None) -> Tensor:
+        """start (M, D), plans (M, H, A), context (M, H, A) or None -> latents (M, H, D)."""
+        return _mean(self.members(start, plans, context))
+
+    def penalty(self, start: Tensor, members: Tensor, path: Tensor) -> Tensor | float:
+        """What a plan costs besides: start (M, D), embedded path (M, H, E) -> (M,)."""
+        return 0.0
+
+    def costs(
+        self, start: Tensor, plans: Tensor, goal: Tensor, context: Tensor | None = None
+    ) -> Tensor:
+        """start (B, D), plans (B, N, H, A), goal (B, E) embedded, context (B, H, A) -> (B, N)."""
+        batch, samples, horizon = plans.shape[:3]
+        rows = torch.arange(batch, device=plans.device).repeat_interleave(samples)  # (B * N,)
+        size = min(CHUNK, max(FEWEST, NUMBERS // (horizon * start.shape[-1])))
+        pieces = []
+        for row, part in zip(rows.split(size), plans.flatten(0, 1).split(size), strict=True):
+            here = start[row]
+            members = self.members(here, part, None if context is None else context[row])
+            path = self.geometry.embed(_mean(members))  # (M, H, E)
+            steps = self.geometry.between(path, goal[row][:, None])  # (M, H)
+            cost = reduce_horizon(steps, self.config, self.geometry.in_steps)
+            pieces.append(cost + self.penalty(here, members, path))
+        return torch.cat(pieces).reshape(batch, samples)
 
 
-class PrimitiveLevel:
+class PrimitiveLevel(Level):
     """Level 1: one action per environment step, norm <= cap px."""
 
-    stride = 1
+    config: PlannerConfig
+    plan_dim = ACTION_DIM
 
     def __init__(
-        self, model: Jepa, config: PlannerConfig, cap: float, level2: Level2 | None
-    ) -> None:
+        self, model: Jepa, config: PlannerConfig, geometry: Geometry, cap: float,
+        level2: Level2 | None = None,
+    ) -> None:  # fmt: skip
         if config.disagreement > 0 and len(model.predictors) == 1:
             raise ConfigError("a planner's disagreement cost needs level1.predictors > 1")
-        self.model, self.config, self.cap = model, config, cap
-        self.plan_dim = 2
-        self.level2 = level2
-        self.context: Tensor | None = None  # (B, H2, A) conditioning by level 2's last plan
-        self.elapsed = 0  # environment steps since that plan
+        super().__init__(config, geometry, cap)
+        self.model, self.level2 = model, level2
 
     def project(self, plans: Tensor) -> Tensor:
         return clip_norm(plans, self.cap)
 
-    def _hooks(self, rows: Tensor | None, horizon: int) -> dict:
+    def members(self, start: Tensor, plans: Tensor, context: Tensor | None = None) -> Tensor:
+        """`context` adds to the normalised actions (joint training's conditioning)."""
         feedback = None if self.level2 is None else self.level2.feedback
-        if self.context is None or rows is None:
-            return {"feedback": feedback}
-        # Beyond level 2's horizon its last macro-step holds on.
-        steps = (self.elapsed + torch.arange(horizon, device=rows.device)).clamp(
-            max=self.context.shape[1] - 1
-        )
-        return {"feedback": feedback, "context": self.context[rows[:, None], steps]}
+        rolled = self.model.rollout_members(start, plans, context=context, feedback=feedback)
+        return rolled[:, :, 1:]
 
-    def imagine(self, start: Tensor, plans: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Mean over the ensemble; `rows` (M,) says which trial a candidate belongs to."""
-        hooks = self._hooks(rows, plans.shape[1])
-        if len(self.model.predictors) == 1:
-            return self.model.rollout(start, plans, **hooks)[:, 1:]
-        return self.members(start, plans, rows).mean(0)
-
-    def members(self, start: Tensor, plans: Tensor, rows: Tensor | None = None) -> Tensor:
-        """(K, M, H, D), one roll-out per ensemble member."""
-        hooks = self._hooks(rows, plans.shape[1])
-        return self.model.rollout_members(start, plans, **hooks)[:, :, 1:]
+    def penalty(self, start: Tensor, members: Tensor, path: Tensor) -> Tensor | float:
+        """Ensemble disagreement (PLDM v2)."""
+        if self.config.disagreement == 0:
+            return 0.0
+        return self.config.disagreement * members.var(0).mean(-1).sum(-1)
 
 
-class MacroLevel:
-    """Level 2: one macro-step is `step_skip` environment steps."""
+class MacroLevel(Level):
+    """Level 2 and up: one macro-step is `step_skip` environment steps.
+
+    Plans live in the prior's standardised z (models without actions), in concatenated primitive
+    actions, or in learned macro-actions bounded by a percentile box of training data (HWM).
+    """
 
     def __init__(
-        self, model: Level2, config: SearchConfig, cap: float, clip: float, box: Tensor | None,
-        level1: Jepa, reachable: float = 0.0,
+        self, model: Level2, config: SearchConfig, geometry: Geometry, cap: float,
+        hierarchy: HierarchyConfig, box: Tensor | None, level1: Jepa,
     ) -> None:  # fmt: skip
-        self.model, self.config, self.cap, self.clip = model, config, cap, clip
-        self.level1, self.reachable = level1, reachable
+        super().__init__(config, geometry, cap)
+        self.model, self.level1 = model, level1
+        self.clip, self.reachable = hierarchy.clip, hierarchy.reachable
         self.stride = model.config.step_skip
-        self.space = {"none": "z", "concat": "actions", "only": "actions", "learned": "macro"}[
-            model.config.actions
-        ]
+        self.space = SPACES[model.config.actions]
         chunk = self.stride * model.rssm.action_dim
-        self.plan_dim = {"z": model.rssm.z_width, "actions": chunk, "macro": model.rssm.macro_dim}[
-            self.space
-        ]
+        widths = {"z": model.rssm.z_width, "actions": chunk, "macro": model.rssm.macro_dim}
+        self.plan_dim = widths[self.space]
         self.box = box  # (2, macro_dim) low and high percentiles of training macro-actions
 
     def project(self, plans: Tensor) -> Tensor:
@@ -127,56 +168,21 @@ class MacroLevel:
         return self.model.rssm.macro(self.level1.normalise_actions(steps))
 
     def imagine_states(self, start: Tensor, plans: Tensor):
-        """Predictions and z of a prior roll-out (models/rssm.py, Imagined)."""
+        """Predictions and z of a prior roll-out (models/level2.py, Imagined)."""
         noise = plans if self.space == "z" else None
         return self.model.imagine(start, plans.shape[1], self.macros(plans), noise)
 
-    def imagine(self, start: Tensor, plans: Tensor, rows: Tensor | None = None) -> Tensor:
-        return self.imagine_states(start, plans).predictions
+    def members(self, start: Tensor, plans: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.imagine_states(start, plans).predictions[None]
 
+    def penalty(self, start: Tensor, members: Tensor, path: Tensor) -> Tensor | float:
+        """How far the path asks for more than level 1 can do, in steps.
 
-def chunk_rows(horizon: int, dim: int) -> int:
-    """Candidates rolled out at once: fewer for long plans in wide latents."""
-    return min(CHUNK, max(FEWEST, NUMBERS // (horizon * dim)))
-
-
-def unreachable(level: MacroLevel, geometry: Geometry, start: Tensor, path: Tensor) -> Tensor:
-    """How far an imagined path asks for more than level 1 can do: start (M, D), path (M, H, E).
-
-    (M,) sum over macro-steps of (d - stride)^2 / stride, in steps, where consecutive ones are d >
-    stride steps apart. A decoder may jump through a wall; the distance knows the way round.
-    """
-    before = torch.cat([geometry.embed(start)[:, None], path[:, :-1]], 1)  # (M, H, E)
-    excess = (geometry.between(before, path) - level.stride).clamp(min=0)  # (M, H)
-    return excess.square().sum(-1) / level.stride
-
-
-def plan_costs(
-    level: PrimitiveLevel | MacroLevel,
-    geometry: Geometry,
-    start: Tensor,
-    plans: Tensor,
-    goal: Tensor,
-) -> Tensor:
-    """start (B, D), plans (B, N, H, A), goal (B, E) embedded -> costs (B, N)."""
-    batch, samples = plans.shape[:2]
-    rows = torch.arange(batch, device=plans.device).repeat_interleave(samples)  # (B*N,)
-    flat = plans.flatten(0, 1)  # (B*N, H, A)
-    pieces, size = [], chunk_rows(plans.shape[2], start.shape[-1])
-    for begin in range(0, batch * samples, size):
-        part = slice(begin, begin + size)
-        row = rows[part]
-        spread = 0.0
-        if isinstance(level, PrimitiveLevel) and level.config.disagreement > 0:
-            members = level.members(start[row], flat[part], row)  # (K, M, H, D)
-            latents = members.mean(0)
-            spread = level.config.disagreement * members.var(0).mean(-1).sum(-1)  # (M,)
-        else:
-            latents = level.imagine(start[row], flat[part], row)  # (M, H, D)
-        path = geometry.embed(latents)  # (M, H, E)
-        costs = geometry.between(path, goal[row][:, None])  # (M, H)
-        extra = spread
-        if isinstance(level, MacroLevel) and level.reachable > 0 and geometry.in_steps:
-            extra = level.reachable * unreachable(level, geometry, start[row], path)
-        pieces.append(reduce_horizon(costs, level.config, geometry.in_steps) + extra)
-    return torch.cat(pieces).reshape(batch, samples)
+        Sum over macro-steps of (d - stride)^2 / stride, where consecutive ones are d > stride steps
+        apart. A decoder may jump through a wall; the distance knows the way round.
+        """
+        if self.reachable == 0 or not self.geometry.in_steps:
+            return 0.0
+        before = torch.cat([self.geometry.embed(start)[:, None], path[:, :-1]], 1)  # (M, H, E)
+        excess = (self.geometry.between(before, path) - self.stride).clamp(min=0)  # (M, H)
+        return self.reachable * (excess.square().sum(-1) / self.stride)

@@ -18,8 +18,8 @@ from hjepa_lib.evaluation import protocol_cap
 from hjepa_lib.models.distance import Distance
 from hjepa_lib.models.geometry import DistanceGeometry, Geometry, LatentGeometry
 from hjepa_lib.models.level1 import Jepa
-from hjepa_lib.planning.levels import PrimitiveLevel, plan_costs
-from hjepa_lib.planning.planner import Plan, Planner
+from hjepa_lib.planning.levels import PrimitiveLevel
+from hjepa_lib.planning.planner import Layer, Plan, Planner
 from hjepa_lib.workbench.bench.level1 import SAMPLE
 from hjepa_lib.workbench.timing import Case, relative_difference
 from hjepa_lib.worlds.rendering import render
@@ -51,8 +51,8 @@ class Bench:
             self.start = model.encode(render(tasks.start, tasks.layout))[rows]  # (B, D)
             self.goal = model.encode(render(tasks.goal, tasks.layout))[rows]
         cap = protocol_cap("p1", config.planning.action_cap)
-        self.level = PrimitiveLevel(model, planner or config.planning.flat, cap, None)
-        self.planner = Planner(self.level, self.geometry, seed=0)
+        self.level = PrimitiveLevel(model, planner or config.planning.flat, self.geometry, cap)
+        self.planner = Planner([Layer(self.level)], seed=0)
         self.trials = trials
 
     def call(self, precision: str, rows: slice = slice(None)) -> Plan:
@@ -62,10 +62,9 @@ class Bench:
 
     def loop(self, precision: str) -> Plan:
         """The same code, one trial after the other."""
-        self.planner.reset()
         plans = []
         for row in range(self.trials):
-            self.planner.nominal1 = None  # of the trial before
+            self.planner.reset([row])
             plans.append(self._plan(precision, slice(row, row + 1)))
         searches = [torch.cat(parts) for parts in zip(*(p.search for p in plans), strict=True)]
         actions = torch.cat([plan.actions for plan in plans])
@@ -76,7 +75,7 @@ class Bench:
         candidates = baseline.search.candidates
         with torch.no_grad(), _autocast(precision):
             goal = self.geometry.embed(self.goal)
-            costs = plan_costs(self.level, self.geometry, self.start, candidates, goal)
+            costs = self.level.costs(self.start, candidates, goal)
         return relative_difference(baseline.search.costs, costs.float())
 
     def _plan(self, precision: str, rows: slice) -> Plan:
