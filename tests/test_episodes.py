@@ -1,6 +1,7 @@
 """Episodes in the world, floor and ceiling policies, diagnostics, FLOPs and open-loop errors."""
 
 import dataclasses
+import itertools
 import random
 
 import numpy as np
@@ -13,6 +14,7 @@ from hjepa_lib.evaluation.compute import count, planner_flops
 from hjepa_lib.evaluation.episodes import LatentPolicy, OraclePolicy, RandomPolicy, run_episodes
 from hjepa_lib.evaluation.metrics import per_trial
 from hjepa_lib.evaluation.results import to_episodes
+from hjepa_lib.planning.search import OPTIMISERS
 from hjepa_lib.worlds.base import trial_noise
 from hjepa_lib.worlds.trials import load_trials
 from hjepa_lib.worlds.two_rooms import TwoRooms, inside
@@ -259,6 +261,16 @@ def test_diagnostics_have_documented_shapes_and_values(agent, trials, method):
     assert (np.diff(seen["fan_cost"], axis=-1) >= 0).all()  # best first
 
 
+def with_optimiser(planning, method):
+    hierarchy = planning.hierarchy
+    flat, level2, tracker = (
+        dataclasses.replace(one, method=method)
+        for one in (planning.flat, hierarchy.level2, hierarchy.tracker)
+    )
+    changed = dataclasses.replace(hierarchy, level2=level2, tracker=tracker)
+    return dataclasses.replace(planning, flat=flat, hierarchy=changed)
+
+
 # --- compute ----------------------------------------------------------------------------------
 def test_flops_of_known_layers():
     """Multiply-adds count as 2."""
@@ -284,29 +296,58 @@ def test_planner_flops_are_positive_and_linear_in_samples(agent, method, cost):
         return planner_flops(agent.planner(method, settings), agent.level1, replan)
 
     encode = count(lambda: agent.encode(torch.zeros(1, 2, 65, 65, dtype=torch.uint8))) / 2
-    (one, steps), (two, double) = spent(1), spent(2)
-    assert encode > 0
-    assert one > encode
-    assert two - encode == pytest.approx(2 * (one - encode))
-    assert double == 2 * steps
-    # per environment step: level 1 every 2 steps, level 2 every 4 (its interval)
-    wanted = 8 * 2 * 5 / 2 + (8 * 2 * 3 / 4 if method == "l1+l2" else 0)
-    assert steps == wanted
+    (one, steps), (two, double), (four, _) = spent(1), spent(2), spent(4)
+    assert 0 < encode < one
+    assert four - two == pytest.approx(2 * (two - one))
+    if method == "flat":
+        assert two - encode == pytest.approx(2 * (one - encode))
+    # per environment step: level 1 every 2 steps; level 2, and the path it hands down, every 4
+    path = 3 / 4 if method == "l1+l2" else 0
+    assert steps - path == 8 * 2 * 5 / 2 + (8 * 2 * 3 / 4 if method == "l1+l2" else 0)
+    assert double - path == 2 * (steps - path)
     assert spent(1, replan=1)[1] > steps
 
 
-def test_transitions_per_step_are_those_really_made(agent, trials):
-    """Counted in the planner (per call) and predicted for the table: the same number."""
-    few = trials.first(2)
-    for method in ("flat", "l1+l2"):
-        policy = LatentPolicy(agent, method, agent.planning)
-        spent = []
-        plan = policy.planner.plan
-        policy.planner.plan = lambda *a, plan=plan, spent=spent: (
-            spent.append((found := plan(*a)).transitions) or found
-        )
+def test_gradient_and_hooks_are_paid_for(agent):
+    """Q2: one evaluation more, the backward passes, and level 2's hooks in level 1's roll-outs."""
+
+    def spent(agent, method, planning):
+        return planner_flops(agent.planner(method, planning), agent.level1, 2)[0]
+
+    encode = count(lambda: agent.encode(torch.zeros(1, 2, 65, 65, dtype=torch.uint8))) / 2
+    mppi, gradient = (
+        spent(agent, "flat", with_optimiser(agent.planning, name)) - encode
+        for name in ("mppi", "gradient")
+    )
+    assert gradient == pytest.approx(2.5 * mppi)  # 3 forward passes for 2, and 2 backward ones
+    plain, joint = (
+        make_agent(tiny_config(level2__train="joint", level2__feedback=on)) for on in (False, True)
+    )
+    assert spent(joint, "l1+l2", joint.planning) > spent(plain, "l1+l2", plain.planning)
+
+
+def test_transitions_per_step_are_those_really_made(agent, trials, monkeypatch):
+    """Q2: counted where the models are called, with every optimiser, and told in the table."""
+    few, made = trials.first(2), []
+    predict, advance = type(agent.level1).predict, type(agent.level2.rssm).advance
+
+    def count_predict(self, latent, *a, **k):
+        made.append(len(latent))
+        return predict(self, latent, *a, **k)
+
+    def count_advance(self, state, macro):
+        made.append(len(state.h))
+        return advance(self, state, macro)
+
+    monkeypatch.setattr(type(agent.level1), "predict", count_predict)
+    monkeypatch.setattr(type(agent.level2.rssm), "advance", count_advance)
+    for method, optimiser in itertools.product(("flat", "l1+l2"), OPTIMISERS):
+        planning = with_optimiser(agent.planning, optimiser)
+        policy = LatentPolicy(agent, method, planning)
+        monkeypatch.setattr(policy, "diagnostics", dict)
+        made.clear()
         run_episodes(policy, few, "slide", 8, CAP, 0)
-        assert sum(spent) / 8 == policy.transitions_per_step
+        assert sum(made) / 2 / 8 == policy.transitions_per_step
 
 
 def test_an_ensemble_counts_all_its_members():

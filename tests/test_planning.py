@@ -410,13 +410,13 @@ def test_level1_tracks_the_subgoal_and_goes_straight_to_a_near_goal(agent, monke
     away = agent.distance(latent, goal)
     middle = away.sort().values[3:5].mean().item()  # four trials are nearer, four farther
     targets = []
-    search = planner_module.Planner._search
+    replan = planner_module.Planner.replan
 
-    def spy(self, number, latent, target, context=None):
+    def spy(self, number, latent, target):
         targets.append(target)
-        return search(self, number, latent, target, context)
+        return replan(self, number, latent, target)
 
-    monkeypatch.setattr(planner_module.Planner, "_search", spy)
+    monkeypatch.setattr(planner_module.Planner, "replan", spy)
     for near, wanted in ((0.0, 0), (2.0, 4), (1e9, 8)):
         planner = hierarchical(agent, near=near)
         planner.layers[1].reach = middle / 2

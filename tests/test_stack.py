@@ -114,13 +114,13 @@ def test_each_level_hands_its_first_latent_to_the_level_below(cost, monkeypatch)
     latent, goal = torch.randn(2, 40, 16, generator=seeded(3))
     planner = with_near(agent.planner(THREE_LEVELS), goal, latent)
     geometry, targets = planner.geometry, {}
-    search = planner_module.Planner._search
+    replan = planner_module.Planner.replan
 
-    def spy(self, number, latent, target, context=None):
+    def spy(self, number, latent, target):
         targets[self.layers[number - 1].level] = target
-        return search(self, number, latent, target, context)
+        return replan(self, number, latent, target)
 
-    monkeypatch.setattr(planner_module.Planner, "_search", spy)
+    monkeypatch.setattr(planner_module.Planner, "replan", spy)
     plan = planner.plan(latent, goal, 0)
     _, two, three = planner.layers
     assert [level.stride for level in targets] == [8, 4, 1]  # top-down
@@ -205,7 +205,7 @@ def test_compute_counts_every_level_at_its_own_interval():
         for name in ("l1+l2", THREE_LEVELS)
     }
     extra = [three - two for two, three in zip(*counted.values(), strict=True)]
-    assert extra[1] == 8 * 2 * 3 / 6  # level 3 is due at steps 6, 12, ...
+    assert extra[1] == (8 * 2 + 1) * 3 / 6  # level 3 is due at steps 6, 12, ...
     rssm = agent.level3.model.rssm
     weights = sum(
         p.numel() for m in (rssm.decoder, rssm.prior_head) for p in m.parameters() if p.ndim > 1

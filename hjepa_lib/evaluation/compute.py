@@ -1,7 +1,7 @@
 """Compute of a planner, and memory of an update: counted by torch on one sample.
 
-One environment step costs (encode one frame + samples * iterations * horizon transitions, each
-with its embedding into the cost's space) / replan interval, per level. Multiply-adds count as 2.
+One environment step costs (encode one frame + one search of level 1) / replan interval, plus a
+search of every level above / its own interval. Multiply-adds count as 2.
 """
 
 from __future__ import annotations
@@ -14,36 +14,38 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hjepa_lib.models.level1 import IMAGE_CHANNELS, Jepa
 from hjepa_lib.planning.planner import Planner
+from hjepa_lib.planning.search import evaluations
 
 
 def count(call: Callable[[], object]) -> int:
-    """Forward FLOPs of one call."""
+    """FLOPs of one call, backward passes included."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
 
 
 def planner_flops(planner: Planner, model: Jepa, replan: int) -> tuple[float, float]:
-    """(FLOPs, model transitions) per environment step and trial."""
+    """(FLOPs, model transitions) per environment step and trial, by one real search of each level.
+
+    So whatever a search does is in it: hooks of joint models, the backward passes and the last
+    evaluation of the gradient planner, the imagined path that is handed down.
+    """
     device = model.pixel_mean.device
     side = model.image_size
     frame = torch.zeros(1, IMAGE_CHANNELS, side, side, dtype=torch.uint8, device=device)
     latent = torch.zeros(1, model.latent_dim, device=device)
-    embed = count(lambda: planner.geometry.embed(latent))
-    flops = count(lambda: model.encode(frame)) / replan
-    transitions = 0.0
-    levels = [(planner.level1, replan)]
-    for layer in planner.layers[1:]:
+    goal = planner.geometry.embed(latent)
+    planner.reset([0])
+    flops, transitions = count(lambda: model.encode(frame)) / replan, 0.0
+    for number in range(len(planner.layers), 0, -1):
+        layer = planner.layers[number - 1]
         # a macro level plans anew at the first level-1 plan that is due
-        rounds = -(-layer.replan // replan)
-        levels.append((layer.level, rounds * replan))
-    for level, every in levels:
-        plan = torch.zeros(1, 1, level.plan_dim, device=device)
-        one = count(lambda level=level, plan=plan: level.imagine(latent, plan))
-        members = len(model.predictors) if level.stride == 1 else 1
-        calls = level.config.samples * level.config.iterations * level.config.horizon / every
-        flops += calls * (one + embed)
-        transitions += calls * members
+        every = replan * max(1, -(-layer.replan // replan))
+        flops += count(lambda number=number: planner.replan(number, latent, goal)) / every
+        config, members = layer.level.config, 1 if number > 1 else len(model.predictors)
+        candidates = config.samples * evaluations(config) * members + (number > 1)
+        transitions += candidates * config.horizon / every
+    planner.reset()
     return flops, transitions
 
 

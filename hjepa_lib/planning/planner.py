@@ -132,26 +132,27 @@ class Planner:
         for number in range(len(self.layers), 1, -1):
             layer = self.layers[number - 1]
             if layer.due(executed):
-                self._plan_macro(number, latent, target)
+                self.replan(number, latent, target)
             here = self.geometry.between(self.geometry.embed(latent), goal)  # (B,)
             near = here <= self.hierarchy.near * layer.reach
             target = torch.where(near[:, None], goal, self.geometry.embed(layer.subgoal))
-        above = self.layers[1:]
-        context = above[0].context(self.level1.config.horizon) if above else None
         self.layers[0].due(executed)
-        search = self._search(1, latent, target, context)
-        handed = tuple(Handed(layer.macro, layer.subgoal) for layer in above)
-        return Plan(search.plan, search, near, handed, context)
+        search = self.replan(1, latent, target)
+        handed = tuple(Handed(layer.macro, layer.subgoal) for layer in self.layers[1:])
+        return Plan(search.plan, search, near, handed, self.context)
+
+    @property
+    def context(self) -> Tensor | None:
+        """(B, H, A) what level 2 adds to the actions of level 1's roll-outs from now on."""
+        return self.layers[1].context(self.level1.config.horizon) if self.level2 else None
 
     def _noise(self, number: int, draw: int, shape: tuple[int, ...]) -> Tensor:
         return trial_noise(self.seed, self.rows, self.step, shape, number, draw)
 
-    def _search(
-        self, number: int, latent: Tensor, target: Tensor, context: Tensor | None = None
-    ) -> Search:
-        """A new plan of one level to `target` (B, E), kept as its next warm start."""
+    def replan(self, number: int, latent: Tensor, target: Tensor) -> Search:
+        """A new plan of level `number` to `target` (B, E), kept as its next warm start."""
         layer = self.layers[number - 1]
-        level = layer.level
+        level, context = layer.level, self.context if number == 1 else None
         search = OPTIMISERS[level.config.method](
             lambda plans: level.costs(latent, plans, target, context),
             level.project,
@@ -160,13 +161,14 @@ class Planner:
             functools.partial(self._noise, number),
         )
         layer.nominal = search.plan
+        if number > 1:
+            self._hand_down(number, latent)
         return search
 
-    def _plan_macro(self, number: int, latent: Tensor, target: Tensor) -> None:
-        """A new plan of a level above level 1; the controls act on level 2 alone."""
+    def _hand_down(self, number: int, latent: Tensor) -> None:
+        """What the new plan of a level above level 1 looks like; controls act on level 2 alone."""
         layer, last = self.layers[number - 1], self.layers[number - 1].level.config.iterations
-        control = self.hierarchy.control if number == 2 else "none"
-        plan = self._search(number, latent, target).plan
+        control, plan = self.hierarchy.control if number == 2 else "none", layer.nominal
         if control == "zero":
             plan = layer.nominal = torch.zeros_like(plan)
         imagined = layer.level.imagine_states(latent, plan)

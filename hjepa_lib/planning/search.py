@@ -119,4 +119,9 @@ def gradient(
     return Search(candidates[rows, costs.argmin(1)], candidates, costs)
 
 
+def evaluations(config: SearchConfig) -> int:
+    """How often a search asks for the costs of all its candidates."""
+    return config.iterations + (config.method == "gradient")  # and once more, for the last step
+
+
 OPTIMISERS = {"mppi": mppi, "cem": cem, "gradient": gradient}
