@@ -122,7 +122,7 @@ def test_plain_impala_equals_the_shipped_encoder():
 
 @pytest.mark.parametrize("config", [REFERENCE, LAPTOP], ids=["reference", "laptop"])
 def test_batched_planning_equals_planning_one_by_one(config):
-    """Noise belongs to a trial, fp32: a batch finds the actions of the loop, whatever the chunks."""
+    """Noise belongs to a trial: in fp32 the batch finds the actions of the loop, in any chunks."""
     trials = 5
     # Warm enough that random weights weigh many candidates, not the plan of standing still alone.
     planner = dataclasses.replace(config.planning.flat, temperature=1.0)
