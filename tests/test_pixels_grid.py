@@ -14,7 +14,7 @@ import torch
 from sklearn.metrics import mean_absolute_error, r2_score
 
 from hjepa_lib.__main__ import main
-from hjepa_lib.config import ConfigError, GuardedOptimConfig, profile
+from hjepa_lib.config import ConfigError, OptimConfig, profile
 from hjepa_lib.config.pixels import EpochsConfig, GridConfig
 from hjepa_lib.evaluation.compute import update_bytes
 from hjepa_lib.figures.style import FigureError
@@ -450,7 +450,7 @@ class Scripted:
 
 def scripted(losses, updates=20) -> Fit:
     module = torch.nn.Linear(1, 1)
-    optim = GuardedOptimConfig(updates=updates, validate_every=1, schedule="constant")
+    optim = OptimConfig(updates=updates, validate_every=1, schedule="constant", non_finite="skip")
     task = Task(module, lambda g: (module(torch.ones(1)).sum() ** 2, {}), Scripted(*losses))
     return Fit(task, optim, seed=0)
 

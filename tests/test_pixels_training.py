@@ -18,7 +18,7 @@ from tiny_pixels import (
 )
 from torch import nn
 
-from hjepa_lib.config import GuardedOptimConfig, profile
+from hjepa_lib.config import OptimConfig, profile
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import MODELS, EpochsConfig
 from hjepa_lib.files import FileError, read_json
@@ -48,7 +48,7 @@ class Toy(nn.Module):
         self.register_buffer("seen", torch.zeros(()))
 
 
-def toy(factors=(), validate=None, folder=None, after=None, kind=GuardedOptimConfig, **optim):
+def toy(factors=(), validate=None, folder=None, after=None, **optim):
     """Loss = factor * |w|^2, the factor of update k from `factors` (1 beyond them)."""
     module = Toy()
 
@@ -57,9 +57,10 @@ def toy(factors=(), validate=None, folder=None, after=None, kind=GuardedOptimCon
         module.seen += factor
         return factor * module.weight.square().sum(), {}
 
-    settings = {"updates": 6, "lr": 0.1, "validate_every": 1} | optim
+    settings = {"updates": 6, "lr": 0.1, "validate_every": 1, "schedule": "constant"}
+    settings |= {"non_finite": "skip"} | optim
     task = Task(module, loss_fn, validate, after)
-    fit = Fit(task, kind(**settings), seed=0, folder=folder)
+    fit = Fit(task, OptimConfig(**settings), seed=0, folder=folder)
     return module, fit
 
 
@@ -118,7 +119,7 @@ def test_constant_and_step_schedules():
     step = rates([1.0] * 7, schedule="step", decay_every=3)
     assert step == pytest.approx([0.1] * 3 + [0.05] * 3 + [0.025])
     assert rates([1.0] * 7, schedule="step", decay_every=1, min_lr=0.04)[-1] == 0.04
-    config = GuardedOptimConfig(updates=10, lr=0.5, schedule="step", decay_every=5)
+    config = OptimConfig(updates=10, lr=0.5, schedule="step", decay_every=5)
     assert [learning_rate(k, config) for k in (0, 4, 5, 9)] == [0.5, 0.5, 0.25, 0.25]
 
 

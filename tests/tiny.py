@@ -47,26 +47,17 @@ OVERRIDES: dict[str, Any] = {
     "level2.macro_steps": 2,
     "level2.z_dim": 4,
     "level2.hidden": 16,
-    "level2.macro_dim": 3,
-    "level3.step_skip": 8,
     "planning.action_cap": 1.8365,
     "planning.replan": 2,
     "planning.flat.samples": 8,
     "planning.flat.iterations": 2,
     "planning.flat.horizon": 5,
-    "planning.flat.elites": 3,
     "planning.hierarchy.level2.samples": 8,
     "planning.hierarchy.level2.iterations": 2,
     "planning.hierarchy.level2.horizon": 3,
-    "planning.hierarchy.level2.elites": 3,
     "planning.hierarchy.tracker.samples": 8,
     "planning.hierarchy.tracker.iterations": 2,
     "planning.hierarchy.tracker.horizon": 5,
-    "planning.hierarchy.tracker.elites": 3,
-    "planning.level3.samples": 8,
-    "planning.level3.iterations": 2,
-    "planning.level3.elites": 3,
-    "planning.level3.replan": 4,
     "evaluation.trials": 3,
     "evaluation.steps": 6,
     **{
@@ -75,11 +66,24 @@ OVERRIDES: dict[str, Any] = {
         for key, value in {"updates": 4, "batch": 8, "validate_every": 2}.items()
     },
 }
+ELSEWHERE: dict[str, Any] = {
+    "level2.macro_dim": 3,
+    "level3.step_skip": 8,
+    "planning.level3.samples": 8,
+    "planning.level3.iterations": 2,
+    "planning.level3.replan": 4,
+    **{
+        f"planning.{search}.elites": 3
+        for search in ("flat", "hierarchy.level2", "hierarchy.tracker", "level3")
+    },
+}
+"""Small values of settings that act only after another one has been changed."""
 
 
 def tiny_config(**changes: Any) -> Config:
     """The tiny settings; keywords are dotted keys with "__" for the dots."""
-    return profile("smoke").override(OVERRIDES | dotted(changes))
+    small = profile("smoke").override(OVERRIDES | ELSEWHERE, strict=False)
+    return small.override(dotted(changes))
 
 
 def dotted(changes: dict[str, Any]) -> dict[str, Any]:

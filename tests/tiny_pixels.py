@@ -50,7 +50,7 @@ TINY: dict[str, Any] = {
 def tiny_config(**changes: Any) -> Config:
     """Keywords are keys below `pixels` with "__" for the dots: encoder__kind="vit"."""
     dotted = {f"pixels.{key.replace('__', '.')}": value for key, value in changes.items()}
-    return profile("smoke").override(TINY | dotted)
+    return profile("smoke").override(TINY, strict=False).override(dotted)
 
 
 def tiny_pixels(**changes: Any) -> PixelsConfig:

@@ -1,69 +1,69 @@
 """The whole configuration of a run: profiles, dotted overrides, YAML files.
 
 A profile (`smoke`, `laptop`, `full`) gives a whole `Config`; dotted overrides such as
-``level1.optim.updates=500`` change single values. Unknown names, wrong types and values out of
-range raise `ConfigError` with one sentence. Notebooks, command line, YAML files and checkpoints
-all go through `Config`, so no value is read twice or silently ignored. The settings themselves
-stand in sections.py, recipes in presets.py.
+``level1.optim.updates=500`` change single values. Unknown names, wrong types, values out of range
+and settings that would do nothing raise `ConfigError` with one sentence. Notebooks, command line,
+YAML files and checkpoints all go through `Config`, so no value is read twice or silently ignored.
 """
 
 from __future__ import annotations
 
+import functools
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hjepa_lib.config.fields import Checked, ConfigError, choice, from_dict, number, to_dict
+from hjepa_lib.config.fields import (
+    Checked,
+    ConfigError,
+    Setting,
+    acts,
+    choice,
+    describe,
+    from_dict,
+    leaves,
+    number,
+    setting,
+    to_dict,
+)
+from hjepa_lib.config.optim import EpochsConfig, OptimConfig
 from hjepa_lib.config.pixels import PixelsConfig
-from hjepa_lib.config.presets import PRESETS
+from hjepa_lib.config.planning import (
+    ChaptersConfig,
+    EvaluationConfig,
+    HierarchyConfig,
+    PlannerConfig,
+    PlanningConfig,
+    SearchConfig,
+)
+from hjepa_lib.config.presets import PRESETS, PROFILES
 from hjepa_lib.config.two_rooms import (
     DataConfig,
     DistanceConfig,
-    EvaluationConfig,
-    GuardedOptimConfig,
-    HierarchyConfig,
     Level1Config,
     Level2Config,
     Level3Config,
     LossConfig,
-    OptimConfig,
-    PlannerConfig,
-    PlanningConfig,
-    SearchConfig,
     TrackingConfig,
 )
 
 __all__ = [
-    "PROFILES",
-    "Config",
-    "ConfigError",
-    "DataConfig",
-    "DistanceConfig",
-    "EvaluationConfig",
-    "GuardedOptimConfig",
-    "HierarchyConfig",
-    "Level1Config",
-    "Level2Config",
-    "Level3Config",
-    "LossConfig",
-    "OptimConfig",
-    "PixelsConfig",
-    "PlannerConfig",
-    "PlanningConfig",
-    "SearchConfig",
-    "TrackingConfig",
-    "differences",
-    "flatten",
-    "from_dict",
-    "leaves",
-    "load_yaml",
-    "parse_overrides",
-    "profile",
-    "read_yaml",
-    "to_dict",
+    "PRESETS", "PROFILES", "Config", "ConfigError", "DataConfig", "DistanceConfig", "EpochsConfig",
+    "EvaluationConfig", "HierarchyConfig", "Level1Config", "Level2Config", "Level3Config",
+    "LossConfig", "OptimConfig", "PixelsConfig", "PlannerConfig", "PlanningConfig", "SearchConfig",
+    "Setting", "TrackingConfig", "differences", "flatten", "from_dict", "leaves", "load_yaml",
+    "parse_overrides", "profile", "read_config", "read_yaml", "settings",
+    "settings_text", "to_dict",
 ]  # fmt: skip
+
+Overrides = str | Sequence[str] | dict[str, Any]
+
+RENAMED: dict[str, str] = {}
+"""Dotted setting or section of earlier versions: what it is called now; "" = it is gone."""
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,24 @@ class Config(Checked):
     """One run = one training seed."""
 
     profile: str = choice("laptop", "smoke", "laptop", "full")
+    """The set of values that a run starts from."""
     seed: int = number(0, 0, 2**31 - 1)
+    """Seed of data, weights, batches and planners."""
     device: str = choice("auto", "auto", "cpu", "cuda", "mps")
+    """Where to compute; `auto`: an accelerator where there is one."""
     precision: str = choice("auto", "auto", "fp32", "bf16")
     """`auto`: a one-second micro-benchmark decides; the choice is stored in the manifest."""
     tracker: str = choice("none", "none", "tensorboard", "wandb")
-    """Who else gets the training curves (runs/log.py); metrics.jsonl is written in any case."""
-    tracking: TrackingConfig = TrackingConfig()
+    """Who else gets the training curves; metrics.jsonl is written in any case."""
+    tracking: TrackingConfig = setting(TrackingConfig(), needs="tracker=wandb")
     data: DataConfig = DataConfig()
     level1: Level1Config = Level1Config()
     distance: DistanceConfig = DistanceConfig()
-    level2: Level2Config = Level2Config()
-    level3: Level3Config = Level3Config()
+    level2: Level2Config = setting(Level2Config(), needs="level2.disable_l2=false")
+    level3: Level3Config = setting(Level3Config(), needs="level3.enabled=true")
     planning: PlanningConfig = PlanningConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    chapters: ChaptersConfig = ChaptersConfig()
     pixels: PixelsConfig = PixelsConfig()
 
     def __post_init__(self) -> None:
@@ -94,9 +98,12 @@ class Config(Checked):
             raise ConfigError("a planner's disagreement cost needs level1.predictors > 1")
         if self.level1.static_dim and self.data.layouts == "fixed":
             raise ConfigError("level1.static_dim needs data.layouts=random or rectangle")
-        for name in ("static_dim", "refine_updates"):
-            if getattr(self.level1, name) and self.level2.train == "joint":
-                raise ConfigError(f"level1.{name} needs level2.train=frozen")
+        if self.level2.train == "joint":
+            for name in ("static_dim", "refine_updates"):
+                if getattr(self.level1, name):
+                    raise ConfigError(f"level1.{name} needs level2.train=frozen")
+            if self.level1.optim.patience or self.level1.optim.schedule == "plateau":
+                raise ConfigError("level2.train=joint has no validation that could end or slow it")
         if self.level3.enabled:
             self._check_level3()
 
@@ -115,31 +122,60 @@ class Config(Checked):
         own = {"step_skip": self.level3.step_skip, "macro_steps": self.level3.macro_steps}
         return replace(self.level2, **own)
 
-    def override(self, overrides: str | dict[str, Any]) -> Config:
-        """A copy with dotted keys replaced; `overrides` is "a.b=1,c=x" or {"a.b": 1}.
+    def override(self, overrides: Overrides, strict: bool = True) -> Config:
+        """A copy with dotted keys replaced; see `parse_overrides` for what `overrides` may be.
 
-        The key `preset` stands for a recipe of presets.py; other keys win over it.
+        The key `preset` stands for a recipe of presets.py; other keys win over it. A value that the
+        other settings switch off is refused, unless not `strict`.
         """
-        pairs = parse_overrides(overrides) if isinstance(overrides, str) else dict(overrides)
-        if pairs.get("profile", self.profile) != self.profile:
+        own = overrides if isinstance(overrides, dict) else parse_overrides(overrides)
+        if own.get("profile", self.profile) != self.profile:
             raise ConfigError(
                 "the profile is chosen by --profile or the notebook, not by a setting"
             )
-        name = pairs.pop("preset", None)
-        if name is not None:
-            if name not in PRESETS:
-                raise ConfigError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}")
-            pairs = PRESETS[name] | pairs
+        pairs = {key: value for key, value in own.items() if key != "preset"}
+        if "preset" in own:
+            if own["preset"] not in PRESETS:
+                raise ConfigError(
+                    f"preset must be one of {', '.join(PRESETS)}; got {own['preset']!r}"
+                )
+            pairs = PRESETS[own["preset"]] | pairs
         tree = to_dict(self)
         for key, value in pairs.items():
             _set(tree, key, value)
-        return from_dict(Config, tree)
+        changed = from_dict(Config, tree)
+        if strict:
+            self._refuse_idle(changed, [key for key in own if key != "preset"])
+        return changed
+
+    def _refuse_idle(self, changed: Config, keys: list[str]) -> None:
+        """ConfigError for a key whose new value the other settings switch off (PL7)."""
+        before, after = flatten(self), flatten(changed)
+        for key in keys:
+            idle = [need for need in _needs()[key] if not acts(need, after)]
+            if idle and after[key] not in (before[key], _defaults(self.profile)[key]):
+                raise ConfigError(f"{key} needs {idle[0]}, else it does nothing")
 
 
-def parse_overrides(text: str) -> dict[str, str]:
-    """ "a.b=1, c=x" -> {"a.b": "1", "c": "x"}; tuples are written 1+2+3."""
+@functools.cache
+def _needs() -> dict[str, tuple[str, ...]]:
+    return {one.name: one.needs for one in describe(Config())}
+
+
+@functools.cache
+def _defaults(name: str) -> dict[str, Any]:
+    return flatten(profile(name))
+
+
+def parse_overrides(overrides: str | Sequence[str]) -> dict[str, str]:
+    """ "a.b=1, c=x" or ["a.b=1", "c=x, y"] -> {"a.b": "1", "c": "x, y"}; lists are written 1+2+3.
+
+    A text is cut at the commas that a `name=` follows; of a list every entry is taken verbatim.
+    """
+    if isinstance(overrides, str):
+        overrides = re.split(r",(?=\s*[\w.]+\s*=)", overrides.strip().rstrip(","))
     pairs: dict[str, str] = {}
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
+    for part in filter(str.strip, overrides):
         key, equals, value = part.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"override {part!r} is not of the form dotted.key=value")
@@ -155,24 +191,36 @@ def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
     for name in path:
         node = node.get(name) if isinstance(node, dict) else None
     if not isinstance(node, dict) or last not in node:
-        raise ConfigError(f"unknown setting {dotted!r}")
+        moved = _moved(dotted)
+        now = "" if moved is None else f": it is {moved} now" if moved else ": it is gone"
+        raise ConfigError(f"unknown setting {dotted!r}{now}")
     if isinstance(node[last], dict):
         raise ConfigError(f"{dotted!r} is a section; set one of: {', '.join(node[last])}")
     node[last] = value
 
 
+def _moved(dotted: str) -> str | None:
+    """What a setting of earlier versions is called now, "" if it is gone, None if it never was."""
+    for old, new in RENAMED.items():
+        if dotted == old or dotted.startswith(f"{old}."):
+            return new and new + dotted.removeprefix(old)
+    return None
+
+
+def read_config(tree: dict[str, Any]) -> Config:
+    """The config of a stored manifest, which an earlier version may have written."""
+    known = flatten(Config())
+    pairs = {}
+    for name, value in leaves(tree).items():
+        name = name if name in known else _moved(name) if _moved(name) is not None else name
+        if name:
+            pairs[name] = value
+    return profile(tree.get("profile", "laptop")).override(pairs, strict=False)
+
+
 def flatten(config: Any) -> dict[str, Any]:
     """{"level1.optim.updates": 3000, ...} for every leaf of a config."""
     return leaves(to_dict(config))
-
-
-def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        found |= leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return found
 
 
 def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
@@ -181,10 +229,41 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     return {key: (left[key], right[key]) for key in left if left[key] != right[key]}
 
 
+def settings(prefix: str = "", name: str = "laptop") -> list[Setting]:
+    """Every setting below `prefix` with its value in the profile `name`, range and meaning."""
+    found = [one for one in describe(profile(name)) if one.name.startswith(prefix)]
+    if not found:
+        raise ConfigError(f"no setting begins with {prefix!r}")
+    return found
+
+
+def settings_text(prefix: str = "", name: str = "laptop") -> str:
+    """What `python -m hjepa_lib settings [prefix]` prints."""
+    lines = []
+    for one in settings(prefix, name):
+        value = "+".join(map(str, one.value)) if isinstance(one.value, tuple) else one.value
+        lines += [f"{one.name} = {value}   {one.allowed}", f"    {one.meaning}"]
+        lines += [f"    acts with {need}" for need in one.needs]
+    return "\n".join(lines)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML where a key that is given twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if (key.tag, key.value) in seen:
+                text = f"{key.value!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
+            seen |= {(key.tag, key.value)} if isinstance(key, yaml.ScalarNode) else set()
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | Path, what: str) -> Any:
     """The content of a YAML file called `what` in the ConfigError of a missing or broken one."""
     try:
-        return yaml.safe_load(Path(path).read_text())
+        return yaml.load(Path(path).read_text(), _UniqueKeys)
     except FileNotFoundError as error:
         raise ConfigError(f"{what} {path} does not exist") from error
     except yaml.MarkedYAMLError as error:
@@ -200,118 +279,11 @@ def load_yaml(path: str | Path, base: Config | None = None) -> Config:
     tree = read_yaml(path, "config file") or {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of settings")
-    if base is None:
-        base = profile(tree.get("profile", "laptop"))
-    leaves: dict[str, Any] = {}
-
-    def walk(prefix: str, node: dict[str, Any]) -> None:
-        for key, value in node.items():
-            name = f"{prefix}.{key}" if prefix else str(key)
-            walk(name, value) if isinstance(value, dict) else leaves.__setitem__(name, value)
-
-    walk("", tree)
-    return base.override(leaves)
+    return (base or profile(tree.get("profile", "laptop"))).override(leaves(tree))
 
 
 def profile(name: str, seed: int = 0) -> Config:
     """The named profile: `smoke` (tests), `laptop` (a real result on 2 cores), `full` (one GPU)."""
     if name not in PROFILES:
         raise ConfigError(f"profile must be one of {', '.join(PROFILES)}; got {name!r}")
-    return Config(profile=name, seed=seed).override(PROFILES[name])
-
-
-_SMOKE_PIXELS: dict[str, Any] = {
-    "pixels.seeds": 1,
-    "pixels.environment.id": "hjepa/Drift-v0",
-    "pixels.environment.max_steps": 30,
-    "pixels.data.episodes": 10,
-    "pixels.data.transitions": 240,
-    "pixels.ppo.steps": 128,
-    "pixels.ppo.n_envs": 1,
-    "pixels.ppo.n_steps": 64,
-    "pixels.encoder.cnn_filters": 8,
-    "pixels.encoder.depth": 1,
-    "pixels.encoder.temporal_depth": 1,
-    "pixels.decoder.depth": 1,
-    "pixels.optim.updates": 12,
-    "pixels.decoder.optim.updates": 6,
-    "pixels.reward.optim.updates": 10,
-    "pixels.reward.seeds": 2,
-    "pixels.reward.study_transitions": 200,
-    "pixels.vjepa2.stage1.depth": 1,
-    "pixels.vjepa2.stage1.optim.updates": 8,
-    "pixels.vjepa2.stage2.depth": 1,
-    "pixels.vjepa2.stage2.optim.updates": 12,
-    "pixels.grid.size": 8,
-    "pixels.grid.episodes": 6,
-    "pixels.grid.steps": 12,
-    "pixels.grid.encoder_depth": 1,
-    "pixels.grid.depth": 1,
-    "pixels.grid.optim.updates": 10,
-    "pixels.grid.reward_optim.updates": 10,
-}
-
-# The budgets of seeds 001, 002 and 004.
-_FULL_PIXELS: dict[str, Any] = {
-    "pixels.seeds": 5,
-    "pixels.data.transitions": 0,
-    "pixels.encoder.kind": "vit",
-    "pixels.optim.updates": 0,
-    "pixels.optim.lr": 3e-4,
-    "pixels.decoder.optim.updates": 0,
-    "pixels.decoder.optim.lr": 3e-4,
-    "pixels.reward.optim.updates": 0,
-    "pixels.reward.study_transitions": 30_000,
-    "pixels.vjepa2.stage1.optim.updates": 0,
-    "pixels.vjepa2.stage2.optim.updates": 0,
-    "pixels.grid.size": 30,
-    "pixels.grid.episodes": 2_000,
-    "pixels.grid.steps": 20,
-    "pixels.grid.optim.updates": 0,
-    "pixels.grid.reward_optim.updates": 0,
-}
-
-PROFILES: dict[str, dict[str, Any]] = {
-    "laptop": {},
-    "smoke": {
-        "data.transitions": 20_312,
-        "level1.latent_dim": 32,
-        "level1.width": 16,
-        "level1.hidden": 64,
-        "level1.optim.updates": 60,
-        "level1.optim.batch": 16,
-        "level1.optim.validate_every": 30,
-        "distance.trajectories": 100,
-        "distance.hidden": 64,
-        "distance.optim.updates": 60,
-        "distance.optim.batch": 128,
-        "distance.optim.validate_every": 30,
-        "level2.hidden": 64,
-        "level2.optim.updates": 40,
-        "level2.optim.batch": 16,
-        "level2.optim.validate_every": 20,
-        "planning.flat.samples": 16,
-        "planning.flat.iterations": 2,
-        "planning.hierarchy.level2.samples": 16,
-        "planning.hierarchy.level2.iterations": 2,
-        "planning.hierarchy.tracker.samples": 16,
-        "planning.hierarchy.tracker.iterations": 2,
-        "planning.level3.samples": 16,
-        "evaluation.trials": 4,
-        "evaluation.steps": 40,
-        "evaluation.budgets": [0.5, 1.0],
-        "evaluation.budget_trials": 2,
-        **_SMOKE_PIXELS,
-    },
-    # The reference architecture with its published coefficients, at paper scale.
-    "full": {
-        **PRESETS["pldm_3m"],
-        "data.transitions": 3_000_000,
-        "level1.optim.validate_every": 2_000,
-        "distance.trajectories": 20_000,
-        "distance.optim.updates": 40_000,
-        "level2.optim.updates": 30_000,
-        "evaluation.trials": 500,
-        **_FULL_PIXELS,
-    },
-}
+    return Config(profile=name, seed=seed).override(PROFILES[name], strict=False)

@@ -1,4 +1,4 @@
-"""Recipes as overrides: `--set preset=pldm_v2`, `overrides="preset=eb_jepa"`.
+"""Sets of overrides: recipes (`--set preset=pldm_v2`) and the profiles.
 
 Coefficients are those of the public configurations (PLDM arXiv 2502.14819 v1 unless v2 is named;
 EB-JEPA arXiv 2602.03604). Updates are exactly E epochs of batches of 64 windows; the public PLDM
@@ -126,5 +126,101 @@ PRESETS: dict[str, Overrides] = {
         "distance.trajectories": 16_000,
         "distance.optim.updates": 6_000,
         "evaluation.protocol": "p2_heldout",
+    },
+}
+
+_SMOKE_PIXELS: dict[str, Any] = {
+    "pixels.seeds": 1,
+    "pixels.environment.id": "hjepa/Drift-v0",
+    "pixels.environment.max_steps": 30,
+    "pixels.data.episodes": 10,
+    "pixels.data.transitions": 240,
+    "pixels.ppo.steps": 128,
+    "pixels.ppo.n_envs": 1,
+    "pixels.ppo.n_steps": 64,
+    "pixels.encoder.cnn_filters": 8,
+    "pixels.encoder.depth": 1,
+    "pixels.encoder.temporal_depth": 1,
+    "pixels.decoder.depth": 1,
+    "pixels.optim.updates": 12,
+    "pixels.decoder.optim.updates": 6,
+    "pixels.reward.optim.updates": 10,
+    "pixels.reward.seeds": 2,
+    "pixels.reward.study_transitions": 200,
+    "pixels.vjepa2.stage1.depth": 1,
+    "pixels.vjepa2.stage1.optim.updates": 8,
+    "pixels.vjepa2.stage2.depth": 1,
+    "pixels.vjepa2.stage2.optim.updates": 12,
+    "pixels.grid.size": 8,
+    "pixels.grid.episodes": 6,
+    "pixels.grid.steps": 12,
+    "pixels.grid.encoder_depth": 1,
+    "pixels.grid.depth": 1,
+    "pixels.grid.optim.updates": 10,
+    "pixels.grid.reward_optim.updates": 10,
+}
+
+# The budgets of seeds 001, 002 and 004.
+_FULL_PIXELS: dict[str, Any] = {
+    "pixels.seeds": 5,
+    "pixels.data.transitions": 0,
+    "pixels.encoder.kind": "vit",
+    "pixels.optim.updates": 0,
+    "pixels.optim.lr": 3e-4,
+    "pixels.decoder.optim.updates": 0,
+    "pixels.decoder.optim.lr": 3e-4,
+    "pixels.reward.optim.updates": 0,
+    "pixels.reward.study_transitions": 30_000,
+    "pixels.vjepa2.stage1.optim.updates": 0,
+    "pixels.vjepa2.stage2.optim.updates": 0,
+    "pixels.grid.size": 30,
+    "pixels.grid.episodes": 2_000,
+    "pixels.grid.steps": 20,
+    "pixels.grid.optim.updates": 0,
+    "pixels.grid.reward_optim.updates": 0,
+}
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "laptop": {},
+    "smoke": {
+        "data.transitions": 20_312,
+        "level1.latent_dim": 32,
+        "level1.width": 16,
+        "level1.hidden": 64,
+        "level1.optim.updates": 60,
+        "level1.optim.batch": 16,
+        "level1.optim.validate_every": 30,
+        "distance.trajectories": 100,
+        "distance.hidden": 64,
+        "distance.optim.updates": 60,
+        "distance.optim.batch": 128,
+        "distance.optim.validate_every": 30,
+        "level2.hidden": 64,
+        "level2.optim.updates": 40,
+        "level2.optim.batch": 16,
+        "level2.optim.validate_every": 20,
+        "planning.flat.samples": 16,
+        "planning.flat.iterations": 2,
+        "planning.hierarchy.level2.samples": 16,
+        "planning.hierarchy.level2.iterations": 2,
+        "planning.hierarchy.tracker.samples": 16,
+        "planning.hierarchy.tracker.iterations": 2,
+        "planning.level3.samples": 16,
+        "evaluation.trials": 4,
+        "evaluation.steps": 40,
+        "evaluation.budgets": [0.5, 1.0],
+        "evaluation.budget_trials": 2,
+        **_SMOKE_PIXELS,
+    },
+    # The reference architecture with its published coefficients, at paper scale.
+    "full": {
+        **PRESETS["pldm_3m"],
+        "data.transitions": 3_000_000,
+        "level1.optim.validate_every": 2_000,
+        "distance.trajectories": 20_000,
+        "distance.optim.updates": 40_000,
+        "level2.optim.updates": 30_000,
+        "evaluation.trials": 500,
+        **_FULL_PIXELS,
     },
 }

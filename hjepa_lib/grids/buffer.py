@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hjepa_lib.config.pixels import GridConfig
+from hjepa_lib.config.grids import GridConfig
 from hjepa_lib.files import FileError, load_npz, read_bytes, save_npz, sha256, write_atomic
 from hjepa_lib.grids import world
 

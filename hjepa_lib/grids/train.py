@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hjepa_lib.config.pixels import EpochsConfig
+from hjepa_lib.config.optim import EpochsConfig
 from hjepa_lib.grids.buffer import GridBuffer
 from hjepa_lib.grids.models import GridModel
 from hjepa_lib.grids.reward import GoalReward

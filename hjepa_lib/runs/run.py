@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hjepa_lib.config import Config, differences, flatten, from_dict, to_dict
+from hjepa_lib.config import Config, differences, flatten, read_config, to_dict
 from hjepa_lib.files import (
     exclusive,
     inside,
@@ -50,7 +50,7 @@ class Run:
         for key in ("name", "config", "stages"):
             if key not in self.manifest:
                 raise RunError(f"{path / 'manifest.json'} is no run manifest: {key!r} is missing")
-        self.config: Config = from_dict(Config, self.manifest["config"])
+        self.config: Config = read_config(self.manifest["config"])
         self.metrics = MetricsLog(path / "metrics.jsonl")
         self.tracker = Tracker(
             self.config.tracker,

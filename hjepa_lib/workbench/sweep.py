@@ -14,7 +14,6 @@ import io
 import itertools
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from pandas.api.types import is_object_dtype
 
-from hjepa_lib.config import Config, ConfigError, flatten, profile, read_yaml
+from hjepa_lib.config import Config, ConfigError, flatten, leaves, profile, read_yaml
 from hjepa_lib.figures.sweeps import write_figures
 from hjepa_lib.files import exclusive, read_json, sha256, write_atomic, write_json
 from hjepa_lib.runs import machine
@@ -77,7 +76,7 @@ def read_study(path: Path) -> Study:
     for key in tree:
         if key not in _SECTIONS:
             raise ConfigError(f"unknown section {key!r} in {path}; known: {', '.join(_SECTIONS)}")
-    base = dict(_leaves(tree.get("base") or {}))
+    base = _leaves(tree.get("base") or {})
     axes = [_axis(key, values, path) for key, values in (tree.get("grid") or {}).items()]
     seeds = tree.get("seeds", [base.pop("seed", 0)])
     _axis("seeds", seeds, path)
@@ -111,18 +110,14 @@ def _axis(key: str, values: Any, path: Path) -> list[_Choice]:
             f"{key} in {path} has labelled choices, so it needs a name that is no setting and no "
             "column of the table"
         )
-    return [_Choice((key, label), dict(_leaves(node))) for label, node in values.items()]
+    return [_Choice((key, label), _leaves(node)) for label, node in values.items()]
 
 
-def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(node: Any) -> dict[str, Any]:
     """Dotted leaves of nested sections; keys that are dotted already pass through."""
     if not isinstance(node, dict):
         raise ConfigError(f"base, or a label, must be a mapping of settings, got {node!r}")
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return leaves(node)
 
 
 def _cell_name(study: str, swept: dict[str, Any], config: Config) -> str:
@@ -248,21 +243,14 @@ def collect_table(root: Path, cells: list[Cell]) -> pd.DataFrame:
             low, high = result.pop("ci95")
             row = {"cell": cell.name.split("/")[-1], "profile": cell.config.profile}
             row |= {key: _scalar(value) for key, value in cell.swept.items()}
-            rows.append(row | {"ci95_low": low, "ci95_high": high} | dict(_flat(result)))
+            flat = {key: _scalar(value) for key, value in leaves(result).items()}
+            rows.append(row | {"ci95_low": low, "ci95_high": high} | flat)
     table = pd.DataFrame(rows, columns=None if rows else _COLUMNS)
     for name in filter(lambda name: is_object_dtype(table[name]), table.columns):
         # One column of a Parquet file has one type; planners of different kinds share columns.
         if table[name].map(type).nunique() > 1:
             table[name] = table[name].map(lambda value: None if value is None else str(value))
     return table
-
-
-def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", _scalar(value)
 
 
 def _scalar(value: Any) -> Any:
