@@ -132,6 +132,9 @@ def test_settings_are_layered(tmp_path):
     assert config.level1.optim == profile("smoke").level1.optim
     path.write_text("level1: {width: 8}\n")
     assert settings(config=path).profile == "laptop"
+    with pytest.raises(ValueError, match=r"level1\.width needs level1\.encoder=fast"):
+        settings(config=path, profile="full")  # whose encoder has a fixed width
+    path.write_text("level1: {window: 8}\n")
     assert settings(config=path, profile="full").level1.encoder == "impala"
     path.write_text("profile: smoke\n")
     for options, message in (

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from tiny import digest, tiny_config
+from tiny import OVERRIDES, digest, dotted, tiny_config
 
 from hjepa_lib import __main__
-from hjepa_lib.config import ConfigError, to_dict
+from hjepa_lib.config import ConfigError
 from hjepa_lib.evaluation.results import Case
 from hjepa_lib.models.checkpoint import load_level1
 from hjepa_lib.runs import score as scoring
@@ -31,7 +31,14 @@ def write(tmp_path):
         sides = {"l1": {"level2__disable_l2": True} | dict(l1), "l2": dict(l2)}
         for side, changes in sides.items():
             path = tmp_path / f"{side}.yaml"
-            path.write_text(yaml.safe_dump(to_dict(tiny_config(**dict(both), **changes))))
+            leaves = OVERRIDES | dotted(dict(both) | changes)
+            if leaves.get("level2.disable_l2"):
+                rests = ("level2.", "planning.hierarchy.")
+                keep = "level2.disable_l2"
+                leaves = {k: v for k, v in leaves.items() if k == keep or not k.startswith(rests)}
+            if leaves.get("level2.train") == "joint":
+                leaves = {k: v for k, v in leaves.items() if not k.startswith("level2.optim.")}
+            path.write_text(yaml.safe_dump({"profile": "smoke"} | leaves))
             found[f"config_{side}"] = path
         return found
 

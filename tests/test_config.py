@@ -318,7 +318,7 @@ def test_presets_hold_the_published_coefficients():
         ("pixels.vjepa2.stage1.optim.patience=1", r"needs pixels\.vjepa2\.stage1\.optim\.updates"),
         ("pixels.grid.optim.delta=0.1", r"needs pixels\.grid\.optim\.updates=0 or .*=plateau"),
         ("level1.predictor=gru,level1.hidden=8", r"level1\.hidden needs .*predictor=mlp"),
-        ("tracking.project=mine", r"tracking\.project needs tracker=wandb\|trackio"),
+        ("tracking.project=mine", r"tracking\.project needs tracker=wandb"),
         ("planning.level3.samples=9", r"needs level3\.enabled=true"),
         ("level2.train=joint,level2.optim.lr=0.5", r"optim\.lr needs level2\.train=frozen"),
     ],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
-from tiny import digest, make_agent, make_job, make_level2, seeded, tiny_config
+from tiny import digest, loose_config, make_agent, make_job, make_level2, seeded, tiny_config
 
 from hjepa_lib.config import ConfigError
 from hjepa_lib.evaluation.openloop import draw_windows, level2_errors
@@ -23,7 +23,7 @@ DRAWS = 40_000
 
 
 def level2_of(latent, **changes):
-    return make_level2(tiny_config(level2__latent=latent, **changes))
+    return make_level2(loose_config(level2__latent=latent, **changes))
 
 
 def categorical(seed, shape=(5, 4, 3)):
@@ -264,7 +264,7 @@ def test_imagined_moves_are_left_or_right_but_not_the_middle(latent):
 @pytest.mark.parametrize("latent", KINDS)
 def test_level2_changes_the_executed_actions(latent, method):
     """F2: every optimiser searches the noise of the prior; the controls execute something else."""
-    agent = make_agent(tiny_config(level2__latent=latent, level2__classes=3))
+    agent = make_agent(loose_config(level2__latent=latent, level2__classes=3))
     latents, goal = torch.randn(2, 6, 16, generator=seeded(3))
     top = dataclasses.replace(agent.planning.hierarchy.level2, method=method)
     plans = {}
@@ -294,7 +294,7 @@ def test_noise_reaches_more_than_one_code_within_the_default_box(latent):
 @pytest.mark.parametrize("latent", KINDS)
 def test_a_reloaded_agent_plans_the_same(latent, tmp_path):
     """EB4, EB7: the checkpoint alone rebuilds the kind; another one is refused."""
-    config = tiny_config(level2__latent=latent, level2__levels=[3, 4])
+    config = loose_config(level2__latent=latent, level2__levels=[3, 4])
     agent = make_agent(config)
     checkpoint.save_level1(tmp_path / "l1", agent.level1, agent.normaliser)
     checkpoint.save_probe(tmp_path / "l1", agent.probe)
@@ -332,7 +332,7 @@ def test_open_loop_errors_and_conditioning_work(latent, store):
 def test_impossible_settings_are_refused():
     for override, message in (
         ("level2.latent=vq", "latent must be one of gaussian, categorical, fsq; got 'vq'"),
-        ("level2.classes=1", r"classes must lie in \[2, inf\]"),
+        ("level2.classes=1", r"classes must lie in \[2, inf\)"),
         ("level2.levels=5+1", r"levels must lie in \[2, 256\]"),
     ):
         with pytest.raises(ConfigError, match=message):

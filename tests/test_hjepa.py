@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from tiny import CPU, digest, make_level1, make_level2, seeded, tiny_config, tiny_normaliser
+from tiny import (
+    CPU,
+    digest,
+    loose_config,
+    make_level1,
+    make_level2,
+    seeded,
+    tiny_config,
+    tiny_normaliser,
+)
 
 from hjepa_lib.config import Config, ConfigError, Level2Config
 from hjepa_lib.data.windows import Windows
@@ -63,7 +72,7 @@ def test_a_last_incomplete_chunk_is_dropped(states, macro):
 # --- level 2 switched off ---------------------------------------------------------------------
 def test_without_level2_training_is_bit_equal_to_level1_alone(data):
     """Architectures 2, 'opt-in': same seed, same losses, same weights, no random number spent."""
-    config = tiny_config(**JOINT, level2__disable_l2=True)
+    config = loose_config(**JOINT, level2__disable_l2=True)
     windows = Windows(data, config.level1.window)
     torch.manual_seed(0)
     both = HJepa(config, tiny_normaliser())

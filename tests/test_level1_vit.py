@@ -4,7 +4,16 @@ import json
 
 import pytest
 import torch
-from tiny import digest, make_agent, make_job, make_level1, seeded, tiny_config, tiny_data
+from tiny import (
+    digest,
+    loose_config,
+    make_agent,
+    make_job,
+    make_level1,
+    seeded,
+    tiny_config,
+    tiny_data,
+)
 
 from hjepa_lib.config import Config, ConfigError, differences
 from hjepa_lib.data.windows import Windows
@@ -134,7 +143,7 @@ def test_defaults_draw_the_same_weights_as_before():
     config = tiny_config()
     assert not config.level1.pretrain_mask
     assert digest(make_level1(config)) == digest(
-        make_level1(config.override("level1.patch=5,level1.depth=3,level1.heads=2"))
+        make_level1(loose_config(level1__patch=5, level1__depth=3, level1__heads=2))
     )
 
 

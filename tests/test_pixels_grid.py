@@ -817,7 +817,9 @@ def test_the_config_file_acts(buffer, tmp_path, monkeypatch, capsys):
     """F13, F7: `grid train --config FILE` runs, and every value of the file is used."""
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
     path = buffer.save(tmp_path / "own.pt")
-    grid = SMALL | {"latent_dim": 24, "path": str(path)}
+    drawn = {"size", "episodes", "steps"}  # of the built-in world
+    grid = {key: value for key, value in SMALL.items() if key not in drawn}
+    grid |= {"latent_dim": 24, "path": str(path)}
     tree = {"profile": "smoke", "device": "cpu", "precision": "fp32", "pixels": {"grid": grid}}
     config = tmp_path / "own.yaml"
     config.write_text(json.dumps(tree))

@@ -73,10 +73,10 @@ def test_an_unknown_encoder_or_model_is_one_sentence():
 @pytest.mark.parametrize("temporal", [0, 2])
 def test_vit_shapes(pool, temporal):
     """MOD-2: pooling and depth of the temporal transformer, and rectangular frames."""
-    config = tiny_pixels(encoder__pool=pool, encoder__temporal_depth=temporal).encoder
-    encoder = build_pixel_encoder(
-        dataclasses.replace(config, kind="vit"), SHAPES._replace(image_size=(16, 24))
-    )
+    config = tiny_pixels(
+        encoder__kind="vit", encoder__pool=pool, encoder__temporal_depth=temporal
+    ).encoder
+    encoder = build_pixel_encoder(config, SHAPES._replace(image_size=(16, 24)))
     assert encoder(torch.rand(2, STACK, 1, 16, 24)).shape == (2, 8)
 
 

@@ -199,8 +199,8 @@ def test_a_frame_skip_beside_repeated_actions_is_refused():
     """ENV-7."""
     message = r"^pixels\.environment\.frame_skip must be 0 when action_repeat is above 1$"
     with pytest.raises(ConfigError, match=message):
-        tiny_config(environment__frame_skip=1, environment__action_repeat=2)
-    assert tiny_config(environment__frame_skip=1, environment__action_repeat=1)
+        tiny_config(data__method="ppo", environment__frame_skip=1, environment__action_repeat=2)
+    assert tiny_config(data__method="ppo", environment__frame_skip=1, environment__action_repeat=1)
 
 
 def test_settings_of_ppo_that_shape_its_environments(monkeypatch):
@@ -255,7 +255,7 @@ def reached(tmp_path_factory):
                for key, value in dataclasses.asdict(marked(number)).items()}  # fmt: skip
     grid = {f"pixels.grid.{key}": value for key, value in test_pixels_grid.SMALL.items()}
     small = {"pixels.reward.hidden": 8, "pixels.reward.layers": 1}
-    config = tiny_config(**TWO_STAGES).override(grid | small | changes)
+    config = tiny_config(**TWO_STAGES).override(grid | small | changes, strict=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EpochsConfig, "optim", ask)
         patch.setattr(Fit, "__init__", fit)
@@ -283,7 +283,7 @@ def test_a_pair_of_grid_models_takes_its_patience(tmp_path):
     """GRID-5: with a budget in epochs the pair may stop, with one in updates it may not."""
     for updates, patience in ((0, 7), (3, 0)):
         config = test_pixels_grid.CONFIG.override(
-            {"pixels.grid.optim.updates": updates, "pixels.grid.optim.patience": 7}
+            {"pixels.grid.optim.updates": updates, "pixels.grid.optim.patience": 7}, strict=False
         )
         ws = tiny_workspace(tmp_path, config, f"pair{updates}")
         parts = gridstages.make_grid_data(ws)

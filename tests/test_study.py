@@ -146,7 +146,9 @@ def change_cell(**values):
             "sets planning.replan, which belongs to the cells",
         ),
         (
-            lambda t: t["recipes"]["base"]["settings"].update({"level2.disable_l2": True}),
+            lambda t: t["recipes"]["base"].update(
+                settings={"level1.hidden": 16, "level2.disable_l2": True}
+            ),
             "cell 'two' .* plans with a level 2 that its recipe disables",
         ),
     ],
@@ -198,7 +200,7 @@ def test_a_stage_is_shared_only_when_what_shapes_it_agrees(grid):
         ("planning.replan", 3, 5),
         ("level2.train", "joint", 1),
     ):
-        assert agreeing_stages(base, base.override({key: value}), stages) == stages[:shared]
+        assert agreeing_stages(base, base.override({key: value}, False), stages) == stages[:shared]
     refined = base.override("level1.refine_updates=5")  # on the trajectories of the head
     other = refined.override("distance.trajectories=7")
     assert agreeing_stages(refined, other, stages) == ("data",)
@@ -248,7 +250,7 @@ def test_a_recipe_takes_over_what_agrees(finished):
 
 
 def three_levels(tree, enabled=True):
-    settings = {"level3.enabled": enabled, "level3.step_skip": 8}
+    settings = {"level3.enabled": True, "level3.step_skip": 8} if enabled else {}
     tree["recipes"]["three"] = {"from": "base", "minutes": 1, "settings": settings}
     tree["cells"] = [FLAT | {"name": "three", "recipe": "three", "method": "l1+l2+l3"}]
 

@@ -16,6 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny import (
     digest,
+    dotted,
     make_job,
     make_level1,
     make_level2,
@@ -39,7 +40,8 @@ KINDS = ("level1", "level2", "joint", "distance")
 
 
 def config_of(kind, **changes):
-    return tiny_config(**({"level2__train": "joint"} if kind == "joint" else {}), **changes)
+    joint = {"level2.train": "joint"} if kind == "joint" else {}
+    return tiny_config().override(joint | dotted(changes), strict=False)
 
 
 # --- learning rate ----------------------------------------------------------------------------

@@ -86,6 +86,11 @@ def tiny_config(**changes: Any) -> Config:
     return small.override(dotted(changes))
 
 
+def loose_config(**changes: Any) -> Config:
+    """The same, with settings that other settings switch off."""
+    return tiny_config().override(dotted(changes), strict=False)
+
+
 def dotted(changes: dict[str, Any]) -> dict[str, Any]:
     return {key.replace("__", "."): value for key, value in changes.items()}
 

@@ -22,16 +22,10 @@ TINY: dict[str, Any] = {
     "pixels.environment.image_size": SIDE,
     "pixels.environment.stack": STACK,
     "pixels.encoder.latent_dim": 8,
-    "pixels.encoder.patch": 4,
-    "pixels.encoder.depth": 1,
     "pixels.encoder.heads": 2,
     "pixels.encoder.head_dim": 4,
     "pixels.encoder.mlp_dim": 16,
-    "pixels.encoder.temporal_depth": 1,
-    "pixels.encoder.temporal_heads": 2,
-    "pixels.encoder.temporal_mlp": 16,
     "pixels.encoder.cnn_filters": 4,
-    "pixels.encoder.mlp_hidden": 16,
     "pixels.decoder.patch": 4,
     "pixels.decoder.dim": 16,
     "pixels.decoder.depth": 1,
@@ -45,12 +39,21 @@ TINY: dict[str, Any] = {
     "pixels.optim.updates": 6,
     "pixels.optim.batch": 8,
 }
+ELSEWHERE: dict[str, Any] = {
+    "pixels.encoder.patch": 4,
+    "pixels.encoder.depth": 1,
+    "pixels.encoder.temporal_depth": 1,
+    "pixels.encoder.temporal_heads": 2,
+    "pixels.encoder.temporal_mlp": 16,
+    "pixels.encoder.mlp_hidden": 16,
+}
+"""Small values of settings that act only after the encoder has been changed."""
 
 
 def tiny_config(**changes: Any) -> Config:
     """Keywords are keys below `pixels` with "__" for the dots: encoder__kind="vit"."""
     dotted = {f"pixels.{key.replace('__', '.')}": value for key, value in changes.items()}
-    return profile("smoke").override(TINY, strict=False).override(dotted)
+    return profile("smoke").override(TINY | ELSEWHERE, strict=False).override(dotted)
 
 
 def tiny_pixels(**changes: Any) -> PixelsConfig:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from hjepa_lib.config import from_dict, to_dict
-from hjepa_lib.config.pixels import GridConfig
+from hjepa_lib.config.grids import GridConfig
 from hjepa_lib.evaluation.statistics import unestimable
 from hjepa_lib.files import FileError, read_json, save_npz, write_atomic, write_json
 from hjepa_lib.grids import buffer as grid_buffers

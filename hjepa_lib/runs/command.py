@@ -42,7 +42,7 @@ class RunOptions:
         if base is None and (self.profile or not self.config):
             base = make_profile(self.profile or "laptop")
         config = load_yaml(self.config, base) if self.config else base
-        pairs = parse_overrides(",".join(self.set))
+        pairs = parse_overrides(self.set)
         if "profile" in pairs or (self.profile and config.profile != self.profile):
             raise ConfigError(
                 "the profile is chosen by --profile, or by the config file, not by both"

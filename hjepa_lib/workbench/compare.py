@@ -122,7 +122,8 @@ def with_epochs(config: Config, epochs: int, folder: Path) -> Config:
 
     first = updates(lengths, macro if joint else level1.window, level1.optim.batch)
     second = updates(stored, macro, level2.optim.batch)
-    return config.override({"level1.optim.updates": first, "level2.optim.updates": second})
+    changes = {"level1.optim.updates": first, "level2.optim.updates": second}
+    return config.override(changes, strict=False)
 
 
 # --- runs -------------------------------------------------------------------------------------
