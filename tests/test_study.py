@@ -146,8 +146,9 @@ def change_cell(**values):
             "sets planning.replan, which belongs to the cells",
         ),
         (
-            lambda t: t["recipes"]["base"].update(
-                settings={"level1.hidden": 16, "level2.disable_l2": True}
+            lambda t: t["recipes"].update(
+                base={"minutes": 3, "settings": {"level2.disable_l2": True}},
+                skip2={"from": "base", "minutes": 1, "settings": {}},
             ),
             "cell 'two' .* plans with a level 2 that its recipe disables",
         ),
