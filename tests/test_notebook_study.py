@@ -83,7 +83,7 @@ def root(trained, config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def asked(config):
     """Parameters of the tiny run."""
-    return {"run": "trained", "updates": 4}
+    return {"run": "trained"}
 
 
 @pytest.fixture(scope="module")
@@ -189,20 +189,6 @@ def test_a_mixed_committed_study_is_refused(done, tmp_path):
     rows.loc[0, "trials_hash"] = "34"
     with pytest.raises(RowsError, match="rows differ in trials_hash"):
         draw(rows, tmp_path, done)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"trials": 0}, r"trials must be a whole number in 1\.\.500"),
-        ({"updates": 0}, r"updates must be a whole number in 1\.\."),
-        ({"budgets": "0.5+many"}, "budgets must be float"),
-        ({"budgets": "0"}, "budgets must lie in"),
-    ],
-)
-def test_wrong_parameters_end_in_the_first_cell(root, asked, changes, message):
-    with pytest.raises(ConfigError, match=message):
-        execute(stop="workspace.start(", **asked | changes)
 
 
 def test_without_level_2_there_is_nothing_to_compare(root, asked, config):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_notebooks import PIXELS, STANDARD, execute, parameters
+from test_notebooks import PIXELS, execute
 
 from hjepa_lib.config import ConfigError, profile
 from hjepa_lib.config.pixels import MODELS
@@ -28,33 +28,6 @@ SMOKE = {"profile": "smoke", "overrides": "device=cpu,precision=fp32"}
 
 
 # --- parameters -------------------------------------------------------------------------------
-def own(path):
-    """{name: default} of the notebook's own parameters."""
-    return dict(list(parameters(path).items())[len(STANDARD) :])
-
-
-NUMBERS = [(p, name) for p in PIXELS for name, value in own(p).items() if type(value) is int]
-
-
-@pytest.mark.parametrize(
-    ("path", "name"), NUMBERS, ids=[f"{p.stem[:2]}-{name}" for p, name in NUMBERS]
-)
-@pytest.mark.parametrize("value", [-7, "many", 10**9, True])
-def test_own_numbers_are_checked_at_the_start(path, name, value, tmp_path, monkeypatch):
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
-    with pytest.raises(ConfigError, match=f"^{name} must be a whole number in .*, got ") as caught:
-        execute(path, stop="workspace.start", **SMOKE | {name: value})
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("value", ["many", 1, None])
-def test_the_switch_of_the_study_is_true_or_false(value, tmp_path, monkeypatch):
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
-    (path,) = [one for one in PIXELS if one.stem.startswith("13")]
-    with pytest.raises(ConfigError, match=f"^study must be true or false, got {value!r}$"):
-        execute(path, stop="workspace.start", **SMOKE | {"study": value})
-
-
 @pytest.mark.parametrize("path", PIXELS, ids=NAMES)
 def test_bad_standard_parameters_make_nothing(path, tmp_path, monkeypatch):
     """One sentence in the start cell, before a run is made."""

@@ -519,15 +519,6 @@ def test_the_notebook_has_the_form_of_a_chapter():
     form.test_it_reads_like_a_chapter(NOTEBOOK)
 
 
-@pytest.mark.parametrize("name", ["trial", "moments"])
-@pytest.mark.parametrize("value", [-7, "many", 10**6, True])
-def test_its_parameters_are_checked_at_the_start(name, value, tmp_path, monkeypatch):
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
-    given = {"profile": "smoke", "overrides": "device=cpu,precision=fp32", name: value}
-    with pytest.raises(ConfigError, match=f"^{name} must be a whole number in .*, got "):
-        form.execute(NOTEBOOK, stop="workspace.start", **given)
-
-
 def test_it_runs_headless_from_the_pretrained_weights(tmp_path, monkeypatch):
     """Nothing is trained; players are in the saved file, each with a picture before it."""
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))

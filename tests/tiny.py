@@ -48,6 +48,8 @@ OVERRIDES: dict[str, Any] = {
     "level2.z_dim": 4,
     "level2.hidden": 16,
     "planning.action_cap": 1.8365,
+    "chapters.study_updates": 4,
+    "chapters.collapse_horizon": 24,
     "planning.replan": 2,
     "planning.flat.samples": 8,
     "planning.flat.iterations": 2,

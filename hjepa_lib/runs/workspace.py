@@ -209,18 +209,6 @@ class Workspace:
         return self.run.manifest["stages"][name].get("from", "this run")
 
     # --- a notebook's own ---------------------------------------------------------------------
-    def whole(self, name: str, value: Any, low: int, high: int) -> int:
-        """A notebook's own whole-number parameter; ConfigError unless low <= value <= high."""
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ConfigError(f"{name} must be a whole number in {low}..{high}, got {value!r}")
-        return value
-
-    def switch(self, name: str, value: Any) -> bool:
-        """A notebook's own true-or-false parameter; ConfigError for anything else."""
-        if not isinstance(value, bool):
-            raise ConfigError(f"{name} must be true or false, got {value!r}")
-        return value
-
     def figure(self, figure: Any, name: str, caption: str = "") -> None:
         """Save a figure as `<run>/figures/<name>.png` and show it; the report has `caption`."""
         from hjepa_lib.figures.style import png

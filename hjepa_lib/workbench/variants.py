@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hjepa_lib.config import Config, ConfigError, PlanningConfig
+from hjepa_lib.config import Config, PlanningConfig
 from hjepa_lib.evaluation.collapse import RESAMPLES, long_walks, open_loop, whole_windows
 from hjepa_lib.evaluation.results import Case
 from hjepa_lib.evaluation.statistics import (
@@ -44,8 +44,6 @@ STEPS = 48
 """Open-loop steps at which variants are compared: far beyond what any of them is trained on."""
 EPOCHS_AT = 5_078
 EPOCHS = (5, 25, 75, 200, 1000)
-HORIZONS = (5, 8, 24, 48, 96, 192)
-REPLANS = (1, 2, 4, 8, 16, 32)
 PAIRS: dict[str, dict[str, Any]] = {
     "small": {"level1.width": 16, "level1.latent_dim": 64, "level1.hidden": 128},
     "large": {"level1.width": 64, "level1.latent_dim": 256, "level1.hidden": 512},
@@ -68,17 +66,6 @@ class Variant(NamedTuple):
     name: str  # of its folder: what it is, then -u and the updates asked for
     changes: dict[str, Any]  # dotted settings
     stages: tuple[str, ...] = ("l1", "distance")
-
-
-def numbers(name: str, text: Any, known: tuple[int, ...]) -> list[int]:
-    """ "634+5078" -> [634, 5078]; ConfigError unless all are known, whole and given once."""
-    parts = text.split("+") if isinstance(text, str) and text else []
-    found = [int(part) for part in parts if part.isdecimal()]
-    odd = len(found) < max(1, len(parts)) or len(set(found)) < len(found)
-    if odd or not set(found) <= set(known):
-        allowed = ", ".join(map(str, known))
-        raise ConfigError(f"{name} must be numbers of {allowed} joined by +, got {text!r}")
-    return sorted(found)
 
 
 # --- what to train ----------------------------------------------------------------------------
