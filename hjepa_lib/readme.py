@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from hjepa_lib.evaluation.statistics import wilson
-from hjepa_lib.figures.study import frontiers
 from hjepa_lib.figures.style import png
+from hjepa_lib.figures.success import frontiers
 from hjepa_lib.files import read_json, write_atomic
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run

@@ -18,13 +18,10 @@ from tiny import make_store, tiny_config, tiny_data
 from hjepa_lib.config import ConfigError, PlanningConfig, profile
 from hjepa_lib.data.recipes import generate, simulate
 from hjepa_lib.evaluation import calibration, collapse, horizons
-from hjepa_lib.evaluation.collapse import Band, Curve
+from hjepa_lib.evaluation.collapse import Curve
 from hjepa_lib.evaluation.openloop import level1_errors, stay_errors
 from hjepa_lib.evaluation.results import Case
 from hjepa_lib.evaluation.statistics import Interval, StatisticsError
-from hjepa_lib.figures import beliefs as geometry
-from hjepa_lib.figures import horizons as pictures
-from hjepa_lib.figures.style import FigureError
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.places import RunError
@@ -359,24 +356,6 @@ def test_step_pairs_are_free_places_and_their_true_steps(agent):
         calibration.step_pairs(dataclasses.replace(agent, distance=None), rooms, 4, 0)
 
 
-def test_calibration_has_a_panel_per_layout_and_a_line_per_kind():
-    rooms = np.repeat([[32, 10], [25, 40]], 200, axis=0)
-    true = RNG.uniform(1, 60, 400)
-    across = true > 20
-    names = {(25, 40): "held out"}
-    figure = geometry.layout_calibration(true, 2 * true, across, rooms, names=names)
-    titles = [axis.get_title(loc="left") for axis in figure.axes]
-    rank = "\nrank correlation 1.00"
-    assert titles == [f"wall 32, door 10{rank}", f"wall 25, door 40, held out{rank}"]
-    lines = {line.get_label(): line for line in figure.axes[0].lines}
-    assert {"same room", "through the door", "exact"} <= set(lines)
-    assert list(lines["exact"].get_xdata()) == list(lines["exact"].get_ydata())
-    far = lines["through the door"]
-    np.testing.assert_allclose(far.get_ydata() / far.get_xdata(), 2, rtol=0.1)
-    with pytest.raises(FigureError, match="through_door must have shape"):
-        geometry.layout_calibration(true, true, across[:3], rooms)
-
-
 # --- variants ---------------------------------------------------------------------------------
 def test_variants_of_a_group_differ_in_one_thing(tmp_path):
     config = profile("laptop")
@@ -549,67 +528,6 @@ def test_results_without_pictures_are_the_same_results(whole):
         assert "plan_fan_xy" in one.arrays
         assert not {"plan_fan_xy", "plan_fan_cost", "plan_plan"} & set(two.arrays)
         assert two.arrays["plan_plan_xy"].shape[1] == 1
-
-
-# --- figures ----------------------------------------------------------------------------------
-def result(method, cost, rate, n=20):
-    return {
-        "method": method, "cost": cost, "success_rate": rate, "n": n,
-        "ci95": (max(0, rate - 0.1), min(1, rate + 0.1)),
-    }  # fmt: skip
-
-
-def test_error_by_horizon_shows_medians_marks_and_collapse():
-    steps = np.arange(1, 97)
-    band = Band(steps, steps / 10, steps / 12, steps / 8)
-    figure = pictures.error_by_horizon(
-        {"level 1": band, "stand still": band},
-        {"trained, level 1": 16},
-        ("half the door", 4.0),
-        {"level 1": Interval(41, 35, 45), "level 2": Interval(math.inf, 3, math.inf)},
-    )
-    (axis,) = figure.axes
-    lines = {line.get_label(): line for line in axis.lines}
-    np.testing.assert_array_equal(lines["level 1"].get_ydata(), steps / 10)
-    diamonds = [line for line in axis.lines if line.get_marker() == "D"]
-    assert [list(line.get_xdata()) for line in diamonds] == [[41]]
-    assert "trained, level 1" in [text.get_text() for text in axis.texts]
-    assert axis.get_ylim()[0] == 0
-    capped = pictures.error_by_horizon({"level 1": band}, top=5.0).axes[0]
-    assert capped.get_ylim() == (0, 5)
-    with pytest.raises(FigureError, match="at least one band"):
-        pictures.error_by_horizon({})
-
-
-def test_success_by_setting_draws_every_row_and_says_n():
-    pairs = [(h, result("flat", cost, 0.5)) for cost in ("latent", "distance") for h in (5, 8, 96)]
-    upper = [(8, result("l1+l2", "latent", 0.9, 16))]
-    figure = pictures.success_by_setting({"flat": pairs, "upper": upper}, "steps", {"trained": 16})
-    titles = [axis.get_title(loc="left") for axis in figure.axes]
-    assert titles == ["flat, n = 20", "upper, n = 16"]
-    assert len(figure.axes[0].containers) == 2
-    for bad in ({}, {"flat": []}):
-        with pytest.raises(FigureError, match="at least one row"):
-            pictures.success_by_setting(bad, "steps")
-
-
-def test_scaling_and_designs_show_what_they_were_given():
-    rows = [{"x": n, "error": Interval(e, e - 1, e + 1)} for n, e in ((634, 9.0), (5078, 4.0))]
-    results = [(row["x"], result("flat", "distance", 0.5)) for row in rows]
-    grey = [(20312, result("flat", "distance", 0.9))]
-    figure = pictures.scaling(rows, results, "x", "transitions", grey)
-    line = figure.axes[0].containers[0].lines[0]
-    assert list(line.get_xdata()) == [634, 5078]
-    assert list(line.get_ydata()) == [9, 4]
-    assert any(one.get_marker() == "s" for one in figure.axes[1].lines)
-    errors = {"a": {"level 1": Interval(2, 1, 3)}, "b": {"level 1": Interval(4, 3, 5)}}
-    played = {name: [result("l1+l2", "latent", 0.5)] for name in errors}
-    figure = pictures.designs(errors, played)
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]
-    with pytest.raises(FigureError, match="the same variants"):
-        pictures.designs(errors, {"a": []})
-    with pytest.raises(FigureError, match="at least one row"):
-        pictures.scaling([], [], "x", "transitions")
 
 
 # --- the notebook -----------------------------------------------------------------------------

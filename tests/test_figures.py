@@ -1,27 +1,35 @@
 """Figures show the numbers and ranges they were given, stay small, and touch no global state."""
 
+import ast
 import io
+import math
+from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib._pylab_helpers import Gcf
 from matplotlib.collections import LineCollection
 from PIL import Image
 from sklearn.decomposition import PCA
+from tiny import tiny_data
 
+from hjepa_lib.data import measures
+from hjepa_lib.evaluation.failures import LABELS
 from hjepa_lib.evaluation.statistics import wilson
-from hjepa_lib.figures import data as figures
-from hjepa_lib.figures import plans, style
-from hjepa_lib.figures import training as learning
+from hjepa_lib.figures import beliefs, data, plans, style, success, training
+from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures.style import FigureError
 from hjepa_lib.files import FileError
-from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.workbench.rows import pooled
+from hjepa_lib.worlds.layout import Layout, layout_lists
 from hjepa_lib.worlds.rendering import render
 
 RNG = np.random.default_rng(5)
 LIMIT_BYTES = 300_000
+GOAL = [50, 40]
 
 
 def frames(count: int = 2) -> np.ndarray:
@@ -29,54 +37,94 @@ def frames(count: int = 2) -> np.ndarray:
     return render(torch.tensor([[20.0, 40.0]] * count), Layout.fixed(count)).numpy()
 
 
+ROOM = data.room_of(frames(1))[0]
+
+
 def pixels(figure) -> np.ndarray:
     """(Hpx, Wpx, 3) uint8 of the figure as written to disk."""
     return np.array(Image.open(io.BytesIO(style.png(figure))).convert("RGB"))
 
 
-def rows(**changes) -> list[dict]:
+def titles(figure) -> list[str]:
+    return [axis.get_title(loc="left") for axis in figure.axes]
+
+
+def words(figure) -> set[str]:
+    """Everything that is written in a figure, axes labels left out."""
+    found = set(titles(figure)) | {text.get_text() for axis in figure.axes for text in axis.texts}
+    for owner in (figure, *figure.axes):
+        legends = owner.legends if owner is figure else [owner.get_legend()]
+        found |= {text.get_text() for one in filter(None, legends) for text in one.get_texts()}
+    return found | {t.get_text() for axis in figure.axes for t in axis.get_yticklabels()}
+
+
+def points(axis) -> dict:
+    """{label: (x, y, low, high)} of the error bars of an axis; lying ones too."""
+    found = {}
+    for bars in axis.containers:
+        line, _, (segments,) = bars.lines
+        ends = np.array(segments.get_segments())  # (values, 2, 2)
+        upright = np.ptp(ends[:, :, 0]) == 0 or (ends[:, 0, 0] == ends[:, 1, 0]).all()
+        low, high = ends[:, :, 1 if upright else 0].T
+        found[bars.get_label()] = (*line.get_data(orig=False), low, high)
+    return found
+
+
+def row(method: str, cost: str, hits: int, n: int = 100, **more) -> dict:
+    rate = {"success_rate": hits / n, "successes": hits, "ci95": list(wilson(hits, n))}
+    spent = {"flops_per_step": None if cost == "" else 1e6 * (hits + 1)}
+    return {"method": method, "cost": cost, "n": n} | rate | spent | more
+
+
+def rows(**more) -> list[dict]:
     """Result rows of four methods on 100 trials."""
-    table = [
-        ("random", "", 3),
-        ("flat", "latent", 14),
-        ("flat", "distance", 97),
-        ("oracle", "", 100),
-    ]
-    return [
-        {"method": m, "cost": c, "n": 100, "success_rate": k / 100, "ci95": list(wilson(k, 100))}
-        | {"flops_per_step": None if c == "" else 1e6 * k}
-        | changes
-        for m, c, k in table
-    ]
+    table = (("random", "", 3), ("flat", "latent", 14), ("flat", "distance", 97))
+    return [row(*one, **more) for one in (*table, ("oracle", "", 100))]
 
 
 def every_figure(many: int = 3) -> dict:
     """One of each, on synthetic data; `many` scales what could grow without bound."""
     paths = RNG.uniform(5, 59, (many, 20, 2))
-    layouts = np.tile([[32.0, 10.0]], (many, 1))
+    rooms = np.tile(ROOM, (many, 1, 1))
     grid = np.linspace(5, 59, 12)
-    plane = grid[None, :] + grid[:, None]
-    records = [
-        {"step": s, "sim": 1 / s, "validation_sim": 2 / s, "lr": 1e-3 / s} for s in range(1, 40)
-    ]
-    points = RNG.uniform(5, 59, (20 * many, 2))
-    steps = np.arange(1, 9)
-    errors = RNG.uniform(0, 3, (many, 8))
+    plane = grid[None] + grid[:, None]
+    records = [{"step": s, "sim": 1 / s, "validation_sim": 2 / s} for s in range(1, 40)]
+    places = RNG.uniform(5, 59, (200 * many, 2))
+    pairs = np.linspace(1, 80, 200 * many)
+    steps, errors = np.arange(1, 9), RNG.uniform(0, 3, (many, 8))
+    few = min(many, style.MOST_PANELS)
+    shares = pd.DataFrame([[0.4, 0.3, 0.1, 0.1, 0.1, 0]] * 2, ["flat", "two"], [*LABELS.values()])
+    gaps = {"pair": "two - flat", "seed": "all", "difference": 0.1, "mcnemar_p": 0.01}
+    gaps |= {"difference_low": 0.0, "difference_high": 0.2}
+    layouts = np.tile([[32, 10]], (len(pairs), 1))
+    controls = [row("l1+l2", "latent", 9, 10, control="none")]
+    clouds = np.resize(places, (few, min(20 * many, 500), 2))
     return {
-        "trajectories": figures.sample_trajectories(paths, layouts),
-        "montage": figures.montage(frames(many), titles=["a", "b"]),
-        "losses": learning.loss_curves(records, ["sim"], log=True),
-        "rate": learning.learning_rate(records),
-        "probe": learning.probe_scatter(points, points + 1),
-        "open loop": learning.open_loop_error({"level 1": (steps, errors)}, (steps, errors)),
-        "latents": figures.latent_map(RNG.normal(size=(20 * many, 8)), points),
-        "landscape": figures.cost_landscape({"latent": plane}, grid, grid, [50, 40], 32, 10),
-        "fan": plans.plan_fan(paths, paths[:, 0, 0], paths[0], [8, 8], [50, 40], 32, 10, paths[1]),
-        "bars": plans.success_bars(rows()),
-        "compute": plans.success_against_compute(rows()),
-        "episodes": plans.episode_paths(paths, paths[:, -1], layouts, np.full(many, np.nan)),
-        "strip": plans.film_strip(paths[0], [50, 40], 32, 10),
-    }
+        "paths": plans.room_paths(paths, rooms),
+        "frames": data.frame_grid([frames(many)[:8]], ["a", "b"]),
+        "motion": data.motion(pairs, pairs, places, ROOM),
+        "lists": data.layout_lists(layout_lists()),
+        "losses": training.loss_curves(records, ["sim"], log=True),
+        "probe": training.probe_scatter(places, places + 1),
+        "open loop": training.open_loop_error({"level 1": (steps, errors)}, (steps, errors)),
+        "latents": data.latent_map(RNG.normal(size=(200 * many, 8)), places),
+        "landscape": data.cost_landscape({"latent": plane}, grid, grid, GOAL, ROOM),
+        "fan": plans.plan_fan(paths, paths[:, 0, 0], paths[0], [8, 8], GOAL, ROOM, paths[1]),
+        "episodes": plans.episode_paths(paths, paths[:, -1], rooms, np.full(many, np.nan)),
+        "strip": plans.film_strip(paths[0], GOAL, ROOM),
+        "rows": success.success_rows(rows()),
+        "compute": success.success_against({"": rows()}, "flops_per_step"),
+        "designs": success.designs({"a": {"level 1": (2, 1, 3)}}, {"a": rows()[1:3]}),
+        "pairs": success.pair_differences(pd.DataFrame([gaps])),
+        "failures": success.failure_bars(shares),
+        "calibration": beliefs.calibration(pairs, pairs),
+        "layouts": beliefs.layout_calibration(pairs, pairs, pairs > 40, layouts),
+        "geometry": beliefs.cost_geometry(pairs, {"a": pairs}, pairs > 40),
+        "clocks": beliefs.macro_grid(paths[0], 8, ROOM),
+        "kl": beliefs.kl_by_dimension(pairs[:20]),
+        "proposals": beliefs.proposals(places[:few], clouds, rooms[:few], 14.4),
+        "controls": beliefs.control_effects(controls, {"none": pairs[:50]}),
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -84,102 +132,235 @@ def gallery() -> dict:
     return every_figure()
 
 
-def test_frames_in_0_255_and_0_1_look_the_same():
+# --- what holds for all -----------------------------------------------------------------------
+def test_figures_import_neither_results_nor_runs_nor_a_world():
+    """N14: what they draw is handed in, so they draw every world and no hidden Two Rooms."""
+    allowed = {"hjepa_lib.figures", "hjepa_lib.files"}
+    for path in Path(style.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = getattr(node, "module", "") if isinstance(node, ast.ImportFrom) else ""
+            room = ".".join(name.split(".")[:2])
+            assert not name.startswith("hjepa_lib") or room in allowed, (path.name, name)
+
+
+def test_every_figure_is_a_small_png_with_nothing_cut_off(gallery):
+    """Ink that touches the border of the picture means a clipped label."""
+    for name, figure in gallery.items():
+        data = figure._repr_png_()
+        image = Image.open(io.BytesIO(data))
+        assert data.startswith(b"\x89PNG") and len(data) < LIMIT_BYTES, name
+        assert max(image.size) <= 1200, name
+        image = np.array(image.convert("RGB"))
+        edges = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+        assert (edges > 245).all(), name
+
+
+def test_outputs_stay_bounded_when_the_input_grows():
+    """PL14: a peer wrote 201 sub-plots x 100 trials at 300 dpi into a 0.68 GB result file."""
+    for name, figure in every_figure(many=200).items():
+        assert len(figure.axes) <= style.MOST_PANELS, name
+        assert len(style.png(figure)) < LIMIT_BYTES, name
+
+
+def test_figures_leave_matplotlib_as_it_was_and_keep_their_style_while_drawing():
+    """Ticks are created at drawing time: without `Picture.draw` they would have default style."""
+    before = dict(matplotlib.rcParams)
+    figure = success.success_rows(rows())
+    outside = style.png(figure)
+    assert dict(matplotlib.rcParams) == before
+    assert Gcf.get_num_fig_managers() == 0  # pyplot knows none of these figures
+    with matplotlib.rc_context(style.STYLE):
+        assert style.png(success.success_rows(rows())) == outside
+
+
+def test_a_long_title_over_a_narrow_figure_is_wrapped():
+    figure = plans.room_paths([np.ones((5, 2))], [ROOM], title="a long title " * 4)
+    assert (pixels(figure)[:, -1] > 245).all() and "\n" in figure._suptitle.get_text()
+
+
+def test_save_writes_the_picture_or_raises_one_sentence(tmp_path, gallery):
+    path = style.save(gallery["kl"], tmp_path / "figures" / "rate.png")
+    assert Image.open(path).format == "PNG"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="cannot write"):
+        style.save(gallery["kl"], tmp_path / "file" / "rate.png")
+
+
+def test_one_colour_for_each_planner_and_a_hollow_dashed_latent_cost():
+    names = ["random", "oracle", "flat", "L1+L2", "level 1", "level 2", "dreamer"]
+    colours = [style.colour(name) for name in names]
+    assert colours[2] == colours[4] == style.BLUE and colours[3] == colours[5] == style.ORANGE
+    assert len(set(colours)) == 5
+    latent, distance = style.look("flat", "latent"), style.look("flat", "distance")
+    assert (latent["ls"], latent["mfc"]) == ("--", style.PAPER)
+    assert (distance["ls"], distance["mfc"]) == ("-", style.BLUE)
+
+
+ONE, TWO, FIVE = np.ones((5, 2)), np.ones((4, 2)), np.arange(5)
+BAD = {
+    "frames in 0..255 as floats": (data.frame_rgb, [frames() * 1.0], "frames must be"),
+    "normalised frames": (data.frame_rgb, [frames() / 255 - 0.5], "frames must be"),
+    "other integers": (data.frame_rgb, [frames().astype(np.int64)], "frames must be"),
+    "frames of NaN": (data.frame_rgb, [np.full((2, 8, 8), np.nan)], "frames must be"),
+    "four channels": (data.frame_rgb, [np.zeros((4, 8, 8), np.uint8)], "frames must be"),
+    "a drawn frame in 0..255": (data.frame_rgb, [255 * np.ones((1, 8, 8)), True], "frames must"),
+    "rows of other lengths": (data.frame_grid, [[frames(2), frames(1)]], "equal length"),
+    "no frame": (data.frame_grid, [[]], "at least one frame"),
+    "an unknown term": (training.loss_curves, [[{"step": 1, "sim": 1}], ["idm"]], "'idm'"),
+    "a goal of three": (plans.film_strip, [ONE, [1, 2, 3], ROOM], r"goal must have shape \(2\)"),
+    "a path of one axis": (plans.room_paths, [[FIVE], [ROOM]], "a path must have shape"),
+    "fewer predictions": (training.probe_scatter, [ONE, TWO], "predicted must have shape"),
+    "no band": (training.error_by_horizon, [{}], "at least one band"),
+    "a turned landscape": (
+        data.cost_landscape, [{"latent": TWO}, FIVE, FIVE, GOAL, ROOM], "latent must have shape"
+    ),
+    "too many starts": (
+        beliefs.proposals, [np.ones((25, 2)), np.ones((25, 3, 2)), [ROOM] * 25], "at most 24"
+    ),
+    "other pairs": (beliefs.cost_geometry, [FIVE, {}, FIVE[:3]], "other_room must have"),
+    "other doors": (beliefs.layout_calibration, [FIVE, FIVE, FIVE[:3], ONE], "through_door must"),
+    "no row": (success.success_rows, [[]], "at least one row"),
+    "no group": (success.success_against, [{}, "x"], "at least one row"),
+    "an empty group": (success.success_against, [{"a": []}, "x"], "at least one row"),
+    "no such column": (success.success_against, [{"a": rows()}, "depth"], "no column 'depth'"),
+    "free compute": (
+        success.success_against,
+        [{"a": rows(flops_per_step=0.0)}, "flops_per_step"],
+        "compute above 0",
+    ),
+    "other variants": (success.designs, [{"a": {}}, {"b": []}], "the same variants"),
+    "half the shares": (success.failure_bars, [pd.DataFrame({"solved": [0.5]})], "sum to one"),
+    "no pair": (success.pair_differences, [pd.DataFrame({"seed": []})], "no pair"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_cannot_be_drawn_is_refused_in_a_sentence(what):
+    """F14: a wrong range is an error, never a plausible picture."""
+    draws, arguments, message = BAD[what]
+    with pytest.raises(FigureError, match=message):
+        draws(*arguments)
+
+
+# --- frames and rooms -------------------------------------------------------------------------
+def test_golden_colours_of_a_frame_in_both_ranges():
     """F14: the seed's images were white because 0..255 met a plot that expected 0..1."""
-    raw = frames()
-    from_bytes, from_floats = figures.montage(raw), figures.montage(raw.astype(np.float32) / 255)
-    assert np.array_equal(pixels(from_bytes), pixels(from_floats))
-
-
-def test_golden_colours_of_a_frame():
-    """F14: background black, dot white, walls mid grey at their pixels; door open; y down."""
-    rgb = figures.frame_rgb(frames(1))[0]
+    rgb = data.frame_rgb(frames(1))[0]
     wall = [115, 125, 138]
     assert rgb[40, 20].tolist() == [255, 255, 255]
     assert rgb[25, 10].tolist() == [0, 0, 0]
     assert rgb[30, 31].tolist() == rgb[30, 33].tolist() == rgb[4, 50].tolist() == wall
     assert rgb[10, 32].tolist() == [0, 0, 0]  # the door, near the top
-    drawn = pixels(figures.montage(frames(1), title=""))
-    assert (drawn.max(-1) < 20).mean() > 0.5  # mostly black on paper, not white
+    assert np.array_equal(rgb, data.frame_rgb(torch.tensor(frames(1) / 255))[0])
+    drawn = pixels(data.frame_grid([frames(1)]))
+    assert (drawn.max(-1) < 20).mean() > 0.4  # mostly black on paper, not white
+    grey = data.frame_rgb(np.array([[[0.5, 1.2]]]), predicted=True)
+    assert grey.tolist() == [[[128] * 3, [255] * 3]]  # a decoder draws a little too bright
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        frames().astype(np.float32),  # floats in 0..255
-        (frames() / 255.0 - 0.5),  # normalised
-        frames().astype(np.int64),
-        np.full((1, 2, 65, 65), np.nan),
-        np.zeros((1, 4, 65, 65), np.uint8),
-    ],
-)
-def test_frames_in_an_unknown_range_are_refused(bad):
-    """F14: a wrong range is an error, never a plausible picture."""
-    with pytest.raises(FigureError, match="frames must be"):
-        figures.frame_rgb(bad)
+def test_a_film_has_every_frame_side_by_side():
+    image = np.array(Image.open(io.BytesIO(data.film(frames(3), ["t-1", "t", "next"]))))
+    assert image.shape[1] == 3 * (2 * 65 + 8) + 8
+    assert image[16 + 2 * 40, 8 + 2 * 20].tolist() == [255, 255, 255]
+    assert image[16 + 2 * 25, 8 + 2 * 10].tolist() == [0, 0, 0]
 
 
-def test_the_room_is_drawn_in_px_with_y_down_and_the_door_open(gallery):
-    axis = gallery["fan"].axes[0]
-    assert axis.get_ylim()[0] > axis.get_ylim()[1] and axis.get_xlim() == (3, 61)
-    boxes = [patch.get_bbox().bounds for patch in axis.patches]
-    assert (31, 4, 2, 2) in boxes and (31, 14, 2, 46) in boxes  # above 6 and below 14
+@pytest.mark.parametrize("extent", [None, (0, 13, 0, 13)])
+def test_the_map_is_the_rendered_room_with_its_door_open(extent):
+    """N14: any picture in world units; by default px with y down."""
+    fan = np.ones((3, 4, 2)), [1, 2, 3], TWO, [1, 1], GOAL
+    figure = plans.plan_fan(*fan, ROOM, extent=extent)
+    axis = figure.axes[0]
+    image = axis.images[0]
+    assert image.get_array()[30, 32] > 0 == image.get_array()[10, 32]
+    left, right, bottom, top = extent or (-0.5, 64.5, 64.5, -0.5)
+    assert tuple(image.get_extent()) == (left, right, bottom, top)
+    assert axis.get_xlim() == (left, right) and axis.get_ylim() == (bottom, top)
 
 
-def test_trajectories_are_drawn_whole_and_where_they_are():
+def test_trajectories_are_drawn_whole_where_they_are_whatever_their_lengths():
     path = RNG.uniform(5, 59, (30, 2))
-    axis = figures.sample_trajectories([path], [[25, 40]]).axes[0]
-    (lines,) = [c for c in axis.collections if isinstance(c, LineCollection)]
+    figure = plans.room_paths([path, np.ones((9, 2))], [ROOM, ROOM])
+    (lines,) = [c for c in figure.axes[0].collections if isinstance(c, LineCollection)]
     segments = np.array(lines.get_segments())  # (29, 2, 2)
     assert np.allclose(segments[:, 0], path[:-1]) and np.allclose(segments[-1, 1], path[-1])
 
 
-def test_trajectories_of_different_lengths_share_a_figure():
-    figure = figures.sample_trajectories([np.ones((5, 2)), np.ones((9, 2))], [[25, 40], [32, 10]])
-    assert len(figure.axes) == 2
+def test_cost_landscape_puts_each_value_at_its_place_and_keeps_holes():
+    x, y = np.linspace(10, 50, 5), np.linspace(20, 40, 3)
+    values = np.arange(15.0).reshape(3, 5)
+    values[1, 2] = np.nan
+    figure = data.cost_landscape({"latent": values, "distance": values}, x, y, GOAL, ROOM)
+    axis = next(axis for axis in figure.axes if axis.get_title(loc="left") == "distance")
+    room, image = axis.images
+    assert room.get_array().shape == (65, 65)
+    assert tuple(image.get_extent()) == (5, 55, 45, 15)
+    assert image.get_array()[2, 4] == 14 and image.get_array().mask[1, 2]
 
 
+def test_the_visits_lie_where_the_dot_was():
+    figure = data.motion(np.ones(5), np.zeros(5), np.array([[10.2, 30.0]] * 3 + [[50, 8]]), ROOM)
+    visits = figure.axes[2].images[1].get_array()
+    assert visits[30, 10] == 1.5 and visits[8, 50] == 0.5 and visits.count() == 2
+
+
+def test_plan_fan_ranks_candidates_and_names_what_level_1_aims_at():
+    start = np.array([10.0, 10.0])
+    rollouts, costs = RNG.uniform(5, 59, (30, 4, 2)), RNG.normal(size=30)
+    axis = plans.plan_fan(rollouts, costs, rollouts[3], start, GOAL, ROOM, rollouts[1]).axes[0]
+    fan = next(c for c in axis.collections if isinstance(c, LineCollection))
+    segments = np.array(fan.get_segments())  # (30, 5, 2)
+    assert np.allclose(segments[-1, 1:], rollouts[costs.argmin()]) and fan.get_array()[-1] == 0
+    assert np.allclose(segments[0, 1:], rollouts[costs.argmax()]) and fan.get_array()[0] == 1
+    assert np.allclose(segments[:, 0], start)
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert labels == ["chosen plan", "sub-goal of level 1", "level 2 beyond it", "start", "goal"]
+
+
+def test_episodes_say_when_the_goal_was_reached_or_how_far_it_was_missed():
+    paths = np.zeros((3, 11, 2)) + 20
+    goals = np.array([[20, 20], [20, 24.5], [20, 24.5]], dtype=float)
+    figure = plans.episode_paths(paths, goals, [ROOM] * 3, np.array([0, 11, np.nan]))
+    assert titles(figure) == ["reached at 0", "missed by 4.5 px", "missed by 4.5 px"]
+    figure = plans.film_strip(np.ones((201, 2)) * 20, GOAL, ROOM, frames=5)
+    assert titles(figure) == ["step 0", "step 50", "step 100", "step 150", "step 200"]
+    assert len(plans.film_strip(np.ones((2, 2)), GOAL, ROOM).axes) == 2
+
+
+# --- training ---------------------------------------------------------------------------------
 def test_loss_curves_show_training_and_validation_of_each_named_term():
     records = [{"step": s, "sim": float(s), "std": None if s == 2 else 1.0} for s in (1, 2, 3)]
     records.append({"step": 3, "validation_sim": 7.0})
-    left, right = learning.loss_curves(records, ["sim", "std"]).axes[:2]
-    assert left.get_title(loc="left") == "sim" and right.get_title(loc="left") == "std"
+    left, right = training.loss_curves(records, ["sim", "std"], log=True).axes
     raw, mean, held_out = left.lines
     assert raw.get_ydata().tolist() == mean.get_ydata().tolist() == [1, 2, 3]
     assert held_out.get_xydata().tolist() == [[3, 7]]
     assert right.lines[0].get_xdata().tolist() == [1, 3]  # null values are skipped
-    with pytest.raises(FigureError, match="'idm'"):
-        learning.loss_curves(records, ["idm"])
+    assert (left.get_title(loc="left"), left.get_yscale()) == ("sim", "log")
+    zero = training.loss_curves([{"step": s, "std": s - 1.0} for s in range(3)], ["std"], log=True)
+    assert zero.axes[0].get_yscale() == "linear"
 
 
 def test_loss_curves_smooth_with_a_trailing_mean():
     values = RNG.normal(size=90)
     records = [{"step": s, "sim": value} for s, value in enumerate(values)]
-    mean = learning.loss_curves(records, ["sim"]).axes[0].lines[1].get_ydata()
+    mean = training.loss_curves(records, ["sim"]).axes[0].lines[1].get_ydata()
     assert mean[0] == pytest.approx(values[0]) and mean[50] == pytest.approx(values[48:51].mean())
 
 
-def test_log_scale_is_used_only_where_all_values_are_positive():
-    records = [{"step": s, "sim": 1.0 + s, "std": s - 1.0} for s in range(3)]
-    left, right = learning.loss_curves(records, ["sim", "std"], log=True).axes[:2]
-    assert (left.get_yscale(), right.get_yscale()) == ("log", "linear")
-
-
-def test_learning_rate_is_drawn_as_recorded():
-    records = [{"step": s, "lr": 0.1 * s} for s in range(4)] + [{"step": 9, "sim": 1}]
-    (axis,) = learning.learning_rate(records).axes
-    assert axis.lines[0].get_ydata() == pytest.approx([0, 0.1, 0.2, 0.3])
-    with pytest.raises(FigureError, match="'lr'"):
-        learning.learning_rate([{"step": 1}])
+def test_a_constant_curve_keeps_a_readable_axis():
+    """A learning rate that never changed, up to rounding."""
+    records = [{"step": k, "lr": 1e-4 * (1 + 1e-13 * (k % 2))} for k in range(1, 9)]
+    axis = training.loss_curves(records, ["lr"]).axes[0]
+    assert axis.get_ylim() == pytest.approx((0, 2e-4))
 
 
 def test_probe_titles_carry_the_rmse_in_px():
     true = RNG.uniform(5, 59, (500, 2))
-    figure = learning.probe_scatter(true, true + np.array([3.0, 4.0]))
+    figure = training.probe_scatter(true, true + np.array([3.0, 4.0]))
     assert figure._suptitle.get_text() == "Position probe: RMSE 5.00 px"
-    titles = [axis.get_title(loc="left") for axis in figure.axes]
-    assert titles[0].startswith("x: RMSE 3.00 px") and titles[1].startswith("y: RMSE 4.00 px")
-    layout = learning.probe_scatter(true, true, ("wall_x", "door_y"), "Layout probe")
+    assert titles(figure)[0].startswith("x: RMSE 3.00 px")
+    layout = training.probe_scatter(true, true, ("wall_x", "door_y"), "Layout probe")
     assert layout.axes[1].get_ylabel() == "predicted door_y (px)"
     assert layout._suptitle.get_text() == "Layout probe"
 
@@ -189,166 +370,215 @@ def test_open_loop_error_shows_medians_bands_and_the_stay_baseline():
     steps = np.array([8, 16, 24])
     errors = RNG.uniform(0, 3, (200, 3))
     curves = {"level 1": (np.arange(1, 25), np.ones((5, 24))), "level 2": (steps, errors)}
-    figure = learning.open_loop_error(curves, (steps, 9 + errors), {"planning horizon": 8})
+    figure = training.open_loop_error(curves, (steps, 9 + errors), {"planning horizon": 8})
     axis = figure.axes[0]
-    labels = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert labels == ["level 1", "level 2", "stay where you are"]
     second, stay = axis.lines[1:3]
-    assert second.get_xdata().tolist() == [8, 16, 24]
+    assert second.get_xdata().tolist() == [8, 16, 24] and axis.get_xscale() == "log"
     assert second.get_ydata() == pytest.approx(np.median(errors, 0))
     assert stay.get_ydata() == pytest.approx(9 + np.median(errors, 0))
     band = axis.collections[1].get_paths()[0].vertices
     assert band[:, 1].min() == pytest.approx(np.quantile(errors, 0.1, axis=0).min())
-    assert [text.get_text() for text in axis.texts] == ["planning horizon"]
+    assert {"level 1", "level 2", "stay where you are", "planning horizon"} <= words(figure)
+
+
+def test_error_by_horizon_shows_the_collapse_on_its_threshold():
+    steps = np.arange(1, 97)
+    band = (steps, steps / 10, steps / 12, steps / 8)
+    collapsed = {"level 1": (41, 35, 45), "level 2": (math.inf, 3, math.inf)}
+    figure = training.error_by_horizon({"level 1": band}, None, ("half the door", 4.0), collapsed)
+    (axis,) = figure.axes
+    (x, y, low, high) = next(iter(points(axis).values()))
+    assert (x.tolist(), y.tolist(), low.tolist(), high.tolist()) == ([41], [4], [35], [45])
+    assert axis.get_ylim()[0] == 0
+    assert training.error_by_horizon({"level 1": band}, top=5.0).axes[0].get_ylim() == (0, 5)
 
 
 def test_latent_map_shows_the_principal_components_coloured_by_position():
     latents, positions = RNG.normal(size=(50, 6)), RNG.uniform(5, 59, (50, 2))
-    figure = figures.latent_map(latents, positions)
-    left, right = (axis.collections[0] for axis in figure.axes[:2])
+    left, right = (axis.collections[0] for axis in data.latent_map(latents, positions).axes[:2])
+    order, drawn = np.argsort(positions[:, 0]), np.argsort(left.get_array())
     flat = PCA(2, random_state=0).fit_transform(latents)
-    order = np.argsort(positions[:, 0])
-    drawn = np.argsort(left.get_array())
     assert np.allclose(np.array(left.get_offsets())[drawn], flat[order])
     assert np.allclose(np.array(right.get_array())[drawn], positions[order, 1])
 
 
-def test_cost_landscape_puts_each_value_at_its_place_and_keeps_holes():
-    x, y = np.linspace(10, 50, 5), np.linspace(20, 40, 3)
-    values = np.arange(15.0).reshape(3, 5)
-    values[1, 2] = np.nan
-    axis = figures.cost_landscape(
-        {"latent": values, "distance": values}, x, y, [50, 40], 32, 10
-    ).axes[1]
-    image = axis.images[0]
-    assert image.get_extent() == [5, 55, 45, 15] or tuple(image.get_extent()) == (5, 55, 45, 15)
-    assert image.get_array()[2, 4] == 14 and image.get_array().mask[1, 2]
-    assert axis.get_title(loc="left") == "distance"
-    with pytest.raises(FigureError, match="latent must have shape"):
-        figures.cost_landscape({"latent": values.T}, x, y, [50, 40], 32, 10)
-
-
-def test_plan_fan_ranks_candidates_and_draws_the_cheapest_last():
-    start = np.array([10.0, 10.0])
-    rollouts = RNG.uniform(5, 59, (30, 4, 2))
-    costs = RNG.normal(size=30)
-    figure = plans.plan_fan(rollouts, costs, rollouts[3], start, [50, 40], 32, 10, rollouts[1])
-    axis = figure.axes[0]
-    fan = next(c for c in axis.collections if isinstance(c, LineCollection))
-    segments = np.array(fan.get_segments())  # (30, 5, 2)
-    assert np.allclose(segments[-1, 1:], rollouts[costs.argmin()]) and fan.get_array()[-1] == 0
-    assert np.allclose(segments[0, 1:], rollouts[costs.argmax()]) and fan.get_array()[0] == 1
-    assert np.allclose(segments[:, 0], start)
-    labels = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert labels == ["chosen plan", "level-2 sub-goals", "start", "goal"]
-
-
-def test_success_bars_show_rate_interval_and_n_with_floor_and_ceiling():
-    """F12, F15: no bar without its n, its Wilson interval and the random and oracle levels."""
-    axis = plans.success_bars(rows()).axes[0]
-    assert [bar.get_width() for bar in axis.patches] == [0.03, 0.14, 0.97, 1.0]
-    assert [text.get_text() for text in axis.texts][2] == "97 %  [92, 99]  n = 100"
-    spans = [tuple(line.get_xdata()) for line in axis.lines]
-    assert tuple(wilson(97, 100)) in spans
-    assert (0.03, 0.03) in spans and (1.0, 1.0) in spans
+# --- success ----------------------------------------------------------------------------------
+def test_rows_show_rate_interval_and_n_with_floor_and_ceiling():
+    """F12, F15: no rate without its n, its Wilson interval and the random and oracle levels."""
+    figure = success.success_rows(rows())
+    (axis,) = figure.axes
+    x, y, low, high = points(axis)["flat, distance cost"]
+    assert (x.tolist(), y.tolist()) == ([0.97], [2])
+    assert (low[0], high[0]) == pytest.approx(wilson(97, 100))
+    assert "97 %  [92, 99]" in words(figure) and axis.get_xlabel() == "success, n = 100"
     assert [t.get_text() for t in axis.get_yticklabels()][2] == "flat, distance cost"
-    with pytest.raises(FigureError, match="at least one row"):
-        plans.success_bars([])
+    dotted = [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == ":"]
+    assert dotted == [0.03, 1.0]
 
 
-def test_success_against_compute_is_logarithmic_with_one_line_per_method_and_cost():
-    budgets = [rows()[2] | {"flops_per_step": f} for f in (4e7, 1e7, 2e7)]
-    axis = plans.success_against_compute([*budgets, rows()[0]]).axes[0]
-    assert axis.get_xscale() == "log"
-    (line,) = [container.lines[0] for container in axis.containers]
-    assert line.get_xdata().tolist() == [1e7, 2e7, 4e7]  # sorted
-    labels = {text.get_text() for text in axis.get_legend().get_texts()}
-    assert labels == {"flat, distance cost", "random"}
+def test_rows_can_be_named_by_what_was_changed():
+    table = [row("l1+l2", cost, 50, control=c) for c in "ab" for cost in ("latent", "distance")]
+    (axis,) = success.success_rows(table, by="control", order=["b", "a"]).axes
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["b", "a"]
+    latent, distance = points(axis).values()
+    assert (distance[1] - latent[1]).tolist() == pytest.approx([0.16, 0.16])  # beside each other
 
 
-def test_episode_panels_say_where_the_goal_was_reached_or_by_how_much_it_was_missed():
-    paths = np.zeros((3, 11, 2)) + 20
-    goals = np.array([[20, 20], [20, 24.5], [20, 24.5]], dtype=float)
-    figure = plans.episode_paths(paths, goals, [[32, 10]] * 3, np.array([0, 11, np.nan]))
-    titles = [axis.get_title(loc="left") for axis in figure.axes]
-    assert titles == ["reached at 0", "missed by 4.5 px", "missed by 4.5 px"]
+def test_success_against_compute_joins_what_no_cheaper_point_equals():
+    budgets = [
+        row("flat", "latent", k, flops_per_step=f) for k, f in ((30, 4e7), (10, 1e7), (9, 2e7))
+    ]
+    figure = success.success_against({"a": [*budgets, rows()[0]]}, "flops_per_step")
+    (axis,) = figure.axes
+    best, beaten = axis.containers
+    assert best.lines[0].get_xdata().tolist() == [1e7, 4e7] and axis.get_xscale() == "log"
+    assert best.lines[0].get_linestyle() == "--"
+    assert beaten.lines[0].get_xdata().tolist() == [2e7]
+    assert beaten.lines[0].get_linestyle() == "None"
+    assert {"flat, latent cost", "random"} <= words(figure)
+    lines = (
+        pd.DataFrame(budgets)
+        .assign(x=1e7, rate=0.5, low=0.4, high=0.6)
+        .drop(columns="flops_per_step")
+    )
+    both = pd.concat([lines, lines.assign(cost="distance")])
+    figure = success.frontiers(both, floors={"random": 0.02, "oracle": 1.0})
+    assert titles(figure) == ["latent cost, n = 100", "temporal-distance cost, n = 100"]
+    assert {"random", "oracle"} <= words(figure)
 
 
-def test_film_strip_runs_from_the_first_step_to_the_last():
-    figure = plans.film_strip(np.ones((201, 2)) * 20, [50, 40], 32, 10, frames=5)
-    titles = [axis.get_title(loc="left") for axis in figure.axes]
-    assert titles == ["step 0", "step 50", "step 100", "step 150", "step 200"]
-    assert len(plans.film_strip(np.ones((2, 2)), [50, 40], 32, 10).axes) == 2
+def test_success_against_a_setting_pools_seeds_beside_single_ones():
+    seeds = [
+        row("flat", "distance", 20 * i + 10 * s, h=h, seed=s)
+        for i, h in enumerate((24, 5, 96))
+        for s in (0, 1)
+    ]
+    table = pd.DataFrame([*seeds, *(row("random", "none", 1, h=5, seed=s) for s in (0, 1))])
+    lines = pooled(table, ["method", "cost", "h"])
+    singles = table.assign(rate=table["successes"] / table["n"])
+    figure = success.success_against(
+        {"p1": lines}, "h", marks={"trained": 16, "far": 500}, singles={"p1": singles}
+    )
+    (axis,) = figure.axes
+    x, y, low, high = points(axis)["flat, distance cost"]
+    assert list(x) == [5, 24, 96]  # by size, not by the order of the table
+    assert list(y) == [0.25, 0.05, 0.45]
+    bounds = [wilson(count, 200) for count in (50, 10, 90)]
+    np.testing.assert_allclose(np.stack([low, high], 1), bounds)
+    assert axis.get_xscale() == "log" and "trained" in words(figure) and "far" not in words(figure)
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["5", "24", "96"]
+    single = next(line for line in axis.lines if line.get_marker() == ".")
+    assert sorted(single.get_ydata()) == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    named = [row("flat", "", 50, size=size) for size in ("2M L1", "2M L1+L2", "6M")]
+    (axis,) = success.success_against({"": named}, "size").axes
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["2M L1", "2M L1+L2", "6M"]
+    assert axis.get_xscale() == "linear" and list(points(axis)["flat"][0]) == [0, 1, 2]
 
 
-def test_every_figure_is_a_small_png_and_shows_itself(gallery):
-    for name, figure in gallery.items():
-        data = figure._repr_png_()
-        assert data.startswith(b"\x89PNG") and len(data) < LIMIT_BYTES, name
-        assert max(Image.open(io.BytesIO(data)).size) <= 1200, name
+def test_designs_show_errors_beside_success():
+    errors = {"a": {"level 1": (2, 1, 3)}, "b": {"level 1": (4, 3, 5), "level 2": (5, 4, 6)}}
+    figure = success.designs(errors, {name: [row("l1+l2", "latent", 50)] for name in errors})
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b"]
+    assert points(left)["level 1"][0].tolist() == [2, 4]
+    assert points(right)["l1+l2, latent cost"][0].tolist() == [0.5, 0.5]
 
 
-def test_outputs_stay_bounded_when_the_input_grows():
-    """PL14: a peer wrote 201 sub-plots x 100 trials at 300 dpi into a 0.68 GB result file."""
-    for name, figure in every_figure(many=400).items():
-        assert len(figure.axes) <= style.MOST_PANELS, name
-        assert len(style.png(figure)) < LIMIT_BYTES, name
+def test_pairs_name_seeds_and_p_values_and_failures_fill_their_bars(gallery):
+    table = pd.DataFrame(
+        [{"pair": "two - flat", "seed": s, "difference": 0.1, "difference_low": 0.0,
+          "difference_high": 0.2, "mcnemar_p": 0.01} for s in ("0", "1", "all")]
+    )  # fmt: skip
+    found = words(success.pair_differences(table))
+    assert {"two - flat, seed 0", "two - flat, seed 1", "two - flat", "p = 0.01"} <= found
+    ends = [bar.get_x() + bar.get_width() for bar in gallery["failures"].axes[0].patches]
+    assert max(ends) == pytest.approx(1) and "stuck at the wall" in words(gallery["failures"])
 
 
-def test_nothing_is_cut_off_at_the_edges(gallery):
-    """Ink that touches the border of the picture means a clipped label."""
-    for name, figure in gallery.items():
-        image = pixels(figure)
-        edges = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-        assert (edges > 245).all(), name
+# --- beliefs ----------------------------------------------------------------------------------
+def test_calibration_shows_the_quantiles_of_its_bins_and_the_discounted_reference():
+    recorded = np.repeat(np.arange(1.0, 5.0), 100)
+    predicted = recorded / 2 + np.tile(np.linspace(-1, 1, 100), 4)
+    axis = beliefs.calibration(recorded, predicted).axes[0]
+    median, reference = axis.lines
+    assert median.get_ydata() == pytest.approx([0.5, 1, 1.5, 2])
+    band = axis.collections[1].get_paths()[0].vertices[:, 1]
+    assert np.ptp(band) == pytest.approx(1.5 + 1.6, abs=0.05)  # 10 to 90 % of a width of 2
+    assert list(reference.get_xdata()) == list(reference.get_ydata())
+    reference = beliefs.calibration(recorded, predicted, gamma=0.5).axes[0].lines[1]
+    assert reference.get_ydata()[-1] == pytest.approx(1 + 0.5 + 0.25 + 0.125)
 
 
-def test_figures_leave_matplotlib_as_it_was():
-    before = dict(matplotlib.rcParams)
-    style.png(plans.success_bars(rows()))
-    assert dict(matplotlib.rcParams) == before
-    assert Gcf.get_num_fig_managers() == 0  # pyplot knows none of these figures
+def test_calibration_has_a_panel_per_layout_and_a_line_per_kind():
+    rooms = np.repeat([[32, 10], [25, 40]], 200, axis=0)
+    true = RNG.uniform(1, 60, 400)
+    figure = beliefs.layout_calibration(
+        true, 2 * true, true > 20, rooms, names={(25, 40): "held out"}
+    )
+    rank = "\nrank correlation 1.00"
+    assert titles(figure) == [f"wall 32, door 10{rank}", f"wall 25, door 40, held out{rank}"]
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert {"same room", "through the door", "exact"} <= set(lines)
+    far = lines["through the door"]
+    np.testing.assert_allclose(far.get_ydata() / far.get_xdata(), 2, rtol=0.1)
 
 
-def test_style_holds_while_drawing_outside_the_figure_function():
-    """Ticks are created at drawing time: without `Picture.draw` they would have default style."""
-    records = [{"step": s, "lr": 0.1 * s} for s in range(5)]
-    outside = style.png(learning.learning_rate(records))
-    with matplotlib.rc_context(style.STYLE):
-        inside = style.png(learning.learning_rate(records))
-    assert outside == inside
+def test_cost_geometry_says_how_well_a_cost_orders_pairs():
+    path = RNG.uniform(1, 80, 500)
+    costs = {"exact": np.sqrt(path), "reversed": 100 - path}
+    figure = beliefs.cost_geometry(path, costs, path > 40)
+    assert titles(figure) == ["rank correlation 1.00", "rank correlation -1.00"]
+    near, far = figure.axes[0].collections
+    assert near.get_offsets()[:, 0].max() <= 40 < far.get_offsets()[:, 0].min()
 
 
-def test_a_long_title_over_a_narrow_figure_is_wrapped():
-    figure = figures.sample_trajectories([np.ones((5, 2))], [[25, 40]], title="a long title " * 4)
-    image = pixels(figure)
-    assert (image[:, -1] > 245).all() and "\n" in figure._suptitle.get_text()
+def test_level_2_is_shown_by_its_clock_its_divergence_and_its_proposals():
+    path = RNG.uniform(5, 59, (33, 2))
+    axis = beliefs.macro_grid(path, 8, ROOM).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["0", "1", "2", "3", "4"]
+    assert axis.texts[4].xy == pytest.approx(path[32])
+    figure = beliefs.kl_by_dimension(np.array([0.1, 0.5, 0.0]))
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [0.5, 0.1, 0.0]
+    assert "0.60 nats" in figure.get_suptitle()
+    starts = np.array([[20.0, 30.0], [50.0, 40.0]])
+    clouds = starts[:, None] + RNG.normal(size=(2, 40, 2))
+    figure = beliefs.proposals(starts, clouds, [ROOM] * 2, reach=14.4)
+    for axis, start, cloud in zip(figure.axes, starts, clouds, strict=True):
+        dots, ring = axis.collections
+        assert np.asarray(dots.get_offsets()) == pytest.approx(cloud)
+        assert np.asarray(ring.get_offsets()[0]) == pytest.approx(start)
+        circle = axis.lines[-1].get_xydata()
+        assert np.linalg.norm(circle - start, axis=1) == pytest.approx(14.4)
 
 
-def test_save_writes_the_picture_or_raises_one_sentence(tmp_path, gallery):
-    path = style.save(gallery["rate"], tmp_path / "figures" / "rate.png")
-    assert Image.open(path).format == "PNG"
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FileError, match="cannot write"):
-        style.save(gallery["rate"], tmp_path / "file" / "rate.png")
+def test_controls_show_success_and_deviation_and_name_every_curve():
+    """N6: `zero` was nameless."""
+    controls = [
+        row("l1+l2", "latent", hits, 10, control=c) for c, hits in (("none", 9), ("zero", 0))
+    ]
+    figure = beliefs.control_effects(controls, {"none": np.zeros(5), "zero": np.arange(5.0)})
+    left, right = figure.axes
+    assert points(left)["l1+l2, latent cost"][0].tolist() == [0.9, 0]
+    assert [list(line.get_ydata()) for line in right.lines][1] == [0, 1, 2, 3, 4]
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["none", "zero"]
 
 
-def test_methods_keep_their_colours():
-    names = ["random", "oracle", "flat", "L1+L2", "level 1", "level 2", "dreamer"]
-    colours = [style.method_colour(name) for name in names]
-    assert colours[2] == colours[4] == style.BLUE and colours[3] == colours[5] == style.ORANGE
-    assert len(set(colours)) == 5
+def test_motion_samples_stay_inside_their_trajectory():
+    """F6 in the statistics: a turn between two trajectories would be no turn."""
+    walks = tiny_data()
+    moves = measures.motion(walks, limit=3)
+    lengths = walks.lengths[:3]
+    assert len(moves.steps) == int((lengths - 1).sum())
+    assert len(moves.turns) == int((lengths - 2).sum())
+    assert len(moves.positions) == int(lengths.sum())
+    assert moves.turns.abs().max() <= 180
+    one, two = walks.one(0)[1][:2].double()
+    cross, dot = one[0] * two[1] - one[1] * two[0], (one * two).sum()
+    assert moves.turns[0] == pytest.approx(float(torch.atan2(cross, dot).rad2deg()), abs=1e-3)
 
 
-def test_wrong_shapes_raise_a_sentence_that_names_the_argument():
-    with pytest.raises(FigureError, match=r"goal must have shape \(2\), got \(3,\)"):
-        plans.film_strip(np.ones((5, 2)), [1, 2, 3], 32, 10)
-    with pytest.raises(FigureError, match="predicted must have shape"):
-        learning.probe_scatter(np.ones((5, 2)), np.ones((4, 2)))
-
-
-def test_a_constant_curve_keeps_a_readable_axis():
-    """A learning rate that never changed, up to rounding."""
-    rows = [{"step": k, "lr": 1e-4 * (1 + 1e-13 * (k % 2))} for k in range(1, 9)]
-    axis = learning.loss_curves(rows, ["lr"]).axes[0]
-    assert axis.get_ylim() == pytest.approx((0, 2e-4))
+def test_bars_of_values_keep_the_few_points_of_a_curve_visible():
+    _, (axis,) = style.panels(1, 1, 3, 3)
+    draw.curve(axis, range(3), range(3))
+    draw.curve(axis, range(40), range(40))
+    assert [line.get_marker() for line in axis.lines] == ["o", "None"]

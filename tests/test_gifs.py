@@ -8,14 +8,24 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from hjepa_lib.evaluation.results import Result
 from hjepa_lib.figures import gifs, style
 from hjepa_lib.figures.style import FigureError
 from hjepa_lib.files import FileError
+from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.worlds.rendering import render_walls
 
 RNG = np.random.default_rng(2)
 RED = tuple(round(255 * c) for c in to_rgb(style.GOAL))
 BLUE = tuple(round(255 * c) for c in to_rgb(style.BLUE))
+GOAL = np.array([50, 40])
+
+
+def room(wall_x: int = 32, door_y: int = 10) -> np.ndarray:
+    return render_walls(Layout.of([[wall_x, door_y]]))[0].numpy()
+
+
+def episode(path, positions: np.ndarray, title: str = "", **walls: int):
+    return gifs.comparison_gif(path, [gifs.Clip(positions, GOAL, room(**walls), title)])
 
 
 def walk(steps: int, scale: float = 1.3) -> np.ndarray:
@@ -28,7 +38,7 @@ def centre(image: np.ndarray, colour: tuple) -> np.ndarray:
     """(x, y) world px of the pixels of one colour, for a single clip at scale 4."""
     y, x = np.nonzero((image == colour).all(-1))
     corner = np.array([gifs.GAP, gifs.LINE + 2])
-    return (np.array([x.mean(), y.mean()]) + 0.5 - corner) / 4 + 3
+    return (np.array([x.mean(), y.mean()]) + 0.5 - corner) / 4 - 0.5
 
 
 def decoded(path, step: int) -> np.ndarray:
@@ -38,7 +48,7 @@ def decoded(path, step: int) -> np.ndarray:
 
 
 def test_one_frame_per_state_at_ten_a_second_even_when_the_dot_rests(tmp_path):
-    path = gifs.episode_gif(tmp_path / "rest.gif", np.full((31, 2), 20.0), [50, 40], 32, 10)
+    path = episode(tmp_path / "rest.gif", np.full((31, 2), 20.0))
     image = Image.open(path)
     assert image.n_frames == 31  # steps + 1; equal frames would have been merged
     durations = []
@@ -50,7 +60,7 @@ def test_one_frame_per_state_at_ten_a_second_even_when_the_dot_rests(tmp_path):
 
 def test_goal_is_red_and_the_dot_moves_to_where_it_should_be(tmp_path):
     positions = np.array([[10.0, 20.0], [20.0, 50.0], [24.0, 12.0]])
-    path = gifs.episode_gif(tmp_path / "a.gif", positions, [50, 40], 32, 10)
+    path = episode(tmp_path / "a.gif", positions)
     for step, position in enumerate(positions):
         image = decoded(path, step)
         assert centre(image, RED) == pytest.approx([50, 40], abs=0.3)
@@ -58,19 +68,19 @@ def test_goal_is_red_and_the_dot_moves_to_where_it_should_be(tmp_path):
 
 
 def test_the_room_has_its_wall_and_its_door(tmp_path):
-    path = gifs.episode_gif(tmp_path / "a.gif", np.full((2, 2), 15.0), [50, 40], 28, 45)
+    path = episode(tmp_path / "a.gif", np.full((2, 2), 15.0), wall_x=28, door_y=45)
     wall = tuple(round(255 * c) for c in to_rgb(style.WALL))
-    column = decoded(path, 0)[:, gifs.GAP + (28 - 3) * 4]  # (Hpx, 3) through the wall's middle
-    rows = (np.nonzero((column == wall).all(-1))[0] + 0.5 - gifs.LINE - 2) / 4 + 3
-    assert not ((rows > 41.2) & (rows < 48.8)).any()
-    assert ((rows > 5) & (rows < 40.5)).sum() > 130 and (rows > 49.5).sum() > 35
+    column = decoded(path, 0)[:, gifs.GAP + 28 * 4 + 2]  # (Hpx, 3) through the wall's middle
+    rows = (np.nonzero((column == wall).all(-1))[0] + 0.5 - gifs.LINE - 2) / 4 - 0.5
+    assert not ((rows > 40.6) & (rows < 49.4)).any()  # the rendered opening: rows 41 to 49
+    assert ((rows > 5) & (rows < 40.4)).sum() > 130 and (rows > 49.6).sum() > 35
 
 
 def test_two_methods_of_200_steps_stay_below_300_kb(tmp_path):
     """PL14: bounded output for the longest, busiest comparison of the protocols."""
     clips = [
-        gifs.Clip(walk(200), np.array([50, 40]), 32, 10, "flat", style.BLUE),
-        gifs.Clip(walk(200), np.array([50, 40]), 32, 10, "L1+L2", style.ORANGE),
+        gifs.Clip(walk(200), GOAL, room(), "flat", style.BLUE),
+        gifs.Clip(walk(200), GOAL, room(), "L1+L2", style.ORANGE),
     ]
     path = gifs.comparison_gif(tmp_path / "two.gif", clips)
     image = Image.open(path)
@@ -80,20 +90,20 @@ def test_two_methods_of_200_steps_stay_below_300_kb(tmp_path):
 
 def test_a_file_above_the_cap_is_drawn_smaller_and_never_written_larger(tmp_path, monkeypatch):
     positions = walk(20)
-    normal = gifs.episode_gif(tmp_path / "a.gif", positions, [50, 40], 32, 10)
+    normal = episode(tmp_path / "a.gif", positions)
     monkeypatch.setattr(gifs, "LIMIT_BYTES", normal.stat().st_size - 1)
-    small = gifs.episode_gif(tmp_path / "b.gif", positions, [50, 40], 32, 10)
+    small = episode(tmp_path / "b.gif", positions)
     assert Image.open(small).width < Image.open(normal).width
     assert small.stat().st_size < normal.stat().st_size
     monkeypatch.setattr(gifs, "LIMIT_BYTES", 100)
     with pytest.raises(FigureError, match="fewer steps"):
-        gifs.episode_gif(tmp_path / "c.gif", positions, [50, 40], 32, 10)
+        episode(tmp_path / "c.gif", positions)
     assert not (tmp_path / "c.gif").exists()
 
 
 def test_a_shorter_episode_waits_at_its_end(tmp_path):
-    short = gifs.Clip(walk(3), np.array([50, 40]), 32, 10)
-    long = gifs.Clip(walk(9), np.array([50, 40]), 32, 10)
+    short = gifs.Clip(walk(3), GOAL, room())
+    long = gifs.Clip(walk(9), GOAL, room())
     path = gifs.comparison_gif(tmp_path / "two.gif", [short, long])
     assert Image.open(path).n_frames == 10
     half = Image.open(path).width // 2
@@ -104,7 +114,7 @@ def test_a_shorter_episode_waits_at_its_end(tmp_path):
 
 def test_titles_are_written_and_long_ones_are_cut(tmp_path):
     def head(title: str) -> np.ndarray:
-        path = gifs.episode_gif(tmp_path / "t.gif", np.full((2, 2), 20.0), [50, 40], 32, 10, title)
+        path = episode(tmp_path / "t.gif", np.full((2, 2), 20.0), title)
         return decoded(path, 0)[: gifs.LINE]
 
     blank, short, long = head(""), head("flat"), head("a title that is far too long " * 3)
@@ -113,7 +123,7 @@ def test_titles_are_written_and_long_ones_are_cut(tmp_path):
 
 
 def test_html_embeds_the_file_with_an_escaped_alternative_text(tmp_path):
-    path = gifs.episode_gif(tmp_path / "a.gif", walk(2), [50, 40], 32, 10)
+    path = episode(tmp_path / "a.gif", walk(2))
     image = gifs.gif_html(path, alt='the "flat" planner <1>')
     code = re.fullmatch(
         r'<img src="data:image/gif;base64,([^"]+)" alt="the &quot;flat&quot; planner &lt;1&gt;">',
@@ -129,18 +139,24 @@ def test_missing_file_and_bad_clips_raise_one_sentence(tmp_path):
     with pytest.raises(FigureError, match="at least one clip"):
         gifs.comparison_gif(tmp_path / "a.gif", [])
     with pytest.raises(FigureError, match="positions must have shape"):
-        gifs.episode_gif(tmp_path / "a.gif", np.ones(4), [50, 40], 32, 10)
+        episode(tmp_path / "a.gif", np.ones(4))
 
 
-def test_clip_of_a_stored_result():
-    """The clip shows the trial that was asked for, in its own room and in its method's colour."""
-    header = {"method": "l1+l2", "cost": "latent"}
+def test_clip_of_a_stored_result_shows_where_level_2_sends_level_1(tmp_path):
+    """N9: the sub-goal of each planning call, and none where level 1 aims at the goal itself."""
     arrays = {
-        "positions": np.arange(2 * 3 * 2, dtype=np.float32).reshape(2, 3, 2),
-        "goal": np.array([[1.0, 2.0], [3.0, 4.0]], dtype=np.float32),
-        "layout": np.array([[20, 11], [44, 50]], dtype=np.int16),
+        "positions": np.full((2, 5, 2), 20.0, np.float32),
+        "goal": np.array([[1.0, 2.0], [50.0, 40.0]], np.float32),
+        "plan_subgoal_xy": np.full((2, 2, 2), 30.0, np.float32),  # a call every two steps
+        "plan_near": np.array([[0, 0], [0, 1]]),
     }
-    clip = gifs.clip_of(Result(header, arrays), 1)
-    assert (clip.positions == arrays["positions"][1]).all() and clip.goal.tolist() == [3.0, 4.0]
-    assert (clip.wall_x, clip.door_y, clip.title) == (44, 50, "l1+l2, latent")
-    assert clip.colour == style.method_colour("l1+l2")
+    clip = gifs.clip_of(arrays, 1, room(), "l1+l2, latent")
+    assert (clip.positions == 20).all() and clip.goal.tolist() == [50, 40]
+    assert (clip.title, clip.colour) == ("l1+l2, latent", style.ORANGE)
+    assert np.isnan(clip.subgoals).all(1).tolist() == [False, False, True, True]
+    flat = {name: value for name, value in arrays.items() if not name.startswith("plan")}
+    assert gifs.clip_of(flat, 0, room(), "flat").subgoals is None
+    path = gifs.comparison_gif(tmp_path / "a.gif", [clip._replace(colour=style.BLUE)])
+    orange = tuple(round(255 * c) for c in to_rgb(style.ORANGE))
+    assert centre(decoded(path, 0), orange) == pytest.approx([30, 30], abs=0.3)
+    assert not (decoded(path, 3) == orange).all(-1).any()

@@ -1,24 +1,28 @@
 """Figures of what the models believe: distances, level-2 latents, its proposals and its controls.
 
-Plain arrays in, one matplotlib figure out (see `figures`). Predicted steps are environment steps of
-the data, lengths are px, (x, y) with y down, divergences are nats.
+Predicted steps are environment steps of the data, lengths px, divergences nats.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
+from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
 from hjepa_lib.figures.style import FigureError, checked, styled
+from hjepa_lib.figures.success import rows_of_success, tidy
 
 _BINS = 24
+_SIDES = {"same room": style.SKY, "through the door": style.PURPLE}
 
 
-@styled
+# --- distances --------------------------------------------------------------------------------
 def calibration(
     recorded: np.ndarray,
     predicted: np.ndarray,
@@ -27,41 +31,13 @@ def calibration(
 ) -> Figure:
     """Predicted steps (n,) against the steps recorded between two states of one trajectory (n,).
 
-    The reference is what a perfect head predicts for a recorded path that is the shortest one: n
-    steps discounted by `gamma`, (1 - gamma^n) / (1 - gamma). A recorded path may be a detour, so a
-    good head lies on this line for short paths and below it for long ones.
+    A recorded path may be a detour, so a good head lies on the reference for short paths and below
+    it for long ones.
     """
-    recorded = checked(recorded, "recorded", None)
-    predicted = checked(predicted, "predicted", len(recorded))
-    figure, (axis,) = style.panels(1, 1, 4.4, 3.2)
-    some = style.subset(len(recorded))
-    axis.scatter(recorded[some], predicted[some], s=5, color=style.BLUE, alpha=0.2, lw=0)
-    centres, bands = _bands(recorded, predicted)
-    axis.fill_between(centres, bands[0], bands[2], color=style.ORANGE, alpha=0.25, linewidth=0)
-    axis.plot(centres, bands[1], color=style.ORANGE, label="median, 10-90 % band")
-    end = max(recorded.max(), 1)
-    steps = np.linspace(0, end, 100)
-    ideal = steps if gamma == 1 else (1 - gamma**steps) / (1 - gamma)
-    label = "as recorded" if gamma == 1 else f"as recorded, discounted by {gamma:g}"
-    axis.plot(steps, ideal, color=style.MUTED, linewidth=1.1, label=label)
-    axis.set(xlabel="recorded steps", ylabel="predicted steps", xlim=(0, end), ylim=(0, None))
-    axis.grid()
-    axis.legend(loc="upper left")
-    style.headline(figure, title)
-    return figure
+    groups = {"": {"median, 10-90 % band": (recorded, predicted)}}
+    return _calibrations(groups, gamma, {"as recorded": 1.0}, "recorded steps", title)
 
 
-def _bands(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bin centres (k,) and the 10, 50, 90 % quantiles (3, k) of y in bins with 5 values or more."""
-    edges = np.linspace(x.min(), x.max() + 1e-9, _BINS + 1)
-    place = np.digitize(x, edges) - 1
-    full = [k for k in range(_BINS) if (place == k).sum() >= 5]
-    bands = [np.quantile(y[place == k], [0.1, 0.5, 0.9]) for k in full]
-    centres = (edges[:-1] + edges[1:])[full] / 2
-    return centres, np.array(bands).reshape(-1, 3).T
-
-
-@styled
 def layout_calibration(
     shortest: np.ndarray,
     predicted: np.ndarray,
@@ -75,44 +51,74 @@ def layout_calibration(
     """Predicted steps (n,) against the true shortest ones (n,), a panel per layout (at most 24).
 
     `through_door` (n,) marks pairs with the wall between them, `layouts` (n, 2) are rows (wall_x,
-    door_y). Lines are what a perfect head says at a pace, discounted by `gamma` as in
-    `calibration`: `paces` maps a name to steps per true step (default "exact": 1). Each panel's
-    title has Spearman's rank correlation of all pairs; `names` adds words for a layout.
+    door_y). `paces` maps the name of a reference to its steps per true step; `names` adds words
+    for a layout. Each panel's title has Spearman's rank correlation of all pairs.
     """
     shortest = checked(shortest, "shortest", None)
     predicted = checked(predicted, "predicted", len(shortest))
     across = checked(through_door, "through_door", len(shortest)).astype(bool)
-    layouts = checked(layouts, "layouts", len(shortest), 2)
-    found = list(dict.fromkeys(map(tuple, layouts.astype(int).tolist())))[: style.MOST_PANELS]
-    columns = min(3, len(found))
-    figure, axes = style.panels(-(-len(found) // columns), columns, 3.4, 2.9, sharey=True)
-    for spare in axes[len(found) :]:
-        spare.remove()
-    kinds = (("same room", style.SKY), ("through the door", style.PURPLE))
-    end = float(shortest.max())
-    steps = np.linspace(0, end, 100)
-    for axis, layout in zip(axes, found, strict=False):
-        own = (layouts.astype(int) == layout).all(1)
-        for (label, colour), rows in zip(kinds, (own & ~across, own & across), strict=True):
-            axis.scatter(shortest[rows], predicted[rows], s=6, lw=0, alpha=0.35, color=colour)
-            if rows.sum() >= _BINS:
-                centres, bands = _bands(shortest[rows], predicted[rows])
-                axis.plot(centres, bands[1], color=colour, lw=2, label=label)
-                axis.plot(centres, bands[1], color=style.INK, lw=0.6)
-        for dash, (label, pace) in zip("-:", (paces or {"exact": 1}).items(), strict=False):
+    layouts = checked(layouts, "layouts", len(shortest), 2).astype(int)
+    groups = {}
+    for layout in list(dict.fromkeys(map(tuple, layouts.tolist())))[: style.MOST_PANELS]:
+        own = (layouts == layout).all(1)
+        rank = spearmanr(shortest[own], predicted[own]).statistic
+        place = ", ".join(
+            filter(None, ["wall {}, door {}".format(*layout), (names or {}).get(layout)])
+        )
+        sides = zip(_SIDES, (own & ~across, own & across), strict=True)
+        panel = {name: (shortest[rows], predicted[rows]) for name, rows in sides}
+        groups[f"{place}\nrank correlation {rank:.2f}"] = panel
+    return _calibrations(groups, gamma, paces or {"exact": 1.0}, "true shortest steps", title)
+
+
+@styled
+def _calibrations(
+    groups: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
+    gamma: float,
+    paces: Mapping[str, float],
+    xlabel: str,
+    title: str,
+) -> Figure:
+    """Panels of named clouds (true, predicted) with what a perfect head predicts at a pace.
+
+    n steps at a pace count (1 - gamma^n) / (1 - gamma), as the head is trained with a discount.
+    """
+    width = 3.4 if len(groups) > 1 else 4.4
+    figure, axes = style.grid_of(len(groups), 3, width, -0.5, sharey=True)
+    end = max(
+        float(np.max(true)) for panel in groups.values() for true, _ in panel.values() if len(true)
+    )
+    steps = np.linspace(0, max(end, 1), 100)
+    for axis, (name, panel) in zip(axes, groups.items(), strict=True):
+        for label, (true, predicted) in panel.items():
+            colour = _SIDES.get(label, style.BLUE)
+            draw.scatter(axis, true, predicted, color=colour, alpha=0.25)
+            if len(true) >= _BINS:
+                _median(axis, np.asarray(true), np.asarray(predicted), label, colour)
+        for dash, (label, pace) in zip("-:", paces.items(), strict=False):
             n = pace * steps
             ideal = n if gamma == 1 else (1 - gamma**n) / (1 - gamma)
-            axis.plot(steps, ideal, dash, color=style.MUTED, linewidth=1.2, label=label)
-        rank = spearmanr(shortest[own], predicted[own]).statistic
-        word = (names or {}).get(layout, "")
-        place = f"wall {layout[0]}, door {layout[1]}"
-        axis.set_title(f"{place}{', ' + word if word else ''}\nrank correlation {rank:.2f}")
-        axis.set(xlabel="true shortest steps", xlim=(0, end), ylim=(0, None))
+            words = label if gamma == 1 else f"{label}, discounted by {gamma:g}"
+            axis.plot(steps, ideal, dash, color=style.MUTED, linewidth=1.2, label=words)
+        axis.set(title=name, xlabel=xlabel, xlim=(0, steps[-1]), ylim=(0, None))
         axis.grid()
     axes[0].set_ylabel("predicted steps")
     axes[0].legend(loc="upper left")
     style.headline(figure, title)
     return figure
+
+
+def _median(axis: Axes, x: np.ndarray, y: np.ndarray, label: str, colour: str) -> None:
+    """Median and 10-90 % band of y in bins of x with 5 values or more."""
+    edges = np.linspace(x.min(), x.max() + 1e-9, _BINS + 1)
+    place = np.digitize(x, edges) - 1
+    full = [k for k in range(_BINS) if (place == k).sum() >= 5]
+    if full:
+        low, middle, high = np.transpose(
+            [np.quantile(y[place == k], [0.1, 0.5, 0.9]) for k in full]
+        )
+        centres = (edges[:-1] + edges[1:])[full] / 2
+        draw.curve(axis, centres, middle, label, colour, (low, high), marker=None, lw=2)
 
 
 @styled
@@ -130,33 +136,35 @@ def cost_geometry(
     path = checked(path, "path", None)
     across = checked(other_room, "other_room", len(path)).astype(bool)
     figure, axes = style.panels(1, len(costs), 3.5, 3.0)
-    kinds = (("same room", ~across, style.SKY), ("other room", across, style.PURPLE))
     for axis, (name, values) in zip(axes, costs.items(), strict=True):
         values = checked(values, name, len(path))
-        for label, pick, colour in kinds:
-            axis.scatter(path[pick], values[pick], s=6, lw=0, alpha=0.4, color=colour, label=label)
+        for (label, colour), pick in zip(_SIDES.items(), (~across, across), strict=True):
+            draw.scatter(axis, path[pick], values[pick], label=label, color=colour, alpha=0.4)
         rank = spearmanr(path, values).statistic
         axis.set(xlabel="shortest path (px)", ylabel=name, title=f"rank correlation {rank:.2f}")
         axis.set(xlim=(0, None), ylim=(0, None))
         axis.grid()
-    legend = axes[0].legend(loc="upper left", markerscale=2)
-    for handle in legend.legend_handles:
-        handle.set_alpha(1)
+    draw.legend(figure, axes, "outside upper right", ncols=2, markerscale=2)
     style.headline(figure, title)
     return figure
 
 
+# --- level 2 ----------------------------------------------------------------------------------
 @styled
 def macro_grid(
-    positions: np.ndarray, skip: int, wall_x: float, door_y: float, title: str = "The two clocks"
+    positions: np.ndarray,
+    skip: int,
+    room: Any,
+    extent: Sequence[float] | None = None,
+    title: str = "The two clocks",
 ) -> Figure:
     """One window of states (T, 2) px: every state small, every `skip`-th one large and numbered."""
     positions = checked(positions, "positions", None, 2)
     coarse = positions[::skip]
     figure, (axis,) = style.panels(1, 1, 5.4, 3.4)
-    style.draw_room(axis, wall_x, door_y)
+    draw.show_room(axis, room, extent)
     axis.set_anchor("W")
-    axis.plot(*positions.T, ".-", color=style.BLUE, lw=0.8, ms=3.5, label="level 1: every step")
+    draw.path(axis, positions, color=style.BLUE, marker=".", ms=3.5, label="level 1: every step")
     look = {"s": 70, "color": style.ORANGE, "edgecolor": style.INK, "lw": 0.7, "zorder": 6}
     axis.scatter(*coarse.T, label=f"level 2: every {skip} steps", **look)
     for i, place in enumerate(coarse):
@@ -183,32 +191,31 @@ def kl_by_dimension(kl: np.ndarray, title: str = "KL by dimension") -> Figure:
 def proposals(
     starts: np.ndarray,
     clouds: np.ndarray,
-    layouts: np.ndarray,
+    rooms: Any,
     reach: float | None = None,
     columns: int = 4,
+    extent: Sequence[float] | None = None,
     title: str = "What level 2 proposes",
 ) -> Figure:
     """Places (n, N, 2) px that level 2 imagines one macro-step ahead of n starts (n, 2).
 
-    layouts (n, 2) rows (wall_x, door_y); `reach` px is the longest way the dot can go in one
-    macro-step, drawn as a circle. A place outside it, or behind the wall, is one that level 1
-    cannot deliver.
+    `rooms` (n, Hpx, Wpx) are the backgrounds; `reach` px is the longest way the dot can go in one
+    macro-step, drawn as a circle. A place outside it, or behind or inside the wall, is one that
+    level 1 cannot deliver.
     """
     starts = checked(starts, "starts", None, 2)
     clouds = checked(clouds, "clouds", len(starts), None, 2)
-    layouts = checked(layouts, "layouts", len(starts), 2)
     if len(starts) > style.MOST_PANELS:
         raise FigureError(f"at most {style.MOST_PANELS} starts fit, got {len(starts)}")
     figure, axes = style.grid_of(len(starts), columns, 1.8)
-    for axis, start, cloud, layout in zip(axes, starts, clouds, layouts, strict=True):
-        style.draw_room(axis, *layout)
-        look = {"s": 9, "color": style.SUBGOAL, "alpha": 0.6, "lw": 0, "zorder": 5}
-        axis.scatter(*cloud.T, **look)
+    angle = np.linspace(0, 2 * np.pi, 73)
+    for axis, start, cloud, room in zip(axes, starts, clouds, rooms, strict=True):
+        draw.show_room(axis, room, extent)
+        axis.scatter(*cloud.T, s=9, color=style.SUBGOAL, alpha=0.6, lw=0, zorder=5)
         style.mark_start(axis, start)
         if reach is not None:
-            angle = np.linspace(0, 2 * np.pi, 73)
             circle = start + reach * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-            axis.plot(*circle.T, ":", color=style.MUTED, linewidth=1, zorder=4)
+            draw.path(axis, circle, color=style.MUTED, ls=":", lw=1)
     style.headline(figure, title)
     return figure
 
@@ -221,28 +228,18 @@ def control_effects(
 ) -> Figure:
     """Success of each control with its interval, and how far its paths leave the uncontrolled ones.
 
-    `rows` need `control`, `success_rate`, `ci95`; `deviations` maps a control to px by step (S+1,).
-    Both panels share the colours that the left one names.
+    `rows` are rows of success with a `control`; `deviations` maps a control to px by step (S+1,).
     """
-    colours = dict(
-        zip(
-            [row["control"] for row in rows],
-            (style.ORANGE, style.MUTED, style.BLUE, style.PURPLE),
-            strict=False,
-        )
-    )
-    figure, axes = style.panels(1, 2, 3.7, 2.7)
-    for at, row in enumerate(rows):
-        axes[0].barh(at, row["success_rate"], height=0.6, color=colours[row["control"]])
-        axes[0].plot(row["ci95"], [at, at], "|-", color=style.INK, linewidth=1.1, markersize=6)
-    axes[0].set_yticks(range(len(rows)), labels=[row["control"] for row in rows])
-    axes[0].set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6), xlabel="success, 95 % interval")
-    axes[0].grid(axis="x")
+    figure, (left, right) = style.panels(1, 2, 3.9, 2.7)
+    names = [row["control"] for row in rows]
+    rows_of_success(left, tidy(rows), "control", names)
+    shades = dict(zip(names, (style.ORANGE, style.MUTED, style.BLUE, style.PURPLE), strict=False))
     for name, by_step in deviations.items():
         by_step = checked(by_step, name, None)
-        axes[1].plot(np.arange(len(by_step)), by_step, color=colours[name], label=name)
-    axes[1].set(xlabel="environment step", ylabel="px from the path of 'none'")
-    axes[1].set(xlim=(0, None), ylim=(0, None))
-    axes[1].grid(axis="y")
+        draw.curve(right, np.arange(len(by_step)), by_step, name, shades[name])
+    right.set(xlabel="environment step", ylabel="px from the path of 'none'")
+    right.set(xlim=(0, None), ylim=(0, None))
+    right.grid(axis="y")
+    right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     style.headline(figure, title)
     return figure

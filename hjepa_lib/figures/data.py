@@ -1,9 +1,6 @@
-"""Figures of data and representation: plain arrays in, one matplotlib figure out.
+"""Figures of frames, trajectories and latents; positions are px of the frame, (x, y) with y down.
 
-Nothing is shown and no global state is touched; a figure displays itself when a notebook cell ends
-with it, and `style.save` writes it. Positions are px of the 65 x 65 image, (x, y) with y down.
-Frames may be uint8 in 0..255 or floats in 0..1 and look the same either way (the seed project fed
-0..255 to a plot that expected 0..1: white images, F14). See also `learning` and `plans`.
+Frames are uint8 in 0..255 or floats in 0..1 and look the same either way.
 """
 
 from __future__ import annotations
@@ -14,14 +11,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from sklearn.decomposition import PCA
 
+from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
 from hjepa_lib.figures.style import FigureError, as_array, checked, styled
-from hjepa_lib.worlds.layout import HIGH, LOW
 
 _OVERSHOOT = 16.0  # floats above this are no prediction of [0, 1], but 0..255
 
@@ -110,83 +106,38 @@ def film(frames: Sequence[Any], captions: Sequence[str], scale: int = 2) -> byte
     return buffer.getvalue()
 
 
-@styled
-def sample_trajectories(
-    positions: Sequence[np.ndarray],
-    layouts: np.ndarray,
-    columns: int = 6,
-    title: str = "Sampled trajectories",
-) -> Figure:
-    """Paths over their rooms, darkening with time from the start ring.
-
-    `positions` holds R arrays (T, 2) px, `layouts` (R, 2) rows (wall_x, door_y). At most 24 panels.
-    """
-    layouts = checked(layouts, "layouts", len(positions), 2)
-    shown = list(zip(positions, layouts, strict=True))[: style.MOST_PANELS]
-    figure, axes = style.grid_of(len(shown), columns, 1.35)
-    for axis, (path, layout) in zip(axes, shown, strict=True):
-        path = checked(path, "positions", None, 2)
-        style.draw_room(axis, *layout)
-        _path_over_time(axis, path)
-        style.mark_start(axis, path[0], size=14)
-    style.headline(figure, title)
-    return figure
-
-
-def _path_over_time(axis: Axes, path: np.ndarray) -> None:
-    segments = np.stack([path[:-1], path[1:]], axis=1)  # (T-1, 2, 2)
-    lines = LineCollection(segments, cmap=style.TIME, linewidths=1.1, zorder=4)
-    lines.set_array(np.arange(len(segments)))
-    axis.add_collection(lines)
-
-
-@styled
-def montage(
-    frames: np.ndarray,
-    columns: int = 8,
-    titles: Sequence[str] = (),
-    title: str = "Frames as the encoder gets them",
-) -> Figure:
-    """Frames (N, 2, Hpx, Wpx), uint8 0..255 or float 0..1: dot white, walls grey. At most 24."""
-    images = frame_rgb(frames)[: style.MOST_PANELS]
-    extra = 0.2 if titles else 0.0
-    figure, axes = style.grid_of(len(images), columns, 1.15, extra)
-    for i, (axis, image) in enumerate(zip(axes, images, strict=True)):
-        axis.imshow(image)
-        axis.set_axis_off()
-        axis.set_title(titles[i] if i < len(titles) else "", fontsize=8, pad=3)
-    style.headline(figure, title)
-    return figure
-
-
+# --- data and latents --------------------------------------------------------------------------
 @styled
 def motion(
     steps: np.ndarray,
     turns: np.ndarray,
     positions: np.ndarray,
+    room: Any,
     title: str = "How the dot moves",
 ) -> Figure:
-    """Step lengths (n,) px, turning angles (n',) degrees, and where positions (m, 2) px lie."""
+    """Step lengths (n,) px, turning angles (n',) degrees, and where positions (m, 2) px lie.
+
+    The map has a cell for each pixel of the background `room` (Hpx, Wpx).
+    """
     steps, turns = checked(steps, "steps", None), checked(turns, "turns", None)
     positions = checked(positions, "positions", None, 2)
     figure, axes = style.panels(1, 3, 2.9, 2.6)
-    for axis, values, name in zip(
-        axes, (steps, turns), ("step (px)", "turn (degrees)"), strict=False
-    ):
+    names = ("step (px)", "turn (degrees)")
+    for axis, values, name in zip(axes, (steps, turns), names, strict=False):
         axis.hist(values, bins=60, density=True, color=style.BLUE)
         axis.set(xlabel=name, yticks=[])
         axis.spines["left"].set_visible(False)
     axes[0].set(xlim=(0, None), title=f"steps: mean {steps.mean():.2f}, std {steps.std():.2f} px")
     axes[1].set(xlim=(-180, 180), xticks=[-180, -90, 0, 90, 180], title="turns between steps")
-    edges = np.linspace(LOW, HIGH, 57)  # one bin per px
-    visits, _, _ = np.histogram2d(positions[:, 1], positions[:, 0], bins=[edges, edges])
-    image = axes[2].imshow(
-        visits / visits.mean(), extent=(LOW, HIGH, HIGH, LOW), vmax=3, cmap=style.SEQUENTIAL
-    )
-    bar = figure.colorbar(image, ax=axes[2], shrink=0.85, aspect=25, pad=0.02)
-    bar.set_label("visits / mean")
-    bar.outline.set_visible(False)
-    axes[2].set(title="where it is", xticks=[], yticks=[], anchor="W")
+    edges = [np.arange(side + 1) - 0.5 for side in np.shape(room)[:2]]
+    visits = np.histogram2d(positions[:, 1], positions[:, 0], bins=edges)[0]
+    shown = np.ma.masked_equal(visits, 0) / visits[visits > 0].mean()
+    draw.show_room(axes[2], room)
+    extent = (*edges[1][[0, -1]], *edges[0][[-1, 0]])
+    image = axes[2].imshow(shown, extent=extent, cmap=style.SEQUENTIAL, zorder=1)
+    image.set_clim(0, np.quantile(shown.compressed(), 0.99))
+    draw.colour_bar(figure, image, axes[2], "visits / mean")
+    axes[2].set(title="where it is", anchor="W")
     style.headline(figure, title)
     return figure
 
@@ -210,18 +161,14 @@ def layout_lists(lists: Mapping[str, np.ndarray], title: str = "Layouts by list"
 def latent_map(latents: np.ndarray, positions: np.ndarray, title: str = "Latent map") -> Figure:
     """First two principal components of latents (n, D), coloured by positions (n, 2), x and y."""
     positions = checked(positions, "positions", None, 2)
-    latents = checked(latents, "latents", len(positions), None)
-    some = style.subset(len(latents))
     pca = PCA(n_components=2, random_state=0)
-    flat = pca.fit_transform(latents)[some]
+    flat = pca.fit_transform(checked(latents, "latents", len(positions), None))
     first, second = 100 * pca.explained_variance_ratio_
     figure, axes = style.panels(1, 2, 3.5, 3.0, sharey=True)
     for k, (axis, name) in enumerate(zip(axes, "xy", strict=True)):
-        dots = axis.scatter(*flat.T, c=positions[some, k], s=5, lw=0, cmap=style.SEQUENTIAL)
+        dots = draw.scatter(axis, *flat.T, values=positions[:, k], s=5)
         axis.set(xlabel=f"component 1 ({first:.0f} % of the variance)", xticks=[], yticks=[])
-        bar = figure.colorbar(dots, ax=axis, shrink=0.85, aspect=25, pad=0.02)
-        bar.set_label(f"{name} (px)")
-        bar.outline.set_visible(False)
+        draw.colour_bar(figure, dots, axis, f"{name} (px)")
     axes[0].set_ylabel(f"component 2 ({second:.0f} %)")
     style.headline(figure, title)
     return figure
@@ -233,28 +180,22 @@ def cost_landscape(
     x: np.ndarray,
     y: np.ndarray,
     goal: np.ndarray,
-    wall_x: float,
-    door_y: float,
+    room: Any,
+    extent: Sequence[float] | None = None,
     title: str = "Cost of being at a place, for one goal",
 ) -> Figure:
     """Costs over the room side by side, each with its own scale; the goal is red.
 
-    `costs` maps a name (with its unit, used as the colour bar's label) to values (Gy, Gx) on the
-    evenly spaced grid x (Gx,), y (Gy,) px; NaN looks like wall.
+    `costs` maps a name (with its unit) to values (Gy, Gx) on the evenly spaced grid x (Gx,),
+    y (Gy,); where they are NaN the background `room` shows.
     """
     x, y = checked(x, "x", None), checked(y, "y", None)
-    half = np.array([np.ptp(x) / max(1, len(x) - 1), np.ptp(y) / max(1, len(y) - 1)]) / 2
-    extent = (x[0] - half[0], x[-1] + half[0], y[-1] + half[1], y[0] - half[1])
     figure, axes = style.panels(1, len(costs), 3.3, 2.9)
     for axis, (name, values) in zip(axes, costs.items(), strict=True):
-        values = np.ma.masked_invalid(checked(values, name, len(y), len(x)))
-        image = axis.imshow(values, extent=extent, cmap=style.SEQUENTIAL, interpolation="nearest")
-        axis.contour(x, y, values, levels=9, colors="white", linewidths=0.6, alpha=0.55)
-        style.draw_room(axis, wall_x, door_y, floor=False)
-        axis.set_facecolor(style.WALL)  # grid cells cut by the wall look like wall
+        draw.show_room(axis, room, extent)
+        image = draw.landscape(axis, checked(values, name, len(y), len(x)), x, y)
         style.mark_goal(axis, goal, size=48)
-        bar = figure.colorbar(image, ax=axis, shrink=0.85, aspect=25, pad=0.02)
-        bar.outline.set_visible(False)
+        draw.colour_bar(figure, image, axis)
         axis.set_title(name)
     style.headline(figure, title)
     return figure

@@ -1,6 +1,6 @@
-"""What every figure is drawn with, each on one axis: `curve`, `learning`, `levels` and `marks` as
-named lines, `intervals`, `bars`, `scatter`, `identity`, `show_room`, `path`, `landscape`; then
-`value_axis`, `step_axis`, `percent_axis`, `legend`, `colour_bar`. Frames are drawn in data.py.
+"""What every figure is drawn with, each on one axis: `curve`, `learning`, named lines (`levels` and
+`marks`), `intervals`, `interval_rows`, `scatter`, `identity`, `show_room`, `path`, `landscape`;
+then `value_axis`, `step_axis`, `percent_axis`, `legend`, `colour_bar`. Frames: see data.py.
 """
 
 from __future__ import annotations
@@ -126,29 +126,22 @@ def intervals(
         axis.errorbar(at, value, gaps, label=label, **drawn)
 
 
-def bars(
+def interval_rows(
     axis: Axes,
     names: Sequence[str],
-    value: Any,
-    low: Any = None,
-    high: Any = None,
-    looks: Sequence[Mapping[str, Any]] = (),
-    at: Any = None,
-    height: float = 0.62,
+    groups: Sequence[tuple[str, Sequence[str], Any, Mapping[str, Any]]],
+    spread: float = 0.16,
 ) -> None:
-    """Lying bars in named rows from the top, with whiskers where there is an interval.
+    """Named rows from the top with the points and whiskers of several groups in each.
 
-    `looks` has what `style.look` gives, one for each bar: a hollow look makes a hollow bar.
+    A group is (label, names of its rows, their (value, low, high) (n, 3), look); groups lie
+    `spread` apart within a row.
     """
-    at = np.arange(len(value)) if at is None else at
-    looks = looks or [style.look("")] * len(value)
-    for place, length, look in zip(at, value, looks, strict=True):
-        edge = {"edgecolor": look["color"], "linestyle": look["ls"], "linewidth": 1.2}
-        axis.barh(place, length, height=height, facecolor=look["mfc"], zorder=2, **edge)
-    if low is not None:
-        ends = {"color": style.INK, "marker": None, "elinewidth": 1.1, "capsize": 2.5}
-        intervals(axis, at, value, low, high, across=True, **ends)
-    axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
+    for number, (label, rows, triples, look) in enumerate(groups):
+        shift = spread * (number - (len(groups) - 1) / 2) if len(groups) > 1 else 0
+        at = [names.index(name) + shift for name in rows]
+        intervals(axis, at, *np.asarray(triples, float).T, label, across=True, **look)
+    axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x")
 
@@ -216,7 +209,7 @@ def landscape(axis: Axes, values: np.ndarray, x: np.ndarray, y: np.ndarray) -> A
 
 
 # --- axes -------------------------------------------------------------------------------------
-def value_axis(axis: Axes, values: Sequence[Any], label: str) -> dict[Any, float]:
+def value_axis(axis: Axes, values: Sequence[Any]) -> dict[Any, float]:
     """The x axis of a setting with a tick at each of its values; returns where each value lies.
 
     Numbers lie where they are, on a logarithmic axis when their ends are far apart; anything else
@@ -240,7 +233,6 @@ def value_axis(axis: Axes, values: Sequence[Any], label: str) -> dict[Any, float
     axis.xaxis.set_major_locator(FixedLocator(places))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xticks(places, texts, rotation=30 if sum(map(len, texts)) > 30 else 0)
-    axis.set_xlabel(label)
     return dict(zip(values, places, strict=True))
 
 
@@ -252,9 +244,11 @@ def step_axis(axis: Axes, label: str = "horizon (environment steps)") -> None:
     axis.set_xlabel(label)
 
 
-def percent_axis(axis: Axes, label: str = "success", which: str = "y") -> None:
-    """Shares from 0 to 1 written in per cent."""
-    axis.set(**{f"{which}label": label, f"{which}lim": (-0.03, 1.03)})
+def percent_axis(
+    axis: Axes, label: str = "success", which: str = "y", limits: tuple = (-0.03, 1.03)
+) -> None:
+    """Shares written in per cent, by default from 0 to 1."""
+    axis.set(**{f"{which}label": label, f"{which}lim": limits})
     formatter = PercentFormatter(1, decimals=0, symbol=" %")
     (axis.yaxis if which == "y" else axis.xaxis).set_major_formatter(formatter)
     axis.grid(axis=which)

@@ -19,11 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullLocator
 
 from hjepa_lib.files import WorkbookError, write_atomic
-from hjepa_lib.worlds.layout import DOOR_HALF, HIGH, LOW, WALL_HALF
 
 DPI = 100
 MOST_PANELS = 24
@@ -126,34 +124,15 @@ def panels(rows: int, columns: int, width: float, height: float, **kwargs) -> tu
     return figure, list(axes.ravel())
 
 
-def grid_of(count: int, columns: int, size: float, extra: float = 0.0) -> tuple[Picture, list]:
-    """Square panels of `size` inches in rows of `columns`; panels left over are hidden."""
+def grid_of(
+    count: int, columns: int, size: float, extra: float = 0.0, **kwargs
+) -> tuple[Picture, list]:
+    """Panels `size` inches wide and `extra` higher in rows of `columns`; spare ones are removed."""
     columns = min(columns, count)
-    rows = -(-count // columns)
-    figure, axes = panels(rows, columns, size, size + extra)
+    figure, axes = panels(-(-count // columns), columns, size, size + extra, **kwargs)
     for spare in axes[count:]:
         spare.remove()
     return figure, axes[:count]
-
-
-def draw_room(axis: Axes, wall_x: float, door_y: float, floor: bool = True) -> None:
-    """Floor, border, wall and door on `axis`, in px with y down and equal scales, without ticks.
-
-    The wall is drawn between its faces, where the centre of the dot cannot go.
-    """
-    if floor:
-        axis.add_patch(Rectangle((LOW, LOW), HIGH - LOW, HIGH - LOW, facecolor=FLOOR, zorder=0))
-    border = Rectangle(
-        (LOW, LOW), HIGH - LOW, HIGH - LOW, fill=False, edgecolor=WALL, linewidth=1.5
-    )
-    axis.add_patch(border).set_zorder(3)
-    left, top, bottom = wall_x - WALL_HALF, door_y - DOOR_HALF, door_y + DOOR_HALF
-    for low, high in ((LOW, top), (bottom, HIGH)):
-        wall = Rectangle((left, low), 2 * WALL_HALF, high - low, facecolor=WALL, zorder=3)
-        axis.add_patch(wall)
-    axis.set(xlim=(LOW - 1, HIGH + 1), ylim=(HIGH + 1, LOW - 1), aspect="equal")
-    axis.set(xticks=[], yticks=[])
-    axis.spines[:].set_visible(False)
 
 
 def mark_start(axis: Axes, start: np.ndarray, size: float = 26, label: str = "_start") -> None:
@@ -201,9 +180,10 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 COLOURS = {
-    "random_vit": "#5F6B76", "random": "#9AA3AD", "oracle": INK, "stand still": MUTED,
-    "stay": MUTED, "prior": GREEN, "vjepa2": GREEN, "enc_dec_jepa": PURPLE, "enc_dec": ORANGE,
-    "generative": ORANGE, "l2": ORANGE, "level 2": ORANGE, "hier": ORANGE, "jepa": BLUE,
+    "study": "#9AA3AD", "random_vit": "#5F6B76", "random": "#9AA3AD", "oracle": INK,
+    "stand still": MUTED, "stay": MUTED, "prior": GREEN, "vjepa2": GREEN,
+    "enc_dec_jepa": PURPLE, "enc_dec": ORANGE, "generative": ORANGE, "l2": ORANGE,
+    "level 2": ORANGE, "hier": ORANGE, "jepa": BLUE,
     "flat": BLUE, "l1": BLUE, "level 1": BLUE,
 }  # fmt: skip
 """What a planner, level or model is drawn in: the first of these that its name contains."""

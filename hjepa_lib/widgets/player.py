@@ -28,11 +28,11 @@ from PIL import Image
 from hjepa_lib.figures import style
 from hjepa_lib.figures.data import frame_rgb
 from hjepa_lib.figures.style import styled
-from hjepa_lib.widgets.scene import Scene
+from hjepa_lib.widgets.scene import Scene, draw_room
 from hjepa_lib.widgets.story import UNITS, Maps, Story
 from hjepa_lib.worlds.layout import HIGH, LOW
 
-EDGE = (LOW - 1, HIGH + 1)  # px shown of the room, as in `style.draw_room`
+EDGE = (LOW - 1, HIGH + 1)  # px shown of the room, as in `scene.draw_room`
 ARROW = 3  # an action is at most a few px long: it is drawn this many times as long
 _COLUMNS = 16  # frames per row of the sprite
 _PAGE = Template(
@@ -188,7 +188,7 @@ def sprite(frames: np.ndarray) -> np.ndarray:
 
 def floor_picture(scene: Scene, scale: float = 1.0) -> bytes:
     """The empty room as a square PNG that shows `EDGE` px in both directions."""
-    return _square(lambda axis: style.draw_room(axis, scene.wall_x, scene.door_y), scale)
+    return _square(lambda axis: draw_room(axis, scene), scale)
 
 
 def landscape_picture(maps: Maps, name: str, scene: Scene, scale: float = 1.0) -> bytes:
@@ -203,7 +203,7 @@ def draw_landscape(axis: Axes, maps: Maps, name: str, scene: Scene) -> None:
     low, high = maps.axis[0] - half, maps.axis[-1] + half
     axis.imshow(values, extent=(low, high, high, low), cmap=style.SEQUENTIAL)
     axis.contour(maps.axis, maps.axis, values, levels=9, colors="white", linewidths=0.6, alpha=0.55)
-    style.draw_room(axis, scene.wall_x, scene.door_y, floor=False)
+    draw_room(axis, scene, floor=False)
     axis.set_facecolor(style.WALL)
 
 

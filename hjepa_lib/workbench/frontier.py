@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from hjepa_lib.evaluation.failures import LABELS
 from hjepa_lib.evaluation.statistics import (
     Interval,
     McNemar,
@@ -164,6 +165,13 @@ def _ratio(
     bound = {(0, 0): "", (1, 0): "lower", (0, 1): "upper", (1, 1): "open"}[low, high]
     spent = float(flat[0].max()) if here is None else here.x
     return Ratio(spent / there.x, bound, level)
+
+
+def failure_shares(rows: pd.DataFrame, names: str) -> pd.DataFrame:
+    """How trials ended, mean over seeds: a row per value of column `names`, a column per end."""
+    columns = [f"failure.{name}" for name in LABELS]
+    shares = rows[columns].div(rows["n"], axis=0).groupby(rows[names], sort=False).mean()
+    return shares.set_axis(list(LABELS.values()), axis=1)
 
 
 # --- pairs ------------------------------------------------------------------------------------

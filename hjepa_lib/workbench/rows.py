@@ -7,6 +7,7 @@ every trial, so that any two rows on the same trials can be paired.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pandas as pd
 from hjepa_lib.config import leaves
 from hjepa_lib.evaluation import failures
 from hjepa_lib.evaluation.results import Result
+from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.files import WorkbookError
 
 SHARED = ("protocol", "split", "layouts", "dynamics", "n", "trials_hash", "planner.steps")
@@ -134,6 +136,19 @@ def split_finished(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     left = [" ".join(str(part) for part in key if part != "") for key in short]
     whole = rows.groupby(list(POINT))["seed"].transform("nunique") == len(wanted)
     return rows[whole], left
+
+
+def pooled(rows: pd.DataFrame, by: list[str], means: Sequence[str] = ()) -> pd.DataFrame:
+    """Seeds pooled: one row per value of the columns `by`, with the mean of the columns `means`.
+
+    `rate` is successes / n over all seeds with its Wilson interval `low` to `high`.
+    """
+    groups = rows.groupby(by, sort=False, dropna=False)
+    table = groups[["successes", "n"]].sum().join(groups["seed"].nunique().rename("seeds"))
+    table["rate"] = table["successes"] / table["n"]
+    bounds = [wilson(int(row.successes), int(row.n)) for row in table.itertuples()]
+    table[["low", "high"]] = np.array(bounds).reshape(-1, 2)
+    return table.join(groups[list(means)].mean()).reset_index()
 
 
 def outcomes(rows: pd.DataFrame) -> np.ndarray:

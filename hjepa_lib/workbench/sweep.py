@@ -22,7 +22,8 @@ import pandas as pd
 from pandas.api.types import is_object_dtype
 
 from hjepa_lib.config import Config, ConfigError, flatten, leaves, profile, read_yaml
-from hjepa_lib.figures.sweeps import write_figures
+from hjepa_lib.figures import style
+from hjepa_lib.figures.success import success_against
 from hjepa_lib.files import exclusive, read_json, sha256, write_atomic, write_json
 from hjepa_lib.runs import machine
 from hjepa_lib.runs import notebooks as runner
@@ -31,6 +32,7 @@ from hjepa_lib.runs.remote import push_files
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.summary import RESULT_FIELDS, SummaryError, validate
 from hjepa_lib.workbench import engines
+from hjepa_lib.workbench.rows import pooled
 
 _SECTIONS = ("name", "base", "grid", "seeds", "notebooks")
 _COLUMNS = ("cell", "profile", "ci95_low", "ci95_high", *RESULT_FIELDS)
@@ -188,6 +190,36 @@ def write_tables(study: Study, root: Path, notebooks: list[Path], ended: list[Ou
     path = write_atomic(folder / "results.csv", table.to_csv(index=False))
     push_files(folder)
     return path
+
+
+def write_figures(table: pd.DataFrame, swept: list[str], folder: Path) -> list[Path]:
+    """`success_by_<setting>.png` for every swept setting that took at least two values.
+
+    Seeds are pooled, small dots are the single seeds. What else was swept, and the protocol and
+    dynamics of the trials, get panels of their own, so nothing is averaged over settings.
+    """
+    paths = []
+    for key in swept:
+        if not len(table) or table[key].nunique() < 2:
+            continue
+        others = [name for name in swept if name != key and table[name].nunique(dropna=False) > 1]
+        groups, singles = {}, {}
+        for values, part in table.groupby([*others, "protocol", "dynamics"], sort=False):
+            words = [f"{_short(name)} {at}" for name, at in zip(others, values, strict=False)]
+            panel = ", ".join([*words, *values[-2:]])
+            groups[panel] = pooled(part, ["method", "cost", key])
+            singles[panel] = part.assign(rate=part["successes"] / part["n"])
+        seeds = table["seed"].nunique()
+        title = f"Success by {_short(key)}, {seeds} seed{'s' * (seeds > 1)}"
+        several = singles if seeds > 1 else None
+        figure = success_against(groups, key, _short(key), singles=several, title=title)
+        name = re.sub(r"[^A-Za-z0-9]+", "_", key.rsplit(".", 1)[-1])
+        paths.append(style.save(figure, folder / f"success_by_{name}.png"))
+    return paths
+
+
+def _short(key: str) -> str:
+    return key.removeprefix("planning.").removeprefix("data.").replace("_", " ")
 
 
 def _run_cell(cell: Cell, root: Path, notebooks: list[Path], threads: int | None) -> Outcome:
