@@ -1,328 +1,319 @@
-"""`report.html`: one self-contained page per run, with every image inside it as a data URI.
+"""One run as a page and as a file: `report.html` and `summary.json`, from its folder alone.
 
-Built from the run folder alone (manifest, summary.json, figures/, notebooks/), so it can be made
-again at any time. It loads nothing from the network, has no script, and follows the reader's dark
-mode. The executed notebooks stay files of their own, to which it links.
+The page holds its images and loads nothing; executed chapters stand beside it as HTML. What a wing
+has to say it leaves in the run's `sections/` (`leave_section`), so this module knows no wing.
 """
 
 from __future__ import annotations
 
 import base64
-import html
-import struct
-from importlib import resources
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
+from urllib.parse import quote
 
+import jinja2
 import yaml
+from PIL import Image
 
 from hjepa_lib.config import differences, profile, to_dict
-from hjepa_lib.files import FileError, read_bytes, read_json, write_atomic
-from hjepa_lib.pixels import tables as pixeltables
+from hjepa_lib.files import FileError, plain, read_bytes, read_json, write_atomic, write_json
 from hjepa_lib.runs.run import Run
-from hjepa_lib.runs.summary import FLOORS, validate
 
+SCHEMA = 1
+FLOORS = ("random", "oracle")
+KEY = ("method", "cost", "protocol", "layouts", "dynamics", "budget", "split")
+"""No two results of a summary share these."""
+FIELDS = (
+    *KEY, "n", "successes", "success_rate", "ci95", "success_first_1p41", "success_last_1p41",
+    "success_first_4p5", "success_last_4p5", "cross_wall_rate", "init_plan_cross_wall_rate",
+    "planning_error_mean", "planning_error_mean_rmse", "final_distance_mean",
+    "avg_termination_step", "first_crossing_steps", "efficiency_score", "path_efficiency",
+    "flops_per_step", "model_transitions_per_step", "seconds_per_episode",
+    "latency_single_episode", "planner", "case", "world", "data", "weights", "probe_px_encoder",
+    "probe_px_predictor", "train_seconds", "parameters", "seed", "device", "trials_hash", "version",
+)  # fmt: skip
+"""Every name of a result in `summary.json`: a Case, its metrics, and where it comes from."""
+_TEXT = (*KEY[:5], "split", "case", "world", "device", "trials_hash", "version")
+_NESTED = ("planner", "data", "weights")
+_UNDEFINED = (
+    "cross_wall_rate", "init_plan_cross_wall_rate", "first_crossing_steps", "flops_per_step",
+    "model_transitions_per_step", "seconds_per_episode", "latency_single_episode",
+    "probe_px_encoder", "probe_px_predictor", "train_seconds", "parameters",
+)  # fmt: skip
+"""What may be null, where it is not defined; never 0 and never NaN (F12)."""
+_DATA = ("source", "recipe", "transitions", "dynamics", "hash")
+_RUN = ("run", "profile", "seed", "created", "revision", "device", "precision")
 _EMBED_LIMIT = 2_000_000  # bytes; a larger image is linked instead, so that the page stays small
 _WIDE = 1.9  # figures at least this many times wider than high take a whole row
-_TYPES = {".png": "image/png", ".gif": "image/gif"}
 
 
-def write_report(run: Run) -> Path:
-    """Write `<run>/report.html`, return its path; without summary.json it has no tables."""
-    run.reload()
-    summary_path = run.path / "summary.json"
-    results: list[dict[str, Any]] = []
-    if summary_path.exists():
-        summary = read_json(summary_path)
-        validate(summary)
-        results = summary["results"]
-    template = Template(
-        resources.files("hjepa_lib.runs").joinpath("report.html").read_text("utf-8")
-    )
-    pixels = pixeltables.stored(run)
-    base = profile(run.config.profile, run.config.seed)
-    changed = differences(base, run.config)
-    page = template.substitute(
-        title=_text(run.name),
-        facts=_facts(run),
-        headline=headline(results, pixels),
-        results=_results(results) + _pixels(pixels),
-        figures=_figures(run),
-        notebooks=_notebooks(run),
-        stages=_stages(run),
-        environment=_pairs(_environment(run)),
-        notes=_notes(run),
-        changed=_text(
-            f"{len(changed)} changed from the profile" if changed else "the profile as it is"
-        ),
-        settings=_text(_settings(run, changed)),
-    )
-    return write_atomic(run.path / "report.html", page)
+# --- summary.json -----------------------------------------------------------------------------
+def build_summary(run: Run, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What `run` is, its seconds, its checked `results`, and the data of its sections by name."""
+    manifest = run.manifest | {"run": run.name}
+    summary = {"schema": SCHEMA} | {key: manifest[key] for key in _RUN}
+    for kind in ("stage", "notebook"):
+        seconds = {name: one["seconds"] for name, one in manifest[f"{kind}s"].items()}
+        summary[f"{kind}_seconds"] = seconds
+    summary["results"] = [plain(result) for result in results]
+    summary |= {name: one["data"] for name, one in read_sections(run).items() if one.get("data")}
+    return check_summary(summary)
 
 
-def headline(results: list[dict[str, Any]], pixels: dict[str, Any] | None = None) -> str:
-    """One sentence: the best learned planner of the first table, with interval and floors.
+def check_summary(summary: Any) -> dict[str, Any]:
+    """The summary itself; FileError, naming row and field, unless it is whole."""
+    if not isinstance(summary, dict) or not isinstance(summary.get("results"), list):
+        raise FileError("a summary is a mapping with a list 'results'")
+    if summary.get("schema") != SCHEMA or [key for key in _RUN if key not in summary]:
+        raise FileError(f"a summary of schema {SCHEMA} with {', '.join(_RUN)} is expected")
+    seen = set()
+    for number, row in enumerate(summary["results"]):
+        check_result(row, f"result {number}")
+        if (key := tuple(row[name] for name in KEY)) in seen:
+            raise FileError(f"two results share {dict(zip(KEY, key, strict=True))}")
+        seen.add(key)
+    return summary
 
-    A run without planners speaks of its comparison of world models on pixels, if it has one.
+
+def check_result(row: Mapping[str, Any], where: str) -> None:
+    """FileError unless a row has every field, no other, and values that belong together."""
+    for name in dict.fromkeys([*FIELDS, *row]):
+        if name not in row or name not in FIELDS:
+            lacks = "lacks" if name in FIELDS else "has the unknown field"
+            raise FileError(f"{where} {lacks} {name!r}")
+        if not _fits(name, row[name]):
+            raise FileError(f"{where}: {name} cannot be {row[name]!r}")
+    rate, (low, high) = row["success_rate"], row["ci95"]
+    if row["successes"] > row["n"] or abs(rate - row["successes"] / row["n"]) > 1e-9:
+        raise FileError(f"{where}: success_rate {rate} is not {row['successes']} / {row['n']}")
+    if not low - 1e-9 <= rate <= high + 1e-9:
+        raise FileError(f"{where}: ci95 [{low}, {high}] does not hold success_rate {rate}")
+    if absent := [name for name in _DATA if name not in row["data"]]:
+        raise FileError(f"{where}: data lacks {absent[0]!r}")
+
+
+def _fits(name: str, value: Any) -> bool:
+    if value is None:
+        return name in _UNDEFINED
+    if name in _TEXT or name in _NESTED:
+        return isinstance(value, str if name in _TEXT else Mapping)
+    if name == "ci95":
+        return len(value) == 2 and all(_fits("success_rate", end) for end in value)
+    whole = name in ("n", "successes", "parameters", "seed")
+    share = name.endswith("_rate") or name.startswith("success_") or name == "path_efficiency"
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    return number and (name == "n") <= value <= (1 + 1e-9 if share else sys.float_info.max)
+
+
+# --- sections ---------------------------------------------------------------------------------
+def leave_section(run: Run, name: str, section: Mapping[str, Any]) -> Path:
+    """Keep what a part of the library says about the run, for its report and its summary.
+
+    `name` is such as "20-pixels": sections are shown in this order, and the summary has their
+    `data` under "pixels". The rest is shown as plain text: `title`, `headline` (on top of a run
+    without planners), `sentences`, `tables` with title, columns, rows and notes, `results` (rows as
+    in summary.json), and `lists` of sentences by name.
     """
+    for number, row in enumerate(section.get("results", [])):
+        check_result(plain(row), f"{name}, row {number}")
+    return write_json(run.folder("sections") / f"{name}.json", section)
+
+
+def read_sections(run: Run) -> dict[str, dict[str, Any]]:
+    """The sections that were left in the run, by name without its number, in order."""
+    files = sorted((run.path / "sections").glob("*.json"))
+    return {path.stem.partition("-")[2]: read_json(path) for path in files}
+
+
+# --- report.html ------------------------------------------------------------------------------
+def write_report(run: Run) -> Path:
+    """Write `<run>/report.html`, whatever the run has, and return its path (S9)."""
+    run.reload()
+    results, sections, said = [], list(read_sections(run).values()), []
+    if (run.path / "summary.json").exists():
+        try:
+            results = check_summary(read_json(run.path / "summary.json"))["results"]
+        except FileError as error:
+            said = [f"summary.json is damaged, so its results are left out: {error}."]
+    shown = [{"title": "Results", "sentences": said, "tables": _results(results)}]
+    for one in sections:
+        tables = [*one.get("tables", []), *_results(one.get("results", []))]
+        shown.append(one | {"tables": tables})
+    shown += [_chapters(run), *_figures(run), _origin(run)]
+    filled = ("sentences", "tables", "figures", "lists")
+    changed = differences(profile(run.config.profile, run.config.seed), run.config)
+    lines = [f"# {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items()]
+    created = run.manifest.get("created", "").replace("T", " ")[:16]
+    facts = [f"profile {run.config.profile}", f"seed {run.config.seed}"]
+    facts += [f"{run.manifest['device']}, {run.precision}", created]
+    loader = jinja2.PackageLoader("hjepa_lib.runs", "")
+    text = jinja2.Environment(autoescape=True, loader=loader).get_template("report.html").render(
+        title=run.name,
+        facts=" · ".join(filter(None, facts)),
+        headline=headline(results, sections),
+        sections=[one for one in shown if any(one.get(key) for key in filled)],
+        changed=f"{len(changed)} changed from the profile" if changed else "the profile as it is",
+        settings="\n".join([*lines, yaml.safe_dump(to_dict(run.config), sort_keys=False)]),
+    )  # fmt: skip
+    return write_atomic(run.path / "report.html", text)
+
+
+def headline(results: Sequence[Mapping[str, Any]], sections: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence: the best learned planner of the first table with its interval and floors."""
     tables = _tables(results)
     learned = [row for row in (tables[0] if tables else []) if _rank(row) == 1]
-    if not learned and pixels and "pixels" in pixels:
-        return pixeltables.headline(pixels["pixels"])
     if not learned:
-        return "No planners are compared in this run: notebooks 04 and 05 do that."
+        own = [one["headline"] for one in sections if one.get("headline")]
+        return own[0] if own else "No planners are compared in this run: notebook 04 does that."
     best = max(learned, key=lambda row: (row["success_rate"], row["path_efficiency"]))
-    low, high = best["ci95"]
-    text = (
-        f"<b>{_label(best)}</b> solves <b>{best['successes']} of {best['n']}</b> trials "
-        f"(95\N{NO-BREAK SPACE}% interval {100 * low:.0f}–{100 * high:.0f}\N{NO-BREAK SPACE}%) "
-        f"on {_setting(best)}"
-    )
-    floors = [
-        f"{row['method']} {_percent(row['success_rate'])}"
-        for name in FLOORS
-        for row in tables[0]
-        if row["method"] == name
-    ]
-    return text + (f"; {', '.join(floors)}." if floors else ".")
+    low, high = (100 * end for end in best["ci95"])
+    floors = [row for name in FLOORS for row in tables[0] if row["method"] == name]
+    beside = [f"{row['method']} {100 * row['success_rate']:.4g} %" for row in floors]
+    text = f"{_label(best)} solves {best['successes']} of {best['n']} trials (95 % interval "
+    text += f"{low:.0f}–{high:.0f} %) on {_setting(best)}"
+    return f"{text}; {', '.join(beside)}." if beside else f"{text}, without floor or ceiling."
 
 
-def _tables(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+def _tables(results: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     """Results by protocol, layouts, dynamics and n: the fullest table first, floors outermost."""
-    tables: dict[str, list[dict[str, Any]]] = {}
+    tables: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted(results, key=_rank):
         tables.setdefault(_setting(row), []).append(row)
     return sorted(tables.values(), key=len, reverse=True)
 
 
-def _rank(row: dict[str, Any]) -> int:
-    if row["method"].startswith("random"):
-        return 0
-    return 2 if row["method"] == "oracle" else 1
+def _rank(row: Mapping[str, Any]) -> int:
+    return 0 if row["method"].startswith("random") else 2 if row["method"] == "oracle" else 1
 
 
-def _pixels(found: dict[str, Any]) -> str:
-    """What notebooks 10-15 stored: comparison, grid models, the transformer's planning row."""
-    parts = []
-    if "pixels" in found:
-        parts.append(pixeltables.pixels_table(found["pixels"]))
-    if "grid" in found:
-        parts.append(pixeltables.grid_table(found["grid"]))
-    parts.append(
-        _results(
-            found.get("planning", []), "A transformer or convolutions as level 1, on Two Rooms"
-        )
-    )
-    return "\n".join(["", *parts])
-
-
-def _results(results: list[dict[str, Any]], title: str = "Results") -> str:
-    parts = [f"<h2>{title}</h2>"] if results else []
+def _results(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    columns = (
+        "Method", "Success\n95 % interval", "Path efficiency\nshare of shortest",
+        "Final distance\npx, mean", "First hit\nsteps, mean", "Episode\ns, in a batch",
+        "Episode alone\ns", "Compute\nMFLOP per step",
+    )  # fmt: skip
+    tables = []
     for rows in _tables(results):
-        budgets = len({row["budget"] for row in rows}) > 1
-        parts.append(f"<h3>{_setting(rows[0])}</h3>")
-        parts.append('<div class="card scroll"><table>' + _HEAD)
-        parts += [_row(row, budgets) for row in rows]
-        parts.append("</table></div>")
-    return "\n".join(parts)
+        several = len({row["budget"] for row in rows}) > 1
+        absent = [name for name in FLOORS if name not in {row["method"] for row in rows}]
+        notes = [f"Not played here: {name}, which every table needs." for name in absent]
+        cells = [_cells(row, f" × {row['budget']:g}" if several else "") for row in rows]
+        head = {"title": _setting(rows[0]), "columns": columns}
+        tables.append(head | {"rows": cells, "notes": notes})
+    return tables
 
 
-_COLUMNS = (
-    ("Method", ""),
-    ("Success", "95 % interval"),
-    ("Path efficiency", "share of shortest"),
-    ("Final distance", "px, mean"),
-    ("First hit", "steps, mean"),
-    ("Episode", "s, in a batch"),
-    ("Episode alone", "s, batch of one"),
-    ("Compute", "MFLOP per step"),
-)
-_HEAD = (
-    "<tr>"
-    + "".join(
-        f'<th>{name}<span class="unit">{unit or "&nbsp;"}</span></th>' for name, unit in _COLUMNS
-    )
-    + "</tr>"
-)
+def _cells(row: Mapping[str, Any], budget: str) -> list[Any]:
+    (low, high), flops, name = row["ci95"], row["flops_per_step"], row["method"].lower()
+    levels = {"random": "floor", "oracle": "floor", "l2": "level2", "flat": "level1"}
+    colour = next((found for mark, found in levels.items() if mark in name), "other")
+    rate = {"text": f"{100 * row['success_rate']:.4g} %", "share": 100 * row["success_rate"]}
+    success = rate | {"low": 100 * low, "high": 100 * high, "colour": colour}
+    numbers = {"path_efficiency": 2, "final_distance_mean": 1, "avg_termination_step": 1}
+    numbers |= {"seconds_per_episode": 2, "latency_single_episode": 2}
+    found = [_number(row[key], digits) for key, digits in numbers.items()]
+    return [_label(row) + budget, success, *found, _number(flops and flops / 1e6, 1)]
 
 
-def _row(row: dict[str, Any], budgets: bool) -> str:
-    low, high = row["ci95"]
-    rate = (
-        f'<span class="rate"><b>{_percent(row["success_rate"])}</b><span class="track">'
-        f'<span class="fill {_colour(row["method"])}" '
-        f'style="width:{100 * row["success_rate"]:.1f}%"></span>'
-        f'<span class="range" style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%">'
-        f"</span></span>"
-        f'<span class="interval">{100 * low:.0f}–{100 * high:.0f}</span></span>'
-    )
-    flops = row["flops_per_step"]
-    cells = (
-        _label(row) + (f" × {row['budget']:g}" if budgets else ""),
-        rate,
-        _number(row["path_efficiency"], 2),
-        _number(row["final_distance_mean"], 1),
-        _number(row["avg_termination_step"], 1),
-        _number(row["seconds_per_episode"], 2),
-        _number(row["latency_single_episode"], 2),
-        _number(None if flops is None else flops / 1e6, 1),
-    )
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-
-
-def _figures(run: Run) -> str:
-    """All of figures/, in the order in which the notebooks made them, GIFs first."""
-    captions = run.manifest["notes"].get("figures", {})
-    files = [path for path in sorted((run.path / "figures").glob("*")) if path.suffix in _TYPES]
-    order = list(captions)
-    files.sort(key=lambda path: order.index(path.name) if path.name in captions else len(order))
-    files.sort(key=lambda path: captions.get(path.name, {}).get("notebook", "~"))
-    parts = []
-    for title, suffix in (("Episodes", ".gif"), ("Figures", ".png")):
-        chosen = [path for path in files if path.suffix == suffix]
-        if chosen:
-            shown = "\n".join(_figure(path, captions.get(path.name, {})) for path in chosen)
-            parts.append(f'<h2>{title}</h2>\n<div class="figures">\n{shown}\n</div>')
-    return "\n".join(parts)
-
-
-def _figure(path: Path, note: dict[str, str]) -> str:
-    caption = note.get("caption") or path.stem.replace("_", " ")
-    data = read_bytes(path)
-    width, height = _size(data, path.suffix)
-    if len(data) > _EMBED_LIMIT:
-        source = f"figures/{path.name}"
-    else:
-        source = f"data:{_TYPES[path.suffix]};base64,{base64.b64encode(data).decode()}"
-    origin = f" <small>({_text(note['notebook'])})</small>" if note.get("notebook") else ""
-    wide = " wide" if height and width / height > _WIDE else ""
-    pixels = ' class="pixels"' if path.suffix == ".gif" else ""
-    return (
-        f'<figure class="card{wide}"><div class="image"><img{pixels} src="{source}" '
-        f'width="{width}" height="{height}" alt="{_text(caption)}"></div>'
-        f"<figcaption>{_text(caption)}{origin}</figcaption></figure>"
-    )
-
-
-def _size(data: bytes, suffix: str) -> tuple[int, int]:
-    """Width and height in px, read from the header."""
-    if suffix == ".gif":
-        return struct.unpack("<HH", data[6:10]) if len(data) >= 10 else (0, 0)
-    return struct.unpack(">II", data[16:24]) if len(data) >= 24 else (0, 0)
-
-
-def _facts(run: Run) -> str:
-    manifest = run.manifest
-    facts = (
-        f"profile {run.config.profile}",
-        f"seed {run.config.seed}",
-        f"{manifest['device']}, {run.precision}",
-        manifest.get("created", "").replace("T", " ")[:16],
-    )
-    return _text(" · ".join(filter(None, facts)))
-
-
-def _notebooks(run: Run) -> str:
-    """Links to the executed copies in notebooks/: title, pictures inside, seconds."""
-    rows = []
+def _chapters(run: Run) -> dict[str, Any]:
+    """The executed copies in notebooks/, as HTML beside them where nbconvert is installed."""
+    rows, convert = [], importlib.util.find_spec("nbconvert") is not None
     for path in sorted((run.path / "notebooks").glob("*.ipynb")):
         stem, _, state = path.stem.partition(".")
         if state not in ("", "failed"):  # at work
             continue
-        seconds = run.manifest["notebooks"].get(stem, {}).get("seconds")
         title, pictures = _glance(path)
-        link = f'<a href="notebooks/{_text(path.name)}">{_text(title or stem)}</a>'
-        rows.append(
-            f'<tr><td class="text">{link}</td><td>{"failed" if state else pictures}</td>'
-            f"<td>{_number(None if state else seconds, 1)}</td></tr>"
-        )
-    if not rows:
-        return ""
-    head = '<tr><th>Chapter</th><th>Pictures</th><th>Time<span class="unit">s</span></th></tr>'
-    return (
-        "<h2>Executed notebooks</h2>\n<p>Every cell with its output; JupyterLab opens them.</p>\n"
-        f'<div class="card scroll"><table>{head}{"".join(rows)}</table></div>'
-    )
+        page = _as_html(path) if convert and title else path
+        seconds = None if state else run.manifest["notebooks"].get(stem, {}).get("seconds")
+        link = {"text": title or stem, "href": quote(f"notebooks/{page.name}")}
+        rows.append([link, "failed" if state else pictures, _number(seconds, 1)])
+    found = {"sentences": ["Every cell with its output."]}
+    if not convert:
+        found["sentences"] += ["After `pip install nbconvert` they are pages for a browser."]
+    found["tables"] = [{"columns": ("Chapter", "Pictures", "Time\ns"), "rows": rows}]
+    return {"title": "Executed notebooks"} | (found if rows else {})
+
+
+def _as_html(path: Path) -> Path:
+    """The notebook as `<name>.html` beside it, made anew when the notebook is younger."""
+    page = path.with_suffix(".html")
+    if not page.exists() or page.stat().st_mtime < path.stat().st_mtime:
+        from nbconvert import HTMLExporter
+
+        write_atomic(page, HTMLExporter().from_filename(str(path))[0])
+    return page
 
 
 def _glance(path: Path) -> tuple[str, int]:
     """Heading of a notebook and number of pictures in it; ("", 0) when it cannot be read."""
     try:
         cells = read_json(path)["cells"]
-        lines = [line for cell in cells[:1] for line in "".join(cell["source"]).splitlines()]
-        outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    except (FileError, KeyError, TypeError):
+        lines = "".join(cells[0]["source"]).splitlines()
+        outputs = [output for one in cells for output in one.get("outputs", [])]
+    except (FileError, KeyError, IndexError, TypeError):
         return "", 0
-    title = next((line.lstrip("# ") for line in lines if line.startswith("# ")), "")
+    title = next((line.lstrip("# ") for line in lines if line.startswith("# ")), path.stem)
     return title, sum("image/png" in output.get("data", {}) for output in outputs)
 
 
-def _stages(run: Run) -> str:
-    rows = ['<tr><th>Stage</th><th class="unit">seconds</th></tr>']
-    for name, stage in run.manifest["stages"].items():
-        rows.append(f"<tr><td>{_text(name)}</td><td>{_number(stage['seconds'], 1)}</td></tr>")
-    return "<table>" + "".join(rows) + "</table>"
+def _figures(run: Run) -> list[dict[str, Any]]:
+    """All of figures/, in the order in which the notebooks made them, GIFs first."""
+    notes = run.manifest["notes"].get("figures", {})
+    order = sorted(notes, key=lambda name: notes[name].get("notebook", "~"))
+    files = {path.name: path for path in sorted((run.path / "figures").glob("*"))}
+    parts = {".gif": {"title": "Episodes"}, ".png": {"title": "Figures"}}
+    for name in dict.fromkeys([*order, *files]):
+        if name in files and files[name].suffix in parts:
+            figure = _figure(files[name], notes.get(name, {}))
+            parts[files[name].suffix].setdefault("figures", []).append(figure)
+    return list(parts.values())
 
 
-def _environment(run: Run) -> dict[str, Any]:
-    manifest = run.manifest
-    return {"revision": manifest.get("revision", "unknown")} | manifest.get("versions", {})
-
-
-def _notes(run: Run) -> str:
-    notes = {key: value for key, value in run.manifest["notes"].items() if key != "figures"}
-    if not notes:
-        return ""
-    shown = {
-        key: value if isinstance(value, str) else yaml.safe_dump(value).strip()
-        for key, value in notes.items()
+def _figure(path: Path, note: Mapping[str, str]) -> dict[str, Any]:
+    data = read_bytes(path)
+    with Image.open(path) as image:
+        width, height = image.size
+    embedded = f"data:image/{path.suffix[1:]};base64,{base64.b64encode(data).decode()}"
+    return {
+        "caption": note.get("caption") or path.stem.replace("_", " "),
+        "origin": note.get("notebook", ""),
+        "source": embedded if len(data) <= _EMBED_LIMIT else quote(f"figures/{path.name}"),
+        "width": width,
+        "height": height,
+        "wide": width > _WIDE * height,
     }
-    return f'<h3>Notes</h3><div class="card scroll">{_pairs(shown)}</div>'
 
 
-def _pairs(pairs: dict[str, Any]) -> str:
-    rows = "".join(
-        f'<tr><td>{_text(key)}</td><td class="text">{_text(str(value))}</td></tr>'
-        for key, value in pairs.items()
-    )
-    return f"<table>{rows}</table>"
+def _origin(run: Run) -> dict[str, Any]:
+    """Seconds of the stages, versions of the environment, and the run's notes."""
+    manifest = run.manifest
+    stages = [[name, _number(one["seconds"], 1)] for name, one in manifest["stages"].items()]
+    made = {"revision": manifest.get("revision", "unknown")} | manifest.get("versions", {})
+    tables = [
+        {"title": "Stages", "columns": ("Stage", "seconds"), "rows": stages},
+        {"title": "Environment", "rows": [[key, str(value)] for key, value in made.items()]},
+    ]
+    notes = [
+        [key, value if isinstance(value, str) else yaml.safe_dump(value).strip()]
+        for key, value in manifest["notes"].items()
+        if key != "figures"
+    ]
+    tables += [{"title": "Notes", "rows": notes}] if notes else []
+    return {"title": "How it was made", "tables": tables}
 
 
-def _settings(run: Run, changed: dict[str, tuple[Any, Any]]) -> str:
-    lines = [f"# {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items()]
-    return "\n".join([*lines, yaml.safe_dump(to_dict(run.config), sort_keys=False)])
+def _setting(row: Mapping[str, Any]) -> str:
+    place = f"{row['protocol'].upper()}, {row['layouts']} layouts, {row['dynamics']}"
+    return f"{place}, n = {row['n']}"
 
 
-def _setting(row: dict[str, Any]) -> str:
-    return _text(
-        f"{row['protocol'].upper()}, {row['layouts']} layouts, {row['dynamics']}, n = {row['n']}"
-    )
-
-
-def _label(row: dict[str, Any]) -> str:
-    cost = row["cost"]
+def _label(row: Mapping[str, Any]) -> str:
     method = row["method"].replace("_", " ")
-    return _text(method if cost in ("", "none") else f"{method}, {cost} cost")
-
-
-def _colour(method: str) -> str:
-    """Same meaning of colours as in the figures (figures/style.py)."""
-    name = method.lower()
-    if name.startswith(FLOORS):
-        return "floor"
-    if "l2" in name or "hier" in name:
-        return "level2"
-    return "level1" if "flat" in name or "l1" in name else "other"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.4g}\N{NO-BREAK SPACE}%"
+    return method if row["cost"] in ("", "none") else f"{method}, {row['cost']} cost"
 
 
 def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
-
-
-def _text(value: str) -> str:
-    return html.escape(value, quote=True)
