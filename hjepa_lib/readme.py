@@ -19,8 +19,8 @@ from hjepa_lib.figures.style import png
 from hjepa_lib.figures.success import frontiers
 from hjepa_lib.files import read_json, write_atomic
 from hjepa_lib.runs.places import RunError
+from hjepa_lib.runs.report import check_summary
 from hjepa_lib.runs.run import Run
-from hjepa_lib.runs.summary import validate
 from hjepa_lib.workbench.frontier import frontier
 from hjepa_lib.workbench.rows import check_rows, load_rows, split_finished
 from hjepa_lib.workbench.verdict import sentences
@@ -68,8 +68,7 @@ def collect_rows(runs: list[Run]) -> pd.DataFrame:
     """One row per result of every run; RunError when runs differ in more than their seed."""
     rows = []
     for run in runs:
-        summary = read_json(run.path / "summary.json")
-        validate(summary)
+        summary = check_summary(read_json(run.path / "summary.json"))
         for key, (one, other) in _differences(runs[0], run).items():
             if key != "seed":
                 raise RunError(

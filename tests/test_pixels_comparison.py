@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from test_summary import result
 from tiny_pixels import tiny_pixels, tiny_transitions
 from torch import nn
 
 from hjepa_lib.config import profile
 from hjepa_lib.config.pixels import MODELS
 from hjepa_lib.evaluation.compute import update_bytes
-from hjepa_lib.evaluation.statistics import wilson
-from hjepa_lib.files import read_json, write_json
+from hjepa_lib.files import FileError, read_json, write_json
 from hjepa_lib.pixels import claims, comparison, footprint, reportstages
 from hjepa_lib.pixels import figures_reconstructions as reconstructions
 from hjepa_lib.pixels import stages as pixelstages
@@ -30,10 +30,10 @@ from hjepa_lib.pixels.pixelrows import (
     Row,
     check_row,
 )
-from hjepa_lib.runs import summary
+from hjepa_lib.pixels.tables import comparison_section
 from hjepa_lib.runs.notebooks import finish
+from hjepa_lib.runs.report import check_summary, leave_section
 from hjepa_lib.runs.run import Run
-from hjepa_lib.runs.summary import RESULT_FIELDS
 
 SEEDS = (0, 1, 2)
 BASELINES = {
@@ -401,36 +401,27 @@ def test_memory_of_the_two_stage_model_is_that_of_its_true_update(monkeypatch):
 
 # --- summary.json and report.html ---------------------------------------------------------------
 @pytest.fixture
-def run(tmp_path):
+def compared():
+    return build(rows_of(), pairs=[{"enc_dec_jepa": 1000, "jepa + decoder": 1005}])
+
+
+@pytest.fixture
+def run(tmp_path, compared):
     made = Run.create("pixels", profile("smoke").override("device=cpu,precision=fp32"), tmp_path)
-    found = build(rows_of(), pairs=[{"enc_dec_jepa": 1000, "jepa + decoder": 1005}])
-    write_json(made.folder("pixels") / "comparison.json", found)
+    leave_section(made, "20-pixels", comparison_section(compared))
     return made
-
-
-def planned(method, successes):
-    """A whole row of the planner on Two Rooms."""
-    row = dict.fromkeys(RESULT_FIELDS, 0.5)
-    row |= {"method": method, "cost": "none", "protocol": "p1", "layouts": "fixed"}
-    row |= {"dynamics": "bounce", "budget": 1.0, "n": 100, "successes": successes}
-    row |= {"split": "test", "case": "ab", "world": "two rooms", "weights": {}}
-    row |= {"success_rate": successes / 100, "ci95": list(wilson(successes, 100))}
-    row |= {"planner": {}, "parameters": 1000, "seed": 0, "device": "cpu", "trials_hash": "ab"}
-    row |= {"data": dict.fromkeys(summary.DATA_FIELDS, "x"), "version": "0"}
-    return row
 
 
 def test_a_run_of_the_pixel_notebooks_alone_has_summary_and_report(run):
     """No planner was evaluated: nothing fails, and the comparison is what the report is about."""
     page = finish(run, say=lambda *_: None).read_text()
-    found = read_json(run.path / "summary.json")
-    summary.validate(found)
+    found = check_summary(read_json(run.path / "summary.json"))
     assert found["results"] == [] and found["pixels"]["seeds"] == [0, 1, 2]
     assert "4 world models" in page and "World models on pixels" in page
     assert "copy last latent: 1" in page and "mean reward: 0.2" in page
     assert "mean reward: -0.01" in page
     assert "3 seeds, 12 blocks" in page and "0.50 % apart, matched" in page
-    assert "of 26</b> paired comparisons" in page
+    assert "of 26 paired comparisons" in page
     assert "1,750 for vjepa2" in page and "latent_error of enc_dec_jepa is not applicable" in page
     assert "random ViT encoder" in page
     assert "best model" not in page and "ranking" not in page
@@ -438,30 +429,31 @@ def test_a_run_of_the_pixel_notebooks_alone_has_summary_and_report(run):
     assert "loss" not in table[: table.index("</details>")]
 
 
-def test_planning_rows_and_grid_rows_are_shown(run):
-    rows = [planned("random", 7), planned("flat, transformer level 1", 61), planned("oracle", 100)]
-    write_json(run.folder("pixels/planning") / "planning.json", rows)
+def test_planning_rows_are_shown_like_results(run):
+    methods = (("random", 7), ("flat, transformer level 1", 61), ("oracle", 100))
+    rows = [result(method, "none", successes) for method, successes in methods]
+    leave_section(run, "40-planning", {"title": "Transformer", "results": rows, "data": rows})
     page = finish(run, say=lambda *_: None).read_text()
-    assert "A transformer or convolutions as level 1, on Two Rooms" in page
     assert "flat, transformer level 1" in page and "n = 100" in page
     assert len(read_json(run.path / "summary.json")["planning"]) == 3
 
 
-def test_the_summary_refuses_scores_without_seeds_intervals_or_floors(run):
-    whole = summary.build(run, [])
-    cell = whole["pixels"]["models"]["jepa"]["reward_r2"]
-    for change, message in (
-        (lambda s: s["pixels"].pop("baselines"), "lacks 'baselines'"),
-        (lambda s: s["pixels"]["models"].pop("random"), "lacks the random encoder 'random'"),
-        (lambda s: s["pixels"]["models"].pop("random_vit"), "random encoder 'random_vit'"),
-        (lambda s: s["pixels"]["models"]["jepa"].update(val_loss=cell), "val_loss is a loss"),
-        (lambda s: s["pixels"]["models"]["jepa"]["reward_r2"].update(seeds=1), "every seed"),
-        (lambda s: s["pixels"]["models"]["jepa"]["reward_r2"].update(low=None), "no interval"),
-    ):
-        broken = copy.deepcopy(whole)
-        change(broken)
-        with pytest.raises(summary.SummaryError, match=message):
-            summary.validate(broken)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: found.pop("baselines"), "lacks 'baselines'"),
+        (lambda found: found["models"].pop("random"), "lacks the random encoder 'random'"),
+        (lambda found: found["models"].pop("random_vit"), "random encoder 'random_vit'"),
+        (lambda found: found["models"]["jepa"].update(val_loss={}), "val_loss is a loss"),
+        (lambda found: found["models"]["jepa"]["reward_r2"].update(seeds=1), "every seed"),
+        (lambda found: found["models"]["jepa"]["reward_r2"].update(low=None), "no interval"),
+    ],
+)
+def test_scores_without_seeds_intervals_or_floors_are_refused(compared, change, message):
+    broken = copy.deepcopy(compared)
+    change(broken)
+    with pytest.raises(FileError, match=message):
+        comparison_section(broken)
 
 
 # --- through the real stages --------------------------------------------------------------------

@@ -8,7 +8,7 @@ from tiny import tiny_config
 from hjepa_lib import pixelgallery
 from hjepa_lib.files import read_json, write_json
 from hjepa_lib.grids import measures as grid
-from hjepa_lib.pixels import tables as pixeltables
+from hjepa_lib.grids.results import section
 from hjepa_lib.runs.run import Run
 from hjepa_lib.workbench import maskedplanner
 
@@ -110,8 +110,8 @@ def test_grid_models_are_paired_by_seed():
     assert single.endswith("reward error -10.0 % (1 seed)")
     with pytest.raises(grid.GridMetricError, match="same training seeds"):
         grid.paired_error(rows[1:], "jepa", "generative")
-    page = pixeltables.grid_table(rows)
-    assert "jepa beats generative" in page and "Paired by training seed" in page
+    lists = section(rows)["lists"]
+    assert "jepa beats generative" in lists["Paired by training seed, interval over seeds alone"][0]
 
 
 def test_floor_levels_and_ceiling_are_always_shown(finished, tmp_path):

@@ -18,7 +18,7 @@ from hjepa_lib.config.pixels import MODELS
 from hjepa_lib.files import read_json
 from hjepa_lib.pixels import tables as pixeltables
 from hjepa_lib.pixels.transitions import Transitions
-from hjepa_lib.runs import summary
+from hjepa_lib.runs.report import check_summary
 from hjepa_lib.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,8 +75,7 @@ def test_the_smoke_run_is_whole(finished):
 
 def test_it_leaves_summary_and_report(finished):
     run, _ = finished
-    table = read_json(run.path / "summary.json")
-    summary.validate(table)
+    table = check_summary(read_json(run.path / "summary.json"))
     assert table["notebook_seconds"].keys() == set(NAMES)
     page = (run.path / "report.html").read_text()
     captions = run.manifest["notes"]["figures"]
@@ -87,7 +86,7 @@ def test_it_leaves_summary_and_report(finished):
 def test_its_comparison_is_valid(finished):
     """Rules 1-6, F12, F15: every model beside its floors, over all seeds, one set of data."""
     run, _ = finished
-    found = read_json(run.path / pixeltables.PIXELS)
+    found = read_json(run.path / "pixels/comparison.json")
     assert {*MODELS, "random"} <= found["models"].keys()
     assert found["seeds"] == list(range(run.config.pixels.seeds))
     table = read_json(run.path / "summary.json")

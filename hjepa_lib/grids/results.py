@@ -31,6 +31,7 @@ from hjepa_lib.grids.stages import (
 )
 from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.runs.places import outputs_root
+from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.batches import batches_sha256
 from hjepa_lib.workbench.sweep import Study
@@ -63,7 +64,23 @@ def grid_results(ws: Workspace) -> list[dict[str, Any]]:
             row["mean_reward_mse"] = scores["mean"]["mse"]
             rows.append(row | _cost(ws, model, kind, seed, sample))
     write_json(ws.run.path / ROWS, rows)
-    return read_json(ws.run.path / ROWS)
+    rows = read_json(ws.run.path / ROWS)
+    leave_section(ws.run, "30-grid", section(rows))
+    return rows
+
+
+def section(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The measured comparison of the grid models for the run's report and summary (GRID-10)."""
+    table = measures.comparison(rows)
+    shown = table.astype(object).where(table.notna(), "–")
+    cells = shown.reset_index().to_numpy().tolist()
+    pairs = measures.paired_sentences(rows)
+    return {
+        "title": "Models of a grid world",
+        "tables": [{"columns": ["Measure", *table.columns], "rows": cells}],
+        "lists": {"Paired by training seed, interval over seeds alone": pairs} if pairs else {},
+        "data": {"rows": rows},
+    }
 
 
 def train_all(ws: Workspace, say: Callable[..., None]) -> str:

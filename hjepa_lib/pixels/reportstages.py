@@ -37,8 +37,10 @@ from hjepa_lib.pixels.pixelrows import (
 )
 from hjepa_lib.pixels.registry import matched_counts
 from hjepa_lib.pixels.rewards import MEAN_REWARD, score
+from hjepa_lib.pixels.tables import comparison_section
 from hjepa_lib.pixels.training import CHUNK, budget, next_latent
 from hjepa_lib.pixels.transitions import Transitions, scaled
+from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.workspace import Workspace
 
 FILES = ("comparison.csv", "comparison.json")
@@ -243,6 +245,7 @@ def make_comparison(ws: Workspace) -> dict[str, Any]:
     folder = ws.run.folder("pixels")
     write_json(folder / "comparison.json", found)
     write_atomic(folder / "comparison.csv", comparison.tidy(found).to_csv(index=False))
+    leave_section(ws.run, "20-pixels", comparison_section(found))
     ws.run.publish()
     return found
 

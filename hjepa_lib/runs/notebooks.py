@@ -158,13 +158,12 @@ def run_notebooks(
 def finish(run: Run, say: Say = print) -> Path:
     """Write `summary.json` and `report.html` from the results on disk; returns the latter."""
     from hjepa_lib.evaluation.results import collect
-    from hjepa_lib.runs import report as html
-    from hjepa_lib.runs import summary
+    from hjepa_lib.runs.report import build_summary, write_report
 
     run.reload()
-    table = summary.build(run, collect(run.path / "results"))
+    table = build_summary(run, collect(run.path / "results"))
     write_json(run.path / "summary.json", table)
-    path = html.write_report(run)
+    path = write_report(run)
     run.publish()
     say(f"summary: {run.path / 'summary.json'}")
     say(f"report:  {path}")

@@ -149,8 +149,8 @@ def write_report(run: Run) -> Path:
     created = run.manifest.get("created", "").replace("T", " ")[:16]
     facts = [f"profile {run.config.profile}", f"seed {run.config.seed}"]
     facts += [f"{run.manifest['device']}, {run.precision}", created]
-    loader = jinja2.PackageLoader("hjepa_lib.runs", "")
-    text = jinja2.Environment(autoescape=True, loader=loader).get_template("report.html").render(
+    page = Path(__file__).with_name("report.html").read_text("utf-8")
+    text = jinja2.Environment(autoescape=True).from_string(page).render(
         title=run.name,
         facts=" · ".join(filter(None, facts)),
         headline=headline(results, sections),

@@ -26,8 +26,8 @@ from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs.notebooks import describe
 from hjepa_lib.runs.places import RunError, outputs_root
 from hjepa_lib.runs.remote import push_file
+from hjepa_lib.runs.report import FIELDS
 from hjepa_lib.runs.run import Run
-from hjepa_lib.runs.summary import RESULT_FIELDS
 from hjepa_lib.runs.workspace import Workspace
 
 CSV = "tworooms_compare.csv"
@@ -36,7 +36,6 @@ FLOORS = ("random", "oracle")
 PROTOCOL = "p1"
 SHARED = ("device", "precision", "data", "distance", "planning.cost", "evaluation")
 """Settings in which both sides must agree; so must `level1` when l2 takes over l1's."""
-_NUMBER = (int, float)
 Say = Callable[..., None]
 
 
@@ -239,10 +238,10 @@ def numbers(result: Result | None) -> dict[str, float | None]:
     if result is None:
         return {}
     row, found = result.row, {}
-    for name, field in RESULT_FIELDS.items():
+    for name in FIELDS:
         if name == "ci95":
             found |= {"ci95_low": row[name][0], "ci95_high": row[name][1]}
-        elif field.kind in (int, _NUMBER) and name not in ("budget", "seed"):
+        elif name not in ("budget", "seed") and not isinstance(row[name], (str, dict)):
             found[name] = row[name]
     return found
 

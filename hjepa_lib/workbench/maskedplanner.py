@@ -17,6 +17,7 @@ from hjepa_lib.evaluation.results import Case
 from hjepa_lib.files import write_json
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
+from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.workbench import compare, variants
 
@@ -85,4 +86,6 @@ def planning_stage(ws: Workspace, updates: int, say=print) -> list[dict[str, Any
     rows = plan({name: train(ws, name, updates, say) for name in MODELS})
     with ws.run.stage("pixel_planning", folder="pixels/planning") as folder:
         write_json(folder / "planning.json", rows)
+    title = "A transformer or convolutions as level 1, on Two Rooms"
+    leave_section(ws.run, "40-planning", {"title": title, "results": rows, "data": rows})
     return rows

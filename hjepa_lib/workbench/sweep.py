@@ -24,18 +24,18 @@ from pandas.api.types import is_object_dtype
 from hjepa_lib.config import Config, ConfigError, flatten, leaves, profile, read_yaml
 from hjepa_lib.figures import style
 from hjepa_lib.figures.success import success_against
-from hjepa_lib.files import exclusive, read_json, sha256, write_atomic, write_json
+from hjepa_lib.files import WorkbookError, exclusive, read_json, sha256, write_atomic, write_json
 from hjepa_lib.runs import machine
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.places import RunError, outputs_root
 from hjepa_lib.runs.remote import push_files
+from hjepa_lib.runs.report import FIELDS, check_summary
 from hjepa_lib.runs.run import Run
-from hjepa_lib.runs.summary import RESULT_FIELDS, SummaryError, validate
 from hjepa_lib.workbench import engines
 from hjepa_lib.workbench.rows import pooled
 
 _SECTIONS = ("name", "base", "grid", "seeds", "notebooks")
-_COLUMNS = ("cell", "profile", "ci95_low", "ci95_high", *RESULT_FIELDS)
+_COLUMNS = ("cell", "profile", "ci95_low", "ci95_high", *FIELDS)
 _ORPHAN_SECONDS = 3.0  # a kernel looks once a second whether its parent still lives
 
 
@@ -260,9 +260,9 @@ def _quiet(*_: Any, **__: Any) -> None:
 def is_finished(path: Path, notebooks: list[Path]) -> bool:
     """True when all notebooks of the cell ended well and its summary follows the schema."""
     try:
-        validate(read_json(path / "summary.json"))
+        check_summary(read_json(path / "summary.json"))
         done = Run.at(path).manifest["notebooks"]
-    except (ValueError, SummaryError):
+    except WorkbookError:
         return False
     return all(done.get(notebook.stem, {}).get("ok") for notebook in notebooks)
 
