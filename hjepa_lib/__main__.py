@@ -140,21 +140,16 @@ class GalleryCommand:
     """Finished run of notebooks 10-15 whose tables are kept for the README."""
 
     def __call__(self) -> int:
-        from hjepa_lib import pixelgallery
-        from hjepa_lib.readme import refresh_readme, write_frontier, write_gallery
+        from hjepa_lib import readme
         from hjepa_lib.runs.places import repository
         from hjepa_lib.runs.run import Run
 
         if self.pixels:
-            print(pixelgallery.keep(Run.open(self.pixels), repository()))
-        pixelgallery.refresh(repository())
-        if self.pixels:
-            return 0
+            print(readme.keep_pixels(Run.open(self.pixels), repository()))
         if self.runs:
-            print(write_gallery([Run.open(name) for name in self.runs], repository()))
-        else:
-            print(write_frontier(repository()))
-            refresh_readme(repository())
+            print(readme.write_gallery([Run.open(name) for name in self.runs], repository()))
+        print(readme.write_frontier(repository()))
+        print(readme.refresh(repository()))
         return 0
 
 

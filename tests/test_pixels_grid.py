@@ -25,6 +25,7 @@ from hjepa_lib.grids import results as gridresults
 from hjepa_lib.grids import stages as gridstages
 from hjepa_lib.grids.buffer import GridBuffer
 from hjepa_lib.grids.models import GridJepa, GridModel, build_grid_model
+from hjepa_lib.grids.results import section
 from hjepa_lib.grids.reward import GoalReward, build_reward, sinusoids
 from hjepa_lib.grids.train import PairFit, fit_grid, fit_reward, reward_rows
 from hjepa_lib.models.checkpoint import fingerprint
@@ -886,3 +887,41 @@ def test_reward_figure_has_four_panels(whole):
     known = {name: {"r2": 0.5, "mse": 1.0} for name in ("jepa", "random")}
     figure = figures.reward_panels(arrays["true"], arrays["jepa"], records, known)
     assert [bar.get_width() for bar in figure.axes[3].patches] == [0.5, 0.5]
+
+
+# --- paired by seed ----------------------------------------------------------------------------
+def paired_rows(seeds=3):
+    """JEPA's reward error is a tenth below its twin's in every seed, whose level differs a lot."""
+    rows = []
+    for seed in range(seeds):
+        level = 0.03 * 2.0**seed
+        for model, factor in (("jepa", 0.9 + 0.002 * seed), ("generative", 1.0), ("random", 1.0)):
+            row = {"model": model, "seed": seed, "std": 0.4, "effective_rank": 30.0}
+            row |= {"collapsed": model == "jepa" and seed == 0, "reward_mse": factor * level}
+            row |= {"reward_r2": None if model == "random" else 0.1, "mean_reward_mse": 0.0355}
+            if model != "generative":
+                row |= {"error": 0.6, "copy_error": 0.5, "jepa_cosine_sim": 0.9}
+            rows.append(row)
+    return rows
+
+
+def test_grid_models_are_paired_by_seed():
+    """Their levels differ by seed far more than they do: separate means would overlap."""
+    rows = paired_rows()
+    gap = measures.paired_error(rows, "jepa", "generative")
+    assert gap["verdict"] == "beats" and gap["difference"] == pytest.approx(-0.098)
+    assert gap["seeds"] == 3 and gap["low"] < gap["difference"] < gap["high"] < -0.08
+    means = {
+        name: measures.mean_interval([row["reward_mse"] for row in rows if row["model"] == name])
+        for name in ("jepa", "generative")
+    }
+    assert means["jepa"].high > means["generative"].low
+    assert measures.paired_error(rows[::-1], "jepa", "generative") == gap  # by seed, not by place
+    few = measures.paired_error(paired_rows(2), "jepa", "generative")
+    assert few["verdict"] == "nothing claimed: 2 of 3 seeds"
+    single = measures.sentence(measures.paired_error(paired_rows(1), "jepa", "generative"))
+    assert single.endswith("reward error -10.0 % (1 seed)")
+    with pytest.raises(measures.GridMetricError, match="same training seeds"):
+        measures.paired_error(rows[1:], "jepa", "generative")
+    lists = section(rows)["lists"]
+    assert "jepa beats generative" in lists["Paired by training seed, interval over seeds alone"][0]

@@ -6,6 +6,7 @@ then `value_axis`, `step_axis`, `percent_axis`, `legend`, `colour_bar`. Frames: 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -85,11 +86,11 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
     return (total[end] - total[start]) / (end - start)
 
 
-def levels(axis: Axes, values: Mapping[str, float], **look: Any) -> None:
-    """Named horizontal lines, such as floors and ceilings, in their colours."""
-    for name, value in values.items():
-        drawn = {"ls": "--" if "latent" in name else ":", "color": style.colour(name), "lw": 1.1}
-        axis.axhline(value, label=name, zorder=1, **drawn | look)
+def levels(axis: Axes, values: Mapping[str, float]) -> None:
+    """Named horizontal lines, such as floors and ceilings; two of one colour differ in dashes."""
+    for (name, value), dashes in zip(values.items(), cycle((":", "-.", (0, (6, 2)))), strict=False):
+        dashes = "--" if "latent" in name else dashes
+        axis.axhline(value, label=name, color=style.colour(name), ls=dashes, lw=1.1, zorder=1)
 
 
 def marks(axis: Axes, values: Mapping[str, float]) -> None:

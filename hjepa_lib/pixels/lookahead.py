@@ -27,10 +27,12 @@ from hjepa_lib.pixels.models import VJepa2
 from hjepa_lib.pixels.pixelrows import RANDOM
 from hjepa_lib.pixels.rewards import comparison
 from hjepa_lib.pixels.stages import fresh_model
+from hjepa_lib.pixels.tables import look_ahead_section
 from hjepa_lib.pixels.training import fit_pixels
 from hjepa_lib.pixels.transitions import Transitions, shapes_of
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, encode_states, fit_stage1, fit_stage2
 from hjepa_lib.pixels.worlds import DRIFT_ID, PUSH_ID
+from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Report
 
@@ -161,6 +163,7 @@ def study_rows(ws: Workspace) -> dict[str, list[dict[str, Any]]]:
     stages = tuple(_stage(name, n) for name in STUDIED for n in seeds)
     with ws.run.stage("lookahead", folder="pixels/lookahead", reads=stages) as folder:
         write_json(folder / "lookahead.json", rows)
+    leave_section(ws.run, "25-lookahead", look_ahead_section(rows))
     return rows
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hjepa_lib.evaluation.statistics import Interval
 from hjepa_lib.files import FileError
 from hjepa_lib.pixels.claims import sentences
 from hjepa_lib.pixels.comparison import floor, number
 from hjepa_lib.pixels.figures_rewards import LABELS
 from hjepa_lib.pixels.pixelrows import UNTRAINED, untrained
+from hjepa_lib.pixels.rewards import verdict
 
 LEFT_OUT = ("columns", "rows")
 """Parts of the comparison that its own file has and a summary does not need."""
@@ -21,7 +23,7 @@ def comparison_section(comparison: Mapping[str, Any]) -> dict[str, Any]:
     models, n = comparison["models"], comparison["n"]
     rows = []
     for name, column in comparison["columns"].items():
-        cells = [one[name]["text"] for one in models.values()]
+        cells = [_shown(one[name]) for one in models.values()]
         rows.append([_words(name), *cells, _guess(comparison, name, column)])
     names = [LABELS.get(name, name) for name in models]
     seeds = ", ".join(map(str, comparison["seeds"]))
@@ -63,6 +65,28 @@ def check(comparison: Mapping[str, Any]) -> None:
                 raise FileError(f"{model}: {name} has no interval")
 
 
+def look_ahead_section(study: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """The look-ahead study: paired squared errors of both heads by world and model."""
+    worlds = {"drift": "reward of the next state", "push": "reward of state and action (control)"}
+    rows = []
+    for world, about in worlds.items():
+        for row in study[world]:
+            gap = row["look_ahead"]
+            if gap is None:
+                continue
+            heads = [row["heads"][name] for name in ("reward_mlp", "larp")]
+            scores = [one["note"] if one["r2"] is None else f"{one['r2']:.3f}" for one in heads]
+            shown = f"{gap[0]:+.4f} ({gap[1]:+.4f} to {gap[2]:+.4f})"
+            n = f"{heads[1]['transitions']} ({heads[1]['seeds']})"
+            found = [" / ".join(scores), shown, verdict(Interval(*gap)), n]
+            rows.append([f"{world}: {about}", row["model"], *found])
+    columns = ["world", "model", "R2 plain / look-ahead", "error difference", "verdict"]
+    columns += ["n (seeds)"]
+    title = "Look-ahead reward predictor against plain reward head"
+    sentences = ["Paired squared errors with 95 % interval; left of zero looking ahead helps."]
+    return {"title": title, "sentences": sentences, "tables": [{"columns": columns, "rows": rows}]}
+
+
 def headline(comparison: Mapping[str, Any]) -> str:
     """One sentence: what was compared, and how many of the derived claims were won."""
     claims = [claim for claim in comparison["claims"] if claim["model"] not in UNTRAINED]
@@ -76,6 +100,12 @@ def headline(comparison: Mapping[str, Any]) -> str:
         "trivial guess, a plainer head, a random encoder or the matched twin are won (95 % "
         "intervals, not corrected for their number)."
     )
+
+
+def _shown(cell: Mapping[str, Any]) -> str:
+    """The text of a score, without the interval that a number of weights does not have."""
+    same = cell["mean"] is not None and cell["low"] == cell["high"]
+    return number(cell["mean"]) if same else cell["text"]
 
 
 def _guess(comparison: Mapping[str, Any], name: str, column: Mapping[str, str]) -> str:

@@ -157,5 +157,6 @@ def _ratio_sentence(rows: pd.DataFrame, cost: str) -> str:
     return (
         f"{cost.capitalize()} cost, FLOPs of flat over those of L1+L2 where both reach 0.8 of the "
         f"hierarchy's best ({100 * found.pooled.level:.0f} %): {words[found.pooled.bound]}"
-        f"{found.pooled.value:.2g} (seeds: {per_seed})."
+        f"{found.pooled.value:.2g} (95 % interval {found.low:.2g} to {found.high:.2g}; seeds: "
+        f"{per_seed})."
     )
