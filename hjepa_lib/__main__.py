@@ -22,6 +22,7 @@ from hjepa_lib.runs.command import (
     ReportCommand,
     RunCommand,
     RunOptions,
+    SettingsCommand,
     TrainCommand,
     TrialsCommand,
 )
@@ -250,6 +251,7 @@ _COMMANDS = {
     "study": StudyCommand,
     "trials": TrialsCommand,
     "report": ReportCommand,
+    "settings": SettingsCommand,
     "pretrained": PretrainedCommand,
     "gallery": GalleryCommand,
     "grid": GridCommand,
