@@ -131,11 +131,9 @@ def test_scaled_budgets_change_samples_only():
 # --- stored agents ----------------------------------------------------------------------------
 def store_agent(agent, folder):
     checkpoint.save_level1(folder / "l1", agent.level1, agent.normaliser)
-    checkpoint.save_distance(folder / "l1", agent.distance, agent.level1.latent_dim)
+    checkpoint.save_distance(folder / "l1", agent.distance)
     checkpoint.save_probe(folder / "l1", agent.probe)
-    checkpoint.save_level2(
-        folder / "l2", agent.level2, agent.level1.latent_dim, agent.reach, agent.box
-    )
+    checkpoint.save_level2(folder / "l2", agent.level2, agent.reach, agent.box)
     return folder / "l1", folder / "l2"
 
 

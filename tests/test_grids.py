@@ -12,8 +12,8 @@ from hjepa_lib.config import ConfigError
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.files import write_json
-from hjepa_lib.models.joint import Level2
 from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.level2 import Level2
 from hjepa_lib.workbench import sweep
 from hjepa_lib.workbench.compare import with_epochs
 

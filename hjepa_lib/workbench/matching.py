@@ -12,8 +12,9 @@ import torch
 
 from hjepa_lib.config import Config, ConfigError
 from hjepa_lib.data.normaliser import Normaliser
-from hjepa_lib.models.joint import HJepa, Level2
+from hjepa_lib.models.joint import HJepa
 from hjepa_lib.models.layers import count_parameters
+from hjepa_lib.models.level2 import Level2
 
 TOLERANCE = 0.02
 LARGEST = 64.0  # common factor

@@ -15,8 +15,7 @@ from hjepa_lib.config import Config, PlannerConfig
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.evaluation import protocol_cap
-from hjepa_lib.models.distance import Distance
-from hjepa_lib.models.geometry import DistanceGeometry, Geometry, LatentGeometry
+from hjepa_lib.models.distance import Distance, Geometry, LatentGeometry
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.planning.levels import PrimitiveLevel
 from hjepa_lib.planning.planner import Layer, Plan, Planner
@@ -44,7 +43,7 @@ class Bench:
         self.geometry: Geometry = LatentGeometry()
         if config.planning.cost == "distance":
             head = Distance(config.distance, model.latent_dim).eval()
-            self.geometry = DistanceGeometry(head)
+            self.geometry = head
         tasks = load_trials("p1", "validation", min(trials, 500))
         rows = torch.arange(trials) % tasks.count  # the stored ones again, beyond 500
         with torch.no_grad():
