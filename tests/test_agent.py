@@ -75,7 +75,7 @@ def test_default_cap_lets_the_agent_move(frames):
         ((65, 65), np.uint8, r"got \(65, 65\)"),
         ((1, 2, 65, 65), np.uint8, r"got \(1, 2, 65, 65\)"),
         ((2, 65, 65), np.float32, r"uint8 values in \[0, 255\], got torch.float32"),
-        ((2, 64, 64), np.uint8, r"frames are \(64, 64\) px"),
+        ((2, 64, 64), np.uint8, r"frames are \(2, 64, 64\)"),
     ],
 )
 def test_bad_frames_are_one_sentence(agent, frames, shape, kind, message):

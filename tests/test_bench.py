@@ -7,10 +7,10 @@ import subprocess
 import pytest
 import torch
 
-from hjepa_lib.config import ConfigError
+from hjepa_lib.config import ConfigError, Level1Config
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.recipes import generate
-from hjepa_lib.models.encoders import build_encoder
+from hjepa_lib.models.encoders import ImpalaEncoder
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.workbench import sweep, timing
 from hjepa_lib.workbench.bench import command, level1, memory, planning, sweeps
@@ -115,7 +115,7 @@ def test_layouts_and_precisions_are_what_the_labels_say():
 
 
 def test_plain_impala_equals_the_shipped_encoder():
-    encoder = build_encoder("impala", 2, 65, 8, 0)
+    encoder = ImpalaEncoder(Level1Config(latent_dim=8), 2, 65)
     x = torch.randn(2, 2, 65, 65)
     torch.testing.assert_close(level1.plain_impala(encoder, x), encoder(x), rtol=1e-4, atol=1e-5)
 
