@@ -214,8 +214,7 @@ def test_gru_predictor_is_the_gru_equation_then_the_shared_norm():
 @pytest.mark.parametrize("encoder", ["fast", "keypoint", "vit"])
 def test_a_gru_reaches_the_scale_of_every_encoder(encoder):
     """Q8: its state lies in (-1, 1), the variance hinge wants a spread of 1: a norm behind both."""
-    changes = {"level1__encoder": encoder, "level1__predictor": "gru", "level1__heads": 2}
-    model = make_level1(tiny_config(**changes))
+    model = make_level1(tiny_config(level1__encoder=encoder, level1__predictor="gru"))
     rollout = model(frames_of(8, 5), actions_of(8, 4))
     assert model.predictors[0].norm is model.encoder.norm
     for latents in (rollout.encodings, rollout.predictions):

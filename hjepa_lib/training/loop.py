@@ -289,7 +289,8 @@ class Fit:
     def resume(self, path: Path, same_settings: bool = True) -> None:
         """Go on where the fit that wrote `path` ended, on this fit's device.
 
-        On another device the end is not bit-equal to an uninterrupted training: a warning says so. TrainingError for a damaged file, another model, or (`same_settings`) other settings; a
+        On another device the end is not bit-equal to an uninterrupted training: a warning says so.
+        TrainingError for a damaged file, another model, or (`same_settings`) other settings; a
         setting that is younger than the file had its default then.
         """
         try:
