@@ -8,7 +8,8 @@ from tiny import digest, frozen_stores, make_agent, make_job, make_level1, seede
 
 from hjepa_lib.config import Config, ConfigError, differences
 from hjepa_lib.models.checkpoint import load_level1
-from hjepa_lib.runs import stages, summary
+from hjepa_lib.runs import stages
+from hjepa_lib.runs.report import build_summary
 from hjepa_lib.runs.run import Run
 from hjepa_lib.training import level1 as level1_training
 from hjepa_lib.training.loop import Fit, TrainingError
@@ -221,7 +222,7 @@ def test_the_row_stands_between_its_floors(workspace_of):
     assert [row["method"] for row in rows] == ["random", *maskedplanner.LABELS.values(), "oracle"]
     for row in rows:
         assert row["n"] == 3 and row["ci95"][0] <= row["success_rate"] <= row["ci95"][1]
-    summary.validate(summary.build(ws.run, rows))
+    build_summary(ws.run, rows)
     assert json.loads((ws.run.path / "pixels/planning/planning.json").read_text())
     side, twin = (
         Run.at(ws.run.path.with_name("run-variants") / name).config for name in maskedplanner.MODELS
