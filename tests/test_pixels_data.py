@@ -177,30 +177,21 @@ def test_one_episode_cannot_be_split():
 @given(
     st.lists(st.integers(1, 12), min_size=1, max_size=6),
     st.integers(1, 8),
-    st.integers(1, 3),
     st.integers(0, 1),
 )
-def test_windows_never_cross_an_episode(lengths, length, stride, skip):
+def test_windows_never_cross_an_episode(lengths, length, skip):
     data = numbered(lengths, skip=skip)
-    expected = sum(-(-(n - length + 1) // stride) for n in lengths if n >= length)
+    expected = sum(n - length + 1 for n in lengths if n >= length)
     if expected == 0:
         with pytest.raises(DataError, match=f"no episode has {length} transitions"):
-            data.windows(length, stride)
+            data.windows(length)
         return
-    first = data.windows(length, stride)
+    first = data.windows(length)
     assert len(first) == expected
     rows = first[:, None] + torch.arange(length)
     assert (data.episode[rows] == data.episode[first][:, None]).all()
-    batch = data.sequence(first, length)
-    assert batch.state.shape == (expected, length, 3, 1, 8, 8)
-    assert torch.equal(batch.state[:, 1:, -1], batch.next_state[:, :-1, -1])
-
-
-def test_a_window_across_an_end_is_refused():
-    data = numbered([4, 4])
-    for first in (2, 6):
-        with pytest.raises(DataError, match="cross the end"):
-            data.sequence(torch.tensor([first]), 3)
+    batch = data.batch(rows[0])
+    assert torch.equal(batch.state[1:, -1], batch.next_state[:-1, -1])
 
 
 # --- collection (DATA-1, ENV-7) ---------------------------------------------------------------

@@ -331,7 +331,7 @@ def test_jepa_stops_on_its_full_validation_loss():
         assert found["vicreg_total"] > 0 and found["loss"] > found["prediction"]
     assert fit.best_loss == min(found["loss"] for found in checks)
     model.eval()
-    again = mean_loss(lambda d, i, _: model.loss(d.batch(i)), validation, config.optim.batch)
+    again = mean_loss(lambda batch, _: model.loss(batch), validation, config.optim.batch)
     assert checks[-1]["loss"] == pytest.approx(again["loss"], rel=1e-5)
 
 

@@ -152,8 +152,8 @@ def fit_head(
 ) -> Fit:
     """MSE on the rewards of (inputs (M, width), reward (M,)); validated every epoch."""
 
-    def loss(data: TensorDataset, index: Tensor, _: Any) -> tuple[Tensor, dict[str, float]]:
-        inputs, reward = data[index.to(data.tensors[0].device)]
+    def loss(batch: Any, _: Any) -> tuple[Tensor, dict[str, float]]:
+        inputs, reward = batch
         return (head(inputs) - reward).square().mean(), {}
 
     return fit(head, loss, train, choice, optim, seed=seed)

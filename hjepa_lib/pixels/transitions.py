@@ -35,7 +35,7 @@ class DataError(WorkbookError):
 
 
 class TransitionBatch(NamedTuple):
-    """B transitions, or (B, T) of them from `Transitions.sequence`."""
+    """B transitions."""
 
     state: Tensor  # (B, L, C, H, W) uint8, oldest frame first
     action: Tensor  # (B,) int64 discrete, or (B, A) float32 continuous
@@ -156,6 +156,9 @@ class Transitions:
         return self.episode.unique()
 
     # --- reading ------------------------------------------------------------------------------
+    def __getitem__(self, rows: Tensor) -> TransitionBatch:
+        return self.batch(rows)
+
     def batch(self, index: Tensor) -> TransitionBatch:
         """The transitions `index` (B,); stacks never reach into another episode."""
         return TransitionBatch(
@@ -169,29 +172,18 @@ class Transitions:
         steps = torch.arange(1 - self.stack, 1)
         return self.frames[torch.maximum(newest[:, None] + steps, origin[:, None])]
 
-    def windows(self, length: int, stride: int = 1) -> Tensor:
-        """First rows (W,) int64 of windows of `length` transitions inside one episode (F6).
+    def windows(self, length: int) -> Tensor:
+        """First rows (W,) of all windows of `length` transitions inside one episode (F6, DATA-10).
 
-        n - length + 1 per episode of n transitions at stride 1; the stride counts from the
-        episode's first row. DataError when no episode is long enough.
+        DataError when no episode is long enough.
         """
         _, rank, count = self.episode.unique_consecutive(return_inverse=True, return_counts=True)
-        place = torch.arange(len(self)) - (count.cumsum(0) - count)[rank]  # row within its episode
-        fits = (place + length <= count[rank]) & (place % stride == 0)
-        if not bool(fits.any()):
+        left = count.cumsum(0)[rank] - torch.arange(len(self))  # rows to the end of the episode
+        if not bool((left >= length).any()):
             raise DataError(
                 f"no episode has {length} transitions, the longest has {int(count.max())}"
             )
-        return fits.nonzero()[:, 0]
-
-    def sequence(self, first: Tensor, length: int) -> TransitionBatch:
-        """Windows starting at rows `first` (B,), every field (B, T, ...)."""
-        rows = first[:, None] + torch.arange(length)  # (B, T)
-        last = rows[:, -1].clamp(max=len(self) - 1)
-        if bool(((last != rows[:, -1]) | (self.episode[last] != self.episode[first])).any()):
-            raise DataError(f"a window of {length} transitions would cross the end of an episode")
-        flat = self.batch(rows.flatten())
-        return TransitionBatch(*(part.unflatten(0, tuple(rows.shape)) for part in flat))
+        return (left >= length).nonzero()[:, 0]
 
     # --- cutting ------------------------------------------------------------------------------
     def split(self, fraction: float, seed: int) -> tuple[Transitions, Transitions]:
