@@ -30,7 +30,7 @@ _ARRAYS = {
 }  # fmt: skip
 
 
-class DataError(WorkbookError):
+class WorkbookError(WorkbookError):
     """Transitions have a wrong shape, are not finite, or cannot be cut as asked."""
 
 
@@ -78,9 +78,10 @@ def shapes_of(data: Transitions | PixelShapes) -> PixelShapes:
 
 
 def check_state(state: Tensor | np.ndarray, shape: tuple[int, ...]) -> None:
-    """DataError unless `state` is (..., L, C, H, W) with the given last four lengths (DATA-7)."""
-    if tuple(state.shape[-4:]) != tuple(shape):
-        raise DataError(f"a state must be (L, C, H, W) = {tuple(shape)}, got {tuple(state.shape)}")
+    """WorkbookError unless `state` is (..., L, C, H, W) of the given last four lengths (DATA-7)."""
+    found, wanted = tuple(state.shape), tuple(shape)
+    if found[-4:] != wanted:
+        raise WorkbookError(f"a state must be (L, C, H, W) = {wanted}, got {found}")
 
 
 @dataclass
@@ -101,7 +102,7 @@ class Transitions:
 
     def __post_init__(self) -> None:
         for sentence in self._faults():
-            raise DataError(sentence)
+            raise WorkbookError(sentence)
 
     def _faults(self) -> Iterator[str]:
         """What is wrong, the first sentence first; later ones may rest on earlier ones."""
@@ -175,12 +176,12 @@ class Transitions:
     def windows(self, length: int) -> Tensor:
         """First rows (W,) of all windows of `length` transitions inside one episode (F6, DATA-10).
 
-        DataError when no episode is long enough.
+        WorkbookError when no episode is long enough.
         """
         _, rank, count = self.episode.unique_consecutive(return_inverse=True, return_counts=True)
         left = count.cumsum(0)[rank] - torch.arange(len(self))  # rows to the end of the episode
         if not bool((left >= length).any()):
-            raise DataError(
+            raise WorkbookError(
                 f"no episode has {length} transitions, the longest has {int(count.max())}"
             )
         return (left >= length).nonzero()[:, 0]
@@ -194,13 +195,13 @@ class Transitions:
     def split_episodes(self, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
         """Episode ids of the two parts, ascending; at least one on each side.
 
-        DataError when there is only one episode or `fraction` lies outside (0, 1).
+        WorkbookError when there is only one episode or `fraction` lies outside (0, 1).
         """
         if not 0 < fraction < 1:
-            raise DataError(f"the validation share must lie in (0, 1), got {fraction}")
+            raise WorkbookError(f"the validation share must lie in (0, 1), got {fraction}")
         episodes = self.episodes
         if len(episodes) < 2:
-            raise DataError("one episode alone cannot be split: collect more or shorter episodes")
+            raise WorkbookError("one episode alone cannot be split: collect more, or shorter ones")
         held = min(max(round(fraction * len(episodes)), 1), len(episodes) - 1)
         order = torch.randperm(len(episodes), generator=torch.Generator().manual_seed(seed))
         return episodes[order[held:]].sort().values, episodes[order[:held]].sort().values
@@ -209,7 +210,7 @@ class Transitions:
         """The transitions of these episode ids, in the order of the file, and their frames."""
         rows = torch.isin(self.episode, episodes)
         if not bool(rows.any()):
-            raise DataError("none of these episodes is in the data")
+            raise WorkbookError("none of these episodes is in the data")
         begins = self.now == self.origin  # the first row of each episode
         owner = torch.bucketize(torch.arange(len(self.frames)), self.origin[begins], right=True) - 1
         kept = torch.isin(self.episode[begins], episodes)[owner]  # (F,)
