@@ -24,7 +24,6 @@ from hjepa_lib.pixels import stages as pixelstages
 from hjepa_lib.pixels.heads import HeadLog, RewardHead, Trained, encode, train_heads
 from hjepa_lib.pixels.pixelrows import COMPARED
 from hjepa_lib.pixels.rewards import MEAN_REWARD, comparison, score
-from hjepa_lib.pixels.training import budget
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Report
@@ -81,7 +80,7 @@ def score_model(
     config = ws.config.pixels.reward
     base = fingerprint(model)
     train, validation = (encode(model, part, ws.device) for part in parts)
-    epoch = budget(config.optim, len(train.reward)).validate_every
+    epoch = config.optim.optim(len(train.reward)).validate_every
     logs: dict[str, HeadLog] = {}
     ws.run.metrics.rewind(stage)
     work = train_heads(train, validation, config, seed=facts["seed"])

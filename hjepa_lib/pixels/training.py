@@ -7,7 +7,6 @@ generator, so a resumed training equals an uninterrupted one.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from hjepa_lib.config import OptimConfig
 from hjepa_lib.config.pixels import EpochsConfig
 from hjepa_lib.pixels.transitions import Transitions, scaled
 from hjepa_lib.training.batches import draw_batch, mean_terms, seeded_noise
@@ -25,12 +23,6 @@ from hjepa_lib.training.loop import Fit, Task
 CHUNK = 256  # transitions encoded at once outside training: activations stay near 100 MB
 Loss = Callable[[Any, torch.Generator], tuple[Tensor, dict[str, float]]]
 """(batch, what its noise is drawn from) -> (the scalar to minimise, named terms)."""
-
-
-def budget(optim: EpochsConfig, rows: int) -> OptimConfig:
-    """The loop's settings; a fixed number of updates is spent whole, whatever the patience."""
-    settings = optim.optim(rows)
-    return dataclasses.replace(settings, patience=0) if optim.updates else settings
 
 
 def passes(update: int, epoch: int) -> int:
@@ -65,7 +57,7 @@ def fit(
         return mean_loss(loss, validation, optim.batch, most)
 
     task = Task(module, loss_fn, None if validation is None else validate, after_update)
-    return Fit(task, budget(optim, len(train)), **options)
+    return Fit(task, optim.optim(len(train)), **options)
 
 
 @torch.no_grad()
