@@ -211,3 +211,14 @@ def test_simulate_returns_every_state():
 def test_bad_arguments(change, message):
     with pytest.raises(ValueError, match=message):
         generate(**{"recipe": "good", "transitions": 100, **change})
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_good_trajectories_of_a_mixture_are_trained_on(seed):
+    """D1: the marks and the split into training and validation are drawn apart."""
+    data = generate("mixture", 90 * 400, seed=seed, good_fraction=0.1)
+    turns = []
+    for part in data.split(0.1, seed):
+        headings = [torch.atan2(*part.one(row)[1].T.flip(0)).diff() for row in range(part.count)]
+        turns.append(sum(float(turn.cos().mean()) > 0.5 for turn in headings))
+    assert sum(turns) == 40 and turns[0] > 25

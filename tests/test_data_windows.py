@@ -118,9 +118,8 @@ def test_split_keeps_trajectories_whole_and_apart():
     assert again.hash() == validation.hash() != data.split(0.3, seed=2)[1].hash()
     tiny = numbered([4, 4]).split(0.05, seed=0)
     assert (tiny[0].count, tiny[1].count) == (1, 1)
-    assert numbered([4]).split(0.05, seed=0)[1].count == 1
-    with pytest.raises(ValueError, match="val_fraction"):
-        data.split(1.0, seed=0)
+    for part, share in ((numbered([4]), 0.05), (data, 0.0)):
+        assert part.split(share, seed=0) == (part, None)  # D2: nothing is held out, and said so
 
 
 def test_folder_round_trip_is_memory_mapped(tmp_path):

@@ -4,8 +4,10 @@ import os
 
 import pytest
 import torch
+from tiny import tiny_config
 
-from hjepa_lib.config import profile
+from hjepa_lib.config import ConfigError, profile
+from hjepa_lib.files import read_json
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.keys import Stage, closure, key
 from hjepa_lib.runs.places import RunError
@@ -202,3 +204,18 @@ def test_s10_a_manifest_cannot_name_files_outside_its_run(root, toy):
     donor.run._update(outside)
     with pytest.raises(ValueError, match="no file below"):
         begin("mine").run.adopt(donor.run, "l1")
+
+
+def test_where_nothing_is_held_out_nothing_is_called_so(workspace_of, capsys):
+    """D2: no validation chooses weights, the last ones are kept, the quality names its data."""
+    ws = workspace_of(tiny_config(data__val_fraction=0.0))
+    reports = list(stages.train(ws, "l1"))
+    assert not any(report.validation for report in reports)
+    folder = ws.run.path / "l1"
+    weights = [(folder / f"{name}.safetensors").read_bytes() for name in ("model", "last")]
+    assert weights[0] == weights[1]
+    assert read_json(folder / "quality.json")["measured_on"] == "training"
+    assert "nothing is held out" in capsys.readouterr().out
+    for name in ("level1.optim.patience=2", "level2.optim.schedule=plateau"):
+        with pytest.raises(ConfigError, match=r"waits for a validation: set data\.val_fraction"):
+            tiny_config(data__val_fraction=0.0).override(name)

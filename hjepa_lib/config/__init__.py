@@ -98,6 +98,11 @@ class Config(Checked):
             raise ConfigError("a planner's disagreement cost needs level1.predictors > 1")
         if self.level1.static_dim and self.data.layouts == "fixed":
             raise ConfigError("level1.static_dim needs data.layouts=random or rectangle")
+        if self.data.val_fraction == 0:
+            for name in ("level1", "level2"):
+                optim = getattr(self, name).optim
+                if optim.patience or optim.schedule == "plateau":
+                    raise ConfigError(f"{name}.optim waits for a validation: set data.val_fraction")
         if self.level2.train == "joint":
             for name in ("static_dim", "refine_updates"):
                 if getattr(self.level1, name):

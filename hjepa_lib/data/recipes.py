@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hjepa_lib.data.motion import random_motion
 from hjepa_lib.data.trajectories import Trajectories
+from hjepa_lib.files import sha256
 from hjepa_lib.worlds.base import World, find_world
 from hjepa_lib.worlds.layout import Layout, layout_set
 from hjepa_lib.worlds.two_rooms import DYNAMICS, oracle_action, sample_start_goal, step
@@ -94,7 +95,9 @@ def generate(
     meta |= {"layouts": layouts if named else "custom", "seed": seed, "dynamics": dynamics}
     meta["noise_px"] = noise if dynamics == "bounce" else 0.0
     if recipe == "mixture":
-        kappa[torch.randperm(count, generator=generator)[: int(good_fraction * count)]] = SMOOTH
+        # Not the first permutation of `seed`: the split into training and validation is that one.
+        marks = torch.Generator().manual_seed(int(sha256(f"mixture {seed}".encode())[:15], 16))
+        kappa[torch.randperm(count, generator=marks)[: int(good_fraction * count)]] = SMOOTH
         meta["good_fraction"] = good_fraction
     if meta["layouts"] == "rectangle":
         meta |= {"exclude_wall": exclude_wall, "exclude_door": exclude_door}

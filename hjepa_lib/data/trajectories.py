@@ -88,16 +88,14 @@ class Trajectories:
             self.positions[rows], self.actions[rows], lengths, self.layout[index], dict(self.meta)
         )
 
-    def split(self, val_fraction: float, seed: int) -> tuple[Trajectories, Trajectories]:
+    def split(self, val_fraction: float, seed: int) -> tuple[Trajectories, Trajectories | None]:
         """(train, validation) by whole trajectories, so that no window is in both.
 
-        At least one trajectory stays on each side, unless `val_fraction` is 0 or there is only one
-        trajectory: then validation is a copy of train. Raises `ValueError` outside [0, 1).
+        At least one trajectory stays on each side; with `val_fraction` 0, or one trajectory in all,
+        nothing is held out and validation is None.
         """
-        if not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction must lie in [0, 1), got {val_fraction}")
         if val_fraction == 0 or self.count == 1:
-            return self, self
+            return self, None
         held = min(max(round(val_fraction * self.count), 1), self.count - 1)
         order = torch.randperm(self.count, generator=torch.Generator().manual_seed(seed))
         # Sorted, so that the training set keeps the order of the file (sequential disk access).

@@ -75,10 +75,12 @@ def make_data(ws: Workspace) -> Trajectories:
     return Trajectories.load(ws.obtain(core_stages(ws.config)["data"]))
 
 
-def load_data(ws: Workspace) -> tuple[Trajectories, Trajectories, Normaliser]:
-    """(train, validation, normaliser); makes them when this run has none."""
+def load_data(ws: Workspace) -> tuple[Trajectories, Trajectories | None, Normaliser]:
+    """(train, validation, normaliser), made when this run has none; None: nothing is held out."""
     data = make_data(ws)
     train, validation = data.split(ws.config.data.val_fraction, ws.config.seed)
+    if validation is None:
+        print("nothing is held out: no validation, the last weights are kept")
     normaliser = Normaliser.from_dict(read_json(ws.run.path / "data" / NORMALISER))
     return train, validation, normaliser
 
@@ -114,26 +116,29 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     model.eval().requires_grad_(False)
     probe, quality = train_probe(model, normaliser, *stores, seed=config.seed)
     save_probe(folder, probe)
-    write_json(folder / "quality.json", quality | probe_errors(model, probe, stores[1]))
+    held_out = stores[1] is not None
+    errors = probe_errors(model, probe, stores[1] if held_out else stores[0])
+    source = {"measured_on": "held-out" if held_out else "training"}
+    write_json(folder / "quality.json", quality | errors | source)
 
 
 def _level1_fit(
-    ws: Workspace, model: Jepa, train: Trajectories, validation: Trajectories, resume: Path
+    ws: Workspace, model: Jepa, train: Trajectories, validation: Trajectories | None, resume: Path
 ) -> Fit:
     config = ws.config
-    windows = [Windows(part, config.level1.window) for part in (train, validation)]
+    windows = [part and Windows(part, config.level1.window) for part in (train, validation)]
     return train_level1(
         model, *windows, config.level1, seed=config.seed, precision=ws.precision, folder=resume
     )
 
 
 def _pretrain(
-    ws: Workspace, model: Jepa, train: Trajectories, validation: Trajectories
+    ws: Workspace, model: Jepa, train: Trajectories, validation: Trajectories | None
 ) -> Iterator[Report]:
     """Masked pre-training of the encoder where `level1.pretrain_mask` asks for it."""
     config = ws.config
     if config.level1.pretrain_mask:
-        windows = [Windows(part, config.level1.window) for part in (train, validation)]
+        windows = [part and Windows(part, config.level1.window) for part in (train, validation)]
         fit = pretrain_level1(
             model, *windows, config.level1, seed=config.seed, precision=ws.precision,
             folder=ws.resume("l1/pretrain"),
@@ -144,7 +149,7 @@ def _pretrain(
 
 
 def _refine(
-    ws: Workspace, model: Jepa, store: LatentStore, validation: LatentStore
+    ws: Workspace, model: Jepa, store: LatentStore, validation: LatentStore | None
 ) -> Iterator[Report]:
     """The predictors alone, on latents that no longer change, if `level1.refine_updates` asks."""
     if ws.config.level1.refine_updates:
@@ -157,13 +162,13 @@ def _refine(
 
 
 def stores_for(
-    ws: Workspace, model: Jepa, train: Trajectories, validation: Trajectories
-) -> tuple[LatentStore, LatentStore]:
+    ws: Workspace, model: Jepa, train: Trajectories, validation: Trajectories | None
+) -> tuple[LatentStore, LatentStore | None]:
     """Frozen latents of training and validation trajectories."""
     limit = ws.config.distance.trajectories
     return (
         LatentStore(model, train, limit, ws.precision),
-        LatentStore(model, validation, max(1, limit // 10), ws.precision),
+        validation and LatentStore(model, validation, max(1, limit // 10), ws.precision),
     )
 
 

@@ -53,12 +53,19 @@ def fit_ridge(
 
 
 def train_probe(
-    model: Jepa, normaliser: Normaliser, train: LatentStore, validation: LatentStore, seed: int
+    model: Jepa,
+    normaliser: Normaliser,
+    train: LatentStore,
+    validation: LatentStore | None,
+    seed: int,
 ) -> tuple[Probe, dict[str, float]]:
     """The position probe on frozen encodings, and its RMSE (px) on held-out trajectories.
 
+    Where nothing is held out, the error is that of the training data.
+
     With several layouts the report also says how well a ridge regression reads wall_x and door_y.
     """
+    validation = validation or train
     device = next(model.parameters()).device
     mean, std = torch.tensor(normaliser.position_mean), torch.tensor(normaliser.position_std)
     with torch.random.fork_rng(devices=[]):  # its start must not depend on what was drawn before
