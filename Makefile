@@ -44,7 +44,7 @@ test-browser: setup
 	$(PY) -m pytest -rP tests/browser $(ARGS)
 
 bench: setup
-	$(PY) -m hjepa_lib.workbench.bench $(ARGS)
+	$(PY) -m hjepa_lib bench $(ARGS)
 
 pretrained: setup
 	$(PY) -m hjepa_lib pretrained $(ARGS)

@@ -15,14 +15,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from hjepa_lib.config import Config, ConfigError
+from hjepa_lib.config import Config
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.runs.command import (
     PretrainedCommand,
     ReportCommand,
     RunCommand,
     RunOptions,
-    SettingsCommand,
     TrainCommand,
     TrialsCommand,
 )
@@ -34,10 +33,10 @@ _CONFIGS = Path(__file__).resolve().parent / "configs"
 class CompareCommand:
     """Flat (l1) against hierarchical (l2) planning: same cost, protocol P1, one table."""
 
-    config_l1: Path = _CONFIGS / "tworooms_l1.yaml"
-    """Settings of the flat model."""
-    config_l2: Path = _CONFIGS / "tworooms_l2.yaml"
-    """Settings of the two-level model."""
+    config_l1: Path | None = None
+    """Settings of the flat model; configs/tworooms_l1.yaml if not given."""
+    config_l2: Path | None = None
+    """Settings of the two-level model; configs/tworooms_l2.yaml if not given."""
     output_root: Path | None = None
     """Folder of the runs; the outputs folder if empty."""
     seed: int = 0
@@ -52,52 +51,15 @@ class CompareCommand:
     def __call__(self) -> int:
         from hjepa_lib.workbench import compare
 
-        return compare.compare(**vars(self)) or 0
+        return compare.compare(**vars(self))
 
 
 @dataclass
-class SweepCommand:
-    """Run a grid of settings and seeds, here or on a cluster; ends with one table and plots."""
+class ExperimentCommand:
+    """Do what an experiment file asks for and its table lacks; the same command goes on."""
 
-    grid: tyro.conf.Positional[Path]
-    """YAML file with base, grid, seeds and notebooks."""
-    resume: bool = False
-    """Continue the study; finished cells are skipped."""
-    jobs: int = 1
-    """Cells at a time on this machine; each gets its share of the cores."""
-    engine: Literal["joblib", "dask"] = "joblib"
-    """joblib: processes here; dask: workers that may die, here or on other machines."""
-    scheduler: str = ""
-    """Address of a running Dask scheduler, such as tcp://host:8786; a local one if empty."""
-    threads: int | None = None
-    """Threads of one cell; its share of the cores, or the worker's own, if empty."""
-    yes: bool = False
-    """Start even if it takes very long."""
-
-    def __call__(self) -> int:
-        from hjepa_lib.workbench import sweep
-
-        study = sweep.read_study(self.grid)
-        options = {key: value for key, value in vars(self).items() if key != "grid"}
-        try:
-            path, outcomes = sweep.run_study(study, **options)
-        except KeyboardInterrupt:
-            again = f"python -m hjepa_lib sweep {self.grid} --resume --jobs {self.jobs}"
-            again += f" --engine {self.engine}" if self.engine != "joblib" else ""
-            again += f" --scheduler {self.scheduler}" if self.scheduler else ""
-            print(f"interrupted; continue with: {again}", file=sys.stderr)
-            return 130
-        failed = [outcome for outcome in outcomes if outcome.error]
-        print(f"{len(outcomes) - len(failed)} of {len(outcomes)} cells finished; table: {path}")
-        return 1 if failed else 0
-
-
-@dataclass
-class StudyCommand:
-    """Train and evaluate the cells of a grid file; rows are committed as they finish."""
-
-    grid: tyro.conf.Positional[Path]
-    """YAML file with recipes (trainings) and cells (evaluations), see configs/study.yaml."""
+    file: tyro.conf.Positional[Path | None] = None
+    """YAML file, see configs/study.yaml; the committed study if not given."""
     list: bool = False
     """Only show the cells in their order, with what is done and what the rest may take."""
     only: str = ""
@@ -105,30 +67,36 @@ class StudyCommand:
     seeds: str = ""
     """Training seeds to do, such as 0+1; those of each cell if empty."""
     jobs: int = 1
-    """Seeds at a time, each in a process with its share of the cores."""
+    """Processes on this machine; each gets its share of the cores."""
+    engine: Literal["joblib", "dask"] = "joblib"
+    """joblib: processes here; dask: workers that may die, here or on other machines."""
+    scheduler: str = ""
+    """Address of a running Dask scheduler, such as tcp://host:8786; a local one if empty."""
+    threads: int | None = None
+    """Threads of one process; its share of the cores, or the worker's own, if empty."""
     redo: bool = False
     """Replace rows that were made with other settings, instead of stopping there."""
+    yes: bool = False
+    """Start even if it takes very long."""
 
     def __call__(self) -> int:
-        from hjepa_lib.workbench import study
-        from hjepa_lib.workbench.studyfile import read_grid
-        from hjepa_lib.workbench.studytable import Table, describe_list, list_cells
+        from hjepa_lib.workbench import main_experiment
 
-        if not all(part.isdigit() for part in self.seeds.split("+") if self.seeds):
-            raise ConfigError(f"--seeds must be numbers such as 0+1+2, got {self.seeds!r}")
-        seeds = tuple(int(part) for part in self.seeds.split("+") if part)
-        grid = read_grid(self.grid)
-        cells = grid.select(self.only, seeds)
-        if self.list:
-            print(describe_list(list_cells(grid, cells, Table(grid.table))))
-            return 0
-        try:
-            failed = study.run_study(grid, cells, jobs=self.jobs, redo=self.redo)
-        except KeyboardInterrupt:
-            print("interrupted; the same command continues", file=sys.stderr)
-            return 130
-        print(f"table: {grid.table}")
-        return 1 if failed else 0
+        options = dict(vars(self))
+        return main_experiment(options.pop("file"), **options)
+
+
+@dataclass
+class SweepCommand(ExperimentCommand):
+    """An experiment file of one's own that is new, unless --resume is given."""
+
+    resume: bool = False
+    """Continue an experiment that exists; finished rows are skipped."""
+
+
+@dataclass
+class StudyCommand(ExperimentCommand):
+    """The committed study, or another experiment file: rows are kept as they finish."""
 
 
 @dataclass
@@ -154,6 +122,31 @@ class GalleryCommand:
         return 0
 
 
+@dataclass
+class BenchCommand:
+    """Time level-1 updates, planner calls and rendering, and measure their memory, on the CPU."""
+
+    rounds: int = 20
+    """Timed rounds; the ways of doing one work take turns."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What is compared with fp32; auto takes the faster one, by measurement."""
+    threads: int | None = None
+    """Threads; all usable cores if empty."""
+    sections: str = "cases+growth+memory"
+    """What to measure: cases, growth (of a planning call), memory."""
+    only: str = ""
+    """Time only the work whose name contains this text."""
+    quick: bool = False
+    """Tiny sizes: shows that everything runs, its times mean nothing."""
+    output: Path | None = None
+    """Also write the numbers to this JSON file."""
+
+    def __call__(self) -> int:
+        from hjepa_lib.workbench.bench import main_bench
+
+        return main_bench(**vars(self))
+
+
 @dataclass(kw_only=True)
 class GridCommand(RunOptions):
     """Seed 004: train the grid JEPA, its generative twin and the rewards, or tabulate a sweep."""
@@ -169,11 +162,11 @@ class GridCommand(RunOptions):
         from hjepa_lib.runs.workspace import Workspace
 
         if self.action == "table":
-            from hjepa_lib.workbench.sweep import read_study
+            from hjepa_lib.workbench.schema import read_experiment
 
             self.refuse_all_but(("action", "config"), "grid table")
-            study = read_study(self.config or _CONFIGS / "grid_jepa_tuning.yaml")
-            print(f"table: {gridresults.write_tuning_table(study)}")
+            found = read_experiment(self.config or _CONFIGS / "grid_jepa_tuning.yaml")
+            print(f"table: {gridresults.write_tuning_table(found.runs(), found.folder)}")
             return 0
         machine.set_up()
         run = self.open_run()
@@ -247,16 +240,17 @@ _COMMANDS = {
     "run": RunCommand,
     "train": TrainCommand,
     "compare": CompareCommand,
+    "experiment": ExperimentCommand,
     "sweep": SweepCommand,
     "study": StudyCommand,
     "trials": TrialsCommand,
     "report": ReportCommand,
-    "settings": SettingsCommand,
     "pretrained": PretrainedCommand,
     "gallery": GalleryCommand,
     "grid": GridCommand,
     "vjepa2": VJepa2Command,
     "auxiliary": AuxiliaryCommand,
+    "bench": BenchCommand,
 }
 
 

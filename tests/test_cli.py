@@ -211,9 +211,11 @@ def test_pretrained_takes_a_run(tmp_path, monkeypatch, capsys):
 
 def test_sweep_status_follows_the_cells(notebooks, tmp_path, capsys):
     grid = tmp_path / "study.yaml"
-    grid.write_text("base: {profile: smoke, device: cpu, precision: fp32}\nnotebooks: '1'\n")
+    grid.write_text(
+        "base: {profile: smoke, device: cpu, precision: fp32}\ncells: [{notebooks: '1'}]\n"
+    )
     assert __main__.main(["sweep", str(grid)]) == 0
-    assert "1 of 1 cells finished" in capsys.readouterr().out
+    assert "1 of 1 rows made" in capsys.readouterr().out
     write(notebooks, "01_a", "1 / 0")
     grid.write_text(grid.read_text() + "name: other\n")
     assert __main__.main(["sweep", str(grid)]) == 1
@@ -229,7 +231,7 @@ def test_sweep_status_follows_the_cells(notebooks, tmp_path, capsys):
         (["run", "--resume"], "there is no run in"),
         (["run", "--resume", "--name", "../x"], "is no run name"),
         (["report", "--run", "nope"], "run 'nope' does not exist"),
-        (["sweep", "none.yaml"], "grid file none.yaml does not exist"),
+        (["sweep", "none.yaml"], "experiment file none.yaml does not exist"),
         (["trials"], "nothing to write"),
         (["trials", "--layouts", "moon", "--output_eval", "x.npz"], "layouts must be one of"),
         (["trials", "--n", "0", "--output_eval", "x.npz"], "n must be at least 1"),
@@ -315,17 +317,3 @@ def test_a_bug_keeps_its_stack_trace(monkeypatch):
     monkeypatch.setattr(__main__.ReportCommand, "__call__", broken)
     with pytest.raises(ValueError, match="invalid literal"):
         __main__.main(["report"])
-
-
-def test_c10_settings_are_listed_with_range_and_meaning(capsys):
-    assert __main__.main(["settings", "level1.optim", "--profile", "smoke"]) == 0
-    said = capsys.readouterr().out
-    assert "level1.optim.updates = 60   [1, inf)" in said
-    assert "Peak learning rate." in said
-    assert __main__.main(["settings", "nothing"]) == 2
-    assert "no setting begins with 'nothing'" in capsys.readouterr().err
-
-
-def test_c7_a_value_may_hold_a_comma():
-    options = __main__.RunOptions(set=("data.source=/data/a,b.npz", "seed=3"))
-    assert (options.settings().data.source, options.settings().seed) == ("/data/a,b.npz", 3)

@@ -22,13 +22,13 @@ from hjepa_lib.evaluation.collapse import Curve
 from hjepa_lib.evaluation.openloop import level1_errors, stay_errors
 from hjepa_lib.evaluation.results import Case
 from hjepa_lib.evaluation.statistics import Interval, StatisticsError
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
-from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.workbench import variants
-from hjepa_lib.workbench.rows import RowsError, pack_solved
+from hjepa_lib.workbench.rows import pack_solved
 from hjepa_lib.worlds.layout import Layout
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "08_planning_collapse.ipynb"
@@ -359,26 +359,27 @@ def test_step_pairs_are_free_places_and_their_true_steps(agent):
 # --- variants ---------------------------------------------------------------------------------
 def test_variants_of_a_group_differ_in_one_thing(tmp_path):
     config = profile("laptop")
-    sizes = [config.override(variants.size(config, n, 300).changes) for n in (634, 5078, 20312)]
+    made = {name: config.override(one) for name, one in variants.designs(config, 300).items()}
+    sizes = [made[f"size-{n}"] for n in (634, 5078, 20312)]
     assert [one.data.transitions for one in sizes] == [634, 5078, 20312]
     assert {one.level1.optim.updates for one in sizes} == {300}
     assert [one.data.val_fraction for one in sizes] == [0, 0.05, 0.05]
-    many = config.override(variants.size(config, 634, 10**6).changes)
+    many = config.override(variants.size(config, 634, 10**6))
     assert many.level1.optim.updates == config.level1.optim.updates  # never more than the profile's
-    small, large = (
-        config.override(variants.pair(config, name, 300).changes) for name in variants.PAIRS
-    )
+    small, large = made["model-small"], made["model-large"]
     assert small.level1.width < config.level1.width < large.level1.width
     assert {one.level1.optim.updates for one in (small, large)} == {300}
     one, five = (
-        config.override(variants.epochs(config, count, 300, tmp_path).changes) for count in (5, 25)
+        config.override(variants.epochs(config, count, 300, tmp_path)) for count in (5, 25)
     )
     assert five.level1.optim.updates == pytest.approx(5 * one.level1.optim.updates, rel=0.01)
     assert one.distance == sizes[1].distance
     for name in variants.JOINT:
-        both = config.override(variants.joint(config, name, 300).changes)
+        both = made[name]
         frames = both.level1.optim.batch * (both.level2.macro_steps * both.level2.step_skip + 1)
         assert frames == pytest.approx(config.level1.optim.batch * config.level1.window, rel=0.02)
+    kinds = [made[f"latent-{kind}"].level2.latent for kind in variants.LATENTS]
+    assert kinds == list(variants.LATENTS)
     fixed = variants.inserted(config.planning).hierarchy
     assert dataclasses.replace(fixed, near=1.0) == config.planning.hierarchy
 
@@ -394,23 +395,18 @@ def whole(trained, tmp_path_factory):
         yield Workspace("test", Run.open("trained"))
 
 
-def test_a_variant_is_a_run_beside_its_run(whole, short_probe):
+def test_a_variant_is_a_run_beside_its_run(whole, short_probe, monkeypatch):
     """PL8: trained once, resumed for nothing, and neither the run nor `latest` changes."""
     before = (whole.run.path / "manifest.json").read_text()
-    wanted = variants.size(whole.config, 634, 3)
-    said = []
-    side = variants.train(whole, wanted, say=said.append)
-    assert side.run.path == whole.run.path.parent / "trained-variants" / "size-634-u3"
+    changes = variants.size(whole.config, 634, 3)
+    side = variants.train(whole, "size-634", changes)
+    assert side.run.path.parent == whole.run.path.parent / "trained-variants"
     assert side.config.level1.optim.updates == 3
     stamp = (side.run.path / "l1" / "model.safetensors").stat().st_mtime_ns
-    again = variants.train(whole, wanted, say=said.append)
+    again = variants.train(whole, "size-634", changes)
     assert (again.run.path / "l1" / "model.safetensors").stat().st_mtime_ns == stamp
-    assert sum("done before" in line for line in said) == 2
     assert (whole.run.path / "manifest.json").read_text() == before
     assert (whole.run.path.parent / "latest").read_text() == "trained\n"
-    changed = wanted._replace(changes=wanted.changes | {"level1.optim.updates": 2})
-    with pytest.raises(RunError, match=r"was made with .*updates=3, not 2"):
-        variants.train(whole, changed, say=said.append)
     measured = variants.measure(side, ("flat",), 3, 12, 4)
     assert measured.about["transitions"] == 634
     assert measured.errors["level 1"].shape == (4,)
@@ -419,41 +415,27 @@ def test_a_variant_is_a_run_beside_its_run(whole, short_probe):
     ]  # fmt: skip
     assert measured.rows[0]["solved"].shape == (3,)
     assert measured.name == "size-634"  # how tables and figures call it
-
-
-MAKERS = (
-    lambda config, n: variants.frozen(config, n),
-    lambda config, n: variants.pair(config, "small", n),
-    lambda config, n: variants.joint(config, "joint", n),
-    lambda config, n: variants.latent(SimpleNamespace(config=config), "fsq", n),
-)
+    # Notebook 08 met notebook 07's folder of the same data and refused it.
+    other = variants.train(whole, "size-634", changes | {"level1.optim.updates": 2})
+    assert other.run.path != side.run.path and other.config.level1.optim.updates == 2
 
 
 def test_a_budget_holds_for_the_refinement_too():
     config = tiny_config(level1__refine_updates=9)
     assert variants.budget(config, 4)["level1.refine_updates"] == 4
     assert variants.budget(config, 40)["level1.refine_updates"] == 9
-
-
-def test_two_notebooks_train_the_same_variant_for_different_times(whole, short_probe):
-    """Notebook 08 met notebook 07's folder of the same data and refused it."""
-    both = [
-        variants.train(whole, variants.size(whole.config, 634, n), say=lambda _: None)
-        for n in (1, 2)
-    ]
-    assert [side.config.level1.optim.updates for side in both] == [1, 2]
-    made = [make(whole.config, count) for count in (1, 2) for make in MAKERS]
-    assert len({one.name for one in made}) == len(made)
+    alone = variants.budget(tiny_config(level2__disable_l2=True), 4)
+    assert not [name for name in alone if name.startswith("level2")]
 
 
 def test_a_level_2_variant_takes_level_1_over(whole):
-    side = variants.train(whole, variants.latent(whole, "fsq", 2), whole, say=lambda _: None)
+    changes = variants.designs(whole.config, 2)["latent-fsq"]
+    side = variants.train(whole, "latent-fsq", changes, ("l2",))
     assert side.config.level2.latent == "fsq"
     for name in ("model.safetensors", "distance.safetensors"):
         own, taken = whole.run.path / "l1" / name, side.run.path / "l1" / name
         assert own.read_bytes() == taken.read_bytes()
     assert side.run.done("l2")
-    assert variants.trained_base(whole, side) is whole
 
 
 def measured(name, px, solved):
@@ -481,7 +463,7 @@ def study_row(cell, group, seed, hits):
     """One row of the committed study: `hits` of ten trials solved."""
     solved = np.arange(10) < hits
     row = {"cell": cell, "group": group, "seed": seed, "method": "flat", "cost": "latent"}
-    row |= {"budget": 1.0, "grid": "", "recipe": "base", "training": "abc", "revision": "x"}
+    row |= {"budget": 1.0, "grid": "", "model": "base", "training": "abc", "revision": "x"}
     row |= {"protocol": "p1", "split": "test", "layouts": "fixed", "dynamics": "bounce", "n": 10}
     row |= {"trials_hash": "12", "planner.steps": 200, "seconds_per_episode": 1.0}
     row |= {"successes": hits, "solved": pack_solved(solved), "planner.flat.horizon": 8}
@@ -508,10 +490,10 @@ def test_committed_rows_are_pooled_over_seeds(tmp_path):
     other = [*rows[:2], study_row("d", "sizes", 0, 1), study_row("d", "sizes", 1, 1)]
     other[2]["protocol"] = "p2_seen"
     pd.DataFrame(other).to_csv(path, index=False)
-    with pytest.raises(RowsError, match="rows differ in protocol: p1 and p2_seen"):
+    with pytest.raises(WorkbookError, match="rows differ in protocol: p1 and p2_seen"):
         variants.committed("sizes", "data.transitions", path)
     path.write_text("cell,seed\na,0\n")
-    with pytest.raises(RowsError, match="column 'group' is missing"):
+    with pytest.raises(WorkbookError, match="column 'group' is missing"):
         variants.committed("sizes", "data.transitions", path)
 
 

@@ -9,15 +9,17 @@ import yaml
 from tiny import OVERRIDES, digest, dotted, tiny_config
 
 from hjepa_lib import __main__
-from hjepa_lib.config import ConfigError
-from hjepa_lib.evaluation.results import Case
+from hjepa_lib.config import ConfigError, load_yaml
+from hjepa_lib.data.published import acquire
+from hjepa_lib.evaluation import Case
 from hjepa_lib.models.checkpoint import load_level1
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
-from hjepa_lib.workbench import compare
+from hjepa_lib.workbench import CONFIGS, compare, variants
+from hjepa_lib.workbench.experiment import run_name
 
 pytestmark = pytest.mark.usefixtures("short_probe")
 
@@ -54,8 +56,13 @@ def folder(tmp_path, monkeypatch):
 def go(files, folder, **options):
     """Run the comparison; returns what it printed."""
     said = []
-    compare.compare(**files, output_root=folder, say=said.append, **options)
+    compare.compare(**files, output_root=folder, say=lambda text, **_: said.append(text), **options)
     return "\n".join(said)
+
+
+def side(folder, name, seed=0):
+    (path,) = folder.glob(f"{name}-s{seed}-*/manifest.json")
+    return path.parent
 
 
 def model_of(run):
@@ -66,12 +73,12 @@ def test_both_sides_share_level_1_and_write_the_table(write, folder):
     """Seed 000 D: l2 trains on the frozen level 1 of l1, same data; a second run is free."""
     files = write()
     said = go(files, folder, seed=3)
-    one, two = folder / "l1-s3", folder / "l2-s3"
+    one, two = side(folder, "l1", 3), side(folder, "l2", 3)
     assert model_of(one) == model_of(two)
     assert (one / "l1" / "distance.safetensors").read_bytes() == (
         two / "l1" / "distance.safetensors"
     ).read_bytes()
-    assert Run.at(two).manifest["stages"]["l1"]["from"] == "l1-s3"
+    assert Run.at(two).manifest["stages"]["l1"]["from"] == Run.at(one).name
     assert not (one / "l2").exists()
     for run in (one, two):
         assert (run / "report.html").is_file()
@@ -83,36 +90,33 @@ def test_both_sides_share_level_1_and_write_the_table(write, folder):
     assert values["l2"]["parameters"] > values["l1"]["parameters"]
     assert values["l2"]["train_seconds"] > values["l1"]["train_seconds"]
     assert values["l1"]["probe_px_encoder"] == values["l2"]["probe_px_encoder"]
-    for word in ("oracle", "random", "Wilson 95 %", "exact McNemar p", "of 3 solved"):
+    for word in ("oracle", "random", "Wilson 95 %", "exact McNemar p", "of 3 solved", "MFLOP"):
         assert word in said
     before = (two / "l2" / "model.safetensors").stat().st_mtime_ns
-    again = go(files, folder, seed=3)
-    assert "trained in" not in again
+    assert "6 rows, 6 done before" in go(files, folder, seed=3)
     assert (two / "l2" / "model.safetensors").stat().st_mtime_ns == before
     assert pd.read_csv(folder / compare.CSV).equals(frame)
 
 
-def test_sides_one_after_the_other_and_from_scratch(write, folder):
+def test_sides_one_after_the_other_and_from_scratch(write, folder, capsys):
+    """C1: one side needs neither the other's file nor its training."""
     files = write()
-    with pytest.raises(RunError, match="holds no trained level 1 for seed 0; run with --mode l1"):
-        go(files, folder, mode="l2")
-    assert "l2 has no result yet: run with --mode l2" in go(files, folder, mode="l1")
+    alone = {"config_l1": files["config_l1"]}
+    assert "l2 has no result yet: run with --mode l2" in go(alone, folder, mode="l1")
     assert pd.read_csv(folder / compare.CSV)["l2"].isna().all()
-    assert "taken over from l1-s0" in go(files, folder, mode="l2")
+    go(files, folder, mode="l2")
+    assert "l1: taken from" in capsys.readouterr().out
+    go(files, folder)
     assert pd.read_csv(folder / compare.CSV)[["l1", "l2"]].iloc[0].notna().all()
     scratch = write(l2={"level1__hidden": 20, "level2__train": "joint"})
-    said = go(scratch, folder, mode="l2", l2_from_scratch=True)
-    assert "l2-scratch-s0    level 1 trained in" in said
-    assert "exact McNemar" in said  # against the l1 of before: same data, same trials
-    assert model_of(folder / "l2-scratch-s0") != model_of(folder / "l1-s0")
+    assert "exact McNemar" in go(scratch, folder, l2_from_scratch=True)
+    assert model_of(side(folder, "l2-scratch")) != model_of(side(folder, "l1"))
 
 
-def test_unfinished_level_1_is_not_handed_over(write, folder):
-    files = write()
-    go(files, folder, mode="l1")
-    (folder / "l1-s0" / "l1" / "distance.safetensors").unlink()
-    with pytest.raises(RunError, match=r"stage 'distance' of .* is not complete"):
-        go(files, folder, mode="l2")
+def test_one_side_of_other_settings_is_another_run(write, folder):
+    go(write(), folder, mode="l1")
+    with pytest.raises(RunError, match=r"row l1 .* level1.hidden=16, not 20; choose another"):
+        go(write(both={"level1__hidden": 20}), folder, mode="l1")
 
 
 @pytest.mark.parametrize(
@@ -133,46 +137,43 @@ def test_unfinished_level_1_is_not_handed_over(write, folder):
 def test_unfair_pairs_are_refused_by_name(l1, l2, scratch, message):
     first = tiny_config(**{"level2__disable_l2": True} | l1)
     with pytest.raises(ConfigError, match=message):
-        compare.check(first, tiny_config(**l2), scratch)
+        compare.check({"l1": first, "l2": tiny_config(**l2)}, scratch)
 
 
 def test_fair_pairs_pass():
     first = tiny_config(level2__disable_l2=True)
-    compare.check(first, tiny_config(level2__z_dim=3, planning__flat__horizon=9), False)
-    compare.check(first, tiny_config(level1__hidden=20, level2__train="joint"), True)
-
-
-def test_other_settings_in_the_same_folder_are_refused(write, folder):
-    go(write(), folder, mode="l1")
-    with pytest.raises(RunError, match=r"level1.hidden=16, not 20; choose another --output_root"):
-        go(write(both={"level1__hidden": 20}), folder, mode="l1")
+    for second, scratch in (
+        (tiny_config(level2__z_dim=3, planning__flat__horizon=9), False),
+        (tiny_config(level1__hidden=20, level2__train="joint"), True),
+    ):
+        compare.check({"l1": first, "l2": second}, scratch)
 
 
 def test_epochs_are_exact_passes_over_the_windows(write, folder):
     """PL4: E epochs are E passes, not E + 1; never less than one update."""
     config = tiny_config(level1__optim__batch=64, level2__optim__batch=64)
-    train, _ = stages.acquire(config.data, 0, folder).split(config.data.val_fraction, 0)
+    train, _ = acquire(config.data, 0, folder).split(config.data.val_fraction, 0)
     windows = sum(max(0, int(n) - 6 + 1) for n in train.lengths)
     macro = sum(max(0, int(n) - 9 + 1) for n in train.lengths[:10])
     for epochs in (1, 3):
-        found = compare.with_epochs(config, epochs, folder)
-        assert found.level1.optim.updates == round(epochs * windows / 64)
-        assert found.level2.optim.updates == round(epochs * macro / 64)
-        assert found.distance == config.distance
-    joint = compare.with_epochs(config.override("level2.train=joint"), 1, folder)
-    assert joint.level1.optim.updates == round(
+        found = variants.with_epochs(config, epochs, folder)
+        assert found == {
+            "level1.optim.updates": round(epochs * windows / 64),
+            "level2.optim.updates": round(epochs * macro / 64),
+        }
+    joint = variants.with_epochs(config.override("level2.train=joint"), 1, folder)
+    assert joint["level1.optim.updates"] == round(
         sum(max(0, int(n) - 9 + 1) for n in train.lengths) / 64
     )
     huge = config.override({"level1.optim.batch": 10**6, "level2.optim.batch": 10**6})
-    least = compare.with_epochs(huge, 1, folder)
-    assert (least.level1.optim.updates, least.level2.optim.updates) == (1, 1)
+    assert set(variants.with_epochs(huge, 1, folder).values()) == {1}
     with pytest.raises(ConfigError, match="epochs must be at least 1, got 0"):
-        compare.with_epochs(config, 0, folder)
+        variants.with_epochs(config, 0, folder)
     files = write(both={"level1__optim__batch": 256, "level1__optim__validate_every": 1})
-    wanted = round(windows / 256)
-    said = go(files, folder, mode="l1", epochs=1)
-    assert said.count("level 1: update") == wanted
-    assert f"update {wanted} of {wanted}" in said
+    go(files, folder, mode="l1", epochs=1)
+    run = Run.at(side(folder, "l1"))
+    assert run.config.level1.optim.updates == round(windows / 256)
+    assert run.records("l1")[-1]["step"] == round(windows / 256)
 
 
 @pytest.fixture(scope="module")
@@ -187,16 +188,24 @@ def evaluated(trained, tmp_path_factory, short_probe):
     return path
 
 
-def test_table_of_one_run(evaluated):
+@pytest.fixture
+def results(evaluated):
+    run = Run.at(evaluated)
+    cases = {
+        name: Case.of(run.config, method, "distance") for name, method in compare.METHODS.items()
+    }
+    return {name: compare.find_result(run, case) for name, case in cases.items()}
+
+
+def test_table_of_one_run(evaluated, results):
     frame = compare.table(evaluated)
     assert list(frame.columns) == ["metric", "l1", "l2"]
     values = frame.set_index("metric")
-    for side, method in compare.METHODS.items():
-        result = compare.find_result(Run.at(evaluated), method, "distance")
-        assert values[side]["success_rate"] == result.success.mean()
-        assert values[side]["flops_per_step"] == result.header["flops_per_step"]
-        assert values[side]["ci95_low"] <= values[side]["success_rate"]
-        assert values[side]["success_rate"] <= values[side]["ci95_high"]
+    for name, result in results.items():
+        assert values[name]["success_rate"] == result.success.mean()
+        assert values[name]["flops_per_step"] == result.header["flops_per_step"]
+        assert values[name]["ci95_low"] <= values[name]["success_rate"]
+        assert values[name]["success_rate"] <= values[name]["ci95_high"]
     assert values["l1"]["model_transitions_per_step"] < values["l2"]["model_transitions_per_step"]
 
 
@@ -207,61 +216,41 @@ def test_table_names_the_missing_result(evaluated, trained):
         compare.table(trained / "nowhere")
 
 
-def test_mcnemar_counts_the_trials_that_only_one_side_solved(evaluated):
-    results = [
-        compare.find_result(Run.at(evaluated), method, "distance")
-        for method in compare.METHODS.values()
-    ]
-
+def test_mcnemar_counts_the_trials_that_only_one_side_solved(results):
     def solved(result, *trials):
-        arrays = result.arrays | {"trial_success": np.array(trials, float)}
-        return result._replace(arrays=arrays)
+        return result._replace(arrays=result.arrays | {"trial_success": np.array(trials, float)})
 
-    frame = compare.side_by_side(solved(results[0], 1, 1, 0), solved(results[1], 0, 0, 0))
-    values = frame.set_index("metric")
+    one, two = solved(results["l1"], 1, 1, 0), solved(results["l2"], 0, 0, 0)
+    values = compare.side_by_side({"l1": one, "l2": two}).set_index("metric")
     assert values.loc["solved_only_here"].tolist() == [2, 0]
     assert values.loc["mcnemar_p"].tolist() == [0.5, 0.5]  # 2 * 0.5 ** 2
-    other = results[1]._replace(header=results[1].header | {"trials_hash": "x"})
-    with pytest.raises(RunError, match="differ in their trials"):
-        compare.side_by_side(results[0], other)
-
-
-def test_adopted_stage_follows_its_source(trained, config, tmp_path):
-    """A copy is verified, not copied twice, and made again when the source has changed."""
-    path = tmp_path / "source"
-    shutil.copytree(trained, path)
-    source, run = Run.at(path), Run.create("copy", config, tmp_path)
-    for stage in ("data", "l1", "distance", "l2"):
-        run.adopt(source, stage)
-        assert run.done(stage)
-        run.verify(stage)
-    seconds = [one.manifest["stages"]["l1"]["seconds"] for one in (source, run)]
-    assert seconds[0] == seconds[1]
-    with source.stage("l1", reads=("data",)) as target:
-        (target / "quality.json").write_text("{}")
-    run.adopt(source, "l1")
-    assert (run.path / "l1" / "quality.json").read_text() == "{}"
-    assert not run.done("l2")  # it was made from the level 1 of before
-    (path / "l1" / "quality.json").write_text("[]")
-    with pytest.raises(RunError, match="differs from what stage 'l1' wrote"):
-        run.adopt(source, "l1")
+    other = two._replace(header=two.header | {"trials_hash": "x"})
+    with pytest.raises(RunError, match="differ in trials_hash"):
+        compare.side_by_side({"l1": one, "l2": other})
 
 
 def test_command_line(write, folder, capsys):
     files = write()
     options = [f"--{key}={value}" for key, value in files.items()]
-    arguments = ["compare", *options, "--output_root", str(folder), "--mode"]
-    assert __main__.main([*arguments, "l2"]) == 2
+    arguments = ["compare", *options, "--output_root", str(folder), "--mode", "l1"]
+    assert __main__.main([*arguments, "--epochs", "0"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert len(error.splitlines()) == 1
-    assert __main__.main([*arguments, "l1"]) == 0
+    assert error.startswith("error: ") and len(error.splitlines()) == 1
+    assert __main__.main(arguments) == 0
     assert f"table: {folder / compare.CSV}" in capsys.readouterr().out
 
 
 def test_shipped_configs_describe_a_fair_comparison():
-    paths = [compare.Path(__main__._CONFIGS / f"tworooms_{side}.yaml") for side in ("l1", "l2")]
-    l1, l2 = (compare.load_yaml(path) for path in paths)
-    compare.check(l1, l2, False)
-    assert l1.level2.disable_l2
-    assert l1.planning.cost == l2.planning.cost
+    """C1: the file of 003's `L1 6M` run ships: as many weights as the 6M pair of `grid_size`."""
+    l1, l2, large = (load_yaml(CONFIGS / f"tworooms_{one}.yaml") for one in ("l1", "l2", "l1_6m"))
+    compare.check({"l1": l1, "l2": l2}, False)
+    compare.check({"l1": large}, False)
+    assert l1.level2.disable_l2 and large.level2.disable_l2
+    assert l1.planning.cost == l2.planning.cost == large.planning.cost
+    assert (large.level1.latent_dim, large.level1.width, large.level1.hidden) == (256, 64, 2064)
+
+
+def test_names_of_runs_are_readable_and_tell_settings_apart():
+    one, two = tiny_config(), tiny_config(seed=1)
+    assert run_name("base", one).startswith("base-s0-") and run_name("a/b c", two)[:7] == "a_b_c-s"
+    assert run_name("base", one) != run_name("base", one.override("level1.hidden=20"))

@@ -16,7 +16,7 @@ from hjepa_lib.runs.places import repository
 from hjepa_lib.runs.report import build_summary, leave_section
 from hjepa_lib.runs.run import Run, RunError
 from hjepa_lib.workbench import verdict
-from hjepa_lib.workbench.rows import RowsError, load_rows, pack_solved
+from hjepa_lib.workbench.rows import load_rows, pack_solved
 
 
 def study(budgets=(0.25, 0.5, 1.0), seeds=(0, 1)):
@@ -41,7 +41,7 @@ def study(budgets=(0.25, 0.5, 1.0), seeds=(0, 1)):
 
 def study_row(cell, group, seed, hits, method, flops, **more):
     cost = "none" if flops is None else "latent"
-    row = {"cell": cell, "group": group, "recipe": "base", "grid": "", "training": "a"}
+    row = {"cell": cell, "group": group, "model": "base", "grid": "", "training": "a"}
     row |= {"revision": "x", "method": method, "cost": cost, "seed": seed, "budget": 1.0}
     row |= {"protocol": "p1", "split": "test", "layouts": "fixed", "dynamics": "bounce", "n": 40}
     row |= {"trials_hash": "12", "planner.steps": 200, "successes": hits, "control": "none"}
@@ -120,7 +120,7 @@ def test_unfinished_points_are_left_out_and_mixed_ones_refused():
     assert "horizon 48" not in text and "McNemar" not in text
     mixed = whole.assign(**{"planner.flat.horizon": 8})
     mixed.loc[mixed.index[2], "planner.flat.horizon"] = 9
-    with pytest.raises(RowsError, match="mixes settings"):
+    with pytest.raises(WorkbookError, match="mixes settings"):
         readme.headline_block(mixed)
 
 

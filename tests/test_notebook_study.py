@@ -8,15 +8,15 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
-from test_frontier import first, make_row
+from test_rows import first, make_row
 
 from hjepa_lib.config import ConfigError
 from hjepa_lib.evaluation.failures import LABELS
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs import run as runs
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
-from hjepa_lib.workbench.rows import RowsError
 
 ROOT = Path(__file__).resolve().parents[1]
 PATH = ROOT / "notebooks" / "07_hierarchy_study.ipynb"
@@ -113,7 +113,8 @@ def test_every_part_of_the_study_is_there(done, root):
 
 
 def test_level_2_designs_share_the_frozen_level_1(done, root):
-    side = runs.Run.at(root / "trained-variants" / "skip8-u4")
+    (path,) = (root / "trained-variants").glob("skip8-s0-*/manifest.json")
+    side = runs.Run.at(path.parent)
     for stage in ("l1", "distance"):
         assert side.manifest["stages"][stage]["from"] == "trained"
     assert side.config.level2.step_skip == 8
@@ -187,7 +188,7 @@ def test_the_committed_study_is_drawn(done, root, tmp_path, capsys):
 def test_a_mixed_committed_study_is_refused(done, tmp_path):
     rows = committed()
     rows.loc[0, "trials_hash"] = "34"
-    with pytest.raises(RowsError, match="rows differ in trials_hash"):
+    with pytest.raises(WorkbookError, match="rows differ in trials_hash"):
         draw(rows, tmp_path, done)
 
 

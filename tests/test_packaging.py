@@ -18,8 +18,6 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from hjepa_lib.config import PROFILES, load_yaml
-from hjepa_lib.workbench.studyfile import read_grid
-from hjepa_lib.workbench.sweep import read_study
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hjepa_lib"
@@ -134,11 +132,7 @@ def test_every_data_file_is_packaged():
 
 def test_shipped_configs_are_valid():
     for path in sorted((PACKAGE / "configs").glob("*.yaml")):
-        if path.stem.startswith(("sweep", "grid")):
-            assert read_study(path).cells
-        elif path.stem.startswith("study"):
-            assert read_grid(path).cells
-        else:
+        if path.stem.startswith("tworooms"):  # the others: test_experiment
             assert load_yaml(path).profile in PROFILES
     l1, l2 = (load_yaml(PACKAGE / f"configs/tworooms_{level}.yaml") for level in ("l1", "l2"))
     assert l1.level2.disable_l2

@@ -32,7 +32,8 @@ from hjepa_lib.models.checkpoint import fingerprint
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Fit, Task, learning_rate
-from hjepa_lib.workbench import sweep
+from hjepa_lib.workbench import CONFIGS
+from hjepa_lib.workbench.schema import read_experiment
 
 SMALL = {
     "size": 6, "episodes": 6, "steps": 8, "latent_dim": 16, "action_dim": 8, "encoder_depth": 1,
@@ -762,21 +763,23 @@ def test_a_reward_r2_of_too_few_rewards_says_so():
 
 
 def test_the_tuning_sweep_has_the_seeds_values(tmp_path, monkeypatch, whole):
-    study = sweep.read_study(Path(sweep.__file__).parents[1] / "configs/grid_jepa_tuning.yaml")
-    grids = [cell.config.pixels.grid for cell in study.cells]
+    study = read_experiment(CONFIGS / "grid_jepa_tuning.yaml")
+    (cell,) = study.cells
+    grids = [unit.config.pixels.grid for unit in study.units(cell)]
     assert {g.ema_decay for g in grids} == {0.99, 0.995, 0.999}
     assert {g.optim.lr for g in grids} == {1e-5, 1e-4, 1e-3}
     assert {g.latent_dim for g in grids} == {64, 128, 256}
     assert {g.depth for g in grids} == {2, 4, 6}
-    assert {cell.config.seed for cell in study.cells} == {0, 1, 2} and study.notebooks == "14"
+    assert cell.seeds == (0, 1, 2) and cell.notebooks == "14"
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
-    with pytest.raises(FileError, match="no cell of the sweep 'grid-jepa_tuning' has finished"):
-        gridresults.tuning_table(study)
+    study = read_experiment(CONFIGS / "grid_jepa_tuning.yaml")
+    with pytest.raises(FileError, match="no run of the sweep 'grid-jepa_tuning' has finished"):
+        gridresults.tuning_table(study.runs(), study.folder)
     rows = read_json(whole.run.path / "grid/results.json")
-    for cell in study.cells[:6]:  # default and EMA 0.99
-        path = tmp_path / cell.name / "grid/results.json"
+    for unit in study.units(cell)[:6]:  # default and EMA 0.99
+        path = study.folder / unit.run_name / "grid/results.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps([row | {"seed": cell.config.seed} for row in rows]))
+        path.write_text(json.dumps([row | {"seed": unit.seed} for row in rows]))
     assert main(["grid", "table"]) == 0
     table = pd.read_csv(tmp_path / "grid-jepa_tuning/grid_results.csv")
     assert table["setting"].unique().tolist() == ["default", "EMA 0.99"]

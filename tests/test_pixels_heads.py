@@ -13,13 +13,12 @@ from hjepa_lib.config import profile
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import EpochsConfig, RewardConfig
 from hjepa_lib.evaluation.statistics import Interval, unestimable
-from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.checkpoint import fingerprint
 from hjepa_lib.pixels import figures_rewards as figures
 from hjepa_lib.pixels import heads, headstages, lookahead, rewards
 from hjepa_lib.pixels import heads as models
 from hjepa_lib.pixels import stages as pixelstages
-from hjepa_lib.pixels.heads import RewardHead, build_head, head_inputs
+from hjepa_lib.pixels.heads import HeadError, RewardHead, build_head, head_inputs
 from hjepa_lib.pixels.training import fit_pixels
 from hjepa_lib.pixels.transitions import TransitionBatch
 from hjepa_lib.runs import workspace
@@ -94,9 +93,9 @@ def test_input_sizes_are_those_of_the_seeds():
     drops = [layer.p for layer in plain.net if isinstance(layer, nn.Dropout)]
     assert drops == [0.2] * 3
     assert not any(isinstance(layer, nn.BatchNorm1d) for layer in plain.net)
-    with pytest.raises(WorkbookError, match="reads 96 numbers per row, got 160"):
+    with pytest.raises(HeadError, match="reads 96 numbers per row, got 160"):
         plain(head_inputs(z, a, z))
-    with pytest.raises(WorkbookError, match="differ in number: 2, 3"):
+    with pytest.raises(HeadError, match="differ in number: 2, 3"):
         head_inputs(z, torch.zeros(3, 32))
     assert ahead.width == 160
 
@@ -165,7 +164,7 @@ def test_encode_refuses_latents_that_are_not_finite():
     base = Base()
     with torch.no_grad():
         base.net[1].bias.fill_(math.nan)
-    with pytest.raises(WorkbookError, match="hold NaN or infinity"):
+    with pytest.raises(HeadError, match="hold NaN or infinity"):
         heads.encode(base, Data())
 
 
@@ -497,7 +496,7 @@ def test_a_changed_base_weight_is_an_error(ws, monkeypatch, tmp_path):
 
     monkeypatch.setattr(headstages, "train_heads", vandal)
     work = headstages.score_model(ws, model, "jepa", parts, "x", tmp_path, {"seed": 0})
-    with pytest.raises(WorkbookError, match="changed the weights of jepa"):
+    with pytest.raises(HeadError, match="changed the weights of jepa"):
         list(work)
     assert not list(tmp_path.iterdir())
 

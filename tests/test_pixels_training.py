@@ -30,7 +30,7 @@ from hjepa_lib.pixels import stages as pixelstages
 from hjepa_lib.pixels.frames import frame_errors, mean_frame
 from hjepa_lib.pixels.pixellog import model_log
 from hjepa_lib.pixels.registry import FILES, build_pixel_model, fill_model, load_model, save_model
-from hjepa_lib.pixels.training import fit_pixels
+from hjepa_lib.pixels.training import budget, fit_pixels
 from hjepa_lib.pixels.transitions import shapes_of
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction
 from hjepa_lib.training.loop import Fit, Report, Task, TrainingError, learning_rate
@@ -223,12 +223,12 @@ def test_the_optimiser_and_budget_are_those_of_the_settings():
     full = profile("full").pixels.optim
     assert full.lr == 3e-4
     assert (full.epochs, full.batch, full.patience, full.delta) == (20, 32, 3, 0.001)
-    assert full.optim(3200).updates == 2000 and full.optim(3200).patience == 3
+    assert budget(full, 3200).updates == 2000 and budget(full, 3200).patience == 3
 
 
 def test_a_fixed_number_of_updates_is_spent_whole():
     """Rule 1: all models get the same number of updates, so nothing may stop one of them early."""
-    assert EpochsConfig(updates=7).optim(320).patience == 0
+    assert budget(EpochsConfig(updates=7), 320).patience == 0
     losses = [r.validation for r in train("jepa", optim__lr=0.0)[1]]  # its patience is 3
     assert len(losses) == 6
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset
 
 from hjepa_lib.__main__ import main
 from hjepa_lib.config import ConfigError, from_dict, profile, to_dict
@@ -28,6 +27,7 @@ from hjepa_lib.pixels.models import VJepa2
 from hjepa_lib.pixels.registry import FILES, build_pixel_model, load_model
 from hjepa_lib.pixels.transitions import PixelShapes, Transitions, scaled, shapes_of
 from hjepa_lib.pixels.vjepa2 import (
+    LatentWindows,
     MaskedPrediction,
     MaskedViT,
     WorldModel,
@@ -221,14 +221,13 @@ def test_frozen_encoder_is_deterministic_unmasked_and_stays_so(config, data):
 def test_latents_for_stage_2_are_frozen(config, data):
     model = stage1_model(config, data[0]).train()
     first, second = (encode_states(model, data[0], 6) for _ in range(2))
-    for one, two in zip(first.tensors, second.tensors, strict=True):
-        assert torch.equal(one, two) and not one.requires_grad
-    rows = data[0].windows(6)
-    batch = data[0].batch(rows[:3] + 2)
-    window = first[torch.arange(3)]
-    assert torch.allclose(window[2][:, 2], model.encode(batch.next_state), atol=1e-5)
+    assert torch.equal(first.now, second.now) and torch.equal(first.then, second.then)
+    assert not first.now.requires_grad and not first.then.requires_grad
+    batch = data[0].batch(torch.arange(len(data[0])))
+    assert torch.allclose(first.then, model.encode(batch.next_state), atol=1e-5)
+    window = first.windows(torch.arange(3), 6)
     assert [tuple(part.shape) for part in window] == [(3, 6, 16), (3, 6), (3, 6, 16)]
-    rows = rows[:, None] + torch.arange(6)
+    rows = first.first[:, None] + torch.arange(6)
     assert (data[0].episode[rows] == data[0].episode[rows[:, :1]]).all()  # F6
     # z_{t+1} of a step opens the next one.
     assert torch.allclose(window[0][:, 1:], window[2][:, :-1], atol=1e-6)
@@ -499,7 +498,7 @@ def test_a_collapsed_encoder_never_passes(size, config, data):
     world = world_model(config, data[0])
     with torch.no_grad():
         world.out.weight.zero_()
-        world.out.bias.copy_(parts[0].tensors[0].mean(dim=(0, 1)))
+        world.out.bias.copy_(parts[0].now.mean(dim=0))
     result = scores.evaluate_stage2(world, *parts, config)
     assert result["total"] < 0.1
     forged = result | {"rollout": 0.2, "total": 0.2, "mean_l1": 0.0, "copy_last_l1": 1.0}
@@ -509,7 +508,8 @@ def test_a_collapsed_encoder_never_passes(size, config, data):
 def test_a_world_model_that_predicts_one_point_never_passes(config, data):
     """Good latents, collapsed predictions."""
     now, _, then = random_window(count=40)
-    z = TensorDataset(now, torch.zeros(40, 6, dtype=torch.long), then)
+    z = LatentWindows(now.flatten(0, 1), then.flatten(0, 1), torch.zeros(240, dtype=torch.long),
+                      torch.arange(40) * 6)  # fmt: skip
     world = world_model(config, data[0])
     with torch.no_grad():
         world.out.weight.zero_()
@@ -553,8 +553,8 @@ def test_evaluation_numbers(config, data):
     result = scores.evaluate_stage2(world, *parts, config)
     curve = result["per_step"]
     assert len(curve["model"]) == len(curve["copy_last"]) == 6  # 8, or the window's length
-    few = torch.arange(len(parts[1]))
-    now, action, then = parts[1].tensors
+    few = torch.arange(len(parts[1].first))
+    now, action, then = parts[1].windows(few, 6)
     step = (world(now[:, :1], action[:, :1])[:, 0] - then[:, 0]).abs().mean()
     by_hand = scores.rollout_errors(world, parts[1], few, 6)
     assert by_hand["model"][0] == pytest.approx(step.item(), rel=1e-4)

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from tiny import digest, make_agent, seeded, tiny_config
 
 from hjepa_lib.config import Config, ConfigError, PlannerConfig, profile
-from hjepa_lib.models.distance import LatentGeometry
+from hjepa_lib.models.geometry import DistanceGeometry, LatentGeometry
 from hjepa_lib.planning import levels
 from hjepa_lib.planning import planner as planner_module
 from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel, clip_norm, reduce_horizon
 from hjepa_lib.planning.search import OPTIMISERS, mppi, shift_plan, softmin_weights
 from hjepa_lib.runs.places import repository
-from hjepa_lib.workbench.studyfile import read_grid
+from hjepa_lib.workbench.schema import read_experiment
 from hjepa_lib.worlds.base import trial_noise
 
 METHODS = tuple(OPTIMISERS)
@@ -333,7 +333,7 @@ def test_geometries():
         latent.between(latent.embed(one), latent.embed(two)), (one - two).square().mean(-1)
     )
     head = make_agent(tiny_config()).distance
-    learned = head
+    learned = DistanceGeometry(head)
     torch.testing.assert_close(
         learned.between(learned.embed(one), learned.embed(two)), head(one, two)
     )
@@ -525,7 +525,7 @@ def test_flat_and_tracking_planner_differ_in_their_horizon_alone(name):
     flat = dataclasses.asdict(planning.flat)
     tracker = dataclasses.asdict(planning.hierarchy.tracker)
     assert {key for key in flat if flat[key] != tracker[key]} <= {"horizon"}
-    study = read_grid(repository() / "hjepa_lib/configs/study.yaml")
+    study = read_experiment(repository() / "hjepa_lib/configs/study.yaml")
     (cell,) = [cell for cell in study.cells if cell.name == "choose_l1l2_latent"]
     assert planning.hierarchy.tracker.horizon in cell.grid["hierarchy.tracker.horizon"]
     assert profile("laptop").planning.flat.horizon in cell.grid["hierarchy.tracker.horizon"]

@@ -1,4 +1,4 @@
-"""Headless notebooks and sweeps, on tiny notebooks made here."""
+"""Headless notebooks, on tiny ones made here."""
 
 import os
 import shutil
@@ -9,18 +9,16 @@ import time
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 import pytest
 from test_summary import floors, result
 
-from hjepa_lib.config import ConfigError, profile
+from hjepa_lib.config import profile
 from hjepa_lib.evaluation import results
 from hjepa_lib.files import read_json
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.notebooks import describe
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
-from hjepa_lib.workbench import sweep
 
 CONFIG = profile("smoke").override("device=cpu,precision=fp32")
 PARAMETERS = 'profile: str = "laptop"\nrun: str = ""\nseed: int = 0\noverrides: str = ""'
@@ -252,91 +250,3 @@ sys.exit(__main__.main(["run", "--profile", "smoke", "--notebooks", "1", "--name
     with pytest.raises(ProcessLookupError):
         os.kill(kernel, 0)
     assert Run.open("a").manifest["notebooks"] == {}
-
-
-GRID = """
-base: {profile: smoke, device: cpu, precision: fp32, level1: {width: 8}}
-grid: {planning.flat.horizon: [4, 8]}
-seeds: [0, 1]
-notebooks: "01"
-"""
-
-
-@pytest.fixture
-def study(tmp_path, folder, monkeypatch):
-    select = runner.select_notebooks
-    monkeypatch.setattr(runner, "select_notebooks", lambda text: select(text, folder))
-    (tmp_path / "horizons.yaml").write_text(GRID)
-    return sweep.read_study(tmp_path / "horizons.yaml")
-
-
-def test_study_is_every_combination(study):
-    assert len(study.cells) == len({cell.name for cell in study.cells}) == 4
-    first = study.cells[0]
-    assert first.name.startswith("horizons/horizon=4-s0-")
-    assert first.config.level1.width == 8
-    assert [cell.config.seed for cell in study.cells] == [0, 1, 0, 1]
-    assert [cell.config.planning.flat.horizon for cell in study.cells] == [4, 4, 8, 8]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a: [", "not valid YAML"),
-        ("[1]", "must hold a mapping"),
-        ("grids: {}", "unknown section 'grids'"),
-        ("grid: {level1.widht: [1]}", "unknown setting 'level1.widht'"),
-        ("grid: {level1.width: 8}", "must be a list"),
-        ("seeds: []", "at least one value"),
-        ("grid: {level1.width: [8, 8]}", "same run twice"),
-        ("base: {profile: huge}", "profile must be one of"),
-        ("base: 3", "must be a mapping"),
-    ],
-)
-def test_wrong_grids_are_one_sentence(tmp_path, text, message):
-    path = tmp_path / "grid.yaml"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        sweep.read_study(path)
-    with pytest.raises(ConfigError, match="does not exist"):
-        sweep.read_study(tmp_path / "none.yaml")
-
-
-def test_sweep_reports_the_failed_cell_and_finishes_the_rest(study, folder, root, collected):
-    study.cells[:] = study.cells[1:3]  # seed 1 fails
-    write(folder, "01_a", SEED + "assert seed == 0, 'seed one'")
-    said, say = lines()
-    path, outcomes = sweep.run_study(study, say=say)
-    assert [bool(outcome.error) for outcome in outcomes] == [True, False]
-    assert "AssertionError: seed one" in outcomes[0].error
-    assert any("AssertionError: seed one" in line for line in said)
-    table = pd.read_csv(path)
-    assert list(table["planning.flat.horizon"].unique()) == [8]
-    assert list(table["method"]) == ["random", "oracle", "flat"]
-    assert {"ci95_low", "ci95_high", "planner.horizon", "data.recipe", "seed"} <= set(table)
-    parquet = pd.read_parquet(path.with_suffix(".parquet"))
-    assert list(parquet.columns) == list(table.columns)
-    (failed,) = read_json(path.with_name("study.json"))["failed"]
-    assert failed["cell"] == study.cells[0].name
-
-    with pytest.raises(RunError, match="exists already"):
-        sweep.run_study(study, say=say)
-    good = root / study.cells[1].name / "report.html"
-    before = good.stat().st_mtime_ns
-    write(folder, "01_a", "assert True")
-    said, say = lines()
-    path, outcomes = sweep.run_study(study, resume=True, say=say)
-    assert "1 done before" in said[0]
-    assert not any(outcome.error for outcome in outcomes)
-    assert len(pd.read_csv(path)) == 6
-    assert good.stat().st_mtime_ns == before  # the finished cell was skipped
-
-
-def test_table_keeps_columns_of_mixed_type(study, root, tmp_path, monkeypatch):
-    write_json = runner.write_json
-    for cell, horizon in zip(study.cells, (8, "auto", None, [1, 2]), strict=True):
-        entries = [*floors(), result(planner={"horizon": horizon}, parameters=None)]
-        write_json(root / cell.name / "summary.json", {"results": entries})
-    table = sweep.collect_table(root, study.cells)
-    table.to_parquet(tmp_path / "t.parquet")
-    assert set(table[table.method == "flat"]["planner.horizon"].dropna()) == {"8", "auto", "1+2"}

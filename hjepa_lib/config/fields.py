@@ -82,8 +82,8 @@ def _coerce(value: Any, kind: Any, name: str) -> Any:
                 return float(value)
             except ValueError:
                 pass
-    elif kind is str:
-        if isinstance(value, str):
+    elif kind in (str, dict):
+        if isinstance(value, kind):
             return value
     elif typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)[0]

@@ -89,7 +89,9 @@ class PlanningConfig(Checked):
     replan: int = number(4, 1)
     """Environment steps executed per flat plan."""
     flat: PlannerConfig = PlannerConfig()
-    hierarchy: HierarchyConfig = HierarchyConfig()
+    hierarchy: HierarchyConfig = field(
+        default=HierarchyConfig(), metadata={"needs": "level2.disable_l2=false"}
+    )
     level3: Level3PlannerConfig = field(
         default=Level3PlannerConfig(), metadata={"needs": "level3.enabled=true"}
     )

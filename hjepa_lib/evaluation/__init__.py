@@ -117,6 +117,15 @@ class Case:
         return self.method in LEARNED
 
     @property
+    def stages(self) -> tuple[str, ...]:
+        """The trained stages that the planner reads; none for floors and ceiling."""
+        if not self.learned:
+            return ()
+        stages = ("l1", "distance") if self.cost == "distance" else ("l1",)
+        stages += ("l2",) if self.method != "flat" else ()
+        return (*stages, "l3") if self.method == THREE_LEVELS else stages
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Every setting that shapes the plans, dotted; what does not act is left out."""
         fixed = {"action_cap": self.planning.action_cap, "steps": self.steps}

@@ -7,7 +7,7 @@ notebook 14 once per setting; `tuning_table` gathers the rows of its finished ce
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,9 @@ from hjepa_lib.grids.stages import (
     train_reward_stage,
 )
 from hjepa_lib.models.layers import count_parameters
-from hjepa_lib.runs.places import outputs_root
 from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.batches import batches_sha256
-from hjepa_lib.workbench.sweep import Study
 
 ROWS = "grid/results.json"
 MOST_ROWS = 2000  # held-out transitions of the last validation
@@ -132,16 +130,17 @@ def _cost(
 
 
 # --- tuning -----------------------------------------------------------------------------------
-def tuning_table(study: Study) -> pd.DataFrame:
-    """Mean over seeds per setting and encoder of a sweep; FileError when no cell has finished."""
+def tuning_table(runs: Iterable[tuple[dict[str, Any], Path]], folder: Path) -> pd.DataFrame:
+    """Mean over seeds per setting and encoder; FileError when no run has finished.
+
+    `runs` are swept values with the run's folder each, all below `folder`.
+    """
     rows = []
-    for cell in study.cells:
-        path = outputs_root() / cell.name / ROWS
-        if path.is_file():
-            swept = {key: str(value) for key, value in cell.swept.items() if key != "seed"}
-            rows += [swept | row for row in read_json(path)]
+    for values, run in runs:
+        swept = {key: str(value) for key, value in values.items()}
+        rows += [swept | row for row in read_json(run / ROWS)] if (run / ROWS).is_file() else []
     if not rows:
-        raise FileError(f"no cell of the sweep {study.name!r} has finished in {outputs_root()}")
+        raise FileError(f"no run of the sweep {folder.name!r} has finished in {folder.parent}")
     table = pd.DataFrame(rows)
     shown = (*measures.MEASURES, "jepa_cosine_sim", "error", "collapsed")
     shown = [name for name in shown if name in table]
@@ -151,7 +150,6 @@ def tuning_table(study: Study) -> pd.DataFrame:
     return found.reset_index()
 
 
-def write_tuning_table(study: Study) -> Path:
-    """`outputs/<study>/grid_results.csv`."""
-    path = outputs_root() / study.name / "grid_results.csv"
-    return write_atomic(path, tuning_table(study).to_csv(index=False))
+def write_tuning_table(runs: Iterable[tuple[dict[str, Any], Path]], folder: Path) -> Path:
+    """`grid_results.csv` beside the runs."""
+    return write_atomic(folder / "grid_results.csv", tuning_table(runs, folder).to_csv(index=False))

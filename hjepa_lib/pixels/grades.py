@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset
 
 from hjepa_lib.config.pixels import PixelsConfig
 from hjepa_lib.models.layers import draw_masks
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.pixels.vjepa2 import (
+    LatentWindows,
     MaskedPrediction,
     WorldModel,
     window_loss,
@@ -154,10 +154,10 @@ def stage1_criteria(result: dict[str, Any], losses: Sequence[float] = ()) -> lis
 
 # --- stage 2 ----------------------------------------------------------------------------------
 @torch.no_grad()
-def rollout_errors(world: WorldModel, data: TensorDataset, rows: Tensor, steps: int) -> dict:
+def rollout_errors(world: WorldModel, data: LatentWindows, rows: Tensor, steps: int) -> dict:
     """Mean L1 error after 1..steps imagined steps, (steps,) each: the model's, and copy-last's."""
     world.eval()
-    now, action, then = (part[:, :steps] for part in data[rows])
+    now, action, then = data.windows(rows, steps)
     imagined = world.rollout(now[:, 0], action, steps)
     copied = (now[:, :1] - then).abs().mean(dim=(0, 2))
     return {
@@ -168,13 +168,13 @@ def rollout_errors(world: WorldModel, data: TensorDataset, rows: Tensor, steps: 
 
 @torch.no_grad()
 def evaluate_stage2(
-    world: WorldModel, train: TensorDataset, validation: TensorDataset, config: PixelsConfig
+    world: WorldModel, train: LatentWindows, validation: LatentWindows, config: PixelsConfig
 ) -> dict[str, Any]:
     """Mean L1 over 5 batches, graded losses, errors of an 8-step roll-out against copy-last."""
     stage, length = config.vjepa2.stage2, config.data.sequence
-    few = spread_rows(len(validation), BATCHES * stage.optim.batch)
+    few = spread_rows(len(validation.first), BATCHES * stage.optim.batch)
     losses = [window_loss(world, part, config) for part in (train, validation)]
-    now, action, then = validation[few]
+    now, action, then = validation.windows(few, length)
     world.eval()
     forced = world(now, action)
     latents, named = now[:, -1], forced[:, -1]  # one state per window: neighbours are alike
@@ -230,10 +230,10 @@ class Example(NamedTuple):
 
 
 @torch.no_grad()
-def example(world: WorldModel, data: TensorDataset, steps: int) -> Example:
+def example(world: WorldModel, data: LatentWindows, steps: int) -> Example:
     """The roll-out over that window of `data` in which the latent moves farthest."""
     world.eval()
-    now, action, then = (part[:, :steps] for part in data.tensors)
+    now, action, then = data.windows(torch.arange(len(data.first)), steps)
     far = int((then[:, -1] - now[:, 0]).norm(dim=1).argmax())
     imagined = world.rollout(now[far, None, 0], action[far, None], steps)[0]
     true = torch.cat([now[far, :1], then[far]])

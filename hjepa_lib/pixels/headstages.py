@@ -18,12 +18,13 @@ from torch import nn
 from hjepa_lib.config import from_dict, to_dict
 from hjepa_lib.config.pixels import RewardConfig
 from hjepa_lib.evaluation.statistics import unestimable
-from hjepa_lib.files import FileError, WorkbookError, load_npz, read_json, save_npz, write_json
+from hjepa_lib.files import FileError, load_npz, read_json, save_npz, write_json
 from hjepa_lib.models.checkpoint import fingerprint, load_weights, save_weights
 from hjepa_lib.pixels import stages as pixelstages
-from hjepa_lib.pixels.heads import HeadLog, RewardHead, Trained, encode, train_heads
+from hjepa_lib.pixels.heads import HeadError, HeadLog, RewardHead, Trained, encode, train_heads
 from hjepa_lib.pixels.pixelrows import COMPARED
 from hjepa_lib.pixels.rewards import MEAN_REWARD, comparison, score
+from hjepa_lib.pixels.training import budget
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Report
@@ -75,12 +76,12 @@ def score_model(
     """Train and score all heads on one frozen model; writes predictions and scores to `folder`.
 
     `parts` are training and validation transitions; `facts` (seed, data_sha256) go into the scores.
-    Raises WorkbookError when a base weight changed.
+    Raises HeadError when a base weight changed.
     """
     config = ws.config.pixels.reward
     base = fingerprint(model)
     train, validation = (encode(model, part, ws.device) for part in parts)
-    epoch = config.optim.optim(len(train.reward)).validate_every
+    epoch = budget(config.optim, len(train.reward)).validate_every
     logs: dict[str, HeadLog] = {}
     ws.run.metrics.rewind(stage)
     work = train_heads(train, validation, config, seed=facts["seed"])
@@ -95,7 +96,7 @@ def score_model(
             ws.run.log({"stage": stage, "step": report.update, **row})
         yield report
     if fingerprint(model) != base:
-        raise WorkbookError(f"training the reward heads changed the weights of {name}")
+        raise HeadError(f"training the reward heads changed the weights of {name}")
     rewards = [part.reward.cpu().numpy() for part in (train, validation)]
     cell = {"reward": rewards[1], "episode": parts[1].episode.cpu().numpy()}
     cell |= {MEAN_REWARD: np.full_like(rewards[1], rewards[0].mean())}

@@ -38,7 +38,7 @@ from hjepa_lib.pixels.pixelrows import (
 from hjepa_lib.pixels.registry import matched_counts
 from hjepa_lib.pixels.rewards import MEAN_REWARD, score
 from hjepa_lib.pixels.tables import comparison_section
-from hjepa_lib.pixels.training import CHUNK, next_latent
+from hjepa_lib.pixels.training import CHUNK, budget, next_latent
 from hjepa_lib.pixels.transitions import Transitions, scaled
 from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.workspace import Workspace
@@ -136,7 +136,7 @@ def _facts(
         "validation": len(validation),
         "episodes": len(validation.episodes),
         "updates": 0,
-        "early_stopping": config.pixels.optim.optim(len(train)).patience > 0,
+        "early_stopping": budget(config.pixels.optim, len(train)).patience > 0,
     }
     if name in UNTRAINED:
         return facts | {"parameters": 0, "seconds": 0.0}
@@ -147,7 +147,7 @@ def _facts(
         found["stage_updates"] = [result["updates"], result["stage2_updates"]]
         found["updates"] = sum(found["stage_updates"])
         stages = config.pixels.vjepa2.stage1, config.pixels.vjepa2.stage2
-        budgets = [stage.optim.optim(len(train)) for stage in stages]
+        budgets = [budget(stage.optim, len(train)) for stage in stages]
         found["early_stopping"] = any(one.patience > 0 for one in budgets)
     found["loaded"] = pixelstages.loaded_weights(ws, name, seed)
     if found["loaded"]:

@@ -161,8 +161,8 @@ def train_stage2(ws: Workspace, seed: int, resume_from: Path | None = None) -> I
         fit = fit_stage2(world, *parts, config, seed=number, precision=ws.precision, folder=resume)
         if earlier is not None and fit.update == 0:
             fit.resume(resume_path(resume_from), same_settings=False)
-        yield from _follow(ws, name, fit, "stage2", len(parts[0]))
-        facts = _facts(fit, time.perf_counter() - begin, len(parts[0]))
+        yield from _follow(ws, name, fit, "stage2", len(parts[0].first))
+        facts = _facts(fit, time.perf_counter() - begin, len(parts[0].first))
         facts |= {"stage1": first, "data_sha256": pixeldata.load_transitions(ws).sha256}
         save_model(folder, model, FINAL, **facts)
         fit.save(resume_path(folder / FILES["vjepa2"]))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.utils.data import TensorDataset
-
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.files import read_json
 from hjepa_lib.pixels import grades as scores
@@ -13,7 +11,7 @@ from hjepa_lib.pixels import two_stages as stages
 from hjepa_lib.pixels.collect import make_transitions
 from hjepa_lib.pixels.models import VJepa2
 from hjepa_lib.pixels.registry import load_model
-from hjepa_lib.pixels.vjepa2 import MaskedPrediction, encode_states
+from hjepa_lib.pixels.vjepa2 import LatentWindows, MaskedPrediction, encode_states
 from hjepa_lib.runs.workspace import Workspace
 
 
@@ -24,7 +22,7 @@ def load_stage1(ws: Workspace, seed: int) -> MaskedPrediction:
     return load_model(stages.checkpoint(ws, 1, seed), "stage1").to(ws.device)
 
 
-def latent_windows(ws: Workspace, model: VJepa2) -> tuple[TensorDataset, TensorDataset]:
+def latent_windows(ws: Workspace, model: VJepa2) -> tuple[LatentWindows, LatentWindows]:
     """Frozen latents of the training and the validation part."""
     length = ws.config.pixels.data.sequence
     train, validation = (encode_states(model, p, length) for p in make_transitions(ws))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -39,10 +40,15 @@ def shaping(stage: Stage, config: Config) -> dict[str, Any]:
     wanted = stage.settings
     return {
         name: value
-        for name, value in flatten(config).items()
+        for name, value in _leaves(config).items()
         if name not in _NOT_SHAPING
         and any(name == one or name.startswith(f"{one}.") for one in wanted)
     }
+
+
+@functools.lru_cache(maxsize=64)
+def _leaves(config: Config) -> dict[str, Any]:
+    return flatten(config)
 
 
 def key(stage: Stage, config: Config, loaded: Callable[[Stage], str] | None = None) -> str:

@@ -46,7 +46,7 @@ def play(
     if ws.run.done(stage):
         return load_result(path)
     cap = case.planning.action_cap
-    with ws.run.stage(stage, folder, reads=stages_of(case)) as target:
+    with ws.run.stage(stage, folder, reads=case.stages) as target:
         policy = _policy(agent, case, pictures)
         outcome = run_episodes(policy, case.tasks, case.dynamics, case.steps, cap, case.seed)
         alone = None
@@ -65,15 +65,6 @@ def play(
         return load_result(save_result(target, case, outcome, header))
 
 
-def stages_of(case: Case) -> tuple[str, ...]:
-    """The trained stages that the case's planner reads; none for floors and ceiling."""
-    if not case.learned:
-        return ()
-    stages = ("l1", "distance") if case.cost == "distance" else ("l1",)
-    stages += ("l2",) if case.method != "flat" else ()
-    return (*stages, "l3") if case.method == THREE_LEVELS else stages
-
-
 def _policy(agent: Agent | None, case: Case, pictures: bool):
     cap = case.planning.action_cap
     if case.method == "oracle":
@@ -87,7 +78,7 @@ def _provenance(ws: Workspace, agent: Agent | None, case: Case) -> dict:
     """Where a row's numbers come from: data, weights, probes, time, size, device, version."""
     data = Trajectories.load(ws.run.path / "data").meta if ws.run.done("data") else {}
     names = ("source", "recipe", "transitions", "dynamics", "hash")
-    used = stages_of(case)
+    used = case.stages
     row = {
         "data": {key: data.get(key) for key in names},
         "weights": {name: ws.origin(name) for name in used},

@@ -190,8 +190,9 @@ class Workspace:
             yield Run.named(where)
         if stage.load:
             return
-        root = outputs_root()
-        for path in [*(root / name for name in reversed(list_runs(root))), pretrained_folder()]:
+        roots = dict.fromkeys([self.run.path.parent, outputs_root()])  # beside this one first
+        paths = [root / name for root in roots for name in reversed(list_runs(root))]
+        for path in [*paths, pretrained_folder()]:
             if path != self.run.path and (path / "manifest.json").is_file():
                 with contextlib.suppress(WorkbookError):  # settings of another version
                     yield Run.at(path)

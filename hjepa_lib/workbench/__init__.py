@@ -1,1 +1,51 @@
-"""Many runs: experiments, their tables and the benchmark."""
+"""Many runs: one experiment engine (sweep, study, compare, variants), verdicts, bench."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+STUDY = CONFIGS / "study.yaml"
+
+
+def main_experiment(
+    path: Path | None = None,
+    *,
+    list: bool = False,
+    only: str = "",
+    seeds: str = "",
+    resume: bool = True,
+    **options: Any,
+) -> int:
+    """The commands `experiment`, `sweep` and `study`: the exit status, 1 when a row failed.
+
+    Without a file it is the committed study. `list` only shows what is done and what the rest may
+    take, without importing torch; without `resume` an experiment that exists is refused. `options`
+    go to `engine.run_experiment`.
+    """
+    from hjepa_lib.config import ConfigError
+    from hjepa_lib.runs.places import RunError
+    from hjepa_lib.workbench.schema import read_experiment
+    from hjepa_lib.workbench.table import Table, describe_list, list_cells
+
+    if not all(part.isdigit() for part in seeds.split("+") if seeds):
+        raise ConfigError(f"--seeds must be numbers such as 0+1+2, got {seeds!r}")
+    experiment = read_experiment(path or STUDY)
+    cells = experiment.select(only, tuple(int(part) for part in seeds.split("+") if part))
+    if list:
+        print(describe_list(list_cells(experiment, cells, Table.of_experiment(experiment))))
+        return 0
+    if experiment.folder.exists() and not resume:
+        raise RunError(f"{experiment.name!r} exists already; resume it or choose another name")
+    from hjepa_lib.workbench.engine import run_experiment
+
+    try:
+        ended = run_experiment(experiment, cells, **options)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+    failed = sum(bool(one.error) for one in ended)
+    print(f"{len(ended) - failed} of {len(ended)} rows made; table: {experiment.table}")
+    return 1 if failed else 0

@@ -1,47 +1,45 @@
-"""Flat against hierarchical planning: one command, two runs, one table (seed 000, section D).
+"""Flat against hierarchical planning: an experiment of two models, one table (seed 000, section D).
 
-The flat side (l1) trains level 1 and its distance head; the hierarchical side (l2) takes over data,
-level 1 and head as they are and trains level 2 on top, or, with `l2_from_scratch`, trains a level 1
-of its own. Both plan with the same cost on the same trials of protocol P1, with random and oracle
-beside them. Both are ordinary run folders, so running again resumes what is unfinished.
+The flat side (l1) trains level 1 and its distance head, the hierarchical one (l2) level 2 on the
+same or, with `l2_from_scratch`, on a level 1 of its own. Both plan with the same cost on the same
+trials of protocol P1, with random and oracle beside them.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from hjepa_lib.config import Config, ConfigError, differences, load_yaml
-from hjepa_lib.data.published import acquire
-from hjepa_lib.evaluation.results import Case, Result, load_result
+from hjepa_lib.config import Config, ConfigError, differences, leaves, load_yaml, read_yaml
+from hjepa_lib.evaluation import Case
+from hjepa_lib.evaluation.results import Result, load_result
 from hjepa_lib.evaluation.statistics import mcnemar
 from hjepa_lib.files import write_atomic
-from hjepa_lib.runs import machine, stages
+from hjepa_lib.runs import machine
 from hjepa_lib.runs import notebooks as runner
-from hjepa_lib.runs import score as scoring
-from hjepa_lib.runs.notebooks import describe
 from hjepa_lib.runs.places import RunError, outputs_root
 from hjepa_lib.runs.remote import push_file
-from hjepa_lib.runs.report import FIELDS
 from hjepa_lib.runs.run import Run
-from hjepa_lib.runs.workspace import Workspace
+from hjepa_lib.workbench import CONFIGS
+from hjepa_lib.workbench.engine import run_experiment
+from hjepa_lib.workbench.experiment import Experiment
+from hjepa_lib.workbench.schema import read_experiment
+from hjepa_lib.workbench.variants import with_epochs
 
 CSV = "tworooms_compare.csv"
 METHODS = {"l1": "flat", "l2": "l1+l2"}
 FLOORS = ("random", "oracle")
-PROTOCOL = "p1"
 SHARED = ("device", "precision", "data", "distance", "planning.cost", "evaluation")
 """Settings in which both sides must agree; so must `level1` when l2 takes over l1's."""
 Say = Callable[..., None]
 
 
 def compare(
-    config_l1: Path,
-    config_l2: Path,
+    config_l1: Path | None = None,
+    config_l2: Path | None = None,
     output_root: Path | None = None,
     seed: int = 0,
     epochs: int | None = None,
@@ -51,143 +49,80 @@ def compare(
 ) -> int:
     """Train and evaluate the sides of `mode` (l1, l2, both), print and write the table; returns 0.
 
-    Runs and `tworooms_compare.csv` go to `output_root` (default `<outputs>/compare-s<seed>`).
-    `epochs` replaces the updates of both levels by that many passes over their training windows;
-    the distance head, part of the cost, keeps its own. ConfigError and RunError, one sentence each.
+    Without a file a side has the shipped one. Runs and `tworooms_compare.csv` go to `output_root`
+    (default `<outputs>/compare-s<seed>`). `epochs` replaces the updates of both levels by that many
+    passes over their training windows; the distance head, part of the cost, keeps its own.
     """
     machine.set_up()
     folder = Path(output_root or outputs_root() / f"compare-s{seed}").expanduser().resolve()
-    configs = [load_yaml(path).override({"seed": seed}) for path in (config_l1, config_l2)]
-    check(*configs, l2_from_scratch)
-    if epochs is not None:
-        configs = [with_epochs(config, epochs, folder) for config in configs]
-    names = {"l1": f"l1-s{seed}", "l2": f"l2{'-scratch' * l2_from_scratch}-s{seed}"}
-    if mode != "l2":
-        flat = open_run(folder, names["l1"], configs[0])
-        train(flat, ("l1", "distance"), say)
-        evaluate(flat, "l1", say)
-    if mode != "l1":
-        if l2_from_scratch:
-            two = open_run(folder, names["l2"], configs[1])
-            train(two, ("l1", "distance"), say)
-        else:
-            two = hand_over(folder, names, configs, say)
-        train(two, ("l2",), say)
-        evaluate(two, "l2", say)
-    report(folder, names, configs[0].planning.cost, say)
+    given = {"l1": config_l1, "l2": config_l2}
+    sides = [side for side in METHODS if mode in (side, "both") or given[side]]
+    paths = {side: given[side] or CONFIGS / f"tworooms_{side}.yaml" for side in sides}
+    configs = {side: load_yaml(path).override({"seed": seed}) for side, path in paths.items()}
+    check(configs, l2_from_scratch)
+    models = {}
+    for side, path in paths.items():
+        settings = leaves(read_yaml(path, "config file") or {})
+        settings.pop("profile", None)
+        settings.pop("seed", None)
+        more = {} if epochs is None else with_epochs(configs[side], epochs, folder)
+        name = "l2-scratch" if side == "l2" and l2_from_scratch else side
+        models[name] = {"settings": settings | more}
+    tree = {
+        "base": {"profile": next(iter(configs.values())).profile},
+        "seeds": [seed],
+        "models": models,
+        "cells": [
+            cell
+            for (side, config), model in zip(configs.items(), models, strict=True)
+            for cell in _cells(side, model, config)
+            if mode in (side, "both")
+        ],
+    }
+    experiment = read_experiment(tree, f"compare-s{seed}", folder)
+    failed = [one for one in run_experiment(experiment, say=say) if one.error]
+    if failed:
+        raise RunError(f"{failed[0].unit.cell.name}: {failed[0].error}")
+    for name in {unit.run_name for cell in experiment.cells for unit in experiment.units(cell)}:
+        runner.finish(Run.at(folder / name), say)
+    report(experiment, say)
     return 0
 
 
-# --- settings ---------------------------------------------------------------------------------
-def check(l1: Config, l2: Config, l2_from_scratch: bool) -> None:
-    """ConfigError unless the two configs describe one fair comparison on P1."""
-    for side, config in (("config_l1", l1), ("config_l2", l2)):
-        if config.evaluation.protocol != PROTOCOL:
+def _cells(side: str, model: str, config: Config) -> Iterator[dict[str, Any]]:
+    """The side's planner with its floor and its ceiling."""
+    evaluation = config.evaluation
+    shared = {name: getattr(evaluation, name) for name in ("protocol", "split", "trials", "steps")}
+    shared |= {"model": model, "folder": "results", "latency": evaluation.latency}
+    for method in FLOORS:
+        yield shared | {"name": f"{side}-{method}", "method": method}
+    yield shared | {"name": side, "method": METHODS[side], "cost": config.planning.cost}
+
+
+def check(configs: dict[str, Config], l2_from_scratch: bool) -> None:
+    """ConfigError unless the configs of l1, l2 or both describe one fair comparison on P1."""
+    for side, config in configs.items():
+        protocol = config.evaluation.protocol
+        if protocol != "p1":
             raise ConfigError(
-                f"{side} sets evaluation.protocol={config.evaluation.protocol}; "
-                f"the comparison is defined on {PROTOCOL}"
+                f"config_{side} sets evaluation.protocol={protocol}; the comparison is one on p1"
             )
-    if l1.level2.train == "joint" and not l1.level2.disable_l2:
+    l1, l2 = configs.get("l1"), configs.get("l2")
+    if l1 and l1.level2.train == "joint" and not l1.level2.disable_l2:
         raise ConfigError("config_l1 trains level 2 jointly; set level2.disable_l2=true there")
-    if l2.level2.disable_l2:
+    if l2 and l2.level2.disable_l2:
         raise ConfigError("config_l2 sets level2.disable_l2=true, so it has no level 2 to compare")
-    if l2.level2.train == "joint" and not l2_from_scratch:
+    if l2 and l2.level2.train == "joint" and not l2_from_scratch:
         raise ConfigError(
             "config_l2 sets level2.train=joint, which trains a level 1 of its own; "
             "add --l2_from_scratch or set level2.train=frozen"
         )
-    shared = SHARED if l2_from_scratch else (*SHARED, "level1")
-    for key, (one, two) in differences(l1, l2).items():
-        if key.startswith(tuple(f"{name}." for name in shared)) or key in shared:
+    shared = ("profile", *SHARED) if l2_from_scratch else ("profile", *SHARED, "level1")
+    for key, (one, two) in differences(l1, l2).items() if l1 and l2 else ():
+        if key in shared or key.startswith(tuple(f"{name}." for name in shared)):
             raise ConfigError(
                 f"config_l1 and config_l2 must agree on {key}, they have {one!r} and {two!r}"
             )
-
-
-def with_epochs(config: Config, epochs: int, folder: Path) -> Config:
-    """The config with updates for exactly `epochs` passes over the windows of each level (PL4)."""
-    if epochs < 1:
-        raise ConfigError(f"epochs must be at least 1, got {epochs}")
-    data = acquire(config.data, config.seed, folder / ".downloads")
-    lengths = data.split(config.data.val_fraction, config.seed)[0].lengths
-    level1, level2 = config.level1, config.level2
-    macro = level2.macro_steps * level2.step_skip + 1  # states of a level-2 window
-    joint = level2.train == "joint" and not level2.disable_l2
-    stored = lengths[: config.distance.trajectories]  # level 2 reads these latents only
-
-    def updates(lengths: Any, states: int, batch: int) -> int:
-        windows = int((lengths - states + 1).clamp_min(0).sum())
-        return max(1, round(epochs * windows / batch))
-
-    first = updates(lengths, macro if joint else level1.window, level1.optim.batch)
-    second = updates(stored, macro, level2.optim.batch)
-    changes = {"level1.optim.updates": first, "level2.optim.updates": second}
-    return config.override(changes, strict=False)
-
-
-# --- runs -------------------------------------------------------------------------------------
-def open_run(folder: Path, name: str, config: Config, like: Run | None = None) -> Workspace:
-    """A new run (as measured for `like`), or the one made before with the same settings.
-
-    RunError names the first setting that is another.
-    """
-    if not Run.exists(name, folder):
-        return Workspace("compare", Run.create(name, config, folder, like))
-    run = Run.open(name, folder)
-    for key, (stored, wanted) in differences(run.config, config).items():
-        raise RunError(
-            f"{run.path} was made with {key}={stored!r}, not {wanted!r}; "
-            "choose another --output_root or drop that setting"
-        )
-    return Workspace("compare", run)
-
-
-def hand_over(folder: Path, names: dict[str, str], configs: list[Config], say: Say) -> Workspace:
-    """The l2 run with data, level 1 and head of the l1 run, and its device and precision."""
-    if not Run.exists(names["l1"], folder):
-        raise RunError(
-            f"{folder} holds no trained level 1 for seed {configs[0].seed}; "
-            "run with --mode l1 or both first, or add --l2_from_scratch"
-        )
-    source = open_run(folder, names["l1"], configs[0]).run
-    missing = [stage for stage in ("data", "l1", "distance") if not source.done(stage)]
-    if missing:
-        raise RunError(
-            f"stage {missing[0]!r} of {source.path} is not complete; run with --mode l1 or both"
-        )
-    two = open_run(folder, names["l2"], configs[1], source)
-    for stage in ("data", "l1", "distance"):
-        two.run.adopt(source, stage)
-    say(f"{names['l2']:<16} level 1 taken over from {source.name}")
-    return two
-
-
-_LABELS = {"l1": "level 1", "distance": "distance head", "l2": "level 2"}
-
-
-def train(ws: Workspace, wanted: tuple[str, ...], say: Say) -> None:
-    """Train the stages that are not done yet; one line per validation and per stage."""
-    for stage in wanted:
-        label = _LABELS[stage]
-        if ws.run.done(stage):
-            say(f"{ws.run.name:<16} {label} done before")
-            continue
-        start = time.perf_counter()
-        for row in stages.train(ws, stage):
-            if row.validation:
-                at = f"update {row.update} of {row.updates}, loss {row.loss:.4f}"
-                say(f"{ws.run.name:<16} {label}: {at}")
-        spent = describe((time.perf_counter() - start) / 60)
-        say(f"{ws.run.name:<16} {label} trained in {spent}")
-
-
-def evaluate(ws: Workspace, side: str, say: Say) -> None:
-    """The side's planner, its floor and its ceiling; then summary.json and report.html."""
-    for method in FLOORS:
-        scoring.play(ws, None, Case.of(ws.config, method))
-    agent = stages.load_agent_parts(ws) if side == "l1" else stages.load_trained(ws)
-    scoring.play(ws, agent, Case.of(ws.config, METHODS[side], ws.config.planning.cost))
-    runner.finish(ws.run, say)
 
 
 # --- table ------------------------------------------------------------------------------------
@@ -197,36 +132,35 @@ def table(run_path: Path, cost: str | None = None) -> pd.DataFrame:
     Undefined values are NaN. RunError when one of the two results is missing.
     """
     run = Run.at(Path(run_path))
-    cost, protocol = cost or run.config.planning.cost, run.config.evaluation.protocol
-    found = {side: find_result(run, method, cost) for side, method in METHODS.items()}
-    for side, result in found.items():
-        if result is None:
+    cost = cost or run.config.planning.cost
+    found = {}
+    for side, method in METHODS.items():
+        found[side] = find_result(run, Case.of(run.config, method, cost))
+        if found[side] is None:
             raise RunError(
-                f"run {run.name!r} has no result of method {METHODS[side]!r} with cost {cost!r} "
-                f"on {protocol}; evaluate it first (notebook 04)"
+                f"run {run.name!r} has no result of method {method!r} with cost {cost!r} "
+                f"on {run.config.evaluation.protocol}; evaluate it first (notebook 04)"
             )
-    return side_by_side(found["l1"], found["l2"])
+    return side_by_side(found)
 
 
-def find_result(run: Run, method: str, cost: str) -> Result | None:
-    """The full-budget result on `bounce`, or None when that stage is not complete."""
-    case = Case.of(run.config, method, cost)
+def find_result(run: Run, case: Case) -> Result | None:
+    """The result of a case, or None when it was not played in this run."""
     stage = f"results/{case.name}"
     return load_result(run.path / f"{stage}.npz") if run.done(stage) else None
 
 
-def side_by_side(l1: Result | None, l2: Result | None) -> pd.DataFrame:
-    """One row per number of summary.json, then the exact McNemar test; a missing side is NaN."""
-    columns = {"l1": numbers(l1), "l2": numbers(l2)}
-    if l1 is not None and l2 is not None:
-        for key, one, two in (
-            ("trials", l1.header["trials_hash"], l2.header["trials_hash"]),
-            ("data", l1.header["data"]["hash"], l2.header["data"]["hash"]),
-            ("number of trials", len(l1.success), len(l2.success)),
-        ):
-            if one != two:
-                raise RunError(f"the two results differ in their {key}: {one} and {two}")
-        test = mcnemar(l1.success, l2.success)
+def side_by_side(results: dict[str, Result | None]) -> pd.DataFrame:
+    """One line per number of the sides' results, then the exact McNemar test; NaN for no side."""
+    columns = {side: numbers(results.get(side)) for side in METHODS}
+    one, two = (results.get(side) for side in METHODS)
+    if one is not None and two is not None:
+        for what in ("trials_hash", "data", "n"):
+            if one.header[what] != two.header[what]:
+                raise RunError(
+                    f"the two results differ in {what}: {one.header[what]} and {two.header[what]}"
+                )
+        test = mcnemar(one.success, two.success)
         columns["l1"] |= {"solved_only_here": test.only_first, "mcnemar_p": test.p_value}
         columns["l2"] |= {"solved_only_here": test.only_second, "mcnemar_p": test.p_value}
     frame = pd.DataFrame(columns, index=list(columns["l1"] or columns["l2"]), dtype=float)
@@ -234,47 +168,46 @@ def side_by_side(l1: Result | None, l2: Result | None) -> pd.DataFrame:
 
 
 def numbers(result: Result | None) -> dict[str, float | None]:
-    """Every number of a result's row, in the order of the schema; {} for no result."""
-    if result is None:
-        return {}
-    row, found = result.row, {}
-    for name in FIELDS:
+    """Every measured number of a result; {} for no result."""
+    row, found = {} if result is None else result.row, {}
+    for name, value in row.items():
         if name == "ci95":
-            found |= {"ci95_low": row[name][0], "ci95_high": row[name][1]}
-        elif name not in ("budget", "seed") and not isinstance(row[name], (str, dict)):
-            found[name] = row[name]
+            found |= dict(zip(("ci95_low", "ci95_high"), value, strict=True))
+        elif name not in ("budget", "seed") and (value is None or isinstance(value, (int, float))):
+            found[name] = value
     return found
 
 
-def report(folder: Path, names: dict[str, str], cost: str, say: Say) -> None:
+def report(experiment: Experiment, say: Say) -> None:
     """Print l1 and l2 with floor and ceiling, and write the CSV."""
-    runs = {
-        side: Run.open(name, folder) for side, name in names.items() if Run.exists(name, folder)
-    }
-    found = {
-        side: find_result(runs[side], method, cost) if side in runs else None
-        for side, method in METHODS.items()
-    }
-    frame = side_by_side(found["l1"], found["l2"])
+    found = {}
+    for cell in experiment.cells:
+        (unit,) = experiment.units(cell)
+        run = Run.at(experiment.folder / unit.run_name)
+        found.setdefault(cell.name.removeprefix("l1-").removeprefix("l2-"), (run, unit.case))
+    results = {name: find_result(*where) for name, where in found.items()}
+    frame = side_by_side(results)
     text = frame.set_index("metric")
     for method in FLOORS:
-        floor = numbers(find_result(next(iter(runs.values())), method, "none"))
-        text[method] = pd.Series(floor, dtype=float)
+        text[method] = pd.Series(numbers(results[method]), dtype=float)
     say(text.to_string(float_format=lambda value: f"{value:.4g}", na_rep=""))
-    for side, result in found.items():
+    for side, method in METHODS.items():
+        result = results.get(side)
         if result is None:
             say(f"{side} has no result yet: run with --mode {side}")
             continue
         row = text[side]
-        interval = f"[{row['ci95_low']:.3f}, {row['ci95_high']:.3f}]"
         say(
-            f"{side} ({METHODS[side]}, cost {cost}): {row['successes']:.0f} of {row['n']:.0f} "
-            f"solved, rate {row['success_rate']:.3f}, Wilson 95 % {interval}"
+            f"{side} ({method}, cost {result.header['cost']}): {row['successes']:.0f} of "
+            f"{row['n']:.0f} solved, rate {row['success_rate']:.3f}, Wilson 95 % "
+            f"[{row['ci95_low']:.3f}, {row['ci95_high']:.3f}]"
         )
-    if None not in found.values():
-        only = text.loc["solved_only_here"]
+    if "mcnemar_p" in text.index:
+        only, spent = text.loc["solved_only_here"], text.loc["flops_per_step"] / 1e6
         say(
-            f"solved by l1 only: {only['l1']:.0f}, by l2 only: {only['l2']:.0f}; "
-            f"exact McNemar p = {text.loc['mcnemar_p', 'l1']:.3g}"
+            f"solved by l1 only: {only['l1']:.0f}, by l2 only: {only['l2']:.0f}; exact McNemar p = "
+            f"{text.loc['mcnemar_p', 'l1']:.3g}; {spent['l1']:.0f} MFLOP per step for l1, "
+            f"{spent['l2']:.0f} for l2"
         )
-    say(f"table: {push_file(write_atomic(folder / CSV, frame.to_csv(index=False)))}")
+    path = write_atomic(experiment.folder / CSV, frame.to_csv(index=False))
+    say(f"table: {push_file(path)}")

@@ -1,15 +1,15 @@
-"""Rows of a study (study.py): one planner's outcome on n stored trials each, every trial of it.
+"""Rows of an experiment: one planner's outcome on n stored trials each, and what they say together.
 
 A set of rows that is unfinished or mixed (another protocol, trial file, n or dynamics, a missing
-seed) is refused by `check_rows` in one sentence and never averaged. `solved` holds the outcome of
-every trial, so that any two rows on the same trials can be paired.
+seed) is refused in one sentence and never averaged. `solved` holds the outcome of every trial, so
+that any two rows on the same trials can be paired. Compute is any column with a planner's price.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,20 +17,26 @@ import pandas as pd
 from hjepa_lib.config import leaves
 from hjepa_lib.evaluation import failures
 from hjepa_lib.evaluation.results import Result
-from hjepa_lib.evaluation.statistics import wilson
-from hjepa_lib.files import WorkbookError
+from hjepa_lib.evaluation.statistics import (
+    Interval,
+    McNemar,
+    bootstrap,
+    bootstrap_difference,
+    iqm,
+    mcnemar,
+    wilson,
+)
+from hjepa_lib.files import WorkbookError, read_json
 
+PRICES = ("flops_per_step", "model_transitions_per_step", "seconds_per_step")
+_RESAMPLES = 1000
 SHARED = ("protocol", "split", "layouts", "dynamics", "n", "trials_hash", "planner.steps")
 """Columns that must hold one value in a set of rows that is compared."""
 POINT = ("cell", "budget", "grid")
-"""Columns that name one point of a study; its rows differ in the seed only."""
-SETTINGS = ("method", "cost", "control", "recipe")
+"""Columns that name one point of an experiment; its rows differ in the seed only."""
+SETTINGS = ("method", "cost", "control", "model")
 """Besides the planner's settings, what one point has once, if the table has it."""
-_TEXT = ("cell", "group", "recipe", "grid", "solved", "training", "trials_hash", "revision")
-
-
-class RowsError(WorkbookError):
-    """A set of rows is empty, unfinished or mixed."""
+_TEXT = ("cell", "group", "model", "grid", "solved", "training", "trials_hash", "revision")
 
 
 def pack_solved(success: np.ndarray) -> str:
@@ -39,13 +45,13 @@ def pack_solved(success: np.ndarray) -> str:
 
 
 def unpack_solved(text: str, n: int) -> np.ndarray:
-    """(n,) 0 or 1; RowsError when the text does not hold n outcomes."""
+    """(n,) 0 or 1; WorkbookError when the text does not hold n outcomes."""
     try:
         packed = np.frombuffer(bytes.fromhex(text), np.uint8)
     except ValueError as error:
-        raise RowsError(f"solved must be hexadecimal, got {text[:20]!r}") from error
+        raise WorkbookError(f"solved must be hexadecimal, got {text[:20]!r}") from error
     if len(packed) != -(-n // 8):
-        raise RowsError(f"solved holds {8 * len(packed)} bits, which is not n={n} rounded up")
+        raise WorkbookError(f"solved holds {8 * len(packed)} bits, which is not n={n} rounded up")
     return np.unpackbits(packed)[:n].astype(np.int64)
 
 
@@ -60,20 +66,27 @@ def row_of(result: Result, **about: Any) -> dict[str, Any]:
 
 
 def load_rows(path: Path) -> pd.DataFrame:
-    """The table of a study with its own types; `seconds_per_step` is added."""
-    if not Path(path).is_file():
-        raise RowsError(f"{path} does not exist: run the study first")
+    """The table of an experiment with its own types; settings of the trainings become columns.
+
+    `seconds_per_step` is added, the planning seconds of one trial per environment step.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WorkbookError(f"{path} does not exist: run the experiment first")
     types = dict.fromkeys(_TEXT, str)  # digits of a digest are no number
     rows = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
     for name in _TEXT:
         if name not in rows:
-            raise RowsError(f"{path} is no table of a study: column {name!r} is missing")
+            raise WorkbookError(f"{path} is no table of an experiment: column {name!r} is missing")
     rows[list(_TEXT)] = rows[list(_TEXT)].fillna("")
-    return with_price(rows)
+    known = path.with_name(f"{path.stem}_trainings.json")
+    known = read_json(known) if known.is_file() else {}
+    settings = pd.DataFrame([known.get(name, {}) for name in rows["training"]], index=rows.index)
+    return with_price(rows.join(settings.drop(columns=rows.columns, errors="ignore")))
 
 
 def with_price(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with `seconds_per_step`, planning seconds of one trial per environment step."""
+    """The rows with `seconds_per_step`."""
     return rows.copy().assign(seconds_per_step=rows["seconds_per_episode"] / rows["planner.steps"])
 
 
@@ -85,39 +98,39 @@ def tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def check_rows(
     rows: pd.DataFrame, seeds: tuple[int, ...] = (), points: int = 0, shared: tuple = SHARED
 ) -> pd.DataFrame:
-    """The same rows, if they are one finished set; RowsError naming the first mismatch.
+    """The same rows, if they are one finished set; WorkbookError naming the first mismatch.
 
     Every point has the same training seeds (`seeds` if given) and one set of settings, no row is
     there twice, all rows agree on `shared`, `solved` agrees with `successes`, and `points` (0: any)
     are present.
     """
     if rows.empty:
-        raise RowsError("there is no row to compare")
+        raise WorkbookError("there is no row to compare")
     for name in shared:
         values = sorted(map(str, rows[name].unique()))
         if len(values) > 1:
-            raise RowsError(f"rows differ in {name}: {values[0]} and {values[1]}")
+            raise WorkbookError(f"rows differ in {name}: {values[0]} and {values[1]}")
     wanted = set(seeds) or set(rows["seed"])
     groups = rows.groupby(list(POINT), sort=False)
     for key, group in groups:
         name = " ".join(str(part) for part in key if part != "")
         if group["seed"].duplicated().any():
-            raise RowsError(f"{name} has seed {group['seed'].mode()[0]} twice")
+            raise WorkbookError(f"{name} has seed {group['seed'].mode()[0]} twice")
         _check_settings(name, group)
         if missing := sorted(wanted - set(group["seed"])):
-            raise RowsError(f"{name} is unfinished: seed {missing[0]} is missing")
+            raise WorkbookError(f"{name} is unfinished: seed {missing[0]} is missing")
         if other := sorted(set(group["seed"]) - wanted):
-            raise RowsError(f"{name} has seed {other[0]}, which was not asked for")
+            raise WorkbookError(f"{name} has seed {other[0]}, which was not asked for")
     if points and groups.ngroups != points:
-        raise RowsError(f"the set is unfinished: {groups.ngroups} of {points} points are there")
+        raise WorkbookError(f"the set is unfinished: {groups.ngroups} of {points} points are there")
     for row in rows.itertuples():
         if unpack_solved(row.solved, row.n).sum() != row.successes:
-            raise RowsError(f"{row.cell} seed {row.seed}: solved and successes disagree")
+            raise WorkbookError(f"{row.cell} seed {row.seed}: solved and successes disagree")
     return rows
 
 
 def _check_settings(name: str, group: pd.DataFrame) -> None:
-    """RowsError when seeds of one point were played with different settings.
+    """WorkbookError when seeds of one point were played with different settings.
 
     A setting younger than a row is empty there and cannot have changed it.
     """
@@ -125,7 +138,7 @@ def _check_settings(name: str, group: pd.DataFrame) -> None:
     for key in (*(key for key in SETTINGS if key in group), *planner):
         if group[key].nunique() > 1:
             one, other = group[key].dropna().astype(str).unique()[:2]
-            raise RowsError(f"{name} mixes settings: {key} is {one} and {other}")
+            raise WorkbookError(f"{name} mixes settings: {key} is {one} and {other}")
 
 
 def split_finished(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -151,7 +164,196 @@ def pooled(rows: pd.DataFrame, by: list[str], means: Sequence[str] = ()) -> pd.D
     return table.join(groups[list(means)].mean()).reset_index()
 
 
+def failure_shares(rows: pd.DataFrame, names: str) -> pd.DataFrame:
+    """How trials ended, mean over seeds: a row per value of column `names`, a column per end."""
+    columns = [f"failure.{name}" for name in failures.LABELS]
+    shares = rows[columns].div(rows["n"], axis=0).groupby(rows[names], sort=False).mean()
+    return shares.set_axis(list(failures.LABELS.values()), axis=1)
+
+
 def outcomes(rows: pd.DataFrame) -> np.ndarray:
     """(S, n) 0/1 outcomes of one point, seeds in ascending order."""
     ordered = rows.sort_values("seed")
     return np.stack([unpack_solved(row.solved, row.n) for row in ordered.itertuples()])
+
+
+# --- success against compute ------------------------------------------------------------------
+class Reach(NamedTuple):
+    """Compute that reaches a level; `exact` is False where even the smallest budget does."""
+
+    x: float
+    exact: bool
+
+
+class Ratio(NamedTuple):
+    """Compute of flat over that of the hierarchy, at a share of the hierarchy's best success.
+
+    `bound` is "" for a measured ratio, "lower" where it is at least this (flat never gets there, or
+    the hierarchy needs even less than its smallest budget), "upper" where it is at most this (flat
+    needs even less than its smallest), "open" where both ends of the comparison are unknown.
+    """
+
+    value: float
+    bound: str
+    level: float  # success that both must reach
+
+
+class Ratios(NamedTuple):
+    """`Ratio` per training seed and of the mean over seeds, with the 95 % interval of the latter.
+
+    Where flat never gets there in a resample, that resample counts with its lower bound.
+    """
+
+    per_seed: dict[int, Ratio]
+    pooled: Ratio
+    low: float
+    high: float
+
+
+# --- frontiers --------------------------------------------------------------------------------
+def frontier(
+    rows: pd.DataFrame, x: str = "flops_per_step", keep: tuple[str, ...] = ()
+) -> pd.DataFrame:
+    """One line per point: method, cost, price, rate with 95 % interval, iqm, seeds, n, `keep`.
+
+    `rate` is the mean over seeds. `iqm` is the interquartile mean of the seeds' rates, the plain
+    mean for fewer than four seeds. Sorted by method, cost and price.
+    """
+    lines = []
+    for key, group in rows.groupby(list(POINT), sort=False):
+        solved = outcomes(group)
+        spread = bootstrap(solved, redraw="both" if len(solved) > 1 else "trials")
+        first = group.iloc[0]
+        lines.append(
+            dict(zip(POINT, key, strict=True))
+            | {name: first[name] for name in ("group", "model", "method", "cost", *keep)}
+            | {"x": group[x].mean(), "rate": spread.estimate, "low": spread.low}
+            | {"high": spread.high, "iqm": iqm(solved.mean(1)), "seeds": len(solved)}
+            | {"n": int(first["n"]), "path_efficiency": group["path_efficiency"].mean()}
+        )
+    return pd.DataFrame(lines).sort_values(["method", "cost", "x"], ignore_index=True)
+
+
+def _sorted(x: np.ndarray, rate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(x, kind="stable")
+    return x[order], rate[order]
+
+
+def _reach(x: np.ndarray, rate: np.ndarray, level: float) -> Reach | None:
+    """x ascending. Linear in log x along the monotone envelope (the best so far)."""
+    best = np.maximum.accumulate(rate)
+    above = np.flatnonzero(best >= level - 1e-12)
+    if not len(above):
+        return None
+    at = above[0]
+    if at == 0:
+        return Reach(float(x[0]), exact=bool(np.isclose(best[0], level)))
+    share = (level - best[at - 1]) / (best[at] - best[at - 1])
+    return Reach(float(np.exp(np.log(x[at - 1]) + share * np.log(x[at] / x[at - 1]))), True)
+
+
+def compute_ratio(
+    flat_rows: pd.DataFrame,
+    hier_rows: pd.DataFrame,
+    share: float = 0.8,
+    x: str = "flops_per_step",
+    resamples: int = _RESAMPLES,
+) -> Ratios:
+    """Compute of flat over that of the hierarchy where both reach share * the latter's best.
+
+    Both sets are checked and must be on the same trials and seeds. Where flat never gets there, its
+    largest budget gives a lower bound.
+    """
+    both = check_rows(pd.concat([flat_rows, hier_rows]))
+    seeds = sorted(both["seed"].unique())
+    curves = [_curve(rows, x) for rows in (flat_rows, hier_rows)]
+    per_seed = {
+        int(seed): _ratio(*((price[i], solved[:, i].mean(-1)) for price, solved in curves), share)
+        for i, seed in enumerate(seeds)
+    }
+
+    def pooled(pick: Callable[[np.ndarray], np.ndarray]) -> Ratio:
+        return _ratio(
+            *((price.mean(0), pick(solved).mean((1, 2))) for price, solved in curves), share
+        )
+
+    draw = np.random.default_rng(0).integers
+    count, trials = curves[0][1].shape[1:]
+    draws = []
+    for _ in range(resamples):
+        rows = draw(count, size=(count, 1)) if count > 1 else np.zeros((1, 1), int)
+        columns = draw(trials, size=(1, trials))
+        draws.append(pooled(lambda solved, r=rows, c=columns: solved[:, r, c]).value)
+    known = np.array(draws)[~np.isnan(draws)]
+    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
+    return Ratios(per_seed, pooled(lambda solved: solved), float(low), float(high))
+
+
+def _curve(rows: pd.DataFrame, x: str) -> tuple[np.ndarray, np.ndarray]:
+    """(prices (S, P), outcomes (P, S, n)) of the P points of one planner."""
+    groups = [group.sort_values("seed") for _, group in rows.groupby(list(POINT), sort=False)]
+    price = np.stack([group[x].to_numpy(float) for group in groups], axis=1)
+    return price, np.stack([outcomes(group) for group in groups])
+
+
+def _ratio(
+    flat: tuple[np.ndarray, np.ndarray], hier: tuple[np.ndarray, np.ndarray], share: float
+) -> Ratio:
+    """(x, rate) of each; NaN where the hierarchy solves nothing."""
+    level = share * float(hier[1].max())
+    if level <= 0:
+        return Ratio(np.nan, "open", level)
+    there, here = _reach(*_sorted(*hier), level), _reach(*_sorted(*flat), level)
+    low = not there.exact or here is None
+    high = here is not None and not here.exact
+    bound = {(0, 0): "", (1, 0): "lower", (0, 1): "upper", (1, 1): "open"}[low, high]
+    spent = float(flat[0].max()) if here is None else here.x
+    return Ratio(spent / there.x, bound, level)
+
+
+# --- pairs ------------------------------------------------------------------------------------
+class Pair(NamedTuple):
+    """Two planners on the same trials: difference of success (first - second) and its test."""
+
+    seed: str  # a training seed, or "all"
+    first: float
+    second: float
+    difference: Interval
+    test: McNemar
+
+
+def paired(first: pd.DataFrame, second: pd.DataFrame) -> list[Pair]:
+    """One `Pair` per seed and one over all; each argument is one point with its seeds.
+
+    The interval over all redraws seeds and trials. The exact McNemar test over all counts every
+    seed's trials as its own; a claim that must hold for new trainings has to hold on every seed.
+    WorkbookError unless both are one point each on the same trials and seeds.
+    """
+    for rows in (first, second):
+        if rows.groupby(list(POINT)).ngroups != 1:
+            raise WorkbookError("a pair compares two points, one budget and one grid value each")
+    check_rows(pd.concat([first.assign(cell="first"), second.assign(cell="second")]))
+    one, two = outcomes(first), outcomes(second)
+    found = []
+    for i, seed in enumerate(sorted(first["seed"])):
+        gap = bootstrap_difference(one[i], two[i], redraw="trials")
+        found.append(Pair(str(seed), one[i].mean(), two[i].mean(), gap, mcnemar(one[i], two[i])))
+    gap = bootstrap_difference(one, two, redraw="both" if len(one) > 1 else "trials")
+    test = mcnemar(one.ravel(), two.ravel())
+    return [*found, Pair("all", one.mean(), two.mean(), gap, test)]
+
+
+def pair_table(pairs: dict[str, list[Pair]]) -> pd.DataFrame:
+    """Pairs by name as a table: rates, difference with interval, only-solved counts, p."""
+    lines = [
+        {"pair": name, "seed": pair.seed, "first": pair.first, "second": pair.second}
+        | {f"difference{end}": getattr(pair.difference, key) for end, key in _ENDS.items()}
+        | {"only_first": pair.test.only_first, "only_second": pair.test.only_second}
+        | {"mcnemar_p": pair.test.p_value}
+        for name, found in pairs.items()
+        for pair in found
+    ]
+    return pd.DataFrame(lines)
+
+
+_ENDS = {"": "estimate", "_low": "low", "_high": "high"}

@@ -1,10 +1,9 @@
-"""Small trained variants beside a run: data sizes, model sizes, epochs and designs of level 2.
+"""Small trainings beside a run: data sizes, model sizes, epochs, designs of level 2, encoders.
 
-A variant is an ordinary run folder `<run>-variants/<name>-u<updates>` with the settings of its run
-except for the ones named here, so it resumes like any run and none is ever deleted; its updates are
-in its name because two notebooks train on the same data for different times. All of a group
-get the same number of updates, so that a small data set is seen more often and not trained less.
-Results are played on validation trials: variants are looked at, nothing is chosen on test trials.
+A variant is a run `<run>-variants/<name>-s<seed>-<digest>` with the settings of its run except for
+the ones named here, so it resumes like any run and none is ever deleted. All of a group get the
+same number of updates, so that a small data set is seen more often and not trained less. Results
+are played on validation trials: variants are looked at, nothing is chosen on test trials.
 """
 
 from __future__ import annotations
@@ -17,9 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hjepa_lib.config import Config, PlanningConfig
+from hjepa_lib.config import Config, ConfigError, PlanningConfig
+from hjepa_lib.data.published import acquire
+from hjepa_lib.data.recipes import SIZES
+from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.collapse import RESAMPLES, long_walks, open_loop, whole_windows
-from hjepa_lib.evaluation.results import Case
 from hjepa_lib.evaluation.statistics import (
     Interval,
     bootstrap,
@@ -27,15 +28,17 @@ from hjepa_lib.evaluation.statistics import (
     mcnemar,
     wilson,
 )
-from hjepa_lib.files import read_json
+from hjepa_lib.files import read_json, write_json
 from hjepa_lib.planning.agent import Agent
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
+from hjepa_lib.runs.keys import core_stages
 from hjepa_lib.runs.places import repository
-from hjepa_lib.runs.score import COSTS, count_all
+from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.latents import LatentStore
-from hjepa_lib.workbench import compare
+from hjepa_lib.workbench.engine import open_run
+from hjepa_lib.workbench.experiment import run_name
 from hjepa_lib.workbench.rows import check_rows, load_rows, split_finished
 
 BASE = 20_312
@@ -43,7 +46,9 @@ BASE = 20_312
 STEPS = 48
 """Open-loop steps at which variants are compared: far beyond what any of them is trained on."""
 EPOCHS_AT = 5_078
-EPOCHS = (5, 25, 75, 200, 1000)
+_WHOLE = 5_078  # below it a validation share would be a large part of the data
+EVERYWHERE = 1e9
+"""`hierarchy.near` of a planner for which every goal is near."""
 PAIRS: dict[str, dict[str, Any]] = {
     "small": {"level1.width": 16, "level1.latent_dim": 64, "level1.hidden": 128},
     "large": {"level1.width": 64, "level1.latent_dim": 256, "level1.hidden": 512},
@@ -53,25 +58,31 @@ JOINT: dict[str, dict[str, Any]] = {
     "joint-conditioned": {"level2.conditioning": True},
     "joint-feedback": {"level2.feedback": True},
 }
-EVERYWHERE = 1e9
-"""`hierarchy.near` of a planner for which every goal is near."""
 LATENTS = ("gaussian", "categorical", "fsq")
-_WHOLE = 5_078  # below it a validation share would be a large part of the data
-_TABLE = "outputs/gallery/study.csv"
-
-
-class Variant(NamedTuple):
-    """One training beside a run."""
-
-    name: str  # of its folder: what it is, then -u and the updates asked for
-    changes: dict[str, Any]  # dotted settings
-    stages: tuple[str, ...] = ("l1", "distance")
+ENCODERS: dict[str, dict[str, Any]] = {
+    "transformer": {
+        "level1.encoder": "vit",
+        "level1.width": 64,
+        "level1.predictor": "transformer",
+        "level1.hidden": 64,
+        "level1.pretrain_mask": 0.4,
+    },
+    "convolutional": {},  # that of notebook 02
+}
+_ENCODERS_SHARE: dict[str, Any] = {
+    "level1.rollout": 8,
+    "level1.optim.batch": 16,  # more updates in the same time
+    "precision": "fp32",  # such narrow matrix products gain nothing from bf16
+}
+_ENCODED = 1_200  # trajectories for the distance head: a transformer encodes slowly
+LABELS = {name: f"flat, {name} level 1" for name in ENCODERS}
 
 
 # --- what to train ----------------------------------------------------------------------------
 def budget(config: Config, updates: int) -> dict[str, Any]:
     """At most `updates` updates of level 1, so many refining, twice as many of the other two."""
-    wanted = {"level1": updates, "distance": 2 * updates, "level2": 2 * updates}
+    wanted = {"level1": updates, "distance": 2 * updates}
+    wanted |= {} if config.level2.disable_l2 else {"level2": 2 * updates}
     found = {
         f"{part}.optim.updates": min(count, getattr(config, part).optim.updates)
         for part, count in wanted.items()
@@ -79,75 +90,90 @@ def budget(config: Config, updates: int) -> dict[str, Any]:
     return found | {"level1.refine_updates": min(updates, config.level1.refine_updates)}
 
 
-def size(config: Config, transitions: int, updates: int) -> Variant:
-    """Level 1 and its head on fewer data. The smallest sets keep no validation share."""
+def size(config: Config, transitions: int, updates: int) -> dict[str, Any]:
+    """Settings of level 1 on fewer data. The smallest sets keep no validation share."""
     changes = budget(config, updates) | {"data.transitions": transitions}
-    if transitions < _WHOLE:
-        changes["data.val_fraction"] = 0.0
-    return Variant(f"size-{transitions}-u{updates}", changes)
+    return changes | ({"data.val_fraction": 0.0} if transitions < _WHOLE else {})
 
 
-def pair(config: Config, name: str, updates: int) -> Variant:
-    """A smaller or larger level 1 on `BASE` transitions."""
-    return Variant(f"model-{name}-u{updates}", size(config, BASE, updates).changes | PAIRS[name])
+def designs(config: Config, updates: int) -> dict[str, dict[str, Any]]:
+    """{name: settings} of every variant that needs no data to be described.
 
-
-def epochs(config: Config, count: int, updates: int, folder: Path) -> Variant:
-    """`count` passes of level 1 over the windows of `EPOCHS_AT` transitions; the head as ever."""
-    small = config.override({"data.transitions": EPOCHS_AT})
-    passes = compare.with_epochs(small, count, folder).level1.optim.updates
-    changes = size(config, EPOCHS_AT, updates).changes | {"level1.optim.updates": passes}
-    return Variant(f"epochs-{count}-u{updates}", changes)
-
-
-def frozen(config: Config, updates: int) -> Variant:
-    """Both levels one after the other, on `BASE` transitions: what `joint` is compared with."""
-    changes = size(config, BASE, updates).changes
-    return Variant(f"size-{BASE}-u{updates}", changes, ("l1", "distance", "l2"))
-
-
-def joint(config: Config, name: str, updates: int) -> Variant:
-    """Both levels at once, in batches that hold as many frames as those of level 1 alone."""
-    level1, level2 = config.level1, config.level2
-    states = level2.macro_steps * level2.step_skip + 1
-    changes = size(config, BASE, updates).changes | {"level2.train": "joint"} | JOINT[name]
-    changes["level1.optim.batch"] = max(2, round(level1.optim.batch * level1.window / states))
-    return Variant(f"{name}-u{updates}", changes, ("l1", "distance", "l2"))
-
-
-def latent(base: Workspace, kind: str, updates: int) -> Variant:
-    """Another kind of level-2 latent on the trained level 1 of `base`."""
-    count = min(2 * updates, base.config.level2.optim.updates)
-    changes = {"level2.latent": kind, "level2.optim.updates": count}
-    return Variant(f"latent-{kind}-u{updates}", changes, ("l2",))
-
-
-# --- training ---------------------------------------------------------------------------------
-def folder_of(ws: Workspace) -> Path:
-    """Where the variants of a run live: beside it, because a run holds no other run."""
-    return ws.run.path.with_name(f"{ws.run.path.name}-variants")
-
-
-def train(ws: Workspace, variant: Variant, base: Workspace | None = None, say=print) -> Workspace:
-    """The finished variant of `ws`: opened or resumed, and trained.
-
-    `base` has finished stages that the variant takes over instead of making them, and the settings
-    that its changes go on top of (default: those of `ws`). RunError when a folder of that name was
-    made with other settings.
+    `size-N`; on `BASE` transitions a smaller and a larger model, and both levels at once, in
+    batches that hold as many frames as those of level 1 alone; other latents of level 2.
     """
-    config = (base or ws).config.override(variant.changes)
-    side = compare.open_run(folder_of(ws), variant.name, config, ws.run)
-    if base is not None:
-        for stage in ("data", "l1", "distance"):
-            side.run.adopt(base.run, stage)
-    compare.train(side, variant.stages, say)
+    level1, level2 = config.level1, config.level2
+    base, states = size(config, BASE, updates), level2.macro_steps * level2.step_skip + 1
+    both = base | {"level2.train": "joint"}
+    both.pop("level2.optim.updates", None)  # counted with level 1's
+    both["level1.optim.batch"] = max(2, round(level1.optim.batch * level1.window / states))
+    second = {"level2.optim.updates": min(2 * updates, level2.optim.updates)}
+    return {
+        **{f"size-{count}": size(config, count, updates) for count in SIZES},
+        **{f"model-{name}": base | changes for name, changes in PAIRS.items()},
+        **{name: both | changes for name, changes in JOINT.items()},
+        **{f"latent-{kind}": second | {"level2.latent": kind} for kind in LATENTS},
+    }
+
+
+def with_epochs(config: Config, epochs: int, folder: Path) -> dict[str, int]:
+    """Updates for exactly `epochs` passes over the windows of each level (PL4)."""
+    if epochs < 1:
+        raise ConfigError(f"epochs must be at least 1, got {epochs}")
+    data = acquire(config.data, config.seed, folder / ".downloads")
+    lengths = data.split(config.data.val_fraction, config.seed)[0].lengths
+    level1, level2 = config.level1, config.level2
+    macro = level2.macro_steps * level2.step_skip + 1  # states of a level-2 window
+    joint = level2.train == "joint" and not level2.disable_l2
+    stored = lengths[: config.distance.trajectories]  # level 2 reads these latents only
+
+    def updates(lengths: Any, states: int, batch: int) -> int:
+        windows = int((lengths - states + 1).clamp_min(0).sum())
+        return max(1, round(epochs * windows / batch))
+
+    first = updates(lengths, macro if joint else level1.window, level1.optim.batch)
+    found = {"level1.optim.updates": first}
+    if not (joint or level2.disable_l2):
+        found["level2.optim.updates"] = updates(stored, macro, level2.optim.batch)
+    return found
+
+
+def epochs(config: Config, count: int, updates: int, folder: Path) -> dict[str, Any]:
+    """`count` passes of level 1 over the windows of `EPOCHS_AT` transitions; the head as ever."""
+    changes = size(config, EPOCHS_AT, updates)
+    passes = with_epochs(config.override({"data.transitions": EPOCHS_AT}), count, folder)
+    return changes | {"level1.optim.updates": passes["level1.optim.updates"]}
+
+
+def encoder(config: Config, name: str, updates: int) -> dict[str, Any]:
+    """Settings of one of `ENCODERS`: the same data, batches and number of updates.
+
+    The transformer's pre-training takes a fifth on top; the other one gets it as ordinary updates.
+    """
+    own = budget(config, updates)
+    changes = {key: value for key, value in own.items() if not key.startswith("level2")}
+    changes["distance.trajectories"] = min(_ENCODED, config.distance.trajectories)
+    extra = max(1, changes["level1.optim.updates"] // 5)
+    if "level1.pretrain_mask" in ENCODERS[name]:
+        changes["level1.pretrain_updates"] = extra
+    else:
+        changes["level1.optim.updates"] += extra
+    return _ENCODERS_SHARE | ENCODERS[name] | changes
+
+
+def train(
+    ws: Workspace,
+    name: str,
+    changes: dict[str, Any],
+    wanted: tuple[str, ...] = ("l1", "distance"),
+) -> Workspace:
+    """The variant of a run with the stages `wanted` finished: those of the run, or trained."""
+    config = ws.config.override(changes)
+    beside = f"{ws.run.path.name}-variants/{run_name(name, config)}"
+    side = open_run(beside, config, ws.run.path.parent, ws.run)
+    for stage in wanted:
+        side.obtain(core_stages(config)[stage])
     return side
-
-
-def trained_base(ws: Workspace, spare: Workspace) -> Workspace:
-    """The run itself if it made its own level 1, else the variant `spare`."""
-    own = all(ws.run.done(stage) for stage in ("data", "l1", "distance"))
-    return ws if own else spare
 
 
 # --- measuring --------------------------------------------------------------------------------
@@ -177,17 +203,17 @@ def measure(
 
     `planning` replaces the planner's settings, and `name` then tells its results apart.
     """
-    trained = side.run.done("l2") and "l1+l2" in methods
-    agent = stages.load_trained(side) if trained else stages.load_agent_parts(side)
+    whole = "l1+l2" in methods
+    agent = stages.load_trained(side) if whole else stages.load_agent_parts(side)
     walks = long_walks(side.config.data, steps + 1, windows, side.config.seed)
     batch = whole_windows(LatentStore(agent.level1, walks, windows, side.precision))
     errors = {level: curve.errors[:, -1] for level, curve in open_loop(agent, batch).items()}
     rows = [
         score(side, agent, method, cost, trials, name or "plain", planning)
         for method in methods
-        for cost in COSTS
+        for cost in scoring.COSTS
     ]
-    label = name or re.sub(r"-u\d+$", "", side.run.name)
+    label = name or re.sub(r"-s\d+-\w{8}$", "", side.run.path.name)
     return Measured(label, _about(side, agent), errors, rows)
 
 
@@ -221,7 +247,7 @@ def _about(side: Workspace, agent: Agent) -> dict[str, Any]:
     return {
         "transitions": side.config.data.transitions,
         "updates": side.config.level1.optim.updates,
-        "parameters": count_all(agent.level1),
+        "parameters": scoring.count_all(agent.level1),
         "seconds": round(sum(made[n]["seconds"] for n in ("l1", "distance", "l2") if n in made), 1),
         "probe_px": quality["probe_px_encoder"],
     }
@@ -236,21 +262,21 @@ def versus(first: Measured, second: Measured) -> list[dict[str, Any]]:
     """
     found = []
     for level in first.errors.keys() & second.errors.keys() - {"stand still"}:
-        gap = bootstrap_difference(
-            second.errors[level], first.errors[level], np.median, "trials", RESAMPLES
-        )
-        better = "second better" if gap.estimate < 0 else "first better"
-        clear = gap.low > 0 or gap.high < 0
-        found.append(_verdict(first, second, f"{level}, px", gap, better if clear else ""))
+        errors = (second.errors[level], first.errors[level])
+        gap = bootstrap_difference(*errors, np.median, "trials", RESAMPLES)
+        found.append((f"{level}, px", gap, -gap.estimate, gap.low > 0 or gap.high < 0))
     for one, two in itertools.product(first.rows, second.rows):
-        if row_key(one) != row_key(two):
-            continue
-        gap = bootstrap_difference(two["solved"], one["solved"], redraw="trials")
-        p = mcnemar(one["solved"], two["solved"]).p_value
-        better = "second better" if gap.estimate > 0 else "first better"
-        what = f"success, {one['method']}, {one['cost']}"
-        found.append(_verdict(first, second, what, gap, better if p < 0.05 else ""))
-    return sorted(found, key=lambda row: row["measure"])
+        if row_key(one) == row_key(two):
+            gap = bootstrap_difference(two["solved"], one["solved"], redraw="trials")
+            clear = mcnemar(one["solved"], two["solved"]).p_value < 0.05
+            found.append((f"success, {one['method']}, {one['cost']}", gap, gap.estimate, clear))
+    rows = []
+    for what, gap, gain, clear in sorted(found):
+        better = "second better" if gain > 0 else "first better"
+        row = {"first": first.name, "second": second.name, "measure": what}
+        row |= {"difference": gap.estimate, "low": gap.low, "high": gap.high}
+        rows.append(row | {"verdict": better if clear else "undecided"})
+    return rows
 
 
 def row_key(row: dict[str, Any]) -> tuple[str, str]:
@@ -258,12 +284,24 @@ def row_key(row: dict[str, Any]) -> tuple[str, str]:
     return row["method"], row["cost"]
 
 
-def _verdict(
-    first: Measured, second: Measured, what: str, gap: Interval, better: str
-) -> dict[str, Any]:
-    row = {"first": first.name, "second": second.name, "measure": what}
-    row |= {"difference": gap.estimate, "low": gap.low, "high": gap.high}
-    return row | {"verdict": better or "undecided"}
+def encoder_stage(ws: Workspace, updates: int) -> list[dict[str, Any]]:
+    """Stage `pixel_planning`: rows of random, flat with each of `ENCODERS`, and oracle.
+
+    The variants are trained first; the rows are stored as `pixels/planning/planning.json`.
+    """
+    rows = []
+    for name, label in LABELS.items():
+        side = train(ws, name, encoder(ws.config, name, updates) | {"device": ws.device})
+        case = Case.of(side.config, "flat", "distance")
+        result = scoring.play(side, stages.load_agent_parts(side), case, pictures=False)
+        rows.append(result.row | {"method": label})
+    floors = [scoring.play(side, None, Case.of(side.config, one)) for one in ("random", "oracle")]
+    rows = [floors[0].row, *rows, floors[1].row]
+    with ws.run.stage("pixel_planning", folder="pixels/planning") as folder:
+        write_json(folder / "planning.json", rows)
+    title = "A transformer or convolutions as level 1, on Two Rooms"
+    leave_section(ws.run, "40-planning", {"title": title, "results": rows, "data": rows})
+    return rows
 
 
 # --- committed rows ---------------------------------------------------------------------------
@@ -272,9 +310,9 @@ def committed(group: str, setting: str, path: Path | None = None) -> list[tuple[
 
     `setting` is a column of the table, such as planner.flat.horizon, or a setting of the training,
     such as data.transitions. Finished points on test trials only, seeds pooled: successes and
-    trials add up. RowsError when points have other trials or settings are mixed within one.
+    trials add up. Points with other trials, or settings mixed within one, are refused.
     """
-    path = path or repository() / _TABLE
+    path = path or repository() / "outputs/gallery/study.csv"
     if not path.is_file():
         return []
     table = load_rows(path)
@@ -282,11 +320,6 @@ def committed(group: str, setting: str, path: Path | None = None) -> list[tuple[
     if found.empty:
         return []
     check_rows(found)
-    known = path.with_name(f"{path.stem}_trainings.json")
-    settings = read_json(known) if known.is_file() else {}
-    if setting not in found:
-        values = [settings.get(name, {}).get(setting) for name in found["training"]]
-        found = found.assign(**{setting: values})
     pairs = []
     for (method, cost, value), rows in found.groupby(["method", "cost", setting]):
         successes, n = int(rows["successes"].sum()), int(rows["n"].sum())

@@ -11,8 +11,16 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from hjepa_lib.workbench.frontier import Pair, Ratios, compute_ratio, paired
-from hjepa_lib.workbench.rows import POINT, RowsError, check_rows, split_finished
+from hjepa_lib.files import WorkbookError
+from hjepa_lib.workbench.rows import (
+    POINT,
+    Pair,
+    Ratios,
+    check_rows,
+    compute_ratio,
+    paired,
+    split_finished,
+)
 
 HIERARCHY, FLAT = "bar_l1l2_latent", "bar_flat_latent"
 """Cells of the pair that is compared at one budget, under the latent cost."""
@@ -34,8 +42,8 @@ class Choice(NamedTuple):
 def choose(rows: pd.DataFrame, method: str, cost: str, flops: float) -> Choice:
     """The point with the best mean validation success at `flops` per step or less.
 
-    Ties go to the cheaper one. RowsError when no point of the method is within the budget, or one
-    lacks a seed.
+    Ties go to the cheaper one. WorkbookError when no point of the method is within the budget, or
+    one lacks a seed.
     """
     found = rows[(rows["split"] == "validation") & (rows["group"] == "choose")]
     found = check_rows(found[(found["method"] == method) & (found["cost"] == cost)])
@@ -44,7 +52,9 @@ def choose(rows: pd.DataFrame, method: str, cost: str, flops: float) -> Choice:
     ].mean()
     within = points[points["flops_per_step"] <= flops]
     if within.empty:
-        raise RowsError(f"no validation point of {method}, {cost} takes {flops:.3g} FLOPs or less")
+        raise WorkbookError(
+            f"no validation point of {method}, {cost} takes {flops:.3g} FLOPs or less"
+        )
     best = within.sort_values(["success_rate", "flops_per_step"], ascending=[False, True]).iloc[0]
     return Choice(
         best["grid"], best["budget"], best["success_rate"], best["flops_per_step"], len(within)

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 
 from hjepa_lib.evaluation.failures import LABELS
-from hjepa_lib.workbench import frontier as fr
+from hjepa_lib.files import WorkbookError
+from hjepa_lib.workbench import rows as fr
 from hjepa_lib.workbench import verdict
 from hjepa_lib.workbench.rows import (
-    RowsError,
     check_rows,
     load_rows,
     outcomes,
@@ -23,7 +23,7 @@ N = 40
 def make_row(cell, seed, solved, flops=1e6, budget=1.0, method="flat", cost="latent", **more):
     solved = np.asarray(solved)
     row = {
-        "cell": cell, "group": "p1", "recipe": "base", "grid": "", "training": "abc",
+        "cell": cell, "group": "p1", "model": "base", "grid": "", "training": "abc",
         "revision": "1e5", "method": method, "cost": cost, "seed": seed, "budget": budget,
         "protocol": "p1", "split": "test", "layouts": "fixed", "dynamics": "bounce",
         "n": len(solved), "trials_hash": "12", "planner.steps": 200, "solved": pack_solved(solved),
@@ -64,9 +64,9 @@ def test_solved_survives_the_table(n):
 
 
 def test_solved_of_another_length_is_refused():
-    with pytest.raises(RowsError, match="holds 8 bits, which is not n=9"):
+    with pytest.raises(WorkbookError, match="holds 8 bits, which is not n=9"):
         unpack_solved("ff", 9)
-    with pytest.raises(RowsError, match="must be hexadecimal"):
+    with pytest.raises(WorkbookError, match="must be hexadecimal"):
         unpack_solved("zz", 8)
 
 
@@ -78,10 +78,10 @@ def test_load_rows_keeps_digits_text(tmp_path):
     assert (row["revision"], row["trials_hash"], row["solved"]) == ("1e5", "12", "00")
     assert (row["cost"], row["grid"]) == ("none", "")
     assert row["seconds_per_step"] == pytest.approx(1 / 200)
-    with pytest.raises(RowsError, match="does not exist: run the study first"):
+    with pytest.raises(WorkbookError, match="does not exist: run the experiment first"):
         load_rows(tmp_path / "none.csv")
     path.write_text("a\n1\n")
-    with pytest.raises(RowsError, match="column 'cell' is missing"):
+    with pytest.raises(WorkbookError, match="column 'cell' is missing"):
         load_rows(path)
 
 
@@ -96,7 +96,7 @@ def test_load_rows_keeps_digits_text(tmp_path):
         ("planner.steps", 100, "differ in planner.steps"),
         ("successes", 39, "flat seed 0: solved and successes disagree"),
         ("cost", "distance", "mixes settings: cost is distance and latent"),
-        ("recipe", "other", "mixes settings: recipe is other and base"),
+        ("model", "other", "mixes settings: model is other and base"),
         ("planner.flat.horizon", 48, "mixes settings: planner.flat.horizon is 48 and 8"),
         ("seed", 7, "is unfinished: seed"),
         ("seed", 1, "has seed 1 twice"),
@@ -106,21 +106,21 @@ def test_mixed_sets_are_refused_by_name(column, value, message):
     rows = pd.concat([FLAT, TWO], ignore_index=True)
     assert check_rows(rows) is rows
     rows.loc[0, column] = value
-    with pytest.raises(RowsError, match=message) as caught:
+    with pytest.raises(WorkbookError, match=message) as caught:
         check_rows(rows)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_unfinished_sets_are_refused_by_name():
-    with pytest.raises(RowsError, match=r"flat 1\.0 is unfinished: seed 2 is missing"):
+    with pytest.raises(WorkbookError, match=r"flat 1\.0 is unfinished: seed 2 is missing"):
         check_rows(FLAT[~((FLAT["seed"] == 2) & (FLAT["budget"] == 1))])
-    with pytest.raises(RowsError, match="is unfinished: seed 3 is missing"):
+    with pytest.raises(WorkbookError, match="is unfinished: seed 3 is missing"):
         check_rows(FLAT, seeds=(0, 1, 2, 3))
-    with pytest.raises(RowsError, match="has seed 2, which was not asked for"):
+    with pytest.raises(WorkbookError, match="has seed 2, which was not asked for"):
         check_rows(FLAT, seeds=(0, 1))
-    with pytest.raises(RowsError, match="3 of 4 points are there"):
+    with pytest.raises(WorkbookError, match="3 of 4 points are there"):
         check_rows(FLAT, points=4)
-    with pytest.raises(RowsError, match="no row to compare"):
+    with pytest.raises(WorkbookError, match="no row to compare"):
         check_rows(FLAT[:0])
 
 
@@ -136,19 +136,6 @@ def test_frontier_pools_seeds():
     alike = fr.frontier(FLAT)
     assert alike["rate"].tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert (alike["high"] - alike["low"]).max() < line["high"] - line["low"]
-
-
-def test_compute_to_reach_interpolates_along_the_envelope():
-    one = TWO[TWO["seed"] == 0].sample(frac=1, random_state=0)
-    assert fr.compute_to_reach(one, 0.5) == (1e6, True)
-    assert fr.compute_to_reach(one, 0.4) == (1e6, False)  # the smallest budget is above it
-    reach = fr.compute_to_reach(one, 0.75)
-    assert reach.exact
-    assert reach.x == pytest.approx(10**6.5)  # half-way in log compute
-    assert fr.compute_to_reach(one, 0.95).x == pytest.approx(10 ** (6 + 0.9))
-    assert fr.compute_to_reach(FLAT[FLAT["seed"] == 0], 0.31) is None
-    dip = curve("dip", (0.5, 0.2, 0.8), FLOPS, seeds=(0,))
-    assert fr.compute_to_reach(dip, 0.65).x == pytest.approx(10**7.5)
 
 
 def test_ratio_is_a_bound_where_flat_never_gets_there():
@@ -180,9 +167,9 @@ def test_ratio_says_where_the_smallest_budget_is_enough():
 
 
 def test_ratio_needs_the_same_seeds_and_trials():
-    with pytest.raises(RowsError, match="unfinished: seed 2"):
+    with pytest.raises(WorkbookError, match="unfinished: seed 2"):
         fr.compute_ratio(FLAT[FLAT["seed"] < 2], TWO)
-    with pytest.raises(RowsError, match="differ in trials_hash"):
+    with pytest.raises(WorkbookError, match="differ in trials_hash"):
         fr.compute_ratio(FLAT, TWO.assign(trials_hash="34"))
 
 
@@ -211,9 +198,9 @@ def test_pairs_follow_the_trials_not_the_counts():
 
 
 def test_pairs_of_several_points_or_other_trials_are_refused():
-    with pytest.raises(RowsError, match="compares two points"):
+    with pytest.raises(WorkbookError, match="compares two points"):
         fr.paired(FLAT, TWO[TWO["budget"] == 1])
-    with pytest.raises(RowsError, match="differ in n"):
+    with pytest.raises(WorkbookError, match="differ in n"):
         fr.paired(
             pd.DataFrame([make_row("a", 0, first(3))]),
             pd.DataFrame([make_row("b", 0, first(3, 24))]),
@@ -227,16 +214,10 @@ def test_choice_takes_the_best_point_within_the_budget():
     test = curve("test", (1.0,), (1e6,), group="choose")
     found = verdict.choose(pd.concat([rows, test]), "flat", "latent", 3e7)
     assert (found.budget, found.rate, found.flops, found.tried) == (10, 0.5, 1e7, 3)
-    with pytest.raises(RowsError, match="no validation point of flat, latent takes 5e"):
+    with pytest.raises(WorkbookError, match="no validation point of flat, latent takes 5e"):
         verdict.choose(rows, "flat", "latent", 5e5)
-    with pytest.raises(RowsError, match="seed 2 is missing"):
+    with pytest.raises(WorkbookError, match="seed 2 is missing"):
         verdict.choose(rows[:-1], "flat", "latent", 3e7)
-
-
-def test_parameter_match():
-    assert fr.check_parameters(1_019_000, 1_000_000) == pytest.approx(0.019)
-    with pytest.raises(RowsError, match=r"1,030,000 and 1,000,000 weights differ by 3\.0 %"):
-        fr.check_parameters(1_030_000, 1_000_000)
 
 
 # --- figures ----------------------------------------------------------------------------------

@@ -1,10 +1,8 @@
-"""Where the cells of a sweep run: joblib on this machine, Dask distributed on one or on many.
+"""One pool: `work(item)` in processes here (joblib), or on Dask workers here or elsewhere.
 
-Both call `work(item)` once per item in a process of its own and hand back what it returned, in the
-order of ending. joblib stops when a worker process dies. Dask gives the dead worker's item to
-another one, up to three times, so `work` must be able to resume; and a worker that only lost its
-connection may still be at it, so `work` takes an exclusive lock (`exclusive`) and looks whether
-there is anything left to do.
+joblib stops when a worker process dies. Dask gives the dead worker's item to another one, up to
+three times; and a worker that only lost its connection may still be at it, so `work` takes an
+exclusive lock and looks whether there is anything left to do.
 """
 
 from __future__ import annotations
@@ -54,27 +52,22 @@ def run_all(
     """
     check_engine(engine, jobs, scheduler)
     call = functools.partial(_call, work)
-    if engine == "joblib":
-        yield from _with_joblib(call, items, jobs)
-    else:
+    if engine == "dask":
         with _client(jobs, scheduler) as client:
             yield from _with_dask(client, call, items)
+        return
+    try:
+        pool = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
+        yield from pool(joblib.delayed(call)(item) for item in items)
+    except BrokenProcessPool as error:
+        raise RunError(
+            "a worker process was killed, perhaps for lack of memory; go on with fewer jobs, or "
+            "with the engine dask, which gives its work to another one"
+        ) from error
 
 
 def _call(work: Work, item: Any) -> Ended:
     return Ended(item, work(item), "")
-
-
-# --- joblib -----------------------------------------------------------------------------------
-def _with_joblib(call: Work, items: Sequence[Any], jobs: int) -> Iterator[Ended]:
-    pool = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
-    try:
-        yield from pool(joblib.delayed(call)(item) for item in items)
-    except BrokenProcessPool as error:
-        raise RunError(
-            "a worker process was killed, perhaps for lack of memory; resume with fewer jobs, or "
-            "with the engine dask, which gives its work to another one"
-        ) from error
 
 
 # --- Dask -------------------------------------------------------------------------------------
@@ -154,5 +147,5 @@ def _import_distributed() -> Any:
     try:
         import distributed
     except ImportError as error:
-        raise RunError("the engine dask needs: pip install distributed") from error
+        raise RunError("the engine dask needs: pip install -e '.[cluster]'") from error
     return distributed

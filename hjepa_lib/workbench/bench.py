@@ -1,0 +1,282 @@
+"""Speed and memory: `python -m hjepa_lib bench`, on torch.utils.benchmark.
+
+Ways of doing the same work take turns, so that allocator, threads, clock speed and neighbours are
+the same for all, and nothing is timed before they gave the same numbers. Everything runs on the
+CPU, where this workbook has to be quick; weights are random, the time does not depend on them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.benchmark import Compare, Measurement, Timer
+
+from hjepa_lib.config import Config, ConfigError, Level1Config, PlannerConfig, profile
+from hjepa_lib.data.normaliser import Normaliser
+from hjepa_lib.data.recipes import generate
+from hjepa_lib.data.windows import Windows
+from hjepa_lib.evaluation import protocol_cap
+from hjepa_lib.files import WorkbookError, write_json
+from hjepa_lib.models.distance import Distance
+from hjepa_lib.models.geometry import DistanceGeometry, Geometry, LatentGeometry
+from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.planning.levels import PrimitiveLevel
+from hjepa_lib.planning.planner import Layer, Planner
+from hjepa_lib.runs import machine
+from hjepa_lib.training.level1 import train_level1
+from hjepa_lib.worlds.rendering import render, render_reference
+from hjepa_lib.worlds.trials import load_trials
+
+SECTIONS = ("cases", "growth", "memory")
+TOLERANCE = 0.05
+"""Largest relative difference between ways of one kind: bf16 rounding stays below it."""
+SAMPLE = 20_312  # transitions of the data that the updates draw from
+GROWTH = {
+    "trials": (1, 3, 10, 30, 100, 300, 1000),
+    "samples": (16, 64, 256, 1024),
+    "horizon": (4, 8, 16, 32, 64, 96),
+}
+"""What grows, and its values; the rest stays as in the profile, with 20 trials."""
+_QUICK_GROWTH = {"trials": (1, 4), "samples": (8, 16), "horizon": (2, 4)}
+_QUICK = {"level1.latent_dim": 16, "level1.window": 4, "level1.optim.batch": 4}
+Call = Callable[[], Any]
+
+
+class Way(NamedTuple):
+    """One way of doing some work; ways of one `kind` give the same numbers ("" is compared with
+    nothing)."""
+
+    work: str
+    name: str
+    make: Callable[[], Call]  # builds it, which is not timed
+    kind: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.work}: {self.name}"
+
+
+# --- what is timed ----------------------------------------------------------------------------
+def configs(quick: bool = False) -> tuple[Config, Config]:
+    """(reference, laptop): PLDM's architecture and the default profile."""
+    names = ("full", "smoke" if quick else "laptop")
+    return tuple(profile(name).override(_QUICK if quick else {}) for name in names)
+
+
+def updates(config: Level1Config, precision: str) -> Call:
+    """Whole level-1 updates (draw, render, forward, backward, clip, AdamW) of a new model.
+
+    A call returns its loss and gradient norm.
+    """
+    data = generate("good", SAMPLE)
+    torch.manual_seed(0)  # all ways start from the same weights
+    model = Jepa(config, Normaliser.fit(data, 0))
+    windows = Windows(data, config.window)
+    fit = iter(train_level1(model, windows, None, config, seed=0, precision=precision))
+
+    def call() -> Tensor:
+        report = next(fit)
+        return torch.tensor([report.loss, report.grad_norm])
+
+    return call
+
+
+class Planning:
+    """A flat planner over `trials` validation trials."""
+
+    def __init__(self, config: Config, trials: int, planner: PlannerConfig | None = None) -> None:
+        torch.manual_seed(0)
+        model = Jepa(config.level1, Normaliser.fit(generate("good", SAMPLE), 0)).eval()
+        geometry: Geometry = LatentGeometry()
+        if config.planning.cost == "distance":
+            geometry = DistanceGeometry(Distance(config.distance, model.latent_dim).eval())
+        tasks = load_trials("p1", "validation", min(trials, 500))
+        rows = torch.arange(trials) % tasks.count  # the stored ones again, beyond 500
+        with torch.no_grad():
+            self.start = model.encode(render(tasks.start, tasks.layout))[rows]  # (B, D)
+            self.goal = model.encode(render(tasks.goal, tasks.layout))[rows]
+        cap = protocol_cap("p1", config.planning.action_cap)
+        level = PrimitiveLevel(model, planner or config.planning.flat, geometry, cap)
+        self.planner = Planner([Layer(level)], seed=0)
+
+    def call(self, precision: str) -> Tensor:
+        """Costs (B, N) of the candidates of one call for all trials, without a warm start."""
+        self.planner.reset()
+        return self._costs(precision, slice(None))
+
+    def loop(self, precision: str) -> Tensor:
+        """The same, one trial after the other: a trial alone meets what it meets in its batch."""
+        costs = []
+        for row in range(len(self.start)):
+            self.planner.reset([row])
+            costs.append(self._costs(precision, slice(row, row + 1)))
+        return torch.cat(costs)
+
+    def _costs(self, precision: str, rows: slice) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            plan = self.planner.plan(self.start[rows], self.goal[rows], executed=0)
+        return plan.search.costs
+
+
+def ways(precision: str, quick: bool = False) -> list[Way]:
+    """Every work that is timed, in the ways it can be done here."""
+    reference, laptop = configs(quick)
+    trials, shown, transitions = (3, 34, 500) if quick else (20, 1088, 100_000)
+
+    def plan(name: str, kept: str) -> Call:
+        planning = Planning(laptop, trials)
+        return lambda: getattr(planning, name)(kept)
+
+    def draw(rule: Callable[..., Tensor]) -> Call:
+        windows = Windows(generate("good", SAMPLE), 17)
+        batch = windows.sample(shown // 17, torch.Generator().manual_seed(0))
+        return lambda: rule(batch.positions, batch.layout)
+
+    both = dict.fromkeys(("fp32", precision))
+    found = []
+    for model in (reference.level1, laptop.level1):
+        for kept in both:
+            make = functools.partial(updates, model, kept)
+            found.append(Way("level-1 update", f"{model.encoder}, {kept}", make, model.encoder))
+    for name, words in (("loop", "one by one"), ("call", "all at once")):
+        for kept in both:
+            make = functools.partial(plan, name, kept)
+            found.append(Way(f"plan {trials} trials", f"{words}, {kept}", make, kept))
+    for words, rule in (("direct formula", render_reference), ("patches", render)):
+        make = functools.partial(draw, rule)
+        found.append(Way(f"draw {shown:,} frames", words, make, "frames"))
+    make = lambda: lambda: generate("good", transitions)  # noqa: E731
+    return [*found, Way(f"generate {transitions:,} transitions", "vectorised", make)]
+
+
+# --- timing -----------------------------------------------------------------------------------
+def measure(chosen: Sequence[Way], rounds: int) -> list[Measurement]:
+    """One measurement per way; WorkbookError where two ways of a kind give other numbers."""
+    if rounds < 1:
+        raise ConfigError(f"rounds must be at least 1, got {rounds}")
+    found = []
+    for work in dict.fromkeys(way.work for way in chosen):
+        same = [way for way in chosen if way.work == work]
+        calls, first = [way.make() for way in same], {}
+        for way, call in zip(same, calls, strict=True):
+            outcome = call()  # also the warm-up: memory is mapped and kernels are chosen here
+            other, before = first.setdefault(way.kind, (way.name, outcome))
+            gap = difference(before, outcome) if way.kind else 0.0
+            if not gap <= TOLERANCE:
+                raise WorkbookError(
+                    f"{work}: {other} and {way.name} differ by {gap:.3g}, more than {TOLERANCE}"
+                )
+        timers = [_timer(call, way.title, "time") for way, call in zip(same, calls, strict=True)]
+        turns = [[timer.timeit(1) for timer in timers] for _ in range(rounds)]
+        found += [Measurement.merge(times)[0] for times in zip(*turns, strict=True)]
+    return found
+
+
+def _timer(call: Call, row: str, column: str) -> Timer:
+    threads = torch.get_num_threads()
+    return Timer(
+        "call()", globals={"call": call}, sub_label=row, description=column, num_threads=threads
+    )
+
+
+def difference(one: Tensor, two: Tensor) -> float:
+    """Mean absolute difference as a share of the mean absolute value."""
+    one, two = one.double(), two.double()
+    return float((one - two).abs().mean() / one.abs().mean())
+
+
+def growth(
+    config: Config,
+    precision: str,
+    axes: dict[str, Sequence[int]] = GROWTH,
+    trials: int = 20,
+    calls: int = 3,
+) -> list[Measurement]:
+    """A flat planning call as trials, samples and horizon grow."""
+    found = []
+    for axis, value in ((axis, value) for axis, values in axes.items() for value in values):
+        planner = config.planning.flat
+        planner = planner if axis == "trials" else dataclasses.replace(planner, **{axis: value})
+        planning = Planning(config, value if axis == "trials" else trials, planner)
+        planning.call(precision)
+        call = functools.partial(planning.call, precision)
+        found.append(_timer(call, axis, f"{value:,}").timeit(calls))
+    return found
+
+
+def peaks(quick: bool, precision: str, threads: int) -> Iterator[tuple[str, float, float]]:
+    """(title, MB that it adds, MB of its process) of every way.
+
+    Each in a process of its own: freed memory stays with a process, so peaks would hide each other.
+    """
+    for number, way in enumerate(ways(precision, quick)):
+        call = f"bench.peak({number}, {precision!r}, {quick}, {threads})"
+        command = [sys.executable, "-c", f"from hjepa_lib.workbench import bench; {call}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["killed"])[-1]
+            raise WorkbookError(f"the memory of {way.title!r} could not be measured: {reason}")
+        yield way.title, *json.loads(done.stdout)
+
+
+def peak(number: int, precision: str, quick: bool, threads: int) -> None:
+    """Print (added, whole) MB of this process after doing one work twice."""
+    machine.set_up(threads)
+    call = ways(precision, quick)[number].make()
+    before = machine.peak_memory_mb() or 0.0
+    call()
+    call()
+    whole = machine.peak_memory_mb() or 0.0
+    print(json.dumps((whole - before, whole)))
+
+
+def main_bench(
+    rounds: int = 20,
+    precision: str = "auto",
+    threads: int | None = None,
+    sections: str = "cases+growth+memory",
+    only: str = "",
+    quick: bool = False,
+    output: Path | None = None,
+) -> int:
+    """Measure and print the `sections` asked for; see the command's options in `__main__`."""
+    wanted = sections.split("+")
+    if odd := [section for section in wanted if section not in SECTIONS]:
+        raise ConfigError(f"sections must be of {'+'.join(SECTIONS)}, got {odd[0]!r}")
+    threads = machine.set_up(threads)
+    precision = machine.choose_precision("cpu", precision)
+    print(f"{threads} threads, {precision}")
+    chosen = [way for way in ways(precision, quick) if only in way.title]
+    if not chosen:
+        known = "; ".join(way.title for way in ways(precision, quick))
+        raise ConfigError(f"no work is called like {only!r}; there are: {known}")
+    times: dict[str, list[Measurement]] = {}
+    if "cases" in wanted:
+        times["cases"] = measure(chosen, rounds)
+    if "growth" in wanted and not only:
+        axes, calls = (_QUICK_GROWTH, 1) if quick else (GROWTH, 3)
+        times["growth"] = growth(configs(quick)[1], precision, axes, calls=calls)
+    found: dict[str, Any] = {"threads": threads, "precision": precision}
+    for section, measured in times.items():
+        Compare(measured).print()
+        found[section] = [
+            (one.task_spec.sub_label, one.task_spec.description, one.median, one.iqr)
+            for one in measured
+        ]
+    if "memory" in wanted and not only:
+        found["memory"] = list(peaks(quick, precision, threads))
+        print("Peak memory, MB: added by the work, of the whole process")
+        for name, added, whole in found["memory"]:
+            print(f"{name:<48}{added:>9,.0f}{whole:>9,.0f}")
+    if output:
+        write_json(output, found | {"versions": machine.versions()})
+    return 0

@@ -1,0 +1,589 @@
+"""The experiment file, rows and their identity, what is made and what is taken over."""
+
+import copy
+import csv
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from tiny import OVERRIDES
+
+from hjepa_lib import __main__
+from hjepa_lib.config import ConfigError
+from hjepa_lib.evaluation.results import load_result
+from hjepa_lib.files import FileError, sha256, write_json
+from hjepa_lib.runs import score as scoring
+from hjepa_lib.runs.keys import Stage
+from hjepa_lib.runs.places import RunError
+from hjepa_lib.runs.run import Run
+from hjepa_lib.workbench import CONFIGS, STUDY, engine
+from hjepa_lib.workbench.rows import check_rows, load_rows, unpack_solved
+from hjepa_lib.workbench.schema import read_experiment
+from hjepa_lib.workbench.table import Table, digest, list_cells
+
+TRAINING = {k: v for k, v in OVERRIDES.items() if not k.startswith(("planning.", "evaluation."))}
+PLANNING = {
+    key.removeprefix("planning."): value
+    for key, value in OVERRIDES.items()
+    if key.startswith("planning.") and not key.startswith("planning.level3")
+}
+FLAT = {
+    "name": "flat", "group": "p1", "model": "base", "method": "flat", "cost": "latent",
+    "minutes": 1,
+}  # fmt: skip
+TREE = {
+    "name": "little",
+    "base": {"profile": "smoke"},
+    "models": {
+        "base": {"minutes": 3, "settings": TRAINING},
+        "skip2": {"from": "base", "minutes": 1, "settings": {"level2.step_skip": 2}},
+    },
+    "defaults": {
+        "split": "validation", "trials": 3, "steps": 6, "seeds": [0], "planning": PLANNING,
+    },
+    "cells": [
+        {"name": "walk", "group": "floors", "method": "random", "minutes": 0.1},
+        {"name": "best", "group": "floors", "method": "oracle", "minutes": 0.1},
+        FLAT | {"budgets": [0.5, 1.0]},
+        FLAT
+        | {"name": "two", "method": "l1+l2", "grid": {"hierarchy.replan": [2, 4]}, "minutes": 2},
+        FLAT | {"name": "coarse", "model": "skip2", "method": "l1+l2", "control": "untrained"},
+    ],
+}  # fmt: skip
+
+
+def write(folder, change=lambda tree: None):
+    """The experiment of `TREE`, changed; its file and table are in `folder`."""
+    tree = copy.deepcopy(TREE) | {"table": str(folder / "rows.csv")}
+    change(tree)
+    (folder / "file.yaml").write_text(yaml.safe_dump(tree))
+    return read_experiment(folder / "file.yaml")
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch, short_probe):
+    """Function of a change of `TREE` -> experiment, in a folder and outputs folder of its own."""
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
+    return lambda change=lambda tree: None: write(tmp_path, change)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, short_probe):
+    """A whole experiment; copy the folder to change it."""
+    folder = tmp_path_factory.mktemp("experiment")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HJEPA_OUTPUTS", str(folder / "outputs"))
+        ended = engine.run_experiment(write(folder))
+        assert not [one for one in ended if one.error]
+    return folder
+
+
+@pytest.fixture
+def again(finished, tmp_path, monkeypatch):
+    """A copy of the finished experiment: function of a change of `TREE` -> experiment."""
+    shutil.copytree(finished, tmp_path / "copy")
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "copy" / "outputs"))
+    return lambda change=lambda tree: None: write(tmp_path / "copy", change)
+
+
+def run(experiment, only="", **options):
+    """What failed, by row, and what was said."""
+    said = []
+    ended = engine.run_experiment(
+        experiment, experiment.select(only), say=lambda text, **_: said.append(str(text)), **options
+    )
+    return [one.error for one in ended if one.error], "\n".join(said)
+
+
+def read(experiment):
+    return list(csv.DictReader(experiment.table.read_text().splitlines()))
+
+
+def runs_of(experiment, name):
+    (path,) = experiment.folder.glob(f"{name}-s0-*")
+    return Run.at(path)
+
+
+def change_cell(**values):
+    return lambda tree: tree["cells"][2].update(values)
+
+
+def settings(**changes):
+    named = {key.replace("__", "."): value for key, value in changes.items()}
+    return lambda tree: tree["models"]["base"]["settings"].update(named)
+
+
+# --- the file ---------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update(sells=[]), "unknown section 'sells'"),
+        (lambda t: t.update(recipes={}), "recipes in .* is called models now"),
+        (lambda t: t.update(cells=[]), "cells in .* must be a list"),
+        (lambda t: t.update(base=3), "base of .* must be a mapping, got 3"),
+        (lambda t: t["base"].update(profile="huge"), "profile must be one of"),
+        (lambda t: t.update(name="../../x"), "name of .* must be letters, digits"),
+        (lambda t: t.update(table="../x.csv"), "'../x.csv' is no file below"),
+        (lambda t: t["models"].update({"../x": {}}), "model '../x' .* needs another name"),
+        (change_cell(model="bass"), "cell 'flat' .* unknown model 'bass'"),
+        (change_cell(method="flatt"), "cell 'flat' .* method must be one of .* got 'flatt'"),
+        (change_cell(cost="none"), "cost of cell 'flat' .* latent or distance"),
+        (change_cell(colour="red"), "unknown key 'colour' in cell 'flat'"),
+        (change_cell(notebooks="01"), "cell 'flat' .* needs one of method, notebooks and call"),
+        (change_cell(planning={"flat.sample": 3}), "cell 'flat' .* 'planning.flat.sample'"),
+        (change_cell(planning={"cost": "latent"}), "sets planning.cost; use its own key"),
+        (change_cell(grid={"flat.horizon": 3}), "flat.horizon in the grid .* must be a list"),
+        (change_cell(grid={"flat.horizon": [3, 3]}), "describes the same row twice"),
+        (change_cell(trials=501), r"cell 'flat' .* trials must lie in \[1, 500\]"),
+        (change_cell(budgets=[]), "cell 'flat' .* (budgets|no row)"),
+        (change_cell(seeds=[]), "cell 'flat' .* (seeds|no row)"),
+        (change_cell(protocol="p3"), "cell 'flat' .* protocol must be one of"),
+        (change_cell(dynamics="ice"), "cell 'flat' .* dynamics must be one of bounce"),
+        (change_cell(control="half"), "cell 'flat' .* control must be one of"),
+        (change_cell(minutes="soon"), "cell 'flat' .* minutes must be float, got 'soon'"),
+        (change_cell(planning={"action_cap": 2.0}), "cell 'flat' .* p1 fixes planning.action_cap"),
+        (lambda t: t["cells"].append(FLAT), "names the cell 'flat' twice"),
+        (lambda t: t["cells"].append({"name": "x"}), "cell 'x' .* needs one of method"),
+        (lambda t: t["cells"].append({"call": "x.y"}), "must be module:function, got 'x.y'"),
+        (
+            lambda t: t["cells"].append({"notebooks": "01", "cost": "latent"}),
+            "unknown key 'cost' in cell 'notebooks'",
+        ),
+        (lambda t: t["models"].update(a={"from": "b"}), "from 'b', which no"),
+        (lambda t: t["models"].update(a={"colour": 1}), "model 'a' .* unknown key 'colour'"),
+        (settings(level1__wide=3), "model 'base' .* unknown setting 'level1.wide'"),
+        (settings(seed=3), "model 'base' .* sets seed, which belongs to the file"),
+        (settings(level2__disable_l2=True), "model 'base' .* needs level2.disable_l2=false"),
+        (change_cell(method="l1+l2+l3"), "'flat' .* its model needs level3.enabled"),
+        (lambda t: t.update(grid={"level1.width": {"a": {}}}), "needs a name that is no setting"),
+        (lambda t: t.update(grid={"method": {"a": {}}}), "no column of the table"),
+        (lambda t: t.update(grid={"both": {}}), "a list with at least one value, or labels"),
+        (lambda t: t.update(grid={"both": {"a": 3}}), "both a must be a mapping, got 3"),
+        (lambda t: t.update(grid={"level1.width": [8, 8]}), "the same row twice"),
+    ],
+)
+def test_wrong_files_are_refused_before_any_work(make, change, message, tmp_path):
+    """C7: a name is a name, so nothing is written outside the outputs folder."""
+    with pytest.raises((ConfigError, FileError), match=message) as caught:
+        make(change)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_broken_files_are_one_sentence(tmp_path):
+    path = tmp_path / "file.yaml"
+    for text, message in (("a: [", "not valid YAML"), ("[1]", "must be a mapping")):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            read_experiment(path)
+    with pytest.raises(ConfigError, match=r"experiment file .* does not exist"):
+        read_experiment(tmp_path / "none.yaml")
+
+
+def test_units_are_the_product_of_models_seeds_budgets_and_grid_values(make):
+    made = make(change_cell(budgets=[0.5, 1.0], seeds=[4]))
+    cells = {cell.name: made.units(cell) for cell in made.cells}
+    assert [list(unit.key.values()) for unit in cells["two"]] == [
+        ["two", "base", "0", "1.0", "hierarchy.replan=2"],
+        ["two", "base", "0", "1.0", "hierarchy.replan=4"],
+    ]
+    half, full = cells["flat"]
+    assert (half.case.planning.flat.samples, full.case.planning.flat.samples) == (4, 8)
+    assert half.case.planning.cost == "latent" and half.case.seed == 4
+    for name, wanted in (("walk", ()), ("flat", ("l1",)), ("two", ("l1", "l2"))):
+        assert cells[name][0].case.stages == wanted
+    assert set(half.training()) > {"data.recipe", "level1.hidden", "distance.trajectories"}
+    assert not [name for name in half.training() if name.startswith(("level2", "distance.dim"))]
+    assert cells["walk"][0].training() == {}
+
+
+def test_the_grid_of_a_file_makes_models_of_values_and_labels(make):
+    grid = {"level1.width": [8, 16], "both": {"a": {"level1": {"hidden": 32}}, 7: {}}}
+    made = make(lambda t: t.update(grid=grid, seeds=[0, 1], cells=[{"notebooks": "01-05"}]))
+    made = read_experiment({"grid": grid, "seeds": [0, 1], "cells": [{"notebooks": "1"}]}, "x")
+    units = made.units(made.cells[0])
+    assert [unit.key["model"] for unit in units[::2]] == [
+        "width=8-both=a", "width=8-both=7", "width=16-both=a", "width=16-both=7",
+    ]  # fmt: skip
+    assert [unit.trained.level1.hidden for unit in units[::2]] == [32, 256, 32, 256]
+    assert [unit.seed for unit in units] == [0, 1] * 4
+    assert re.fullmatch(r"width=8-both=a-s0-[0-9a-f]{8}", units[0].run_name)
+
+
+def test_selection_by_name_group_and_seed(make):
+    made = make(lambda tree: tree["defaults"].update(seeds=[0, 1, 2]))
+    assert [cell.name for cell in made.select("floors,t*")] == ["walk", "best", "two"]
+    assert [cell.seeds for cell in made.select("two", (2, 1, 7))] == [(1, 2)]
+    with pytest.raises(ConfigError, match=r"no cell .* matches 'three'"):
+        made.select("three")
+
+
+# --- doing it ---------------------------------------------------------------------------------
+def test_rows_hold_what_happened(finished, monkeypatch):
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(finished / "outputs"))
+    rows = load_rows(finished / "rows.csv")
+    assert list(rows["cell"]) == ["walk", "best", "flat", "flat", "two", "two", "coarse"]
+    assert check_rows(rows) is rows
+    for row in rows.itertuples():
+        folder = next((finished / "outputs/little").glob(f"{row.model or 'default'}-s0-*/study"))
+        result = load_result(next((folder / row.cell).glob(f"*__{row.case}.npz")))
+        assert list(unpack_solved(row.solved, row.n)) == list(result.success)
+        assert (row.n, row.trials_hash) == (3, result.header["trials_hash"])
+    labels = rows[[name for name in rows if name.startswith("failure.")]]
+    assert (labels.sum(axis=1) == 3).all()
+    assert list(rows.loc[rows["cell"] == "two", "planner.hierarchy.replan"]) == [2, 4]
+    assert list(rows["level2.step_skip"].dropna()) == [4, 4, 2]  # a setting of the training
+    assert rows["planner.flat.samples"].dropna().tolist() == [4, 8]
+    assert (rows["precision"] == "fp32").all()
+    assert rows["command"].str.startswith("python -m hjepa_lib experiment").all()
+    assert set(rows["weights.l1"].dropna()) == {"this run", rows["weights.l1"].iloc[-1]}
+    assert rows["weights.l1"].iloc[-1].startswith("little/base-s0-")
+    assert rows["data.source"].dropna().unique().tolist() == ["generated"]
+    assert rows["keys"].str.count("=").fillna(0).tolist() == [0, 0, 1, 1, 2, 2, 2]
+
+
+def test_only_what_a_cell_needs_is_trained(make):
+    made = make()
+    assert run(made, "flat")[0] == []
+    assert {"data", "l1"} <= set(runs_of(made, "base").manifest["stages"])
+    assert not {"distance", "l2"} & set(runs_of(made, "base").manifest["stages"])
+    assert len(list(made.folder.glob("*-s0-*/manifest.json"))) == 1
+
+
+def test_a_model_takes_over_what_has_the_same_key(again):
+    made = again()
+    base, other = runs_of(made, "base"), runs_of(made, "skip2")
+    for stage in ("data", "l1", "distance"):
+        assert other.manifest["stages"][stage]["from"] == base.name
+        other.verify(stage)
+    assert "from" not in other.manifest["stages"]["l2"]
+    assert other.config.level2.step_skip == 2
+    assert other.manifest["precision"] == base.manifest["precision"]
+
+
+def three_levels(tree):
+    own = {"level3.enabled": True, "level3.step_skip": 8}
+    tree["models"]["three"] = {"from": "base", "settings": own}
+    tree["cells"] = [FLAT | {"name": "three", "model": "three", "method": "l1+l2+l3"}]
+
+
+def test_three_levels_take_over_the_two_below(again):
+    made = again(three_levels)
+    assert run(made)[0] == []
+    stages = runs_of(made, "three").manifest["stages"]
+    assert {name for name, stage in stages.items() if "from" in stage} == {
+        "data", "l1", "distance", "l2",
+    }  # fmt: skip
+    row = load_rows(made.table).set_index("cell").loc["three"]
+    assert (row["method"], row["level2.step_skip"], row["level3.step_skip"]) == ("l1+l2+l3", 4, 8)
+
+
+def test_finished_rows_are_not_made_again(again, monkeypatch):
+    """Resume needs the table only: no run folder, no model."""
+    made = again()
+    shutil.rmtree(made.folder)
+    before = made.table.read_bytes()
+    monkeypatch.setattr(engine, "make_rows", None)
+    assert run(made)[0] == []
+    assert made.table.read_bytes() == before
+
+
+def test_an_interrupted_experiment_keeps_what_is_finished(make, monkeypatch):
+    made = make(lambda tree: tree.update(cells=tree["cells"][:2]))
+    play, calls = scoring.run_episodes, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return play(*arguments)
+
+    monkeypatch.setattr(scoring, "run_episodes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(made)
+    assert [row["cell"] for row in read(made)] == ["walk"]
+    assert run(made)[0] == []
+    assert [row["cell"] for row in read(made)] == ["walk", "best"]
+    assert len(calls) == 3  # the first row was not played again
+
+
+def test_a_lost_row_comes_back_with_the_revision_that_played_it(again, monkeypatch):
+    """I10: a row found in the run folder was played by the code of then, not by today's."""
+    made = again()
+    whole = read(made)
+    lines = made.table.read_text().splitlines(keepends=True)
+    made.table.write_text("".join(lines[:3] + lines[4:]))
+    monkeypatch.setattr("hjepa_lib.runs.machine.revision", lambda root=None: "f00d")
+    assert run(made, "flat")[0] == []
+    for row in (rows := read(made)) + whole:
+        del row["command"]  # the copy's path
+    assert sorted(rows, key=str) == sorted(whole, key=str)
+    assert "f00d" not in made.table.read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (change_cell(trials=2), "n=3, not 2"),
+        (change_cell(split="test"), "split=validation, not test"),
+        (change_cell(dynamics="blocked"), "dynamics=bounce, not blocked"),
+        (change_cell(steps=5), "planner.steps=6, not 5"),
+        (change_cell(planning=PLANNING | {"flat.sigma": 2.5}), "planner.flat.sigma=1.5, not 2.5"),
+        (settings(level1__hidden=20), "level1.hidden=16, not 20"),
+    ],
+)
+def test_rows_made_with_other_settings_are_refused_by_name(again, change, message):
+    """I8: another number of trials, split or planner is another question."""
+    made = again(change)
+    before = made.table.read_bytes()
+    with pytest.raises(RunError, match=f"row flat .* was made with {message}"):
+        run(made, "flat")
+    assert made.table.read_bytes() == before
+
+
+def test_what_the_planner_does_not_use_may_change(again):
+    """A flat row with the latent cost does not depend on level 2 or the distance head."""
+    made = again(settings(level2__z_dim=3, distance__dim=4))
+    assert run(made, "flat")[0] == []
+    with pytest.raises(RunError, match=r"row two .* was made with (level2.z_dim|distance.dim)"):
+        run(made, "two")
+
+
+def test_redo_replaces_rows_and_drops_those_that_are_not_asked_for(again):
+    """A point that left the file would go on counting in every table of its cell."""
+    made = again(change_cell(planning=PLANNING | {"flat.sigma": 2.5}))
+    assert run(made, "flat", redo=True)[0] == []
+    rows = load_rows(made.table)
+    assert rows.loc[rows["cell"] == "flat", "planner.flat.sigma"].tolist() == [2.5, 2.5]
+    assert list(rows["cell"]) == ["walk", "best", "flat", "flat", "two", "two", "coarse"]
+    made = again(change_cell(planning=PLANNING | {"flat.sigma": 2.5}, budgets=[0.5], seeds=[0, 7]))
+    assert run(made, "best")[0] == [] and len(read(made)) == 7  # nothing is dropped unasked
+    flat = made.select("flat", (0,))  # seed 7 is not asked for now, but the file has it
+    assert [one.error for one in engine.run_experiment(made, flat, redo=True)] == []
+    assert [row["budget"] for row in read(made) if row["cell"] == "flat"] == ["0.5"]
+
+
+def test_a_failed_training_gives_its_other_rows_up(make, monkeypatch):
+    def fails(*_, **__):
+        raise FileError("no data today")
+
+    monkeypatch.setattr("hjepa_lib.runs.stages.acquire", fails)
+    made = make()
+    errors, said = run(made)
+    assert errors == ["no data today", "given up", "given up", "given up", "no data today"]
+    assert "3/7 flat base 0 0.5: no data today" in said
+    assert [row["cell"] for row in read(made)] == ["walk", "best"]
+    assert (made.folder / "failed.json").read_text().count("no data today") == 2
+
+
+def test_another_training_has_a_folder_and_a_key_of_its_own(again):
+    """Nothing is overwritten, and what agrees is still shared."""
+    made = again(lambda t: (settings(level2__z_dim=3)(t), t["cells"][3].update(name="other")))
+    assert run(made, "other")[0] == []
+    one, two = (Run.at(path) for path in sorted(made.folder.glob("base-s0-*")))
+    assert {one.config.level2.z_dim, two.config.level2.z_dim} == {3, 4}
+    new = one if one.config.level2.z_dim == 3 else two
+    assert new.manifest["stages"]["l1"]["from"] in (one.name, two.name)
+    assert "from" not in new.manifest["stages"]["l2"]
+
+
+# --- rows older than a setting ----------------------------------------------------------------
+def forget(made, column, setting):
+    """Take a planner's and a training's setting out of the stored rows, as if they were younger."""
+    rows = pd.read_csv(made.table, dtype=str, keep_default_na=False).drop(columns=column)
+    rows.to_csv(made.table, index=False)
+    table = Table.of_experiment(made)
+    for known in table.trainings.values():
+        known.pop(setting, None)
+    write_json(table.settings_path, table.trainings)
+
+
+def test_a_setting_younger_than_the_row_counts_with_its_default(again):
+    """I9: a row made before a setting existed stands for its default value and for no other."""
+    made = again()
+    forget(made, "planner.flat.form", "level1.rollout")
+    flat = made.units(made.select("flat")[0])
+    assert all(Table.of_experiment(made).has(unit) for unit in flat)
+    for change, message in (
+        (change_cell(planning=PLANNING | {"flat.form": "last"}), "form=auto, not last"),
+        (settings(level1__rollout=2), "level1.rollout=0, not 2"),
+    ):
+        changed = again(change)
+        found = Table.of_experiment(changed).mismatch(changed.units(changed.cells[2])[0])
+        assert re.search(message, found), found
+
+
+def test_other_code_of_a_stage_is_another_training(again, monkeypatch):
+    made = again()
+    made_of = Stage.__init__
+
+    def raised(self, name, *arguments, **options):
+        made_of(self, name, *arguments, **options | ({"recipe": 2} if name == "l1" else {}))
+
+    monkeypatch.setattr(Stage, "__init__", raised)
+    changed = again(settings(level1__idm_hidden=16))
+    from hjepa_lib.workbench.experiment import _shaped_by
+
+    _shaped_by.cache_clear()
+    unit = changed.units(changed.select("flat")[0])[0]
+    assert Table.of_experiment(made).mismatch(unit) == "recipe.l1=1, not 2"
+    _shaped_by.cache_clear()
+
+
+def test_a_training_that_is_not_listed_is_not_taken(again):
+    made = again()
+    table = Table.of_experiment(made)
+    write_json(table.settings_path, {})
+    table.reload()
+    unit = made.units(made.select("flat")[0])[0]
+    table.rows[2]["training"] = "0123456789ab"
+    assert "a training that rows_trainings.json does not list" in table.mismatch(unit)
+
+
+# --- the table --------------------------------------------------------------------------------
+def test_a_foreign_table_is_refused(make, tmp_path):
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(FileError, match="no table of an experiment: column 'cell' is missing"):
+        run(make())
+
+
+def test_adding_a_row_leaves_the_others_as_they_are(again):
+    made = again(lambda t: t["cells"].append(FLAT | {"name": "new"}))
+    before = read(made)
+    (unit,) = made.units(made.cells[-1])
+    Table.of_experiment(made).add(unit, [{"extra": 0.1, "nothing": float("nan")}])
+    *others, new = read(made)
+    assert [{k: row[k] for k in before[0]} for row in others] == before
+    assert (new["cell"], new["extra"], new["nothing"]) == ("new", "0.1", "")
+
+
+ADD = """
+import sys
+from hjepa_lib.workbench.schema import read_experiment
+from hjepa_lib.workbench.table import Table
+made = read_experiment(sys.argv[1])
+table = Table.of_experiment(made)
+print("ready", flush=True)
+sys.stdin.readline()
+for unit in made.units(made.cells[int(sys.argv[2])]):
+    table.add(unit, [{"n": 3}])
+"""
+
+
+def test_two_processes_lose_no_row_of_each_other(make, tmp_path):
+    """S3: a row is read, changed and written under the table's lock."""
+    seeds = list(range(20))
+    made = make(lambda t: (t["defaults"].update(seeds=seeds), t.update(cells=t["cells"][:2])))
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", ADD, str(tmp_path / "file.yaml"), str(number)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for number in (0, 1)
+    ]  # fmt: skip
+    for worker in workers:
+        assert worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+    assert [worker.wait() for worker in workers] == [0, 0]
+    assert sorted((row["cell"], int(row["seed"])) for row in read(made)) == sorted(
+        (name, seed) for name in ("walk", "best") for seed in seeds
+    )
+
+
+# --- the list and the commands ----------------------------------------------------------------
+def test_list_counts_each_training_once(make):
+    made = make()
+    lines = list_cells(made, made.cells, Table.of_experiment(made))
+    assert [round(line.minutes, 6) for line in lines] == [0.1, 0.1, 4, 2, 2]
+    assert lines[-1].total == pytest.approx(8.2)
+
+
+def test_list_of_a_finished_experiment(again):
+    made = again()
+    lines = list_cells(made, made.cells, Table.of_experiment(made))
+    assert [line.done for line in lines] == [1, 1, 2, 2, 1]
+    assert lines[-1].total == 0
+
+
+def test_listing_the_committed_study_imports_no_torch():
+    """C12: 378 rows are compared with what the file asks for, and nothing is computed."""
+    code = (
+        "import sys; from hjepa_lib.__main__ import main; status = main(['study', '--list']); "
+        "heavy = {'torch', 'pandas', 'matplotlib', 'scipy', 'gymnasium'} & set(sys.modules); "
+        "sys.exit(status or str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = sum(1 for _ in csv.DictReader((STUDY.parents[2] / "outputs/gallery/study.csv").open()))
+    assert f"{rows} of {rows} rows done; left on one process: nothing" in done.stdout
+
+
+def test_processes_side_by_side_make_the_same_rows(make):
+    made = make(lambda t: (t["defaults"].update(seeds=[0, 1]), t.update(cells=t["cells"][:2])))
+    assert run(made, jobs=2)[0] == []
+    rows = {row["cell"] + row["seed"]: row["solved"] for row in read(made)}
+    assert set(rows) == {"walk0", "walk1", "best0", "best1"}
+    made.table.unlink()
+    assert run(made)[0] == []
+    assert {row["cell"] + row["seed"]: row["solved"] for row in read(made)} == rows
+
+
+def describe(ws, given):
+    """A function that a cell calls."""
+    return [{"measure": name, "value": value, "run": ws.run.name} for name, value in given.items()]
+
+
+def test_a_cell_may_call_a_function(make, monkeypatch):
+    def change(tree):
+        call = "test_experiment:describe"
+        tree["cells"] = [{"call": call, "model": "base", "settings": {"a": 1, "b": 2}}]
+
+    made = make(change)
+    assert run(made)[0] == []
+    rows = read(made)
+    assert [(row["cell"], row["measure"], row["value"]) for row in rows] == [
+        ("describe", "a", "1"), ("describe", "b", "2"),
+    ]  # fmt: skip
+    assert rows[0]["run"].startswith("little/base-s0-")
+    assert "7 rows" not in run(made)[1] and "1 rows, 1 done before" in run(made)[1]
+    changed = make(lambda t: (change(t), t["cells"][0]["settings"].update(b=3)))
+    with pytest.raises(RunError, match=r"was made with call\.b=2, not 3"):
+        run(changed)
+    missing = make(lambda t: t.update(cells=[{"call": "test_experiment:nothing"}]))
+    assert "no attribute 'nothing'" in run(missing)[0][0]
+
+
+def test_commands(again, capsys):
+    made = again()
+    for command in ("experiment", "study"):
+        assert __main__.main([command, made.path, "--list"]) == 0
+        assert "7 of 7 rows done" in capsys.readouterr().out
+    assert __main__.main(["study", made.path, "--only", "flat", "--seeds", "0"]) == 0
+    assert f"table: {made.table}" in capsys.readouterr().out
+    assert __main__.main(["study", made.path, "--seeds", "zero"]) == 2
+    assert "must be numbers such as 0+1+2" in capsys.readouterr().err
+    assert __main__.main(["sweep", made.path]) == 2
+    assert "'little' exists already; resume it" in capsys.readouterr().err
+    assert __main__.main(["sweep", made.path, "--resume"]) == 0
+
+
+def test_shipped_files_are_valid():
+    for path in CONFIGS.glob("*.yaml"):
+        if not path.stem.startswith("tworooms"):
+            made = read_experiment(path)
+            assert made.cells, path
+    assert {cell.method for cell in read_experiment(STUDY).cells} >= {"random", "oracle", "flat"}
+
+
+def test_the_trainings_of_the_committed_study_are_listed_under_their_digest():
+    table = Table(read_experiment(STUDY).table)
+    assert {row["training"] for row in table.rows} - {""} == set(table.trainings)
+    assert all(digest(known) == name for name, known in table.trainings.items())
+    assert sha256(Path(table.path)) and len(table.rows) == 378

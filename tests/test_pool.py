@@ -1,0 +1,318 @@
+"""Notebooks as cells, and workers that may die: no row is lost, none is counted twice (S3, I12)."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from test_runner import SEED, write
+from test_summary import floors, result
+
+from hjepa_lib import __main__
+from hjepa_lib.config import ConfigError
+from hjepa_lib.evaluation import results
+from hjepa_lib.files import exclusive, read_json
+from hjepa_lib.runs import notebooks as runner
+from hjepa_lib.runs.places import RunError
+from hjepa_lib.runs.run import Run
+from hjepa_lib.workbench import engine, pool
+from hjepa_lib.workbench.schema import read_experiment
+
+HERE = Path(__file__).resolve().parent
+PATIENCE = 600  # seconds before a test gives up waiting; none waits that long on purpose
+TREE = {
+    "base": {"profile": "smoke", "device": "cpu", "precision": "fp32", "level1": {"width": 8}},
+    "grid": {"planning.flat.horizon": [4, 8]},
+    "seeds": [0, 1],
+    "cells": [{"notebooks": "01"}],
+}
+# Workers that only run toy notebooks look for them where the test put them.
+PRELOAD = """
+from pathlib import Path
+from hjepa_lib.runs import notebooks
+select = notebooks.select_notebooks
+notebooks.select_notebooks = lambda text: select(text, Path(__file__).with_name("notebooks"))
+"""
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    """Folders of their own for runs and notebooks."""
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
+    path = os.pathsep.join(map(str, (HERE, HERE.parent, tmp_path)))
+    monkeypatch.setenv("PYTHONPATH", path)
+    folder, select = tmp_path / "notebooks", runner.select_notebooks
+    folder.mkdir()
+    monkeypatch.setattr(runner, "select_notebooks", lambda text: select(text, folder))
+    return tmp_path / "outputs"
+
+
+def run(experiment, **options):
+    """(errors in order, lines said)."""
+    said = []
+    ended = engine.run_experiment(
+        experiment, say=lambda text, **_: said.append(str(text)), **options
+    )
+    return [one.error for one in ended], said
+
+
+# --- notebooks as cells -----------------------------------------------------------------------
+def test_a_failed_row_is_named_and_the_rest_finish(tmp_path, root, monkeypatch):
+    monkeypatch.setattr(results, "collect", lambda folder: [*floors(), result()])
+    experiment = read_experiment(TREE, "horizons")
+    write(tmp_path / "notebooks", "01_a", SEED + "assert seed == 0, 'seed one'")
+    errors, said = run(experiment)
+    assert [bool(error) for error in errors] == [False, True, False, True]
+    assert "AssertionError: seed one" in errors[1]
+    assert any("AssertionError: seed one" in line for line in said)
+    table = pd.read_csv(experiment.table)
+    assert list(table["planning.flat.horizon"]) == [4] * 3 + [8] * 3
+    assert list(table["method"][:3]) == ["random", "oracle", "flat"]
+    assert {"ci95_low", "ci95_high", "planner.horizon", "data.recipe", "seed"} <= set(table)
+    assert (table["notebooks"].str.startswith("01_a:")).all()
+    failed = read_json(experiment.folder / "failed.json")
+    assert [(one["model"], one["seed"]) for one in failed] == [
+        ("horizon=4", "1"),
+        ("horizon=8", "1"),
+    ]
+    assert (experiment.folder / "success_by_horizon.png").is_file()
+    assert not (root / "latest").exists()  # I11
+
+
+def test_an_edited_notebook_is_executed_again(tmp_path):
+    """I12: one rule for finished, the source included; the other rows stay as they are."""
+    experiment = read_experiment(TREE | {"seeds": [0]}, "horizons")
+    notebook = write(tmp_path / "notebooks", "01_a", "assert True")
+    assert run(experiment)[0] == ["", ""]
+    reports = [experiment.folder / name / "report.html" for name in os.listdir(experiment.folder)]
+    before = [path.stat().st_mtime_ns for path in reports if path.is_file()]
+    errors, said = run(experiment)
+    assert errors == [] and "2 rows, 2 done before" in said[0]
+    assert [path.stat().st_mtime_ns for path in reports if path.is_file()] == before
+    notebook = write(tmp_path / "notebooks", "01_a", "assert 1 + 1 == 2")
+    with pytest.raises(RunError, match="was made with notebooks=01_a:"):
+        run(experiment)
+    assert run(experiment, redo=True)[0] == ["", ""]
+    after = [path.stat().st_mtime_ns for path in reports if path.is_file()]
+    assert len(after) == 2 and all(one > two for one, two in zip(after, before, strict=True))
+    assert notebook.is_file() and len(pd.read_csv(experiment.table)) == 2
+
+
+# --- workers ----------------------------------------------------------------------------------
+@pytest.fixture
+def cluster(tmp_path):
+    """Address of a real scheduler, and the processes of two workers."""
+    (tmp_path / "preload.py").write_text(PRELOAD)
+    file, started = tmp_path / "scheduler.json", []
+
+    def dask(*arguments):
+        command = [sys.executable, "-m", "distributed.cli." + arguments[0], *arguments[1:]]
+        log = (tmp_path / f"{len(started)}.log").open("w")
+        started.append(subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log))
+        return started[-1]
+
+    try:
+        dask("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
+             "--scheduler-file", str(file))  # fmt: skip
+        until(file.exists)
+        workers = [
+            dask("dask_worker", "--scheduler-file", str(file), "--no-nanny", "--nthreads", "1",
+                 "--no-dashboard", "--name", name, "--preload", "preload.py")
+            for name in "ab"
+        ]  # fmt: skip
+        yield read_json(file)["address"], workers
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def until(ready):
+    """Wait for `ready()` to be true and return it."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := ready()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    return not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def note(folder, *facts):
+    """Source of a notebook cell that appends one line of facts to a file of its run."""
+    return (
+        "import os, pathlib\n"
+        f"place = pathlib.Path({str(folder)!r}) / (run.replace('/', '_') + '.txt')\n"
+        f"with place.open('a') as file:\n    file.write(f'{' '.join(facts)}\\n')"
+    )
+
+
+def test_a_killed_worker_loses_no_row_and_counts_none_twice(cluster, tmp_path):
+    """Two real workers; one dies in the middle of a notebook, the other one resumes its run."""
+    address, workers = cluster
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    write(tmp_path / "notebooks", "01_a", note(notes, "01"))
+    block = f"""
+import time
+flag = pathlib.Path({str(tmp_path / "blocked")!r})
+if "horizon=4" in run and not flag.exists():
+    flag.write_text(f"{{os.getppid()}} {{os.getpid()}} ")
+    time.sleep({PATIENCE})
+"""
+    write(tmp_path / "notebooks", "02_b", note(notes, "02", "{os.getppid()}") + block)
+    grid = {"planning.flat.horizon": [4, 8, 12]}
+    tree = TREE | {"grid": grid, "seeds": [0], "cells": [{"notebooks": "01-02"}]}
+    experiment = read_experiment(tree, "horizons")
+    said, killed = [], []
+
+    def kill_when_blocked(text, **options):
+        """Called after each row: the blocked one does not end, so another one comes first."""
+        said.append(text)
+        if text.startswith("1/3"):
+            flag = tmp_path / "blocked"
+            facts = until(lambda: flag.exists() and flag.read_text().endswith(" ") and flag)
+            killed.extend(map(int, facts.read_text().split()))
+            os.kill(killed[0], signal.SIGKILL)
+
+    ended = engine.run_experiment(
+        experiment, engine="dask", scheduler=address, say=kill_when_blocked
+    )
+    assert killed[0] in {worker.pid for worker in workers}
+    assert [outcome.error for outcome in ended] == [""] * 3
+    assert [line.split()[0] for line in said[-3:]] == ["1/3", "2/3", "3/3"]
+    assert sorted(pd.read_csv(experiment.table)["planning.flat.horizon"]) == [4, 8, 12]
+    for unit in experiment.units(experiment.cells[0]):
+        done = (notes / f"horizons_{unit.run_name}.txt").read_text().split("\n")[:-1]
+        tries = 2 if unit.config.planning.flat.horizon == 4 else 1
+        assert [line.split()[0] for line in done] == ["01"] + ["02"] * tries  # 01 was not repeated
+        found = Run.open(f"horizons/{unit.run_name}").manifest["notebooks"]
+        assert found.keys() == {"01_a", "02_b"}
+        if tries == 2:
+            assert int(done[1].split()[1]) == killed[0] != int(done[2].split()[1])
+    until(lambda: not alive(killed[1]))  # the dead worker's kernel does not go on in secret
+    assert read_json(experiment.folder / "failed.json") == []
+    errors, said = run(experiment, engine="dask", scheduler=address)
+    assert errors == [] and "3 rows, 3 done before" in said[0]
+
+
+def test_a_run_is_held_by_one_process_at_a_time(tmp_path):
+    """A worker that only lost its connection is waited for, one that died is not."""
+    path = tmp_path / "experiment" / "run"
+    code = f"""
+import os, pathlib, time
+from hjepa_lib.files import exclusive
+with exclusive(pathlib.Path({str(path)!r})):
+    print("held", flush=True)
+    time.sleep(1)
+    print("free", flush=True)
+    {{}}
+"""
+    for end in ("pass", "os.kill(os.getpid(), 9)"):
+        holder = subprocess.Popen(
+            [sys.executable, "-c", code.replace("{}", end)], stdout=subprocess.PIPE, text=True
+        )
+        assert holder.stdout.readline() == "held\n"
+        with exclusive(path):
+            assert holder.stdout.readline() == "free\n"
+        holder.wait()
+
+
+def double(item):
+    """A tiny work: 0 dies, wherever it is tried; others are doubled."""
+    if item == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * item
+
+
+def test_local_cluster_tells_the_killer_from_its_neighbours():
+    """Dask blames what waited for the dead worker, too; here only the guilty one is lost."""
+    import dask
+
+    with dask.config.set({"distributed.scheduler.allowed-failures": 1}):  # 3 would take longer
+        ended = list(pool.run_all(double, [1, 0, 2, 3], engine="dask", jobs=2))
+    assert {one.item: one.value for one in ended if not one.error} == {1: 2, 2: 4, 3: 6}
+    (lost,) = [one for one in ended if one.error]
+    assert (lost.item, lost.error) == (0, "every worker that took it died")
+
+
+def test_joblib_says_what_a_killed_process_means():
+    """S3: one sentence, not a trace."""
+    assert sorted(one.value for one in pool.run_all(double, [1, 2], jobs=2)) == [2, 4]
+    with pytest.raises(RunError, match="a worker process was killed"):
+        list(pool.run_all(double, [1, 0], jobs=2))
+
+
+def test_workers_with_threads_are_refused():
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+        ) as local,
+        pytest.raises(RunError, match="has 2 threads; start workers with one"),
+    ):
+        list(pool.run_all(double, [1], engine="dask", scheduler=local.scheduler_address))
+
+
+def test_a_worker_that_sees_other_folders_says_so(tmp_path):
+    write(tmp_path / "notebooks", "01_a", "assert True")
+    experiment = read_experiment(TREE, "horizons", tmp_path / "elsewhere" / "horizons")
+    (first, *_) = engine.Worker(experiment, None)(experiment.units(experiment.cells[0]))
+    assert first.error == f"this worker does not see {tmp_path}/elsewhere/horizons"
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"engine": "ray"}, ConfigError, "engine must be one of joblib, dask"),
+        ({"scheduler": "tcp://h:1"}, ConfigError, "a scheduler address needs the engine dask"),
+        ({"jobs": 0}, ConfigError, "jobs must be at least 1"),
+        ({"engine": "dask", "scheduler": "h"}, RunError, "no Dask scheduler answers at h"),
+    ],
+)
+def test_wrong_choices_are_one_sentence(options, kind, message):
+    import dask
+
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        pytest.raises(kind, match=message),
+    ):
+        list(pool.run_all(double, [1], **options))
+
+
+def test_dask_is_asked_for_when_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(RunError, match="the engine dask needs: pip install"):
+        pool.check_engine("dask", 1, "")
+    pool.check_engine("joblib", 1, "")
+
+
+def test_command_hands_engine_and_scheduler_on(tmp_path, monkeypatch, capsys):
+    (tmp_path / "horizons.yaml").write_text("cells: [{notebooks: '01'}]")
+    write(tmp_path / "notebooks", "01_a", "assert True")
+    seen = {}
+
+    def interrupted(experiment, cells, **options):
+        seen.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "run_experiment", interrupted)
+    file = str(tmp_path / "horizons.yaml")
+    arguments = ["sweep", file, "--engine", "dask", "--scheduler", "tcp://h:1", "--threads", "3"]
+    assert __main__.main(arguments) == 130
+    assert seen == {
+        "jobs": 1, "engine": "dask", "scheduler": "tcp://h:1", "threads": 3, "redo": False,
+        "yes": False,
+    }  # fmt: skip
+    assert "interrupted; the same command continues" in capsys.readouterr().err
