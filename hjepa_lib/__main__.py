@@ -203,13 +203,16 @@ class VJepa2Command(RunOptions):
             used = ("action", "name", "stage", "device", "tracking")
             self.refuse_all_but(used, "vjepa2 evaluate")
             return vjepa2command.evaluate(Run.open(self.name), self.stage, self.device)
-        known = Run.open(self.name) if self.resume else None
-        checkpoints = (self.stage1_checkpoint, self.stage2_checkpoint)
-        return vjepa2command.train(lambda: self.open_run(), known, self.stage, *checkpoints)
+        return vjepa2command.train_model(self.open_run(), self.stage)
 
     def settings(self, base: Config | None = None) -> Config:
         """The config asked for, with the options that stand for a setting."""
-        chosen = {"device": self.device} if self.device else {}
+        from hjepa_lib.pixels.command import checkpoints
+        from hjepa_lib.runs.run import Run
+
+        known = Run.open(self.name) if self.resume else None
+        chosen = checkpoints(self.stage, self.stage1_checkpoint, self.stage2_checkpoint, known)
+        chosen |= {"device": self.device} if self.device else {}
         chosen |= {"tracker": "none"} if self.tracking == "off" else {}
         return super().settings(base).override(chosen)
 
@@ -224,15 +227,15 @@ class AuxiliaryCommand(RunOptions):
     """Name of the study, a folder with a run per loss; what is finished there is kept."""
 
     def __call__(self) -> int:
-        from hjepa_lib.pixels import auxiliaryrunner
+        from hjepa_lib.pixels import studies
         from hjepa_lib.runs import machine
 
         used = ("losses", "name", "profile", "config", "set", "seed")
         self.refuse_all_but(used, "auxiliary")
         machine.set_up()
-        entries = auxiliaryrunner.read_entries(self.losses)
-        rows = auxiliaryrunner.run_losses(self.name, entries, self.settings())
-        print(auxiliaryrunner.summary_text(rows), end="")
+        losses = studies.read_losses(self.losses)
+        rows = studies.run_losses(self.name, losses, self.settings())
+        print(studies.summary_text(rows), end="")
         return 1 if any(row["rank"] is None for row in rows) else 0
 
 

@@ -265,11 +265,11 @@ def test_vjepa2_hands_its_options_to_the_run(monkeypatch):
 
     opened = []
 
-    def train(open_run, known, stage, first, second):
-        opened.append(open_run())
+    def train_model(run, stage):
+        opened.append(run)
         return 0
 
-    monkeypatch.setattr(vjepa2command, "train", train)
+    monkeypatch.setattr(vjepa2command, "train_model", train_model)
     monkeypatch.setattr("hjepa_lib.runs.machine.choose_device", lambda wanted: f"<{wanted}>")
     base = ["vjepa2", "train", "--profile", "smoke", "--stage", "1"]
     tracked = ["--set", "tracker=tensorboard", "precision=fp32"]
@@ -293,8 +293,7 @@ def test_vjepa2_evaluates_where_it_is_told_to(monkeypatch):
 
     Run.create("a", profile("smoke").override("device=cpu,precision=fp32"))
     used = []
-    monkeypatch.setattr(vjepa2command.results, "measure", lambda ws, *_: used.append(ws.device))
-    monkeypatch.setattr(vjepa2command, "_judged", lambda *_: ())
+    monkeypatch.setattr(vjepa2command.two_stages, "evaluate", lambda ws, *_: used.append(ws.device))
     monkeypatch.setattr(vjepa2command, "_print", lambda *_: None)
     monkeypatch.setattr("hjepa_lib.runs.machine.choose_device", lambda wanted: f"<{wanted}>")
     evaluate = ["vjepa2", "evaluate", "--name", "a", "--stage", "1"]

@@ -1,7 +1,5 @@
 """A vision transformer and a transformer predictor as level 1: same class, same stages, a plan."""
 
-import json
-
 import pytest
 import torch
 from tiny import (

@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
-from tiny_pixels import SHAPES, tiny_batch, tiny_pixels, tiny_transitions
+from tiny_pixels import SHAPES, tiny_batch, tiny_pixels
 from torch import nn
 
 from hjepa_lib.figures.style import FigureError
-from hjepa_lib.pixels import figures_models as models
-from hjepa_lib.pixels import variants as pixelvariants
+from hjepa_lib.pixels import figures as models
 from hjepa_lib.pixels.diagnostics import (
     LIMITS,
     check_alignment,
@@ -26,6 +25,7 @@ from hjepa_lib.pixels.diagnostics import (
     max_correlation,
     weighted_terms,
 )
+from hjepa_lib.pixels.measures import latent_errors
 from hjepa_lib.pixels.registry import build_pixel_model
 
 HEALTHY = torch.randn(256, 16, generator=torch.Generator().manual_seed(0))
@@ -183,22 +183,12 @@ def test_relative_latent_errors_of_a_perfect_and_a_lazy_model():
     batch = tiny_batch(40)
     target = model.encode(batch.next_state)
     model.imagine = lambda latent, action: target
-    assert pixelvariants.latent_errors(model, batch).predicted == 0
+    assert latent_errors(model, batch).predicted == 0
     model.imagine = lambda latent, action: target.mean(dim=0).expand_as(target)
-    found = pixelvariants.latent_errors(model, batch)
+    found = latent_errors(model, batch)
     assert found.predicted == pytest.approx(1) and found.stay > 0
     random = build_pixel_model("random", tiny_pixels(), SHAPES).eval()
-    assert math.isnan(pixelvariants.latent_errors(random, batch).predicted)
-
-
-def test_variants_start_alike_and_end_apart():
-    parts = tiny_transitions().split(0.3, 0)
-    rows = list(pixelvariants.try_variants(tiny_pixels(), *parts, 3, seed=0))
-    assert [(row.target, row.auxiliary) for row in rows] == list(pixelvariants.VARIANTS)
-    assert len({row.std for row in rows}) == len(rows)
-    assert all(row.std > 0 and 0 <= row.health <= 1 for row in rows)
-    figure = models.variant_bars(rows, 8)
-    assert len(figure.axes) == 3
+    assert math.isnan(latent_errors(random, batch).predicted)
 
 
 def test_figures_of_training_and_gradient():

@@ -69,7 +69,7 @@ def test_the_smoke_run_is_whole(finished):
     assert list(entries) == NAMES
     assert all(entry["ok"] for entry in entries.values())
     assert [line.split()[0] for line in said.splitlines() if line[:2].isdigit()] == NAMES
-    data = Transitions.load(run.path / "pixels/data")
+    data = Transitions.load(run.path / "pixels/pixel_data")
     assert data.meta["environment"] == profile("smoke").pixels.environment.id == "hjepa/Drift-v0"
 
 
@@ -91,8 +91,7 @@ def test_its_comparison_is_valid(finished):
     assert found["seeds"] == list(range(run.config.pixels.seeds))
     table = read_json(run.path / "summary.json")
     assert table["pixels"] == {k: v for k, v in found.items() if k not in pixeltables.LEFT_OUT}
-    rows = [read_json(path) for path in run.path.glob("pixels/*/s0/result.json")]
-    assert len(rows) == len(MODELS)
+    rows = [read_json(run.path / f"pixels/{name}_s0/result.json") for name in MODELS]
     for key in ("data_sha256", "batches_sha256"):
         assert len({row[key] for row in rows}) == 1 and rows[0][key]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hjepa_lib.figures import style
-from hjepa_lib.pixels import figures_representation as figures
+from hjepa_lib.pixels import figures
 from hjepa_lib.pixels import measures as met
 
 RNG = np.random.default_rng(0)
@@ -57,12 +57,12 @@ def test_trust_and_continuity_tell_tearing_from_gluing():
     """A fold glues distant states together (trust falls); a shuffle tears neighbours apart."""
     x = np.sort(RNG.uniform(-1, 1, 300))
     states = np.stack([x, np.zeros(300)], 1)
-    assert met.trust(states, 3 * states + 1) == 1 == met.continuity(states, 3 * states + 1)
+    assert met.trust(states, 3 * states + 1) == 1 == met.trust(3 * states + 1, states)
     folded = np.abs(states)
     assert met.trust(states, folded) < 0.85
-    assert met.continuity(states, folded) > met.trust(states, folded) + 0.1
+    assert met.trust(folded, states) > met.trust(states, folded) + 0.1
     torn = np.stack([x, 100.0 * (np.arange(300) % 2)], 1)
-    assert met.continuity(states, torn) < met.trust(states, torn)
+    assert met.trust(torn, states) < met.trust(states, torn)
     assert met.trust(states, states[RNG.permutation(300)]) == pytest.approx(0.5, abs=0.08)
 
 
@@ -119,8 +119,7 @@ def test_noise_sensitivity_is_relative_and_grows_with_sigma():
 def test_a_collapsed_latent_is_not_estimable_rather_than_good():
     """F13: neither NaN-free nonsense nor a perfect score for a constant encoder."""
     state = torch.randint(0, 256, (30, 2, 1, 8, 8), dtype=torch.uint8)
-    sample = met.Sample(state, state.flip(0))
-    found = met.measure(lambda frames: torch.ones(len(frames), 4), sample)
+    found = met.measure(lambda frames: torch.ones(len(frames), 4), state, state.flip(0))
     assert found.pop("latent_std") == 0 and found.pop("uniformity") == pytest.approx(0)
     assert all(math.isnan(value) for value in found.values())
     assert found.keys() >= {"participation_ratio", "two_nn_dimension", "noise_0.01", "noise_0.2"}
@@ -176,10 +175,9 @@ def test_figures_draw_and_write_out_what_is_missing():
 
 
 def test_intervals_in_the_figure_are_those_of_the_table():
-    bars = figures.score_bars(comparison_of(), ("latent_error",))
-    lines = bars.axes[0].collections
-    ends = [line.get_segments()[0][:, 0].tolist() for line in lines]
-    assert ends == [[0.4, 0.6], [0.4, 0.6]]
+    (axis,) = figures.score_bars(comparison_of(), ("latent_error",)).axes
+    ends = [bar.get_segments()[0][:, 0].tolist() for bar in axis.collections]
+    assert ends == pytest.approx(np.array([[0.4, 0.6], [0.4, 0.6]]))
 
 
 def test_figures_refuse_mismatched_samples():

@@ -6,7 +6,6 @@ test elsewhere covers by name is in `ELSEWHERE`; the rest is mutated here.
 
 import dataclasses
 import inspect
-import math
 
 import pytest
 import test_pixels_data
@@ -14,7 +13,10 @@ import test_pixels_grid
 import test_pixels_heads
 import test_pixels_models
 import test_pixels_ppo
+import test_pixels_stages
+import test_pixels_studies
 import test_pixels_training
+import test_pixels_two_stages
 import test_pixels_vjepa2
 import torch
 from tiny import digest
@@ -27,18 +29,14 @@ from tiny_pixels import (
     with_section,
 )
 
-from hjepa_lib.__main__ import main
 from hjepa_lib.config import flatten, profile
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import EpochsConfig, Stage1Config, Stage2Config
 from hjepa_lib.grids import stages as gridstages
-from hjepa_lib.pixels import auxiliaryrunner, headstages, lookahead, ppo
+from hjepa_lib.pixels import ppo
 from hjepa_lib.pixels import stages as pixelstages
-from hjepa_lib.pixels import two_stages as vjepa2stages
 from hjepa_lib.pixels.collect import acquire, collect
-from hjepa_lib.pixels.heads import HeadLog
-from hjepa_lib.pixels.pixellog import model_log
-from hjepa_lib.pixels.registry import build_pixel_model, save_model
+from hjepa_lib.pixels.registry import build_pixel_model
 from hjepa_lib.pixels.training import fit_pixels, mean_loss
 from hjepa_lib.pixels.vjepa2 import (
     MaskedPrediction,
@@ -47,7 +45,7 @@ from hjepa_lib.pixels.vjepa2 import (
     fit_stage1,
     fit_stage2,
 )
-from hjepa_lib.training.loop import Fit, Report
+from hjepa_lib.training.loop import Fit
 
 # Models of a few weights have gradients of any size, and the loop says so.
 pytestmark = pytest.mark.filterwarnings("ignore:the gradient norm is")
@@ -100,7 +98,7 @@ def stage2_print(config):
 
 
 @pytest.mark.parametrize(
-    "field", sorted({f.name for f in dataclasses.fields(Stage1Config)} - {"optim"})
+    "field", sorted({f.name for f in dataclasses.fields(Stage1Config)} - {"optim", "checkpoint"})
 )
 def test_every_setting_of_stage_1_acts(field):
     """F9, VJ-2 to VJ-5."""
@@ -110,7 +108,7 @@ def test_every_setting_of_stage_1_acts(field):
 
 
 @pytest.mark.parametrize(
-    "field", sorted({f.name for f in dataclasses.fields(Stage2Config)} - {"optim"})
+    "field", sorted({f.name for f in dataclasses.fields(Stage2Config)} - {"optim", "checkpoint"})
 )
 def test_every_setting_of_stage_2_acts(field):
     """F9, VJ-8 to VJ-11."""
@@ -260,11 +258,7 @@ def reached(tmp_path_factory):
         patch.setattr(EpochsConfig, "optim", ask)
         patch.setattr(Fit, "__init__", fit)
         ws = tiny_workspace(tmp_path_factory.mktemp("reached"), config)
-        for _ in pixelstages.train_model_stage(ws, "jepa", 0):
-            pass
-        for stage in (pixelstages.train_decoder_stage, headstages.train_heads_stage):
-            list(stage(ws, "jepa", 0))
-        list(vjepa2stages.train_vjepa2_stage(ws, 0))
+        list(pixelstages.train(ws, "decoder_jepa_s0", "heads_jepa_s0", "vjepa2_s0"))
         list(gridstages.train_reward_stage(ws, 0))
     return asked, fitted
 
@@ -298,21 +292,6 @@ def test_default_budgets_are_the_seeds():
     assert (full.decoder.optim.patience, full.decoder.optim.delta) == (5, 0.001)
     assert (full.reward.optim.patience, full.reward.optim.delta) == (3, 0.0)
     assert full.optim_of("jepa") == full.optim
-
-
-def test_jepa_may_have_a_learning_rate_of_its_own(tmp_path):
-    """TRAIN-2, F9: it reaches JEPA's stage and the study's, and no other model."""
-    config = tiny_config(jepa__lr=5e-3, optim__updates=2, optim__lr=1e-3)
-    ws = tiny_workspace(tmp_path, config)
-    rates = {
-        name: {report.lr for report in pixelstages.train_model_stage(ws, name, 0)}
-        for name in ("jepa", "enc_dec")
-    }
-    assert rates == {"jepa": {5e-3}, "enc_dec": {1e-3}}
-    parts = pixelstages.make_transitions(ws)
-    study = {report.lr for report in lookahead._train_base(ws, "jepa", parts, 0)}
-    assert study == {5e-3}
-    assert tiny_pixels(optim__lr=1e-3).optim_of("jepa").lr == 1e-3
 
 
 # --- early stopping (TRAIN-4) -------------------------------------------------------------------
@@ -366,111 +345,18 @@ def test_the_log_cadences_are_settings(tmp_path):
                "grid__optim__updates": 5, "grid__optim__batch": 32,
                "grid__reward_optim__updates": 5}  # fmt: skip
     ws = tiny_workspace(tmp_path, tiny_config(**TWO_STAGES | changes).override(grid))
-    list(headstages.train_heads_stage(ws, "jepa", 0))
-    list(pixelstages.train_decoder_stage(ws, "jepa", 0))
-    list(vjepa2stages.train_stage1(ws, 0))
+    list(pixelstages.train(ws, "heads_jepa_s0", "decoder_jepa_s0", "vjepa2_stage1_s0"))
     list(gridstages.train_reward_stage(ws, 0))
     assert {2, 4, 6} <= set(steps_logged(ws, "jepa_s0", "JEPA/train/Total_Loss"))
     assert {2, 4} <= set(steps_logged(ws, "decoder_jepa_s0", "JEPA_Decoder/train/total_loss"))
     assert 2 in steps_logged(ws, "vjepa2_stage1_s0", "stage1/train_loss")
-    assert steps_logged(ws, "heads_jepa_s0", "reward_mlp/jepa/train/Loss") == [1, 3, 6]
+    logged = steps_logged(ws, "heads_jepa_s0_reward_mlp", "reward_mlp/jepa/train/Loss")
+    assert {1, 3, 6} <= set(logged)
     assert {2, 4} <= set(steps_logged(ws, "grid_s0", "train/loss"))
     assert {2, 4} <= set(steps_logged(ws, "grid_reward_s0_jepa", "loss"))
 
 
-def report(update, loss=1.0, norm=1.0, validation=None):
-    return Report(update, 100, loss, {}, 1e-3, norm, validation or {})
-
-
-@pytest.mark.parametrize(("kind", "key"), [("reward_mlp", "Loss"), ("larp", "loss")])
-def test_heads_count_epochs_as_the_models_do(kind, key):
-    """LOG-3: a pass that was cut short counts, and the epoch is the axis of its averages."""
-    for update, epoch in ((50, 1), (51, 2), (100, 2)):
-        row = HeadLog(kind, "jepa", 50, 100).record(report(update, validation={"loss": 2.0}))
-        assert row[f"{kind}/jepa/epoch"] == epoch
-    model = build_pixel_model("jepa", tiny_pixels(), SHAPES)
-    fit = fit_pixels(model, tiny_transitions(), None, EpochsConfig(batch=16), seed=0)
-    log = model_log(model, fit)
-    for update in (1, log.epoch, log.epoch + 1, 2 * log.epoch):
-        row = HeadLog(kind, "jepa", log.epoch, 1).record(report(update, validation={"loss": 1.0}))
-        assert row[f"{kind}/jepa/epoch"] == log.epoch_of(report(update))
-    axes = log.epoch_axes(row)
-    names = {f"{kind}/jepa/{part}_epoch_avg/{key}" for part in ("train", "val")}
-    assert axes == dict.fromkeys(names, f"{kind}/jepa/epoch")
-
-
-@pytest.mark.parametrize(("kind", "key"), [("reward_mlp", "Loss"), ("larp", "loss")])
-def test_skipped_updates_stay_out_of_the_averages_of_heads(kind, key):
-    """LOG-3, TRAIN-3: one NaN would make the whole average NaN."""
-    log, average = HeadLog(kind, "jepa", 4, 100), f"{kind}/jepa/train_epoch_avg/{key}"
-    for update, (loss, norm) in enumerate([(2.0, 1.0), (math.nan, math.nan), (9.0, math.inf)], 1):
-        log.record(report(update, loss, norm))
-    assert log.record(report(4, 4.0, validation={"loss": 1.0}))[average] == 3.0
-    row = log.record(report(5, math.nan, validation={"loss": 1.0}))  # nothing to average
-    assert average not in row and row[f"{kind}/jepa/epoch"] == 2
-
-
 # --- the rest -----------------------------------------------------------------------------------
-def test_the_auxiliary_command_ranks_what_it_is_given(tmp_path, monkeypatch, capsys):
-    """MET-3: a list from a file, or the three losses; a wrong list is one sentence."""
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
-    given = []
-
-    def run_losses(study, entries, config):
-        given.append((study, list(auxiliaryrunner.check_entries(entries)), config.profile))
-        return auxiliaryrunner.rank_rows(
-            [{"name": e["name"], "type": e["type"], "status": "", "downstream/x": 1.0}
-             for e in entries]
-        )  # fmt: skip
-
-    monkeypatch.setattr(auxiliaryrunner, "run_losses", run_losses)
-    path = tmp_path / "losses.yaml"
-    path.write_text("- {name: weak, type: vicreg, params: {cov: 0.01}}\n- {name: b, type: dino}\n")
-    assert main(["auxiliary", str(path), "--profile", "smoke", "--name", "mine"]) == 0
-    assert main(["auxiliary", "--profile", "smoke"]) == 0
-    assert given == [("mine", ["weak", "b"], "smoke"),
-                     ("auxiliary", ["vicreg", "barlow_twins", "dino"], "smoke")]  # fmt: skip
-    assert "downstream/x" in capsys.readouterr().out
-    for text, message in (
-        ("[1", "is not valid YAML"),
-        ("a: 1", "must hold a list of auxiliary losses"),
-        ("[1, 2]", "must hold a list of auxiliary losses"),
-        ("- {name: a, type: simclr}", "kind must be one of none, vicreg"),
-        ("[]", "the list of auxiliary losses is empty"),
-    ):
-        path.write_text(text)
-        assert main(["auxiliary", str(path), "--profile", "smoke"]) == 2
-        error = capsys.readouterr().err
-        assert message in error and error.count("\n") == 1
-    assert main(["auxiliary", str(tmp_path / "none.yaml"), "--profile", "smoke"]) == 2
-    assert "does not exist" in capsys.readouterr().err
-
-
-def test_the_kind_of_loaded_weights_decides_which_model_takes_them(tmp_path):
-    """TRAIN-6, F9: weights of a JEPA go into the JEPA, whatever else lies at the path."""
-    torch.manual_seed(1)
-    stored = build_pixel_model("jepa", tiny_pixels(), SHAPES)
-    (tmp_path / "weights").mkdir()
-    save_model(tmp_path / "weights", stored)
-    found = {}
-    for kind in ("jepa", "std_enc_dec"):
-        config = tiny_config(loading__path=str(tmp_path / "weights"), loading__kind=kind)
-        model = build_pixel_model("jepa", config.pixels, SHAPES)
-        pixelstages.start_from_file(tiny_workspace(tmp_path, config, kind), model)
-        found[kind] = digest(model)
-    assert (found["jepa"] == digest(stored)) and (found["std_enc_dec"] != digest(stored))
-
-
-@pytest.mark.parametrize(
-    ("field", "key"), [("seeds", "pixels.seeds"), ("study_transitions", "pixels.data.transitions")]
-)
-def test_settings_of_the_look_ahead_study_act(field, key):
-    """MOD-12: `study_updates` has a test of its own, in tests/test_pixels_heads.py."""
-    other = getattr(profile("smoke").pixels.reward, field) + 7
-    config = profile("smoke").override({f"pixels.reward.{field}": other})
-    assert flatten(lookahead.study_config(config, "drift"))[key] == other
-
-
 def source_of(test: str) -> str:
     module, name = test.split("::")
     return inspect.getsource(getattr(FILES[module], name))
@@ -480,29 +366,36 @@ FILES = {
     module.__name__.removeprefix("test_pixels_"): module
     for module in (
         test_pixels_data, test_pixels_grid, test_pixels_heads, test_pixels_models, test_pixels_ppo,
-        test_pixels_training, test_pixels_vjepa2,
+        test_pixels_stages, test_pixels_studies, test_pixels_training, test_pixels_two_stages,
+        test_pixels_vjepa2,
     )
 }  # fmt: skip
 ELSEWHERE = {
-    "seeds": "training::test_the_order_of_the_comparison",
     "action_dim": "models::test_the_width_of_the_action_embedding_acts",
     "environment.action_repeat": "ppo::test_repeat_switches_frame_skip_off",
     "data.method": "data::test_random_data_are_rejected_when_ppo_is_wanted",
     "data.path": "data::test_a_fitting_file_is_loaded",
     "ppo.steps": "ppo::test_every_setting_reaches_the_policy",
     "ppo.log_std_noise": "ppo::test_noise_widens_the_actions_that_are_collected",
-    "loading.path": "training::test_training_starts_from_a_loaded_file_and_may_be_skipped",
-    "loading.skip_training": "training::test_training_starts_from_a_loaded_file_and_may_be_skipped",
-    "decoder.source": "training::test_what_the_decoder_reads_is_a_setting",
-    "jepa.frozen": "training::test_a_frozen_jepa_is_loaded_and_never_trained",
-    "reward.study_updates": "heads::test_study_budget_is_cut_and_never_raised",
+    "seeds": "stages::test_the_table_has_the_order_of_the_seed",
+    "loading.path": "stages::test_training_starts_from_a_loaded_file_and_may_be_skipped",
+    "loading.skip_training": "stages::test_training_starts_from_a_loaded_file_and_may_be_skipped",
+    "loading.run": "stages::test_models_of_a_named_run_are_taken_as_they_are",
+    "loading.kind": "stages::test_the_kind_of_loaded_weights_decides_which_model_takes_them",
+    "decoder.source": "stages::test_what_the_decoder_reads_is_a_setting",
+    "jepa.frozen": "stages::test_a_frozen_jepa_is_loaded_and_never_trained",
+    "jepa.lr": "stages::test_jepa_may_have_a_learning_rate_of_its_own",
+    "reward.study_updates": "studies::test_the_budget_of_the_study_is_cut_and_never_raised",
+    "reward.seeds": "studies::test_the_budget_of_the_study_is_cut_and_never_raised",
+    "reward.study_transitions": "studies::test_the_budget_of_the_study_is_cut_and_never_raised",
+    "vjepa2.stage1.checkpoint": "two_stages::test_a_foreign_stage_1_claims_nothing",
+    "vjepa2.stage2.checkpoint": "two_stages::test_commands_train_resume_and_evaluate",
     "grid.path": "grid::test_the_config_file_acts",
     "grid.checkpoint_every": "grid::test_resuming_equals_an_uninterrupted_training",
 }
 """Leaf: the test of another file that changes it and sees the effect."""
-HERE = {"jepa.lr", "log_every", "reward.log_every", "grid.log_every", "loading.kind",
-        "data.sequence", "reward.seeds", "reward.study_transitions", "ppo.n_envs", "ppo.policy",
-        "ppo.action_repeat"}  # fmt: skip
+HERE = {"log_every", "reward.log_every", "grid.log_every", "data.sequence", "ppo.n_envs",
+        "ppo.policy", "ppo.action_repeat"}  # fmt: skip
 
 
 def marks(test, name="parametrize"):

@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from hjepa_lib.__main__ import main
-from hjepa_lib.config import ConfigError, from_dict, profile, to_dict
+from hjepa_lib.config import ConfigError, profile
 from hjepa_lib.config.pixels import PixelsConfig
-from hjepa_lib.figures import style
-from hjepa_lib.files import FileError, read_json
 from hjepa_lib.models.layers import count_parameters, draw_masks
-from hjepa_lib.pixels import collect as pixeldata
-from hjepa_lib.pixels import command as vjepa2command
-from hjepa_lib.pixels import figures_vjepa2 as figures
-from hjepa_lib.pixels import grades as scores
-from hjepa_lib.pixels import reportstages, vjepa2results
-from hjepa_lib.pixels import two_stages as vjepa2stages
 from hjepa_lib.pixels.models import VJepa2
-from hjepa_lib.pixels.registry import FILES, build_pixel_model, load_model
+from hjepa_lib.pixels.registry import FILES, build_pixel_model
 from hjepa_lib.pixels.transitions import PixelShapes, Transitions, scaled, shapes_of
 from hjepa_lib.pixels.vjepa2 import (
-    LatentWindows,
     MaskedPrediction,
     MaskedViT,
     WorldModel,
@@ -38,8 +27,6 @@ from hjepa_lib.pixels.vjepa2 import (
     stage2_loss,
     window_loss,
 )
-from hjepa_lib.runs.run import Run
-from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import TrainingError, step_generator
 
 TINY = {
@@ -451,134 +438,6 @@ def test_first_batch_is_the_one_of_all_models(config, data):
     assert torch.equal(rows[0], expected)
 
 
-# --- VJ-13: grades and success ----------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("quantity", "value", "word"),
-    [
-        ("stage1_train", 0.0099, "excellent"), ("stage1_train", 0.01, "good"),
-        ("stage1_validation", 0.06, "acceptable"), ("stage2_total", 0.5, "poor"),
-        ("stage2_teacher_forcing", 0.07, "excellent"), ("stage2_rollout", 0.39, "good"),
-        ("ratio", 1.99, "acceptable"), ("ratio", float("nan"), "poor"),
-    ],
-)  # fmt: skip
-def test_grades(quantity, value, word):
-    assert scores.grade(quantity, value) == word
-
-
-def test_collapse_is_seen_in_every_form():
-    white = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
-    assert scores.collapse(white) == ""
-    line = torch.randn(200, 1, generator=numbered(1)) * torch.randn(16, generator=numbered(2))
-    for broken in (torch.ones(200, 16), 5 + 1e-3 * white, line, white * float("nan")):
-        assert scores.collapse(broken) != ""
-
-
-def collapsed_stage1(config: PixelsConfig, data: Transitions, size: float) -> MaskedPrediction:
-    """A model that gives every state (nearly) the same latent and names it perfectly."""
-    model = stage1_model(config, data).eval()
-    with torch.no_grad():
-        for encoder in (model.online, model.target):
-            encoder.embed.project.weight.mul_(size)
-            encoder.embed.project.bias.fill_(0.1)
-        model.predictor[-1].weight.zero_()
-        state = data.batch(torch.arange(20)).state
-        model.predictor[-1].bias.copy_(model.target(scaled(state)).median(dim=0).values)
-    return model
-
-
-@pytest.mark.parametrize("size", [0.0, 1e-4])
-def test_a_collapsed_encoder_never_passes(size, config, data):
-    model = collapsed_stage1(config, data[0], size)
-    result = scores.evaluate_stage1(model, *data, config)
-    assert result["train"] < 0.01  # excellent by the seed's grades, and worthless
-    assert scores.graded(1, result)[0][2] == "excellent"
-    lines = scores.stage1_criteria(result, [0.01, 0.01])
-    assert result["collapsed"] and lines[0].passed is False and not scores.passed(lines)
-    parts = [encode_states(model, part, 6) for part in data]
-    world = world_model(config, data[0])
-    with torch.no_grad():
-        world.out.weight.zero_()
-        world.out.bias.copy_(parts[0].now.mean(dim=0))
-    result = scores.evaluate_stage2(world, *parts, config)
-    assert result["total"] < 0.1
-    forged = result | {"rollout": 0.2, "total": 0.2, "mean_l1": 0.0, "copy_last_l1": 1.0}
-    assert not scores.passed(scores.stage2_criteria(forged, [0.1], epochs=40.0))
-
-
-def test_a_world_model_that_predicts_one_point_never_passes(config, data):
-    """Good latents, collapsed predictions."""
-    now, _, then = random_window(count=40)
-    z = LatentWindows(now.flatten(0, 1), then.flatten(0, 1), torch.zeros(240, dtype=torch.long),
-                      torch.arange(40) * 6)  # fmt: skip
-    world = world_model(config, data[0])
-    with torch.no_grad():
-        world.out.weight.zero_()
-    result = scores.evaluate_stage2(world, z, z, config)
-    assert "predicted" in result["collapsed"] and result["std"] > 0.5
-    assert not scores.passed(scores.stage2_criteria(result | {"total": 0.2}, [0.1], 40.0))
-
-
-def test_success_of_good_numbers_and_each_failure():
-    good = {"collapsed": "", "std": 0.5, "effective_rank": 9.0, "train": 0.02, "ratio": 1.1,
-            "validation": 0.03, "constant": 0.3}  # fmt: skip
-    assert scores.passed(scores.stage1_criteria(good, [0.1, 0.05, 0.05]))
-    bad = [("collapsed", "flat"), ("train", 0.05), ("ratio", 1.5), ("validation", 0.4)]
-    for key, value in bad:
-        assert not scores.passed(scores.stage1_criteria(good | {key: value}, [0.1]))
-    assert not scores.passed(scores.stage1_criteria(good, [0.1, 0.05, 0.06]))
-    good = {"collapsed": "", "std": 0.5, "effective_rank": 9.0, "total": 0.2, "rollout": 0.3,
-            "teacher_forcing": 0.15, "mean_l1": 0.15, "copy_last_l1": 0.2}  # fmt: skip
-    assert scores.passed(scores.stage2_criteria(good, [0.2], epochs=15.0))
-    bad = [("collapsed", "flat"), ("total", 0.3), ("rollout", 0.1), ("mean_l1", 0.21)]
-    for key, value in bad:
-        assert not scores.passed(scores.stage2_criteria(good | {key: value}, [0.2], epochs=15.0))
-
-
-def test_epochs_count_only_without_early_stopping():
-    good = {"collapsed": "", "std": 0.5, "effective_rank": 9.0, "total": 0.2, "rollout": 0.3,
-            "teacher_forcing": 0.15, "mean_l1": 0.15, "copy_last_l1": 0.2}  # fmt: skip
-    line = [scores.stage2_criteria(good, [0.2], 14.9, patience)[3] for patience in (0, 3)]
-    assert line[0].passed is False and line[1].passed is None
-    assert scores.passed(scores.stage2_criteria(good, [0.2], 4.0, patience=3))
-
-
-def test_evaluation_numbers(config, data):
-    model = stage1_model(config, data[0])
-    result = scores.evaluate_stage1(model, *data, config)
-    assert list(result["masked_l1"]) == ["0.25", "0.5", "0.75"]
-    assert len(set(result["masked_l1"].values())) == 3
-    assert result == scores.evaluate_stage1(model, *data, config)  # no dropout, same masks
-    parts = [encode_states(model, part, 6) for part in data]
-    world = world_model(config, data[0])
-    result = scores.evaluate_stage2(world, *parts, config)
-    curve = result["per_step"]
-    assert len(curve["model"]) == len(curve["copy_last"]) == 6  # 8, or the window's length
-    few = torch.arange(len(parts[1].first))
-    now, action, then = parts[1].windows(few, 6)
-    step = (world(now[:, :1], action[:, :1])[:, 0] - then[:, 0]).abs().mean()
-    by_hand = scores.rollout_errors(world, parts[1], few, 6)
-    assert by_hand["model"][0] == pytest.approx(step.item(), rel=1e-4)
-    still = (now[:, 0] - then[:, 3]).abs().mean()
-    assert by_hand["copy_last"][3] == pytest.approx(still.item(), rel=1e-4)
-
-
-def test_figures_are_drawn(config, data):
-    world = world_model(config, data[0])
-    windows = encode_states(stage1_model(config, data[0]), data[1], 6)
-    shown = scores.example(world, windows, 5)
-    assert shown.true.shape == (6, 16) and shown.imagined.shape == (5, 16)
-    figure = figures.world_model_predictions(*(part.numpy() for part in shown))
-    assert len(figure.axes) == 4 and len(style.png(figure)) > 5_000
-    drawn = figure.axes[2].lines[0].get_ydata()
-    expected = (shown.imagined - shown.true[1:]).norm(dim=1).numpy()
-    assert drawn[0] == 0 and np.allclose(drawn[1:], expected, atol=1e-5)
-    assert len(style.png(figures.step_errors({"model": [1, 2], "copy_last": [2, 3]}, 4.0))) > 3_000
-    hidden = draw_masks(2, 16, 0.4, torch.Generator().manual_seed(0)).numpy()
-    assert len(style.png(figures.masks(np.zeros((16, 16)), hidden, 4))) > 3_000
-    with pytest.raises(style.FigureError, match="imagined"):
-        figures.world_model_predictions(np.zeros((6, 16)), np.zeros((4, 16)), np.zeros(5))
-
-
 # --- VJ-14: downstream ------------------------------------------------------------------------
 def test_the_wrapped_model_answers_like_the_others(config, data):
     model = build_pixel_model("vjepa2", config, data[0])
@@ -604,168 +463,3 @@ def test_continuous_actions(config):
     z, action = torch.randn(4, 16), torch.randn(4, 6, 3)
     assert model.imagine(z, action[:, 0]).shape == (4, 16)
     assert model.world.rollout(z, action, 6).shape == (4, 6, 16)
-
-
-# --- stages, checkpoints and commands (VJ-5, VJ-11, VJ-12, F7) --------------------------------
-OPTIONS = [f"{key}={'+'.join(map(str, value)) if isinstance(value, list) else value}"
-           for key, value in TINY.items()]  # fmt: skip
-OPTIONS += ["device=cpu", "precision=fp32", "pixels.environment.image_size=16",
-            "pixels.environment.id=hjepa/Drift-v0", "pixels.data.transitions=120"]  # fmt: skip
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """Run `python -m hjepa_lib vjepa2 ...` in a fresh outputs folder: (status, printed, errors)."""
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
-
-    def call(*arguments: str, tiny: bool = True) -> tuple[int, str, str]:
-        extra = ["--profile", "smoke", "--set", *OPTIONS] if tiny else []
-        status = main(["vjepa2", *arguments, *extra])
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
-
-
-def test_stage_2_without_a_checkpoint_is_one_sentence(command, tmp_path):
-    status, _, error = command("train", "--stage", "2")
-    assert status == 2 and "stage 2 needs stage 1's checkpoint" in error
-    assert error.count("\n") == 1 and "trained_models/best_stage1_model" in error
-    status, _, error = command(
-        "train", "--stage", "2", "--stage1-checkpoint", "nowhere.safetensors"
-    )
-    assert status == 2 and "nowhere.safetensors does not exist" in error
-    status, _, error = command("train", "--stage", "2", "--stage2-checkpoint", "gone.safetensors")
-    assert status == 2 and "cannot go on from gone.safetensors" in error
-    status, _, error = command("train", "--stage1-checkpoint", "x.safetensors")
-    assert status == 2 and "add --stage 2" in error
-    assert list(tmp_path.iterdir()) == []  # no run was made
-
-
-def test_commands_train_resume_and_evaluate(command, tmp_path):
-    status, out, _ = command("train", "--stage", "1", "--name", "one", "--tracking", "off")
-    assert status == 0 and "stage 1: update 6 of 6" in out
-    assert "std" in out and "effective rank" in out and "validation / training" in out
-    kept = tmp_path / "trained_models"
-    assert {path.name for path in kept.iterdir()} == {
-        "best_stage1_model.safetensors", "best_stage1_model.json", "resume_best_stage1_model.pt"
-    }  # fmt: skip
-    status, out, _ = command("train", "--stage", "2", "--name", "two")  # another run's stage 1
-    assert status == 0 and "after 6 imagined steps" in out and "copy-last" in out
-    one, two = (Run.open(name) for name in ("one", "two"))
-    same = [vjepa2stages.checkpoint(Workspace("t", run), 1, 0).read_bytes() for run in (one, two)]
-    assert same[0] == same[1]
-    # Weights of another run: said so, without a hash of this run's batches, whatever their data.
-    here = pixeldata.load_transitions(Workspace("t", two)).sha256
-    result = read_json(two.path / "pixels/vjepa2/s0/result.json")
-    assert result["loaded"] and result["batches_sha256"] == ""
-    assert result["loaded_data_sha256"] == here == result["data_sha256"]
-    longer = "pixels.vjepa2.stage2.optim.updates=9"
-    last = str(kept / "best_stage2_model.safetensors")
-    options = [o for o in OPTIONS if "stage2.optim.updates" not in o]
-    status, out, _ = command(
-        "train", "--stage", "2", "--stage2-checkpoint", last, "--name", "three",
-        "--profile", "smoke", "--set", *options, longer, tiny=False,
-    )  # fmt: skip
-    assert status == 0 and "update 9 of 9" in out and "update 6 of 9" not in out
-    result = read_json(Run.open("three").path / "pixels/vjepa2/s0/result.json")
-    assert result["loaded"] and result["batches_sha256"] == ""
-    status, out, _ = command("evaluate", "--name", "two", tiny=False)
-    assert status == 0 and out.count("not checked") == 1  # an adopted stage 1 has no curve
-    assert (tmp_path / "two/figures/world_model_predictions.png").is_file()
-    status, _, error = command("evaluate", "--stage", "2", "--name", "one", tiny=False)
-    assert status == 2 and "has no stage 2" in error
-
-
-def test_stages_store_what_they_promise(command, tmp_path):
-    config = from_dict(
-        type(profile("smoke")), to_dict(profile("smoke").override(",".join(OPTIONS)))
-    )
-    ws = Workspace("t", Run.create("stored", config))
-    reports = list(vjepa2stages.train_vjepa2_stage(ws, 0))
-    assert [r.update for r in reports] == [*range(1, 7), *range(1, 7)]
-    assert list(vjepa2stages.train_vjepa2_stage(ws, 0)) == []  # done
-    assert ws.run.done("vjepa2_stage1_s0") and ws.run.done("vjepa2_s0")
-    folder = ws.run.path / "pixels/vjepa2/s0"
-    for name, stage in ((STAGE1, 1), (STAGE2, 2), (vjepa2stages.FINAL, 2)):
-        meta = json.loads((folder / f"{name}.json").read_text())
-        assert (
-            meta["kind"] == ("pixel stage1" if stage == 1 else "pixel vjepa2")
-            and meta["updates"] == 6
-            and meta["epochs"] > 0
-        )
-        assert meta["config"] == to_dict(config.pixels) and meta["best_loss"] > 0
-    model = vjepa2stages.load_vjepa2(ws, 0)
-    stage1 = vjepa2results.load_stage1(ws, 0)
-    for a, b in zip(model.encoder.parameters(), stage1.online.parameters(), strict=True):
-        assert torch.equal(a, b)
-    train, validation = pixeldata.make_transitions(ws)
-    state = validation.batch(torch.arange(4)).state
-    final = load_model(folder / f"{vjepa2stages.FINAL}.safetensors", "vjepa2")
-    assert torch.equal(final.encode(state), model.encode(state))  # frozen in stage 2
-    again = load_model(folder, "vjepa2")
-    z, a = model.encode(state), validation.action[:4]
-    assert torch.equal(again.imagine(z, a), model.imagine(z, a))
-    for stage in (1, 2):
-        measured, kept = vjepa2results.measure(ws, stage, 0), vjepa2results.stored(ws, stage, 0)
-        assert measured["ratio"] == pytest.approx(kept["ratio"], rel=1e-4)
-    rows = {stage: ws.run.records(vjepa2stages.stage_name(stage, 0)) for stage in (1, 2)}
-    for stage, extra in ((1, set()), (2, {"teacher_forcing_loss", "rollout_loss"})):
-        keys = {"train_loss", "val_loss", "learning_rate", "epoch"} | extra
-        assert {f"stage{stage}/{key}" for key in keys} <= rows[stage][-1].keys()
-    meta = json.loads((folder / f"{STAGE1}.json").read_text())
-    assert meta["data_sha256"] == pixeldata.load_transitions(ws).sha256
-    result = json.loads((folder / "result.json").read_text())
-    assert not result["loaded"] and result["batches_sha256"] and not result["loaded_data_sha256"]
-    facts = reportstages._facts(ws, "vjepa2", 0, (train, validation))
-    assert facts["updates"] == 12 and facts["stage_updates"] == [6, 6] and not facts["loaded"]
-    assert result["parameters"]["total"] == sum(p.numel() for p in model.parameters())
-    assert result["transitions"]["training"] == len(train)
-    with pytest.raises(FileError, match="does not describe a pixel stage1 model"):
-        load_model(folder / f"{STAGE2}.safetensors", "stage1")
-    with pytest.raises(ConfigError, match="stage 1 of its own"):
-        vjepa2stages.adopt_stage1(ws, 0, folder / f"{STAGE1}.safetensors")
-
-
-def test_a_foreign_stage_1_makes_a_result_that_claims_nothing(command, tmp_path):
-    """Its data are compared by their hash; a file that does not say them is of unknown data."""
-    config = profile("smoke").override(",".join(OPTIONS))
-    first = Workspace("t", Run.create("first", config))
-    list(vjepa2stages.train_stage1(first, 0))
-    path = vjepa2stages.checkpoint(first, 1, 0)
-    meta = read_json(path.with_suffix(".json"))
-    for number, (changed, origin) in enumerate(
-        ((meta, "this data"), (meta | {"data_sha256": "f" * 64}, "other data"),
-         ({k: v for k, v in meta.items() if k != "data_sha256"}, "unknown data"))
-    ):  # fmt: skip
-        path.with_suffix(".json").write_text(json.dumps(changed))
-        ws = Workspace("t", Run.create(f"second{number}", config))
-        vjepa2stages.adopt_stage1(ws, 0, path)
-        list(vjepa2stages.train_stage2(ws, 0))
-        facts = reportstages._facts(ws, "vjepa2", 0, pixeldata.make_transitions(ws))
-        assert facts["loaded"] and facts["batches_sha256"] == ""
-        assert facts["loaded_data"] == origin
-
-
-def test_whole_command_trains_heads_and_decoder(command, monkeypatch):
-    """VJ-12: without --stage both stages and everything downstream, in this order."""
-    called = []
-    from hjepa_lib.pixels import headstages
-    from hjepa_lib.pixels import stages as pixelstages
-
-    def stub(kind: str):
-        return lambda ws, name, seed: called.append((kind, name, seed)) or iter(())
-
-    monkeypatch.setattr(headstages, "train_heads_stage", stub("heads"))
-    monkeypatch.setattr(pixelstages, "train_decoder_stage", stub("decoder"))
-    status, out, _ = command("train", "--name", "all")
-    assert status == 0
-    assert called == [("heads", "vjepa2", 0), ("decoder", "vjepa2", 0)]
-    lines = [out.index(text) for text in ("stage 1: update", "stage 2: update", "reward heads")]
-    assert lines == sorted(lines)
-    assert vjepa2command.default_checkpoint().is_file()
-
-
-def test_expectations_of_the_seed_are_printed():
-    assert scores.expectation("stage1_train") == "1: 0.4-0.6, 5: 0.1-0.2, 10: 0.05-0.1"
-    assert scores.expectation("ratio") == ""

@@ -9,6 +9,7 @@ import torch
 
 from hjepa_lib.config import Config, profile
 from hjepa_lib.config.pixels import PixelsConfig
+from hjepa_lib.pixels.stages import pixel_stages
 from hjepa_lib.pixels.transitions import PixelShapes, Transitions
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
@@ -38,6 +39,25 @@ TINY: dict[str, Any] = {
     "pixels.action_dim": 6,
     "pixels.optim.updates": 6,
     "pixels.optim.batch": 8,
+    "pixels.data.sequence": 6,
+    "pixels.vjepa2.stage1.patch": 4,
+    "pixels.vjepa2.stage1.depth": 1,
+    "pixels.vjepa2.stage1.hidden": (16,),
+    "pixels.vjepa2.stage1.optim.updates": 6,
+    "pixels.vjepa2.stage1.optim.batch": 8,
+    "pixels.vjepa2.stage2.depth": 1,
+    "pixels.vjepa2.stage2.heads": 2,
+    "pixels.vjepa2.stage2.head_dim": 4,
+    "pixels.vjepa2.stage2.mlp_dim": 16,
+    "pixels.vjepa2.stage2.rollout_steps": 2,
+    "pixels.vjepa2.stage2.optim.updates": 6,
+    "pixels.vjepa2.stage2.optim.batch": 8,
+    "pixels.reward.hidden": 8,
+    "pixels.reward.layers": 1,
+    "pixels.reward.optim.updates": 4,
+    "pixels.reward.optim.batch": 8,
+    "pixels.reward.seeds": 1,
+    "pixels.reward.study_transitions": 100,
 }
 ELSEWHERE: dict[str, Any] = {
     "pixels.encoder.patch": 4,
@@ -108,7 +128,8 @@ def with_section(config: PixelsConfig, section: str, **values: Any) -> PixelsCon
 
 def tiny_workspace(root, config: Config | None = None, name: str = "tiny") -> Workspace:
     """A run below `root` whose transitions are `tiny_transitions`."""
-    run = Run.create(name, config or tiny_config(), root)
-    with run.stage("pixel_data", folder="pixels/data") as folder:
+    ws = Workspace("test", Run.create(name, config or tiny_config(), root))
+    stage = pixel_stages(ws.config)["pixel_data"]
+    with ws.run.stage(stage.name, stage.folder, ws.key(stage)) as folder:
         tiny_transitions().save(folder)
-    return Workspace("test", run)
+    return ws

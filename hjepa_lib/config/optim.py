@@ -124,3 +124,5 @@ class LoadingConfig(Checked):
     """Which model they belong to."""
     skip_training: bool = setting(False, needs="path!=")
     """Skip the training of the loaded model; only if the load worked."""
+    run: str = ""
+    """A run whose models are taken as they are; data, heads and decoders stay this run's own."""

@@ -233,6 +233,8 @@ class Stage1Config(Checked):
     """Widths of the predictor."""
     mask_token: str = choice("latent", "latent", "projected")
     """`projected`: a 64-wide token with its own projection (VJ-2)."""
+    checkpoint: str = ""
+    """A file of stage 1 that is taken instead of a training (VJ-12)."""
     optim: EpochsConfig = field(
         default=EpochsConfig(
             epochs=10, updates=600, lr=1e-4, weight_decay=0.05, schedule="plateau", delta=0.0
@@ -268,6 +270,8 @@ class Stage2Config(Checked):
     output: str = choice("latent", "latent", "change")
     """What the world model's last layer gives: the next latent, or its difference to the present
     one, which starts as copy-last."""
+    checkpoint: str = ""
+    """A file of stage 2 to go on from, encoder included, up to the updates set here (VJ-12)."""
 
 
 @dataclass(frozen=True)

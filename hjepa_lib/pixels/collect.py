@@ -22,32 +22,9 @@ from hjepa_lib.config.pixels import PixelsConfig
 from hjepa_lib.pixels.env import FrameSkip, Policy, describe_actions, make_env, stack_frames
 from hjepa_lib.pixels.ppo import repeat_of, skilled_policy
 from hjepa_lib.pixels.transitions import DataError, Transitions, check_state
-from hjepa_lib.runs.workspace import Workspace
 
 
 # --- the stage `pixel_data` -------------------------------------------------------------------
-def load_transitions(ws: Workspace) -> Transitions:
-    """All transitions of this run, collected or loaded on first use (stage `pixel_data`)."""
-    if not ws.run.done("pixel_data"):
-        with ws.run.stage("pixel_data", folder="pixels/data") as folder:
-            data = acquire(ws.config.pixels, ws.config.seed)
-            data.save(folder)
-        if notes := data.meta.get("notes"):
-            ws.run.note("pixel_data", notes)
-    return Transitions.load(ws.run.path / "pixels/data")
-
-
-def make_transitions(ws: Workspace) -> tuple[Transitions, Transitions]:
-    """(train, validation), split by episode."""
-    return split(ws, load_transitions(ws))
-
-
-def split(ws: Workspace, data: Transitions) -> tuple[Transitions, Transitions]:
-    """(train, validation) of `data` as this run cuts it."""
-    return data.split(ws.config.pixels.data.validation_split, ws.config.seed)
-
-
-# --- loading ----------------------------------------------------------------------------------
 def acquire(config: PixelsConfig, seed: int) -> Transitions:
     """The transitions a run works on (DATA-6); `meta["notes"]` says what was decided.
 

@@ -1,8 +1,7 @@
 """Warning signs of a latent, a loss or a training curve, each a rule with a limit (MET-4).
 
-Every `check_...` returns the rules that fire, as findings with the measured value and its limit;
-an empty list means that nothing did. A finding is a hint where to look, not a verdict: the limits
-are those of seed 001's branches, and a healthy model may pass one of them on an odd batch.
+Every `check_...` returns the rules that fire, with the measured value. A finding is a hint where to
+look, not a verdict: the limits are those of seed 001's branches.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.training.probes import effective_rank
 
 LIMITS: dict[str, float] = {
@@ -58,17 +58,15 @@ def _judged(rule: str, value: float | Tensor, where: str = "") -> list[Finding]:
     return [Finding(rule, number, limit, where)] if fired else []
 
 
-def check_terms(
-    weighted: Mapping[str, float], watched: Sequence[str] = ("std", "cov")
-) -> list[Finding]:
-    """Weighted loss terms by name: one term alone, or a vanished std or cov (by suffix)."""
+def check_terms(weighted: Mapping[str, float]) -> list[Finding]:
+    """Weighted loss terms by name: one term alone, or a vanished std or cov."""
     found: list[Finding] = []
-    total = sum(abs(value) for value in weighted.values())
+    total = sum(map(abs, weighted.values()))
     if total > 0 and len(weighted) > 1:
         name = max(weighted, key=lambda key: abs(weighted[key]))
         found += _judged("dominant_term", abs(weighted[name]) / total, name)
     for name, value in weighted.items():
-        if name.split("_")[-1] in watched:
+        if name.split("_")[-1] in ("std", "cov"):
             found += _judged("vanished_term", value, name)
     return found
 
@@ -100,14 +98,9 @@ def check_latents(z: Tensor) -> list[Finding]:
 
 def check_gradients(module: nn.Module) -> list[Finding]:
     """Gradient norm of each direct part that is trained; no gradient at all counts as 0."""
-    found: list[Finding] = []
-    for name, part in module.named_children():
-        trained = [p for p in part.parameters() if p.requires_grad]
-        if trained:
-            squares = [p.grad.square().sum() for p in trained if p.grad is not None]
-            norm = torch.stack(squares).sum().sqrt().item() if squares else 0.0
-            found += _judged("small_gradient", norm, name) + _judged("large_gradient", norm, name)
-    return found
+    norms = _part_norms(module).items()
+    rules = ("small_gradient", "large_gradient")
+    return [one for name, norm in norms for rule in rules for one in _judged(rule, norm, name)]
 
 
 def check_curve(losses: Sequence[float]) -> list[Finding]:
@@ -126,7 +119,7 @@ def check_alignment(prediction: Tensor, target: Tensor) -> list[Finding]:
 
 def max_correlation(z: Tensor) -> float:
     """Largest absolute correlation of two different dimensions of (B, D), dead ones left out."""
-    z = z.detach().double()
+    z = z.detach().cpu().double()
     alive = z[:, z.std(dim=0) >= DEAD_STD]
     if alive.shape[1] < 2:
         return 0.0
@@ -145,15 +138,11 @@ def health(batches: Sequence[Tensor]) -> float:
     1 - collapse ratio, min(effective rank / 20, 1) and 1 - largest correlation.
     """
     if not batches:
-        raise ValueError("health needs at least one batch of latents")
-    scores = [
-        (
-            1 - collapse_ratio(z)
-            + min(effective_rank(z.detach().float()) / FULL_RANK, 1.0)
-            + 1 - max_correlation(z)
-        ) / 3
-        for z in list(batches)[-LAST:]
-    ]  # fmt: skip
+        raise WorkbookError("health needs at least one batch of latents")
+    scores = []
+    for z in list(batches)[-LAST:]:
+        wide = min(effective_rank(z.detach().float()) / FULL_RANK, 1.0)
+        scores.append((1 - collapse_ratio(z) + wide + 1 - max_correlation(z)) / 3)
     return sum(scores) / len(scores)
 
 
@@ -191,8 +180,7 @@ def diagnose(model: Any, batch: Any, losses: Sequence[float] = ()) -> list[Findi
         model.train(was_training)
     found += check_terms(weighted_terms(model, terms))
     found += check_projector(getattr(model, "regulariser", None) or nn.Identity())
-    seen: dict[tuple[str, str], Finding] = {(f.rule, f.where): f for f in [*found, *active]}
-    return list(seen.values())
+    return list({(one.rule, one.where): one for one in [*found, *active]}.values())
 
 
 def weighted_terms(model: Any, terms: Mapping[str, float]) -> dict[str, float]:
@@ -203,8 +191,8 @@ def weighted_terms(model: Any, terms: Mapping[str, float]) -> dict[str, float]:
         part = key.removeprefix("vicreg_")
         if part in ("sim", "std", "cov") and key != part:
             summands[key] = auxiliary.weight * getattr(auxiliary, part) * value
-        elif key.endswith("_total") and not key.startswith("vicreg"):
-            summands[key] = auxiliary.weight * value
+        elif key.endswith("_weighted") and not key.startswith("vicreg"):
+            summands[key] = value
     return summands
 
 
@@ -212,10 +200,16 @@ def gradient_norms(model: Any, batch: Any) -> dict[str, float]:
     """Gradient norm of every trained part for the loss of one batch; 0 where none arrives (F3)."""
     model.zero_grad(set_to_none=True)
     model.loss(batch)[0].backward()
-    norms = {}
-    for name, part in model.named_children():
-        grads = [p.grad for p in part.parameters() if p.requires_grad and p.grad is not None]
-        if any(p.requires_grad for p in part.parameters()):
-            norms[name] = sum(g.square().sum().item() for g in grads) ** 0.5
+    norms = _part_norms(model)
     model.zero_grad(set_to_none=True)
+    return norms
+
+
+def _part_norms(module: nn.Module) -> dict[str, float]:
+    norms = {}
+    for name, part in module.named_children():
+        trained = [p for p in part.parameters() if p.requires_grad]
+        if trained:
+            squares = [p.grad.square().sum().item() for p in trained if p.grad is not None]
+            norms[name] = sum(squares) ** 0.5
     return norms

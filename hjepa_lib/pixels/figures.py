@@ -1,14 +1,12 @@
-"""Figures of frames: stacks and predictions, samples of a data set, train against validation.
+"""Figures of the chapters on pixels: plain arrays, rows and dictionaries in, one figure out.
 
-Frames come as uint8 in 0..255 or as floats in [0, 1] and are always drawn on the fixed scale
-[0, 1]: no frame is stretched to its own range, and one given in 0..255 as floats is refused
-instead of being drawn white (F14). All helpers take tensors or arrays (C, H, W), C = 1 or 3.
+Frames are (C, H, W), uint8 or floats in [0, 1]. Latents of different models have different units,
+so their panels share no axis.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,76 +14,36 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from PIL import Image
+from torch import Tensor
 
+from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
-from hjepa_lib.figures.style import FigureError, styled
+from hjepa_lib.figures.data import film, frame_grid, show_frame
+from hjepa_lib.figures.style import FigureError, checked, styled
 from hjepa_lib.files import write_atomic
-from hjepa_lib.pixels.checks import Check, Embedding, sample_rows
+from hjepa_lib.pixels import checks
+from hjepa_lib.pixels.compare import LABELS, Score, floor
+from hjepa_lib.pixels.measures import SIGMAS, participation_ratio, spectrum
 from hjepa_lib.pixels.transitions import TransitionBatch, Transitions
 
-_OUT_OF_SCALE = 16.0
-"""Floats above this cannot be an overshooting prediction of [0, 1], but are 0..255 (F14)."""
-_ZOOM, _GAP = 2, 4  # of sample strips: pixels per pixel, and between frames
-_DOMINANT = 0.8
-"""Share of samples in one bin above which shares are drawn on a log scale."""
-TRAIN, VALIDATION = style.BLUE, style.ORANGE
+SAMPLES, FIRST_SEED = 5, 42  # pictures an epoch, and what their rows are drawn from
+LEAST_TSNE = 10  # samples; below it the neighbourhoods of t-SNE mean nothing
+TITLES = {"reward_mlp": "Reward MLP", "larp": "Look-ahead reward predictor"}
+FOLDERS = {"reward_mlp": "reward_plots", "larp": "larp_plots"}
+"""Where FIG-2's scatter plots of a run stand, by head."""
+SCORES = ("latent_error", "frame_error", "reward_r2", "larp_r2", "larp_gain")
+SHAPE = (
+    "participation_ratio", "effective_rank", "two_nn_dimension", "trustworthiness_at_5",
+    "continuity_at_5", "smoothness_r2", "uniformity",
+)  # fmt: skip
+_DOMINANT = 0.8  # share of samples in one bin above which shares are drawn on a log scale
+_PARTS = {"training": style.BLUE, "validation": style.ORANGE}
+_TRUE = {"colour": style.INK, "label": "encoded"}
+_MODEL = {"colour": style.BLUE, "label": "imagined"}
+_COPY = {"colour": style.ORANGE, "label": "copy of the last latent"}
 
 
 # --- frames -----------------------------------------------------------------------------------
-def to_image(frame: torch.Tensor | np.ndarray) -> np.ndarray:
-    """A frame (C, H, W) as a picture in [0, 1]: (H, W) for C = 1, (H, W, 3) for C = 3.
-
-    uint8 is divided by 255, floats are cut to [0, 1]. FigureError for another shape, values that
-    are not finite, or floats that are evidently in 0..255.
-    """
-    values = frame.detach().cpu() if isinstance(frame, torch.Tensor) else torch.as_tensor(frame)
-    if values.ndim != 3 or values.shape[0] not in (1, 3):
-        raise FigureError(f"a frame must be (1 or 3, H, W), got {tuple(values.shape)}")
-    image = values.permute(1, 2, 0).float().numpy()
-    if values.dtype == torch.uint8:
-        image = image / 255
-    elif not np.isfinite(image).all():
-        raise FigureError("a frame holds NaN or infinite values")
-    elif image.max(initial=0) > _OUT_OF_SCALE:
-        raise FigureError(f"a frame of floats must be in [0, 1], its largest is {image.max():.4g}")
-    image = np.clip(image, 0, 1)
-    return image[..., 0] if image.shape[-1] == 1 else image
-
-
-def show_frame(axis: Axes, frame: torch.Tensor | np.ndarray, title: str = "") -> None:
-    """Draw one frame on the fixed scale [0, 1], without ticks."""
-    axis.imshow(to_image(frame), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axis.set(xticks=[], yticks=[])
-    axis.spines[:].set_visible(False)
-    if title:
-        axis.set_title(title, fontsize=8)
-
-
-@styled
-def frame_grid(
-    rows: Sequence[Sequence[torch.Tensor | np.ndarray]],
-    columns: Sequence[str] = (),
-    labels: Sequence[str] = (),
-    title: str = "",
-    size: float = 1.05,
-) -> Figure:
-    """Frames in rows of equal length; `columns` above the first row, `labels` left of each row."""
-    width = len(rows[0]) if rows else 0
-    if width == 0 or any(len(row) != width for row in rows):
-        raise FigureError("a grid of frames needs rows of equal length, at least one frame each")
-    figure, axes = style.panels(len(rows), width, size, size)
-    for number, row in enumerate(rows):
-        for place, frame in enumerate(row):
-            axis = axes[number * width + place]
-            show_frame(axis, frame, columns[place] if columns and number == 0 else "")
-            if labels and place == 0:
-                axis.set_ylabel(labels[number], fontsize=8)
-    style.headline(figure, title)
-    return figure
-
-
 def stack_names(length: int) -> list[str]:
     """Column titles of a stack and the next frame: t-3, t-2, t-1, t, t+1."""
     return [f"t-{age}" if age else "t" for age in range(length - 1, -1, -1)] + ["t+1"]
@@ -94,92 +52,403 @@ def stack_names(length: int) -> list[str]:
 def samples(batch: TransitionBatch, title: str = "") -> Figure:
     """Each transition as a row: the frames of s_t, then the newest of s_{t+1}."""
     rows = [[*state, after[-1]] for state, after in zip(batch.state, batch.next_state, strict=True)]
-    labels = [_action_label(a, float(r)) for a, r in zip(batch.action, batch.reward, strict=True)]
+    labels = []
+    for action, reward in zip(batch.action, batch.reward, strict=True):
+        text = f"{action:d}" if action.ndim == 0 else ",".join(f"{a:.1f}" for a in action.tolist())
+        labels.append(f"a={text}\nr={reward:.2f}")
     return frame_grid(rows, stack_names(batch.state.shape[1]), labels, title)
-
-
-def _action_label(action: torch.Tensor, reward: float) -> str:
-    text = str(int(action)) if action.ndim == 0 else ",".join(f"{a:.1f}" for a in action.tolist())
-    return f"a={text}\nr={reward:.2f}"
-
-
-def sample_strip(state: torch.Tensor, after: torch.Tensor) -> bytes:
-    """PNG of the frames of s_t (L, C, H, W) and, behind a wider gap, the newest of s_{t+1}."""
-    images = [to_image(frame) for frame in (*state, after[-1])]
-    images = [np.repeat(np.repeat(image, _ZOOM, 0), _ZOOM, 1) for image in images]
-    if images[0].ndim == 2:
-        images = [np.repeat(image[..., None], 3, 2) for image in images]
-    gap = np.ones((len(images[0]), _GAP, 3))
-    parts = [part for image in images[:-1] for part in (image, gap)]
-    strip = np.concatenate([*parts, gap, gap, images[-1]], axis=1)
-    buffer = io.BytesIO()
-    Image.fromarray(np.rint(strip * 255).astype(np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def save_samples(
     data: Transitions, folder: str | Path, count: int = 50, seed: int = 0
 ) -> list[Path]:
     """At most `count` random transitions as `sample_NN.png` in `folder` (DATA-9)."""
-    rows = sample_rows(data, count, seed)
-    batch = data.batch(rows)
-    strips = map(sample_strip, batch.state, batch.next_state)
-    names = (f"sample_{number:02d}.png" for number in range(len(rows)))
+    batch = data.batch(checks.sample_rows(data, count, seed))
+    names = stack_names(batch.state.shape[1])
     return [
-        write_atomic(Path(folder) / name, strip) for name, strip in zip(names, strips, strict=True)
+        write_atomic(Path(folder) / f"sample_{number:02d}.png", film([*state, after[-1]], names))
+        for number, (state, after) in enumerate(zip(batch.state, batch.next_state, strict=True))
     ]
 
 
-# --- data sets --------------------------------------------------------------------------------
+def sample_rows(rows: int, epoch: int, count: int = SAMPLES) -> Tensor:
+    """The rows shown at `epoch`: a function of (rows, epoch) alone, so equal for every model."""
+    generator = torch.Generator().manual_seed(FIRST_SEED + epoch)
+    return torch.randperm(rows, generator=generator)[:count]
+
+
+def write_comparisons(
+    folder: Path, epoch: int, stacks: Tensor, true: Tensor, predicted: Tensor
+) -> None:
+    """`epoch_{e}_sample_{n}_comparison.png` for each of n samples; stacks (n, L, C, H, W)."""
+    names = [*stack_names(stacks.shape[1])[:-1], "true next", "predicted"]
+    for number, (stack, *pair) in enumerate(zip(stacks, true, predicted, strict=True)):
+        path = folder / f"epoch_{epoch}_sample_{number}_comparison.png"
+        write_atomic(path, film([*stack, *pair], names))
+
+
+@styled
+def masks(frame: np.ndarray, hidden: Sequence[np.ndarray], patch: int) -> Figure:
+    """A frame (Hpx, Wpx) in [0, 1] under masks (N,), row by row; hidden patches are flat."""
+    frame = checked(frame, "frame", None, None)
+    figure, axes = style.grid_of(len(hidden), 4, 1.7, 0.25)
+    rows, columns = (side // patch for side in frame.shape)
+    for axis, mask in zip(axes, hidden, strict=True):
+        grid = np.asarray(mask, dtype=bool).reshape(rows, columns)
+        show_frame(axis, frame[None], f"{grid.sum()} of {grid.size} hidden")
+        cover = np.zeros((*frame.shape, 4))
+        cover[np.kron(grid, np.ones((patch, patch), dtype=bool))] = (0.90, 0.62, 0.0, 1.0)
+        axis.imshow(cover)
+    style.headline(figure, "What the online encoder may see")
+    return figure
+
+
+# --- data sets (10) ---------------------------------------------------------------------------
 @styled
 def distributions(
-    train: dict[str, np.ndarray], validation: dict[str, np.ndarray], checks: Sequence[Check]
+    train: Mapping[str, np.ndarray], validation: Mapping[str, np.ndarray], found: Sequence[Any]
 ) -> Figure:
     """A histogram of both parts per checked quantity, with the smallest p-value."""
-    figure, axes = style.panels(1, len(checks), 2.7, 2.1)
-    for axis, check in zip(axes, checks, strict=True):
+    figure, axes = style.panels(1, len(found), 2.7, 2.1)
+    for axis, check in zip(axes, found, strict=True):
         parts = (train[check.quantity], validation[check.quantity])
         edges = np.histogram_bin_edges(np.concatenate(parts), bins=24)
-        for values, colour, name in zip(
-            parts, (TRAIN, VALIDATION), ("training", "validation"), strict=True
-        ):
+        for values, (name, colour) in zip(parts, _PARTS.items(), strict=True):
             weights = np.full(len(values), 1 / max(len(values), 1))
             look = {"histtype": "step", "lw": 1.5, "color": colour, "label": name}
             shares, *_ = axis.hist(values, edges, weights=weights, **look)
             if shares.max() > _DOMINANT:
                 axis.set_yscale("log")  # the rest would be a flat line
-        axis.set_title(f"{check.quantity}: {_verdict(check)}")
+        least = f", least p {min(check.p_values.values()):.2g}" if check.p_values else ""
+        axis.set_title(f"{check.quantity}: {'alike' if check.alike else 'flagged'}{least}")
         axis.set_ylabel("share of samples")
-        axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.grid(axis="y")
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper right", ncols=2)
-    style.headline(figure, "Training and validation part")
-    return figure
-
-
-def _verdict(check: Check) -> str:
-    found = "alike" if check.alike else "flagged"
-    return f"{found}, least p {min(check.p_values.values()):.2g}" if check.p_values else found
+    return _whole(figure, axes, "Training and validation part")
 
 
 @styled
-def embeddings(embedding: Embedding) -> Figure:
-    """PCA and t-SNE of frames, training and validation part in their colours."""
-    planes: list[tuple[str, Any]] = [("PCA", embedding.pca)]
-    if embedding.tsne is not None:
-        planes.append(("t-SNE", embedding.tsne))
+def embeddings(embedding: Any) -> Figure:
+    """PCA and t-SNE of frames (`checks.Embedding`), both parts in their colours."""
+    planes = {"PCA": embedding.pca, "t-SNE": embedding.tsne}
+    planes = {name: points for name, points in planes.items() if points is not None}
     figure, axes = style.panels(1, len(planes), 3.4, 3.0)
-    for axis, (name, points) in zip(axes, planes, strict=True):
-        for held, colour, label in ((0, TRAIN, "training"), (1, VALIDATION, "validation")):
+    for axis, (name, points) in zip(axes, planes.items(), strict=True):
+        for held, (part, colour) in enumerate(_PARTS.items()):
             chosen = points[embedding.held_out == held]
-            axis.scatter(*chosen.T, s=9, color=colour, alpha=0.6, linewidth=0, label=label)
-        axis.set_title(name)
-        axis.set(xticks=[], yticks=[])
+            draw.scatter(axis, *chosen.T, label=part, s=9, color=colour, alpha=0.6)
+        axis.set(title=name, xticks=[], yticks=[])
     share = embedding.explained
     axes[0].set_xlabel(f"component 1 ({share[0]:.0%} of the variance)")
     axes[0].set_ylabel(f"component 2 ({share[1]:.0%})")
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper right", ncols=2)
-    style.headline(figure, "Frames as points of the plane")
+    return _whole(figure, axes, "Frames as points of the plane")
+
+
+# --- training (11) ----------------------------------------------------------------------------
+@styled
+def training_curves(
+    records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str = ""
+) -> Figure:
+    """A panel per model: training and validation loss, one line per seed.
+
+    `records` maps a model to its seeds' rows of metrics.jsonl.
+    """
+    figure, axes = style.panels(1, len(records), 2.7, 2.1)
+    for axis, (name, seeds) in zip(axes, records.items(), strict=True):
+        for rows in seeds:
+            if not draw.series(rows, "validation_loss")[0].size:
+                raise FigureError(f"the records of {name} have no validation loss")
+            draw.learning(axis, rows, "loss", "validation_loss", log=True)
+        axis.set(title=name, xlabel="update")
+    axes[0].set_ylabel("loss")
+    return _whole(figure, axes, title)
+
+
+@styled
+def gradient_flow(norms: Mapping[str, Mapping[str, float]], title: str = "") -> Figure:
+    """Gradient norm of each part (columns) under each loss (rows); an empty cell got none."""
+    parts = list(dict.fromkeys(part for row in norms.values() for part in row))
+    values = np.array([[row.get(part, np.nan) for part in parts] for row in norms.values()])
+    with np.errstate(divide="ignore"):
+        shade = np.log10(np.where(values > 0, values, np.nan))
+    figure, (axis,) = style.panels(1, 1, 1.6 + 1.1 * len(parts), 1.0 + 0.28 * len(norms))
+    axis.imshow(shade, aspect="auto", cmap=style.SEQUENTIAL, alpha=0.55)
+    for (row, column), value in np.ndenumerate(values):
+        text = "" if np.isnan(value) else "none" if value == 0 else f"{value:.2g}"
+        axis.text(column, row, text, ha="center", va="center", color=style.INK, fontsize=8)
+    axis.set_xticks(range(len(parts)), parts)
+    axis.set_yticks(range(len(norms)), list(norms))
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    style.headline(figure, title)
+    return figure
+
+
+@styled
+def variant_bars(rows: Sequence[Any], full_rank: int, title: str = "") -> Figure:
+    """Spread, effective rank and relative error of `studies.Variant` rows."""
+    figure, axes = style.panels(1, 3, 3.0, 0.9 + 0.26 * len(rows), sharey=True)
+    place = np.arange(len(rows))
+    axes[0].barh(place, [row.std for row in rows], color=style.BLUE, height=0.6)
+    axes[1].barh(place, [row.effective_rank for row in rows], color=style.GREEN, height=0.6)
+    for shift, key, colour in ((-0.15, "predicted", style.ORANGE), (0.15, "stay", style.FAINT)):
+        values = [getattr(row, key) for row in rows]
+        axes[2].barh(place + shift, values, color=colour, height=0.3)
+    names = [f"{row.target} · {row.auxiliary}" for row in rows]
+    axes[0].set(yticks=place, yticklabels=names, ylim=(len(rows) - 0.4, -0.6))
+    titles = ("std of a latent dimension", f"effective rank of {full_rank}")
+    for axis, name in zip(axes, (*titles, "error / variance (grey: latent stays)"), strict=True):
+        axis.set_title(name)
+        axis.grid(axis="x")
+    style.headline(figure, title)
+    return figure
+
+
+# --- the two-stage model (12) -----------------------------------------------------------------
+@styled
+def world_model_predictions(true: np.ndarray, imagined: np.ndarray, action: np.ndarray) -> Figure:
+    """One roll-out: latent dimensions 0 and 1, norms, L2 error, first number of the action.
+
+    true (T + 1, D) with the given start first; imagined (T, D); action (T,).
+    """
+    true = checked(true, "true", None, None)
+    steps, dim = len(true) - 1, true.shape[1]
+    imagined = checked(imagined, "imagined", steps, dim)
+    figure, axes = style.panels(2, 2, 3.4, 2.3)
+    time, path = np.arange(steps + 1), np.concatenate([true[:1], imagined])
+    plane = [0, min(1, dim - 1)]
+    for values, look in ((true, _TRUE), (path, _MODEL)):
+        draw.curve(axes[0], *values[:, plane].T, **look)
+        draw.curve(axes[1], time, np.linalg.norm(values, axis=1), **look)
+    style.mark_start(axes[0], true[0, plane])
+    for values, look in ((path, _MODEL), (true[:1], _COPY)):
+        draw.curve(axes[2], time, np.linalg.norm(values - true, axis=1), **look)
+    axes[3].step(time[:-1], checked(action, "action", steps), where="mid", color=style.INK)
+    axes[0].set(title="Latent dimensions 0 and 1", xlabel="dimension 0", ylabel="dimension 1")
+    axes[1].set(title="Length of the latent", xlabel="step", ylabel="L2 norm")
+    axes[2].set(title="Error of the roll-out", xlabel="step", ylabel="L2 distance to the truth")
+    axes[3].set(title="Action embedding, first number", xlabel="step")
+    return _whole(figure, axes, "One imagined future", ncols=3)
+
+
+@styled
+def step_errors(curves: Mapping[str, Sequence[float]], spread: float | None = None) -> Figure:
+    """Mean L1 error against imagined steps; `spread` marks the error of a constant latent."""
+    figure, (axis,) = style.panels(1, 1, 4.6, 2.8)
+    for name, look in (("model", _MODEL), ("copy_last", _COPY)):
+        draw.curve(axis, np.arange(1, len(curves[name]) + 1), curves[name], **look)
+    if spread is not None:
+        draw.levels(axis, {"best constant latent": spread}, color=style.MUTED)
+    axis.set(xlabel="imagined steps", ylabel="mean L1 error", ylim=(0, None))
+    axis.grid(axis="y")
+    axis.legend()
+    style.headline(figure, "Error per step")
+    return figure
+
+
+# --- rewards (13) -----------------------------------------------------------------------------
+@styled
+def reward_scatter(
+    parts: Mapping[str, tuple[np.ndarray, np.ndarray, Score]], title: str = "", columns: int = 3
+) -> Figure:
+    """One square panel per name: true rewards (n,), predicted rewards (n,) and their score (FIG-2).
+
+    At most 3,000 points a panel are drawn; the box speaks of all of them.
+    """
+    if not parts:
+        raise FigureError("there is nothing to scatter")
+    figure, axes = style.grid_of(len(parts), columns, 2.5, 0.25)
+    for axis, (name, (reward, predicted, score)) in zip(axes, parts.items(), strict=True):
+        reward = checked(reward, "reward", None)
+        draw.identity(axis, reward, checked(predicted, "predicted", len(reward)), "reward")
+        first = "R² not estimable" if score.r2 is None else f"R² {score.r2:.3f}"
+        look = {"boxstyle": "round", "facecolor": style.PAPER, "edgecolor": style.FAINT}
+        axis.text(0.04, 0.96, f"{first}\nMSE {score.mse:.4g}", transform=axis.transAxes, va="top",
+                  fontsize=8, bbox=look)  # fmt: skip
+        axis.set_title(name)
+    style.headline(figure, title)
+    return figure
+
+
+def save_scatters(
+    folder: Path, head: str, parts: Mapping[str, tuple[np.ndarray, np.ndarray, Score]]
+) -> list[Path]:
+    """One PNG per model in reward_plots/ or larp_plots/ of the run folder; returns the paths."""
+    return [
+        style.save(
+            reward_scatter({LABELS.get(name, name): part}), folder / FOLDERS[head] / f"{name}.png"
+        )
+        for name, part in parts.items()
+    ]
+
+
+@styled
+def look_ahead_gain(worlds: Mapping[str, Sequence[Mapping[str, Any]]], title: str = "") -> Figure:
+    """One panel per world, one line per model: MSE of LARP minus MSE of another head.
+
+    `worlds` maps a panel title to rows of `results.reward_comparison`. Left of the zero line
+    looking ahead helps. Models without an imagined latent are left out.
+    """
+    lines = {name: [row for row in rows if row["look_ahead"]] for name, rows in worlds.items()}
+    if not any(lines.values()):
+        raise FigureError("no model has an imagined latent")
+    height = 1.0 + 0.42 * max(map(len, lines.values()))
+    figure, axes = style.panels(1, len(lines), 4.0, height)
+    looks = {
+        "look_ahead": (-0.13, {"color": style.ORANGE, "label": "LARP minus reward MLP"}),
+        "over_copy": (0.13, {"color": style.MUTED, "marker": "s",
+                             "label": "LARP minus LARP given the present latent"}),
+    }  # fmt: skip
+    for axis, (world, rows) in zip(axes, lines.items(), strict=True):
+        axis.axvline(0, color=style.INK, linewidth=0.8)
+        for key, (shift, look) in looks.items():
+            values = checked(np.array([row[key] for row in rows]), key, None, 3)
+            draw.intervals(axis, np.arange(len(rows)) + shift, *values.T, across=True, **look)
+        axis.set_yticks(range(len(rows)), [LABELS.get(row["model"], row["model"]) for row in rows])
+        axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel="difference of MSE, 95 % interval")
+        axis.set_title(world)
+        axis.grid(axis="x")
+    # Two labels side by side are wider than one panel.
+    draw.legend(figure, axes, "outside lower center", ncols=min(2, len(lines)))
+    style.headline(figure, title)
+    return figure
+
+
+# --- representation (15) ----------------------------------------------------------------------
+@styled
+def latent_maps(
+    latents: Mapping[str, np.ndarray], colour: np.ndarray, colour_name: str, title: str = "Latents"
+) -> Figure:
+    """PCA (upper row) and t-SNE (lower row) of each model's latents (M, D), coloured by (M,)."""
+    colour = checked(colour, "colour", None)
+    if not latents:
+        raise FigureError("there are no latents to draw")
+    figure, axes = style.panels(2, len(latents), 1.9, 1.9)
+    limits = {"vmin": colour.min(), "vmax": colour.max(), "s": 4}
+    for column, (name, values) in enumerate(latents.items()):
+        values = checked(values, name, len(colour), None)
+        for axis, flatten in ((axes[column], _pca), (axes[len(latents) + column], _tsne)):
+            points = flatten(values)
+            if points is None:
+                axis.text(0.5, 0.5, "not estimable", ha="center", transform=axis.transAxes)
+                points = np.full((len(values), 2), np.nan)
+            dots = draw.scatter(axis, *points.T, colour, **limits)
+            axis.set(xticks=[], yticks=[])
+        axes[column].set_title(LABELS.get(name, name), fontsize=8)
+    axes[0].set_ylabel("PCA")
+    axes[len(latents)].set_ylabel("t-SNE")
+    draw.colour_bar(figure, dots, axes, colour_name)
+    style.headline(figure, title)
+    return figure
+
+
+def _pca(values: np.ndarray) -> np.ndarray | None:
+    from sklearn.decomposition import PCA
+
+    if min(values.shape) < 2 or not values.var(0).any():
+        return None
+    return PCA(n_components=2, random_state=0).fit_transform(values)
+
+
+def _tsne(values: np.ndarray) -> np.ndarray | None:
+    from sklearn.manifold import TSNE
+
+    if len(np.unique(values, axis=0)) < LEAST_TSNE:
+        return None
+    perplexity = min(30.0, (len(values) - 1) / 3)
+    start = "pca" if values.shape[1] > 1 else "random"
+    return TSNE(2, perplexity=perplexity, init=start, random_state=0).fit_transform(values)
+
+
+@styled
+def score_bars(
+    comparison: Mapping[str, Any],
+    columns: Sequence[str] = SCORES,
+    title: str = "Scores",
+    across: int = 3,
+) -> Figure:
+    """One panel per column, one line per model: mean over seeds with its 95 % interval.
+
+    The dashed line is the trivial guess; errors relative to it are drawn on logarithmic axes. A
+    missing number is written out, never drawn as 0.
+    """
+    models = list(comparison["models"])
+    height = 0.75 + 0.3 * len(models) - 3.2
+    figure, axes = style.grid_of(len(columns), across, 3.2, height)
+    for axis, column in zip(axes, columns, strict=True):
+        _score_rows(axis, comparison, column, models)
+    for axis in axes[::across]:
+        axis.set_yticks(range(len(models)), [LABELS.get(name, name) for name in models])
+    style.headline(figure, title)
+    return figure
+
+
+def _score_rows(axis: Axes, comparison: Mapping[str, Any], column: str, models: list[str]) -> None:
+    better = comparison["columns"][column]["better"]
+    arrow = {"low": ", lower is better", "high": ", higher is better"}.get(better, "")
+    axis.set_title(column.replace("_", " ") + arrow, fontsize=8.5)
+    guess = floor(comparison, column)
+    if guess is not None and not isinstance(guess, str):
+        draw_at = {"color": style.MUTED, "linewidth": 1, "linestyle": "--"}
+        axis.axvline(guess, **draw_at)
+    found = [comparison["models"][name][column] for name in models]
+    means = [cell["mean"] for cell in found if cell["mean"] is not None]
+    least = -np.inf
+    if column.endswith("_error") and means and min(means) > 0:
+        least = min(means) / 3  # where an interval leaves a logarithmic axis
+        axis.set_xscale("log")
+        style.decimal_ticks(axis.xaxis)
+    for place, (name, cell) in enumerate(zip(models, found, strict=True)):
+        if cell["mean"] is None:
+            axis.annotate(
+                cell["text"], (0.03, place), xycoords=("axes fraction", "data"), va="center",
+                fontsize=7.5, color=style.MUTED,
+            )  # fmt: skip
+            continue
+        ends = [cell["mean"] if cell[end] is None else cell[end] for end in ("low", "high")]
+        triple = ([cell["mean"]], [max(ends[0], least)], [ends[1]])
+        draw.intervals(axis, [place], *triple, across=True, color=style.colour(name))
+    axis.set(ylim=(len(models) - 0.5, -0.5), yticks=[])
+    axis.grid(axis="x")
+
+
+@styled
+def spectra(latents: Mapping[str, np.ndarray], title: str = "Spectra of the latents") -> Figure:
+    """Share of the variance by direction, largest first, for each model's latents (M, D)."""
+    figure, (axis,) = style.panels(1, 1, 7.4, 3.2)
+    for name, values in latents.items():
+        found = spectrum(checked(values, name, None, None))
+        ratio = participation_ratio(values)
+        said = "no variance" if np.isnan(ratio) else f"participation ratio {ratio:.1f}"
+        share = np.where(found > 0, found / max(found.sum(), 1e-300), np.nan)
+        look = {"color": style.colour(name), "label": f"{LABELS.get(name, name)}: {said}"}
+        axis.plot(np.arange(1, len(found) + 1), share, **look)
+    axis.set(yscale="log", xlabel="direction", ylabel="share of the variance", ylim=(1e-8, 1.5))
+    return _beside(figure, axis, title)
+
+
+@styled
+def noise_curves(comparison: Mapping[str, Any], title: str = "Pixel noise") -> Figure:
+    """Relative latent shift against the noise on pixels, mean over seeds with 95 % intervals."""
+    figure, (axis,) = style.panels(1, 1, 6.6, 3.0)
+    for name, cells in comparison["models"].items():
+        found = [cells[f"noise_{sigma:g}"] for sigma in SIGMAS]
+        mean, low, high = ([cell[key] for cell in found] for key in ("mean", "low", "high"))
+        if None not in mean:
+            band = None if None in low else (low, high)
+            draw.curve(axis, SIGMAS, mean, LABELS.get(name, name), style.colour(name), band)
+    axis.set(xlabel="standard deviation of the noise, pixels in [0, 1]", ylim=(0, None))
+    axis.set_ylabel("latent shift / spread")
+    return _beside(figure, axis, title)
+
+
+def _beside(figure: Figure, axis: Axes, title: str) -> Figure:
+    axis.grid()
+    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    style.headline(figure, title)
+    return figure
+
+
+def _whole(figure: Figure, axes: Sequence[Axes], title: str, ncols: int = 2) -> Figure:
+    draw.legend(figure, axes, "outside upper right", ncols=ncols)
+    style.headline(figure, title)
     return figure

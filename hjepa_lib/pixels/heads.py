@@ -8,8 +8,7 @@ last eighth of the training rows: the held-out transitions that score a head cho
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +20,7 @@ from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.checkpoint import fingerprint
 from hjepa_lib.models.layers import count_parameters, mlp
 from hjepa_lib.pixels.networks import initialise
-from hjepa_lib.pixels.training import CHUNK, fit, passes
+from hjepa_lib.pixels.training import CHUNK, fit
 from hjepa_lib.training.batches import batches_sha256
 from hjepa_lib.training.loop import Fit, Report
 
@@ -160,11 +159,17 @@ def fit_head(
 
 
 def train_heads(
-    train: Features, validation: Features, config: RewardConfig, *, seed: int
-) -> Iterator[tuple[str, Report]]:
-    """Yield (kind, report) while each of `HEADS` trains; returns {kind: Trained}.
+    train: Features,
+    validation: Features,
+    config: RewardConfig,
+    *,
+    seed: int,
+    follow: Callable[[Fit, str], Iterable[Report]] = lambda fit, kind: fit,
+) -> Generator[Report, None, dict[str, Trained]]:
+    """Yield reports while each of `HEADS` trains; returns {kind: Trained}.
 
     Each head has its own noise from (seed, update): order and number of heads change nothing.
+    `follow(fit, kind)` iterates a fit, for example to log it.
     """
     results: dict[str, Trained] = {}
     for kind in HEADS:
@@ -185,52 +190,9 @@ def train_heads(
             for rows in (slice(learn), slice(learn, None))
         ]
         work = fit_head(head, *parts, config.optim, seed=seed)
-        for report in work:
-            yield kind, report
+        yield from follow(work, kind)
         work.load_best()
         head.eval().requires_grad_(False)
         facts |= {"updates": work.update, "best_loss": work.best_loss}
         results[kind] = Trained(head, head(held_out), facts)
     return results
-
-
-class HeadLog:
-    """Turns the reports of one head into LOG-3's records.
-
-    The reward MLP: `train/{Loss, Learning_Rate}`, `train_epoch_avg/Loss`, `val_epoch_avg/Loss`.
-    LARP: `train/{loss_step, step}`, the same averages in lower case, `epoch_inner` (share of the
-    present epoch done), `epoch_progress_main` (share of all updates). Both: `epoch`, the passes
-    done, beside the averages.
-    """
-
-    def __init__(self, kind: str, model: str, epoch: int, every: int) -> None:
-        """`epoch` updates are one pass; a training loss is logged every `every` updates."""
-        self.prefix, self.look_ahead = f"{kind}/{model}", kind != "reward_mlp"
-        self.epoch, self.every = epoch, every
-        self.losses: list[float] = []
-
-    def record(self, report: Report) -> dict[str, float]:
-        """The record of this update without stage and step; {} when there is nothing to log."""
-        if math.isfinite(report.loss) and math.isfinite(report.grad_norm):  # else it was skipped
-            self.losses.append(report.loss)
-        row: dict[str, float] = {}
-        if report.update % self.every == 0 or report.update == 1:
-            row |= self._step(report)
-        if "loss" in report.validation:
-            loss = "loss" if self.look_ahead else "Loss"
-            if self.losses:
-                row[f"train_epoch_avg/{loss}"] = sum(self.losses) / len(self.losses)
-            row[f"val_epoch_avg/{loss}"] = report.validation["loss"]
-            row["epoch"] = passes(report.update, self.epoch)
-            self.losses.clear()
-        return {f"{self.prefix}/{key}": value for key, value in row.items()}
-
-    def _step(self, report: Report) -> dict[str, float]:
-        if not self.look_ahead:
-            return {"train/Loss": report.loss, "train/Learning_Rate": report.lr}
-        return {
-            "train/loss_step": report.loss,
-            "train/step": report.update,
-            "epoch_inner": (report.update % self.epoch or self.epoch) / self.epoch,
-            "epoch_progress_main": report.update / report.updates,
-        }

@@ -1,30 +1,31 @@
-"""What shape a latent space has (MET-1): spread, dimension, neighbours, smoothness, robustness.
+"""What is measured of a frozen model: errors beside those of trivial guesses, and the shape of its
+latent space (MET-1).
 
-Functions take latents z as (M, D) and states s as (M, P) float arrays, both of the same
-M samples; NaN means "not estimable" (too few distinct samples, or a latent without any spread).
-Numbers of different latent spaces are comparable because each is free of the latent's unit.
-
-| measure             | source                                                                   |
-|---------------------|--------------------------------------------------------------------------|
-| participation ratio | (sum l)^2 / sum l^2 of the covariance's eigenvalues l; Gao et al. 2017   |
-| effective rank      | training/probes.py; Roy & Vetterli 2007                                  |
-| two-NN dimension    | Facco, d'Errico, Rodriguez, Laio 2017                                    |
-| trust, continuity   | Venna & Kaski 2001: neighbours of the latent among those of the pixels   |
-| smoothness R2       | squared correlation of pixel and latent distances of consecutive states  |
-| noise sensitivity   | mean latent shift under pixel noise, over the latent's own spread        |
-| uniformity          | log mean exp(-2 |u - v|^2) of unit vectors; Wang & Isola 2020            |
+Measures of shape take latents z as (M, D) and states s as (M, P) float arrays of the same samples;
+NaN means "not estimable" (too few distinct samples, or no spread). Each is free of the latent's
+unit: participation ratio (Gao et al. 2017), effective rank (Roy & Vetterli 2007), two-NN dimension
+(Facco et al. 2017), trustworthiness and continuity (Venna & Kaski 2001), uniformity (Wang & Isola
+2020), smoothness and noise sensitivity.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from hjepa_lib.config.pixels import PixelsConfig
+from hjepa_lib.evaluation.compute import update_bytes
+from hjepa_lib.files import WorkbookError
+from hjepa_lib.models.layers import draw_masks
+from hjepa_lib.pixels.registry import build_pixel_model
+from hjepa_lib.pixels.training import CHUNK
+from hjepa_lib.pixels.transitions import Transitions, scaled, shapes_of
+from hjepa_lib.pixels.vjepa2 import WorldModel, stage2_loss
 from hjepa_lib.training.probes import effective_rank
 
 NEIGHBOURS = 5
@@ -34,22 +35,115 @@ KEPT = 0.9
 """Share of the two-NN ratios that the fit uses: the largest ones are noise (Facco et al.)."""
 MOST = 600
 """Samples of a report: neighbourhoods cost M^2."""
+CHANGED = 0.02
+"""Difference from which on a pixel has changed."""
 _LEAST = 2 * NEIGHBOURS + 1  # trustworthiness is defined for fewer neighbours than M / 2
 _FLAT = 1e-12  # a variance below this share of the mean square is rounding
+Predict = Callable[[Any], Tensor]
+"""A batch of transitions -> next frames (B, C, H, W)."""
 
 
-class Sample(NamedTuple):
-    """The same M transitions for every model."""
+# --- errors -----------------------------------------------------------------------------------
+def mean_frame(data: Transitions) -> Tensor:
+    """(C, H, W) mean of the stored frames in [0, 1]."""
+    total = sum(part.double().sum(dim=0) for part in data.frames.split(CHUNK))
+    return (total / len(data.frames) / 255).float()
 
-    state: Tensor  # (M, L, C, H, W) uint8
-    next_state: Tensor  # (M, L, C, H, W) uint8
+
+@torch.no_grad()
+def transition_errors(
+    data: Transitions,
+    mean: Tensor,
+    device: torch.device | str,
+    model: nn.Module | None = None,
+    predict: Predict | None = None,
+) -> dict[str, np.ndarray]:
+    """Mean squared errors (M,) per transition of `data`, beside those of guesses without a model.
+
+    `frame` of `predict`, `copy_last_frame` and `mean_frame` in pixels of [0, 1]; `latent` and
+    `copy_last_latent` in the space that `model` predicts, absent where it imagines no encoding.
+    `changed` is the share of pixels that move.
+    """
+    pieces: dict[str, list[Tensor]] = {}
+
+    def keep(name: str, guess: Tensor, truth: Tensor) -> None:
+        gap = (guess.float() - truth.float()).square().flatten(1).mean(1)
+        pieces.setdefault(name, []).append(gap.cpu().double())
+
+    for index in torch.arange(len(data)).split(CHUNK):
+        batch = data.batch(index).to(device)
+        before, after = scaled(batch.state[:, -1]), scaled(batch.next_state[:, -1])
+        keep("copy_last_frame", before, after)
+        keep("mean_frame", mean.to(device).expand_as(after), after)
+        moved = ((after - before).abs() > CHANGED).flatten(1).float().mean(1)
+        pieces.setdefault("changed", []).append(moved.cpu().double())
+        if predict is not None:
+            keep("frame", predict(batch), after)
+        if model is not None and model.predicts_latents:
+            truth = model.encode_target(batch.next_state)
+            keep("latent", model.imagine(model.encode(batch.state), batch.action), truth)
+            keep("copy_last_latent", model.encode_target(batch.state), truth)
+    return {name: torch.cat(parts).numpy() for name, parts in pieces.items()}
 
 
+def frame_scores(
+    predict: Predict, train: Transitions, validation: Transitions, device: torch.device | str
+) -> dict[str, float]:
+    """Errors of drawn frames on the validation part, next to predictions that need no model."""
+    found = transition_errors(validation, mean_frame(train), device, predict=predict)
+    names = {"mse": "frame", "copy_last_mse": "copy_last_frame", "mean_frame_mse": "mean_frame"}
+    names["changed_share"] = "changed"
+    return {name: float(found[key].mean()) for name, key in names.items()}
+
+
+class LatentErrors(NamedTuple):
+    """Squared errors of next latents over the variance of the targets: 1 = always their mean."""
+
+    predicted: float
+    stay: float  # the target's latent of s_t taken for that of s_{t+1}
+
+
+@torch.no_grad()
+def latent_errors(model: Any, batch: Any) -> LatentErrors:
+    """Of one batch in evaluation mode; NaN for a latent without variance or a model without one."""
+    before, target = model.encode_target(batch.state), model.encode_target(batch.next_state)
+    variance = (target - target.mean(dim=0)).square().mean()
+    imagined = model.imagine(model.encode(batch.state), batch.action)
+    if imagined is None or variance < 1e-12:
+        return LatentErrors(math.nan, math.nan)
+    errors = [((z - target).square().mean() / variance).item() for z in (imagined, before)]
+    return LatentErrors(*errors)
+
+
+def update_megabytes(name: str, config: PixelsConfig, data: Any) -> float:
+    """MB of one training update of model `name` on `data`; of the larger stage for `vjepa2`."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if name != "vjepa2":
+            model = build_pixel_model(name, config, data).train()
+            batch = data.batch(torch.arange(config.optim.batch) % len(data))
+            return update_bytes(model, lambda: model.loss(batch)[0]) / 1e6
+        first, second = config.vjepa2.stage1, config.vjepa2.stage2
+        masked = build_pixel_model("stage1", config, data).train()
+        state = data.batch(torch.arange(first.optim.batch) % len(data)).state
+        mask = draw_masks(len(state), masked.online.patches, first.mask, generator)
+        one = update_bytes(masked, lambda: masked.loss(state, mask)[0])
+        world = WorldModel(config, shapes_of(data)).train()
+        count, length = second.optim.batch, config.data.sequence
+        now, then = torch.randn(2, count, length, config.encoder.latent_dim)
+        action = data.action[torch.arange(count * length) % len(data)].unflatten(0, (count, length))
+        two = update_bytes(
+            world, lambda: stage2_loss(world, now, action, then, second, generator)[0]
+        )
+        return max(one, two) / 1e6
+
+
+# --- the shape of a latent space ----------------------------------------------------------------
 def spectrum(latents: np.ndarray) -> np.ndarray:
     """(M, D) -> (D,) eigenvalues of the covariance, largest first, not negative."""
     z = _matrix(latents)
-    centred = z - z.mean(0)
-    values = np.linalg.svd(centred, compute_uv=False) ** 2 / max(1, len(z) - 1)
+    values = np.linalg.svd(z - z.mean(0), compute_uv=False) ** 2 / max(1, len(z) - 1)
     return np.pad(values, (0, z.shape[1] - len(values)))
 
 
@@ -59,10 +153,8 @@ def participation_ratio(latents: np.ndarray) -> float:
     (sum l)^2 / sum l^2 of the covariance's eigenvalues l, in [1, D].
     """
     z = _matrix(latents)
-    if _flat(z):
-        return math.nan
     values = spectrum(z)
-    return float(values.sum() ** 2 / np.square(values).sum())
+    return math.nan if _flat(z) else float(values.sum() ** 2 / np.square(values).sum())
 
 
 def rank(latents: np.ndarray) -> float:
@@ -89,8 +181,7 @@ def two_nn(latents: np.ndarray) -> float:
     if len(ratio) < _LEAST:
         return math.nan
     kept = int(KEPT * len(ratio))
-    x = np.log(ratio[:kept])
-    y = -np.log1p(-np.arange(1, kept + 1) / len(ratio))
+    x, y = np.log(ratio[:kept]), -np.log1p(-np.arange(1, kept + 1) / len(ratio))
     weight = float(x @ x)
     return float(x @ y / weight) if weight > 0 else math.nan
 
@@ -104,15 +195,10 @@ def trust(states: np.ndarray, latents: np.ndarray, neighbours: int = NEIGHBOURS)
 
     s, z = _matrix(states), _matrix(latents)
     if len(s) != len(z):
-        raise ValueError(f"states and latents must have equal length, got {len(s)} and {len(z)}")
+        raise WorkbookError(f"states and latents must have equal length, got {len(s)} and {len(z)}")
     if len(z) <= 2 * neighbours or _flat(s) or _flat(z):
         return math.nan
     return float(trustworthiness(s, z, n_neighbors=neighbours))
-
-
-def continuity(states: np.ndarray, latents: np.ndarray, neighbours: int = NEIGHBOURS) -> float:
-    """Share in which neighbours in pixels stay neighbours in the latent: `trust`, roles swapped."""
-    return trust(latents, states, neighbours)
 
 
 def smoothness(
@@ -134,8 +220,7 @@ def uniformity(latents: np.ndarray) -> float:
     z = torch.from_numpy(_matrix(latents))
     if len(z) < 2:
         return math.nan
-    unit = z / z.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    gaps = torch.pdist(unit).square()
+    gaps = torch.pdist(z / z.norm(dim=1, keepdim=True).clamp_min(1e-12)).square()
     return float(torch.logsumexp(-2 * gaps, 0) - math.log(len(gaps)))
 
 
@@ -153,42 +238,45 @@ def noise_sensitivity(
     """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(state.shape, generator=generator).to(state.device)
-    clean = encode(state).double()
+    clean = encode(state).cpu().double()
     spread = (clean - clean.mean(0)).square().sum(1).mean().sqrt()
     flat = _flat(clean.cpu().numpy())
     found = {}
     for sigma in sigmas:
         noisy = (state + 255 * sigma * noise).round().clamp(0, 255).to(torch.uint8)
-        shift = (encode(noisy).double() - clean).norm(dim=1).mean()
+        shift = (encode(noisy).cpu().double() - clean).norm(dim=1).mean()
         found[sigma] = math.nan if flat else float(shift / spread)
     return found
 
 
 @torch.no_grad()
-def measure(encode: Callable[[Tensor], Tensor], sample: Sample, seed: int = 0) -> dict[str, float]:
-    """All measures of one encoder on one sample, by the names of the comparison table."""
-    latents = encode_chunked(encode, sample.state)
-    following = encode_chunked(encode, sample.next_state)
-    states, next_states = (_pixels(part) for part in sample)
-    z, after = latents.cpu().numpy(), following.cpu().numpy()
+def measure(
+    encode: Callable[[Tensor], Tensor], state: Tensor, next_state: Tensor, seed: int = 0
+) -> dict[str, float]:
+    """All measures of one encoder on M transitions, by the names of the comparison table.
+
+    States are (M, L, C, H, W) uint8.
+    """
+    z, after = (encode_chunked(encode, part).numpy() for part in (state, next_state))
+    pixels = [part.flatten(1).cpu().double().numpy() / 255 for part in (state, next_state)]
     found = {
         "participation_ratio": participation_ratio(z),
         "effective_rank": rank(z),
         "two_nn_dimension": two_nn(z),
-        "trustworthiness_at_5": trust(states, z),
-        "continuity_at_5": continuity(states, z),
-        "smoothness_r2": smoothness(states, next_states, z, after),
+        "trustworthiness_at_5": trust(pixels[0], z),
+        "continuity_at_5": trust(z, pixels[0]),
+        "smoothness_r2": smoothness(*pixels, z, after),
         "uniformity": uniformity(z),
         "latent_std": float(_matrix(z).std(0).mean()),
     }
-    noise = noise_sensitivity(lambda part: encode_chunked(encode, part), sample.state, seed=seed)
+    noise = noise_sensitivity(lambda part: encode_chunked(encode, part), state, seed=seed)
     return found | {f"noise_{sigma:g}": value for sigma, value in noise.items()}
 
 
 def encode_chunked(encode: Callable[[Tensor], Tensor], state: Tensor, size: int = 128) -> Tensor:
     """(M, ...) states -> (M, D) float32 latents, `size` states at a time."""
     with torch.no_grad():
-        return torch.cat([encode(part).float() for part in state.split(size)])
+        return torch.cat([encode(part).float().cpu() for part in state.split(size)])
 
 
 def pick(count: int, most: int = MOST, seed: int = 0) -> Tensor:
@@ -197,17 +285,12 @@ def pick(count: int, most: int = MOST, seed: int = 0) -> Tensor:
     return order[:most].sort().values
 
 
-def _pixels(state: Tensor) -> np.ndarray:
-    """(M, L, C, H, W) uint8 -> (M, P) in [0, 1]."""
-    return state.flatten(1).cpu().numpy().astype(np.float64) / 255
-
-
 def _matrix(values: np.ndarray) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 2 or not array.size:
-        raise ValueError(f"samples must be (M, D) and not empty, got {array.shape}")
+        raise WorkbookError(f"samples must be (M, D) and not empty, got {array.shape}")
     if not np.isfinite(array).all():
-        raise ValueError("samples hold values that are not finite")
+        raise WorkbookError("samples hold values that are not finite")
     return array
 
 

@@ -114,8 +114,9 @@ class PixelModel(nn.Module):
             auxiliary = self.regulariser(first.float(), None if second is None else second.float())
         kind = self.config.auxiliary.kind
         terms |= {f"{kind}_{key}": value.item() for key, value in auxiliary.terms.items()}
-        terms[f"{kind}_total"] = auxiliary.total.item()
-        return prediction + self.config.auxiliary.weight * auxiliary.total, terms
+        weighted = self.config.auxiliary.weight * auxiliary.total
+        terms |= {f"{kind}_total": auxiliary.total.item(), f"{kind}_weighted": weighted.item()}
+        return prediction + weighted, terms
 
 
 class EncoderDecoder(PixelModel):

@@ -21,6 +21,7 @@ SIZE_ROWS = 256  # transitions that set the scale of the first latents
 FILES = {
     "enc_dec": "best_encoder_decoder", "enc_dec_jepa": "best_encoder_decoder", "jepa": "best_jepa",
     "stage1": "best_stage1_model", "vjepa2": "best_stage2_model",
+    "random": "random_encoder", "random_vit": "random_encoder",
 }  # fmt: skip
 """What the weights of a model are called, each in a folder of its own (TRAIN-5, VJ-5, VJ-11)."""
 DECODER = "best_jepa_decoder"
@@ -70,7 +71,7 @@ def matched_counts(config: PixelsConfig, data: Any) -> dict[str, int]:
 
 
 # --- files --------------------------------------------------------------------------------------
-def save_model(folder: Path, model: Any, file: str = "", **facts: Any) -> Path:
+def save_model(folder: Path, model: Any, file: str = "", /, **facts: Any) -> Path:
     """Write `model` under its name of `FILES`, or as `file`; `facts` stand beside its config."""
     path = folder / (file or FILES[model.name])
     meta = {"config": to_dict(model.config), "shapes": model.shapes._asdict()}

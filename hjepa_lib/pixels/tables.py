@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hjepa_lib.evaluation.statistics import Interval
 from hjepa_lib.files import FileError
-from hjepa_lib.pixels.claims import sentences
-from hjepa_lib.pixels.comparison import floor, number
-from hjepa_lib.pixels.figures_rewards import LABELS
-from hjepa_lib.pixels.pixelrows import UNTRAINED, untrained
-from hjepa_lib.pixels.rewards import verdict
+from hjepa_lib.pixels.compare import LABELS, UNTRAINED, floor, number, sentences, untrained, verdict
 
 LEFT_OUT = ("columns", "rows")
 """Parts of the comparison that its own file has and a summary does not need."""
@@ -78,7 +73,7 @@ def look_ahead_section(study: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict
             scores = [one["note"] if one["r2"] is None else f"{one['r2']:.3f}" for one in heads]
             shown = f"{gap[0]:+.4f} ({gap[1]:+.4f} to {gap[2]:+.4f})"
             n = f"{heads[1]['transitions']} ({heads[1]['seeds']})"
-            found = [" / ".join(scores), shown, verdict(Interval(*gap)), n]
+            found = [" / ".join(scores), shown, verdict(gap), n]
             rows.append([f"{world}: {about}", row["model"], *found])
     columns = ["world", "model", "R2 plain / look-ahead", "error difference", "verdict"]
     columns += ["n (seeds)"]

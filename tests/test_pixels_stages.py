@@ -1,0 +1,444 @@
+"""The stages of the pixel comparison: keys, what they store, log and draw, and what loads them."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny import digest
+from tiny_pixels import (
+    SHAPES,
+    tiny_config,
+    tiny_pixels,
+    tiny_transitions,
+    tiny_workspace,
+    with_section,
+)
+
+from hjepa_lib.config import ConfigError, from_dict
+from hjepa_lib.config.pixels import MODELS, EpochsConfig, RewardConfig
+from hjepa_lib.files import FileError
+from hjepa_lib.models.checkpoint import fingerprint, load_module
+from hjepa_lib.pixels import figures, heads, makers, registry
+from hjepa_lib.pixels.compare import COMPARED
+from hjepa_lib.pixels.heads import HeadError, RewardHead
+from hjepa_lib.pixels.makers import KEYS, PixelLog, frame_predictor
+from hjepa_lib.pixels.measures import frame_scores
+from hjepa_lib.pixels.registry import FILES, build_pixel_model, fill_model, save_model
+from hjepa_lib.pixels.stages import (
+    DECODED,
+    load_decoder,
+    load_heads,
+    load_model,
+    load_result,
+    load_transitions,
+    make_transitions,
+    pixel_stages,
+    stage_of,
+    train,
+)
+from hjepa_lib.pixels.vjepa2 import MaskedPrediction
+from hjepa_lib.runs.keys import key
+from hjepa_lib.runs.log import epoch_axes
+from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.workspace import Workspace
+from hjepa_lib.training.loop import Report
+
+# Models of a few weights have gradients of any size, and the loop says so.
+pytestmark = pytest.mark.filterwarnings("ignore:the gradient norm is")
+TRAINED = ("enc_dec", "enc_dec_jepa", "jepa")
+
+
+@pytest.fixture(scope="module")
+def ws(tmp_path_factory):
+    """A run with everything but the comparison itself."""
+    root = tmp_path_factory.mktemp("outputs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HJEPA_OUTPUTS", str(root))
+        config = tiny_config(auxiliary__use_for_enc_dec=True, optim__updates=10)
+        made = tiny_workspace(root, config)
+        list(train(made, *[name for name in pixel_stages(config) if name[-1].isdigit()]))
+        yield made
+
+
+# --- keys -------------------------------------------------------------------------------------
+def keys_of(**changes):
+    config = tiny_config(**{k: v for k, v in changes.items() if k != "seed"})
+    config = config.override({"seed": changes.get("seed", 0)})
+    return {name: key(one, config) for name, one in pixel_stages(config).items()}
+
+
+def changed(**changes):
+    before, after = keys_of(), keys_of(**changes)
+    return {name for name in before if before[name] != after.get(name)}
+
+
+def test_a_stage_is_shaped_by_all_that_its_inputs_were_shaped_by():
+    """I2: heads, decoders and the comparison follow their model, its data and the seed."""
+    every = set(keys_of())
+    whole = {"comparison", "rewards"}
+    assert changed(seed=1) == changed(data__episodes=9) == every
+    jepa = {"jepa_s0", "heads_jepa_s0", "decoder_jepa_s0"} | whole
+    assert changed(jepa__target="none") == jepa | {"enc_dec_jepa_s0", "heads_enc_dec_jepa_s0"}
+    two = {"vjepa2_s0", "heads_vjepa2_s0", "decoder_vjepa2_s0", "random_vit_s0"} | whole
+    two |= {"heads_random_vit_s0"}
+    assert changed(vjepa2__stage1__mask=0.7) == two | {"vjepa2_stage1_s0"}
+    assert changed(vjepa2__stage2__dropout=0.5) == two
+    assert changed(reward__dropout=0.5) == {f"heads_{name}_s0" for name in COMPARED} | whole
+    assert changed(decoder__source="online") == {f"decoder_{n}_s0" for n in DECODED} | {
+        "comparison"
+    }
+    assert changed(log_every=7, reward__log_every=7, reward__seeds=3, grid__size=9) == set()
+
+
+def test_models_of_another_seed_or_other_data_are_never_taken(ws, monkeypatch):
+    """I1, I3: a run of seed 1 has nothing of seed 0; other data, nothing that saw these."""
+    root = ws.run.path.parent
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(root))
+    same = Workspace("test", Run.create("same", ws.config, root))
+    assert digest(load_model(same, "jepa", 0)) == digest(load_model(ws, "jepa", 0))
+    assert same.origin("jepa_s0") == "tiny" and not same.run.done("enc_dec_s0")
+    other = tiny_workspace(root, ws.config.override({"seed": 1}), "seed1")
+    assert digest(load_model(other, "jepa", 0)) != digest(load_model(ws, "jepa", 0))
+    assert other.origin("jepa_s0") == "this run"
+
+
+def test_what_was_made_on_a_model_is_stale_when_the_model_is_made_again(tmp_path):
+    """I7, I8: heads of a foreign JEPA do not count for the run's own."""
+    ws = tiny_workspace(tmp_path, tiny_config())
+    list(train(ws, "heads_random_s0"))
+    assert ws.done(stage_of(ws, "heads_random_s0"))
+    with ws.run.stage("random_s0", "pixels/random_s0", ws.key(stage_of(ws, "random_s0"))) as folder:
+        save_model(folder, makers.fresh_model(ws, "random", 1, tiny_transitions()))
+    assert not ws.done(stage_of(ws, "heads_random_s0"))
+
+
+def test_the_table_has_the_order_of_the_seed():
+    """TRAIN-1: data, models in turn, then heads on all of them, then decoders."""
+    names = list(pixel_stages(tiny_config(seeds=2)))
+    per_seed = [
+        [f"{name}_s{n}" for name in ("enc_dec", "enc_dec_jepa", "jepa", "vjepa2_stage1", "vjepa2",
+                                     "random", "random_vit")]
+        + [f"heads_{name}_s{n}" for name in (*MODELS, "random", "random_vit")]
+        + [f"decoder_{name}_s{n}" for name in ("jepa", "vjepa2")]
+        for n in (0, 1)
+    ]  # fmt: skip
+    assert names == ["pixel_data", *per_seed[0], *per_seed[1], "rewards", "comparison"]
+    with pytest.raises(ConfigError, match="no stage 'decoder_enc_dec_s0' with these settings"):
+        stage_of(type("ws", (), {"config": tiny_config()}), "decoder_enc_dec_s0")
+
+
+def test_models_of_a_named_run_are_taken_as_they_are(ws, monkeypatch):
+    """`pixels.loading.run`: weights of that run, data and heads of this one."""
+    root = ws.run.path.parent
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(root))
+    config = tiny_config(loading__run="tiny", optim__updates=3, reward__hidden=9)
+    taking = tiny_workspace(root, config, "taking")
+    list(train(taking, "heads_jepa_s0"))
+    assert digest(load_model(taking, "jepa", 0)) == digest(load_model(ws, "jepa", 0))
+    assert taking.origin("jepa_s0") == "tiny" and taking.origin("heads_jepa_s0") == "this run"
+
+
+# --- models -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", [*MODELS, "random", "random_vit"])
+def test_a_stored_model_gives_equal_outputs(ws, name):
+    """TRAIN-5: by its documented name, frozen, in eval mode; a finished stage yields nothing."""
+    folder = ws.run.stage_folder(f"{name}_s0")
+    assert (folder / f"{FILES[name]}.safetensors").is_file()
+    model, again = load_model(ws, name, 0), load_model(ws, name, 0)
+    batch = tiny_transitions().batch(torch.arange(4))
+    assert torch.equal(model.encode(batch.state), again.encode(batch.state))
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    assert list(train(ws, f"{name}_s0")) == []
+    assert not (ws.run.path / f"resume/{name}_s0").exists()
+    other = build_pixel_model(name, ws.config.pixels, tiny_transitions())
+    fill_model(folder, other)
+    assert torch.equal(other.eval().encode(batch.state), model.encode(batch.state))
+
+
+def test_a_foreign_or_damaged_file_is_one_sentence(tmp_path):
+    save_model(tmp_path, build_pixel_model("enc_dec", tiny_pixels(), SHAPES))
+    with pytest.raises(FileError, match="does not describe a pixel enc_dec_jepa"):
+        registry.load_model(tmp_path, "enc_dec_jepa")
+    with pytest.raises(FileError, match="cannot read"):
+        registry.load_model(tmp_path, "jepa")
+    (tmp_path / "best_jepa.json").write_text('{"kind": "level1"}')
+    with pytest.raises(FileError, match="does not describe a pixel jepa"):
+        registry.load_model(tmp_path, "jepa")
+    wide = build_pixel_model(
+        "enc_dec", with_section(tiny_pixels(), "encoder", latent_dim=9), SHAPES
+    )
+    with pytest.raises(FileError, match="was made for another config"):
+        fill_model(tmp_path, wide)
+
+
+def test_results_say_what_makes_them_comparable(ws):
+    """Rule 1 and MET-2: data, batches, updates, counts, time, and baselines next to the score."""
+    rows = [load_result(ws, f"{name}_s0") for name in TRAINED]
+    for name in ("data_sha256", "batches_sha256", "updates", "transitions", "seed"):
+        assert len({json.dumps(row[name]) for row in rows}) == 1, name
+    assert rows[0]["data_sha256"] == tiny_transitions().sha256 and rows[0]["updates"] == 10
+    for row in rows:
+        parts = row["parameters"]
+        total = sum(v for k, v in parts.items() if k not in ("total", "stored"))
+        assert total == parts["total"] <= parts["stored"] and row["seconds"] > 0
+        assert row["skipped"] == 0 and not row["skipped_training"]
+    assert set(rows[0]["frames"]) >= {"mse", "copy_last_mse", "mean_frame_mse"}
+    assert "frames" not in rows[2]
+
+
+def test_frame_errors_stand_next_to_guesses_that_need_no_model():
+    """The perfect prediction has error 0; a still scene makes copying perfect."""
+    data = tiny_transitions()
+    perfect = frame_scores(lambda batch: batch.next_state[:, -1] / 255, data, data, "cpu")
+    assert perfect["mse"] == 0 < perfect["copy_last_mse"]
+    assert 0 < perfect["changed_share"] < 1 and perfect["mean_frame_mse"] > 0
+    still = dataclasses.replace(data, frames=data.frames[:1].repeat(len(data.frames), 1, 1, 1))
+    found = frame_scores(lambda batch: torch.ones(()), still, still, "cpu")
+    assert found["copy_last_mse"] == found["changed_share"] == 0 < found["mse"]
+    assert found["mean_frame_mse"] == pytest.approx(0, abs=1e-10)
+
+
+def test_untrained_encoders_are_those_that_the_models_begin_with(ws):
+    """Frozen as drawn from the seed: `random`, and `random_vit` for the two-stage model."""
+    data = make_transitions(ws)[0]
+    plain, vit = (load_model(ws, name, 0) for name in ("random", "random_vit"))
+    assert digest(plain.encoder) == digest(makers.fresh_model(ws, "jepa", 0, data).encoder)
+    torch.manual_seed(ws.config.seed)
+    assert digest(vit.encoder) == digest(MaskedPrediction(ws.config.pixels, SHAPES).online)
+    assert digest(plain) != digest(makers.fresh_model(ws, "random", 1, data))
+    batch = data.batch(torch.arange(3))
+    for model in (plain, vit):
+        latent = model.encode(batch.state)
+        assert latent.shape == (3, model.latent_dim) and latent.std() > 0
+        assert torch.equal(latent, model.train().eval().encode(batch.state))
+        assert model.embed_action(batch.action).shape == (3, ws.config.pixels.action_dim)
+        assert model.imagine(latent, batch.action) is None
+        assert not any(p.requires_grad for p in model.parameters())
+
+
+# --- logs (LOG-2, LOG-3) ------------------------------------------------------------------------
+LOG2 = {"Prediction_Loss", "VICReg_Sim_Loss", "VICReg_Std_Loss", "VICReg_Cov_Loss",
+        "VICReg_Total_Loss", "Total_Loss"}  # fmt: skip
+LOG3 = {"total_loss", "loss_mse_reconstruction"}
+PLACES = ("train", "val", "train_epoch_avg")
+WANTED = {
+    **{f"{name}_s0": {f"{prefix}/{place}/{one}" for place in PLACES for one in LOG2}
+       | {f"{prefix}/train/{one}" for one in ("Learning_Rate", "step")}
+       | {f"{prefix}/val/VICReg_Weighted_Loss", "epoch"}
+       for name, prefix in (("enc_dec", "StdEncDec"), ("jepa", "JEPA"))},
+    "decoder_jepa_s0": {f"JEPA_Decoder/{place}/{one}" for place in PLACES for one in LOG3},
+    "heads_jepa_s0_reward_mlp": {f"reward_mlp/jepa/{one}" for one in (
+        "train/Loss", "train/Learning_Rate", "train_epoch_avg/Loss", "val_epoch_avg/Loss")},
+    "heads_jepa_s0_larp": {f"larp/jepa/{one}" for one in (
+        "train/loss_step", "train/step", "train_epoch_avg/loss", "val_epoch_avg/loss", "epoch",
+        "epoch_inner", "epoch_progress_main")},
+    "vjepa2_stage1_s0": {f"stage1/{one}" for one in (
+        "train_loss", "val_loss", "learning_rate", "epoch")},
+    "vjepa2_s0": {f"stage2/{one}" for one in (
+        "train_loss", "val_loss", "teacher_forcing_loss", "rollout_loss")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", WANTED)
+def test_the_log_has_the_keys_of_the_seed(ws, stage):
+    """One key one writer (the log itself refuses a second value), and numbers only."""
+    records = ws.run.records(stage)
+    found = {name for row in records for name in row}
+    assert WANTED[stage] <= found
+    values = [v for row in records for k, v in row.items() if k != "stage"]
+    assert all(math.isfinite(value) for value in values)
+    assert records[-1]["epoch"] == len([row for row in records if "epoch" in row])
+
+
+def test_the_log_follows_the_slow_copy_of_jepa(ws):
+    gap = [row["JEPA/train/Encoder_Weight_Diff_MSE"] for row in ws.run.records("jepa_s0")]
+    assert 0 < gap[0] < gap[-1]
+
+
+def reports(kind, updates, every=100, epoch=4):
+    """Records of updates given as (loss, gradient norm, validation)."""
+    fit = type("fit", (), {"config": EpochsConfig(batch=2, updates=12).optim(2 * epoch)})
+    log = PixelLog(kind, "x", fit, every)
+    return [
+        log(Report(number, 12, loss, {}, 1e-3, norm, {"loss": 1.0} if check else {}))
+        for number, (loss, norm, check) in enumerate(updates, start=1)
+    ]
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_epoch_averages_leave_out_skipped_updates(kind):
+    """TRAIN-3: one NaN would make the whole average NaN; epochs count passes, a cut one too."""
+    updates = [(2.0, 1.0, False), (math.nan, math.nan, False), (9.0, math.inf, False)]
+    *_, row, last = reports(kind, [*updates, (4.0, 1.0, True), (math.nan, 1.0, True)])
+    if KEYS[kind][1]:
+        average = f"x/{KEYS[kind][1]['loss']}"
+        assert row[average] == 3.0 and average not in last  # nothing to average
+    assert (row["epoch"], last["epoch"]) == (1, 2)
+    assert row[f"x/{KEYS[kind][2]['loss']}"] == row["validation_loss"] == 1.0
+
+
+def test_steps_are_logged_at_the_cadence_and_epochs_have_their_axis():
+    rows = reports("larp", [(1.0, 1.0, number == 6) for number in range(1, 8)], every=3)
+    assert [number for number, row in enumerate(rows, 1) if row] == [1, 3, 6]
+    assert rows[5]["x/epoch_inner"] == 0.5 and rows[5]["x/epoch_progress_main"] == 0.5
+    axes = {f"x/{part}_epoch_avg/loss": "x/epoch" for part in ("train", "val")}
+    assert axes.items() <= epoch_axes(rows[5]).items()
+
+
+# --- pictures (FIG-1) ---------------------------------------------------------------------------
+def test_pictures_of_every_epoch_are_in_the_run_folder(ws):
+    """Five samples an epoch, the same number for every model that draws, nothing shared cleared."""
+    for folder in ("encoder_decoder", "encoder_decoder_jepa_style", "jepa_decoder"):
+        found = {p.name for p in (ws.run.path / "decoder_plots" / folder).iterdir()}
+        epochs = {int(name.split("_")[1]) for name in found}
+        assert found == {f"epoch_{e}_sample_{n}_comparison.png" for e in epochs for n in range(5)}
+        assert min(epochs) == 1
+
+
+def test_every_model_is_drawn_on_the_same_samples(ws, monkeypatch):
+    seen = []
+    monkeypatch.setattr(figures, "write_comparisons", lambda *parts: seen.append(parts[3]))
+    report = Report(4, 10, 0.0, {}, 0.0, 0.0, {"loss": 1.0})
+    fit = type("fit", (), {"config": ws.config.pixels.optim.optim(40)})
+    for name in ("enc_dec", "enc_dec_jepa"):
+        predict = frame_predictor(load_model(ws, name, 0))
+        for number in (0, 1):  # the second seed's models are not drawn
+            list(makers._drawn(ws, name, number, predict, fit, [report]))
+    assert len(seen) == 2 and torch.equal(*seen) and len(seen[0]) == 5
+
+
+# --- decoder (MOD-10) -------------------------------------------------------------------------
+def test_the_decoder_learns_and_leaves_the_model_alone(ws, tmp_path):
+    config = tiny_config(decoder__optim__updates=60, decoder__optim__lr=3e-3)
+    own = tiny_workspace(tmp_path, config)
+    before = fingerprint(load_model(own, "jepa", 0))
+    reports = list(train(own, "decoder_jepa_s0"))
+    assert fingerprint(load_model(own, "jepa", 0)) == before
+    errors = [r.validation["mse_reconstruction"] for r in reports if r.validation]
+    assert errors[-1] < min(0.9 * errors[0], 0.7 * reports[0].loss)
+    result = load_result(own, "decoder_jepa_s0")
+    assert result["source"] == "predictor"
+    assert result["frames"]["mse"] == pytest.approx(result["best_loss"], rel=1e-3)
+    model, batch = load_model(own, "jepa", 0), tiny_transitions().batch(torch.arange(3))
+    frame = load_decoder(own, "jepa", 0)(model.imagine(model.encode(batch.state), batch.action))
+    assert frame.shape == (3, 1, 16, 16)
+
+
+def test_what_the_decoder_reads_is_a_setting(tmp_path):
+    """Imagined, online and target latents differ, so do the decoders."""
+    found = set()
+    for source in ("predictor", "online", "target"):
+        config = tiny_config(decoder__source=source, jepa__target="vjepa2", jepa__ema_decay=0.5)
+        found.add(digest(load_decoder(tiny_workspace(tmp_path, config, source), "jepa", 0)))
+    assert len(found) == 3
+
+
+# --- loading (TRAIN-6) ------------------------------------------------------------------------
+def test_training_starts_from_a_loaded_file_and_may_be_skipped(ws, tmp_path):
+    """Path and kind of another model: ignored. Good path: loaded, trained or skipped as asked."""
+    stored = digest(load_model(ws, "jepa", 0))
+    for skip in (False, True):
+        path = str(ws.run.stage_folder("jepa_s0"))
+        loading = {"pixels.loading.path": path, "pixels.loading.skip_training": skip}
+        other = tiny_workspace(tmp_path, ws.config.override(loading), f"skip{skip}")
+        assert (list(train(other, "jepa_s0")) == []) == skip
+        assert (digest(load_model(other, "jepa", 0)) == stored) == skip
+        assert list(train(other, "enc_dec_s0"))  # another kind
+        result, plain = (load_result(other, f"{name}_s0") for name in ("jepa", "enc_dec"))
+        assert result["skipped_training"] == skip
+        # Trained further or not, other batches made these weights: no hash, and no claims.
+        assert result["loaded"] and result["batches_sha256"] == ""
+        assert not plain["loaded"] and plain["batches_sha256"]
+
+
+def test_the_kind_of_loaded_weights_decides_which_model_takes_them(tmp_path):
+    """TRAIN-6, F9: weights of a JEPA go into the JEPA, whatever else lies at the path."""
+    stored = build_pixel_model("jepa", tiny_pixels(), SHAPES)
+    save_model(tmp_path / "weights", stored)
+    found = {}
+    for kind in ("jepa", "std_enc_dec"):
+        config = tiny_config(loading__path=str(tmp_path / "weights"), loading__kind=kind)
+        model = build_pixel_model("jepa", config.pixels, SHAPES)
+        makers.start_from_file(tiny_workspace(tmp_path, config, kind), model)
+        found[kind] = digest(model) == digest(stored)
+    assert found == {"jepa": True, "std_enc_dec": False}
+
+
+def test_a_bad_path_is_warned_about_and_trained_without(tmp_path):
+    config = tiny_config(loading__path="/nowhere", loading__skip_training=True)
+    with pytest.warns(UserWarning, match="cannot read .*; jepa is trained from its start"):
+        assert list(train(tiny_workspace(tmp_path, config), "jepa_s0"))
+
+
+def test_a_frozen_jepa_is_loaded_and_never_trained(ws, tmp_path):
+    path = str(ws.run.stage_folder("jepa_s0") / "best_jepa.safetensors")
+    frozen = ws.config.override({"pixels.jepa.frozen": True, "pixels.loading.path": path})
+    one = tiny_workspace(tmp_path, frozen, "frozen")
+    assert list(train(one, "jepa_s0")) == []
+    assert digest(load_model(one, "jepa", 0)) == digest(load_model(ws, "jepa", 0))
+    alone = tiny_workspace(tmp_path, tiny_config(jepa__frozen=True), "alone")
+    with pytest.raises(ConfigError, match=r"jepa\.frozen needs weights that load"):
+        list(train(alone, "jepa_s0"))
+
+
+# --- reward heads -----------------------------------------------------------------------------
+def test_heads_score_every_model_alike_and_leave_it_unchanged(ws):
+    found, facts = {}, {}
+    for name in COMPARED:
+        found[name], facts[name] = load_heads(ws, name, 0)
+        ws.run.verify(f"heads_{name}_s0")
+        assert fingerprint(load_model(ws, name, 0)) == facts[name]["base_sha256"]
+    assert {fact["data_sha256"] for fact in facts.values()} == {load_transitions(ws).sha256}
+    for name in ("initial_sha256", "batches_sha256"):
+        assert len({fact["heads"]["reward_mlp"][name] for fact in facts.values()}) == 1
+    assert "not applicable" in facts["enc_dec"]["heads"]["larp"]["status"]
+    assert {name for name in COMPARED if "larp" in found[name]} == {
+        "enc_dec_jepa", "jepa", "vjepa2"
+    }  # fmt: skip
+    assert facts["random_vit"]["base_sha256"] != facts["random"]["base_sha256"]
+    reward = make_transitions(ws)[1].reward.numpy()
+    assert all(np.array_equal(cell["reward"], reward) for cell in found.values())
+    assert facts["jepa"]["note"].startswith("not estimable")
+    assert facts["jepa"]["nonzero"] == {"training": 0, "validation": 0}
+
+
+def test_stored_heads_predict_what_was_scored(ws):
+    cell, _ = load_heads(ws, "jepa", 0)
+    features = heads.encode(load_model(ws, "jepa", 0), make_transitions(ws)[1])
+
+    def build(meta):
+        return RewardHead(from_dict(RewardConfig, meta["config"]), meta["width"])
+
+    for kind in ("reward_mlp", "larp"):
+        path = ws.run.stage_folder("heads_jepa_s0") / kind
+        predicted = load_module(path, "reward head", build)(heads.select_inputs(features, kind))
+        assert np.allclose(predicted.numpy(), cell[kind], atol=1e-5)
+    assert not (ws.run.stage_folder("heads_enc_dec_s0") / "larp.safetensors").exists()
+
+
+def test_a_changed_base_weight_is_an_error(ws, monkeypatch, tmp_path):
+    model = load_model(ws, "jepa", 0)
+
+    def vandal(*_, **__):
+        with torch.no_grad():
+            next(model.parameters()).add_(1)
+        return {}
+        yield
+
+    monkeypatch.setattr(makers, "load_model", lambda *_: model)
+    monkeypatch.setattr(makers, "train_heads", vandal)
+    with pytest.raises(HeadError, match="changed the weights of jepa"):
+        list(makers.make_heads(ws, tmp_path, "jepa", 0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_jepa_may_have_a_learning_rate_of_its_own(tmp_path):
+    """TRAIN-2, F9: it reaches JEPA's stage, and no other model."""
+    config = tiny_config(jepa__lr=5e-3, optim__updates=2, optim__lr=1e-3)
+    ws = tiny_workspace(tmp_path, config)
+    rates = {name: {r.lr for r in train(ws, f"{name}_s0")} for name in ("jepa", "enc_dec")}
+    assert rates == {"jepa": {5e-3}, "enc_dec": {1e-3}}
+    assert tiny_pixels(optim__lr=1e-3).optim_of("jepa").lr == 1e-3

@@ -1,0 +1,189 @@
+"""Studies beside a run: look-ahead, JEPA's variants, auxiliary losses side by side (MET-3)."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from tiny import digest
+from tiny_pixels import tiny_config, tiny_transitions, tiny_workspace
+
+from hjepa_lib.__main__ import main
+from hjepa_lib.config import ConfigError, flatten, profile
+from hjepa_lib.config.pixels import AuxiliaryConfig
+from hjepa_lib.files import read_json
+from hjepa_lib.pixels import figures, makers, results, studies
+from hjepa_lib.pixels.stages import load_heads, load_model, make_transitions
+from hjepa_lib.pixels.training import fit_pixels
+from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.workspace import Workspace
+
+pytestmark = pytest.mark.filterwarnings("ignore:the gradient norm is")
+
+
+# --- look-ahead -------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def looked(tmp_path_factory):
+    """(run, rows of its look-ahead study)."""
+    root = tmp_path_factory.mktemp("outputs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HJEPA_OUTPUTS", str(root))
+        patch.setattr(results, "RESAMPLES", 50)
+        ws = tiny_workspace(root)
+        list(ws.make(studies.look_ahead(ws)))
+        yield ws, studies.stored(ws, studies.look_ahead(ws))
+
+
+def world(ws, name):
+    return Workspace("test", Run.open(f"tiny-variants/lookahead-{name}", ws.run.path.parent))
+
+
+def test_look_ahead_has_runs_of_its_own_and_leaves_the_run_alone(looked):
+    ws, rows = looked
+    assert ws.run.manifest["stages"].keys() == {"pixel_data", "lookahead"}
+    ws.run.verify("pixel_data")
+    assert list(ws.make(studies.look_ahead(ws))) == []  # done
+    assert set(rows) == set(studies.WORLDS)
+    for found in rows.values():
+        by_name = {row["model"]: row for row in found}
+        assert set(by_name) == set(studies.STUDIED) and by_name["random"]["look_ahead"] is None
+        for name in ("enc_dec_jepa", "jepa", "vjepa2"):
+            middle, low, high = by_name[name]["look_ahead"]
+            assert low <= middle <= high
+            assert (by_name[name]["over_random"] is None) == (name == "vjepa2")
+
+
+def test_the_reward_alone_differs_between_its_worlds(looked, monkeypatch):
+    """Base models are trained once, by this study's budget; the control takes them as they are."""
+    ws, _ = looked
+    drift, push = (world(ws, name) for name in studies.WORLDS)
+    one, two = (make_transitions(side)[0] for side in (drift, push))
+    assert torch.equal(one.frames, two.frames) and torch.equal(one.action, two.action)
+    assert not torch.equal(one.reward, two.reward)
+    for name in studies.STUDIED:
+        assert digest(load_model(drift, name, 0)) == digest(load_model(push, name, 0))
+        assert push.origin(f"{name}_s0") == drift.run.name
+        (_, seen), (_, held) = (load_heads(side, name, 0) for side in (drift, push))
+        assert seen["base_sha256"] == held["base_sha256"]
+        assert seen["data_sha256"] != held["data_sha256"]
+    config = studies.study_config(ws.config, "drift")
+    assert drift.config == config
+    model = makers.fresh_model(drift, "jepa", 0, one)
+    fit = fit_pixels(model, *make_transitions(drift), config.pixels.optim, seed=0)
+    list(fit)
+    fit.load_best()
+    assert digest(model) == digest(load_model(drift, "jepa", 0))
+    whole = studies.load_transitions
+
+    def foreign(ws):
+        data = whole(ws)
+        mine = ws.run.name.endswith("drift")
+        return data if mine else dataclasses.replace(data, action=data.action.flip(0))
+
+    monkeypatch.setattr(studies, "load_transitions", foreign)
+    with pytest.raises(ConfigError, match="no longer share their pictures and actions: action"):
+        list(studies.make_look_ahead(ws, ws.run.path))
+
+
+def test_the_budget_of_the_study_is_cut_and_never_raised():
+    config = profile("laptop").override("pixels.optim.updates=90,pixels.environment.id=x/Other-v0")
+    study = studies.study_config(config, "push")
+    assert study.pixels.environment.id == "hjepa/Push-v0"
+    assert study.pixels.optim.updates == 90
+    assert study.pixels.vjepa2.stage1.optim.updates == config.pixels.reward.study_updates
+    free = studies.study_config(config.override("pixels.reward.study_updates=0"), "push")
+    assert free.pixels.vjepa2.stage1.optim.updates == config.pixels.vjepa2.stage1.optim.updates
+    assert studies.study_config(profile("full"), "drift").pixels.optim.updates == 0  # in epochs
+    for field, leaf in (("seeds", "seeds"), ("study_transitions", "data.transitions")):
+        value = getattr(config.pixels.reward, field) + 7
+        other = studies.study_config(config.override({f"pixels.reward.{field}": value}), "drift")
+        assert flatten(other)[f"pixels.{leaf}"] == value
+
+
+# --- variants ---------------------------------------------------------------------------------
+def test_variants_start_alike_and_end_apart(tmp_path):
+    rows = list(studies.try_variants(tiny_workspace(tmp_path), 3))
+    assert [(row.target, row.auxiliary) for row in rows] == list(studies.VARIANTS)
+    assert len({row.std for row in rows}) == len(rows)
+    assert all(row.std > 0 and 0 <= row.health <= 1 for row in rows)
+    assert len(figures.variant_bars(rows, 8).axes) == 3
+
+
+# --- auxiliary losses -------------------------------------------------------------------------
+def test_losses_run_into_their_own_folders_and_are_ranked(tmp_path, monkeypatch):
+    """On the same data; a loss that cannot train is reported and ends no other."""
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
+    monkeypatch.setattr(makers, "acquire", lambda *_: tiny_transitions())
+    losses = {"vicreg": AuxiliaryConfig(cov=0.04), "dino": AuxiliaryConfig("dino"),
+              "none": AuxiliaryConfig("none")}  # fmt: skip
+    config = tiny_config(optim__updates=3)
+    rows = studies.run_losses("losses", losses, config, tmp_path)
+    assert [row["rank"] for row in rows[:2]] == sorted(row["rank"] for row in rows[:2])
+    assert rows[2]["rank"] is None and "through the auxiliary loss alone" in rows[2]["status"]
+    for row in rows[:2]:
+        assert row["status"] == "ok"
+        values = [v for k, v in row.items() if k.startswith("downstream/")]
+        assert len(values) == 2 and all(math.isfinite(v) for v in values)
+        manifest = read_json(tmp_path / "losses" / row["name"] / "manifest.json")
+        assert manifest["config"]["pixels"]["optim"]["updates"] == 3
+        assert manifest["config"]["pixels"]["auxiliary"]["kind"] == row["type"]
+    assert read_json(tmp_path / "losses/summary.json")["rows"] == json.loads(json.dumps(rows))
+    text = (tmp_path / "losses/summary.txt").read_text().splitlines()
+    assert len(text) == 4 and "downstream/reconstruction_mse" in text[0]
+    assert studies.run_losses("losses", losses, config, tmp_path) == rows
+
+
+def test_rows_without_finite_numbers_are_ranked_last():
+    """Published summaries of the seed's branch rank nothing but infinities and zeros."""
+    rows = [
+        {"name": "a", "type": "vicreg", "status": "ok", "downstream/x": 2.0, "downstream/y": 1},
+        {"name": "b", "type": "vicreg", "status": "", "downstream/x": math.inf, "downstream/y": 0},
+        {"name": "c", "type": "dino", "status": "failed"},
+        {"name": "d", "type": "dino", "status": "ok", "downstream/x": 1.0, "downstream/y": 0.5},
+        {"name": "e", "type": "dino", "status": "ok", "downstream/x": 2.0, "downstream/y": 1},
+    ]
+    ranked = studies.rank_rows(rows)
+    assert [(row["name"], row["rank"]) for row in ranked] == [
+        ("d", 1), ("a", 2), ("e", 2), ("b", None), ("c", None)
+    ]  # fmt: skip
+    text = studies.summary_text(ranked)
+    assert "inf" not in text and "nan" not in text.lower() and " - " in text
+
+
+def test_the_command_ranks_what_it_is_given(tmp_path, monkeypatch, capsys):
+    """A list from a file, or the three losses; a wrong list is one sentence."""
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
+    given = []
+
+    def run_losses(study, losses, config):
+        given.append((study, list(losses), config.profile))
+        row = {"type": "x", "status": "", "downstream/x": 1.0}
+        return studies.rank_rows([row | {"name": name} for name in losses])
+
+    monkeypatch.setattr(studies, "run_losses", run_losses)
+    path = tmp_path / "losses.yaml"
+    path.write_text("- {name: weak, type: vicreg, params: {cov: 0.01}}\n- {name: b, type: dino}\n")
+    assert main(["auxiliary", str(path), "--profile", "smoke", "--name", "mine"]) == 0
+    assert main(["auxiliary", "--profile", "smoke"]) == 0
+    assert given == [("mine", ["weak", "b"], "smoke"),
+                     ("auxiliary", ["vicreg", "barlow_twins", "dino"], "smoke")]  # fmt: skip
+    assert "downstream/x" in capsys.readouterr().out
+    odd = "is {name, type, params}"
+    for text, message in (
+        ("[1", "is not valid YAML"),
+        ("a: 1", "must hold a list of auxiliary losses"),
+        ("[1, 2]", "must hold a list of auxiliary losses"),
+        ("[]", "the list of auxiliary losses is empty"),
+        ("- {name: a}", odd),
+        ("- {name: a, type: vicreg, weight: 1}", odd),
+        ("- {name: a, type: gan}", "kind must be one of none, vicreg"),
+        ("- {name: a, type: vicreg, params: {covv: 1}}", "unknown key 'covv'"),
+        ("[{name: a, type: dino}, {name: a, type: dino}]", "two auxiliary losses are called 'a'"),
+    ):
+        path.write_text(text)
+        assert main(["auxiliary", str(path), "--profile", "smoke"]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert main(["auxiliary", str(tmp_path / "none.yaml"), "--profile", "smoke"]) == 2
+    assert "does not exist" in capsys.readouterr().err

@@ -1,0 +1,331 @@
+"""The two stages in a run: grades and success (VJ-13), checkpoints and commands (VJ-5, VJ-12)."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny_pixels import SHAPES, tiny_config, tiny_pixels, tiny_transitions, tiny_workspace
+
+from hjepa_lib.__main__ import main
+from hjepa_lib.config.pixels import PixelsConfig
+from hjepa_lib.figures import style
+from hjepa_lib.files import FileError, read_json
+from hjepa_lib.models.layers import draw_masks
+from hjepa_lib.pixels import command as vjepa2command
+from hjepa_lib.pixels import figures, grades, two_stages
+from hjepa_lib.pixels.registry import FILES, about_model, build_pixel_model, load_model
+from hjepa_lib.pixels.stages import load_model as load_stored
+from hjepa_lib.pixels.stages import load_result, load_transitions, make_transitions, train
+from hjepa_lib.pixels.transitions import Transitions, scaled
+from hjepa_lib.pixels.vjepa2 import LatentWindows, MaskedPrediction, WorldModel, encode_states
+from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.workspace import Workspace
+
+WIDE = {"encoder__latent_dim": 16, "encoder__mlp_dim": 32, "vjepa2__stage2__rollout_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[Transitions, Transitions]:
+    return tiny_transitions(6, 14).split(0.34, 0)
+
+
+@pytest.fixture
+def config() -> PixelsConfig:
+    return tiny_pixels(**WIDE)
+
+
+def stage1_model(config: PixelsConfig, data: Transitions) -> MaskedPrediction:
+    torch.manual_seed(0)
+    return build_pixel_model("stage1", config, data)
+
+
+def world_model(config: PixelsConfig, data: Transitions) -> WorldModel:
+    torch.manual_seed(0)
+    return WorldModel(config, SHAPES)
+
+
+def numbered(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_window(count: int = 3, steps: int = 6, dim: int = 16) -> tuple[torch.Tensor, ...]:
+    z = torch.randn(count, steps + 1, dim, generator=numbered(1))
+    return z[:, :-1], torch.randint(4, (count, steps), generator=numbered(2)), z[:, 1:]
+
+
+# --- VJ-13: grades and success ----------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("stage", "quantity", "value", "word"),
+    [
+        (1, "train", 0.0099, "excellent"), (1, "train", 0.01, "good"),
+        (1, "validation", 0.06, "acceptable"), (2, "total", 0.5, "poor"),
+        (2, "teacher_forcing", 0.07, "excellent"), (2, "rollout", 0.39, "good"),
+        (1, "ratio", 1.99, "acceptable"), (2, "ratio", float("nan"), "poor"),
+    ],
+)  # fmt: skip
+def test_grades(stage, quantity, value, word):
+    assert grades.grade(stage, quantity, value) == word
+
+
+def test_expectations_are_those_of_the_seed():
+    """C13: the validation loss of stage 1 after 5 epochs is .08 to .15."""
+    assert grades.GRADES[1]["train"].expected == "1: 0.4-0.6, 5: 0.1-0.2, 10: 0.05-0.1"
+    assert grades.GRADES[1]["validation"].expected == "1: 0.3-0.5, 5: 0.08-0.15, 10: 0.04-0.08"
+
+
+def test_collapse_is_seen_in_every_form():
+    white = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
+    assert grades.collapse(white) == ""
+    line = torch.randn(200, 1, generator=numbered(1)) * torch.randn(16, generator=numbered(2))
+    for broken in (torch.ones(200, 16), 5 + 1e-3 * white, line, white * float("nan")):
+        assert grades.collapse(broken) != ""
+
+
+def collapsed_stage1(config: PixelsConfig, data: Transitions, size: float) -> MaskedPrediction:
+    """A model that gives every state (nearly) the same latent and names it perfectly."""
+    model = stage1_model(config, data).eval()
+    with torch.no_grad():
+        for encoder in (model.online, model.target):
+            encoder.embed.project.weight.mul_(size)
+            encoder.embed.project.bias.fill_(0.1)
+        model.predictor[-1].weight.zero_()
+        state = data.batch(torch.arange(20)).state
+        model.predictor[-1].bias.copy_(model.target(scaled(state)).median(dim=0).values)
+    return model
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-4])
+def test_a_collapsed_encoder_never_passes(size, config, data):
+    model = collapsed_stage1(config, data[0], size)
+    result = two_stages.evaluate_stage1(model, *data)
+    assert result["train"] < 0.01  # excellent by the seed's grades, and worthless
+    assert grades.graded(1, result)[0][2] == "excellent"
+    lines = grades.stage1_criteria(result, [0.01, 0.01])
+    assert result["collapsed"] and lines[0].passed is False and not grades.passed(lines)
+    parts = [encode_states(model, part, 6) for part in data]
+    world = world_model(config, data[0])
+    with torch.no_grad():
+        world.out.weight.zero_()
+        world.out.bias.copy_(parts[0].now.mean(dim=0))
+    result = two_stages.evaluate_stage2(world, *parts, config)
+    assert result["total"] < 0.1
+    forged = result | {"rollout": 0.2, "total": 0.2, "mean_l1": 0.0, "copy_last_l1": 1.0}
+    assert not grades.passed(grades.stage2_criteria(forged, [0.1], epochs=40.0))
+
+
+def test_a_world_model_that_predicts_one_point_never_passes(config, data):
+    """Good latents, collapsed predictions."""
+    now, _, then = random_window(count=40)
+    z = LatentWindows(now.flatten(0, 1), then.flatten(0, 1), torch.zeros(240, dtype=torch.long),
+                      torch.arange(40) * 6)  # fmt: skip
+    world = world_model(config, data[0])
+    with torch.no_grad():
+        world.out.weight.zero_()
+    result = two_stages.evaluate_stage2(world, z, z, config)
+    assert "predicted" in result["collapsed"] and result["std"] > 0.5
+    assert not grades.passed(grades.stage2_criteria(result | {"total": 0.2}, [0.1], 40.0))
+
+
+def test_success_of_good_numbers_and_each_failure():
+    good = {"collapsed": "", "std": 0.5, "effective_rank": 9.0, "train": 0.02, "ratio": 1.1,
+            "validation": 0.03, "constant": 0.3}  # fmt: skip
+    assert grades.passed(grades.stage1_criteria(good, [0.1, 0.05, 0.05]))
+    bad = [("collapsed", "flat"), ("train", 0.05), ("ratio", 1.5), ("validation", 0.4)]
+    for key, value in bad:
+        assert not grades.passed(grades.stage1_criteria(good | {key: value}, [0.1]))
+    assert not grades.passed(grades.stage1_criteria(good, [0.1, 0.05, 0.06]))
+    good = {"collapsed": "", "std": 0.5, "effective_rank": 9.0, "total": 0.2, "rollout": 0.3,
+            "teacher_forcing": 0.15, "mean_l1": 0.15, "copy_last_l1": 0.2}  # fmt: skip
+    assert grades.passed(grades.stage2_criteria(good, [0.2], epochs=15.0))
+    bad = [("collapsed", "flat"), ("total", 0.3), ("rollout", 0.1), ("mean_l1", 0.21)]
+    for key, value in bad:
+        assert not grades.passed(grades.stage2_criteria(good | {key: value}, [0.2], epochs=15.0))
+
+
+def test_epochs_count_only_without_early_stopping():
+    good = {"collapsed": "", "std": 0.5, "effective_rank": 9.0, "total": 0.2, "rollout": 0.3,
+            "teacher_forcing": 0.15, "mean_l1": 0.15, "copy_last_l1": 0.2}  # fmt: skip
+    line = [grades.stage2_criteria(good, [0.2], 14.9, patience)[3] for patience in (0, 3)]
+    assert line[0].passed is False and line[1].passed is None
+    assert grades.passed(grades.stage2_criteria(good, [0.2], 4.0, patience=3))
+
+
+def test_evaluation_numbers(config, data):
+    model = stage1_model(config, data[0])
+    result = two_stages.evaluate_stage1(model, *data)
+    assert list(result["masked_l1"]) == ["0.25", "0.5", "0.75"]
+    assert len(set(result["masked_l1"].values())) == 3
+    assert result == two_stages.evaluate_stage1(model, *data)  # no dropout, same masks
+    parts = [encode_states(model, part, 6) for part in data]
+    world = world_model(config, data[0])
+    result = two_stages.evaluate_stage2(world, *parts, config)
+    curve = result["per_step"]
+    assert len(curve["model"]) == len(curve["copy_last"]) == 6  # 8, or the window's length
+    few = torch.arange(len(parts[1].first))
+    now, action, then = parts[1].windows(few, 6)
+    step = (world(now[:, :1], action[:, :1])[:, 0] - then[:, 0]).abs().mean()
+    by_hand = two_stages.rollout_errors(world, parts[1], few, 6)
+    assert by_hand["model"][0] == pytest.approx(step.item(), rel=1e-4)
+    still = (now[:, 0] - then[:, 3]).abs().mean()
+    assert by_hand["copy_last"][3] == pytest.approx(still.item(), rel=1e-4)
+
+
+def test_figures_are_drawn(config, data):
+    world = world_model(config, data[0])
+    windows = encode_states(stage1_model(config, data[0]), data[1], 6)
+    shown = two_stages.example(world, windows, 5)
+    assert shown.true.shape == (6, 16) and shown.imagined.shape == (5, 16)
+    figure = figures.world_model_predictions(*(part.numpy() for part in shown))
+    assert len(figure.axes) == 4 and len(style.png(figure)) > 5_000
+    drawn = figure.axes[2].lines[0].get_ydata()
+    expected = (shown.imagined - shown.true[1:]).norm(dim=1).numpy()
+    assert drawn[0] == 0 and np.allclose(drawn[1:], expected, atol=1e-5)
+    assert len(style.png(figures.step_errors({"model": [1, 2], "copy_last": [2, 3]}, 4.0))) > 3_000
+    hidden = draw_masks(2, 16, 0.4, torch.Generator().manual_seed(0)).numpy()
+    assert len(style.png(figures.masks(np.zeros((16, 16)), hidden, 4))) > 3_000
+    with pytest.raises(style.FigureError, match="imagined"):
+        figures.world_model_predictions(np.zeros((6, 16)), np.zeros((4, 16)), np.zeros(5))
+
+
+# --- in a run ---------------------------------------------------------------------------------
+LEAVES = [f"pixels.{key}={value}" for key, value in (
+    ("encoder.latent_dim", 16), ("encoder.heads", 2), ("encoder.head_dim", 8),
+    ("encoder.mlp_dim", 32), ("action_dim", 8), ("data.sequence", 6), ("vjepa2.stage1.patch", 4),
+    ("vjepa2.stage1.depth", 1), ("vjepa2.stage1.hidden", 16), ("vjepa2.stage1.optim.batch", 8),
+    ("vjepa2.stage1.optim.updates", 6), ("vjepa2.stage2.depth", 1), ("vjepa2.stage2.heads", 2),
+    ("vjepa2.stage2.head_dim", 8), ("vjepa2.stage2.mlp_dim", 32),
+    ("vjepa2.stage2.rollout_steps", 3), ("vjepa2.stage2.optim.batch", 8),
+    ("environment.image_size", 16), ("environment.id", "hjepa/Drift-v0"),
+    ("data.transitions", 120),
+)]  # fmt: skip
+OPTIONS = [*LEAVES, "device=cpu", "precision=fp32"]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run `python -m hjepa_lib vjepa2 ...` in a fresh outputs folder: (status, printed, errors)."""
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
+
+    def call(*arguments: str, updates: int = 6) -> tuple[int, str, str]:
+        options = [*OPTIONS, f"pixels.vjepa2.stage2.optim.updates={updates}"]
+        extra = ["--profile", "smoke", "--set", *options] if arguments[0] == "train" else []
+        status = main(["vjepa2", *arguments, *extra])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
+
+
+def test_stage_2_without_a_checkpoint_is_one_sentence(command, tmp_path):
+    for arguments, message in (
+        ((), "stage 2 needs stage 1's checkpoint"),
+        (("--stage1-checkpoint", "nowhere.safetensors"), "nowhere.safetensors does not exist"),
+        (("--stage2-checkpoint", "gone.safetensors"), "cannot go on from gone.safetensors"),
+    ):
+        status, _, error = command("train", "--stage", "2", *arguments)
+        assert status == 2 and message in error and error.count("\n") == 1
+    status, _, error = command("train", "--stage1-checkpoint", "x.safetensors")
+    assert status == 2 and "add --stage 2" in error
+    assert list(tmp_path.iterdir()) == []  # no run was made
+
+
+def test_commands_train_resume_and_evaluate(command, tmp_path):
+    status, out, _ = command("train", "--stage", "1", "--name", "one", "--tracking", "off")
+    assert status == 0 and "stage 1 6/6" in out
+    assert "std" in out and "effective rank" in out and "validation / training" in out
+    kept = tmp_path / "trained_models"
+    assert {path.name for path in kept.iterdir()} == {
+        "best_stage1_model.safetensors", "best_stage1_model.json", "resume_best_stage1_model.pt"
+    }  # fmt: skip
+    status, out, _ = command("train", "--stage", "2", "--name", "two")  # another run's stage 1
+    assert status == 0 and "after 6 imagined steps" in out and "copy-last" in out
+    one, two = (Workspace("t", Run.open(name)) for name in ("one", "two"))
+    files = [ws.run.stage_folder("vjepa2_stage1_s0") / FILES["stage1"] for ws in (one, two)]
+    same = [path.with_suffix(".safetensors").read_bytes() for path in files]
+    assert same[0] == same[1]
+    # Weights of another run: said so, without a hash of this run's batches, whatever their data.
+    result = load_result(two, "vjepa2_s0")
+    assert result["loaded"] and result["batches_sha256"] == ""
+    assert result["loaded_data_sha256"] == load_transitions(two).sha256 == result["data_sha256"]
+    status, out, _ = command("train", "--stage", "2", "--name", "two", "--resume")
+    assert status == 0 and "stage 2: done before" in out
+    last = str(kept / "best_stage2_model.safetensors")
+    going = ("train", "--stage", "2", "--stage2-checkpoint", last, "--name", "three")
+    status, out, _ = command(*going, updates=9)
+    assert status == 0 and "stage 2 9/9" in out and "stage 2 6/9" not in out
+    result = load_result(Workspace("t", Run.open("three")), "vjepa2_s0")
+    assert result["loaded"] and result["batches_sha256"] == ""
+    status, out, _ = command("evaluate", "--name", "two")
+    assert status == 0 and out.count("not checked") == 1  # an adopted stage 1 has no curve
+    assert (tmp_path / "two/figures/world_model_predictions.png").is_file()
+    status, _, error = command("evaluate", "--stage", "2", "--name", "one")
+    assert status == 2 and "has no stage 2" in error
+
+
+def test_stages_store_what_they_promise(tmp_path):
+    config = tiny_config()
+    ws = tiny_workspace(tmp_path, config)
+    reports = list(train(ws, "vjepa2_stage1_s0", "vjepa2_s0"))
+    assert [r.update for r in reports] == [*range(1, 7), *range(1, 7)]
+    first, second = (ws.run.stage_folder(name.format(0)) for name in two_stages.STAGES.values())
+    for path, name in (
+        (first / FILES["stage1"], "stage1"),
+        (second / FILES["vjepa2"], "vjepa2"),
+        (second / two_stages.FINAL, "vjepa2"),
+    ):
+        meta = about_model(path.with_suffix(".safetensors"), name)
+        assert meta["epochs"] > 0 and meta["best_loss"] > 0
+    model, stage1 = load_stored(ws, "vjepa2", 0), load_model(first, "stage1")
+    for a, b in zip(model.encoder.parameters(), stage1.online.parameters(), strict=True):
+        assert torch.equal(a, b)
+    state = make_transitions(ws)[1].batch(torch.arange(4)).state
+    final = load_model((second / two_stages.FINAL).with_suffix(".safetensors"), "vjepa2")
+    assert torch.equal(final.encode(state), model.encode(state))  # frozen in stage 2
+    for stage in (1, 2):
+        measured = two_stages.evaluate(ws, stage, 0)
+        kept = two_stages.stored_evaluation(ws, stage, 0)
+        assert measured["ratio"] == pytest.approx(kept["ratio"], rel=1e-4)
+    result = load_result(ws, "vjepa2_s0")
+    assert not result["loaded"] and result["batches_sha256"] and not result["loaded_data_sha256"]
+    assert result["updates"] == 12 and result["stage_updates"] == [6, 6]
+    assert result["parameters"]["total"] == sum(p.numel() for p in model.parameters())
+    with pytest.raises(FileError, match="does not describe a pixel stage1"):
+        about_model((second / FILES["vjepa2"]).with_suffix(".safetensors"), "stage1")
+
+
+def test_a_foreign_stage_1_claims_nothing(tmp_path):
+    """Its data are compared by their hash; a file that does not say them is of unknown data."""
+    first = tiny_workspace(tmp_path)
+    list(train(first, "vjepa2_stage1_s0"))
+    path = first.run.stage_folder("vjepa2_stage1_s0") / f"{FILES['stage1']}.safetensors"
+    meta = read_json(path.with_suffix(".json"))
+    for number, (changed, known) in enumerate(
+        ((meta, meta["data_sha256"]), (meta | {"data_sha256": "f" * 64}, "f" * 64),
+         ({k: v for k, v in meta.items() if k != "data_sha256"}, ""))
+    ):  # fmt: skip
+        path.with_suffix(".json").write_text(json.dumps(changed))
+        config = tiny_config(vjepa2__stage1__checkpoint=str(path))
+        ws = tiny_workspace(tmp_path, config, f"second{number}")
+        list(train(ws, "vjepa2_s0"))
+        result = load_result(ws, "vjepa2_s0")
+        assert result["loaded"] and result["batches_sha256"] == ""
+        assert result["loaded_data_sha256"] == known
+
+
+def test_whole_command_trains_heads_and_decoder(command, monkeypatch):
+    """VJ-12: without --stage both stages and everything downstream, in this order."""
+    called = []
+    whole = vjepa2command.train
+
+    def spy(ws, name):
+        called.append(name)
+        return whole(ws, name) if "stage1" in name or name == "vjepa2_s0" else iter(())
+
+    monkeypatch.setattr(vjepa2command, "train", spy)
+    status, _, _ = command("train", "--name", "all")
+    assert status == 0
+    assert called == ["vjepa2_stage1_s0", "vjepa2_s0", "heads_vjepa2_s0", "decoder_vjepa2_s0"]
+    assert vjepa2command.default_checkpoint().is_file()
