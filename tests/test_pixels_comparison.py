@@ -372,11 +372,11 @@ def test_update_memory_counts_weights_moments_and_activations():
     assert update_bytes(layer, lambda: layer(x).sum()) == 4 * 50
 
 
-def test_memory_of_the_two_stage_model_is_that_of_its_true_update(monkeypatch):
+def test_memory_of_the_two_stage_model_is_that_of_its_true_update():
     """Stage 2 trains through its roll-out, whose steps are kept for the backward pass."""
-    data = tiny_transitions()
+    data, small = tiny_transitions(), {"vjepa2__stage1__optim__batch": 2}
     found = [
-        update_megabytes("vjepa2", tiny_pixels(vjepa2__stage2__rollout_steps=steps), data)
+        update_megabytes("vjepa2", tiny_pixels(vjepa2__stage2__rollout_steps=steps, **small), data)
         for steps in (1, 2, 3)
     ]
     assert found[0] < found[1] < found[2]

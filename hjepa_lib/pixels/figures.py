@@ -237,7 +237,7 @@ def step_errors(curves: Mapping[str, Sequence[float]], spread: float | None = No
     for name, look in (("model", _MODEL), ("copy_last", _COPY)):
         draw.curve(axis, np.arange(1, len(curves[name]) + 1), curves[name], **look)
     if spread is not None:
-        draw.levels(axis, {"best constant latent": spread}, color=style.MUTED)
+        draw.levels(axis, {"best constant latent": spread})
     axis.set(xlabel="imagined steps", ylabel="mean L1 error", ylim=(0, None))
     axis.grid(axis="y")
     axis.legend()
