@@ -1,5 +1,7 @@
 """A vision transformer and a transformer predictor as level 1: same class, same stages, a plan."""
 
+import json
+
 import pytest
 import torch
 from tiny import (

@@ -17,7 +17,6 @@ import torch
 
 from hjepa_lib.config import Config, ConfigError, from_dict, read_yaml
 from hjepa_lib.config.pixels import AuxiliaryConfig, PixelsConfig
-from hjepa_lib.evaluation import Case
 from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
 from hjepa_lib.pixels.diagnostics import collapse_ratio, health
 from hjepa_lib.pixels.measures import latent_errors
@@ -35,7 +34,6 @@ from hjepa_lib.pixels.tables import look_ahead_section
 from hjepa_lib.pixels.training import fit_pixels
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.pixels.worlds import DRIFT_ID, PUSH_ID
-from hjepa_lib.runs import score, stages
 from hjepa_lib.runs.keys import Stage
 from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.run import Run, outputs_root
