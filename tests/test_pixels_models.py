@@ -28,7 +28,7 @@ from hjepa_lib.config.pixels import (
     PixelJepaConfig,
 )
 from hjepa_lib.models.layers import Transformer, count_parameters
-from hjepa_lib.pixels import figures_reconstructions as reconstructions
+from hjepa_lib.pixels import figures
 from hjepa_lib.pixels.models import ActionEmbedding
 from hjepa_lib.pixels.networks import (
     PatchDecoder,
@@ -515,28 +515,19 @@ def test_pictures_show_the_pixel_range_of_the_frames(tmp_path):
     stacks = torch.zeros(1, STACK, 1, 8, 8)
     stacks[0, -1] = 0.5
     true, predicted = torch.ones(1, 1, 8, 8), torch.full((1, 1, 8, 8), -3.0)
-    (path,) = reconstructions.write_comparisons(tmp_path, 2, stacks, true, predicted)
-    assert path.name == "epoch_2_sample_0_comparison.png"
-    image = np.asarray(Image.open(path))
-    top, step = reconstructions.MARGIN + reconstructions.LABEL, 16 + reconstructions.MARGIN
-    middles = [image[top + 8, reconstructions.MARGIN + i * step + 8, 0] for i in range(STACK + 2)]
+    figures.write_comparisons(tmp_path, 2, stacks, true, predicted)
+    image = np.asarray(Image.open(tmp_path / "epoch_2_sample_0_comparison.png"))
+    middles = [image[24, 16 + i * 24, 0] for i in range(STACK + 2)]
     assert middles == [0, 0, 128, 255, 0]
-    with pytest.raises(ValueError, match="must be"):
-        reconstructions.rgb(torch.zeros(8, 8))
 
 
 def test_the_same_samples_are_drawn_for_every_model():
     """FIG-1: rows depend on the epoch and the number of rows, and on nothing else."""
-    one = reconstructions.sample_rows(100, 3)
+    one = figures.sample_rows(100, 3)
     torch.manual_seed(99)
-    assert torch.equal(one, reconstructions.sample_rows(100, 3))
-    assert len(set(one.tolist())) == reconstructions.SAMPLES
-    assert not torch.equal(one, reconstructions.sample_rows(100, 4))
-
-
-def test_a_grid_of_reconstructions_is_a_figure():
-    figure = reconstructions.grid({"true": torch.rand(3, 1, 8, 8), "model": torch.rand(3, 3, 8, 8)})
-    assert len(figure.axes) == 6
+    assert torch.equal(one, figures.sample_rows(100, 3))
+    assert len(set(one.tolist())) == figures.SAMPLES
+    assert not torch.equal(one, figures.sample_rows(100, 4))
 
 
 @pytest.mark.parametrize("kind", KINDS)
