@@ -22,6 +22,7 @@ from hjepa_lib.runs.command import (
     ReportCommand,
     RunCommand,
     RunOptions,
+    SettingsCommand,
     TrainCommand,
     TrialsCommand,
 )
@@ -248,6 +249,7 @@ _COMMANDS = {
     "study": StudyCommand,
     "trials": TrialsCommand,
     "report": ReportCommand,
+    "settings": SettingsCommand,
     "pretrained": PretrainedCommand,
     "gallery": GalleryCommand,
     "grid": GridCommand,

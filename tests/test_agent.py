@@ -75,7 +75,7 @@ def test_default_cap_lets_the_agent_move(frames):
         ((65, 65), np.uint8, r"got \(65, 65\)"),
         ((1, 2, 65, 65), np.uint8, r"got \(1, 2, 65, 65\)"),
         ((2, 65, 65), np.float32, r"uint8 values in \[0, 255\], got torch.float32"),
-        ((2, 64, 64), np.uint8, r"frames are \(64, 64\) px"),
+        ((2, 64, 64), np.uint8, r"frames are \(2, 64, 64\)"),
     ],
 )
 def test_bad_frames_are_one_sentence(agent, frames, shape, kind, message):
@@ -131,11 +131,9 @@ def test_scaled_budgets_change_samples_only():
 # --- stored agents ----------------------------------------------------------------------------
 def store_agent(agent, folder):
     checkpoint.save_level1(folder / "l1", agent.level1, agent.normaliser)
-    checkpoint.save_distance(folder / "l1", agent.distance, agent.level1.latent_dim)
+    checkpoint.save_distance(folder / "l1", agent.distance)
     checkpoint.save_probe(folder / "l1", agent.probe)
-    checkpoint.save_level2(
-        folder / "l2", agent.level2, agent.level1.latent_dim, agent.reach, agent.box
-    )
+    checkpoint.save_level2(folder / "l2", agent.level2, agent.reach, agent.box)
     return folder / "l1", folder / "l2"
 
 

@@ -316,3 +316,17 @@ def test_a_bug_keeps_its_stack_trace(monkeypatch):
     monkeypatch.setattr(__main__.ReportCommand, "__call__", broken)
     with pytest.raises(ValueError, match="invalid literal"):
         __main__.main(["report"])
+
+
+def test_c10_settings_are_listed_with_range_and_meaning(capsys):
+    assert __main__.main(["settings", "level1.optim", "--profile", "smoke"]) == 0
+    said = capsys.readouterr().out
+    assert "level1.optim.updates = 60   [1, inf)" in said
+    assert "Peak learning rate." in said
+    assert __main__.main(["settings", "nothing"]) == 2
+    assert "no setting begins with 'nothing'" in capsys.readouterr().err
+
+
+def test_c7_a_value_may_hold_a_comma():
+    options = __main__.RunOptions(set=("data.source=/data/a,b.npz", "seed=3"))
+    assert (options.settings().data.source, options.settings().seed) == ("/data/a,b.npz", 3)

@@ -6,7 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny_data
 
+from hjepa_lib.data import measures
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.trajectories import Trajectories
@@ -201,3 +203,17 @@ def test_bad_normalisers_are_refused():
         Normaliser.from_dict({**tree, "pixel_std": [0.0, 1.0]})
     with pytest.raises(ValueError, match="two finite numbers"):
         Normaliser.from_dict({**tree, "action_mean": [float("nan"), 1.0]})
+
+
+def test_motion_samples_stay_inside_their_trajectory():
+    """F6 in the statistics: a turn between two trajectories would be no turn."""
+    walks = tiny_data()
+    moves = measures.motion(walks, limit=3)
+    lengths = walks.lengths[:3]
+    assert len(moves.steps) == int((lengths - 1).sum())
+    assert len(moves.turns) == int((lengths - 2).sum())
+    assert len(moves.positions) == int(lengths.sum())
+    assert moves.turns.abs().max() <= 180
+    one, two = walks.one(0)[1][:2].double()
+    cross, dot = one[0] * two[1] - one[1] * two[0], (one * two).sum()
+    assert moves.turns[0] == pytest.approx(float(torch.atan2(cross, dot).rad2deg()), abs=1e-3)

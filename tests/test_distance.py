@@ -1,5 +1,6 @@
-"""The temporal-distance head: axioms, its loss, its goals, and shortest paths in small mazes."""
+"""The temporal-distance head: axioms, both teachers, goals, and shortest paths in a small maze."""
 
+import functools
 import math
 
 import numpy as np
@@ -8,14 +9,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import shortest_path
+from scipy.stats import spearmanr
 from tiny import digest, make_store, seeded, tiny_config, tiny_data
 
 from hjepa_lib.config import DistanceConfig, OptimConfig
+from hjepa_lib.data.recipes import generate
 from hjepa_lib.models import checkpoint
-from hjepa_lib.models.distance import Distance, distance_terms, update_slow
-from hjepa_lib.training.distance import GoalSampler, train_distance
+from hjepa_lib.models.distance import Distance
+from hjepa_lib.training.distance import (
+    SHORTEST,
+    GoalSampler,
+    distance_terms,
+    find_paths,
+    join_states,
+    train_distance,
+    usual_step,
+)
 from hjepa_lib.training.latents import LatentStore
+from hjepa_lib.training.loop import TrainingError
 from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.worlds.two_rooms import oracle_length
 
 FORMS = ("metric", "quasimetric")
 
@@ -23,6 +36,25 @@ FORMS = ("metric", "quasimetric")
 def head_of(form="metric", latent_dim=16, **changes):
     torch.manual_seed(0)
     return Distance(DistanceConfig(form=form, dim=8, hidden=16, **changes), latent_dim)
+
+
+def store_of(lengths, latents, positions, layout):
+    """A store of whatever trajectories and latents."""
+    store = LatentStore.__new__(LatentStore)
+    store.lengths, store.latents = torch.as_tensor(lengths), latents
+    store.starts = torch.cat([store.lengths.new_zeros(1), store.lengths.cumsum(0)])
+    store.trajectory = torch.arange(len(store.lengths)).repeat_interleave(store.lengths)
+    store.positions, store.layout = positions, layout
+    return store
+
+
+@pytest.fixture
+def few_layouts(level1):
+    """Twelve trajectories in three layouts."""
+    store = make_store(level1, tiny_data("random"), limit=12)
+    wall = torch.tensor([25.0, 30.0, 35.0])[torch.arange(12) % 3]
+    store.layout = Layout(wall, torch.full((12,), 20.0))
+    return store
 
 
 # --- axioms -----------------------------------------------------------------------------------
@@ -40,37 +72,35 @@ def test_distance_axioms(form, seed, scale):
         torch.testing.assert_close(between(a, b), between(b, a))
         torch.testing.assert_close(between(a, b), (a - b).norm(dim=-1), atol=1e-3, rtol=1e-5)
     else:
+        gap = (b - a).clamp(min=0)
+        torch.testing.assert_close(between(a, b), gap.max(-1).values + gap.mean(-1))
         assert not torch.allclose(between(a, b), between(b, a), rtol=0.01)
 
 
-def test_the_head_is_the_distance_of_two_embeddings():
-    start, goal = torch.randn(2, 5, 16)
-    for form in FORMS:
-        head = head_of(form)
-        found = head(start, goal)
-        assert found.shape == (5,)
-        assert torch.equal(found, head.between(head.embed(start), head.embed(goal)))
-        one_goal = head.between(head.embed(start)[:, None], head.embed(goal)[None])
-        torch.testing.assert_close(one_goal.diagonal(), found)
-    gap = (head.embed(goal) - head.embed(start)).clamp(min=0)
-    torch.testing.assert_close(found, gap.max(-1).values + gap.mean(-1))
-
-
 @pytest.mark.parametrize("form", FORMS)
-def test_gradient_is_finite_where_start_and_goal_coincide(form):
-    latents = torch.randn(4, 16)
-    head = head_of(form)
-    head(latents, latents).sum().backward()
+def test_the_head_is_the_distance_of_two_embeddings(form, tmp_path):
+    """Also stored and loaded; its gradient is finite where start and goal coincide."""
+    head, (start, goal) = head_of(form), torch.randn(2, 5, 16)
+    found = head(start, goal)
+    assert torch.equal(found, head.between(head.embed(start), head.embed(goal)))
+    one_goal = head.between(head.embed(start)[:, None], head.embed(goal)[None])
+    torch.testing.assert_close(one_goal.diagonal(), found)
+    checkpoint.save_distance(tmp_path, head)
+    torch.manual_seed(5)
+    loaded = checkpoint.load_distance(tmp_path)
+    assert loaded.config == head.config
+    assert torch.equal(loaded(start, goal), found)
+    head(start, start).sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in head.parameters())
 
 
-# --- loss -------------------------------------------------------------------------------------
+# --- bootstrap --------------------------------------------------------------------------------
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("gamma", [0.9, 1.0])
 def test_loss_equals_its_formula(form, gamma):
     """Expectile of target - V with V = -d, n-step target, plus the hinge of d(s_t, s_{t+k}) - k."""
-    head = head_of(form, gamma=gamma, expectile=0.8)
-    slow = head.slow_copy()
+    head, slow = (head_of(form, gamma=gamma, expectile=0.8) for _ in range(2))
+    slow.requires_grad_(False)
     for parameter in slow.parameters():
         parameter.add_(0.3)
     now, later, goal = 3 * torch.randn(3, 12, 16, generator=seeded(4))
@@ -85,52 +115,42 @@ def test_loss_equals_its_formula(form, gamma):
         gap = -(passed + rest) + head(now[i], goal[i]).item()
         expectile.append((0.8 if gap > 0 else 0.2) * gap**2)
         excess.append(max(0.0, head(now[i], later[i]).item() - k) ** 2)
-    assert found.expectile.item() == pytest.approx(np.mean(expectile), rel=1e-4)
-    assert found.excess.item() == pytest.approx(np.mean(excess), rel=1e-4)
-    assert found.excess > 0
+    assert found["expectile"].item() == pytest.approx(np.mean(expectile), rel=1e-4)
+    assert found["excess"].item() == pytest.approx(np.mean(excess), rel=1e-4)
+    assert found["excess"] > 0
 
 
-def test_the_slow_copy_follows_the_formula_and_gets_no_gradient():
+def test_the_slow_copy_follows_the_formula_and_gets_no_gradient(store):
+    """It starts as the head and rides along in what is stored for a resume."""
     head = head_of(ema_rate=0.1)
-    slow = head.slow_copy()
-    start = [p.clone() for p in slow.parameters()]
+    fit = train_distance(head, store, None, head.config, seed=0)
+    slow = fit.module["slow"]
     assert digest(slow) == digest(head)
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.add_(1.0)
-    now, later, goal = torch.randn(3, 6, 16)
-    flags = torch.zeros(6, dtype=torch.bool)
-    distance_terms(head, slow, now, later, goal, torch.ones(6), flags).expectile.backward()
+    before = [p.clone() for p in slow.parameters()]
+    next(iter(fit))
     assert all(p.grad is None and not p.requires_grad for p in slow.parameters())
-    update_slow(slow, head)
-    for found, old in zip(slow.parameters(), start, strict=True):
-        torch.testing.assert_close(found, old + 0.1)
+    for now, old, new in zip(slow.parameters(), before, head.parameters(), strict=True):
+        torch.testing.assert_close(now, 0.9 * old + 0.1 * new)
 
 
-# --- goals ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("future", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("n_step", [1, 4])
-def test_goals_never_cross_trajectories_or_layouts(level1, future, n_step):
+def test_goals_never_cross_trajectories_or_layouts(few_layouts, future, n_step):
     """F6: `later` is 1..n steps ahead in the same trajectory; goals share the layout."""
-    store = make_store(level1, tiny_data("random"), limit=12)
-    # few layouts, so that other trajectories of the same layout exist
-    wall = torch.tensor([25.0, 30.0, 35.0])[torch.arange(12) % 3]
-    store.layout = Layout(wall, torch.full((12,), 20.0))
+    store, wall = few_layouts, few_layouts.layout.wall_x
     sampler = GoalSampler(store, n_step, future)
     pick = sampler.sample(4000, seeded(1))
     own = store.trajectory[pick.now]
     assert (store.trajectory[pick.later] == own).all()
     assert torch.equal(pick.later, pick.now + pick.steps)
-    assert (pick.steps >= 1).all()
-    assert (pick.steps <= n_step).all()
+    assert ((pick.steps >= 1) & (pick.steps <= n_step)).all()
     assert (wall[store.trajectory[pick.goal]] == wall[own]).all()
     assert torch.equal(pick.at_goal, pick.later == pick.goal)
     # the goal is never jumped over: a goal ahead in the same trajectory is reached, not passed
     same = (store.trajectory[pick.goal] == own) & (pick.goal > pick.now)
     assert (pick.later[same] <= pick.goal[same]).all()
     # a shorter step only where the goal or the trajectory ends it
-    last = store.starts[own + 1] - 1
-    short = pick.steps < n_step
+    last, short = store.starts[own + 1] - 1, pick.steps < n_step
     assert ((pick.later == pick.goal) | (pick.later == last))[short].all()
     share = same.float().mean().item()
     if future == 1:
@@ -139,118 +159,207 @@ def test_goals_never_cross_trajectories_or_layouts(level1, future, n_step):
         assert future - 0.05 < share < future + 0.3
         assert len(store.trajectory[pick.goal].unique()) == 12
     # every state with a successor is drawn, no last state ever is
-    drawn = sampler.usable
-    assert len(drawn) == len(store.positions) - 12
+    assert len(sampler.usable) == len(store.positions) - 12
     assert not torch.isin(store.starts[1:] - 1, pick.now).any()
-
-
-# --- learning ---------------------------------------------------------------------------------
-def tabular(walks, states):
-    """A store of trajectories (R, L) of state numbers; latents are one-hot."""
-    count, length = walks.shape
-    store = LatentStore.__new__(LatentStore)
-    store.lengths = torch.full((count,), length)
-    store.starts = torch.arange(count + 1) * length
-    store.trajectory = torch.arange(count).repeat_interleave(length)
-    store.latents = torch.eye(states)[walks.flatten()]
-    store.positions = torch.zeros(count * length, 2)
-    store.layout = Layout.fixed(count)
-    return store
-
-
-def random_walks(neighbours, count=200, length=40):
-    chance = neighbours / neighbours.sum(1, keepdim=True)
-    generator = seeded(0)
-    state = torch.randint(len(chance), (count,), generator=generator)
-    walk = [state]
-    for _ in range(length - 1):
-        walk.append(torch.multinomial(chance[walk[-1]], 1, generator=generator)[:, 0])
-    return torch.stack(walk, 1)
-
-
-def learn(neighbours, form, teacher="bootstrap"):
-    """Matrices of learned and of shortest distances between all pairs of states."""
-    states = len(neighbours)
-    optim = OptimConfig(updates=700, batch=96, lr=3e-3, weight_decay=0, warmup=0.02)
-    config = DistanceConfig(
-        form=form, teacher=teacher, dim=16, hidden=32, n_step=1, gamma=0.99, expectile=0.98,
-        ema_rate=0.05, optim=optim,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    head = Distance(config, states)
-    for _ in train_distance(head, tabular(random_walks(neighbours), states), None, config, seed=0):
-        pass
-    every = torch.eye(states)
-    with torch.no_grad():
-        found = head(every[:, None], every[None]).numpy()
-    return found, shortest_path(neighbours.numpy())
-
-
-def maze():
-    """Rooms of a 3 x 4 snake: neighbours in the plane may be 7 steps apart."""
-    neighbours = torch.zeros(12, 12)
-    for i in range(11):
-        neighbours[i, i + 1] = neighbours[i + 1, i] = 1
-    return neighbours
-
-
-def grid(side=4):
-    """A 4 x 4 grid with a wall between the middle columns, open in the first row only."""
-    neighbours = torch.zeros(side * side, side * side)
-    for row in range(side):
-        for column in range(side):
-            here = row * side + column
-            if row + 1 < side:
-                neighbours[here, here + side] = neighbours[here + side, here] = 1
-            if column + 1 < side and (column != 1 or row == 0):
-                neighbours[here, here + 1] = neighbours[here + 1, here] = 1
-    return neighbours
-
-
-@pytest.mark.parametrize("teacher", ["bootstrap", "graph"])
-@pytest.mark.parametrize(("rooms", "form"), [(maze(), "metric"), (grid(), "quasimetric")])
-def test_shortest_paths_are_learned_from_random_walks(rooms, form, teacher):
-    """Never-seen long pairs included: correlation > .98 and less than half a step of mean error."""
-    found, wanted = learn(rooms, form, teacher)
-    pairs = ~np.eye(len(found), dtype=bool)
-    assert np.corrcoef(found[pairs], wanted[pairs])[0, 1] > 0.98
-    assert np.abs(found - wanted)[pairs].mean() < 0.5
-
-
-@pytest.mark.parametrize("teacher", ["bootstrap", "graph"])
-def test_one_way_streets_need_the_quasimetric(teacher):
-    """On a directed ring one step back takes a whole round: the asymmetric form can say so."""
-    ring = torch.roll(torch.eye(6), 1, dims=1)
-    found, wanted = learn(ring, "quasimetric", teacher)
-    forward, back = (
-        found[np.arange(6), (np.arange(6) + 1) % 6],
-        found[(np.arange(6) + 1) % 6, np.arange(6)],
-    )
-    assert wanted[1, 0] == 5
-    assert back.mean() > 2 * forward.mean()
-    assert forward.mean() < 1.5
-
-
-# --- checkpoint -------------------------------------------------------------------------------
-@pytest.mark.parametrize("form", FORMS)
-def test_round_trip(form, tmp_path):
-    head = head_of(form)
-    checkpoint.save_distance(tmp_path, head, 16)
-    torch.manual_seed(5)
-    loaded = checkpoint.load_distance(tmp_path)
-    assert loaded.config == head.config
-    start, goal = torch.randn(2, 7, 16)
-    assert torch.equal(loaded(start, goal), head(start, goal))
 
 
 def test_validation_compares_with_recorded_steps(store):
     """Calibration, not a loss: recorded steps bound the true distance from above."""
-    config = tiny_config().distance
-    head = head_of()
-    fit = train_distance(head, store, store, config, seed=0)
+    fit = train_distance(head_of(), store, store, tiny_config().distance, seed=0)
     report = list(fit)[-1].validation
     wanted = {"expectile", "excess", "recorded_steps", "predicted_steps", "overestimated"}
     assert report.keys() == wanted
     assert all(math.isfinite(value) for value in report.values())
     assert 0 <= report["overestimated"] <= 1
     assert 1 <= report["recorded_steps"] <= 90
+
+
+# --- graph ------------------------------------------------------------------------------------
+def settings(**changes):
+    return DistanceConfig(teacher="graph", **changes)
+
+
+def test_edges_are_recorded_steps_and_short_gaps():
+    latents = torch.tensor([[0.0], [2.0], [4.0], [4.5], [9.0], [0.5]])
+    graph = join_states(latents, torch.tensor([0, 0, 0, 1, 1, 1]), 0.5, 2.0).toarray()
+    wanted = np.zeros((6, 6))
+    wanted[[0, 1, 3, 4], [1, 2, 4, 5]] = 1  # recorded, one way
+    wanted[2, 3] = wanted[3, 2] = wanted[0, 5] = wanted[5, 0] = 0.25  # a gap of 0.5, a step is 2
+    np.testing.assert_allclose(graph, wanted)
+
+
+def test_paths_go_round_the_wall():
+    """The lengths follow the oracle's in every layout, in the other room too; none cuts through."""
+    pool = np.asarray([(32, 10), (22, 50), (40, 30)], np.int16)
+    data = generate("good", 90 * 40 * len(pool), pool, seed=0)
+    places = torch.as_tensor(data.positions)  # true positions in the place of latents
+    layout = Layout(*torch.as_tensor(data.layout, dtype=torch.float32).unbind(-1))
+    store = store_of(data.lengths, places, places, layout)
+    assert 0.7 < usual_step(store) < 1.1  # px: the data's steps average about 1
+    start, goal, steps = find_paths(store, settings(), 0)
+    own, number = store.trajectory[start], layout.numbers()
+    assert torch.equal(number[own], number[store.trajectory[goal]])
+    layout, start, goal, steps = layout.index(own), places[start], places[goal], steps.numpy()
+    truth = oracle_length(start, goal, layout).numpy()
+    other = ((start[:, 0] < layout.wall_x) != (goal[:, 0] < layout.wall_x)).numpy()
+    assert other.mean() > 0.2
+    assert spearmanr(steps, truth).statistic > 0.93
+    assert spearmanr(steps[other], truth[other]).statistic > 0.93
+    far = truth > 5
+    assert (steps[far] < 0.5 * truth[far]).mean() < 0.002
+    straight = (start - goal).norm(dim=-1).numpy()
+    behind = other & (truth > 3 * straight)  # close to each other, with the wall between them
+    assert behind.sum() > 20
+    assert (steps[behind] > 1.5 * straight[behind]).mean() > 0.99
+
+
+def test_a_graph_holds_few_trajectories_of_one_layout(few_layouts):
+    """F6: no path between layouts, nor beyond `graph_trajectories`; seeds decide the pairs."""
+    store, wall = few_layouts, few_layouts.layout.wall_x
+    config = settings(graph_trajectories=2, link=1e9)  # everything in a graph is joined
+    found = find_paths(store, config, 0)
+    first, second = store.trajectory[found[0]], store.trajectory[found[1]]
+    assert torch.equal(wall[first], wall[second])
+    assert torch.equal(first // 6, second // 6)  # trajectories 0, 3 | 6, 9 share a layout and graph
+    assert (first != second).any()
+    again, other = find_paths(store, config, 0), find_paths(store, config, 1)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    assert not torch.equal(found[0], other[0])
+
+
+def test_without_links_paths_stay_in_their_trajectory(few_layouts):
+    """And states that never move teach nothing."""
+    store = few_layouts
+    store.latents = torch.arange(len(store.positions))[:, None].float()  # no state is met twice
+    start, goal, steps = find_paths(store, settings(link=0.5, form="quasimetric"), 0)
+    assert torch.equal(store.trajectory[start], store.trajectory[goal])
+    assert (goal >= start).all()
+    torch.testing.assert_close(steps, (goal - start).float())
+    store.latents = torch.zeros_like(store.latents)
+    with pytest.raises(TrainingError, match="no recorded step moves"):
+        find_paths(store, settings(), 0)
+
+
+def test_training_follows_the_teacher(level1):
+    """The same seed gives the same head; settings of the graph act."""
+    store = make_store(level1, tiny_data("fixed"), limit=12)
+
+    def trained(**changes):
+        config = settings(optim=tiny_config().distance.optim, hidden=16, dim=8, **changes)
+        torch.manual_seed(0)
+        head = Distance(config, store.latents.shape[1])
+        last = list(train_distance(head, store, store, config, seed=0))[-1]
+        assert last.validation.keys() == {"recorded_steps", "predicted_steps", "overestimated"}
+        assert last.terms.keys() == {"path_error"}
+        return digest(head)
+
+    base = trained()
+    assert base == trained()
+    assert base not in (trained(link=3.0), trained(graph_trajectories=1))
+
+
+# --- a maze -----------------------------------------------------------------------------------
+SIDE, WALL = 4, 1  # 4 x 4 cells, a wall behind column 1
+CELLS = SIDE * SIDE
+
+
+def maze(one_way=False):
+    """Neighbours (CELLS, CELLS), entry [i, j]: one step leads from i to j.
+
+    The wall has a door in its first row; one-way it lets nobody back, who returns in the last row.
+    """
+    steps = np.zeros((CELLS, CELLS))
+    for cell in range(CELLS):
+        row, column = divmod(cell, SIDE)
+        if row + 1 < SIDE:
+            steps[cell, cell + SIDE] = steps[cell + SIDE, cell] = 1
+        if column + 1 < SIDE:
+            there = back = column != WALL or row == 0
+            if one_way and column == WALL:
+                back = row == SIDE - 1
+            steps[cell, cell + 1], steps[cell + 1, cell] = there, back
+    return steps
+
+
+def walks(steps, count, length):
+    """A store of random walks; latents are the cells' one-hot numbers and places."""
+    chance, generator = torch.tensor(steps / steps.sum(1, keepdims=True)), seeded(1)
+    path = [torch.randint(CELLS, (count,), generator=generator)]
+    for _ in range(length - 1):
+        path.append(torch.multinomial(chance[path[-1]], 1, generator=generator)[:, 0])
+    cells = torch.stack(path, 1).flatten()
+    nowhere = torch.zeros(len(cells), 2)
+    return store_of([length] * count, codes()[cells], nowhere, Layout.fixed(count)), cells
+
+
+def codes():
+    """(CELLS, D) latents."""
+    place = torch.tensor(np.indices((SIDE, SIDE)).reshape(2, -1).T, dtype=torch.float32) / SIDE
+    return torch.cat([place, torch.eye(CELLS)], 1)
+
+
+@pytest.mark.parametrize("one_way", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_paths_of_a_maze_are_exact(one_way, form):
+    """All walks together know each corridor; a one-way street is one for the asymmetric form."""
+    store, cells = walks(maze(one_way), 40, 60)
+    start, goal, steps = find_paths(store, settings(form=form), 0)
+    both = maze(one_way) + maze(one_way).T if form == "metric" else maze(one_way)
+    wanted = shortest_path(both > 0)[cells[start], cells[goal]]
+    assert len(steps) == 128 * 48
+    assert (steps.numpy() >= wanted - 1e-5).all()
+    # a change of walk costs next to nothing, and one is needed per step at the most
+    assert (steps.numpy() <= wanted + SHORTEST * (wanted.max() + 2)).all()
+
+
+@functools.cache
+def learned(teacher, form, one_way):
+    """(learned, true) steps between all cells, both (CELLS, CELLS)."""
+    optim = OptimConfig(updates=800, batch=96, lr=3e-3, weight_decay=0.0, warmup=0.02)
+    config = DistanceConfig(
+        form=form, teacher=teacher, dim=24, hidden=48, n_step=2, gamma=0.995, expectile=0.97,
+        ema_rate=0.05, optim=optim,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    head = Distance(config, CELLS + 2)
+    for _ in train_distance(head, walks(maze(one_way), 250, 30)[0], None, config, seed=0):
+        pass
+    with torch.no_grad():
+        found = head(codes()[:, None], codes()[None]).numpy()
+    return found, shortest_path(maze(one_way))
+
+
+PAIRS = ~np.eye(CELLS, dtype=bool)
+LEARNED = [
+    ("bootstrap", "metric", False),
+    ("bootstrap", "quasimetric", False),
+    ("bootstrap", "quasimetric", True),
+    ("graph", "metric", False),
+    ("graph", "quasimetric", True),
+]
+
+
+@pytest.mark.parametrize(("teacher", "form", "one_way"), LEARNED)
+def test_learned_steps_are_shortest_paths(teacher, form, one_way):
+    """Rank correlation above .95 and half a step of mean error, also through the door.
+
+    In the open a Euclidean norm cannot repeat the ties of steps along rows and columns.
+    """
+    found, true = learned(teacher, form, one_way)
+    assert spearmanr(found[PAIRS], true[PAIRS]).statistic > 0.95
+    assert np.abs(found - true)[PAIRS].mean() < 0.6
+    column = np.arange(CELLS) % SIDE
+    across = (column[:, None] <= WALL) != (column[None] <= WALL)
+    assert spearmanr(found[across], true[across]).statistic > 0.97
+    detour = (found[:, :, None] + found[None]).min(1)  # over the cell between
+    assert (found <= detour + 2e-3).all()
+    assert found.min() >= 0 and np.diag(found).max() <= 2e-3
+    if one_way:  # it knows the way there from the way back
+        gap, wanted = (steps - steps.T for steps in (found, true))
+        unequal = wanted > 0
+        assert (gap[unequal] > 0).mean() > 0.9
+        assert np.corrcoef(gap[unequal], wanted[unequal])[0, 1] > 0.95
+        assert found[WALL, WALL + 1] < 2 < found[WALL + 1, WALL]
+    else:  # neighbours in the plane, with and without the wall
+        beside = np.arange(1, SIDE) * SIDE + WALL
+        assert (found[beside, beside + 1] > found[beside, beside - 1] + 1).all()

@@ -1,28 +1,26 @@
 """Level 1 in two processes: losses, gradients, weights and files are those of one process."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import OVERRIDES, make_job, make_level1, seeded, tiny_config, tiny_data
+from tiny import OVERRIDES, make_job, seeded, tiny_config, tiny_data
 
+from hjepa_lib.__main__ import main
 from hjepa_lib.config import ConfigError, profile
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.files import read_json
 from hjepa_lib.models.checkpoint import load_level1
-from hjepa_lib.models.objectives import loss_terms
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.run import Run
 from hjepa_lib.training import distributed, probes
-from hjepa_lib.training.level1 import level1_loss
+from hjepa_lib.training import level1 as level1_training
 from hjepa_lib.training.probes import PROBE_OPTIM
 
 ROOT = Path(__file__).resolve().parents[1]
-CPU = torch.device("cpu")
 KINDS = {
     "pldm": {"level1__loss__form": "pldm", "level1__loss__std_t": 0.2},
     "pooled": {"level1__loss__form": "eb_jepa", "level1__rollout": 3},
@@ -31,21 +29,16 @@ KINDS = {
     "static": {"data__layouts": "random", "level1__static_dim": 4, "level1__layouts_per_batch": 3},
 }
 UPDATES = {"level1__optim__updates": 6, "level1__optim__validate_every": 3}
+SETTINGS = OVERRIDES | {"distance.optim.updates": 2, "level2.optim.updates": 2}
 
 
-def one_batch(kind):
-    """Model and whole batch of 8 windows, the same wherever it is called."""
-    config = tiny_config(**KINDS[kind]).level1
-    model = make_level1(tiny_config(**KINDS[kind]))
-    windows = Windows(tiny_data(tiny_config(**KINDS[kind]).data.layouts), config.window)
-    return model, windows.sample(config.optim.batch, seeded(3), config.layouts_per_batch)
-
-
-def loss_and_gradients(model, batch):
-    loss, terms = level1_loss(model, batch, CPU)
+def loss_and_gradients(kind):
+    """Of one batch of 8 windows, the same wherever it is called, and of the own rows alone."""
+    fit = make_job("level1", tiny_config(**KINDS[kind])).fit
+    loss, terms = fit.task.loss(seeded(3))
     loss.backward()
-    distributed.average_gradients(model.parameters())
-    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    distributed.average_gradients(fit.parameters)
+    grads = {name: p.grad for name, p in fit.module.named_parameters() if p.grad is not None}
     return loss.detach(), terms, grads
 
 
@@ -56,48 +49,57 @@ def learn(folder=None):
     return reports, job.module.state_dict()
 
 
-def process(rank, port, folder):
-    """One of the two processes; leaves what it saw in `folder`."""
+def process(folder):
+    """One of the two processes of a torchrun; leaves what it saw in `folder`."""
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.start()
-    seen = {"place": (distributed.rank(), distributed.count())}
+    rank = distributed.rank()
+    seen = {"place": (rank, distributed.count())}
     for kind in KINDS:
-        model, batch = one_batch(kind)
-        own = distributed.own_rows(batch)
-        with torch.no_grad():  # what a process would see without its neighbour
-            rollout = model(own.frames(CPU), own.actions)
-            seen[kind, "alone"] = loss_terms(rollout, model.config.loss.form, model.idm)._asdict()
-        seen[kind] = loss_and_gradients(model, batch)
+        with pytest.MonkeyPatch.context() as patch:  # what it would see without its neighbour
+            patch.setattr(level1_training.distributed, "gather_rollout", lambda rollout: rollout)
+            patch.setattr(level1_training, "layout_identity", lambda part, _: part.new_zeros(()))
+            own = make_job("level1", tiny_config(**KINDS[kind])).fit.task
+            seen[kind, "alone"] = own.loss(seeded(3))[1]
+        seen[kind] = loss_and_gradients(kind)
     reports, weights = learn(folder / f"resume{rank}")
     seen["reports"], seen["weights"] = [tuple(report) for report in reports], weights
     seen["files"] = sorted(path.name for path in folder.glob(f"resume{rank}/*"))
     seen["first"] = distributed.from_first(lambda: f"rank {rank}")
-    try:
-        distributed.own_rows(batch._replace(positions=batch.positions[:7]))
-    except ConfigError as error:
-        seen["error"] = str(error)
-    distributed.stop()
-    seen["after"] = (distributed.rank(), distributed.count())
+    batch = Windows(tiny_data(), 5).sample(7, seeded())
+    with pytest.raises(ConfigError, match=r"optim\.batch=7 cannot be shared by 2 processes"):
+        distributed.own_rows(batch)
     torch.save(seen, folder / f"{rank}.pt")
+    distributed.start = lambda: None  # the command joins the processes that are there
+    command = ["train", "--profile", "smoke", "--name", "two"]
+    main([*command, *(f"--set={key}={value}" for key, value in SETTINGS.items())])
+    assert (distributed.rank(), distributed.count()) == (0, 1)  # the other one has ended there
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """What both processes saw."""
+    """What both processes of one torchrun saw, and its folder of runs."""
     folder = tmp_path_factory.mktemp("pair")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(process, (port, folder), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    script = "import sys, pathlib, test_distributed as t; t.process(pathlib.Path(sys.argv[1]))"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    (folder / "script.py").write_text(script)
+    environment = os.environ | {
+        "HJEPA_OUTPUTS": str(folder), "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *torchrun, str(folder / "script.py"), str(folder)],
+        cwd=ROOT, capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("go on with: python -m hjepa_lib run --name two --resume") == 1
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)], folder
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_terms_and_gradients_are_those_of_one_process(pair, kind):
-    loss, terms, grads = loss_and_gradients(*one_batch(kind))
-    for seen in pair:
+    loss, terms, grads = loss_and_gradients(kind)
+    for seen in pair[0]:
         shared_loss, shared_terms, shared_grads = seen[kind]
         assert shared_terms == pytest.approx(terms, rel=1e-5)
         torch.testing.assert_close(shared_loss, loss)
@@ -106,12 +108,12 @@ def test_terms_and_gradients_are_those_of_one_process(pair, kind):
             torch.testing.assert_close(shared_grads[name], grad, rtol=1e-4, atol=1e-6)
     # The check can fail: the mean over processes that do not talk is another number.
     for name, gap in (("std", 1e-5), ("cov", 1e-1)):
-        alone = [float(seen[kind, "alone"][name]) for seen in pair]
+        alone = [float(seen[kind, "alone"][name]) for seen in pair[0]]
         assert sum(alone) / 2 != pytest.approx(terms[name], rel=gap)
 
 
 def test_updates_give_the_weights_of_one_process(pair, tmp_path):
-    reports, weights = learn(tmp_path)
+    pair, (reports, weights) = pair[0], learn(tmp_path)
     for seen in pair:
         for shared, single in zip(seen["reports"], reports, strict=True):
             assert shared[:2] == single[:2]
@@ -125,17 +127,15 @@ def test_updates_give_the_weights_of_one_process(pair, tmp_path):
 
 
 def test_process_0_writes_and_the_rest_listens(pair):
+    pair, _ = pair
     assert [seen["place"] for seen in pair] == [(0, 2), (1, 2)]
     assert [seen["files"] for seen in pair] == [["resume.pt"], []]
     assert [seen["first"] for seen in pair] == ["rank 0", "rank 0"]
-    assert pair[1]["error"] == "level1.optim.batch=7 cannot be shared by 2 processes"
-    assert [seen["after"] for seen in pair] == [(0, 1), (0, 1)]
 
 
 def test_alone_nothing_changes():
-    batch = one_batch("pooled")[1]
+    batch, rollout = Windows(tiny_data(), 5).sample(7, seeded()), object()
     assert distributed.own_rows(batch) is batch
-    rollout = object()
     assert distributed.gather_rollout(rollout) is rollout
     assert (distributed.rank(), distributed.count()) == (0, 1)
     assert distributed.from_first(lambda: 3) == 3
@@ -147,22 +147,12 @@ def test_joint_training_is_refused(monkeypatch):
         stages.check_processes(tiny_config(level2__train="joint"))
 
 
-def test_torchrun_leaves_the_run_of_one_process(tmp_path, monkeypatch):
+def test_torchrun_leaves_the_run_of_one_process(pair, tmp_path, monkeypatch):
     """The documented command, in two processes and in one: same files, same weights."""
-    settings = OVERRIDES | {"distance.optim.updates": 2, "level2.optim.updates": 2}
-    options = [f"--set={key}={value}" for key, value in settings.items()]
-    command = ["-m", "hjepa_lib", "train", "--profile", "smoke", "--name", "two", *options]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     # Other tests shorten the probe of this process for the whole session; torchrun's is whole.
     monkeypatch.setattr(probes, "PROBE_OPTIM", PROBE_OPTIM)
-    done = subprocess.run(
-        [sys.executable, *torchrun, *command], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("go on with: python -m hjepa_lib run --name two --resume") == 1
-    stages.train_run(lambda: Run.create("one", profile("smoke").override(settings)))
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(pair[1]))
+    stages.train_run(lambda: Run.create("one", profile("smoke").override(SETTINGS)))
     one, two = runs = [Run.open(name) for name in ("one", "two")]
     assert all(two.done(stage) for stage in ("data", "l1", "distance", "l2"))
     assert not list(two.path.glob("resume/*"))

@@ -329,7 +329,7 @@ def test_gradient_and_hooks_are_paid_for(agent):
 def test_transitions_per_step_are_those_really_made(agent, trials, monkeypatch):
     """Q2: counted where the models are called, with every optimiser, and told in the table."""
     few, made = trials.first(2), []
-    predict, advance = type(agent.level1).predict, type(agent.level2.rssm).advance
+    predict, advance = type(agent.level1).predict, type(agent.level2).advance
 
     def count_predict(self, latent, *a, **k):
         made.append(len(latent))
@@ -340,7 +340,7 @@ def test_transitions_per_step_are_those_really_made(agent, trials, monkeypatch):
         return advance(self, state, macro)
 
     monkeypatch.setattr(type(agent.level1), "predict", count_predict)
-    monkeypatch.setattr(type(agent.level2.rssm), "advance", count_advance)
+    monkeypatch.setattr(type(agent.level2), "advance", count_advance)
     for method, optimiser in itertools.product(("flat", "l1+l2"), OPTIMISERS):
         planning = with_optimiser(agent.planning, optimiser)
         policy = LatentPolicy(agent, method, planning)
@@ -386,7 +386,7 @@ def test_level2_open_loop_errors(actions, data):
     assert posterior.shape == prior.shape == (2, 10)
     assert digest(posterior) != digest(prior)
     chunks = agent.level2.chunk_actions(agent.level1.normalise_actions(batch.actions))
-    macros = agent.level2.rssm.macro(chunks)
+    macros = agent.level2.macro(chunks)
     imagined = agent.level2.imagine(batch.latents[:, 0], 2, macros).predictions
     wanted = (agent.probe(imagined[:, 1]) - batch.positions[:, 8]).norm(dim=-1)
     np.testing.assert_allclose(prior[1], wanted.numpy(), rtol=1e-4)

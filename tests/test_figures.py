@@ -14,13 +14,10 @@ from matplotlib._pylab_helpers import Gcf
 from matplotlib.collections import LineCollection
 from PIL import Image
 from sklearn.decomposition import PCA
-from tiny import tiny_data
 
-from hjepa_lib.data import measures
 from hjepa_lib.evaluation.failures import LABELS
 from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.figures import beliefs, data, plans, style, success, training
-from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures.style import FigureError
 from hjepa_lib.files import FileError
 from hjepa_lib.workbench.rows import pooled
@@ -173,17 +170,14 @@ def test_figures_leave_matplotlib_as_it_was_and_keep_their_style_while_drawing()
         assert style.png(success.success_rows(rows())) == outside
 
 
-def test_a_long_title_over_a_narrow_figure_is_wrapped():
-    figure = plans.room_paths([np.ones((5, 2))], [ROOM], title="a long title " * 4)
-    assert (pixels(figure)[:, -1] > 245).all() and "\n" in figure._suptitle.get_text()
-
-
-def test_save_writes_the_picture_or_raises_one_sentence(tmp_path, gallery):
-    path = style.save(gallery["kl"], tmp_path / "figures" / "rate.png")
+def test_save_writes_the_picture_or_raises_one_sentence(tmp_path):
+    figure = plans.room_paths([ONE], [ROOM], title="a long title " * 4)
+    path = style.save(figure, tmp_path / "figures" / "a.png")
     assert Image.open(path).format == "PNG"
+    assert (pixels(figure)[:, -1] > 245).all() and "\n" in figure.get_suptitle()  # wrapped
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError, match="cannot write"):
-        style.save(gallery["kl"], tmp_path / "file" / "rate.png")
+        style.save(figure, tmp_path / "file" / "a.png")
 
 
 def test_one_colour_for_each_planner_and_a_hollow_dashed_latent_cost():
@@ -248,21 +242,15 @@ def test_golden_colours_of_a_frame_in_both_ranges():
     rgb = data.frame_rgb(frames(1))[0]
     wall = [115, 125, 138]
     assert rgb[40, 20].tolist() == [255, 255, 255]
-    assert rgb[25, 10].tolist() == [0, 0, 0]
+    assert rgb[25, 10].tolist() == rgb[10, 32].tolist() == [0, 0, 0]  # floor, and the open door
     assert rgb[30, 31].tolist() == rgb[30, 33].tolist() == rgb[4, 50].tolist() == wall
-    assert rgb[10, 32].tolist() == [0, 0, 0]  # the door, near the top
     assert np.array_equal(rgb, data.frame_rgb(torch.tensor(frames(1) / 255))[0])
     drawn = pixels(data.frame_grid([frames(1)]))
     assert (drawn.max(-1) < 20).mean() > 0.4  # mostly black on paper, not white
     grey = data.frame_rgb(np.array([[[0.5, 1.2]]]), predicted=True)
     assert grey.tolist() == [[[128] * 3, [255] * 3]]  # a decoder draws a little too bright
-
-
-def test_a_film_has_every_frame_side_by_side():
-    image = np.array(Image.open(io.BytesIO(data.film(frames(3), ["t-1", "t", "next"]))))
-    assert image.shape[1] == 3 * (2 * 65 + 8) + 8
-    assert image[16 + 2 * 40, 8 + 2 * 20].tolist() == [255, 255, 255]
-    assert image[16 + 2 * 25, 8 + 2 * 10].tolist() == [0, 0, 0]
+    film = np.array(Image.open(io.BytesIO(data.film(frames(3), ["t-1", "t", "next"]))))
+    assert film.shape[1] == 3 * (2 * 65 + 8) + 8 and film[16 + 80, 8 + 40].tolist() == [255] * 3
 
 
 @pytest.mark.parametrize("extent", [None, (0, 13, 0, 13)])
@@ -328,7 +316,7 @@ def test_episodes_say_when_the_goal_was_reached_or_how_far_it_was_missed():
 
 
 # --- training ---------------------------------------------------------------------------------
-def test_loss_curves_show_training_and_validation_of_each_named_term():
+def test_loss_curves_show_training_with_its_mean_and_validation_of_each_named_term():
     records = [{"step": s, "sim": float(s), "std": None if s == 2 else 1.0} for s in (1, 2, 3)]
     records.append({"step": 3, "validation_sim": 7.0})
     left, right = training.loss_curves(records, ["sim", "std"], log=True).axes
@@ -337,32 +325,26 @@ def test_loss_curves_show_training_and_validation_of_each_named_term():
     assert held_out.get_xydata().tolist() == [[3, 7]]
     assert right.lines[0].get_xdata().tolist() == [1, 3]  # null values are skipped
     assert (left.get_title(loc="left"), left.get_yscale()) == ("sim", "log")
-    zero = training.loss_curves([{"step": s, "std": s - 1.0} for s in range(3)], ["std"], log=True)
-    assert zero.axes[0].get_yscale() == "linear"
-
-
-def test_loss_curves_smooth_with_a_trailing_mean():
-    values = RNG.normal(size=90)
-    records = [{"step": s, "sim": value} for s, value in enumerate(values)]
-    mean = training.loss_curves(records, ["sim"]).axes[0].lines[1].get_ydata()
+    values = RNG.normal(size=90)  # of both signs: never logarithmic
+    records = [
+        {"step": s, "sim": v, "lr": 1e-4 * (1 + 1e-13 * (s % 2))} for s, v in enumerate(values)
+    ]
+    (axis,) = training.loss_curves(records, ["sim"], log=True).axes
+    mean = axis.lines[1].get_ydata()
+    assert axis.get_yscale() == "linear"
     assert mean[0] == pytest.approx(values[0]) and mean[50] == pytest.approx(values[48:51].mean())
-
-
-def test_a_constant_curve_keeps_a_readable_axis():
-    """A learning rate that never changed, up to rounding."""
-    records = [{"step": k, "lr": 1e-4 * (1 + 1e-13 * (k % 2))} for k in range(1, 9)]
-    axis = training.loss_curves(records, ["lr"]).axes[0]
-    assert axis.get_ylim() == pytest.approx((0, 2e-4))
+    (axis,) = training.loss_curves(records, ["lr"]).axes
+    assert axis.get_ylim() == pytest.approx((0, 2e-4))  # constant up to rounding
 
 
 def test_probe_titles_carry_the_rmse_in_px():
     true = RNG.uniform(5, 59, (500, 2))
     figure = training.probe_scatter(true, true + np.array([3.0, 4.0]))
-    assert figure._suptitle.get_text() == "Position probe: RMSE 5.00 px"
+    assert figure.get_suptitle() == "Position probe: RMSE 5.00 px"
     assert titles(figure)[0].startswith("x: RMSE 3.00 px")
     layout = training.probe_scatter(true, true, ("wall_x", "door_y"), "Layout probe")
     assert layout.axes[1].get_ylabel() == "predicted door_y (px)"
-    assert layout._suptitle.get_text() == "Layout probe"
+    assert layout.get_suptitle() == "Layout probe"
 
 
 def test_open_loop_error_shows_medians_bands_and_the_stay_baseline():
@@ -485,10 +467,8 @@ def test_designs_show_errors_beside_success():
 
 
 def test_pairs_name_seeds_and_p_values_and_failures_fill_their_bars(gallery):
-    table = pd.DataFrame(
-        [{"pair": "two - flat", "seed": s, "difference": 0.1, "difference_low": 0.0,
-          "difference_high": 0.2, "mcnemar_p": 0.01} for s in ("0", "1", "all")]
-    )  # fmt: skip
+    row = {"pair": "two - flat", "difference": 0.1, "difference_low": 0.0, "mcnemar_p": 0.01}
+    table = pd.DataFrame([row | {"difference_high": 0.2, "seed": s} for s in ("0", "1", "all")])
     found = words(success.pair_differences(table))
     assert {"two - flat, seed 0", "two - flat, seed 1", "two - flat", "p = 0.01"} <= found
     ends = [bar.get_x() + bar.get_width() for bar in gallery["failures"].axes[0].patches]
@@ -509,24 +489,18 @@ def test_calibration_shows_the_quantiles_of_its_bins_and_the_discounted_referenc
     assert reference.get_ydata()[-1] == pytest.approx(1 + 0.5 + 0.25 + 0.125)
 
 
-def test_calibration_has_a_panel_per_layout_and_a_line_per_kind():
+def test_beliefs_have_a_panel_per_layout_or_cost_with_the_rank_correlation():
     rooms = np.repeat([[32, 10], [25, 40]], 200, axis=0)
     true = RNG.uniform(1, 60, 400)
-    figure = beliefs.layout_calibration(
-        true, 2 * true, true > 20, rooms, names={(25, 40): "held out"}
-    )
+    words = {(25, 40): "held out"}
+    figure = beliefs.layout_calibration(true, 2 * true, true > 20, rooms, names=words)
     rank = "\nrank correlation 1.00"
     assert titles(figure) == [f"wall 32, door 10{rank}", f"wall 25, door 40, held out{rank}"]
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     assert {"same room", "through the door", "exact"} <= set(lines)
     far = lines["through the door"]
     np.testing.assert_allclose(far.get_ydata() / far.get_xdata(), 2, rtol=0.1)
-
-
-def test_cost_geometry_says_how_well_a_cost_orders_pairs():
-    path = RNG.uniform(1, 80, 500)
-    costs = {"exact": np.sqrt(path), "reversed": 100 - path}
-    figure = beliefs.cost_geometry(path, costs, path > 40)
+    figure = beliefs.cost_geometry(true, {"exact": true**0.5, "reversed": 100 - true}, true > 40)
     assert titles(figure) == ["rank correlation 1.00", "rank correlation -1.00"]
     near, far = figure.axes[0].collections
     assert near.get_offsets()[:, 0].max() <= 40 < far.get_offsets()[:, 0].min()
@@ -561,24 +535,3 @@ def test_controls_show_success_and_deviation_and_name_every_curve():
     assert points(left)["l1+l2, latent cost"][0].tolist() == [0.9, 0]
     assert [list(line.get_ydata()) for line in right.lines][1] == [0, 1, 2, 3, 4]
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["none", "zero"]
-
-
-def test_motion_samples_stay_inside_their_trajectory():
-    """F6 in the statistics: a turn between two trajectories would be no turn."""
-    walks = tiny_data()
-    moves = measures.motion(walks, limit=3)
-    lengths = walks.lengths[:3]
-    assert len(moves.steps) == int((lengths - 1).sum())
-    assert len(moves.turns) == int((lengths - 2).sum())
-    assert len(moves.positions) == int(lengths.sum())
-    assert moves.turns.abs().max() <= 180
-    one, two = walks.one(0)[1][:2].double()
-    cross, dot = one[0] * two[1] - one[1] * two[0], (one * two).sum()
-    assert moves.turns[0] == pytest.approx(float(torch.atan2(cross, dot).rad2deg()), abs=1e-3)
-
-
-def test_bars_of_values_keep_the_few_points_of_a_curve_visible():
-    _, (axis,) = style.panels(1, 1, 3, 3)
-    draw.curve(axis, range(3), range(3))
-    draw.curve(axis, range(40), range(40))
-    assert [line.get_marker() for line in axis.lines] == ["o", "None"]

@@ -2,25 +2,30 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from tiny import digest, make_level1, seeded, tiny_config
+from safetensors.torch import load_file, save_file
+from tiny import digest, make_level1, make_level2, seeded, tiny_config
 from torch import nn
 
-from hjepa_lib.config import Level1Config
+import hjepa_lib
+from hjepa_lib.config import ConfigError, Level1Config
+from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.files import FileError
 from hjepa_lib.models import checkpoint
 from hjepa_lib.models.encoders import build_encoder
 from hjepa_lib.models.layers import count_parameters
-from hjepa_lib.models.level1 import IMAGE_SIZE, Jepa
-from hjepa_lib.models.predictors import build_predictor
+from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.predictors import PREDICTORS
 
 REFERENCE = Level1Config(encoder="impala", latent_dim=512, predictor="gru", idm_hidden=512)
 
 
-def frames_of(batch, steps, size=IMAGE_SIZE, seed=0):
-    shape = (batch, steps, 2, size, size)
+def frames_of(batch, steps, size=(65, 65), seed=0):
+    shape = (batch, steps, 2, *size)
     return torch.randint(0, 256, shape, generator=seeded(seed), dtype=torch.uint8)
 
 
@@ -42,22 +47,44 @@ def test_parameter_counts_of_the_reference_are_the_published_ones(normaliser):
     assert count_parameters(model) == 2_218_672 + 525_826
 
 
-@pytest.mark.parametrize("name", ["impala", "fast", "keypoint"])
-@pytest.mark.parametrize("size", [64, 65])
+def encoder_of(name, channels=2, image_size=65, **changes):
+    config = Level1Config(encoder=name, latent_dim=16, **({"width": 8} | changes))
+    torch.manual_seed(0)
+    return build_encoder(config, channels, image_size)
+
+
+def predictor_of(name, **changes):
+    config = Level1Config(predictor=name, latent_dim=16, hidden=8, heads=2, **changes)
+    torch.manual_seed(0)
+    return PREDICTORS[name](config, 2, nn.Identity())
+
+
+@pytest.mark.parametrize("name", ["impala", "fast", "keypoint", "vit"])
+@pytest.mark.parametrize("size", [64, (65, 65), (40, 64)])
 def test_encoders_take_any_image_size(name, size, normaliser):
-    """PL10: 64 and 65 px; the head infers its width."""
-    config = dataclasses.replace(tiny_config().level1, encoder=name)
+    """PL10: the head infers its width; height and width may differ."""
+    patch = 5 if size == (65, 65) else 8
+    config = dataclasses.replace(tiny_config().level1, encoder=name, patch=patch, heads=2)
     model = Jepa(config, normaliser, image_size=size)
-    latents = model.encode(frames_of(2, 3, size))
+    latents = model.encode(frames_of(2, 3, size if isinstance(size, tuple) else (size, size)))
     assert latents.shape == (2, 3, 16)
     assert latents.dtype == torch.float32
     assert torch.isfinite(latents).all()
 
 
+def test_channels_and_actions_are_those_of_the_statistics():
+    """A world with three planes and one-dimensional actions."""
+    statistics = dataclasses.make_dataclass("Statistics", Normaliser.__dataclass_fields__)
+    pairs = [(0.0,) * 3, (1.0,) * 3, (0.0,), (2.0,), (0.0, 0.0), (1.0, 1.0)]
+    model = Jepa(tiny_config().level1, statistics(*pairs), 20)
+    frames = torch.randint(0, 256, (2, 4, 3, 20, 20), dtype=torch.uint8)
+    rollout = model(frames, torch.randn(2, 3, 1))
+    assert (model.action_dim, rollout.actions.shape) == (1, (2, 3, 1))
+
+
 def test_keypoints_are_the_places_of_features():
     """One bright cell per map: its coordinates, x before y, the same in every part of the image."""
-    torch.manual_seed(0)
-    encoder = build_encoder("keypoint", 2, 65, 16, 4)
+    encoder = encoder_of("keypoint", width=4)
     maps = torch.full((1, 4, 17, 17), -50.0)
     cells = [(0, 0), (16, 0), (8, 8), (3, 12)]  # (column, row)
     for index, (column, row) in enumerate(cells):
@@ -69,8 +96,7 @@ def test_keypoints_are_the_places_of_features():
 
 def test_keypoints_move_with_the_picture():
     """Shifted by one stride (4 px), every expected place shifts by one cell."""
-    torch.manual_seed(0)
-    encoder = build_encoder("keypoint", 2, 65, 16, 8)
+    encoder = encoder_of("keypoint")
     frame = torch.zeros(2, 2, 65, 65)
     frame[0, 0, 28:31, 32:35] = 40.0
     frame[1, 0, 28:31, 36:39] = 40.0
@@ -82,37 +108,29 @@ def test_keypoints_move_with_the_picture():
 
 
 def test_keypoints_leave_the_static_part_to_convolutions_of_its_own():
-    torch.manual_seed(0)
-    encoder = build_encoder("keypoint", 2, 65, 16, 8, static=5)
+    encoder = encoder_of("keypoint", static_dim=5)
     frame = torch.randn(3, 2, 65, 65)
     found = encoder(frame)
     assert torch.equal(found[:, :5], encoder.scene(frame))
     assert torch.equal(found[:, 5:], encoder.head(encoder.locate(frame).flatten(1)))
-    assert build_encoder("keypoint", 2, 65, 16, 8).scene is None
+    assert encoder_of("keypoint").scene is None
 
 
 def test_images_that_do_not_fit_are_one_clear_error(level1):
-    """PL10, F14: too small, of another size, or not uint8."""
-    with pytest.raises(ValueError, match="at least 16 px wide, got 8"):
-        build_encoder("fast", 2, 8, 16, 8)
-    with pytest.raises(ValueError, match=r"frames are \(64, 64\) px.*65 x 65"):
-        level1.encode(frames_of(1, 1, 64))
+    """PL10, F14: too small, no whole patches, of another size, or not uint8."""
+    with pytest.raises(ConfigError, match="at least 16 px wide, got 8"):
+        encoder_of("fast", image_size=8)
+    with pytest.raises(ConfigError, match="65 x 65 px do not divide into 8 px patches"):
+        encoder_of("vit", patch=8)
+    with pytest.raises(ValueError, match=r"frames are \(2, 64, 64\), .* for \(2, 65, 65\)"):
+        level1.encode(frames_of(1, 1, (64, 64)))
     with pytest.raises(ValueError, match=r"uint8 in \[0, 255\], got torch.float32"):
         level1.encode(frames_of(1, 1).float())
 
 
-def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="unknown encoder 'vgg'"):
-        build_encoder("vgg", 2, 65, 16, 8)
-    with pytest.raises(ValueError, match="unknown predictor 'lstm'"):
-        build_predictor("lstm", 16, 2, 16, nn.Identity())
-
-
 @pytest.mark.parametrize("name", ["mlp", "transformer"])
 def test_a_predictor_leaves_the_static_part_alone(name):
-    torch.manual_seed(0)
-    plain = build_predictor(name, 16, 2, 8, nn.Identity())
-    static = build_predictor(name, 16, 2, 8, nn.Identity(), static=5)
+    plain, static = predictor_of(name), predictor_of(name, static_dim=5)
     latent, action = torch.randn(7, 16), torch.randn(7, 2)
     after = static(latent, action)
     assert torch.equal(after[:, :5], latent[:, :5])
@@ -123,11 +141,10 @@ def test_a_predictor_leaves_the_static_part_alone(name):
     assert (static(other, action)[:, 5:] != after[:, 5:]).any()
 
 
-def test_layers_counts_the_hidden_layers_of_the_mlp_predictor():
-    for layers in (1, 2, 6):
-        net = build_predictor("mlp", 16, 2, 8, nn.Identity(), layers=layers).net
-        linear = [m for m in net if isinstance(m, nn.Linear)]
-        assert [m.out_features for m in linear] == [8] * layers + [16]
+@pytest.mark.parametrize("layers", [1, 2, 6])
+def test_layers_counts_the_hidden_layers_of_the_mlp_predictor(layers):
+    linear = [m for m in predictor_of("mlp", layers=layers).net if isinstance(m, nn.Linear)]
+    assert [m.out_features for m in linear] == [8] * layers + [16]
 
 
 # --- encoding ---------------------------------------------------------------------------------
@@ -192,6 +209,21 @@ def test_gru_predictor_is_the_gru_equation_then_the_shared_norm():
     wanted = centred / (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
     wanted = wanted * norm.weight + norm.bias
     torch.testing.assert_close(predictor(latent, action), wanted, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("encoder", ["fast", "keypoint", "vit"])
+def test_a_gru_reaches_the_scale_of_every_encoder(encoder):
+    """Q8: its state lies in (-1, 1), the variance hinge wants a spread of 1: a norm behind both."""
+    model = make_level1(tiny_config(level1__encoder=encoder, level1__predictor="gru"))
+    rollout = model(frames_of(8, 5), actions_of(8, 4))
+    assert model.predictors[0].norm is model.encoder.norm
+    for latents in (rollout.encodings, rollout.predictions):
+        assert (latents.std(-1, correction=0) - 1).abs().max() < 0.01
+    # Where an encoder can go, the predictor can follow: latents twice as far apart.
+    with torch.no_grad():
+        model.encoder.norm.weight.mul_(2)
+    wide = model(frames_of(8, 5), actions_of(8, 4)).predictions[:, :, 1:]
+    assert wide.abs().max() > 2
 
 
 def test_mlp_predictor_adds_a_displacement(level1):
@@ -382,6 +414,7 @@ def test_damaged_or_foreign_checkpoints_are_one_sentence(normaliser, tmp_path):
     for key, value, message in (
         ("latent_dim", 17, "made for another config: .* is .*16.* there and .*17.* here"),
         ("predictor", "gru", r"made for another config: tensor .* does not match"),
+        ("widht", 8, "does not describe a level1: unknown key 'widht'"),  # PL7
     ):
         tree = json.loads(text)
         tree["config"][key] = value
@@ -389,9 +422,9 @@ def test_damaged_or_foreign_checkpoints_are_one_sentence(normaliser, tmp_path):
         with pytest.raises(FileError, match=message):
             checkpoint.load_level1(tmp_path)
     tree = json.loads(text)
-    tree["config"]["widht"] = 8
+    del tree["normaliser"]
     meta.write_text(json.dumps(tree))
-    with pytest.raises(ValueError, match="unknown key 'widht'"):  # PL7
+    with pytest.raises(FileError, match=r"model\.json does not say 'normaliser' of its level1"):
         checkpoint.load_level1(tmp_path)
     meta.write_text(text)
     with pytest.raises(FileError, match="does not describe a level2 model"):
@@ -406,3 +439,28 @@ def test_a_failed_load_changes_nothing(normaliser, tmp_path):
     with pytest.raises(FileError, match="made for another config"):
         checkpoint.load_weights(tmp_path / "x", model)
     assert digest(model) == before
+
+
+def test_what_can_be_computed_is_not_stored(normaliser, tmp_path):
+    """Buffers that are not persistent stay out; files of version 0.1 that hold them are read."""
+    model = make_level1(tiny_config(level1__encoder="keypoint"))
+    assert "encoder.places" not in checkpoint.tensors(model)
+    checkpoint.save_level1(tmp_path, model, normaliser)
+    path = tmp_path / "model.safetensors"
+    save_file(load_file(path) | {"encoder.places": torch.zeros(3)}, path)
+    assert torch.equal(checkpoint.load_level1(tmp_path)[0].encoder.places, model.encoder.places)
+
+
+def test_files_of_version_0_1_are_read(tmp_path):
+    """Level 2 in a module `rssm`; a probe without a description, beside its level 1."""
+    model = make_level2(tiny_config())
+    checkpoint.save_level2(tmp_path, model, {"latent": 1.0}, None)
+    path = tmp_path / "model.safetensors"
+    save_file({f"rssm.{name}": value for name, value in load_file(path).items()}, path)
+    found = checkpoint.load_level2(tmp_path)
+    assert digest(found.model) == digest(model)
+    assert not any(p.requires_grad for p in found.model.parameters())
+    committed = Path(hjepa_lib.__file__).parents[1] / "outputs/pretrained/l1"
+    for name in ("model.json", "probe.safetensors"):
+        shutil.copy(committed / name, tmp_path)
+    assert checkpoint.load_probe(tmp_path).shape == (128, 256, 2)

@@ -477,7 +477,7 @@ def test_rows_come_from_the_run_and_models_keep_their_weights(workspace_of, monk
 
     # The stored error is that of the stored weights, by another way of computing it.
     jepa = pixelstages.load_model(ws, "jepa", 0)
-    batch = validation.batch(torch.arange(len(validation)))
+    batch = validation[torch.arange(len(validation))]
     now, after = jepa.encode_target(batch.state), jepa.encode_target(batch.next_state)
     ratio = (jepa.imagine(now, batch.action) - after).square().sum() / (now - after).square().sum()
     assert found["models"]["jepa"]["latent_error"]["mean"] == pytest.approx(float(ratio), rel=1e-4)

@@ -9,10 +9,11 @@ from torch import nn
 
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import EpochsConfig, RewardConfig
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.checkpoint import fingerprint
 from hjepa_lib.pixels import heads
 from hjepa_lib.pixels import heads as models
-from hjepa_lib.pixels.heads import HeadError, RewardHead, build_head, head_inputs
+from hjepa_lib.pixels.heads import RewardHead, build_head, head_inputs
 from hjepa_lib.pixels.transitions import TransitionBatch
 from hjepa_lib.training.batches import draw_batch
 from hjepa_lib.training.loop import step_generator
@@ -85,9 +86,9 @@ def test_input_sizes_are_those_of_the_seeds():
     drops = [layer.p for layer in plain.net if isinstance(layer, nn.Dropout)]
     assert drops == [0.2] * 3
     assert not any(isinstance(layer, nn.BatchNorm1d) for layer in plain.net)
-    with pytest.raises(HeadError, match="reads 96 numbers per row, got 160"):
+    with pytest.raises(WorkbookError, match="reads 96 numbers per row, got 160"):
         plain(head_inputs(z, a, z))
-    with pytest.raises(HeadError, match="differ in number: 2, 3"):
+    with pytest.raises(WorkbookError, match="differ in number: 2, 3"):
         head_inputs(z, torch.zeros(3, 32))
     assert ahead.width == 160
 
@@ -156,7 +157,7 @@ def test_encode_refuses_latents_that_are_not_finite():
     base = Base()
     with torch.no_grad():
         base.net[1].bias.fill_(math.nan)
-    with pytest.raises(HeadError, match="hold NaN or infinity"):
+    with pytest.raises(WorkbookError, match="hold NaN or infinity"):
         heads.encode(base, Data())
 
 

@@ -181,7 +181,7 @@ def test_every_model_answers_the_same_questions(name, continuous):
     """Shapes of encode, imagine, predict_frame, embed_action; determinism in eval mode (F4)."""
     data = tiny_transitions(continuous=continuous)
     model = build(name, data).eval()
-    batch = data.batch(torch.arange(5))
+    batch = data[torch.arange(5)]
     latent = model.encode(batch.state)
     assert (model.name, model.latent_dim) == (name, 8)
     assert latent.shape == (5, 8) and torch.equal(latent, model.encode(batch.state))
@@ -536,7 +536,7 @@ def test_first_latents_fill_their_units(name, kind):
     """(+) Root mean square 1 on the data; the target encoder starts as a copy of that."""
     data = tiny_transitions()
     model = build(name, data, encoder__kind=kind).eval()
-    z = model.encode(data.batch(torch.arange(len(data))).state)
+    z = model.encode(data[torch.arange(len(data))].state)
     assert z.square().mean().sqrt().item() == pytest.approx(1, rel=1e-3)
     still = dataclasses.replace(data, frames=torch.zeros_like(data.frames))
     black = build(name, still, encoder__kind=kind).eval()

@@ -22,6 +22,7 @@ import torch
 from tiny import digest
 from tiny_pixels import (
     SHAPES,
+    collected,
     tiny_config,
     tiny_pixels,
     tiny_transitions,
@@ -154,8 +155,8 @@ COLLECTION_CHANGES = {
 @pytest.mark.parametrize("field", COLLECTION_CHANGES)
 def test_every_setting_of_environment_and_collection_acts(field):
     """F9, ENV-1 to ENV-7, DATA-1, DATA-4; PPO's `action_repeat`: tests/test_pixels_ppo.py."""
-    base = test_pixels_data.settings(**SHORT)
-    other = test_pixels_data.settings(**SHORT | {field: COLLECTION_CHANGES[field]})
+    base = collected(**SHORT)
+    other = collected(**SHORT | {field: COLLECTION_CHANGES[field]})
     assert data_print(other) != data_print(base)
 
 
@@ -170,7 +171,7 @@ def test_a_loaded_data_set_names_every_setting_that_it_overrules(tmp_path):
     """DATA-6: limits, frame skip, action repeat and PPO's settings; equal ones are not named."""
     path = str(tmp_path / "data")
     made = test_pixels_ppo.settings()
-    data = collect(test_pixels_data.settings(**SHORT), 0)
+    data = collect(collected(**SHORT), 0)
     stored = {"method": "ppo", "max_steps": 12, "frame_skip": 0, "action_repeat": 2}
     data.meta |= stored | {"ppo": dataclasses.asdict(made.ppo) | {"n_envs": 3}}
     data.save(tmp_path / "data")
@@ -310,7 +311,7 @@ def test_jepa_stops_on_its_full_validation_loss():
         assert found["vicreg_total"] > 0 and found["loss"] > found["prediction"]
     assert fit.best_loss == min(found["loss"] for found in checks)
     model.eval()
-    again = mean_loss(lambda d, i, _: model.loss(d.batch(i)), validation, config.optim.batch)
+    again = mean_loss(lambda batch, _: model.loss(batch), validation, config.optim.batch)
     assert checks[-1]["loss"] == pytest.approx(again["loss"], rel=1e-5)
 
 

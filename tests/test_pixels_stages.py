@@ -19,11 +19,11 @@ from tiny_pixels import (
 
 from hjepa_lib.config import ConfigError, from_dict
 from hjepa_lib.config.pixels import MODELS, EpochsConfig, RewardConfig
-from hjepa_lib.files import FileError
+from hjepa_lib.files import FileError, WorkbookError
 from hjepa_lib.models.checkpoint import fingerprint, load_module
 from hjepa_lib.pixels import figures, heads, makers, registry
 from hjepa_lib.pixels.compare import COMPARED
-from hjepa_lib.pixels.heads import HeadError, RewardHead
+from hjepa_lib.pixels.heads import RewardHead
 from hjepa_lib.pixels.makers import KEYS, PixelLog, frame_predictor
 from hjepa_lib.pixels.measures import frame_scores
 from hjepa_lib.pixels.registry import FILES, build_pixel_model, fill_model, save_model
@@ -209,7 +209,7 @@ def test_untrained_encoders_are_those_that_the_models_begin_with(ws):
     torch.manual_seed(ws.config.seed)
     assert digest(vit.encoder) == digest(MaskedPrediction(ws.config.pixels, SHAPES).online)
     assert digest(plain) != digest(makers.fresh_model(ws, "random", 1, data))
-    batch = data.batch(torch.arange(3))
+    batch = data[torch.arange(3)]
     for model in (plain, vit):
         latent = model.encode(batch.state)
         assert latent.shape == (3, model.latent_dim) and latent.std() > 0
@@ -430,7 +430,7 @@ def test_a_changed_base_weight_is_an_error(ws, monkeypatch, tmp_path):
 
     monkeypatch.setattr(makers, "load_model", lambda *_: model)
     monkeypatch.setattr(makers, "train_heads", vandal)
-    with pytest.raises(HeadError, match="changed the weights of jepa"):
+    with pytest.raises(WorkbookError, match="changed the weights of jepa"):
         list(makers.make_heads(ws, tmp_path, "jepa", 0))
     assert not list(tmp_path.iterdir())
 

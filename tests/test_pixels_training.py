@@ -16,7 +16,7 @@ from torch import nn
 from hjepa_lib.config import OptimConfig, profile
 from hjepa_lib.config.pixels import EpochsConfig
 from hjepa_lib.pixels.registry import build_pixel_model
-from hjepa_lib.pixels.training import budget, fit_pixels
+from hjepa_lib.pixels.training import fit_pixels
 from hjepa_lib.training.loop import Fit, Task, TrainingError, learning_rate
 
 TRAINED = ("enc_dec", "enc_dec_jepa", "jepa")
@@ -207,12 +207,12 @@ def test_the_optimiser_and_budget_are_those_of_the_settings():
     full = profile("full").pixels.optim
     assert full.lr == 3e-4
     assert (full.epochs, full.batch, full.patience, full.delta) == (20, 32, 3, 0.001)
-    assert budget(full, 3200).updates == 2000 and budget(full, 3200).patience == 3
+    assert full.optim(3200).updates == 2000 and full.optim(3200).patience == 3
 
 
 def test_a_fixed_number_of_updates_is_spent_whole():
     """Rule 1: all models get the same number of updates, so nothing may stop one of them early."""
-    assert budget(EpochsConfig(updates=7), 320).patience == 0
+    assert EpochsConfig(updates=7).optim(320).patience == 0
     losses = [r.validation for r in train("jepa", optim__lr=0.0)[1]]  # its patience is 3
     assert len(losses) == 6
 

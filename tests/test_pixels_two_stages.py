@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_pixels import SHAPES, tiny_config, tiny_pixels, tiny_transitions, tiny_workspace
+from torch.utils.data import TensorDataset
 
 from hjepa_lib.__main__ import main
 from hjepa_lib.config.pixels import PixelsConfig
@@ -20,7 +21,7 @@ from hjepa_lib.pixels.registry import FILES, about_model, build_pixel_model, loa
 from hjepa_lib.pixels.stages import load_model as load_stored
 from hjepa_lib.pixels.stages import load_result, load_transitions, make_transitions, train
 from hjepa_lib.pixels.transitions import Transitions, scaled
-from hjepa_lib.pixels.vjepa2 import LatentWindows, MaskedPrediction, WorldModel, encode_states
+from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel, encode_states
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 
@@ -92,7 +93,7 @@ def collapsed_stage1(config: PixelsConfig, data: Transitions, size: float) -> Ma
             encoder.embed.project.weight.mul_(size)
             encoder.embed.project.bias.fill_(0.1)
         model.predictor[-1].weight.zero_()
-        state = data.batch(torch.arange(20)).state
+        state = data[torch.arange(20)].state
         model.predictor[-1].bias.copy_(model.target(scaled(state)).median(dim=0).values)
     return model
 
@@ -109,7 +110,7 @@ def test_a_collapsed_encoder_never_passes(size, config, data):
     world = world_model(config, data[0])
     with torch.no_grad():
         world.out.weight.zero_()
-        world.out.bias.copy_(parts[0].now.mean(dim=0))
+        world.out.bias.copy_(parts[0].tensors[0].mean(dim=(0, 1)))
     result = two_stages.evaluate_stage2(world, *parts, config)
     assert result["total"] < 0.1
     forged = result | {"rollout": 0.2, "total": 0.2, "mean_l1": 0.0, "copy_last_l1": 1.0}
@@ -118,9 +119,7 @@ def test_a_collapsed_encoder_never_passes(size, config, data):
 
 def test_a_world_model_that_predicts_one_point_never_passes(config, data):
     """Good latents, collapsed predictions."""
-    now, _, then = random_window(count=40)
-    z = LatentWindows(now.flatten(0, 1), then.flatten(0, 1), torch.zeros(240, dtype=torch.long),
-                      torch.arange(40) * 6)  # fmt: skip
+    z = TensorDataset(*random_window(count=40))
     world = world_model(config, data[0])
     with torch.no_grad():
         world.out.weight.zero_()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import digest, make_agent, seeded, tiny_config
 
 from hjepa_lib.config import Config, ConfigError, PlannerConfig, profile
-from hjepa_lib.models.geometry import DistanceGeometry, LatentGeometry
+from hjepa_lib.models.distance import LatentGeometry
 from hjepa_lib.planning import levels
 from hjepa_lib.planning import planner as planner_module
 from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel, clip_norm, reduce_horizon
@@ -333,7 +333,7 @@ def test_geometries():
         latent.between(latent.embed(one), latent.embed(two)), (one - two).square().mean(-1)
     )
     head = make_agent(tiny_config()).distance
-    learned = DistanceGeometry(head)
+    learned = head
     torch.testing.assert_close(
         learned.between(learned.embed(one), learned.embed(two)), head(one, two)
     )

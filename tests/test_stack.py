@@ -206,7 +206,7 @@ def test_compute_counts_every_level_at_its_own_interval():
     }
     extra = [three - two for two, three in zip(*counted.values(), strict=True)]
     assert extra[1] == (8 * 2 + 1) * 3 / 6  # level 3 is due at steps 6, 12, ...
-    rssm = agent.level3.model.rssm
+    rssm = agent.level3.model
     weights = sum(
         p.numel() for m in (rssm.decoder, rssm.prior_head) for p in m.parameters() if p.ndim > 1
     )
@@ -305,7 +305,7 @@ def test_a_third_level_for_other_latents_is_refused(deep, tmp_path):
     ws, _ = deep
     agent = make_agent(tiny_config())
     checkpoint.save_level2(
-        tmp_path / "l3", make_level3(tiny_config(level1__latent_dim=20)), 20, {}, None
+        tmp_path / "l3", make_level3(tiny_config(level1__latent_dim=20)), {}, None
     )
     with pytest.raises(FileError, match=r"level 3 in .* reads latents of width 20, level 1 .* 16"):
         load_agent(ws.run.path / "l1", None, agent.planning, 0, "fp32", "cpu", tmp_path / "l3")

@@ -296,10 +296,10 @@ def test_sprite_holds_the_frames_in_reading_order(story):
 
 
 def test_pictures_show_the_room(story):
-    """The floor plan covers LOW - 1 to HIGH + 1, so px are at the same place as in the drawing."""
+    """The floor plan covers the whole frame, so px are at the same place as in the drawing."""
     image = Image.open(io.BytesIO(players.floor_picture(SCENE))).convert("RGB")
-    side = image.width / 58
-    at = lambda x, y: image.getpixel((int((x - 3) * side), int((y - 3) * side)))  # noqa: E731
+    side = image.width / 65
+    at = lambda x, y: image.getpixel((int((x + 0.5) * side), int((y + 0.5) * side)))  # noqa: E731
     assert at(32, 40) == at(32, 30) != at(20, 20)
     assert at(32, 10) == at(20, 20)  # the door
     landscape = players.landscape_picture(story.maps, "latent", SCENE)

@@ -17,17 +17,16 @@ from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.models.checkpoint import TrainedMacro
 from hjepa_lib.models.distance import Distance
-from hjepa_lib.models.joint import HJepa, Level2
+from hjepa_lib.models.joint import HJepa
 from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.level2 import Level2
 from hjepa_lib.models.probe import Probe
 from hjepa_lib.planning.agent import Agent
 from hjepa_lib.training.distance import train_distance
 from hjepa_lib.training.latents import LatentStore
-from hjepa_lib.training.level1 import train_level1
+from hjepa_lib.training.level1 import pretrain_level1, refine_predictors, train_level1
 from hjepa_lib.training.level2 import macro_box, train_joint, train_level2
 from hjepa_lib.training.loop import Fit
-from hjepa_lib.training.masked import pretrain_level1
-from hjepa_lib.training.refine import refine_predictors
 
 CPU = torch.device("cpu")
 

@@ -117,6 +117,29 @@ def picture(place: torch.Tensor) -> torch.Tensor:
     return frame
 
 
+def collected(**changes: Any) -> PixelsConfig:
+    """Settings of ten short episodes of Drift at 16 px; keywords as in `tiny_config`."""
+    small = {"environment__image_size": 16, "environment__max_steps": 12, "data__transitions": 0}
+    dotted = {f"pixels.{key.replace('__', '.')}": v for key, v in (small | changes).items()}
+    return profile("smoke").override(dotted).pixels
+
+
+def numbered(lengths: list[int], stack: int = 3, skip: int = 0) -> Transitions:
+    """Episodes of these lengths whose frames hold the running number of the frame."""
+    count = sum(length * (skip + 1) + 1 for length in lengths)
+    frames = torch.arange(count, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 8, 8)
+    rows, origin = [], 0
+    for episode, length in enumerate(lengths):
+        starts = [origin + step * (skip + 1) for step in range(length)]
+        rows += [(now, now + skip + 1, origin, episode) for now in starts]
+        origin += length * (skip + 1) + 1
+    now, after, first, episode = torch.tensor(rows).T
+    order = torch.arange(len(rows))
+    return Transitions(
+        frames, now, after, first, order % 4, order.float(), episode, "discrete", 4, stack
+    )
+
+
 def tiny_batch(rows: int = 8, **options: Any):
     return tiny_transitions(**options).batch(torch.arange(rows))
 

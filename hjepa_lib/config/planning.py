@@ -89,9 +89,7 @@ class PlanningConfig(Checked):
     replan: int = number(4, 1)
     """Environment steps executed per flat plan."""
     flat: PlannerConfig = PlannerConfig()
-    hierarchy: HierarchyConfig = field(
-        default=HierarchyConfig(), metadata={"needs": "level2.disable_l2=false"}
-    )
+    hierarchy: HierarchyConfig = HierarchyConfig()
     level3: Level3PlannerConfig = field(
         default=Level3PlannerConfig(), metadata={"needs": "level3.enabled=true"}
     )

@@ -92,7 +92,8 @@ class Level1Config(Checked):
     width: int = number(32, 4, needs="encoder=fast|keypoint|vit")
     """Channels of `fast`, maps of `keypoint`, width of the tokens of `vit`."""
     predictor: str = choice("mlp", "gru", "mlp", "transformer")
-    """What imagines the next latent (models/predictors.py)."""
+    """What imagines the next latent (models/predictors.py); `gru` puts a LayerNorm behind whatever
+    encoder, since its own state lies in (-1, 1)."""
     hidden: int = number(256, 4, needs="predictor=mlp|transformer")
     """Hidden width of the `mlp` predictor, width of the tokens of `transformer`."""
     layers: int = number(2, 1, 32, needs="predictor=mlp")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hjepa_lib.models.level1 import IMAGE_CHANNELS, Jepa
+from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.planning.planner import Planner
 from hjepa_lib.planning.search import evaluations
 
@@ -31,8 +31,7 @@ def planner_flops(planner: Planner, model: Jepa, replan: int) -> tuple[float, fl
     evaluation of the gradient planner, the imagined path that is handed down.
     """
     device = model.pixel_mean.device
-    side = model.image_size
-    frame = torch.zeros(1, IMAGE_CHANNELS, side, side, dtype=torch.uint8, device=device)
+    frame = torch.zeros(1, *model.frame, dtype=torch.uint8, device=device)
     latent = torch.zeros(1, model.latent_dim, device=device)
     goal = planner.geometry.embed(latent)
     planner.reset([0])

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hjepa_lib.models.joint import Level2
 from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.level2 import Level2
 from hjepa_lib.models.probe import Probe
 from hjepa_lib.training.latents import LatentBatch, LatentStore
 from hjepa_lib.training.probes import rmse_px
@@ -76,7 +76,7 @@ def level2_errors(
     _, observed = level2.observe(latents, actions, generator)
     count = observed.z.shape[1]
     chunks = level2.chunk_actions(actions)
-    macros = None if level2.rssm.macro_dim == 0 else level2.rssm.macro(chunks)
+    macros = None if level2.macro_dim == 0 else level2.macro(chunks)
     prior = level2.imagine(latents[:, 0], count, macros).predictions
     truth = batch.positions[:, skip : count * skip + 1 : skip]
     steps = np.arange(1, count + 1) * skip

@@ -21,7 +21,6 @@ from hjepa_lib.config.optim import EpochsConfig
 from hjepa_lib.grids.buffer import GridBuffer
 from hjepa_lib.grids.models import GridModel
 from hjepa_lib.grids.reward import GoalReward
-from hjepa_lib.pixels.training import budget
 from hjepa_lib.training.batches import draw_batch
 from hjepa_lib.training.loop import Fit, Report, Task, ValidateFn
 
@@ -155,7 +154,7 @@ def fit_reward(
         gap = predict_reward(head, validation.latents) - validation.reward
         return {"loss": float(gap.square().mean())}
 
-    settings = budget(optim, len(train.reward))
+    settings = optim.optim(len(train.reward))
     return Fit(Task(head, loss_fn, validate), settings, seed=seed, folder=folder)
 
 

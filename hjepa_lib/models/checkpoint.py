@@ -27,9 +27,10 @@ from hjepa_lib.config import (
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.files import FileError, read_bytes, read_json, write_atomic, write_json
 from hjepa_lib.models.distance import Distance
-from hjepa_lib.models.joint import Level2
 from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.level2 import Level2
 from hjepa_lib.models.probe import Probe
+from hjepa_lib.worlds.layout import SIZE
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -70,7 +71,7 @@ def read_meta(path: Path, kind: str) -> dict[str, Any]:
 def tensors(module: nn.Module) -> dict[str, Tensor]:
     """What is stored: parameters and persistent buffers by name; a shared tensor once.
 
-    A frozen random inverse-dynamics head taught the encoder and is of no use later: left out (PL1).
+    Names that begin with one of the module's `unsaved` are left out.
     """
     named: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -78,9 +79,8 @@ def tensors(module: nn.Module) -> dict[str, Tensor]:
         if id(value) not in seen:
             named[name] = value
             seen.add(id(value))
-    if getattr(getattr(module, "config", None), "idm_frozen", False):
-        named = {key: value for key, value in named.items() if not key.startswith("idm.")}
-    return named
+    unsaved = getattr(module, "unsaved", ())
+    return {name: value for name, value in named.items() if not name.startswith(unsaved)}
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -108,6 +108,8 @@ def load_weights(path: Path, module: nn.Module) -> None:
         raise
     except Exception as error:  # safetensors raises its own untyped errors
         raise FileError(f"{path} is not a whole safetensors file: {error}") from error
+    # Version 0.1 had level 2 in a module of its own.
+    weights = {name.removeprefix("rssm."): value for name, value in weights.items()}
     own = tensors(module)
     computed = dict(module.named_buffers()).keys() - own.keys()  # older files hold these, too
     if weights.keys() - computed != own.keys():
@@ -129,7 +131,7 @@ def save_level1(folder: Path, model: Jepa, normaliser: Normaliser, name: str = "
     """Level 1 with its normaliser."""
     save_module(
         folder / name, model, "level1",
-        config=to_dict(model.config), normaliser=normaliser.to_dict(),
+        config=to_dict(model.config), normaliser=normaliser.to_dict(), image=model.frame[1:],
     )  # fmt: skip
 
 
@@ -137,7 +139,8 @@ def load_level1(folder: Path, name: str = "model") -> tuple[Jepa, Normaliser]:
     """The level-1 model and its normaliser."""
 
     def build(meta: dict[str, Any]) -> Jepa:
-        return Jepa(from_dict(Level1Config, meta["config"]), normaliser_of(meta))
+        size = meta.get("image", SIZE)
+        return Jepa(from_dict(Level1Config, meta["config"]), normaliser_of(meta), size)
 
     def normaliser_of(meta: dict[str, Any]) -> Normaliser:
         return Normaliser.from_dict(meta["normaliser"])
@@ -167,11 +170,12 @@ def load_probe(folder: Path) -> Probe:
     return probe.eval().requires_grad_(False)
 
 
-def save_distance(folder: Path, head: Distance, latent_dim: int) -> None:
+def save_distance(folder: Path, head: Distance) -> None:
     """The temporal-distance head."""
     save_module(
-        folder / "distance", head, "distance", config=to_dict(head.config), latent_dim=latent_dim
-    )
+        folder / "distance", head, "distance",
+        config=to_dict(head.config), latent_dim=head.latent_dim,
+    )  # fmt: skip
 
 
 def load_distance(folder: Path) -> Distance:
@@ -191,12 +195,11 @@ class TrainedMacro(NamedTuple):
     box: Tensor | None  # (2, macro_dim) percentile box
 
 
-def save_level2(
-    folder: Path, model: Level2, latent_dim: int, reach: dict[str, float], box: Tensor | None
-) -> None:
+def save_level2(folder: Path, model: Level2, reach: dict[str, float], box: Tensor | None) -> None:
     """Level 2 (or 3); reach and box are what the planner needs besides."""
     save_module(
-        folder / "model", model, "level2", config=to_dict(model.config), latent_dim=latent_dim,
+        folder / "model", model, "level2",
+        config=to_dict(model.config), latent_dim=model.latent_dim, action_dim=model.action_dim,
         reach=reach, box=None if box is None else box.tolist(),
     )  # fmt: skip
 
@@ -205,7 +208,8 @@ def load_level2(folder: Path) -> TrainedMacro:
     """Level 2 (or 3)."""
 
     def build(meta: dict[str, Any]) -> Level2:
-        return Level2(from_dict(Level2Config, meta["config"]), meta["latent_dim"])
+        config = from_dict(Level2Config, meta["config"])
+        return Level2(config, meta["latent_dim"], meta.get("action_dim", 2))
 
     model = load_module(folder / "model", "level2", build)
     meta = read_meta(folder / "model", "level2")

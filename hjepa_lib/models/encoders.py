@@ -1,12 +1,7 @@
 """Image encoders: (M, C, Hpx, Wpx) normalised pixels -> (M, D) latents.
 
-`impala` is the reference of PLDM and EB-JEPA (arXiv 2502.14819, 2602.03604): 1,426,096 weights at
-65 px and D = 512, LayerNorm included. Unlike the public code its head infers the flattened width,
-so any image that survives three halvings works (PL10). `fast` is a three-layer strided convolution
-for CPUs: the first layer already divides each side by four, so activations stay in cache.
-`keypoint` reads places from feature maps: the fewest weights, for few data. `vit` is a vision
-transformer (Dosovitskiy et al. 2021) of one frame, without dropout; its patches can be hidden,
-which is what masked pre-training does (training/masked.py).
+Each has a `norm`, the last thing a latent goes through: of `impala` a LayerNorm, as in PLDM and
+EB-JEPA; of the others one when the predictor is a GRU, whose state could not reach their scale.
 """
 
 from __future__ import annotations
@@ -15,10 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hjepa_lib.models.layers import Patches, Transformer
+from hjepa_lib.config import ConfigError, Level1Config
+from hjepa_lib.models.layers import Patches, Size, Transformer, full_precision, sides
 
-MIN_IMAGE = 16
+MIN_IMAGE = 16  # px
 SPREAD = 2.0  # keypoint coordinates of the image's edges: the dot's then have a spread near 1
+
+
+def output_norm(config: Level1Config) -> nn.Module:
+    """The `norm` of an encoder that has none of its own."""
+    return nn.LayerNorm(config.latent_dim) if config.predictor == "gru" else nn.Identity()
 
 
 class ResidualBlock(nn.Module):
@@ -34,25 +35,29 @@ class ResidualBlock(nn.Module):
 
 
 class ImpalaEncoder(nn.Module):
-    """IMPALA stacks of 16, 32, 32 channels, then Linear and LayerNorm."""
+    """IMPALA stacks of 16, 32, 32 channels, then Linear and LayerNorm.
+
+    The reference of PLDM and EB-JEPA (arXiv 2502.14819, 2602.03604): 1,426,096 weights at 65 px and
+    D = 512. Unlike the public code its head infers the flattened width (PL10).
+    """
 
     CHANNELS = (16, 32, 32)
 
-    def __init__(self, image_channels: int, image_size: int, latent_dim: int) -> None:
+    def __init__(self, config: Level1Config, channels: int, image_size: Size) -> None:
         super().__init__()
         stacks: list[nn.Module] = []
-        width, side = image_channels, image_size
-        for channels in self.CHANNELS:
+        before, (height, width) = channels, sides(image_size)
+        for after in self.CHANNELS:
             stacks += [
-                nn.Conv2d(width, channels, 3, padding=1),
+                nn.Conv2d(before, after, 3, padding=1),
                 nn.MaxPool2d(3, stride=2, padding=1),
-                ResidualBlock(channels),
-                ResidualBlock(channels),
+                ResidualBlock(after),
+                ResidualBlock(after),
             ]
-            width, side = channels, (side + 1) // 2
+            before, height, width = after, (height + 1) // 2, (width + 1) // 2
         self.stacks = nn.Sequential(*stacks)
-        self.head = nn.Linear(width * side * side, latent_dim)
-        self.norm = nn.LayerNorm(latent_dim)
+        self.head = nn.Linear(before * height * width, config.latent_dim)
+        self.norm = nn.LayerNorm(config.latent_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stacks(x)).flatten(1)  # (M, 32 * 9 * 9) at 65 px
@@ -60,12 +65,18 @@ class ImpalaEncoder(nn.Module):
 
 
 class FastEncoder(nn.Module):
-    """Conv 7x7 stride 4, two convs 3x3 stride 2, then Linear: about 190k weights at width 64."""
+    """Conv 7x7 stride 4, two convs 3x3 stride 2, then Linear: made for CPUs.
 
-    def __init__(self, image_channels: int, image_size: int, latent_dim: int, width: int) -> None:
+    The first layer divides each side by four, so activations stay in cache.
+    """
+
+    def __init__(
+        self, config: Level1Config, channels: int, image_size: Size, latent_dim: int = 0
+    ) -> None:
         super().__init__()
+        width = config.width
         self.convs = nn.Sequential(
-            nn.Conv2d(image_channels, width, 7, stride=4, padding=3),
+            nn.Conv2d(channels, width, 7, stride=4, padding=3),
             nn.ReLU(),
             nn.Conv2d(width, width, 3, stride=2, padding=1),
             nn.ReLU(),
@@ -73,12 +84,12 @@ class FastEncoder(nn.Module):
             nn.ReLU(),
         )
         with torch.no_grad():
-            features = self.convs(torch.zeros(1, image_channels, image_size, image_size))
-        self.head = nn.Linear(features.numel(), latent_dim)
-        self.norm = nn.Identity()
+            features = self.convs(torch.zeros(1, channels, *sides(image_size)))
+        self.head = nn.Linear(features.numel(), latent_dim or config.latent_dim)
+        self.norm = output_norm(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.convs(x).flatten(1))
+        return self.norm(self.head(self.convs(x).flatten(1)))
 
 
 class KeypointEncoder(nn.Module):
@@ -90,58 +101,50 @@ class KeypointEncoder(nn.Module):
     walls are no points.
     """
 
-    def __init__(
-        self, image_channels: int, image_size: int, latent_dim: int, width: int, static: int = 0
-    ) -> None:
+    def __init__(self, config: Level1Config, channels: int, image_size: Size) -> None:
         super().__init__()
-        self.scene = FastEncoder(image_channels, image_size, static, width) if static else None
+        width, static = config.width, config.static_dim
+        self.scene = FastEncoder(config, channels, image_size, static) if static else None
         self.convs = nn.Sequential(
-            nn.Conv2d(image_channels, width, 7, stride=4, padding=3),
+            nn.Conv2d(channels, width, 7, stride=4, padding=3),
             nn.ReLU(),
             nn.Conv2d(width, width, 3, padding=1),
             nn.ReLU(),
             nn.Conv2d(width, width, 1),
         )
-        side = (image_size - 1) // 4 + 1
-        line = torch.linspace(-SPREAD, SPREAD, side)
-        places = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)  # (side, side, 2) x, y
+        down, across = (
+            torch.linspace(-SPREAD, SPREAD, (side - 1) // 4 + 1) for side in sides(image_size)
+        )
+        places = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1)  # (H, W, 2) x, y
         self.register_buffer("places", places.reshape(-1, 2), persistent=False)
-        self.head = nn.Linear(2 * width, latent_dim - static)
-        self.norm = nn.Identity()
+        self.head = nn.Linear(2 * width, config.latent_dim - static)
+        self.norm = output_norm(config)
 
     def locate(self, x: Tensor) -> Tensor:
         """(M, C, Hpx, Wpx) -> (M, width, 2) expected (x, y), in [-2, 2] from edge to edge."""
-        maps = self.convs(x).flatten(2)  # (M, width, side * side)
-        with torch.autocast(x.device.type, enabled=False):  # bf16 would round places to 0.2 px
+        maps = self.convs(x).flatten(2)  # (M, width, cells)
+        with full_precision(x):  # bf16 would round places to 0.2 px
             return maps.float().softmax(-1) @ self.places
 
     def forward(self, x: Tensor) -> Tensor:
         moving = self.head(self.locate(x).flatten(1))
-        return moving if self.scene is None else torch.cat([self.scene(x), moving], 1)
+        return self.norm(moving if self.scene is None else torch.cat([self.scene(x), moving], 1))
 
 
 class VitEncoder(nn.Module):
     """Patches through `depth` transformer blocks, then one Linear over all tokens at their places.
 
-    A class token that has to carry WHERE the dot is learns it far more slowly: after 400 updates of
-    16 windows a ridge regression read the position to 12 px from it, and to 2.6 px from this head.
+    Vision transformer (arXiv 2010.11929) of one frame, without dropout. Not from a class token:
+    that has to carry WHERE the dot is, and learns it far more slowly.
     """
 
-    def __init__(
-        self,
-        image_channels: int,
-        image_size: int,
-        latent_dim: int,
-        width: int,
-        patch: int,
-        depth: int,
-        heads: int,
-    ) -> None:
+    def __init__(self, config: Level1Config, channels: int, image_size: Size) -> None:
         super().__init__()
-        self.patches = Patches(image_channels, image_size, patch, width)
-        self.blocks = Transformer(width, depth, heads, max(1, width // heads), 2 * width)
-        self.head = nn.Linear(self.patches.count * width, latent_dim)
-        self.norm = nn.Identity()
+        width, heads = config.width, config.heads
+        self.patches = Patches(channels, image_size, config.patch, width)
+        self.blocks = Transformer(width, config.depth, heads, max(1, width // heads), 2 * width)
+        self.head = nn.Linear(self.patches.count * width, config.latent_dim)
+        self.norm = output_norm(config)
 
     def forward(
         self, x: Tensor, hidden: Tensor | None = None, token: Tensor | None = None
@@ -154,32 +157,16 @@ class VitEncoder(nn.Module):
         if hidden is not None:
             blank = (token + self.patches.position).to(tokens.dtype)  # (N, width)
             tokens = torch.where(hidden[..., None], blank, tokens)
-        return self.head(self.blocks(tokens).flatten(1))
+        return self.norm(self.head(self.blocks(tokens).flatten(1)))
 
 
-def build_encoder(
-    name: str,
-    image_channels: int,
-    image_size: int,
-    latent_dim: int,
-    width: int,
-    patch: int = 13,
-    depth: int = 2,
-    heads: int = 4,
-    static: int = 0,
-) -> nn.Module:
-    """The registered encoder `name`; an image that does not fit it raises ValueError.
+ENCODERS: dict[str, type[nn.Module]] = {
+    "impala": ImpalaEncoder, "fast": FastEncoder, "keypoint": KeypointEncoder, "vit": VitEncoder,
+}  # fmt: skip
 
-    Only `keypoint` reads the first `static` of the D components in another way than the rest.
-    """
-    if image_size < MIN_IMAGE:
-        raise ValueError(f"images must be at least {MIN_IMAGE} px wide, got {image_size}")
-    if name == "impala":
-        return ImpalaEncoder(image_channels, image_size, latent_dim)
-    if name == "fast":
-        return FastEncoder(image_channels, image_size, latent_dim, width)
-    if name == "keypoint":
-        return KeypointEncoder(image_channels, image_size, latent_dim, width, static)
-    if name == "vit":
-        return VitEncoder(image_channels, image_size, latent_dim, width, patch, depth, heads)
-    raise ValueError(f"unknown encoder {name!r}; known: impala, fast, keypoint, vit")
+
+def build_encoder(config: Level1Config, channels: int, image_size: Size) -> nn.Module:
+    """The encoder `config.encoder`; ConfigError for images that are too small for any."""
+    if min(sides(image_size)) < MIN_IMAGE:
+        raise ConfigError(f"images must be at least {MIN_IMAGE} px wide, got {image_size}")
+    return ENCODERS[config.encoder](config, channels, image_size)

@@ -1,13 +1,7 @@
 """Level 1: a joint-embedding predictive architecture over single steps (PLDM, arXiv 2502.14819).
 
-z_t = enc(o_t), zhat_{t+1} = pred(zhat_t, a_t) with zhat_0 = z_0. Training encodes every frame and
-rolls the predictor from the first ("posterior" in the paper's code); planning encodes only the
-start ("prior"). Without latent variables both roll-outs are the same function here. Beyond PLDM:
-an ensemble of K predictors, an optional EMA target encoder, and two hooks through which a jointly
-trained level 2 acts on level 1 (`context`, `feedback`; models/hjepa.py).
-
-Pixels come in as uint8 [0, 255] and actions in px; normalisation happens inside, from buffers that
-are saved with the weights (PL5, F14).
+z_t = enc(o_t), zhat_{t+1} = pred(zhat_t, a_t) with zhat_0 = z_0. Pixels come in as uint8, actions
+in px; both are normalised inside, from buffers that are saved with the weights (PL5, F14).
 """
 
 from __future__ import annotations
@@ -22,12 +16,10 @@ from torch import Tensor, nn
 from hjepa_lib.config import Level1Config
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.models.encoders import build_encoder
-from hjepa_lib.models.layers import mlp, update_ema
-from hjepa_lib.models.predictors import build_predictor
+from hjepa_lib.models.layers import Size, mlp, sides, update_ema
+from hjepa_lib.models.predictors import PREDICTORS
+from hjepa_lib.worlds.layout import SIZE
 
-ACTION_DIM = 2
-IMAGE_CHANNELS = 2
-IMAGE_SIZE = 65
 CHUNK = 1088  # frames encoded at once outside training: activations stay near 16 MB
 
 
@@ -41,36 +33,31 @@ class Rollout(NamedTuple):
 
 
 class Jepa(nn.Module):
-    """Encoder, K predictors and inverse-dynamics head of level 1."""
+    """Encoder, K predictors and inverse-dynamics head of level 1.
+
+    Numbers of channels and of action components are those of the normaliser. Beyond PLDM: an
+    ensemble of K predictors, an optional EMA target encoder, and two hooks through which a jointly
+    trained level 2 acts on level 1 (`context`, `feedback`; models/joint.py).
+    """
 
     def __init__(
-        self, config: Level1Config, normaliser: Normaliser, image_size: int = IMAGE_SIZE
+        self, config: Level1Config, normaliser: Normaliser, image_size: Size = SIZE
     ) -> None:
         super().__init__()
-        dim = config.latent_dim
-        self.config = config
-        self.latent_dim = dim
-        self.image_size = image_size
-        shared = {"depth": config.depth, "heads": config.heads, "static": config.static_dim}
-        self.encoder = build_encoder(
-            config.encoder, IMAGE_CHANNELS, image_size, dim, config.width, config.patch, **shared
-        )
+        dim, self.action_dim = config.latent_dim, len(normaliser.action_mean)
+        self.config, self.latent_dim = config, dim
+        self.frame = (len(normaliser.pixel_mean), *sides(image_size))  # C, Hpx, Wpx
+        self.encoder = build_encoder(config, self.frame[0], image_size)
         self.predictors = nn.ModuleList(
-            build_predictor(
-                config.predictor,
-                dim,
-                ACTION_DIM,
-                config.hidden,
-                self.encoder.norm,
-                **shared,
-                layers=config.layers,
-            )
+            PREDICTORS[config.predictor](config, self.action_dim, self.encoder.norm)
             for _ in range(config.predictors)
         )
         self.idm: nn.Module | None = None
         if config.loss.idm > 0:  # else it would be counted and stored without ever being trained
-            self.idm = mlp(2 * dim, config.idm_hidden, ACTION_DIM)
+            self.idm = mlp(2 * dim, config.idm_hidden, self.action_dim)
             self.idm.requires_grad_(not config.idm_frozen)
+        # A frozen random head taught the encoder and is of no use later (PL1).
+        self.unsaved = ("idm.",) if config.idm_frozen else ()
         self.target_encoder: nn.Module | None = None
         if config.target == "ema":
             self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
@@ -83,10 +70,9 @@ class Jepa(nn.Module):
         """(M, C, Hpx, Wpx) uint8 -> normalised, channels last, in the autocast dtype."""
         if frames.dtype != torch.uint8:
             raise ValueError(f"frames must be uint8 in [0, 255], got {frames.dtype}")
-        if frames.shape[-1] != self.image_size or frames.shape[-2] != self.image_size:
+        if frames.shape[-3:] != self.frame:
             raise ValueError(
-                f"frames are {tuple(frames.shape[-2:])} px, the encoder was built for "
-                f"{self.image_size} x {self.image_size}"
+                f"frames are {tuple(frames.shape[-3:])}, the encoder was built for {self.frame}"
             )
         kind = frames.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32

@@ -1,15 +1,12 @@
 """Level 2: a recurrent state-space model over level-1 latents, `step_skip` steps at a time.
 
-Seed 000's guide and the public dreamerv3 verbs (`initial`, `observe`, `imagine`, `loss`):
-
     h_{i+1} = GRU([z_i, u_i], h_i)                 h_0 = first latent (projected), z_0 = 0
     prior      p(z | h)                            kinds of z: models/stochastic.py
     posterior  q(z | x, h)                         x = the next level-1 latent
     prediction xhat_{i+1}     = decoder([h_{i+1}, z_{i+1}])
 
 u_i is the macro-action: none, the concatenated primitive actions, or a learned code of them (HWM,
-arXiv 2604.03208). The seed text leaves z_0 open: zeros here. z is a sample that passes gradient, so
-the posterior learns; `min_std` is a standard deviation (the seed calls it min_var).
+arXiv 2604.03208). Seed 000's guide, with the verbs of the public dreamerv3.
 """
 
 from __future__ import annotations
@@ -21,7 +18,9 @@ from torch import Tensor, nn
 
 from hjepa_lib.config import Level2Config
 from hjepa_lib.models.layers import mlp
-from hjepa_lib.models.stochastic import KINDS, Distribution, detached, kl_divergence, stacked
+from hjepa_lib.models.level1 import Rollout
+from hjepa_lib.models.objectives import loss_terms, weighted_sum
+from hjepa_lib.models.stochastic import KINDS, Distribution, kl_loss, stacked
 
 
 class State(NamedTuple):
@@ -47,25 +46,18 @@ class Imagined(NamedTuple):
     z: Tensor  # (M, H, Z)
 
 
-def kl_loss(q: Distribution, p: Distribution, free_nats: float, balance: float) -> Tensor:
-    """Mean over latent dims and batch; with b > 0 the prior gets the share b of the gradient."""
-    if balance == 0:
-        kl = kl_divergence(q, p)
-    else:
-        to_prior = kl_divergence(detached(q), p)
-        to_posterior = kl_divergence(q, detached(p))
-        kl = balance * to_prior + (1 - balance) * to_posterior
-    return kl.mean(-1).clamp(min=free_nats).mean()
+class Level2(nn.Module):
+    """World model over level-1 latents of width D, with the parts that are trained with it.
 
+    Beside the RSSM: macro inverse dynamics, and the two hooks through which joint training lets it
+    act on level 1 (`context`, `feedback`; models/joint.py).
+    """
 
-class Rssm(nn.Module):
-    """Level-2 world model over level-1 latents of width D."""
-
-    def __init__(self, config: Level2Config, latent_dim: int, action_dim: int) -> None:
+    def __init__(self, config: Level2Config, latent_dim: int, action_dim: int = 2) -> None:
         super().__init__()
         self.config = config
         self.latent_dim, self.action_dim = latent_dim, action_dim
-        state = config.state_dim or latent_dim
+        state, hidden = config.state_dim or latent_dim, config.hidden
         chunk = config.step_skip * action_dim
         self.project = nn.Identity() if state == latent_dim else nn.Linear(latent_dim, state)
         self.macro_encoder: nn.Module | None = None
@@ -81,11 +73,21 @@ class Rssm(nn.Module):
         self.z_width = self.kind.width
         self.cell = nn.GRUCell(self.macro_dim + (self.z_width if self.uses_z else 0), state)
         self.prior_head = nn.Linear(state, self.kind.prior_outputs)
-        hidden = config.hidden
         self.posterior_head = mlp(latent_dim + state, hidden, hidden, self.kind.posterior_outputs)
         self.decoder = mlp(state + self.z_width, hidden, hidden, latent_dim)
+        self.idm = mlp(2 * latent_dim, hidden, chunk) if config.loss.idm > 0 else None
+        self.condition = nn.Linear(self.z_width, action_dim) if config.conditioning else None
+        self.correct: nn.Module | None = None
+        if config.feedback:
+            self.correct = mlp(config.step_skip * latent_dim, hidden, latent_dim)
 
     # --- pieces -------------------------------------------------------------------------------
+    def chunk_actions(self, actions: Tensor) -> Tensor:
+        """(B, T-1, A) -> (B, T2-1, step_skip, A); actions after the last whole chunk are unused."""
+        skip = self.config.step_skip
+        count = actions.shape[1] // skip
+        return actions[:, : count * skip].unflatten(1, (count, skip))
+
     def macro(self, actions: Tensor) -> Tensor | None:
         """(..., step_skip, A) normalised primitive actions -> (..., macro_dim), or None."""
         if self.config.actions == "none":
@@ -110,48 +112,70 @@ class Rssm(nn.Module):
 
     # --- verbs --------------------------------------------------------------------------------
     def observe(
-        self, latents: Tensor, actions: Tensor | None, generator: torch.Generator
-    ) -> Observed:
-        """Posterior roll-out. latents (B, T2, D), actions (B, T2-1, step_skip, A) normalised."""
+        self, latents: Tensor, actions: Tensor, generator: torch.Generator
+    ) -> tuple[Rollout, Observed]:
+        """Posterior roll-out: latents (B, T, D) of every step, actions (B, T-1, A) normalised.
+
+        The Rollout is that of the macro states, as the objectives take it.
+        """
+        chunks = self.chunk_actions(actions)
+        latents = latents[:, :: self.config.step_skip][:, : chunks.shape[1] + 1]  # (B, T2, D)
         state = self.initial(latents[:, 0])
         predictions, zs, priors, posteriors = [latents[:, 0]], [], [], []
         for i in range(latents.shape[1] - 1):
-            macro = None if actions is None else self.macro(actions[:, i])
-            h, prior = self.advance(state, macro)
+            h, prior = self.advance(state, self.macro(chunks[:, i]))
             raw = self.posterior_head(torch.cat([latents[:, i + 1], h], dim=-1))
             posterior = self.kind.posterior(raw)
             noise = torch.randn((len(h), self.z_width), generator=generator)
-            z = posterior.draw(noise.to(h.device))
-            state = State(h, z)
+            state = State(h, posterior.draw(noise.to(h.device)))
             predictions.append(self.decode(state))
-            zs.append(z)
+            zs.append(state.z)
             priors.append(prior)
             posteriors.append(posterior)
-        return Observed(
+        observed = Observed(
             torch.stack(predictions, 1), torch.stack(zs, 1), stacked(priors), stacked(posteriors)
         )
+        return Rollout(latents, observed.predictions[None], latents, chunks.flatten(2)), observed
 
     def imagine(
-        self, start: State, steps: int, macros: Tensor | None = None, noise: Tensor | None = None
+        self, latent: Tensor, steps: int, macros: Tensor | None = None, noise: Tensor | None = None
     ) -> Imagined:
-        """Prior roll-out: z drawn with standardised noise (M, H, Z), its mode for None.
+        """Prior roll-out from level-1 latents (M, D): z drawn with standardised noise (M, H, Z).
 
-        macros: (M, H, macro_dim), needed exactly when the model uses actions.
+        Without noise z is its mode. macros: (M, H, macro_dim), needed when the model uses actions.
         """
         if (macros is None) != (self.macro_dim == 0):
             raise ValueError(
                 f"level 2 with actions={self.config.actions!r} got macros={macros is not None}"
             )
-        state, predictions, zs = start, [], []
+        state, predictions, zs = self.initial(latent), [], []
         for i in range(steps):
             h, prior = self.advance(state, None if macros is None else macros[:, i])
-            z = prior.draw(None if noise is None else noise[:, i])
-            state = State(h, z)
+            state = State(h, prior.draw(None if noise is None else noise[:, i]))
             predictions.append(self.decode(state))
-            zs.append(z)
+            zs.append(state.z)
         return Imagined(torch.stack(predictions, 1), torch.stack(zs, 1))
 
-    def loss(self, observed: Observed) -> Tensor:
-        """The KL term, mean over (B, T2-1, Z) after free nats; the six others are objectives.py."""
+    def loss(self, rollout: Rollout, observed: Observed) -> tuple[Tensor, dict[str, Tensor]]:
+        """sum of coefficients * terms + lambda * KL (seed 003), and the terms that have a weight.
+
+        The KL is the mean over (B, T2-1, Z) after free nats.
+        """
         config = self.config
-        return kl_loss(observed.posterior, observed.prior, config.free_nats, config.kl_balance)
+        terms = loss_terms(rollout, config.loss, self.idm, weighted_only=True)
+        kl = kl_loss(observed.posterior, observed.prior, config.free_nats, config.kl_balance)
+        return weighted_sum(terms, config.loss) + config.kl * kl, terms | {"kl": kl}
+
+    # --- hooks of joint training --------------------------------------------------------------
+    def context(self, z: Tensor) -> Tensor | None:
+        """(B, T2-1, Z) -> (B, (T2-1) * step_skip, A) added to level-1 actions, or None."""
+        if self.condition is None:
+            return None
+        return self.condition(z).repeat_interleave(self.config.step_skip, dim=1)
+
+    def feedback(self, states: list[Tensor]) -> Tensor | None:
+        """Correction of the current level-1 state at a macro boundary: (M, D) or None."""
+        past = len(states) - 1
+        if self.correct is None or past == 0 or past % self.config.step_skip:
+            return None
+        return self.correct(torch.cat(states[-self.config.step_skip :], dim=-1)).float()

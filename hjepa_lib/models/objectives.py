@@ -23,7 +23,7 @@ std, std_t, cov and sim_t are then those of the other D - S components.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -34,17 +34,6 @@ from hjepa_lib.models.layers import full_precision
 from hjepa_lib.models.level1 import Rollout
 
 EPS = 1e-4
-
-
-class LossTerms(NamedTuple):
-    """Unweighted scalars, in the order of `LossConfig`."""
-
-    sim: Tensor
-    std: Tensor
-    std_t: Tensor
-    cov: Tensor
-    sim_t: Tensor
-    idm: Tensor
 
 
 def similarity(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -99,26 +88,34 @@ def layout_identity(static: Tensor, layouts: Tensor) -> Tensor:
 
 
 def loss_terms(
-    rollout: Rollout, form: str, idm_head: nn.Module | None, static: int = 0
-) -> LossTerms:
-    """All six terms of one level; without a head (or actions) the idm term is 0.
+    rollout: Rollout,
+    config: LossConfig,
+    idm_head: nn.Module | None,
+    static: int = 0,
+    weighted_only: bool = False,
+) -> dict[str, Tensor]:
+    """Unweighted scalars of one level by name; without a head (or actions) the idm term is 0.
 
-    The first `static` components of the latents are left to `layout_identity`.
+    The first `static` components of the latents are left to `layout_identity`; `weighted_only`
+    leaves out what `config` gives no weight.
     """
     latents = rollout.encodings
     moving = latents[..., static:]
-    samples = moving[:, 0] if form == "pldm" else moving.flatten(0, 1)
+    samples = moving[:, 0] if config.form == "pldm" else moving.flatten(0, 1)
     zero = latents.new_zeros(())
-    return LossTerms(
-        sim=similarity(rollout.predictions, rollout.targets),
-        std=hinge_std(samples),
-        std_t=hinge_std_time(moving) if latents.shape[1] > 2 else zero,
-        cov=covariance(samples),
-        sim_t=temporal_similarity(moving),
-        idm=zero if idm_head is None else inverse_dynamics(latents, rollout.actions, idm_head),
-    )
+    terms: dict[str, Callable[[], Tensor]] = {
+        "sim": lambda: similarity(rollout.predictions, rollout.targets),
+        "std": lambda: hinge_std(samples),
+        "std_t": lambda: hinge_std_time(moving) if latents.shape[1] > 2 else zero,
+        "cov": lambda: covariance(samples),
+        "sim_t": lambda: temporal_similarity(moving),
+        "idm": lambda: inverse_dynamics(latents, rollout.actions, idm_head) if idm_head else zero,
+    }
+    return {
+        name: term() for name, term in terms.items() if getattr(config, name) or not weighted_only
+    }
 
 
-def weighted_sum(terms: LossTerms, config: LossConfig) -> Tensor:
+def weighted_sum(terms: dict[str, Tensor], config: LossConfig) -> Tensor:
     """The scalar that is minimised."""
-    return sum(getattr(config, name) * value for name, value in terms._asdict().items())
+    return sum(getattr(config, name) * value for name, value in terms.items())

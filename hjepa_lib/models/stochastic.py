@@ -1,22 +1,10 @@
 """The stochastic part of level 2: what z is made of, how it is drawn, and what it costs in nats.
 
-A kind turns the outputs of a head into a distribution, and every distribution has two verbs:
-
     draw(noise)   z from standardised noise (..., width); without noise the most likely z
     nats(prior)   KL of this posterior against a prior, per dimension or group of z
 
-With noise ~ N(0, 1) a draw is an exact sample, whatever the kind: training draws the noise from its
-generator and a planner searches over it, in units of the prior's own spread. A draw passes gradient
-to its distribution and to the noise, straight through where z is discrete.
-
-    gaussian     mean + std * noise
-    categorical  one-hot arg-max of log p + Gumbel(noise), z_dim groups of `classes` (DreamerV3,
-                 arXiv 2301.04104, with its 1 % uniform mix; gradient of arXiv 1611.01144)
-    fsq          nearest of a few levels per dimension (finite scalar quantisation, 2309.15505)
-
-An fsq posterior is one code without spread. Its prior is a normal over the levels, rounded: level k
-has the mass between k - 1/2 and k + 1/2, the outermost ones their tails. The KL of a code is then
--log p(code). The code in turn is pulled weakly towards the prior's mean (`COMMIT`).
+With noise ~ N(0, 1) a draw is an exact sample of any kind: training draws the noise, a planner
+searches over it. Gradient reaches distribution and noise, straight through where z is discrete.
 """
 
 from __future__ import annotations
@@ -58,7 +46,10 @@ class Gaussian(NamedTuple):
 
 
 class Categorical(NamedTuple):
-    """G independent choices of one class out of K."""
+    """G choices of one class out of K: one-hot arg-max of log p + Gumbel(noise).
+
+    DreamerV3 (arXiv 2301.04104), with its 1 % uniform mix; gradient of arXiv 1611.01144.
+    """
 
     logp: Tensor  # (..., G, K) log-probabilities
 
@@ -79,7 +70,11 @@ class Categorical(NamedTuple):
 
 
 class Rounded(NamedTuple):
-    """Normal rounded to the levels 0..top of each dimension; a code is one with std 0."""
+    """Finite scalar quantisation (arXiv 2309.15505): a normal rounded to the levels 0..top.
+
+    A posterior is a code, with std 0. In a prior level k has the mass between k - 1/2 and k + 1/2,
+    the outermost ones their tails; the KL of a code is then -log p(code).
+    """
 
     mean: Tensor  # (..., Z) in levels, within [0, top]
     std: Tensor  # (..., Z) in levels
@@ -112,14 +107,14 @@ class Rounded(NamedTuple):
 Distribution = Gaussian | Categorical | Rounded
 
 
-def kl_divergence(q: Distribution, p: Distribution) -> Tensor:
-    """KL(q || p) in nats, per dimension of z (per group of a categorical)."""
-    return q.nats(p)
-
-
-def detached(distribution: Distribution) -> Distribution:
-    """The same without gradient."""
-    return type(distribution)(*(part.detach() for part in distribution))
+def kl_loss(q: Distribution, p: Distribution, free_nats: float, balance: float) -> Tensor:
+    """Mean KL over latent dims and batch; with b > 0 the prior gets the share b of the gradient."""
+    if balance == 0:
+        kl = q.nats(p)
+    else:
+        fixed_q, fixed_p = (type(one)(*(part.detach() for part in one)) for one in (q, p))
+        kl = balance * fixed_q.nats(p) + (1 - balance) * q.nats(fixed_p)
+    return kl.mean(-1).clamp(min=free_nats).mean()
 
 
 def stacked(steps: list[Distribution]) -> Distribution:

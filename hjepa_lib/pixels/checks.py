@@ -18,7 +18,8 @@ from scipy import stats
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from hjepa_lib.pixels.transitions import DataError, Transitions
+from hjepa_lib.files import WorkbookError
+from hjepa_lib.pixels.transitions import Transitions
 
 SAMPLES = 1_000
 """Transitions of each part that are looked at, at most."""
@@ -30,26 +31,13 @@ RULES = ("tests", "moments")
 _LEAST_ANDERSON = 25
 
 
-class Summary(NamedTuple):
-    """Location and spread of n values; NaN where n is 0."""
-
-    n: int
-    mean: float
-    std: float
-    median: float
-    min: float
-    max: float
-    q25: float
-    q75: float
-
-
 @dataclass(frozen=True)
 class Check:
     """One quantity of both parts, with what the rule found."""
 
     quantity: str
-    train: Summary
-    validation: Summary
+    train: pd.Series  # location and spread, see `summarise`
+    validation: pd.Series
     p_values: dict[str, float]  # by test; a test that does not apply is absent
     flags: tuple[str, ...]  # tests or moments that say "different"; empty: alike
 
@@ -58,36 +46,31 @@ class Check:
         return not self.flags
 
 
-def summarise(values: np.ndarray) -> Summary:
-    """The eight numbers of any array."""
-    values = np.asarray(values, dtype=np.float64).ravel()
-    if len(values) == 0:
-        return Summary(0, *[float("nan")] * 7)
-    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
-    found = (values.mean(), values.std(), middle, values.min(), values.max(), low, high)
-    return Summary(len(values), *map(float, found))
+def summarise(values: np.ndarray) -> pd.Series:
+    """count, mean, std, min, 25%, 50%, 75% and max of any array; NaN where it is empty."""
+    return pd.Series(np.asarray(values, dtype=np.float64).ravel()).describe()
 
 
 def compare(quantity: str, train: np.ndarray, validation: np.ndarray, rule: str = "tests") -> Check:
-    """Whether two samples look alike; DataError for an unknown rule or values that are not finite.
+    """Whether two samples look alike; WorkbookError for an unknown rule or values not finite.
 
     An empty part is flagged as "empty". With fewer than 26 values a part, Anderson-Darling is
     left out; with fewer than 2, all tests are.
     """
     if rule not in RULES:
-        raise DataError(f"the rule must be one of {', '.join(RULES)}; got {rule!r}")
+        raise WorkbookError(f"the rule must be one of {', '.join(RULES)}; got {rule!r}")
     parts = [np.asarray(part, dtype=np.float64).ravel() for part in (train, validation)]
     if not all(np.isfinite(part).all() for part in parts):
-        raise DataError(f"{quantity} holds NaN or infinite values")
+        raise WorkbookError(f"{quantity} holds NaN or infinite values")
     left, right = map(summarise, parts)
-    p_values = _p_values(*parts) if rule == "tests" and min(left.n, right.n) > 1 else {}
+    least = min(map(len, parts))
+    p_values = _p_values(*parts) if rule == "tests" and least > 1 else {}
     flags = [test for test, p in p_values.items() if p < LEVEL]
-    if min(left.n, right.n) == 0:
+    if least == 0:
         flags = ["empty"]
     elif rule == "moments":  # a reference of 0 makes any difference infinite
-        for name, limit in LIMITS.items():
-            reference, other = getattr(left, name), getattr(right, name)
-            flags += [name] * (abs(other - reference) > limit * abs(reference))
+        gaps = (right - left).abs()
+        flags = [name for name, limit in LIMITS.items() if gaps[name] > limit * abs(left[name])]
     return Check(quantity, left, right, p_values, tuple(flags))
 
 
@@ -144,7 +127,7 @@ def table(checks: list[Check]) -> pd.DataFrame:
         row: dict[str, Any] = {"quantity": check.quantity}
         for part in ("train", "validation"):
             summary = getattr(check, part)
-            row |= {f"{part} mean": round(summary.mean, 4), f"{part} std": round(summary.std, 4)}
+            row |= {f"{part} {name}": round(summary[name], 4) for name in LIMITS}
         row |= {f"p {name}": round(p, 4) for name, p in check.p_values.items()}
         rows.append(row | {"flags": ", ".join(check.flags) or "alike"})
     return pd.DataFrame(rows).set_index("quantity")

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from gymnasium import spaces
 
 from hjepa_lib.config.fields import ConfigError, to_dict
 from hjepa_lib.config.pixels import PixelsConfig
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.pixels.env import FrameSkip, Policy, describe_actions, make_env, stack_frames
 from hjepa_lib.pixels.ppo import repeat_of, skilled_policy
-from hjepa_lib.pixels.transitions import DataError, Transitions, check_state
+from hjepa_lib.pixels.transitions import Transitions, check_state
 
 
 # --- the stage `pixel_data` -------------------------------------------------------------------
@@ -29,7 +29,7 @@ def acquire(config: PixelsConfig, seed: int) -> Transitions:
     """The transitions a run works on (DATA-6); `meta["notes"]` says what was decided.
 
     No path: collected. Path missing: a warning, collected. Another environment: a note, collected.
-    PPO wanted but the file is not from PPO: ConfigError. Other picture shape: DataError naming
+    PPO wanted but the file is not from PPO: ConfigError. Other picture shape: WorkbookError naming
     both. Damaged: FileError. Nothing is ever written to the path.
     """
     path, notes = config.data.path, []
@@ -60,7 +60,7 @@ def _accept(stored: Transitions, config: PixelsConfig, seed: int) -> Transitions
         )
     stored = replace(stored, stack=seen.stack)  # stacks are made on reading, any length fits
     shape = (seen.stack, 1 if seen.grayscale else 3, seen.image_size, seen.image_size)
-    check_state(stored.batch(torch.tensor([0])).state[0], shape)
+    check_state(stored[torch.tensor([0])].state[0], shape)
     # Settings that shaped the stored data and shape them no more.
     settings: dict[str, Any] = {"max_steps": seen.max_steps, "frame_skip": seen.frame_skip}
     if method == "ppo":
@@ -92,55 +92,6 @@ def collect(config: PixelsConfig, seed: int) -> Transitions:
     return record(env, lambda _: env.action_space.sample(), config, seed)
 
 
-@dataclass
-class Recorder:
-    """Takes states and decisions one by one; every frame is stored once."""
-
-    space: gymnasium.Space
-    state_shape: tuple[int, ...]  # (L, C, H, W)
-    frames: list[np.ndarray] = field(default_factory=list)
-    rows: list[tuple[int, int, int, int]] = field(default_factory=list)  # see Transitions
-    actions: list[Any] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
-    episodes: int = 0
-
-    def begin(self, state: np.ndarray) -> None:
-        """First state of the next episode."""
-        self._keep(state)
-        self._origin = self._now = len(self.frames) - 1
-        self.episodes += 1
-
-    def add(self, action: Any, reward: float, states: list[np.ndarray]) -> None:
-        """One decision and the states that followed it, the last one being s_{t+1}."""
-        if not math.isfinite(reward):
-            raise DataError(f"the environment returned the reward {reward}")
-        for state in states:
-            self._keep(state)
-        after = len(self.frames) - 1
-        self.rows.append((self._now, after, self._origin, self.episodes - 1))
-        self._now = after
-        self.actions.append(action)
-        self.rewards.append(reward)
-
-    def _keep(self, state: np.ndarray) -> None:
-        check_state(state, self.state_shape)
-        self.frames.append(np.array(state[-1]))
-
-    def finish(self, stack: int) -> Transitions:
-        """Everything taken so far."""
-        size, kind = describe_actions(self.space)
-        if isinstance(self.space, spaces.Discrete):  # stored from 0, wherever the space starts
-            action = torch.from_numpy(np.array(self.actions, np.int64) - int(self.space.start))
-        else:
-            action = torch.from_numpy(np.array(self.actions, np.float32))
-        now, after, origin, episode = torch.tensor(self.rows).T.contiguous()
-        return Transitions(
-            frames=torch.from_numpy(np.stack(self.frames)), now=now, after=after, origin=origin,
-            action=action, reward=torch.tensor(self.rewards), episode=episode,
-            action_kind=kind, action_dim=size, stack=stack,
-        )  # fmt: skip
-
-
 def record(
     env: gymnasium.Env,
     policy: Policy,
@@ -156,27 +107,49 @@ def record(
     """
     seen, limit = config.environment, config.data.transitions or math.inf
     skip = seen.frame_skip if frame_skip is None else frame_skip
-    recorder = Recorder(env.action_space, (seen.stack, *env.observation_space.shape))
+    frames: list[np.ndarray] = []  # every frame is stored once
+    rows: list[tuple[int, int, int, int]] = []  # now, after, origin, episode: see Transitions
+    actions, rewards = [], []
     played = FrameSkip(stack_frames(env, seen.stack), skip, policy)
+
+    def keep(state: np.ndarray) -> int:
+        frames.append(np.array(state[-1]))
+        return len(frames) - 1
+
+    episodes = 0
     try:
-        while recorder.episodes < config.data.episodes and len(recorder.rewards) < limit:
+        while episodes < config.data.episodes and len(rows) < limit:
             # One seed for the whole data set: later resets go on with the generator of the first.
-            state, _ = played.reset(seed=None if recorder.episodes else seed)
-            recorder.begin(state)
+            state, _ = played.reset(seed=None if episodes else seed)
+            origin = now = keep(state)
             done = False
-            while not done and len(recorder.rewards) < limit:
+            while not done and len(rows) < limit:
                 action = policy(state)
                 state, reward, terminated, truncated, info = played.step(action)
-                recorder.add(action, reward, [*info["passed"], state])
-                done = terminated or truncated
+                if not math.isfinite(reward):
+                    raise WorkbookError(f"the environment returned the reward {reward}")
+                after = [keep(one) for one in (*info["passed"], state)][-1]
+                rows.append((now, after, origin, episodes))
+                actions.append(action)
+                rewards.append(reward)
+                now, done = after, terminated or truncated
+            episodes += 1
     finally:
         played.close()
-    if recorder.episodes < 2:
+    if episodes < 2:
         raise ConfigError(
             f"{limit} transitions of {seen.id} are a single episode, which leaves none to validate "
             "on: raise pixels.data.transitions or lower pixels.environment.max_steps"
         )
-    data = recorder.finish(seen.stack)
+    size, kind = describe_actions(env.action_space)
+    taken = np.array(actions, np.int64 if kind == "discrete" else np.float32)
+    if kind == "discrete":  # stored from 0, wherever the space starts
+        taken -= int(env.action_space.start)
+    now, after, origin, episode = torch.tensor(rows).T.contiguous()
+    data = Transitions(
+        torch.from_numpy(np.stack(frames)), now, after, origin, torch.from_numpy(taken),
+        torch.tensor(rewards), episode, kind, size, seen.stack,
+    )  # fmt: skip
     data.meta = {
         "environment": seen.id, "method": "random", "collected_seed": seed,
         "transitions": len(data), "image_size": data.image_size, "grayscale": seen.grayscale,

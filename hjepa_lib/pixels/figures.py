@@ -63,7 +63,7 @@ def save_samples(
     data: Transitions, folder: str | Path, count: int = 50, seed: int = 0
 ) -> list[Path]:
     """At most `count` random transitions as `sample_NN.png` in `folder` (DATA-9)."""
-    batch = data.batch(checks.sample_rows(data, count, seed))
+    batch = data[checks.sample_rows(data, count, seed)]
     names = stack_names(batch.state.shape[1])
     return [
         write_atomic(Path(folder) / f"sample_{number:02d}.png", film([*state, after[-1]], names))

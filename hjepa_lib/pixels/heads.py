@@ -36,7 +36,7 @@ LEAST_DEVIATION = 1e-5  # a feature that varies less is constant: it is centred,
 NOT_APPLICABLE = "not applicable: this model has no imagined latent"
 
 
-class HeadError(WorkbookError):
+class WorkbookError(WorkbookError):
     """The inputs of a reward head do not fit it."""
 
 
@@ -46,7 +46,7 @@ def head_inputs(latent: Tensor, action: Tensor, imagined: Tensor | None = None) 
     parts = [latent, action] if imagined is None else [latent, imagined, action]
     if len({len(part) for part in parts}) > 1:
         sizes = ", ".join(str(len(part)) for part in parts)
-        raise HeadError(f"latents, imagined latents and actions differ in number: {sizes}")
+        raise WorkbookError(f"latents, imagined latents and actions differ in number: {sizes}")
     return torch.cat([part.detach().float() for part in parts], dim=-1)
 
 
@@ -73,7 +73,7 @@ class RewardHead(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, width) -> (B,); detached, so that no head can train its base model."""
         if inputs.shape[-1] != self.width:
-            raise HeadError(
+            raise WorkbookError(
                 f"this reward head reads {self.width} numbers per row, got {inputs.shape[-1]}"
             )
         return self.net((inputs.detach() - self.centre) / self.deviation).squeeze(-1)
@@ -107,13 +107,13 @@ class Features(NamedTuple):
 def encode(model: Any, data: Any, device: str = "cpu", batch: int = CHUNK) -> Features:
     """Latents, action embeddings and imagined latents of all transitions, in eval mode.
 
-    Raises HeadError when a latent is not finite.
+    Raises WorkbookError when a latent is not finite.
     """
     was_training = model.training
     model.eval()
     parts: list[Features] = []
     for index in torch.arange(len(data)).split(batch):
-        rows = data.batch(index)
+        rows = data[index]
         action = rows.action.to(device)
         latent = model.encode(rows.state.to(device))
         imagined = model.imagine(latent, action)
@@ -123,7 +123,7 @@ def encode(model: Any, data: Any, device: str = "cpu", batch: int = CHUNK) -> Fe
     columns = zip(*parts, strict=True)
     features = Features(*(None if c[0] is None else torch.cat(c).float() for c in columns))
     if not all(bool(part.isfinite().all()) for part in features if part is not None):
-        raise HeadError("the frozen model's latents, or the rewards, hold NaN or infinity")
+        raise WorkbookError("the frozen model's latents, or the rewards, hold NaN or infinity")
     return features
 
 
@@ -151,8 +151,8 @@ def fit_head(
 ) -> Fit:
     """MSE on the rewards of (inputs (M, width), reward (M,)); validated every epoch."""
 
-    def loss(data: TensorDataset, index: Tensor, _: Any) -> tuple[Tensor, dict[str, float]]:
-        inputs, reward = data[index.to(data.tensors[0].device)]
+    def loss(batch: Any, _: Any) -> tuple[Tensor, dict[str, float]]:
+        inputs, reward = batch
         return (head(inputs) - reward).square().mean(), {}
 
     return fit(head, loss, train, choice, optim, seed=seed)

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from hjepa_lib.config import ConfigError, to_dict
 from hjepa_lib.evaluation.statistics import unestimable
-from hjepa_lib.files import FileError, save_npz, write_json
+from hjepa_lib.files import FileError, WorkbookError, save_npz, write_json
 from hjepa_lib.models.checkpoint import fingerprint, save_module, tensors
 from hjepa_lib.pixels import registry
 from hjepa_lib.pixels.collect import acquire
 from hjepa_lib.pixels.compare import MEAN_REWARD, UNTRAINED, score
-from hjepa_lib.pixels.heads import HeadError, encode, train_heads
+from hjepa_lib.pixels.heads import encode, train_heads
 from hjepa_lib.pixels.measures import frame_scores
 from hjepa_lib.pixels.networks import PatchDecoder, initialise, parameter_counts
 from hjepa_lib.pixels.stages import RESULT, load_model, load_transitions, make_transitions
@@ -164,7 +164,7 @@ def _drawn(
     for report in reports:
         if report.validation and predict is not None and number == 0:
             epoch = passes(report.update, fit.config.validate_every)
-            batch = data.batch(figures.sample_rows(len(data), epoch)).to(ws.device)
+            batch = data[figures.sample_rows(len(data), epoch)].to(ws.device)
             with torch.no_grad():
                 frames = predict(batch)
             shown = scaled(batch.state), scaled(batch.next_state[:, -1]), frames
@@ -212,7 +212,7 @@ def make_heads(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[
     seed = ws.config.seed + number
     trained = yield from train_heads(*features, config, seed=seed, follow=follow)
     if fingerprint(model) != base:
-        raise HeadError(f"training the reward heads changed the weights of {name}")
+        raise WorkbookError(f"training the reward heads changed the weights of {name}")
     for kind in KEPT:
         if (head := trained[kind].head) is not None:
             meta = {"config": to_dict(config), "width": head.width}

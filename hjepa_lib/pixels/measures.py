@@ -71,7 +71,7 @@ def transition_errors(
         pieces.setdefault(name, []).append(gap.cpu().double())
 
     for index in torch.arange(len(data)).split(CHUNK):
-        batch = data.batch(index).to(device)
+        batch = data[index].to(device)
         before, after = scaled(batch.state[:, -1]), scaled(batch.next_state[:, -1])
         keep("copy_last_frame", before, after)
         keep("mean_frame", mean.to(device).expand_as(after), after)
@@ -122,11 +122,11 @@ def update_megabytes(name: str, config: PixelsConfig, data: Any) -> float:
         torch.manual_seed(0)
         if name != "vjepa2":
             model = build_pixel_model(name, config, data).train()
-            batch = data.batch(torch.arange(config.optim.batch) % len(data))
+            batch = data[torch.arange(config.optim.batch) % len(data)]
             return update_bytes(model, lambda: model.loss(batch)[0]) / 1e6
         first, second = config.vjepa2.stage1, config.vjepa2.stage2
         masked = build_pixel_model("stage1", config, data).train()
-        state = data.batch(torch.arange(first.optim.batch) % len(data)).state
+        state = data[torch.arange(first.optim.batch) % len(data)].state
         mask = draw_masks(len(state), masked.online.patches, first.mask, generator)
         one = update_bytes(masked, lambda: masked.loss(state, mask)[0])
         world = WorldModel(config, shapes_of(data)).train()

@@ -51,7 +51,7 @@ def build_pixel_model(name: str, config: PixelsConfig, data: Any) -> Any:
         initialise(model)
     if isinstance(data, Transitions):
         rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:SIZE_ROWS]
-        unit_size(model.encoder, shapes.pixels(data.batch(rows.sort().values).state))
+        unit_size(model.encoder, shapes.pixels(data[rows.sort().values].state))
     if isinstance(model, PixelJepa):
         model.make_target()
     return model.requires_grad_(False) if name == "random" else model

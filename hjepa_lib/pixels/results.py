@@ -105,7 +105,7 @@ def measure_row(ws: Workspace, name: str, number: int) -> Row:
         **_reward_scores(heads["heads"]),
     }
     rows = measures.pick(len(validation), seed=ws.config.seed)
-    batch = validation.batch(rows).to(ws.device)
+    batch = validation[rows].to(ws.device)
     shape = measures.measure(model.encode, batch.state, batch.next_state, seed=ws.config.seed)
     scores |= {key: NOT_ESTIMABLE if value != value else value for key, value in shape.items()}
     episode = validation.episode.numpy()

@@ -168,7 +168,7 @@ def try_variants(ws: Workspace, updates: int) -> Iterator[Variant]:
     """Train each variant for `updates` updates from the same start and yield what it became."""
     config, seed = ws.config.pixels, ws.config.seed
     data, validation = make_transitions(ws)
-    batch = validation.batch(some_rows(validation)).to(ws.device)
+    batch = validation[some_rows(validation)].to(ws.device)
     optim = dataclasses.replace(config.optim_of("jepa"), updates=updates)
     for target, auxiliary in VARIANTS:
         torch.manual_seed(seed)
@@ -237,7 +237,7 @@ def _describe(ws: Workspace) -> dict[str, float]:
     """Errors of state decoder and reward MLP, and the spread that they must be read next to."""
     model = load_model(ws, "jepa", 0)
     _, validation = make_transitions(ws)
-    batch = validation.batch(torch.arange(min(ROWS, len(validation)))).to(ws.device)
+    batch = validation[torch.arange(min(ROWS, len(validation)))].to(ws.device)
     with torch.no_grad():
         z = model.encode(batch.state).cpu()
     _, scores = load_heads(ws, "jepa", 0)

@@ -30,12 +30,12 @@ _ARRAYS = {
 }  # fmt: skip
 
 
-class DataError(WorkbookError):
+class WorkbookError(WorkbookError):
     """Transitions have a wrong shape, are not finite, or cannot be cut as asked."""
 
 
 class TransitionBatch(NamedTuple):
-    """B transitions, or (B, T) of them from `Transitions.sequence`."""
+    """B transitions."""
 
     state: Tensor  # (B, L, C, H, W) uint8, oldest frame first
     action: Tensor  # (B,) int64 discrete, or (B, A) float32 continuous
@@ -78,9 +78,10 @@ def shapes_of(data: Transitions | PixelShapes) -> PixelShapes:
 
 
 def check_state(state: Tensor | np.ndarray, shape: tuple[int, ...]) -> None:
-    """DataError unless `state` is (..., L, C, H, W) with the given last four lengths (DATA-7)."""
-    if tuple(state.shape[-4:]) != tuple(shape):
-        raise DataError(f"a state must be (L, C, H, W) = {tuple(shape)}, got {tuple(state.shape)}")
+    """WorkbookError unless `state` is (..., L, C, H, W) of the given last four lengths (DATA-7)."""
+    found, wanted = tuple(state.shape), tuple(shape)
+    if found[-4:] != wanted:
+        raise WorkbookError(f"a state must be (L, C, H, W) = {wanted}, got {found}")
 
 
 @dataclass
@@ -101,7 +102,7 @@ class Transitions:
 
     def __post_init__(self) -> None:
         for sentence in self._faults():
-            raise DataError(sentence)
+            raise WorkbookError(sentence)
 
     def _faults(self) -> Iterator[str]:
         """What is wrong, the first sentence first; later ones may rest on earlier ones."""
@@ -156,6 +157,9 @@ class Transitions:
         return self.episode.unique()
 
     # --- reading ------------------------------------------------------------------------------
+    def __getitem__(self, rows: Tensor) -> TransitionBatch:
+        return self.batch(rows)
+
     def batch(self, index: Tensor) -> TransitionBatch:
         """The transitions `index` (B,); stacks never reach into another episode."""
         return TransitionBatch(
@@ -169,29 +173,18 @@ class Transitions:
         steps = torch.arange(1 - self.stack, 1)
         return self.frames[torch.maximum(newest[:, None] + steps, origin[:, None])]
 
-    def windows(self, length: int, stride: int = 1) -> Tensor:
-        """First rows (W,) int64 of windows of `length` transitions inside one episode (F6).
+    def windows(self, length: int) -> Tensor:
+        """First rows (W,) of all windows of `length` transitions inside one episode (F6, DATA-10).
 
-        n - length + 1 per episode of n transitions at stride 1; the stride counts from the
-        episode's first row. DataError when no episode is long enough.
+        WorkbookError when no episode is long enough.
         """
         _, rank, count = self.episode.unique_consecutive(return_inverse=True, return_counts=True)
-        place = torch.arange(len(self)) - (count.cumsum(0) - count)[rank]  # row within its episode
-        fits = (place + length <= count[rank]) & (place % stride == 0)
-        if not bool(fits.any()):
-            raise DataError(
+        left = count.cumsum(0)[rank] - torch.arange(len(self))  # rows to the end of the episode
+        if not bool((left >= length).any()):
+            raise WorkbookError(
                 f"no episode has {length} transitions, the longest has {int(count.max())}"
             )
-        return fits.nonzero()[:, 0]
-
-    def sequence(self, first: Tensor, length: int) -> TransitionBatch:
-        """Windows starting at rows `first` (B,), every field (B, T, ...)."""
-        rows = first[:, None] + torch.arange(length)  # (B, T)
-        last = rows[:, -1].clamp(max=len(self) - 1)
-        if bool(((last != rows[:, -1]) | (self.episode[last] != self.episode[first])).any()):
-            raise DataError(f"a window of {length} transitions would cross the end of an episode")
-        flat = self.batch(rows.flatten())
-        return TransitionBatch(*(part.unflatten(0, tuple(rows.shape)) for part in flat))
+        return (left >= length).nonzero()[:, 0]
 
     # --- cutting ------------------------------------------------------------------------------
     def split(self, fraction: float, seed: int) -> tuple[Transitions, Transitions]:
@@ -202,13 +195,13 @@ class Transitions:
     def split_episodes(self, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
         """Episode ids of the two parts, ascending; at least one on each side.
 
-        DataError when there is only one episode or `fraction` lies outside (0, 1).
+        WorkbookError when there is only one episode or `fraction` lies outside (0, 1).
         """
         if not 0 < fraction < 1:
-            raise DataError(f"the validation share must lie in (0, 1), got {fraction}")
+            raise WorkbookError(f"the validation share must lie in (0, 1), got {fraction}")
         episodes = self.episodes
         if len(episodes) < 2:
-            raise DataError("one episode alone cannot be split: collect more or shorter episodes")
+            raise WorkbookError("one episode alone cannot be split: collect more, or shorter ones")
         held = min(max(round(fraction * len(episodes)), 1), len(episodes) - 1)
         order = torch.randperm(len(episodes), generator=torch.Generator().manual_seed(seed))
         return episodes[order[held:]].sort().values, episodes[order[:held]].sort().values
@@ -217,7 +210,7 @@ class Transitions:
         """The transitions of these episode ids, in the order of the file, and their frames."""
         rows = torch.isin(self.episode, episodes)
         if not bool(rows.any()):
-            raise DataError("none of these episodes is in the data")
+            raise WorkbookError("none of these episodes is in the data")
         begins = self.now == self.origin  # the first row of each episode
         owner = torch.bucketize(torch.arange(len(self.frames)), self.origin[begins], right=True) - 1
         kept = torch.isin(self.episode[begins], episodes)[owner]  # (F,)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 from hjepa_lib.config import ConfigError
 from hjepa_lib.config.pixels import PixelsConfig
@@ -32,7 +33,6 @@ from hjepa_lib.pixels.models import VJepa2
 from hjepa_lib.pixels.stages import RESULT, STAGE1, find, make_transitions, seconds_of
 from hjepa_lib.pixels.transitions import Transitions, shapes_of
 from hjepa_lib.pixels.vjepa2 import (
-    LatentWindows,
     MaskedPrediction,
     WorldModel,
     encode_states,
@@ -163,7 +163,7 @@ def evaluate(ws: Workspace, stage: int, number: int) -> dict[str, Any]:
     return evaluate_stage2(model.world, *latent_windows(ws, model), ws.config.pixels)
 
 
-def latent_windows(ws: Workspace, model: VJepa2) -> list[LatentWindows]:
+def latent_windows(ws: Workspace, model: VJepa2) -> list[TensorDataset]:
     """Frozen latents of the training and the validation part."""
     length = ws.config.pixels.data.sequence
     return [encode_states(model, part, length) for part in make_transitions(ws)]
@@ -204,7 +204,7 @@ def masked_latents(
     pairs = []
     for index in rows.split(64):
         mask = draw_masks(len(index), model.online.patches, ratio, generator).to(device)
-        pairs.append(model.predict(data.batch(index).state.to(device), mask))
+        pairs.append(model.predict(data[index].state.to(device), mask))
     named, target = (torch.cat(part) for part in zip(*pairs, strict=True))
     return named, target
 
@@ -236,9 +236,9 @@ def evaluate_stage1(
 
 
 @torch.no_grad()
-def rollout_errors(world: WorldModel, data: LatentWindows, rows: Tensor, steps: int) -> dict:
+def rollout_errors(world: WorldModel, data: TensorDataset, rows: Tensor, steps: int) -> dict:
     """Mean L1 error after 1..steps imagined steps, (steps,) each: the model's, and copy-last's."""
-    now, action, then = data.windows(rows, steps)
+    now, action, then = (part[:, :steps] for part in data[rows])
     imagined = world.eval().rollout(now[:, 0], action, steps)
     return {
         "model": (imagined - then).abs().mean(dim=(0, 2)).tolist(),
@@ -248,13 +248,13 @@ def rollout_errors(world: WorldModel, data: LatentWindows, rows: Tensor, steps: 
 
 @torch.no_grad()
 def evaluate_stage2(
-    world: WorldModel, train: LatentWindows, validation: LatentWindows, config: PixelsConfig
+    world: WorldModel, train: TensorDataset, validation: TensorDataset, config: PixelsConfig
 ) -> dict[str, Any]:
     """Mean L1 over 5 batches, graded losses, errors of an 8-step roll-out against copy-last."""
     length = config.data.sequence
     few = _rows(len(validation), BATCHES * config.vjepa2.stage2.optim.batch)
     first, second = (window_loss(world, part, config) for part in (train, validation))
-    now, action, then = validation.windows(few, length)
+    now, action, then = validation[few]
     forced = world.eval()(now, action)
     latents, named = now[:, -1], forced[:, -1]  # one state per window: neighbours are alike
     std, rank = spread(latents)
@@ -284,9 +284,9 @@ class Example(NamedTuple):
 
 
 @torch.no_grad()
-def example(world: WorldModel, data: LatentWindows, steps: int) -> Example:
+def example(world: WorldModel, data: TensorDataset, steps: int) -> Example:
     """The roll-out over that window of `data` in which the latent moves farthest."""
-    now, action, then = data.windows(torch.arange(len(data)), steps)
+    now, action, then = (part[:, :steps] for part in data.tensors)
     far = int((then[:, -1] - now[:, 0]).norm(dim=1).argmax())
     imagined = world.eval().rollout(now[far, None, 0], action[far, None], steps)[0]
     true = torch.cat([now[far, :1], then[far]])

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import PixelsConfig, Stage2Config
@@ -140,9 +140,9 @@ def fit_stage1(
     """Iterate to train online encoder and predictor in place; the target follows them."""
     stage, device = config.vjepa2.stage1, next(model.parameters()).device
 
-    def loss(data: Transitions, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict]:
-        mask = draw_masks(len(index), model.online.patches, stage.mask, generator)
-        return model.loss(data.batch(index).state.to(device), mask.to(device))
+    def loss(batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        mask = draw_masks(len(batch.state), model.online.patches, stage.mask, generator)
+        return model.loss(batch.state.to(device), mask.to(device))
 
     return fit(
         model, loss, train, validation, stage.optim, after_update=model.after_update,
@@ -215,34 +215,19 @@ class WorldModel(nn.Module):
         return torch.cat(imagined, dim=1)
 
 
-@dataclass(frozen=True)
-class LatentWindows:
-    """Frozen latents of M transitions and where windows of T of them start (VJ-7)."""
-
-    now: Tensor  # (M, D)
-    then: Tensor  # (M, D)
-    action: Tensor  # (M,) or (M, A)
-    first: Tensor  # (W,) rows
-
-    def __len__(self) -> int:
-        return len(self.first)
-
-    def windows(self, index: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """z_t (B, T, D), actions (B, T, ...), z_{t+1} (B, T, D) of the windows `index` (B,)."""
-        rows = self.first[index.to(self.first.device), None]
-        rows = rows + torch.arange(length, device=rows.device)
-        return self.now[rows], self.action[rows], self.then[rows]
-
-
 @torch.no_grad()
-def encode_states(model: Any, data: Transitions, length: int) -> LatentWindows:
-    """All latents of `data` from `model.encode`: unmasked, without dropout or gradient (F4)."""
+def encode_states(model: Any, data: Transitions, length: int) -> TensorDataset:
+    """All windows z_t (W, T, D), actions (W, T, ...), z_{t+1} (W, T, D) of `data` (VJ-7).
+
+    From `model.encode`: unmasked, without dropout or gradient (F4).
+    """
     model.eval()
     device = next(model.parameters()).device
-    batches = (data.batch(rows).to(device) for rows in torch.arange(len(data)).split(CHUNK))
+    batches = (data[rows].to(device) for rows in torch.arange(len(data)).split(CHUNK))
     pairs = [(model.encode(batch.state), model.encode(batch.next_state)) for batch in batches]
     now, then = (torch.cat(part) for part in zip(*pairs, strict=True))
-    return LatentWindows(now, then, data.action.to(device), data.windows(length).to(device))
+    rows = (data.windows(length)[:, None] + torch.arange(length)).to(device)
+    return TensorDataset(now[rows], data.action.to(device)[rows], then[rows])
 
 
 def rollout_start(stage: Stage2Config, length: int) -> int:
@@ -284,8 +269,7 @@ def stage2_loss(
 
 
 def _window_loss(world: WorldModel, config: PixelsConfig) -> Loss:
-    def loss(data: LatentWindows, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict]:
-        window = data.windows(index, config.data.sequence)
+    def loss(window: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         drawn = generator if world.training else None
         return stage2_loss(world, *window, config.vjepa2.stage2, drawn)
 
@@ -294,8 +278,8 @@ def _window_loss(world: WorldModel, config: PixelsConfig) -> Loss:
 
 def fit_stage2(
     world: WorldModel,
-    train: LatentWindows,
-    validation: LatentWindows | None,
+    train: TensorDataset,
+    validation: TensorDataset | None,
     config: PixelsConfig,
     **options: Any,
 ) -> Fit:
@@ -305,7 +289,7 @@ def fit_stage2(
     return fit(world, loss, train, validation, optim, most=HELD_OUT, **options)
 
 
-def window_loss(world: WorldModel, data: LatentWindows, config: PixelsConfig) -> dict[str, float]:
+def window_loss(world: WorldModel, data: TensorDataset, config: PixelsConfig) -> dict[str, float]:
     """Stage-2 loss and terms in eval mode; the given steps of the roll-out are all true."""
     was_training = world.training
     loss = _window_loss(world.eval(), config)

@@ -24,10 +24,9 @@ from hjepa_lib.models.checkpoint import (
     load_level2,
     load_probe,
 )
-from hjepa_lib.models.distance import Distance
-from hjepa_lib.models.geometry import DistanceGeometry, Geometry, LatentGeometry
-from hjepa_lib.models.joint import Level2
+from hjepa_lib.models.distance import Distance, Geometry, LatentGeometry
 from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.level2 import Level2
 from hjepa_lib.models.probe import Probe
 from hjepa_lib.planning import METHODS, P1_CAP, THREE_LEVELS
 from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel
@@ -59,7 +58,7 @@ class Agent:
             raise ConfigError(
                 "cost 'distance' needs a trained distance head; train one or use 'latent'"
             )
-        return DistanceGeometry(self.distance)
+        return self.distance
 
     def planner(self, method: str, planning: PlanningConfig | None = None) -> Planner:
         """A fresh planner: `flat`, `l1+l2` or `l1+l2+l3`, in the cost geometry `planning.cost`."""
@@ -130,7 +129,7 @@ def _fresh_level2(trained: Level2, seed: int) -> Level2:
     """A level 2 of the same shape with its initial weights: the control `untrained`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = Level2(trained.config, trained.rssm.latent_dim)
+        fresh = Level2(trained.config, trained.latent_dim, trained.action_dim)
     device = next(trained.parameters()).device
     return fresh.to(device).eval().requires_grad_(False)
 
@@ -174,9 +173,9 @@ def _load_macro(folder: Path | None, l1: Path, level1: Jepa, device: str) -> Tra
     if folder is None:
         return None
     model, reach, box = load_level2(folder)
-    if model.rssm.latent_dim != level1.latent_dim:
+    if model.latent_dim != level1.latent_dim:
         raise FileError(
-            f"level {folder.name[-1]} in {folder} reads latents of width {model.rssm.latent_dim}, "
+            f"level {folder.name[-1]} in {folder} reads latents of width {model.latent_dim}, "
             f"level 1 in {l1} makes {level1.latent_dim}"
         )
     model.to(device).eval().requires_grad_(False)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.config import ConfigError, HierarchyConfig, PlannerConfig, SearchConfig
-from hjepa_lib.models.geometry import Geometry
-from hjepa_lib.models.joint import Level2
-from hjepa_lib.models.level1 import ACTION_DIM, Jepa
+from hjepa_lib.models.distance import Geometry
+from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.level2 import Level2
 
 CHUNK = 4096  # candidates rolled out at once, at most
 FEWEST = 512  # below this, matrix products get slower
@@ -100,7 +100,6 @@ class PrimitiveLevel(Level):
     """Level 1: one action per environment step, norm <= cap px."""
 
     config: PlannerConfig
-    plan_dim = ACTION_DIM
 
     def __init__(
         self, model: Jepa, config: PlannerConfig, geometry: Geometry, cap: float,
@@ -110,6 +109,7 @@ class PrimitiveLevel(Level):
             raise ConfigError("a planner's disagreement cost needs level1.predictors > 1")
         super().__init__(config, geometry, cap)
         self.model, self.level2 = model, level2
+        self.plan_dim = model.action_dim
 
     def project(self, plans: Tensor) -> Tensor:
         return clip_norm(plans, self.cap)
@@ -143,8 +143,8 @@ class MacroLevel(Level):
         self.clip, self.reachable = hierarchy.clip, hierarchy.reachable
         self.stride = model.config.step_skip
         self.space = SPACES[model.config.actions]
-        chunk = self.stride * model.rssm.action_dim
-        widths = {"z": model.rssm.z_width, "actions": chunk, "macro": model.rssm.macro_dim}
+        chunk = self.stride * model.action_dim
+        widths = {"z": model.z_width, "actions": chunk, "macro": model.macro_dim}
         self.plan_dim = widths[self.space]
         self.box = box  # (2, macro_dim) low and high percentiles of training macro-actions
 
@@ -165,7 +165,7 @@ class MacroLevel(Level):
         if self.space == "macro":
             return plans
         steps = plans.unflatten(-1, (self.stride, -1))  # (M, H, step_skip, A) px
-        return self.model.rssm.macro(self.level1.normalise_actions(steps))
+        return self.model.macro(self.level1.normalise_actions(steps))
 
     def imagine_states(self, start: Tensor, plans: Tensor):
         """Predictions and z of a prior roll-out (models/level2.py, Imagined)."""

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hjepa_lib.config import Config, ConfigError, load_yaml, parse_overrides
+import tyro
+
+from hjepa_lib.config import Config, ConfigError, load_yaml, parse_overrides, settings_text
 from hjepa_lib.config import profile as make_profile
 
 if TYPE_CHECKING:
@@ -188,4 +190,18 @@ class TrialsCommand:
                 trials = make_trials(self.layouts, self.level, rows, seed)
                 save_trials(path, trials)
                 print(f"{path}: {rows} trials, seed {seed}, sha256 {trials.sha256}")
+        return 0
+
+
+@dataclass
+class SettingsCommand:
+    """Print every setting with its value, range and meaning."""
+
+    prefix: tyro.conf.Positional[str] = ""
+    """Beginning of the dotted names, such as level1 or planning.hierarchy; all if empty."""
+    profile: Literal["smoke", "laptop", "full"] = "laptop"
+    """Whose values are shown."""
+
+    def __call__(self) -> int:
+        print(settings_text(self.prefix, self.profile))
         return 0

@@ -29,10 +29,10 @@ from hjepa_lib.models.checkpoint import (
     save_probe,
     save_weights,
 )
-from hjepa_lib.models.distance import Distance
-from hjepa_lib.models.geometry import DistanceGeometry, LatentGeometry
-from hjepa_lib.models.joint import HJepa, Level2
+from hjepa_lib.models.distance import Distance, LatentGeometry
+from hjepa_lib.models.joint import HJepa
 from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.level2 import Level2
 from hjepa_lib.planning.agent import Agent, load_agent
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.keys import core_stages, is_joint, wanted_stages
@@ -42,12 +42,10 @@ from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training import distributed
 from hjepa_lib.training.distance import train_distance
 from hjepa_lib.training.latents import LatentStore
-from hjepa_lib.training.level1 import train_level1
+from hjepa_lib.training.level1 import pretrain_level1, refine_predictors, train_level1
 from hjepa_lib.training.level2 import macro_box, train_joint, train_level2, typical_cost
 from hjepa_lib.training.loop import Fit, Report
-from hjepa_lib.training.masked import pretrain_level1
 from hjepa_lib.training.probes import train_probe
-from hjepa_lib.training.refine import refine_predictors
 
 NORMALISER = "normaliser.json"
 LINES = 10  # progress lines per training on the command line
@@ -186,7 +184,7 @@ def make_distance_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
         seed=ws.config.seed, precision=ws.precision, folder=ws.resume("distance"),
     )  # fmt: skip
     yield from ws.follow(fit, "distance")
-    save_distance(folder, head, model.latent_dim)
+    save_distance(folder, head)
 
 
 def make_macro_stage(
@@ -198,7 +196,7 @@ def make_macro_stage(
     train, validation, _ = load_data(ws)
     torch.manual_seed(ws.config.seed)
     stores = stores_for(ws, level1, train, validation)
-    model = Level2(section, level1.latent_dim).to(ws.device)
+    model = Level2(section, level1.latent_dim, level1.action_dim).to(ws.device)
     if section.train == "joint":
         load_weights(ws.run.path / "l1" / "joint_level2.safetensors", model)
     else:
@@ -209,9 +207,9 @@ def make_macro_stage(
         yield from ws.follow(fit, name)
         fit.load_best()
     model.eval().requires_grad_(False)
-    geometries = [LatentGeometry(), DistanceGeometry(head)]
+    geometries = [LatentGeometry(), head]
     reach = {g.name: typical_cost(g, stores[0], section.step_skip) for g in geometries}
-    save_level2(folder, model, level1.latent_dim, reach, macro_box(model, level1, stores[0]))
+    save_level2(folder, model, reach, macro_box(model, level1, stores[0]))
 
 
 # --- trained agents ---------------------------------------------------------------------------

@@ -1,24 +1,132 @@
 """Training of the temporal-distance head on frozen latents, from offline trajectories only.
 
-Two teachers. `bootstrap`: n-step targets (models/distance.py) for goals of which `future_goals`
-come from the future of the same trajectory and the rest are random states of the same layout (a
-state of another layout is never reachable). `graph`: lengths of shortest paths (paths.py).
+`bootstrap`, the idea of HILP (Park et al. 2024) without policy and value ensemble: expectile
+regression on n-step targets from an EMA copy dbar; with V = -d, and 0 at the goal,
+
+    target = -(1 - gamma^n) / (1 - gamma) - gamma^n * dbar(s_{t+n}, g)
+    loss   = L2_tau(target - V(s_t, g)) + relu(d(s_t, s_{t+k}) - k)^2,  k <= n
+
+`graph`: lengths of shortest paths among recorded states, the idea of search on the replay buffer
+(Eysenbach et al. 2019, arXiv 1906.05253); here paths only teach the head, which has to work in
+layouts without any data. Recorded steps are edges of length 1, and two states whose latents are
+closer than `link` usual steps are joined by an edge as long as their gap: a path goes round a wall
+that no trajectory went through. A step that was blocked leads nowhere, so no path takes it.
 """
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 from torch.nn import functional as F
 
 from hjepa_lib.config import DistanceConfig
-from hjepa_lib.models.distance import Distance, DistanceTerms, distance_terms, update_slow
+from hjepa_lib.models.distance import Distance
+from hjepa_lib.models.layers import update_ema
 from hjepa_lib.training.latents import LatentStore
-from hjepa_lib.training.loop import Fit, Task, step_generator
-from hjepa_lib.training.paths import find_paths
+from hjepa_lib.training.loop import Fit, Task, TrainingError, step_generator
+
+SOURCES, TARGETS = 128, 48
+"""Pairs of one graph: so many starts, each with so many goals."""
+SHORTEST = 1e-3  # steps; a sparse graph takes an edge of length 0 for no edge
+
+
+def train_distance(
+    head: Distance,
+    store: LatentStore,
+    validation: LatentStore | None,
+    config: DistanceConfig,
+    *,
+    seed: int,
+    precision: str = "fp32",
+    folder: Path | None = None,
+) -> Fit:
+    """Iterate to train `head` in place; the slow copy of `bootstrap` rides along for a resume."""
+    device = next(head.parameters()).device
+    slow: Distance | None = None
+    trained = torch.nn.ModuleDict({"head": head})
+    if config.teacher == "bootstrap":
+        slow = trained["slow"] = copy.deepcopy(head).requires_grad_(False)
+        sampler = GoalSampler(store, config.n_step, config.future_goals)
+    else:
+        starts, goals, lengths = find_paths(store, config, seed)
+    held_out = None if validation is None else GoalSampler(validation, config.n_step, 1.0)
+
+    def fetch(source: LatentStore, *index: Tensor) -> tuple[Tensor, ...]:
+        return source.latents[torch.stack(index)].float().to(device).unbind(0)
+
+    def terms(source: GoalSampler, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        pick = source.sample(batch, generator)
+        now, later, goal = fetch(source.store, pick.now, pick.later, pick.goal)
+        steps = pick.steps.float().to(device)
+        return distance_terms(head, slow, now, later, goal, steps, pick.at_goal.to(device))
+
+    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        if slow is None:
+            pick = torch.randint(len(lengths), (config.optim.batch,), generator=generator)
+            start, goal = fetch(store, starts[pick], goals[pick])
+            loss = F.smooth_l1_loss(head(start, goal), lengths[pick].to(device))
+            return loss, {"path_error": loss.item()}
+        found = terms(sampler, config.optim.batch, generator)
+        return sum(found.values()), {name: value.item() for name, value in found.items()}
+
+    def validate() -> dict[str, float]:
+        # No key "loss": the bootstrapped target grows while the head gets better, so its loss
+        # cannot choose weights; the calibration against recorded steps is what to look at.
+        report: dict[str, float] = {}
+        if slow is not None:
+            found = terms(held_out, 4096, step_generator(seed, 0))
+            report = {name: value.item() for name, value in found.items()}
+        pick = held_out.sample(4096, step_generator(seed, 1))
+        predicted = head(*fetch(validation, pick.now, pick.goal))
+        recorded = (pick.goal - pick.now).float()  # an upper bound of the true distance
+        return report | {
+            "recorded_steps": recorded.mean().item(),
+            "predicted_steps": predicted.mean().item(),
+            "overestimated": (predicted.cpu() > recorded).float().mean().item(),
+        }
+
+    def follow() -> None:
+        if slow is not None:
+            update_ema(slow, head, 1 - config.ema_rate)
+
+    task = Task(trained, loss_fn, None if held_out is None else validate, follow)
+    return Fit(task, config.optim, seed=seed, precision=precision, folder=folder, stage="distance")
+
+
+# --- bootstrap --------------------------------------------------------------------------------
+def distance_terms(
+    head: Distance,
+    slow: Distance,
+    now: Tensor,
+    later: Tensor,
+    goal: Tensor,
+    steps: Tensor,
+    at_goal: Tensor,
+) -> dict[str, Tensor]:
+    """`expectile` and `excess`, what close pairs are over-estimated by, of (s_t, s_{t+k}, g).
+
+    now, later, goal: (M, D) latents; steps: (M,) the k between now and later, 1 <= k <= n, smaller
+    than n only when the goal is reached on the way (then later is the goal); at_goal: (M,) bool.
+    """
+    config = head.config
+    phi_now, phi_later, phi_goal = head.embed(torch.stack([now, later, goal])).unbind(0)
+    predicted = head.between(phi_now, phi_goal)  # (M,)
+    discount = config.gamma**steps
+    with torch.no_grad():
+        bootstrap = slow(later, goal).masked_fill(at_goal, 0.0)
+        passed = (1 - discount) / (1 - config.gamma) if config.gamma < 1 else steps
+        target = -(passed + discount * bootstrap)
+    gap = target + predicted  # advantage: target - V
+    weight = torch.where(gap > 0, config.expectile, 1 - config.expectile)
+    excess = F.relu(head.between(phi_now, phi_later) - steps).square().mean()
+    return {"expectile": (weight * gap.square()).mean(), "excess": excess}
 
 
 class GoalBatch(NamedTuple):
@@ -32,7 +140,11 @@ class GoalBatch(NamedTuple):
 
 
 class GoalSampler:
-    """Draws (s_t, s_{t+k}, g), k = n or less where the goal or the trajectory's end comes first."""
+    """Draws (s_t, s_{t+k}, g), k = n or less where the goal or the trajectory's end comes first.
+
+    A share `future_goals` of the goals comes from the future of the same trajectory, the rest are
+    states of the same layout (one of another layout is never reachable).
+    """
 
     def __init__(self, store: LatentStore, n_step: int, future_goals: float) -> None:
         self.store, self.n_step, self.future_goals = store, n_step, future_goals
@@ -45,6 +157,8 @@ class GoalSampler:
         self.offsets = self.counts.cumsum(0) - self.counts
 
     def sample(self, batch: int, generator: torch.Generator) -> GoalBatch:
+        """`batch` triples; a pure function of the generator."""
+
         def uniform() -> Tensor:
             return torch.rand(batch, generator=generator, dtype=torch.float64)
 
@@ -66,67 +180,60 @@ class GoalSampler:
         return GoalBatch(now, later, goal, steps, later == goal)
 
 
-def train_distance(
-    head: Distance,
-    store: LatentStore,
-    validation: LatentStore | None,
-    config: DistanceConfig,
-    *,
-    seed: int,
-    precision: str = "fp32",
-    folder: Path | None = None,
-) -> Fit:
-    """Iterate to train `head` in place; the slow copy of `bootstrap` rides along for a resume."""
-    device = next(head.parameters()).device
-    slow = head.slow_copy() if config.teacher == "bootstrap" else None
-    trained = torch.nn.ModuleDict({"head": head})
-    if slow is not None:
-        trained["slow"] = slow  # so that a resume restores it too
-        sampler = GoalSampler(store, config.n_step, config.future_goals)
-    else:
-        pairs = find_paths(store, config, seed)
-    held_out = None
-    if validation is not None:
-        held_out = GoalSampler(validation, config.n_step, 1.0)
+# --- graph ------------------------------------------------------------------------------------
+def usual_step(store: LatentStore) -> float:
+    """Median latent length of the recorded steps that moved; TrainingError when none did."""
+    gap = (store.latents[1:].float() - store.latents[:-1].float()).norm(dim=-1).cpu()
+    moved = gap[(store.trajectory[1:] == store.trajectory[:-1]) & (gap > 0)]
+    if not len(moved):
+        raise TrainingError("no recorded step moves the latent: there are no paths to learn from")
+    return moved.median().item()
 
-    def fetch(source: LatentStore, *index: Tensor) -> tuple[Tensor, ...]:
-        return source.latents[torch.stack(index)].float().to(device).unbind(0)
 
-    def terms(source: GoalSampler, batch: int, generator: torch.Generator) -> DistanceTerms:
-        pick = source.sample(batch, generator)
-        now, later, goal = fetch(source.store, pick.now, pick.later, pick.goal)
-        steps = pick.steps.float().to(device)
-        return distance_terms(head, slow, now, later, goal, steps, pick.at_goal.to(device))
+def join_states(latents: Tensor, trajectory: Tensor, radius: float, unit: float) -> csr_array:
+    """Edge lengths in steps, (N, N) sparse; recorded steps lead one way, links both.
 
-    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        if slow is None:
-            pick = torch.randint(len(pairs.steps), (config.optim.batch,), generator=generator)
-            start, goal = fetch(store, pairs.start[pick], pairs.goal[pick])
-            loss = F.smooth_l1_loss(head(start, goal), pairs.steps[pick].to(device))
-            return loss, {"path_error": loss.item()}
-        found = terms(sampler, config.optim.batch, generator)
-        return found.expectile + found.excess, {k: v.item() for k, v in found._asdict().items()}
+    latents (N, D) float32, trajectory (N,) with its states in a row; `radius` in steps, `unit` the
+    latent length of a step.
+    """
+    here = torch.nonzero(trajectory[1:] == trajectory[:-1])[:, 0]
+    gaps = torch.cdist(latents, latents) / unit  # (N, N)
+    gaps.fill_diagonal_(torch.inf)
+    gaps[here, here + 1] = torch.inf  # a recorded step takes the place of that link
+    a, b = torch.nonzero(gaps < radius, as_tuple=True)
+    rows, columns = torch.cat([here, a]), torch.cat([here + 1, b])
+    lengths = torch.cat([torch.ones(len(here)), gaps[a, b].clamp(min=SHORTEST)])
+    size = len(latents)
+    return csr_array((lengths.numpy(), (rows.numpy(), columns.numpy())), shape=(size, size))
 
-    def validate() -> dict[str, float]:
-        # No key "loss": the bootstrapped target grows while the head gets better, so its loss
-        # cannot choose weights; the calibration against recorded steps is what to look at.
-        report: dict[str, float] = {}
-        if slow is not None:
-            found = terms(held_out, 4096, step_generator(seed, 0))
-            report = {k: v.item() for k, v in found._asdict().items()}
-        pick = held_out.sample(4096, step_generator(seed, 1))
-        predicted = head(*fetch(validation, pick.now, pick.goal))
-        recorded = (pick.goal - pick.now).float()  # an upper bound of the true distance
-        return report | {
-            "recorded_steps": recorded.mean().item(),
-            "predicted_steps": predicted.mean().item(),
-            "overestimated": (predicted.cpu() > recorded).float().mean().item(),
-        }
 
-    task = Task(
-        trained,
-        loss_fn,
-        None if held_out is None else validate,
-        None if slow is None else lambda: update_slow(slow, head),
-    )
-    return Fit(task, config.optim, seed=seed, precision=precision, folder=folder, stage="distance")
+def find_paths(
+    store: LatentStore, config: DistanceConfig, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random pairs that a path connects: starts and goals (P,) in the store, lengths (P,) in steps.
+
+    Of every graph of `graph_trajectories` trajectories of one layout, or fewer. Recorded steps may
+    be walked backwards when the head's form is the symmetric one. Equal arguments give equal pairs.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    unit, symmetric = usual_step(store), config.form == "metric"
+    layouts = store.layout.numbers()
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for layout in layouts.unique():
+        members = torch.nonzero(layouts == layout)[:, 0]
+        for part in members.split(config.graph_trajectories):
+            states = torch.cat(
+                [torch.arange(store.starts[one], store.starts[one + 1]) for one in part]
+            )
+            graph = join_states(
+                store.latents[states].float().cpu(), store.trajectory[states], config.link, unit
+            )
+            start = torch.randperm(len(states), generator=generator)[:SOURCES]
+            goal = torch.randint(len(states), (len(start), TARGETS), generator=generator)
+            steps = dijkstra(graph, directed=not symmetric, indices=start.numpy())  # (S, N)
+            steps = torch.from_numpy(np.take_along_axis(steps, goal.numpy(), 1)).float()
+            known = steps.isfinite()
+            first = start[:, None].expand_as(goal)
+            found.append((states[first[known]], states[goal[known]], steps[known]))
+    starts, goals, lengths = (torch.cat(column) for column in zip(*found, strict=True))
+    return starts, goals, lengths

@@ -15,7 +15,8 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed.nn.functional import all_gather
 
 from hjepa_lib.config import ConfigError
 from hjepa_lib.data.windows import WindowBatch
@@ -82,8 +83,8 @@ def gather_rollout(rollout: Rollout) -> Rollout:
     online = rollout.targets is rollout.encodings  # else the gradient of one would be lost
     parts = [rollout.encodings, rollout.predictions.transpose(0, 1), rollout.actions]
     parts += [] if online else [rollout.targets]
-    # One message each way: every part is (B, ...) float32.
-    joined = _Gather.apply(torch.cat([part.flatten(1) for part in parts], 1))
+    # One message: every part is (B / P, ...) float32.
+    joined = torch.cat(all_gather(torch.cat([part.flatten(1) for part in parts], 1)))
     split = joined.split([part[0].numel() for part in parts], 1)
     whole = [piece.reshape(-1, *part.shape[1:]) for piece, part in zip(split, parts, strict=True)]
     return Rollout(
@@ -92,23 +93,6 @@ def gather_rollout(rollout: Rollout) -> Rollout:
         targets=whole[0] if online else whole[3],
         actions=whole[2],
     )
-
-
-class _Gather(torch.autograd.Function):
-    """(B / P, F) of every process -> (B, F) in each."""
-
-    @staticmethod
-    def forward(ctx, part: Tensor) -> Tensor:
-        ctx.rows = len(part)
-        parts = [torch.empty_like(part) for _ in range(count())]
-        dist.all_gather(parts, part.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        total = grad.contiguous().clone()
-        dist.all_reduce(total)
-        return total[rank() * ctx.rows :][: ctx.rows]
 
 
 @torch.no_grad()

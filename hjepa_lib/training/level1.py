@@ -1,26 +1,44 @@
-"""Training of level 1: windows of positions -> rendered frames -> roll-out -> loss terms.
+"""Training of level 1: masked pre-training of `vit`, level 1 itself, refinement of its predictors.
 
-Validation runs on one fixed batch of held-out trajectories and reports, next to the loss, what a
-loss cannot show: collapse (mean std and effective rank of the latents), how well a ridge regression
-reads position and layout (px), and how far open-loop predictions drift (px, by the same probe).
+windows of positions -> rendered frames -> roll-out -> loss terms
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hjepa_lib.config import Level1Config
 from hjepa_lib.data.windows import WindowBatch, Windows
+from hjepa_lib.models.layers import draw_masks, mlp, update_ema
 from hjepa_lib.models.level1 import Jepa, Rollout
-from hjepa_lib.models.objectives import layout_identity, loss_terms, weighted_sum
+from hjepa_lib.models.objectives import layout_identity, loss_terms, similarity, weighted_sum
 from hjepa_lib.training import distributed
-from hjepa_lib.training.loop import Fit, Task, step_generator
+from hjepa_lib.training.latents import LatentBatch, LatentStore
+from hjepa_lib.training.loop import Fit, Task, TrainingError, step_generator
 from hjepa_lib.training.probes import effective_rank, fit_ridge, rmse_px
 
 VALIDATION_WINDOWS = 128
+Objective = Callable[[Jepa, Rollout, WindowBatch], tuple[Tensor, dict[str, Tensor]]]
+
+
+def level1_objective(
+    model: Jepa, rollout: Rollout, batch: WindowBatch
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted loss and the unweighted named terms; with a static part also `static`."""
+    config = model.config
+    terms = loss_terms(rollout, config.loss, model.idm, config.static_dim)
+    loss = weighted_sum(terms, config.loss)
+    if config.static_dim:
+        part = rollout.encodings[..., : config.static_dim]  # (B, T, S)
+        terms["static"] = layout_identity(part, batch.layout.numbers().to(part.device))
+        loss = loss + config.loss.static * terms["static"]
+    return loss, terms
 
 
 def train_level1(
@@ -32,17 +50,28 @@ def train_level1(
     seed: int,
     precision: str = "fp32",
     folder: Path | None = None,
+    objective: Objective = level1_objective,
 ) -> Fit:
-    """Iterate over the result to train `model` in place; see training/loop.py."""
+    """Iterate over the result to train `model` in place; see training/loop.py.
+
+    An own `objective(model, rollout, batch)` is minimised and validated in the place of ours. Under
+    torchrun each process encodes its own rows, and the objective is that of all rows together.
+    """
     device = next(model.parameters()).device
 
     def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         batch = train.sample(config.optim.batch, generator, config.layouts_per_batch)
-        return level1_loss(model, batch, device)
+        own = distributed.own_rows(batch)
+        rollout = distributed.gather_rollout(model(own.frames(device), own.actions.to(device)))
+        loss, terms = objective(model, rollout, batch)
+        return loss, {name: value.item() for name, value in terms.items()}
 
     def validate() -> dict[str, float]:
         batch = validation.sample(VALIDATION_WINDOWS, step_generator(seed, 0))
-        return validate_level1(model, batch, device)
+        rollout = model(batch.frames(device), batch.actions.to(device))
+        loss, terms = objective(model, rollout, batch)
+        named = {"loss": loss, **terms}
+        return {name: value.item() for name, value in named.items()} | quality(rollout, batch)
 
     task = Task(model, loss_fn, None if validation is None else validate, model.update_target)
     return Fit(
@@ -50,59 +79,166 @@ def train_level1(
     )
 
 
-def level1_loss(
-    model: Jepa, batch: WindowBatch, device: torch.device
-) -> tuple[Tensor, dict[str, float]]:
-    """Weighted loss and the unweighted named terms of one batch of windows.
+def quality(rollout: Rollout, batch: WindowBatch) -> dict[str, float]:
+    """What a loss cannot show: collapse, what a ridge regression reads, drift of open loops (px).
 
-    Under torchrun each process encodes its own rows, and the terms are those of all rows together.
+    The regression is fitted on the first half of the batch and read on the second.
     """
-    own = distributed.own_rows(batch)
-    rollout = distributed.gather_rollout(model(own.frames(device), own.actions.to(device)))
-    loss, terms = _objective(model, rollout, batch)
-    return loss, {name: value.item() for name, value in terms.items()}
-
-
-def _objective(
-    model: Jepa, rollout: Rollout, batch: WindowBatch
-) -> tuple[Tensor, dict[str, Tensor]]:
-    config = model.config
-    six = loss_terms(rollout, config.loss.form, model.idm, config.static_dim)
-    loss, terms = weighted_sum(six, config.loss), six._asdict()
-    if config.static_dim:
-        part = rollout.encodings[..., : config.static_dim]  # (B, T, S)
-        terms["static"] = layout_identity(part, batch.layout.numbers().to(part.device))
-        loss = loss + config.loss.static * terms["static"]
-    return loss, terms
-
-
-def validate_level1(model: Jepa, batch: WindowBatch, device: torch.device) -> dict[str, float]:
-    """Loss terms, collapse metrics and ridge probes of one held-out batch."""
-    frames = batch.frames(device)
-    rollout = model(frames, batch.actions.to(device))
-    loss, terms = _objective(model, rollout, batch)
-    latents = rollout.encodings  # (B, T, D)
-    flat = latents.flatten(0, 1).cpu()
-    half = len(batch.positions) // 2 * batch.positions.shape[1]
+    steps = batch.positions.shape[1]
+    flat = rollout.encodings.flatten(0, 1).cpu()  # (B * T, D)
+    half = len(batch.positions) // 2 * steps
     position = batch.positions.flatten(0, 1)
     probe = fit_ridge(flat[:half], position[:half])
     ahead = rollout.predictions.mean(0).cpu()  # (B, T', D)
-    predicted = probe(ahead.flatten(0, 1)).view(*ahead.shape[:2], 2)
+    predicted = probe(ahead.flatten(0, 1)).unflatten(0, ahead.shape[:2])
     truth = batch.positions[:, : ahead.shape[1]]
     drift = (predicted - truth)[len(truth) // 2 :].square().sum(-1)  # (B/2, T')
     report = {
-        "loss": loss.item(),
-        **{name: value.item() for name, value in terms.items()},
         "latent_std": float(flat.std(0).mean()),
         "effective_rank": effective_rank(flat),
         "probe_position_px": rmse_px(probe(flat[half:]), position[half:]),
         "open_loop_px": float(drift[:, -1].mean().sqrt()),
     }
-    layout = torch.stack([batch.layout.wall_x, batch.layout.door_y], -1)  # (B, 2)
+    layout = batch.layout.pairs().float()  # (B, 2)
     if len(layout.unique(dim=0)) > 1:
-        repeated = layout.repeat_interleave(batch.positions.shape[1], 0)
-        found = fit_ridge(flat[:half], repeated[:half])(flat[half:])
-        for axis, name in enumerate(("wall_x", "door_y")):
-            gap = found[:, axis] - repeated[half:, axis]
-            report[f"probe_{name}_px"] = float(gap.square().mean().sqrt())
+        repeated = layout.repeat_interleave(steps, 0)
+        gap = fit_ridge(flat[:half], repeated[:half])(flat[half:]) - repeated[half:]
+        error = gap.square().mean(0).sqrt().tolist()
+        report |= {"probe_wall_x_px": error[0], "probe_door_y_px": error[1]}
     return report
+
+
+# --- masked pre-training ----------------------------------------------------------------------
+DECAY = 0.996
+HIDDEN = 256
+LR, WEIGHT_DECAY = 1e-4, 0.05
+"""Of seed 002's stage 1."""
+MASKED_WINDOWS = 32  # of a validation
+
+
+class Masked(nn.Module):
+    """Predicts the latent of a frame from part of its patches: seed 002's stage 1, on frames.
+
+        L = | MLP(enc(x with hidden patches)) - sg(enc_slow(x)) |_1        (arXiv 2506.09985)
+
+    Hidden patches are replaced by a learned token. `encoder` is level 1's own; token, MLP and slow
+    copy are of no use afterwards.
+    """
+
+    def __init__(self, level1: Jepa) -> None:
+        super().__init__()
+        dim, width = level1.latent_dim, level1.config.width
+        self.encoder = level1.encoder
+        self.slow = copy.deepcopy(level1.encoder).requires_grad_(False)
+        self.token = nn.Parameter(0.02 * torch.randn(width))
+        self.predictor = mlp(dim, HIDDEN, HIDDEN, dim, activation=nn.GELU)
+
+    def loss(self, level1: Jepa, frames: Tensor, hidden: Tensor) -> Tensor:
+        """frames (M, C, Hpx, Wpx) uint8, hidden (M, N) bool -> mean absolute error."""
+        seen = level1.encode(frames, lambda x: self.encoder(x, hidden, self.token))
+        with torch.no_grad():
+            target = level1.encode(frames, self.slow)
+        return (self.predictor(seen).float() - target).abs().mean()
+
+
+def pretrain_level1(
+    model: Jepa,
+    train: Windows,
+    validation: Windows | None,
+    config: Level1Config,
+    *,
+    seed: int,
+    precision: str = "fp32",
+    folder: Path | None = None,
+) -> Fit:
+    """Iterate over the result to train the encoder of `model` in place; see training/loop.py."""
+    device = next(model.parameters()).device
+    optim = dataclasses.replace(
+        config.optim,
+        updates=config.pretrain_updates,
+        lr=LR,
+        weight_decay=WEIGHT_DECAY,
+        clip=1.0,
+        patience=0,
+    )
+    masked = Masked(model).to(device)
+    patches = model.encoder.patches.count
+
+    def drawn(source: Windows, windows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        frames = source.sample(windows, generator).frames(device).flatten(0, 1)
+        hidden = draw_masks(len(frames), patches, config.pretrain_mask, generator)
+        return frames, hidden.to(device)
+
+    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        loss = masked.loss(model, *drawn(train, optim.batch, generator))
+        return loss, {"masked_l1": loss.item()}
+
+    def validate() -> dict[str, float]:
+        frames, hidden = drawn(validation, MASKED_WINDOWS, step_generator(seed, 0))
+        latents = model.encode(frames).float()
+        return {
+            # No key "loss": it falls to 0 under collapse, so it must not choose weights.
+            "masked_l1": masked.loss(model, frames, hidden).item(),
+            "latent_std": float(latents.std(0).mean()),
+            "effective_rank": effective_rank(latents.cpu()),
+        }
+
+    def follow() -> None:
+        update_ema(masked.slow, masked.encoder, DECAY)
+
+    task = Task(masked, loss_fn, None if validation is None else validate, follow)
+    return Fit(task, optim, seed=seed, precision=precision, folder=folder, stage="l1_pretrain")
+
+
+# --- refinement -------------------------------------------------------------------------------
+REFINE_STEPS = 3
+"""Steps of the roll-outs in the loss: a wall is met within a few, and each costs a prediction."""
+REFINE_BATCH = 512
+REFINE_WINDOWS = 2048  # of a validation
+
+
+def refine_predictors(
+    model: Jepa,
+    store: LatentStore,
+    validation: LatentStore | None,
+    config: Level1Config,
+    *,
+    seed: int,
+    precision: str = "fp32",
+    folder: Path | None = None,
+) -> Fit:
+    """Iterate to train the predictors of `model` in place, on latents that no longer change.
+
+    The targets stand still and an update is five times cheaper than one of both: sharp walls need
+    that. The loss is the similarity term over the moving part, mean over the ensemble. Learning
+    rate, schedule and clipping are those of `level1.optim`; batch, patience and weight decay are
+    not. TrainingError when no trajectory has `REFINE_STEPS` steps.
+    """
+    device, length = next(model.parameters()).device, REFINE_STEPS + 1
+    first = store.windows(length)
+    if not len(first):
+        raise TrainingError(f"refinement needs trajectories of {length} states; these are shorter")
+    optim = dataclasses.replace(
+        config.optim,
+        updates=config.refine_updates,
+        batch=REFINE_BATCH,
+        weight_decay=0.0,
+        patience=0,
+    )
+
+    def error(batch: LatentBatch) -> Tensor:
+        latents, actions = batch.latents.to(device), batch.actions.to(device)
+        ahead = model.rollout_members(latents[:, 0], actions)  # (K, B, REFINE_STEPS + 1, D)
+        return similarity(ahead[..., config.static_dim :], latents[..., config.static_dim :])
+
+    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        loss = error(store.sample(first, REFINE_BATCH, length, generator))
+        return loss, {"sim": loss.item()}
+
+    def validate() -> dict[str, float]:
+        among, generator = validation.windows(length), step_generator(seed, 0)
+        found = error(validation.sample(among, REFINE_WINDOWS, length, generator)).item()
+        return {"loss": found, "sim": found}
+
+    task = Task(model.predictors, loss_fn, None if validation is None else validate)
+    return Fit(task, optim, seed=seed, precision=precision, folder=folder, stage="l1_refine")

@@ -1,9 +1,4 @@
-"""Training of level 2: frozen (on stored level-1 latents, the default) or joint from scratch.
-
-Validation reports, next to the loss, the two errors that decide whether planning can work: the
-prediction with the posterior's z (what the decoder can express) and with the prior's mean (what is
-known without looking ahead).
-"""
+"""Training of level 2: frozen (on stored level-1 latents, the default) or joint from scratch."""
 
 from __future__ import annotations
 
@@ -14,11 +9,12 @@ from torch import Tensor
 
 from hjepa_lib.config import Config, Level2Config
 from hjepa_lib.data.windows import Windows
-from hjepa_lib.models.geometry import Geometry
-from hjepa_lib.models.joint import HJepa, Level2
+from hjepa_lib.models.distance import Geometry
+from hjepa_lib.models.joint import HJepa
 from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.level2 import Level2
 from hjepa_lib.training.latents import LatentBatch, LatentStore
-from hjepa_lib.training.loop import Fit, Task, step_generator
+from hjepa_lib.training.loop import Fit, Task, TrainingError, step_generator
 
 VALIDATION_WINDOWS = 512
 
@@ -35,32 +31,30 @@ def train_level2(
     folder: Path | None = None,
     stage: str = "l2",
 ) -> Fit:
-    """Level 1 is frozen: it is not even run, only its stored latents are read."""
+    """Level 1 is frozen: it is not even run, only its stored latents are read.
+
+    Validation reports the error with the posterior's z (what the decoder can express, `sim`) and
+    with the prior's mean (what is known without looking ahead, `prior_sim`).
+    """
     length = config.macro_steps * config.step_skip + 1
     device = next(level2.parameters()).device
     windows = store.windows(length)
     if not len(windows):
-        raise ValueError(f"level 2 needs trajectories of {length} states; the data are shorter")
+        raise TrainingError(f"level 2 needs trajectories of {length} states; the data are shorter")
 
-    def forward(batch: LatentBatch, generator: torch.Generator):
+    def error(batch: LatentBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         actions = level1.normalise_actions(batch.actions.to(device))
-        return level2.observe(batch.latents.to(device), actions, generator)
+        total, terms = level2.loss(*level2.observe(batch.latents.to(device), actions, generator))
+        return total, {name: value.item() for name, value in terms.items()}
 
     def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        batch = store.sample(windows, config.optim.batch, length, generator)
-        total, terms = level2.loss(*forward(batch, generator))
-        return total, {name: value.item() for name, value in terms.items()}
+        return error(store.sample(windows, config.optim.batch, length, generator), generator)
 
     def validate() -> dict[str, float]:
         generator = step_generator(seed, 0)
         batch = validation.sample(validation.windows(length), VALIDATION_WINDOWS, length, generator)
-        rollout, observed = forward(batch, generator)
-        total, terms = level2.loss(rollout, observed)
-        return {
-            "loss": float(total),
-            **{name: value.item() for name, value in terms.items()},
-            "prior_sim": prior_error(level2, level1, batch),
-        }
+        total, terms = error(batch, generator)
+        return {"loss": total.item(), **terms, "prior_sim": prior_error(level2, level1, batch)}
 
     task = Task(level2, loss_fn, None if validation is None else validate)
     return Fit(task, config.optim, seed=seed, precision=precision, folder=folder, stage=stage)
@@ -70,8 +64,7 @@ def prior_error(level2: Level2, level1: Jepa, batch: LatentBatch) -> float:
     """MSE of one macro step predicted with the prior's mean z."""
     device = next(level2.parameters()).device
     actions = level1.normalise_actions(batch.actions.to(device))
-    chunks = level2.chunk_actions(actions)[:, :1]  # (B, 1, step_skip, A)
-    macros = None if level2.rssm.macro_dim == 0 else level2.rssm.macro(chunks)
+    macros = level2.macro(level2.chunk_actions(actions)[:, :1])  # (B, 1, macro_dim)
     start = batch.latents[:, 0].to(device)
     predicted = level2.imagine(start, 1, macros).predictions[:, 0]
     truth = batch.latents[:, level2.config.step_skip].to(device)
@@ -91,8 +84,7 @@ def train_joint(
 
     def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         batch = train.sample(config.level1.optim.batch, generator, config.level1.layouts_per_batch)
-        frames = batch.frames(device)
-        rollout = model(frames, batch.actions.to(device), generator)
+        rollout = model(batch.frames(device), batch.actions.to(device), generator)
         loss, terms = model.loss(rollout)
         return loss, {name: value.item() for name, value in terms.items()}
 
@@ -114,7 +106,7 @@ def macro_box(
     pick = windows[:: max(1, len(windows) // 20_000)]
     actions = level1.normalise_actions(store.gather(pick, length).actions)
     device = next(level2.parameters()).device
-    codes = level2.rssm.macro(actions.to(device)).float()  # (M, macro_dim)
+    codes = level2.macro(actions.to(device)).float()  # (M, macro_dim)
     bounds = torch.quantile(codes, torch.tensor([share, 1 - share], device=device), dim=0)
     return torch.stack([bounds[0] + inset, bounds[1] - inset])
 

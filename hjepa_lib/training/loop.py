@@ -289,8 +289,8 @@ class Fit:
     def resume(self, path: Path, same_settings: bool = True) -> None:
         """Go on where the fit that wrote `path` ended, on this fit's device.
 
-        On another device the end is not bit-equal to an uninterrupted training: a printed line says
-        so. TrainingError for a damaged file, another model, or (`same_settings`) other settings; a
+        On another device the end is not bit-equal to an uninterrupted training: a warning says so.
+        TrainingError for a damaged file, another model, or (`same_settings`) other settings; a
         setting that is younger than the file had its default then.
         """
         try:
@@ -314,9 +314,10 @@ class Fit:
         except (RuntimeError, ValueError) as error:
             raise TrainingError(f"{path} does not fit this model") from error
         if moved:
-            print(
+            warnings.warn(
                 f"{path}: begun on {device}, goes on here on {self.device.type}; the result will "
-                "not be bit-equal to that of one device"
+                "not be bit-equal to that of one device",
+                stacklevel=3,
             )
         self.best = payload["best"]
         for name, value in counters.items():

@@ -14,7 +14,7 @@ import functools
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from string import Template
 from typing import Any
@@ -25,14 +25,15 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from PIL import Image
 
+from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
 from hjepa_lib.figures.data import frame_rgb
 from hjepa_lib.figures.style import styled
-from hjepa_lib.widgets.scene import Scene, draw_room
+from hjepa_lib.widgets.scene import Scene
 from hjepa_lib.widgets.story import UNITS, Maps, Story
-from hjepa_lib.worlds.layout import HIGH, LOW
+from hjepa_lib.worlds.layout import SIZE
 
-EDGE = (LOW - 1, HIGH + 1)  # px shown of the room, as in `scene.draw_room`
+EDGE = (-0.5, SIZE - 0.5)  # px shown of the room, as in `primitives.show_room`
 ARROW = 3  # an action is at most a few px long: it is drawn this many times as long
 _COLUMNS = 16  # frames per row of the sprite
 _PAGE = Template(
@@ -188,7 +189,7 @@ def sprite(frames: np.ndarray) -> np.ndarray:
 
 def floor_picture(scene: Scene, scale: float = 1.0) -> bytes:
     """The empty room as a square PNG that shows `EDGE` px in both directions."""
-    return _square(lambda axis: draw_room(axis, scene), scale)
+    return _square(lambda axis: draw.show_room(axis, scene.room), scale)
 
 
 def landscape_picture(maps: Maps, name: str, scene: Scene, scale: float = 1.0) -> bytes:
@@ -198,20 +199,15 @@ def landscape_picture(maps: Maps, name: str, scene: Scene, scale: float = 1.0) -
 
 def draw_landscape(axis: Axes, maps: Maps, name: str, scene: Scene) -> None:
     """Colours with contour lines in the room; the same look as `figures.cost_landscape`."""
-    values = np.ma.masked_invalid(maps.costs[name])
-    half = (maps.axis[1] - maps.axis[0]) / 2
-    low, high = maps.axis[0] - half, maps.axis[-1] + half
-    axis.imshow(values, extent=(low, high, high, low), cmap=style.SEQUENTIAL)
-    axis.contour(maps.axis, maps.axis, values, levels=9, colors="white", linewidths=0.6, alpha=0.55)
-    draw_room(axis, scene, floor=False)
-    axis.set_facecolor(style.WALL)
+    draw.show_room(axis, scene.room)
+    draw.landscape(axis, maps.costs[name], maps.axis, maps.axis)
 
 
 @styled
-def _square(draw, scale: float) -> bytes:
+def _square(shows: Callable[[Axes], None], scale: float) -> bytes:
     figure = style.Picture(figsize=(3.0 * scale, 3.0 * scale))
     axis = figure.add_axes((0, 0, 1, 1))
-    draw(axis)
+    shows(axis)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     # 256 colours are a third of the bytes, and every notebook holds several such pictures.

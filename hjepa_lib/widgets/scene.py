@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from hjepa_lib.figures.style import FLOOR, WALL
 from hjepa_lib.files import WorkbookError
-from hjepa_lib.worlds.layout import DOOR_HALF, DOOR_RANGE, HIGH, LOW, WALL_HALF, WALL_RANGE, Layout
+from hjepa_lib.worlds.layout import DOOR_RANGE, HIGH, LOW, WALL_RANGE, Layout
+from hjepa_lib.worlds.rendering import render_walls
 from hjepa_lib.worlds.trials import Trials, content_hash
 from hjepa_lib.worlds.two_rooms import inside, sample_start_goal
 
@@ -33,6 +32,11 @@ class Scene(NamedTuple):
     def layout(self) -> Layout:
         """The one room of this scene."""
         return Layout.of([[self.wall_x, self.door_y]])
+
+    @property
+    def room(self) -> np.ndarray:
+        """Its rendered walls (Hpx, Wpx), the background of every figure."""
+        return render_walls(self.layout)[0].numpy()
 
 
 def scene_of(trials: Trials, trial: int) -> Scene:
@@ -82,23 +86,3 @@ def trials_of(scene: Scene, companions: int = 0, seed: int = 0, row: int = 0) ->
 
 def _tensor(place: tuple[float, float]) -> Tensor:
     return torch.tensor(place, dtype=torch.float32)
-
-
-def draw_room(axis: Axes, scene: Scene, floor: bool = True) -> None:
-    """Floor, border, wall and door of a scene, between the faces where the dot's centre can go."""
-    size = HIGH - LOW
-    if floor:
-        axis.add_patch(Rectangle((LOW, LOW), size, size, facecolor=FLOOR, zorder=0))
-    look = {"fill": False, "edgecolor": WALL, "linewidth": 1.5, "zorder": 3}
-    axis.add_patch(Rectangle((LOW, LOW), size, size, **look))
-    left, top, bottom = (
-        scene.wall_x - WALL_HALF,
-        scene.door_y - DOOR_HALF,
-        scene.door_y + DOOR_HALF,
-    )
-    for low, high in ((LOW, top), (bottom, HIGH)):
-        wall = Rectangle((left, low), 2 * WALL_HALF, high - low, facecolor=WALL, zorder=3)
-        axis.add_patch(wall)
-    axis.set(xlim=(LOW - 1, HIGH + 1), ylim=(HIGH + 1, LOW - 1), aspect="equal")
-    axis.set(xticks=[], yticks=[])
-    axis.spines[:].set_visible(False)

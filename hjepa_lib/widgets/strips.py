@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
+from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
 from hjepa_lib.figures.data import frame_rgb
 from hjepa_lib.figures.style import styled
 from hjepa_lib.widgets.player import ARROW, draw_landscape, pair_colours
-from hjepa_lib.widgets.scene import Scene, draw_room
+from hjepa_lib.widgets.scene import Scene
 from hjepa_lib.widgets.story import UNITS, Story
 
 _SIZE = 1.75  # inches of a panel
@@ -33,10 +34,10 @@ def film(story: Story, count: int = 5) -> Figure:
     draws = (_frame, draw_plan, _landscape, _ahead, _plane)
     figure = style.Picture(figsize=(_SIZE * len(steps) + 0.3, 6.1 * _SIZE), layout="constrained")
     grid = figure.add_gridspec(6, len(steps))
-    for row, (name, draw) in enumerate(zip(names, draws, strict=True)):
+    for row, (name, shows) in enumerate(zip(names, draws, strict=True)):
         for column, step in enumerate(steps):
             axis = figure.add_subplot(grid[row, column])
-            draw(axis, story, int(step))
+            shows(axis, story, int(step))
             if row == 0:
                 axis.set_title(f"step {step}", pad=3)
             if column == 0:
@@ -72,7 +73,7 @@ def preview(scene: Scene, size: float = 2.6) -> Figure:
     """The room of a scene with start and goal, which may lie anywhere."""
     figure = style.Picture(figsize=(size, size))
     axis = figure.add_axes((0, 0, 1, 1))
-    draw_room(axis, scene)
+    draw.show_room(axis, scene.room)
     style.mark_start(axis, np.array(scene.start), size=60)
     style.mark_goal(axis, np.array(scene.goal), size=80)
     return figure
@@ -93,7 +94,7 @@ def _frame(axis: Axes, story: Story, step: int) -> None:
 def draw_plan(axis: Axes, story: Story, step: int, colour: str = "") -> None:
     """Path so far, candidates shaded by cost, chosen plan and action, what level 2 imagines."""
     colour, call = colour or style.method_colour(story.method), story.call(step)
-    draw_room(axis, story.scene)
+    draw.show_room(axis, story.scene.room)
     origin = story.positions[min(call * story.replan, step)]
     if story.fan is not None:
         paths = [np.vstack([origin, path]) for path in story.fan[call][::-1]]  # the best on top
@@ -126,7 +127,7 @@ def _landscape(axis: Axes, story: Story, step: int) -> None:
 
 
 def _ahead(axis: Axes, story: Story, step: int) -> None:
-    draw_room(axis, story.scene)
+    draw.show_room(axis, story.scene.room)
     axis.plot(*story.positions.T, color=style.FAINT, linewidth=0.8, zorder=2)
     if step < story.steps:
         guess = story.ahead[step]

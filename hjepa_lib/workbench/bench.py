@@ -26,8 +26,7 @@ from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.evaluation import protocol_cap
 from hjepa_lib.files import WorkbookError, write_json
-from hjepa_lib.models.distance import Distance
-from hjepa_lib.models.geometry import DistanceGeometry, Geometry, LatentGeometry
+from hjepa_lib.models.distance import Distance, Geometry, LatentGeometry
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.planning.levels import PrimitiveLevel
 from hjepa_lib.planning.planner import Layer, Planner
@@ -98,7 +97,7 @@ class Planning:
         model = Jepa(config.level1, Normaliser.fit(generate("good", SAMPLE), 0)).eval()
         geometry: Geometry = LatentGeometry()
         if config.planning.cost == "distance":
-            geometry = DistanceGeometry(Distance(config.distance, model.latent_dim).eval())
+            geometry = Distance(config.distance, model.latent_dim).eval()
         tasks = load_trials("p1", "validation", min(trials, 500))
         rows = torch.arange(trials) % tasks.count  # the stored ones again, beyond 500
         with torch.no_grad():

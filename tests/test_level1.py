@@ -1,0 +1,236 @@
+"""Level 1 beyond the usual: vision transformer, masked pre-training, refinement, as stages."""
+
+import json
+
+import pytest
+import torch
+from tiny import digest, frozen_stores, make_agent, make_job, make_level1, seeded, tiny_config
+
+from hjepa_lib.config import Config, ConfigError, differences
+from hjepa_lib.models.checkpoint import load_level1
+from hjepa_lib.runs import stages
+from hjepa_lib.runs.report import build_summary
+from hjepa_lib.runs.run import Run
+from hjepa_lib.training import level1 as level1_training
+from hjepa_lib.training.loop import Fit, TrainingError
+from hjepa_lib.workbench import variants
+
+VIT = {"level1__encoder": "vit", "level1__predictor": "transformer", "level1__hidden": 16}
+MASKED = VIT | {"level1__pretrain_mask": 0.4, "level1__pretrain_updates": 4}
+REFINED = {"level1__refine_updates": 6, "level1__optim__validate_every": 3}
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    monkeypatch.setattr(level1_training, "REFINE_BATCH", 64)
+    monkeypatch.setattr(level1_training, "REFINE_WINDOWS", 64)
+
+
+def frames_of(*lead, seed=0):
+    return torch.randint(0, 256, (*lead, 2, 65, 65), dtype=torch.uint8, generator=seeded(seed))
+
+
+# --- the vision transformer -------------------------------------------------------------------
+def test_shapes_and_every_weight_is_used():
+    model = make_level1(tiny_config(**VIT))
+    rollout = model(frames_of(3, 4), torch.randn(3, 3, 2))
+    assert rollout.encodings.shape == (3, 4, 16) and rollout.predictions.shape == (1, 3, 4, 16)
+    assert model.encoder.patches.count == 25
+    rollout.predictions.square().sum().backward()
+    unused = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert [name for name in unused if not name.startswith("idm")] == []
+
+
+def test_positions_are_added_once_at_the_true_place():
+    """F8: blocks treat tokens alike, so swapping patches together with positions swaps tokens."""
+    encoder = make_level1(tiny_config(**VIT)).eval().encoder
+    torch.nn.init.normal_(encoder.patches.position)
+    pixels = torch.randn(1, 2, 65, 65, generator=seeded())
+    swapped = pixels.clone()
+    swapped[..., :13, :13], swapped[..., :13, 13:26] = (
+        pixels[..., :13, 13:26], pixels[..., :13, :13],
+    )  # fmt: skip
+    order = torch.arange(25)
+    order[[0, 1]] = order[[1, 0]]
+    before = encoder.patches(pixels)
+    assert not torch.allclose(before[:, order], encoder.patches(swapped), atol=1e-3)
+    tokens = encoder.blocks(before)
+    with torch.no_grad():
+        encoder.patches.position.copy_(encoder.patches.position[order])
+    assert torch.allclose(before[:, order], encoder.patches(swapped), atol=1e-5)
+    assert torch.allclose(tokens[:, order], encoder.blocks(encoder.patches(swapped)), atol=1e-5)
+
+
+def test_hidden_patches_cannot_be_seen_and_visible_ones_can():
+    """F4: masks are arguments of a call, not a state of the encoder: none in use."""
+    model = make_level1(tiny_config(**MASKED)).eval()
+    token, plain = torch.ones(8), frames_of(1)
+    hidden = torch.zeros(1, 25, dtype=torch.bool)
+    hidden[0, 3] = True  # rows 0..12, columns 39..51
+
+    def latent(frames, mask):
+        return model.encode(frames, lambda x: model.encoder(x, mask, token))
+
+    there, elsewhere = plain.clone(), plain.clone()
+    there[..., :13, 39:52] = 0
+    elsewhere[..., :13, 13:26] = 0
+    assert torch.equal(latent(plain, hidden), latent(there, hidden))
+    assert not torch.equal(latent(plain, hidden), latent(elsewhere, hidden))
+    assert torch.equal(latent(plain, torch.zeros_like(hidden)), model.encode(plain))
+    assert torch.equal(model.train().encode(plain), model.eval().encode(plain))
+
+
+def test_it_learns_and_plans_through_the_same_interface():
+    losses = [r.loss for r in make_job("level1", tiny_config(**VIT, level1__optim__updates=20)).fit]
+    assert sum(losses[-5:]) < sum(losses[:5])
+    agent = make_agent(tiny_config(**VIT))
+    actions, plan = agent.plan(*frames_of(2).numpy())
+    assert actions.shape == (2, 2) and torch.isfinite(plan.actions).all()
+    member = agent.level1.predictors[0]
+    state, action = torch.randn(6, 16), torch.randn(6, 2)
+    assert not torch.allclose(member(state, action), member(state, -action))
+    joined = member(state, action)
+    alone = torch.cat([member(state[i : i + 1], action[i : i + 1]) for i in range(6)])
+    assert torch.allclose(joined, alone, atol=1e-6)  # candidates do not see each other
+
+
+# --- masked pre-training ----------------------------------------------------------------------
+def test_pretraining_moves_the_encoder_only_and_reports_collapse():
+    """The slow copy follows its formula and is not optimised."""
+    job = make_job("pretraining", tiny_config(**MASKED))
+    before = {name: value.clone() for name, value in job.module.state_dict().items()}
+    masked = job.fit.module
+    slow = [p.clone() for p in masked.slow.parameters()]
+    reports = [next(iter(job.fit))]
+    fast = list(job.module.encoder.parameters())
+    for old, new, now in zip(slow, masked.slow.parameters(), fast, strict=True):
+        assert torch.allclose(new, 0.996 * old + 0.004 * now, atol=1e-7)
+    reports += list(job.fit)
+    assert [(r.update, r.stage) for r in reports] == [(n, "l1_pretrain") for n in (1, 2, 3, 4)]
+    after = job.module.state_dict()
+    changed = {name.split(".")[0] for name in after if (after[name] != before[name]).any()}
+    assert changed == {"encoder"}
+    assert reports[-1].validation.keys() == {"masked_l1", "latent_std", "effective_rank"}
+    coverage = {id(p) for group in job.fit.optimiser.param_groups for p in group["params"]}
+    assert coverage == {id(p) for p in masked.parameters() if p.requires_grad}
+    assert {id(p) for p in masked.slow.parameters()}.isdisjoint(coverage)
+    more = make_job("pretraining", tiny_config(**MASKED | {"level1__pretrain_mask": 0.8}))
+    assert [r.loss for r in more.fit] != [r.loss for r in reports]
+
+
+def test_the_option_needs_a_vit():
+    with pytest.raises(ConfigError, match=r"level1\.pretrain_mask needs level1\.encoder=vit"):
+        Config().override("level1.pretrain_mask=0.4")
+
+
+def test_an_ema_target_starts_from_the_pretrained_encoder(workspace_of, monkeypatch):
+    seen, original = {}, Fit.__iter__
+
+    def spy(self):
+        if not hasattr(self.module, "target_encoder"):
+            return original(self)
+        seen["digests"] = digest(self.module.encoder), digest(self.module.target_encoder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Fit, "__iter__", spy)
+    with pytest.raises(KeyboardInterrupt):
+        list(stages.train(workspace_of(tiny_config(**MASKED, level1__target="ema")), "l1"))
+    assert len(set(seen["digests"])) == 1
+
+
+# --- refinement -------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"level1__predictors": 2},
+        {"level1__predictor": "transformer"},
+        {"data__layouts": "random", "level1__static_dim": 4},
+    ],
+)
+def test_the_loss_is_the_error_of_three_predicted_steps(changes, monkeypatch):
+    """Of the moving part alone where there is a static one; mean over the ensemble."""
+    config = tiny_config(**REFINED, **changes)
+    job = make_job("refinement", config)
+    store = frozen_stores(config.level1, config.seed, config.distance.trajectories)[0]
+    drawn, gather = [], store.gather
+    monkeypatch.setattr(store, "gather", lambda *args: drawn.append(args[0]) or gather(*args))
+    model = make_level1(config, config.seed)  # the weights before the update
+    report = next(iter(job.fit))
+    (first, *_), total = drawn, 0.0
+    for member in range(config.level1.predictors):
+        z = store.latents[first].float()
+        for ahead in (1, 2, 3):
+            z = model.predict(z, store.actions[first + ahead - 1], member)
+            gap = (z - store.latents[first + ahead].float())[:, config.level1.static_dim :]
+            total += gap.square().mean().item() / 3
+    assert report.loss == pytest.approx(total / config.level1.predictors, rel=1e-4)
+
+
+def test_only_the_predictors_learn_and_the_error_falls():
+    changes = {"refine_updates": 60, "optim__validate_every": 20, "optim__lr": 1e-2}
+    job = make_job("refinement", tiny_config(**{f"level1__{k}": v for k, v in changes.items()}))
+    before = digest(job.whole.encoder), digest(job.whole.idm)
+    reports = [report.validation["loss"] for report in job.fit if report.validation]
+    assert (digest(job.whole.encoder), digest(job.whole.idm)) == before
+    assert reports[-1] < 0.8 * reports[0]
+
+
+def test_trajectories_that_are_too_short_are_refused(monkeypatch):
+    monkeypatch.setattr(level1_training, "REFINE_STEPS", 100)
+    with pytest.raises(TrainingError, match="refinement needs trajectories of 101 states"):
+        make_job("refinement", tiny_config(**REFINED))
+
+
+# --- the stage --------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("changes", "names", "stops"),
+    [
+        (MASKED, ["l1_pretrain"] * 4 + ["l1"] * 4, (2, 6)),
+        (REFINED, ["l1"] * 4 + ["l1_refine"] * 6, (3, 5)),
+    ],
+)
+def test_the_stage_trains_one_after_the_other_and_resumes_to_the_same(
+    changes, names, stops, workspace_of
+):
+    """Interrupted in each of them; without the option the weights are others."""
+    whole = workspace_of(tiny_config(**changes), "whole")
+    reports = list(stages.train(whole, "l1"))
+    assert [report.stage for report in reports] == names
+    broken = workspace_of(tiny_config(**changes), "broken")
+    for count in stops:
+        rows = stages.train(broken, "l1")
+        for _ in range(count):
+            next(rows)
+        rows.close()
+    list(stages.train(broken, "l1"))
+    plain = workspace_of(tiny_config(**VIT if changes is MASKED else {}), "plain")
+    list(stages.train(plain, "l1"))
+    weights = [
+        (ws.run.path / "l1" / "model.safetensors").read_bytes() for ws in (whole, broken, plain)
+    ]
+    assert weights[0] == weights[1] != weights[2]
+    assert {row["stage"] for row in whole.run.records()} == set(names)
+    assert not (whole.run.path / "resume" / names[0]).exists()
+    assert load_level1(whole.run.path / "l1")[0].config == tiny_config(**changes).level1
+
+
+def test_the_row_stands_between_its_floors(workspace_of):
+    config = tiny_config(evaluation__trials=3, evaluation__steps=6, evaluation__latency=False)
+    ws = workspace_of(config)
+    rows = variants.encoder_stage(ws, 4)
+    assert [row["method"] for row in rows] == ["random", *variants.LABELS.values(), "oracle"]
+    for row in rows:
+        assert row["n"] == 3 and row["ci95"][0] <= row["success_rate"] <= row["ci95"][1]
+    build_summary(ws.run, rows)
+    assert json.loads((ws.run.path / "pixels/planning/planning.json").read_text())
+    beside = ws.run.path.with_name("run-variants")
+    side, twin = (Run.at(next(beside.glob(f"{one}-s0-*"))).config for one in variants.ENCODERS)
+    assert side.level1.encoder == "vit" and side.level1.pretrain_updates == 1
+    assert (twin.level1.encoder, twin.level1.predictor) == ("fast", ws.config.level1.predictor)
+    # The same number of updates on the same data and batches: only networks and objective differ.
+    assert side.level1.optim.updates + 1 == twin.level1.optim.updates
+    assert {key for key in differences(side, twin) if not key.startswith("level1.")} == set()
+    assert side.level1.optim.batch == twin.level1.optim.batch
+    assert ws.config.level1.encoder == "fast" and not ws.run.done("l1")
+    assert variants.encoder_stage(ws, 4) == rows  # nothing is trained or played twice

@@ -1,0 +1,463 @@
+"""Level 2: distributions in closed form, verbs against a loop by hand, gradients, planning."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+from tiny import digest, loose_config, make_agent, make_job, make_level2, seeded, tiny_config
+from torch.nn import functional as F
+
+from hjepa_lib.config import ConfigError
+from hjepa_lib.evaluation.openloop import draw_windows, level2_errors
+from hjepa_lib.models import checkpoint
+from hjepa_lib.models.level2 import State
+from hjepa_lib.models.stochastic import COMMIT, UNIFORM, Categorical, Gaussian, Rounded, kl_loss
+from hjepa_lib.planning.agent import load_agent
+from hjepa_lib.training import level2 as level2_training
+
+KINDS = ("gaussian", "categorical", "fsq")
+DISCRETE = KINDS[1:]
+ACTIONS = ("none", "concat", "only", "learned")
+DRAWS = 40_000
+
+
+def level2_of(latent="gaussian", actions="none", **changes):
+    return make_level2(loose_config(level2__latent=latent, level2__actions=actions, **changes))
+
+
+def inputs(batch=3, macro_steps=3, seed=5):
+    """Latents (B, T, 16) of every step, normalised actions (B, T-1, 2), noise of the kinds."""
+    steps = 4 * macro_steps  # step_skip is 4
+    latents = torch.randn(batch, steps + 1, 16, generator=seeded(seed))
+    return latents, torch.randn(batch, steps, 2, generator=seeded(seed + 1))
+
+
+# --- distributions ----------------------------------------------------------------------------
+def gaussian(seed, shape=(5, 4)):
+    mean, std = torch.randn(2, *shape, generator=seeded(seed)).unbind(0)
+    return Gaussian(mean.requires_grad_(), 0.1 + std.abs())
+
+
+def categorical(seed, shape=(5, 4, 3)):
+    return Categorical(torch.randn(shape, generator=seeded(seed)).log_softmax(-1).requires_grad_())
+
+
+def rounded(mean, std, top):
+    mean, std, top = (torch.as_tensor(part).float() for part in (mean, std, top))
+    return Rounded(mean, std.expand_as(mean), top.expand_as(mean))
+
+
+def codes(seed):
+    mean = 4 * torch.rand(5, 4, generator=seeded(seed))
+    return rounded(mean.requires_grad_(), 0.0 if seed == 0 else 0.6, 4)
+
+
+def masses(mean, std, top):
+    """(top + 1,) probability of each level: the normal's mass between the midpoints."""
+    edges = np.concatenate([[-np.inf], np.arange(top) + 0.5, [np.inf]])
+    return np.diff(norm.cdf(edges, mean, std))
+
+
+@pytest.mark.parametrize(
+    ("make", "reference"),
+    [
+        (gaussian, lambda one: torch.distributions.Normal(*one)),
+        (categorical, lambda one: torch.distributions.Categorical(logits=one.logp)),
+    ],
+)
+def test_kl_equals_the_reference_and_is_zero_for_equal_ones(make, reference):
+    q, p = make(0), make(1)
+    wanted = torch.distributions.kl_divergence(reference(q), reference(p))
+    torch.testing.assert_close(q.nats(p), wanted, atol=1e-6, rtol=1e-5)
+    assert q.nats(q).abs().max() < 1e-6
+    torch.testing.assert_close(kl_loss(q, p, 0.0, 0.0), wanted.mean())
+
+
+@pytest.mark.parametrize("make", [gaussian, categorical, codes])
+@pytest.mark.parametrize("balance", [0.0, 0.3, 1.0])
+def test_balance_splits_the_gradient_and_keeps_the_value(make, balance):
+    """b of the gradient goes to the prior, 1 - b to the posterior; the number stays the KL."""
+    plain_q, plain_p, q, p = make(0), make(1), make(0), make(1)
+    plain, split = plain_q.nats(plain_p).mean(), kl_loss(q, p, 0.0, balance)
+    plain.backward()
+    split.backward()
+    torch.testing.assert_close(split, plain)
+    to_prior, to_posterior = (balance, 1 - balance) if balance else (1, 1)
+    torch.testing.assert_close(p[0].grad, to_prior * plain_p[0].grad)
+    torch.testing.assert_close(q[0].grad, to_posterior * plain_q[0].grad)
+    assert kl_loss(q, p, 50.0, balance) == 50
+
+
+def test_free_nats_are_a_floor_without_gradient():
+    """Below the floor, per sample and averaged over dims, the KL is `free_nats`, without pull."""
+    q, p = gaussian(0), gaussian(1)
+    per_sample = q.nats(p).mean(-1).detach()
+    floor = per_sample.median().item()
+    loss = kl_loss(q, p, floor, 0.0)
+    torch.testing.assert_close(loss, per_sample.clamp(min=floor).mean())
+    loss.backward()
+    free = per_sample < floor
+    assert free.any() and (~free).any()
+    assert (q.mean.grad[free] == 0).all() and (q.mean.grad[~free] != 0).all()
+
+
+def test_every_class_keeps_its_share_of_the_uniform_mix():
+    kind = level2_of("categorical", level2__classes=4).kind
+    found = kind.prior(torch.tensor([[50.0, 0, 0, 0] * 4])).logp.exp()
+    assert found.shape == (1, 4, 4)
+    wanted = torch.tensor([1 - UNIFORM + UNIFORM / 4, *[UNIFORM / 4] * 3])
+    torch.testing.assert_close(found[0, 0], wanted)
+
+
+def test_categorical_draws_are_exact_samples_of_normal_noise():
+    """Standard normal noise becomes Gumbel noise: classes come out as often as they should."""
+    distribution = Categorical(torch.tensor([[0.6, 0.3, 0.09, 0.01], [0.25] * 4]).log())
+    many = Categorical(distribution.logp.expand(DRAWS, 2, 4))
+    z = many.draw(torch.randn(DRAWS, 8, generator=seeded())).unflatten(-1, (2, 4))
+    assert ((z == 0) | (z == 1)).all() and (z.sum(-1) == 1).all()
+    share = distribution.logp.exp()
+    assert ((z.mean(0) - share).abs() < 4 * (share * (1 - share) / DRAWS).sqrt()).all()
+    assert torch.equal(distribution.draw(None)[:4], torch.tensor([1.0, 0, 0, 0]))
+    far = distribution.draw(torch.tensor([-99.0, 0, 0, 99.0, 1e6, -1e6, 0, 0]))
+    assert torch.equal(far, torch.tensor([0.0, 0, 0, 1, 1, 0, 0, 0]))
+
+
+@pytest.mark.parametrize(("mean", "std", "top"), [(1.3, 0.7, 4), (0.0, 0.1, 1), (6.9, 2.5, 7)])
+def test_fsq_prior_is_a_rounded_normal(mean, std, top):
+    """-log p of every code equals the normal's mass around it; draws come out that often."""
+    share = masses(mean, std, top)
+    levels = rounded(torch.arange(top + 1.0), 0.0, top)
+    found = levels.nats(rounded(torch.full((top + 1,), mean), std, top))
+    np.testing.assert_allclose((-found).exp().numpy(), share, atol=1e-6)
+    many = rounded(torch.full((DRAWS,), mean), std, top)
+    z = many.draw(torch.randn(DRAWS, generator=seeded()))
+    drawn = torch.bincount(((z + 1) / 2 * top).round().long(), minlength=top + 1) / DRAWS
+    assert (np.abs(drawn.numpy() - share) <= 4 * np.sqrt(share * (1 - share) / DRAWS) + 1e-6).all()
+
+
+def test_fsq_kl_is_zero_when_the_prior_is_sure_and_finite_when_it_is_wrong():
+    one = rounded([0.0, 2.0, 4.0], 0.0, 4)
+    assert one.nats(rounded([0.0, 2.0, 4.0], 0.05, 4)).abs().max() < 1e-6
+    wrong = rounded(torch.tensor([4.0, 0.0, 0.0]).requires_grad_(), 1e-6, 4)
+    found = one.nats(wrong)
+    assert (found > 1e6).all() and torch.isfinite(found).all()
+    found.sum().backward()
+
+
+def test_fsq_levels_repeat_over_the_dimensions_and_bound_the_code():
+    kind = level2_of("fsq", level2__levels=[3, 2]).kind
+    assert kind.top.tolist() == [2, 1, 2, 1]
+    raw = 10 * torch.randn(500, 4, generator=seeded())
+    z = kind.posterior(raw).draw(torch.randn(500, 4))  # a code has no spread
+    assert torch.equal(z, kind.posterior(raw).draw(None))
+    assert [sorted(set(column.tolist())) for column in z.T] == [[-1, 0, 1], [-1, 1]] * 2
+    prior = kind.prior(10 * torch.randn(500, 8, generator=seeded()))
+    assert (prior.std >= 0.1).all()
+    assert ((prior.mean >= 0) & (prior.mean <= kind.top)).all()
+    assert prior.draw(100 * torch.randn(500, 4)).abs().max() <= 1
+
+
+def test_rounding_is_straight_through_and_the_prior_pulls_on_the_code():
+    """A draw's gradient is that without rounding; a code follows the normal's density weakly."""
+    mean, noise = torch.tensor([1.3, 2.2, 0.4]), torch.tensor([0.5, -0.2, 0.1])
+    mean.requires_grad_(), noise.requires_grad_()
+    weight = torch.tensor([1.0, -2.0, 3.0])
+    (rounded(mean, 0.5, 4).draw(noise) * weight).sum().backward()
+    torch.testing.assert_close(mean.grad, weight * 2 / 4)
+    torch.testing.assert_close(noise.grad, weight * 2 / 4 * 0.5)
+    place, prior = torch.tensor([1.1, 2.9]), torch.tensor([2.0, 2.5])
+    place.requires_grad_(), prior.requires_grad_()
+    rounded(place, 0.0, 4).nats(rounded(prior, 0.6, 4)).mean().backward()
+    assert (prior.grad * torch.tensor([1, -1]) > 0).all()  # towards the codes 1 and 3
+    torch.testing.assert_close(place.grad, COMMIT * (place - prior).detach() / 0.6**2 / 2)
+
+
+def test_std_has_a_lower_bound():
+    """Architectures 2: std = softplus(raw) + min_std, never below."""
+    model = level2_of(level2__min_std=0.25)
+    raw = torch.tensor([[0.5, -1.0, 0.0, 2.0, -80.0, -3.0, 0.0, 4.0]])
+    found = model.kind.prior(raw)
+    assert torch.equal(found.mean, raw[:, :4])
+    torch.testing.assert_close(found.std, F.softplus(raw[:, 4:]) + 0.25)
+    latents, actions = inputs()
+    _, observed = model.observe(50 * latents, actions, seeded())
+    assert (observed.prior.std >= 0.25).all() and (observed.posterior.std >= 0.25).all()
+
+
+# --- verbs ------------------------------------------------------------------------------------
+def manual_gru(cell, x, h):
+    gates_x, gates_h = x @ cell.weight_ih.T + cell.bias_ih, h @ cell.weight_hh.T + cell.bias_hh
+    (rx, ux, nx), (rh, uh, nh) = gates_x.chunk(3, -1), gates_h.chunk(3, -1)
+    reset, update = torch.sigmoid(rx + rh), torch.sigmoid(ux + uh)
+    return (1 - update) * torch.tanh(nx + reset * nh) + update * h
+
+
+def manual_mlp(net, x):
+    for layer in net:
+        x = x @ layer.weight.T + layer.bias if isinstance(layer, torch.nn.Linear) else x.relu()
+    return x
+
+
+def manual_macro(model, actions):
+    """(B, step_skip, A) -> what the cell is fed besides z, as a list."""
+    flat = actions.reshape(len(actions), -1)
+    if model.config.actions == "learned":
+        code = manual_mlp(model.macro_encoder[0], flat)
+        return [F.layer_norm(code, code.shape[-1:], *model.macro_encoder[1].parameters())]
+    return [] if model.config.actions == "none" else [flat]
+
+
+@pytest.mark.parametrize("actions", ACTIONS)
+@pytest.mark.parametrize(
+    ("latent", "state"), [("gaussian", 0), ("gaussian", 24), ("categorical", 0), ("fsq", 0)]
+)
+def test_verbs_equal_a_loop_by_hand(latent, state, actions):
+    """h_0 = (projected) first encoding, z_0 = 0; posterior from [next encoding, h].
+
+    Posterior z in observe, prior z in imagine; z feeds the cell unless actions=only.
+    """
+    model = level2_of(latent, actions, level2__state_dim=state, level2__classes=3)
+    width = 12 if latent == "categorical" else 4
+    latents, steps = inputs()
+    chunks, macro_latents = steps.unflatten(1, (3, 4)), latents[:, ::4]
+    noise = torch.randn(3, 3, width, generator=seeded(2))
+    rollout, observed = model.observe(latents, steps, seeded(7))
+    assert torch.equal(rollout.encodings, macro_latents)
+    assert torch.equal(rollout.targets, macro_latents)
+    assert torch.equal(rollout.actions, chunks.flatten(2))
+    assert torch.equal(rollout.predictions[0], observed.predictions)
+    torch.testing.assert_close(observed.predictions[:, 0], latents[:, 0])
+    imagined = model.imagine(latents[:, 0], 3, model.macro(chunks), noise)
+    mode = model.imagine(latents[:, 0], 3, model.macro(chunks))
+    generator = seeded(7)
+    for looks_ahead, found, found_z in (
+        (True, observed.predictions[:, 1:], observed.z),
+        (False, imagined.predictions, imagined.z),
+        (False, mode.predictions, mode.z),
+    ):
+        h, z = model.project(latents[:, 0]), torch.zeros(3, width)
+        assert h.shape == (3, state or 16)
+        for i in range(3):
+            parts = ([] if actions == "only" else [z]) + manual_macro(model, chunks[:, i])
+            h = manual_gru(model.cell, torch.cat(parts, -1), h)
+            prior = model.kind.prior(h @ model.prior_head.weight.T + model.prior_head.bias)
+            z = prior.draw(None if found is mode.predictions else noise[:, i])
+            if looks_ahead:
+                raw = manual_mlp(model.posterior_head, torch.cat([macro_latents[:, i + 1], h], -1))
+                posterior = model.kind.posterior(raw)
+                z = posterior.draw(torch.randn(3, width, generator=generator))
+                mine, theirs = [*prior, *posterior], [*observed.prior, *observed.posterior]
+                for one, other in zip(mine, theirs, strict=True):
+                    torch.testing.assert_close(one, other[:, i], atol=1e-5, rtol=1e-4)
+            predicted = manual_mlp(model.decoder, torch.cat([h, z], -1))
+            torch.testing.assert_close(found_z[:, i], z, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(found[:, i], predicted, atol=1e-5, rtol=1e-4)
+
+
+def test_imagine_wants_macro_actions_exactly_when_the_model_has_them():
+    latents, steps = inputs()
+    with pytest.raises(ValueError, match="actions='concat' got macros=False"):
+        level2_of(actions="concat").imagine(latents[:, 0], 2)
+    with pytest.raises(ValueError, match="actions='none' got macros=True"):
+        level2_of().imagine(latents[:, 0], 2, steps.reshape(3, 3, 8))
+
+
+@pytest.mark.parametrize(
+    ("actions", "macro_dim", "fed"),
+    [("none", 0, 4), ("concat", 8, 12), ("only", 8, 8), ("learned", 3, 7)],
+)
+def test_shapes_of_every_action_option(actions, macro_dim, fed):
+    """PL15: none, concatenated (8-D for 4 steps of 2), actions only, learned (HWM)."""
+    model = level2_of(actions=actions)
+    chunks = inputs()[1].unflatten(1, (3, 4))
+    assert (model.macro_dim, model.cell.input_size) == (macro_dim, fed)
+    macro = model.macro(chunks)
+    assert macro_dim == 0 if macro is None else macro.shape == (3, 3, macro_dim)
+    if actions == "learned":  # LayerNorm: every code has mean 0 and mean square 1 (at most)
+        assert macro.mean(-1).abs().max() < 1e-5
+        assert macro.square().mean(-1).max() <= 1 + 1e-5
+
+
+def test_actions_only_keeps_the_state_deterministic():
+    """ "only": z shapes the prediction but never the next state."""
+    latents, steps = inputs()
+    macro = steps[:, :4].flatten(1)
+    for actions, same in (("only", True), ("concat", False)):
+        model = level2_of(actions=actions)
+        state = model.initial(latents[:, 0])
+        other = State(state.h, state.z + 3)
+        found = [model.advance(one, macro)[0] for one in (state, other)]
+        assert torch.equal(*found) == same
+        assert not torch.equal(model.decode(state), model.decode(other))
+
+
+# --- gradients and randomness -----------------------------------------------------------------
+@pytest.mark.parametrize("latent", KINDS)
+def test_gradient_reaches_the_posterior_and_the_kl_the_prior(latent):
+    """F1, F3: the prediction error alone trains the posterior, the KL trains the prior head."""
+    model = level2_of(latent, level2__kl=1.0, level2__loss__sim=0.0)
+    rollout, observed = model.observe(*inputs(6), seeded())
+    (observed.predictions - rollout.targets).square().mean().backward(retain_graph=True)
+    assert all(p.grad.abs().sum() > 0 for p in model.posterior_head.parameters())
+    assert model.prior_head.weight.grad is None
+    total, terms = model.loss(rollout, observed)
+    assert terms.keys() == {"kl"}  # what has no weight is not computed
+    assert torch.equal(total, terms["kl"])
+    total.backward()
+    assert (model.prior_head.weight.grad != 0).any(-1).all()
+
+
+def test_the_prior_never_sees_the_state_it_predicts():
+    """F5: prior i depends on encodings up to i only; the posterior sees exactly one more."""
+    latents, steps = inputs()
+    latents.requires_grad_()
+    _, observed = level2_of().observe(latents, steps, seeded())
+    for i in range(3):
+        for part, last in ((observed.prior, i), (observed.posterior, i + 1)):
+            gradient = torch.autograd.grad(part.mean[:, i].sum(), latents, retain_graph=True)[0]
+            used = gradient.abs().sum((0, 2)) > 0  # (T,)
+            assert used.tolist() == [t % 4 == 0 and t // 4 <= last for t in range(13)]
+
+
+def test_randomness_comes_from_the_given_generator_only():
+    model, (latents, steps) = level2_of(), inputs()
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    one = model.observe(latents, steps, seeded(4))[1].z
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert torch.equal(one, model.observe(latents, steps, seeded(4))[1].z)
+    assert not torch.equal(one, model.observe(latents, steps, seeded(5))[1].z)
+
+
+@pytest.mark.parametrize("latent", DISCRETE)
+def test_training_changes_every_tensor_and_is_repeatable(latent, monkeypatch):
+    """F1: all of level 2 is optimised; bits of a run depend on its seed only."""
+    monkeypatch.setattr(level2_training, "VALIDATION_WINDOWS", 8)
+    prints = []
+    for other in (1, 2):
+        job = make_job("level2", tiny_config(level2__latent=latent))
+        before = {name: value.clone() for name, value in job.module.named_parameters()}
+        torch.manual_seed(other)
+        reports = list(job.fit)
+        assert all(math.isfinite(r.loss) for r in reports)
+        assert {"sim", "kl", "prior_sim"} <= reports[-1].validation.keys()
+        for name, value in job.module.named_parameters():
+            assert not torch.equal(value, before[name]), name
+        prints.append(digest([r.loss for r in reports], job.whole))
+    assert prints[0] == prints[1]
+
+
+@pytest.mark.parametrize("latent", DISCRETE)
+def test_imagined_moves_are_left_or_right_but_not_the_middle(latent):
+    """Data jump by +v or -v at random: draws of the prior do so too, the code tells which.
+
+    One dimension (two levels): several would share the choice and disagree when drawn.
+    """
+    model = level2_of(latent, level2__z_dim=1, level2__levels=[2], level2__step_skip=1)
+    model.config = dataclasses.replace(model.config, kl=0.02)
+    generator, way = seeded(1), torch.ones(16)
+    optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
+
+    def jumps(batch):
+        side = 2.0 * torch.randint(2, (batch, 1, 1), generator=generator) - 1
+        start = 0.3 * torch.randn(batch, 1, 16, generator=generator)
+        latents = torch.cat([start, start + side * way], 1)  # (B, 2, D)
+        return latents, *model.observe(latents, torch.zeros(batch, 1, 2), generator)
+
+    for _ in range(200):
+        _, rollout, observed = jumps(64)
+        optimiser.zero_grad()
+        model.loss(rollout, observed)[0].backward()
+        optimiser.step()
+    with torch.no_grad():
+        latents, _, observed = jumps(500)
+        noise = torch.randn(500, 1, model.z_width, generator=generator)
+        imagined = model.imagine(latents[:, 0], 1, None, noise).predictions[:, 0]
+    error = (observed.predictions - latents)[:, 1].square().mean(-1)
+    moved = (imagined - latents[:, 0]) @ way / 16  # +-1 for a clean jump, 0 for the middle
+    assert error.mean() < 0.1
+    assert (moved.abs() > 0.5).float().mean() > 0.9
+    assert 0.2 < (moved > 0).float().mean() < 0.8
+
+
+# --- planning and storage ---------------------------------------------------------------------
+@pytest.mark.parametrize("method", ["mppi", "cem", "gradient"])
+@pytest.mark.parametrize("latent", DISCRETE)
+def test_level2_changes_the_executed_actions(latent, method):
+    """F2: every optimiser searches the noise of the prior; the controls execute something else."""
+    agent = make_agent(loose_config(level2__latent=latent, level2__classes=3))
+    latents, goal = torch.randn(2, 6, 16, generator=seeded(3))
+    top = dataclasses.replace(agent.planning.hierarchy.level2, method=method)
+    plans = {}
+    for control in ("none", "zero", "shuffle", "perturb"):
+        hierarchy = dataclasses.replace(agent.planning.hierarchy, control=control, level2=top)
+        planner = agent.planner("l1+l2", dataclasses.replace(agent.planning, hierarchy=hierarchy))
+        plans[control] = planner.plan(latents, goal, 0)
+    for control in ("zero", "shuffle", "perturb"):
+        assert not torch.equal(plans[control].actions, plans["none"].actions), control
+        assert not torch.equal(plans[control].subgoal, plans["none"].subgoal), control
+
+
+@pytest.mark.parametrize("latent", DISCRETE)
+def test_noise_reaches_more_than_one_code_within_the_default_box(latent):
+    """Noise inside `planning.hierarchy.clip` names different z; no noise names the likeliest."""
+    config = tiny_config(level2__latent=latent)
+    level = make_agent(config).planner("l1+l2").level2
+    start = torch.randn(1, 16, generator=seeded(1)).expand(200, 16)
+    noise = level.project(torch.randn(200, 1, level.plan_dim, generator=seeded(2)))
+    assert noise.abs().max() <= config.planning.hierarchy.clip
+    z = level.imagine_states(start, noise).z[:, 0]
+    assert len(z.unique(dim=0)) > 10
+    mode = level.model.imagine(start[:1], 1).z[:, 0]
+    assert torch.equal(level.imagine_states(start[:1], 0 * noise[:1]).z[:, 0], mode)
+
+
+@pytest.mark.parametrize("latent", DISCRETE)
+def test_a_reloaded_agent_plans_the_same(latent, tmp_path):
+    """EB4, EB7: the checkpoint alone rebuilds the kind; another one is refused."""
+    config = loose_config(level2__latent=latent, level2__levels=[3, 4])
+    agent = make_agent(config)
+    checkpoint.save_level1(tmp_path / "l1", agent.level1, agent.normaliser)
+    checkpoint.save_probe(tmp_path / "l1", agent.probe)
+    checkpoint.save_level2(tmp_path / "l2", agent.level2, agent.reach, agent.box)
+    planning = dataclasses.replace(config.planning, cost="latent")
+    agent = dataclasses.replace(agent, planning=planning)
+    loaded = load_agent(tmp_path / "l1", tmp_path / "l2", planning, agent.seed, "fp32", "cpu")
+    assert digest(loaded.level2) == digest(agent.level2)
+    frames = torch.randint(0, 256, (2, 2, 65, 65), dtype=torch.uint8, generator=seeded())
+    found, wanted = loaded.plan(*frames, "l1+l2")[0], agent.plan(*frames, "l1+l2")[0]
+    np.testing.assert_array_equal(found, wanted)
+    with pytest.raises(checkpoint.FileError, match="was made for another config"):
+        checkpoint.load_weights(tmp_path / "l2" / "model.safetensors", level2_of())
+
+
+@pytest.mark.parametrize("latent", DISCRETE)
+def test_open_loop_errors_and_conditioning_work(latent, store):
+    """What reads z elsewhere has its width: conditioning, and the errors of both kinds of z."""
+    changes = {"level2__train": "joint", "level2__conditioning": True}
+    agent = make_agent(tiny_config(level2__latent=latent, **changes))
+    assert agent.level2.condition.in_features == agent.level2.z_width
+    batch = draw_windows(store, 8, 10)
+    steps, posterior, prior = level2_errors(agent.level2, agent.level1, agent.probe, batch)
+    assert steps.tolist() == [4, 8]
+    assert posterior.shape == prior.shape == (2, len(batch.positions))
+    assert not np.array_equal(posterior, prior)
+    latents, goal = torch.randn(2, 2, 16)
+    assert torch.isfinite(agent.planner("l1+l2").plan(latents, goal, 0).actions).all()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("level2.latent=vq", "latent must be one of gaussian, categorical, fsq; got 'vq'"),
+        ("level2.classes=1", r"classes must lie in \[2, inf\)"),
+        ("level2.levels=5+1", r"levels must lie in \[2, 256\]"),
+    ],
+)
+def test_impossible_settings_are_refused(override, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny_config().override(override)
