@@ -257,7 +257,7 @@ def test_golden_colours_of_a_frame_in_both_ranges():
 def test_the_map_is_the_rendered_room_with_its_door_open(extent):
     """N14: any picture in world units; by default px with y down."""
     fan = np.ones((3, 4, 2)), [1, 2, 3], TWO, [1, 1], GOAL
-    figure = plans.plan_fan(*fan, ROOM, extent=extent)
+    figure = plans.plan_fan(*fan, (ROOM, extent) if extent else ROOM)
     axis = figure.axes[0]
     image = axis.images[0]
     assert image.get_array()[30, 32] > 0 == image.get_array()[10, 32]

@@ -155,14 +155,13 @@ def macro_grid(
     positions: np.ndarray,
     skip: int,
     room: Any,
-    extent: Sequence[float] | None = None,
     title: str = "The two clocks",
 ) -> Figure:
     """One window of states (T, 2) px: every state small, every `skip`-th one large and numbered."""
     positions = checked(positions, "positions", None, 2)
     coarse = positions[::skip]
     figure, (axis,) = style.panels(1, 1, 5.4, 3.4)
-    draw.show_room(axis, room, extent)
+    draw.show_room(axis, room)
     axis.set_anchor("W")
     draw.path(axis, positions, color=style.BLUE, marker=".", ms=3.5, label="level 1: every step")
     look = {"s": 70, "color": style.ORANGE, "edgecolor": style.INK, "lw": 0.7, "zorder": 6}
@@ -194,7 +193,6 @@ def proposals(
     rooms: Any,
     reach: float | None = None,
     columns: int = 4,
-    extent: Sequence[float] | None = None,
     title: str = "What level 2 proposes",
 ) -> Figure:
     """Places (n, N, 2) px that level 2 imagines one macro-step ahead of n starts (n, 2).
@@ -210,7 +208,7 @@ def proposals(
     figure, axes = style.grid_of(len(starts), columns, 1.8)
     angle = np.linspace(0, 2 * np.pi, 73)
     for axis, start, cloud, room in zip(axes, starts, clouds, rooms, strict=True):
-        draw.show_room(axis, room, extent)
+        draw.show_room(axis, room)
         axis.scatter(*cloud.T, s=9, color=style.SUBGOAL, alpha=0.6, lw=0, zorder=5)
         style.mark_start(axis, start)
         if reach is not None:

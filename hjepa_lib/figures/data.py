@@ -181,7 +181,6 @@ def cost_landscape(
     y: np.ndarray,
     goal: np.ndarray,
     room: Any,
-    extent: Sequence[float] | None = None,
     title: str = "Cost of being at a place, for one goal",
 ) -> Figure:
     """Costs over the room side by side, each with its own scale; the goal is red.
@@ -192,7 +191,7 @@ def cost_landscape(
     x, y = checked(x, "x", None), checked(y, "y", None)
     figure, axes = style.panels(1, len(costs), 3.3, 2.9)
     for axis, (name, values) in zip(axes, costs.items(), strict=True):
-        draw.show_room(axis, room, extent)
+        draw.show_room(axis, room)
         image = draw.landscape(axis, checked(values, name, len(y), len(x)), x, y)
         style.mark_goal(axis, goal, size=48)
         draw.colour_bar(figure, image, axis)

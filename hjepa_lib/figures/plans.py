@@ -25,7 +25,6 @@ def plan_fan(
     goal: np.ndarray,
     room: Any,
     subgoals: np.ndarray | None = None,
-    extent: Sequence[float] | None = None,
     title: str = "Candidate plans",
 ) -> Figure:
     """Imagined paths of one planner call over the background `room`.
@@ -39,7 +38,7 @@ def plan_fan(
     chosen = checked(chosen, "chosen", None, 2)
     start, goal = checked(start, "start", 2), checked(goal, "goal", 2)
     figure, (axis,) = style.panels(1, 1, 5.4, 3.9)
-    draw.show_room(axis, room, extent)
+    draw.show_room(axis, room)
     axis.set_anchor("W")  # all spare width goes to the legend
     count = min(MOST_CANDIDATES, len(costs))
     order = np.argsort(costs)[np.linspace(0, len(costs) - 1, count).round().astype(int)]
@@ -75,7 +74,6 @@ def room_paths(
     columns: int = 6,
     colour: str | None = None,
     dot: bool = False,
-    extent: Sequence[float] | None = None,
     title: str = "",
 ) -> Figure:
     """Paths (T, 2) over their rooms (Hpx, Wpx) from the start ring, at most 24.
@@ -86,7 +84,7 @@ def room_paths(
     figure, axes = style.grid_of(count, columns, 1.4, 0.18 if titles else 0.0)
     for number, (axis, way, room) in enumerate(zip(axes, paths, rooms, strict=False)):
         way = checked(way, "a path", None, 2)
-        draw.show_room(axis, room, extent)
+        draw.show_room(axis, room)
         draw.path(axis, way, **{"color": colour, "alpha": 0.55 if dot else 1} if colour else {})
         style.mark_start(axis, way[0], size=14)
         if goals is not None:

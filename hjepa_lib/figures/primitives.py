@@ -171,19 +171,21 @@ def identity(axis: Axes, true: np.ndarray, predicted: np.ndarray, name: str) -> 
 
 
 # --- maps and pictures ------------------------------------------------------------------------
-def show_room(axis: Axes, room: Any, extent: Sequence[float] | None = None) -> None:
+def show_room(axis: Axes, room: Any) -> None:
     """The map: a rendered layout as the background of an axis in world units, without ticks.
 
-    `room` (Hpx, Wpx), walls bright, or RGB (Hpx, Wpx, 3), as `room_of` makes it. `extent` is where
-    it lies (left, right, bottom, top); by default px with their centres at whole numbers, y down.
+    `room` is (Hpx, Wpx), walls bright, or RGB (Hpx, Wpx, 3), as `data.room_of` makes it: px with
+    their centres at whole numbers, y down. A pair (room, (left, right, bottom, top)) says where
+    it lies otherwise.
     """
+    room, extent = room if isinstance(room, tuple) else (room, None)
     room = np.asarray(room)
     height, width = room.shape[:2]
-    place = extent or (-0.5, width - 0.5, height - 0.5, -0.5)
+    extent = extent or (-0.5, width - 0.5, height - 0.5, -0.5)
     top = 255 if room.dtype == np.uint8 else 1
     look = {"cmap": _ROOM, "vmin": 0, "vmax": top, "interpolation": "nearest", "zorder": 0}
-    axis.imshow(room, extent=place, **look)
-    axis.set(xlim=place[:2], ylim=place[2:], aspect="equal", xticks=[], yticks=[])
+    axis.imshow(room, extent=extent, **look)
+    axis.set(xlim=extent[:2], ylim=extent[2:], aspect="equal", xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
 
 

@@ -200,6 +200,3 @@ def look(name: str, cost: str | None = None) -> dict[str, Any]:
     latent = cost == "latent"
     face = PAPER if latent else colour(name)
     return {"color": colour(name), "ls": "--" if latent else "-", "mfc": face}
-
-
-method_colour = colour

@@ -183,7 +183,7 @@ def success_against(
     Rows of one method and cost are one line. Where `x` is a price (`PRICES`) the line joins the
     points that no cheaper one equals, the others are pale, and rows without a price are horizontal
     lines, as are the named rates `floors`. Otherwise x is a setting, with a tick for each value.
-    `marks` are named places on x, `singles` the rows of single seeds, drawn as small dots.
+    `marks` are named places on x, `singles` the rows of single seeds, small dots.
     """
     if not groups:
         raise FigureError("a figure of success needs at least one row")

@@ -109,7 +109,7 @@ def payload(stories: Sequence[Story], scale: float = 1.0) -> dict[str, Any]:
 
 
 def _colour(story: Story) -> str:
-    return style.method_colour(story.method)
+    return style.colour(story.method)
 
 
 def pair_colours(left: Story, right: Story) -> list[str]:

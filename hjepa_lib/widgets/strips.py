@@ -42,7 +42,7 @@ def film(story: Story, count: int = 5) -> Figure:
                 axis.set_title(f"step {step}", pad=3)
             if column == 0:
                 _side(axis, name)
-    _ways(figure.add_subplot(grid[5, :]), [story], [style.method_colour(story.method)], steps)
+    _ways(figure.add_subplot(grid[5, :]), [story], [style.colour(story.method)], steps)
     style.headline(figure, f"{story.title}: {story.outcome}")
     return figure
 
@@ -93,7 +93,7 @@ def _frame(axis: Axes, story: Story, step: int) -> None:
 
 def draw_plan(axis: Axes, story: Story, step: int, colour: str = "") -> None:
     """Path so far, candidates shaded by cost, chosen plan and action, what level 2 imagines."""
-    colour, call = colour or style.method_colour(story.method), story.call(step)
+    colour, call = colour or style.colour(story.method), story.call(step)
     draw.show_room(axis, story.scene.room)
     origin = story.positions[min(call * story.replan, step)]
     if story.fan is not None:
@@ -123,7 +123,7 @@ def _landscape(axis: Axes, story: Story, step: int) -> None:
     draw_landscape(axis, story.maps, name, story.scene)
     axis.plot(*story.positions[: step + 1].T, color=style.PAPER, linewidth=1, zorder=4)
     _ends(axis, story)
-    _here(axis, story, step, style.method_colour(story.method))
+    _here(axis, story, step, style.colour(story.method))
 
 
 def _ahead(axis: Axes, story: Story, step: int) -> None:
@@ -133,7 +133,7 @@ def _ahead(axis: Axes, story: Story, step: int) -> None:
         guess = story.ahead[step]
         guess = guess[np.isfinite(guess[:, 0])]
         truth = story.positions[step : step + len(guess) + 1]
-        colour = style.method_colour(story.method)
+        colour = style.colour(story.method)
         axis.plot(*truth.T, color=style.INK, linewidth=1.5, zorder=4)
         path = np.vstack([truth[0], guess])
         axis.plot(*path.T, ".-", color=colour, linewidth=0.9, ms=2.5, zorder=5)
@@ -146,7 +146,7 @@ def _plane(axis: Axes, story: Story, step: int) -> None:
     for part, colour in ((left, style.SKY), (~left, style.PURPLE)):
         axis.plot(*story.maps.plane[part].T, ".", ms=1.6, mew=0, color=colour, alpha=0.4)
     latents, call = story.latents, story.call(step)
-    colour = style.method_colour(story.method)
+    colour = style.colour(story.method)
     axis.plot(*latents["path"][: step + 1].T, color=colour, linewidth=1.1)
     if "macro" in latents:
         look = {"color": style.SUBGOAL, "edgecolor": style.INK, "linewidth": 0.4, "zorder": 4}
