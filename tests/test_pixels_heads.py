@@ -15,8 +15,7 @@ from hjepa_lib.pixels import heads
 from hjepa_lib.pixels import heads as models
 from hjepa_lib.pixels.heads import RewardHead, build_head, head_inputs
 from hjepa_lib.pixels.transitions import TransitionBatch
-from hjepa_lib.training.batches import draw_batch
-from hjepa_lib.training.loop import step_generator
+from hjepa_lib.training.loop import draw_batch, step_generator
 
 # Stand-ins have small odd weights, and the loop says so.
 pytestmark = pytest.mark.filterwarnings("ignore:the gradient norm is")

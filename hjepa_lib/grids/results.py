@@ -32,7 +32,7 @@ from hjepa_lib.grids.stages import (
 from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.workspace import Workspace
-from hjepa_lib.training.batches import batches_sha256
+from hjepa_lib.training.loop import batches_sha256
 
 ROWS = "grid/results.json"
 MOST_ROWS = 2000  # held-out transitions of the last validation

@@ -21,8 +21,7 @@ from hjepa_lib.config.optim import EpochsConfig
 from hjepa_lib.grids.buffer import GridBuffer
 from hjepa_lib.grids.models import GridModel
 from hjepa_lib.grids.reward import GoalReward
-from hjepa_lib.training.batches import draw_batch
-from hjepa_lib.training.loop import Fit, Report, Task, ValidateFn
+from hjepa_lib.training.loop import Fit, Report, Task, ValidateFn, draw_batch
 
 CHUNK = 64  # canvases encoded at once outside training
 

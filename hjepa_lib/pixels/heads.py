@@ -21,8 +21,7 @@ from hjepa_lib.models.checkpoint import fingerprint
 from hjepa_lib.models.layers import count_parameters, mlp
 from hjepa_lib.pixels.networks import initialise
 from hjepa_lib.pixels.training import CHUNK, fit
-from hjepa_lib.training.batches import batches_sha256
-from hjepa_lib.training.loop import Fit, Report
+from hjepa_lib.training.loop import Fit, Report, batches_sha256
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU, "leaky": nn.LeakyReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid,

@@ -26,8 +26,7 @@ from hjepa_lib.pixels.stages import RESULT, load_model, load_transitions, make_t
 from hjepa_lib.pixels.training import decoder_data, fit_decoder, fit_pixels, next_latent, passes
 from hjepa_lib.pixels.transitions import scaled, shapes_of
 from hjepa_lib.runs.workspace import Workspace
-from hjepa_lib.training.batches import batches_sha256
-from hjepa_lib.training.loop import Fit, Report
+from hjepa_lib.training.loop import Fit, Report, batches_sha256
 
 KINDS = {"enc_dec": "std_enc_dec", "enc_dec_jepa": "enc_dec_jepa_style", "jepa": "jepa"}
 """What `pixels.loading.kind` calls a model (TRAIN-6)."""

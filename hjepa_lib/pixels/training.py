@@ -17,8 +17,7 @@ from torch.utils.data import TensorDataset
 
 from hjepa_lib.config.pixels import EpochsConfig
 from hjepa_lib.pixels.transitions import Transitions, scaled
-from hjepa_lib.training.batches import draw_batch, mean_terms, seeded_noise
-from hjepa_lib.training.loop import Fit, Task
+from hjepa_lib.training.loop import Fit, Task, draw_batch, mean_terms, seeded_noise
 
 CHUNK = 256  # transitions encoded at once outside training: activations stay near 100 MB
 Loss = Callable[[Any, torch.Generator], tuple[Tensor, dict[str, float]]]

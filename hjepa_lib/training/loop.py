@@ -1,20 +1,17 @@
 """One training loop for every model: a generator that yields a typed report per update.
 
-The caller owns the loop (live plot, progress bar, early stop); the headless run uses the same code.
-Batches are a pure function of (seed, update), and weights, optimiser and counters are stored
-together, so an interrupted run (also by `kill -9`) resumes to the same result. The learning rate
-warms up linearly and then follows a cosine that never rises again (PL4), or is halved in steps or
-on plateaus. With `non_finite="skip"` the loop is guarded: an update without a finite loss and
-gradient is lost and counted, a loss above 1e6 ends the training.
+The caller owns the loop (live plot, progress bar, early stop). Batches are a pure function of
+(seed, update), so an interrupted training, also by `kill -9`, resumes to the same result.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,15 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_lib.config import OptimConfig
-from hjepa_lib.files import WorkbookError, write_atomic
+from hjepa_lib.files import WorkbookError, sha256, write_atomic
 from hjepa_lib.training import distributed
 
 RESUME = "resume.pt"
-LARGEST_LOSS = 1e6
-LARGE_NORM = 100.0
-MOST_SKIPPED = 50
-"""Guards of `non_finite="skip"`: a loss above the first fails, a gradient norm above the second is
-warned about once, and so many lost updates in a row fail as well."""
+LARGEST_LOSS = 1e6  # of `non_finite="skip"`: above it training ends
+LARGE_NORM = 100.0  # of a gradient: warned about once
+MOST_SKIPPED = 50  # lost updates in a row that end training
 COUNTERS = (
     "update", "stale", "best_loss", "mark", "waited", "halvings", "skipped", "skipped_in_a_row"
 )  # fmt: skip
@@ -45,10 +40,7 @@ class TrainingError(WorkbookError):
 
 
 class Report(NamedTuple):
-    """One update; `validation` is filled every `validate_every` updates and at the end.
-
-    Of a skipped update `loss` or `grad_norm` is not finite; `skipped` counts it.
-    """
+    """One update; of a skipped one `loss` or `grad_norm` is not finite."""
 
     update: int  # 1..updates
     updates: int
@@ -56,7 +48,7 @@ class Report(NamedTuple):
     terms: dict[str, float]
     lr: float
     grad_norm: float
-    validation: dict[str, float]
+    validation: dict[str, float]  # filled every `validate_every` updates and at the end
     skipped: int = 0  # updates lost so far
     stage: str = ""  # what is trained: several fits may follow each other in one loop
 
@@ -81,10 +73,10 @@ def adamw(parameters: list[nn.Parameter], optim: OptimConfig) -> torch.optim.Opt
 
 
 def learning_rate(update: int, config: OptimConfig, halvings: int = 0) -> float:
-    """Rate of the 0-based `update`: linear warm-up, then cosine to `final` * peak.
+    """Rate of the 0-based `update`: linear warm-up, then a cosine that never rises again (PL4).
 
-    The other schedules start at the peak: `constant` stays, `step` is halved every `decay_every`
-    updates, and `plateau` has been halved `halvings` times; neither goes below `min_lr`.
+    `constant` stays at the peak, `step` is halved every `decay_every` updates, `plateau` has been
+    halved `halvings` times.
     """
     if config.schedule != "cosine":
         if config.schedule == "step":
@@ -104,33 +96,54 @@ def step_generator(seed: int, update: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + update)
 
 
+# --- batches ----------------------------------------------------------------------------------
+def draw_batch(rows: int, batch: int, generator: torch.Generator) -> Tensor:
+    """Indices (batch,) into `rows` training transitions."""
+    return torch.randint(rows, (batch,), generator=generator)
+
+
+def batches_sha256(rows: int, batch: int, seed: int) -> str:
+    """Hash of the first batch's indices: equal for all heads that may be compared."""
+    return sha256(draw_batch(rows, batch, step_generator(seed, 0)).numpy().tobytes())
+
+
+def mean_terms(
+    parts: Iterable[tuple[int, Tensor, dict[str, float]]], rows: int
+) -> dict[str, float]:
+    """Mean loss (key `loss`) and terms of parts: (number of rows, loss, terms) each."""
+    sums: dict[str, float] = {}
+    for count, loss, terms in parts:
+        for key, value in {**terms, "loss": loss.item()}.items():
+            sums[key] = sums.get(key, 0.0) + value * count / rows
+    return sums
+
+
+@contextlib.contextmanager
+def seeded_noise(generator: torch.Generator, device: torch.device) -> Iterator[None]:
+    """Inside, torch's global generators are seeded from `generator`; after, they are as before."""
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+# --- the loop ---------------------------------------------------------------------------------
 class Fit:
     """Minimises `task.loss(generator)` over the trainable tensors of `task.module`; iterate it.
 
-    `best` holds the weights with the lowest validation key `loss`; `load_best()` puts them back. A
-    validation without that key (a bootstrapped loss says nothing about quality) selects nothing.
-    Patience and plateaus count the validations that are not lower by `delta` than the last one that
-    was; `best` takes every fall.
-    Iterating again after an interruption, or in a new process with the same `folder`, goes on
-    where the last checkpoint ended. Raises `TrainingError` on a non-finite loss or gradient, before
-    the weights change; with `non_finite="skip"` such an update is counted in `skipped` instead. A
-    `shared` fit is run by all processes of a torchrun: gradients are averaged and process 0
-    validates and writes (training/distributed.py). `optimiser(parameters, optim)` makes another
-    optimiser than AdamW; its rate still follows the schedule.
+    `best` holds the weights with the lowest validation key `loss`; without that key none. Patience
+    and plateaus count the validations that are not lower by `delta` than the last one that was.
+    Iterating again, or in a new process with the same `folder`, goes on from the last checkpoint.
+    A loss or gradient that is not finite raises TrainingError before the weights change, or, with
+    `non_finite="skip"`, loses that update. A `shared` fit is run by all processes of a torchrun.
+    `optimiser(parameters, optim)` makes another than AdamW; its rate still follows the schedule.
     """
 
     def __init__(
-        self,
-        task: Task,
-        optim: OptimConfig,
-        *,
-        seed: int,
-        precision: str = "fp32",
-        folder: Path | None = None,
-        stage: str = "",
-        shared: bool = False,
+        self, task: Task, optim: OptimConfig, *, seed: int, precision: str = "fp32",
+        folder: Path | None = None, stage: str = "", shared: bool = False,
         optimiser: OptimiserFn = adamw,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.task, self.module, self.config = task, task.module, optim
         self.seed, self.precision, self.stage = seed, precision, stage
         self.shared = shared and distributed.count() > 1
@@ -138,19 +151,19 @@ class Fit:
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self.optimiser = optimiser(self.parameters, optim)
-        self.guarded = optim.non_finite == "skip"
-        if self.guarded and self.shared:
-            raise TrainingError("a shared fit cannot skip updates: its processes would disagree")
+        self.guarded = optim.non_finite == "skip" and not self.shared  # or processes disagree
         self.update, self.stale, self.best_loss = 0, 0, math.inf
         self.mark = math.inf  # the validation loss that the next one must beat by `delta`
         self.waited = self.halvings = 0  # of the schedule `plateau`
-        self.skipped = self.skipped_in_a_row = 0
-        self.warned = False
+        self.skipped, self.skipped_in_a_row, self.warned = 0, 0, False
         self.best: dict[str, Tensor] = {}
         if self.path is not None and self.path.exists():
             self.resume(self.path)
-        if self.shared:
-            self._agree()
+        if self.shared:  # the processes of a torchrun start from the same weights and update
+            if self.update != distributed.from_first(lambda: self.update):
+                who = f"process {distributed.rank()}"
+                raise TrainingError(f"{who} does not see the checkpoint {self.path} of process 0")
+            distributed.share_weights(self.module)
 
     def __len__(self) -> int:
         return self.config.updates
@@ -214,9 +227,8 @@ class Fit:
             raise TrainingError(f"the loss is {value:.3g} at update {self.update + 1}; {advice}")
         if self.guarded and what != "loss" and value > LARGE_NORM and not self.warned:
             self.warned = True
-            warnings.warn(
-                f"the gradient norm is {value:.3g} at update {self.update + 1}", stacklevel=2
-            )
+            what = f"the gradient norm is {value:.3g} at update {self.update + 1}"
+            warnings.warn(what, stacklevel=2)
         return True
 
     def _skip(self, buffers: list[Tensor]) -> None:
@@ -227,10 +239,8 @@ class Fit:
         self.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= MOST_SKIPPED:
-            raise TrainingError(
-                f"{MOST_SKIPPED} updates in a row had no finite loss and gradient; "
-                "look at the data, or lower the learning rate"
-            )
+            what = f"{MOST_SKIPPED} updates in a row had no finite loss and gradient"
+            raise TrainingError(f"{what}; look at the data, or lower the learning rate")
 
     def _validate(self) -> dict[str, float]:
         validate = self.task.validate
@@ -249,27 +259,14 @@ class Fit:
         else:
             self.stale += 1
             self.waited += 1
-            if self.config.schedule == "plateau":
-                self._halve_on_plateau()
+            if self.config.schedule == "plateau" and self.waited > self.config.plateau_patience:
+                self.halvings, self.waited = self.halvings + 1, 0
         return validation
-
-    def _halve_on_plateau(self) -> None:
-        if self.waited > self.config.plateau_patience:
-            self.halvings, self.waited = self.halvings + 1, 0
 
     def load_best(self) -> None:
         """Put the best validated weights into the module (no-op without validation)."""
         if self.best:
             self.module.load_state_dict(self.best)
-
-    def _agree(self) -> None:
-        """All processes of a torchrun start from the same weights and the same update."""
-        first = distributed.from_first(lambda: self.update)
-        if first != self.update:
-            raise TrainingError(
-                f"process {distributed.rank()} does not see the checkpoint {self.path} of process 0"
-            )
-        distributed.share_weights(self.module)
 
     # --- resuming -----------------------------------------------------------------------------
     def save(self, path: Path) -> None:
@@ -304,9 +301,9 @@ class Fit:
         for name, now in self._settings().items():
             before = saved.get(name, default.get(name))
             if same_settings and before != now and not (moved and name == "precision"):
+                what = f"({name} was {before} there and is {now} here)"
                 raise TrainingError(
-                    f"{path} belongs to other training settings ({name} was {before} there and is "
-                    f"{now} here); remove it or use a new run"
+                    f"{path} belongs to other training settings {what}; remove it or use a new run"
                 )
         try:
             self.module.load_state_dict(payload["module"])
@@ -314,11 +311,8 @@ class Fit:
         except (RuntimeError, ValueError) as error:
             raise TrainingError(f"{path} does not fit this model") from error
         if moved:
-            warnings.warn(
-                f"{path}: begun on {device}, goes on here on {self.device.type}; the result will "
-                "not be bit-equal to that of one device",
-                stacklevel=3,
-            )
+            what = f"{path}: begun on {device}, goes on here on {self.device.type}"
+            warnings.warn(f"{what}; not bit-equal to a training on one device", stacklevel=3)
         self.best = payload["best"]
         for name, value in counters.items():
             setattr(self, name, value)
