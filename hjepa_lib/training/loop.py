@@ -36,7 +36,7 @@ OptimiserFn = Callable[[list[nn.Parameter], OptimConfig], torch.optim.Optimizer]
 
 
 class TrainingError(WorkbookError):
-    """Training cannot go on: a loss is not finite, or a resume file does not fit the model."""
+    """Training cannot go on, for a reason in one sentence."""
 
 
 class Report(NamedTuple):
@@ -57,8 +57,8 @@ class Report(NamedTuple):
 class Task:
     """What can be trained; with another loss it is `dataclasses.replace(task, loss=mine)`.
 
-    A Fit runs `loss` and `validate` under its autocast. Objectives and probes leave it themselves,
-    by models/layers.py `full_precision`: bf16 is for forward passes.
+    A Fit runs `loss` and `validate` under its autocast; objectives and probes leave it themselves
+    (models/layers.py `full_precision`): bf16 is for forward passes.
     """
 
     module: nn.Module
@@ -157,7 +157,7 @@ class Fit:
         self.waited = self.halvings = 0  # of the schedule `plateau`
         self.skipped, self.skipped_in_a_row, self.warned = 0, 0, False
         self.best: dict[str, Tensor] = {}
-        if self.path is not None and self.path.exists():
+        if self.path and self.path.exists():
             self.resume(self.path)
         if self.shared:  # the processes of a torchrun start from the same weights and update
             if self.update != distributed.from_first(lambda: self.update):
@@ -170,8 +170,8 @@ class Fit:
 
     @property
     def finished(self) -> bool:
-        stalled = self.config.patience and self.stale >= self.config.patience
-        return self.update >= self.config.updates or bool(stalled)
+        stalled = 0 < self.config.patience <= self.stale
+        return stalled or self.update >= self.config.updates
 
     def __iter__(self) -> Iterator[Report]:
         while not self.finished:
@@ -243,8 +243,7 @@ class Fit:
             raise TrainingError(f"{what}; look at the data, or lower the learning rate")
 
     def _validate(self) -> dict[str, float]:
-        validate = self.task.validate
-        if validate is None:
+        if (validate := self.task.validate) is None:
             return {}
         self.module.eval()
         with torch.no_grad(), self._autocast():
