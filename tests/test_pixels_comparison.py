@@ -16,7 +16,7 @@ from hjepa_lib.config.pixels import MODELS
 from hjepa_lib.evaluation.compute import update_bytes
 from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE
 from hjepa_lib.files import FileError, read_json, write_json
-from hjepa_lib.pixels import compare, figures, results
+from hjepa_lib.pixels import compare, figures, results, tables
 from hjepa_lib.pixels import stages as pixelstages
 from hjepa_lib.pixels.compare import (
     COLUMNS,
@@ -89,12 +89,12 @@ def rows_of(factor=0.5, seeds=SEEDS, models=COMPARED):
 
 
 def build(rows, seeds=SEEDS, **options):
-    return compare.build(rows, seeds, BASELINES, **options)
+    return tables.build(rows, seeds, BASELINES, **options)
 
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr(compare, "RESAMPLES", 100)
+    monkeypatch.setattr(tables, "RESAMPLES", 100)
 
 
 # --- fair sets only ---------------------------------------------------------------------------
@@ -193,12 +193,12 @@ def test_no_loss_is_in_the_table():
 
 
 def test_interval_over_seeds_is_students():
-    cell = compare.over_seeds([1.0, 2.0, 3.0])
+    cell = tables.over_seeds([1.0, 2.0, 3.0])
     half = 4.302652729911275 / math.sqrt(3)
     assert (cell["mean"], cell["low"], cell["high"]) == pytest.approx((2, 2 - half, 2 + half))
-    single = compare.over_seeds([2.0])
+    single = tables.over_seeds([2.0])
     assert single["low"] is None and single["text"] == "2 (1 seed)"
-    assert compare.over_seeds([1.0, NOT_ESTIMABLE, 2.0]) == {
+    assert tables.over_seeds([1.0, NOT_ESTIMABLE, 2.0]) == {
         "mean": None, "low": None, "high": None, "seeds": 3, "text": NOT_ESTIMABLE,
     }  # fmt: skip
 
@@ -304,7 +304,7 @@ def verdicts_of(found, model, against):
 def test_fewer_than_three_seeds_claim_nothing():
     found = build(rows_of(0.1, (0, 1)), (0, 1))
     assert verdicts(found) == {"nothing claimed: 2 of 3 seeds"}
-    assert not [text for text in compare.sentences(found) if "beats" in text]
+    assert not [text for text in tables.sentences(found) if "beats" in text]
 
 
 def test_a_perfect_guess_is_not_estimable():
@@ -316,7 +316,7 @@ def test_a_perfect_guess_is_not_estimable():
 
 
 def test_sentences_say_n_and_interval():
-    texts = compare.sentences(build(rows_of()))
+    texts = tables.sentences(build(rows_of()))
     one = next(text for text in texts if text.startswith("jepa: imagined latent"))
     assert "beats copy last latent: error -" in one and "3 seeds, 12 blocks" in one
 
@@ -349,14 +349,14 @@ def test_seeds_that_disagree_leave_the_difference_open():
 
 
 def test_parameter_match_is_two_per_cent():
-    assert compare.matched({"a": 1000, "b": 1020})["ok"]
-    far = compare.matched({"a": 1000, "b": 1021})
+    assert tables.matched({"a": 1000, "b": 1020})["ok"]
+    far = tables.matched({"a": 1000, "b": 1021})
     assert not far["ok"] and far["gap"] == pytest.approx(0.021)
     assert build(rows_of(), pairs=[{"a": 1, "b": 2}])["matched"][0]["ok"] is False
 
 
 def test_tidy_has_a_line_per_model_and_column():
-    table = compare.tidy(build(rows_of()))
+    table = tables.tidy(build(rows_of()))
     assert len(table) == len(COMPARED) * len(COLUMNS)
     assert set(table.columns) == {"model", "column", "mean", "low", "high", "seeds", "text"}
     noted = table[(table.model == "random") & (table.column == "latent_error")]

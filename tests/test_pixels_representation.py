@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hjepa_lib.figures import style
-from hjepa_lib.pixels import figures
 from hjepa_lib.pixels import measures as met
+from hjepa_lib.pixels import score_figures as figures
 
 RNG = np.random.default_rng(0)
 

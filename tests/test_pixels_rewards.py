@@ -7,9 +7,11 @@ import pytest
 
 from hjepa_lib.evaluation.statistics import Interval, unestimable
 from hjepa_lib.files import WorkbookError
-from hjepa_lib.pixels import figures, results
-from hjepa_lib.pixels.compare import score, verdict
+from hjepa_lib.pixels import results
+from hjepa_lib.pixels import score_figures as figures
+from hjepa_lib.pixels.compare import score
 from hjepa_lib.pixels.results import difference, reward_comparison, table
+from hjepa_lib.pixels.tables import verdict
 
 
 # --- scores -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The comparison of pixel models (MET-2): rows of all models and seeds, what is fair, what it says.
+"""Rows of the comparison of pixel models (MET-2), and what is fair.
 
 A row is one model and training seed: facts, scores, and errors per block of held-out transitions.
 What may be compared across models is fixed by `COLUMNS`: a loss is an error in a model's own
@@ -8,14 +8,13 @@ latent, whose unit is the model's choice, so no loss is a column. A mixed set is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from hjepa_lib.config.pixels import MODELS
-from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, claim, student
+from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE
 from hjepa_lib.files import WorkbookError
 
 RANDOM, RANDOM_VIT = "random", "random_vit"
@@ -29,12 +28,8 @@ LABELS = dict(zip(COMPARED, (
 ), strict=True))  # fmt: skip
 NOT_APPLICABLE = "not applicable"
 NOTES = (NOT_APPLICABLE, NOT_ESTIMABLE)
-SCHEMA = 2
-MATCH = 0.02
-"""Largest difference in parameters of a matched pair, as a share of the smaller one."""
 BLOCK = 30
 """Consecutive transitions that are drawn anew together."""
-RESAMPLES = 2000
 MEAN_REWARD = "mean_reward"
 """Baseline: the mean of the training rewards, whatever the state."""
 
@@ -77,18 +72,6 @@ COLUMNS: dict[str, Column] = {
     for sigma in (0.01, 0.05, 0.1, 0.15, 0.2)
 }  # fmt: skip
 """Every number of a row, in the order of the table."""
-ERRORS = {
-    ("latent", "copy_last_latent"): "imagined latent",
-    ("frame", "copy_last_frame"): "decoded frame",
-    ("reward_mlp", "mean_reward"): "reward MLP",
-    ("larp", "mean_reward"): "look-ahead reward",
-    ("larp", "reward_mlp"): "look-ahead reward",
-}
-"""Paired errors per block and the trivial guess (or plainer head) that each is held against."""
-TWINS = ("enc_dec_jepa", "jepa")
-"""The pair with equal numbers of weights: one draws the next frame, one names the next latent."""
-TWIN_ERRORS = {"frame": "jepa with its decoder", "reward_mlp": "jepa"}
-"""Errors in which the first of `TWINS` is held against the second, and how that one is called."""
 SHARED = {"environment": "environment", "data_sha256": "data"}
 
 
@@ -240,157 +223,3 @@ def _listed(names: Sequence[str]) -> str:
     """ "a, b and c"."""
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last
-
-
-# --- what it says -----------------------------------------------------------------------------
-def claims(rows: Sequence[Row], matched: bool = True) -> list[dict[str, Any]]:
-    """Every paired comparison with a trivial guess, with the random encoder, and of the twins.
-
-    `matched`: the twins have equal numbers of weights. See `statistics.claim`.
-    """
-    found: list[dict[str, Any]] = []
-
-    def hold(model: str, kind: str, other: str, baseline: str, what: str, against: str) -> None:
-        pairs = list(zip(of_model(rows, model), of_model(rows, other), strict=False))
-        if not pairs or any(kind not in a.errors or baseline not in b.errors for a, b in pairs):
-            return
-        for a, b in pairs:
-            if a.errors[kind].shape != b.errors[baseline].shape:
-                raise ComparisonError(f"{a.label} and {b.label} were scored on different blocks")
-        one, two = (np.stack([pair[n].errors[key] for pair in pairs])
-                    for n, key in ((0, kind), (1, baseline)))  # fmt: skip
-        said = {"model": model, "score": what, "against": against}
-        said |= claim(one, two, resamples=RESAMPLES)
-        if any(row.facts.get("loaded") for pair in pairs for row in pair):
-            said["verdict"] = "nothing claimed: the weights were loaded"
-        elif other in TWINS and other != model and not matched:
-            said["verdict"] = "nothing claimed: the pair is not matched"
-        found.append(said)
-
-    for model in dict.fromkeys(row.facts["model"] for row in rows):
-        for (kind, baseline), what in ERRORS.items():
-            hold(model, kind, model, baseline, what, baseline)
-        if model not in UNTRAINED:
-            floor = untrained(model)
-            hold(model, "reward_mlp", floor, "reward_mlp", "reward MLP", LABELS[floor])
-    for kind, against in TWIN_ERRORS.items():
-        what = "decoded frame" if kind == "frame" else "reward MLP"
-        hold(TWINS[0], kind, TWINS[1], kind, what, against)
-    return found
-
-
-def sentences(comparison: Mapping[str, Any]) -> list[str]:
-    """The claims as text: "jepa: imagined latent beats copy last latent: error -41.0 % (...)"."""
-    found = []
-    for one in comparison["claims"]:
-        head, against = f"{one['model']}: {one['score']}", one["against"].replace("_", " ")
-        if one["difference"] is None:
-            found.append(f"{head} against {against}: {one['verdict']}")
-            continue
-        middle, low, high = (f"{100 * one[key]:+.1f}" for key in ("difference", "low", "high"))
-        n = ", ".join(
-            f"{one[key]} {key if one[key] != 1 else key[:-1]}" for key in ("seeds", "blocks")
-        )
-        shown = f"error {middle} % ({low} to {high}, {n})"
-        if one["verdict"] in ("beats", "loses to"):
-            found.append(f"{head} {one['verdict']} {against}: {shown}")
-        else:
-            found.append(f"{head} against {against}, {one['verdict']}: {shown}")
-    return found
-
-
-def over_seeds(values: Sequence[float | str]) -> dict[str, Any]:
-    """Mean and 95 % Student interval over seeds; {"text": ...} for a note or a single seed.
-
-    A note of any seed is the note of the model: a mean over the other seeds would be another
-    quantity.
-    """
-    cell = {"mean": None, "low": None, "high": None, "seeds": len(values)}
-    for value in values:
-        if isinstance(value, str):
-            return cell | {"text": value}
-    numbers = np.array(values, dtype=float)
-    mean = float(numbers.mean())
-    if len(numbers) == 1:
-        return cell | {"mean": mean, "text": f"{number(mean)} (1 seed)"}
-    low, high = student(numbers)
-    text = f"{number(mean)} ({number(low)} to {number(high)})"
-    return cell | {"mean": mean, "low": low, "high": high, "text": text}
-
-
-def number(value: float) -> str:
-    """Three significant digits, whole numbers with separators."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def matched(counts: Mapping[str, int]) -> dict[str, Any]:
-    """Whether two parameter counts {name: count} agree within 2 %, as a share of the smaller."""
-    (one, first), (two, second) = counts.items()
-    gap = abs(first - second) / max(1, min(first, second))
-    return {"pair": [one, two], "parameters": [first, second], "gap": gap, "ok": gap <= MATCH}
-
-
-def build(
-    rows: Sequence[Row],
-    seeds: Sequence[int],
-    baselines: Mapping[str, float | str],
-    pairs: Sequence[Mapping[str, int]] = (),
-    models: Sequence[str] = COMPARED,
-) -> dict[str, Any]:
-    """The whole comparison, JSON-ready; ComparisonError when the rows are no fair set.
-
-    `baselines` are the scores of the trivial guesses (`stages.baselines`), `pairs` the matched.
-    """
-    check_rows(rows, seeds, models)
-    first, found = rows[0].facts, [matched(pair) for pair in pairs]
-    return {
-        "schema": SCHEMA,
-        "environment": first["environment"],
-        "data_sha256": first["data_sha256"],
-        "seeds": list(seeds),
-        "n": first["n"],
-        "columns": {name: column._asdict() for name, column in COLUMNS.items()},
-        "models": {
-            model: {
-                name: over_seeds([row.scores[name] for row in of_model(rows, model)])
-                for name in COLUMNS
-            }
-            for model in models
-        },
-        "baselines": dict(baselines),
-        "claims": claims(rows, all(pair["ok"] for pair in found)),
-        "matched": found,
-        "notes": notes(rows),
-        "rows": [row.facts | row.scores for row in rows],
-    }
-
-
-def floor(comparison: Mapping[str, Any], column: str) -> float | str | None:
-    """What the trivial guess of a column scores there; None for a column without one."""
-    baseline = COLUMNS[column].baseline
-    if column in ("latent_error", "frame_error"):  # errors over those of the guess
-        return 1.0
-    if column == "larp_gain":
-        return 0.0
-    key = f"{baseline}_r2" if column.endswith("_r2") else baseline
-    return comparison["baselines"].get(key) if baseline else None
-
-
-def tidy(comparison: Mapping[str, Any]) -> pd.DataFrame:
-    """One line per model and column: model, column, mean, low, high, seeds, text."""
-    lines = [
-        {"model": model, "column": name, **cell}
-        for model, cells in comparison["models"].items()
-        for name, cell in cells.items()
-    ]
-    return pd.DataFrame(lines)
-
-
-def verdict(interval: Sequence[float] | None, loaded: bool = False) -> str:
-    """What the interval of LARP minus reward MLP says; nothing for weights from a file."""
-    if interval is None:
-        return NOT_APPLICABLE
-    if loaded:
-        return "nothing claimed: the weights were loaded"
-    _, low, high = interval
-    return "look-ahead helps" if high < 0 else "look-ahead hurts" if low > 0 else "within noise"

@@ -15,7 +15,7 @@ import pandas as pd
 
 from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, Interval, bootstrap, paired, unestimable
 from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
-from hjepa_lib.pixels import compare, measures
+from hjepa_lib.pixels import measures, tables
 from hjepa_lib.pixels.compare import (
     COMPARED,
     MEAN_REWARD,
@@ -63,10 +63,10 @@ def make_comparison(ws: Workspace, folder: Path) -> None:
     rows = [measure_row(ws, name, n) for n in numbers for name in COMPARED]
     pairs = [matched_counts(config.pixels, train)]
     seeds = [config.seed + n for n in numbers]
-    found = compare.build(rows, seeds, baselines(train, validation), pairs)
+    found = tables.build(rows, seeds, baselines(train, validation), pairs)
     write_json(folder / "comparison.json", found)
     leave_section(ws.run, "20-pixels", comparison_section(found))
-    write_atomic(folder / "comparison.csv", compare.tidy(found).to_csv(index=False))
+    write_atomic(folder / "comparison.csv", tables.tidy(found).to_csv(index=False))
 
 
 def load_comparison(ws: Workspace) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def difference(
         if not np.array_equal(cell["reward"], cells[0]["reward"]):
             raise WorkbookError("heads were scored on different transitions; they cannot be paired")
     errors = _squared_errors(cells, first), _squared_errors(other, second)
-    return paired(*errors, compare.RESAMPLES)
+    return paired(*errors, tables.RESAMPLES)
 
 
 def summarise(cells: Sequence[Cell], kind: str, note: str) -> dict[str, Any]:
