@@ -5,10 +5,14 @@ import shutil
 import pytest
 from tiny import tiny_config
 
+from hjepa_lib.config import profile
 from hjepa_lib.runs import score
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
+from hjepa_lib.workbench import STUDY
+from hjepa_lib.workbench.rows import load_rows
+from hjepa_lib.workbench.schema import read_experiment
 
 ROW = {"cost": "latent", "success_rate": 0.5, "path_efficiency": 0.4, "flops_per_step": 1e6}
 
@@ -51,3 +55,17 @@ def test_results_are_found_or_made(trained, tmp_path, monkeypatch):
     assert (run.name, origin) == ("first", "latest run")
     other = Run.create("other", tiny_config(evaluation__trials=2))
     assert score.find_results(Workspace("05_compare", other))[1] == "made now"
+
+
+def test_the_hierarchy_is_judged_against_flat_tuned_at_equal_compute():
+    """Q5: the pair is that of the committed study; a run without level 2 has no such verdict."""
+    study = read_experiment(STUDY)
+    units = {unit.cell.name: unit for cell in study.cells for unit in study.units(cell)}
+    flat, two = score.tuned_pair(profile("laptop"))
+    wanted = [units[name].case for name in ("bar_flat_latent", "bar_l1l2_latent")]
+    for found, case in zip((flat, two), wanted, strict=True):
+        assert found.settings | {"seed": 0} == case.settings | {"seed": 0}
+    rows = load_rows(study.table).set_index("cell")["flops_per_step"]
+    spent = [rows[name].mean() for name in ("bar_flat_latent", "bar_l1l2_latent")]
+    assert abs(spent[0] / spent[1] - 1) < 0.05
+    assert score.tuned_pair(profile("laptop").override("level2.disable_l2=true")) == []

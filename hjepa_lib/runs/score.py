@@ -6,6 +6,7 @@ trained anew is. Floors and ceiling (random, oracle) go the same way as the plan
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 import torch
@@ -122,6 +123,19 @@ def cases_of(config: Config, **changes) -> list[Case]:
     return [Case.of(config, method, cost, **changes) for method, cost in named]
 
 
+def tuned_pair(config: Config) -> list[Case]:
+    """The default verdict on the hierarchy (Q5): flat as validation trials chose it, and L1+L2.
+
+    Latent cost, equal compute in the profile laptop (cells `bar_*` of the study); [] without l2.
+    """
+    if config.level2.disable_l2:
+        return []
+    search = dataclasses.replace(config.planning.flat, horizon=48, iterations=1, sigma=3.5)
+    planning = dataclasses.replace(config.planning, flat=search, replan=8)
+    flat = Case.of(config, "flat", "latent", planning=planning, budget=0.4375)
+    return [flat, Case.of(config, "l1+l2", "latent", budget=0.25)]
+
+
 def best(rows: Iterable[dict]) -> tuple[str, str]:
     """(method, cost) with the highest success; path efficiency, then less compute, break ties."""
     planned = [row for row in rows if row["flops_per_step"] is not None]
@@ -150,4 +164,6 @@ def find_results(ws: Workspace) -> tuple[Run, str]:
     agent = load_trained(ws)
     for case in cases_of(ws.config):
         play(ws, agent, case)
+    for case in tuned_pair(ws.config):
+        play(ws, agent, case, "tuned")
     return ws.run, "made now"
