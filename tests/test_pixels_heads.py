@@ -229,7 +229,7 @@ def test_a_head_spends_its_budget_and_the_held_out_part_chooses_nothing():
         losses = []
         try:
             while True:
-                _, report = next(work)
+                report = next(work)
                 losses.append(report.validation.get("loss"))
         except StopIteration as stop:
             return stop.value, losses
