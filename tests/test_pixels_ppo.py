@@ -9,8 +9,8 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from tiny_pixels import skilled
 
-from hjepa_lib.config import profile
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.pixels import ppo
 from hjepa_lib.pixels.collect import acquire, collect
@@ -21,27 +21,16 @@ needs_rl = pytest.mark.skipif(
 )
 
 
-def settings(**changes):
-    """128 steps of PPO with a small policy on Drift at 16 px, actions repeated twice."""
-    small = {
-        "pixels.data.method": "ppo", "pixels.data.episodes": 3, "pixels.ppo.policy": "MlpPolicy",
-        "pixels.environment.image_size": 16, "pixels.environment.max_steps": 12,
-        "pixels.ppo.epochs": 1,
-    }  # fmt: skip
-    changes = {f"pixels.{key.replace('__', '.')}": value for key, value in changes.items()}
-    return profile("smoke").override(small | changes).pixels
-
-
 @pytest.fixture(scope="module")
 def collected():
     pytest.importorskip("stable_baselines3")
-    return collect(settings(), 0)
+    return collect(skilled(), 0)
 
 
 def test_an_absent_extra_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
     with pytest.raises(ConfigError, match=r"not installed: pip install stable-baselines3"):
-        collect(settings(), 0)
+        collect(skilled(), 0)
 
 
 def test_data_say_how_they_were_made(collected):
@@ -53,21 +42,21 @@ def test_data_say_how_they_were_made(collected):
 
 
 def test_same_seed_same_data(collected):
-    assert collect(settings(), 0).sha256 == collected.sha256
-    assert collect(settings(), 1).sha256 != collected.sha256
+    assert collect(skilled(), 0).sha256 == collected.sha256
+    assert collect(skilled(), 1).sha256 != collected.sha256
 
 
 def test_global_generators_are_left_alone(collected):
     random.seed(3), np.random.seed(3), torch.manual_seed(3)
     expected = random.random(), np.random.rand(), float(torch.rand(()))
     random.seed(3), np.random.seed(3), torch.manual_seed(3)
-    collect(settings(data__episodes=2), 0)
+    collect(skilled(data__episodes=2), 0)
     assert (random.random(), np.random.rand(), float(torch.rand(()))) == expected
 
 
 def test_ppo_data_pass_the_load_rule(collected, tmp_path):
     collected.save(tmp_path)
-    data = acquire(settings(data__path=str(tmp_path)), 0)
+    data = acquire(skilled(data__path=str(tmp_path)), 0)
     assert data.sha256 == collected.sha256 and data.meta["ppo"] == collected.meta["ppo"]
 
 
@@ -95,7 +84,7 @@ def test_rewards_sum_up_through_all_wrappers(monkeypatch, repeat):
         return env
 
     monkeypatch.setattr("hjepa_lib.pixels.env.open_env", watched)
-    env = ppo.make_training_envs(settings(environment__action_repeat=repeat), 0, [])
+    env = ppo.make_training_envs(skilled(environment__action_repeat=repeat), 0, [])
     state = env.reset()[0]
     handed, done, info = [], False, {}
     while not done:
@@ -109,7 +98,7 @@ def test_rewards_sum_up_through_all_wrappers(monkeypatch, repeat):
 
 def test_stored_rewards_are_those_of_repeated_steps(collected):
     """Replaying the stored actions in the bare environment pays the same sums."""
-    env = make_env(settings().environment)
+    env = make_env(skilled().environment)
     env.reset(seed=0)
     for row in range(6):
         action = int(collected.action[row])
@@ -122,7 +111,7 @@ def test_stored_rewards_are_those_of_repeated_steps(collected):
 def test_environments_are_capped_at_the_cores(monkeypatch):
     monkeypatch.setattr(ppo, "usable_cores", lambda: 1)
     notes = []
-    envs = ppo.make_training_envs(settings(ppo__n_envs=8), 0, notes)
+    envs = ppo.make_training_envs(skilled(ppo__n_envs=8), 0, notes)
     assert envs.num_envs == 1 and notes == ["1 environments instead of 8: one per CPU"]
     envs.close()
 
@@ -137,7 +126,7 @@ def test_a_failing_process_falls_back_to_this_one(monkeypatch):
     monkeypatch.setattr(ppo, "usable_cores", lambda: 2)
     monkeypatch.setattr(vec_env, "SubprocVecEnv", fail)
     notes = []
-    envs = ppo.make_training_envs(settings(ppo__n_envs=2), 0, notes)
+    envs = ppo.make_training_envs(skilled(ppo__n_envs=2), 0, notes)
     assert isinstance(envs, vec_env.DummyVecEnv) and envs.num_envs == 2
     assert "no processes here" in notes[0]
     envs.close()
@@ -146,7 +135,7 @@ def test_a_failing_process_falls_back_to_this_one(monkeypatch):
 @needs_rl
 def test_parallel_environments_train_and_are_closed(monkeypatch):
     monkeypatch.setattr(ppo, "usable_cores", lambda: 2)
-    data = collect(settings(ppo__n_envs=2, ppo__steps=64, data__episodes=2), 0)
+    data = collect(skilled(ppo__n_envs=2, ppo__steps=64, data__episodes=2), 0)
     assert data.meta["ppo"]["n_envs"] == 2
     assert not multiprocessing.active_children()
 
@@ -164,13 +153,13 @@ def test_environments_are_closed_when_training_fails(monkeypatch):
     monkeypatch.setattr(ppo, "make_training_envs", watched)
     monkeypatch.setattr("stable_baselines3.PPO.learn", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        collect(settings(), 0)
+        collect(skilled(), 0)
     assert closed
 
 
 @needs_rl
 def test_log_std_rises_by_the_noise():
-    config = settings(environment__id="hjepa/TwoRooms-v0")
+    config = skilled(environment__id="hjepa/TwoRooms-v0")
     model, _ = ppo.train_policy(config, 0, [])
     before = model.policy.log_std.detach().clone()
     ppo.widen_policy(model, 0.0, [])
@@ -182,7 +171,7 @@ def test_log_std_rises_by_the_noise():
 @needs_rl
 def test_noise_widens_the_actions_that_are_collected():
     def spread(noise):
-        config = settings(environment__id="hjepa/TwoRooms-v0", ppo__log_std_noise=noise)
+        config = skilled(environment__id="hjepa/TwoRooms-v0", ppo__log_std_noise=noise)
         return float(collect(config, 0).action.std())
 
     assert spread(0.0) < spread(2.0)
@@ -191,18 +180,18 @@ def test_noise_widens_the_actions_that_are_collected():
 @needs_rl
 def test_noise_on_discrete_actions_is_noted():
     notes = []
-    ppo.widen_policy(ppo.train_policy(settings(), 0, [])[0], 0.5, notes)
+    ppo.widen_policy(ppo.train_policy(skilled(), 0, [])[0], 0.5, notes)
     assert "no effect" in notes[0]
 
 
 @needs_rl
 def test_repeat_switches_frame_skip_off():
-    data = collect(settings(environment__frame_skip=2), 0)
+    data = collect(skilled(environment__frame_skip=2), 0)
     assert data.meta["frame_skip"] == 0 and len(data) == 18
     assert "frame skip is off" in data.meta["notes"][0]
-    skipped = collect(settings(environment__frame_skip=2, ppo__action_repeat=0), 0)
+    skipped = collect(skilled(environment__frame_skip=2, ppo__action_repeat=0), 0)
     assert skipped.meta["frame_skip"] == 2 and (skipped.after - skipped.now == 3).all()
-    assert ppo.repeat_of(settings(environment__action_repeat=4)) == 4
+    assert ppo.repeat_of(skilled(environment__action_repeat=4)) == 4
 
 
 @needs_rl
@@ -219,7 +208,7 @@ def test_repeat_switches_frame_skip_off():
     ],
 )
 def test_every_setting_reaches_the_policy(field, value, where):
-    model, _ = ppo.train_policy(settings(**{f"ppo__{field}": value, "ppo__steps": 32}), 0, [])
+    model, _ = ppo.train_policy(skilled(**{f"ppo__{field}": value, "ppo__steps": 32}), 0, [])
     found = getattr(model, where)
     assert (found(1.0) if callable(found) else found) == value
     assert model.num_timesteps == 32
@@ -228,12 +217,12 @@ def test_every_setting_reaches_the_policy(field, value, where):
 @needs_rl
 def test_pictures_too_small_for_convolutions_are_one_sentence():
     with pytest.raises(ConfigError, match="at least 36 px"):
-        collect(settings(ppo__policy="CnnPolicy"), 0)
+        collect(skilled(ppo__policy="CnnPolicy"), 0)
 
 
 @needs_rl
 def test_convolutions_see_frames_as_channels():
-    config = settings(ppo__policy="CnnPolicy", environment__image_size=36, ppo__steps=16)
+    config = skilled(ppo__policy="CnnPolicy", environment__image_size=36, ppo__steps=16)
     model, _ = ppo.train_policy(config, 0, [])
     first = next(model.policy.features_extractor.parameters())
     assert first.shape[1] == 4 and model.policy.normalize_images

@@ -1,28 +1,14 @@
-"""Every setting below `pixels` acts: an index of all leaves, and tests of those of no other file.
-
-Sections that a table of another test file mutates field by field are taken from that table; what a
-test elsewhere covers by name is in `ELSEWHERE`; the rest is mutated here.
-"""
+"""Settings below `pixels` act: stages, collection, budgets, early stopping, cadences of logs."""
 
 import dataclasses
-import inspect
 
 import pytest
-import test_pixels_data
-import test_pixels_grid
-import test_pixels_heads
-import test_pixels_models
-import test_pixels_ppo
-import test_pixels_stages
-import test_pixels_studies
-import test_pixels_training
-import test_pixels_two_stages
-import test_pixels_vjepa2
 import torch
 from tiny import digest
 from tiny_pixels import (
     SHAPES,
     collected,
+    skilled,
     tiny_config,
     tiny_pixels,
     tiny_transitions,
@@ -30,7 +16,7 @@ from tiny_pixels import (
     with_section,
 )
 
-from hjepa_lib.config import flatten, profile
+from hjepa_lib.config import profile
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import EpochsConfig, Stage1Config, Stage2Config
 from hjepa_lib.grids import stages as gridstages
@@ -50,7 +36,10 @@ from hjepa_lib.training.loop import Fit
 
 # Models of a few weights have gradients of any size, and the loop says so.
 pytestmark = pytest.mark.filterwarnings("ignore:the gradient norm is")
-LEAVES = {leaf for leaf in flatten(profile("smoke")) if leaf.startswith("pixels.")}
+GRID = {
+    "size": 6, "episodes": 6, "steps": 8, "latent_dim": 16, "action_dim": 8, "encoder_depth": 1,
+    "depth": 1, "heads": 2, "head_dim": 8, "mlp_dim": 16,
+}  # fmt: skip
 
 
 # --- V-JEPA 2 style model (VJ-2 to VJ-11) -------------------------------------------------------
@@ -170,14 +159,14 @@ def test_the_length_of_windows_acts():
 def test_a_loaded_data_set_names_every_setting_that_it_overrules(tmp_path):
     """DATA-6: limits, frame skip, action repeat and PPO's settings; equal ones are not named."""
     path = str(tmp_path / "data")
-    made = test_pixels_ppo.settings()
+    made = skilled()
     data = collect(collected(**SHORT), 0)
     stored = {"method": "ppo", "max_steps": 12, "frame_skip": 0, "action_repeat": 2}
     data.meta |= stored | {"ppo": dataclasses.asdict(made.ppo) | {"n_envs": 3}}
     data.save(tmp_path / "data")
 
     def notes(**changes):
-        return acquire(test_pixels_ppo.settings(data__path=path, **changes), 0).meta["notes"]
+        return acquire(skilled(data__path=path, **changes), 0).meta["notes"]
 
     assert notes() == notes(ppo__n_envs=7) == [f"loaded from {path}"]
     for key, text in (
@@ -212,7 +201,7 @@ def test_settings_of_ppo_that_shape_its_environments(monkeypatch):
 
     def settings(**changes):
         changes = {"n_envs": 2, "steps": 4, "n_steps": 2} | changes
-        return test_pixels_ppo.settings(**{f"ppo__{key}": value for key, value in changes.items()})
+        return skilled(**{f"ppo__{key}": value for key, value in changes.items()})
 
     assert [ppo.train_policy(settings(n_envs=n), 0, [])[1] for n in (1, 2)] == [1, 2]
     assert [ppo.repeat_of(settings(action_repeat=n)) for n in (2, 5)] == [2, 5]
@@ -252,7 +241,7 @@ def reached(tmp_path_factory):
 
     changes = {f"pixels.{name}.{key}": value for number, name in enumerate(SECTIONS)
                for key, value in dataclasses.asdict(marked(number)).items()}  # fmt: skip
-    grid = {f"pixels.grid.{key}": value for key, value in test_pixels_grid.SMALL.items()}
+    grid = {f"pixels.grid.{key}": value for key, value in GRID.items()}
     small = {"pixels.reward.hidden": 8, "pixels.reward.layers": 1}
     config = tiny_config(**TWO_STAGES).override(grid | small | changes, strict=False)
     with pytest.MonkeyPatch.context() as patch:
@@ -277,8 +266,9 @@ def test_every_section_of_a_budget_reaches_its_own_loop(number, reached):
 def test_a_pair_of_grid_models_takes_its_patience(tmp_path):
     """GRID-5: with a budget in epochs the pair may stop, with one in updates it may not."""
     for updates, patience in ((0, 7), (3, 0)):
-        config = test_pixels_grid.CONFIG.override(
-            {"pixels.grid.optim.updates": updates, "pixels.grid.optim.patience": 7}, strict=False
+        changes = GRID | {"optim.updates": updates, "optim.patience": 7}
+        config = tiny_config().override(
+            {f"pixels.grid.{key}": value for key, value in changes.items()}, strict=False
         )
         ws = tiny_workspace(tmp_path, config, f"pair{updates}")
         parts = gridstages.make_grid_data(ws)
@@ -340,7 +330,7 @@ def test_the_log_cadences_are_settings(tmp_path):
     """TRAIN-2, MOD-11, GRID-5: 20, 100 and 10 updates by default; each acts where it says."""
     full = profile("full").pixels
     assert (full.log_every, full.reward.log_every, full.grid.log_every) == (20, 100, 10)
-    grid = {f"pixels.grid.{key}": value for key, value in test_pixels_grid.SMALL.items()}
+    grid = {f"pixels.grid.{key}": value for key, value in GRID.items()}
     changes = {"log_every": 2, "reward__log_every": 3, "reward__hidden": 8, "reward__layers": 1,
                "reward__optim__updates": 7, "reward__optim__batch": 4, "grid__log_every": 2,
                "grid__optim__updates": 5, "grid__optim__batch": 32,
@@ -358,88 +348,3 @@ def test_the_log_cadences_are_settings(tmp_path):
 
 
 # --- the rest -----------------------------------------------------------------------------------
-def source_of(test: str) -> str:
-    module, name = test.split("::")
-    return inspect.getsource(getattr(FILES[module], name))
-
-
-FILES = {
-    module.__name__.removeprefix("test_pixels_"): module
-    for module in (
-        test_pixels_data, test_pixels_grid, test_pixels_heads, test_pixels_models, test_pixels_ppo,
-        test_pixels_stages, test_pixels_studies, test_pixels_training, test_pixels_two_stages,
-        test_pixels_vjepa2,
-    )
-}  # fmt: skip
-ELSEWHERE = {
-    "action_dim": "models::test_the_width_of_the_action_embedding_acts",
-    "environment.action_repeat": "ppo::test_repeat_switches_frame_skip_off",
-    "data.method": "data::test_random_data_are_rejected_when_ppo_is_wanted",
-    "data.path": "data::test_a_fitting_file_is_loaded",
-    "ppo.steps": "ppo::test_every_setting_reaches_the_policy",
-    "ppo.log_std_noise": "ppo::test_noise_widens_the_actions_that_are_collected",
-    "seeds": "stages::test_the_table_has_the_order_of_the_seed",
-    "loading.path": "stages::test_training_starts_from_a_loaded_file_and_may_be_skipped",
-    "loading.skip_training": "stages::test_training_starts_from_a_loaded_file_and_may_be_skipped",
-    "loading.run": "stages::test_models_of_a_named_run_are_taken_as_they_are",
-    "loading.kind": "stages::test_the_kind_of_loaded_weights_decides_which_model_takes_them",
-    "decoder.source": "stages::test_what_the_decoder_reads_is_a_setting",
-    "jepa.frozen": "stages::test_a_frozen_jepa_is_loaded_and_never_trained",
-    "jepa.lr": "stages::test_jepa_may_have_a_learning_rate_of_its_own",
-    "reward.study_updates": "studies::test_the_budget_of_the_study_is_cut_and_never_raised",
-    "reward.seeds": "studies::test_the_budget_of_the_study_is_cut_and_never_raised",
-    "reward.study_transitions": "studies::test_the_budget_of_the_study_is_cut_and_never_raised",
-    "vjepa2.stage1.checkpoint": "two_stages::test_a_foreign_stage_1_claims_nothing",
-    "vjepa2.stage2.checkpoint": "two_stages::test_commands_train_resume_and_evaluate",
-    "grid.path": "grid::test_the_config_file_acts",
-    "grid.checkpoint_every": "grid::test_resuming_equals_an_uninterrupted_training",
-}
-"""Leaf: the test of another file that changes it and sees the effect."""
-HERE = {"log_every", "reward.log_every", "grid.log_every", "data.sequence", "ppo.n_envs",
-        "ppo.policy", "ppo.action_repeat"}  # fmt: skip
-
-
-def marks(test, name="parametrize"):
-    return [mark.args for mark in test.pytestmark if mark.name == name]
-
-
-def tables():
-    """{section: fields} of everything that is mutated field by field."""
-    ((_, policy),) = marks(test_pixels_ppo.test_every_setting_reaches_the_policy)
-    ((_, heads),) = marks(test_pixels_heads.test_every_setting_of_a_head_changes_what_it_predicts)
-    found = {
-        "encoder": test_pixels_models.ENCODER_CHANGES,
-        "decoder": test_pixels_models.DECODER_CHANGES,
-        "auxiliary": test_pixels_models.AUXILIARY_CHANGES,
-        "jepa": test_pixels_models.JEPA_CHANGES,
-        "grid": test_pixels_grid.CHANGES,
-        "ppo": {name for name, *_ in policy},
-        "reward": {name for change in heads for name in change} - {"optim"},
-        "environment": ENVIRONMENT_CHANGES,
-        "data": DATA_CHANGES,
-        "vjepa2.stage1": STAGE1_CHANGES,
-        "vjepa2.stage2": STAGE2_CHANGES,
-    }
-    return found | dict.fromkeys(SECTIONS, test_pixels_training.EPOCHS_CHANGES)
-
-
-def test_every_leaf_of_the_comparison_is_covered():
-    """F9, PL7: a new setting below `pixels` is tested as soon as it exists."""
-    listed = {
-        f"pixels.{section}.{field}" for section, fields in tables().items() for field in fields
-    }
-    covered = listed | {f"pixels.{leaf}" for leaf in HERE | ELSEWHERE.keys()}
-    assert covered == LEAVES
-    assert not {f"pixels.{leaf}" for leaf in HERE | ELSEWHERE.keys()} & listed
-
-
-@pytest.mark.parametrize("leaf", ELSEWHERE)
-def test_the_named_tests_exist_and_name_the_setting(leaf):
-    assert leaf.split(".")[-1] in source_of(ELSEWHERE[leaf])
-
-
-def test_all_sections_of_budgets_are_listed():
-    kinds = {item.name for item in dataclasses.fields(EpochsConfig)}
-    ends = {leaf.rsplit(".", 1)[0] for leaf in LEAVES if leaf.endswith(".plateau_patience")}
-    assert ends == {f"pixels.{name}" for name in SECTIONS}
-    assert kinds == test_pixels_training.EPOCHS_CHANGES.keys()

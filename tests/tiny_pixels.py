@@ -124,6 +124,12 @@ def collected(**changes: Any) -> PixelsConfig:
     return profile("smoke").override(dotted).pixels
 
 
+def skilled(**changes: Any) -> PixelsConfig:
+    """`collected` by 128 steps of PPO with a small policy, actions repeated twice."""
+    small = {"data__method": "ppo", "data__episodes": 3, "ppo__policy": "MlpPolicy"}
+    return collected(**small | {"ppo__epochs": 1, "data__transitions": 240} | changes)
+
+
 def numbered(lengths: list[int], stack: int = 3, skip: int = 0) -> Transitions:
     """Episodes of these lengths whose frames hold the running number of the frame."""
     count = sum(length * (skip + 1) + 1 for length in lengths)
