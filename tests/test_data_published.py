@@ -163,7 +163,7 @@ def test_download_once_record_and_verify(tmp_path):
     assert (data.meta["source"], data.meta["recipe"]) == ("published", "good")
     record = files.read_json(tmp_path / "wall_data.tar.gz.sha256.json")
     assert record["sha256"] == files.sha256(tmp_path / "wall_data.tar.gz")
-    left = {item.name for item in tmp_path.iterdir()}
+    left = {item.name for item in tmp_path.iterdir() if not item.name.endswith(".lock")}
     assert left == {"wall_data.tar.gz", "wall_data.tar.gz.sha256.json", Path(GOOD).name}
     (tmp_path / "wall_data.tar.gz").write_bytes(b"changed")
     with pytest.raises(FileError, match="does not match the SHA-256"):
@@ -174,40 +174,71 @@ def test_download_once_record_and_verify(tmp_path):
     assert not (tmp_path / "wall_data.tar.gz").exists()
 
 
+def test_one_cache_serves_all_runs(tmp_path, monkeypatch):
+    """D4: whichever folder a run lies in, the archive is fetched once."""
+    calls = []
+    monkeypatch.setenv("HJEPA_CACHE", str(tmp_path / "cache"))
+    for _ in range(2):
+        acquire(PUBLISHED, 0, fetch=fake({GOOD: npz_bytes(**arrays())}, calls))
+    assert len(calls) == 1 and (tmp_path / "cache" / published.ARCHIVE).is_file()
+    monkeypatch.delenv("HJEPA_CACHE")
+    assert published.cache() == Path.home() / ".cache" / "hjepa"
+
+
 def offline(file_id, path):
-    path.write_bytes(b"half a fi")
-    raise FileError("download of wall_data.tar.gz failed: no network")
+    raise published.NoNetwork("download of wall_data.tar.gz failed: no network")
 
 
 def web_page(file_id, path):
     path.write_text("<html>quota exceeded</html>")
 
 
+def cut_short(file_id, path):
+    """The server hangs up: the beginning of an archive, which tarfile opens without complaint."""
+    archive(path, {"big.npz": np.random.RandomState(0).bytes(400_000)})
+    path.write_bytes(path.read_bytes()[:300_000])
+
+
+def full_disk(file_id, path):
+    raise FileError(f"cannot write {path}: No space left on device")
+
+
+def test_only_a_missing_network_falls_back_to_generated_data(tmp_path, capsys):
+    """D3: said in the terminal, in the meta data and, by its source, in every row."""
+    config = DataConfig(source="published", transitions=500)
+    data = acquire(config, 3, tmp_path, offline)
+    line = data.meta["fallback"]
+    assert line.startswith("published data unavailable, generated instead: ") and "\n" not in line
+    assert capsys.readouterr().out == line + "\n" and data.meta["source"] == "generated"
+    assert data.hash() == generate("good", 500, seed=3).hash()
+
+
 @pytest.mark.parametrize(
     ("fetch", "recipe", "reason"),
     [
-        (offline, "good", "no network"),
-        (web_page, "good", "not a tar archive"),
+        (web_page, "good", "no whole tar archive"),
+        (cut_short, "good", "no whole tar archive"),
+        (full_disk, "good", "No space left on device"),
         (fake({"other.npz": b""}), "good", "holds no file called good_quality"),
         (fake({GOOD: npz_bytes(actions=np.zeros((2, 2)))}), "good", "no array 'locations'"),
-        (offline, "mixture", "recipe mixture was not published"),
+        (offline, "mixture", "data.recipe=mixture was not published; there are good"),
     ],
 )
-def test_failures_fall_back_to_generated_data_in_one_line(tmp_path, fetch, recipe, reason):
+def test_other_failures_are_errors_and_nothing_is_recorded_of_half_a_file(
+    tmp_path, fetch, recipe, reason
+):
+    """D3: a cut download was recorded as good for ever, a full disk became generated data."""
     config = DataConfig(source="published", transitions=500, recipe=recipe)
-    data = acquire(config, 3, tmp_path, fetch)
-    line = data.meta["fallback"]
-    assert line.startswith("published data unavailable, generated instead: ") and reason in line
-    assert "\n" not in line and data.meta["source"] == "generated"
-    assert data.hash() == generate(recipe, 500, seed=3).hash()
-    assert not list(tmp_path.glob(".*")), "half-written files stay behind"
-    if fetch in (offline, web_page):
-        assert not list(tmp_path.iterdir())
+    with pytest.raises(files.WorkbookError, match=reason):
+        acquire(config, 3, tmp_path, fetch)
+    if fetch in (web_page, cut_short, full_disk):
+        assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 
 def test_gdown_errors_become_one_sentence(tmp_path, monkeypatch):
     """The real transport: by id, with the connection time-out, errors translated."""
     import gdown
+    import requests
 
     seen = {}
 
@@ -219,6 +250,14 @@ def test_gdown_errors_become_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(FileError, match=r"failed: too many users try later$"):
         published.fetch_from_drive("some-id", tmp_path / "a.tar.gz")
     assert seen["id"] == "some-id" and seen["timeout"][0] == 10
+    assert seen["resume"] is True and seen["retries"] == 3  # D3
+
+    def unreachable(**options):
+        raise requests.ConnectionError("no route")
+
+    monkeypatch.setattr(gdown, "download", unreachable)
+    with pytest.raises(published.NoNetwork, match=r"failed: no route$"):
+        published.fetch_from_drive("some-id", tmp_path / "a.tar.gz")
 
     def deliver(**options):
         options["progress"](5, None)

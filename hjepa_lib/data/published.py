@@ -1,9 +1,8 @@
 """Published trajectories (PLDM, arXiv 2502.14819): download, checks, loader of their format.
 
-The released archive holds .npz files without images: flat actions (N, 2), locations (N, 2) and
-terminals (N,); frames are rendered here. Nothing is ever unpickled. No checksum is published, so
-the SHA-256 is recorded on first use and verified afterwards. Whatever goes wrong with the download
-leads to generated data of the same recipe, with one line in the meta data saying why.
+The archive holds .npz files without images: flat actions (N, 2), locations (N, 2), terminals (N,).
+No checksum is published: the SHA-256 is recorded once the whole archive could be read. Only without
+a network generated data of the same recipe stand in, which is printed and stands in every row.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 
 from hjepa_lib import files
-from hjepa_lib.config import DataConfig
+from hjepa_lib.config import ConfigError, DataConfig
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.worlds.base import find_world
@@ -36,15 +35,25 @@ MEMBERS = {
     "short65": "len_65_no_images.npz",
 }
 """Recipe -> file in the archive; the other recipes were not released under known names."""
-CONNECT_SECONDS, READ_SECONDS = 10, 60
+CONNECT_SECONDS, READ_SECONDS, RETRIES = 10, 60, 3
 
 Fetch = Callable[[str, Path], None]
 """Writes the file with a Google Drive id to a path, or raises `FileError`."""
 
 
+class NoNetwork(files.FileError):
+    """The server cannot be reached."""
+
+
+def cache() -> Path:
+    """Where downloads are kept for all runs: HJEPA_CACHE, or .cache/hjepa in the home folder."""
+    return Path(os.environ.get("HJEPA_CACHE") or Path.home() / ".cache" / "hjepa")
+
+
 def fetch_from_drive(file_id: str, path: Path) -> None:
-    """Download with a progress bar; raises `FileError` with the reason."""
+    """Download with a progress bar, going on where a cut one ended; FileError with the reason."""
     import gdown  # slow to import and needed by this one function only
+    import requests
     from tqdm import tqdm
 
     try:
@@ -61,36 +70,52 @@ def fetch_from_drive(file_id: str, path: Path) -> None:
                 use_cookies=False,
                 progress=progress,
                 timeout=(CONNECT_SECONDS, READ_SECONDS),
+                resume=True,
+                retries=RETRIES,
             )
-    except (
-        OSError,
-        ValueError,
-        gdown.exceptions.FileURLRetrievalError,
-        gdown.DownloadError,
-    ) as error:
+    except (OSError, ValueError, gdown.DownloadError) as error:
+        away = isinstance(error, (requests.ConnectionError, requests.Timeout))
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise files.FileError(f"download of {path.name} failed: {reason}") from error
+        raise (NoNetwork if away else files.FileError)(
+            f"download of {path.name} failed: {reason}"
+        ) from error
 
 
 def download(file_id: str, path: str | Path, fetch: Fetch = fetch_from_drive) -> Path:
     """`path`, downloaded unless it is there; its SHA-256 is recorded first and verified later.
 
-    The record lies beside the file as `<name>.sha256.json`. Raises `FileError`.
+    The record lies beside the file as `<name>.sha256.json`; an unfinished download stays as
+    `<name>.part`, and the next one goes on with it. Raises `FileError`.
     """
     path = Path(path)
     record = path.with_name(path.name + ".sha256.json")
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as folder:
-            part = Path(folder) / path.name
+    with files.exclusive(path):  # of two runs one downloads
+        if not path.exists():
+            part = path.with_name(path.name + ".part")
             fetch(file_id, part)
-            if not part.is_file() or not tarfile.is_tarfile(part):
-                raise files.FileError(f"download of {path.name} is not a tar archive")
-            _verify(part, record, file_id)
+            try:
+                _read_whole(part)
+                _verify(part, record, file_id)
+            except files.FileError:
+                part.unlink(missing_ok=True)
+                raise
             os.replace(part, path)
-    else:
+        elif not record.exists():
+            _read_whole(path)
         _verify(path, record, file_id)
     return path
+
+
+def _read_whole(path: Path) -> None:
+    """FileError unless the archive can be read to its very end."""
+    try:
+        with tarfile.open(path) as tar:
+            for item in tar:
+                stream = tar.extractfile(item)
+                while stream is not None and stream.read(1 << 20):
+                    pass
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise files.FileError(f"{path.name} is no whole tar archive: {error}") from error
 
 
 def _verify(path: Path, record: Path, file_id: str) -> None:
@@ -198,30 +223,33 @@ def truncate(trajectories: Trajectories, transitions: int) -> Trajectories:
 
 
 def acquire(
-    config: DataConfig, seed: int, folder: str | Path, fetch: Fetch = fetch_from_drive
+    config: DataConfig, seed: int, folder: str | Path | None = None, fetch: Fetch = fetch_from_drive
 ) -> Trajectories:
-    """The data set that `config` describes; `folder` caches the published archive.
+    """The data set that `config` describes; the published archive is kept in `folder` (`cache`).
 
-    `source` "generated", "published", the path of an .npz, or "module:Class", an own world. A file
-    with fewer transitions than asked for is used whole; `meta` says what was asked and got. A
-    failing download falls back to generated data and says so in meta["fallback"]; a bad file given
-    by path raises `FileError`.
+    A file with fewer transitions than asked for is used whole; `meta` says what was asked and got.
+    Without a network generated data stand in for published ones, as meta["fallback"] says; any
+    other failure raises `FileError`.
     """
     if config.source == "generated" or find_world(config.source) is not None:
         return _generated(config, seed, config.source)
     if config.layouts != "fixed" or config.dynamics != "blocked":
-        raise ValueError("published data have data.layouts=fixed and data.dynamics=blocked only")
+        raise ConfigError("published data have data.layouts=fixed and data.dynamics=blocked only")
     if config.source != "published":
         return _cut(load_npz_trajectories(config.source), config, {})
+    if config.recipe not in MEMBERS:
+        raise ConfigError(
+            f"data.recipe={config.recipe} was not published; there are {', '.join(MEMBERS)}"
+        )
+    folder = cache() if folder is None else Path(folder)
     try:
-        if config.recipe not in MEMBERS:
-            raise files.FileError(f"recipe {config.recipe} was not published")
-        archive = download(FILE_ID, Path(folder) / ARCHIVE, fetch)
-        data = load_npz_trajectories(extract(archive, MEMBERS[config.recipe], folder))
-    except (files.FileError, OSError) as error:
+        archive = download(FILE_ID, folder / ARCHIVE, fetch)
+    except NoNetwork as error:
         data = _generated(config, seed)
         data.meta["fallback"] = f"published data unavailable, generated instead: {error}"
+        print(data.meta["fallback"])
         return data
+    data = load_npz_trajectories(extract(archive, MEMBERS[config.recipe], folder))
     return _cut(data, config, {"source": "published", "recipe": config.recipe})
 
 

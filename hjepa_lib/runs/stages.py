@@ -62,7 +62,7 @@ def train(ws: Workspace, name: str) -> Iterator[Report]:
 # --- data -------------------------------------------------------------------------------------
 def make_data_stage(ws: Workspace, folder: Path) -> None:
     config = ws.config
-    data = acquire(config.data, config.seed, ws.run.path.parent / ".downloads")
+    data = acquire(config.data, config.seed)
     data.save(folder)
     train, _ = data.split(config.data.val_fraction, config.seed)
     write_json(folder / NORMALISER, Normaliser.fit(train, config.seed).to_dict())
