@@ -120,7 +120,7 @@ def with_epochs(config: Config, epochs: int, folder: Path) -> dict[str, int]:
     """Updates for exactly `epochs` passes over the windows of each level (PL4)."""
     if epochs < 1:
         raise ConfigError(f"epochs must be at least 1, got {epochs}")
-    data = acquire(config.data, config.seed, folder / ".downloads")
+    data = acquire(config.data, config.seed)
     lengths = data.split(config.data.val_fraction, config.seed)[0].lengths
     level1, level2 = config.level1, config.level2
     macro = level2.macro_steps * level2.step_skip + 1  # states of a level-2 window
