@@ -11,7 +11,7 @@ from test_summary import floors, result
 
 from hjepa_lib import __main__
 from hjepa_lib.config import profile
-from hjepa_lib.evaluation import results
+from hjepa_lib.evaluation import Case, results
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.places import list_runs
 from hjepa_lib.runs.run import Run
@@ -196,6 +196,27 @@ def test_trials_writes_a_training_and_an_evaluation_file(tmp_path, capsys):
     assert read_trials(train).sha256 == make_trials("test", "easy", 30, 5).sha256
     assert read_trials(evaluation).sha256 == make_trials("test", "easy", 7, 6).sha256
     assert read_trials(evaluation).sha256 in capsys.readouterr().out
+
+
+def test_a_file_of_trials_can_be_played(tmp_path, capsys):
+    """D5: seed 003's command, and what `--trials FILE` makes of its file."""
+    settings, path = tmp_path / "own.yaml", tmp_path / "eval.npz"
+    settings.write_text("profile: smoke\nseed: 4\ndata: {layouts: random}\n")
+    arguments = ["--config", str(settings), "--output_eval", str(path), "--n_eval", "20"]
+    assert __main__.main(["trials", *arguments]) == 0
+    made = make_trials("random", "medium", 20, 5)
+    assert read_trials(path).sha256 == made.sha256
+    options = {"profile": "smoke", "trials": path, "set": ("evaluation.trials=100",)}
+    with pytest.raises(ValueError, match="p1 plays the fixed layout"):
+        Case.of(__main__.RunCommand(**options).settings(), "oracle")
+    options["set"] += ("evaluation.protocol=p2_seen",)
+    config = __main__.RunCommand(**options).settings()
+    case, other = Case.of(config, "oracle"), Case.of(config, "oracle", split="test")
+    assert case.trials == 20 and case.header["trials_hash"] == made.sha256 == case.tasks.sha256
+    assert case.digest != other.digest and case.name.startswith("oracle__none__p2_seen__eval20__")
+    assert Case.of(config, "oracle", trials=7).tasks.count == 7
+    assert __main__.main(["run", "--profile", "smoke", "--set", "evaluation.split=mine"]) == 2
+    assert "split must be one of validation, test or a file" in capsys.readouterr().err
 
 
 def test_pretrained_takes_a_run(tmp_path, monkeypatch, capsys):

@@ -17,7 +17,6 @@ from hjepa_lib.worlds.trials import (
     make_trials,
     read_trials,
     save_trials,
-    write_train_eval,
 )
 from hjepa_lib.worlds.two_rooms import inside
 
@@ -135,13 +134,6 @@ def test_trials_do_not_depend_on_global_generators():
     python, state = random.getstate(), torch.random.get_rng_state()
     make_trials("train", "medium", 20, 5)
     assert random.getstate() == python and torch.equal(torch.random.get_rng_state(), state)
-
-
-def test_trials_command_writes_seed_and_seed_plus_one(tmp_path):
-    one, two = tmp_path / "train.npz", tmp_path / "eval.npz"
-    write_train_eval("fixed", "easy", 20, 3, one, two, n_train=50)
-    assert read_trials(one).sha256 == make_trials("fixed", "easy", 50, 3).sha256
-    assert read_trials(two).sha256 == make_trials("fixed", "easy", 20, 4).sha256
 
 
 def test_damaged_trial_files_are_named(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hjepa_lib.config.fields import Checked, choice, number
+from hjepa_lib.config.fields import Checked, ConfigError, choice, number
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,9 @@ class EvaluationConfig(Checked):
 
     protocol: str = choice("p1", "p1", "p2_seen", "p2_heldout")
     """P1: the fixed layout; P2: a layout per trial, of the training ones or of no training."""
-    split: str = choice("test", "validation", "test")
-    """Which committed trials: `validation` chooses settings, `test` tells the result."""
+    split: str = "test"
+    """Which trials: `validation` chooses settings, `test` tells the result; or an .npz file that
+    the command `trials` made."""
     trials: int = number(100, 1, 500)
     """How many of them, from the first."""
     steps: int = number(200, 1)
@@ -115,6 +116,13 @@ class EvaluationConfig(Checked):
     """Trials of each of these budgets."""
     latency: bool = True
     """Also time one episode alone (batch 1)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.split not in ("validation", "test") and not self.split.endswith(".npz"):
+            raise ConfigError(
+                f"split must be one of validation, test or a file of trials, got {self.split!r}"
+            )
 
 
 @dataclass(frozen=True)

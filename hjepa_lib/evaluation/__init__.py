@@ -74,6 +74,10 @@ class Case:
         """The case that a run's settings describe; what is given replaces them."""
         evaluation, planning = config.evaluation, planning or config.planning
         split = split or evaluation.split
+        if split.endswith(".npz") and not trials:
+            from hjepa_lib.worlds.trials import read_trials
+
+            trials = min(evaluation.trials, read_trials(split).count)
         planned = dataclasses.replace(
             scale_samples(planning, budget),
             action_cap=protocol_cap(evaluation.protocol, planning.action_cap),
@@ -91,11 +95,20 @@ class Case:
     def tasks(self) -> Trials:
         """The protocol's committed trials, or those that an own world draws."""
         from hjepa_lib.worlds.base import find_world
-        from hjepa_lib.worlds.trials import load_trials, own_trials
+        from hjepa_lib.worlds.layout import Layout
+        from hjepa_lib.worlds.trials import load_trials, own_trials, read_trials
 
         world = find_world(self.world)
         if world is None:
-            return load_trials(self.protocol, self.split, self.trials)
+            if not self.split.endswith(".npz"):
+                return load_trials(self.protocol, self.split, self.trials)
+            found = read_trials(self.split)
+            if self.protocol == "p1" and (found.layout.pairs() != Layout.fixed().pairs()).any():
+                raise ConfigError(
+                    f"protocol p1 plays the fixed layout, {self.split} has others: "
+                    "set evaluation.protocol"
+                )
+            return found.first(self.trials)
         if self.protocol == "p2_heldout":
             raise ConfigError(
                 "an own world has one layout, so evaluation.protocol=p2_heldout is out"
@@ -109,7 +122,8 @@ class Case:
 
     @property
     def _recorded(self) -> str:
-        return "" if ":" in self.world else _recorded()[f"{self.protocol}_{self.split}"]
+        own = ":" in self.world or self.split.endswith(".npz")
+        return "" if own else _recorded()[f"{self.protocol}_{self.split}"]
 
     @property
     def learned(self) -> bool:
@@ -163,5 +177,6 @@ class Case:
     @property
     def name(self) -> str:
         """Readable, and unlike that of any other case."""
-        parts = (self.method, self.cost, self.protocol, f"{self.split}{self.trials}")
+        split = Path(self.split).stem  # of a file of trials
+        parts = (self.method, self.cost, self.protocol, f"{split}{self.trials}")
         return "__".join((*parts, self.dynamics, f"x{self.budget:g}", self.digest))

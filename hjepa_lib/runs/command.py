@@ -9,7 +9,9 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
 
 import tyro
 
@@ -38,6 +40,8 @@ class RunOptions:
     """Continue the run --name, or the latest one; what is complete is skipped."""
     yes: bool = False
     """Start even if it takes very long."""
+    trials: Path | None = None
+    """File of the command `trials` to play, in place of the committed trials."""
 
     def settings(self, base: Config | None = None) -> Config:
         """The config asked for; what is not asked for comes from `base` or the profile."""
@@ -53,6 +57,8 @@ class RunOptions:
             if "seed" in pairs:
                 raise ConfigError("the seed is given by --seed and by --set")
             pairs["seed"] = str(self.seed)
+        if self.trials is not None:
+            pairs["evaluation.split"] = str(self.trials.resolve())
         return config.override(pairs)
 
     def open_run(self) -> Run:
@@ -164,30 +170,38 @@ class TrialsCommand:
     output_train: Path | None = None
     """Training file (.npz) to write."""
     output_eval: Path | None = None
-    """Evaluation file (.npz) to write."""
-    layouts: str = "fixed"
-    """Rooms: fixed, train (also called random), validation, test or all."""
+    """Evaluation file (.npz) to write, for `--trials` of other commands."""
+    config: Path | None = None
+    """YAML file whose seed and layouts are taken where they are not given here."""
+    layouts: str = ""
+    """Rooms: fixed (if empty), train (also called random), validation, test or all."""
     level: Literal["easy", "medium"] = "medium"
     """Distance of start and goal from the wall."""
-    n: int = 100
+    n_eval: Annotated[int, tyro.conf.arg(aliases=["--n"])] = 100
     """Rows of the evaluation file."""
     n_train: int = 20_000
     """Rows of the training file."""
-    seed: int = 0
-    """Seed of the training file."""
+    seed: int | None = None
+    """Seed of the training file; 0 if not given."""
 
     def __call__(self) -> int:
+        from hjepa_lib.worlds.layout import layout_set
         from hjepa_lib.worlds.trials import make_trials, save_trials
 
         if not self.output_train and not self.output_eval:
             raise ConfigError("nothing to write: give --output_train, --output_eval or both")
+        config = load_yaml(self.config) if self.config else make_profile("laptop")
+        seed, data = config.seed if self.seed is None else self.seed, config.data
+        layouts = self.layouts or data.layouts
+        if layouts == "rectangle":
+            layouts = layout_set(layouts, data.exclude_wall, data.exclude_door)
         wanted = (
-            (self.output_train, self.n_train, self.seed),
-            (self.output_eval, self.n, self.seed + 1),
+            (self.output_train, self.n_train, seed),
+            (self.output_eval, self.n_eval, seed + 1),
         )
         for path, rows, seed in wanted:
             if path:
-                trials = make_trials(self.layouts, self.level, rows, seed)
+                trials = make_trials(layouts, self.level, rows, seed)
                 save_trials(path, trials)
                 print(f"{path}: {rows} trials, seed {seed}, sha256 {trials.sha256}")
         return 0

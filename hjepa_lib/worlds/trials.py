@@ -167,20 +167,3 @@ def write_committed(folder: str | Path = _FOLDER) -> Path:
         save_trials(Path(folder) / f"{protocol}_{split}.npz", trials)
         index[f"{protocol}_{split}"] = trials.sha256
     return files.write_json(Path(folder) / "index.json", index)
-
-
-def write_train_eval(
-    layouts: str | np.ndarray,
-    level: str,
-    n: int,
-    seed: int,
-    output_train: str | Path,
-    output_eval: str | Path,
-    n_train: int = 20_000,
-) -> tuple[Trials, Trials]:
-    """The `trials` command: `n_train` rows from `seed`, n evaluation rows from seed + 1."""
-    train = make_trials(layouts, level, n_train, seed)
-    evaluation = make_trials(layouts, level, n, seed + 1)
-    save_trials(output_train, train)
-    save_trials(output_eval, evaluation)
-    return train, evaluation
