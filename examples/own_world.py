@@ -11,11 +11,12 @@ import torch
 from torch import polar, view_as_complex, view_as_real
 
 from hjepa_lib.runs import score, stages, workspace
+from hjepa_lib.worlds import World
 
 CENTRE, LAKE, SHORE = 32 + 32j, 12.0, 28.0  # px: the dot stays between two circles
 
 
-class Lake:
+class Lake(World):
     """B dots on a ring, as complex numbers inside; implements `hjepa_lib.worlds.World`."""
 
     def __init__(self, layout, dynamics="slide", seed=0):

@@ -16,7 +16,7 @@ from hjepa_lib.models import checkpoint
 from hjepa_lib.planning import scale_samples
 from hjepa_lib.planning.agent import load_agent
 from hjepa_lib.worlds.layout import Layout
-from hjepa_lib.worlds.two_rooms import render
+from hjepa_lib.worlds.rendering import render
 
 
 @pytest.fixture(scope="module")

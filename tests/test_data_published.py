@@ -16,7 +16,8 @@ from hjepa_lib.data.measures import describe
 from hjepa_lib.data.published import acquire, download, extract, load_npz_trajectories, truncate
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.files import FileError
-from hjepa_lib.worlds.two_rooms import render, render_reference, step
+from hjepa_lib.worlds.rendering import render, render_reference
+from hjepa_lib.worlds.two_rooms import step
 
 REFERENCE = os.environ.get("HJEPA_REFERENCE_DATA", "")
 

@@ -28,7 +28,7 @@ from hjepa_lib.training.distance import (
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.loop import TrainingError
 from hjepa_lib.worlds.layout import Layout
-from hjepa_lib.worlds.two_rooms import oracle_length
+from hjepa_lib.worlds.oracle import oracle_length
 
 FORMS = ("metric", "quasimetric")
 

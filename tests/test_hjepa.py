@@ -20,7 +20,7 @@ from hjepa_lib.models.objectives import loss_terms, weighted_sum
 from hjepa_lib.models.stochastic import kl_loss
 from hjepa_lib.training.level1 import train_level1
 from hjepa_lib.training.level2 import train_joint
-from hjepa_lib.worlds.two_rooms import render
+from hjepa_lib.worlds.rendering import render
 
 JOINT = {"level2__train": "joint"}
 HOOKS = {"level2__conditioning": True, "level2__feedback": True, "level2__subgoal": 0.5}

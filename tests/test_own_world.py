@@ -119,6 +119,24 @@ def test_latents_and_planners_see_frames_of_the_world(lake, level1):
     assert np.array_equal(found.oracle, world.oracle_length(trials.start, trials.goal).numpy())
 
 
+class Unsaid:
+    """All methods, and no word of frames, actions and success."""
+
+    sample_start_goal = reset = step = render = oracle_length = oracle_action = print
+
+
+def test_a_world_says_what_it_is(lake):
+    """DESIGN 3: frames, actions, state, steps and success are the world's own words."""
+    for world in (lake, TwoRooms):
+        frames = world(layout(2)).render(torch.full((2, 2), 20.0))
+        assert tuple(frames.shape[1:]) == world.frame_shape == (2, 65, 65) and world.stacked == 1
+        assert (world.action_size, world.action_cap, world.action_ball) == (2, 2.45, True)
+        assert (world.state_size, world.place, world.max_steps) == (2, (0, 1), 200)
+    goal = torch.tensor([[10.0, 10.0], [10.0, 10.0]])
+    near = goal + torch.tensor([[1.0, 0.9], [1.0, 1.1]])
+    assert lake(layout(2)).reached(near, goal).tolist() == [True, False]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -126,6 +144,7 @@ def test_latents_and_planners_see_frames_of_the_world(lake, level1):
         ("own_world:Sea", "own_world has no class Sea"),
         ("own_world:CENTRE", "own_world has no class CENTRE"),
         ("pathlib:Path", "the world lacks the method sample_start_goal"),
+        ("test_own_world:Unsaid", "Unsaid must extend hjepa_lib.worlds.World"),
     ],
 )
 def test_wrong_sources_are_one_sentence(lake, source, message):

@@ -512,7 +512,7 @@ def test_macro_level_feeds_normalised_primitive_actions():
     level: MacroLevel = agent.planner("l1+l2").level2
     assert (level.plan_dim, level.stride) == (8, 4)
     plans = torch.randn(3, 2, 8)
-    wanted = agent.normaliser.actions(plans.unflatten(-1, (4, 2))).flatten(-2)
+    wanted = agent.level1.normalise_actions(plans.unflatten(-1, (4, 2))).flatten(-2)
     torch.testing.assert_close(level.macros(plans), wanted)
 
 

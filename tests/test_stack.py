@@ -26,8 +26,8 @@ from hjepa_lib.runs.score import learned
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.worlds.base import trial_noise
 from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.worlds.rendering import render
 from hjepa_lib.worlds.trials import load_trials
-from hjepa_lib.worlds.two_rooms import render
 
 ON = {"level3__enabled": True}
 

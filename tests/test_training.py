@@ -33,7 +33,7 @@ from hjepa_lib.models.distance import LatentGeometry
 from hjepa_lib.training import level2 as level2_training
 from hjepa_lib.training import loop, probes
 from hjepa_lib.training.loop import Fit, Task, TrainingError, learning_rate, step_generator
-from hjepa_lib.worlds.two_rooms import render
+from hjepa_lib.worlds.rendering import render
 
 TESTS = Path(__file__).parent
 KINDS = ("level1", "level2", "joint", "distance")

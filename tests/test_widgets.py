@@ -32,8 +32,8 @@ from hjepa_lib.widgets import player as players
 from hjepa_lib.widgets import story as stories
 from hjepa_lib.widgets.scene import Scene, SceneError, checked_scene, scene_of, trials_of
 from hjepa_lib.widgets.story import AHEAD, look, play, recall
+from hjepa_lib.worlds.rendering import render
 from hjepa_lib.worlds.trials import load_trials
-from hjepa_lib.worlds.two_rooms import render
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "06_inspect_rollouts.ipynb"

@@ -9,16 +9,9 @@ from hypothesis import strategies as st
 
 from hjepa_lib.worlds import World
 from hjepa_lib.worlds.layout import HIGH, LOW, Layout, all_layouts
+from hjepa_lib.worlds.oracle import oracle_action, oracle_length
 from hjepa_lib.worlds.trials import load_trials
-from hjepa_lib.worlds.two_rooms import (
-    DYNAMICS,
-    TwoRooms,
-    inside,
-    oracle_action,
-    oracle_length,
-    sample_start_goal,
-    step,
-)
+from hjepa_lib.worlds.two_rooms import DYNAMICS, TwoRooms, inside, sample_start_goal, step
 
 FIXED = Layout.fixed()
 

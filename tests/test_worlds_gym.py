@@ -11,7 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from hjepa_lib.worlds import ENV_ID
 from hjepa_lib.worlds.gym_env import TwoRoomsEnv
 from hjepa_lib.worlds.layout import Layout
-from hjepa_lib.worlds.two_rooms import render
+from hjepa_lib.worlds.rendering import render
 
 
 def make(**options):

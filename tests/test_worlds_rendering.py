@@ -9,7 +9,7 @@ import torch
 
 from hjepa_lib import files
 from hjepa_lib.worlds.layout import Layout, all_layouts
-from hjepa_lib.worlds.two_rooms import render, render_reference
+from hjepa_lib.worlds.rendering import render, render_reference
 
 FIXTURE = json.loads((Path(__file__).parent / "fixtures" / "rendered_32.json").read_text())
 

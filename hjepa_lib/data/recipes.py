@@ -19,7 +19,8 @@ from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.files import sha256
 from hjepa_lib.worlds.base import World, find_world
 from hjepa_lib.worlds.layout import Layout, layout_set
-from hjepa_lib.worlds.two_rooms import DYNAMICS, oracle_action, sample_start_goal, step
+from hjepa_lib.worlds.oracle import oracle_action
+from hjepa_lib.worlds.two_rooms import DYNAMICS, sample_start_goal, step
 
 SMOOTH, UNIFORM = 5.0, 1e-6
 """von Mises concentration of the heading changes: 1 / 0.2 and 1 / 1e6."""

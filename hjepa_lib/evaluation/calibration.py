@@ -15,7 +15,9 @@ import torch
 from hjepa_lib.data.motion import STEP_HIGH, STEP_MEAN
 from hjepa_lib.planning.agent import Agent
 from hjepa_lib.worlds.layout import HIGH, LOW, Layout
-from hjepa_lib.worlds.two_rooms import inside, oracle_length, render
+from hjepa_lib.worlds.oracle import oracle_length
+from hjepa_lib.worlds.rendering import render
+from hjepa_lib.worlds.two_rooms import inside
 
 MEAN_PACE = STEP_HIGH / STEP_MEAN
 """Steps of mean length per step of the longest one."""

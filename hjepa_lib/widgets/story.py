@@ -24,7 +24,8 @@ from hjepa_lib.widgets.scene import Scene, SceneError, trials_of
 from hjepa_lib.worlds.gym_env import SUCCESS_PX
 from hjepa_lib.worlds.layout import HIGH, LOW
 from hjepa_lib.worlds.oracle import oracle_length
-from hjepa_lib.worlds.two_rooms import inside, render
+from hjepa_lib.worlds.rendering import render
+from hjepa_lib.worlds.two_rooms import inside
 
 AHEAD = 16  # steps of the open-loop prediction
 COMPANIONS = 3  # other tasks in a batch whose sub-goals are shuffled

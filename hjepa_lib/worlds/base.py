@@ -9,9 +9,10 @@ through everything that Two Rooms goes through (examples/own_world.py).
 from __future__ import annotations
 
 import importlib
+import math
 import re
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -42,17 +43,31 @@ def trial_noise(
     return torch.from_numpy(numbers)
 
 
-@runtime_checkable
-class World(Protocol):
-    """B episodes with a position each; positions and actions in px.
+class World:
+    """B episodes with a state each; extend it and give all methods, and what differs of the rest.
 
     Built as `World(layout, dynamics, seed=seed)` and, to draw frames, as `World(layout)`. `layout`
     has B rows, all (0, 0) in an own world; `dynamics` is the name of the rule in the settings.
     """
 
+    frame_shape: ClassVar[tuple[int, int, int]] = (2, 65, 65)  # (C, Hpx, Wpx), uint8
+    stacked: ClassVar[int] = 1  # frames of one observation, oldest first
+    action_size: ClassVar[int] = 2
+    action_cap: ClassVar[float] = 2.45  # largest action, px
+    action_ball: ClassVar[bool] = True  # the cap is of the Euclidean norm, else of each component
+    state_size: ClassVar[int] = 2
+    place: ClassVar[tuple[int, ...]] = (0, 1)  # columns of a state that are its position
+    max_steps: ClassVar[int] = 200  # of an episode
+    radius: ClassVar[float] = math.sqrt(2)  # px, see `reached`
+
     layout: Layout
-    position: Tensor  # (B, 2)
+    position: Tensor  # (B, state_size)
     # Who plays stored trials sets `rows`, their numbers (B,): noise comes from `trial_noise`.
+
+    def reached(self, state: Tensor, goal: Tensor) -> Tensor:
+        """(...) bool: whether states (..., state_size) solve the task of their goals."""
+        columns = list(self.place)
+        return (state - goal)[..., columns].norm(dim=-1) < self.radius
 
     def sample_start_goal(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Start and goal (B, 2) of a task each; trajectories begin at such starts too."""
@@ -88,8 +103,11 @@ def find_world(source: str) -> type[World] | None:
         raise ConfigError(f"data.source={source}: cannot import {module}: {error}") from error
     if not isinstance(found, type):
         raise ConfigError(f"data.source={source}: {module} has no class {name}")
-    methods = [key for key in vars(World) if not key.startswith("_") and callable(vars(World)[key])]
-    missing = [key for key in methods if not callable(getattr(found, key, None))]
-    if missing:
-        raise ConfigError(f"data.source={source}: the world lacks the method {missing[0]}")
+    for key, default in vars(World).items():
+        own = getattr(found, key, None)
+        needed = callable(default) and not key.startswith("_") and key != "reached"
+        if needed and (not callable(own) or own is default):
+            raise ConfigError(f"data.source={source}: the world lacks the method {key}")
+    if not issubclass(found, World):
+        raise ConfigError(f"data.source={source}: {name} must extend hjepa_lib.worlds.World")
     return found

@@ -23,15 +23,8 @@ from hjepa_lib.worlds.layout import (
     Layout,
     layout_set,
 )
-from hjepa_lib.worlds.two_rooms import (
-    DYNAMICS,
-    LEVELS,
-    NOISE,
-    inside,
-    render,
-    sample_start_goal,
-    step,
-)
+from hjepa_lib.worlds.rendering import render
+from hjepa_lib.worlds.two_rooms import DYNAMICS, LEVELS, NOISE, inside, sample_start_goal, step
 
 ACTION_LIMIT = 2.45
 """Bound per axis of the declared action box, px; larger actions are not clipped."""

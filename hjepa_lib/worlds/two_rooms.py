@@ -13,15 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hjepa_lib.worlds.base import trial_noise
+from hjepa_lib.worlds.base import World, trial_noise
 from hjepa_lib.worlds.layout import DOT_STD, HIGH, LOW, Layout
 from hjepa_lib.worlds.oracle import oracle_action, oracle_length
-from hjepa_lib.worlds.rendering import render, render_reference, render_walls
-
-__all__ = [
-    "DYNAMICS", "LEVELS", "NOISE", "TwoRooms", "inside", "oracle_action", "oracle_length", "render",
-    "render_reference", "render_walls", "sample_start_goal", "step",
-]  # fmt: skip
+from hjepa_lib.worlds.rendering import render
 
 DYNAMICS = ("blocked", "bounce", "slide")
 LEVELS = ("easy", "medium")
@@ -165,7 +160,7 @@ def sample_start_goal(
     return torch.where(flip, rooms[1], rooms[0]), torch.where(flip, rooms[0], rooms[1])
 
 
-class TwoRooms:
+class TwoRooms(World):
     """`World` of B independent rooms with a current position each."""
 
     def __init__(
