@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-import tyro
-
 from hjepa_lib.config import Config, ConfigError, load_yaml, parse_overrides, settings_text
 from hjepa_lib.config import profile as make_profile
 
