@@ -35,7 +35,7 @@ class Data:
     def __len__(self) -> int:
         return len(self.reward)
 
-    def batch(self, index):
+    def __getitem__(self, index):
         self.called += len(index)
         return TransitionBatch(
             self.state[index], self.action[index], self.reward[index], self.state[index]
