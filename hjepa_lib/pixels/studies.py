@@ -32,7 +32,6 @@ from hjepa_lib.pixels.stages import (
 )
 from hjepa_lib.pixels.tables import look_ahead_section
 from hjepa_lib.pixels.training import fit_pixels
-from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.pixels.worlds import DRIFT_ID, PUSH_ID
 from hjepa_lib.runs.keys import Stage
 from hjepa_lib.runs.report import leave_section
@@ -151,12 +150,6 @@ class Variant(NamedTuple):
     stay: float
 
 
-def some_rows(data: Transitions, count: int = ROWS) -> torch.Tensor:
-    """At most `count` transitions from all over `data`, always the same ones."""
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-    return order[:count]
-
-
 def vary(config: PixelsConfig, target: str, auxiliary: str) -> PixelsConfig:
     """`config` with another target mode and auxiliary loss."""
     jepa = dataclasses.replace(config.jepa, target=target)
@@ -168,7 +161,7 @@ def try_variants(ws: Workspace, updates: int) -> Iterator[Variant]:
     """Train each variant for `updates` updates from the same start and yield what it became."""
     config, seed = ws.config.pixels, ws.config.seed
     data, validation = make_transitions(ws)
-    batch = validation[some_rows(validation)].to(ws.device)
+    batch = validation[pick(len(validation), ROWS)].to(ws.device)
     optim = dataclasses.replace(config.optim_of("jepa"), updates=updates)
     for target, auxiliary in VARIANTS:
         torch.manual_seed(seed)
