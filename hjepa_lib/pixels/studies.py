@@ -19,7 +19,7 @@ from hjepa_lib.config import Config, ConfigError, from_dict, read_yaml
 from hjepa_lib.config.pixels import AuxiliaryConfig, PixelsConfig
 from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
 from hjepa_lib.pixels.diagnostics import collapse_ratio, health
-from hjepa_lib.pixels.measures import latent_errors
+from hjepa_lib.pixels.measures import latent_errors, pick
 from hjepa_lib.pixels.registry import build_pixel_model
 from hjepa_lib.pixels.results import reward_rows
 from hjepa_lib.pixels.stages import (
