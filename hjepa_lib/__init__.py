@@ -12,8 +12,9 @@ uint8 in [0, 255], channels (dot, walls). Data flows one way: config, worlds, da
 training, planning, evaluation, runs, notebooks.
 
     import hjepa_lib
-    agent = hjepa_lib.load("latest")              # a run's name, or "pretrained"
-    actions, plan = agent.plan(frame, goal_frame)  # (k, 2) px and the whole plan
+    agent = hjepa_lib.load("latest")  # a run's name, or "pretrained"
+    control = agent.controller(goal_frame)
+    actions = control.act(frame)  # the next (k, 2) px; carry them out, then call again
 """
 
 from __future__ import annotations

@@ -11,10 +11,14 @@ from tiny import digest, make_agent, tiny_config
 
 import hjepa_lib
 from hjepa_lib.config import Config, ConfigError
+from hjepa_lib.evaluation import Case
+from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
 from hjepa_lib.files import FileError
 from hjepa_lib.models import checkpoint
 from hjepa_lib.planning import scale_samples
 from hjepa_lib.planning.agent import load_agent
+from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.stages import load_run
 from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.rendering import render
 
@@ -75,7 +79,7 @@ def test_default_cap_lets_the_agent_move(frames):
         ((65, 65), np.uint8, r"got \(65, 65\)"),
         ((1, 2, 65, 65), np.uint8, r"got \(1, 2, 65, 65\)"),
         ((2, 65, 65), np.float32, r"uint8 values in \[0, 255\], got torch.float32"),
-        ((2, 64, 64), np.uint8, r"frames are \(2, 64, 64\)"),
+        ((2, 64, 64), np.uint8, r"got \(2, 64, 64\)"),
     ],
 )
 def test_bad_frames_are_one_sentence(agent, frames, shape, kind, message):
@@ -197,3 +201,32 @@ def test_load_a_run_without_its_data(trained, frames, tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match="run 'absent' does not exist"):
         hjepa_lib.load("absent")
+
+
+# --- the closed loop --------------------------------------------------------------------------
+@pytest.mark.parametrize("protocol", ["p1", "p2_seen"])
+@pytest.mark.parametrize("method", ["flat", "l1+l2"])
+def test_a_closed_loop_plays_the_episodes_of_the_table(trained, tmp_path, method, protocol):
+    """I14: a loop through `controller` has the cap, the noise, the warm starts and the clocks."""
+    shutil.copytree(trained, tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    manifest["config"]["evaluation"]["protocol"] = protocol
+    manifest["config"]["planning"]["action_cap"] = 0.0
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    run = Run.at(tmp_path / "run")
+    case, agent = Case.of(run.config, method, "distance"), load_run(run)
+    cap = case.planning.action_cap
+    assert agent.planning.action_cap == cap
+    policy = LatentPolicy(agent, method, case.planning)
+    played = run_episodes(policy, case.tasks, case.dynamics, case.steps, cap, case.seed)
+    for trial in range(2):
+        task = case.tasks.pick([trial])
+        world = task.begin(case.dynamics, case.seed)
+        control = agent.controller(world.render(task.goal)[0], method, trial=trial)
+        actions = []
+        while len(actions) < case.steps:
+            for action in control.act(world.render()[0].movedim(0, -1).numpy()):
+                world.step(torch.as_tensor(action)[None])
+                actions.append(action)
+        np.testing.assert_allclose(np.stack(actions), played.actions[trial], atol=5e-3)
+        assert np.linalg.norm(np.stack(actions), axis=-1).max() <= cap * (1 + 1e-5)

@@ -17,8 +17,8 @@ from tiny import make_store, tiny_config, tiny_data
 
 from hjepa_lib.config import ConfigError, PlanningConfig, profile
 from hjepa_lib.data.recipes import generate, simulate
-from hjepa_lib.evaluation import calibration, collapse, horizons
-from hjepa_lib.evaluation.collapse import Curve
+from hjepa_lib.evaluation import horizons, openloop
+from hjepa_lib.evaluation.horizons import Curve
 from hjepa_lib.evaluation.openloop import level1_errors, stay_errors
 from hjepa_lib.evaluation.results import Case
 from hjepa_lib.evaluation.statistics import Interval, StatisticsError
@@ -30,6 +30,7 @@ from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.workbench import variants
 from hjepa_lib.workbench.rows import pack_solved
 from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.worlds.trials import Trials
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "08_planning_collapse.ipynb"
 RNG = np.random.default_rng(5)
@@ -39,7 +40,7 @@ RNG = np.random.default_rng(5)
 def test_long_walks_are_held_out_and_follow_the_data():
     """Longer than any recorded trajectory, legal steps of the recipe, and no state of training."""
     data = profile("laptop").data
-    walks = collapse.long_walks(data, 193, 12, seed=0)
+    walks = openloop.long_walks(data, 193, 12, seed=0)
     assert walks.lengths.tolist() == [193] * 12
     actions = walks.actions.view(12, 193, 2)
     length = actions[:, :-1].norm(dim=-1)
@@ -49,19 +50,19 @@ def test_long_walks_are_held_out_and_follow_the_data():
     positions = walks.positions.view(12, 193, 2)
     again = simulate(positions[:, 0], actions[:, :-1], walks.layouts(), "blocked")
     torch.testing.assert_close(again, positions)
-    assert torch.equal(collapse.long_walks(data, 193, 12, seed=0).positions, walks.positions)
-    assert not torch.equal(collapse.long_walks(data, 193, 12, seed=1).positions, walks.positions)
+    assert torch.equal(openloop.long_walks(data, 193, 12, seed=0).positions, walks.positions)
+    assert not torch.equal(openloop.long_walks(data, 193, 12, seed=1).positions, walks.positions)
     recorded = generate("good", 12 * 90, seed=0)
     assert not np.isin(walks.positions.numpy()[:, 0], recorded.positions.numpy()[:, 0]).any()
     assert (
-        profile("smoke", 2**31 - 1).seed < collapse.HELD_OUT
+        profile("smoke", 2**31 - 1).seed < openloop.HELD_OUT
     )  # so no seed of a run reaches HELD_OUT
 
 
 @pytest.mark.parametrize("recipe", ["random", "mixture", "short17", "eb_jepa", "expert"])
 def test_long_walks_of_every_recipe(recipe):
     data = dataclasses.replace(profile("smoke").data, recipe=recipe, layouts="random")
-    walks = collapse.long_walks(data, 60, 4, seed=3, layouts=np.array([[25, 40], [40, 20]]))
+    walks = openloop.long_walks(data, 60, 4, seed=3, layouts=np.array([[25, 40], [40, 20]]))
     assert walks.positions.shape == (240, 2)
     assert {tuple(row) for row in walks.layout.tolist()} <= {(25, 40), (40, 20)}
     turns = torch.atan2(*walks.actions.view(4, 60, 2)[:, :16].unbind(-1)).diff(dim=1)
@@ -71,23 +72,23 @@ def test_long_walks_of_every_recipe(recipe):
 @pytest.mark.parametrize(("states", "count"), [(1, 5), (20, 0)])
 def test_long_walks_refuse_nothing_to_walk(states, count):
     with pytest.raises(ValueError, match="walks need 2 states and 1 window at least"):
-        collapse.long_walks(profile("smoke").data, states, count, 0)
+        openloop.long_walks(profile("smoke").data, states, count, 0)
 
 
 def test_windows_must_be_equally_long(level1):
     with pytest.raises(ValueError, match="windows must be equally long"):
-        collapse.whole_windows(make_store(level1, tiny_data(), limit=50))
+        openloop.whole_windows(make_store(level1, tiny_data(), limit=50))
 
 
 def test_trained_lengths():
     """HW4: what a horizon is compared with."""
     config = profile("laptop")
-    assert collapse.trained_lengths(config) == {"level 1": 16, "level 2": 32}
-    assert collapse.trained_lengths(config.override("level1.rollout=8"))["level 1"] == 8
+    assert horizons.trained_lengths(config) == {"level 1": 16, "level 2": 32}
+    assert horizons.trained_lengths(config.override("level1.rollout=8"))["level 1"] == 8
     joint = config.override("level2.train=joint")
-    assert collapse.trained_lengths(joint) == {"level 1": 32, "level 2": 32}
+    assert horizons.trained_lengths(joint) == {"level 1": 32, "level 2": 32}
     alone = config.override("level2.disable_l2=true")
-    assert collapse.trained_lengths(alone) == {"level 1": 16}
+    assert horizons.trained_lengths(alone) == {"level 1": 16}
 
 
 # --- curves -----------------------------------------------------------------------------------
@@ -129,28 +130,28 @@ def free_batch(count=6, steps=30):
 
 def test_a_perfect_model_makes_no_error_and_never_collapses():
     batch = free_batch()
-    curves = collapse.open_loop(exact_agent(), batch)
+    curves = openloop.open_loop(exact_agent(), batch)
     assert set(curves) == {"level 1", "stand still"}
     assert np.abs(curves["level 1"].errors).max() < 1e-4
     away = (batch.positions[:, 1:] - batch.positions[:, :1]).norm(dim=-1)
     np.testing.assert_allclose(curves["stand still"].errors, away)
     still = curves["stand still"].errors
-    assert collapse.collapse_horizon(curves["level 1"], still) == (math.inf, math.inf, math.inf)
-    assert collapse.read_error(exact_agent(), batch) == 0
+    assert horizons.collapse_horizon(curves["level 1"], still) == (math.inf, math.inf, math.inf)
+    assert openloop.read_error(exact_agent(), batch) == 0
 
 
 def test_open_loop_of_a_trained_shape_agrees_with_its_parts(agent, config):
-    walks = collapse.long_walks(config.data, 22, 5, 0)
-    batch = collapse.whole_windows(make_store(agent.level1, walks))
-    curves = collapse.open_loop(agent, batch)
+    walks = openloop.long_walks(config.data, 22, 5, 0)
+    batch = openloop.whole_windows(make_store(agent.level1, walks))
+    curves = openloop.open_loop(agent, batch)
     assert set(curves) == {
         "level 1", "level 2, posterior z", "level 2, prior mean", "stand still",
     }  # fmt: skip
     expected = level1_errors(agent.level1, agent.probe, batch)
-    np.testing.assert_allclose(curves["level 1"].errors, expected.T)
+    np.testing.assert_allclose(curves["level 1"].errors, expected)
     assert curves["level 2, prior mean"].steps.tolist() == [4, 8, 12, 16, 20]
     assert curves["level 2, posterior z"].errors.shape == (5, 5)
-    np.testing.assert_allclose(curves["stand still"].errors, stay_errors(batch).T)
+    np.testing.assert_allclose(curves["stand still"].errors, stay_errors(batch))
 
 
 @pytest.mark.parametrize("hook", ["conditioning", "feedback"])
@@ -160,10 +161,10 @@ def test_a_level_2_that_acts_on_level_1_acts_in_the_measurement_too(hook, config
 
     changed = tiny_config(**{"level2__train": "joint", f"level2__{hook}": True})
     agent = make_agent(changed)
-    walks = collapse.long_walks(config.data, 11, 4, 0)
-    batch = collapse.whole_windows(make_store(agent.level1, walks))
-    found = collapse.open_loop(agent, batch)["level 1"].errors
-    plain = level1_errors(agent.level1, agent.probe, batch).T
+    walks = openloop.long_walks(config.data, 11, 4, 0)
+    batch = openloop.whole_windows(make_store(agent.level1, walks))
+    found = openloop.open_loop(agent, batch)["level 1"].errors
+    plain = level1_errors(agent.level1, agent.probe, batch)
     assert found.shape == plain.shape
     assert np.abs(found - plain).max() > 1e-6
 
@@ -172,20 +173,20 @@ def test_off_manifold_is_measured_in_distances_of_real_frames():
     batch = free_batch(count=1, steps=8)
     bank = batch.positions.flatten(0, 1) + torch.tensor([0.0, 0.05])
     steps = np.array([1, 4, 8])
-    found = collapse.off_manifold(exact_agent(), batch, bank, steps)["level 1"]
+    found = openloop.off_manifold(exact_agent(), batch, bank, steps)["level 1"]
     assert found.steps.tolist() == [1, 4, 8]
     np.testing.assert_allclose(found.errors, 1, rtol=0.1)  # the exact model is as near as a frame
     far = exact_agent()
     far.level1.rollout_members = lambda start, actions: Exact().rollout_members(start, actions) + 50
-    assert collapse.off_manifold(far, batch, bank, steps)["level 1"].errors.min() > 50
+    assert openloop.off_manifold(far, batch, bank, steps)["level 1"].errors.min() > 50
 
 
 def test_bands_hold_the_median_and_tighten_to_nothing_without_spread():
     steps = np.arange(1, 5)
-    flat = collapse.band(Curve(steps, np.tile(steps * 1.0, (20, 1))))
+    flat = horizons.band(Curve(steps, np.tile(steps * 1.0, (20, 1))))
     for line in flat[1:]:
         np.testing.assert_array_equal(line, steps)
-    spread = collapse.band(Curve(steps, RNG.exponential(size=(40, 4))))
+    spread = horizons.band(Curve(steps, RNG.exponential(size=(40, 4))))
     assert (spread.low <= spread.median).all()
     assert (spread.median <= spread.high).all()
     assert (spread.low < spread.high).all()
@@ -195,7 +196,7 @@ def test_the_interval_holds_the_true_median_about_as_often_as_it_says():
     hits = 0
     for seed in range(60):
         errors = np.random.default_rng(seed).exponential(size=(60, 1))
-        found = collapse.band(Curve(np.array([1]), errors), seed=seed)
+        found = horizons.band(Curve(np.array([1]), errors), seed=seed)
         hits += found.low[0] <= math.log(2) <= found.high[0]
     assert 51 <= hits <= 60
 
@@ -206,18 +207,18 @@ def linear(slope=0.5, windows=20, length=20):
 
 
 def test_collapse_horizon_of_constructed_curves():
-    assert collapse.collapse_horizon(linear(), 4.0) == (9, 9, 9)  # 0.5 * 8 = 4 is not beyond 4
-    assert collapse.collapse_horizon(linear(), 100.0) == (math.inf, math.inf, math.inf)
-    assert collapse.collapse_horizon(linear(), 0.1) == (1, 1, 1)
+    assert horizons.collapse_horizon(linear(), 4.0) == (9, 9, 9)  # 0.5 * 8 = 4 is not beyond 4
+    assert horizons.collapse_horizon(linear(), 100.0) == (math.inf, math.inf, math.inf)
+    assert horizons.collapse_horizon(linear(), 0.1) == (1, 1, 1)
     dip = Curve(np.array([1, 2, 3, 4]), np.tile([5.0, 1.0, 2.0, 6.0], (9, 1)))
-    assert collapse.collapse_horizon(dip, 4.0).estimate == 4  # it starts above, then falls below
+    assert horizons.collapse_horizon(dip, 4.0).estimate == 4  # it starts above, then falls below
     macro = Curve(np.array([8, 16, 24]), np.tile([1.0, 5.0, 6.0], (9, 1)))
-    assert collapse.collapse_horizon(macro, 4.0).estimate == 16
+    assert horizons.collapse_horizon(macro, 4.0).estimate == 16
 
 
 def test_collapse_horizon_interval_widens_with_spread_and_holds_the_estimate():
     errors = np.arange(1, 41) * RNG.lognormal(sigma=0.8, size=(40, 1)) * 0.3
-    found = collapse.collapse_horizon(Curve(np.arange(1, 41), errors), 4.0)
+    found = horizons.collapse_horizon(Curve(np.arange(1, 41), errors), 4.0)
     assert found.low <= found.estimate <= found.high
     assert found.low < found.high
 
@@ -226,9 +227,9 @@ def test_collapse_against_a_baseline_uses_the_same_windows():
     """Windows of any size: an error of half the way never loses against standing still."""
     way = np.arange(1, 21) * RNG.uniform(0.1, 2, size=(30, 1))
     steps = np.arange(1, 21)
-    assert collapse.collapse_horizon(Curve(steps, way / 2), way).low == math.inf
+    assert horizons.collapse_horizon(Curve(steps, way / 2), way).low == math.inf
     late = np.where(steps > 12, 2.0, 0.5) * way
-    assert collapse.collapse_horizon(Curve(steps, late), way) == (13, 13, 13)
+    assert horizons.collapse_horizon(Curve(steps, late), way) == (13, 13, 13)
 
 
 @pytest.mark.parametrize(
@@ -243,14 +244,14 @@ def test_collapse_against_a_baseline_uses_the_same_windows():
 )
 def test_collapse_horizon_refuses(errors, threshold, message):
     with pytest.raises(StatisticsError, match=message) as caught:
-        collapse.collapse_horizon(Curve(np.arange(1, 6), errors), threshold)
+        horizons.collapse_horizon(Curve(np.arange(1, 6), errors), threshold)
     assert "\n" not in str(caught.value)
 
 
 def test_horizon_text():
-    assert collapse.horizon_text(Interval(48.0, 40.0, math.inf), 192) == "48 (40 to > 192)"
-    assert collapse.horizon_text(Interval(math.inf, 180.0, math.inf), 192) == "> 192 (180 to > 192)"
-    assert collapse.horizon_text(Interval(math.nan, math.nan, math.nan), 192) == "undefined"
+    assert horizons.horizon_text(Interval(48.0, 40.0, math.inf), 192) == "48 (40 to > 192)"
+    assert horizons.horizon_text(Interval(math.inf, 180.0, math.inf), 192) == "> 192 (180 to > 192)"
+    assert horizons.horizon_text(Interval(math.nan, math.nan, math.nan), 192) == "undefined"
 
 
 # --- planning horizons ------------------------------------------------------------------------
@@ -321,39 +322,38 @@ class Meadow:
 
 def test_the_plans_of_a_perfect_model_keep_their_promise():
     plan = SimpleNamespace(actions=torch.rand(4, 12, 2))
-    planner = SimpleNamespace(plan=lambda *_, **__: plan, level1=Exact())
+    planner = SimpleNamespace(plan=lambda *_, **__: plan, level1=Exact(), reset=lambda rows: None)
     agent = exact_agent(
         encode=lambda frames: frames,
         planner=lambda *_: planner,
         autocast=contextlib.nullcontext,
     )
-    tasks = SimpleNamespace(
-        world=Meadow, layout=Layout.fixed(4), start=torch.full((4, 2), 9.0), goal=torch.zeros(4, 2)
-    )
-    found = horizons.plan_errors(agent, PlanningConfig(), tasks)
+    start, goal = torch.full((4, 2), 9.0), torch.zeros(4, 2)
+    tasks = Trials(start, goal, Layout.fixed(4), "meadow", "", Meadow)
+    found = openloop.plan_errors(agent, PlanningConfig(), tasks)
     assert found.errors.shape == (4, 12)
     assert np.abs(found.errors).max() < 1e-4
     planner.level1 = SimpleNamespace(imagine=lambda start, plans: Exact().imagine(start, 2 * plans))
-    wrong = horizons.plan_errors(agent, PlanningConfig(), tasks).errors
+    wrong = openloop.plan_errors(agent, PlanningConfig(), tasks).errors
     np.testing.assert_allclose(wrong, plan.actions.cumsum(1).norm(dim=-1), rtol=1e-4)
 
 
 # --- calibration ------------------------------------------------------------------------------
 def test_step_pairs_are_free_places_and_their_true_steps(agent):
     rooms = np.array([[32, 10], [25, 40]])
-    found = calibration.step_pairs(agent, rooms, 40, 0)
+    found = openloop.step_pairs(agent, rooms, 40, 0)
     assert [len(part) for part in found] == [80] * 4
     assert (found.shortest > 0).all()
     assert (found.predicted >= 0).all()
     assert 0 < found.through_door.mean() < 1
     assert [len(set(map(tuple, half))) for half in np.split(found.layout, 2)] == [1, 1]
     assert (found.shortest <= 140 / 1.8).all()
-    again = calibration.step_pairs(agent, rooms, 40, 0)
+    again = openloop.step_pairs(agent, rooms, 40, 0)
     np.testing.assert_array_equal(again.predicted, found.predicted)
     with pytest.raises(ValueError, match="pairs need layouts"):
-        calibration.step_pairs(agent, rooms, 0, 0)
+        openloop.step_pairs(agent, rooms, 0, 0)
     with pytest.raises(ConfigError, match="needs a trained distance head"):
-        calibration.step_pairs(dataclasses.replace(agent, distance=None), rooms, 4, 0)
+        openloop.step_pairs(dataclasses.replace(agent, distance=None), rooms, 4, 0)
 
 
 # --- variants ---------------------------------------------------------------------------------
@@ -505,7 +505,7 @@ def test_results_without_pictures_are_the_same_results(whole):
         one, two = (
             scoring.play(whole, agent, case, f"pictures-{on}", pictures=on) for on in (True, False)
         )
-        for name in ("positions", "plan_end", "trial_success", "plan_near"):
+        for name in ("positions", "trial_init_plan_cross_wall", "trial_success", "plan_near"):
             np.testing.assert_allclose(one.arrays[name], two.arrays[name], rtol=1e-5)
         assert "plan_fan_xy" in one.arrays
         assert not {"plan_fan_xy", "plan_fan_cost", "plan_plan"} & set(two.arrays)

@@ -165,7 +165,7 @@ def solved(control: str | None) -> int:
     if control is not None:
         settings = dataclasses.replace(settings, control=control)
         layers.append(Layer(Knowing(high), settings.replan, reach=5.0))
-    planner = Planner(layers, 0, settings)
+    planner = Planner(layers, 0, 5, settings)
     layout = WALLS.index(torch.zeros(6, dtype=torch.long))
     position, nearest = start, torch.full((6,), float("inf"))
     for call in range(12):

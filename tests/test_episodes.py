@@ -13,7 +13,6 @@ from hjepa_lib.evaluation import openloop
 from hjepa_lib.evaluation.compute import count, planner_flops
 from hjepa_lib.evaluation.episodes import LatentPolicy, OraclePolicy, RandomPolicy, run_episodes
 from hjepa_lib.evaluation.metrics import per_trial
-from hjepa_lib.evaluation.results import to_episodes
 from hjepa_lib.planning.search import OPTIMISERS
 from hjepa_lib.worlds.base import trial_noise
 from hjepa_lib.worlds.trials import load_trials
@@ -54,7 +53,7 @@ def test_positions_follow_the_world_step_by_step(trials):
     outcome = run_episodes(policy, trials, "bounce", 7, CAP, seed=5)
     assert outcome.positions.shape == (12, 8, 2)
     assert outcome.actions.shape == (12, 7, 2)
-    assert outcome.diagnostics["calls"] == 3
+    assert outcome.seen["calls"] == 3
     world = TwoRooms(trials.layout, "bounce", seed=5)
     position = world.reset(trials.start)
     for step in range(7):
@@ -69,15 +68,36 @@ def test_positions_follow_the_world_step_by_step(trials):
     assert outcome.seconds >= 0
 
 
-@pytest.mark.parametrize("bad", [CAP * 1.01, float("nan"), float("inf")])
-def test_actions_beyond_the_cap_are_an_error(trials, bad):
-    """EB1: a planner that breaks the bound (or plans NaN) stops the evaluation."""
+def test_actions_beyond_the_cap_are_an_error(trials):
+    """EB1: a planner that breaks the bound stops the evaluation."""
     actions = torch.zeros(12, 1, 2)
-    actions[3, 0, 0] = bad
+    actions[3, 0, 0] = CAP * 1.01
     with pytest.raises(ValueError, match=r"exceeds the cap of 1\.8365 px"):
         run_episodes(Fixed(actions), trials, "slide", 2, CAP, 0)
     actions[3, 0, 0] = CAP
     run_episodes(Fixed(actions), trials, "slide", 2, CAP, 0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_action_that_is_no_number_ends_its_own_trial_alone(trials, bad):
+    """Q1: the dot stands still from there, the trial is counted, the others do not notice."""
+    good = 0.3 * torch.randn(12, 2, 2, generator=seeded())
+
+    class Breaking(Fixed):
+        def act(self, position, frames):
+            actions = super().act(position, frames).clone()
+            actions[3, 1, 0] = bad if len(self.seen) == 2 else actions[3, 1, 0]
+            return actions
+
+    whole = run_episodes(Fixed(good), trials, "bounce", 8, CAP, 0)
+    broken = run_episodes(Breaking(good), trials, "bounce", 8, CAP, 0)
+    assert broken.lost.tolist() == [number == 3 for number in range(12)]
+    others = np.arange(12) != 3
+    np.testing.assert_array_equal(broken.positions[others], whole.positions[others])
+    assert (broken.positions[3, 2:] == whole.positions[3, 2]).all()
+    assert not whole.lost.any()
+    columns = per_trial(broken, "p1")
+    assert columns.lost.sum() == 1
 
 
 @pytest.mark.parametrize("dynamics", ["blocked", "bounce", "slide"])
@@ -87,7 +107,7 @@ def test_the_oracle_is_the_ceiling_and_random_the_floor(trials, dynamics):
     rates, gaps = [], []
     for policy in policies:
         outcome = run_episodes(policy, trials, dynamics, 90, CAP, 0)
-        scores = per_trial(to_episodes(outcome, trials), "p1")
+        scores = per_trial(outcome, "p1")
         rates.append(scores.success.mean())
         gaps.append(scores.final_distance.mean())
         norm = np.linalg.norm(outcome.actions, axis=-1)
@@ -171,8 +191,8 @@ def test_consuming_random_numbers_first_changes_nothing(agent, trials, method):
     second = run_episodes(again, few, "bounce", 6, CAP, 0)
     np.testing.assert_array_equal(first.positions, second.positions)
     np.testing.assert_array_equal(first.actions, second.actions)
-    for name, values in first.diagnostics.items():
-        np.testing.assert_array_equal(values, second.diagnostics[name])
+    for name, values in first.seen.items():
+        np.testing.assert_array_equal(values, second.seen[name])
     for policy in (RandomPolicy(CAP, 3), RandomPolicy(CAP, 3, persistent=True)):
         one = run_episodes(policy, few, "bounce", 6, CAP, 0)
         torch.rand(10)
@@ -210,20 +230,24 @@ def test_a_policy_plans_for_all_trials_at_once_and_executes_chunks(agent, trials
         outcome = run_episodes(policy, trials, "slide", 7, CAP, 0)
         assert calls == [(12, 0), (12, 2), (12, 2), (12, 2)]
         calls.clear()
-        np.testing.assert_array_equal(outcome.actions[:, :2], outcome.diagnostics["plan"][:, 0, :2])
+        np.testing.assert_array_equal(outcome.actions[:, :2], outcome.seen["plan"][:, 0, :2])
 
 
-def test_plans_shorter_than_the_interval_are_shifted_by_what_was_executed(trials, monkeypatch):
-    """PL3: horizon 2 with a replan interval of 4 executes 2 actions and shifts by 2, not by 4."""
-    agent = make_agent(tiny_config(planning__replan=4, planning__flat__horizon=2))
-    policy = LatentPolicy(agent, "flat", agent.planning)
-    executed = []
-    plan = policy.planner.plan
-    monkeypatch.setattr(
-        policy.planner, "plan", lambda z, g, done: executed.append(done) or plan(z, g, done)
-    )
-    run_episodes(policy, trials, "slide", 6, CAP, 0)
-    assert executed == [0, 2, 2]
+def test_how_often_level2_plans_changes_the_episodes(agent, trials):
+    """Q3: intervals of 1, 2 and 4 steps give three different episodes; each is really kept."""
+    planning = dataclasses.replace(agent.planning, replan=4)
+    played, calls = [], []
+    for replan in (1, 2, 4):
+        hierarchy = dataclasses.replace(planning.hierarchy, replan=replan)
+        policy = LatentPolicy(
+            agent, "l1+l2", dataclasses.replace(planning, hierarchy=hierarchy), pictures=False
+        )
+        outcome = run_episodes(policy, trials.first(3), "slide", 8, CAP, 0)
+        played.append(digest(outcome.actions.tobytes()))
+        calls.append(outcome.seen["subgoal_xy"].shape[1])
+        assert policy.replan == replan
+    assert len(set(played)) == 3
+    assert calls == [8, 4, 2]
 
 
 @pytest.mark.parametrize("method", ["flat", "l1+l2"])
@@ -231,7 +255,7 @@ def test_diagnostics_have_documented_shapes_and_values(agent, trials, method):
     """PL14: everything the inspector shows, bounded in size: 8 trials x 24 candidates at most."""
     policy = LatentPolicy(agent, method, agent.planning)
     outcome = run_episodes(policy, trials, "slide", 6, CAP, 0)
-    seen = outcome.diagnostics
+    seen = outcome.seen
     shapes = {
         "believed_xy": (12, 3, 2),
         "plan": (12, 3, 5, 2),
@@ -242,10 +266,11 @@ def test_diagnostics_have_documented_shapes_and_values(agent, trials, method):
         "goal_cost": (12, 3),
         "cost_min": (12, 3),
         "cost_mean": (12, 3),
+        "effective": (12, 3),
     }
     if method == "l1+l2":
         shapes |= {"macro_xy": (12, 3, 3, 2), "subgoal_xy": (12, 3, 2), "macro_stride": ()}
-        shapes |= {"subgoal_offset": (12, 3)}
+        shapes |= {"subgoal_offset": (12, 3), "effective_macro": (12, 3)}
         np.testing.assert_array_equal(seen["subgoal_xy"], seen["macro_xy"][:, :, 0])
         assert seen["macro_stride"] == 4
     assert {name: values.shape for name, values in seen.items()} == shapes
@@ -293,7 +318,8 @@ def test_planner_flops_are_positive_and_linear_in_samples(agent, method, cost):
         ]
         changed = dataclasses.replace(hierarchy, level2=scaled[1], tracker=scaled[2])
         settings = dataclasses.replace(planning, flat=scaled[0], hierarchy=changed)
-        return planner_flops(agent.planner(method, settings), agent.level1, replan)
+        settings = dataclasses.replace(settings, replan=replan)
+        return planner_flops(agent.planner(method, settings), agent.level1)
 
     encode = count(lambda: agent.encode(torch.zeros(1, 2, 65, 65, dtype=torch.uint8))) / 2
     (one, steps), (two, double), (four, _) = spent(1), spent(2), spent(4)
@@ -312,7 +338,7 @@ def test_gradient_and_hooks_are_paid_for(agent):
     """Q2: one evaluation more, the backward passes, and level 2's hooks in level 1's roll-outs."""
 
     def spent(agent, method, planning):
-        return planner_flops(agent.planner(method, planning), agent.level1, 2)[0]
+        return planner_flops(agent.planner(method, planning), agent.level1)[0]
 
     encode = count(lambda: agent.encode(torch.zeros(1, 2, 65, 65, dtype=torch.uint8))) / 2
     mppi, gradient = (
@@ -352,7 +378,7 @@ def test_transitions_per_step_are_those_really_made(agent, trials, monkeypatch):
 
 def test_an_ensemble_counts_all_its_members():
     one, three = (make_agent(tiny_config(level1__predictors=k)) for k in (1, 3))
-    spent = [planner_flops(a.planner("flat"), a.level1, 2) for a in (one, three)]
+    spent = [planner_flops(a.planner("flat"), a.level1) for a in (one, three)]
     assert spent[1][1] == 3 * spent[0][1]
     assert spent[1][0] > spent[0][0]
 
@@ -363,15 +389,15 @@ def test_open_loop_errors_by_horizon(agent, store):
     batch = openloop.draw_windows(store, 8, count=20)
     assert batch.latents.shape == (20, 9, 16)
     found = openloop.level1_errors(agent.level1, agent.probe, batch)
-    assert found.shape == (8, 20)
+    assert found.shape == (20, 8)
     latent = batch.latents[:, 0]
     for step in range(8):
         latent = agent.level1.predict(latent, batch.actions[:, step])
         wanted = (agent.probe(latent) - batch.positions[:, step + 1]).norm(dim=-1)
-        np.testing.assert_allclose(found[step], wanted.numpy(), rtol=1e-4)
+        np.testing.assert_allclose(found[:, step], wanted.numpy(), rtol=1e-4)
     stay = openloop.stay_errors(batch)
     np.testing.assert_allclose(
-        stay[2], (batch.positions[:, 3] - batch.positions[:, 0]).norm(dim=-1).numpy(), rtol=1e-6
+        stay[:, 2], (batch.positions[:, 3] - batch.positions[:, 0]).norm(dim=-1).numpy(), rtol=1e-6
     )
     with pytest.raises(ValueError, match="no trajectory has 200 states for horizon 199"):
         openloop.draw_windows(store, 199)
@@ -383,19 +409,19 @@ def test_level2_open_loop_errors(actions, data):
     batch = openloop.draw_windows(make_store(agent.level1, data), 11, count=10)
     steps, posterior, prior = openloop.level2_errors(agent.level2, agent.level1, agent.probe, batch)
     assert steps.tolist() == [4, 8]
-    assert posterior.shape == prior.shape == (2, 10)
+    assert posterior.shape == prior.shape == (10, 2)
     assert digest(posterior) != digest(prior)
     chunks = agent.level2.chunk_actions(agent.level1.normalise_actions(batch.actions))
     macros = agent.level2.macro(chunks)
     imagined = agent.level2.imagine(batch.latents[:, 0], 2, macros).predictions
     wanted = (agent.probe(imagined[:, 1]) - batch.positions[:, 8]).norm(dim=-1)
-    np.testing.assert_allclose(prior[1], wanted.numpy(), rtol=1e-4)
+    np.testing.assert_allclose(prior[:, 1], wanted.numpy(), rtol=1e-4)
 
 
 def test_prediction_probe_error_pools_all_steps(agent, store):
-    """PL6: PLDM's measure, RMSE over start and all predicted latents of 15-step roll-outs."""
+    """PL6: RMSE over all predicted latents of 15-step roll-outs; the start is no prediction."""
     found = openloop.probe_errors(agent.level1, agent.probe, store)
     batch = openloop.draw_windows(store, 15)
     rolled = agent.level1.rollout(batch.latents[:, 0], batch.actions)
-    gap = (agent.probe(rolled) - batch.positions).square().sum(-1).mean().sqrt().item()
+    gap = (agent.probe(rolled) - batch.positions)[:, 1:].square().sum(-1).mean().sqrt().item()
     assert found == {"probe_px_predictor": pytest.approx(gap, rel=1e-5)}

@@ -98,6 +98,8 @@ def test_unreachable_share_counts_commanded_calls_only():
     told.subgoal[0, :1] = (22, 30)
     told.commanded[0, 3] = False
     assert unreachable_share(told, ROOM[None]) == pytest.approx([2 / 3])
+    walled = commands((32, 30), calls=2)  # Q7: a place inside the wall, however near
+    assert unreachable_share(walled, ROOM[None]) == [1]
     none = told._replace(commanded=np.zeros((1, 4), bool))
     assert unreachable_share(none, ROOM[None]) == [0]
 

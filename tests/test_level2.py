@@ -444,7 +444,7 @@ def test_open_loop_errors_and_conditioning_work(latent, store):
     batch = draw_windows(store, 8, 10)
     steps, posterior, prior = level2_errors(agent.level2, agent.level1, agent.probe, batch)
     assert steps.tolist() == [4, 8]
-    assert posterior.shape == prior.shape == (2, len(batch.positions))
+    assert posterior.shape == prior.shape == (len(batch.positions), 2)
     assert not np.array_equal(posterior, prior)
     latents, goal = torch.randn(2, 2, 16)
     assert torch.isfinite(agent.planner("l1+l2").plan(latents, goal, 0).actions).all()

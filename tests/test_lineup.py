@@ -39,22 +39,27 @@ def test_best_is_by_success_then_path_then_compute():
         score.best(rows[:1])
 
 
-def test_results_are_found_or_made(trained, tmp_path, monkeypatch):
+def test_results_are_found_taken_over_or_played(trained, tmp_path, monkeypatch):
+    """From this run, from another one with the same weights and case, else played here."""
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
-    monkeypatch.setattr("hjepa_lib.runs.places.repository", lambda: tmp_path / "nowhere")
+    monkeypatch.setattr("hjepa_lib.runs.run.repository", lambda: tmp_path / "nowhere")
     shutil.copytree(trained, tmp_path / "trained")
     config = tiny_config(evaluation__latency=False)
-    (tmp_path / "latest").write_text("trained\n")
     first = Workspace("05_compare", Run.create("first", config))
-    run, origin = score.find_results(first)
-    assert (run.name, origin) == ("first", "made now")
-    assert len(list((run.path / "results").glob("*.npz"))) == 7
-    assert score.find_results(first)[1] == "this run"
+    cases = score.cases_of(config)
+    played = score.find_results(first, cases)
+    stages = [f"results/{case.name}" for case in cases]
+    assert len(list((first.run.path / "results").glob("*.npz"))) == 7
+    assert {first.origin(stage) for stage in stages} == {"this run"}
+    monkeypatch.setattr(score, "run_episodes", None)  # nothing is played from here on
     second = Workspace("05_compare", Run.create("second", config))
-    run, origin = score.find_results(second)
-    assert (run.name, origin) == ("first", "latest run")
-    other = Run.create("other", tiny_config(evaluation__trials=2))
-    assert score.find_results(Workspace("05_compare", other))[1] == "made now"
+    again = score.find_results(second, cases)
+    assert {second.origin(stage) for stage in stages} == {"first"}
+    for one, two in zip(played, again, strict=True):
+        assert one.header == two.header
+    with pytest.raises(TypeError):
+        score.find_results(second, score.cases_of(config, trials=2))
+
 
 
 def test_the_hierarchy_is_judged_against_flat_tuned_at_equal_compute():

@@ -14,6 +14,8 @@ NAMES = {
     "success_first_4p5", "success_last_4p5", "cross_wall_rate", "init_plan_cross_wall_rate",
     "planning_error_mean", "planning_error_mean_rmse", "final_distance_mean",
     "avg_termination_step", "first_crossing_steps", "efficiency_score", "path_efficiency",
+    "lost_trials", "init_plan_reach", "init_plan_through_wall_rate", "effective_samples",
+    "effective_samples_macro",
 }  # fmt: skip
 
 
@@ -23,11 +25,12 @@ def episodes(*paths, goal, **changes) -> Episodes:
     fields = {
         "positions": np.array(paths, dtype=np.float32),
         "goal": np.array(goal, dtype=np.float32),
-        "wall_x": np.full(batch, 32.0),
-        "door_y": np.full(batch, 10.0),
+        "actions": np.zeros((batch, len(paths[0]) - 1, 2)),
+        "layout": np.tile([32.0, 10.0], (batch, 1)),
         "oracle": np.full(batch, 10.0),
-        "plan_end": np.full((batch, 2), np.nan),
-        "plan_reach": 0,
+        "lost": np.zeros(batch, bool),
+        "seen": {},
+        "cap": 1.8,
     }
     return Episodes(**(fields | changes))
 
@@ -102,7 +105,7 @@ def test_crossing_rate_is_judged_at_the_end_over_eligible_trials_only():
 
 def test_crossing_from_right_to_left_and_its_own_wall_per_trial():
     paths = [[(50, 10), (40, 10), (20, 10)]] * 2
-    e = episodes(*paths, goal=[(18, 10)] * 2, wall_x=np.array([32.0, 19.5]))
+    e = episodes(*paths, goal=[(18, 10)] * 2, layout=np.array([[32.0, 10], [19.5, 10]]))
     # x = 20 is left of the first wall but between the faces of the second (18.5 .. 20.5): side 0
     assert per_trial(e, "p1").cross_wall.tolist() == [1, 0]
 
@@ -114,15 +117,50 @@ def test_undefined_is_nan_and_never_zero():
     assert result["efficiency_score"] == 0 and result["path_efficiency"] == 0  # defined zeros
 
 
-def test_initial_plan_rate_uses_the_plan_end_and_needs_96_steps_of_reach():
+def plan_of(*paths, stride=1):
+    """What a planner sees whose first plan passes these places."""
+    places = np.array(paths, dtype=float)[:, None]
+    return {"plan_xy": places} if stride == 1 else {"macro_xy": places, "macro_stride": stride}
+
+
+def test_initial_plan_rate_is_defined_for_any_horizon_with_its_reach_beside_it():
+    """Q9: for flat planners too, whatever they see; undefined without a plan or a place."""
     paths = [[(20, 10), (20, 10)]] * 2
-    ends = np.array([[45.0, 10.0], [25.0, 10.0]])
-    e = episodes(*paths, goal=[(50, 10)] * 2, plan_end=ends, plan_reach=96)
-    assert summarise(e, "p1")["init_plan_cross_wall_rate"] == 0.5
-    assert summarise(e, "p1")["cross_wall_rate"] == 0
-    assert math.isnan(summarise(e._replace(plan_reach=95), "p1")["init_plan_cross_wall_rate"])
-    without_probe = e._replace(plan_end=np.full((2, 2), np.nan))
-    assert math.isnan(summarise(without_probe, "p1")["init_plan_cross_wall_rate"])
+    for places, stride, reach in (([(45, 10)], 1, 1), ([(30, 10), (45, 10)], 8, 16)):
+        other = [(22, 10)] * len(places)
+        e = episodes(*paths, goal=[(50, 10)] * 2, seen=plan_of(places, other, stride=stride))
+        row = summarise(e, "p1")
+        assert row["init_plan_cross_wall_rate"] == 0.5
+        assert row["init_plan_reach"] == reach
+        assert row["cross_wall_rate"] == 0
+    for seen in ({}, plan_of([(math.nan, math.nan)], [(math.nan, math.nan)])):
+        row = summarise(e._replace(seen=seen), "p1")
+        assert math.isnan(row["init_plan_cross_wall_rate"])
+    assert math.isnan(summarise(e._replace(seen={}), "p1")["init_plan_reach"])
+
+
+def test_plans_through_the_wall_are_counted():
+    """Q7: rooms changed by a macro-step that is too short for the way through the door."""
+    straight = [(24, 30), (28, 30), (24, 30)]
+    through = [(24, 30), (28, 30), (36, 30)]  # 8 px straight, but 60 px through the door
+    long = [(24, 30), (2, 30), (14, 30)]  # too long, but in its room
+    door = [(28, 10), (32, 10), (36, 10)]
+    starts = [(20, 30)] * 3 + [(24, 10)]
+    plans = plan_of(straight, through, long, door, stride=4)
+    e = episodes(*([start, start] for start in starts), goal=[(50, 10)] * 4, seen=plans)
+    assert per_trial(e, "p1").init_plan_through_wall.tolist() == [0, 1, 0, 0]
+    assert summarise(e, "p1")["init_plan_through_wall_rate"] == 0.25
+    nowhere = e._replace(layout=np.zeros((4, 2)))  # a world without the two rooms' walls
+    assert math.isnan(summarise(nowhere, "p1")["init_plan_through_wall_rate"])
+
+
+def test_effective_samples_are_means_over_the_planning_calls():
+    """Q6: of both levels; undefined where nothing was planned."""
+    seen = {"effective": np.array([[1.0, 3.0]]), "effective_macro": np.array([[2.0, 2.0]])}
+    e = episodes([(40, 10)] * 3, goal=[(50, 10)], seen=seen)
+    row = summarise(e, "p1")
+    assert (row["effective_samples"], row["effective_samples_macro"]) == (2, 2)
+    assert math.isnan(summarise(e._replace(seen={}), "p1")["effective_samples"])
 
 
 def test_first_crossing_is_the_step_itself_and_averages_over_crossers():
@@ -181,7 +219,7 @@ def test_a_trial_that_starts_on_its_goal_has_path_efficiency_one():
         ({"goal": np.zeros((2, 2))}, "goal must be"),
         ({"oracle": np.array([math.nan])}, "oracle holds"),
         ({"positions": np.full((1, 3, 2), math.inf)}, "positions holds"),
-        ({"plan_end": np.zeros(2)}, "plan_end must be"),
+        ({"layout": np.zeros(2)}, "layout must be"),
     ],
 )
 def test_bad_episodes_raise_one_sentence(change, message):

@@ -250,7 +250,7 @@ def test_comparison_reads_results_only(finished, root, monkeypatch):
         shutil.rmtree(root / "results-only" / folder)
     monkeypatch.setenv("HJEPA_HEADLESS", "1")
     names = execute(NOTEBOOKS[4], run="results-only")
-    assert names["origin"] == "this run"
+    assert names["origins"] == {"this run"}
     assert 0 <= names["shown_trial"] < CONFIG.evaluation.trials
     assert len(names["rows"]) == len(TABLE)
 

@@ -12,7 +12,7 @@ from tiny import digest, make_agent, seeded, tiny_config
 
 from hjepa_lib.config import Config, ConfigError, PlannerConfig, profile
 from hjepa_lib.models.distance import LatentGeometry
-from hjepa_lib.planning import levels
+from hjepa_lib.planning import interval, levels
 from hjepa_lib.planning import planner as planner_module
 from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel, clip_norm, reduce_horizon
 from hjepa_lib.planning.search import OPTIMISERS, mppi, shift_plan, softmin_weights
@@ -226,6 +226,57 @@ def test_a_batch_equals_its_trials_one_by_one(method):
         torch.testing.assert_close(alone.plan[0], whole.plan[trial], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("method", METHODS)
+def test_candidates_without_a_finite_cost_have_no_say(method, bad):
+    """Q1: weight 0 for them; a trial without a finite candidate is lost, others never notice."""
+    target = torch.randn(3, 3, 2, generator=seeded(1))
+    config = settings_of(method=method, samples=16, iterations=3, elites=4)
+    whole = quadratic(target)
+
+    def broken(plans):
+        costs = whole(plans)
+        wrong = torch.zeros_like(costs)
+        wrong[1, 2:9] = 1  # some candidates of trial 1, all of trial 2
+        wrong[2] = 1
+        return costs.where(wrong == 0, bad)
+
+    start = torch.zeros(3, 3, 2)
+    found = OPTIMISERS[method](broken, ball(1.8), start, config, noise_of(3))
+    clean = OPTIMISERS[method](whole, ball(1.8), start, config, noise_of(3))
+    assert found.lost.tolist() == [False, False, True]
+    assert torch.equal(found.plan[0], clean.plan[0])
+    assert torch.isfinite(found.plan).all()
+    assert torch.equal(found.plan[2], start[2])  # its warm start, for what comes next
+    cost = quadratic(target[1:2])
+    assert cost(found.plan[1:2, None]) < cost(start[1:2, None])
+
+
+def test_weights_of_what_is_not_finite():
+    """Q1: as if those candidates were not there, at every temperature and in both units."""
+    costs = torch.tensor([[1.0, float("nan"), 2.0, float("inf"), 4.0]])
+    nobody = torch.full((1, 4), float("nan"))
+    for unit, temperature in itertools.product(("spread", "cost"), (0.0, 0.5, float("inf"))):
+        found = softmin_weights(costs, temperature, unit)
+        alone = softmin_weights(costs[:, [0, 2, 4]], temperature, unit)
+        torch.testing.assert_close(found[:, [0, 2, 4]], alone)
+        assert found[0, [1, 3]].tolist() == [0, 0]
+        assert softmin_weights(nobody, temperature, unit).tolist() == [[0] * 4]
+
+
+def test_a_trial_without_a_finite_plan_is_lost_alone(agent):
+    """Q1: a start that no model can read gives no action, and no other trial another one."""
+    latent, goal = torch.randn(2, 4, 16, generator=seeded(3))
+    for method in ("flat", "l1+l2"):
+        plain = agent.planner(method).plan(latent, goal, 0)
+        blind = latent.clone()
+        blind[2] = float("nan")
+        found = agent.planner(method).plan(blind, goal, 0)
+        assert found.actions[2].isnan().all()
+        others = [0, 1, 3]
+        torch.testing.assert_close(found.actions[others], plain.actions[others])
+
+
 # --- warm start -------------------------------------------------------------------------------
 def test_shifted_plans():
     """PL3: new nominal[0] == old nominal[k]; the end is filled with zeros."""
@@ -272,8 +323,8 @@ def test_planner_shifts_by_the_executed_steps(agent, recorded):
 def test_level2_shifts_by_whole_macro_steps(agent, recorded):
     """PL3 at level 2: stride 4, replanned every 3 steps: shifts of 0, 1, 1, 1, 0 macro steps."""
     hierarchy = dataclasses.replace(agent.planning.hierarchy, replan=3)
-    planner = agent.planner("l1+l2", dataclasses.replace(agent.planning, hierarchy=hierarchy))
-    goal = torch.randn(2, 16)
+    planning = dataclasses.replace(agent.planning, replan=3, hierarchy=hierarchy)
+    planner, goal = agent.planner("l1+l2", planning), torch.randn(2, 16)
     for call in range(6):
         planner.plan(torch.randn(2, 16), goal, 3 if call else 0)
     top = [call for call in recorded if call[0] is hierarchy.level2]
@@ -426,7 +477,7 @@ def test_level1_tracks_the_subgoal_and_goes_straight_to_a_near_goal(agent, monke
         embedded = geometry.embed(torch.where(plan.near[:, None], goal, plan.subgoal))
         torch.testing.assert_close(targets[-1], embedded)
     # near everywhere: level 1 plans as a flat planner with the same noise would
-    flat = planner_module.Planner(planner.layers[:1], 0)
+    flat = planner_module.Planner(planner.layers[:1], 0, 2)
     torch.testing.assert_close(flat.plan(latent, goal, 0).actions, plan.actions)
 
 
@@ -455,6 +506,27 @@ def test_level2_replans_at_its_own_interval(agent, recorded, every, replan, want
     assert len(low) == calls  # one search plans for all seven trials at once
     assert all(len(call[1]) == 7 for call in recorded)
     assert len(top) == len(subgoals) == wanted
+
+
+def test_every_interval_acts_or_is_refused():
+    """Q3: level 1 plans whenever level 2 does: 1, 2 and 4 differ; what cannot be kept is named."""
+    planning, found = tiny_config(planning__replan=4).planning, {}
+    for replan in (1, 2, 4, 8):
+        hierarchy = dataclasses.replace(planning.hierarchy, replan=replan)
+        found[replan] = interval(dataclasses.replace(planning, hierarchy=hierarchy), "l1+l2")
+    assert found == {1: 1, 2: 2, 4: 4, 8: 4}
+    assert interval(planning, "flat") == 4
+    for change, method, message in (
+        ("hierarchy.replan=6", "l1+l2", r"hierarchy\.replan=6 must be a multiple of 4"),
+        ("level3.replan=6", "l1+l2+l3", r"level3\.replan=6 must be a multiple of 4"),
+        ("replan=8", "flat", r"a plan of planning\.flat\.horizon=5 steps is over before"),
+        ("replan=8,hierarchy.replan=8", "l1+l2", r"hierarchy\.tracker\.horizon=5 steps is over"),
+    ):
+        parts = (f"planning.{part}" for part in change.split(","))
+        deep = tiny_config(planning__replan=4, level3__enabled=True)
+        changed = deep.override(",".join(parts))
+        with pytest.raises(ConfigError, match=message):
+            make_agent(tiny_config(level3__enabled=True)).planner(method, changed.planning)
 
 
 def test_planning_works_without_an_explicit_reset(agent):

@@ -12,6 +12,7 @@ from tiny import digest, make_agent, tiny_config
 from hjepa_lib.config import ConfigError, leaves
 from hjepa_lib.evaluation import Case, protocol_cap, results
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
+from hjepa_lib.evaluation.metrics import first_plan
 from hjepa_lib.files import FileError
 from hjepa_lib.models.checkpoint import load_level1
 from hjepa_lib.runs import score, stages
@@ -120,7 +121,7 @@ def test_another_question_is_another_file(ws, rows):
     found = score.play(ws, agent, Case.of(config, "flat", "latent", split="validation", trials=2))
     assert len(found.success) == 2
     assert found.header["trials_hash"] == load_trials("p1", "validation", 2).sha256
-    assert found.header["weights"] == {"l1": "this run"}
+    assert found.header["weights"] == {"l1": {"from": "this run", "key": ws.run.key("l1")}}
     assert len(score.play(ws, agent, cases[0]).success) == 3
 
 
@@ -130,11 +131,17 @@ def test_results_of_before_stay_readable(ws, rows, tmp_path):
     arrays = dict(np.load(path))
     header = json.loads(str(arrays["header"]))
     old = {"key": [header[name] for name in results._OLD_KEY]}
-    old |= {name: header[name] for name in ("planner", "plan_reach", "seed", "trials_hash")}
+    old |= {name: header[name] for name in ("planner", "seed", "trials_hash")} | {"plan_reach": 5}
+    younger = ("trial_lost", "trial_effective_samples", "trial_init_plan_reach")
+    arrays = {name: value for name, value in arrays.items() if name not in younger}
     np.savez(tmp_path / "old.npz", **arrays | {"header": json.dumps(old)})
     row = results.load_result(tmp_path / "old.npz").row
     now = results.load_result(path).row
-    same = [name for name in row if name not in ("split", "world", "case")]
+    assert row["lost_trials"] == 0
+    assert np.isnan(row["effective_samples"])
+    new = {"split", "world", "case", "effective_samples", "init_plan_reach"}
+    same = [name for name in row if name not in new and row[name] == row[name]]
+    assert len(same) > 20
     assert {name: row[name] for name in same} == {name: now[name] for name in same}
 
 
@@ -161,11 +168,11 @@ def test_round_trip_of_one_result(agent, config, tmp_path):
     path = results.save_result(tmp_path, case, outcome, {"note": None})
     found = results.load_result(path)
     assert path.name == f"{case.name}.npz"
-    assert found.header == case.header | {"plan_reach": 12, "case": case.digest, "note": None}
+    assert found.header == case.header | {"case": case.digest, "note": None}
     np.testing.assert_array_equal(found.arrays["positions"], outcome.positions)
     np.testing.assert_array_equal(found.arrays["actions"], outcome.actions)
     np.testing.assert_array_equal(found.arrays["goal"], trials.goal.numpy())
-    for name, values in outcome.diagnostics.items():
+    for name, values in outcome.seen.items():
         np.testing.assert_allclose(found.arrays[f"plan_{name}"], values, rtol=1e-6)
     assert found.success.shape == (3,)
     assert found.row["successes"] == found.success.sum()
@@ -174,20 +181,19 @@ def test_round_trip_of_one_result(agent, config, tmp_path):
     assert changed.row["final_distance_mean"] == 2
 
 
-def test_plan_end_comes_from_the_longest_planned_level(agent):
-    """`init_plan_cross_wall_rate` looks at the last latent of the first plan, and how far it is."""
+def test_the_first_plan_is_that_of_the_longest_planned_level(agent):
+    """`init_plan_cross_wall_rate` looks at its last place, `init_plan_reach` says how far it is."""
     trials = load_trials("p1", "validation", 4)
     for method, reach in (("flat", 5), ("l1+l2", 12)):
-        outcome = run_episodes(
-            LatentPolicy(agent, method, agent.planning), trials, "slide", 4, CAP, 0
-        )
-        episodes = results.to_episodes(outcome, trials)
-        assert episodes.plan_reach == reach
-        path = outcome.diagnostics["macro_xy" if method == "l1+l2" else "plan_xy"]
-        np.testing.assert_array_equal(episodes.plan_end, path[:, 0, -1])
-    unplanned = results.to_episodes(outcome._replace(diagnostics={}), trials)
-    assert np.isnan(unplanned.plan_end).all()
-    assert unplanned.plan_reach == 0
+        policy = LatentPolicy(agent, method, agent.planning)
+        played = run_episodes(policy, trials, "slide", 4, CAP, 0)
+        places, stride = first_plan(played)
+        assert places.shape[1] * stride == reach
+        path = played.seen["macro_xy" if method == "l1+l2" else "plan_xy"]
+        np.testing.assert_array_equal(places, path[:, 0])
+    places, stride = first_plan(played._replace(seen={}))
+    assert np.isnan(places).all()
+    assert stride == 0
 
 
 def test_files_that_are_no_results_are_named(tmp_path):

@@ -82,7 +82,9 @@ def by_hand(planner, latents, goal, executed, replan, near):
 @pytest.mark.parametrize("method", ["flat", "l1+l2"])
 def test_one_and_two_levels_equal_the_written_out_planner_bit_for_bit(method, replan, cost):
     """Every level draws its own noise of trial, step and iteration: every action is equal."""
-    config = tiny_config(planning__cost=cost, planning__hierarchy__replan=replan)
+    config = tiny_config(
+        planning__cost=cost, planning__hierarchy__replan=replan, planning__replan=1
+    )
     agent = make_agent(config)
     latents, goal = torch.randn(6, 5, 16, generator=seeded(4)), torch.randn(5, 16)
     executed = (0, 2, 2, 1, 3, 2)
@@ -198,11 +200,10 @@ def test_controls_act_on_level2_alone(control):
 
 # --- compute, results, storage ----------------------------------------------------------------
 def test_compute_counts_every_level_at_its_own_interval():
-    planning = {"planning__hierarchy__replan": 3, "planning__level3__replan": 5}
+    planning = {"planning__hierarchy__replan": 4, "planning__level3__replan": 6}
     agent = make_agent(tiny_config(**ON, **planning, planning__cost="latent"))
     counted = {
-        name: planner_flops(agent.planner(name), agent.level1, 2)
-        for name in ("l1+l2", THREE_LEVELS)
+        name: planner_flops(agent.planner(name), agent.level1) for name in ("l1+l2", THREE_LEVELS)
     }
     extra = [three - two for two, three in zip(*counted.values(), strict=True)]
     assert extra[1] == (8 * 2 + 1) * 3 / 6  # level 3 is due at steps 6, 12, ...
@@ -221,7 +222,7 @@ def test_episodes_log_the_third_level():
     policy = LatentPolicy(agent, THREE_LEVELS, agent.planning)
     trials = load_trials("p1", "validation", 3)
     outcome = run_episodes(policy, trials, "slide", 6, agent.planning.action_cap, 0)
-    seen = outcome.diagnostics
+    seen = outcome.seen
     assert seen["macro_xy"].shape == (3, 3, 3, 2)
     assert seen["macro3_xy"].shape == (3, 3, 3, 2)
     assert seen["subgoal3_xy"].shape == (3, 3, 2)
@@ -289,15 +290,15 @@ def test_results_of_three_levels_hold_their_settings_and_size(deep, monkeypatch)
     rows = {}
     for method in ("l1+l2", THREE_LEVELS):
         case = Case.of(ws.config, method, "latent", trials=2)
-        rows[method] = scoring.play(ws, agent, case).header
+        rows[method] = scoring.play(ws, agent, case).row
     names = {method: set(row["planner"]) for method, row in rows.items()}
     added = names[THREE_LEVELS] - names["l1+l2"]
     assert added
     assert all(name.startswith("level3.") for name in added)
     extra = rows[THREE_LEVELS]["parameters"] - rows["l1+l2"]["parameters"]
     assert extra == scoring.count_all(agent.level3.model)
-    assert rows["l1+l2"]["plan_reach"] == 3 * 4
-    assert rows[THREE_LEVELS]["plan_reach"] == 3 * 8
+    assert rows["l1+l2"]["init_plan_reach"] == 3 * 4
+    assert rows[THREE_LEVELS]["init_plan_reach"] == 3 * 8
     assert "l3" in ws.run.manifest["stages"]
 
 

@@ -18,7 +18,9 @@ from hjepa_lib.runs.report import FIELDS, build_summary, check_summary, leave_se
 from hjepa_lib.runs.run import Run
 
 UNDEFINED = {
-    "cross_wall_rate", "init_plan_cross_wall_rate", "first_crossing_steps", "flops_per_step",
+    "cross_wall_rate", "init_plan_cross_wall_rate", "init_plan_reach",
+    "init_plan_through_wall_rate", "first_crossing_steps", "effective_samples",
+    "effective_samples_macro", "replan", "flops_per_step",
     "model_transitions_per_step", "seconds_per_episode", "latency_single_episode",
     "probe_px_encoder", "probe_px_predictor", "train_seconds", "parameters",
 }  # fmt: skip
@@ -30,7 +32,14 @@ def result(method="flat", cost="distance", successes=97, n=100, **changes):
     entry = dict.fromkeys(FIELDS, 0.5)
     entry |= {"method": method, "cost": cost, "protocol": "p1", "layouts": "fixed"}
     entry |= {"dynamics": "bounce", "budget": 1.0, "n": n, "successes": successes}
-    entry |= {"split": "test", "case": "0123456789", "world": "published", "weights": {}}
+    entry |= {
+        "lost_trials": 0,
+        "replan": 4,
+        "split": "test",
+        "case": "0123456789",
+        "world": "published",
+        "weights": {},
+    }
     entry |= {"success_rate": successes / n, "ci95": list(wilson(successes, n))}
     entry |= {"planner": {"horizon": 8}, "parameters": 1000, "seed": 0, "device": "cpu"}
     entry |= {"trials_hash": "ab", "version": "0.1.0"}

@@ -24,7 +24,7 @@ def count(call: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def planner_flops(planner: Planner, model: Jepa, replan: int) -> tuple[float, float]:
+def planner_flops(planner: Planner, model: Jepa) -> tuple[float, float]:
     """(FLOPs, model transitions) per environment step and trial, by one real search of each level.
 
     So whatever a search does is in it: hooks of joint models, the backward passes and the last
@@ -35,11 +35,10 @@ def planner_flops(planner: Planner, model: Jepa, replan: int) -> tuple[float, fl
     latent = torch.zeros(1, model.latent_dim, device=device)
     goal = planner.geometry.embed(latent)
     planner.reset([0])
-    flops, transitions = count(lambda: model.encode(frame)) / replan, 0.0
+    flops, transitions = count(lambda: model.encode(frame)) / planner.every, 0.0
     for number in range(len(planner.layers), 0, -1):
         layer = planner.layers[number - 1]
-        # a macro level plans anew at the first level-1 plan that is due
-        every = replan * max(1, -(-layer.replan // replan))
+        every = layer.replan or planner.every
         flops += count(lambda number=number: planner.replan(number, latent, goal)) / every
         config, members = layer.level.config, 1 if number > 1 else len(model.predictors)
         candidates = config.samples * evaluations(config) * members + (number > 1)

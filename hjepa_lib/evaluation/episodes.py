@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from hjepa_lib.config import PlanningConfig
 from hjepa_lib.evaluation.compute import planner_flops
-from hjepa_lib.planning.agent import Agent
+from hjepa_lib.evaluation.metrics import Episodes
+from hjepa_lib.planning.agent import Agent, Controller
 from hjepa_lib.worlds.base import World, trial_noise
 from hjepa_lib.worlds.trials import Trials
 
@@ -40,43 +41,43 @@ class Policy(Protocol):
     def diagnostics(self) -> dict[str, np.ndarray]: ...
 
 
-class Outcome(NamedTuple):
-    """What happened in B trials; lengths in px."""
-
-    positions: np.ndarray  # (B, S+1, 2)
-    actions: np.ndarray  # (B, S, 2)
-    oracle: np.ndarray  # (B,)
-    seconds: float  # planning wall time of all steps
-    diagnostics: dict[str, np.ndarray]
-
-
 def run_episodes(
     policy: Policy, trials: Trials, dynamics: str, steps: int, cap: float, seed: int
-) -> Outcome:
-    """P1 and P2 alike; an action longer than `cap` px is a bug and raises ValueError (EB1)."""
+) -> Episodes:
+    """P1 and P2 alike; an action longer than `cap` px is a bug and raises ValueError (EB1).
+
+    An action that is not a number ends its own trial alone: the dot stays where it is.
+    """
     world = trials.begin(dynamics, seed)
     position = world.position
     policy.reset(world, trials.goal)
     positions, actions, seconds, done = [position], [], 0.0, 0
+    lost = torch.zeros(trials.count, dtype=torch.bool)
     while done < steps:
         begin = time.perf_counter()
         frames = world.render() if policy.needs_frames else None
         rendering = time.perf_counter() - begin
         chunk = policy.act(position, frames)[:, : steps - done].float().cpu()  # (B, k, 2)
         seconds += time.perf_counter() - begin - rendering
-        if not chunk.norm(dim=-1).max() <= cap * (1 + 1e-4):  # also refuses NaN
-            raise ValueError(f"a planned action exceeds the cap of {cap} px or is not a number")
+        lost |= ~chunk.isfinite().all(-1).all(-1)
+        chunk = chunk.masked_fill(lost[:, None, None], 0.0)
+        if chunk.norm(dim=-1).max() > cap * (1 + 1e-4):
+            raise ValueError(f"a planned action exceeds the cap of {cap} px")
         for action in chunk.unbind(1):
             position = world.step(action)
             positions.append(position)
             actions.append(action)
         done += chunk.shape[1]
-    return Outcome(
+    return Episodes(
         torch.stack(positions, 1).numpy(),
         torch.stack(actions, 1).numpy(),
+        trials.goal.numpy(),
+        trials.layout.pairs().numpy(),
         world.oracle_length(trials.start, trials.goal).numpy(),
-        seconds,
+        lost.numpy(),
         policy.diagnostics(),
+        cap,
+        seconds,
     )
 
 
@@ -139,28 +140,21 @@ class LatentPolicy:
     def __init__(
         self, agent: Agent, method: str, planning: PlanningConfig, pictures: bool = True
     ) -> None:
-        self.agent, self.planning, self.pictures = agent, planning, pictures
-        self.planner = agent.planner(method, planning)
-        # A plan shorter than the interval is executed whole.
-        self.replan = min(planning.replan, self.planner.level1.config.horizon)
-        self.flops_per_step, self.transitions_per_step = planner_flops(
-            self.planner, agent.level1, self.replan
-        )
+        self.agent, self.pictures = agent, pictures
+        self.controller = Controller(agent, method, planning)
+        self.planner = self.controller.planner
+        self.replan = self.planner.every
+        self.flops_per_step, self.transitions_per_step = planner_flops(self.planner, agent.level1)
 
     def reset(self, world: World, goal: Tensor) -> None:
-        self.planner.reset(world.rows)
         self.world: World = world
-        self.goal = self.agent.encode(world.render(goal))
-        self.started = False
+        self.controller.start(world.render(goal), world.rows)
         self.log: dict[str, list[Tensor]] = {}
 
     def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
-        latent = self.agent.encode(frames)
-        with self.agent.autocast():
-            plan = self.planner.plan(latent, self.goal, self.replan if self.started else 0)
-        self.started = True
-        self._keep(latent, plan)
-        return plan.actions[:, : self.replan]
+        actions = self.controller.step(frames)
+        self._keep(self.controller.latent, self.controller.last)
+        return actions
 
     def _keep(self, latent: Tensor, plan) -> None:
         """Latents are kept and probed once at the end, outside the timed loop."""
@@ -170,6 +164,7 @@ class LatentPolicy:
             "near": plan.near,
             "cost_min": plan.search.costs.amin(1),
             "cost_mean": plan.search.costs.mean(1),
+            "effective": plan.search.effective,
         }
         if self.pictures:
             order = plan.search.costs.argsort(1)[:FAN_TRIALS]  # (b, N)
@@ -177,8 +172,10 @@ class LatentPolicy:
             rows = torch.arange(len(pick))[:, None]
             kept["fan_plan"] = plan.search.candidates[rows, pick]
             kept["fan_cost"] = plan.search.costs[rows, pick]
-        for level, (macro, subgoal) in zip(("", "3"), plan.above, strict=False):
-            kept |= {f"macro{level}": macro, f"subgoal{level}": subgoal}
+        for level, handed in zip(("", "3"), plan.above, strict=False):
+            kept |= {f"macro{level}": handed.macro, f"subgoal{level}": handed.subgoal}
+        if plan.above:
+            kept["effective_macro"] = plan.above[0].effective
         if plan.context is not None:
             kept["context"] = plan.context
         for key, value in kept.items():
@@ -188,7 +185,7 @@ class LatentPolicy:
     def diagnostics(self) -> dict[str, np.ndarray]:
         """Everything the inspector shows, probed to px; R planning calls, (B, R, ...) each."""
         log = {key: torch.stack(values, 1) for key, values in self.log.items()}
-        level1, probe, goal = self.planner.level1, self.agent.probe, self.goal
+        level1, probe, goal = self.planner.level1, self.agent.probe, self.controller.goal
         geometry, context = self.planner.geometry, log.get("context")
 
         def paths(start: Tensor, plans: Tensor, hooks: Tensor | None) -> Tensor:
@@ -208,7 +205,11 @@ class LatentPolicy:
             ),
             "goal_cost": here,
         }
-        keep = ["near", "cost_min", "cost_mean"]
+        keep = [
+            name
+            for name in ("near", "cost_min", "cost_mean", "effective", "effective_macro")
+            if name in log
+        ]
         if self.pictures:
             fan = log["fan_plan"]  # (b, R, F, H, A)
             start = log["latent"][: len(fan), :, None].expand(*fan.shape[:3], -1)

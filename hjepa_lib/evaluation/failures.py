@@ -13,8 +13,9 @@ With p(t) the positions, g the goal and all lengths in px, the first rule that a
 | no_door | none of these: moved about on the start's side and never found the door |
 
 A call is commanded when level 1 aims at the sub-goal and not at the goal itself. Its sub-goal is
-out of reach when the shortest path from p(t) through the door to where the probe reads the sub-goal
-is longer than step_skip * cap + 2 px (the probe's own error), so a sub-goal behind the wall is.
+out of reach when it is read from inside a wall or beyond the border, or when the shortest path from
+p(t) through the door to it is longer than step_skip * cap + 2 px (the probe's own error), so a
+sub-goal behind the wall is.
 `subgoal_offset` says how far a sub-goal's latent lies from the encoding of a frame at its place, in
 units of the same measure on level-1 predictions (evaluation/episodes.py): above 2, level 2 plans
 with latents that no frame has, and the place that the probe reads from them means little. "Beside
@@ -30,10 +31,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hjepa_lib.evaluation.metrics import LOOSE_PX, MetricError
+from hjepa_lib.evaluation.metrics import LOOSE_PX, SLACK_PX, MetricError
 from hjepa_lib.evaluation.results import Result
 from hjepa_lib.worlds.layout import DOOR_HALF, WALL_HALF, Layout
-from hjepa_lib.worlds.oracle import oracle_length
+from hjepa_lib.worlds.two_rooms import reachable
 
 LABELS = {
     "solved": "solved",
@@ -46,8 +47,6 @@ LABELS = {
 """Label -> words for tables and figures, in the order of a stacked bar."""
 STUCK_PX = 3.0
 """Closer than this to a wall face counts as at the wall."""
-SLACK_PX = 2.0
-"""Allowed beyond step_skip * cap, for the probe's error."""
 OFFSET = 2.0
 """Above this, in units of level-1 predictions, a sub-goal latent is off-distribution."""
 
@@ -116,8 +115,8 @@ def unreachable_share(commands: Commands, layouts: np.ndarray) -> np.ndarray:
         torch.as_tensor(np.asarray(places), dtype=torch.float32).reshape(-1, 2)
         for places in (commands.position, commands.subgoal)
     )
-    path = oracle_length(here, there, layout).numpy().reshape(batch, calls)
-    far = (path > commands.reach + SLACK_PX) & commands.commanded
+    found = reachable(here, there, layout, commands.reach + SLACK_PX).numpy()
+    far = ~found.reshape(batch, calls) & commands.commanded
     return far.sum(1) / np.maximum(commands.commanded.sum(1), 1)
 
 
@@ -135,7 +134,7 @@ def commands_of(result: Result) -> Commands | None:
     if "plan_subgoal_xy" not in arrays:
         return None
     subgoal = arrays["plan_subgoal_xy"]
-    every = min(planner["replan"], planner["hierarchy.tracker.horizon"])
+    every = result.header.get("replan", planner["replan"])
     calls = np.arange(subgoal.shape[1]) * every
     offset = arrays.get("plan_subgoal_offset", np.full(subgoal.shape[:2], np.nan))
     return Commands(

@@ -1,4 +1,4 @@
-"""Metrics of a batch of planning episodes, from positions alone (numpy, no model, no world).
+"""Metrics of a batch of planning episodes, from what happened alone: no model.
 
 Definitions follow the wall evaluation of PLDM (arXiv 2502.14819) and EB-JEPA (arXiv 2602.03604).
 With p(t) the position at step t = 0..S, g the goal and m(t) = |p(t) - g|^2 / 2 per coordinate,
@@ -14,17 +14,19 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.files import WorkbookError
-from hjepa_lib.worlds.layout import WALL_HALF
+from hjepa_lib.worlds.layout import WALL_HALF, Layout
+from hjepa_lib.worlds.oracle import oracle_length
 
 LOOSE_PX = 4.5
 """Success radius of P2 (EB-JEPA, after DINO-WM); the strict one of P1 is sqrt(2), m < 1."""
 TRAINING_STEP_PX = 1.8
 """Longest training step: the unit of `efficiency_score`, whatever cap the planner has."""
-SHORTEST_PLAN = 96
-"""Plans that reach fewer environment steps leave `init_plan_cross_wall_rate` undefined."""
+SLACK_PX = 2.0
+"""Allowed beyond the longest way of a planned step, for the probe's error."""
 
 
 class MetricError(WorkbookError):
@@ -35,12 +37,14 @@ class Episodes(NamedTuple):
     """B finished trials of S environment steps; lengths in px, position = (x, y), y down."""
 
     positions: np.ndarray  # (B, S+1, 2), the start is t = 0
+    actions: np.ndarray  # (B, S, 2)
     goal: np.ndarray  # (B, 2)
-    wall_x: np.ndarray  # (B,)
-    door_y: np.ndarray  # (B,)
-    oracle: np.ndarray  # (B,) length of the shortest path through the door to the goal
-    plan_end: np.ndarray  # (B, 2) probed last latent of the first plan; NaN if there is none
-    plan_reach: int  # environment steps covered by that plan; 0 if there is none
+    layout: np.ndarray  # (B, 2) rows wall_x, door_y; 0 in a world without them
+    oracle: np.ndarray  # (B,) length of the shortest path to the goal
+    lost: np.ndarray  # (B,) bool: the planner had no finite plan, the trial stood still from there
+    seen: dict[str, np.ndarray]  # what the planner saw and chose at R calls, (B, R, ...) each
+    cap: float  # longest action
+    seconds: float = 0.0  # planning wall time of all steps
 
 
 class TrialMetrics(NamedTuple):
@@ -52,13 +56,18 @@ class TrialMetrics(NamedTuple):
     success_first_4p5: np.ndarray
     success_last_4p5: np.ndarray
     cross_wall: np.ndarray  # 1: on the goal's side after step S; NaN: start and goal share a side
-    init_plan_cross_wall: np.ndarray  # the same for the end of the first plan
+    init_plan_cross_wall: np.ndarray  # the same for the last place of the first plan
+    init_plan_reach: np.ndarray  # environment steps that the first plan covers
+    init_plan_through_wall: np.ndarray  # 1: it changes rooms by a step that nothing can follow
     planning_error: np.ndarray  # m at the first hit, else after step S; px^2 per coordinate
     final_distance: np.ndarray  # Euclidean px after step S
     termination_step: np.ndarray  # tau
     first_crossing_step: np.ndarray  # NaN if the trial never crosses
     efficiency: np.ndarray  # (steps straight to the door) / crossing step; 0 without a crossing
     path_efficiency: np.ndarray  # success * oracle / max(oracle, travelled up to the first hit)
+    effective_samples: np.ndarray  # 1 / sum of squared MPPI weights of level 1, mean over calls
+    effective_samples_macro: np.ndarray  # the same of level 2
+    lost: np.ndarray  # 1: the planner had no finite plan and the dot stood still from there
 
 
 def per_trial(episodes: Episodes, protocol: str) -> TrialMetrics:
@@ -80,6 +89,7 @@ def per_trial(episodes: Episodes, protocol: str) -> TrialMetrics:
         raise MetricError(f"protocol must be p1 or begin with p2, got {protocol!r}")
     crossing = _first_crossing(e)
     at_end = np.minimum(_first(strict), error.shape[1] - 1)
+    plan, stride = first_plan(e)
     columns = TrialMetrics(
         success=success,
         success_first_1p41=strict.any(1),
@@ -87,13 +97,18 @@ def per_trial(episodes: Episodes, protocol: str) -> TrialMetrics:
         success_first_4p5=loose.any(1),
         success_last_4p5=loose[:, -1],
         cross_wall=_on_goal_side(e, e.positions[:, -1]),
-        init_plan_cross_wall=_on_goal_side(e, e.plan_end, e.plan_reach >= SHORTEST_PLAN),
+        init_plan_cross_wall=_on_goal_side(e, plan[:, -1]),
+        init_plan_reach=np.full(len(plan), plan.shape[1] * stride if stride else np.nan),
+        init_plan_through_wall=_through_wall(e, plan, stride),
         planning_error=np.take_along_axis(error, at_end[:, None], axis=1)[:, 0],
         final_distance=distance[:, -1],
         termination_step=_first(strict),
         first_crossing_step=crossing,
         efficiency=_efficiency(e, crossing),
         path_efficiency=success * _directness(e, _first(hits)),
+        effective_samples=_mean_calls(e, "effective"),
+        effective_samples_macro=_mean_calls(e, "effective_macro"),
+        lost=e.lost,
     )
     return TrialMetrics(*(column.astype(np.float64) for column in columns))
 
@@ -118,6 +133,8 @@ def summarise(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "success_last_4p5": float(trial.success_last_4p5.mean()),
         "cross_wall_rate": _defined_mean(trial.cross_wall),
         "init_plan_cross_wall_rate": _defined_mean(trial.init_plan_cross_wall),
+        "init_plan_reach": _defined_mean(trial.init_plan_reach),
+        "init_plan_through_wall_rate": _defined_mean(trial.init_plan_through_wall),
         "planning_error_mean": error,
         "planning_error_mean_rmse": math.sqrt(error),
         "final_distance_mean": float(trial.final_distance.mean()),
@@ -125,24 +142,59 @@ def summarise(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "first_crossing_steps": _defined_mean(trial.first_crossing_step),
         "efficiency_score": float(trial.efficiency.mean()),
         "path_efficiency": float(trial.path_efficiency.mean()),
+        "effective_samples": _defined_mean(trial.effective_samples),
+        "effective_samples_macro": _defined_mean(trial.effective_samples_macro),
+        "lost_trials": int(np.nansum(trial.lost)),
     }
 
 
 def _checked(episodes: Episodes) -> Episodes:
     """The same episodes in float64 with their shapes verified."""
-    *arrays, reach = episodes
-    e = Episodes(*(np.asarray(array, dtype=np.float64) for array in arrays), int(reach))
+    names = ("positions", "goal", "layout", "oracle", "lost")
+    e = episodes._replace(
+        **{name: np.asarray(getattr(episodes, name), dtype=np.float64) for name in names}
+    )
     if e.positions.ndim != 3 or e.positions.shape[2] != 2 or 0 in e.positions.shape:
         raise MetricError(f"positions must be (B, S+1, 2) and not empty, got {e.positions.shape}")
     batch = len(e.positions)
-    shapes = {"goal": (batch, 2), "wall_x": (batch,), "door_y": (batch,), "oracle": (batch,)}
-    for name, shape in (shapes | {"plan_end": (batch, 2)}).items():
+    shapes = {"goal": (batch, 2), "layout": (batch, 2), "oracle": (batch,), "lost": (batch,)}
+    for name, shape in shapes.items():
         if getattr(e, name).shape != shape:
             raise MetricError(f"{name} must be {shape}, got {getattr(e, name).shape}")
-    for name in ("positions", *shapes):
+    for name in names:
         if not np.isfinite(getattr(e, name)).all():
             raise MetricError(f"{name} holds values that are not finite")
     return e
+
+
+def first_plan(e: Episodes) -> tuple[np.ndarray, int]:
+    """(places (B, P, 2) px, steps between them) of the first plan that looks farthest.
+
+    Without any plan the one place is NaN and the stride 0.
+    """
+    for level, stride in (("macro3", "macro3_stride"), ("macro", "macro_stride"), ("plan", None)):
+        if f"{level}_xy" in e.seen:
+            return e.seen[f"{level}_xy"][:, 0], int(e.seen[stride]) if stride else 1
+    return np.full((len(e.positions), 1, 2), np.nan), 0
+
+
+def _through_wall(e: Episodes, plan: np.ndarray, stride: int) -> np.ndarray:
+    """(B,) 1 where a step of the plan changes rooms by a way that is longer than the step (Q7)."""
+    wall_x = e.layout[:, :1]
+    if not stride or not (wall_x > 0).all():
+        return np.full(len(plan), np.nan)
+    places = np.concatenate([e.positions[:, :1], plan], axis=1)
+    changes = np.diff(np.sign(places[..., 0] - wall_x), axis=1) != 0  # (B, P)
+    layout = Layout.of(e.layout.repeat(plan.shape[1], axis=0))
+    ends = [torch.as_tensor(part.reshape(-1, 2)) for part in (places[:, :-1], plan)]
+    way = oracle_length(*(end.float() for end in ends), layout).numpy().reshape(changes.shape)
+    return (changes & (way > stride * e.cap + SLACK_PX)).any(1)
+
+
+def _mean_calls(e: Episodes, name: str) -> np.ndarray:
+    """(B,) mean over planning calls, NaN where nothing of the kind was planned."""
+    found = e.seen.get(name)
+    return np.full(len(e.positions), np.nan) if found is None else found.mean(1)
 
 
 def _first(hits: np.ndarray) -> np.ndarray:
@@ -156,24 +208,24 @@ def _side(position: np.ndarray, wall_x: np.ndarray) -> np.ndarray:
     return np.sign(gap) * np.where(np.abs(gap) <= WALL_HALF, 0.0, 1.0)
 
 
-def _on_goal_side(e: Episodes, position: np.ndarray, defined: bool = True) -> np.ndarray:
+def _on_goal_side(e: Episodes, position: np.ndarray) -> np.ndarray:
     """(B,) whether `position` (B, 2) has the goal's side; NaN where it says nothing."""
-    goal, here = _side(e.goal, e.wall_x), _side(position, e.wall_x)
-    eligible = (_side(e.positions[:, 0], e.wall_x) * goal == -1) & ~np.isnan(here) & defined
+    wall_x = e.layout[:, 0]
+    goal, here = _side(e.goal, wall_x), _side(position, wall_x)
+    eligible = (_side(e.positions[:, 0], wall_x) * goal == -1) & ~np.isnan(here)
     return np.where(eligible, here == goal, np.nan)
 
 
 def _first_crossing(e: Episodes) -> np.ndarray:
     """(B,) first step t >= 1 whose sign(x - wall_x) differs from the start's; NaN if none."""
-    side = np.sign(e.positions[..., 0] - e.wall_x[:, None])  # (B, S+1)
+    side = np.sign(e.positions[..., 0] - e.layout[:, :1])  # (B, S+1)
     crossed = side != side[:, :1]
     return np.where(crossed.any(1), crossed.argmax(1), np.nan)
 
 
 def _efficiency(e: Episodes, crossing: np.ndarray) -> np.ndarray:
     """(B,) straight-line steps from start to door centre over the crossing step, 0 if none."""
-    door = np.stack([e.wall_x, e.door_y], axis=-1)
-    straight = np.linalg.norm(e.positions[:, 0] - door, axis=-1) / TRAINING_STEP_PX
+    straight = np.linalg.norm(e.positions[:, 0] - e.layout, axis=-1) / TRAINING_STEP_PX
     return np.nan_to_num(straight / crossing, nan=0.0)
 
 

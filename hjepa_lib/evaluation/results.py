@@ -9,52 +9,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hjepa_lib.evaluation import Case
-from hjepa_lib.evaluation.episodes import Outcome
 from hjepa_lib.evaluation.metrics import Episodes, TrialMetrics, per_trial, summarise
 from hjepa_lib.files import FileError, load_npz, save_npz
-from hjepa_lib.worlds.trials import Trials
 
 _OLD_KEY = ("method", "cost", "protocol", "layouts", "dynamics", "budget")
 
 
-def to_episodes(outcome: Outcome, trials: Trials) -> Episodes:
-    """The metrics' view of an outcome; the plan end comes from the longest planned level."""
-    seen = outcome.diagnostics
-    end = np.full((trials.count, 2), np.nan)
-    reach = 0
-    if "plan_xy" in seen:
-        end, reach = seen["plan_xy"][:, 0, -1], seen["plan_xy"].shape[2]
-    for level in ("macro", "macro3"):
-        if f"{level}_xy" in seen:
-            macro = seen[f"{level}_xy"]  # (B, R, H2, 2)
-            end, reach = macro[:, 0, -1], macro.shape[2] * int(seen[f"{level}_stride"])
-    return Episodes(
-        outcome.positions,
-        trials.goal.numpy(),
-        trials.layout.wall_x.numpy(),
-        trials.layout.door_y.numpy(),
-        outcome.oracle,
-        end,
-        reach,
-    )
-
-
-def save_result(folder: Path, case: Case, outcome: Outcome, header: dict[str, Any]) -> Path:
-    """Write one npz: what happened, per-trial metrics, planning diagnostics, and a JSON header."""
-    episodes = to_episodes(outcome, case.tasks)
+def save_result(folder: Path, case: Case, episodes: Episodes, header: dict[str, Any]) -> Path:
+    """Write one npz: what happened, per-trial metrics, what the planner saw, and a JSON header."""
     columns = per_trial(episodes, case.protocol)._asdict()
-    header = case.header | {"case": case.digest, "plan_reach": episodes.plan_reach} | header
+    stored = {name: getattr(episodes, name) for name in ("goal", "layout", "oracle", "lost")}
+    stored |= {name: getattr(episodes, name).astype("f4") for name in ("positions", "actions")}
     return save_npz(
         Path(folder) / f"{case.name}.npz",
-        header=np.array(json.dumps(header)),
-        positions=outcome.positions.astype(np.float32),
-        actions=outcome.actions.astype(np.float32),
-        goal=case.tasks.goal.numpy(),
-        layout=case.tasks.layout.pairs().numpy(),
-        oracle=outcome.oracle,
-        plan_end=episodes.plan_end,
+        header=np.array(json.dumps(case.header | {"case": case.digest} | header)),
+        **stored,
         **{f"trial_{name}": value for name, value in columns.items()},
-        **{f"plan_{name}": value.astype(np.float32) for name, value in outcome.diagnostics.items()},
+        **{f"plan_{name}": value.astype("f4") for name, value in episodes.seen.items()},
     )
 
 
@@ -72,9 +43,9 @@ class Result(NamedTuple):
     @property
     def row(self) -> dict[str, Any]:
         """One flat entry of `summary.json`: the header beside means of the per-trial columns."""
-        header = {key: value for key, value in self.header.items() if key != "plan_reach"}
-        columns = {name: self.arrays[f"trial_{name}"] for name in TrialMetrics._fields}
-        return header | summarise(columns)
+        absent = np.full(len(self.success), np.nan)  # a column younger than the file
+        columns = {name: self.arrays.get(f"trial_{name}", absent) for name in TrialMetrics._fields}
+        return self.header | summarise(columns)
 
 
 def load_result(path: Path) -> Result:
@@ -85,6 +56,7 @@ def load_result(path: Path) -> Result:
     header = json.loads(str(arrays.pop("header")))
     if "key" in header:  # made before a file's name held its whole case
         header |= dict(zip(_OLD_KEY, header.pop("key"), strict=True))
+        del header["plan_reach"]
         header |= {"n": len(arrays["positions"]), "split": "", "world": "", "case": Path(path).stem}
     return Result(header, arrays)
 

@@ -1,12 +1,13 @@
-"""A trained run, ready to plan: `hjepa_lib.load(run).plan(frame, goal_frame)`.
+"""A trained run, ready to plan: `hjepa_lib.load(run).controller(goal_frame).act(frame)`.
 
 The agent bundles level 1, level 2 (if trained), the temporal-distance head and the position probe,
-and builds planners from a `PlanningConfig`. The same class runs the evaluation, so what the README
-shows is what the tables measure.
+and builds planners from a `PlanningConfig`. The same controller plays the evaluation, so what the
+README shows is what the tables measure.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from hjepa_lib.config import ConfigError, PlanningConfig
 from hjepa_lib.data.normaliser import Normaliser
-from hjepa_lib.files import FileError
+from hjepa_lib.files import FileError, WorkbookError
 from hjepa_lib.models.checkpoint import (
     TrainedMacro,
     load_distance,
@@ -28,7 +29,7 @@ from hjepa_lib.models.distance import Distance, Geometry, LatentGeometry
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import Level2
 from hjepa_lib.models.probe import Probe
-from hjepa_lib.planning import METHODS, P1_CAP, THREE_LEVELS
+from hjepa_lib.planning import METHODS, P1_CAP, THREE_LEVELS, interval
 from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel
 from hjepa_lib.planning.planner import Layer, Plan, Planner
 
@@ -71,10 +72,12 @@ class Agent:
                 )
         if method not in (*METHODS, THREE_LEVELS):
             raise ConfigError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-        geometry, cap = self.geometry(planning.cost), planning.action_cap or P1_CAP
+        geometry = self.geometry(planning.cost)
+        cap = planning.action_cap or self.planning.action_cap or P1_CAP
+        every = interval(planning, method)
         if method == "flat":
             level = PrimitiveLevel(self.level1, planning.flat, geometry, cap)
-            return Planner([Layer(level)], self.seed)
+            return Planner([Layer(level)], self.seed, every)
         hierarchy = planning.hierarchy
         level2 = self.level2
         if hierarchy.control == "untrained":
@@ -88,7 +91,7 @@ class Agent:
         for model, search, replan, reach, box in stack:
             level = MacroLevel(model, search, geometry, cap, hierarchy, box, self.level1)
             layers.append(Layer(level, replan, reach[planning.cost]))
-        return Planner(layers, self.seed, hierarchy)
+        return Planner(layers, self.seed, every, hierarchy)
 
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 2, 65, 65) uint8 -> (B, D) float32."""
@@ -99,17 +102,26 @@ class Agent:
         """bf16 where it was measured faster, else a no-op."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def plan(self, frame, goal_frame, method: str = "flat") -> tuple[np.ndarray, Plan]:
-        """Next actions for one frame: ((k, 2) px, the whole plan), k = planning.replan.
+    def controller(
+        self, goal_frame, method: str = "flat", *, planning: PlanningConfig | None = None,
+        trial: int = 0,
+    ) -> Controller:  # fmt: skip
+        """A closed loop to one goal frame, as the tables play it: see `Controller.act`.
 
-        frame, goal_frame: (65, 65, 2) or (2, 65, 65) uint8 arrays or tensors in [0, 255].
+        `trial` is the number of the task in a trial file, to which the planner's noise belongs.
         """
-        planner = self.planner(method)
-        planner.reset()
-        latent, goal = (self.encode(_channels_first(one)[None]) for one in (frame, goal_frame))
-        with self.autocast():
-            plan = planner.plan(latent, goal, executed=0)
-        return plan.actions[0, : self.planning.replan].cpu().numpy(), plan
+        return Controller(self, method, planning or self.planning).start(
+            _channels_first(goal_frame, self.level1), [trial]
+        )
+
+    def plan(self, frame, goal_frame, method: str = "flat") -> tuple[np.ndarray, Plan]:
+        """One plan from nothing: ((k, 2) px up to the next call, the whole plan).
+
+        frame, goal_frame: as a controller takes them; a loop needs a controller, whose plans start
+        from the one before.
+        """
+        controller = self.controller(goal_frame, method)
+        return controller.act(frame), controller.last
 
     def cost_landscape(
         self, positions: Tensor, frames: Tensor, goal_frame: Tensor, cost: str
@@ -134,14 +146,45 @@ def _fresh_level2(trained: Level2, seed: int) -> Level2:
     return fresh.to(device).eval().requires_grad_(False)
 
 
-def _channels_first(frame) -> Tensor:
-    """(65, 65, 2) or (2, 65, 65) uint8 -> (2, 65, 65) tensor."""
+def _channels_first(frame, model: Jepa) -> Tensor:
+    """(Hpx, Wpx, C) or (C, Hpx, Wpx) uint8 -> (1, C, Hpx, Wpx) tensor."""
     frame = torch.as_tensor(np.asarray(frame))
-    if frame.ndim != 3 or 2 not in (frame.shape[0], frame.shape[-1]):
-        raise ValueError(f"a frame is (65, 65, 2) or (2, 65, 65) uint8, got {tuple(frame.shape)}")
+    first, last = model.frame, (*model.frame[1:], model.frame[0])
+    if tuple(frame.shape) not in (first, last):
+        raise WorkbookError(f"a frame is {last} or {first} uint8, got {tuple(frame.shape)}")
     if frame.dtype != torch.uint8:
-        raise ValueError(f"a frame holds uint8 values in [0, 255], got {frame.dtype}")
-    return frame if frame.shape[0] == 2 else frame.permute(2, 0, 1)
+        raise WorkbookError(f"a frame holds uint8 values in [0, 255], got {frame.dtype}")
+    return (frame if tuple(frame.shape) == first else frame.movedim(-1, 0))[None]
+
+
+class Controller:
+    """A planner at work in a closed loop: warm starts, the clocks of all levels, the cap."""
+
+    def __init__(self, agent: Agent, method: str, planning: PlanningConfig) -> None:
+        self.agent, self.planner = agent, agent.planner(method, planning)
+
+    def start(self, goal_frames: Tensor, rows: Sequence[int]) -> Controller:
+        """Forget what was played; goal_frames (B, C, Hpx, Wpx) of trials with these numbers."""
+        self.planner.reset(rows)
+        self.goal = self.agent.encode(goal_frames)
+        self.latent: Tensor | None = None  # (B, D) of the last call
+        self.last: Plan | None = None
+        return self
+
+    def act(self, frame) -> np.ndarray:
+        """The next actions (k, 2) px for a frame (Hpx, Wpx, C) or (C, Hpx, Wpx), uint8.
+
+        Carry all k of them out, then call again: so many steps lie between two plans.
+        """
+        return self.step(_channels_first(frame, self.agent.level1))[0].cpu().numpy()
+
+    def step(self, frames: Tensor) -> Tensor:
+        """The same for a batch: (B, C, Hpx, Wpx) uint8 -> (B, k, 2)."""
+        executed = 0 if self.last is None else self.planner.every
+        self.latent = self.agent.encode(frames)
+        with self.agent.autocast():
+            self.last = self.planner.plan(self.latent, self.goal, executed)
+        return self.last.actions[:, : self.planner.every]
 
 
 def load_agent(

@@ -26,12 +26,13 @@ class Handed(NamedTuple):
 
     macro: Tensor  # (B, H2, D) imagined latents of its plan
     subgoal: Tensor  # (B, D) the latent that the level below aims at
+    effective: Tensor  # (B,) candidates that count in the plan, see `Search`
 
 
 class Plan(NamedTuple):
     """One planning call for B trials."""
 
-    actions: Tensor  # (B, H, A) px
+    actions: Tensor  # (B, H, A) px; NaN where a level found no finite plan
     search: Search  # level-1 candidates and costs
     near: Tensor  # (B,) bool: level 1 aims at the goal itself
     above: tuple[Handed, ...]  # of level 2 and up, none when flat
@@ -59,6 +60,7 @@ class Layer:
 
     def reset(self) -> None:
         self.nominal: Tensor | None = None  # (B, H, A)
+        self.search: Search | None = None  # that plan's
         self.macro: Tensor | None = None  # (B, H, D) imagined latents
         self.path: Tensor | None = None  # (B, H, D) the same, after the controls
         self.hooks: Tensor | None = None  # (B, H * stride, A) for the level below
@@ -97,10 +99,16 @@ class Planner:
     """Owns every level's warm start and clock; call `reset` before each batch of episodes."""
 
     def __init__(
-        self, layers: Sequence[Layer], seed: int, hierarchy: HierarchyConfig | None = None
+        self,
+        layers: Sequence[Layer],
+        seed: int,
+        every: int,
+        hierarchy: HierarchyConfig | None = None,
     ) -> None:
-        """`layers` from level 1 upwards; it alone is flat planning."""
+        """`layers` from level 1 upwards, it alone is flat planning; `every` environment steps
+        lie between two calls."""
         self.layers, self.seed, self.hierarchy = tuple(layers), seed, hierarchy
+        self.every = every
         self.geometry = layers[0].level.geometry
         self.reset()
 
@@ -138,8 +146,12 @@ class Planner:
             target = torch.where(near[:, None], goal, self.geometry.embed(layer.subgoal))
         self.layers[0].due(executed)
         search = self.replan(1, latent, target)
-        handed = tuple(Handed(layer.macro, layer.subgoal) for layer in self.layers[1:])
-        return Plan(search.plan, search, near, handed, self.context)
+        lost = torch.stack([layer.search.lost for layer in self.layers]).any(0)  # (B,)
+        actions = search.plan.masked_fill(lost[:, None, None], torch.nan)
+        handed = tuple(
+            Handed(layer.macro, layer.subgoal, layer.search.effective) for layer in self.layers[1:]
+        )
+        return Plan(actions, search, near, handed, self.context)
 
     @property
     def context(self) -> Tensor | None:
@@ -160,7 +172,7 @@ class Planner:
             level.config,
             functools.partial(self._noise, number),
         )
-        layer.nominal = search.plan
+        layer.nominal, layer.search = search.plan, search
         if number > 1:
             self._hand_down(number, latent)
         return search

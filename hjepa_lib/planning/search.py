@@ -5,7 +5,8 @@ All three minimise `objective(candidates (B, N, H, A)) -> (B, N)` inside a conve
 MPPI follows Williams et al. 2017 with weights softmax(-(cost - min) / (temperature * unit)); the
 unit is a trial's standard deviation of costs, so one temperature fits both cost geometries, or 1 as
 in the papers. The temperature DIVIDES: 0 is the arg-min, infinity the plain mean (EB3). Nominal
-plans live outside, so warm starts are explicit (PL3), and so does the noise.
+plans live outside, so warm starts are explicit (PL3), and so does the noise. A candidate without a
+finite cost has no say; a trial without a finite candidate keeps its nominal plan and is `lost`.
 """
 
 from __future__ import annotations
@@ -29,16 +30,43 @@ class Search(NamedTuple):
 
     plan: Tensor  # (B, H, A)
     candidates: Tensor  # (B, N, H, A) of the last iteration
-    costs: Tensor  # (B, N) of the last iteration
+    costs: Tensor  # (B, N) of the last iteration, infinite where they were not finite
+    effective: Tensor  # (B,) 1 / sum of squared weights: so many candidates made the plan
+
+    @property
+    def lost(self) -> Tensor:
+        """(B,) bool: no candidate has a finite cost."""
+        return self.costs.isinf().all(1)
 
 
 def softmin_weights(costs: Tensor, temperature: float, unit: str = "spread") -> Tensor:
-    """(B, N) costs -> (B, N) weights that sum to one."""
-    gap = costs - costs.amin(dim=1, keepdim=True)
+    """(B, N) costs -> (B, N) weights that sum to one; 0 for what is not finite (Q1)."""
+    known = costs.isfinite()
+    gap = torch.where(known, costs - _finite(costs).amin(dim=1, keepdim=True), torch.inf)
     if temperature == 0:
-        return (gap == 0).float() / (gap == 0).sum(1, keepdim=True)
-    scale = costs.std(dim=1, keepdim=True).clamp(min=1e-8) if unit == "spread" else 1.0
-    return torch.softmax(-gap / (temperature * scale), dim=1)
+        return (gap == 0).float() / (gap == 0).sum(1, keepdim=True).clamp(min=1)
+    scale = _spread(costs, known).clamp(min=1e-8) if unit == "spread" else 1.0
+    logits = torch.where(known, -gap / (temperature * scale), -torch.inf)
+    return torch.softmax(logits, dim=1).nan_to_num(0.0)
+
+
+def _finite(costs: Tensor) -> Tensor:
+    return torch.where(costs.isfinite(), costs, torch.inf)
+
+
+def _spread(costs: Tensor, known: Tensor) -> Tensor:
+    """(B, 1) standard deviation of the known costs."""
+    if known.all():
+        return costs.std(dim=1, keepdim=True)
+    count = known.sum(1, keepdim=True)
+    mean = costs.where(known, 0).sum(1, keepdim=True) / count.clamp(min=1)
+    square = (costs - mean).square().where(known, 0).sum(1, keepdim=True)
+    return (square / (count - 1).clamp(min=1)).sqrt()
+
+
+def _keep(lost: Tensor, nominal: Tensor, plan: Tensor) -> Tensor:
+    """The old plan where the search is lost: lost (B,), plans (B, H, A)."""
+    return torch.where(lost[:, None, None], nominal, plan)
 
 
 def shift_plan(plan: Tensor, executed: int) -> Tensor:
@@ -68,11 +96,13 @@ def mppi(
     """nominal (B, H, A); the nominal plan itself is always candidate 0."""
     for draw in range(config.iterations):
         candidates = project(_candidates(nominal, config.sigma, config.samples, noise, draw))
-        costs = objective(candidates)
+        costs = _finite(objective(candidates))
         weights = softmin_weights(costs, config.temperature, config.temperature_unit)
         # Elementwise, not einsum: under autocast a matrix product would round past the norm bound.
-        nominal = project((weights[:, :, None, None] * candidates).sum(1))  # (B, H, A)
-    return Search(nominal, candidates, costs)
+        mean = project((weights[:, :, None, None] * candidates).sum(1))  # (B, H, A)
+        search = Search(mean, candidates, costs, 1 / weights.square().sum(1).clamp(min=1e-12))
+        nominal = _keep(search.lost, nominal, mean)
+    return search._replace(plan=nominal)
 
 
 def cem(
@@ -87,11 +117,14 @@ def cem(
     elites = min(config.elites, config.samples)
     for draw in range(config.iterations):
         candidates = project(_candidates(nominal, std[:, None], config.samples, noise, draw))
-        costs = objective(candidates)
-        best = costs.topk(elites, dim=1, largest=False).indices  # (B, E)
+        costs = _finite(objective(candidates))
+        values, best = costs.topk(elites, dim=1, largest=False)  # (B, E)
+        search = Search(nominal, candidates, costs, values.isfinite().sum(1).float())
+        best = torch.where(values.isinf(), best[:, :1], best)
         chosen = candidates[torch.arange(len(best), device=best.device)[:, None], best]
-        nominal, std = project(chosen.mean(1)), chosen.std(1, unbiased=False).clamp(min=1e-3)
-    return Search(nominal, candidates, costs)
+        nominal = _keep(search.lost, nominal, project(chosen.mean(1)))
+        std = chosen.std(1, unbiased=False).clamp(min=1e-3)
+    return search._replace(plan=nominal)
 
 
 def gradient(
@@ -114,9 +147,11 @@ def gradient(
                 plans.copy_(project(plans))
     candidates = plans.detach()
     with torch.no_grad():
-        costs = objective(candidates)
-    rows = torch.arange(len(costs), device=costs.device)
-    return Search(candidates[rows, costs.argmin(1)], candidates, costs)
+        costs = _finite(objective(candidates))
+    search = Search(nominal, candidates, costs, torch.ones_like(costs[:, 0]))
+    rows = torch.arange(len(candidates), device=candidates.device)
+    best = candidates[rows, search.costs.argmin(1)]
+    return search._replace(plan=_keep(search.lost, nominal, best))
 
 
 def evaluations(config: SearchConfig) -> int:

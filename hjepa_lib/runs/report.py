@@ -29,9 +29,11 @@ KEY = ("method", "cost", "protocol", "layouts", "dynamics", "budget", "split")
 FIELDS = (
     *KEY, "n", "successes", "success_rate", "ci95", "success_first_1p41", "success_last_1p41",
     "success_first_4p5", "success_last_4p5", "cross_wall_rate", "init_plan_cross_wall_rate",
-    "planning_error_mean", "planning_error_mean_rmse", "final_distance_mean",
-    "avg_termination_step", "first_crossing_steps", "efficiency_score", "path_efficiency",
-    "flops_per_step", "model_transitions_per_step", "seconds_per_episode",
+    "init_plan_reach", "init_plan_through_wall_rate", "planning_error_mean",
+    "planning_error_mean_rmse", "final_distance_mean", "avg_termination_step",
+    "first_crossing_steps", "efficiency_score", "path_efficiency", "effective_samples",
+    "effective_samples_macro", "lost_trials", "replan", "flops_per_step",
+    "model_transitions_per_step", "seconds_per_episode",
     "latency_single_episode", "planner", "case", "world", "data", "weights", "probe_px_encoder",
     "probe_px_predictor", "train_seconds", "parameters", "seed", "device", "trials_hash", "version",
 )  # fmt: skip
@@ -39,7 +41,9 @@ FIELDS = (
 _TEXT = (*KEY[:5], "split", "case", "world", "device", "trials_hash", "version")
 _NESTED = ("planner", "data", "weights")
 _UNDEFINED = (
-    "cross_wall_rate", "init_plan_cross_wall_rate", "first_crossing_steps", "flops_per_step",
+    "cross_wall_rate", "init_plan_cross_wall_rate", "init_plan_reach",
+    "init_plan_through_wall_rate", "first_crossing_steps", "effective_samples",
+    "effective_samples_macro", "replan", "flops_per_step",
     "model_transitions_per_step", "seconds_per_episode", "latency_single_episode",
     "probe_px_encoder", "probe_px_predictor", "train_seconds", "parameters",
 )  # fmt: skip
@@ -102,7 +106,7 @@ def _fits(name: str, value: Any) -> bool:
         return isinstance(value, str if name in _TEXT else Mapping)
     if name == "ci95":
         return len(value) == 2 and all(_fits("success_rate", end) for end in value)
-    whole = name in ("n", "successes", "parameters", "seed")
+    whole = name in ("n", "successes", "parameters", "seed", "lost_trials", "replan")
     share = name.endswith("_rate") or name.startswith("success_") or name == "path_efficiency"
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     return number and (name == "n") <= value <= (1 + 1e-9 if share else sys.float_info.max)

@@ -1,29 +1,29 @@
-"""Playing cases: the episodes of one method on stored trials, and which methods a table has.
-
-Every result is a stage of the run, so a finished one is not played again, and one whose models were
-trained anew is. Floors and ceiling (random, oracle) go the same way as the planners.
-"""
+"""Playing cases: the episodes of one method on stored trials, and which methods a table has."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from hjepa_lib import __version__
+from hjepa_lib import __version__, evaluation
 from hjepa_lib.config import Config
 from hjepa_lib.data.trajectories import Trajectories
+from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.episodes import LatentPolicy, OraclePolicy, RandomPolicy, run_episodes
-from hjepa_lib.evaluation.results import Case, Result, load_result, save_result
+from hjepa_lib.evaluation.results import Result, load_result, save_result
 from hjepa_lib.files import read_json
-from hjepa_lib.planning.agent import METHODS, THREE_LEVELS, Agent
-from hjepa_lib.runs.places import RunError, list_runs, outputs_root, pretrained_folder
-from hjepa_lib.runs.run import Run
+from hjepa_lib.planning import METHODS, THREE_LEVELS
+from hjepa_lib.planning.agent import Agent
+from hjepa_lib.runs.keys import Stage, core_stages
+from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.stages import load_trained
 from hjepa_lib.runs.workspace import Workspace
 
-FLOORS = (("random", "none"), ("random-persistent", "none"), ("oracle", "none"))
+FLOORS = tuple((name, "none") for name in evaluation.FLOORS)
 COSTS = ("latent", "distance")
 
 
@@ -37,52 +37,67 @@ def play(
     pictures: bool = True,
     latency: bool | None = None,
 ) -> Result:
-    """The result of one case, played unless it is there already.
+    """The result of one case, played in this run unless it is there already.
 
     `pictures=False` keeps no fans and only the first plans (long horizons, many results);
-    `latency` also times one episode alone: by default in `results`, if the settings ask for it.
+    `latency` also times one episode alone: by default on test trials, if the settings ask for it.
     """
-    stage = f"{folder}/{case.name}"
-    path = ws.run.path / folder / f"{case.name}.npz"
-    if ws.run.done(stage):
-        return load_result(path)
-    cap = case.planning.action_cap
-    with ws.run.stage(stage, folder, reads=case.stages) as target:
-        policy = _policy(agent, case, pictures)
-        outcome = run_episodes(policy, case.tasks, case.dynamics, case.steps, cap, case.seed)
-        alone = None
-        if latency is None:
-            latency = folder == "results" and ws.config.evaluation.latency
-        if latency and case.learned:
-            first = case.tasks.first(1)
-            alone = run_episodes(policy, first, case.dynamics, case.steps, cap, 0).seconds
-        header = {
-            "flops_per_step": getattr(policy, "flops_per_step", None),
-            "model_transitions_per_step": getattr(policy, "transitions_per_step", None),
-            "seconds_per_episode": outcome.seconds / case.tasks.count,
-            "latency_single_episode": alone,
-            **_provenance(ws, agent, case),
-        }
-        return load_result(save_result(target, case, outcome, header))
+    if latency is None:
+        latency = case.split == "test" and ws.config.evaluation.latency
+    stage = stage_of(ws.config, case, folder, agent, pictures=pictures, latency=latency)
+    for _ in ws.make(stage):
+        pass
+    return load_result(ws.run.path / f"{stage.name}.npz")
 
 
-def _policy(agent: Agent | None, case: Case, pictures: bool):
-    cap = case.planning.action_cap
+def stage_of(
+    config: Config, case: Case, folder: str = "results", agent: Agent | None = None, **options: bool
+) -> Stage:
+    """A result as a stage of the run: it reads the trained stages that its method uses."""
+    stages = core_stages(config)
+    reads = tuple(stages[name] for name in case.stages)
+
+    def make(ws: Workspace, target: Path) -> None:
+        save_result(target, case, *_play(ws, agent, case, **options))
+
+    about = {"case": case.digest, **options}
+    return Stage(f"{folder}/{case.name}", make, reads=reads, folder=folder, about=about)
+
+
+def _play(
+    ws: Workspace, agent: Agent | None, case: Case, pictures: bool, latency: bool
+) -> tuple[Any, dict[str, Any]]:
+    """(what happened, the header beside it)."""
+    cap, header = case.planning.action_cap, _provenance(ws, agent, case)
     if case.method == "oracle":
-        return OraclePolicy(cap)
-    if case.method.startswith("random"):
-        return RandomPolicy(cap, case.seed, persistent=case.method.endswith("persistent"))
-    return LatentPolicy(agent, case.method, case.planning, pictures)
+        policy = OraclePolicy(cap)
+    elif case.method.startswith("random"):
+        policy = RandomPolicy(cap, case.seed, persistent=case.method.endswith("persistent"))
+    else:
+        policy = LatentPolicy(agent, case.method, case.planning, pictures)
+    episodes = run_episodes(policy, case.tasks, case.dynamics, case.steps, cap, case.seed)
+    header |= {
+        "replan": getattr(policy, "replan", None),
+        "flops_per_step": getattr(policy, "flops_per_step", None),
+        "model_transitions_per_step": getattr(policy, "transitions_per_step", None),
+        "seconds_per_episode": episodes.seconds / case.trials,
+        "latency_single_episode": None,
+    }
+    if latency and case.learned:
+        first = case.tasks.first(1)
+        alone = run_episodes(policy, first, case.dynamics, case.steps, cap, case.seed)
+        header["latency_single_episode"] = alone.seconds
+    return episodes, header
 
 
-def _provenance(ws: Workspace, agent: Agent | None, case: Case) -> dict:
-    """Where a row's numbers come from: data, weights, probes, time, size, device, version."""
+def _provenance(ws: Workspace, agent: Agent | None, case: Case) -> dict[str, Any]:
+    """Where a row's numbers come from: data, weights (I4), probes, time, size, device, version."""
     data = Trajectories.load(ws.run.path / "data").meta if ws.run.done("data") else {}
     names = ("source", "recipe", "transitions", "dynamics", "hash")
     used = case.stages
     row = {
         "data": {key: data.get(key) for key in names},
-        "weights": {name: ws.origin(name) for name in used},
+        "weights": {name: {"from": ws.origin(name), "key": ws.run.key(name)} for name in used},
         "probe_px_encoder": None,
         "probe_px_predictor": None,
         "train_seconds": None,
@@ -93,14 +108,13 @@ def _provenance(ws: Workspace, agent: Agent | None, case: Case) -> dict:
     if not used:
         return row
     level3 = None if agent.level3 is None else agent.level3.model
-    parts = {"l1": agent.level1, "distance": agent.distance, "l2": agent.level2, "l3": level3}
+    modules = {"l1": agent.level1, "distance": agent.distance, "l2": agent.level2, "l3": level3}
     quality = read_json(ws.run.path / "l1" / "quality.json")
-    done = [ws.run.manifest["stages"][name]["seconds"] for name in used if ws.run.done(name)]
     return row | {
         "probe_px_encoder": quality["probe_px_encoder"],
         "probe_px_predictor": quality["probe_px_predictor"],
-        "train_seconds": sum(done) if len(done) == len(used) else None,
-        "parameters": sum(count_all(parts[name]) for name in used),
+        "train_seconds": sum(ws.run.manifest["stages"][name]["seconds"] for name in used),
+        "parameters": sum(count_all(modules[name]) for name in used),
     }
 
 
@@ -117,7 +131,7 @@ def learned(config: Config) -> list[tuple[str, str]]:
     return [(method, cost) for method in methods for cost in COSTS]
 
 
-def cases_of(config: Config, **changes) -> list[Case]:
+def cases_of(config: Config, **changes: Any) -> list[Case]:
     """The headline table: floors, ceiling (F15), learned planners; `changes` go to `Case.of`."""
     named = [*FLOORS, *learned(config)]
     return [Case.of(config, method, cost, **changes) for method, cost in named]
@@ -148,22 +162,12 @@ def best(rows: Iterable[dict]) -> tuple[str, str]:
     return winner["method"], winner["cost"]
 
 
-def find_results(ws: Workspace) -> tuple[Run, str]:
-    """(run that holds results, where it was found): this, the latest agreeing, or pretrained.
-
-    Where nobody has any, they are made in this run, with whatever models the stages find.
-    """
-    newest = [Run.at(outputs_root() / name) for name in reversed(list_runs())]
-    same = [(run, "latest run") for run in newest if run.config == ws.config][:1]
-    candidates = [(ws.run, "this run"), *same]
-    if (pretrained_folder() / "manifest.json").is_file():
-        candidates.append((Run.at(pretrained_folder()), "pretrained"))
-    for run, origin in candidates:
-        if any((run.path / "results").glob("*.npz")):
-            return run, origin
-    agent = load_trained(ws)
-    for case in cases_of(ws.config):
-        play(ws, agent, case)
-    for case in tuned_pair(ws.config):
-        play(ws, agent, case, "tuned")
-    return ws.run, "made now"
+def find_results(ws: Workspace, cases: Iterable[Case], folder: str = "results") -> list[Result]:
+    """The results of these cases: of this run, taken over with their models, or played now."""
+    found, agent = [], None
+    for case in cases:
+        latency = case.split == "test" and ws.config.evaluation.latency
+        if not ws.found(stage_of(ws.config, case, folder, pictures=True, latency=latency)):
+            agent = agent or load_trained(ws)
+        found.append(play(ws, agent, case, folder))
+    return found

@@ -6,6 +6,7 @@ exhausts it, and both run the same code. A finished stage yields nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.published import acquire
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.data.windows import Windows
+from hjepa_lib.evaluation import protocol_cap
 from hjepa_lib.evaluation.openloop import probe_errors
 from hjepa_lib.files import read_json, write_json
 from hjepa_lib.models.checkpoint import (
@@ -239,8 +241,10 @@ def load_run(
     names = stored if names is None else names
     folders = [run.path / name if name in names else None for name in ("l2", "l3")]
     config = run.config
+    cap = protocol_cap(config.evaluation.protocol, config.planning.action_cap)
+    planning = dataclasses.replace(config.planning, action_cap=cap)
     return load_agent(
-        run.path / "l1", folders[0], config.planning, config.seed, precision or run.precision,
+        run.path / "l1", folders[0], planning, config.seed, precision or run.precision,
         device or run.device, folders[1],
     )  # fmt: skip
 

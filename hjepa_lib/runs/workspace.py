@@ -144,11 +144,15 @@ class Workspace:
         Taken over is what has the same key and was made from the very inputs that this run has, or
         takes with it: from the newest such run, then the pretrained one. A printed line says so.
         """
-        if not self.done(stage) and not self._take(stage):
+        if not self.found(stage):
             print(f"{stage.name}: no run holds it with these settings, so it is made here")
             for _ in self.make(stage):
                 pass
         return self.run.stage_folder(stage.name)
+
+    def found(self, stage: Stage) -> bool:
+        """True when this run holds the stage, or takes it over from another one now."""
+        return self.done(stage) or self._take(stage)
 
     def resume(self, name: str) -> Path:
         """Where the training `name` (a stage's, or part of one) keeps what it resumes from."""

@@ -115,7 +115,7 @@ def play(
     task = trials_of(scene, COMPANIONS if shuffled else 0, row=row)
     policy = LatentPolicy(agent, method, dataclasses.replace(planning, action_cap=cap))
     outcome = run_episodes(policy, task, dynamics, steps, cap, agent.seed)
-    seen = {key: value[0] for key, value in outcome.diagnostics.items() if value.ndim}
+    seen = {key: value[0] for key, value in outcome.seen.items() if value.ndim}
     if "macro" in policy.log:
         seen["macro"] = torch.stack(policy.log["macro"], 1)[0]
     where = (scene, method, planning.cost)
@@ -146,17 +146,14 @@ def recall(agent: Agent, result: Result, trial: int) -> Story:
         if name.startswith("plan_") and values.ndim and trial < len(values)
     }
     actions = arrays["actions"][trial]
-    replan = _replan(result.header["planner"], len(actions))
+    replan = _replan(result.header, len(actions))
     title = f"{method}, {cost} cost, trial {trial}"
     return _tell(agent, title, (scene, method, cost), positions, actions, seen, replan)
 
 
-def _replan(settings: dict[str, Any], steps: int) -> int:
+def _replan(header: dict[str, Any], steps: int) -> int:
     """Steps between the planning calls of a stored result; floors and ceiling plan nothing."""
-    if "replan" not in settings:
-        return steps
-    horizon = settings.get("flat.horizon", settings.get("hierarchy.tracker.horizon"))
-    return min(settings["replan"], horizon)
+    return header.get("replan", header["planner"].get("replan")) or steps
 
 
 def _tell(

@@ -105,7 +105,7 @@ class Planning:
             self.goal = model.encode(render(tasks.goal, tasks.layout))[rows]
         cap = protocol_cap("p1", config.planning.action_cap)
         level = PrimitiveLevel(model, planner or config.planning.flat, geometry, cap)
-        self.planner = Planner([Layer(level)], seed=0)
+        self.planner = Planner([Layer(level)], seed=0, every=config.planning.replan)
 
     def call(self, precision: str) -> Tensor:
         """Costs (B, N) of the candidates of one call for all trials, without a warm start."""

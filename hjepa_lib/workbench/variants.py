@@ -20,7 +20,8 @@ from hjepa_lib.config import Config, ConfigError, PlanningConfig
 from hjepa_lib.data.published import acquire
 from hjepa_lib.data.recipes import SIZES
 from hjepa_lib.evaluation import Case
-from hjepa_lib.evaluation.collapse import RESAMPLES, long_walks, open_loop, whole_windows
+from hjepa_lib.evaluation.horizons import RESAMPLES
+from hjepa_lib.evaluation.openloop import long_walks, open_loop, whole_windows
 from hjepa_lib.evaluation.statistics import (
     Interval,
     bootstrap,

@@ -36,6 +36,11 @@ def inside(position: Tensor, layout: Layout) -> Tensor:
     return bordered & ~(column & ((y < layout.top) | (y > layout.bottom)))
 
 
+def reachable(here: Tensor, there: Tensor, layout: Layout, way: float) -> Tensor:
+    """(B,) bool: `there` (B, 2) is a free place at most `way` px from `here`, around the walls."""
+    return inside(there, layout) & (oracle_length(here, there, layout) <= way)
+
+
 def step(
     position: Tensor,
     action: Tensor,
