@@ -61,7 +61,6 @@ def test_results_are_found_taken_over_or_played(trained, tmp_path, monkeypatch):
         score.find_results(second, score.cases_of(config, trials=2))
 
 
-
 def test_the_hierarchy_is_judged_against_flat_tuned_at_equal_compute():
     """Q5: the pair is that of the committed study; a run without level 2 has no such verdict."""
     study = read_experiment(STUDY)
