@@ -28,8 +28,10 @@ from hjepa_lib.training.latents import LatentBatch, LatentStore
 from hjepa_lib.training.probes import rmse_px
 from hjepa_lib.worlds.base import find_world
 from hjepa_lib.worlds.layout import HIGH, LOW, Layout, layout_set
+from hjepa_lib.worlds.oracle import oracle_length
+from hjepa_lib.worlds.rendering import render
 from hjepa_lib.worlds.trials import Trials
-from hjepa_lib.worlds.two_rooms import TwoRooms, inside, oracle_length, render
+from hjepa_lib.worlds.two_rooms import TwoRooms, inside
 
 WINDOWS = 256
 HELD_OUT = 2**31
