@@ -125,7 +125,7 @@ class GalleryCommand:
 
 @dataclass
 class BenchCommand:
-    """Time level-1 updates, planner calls and rendering, and measure their memory, on the CPU."""
+    """Time level-1 updates, planner calls, and how they grow, rendering and data, on the CPU."""
 
     rounds: int = 20
     """Timed rounds; the ways of doing one work take turns."""
@@ -133,8 +133,6 @@ class BenchCommand:
     """What is compared with fp32; auto takes the faster one, by measurement."""
     threads: int | None = None
     """Threads; all usable cores if empty."""
-    sections: str = "cases+growth+memory"
-    """What to measure: cases, growth (of a planning call), memory."""
     only: str = ""
     """Time only the work whose name contains this text."""
     quick: bool = False

@@ -1,7 +1,6 @@
 """The benchmark compares equal work, in turns, and prints it; no time is asserted."""
 
 import json
-import subprocess
 
 import pytest
 import torch
@@ -58,26 +57,6 @@ def test_growth_covers_trials_samples_and_horizon():
     assert (bench.GROWTH["trials"][0], bench.GROWTH["trials"][-1]) == (1, 1000)
 
 
-def test_memory_is_measured_in_a_process_of_its_own(monkeypatch, capsys):
-    asked = []
-
-    def run(command, **options):
-        asked.append(command[2])
-        return subprocess.CompletedProcess(command, 0, "[12.0, 300.0]\n", "")
-
-    monkeypatch.setattr(bench.subprocess, "run", run)
-    rows = list(bench.peaks(True, "fp32", 1))
-    assert [row[0] for row in rows] == [way.title for way in bench.ways("fp32", True)]
-    assert "bench.peak(3, 'fp32', True, 1)" in asked[3]
-    bench.peak(len(rows) - 1, "fp32", True, 1)  # what the last of the processes does
-    added, whole = json.loads(capsys.readouterr().out)
-    assert 0 <= added < whole
-    failed = subprocess.CompletedProcess([], 1, "", "a\nno room")
-    monkeypatch.setattr(bench.subprocess, "run", lambda command, **options: failed)
-    with pytest.raises(WorkbookError, match="could not be measured: no room"):
-        list(bench.peaks(True, "fp32", 1))
-
-
 def test_ways_take_turns():
     order = []
     pair = [
@@ -99,7 +78,6 @@ def test_disagreement_ends_the_measurement(outcome):
 
 def test_command_writes_rows_and_names_bad_input(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench.machine, "set_up", lambda threads: threads or 2)
-    monkeypatch.setattr(bench, "peaks", lambda *_: [("plan", 1.0, 2.0)])
     path = tmp_path / "bench.json"
     arguments = ["bench", "--rounds", "1", "--precision", "fp32", "--threads", "1", "--quick"]
     assert main([*arguments, "--only", "generate", "--output", str(path)]) == 0
@@ -107,14 +85,13 @@ def test_command_writes_rows_and_names_bad_input(tmp_path, monkeypatch, capsys):
     assert "1 threads, fp32" in out and "generate 500 transitions: vectorised" in out
     written = json.loads(path.read_text())
     assert written["threads"] == 1 and len(written["cases"]) == 1
-    assert main([*arguments, "--sections", "growth+memory", "--output", str(path)]) == 0
-    assert "Peak memory" in capsys.readouterr().out
+    assert main([*arguments, "--output", str(path)]) == 0
+    assert "horizon" in capsys.readouterr().out
     written = json.loads(path.read_text())
-    assert len(written["growth"]) == 6 and written["memory"] == [["plan", 1.0, 2.0]]
+    assert (len(written["cases"]), len(written["growth"])) == (7, 6)
     for wrong, message in (
         (["--only", "nothing"], "no work is called like 'nothing'"),
         (["--rounds", "0", "--only", "generate"], "rounds must be at least 1"),
-        (["--sections", "cases+all"], "sections must be of cases+growth+memory, got 'all'"),
     ):
         assert main(["bench", *wrong, "--precision", "fp32", "--quick"]) == 2
         assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Speed and memory: `python -m hjepa_lib bench`, on torch.utils.benchmark.
+"""Speed: `python -m hjepa_lib bench`, on torch.utils.benchmark.
 
 Ways of doing the same work take turns, so that allocator, threads, clock speed and neighbours are
 the same for all, and nothing is timed before they gave the same numbers. Everything runs on the
@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +32,6 @@ from hjepa_lib.training.level1 import train_level1
 from hjepa_lib.worlds.rendering import render, render_reference
 from hjepa_lib.worlds.trials import load_trials
 
-SECTIONS = ("cases", "growth", "memory")
 TOLERANCE = 0.05
 """Largest relative difference between ways of one kind: bf16 rounding stays below it."""
 SAMPLE = 20_312  # transitions of the data that the updates draw from
@@ -212,56 +208,25 @@ def growth(
     return found
 
 
-def peaks(quick: bool, precision: str, threads: int) -> Iterator[tuple[str, float, float]]:
-    """(title, MB that it adds, MB of its process) of every way.
-
-    Each in a process of its own: freed memory stays with a process, so peaks would hide each other.
-    """
-    for number, way in enumerate(ways(precision, quick)):
-        call = f"bench.peak({number}, {precision!r}, {quick}, {threads})"
-        command = [sys.executable, "-c", f"from hjepa_lib.workbench import bench; {call}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["killed"])[-1]
-            raise WorkbookError(f"the memory of {way.title!r} could not be measured: {reason}")
-        yield way.title, *json.loads(done.stdout)
-
-
-def peak(number: int, precision: str, quick: bool, threads: int) -> None:
-    """Print (added, whole) MB of this process after doing one work twice."""
-    machine.set_up(threads)
-    call = ways(precision, quick)[number].make()
-    before = machine.peak_memory_mb() or 0.0
-    call()
-    call()
-    whole = machine.peak_memory_mb() or 0.0
-    print(json.dumps((whole - before, whole)))
-
-
 def main_bench(
     rounds: int = 20,
     precision: str = "auto",
     threads: int | None = None,
-    sections: str = "cases+growth+memory",
     only: str = "",
     quick: bool = False,
     output: Path | None = None,
 ) -> int:
-    """Measure and print the `sections` asked for; see the command's options in `__main__`."""
-    wanted = sections.split("+")
-    if odd := [section for section in wanted if section not in SECTIONS]:
-        raise ConfigError(f"sections must be of {'+'.join(SECTIONS)}, got {odd[0]!r}")
+    """Measure and print; the options are those of the command in `__main__`."""
     threads = machine.set_up(threads)
     precision = machine.choose_precision("cpu", precision)
     print(f"{threads} threads, {precision}")
-    chosen = [way for way in ways(precision, quick) if only in way.title]
+    every = ways(precision, quick)
+    chosen = [way for way in every if only in way.title]
     if not chosen:
-        known = "; ".join(way.title for way in ways(precision, quick))
+        known = "; ".join(way.title for way in every)
         raise ConfigError(f"no work is called like {only!r}; there are: {known}")
-    times: dict[str, list[Measurement]] = {}
-    if "cases" in wanted:
-        times["cases"] = measure(chosen, rounds)
-    if "growth" in wanted and not only:
+    times = {"cases": measure(chosen, rounds)}
+    if not only:
         axes, calls = (_QUICK_GROWTH, 1) if quick else (GROWTH, 3)
         times["growth"] = growth(configs(quick)[1], precision, axes, calls=calls)
     found: dict[str, Any] = {"threads": threads, "precision": precision}
@@ -271,11 +236,6 @@ def main_bench(
             (one.task_spec.sub_label, one.task_spec.description, one.median, one.iqr)
             for one in measured
         ]
-    if "memory" in wanted and not only:
-        found["memory"] = list(peaks(quick, precision, threads))
-        print("Peak memory, MB: added by the work, of the whole process")
-        for name, added, whole in found["memory"]:
-            print(f"{name:<48}{added:>9,.0f}{whole:>9,.0f}")
     if output:
         write_json(output, found | {"versions": machine.versions()})
     return 0

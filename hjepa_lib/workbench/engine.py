@@ -105,10 +105,8 @@ def run_experiment(
     """
     pool.check_engine(engine, jobs, scheduler)
     cells = experiment.cells if cells is None else cells
-    table, units = (
-        Table.of_experiment(experiment),
-        [one for cell in cells for one in experiment.units(cell)],
-    )
+    table = Table.of_experiment(experiment)
+    units = [one for cell in cells for one in experiment.units(cell)]
     for unit in () if redo else units:
         if found := table.mismatch(unit):
             raise RunError(

@@ -100,9 +100,7 @@ def check_rows(
 ) -> pd.DataFrame:
     """The same rows, if they are one finished set; WorkbookError naming the first mismatch.
 
-    Every point has the same training seeds (`seeds` if given) and one set of settings, no row is
-    there twice, all rows agree on `shared`, `solved` agrees with `successes`, and `points` (0: any)
-    are present.
+    Every point has the same `seeds` and one set of settings, and all rows agree on `shared`.
     """
     if rows.empty:
         raise WorkbookError("there is no row to compare")
@@ -189,8 +187,7 @@ class Ratio(NamedTuple):
     """Compute of flat over that of the hierarchy, at a share of the hierarchy's best success.
 
     `bound` is "" for a measured ratio, "lower" where it is at least this (flat never gets there, or
-    the hierarchy needs even less than its smallest budget), "upper" where it is at most this (flat
-    needs even less than its smallest), "open" where both ends of the comparison are unknown.
+    the hierarchy's smallest budget does), "upper" where at most (flat's does), "open" for both.
     """
 
     value: float
@@ -199,10 +196,7 @@ class Ratio(NamedTuple):
 
 
 class Ratios(NamedTuple):
-    """`Ratio` per training seed and of the mean over seeds, with the 95 % interval of the latter.
-
-    Where flat never gets there in a resample, that resample counts with its lower bound.
-    """
+    """`Ratio` per training seed and of the mean over seeds, with the latter's 95 % interval."""
 
     per_seed: dict[int, Ratio]
     pooled: Ratio
@@ -214,11 +208,7 @@ class Ratios(NamedTuple):
 def frontier(
     rows: pd.DataFrame, x: str = "flops_per_step", keep: tuple[str, ...] = ()
 ) -> pd.DataFrame:
-    """One line per point: method, cost, price, rate with 95 % interval, iqm, seeds, n, `keep`.
-
-    `rate` is the mean over seeds. `iqm` is the interquartile mean of the seeds' rates, the plain
-    mean for fewer than four seeds. Sorted by method, cost and price.
-    """
+    """One line per point: method, cost, price, mean rate with 95 % interval, iqm, seeds, `keep`."""
     lines = []
     for key, group in rows.groupby(list(POINT), sort=False):
         solved = outcomes(group)
@@ -323,11 +313,10 @@ class Pair(NamedTuple):
 
 
 def paired(first: pd.DataFrame, second: pd.DataFrame) -> list[Pair]:
-    """One `Pair` per seed and one over all; each argument is one point with its seeds.
+    """One `Pair` per seed and one over all, which redraws seeds and trials; one point each.
 
-    The interval over all redraws seeds and trials. The exact McNemar test over all counts every
-    seed's trials as its own; a claim that must hold for new trainings has to hold on every seed.
-    WorkbookError unless both are one point each on the same trials and seeds.
+    The exact McNemar test over all counts every seed's trials as its own: a claim that must hold
+    for new trainings has to hold on every seed.
     """
     for rows in (first, second):
         if rows.groupby(list(POINT)).ngroups != 1:

@@ -255,11 +255,10 @@ def _about(side: Workspace, agent: Agent) -> dict[str, Any]:
 
 
 def versus(first: Measured, second: Measured) -> list[dict[str, Any]]:
-    """What tells two variants apart, a row per shared level and per shared planner.
+    """What tells two variants apart (second minus first), a row per shared level and planner.
 
     Errors (px): the paired bootstrap interval of the difference of the medians must exclude 0.
-    Success: exact McNemar test, p < .05. Everything else is undecided. `difference` is second minus
-    first.
+    Success: exact McNemar test, p < .05. Everything else is undecided.
     """
     found = []
     for level in first.errors.keys() & second.errors.keys() - {"stand still"}:
@@ -307,11 +306,10 @@ def encoder_stage(ws: Workspace, updates: int) -> list[dict[str, Any]]:
 
 # --- committed rows ---------------------------------------------------------------------------
 def committed(group: str, setting: str, path: Path | None = None) -> list[tuple[float, dict]]:
-    """Pairs (value of a setting, row) of one group of the committed study; none without a study.
+    """Pairs (value of a setting, row) of one group of the committed study, seeds pooled.
 
-    `setting` is a column of the table, such as planner.flat.horizon, or a setting of the training,
-    such as data.transitions. Finished points on test trials only, seeds pooled: successes and
-    trials add up. Points with other trials, or settings mixed within one, are refused.
+    `setting` is planner.flat.horizon or data.transitions, say. Finished points on test trials only;
+    a mixed set is refused.
     """
     path = path or repository() / "outputs/gallery/study.csv"
     if not path.is_file():

@@ -1,9 +1,4 @@
-"""What the committed study says about hierarchy, as generated sentences.
-
-Everything is computed from the rows of the study (rows.py): the ratio of compute per cost, the pair
-of planners at one budget fixed on validation trials, and which settings those trials chose. The
-README and notebook 07 print the same sentences, so no number in them is typed by hand.
-"""
+"""What the committed study says about hierarchy: sentences for README and notebook 07."""
 
 from __future__ import annotations
 
