@@ -156,7 +156,7 @@ class GridCommand(RunOptions):
     """YAML file of settings, on top of the profile; for `table` the sweep's grid file."""
 
     def __call__(self) -> int:
-        from hjepa_lib.grids import results as gridresults
+        from hjepa_lib.grids import stages
         from hjepa_lib.runs import machine
         from hjepa_lib.runs.workspace import Workspace
 
@@ -165,12 +165,12 @@ class GridCommand(RunOptions):
 
             self.refuse_all_but(("action", "config"), "grid table")
             found = read_experiment(self.config or _CONFIGS / "grid_jepa_tuning.yaml")
-            print(f"table: {gridresults.write_tuning_table(found.runs(), found.folder)}")
+            print(f"table: {stages.write_tuning_table(found.runs(), found.folder)}")
             return 0
         machine.set_up()
         run = self.open_run()
         print(f"run {run.name} in {run.path}")
-        print(gridresults.train_all(Workspace("grid", run), say=print))
+        print(stages.train_all(Workspace("grid", run), say=print))
         return 0
 
 

@@ -7,6 +7,7 @@ import torch
 from tiny import digest
 from tiny_pixels import (
     SHAPES,
+    TINY_GRID,
     collected,
     skilled,
     tiny_config,
@@ -19,7 +20,7 @@ from tiny_pixels import (
 from hjepa_lib.config import profile
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import EpochsConfig, Stage1Config, Stage2Config
-from hjepa_lib.grids import stages as gridstages
+from hjepa_lib.grids.stages import grid_stages
 from hjepa_lib.pixels import ppo
 from hjepa_lib.pixels import stages as pixelstages
 from hjepa_lib.pixels.collect import acquire, collect
@@ -36,11 +37,6 @@ from hjepa_lib.training.loop import Fit
 
 # Models of a few weights have gradients of any size, and the loop says so.
 pytestmark = pytest.mark.filterwarnings("ignore:the gradient norm is")
-GRID = {
-    "size": 6, "episodes": 6, "steps": 8, "latent_dim": 16, "action_dim": 8, "encoder_depth": 1,
-    "depth": 1, "heads": 2, "head_dim": 8, "mlp_dim": 16,
-}  # fmt: skip
-
 
 # --- V-JEPA 2 style model (VJ-2 to VJ-11) -------------------------------------------------------
 TWO_STAGES = {
@@ -241,7 +237,7 @@ def reached(tmp_path_factory):
 
     changes = {f"pixels.{name}.{key}": value for number, name in enumerate(SECTIONS)
                for key, value in dataclasses.asdict(marked(number)).items()}  # fmt: skip
-    grid = {f"pixels.grid.{key}": value for key, value in GRID.items()}
+    grid = {f"pixels.grid.{key}": value for key, value in TINY_GRID.items()}
     small = {"pixels.reward.hidden": 8, "pixels.reward.layers": 1}
     config = tiny_config(**TWO_STAGES).override(grid | small | changes, strict=False)
     with pytest.MonkeyPatch.context() as patch:
@@ -249,7 +245,7 @@ def reached(tmp_path_factory):
         patch.setattr(Fit, "__init__", fit)
         ws = tiny_workspace(tmp_path_factory.mktemp("reached"), config)
         list(pixelstages.train(ws, "decoder_jepa_s0", "heads_jepa_s0", "vjepa2_s0"))
-        list(gridstages.train_reward_stage(ws, 0))
+        list(ws.make(grid_stages(ws.config)["grid_reward_s0"]))
     return asked, fitted
 
 
@@ -261,18 +257,6 @@ def test_every_section_of_a_budget_reaches_its_own_loop(number, reached):
     assert budgets
     whole = {dataclasses.replace(found, patience=0) for found in budgets}  # updates are counted
     assert whole & set(fitted)
-
-
-def test_a_pair_of_grid_models_takes_its_patience(tmp_path):
-    """GRID-5: with a budget in epochs the pair may stop, with one in updates it may not."""
-    for updates, patience in ((0, 7), (3, 0)):
-        changes = GRID | {"optim.updates": updates, "optim.patience": 7}
-        config = tiny_config().override(
-            {f"pixels.grid.{key}": value for key, value in changes.items()}, strict=False
-        )
-        ws = tiny_workspace(tmp_path, config, f"pair{updates}")
-        parts = gridstages.make_grid_data(ws)
-        assert gridstages._pair(ws, 0, *parts, tmp_path / f"r{updates}").patience == patience
 
 
 def test_default_budgets_are_the_seeds():
@@ -327,17 +311,17 @@ def steps_logged(ws, stage, key):
 
 
 def test_the_log_cadences_are_settings(tmp_path):
-    """TRAIN-2, MOD-11, GRID-5: 20, 100 and 10 updates by default; each acts where it says."""
+    """TRAIN-2, MOD-11, TINY_GRID-5: 20, 100 and 10 updates by default; each acts where it says."""
     full = profile("full").pixels
     assert (full.log_every, full.reward.log_every, full.grid.log_every) == (20, 100, 10)
-    grid = {f"pixels.grid.{key}": value for key, value in GRID.items()}
+    grid = {f"pixels.grid.{key}": value for key, value in TINY_GRID.items()}
     changes = {"log_every": 2, "reward__log_every": 3, "reward__hidden": 8, "reward__layers": 1,
                "reward__optim__updates": 7, "reward__optim__batch": 4, "grid__log_every": 2,
                "grid__optim__updates": 5, "grid__optim__batch": 32,
                "grid__reward_optim__updates": 5}  # fmt: skip
     ws = tiny_workspace(tmp_path, tiny_config(**TWO_STAGES | changes).override(grid))
     list(pixelstages.train(ws, "heads_jepa_s0", "decoder_jepa_s0", "vjepa2_stage1_s0"))
-    list(gridstages.train_reward_stage(ws, 0))
+    list(ws.make(grid_stages(ws.config)["grid_reward_s0"]))
     assert {2, 4, 6} <= set(steps_logged(ws, "jepa_s0", "JEPA/train/Total_Loss"))
     assert {2, 4} <= set(steps_logged(ws, "decoder_jepa_s0", "JEPA_Decoder/train/total_loss"))
     assert 2 in steps_logged(ws, "vjepa2_stage1_s0", "stage1/train_loss")

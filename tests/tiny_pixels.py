@@ -162,3 +162,10 @@ def tiny_workspace(root, config: Config | None = None, name: str = "tiny") -> Wo
     with ws.run.stage(stage.name, stage.folder, ws.key(stage)) as folder:
         tiny_transitions().save(folder)
     return ws
+
+
+TINY_GRID = {
+    "size": 6, "episodes": 6, "steps": 8, "latent_dim": 16, "action_dim": 8, "encoder_depth": 1,
+    "depth": 1, "heads": 2, "head_dim": 8, "mlp_dim": 16,
+}  # fmt: skip
+"""Settings of `pixels.grid`."""

@@ -1,19 +1,4 @@
-"""Replay buffers of the grid world: .npz, .pt (weights only) and .h5, never pickles (GRID-12).
-
-A buffer holds N transitions in the order they were played, every array with N rows:
-
-    state, next_state, target_state   (N, S, S) int8   canvases, see worlds/grid_world.py
-    action                            (N,) int64       0..2483
-    reward                            (N,) float32     rise of the similarity to the target
-    done                              (N,) bool        last transition of its episode
-    transition_type                   (N,) int8        0..3: paint, flood, move, symmetry
-    episode                           (N,) int64
-    step_distance                     (N,) int64       recorded steps from the state to the target
-    metadata, next_metadata           (N, 5) int64     height, width, most, least, count
-
-The first six must be in a file; the others follow from them and are checked where they are given.
-Built-in episodes take what they ended in as their target, so that every target can be reached.
-"""
+"""Replay buffers of the grid world: .npz, .pt (weights only) and .h5, never pickles (GRID-12)."""
 
 from __future__ import annotations
 
@@ -32,12 +17,12 @@ from hjepa_lib.files import FileError, load_npz, read_bytes, save_npz, sha256, w
 from hjepa_lib.grids import world
 
 CANVASES = ("state", "next_state", "target_state")
-REQUIRED = (*CANVASES, "action", "reward", "done")
-_TYPES = {"state": np.int8, "next_state": np.int8, "target_state": np.int8, "action": np.int64}
-_TYPES |= {"reward": np.float32, "done": np.bool_, "transition_type": np.int8}
+_TYPES = dict.fromkeys(CANVASES, np.int8)
+_TYPES |= {"action": np.int64, "reward": np.float32, "done": np.bool_}
+REQUIRED = tuple(_TYPES)
+"""What must be in a file; the other columns follow from it and are checked where given."""
+_TYPES |= {"transition_type": np.int8}
 _TYPES |= dict.fromkeys(("episode", "step_distance", "metadata", "next_metadata"), np.int64)
-_PICKLES = (".pkl", ".pickle")
-_H5 = (".h5", ".hdf5")
 
 
 class GridBatch(NamedTuple):
@@ -55,19 +40,19 @@ class GridBatch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GridBuffer:
-    """Checked transitions; build one with `GridBuffer.of`, `load` or `play`."""
+    """N checked transitions in the order played; from `GridBuffer.of`, `load` or `play`."""
 
-    state: np.ndarray
-    next_state: np.ndarray
-    target_state: np.ndarray
-    action: np.ndarray
-    reward: np.ndarray
-    done: np.ndarray
-    transition_type: np.ndarray
-    episode: np.ndarray
-    step_distance: np.ndarray
-    metadata: np.ndarray
-    next_metadata: np.ndarray
+    state: np.ndarray  # (N, S, S) int8, see world.py
+    next_state: np.ndarray  # (N, S, S) int8
+    target_state: np.ndarray  # (N, S, S) int8
+    action: np.ndarray  # (N,) 0..2483
+    reward: np.ndarray  # (N,) float32, rise of the similarity to the target
+    done: np.ndarray  # (N,) bool, last transition of its episode
+    transition_type: np.ndarray  # (N,) index into world.KINDS
+    episode: np.ndarray  # (N,)
+    step_distance: np.ndarray  # (N,) recorded steps from the state to the target
+    metadata: np.ndarray  # (N, 5) world.FACTS of the state
+    next_metadata: np.ndarray  # (N, 5)
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray], source: str = "the buffer") -> GridBuffer:
@@ -80,9 +65,7 @@ class GridBuffer:
                 raise FileError(f"{source}: {name} must be {values.shape}, got {given.shape}")
             # Episodes may have any numbers, and a shorter way to the target may be known.
             wrong = given < 0 if name in ("episode", "step_distance") else given != values
-            if wrong.any():
-                row = int(np.nonzero(wrong.reshape(len(wrong), -1).any(1))[0][0])
-                raise FileError(f"{source}: {name} of row {row} does not fit the transition")
+            _refuse_rows(wrong, f"{source}: {name} of row {{}} does not fit the transition")
         return cls(**fields)
 
     def __len__(self) -> int:
@@ -105,10 +88,12 @@ class GridBuffer:
     def batch(self, index: Tensor) -> GridBatch:
         """Transitions number `index` (B,)."""
         rows = index.numpy()
-        canvases = [torch.from_numpy(getattr(self, name)[rows]).long() for name in CANVASES]
-        state, following, target = canvases
-        action, reward = torch.from_numpy(self.action[rows]), torch.from_numpy(self.reward[rows])
-        return GridBatch(state, action, following, target, reward)
+        found = {name: torch.from_numpy(getattr(self, name)[rows]) for name in GridBatch._fields}
+        return GridBatch(**found | {name: found[name].long() for name in CANVASES})
+
+    def sample(self, most: int) -> GridBatch:
+        """At most so many transitions, spread evenly, always the same ones."""
+        return self.batch(torch.linspace(0, len(self) - 1, min(len(self), most)).long())
 
     def select(self, rows: np.ndarray) -> GridBuffer:
         """The transitions of a mask or of indices."""
@@ -126,10 +111,9 @@ class GridBuffer:
 
     def save(self, path: Path) -> Path:
         """Write .npz, .pt or .h5, by the name's ending."""
-        path, arrays = Path(path), vars(self)
+        path, arrays, stream = Path(path), vars(self), io.BytesIO()
         if path.suffix == ".npz":
             return save_npz(path, **arrays)
-        stream = io.BytesIO()
         if path.suffix == ".pt":
             torch.save({name: torch.from_numpy(values) for name, values in arrays.items()}, stream)
         else:
@@ -144,16 +128,15 @@ def load(path: str | Path) -> GridBuffer:
     """A buffer from disk; FileError, one sentence, for anything else."""
     path = Path(path)
     _refuse(path)
-    if path.suffix == ".npz":
-        arrays = load_npz(path)
-    else:
-        data = io.BytesIO(read_bytes(path))
-        arrays = _read_pt(path, data) if path.suffix == ".pt" else _read_h5(path, data)
-    return GridBuffer.of(arrays, str(path))
+    readers = {".npz": load_npz, ".pt": _read_pt}
+    return GridBuffer.of(readers.get(path.suffix, _read_h5)(path), str(path))
 
 
 def play(config: GridConfig, seed: int) -> GridBuffer:
-    """`config.episodes` random episodes of `config.steps` transitions in the built-in world."""
+    """`config.episodes` random episodes of `config.steps` transitions in the built-in world.
+
+    What an episode ends in is its target, so every target can be reached.
+    """
     rows: dict[str, list] = {name: [] for name in REQUIRED}
     rng = np.random.default_rng(seed)
     for _ in range(config.episodes):
@@ -172,16 +155,17 @@ def play(config: GridConfig, seed: int) -> GridBuffer:
 
 # --- reading and checking ---------------------------------------------------------------------
 def _refuse(path: Path) -> None:
-    if path.suffix in _PICKLES:
+    if path.suffix in (".pkl", ".pickle"):
         raise FileError(
             f"{path} is a pickle, which can run any code when it is opened: "
             "store its arrays as .npz or .pt instead"
         )
-    if path.suffix not in (".npz", ".pt", *_H5):
+    if path.suffix not in (".npz", ".pt", ".h5", ".hdf5"):
         raise FileError(f"{path} is no replay buffer: the known kinds are .npz, .pt and .h5")
 
 
-def _read_pt(path: Path, data: io.BytesIO) -> dict[str, np.ndarray]:
+def _read_pt(path: Path) -> dict[str, np.ndarray]:
+    data = io.BytesIO(read_bytes(path))
     try:
         content = torch.load(data, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds, with paragraphs of advice
@@ -193,8 +177,8 @@ def _read_pt(path: Path, data: io.BytesIO) -> dict[str, np.ndarray]:
     return {name: x.numpy() for name, x in tensors.items()}
 
 
-def _read_h5(path: Path, data: io.BytesIO) -> dict[str, np.ndarray]:
-    h5py = _h5py(path)
+def _read_h5(path: Path) -> dict[str, np.ndarray]:
+    h5py, data = _h5py(path), io.BytesIO(read_bytes(path))
     try:
         with h5py.File(data, "r") as file:
             return {name: file[name][()] for name in file if name in _TYPES}
@@ -220,12 +204,12 @@ def _typed(arrays: Mapping[str, np.ndarray], name: str, source: str) -> np.ndarr
     with np.errstate(invalid="ignore"):
         typed = values.astype(_TYPES[name])
     if name != "reward" and not np.array_equal(typed, values):
-        kind = np.dtype(_TYPES[name]).name
-        raise FileError(f"{source}: {name} holds values that are no {kind}")
+        raise FileError(f"{source}: {name} holds values that are no {typed.dtype.name}")
     return typed
 
 
 def _check(fields: dict[str, np.ndarray], source: str) -> None:
+    """Fields, shapes and ranges; padding only outside a rectangle at the top left."""
     for name in REQUIRED:
         if name not in fields:
             raise FileError(f"{source} has no field {name!r}; it is no replay buffer of grids")
@@ -236,27 +220,24 @@ def _check(fields: dict[str, np.ndarray], source: str) -> None:
         wanted = shape if name in CANVASES else shape[:1]
         if fields[name].shape != wanted:
             raise FileError(f"{source}: {name} must be {wanted}, got {fields[name].shape}")
-    wrong = (fields["action"] < 0) | (fields["action"] >= world.ACTIONS)
-    if wrong.any():
-        raise FileError(
-            f"{source}: action {fields['action'][wrong][0]} is outside 0..{world.ACTIONS - 1}"
-        )
+    line, last = np.arange(shape[1]), world.ACTIONS - 1
+    if len(wrong := fields["action"][(fields["action"] < 0) | (fields["action"] > last)]):
+        raise FileError(f"{source}: action {wrong[0]} is outside 0..{last}")
     for name in CANVASES:
-        _check_canvases(fields[name], f"{source}: {name}")
+        grids, where = fields[name], f"{source}: {name}"
+        if grids.min() < world.PAD or grids.max() >= world.COLOURS:
+            raise FileError(f"{where} holds colours outside {world.PAD}..{world.COLOURS - 1}")
+        valid = grids >= 0
+        height, width = valid.any(2).sum(1), valid.any(1).sum(1)
+        rows, columns = line < height[:, None], line < width[:, None]  # (N, S)
+        wrong = (valid != rows[:, :, None] & columns[:, None]).any((1, 2)) | (height == 0)
+        _refuse_rows(wrong, f"{where} of row {{}} is no rectangle in the top left corner")
 
 
-def _check_canvases(grids: np.ndarray, where: str) -> None:
-    """Colours in range, and padding only outside a rectangle at the top left."""
-    if grids.min() < world.PAD or grids.max() >= world.COLOURS:
-        raise FileError(f"{where} holds colours outside {world.PAD}..{world.COLOURS - 1}")
-    valid = grids >= 0
-    height, width = valid.any(2).sum(1), valid.any(1).sum(1)
-    line = np.arange(grids.shape[1])
-    rows, columns = line < height[:, None], line < width[:, None]  # (N, S)
-    wrong = (valid != rows[:, :, None] & columns[:, None]).any((1, 2)) | (height == 0)
+def _refuse_rows(wrong: np.ndarray, sentence: str) -> None:
+    """FileError naming the first wrong row, if there is one."""
     if wrong.any():
-        row = int(np.nonzero(wrong)[0][0])
-        raise FileError(f"{where} of row {row} is no rectangle in the top left corner")
+        raise FileError(sentence.format(np.nonzero(wrong.reshape(len(wrong), -1).any(1))[0][0]))
 
 
 def _derive(fields: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -264,8 +245,7 @@ def _derive(fields: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     episode = fields.get("episode")
     if episode is None or episode.shape != done.shape:
         episode = np.cumsum(done) - done  # finished episodes before the row
-    last = done | (np.append(episode[1:], -1) != episode)
-    ends = count[last]
+    ends = count[done | (np.append(episode[1:], -1) != episode)]
     return {
         "transition_type": world.kind_of(fields["action"]),
         "episode": episode,

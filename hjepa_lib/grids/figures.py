@@ -1,9 +1,4 @@
-"""Figures of the grid models: coloured grids, curves of both models, the four reward panels.
-
-The 11 colours are told apart by lightness as well as hue, in print and by colour-blind readers;
-background is pale, padding is hatched white. Plain arrays and rows of metrics.jsonl in, one figure
-out (see `figures`).
-"""
+"""Figures of the grid models: coloured grids, curves of both models, the four reward panels."""
 
 from __future__ import annotations
 
@@ -15,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
-from hjepa_lib.figures import style
+from hjepa_lib.figures import primitives, style
 from hjepa_lib.figures.style import FigureError, checked, styled
 from hjepa_lib.grids.world import COLOURS, PAD
 
@@ -25,10 +19,8 @@ PALETTE = (
     "#ECEEF1", "#0072B2", "#E69F00", "#009E73", "#C8102E", "#56B4E9", "#F0E442", "#CC79A7",
     "#7B4B2A", "#8A8F98", "#1B1F24",
 )  # fmt: skip
-"""Colours 0 to 10; 0 is the background."""
-MODELS = {"jepa": style.BLUE, "generative": style.ORANGE, "random": style.MUTED}
-_MAP = ListedColormap(PALETTE)
-_NORM = BoundaryNorm(np.arange(-0.5, COLOURS), COLOURS)
+"""Colours 0 (the background) to 10, told apart by lightness as well as hue."""
+_MAP, _NORM = ListedColormap(PALETTE), BoundaryNorm(np.arange(-0.5, COLOURS), COLOURS)
 
 
 def draw_grid(axis: Axes, grid: np.ndarray, title: str = "") -> None:
@@ -57,8 +49,7 @@ def grid_strip(
     if not grids:
         raise FigureError("no grid to draw")
     figure, axes = style.grid_of(len(grids), columns, 1.45, 0.35)
-    titles = [*titles, *[""] * len(grids)]
-    for axis, grid, name in zip(axes, grids, titles, strict=False):
+    for axis, grid, name in zip(axes, grids, [*titles, *[""] * len(grids)], strict=False):
         draw_grid(axis, grid, name)
     style.headline(figure, title)
     return figure
@@ -96,33 +87,26 @@ def curves(
     for under `train/` and `val/`. `limits` draws named horizontal lines in the panel of a key.
     """
     columns = min(columns, len(keys))
-    figure, axes = style.panels(-(-len(keys) // columns), columns, 2.7, 1.9, sharex=True)
+    figure, axes = style.panels(-(-len(keys) // columns), columns, 2.7, 1.9)
     for spare in axes[len(keys) :]:
         spare.remove()
-    for i, (axis, key) in enumerate(zip(axes, keys, strict=False)):
-        drawn = 0
-        for rows in records:
-            for part, look in (("train", {"alpha": 0.25, "lw": 0.8}), ("val", {"marker": "o"})):
-                pairs = [(row["step"], row[f"{part}/{key}"]) for row in rows
-                         if row.get(f"{part}/{key}") is not None]  # fmt: skip
-                drawn += len(pairs)
-                colour = style.BLUE if part == "train" else style.ORANGE
-                if pairs:
-                    axis.plot(*zip(*pairs, strict=True), color=colour, ms=2.5, **look)
-        if not drawn:
+    looks = {
+        "train": {"color": style.BLUE, "alpha": 0.25, "lw": 0.8, "label": "training"},
+        "val": {"color": style.ORANGE, "marker": "o", "ms": 2.5, "label": "validation"},
+    }
+    for axis, key in zip(axes, keys, strict=False):
+        for part, look in looks.items():
+            for rows in records:
+                axis.plot(*primitives.series(rows, f"{part}/{key}"), **look)
+        if not any(len(line.get_xdata()) for line in axis.lines):
             raise FigureError(f"no record has train/{key} or val/{key}")
         for name, value in (limits or {}).get(key, {}).items():
             axis.axhline(value, color=style.GOAL, linewidth=0.8, linestyle=":")
             axis.annotate(name, (0.01, value), xycoords=("axes fraction", "data"), fontsize=7,
                           color=style.GOAL, va="bottom")  # fmt: skip
-        axis.set_title(key.replace("_", " "))
+        axis.set(title=key.replace("_", " "), xlabel="update")
         axis.grid(axis="y")
-        if i + columns >= len(keys):
-            axis.set_xlabel("update")
-        axis.tick_params(labelbottom=i + columns >= len(keys))
-    lines = [("training", style.BLUE), ("validation", style.ORANGE)]
-    handles = [axes[0].plot([], [], color=colour)[0] for _, colour in lines]
-    figure.legend(handles, [name for name, _ in lines], loc="outside upper right", ncols=2)
+    primitives.legend(figure, axes[:1], "outside upper right", ncols=2)
     style.headline(figure, title)
     return figure
 
@@ -143,33 +127,21 @@ def reward_panels(
     true = checked(true, "true", None)
     predicted = checked(predicted, "predicted", *true.shape)
     figure, (scatter, residual, curve, bars) = style.panels(2, 2, 3.4, 2.5)
-    some = style.subset(len(true))
-    ends = np.array([min(true.min(), predicted.min()), max(true.max(), predicted.max())])
-    scatter.plot(ends, ends, color=style.MUTED, linewidth=0.9)
-    scatter.scatter(true[some], predicted[some], s=8, color=style.BLUE, alpha=0.35, lw=0)
-    scatter.set(xlabel="true reward", ylabel="predicted reward", title="predicted against true")
+    primitives.identity(scatter, true, predicted, "reward")
+    scatter.set_title("predicted against true")
     residual.hist(predicted - true, bins=40, color=style.BLUE)
     residual.axvline(0, color=style.MUTED, linewidth=0.9)
     residual.set(xlabel="predicted - true", ylabel="transitions", title="residuals")
-    for key, colour, marker in (("loss", style.BLUE, None), ("validation_loss", style.ORANGE, "o")):
-        pairs = [(row["step"], row[key]) for row in records if row.get(key) is not None]
-        if pairs:
-            label = "validation" if marker else "training"
-            curve.plot(*zip(*pairs, strict=True), color=colour, marker=marker, ms=3, label=label)
+    primitives.learning(curve, records, "loss", "validation_loss")
     curve.set(xlabel="update", ylabel="MSE", ylim=(0, None), title="learning curve")
     curve.legend()
     measured = [one.get("r2") for one in scores.values()]
     known = all(value is not None and np.isfinite(value) for value in measured)
     values = measured if known else [one["mse"] for one in scores.values()]
-    places = np.arange(len(scores))[::-1]
-    colours = [next((c for k, c in MODELS.items() if name.startswith(k)), style.PURPLE)
-               for name in scores]  # fmt: skip
-    bars.barh(places, values, color=colours, height=0.65)
-    bars.set_yticks(places, labels=[name.replace("_", ", ") for name in scores])
+    names = [name.replace("_", ", ") for name in scores]
+    bars.barh(names, values, color=[style.colour(name) for name in scores], height=0.65)
+    bars.invert_yaxis()
     bars.axvline(0, color=style.MUTED, linewidth=0.9)
-    bars.xaxis.set_major_locator(MaxNLocator(5))
     bars.set_title("R2 on held-out episodes" if known else "MSE (R2 not estimable)")
-    for axis in (scatter, residual, curve):
-        axis.grid(axis="y")
     style.headline(figure, title)
     return figure

@@ -1,14 +1,9 @@
 """Measures of the grid models: prediction next to collapse, decoded grids, rewards, comparison.
 
-Cosine of prediction and target is 1 when the encoder sends every grid to one point (F13), so it is
-never read alone. Beside it stand the mean standard deviation and effective rank of the latents, and
+Cosine of prediction and target is 1 when all grids go to one point (F13); beside it stand
 
     error  = mean (zhat - z')^2 / mean over dimensions of Var(z')      1 = predicting the mean
     spread = sum of variances / mean squared norm of the latents       0 = one point, 1 = no offset
-
-A model counts as collapsed, whatever its cosine, when std < 0.01, spread < 0.001 or the effective
-rank is below 2. Losses of different latents are not compared anywhere; the comparison table ranks
-nothing either: it states what was measured, with the number of seeds.
 """
 
 from __future__ import annotations
@@ -23,28 +18,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hjepa_lib.evaluation.statistics import LEAST_SEEDS, Interval, student
+from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, Interval, claim, student
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.grids.buffer import GridBatch, GridBuffer
 from hjepa_lib.grids.models import GridJepa, GridModel, GridTwin
-from hjepa_lib.grids.train import CHUNK
+from hjepa_lib.grids.train import pieces
 from hjepa_lib.grids.world import FACTS, facts
 from hjepa_lib.training.probes import effective_rank, fit_ridge
 
-LEAST_STD, LEAST_SPREAD, LEAST_RANK = 0.01, 0.001, 2.0
+LEAST = {"std": 0.01, "spread": 0.001, "effective_rank": 2.0}
+"""A model with less of any of them counts as collapsed, whatever its cosine."""
 GOOD, CONCERNING = 0.7, 0.5
 """Cosine above the first after a few epochs is good, below the second late is worrying (004)."""
-
-
-class GridMetricError(WorkbookError):
-    """Arrays that a measure is not defined for."""
 
 
 # --- latents ----------------------------------------------------------------------------------
 def latent_report(latents: Tensor) -> dict[str, float]:
     """std, spread and effective rank of latents (M, D)."""
     if latents.dim() != 2 or len(latents) < 2:
-        raise GridMetricError(f"latents must be (M, D) with M of 2 or more, got {latents.shape}")
+        raise WorkbookError(f"latents must be (M, D) with M of 2 or more, got {latents.shape}")
     latents = latents.double()
     variance = latents.var(0, correction=0)
     norm = latents.square().sum(1).mean()
@@ -56,9 +48,8 @@ def latent_report(latents: Tensor) -> dict[str, float]:
 
 
 def collapsed(report: Mapping[str, float]) -> bool:
-    """The rule of this module's head; a value that is not finite is a collapse as well."""
-    limits = {"std": LEAST_STD, "spread": LEAST_SPREAD, "effective_rank": LEAST_RANK}
-    return any(not report[name] >= least for name, least in limits.items())
+    """The rule of `LEAST`; a value that is not finite is a collapse as well."""
+    return any(not report[name] >= least for name, least in LEAST.items())
 
 
 def verdict(report: Mapping[str, float], late: bool) -> str:
@@ -74,15 +65,14 @@ def verdict(report: Mapping[str, float], late: bool) -> str:
 def prediction_report(prediction: Tensor, target: Tensor, present: Tensor) -> dict[str, float]:
     """Errors of predicted latents (M, D), beside those of predicting no change (`present`)."""
     variance = target.var(0, correction=0).mean().clamp(min=1e-12)
-    error = F.mse_loss(prediction, target)
+    error, copied = (F.mse_loss(guess, target) for guess in (prediction, present))
     centre = target.mean(0)
-    cosine = F.cosine_similarity(prediction, target, dim=-1).mean()
     return {
         "jepa_prediction_loss": float(error),
-        "jepa_cosine_sim": float(cosine),
+        "jepa_cosine_sim": float(F.cosine_similarity(prediction, target, dim=-1).mean()),
         "centred_cosine": float(F.cosine_similarity(prediction - centre, target - centre).mean()),
         "error": float((error + 1e-12) / variance),
-        "copy_error": float((F.mse_loss(present, target) + 1e-12) / variance),
+        "copy_error": float((copied + 1e-12) / variance),
         "copy_cosine": float(F.cosine_similarity(present, target, dim=-1).mean()),
     }
 
@@ -96,26 +86,18 @@ def ema_distance(online: nn.Module, target: nn.Module) -> float:
 
 
 @torch.no_grad()
-def encode_all(model: GridModel, grids: Tensor) -> Tensor:
-    """Canvases (M, S, S) -> (M, D) on the CPU."""
-    device = next(model.parameters()).device
-    return torch.cat([model.encode(part.to(device)).cpu() for part in grids.split(CHUNK)])
-
-
-@torch.no_grad()
 def validate_jepa(model: GridJepa, batch: GridBatch) -> dict[str, float]:
-    """Everything that GRID-7 watches, on held-out transitions; `loss` is the relative error."""
+    """Everything that GRID-7 watches, on held-out transitions; `loss` is the relative error.
+
+    The bare error would choose badly: it is smallest for a collapsed encoder.
+    """
     parts = []
-    device = next(model.parameters()).device
-    for rows in zip(*(field.split(CHUNK) for field in batch), strict=True):
-        piece = GridBatch(*rows).to(device)
+    for piece in pieces(batch, model):
         now, target = model.encode(piece.state), model.encode_target(piece.next_state)
         present = model.encode_target(piece.state)
         parts.append((now, model.imagine(now, piece.action), target, present))
-    now, predicted, target, present = (
-        torch.cat(column).float() for column in zip(*parts, strict=True)
-    )
-    report = prediction_report(predicted, target, present) | latent_report(now)
+    now, *others = (torch.cat(column).float() for column in zip(*parts, strict=True))
+    report = prediction_report(*others) | latent_report(now)
     report["ema_distance"] = ema_distance(model.encoder, model.target)
     return {"loss": report["error"], **report}
 
@@ -125,9 +107,7 @@ def validate_jepa(model: GridJepa, batch: GridBatch) -> dict[str, float]:
 def validate_twin(model: GridTwin, batch: GridBatch) -> dict[str, float]:
     """Losses, latents, and how many cells are right, also among those that the action changed."""
     parts, predicted, latents = [], [], []
-    device = next(model.parameters()).device
-    for rows in zip(*(field.split(CHUNK) for field in batch), strict=True):
-        piece = GridBatch(*rows).to(device)
+    for piece in pieces(batch, model):
         parts.append((len(piece.action), model.loss(piece)[1]))
         predicted.append(model.predict(piece.state, piece.action).cpu())
         latents.append(model.encode(piece.state).cpu().float())
@@ -154,12 +134,34 @@ def cell_report(predicted: Tensor, state: Tensor, truth: Tensor) -> dict[str, fl
     }
 
 
+def fact_accuracy(model: GridModel, train: GridBuffer, validation: GridBuffer) -> float:
+    """Mean accuracy over FACTS of a linear probe on frozen latents, held-out episodes.
+
+    A ridge regression to one-hot classes, its largest output taken: what a straight cut can read.
+    """
+    (seen, labels), (held, truth) = (
+        _read(model, data.sample(1000)) for data in (train, validation)
+    )
+    shares = []
+    for column in range(len(FACTS)):
+        read = fit_ridge(seen, F.one_hot(labels[:, column]).float())(held).argmax(1)
+        shares.append(float((read == truth[:, column]).float().mean()))
+    return float(np.mean(shares))
+
+
+@torch.no_grad()
+def _read(model: GridModel, batch: GridBatch) -> tuple[Tensor, Tensor]:
+    """(latents (M, D), facts (M, 5)) of the states, on the CPU."""
+    latents = torch.cat([model.encode(piece.state).cpu() for piece in pieces(batch, model)])
+    return latents, facts(batch.state)
+
+
 # --- rewards ----------------------------------------------------------------------------------
 def reward_report(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
     """MSE, MAE, RMSE, Pearson correlation and R2 of (n,); NaN where nothing varies."""
     predicted, true = np.asarray(predicted, float), np.asarray(true, float)
     if predicted.shape != true.shape or true.ndim != 1 or len(true) < 2:
-        raise GridMetricError(
+        raise WorkbookError(
             f"predicted and true must be (n,), n of 2 or more; got {predicted.shape}, {true.shape}"
         )
     gap = predicted - true
@@ -174,81 +176,9 @@ def reward_report(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
     }
 
 
-def fact_accuracy(model: GridModel, train: GridBuffer, validation: GridBuffer) -> float:
-    """Mean accuracy over FACTS of a linear probe on frozen latents, held-out episodes.
-
-    A ridge regression to one-hot classes, its largest output taken: what a straight cut can read.
-    """
-    parts = []
-    for data in (train, validation):
-        rows = torch.linspace(0, len(data) - 1, min(len(data), 1000)).long()
-        grids = data.batch(rows).state
-        parts.append((encode_all(model, grids), facts(grids)))
-    (seen, labels), (held, truth) = parts
-    shares = []
-    for column in range(len(FACTS)):
-        classes = F.one_hot(labels[:, column]).float()
-        read = fit_ridge(seen, classes)(held).argmax(1)
-        shares.append(float((read == truth[:, column]).float().mean()))
-    return float(np.mean(shares))
-
-
-# --- comparison -------------------------------------------------------------------------------
-def mean_interval(values: Sequence[float]) -> Interval:
-    """Mean over seeds with Student's 95 % interval; its ends are NaN for one seed."""
-    array = np.asarray(values, float)
-    if len(array) < 2 or not np.isfinite(array).all():
-        return Interval(float(array.mean()), math.nan, math.nan)
-    return Interval(float(array.mean()), *student(array))
-
-
-def paired_error(
-    rows: Sequence[Mapping[str, Any]], one: str, two: str, name: str = "reward_mse"
-) -> dict[str, Any]:
-    """Error `name` of model `one` minus that of `two`, in shares of the latter's, paired by seed.
-
-    Both are means over the same held-out transitions, which the rows do not keep one by one: the
-    interval is Student's over training seeds alone. Below 0 `one` is better.
-    """
-    first, second = (
-        {row["seed"]: row[name] for row in rows if row["model"] == kind} for kind in (one, two)
-    )
-    if first.keys() != second.keys() or not first:
-        raise GridMetricError(f"{one} and {two} have no rows of the same training seeds")
-    gaps = np.array([(first[seed] - second[seed]) / second[seed] for seed in sorted(first)])
-    gap = mean_interval(gaps)
-    found = {"model": one, "against": two, "seeds": len(gaps), "difference": gap.estimate}
-    known = len(gaps) > 1
-    found |= {"low": gap.low if known else None, "high": gap.high if known else None}
-    if len(gaps) < LEAST_SEEDS:
-        return found | {"verdict": f"nothing claimed: {len(gaps)} of {LEAST_SEEDS} seeds"}
-    if gap.high < 0:
-        return found | {"verdict": "beats"}
-    return found | {"verdict": "loses to" if gap.low > 0 else "no difference shown"}
-
-
-def sentence(gap: Mapping[str, Any]) -> str:
-    """ "jepa against generative, no difference shown: reward error -0.4 % (-2.1 to +1.3, ...)"."""
-    ends = ""
-    if gap["low"] is not None:
-        ends = f"{100 * gap['low']:+.1f} to {100 * gap['high']:+.1f}, "
-    plural = "" if gap["seeds"] == 1 else "s"
-    shown = f"reward error {100 * gap['difference']:+.1f} % ({ends}{gap['seeds']} seed{plural})"
-    if gap["verdict"] in ("beats", "loses to"):
-        return f"{gap['model']} {gap['verdict']} {gap['against']}: {shown}"
-    return f"{gap['model']} against {gap['against']}, {gap['verdict']}: {shown}"
-
-
+# --- comparison (GRID-10): nothing is ranked, and losses of different latents never meet --------
 PAIRS = (("jepa", "generative"), ("jepa", "random"), ("generative", "random"))
 """Who is held against whom in the error of the reward."""
-
-
-def paired_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """`PAIRS` as far as the rows have both models, paired by training seed."""
-    known = {row["model"] for row in rows if row.get("reward_mse") is not None}
-    return [sentence(paired_error(rows, *pair)) for pair in PAIRS if known.issuperset(pair)]
-
-
 MEASURES = {
     "parameters": "trainable weights",
     "outputs": "numbers predicted per transition",
@@ -264,8 +194,52 @@ MEASURES = {
 }
 """Columns of a result row that the comparison shows, in this order."""
 
-ESTIMATES = {"reward_r2": "reward_mse", "imagined_r2": "imagined_mse"}
-"""The error that a model has wherever its R2 was asked for."""
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Mean over seeds with Student's 95 % interval; its ends are NaN for one seed."""
+    array = np.asarray(values, float)
+    if len(array) < 2 or not np.isfinite(array).all():
+        return Interval(float(array.mean()), math.nan, math.nan)
+    return Interval(float(array.mean()), *student(array))
+
+
+def paired_error(
+    rows: Sequence[Mapping[str, Any]], one: str, two: str, name: str = "reward_mse"
+) -> dict[str, Any]:
+    """Error `name` of model `one` minus that of `two`, in shares of the latter's, paired by seed.
+
+    Both are means over the same held-out transitions, which the rows do not keep one by one: the
+    interval is over training seeds alone. Below 0 `one` is better.
+    """
+    first, second = (
+        {row["seed"]: row[name] for row in rows if row["model"] == kind} for kind in (one, two)
+    )
+    if first.keys() != second.keys() or not first:
+        raise WorkbookError(f"{one} and {two} have no rows of the same training seeds")
+    columns = ([[errors[seed]] for seed in sorted(first)] for errors in (first, second))
+    found = claim(*columns, least_blocks=1)
+    if len(first) == 1:
+        found |= {"low": None, "high": None}
+    return {"model": one, "against": two} | found
+
+
+def sentence(gap: Mapping[str, Any]) -> str:
+    """ "jepa against generative, no difference shown: reward error -0.4 % (-2.1 to +1.3, ...)"."""
+    told = f"{gap['model']} against {gap['against']}, {gap['verdict']}"
+    if gap["verdict"] in ("beats", "loses to"):
+        told = f"{gap['model']} {gap['verdict']} {gap['against']}"
+    if gap["difference"] is None:
+        return told
+    ends = f"{gap['seeds']} seed" + "s" * (gap["seeds"] > 1)
+    if gap["low"] is not None:
+        ends = f"{100 * gap['low']:+.1f} to {100 * gap['high']:+.1f}, {ends}"
+    return f"{told}: reward error {100 * gap['difference']:+.1f} % ({ends})"
+
+
+def paired_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """`PAIRS` as far as the rows have both models, paired by training seed."""
+    known = {row["model"] for row in rows if row.get("reward_mse") is not None}
+    return [sentence(paired_error(rows, *pair)) for pair in PAIRS if known.issuperset(pair)]
 
 
 def comparison(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -279,12 +253,12 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     columns: dict[str, dict[str, str]] = {}
     for kind, own in table.groupby("model", sort=False):
         cells = {title: _cell(own[name]) for name, title in MEASURES.items() if name in own}
-        for name, error in ESTIMATES.items():
-            if {name, error} <= set(own) and own[error].notna().any() and own[name].isna().all():
-                cells[MEASURES[name]] = "not estimable"
-        r2 = own["reward_r2"].dropna()
+        for name in ("reward", "imagined"):  # an error without an R2
+            mse, r2 = (own.get(f"{name}_{part}", pd.Series()) for part in ("mse", "r2"))
+            if mse.notna().any() and r2.isna().all():
+                cells[MEASURES[f"{name}_r2"]] = NOT_ESTIMABLE
+        r2, flags = own["reward_r2"].dropna(), own["collapsed"].dropna()
         cells["seed spread of reward R2 (std)"] = f"{r2.std():.3f}" if len(r2) > 1 else ""
-        flags = own["collapsed"].dropna()
         cells["collapse rate"] = f"{int(flags.sum())} of {len(flags)}" if len(flags) else ""
         columns[str(kind)] = cells | {"seeds": str(own["seed"].nunique())}
     return pd.DataFrame(columns)

@@ -1,19 +1,16 @@
-"""Seed 004's models of discrete grids: a JEPA with an EMA target and its generative twin.
+"""Seed 004's models of discrete grids: a JEPA with an EMA target, its generative twin, a reward.
 
     z_s = enc(s),  z_a = act(a),  zhat = T(z_s, z_a)
     JEPA:  mean (zhat - enc_ema(s'))^2
     twin:  CE(cells of s' | zhat) + CE of height, width, most, least, count + w CE(a | z_a)
 
-Both have the same encoder, action encoder and transition, so what differs is the objective. Grids
-come as canvases (B, S, S) with padding -1 (worlds/grid_world.py). Padding is masked everywhere: a
-grid has one latent, whatever the canvas it lies on; the twin alone is built for one canvas size.
-Choices the seed leaves open: the encoder's blocks have `heads` heads that share the latent width,
-and the twin decodes every cell from the latent and the cell's learned position.
+Grids are canvases (B, S, S); a grid has one latent, whatever the canvas it lies on.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from typing import NamedTuple
 
 import torch
@@ -21,21 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hjepa_lib.config.grids import GridConfig
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.grids.buffer import GridBatch
-from hjepa_lib.grids.world import ACTIONS, COLOURS, FACTS, MOST, PAD, GridError, facts
+from hjepa_lib.grids.world import ACTIONS, COLOURS, MOST, PAD, decode, facts
 from hjepa_lib.models.layers import Transformer, mlp, update_ema
 
 FACT_CLASSES = (MOST + 1, MOST + 1, COLOURS, COLOURS, COLOURS + 1)
-"""Values 0..n-1 of each of FACTS; a side or a count of 0 does not occur."""
-
-
-def check_canvases(grids: Tensor) -> Tensor:
-    """`grids` if they are canvases (B, S, S); GridError with the shape or the colours otherwise."""
-    if grids.dim() != 3 or grids.shape[1] != grids.shape[2] or grids.shape[1] > MOST:
-        raise GridError(f"grids must be (B, S, S) with S up to {MOST}, got {tuple(grids.shape)}")
-    if grids.numel() and (int(grids.min()) < PAD or int(grids.max()) >= COLOURS):
-        raise GridError(f"grids hold colours outside {PAD}..{COLOURS - 1}")
-    return grids
+"""Values 0..n-1 of each of world.FACTS; a side or a count of 0 does not occur."""
 
 
 class FactTokens(nn.Module):
@@ -60,7 +49,7 @@ class GridTransformer(nn.Module):
         self.row, self.column = nn.Embedding(MOST, dim), nn.Embedding(MOST, dim)
         self.facts = FactTokens(dim)
         self.cls = nn.Parameter(0.02 * torch.randn(dim))
-        head_dim = max(1, dim // config.heads)
+        head_dim = max(1, dim // config.heads)  # the heads share the latent width
         self.blocks = Transformer(dim, config.encoder_depth, config.heads, head_dim, config.mlp_dim)
         self.head = nn.Linear(dim, dim)
 
@@ -88,10 +77,9 @@ class GridCnn(nn.Module):
         self.colour = nn.Embedding(COLOURS, 32)
         self.row, self.column = nn.Embedding(MOST, 32), nn.Embedding(MOST, 32)
         self.facts = FactTokens(dim)
-        widths = (32, 64, 64, 64)
         self.convs = nn.ModuleList(
-            nn.Conv2d(before, after, 3, stride=stride, padding=1)
-            for before, after, stride in zip(widths, widths[1:], (1, 2, 2), strict=False)
+            nn.Conv2d(width, 64, 3, stride, padding=1)
+            for width, stride in ((32, 1), (64, 2), (64, 2))
         )
         self.mix = nn.Linear(64, dim)
         self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, dim)
@@ -115,11 +103,16 @@ class StateEncoder(nn.Module):
 
     def __init__(self, config: GridConfig) -> None:
         super().__init__()
-        kinds = {"transformer": GridTransformer, "cnn": GridCnn}
-        self.net = kinds[config.encoder](config)
+        self.net = {"transformer": GridTransformer, "cnn": GridCnn}[config.encoder](config)
 
     def forward(self, grids: Tensor) -> Tensor:
-        return self.net(check_canvases(grids), facts(grids))
+        if grids.dim() != 3 or grids.shape[1] != grids.shape[2] or grids.shape[1] > MOST:
+            raise WorkbookError(
+                f"grids must be (B, S, S) with S up to {MOST}, got {tuple(grids.shape)}"
+            )
+        if grids.numel() and (int(grids.min()) < PAD or int(grids.max()) >= COLOURS):
+            raise WorkbookError(f"grids hold colours outside {PAD}..{COLOURS - 1}")
+        return self.net(grids, facts(grids))
 
 
 class ActionEncoder(nn.Module):
@@ -127,16 +120,13 @@ class ActionEncoder(nn.Module):
 
     def __init__(self, config: GridConfig) -> None:
         super().__init__()
-        self.one_hot = config.action_encoder == "one_hot"
-        if self.one_hot:
-            self.net = mlp(ACTIONS, config.action_dim, config.action_dim, activation=nn.GELU)
-        else:
-            self.net = nn.Embedding(ACTIONS, config.action_dim)
+        self.one_hot, dim = config.action_encoder == "one_hot", config.action_dim
+        table = mlp(ACTIONS, dim, dim, activation=nn.GELU) if self.one_hot else None
+        self.net = table or nn.Embedding(ACTIONS, dim)
 
     def forward(self, action: Tensor) -> Tensor:
-        if action.numel() and (int(action.min()) < 0 or int(action.max()) >= ACTIONS):
-            wrong = action[(action < 0) | (action >= ACTIONS)][0].item()
-            raise GridError(f"action {wrong} is outside 0..{ACTIONS - 1}")
+        if len(wrong := action[(action < 0) | (action >= ACTIONS)]):
+            decode(int(wrong[0]))  # raises, naming it
         return self.net(F.one_hot(action, ACTIONS).float() if self.one_hot else action)
 
 
@@ -158,11 +148,11 @@ class Transition(nn.Module):
 
 
 class GridModel(nn.Module):
-    """What JEPA and twin share."""
+    """What JEPA and twin share; what differs is the objective."""
 
-    def __init__(self, config: GridConfig) -> None:
+    def __init__(self, config: GridConfig, size: int) -> None:
         super().__init__()
-        self.config, self.latent_dim = config, config.latent_dim
+        self.config, self.size, self.latent_dim = config, size, config.latent_dim
         self.encoder = StateEncoder(config)
         self.action_encoder = ActionEncoder(config)
         self.transition = Transition(config)
@@ -182,11 +172,8 @@ class GridModel(nn.Module):
 class GridJepa(GridModel):
     """Predicts the latent of the EMA target encoder (GRID-1)."""
 
-    name = "grid_jepa"
-
     def __init__(self, config: GridConfig, size: int) -> None:
-        super().__init__(config)
-        self.size = size
+        super().__init__(config, size)
         self.target = copy.deepcopy(self.encoder).requires_grad_(False)
 
     @torch.no_grad()
@@ -215,11 +202,9 @@ class Decoded(NamedTuple):
 class GridTwin(GridModel):
     """Predicts the next grid itself, cell by cell, and its metadata (GRID-8)."""
 
-    name = "grid_twin"
-
     def __init__(self, config: GridConfig, size: int) -> None:
-        super().__init__(config)
-        self.size, dim = size, config.latent_dim
+        super().__init__(config, size)
+        dim = config.latent_dim
         self.spread = nn.Linear(dim, config.mlp_dim)
         self.places = nn.Parameter(0.02 * torch.randn(size * size, config.mlp_dim))
         self.cells = mlp(config.mlp_dim, config.mlp_dim, COLOURS, activation=nn.GELU)
@@ -227,7 +212,7 @@ class GridTwin(GridModel):
         self.action_head = nn.Linear(config.action_dim, ACTIONS)
 
     def decode(self, latent: Tensor) -> Decoded:
-        """(B, D) -> logits of the grid it stands for."""
+        """(B, D) -> logits of the grid it stands for, every cell by its learned position."""
         hidden = F.gelu(self.spread(latent)[:, None] + self.places)  # (B, S S, mlp_dim)
         cells = self.cells(hidden).transpose(1, 2).unflatten(2, (self.size, self.size))
         return Decoded(cells, tuple(head(latent) for head in self.fact_heads))
@@ -249,13 +234,11 @@ class GridTwin(GridModel):
             transition = transition + F.cross_entropy(logits, column)
         action = F.cross_entropy(self.action_head(code), batch.action)
         total = transition + self.config.action_weight * action
-        terms = {"gen_total_loss": total, "gen_transition_loss": transition}
-        terms["gen_action_loss"] = action
-        return total, {name: value.item() for name, value in terms.items()}
+        terms = {"total": total, "transition": transition, "action": action}
+        return total, {f"gen_{name}_loss": value.item() for name, value in terms.items()}
 
 
 KINDS = {"jepa": GridJepa, "generative": GridTwin}
-assert len(FACT_CLASSES) == len(FACTS)
 
 
 def build_grid_model(kind: str, config: GridConfig, size: int, seed: int) -> GridModel:
@@ -266,3 +249,48 @@ def build_grid_model(kind: str, config: GridConfig, size: int, seed: int) -> Gri
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return KINDS[kind](config, size)
+
+
+# --- goal-conditioned reward (GRID-9) ---------------------------------------------------------
+def sinusoids(length: int, dim: int) -> Tensor:
+    """Positions of "Attention is all you need": (length, dim), sine and cosine in turn."""
+    rate = torch.exp(-math.log(10_000.0) * torch.arange(0, dim, 2) / dim)
+    angle = torch.arange(length)[:, None] * rate
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :dim]
+
+
+class GoalReward(nn.Module):
+    """(B, 3, D) frozen latents of now, next and goal -> rewards (B,).
+
+    They are standardised by training statistics, stored with the weights: the scale of a latent is
+    arbitrary and must not decide which encoder looks best.
+    """
+
+    def __init__(self, latent_dim: int, mean: Tensor | None = None, std: Tensor | None = None):
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.register_buffer("mean", torch.zeros(latent_dim) if mean is None else mean.clone())
+        # A dimension that never changes says nothing, however it is scaled.
+        std = torch.ones(latent_dim) if std is None else std.clamp(min=1e-6)
+        self.register_buffer("std", std)
+        self.register_buffer("positions", sinusoids(3, latent_dim), persistent=False)
+        self.types = nn.Parameter(0.02 * torch.randn(3, latent_dim))
+        self.blocks = Transformer(latent_dim, 4, 8, max(1, latent_dim // 8), 512)
+        self.head = mlp(2 * latent_dim, latent_dim, 1, activation=nn.GELU)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        if latents.shape[1:] != (3, self.latent_dim):
+            wanted = f"(B, 3, {self.latent_dim})"
+            raise WorkbookError(f"latents must be {wanted}, got {tuple(latents.shape)}")
+        tokens = (latents - self.mean) / self.std + self.types + self.positions
+        mixed = self.blocks(tokens)  # (B, 3, D)
+        pooled = torch.cat([mixed.mean(1), mixed.amax(1)], dim=-1)  # (B, 2 D)
+        return self.head(pooled)[:, 0]
+
+
+def build_reward(latents: Tensor, seed: int) -> GoalReward:
+    """A head standardised for training latents (M, 3, D); its weights depend on `seed` alone."""
+    flat = latents.flatten(0, 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GoalReward(flat.shape[1], flat.mean(0), flat.std(0))

@@ -1,248 +1,313 @@
-"""Stages of seed 004: buffer, JEPA with its generative twin, goal-conditioned reward, result rows.
-
-    grid_data                      grid/data/       buffer.npz, data.json
-    grid_s{seed}, grid_twin_s{seed}  grid/s{seed}/    best_jepa_model.*, best_generative_model.*
-    grid_reward_s{seed}            grid/s{seed}/reward/
-
-`{seed}` counts training seeds 0, 1, ...; the weights and batches follow from `config.seed + seed`,
-the data from `config.seed` alone. The two models train side by side, so their stages end together.
-Of each there are `best_*_model.safetensors` (online encoder, target, action encoder, transition,
-decoder), `.json` (settings, validation) and `.optimiser.pt` (AdamW's state at that update, read
-with `weights_only`); numbered copies every `checkpoint_every` epochs. Result rows: gridresults.py.
-"""
+"""Stages of seed 004 (buffer, JEPA with its twin, rewards), its result rows and tuning table."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
-from hjepa_lib.config import from_dict, to_dict
+from hjepa_lib.config import Config, from_dict, to_dict
 from hjepa_lib.config.grids import GridConfig
+from hjepa_lib.evaluation.compute import update_bytes
 from hjepa_lib.evaluation.statistics import unestimable
-from hjepa_lib.files import FileError, read_json, save_npz, write_atomic, write_json
-from hjepa_lib.grids import buffer as grid_buffers
-from hjepa_lib.grids import measures
+from hjepa_lib.files import FileError, read_json, save_npz, sha256, write_atomic, write_json
+from hjepa_lib.grids import buffer, measures
 from hjepa_lib.grids.buffer import GridBuffer
-from hjepa_lib.grids.models import GridModel, build_grid_model
-from hjepa_lib.grids.reward import GoalReward, build_reward
-from hjepa_lib.grids.train import PairFit, Update, fit_grid, fit_reward, predict_reward
-from hjepa_lib.grids.train import reward_rows as frozen_rows
-from hjepa_lib.models.checkpoint import fingerprint, load_weights, save_weights
+from hjepa_lib.grids.models import KINDS, GridModel, build_grid_model, build_reward
+from hjepa_lib.grids.train import fit_grid, fit_reward, predict_reward, reward_rows, train_pair
+from hjepa_lib.models.checkpoint import fingerprint, load_module, save_module
+from hjepa_lib.models.layers import count_parameters
+from hjepa_lib.runs.keys import Stage
+from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.workspace import Workspace, log_row
-from hjepa_lib.training.loop import Fit, Report, step_generator
+from hjepa_lib.training.loop import Fit, Report, batches_sha256, step_generator
 
-KINDS = ("jepa", "generative")
-STAGES = {"jepa": "grid_s{}", "generative": "grid_twin_s{}"}
+LOGS = {"jepa": "grid_s{}", "generative": "grid_twin_s{}"}
+"""Names in metrics.jsonl of the two models of a training seed."""
 ENCODERS = (*KINDS, "random")
 """Frozen encoders that a reward head is trained on; `random` is an untrained JEPA."""
-BEST = "best_{}_model"
+BEST, ROWS = "best_{}_model", "grid/results.json"
 VALIDATION_ROWS = 256  # held-out transitions of every validation, always the same ones
+CHECKS = {"jepa": measures.validate_jepa, "generative": measures.validate_twin}
+CHECKS["random"] = CHECKS["jepa"]
+_DATA = ("path", "size", "episodes", "steps")
+_MODELS = tuple(
+    f"pixels.grid.{field.name}"
+    for field in dataclasses.fields(GridConfig)
+    if field.name not in (*_DATA, "reward_optim", "log_every")
+)
+
+
+def grid_stages(config: Config) -> dict[str, Stage]:
+    """Every stage by name: `grid_data`, and of the training seeds n = 0, 1, ... the others.
+
+    `grid_s{n}` is JEPA and twin, trained side by side, `grid_reward_s{n}` a goal-conditioned reward
+    on each frozen encoder. Weights and batches follow from `config.seed` + n, the data from
+    `config.seed` alone.
+    """
+    path = Path(config.pixels.grid.path)
+    content = sha256(path) if path.is_file() else None  # another buffer may get the same name
+    shaping = (*(f"pixels.grid.{name}" for name in _DATA), "pixels.data.validation_split")
+    data = Stage("grid_data", make_data, shaping, folder="grid/data", about=content, recorded=True)
+    found = [data]
+    for n in range(config.pixels.seeds):
+        pair = Stage(
+            f"grid_s{n}", partial(make_pair, n=n), _MODELS, (data,), folder=f"grid/s{n}", about=n
+        )
+        reward = Stage(
+            f"grid_reward_s{n}", partial(make_rewards, n=n), ("pixels.grid.reward_optim",),
+            (data, pair), folder=f"grid/s{n}/reward", about=n,
+        )  # fmt: skip
+        found += [pair, reward]
+    return {stage.name: stage for stage in found}
 
 
 # --- data -------------------------------------------------------------------------------------
-def make_grid_data(ws: Workspace) -> tuple[GridBuffer, GridBuffer]:
-    """(train, validation) by episode; stage `grid_data` plays or loads the buffer."""
+def make_data(ws: Workspace, folder: Path) -> None:
+    """Play or load the buffer: buffer.npz, data.json."""
     config, seed = ws.config.pixels.grid, ws.config.seed
+    data = buffer.load(config.path) if config.path else buffer.play(config, seed)
+    parts = data.split(ws.config.pixels.data.validation_split, seed)
+    data.save(folder / "buffer.npz")
+    facts = {"source": config.path or "built-in grid world", "seed": seed, "size": data.size}
+    facts |= {"transitions": len(data), "episodes": data.episodes, "sha256": data.sha256}
+    facts["split"] = dict(zip(("train", "validation"), map(len, parts), strict=True))
+    write_json(folder / "data.json", facts)
+
+
+def load_data(ws: Workspace) -> tuple[GridBuffer, GridBuffer]:
+    """(train, validation) by episode."""
+    folder = ws.obtain(grid_stages(ws.config)["grid_data"])
     fraction = ws.config.pixels.data.validation_split
-    if not ws.run.done("grid_data"):
-        with ws.run.stage("grid_data", folder="grid/data") as folder:
-            path = config.path
-            data = grid_buffers.load(path) if path else grid_buffers.play(config, seed)
-            parts = data.split(fraction, seed)
-            data.save(folder / "buffer.npz")
-            facts = {"source": path or "built-in grid world", "seed": seed, "size": data.size}
-            facts |= {"transitions": len(data), "episodes": data.episodes, "sha256": data.sha256}
-            facts["split"] = dict(zip(("train", "validation"), map(len, parts), strict=True))
-            write_json(folder / "data.json", facts)
-    data = grid_buffers.load(ws.run.path / "grid/data/buffer.npz")
-    return data.split(fraction, seed)
+    return buffer.load(folder / "buffer.npz").split(fraction, ws.config.seed)
 
 
 # --- JEPA and twin ----------------------------------------------------------------------------
-def train_grid_stage(ws: Workspace, seed: int) -> Iterator[Update]:
-    """Stages `grid_s{seed}` and `grid_twin_s{seed}`: both models, until both have stalled."""
-    names = {kind: STAGES[kind].format(seed) for kind in KINDS}
-    if all(ws.run.done(name) for name in names.values()):
-        return
-    config = ws.config.pixels.grid
-    train, validation = make_grid_data(ws)
-    resume = ws.run.folder(f"resume/grid_s{seed}")
-    pair = _pair(ws, seed, train, validation, resume)
-    folder = f"grid/s{seed}"
-    stage = ws.run.stage
-    # Two manifest entries, one folder: the inner stage lists its files before JEPA's are there.
-    with stage(names["jepa"], folder, ("grid_data",)) as target:
-        with stage(names["generative"], folder, ("grid_data",)):
-            yield from _follow(ws, pair, names, resume, config)
-            _move(resume / "generative", target)
-        _move(resume / "jepa", target)
-    shutil.rmtree(resume)
+def make_pair(ws: Workspace, folder: Path, n: int) -> Iterator[Report]:
+    """Both models until both have stalled: best weights, numbered ones every `checkpoint_every`.
 
-
-def _pair(
-    ws: Workspace, seed: int, train: GridBuffer, validation: GridBuffer, resume: Path
-) -> PairFit:
-    config, own = ws.config.pixels.grid, ws.config.seed + seed
+    Each is `<name>.safetensors`, `.json` (settings, validation) and `.optimiser.pt` (AdamW's state
+    at that update, read with `weights_only`).
+    """
+    config, own = ws.config.pixels.grid, ws.config.seed + n
+    train, validation = load_data(ws)
     rows = torch.randperm(len(validation), generator=step_generator(ws.config.seed, 0))
     held = validation.batch(rows[:VALIDATION_ROWS].sort().values)
-    check = {"jepa": measures.validate_jepa, "generative": measures.validate_twin}
     fits = {}
     for kind in KINDS:
         model = build_grid_model(kind, config, train.size, own).to(ws.device)
-        fits[kind] = fit_grid(
-            model, train, config.optim, lambda kind=kind, model=model: check[kind](model, held),
-            seed=own, precision=ws.precision, folder=resume / kind,
+        fit = fits[kind] = fit_grid(
+            model, train, config.optim, partial(CHECKS[kind], model, held), seed=own,
+            precision=ws.precision, folder=ws.resume(f"grid_s{n}/{kind}"),
+            stage=LOGS[kind].format(n),
         )  # fmt: skip
-    # A budget of updates is spent whole; patience belongs to budgets in epochs.
-    return PairFit(fits, 0 if config.optim.updates else config.optim.patience)
-
-
-def _follow(
-    ws: Workspace, pair: PairFit, names: dict[str, str], resume: Path, config: GridConfig
-) -> Iterator[Update]:
-    """Iterate the pair: log, keep the best and the numbered checkpoints."""
-    for kind, name in names.items():
-        ws.run.metrics.rewind(name, pair.fits[kind].update)
-        _heal(resume / kind, kind, pair.fits[kind])
-    epoch = pair.fits["jepa"].config.validate_every
-    for done in pair:
-        report, fit = done.report, pair.fits[done.kind]
+        ws.run.metrics.rewind(fit.stage, fit.update)
+        _keep_best(folder, kind, fit, {"loss": fit.best_loss})  # killed just before it could be
+    for kind, report in train_pair(fits, config.optim.optim(len(train)).patience):
+        fit = fits[kind]
+        epoch = fit.config.validate_every
         if report.update % config.log_every == 0 or report.validation:
-            ws.run.log(_row(names[done.kind], done, epoch))
-        if done.improved:
-            _save(resume / done.kind, BEST.format(done.kind), fit, report.validation)
-        every = config.checkpoint_every * epoch
-        if every and report.update % every == 0:
-            number = f"{done.kind}_model_epoch{report.update // epoch:04d}"
-            _save(resume / done.kind, number, fit, report.validation)
-        yield done
+            ws.run.log(_row(report, epoch, fit.module.seconds))
+        if report.validation:
+            _keep_best(folder, kind, fit, report.validation)
+        if config.checkpoint_every and report.update % (config.checkpoint_every * epoch) == 0:
+            number = f"{kind}_model_epoch{report.update // epoch:04d}"
+            _save(folder / number, kind, fit, report.validation)
+        yield report
 
 
-def _row(stage: str, done: Update, epoch: int) -> dict[str, Any]:
+def _row(report: Report, epoch: int, seconds: float) -> dict[str, Any]:
     """One line of metrics.jsonl with the keys of GRID-7 and GRID-8."""
-    report = done.report
-    row = {"stage": stage, "step": report.update, "epoch": report.update / epoch}
-    row |= {"train/loss": report.loss, "train/learning_rate": report.lr}
-    row |= {"train/grad_norm": report.grad_norm, "train/skipped": report.skipped}
-    row |= {f"train/{name}": value for name, value in report.terms.items()}
-    row["train/steps_per_second"] = 1 / max(done.seconds, 1e-9)
+    row = {"stage": report.stage, "step": report.update, "epoch": report.update / epoch}
+    found = {"loss": report.loss, "learning_rate": report.lr, "grad_norm": report.grad_norm}
+    found |= {"skipped": report.skipped, **report.terms, "steps_per_second": 1 / seconds}
+    row |= {f"train/{name}": value for name, value in found.items()}
     return row | {f"val/{name}": value for name, value in report.validation.items()}
 
 
-def _heal(folder: Path, kind: str, fit: Fit) -> None:
-    """Write the best checkpoint if the process was killed just before it could."""
-    path = folder / f"{BEST.format(kind)}.json"
-    if fit.best and not (path.exists() and read_json(path)["loss"] == fit.best_loss):
-        _save(folder, BEST.format(kind), fit, {"loss": fit.best_loss})
+def _keep_best(folder: Path, kind: str, fit: Fit, validation: dict[str, float]) -> None:
+    """Save the model as it is unless its best is on the disk already."""
+    meta = folder / f"{BEST.format(kind)}.json"
+    if fit.best and not (meta.exists() and read_json(meta)["loss"] == fit.best_loss):
+        _save(meta.with_suffix(""), kind, fit, validation)
 
 
-def _save(folder: Path, name: str, fit: Fit, validation: dict[str, float]) -> None:
-    """Weights, JSON and optimiser state of the model as it is now."""
-    model = fit.module
-    save_weights(folder / f"{name}.safetensors", model)
-    meta = {"kind": model.name, "config": to_dict(model.config), "size": model.size}
-    meta |= {"update": fit.update, "loss": validation.get("loss"), "validation": validation}
-    stream = io.BytesIO()
+def _save(path: Path, kind: str, fit: Fit, validation: dict[str, float]) -> None:
+    stream, model = io.BytesIO(), fit.module
     torch.save(fit.optimiser.state_dict(), stream)
-    write_atomic(folder / f"{name}.optimiser.pt", stream.getvalue())
-    write_json(folder / f"{name}.json", meta)  # last: it says that the others are there
+    write_atomic(path.with_name(f"{path.name}.optimiser.pt"), stream.getvalue())
+    save_module(
+        path, model, f"grid_{kind}", config=to_dict(model.config), size=model.size,
+        update=fit.update, loss=validation.get("loss"), validation=validation,
+    )  # fmt: skip
 
 
-def _move(source: Path, target: Path) -> None:
-    """The checkpoints, without the resume state of the training loop."""
-    for path in sorted(source.glob("*_model*")):
-        shutil.copyfile(path, target / path.name)
-
-
-def load_grid_model(ws: Workspace, kind: str, seed: int) -> GridModel:
-    """The frozen best model of a training seed; trains it if absent. `random` is untrained."""
+def load_grid_model(ws: Workspace, kind: str, n: int) -> GridModel:
+    """The frozen best model of a training seed, obtained if absent. `random` is untrained."""
     if kind == "random":
-        train, _ = make_grid_data(ws)
-        model = build_grid_model("jepa", ws.config.pixels.grid, train.size, ws.config.seed + seed)
+        size = load_data(ws)[0].size
+        model = build_grid_model("jepa", ws.config.pixels.grid, size, ws.config.seed + n)
     else:
-        for _ in train_grid_stage(ws, seed):
-            pass
-        model = read_grid_model(ws.run.path / f"grid/s{seed}", kind)
+        folder = ws.obtain(grid_stages(ws.config)[f"grid_s{n}"])
+        model = read_grid_model(folder / BEST.format(kind), kind)
     return model.to(ws.device).eval().requires_grad_(False)
 
 
-def read_grid_model(folder: Path, kind: str, name: str = "") -> GridModel:
-    """A model from its own JSON and safetensors, in eval mode on the CPU."""
-    name = name or BEST.format(kind)
-    meta = read_json(folder / f"{name}.json")
-    if not isinstance(meta, dict) or meta.get("kind") not in ("grid_jepa", "grid_twin"):
-        raise FileError(f"{folder / name}.json does not describe a grid model")
-    model = build_grid_model(kind, from_dict(GridConfig, meta["config"]), meta["size"], 0)
-    load_weights(folder / f"{name}.safetensors", model)
-    return model.eval()
+def read_grid_model(path: Path, kind: str) -> GridModel:
+    """A model from `<path>.json` and `.safetensors`, frozen, on the CPU."""
 
+    def build(meta: dict[str, Any]) -> GridModel:
+        return build_grid_model(kind, from_dict(GridConfig, meta["config"]), meta["size"], 0)
 
-def load_optimiser(path: Path) -> dict[str, Any]:
-    """AdamW's state dictionary, tensors and numbers only."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise FileError(f"{path} is no optimiser state") from error
+    return load_module(path, f"grid_{kind}", build)
 
 
 # --- reward -----------------------------------------------------------------------------------
-def train_reward_stage(ws: Workspace, seed: int) -> Iterator[Report]:
-    """Stage `grid_reward_s{seed}`: one goal-conditioned head per frozen encoder, same start."""
-    stage = f"grid_reward_s{seed}"
-    if ws.run.done(stage):
-        return
-    train, validation = make_grid_data(ws)
-    models = {kind: load_grid_model(ws, kind, seed) for kind in ENCODERS}
-    optim, own = ws.config.pixels.grid.reward_optim, ws.config.seed + seed
-    resume = ws.run.folder(f"resume/{stage}")
-    needs = (
-        "grid_data",
-        *(name.format(seed) for name in STAGES.values()),
-    )
-    scores, arrays = {}, {"true": validation.reward}
-    with ws.run.stage(stage, folder=f"grid/s{seed}/reward", reads=needs) as folder:
-        for kind, model in models.items():
-            before = fingerprint(model)
-            seen, held = frozen_rows(model, train), frozen_rows(model, validation)
-            head = build_reward(seen.latents, own).to(ws.device)
-            fit = fit_reward(head, seen, held, optim, seed=own, folder=resume / kind)
-            row = partial(log_row, every=ws.config.pixels.grid.log_every)
-            yield from ws.follow(fit, f"{stage}_{kind}", row)
-            fit.load_best()
-            head.eval().requires_grad_(False)
-            save_weights(folder / f"{kind}.safetensors", head)
-            arrays[kind] = predict_reward(head, held.latents).numpy()
-            dreamt = torch.stack([held.latents[:, 0], held.imagined, held.latents[:, 2]], dim=1)
-            arrays[f"{kind}_imagined"] = predict_reward(head, dreamt).numpy()
-            still = torch.stack([held.latents[:, i] for i in (0, 0, 2)], dim=1)
-            arrays[f"{kind}_copy"] = predict_reward(head, still).numpy()
-            if fingerprint(model) != before:
-                raise FileError(f"training the reward changed the frozen {kind} encoder")
-        arrays["mean"] = np.full_like(validation.reward, train.reward.mean())
-        note = unestimable(train.reward, validation.reward)
-        for name in [name for name in arrays if name != "true"]:
-            scores[name] = measures.reward_report(arrays[name], validation.reward)
-            if note:
-                scores[name] |= {"r2": math.nan, "note": note}
-        save_npz(folder / "predictions.npz", **arrays)
-        facts = {"kind": "grid_reward", "latent_dim": head.latent_dim, "scores": scores}
-        write_json(folder / "reward.json", facts)
-    shutil.rmtree(resume)
+def make_rewards(ws: Workspace, folder: Path, n: int) -> Iterator[Report]:
+    """One goal-conditioned head per frozen encoder, same start; reward.json, predictions.npz."""
+    config, own = ws.config.pixels.grid, ws.config.seed + n
+    train, validation = load_data(ws)
+    arrays = {"true": validation.reward}
+    for kind in ENCODERS:
+        model = load_grid_model(ws, kind, n)
+        before = fingerprint(model)
+        seen, held = reward_rows(model, train), reward_rows(model, validation)
+        head = build_reward(seen.latents, own).to(ws.device)
+        stage = f"grid_reward_s{n}_{kind}"
+        fit = fit_reward(
+            head, seen, held, config.reward_optim, seed=own,
+            folder=ws.resume(f"grid_reward_s{n}/{kind}"), stage=stage,
+        )  # fmt: skip
+        yield from ws.follow(fit, stage, partial(log_row, every=config.log_every))
+        fit.load_best()
+        head.eval().requires_grad_(False)
+        save_module(folder / kind, head, "grid_reward", latent_dim=head.latent_dim)
+        now, after, goal = held.latents.unbind(1)
+        for name, following in (("", after), ("_imagined", held.imagined), ("_copy", now)):
+            latents = torch.stack([now, following, goal], dim=1)
+            arrays[kind + name] = predict_reward(head, latents).numpy()
+        if fingerprint(model) != before:
+            raise FileError(f"training the reward changed the frozen {kind} encoder")
+    arrays["mean"] = np.full_like(validation.reward, train.reward.mean())
+    note = unestimable(train.reward, validation.reward)
+    unknown = {"r2": math.nan, "note": note} if note else {}
+    scores = {
+        name: measures.reward_report(values, validation.reward) | unknown
+        for name, values in arrays.items()
+        if name != "true"
+    }
+    save_npz(folder / "predictions.npz", **arrays)
+    write_json(folder / "reward.json", {"scores": scores})
 
 
-def load_reward(ws: Workspace, kind: str, seed: int) -> GoalReward:
-    """The head trained on the encoder `kind`, frozen; trains it if absent."""
-    for _ in train_reward_stage(ws, seed):
-        pass
-    folder = ws.run.path / f"grid/s{seed}/reward"
-    head = GoalReward(read_json(folder / "reward.json")["latent_dim"])
-    load_weights(folder / f"{kind}.safetensors", head)
-    return head.to(ws.device).eval().requires_grad_(False)
+# --- results ----------------------------------------------------------------------------------
+def grid_results(ws: Workspace) -> list[dict[str, Any]]:
+    """One row per encoder and training seed, written to `grid/results.json`; trains what lacks."""
+    train, validation = load_data(ws)
+    stages, batch = grid_stages(ws.config), ws.config.pixels.grid.optim.batch
+    facts = {"data_sha256": read_json(ws.obtain(stages["grid_data"]) / "data.json")["sha256"]}
+    held = validation.sample(2000)
+    rows = []
+    for n in range(ws.config.pixels.seeds):
+        own = ws.config.seed + n
+        for stage in (stages[f"grid_s{n}"], stages[f"grid_reward_s{n}"]):
+            for _ in ws.make(stage):
+                pass
+        scores = read_json(ws.obtain(stage) / "reward.json")["scores"]
+        facts["batches_sha256"] = batches_sha256(len(train), batch, own)
+        for kind in ENCODERS:
+            model = load_grid_model(ws, kind, n)
+            row = {"model": kind, "seed": own, **facts, **CHECKS[kind](model, held)}
+            del row["loss"]
+            row |= {"collapsed": measures.collapsed(row), "held_out": len(held.action)}
+            row["fact_accuracy"] = measures.fact_accuracy(model, train, validation)
+            for name, field in (("", "reward"), ("_imagined", "imagined"), ("_copy", "copy")):
+                row |= {f"{field}_{part}": scores[kind + name][part] for part in ("r2", "mse")}
+            row["mean_reward_mse"] = scores["mean"]["mse"]
+            sample = train.batch(torch.arange(min(batch, len(train)))).to(ws.device)
+            rows.append(row | ({} if kind == "random" else _cost(ws, kind, n, model, sample)))
+    write_json(ws.run.path / ROWS, rows)
+    rows = read_json(ws.run.path / ROWS)
+    leave_section(ws.run, "30-grid", section(rows))
+    return rows
+
+
+def section(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The measured comparison of the grid models for the run's report and summary (GRID-10)."""
+    table = measures.comparison(rows)
+    shown = table.astype(object).where(table.notna(), "–")
+    pairs = measures.paired_sentences(rows)
+    return {
+        "title": "Models of a grid world",
+        "tables": [
+            {
+                "columns": ["Measure", *table.columns],
+                "rows": shown.reset_index().to_numpy().tolist(),
+            }
+        ],
+        "lists": {"Paired by training seed, interval over seeds alone": pairs} if pairs else {},
+        "data": {"rows": rows},
+    }
+
+
+def _cost(
+    ws: Workspace, kind: str, n: int, model: GridModel, sample: buffer.GridBatch
+) -> dict[str, Any]:
+    """Parameters, memory and time; an untrained encoder has cost nothing."""
+    fresh = build_grid_model(kind, model.config, model.size, 0).to(ws.device)
+    records = ws.run.records(LOGS[kind].format(n))
+    rates = [row["train/steps_per_second"] or math.nan for row in records]
+    seconds = 1 / float(np.nanmedian(rates))
+    updates = max(row["step"] for row in records)
+    return {
+        "parameters": count_parameters(fresh),
+        "outputs": model.latent_dim if kind == "jepa" else model.size**2 + len(measures.FACTS),
+        "memory_mb": update_bytes(fresh, lambda: fresh.loss(sample)[0]) / 1e6,
+        "ms_per_update": 1000 * seconds,
+        "updates": updates,
+        "train_seconds": seconds * updates,
+    }
+
+
+def train_all(ws: Workspace, say: Callable[..., None]) -> str:
+    """All stages with a few lines on the way; returns the comparison as text."""
+    for stage in grid_stages(ws.config).values():
+        for report in ws.make(stage):
+            if report.validation:
+                loss = report.validation["loss"]
+                say(f"{report.stage} {report.update}/{report.updates}: validation {loss:.4g}")
+    for path in sorted(ws.run.path.glob("grid/s*/best_*.safetensors")):
+        say(str(path))
+    rows = grid_results(ws)
+    say(f"results: {ws.run.path / ROWS}")
+    return measures.comparison(rows).to_string()
+
+
+def write_tuning_table(runs: Iterable[tuple[dict[str, Any], Path]], folder: Path) -> Path:
+    """`grid_results.csv` beside the runs of a sweep: mean over seeds per setting and encoder.
+
+    `runs` are swept values with the run's folder each, all below `folder`; those that have not
+    finished are passed over. FileError when none has.
+    """
+    rows = []
+    for values, run in runs:
+        if (run / ROWS).is_file():
+            swept = {name: str(value) for name, value in values.items()}
+            rows += [swept | row for row in read_json(run / ROWS)]
+    if not rows:
+        raise FileError(f"no run of the sweep {folder.name!r} has finished in {folder.parent}")
+    table = pd.DataFrame(rows)
+    shown = (*measures.MEASURES, "jepa_cosine_sim", "error", "collapsed")
+    groups = table.groupby([*swept, "model"], sort=False)
+    found = groups[[column for column in shown if column in table]].mean()
+    found = found.rename(columns={"collapsed": "collapse_rate"})
+    found["seeds"] = groups["seed"].nunique()
+    return write_atomic(folder / "grid_results.csv", found.reset_index().to_csv(index=False))

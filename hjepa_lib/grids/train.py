@@ -1,14 +1,9 @@
-"""Training of the grid models: JEPA and generative twin side by side, then the reward heads.
-
-Both read the same batches, a pure function of (seed, update), each with its own AdamW; training
-ends when BOTH have stalled, or with the budget. Each validation key `loss` decides about the best
-weights. For JEPA that is its error over the variance of the targets, not the bare error: the bare
-one is smallest for a collapsed encoder, often that of the very first validation.
-"""
+"""Training of the grid models: JEPA and generative twin side by side, then the reward heads."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,67 +13,29 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.config.optim import EpochsConfig
-from hjepa_lib.grids.buffer import GridBuffer
-from hjepa_lib.grids.models import GridModel
-from hjepa_lib.grids.reward import GoalReward
+from hjepa_lib.grids.buffer import GridBatch, GridBuffer
+from hjepa_lib.grids.models import GoalReward, GridModel
 from hjepa_lib.training.loop import Fit, Report, Task, ValidateFn, draw_batch
 
 CHUNK = 64  # canvases encoded at once outside training
 
 
-class Update(NamedTuple):
-    """One update of one of the two fits."""
+def train_pair(fits: dict[str, Fit], patience: int = 0) -> Iterator[tuple[str, Report]]:
+    """Two fits in step, JEPA first: (kind, report) of every update.
 
-    kind: str  # jepa or generative
-    report: Report
-    seconds: float  # without the validation
-    improved: bool  # the best validation so far
-
-
-class PairFit:
-    """Two fits in step, JEPA first; iterate to train.
-
-    The fits themselves never stop early. With `patience` > 0 the pair ends when both have gone so
-    many validations without improvement. After an interruption the one that is behind catches up.
+    Their settings have no patience of their own: with `patience` > 0 the pair ends when BOTH have
+    gone so many validations without improvement. One that is behind, after an interruption, catches
+    up.
     """
-
-    def __init__(self, fits: dict[str, Fit], patience: int) -> None:
-        self.fits, self.patience = fits, patience
-        self._checking = 0.0  # seconds spent in validations
-        for fit in fits.values():
-            fit.task.validate = self._timed(fit.task.validate)
-
-    @property
-    def update(self) -> int:
-        return min(fit.update for fit in self.fits.values())
-
-    @property
-    def stalled(self) -> bool:
-        return self.patience > 0 and all(fit.stale >= self.patience for fit in self.fits.values())
-
-    def __iter__(self) -> Iterator[Update]:
-        steps = {kind: iter(fit) for kind, fit in self.fits.items()}
-        while True:
-            level = len({fit.update for fit in self.fits.values()}) == 1
-            if level and self.stalled:
-                return
-            kind = min(self.fits, key=lambda name: self.fits[name].update)
-            fit, start = self.fits[kind], time.perf_counter()
-            best, before = fit.best_loss, self._checking
-            report = next(steps[kind], None)
-            if report is None:
-                return
-            seconds = time.perf_counter() - start - (self._checking - before)
-            yield Update(kind, report, seconds, fit.best_loss < best)
-
-    def _timed(self, validate: ValidateFn) -> ValidateFn:
-        def timed() -> dict[str, float]:
-            start = time.perf_counter()
-            report = validate()
-            self._checking += time.perf_counter() - start
-            return report
-
-        return timed
+    while True:
+        level = len({fit.update for fit in fits.values()}) == 1
+        if level and patience and all(fit.stale >= patience for fit in fits.values()):
+            return
+        kind = min(fits, key=lambda name: fits[name].update)
+        report = next(iter(fits[kind]), None)
+        if report is None:
+            return
+        yield kind, report
 
 
 def fit_grid(
@@ -90,17 +47,30 @@ def fit_grid(
     seed: int,
     precision: str = "fp32",
     folder: Path | None = None,
+    stage: str = "",
 ) -> Fit:
-    """One of the two fits; early stopping is the pair's."""
-    device = next(model.parameters()).device
+    """One of a pair: `model.seconds` is what its last update took, without validation."""
+    device, model.seconds = next(model.parameters()).device, math.nan
 
     def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        model.began = time.perf_counter()
         index = draw_batch(len(train), optim.batch, generator)
         return model.loss(train.batch(index).to(device))
 
-    task = Task(model, loss_fn, validate, model.after_update)
+    def after_update() -> None:
+        model.after_update()
+        model.seconds = time.perf_counter() - model.began
+
+    task = Task(model, loss_fn, validate, after_update)
     settings = dataclasses.replace(optim.optim(len(train)), patience=0)
-    return Fit(task, settings, seed=seed, precision=precision, folder=folder)
+    return Fit(task, settings, seed=seed, precision=precision, folder=folder, stage=stage)
+
+
+def pieces(batch: GridBatch, model: GridModel) -> Iterator[GridBatch]:
+    """The batch in chunks, on the model's device."""
+    device = next(model.parameters()).device
+    for rows in zip(*(field.split(CHUNK) for field in batch), strict=True):
+        yield GridBatch(*rows).to(device)
 
 
 # --- goal-conditioned reward ------------------------------------------------------------------
@@ -115,16 +85,14 @@ class RewardRows(NamedTuple):
 @torch.no_grad()
 def reward_rows(model: GridModel, data: GridBuffer) -> RewardRows:
     """Frozen latents of every transition, on the CPU."""
-    device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     latents, imagined = [], []
-    for index in torch.arange(len(data)).split(CHUNK):
-        batch = data.batch(index).to(device)
+    for batch in pieces(data.batch(torch.arange(len(data))), model):
         # One goal per episode: encode each once, and every state of a chunk in one pass.
         goals, which = batch.target_state.unique(dim=0, return_inverse=True)
         both = model.encode(torch.cat([batch.state, batch.next_state, goals]))
-        now, after, goal = both.split([len(index), len(index), len(goals)])
+        now, after, goal = both.split([len(which), len(which), len(goals)])
         latents.append(torch.stack([now, after, goal[which]], dim=1).cpu())
         imagined.append(model.imagine(now, batch.action).cpu())
     model.train(was_training)
@@ -140,6 +108,7 @@ def fit_reward(
     *,
     seed: int,
     folder: Path | None = None,
+    stage: str = "",
 ) -> Fit:
     """MSE of the reward; the latents are data, so no gradient can reach their encoder."""
     device = next(head.parameters()).device
@@ -153,8 +122,8 @@ def fit_reward(
         gap = predict_reward(head, validation.latents) - validation.reward
         return {"loss": float(gap.square().mean())}
 
-    settings = optim.optim(len(train.reward))
-    return Fit(Task(head, loss_fn, validate), settings, seed=seed, folder=folder)
+    task, settings = Task(head, loss_fn, validate), optim.optim(len(train.reward))
+    return Fit(task, settings, seed=seed, folder=folder, stage=stage)
 
 
 @torch.no_grad()

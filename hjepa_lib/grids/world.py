@@ -1,9 +1,8 @@
 """The built-in grid world of seed 004: coloured grids, 2,484 actions, reward towards a goal grid.
 
-A grid has 1 to 30 rows and columns of colours 0..10 (0 = background) in the top left corner of a
-square canvas of `size` cells a side; the rest of the canvas is padding, -1. A state is the grid
-alone: there is no cursor, so every action names its place by an anchor, one of 6 x 6 points spread
-evenly over the grid whatever its shape. With a = anchor, 0..35, the action ids are
+A grid of 1 to 30 rows and columns of colours 0..10 (0 = background) lies in the top left corner of
+a square canvas; the rest is padding, -1. There is no cursor: every action names its place by an
+anchor a = 0..35, one of 6 x 6 points spread evenly over the grid whatever its shape.
 
     kind      ids          id - first                              what it does
     paint        0..1187   (brush * 11 + colour) * 36 + a          a cell, a 3 x 3 block or a row
@@ -11,14 +10,14 @@ evenly over the grid whatever its shape. With a = anchor, 0..35, the action ids 
     move      1584..1727   direction * 36 + a                      shifts the anchor's object a cell
     symmetry  1728..2483   (window * 7 + operation) * 36 + a       turns or mirrors a window
 
-An object is a 4-connected region of one colour. A move needs free background and leaves background
-behind; the background itself does not move. The windows of a symmetry are 3 x 3, 5 x 5 (pushed or
-shrunk into the grid where need be) and the whole grid, where quarter turns exchange the sides and
-the anchor plays no part. The factors are ours: 2,484 is the number of actions of the seed's model.
+An object is a 4-connected region of one colour; it moves into free background only, which itself
+does not move. Windows are 3 x 3, 5 x 5 (pushed or shrunk into the grid) and the whole grid, where
+quarter turns exchange the sides. The factors are ours, their number is the seed's.
 """
 
 from __future__ import annotations
 
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -28,12 +27,10 @@ from torch import Tensor
 
 from hjepa_lib.files import WorkbookError
 
-COLOURS = 11
-PAD, BACKGROUND = -1, 0
+COLOURS, PAD, BACKGROUND = 11, -1, 0
 MOST = 30
 """Longest side of a grid and of its canvas."""
-SIDE = 6
-ANCHORS = SIDE * SIDE
+SIDE = 6  # anchors per side
 KINDS = ("paint", "flood", "move", "symmetry")
 BRUSHES = ("cell", "block", "row")
 DIRECTIONS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
@@ -47,21 +44,8 @@ SYMMETRIES = {
     "antitranspose": lambda x: np.rot90(x.T, 2),
 }
 WINDOWS = {"small": 3, "large": 5, "grid": MOST}
-_SIZES = (
-    len(BRUSHES) * COLOURS * ANCHORS,
-    COLOURS * ANCHORS,
-    len(DIRECTIONS) * ANCHORS,
-    len(WINDOWS) * len(SYMMETRIES) * ANCHORS,
-)
-FIRST = tuple(int(first) for first in np.cumsum((0, *_SIZES)))
-"""First id of every kind, and the number of all actions."""
-ACTIONS = FIRST[-1]
 FACTS = ("height", "width", "most", "least", "count")
 """Grid metadata: sides, most and least common colour (the lower one of equals), colours present."""
-
-
-class GridError(WorkbookError):
-    """An action or a grid lies outside what the grid world knows."""
 
 
 class GridAction(NamedTuple):
@@ -78,43 +62,39 @@ class GridAction(NamedTuple):
         return f"{self.kind} {self.what} {self.window}".rstrip() + f"{colour} at {self.anchor}"
 
 
+_CHOICES = (
+    *(("paint", colour, brush, "") for brush, colour in product(BRUSHES, range(COLOURS))),
+    *(("flood", colour, "", "") for colour in range(COLOURS)),
+    *(("move", None, direction, "") for direction in DIRECTIONS),
+    *(("symmetry", None, turn, window) for window, turn in product(WINDOWS, SYMMETRIES)),
+)
+_MEANINGS = tuple(
+    GridAction(kind, anchor, *rest)
+    for kind, *rest in _CHOICES
+    for anchor in product(range(SIDE), repeat=2)
+)
+_IDS = {meaning: action for action, meaning in enumerate(_MEANINGS)}
+ACTIONS = len(_MEANINGS)
+_FIRSTS = (next(i for i, one in enumerate(_MEANINGS) if one.kind == kind) for kind in KINDS)
+FIRST = (*_FIRSTS, ACTIONS)
+"""First id of every kind, and the number of all actions."""
+
+
 def decode(action: int) -> GridAction:
-    """The meaning of an action id, 0..2483; GridError outside."""
+    """The meaning of an action id, 0..2483; WorkbookError outside."""
     if not 0 <= action < ACTIONS:
-        raise GridError(f"action {action} is outside 0..{ACTIONS - 1}")
-    index = kind_of(action)
-    choice, place = divmod(int(action) - FIRST[index], ANCHORS)
-    kind, anchor = KINDS[index], divmod(place, SIDE)
-    if kind == "paint":
-        brush, colour = divmod(choice, COLOURS)
-        return GridAction(kind, anchor, colour, BRUSHES[brush])
-    if kind == "flood":
-        return GridAction(kind, anchor, choice)
-    if kind == "move":
-        return GridAction(kind, anchor, None, list(DIRECTIONS)[choice])
-    window, operation = divmod(choice, len(SYMMETRIES))
-    return GridAction(kind, anchor, None, list(SYMMETRIES)[operation], list(WINDOWS)[window])
+        raise WorkbookError(f"action {action} is outside 0..{ACTIONS - 1}")
+    return _MEANINGS[action]
 
 
 def encode(action: GridAction) -> int:
     """The id of an action: the inverse of `decode`."""
-    if action.kind == "paint":
-        choice = BRUSHES.index(action.what) * COLOURS + action.colour
-    elif action.kind == "flood":
-        choice = action.colour
-    elif action.kind == "move":
-        choice = list(DIRECTIONS).index(action.what)
-    else:
-        window = list(WINDOWS).index(action.window)
-        choice = window * len(SYMMETRIES) + list(SYMMETRIES).index(action.what)
-    row, column = action.anchor
-    return FIRST[KINDS.index(action.kind)] + choice * ANCHORS + row * SIDE + column
+    return _IDS[action]
 
 
-def kind_of(action: int | np.ndarray) -> int | np.ndarray:
-    """Index into KINDS of an id, or of an array of ids."""
-    found = np.searchsorted(FIRST[1:], action, side="right")
-    return int(found) if np.isscalar(action) else found.astype(np.int8)
+def kind_of(actions: np.ndarray) -> np.ndarray:
+    """Index into KINDS of every id."""
+    return np.searchsorted(FIRST[1:], actions, side="right").astype(np.int8)
 
 
 # --- dynamics ---------------------------------------------------------------------------------
@@ -126,24 +106,32 @@ def sides(grid: np.ndarray) -> tuple[int, int]:
 
 def apply(grid: np.ndarray, action: int) -> np.ndarray:
     """The canvas (size, size) int8 after an action; the argument stays as it is."""
-    meaning = decode(action)
-    height, width = sides(grid)
+    kind, anchor, colour, what, window = decode(action)
+    shape = sides(grid)
     after = grid.copy()
-    area = after[:height, :width]
-    row = (2 * meaning.anchor[0] + 1) * height // (2 * SIDE)
-    column = (2 * meaning.anchor[1] + 1) * width // (2 * SIDE)
-    if meaning.kind == "paint":
-        rows = {"cell": slice(row, row + 1), "row": slice(row, row + 1)}
-        columns = {"cell": slice(column, column + 1), "row": slice(None)}
+    area = after[: shape[0], : shape[1]]
+    row, column = (
+        (2 * place + 1) * length // (2 * SIDE) for place, length in zip(anchor, shape, strict=True)
+    )
+    if kind == "paint":
         near = slice(max(0, row - 1), row + 2), slice(max(0, column - 1), column + 2)
-        brush = meaning.what
-        area[near if brush == "block" else (rows[brush], columns[brush])] = meaning.colour
-    elif meaning.kind == "flood":
-        area[_object_at(area, row, column)] = meaning.colour
-    elif meaning.kind == "move":
-        _move(area, row, column, DIRECTIONS[meaning.what])
+        area[{"cell": (row, column), "block": near, "row": row}[what]] = colour
+    elif kind == "flood":
+        area[_object_at(area, row, column)] = colour
+    elif kind == "move":
+        _move(area, row, column, DIRECTIONS[what])
+    elif window == "grid":
+        turned = SYMMETRIES[what](area).copy()
+        after[:] = PAD
+        after[: turned.shape[0], : turned.shape[1]] = turned
     else:
-        _turn(after, (height, width), (row, column), meaning)
+        side = min(WINDOWS[window], *shape)
+        top, left = (
+            min(max(0, centre - side // 2), length - side)
+            for centre, length in zip((row, column), shape, strict=True)
+        )
+        part = area[top : top + side, left : left + side]
+        part[:] = SYMMETRIES[what](part).copy()
     return after
 
 
@@ -154,37 +142,17 @@ def _object_at(area: np.ndarray, row: int, column: int) -> np.ndarray:
 
 
 def _move(area: np.ndarray, row: int, column: int, step: tuple[int, int]) -> None:
+    """Shift the object at a cell, unless it is background or has no room."""
     colour = area[row, column]
-    if colour == BACKGROUND:
-        return
     old = _object_at(area, row, column)
-    rows, columns = np.nonzero(old)
-    rows, columns = rows + step[0], columns + step[1]
-    if min(rows.min(), columns.min()) < 0:
+    places = np.argwhere(old) + step
+    inside = (places >= 0).all() and (places < area.shape).all()
+    rows, columns = places.T
+    if colour == BACKGROUND or not inside:
         return
-    if rows.max() >= area.shape[0] or columns.max() >= area.shape[1]:
-        return
-    if not (old[rows, columns] | (area[rows, columns] == BACKGROUND)).all():
-        return
-    area[old] = BACKGROUND
-    area[rows, columns] = colour
-
-
-def _turn(
-    canvas: np.ndarray, shape: tuple[int, int], centre: tuple[int, int], action: GridAction
-) -> None:
-    operation = SYMMETRIES[action.what]
-    if action.window == "grid":
-        turned = operation(canvas[: shape[0], : shape[1]]).copy()
-        canvas[:] = PAD
-        canvas[: turned.shape[0], : turned.shape[1]] = turned
-        return
-    side = min(WINDOWS[action.window], *shape)
-    corner = [
-        min(max(0, c - side // 2), long - side) for c, long in zip(centre, shape, strict=True)
-    ]
-    window = canvas[corner[0] : corner[0] + side, corner[1] : corner[1] + side]
-    window[:] = operation(window).copy()
+    if (old[rows, columns] | (area[rows, columns] == BACKGROUND)).all():
+        area[old] = BACKGROUND
+        area[rows, columns] = colour
 
 
 def similarity(grid: np.ndarray, goal: np.ndarray) -> float:
@@ -198,7 +166,9 @@ class GridWorld:
 
     def __init__(self, grid: np.ndarray, goal: np.ndarray) -> None:
         if grid.shape != goal.shape:
-            raise GridError(f"grid {grid.shape} and goal {goal.shape} need canvases of one size")
+            raise WorkbookError(
+                f"grid {grid.shape} and goal {goal.shape} need canvases of one size"
+            )
         self.grid, self.goal = grid, goal
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool]:
@@ -231,15 +201,14 @@ def random_action(grid: np.ndarray, rng: np.random.Generator, tries: int = 5) ->
     return action
 
 
-# --- metadata ---------------------------------------------------------------------------------
 def facts(grids: Tensor) -> Tensor:
     """Metadata of canvases (N, size, size) -> (N, 5) int64, columns as in FACTS."""
     valid = grids >= 0
     counts = torch.stack([(grids == colour).sum((1, 2)) for colour in range(COLOURS)], 1)  # (N, 11)
     present = counts > 0
     # The colour itself, below any count's weight, settles ties towards the lower one.
-    order = counts * COLOURS - torch.arange(COLOURS, device=grids.device)
-    rare = counts * COLOURS + torch.arange(COLOURS, device=grids.device)
-    rare = rare.masked_fill(~present, torch.iinfo(torch.int64).max)
-    columns = (valid.any(2).sum(1), valid.any(1).sum(1), order.argmax(1), rare.argmin(1))
-    return torch.stack([*columns, present.sum(1)], 1)
+    colours = torch.arange(COLOURS, device=grids.device)
+    most = (counts * COLOURS - colours).argmax(1)
+    rare = (counts * COLOURS + colours).masked_fill(~present, torch.iinfo(torch.int64).max)
+    shape = valid.any(2).sum(1), valid.any(1).sum(1)
+    return torch.stack([*shape, most, rare.argmin(1), present.sum(1)], 1)
