@@ -1,4 +1,4 @@
-"""Notebooks 01-05: form (also of 10-15), one whole smoke run through the real runner, variants."""
+"""Notebooks 01-05: form (also of 06, 10-15), a smoke run by the real runner, variants."""
 
 import ast
 import json
@@ -27,7 +27,9 @@ NOTEBOOKS = runner.select_notebooks("01-05", ROOT / "notebooks")
 NAMES = [path.stem for path in NOTEBOOKS]
 PIXELS = runner.select_notebooks("10-15", ROOT / "notebooks")
 """Run by tests/test_pixels_notebooks.py; their form is checked here."""
-CHAPTERS = NOTEBOOKS + PIXELS
+INSPECTOR = runner.select_notebooks("06", ROOT / "notebooks")
+"""Run by tests/test_widgets.py."""
+CHAPTERS = NOTEBOOKS + INSPECTOR + PIXELS
 CONFIG = profile("smoke").override("device=cpu,precision=fp32")
 TABLE = {*FLOORS, *learned(CONFIG)}
 STANDARD = {"profile": "laptop", "run": "", "seed": 0, "overrides": ""}

@@ -1,8 +1,4 @@
-"""The picture beside the sliders: a room to click in, with anywidget, else one from the kernel.
-
-anywidget is well kept, small, and works in JupyterLab, Colab and VS Code. Without it the sliders do
-everything, and the kernel draws the preview.
-"""
+"""The picture beside the sliders: a room to click in, with anywidget, else one from the kernel."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from typing import Any
 
 from hjepa_lib.figures import style
 from hjepa_lib.figures.style import png
-from hjepa_lib.widgets.scene import Scene
+from hjepa_lib.widgets.story import Scene
 from hjepa_lib.widgets.strips import preview
 from hjepa_lib.worlds.layout import DOOR_HALF, HIGH, LOW, WALL_HALF
 
@@ -50,13 +46,8 @@ def link_pad(sliders: dict[str, Any]) -> tuple[Any, str]:
 
 def read_scene(sliders: dict[str, Any]) -> Scene:
     """The scene that the sliders show; not checked."""
-    value = {name: sliders[name].value for name in NAMES}
-    return Scene(
-        (value["start_x"], value["start_y"]),
-        (value["goal_x"], value["goal_y"]),
-        int(value["wall_x"]),
-        int(value["door_y"]),
-    )
+    start_x, start_y, goal_x, goal_y, *room = (sliders[name].value for name in NAMES)
+    return Scene((start_x, start_y), (goal_x, goal_y), *map(int, room))
 
 
 @functools.cache
@@ -65,10 +56,7 @@ def _pad_class() -> type:
     import anywidget
     import traitlets
 
-    def number() -> traitlets.Float:
-        return traitlets.Float(0.0).tag(sync=True)
-
     script = resources.files("hjepa_lib.widgets").joinpath("pad.js").read_text("utf-8")
-    body = {name: number() for name in NAMES}
+    body = {name: traitlets.Float(0.0).tag(sync=True) for name in NAMES}
     look = traitlets.Dict(_LOOK).tag(sync=True)
     return type("Pad", (anywidget.AnyWidget,), {"_esm": script, "look": look, **body})

@@ -1,8 +1,6 @@
 """The panels of notebook 06 that choose a roll-out and change the scene (whatif.py: the planner).
 
-Built from ipywidgets, which come with the extra `lab`. The kernel computes a story once; what it
-shows is a player, which then needs no kernel. Wrong values give a sentence in the page and change
-nothing else.
+The kernel computes a story once; its player then needs no kernel. Wrong values give a sentence.
 """
 
 from __future__ import annotations
@@ -12,13 +10,11 @@ import dataclasses
 from typing import Any
 
 from hjepa_lib.config import PlanningConfig
-from hjepa_lib.planning.agent import METHODS, Agent
+from hjepa_lib.planning.agent import Agent
 from hjepa_lib.runs.run import Run
 from hjepa_lib.widgets.pad import link_pad, read_scene
-from hjepa_lib.widgets.scene import Scene, checked_scene
-from hjepa_lib.widgets.sources import Choice, choices, open_run, run_names, tell
-from hjepa_lib.widgets.stage import Stage
-from hjepa_lib.widgets.story import Story, play
+from hjepa_lib.widgets.story import Scene, Story, checked_scene, play
+from hjepa_lib.widgets.whatif import Choice, Stage, choices, methods_of, open_run, run_names, tell
 from hjepa_lib.worlds.layout import DOOR_RANGE, SIZE, WALL_RANGE
 
 PAUSE = 0.4  # seconds without a change before the live replan starts
@@ -111,8 +107,7 @@ class Studio:
                 **look,
             )  # fmt: skip
         self.method = w.Dropdown(
-            options=METHODS if agent.level2 is not None else METHODS[:1], value=story.method,
-            description="method", **look,
+            options=methods_of(agent), value=story.method, description="method", **look
         )  # fmt: skip
         costs = list(story.maps.costs)
         self.cost = w.Dropdown(options=costs, value=story.cost, description="cost", **look)
@@ -132,7 +127,7 @@ class Studio:
 
     @property
     def scene(self) -> Scene:
-        """What the sliders show; SceneError when the dot cannot be there."""
+        """What the sliders show; WorkbookError when the dot cannot be there."""
         return checked_scene(read_scene(self.sliders))
 
     def _changed(self, _: Any) -> None:

@@ -1,10 +1,7 @@
 """The player: a story as one piece of HTML that plays and scrubs in the browser, without a kernel.
 
-Everything is computed beforehand and travels with the output: the frames as one sprite image, floor
-plan and landscapes as pictures drawn by the helpers of figures/, paths and plans as numbers that a
-short script (player.js and its panels) draws over them. So a slider move costs a few milliseconds,
-and the same output works in JupyterLab, in Colab and in an exported HTML page. Where scripts are
-stripped (GitHub, untrusted notebooks) a sentence points to the film strip above it.
+Frames, floor plan and landscapes travel as pictures, paths and plans as numbers that a script draws
+over them. Where scripts are stripped a sentence points to the film strip above it.
 """
 
 from __future__ import annotations
@@ -29,8 +26,7 @@ from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
 from hjepa_lib.figures.data import frame_rgb
 from hjepa_lib.figures.style import styled
-from hjepa_lib.widgets.scene import Scene
-from hjepa_lib.widgets.story import UNITS, Maps, Story
+from hjepa_lib.widgets.story import UNITS, Maps, Scene, Story
 from hjepa_lib.worlds.layout import SIZE
 
 EDGE = (-0.5, SIZE - 0.5)  # px shown of the room, as in `primitives.show_room`
@@ -71,7 +67,7 @@ def player(*stories: Story, scale: float = 1.0) -> Player:
     page = _PAGE.substitute(
         css=_part("player.css"),
         script=_script(),
-        data=data.replace("</", "<\\/"),
+        data=data.replace("<", "\\u003c"),  # so that no title ends or opens a script (S10)
         note=html.escape(_NOTE),
     )
     return Player(page)

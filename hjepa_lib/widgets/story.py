@@ -1,15 +1,16 @@
-"""A story: one rolled-out trial with everything that its planner saw, imagined and chose.
+"""A scene, and its story: one rolled-out trial with all that its planner saw, imagined and chose.
 
-Played live from a scene, or recalled from a stored result, where positions, actions and plans are
-those of the evaluation and only what was not stored (latents, landscapes, open-loop predictions) is
-computed again from them. Lengths are px, (x, y) with y down; S steps, R planning calls.
+Played live, or recalled from a stored result, where only what was not stored (latents, landscapes,
+open-loop predictions) is computed again. Lengths are px, (x, y) with y down; S steps, R planning
+calls.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,13 +20,14 @@ from torch import Tensor
 from hjepa_lib.config import PlanningConfig
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
 from hjepa_lib.evaluation.results import Result
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.planning.agent import P1_CAP, Agent
-from hjepa_lib.widgets.scene import Scene, SceneError, trials_of
 from hjepa_lib.worlds.gym_env import SUCCESS_PX
-from hjepa_lib.worlds.layout import HIGH, LOW
+from hjepa_lib.worlds.layout import DOOR_RANGE, HIGH, LOW, WALL_RANGE, Layout
 from hjepa_lib.worlds.oracle import oracle_length
-from hjepa_lib.worlds.rendering import render
-from hjepa_lib.worlds.two_rooms import inside
+from hjepa_lib.worlds.rendering import render, render_walls
+from hjepa_lib.worlds.trials import Trials, content_hash
+from hjepa_lib.worlds.two_rooms import inside, sample_start_goal
 
 AHEAD = 16  # steps of the open-loop prediction
 COMPANIONS = 3  # other tasks in a batch whose sub-goals are shuffled
@@ -33,6 +35,78 @@ UNITS = {"latent": "latent cost", "distance": "distance (steps)"}
 _AXIS = torch.arange(LOW + 1, HIGH)  # places of the landscape and of the latent map, px
 
 
+# --- scenes -----------------------------------------------------------------------------------
+class Scene(NamedTuple):
+    """One task: places in px, the wall's column and the door's row."""
+
+    start: tuple[float, float]
+    goal: tuple[float, float]
+    wall_x: int
+    door_y: int
+
+    @property
+    def layout(self) -> Layout:
+        """The one room of this scene."""
+        return Layout.of([[self.wall_x, self.door_y]])
+
+    @property
+    def room(self) -> np.ndarray:
+        """Its rendered walls (Hpx, Wpx), the background of every figure."""
+        return render_walls(self.layout)[0].numpy()
+
+
+def scene_of(trials: Trials, trial: int) -> Scene:
+    """One of the stored trials as a scene; WorkbookError when there is no such trial."""
+    _check_trial(trials.name, trials.count, trial)
+    wall_x, door_y = trials.layout.pairs()[trial].tolist()
+    places = (tuple(column[trial].tolist()) for column in (trials.start, trials.goal))
+    return Scene(*places, round(wall_x), round(door_y))
+
+
+def _check_trial(name: str, count: int, trial: int) -> None:
+    if not 0 <= trial < count:
+        raise WorkbookError(f"{name} has trials 0 to {count - 1}, {trial} was asked for")
+
+
+def checked_scene(scene: Scene) -> Scene:
+    """`scene` itself; WorkbookError in one sentence when the dot cannot be where it says."""
+    for name, value, (low, high) in (
+        ("wall", scene.wall_x, WALL_RANGE),
+        ("door", scene.door_y, DOOR_RANGE),
+    ):
+        if not low <= value <= high:
+            raise WorkbookError(
+                f"the {name} is at {value}, but must be between {low} and {high} px"
+            )
+    for name, place in (("start", scene.start), ("goal", scene.goal)):
+        where = f"the {name} ({place[0]:g}, {place[1]:g})"
+        if not all(math.isfinite(value) and LOW < value < HIGH for value in place):
+            raise WorkbookError(
+                f"{where} is outside the rooms: x and y must be between {LOW:g} and {HIGH:g} px"
+            )
+        if not bool(inside(torch.tensor([place]), scene.layout)):
+            raise WorkbookError(
+                f"{where} is in the wall: move it left or right of x = {scene.wall_x}, "
+                f"or into the door around y = {scene.door_y}"
+            )
+    return scene
+
+
+def trials_of(scene: Scene, companions: int = 0, seed: int = 0, row: int = 0) -> Trials:
+    """The scene, followed by `companions` random tasks in the same room.
+
+    `row` is the scene's number in a trial file: it meets the noise that it meets there.
+    """
+    checked_scene(scene)
+    count = 1 + companions
+    layout = Layout.of([[scene.wall_x, scene.door_y]] * count)
+    start, goal = sample_start_goal(layout, "medium", torch.Generator().manual_seed(seed))
+    start[0], goal[0] = torch.tensor([scene.start, scene.goal])
+    rows = tuple(range(row, row + count))
+    return Trials(start, goal, layout, "scene", content_hash(start, goal, layout), rows=rows)
+
+
+# --- stories ----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Maps:
     """The room for one goal: cost of every place, and where places lie in the latent plane."""
@@ -78,10 +152,10 @@ class Story:
 
     @property
     def outcome(self) -> str:
-        """One line: when it arrived and how far it went, or how far it stayed away."""
+        """One line: when it arrived and how far it went, or how long the way still is (N8)."""
         travelled = np.linalg.norm(np.diff(self.positions, axis=0), axis=-1).sum()
         if self.reached is None:
-            return f"missed the goal by {self.gap[-1]:.1f} px in {self.steps} steps"
+            return f"missed the goal in {self.steps} steps: {self.way[-1]:.1f} px of way left"
         return (
             f"reached the goal at step {self.reached}: {travelled:.0f} px, "
             f"the shortest way is {self.way[0]:.0f} px"
@@ -101,17 +175,17 @@ def play(
     steps: int = 200,
     dynamics: str = "bounce",
     title: str = "",
-    shuffled: bool = False,
     row: int = 0,
 ) -> Story:
-    """Roll the scene out now; a second or so. SceneError or ConfigError before anything is played.
+    """Roll the scene out now; a second or so. WorkbookError before anything is played.
 
-    `shuffled`: plan a few other tasks of the same room beside it, so that the control `shuffle` has
-    sub-goals to hand around. `row` is the trial's number in its file: the story meets the noise of
-    the stored result.
+    `row` is the trial's number in its file: the story meets the noise of the stored result. A few
+    other tasks of the same room are planned beside it for the control `shuffle`, which hands their
+    sub-goals around; they change nothing else (I13).
     """
     planning = planning or agent.planning
     cap = planning.action_cap or P1_CAP
+    shuffled = method != "flat" and planning.hierarchy.control == "shuffle"
     task = trials_of(scene, COMPANIONS if shuffled else 0, row=row)
     policy = LatentPolicy(agent, method, dataclasses.replace(planning, action_cap=cap))
     outcome = run_episodes(policy, task, dynamics, steps, cap, agent.seed)
@@ -126,20 +200,15 @@ def play(
 def recall(agent: Agent, result: Result, trial: int) -> Story:
     """One trial of a stored result, as it happened; candidates are stored for the first few only.
 
-    SceneError when the result has no such trial.
+    WorkbookError when the result has no such trial.
     """
     arrays, method, cost = result.arrays, result.header["method"], result.header["cost"]
-    count = len(arrays["positions"])
-    if not 0 <= trial < count:
-        raise SceneError(f"this result has trials 0 to {count - 1}, {trial} was asked for")
-    wall_x, door_y = arrays["layout"][trial].tolist()
+    _check_trial("this result", len(arrays["positions"]), trial)
     positions = arrays["positions"][trial]
-    scene = Scene(
-        tuple(positions[0].tolist()),
-        tuple(arrays["goal"][trial].tolist()),
-        int(wall_x),
-        int(door_y),
+    start, goal, room = (
+        column.tolist() for column in (positions[0], arrays["goal"][trial], arrays["layout"][trial])
     )
+    scene = Scene(tuple(start), tuple(goal), *map(int, room))
     seen = {
         name.removeprefix("plan_"): values[trial]
         for name, values in arrays.items()

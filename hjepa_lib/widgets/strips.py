@@ -1,7 +1,4 @@
-"""The content of a player as a static figure: moments of a story from left to right.
-
-It stands before every widget, so that a headless run, GitHub and an exported page show the same.
-"""
+"""The content of a player as a static figure, for readers without scripts: moments of a story."""
 
 from __future__ import annotations
 
@@ -15,8 +12,7 @@ from hjepa_lib.figures import style
 from hjepa_lib.figures.data import frame_rgb
 from hjepa_lib.figures.style import styled
 from hjepa_lib.widgets.player import ARROW, draw_landscape, pair_colours
-from hjepa_lib.widgets.scene import Scene
-from hjepa_lib.widgets.story import UNITS, Story
+from hjepa_lib.widgets.story import UNITS, Scene, Story
 
 _SIZE = 1.75  # inches of a panel
 
@@ -115,7 +111,7 @@ def draw_plan(axis: Axes, story: Story, step: int, colour: str = "") -> None:
         look = {"arrowstyle": "-|>", "color": style.GOAL, "linewidth": 1.2, "shrinkA": 0}
         axis.annotate("", end, story.positions[step], arrowprops={**look, "shrinkB": 0}, zorder=7)
     _ends(axis, story)
-    _here(axis, story, step, colour)
+    _here(axis, story.positions[step], colour)
 
 
 def _landscape(axis: Axes, story: Story, step: int) -> None:
@@ -123,7 +119,7 @@ def _landscape(axis: Axes, story: Story, step: int) -> None:
     draw_landscape(axis, story.maps, name, story.scene)
     axis.plot(*story.positions[: step + 1].T, color=style.PAPER, linewidth=1, zorder=4)
     _ends(axis, story)
-    _here(axis, story, step, style.colour(story.method))
+    _here(axis, story.positions[step], style.colour(story.method))
 
 
 def _ahead(axis: Axes, story: Story, step: int) -> None:
@@ -138,7 +134,7 @@ def _ahead(axis: Axes, story: Story, step: int) -> None:
         path = np.vstack([truth[0], guess])
         axis.plot(*path.T, ".-", color=colour, linewidth=0.9, ms=2.5, zorder=5)
     _ends(axis, story)
-    _here(axis, story, step, style.INK)
+    _here(axis, story.positions[step], style.INK)
 
 
 def _plane(axis: Axes, story: Story, step: int) -> None:
@@ -154,9 +150,7 @@ def _plane(axis: Axes, story: Story, step: int) -> None:
     if "plan" in latents:
         axis.plot(*latents["plan"][call].T, color=style.INK, linewidth=1.2, zorder=5)
     style.mark_goal(axis, latents["goal"], size=26)
-    axis.scatter(
-        *latents["path"][step], s=22, color=colour, edgecolor=style.PAPER, lw=0.7, zorder=8
-    )
+    _here(axis, latents["path"][step], colour)
     axis.set(xticks=[], yticks=[], aspect="equal")
     axis.spines[:].set_visible(False)
 
@@ -186,9 +180,5 @@ def _ends(axis: Axes, story: Story) -> None:
     style.mark_goal(axis, np.array(story.scene.goal), size=26)
 
 
-def _here(axis: Axes, story: Story, step: int, colour: str) -> None:
-    axis.scatter(*story.positions[step], **_dot(colour))
-
-
-def _dot(colour: str) -> dict:
-    return {"s": 22, "color": colour, "edgecolor": style.PAPER, "lw": 0.7, "zorder": 8}
+def _here(axis: Axes, place: np.ndarray, colour: str) -> None:
+    axis.scatter(*place, s=22, color=colour, edgecolor=style.PAPER, lw=0.7, zorder=8)
