@@ -311,7 +311,7 @@ def steps_logged(ws, stage, key):
 
 
 def test_the_log_cadences_are_settings(tmp_path):
-    """TRAIN-2, MOD-11, TINY_GRID-5: 20, 100 and 10 updates by default; each acts where it says."""
+    """TRAIN-2, MOD-11, GRID-5: 20, 100 and 10 updates by default; each acts where it says."""
     full = profile("full").pixels
     assert (full.log_every, full.reward.log_every, full.grid.log_every) == (20, 100, 10)
     grid = {f"pixels.grid.{key}": value for key, value in TINY_GRID.items()}
