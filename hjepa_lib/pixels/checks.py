@@ -21,12 +21,9 @@ from sklearn.manifold import TSNE
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.pixels.transitions import Transitions
 
-SAMPLES = 1_000
-"""Transitions of each part that are looked at, at most."""
-LEVEL = 0.05
-"""A smaller p-value is flagged by the rule `tests`."""
-LIMITS = {"mean": 0.1, "std": 0.2}
-"""Relative differences above these are flagged by the rule `moments`."""
+SAMPLES = 1_000  # transitions of each part that are looked at, at most
+LEVEL = 0.05  # a smaller p-value is flagged by the rule `tests`
+LIMITS = {"mean": 0.1, "std": 0.2}  # larger relative differences are flagged by `moments`
 RULES = ("tests", "moments")
 _LEAST_ANDERSON = 25
 

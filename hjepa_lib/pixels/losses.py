@@ -25,10 +25,10 @@ MOST = {"projection": 10.0, "covariance": 100.0, "term": 100.0}
 
 
 class Regularisation(NamedTuple):
-    """The scalar to add to a loss (before `weight`), and its unweighted parts by name."""
+    """What is added to a loss, before `weight`."""
 
     total: Tensor
-    terms: dict[str, Tensor]
+    terms: dict[str, Tensor]  # unweighted
 
 
 class BatchTerms(NamedTuple):

@@ -15,16 +15,11 @@ import numpy as np
 from gymnasium import spaces
 
 DRIFT_ID, PUSH_ID = "hjepa/Drift-v0", "hjepa/Push-v0"
-SIZE = 64
-"""Pixels per side."""
-LOW, HIGH = 6.0, 57.0
-"""Range of positions, px: a dot is always wholly visible."""
-STEP = 4.0
-"""Length of a move, px."""
-GUST_SHARE, GUST = 0.5, 6.0
-"""Share of steps with a gust, and its standard deviation per axis, px."""
-SCALE = 32.0
-"""Distance that costs one unit of Drift's reward, px."""
+SIZE = 64  # pixels per side
+LOW, HIGH = 6.0, 57.0  # range of positions, px: a dot is always wholly visible
+STEP = 4.0  # length of a move, px
+GUST_SHARE, GUST = 0.5, 6.0  # share of steps with a gust; its deviation per axis, px
+SCALE = 32.0  # distance that costs one unit of Drift's reward, px
 ACTIONS = np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)], dtype=np.float64)
 """Direction (x, y) of each action."""
 _DOT, _TARGET, _RADIUS = 255.0, 110.0, 2.0
