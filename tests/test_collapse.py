@@ -16,7 +16,7 @@ import torch
 from tiny import make_store, tiny_config, tiny_data
 
 from hjepa_lib.config import ConfigError, PlanningConfig, profile
-from hjepa_lib.data.recipes import generate, simulate
+from hjepa_lib.data.recipes import generate
 from hjepa_lib.evaluation import horizons, openloop
 from hjepa_lib.evaluation.horizons import Curve
 from hjepa_lib.evaluation.openloop import level1_errors, stay_errors
@@ -31,6 +31,7 @@ from hjepa_lib.workbench import variants
 from hjepa_lib.workbench.rows import pack_solved
 from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.trials import Trials
+from hjepa_lib.worlds.two_rooms import simulate
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "08_planning_collapse.ipynb"
 RNG = np.random.default_rng(5)

@@ -85,6 +85,8 @@ SETTINGS = {one.name: one for one in describe(BASE)}
         ("level1.width.x=3", "unknown setting 'level1.width.x'"),
         ("level4=1", "unknown setting 'level4'"),
         ("level1=1", "'level1' is a section; set one of: load, encoder"),
+        ("data.transitions=0", r"transitions must lie in \[16, 100000000\]"),
+        ("data.recipe=mixture,data.good_fraction=nan", r"good_fraction must lie in \[0, 1\]"),
         ("level1.width", "'level1.width' is not of the form dotted.key=value"),
         ("=3", "is not of the form"),
         ("seed=1,seed=2", "override 'seed' is given twice"),

@@ -1,8 +1,7 @@
 """Settings of the world-model comparison on pixels (notebooks 10-15, seeds 001, 002, 004).
 
-Sizes of networks and losses are those of the seeds. Budgets (episodes, updates), and the learning
-rates that fit so few updates, are the `laptop` profile's; the seeds' own stand in the profile
-`full`.
+Sizes of networks and losses are the seeds'. Budgets, and learning rates that fit so few updates,
+are the `laptop` profile's; the seeds' own stand in the profile `full`.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ from hjepa_lib.config.grids import GridConfig
 from hjepa_lib.config.optim import EpochsConfig, LoadingConfig, PpoConfig
 
 MODELS = ("enc_dec", "enc_dec_jepa", "jepa", "vjepa2")
-"""The four world models of the comparison; frozen, untrained encoders stand beside them
-(`pixelrows.UNTRAINED`)."""
+"""The four world models of the comparison; frozen, untrained encoders stand beside them."""
 
 
 @dataclass(frozen=True)

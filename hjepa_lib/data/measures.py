@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.data.trajectories import Trajectories
+from hjepa_lib.worlds.layout import Layout
 
 PUBLISHED: dict[str, dict[str, float]] = {
     "good": {
@@ -33,6 +34,12 @@ PUBLISHED: dict[str, dict[str, float]] = {
     },
 }
 """`describe` of 512 trajectories made by the public PLDM generator, per recipe (measured)."""
+
+
+def crosses(positions: Tensor, layout: Layout) -> Tensor:
+    """(R,) bool: min x < left face and max x > right face, of positions (R, L, 2)."""
+    x = positions[..., 0]
+    return (x.amin(1) < layout.left) & (x.amax(1) > layout.right)
 
 
 def describe(trajectories: Trajectories, limit: int = 2048) -> dict[str, float]:

@@ -1,12 +1,12 @@
-"""Generated data sets: the published recipes, at exactly the number of transitions asked for.
+"""Generated data: the recipes of PLDM (arXiv 2502.14819) and EB-JEPA (arXiv 2602.03604).
 
-Recipes after PLDM (arXiv 2502.14819) and EB-JEPA (arXiv 2602.03604). Differs: the size is exact
-(whole trajectories plus one truncated last one; the public generator makes multiples of 92,160),
-everything follows from one seed, and `expert` (broken in PLDM) follows the shortest path.
+Differs: the size is exact, everything follows from one seed (sampled by inverse distribution
+functions), and `expert` (broken in PLDM) follows the shortest path.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -14,22 +14,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hjepa_lib.data.motion import random_motion
+from hjepa_lib.data.measures import crosses
 from hjepa_lib.data.trajectories import Trajectories
-from hjepa_lib.files import sha256
+from hjepa_lib.files import WorkbookError, sha256
 from hjepa_lib.worlds.base import World, find_world
-from hjepa_lib.worlds.layout import Layout, layout_set
+from hjepa_lib.worlds.layout import DOOR_HALF, HIGH, LOW, Layout, layout_set
 from hjepa_lib.worlds.oracle import oracle_action
-from hjepa_lib.worlds.two_rooms import DYNAMICS, sample_start_goal, step
+from hjepa_lib.worlds.two_rooms import DYNAMICS, sample_start_goal, simulate, step
 
 SMOOTH, UNIFORM = 5.0, 1e-6
 """von Mises concentration of the heading changes: 1 / 0.2 and 1 / 1e6."""
 SIZES = (634, 1269, 5078, 20312, 81250, 325_000, 1_500_000, 3_000_000)
 """Published data-set sizes, in transitions."""
-EXPERT_STEP = 0.9
-"""Step length of `expert`, px."""
-_CHUNK = 4096
-"""Trajectories simulated at once: their state fits the cache, memory stays flat."""
+EXPERT_STEP = 0.9  # px, step length of `expert`
+_CHUNK = 4096  # trajectories simulated at once: their state fits the cache
+STEP_MEAN, STEP_STD, STEP_LOW, STEP_HIGH = 1.0, 0.4, 0.2, 1.8
+"""Step length in px: normal(mean, std) truncated to [low, high], which is mean +- 2 std."""
+DOOR_STD = 1.4  # px, of the crossing point around the door's centre
+EDGE = 0.01  # px, how far inside the border back-computed starts are clamped
+_NODES = 1 << 16
 
 
 class Recipe(NamedTuple):
@@ -54,12 +57,6 @@ RECIPES = {
 }
 
 
-def crosses(positions: Tensor, layout: Layout) -> Tensor:
-    """(R,) bool: min x < left face and max x > right face, of positions (R, L, 2)."""
-    x = positions[..., 0]
-    return (x.amin(1) < layout.left) & (x.amax(1) > layout.right)
-
-
 def generate(
     recipe: str,
     transitions: int,
@@ -74,15 +71,13 @@ def generate(
 ) -> Trajectories:
     """Exactly `transitions` transitions of a recipe; equal arguments give equal data.
 
-    `layouts` is a name known to `layout_set` or an array (K, 2); each trajectory draws one.
-    `good_fraction` acts in `mixture` only: int(fraction * R) trajectories are good, the rest
-    random. `noise` (px) acts with `bounce` only. `source` "module:Class" names an own world, whose
-    trajectories are free walks in its one layout. Raises `ValueError` for unknown names.
+    `layouts` is a name known to `layout_set` or an array (K, 2); each trajectory draws one. An own
+    world (`source`) is walked freely. `noise` (px) acts with `bounce` only.
     """
-    _check(recipe, transitions, dynamics, good_fraction)
-    rule, world = RECIPES[recipe], find_world(source)
+    world = find_world(source)
+    _check(recipe, dynamics, world is not None, layouts)
+    rule = RECIPES[recipe]
     if world is not None:
-        _check_own(recipe, layouts)
         layouts = np.zeros((1, 2), np.int16)
     per = (rule.keep or rule.states) - 1
     count = math.ceil(transitions / per)
@@ -122,22 +117,14 @@ def generate(
     return Trajectories(positions, actions, lengths, drawn, meta)
 
 
-def _check(recipe: str, transitions: int, dynamics: str, good_fraction: float) -> None:
-    if recipe not in RECIPES:
-        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}; got {recipe!r}")
-    if dynamics not in DYNAMICS:
-        raise ValueError(f"dynamics must be one of {', '.join(DYNAMICS)}; got {dynamics!r}")
-    if transitions < 1:
-        raise ValueError(f"transitions must be at least 1, got {transitions}")
-    if not 0 <= good_fraction <= 1:
-        raise ValueError(f"good_fraction must lie in [0, 1], got {good_fraction}")
-
-
-def _check_own(recipe: str, layouts: str | np.ndarray) -> None:
-    if recipe in ("no_crossing", "expert"):
-        raise ValueError(f"recipe {recipe} needs two rooms; an own world has none")
-    if not isinstance(layouts, str) or layouts != "fixed":
-        raise ValueError("an own world has one layout, so data.layouts must be fixed")
+def _check(recipe: str, dynamics: str, own: bool, layouts: str | np.ndarray) -> None:
+    for name, value, known in (("recipe", recipe, RECIPES), ("dynamics", dynamics, DYNAMICS)):
+        if value not in known:
+            raise WorkbookError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+    if own and recipe in ("no_crossing", "expert"):
+        raise WorkbookError(f"recipe {recipe} needs two rooms; an own world has none")
+    if own and (not isinstance(layouts, str) or layouts != "fixed"):
+        raise WorkbookError("an own world has one layout, so data.layouts must be fixed")
 
 
 class _Chunk(NamedTuple):
@@ -204,21 +191,6 @@ def _walk(
     return _keep(rule, _Chunk(torch.stack(positions, 1), actions, layout), generator)
 
 
-def simulate(
-    start: Tensor,
-    actions: Tensor,
-    layout: Layout,
-    dynamics: str,
-    generator: torch.Generator | None = None,
-    noise: float = 0.5,
-) -> Tensor:
-    """Positions (B, S + 1, 2) px of open-loop actions (B, S, 2) from `start` (B, 2)."""
-    positions = [start]
-    for action in actions.unbind(1):
-        positions.append(step(positions[-1], action, layout, dynamics, generator, noise))
-    return torch.stack(positions, 1)
-
-
 def _expert(
     layout: Layout,
     rule: Recipe,
@@ -252,3 +224,97 @@ def _expert(
         goal = torch.where(reached, new_goal(positions[-1]), goal)
     actions.append(torch.zeros_like(goal))
     return _Chunk(torch.stack(positions, 1), torch.stack(actions, 1), layout)
+
+
+# --- random actions -----------------------------------------------------------------------------
+@functools.lru_cache(maxsize=8)
+def _von_mises_quantiles(kappa: float) -> Tensor:  # (_NODES + 1,)
+    """Angles at evenly spaced probabilities, from the numerically integrated density."""
+    angle = torch.linspace(-math.pi, math.pi, 20_001, dtype=torch.float64)
+    density = torch.exp(kappa * (angle.cos() - 1))
+    cumulative = torch.cat((torch.zeros(1), ((density[1:] + density[:-1]) / 2).cumsum(0)))
+    cumulative = cumulative / cumulative[-1]
+    wanted = torch.linspace(0, 1, _NODES + 1, dtype=torch.float64)
+    right = torch.searchsorted(cumulative, wanted).clamp(1, len(angle) - 1)
+    low, high = cumulative[right - 1], cumulative[right]
+    share = (wanted - low) / (high - low).clamp_min(1e-300)
+    return (angle[right - 1] + share * (angle[right] - angle[right - 1])).float()
+
+
+def von_mises(kappa: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Angles in [-pi, pi] with density proportional to exp(kappa cos angle)."""
+    table = _von_mises_quantiles(kappa)
+    place = torch.rand(shape, generator=generator) * _NODES
+    node = place.long().clamp_max(_NODES - 1)
+    return torch.lerp(table[node], table[node + 1], place - node)
+
+
+def step_lengths(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Step lengths in px, normal(1, 0.4) truncated to [0.2, 1.8]."""
+    edge = math.erf((STEP_HIGH - STEP_MEAN) / STEP_STD / math.sqrt(2))
+    draw = (torch.rand(shape, generator=generator) * 2 - 1) * edge
+    length = STEP_MEAN + STEP_STD * math.sqrt(2) * torch.erfinv(draw)
+    return length.clamp(STEP_LOW, STEP_HIGH)
+
+
+def free_starts(position: Tensor, layout: Layout, generator: torch.Generator) -> Tensor:
+    """`position` (B, 2) px with starts inside the wall body moved to a random side (new x)."""
+    n = len(position)
+    share, side = torch.rand(n, generator=generator), torch.rand(n, generator=generator) < 0.5
+    low, high = LOW + EDGE, HIGH - EDGE
+    left = low + share * (layout.left - EDGE - low)
+    right = layout.right + EDGE + share * (high - layout.right - EDGE)
+    x, y = position.unbind(-1)
+    column = (x >= layout.left) & (x <= layout.right)
+    buried = column & ((y - layout.door_y).abs() > DOOR_HALF)
+    return torch.stack((torch.where(buried, torch.where(side, right, left), x), y), -1)
+
+
+def random_motion(
+    layout: Layout, steps: int, kappa: Tensor, built: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Starts (B, 2) and intended actions (B, steps, 2), px, before any collision.
+
+    `kappa` (B,) holds at most a few distinct values; `built` (B,) bool marks the trajectories
+    constructed to pass the door (walls are ignored in that construction, so fewer really do).
+    """
+    n = layout.batch
+    turn = torch.zeros(n, steps)
+    for value in kappa.unique().tolist():
+        rows = kappa == value
+        turn[rows] = von_mises(value, (int(rows.sum()), steps), generator)
+    walk = turn.cumsum(1)  # (B, steps)
+    crossing_step = torch.randint(steps + 1, (n, 1), generator=generator)
+
+    def uniform(low: float, high: float) -> Tensor:  # (n,)
+        return low + (high - low) * torch.rand(n, generator=generator)
+
+    backward = uniform(0, 2 * math.pi)
+    free = walk - walk[:, :1] + backward[:, None]
+    # Built: both halves leave the door within 45 degrees of the outward normal. Seen forward in
+    # time the first half arrives; half of all trajectories run the other way (heading + pi).
+    reverse = (torch.rand(n, generator=generator) < 0.5).float() * math.pi
+    arrive, leave = (uniform(-math.pi / 4, math.pi / 4) for _ in range(2))
+    after = torch.arange(steps) >= crossing_step  # (B, steps)
+    anchor_leave = walk.gather(1, crossing_step.clamp_max(steps - 1))
+    anchor_arrive = walk.gather(1, (crossing_step - 1).clamp_min(0))
+    through = torch.where(
+        after, walk - anchor_leave + leave[:, None], walk - anchor_arrive + arrive[:, None]
+    )
+    heading = torch.where(built[:, None], through + reverse[:, None], free)
+    length = step_lengths((n, steps), generator)
+    actions = torch.stack((length * heading.cos(), length * heading.sin()), -1)  # (B, steps, 2)
+    anywhere = torch.stack([uniform(LOW + EDGE, HIGH - EDGE) for _ in "xy"], -1)
+    door = _door_point(layout, generator)
+    start = door - (actions * ~after[..., None]).sum(1)
+    start = torch.where(built[:, None], start.clamp(LOW + EDGE, HIGH - EDGE), anywhere)
+    return free_starts(start, layout, generator), actions
+
+
+def _door_point(layout: Layout, generator: torch.Generator) -> Tensor:  # (B, 2)
+    """x uniform between the faces, y normal(door_y, 1.4) truncated to the opening."""
+    share = torch.rand(layout.batch, generator=generator)
+    edge = math.erf(DOOR_HALF / DOOR_STD / math.sqrt(2))
+    draw = (torch.rand(layout.batch, generator=generator) * 2 - 1) * edge
+    y = layout.door_y + DOOR_STD * math.sqrt(2) * torch.erfinv(draw)
+    return torch.stack((layout.left + share * (layout.right - layout.left), y), -1)

@@ -81,6 +81,21 @@ def step(
     return torch.where(hit[:, None], settled, moved)
 
 
+def simulate(
+    start: Tensor,
+    actions: Tensor,
+    layout: Layout,
+    dynamics: str,
+    generator: torch.Generator | None = None,
+    noise: float = 0.5,
+) -> Tensor:
+    """Positions (B, S + 1, 2) px of open-loop actions (B, S, 2) from `start` (B, 2)."""
+    positions = [start]
+    for action in actions.unbind(1):
+        positions.append(step(positions[-1], action, layout, dynamics, generator, noise))
+    return torch.stack(positions, 1)
+
+
 def _first_hit(position: Tensor, action: Tensor, layout: Layout) -> tuple[Tensor, ...]:
     """First line met: time (B,) (> 1 if none), its coordinate (B,), axis (B, 2) bool, lip (B,)."""
     x, y = position.unbind(-1)
