@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.config import DataConfig, PlanningConfig
-from hjepa_lib.data.recipes import STEP_HIGH, STEP_MEAN, random_motion
-from hjepa_lib.data.recipes import RECIPES, SMOOTH
+from hjepa_lib.data.recipes import RECIPES, SMOOTH, STEP_HIGH, STEP_MEAN, random_motion
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.evaluation.horizons import Curve
 from hjepa_lib.files import WorkbookError
