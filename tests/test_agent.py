@@ -134,7 +134,7 @@ def test_scaled_budgets_change_samples_only():
 
 # --- stored agents ----------------------------------------------------------------------------
 def store_agent(agent, folder):
-    checkpoint.save_level1(folder / "l1", agent.level1, agent.normaliser)
+    checkpoint.save_level1(folder / "l1", agent.level1)
     checkpoint.save_distance(folder / "l1", agent.distance)
     checkpoint.save_probe(folder / "l1", agent.probe)
     checkpoint.save_level2(folder / "l2", agent.level2, agent.reach, agent.box)
@@ -154,7 +154,7 @@ def test_a_reloaded_agent_plans_the_same(changes, frames, tmp_path):
     """EB4, EB7, PL5: everything that planning needs is in the two folders; no data set is."""
     agent = make_agent(tiny_config(**changes))
     loaded = load(*store_agent(agent, tmp_path), agent)
-    assert loaded.normaliser == agent.normaliser
+    assert loaded.level1.normaliser == agent.level1.normaliser
     assert loaded.reach == agent.reach
     for method in ("flat", "l1+l2"):
         found, wanted = loaded.plan(*frames, method)[0], agent.plan(*frames, method)[0]

@@ -66,7 +66,7 @@ def side(folder, name, seed=0):
 
 
 def model_of(run):
-    return digest(load_level1(run / "l1")[0])
+    return digest(load_level1(run / "l1"))
 
 
 def test_both_sides_share_level_1_and_write_the_table(write, folder):

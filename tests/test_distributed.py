@@ -159,7 +159,7 @@ def test_torchrun_leaves_the_run_of_one_process(pair, tmp_path, monkeypatch):
     files = [sorted(path.relative_to(run.path) for path in run.path.rglob("*")) for run in runs]
     assert files[0] == files[1]
     assert len(two.records("l1")) == len(one.records("l1")) > 0
-    models = [load_level1(run.path / "l1")[0].state_dict() for run in runs]
+    models = [load_level1(run.path / "l1").state_dict() for run in runs]
     for name, value in models[0].items():
         torch.testing.assert_close(models[1][name], value, rtol=1e-3, atol=1e-5)
     quality = [read_json(run.path / "l1/quality.json")["probe_px_encoder"] for run in runs]

@@ -212,7 +212,7 @@ def test_the_stage_trains_one_after_the_other_and_resumes_to_the_same(
     assert weights[0] == weights[1] != weights[2]
     assert {row["stage"] for row in whole.run.records()} == set(names)
     assert not (whole.run.path / "resume" / names[0]).exists()
-    assert load_level1(whole.run.path / "l1")[0].config == tiny_config(**changes).level1
+    assert load_level1(whole.run.path / "l1").config == tiny_config(**changes).level1
 
 
 def test_the_row_stands_between_its_floors(workspace_of):

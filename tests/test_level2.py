@@ -421,7 +421,7 @@ def test_a_reloaded_agent_plans_the_same(latent, tmp_path):
     """EB4, EB7: the checkpoint alone rebuilds the kind; another one is refused."""
     config = loose_config(level2__latent=latent, level2__levels=[3, 4])
     agent = make_agent(config)
-    checkpoint.save_level1(tmp_path / "l1", agent.level1, agent.normaliser)
+    checkpoint.save_level1(tmp_path / "l1", agent.level1)
     checkpoint.save_probe(tmp_path / "l1", agent.probe)
     checkpoint.save_level2(tmp_path / "l2", agent.level2, agent.reach, agent.box)
     planning = dataclasses.replace(config.planning, cost="latent")

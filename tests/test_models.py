@@ -347,16 +347,16 @@ VARIANTS = [
 def test_checkpoint_round_trip_needs_no_training_code(changes, normaliser, tmp_path):
     """EB4, EB7, PL5: the files rebuild the same function from their own config and normaliser."""
     model = make_level1(tiny_config(**changes)).eval()
-    checkpoint.save_level1(tmp_path, model, normaliser)
+    checkpoint.save_level1(tmp_path, model)
     torch.manual_seed(99)
-    loaded, statistics = checkpoint.load_level1(tmp_path)
-    assert statistics == normaliser
+    loaded = checkpoint.load_level1(tmp_path)
+    assert loaded.normaliser == normaliser
     assert loaded.config == model.config
     assert not loaded.training
     frames, actions = frames_of(2, 4), actions_of(2, 3)
     for found, wanted in zip(loaded(frames, actions), model(frames, actions), strict=True):
         assert torch.equal(found, wanted)
-    checkpoint.save_level1(tmp_path / "again", loaded, statistics)
+    checkpoint.save_level1(tmp_path / "again", loaded)
     for name in ("model.safetensors", "model.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
 
@@ -375,20 +375,20 @@ def test_checkpoint_keys_are_exactly_the_documented_ones(normaliser, tmp_path):
         module.compile(backend="eager")  # in place: a wrapping torch.compile would add a prefix
     model.encode(frames_of(1, 1))
     assert checkpoint.tensors(model).keys() == wanted
-    checkpoint.save_level1(tmp_path, model, normaliser)
+    checkpoint.save_level1(tmp_path, model)
     checkpoint.load_level1(tmp_path)
 
 
 def test_idm_head_is_saved_when_trained_and_absent_when_frozen(normaliser, tmp_path):
     """PL1: trained and reloaded equal, or explicitly frozen random: then in no checkpoint."""
     trained, frozen = make_level1(tiny_config()), make_level1(tiny_config(level1__idm_frozen=True))
-    checkpoint.save_level1(tmp_path / "a", trained, normaliser)
-    loaded, _ = checkpoint.load_level1(tmp_path / "a")
+    checkpoint.save_level1(tmp_path / "a", trained)
+    loaded = checkpoint.load_level1(tmp_path / "a")
     assert digest(loaded.idm) == digest(trained.idm)
     assert all(p.requires_grad for p in trained.idm.parameters())
     assert not any(p.requires_grad for p in frozen.idm.parameters())
     assert not any(key.startswith("idm.") for key in checkpoint.tensors(frozen))
-    checkpoint.save_level1(tmp_path / "b", frozen, normaliser)
+    checkpoint.save_level1(tmp_path / "b", frozen)
     checkpoint.load_level1(tmp_path / "b")
 
 
@@ -400,7 +400,7 @@ def test_an_idm_head_without_weight_is_not_built():
 
 def test_damaged_or_foreign_checkpoints_are_one_sentence(normaliser, tmp_path):
     """Wrong checkpoint for the config, truncated or missing file: FileError that names it."""
-    checkpoint.save_level1(tmp_path, make_level1(tiny_config()), normaliser)
+    checkpoint.save_level1(tmp_path, make_level1(tiny_config()))
     weights, meta = tmp_path / "model.safetensors", tmp_path / "model.json"
     whole, text = weights.read_bytes(), meta.read_text()
 
@@ -446,10 +446,10 @@ def test_what_can_be_computed_is_not_stored(normaliser, tmp_path):
     """Buffers that are not persistent stay out; files of version 0.1 that hold them are read."""
     model = make_level1(tiny_config(level1__encoder="keypoint"))
     assert "encoder.places" not in checkpoint.tensors(model)
-    checkpoint.save_level1(tmp_path, model, normaliser)
+    checkpoint.save_level1(tmp_path, model)
     path = tmp_path / "model.safetensors"
     save_file(load_file(path) | {"encoder.places": torch.zeros(3)}, path)
-    assert torch.equal(checkpoint.load_level1(tmp_path)[0].encoder.places, model.encoder.places)
+    assert torch.equal(checkpoint.load_level1(tmp_path).encoder.places, model.encoder.places)
 
 
 def test_files_of_version_0_1_are_read(tmp_path):

@@ -555,7 +555,7 @@ def test_ridge_probe_reads_a_linear_code_exactly():
 
 def test_probe_speaks_px_and_leaves_the_model_alone(level1, store, normaliser, short_probe):
     before = digest(level1)
-    probe, report = probes.train_probe(level1, normaliser, store, store, seed=0)
+    probe, report = probes.train_probe(level1, store, store, seed=0)
     assert digest(level1) == before
     assert report["probe_px_encoder"] == pytest.approx(
         probes.rmse_px(probe(store.latents.float()), store.positions), rel=1e-5

@@ -149,7 +149,7 @@ def make_agent(config: Config, seed: int = 0) -> Agent:
         model = make_level3(config, seed + 2).eval().requires_grad_(False)
         level3 = TrainedMacro(model, reach, box)
     return Agent(
-        level1, normaliser, probe, head, level2, reach, box, config.planning, config.seed,
+        level1, probe, head, level2, reach, box, config.planning, config.seed,
         "fp32", CPU, level3,
     )  # fmt: skip
 

@@ -127,26 +127,22 @@ def load_weights(path: Path, module: nn.Module) -> None:
 
 
 # --- the models of Two Rooms ------------------------------------------------------------------
-def save_level1(folder: Path, model: Jepa, normaliser: Normaliser, name: str = "model") -> None:
+def save_level1(folder: Path, model: Jepa, name: str = "model") -> None:
     """Level 1 with its normaliser."""
     save_module(
-        folder / name, model, "level1",
-        config=to_dict(model.config), normaliser=normaliser.to_dict(), image=model.frame[1:],
+        folder / name, model, "level1", config=to_dict(model.config),
+        normaliser=model.normaliser.to_dict(), image=model.frame[1:],
     )  # fmt: skip
 
 
-def load_level1(folder: Path, name: str = "model") -> tuple[Jepa, Normaliser]:
-    """The level-1 model and its normaliser."""
+def load_level1(folder: Path, name: str = "model") -> Jepa:
+    """The level-1 model, its normaliser inside."""
 
     def build(meta: dict[str, Any]) -> Jepa:
-        size = meta.get("image", SIZE)
-        return Jepa(from_dict(Level1Config, meta["config"]), normaliser_of(meta), size)
+        config, size = from_dict(Level1Config, meta["config"]), meta.get("image", SIZE)
+        return Jepa(config, Normaliser.from_dict(meta["normaliser"]), size)
 
-    def normaliser_of(meta: dict[str, Any]) -> Normaliser:
-        return Normaliser.from_dict(meta["normaliser"])
-
-    model = load_module(folder / name, "level1", build)
-    return model, normaliser_of(read_meta(folder / name, "level1"))
+    return load_module(folder / name, "level1", build)
 
 
 def save_probe(folder: Path, probe: Probe) -> None:
@@ -195,23 +191,25 @@ class TrainedMacro(NamedTuple):
     box: Tensor | None  # (2, macro_dim) percentile box
 
 
-def save_level2(folder: Path, model: Level2, reach: dict[str, float], box: Tensor | None) -> None:
+def save_level2(
+    folder: Path, model: Level2, reach: dict[str, float], box: Tensor | None, name: str = "model"
+) -> None:
     """Level 2 (or 3); reach and box are what the planner needs besides."""
     save_module(
-        folder / "model", model, "level2",
+        folder / name, model, "level2",
         config=to_dict(model.config), latent_dim=model.latent_dim, action_dim=model.action_dim,
         reach=reach, box=None if box is None else box.tolist(),
     )  # fmt: skip
 
 
-def load_level2(folder: Path) -> TrainedMacro:
+def load_level2(folder: Path, name: str = "model") -> TrainedMacro:
     """Level 2 (or 3)."""
 
     def build(meta: dict[str, Any]) -> Level2:
         config = from_dict(Level2Config, meta["config"])
         return Level2(config, meta["latent_dim"], meta.get("action_dim", 2))
 
-    model = load_module(folder / "model", "level2", build)
-    meta = read_meta(folder / "model", "level2")
+    model = load_module(folder / name, "level2", build)
+    meta = read_meta(folder / name, "level2")
     box = None if meta["box"] is None else torch.tensor(meta["box"])
     return TrainedMacro(model, meta["reach"], box)

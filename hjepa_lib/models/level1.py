@@ -45,7 +45,7 @@ class Jepa(nn.Module):
     ) -> None:
         super().__init__()
         dim, self.action_dim = config.latent_dim, len(normaliser.action_mean)
-        self.config, self.latent_dim = config, dim
+        self.config, self.normaliser, self.latent_dim = config, normaliser, dim
         self.frame = (len(normaliser.pixel_mean), *sides(image_size))  # C, Hpx, Wpx
         self.encoder = build_encoder(config, self.frame[0], image_size)
         self.predictors = nn.ModuleList(

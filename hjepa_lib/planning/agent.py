@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.config import ConfigError, PlanningConfig
-from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.files import FileError, WorkbookError
 from hjepa_lib.models.checkpoint import (
     TrainedMacro,
@@ -39,7 +38,6 @@ class Agent:
     """Models of one training seed; every module is in eval mode on one device."""
 
     level1: Jepa
-    normaliser: Normaliser
     probe: Probe
     distance: Distance | None
     level2: Level2 | None
@@ -197,7 +195,7 @@ def load_agent(
     l3: Path | None = None,
 ) -> Agent:
     """Build the agent from stage folders; FileError names what is missing or does not fit."""
-    level1, normaliser = load_level1(l1)
+    level1 = load_level1(l1)
     probe = load_probe(l1)
     distance = load_distance(l1) if (l1 / "distance.json").exists() else None
     level2, level3 = (_load_macro(folder, l1, level1, device) for folder in (l2, l3))
@@ -206,7 +204,7 @@ def load_agent(
         module.to(device).eval().requires_grad_(False)
     model, reach, box = level2 or (None, {}, None)
     return Agent(
-        level1, normaliser, probe, distance, model, reach, box, planning, seed, precision,
+        level1, probe, distance, model, reach, box, planning, seed, precision,
         torch.device(device), level3,
     )  # fmt: skip
 

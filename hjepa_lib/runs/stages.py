@@ -24,12 +24,11 @@ from hjepa_lib.evaluation.openloop import probe_errors
 from hjepa_lib.files import read_json, write_json
 from hjepa_lib.models.checkpoint import (
     load_level1,
-    load_weights,
+    load_level2,
     save_distance,
     save_level1,
     save_level2,
     save_probe,
-    save_weights,
 )
 from hjepa_lib.models.distance import Distance, LatentGeometry
 from hjepa_lib.models.joint import HJepa
@@ -108,15 +107,15 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     else:
         fit = _level1_fit(ws, model, train, validation, resume)
     yield from ws.follow(fit, "l1")
-    save_level1(folder, model, normaliser, "last")
+    save_level1(folder, model, "last")
     fit.load_best()
     stores = stores_for(ws, model, train, validation)
     yield from _refine(ws, model, *stores)
-    save_level1(folder, model, normaliser)
+    save_level1(folder, model)
     if joint:
-        save_weights(folder / "joint_level2.safetensors", both.level2)
+        save_level2(folder, both.level2, {}, None, "joint_level2")
     model.eval().requires_grad_(False)
-    probe, quality = train_probe(model, normaliser, *stores, seed=config.seed)
+    probe, quality = train_probe(model, *stores, seed=config.seed)
     save_probe(folder, probe)
     held_out = stores[1] is not None
     errors = probe_errors(model, probe, stores[1] if held_out else stores[0])
@@ -176,7 +175,7 @@ def stores_for(
 
 def make_distance_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     """The temporal-distance head, stored beside level 1."""
-    model, _ = load_level1(ws.run.path / "l1")
+    model = load_level1(ws.run.path / "l1")
     model.to(ws.device)
     train, validation, _ = load_data(ws)
     torch.manual_seed(ws.config.seed)
@@ -198,10 +197,10 @@ def make_macro_stage(
     train, validation, _ = load_data(ws)
     torch.manual_seed(ws.config.seed)
     stores = stores_for(ws, level1, train, validation)
-    model = Level2(section, level1.latent_dim, level1.action_dim).to(ws.device)
     if section.train == "joint":
-        load_weights(ws.run.path / "l1" / "joint_level2.safetensors", model)
+        model = load_level2(ws.run.path / "l1", "joint_level2").model.to(ws.device)
     else:
+        model = Level2(section, level1.latent_dim, level1.action_dim).to(ws.device)
         fit = train_level2(
             model, level1, *stores, section, seed=ws.config.seed, precision=ws.precision,
             folder=ws.resume(name),

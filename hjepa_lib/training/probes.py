@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.config import OptimConfig
-from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.models.layers import full_precision
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.probe import Probe
@@ -54,20 +53,18 @@ def fit_ridge(
 
 def train_probe(
     model: Jepa,
-    normaliser: Normaliser,
     train: LatentStore,
     validation: LatentStore | None,
     seed: int,
 ) -> tuple[Probe, dict[str, float]]:
     """The position probe on frozen encodings, and its RMSE (px) on held-out trajectories.
 
-    Where nothing is held out, the error is that of the training data.
-
-    With several layouts the report also says how well a ridge regression reads wall_x and door_y.
+    Where nothing is held out, the error is that of the training data (D2). With several layouts the
+    report also says how well a ridge regression reads wall_x and door_y.
     """
     validation = validation or train
     device = next(model.parameters()).device
-    mean, std = torch.tensor(normaliser.position_mean), torch.tensor(normaliser.position_std)
+    mean, std = map(torch.tensor, (model.normaliser.position_mean, model.normaliser.position_std))
     with torch.random.fork_rng(devices=[]):  # its start must not depend on what was drawn before
         torch.manual_seed(seed)
         probe = Probe(model.latent_dim, mean, std)
