@@ -17,7 +17,6 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
 from hjepa_lib.config import (
-    ConfigError,
     DistanceConfig,
     Level1Config,
     Level2Config,
@@ -25,7 +24,14 @@ from hjepa_lib.config import (
     to_dict,
 )
 from hjepa_lib.data.normaliser import Normaliser
-from hjepa_lib.files import FileError, read_bytes, read_json, write_atomic, write_json
+from hjepa_lib.files import (
+    FileError,
+    WorkbookError,
+    read_bytes,
+    read_json,
+    write_atomic,
+    write_json,
+)
 from hjepa_lib.models.distance import Distance
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import Level2
@@ -54,7 +60,7 @@ def load_module(path: Path, kind: str, build: Callable[[dict[str, Any]], Module]
             module = build(meta)
     except KeyError as error:
         raise FileError(f"{path}.json does not say {error} of its {kind}") from error
-    except ConfigError as error:
+    except WorkbookError as error:
         raise FileError(f"{path}.json does not describe a {kind}: {error}") from error
     load_weights(Path(f"{path}.safetensors"), module)
     return module.eval().requires_grad_(False)

@@ -94,10 +94,10 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     resume, joint = ws.resume("l1"), is_joint(config)
     torch.manual_seed(config.seed)
     if joint:
-        both = HJepa(config, normaliser).to(ws.device)
+        both = HJepa(config, normaliser, train.world.frame_shape[1:]).to(ws.device)
         model, length = both.level1, config.level2.macro_steps * config.level2.step_skip + 1
     else:
-        model = Jepa(config.level1, normaliser).to(ws.device)
+        model = Jepa(config.level1, normaliser, train.world.frame_shape[1:]).to(ws.device)
     # Before the fit is built: building it puts back the weights of an interrupted training.
     yield from _pretrain(ws, model, train, validation)
     if joint:
@@ -295,7 +295,8 @@ def _join_level1(ws: Workspace) -> None:
     """What the other processes of a torchrun do meanwhile: the same updates, nothing written."""
     train, validation, normaliser = load_data(ws)
     torch.manual_seed(ws.config.seed)
-    model = Jepa(ws.config.level1, normaliser).to(ws.device)  # gets process 0's weights in the fit
+    # Its weights become those of process 0 in the fit.
+    model = Jepa(ws.config.level1, normaliser, train.world.frame_shape[1:]).to(ws.device)
     for _ in _level1_fit(ws, model, train, validation, ws.run.path / "resume/l1"):
         pass
 
