@@ -240,7 +240,7 @@ def test_stages_leave_a_complete_run(trained):
     assert not any((trained / "resume").iterdir())  # optimiser state goes away with success
     assert {r["stage"] for r in run.records()} == {"l1", "distance", "l2"}
     quality = json.loads((trained / "l1" / "quality.json").read_text())
-    assert quality.keys() == {"probe_px_encoder", "probe_px_predictor"}
+    assert quality.keys() == {"probe_px_encoder", "probe_px_predictor", "measured_on"}
     reach = json.loads((trained / "l2" / "model.json").read_text())["reach"]
     assert reach.keys() == {"latent", "distance"}
     assert min(reach.values()) > 0
