@@ -32,7 +32,7 @@ def looked(tmp_path_factory):
         patch.setattr(results, "RESAMPLES", 50)
         ws = tiny_workspace(root)
         list(ws.make(studies.look_ahead(ws)))
-        yield ws, studies.stored(ws, studies.look_ahead(ws))
+        yield ws, studies.load_look_ahead(ws)
 
 
 def world(ws, name):

@@ -56,12 +56,6 @@ def _open(name: str, config: Config, root: Path, like: Run | None = None) -> Wor
     return Workspace("study", run)
 
 
-def stored(ws: Workspace, stage: Stage) -> Any:
-    """What a study of this module has found, made here where no run holds it."""
-    (path,) = ws.obtain(stage).glob("*.json")
-    return read_json(path)
-
-
 # --- does looking ahead help to predict rewards? (13) -------------------------------------------
 WORLDS = {"drift": DRIFT_ID, "push": PUSH_ID}
 """Reward of the next state, and the control: the same pictures, a reward of state and action."""
@@ -102,6 +96,13 @@ def look_ahead(ws: Workspace) -> Stage:
     return Stage("lookahead", make_look_ahead, names, folder="pixels/lookahead")
 
 
+def load_look_ahead(ws: Workspace) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the study by world, made here where they are missing; the report shows them."""
+    rows = read_json(ws.obtain(look_ahead(ws)) / "lookahead.json")
+    leave_section(ws.run, "25-lookahead", look_ahead_section(rows))
+    return rows
+
+
 def make_look_ahead(ws: Workspace, folder: Path) -> Iterator[Report]:
     """Rows of `results.reward_comparison` per world; ConfigError if more than the reward differs.
 
@@ -126,7 +127,6 @@ def make_look_ahead(ws: Workspace, folder: Path) -> Iterator[Report]:
                 yield from train(one, f"heads_{name}_s{number}")
     rows = {world: reward_rows(one, STUDIED) for world, one in sides.items()}
     write_json(folder / "lookahead.json", rows)
-    leave_section(ws.run, "25-lookahead", look_ahead_section(rows))
 
 
 # --- what target mode and auxiliary loss do to JEPA's latents (11) ------------------------------
