@@ -241,10 +241,12 @@ def test_rows_hold_what_happened(finished, monkeypatch):
     assert rows["planner.flat.samples"].dropna().tolist() == [4, 8]
     assert (rows["precision"] == "fp32").all()
     assert rows["command"].str.startswith("python -m hjepa_lib experiment").all()
-    assert set(rows["weights.l1"].dropna()) == {"this run", rows["weights.l1"].iloc[-1]}
-    assert rows["weights.l1"].iloc[-1].startswith("little/base-s0-")
+    weights = rows["weights.l1.from"]
+    assert set(weights.dropna()) == {"this run", weights.iloc[-1]}
+    assert weights.iloc[-1].startswith("little/base-s0-")
+    assert rows["weights.l1.key"].dropna().nunique() == 1
     assert rows["data.source"].dropna().unique().tolist() == ["generated"]
-    assert rows["keys"].str.count("=").fillna(0).tolist() == [0, 0, 1, 1, 2, 2, 2]
+    assert rows["weights.l2.key"].notna().tolist() == [False] * 4 + [True] * 3
 
 
 def test_only_what_a_cell_needs_is_trained(make):

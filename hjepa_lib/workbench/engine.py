@@ -271,7 +271,6 @@ def _planned(ws: Workspace, unit: Unit) -> dict[str, Any]:
     result = score.play(ws, agent, case, folder, pictures=False, latency=cell.latency)
     entry = ws.run.manifest["stages"][f"{folder}/{case.name}"]
     return row_of(result, control=cell.control) | {
-        "keys": "+".join(f"{name}={one}" for name, one in unit.keys().items()),
         "minutes": round(entry["seconds"] / 60, 3),
         "revision": entry["revision"],
     }

@@ -19,7 +19,7 @@ from hjepa_lib.config.fields import Checked, choice, number
 from hjepa_lib.evaluation import FLOORS, LEARNED, Case
 from hjepa_lib.files import sha256
 from hjepa_lib.runs import notebooks
-from hjepa_lib.runs.keys import closure, core_stages, key, shaping
+from hjepa_lib.runs.keys import closure, core_stages, shaping
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,6 @@ class Unit:
         apart = ("seed", "device", "tracker", "tracking")
         found = flatten(self.trained)
         return {name: value for name, value in found.items() if name.split(".")[0] not in apart}
-
-    def keys(self) -> dict[str, str]:
-        """The key of each trained stage that the planner reads (runs/keys.py)."""
-        stages = core_stages(self.trained)
-        return {name: key(stages[name], self.trained) for name in self.case.stages}
 
 
 @functools.lru_cache(maxsize=256)
