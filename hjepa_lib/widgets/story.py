@@ -1,8 +1,7 @@
 """A scene, and its story: one rolled-out trial with all that its planner saw, imagined and chose.
 
-Played live, or recalled from a stored result, where only what was not stored (latents, landscapes,
-open-loop predictions) is computed again. Lengths are px, (x, y) with y down; S steps, R planning
-calls.
+Played live, or recalled from a stored result, where only what was not stored is computed again.
+Lengths are px, (x, y) with y down; S steps, R planning calls.
 """
 
 from __future__ import annotations
@@ -265,14 +264,10 @@ def _tell(
     return Story(
         title, method, cost, scene, replan, reached,
         positions=positions[: last + 1], actions=actions[:last], frames=frames[: last + 1],
-        way=oracle_length(states, target, _rooms(scene, len(states)))[: last + 1].numpy(),
+        way=oracle_length(states, target, scene.layout.index([0] * len(states)))[: last + 1].numpy(),
         costs={name: values[: last + 1] for name, values in costs.items()},
         ahead=ahead[:last], maps=maps, latents=drawn, **kept,
     )  # fmt: skip
-
-
-def _rooms(scene: Scene, count: int):
-    return scene.layout.index([0] * count)
 
 
 def _ahead(
@@ -298,7 +293,7 @@ def look(agent: Agent, scene: Scene):
     """(maps of the scene's room and goal, latent of the goal (1, D), projection to the plane)."""
     grid = torch.stack(torch.meshgrid(_AXIS, _AXIS, indexing="xy"), -1)  # (G, G, 2)
     places = grid.flatten(0, 1)
-    free = inside(places, _rooms(scene, len(places)))
+    free = inside(places, scene.layout.index([0] * len(places)))
     frames = render(places[None], scene.layout)[0]
     latents = torch.cat([agent.encode(part) for part in frames.split(1024)])
     goal = agent.encode(render(torch.tensor([scene.goal]), scene.layout))
