@@ -151,7 +151,7 @@ class Story:
 
     @property
     def outcome(self) -> str:
-        """One line: when it arrived and how far it went, or how long the way still is (N8)."""
+        """When it arrived and how far it went, or how long the way still is (N8)."""
         travelled = np.linalg.norm(np.diff(self.positions, axis=0), axis=-1).sum()
         if self.reached is None:
             return f"missed the goal in {self.steps} steps: {self.way[-1]:.1f} px of way left"
@@ -242,7 +242,8 @@ def _tell(
     ahead, frames, latents = _ahead(agent, scene, positions, actions)
     maps, goal, plane = look(agent, scene)
     states = torch.as_tensor(positions, dtype=torch.float32)
-    target = torch.tensor([scene.goal]).expand_as(states)
+    rooms = scene.layout.index([0] * len(states))
+    way = oracle_length(states, torch.tensor([scene.goal]).expand_as(states), rooms)
     costs = {name: _cost(agent, name, latents, goal) for name in maps.costs}
     drawn = {"path": plane(latents)[: last + 1], "goal": plane(goal)[0]}
     # Results without pictures keep the first plan only.
@@ -259,12 +260,11 @@ def _tell(
         for name, key in (("plan", "plan_xy"), ("fan", "fan_xy"), ("macro", "macro_xy"))
         if key in seen
     }
-    if "near" in seen:
-        kept["near"] = seen["near"][:calls].astype(bool)
+    kept |= {"near": seen["near"][:calls].astype(bool)} if "near" in seen else {}
     return Story(
         title, method, cost, scene, replan, reached,
         positions=positions[: last + 1], actions=actions[:last], frames=frames[: last + 1],
-        way=oracle_length(states, target, scene.layout.index([0] * len(states)))[: last + 1].numpy(),
+        way=way[: last + 1].numpy(),
         costs={name: values[: last + 1] for name, values in costs.items()},
         ahead=ahead[:last], maps=maps, latents=drawn, **kept,
     )  # fmt: skip
