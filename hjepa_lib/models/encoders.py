@@ -65,10 +65,7 @@ class ImpalaEncoder(nn.Module):
 
 
 class FastEncoder(nn.Module):
-    """Conv 7x7 stride 4, two convs 3x3 stride 2, then Linear: made for CPUs.
-
-    The first layer divides each side by four, so activations stay in cache.
-    """
+    """Conv 7x7 stride 4, two convs 3x3 stride 2, then Linear: activations stay in a CPU's cache."""
 
     def __init__(
         self, config: Level1Config, channels: int, image_size: Size, latent_dim: int = 0
@@ -95,10 +92,8 @@ class FastEncoder(nn.Module):
 class KeypointEncoder(nn.Module):
     """Where something is instead of what is at each place: per feature map its expected place.
 
-    Spatial softmax (Finn et al. 2016, arXiv 1509.06113): a place costs no weights of its own, so
-    the dot is located where no training frame had it. Conv 7x7 stride 4, conv 3x3, conv 1x1, then
-    one Linear over the 2 * width coordinates. A static part comes from a `fast` encoder of its own:
-    walls are no points.
+    Spatial softmax (arXiv 1509.06113), then one Linear over the 2 * width coordinates; a static
+    part comes from a `fast` encoder of its own: walls are no points.
     """
 
     def __init__(self, config: Level1Config, channels: int, image_size: Size) -> None:

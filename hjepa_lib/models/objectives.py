@@ -11,10 +11,9 @@
 | sim_t | mean (z_t - z_{t-1})^2                            | the same                         |
 | idm   | mean (MLP([z_t; z_{t+1}]) - a_t)^2                | the same, actions normalised     |
 
-Terms take a `Rollout`, so level 2 uses the very same functions on its own time grid. For layouts
-that change there is a seventh, of our own: the first S = `level1.static_dim` components of a latent
-agree between all states of a layout, whatever the dot does, and tell layouts apart. That is VICReg
-(arXiv 2105.04906) with the states of a layout as views:
+Level 2 uses the same functions on its own time grid. A seventh, of our own, for layouts that
+change: the first S = `level1.static_dim` components agree between all states of a layout and tell
+layouts apart, as VICReg (arXiv 2105.04906) with the states of a layout as views:
 
     static = mean (z_s - m)^2 + std(m) + cov(m),   m (G, S) the means over each layout
 

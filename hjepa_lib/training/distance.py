@@ -6,11 +6,9 @@ regression on n-step targets from an EMA copy dbar; with V = -d, and 0 at the go
     target = -(1 - gamma^n) / (1 - gamma) - gamma^n * dbar(s_{t+n}, g)
     loss   = L2_tau(target - V(s_t, g)) + relu(d(s_t, s_{t+k}) - k)^2,  k <= n
 
-`graph`: lengths of shortest paths among recorded states, the idea of search on the replay buffer
-(Eysenbach et al. 2019, arXiv 1906.05253); here paths only teach the head, which has to work in
-layouts without any data. Recorded steps are edges of length 1, and two states whose latents are
-closer than `link` usual steps are joined by an edge as long as their gap: a path goes round a wall
-that no trajectory went through. A step that was blocked leads nowhere, so no path takes it.
+`graph`: lengths of shortest paths among recorded states (search on the replay buffer, Eysenbach et
+al. 2019, arXiv 1906.05253). Recorded steps are edges of length 1; states whose latents are closer
+than `link` usual steps are joined by an edge as long as their gap.
 """
 
 from __future__ import annotations
@@ -77,8 +75,7 @@ def train_distance(
         return sum(found.values()), {name: value.item() for name, value in found.items()}
 
     def validate() -> dict[str, float]:
-        # No key "loss": the bootstrapped target grows while the head gets better, so its loss
-        # cannot choose weights; the calibration against recorded steps is what to look at.
+        # No key "loss": the target grows while the head gets better, so it cannot choose weights.
         report: dict[str, float] = {}
         if slow is not None:
             found = terms(held_out, 4096, step_generator(seed, 0))

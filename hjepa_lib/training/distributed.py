@@ -1,10 +1,7 @@
 """Level 1 on several devices: one process for each, started by torchrun.
 
-Every process draws the whole batch from the same generator and encodes only its own rows, so the
-data order does not depend on the number of processes. The roll-outs are gathered before the loss:
-each process computes all terms of the whole batch, with variances and covariances as one process
-has them. Gathering is differentiable, its backward adds up what every process asks of a row, so
-the mean of the processes' gradients is the gradient of one process. Alone, all of this is nothing.
+Each draws the whole batch and encodes its own rows; the roll-outs are gathered before the loss, so
+that variances, covariances and the mean of the gradients are those of one process.
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.nn.functional import all_gather
 
 from hjepa_lib.config import ConfigError
 from hjepa_lib.data.windows import WindowBatch
@@ -80,6 +76,8 @@ def gather_rollout(rollout: Rollout) -> Rollout:
     """The roll-out of the whole batch, in its order, from those of all processes."""
     if count() == 1:
         return rollout
+    from torch.distributed.nn.functional import all_gather  # not every build of torch has it
+
     online = rollout.targets is rollout.encodings  # else the gradient of one would be lost
     parts = [rollout.encodings, rollout.predictions.transpose(0, 1), rollout.actions]
     parts += [] if online else [rollout.targets]

@@ -111,8 +111,7 @@ def quality(rollout: Rollout, batch: WindowBatch) -> dict[str, float]:
 # --- masked pre-training ----------------------------------------------------------------------
 DECAY = 0.996
 HIDDEN = 256
-LR, WEIGHT_DECAY = 1e-4, 0.05
-"""Of seed 002's stage 1."""
+LR, WEIGHT_DECAY = 1e-4, 0.05  # of seed 002's stage 1
 MASKED_WINDOWS = 32  # of a validation
 
 
@@ -154,13 +153,9 @@ def pretrain_level1(
     """Iterate over the result to train the encoder of `model` in place; see training/loop.py."""
     device = next(model.parameters()).device
     optim = dataclasses.replace(
-        config.optim,
-        updates=config.pretrain_updates,
-        lr=LR,
-        weight_decay=WEIGHT_DECAY,
-        clip=1.0,
+        config.optim, updates=config.pretrain_updates, lr=LR, weight_decay=WEIGHT_DECAY, clip=1.0,
         patience=0,
-    )
+    )  # fmt: skip
     masked = Masked(model).to(device)
     patches = model.encoder.patches.count
 
@@ -191,8 +186,7 @@ def pretrain_level1(
 
 
 # --- refinement -------------------------------------------------------------------------------
-REFINE_STEPS = 3
-"""Steps of the roll-outs in the loss: a wall is met within a few, and each costs a prediction."""
+REFINE_STEPS = 3  # of the roll-outs in the loss: a wall is met within a few
 REFINE_BATCH = 512
 REFINE_WINDOWS = 2048  # of a validation
 
@@ -209,22 +203,17 @@ def refine_predictors(
 ) -> Fit:
     """Iterate to train the predictors of `model` in place, on latents that no longer change.
 
-    The targets stand still and an update is five times cheaper than one of both: sharp walls need
-    that. The loss is the similarity term over the moving part, mean over the ensemble. Learning
-    rate, schedule and clipping are those of `level1.optim`; batch, patience and weight decay are
-    not. TrainingError when no trajectory has `REFINE_STEPS` steps.
+    The loss is the similarity term over the moving part, mean over the ensemble. Learning rate,
+    schedule and clipping are those of `level1.optim`; batch, patience and weight decay are not.
     """
     device, length = next(model.parameters()).device, REFINE_STEPS + 1
     first = store.windows(length)
     if not len(first):
         raise TrainingError(f"refinement needs trajectories of {length} states; these are shorter")
     optim = dataclasses.replace(
-        config.optim,
-        updates=config.refine_updates,
-        batch=REFINE_BATCH,
-        weight_decay=0.0,
+        config.optim, updates=config.refine_updates, batch=REFINE_BATCH, weight_decay=0.0,
         patience=0,
-    )
+    )  # fmt: skip
 
     def error(batch: LatentBatch) -> Tensor:
         latents, actions = batch.latents.to(device), batch.actions.to(device)
