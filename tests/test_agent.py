@@ -184,6 +184,21 @@ def test_levels_that_do_not_fit_are_refused(agent, tmp_path):
         load(l1, l2, agent)
 
 
+def test_a_level_2_of_another_level_1_is_refused(agent, tmp_path):
+    """I3: the same widths do not make one agent of two trainings."""
+    l1, _ = store_agent(agent, tmp_path)
+    other = make_agent(tiny_config(), seed=5)
+    own, foreign = (checkpoint.fingerprint(one.level1) for one in (agent, other))
+    for name, trained_on in (("l2", own), ("foreign/l2", foreign), ("older/l2", "")):
+        checkpoint.save_level2(
+            tmp_path / name, agent.level2, agent.reach, agent.box, level1=trained_on
+        )
+    for name in ("l2", "older/l2"):
+        assert load(l1, tmp_path / name, agent).level2 is not None
+    with pytest.raises(FileError, match=r"level 2 in .*foreign/l2 was trained on another level 1"):
+        load(l1, tmp_path / "foreign/l2", agent)
+
+
 def test_load_a_run_without_its_data(trained, frames, tmp_path, monkeypatch):
     """PL5, README: the latest run or a named one plans without data set and training code."""
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))

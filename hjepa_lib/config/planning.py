@@ -30,8 +30,8 @@ class SearchConfig(Checked):
     lr: float = number(0.3, 0, needs="method=gradient")
     """Step size of Adam."""
     form: str = choice("auto", "auto", "last", "sum", "closest", "last_k", "last_mean")
-    """How per-step costs over the horizon become one number (planning/costs.py); `auto`: `sum` of a
-    cost that counts steps, `closest` approach in the latent cost."""
+    """How per-step costs over the horizon become one number; `auto`: `sum` of a cost that counts
+    steps, `closest` approach in the latent cost."""
     last_k: int = number(3, 1, needs="form=last_k")
     """Steps of `last_k`, counted from the end."""
     mean_weight: float = number(0.2, 0, needs="form=last_mean")

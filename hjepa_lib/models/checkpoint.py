@@ -195,16 +195,24 @@ class TrainedMacro(NamedTuple):
     model: Level2
     reach: dict[str, float]  # typical cost of one macro step per geometry
     box: Tensor | None  # (2, macro_dim) percentile box
+    level1: str = (
+        ""  # fingerprint of the level 1 whose latents it was trained on; "" in older files
+    )
 
 
 def save_level2(
-    folder: Path, model: Level2, reach: dict[str, float], box: Tensor | None, name: str = "model"
+    folder: Path,
+    model: Level2,
+    reach: dict[str, float],
+    box: Tensor | None,
+    name: str = "model",
+    level1: str = "",
 ) -> None:
     """Level 2 (or 3); reach and box are what the planner needs besides."""
     save_module(
         folder / name, model, "level2",
         config=to_dict(model.config), latent_dim=model.latent_dim, action_dim=model.action_dim,
-        reach=reach, box=None if box is None else box.tolist(),
+        reach=reach, box=None if box is None else box.tolist(), level1=level1,
     )  # fmt: skip
 
 
@@ -218,4 +226,4 @@ def load_level2(folder: Path, name: str = "model") -> TrainedMacro:
     model = load_module(folder / name, "level2", build)
     meta = read_meta(folder / name, "level2")
     box = None if meta["box"] is None else torch.tensor(meta["box"])
-    return TrainedMacro(model, meta["reach"], box)
+    return TrainedMacro(model, meta["reach"], box, meta.get("level1", ""))

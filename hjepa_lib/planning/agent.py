@@ -19,6 +19,7 @@ from hjepa_lib.config import ConfigError, PlanningConfig
 from hjepa_lib.files import FileError, WorkbookError
 from hjepa_lib.models.checkpoint import (
     TrainedMacro,
+    fingerprint,
     load_distance,
     load_level1,
     load_level2,
@@ -83,7 +84,7 @@ class Agent:
         tracker = PrimitiveLevel(self.level1, hierarchy.tracker, geometry, cap, level2)
         stack = [(level2, hierarchy.level2, hierarchy.replan, self.reach, self.box)]
         if method == THREE_LEVELS:
-            model, reach, box = self.level3
+            model, reach, box, _ = self.level3
             stack.append((model, planning.level3, planning.level3.replan, reach, box))
         layers = [Layer(tracker)]
         for model, search, replan, reach, box in stack:
@@ -202,7 +203,7 @@ def load_agent(
     modules = [module for module in (level1, probe, distance) if module is not None]
     for module in modules:
         module.to(device).eval().requires_grad_(False)
-    model, reach, box = level2 or (None, {}, None)
+    model, reach, box, _ = level2 or (None, {}, None, "")
     return Agent(
         level1, probe, distance, model, reach, box, planning, seed, precision,
         torch.device(device), level3,
@@ -213,11 +214,15 @@ def _load_macro(folder: Path | None, l1: Path, level1: Jepa, device: str) -> Tra
     """Level 2 or 3, frozen on the device."""
     if folder is None:
         return None
-    model, reach, box = load_level2(folder)
+    model, reach, box, trained_on = load_level2(folder)
     if model.latent_dim != level1.latent_dim:
         raise FileError(
             f"level {folder.name[-1]} in {folder} reads latents of width {model.latent_dim}, "
             f"level 1 in {l1} makes {level1.latent_dim}"
         )
+    if trained_on and trained_on != fingerprint(level1):
+        raise FileError(
+            f"level {folder.name[-1]} in {folder} was trained on another level 1 than that in {l1}"
+        )
     model.to(device).eval().requires_grad_(False)
-    return TrainedMacro(model, reach, None if box is None else box.to(device))
+    return TrainedMacro(model, reach, None if box is None else box.to(device), trained_on)

@@ -23,6 +23,7 @@ from hjepa_lib.evaluation import protocol_cap
 from hjepa_lib.evaluation.openloop import probe_errors
 from hjepa_lib.files import read_json, write_json
 from hjepa_lib.models.checkpoint import (
+    fingerprint,
     load_level1,
     load_level2,
     save_distance,
@@ -210,7 +211,8 @@ def make_macro_stage(
     model.eval().requires_grad_(False)
     geometries = [LatentGeometry(), head]
     reach = {g.name: typical_cost(g, stores[0], section.step_skip) for g in geometries}
-    save_level2(folder, model, reach, macro_box(model, level1, stores[0]))
+    box = macro_box(model, level1, stores[0])
+    save_level2(folder, model, reach, box, level1=fingerprint(level1))
 
 
 # --- trained agents ---------------------------------------------------------------------------
