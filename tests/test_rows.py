@@ -176,7 +176,7 @@ def test_ratio_needs_the_same_seeds_and_trials():
 # --- pairs ------------------------------------------------------------------------------------
 def test_pairs_per_seed_and_over_all():
     two, flat = TWO[TWO["budget"] == 10], FLAT[FLAT["budget"] == 1]
-    pairs = fr.paired(two, flat)
+    pairs = verdict.paired(two, flat)
     assert [pair.seed for pair in pairs] == ["0", "1", "2", "all"]
     for pair in pairs:
         assert pair.difference.estimate == pytest.approx(0.9)
@@ -184,7 +184,7 @@ def test_pairs_per_seed_and_over_all():
         assert pair.test.only_second == 0
     assert [pair.test.only_first for pair in pairs] == [36, 36, 36, 108]
     assert pairs[0].test.p_value == pytest.approx(2 * 0.5**36)
-    table = fr.pair_table({"L1+L2 against flat": pairs})
+    table = verdict.pair_table({"L1+L2 against flat": pairs})
     assert table["seed"].tolist() == ["0", "1", "2", "all"]
     assert (table["difference_low"] <= table["difference"]).all()
 
@@ -193,15 +193,15 @@ def test_pairs_follow_the_trials_not_the_counts():
     """Equal success on different trials is a tie with much evidence, not agreement."""
     one = pd.DataFrame([make_row("a", 0, first(20))])
     two = pd.DataFrame([make_row("b", 0, 1 - first(20))])
-    test = fr.paired(one, two)[-1].test
+    test = verdict.paired(one, two)[-1].test
     assert (test.both, test.only_first, test.only_second, test.neither) == (0, 20, 20, 0)
 
 
 def test_pairs_of_several_points_or_other_trials_are_refused():
     with pytest.raises(WorkbookError, match="compares two points"):
-        fr.paired(FLAT, TWO[TWO["budget"] == 1])
+        verdict.paired(FLAT, TWO[TWO["budget"] == 1])
     with pytest.raises(WorkbookError, match="differ in n"):
-        fr.paired(
+        verdict.paired(
             pd.DataFrame([make_row("a", 0, first(3))]),
             pd.DataFrame([make_row("b", 0, first(3, 24))]),
         )

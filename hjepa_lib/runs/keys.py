@@ -124,3 +124,8 @@ def wanted_stages(config: Config) -> list[Stage]:
 def is_joint(config: Config) -> bool:
     """True when both levels train together."""
     return config.level2.train == "joint" and not config.level2.disable_l2
+
+
+def digest(entry: dict[str, Any]) -> str:
+    """SHA-256 of a stage entry's list of files: equal for equal content."""
+    return sha256(json.dumps(entry["files"], sort_keys=True).encode())

@@ -1,8 +1,4 @@
-"""One run as a page and as a file: `report.html` and `summary.json`, from its folder alone.
-
-The page holds its images and loads nothing; executed chapters stand beside it as HTML. What a wing
-has to say it leaves in the run's `sections/` (`leave_section`), so this module knows no wing.
-"""
+"""One run as a page and as a file; what a wing has to say it leaves in the run's `sections/`."""
 
 from __future__ import annotations
 

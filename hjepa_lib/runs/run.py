@@ -1,15 +1,13 @@
 """Run folders: the contract between notebooks, command line and reports.
 
-One run is one training seed in `outputs/<name>/`. `manifest.json` says how it was made and which
-stages are whole: a stage counts only when its entry, written last, lists its files with sizes and
-SHA-256 and carries its key (keys.py). Nothing here ever deletes another run (PL8).
+One run is one training seed. A stage counts only when its entry in `manifest.json`, written last,
+lists its files with sizes and SHA-256 and carries its key. Nothing here deletes a run (PL8).
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import os
 import shutil
 import time
@@ -27,6 +25,7 @@ from hjepa_lib.files import (
     write_json,
 )
 from hjepa_lib.runs import machine, remote
+from hjepa_lib.runs.keys import digest
 from hjepa_lib.runs.log import MetricsLog, Tracker
 from hjepa_lib.runs.places import (
     RunError,
@@ -267,10 +266,7 @@ class Run:
         self._update(lambda manifest: manifest["stages"].__setitem__(name, entry))
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append {"stage", "step", key: value, ...} to metrics.jsonl, and tell the tracker.
-
-        Raises FileError as `MetricsLog.log` does; the tracker never fails (see log.py).
-        """
+        """Append {"stage", "step", key: value, ...} to metrics.jsonl, and tell the tracker."""
         self.metrics.log(record)
         self.tracker.log(record)
 
@@ -317,11 +313,6 @@ class Run:
     def _describe(self, path: Path) -> dict[str, Any]:
         relative = path.relative_to(self.path).as_posix()
         return {"path": relative, "bytes": path.stat().st_size, "sha256": sha256(path)}
-
-
-def digest(entry: dict[str, Any]) -> str:
-    """SHA-256 of a stage entry's list of files: equal for equal content."""
-    return sha256(json.dumps(entry["files"], sort_keys=True).encode())
 
 
 def _now() -> str:

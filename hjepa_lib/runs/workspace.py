@@ -21,9 +21,9 @@ from hjepa_lib.config import Config, ConfigError, parse_overrides
 from hjepa_lib.config import profile as make_profile
 from hjepa_lib.files import WorkbookError, write_atomic
 from hjepa_lib.runs import machine
-from hjepa_lib.runs.keys import Stage, closure, key
+from hjepa_lib.runs.keys import Stage, closure, digest, key
 from hjepa_lib.runs.places import RunError, list_runs, new_name, outputs_root, pretrained_folder
-from hjepa_lib.runs.run import Run, digest
+from hjepa_lib.runs.run import Run
 from hjepa_lib.training.loop import Fit, Report
 
 LOG_EVERY = 10  # updates between lines of metrics.jsonl

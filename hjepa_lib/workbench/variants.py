@@ -1,10 +1,4 @@
-"""Small trainings beside a run: data sizes, model sizes, epochs, designs of level 2, encoders.
-
-A variant is a run `<run>-variants/<name>-s<seed>-<digest>` with the settings of its run except for
-the ones named here, so it resumes like any run and none is ever deleted. All of a group get the
-same number of updates, so that a small data set is seen more often and not trained less. Results
-are played on validation trials: variants are looked at, nothing is chosen on test trials.
-"""
+"""Small trainings beside a run: data sizes, model sizes, epochs, designs of level 2, encoders."""
 
 from __future__ import annotations
 
@@ -227,10 +221,7 @@ def score(
     folder: str,
     planning: PlanningConfig | None = None,
 ) -> dict[str, Any]:
-    """One result on validation trials as a row, with its outcomes (n,) under `solved`.
-
-    It is a stage of the run in `collapse/<folder>`, so it is played once.
-    """
+    """One result on validation trials as a row, with its outcomes (n,) under `solved`."""
     case = Case.of(ws.config, method, cost, planning=planning, split="validation", trials=trials)
     result = scoring.play(ws, agent, case, f"collapse/{folder}", pictures=False)
     return result.row | {"solved": result.success}

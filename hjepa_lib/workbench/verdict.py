@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from hjepa_lib.evaluation.statistics import Interval, McNemar, bootstrap_difference, mcnemar
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.workbench.rows import (
     POINT,
-    Pair,
     Ratios,
     check_rows,
     compute_ratio,
-    paired,
+    outcomes,
     split_finished,
 )
 
@@ -165,3 +165,50 @@ def _ratio_sentence(rows: pd.DataFrame, cost: str) -> str:
         f"{found.pooled.value:.2g} (95 % interval {found.low:.2g} to {found.high:.2g}; seeds: "
         f"{per_seed})."
     )
+
+
+# --- pairs ------------------------------------------------------------------------------------
+class Pair(NamedTuple):
+    """Two planners on the same trials: difference of success (first - second) and its test."""
+
+    seed: str  # a training seed, or "all"
+    first: float
+    second: float
+    difference: Interval
+    test: McNemar
+
+
+def paired(first: pd.DataFrame, second: pd.DataFrame) -> list[Pair]:
+    """One `Pair` per seed and one over all, which redraws seeds and trials; one point each.
+
+    The exact McNemar test over all counts every seed's trials as its own: a claim that must hold
+    for new trainings has to hold on every seed.
+    """
+    for rows in (first, second):
+        if rows.groupby(list(POINT)).ngroups != 1:
+            raise WorkbookError("a pair compares two points, one budget and one grid value each")
+    check_rows(pd.concat([first.assign(cell="first"), second.assign(cell="second")]))
+    one, two = outcomes(first), outcomes(second)
+    found = []
+    for i, seed in enumerate(sorted(first["seed"])):
+        gap = bootstrap_difference(one[i], two[i], redraw="trials")
+        found.append(Pair(str(seed), one[i].mean(), two[i].mean(), gap, mcnemar(one[i], two[i])))
+    gap = bootstrap_difference(one, two, redraw="both" if len(one) > 1 else "trials")
+    test = mcnemar(one.ravel(), two.ravel())
+    return [*found, Pair("all", one.mean(), two.mean(), gap, test)]
+
+
+def pair_table(pairs: dict[str, list[Pair]]) -> pd.DataFrame:
+    """Pairs by name as a table: rates, difference with interval, only-solved counts, p."""
+    lines = [
+        {"pair": name, "seed": pair.seed, "first": pair.first, "second": pair.second}
+        | {f"difference{end}": getattr(pair.difference, key) for end, key in _ENDS.items()}
+        | {"only_first": pair.test.only_first, "only_second": pair.test.only_second}
+        | {"mcnemar_p": pair.test.p_value}
+        for name, found in pairs.items()
+        for pair in found
+    ]
+    return pd.DataFrame(lines)
+
+
+_ENDS = {"": "estimate", "_low": "low", "_high": "high"}
