@@ -22,7 +22,7 @@ FLOORS = (
 )
 HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}
 LOOSE = {"__init__", "__main__", "files", "readme"}
-NAMED = re.compile(r"hjepa_lib(?:\.\w+)+(?=$|:\w+$)")  # a module, or module:function, as text
+NAMED = re.compile(r"hjepa_lib(?:\.\w+)+(?::\w+)?")  # a module, or module:function, as text
 
 
 def room(path):
