@@ -167,7 +167,7 @@ def test_repeated_set_options_are_all_kept():
 @pytest.mark.parametrize("style", ["_", "-"])
 def test_compare_takes_the_documented_options(style, monkeypatch):
     given = {}
-    fake = types.SimpleNamespace(compare=lambda **options: given.update(options))
+    fake = types.SimpleNamespace(compare=lambda **options: given.update(options) or 0)
     monkeypatch.setitem(sys.modules, "hjepa_lib.workbench.compare", fake)
     monkeypatch.setattr("hjepa_lib.workbench.compare", fake, raising=False)
     options = ["--config_l1", "a.yaml", "--config_l2", "b.yaml", "--output_root", "out"]
@@ -184,8 +184,7 @@ def test_compare_takes_the_documented_options(style, monkeypatch):
         "l2_from_scratch": True,
     }
     assert __main__.main(["compare"]) == 0
-    assert given["config_l1"].is_file()
-    assert given["config_l2"].is_file()
+    assert given["config_l1"] is given["config_l2"] is None  # the shipped ones, where used (C1)
 
 
 def test_trials_writes_a_training_and_an_evaluation_file(tmp_path, capsys):
@@ -240,7 +239,7 @@ def test_sweep_status_follows_the_cells(notebooks, tmp_path, capsys):
     write(notebooks, "01_a", "1 / 0")
     grid.write_text(grid.read_text() + "name: other\n")
     assert __main__.main(["sweep", str(grid)]) == 1
-    assert "ZeroDivisionError" in capsys.readouterr().out
+    assert "ZeroDivisionError" in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize(

@@ -365,6 +365,8 @@ def fields_of(config, prefix=""):
 
 FIELDS = fields_of(BASE)
 SPECIAL = {
+    "planning.hierarchy.replan": [6],  # a multiple of level 1's
+    "planning.level3.replan": [6],
     "tracking.project": ["another"],
     "tracking.entity": ["team"],
     "tracking.run_name_prefix": ["night"],

@@ -87,9 +87,12 @@ def test_every_known_defect_is_named_by_a_test():
 @pytest.mark.parametrize("pattern", [r"\.cuda\(", r"\bprint\(", r"\bglobals\(\)", r"\beval\("])
 def test_the_library_has_no_hard_device_print_or_lookup_by_name(pattern):
     """PL9: no `.cuda()`; house style: no prints below the command line, no eval, no globals."""
-    speaking = {"__main__.py", "pack.py"}  # commands, which talk to people
+    speaking = {"__main__.py", "runs/command.py", "runs/colab.py", "workbench/__init__.py"}
+    speaking |= {"pixels/command.py", "workbench/bench.py"}  # commands, which talk to people
+    # Where inputs come from, and what was not done, is told where a reader sees it.
+    speaking |= {"runs/workspace.py", "runs/run.py", "runs/stages.py", "data/published.py"}
     for path in LIBRARY.rglob("*.py"):
-        if path.name in speaking or path.parent.name == "bench":
+        if path.relative_to(LIBRARY).as_posix() in speaking and pattern == r"\bprint\(":
             continue
         code = re.sub(r'"""[\s\S]*?"""|#.*', "", path.read_text())
         code = code.replace(".eval(", "(")  # nn.Module.eval
