@@ -163,8 +163,8 @@ def test_evaluation_numbers(config, data):
     result = two_stages.evaluate_stage2(world, *parts, config)
     curve = result["per_step"]
     assert len(curve["model"]) == len(curve["copy_last"]) == 6  # 8, or the window's length
-    few = torch.arange(len(parts[1].first))
-    now, action, then = parts[1].windows(few, 6)
+    few = torch.arange(len(parts[1]))
+    now, action, then = parts[1].tensors
     step = (world(now[:, :1], action[:, :1])[:, 0] - then[:, 0]).abs().mean()
     by_hand = two_stages.rollout_errors(world, parts[1], few, 6)
     assert by_hand["model"][0] == pytest.approx(step.item(), rel=1e-4)
@@ -296,7 +296,10 @@ def test_stages_store_what_they_promise(tmp_path):
 
 
 def test_a_foreign_stage_1_claims_nothing(tmp_path):
-    """Its data are compared by their hash; a file that does not say them is of unknown data."""
+    """Its data are compared by their hash; a file that does not say them is of unknown data.
+
+    The file is read by every run, for another one may have got its name since.
+    """
     first = tiny_workspace(tmp_path)
     list(train(first, "vjepa2_stage1_s0"))
     path = first.run.stage_folder("vjepa2_stage1_s0") / f"{FILES['stage1']}.safetensors"

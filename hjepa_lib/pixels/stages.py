@@ -87,10 +87,12 @@ def pixel_stages(config: Config) -> dict[str, Stage]:
             first, reads = STAGE1.format(n), [DATA]
             if not (load or resumed):
                 make = _later("two_stages:make_stage1", number=n)
-                add(first, make, SHAPING["stage1"], DATA)
+                source = bool(pixels.vjepa2.stage1.checkpoint)
+                add(first, make, SHAPING["stage1"], DATA, from_file=source)
                 reads.append(first)
             make = _later("two_stages:make_stage2", number=n)
-            add(one, make, SHAPING[name], *reads, load=load)
+            source = bool(resumed) and not load
+            add(one, make, SHAPING[name], *reads, load=load, from_file=source)
         for kind, names in (("heads", COMPARED), ("decoder", DECODED)):
             for name in names:
                 make = _later(f"makers:make_{kind}", name=name, number=n)

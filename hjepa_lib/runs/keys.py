@@ -33,6 +33,7 @@ class Stage:
     about: Any = None
     recorded: bool = False  # data: the same by key, whatever another machine rounds
     load: str = ""  # the run it is taken from, whatever its key
+    from_file: bool = False  # starts from a file that may change: never taken from another run
 
 
 def shaping(stage: Stage, config: Config) -> dict[str, Any]:
