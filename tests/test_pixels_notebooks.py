@@ -86,7 +86,7 @@ def test_it_leaves_summary_and_report(finished):
 def test_its_comparison_is_valid(finished):
     """Rules 1-6, F12, F15: every model beside its floors, over all seeds, one set of data."""
     run, _ = finished
-    found = read_json(run.path / "pixels/comparison.json")
+    found = read_json(run.path / "pixels/comparison/comparison.json")
     assert {*MODELS, "random"} <= found["models"].keys()
     assert found["seeds"] == list(range(run.config.pixels.seeds))
     table = read_json(run.path / "summary.json")

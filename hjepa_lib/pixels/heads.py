@@ -35,10 +35,6 @@ LEAST_DEVIATION = 1e-5  # a feature that varies less is constant: it is centred,
 NOT_APPLICABLE = "not applicable: this model has no imagined latent"
 
 
-class WorkbookError(WorkbookError):
-    """The inputs of a reward head do not fit it."""
-
-
 # --- the module -------------------------------------------------------------------------------
 def head_inputs(latent: Tensor, action: Tensor, imagined: Tensor | None = None) -> Tensor:
     """[z_t (B, D), imagined z_{t+1} (B, D) if given, embedded action (B, 32)], detached."""

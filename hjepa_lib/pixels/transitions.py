@@ -30,10 +30,6 @@ _ARRAYS = {
 }  # fmt: skip
 
 
-class WorkbookError(WorkbookError):
-    """Transitions have a wrong shape, are not finite, or cannot be cut as asked."""
-
-
 class TransitionBatch(NamedTuple):
     """B transitions."""
 
