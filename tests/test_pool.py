@@ -23,7 +23,7 @@ from hjepa_lib.workbench import engine, pool
 from hjepa_lib.workbench.schema import read_experiment
 
 HERE = Path(__file__).resolve().parent
-PATIENCE = 600  # seconds before a test gives up waiting; none waits that long on purpose
+PATIENCE = 90  # seconds before a test gives up waiting; none waits that long on purpose
 TREE = {
     "base": {"profile": "smoke", "device": "cpu", "precision": "fp32", "level1": {"width": 8}},
     "grid": {"planning.flat.horizon": [4, 8]},
@@ -32,10 +32,13 @@ TREE = {
 }
 # Workers that only run toy notebooks look for them where the test put them.
 PRELOAD = """
+import os
 from pathlib import Path
 from hjepa_lib.runs import notebooks
-select = notebooks.select_notebooks
-notebooks.select_notebooks = lambda text: select(text, Path(__file__).with_name("notebooks"))
+here = Path(os.environ["HJEPA_OUTPUTS"]).with_name("notebooks")
+if not hasattr(notebooks, "everywhere"):  # a worker may load this file twice
+    notebooks.everywhere = notebooks.select_notebooks
+    notebooks.select_notebooks = lambda text: notebooks.everywhere(text, here)
 """
 
 
