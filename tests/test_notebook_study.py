@@ -53,8 +53,6 @@ def test_parameters_and_size_of_cells():
     assert sizes[len(sizes) // 2] <= 15
     assert sum(len(re.findall(r"(?m)^ *def ", cell.source)) for cell in code) <= 2
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
-    other = nbformat.read(ROOT / "notebooks" / "04_plan_mppi.ipynb", 4).cells
-    assert code[0].source == next(cell for cell in other if cell.cell_type == "code").source
 
 
 def test_it_reads_like_a_chapter():
@@ -98,13 +96,14 @@ def test_every_part_of_the_study_is_there(done, root):
         "test": [3], "validation": [3]
     }  # fmt: skip
     assert set(table["control"].dropna()) == set(done["changes"])
-    assert table["replan"].dropna().tolist() == [4, 32]
     assert set(table["design"].dropna()) == {"4", "8", "prior z", "learned"}
     # a clip of 0 is none, and the swept planners are what their rows say
     control = table[table["cell"] == "control-no-clip-latent"].iloc[0]
     assert control["planner.hierarchy.clip"] == 0
-    stale = table[table["replan"] == 32].iloc[0]
-    assert stale["planner.hierarchy.replan"] == 32
+    stale = table[table["cell"].str.startswith("replan-")].set_index("cell")
+    assert stale["planner.hierarchy.replan"].to_dict() == {
+        "replan-4-latent": 4, "replan-32-latent": 32
+    }  # fmt: skip
     figures = {path.stem for path in (root / "trained" / "figures").glob("07_*.png")}
     assert figures >= {
         "07_flops_per_step", "07_seconds_per_step", "07_levers", "07_failures", "07_controls",

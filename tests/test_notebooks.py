@@ -283,7 +283,8 @@ def test_without_level_2(finished):
     runner.run_notebooks(run, NOTEBOOKS[2:], threads=1, say=_quiet)
     runner.finish(run, say=_quiet)
     run.reload()
-    assert run.manifest["notes"]["input_l1"] == "latest run whole"
+    for stage in ("l1", "distance"):  # the same keys with and without level 2
+        assert run.manifest["stages"][stage]["from"] == "whole"
     headers = [one.header for one in load_results(run.path / "results")]
     methods = {(header["method"], header["cost"]) for header in headers}
     assert methods == {*FLOORS, ("flat", "latent"), ("flat", "distance")}
@@ -311,7 +312,8 @@ def test_planning_collapse_runs_after_the_others(finished, root):
     assert {path.name for path in (run.path / "collapse").glob("*.csv")} == {
         "planning.csv", "variants.csv", "verdicts.csv",
     }  # fmt: skip
-    assert (root / "collapse-copy-variants" / "size-20312-u300" / "manifest.json").is_file()
+    (side,) = (root / "collapse-copy-variants").glob("size-20312-s0-*/manifest.json")
+    assert Run.at(side.parent).config.level1.optim.updates == CONFIG.level1.optim.updates
     assert (root / "latest").read_text() == latest
     text = (run.path / "notebooks" / notebooks[0].name).read_text()
     assert "checks passed" in text
