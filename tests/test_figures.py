@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib._pylab_helpers import Gcf
-from matplotlib.collections import LineCollection
+from matplotlib.collections import LineCollection, QuadMesh
 from PIL import Image
 from sklearn.decomposition import PCA
 
@@ -19,7 +19,6 @@ from hjepa_lib.evaluation.failures import LABELS
 from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.figures import beliefs, data, plans, style, success, training
 from hjepa_lib.figures.style import FigureError
-from hjepa_lib.files import FileError
 from hjepa_lib.workbench.rows import pooled
 from hjepa_lib.worlds.layout import Layout, layout_lists
 from hjepa_lib.worlds.rendering import render
@@ -170,14 +169,11 @@ def test_figures_leave_matplotlib_as_it_was_and_keep_their_style_while_drawing()
         assert style.png(success.success_rows(rows())) == outside
 
 
-def test_save_writes_the_picture_or_raises_one_sentence(tmp_path):
+def test_save_writes_the_picture_and_wraps_its_headline(tmp_path):
     figure = plans.room_paths([ONE], [ROOM], title="a long title " * 4)
     path = style.save(figure, tmp_path / "figures" / "a.png")
-    assert Image.open(path).format == "PNG"
-    assert (pixels(figure)[:, -1] > 245).all() and "\n" in figure.get_suptitle()  # wrapped
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FileError, match="cannot write"):
-        style.save(figure, tmp_path / "file" / "a.png")
+    assert path.read_bytes() == style.png(figure)
+    assert (pixels(figure)[:, -1] > 245).all() and "\n" in figure.get_suptitle()
 
 
 def test_one_colour_for_each_planner_and_a_hollow_dashed_latent_cost():
@@ -190,7 +186,7 @@ def test_one_colour_for_each_planner_and_a_hollow_dashed_latent_cost():
     assert (distance["ls"], distance["mfc"]) == ("-", style.BLUE)
 
 
-ONE, TWO, FIVE = np.ones((5, 2)), np.ones((4, 2)), np.arange(5)
+ONE, TWO = np.ones((5, 2)), np.ones((4, 2))
 BAD = {
     "frames in 0..255 as floats": (data.frame_rgb, [frames() * 1.0], "frames must be"),
     "normalised frames": (data.frame_rgb, [frames() / 255 - 0.5], "frames must be"),
@@ -198,34 +194,15 @@ BAD = {
     "frames of NaN": (data.frame_rgb, [np.full((2, 8, 8), np.nan)], "frames must be"),
     "four channels": (data.frame_rgb, [np.zeros((4, 8, 8), np.uint8)], "frames must be"),
     "a drawn frame in 0..255": (data.frame_rgb, [255 * np.ones((1, 8, 8)), True], "frames must"),
-    "rows of other lengths": (data.frame_grid, [[frames(2), frames(1)]], "equal length"),
-    "no frame": (data.frame_grid, [[]], "at least one frame"),
     "an unknown term": (training.loss_curves, [[{"step": 1, "sim": 1}], ["idm"]], "'idm'"),
-    "a goal of three": (plans.film_strip, [ONE, [1, 2, 3], ROOM], r"goal must have shape \(2\)"),
-    "a path of one axis": (plans.room_paths, [[FIVE], [ROOM]], "a path must have shape"),
-    "fewer predictions": (training.probe_scatter, [ONE, TWO], "predicted must have shape"),
-    "no band": (training.error_by_horizon, [{}], "at least one band"),
-    "a turned landscape": (
-        data.cost_landscape, [{"latent": TWO}, FIVE, FIVE, GOAL, ROOM], "latent must have shape"
-    ),
-    "too many starts": (
-        beliefs.proposals, [np.ones((25, 2)), np.ones((25, 3, 2)), [ROOM] * 25], "at most 24"
-    ),
-    "other pairs": (beliefs.cost_geometry, [FIVE, {}, FIVE[:3]], "other_room must have"),
-    "other doors": (beliefs.layout_calibration, [FIVE, FIVE, FIVE[:3], ONE], "through_door must"),
     "no row": (success.success_rows, [[]], "at least one row"),
-    "no group": (success.success_against, [{}, "x"], "at least one row"),
-    "an empty group": (success.success_against, [{"a": []}, "x"], "at least one row"),
     "no such column": (success.success_against, [{"a": rows()}, "depth"], "no column 'depth'"),
     "free compute": (
         success.success_against,
         [{"a": rows(flops_per_step=0.0)}, "flops_per_step"],
         "compute above 0",
     ),
-    "other variants": (success.designs, [{"a": {}}, {"b": []}], "the same variants"),
-    "half the shares": (success.failure_bars, [pd.DataFrame({"solved": [0.5]})], "sum to one"),
-    "no pair": (success.pair_differences, [pd.DataFrame({"seed": []})], "no pair"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", BAD)
@@ -280,15 +257,15 @@ def test_cost_landscape_puts_each_value_at_its_place_and_keeps_holes():
     values[1, 2] = np.nan
     figure = data.cost_landscape({"latent": values, "distance": values}, x, y, GOAL, ROOM)
     axis = next(axis for axis in figure.axes if axis.get_title(loc="left") == "distance")
-    room, image = axis.images
-    assert room.get_array().shape == (65, 65)
-    assert tuple(image.get_extent()) == (5, 55, 45, 15)
+    image = next(one for one in axis.collections if isinstance(one, QuadMesh))
+    corners = image.get_coordinates()
+    assert corners[0, 0].tolist() == [5, 15] and corners[-1, -1].tolist() == [55, 45]
     assert image.get_array()[2, 4] == 14 and image.get_array().mask[1, 2]
 
 
 def test_the_visits_lie_where_the_dot_was():
     figure = data.motion(np.ones(5), np.zeros(5), np.array([[10.2, 30.0]] * 3 + [[50, 8]]), ROOM)
-    visits = figure.axes[2].images[1].get_array()
+    visits = figure.axes[2].collections[0].get_array()
     assert visits[30, 10] == 1.5 and visits[8, 50] == 0.5 and visits.count() == 2
 
 
@@ -463,6 +440,7 @@ def test_designs_show_errors_beside_success():
     left, right = figure.axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b"]
     assert points(left)["level 1"][0].tolist() == [2, 4]
+    assert points(left)["level 2"][1].tolist() == pytest.approx([1.08])
     assert points(right)["l1+l2, latent cost"][0].tolist() == [0.5, 0.5]
 
 
@@ -518,11 +496,10 @@ def test_level_2_is_shown_by_its_clock_its_divergence_and_its_proposals():
     clouds = starts[:, None] + RNG.normal(size=(2, 40, 2))
     figure = beliefs.proposals(starts, clouds, [ROOM] * 2, reach=14.4)
     for axis, start, cloud in zip(figure.axes, starts, clouds, strict=True):
-        dots, ring = axis.collections
+        (dots, ring), (circle,) = axis.collections, axis.patches
         assert np.asarray(dots.get_offsets()) == pytest.approx(cloud)
         assert np.asarray(ring.get_offsets()[0]) == pytest.approx(start)
-        circle = axis.lines[-1].get_xydata()
-        assert np.linalg.norm(circle - start, axis=1) == pytest.approx(14.4)
+        assert (circle.center, circle.radius) == (pytest.approx(start), 14.4)
 
 
 def test_controls_show_success_and_deviation_and_name_every_curve():

@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 from scipy.stats import spearmanr
 
 from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
-from hjepa_lib.figures.style import FigureError, checked, styled
+from hjepa_lib.figures.style import styled
 from hjepa_lib.figures.success import rows_of_success, tidy
 
 _BINS = 24
@@ -31,8 +33,7 @@ def calibration(
 ) -> Figure:
     """Predicted steps (n,) against the steps recorded between two states of one trajectory (n,).
 
-    A recorded path may be a detour, so a good head lies on the reference for short paths and below
-    it for long ones.
+    A recorded path may be a detour: a good head lies below the reference for long ones.
     """
     groups = {"": {"median, 10-90 % band": (recorded, predicted)}}
     return _calibrations(groups, gamma, {"as recorded": 1.0}, "recorded steps", title)
@@ -50,22 +51,18 @@ def layout_calibration(
 ) -> Figure:
     """Predicted steps (n,) against the true shortest ones (n,), a panel per layout (at most 24).
 
-    `through_door` (n,) marks pairs with the wall between them, `layouts` (n, 2) are rows (wall_x,
-    door_y). `paces` maps the name of a reference to its steps per true step; `names` adds words
-    for a layout. Each panel's title has Spearman's rank correlation of all pairs.
+    `through_door` (n,) bool marks pairs with the wall between them, `layouts` (n, 2) are rows
+    (wall_x, door_y), `names` adds words for one. `paces` maps the name of a reference to its steps
+    per true step. Each panel's title has Spearman's rank correlation of all pairs.
     """
-    shortest = checked(shortest, "shortest", None)
-    predicted = checked(predicted, "predicted", len(shortest))
-    across = checked(through_door, "through_door", len(shortest)).astype(bool)
-    layouts = checked(layouts, "layouts", len(shortest), 2).astype(int)
     groups = {}
     for layout in list(dict.fromkeys(map(tuple, layouts.tolist())))[: style.MOST_PANELS]:
         own = (layouts == layout).all(1)
         rank = spearmanr(shortest[own], predicted[own]).statistic
-        place = ", ".join(
-            filter(None, ["wall {}, door {}".format(*layout), (names or {}).get(layout)])
-        )
-        sides = zip(_SIDES, (own & ~across, own & across), strict=True)
+        place = "wall {:.0f}, door {:.0f}".format(*layout)
+        if layout in (names or {}):
+            place += f", {names[layout]}"
+        sides = zip(_SIDES, (own & ~through_door, own & through_door), strict=True)
         panel = {name: (shortest[rows], predicted[rows]) for name, rows in sides}
         groups[f"{place}\nrank correlation {rank:.2f}"] = panel
     return _calibrations(groups, gamma, paces or {"exact": 1.0}, "true shortest steps", title)
@@ -84,17 +81,15 @@ def _calibrations(
     n steps at a pace count (1 - gamma^n) / (1 - gamma), as the head is trained with a discount.
     """
     width = 3.4 if len(groups) > 1 else 4.4
-    figure, axes = style.grid_of(len(groups), 3, width, -0.5, sharey=True)
-    end = max(
-        float(np.max(true)) for panel in groups.values() for true, _ in panel.values() if len(true)
-    )
-    steps = np.linspace(0, max(end, 1), 100)
+    figure, axes = style.grid_of(len(groups), 3, width, -0.5, title=title, sharey=True)
+    end = max(true.max(initial=1) for panel in groups.values() for true, _ in panel.values())
+    steps = np.linspace(0, end, 100)
     for axis, (name, panel) in zip(axes, groups.items(), strict=True):
         for label, (true, predicted) in panel.items():
             colour = _SIDES.get(label, style.BLUE)
             draw.scatter(axis, true, predicted, color=colour, alpha=0.25)
             if len(true) >= _BINS:
-                _median(axis, np.asarray(true), np.asarray(predicted), label, colour)
+                _median(axis, true, predicted, label, colour)
         for dash, (label, pace) in zip("-:", paces.items(), strict=False):
             n = pace * steps
             ideal = n if gamma == 1 else (1 - gamma**n) / (1 - gamma)
@@ -104,21 +99,16 @@ def _calibrations(
         axis.grid()
     axes[0].set_ylabel("predicted steps")
     axes[0].legend(loc="upper left")
-    style.headline(figure, title)
     return figure
 
 
 def _median(axis: Axes, x: np.ndarray, y: np.ndarray, label: str, colour: str) -> None:
     """Median and 10-90 % band of y in bins of x with 5 values or more."""
-    edges = np.linspace(x.min(), x.max() + 1e-9, _BINS + 1)
-    place = np.digitize(x, edges) - 1
-    full = [k for k in range(_BINS) if (place == k).sum() >= 5]
-    if full:
-        low, middle, high = np.transpose(
-            [np.quantile(y[place == k], [0.1, 0.5, 0.9]) for k in full]
-        )
-        centres = (edges[:-1] + edges[1:])[full] / 2
-        draw.curve(axis, centres, middle, label, colour, (low, high), marker=None, lw=2)
+    edges = np.linspace(x.min(), x.max(), _BINS + 1)
+    bins = pd.Series(y).groupby(np.searchsorted(edges[1:-1], x, "right"))
+    ends = bins.quantile([0.1, 0.5, 0.9]).unstack()[bins.size() >= 5]
+    centres = (edges[:-1] + edges[1:])[ends.index] / 2
+    draw.curve(axis, centres, ends[0.5], label, colour, (ends[0.1], ends[0.9]), marker=None, lw=2)
 
 
 @styled
@@ -130,22 +120,18 @@ def cost_geometry(
 ) -> Figure:
     """Each cost (n,) of a pair of places against the shortest path between them, path (n,) px.
 
-    `other_room` (n,) marks pairs with the wall between them. The number in each panel's title is
-    Spearman's rank correlation: 1 means that the cost orders the pairs as the room does.
+    `other_room` (n,) bool marks pairs with the wall between them. The number in each panel's title
+    is Spearman's rank correlation: 1 means that the cost orders the pairs as the room does.
     """
-    path = checked(path, "path", None)
-    across = checked(other_room, "other_room", len(path)).astype(bool)
-    figure, axes = style.panels(1, len(costs), 3.5, 3.0)
+    figure, axes = style.panels(1, len(costs), 3.5, 3.0, title)
     for axis, (name, values) in zip(axes, costs.items(), strict=True):
-        values = checked(values, name, len(path))
-        for (label, colour), pick in zip(_SIDES.items(), (~across, across), strict=True):
+        for (label, colour), pick in zip(_SIDES.items(), (~other_room, other_room), strict=True):
             draw.scatter(axis, path[pick], values[pick], label=label, color=colour, alpha=0.4)
         rank = spearmanr(path, values).statistic
         axis.set(xlabel="shortest path (px)", ylabel=name, title=f"rank correlation {rank:.2f}")
         axis.set(xlim=(0, None), ylim=(0, None))
         axis.grid()
     draw.legend(figure, axes, "outside upper right", ncols=2, markerscale=2)
-    style.headline(figure, title)
     return figure
 
 
@@ -158,9 +144,8 @@ def macro_grid(
     title: str = "The two clocks",
 ) -> Figure:
     """One window of states (T, 2) px: every state small, every `skip`-th one large and numbered."""
-    positions = checked(positions, "positions", None, 2)
     coarse = positions[::skip]
-    figure, (axis,) = style.panels(1, 1, 5.4, 3.4)
+    figure, (axis,) = style.panels(1, 1, 5.4, 3.4, title)
     draw.show_room(axis, room)
     axis.set_anchor("W")
     draw.path(axis, positions, color=style.BLUE, marker=".", ms=3.5, label="level 1: every step")
@@ -168,21 +153,18 @@ def macro_grid(
     axis.scatter(*coarse.T, label=f"level 2: every {skip} steps", **look)
     for i, place in enumerate(coarse):
         axis.annotate(str(i), place, ha="center", va="center", fontsize=6.5, zorder=7)
-    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    style.headline(figure, title)
+    draw.legend_beside(axis)
     return figure
 
 
 @styled
 def kl_by_dimension(kl: np.ndarray, title: str = "KL by dimension") -> Figure:
     """Mean divergence KL(q || p) in nats of each level-2 latent dimension (Z,), largest first."""
-    kl = np.sort(checked(kl, "kl", None))[::-1]
-    figure, (axis,) = style.panels(1, 1, 4.4, 2.4)
-    axis.bar(np.arange(1, len(kl) + 1), kl, color=style.ORANGE, width=0.7)
+    figure, (axis,) = style.panels(1, 1, 4.4, 2.4, f"{title}: {kl.sum():.2f} nats in all")
+    axis.bar(np.arange(1, len(kl) + 1), np.sort(kl)[::-1], color=style.ORANGE, width=0.7)
     axis.set(xlabel="latent dimension, sorted", ylabel="KL (nats)", ylim=(0, None))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(axis="y")
-    style.headline(figure, f"{title}: {kl.sum():.2f} nats in all")
     return figure
 
 
@@ -195,26 +177,19 @@ def proposals(
     columns: int = 4,
     title: str = "What level 2 proposes",
 ) -> Figure:
-    """Places (n, N, 2) px that level 2 imagines one macro-step ahead of n starts (n, 2).
+    """Places (n, N, 2) px that level 2 imagines one macro-step ahead of starts (n, 2), at most 24.
 
-    `rooms` (n, Hpx, Wpx) are the backgrounds; `reach` px is the longest way the dot can go in one
-    macro-step, drawn as a circle. A place outside it, or behind or inside the wall, is one that
-    level 1 cannot deliver.
+    `rooms` (n, Hpx, Wpx) are the backgrounds; `reach` px, the longest way of one macro-step, is
+    drawn as a circle: level 1 cannot deliver what lies outside it, or behind or inside the wall.
     """
-    starts = checked(starts, "starts", None, 2)
-    clouds = checked(clouds, "clouds", len(starts), None, 2)
-    if len(starts) > style.MOST_PANELS:
-        raise FigureError(f"at most {style.MOST_PANELS} starts fit, got {len(starts)}")
-    figure, axes = style.grid_of(len(starts), columns, 1.8)
-    angle = np.linspace(0, 2 * np.pi, 73)
-    for axis, start, cloud, room in zip(axes, starts, clouds, rooms, strict=True):
+    figure, axes = style.grid_of(min(len(starts), style.MOST_PANELS), columns, 1.8, title=title)
+    for axis, start, cloud, room in zip(axes, starts, clouds, rooms, strict=False):
         draw.show_room(axis, room)
         axis.scatter(*cloud.T, s=9, color=style.SUBGOAL, alpha=0.6, lw=0, zorder=5)
         style.mark_start(axis, start)
         if reach is not None:
-            circle = start + reach * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-            draw.path(axis, circle, color=style.MUTED, ls=":", lw=1)
-    style.headline(figure, title)
+            look = {"fill": False, "edgecolor": style.MUTED, "ls": ":", "lw": 1, "zorder": 4}
+            axis.add_patch(Circle(start, reach, **look))
     return figure
 
 
@@ -228,16 +203,13 @@ def control_effects(
 
     `rows` are rows of success with a `control`; `deviations` maps a control to px by step (S+1,).
     """
-    figure, (left, right) = style.panels(1, 2, 3.9, 2.7)
-    names = [row["control"] for row in rows]
-    rows_of_success(left, tidy(rows), "control", names)
-    shades = dict(zip(names, (style.ORANGE, style.MUTED, style.BLUE, style.PURPLE), strict=False))
-    for name, by_step in deviations.items():
-        by_step = checked(by_step, name, None)
-        draw.curve(right, np.arange(len(by_step)), by_step, name, shades[name])
+    figure, (left, right) = style.panels(1, 2, 3.9, 2.7, title)
+    rows_of_success(left, tidy(rows), "control", [row["control"] for row in rows])
+    shades = (style.ORANGE, style.MUTED, style.BLUE, style.PURPLE)
+    for (name, by_step), shade in zip(deviations.items(), shades, strict=False):
+        draw.curve(right, range(len(by_step)), by_step, name, shade)
     right.set(xlabel="environment step", ylabel="px from the path of 'none'")
     right.set(xlim=(0, None), ylim=(0, None))
     right.grid(axis="y")
-    right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    style.headline(figure, title)
+    draw.legend_beside(right)
     return figure

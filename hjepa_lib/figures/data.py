@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from sklearn.decomposition import PCA
 
 from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
-from hjepa_lib.figures.style import FigureError, as_array, checked, styled
+from hjepa_lib.figures.style import FigureError, as_array, styled
 
 _OVERSHOOT = 16.0  # floats above this are no prediction of [0, 1], but 0..255
 
@@ -26,9 +27,8 @@ _OVERSHOOT = 16.0  # floats above this are no prediction of [0, 1], but 0..255
 def frame_rgb(frames: Any, predicted: bool = False) -> np.ndarray:
     """Frames (..., C, Hpx, Wpx) -> RGB (..., Hpx, Wpx, 3) uint8; C is 1, 2 (dot, walls) or 3.
 
-    uint8 is read as 0..255 and floats as 0..1, always on that scale. Other ranges, such as
-    normalised frames, are refused instead of being clipped to a plausible picture; `predicted`
-    clips what a decoder draws a little outside 0..1.
+    uint8 is read as 0..255 and floats as 0..1. FigureError for other ranges, such as normalised
+    frames; `predicted` clips what a decoder draws a little outside 0..1.
     """
     frames = as_array(frames)
     if frames.ndim < 3 or frames.shape[-3] not in (1, 2, 3):
@@ -49,10 +49,7 @@ def frame_rgb(frames: Any, predicted: bool = False) -> np.ndarray:
 
 
 def room_of(frames: Any) -> np.ndarray:
-    """Rendered frames (..., C, Hpx, Wpx) as backgrounds for `show_room`.
-
-    Of (dot, walls) the walls (..., Hpx, Wpx), otherwise the whole frame as RGB.
-    """
+    """Backgrounds for `show_room`: of frames (dot, walls) the walls, of others the whole as RGB."""
     frames = as_array(frames)
     return frames[..., 1, :, :] if frames.shape[-3] == 2 else frame_rgb(frames)
 
@@ -75,32 +72,27 @@ def frame_grid(
     predicted: bool = True,
 ) -> Figure:
     """Frames (C, Hpx, Wpx) in rows; `columns` above the first row, `labels` left of each row."""
-    width = len(rows[0]) if len(rows) else 0
-    if width == 0 or any(len(row) != width for row in rows):
-        raise FigureError("a grid of frames needs rows of equal length, at least one frame each")
-    figure, axes = style.panels(len(rows), width, size, size)
+    width = len(rows[0])
+    figure, axes = style.panels(len(rows), width, size, size, title)
     heads = [*columns, *[""] * width * len(rows)]
-    for axis, frame, head in zip(axes, (one for row in rows for one in row), heads, strict=False):
+    for axis, frame, head in zip(axes, chain(*rows), heads, strict=False):
         show_frame(axis, frame, head, predicted=predicted)
     for axis, label in zip(axes[::width], labels, strict=False):
         axis.set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
-    style.headline(figure, title)
     return figure
 
 
 def film(frames: Sequence[Any], captions: Sequence[str], scale: int = 2) -> bytes:
     """PNG of frames (C, Hpx, Wpx) side by side under their captions, pixel by pixel."""
     gap, head = 8, 16
-    images = [
-        np.kron(frame_rgb(one, predicted=True), np.ones((scale, scale, 1), np.uint8))
-        for one in frames
-    ]
-    height, width = images[0].shape[:2]
+    images = [Image.fromarray(frame_rgb(one, predicted=True)) for one in frames]
+    images = [ImageOps.scale(one, scale, Image.Resampling.NEAREST) for one in images]
+    width, height = images[0].size
     canvas = Image.new("RGB", (len(images) * (width + gap) + gap, height + head + gap), style.PAPER)
     for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left = gap + number * (width + gap)
         ImageDraw.Draw(canvas).text((left, 2), caption, fill=style.INK)
-        canvas.paste(Image.fromarray(image), (left, head))
+        canvas.paste(image, (left, head))
     buffer = io.BytesIO()
     canvas.save(buffer, "PNG")
     return buffer.getvalue()
@@ -119,26 +111,23 @@ def motion(
 
     The map has a cell for each pixel of the background `room` (Hpx, Wpx).
     """
-    steps, turns = checked(steps, "steps", None), checked(turns, "turns", None)
-    positions = checked(positions, "positions", None, 2)
-    figure, axes = style.panels(1, 3, 2.9, 2.6)
-    names = ("step (px)", "turn (degrees)")
-    for axis, values, name in zip(axes, (steps, turns), names, strict=False):
+    figure, (left, middle, right) = style.panels(1, 3, 2.9, 2.6, title)
+    for axis, values in ((left, steps), (middle, turns)):
         axis.hist(values, bins=60, density=True, color=style.BLUE)
-        axis.set(xlabel=name, yticks=[])
+        axis.set_yticks([])
         axis.spines["left"].set_visible(False)
-    axes[0].set(xlim=(0, None), title=f"steps: mean {steps.mean():.2f}, std {steps.std():.2f} px")
-    axes[1].set(xlim=(-180, 180), xticks=[-180, -90, 0, 90, 180], title="turns between steps")
+    told = f"steps: mean {np.mean(steps):.2f}, std {np.std(steps):.2f} px"
+    left.set(xlabel="step (px)", xlim=(0, None), title=told)
+    middle.set(xlabel="turn (degrees)", xlim=(-180, 180), title="turns between steps")
+    middle.set_xticks([-180, -90, 0, 90, 180])
+    draw.show_room(right, room)
     edges = [np.arange(side + 1) - 0.5 for side in np.shape(room)[:2]]
     visits = np.histogram2d(positions[:, 1], positions[:, 0], bins=edges)[0]
     shown = np.ma.masked_equal(visits, 0) / visits[visits > 0].mean()
-    draw.show_room(axes[2], room)
-    extent = (*edges[1][[0, -1]], *edges[0][[-1, 0]])
-    image = axes[2].imshow(shown, extent=extent, cmap=style.SEQUENTIAL, zorder=1)
-    image.set_clim(0, np.quantile(shown.compressed(), 0.99))
-    draw.colour_bar(figure, image, axes[2], "visits / mean")
-    axes[2].set(title="where it is", anchor="W")
-    style.headline(figure, title)
+    top = np.quantile(shown.compressed(), 0.99)
+    image = right.pcolormesh(*edges[::-1], shown, cmap=style.SEQUENTIAL, vmin=0, vmax=top)
+    draw.colour_bar(figure, image, right, "visits / mean")
+    right.set(title="where it is", anchor="W")
     return figure
 
 
@@ -146,31 +135,29 @@ def motion(
 def layout_lists(lists: Mapping[str, np.ndarray], title: str = "Layouts by list") -> Figure:
     """Walls and doors of named layout lists, each (n, 2) rows (wall_x, door_y) px, in one plane."""
     colours = (style.SKY, style.ORANGE, style.PURPLE, style.GREEN)
-    figure, (axis,) = style.panels(1, 1, 4.6, 3.4)
+    figure, (axis,) = style.panels(1, 1, 4.6, 3.4, title)
     for (name, rows), colour in zip(lists.items(), colours, strict=False):
-        rows = checked(rows, name, None, 2)
-        axis.scatter(*rows.T, s=11, marker="s", lw=0, color=colour, label=f"{name}: {len(rows)}")
+        axis.scatter(
+            *np.transpose(rows), s=11, marker="s", lw=0, color=colour, label=f"{name}: {len(rows)}"
+        )
     axis.set(xlabel="wall_x (px)", ylabel="door_y (px)")
     axis.invert_yaxis()
-    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    style.headline(figure, title)
+    draw.legend_beside(axis)
     return figure
 
 
 @styled
 def latent_map(latents: np.ndarray, positions: np.ndarray, title: str = "Latent map") -> Figure:
     """First two principal components of latents (n, D), coloured by positions (n, 2), x and y."""
-    positions = checked(positions, "positions", None, 2)
     pca = PCA(n_components=2, random_state=0)
-    flat = pca.fit_transform(checked(latents, "latents", len(positions), None))
+    flat = pca.fit_transform(np.asarray(latents, float))
     first, second = 100 * pca.explained_variance_ratio_
-    figure, axes = style.panels(1, 2, 3.5, 3.0, sharey=True)
-    for k, (axis, name) in enumerate(zip(axes, "xy", strict=True)):
-        dots = draw.scatter(axis, *flat.T, values=positions[:, k], s=5)
+    figure, axes = style.panels(1, 2, 3.5, 3.0, title, sharey=True)
+    for axis, values, name in zip(axes, np.transpose(positions), "xy", strict=True):
+        dots = draw.scatter(axis, *flat.T, values, s=5)
         axis.set(xlabel=f"component 1 ({first:.0f} % of the variance)", xticks=[], yticks=[])
         draw.colour_bar(figure, dots, axis, f"{name} (px)")
     axes[0].set_ylabel(f"component 2 ({second:.0f} %)")
-    style.headline(figure, title)
     return figure
 
 
@@ -188,13 +175,11 @@ def cost_landscape(
     `costs` maps a name (with its unit) to values (Gy, Gx) on the evenly spaced grid x (Gx,),
     y (Gy,); where they are NaN the background `room` shows.
     """
-    x, y = checked(x, "x", None), checked(y, "y", None)
-    figure, axes = style.panels(1, len(costs), 3.3, 2.9)
+    figure, axes = style.panels(1, len(costs), 3.3, 2.9, title)
     for axis, (name, values) in zip(axes, costs.items(), strict=True):
         draw.show_room(axis, room)
-        image = draw.landscape(axis, checked(values, name, len(y), len(x)), x, y)
+        image = draw.landscape(axis, values, x, y)
         style.mark_goal(axis, goal, size=48)
         draw.colour_bar(figure, image, axis)
         axis.set_title(name)
-    style.headline(figure, title)
     return figure

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
-from hjepa_lib.figures.style import checked, styled
+from hjepa_lib.figures.style import styled
 
 MOST_CANDIDATES = 200
 
@@ -29,26 +29,22 @@ def plan_fan(
 ) -> Figure:
     """Imagined paths of one planner call over the background `room`.
 
-    `rollouts` (N, H, 2) are the candidates, shaded by the rank of their `costs` (N,); `chosen`
-    (H, 2) is the plan taken; `subgoals` (K, 2) is the path that level 2 imagines, of which level 1
-    aims at the first point. At most 200 candidates are drawn, evenly spread over the ranks.
+    `rollouts` (N, H, 2) are shaded by the rank of their `costs` (N,), at most 200 of them; `chosen`
+    (H, 2) is the plan taken, `subgoals` (K, 2) the path that level 2 imagines, of which level 1
+    aims at the first point.
     """
-    rollouts = checked(rollouts, "rollouts", None, None, 2)
-    costs = checked(costs, "costs", len(rollouts))
-    chosen = checked(chosen, "chosen", None, 2)
-    start, goal = checked(start, "start", 2), checked(goal, "goal", 2)
-    figure, (axis,) = style.panels(1, 1, 5.4, 3.9)
+    figure, (axis,) = style.panels(1, 1, 5.4, 3.9, title)
     draw.show_room(axis, room)
     axis.set_anchor("W")  # all spare width goes to the legend
     count = min(MOST_CANDIDATES, len(costs))
     order = np.argsort(costs)[np.linspace(0, len(costs) - 1, count).round().astype(int)]
-    paths = [np.vstack([start, path]) for path in rollouts[order[::-1]]]  # the best on top
+    paths = [np.vstack([start, rollouts[one]]) for one in order[::-1]]  # the best on top
     fan = LineCollection(paths, cmap=style.CANDIDATES, linewidths=0.8, alpha=0.7, zorder=2)
     fan.set_array(np.linspace(1, 0, len(paths)))
     axis.add_collection(fan)
     draw.path(axis, np.vstack([start, chosen]), color=style.INK, lw=2.2, label="chosen plan")
     if subgoals is not None:
-        way = np.vstack([start, checked(subgoals, "subgoals", None, 2)])
+        way = np.vstack([start, subgoals])
         draw.path(axis, way, color=style.SUBGOAL, ls=":", lw=1.2, zorder=5)
         look = {"color": style.SUBGOAL, "edgecolor": style.INK, "linewidth": 0.7, "marker": "D"}
         axis.scatter(*way[1], s=44, zorder=6.1, label="sub-goal of level 1", **look)
@@ -60,8 +56,7 @@ def plan_fan(
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
     bar.ax.invert_yaxis()
-    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    style.headline(figure, title)
+    draw.legend_beside(axis)
     return figure
 
 
@@ -81,9 +76,9 @@ def room_paths(
     They darken with time or have one `colour`; `dot` shows where they end.
     """
     count = min(len(paths), style.MOST_PANELS)
-    figure, axes = style.grid_of(count, columns, 1.4, 0.18 if titles else 0.0)
+    extra = 0.18 if titles else 0.0
+    figure, axes = style.grid_of(count, columns, 1.4, extra, title=title)
     for number, (axis, way, room) in enumerate(zip(axes, paths, rooms, strict=False)):
-        way = checked(way, "a path", None, 2)
         draw.show_room(axis, room)
         draw.path(axis, way, **{"color": colour, "alpha": 0.55 if dot else 1} if colour else {})
         style.mark_start(axis, way[0], size=14)
@@ -94,24 +89,20 @@ def room_paths(
         if titles:
             weight = "bold" if titles[number].startswith("missed") else "normal"
             axis.set_title(titles[number], fontsize=8, pad=3, fontweight=weight)
-    style.headline(figure, title)
     return figure
 
 
 def episode_paths(
     positions: np.ndarray, goal: np.ndarray, rooms: Any, hit: np.ndarray, **options: Any
 ) -> Figure:
-    """Executed paths of B trials with the step of their success.
+    """Executed paths (B, S+1, 2) to goals (B, 2) in rooms (B, Hpx, Wpx).
 
-    positions (B, S+1, 2), goal (B, 2), rooms (B, Hpx, Wpx), hit (B,) the step of success, NaN or
-    above S for a miss (`termination_step` of the metrics fits).
+    hit (B,) is the step of success, NaN or above S for a miss, as `termination_step`.
     """
-    positions = checked(positions, "positions", None, None, 2)
-    goal, hit = checked(goal, "goal", len(positions), 2), checked(hit, "hit", len(positions))
     away = np.linalg.norm(positions[:, -1] - goal, axis=-1)
     titles = [
-        f"reached at {step:.0f}" if step < positions.shape[1] else f"missed by {gap:.1f} px"
-        for step, gap in zip(hit, away, strict=True)
+        f"reached at {step:.0f}" if step < len(path) else f"missed by {gap:.1f} px"
+        for path, step, gap in zip(positions, hit, away, strict=True)
     ]
     look = {"columns": 5, "colour": style.BLUE, "title": "Episodes"}
     return room_paths(positions, rooms, goal, titles, **look | options)
@@ -120,11 +111,7 @@ def episode_paths(
 def film_strip(
     positions: np.ndarray, goal: np.ndarray, room: Any, frames: int = 8, **options: Any
 ) -> Figure:
-    """One episode (S+1, 2) as `frames` moments evenly spread from the first step to the last.
-
-    Cut `positions` after the step of success to see the way instead of the waiting.
-    """
-    positions, goal = checked(positions, "positions", None, 2), checked(goal, "goal", 2)
+    """One episode (S+1, 2) as `frames` moments evenly spread from the first step to the last."""
     last = len(positions) - 1
     moments = np.unique(np.linspace(0, last, min(frames, last + 1)).round().astype(int))
     paths, count = [positions[: step + 1] for step in moments], len(moments)

@@ -1,7 +1,4 @@
-"""What every figure is drawn with, each on one axis: `curve`, `learning`, named lines (`levels` and
-`marks`), `intervals`, `interval_rows`, `scatter`, `identity`, `show_room`, `path`, `landscape`;
-then `value_axis`, `step_axis`, `percent_axis`, `legend`, `colour_bar`. Frames: see data.py.
-"""
+"""What figures are drawn with, each on one axis: lines, intervals, scatters, maps, legends."""
 
 from __future__ import annotations
 
@@ -10,14 +7,15 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import NullLocator, PercentFormatter
 
 from hjepa_lib.figures import style
-from hjepa_lib.figures.style import FigureError, checked
+from hjepa_lib.figures.style import FigureError
 
 _FEW = 16  # points; a line through so few of them shows each
 _LOG_FROM = 8  # an axis of values becomes logarithmic when its ends differ by this factor
@@ -43,7 +41,6 @@ def curve(
     **look: Any,
 ) -> None:
     """A line through (n,) points, which are shown where they are few, and its band (low, high)."""
-    x, y = checked(x, "x", None), checked(y, label or "y", len(x))
     marker = "o" if len(x) <= _FEW else None
     axis.plot(x, y, **{"color": colour, "label": label, "marker": marker, "ms": 3.5} | look)
     if band is not None:
@@ -58,17 +55,17 @@ def learning(
     x: str = "step",
     log: bool = False,
 ) -> None:
-    """A quantity by update: training thin under its running mean, `validation` with dots.
+    """A quantity of metrics.jsonl by update: training thin under its running mean, `validation`.
 
-    `records` are rows of metrics.jsonl; missing and null values are skipped. `log` applies where
-    all values are positive. FigureError when no record has a value.
+    `log` applies where all values are positive. FigureError when no record has a value.
     """
     (steps, values), (checks, held_out) = series(records, key, x), series(records, validation, x)
     every = np.concatenate([values, held_out])
     if not len(every):
         raise FigureError(f"no record has {key!r} or {validation!r}")
+    running = pd.Series(values).rolling(max(1, len(values) // 30), min_periods=1).mean()
     axis.plot(steps, values, color=style.BLUE, alpha=0.25, linewidth=0.8)
-    axis.plot(steps, _running_mean(values), color=style.BLUE, label="training", linewidth=1.4)
+    axis.plot(steps, running, color=style.BLUE, label="training", linewidth=1.4)
     axis.plot(checks, held_out, "o-", ms=3, lw=1, color=style.ORANGE, label="validation")
     if log and every.min() > 0:
         axis.set_yscale("log")
@@ -76,14 +73,6 @@ def learning(
     elif np.ptp(every) < 1e-9 * abs(every).max():
         axis.set_ylim(*sorted((0, 2 * every[0])))  # else the axis shows rounding errors
     axis.grid(axis="y")
-
-
-def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Trailing mean over a thirtieth of the curve, as long as the curve."""
-    total = np.cumsum(np.concatenate([[0.0], values]))
-    end = np.arange(1, len(values) + 1)
-    start = np.maximum(0, end - max(1, len(values) // 30))
-    return (total[end] - total[start]) / (end - start)
 
 
 def levels(axis: Axes, values: Mapping[str, float]) -> None:
@@ -114,12 +103,12 @@ def intervals(
     across: bool = False,
     **look: Any,
 ) -> None:
-    """Points (n,) with whiskers from `low` to `high`; `across` lays them along x, one in a row.
+    """Points (n,) with whiskers from `low` to `high`; `across` lays them along x, unjoined.
 
-    `look` is usually that of `style.look`; its line joins upright points only.
+    `look` is usually that of `style.look`.
     """
-    value, low, high = (np.asarray(one, dtype=float) for one in (value, low, high))
-    gaps = np.abs(np.stack([value - low, high - value]))
+    value = np.asarray(value, dtype=float)
+    gaps = np.abs(np.stack([value - low, value - high]))
     drawn = {"marker": "o", "ms": 4.5, "elinewidth": 1.2, "capsize": 2, "zorder": 3} | look
     if across:
         axis.errorbar(value, at, xerr=gaps, label=label, **drawn | {"ls": ""})
@@ -133,25 +122,29 @@ def interval_rows(
     groups: Sequence[tuple[str, Sequence[str], Any, Mapping[str, Any]]],
     spread: float = 0.16,
 ) -> None:
-    """Named rows from the top with the points and whiskers of several groups in each.
+    """Named rows from the top; groups of points and whiskers lie `spread` apart within a row.
 
-    A group is (label, names of its rows, their (value, low, high) (n, 3), look); groups lie
-    `spread` apart within a row.
+    A group is (label, names of its rows, their (value, low, high) (n, 3), look).
     """
     for number, (label, rows, triples, look) in enumerate(groups):
-        shift = spread * (number - (len(groups) - 1) / 2) if len(groups) > 1 else 0
-        at = [names.index(name) + shift for name in rows]
+        at = np.array([names.index(name) for name in rows])
+        at = at + spread * (number - (len(groups) - 1) / 2)
         intervals(axis, at, *np.asarray(triples, float).T, label, across=True, **look)
+    name_rows(axis, names)
+    axis.grid(axis="x")
+
+
+def name_rows(axis: Axes, names: Sequence[str]) -> None:
+    """Rows 0, 1, ... from the top with their names."""
     axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     axis.tick_params(axis="y", length=0)
-    axis.grid(axis="x")
 
 
 def scatter(
     axis: Axes, x: Any, y: Any, values: Any = None, label: str | None = None, **look: Any
 ) -> Any:
     """At most 3,000 points (n,), always the same ones, coloured by `values` (n,) if given."""
-    some = style.subset(len(x))
+    some = np.random.default_rng(0).permutation(len(x))[: style.MOST_POINTS]
     look = {"s": 6, "lw": 0} | look
     if values is not None:
         look |= {"c": np.asarray(values)[some], "cmap": style.SEQUENTIAL}
@@ -170,13 +163,12 @@ def identity(axis: Axes, true: np.ndarray, predicted: np.ndarray, name: str) -> 
     axis.grid()
 
 
-# --- maps and pictures ------------------------------------------------------------------------
+# --- maps -------------------------------------------------------------------------------------
 def show_room(axis: Axes, room: Any) -> None:
-    """The map: a rendered layout as the background of an axis in world units, without ticks.
+    """A rendered layout as the background of an axis in world units, without ticks.
 
-    `room` is (Hpx, Wpx), walls bright, or RGB (Hpx, Wpx, 3), as `data.room_of` makes it: px with
-    their centres at whole numbers, y down. A pair (room, (left, right, bottom, top)) says where
-    it lies otherwise.
+    `room` is (Hpx, Wpx), walls bright, or RGB (Hpx, Wpx, 3): px with their centres at whole
+    numbers, y down. A pair (room, (left, right, bottom, top)) says where it lies otherwise.
     """
     room, extent = room if isinstance(room, tuple) else (room, None)
     room = np.asarray(room)
@@ -202,11 +194,8 @@ def path(axis: Axes, places: np.ndarray, **look: Any) -> None:
 
 def landscape(axis: Axes, values: np.ndarray, x: np.ndarray, y: np.ndarray) -> Any:
     """Values (Gy, Gx) on an evenly spaced grid with contour lines; NaN shows what lies below."""
-    half_x, half_y = (np.ptp(one) / max(1, len(one) - 1) / 2 for one in (x, y))
-    extent = (x[0] - half_x, x[-1] + half_x, y[-1] + half_y, y[0] - half_y)
     values = np.ma.masked_invalid(values)
-    look = {"cmap": style.SEQUENTIAL, "interpolation": "nearest", "zorder": 1}
-    image = axis.imshow(values, extent=extent, **look)
+    image = axis.pcolormesh(x, y, values, cmap=style.SEQUENTIAL, zorder=1)
     axis.contour(x, y, values, levels=9, colors="white", linewidths=0.6, alpha=0.55)
     return image
 
@@ -220,23 +209,18 @@ def value_axis(axis: Axes, values: Sequence[Any]) -> dict[Any, float]:
     """
     values = list(dict.fromkeys(values))
     numeric = all(isinstance(one, (int, float, np.number)) and one is not True for one in values)
-    values = sorted(values) if numeric else values
-    places = [float(one) for one in values] if numeric else list(range(len(values)))
+    places, texts = range(len(values)), [str(one) for one in values]
+    if numeric:
+        places = values = sorted(values)
+        texts = [
+            f"{one:,}" if isinstance(one, int) and one > 9999 else f"{one:g}" for one in values
+        ]
     if numeric and min(values) > 0 and max(values) >= _LOG_FROM * min(values):
         axis.set_xscale("log")
         axis.set_xlim(values[0] / 1.2, values[-1] * 1.2)
-    texts = [
-        f"{one:,}"
-        if isinstance(one, int) and one >= 10_000
-        else f"{one:g}"
-        if numeric
-        else str(one)
-        for one in values
-    ]
-    axis.xaxis.set_major_locator(FixedLocator(places))
-    axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xticks(places, texts, rotation=30 if sum(map(len, texts)) > 30 else 0)
-    return dict(zip(values, places, strict=True))
+    axis.xaxis.set_minor_locator(NullLocator())
+    return dict(zip(values, map(float, places), strict=True))
 
 
 def step_axis(axis: Axes, label: str = "horizon (environment steps)") -> None:
@@ -266,6 +250,11 @@ def legend(
         handles, names = axis.get_legend_handles_labels()
         found = dict(zip(names, handles, strict=True)) | found
     figure.legend(found.values(), found.keys(), loc=place, **look)
+
+
+def legend_beside(axis: Axes, right: float = 1.0, **look: Any) -> None:
+    """The legend of one axis, at the right of it."""
+    axis.legend(loc="upper left", bbox_to_anchor=(right, 1.0), **look)
 
 
 def colour_bar(figure: Figure, drawn: Any, axes: Any, label: str = "") -> None:

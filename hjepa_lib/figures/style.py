@@ -1,7 +1,6 @@
 """One look for every figure: fonts, colour-blind safe colours with one meaning each, sizes.
 
-Figures are made without pyplot, so no global state changes; `Picture` shows itself in notebooks and
-keeps its style while drawing, because matplotlib creates ticks late.
+No pyplot, so no global state changes.
 """
 
 from __future__ import annotations
@@ -42,7 +41,6 @@ STYLE = {
     "font.size": 9,
     "text.color": INK,
     "figure.dpi": DPI,
-    "savefig.dpi": DPI,
     "figure.facecolor": PAPER,
     "axes.facecolor": PAPER,
     "axes.edgecolor": MUTED,
@@ -69,15 +67,11 @@ STYLE = {
     "legend.fontsize": 8,
     "lines.linewidth": 1.6,
     "lines.solid_capstyle": "round",
-    "image.cmap": SEQUENTIAL,
 }
-
-CHARACTERS_PER_INCH = 10
-"""How much of a headline fits (bold, 11 points)."""
 
 
 class FigureError(WorkbookError):
-    """An array has the wrong shape or range for the figure asked for."""
+    """What was handed in cannot be drawn as the figure asked for."""
 
 
 def as_array(values: Any) -> np.ndarray:
@@ -96,7 +90,7 @@ def checked(values: Any, name: str, *shape: int | None) -> np.ndarray:
 
 
 class Picture(Figure):
-    """A matplotlib figure that shows itself in notebooks and draws in the house style."""
+    """A figure that shows itself in notebooks; ticks, which are made late, have the style too."""
 
     def draw(self, renderer) -> None:
         with rc_context(STYLE):
@@ -117,11 +111,13 @@ def styled(make: Callable[..., Figure]) -> Callable[..., Figure]:
     return wrapper
 
 
-def panels(rows: int, columns: int, width: float, height: float, **kwargs) -> tuple[Picture, list]:
+def panels(
+    rows: int, columns: int, width: float, height: float, title: str = "", **kwargs
+) -> tuple[Picture, list]:
     """A picture of `rows` x `columns` panels of width x height inches, and its axes in a list."""
     figure = Picture(figsize=(columns * width, rows * height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
-    return figure, list(axes.ravel())
+    headline(figure, title)
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **kwargs).flat)
 
 
 def grid_of(
@@ -154,15 +150,10 @@ def decimal_ticks(axis: Axis) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def subset(count: int) -> np.ndarray:
-    """At most 3,000 of `count` indices, always the same ones."""
-    return np.random.default_rng(0).permutation(count)[:MOST_POINTS]
-
-
 def headline(figure: Figure, title: str) -> None:
     """The figure's title at its left edge, in as many lines as its width asks for."""
     if title:
-        title = textwrap.fill(title, int(CHARACTERS_PER_INCH * figure.get_figwidth()))
+        title = textwrap.fill(title, int(10 * figure.get_figwidth()))  # characters per inch
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
 
 
@@ -175,8 +166,7 @@ def png(figure: Figure) -> bytes:
 
 def save(figure: Figure, path: str | Path) -> Path:
     """Write the figure as PNG, whole or not at all; returns the path."""
-    write_atomic(Path(path), png(figure))
-    return Path(path)
+    return write_atomic(path, png(figure))
 
 
 COLOURS = {

@@ -7,9 +7,9 @@ summary.json, or `rate`, `low` and `high`, as in the tables of the workbench.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ Rows = Sequence[Mapping[str, Any]] | pd.DataFrame
 
 def tidy(rows: Rows, column: str = "method") -> pd.DataFrame:
     """The rows with `rate`, `low`, `high` and a `label`; FigureError without any or a column."""
-    table = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    table = pd.DataFrame(rows)
     if table.empty:
         raise FigureError("a figure of success needs at least one row")
     if column not in table:
@@ -46,10 +46,10 @@ def tidy(rows: Rows, column: str = "method") -> pd.DataFrame:
     return table
 
 
-def _n(*tables: pd.DataFrame) -> str:
-    """ "n = 100", or all numbers of trials there are."""
-    found = sorted({n for table in tables if "n" in table for n in table["n"]})
-    return f"n = {'/'.join(map(str, found))}" if found else ""
+def _with_n(words: str, table: pd.DataFrame) -> str:
+    """ "words, n = 100", or all numbers of trials there are."""
+    found = sorted(set(table.get("n", [])))
+    return f"{words}, n = {'/'.join(map(str, found))}" if found else words
 
 
 # --- rows -------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def rows_of_success(axis: Axes, table: pd.DataFrame, by: str, names: Sequence[st
                 text, (1.0, names.index(row[by])), xytext=(8, 0), va="center", fontsize=8,
                 xycoords=axis.get_yaxis_transform(), textcoords="offset points",
             )  # fmt: skip
-    draw.percent_axis(axis, f"success, {_n(table)}".strip(", "), "x")
+    draw.percent_axis(axis, _with_n("success", table), "x")
 
 
 @styled
@@ -82,11 +82,10 @@ def success_rows(
     """Success with its 95 % interval and n, in rows named by planner or by the column `by`."""
     table = tidy(rows)
     names = list(order or dict.fromkeys(table[by]))
-    figure, (axis,) = style.panels(1, 1, 6.0, 1.0 + 0.34 * len(names))
+    figure, (axis,) = style.panels(1, 1, 6.0, 1.0 + 0.34 * len(names), title)
     rows_of_success(axis, table, by, names)
     if by != "label":
-        axis.legend(loc="upper left", bbox_to_anchor=(1.2, 1.0))
-    style.headline(figure, title)
+        draw.legend_beside(axis, 1.2)
     return figure
 
 
@@ -98,44 +97,34 @@ def designs(
     title: str = "Designs",
 ) -> Figure:
     """Variants in rows: errors of their levels, each (error, low, high), and their success."""
-    names = list(errors)
-    if not names or set(names) != set(results):
-        raise FigureError("designs needs errors and results of the same variants")
-    figure, (left, right) = style.panels(1, 2, 3.9, 0.9 + 0.55 * len(names), sharey=True)
-    levels = list(dict.fromkeys(level for found in errors.values() for level in found))
-    own = {level: [name for name in names if level in errors[name]] for level in levels}
-    draw.interval_rows(
-        left, names,
-        [(k, at, [errors[name][k] for name in at], style.look(k)) for k, at in own.items()],
-    )  # fmt: skip
+    names, groups = list(errors), []
+    figure, (left, right) = style.panels(1, 2, 3.9, 0.9 + 0.55 * len(names), title, sharey=True)
+    for level in dict.fromkeys(chain(*errors.values())):
+        found = {name: one[level] for name, one in errors.items() if level in one}
+        groups.append((level, found, list(found.values()), style.look(level)))
+    draw.interval_rows(left, names, groups)
     left.set(xlabel=xlabel, xlim=(0, None))
     played = [tidy(rows).assign(variant=name) for name, rows in results.items()]
     rows_of_success(right, pd.concat(played), "variant", names)
     draw.legend(figure, (left, right))
-    style.headline(figure, title)
     return figure
 
 
 @styled
 def pair_differences(table: pd.DataFrame, title: str = "Paired differences") -> Figure:
-    """Difference of success with its interval, per seed and over all seeds.
+    """Difference of success with its interval and exact McNemar test, per seed and over all seeds.
 
-    `table` as workbench's `pair_table` makes it. The p-value is the exact McNemar test's.
+    `table` as workbench's `pair_table` makes it.
     """
-    if table.empty:
-        raise FigureError("there is no pair to draw")
-    pooled = table["seed"] == "all"
-    names = (
-        table["pair"].where(pooled, table["pair"] + ", seed " + table["seed"].astype(str)).tolist()
-    )
-    ends = table[["difference", "difference_low", "difference_high"]].to_numpy()
-    kinds = [("each seed", ~pooled, style.SKY), ("all seeds", pooled, style.BLUE)]
-    figure, (axis,) = style.panels(1, 1, 6.4, 0.8 + 0.24 * len(table))
-    draw.interval_rows(
-        axis, names,
-        [(k, np.array(names)[at].tolist(), ends[at], {"color": colour}) for k, at, colour in kinds],
-        spread=0,
-    )  # fmt: skip
+    names, groups = [], []
+    for one in table.to_dict("records"):
+        pooled = one["seed"] == "all"
+        names.append(one["pair"] if pooled else f"{one['pair']}, seed {one['seed']}")
+        ends = [[one[f"difference{end}"] for end in ("", "_low", "_high")]]
+        look = {"color": style.BLUE if pooled else style.SKY}
+        groups.append((None, names[-1:], ends, look))
+    figure, (axis,) = style.panels(1, 1, 6.4, 0.8 + 0.24 * len(table), title)
+    draw.interval_rows(axis, names, groups, spread=0)
     for place, p in enumerate(table["mcnemar_p"]):
         axis.text(
             1.02, place, f"p = {p:.2g}", transform=axis.get_yaxis_transform(), va="center",
@@ -143,27 +132,20 @@ def pair_differences(table: pd.DataFrame, title: str = "Paired differences") -> 
         )  # fmt: skip
     axis.axvline(0, color=style.MUTED, linewidth=1, zorder=1)
     draw.percent_axis(axis, "difference of success", "x", limits=(None, None))
-    style.headline(figure, title)
     return figure
 
 
 @styled
 def failure_bars(shares: pd.DataFrame, title: str = "How trials ended") -> Figure:
     """Stacked bars of shares that sum to one: a row per planner (index), a column per ending."""
-    if shares.empty or not np.allclose(shares.sum(axis=1), 1):
-        raise FigureError("the shares of a planner must sum to one")
-    figure, (axis,) = style.panels(1, 1, 6.4, 0.9 + 0.3 * len(shares))
-    left, at = np.zeros(len(shares)), range(len(shares))
-    for words, colour in zip(shares, ENDS, strict=True):
-        share = shares[words].to_numpy(float)
-        drawn = axis.barh(at, share, left=left, height=0.66, color=colour, label=words)
-        texts = [f"{100 * part:.0f}" if part >= 0.06 else "" for part in share]
-        axis.bar_label(drawn, texts, label_type="center", fontsize=7, color=style.PAPER)
-        left += share
+    figure, (axis,) = style.panels(1, 1, 6.4, 0.9 + 0.3 * len(shares), title)
+    shares.plot.barh(ax=axis, stacked=True, width=0.66, color=ENDS, legend=False, ylabel="")
+    for bars in axis.containers:
+        texts = [f"{100 * part:.0f}" if part >= 0.06 else "" for part in bars.datavalues]
+        axis.bar_label(bars, texts, label_type="center", fontsize=7, color=style.PAPER)
     draw.percent_axis(axis, "share of trials", "x", limits=(0, 1))
-    axis.set(yticks=at, yticklabels=shares.index, ylim=(len(shares) - 0.5, -0.5))
-    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    style.headline(figure, title)
+    draw.name_rows(axis, shares.index)
+    draw.legend_beside(axis)
     return figure
 
 
@@ -185,25 +167,21 @@ def success_against(
     lines, as are the named rates `floors`. Otherwise x is a setting, with a tick for each value.
     `marks` are named places on x, `singles` the rows of single seeds, small dots.
     """
-    if not groups:
-        raise FigureError("a figure of success needs at least one row")
     width = 3.5 if len(groups) > 1 else 5.0
-    figure, axes = style.grid_of(len(groups), 3, width, 2.9 - width, sharey=True)
+    figure, axes = style.grid_of(len(groups), 3, width, 2.9 - width, title=title, sharey=True)
     for axis, (name, rows) in zip(axes, groups.items(), strict=True):
         table = tidy(rows, x)
         if x in PRICES:
             _priced(axis, table, x)
         else:
             _settings(axis, table, x, tidy(singles[name]) if singles else None)
-            inside = table[x].min(), table[x].max()
-            shown = {k: at for k, at in (marks or {}).items() if inside[0] <= at <= inside[1]}
-            draw.marks(axis, shown)
+            low, high = table[x].agg(["min", "max"])
+            draw.marks(axis, {k: at for k, at in (marks or {}).items() if low <= at <= high})
         draw.levels(axis, floors or {})
         axis.set_xlabel(xlabel or PRICES.get(x, x))
-        axis.set_title(f"{name}, {_n(table)}".strip(", ") if name else "")
+        axis.set_title(_with_n(name, table) if name else "")
         draw.percent_axis(axis, "success" if axis is axes[0] else "")
     draw.legend(figure, axes)
-    style.headline(figure, title)
     return figure
 
 

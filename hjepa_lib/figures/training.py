@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
-from hjepa_lib.figures.style import FigureError, checked, styled
+from hjepa_lib.figures.style import styled
 
 LOST = 40.0
 """px: two random places of the room are closer than this, so a larger error is a lost dot."""
@@ -27,11 +27,8 @@ def loss_curves(
     columns: int = 3,
     title: str = "Losses",
 ) -> Figure:
-    """One panel per named term of rows of metrics.jsonl, as `primitives.learning` draws it.
-
-    A term's validation value has the key `validation + term`.
-    """
-    figure, axes = style.grid_of(len(terms), columns, 2.7, -0.95, sharex=True)
+    """Rows of metrics.jsonl, one panel per term; its validation has the key `validation + term`."""
+    figure, axes = style.grid_of(len(terms), columns, 2.7, -0.95, title=title, sharex=True)
     for axis, term in zip(axes, terms, strict=True):
         draw.learning(axis, records, term, validation + term, x, log)
         axis.set_title(term)
@@ -39,7 +36,6 @@ def loss_curves(
         axis.set_xlabel("update")
         axis.tick_params(labelbottom=True)
     draw.legend(figure, axes, "outside upper right", ncols=2)
-    style.headline(figure, title)
     return figure
 
 
@@ -55,16 +51,13 @@ def probe_scatter(
     Each panel's title gives its RMSE in px and the spread (std) of the true values, below which a
     probe knows something; with names (x, y) the headline adds the RMSE of the Euclidean error.
     """
-    true = checked(true, "true", None, len(names))
-    predicted = checked(predicted, "predicted", *true.shape)
-    figure, axes = style.panels(1, len(names), 3.2, 3.0)
     errors = np.sqrt(((predicted - true) ** 2).mean(0))  # (K,)
-    for k, (axis, name) in enumerate(zip(axes, names, strict=True)):
-        draw.identity(axis, true[:, k], predicted[:, k], f"{name} (px)")
-        axis.set_title(f"{name}: RMSE {errors[k]:.2f} px, spread {true[:, k].std():.1f} px")
     if tuple(names) == ("x", "y"):
-        title = f"{title}: RMSE {np.sqrt((errors**2).sum()):.2f} px"
-    style.headline(figure, title)
+        title = f"{title}: RMSE {np.linalg.norm(errors):.2f} px"
+    figure, axes = style.panels(1, len(names), 3.2, 3.0, title)
+    for axis, name, one, other, error in zip(axes, names, true.T, predicted.T, errors, strict=True):
+        draw.identity(axis, one, other, f"{name} (px)")
+        axis.set_title(f"{name}: RMSE {error:.2f} px, spread {one.std():.1f} px")
     return figure
 
 
@@ -82,7 +75,6 @@ def open_loop_error(
     """
     bands = {}
     for name, (steps, errors) in [*curves.items(), ("stay where you are", stay)]:
-        errors = checked(errors, f"errors of {name}", None, len(steps))
         low, median, high = np.quantile(errors, [0.1, 0.5, 0.9], axis=0)
         bands[name] = (steps, median, low, high)
     return error_by_horizon(bands, marks, band="median, 10-90 % band", title=title)
@@ -106,9 +98,7 @@ def error_by_horizon(
     collapse horizon (estimate, low, high), a diamond on the threshold; one beyond the last step is
     left out. The axis ends at `top` where the values go beyond it, or is logarithmic with `log`.
     """
-    if not bands:
-        raise FigureError("error_by_horizon needs at least one band")
-    figure, (axis,) = style.panels(1, 1, 5.6, 3.3)
+    figure, (axis,) = style.panels(1, 1, 5.6, 3.3, title)
     for name, (steps, middle, low, high) in bands.items():
         baseline = name.startswith("sta")  # stand still, stay where you are
         line = "--" if baseline or "latent cost" in name else "-"
@@ -126,13 +116,10 @@ def error_by_horizon(
         last = max(steps[-1] for steps, *_ in bands.values())
         for name, (found, low, high) in (collapsed or {}).items():
             if math.isfinite(found):
-                ends = (min(low, last), min(high, 1.1 * last))
+                ends = [min(low, last)], [min(high, 1.1 * last)]
                 look = {"color": style.colour(name), "marker": "D", "mec": style.INK, "capsize": 0}
-                draw.intervals(
-                    axis, [threshold[1]], [found], ends[:1], ends[1:], across=True, **look
-                )
+                draw.intervals(axis, [threshold[1]], [found], *ends, across=True, **look)
     draw.marks(axis, marks or {})
     axis.grid(axis="y")
-    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title=band, alignment="left")
-    style.headline(figure, title)
+    draw.legend_beside(axis, title=band, alignment="left")
     return figure
