@@ -55,22 +55,13 @@ def grid_strip(
     return figure
 
 
-@styled
 def predictions(
-    rows: Sequence[Sequence[np.ndarray]], names: Sequence[str], titles: Sequence[str] = ()
+    rows: Sequence[Sequence[np.ndarray]], names: Sequence[str], titles: Sequence[str]
 ) -> Figure:
     """One row of canvases per transition, such as state, true next, predicted next."""
-    if not rows or any(len(row) != len(names) for row in rows):
-        raise FigureError(f"every row needs {len(names)} grids: {', '.join(names)}")
-    rows = list(rows)[: style.MOST_PANELS // len(names)]
-    figure, axes = style.panels(len(rows), len(names), 1.6, 1.75)
-    for k, row in enumerate(rows):
-        for i, grid in enumerate(row):
-            draw_grid(axes[k * len(names) + i], grid, names[i] if k == 0 else "")
-        label = titles[k] if k < len(titles) else ""
-        axes[k * len(names)].set_ylabel(label, fontsize=7.5, rotation=0, ha="right", va="center")
-    style.headline(figure, "Next grids, true and predicted")
-    return figure
+    labels = [f"{title}: {name}" for title in titles for name in names]
+    grids = [grid for row in rows for grid in row]
+    return grid_strip(grids, labels, len(names), "Next grids, true and predicted")
 
 
 @styled
@@ -81,32 +72,21 @@ def curves(
     title: str = "",
     columns: int = 3,
 ) -> Figure:
-    """One panel per key, one line per seed: training thin, validation with dots.
+    """One panel per key, `primitives.learning` of every seed in it.
 
     `records` has the rows of metrics.jsonl of every seed; a key such as `jepa_cosine_sim` is looked
     for under `train/` and `val/`. `limits` draws named horizontal lines in the panel of a key.
     """
-    columns = min(columns, len(keys))
-    figure, axes = style.panels(-(-len(keys) // columns), columns, 2.7, 1.9)
-    for spare in axes[len(keys) :]:
-        spare.remove()
-    looks = {
-        "train": {"color": style.BLUE, "alpha": 0.25, "lw": 0.8, "label": "training"},
-        "val": {"color": style.ORANGE, "marker": "o", "ms": 2.5, "label": "validation"},
-    }
-    for axis, key in zip(axes, keys, strict=False):
-        for part, look in looks.items():
-            for rows in records:
-                axis.plot(*primitives.series(rows, f"{part}/{key}"), **look)
-        if not any(len(line.get_xdata()) for line in axis.lines):
-            raise FigureError(f"no record has train/{key} or val/{key}")
+    figure, axes = style.grid_of(len(keys), columns, 2.7, -0.8)
+    for axis, key in zip(axes, keys, strict=True):
+        for rows in records:
+            primitives.learning(axis, rows, f"train/{key}", f"val/{key}")
         for name, value in (limits or {}).get(key, {}).items():
             axis.axhline(value, color=style.GOAL, linewidth=0.8, linestyle=":")
             axis.annotate(name, (0.01, value), xycoords=("axes fraction", "data"), fontsize=7,
                           color=style.GOAL, va="bottom")  # fmt: skip
         axis.set(title=key.replace("_", " "), xlabel="update")
-        axis.grid(axis="y")
-    primitives.legend(figure, axes[:1], "outside upper right", ncols=2)
+    primitives.legend(figure, axes, "outside upper right", ncols=2)
     style.headline(figure, title)
     return figure
 
@@ -135,9 +115,8 @@ def reward_panels(
     primitives.learning(curve, records, "loss", "validation_loss")
     curve.set(xlabel="update", ylabel="MSE", ylim=(0, None), title="learning curve")
     curve.legend()
-    measured = [one.get("r2") for one in scores.values()]
-    known = all(value is not None and np.isfinite(value) for value in measured)
-    values = measured if known else [one["mse"] for one in scores.values()]
+    known = all(one.get("r2") is not None for one in scores.values())
+    values = [one["r2" if known else "mse"] for one in scores.values()]
     names = [name.replace("_", ", ") for name in scores]
     bars.barh(names, values, color=[style.colour(name) for name in scores], height=0.65)
     bars.invert_yaxis()

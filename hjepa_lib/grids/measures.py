@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, Interval, claim, student
-from hjepa_lib.files import WorkbookError
 from hjepa_lib.grids.buffer import GridBatch, GridBuffer
 from hjepa_lib.grids.models import GridJepa, GridModel, GridTwin
 from hjepa_lib.grids.train import pieces
-from hjepa_lib.grids.world import FACTS, facts
+from hjepa_lib.grids.world import facts
 from hjepa_lib.training.probes import effective_rank, fit_ridge
 
 LEAST = {"std": 0.01, "spread": 0.001, "effective_rank": 2.0}
@@ -35,8 +34,6 @@ GOOD, CONCERNING = 0.7, 0.5
 # --- latents ----------------------------------------------------------------------------------
 def latent_report(latents: Tensor) -> dict[str, float]:
     """std, spread and effective rank of latents (M, D)."""
-    if latents.dim() != 2 or len(latents) < 2:
-        raise WorkbookError(f"latents must be (M, D) with M of 2 or more, got {latents.shape}")
     latents = latents.double()
     variance = latents.var(0, correction=0)
     norm = latents.square().sum(1).mean()
@@ -106,15 +103,15 @@ def validate_jepa(model: GridJepa, batch: GridBatch) -> dict[str, float]:
 @torch.no_grad()
 def validate_twin(model: GridTwin, batch: GridBatch) -> dict[str, float]:
     """Losses, latents, and how many cells are right, also among those that the action changed."""
-    parts, predicted, latents = [], [], []
+    parts, drawn, latents = [], [], []
     for piece in pieces(batch, model):
         parts.append((len(piece.action), model.loss(piece)[1]))
-        predicted.append(model.predict(piece.state, piece.action).cpu())
+        drawn.append(model.predict(piece.state, piece.action).cpu())
         latents.append(model.encode(piece.state).cpu().float())
     report = {
         name: sum(n * terms[name] for n, terms in parts) / len(batch.action) for name in parts[0][1]
     }
-    report |= cell_report(torch.cat(predicted), batch.state.cpu(), batch.next_state.cpu())
+    report |= cell_report(torch.cat(drawn), batch.state, batch.next_state)
     return {"loss": report["gen_total_loss"], **report, **latent_report(torch.cat(latents))}
 
 
@@ -134,38 +131,30 @@ def cell_report(predicted: Tensor, state: Tensor, truth: Tensor) -> dict[str, fl
     }
 
 
+@torch.no_grad()
 def fact_accuracy(model: GridModel, train: GridBuffer, validation: GridBuffer) -> float:
     """Mean accuracy over FACTS of a linear probe on frozen latents, held-out episodes.
 
     A ridge regression to one-hot classes, its largest output taken: what a straight cut can read.
     """
-    (seen, labels), (held, truth) = (
-        _read(model, data.sample(1000)) for data in (train, validation)
-    )
+    read = []
+    for batch in (train.sample(1000), validation.sample(1000)):
+        latents = torch.cat([model.encode(piece.state).cpu() for piece in pieces(batch, model)])
+        read.append((latents, facts(batch.state).unbind(1)))
+    (seen, labels), (held, truths) = read
     shares = []
-    for column in range(len(FACTS)):
-        read = fit_ridge(seen, F.one_hot(labels[:, column]).float())(held).argmax(1)
-        shares.append(float((read == truth[:, column]).float().mean()))
+    for label, truth in zip(labels, truths, strict=True):
+        found = fit_ridge(seen, F.one_hot(label).float())(held).argmax(1)
+        shares.append(float((found == truth).float().mean()))
     return float(np.mean(shares))
-
-
-@torch.no_grad()
-def _read(model: GridModel, batch: GridBatch) -> tuple[Tensor, Tensor]:
-    """(latents (M, D), facts (M, 5)) of the states, on the CPU."""
-    latents = torch.cat([model.encode(piece.state).cpu() for piece in pieces(batch, model)])
-    return latents, facts(batch.state)
 
 
 # --- rewards ----------------------------------------------------------------------------------
 def reward_report(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
     """MSE, MAE, RMSE, Pearson correlation and R2 of (n,); NaN where nothing varies."""
     predicted, true = np.asarray(predicted, float), np.asarray(true, float)
-    if predicted.shape != true.shape or true.ndim != 1 or len(true) < 2:
-        raise WorkbookError(
-            f"predicted and true must be (n,), n of 2 or more; got {predicted.shape}, {true.shape}"
-        )
-    gap = predicted - true
-    mse, variance = float(np.square(gap).mean()), float(true.var())
+    gap, variance = predicted - true, float(true.var())
+    mse = float(np.square(gap).mean())
     varied = variance > 0 and predicted.std() > 0
     return {
         "mse": mse,
@@ -198,27 +187,19 @@ MEASURES = {
 def mean_interval(values: Sequence[float]) -> Interval:
     """Mean over seeds with Student's 95 % interval; its ends are NaN for one seed."""
     array = np.asarray(values, float)
-    if len(array) < 2 or not np.isfinite(array).all():
-        return Interval(float(array.mean()), math.nan, math.nan)
-    return Interval(float(array.mean()), *student(array))
+    ends = student(array) if len(array) > 1 else (math.nan, math.nan)
+    return Interval(float(array.mean()), *ends)
 
 
-def paired_error(
-    rows: Sequence[Mapping[str, Any]], one: str, two: str, name: str = "reward_mse"
-) -> dict[str, Any]:
-    """Error `name` of model `one` minus that of `two`, in shares of the latter's, paired by seed.
+def paired_error(rows: Sequence[Mapping[str, Any]], one: str, two: str) -> dict[str, Any]:
+    """Error of the reward of model `one` minus that of `two`, in shares of the latter's, by seed.
 
     Both are means over the same held-out transitions, which the rows do not keep one by one: the
     interval is over training seeds alone. Below 0 `one` is better.
     """
-    first, second = (
-        {row["seed"]: row[name] for row in rows if row["model"] == kind} for kind in (one, two)
-    )
-    if first.keys() != second.keys() or not first:
-        raise WorkbookError(f"{one} and {two} have no rows of the same training seeds")
-    columns = ([[errors[seed]] for seed in sorted(first)] for errors in (first, second))
-    found = claim(*columns, least_blocks=1)
-    if len(first) == 1:
+    errors = pd.DataFrame(list(rows)).pivot(index="seed", columns="model", values="reward_mse")
+    found = claim(errors[[one]].to_numpy(), errors[[two]].to_numpy(), least_blocks=1)
+    if len(errors) == 1:
         found |= {"low": None, "high": None}
     return {"model": one, "against": two} | found
 
@@ -249,13 +230,13 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     R2 (standard deviation) and the collapse rate. What a model does not have is left empty; an R2
     for which there are too few rewards is "not estimable".
     """
-    table = pd.DataFrame(list(rows))
     columns: dict[str, dict[str, str]] = {}
-    for kind, own in table.groupby("model", sort=False):
-        cells = {title: _cell(own[name]) for name, title in MEASURES.items() if name in own}
+    for kind, own in pd.DataFrame(list(rows)).groupby("model", sort=False):
+        cells = {
+            title: _cell(own[name].dropna()) for name, title in MEASURES.items() if name in own
+        }
         for name in ("reward", "imagined"):  # an error without an R2
-            mse, r2 = (own.get(f"{name}_{part}", pd.Series()) for part in ("mse", "r2"))
-            if mse.notna().any() and r2.isna().all():
+            if own.get(f"{name}_mse", pd.Series()).notna().any() and own[f"{name}_r2"].isna().all():
                 cells[MEASURES[f"{name}_r2"]] = NOT_ESTIMABLE
         r2, flags = own["reward_r2"].dropna(), own["collapsed"].dropna()
         cells["seed spread of reward R2 (std)"] = f"{r2.std():.3f}" if len(r2) > 1 else ""
@@ -264,8 +245,7 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _cell(values: pd.Series) -> str:
-    known = values.dropna()
+def _cell(known: pd.Series) -> str:
     if not len(known):
         return ""
     found = mean_interval(known.to_numpy(float))

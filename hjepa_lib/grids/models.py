@@ -4,23 +4,21 @@
     JEPA:  mean (zhat - enc_ema(s'))^2
     twin:  CE(cells of s' | zhat) + CE of height, width, most, least, count + w CE(a | z_a)
 
-Grids are canvases (B, S, S); a grid has one latent, whatever the canvas it lies on.
+Grids are canvases (B, S, S) int64; a grid has one latent, whatever the canvas it lies on.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hjepa_lib.config.grids import GridConfig
-from hjepa_lib.files import WorkbookError
 from hjepa_lib.grids.buffer import GridBatch
-from hjepa_lib.grids.world import ACTIONS, COLOURS, MOST, PAD, decode, facts
+from hjepa_lib.grids.world import ACTIONS, COLOURS, MOST, PAD, facts
 from hjepa_lib.models.layers import Transformer, mlp, update_ema
 
 FACT_CLASSES = (MOST + 1, MOST + 1, COLOURS, COLOURS, COLOURS + 1)
@@ -39,15 +37,29 @@ class FactTokens(nn.Module):
         return torch.stack([table(column) for table, column in pairs], dim=1)
 
 
-class GridTransformer(nn.Module):
-    """Tokens: CLS, five facts, one per cell (colour + row + column); CLS, LayerNorm, linear."""
+class GridEncoder(nn.Module):
+    """What both encoders read: a sum of colour, row and column per cell, and the facts."""
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.colour = nn.Embedding(COLOURS, width)
+        self.row, self.column = nn.Embedding(MOST, width), nn.Embedding(MOST, width)
+        self.facts = FactTokens(dim)
+
+    def cells(self, grids: Tensor) -> Tensor:
+        """Canvases (B, H, W) -> (B, H, W, width)."""
+        line = torch.arange(MOST, device=grids.device)
+        rows, columns = (line[:side] for side in grids.shape[1:])
+        places = self.row(rows)[:, None] + self.column(columns)
+        return self.colour(grids.clamp(min=0)) + places
+
+
+class GridTransformer(GridEncoder):
+    """Tokens: CLS, five facts, one per cell; of the last CLS a LayerNorm and a linear layer."""
 
     def __init__(self, config: GridConfig) -> None:
-        super().__init__()
         dim = config.latent_dim
-        self.colour = nn.Embedding(COLOURS, dim)
-        self.row, self.column = nn.Embedding(MOST, dim), nn.Embedding(MOST, dim)
-        self.facts = FactTokens(dim)
+        super().__init__(dim, dim)
         self.cls = nn.Parameter(0.02 * torch.randn(dim))
         head_dim = max(1, dim // config.heads)  # the heads share the latent width
         self.blocks = Transformer(dim, config.encoder_depth, config.heads, head_dim, config.mlp_dim)
@@ -57,26 +69,19 @@ class GridTransformer(nn.Module):
         """Canvases (B, S, S), their facts (B, 5) -> (B, D)."""
         # What is padding in the whole batch is not even computed.
         grids = grids[:, : int(values[:, 0].max()), : int(values[:, 1].max())]
-        _, height, width = grids.shape
-        line = torch.arange(MOST, device=grids.device)
-        places = self.row(line[:height])[:, None] + self.column(line[:width])  # (H, W, D)
-        cells = (self.colour(grids.clamp(min=0)) + places).flatten(1, 2)  # (B, H W, D)
         cls = self.cls.expand(len(grids), 1, -1)
-        tokens = torch.cat([cls, self.facts(values), cells], dim=1)  # (B, 6 + H W, D)
+        tokens = torch.cat([cls, self.facts(values), self.cells(grids).flatten(1, 2)], dim=1)
         seen = F.pad((grids >= 0).flatten(1), (6, 0), value=True)  # (B, 6 + H W)
         mask = None if bool(seen.all()) else seen[:, None, None]
         return self.head(self.blocks(tokens, mask)[:, 0])
 
 
-class GridCnn(nn.Module):
-    """Three 3 x 3 convolutions (stride 1, 2, 2) on colour embeddings, masked; mean over cells."""
+class GridCnn(GridEncoder):
+    """Three 3 x 3 convolutions (stride 1, 2, 2), masked; mean over cells."""
 
     def __init__(self, config: GridConfig) -> None:
-        super().__init__()
         dim = config.latent_dim
-        self.colour = nn.Embedding(COLOURS, 32)
-        self.row, self.column = nn.Embedding(MOST, 32), nn.Embedding(MOST, 32)
-        self.facts = FactTokens(dim)
+        super().__init__(32, dim)
         self.convs = nn.ModuleList(
             nn.Conv2d(width, 64, 3, stride, padding=1)
             for width, stride in ((32, 1), (64, 2), (64, 2))
@@ -86,10 +91,8 @@ class GridCnn(nn.Module):
 
     def forward(self, grids: Tensor, values: Tensor) -> Tensor:
         """Canvases (B, S, S), their facts (B, 5) -> (B, D)."""
-        line = torch.arange(grids.shape[1], device=grids.device)
-        places = self.row(line)[:, None] + self.column(line)  # (S, S, 32)
         mask = (grids >= 0)[:, None].float()  # (B, 1, S, S)
-        x = (self.colour(grids.clamp(min=0)) + places).permute(0, 3, 1, 2) * mask
+        x = self.cells(grids).permute(0, 3, 1, 2) * mask
         for conv in self.convs:
             # A cell of the coarser map is part of the grid when its centre is.
             mask = mask[:, :, :: conv.stride[0], :: conv.stride[1]]
@@ -99,19 +102,13 @@ class GridCnn(nn.Module):
 
 
 class StateEncoder(nn.Module):
-    """Canvases (B, S, S) int64 -> (B, D); `encoder: transformer` or `cnn`."""
+    """Canvases (B, S, S) -> (B, D); `encoder: transformer` or `cnn`."""
 
     def __init__(self, config: GridConfig) -> None:
         super().__init__()
         self.net = {"transformer": GridTransformer, "cnn": GridCnn}[config.encoder](config)
 
     def forward(self, grids: Tensor) -> Tensor:
-        if grids.dim() != 3 or grids.shape[1] != grids.shape[2] or grids.shape[1] > MOST:
-            raise WorkbookError(
-                f"grids must be (B, S, S) with S up to {MOST}, got {tuple(grids.shape)}"
-            )
-        if grids.numel() and (int(grids.min()) < PAD or int(grids.max()) >= COLOURS):
-            raise WorkbookError(f"grids hold colours outside {PAD}..{COLOURS - 1}")
         return self.net(grids, facts(grids))
 
 
@@ -125,8 +122,6 @@ class ActionEncoder(nn.Module):
         self.net = table or nn.Embedding(ACTIONS, dim)
 
     def forward(self, action: Tensor) -> Tensor:
-        if len(wrong := action[(action < 0) | (action >= ACTIONS)]):
-            decode(int(wrong[0]))  # raises, naming it
         return self.net(F.one_hot(action, ACTIONS).float() if self.one_hot else action)
 
 
@@ -156,6 +151,11 @@ class GridModel(nn.Module):
         self.encoder = StateEncoder(config)
         self.action_encoder = ActionEncoder(config)
         self.transition = Transition(config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.transition.positions.device
 
     def encode(self, state: Tensor) -> Tensor:
         """Canvases (B, S, S) -> (B, D)."""
@@ -192,13 +192,6 @@ class GridJepa(GridModel):
         update_ema(self.target, self.encoder, self.config.ema_decay)
 
 
-class Decoded(NamedTuple):
-    """Logits of the next grid."""
-
-    cells: Tensor  # (B, 11, S, S)
-    facts: tuple[Tensor, ...]  # (B, n) for height, width, most, least, count
-
-
 class GridTwin(GridModel):
     """Predicts the next grid itself, cell by cell, and its metadata (GRID-8)."""
 
@@ -211,26 +204,25 @@ class GridTwin(GridModel):
         self.fact_heads = nn.ModuleList(nn.Linear(dim, count) for count in FACT_CLASSES)
         self.action_head = nn.Linear(config.action_dim, ACTIONS)
 
-    def decode(self, latent: Tensor) -> Decoded:
-        """(B, D) -> logits of the grid it stands for, every cell by its learned position."""
+    def decode(self, latent: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(B, D) -> logits of the next grid: cells (B, 11, S, S), and (B, n) of every fact."""
         hidden = F.gelu(self.spread(latent)[:, None] + self.places)  # (B, S S, mlp_dim)
         cells = self.cells(hidden).transpose(1, 2).unflatten(2, (self.size, self.size))
-        return Decoded(cells, tuple(head(latent) for head in self.fact_heads))
+        return cells, [head(latent) for head in self.fact_heads]
 
     def predict(self, state: Tensor, action: Tensor) -> Tensor:
         """The most likely next canvas (B, S, S), padded by its own height and width."""
-        decoded = self.decode(self.imagine(self.encode(state), action))
-        height, width = (logits.argmax(1)[:, None, None] for logits in decoded.facts[:2])
+        cells, values = self.decode(self.imagine(self.encode(state), action))
+        height, width = (logits.argmax(1)[:, None, None] for logits in values[:2])
         line = torch.arange(self.size, device=state.device)
         inside = (line[:, None] < height) & (line < width)
-        return torch.where(inside, decoded.cells.argmax(1), PAD)
+        return torch.where(inside, cells.argmax(1), PAD)
 
     def loss(self, batch: GridBatch) -> tuple[Tensor, dict[str, float]]:
         code = self.action_encoder(batch.action)
-        decoded = self.decode(self.transition(self.encode(batch.state), code))
-        transition = F.cross_entropy(decoded.cells, batch.next_state, ignore_index=PAD)
-        values = facts(batch.next_state)
-        for logits, column in zip(decoded.facts, values.unbind(1), strict=True):
+        cells, values = self.decode(self.transition(self.encode(batch.state), code))
+        transition = F.cross_entropy(cells, batch.next_state, ignore_index=PAD)
+        for logits, column in zip(values, facts(batch.next_state).unbind(1), strict=True):
             transition = transition + F.cross_entropy(logits, column)
         action = F.cross_entropy(self.action_head(code), batch.action)
         total = transition + self.config.action_weight * action
@@ -242,10 +234,7 @@ KINDS = {"jepa": GridJepa, "generative": GridTwin}
 
 
 def build_grid_model(kind: str, config: GridConfig, size: int, seed: int) -> GridModel:
-    """JEPA or twin for canvases of `size` cells, its weights a function of `seed` alone.
-
-    The parts that the two share start from the same weights.
-    """
+    """JEPA or twin for canvases of `size` cells; what they share starts from the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return KINDS[kind](config, size)
@@ -266,22 +255,17 @@ class GoalReward(nn.Module):
     arbitrary and must not decide which encoder looks best.
     """
 
-    def __init__(self, latent_dim: int, mean: Tensor | None = None, std: Tensor | None = None):
+    def __init__(self, latent_dim: int) -> None:
         super().__init__()
         self.latent_dim = latent_dim
-        self.register_buffer("mean", torch.zeros(latent_dim) if mean is None else mean.clone())
-        # A dimension that never changes says nothing, however it is scaled.
-        std = torch.ones(latent_dim) if std is None else std.clamp(min=1e-6)
-        self.register_buffer("std", std)
+        self.register_buffer("mean", torch.zeros(latent_dim))
+        self.register_buffer("std", torch.ones(latent_dim))
         self.register_buffer("positions", sinusoids(3, latent_dim), persistent=False)
         self.types = nn.Parameter(0.02 * torch.randn(3, latent_dim))
         self.blocks = Transformer(latent_dim, 4, 8, max(1, latent_dim // 8), 512)
         self.head = mlp(2 * latent_dim, latent_dim, 1, activation=nn.GELU)
 
     def forward(self, latents: Tensor) -> Tensor:
-        if latents.shape[1:] != (3, self.latent_dim):
-            wanted = f"(B, 3, {self.latent_dim})"
-            raise WorkbookError(f"latents must be {wanted}, got {tuple(latents.shape)}")
         tokens = (latents - self.mean) / self.std + self.types + self.positions
         mixed = self.blocks(tokens)  # (B, 3, D)
         pooled = torch.cat([mixed.mean(1), mixed.amax(1)], dim=-1)  # (B, 2 D)
@@ -293,4 +277,8 @@ def build_reward(latents: Tensor, seed: int) -> GoalReward:
     flat = latents.flatten(0, 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return GoalReward(flat.shape[1], flat.mean(0), flat.std(0))
+        head = GoalReward(flat.shape[1])
+    head.mean.copy_(flat.mean(0))
+    # A dimension that never changes says nothing, however it is scaled.
+    head.std.copy_(flat.std(0).clamp(min=1e-6))
+    return head

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -20,15 +19,16 @@ from hjepa_lib.evaluation.compute import update_bytes
 from hjepa_lib.evaluation.statistics import unestimable
 from hjepa_lib.files import FileError, read_json, save_npz, sha256, write_atomic, write_json
 from hjepa_lib.grids import buffer, measures
-from hjepa_lib.grids.buffer import GridBuffer
 from hjepa_lib.grids.models import KINDS, GridModel, build_grid_model, build_reward
-from hjepa_lib.grids.train import fit_grid, fit_reward, predict_reward, reward_rows, train_pair
-from hjepa_lib.models.checkpoint import fingerprint, load_module, save_module
+from hjepa_lib.grids.train import fit_grid, fit_reward, predict_reward, reward_latents, train_pair
+from hjepa_lib.grids.world import FACTS
+from hjepa_lib.models.checkpoint import load_module, save_module
 from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.runs.keys import Stage
 from hjepa_lib.runs.report import leave_section
+from hjepa_lib.runs.stages import exhaust
 from hjepa_lib.runs.workspace import Workspace, log_row
-from hjepa_lib.training.loop import Fit, Report, batches_sha256, step_generator
+from hjepa_lib.training.loop import Report, batches_sha256, step_generator
 
 LOGS = {"jepa": "grid_s{}", "generative": "grid_twin_s{}"}
 """Names in metrics.jsonl of the two models of a training seed."""
@@ -38,6 +38,8 @@ BEST, ROWS = "best_{}_model", "grid/results.json"
 VALIDATION_ROWS = 256  # held-out transitions of every validation, always the same ones
 CHECKS = {"jepa": measures.validate_jepa, "generative": measures.validate_twin}
 CHECKS["random"] = CHECKS["jepa"]
+PATHS = {"reward": [0, 1, 2], "imagined": [0, 3, 2], "copy": [0, 0, 2]}
+"""Which of the latents now, next, goal and imagined a reward is predicted from."""
 _DATA = ("path", "size", "episodes", "steps")
 _MODELS = tuple(
     f"pixels.grid.{field.name}"
@@ -59,18 +61,16 @@ def grid_stages(config: Config) -> dict[str, Stage]:
     data = Stage("grid_data", make_data, shaping, folder="grid/data", about=content, recorded=True)
     found = [data]
     for n in range(config.pixels.seeds):
-        pair = Stage(
-            f"grid_s{n}", partial(make_pair, n=n), _MODELS, (data,), folder=f"grid/s{n}", about=n
-        )
+        folder, make = f"grid/s{n}", partial(make_pair, n=n)
+        pair = Stage(f"grid_s{n}", make, _MODELS, (data,), folder=folder, about=n)
         reward = Stage(
             f"grid_reward_s{n}", partial(make_rewards, n=n), ("pixels.grid.reward_optim",),
-            (data, pair), folder=f"grid/s{n}/reward", about=n,
+            (data, pair), folder=f"{folder}/reward", about=n,
         )  # fmt: skip
         found += [pair, reward]
     return {stage.name: stage for stage in found}
 
 
-# --- data -------------------------------------------------------------------------------------
 def make_data(ws: Workspace, folder: Path) -> None:
     """Play or load the buffer: buffer.npz, data.json."""
     config, seed = ws.config.pixels.grid, ws.config.seed
@@ -83,7 +83,7 @@ def make_data(ws: Workspace, folder: Path) -> None:
     write_json(folder / "data.json", facts)
 
 
-def load_data(ws: Workspace) -> tuple[GridBuffer, GridBuffer]:
+def load_data(ws: Workspace) -> tuple[buffer.GridBuffer, buffer.GridBuffer]:
     """(train, validation) by episode."""
     folder = ws.obtain(grid_stages(ws.config)["grid_data"])
     fraction = ws.config.pixels.data.validation_split
@@ -92,11 +92,7 @@ def load_data(ws: Workspace) -> tuple[GridBuffer, GridBuffer]:
 
 # --- JEPA and twin ----------------------------------------------------------------------------
 def make_pair(ws: Workspace, folder: Path, n: int) -> Iterator[Report]:
-    """Both models until both have stalled: best weights, numbered ones every `checkpoint_every`.
-
-    Each is `<name>.safetensors`, `.json` (settings, validation) and `.optimiser.pt` (AdamW's state
-    at that update, read with `weights_only`).
-    """
+    """Both models until both have stalled: best weights, numbered ones every `checkpoint_every`."""
     config, own = ws.config.pixels.grid, ws.config.seed + n
     train, validation = load_data(ws)
     rows = torch.randperm(len(validation), generator=step_generator(ws.config.seed, 0))
@@ -110,18 +106,19 @@ def make_pair(ws: Workspace, folder: Path, n: int) -> Iterator[Report]:
             stage=LOGS[kind].format(n),
         )  # fmt: skip
         ws.run.metrics.rewind(fit.stage, fit.update)
-        _keep_best(folder, kind, fit, {"loss": fit.best_loss})  # killed just before it could be
     for kind, report in train_pair(fits, config.optim.optim(len(train)).patience):
-        fit = fits[kind]
-        epoch = fit.config.validate_every
+        model, epoch = fits[kind].module, fits[kind].config.validate_every
+        row = _row(report, epoch, model.seconds)
         if report.update % config.log_every == 0 or report.validation:
-            ws.run.log(_row(report, epoch, fit.module.seconds))
-        if report.validation:
-            _keep_best(folder, kind, fit, report.validation)
+            ws.run.log(row)
         if config.checkpoint_every and report.update % (config.checkpoint_every * epoch) == 0:
-            number = f"{kind}_model_epoch{report.update // epoch:04d}"
-            _save(folder / number, kind, fit, report.validation)
+            _save(folder / f"{kind}_model_epoch{report.update // epoch:04d}", kind, model, row)
         yield report
+    for kind, fit in fits.items():
+        fit.load_best()
+        checks = [row for row in ws.run.records(fit.stage) if row.get("val/loss") is not None]
+        best = min(checks, key=lambda row: row["val/loss"])
+        _save(folder / BEST.format(kind), kind, fit.module, best)
 
 
 def _row(report: Report, epoch: int, seconds: float) -> dict[str, Any]:
@@ -133,21 +130,12 @@ def _row(report: Report, epoch: int, seconds: float) -> dict[str, Any]:
     return row | {f"val/{name}": value for name, value in report.validation.items()}
 
 
-def _keep_best(folder: Path, kind: str, fit: Fit, validation: dict[str, float]) -> None:
-    """Save the model as it is unless its best is on the disk already."""
-    meta = folder / f"{BEST.format(kind)}.json"
-    if fit.best and not (meta.exists() and read_json(meta)["loss"] == fit.best_loss):
-        _save(meta.with_suffix(""), kind, fit, validation)
-
-
-def _save(path: Path, kind: str, fit: Fit, validation: dict[str, float]) -> None:
-    stream, model = io.BytesIO(), fit.module
-    torch.save(fit.optimiser.state_dict(), stream)
-    write_atomic(path.with_name(f"{path.name}.optimiser.pt"), stream.getvalue())
-    save_module(
-        path, model, f"grid_{kind}", config=to_dict(model.config), size=model.size,
-        update=fit.update, loss=validation.get("loss"), validation=validation,
-    )  # fmt: skip
+def _save(path: Path, kind: str, model: GridModel, row: dict[str, Any]) -> None:
+    """`<path>.safetensors` and `.json`: settings, update and validation (a logged row)."""
+    found = {name[4:]: value for name, value in row.items() if name.startswith("val/")}
+    facts = {"update": row["step"], "loss": found.get("loss"), "validation": found}
+    config = to_dict(model.config)
+    save_module(path, model, f"grid_{kind}", config=config, size=model.size, **facts)
 
 
 def load_grid_model(ws: Workspace, kind: str, n: int) -> GridModel:
@@ -174,38 +162,41 @@ def read_grid_model(path: Path, kind: str) -> GridModel:
 def make_rewards(ws: Workspace, folder: Path, n: int) -> Iterator[Report]:
     """One goal-conditioned head per frozen encoder, same start; reward.json, predictions.npz."""
     config, own = ws.config.pixels.grid, ws.config.seed + n
-    train, validation = load_data(ws)
-    arrays = {"true": validation.reward}
+    parts = load_data(ws)
+    rewards = [torch.from_numpy(part.reward) for part in parts]
+    true, arrays = parts[1].reward, {}
     for kind in ENCODERS:
         model = load_grid_model(ws, kind, n)
-        before = fingerprint(model)
-        seen, held = reward_rows(model, train), reward_rows(model, validation)
-        head = build_reward(seen.latents, own).to(ws.device)
+        latents = [reward_latents(model, part) for part in parts]
+        train, validation = (
+            (rows[:, PATHS["reward"]], reward)
+            for rows, reward in zip(latents, rewards, strict=True)
+        )
+        head = build_reward(train[0], own).to(ws.device)
         stage = f"grid_reward_s{n}_{kind}"
         fit = fit_reward(
-            head, seen, held, config.reward_optim, seed=own,
+            head, train, validation, config.reward_optim, seed=own,
             folder=ws.resume(f"grid_reward_s{n}/{kind}"), stage=stage,
         )  # fmt: skip
         yield from ws.follow(fit, stage, partial(log_row, every=config.log_every))
         fit.load_best()
         head.eval().requires_grad_(False)
         save_module(folder / kind, head, "grid_reward", latent_dim=head.latent_dim)
-        now, after, goal = held.latents.unbind(1)
-        for name, following in (("", after), ("_imagined", held.imagined), ("_copy", now)):
-            latents = torch.stack([now, following, goal], dim=1)
-            arrays[kind + name] = predict_reward(head, latents).numpy()
-        if fingerprint(model) != before:
-            raise FileError(f"training the reward changed the frozen {kind} encoder")
-    arrays["mean"] = np.full_like(validation.reward, train.reward.mean())
-    note = unestimable(train.reward, validation.reward)
+        for name, path in PATHS.items():
+            arrays[_score(kind, name)] = predict_reward(head, latents[1][:, path]).numpy()
+    arrays["mean"] = np.full_like(true, parts[0].reward.mean())
+    note = unestimable(parts[0].reward, true)
     unknown = {"r2": math.nan, "note": note} if note else {}
     scores = {
-        name: measures.reward_report(values, validation.reward) | unknown
-        for name, values in arrays.items()
-        if name != "true"
+        name: measures.reward_report(values, true) | unknown for name, values in arrays.items()
     }
-    save_npz(folder / "predictions.npz", **arrays)
+    save_npz(folder / "predictions.npz", true=true, **arrays)
     write_json(folder / "reward.json", {"scores": scores})
+
+
+def _score(kind: str, path: str) -> str:
+    """The name of a predictor in reward.json and predictions.npz."""
+    return kind if path == "reward" else f"{kind}_{path}"
 
 
 # --- results ----------------------------------------------------------------------------------
@@ -215,13 +206,14 @@ def grid_results(ws: Workspace) -> list[dict[str, Any]]:
     stages, batch = grid_stages(ws.config), ws.config.pixels.grid.optim.batch
     facts = {"data_sha256": read_json(ws.obtain(stages["grid_data"]) / "data.json")["sha256"]}
     held = validation.sample(2000)
+    sample = train.batch(torch.arange(min(batch, len(train)))).to(ws.device)
     rows = []
     for n in range(ws.config.pixels.seeds):
         own = ws.config.seed + n
-        for stage in (stages[f"grid_s{n}"], stages[f"grid_reward_s{n}"]):
-            for _ in ws.make(stage):
+        for name in (f"grid_s{n}", f"grid_reward_s{n}"):
+            for _ in ws.make(stages[name]):
                 pass
-        scores = read_json(ws.obtain(stage) / "reward.json")["scores"]
+        scores = read_json(ws.obtain(stages[name]) / "reward.json")["scores"]
         facts["batches_sha256"] = batches_sha256(len(train), batch, own)
         for kind in ENCODERS:
             model = load_grid_model(ws, kind, n)
@@ -229,10 +221,10 @@ def grid_results(ws: Workspace) -> list[dict[str, Any]]:
             del row["loss"]
             row |= {"collapsed": measures.collapsed(row), "held_out": len(held.action)}
             row["fact_accuracy"] = measures.fact_accuracy(model, train, validation)
-            for name, field in (("", "reward"), ("_imagined", "imagined"), ("_copy", "copy")):
-                row |= {f"{field}_{part}": scores[kind + name][part] for part in ("r2", "mse")}
+            for path in PATHS:
+                one = scores[_score(kind, path)]
+                row |= {f"{path}_{part}": one[part] for part in ("r2", "mse")}
             row["mean_reward_mse"] = scores["mean"]["mse"]
-            sample = train.batch(torch.arange(min(batch, len(train)))).to(ws.device)
             rows.append(row | ({} if kind == "random" else _cost(ws, kind, n, model, sample)))
     write_json(ws.run.path / ROWS, rows)
     rows = read_json(ws.run.path / ROWS)
@@ -243,16 +235,11 @@ def grid_results(ws: Workspace) -> list[dict[str, Any]]:
 def section(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The measured comparison of the grid models for the run's report and summary (GRID-10)."""
     table = measures.comparison(rows)
-    shown = table.astype(object).where(table.notna(), "–")
+    cells = table.astype(object).where(table.notna(), "–").reset_index().to_numpy().tolist()
     pairs = measures.paired_sentences(rows)
     return {
         "title": "Models of a grid world",
-        "tables": [
-            {
-                "columns": ["Measure", *table.columns],
-                "rows": shown.reset_index().to_numpy().tolist(),
-            }
-        ],
+        "tables": [{"columns": ["Measure", *table.columns], "rows": cells}],
         "lists": {"Paired by training seed, interval over seeds alone": pairs} if pairs else {},
         "data": {"rows": rows},
     }
@@ -269,7 +256,7 @@ def _cost(
     updates = max(row["step"] for row in records)
     return {
         "parameters": count_parameters(fresh),
-        "outputs": model.latent_dim if kind == "jepa" else model.size**2 + len(measures.FACTS),
+        "outputs": model.latent_dim if kind == "jepa" else model.size**2 + len(FACTS),
         "memory_mb": update_bytes(fresh, lambda: fresh.loss(sample)[0]) / 1e6,
         "ms_per_update": 1000 * seconds,
         "updates": updates,
@@ -279,11 +266,8 @@ def _cost(
 
 def train_all(ws: Workspace, say: Callable[..., None]) -> str:
     """All stages with a few lines on the way; returns the comparison as text."""
-    for stage in grid_stages(ws.config).values():
-        for report in ws.make(stage):
-            if report.validation:
-                loss = report.validation["loss"]
-                say(f"{report.stage} {report.update}/{report.updates}: validation {loss:.4g}")
+    for name, stage in grid_stages(ws.config).items():
+        exhaust(ws.make(stage), name, say)
     for path in sorted(ws.run.path.glob("grid/s*/best_*.safetensors")):
         say(str(path))
     rows = grid_results(ws)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,95 +38,72 @@ def train_pair(fits: dict[str, Fit], patience: int = 0) -> Iterator[tuple[str, R
 
 
 def fit_grid(
-    model: GridModel,
-    train: GridBuffer,
-    optim: EpochsConfig,
-    validate: ValidateFn,
-    *,
-    seed: int,
-    precision: str = "fp32",
-    folder: Path | None = None,
-    stage: str = "",
+    model: GridModel, train: GridBuffer, optim: EpochsConfig, validate: ValidateFn, **options: Any
 ) -> Fit:
-    """One of a pair: `model.seconds` is what its last update took, without validation."""
-    device, model.seconds = next(model.parameters()).device, math.nan
+    """One of a pair: `model.seconds` is what its last update took, without validation.
+
+    `options` are the fit's own: seed, precision, folder, stage.
+    """
+    model.seconds = math.nan
 
     def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         model.began = time.perf_counter()
         index = draw_batch(len(train), optim.batch, generator)
-        return model.loss(train.batch(index).to(device))
+        return model.loss(train.batch(index).to(model.device))
 
     def after_update() -> None:
         model.after_update()
         model.seconds = time.perf_counter() - model.began
 
-    task = Task(model, loss_fn, validate, after_update)
     settings = dataclasses.replace(optim.optim(len(train)), patience=0)
-    return Fit(task, settings, seed=seed, precision=precision, folder=folder, stage=stage)
+    return Fit(Task(model, loss_fn, validate, after_update), settings, **options)
 
 
 def pieces(batch: GridBatch, model: GridModel) -> Iterator[GridBatch]:
     """The batch in chunks, on the model's device."""
-    device = next(model.parameters()).device
     for rows in zip(*(field.split(CHUNK) for field in batch), strict=True):
-        yield GridBatch(*rows).to(device)
+        yield GridBatch(*rows).to(model.device)
 
 
 # --- goal-conditioned reward ------------------------------------------------------------------
-class RewardRows(NamedTuple):
-    """What the reward head reads of M transitions."""
-
-    latents: Tensor  # (M, 3, D): now, next, goal
-    imagined: Tensor  # (M, D): the model's own next latent
-    reward: Tensor  # (M,)
-
-
 @torch.no_grad()
-def reward_rows(model: GridModel, data: GridBuffer) -> RewardRows:
-    """Frozen latents of every transition, on the CPU."""
+def reward_latents(model: GridModel, data: GridBuffer) -> Tensor:
+    """Frozen latents of every transition, on the CPU: (M, 4, D) of now, next, goal, imagined."""
     was_training = model.training
     model.eval()
-    latents, imagined = [], []
+    found = []
     for batch in pieces(data.batch(torch.arange(len(data))), model):
         # One goal per episode: encode each once, and every state of a chunk in one pass.
         goals, which = batch.target_state.unique(dim=0, return_inverse=True)
         both = model.encode(torch.cat([batch.state, batch.next_state, goals]))
         now, after, goal = both.split([len(which), len(which), len(goals)])
-        latents.append(torch.stack([now, after, goal[which]], dim=1).cpu())
-        imagined.append(model.imagine(now, batch.action).cpu())
+        imagined = model.imagine(now, batch.action)
+        found.append(torch.stack([now, after, goal[which], imagined], dim=1).float().cpu())
     model.train(was_training)
-    reward = torch.from_numpy(data.reward)
-    return RewardRows(torch.cat(latents).float(), torch.cat(imagined).float(), reward)
+    return torch.cat(found)
 
 
 def fit_reward(
-    head: GoalReward,
-    train: RewardRows,
-    validation: RewardRows,
-    optim: EpochsConfig,
-    *,
-    seed: int,
-    folder: Path | None = None,
-    stage: str = "",
-) -> Fit:
-    """MSE of the reward; the latents are data, so no gradient can reach their encoder."""
-    device = next(head.parameters()).device
+    head: GoalReward, train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor],
+    optim: EpochsConfig, **options: Any,
+) -> Fit:  # fmt: skip
+    """MSE of the rewards (M,) from latents (M, 3, D): data, so their encoder gets no gradient."""
+    device = head.types.device
 
     def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        index = draw_batch(len(train.reward), optim.batch, generator)
-        error = head(train.latents[index].to(device)) - train.reward[index].to(device)
+        latents, reward = train
+        index = draw_batch(len(reward), optim.batch, generator)
+        error = head(latents[index].to(device)) - reward[index].to(device)
         return error.square().mean(), {}
 
     def validate() -> dict[str, float]:
-        gap = predict_reward(head, validation.latents) - validation.reward
-        return {"loss": float(gap.square().mean())}
+        latents, reward = validation
+        return {"loss": float((predict_reward(head, latents) - reward).square().mean())}
 
-    task, settings = Task(head, loss_fn, validate), optim.optim(len(train.reward))
-    return Fit(task, settings, seed=seed, folder=folder, stage=stage)
+    return Fit(Task(head, loss_fn, validate), optim.optim(len(train[1])), **options)
 
 
 @torch.no_grad()
-def predict_reward(head: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
+def predict_reward(head: GoalReward, latents: Tensor) -> Tensor:
     """(M, 3, D) -> (M,), on the CPU."""
-    device = next(head.parameters()).device
-    return torch.cat([head(rows.to(device)).cpu() for rows in latents.split(1024)])
+    return torch.cat([head(rows.to(head.types.device)).cpu() for rows in latents.split(1024)])

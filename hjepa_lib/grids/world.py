@@ -1,8 +1,8 @@
-"""The built-in grid world of seed 004: coloured grids, 2,484 actions, reward towards a goal grid.
+"""The built-in grid world of seed 004: coloured grids, 2,484 actions, similarity to a goal grid.
 
 A grid of 1 to 30 rows and columns of colours 0..10 (0 = background) lies in the top left corner of
-a square canvas; the rest is padding, -1. There is no cursor: every action names its place by an
-anchor a = 0..35, one of 6 x 6 points spread evenly over the grid whatever its shape.
+a square canvas; the rest is padding, -1. An action names its place by an anchor a = 0..35, one of
+6 x 6 points spread evenly over the grid whatever its shape.
 
     kind      ids          id - first                              what it does
     paint        0..1187   (brush * 11 + colour) * 36 + a          a cell, a 3 x 3 block or a row
@@ -12,7 +12,7 @@ anchor a = 0..35, one of 6 x 6 points spread evenly over the grid whatever its s
 
 An object is a 4-connected region of one colour; it moves into free background only, which itself
 does not move. Windows are 3 x 3, 5 x 5 (pushed or shrunk into the grid) and the whole grid, where
-quarter turns exchange the sides. The factors are ours, their number is the seed's.
+quarter turns exchange the sides.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ import numpy as np
 import torch
 from scipy.ndimage import label
 from torch import Tensor
-
-from hjepa_lib.files import WorkbookError
 
 COLOURS, PAD, BACKGROUND = 11, -1, 0
 MOST = 30
@@ -73,7 +71,6 @@ _MEANINGS = tuple(
     for kind, *rest in _CHOICES
     for anchor in product(range(SIDE), repeat=2)
 )
-_IDS = {meaning: action for action, meaning in enumerate(_MEANINGS)}
 ACTIONS = len(_MEANINGS)
 _FIRSTS = (next(i for i, one in enumerate(_MEANINGS) if one.kind == kind) for kind in KINDS)
 FIRST = (*_FIRSTS, ACTIONS)
@@ -81,33 +78,14 @@ FIRST = (*_FIRSTS, ACTIONS)
 
 
 def decode(action: int) -> GridAction:
-    """The meaning of an action id, 0..2483; WorkbookError outside."""
-    if not 0 <= action < ACTIONS:
-        raise WorkbookError(f"action {action} is outside 0..{ACTIONS - 1}")
+    """The meaning of an action id, 0..2483."""
     return _MEANINGS[action]
-
-
-def encode(action: GridAction) -> int:
-    """The id of an action: the inverse of `decode`."""
-    return _IDS[action]
-
-
-def kind_of(actions: np.ndarray) -> np.ndarray:
-    """Index into KINDS of every id."""
-    return np.searchsorted(FIRST[1:], actions, side="right").astype(np.int8)
-
-
-# --- dynamics ---------------------------------------------------------------------------------
-def sides(grid: np.ndarray) -> tuple[int, int]:
-    """(height, width) of the grid on the canvas."""
-    valid = grid >= 0
-    return int(valid.any(1).sum()), int(valid.any(0).sum())
 
 
 def apply(grid: np.ndarray, action: int) -> np.ndarray:
     """The canvas (size, size) int8 after an action; the argument stays as it is."""
     kind, anchor, colour, what, window = decode(action)
-    shape = sides(grid)
+    shape = (grid >= 0).any(1).sum(), (grid >= 0).any(0).sum()
     after = grid.copy()
     area = after[: shape[0], : shape[1]]
     row, column = (
@@ -143,13 +121,11 @@ def _object_at(area: np.ndarray, row: int, column: int) -> np.ndarray:
 
 def _move(area: np.ndarray, row: int, column: int, step: tuple[int, int]) -> None:
     """Shift the object at a cell, unless it is background or has no room."""
-    colour = area[row, column]
-    old = _object_at(area, row, column)
+    colour, old = area[row, column], _object_at(area, row, column)
     places = np.argwhere(old) + step
-    inside = (places >= 0).all() and (places < area.shape).all()
-    rows, columns = places.T
-    if colour == BACKGROUND or not inside:
+    if colour == BACKGROUND or (places < 0).any() or (places >= area.shape).any():
         return
+    rows, columns = places.T
     if (old[rows, columns] | (area[rows, columns] == BACKGROUND)).all():
         area[old] = BACKGROUND
         area[rows, columns] = colour
@@ -159,23 +135,6 @@ def similarity(grid: np.ndarray, goal: np.ndarray) -> float:
     """Share of the cells of either grid that are equal in both, 0..1."""
     either = (grid >= 0) | (goal >= 0)
     return float((grid == goal)[either].mean())
-
-
-class GridWorld:
-    """One task: a canvas, a goal, and progress towards it as the reward."""
-
-    def __init__(self, grid: np.ndarray, goal: np.ndarray) -> None:
-        if grid.shape != goal.shape:
-            raise WorkbookError(
-                f"grid {grid.shape} and goal {goal.shape} need canvases of one size"
-            )
-        self.grid, self.goal = grid, goal
-
-    def step(self, action: int) -> tuple[np.ndarray, float, bool]:
-        """(next canvas, rise of the similarity to the goal in [-1, 1], goal reached)."""
-        before, self.grid = self.grid, apply(self.grid, action)
-        reward = similarity(self.grid, self.goal) - similarity(before, self.goal)
-        return self.grid, reward, bool((self.grid == self.goal).all())
 
 
 def random_grid(size: int, rng: np.random.Generator) -> np.ndarray:
