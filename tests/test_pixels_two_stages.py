@@ -296,10 +296,7 @@ def test_stages_store_what_they_promise(tmp_path):
 
 
 def test_a_foreign_stage_1_claims_nothing(tmp_path):
-    """Its data are compared by their hash; a file that does not say them is of unknown data.
-
-    The file is read by every run, for another one may have got its name since.
-    """
+    """Its data are compared by their hash; a file that does not say them is of unknown data."""
     first = tiny_workspace(tmp_path)
     list(train(first, "vjepa2_stage1_s0"))
     path = first.run.stage_folder("vjepa2_stage1_s0") / f"{FILES['stage1']}.safetensors"

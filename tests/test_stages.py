@@ -8,8 +8,10 @@ from tiny import tiny_config
 
 from hjepa_lib.config import ConfigError, profile
 from hjepa_lib.files import read_json
+from hjepa_lib.grids.stages import grid_stages
+from hjepa_lib.pixels.stages import pixel_stages
 from hjepa_lib.runs import stages
-from hjepa_lib.runs.keys import Stage, closure, key
+from hjepa_lib.runs.keys import Stage, closure, core_stages, key
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
@@ -85,6 +87,26 @@ def test_a_raised_recipe_changes_every_key_above_it():
         above = Stage("l1", print, ("level1",), (Stage("data", print, ("data",), recipe=recipe),))
         assert (key(above, CONFIG) == key(Stage("l1", print, ("level1",), (data,)), CONFIG)) is same
     assert [one.name for one in closure(above)] == ["data", "l1"]
+
+
+def test_i1_another_file_of_the_same_name_is_another_stage(tmp_path):
+    """Everything that starts from somebody's file is known by that file's content."""
+    file = tmp_path / "own.npz"
+    for section, name, stages_of in (
+        ("data.source", "data", core_stages),
+        ("pixels.data.path", "data", pixel_stages),
+        ("pixels.loading.path", "jepa_s0", pixel_stages),
+        ("pixels.vjepa2.stage1.checkpoint", "vjepa2_stage1_s0", pixel_stages),
+        ("pixels.grid.path", "grid_data", grid_stages),
+    ):
+        config = CONFIG.override({section: str(file)})
+        stage = {one.name.removeprefix("pixel_"): one for one in stages_of(config).values()}[name]
+        found = []
+        for content in (None, b"one", b"other", b"one"):
+            file.unlink(missing_ok=True) if content is None else file.write_bytes(content)
+            os.utime(file, ns=(0, len(found))) if content else None
+            found.append(key(stage, config))
+        assert found[1] == found[3] and len(set(found)) == 3, section
 
 
 def test_i1_a_run_of_another_seed_trains_its_own(root, toy, capsys):

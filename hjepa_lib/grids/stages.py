@@ -17,7 +17,7 @@ from hjepa_lib.config import Config, from_dict, to_dict
 from hjepa_lib.config.grids import GridConfig
 from hjepa_lib.evaluation.compute import update_bytes
 from hjepa_lib.evaluation.statistics import unestimable
-from hjepa_lib.files import FileError, read_json, save_npz, sha256, write_atomic, write_json
+from hjepa_lib.files import FileError, read_json, save_npz, write_atomic, write_json
 from hjepa_lib.grids import buffer, measures
 from hjepa_lib.grids.models import KINDS, GridModel, build_grid_model, build_reward
 from hjepa_lib.grids.train import fit_grid, fit_reward, predict_reward, reward_latents, train_pair
@@ -55,10 +55,10 @@ def grid_stages(config: Config) -> dict[str, Stage]:
     on each frozen encoder. Weights and batches follow from `config.seed` + n, the data from
     `config.seed` alone.
     """
-    path = Path(config.pixels.grid.path)
-    content = sha256(path) if path.is_file() else None  # another buffer may get the same name
+    path = config.pixels.grid.path
+    files = (path,) if path else ()
     shaping = (*(f"pixels.grid.{name}" for name in _DATA), "pixels.data.validation_split")
-    data = Stage("grid_data", make_data, shaping, folder="grid/data", about=content, recorded=True)
+    data = Stage("grid_data", make_data, shaping, folder="grid/data", files=files, recorded=True)
     found = [data]
     for n in range(config.pixels.seeds):
         folder, make = f"grid/s{n}", partial(make_pair, n=n)

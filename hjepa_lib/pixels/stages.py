@@ -76,23 +76,29 @@ def pixel_stages(config: Config) -> dict[str, Stage]:
         inputs = tuple(found[one] for one in reads)
         found[name] = Stage(name, make, shaping, inputs, folder=f"pixels/{name}", **more)
 
-    add(DATA, _later("makers:make_data"), (*SHAPING["data"], *ppo), recorded=True)
+    def given(weights: str) -> tuple[str, ...]:
+        """A file of weights, or a folder, and what is written beside it."""
+        return (weights, str(Path(weights).with_suffix(".json"))) if weights else ()
+
+    recorded = (pixels.data.path,) if pixels.data.path else ()
+    add(DATA, _later("makers:make_data"), (*SHAPING["data"], *ppo), recorded=True, files=recorded)
     for n in range(pixels.seeds):
         for name in COMPARED:
             one = f"{name}_s{n}"
             if name != "vjepa2":
                 make = _later("makers:make_model", name=name, number=n)
-                add(one, make, SHAPING[name], DATA, load=load)
+                starts = given(pixels.loading.path) if "pixels.loading" in SHAPING[name] else ()
+                add(one, make, SHAPING[name], DATA, load=load, files=starts)
                 continue
             first, reads = STAGE1.format(n), [DATA]
             if not (load or resumed):
                 make = _later("two_stages:make_stage1", number=n)
-                source = bool(pixels.vjepa2.stage1.checkpoint)
-                add(first, make, SHAPING["stage1"], DATA, from_file=source)
+                starts = given(pixels.vjepa2.stage1.checkpoint)
+                add(first, make, SHAPING["stage1"], DATA, files=starts)
                 reads.append(first)
             make = _later("two_stages:make_stage2", number=n)
-            source = bool(resumed) and not load
-            add(one, make, SHAPING[name], *reads, load=load, from_file=source)
+            starts = () if load else given(resumed)
+            add(one, make, SHAPING[name], *reads, load=load, files=starts)
         for kind, names in (("heads", COMPARED), ("decoder", DECODED)):
             for name in names:
                 make = _later(f"makers:make_{kind}", name=name, number=n)

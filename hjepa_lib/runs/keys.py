@@ -33,7 +33,7 @@ class Stage:
     about: Any = None
     recorded: bool = False  # data: the same by key, whatever another machine rounds
     load: str = ""  # the run it is taken from, whatever its key
-    from_file: bool = False  # starts from a file that may change: never taken from another run
+    files: tuple[str, ...] = ()  # files it starts from: known by their content, not by their name
 
 
 def shaping(stage: Stage, config: Config) -> dict[str, Any]:
@@ -69,7 +69,26 @@ def key(stage: Stage, config: Config, loaded: Callable[[Stage], str] | None = No
         "about": stage.about,
         "reads": [key(other, config, loaded) for other in stage.reads],
     }
+    if stage.files:
+        parts["files"] = [_content(Path(one).expanduser()) for one in stage.files]
     return sha256(json.dumps(parts, sort_keys=True).encode())[:16]
+
+
+def _content(path: Path) -> str | None:
+    """SHA-256 of a file's content, or of a folder's; None where there is nothing."""
+    if path.is_dir():
+        files = sorted(one for one in path.rglob("*") if one.is_file())
+        found = [(str(one.relative_to(path)), _content(one)) for one in files]
+        return sha256(json.dumps(found).encode())
+    if not path.is_file():
+        return None
+    stat = path.stat()
+    return _hashed(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)
+def _hashed(path: Path, size: int, written: int) -> str:
+    return sha256(path)
 
 
 def closure(stage: Stage) -> list[Stage]:
@@ -95,7 +114,9 @@ def _later(part: str, **options: Any) -> Callable[..., Iterator[Any] | None]:
 
 def core_stages(config: Config) -> dict[str, Stage]:
     """Every stage of the core by name: data, l1, distance, l2, l3, with what shapes it."""
-    data = Stage("data", _later("data"), ("data",), recorded=True)
+    source = config.data.source
+    named = () if source in ("generated", "published") else (source,)
+    data = Stage("data", _later("data"), ("data",), recorded=True, files=named)
     # The probe, and a refinement, see the latents of distance.trajectories trajectories.
     shaping = ("level1", "distance.trajectories", *(("level2",) if is_joint(config) else ()))
     l1 = Stage("l1", _later("level1"), shaping, (data,), load=config.level1.load)

@@ -178,8 +178,6 @@ class Workspace:
                 self._take(other)
         missing = [one for one in closure(stage) if one.name == stage.name or not one.recorded]
         missing = [one for one in missing if not self.done(one)]
-        if any(one.from_file for one in missing):
-            return False
         for other in self._sources(stage):
             if all(self._offers(other, one) for one in missing):
                 for one in missing:
