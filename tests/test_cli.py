@@ -6,8 +6,7 @@ import types
 from pathlib import Path
 
 import pytest
-from test_runner import write
-from test_summary import floors, result
+from tiny_runs import floors, result, write
 
 from hjepa_lib import __main__
 from hjepa_lib.config import profile

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_summary import floors, result
 from tiny import tiny_config
+from tiny_runs import floors, result
 
 from hjepa_lib import readme
 from hjepa_lib.config import profile

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_summary import result
 from tiny_pixels import tiny_pixels, tiny_transitions
+from tiny_runs import result
 from torch import nn
 
 from hjepa_lib.config import profile

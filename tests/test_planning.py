@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tiny import digest, make_agent, seeded, tiny_config
 
 from hjepa_lib.config import Config, ConfigError, PlannerConfig, profile
+from hjepa_lib.config.fields import describe
 from hjepa_lib.models.distance import LatentGeometry
 from hjepa_lib.planning import interval, levels
 from hjepa_lib.planning import planner as planner_module
@@ -346,8 +347,8 @@ def test_cost_forms_equal_their_formulas():
         "last_k": (rows[..., -3:] * weights).sum(-1) / weights.sum(),
         "last_mean": rows[..., -1] + 0.2 * rows.mean(-1),
     }
-    choices = next(f for f in dataclasses.fields(PlannerConfig) if f.name == "form")
-    assert {*wanted, "auto"} == set(choices.metadata["choices"])
+    choices = next(one.allowed for one in describe(PlannerConfig()) if one.name == "form")
+    assert {*wanted, "auto"} == set(choices.split(" | "))
     auto = PlannerConfig(form="auto")
     assert torch.equal(reduce_horizon(costs, auto, True), costs.sum(-1))
     assert torch.equal(reduce_horizon(costs, auto, False), costs.amin(-1))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_runner import SEED, write
-from test_summary import floors, result
+from test_runner import SEED
+from tiny_runs import floors, result, write
 
 from hjepa_lib import __main__
 from hjepa_lib.config import ConfigError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_summary import floors, result
+from tiny_runs import floors, result, write
 
 from hjepa_lib.config import profile
 from hjepa_lib.evaluation import results
@@ -21,7 +21,6 @@ from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
 
 CONFIG = profile("smoke").override("device=cpu,precision=fp32")
-PARAMETERS = 'profile: str = "laptop"\nrun: str = ""\nseed: int = 0\noverrides: str = ""'
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -48,15 +47,6 @@ SEED = """
 import json, os
 seed = json.load(open(f"{os.environ['HJEPA_OUTPUTS']}/{run}/manifest.json"))["seed"]
 """
-
-
-def write(folder, name, *sources, parameters=PARAMETERS, tags=("parameters",)):
-    """A notebook with a parameters cell and one cell per source."""
-    head = nbformat.v4.new_code_cell(parameters)
-    head.metadata.tags = list(tags)
-    cells = [head, *map(nbformat.v4.new_code_cell, sources)]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / f"{name}.ipynb")
-    return folder / f"{name}.ipynb"
 
 
 def lines():

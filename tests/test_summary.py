@@ -9,9 +9,9 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_runs import floors, result
 
 from hjepa_lib.config import profile
-from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.files import FileError, read_json, write_json
 from hjepa_lib.runs import report
 from hjepa_lib.runs.report import FIELDS, build_summary, check_summary, leave_section
@@ -25,30 +25,6 @@ UNDEFINED = {
     "probe_px_encoder", "probe_px_predictor", "train_seconds", "parameters",
 }  # fmt: skip
 """What may be null."""
-
-
-def result(method="flat", cost="distance", successes=97, n=100, **changes):
-    """A valid entry."""
-    entry = dict.fromkeys(FIELDS, 0.5)
-    entry |= {"method": method, "cost": cost, "protocol": "p1", "layouts": "fixed"}
-    entry |= {"dynamics": "bounce", "budget": 1.0, "n": n, "successes": successes}
-    entry |= {
-        "lost_trials": 0,
-        "replan": 4,
-        "split": "test",
-        "case": "0123456789",
-        "world": "published",
-        "weights": {},
-    }
-    entry |= {"success_rate": successes / n, "ci95": list(wilson(successes, n))}
-    entry |= {"planner": {"horizon": 8}, "parameters": 1000, "seed": 0, "device": "cpu"}
-    entry |= {"trials_hash": "ab", "version": "0.1.0"}
-    data = ("source", "recipe", "transitions", "dynamics", "hash")
-    return entry | {"data": dict.fromkeys(data, "x")} | changes
-
-
-def floors():
-    return [result("random", "none", 7), result("oracle", "none", 100)]
 
 
 @pytest.fixture

@@ -1,36 +1,34 @@
 """The whole configuration of a run: profiles, dotted overrides, YAML files.
 
 A profile (`smoke`, `laptop`, `full`) gives a whole `Config`; dotted overrides such as
-``level1.optim.updates=500`` change single values. Unknown names, wrong types, values out of range
-and settings that would do nothing raise `ConfigError` with one sentence. Notebooks, command line,
-YAML files and checkpoints all go through `Config`, so no value is read twice or silently ignored.
+``level1.optim.updates=500`` change single values. Notebooks, command line, YAML files and
+checkpoints all go through `Config`, so no value is read twice or silently ignored.
 """
 
 from __future__ import annotations
 
 import functools
+import operator
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from hjepa_lib.config.fields import (
-    Checked,
     ConfigError,
-    Setting,
+    Int,
+    Section,
     acts,
-    choice,
     describe,
     from_dict,
     leaves,
-    number,
-    setting,
+    needs,
     to_dict,
 )
-from hjepa_lib.config.optim import EpochsConfig, OptimConfig
+from hjepa_lib.config.optim import OptimConfig
 from hjepa_lib.config.pixels import PixelsConfig
 from hjepa_lib.config.planning import (
     ChaptersConfig,
@@ -52,74 +50,76 @@ from hjepa_lib.config.two_rooms import (
 )
 
 __all__ = [
-    "PRESETS", "PROFILES", "Config", "ConfigError", "DataConfig", "DistanceConfig", "EpochsConfig",
-    "EvaluationConfig", "HierarchyConfig", "Level1Config", "Level2Config", "Level3Config",
-    "LossConfig", "OptimConfig", "PixelsConfig", "PlannerConfig", "PlanningConfig", "SearchConfig",
-    "Setting", "TrackingConfig", "differences", "flatten", "from_dict", "leaves", "load_yaml",
-    "parse_overrides", "profile", "read_config", "read_yaml", "settings",
+    "PRESETS", "PROFILES", "RENAMED", "Config", "ConfigError", "DataConfig", "DistanceConfig",
+    "HierarchyConfig", "Level1Config", "Level2Config", "LossConfig", "OptimConfig",
+    "PlannerConfig", "PlanningConfig", "SearchConfig", "differences", "flatten", "from_dict",
+    "leaves", "load_yaml", "parse_overrides", "profile", "read_config", "read_yaml",
     "settings_text", "to_dict",
 ]  # fmt: skip
 
 Overrides = str | Sequence[str] | dict[str, Any]
 
-RENAMED: dict[str, str] = {}
-"""Dotted setting or section of earlier versions: what it is called now; "" = it is gone."""
+RENAMED = {
+    "drive": "",
+    "planning.hierarchy.level2.disagreement": "",
+    "planning.level3.disagreement": "",
+    "samples": "chapters.level2_samples or chapters.pixel_samples or chapters.reconstructions",
+    "shown": "chapters.grid_panels",
+    "tries": "chapters.variant_updates",
+}
+"""Setting, or parameter of a notebook, up to 0.1.0: what it is called now; "" = it is gone.
+
+The other parameters of notebooks stand below `chapters`, with the chapter before their old name.
+"""
 
 
-@dataclass(frozen=True)
-class Config(Checked):
+class Config(Section):
     """One run = one training seed."""
 
-    profile: str = choice("laptop", "smoke", "laptop", "full")
+    profile: Literal["smoke", "laptop", "full"] = "laptop"
     """The set of values that a run starts from."""
-    seed: int = number(0, 0, 2**31 - 1)
+    seed: Int[0 : 2**31 - 1] = 0
     """Seed of data, weights, batches and planners."""
-    device: str = choice("auto", "auto", "cpu", "cuda", "mps")
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; `auto`: an accelerator where there is one."""
-    precision: str = choice("auto", "auto", "fp32", "bf16")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: a one-second micro-benchmark decides; the choice is stored in the manifest."""
-    tracker: str = choice("none", "none", "tensorboard", "wandb")
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Who else gets the training curves; metrics.jsonl is written in any case."""
-    tracking: TrackingConfig = setting(TrackingConfig(), needs="tracker=wandb")
+    tracking: TrackingConfig = needs("tracker=wandb", TrackingConfig())
     data: DataConfig = DataConfig()
     level1: Level1Config = Level1Config()
     distance: DistanceConfig = DistanceConfig()
-    level2: Level2Config = setting(Level2Config(), needs="level2.disable_l2=false")
-    level3: Level3Config = setting(Level3Config(), needs="level3.enabled=true")
+    level2: Level2Config = needs("level2.disable_l2=false", Level2Config())
+    level3: Level3Config = needs("level3.enabled=true", Level3Config())
     planning: PlanningConfig = PlanningConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     chapters: ChaptersConfig = ChaptersConfig()
     pixels: PixelsConfig = PixelsConfig()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        planners = (self.planning.flat, self.planning.hierarchy.tracker)
-        if self.level1.predictors == 1 and any(one.disagreement for one in planners):
-            raise ConfigError("a planner's disagreement cost needs level1.predictors > 1")
-        if self.level1.static_dim and self.data.layouts == "fixed":
-            raise ConfigError("level1.static_dim needs data.layouts=random or rectangle")
-        if self.data.val_fraction == 0:
-            for name in ("level1", "level2"):
-                optim = getattr(self, name).optim
-                if optim.patience or optim.schedule == "plateau":
-                    raise ConfigError(f"{name}.optim waits for a validation: set data.val_fraction")
-        if self.level2.train == "joint":
+    def refused(self) -> Iterator[tuple[object, str]]:
+        """What one section asks of another."""
+        level1, level2, level3 = self.level1, self.level2, self.level3
+        if level1.predictors == 1:
+            for planner in (self.planning.flat, self.planning.hierarchy.tracker):
+                yield planner.disagreement, "a disagreement cost needs level1.predictors > 1"
+        if self.data.layouts == "fixed":
+            yield level1.static_dim, "level1.static_dim needs data.layouts=random or rectangle"
+        for name, level in (("level1", level1), ("level2", level2)):
+            waits = level.optim.patience or level.optim.schedule == "plateau"
+            if self.data.val_fraction == 0:
+                yield waits, f"{name}.optim waits for a validation: set data.val_fraction"
+            if name == "level1" and level2.train == "joint":
+                yield waits, "level2.train=joint has no validation that could end or slow it"
+        if level2.train == "joint":
             for name in ("static_dim", "refine_updates"):
-                if getattr(self.level1, name):
-                    raise ConfigError(f"level1.{name} needs level2.train=frozen")
-            if self.level1.optim.patience or self.level1.optim.schedule == "plateau":
-                raise ConfigError("level2.train=joint has no validation that could end or slow it")
-        if self.level3.enabled:
-            self._check_level3()
-
-    def _check_level3(self) -> None:
-        above, below = self.level3.step_skip, self.level2.step_skip
-        if self.level2.disable_l2 or self.level2.train != "frozen":
-            raise ConfigError("level3.enabled needs a level 2 with level2.train=frozen")
-        if above <= below or above % below:
-            raise ConfigError(
-                f"level3.step_skip must be a multiple of level2.step_skip={below}, got {above}"
-            )
+                yield getattr(level1, name), f"level1.{name} needs level2.train=frozen"
+        if level3.enabled:
+            alone = level2.disable_l2 or level2.train != "frozen"
+            yield alone, "level3.enabled needs a level 2 with level2.train=frozen"
+            above, below = level3.step_skip, level2.step_skip
+            text = f"level3.step_skip must be a multiple of level2.step_skip={below}, got {above}"
+            yield above <= below or above % below, text
 
     @property
     def third(self) -> Level2Config:
@@ -133,43 +133,30 @@ class Config(Checked):
         The key `preset` stands for a recipe of presets.py; other keys win over it. A value that the
         other settings switch off is refused, unless not `strict`.
         """
-        own = overrides if isinstance(overrides, dict) else parse_overrides(overrides)
+        own = dict(overrides if isinstance(overrides, dict) else parse_overrides(overrides))
         if own.get("profile", self.profile) != self.profile:
             raise ConfigError(
                 "the profile is chosen by --profile or the notebook, not by a setting"
             )
-        pairs = {key: value for key, value in own.items() if key != "preset"}
-        if "preset" in own:
-            if own["preset"] not in PRESETS:
-                raise ConfigError(
-                    f"preset must be one of {', '.join(PRESETS)}; got {own['preset']!r}"
-                )
-            pairs = PRESETS[own["preset"]] | pairs
+        preset = own.pop("preset", None)
+        if preset is not None and preset not in PRESETS:
+            raise ConfigError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
         tree = to_dict(self)
-        for key, value in pairs.items():
+        for key, value in (PRESETS.get(preset, {}) | own).items():
             _set(tree, key, value)
         changed = from_dict(Config, tree)
         if strict:
-            self._refuse_idle(changed, [key for key in own if key != "preset"])
+            self._refuse_idle(changed, own)
         return changed
 
-    def _refuse_idle(self, changed: Config, keys: list[str]) -> None:
+    def _refuse_idle(self, changed: Config, keys: dict[str, Any]) -> None:
         """ConfigError for a key whose new value the other settings switch off (PL7)."""
         before, after = flatten(self), flatten(changed)
-        for key in keys:
-            idle = [need for need in _needs()[key] if not acts(need, after)]
-            if idle and after[key] not in (before[key], _defaults(self.profile)[key]):
-                raise ConfigError(f"{key} needs {idle[0]}, else it does nothing")
-
-
-@functools.cache
-def _needs() -> dict[str, tuple[str, ...]]:
-    return {one.name: one.needs for one in describe(Config())}
-
-
-@functools.cache
-def _defaults(name: str) -> dict[str, Any]:
-    return flatten(profile(name))
+        default = flatten(profile(self.profile)) if keys else {}
+        for one in describe(changed):
+            idle = [need for need in one.needs if one.name in keys and not acts(need, after)]
+            if idle and after[one.name] not in (before[one.name], default[one.name]):
+                raise ConfigError(f"{one.name} needs {idle[0]}, else it does nothing")
 
 
 def parse_overrides(overrides: str | Sequence[str]) -> dict[str, str]:
@@ -181,45 +168,34 @@ def parse_overrides(overrides: str | Sequence[str]) -> dict[str, str]:
         overrides = re.split(r",(?=\s*[\w.]+\s*=)", overrides.strip().rstrip(","))
     pairs: dict[str, str] = {}
     for part in filter(str.strip, overrides):
-        key, equals, value = part.partition("=")
-        if not equals or not key.strip():
+        key, equals, value = map(str.strip, part.partition("="))
+        if not equals or not key:
             raise ConfigError(f"override {part!r} is not of the form dotted.key=value")
-        if key.strip() in pairs:
-            raise ConfigError(f"override {key.strip()!r} is given twice")
-        pairs[key.strip()] = value.strip()
+        if key in pairs:
+            raise ConfigError(f"override {key!r} is given twice")
+        pairs[key] = value
     return pairs
 
 
 def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    node = tree
     *path, last = dotted.split(".")
-    for name in path:
-        node = node.get(name) if isinstance(node, dict) else None
-    if not isinstance(node, dict) or last not in node:
-        moved = _moved(dotted)
-        now = "" if moved is None else f": it is {moved} now" if moved else ": it is gone"
-        raise ConfigError(f"unknown setting {dotted!r}{now}")
-    if isinstance(node[last], dict):
-        raise ConfigError(f"{dotted!r} is a section; set one of: {', '.join(node[last])}")
+    try:
+        node = functools.reduce(operator.getitem, path, tree)
+        section = node[last]
+    except (KeyError, TypeError) as error:
+        near = [name for name in tree["chapters"] if f"_{name}".endswith(f"_{dotted}")]
+        moved = RENAMED.get(dotted, " or ".join(f"chapters.{name}" for name in near))
+        now = f": it is {moved} now" if moved else ": it is gone" if dotted in RENAMED else ""
+        raise ConfigError(f"unknown setting {dotted!r}{now}") from error
+    if isinstance(section, dict):
+        raise ConfigError(f"{dotted!r} is a section; set one of: {', '.join(section)}")
     node[last] = value
-
-
-def _moved(dotted: str) -> str | None:
-    """What a setting of earlier versions is called now, "" if it is gone, None if it never was."""
-    for old, new in RENAMED.items():
-        if dotted == old or dotted.startswith(f"{old}."):
-            return new and new + dotted.removeprefix(old)
-    return None
 
 
 def read_config(tree: dict[str, Any]) -> Config:
     """The config of a stored manifest, which an earlier version may have written."""
-    known = flatten(Config())
-    pairs = {}
-    for name, value in leaves(tree).items():
-        name = name if name in known else _moved(name) if _moved(name) is not None else name
-        if name:
-            pairs[name] = value
+    pairs = {RENAMED.get(name, name): value for name, value in leaves(tree).items()}
+    pairs.pop("", None)
     return profile(tree.get("profile", "laptop")).override(pairs, strict=False)
 
 
@@ -234,21 +210,16 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     return {key: (left[key], right[key]) for key in left if left[key] != right[key]}
 
 
-def settings(prefix: str = "", name: str = "laptop") -> list[Setting]:
-    """Every setting below `prefix` with its value in the profile `name`, range and meaning."""
-    found = [one for one in describe(profile(name)) if one.name.startswith(prefix)]
-    if not found:
-        raise ConfigError(f"no setting begins with {prefix!r}")
-    return found
-
-
 def settings_text(prefix: str = "", name: str = "laptop") -> str:
-    """What `python -m hjepa_lib settings [prefix]` prints."""
+    """What `python -m hjepa_lib settings [prefix]` prints of the profile `name`."""
     lines = []
-    for one in settings(prefix, name):
-        value = "+".join(map(str, one.value)) if isinstance(one.value, tuple) else one.value
-        lines += [f"{one.name} = {value}   {one.allowed}", f"    {one.meaning}"]
-        lines += [f"    acts with {need}" for need in one.needs]
+    for one in describe(profile(name)):
+        if one.name.startswith(prefix):
+            value = "+".join(map(str, one.value)) if isinstance(one.value, tuple) else one.value
+            lines += [f"{one.name} = {value}   {one.allowed}", f"    {one.meaning}"]
+            lines += [f"    acts with {need}" for need in one.needs]
+    if not lines:
+        raise ConfigError(f"no setting begins with {prefix!r}")
     return "\n".join(lines)
 
 
@@ -258,10 +229,10 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
-            if (key.tag, key.value) in seen:
+            if str(key.value) in seen:
                 text = f"{key.value!r} is given twice"
                 raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
-            seen |= {(key.tag, key.value)} if isinstance(key, yaml.ScalarNode) else set()
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
@@ -271,12 +242,11 @@ def read_yaml(path: str | Path, what: str) -> Any:
         return yaml.load(Path(path).read_text(), _UniqueKeys)
     except FileNotFoundError as error:
         raise ConfigError(f"{what} {path} does not exist") from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)  # there is none where it is no text at all
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        raise ConfigError(f"{path} is not valid YAML{where}: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:  # not text at all
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        text = " ".join(str(getattr(error, "problem", error)).split())
+        raise ConfigError(f"{path} is not valid YAML{where}: {text}") from error
 
 
 def load_yaml(path: str | Path, base: Config | None = None) -> Config:

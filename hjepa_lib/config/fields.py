@@ -1,4 +1,4 @@
-"""What makes a settings dataclass safe: typed coercion, ranges, and what a setting needs to act.
+"""What makes a section of settings safe: coerced types, ranges, and what a setting needs to act.
 
 Notebooks, the shell and YAML hand over strings, papermill turns `false` into the text "false", and
 YAML reads 1e-3 as text; so every value is coerced by its declared type when a section is built.
@@ -7,18 +7,18 @@ YAML reads 1e-3 as text; so every value is coerced by its declared type when a s
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import inspect
+import itertools
 import json
 import math
 import numbers
 import re
-import textwrap
 import typing
-from collections.abc import Iterator
-from dataclasses import field
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal, NamedTuple
 
 from hjepa_lib.files import WorkbookError
 
@@ -27,109 +27,120 @@ class ConfigError(WorkbookError):
     """A setting is unknown, has the wrong type, lies outside its range or would do nothing."""
 
 
-def setting(default: Any, needs: str = "") -> Any:
-    """A field with a condition; see `acts` for how `needs` is written."""
-    return field(default=default, metadata={"needs": needs})
+class Range(NamedTuple):
+    """Both ends belong to it; without `high` it has every finite number from `low`."""
+
+    low: float
+    high: float | None
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` lies in it; NaN never does."""
+        top = math.isfinite(value) if self.high is None else value <= self.high
+        return top and value >= self.low
+
+    def __str__(self) -> str:
+        return f"[{self.low}, inf)" if self.high is None else f"[{self.low}, {self.high}]"
 
 
-def choice(default: Any, *options: Any, needs: str = "") -> Any:
-    """A field that takes one of `options`, or several of them where it is a tuple."""
-    return field(default=default, metadata={"choices": options, "needs": needs})
+class Int:
+    """`Int[2:]` is the type of a whole number from 2, `Int[1:24]` of one from 1 to 24."""
+
+    def __class_getitem__(cls, ends: slice) -> Any:
+        return Annotated[int, Range(ends.start, ends.stop)]
 
 
-def number(default: Any, low: float, high: float | None = None, needs: str = "") -> Any:
-    """A field in [low, high]; without `high` any finite number from `low`."""
-    return field(default=default, metadata={"low": low, "high": high, "needs": needs})
+class Float:
+    """`Float[0:]` is the type of a finite number from 0, `Float[0:1]` of one from 0 to 1."""
+
+    def __class_getitem__(cls, ends: slice) -> Any:
+        return Annotated[float, Range(ends.start, ends.stop)]
+
+
+def needs(condition: str, default: Any) -> Any:
+    """A field that does nothing unless `condition`, written as in `acts`, holds."""
+    return dataclasses.field(default=default, metadata={"needs": condition})
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _kinds(section: type) -> dict[str, Any]:
+    """{field: its type}"""
+    hints = typing.get_type_hints(section, include_extras=True)
+    return {item.name: hints[item.name] for item in dataclasses.fields(section)}
 
 
-class Checked:
-    """Coerces and validates every field when a settings dataclass is built."""
+@typing.dataclass_transform(frozen_default=True)
+class Section:
+    """Base of all settings: a frozen dataclass whose values are coerced when it is built."""
+
+    def __init_subclass__(cls) -> None:
+        dataclasses.dataclass(frozen=True)(cls)
 
     def __post_init__(self) -> None:
-        hints = _hints(type(self))
-        for item in dataclasses.fields(self):
-            value = _coerce(getattr(self, item.name), hints[item.name], item.name)
-            _check_range(value, item)
-            object.__setattr__(self, item.name, value)
+        for name, kind in _kinds(type(self)).items():
+            object.__setattr__(self, name, _coerce(getattr(self, name), kind, name))
+        for wrong, sentence in self.refused():
+            if wrong:
+                raise ConfigError(sentence)
+
+    def refused(self) -> Iterable[tuple[Any, str]]:
+        """(true if it is so, what is wrong then) of the combinations that make no sense."""
+        return ()
 
 
 def _coerce(value: Any, kind: Any, name: str) -> Any:
-    """`value` as `kind`; strings are accepted because papermill and the shell pass strings."""
-    given, value = value, value.item() if getattr(value, "ndim", None) == 0 else value  # NumPy's
-    if dataclasses.is_dataclass(kind):
-        if isinstance(value, kind):
-            return value
-        if isinstance(value, dict):
-            return from_dict(kind, value)
-    elif kind is bool:
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value.lower() in ("true", "false"):
-            return value.lower() == "true"
-    elif kind is int:
-        if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-            return int(value)
-        if isinstance(value, str) and re.fullmatch(r"[+-]?\d[\d_]*", value):
-            return int(value)
-    elif kind is float:
-        if isinstance(value, (numbers.Real, str)) and not isinstance(value, bool):
-            try:
-                return float(value)
-            except ValueError:
-                pass
-    elif kind in (str, dict):
-        if isinstance(value, kind):
-            return value
-    elif typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)[0]
+    """`value` as `kind`; ConfigError where it is none, or not what the type allows."""
+    inside = typing.get_args(kind)
+    kind = typing.get_origin(kind) or kind
+    if kind is Annotated:
+        found = _coerce(value, inside[0], name)
+        good, said = inside[1].holds(found), f"must lie in {inside[1]}"
+    elif kind is Literal:
+        found = _coerce(value, type(inside[0]), name)
+        good, said = found in inside, f"must be one of {', '.join(map(str, inside))}"
+    elif kind is tuple and isinstance(value, (str, list, tuple)):
         parts = value.split("+") if isinstance(value, str) else value
-        if isinstance(parts, (list, tuple)):
-            return tuple(_coerce(part, inner, name) for part in parts)
-    wanted = getattr(kind, "__name__", str(kind))
-    raise ConfigError(f"{name} must be {wanted}, got {given!r} ({type(given).__name__})")
+        found = tuple(_coerce(part, inside[0], name) for part in parts)
+        once = typing.get_origin(inside[0]) is not Literal or len({*found}) == len(found)
+        good, said = found and once, "must be values joined by +, each once"
+    else:
+        return _parse(value, kind, name)
+    if not good:
+        raise ConfigError(f"{name} {said}; got {found!r}")
+    return found
 
 
-def _check_range(value: Any, item: dataclasses.Field) -> None:
-    rule, several = item.metadata, isinstance(value, tuple)
-    if several and (not value or ("choices" in rule and len(set(value)) < len(value))):
-        raise ConfigError(f"{item.name} must be values joined by +, each once; got {value!r}")
-    for one in value if several else (value,):
-        if "choices" in rule and one not in rule["choices"]:
-            options = ", ".join(map(str, rule["choices"]))
-            raise ConfigError(f"{item.name} must be one of {options}; got {one!r}")
-        if "low" not in rule:
-            continue
-        low, high = rule["low"], rule["high"]
-        within = math.isfinite(one) and one >= low if high is None else low <= one <= high
-        if not within:  # NaN never is
-            raise ConfigError(f"{item.name} must lie in {_range(rule)}; got {one!r}")
-
-
-def _range(rule: typing.Mapping[str, Any]) -> str:
-    return f"[{rule['low']}, inf)" if rule["high"] is None else f"[{rule['low']}, {rule['high']}]"
+def _parse(value: Any, kind: type, name: str) -> Any:
+    """Strings are accepted because papermill and the shell pass strings."""
+    given, value = value, value.item() if getattr(value, "ndim", None) == 0 else value  # NumPy's
+    text, truth = isinstance(value, str), isinstance(value, bool)
+    if kind is bool and text and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    digits = text and re.fullmatch(r"[+-]?\d[\d_]*", value)
+    if kind is int and not truth and (digits or isinstance(value, numbers.Integral)):
+        return int(value)
+    if kind is float and not truth and isinstance(value, (numbers.Real, str)):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    if issubclass(kind, Section) and isinstance(value, dict):
+        return from_dict(kind, value)
+    if isinstance(value, kind) and kind not in (int, float):
+        return value
+    raise ConfigError(f"{name} must be {kind.__name__}, got {given!r} ({type(given).__name__})")
 
 
 # --- trees ------------------------------------------------------------------------------------
 def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain dictionary (JSON-ready) of any config dataclass."""
+    """Nested plain dictionary (JSON-ready) of a section."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def from_dict(kind: type, tree: dict[str, Any]) -> Any:
-    """Build a config dataclass from a nested dictionary; unknown keys raise `ConfigError`."""
+    """Build a section of the type `kind` from such a dictionary; ConfigError for unknown keys."""
     if not isinstance(tree, dict):
         raise ConfigError(f"{kind.__name__} must be a mapping, got {tree!r}")
-    known = {item.name for item in dataclasses.fields(kind)}
-    for key in tree:
-        if key not in known:
-            raise ConfigError(
-                f"unknown key {key!r} in {kind.__name__}; known: {', '.join(sorted(known))}"
-            )
+    known = sorted(_kinds(kind))
+    for key in tree.keys() - known:
+        raise ConfigError(f"unknown key {key!r} in {kind.__name__}; known: {', '.join(known)}")
     return kind(**tree)
 
 
@@ -153,51 +164,48 @@ class Setting(NamedTuple):
     meaning: str
 
 
+def _allowed(kind: Any) -> str:
+    outer, inside = typing.get_origin(kind), typing.get_args(kind)
+    if outer is Literal:
+        return " | ".join(map(str, inside))
+    if outer is tuple and typing.get_origin(inside[0]):
+        return _allowed(inside[0])
+    return str(inside[1]) if outer is Annotated else kind.__name__
+
+
 @functools.cache
-def _meanings(kind: type) -> dict[str, str]:
-    """{field: the text below it} of a settings class and the classes that it extends."""
+def _meanings(section: type) -> dict[str, str]:
+    """{field: the text below it} of a section and those that it extends."""
     found: dict[str, str] = {}
-    for owner in reversed(kind.__mro__[:-1]):
-        if not dataclasses.is_dataclass(owner):
-            continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body
-        for line, after in zip(body, [*body[1:], None], strict=True):
-            text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            if isinstance(line, ast.AnnAssign) and text:
-                found[line.target.id] = " ".join(str(after.value.value).split())
+    for owner in reversed(section.__mro__[: section.__mro__.index(Section)]):
+        body = ast.parse(inspect.getsource(owner)).body[0].body
+        for line, after in itertools.pairwise(body):
+            if isinstance(line, ast.AnnAssign) and isinstance(after, ast.Expr):
+                found[line.target.id] = " ".join(after.value.value.split())
     return found
-
-
-def describe(config: Any, prefix: str = "", needs: tuple[str, ...] = ()) -> Iterator[Setting]:
-    """Every leaf of a config, in order, with what is known about it."""
-    for item in dataclasses.fields(config):
-        value, name = getattr(config, item.name), f"{prefix}{item.name}"
-        own = item.metadata.get("needs", "")
-        every = (*needs, _absolute(own, prefix)) if own else needs
-        if dataclasses.is_dataclass(value):
-            yield from describe(value, f"{name}.", every)
-            continue
-        hint = _hints(type(config))[item.name]
-        allowed = getattr(hint, "__name__", str(hint)) if "low" not in item.metadata else ""
-        if "choices" in item.metadata:
-            allowed = " | ".join(map(str, item.metadata["choices"]))
-        elif not allowed:
-            allowed = _range(item.metadata)
-        # A switch does not need itself: level2.disable_l2 stands in the section it switches off.
-        every = tuple(one for one in every if not one.startswith((f"{name}=", f"{name}!")))
-        meaning = _meanings(type(config)).get(item.name, "")
-        yield Setting(name, value, allowed, every, meaning)
 
 
 _NAME = re.compile(r"(?<![\w.|])([A-Za-z_]\w*)(?=!?[=>])")
 
 
-def _absolute(needs: str, prefix: str) -> str:
-    """Names without a dot are those of the same section."""
-    return _NAME.sub(lambda match: prefix + match[1], needs)
+def describe(section: Any, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[Setting]:
+    """Every leaf of a section, in order, with what is known about it."""
+    kinds = _kinds(type(section))
+    for item in dataclasses.fields(section):
+        value, name = getattr(section, item.name), f"{prefix}{item.name}"
+        own = item.metadata.get("needs", "")
+        # Names without a dot are those of the same section.
+        every = (*above, _NAME.sub(lambda match: prefix + match[1], own)) if own else above
+        if isinstance(value, Section):
+            yield from describe(value, f"{name}.", every)
+            continue
+        # A switch does not need itself: level2.disable_l2 stands in the section it switches off.
+        every = tuple(one for one in every if not one.startswith((f"{name}=", f"{name}!")))
+        meaning = _meanings(type(section)).get(item.name, "")
+        yield Setting(name, value, _allowed(kinds[item.name]), every, meaning)
 
 
-def acts(needs: str, values: dict[str, Any]) -> bool:
+def acts(condition: str, values: dict[str, Any]) -> bool:
     """Whether "a.b=x|y and c.d>0 or e.f!=z" holds of the leaves `values`; texts are compared."""
 
     def holds(clause: str) -> bool:
@@ -208,4 +216,4 @@ def acts(needs: str, values: dict[str, Any]) -> bool:
         found = found.lower() if isinstance(values[name], bool) else found
         return (found in wanted.split("|")) == (sign == "=")
 
-    return any(all(map(holds, option.split(" and "))) for option in needs.split(" or "))
+    return any(all(map(holds, option.split(" and "))) for option in condition.split(" or "))

@@ -2,57 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import Literal
 
-from hjepa_lib.config.fields import Checked, choice, number
-from hjepa_lib.config.optim import EpochsConfig
+from hjepa_lib.config.fields import Float, Int, needs
+from hjepa_lib.config.optim import Blocks, EpochsConfig
 
 
-@dataclass(frozen=True)
-class GridConfig(Checked):
+class GridConfig(Blocks):
     """Data, both models and the reward heads on them (GRID-1 to GRID-12)."""
 
+    heads: Int[1:] = 8
+    mlp_dim: Int[1:] = 256
     path: str = ""
     """Replay buffer (.npz, .pt or .h5); "" plays the built-in grid world."""
-    size: int = number(10, 3, 30, needs="path=")
-    """Cells per side of a built-in canvas; the seed has 30, which is for the profile full."""
-    episodes: int = number(300, 2, needs="path=")
-    """One goal each: what the reward heads learn from is mostly the number of goals."""
-    steps: int = number(10, 2, needs="path=")
+    size: Int[3:30] = needs("path=", 10)
+    """Cells per side of a built-in canvas."""
+    episodes: Int[2:] = needs("path=", 300)
+    """Of one goal each."""
+    steps: Int[2:] = needs("path=", 10)
     """Transitions per episode."""
-    encoder: str = choice("transformer", "transformer", "cnn")
+    encoder: Literal["transformer", "cnn"] = "transformer"
     """What reads a grid."""
-    encoder_depth: int = number(2, 1, needs="encoder=transformer")
+    encoder_depth: Int[1:] = needs("encoder=transformer", 2)
     """Blocks of the encoder."""
-    latent_dim: int = number(128, 8)
+    latent_dim: Int[8:] = 128
     """Components of a latent."""
-    action_dim: int = number(64, 4)
+    action_dim: Int[4:] = 64
     """Width of the action embedding."""
-    action_encoder: str = choice("table", "table", "one_hot")
-    """A learned row per action, or an MLP over its one-hot code."""
-    depth: int = number(4, 1)
+    action_encoder: Literal["table", "one_hot"] = "table"
+    """A learned row, or an MLP over the one-hot code."""
+    depth: Int[1:] = 4
     """Blocks of the transition model."""
-    heads: int = number(8, 1)
-    """Attention heads of encoder and transition model."""
-    head_dim: int = number(64, 1)
-    """Width of a head of the transition model."""
-    mlp_dim: int = number(256, 1)
-    """Width of the feed-forward layers."""
-    ema_decay: float = number(0.995, 0, 1)
+    ema_decay: Float[0:1] = 0.995
     """Share that the target encoder keeps at every update."""
-    action_weight: float = number(0.1, 0)
-    """Weight of the generative twin's action cross-entropy."""
-    checkpoint_every: int = number(0, 0)
-    """Keep a numbered checkpoint every so many epochs; 0 = only the best."""
-    log_every: int = number(10, 1)
-    """Updates between logged training losses, of the grid models and their reward heads."""
-    optim: EpochsConfig = field(
-        default=EpochsConfig(
-            epochs=100, updates=300, lr=1e-4, weight_decay=1e-4, patience=15, delta=0.0
-        )
+    action_weight: Float[0:] = 0.1
+    """Weight of the twin's action cross-entropy."""
+    checkpoint_every: Int[0:] = 0
+    """Epochs between numbered checkpoints; 0 = only the best."""
+    log_every: Int[1:] = 10
+    """Updates between logged losses of models and reward heads."""
+    optim: EpochsConfig = EpochsConfig(
+        epochs=100, updates=300, lr=1e-4, weight_decay=1e-4, patience=15, delta=0.0
     )
-    reward_optim: EpochsConfig = field(
-        default=EpochsConfig(
-            updates=400, lr=1e-4, schedule="plateau", plateau_patience=5, patience=10, delta=0.0
-        )
+    reward_optim: EpochsConfig = EpochsConfig(
+        updates=400, lr=1e-4, schedule="plateau", plateau_patience=5, patience=10, delta=0.0
     )

@@ -7,312 +7,319 @@ are the `laptop` profile's; the seeds' own stand in the profile `full`.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from typing import Literal
 
-from hjepa_lib.config.fields import Checked, ConfigError, choice, number, setting
+from hjepa_lib.config.fields import Float, Int, Section, needs
 from hjepa_lib.config.grids import GridConfig
-from hjepa_lib.config.optim import EpochsConfig, LoadingConfig, PpoConfig
+from hjepa_lib.config.optim import Blocks, EpochsConfig
 
 MODELS = ("enc_dec", "enc_dec_jepa", "jepa", "vjepa2")
 """The four world models of the comparison; frozen, untrained encoders stand beside them."""
 
 
-@dataclass(frozen=True)
-class EnvironmentConfig(Checked):
+class EnvironmentConfig(Section):
     """Which pixels, and how they are seen (ENV-1 to ENV-8)."""
 
     id: str = "ALE/Breakout-v5"
-    """Any Gymnasium id; `hjepa/Drift-v0` and `hjepa/Push-v0` are built in and need no extra."""
-    image_size: int = number(64, 16, 256)
+    """Any Gymnasium id; `hjepa/Drift-v0` and `hjepa/Push-v0` are built in."""
+    image_size: Int[16:256] = 64
     """Side of a frame, px."""
     grayscale: bool = True
     """One plane a frame instead of three."""
-    stack: int = number(4, 1, 16)
+    stack: Int[1:16] = 4
     """Frames of one state, oldest first."""
-    action_repeat: int = number(0, 0, 64, needs="pixels.data.method=ppo")
-    """The same action this many times, rewards summed; 0 or 1 = off. PPO collection only."""
-    frame_skip: int = number(0, 0, 64)
-    """Extra steps per decision with new actions each; must be 0 with action_repeat above 1."""
-    max_steps: int = number(300, 2)
-    """Environment steps of an episode at most, skipped ones included."""
+    action_repeat: Int[0:64] = needs("pixels.data.method=ppo", 0)
+    """The same action this many times, rewards summed; 0 or 1 = off."""
+    frame_skip: Int[0:64] = 0
+    """Extra steps per decision with new actions each; 0 if action_repeat is above 1."""
+    max_steps: Int[2:] = 300
+    """Environment steps of an episode at most, with skipped ones."""
 
 
-@dataclass(frozen=True)
-class CollectionConfig(Checked):
+class CollectionConfig(Section):
     """Where transitions come from (DATA-1 to DATA-10)."""
 
-    method: str = choice("random", "random", "ppo")
+    method: Literal["random", "ppo"] = "random"
     """Who acts: chance, or a policy trained by PPO."""
-    episodes: int = number(100, 2)
+    episodes: Int[2:] = 100
     """Episodes to collect at most."""
-    transitions: int = number(3_000, 0)
-    """Stop collecting at this many transitions, cutting the last episode; 0 = no limit."""
+    transitions: Int[0:] = 3_000
+    """Transitions to collect at most, cutting the last episode; 0 = no limit."""
     path: str = ""
-    """A data folder to load; "" collects. Missing or of another environment: collected anew."""
-    validation_split: float = number(0.2, 0.01, 0.5)
-    """Share of episodes, not of transitions: neighbours never stand on both sides."""
-    sequence: int = number(8, 2)
+    """Folder of data to load; "", missing or of another environment: collected."""
+    validation_split: Float[0.01:0.5] = 0.2
+    """Share of episodes held out: neighbours never stand on both sides."""
+    sequence: Int[2:] = 8
     """Transitions of a training window (DATA-10)."""
 
 
-@dataclass(frozen=True)
-class PixelEncoderConfig(Checked):
+class PpoConfig(Section):
+    """Stable-Baselines3 PPO that collects with a skilled, stochastic policy (DATA-2)."""
+
+    steps: Int[1:] = 500_000
+    """Environment steps of its training."""
+    n_envs: Int[1:] = 8
+    """Parallel environments, one per CPU at most."""
+    learning_rate: Float[0:] = 3e-4
+    """Step size of its optimiser."""
+    n_steps: Int[2:] = 1024
+    """Steps per environment between two updates."""
+    batch: Int[2:] = 32
+    """Rows of a mini-batch."""
+    epochs: Int[1:] = 5
+    """Passes through the collected steps at each update."""
+    gamma: Float[0:1] = 0.99
+    """Discount per step."""
+    gae_lambda: Float[0:1] = 0.95
+    """Bias against variance of the advantages."""
+    clip_range: Float[0:1] = 0.2
+    """How far a policy may move at one update."""
+    policy: Literal["CnnPolicy", "MlpPolicy"] = "CnnPolicy"
+    """Its network; `CnnPolicy` needs pictures of at least 36 px."""
+    log_std_noise: Float[0:] = 0.0
+    """Added to a continuous policy's log-std before collecting."""
+    action_repeat: Int[0:64] = 2
+    """Holds where `environment.action_repeat` is 0."""
+
+
+class LoadingConfig(Section):
+    """Weights to start from, and whether training may be skipped then (TRAIN-6)."""
+
+    path: str = ""
+    """Weights file or folder; "" starts from scratch."""
+    kind: Literal["std_enc_dec", "jepa", "enc_dec_jepa_style"] = needs("path!=", "jepa")
+    """Which model they belong to."""
+    skip_training: bool = needs("path!=", False)
+    """Skip its training; only if the load worked."""
+    run: str = ""
+    """Run whose models are taken as they are; data, heads and decoders stay this run's own."""
+
+
+class PixelEncoderConfig(Blocks):
     """One field switches the encoder of all models (MOD-1 to MOD-4)."""
 
-    kind: str = choice("cnn", "vit", "cnn", "mlp")
-    """The encoder of all models but `vjepa2`, which has a ViT of its own."""
-    latent_dim: int = number(64, 2)
+    kind: Literal["vit", "cnn", "mlp"] = "cnn"
+    """The encoder of all models but `vjepa2`."""
+    latent_dim: Int[2:] = 64
     """Components of a latent; width of the tokens of a ViT."""
-    patch: int = number(8, 1, needs="kind=vit")
+    patch: Int[1:] = needs("kind=vit", 8)
     """Side of a patch, px."""
-    depth: int = number(4, 1, needs="kind=vit")
-    """Blocks over the patches of one frame."""
-    heads: int = number(4, 1)
+    depth: Int[1:] = needs("kind=vit", 4)
+    heads: Int[1:] = 4
     """Attention heads of a ViT, `vjepa2` included."""
-    head_dim: int = number(64, 1)
-    """Width of a head."""
-    mlp_dim: int = number(512, 1)
-    """Width of the feed-forward layers."""
-    dropout: float = number(0.2, 0, 0.9)
+    dropout: Float[0:0.9] = 0.2
     """Dropout inside the blocks."""
-    embedding_dropout: float = number(0.1, 0, 0.9)
+    embedding_dropout: Float[0:0.9] = 0.1
     """Dropout of the embedded patches."""
-    pool: str = choice("cls", "cls", "mean", needs="kind=vit")
-    """What is read of the tokens: the class token or their mean."""
-    temporal_depth: int = number(2, 0, needs="kind=vit")
+    pool: Literal["cls", "mean"] = needs("kind=vit", "cls")
+    """What is read: the class token or the mean."""
+    temporal_depth: Int[0:] = needs("kind=vit", 2)
     """Blocks over the frames of a stack."""
-    temporal_heads: int = number(8, 1, needs="kind=vit")
+    temporal_heads: Int[1:] = needs("kind=vit", 8)
     """Attention heads of these blocks."""
-    temporal_mlp: int = number(256, 1, needs="kind=vit")
+    temporal_mlp: Int[1:] = needs("kind=vit", 256)
     """Width of their feed-forward layers."""
-    temporal_dropout: float = number(0.1, 0, 0.9, needs="kind=vit")
+    temporal_dropout: Float[0:0.9] = needs("kind=vit", 0.1)
     """Dropout inside them."""
-    cnn_layers: int = number(3, 1, needs="kind=cnn")
+    cnn_layers: Int[1:] = needs("kind=cnn", 3)
     """Convolutions of stride 2."""
-    cnn_filters: int = number(32, 1, needs="kind=cnn")
+    cnn_filters: Int[1:] = needs("kind=cnn", 32)
     """Of the first layer; doubled from layer to layer."""
-    cnn_activation: str = choice("relu", "relu", "gelu", needs="kind=cnn")
+    cnn_activation: Literal["relu", "gelu"] = needs("kind=cnn", "relu")
     """Between the convolutions."""
-    cnn_hidden: int = number(0, 0, needs="kind=cnn")
-    """Width of an extra fully connected layer; 0 = none."""
-    cnn_dropout: float = number(0.0, 0, 0.9, needs="kind=cnn")
+    cnn_hidden: Int[0:] = needs("kind=cnn", 0)
+    """Width of an extra linear layer; 0 = none."""
+    cnn_dropout: Float[0:0.9] = needs("kind=cnn", 0.0)
     """Dropout of whole maps."""
-    mlp_hidden: int = number(256, 1, needs="kind=mlp")
+    mlp_hidden: Int[1:] = needs("kind=mlp", 256)
     """Width of the hidden layers."""
-    mlp_layers: int = number(2, 0, needs="kind=mlp")
-    """Hidden layers of the `mlp` encoder; 0 = linear."""
-    mlp_activation: str = choice("relu", "relu", "gelu", needs="kind=mlp")
+    mlp_layers: Int[0:] = needs("kind=mlp", 2)
+    """Hidden layers; 0 = linear."""
+    mlp_activation: Literal["relu", "gelu"] = needs("kind=mlp", "relu")
     """Between the layers."""
-    mlp_dropout: float = number(0.0, 0, 0.9, needs="kind=mlp")
+    mlp_dropout: Float[0:0.9] = needs("kind=mlp", 0.0)
     """Dropout of the hidden layers."""
 
 
-@dataclass(frozen=True)
-class DecoderConfig(Checked):
+class DecoderConfig(Blocks):
     """Transformer decoder with one learned query per output patch (MOD-6)."""
 
-    patch: int = number(8, 1)
+    depth: Int[1:] = 5
+    head_dim: Int[1:] = 16
+    patch: Int[1:] = 8
     """Side of a patch, px."""
-    dim: int = number(64, 8)
+    dim: Int[8:] = 64
     """Width of the tokens."""
-    depth: int = number(5, 1)
-    """Blocks."""
-    heads: int = number(4, 1)
-    """Attention heads."""
-    head_dim: int = number(16, 1)
-    """Width of a head."""
-    mlp_dim: int = number(512, 1)
-    """Width of the feed-forward layers."""
-    dropout: float = number(0.2, 0, 0.9)
+    dropout: Float[0:0.9] = 0.2
     """Dropout inside the blocks."""
-    source: str = choice("predictor", "predictor", "online", "target")
-    """What JEPA's frozen decoder reads: the imagined latent, or an encoding of s_{t+1} (MOD-10)."""
-    optim: EpochsConfig = field(default=EpochsConfig(updates=400, lr=1e-3, patience=5))
+    source: Literal["predictor", "online", "target"] = "predictor"
+    """What JEPA's decoder reads: the imagined latent, or an encoding of s_{t+1} (MOD-10)."""
+    optim: EpochsConfig = EpochsConfig(updates=400, lr=1e-3, patience=5)
 
 
-@dataclass(frozen=True)
-class AuxiliaryConfig(Checked):
+class AuxiliaryConfig(Section):
     """The loss that keeps latents from collapsing (LOSS-2 to LOSS-5)."""
 
-    kind: str = choice("vicreg", "none", "vicreg", "barlow_twins", "dino")
+    kind: Literal["none", "vicreg", "barlow_twins", "dino"] = "vicreg"
     """Which loss."""
-    weight: float = number(1.0, 0)
+    weight: Float[0:] = 1.0
     """Its weight beside the prediction."""
     use_for_jepa: bool = True
     """JEPA has it."""
     use_for_enc_dec: bool = False
     """The encoder-decoder models have it, too."""
-    sim: float = number(1.0, 0, needs="kind=vicreg")
+    sim: Float[0:] = needs("kind=vicreg", 1.0)
     """Weight of the similarity term of VICReg."""
-    std: float = number(1.0, 0, needs="kind=vicreg")
+    std: Float[0:] = needs("kind=vicreg", 1.0)
     """Weight of its variance hinge."""
-    cov: float = number(0.1, 0, needs="kind=vicreg")
+    cov: Float[0:] = needs("kind=vicreg", 0.1)
     """Weight of its covariances."""
-    eps: float = number(1e-4, 1e-12, needs="kind=vicreg")
+    eps: Float[1e-12:] = needs("kind=vicreg", 1e-4)
     """Added to the variance under VICReg's square root."""
-    projector: bool = setting(False, needs="kind=vicreg")
+    projector: bool = needs("kind=vicreg", False)
     """Linear-BN-ReLU twice and Linear before the VICReg terms."""
-    projector_dim: int = number(512, 1, needs="kind=vicreg and projector=true")
+    projector_dim: Int[1:] = needs("kind=vicreg and projector=true", 512)
     """Width of the projector's layers."""
-    clamp: bool = setting(False, needs="kind=vicreg")
-    """The seed's clamps: projections +-10, covariances +-100, terms at most 100."""
-    barlow_lambda: float = number(0.0051, 0, needs="kind=barlow_twins")
+    clamp: bool = needs("kind=vicreg", False)
+    """The seed's: projections +-10, covariances +-100, terms at most 100."""
+    barlow_lambda: Float[0:] = needs("kind=barlow_twins", 0.0051)
     """Weight of the redundancy between components."""
-    barlow_scale: float = number(1.0, 0, needs="kind=barlow_twins")
+    barlow_scale: Float[0:] = needs("kind=barlow_twins", 1.0)
     """Factor on the whole Barlow Twins loss."""
-    barlow_eps: float = number(1e-5, 1e-12, needs="kind=barlow_twins")
+    barlow_eps: Float[1e-12:] = needs("kind=barlow_twins", 1e-5)
     """Added to the variance that a batch is standardised by."""
-    dino_momentum: float = number(0.9, 0, 1, needs="kind=dino")
+    dino_momentum: Float[0:1] = needs("kind=dino", 0.9)
     """Share that the centre keeps at every batch."""
 
 
-@dataclass(frozen=True)
-class PixelJepaConfig(Checked):
+class PixelJepaConfig(Section):
     """JEPA with an EMA target (MOD-8, MOD-9)."""
 
-    target: str = choice("default", "default", "vjepa2", "none")
+    target: Literal["default", "vjepa2", "none"] = "default"
     """Whose latents go in and are predicted; see models/pixels.py."""
-    ema_decay: float = number(0.99, 0, 1, needs="target=default|vjepa2")
+    ema_decay: Float[0:1] = needs("target=default|vjepa2", 0.99)
     """Share that the target encoder keeps at every update."""
-    predictor: str = choice("mlp", "mlp", "transformer")
+    predictor: Literal["mlp", "transformer"] = "mlp"
     """What imagines the next latent."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of its hidden layers or blocks."""
-    dropout: float = number(0.0, 0, 0.9)
+    dropout: Float[0:0.9] = 0.0
     """Dropout inside it."""
-    lr: float = number(0.0, 0)
+    lr: Float[0:] = 0.0
     """Learning rate of JEPA alone; 0 = that of `pixels.optim` (TRAIN-2)."""
     frozen: bool = False
     """A frozen JEPA is loaded, never trained (TRAIN-6)."""
 
 
-@dataclass(frozen=True)
-class RewardConfig(Checked):
+class RewardConfig(Section):
     """Reward MLP and look-ahead reward predictor share all of this (MOD-11, MOD-12)."""
 
-    hidden: int = number(512, 1)
+    hidden: Int[1:] = 512
     """Width of the hidden layers."""
-    layers: int = number(3, 1)
+    layers: Int[1:] = 3
     """Hidden layers."""
-    activation: str = choice("relu", "relu", "leaky", "tanh", "sigmoid")
+    activation: Literal["relu", "leaky", "tanh", "sigmoid"] = "relu"
     """Between the layers."""
-    dropout: float = number(0.2, 0, 0.9)
+    dropout: Float[0:0.9] = 0.2
     """Dropout of the hidden layers."""
-    seeds: int = number(5, 1, 20)
-    """Training seeds of the look-ahead study on the built-in reward worlds."""
-    study_transitions: int = number(3_000, 100)
-    """Transitions that each of these worlds gives."""
-    optim: EpochsConfig = field(default=EpochsConfig(updates=1_000, weight_decay=0.01, delta=0.0))
-    log_every: int = number(100, 1)
-    """Updates between logged training losses."""
+    seeds: Int[1:20] = 5
+    """Training seeds of the study in the built-in reward worlds."""
+    study_transitions: Int[100:] = 3_000
+    """Transitions of each of these worlds."""
+    optim: EpochsConfig = EpochsConfig(updates=1_000, weight_decay=0.01, delta=0.0)
+    log_every: Int[1:] = 100
+    """Updates between logged losses."""
     standardise: bool = True
-    """Inputs scaled by mean and deviation of the training part, so that no model's units decide."""
-    study_updates: int = number(200, 0)
-    """Updates of a base model (of each of its stages) in the study at most; 0 = as in the run."""
+    """Inputs scaled by the training part, so that no model's units decide."""
+    study_updates: Int[0:] = 200
+    """Most updates of each stage of a base model in the study; 0 = as in the run."""
 
 
-@dataclass(frozen=True)
-class Stage1Config(Checked):
+class Stage1Config(Section):
     """Masked pre-training of V-JEPA 2 style (VJ-1 to VJ-6)."""
 
-    mask: float = number(0.4, 0, 0.95)
+    mask: Float[0:0.95] = 0.4
     """Share of the patches that is hidden."""
-    patch: int = number(8, 1)
+    patch: Int[1:] = 8
     """Side of a patch, px."""
-    depth: int = number(4, 1)
+    depth: Int[1:] = 4
     """Blocks of the encoder."""
-    loss: str = choice("l1", "l1", "mse", "smooth_l1")
+    loss: Literal["l1", "mse", "smooth_l1"] = "l1"
     """Distance of predicted and target latents."""
-    patch_loss: float = number(0.0, 0)
-    """Weight of the additional per-patch loss on masked tokens."""
-    ema_decay: float = number(0.996, 0, 1)
+    patch_loss: Float[0:] = 0.0
+    """Weight of the extra loss per masked patch."""
+    ema_decay: Float[0:1] = 0.996
     """Share that the target encoder keeps at every update."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the predictor."""
-    mask_token: str = choice("latent", "latent", "projected")
+    mask_token: Literal["latent", "projected"] = "latent"
     """`projected`: a 64-wide token with its own projection (VJ-2)."""
     checkpoint: str = ""
-    """A file of stage 1 that is taken instead of a training (VJ-12)."""
-    optim: EpochsConfig = field(
-        default=EpochsConfig(
-            epochs=10, updates=600, lr=1e-4, weight_decay=0.05, schedule="plateau", delta=0.0
-        )
+    """File of stage 1 in place of a training (VJ-12)."""
+    optim: EpochsConfig = EpochsConfig(
+        epochs=10, updates=600, lr=1e-4, weight_decay=0.05, schedule="plateau", delta=0.0
     )
 
 
-@dataclass(frozen=True)
-class Stage2Config(Checked):
+class Stage2Config(Blocks):
     """Causal action-conditioned transformer over frozen latents (VJ-7 to VJ-11)."""
 
-    depth: int = number(4, 1)
-    """Blocks of the transformer."""
-    heads: int = number(8, 1)
-    """Attention heads."""
-    head_dim: int = number(64, 1)
-    """Width of a head."""
-    mlp_dim: int = number(512, 1)
-    """Width of the feed-forward layers."""
-    dropout: float = number(0.1, 0, 0.9)
+    heads: Int[1:] = 8
+    dropout: Float[0:0.9] = 0.1
     """Dropout inside the blocks."""
-    teacher_forcing: float = number(0.7, 0, 1)
+    teacher_forcing: Float[0:1] = 0.7
     """Weight of the teacher-forced term; the roll-out term has the rest."""
-    teacher_forcing_ratio: float = number(0.8, 0, 1)
-    """Share of the steps before the roll-out that see true latents."""
-    rollout_steps: int = number(4, 1)
-    """Steps of the autoregressive roll-out in the loss."""
-    optim: EpochsConfig = field(
-        default=EpochsConfig(
-            epochs=30, updates=1_150, lr=1e-4, weight_decay=0.05, schedule="plateau", delta=0.0
-        )
+    teacher_forcing_ratio: Float[0:1] = 0.8
+    """Share of steps before the roll-out that see true latents."""
+    rollout_steps: Int[1:] = 4
+    """Steps of the roll-out in the loss."""
+    optim: EpochsConfig = EpochsConfig(
+        epochs=30, updates=1_150, lr=1e-4, weight_decay=0.05, schedule="plateau", delta=0.0
     )
-    output: str = choice("latent", "latent", "change")
+    output: Literal["latent", "change"] = "latent"
     """What the world model's last layer gives: the next latent, or its difference to the present
     one, which starts as copy-last."""
     checkpoint: str = ""
     """A file of stage 2 to go on from, encoder included, up to the updates set here (VJ-12)."""
 
 
-@dataclass(frozen=True)
-class VJepa2Config(Checked):
+class VJepa2Config(Section):
     """The two-stage model of seed 002."""
 
     stage1: Stage1Config = Stage1Config()
     stage2: Stage2Config = Stage2Config()
 
 
-@dataclass(frozen=True)
-class PixelsConfig(Checked):
+class PixelsConfig(Section):
     """Everything that notebooks 10 to 15 read."""
 
-    seeds: int = number(3, 1, 20)
-    """Training seeds `seed`, `seed + 1`, ... of every model, on the same data."""
+    seeds: Int[1:20] = 3
+    """Training seeds `seed`, `seed + 1`, ... of every model, same data."""
     environment: EnvironmentConfig = EnvironmentConfig()
     data: CollectionConfig = CollectionConfig()
-    ppo: PpoConfig = field(default=PpoConfig())
-    loading: LoadingConfig = field(default=LoadingConfig())
+    ppo: PpoConfig = PpoConfig()
+    loading: LoadingConfig = LoadingConfig()
     encoder: PixelEncoderConfig = PixelEncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
     jepa: PixelJepaConfig = PixelJepaConfig()
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
-    action_dim: int = number(32, 1)
+    action_dim: Int[1:] = 32
     """Width of the action embedding (MOD-5)."""
-    optim: EpochsConfig = field(default=EpochsConfig(updates=600, lr=1e-3))
+    optim: EpochsConfig = EpochsConfig(updates=600, lr=1e-3)
     """Encoder-decoder models and JEPA."""
-    log_every: int = number(20, 1)
-    """Updates between logged training losses of world models and state decoders."""
+    log_every: Int[1:] = 20
+    """Updates between logged losses of world models and decoders."""
     reward: RewardConfig = RewardConfig()
     vjepa2: VJepa2Config = VJepa2Config()
-    grid: GridConfig = field(default=GridConfig())
+    grid: GridConfig = GridConfig()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        seen = self.environment
-        if seen.frame_skip and seen.action_repeat > 1:
-            raise ConfigError(
-                "pixels.environment.frame_skip must be 0 when action_repeat is above 1"
-            )
-        if not seen.id.strip():
-            raise ConfigError("pixels.environment.id is empty; name a Gymnasium environment")
+    def refused(self) -> Iterator[tuple[object, str]]:
+        """An environment without a name, or frames that are skipped and repeated."""
+        seen, section = self.environment, "pixels.environment"
+        both = seen.frame_skip and seen.action_repeat > 1
+        yield both, f"{section}.frame_skip must be 0 when action_repeat is above 1"
+        yield not seen.id.strip(), f"{section}.id is empty; name a Gymnasium environment"
 
     def optim_of(self, model: str) -> EpochsConfig:
         """How `model` is trained: by `optim`, JEPA at its own learning rate if it has one."""

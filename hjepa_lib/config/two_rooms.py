@@ -5,14 +5,14 @@ Units: px = pixels of the image, steps = environment steps, actions are displace
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from typing import Literal
 
-from hjepa_lib.config.fields import Checked, ConfigError, choice, number, setting
+from hjepa_lib.config.fields import Float, Int, Section, needs
 from hjepa_lib.config.optim import OptimConfig
 
 
-@dataclass(frozen=True)
-class TrackingConfig(Checked):
+class TrackingConfig(Section):
     """Where a tracker files its copy of the curves; the setting `tracker` chooses which one."""
 
     project: str = "hjepa"
@@ -23,173 +23,163 @@ class TrackingConfig(Checked):
     """The tracker's run is "<prefix>-YYYYMMDD-HHMMSS", after the start of the run; "": its name."""
 
 
-@dataclass(frozen=True)
-class DataConfig(Checked):
+class DataConfig(Section):
     """Offline trajectories (PLDM's wall data and its relatives)."""
 
     source: str = "generated"
     """`generated`, `published` (Google Drive), the path of an npz in the published format, or
     `module:Class`, an own world (worlds/base.py)."""
-    recipe: str = choice(
-        "good", "good", "random", "short17", "short33", "short65", "mixture", "no_crossing",
-        "eb_jepa", "expert",
-    )  # fmt: skip
+    recipe: Literal[
+        "good", "random", "short17", "short33", "short65", "mixture", "no_crossing", "eb_jepa",
+        "expert",
+    ] = "good"  # fmt: skip
     """Motion statistics of the generated trajectories."""
-    good_fraction: float = number(0.02, 0, 1, needs="recipe=mixture")
+    good_fraction: Float[0:1] = needs("recipe=mixture", 0.02)
     """Share of good trajectories among random ones."""
-    transitions: int = number(325_000, 16, 100_000_000)
-    """Exact number of transitions; the last trajectory is truncated to hit it."""
-    layouts: str = choice("fixed", "fixed", "random", "rectangle")
+    transitions: Int[16:100_000_000] = 325_000
+    """Exact number; the last trajectory is cut to hit it."""
+    layouts: Literal["fixed", "random", "rectangle"] = "fixed"
     """`fixed` wall 32, door 10; `random` the 900 training ones; `rectangle` all but excluded."""
-    exclude_wall: str = setting("28-36", needs="layouts=rectangle")
-    """Wall range "min-max" in px held out (together with `exclude_door`)."""
-    exclude_door: str = setting("26-38", needs="layouts=rectangle")
-    """Door range "min-max" in px held out (together with `exclude_wall`)."""
-    dynamics: str = choice("blocked", "blocked", "bounce", "slide")
-    """Collision rule while generating; the published data are `blocked`."""
-    val_fraction: float = number(0.05, 0.0, 0.5)
-    """Share of trajectories kept out of training, for validation curves."""
+    exclude_wall: str = needs("layouts=rectangle", "28-36")
+    """Range "min-max" of walls held out with `exclude_door`, px."""
+    exclude_door: str = needs("layouts=rectangle", "26-38")
+    """Range "min-max" of doors held out with `exclude_wall`, px."""
+    dynamics: Literal["blocked", "bounce", "slide"] = "blocked"
+    """Collision rule; the published data are `blocked`."""
+    val_fraction: Float[0.0:0.5] = 0.05
+    """Share of trajectories kept for validation."""
 
 
-@dataclass(frozen=True)
-class LossConfig(Checked):
+class LossConfig(Section):
     """Coefficients of the six named terms (models/objectives.py)."""
 
-    form: str = choice("eb_jepa", "pldm", "eb_jepa", needs="std>0 or cov>0")
+    form: Literal["pldm", "eb_jepa"] = needs("std>0 or cov>0", "eb_jepa")
     """`pldm`: std and cov on frame 0; `eb_jepa`: pooled over batch and time."""
-    sim: float = number(1.0, 0)
-    """Prediction: squared error of the imagined latents."""
-    std: float = number(2.2, 0)
+    sim: Float[0:] = 1.0
+    """Prediction: squared error of imagined latents."""
+    std: Float[0:] = 2.2
     """Variance: hinge at a standard deviation of 1 over the batch."""
-    std_t: float = number(0.0, 0)
+    std_t: Float[0:] = 0.0
     """The same hinge over the time of a window."""
-    cov: float = number(0.5, 0)
+    cov: Float[0:] = 0.5
     """Squared covariances between the components of a latent."""
-    sim_t: float = number(0.5, 0)
+    sim_t: Float[0:] = 0.5
     """Slowness: squared distance of neighbours in time."""
-    idm: float = number(2.0, 0)
+    idm: Float[0:] = 2.0
     """Inverse dynamics: squared error of the action read from two latents."""
 
 
-@dataclass(frozen=True)
 class Level1LossConfig(LossConfig):
     """The seventh, which only level 1 has."""
 
-    static: float = number(2.0, 0, needs="level1.static_dim>0")
+    static: Float[0:] = needs("level1.static_dim>0", 2.0)
     """Static parts of one layout alike, of different layouts apart."""
 
 
-@dataclass(frozen=True)
-class Level1Config(Checked):
+class Level1Config(Section):
     """JEPA over single steps (PLDM, arXiv 2502.14819)."""
 
     load: str = ""
-    """Take level 1 from a run (its name, `pretrained`, or its folder) instead of training it."""
-    encoder: str = choice("fast", "impala", "fast", "keypoint", "vit")
+    """Run (name, `pretrained` or folder) that level 1 is taken from; "" trains it."""
+    encoder: Literal["impala", "fast", "keypoint", "vit"] = "fast"
     """What reads a frame (models/encoders.py)."""
-    latent_dim: int = number(128, 2)
+    latent_dim: Int[2:] = 128
     """Components of a latent."""
-    width: int = number(32, 4, needs="encoder=fast|keypoint|vit")
+    width: Int[4:] = needs("encoder=fast|keypoint|vit", 32)
     """Channels of `fast`, maps of `keypoint`, width of the tokens of `vit`."""
-    predictor: str = choice("mlp", "gru", "mlp", "transformer")
+    predictor: Literal["gru", "mlp", "transformer"] = "mlp"
     """What imagines the next latent (models/predictors.py); `gru` puts a LayerNorm behind whatever
     encoder, since its own state lies in (-1, 1)."""
-    hidden: int = number(256, 4, needs="predictor=mlp|transformer")
+    hidden: Int[4:] = needs("predictor=mlp|transformer", 256)
     """Hidden width of the `mlp` predictor, width of the tokens of `transformer`."""
-    layers: int = number(2, 1, 32, needs="predictor=mlp")
-    """Hidden layers of the predictor; walls that stand elsewhere in every layout need 6."""
-    static_dim: int = number(0, 0)
-    """Components of the latent, the first ones, that describe the layout and never move."""
-    refine_updates: int = number(0, 0)
+    layers: Int[1:32] = needs("predictor=mlp", 2)
+    """Hidden layers of the predictor; random layouts need 6."""
+    static_dim: Int[0:] = 0
+    """First components of the latent, which describe the layout and never move."""
+    refine_updates: Int[0:] = 0
     """Updates of the predictors alone, on the latents of `distance.trajectories` trajectories,
     after the encoder is finished."""
-    predictors: int = number(1, 1, 16)
+    predictors: Int[1:16] = 1
     """Ensemble size K of 003's L_sim and PLDM v2."""
-    target: str = choice("online", "online", "ema")
-    """Prediction target: the encoder itself (both sides get gradient) or a slow copy."""
-    ema_decay: float = number(0.99, 0, 1, needs="target=ema")
+    target: Literal["online", "ema"] = "online"
+    """What is predicted: the encoder's own latents (with gradient) or a slow copy's."""
+    ema_decay: Float[0:1] = needs("target=ema", 0.99)
     """Share that the slow copy keeps at every update."""
-    idm_hidden: int = number(256, 4, needs="level1.loss.idm>0")
+    idm_hidden: Int[4:] = needs("level1.loss.idm>0", 256)
     """Hidden width of the inverse-dynamics head."""
-    idm_frozen: bool = setting(False, needs="level1.loss.idm>0")
-    """Keep the inverse-dynamics head random, as the public PLDM code did by accident (PL1)."""
-    window: int = number(17, 3)
+    idm_frozen: bool = needs("level1.loss.idm>0", False)
+    """Keep that head random, as the public PLDM code did by accident (PL1)."""
+    window: Int[3:] = 17
     """States per training window."""
-    rollout: int = number(0, 0)
+    rollout: Int[0:] = 0
     """Steps of the autoregressive roll-out in the loss; 0 = the whole window."""
-    layouts_per_batch: int = number(0, 0, needs="data.layouts=random|rectangle")
-    """Windows of a batch come from this many layouts; 0 = no grouping."""
+    layouts_per_batch: Int[0:] = needs("data.layouts=random|rectangle", 0)
+    """Layouts that the windows of a batch are from; 0 = any."""
     loss: Level1LossConfig = Level1LossConfig()
-    optim: OptimConfig = field(default=OptimConfig())
-    patch: int = number(13, 1, needs="encoder=vit")
+    optim: OptimConfig = OptimConfig()
+    patch: Int[1:] = needs("encoder=vit", 13)
     """Side of a patch, px; divides the image's."""
-    depth: int = number(2, 1, needs="encoder=vit or predictor=transformer")
+    depth: Int[1:] = needs("encoder=vit or predictor=transformer", 2)
     """Blocks of `vit` and of the `transformer` predictor, each."""
-    heads: int = number(4, 1, needs="encoder=vit or predictor=transformer")
-    """Attention heads of both, which share the width of the tokens."""
-    pretrain_mask: float = number(0.0, 0, 0.95)
-    """Share of patches hidden in masked pre-training of `vit` before level 1; 0 = none of it."""
-    pretrain_updates: int = number(300, 1, needs="pretrain_mask>0")
-    """Updates of the masked pre-training."""
+    heads: Int[1:] = needs("encoder=vit or predictor=transformer", 4)
+    """Attention heads of both."""
+    pretrain_mask: Float[0:0.95] = 0.0
+    """Share of patches hidden in masked pre-training of `vit`; 0 = no pre-training."""
+    pretrain_updates: Int[1:] = needs("pretrain_mask>0", 300)
+    """Updates of that pre-training."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.pretrain_mask and self.encoder != "vit":
-            raise ConfigError("level1.pretrain_mask needs level1.encoder=vit: it hides patches")
-        if self.predictor == "gru":
-            for name in ("static_dim", "refine_updates"):  # its norm is the encoder's
-                if getattr(self, name):
-                    raise ConfigError(f"level1.{name} needs a predictor that adds to z, not gru")
-        if self.static_dim and self.layouts_per_batch == 1:
-            raise ConfigError(
-                "level1.static_dim tells layouts apart: layouts_per_batch must not be 1"
-            )
-        if self.static_dim > self.latent_dim - 2:
-            raise ConfigError(
-                f"level1.static_dim must leave at least 2 of level1.latent_dim={self.latent_dim}"
-            )
+    def refused(self) -> Iterator[tuple[object, str]]:
+        """What the encoder, the predictor or the width of the latent cannot do."""
+        if self.encoder != "vit":
+            yield self.pretrain_mask, "level1.pretrain_mask needs level1.encoder=vit"
+        if self.predictor == "gru":  # its norm is the encoder's
+            for name in ("static_dim", "refine_updates"):
+                yield (
+                    getattr(self, name),
+                    f"level1.{name} needs a predictor that adds to z, not gru",
+                )
+        if self.static_dim:
+            alone = self.layouts_per_batch == 1
+            yield alone, "level1.static_dim needs level1.layouts_per_batch other than 1"
+            left = f"level1.static_dim must leave at least 2 of level1.latent_dim={self.latent_dim}"
+            yield self.static_dim > self.latent_dim - 2, left
 
 
-@dataclass(frozen=True)
-class DistanceConfig(Checked):
+class DistanceConfig(Section):
     """Temporal-distance head on frozen level-1 latents (idea: HILP, Park et al. 2024)."""
 
-    form: str = choice("metric", "metric", "quasimetric")
+    form: Literal["metric", "quasimetric"] = "metric"
     """`metric`: ||phi(s) - phi(g)||; `quasimetric`: asymmetric, max of positive coordinate gaps."""
-    teacher: str = choice("bootstrap", "bootstrap", "graph")
+    teacher: Literal["bootstrap", "graph"] = "bootstrap"
     """`bootstrap`: n-step targets from a slow copy; `graph`: shortest paths among recorded
     states."""
-    link: float = number(0.8, 1e-3, needs="teacher=graph")
-    """States this many usual steps apart, or less, are joined; keep it below a wall."""
-    graph_trajectories: int = number(40, 1, 200, needs="teacher=graph")
+    link: Float[1e-3:] = needs("teacher=graph", 0.8)
+    """States at most this many usual steps apart are joined; keep it below a wall."""
+    graph_trajectories: Int[1:200] = needs("teacher=graph", 40)
     """Trajectories of one layout whose states make one graph."""
-    dim: int = number(32, 1)
+    dim: Int[1:] = 32
     """Width of the embedding phi."""
-    hidden: int = number(256, 4)
+    hidden: Int[4:] = 256
     """Width of the head's hidden layers."""
-    n_step: int = number(8, 1, needs="teacher=bootstrap")
+    n_step: Int[1:] = needs("teacher=bootstrap", 8)
     """Recorded steps of a target before it asks the slow copy."""
-    gamma: float = number(0.99, 0, 1, needs="teacher=bootstrap")
-    """Discount per step; 0.98 flattens the far side of the room until plans get stuck there."""
-    expectile: float = number(0.9, 0.5, 1, needs="teacher=bootstrap")
+    gamma: Float[0:1] = needs("teacher=bootstrap", 0.99)
+    """Discount per step; lower values flatten the far side of the room."""
+    expectile: Float[0.5:1] = needs("teacher=bootstrap", 0.9)
     """Which expectile of the targets is learned: near 1 the fastest known way."""
-    ema_rate: float = number(0.02, 0, 1, needs="teacher=bootstrap")
-    """Rate of the bootstrapping copy; at 0.005 values cross the room four times slower."""
-    future_goals: float = number(0.5, 0, 1, needs="teacher=bootstrap")
+    ema_rate: Float[0:1] = needs("teacher=bootstrap", 0.02)
+    """Rate of the slow copy."""
+    future_goals: Float[0:1] = needs("teacher=bootstrap", 0.5)
     """Share of goals taken from the future of the same trajectory."""
-    trajectories: int = number(3500, 1)
+    trajectories: Int[1:] = 3500
     """Training trajectories whose latents are kept in memory."""
-    optim: OptimConfig = field(
-        default=OptimConfig(updates=3000, batch=1024, lr=1e-3, weight_decay=0.0, warmup=0.02)
-    )
+    optim: OptimConfig = OptimConfig(updates=3000, batch=1024, weight_decay=0.0, warmup=0.02)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.optim.patience or self.optim.schedule == "plateau":
-            raise ConfigError(
-                "distance.optim.patience must be 0 and its schedule no plateau: "
-                "a bootstrapped loss says nothing about quality"
-            )
+    def refused(self) -> Iterator[tuple[object, str]]:
+        """A validation that would select: a bootstrapped loss says nothing about quality."""
+        why = "a bootstrapped loss says nothing about quality"
+        yield self.optim.patience, f"distance.optim.patience must be 0: {why}"
+        yield self.optim.schedule == "plateau", f"distance.optim.schedule must be no plateau: {why}"
 
     @property
     def discount(self) -> float:
@@ -197,43 +187,47 @@ class DistanceConfig(Checked):
         return self.gamma if self.teacher == "bootstrap" else 1.0
 
 
-@dataclass(frozen=True)
-class Level2Config(Checked):
+class MacroConfig(Section):
+    """The clock of a level above the first."""
+
+    step_skip: Int[1:] = 8
+    """Environment steps of one macro step; those of level 3 are a multiple of level 2's."""
+    macro_steps: Int[1:] = 4
+    """Macro steps per training window: the window has macro_steps * step_skip + 1 states."""
+
+
+class Level2Config(MacroConfig):
     """RSSM over level-1 latents, `step_skip` steps at a time (models/level2.py)."""
 
     disable_l2: bool = False
-    """True: level 1 alone, bit-equal to a run without any level-2 code."""
-    train: str = choice("frozen", "frozen", "joint")
-    """`frozen`: level 1 is loaded and fixed; `joint`: both levels train together from scratch."""
-    step_skip: int = number(8, 1)
-    """Environment steps of one macro step."""
-    macro_steps: int = number(4, 1)
-    """Macro steps per training window: the window has macro_steps * step_skip + 1 states."""
-    latent: str = choice("gaussian", "gaussian", "categorical", "fsq")
-    """What z is made of: normal dimensions, groups of classes, or quantised dimensions."""
-    z_dim: int = number(8, 1)
+    """Level 1 alone, bit-equal to a run without any level-2 code."""
+    train: Literal["frozen", "joint"] = "frozen"
+    """`frozen`: level 1 is fixed; `joint`: both levels train together from scratch."""
+    latent: Literal["gaussian", "categorical", "fsq"] = "gaussian"
+    """What z has: normal dimensions, groups of classes, or quantised dimensions."""
+    z_dim: Int[1:] = 8
     """Dimensions of z; groups of a categorical one."""
-    classes: int = number(8, 2, needs="latent=categorical")
+    classes: Int[2:] = needs("latent=categorical", 8)
     """Classes per group."""
-    levels: tuple[int, ...] = number((8,), 2, 256, needs="latent=fsq")
+    levels: tuple[Int[2:256], ...] = needs("latent=fsq", (8,))
     """Levels per dimension; fewer numbers than dimensions repeat."""
-    state_dim: int = number(0, 0)
-    """Width of the recurrent state; 0 = the level-1 latent width (no projector)."""
-    hidden: int = number(256, 4)
+    state_dim: Int[0:] = 0
+    """Width of the recurrent state; 0 = that of level 1's latent (no projector)."""
+    hidden: Int[4:] = 256
     """Width of the two hidden layers of posterior and decoder."""
-    min_std: float = number(0.1, 1e-6, needs="latent=gaussian|fsq")
+    min_std: Float[1e-6:] = needs("latent=gaussian|fsq", 0.1)
     """Smallest standard deviation of a gaussian z; of the prior of an fsq z, in levels."""
-    actions: str = choice("none", "none", "concat", "only", "learned")
+    actions: Literal["none", "concat", "only", "learned"] = "none"
     """Macro-action of the GRU: none, concatenated primitives, those without z, or learned (HWM)."""
-    macro_dim: int = number(8, 1, needs="actions=learned")
+    macro_dim: Int[1:] = needs("actions=learned", 8)
     """Width of the learned macro-action."""
-    kl: float = number(0.2, 0)
+    kl: Float[0:] = 0.2
     """Weight of the divergence between posterior and prior."""
-    free_nats: float = number(0.0, 0, needs="kl>0")
-    """Divergence below this, in nats, is not pressed down further."""
-    kl_balance: float = number(0.0, 0, 1, needs="kl>0")
+    free_nats: Float[0:] = needs("kl>0", 0.0)
+    """Divergence, in nats, that is not pressed down further."""
+    kl_balance: Float[0:1] = needs("kl>0", 0.0)
     """0: plain KL; else the share of the KL whose gradient reaches the prior only (dreamerv3)."""
-    subgoal: float = number(0.0, 0)
+    subgoal: Float[0:] = 0.0
     """Joint training: weight of the MSE between level-1 roll-outs every step_skip steps and
     level 2."""
     conditioning: bool = False
@@ -241,29 +235,24 @@ class Level2Config(Checked):
     feedback: bool = False
     """Joint training: level-1 latents get + MLP of the previous step_skip latents."""
     loss: LossConfig = LossConfig(std=0.0, cov=0.0, sim_t=0.0, idm=0.0)
-    optim: OptimConfig = field(
-        default=OptimConfig(updates=1500, batch=128, lr=1e-3, weight_decay=1e-6),
-        metadata={"needs": "train=frozen"},
+    optim: OptimConfig = needs(
+        "train=frozen", OptimConfig(updates=1500, batch=128, weight_decay=1e-6)
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        # What a frozen level 1 cannot learn, or level 2 cannot change, would silently do nothing.
-        joint = {name: getattr(self, name) for name in ("subgoal", "conditioning", "feedback")}
-        for name in ("std", "std_t", "cov", "sim_t", "idm"):
-            joint[f"loss.{name}"] = getattr(self.loss, name)
-        for name, value in joint.items():
-            if value and self.train != "joint":
-                raise ConfigError(f"level2.{name} needs level2.train=joint: level 1 is frozen")
+    def refused(self) -> Iterator[tuple[object, str]]:
+        """What a frozen level 1 cannot learn, or level 2 cannot change."""
+        if self.train != "joint":
+            terms = {f"loss.{name}": value for name, value in vars(self.loss).items()}
+            for name in ("subgoal", "conditioning", "feedback", "loss.std", "loss.std_t",
+                         "loss.cov", "loss.sim_t", "loss.idm"):  # fmt: skip
+                value = (vars(self) | terms)[name]
+                yield value, f"level2.{name} needs level2.train=joint: level 1 is frozen"
 
 
-@dataclass(frozen=True)
-class Level3Config(Checked):
+class Level3Config(MacroConfig):
     """A third level on the same frozen level-1 latents: level 2's settings on a slower clock."""
 
     enabled: bool = False
-    """True: train a third level and plan with it as well."""
-    step_skip: int = number(32, 1)
-    """Environment steps of its macro step, a multiple of level2.step_skip."""
-    macro_steps: int = number(2, 1)
-    """Macro steps per training window: the window has macro_steps * step_skip + 1 states."""
+    """Train a third level and plan with it, too."""
+    step_skip: Int[1:] = 32
+    macro_steps: Int[1:] = 2

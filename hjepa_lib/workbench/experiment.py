@@ -12,23 +12,22 @@ import itertools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hjepa_lib.config import Config, ConfigError, flatten, leaves, profile
-from hjepa_lib.config.fields import Checked, choice, number
+from hjepa_lib.config.fields import Float, Int, Section
 from hjepa_lib.evaluation import FLOORS, LEARNED, Case
 from hjepa_lib.files import sha256
 from hjepa_lib.runs import notebooks
 from hjepa_lib.runs.keys import closure, core_stages, shaping
 
 
-@dataclass(frozen=True)
-class Model(Checked):
+class Model(Section):
     """One training: settings on top of the file's base, with those of the model it is from."""
 
     name: str  # "" in a file without models
     settings: dict = field(default_factory=dict)
-    minutes: float = number(0.0, 0, 1e9)  # of one seed
+    minutes: Float[0:1e9] = 0.0  # of one seed
     parent: str = ""
     swept: dict = field(default_factory=dict)  # values or labels of the file's grid
 
@@ -39,19 +38,18 @@ class Model(Checked):
         return "-".join(filter(None, [self.name, *parts]))
 
 
-@dataclass(frozen=True)
-class Cell(Checked):
+class Cell(Section):
     """What is done with a model: a planner on stored trials, notebooks, or a function."""
 
     name: str
     model: str = ""
     group: str = ""
-    seeds: tuple[int, ...] = number((0, 1, 2), 0, 2**31 - 1)
-    minutes: float = number(0.0, 0, 1e9)  # of one seed, all its units
-    method: str = choice("", "", *LEARNED, *FLOORS)
-    cost: str = choice("none", "none", "latent", "distance")
+    seeds: tuple[Int[0 : 2**31 - 1], ...] = (0, 1, 2)
+    minutes: Float[0:1e9] = 0.0  # of one seed, all its units
+    method: Literal[("", *LEARNED, *FLOORS)] = ""
+    cost: Literal["none", "latent", "distance"] = "none"
     protocol: str = "p1"
-    dynamics: str = choice("bounce", "bounce", "blocked", "slide")
+    dynamics: Literal["bounce", "blocked", "slide"] = "bounce"
     split: str = "test"
     trials: int = 500
     steps: int = 200
