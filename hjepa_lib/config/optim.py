@@ -1,4 +1,4 @@
-"""What several models share: how they are trained, and the size of a transformer."""
+"""How models are trained: the loop, passes, PPO, loading; and the size of a transformer."""
 
 from __future__ import annotations
 
@@ -91,3 +91,45 @@ class EpochsConfig(_Optim):
         shared = {item.name: getattr(self, item.name) for item in dataclasses.fields(_Optim)}
         own = {"decay_every": 20 * epoch, "non_finite": "skip"}
         return OptimConfig(**shared | counted | own)
+
+
+class PpoConfig(Section):
+    """Stable-Baselines3 PPO that collects with a skilled, stochastic policy (DATA-2)."""
+
+    steps: Int[1:] = 500_000
+    """Environment steps of its training."""
+    n_envs: Int[1:] = 8
+    """Parallel environments, one per CPU at most."""
+    learning_rate: Float[0:] = 3e-4
+    """Step size of its optimiser."""
+    n_steps: Int[2:] = 1024
+    """Steps per environment between two updates."""
+    batch: Int[2:] = 32
+    """Rows of a mini-batch."""
+    epochs: Int[1:] = 5
+    """Passes through the collected steps at each update."""
+    gamma: Float[0:1] = 0.99
+    """Discount per step."""
+    gae_lambda: Float[0:1] = 0.95
+    """Bias against variance of the advantages."""
+    clip_range: Float[0:1] = 0.2
+    """How far a policy may move at one update."""
+    policy: Literal["CnnPolicy", "MlpPolicy"] = "CnnPolicy"
+    """Its network; `CnnPolicy` needs pictures of at least 36 px."""
+    log_std_noise: Float[0:] = 0.0
+    """Added to a continuous policy's log-std before collecting."""
+    action_repeat: Int[0:64] = 2
+    """Holds where `environment.action_repeat` is 0."""
+
+
+class LoadingConfig(Section):
+    """Weights to start from, and whether training may be skipped then (TRAIN-6)."""
+
+    path: str = ""
+    """Weights file or folder; "" starts from scratch."""
+    kind: Literal["std_enc_dec", "jepa", "enc_dec_jepa_style"] = needs("path!=", "jepa")
+    """Which model they belong to."""
+    skip_training: bool = needs("path!=", False)
+    """Skip its training; only if the load worked."""
+    run: str = ""
+    """Run whose models are taken as they are; data, heads and decoders stay this run's own."""

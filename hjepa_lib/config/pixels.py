@@ -6,16 +6,17 @@ are the `laptop` profile's; the seeds' own stand in the profile `full`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 from hjepa_lib.config.fields import Float, Int, Section, needs
 from hjepa_lib.config.grids import GridConfig
-from hjepa_lib.config.optim import Blocks, EpochsConfig
+from hjepa_lib.config.optim import Blocks, EpochsConfig, LoadingConfig, PpoConfig
 
 MODELS = ("enc_dec", "enc_dec_jepa", "jepa", "vjepa2")
 """The four world models of the comparison; frozen, untrained encoders stand beside them."""
+_PLATEAU = EpochsConfig(lr=1e-4, weight_decay=0.05, schedule="plateau", delta=0.0)
 
 
 class EnvironmentConfig(Section):
@@ -52,48 +53,6 @@ class CollectionConfig(Section):
     """Share of episodes held out: neighbours never stand on both sides."""
     sequence: Int[2:] = 8
     """Transitions of a training window (DATA-10)."""
-
-
-class PpoConfig(Section):
-    """Stable-Baselines3 PPO that collects with a skilled, stochastic policy (DATA-2)."""
-
-    steps: Int[1:] = 500_000
-    """Environment steps of its training."""
-    n_envs: Int[1:] = 8
-    """Parallel environments, one per CPU at most."""
-    learning_rate: Float[0:] = 3e-4
-    """Step size of its optimiser."""
-    n_steps: Int[2:] = 1024
-    """Steps per environment between two updates."""
-    batch: Int[2:] = 32
-    """Rows of a mini-batch."""
-    epochs: Int[1:] = 5
-    """Passes through the collected steps at each update."""
-    gamma: Float[0:1] = 0.99
-    """Discount per step."""
-    gae_lambda: Float[0:1] = 0.95
-    """Bias against variance of the advantages."""
-    clip_range: Float[0:1] = 0.2
-    """How far a policy may move at one update."""
-    policy: Literal["CnnPolicy", "MlpPolicy"] = "CnnPolicy"
-    """Its network; `CnnPolicy` needs pictures of at least 36 px."""
-    log_std_noise: Float[0:] = 0.0
-    """Added to a continuous policy's log-std before collecting."""
-    action_repeat: Int[0:64] = 2
-    """Holds where `environment.action_repeat` is 0."""
-
-
-class LoadingConfig(Section):
-    """Weights to start from, and whether training may be skipped then (TRAIN-6)."""
-
-    path: str = ""
-    """Weights file or folder; "" starts from scratch."""
-    kind: Literal["std_enc_dec", "jepa", "enc_dec_jepa_style"] = needs("path!=", "jepa")
-    """Which model they belong to."""
-    skip_training: bool = needs("path!=", False)
-    """Skip its training; only if the load worked."""
-    run: str = ""
-    """Run whose models are taken as they are; data, heads and decoders stay this run's own."""
 
 
 class PixelEncoderConfig(Blocks):
@@ -257,9 +216,7 @@ class Stage1Config(Section):
     """`projected`: a 64-wide token with its own projection (VJ-2)."""
     checkpoint: str = ""
     """File of stage 1 in place of a training (VJ-12)."""
-    optim: EpochsConfig = EpochsConfig(
-        epochs=10, updates=600, lr=1e-4, weight_decay=0.05, schedule="plateau", delta=0.0
-    )
+    optim: EpochsConfig = replace(_PLATEAU, epochs=10, updates=600)
 
 
 class Stage2Config(Blocks):
@@ -274,9 +231,7 @@ class Stage2Config(Blocks):
     """Share of steps before the roll-out that see true latents."""
     rollout_steps: Int[1:] = 4
     """Steps of the roll-out in the loss."""
-    optim: EpochsConfig = EpochsConfig(
-        epochs=30, updates=1_150, lr=1e-4, weight_decay=0.05, schedule="plateau", delta=0.0
-    )
+    optim: EpochsConfig = replace(_PLATEAU, epochs=30, updates=1_150)
     output: Literal["latent", "change"] = "latent"
     """What the world model's last layer gives: the next latent, or its difference to the present
     one, which starts as copy-last."""
@@ -324,4 +279,4 @@ class PixelsConfig(Section):
     def optim_of(self, model: str) -> EpochsConfig:
         """How `model` is trained: by `optim`, JEPA at its own learning rate if it has one."""
         own = self.jepa.lr if model == "jepa" else 0.0
-        return dataclasses.replace(self.optim, lr=own) if own else self.optim
+        return replace(self.optim, lr=own) if own else self.optim
