@@ -13,15 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import make_store, tiny_config, tiny_data
+from tiny import make_agent, make_store, tiny_config
 
 from hjepa_lib.config import ConfigError, PlanningConfig, profile
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.evaluation import horizons, openloop
 from hjepa_lib.evaluation.horizons import Curve
-from hjepa_lib.evaluation.openloop import level1_errors, stay_errors
 from hjepa_lib.evaluation.results import Case
-from hjepa_lib.evaluation.statistics import Interval, StatisticsError
+from hjepa_lib.evaluation.statistics import Interval
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
@@ -29,7 +28,7 @@ from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.workbench import variants
 from hjepa_lib.workbench.rows import pack_solved
-from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.worlds.layout import Layout, layout_set
 from hjepa_lib.worlds.trials import Trials
 from hjepa_lib.worlds.two_rooms import simulate
 
@@ -63,22 +62,11 @@ def test_long_walks_are_held_out_and_follow_the_data():
 @pytest.mark.parametrize("recipe", ["random", "mixture", "short17", "eb_jepa", "expert"])
 def test_long_walks_of_every_recipe(recipe):
     data = dataclasses.replace(profile("smoke").data, recipe=recipe, layouts="random")
-    walks = openloop.long_walks(data, 60, 4, seed=3, layouts=np.array([[25, 40], [40, 20]]))
+    walks = openloop.long_walks(data, 60, 4, seed=3)
     assert walks.positions.shape == (240, 2)
-    assert {tuple(row) for row in walks.layout.tolist()} <= {(25, 40), (40, 20)}
+    assert {tuple(row) for row in walks.layout.tolist()} <= set(map(tuple, layout_set("train")))
     turns = torch.atan2(*walks.actions.view(4, 60, 2)[:, :16].unbind(-1)).diff(dim=1)
     assert (turns.cos().mean() < 0.5) == (recipe in ("random", "mixture"))
-
-
-@pytest.mark.parametrize(("states", "count"), [(1, 5), (20, 0)])
-def test_long_walks_refuse_nothing_to_walk(states, count):
-    with pytest.raises(ValueError, match="walks need 2 states and 1 window at least"):
-        openloop.long_walks(profile("smoke").data, states, count, 0)
-
-
-def test_windows_must_be_equally_long(level1):
-    with pytest.raises(ValueError, match="windows must be equally long"):
-        openloop.whole_windows(make_store(level1, tiny_data(), limit=50))
 
 
 def test_trained_lengths():
@@ -143,29 +131,24 @@ def test_a_perfect_model_makes_no_error_and_never_collapses():
 
 def test_open_loop_of_a_trained_shape_agrees_with_its_parts(agent, config):
     walks = openloop.long_walks(config.data, 22, 5, 0)
-    batch = openloop.whole_windows(make_store(agent.level1, walks))
+    batch = openloop.draw_windows(make_store(agent.level1, walks), 21, 5)
     curves = openloop.open_loop(agent, batch)
     assert set(curves) == {
         "level 1", "level 2, posterior z", "level 2, prior mean", "stand still",
     }  # fmt: skip
-    expected = level1_errors(agent.level1, agent.probe, batch)
-    np.testing.assert_allclose(curves["level 1"].errors, expected)
     assert curves["level 2, prior mean"].steps.tolist() == [4, 8, 12, 16, 20]
     assert curves["level 2, posterior z"].errors.shape == (5, 5)
-    np.testing.assert_allclose(curves["stand still"].errors, stay_errors(batch))
 
 
 @pytest.mark.parametrize("hook", ["conditioning", "feedback"])
 def test_a_level_2_that_acts_on_level_1_acts_in_the_measurement_too(hook, config):
     """F11: errors are those of the roll-out that was trained."""
-    from tiny import make_agent
-
     changed = tiny_config(**{"level2__train": "joint", f"level2__{hook}": True})
     agent = make_agent(changed)
     walks = openloop.long_walks(config.data, 11, 4, 0)
-    batch = openloop.whole_windows(make_store(agent.level1, walks))
+    batch = openloop.draw_windows(make_store(agent.level1, walks), 10, 4)
     found = openloop.open_loop(agent, batch)["level 1"].errors
-    plain = level1_errors(agent.level1, agent.probe, batch)
+    plain = openloop.open_loop(dataclasses.replace(agent, level2=None), batch)["level 1"].errors
     assert found.shape == plain.shape
     assert np.abs(found - plain).max() > 1e-6
 
@@ -233,22 +216,6 @@ def test_collapse_against_a_baseline_uses_the_same_windows():
     assert horizons.collapse_horizon(Curve(steps, late), way) == (13, 13, 13)
 
 
-@pytest.mark.parametrize(
-    ("errors", "threshold", "message"),
-    [
-        (np.ones((3, 4)), 1.0, "errors must be"),
-        (np.full((3, 5), np.nan), 1.0, "not finite"),
-        (np.ones((0, 5)), 1.0, "errors must be"),
-        (np.ones((3, 5)), np.ones((3, 4)), "a baseline needs the shape"),
-        (np.ones((3, 5)), math.nan, "a threshold must be finite"),
-    ],
-)
-def test_collapse_horizon_refuses(errors, threshold, message):
-    with pytest.raises(StatisticsError, match=message) as caught:
-        horizons.collapse_horizon(Curve(np.arange(1, 6), errors), threshold)
-    assert "\n" not in str(caught.value)
-
-
 def test_horizon_text():
     assert horizons.horizon_text(Interval(48.0, 40.0, math.inf), 192) == "48 (40 to > 192)"
     assert horizons.horizon_text(Interval(math.inf, 180.0, math.inf), 192) == "> 192 (180 to > 192)"
@@ -272,20 +239,6 @@ def test_planning_horizon_is_the_largest_not_significantly_worse():
     assert all(math.isnan(value) for value in horizons.planning_horizon(outcomes(0, 0, 0, 0)))
 
 
-@pytest.mark.parametrize(
-    ("success", "message"),
-    [
-        ({}, "at least one horizon"),
-        ({5: np.ones(3), 8: np.ones(4)}, "of the same trials"),
-        ({5: np.ones((2, 2))}, "of the same trials"),
-        ({5: np.array([0.5, 1])}, "must be 0 or 1"),
-    ],
-)
-def test_planning_horizon_refuses(success, message):
-    with pytest.raises(StatisticsError, match=message):
-        horizons.planning_horizon(success)
-
-
 def test_with_horizon_keeps_samples_or_transitions():
     planning = PlanningConfig()
     base = planning.flat
@@ -299,8 +252,6 @@ def test_with_horizon_keeps_samples_or_transitions():
     assert upper.flat == base
     assert upper.hierarchy.tracker == planning.hierarchy.tracker
     assert horizons.with_horizon(planning, "flat", 10**4, equal="transitions").flat.samples == 2
-    with pytest.raises(ValueError, match="equal must be samples or transitions, got 'flops'"):
-        horizons.with_horizon(planning, "flat", 8, equal="flops")
 
 
 class Meadow:
@@ -351,8 +302,6 @@ def test_step_pairs_are_free_places_and_their_true_steps(agent):
     assert (found.shortest <= 140 / 1.8).all()
     again = openloop.step_pairs(agent, rooms, 40, 0)
     np.testing.assert_array_equal(again.predicted, found.predicted)
-    with pytest.raises(ValueError, match="pairs need layouts"):
-        openloop.step_pairs(agent, rooms, 0, 0)
     with pytest.raises(ConfigError, match="needs a trained distance head"):
         openloop.step_pairs(dataclasses.replace(agent, distance=None), rooms, 4, 0)
 

@@ -13,7 +13,6 @@ from hjepa_lib.evaluation import openloop
 from hjepa_lib.evaluation.compute import count, planner_flops
 from hjepa_lib.evaluation.episodes import LatentPolicy, OraclePolicy, RandomPolicy, run_episodes
 from hjepa_lib.evaluation.metrics import per_trial
-from hjepa_lib.planning.search import OPTIMISERS
 from hjepa_lib.worlds.base import trial_noise
 from hjepa_lib.worlds.trials import load_trials
 from hjepa_lib.worlds.two_rooms import TwoRooms, inside
@@ -97,7 +96,7 @@ def test_an_action_that_is_no_number_ends_its_own_trial_alone(trials, bad):
     assert (broken.positions[3, 2:] == whole.positions[3, 2]).all()
     assert not whole.lost.any()
     columns = per_trial(broken, "p1")
-    assert columns.lost.sum() == 1
+    assert columns["lost"].sum() == 1
 
 
 @pytest.mark.parametrize("dynamics", ["blocked", "bounce", "slide"])
@@ -108,8 +107,8 @@ def test_the_oracle_is_the_ceiling_and_random_the_floor(trials, dynamics):
     for policy in policies:
         outcome = run_episodes(policy, trials, dynamics, 90, CAP, 0)
         scores = per_trial(outcome, "p1")
-        rates.append(scores.success.mean())
-        gaps.append(scores.final_distance.mean())
+        rates.append(scores["success"].mean())
+        gaps.append(scores["final_distance"].mean())
         norm = np.linalg.norm(outcome.actions, axis=-1)
         assert norm.max() <= CAP * (1 + 1e-5)
         for step in (30, 90):
@@ -257,15 +256,11 @@ def test_diagnostics_have_documented_shapes_and_values(agent, trials, method):
     outcome = run_episodes(policy, trials, "slide", 6, CAP, 0)
     seen = outcome.seen
     shapes = {
-        "believed_xy": (12, 3, 2),
         "plan": (12, 3, 5, 2),
         "plan_xy": (12, 3, 5, 2),
         "fan_xy": (8, 3, 8, 5, 2),
         "fan_cost": (8, 3, 8),
         "near": (12, 3),
-        "goal_cost": (12, 3),
-        "cost_min": (12, 3),
-        "cost_mean": (12, 3),
         "effective": (12, 3),
     }
     if method == "l1+l2":
@@ -274,15 +269,11 @@ def test_diagnostics_have_documented_shapes_and_values(agent, trials, method):
         np.testing.assert_array_equal(seen["subgoal_xy"], seen["macro_xy"][:, :, 0])
         assert seen["macro_stride"] == 4
     assert {name: values.shape for name, values in seen.items()} == shapes
-    # what it believes at the first call is the probe of the first frame's encoding
     world = TwoRooms(trials.layout, "slide")
     latent = agent.encode(world.render(trials.start))
-    believed = agent.probe(latent).numpy()
-    np.testing.assert_allclose(seen["believed_xy"][:, 0], believed, atol=1e-3)
     actions = torch.from_numpy(seen["plan"][:, 0])
     path = agent.probe(agent.level1.rollout(latent, actions)[:, 1:]).numpy()
     np.testing.assert_allclose(seen["plan_xy"][:, 0], path, atol=1e-3)
-    assert (seen["cost_min"] <= seen["cost_mean"] + 1e-6).all()
     assert (np.diff(seen["fan_cost"], axis=-1) >= 0).all()  # best first
 
 
@@ -367,7 +358,7 @@ def test_transitions_per_step_are_those_really_made(agent, trials, monkeypatch):
 
     monkeypatch.setattr(type(agent.level1), "predict", count_predict)
     monkeypatch.setattr(type(agent.level2), "advance", count_advance)
-    for method, optimiser in itertools.product(("flat", "l1+l2"), OPTIMISERS):
+    for method, optimiser in itertools.product(("flat", "l1+l2"), ("mppi", "cem", "gradient")):
         planning = with_optimiser(agent.planning, optimiser)
         policy = LatentPolicy(agent, method, planning)
         monkeypatch.setattr(policy, "diagnostics", dict)
@@ -388,27 +379,26 @@ def test_open_loop_errors_by_horizon(agent, store):
     """HW4: error in px after 1..H steps, from recorded actions and one encoded frame."""
     batch = openloop.draw_windows(store, 8, count=20)
     assert batch.latents.shape == (20, 9, 16)
-    found = openloop.level1_errors(agent.level1, agent.probe, batch)
+    curves = openloop.open_loop(dataclasses.replace(agent, level2=None), batch)
+    found, stay = curves["level 1"].errors, curves["stand still"].errors
     assert found.shape == (20, 8)
     latent = batch.latents[:, 0]
     for step in range(8):
         latent = agent.level1.predict(latent, batch.actions[:, step])
         wanted = (agent.probe(latent) - batch.positions[:, step + 1]).norm(dim=-1)
         np.testing.assert_allclose(found[:, step], wanted.numpy(), rtol=1e-4)
-    stay = openloop.stay_errors(batch)
     np.testing.assert_allclose(
         stay[:, 2], (batch.positions[:, 3] - batch.positions[:, 0]).norm(dim=-1).numpy(), rtol=1e-6
     )
-    with pytest.raises(ValueError, match="no trajectory has 200 states for horizon 199"):
-        openloop.draw_windows(store, 199)
 
 
 @pytest.mark.parametrize("actions", ["none", "concat", "learned"])
 def test_level2_open_loop_errors(actions, data):
     agent = make_agent(tiny_config(level2__actions=actions))
     batch = openloop.draw_windows(make_store(agent.level1, data), 11, count=10)
-    steps, posterior, prior = openloop.level2_errors(agent.level2, agent.level1, agent.probe, batch)
-    assert steps.tolist() == [4, 8]
+    curves = openloop.open_loop(agent, batch)
+    posterior, prior = (curves[f"level 2, {name}"].errors for name in ("posterior z", "prior mean"))
+    assert curves["level 2, prior mean"].steps.tolist() == [4, 8]
     assert posterior.shape == prior.shape == (10, 2)
     assert digest(posterior) != digest(prior)
     chunks = agent.level2.chunk_actions(agent.level1.normalise_actions(batch.actions))

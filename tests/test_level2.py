@@ -11,7 +11,7 @@ from tiny import digest, loose_config, make_agent, make_job, make_level2, seeded
 from torch.nn import functional as F
 
 from hjepa_lib.config import ConfigError
-from hjepa_lib.evaluation.openloop import draw_windows, level2_errors
+from hjepa_lib.evaluation.openloop import draw_windows, open_loop
 from hjepa_lib.models import checkpoint
 from hjepa_lib.models.level2 import State
 from hjepa_lib.models.stochastic import COMMIT, UNIFORM, Categorical, Gaussian, Rounded, kl_loss
@@ -442,10 +442,11 @@ def test_open_loop_errors_and_conditioning_work(latent, store):
     agent = make_agent(tiny_config(level2__latent=latent, **changes))
     assert agent.level2.condition.in_features == agent.level2.z_width
     batch = draw_windows(store, 8, 10)
-    steps, posterior, prior = level2_errors(agent.level2, agent.level1, agent.probe, batch)
-    assert steps.tolist() == [4, 8]
-    assert posterior.shape == prior.shape == (len(batch.positions), 2)
-    assert not np.array_equal(posterior, prior)
+    curves = open_loop(agent, batch)
+    posterior, prior = (curves[f"level 2, {name}"] for name in ("posterior z", "prior mean"))
+    assert posterior.steps.tolist() == [4, 8]
+    assert posterior.errors.shape == prior.errors.shape == (len(batch.positions), 2)
+    assert not np.array_equal(posterior.errors, prior.errors)
     latents, goal = torch.randn(2, 2, 16)
     assert torch.isfinite(agent.planner("l1+l2").plan(latents, goal, 0).actions).all()
 

@@ -16,12 +16,12 @@ from hjepa_lib.models.distance import LatentGeometry
 from hjepa_lib.planning import interval, levels
 from hjepa_lib.planning import planner as planner_module
 from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel, clip_norm, reduce_horizon
-from hjepa_lib.planning.search import OPTIMISERS, mppi, shift_plan, softmin_weights
+from hjepa_lib.planning.search import search, shift_plan, softmin_weights
 from hjepa_lib.runs.places import repository
 from hjepa_lib.workbench.schema import read_experiment
 from hjepa_lib.worlds.base import trial_noise
 
-METHODS = tuple(OPTIMISERS)
+METHODS = ("mppi", "cem", "gradient")
 SPACES = ("none", "concat", "only", "learned")
 TOLERANCE = 1 + 1e-5
 
@@ -62,7 +62,7 @@ def test_no_planned_action_exceeds_the_cap(method, seed, cap, sigma, temperature
     )  # fmt: skip
     target = reach * torch.randn(2, 3, 2, generator=seeded(seed))
     nominal = clip_norm(reach * torch.randn(2, 3, 2, generator=seeded(seed + 1)), cap)
-    found = OPTIMISERS[method](quadratic(target), ball(cap), nominal, config, noise_of(2, seed))
+    found = search(quadratic(target), ball(cap), nominal, config, noise_of(2, seed))
     for plans in (found.plan, found.candidates):
         assert torch.isfinite(plans).all()
         assert plans.norm(dim=-1).max() <= cap * TOLERANCE
@@ -162,7 +162,7 @@ def test_weights_equal_their_formula():
 def test_mppi_at_temperature_zero_returns_its_best_candidate():
     target = torch.randn(3, 3, 2, generator=seeded(1))
     config = settings_of(temperature=0.0, iterations=1)
-    found = mppi(quadratic(target), ball(9.0), torch.zeros(3, 3, 2), config, noise_of(3))
+    found = search(quadratic(target), ball(9.0), torch.zeros(3, 3, 2), config, noise_of(3))
     best = found.candidates[torch.arange(3), found.costs.argmin(1)]
     torch.testing.assert_close(found.plan, best)
 
@@ -174,9 +174,7 @@ def test_planners_reach_a_quadratic_optimum(method):
     config = settings_of(method=method, iterations=60, temperature=0.02, lr=0.1, sigma=1.0)
     if method == "mppi":  # its noise never shrinks: a narrow proposal ends close to the optimum
         config = dataclasses.replace(config, sigma=0.15)
-    found = OPTIMISERS[method](
-        quadratic(target), ball(1.8), torch.zeros(4, 3, 2), config, noise_of(4)
-    )
+    found = search(quadratic(target), ball(1.8), torch.zeros(4, 3, 2), config, noise_of(4))
     cost = quadratic(target)(found.plan[:, None])[:, 0]
     random = clip_norm(torch.randn(4, 64 * 60, 3, 2, generator=seeded(2)), 1.8)
     assert (cost < 0.5 * quadratic(target)(random).amin(1)).all()
@@ -188,7 +186,7 @@ def test_the_nominal_plan_is_always_a_candidate(method):
     """With the optimum as warm start and arg-min weights, a search can never make it worse."""
     target = clip_norm(torch.randn(2, 3, 2, generator=seeded(1)), 1.0)
     config = settings_of(method=method, temperature=0.0, elites=1, samples=4, lr=0.0)
-    found = OPTIMISERS[method](quadratic(target), ball(1.8), target.clone(), config, noise_of(2))
+    found = search(quadratic(target), ball(1.8), target.clone(), config, noise_of(2))
     torch.testing.assert_close(found.plan, target, atol=1e-6, rtol=1e-5)
 
 
@@ -201,7 +199,7 @@ def test_no_global_generator_is_used(method):
         torch.manual_seed(other)
         before = torch.get_rng_state()
         config = settings_of(method=method, samples=8, iterations=2)
-        found = OPTIMISERS[method](
+        found = search(
             quadratic(target), ball(1.8), torch.zeros(2, 3, 2), config, noise_of(2, seed)
         )
         assert torch.equal(torch.get_rng_state(), before)
@@ -217,10 +215,10 @@ def test_a_batch_equals_its_trials_one_by_one(method):
     target = torch.randn(5, 3, 2, generator=seeded(1))
     nominal = 0.3 * torch.randn(5, 3, 2, generator=seeded(2))
     config = settings_of(method=method, samples=16, iterations=3, elites=4)
-    whole = OPTIMISERS[method](quadratic(target), ball(1.8), nominal, config, noise_of(5))
+    whole = search(quadratic(target), ball(1.8), nominal, config, noise_of(5))
     for trial in range(5):
         rows = slice(trial, trial + 1)
-        alone = OPTIMISERS[method](
+        alone = search(
             quadratic(target[rows]), ball(1.8), nominal[rows], config,
             lambda draw, shape, row=trial: trial_noise(0, [row], 0, shape, draw=draw),
         )  # fmt: skip
@@ -243,8 +241,8 @@ def test_candidates_without_a_finite_cost_have_no_say(method, bad):
         return costs.where(wrong == 0, bad)
 
     start = torch.zeros(3, 3, 2)
-    found = OPTIMISERS[method](broken, ball(1.8), start, config, noise_of(3))
-    clean = OPTIMISERS[method](whole, ball(1.8), start, config, noise_of(3))
+    found = search(broken, ball(1.8), start, config, noise_of(3))
+    clean = search(whole, ball(1.8), start, config, noise_of(3))
     assert found.lost.tolist() == [False, False, True]
     assert torch.equal(found.plan[0], clean.plan[0])
     assert torch.isfinite(found.plan).all()
@@ -294,14 +292,13 @@ def test_shifted_plans():
 def recorded(monkeypatch):
     """Every search as (level settings, nominal plan, result), in order."""
     calls = []
-    for name, method in OPTIMISERS.items():
 
-        def spy(objective, project, nominal, config, noise, method=method):
-            found = method(objective, project, nominal, config, noise)
-            calls.append((config, nominal.clone(), found.plan.clone()))
-            return found
+    def spy(objective, project, nominal, config, noise):
+        found = search(objective, project, nominal, config, noise)
+        calls.append((config, nominal.clone(), found.plan.clone()))
+        return found
 
-        monkeypatch.setitem(OPTIMISERS, name, spy)
+    monkeypatch.setattr(planner_module, "search", spy)
     return calls
 
 
@@ -419,15 +416,12 @@ def test_disagreement_acts_on_the_plan():
     assert not torch.equal(plan(0.0), plan(100.0))
 
 
-def test_disagreement_needs_an_ensemble(agent):
+def test_disagreement_needs_an_ensemble():
     """One member has no variance: a clear error, not a NaN plan."""
     with pytest.raises(ConfigError, match=r"disagreement .* needs level1\.predictors > 1"):
         tiny_config(planning__flat__disagreement=0.1)
     with pytest.raises(ConfigError, match=r"unknown setting .*level2\.disagreement"):
         tiny_config(level1__predictors=2, planning__hierarchy__level2__disagreement=0.1)
-    flat = dataclasses.replace(agent.planning.flat, disagreement=0.1)
-    with pytest.raises(ConfigError, match=r"disagreement .* needs level1\.predictors > 1"):
-        agent.planner("flat", dataclasses.replace(agent.planning, flat=flat))
 
 
 # --- two levels -------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from hjepa_lib.models import checkpoint
 from hjepa_lib.planning import THREE_LEVELS, scale_samples
 from hjepa_lib.planning import planner as planner_module
 from hjepa_lib.planning.agent import load_agent
-from hjepa_lib.planning.search import OPTIMISERS, shift_plan
+from hjepa_lib.planning.search import search as run_search
+from hjepa_lib.planning.search import shift_plan
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.run import Run
@@ -54,7 +55,7 @@ def by_hand(planner, latents, goal, executed, replan, near):
         shape = (len(latent), level.config.horizon, level.plan_dim)
         before = nominal[level]
         warm = torch.zeros(shape) if before is None else shift_plan(before, shift)
-        nominal[level] = OPTIMISERS[level.config.method](
+        nominal[level] = run_search(
             lambda plans: level.costs(latent, plans, target),
             level.project, warm, level.config,
             lambda draw, shape: trial_noise(planner.seed, range(5), at, shape, number, draw),

@@ -10,13 +10,11 @@ from scipy import stats
 
 from hjepa_lib.evaluation.statistics import (
     NOT_ESTIMABLE,
-    StatisticsError,
     bootstrap,
     bootstrap_difference,
     claim,
     iqm,
     mcnemar,
-    mean,
     wilson,
 )
 
@@ -37,10 +35,8 @@ def test_wilson_of_97_percent_on_20_trials_is_as_wide_as_it_is_known_to_be():
     assert low == pytest.approx(0.764, abs=1e-3) and high == pytest.approx(0.991, abs=1e-3)
 
 
-def test_wilson_of_nothing_is_undefined_and_bad_counts_raise():
+def test_wilson_of_nothing_is_undefined():
     assert all(math.isnan(bound) for bound in wilson(0, 0))
-    with pytest.raises(StatisticsError, match="successes must lie"):
-        wilson(3, 2)
 
 
 @settings(max_examples=40, deadline=None)
@@ -59,13 +55,6 @@ def test_mcnemar_known_value_ignores_agreement():
     first = np.array([1] * 9 + [0] * 1 + [1] * 500)
     second = np.array([0] * 9 + [1] * 1 + [1] * 500)
     assert mcnemar(first, second).p_value == pytest.approx(22 / 1024)
-
-
-def test_mcnemar_refuses_unpaired_and_non_binary_outcomes():
-    with pytest.raises(StatisticsError, match="two"):
-        mcnemar(np.ones(3), np.ones(4))
-    with pytest.raises(StatisticsError, match="0 or 1"):
-        mcnemar(np.array([0.5]), np.array([1.0]))
 
 
 def test_iqm_drops_a_quarter_at_each_end():
@@ -130,20 +119,7 @@ def test_paired_difference_is_antisymmetric_and_uses_the_statistic():
     forth = bootstrap_difference(a, b, iqm, resamples=100)
     back = bootstrap_difference(b, a, iqm, resamples=100)
     assert forth == pytest.approx((-back.estimate, -back.high, -back.low))
-    assert forth.estimate == iqm(a) - iqm(b) != mean(a) - mean(b)
-
-
-@pytest.mark.parametrize("scores", [[], [1.0, math.nan], np.zeros((2, 2, 2))])
-def test_bad_scores_raise(scores):
-    with pytest.raises(StatisticsError):
-        bootstrap(np.array(scores))
-
-
-def test_unpaired_shapes_and_unknown_redraw_raise():
-    with pytest.raises(StatisticsError, match="one shape"):
-        bootstrap_difference(np.ones(3), np.ones(4))
-    with pytest.raises(StatisticsError, match="seeds, trials or both"):
-        bootstrap(np.ones(3), redraw="tasks")
+    assert forth.estimate == iqm(a) - iqm(b) != a.mean() - b.mean()
 
 
 def test_a_claim_needs_seeds_and_blocks_and_an_interval_on_one_side():
@@ -159,4 +135,5 @@ def test_a_claim_needs_seeds_and_blocks_and_an_interval_on_one_side():
     short = claim(0.1 * two[:, :7], two[:, :7], resamples=50)
     assert short["verdict"] == "nothing claimed: 7 of 8 validation blocks"
     assert claim(0.1 * two[:, :1], two[:, :1], 1, 50)["verdict"] == "beats"
-    assert claim(two, 0 * two)["verdict"] == NOT_ESTIMABLE
+    for other in (0 * two, np.nan * two):
+        assert claim(two, other)["verdict"] == NOT_ESTIMABLE

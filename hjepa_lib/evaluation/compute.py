@@ -1,8 +1,4 @@
-"""Compute of a planner, and memory of an update: counted by torch on one sample.
-
-One environment step costs (encode one frame + one search of level 1) / replan interval, plus a
-search of every level above / its own interval. Multiply-adds count as 2.
-"""
+"""Compute of a planner, and memory of an update: counted by torch on one sample."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ from hjepa_lib.planning.search import evaluations
 
 
 def count(call: Callable[[], object]) -> int:
-    """FLOPs of one call, backward passes included."""
+    """FLOPs of one call, backward passes included; multiply-adds count as 2."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
@@ -27,8 +23,8 @@ def count(call: Callable[[], object]) -> int:
 def planner_flops(planner: Planner, model: Jepa) -> tuple[float, float]:
     """(FLOPs, model transitions) per environment step and trial, by one real search of each level.
 
-    So whatever a search does is in it: hooks of joint models, the backward passes and the last
-    evaluation of the gradient planner, the imagined path that is handed down.
+    A step costs (one encoding + one search of level 1) / `every`, and a search of each level above
+    over its own interval, with all that it does: hooks, backward passes, the path handed down.
     """
     device = model.pixel_mean.device
     frame = torch.zeros(1, *model.frame, dtype=torch.uint8, device=device)

@@ -1,15 +1,13 @@
 """Rolling policies out on stored trials: world -> frames -> latents -> plan -> actions -> world.
 
-All trials advance together, `steps` environment steps, no early stop, so one planning call serves
-the whole batch. The world's noise restarts from the same seed for every policy: two policies meet
-the same noise at the same step. `RandomPolicy` and `OraclePolicy` are floor and ceiling.
+All trials advance together, `steps` environment steps, no early stop. The world's noise restarts
+from the same seed for every policy. `RandomPolicy` and `OraclePolicy` are floor and ceiling.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,18 +25,23 @@ FAN_TRIALS = 8  # of the first trials
 OFFSET_CALLS = 8  # planning calls per trial at which sub-goals are compared with real frames
 
 
-class Policy(Protocol):
+class Policy:
     """Acts on B trials at once."""
 
-    needs_frames: bool
+    needs_frames = False
+    replan = 1  # environment steps from one call of `act` to the next
 
-    def reset(self, world: World, goal: Tensor) -> None: ...
+    def reset(self, world: World, goal: Tensor) -> None:
+        """Begin new episodes to goal (B, 2) px."""
+        self.world, self.goal = world, goal
 
     def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
-        """position (B, 2) px (privileged policies), frames (B, 2, 65, 65) -> (B, k, 2) px."""
-        ...
+        """position (B, 2) px (privileged policies), frames (B, C, Hpx, Wpx) -> (B, k, 2) px."""
+        raise NotImplementedError
 
-    def diagnostics(self) -> dict[str, np.ndarray]: ...
+    def diagnostics(self) -> dict[str, np.ndarray]:
+        """What it saw and chose at R calls, (B, R, ...) each."""
+        return {}
 
 
 def run_episodes(
@@ -51,14 +54,13 @@ def run_episodes(
     world = trials.begin(dynamics, seed)
     position = world.position
     policy.reset(world, trials.goal)
-    positions, actions, seconds, done = [position], [], 0.0, 0
+    positions, actions, seconds = [position], [], 0.0
     lost = torch.zeros(trials.count, dtype=torch.bool)
-    while done < steps:
-        begin = time.perf_counter()
+    while len(actions) < steps:
         frames = world.render() if policy.needs_frames else None
-        rendering = time.perf_counter() - begin
-        chunk = policy.act(position, frames)[:, : steps - done].float().cpu()  # (B, k, 2)
-        seconds += time.perf_counter() - begin - rendering
+        begin = time.perf_counter()
+        chunk = policy.act(position, frames)[:, : steps - len(actions)].float().cpu()  # (B, k, 2)
+        seconds += time.perf_counter() - begin
         lost |= ~chunk.isfinite().all(-1).all(-1)
         chunk = chunk.masked_fill(lost[:, None, None], 0.0)
         if chunk.norm(dim=-1).max() > cap * (1 + 1e-4):
@@ -67,7 +69,6 @@ def run_episodes(
             position = world.step(action)
             positions.append(position)
             actions.append(action)
-        done += chunk.shape[1]
     return Episodes(
         torch.stack(positions, 1).numpy(),
         torch.stack(actions, 1).numpy(),
@@ -81,21 +82,20 @@ def run_episodes(
     )
 
 
-class RandomPolicy:
+class RandomPolicy(Policy):
     """Uniform directions at cap length: new every step, or one heading kept until the border."""
-
-    needs_frames = False
-    replan = 1
 
     def __init__(self, cap: float, seed: int, persistent: bool = False) -> None:
         self.cap, self.seed, self.persistent = cap, seed, persistent
 
     def reset(self, world: World, goal: Tensor) -> None:
+        """Forget the heading."""
         self.rows, self.step = world.rows, 0
         self.heading: Tensor | None = None
         self.last: Tensor | None = None
 
     def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
+        """(B, 1, 2)."""
         draw = trial_noise(self.seed, self.rows, self.step, (2,), level=1)
         heading = self.cap * draw / draw.norm(dim=-1, keepdim=True)  # any direction alike
         if self.persistent and self.heading is not None:
@@ -105,34 +105,22 @@ class RandomPolicy:
         self.heading, self.last, self.step = heading, position, self.step + 1
         return heading[:, None]
 
-    def diagnostics(self) -> dict[str, np.ndarray]:
-        return {}
 
-
-class OraclePolicy:
+class OraclePolicy(Policy):
     """Knows the world; walks its shortest path."""
-
-    needs_frames = False
-    replan = 1
 
     def __init__(self, cap: float) -> None:
         self.cap = cap
 
-    def reset(self, world: World, goal: Tensor) -> None:
-        self.world, self.goal = world, goal
-
     def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
+        """(B, 1, 2)."""
         return self.world.oracle_action(self.goal, self.cap)[:, None]
 
-    def diagnostics(self) -> dict[str, np.ndarray]:
-        return {}
 
-
-class LatentPolicy:
+class LatentPolicy(Policy):
     """Plans with an agent's world models; sees frames only.
 
-    `pictures=False` leaves out fans and all plans but the first: at a horizon of 192 they would
-    take a gigabyte.
+    `pictures=False` leaves out fans and all plans but the first, a gigabyte at a horizon of 192.
     """
 
     needs_frames = True
@@ -147,30 +135,25 @@ class LatentPolicy:
         self.flops_per_step, self.transitions_per_step = planner_flops(self.planner, agent.level1)
 
     def reset(self, world: World, goal: Tensor) -> None:
-        self.world: World = world
+        """Forget what was played; the planner sees the goals as frames."""
+        self.world = world
         self.controller.start(world.render(goal), world.rows)
         self.log: dict[str, list[Tensor]] = {}
 
     def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
-        actions = self.controller.step(frames)
-        self._keep(self.controller.latent, self.controller.last)
-        return actions
-
-    def _keep(self, latent: Tensor, plan) -> None:
-        """Latents are kept and probed once at the end, outside the timed loop."""
+        """(B, k, 2); latents are kept and probed once at the end, outside the timed loop."""
+        actions, plan = self.controller.step(frames), self.controller.last
         kept = {
-            "latent": latent,
+            "latent": self.controller.latent,
             "plan": plan.actions,
             "near": plan.near,
-            "cost_min": plan.search.costs.amin(1),
-            "cost_mean": plan.search.costs.mean(1),
             "effective": plan.search.effective,
         }
         if self.pictures:
             order = plan.search.costs.argsort(1)[:FAN_TRIALS]  # (b, N)
             pick = order[:, :: max(1, order.shape[1] // FAN)][:, :FAN]
             rows = torch.arange(len(pick))[:, None]
-            kept["fan_plan"] = plan.search.candidates[rows, pick]
+            kept["fan"] = plan.search.candidates[rows, pick]
             kept["fan_cost"] = plan.search.costs[rows, pick]
         for level, handed in zip(("", "3"), plan.above, strict=False):
             kept |= {f"macro{level}": handed.macro, f"subgoal{level}": handed.subgoal}
@@ -180,53 +163,38 @@ class LatentPolicy:
             kept["context"] = plan.context
         for key, value in kept.items():
             self.log.setdefault(key, []).append(value)
+        return actions
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, np.ndarray]:
-        """Everything the inspector shows, probed to px; R planning calls, (B, R, ...) each."""
+        """What inspector and metrics read, probed to px; R planning calls, (B, R, ...) each."""
         log = {key: torch.stack(values, 1) for key, values in self.log.items()}
-        level1, probe, goal = self.planner.level1, self.agent.probe, self.controller.goal
-        geometry, context = self.planner.geometry, log.get("context")
-
-        def paths(start: Tensor, plans: Tensor, hooks: Tensor | None) -> Tensor:
-            """start (..., D), plans (..., H, A), hooks likewise or None -> (..., H, 2)."""
-            hooks = None if hooks is None else hooks.expand_as(plans).flatten(0, -3)
-            latents = level1.imagine(start.flatten(0, -2), plans.flatten(0, -3), hooks)
-            return probe(latents).reshape(*plans.shape[:-2], -1, 2)
-
-        here = geometry.between(geometry.embed(log["latent"]), geometry.embed(goal)[:, None])
-        calls = None if self.pictures else 1
-        found = {
-            "believed_xy": probe(log["latent"]),
-            "plan_xy": paths(
-                log["latent"][:, :calls],
-                log["plan"][:, :calls],
-                None if context is None else context[:, :calls],
-            ),
-            "goal_cost": here,
-        }
-        keep = [
-            name
-            for name in ("near", "cost_min", "cost_mean", "effective", "effective_macro")
-            if name in log
-        ]
+        probe = self.agent.probe
+        calls = slice(None if self.pictures else 1)
+        first = {name: values[:, calls] for name, values in log.items()}
+        found = {"plan_xy": probe(self._imagine(*map(first.get, ("latent", "plan", "context"))))}
+        kept = ["near", "effective", "effective_macro"]
         if self.pictures:
-            fan = log["fan_plan"]  # (b, R, F, H, A)
+            fan = log["fan"]  # (b, R, F, H, A)
             start = log["latent"][: len(fan), :, None].expand(*fan.shape[:3], -1)
-            hooks = None if context is None else context[: len(fan), :, None]
-            found["fan_xy"] = paths(start, fan, hooks)
-            keep += ["plan", "fan_cost"]
-        if "macro" in log:
-            found |= {"macro_xy": probe(log["macro"]), "subgoal_xy": probe(log["subgoal"])}
+            hooks = log["context"][: len(fan), :, None] if "context" in log else None
+            found["fan_xy"] = probe(self._imagine(start, fan, hooks))
+            kept += ["plan", "fan_cost"]
+        names = [name for name in ("macro", "subgoal", "macro3", "subgoal3") if name in log]
+        found |= {f"{name}_xy": probe(log[name]) for name in names}
+        if names:
             found["subgoal_offset"] = self._subgoal_offset(log)
-        for name in ("macro3", "subgoal3"):
-            if name in log:
-                found[f"{name}_xy"] = probe(log[name])
-        found |= {key: log[key] for key in keep}
-        arrays = {key: value.float().cpu().numpy() for key, value in found.items()}
+        found |= {name: log[name] for name in kept if name in log}
+        arrays = {name: value.float().cpu().numpy() for name, value in found.items()}
         for number, layer in zip(("", "3"), self.planner.layers[1:], strict=False):
             arrays[f"macro{number}_stride"] = np.array(layer.level.stride)
         return arrays
+
+    def _imagine(self, start: Tensor, plans: Tensor, hooks: Tensor | None) -> Tensor:
+        """start (..., D), plans (..., H, A), hooks likewise or None -> (..., H, D)."""
+        hooks = None if hooks is None else hooks.expand_as(plans).flatten(0, -3)
+        latents = self.planner.level1.imagine(start.flatten(0, -2), plans.flatten(0, -3), hooks)
+        return latents.unflatten(0, plans.shape[:-2])
 
     def _subgoal_offset(self, log: dict[str, Tensor]) -> Tensor:
         """(B, R) distance of a sub-goal from the encoding of a frame with the dot at its place.
@@ -236,16 +204,15 @@ class LatentPolicy:
         """
         calls = log["subgoal"].shape[1]
         pick = torch.linspace(0, calls - 1, min(calls, OFFSET_CALLS)).round().long()
-        start, plans = log["latent"][:, pick], log["plan"][:, pick]
-        hooks = log["context"][:, pick].flatten(0, 1) if "context" in log else None
-        ends = self.planner.level1.imagine(start.flatten(0, 1), plans.flatten(0, 1), hooks)[:, -1]
-        unit = self._offset(ends.reshape(start.shape)).mean()
+        some = {name: values[:, pick] for name, values in log.items()}
+        ends = self._imagine(*map(some.get, ("latent", "plan", "context")))[..., -1, :]
         found = log["latent"].new_full(log["subgoal"].shape[:2], math.nan)
-        found[:, pick] = self._offset(log["subgoal"][:, pick]) / unit.clamp_min(1e-12)
+        unit = self._offset(ends).mean().clamp_min(1e-12)
+        found[:, pick] = self._offset(some["subgoal"]) / unit
         return found
 
     def _offset(self, latents: Tensor) -> Tensor:
         """(B, R, D) -> (B, R) RMS distance from the encoding of the place that the probe reads."""
         frames = self.world.render(self.agent.probe(latents).float().cpu()).flatten(0, 1)
-        real = torch.cat([self.agent.encode(part) for part in frames.split(512)])
-        return (latents - real.reshape(latents.shape)).square().mean(-1).sqrt()
+        real = self.agent.encode(frames).reshape(latents.shape)
+        return (latents - real).square().mean(-1).sqrt()

@@ -12,14 +12,9 @@ With p(t) the positions, g the goal and all lengths in px, the first rule that a
 | stuck_at_wall | over half of the second half's steps within 3 px of a wall face, beside the door |
 | no_door | none of these: moved about on the start's side and never found the door |
 
-A call is commanded when level 1 aims at the sub-goal and not at the goal itself. Its sub-goal is
-out of reach when it is read from inside a wall or beyond the border, or when the shortest path from
-p(t) through the door to it is longer than step_skip * cap + 2 px (the probe's own error), so a
-sub-goal behind the wall is.
-`subgoal_offset` says how far a sub-goal's latent lies from the encoding of a frame at its place, in
-units of the same measure on level-1 predictions (evaluation/episodes.py): above 2, level 2 plans
-with latents that no frame has, and the place that the probe reads from them means little. "Beside
-the door" leaves out the opening: an agent that waits in the doorway is not stuck at the wall.
+A call is commanded when level 1 aims at the sub-goal and not at the goal itself. A sub-goal is out
+of reach in a wall, beyond the border, or farther by the shortest path than a macro-step can go and
+2 px. `subgoal_offset` (evaluation/episodes.py) says how far its latent is from those of frames.
 """
 
 from __future__ import annotations
@@ -31,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hjepa_lib.evaluation.metrics import LOOSE_PX, SLACK_PX, MetricError
+from hjepa_lib.evaluation.metrics import LOOSE_PX, SLACK_PX
 from hjepa_lib.evaluation.results import Result
 from hjepa_lib.worlds.layout import DOOR_HALF, WALL_HALF, Layout
 from hjepa_lib.worlds.two_rooms import reachable
@@ -68,16 +63,8 @@ def classify(
     solved: np.ndarray,
     commands: Commands | None = None,
 ) -> np.ndarray:
-    """(B,) labels of positions (B, S+1, 2), goal (B, 2), layouts (B, 2) rows (wall_x, door_y).
-
-    MetricError when the shapes do not fit.
-    """
+    """(B,) labels of positions (B, S+1, 2), goal (B, 2), layouts (B, 2) rows (wall_x, door_y)."""
     positions, goal, layouts = (np.asarray(a, np.float64) for a in (positions, goal, layouts))
-    batch = len(positions)
-    if positions.ndim != 3 or positions.shape[2] != 2 or not batch:
-        raise MetricError(f"positions must be (B, S+1, 2), got {positions.shape}")
-    if goal.shape != (batch, 2) or layouts.shape != (batch, 2) or np.shape(solved) != (batch,):
-        raise MetricError(f"goal, layouts and solved must describe the same {batch} trials")
     wall_x, door_y = layouts[:, :1], layouts[:, 1:]  # (B, 1) each
     near = (np.linalg.norm(positions - goal[:, None], axis=-1) < LOOSE_PX).any(1)
     side = np.sign(goal[:, :1] - wall_x)
@@ -85,17 +72,13 @@ def classify(
     half = positions[:, positions.shape[1] // 2 :]
     at_face = np.abs(half[..., 0] - wall_x) <= WALL_HALF + STUCK_PX
     beside = np.abs(half[..., 1] - door_y) > DOOR_HALF
-    rules = [("solved", np.asarray(solved).astype(bool)), ("missed_goal", near)]
+    rules = [("solved", np.asarray(solved) > 0), ("missed_goal", near)]
     if commands is not None:
         rules += [
             ("off_distribution", _median(commands) > OFFSET),
             ("subgoal_unreachable", unreachable_share(commands, layouts) > 0.5),
         ]
-    rules += [
-        ("missed_goal", crossed),
-        ("stuck_at_wall", (at_face & beside).mean(1) > 0.5),
-        ("no_door", np.ones(batch, bool)),
-    ]
+    rules += [("missed_goal", crossed), ("stuck_at_wall", (at_face & beside).mean(1) > 0.5)]
     return np.select([found for _, found in rules], [name for name, _ in rules], "no_door")
 
 
@@ -109,23 +92,21 @@ def _median(commands: Commands) -> np.ndarray:
 
 def unreachable_share(commands: Commands, layouts: np.ndarray) -> np.ndarray:
     """(B,) share of the commanded sub-goals that are out of reach; 0 without a commanded call."""
-    batch, calls = commands.commanded.shape
-    layout = Layout.of(np.repeat(layouts, calls, axis=0))
+    commanded = commands.commanded
+    layout = Layout.of(np.repeat(layouts, commanded.shape[1], axis=0))
     here, there = (
-        torch.as_tensor(np.asarray(places), dtype=torch.float32).reshape(-1, 2)
+        torch.as_tensor(places, dtype=torch.float32).reshape(-1, 2)
         for places in (commands.position, commands.subgoal)
     )
     found = reachable(here, there, layout, commands.reach + SLACK_PX).numpy()
-    far = ~found.reshape(batch, calls) & commands.commanded
-    return far.sum(1) / np.maximum(commands.commanded.sum(1), 1)
+    far = ~found.reshape(commanded.shape) & commanded
+    return far.sum(1) / np.maximum(commanded.sum(1), 1)
 
 
 def label(result: Result) -> np.ndarray:
     """(n,) labels of a result; its hierarchical ones where a level 2 planned."""
-    arrays = result.arrays
-    return classify(
-        arrays["positions"], arrays["goal"], arrays["layout"], result.success, commands_of(result)
-    )
+    where = (result.arrays[name] for name in ("positions", "goal", "layout"))
+    return classify(*where, result.success, commands_of(result))
 
 
 def commands_of(result: Result) -> Commands | None:
@@ -134,19 +115,13 @@ def commands_of(result: Result) -> Commands | None:
     if "plan_subgoal_xy" not in arrays:
         return None
     subgoal = arrays["plan_subgoal_xy"]
-    every = result.header.get("replan", planner["replan"])
-    calls = np.arange(subgoal.shape[1]) * every
+    calls = np.arange(subgoal.shape[1]) * result.header.get("replan", planner["replan"])
     offset = arrays.get("plan_subgoal_offset", np.full(subgoal.shape[:2], np.nan))
-    return Commands(
-        arrays["positions"][:, calls],
-        subgoal,
-        offset,
-        arrays["plan_near"] == 0,
-        float(arrays["plan_macro_stride"]) * planner["action_cap"],
-    )
+    reach = float(arrays["plan_macro_stride"]) * planner["action_cap"]
+    position, commanded = arrays["positions"][:, calls], arrays["plan_near"] == 0
+    return Commands(position, subgoal, offset, commanded, reach)
 
 
 def count(labels: Sequence[str] | np.ndarray) -> dict[str, int]:
     """How many trials carry each label, every label present."""
-    found = np.asarray(labels)
-    return {name: int((found == name).sum()) for name in LABELS}
+    return {name: int((np.asarray(labels) == name).sum()) for name in LABELS}

@@ -3,8 +3,7 @@
 Definitions follow the wall evaluation of PLDM (arXiv 2502.14819) and EB-JEPA (arXiv 2602.03604).
 With p(t) the position at step t = 0..S, g the goal and m(t) = |p(t) - g|^2 / 2 per coordinate,
 tau = first t with m(t) < 1 (Euclidean < sqrt(2) px), else S + 1. Differences from the public code:
-the first crossing step is t (not t + 1), no crossing gives an undefined crossing step (not 0), and
-whatever is undefined is NaN (null in JSON), never 0.
+the first crossing step is t (not t + 1), and whatever is undefined is NaN, never 0.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 
 from hjepa_lib.evaluation.statistics import wilson
-from hjepa_lib.files import WorkbookError
 from hjepa_lib.worlds.layout import WALL_HALF, Layout
 from hjepa_lib.worlds.oracle import oracle_length
 
@@ -27,10 +25,26 @@ TRAINING_STEP_PX = 1.8
 """Longest training step: the unit of `efficiency_score`, whatever cap the planner has."""
 SLACK_PX = 2.0
 """Allowed beyond the longest way of a planned step, for the probe's error."""
-
-
-class MetricError(WorkbookError):
-    """Episodes have the wrong shape, non-finite positions, or an unknown protocol."""
+MEANS = {
+    "success_first_1p41": "success_first_1p41",
+    "success_last_1p41": "success_last_1p41",
+    "success_first_4p5": "success_first_4p5",
+    "success_last_4p5": "success_last_4p5",
+    "cross_wall_rate": "cross_wall",
+    "init_plan_cross_wall_rate": "init_plan_cross_wall",
+    "init_plan_reach": "init_plan_reach",
+    "init_plan_through_wall_rate": "init_plan_through_wall",
+    "planning_error_mean": "planning_error",
+    "planning_error_mean_rmse": "planning_error",
+    "final_distance_mean": "final_distance",
+    "avg_termination_step": "termination_step",
+    "first_crossing_steps": "first_crossing_step",
+    "efficiency_score": "efficiency",
+    "path_efficiency": "path_efficiency",
+    "effective_samples": "effective_samples",
+    "effective_samples_macro": "effective_samples_macro",
+}
+"""Field of a row -> the column of `per_trial` whose defined values it is the mean of."""
 
 
 class Episodes(NamedTuple):
@@ -47,124 +61,59 @@ class Episodes(NamedTuple):
     seconds: float = 0.0  # planning wall time of all steps
 
 
-class TrialMetrics(NamedTuple):
-    """One value per trial, each (B,) float64; success is 0 or 1, NaN marks undefined."""
+def per_trial(episodes: Episodes, protocol: str) -> dict[str, np.ndarray]:
+    """Every metric of every trial, (B,) float64 each; success is 0 or 1, NaN marks undefined.
 
-    success: np.ndarray  # the protocol's own definition
-    success_first_1p41: np.ndarray
-    success_last_1p41: np.ndarray
-    success_first_4p5: np.ndarray
-    success_last_4p5: np.ndarray
-    cross_wall: np.ndarray  # 1: on the goal's side after step S; NaN: start and goal share a side
-    init_plan_cross_wall: np.ndarray  # the same for the last place of the first plan
-    init_plan_reach: np.ndarray  # environment steps that the first plan covers
-    init_plan_through_wall: np.ndarray  # 1: it changes rooms by a step that nothing can follow
-    planning_error: np.ndarray  # m at the first hit, else after step S; px^2 per coordinate
-    final_distance: np.ndarray  # Euclidean px after step S
-    termination_step: np.ndarray  # tau
-    first_crossing_step: np.ndarray  # NaN if the trial never crosses
-    efficiency: np.ndarray  # (steps straight to the door) / crossing step; 0 without a crossing
-    path_efficiency: np.ndarray  # success * oracle / max(oracle, travelled up to the first hit)
-    effective_samples: np.ndarray  # 1 / sum of squared MPPI weights of level 1, mean over calls
-    effective_samples_macro: np.ndarray  # the same of level 2
-    lost: np.ndarray  # 1: the planner had no finite plan and the dot stood still from there
-
-
-def per_trial(episodes: Episodes, protocol: str) -> TrialMetrics:
-    """Every metric of every trial.
-
-    `protocol` decides `success` and the hit of `path_efficiency`: `p1` is within sqrt(2) px at any
-    step, t = 0 included; any `p2...` is within 4.5 px after the last step. Raises `MetricError`.
+    `success` and the hit of `path_efficiency`: in `p1` within sqrt(2) px at any step, t = 0
+    included, else (P2) within 4.5 px after the last step.
     """
-    e = _checked(episodes)
+    names = ("positions", "goal", "layout", "oracle")
+    e = episodes._replace(**{name: getattr(episodes, name).astype(float) for name in names})
     gap = e.positions - e.goal[:, None]  # (B, S+1, 2)
     error = (gap**2).sum(-1) / 2  # (B, S+1)
     distance = np.sqrt(2 * error)
     strict, loose = error < 1, distance < LOOSE_PX  # (B, S+1)
-    if protocol == "p1":
-        hits, success = strict, strict.any(1)
-    elif protocol.startswith("p2"):
-        hits, success = loose, loose[:, -1]
-    else:
-        raise MetricError(f"protocol must be p1 or begin with p2, got {protocol!r}")
+    hits, success = (strict, strict.any(1)) if protocol == "p1" else (loose, loose[:, -1])
     crossing = _first_crossing(e)
     at_end = np.minimum(_first(strict), error.shape[1] - 1)
     plan, stride = first_plan(e)
-    columns = TrialMetrics(
-        success=success,
-        success_first_1p41=strict.any(1),
-        success_last_1p41=strict[:, -1],
-        success_first_4p5=loose.any(1),
-        success_last_4p5=loose[:, -1],
-        cross_wall=_on_goal_side(e, e.positions[:, -1]),
-        init_plan_cross_wall=_on_goal_side(e, plan[:, -1]),
-        init_plan_reach=np.full(len(plan), plan.shape[1] * stride if stride else np.nan),
-        init_plan_through_wall=_through_wall(e, plan, stride),
-        planning_error=np.take_along_axis(error, at_end[:, None], axis=1)[:, 0],
-        final_distance=distance[:, -1],
-        termination_step=_first(strict),
-        first_crossing_step=crossing,
-        efficiency=_efficiency(e, crossing),
-        path_efficiency=success * _directness(e, _first(hits)),
-        effective_samples=_mean_calls(e, "effective"),
-        effective_samples_macro=_mean_calls(e, "effective_macro"),
-        lost=e.lost,
-    )
-    return TrialMetrics(*(column.astype(np.float64) for column in columns))
+    columns = {
+        "success": success,
+        "success_first_1p41": strict.any(1),
+        "success_last_1p41": strict[:, -1],
+        "success_first_4p5": loose.any(1),
+        "success_last_4p5": loose[:, -1],
+        # 1: on the goal's side after step S; NaN: start and goal share a side
+        "cross_wall": _on_goal_side(e, e.positions[:, -1]),
+        "init_plan_cross_wall": _on_goal_side(e, plan[:, -1]),  # its last place
+        "init_plan_reach": np.full(len(plan), plan.shape[1] * stride if stride else np.nan),
+        "init_plan_through_wall": _through_wall(e, plan, stride),
+        "planning_error": np.take_along_axis(error, at_end[:, None], axis=1)[:, 0],  # at tau or S
+        "final_distance": distance[:, -1],
+        "termination_step": _first(strict),  # tau
+        "first_crossing_step": crossing,
+        "efficiency": _efficiency(e, crossing),
+        "path_efficiency": success * _directness(e, _first(hits)),
+        # 1 / sum of squared weights of level 1 and 2, mean over calls
+        "effective_samples": _mean_calls(e, "effective"),
+        "effective_samples_macro": _mean_calls(e, "effective_macro"),
+        "lost": e.lost,
+    }
+    return {name: column.astype(np.float64) for name, column in columns.items()}
 
 
 def summarise(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The metric fields of one `results` entry of summary.json; undefined values are NaN.
+    """The metric fields of a row from the columns of `per_trial`; older files may lack some.
 
-    `columns` are those of `TrialMetrics` by name. `ci95` is the Wilson interval [low, high] of
-    `success_rate`. Rates are shares in [0, 1], lengths are px, steps are environment steps.
+    `ci95` is the Wilson interval [low, high] of `success_rate`. Rates are shares in [0, 1], lengths
+    are px, steps are environment steps; undefined values are NaN.
     """
-    trial = TrialMetrics(**columns)
-    n, successes = len(trial.success), int(trial.success.sum())
-    error = float(trial.planning_error.mean())
-    return {
-        "n": n,
-        "successes": successes,
-        "success_rate": successes / n,
-        "ci95": list(wilson(successes, n)),
-        "success_first_1p41": float(trial.success_first_1p41.mean()),
-        "success_last_1p41": float(trial.success_last_1p41.mean()),
-        "success_first_4p5": float(trial.success_first_4p5.mean()),
-        "success_last_4p5": float(trial.success_last_4p5.mean()),
-        "cross_wall_rate": _defined_mean(trial.cross_wall),
-        "init_plan_cross_wall_rate": _defined_mean(trial.init_plan_cross_wall),
-        "init_plan_reach": _defined_mean(trial.init_plan_reach),
-        "init_plan_through_wall_rate": _defined_mean(trial.init_plan_through_wall),
-        "planning_error_mean": error,
-        "planning_error_mean_rmse": math.sqrt(error),
-        "final_distance_mean": float(trial.final_distance.mean()),
-        "avg_termination_step": float(trial.termination_step.mean()),
-        "first_crossing_steps": _defined_mean(trial.first_crossing_step),
-        "efficiency_score": float(trial.efficiency.mean()),
-        "path_efficiency": float(trial.path_efficiency.mean()),
-        "effective_samples": _defined_mean(trial.effective_samples),
-        "effective_samples_macro": _defined_mean(trial.effective_samples_macro),
-        "lost_trials": int(np.nansum(trial.lost)),
-    }
-
-
-def _checked(episodes: Episodes) -> Episodes:
-    """The same episodes in float64 with their shapes verified."""
-    names = ("positions", "goal", "layout", "oracle", "lost")
-    e = episodes._replace(
-        **{name: np.asarray(getattr(episodes, name), dtype=np.float64) for name in names}
-    )
-    if e.positions.ndim != 3 or e.positions.shape[2] != 2 or 0 in e.positions.shape:
-        raise MetricError(f"positions must be (B, S+1, 2) and not empty, got {e.positions.shape}")
-    batch = len(e.positions)
-    shapes = {"goal": (batch, 2), "layout": (batch, 2), "oracle": (batch,), "lost": (batch,)}
-    for name, shape in shapes.items():
-        if getattr(e, name).shape != shape:
-            raise MetricError(f"{name} must be {shape}, got {getattr(e, name).shape}")
-    for name in names:
-        if not np.isfinite(getattr(e, name)).all():
-            raise MetricError(f"{name} holds values that are not finite")
-    return e
+    n, successes = len(columns["success"]), int(columns["success"].sum())
+    found = {"n": n, "successes": successes, "success_rate": successes / n}
+    found["ci95"] = list(wilson(successes, n))
+    found |= {name: _defined_mean(columns.get(column)) for name, column in MEANS.items()}
+    found["planning_error_mean_rmse"] = math.sqrt(found["planning_error_mean"])
+    return found | {"lost_trials": int(np.sum(columns.get("lost", 0)))}
 
 
 def first_plan(e: Episodes) -> tuple[np.ndarray, int]:
@@ -172,9 +121,9 @@ def first_plan(e: Episodes) -> tuple[np.ndarray, int]:
 
     Without any plan the one place is NaN and the stride 0.
     """
-    for level, stride in (("macro3", "macro3_stride"), ("macro", "macro_stride"), ("plan", None)):
+    for level in ("macro3", "macro", "plan"):
         if f"{level}_xy" in e.seen:
-            return e.seen[f"{level}_xy"][:, 0], int(e.seen[stride]) if stride else 1
+            return e.seen[f"{level}_xy"][:, 0], int(e.seen.get(f"{level}_stride", 1))
     return np.full((len(e.positions), 1, 2), np.nan), 0
 
 
@@ -210,10 +159,8 @@ def _side(position: np.ndarray, wall_x: np.ndarray) -> np.ndarray:
 
 def _on_goal_side(e: Episodes, position: np.ndarray) -> np.ndarray:
     """(B,) whether `position` (B, 2) has the goal's side; NaN where it says nothing."""
-    wall_x = e.layout[:, 0]
-    goal, here = _side(e.goal, wall_x), _side(position, wall_x)
-    eligible = (_side(e.positions[:, 0], wall_x) * goal == -1) & ~np.isnan(here)
-    return np.where(eligible, here == goal, np.nan)
+    start, goal, here = (_side(p, e.layout[:, 0]) for p in (e.positions[:, 0], e.goal, position))
+    return np.where((start * goal == -1) & ~np.isnan(here), here == goal, np.nan)
 
 
 def _first_crossing(e: Episodes) -> np.ndarray:
@@ -238,7 +185,7 @@ def _directness(e: Episodes, hit: np.ndarray) -> np.ndarray:
     return np.divide(e.oracle, longest, out=np.ones_like(longest), where=longest > 0)
 
 
-def _defined_mean(values: np.ndarray) -> float:
+def _defined_mean(values: np.ndarray | None) -> float:
     """Mean of the defined values; NaN if there is none."""
-    defined = values[~np.isnan(values)]
+    defined = np.empty(0) if values is None else values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else math.nan

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hjepa_lib.evaluation import Case
-from hjepa_lib.evaluation.metrics import Episodes, TrialMetrics, per_trial, summarise
+from hjepa_lib.evaluation.metrics import Episodes, per_trial, summarise
 from hjepa_lib.files import FileError, load_npz, save_npz
 
 _OLD_KEY = ("method", "cost", "protocol", "layouts", "dynamics", "budget")
@@ -17,16 +17,13 @@ _OLD_KEY = ("method", "cost", "protocol", "layouts", "dynamics", "budget")
 
 def save_result(folder: Path, case: Case, episodes: Episodes, header: dict[str, Any]) -> Path:
     """Write one npz: what happened, per-trial metrics, what the planner saw, and a JSON header."""
-    columns = per_trial(episodes, case.protocol)._asdict()
     stored = {name: getattr(episodes, name) for name in ("goal", "layout", "oracle", "lost")}
     stored |= {name: getattr(episodes, name).astype("f4") for name in ("positions", "actions")}
-    return save_npz(
-        Path(folder) / f"{case.name}.npz",
-        header=np.array(json.dumps(case.header | {"case": case.digest} | header)),
-        **stored,
-        **{f"trial_{name}": value for name, value in columns.items()},
-        **{f"plan_{name}": value.astype("f4") for name, value in episodes.seen.items()},
-    )
+    columns = per_trial(episodes, case.protocol)
+    stored |= {f"trial_{name}": column for name, column in columns.items()}
+    stored |= {f"plan_{name}": value.astype("f4") for name, value in episodes.seen.items()}
+    header = np.array(json.dumps(case.header | {"case": case.digest} | header))
+    return save_npz(Path(folder) / f"{case.name}.npz", header=header, **stored)
 
 
 class Result(NamedTuple):
@@ -43,8 +40,11 @@ class Result(NamedTuple):
     @property
     def row(self) -> dict[str, Any]:
         """One flat entry of `summary.json`: the header beside means of the per-trial columns."""
-        absent = np.full(len(self.success), np.nan)  # a column younger than the file
-        columns = {name: self.arrays.get(f"trial_{name}", absent) for name in TrialMetrics._fields}
+        columns = {
+            name.removeprefix("trial_"): column
+            for name, column in self.arrays.items()
+            if name.startswith("trial_")
+        }
         return self.header | summarise(columns)
 
 

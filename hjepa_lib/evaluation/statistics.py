@@ -1,10 +1,7 @@
 """Uncertainty of success rates and of scores over seeds x trials.
 
-Wilson interval and exact McNemar test come from SciPy's binomial test. The interquartile mean and
-the percentile bootstrap follow rliable (Agarwal et al., NeurIPS 2021) for one task with S training
-seeds and n shared trials, written here because SciPy's bootstrap cannot redraw two crossed factors.
-The interquartile mean drops the lowest and highest quarter: of 0/1 outcomes it is 1 as soon as
-three quarters succeed, so take the mean for success rates and keep it for px, steps and efficiency.
+Interquartile mean and percentile bootstrap follow rliable (Agarwal et al., NeurIPS 2021) for one
+task with S training seeds and n shared trials; SciPy's cannot redraw two crossed factors.
 """
 
 from __future__ import annotations
@@ -16,17 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from hjepa_lib.files import WorkbookError
-
 LEAST_SEEDS, LEAST_BLOCKS = 3, 8
 """Training seeds, and blocks of held-out data, below which nothing is claimed."""
 LEAST_NONZERO = 50
 """Rewards other than 0 that both parts need before R2 is estimated."""
 NOT_ESTIMABLE = "not estimable"
-
-
-class StatisticsError(WorkbookError):
-    """Counts, outcomes or scores which the statistic is not defined for."""
+Statistic = Callable[[np.ndarray], float]
 
 
 class Interval(NamedTuple):
@@ -47,13 +39,11 @@ class McNemar(NamedTuple):
     p_value: float
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """(low, high) Wilson score interval of successes / n; (NaN, NaN) for n = 0."""
-    if not 0 <= successes <= n:
-        raise StatisticsError(f"successes must lie in 0..n, got {successes} of {n}")
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """(low, high) 95 % Wilson score interval of successes / n; (NaN, NaN) for n = 0."""
     if n == 0:
         return math.nan, math.nan
-    interval = stats.binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
+    interval = stats.binomtest(int(successes), int(n)).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -62,68 +52,62 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
 
     Only trials solved by exactly one method carry evidence; without any the p-value is 1.
     """
-    a, b = _scores(first), _scores(second)
-    if a.shape != b.shape or a.shape[0] != 1:
-        raise StatisticsError(f"outcomes must be two (n,) arrays, got {a.shape} and {b.shape}")
-    if not np.isin([a, b], (0, 1)).all():
-        raise StatisticsError("outcomes must be 0 or 1")
-    only_first, only_second = int((a > b).sum()), int((b > a).sum())
-    discordant = only_first + only_second
-    p_value = float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
-    both, neither = int((a * b).sum()), int((a + b == 0).sum())
-    return McNemar(both, only_first, only_second, neither, p_value)
-
-
-def mean(scores: np.ndarray) -> float:
-    """Mean over seeds and trials."""
-    return float(np.mean(scores))
+    one, two = np.asarray(first) > 0, np.asarray(second) > 0
+    counts = [int(part.sum()) for part in (one & two, one & ~two, two & ~one, ~(one | two))]
+    discordant = counts[1] + counts[2]
+    p_value = float(stats.binomtest(counts[1], discordant).pvalue) if discordant else 1.0
+    return McNemar(*counts, p_value)
 
 
 def iqm(scores: np.ndarray) -> float:
-    """Interquartile mean over seeds and trials: mean after dropping a quarter at each end."""
+    """Mean over seeds and trials after dropping a quarter at each end: not for 0/1 outcomes."""
     return float(stats.trim_mean(scores, 0.25, axis=None))
 
 
 def bootstrap(
-    scores: np.ndarray,
-    statistic: Callable[[np.ndarray], float] = mean,
-    redraw: str = "both",
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap of `statistic` over scores (S seeds, n trials) or (n,).
+    scores: np.ndarray, statistic: Statistic = np.mean, redraw: str = "both",
+    resamples: int = 2000, seed: int = 0,
+) -> Interval:  # fmt: skip
+    """95 % percentile bootstrap of `statistic` over scores (S seeds, n trials) or (n,).
 
-    `redraw="seeds"` is rliable's: within each trial (stratum) the seeds are redrawn, for a claim
-    about new training runs on these trials; it is empty for one seed. `"trials"` redraws the trials
-    within each seed, for these trained models on new trials. `"both"` (default, widest) redraws
-    seeds and trials as crossed factors. Raises `StatisticsError` for empty or non-finite scores.
+    `redraw` is `seeds` (rliable's: within each trial, for new training runs on these trials),
+    `trials` (within each seed, for these models on new trials) or `both`, crossed, the widest.
     """
-    table = _scores(scores)
-    cells = _resampled_cells(table.shape, redraw, resamples, seed)
-    draws = [statistic(table[cell]) for cell in cells]
-    return _interval(statistic(table), draws, confidence)
+    table = np.atleast_2d(scores).astype(float)
+    return _interval(lambda cell: statistic(table[cell]), table.shape, redraw, resamples, seed)
 
 
 def bootstrap_difference(
-    first: np.ndarray,
-    second: np.ndarray,
-    statistic: Callable[[np.ndarray], float] = mean,
-    redraw: str = "both",
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Interval of statistic(first) - statistic(second), paired: both use the same redrawn cells.
+    first: np.ndarray, second: np.ndarray, statistic: Statistic = np.mean, redraw: str = "both",
+    resamples: int = 2000, seed: int = 0,
+) -> Interval:  # fmt: skip
+    """`bootstrap` of statistic(first) - statistic(second), paired: the same redrawn cells."""
+    one, two = (np.atleast_2d(scores).astype(float) for scores in (first, second))
 
-    Scores are (S, n) or (n,), aligned by seed and trial; the other arguments are `bootstrap`'s.
-    """
-    a, b = _scores(first), _scores(second)
-    if a.shape != b.shape:
-        raise StatisticsError(f"paired scores must have one shape, got {a.shape} and {b.shape}")
-    cells = _resampled_cells(a.shape, redraw, resamples, seed)
-    draws = [statistic(a[cell]) - statistic(b[cell]) for cell in cells]
-    return _interval(statistic(a) - statistic(b), draws, confidence)
+    def difference(cell: Any) -> float:
+        return statistic(one[cell]) - statistic(two[cell])
+
+    return _interval(difference, one.shape, redraw, resamples, seed)
+
+
+def _interval(
+    statistic: Callable[[Any], float], shape: tuple[int, int], redraw: str, resamples: int,
+    seed: int,
+) -> Interval:  # fmt: skip
+    """Of a statistic of index pairs (rows, columns) that broadcast to (S, n)."""
+    seeds, trials = shape
+    draw = np.random.default_rng(seed).integers
+
+    def cell() -> tuple[np.ndarray, np.ndarray]:
+        if redraw == "seeds":
+            return draw(seeds, size=shape), np.arange(trials)[None]
+        if redraw == "trials":
+            return np.arange(seeds)[:, None], draw(trials, size=shape)
+        return draw(seeds, size=(seeds, 1)), draw(trials, size=(1, trials))
+
+    tail = (1 - 0.95) / 2
+    low, high = np.quantile([statistic(cell()) for _ in range(resamples)], [tail, 1 - tail])
+    return Interval(float(statistic(...)), float(low), float(high))
 
 
 def student(values: np.ndarray) -> tuple[float, float]:
@@ -157,16 +141,15 @@ def claim(
     seeds, blocks = one.shape
     found = {"seeds": seeds, "blocks": blocks, "difference": None, "low": None, "high": None}
     units = two.mean(1, keepdims=True)
-    if units.min() <= 0:  # the other is perfect, as a copy of frames that never change
+    if not units.min() > 0:  # the other is perfect (a copy of frames that never change) or NaN
         return found | {"verdict": NOT_ESTIMABLE}
     gap = paired(one / units, two / units, resamples)
     found |= {"difference": gap.estimate, "low": gap.low, "high": gap.high}
-    for count, least, what in (
-        (seeds, LEAST_SEEDS, "seeds"),
-        (blocks, least_blocks, "validation blocks"),
-    ):
-        if count < least:
-            return found | {"verdict": f"nothing claimed: {count} of {least} {what}"}
+    if seeds < LEAST_SEEDS:
+        return found | {"verdict": f"nothing claimed: {seeds} of {LEAST_SEEDS} seeds"}
+    if blocks < least_blocks:
+        lacking = f"{blocks} of {least_blocks} validation blocks"
+        return found | {"verdict": f"nothing claimed: {lacking}"}
     verdict = "beats" if gap.high < 0 else "loses to" if gap.low > 0 else "no difference shown"
     return found | {"verdict": verdict}
 
@@ -180,34 +163,3 @@ def unestimable(train: np.ndarray, validation: np.ndarray) -> str:
     if np.ptp(validation) == 0:
         return f"{NOT_ESTIMABLE}: all rewards of the validation part are equal"
     return ""
-
-
-def _scores(values: np.ndarray) -> np.ndarray:
-    """(S, n) float64 with one seed added to a vector; finite and not empty."""
-    table = np.atleast_2d(np.asarray(values, dtype=np.float64))
-    if table.ndim != 2 or table.size == 0:
-        raise StatisticsError(f"scores must be (seeds, trials), not empty; got {table.shape}")
-    if not np.isfinite(table).all():
-        raise StatisticsError("scores hold values that are not finite")
-    return table
-
-
-def _resampled_cells(shape: tuple[int, int], redraw: str, resamples: int, seed: int):
-    """Yield `resamples` index pairs (rows, columns) that broadcast to (S, n)."""
-    if redraw not in ("seeds", "trials", "both"):
-        raise StatisticsError(f"redraw must be seeds, trials or both, got {redraw!r}")
-    seeds, trials = shape
-    draw = np.random.default_rng(seed).integers
-    for _ in range(resamples):
-        if redraw == "seeds":
-            yield draw(seeds, size=(seeds, trials)), np.arange(trials)[None]
-        elif redraw == "trials":
-            yield np.arange(seeds)[:, None], draw(trials, size=(seeds, trials))
-        else:
-            yield draw(seeds, size=(seeds, 1)), draw(trials, size=(1, trials))
-
-
-def _interval(estimate: float, draws: list[float], confidence: float) -> Interval:
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return Interval(float(estimate), float(low), float(high))

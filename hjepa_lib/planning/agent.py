@@ -1,8 +1,6 @@
 """A trained run, ready to plan: `hjepa_lib.load(run).controller(goal_frame).act(frame)`.
 
-The agent bundles level 1, level 2 (if trained), the temporal-distance head and the position probe,
-and builds planners from a `PlanningConfig`. The same controller plays the evaluation, so what the
-README shows is what the tables measure.
+The same controller plays the evaluation, so what the README shows is what the tables measure.
 """
 
 from __future__ import annotations
@@ -55,39 +53,32 @@ class Agent:
         if cost == "latent":
             return LatentGeometry()
         if self.distance is None:
-            raise ConfigError(
-                "cost 'distance' needs a trained distance head; train one or use 'latent'"
-            )
+            raise ConfigError("cost 'distance' needs a trained distance head; use 'latent'")
         return self.distance
 
     def planner(self, method: str, planning: PlanningConfig | None = None) -> Planner:
         """A fresh planner: `flat`, `l1+l2` or `l1+l2+l3`, in the cost geometry `planning.cost`."""
         planning = planning or self.planning
-        macros = [("l1+l2", 2, self.level2), (THREE_LEVELS, 3, self.level3)]
-        for name, number, model in macros:
-            if method == name and model is None:
-                raise ConfigError(
-                    f"method {method!r} needs a trained level {number}; this run has none"
-                )
-        if method not in (*METHODS, THREE_LEVELS):
+        models = {"flat": self.level1, "l1+l2": self.level2, THREE_LEVELS: self.level3}
+        if method not in models:
             raise ConfigError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+        if models[method] is None:
+            level = list(models).index(method) + 1
+            raise ConfigError(f"method {method!r} needs a trained level {level}; this run has none")
         geometry = self.geometry(planning.cost)
         cap = planning.action_cap or self.planning.action_cap or P1_CAP
         every = interval(planning, method)
         if method == "flat":
             level = PrimitiveLevel(self.level1, planning.flat, geometry, cap)
             return Planner([Layer(level)], self.seed, every)
-        hierarchy = planning.hierarchy
-        level2 = self.level2
+        hierarchy, level2 = planning.hierarchy, self.level2
         if hierarchy.control == "untrained":
             level2 = _fresh_level2(level2, self.seed)
-        tracker = PrimitiveLevel(self.level1, hierarchy.tracker, geometry, cap, level2)
-        stack = [(level2, hierarchy.level2, hierarchy.replan, self.reach, self.box)]
+        layers = [Layer(PrimitiveLevel(self.level1, hierarchy.tracker, geometry, cap, level2))]
+        stack = [(hierarchy.level2, hierarchy.replan, (level2, self.reach, self.box))]
         if method == THREE_LEVELS:
-            model, reach, box, _ = self.level3
-            stack.append((model, planning.level3, planning.level3.replan, reach, box))
-        layers = [Layer(tracker)]
-        for model, search, replan, reach, box in stack:
+            stack.append((planning.level3, planning.level3.replan, self.level3))
+        for search, replan, (model, reach, box, *_) in stack:
             level = MacroLevel(model, search, geometry, cap, hierarchy, box, self.level1)
             layers.append(Layer(level, replan, reach[planning.cost]))
         return Planner(layers, self.seed, every, hierarchy)
@@ -95,7 +86,8 @@ class Agent:
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 2, 65, 65) uint8 -> (B, D) float32."""
         with torch.no_grad(), self.autocast():
-            return self.level1.encode(frames.to(self.device))
+            parts = [self.level1.encode(part.to(self.device)) for part in frames.split(1024)]
+        return torch.cat(parts)
 
     def autocast(self) -> torch.autocast:
         """bf16 where it was measured faster, else a no-op."""
@@ -105,20 +97,13 @@ class Agent:
         self, goal_frame, method: str = "flat", *, planning: PlanningConfig | None = None,
         trial: int = 0,
     ) -> Controller:  # fmt: skip
-        """A closed loop to one goal frame, as the tables play it: see `Controller.act`.
-
-        `trial` is the number of the task in a trial file, to which the planner's noise belongs.
-        """
+        """A closed loop to one goal frame, see `Controller.act`; noise is that of task `trial`."""
         return Controller(self, method, planning or self.planning).start(
             _channels_first(goal_frame, self.level1), [trial]
         )
 
     def plan(self, frame, goal_frame, method: str = "flat") -> tuple[np.ndarray, Plan]:
-        """One plan from nothing: ((k, 2) px up to the next call, the whole plan).
-
-        frame, goal_frame: as a controller takes them; a loop needs a controller, whose plans start
-        from the one before.
-        """
+        """One plan from nothing, for frames as `act` takes them: ((k, 2) px, the whole plan)."""
         controller = self.controller(goal_frame, method)
         return controller.act(frame), controller.last
 
@@ -128,12 +113,9 @@ class Agent:
         """Cost (M,) of standing at each rendered position for one goal (figures)."""
         geometry = self.geometry(cost)
         with torch.no_grad(), self.autocast():
-            goal = geometry.embed(self.encode(goal_frame[None]))
-            pieces = [
-                geometry.between(geometry.embed(self.encode(part)), goal)
-                for part in frames.split(1024)
-            ]
-        return torch.cat(pieces).float().cpu().reshape(positions.shape[:-1])
+            here, goal = (geometry.embed(self.encode(one)) for one in (frames, goal_frame[None]))
+            found = geometry.between(here, goal)
+        return found.float().cpu().reshape(positions.shape[:-1])
 
 
 def _fresh_level2(trained: Level2, seed: int) -> Level2:
@@ -187,21 +169,14 @@ class Controller:
 
 
 def load_agent(
-    l1: Path,
-    l2: Path | None,
-    planning: PlanningConfig,
-    seed: int,
-    precision: str,
-    device: str,
+    l1: Path, l2: Path | None, planning: PlanningConfig, seed: int, precision: str, device: str,
     l3: Path | None = None,
-) -> Agent:
+) -> Agent:  # fmt: skip
     """Build the agent from stage folders; FileError names what is missing or does not fit."""
-    level1 = load_level1(l1)
-    probe = load_probe(l1)
+    level1, probe = load_level1(l1), load_probe(l1)
     distance = load_distance(l1) if (l1 / "distance.json").exists() else None
     level2, level3 = (_load_macro(folder, l1, level1, device) for folder in (l2, l3))
-    modules = [module for module in (level1, probe, distance) if module is not None]
-    for module in modules:
+    for module in filter(None, (level1, probe, distance)):
         module.to(device).eval().requires_grad_(False)
     model, reach, box, _ = level2 or (None, {}, None, "")
     return Agent(
@@ -215,14 +190,13 @@ def _load_macro(folder: Path | None, l1: Path, level1: Jepa, device: str) -> Tra
     if folder is None:
         return None
     model, reach, box, trained_on = load_level2(folder)
+    name = f"level {folder.name[-1]} in {folder}"
     if model.latent_dim != level1.latent_dim:
         raise FileError(
-            f"level {folder.name[-1]} in {folder} reads latents of width {model.latent_dim}, "
+            f"{name} reads latents of width {model.latent_dim}, "
             f"level 1 in {l1} makes {level1.latent_dim}"
         )
     if trained_on and trained_on != fingerprint(level1):
-        raise FileError(
-            f"level {folder.name[-1]} in {folder} was trained on another level 1 than that in {l1}"
-        )
+        raise FileError(f"{name} was trained on another level 1 than that in {l1}")
     model.to(device).eval().requires_grad_(False)
     return TrainedMacro(model, reach, None if box is None else box.to(device), trained_on)

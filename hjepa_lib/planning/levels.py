@@ -1,7 +1,6 @@
 """A level of planning: a model that imagines, the space its plans live in, and what they cost.
 
-Flat and hierarchical planning are the same code with a different stack of levels (planner.py), and
-no level holds state: what depends on the plan of the level above is handed in as `context`.
+No level holds state: what depends on the plan of the level above is handed in as `context`.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hjepa_lib.config import ConfigError, HierarchyConfig, PlannerConfig, SearchConfig
+from hjepa_lib.config import HierarchyConfig, PlannerConfig, SearchConfig
 from hjepa_lib.models.distance import Geometry
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import Level2
@@ -17,7 +16,6 @@ from hjepa_lib.models.level2 import Level2
 CHUNK = 4096  # candidates rolled out at once, at most
 FEWEST = 512  # below this, matrix products get slower
 NUMBERS = 1 << 22  # of one chunk's latents (H * D each): 16 MB, near the CPU's cache
-SPACES = {"none": "z", "concat": "actions", "only": "actions", "learned": "macro"}
 
 
 def clip_norm(actions: Tensor, cap: float) -> Tensor:
@@ -29,18 +27,16 @@ def clip_norm(actions: Tensor, cap: float) -> Tensor:
 def reduce_horizon(costs: Tensor, config: SearchConfig, in_steps: bool) -> Tensor:
     """Costs (..., H) of the predicted steps -> (...), by `config.form`.
 
-    `auto` follows the geometry. A cost that counts steps adds up: its sum asks for speed. The
-    latent cost is only trusted close to the goal, so there the closest approach decides.
+    `auto`: a cost that counts steps adds up, its sum asks for speed; the latent cost is only
+    trusted close to the goal, so there the closest approach decides.
     """
     form = config.form
-    if form == "auto":
-        form = "sum" if in_steps else "closest"
-    if form == "sum":
+    if form == "sum" or (form == "auto" and in_steps):
         return costs.sum(-1)
+    if form in ("closest", "auto"):
+        return costs.amin(-1)
     if form == "last":
         return costs[..., -1]
-    if form == "closest":
-        return costs.amin(-1)
     if form == "last_k":
         tail = costs[..., -config.last_k :]
         weights = torch.linspace(0.1, 1, tail.shape[-1], device=costs.device)
@@ -54,21 +50,13 @@ def _mean(members: Tensor) -> Tensor:
 
 
 class Level:
-    """What the planner needs of a level; a step of its plans is `plan_dim` wide."""
+    """What the planner needs of a level: `project`, `members`, and steps `plan_dim` wide."""
 
     stride = 1  # environment steps per planned step
     plan_dim: int
 
     def __init__(self, config: SearchConfig, geometry: Geometry, cap: float) -> None:
         self.config, self.geometry, self.cap = config, geometry, cap
-
-    def project(self, plans: Tensor) -> Tensor:
-        """(..., A) -> the same, inside the allowed convex set."""
-        raise NotImplementedError
-
-    def members(self, start: Tensor, plans: Tensor, context: Tensor | None = None) -> Tensor:
-        """start (M, D), plans (M, H, A) -> (K, M, H, D), one roll-out per ensemble member."""
-        raise NotImplementedError
 
     def imagine(self, start: Tensor, plans: Tensor, context: Tensor | None = None) -> Tensor:
         """start (M, D), plans (M, H, A), context (M, H, A) or None -> latents (M, H, D)."""
@@ -97,7 +85,7 @@ class Level:
 
 
 class PrimitiveLevel(Level):
-    """Level 1: one action per environment step, norm <= cap px."""
+    """Level 1: one action per environment step, norm <= cap px; a joint level 2 acts on it."""
 
     config: PlannerConfig
 
@@ -105,17 +93,15 @@ class PrimitiveLevel(Level):
         self, model: Jepa, config: PlannerConfig, geometry: Geometry, cap: float,
         level2: Level2 | None = None,
     ) -> None:  # fmt: skip
-        if config.disagreement > 0 and len(model.predictors) == 1:
-            raise ConfigError("a planner's disagreement cost needs level1.predictors > 1")
         super().__init__(config, geometry, cap)
-        self.model, self.level2 = model, level2
-        self.plan_dim = model.action_dim
+        self.model, self.level2, self.plan_dim = model, level2, model.action_dim
 
     def project(self, plans: Tensor) -> Tensor:
+        """(..., A) -> the same within the cap."""
         return clip_norm(plans, self.cap)
 
     def members(self, start: Tensor, plans: Tensor, context: Tensor | None = None) -> Tensor:
-        """`context` adds to the normalised actions (joint training's conditioning)."""
+        """(K, M, H, D), a roll-out per member; `context` adds to the normalised actions."""
         feedback = None if self.level2 is None else self.level2.feedback
         rolled = self.model.rollout_members(start, plans, context=context, feedback=feedback)
         return rolled[:, :, 1:]
@@ -130,8 +116,8 @@ class PrimitiveLevel(Level):
 class MacroLevel(Level):
     """Level 2 and up: one macro-step is `step_skip` environment steps.
 
-    Plans live in the prior's standardised z (models without actions), in concatenated primitive
-    actions, or in learned macro-actions bounded by a percentile box of training data (HWM).
+    Plans live in the prior's standardised z (`level2.actions` none), in concatenated actions
+    (concat, only), or in learned macro-actions within a percentile box of training data (HWM).
     """
 
     def __init__(
@@ -139,40 +125,38 @@ class MacroLevel(Level):
         hierarchy: HierarchyConfig, box: Tensor | None, level1: Jepa,
     ) -> None:  # fmt: skip
         super().__init__(config, geometry, cap)
-        self.model, self.level1 = model, level1
-        self.clip, self.reachable = hierarchy.clip, hierarchy.reachable
-        self.stride = model.config.step_skip
-        self.space = SPACES[model.config.actions]
-        chunk = self.stride * model.action_dim
-        widths = {"z": model.z_width, "actions": chunk, "macro": model.macro_dim}
-        self.plan_dim = widths[self.space]
+        self.model, self.hierarchy, self.level1 = model, hierarchy, level1
+        self.stride, self.space = model.config.step_skip, model.config.actions
+        widths = {"none": model.z_width, "learned": model.macro_dim}
+        self.plan_dim = widths.get(self.space, self.stride * model.action_dim)
         self.box = box  # (2, macro_dim) low and high percentiles of training macro-actions
 
     def project(self, plans: Tensor) -> Tensor:
-        if self.space == "actions":
+        """(..., A) -> the same inside the space's set."""
+        if self.space in ("concat", "only"):
             steps = plans.unflatten(-1, (self.stride, -1))  # (..., step_skip, A)
             return clip_norm(steps, self.cap).flatten(-2)
-        if self.clip == 0:
+        clip = self.hierarchy.clip
+        if clip == 0:
             return plans
-        if self.space == "macro" and self.box is not None:
+        if self.box is not None:
             return torch.maximum(torch.minimum(plans, self.box[1]), self.box[0])
-        return plans.clamp(-self.clip, self.clip)
+        return plans.clamp(-clip, clip)
 
     def macros(self, plans: Tensor) -> Tensor | None:
         """Plans (M, H, A) in this level's space -> what the GRU is fed, or None."""
-        if self.space == "z":
-            return None
-        if self.space == "macro":
-            return plans
+        if self.space in ("none", "learned"):
+            return plans if self.space == "learned" else None
         steps = plans.unflatten(-1, (self.stride, -1))  # (M, H, step_skip, A) px
         return self.model.macro(self.level1.normalise_actions(steps))
 
     def imagine_states(self, start: Tensor, plans: Tensor):
         """Predictions and z of a prior roll-out (models/level2.py, Imagined)."""
-        noise = plans if self.space == "z" else None
+        noise = plans if self.space == "none" else None
         return self.model.imagine(start, plans.shape[1], self.macros(plans), noise)
 
     def members(self, start: Tensor, plans: Tensor, context: Tensor | None = None) -> Tensor:
+        """(1, M, H, D): level 2 is no ensemble, and nothing acts on it."""
         return self.imagine_states(start, plans).predictions[None]
 
     def penalty(self, start: Tensor, members: Tensor, path: Tensor) -> Tensor | float:
@@ -181,8 +165,8 @@ class MacroLevel(Level):
         Sum over macro-steps of (d - stride)^2 / stride, where consecutive ones are d > stride steps
         apart. A decoder may jump through a wall; the distance knows the way round.
         """
-        if self.reachable == 0 or not self.geometry.in_steps:
+        if self.hierarchy.reachable == 0 or not self.geometry.in_steps:
             return 0.0
         before = torch.cat([self.geometry.embed(start)[:, None], path[:, :-1]], 1)  # (M, H, E)
         excess = (self.geometry.between(before, path) - self.stride).clamp(min=0)  # (M, H)
-        return self.reachable * (excess.square().sum(-1) / self.stride)
+        return self.hierarchy.reachable * (excess.square().sum(-1) / self.stride)

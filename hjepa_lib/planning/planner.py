@@ -1,9 +1,8 @@
 """Model-predictive planning with a stack of levels, batched over trials.
 
 Flat: level 1 plans straight to the goal. Hierarchical (HWM, arXiv 2604.03208, with an RSSM on top):
-every level above, on a clock of its own, plans macro-steps to what it is handed down, and its first
-predicted latent is the sub-goal of the level below; once the goal is near, the level below goes
-straight to it. Built-in controls of level 2 (zero, shuffle, perturb) show how much it does (F2).
+every level above plans macro-steps on a clock of its own; its first predicted latent is the
+sub-goal of the level below, which goes straight to a goal that is near.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from hjepa_lib.config import HierarchyConfig
 from hjepa_lib.planning.levels import Level
-from hjepa_lib.planning.search import OPTIMISERS, Search, shift_plan
+from hjepa_lib.planning.search import Search, search, shift_plan
 from hjepa_lib.worlds.base import trial_noise
 
 
@@ -50,15 +49,18 @@ class Plan(NamedTuple):
 
 
 class Layer:
-    """A level at work: its clock, its warm start and, above level 1, what it hands down."""
+    """A level at work: its clock, its warm start and, above level 1, what it hands down.
+
+    `replan`: environment steps between plans, 0 for a plan at every call; `reach`: cost between
+    latents one macro-step apart, the scale of `hierarchy.near`.
+    """
 
     def __init__(self, level: Level, replan: int = 0, reach: float = 0.0) -> None:
-        """`replan`: environment steps between plans, 0 for a plan at every call; `reach`: cost
-        between latents one macro-step apart, the scale of `hierarchy.near`."""
         self.level, self.replan, self.reach = level, replan, reach
         self.reset()
 
     def reset(self) -> None:
+        """Forget the plan."""
         self.nominal: Tensor | None = None  # (B, H, A)
         self.search: Search | None = None  # that plan's
         self.macro: Tensor | None = None  # (B, H, D) imagined latents
@@ -96,35 +98,23 @@ class Layer:
 
 
 class Planner:
-    """Owns every level's warm start and clock; call `reset` before each batch of episodes."""
+    """Layers from level 1 upwards, it alone is flat planning; `every` steps lie between two calls.
+
+    Call `reset` before each batch of episodes.
+    """
 
     def __init__(
-        self,
-        layers: Sequence[Layer],
-        seed: int,
-        every: int,
+        self, layers: Sequence[Layer], seed: int, every: int,
         hierarchy: HierarchyConfig | None = None,
-    ) -> None:
-        """`layers` from level 1 upwards, it alone is flat planning; `every` environment steps
-        lie between two calls."""
-        self.layers, self.seed, self.hierarchy = tuple(layers), seed, hierarchy
-        self.every = every
-        self.geometry = layers[0].level.geometry
+    ) -> None:  # fmt: skip
+        self.layers, self.seed, self.every, self.hierarchy = layers, seed, every, hierarchy
+        self.level1 = layers[0].level
+        self.level2 = layers[1].level if len(layers) > 1 else None
+        self.geometry = self.level1.geometry
         self.reset()
 
-    @property
-    def level1(self) -> Level:
-        return self.layers[0].level
-
-    @property
-    def level2(self) -> Level | None:
-        return self.layers[1].level if len(self.layers) > 1 else None
-
     def reset(self, rows: Sequence[int] | None = None) -> None:
-        """Forget warm starts and restart the noise: equal episodes give equal plans.
-
-        `rows` (B,) are the trials' numbers, to which the noise belongs; None counts from 0.
-        """
+        """Forget warm starts and restart the noise; `rows` (B,) number the trials, None: from 0."""
         self.rows, self.step = rows, 0
         for layer in self.layers:
             layer.reset()
@@ -145,13 +135,13 @@ class Planner:
             near = here <= self.hierarchy.near * layer.reach
             target = torch.where(near[:, None], goal, self.geometry.embed(layer.subgoal))
         self.layers[0].due(executed)
-        search = self.replan(1, latent, target)
+        found = self.replan(1, latent, target)
         lost = torch.stack([layer.search.lost for layer in self.layers]).any(0)  # (B,)
-        actions = search.plan.masked_fill(lost[:, None, None], torch.nan)
+        actions = found.plan.masked_fill(lost[:, None, None], torch.nan)
         handed = tuple(
             Handed(layer.macro, layer.subgoal, layer.search.effective) for layer in self.layers[1:]
         )
-        return Plan(actions, search, near, handed, self.context)
+        return Plan(actions, found, near, handed, self.context)
 
     @property
     def context(self) -> Tensor | None:
@@ -165,17 +155,17 @@ class Planner:
         """A new plan of level `number` to `target` (B, E), kept as its next warm start."""
         layer = self.layers[number - 1]
         level, context = layer.level, self.context if number == 1 else None
-        search = OPTIMISERS[level.config.method](
+        found = layer.search = search(
             lambda plans: level.costs(latent, plans, target, context),
             level.project,
             layer.warm(latent),
             level.config,
             functools.partial(self._noise, number),
         )
-        layer.nominal, layer.search = search.plan, search
+        layer.nominal = found.plan
         if number > 1:
             self._hand_down(number, latent)
-        return search
+        return found
 
     def _hand_down(self, number: int, latent: Tensor) -> None:
         """What the new plan of a level above level 1 looks like; controls act on level 2 alone."""

@@ -295,7 +295,7 @@ def look(agent: Agent, scene: Scene):
     places = grid.flatten(0, 1)
     free = inside(places, scene.layout.index([0] * len(places)))
     frames = render(places[None], scene.layout)[0]
-    latents = torch.cat([agent.encode(part) for part in frames.split(1024)])
+    latents = agent.encode(frames)
     goal = agent.encode(render(torch.tensor([scene.goal]), scene.layout))
     costs = {}
     for name in UNITS if agent.distance is not None else ("latent",):

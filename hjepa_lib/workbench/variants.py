@@ -15,7 +15,7 @@ from hjepa_lib.data.published import acquire
 from hjepa_lib.data.recipes import SIZES
 from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.horizons import RESAMPLES
-from hjepa_lib.evaluation.openloop import long_walks, open_loop, whole_windows
+from hjepa_lib.evaluation.openloop import draw_windows, long_walks, open_loop
 from hjepa_lib.evaluation.statistics import (
     Interval,
     bootstrap,
@@ -201,8 +201,9 @@ def measure(
     whole = "l1+l2" in methods
     agent = stages.load_trained(side) if whole else stages.load_agent_parts(side)
     walks = long_walks(side.config.data, steps + 1, windows, side.config.seed)
-    batch = whole_windows(LatentStore(agent.level1, walks, windows, side.precision))
-    errors = {level: curve.errors[:, -1] for level, curve in open_loop(agent, batch).items()}
+    store = LatentStore(agent.level1, walks, windows, side.precision)
+    curves = open_loop(agent, draw_windows(store, steps, windows))
+    errors = {level: curve.errors[:, -1] for level, curve in curves.items()}
     rows = [
         score(side, agent, method, cost, trials, name or "plain", planning)
         for method in methods
