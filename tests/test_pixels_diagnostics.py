@@ -26,7 +26,7 @@ from hjepa_lib.pixels.diagnostics import (
     weighted_terms,
 )
 from hjepa_lib.pixels.measures import latent_errors
-from hjepa_lib.pixels.registry import build_pixel_model
+from hjepa_lib.pixels.models import build_pixel_model
 
 HEALTHY = torch.randn(256, 16, generator=torch.Generator().manual_seed(0))
 

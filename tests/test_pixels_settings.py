@@ -14,25 +14,17 @@ from tiny_pixels import (
     tiny_pixels,
     tiny_transitions,
     tiny_workspace,
-    with_section,
 )
 
 from hjepa_lib.config import profile
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import EpochsConfig, Stage1Config, Stage2Config
 from hjepa_lib.grids.stages import grid_stages
-from hjepa_lib.pixels import ppo
+from hjepa_lib.pixels import ppo, training
 from hjepa_lib.pixels import stages as pixelstages
 from hjepa_lib.pixels.collect import acquire, collect
-from hjepa_lib.pixels.registry import build_pixel_model
-from hjepa_lib.pixels.training import fit_pixels, mean_loss
-from hjepa_lib.pixels.vjepa2 import (
-    MaskedPrediction,
-    WorldModel,
-    encode_states,
-    fit_stage1,
-    fit_stage2,
-)
+from hjepa_lib.pixels.models import VJepa2, build_pixel_model
+from hjepa_lib.pixels.vjepa2 import MaskedPrediction, encode_states
 from hjepa_lib.training.loop import Fit
 
 # Models of a few weights have gradients of any size, and the loop says so.
@@ -61,21 +53,19 @@ def stage1_print(config):
     """Losses and weights of two updates of masked pre-training."""
     torch.manual_seed(0)
     model = MaskedPrediction(config, SHAPES)
-    losses = [report.loss for report in fit_stage1(model, tiny_transitions(), None, config, seed=0)]
-    return losses, digest(model)
+    fit = training.fit(model, tiny_transitions(), None, config.vjepa2.stage1.optim, seed=0)
+    return [report.loss for report in fit], digest(model)
 
 
 def stage2_fit(config, updates=2):
     """(world model, its fit) on the latents of an encoder as it was drawn."""
     torch.manual_seed(0)
-    encoder = MaskedPrediction(config, SHAPES)
-    world = WorldModel(config, SHAPES)
-    windows = encode_states(encoder, tiny_transitions(), config.data.sequence)
+    model = VJepa2(config, SHAPES)
+    windows = encode_states(model, tiny_transitions(), config.data.sequence)
     # Decay alone would move a weight that learns nothing.
     optim = dataclasses.replace(config.vjepa2.stage2.optim, updates=updates, weight_decay=0.0)
-    stage2 = dataclasses.replace(config.vjepa2.stage2, optim=optim)
-    config = with_section(config, "vjepa2", stage2=stage2)
-    return world, fit_stage2(world, windows, None, config, seed=0)
+    world = model.world.requires_grad_(True)
+    return world, training.fit(world, windows, None, optim, seed=0)
 
 
 def stage2_print(config):
@@ -276,7 +266,7 @@ def test_jepa_stops_on_its_full_validation_loss():
     train, validation = tiny_transitions().split(0.3, 0)
     torch.manual_seed(0)
     model = build_pixel_model("jepa", config, train)
-    fit = fit_pixels(model, train, validation, config.optim, seed=0)
+    fit = training.fit(model, train, validation, config.optim, seed=0)
     checks = [report.validation for report in fit if report.validation]
     assert len(checks) == 2
     for found in checks:
@@ -285,7 +275,7 @@ def test_jepa_stops_on_its_full_validation_loss():
         assert found["vicreg_total"] > 0 and found["loss"] > found["prediction"]
     assert fit.best_loss == min(found["loss"] for found in checks)
     model.eval()
-    again = mean_loss(lambda batch, _: model.loss(batch), validation, config.optim.batch)
+    again = training.mean_loss(model, validation, config.optim.batch)
     assert checks[-1]["loss"] == pytest.approx(again["loss"], rel=1e-5)
 
 
@@ -294,7 +284,7 @@ def test_falling_predictions_do_not_hide_a_rising_auxiliary_loss():
     config = tiny_pixels(optim__updates=0, optim__epochs=9, optim__patience=2, optim__lr=0.0)
     train, validation = tiny_transitions().split(0.3, 0)
     model = build_pixel_model("jepa", config, train)
-    fit = fit_pixels(model, train, validation, config.optim, seed=0)
+    fit = training.fit(model, train, validation, config.optim, seed=0)
     told = iter(range(1, 99))
 
     def validate():

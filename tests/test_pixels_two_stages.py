@@ -11,13 +11,12 @@ from tiny_pixels import SHAPES, tiny_config, tiny_pixels, tiny_transitions, tiny
 from torch.utils.data import TensorDataset
 
 from hjepa_lib.__main__ import main
-from hjepa_lib.config.pixels import PixelsConfig
 from hjepa_lib.figures import style
 from hjepa_lib.files import FileError, read_json
 from hjepa_lib.models.layers import draw_masks
 from hjepa_lib.pixels import command as vjepa2command
-from hjepa_lib.pixels import figures, grades, two_stages
-from hjepa_lib.pixels.registry import FILES, about_model, build_pixel_model, load_model
+from hjepa_lib.pixels import figures, two_stages
+from hjepa_lib.pixels.models import FILES, VJepa2, about_model, load_model
 from hjepa_lib.pixels.stages import load_model as load_stored
 from hjepa_lib.pixels.stages import load_result, load_transitions, make_transitions, train
 from hjepa_lib.pixels.transitions import Transitions, scaled
@@ -33,28 +32,18 @@ def data() -> tuple[Transitions, Transitions]:
     return tiny_transitions(6, 14).split(0.34, 0)
 
 
-@pytest.fixture
-def config() -> PixelsConfig:
-    return tiny_pixels(**WIDE)
-
-
-def stage1_model(config: PixelsConfig, data: Transitions) -> MaskedPrediction:
+def make(kind):
     torch.manual_seed(0)
-    return build_pixel_model("stage1", config, data)
-
-
-def world_model(config: PixelsConfig, data: Transitions) -> WorldModel:
-    torch.manual_seed(0)
-    return WorldModel(config, SHAPES)
+    return kind(tiny_pixels(**WIDE), SHAPES)
 
 
 def numbered(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def random_window(count: int = 3, steps: int = 6, dim: int = 16) -> tuple[torch.Tensor, ...]:
-    z = torch.randn(count, steps + 1, dim, generator=numbered(1))
-    return z[:, :-1], torch.randint(4, (count, steps), generator=numbered(2)), z[:, 1:]
+@pytest.fixture
+def windows(data) -> list[TensorDataset]:
+    return [encode_states(make(VJepa2), part, 6) for part in data]
 
 
 # --- VJ-13: grades and success ----------------------------------------------------------------
@@ -68,114 +57,111 @@ def random_window(count: int = 3, steps: int = 6, dim: int = 16) -> tuple[torch.
     ],
 )  # fmt: skip
 def test_grades(stage, quantity, value, word):
-    assert grades.grade(stage, quantity, value) == word
+    result = dict.fromkeys(two_stages.GRADES[stage], 0.0) | {quantity: value}
+    assert (quantity, value, word) in two_stages.graded(stage, result)
 
 
 def test_expectations_are_those_of_the_seed():
     """C13: the validation loss of stage 1 after 5 epochs is .08 to .15."""
-    assert grades.GRADES[1]["train"].expected == "1: 0.4-0.6, 5: 0.1-0.2, 10: 0.05-0.1"
-    assert grades.GRADES[1]["validation"].expected == "1: 0.3-0.5, 5: 0.08-0.15, 10: 0.04-0.08"
+    expected = "1: 0.3-0.5, 5: 0.08-0.15, 10: 0.04-0.08"
+    assert two_stages.GRADES[1]["validation"].expected == expected
 
 
 def test_collapse_is_seen_in_every_form():
-    white = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
-    assert grades.collapse(white) == ""
+    white = torch.randn(200, 16, generator=numbered(0))
+    found = two_stages.describe(white)
+    assert found["collapsed"] == "" and found["std"] == pytest.approx(1, rel=0.05)
     line = torch.randn(200, 1, generator=numbered(1)) * torch.randn(16, generator=numbered(2))
-    for broken in (torch.ones(200, 16), 5 + 1e-3 * white, line, white * float("nan")):
-        assert grades.collapse(broken) != ""
+    for broken, why in (
+        (torch.ones(200, 16), "std"), (5 + 1e-3 * white, "std"), (line, "rank"),
+        (white * float("nan"), "not finite"),
+    ):  # fmt: skip
+        assert why in two_stages.describe(broken)["collapsed"]
 
 
-def collapsed_stage1(config: PixelsConfig, data: Transitions, size: float) -> MaskedPrediction:
-    """A model that gives every state (nearly) the same latent and names it perfectly."""
-    model = stage1_model(config, data).eval()
+@pytest.mark.parametrize("size", [0.0, 1e-4])
+def test_a_collapsed_encoder_never_passes(size, data):
+    """It gives every state (nearly) the same latent and names it perfectly."""
+    model = make(MaskedPrediction).eval()
     with torch.no_grad():
         for encoder in (model.online, model.target):
             encoder.embed.project.weight.mul_(size)
             encoder.embed.project.bias.fill_(0.1)
         model.predictor[-1].weight.zero_()
-        state = data[torch.arange(20)].state
+        state = data[0][torch.arange(20)].state
         model.predictor[-1].bias.copy_(model.target(scaled(state)).median(dim=0).values)
-    return model
-
-
-@pytest.mark.parametrize("size", [0.0, 1e-4])
-def test_a_collapsed_encoder_never_passes(size, config, data):
-    model = collapsed_stage1(config, data[0], size)
     result = two_stages.evaluate_stage1(model, *data)
     assert result["train"] < 0.01  # excellent by the seed's grades, and worthless
-    assert grades.graded(1, result)[0][2] == "excellent"
-    lines = grades.stage1_criteria(result, [0.01, 0.01])
-    assert result["collapsed"] and lines[0].passed is False and not grades.passed(lines)
-    parts = [encode_states(model, part, 6) for part in data]
-    world = world_model(config, data[0])
-    with torch.no_grad():
-        world.out.weight.zero_()
-        world.out.bias.copy_(parts[0].tensors[0].mean(dim=(0, 1)))
-    result = two_stages.evaluate_stage2(world, *parts, config)
-    assert result["total"] < 0.1
-    forged = result | {"rollout": 0.2, "total": 0.2, "mean_l1": 0.0, "copy_last_l1": 1.0}
-    assert not grades.passed(grades.stage2_criteria(forged, [0.1], epochs=40.0))
+    assert two_stages.graded(1, result)[0][2] == "excellent"
+    lines = two_stages.success(1, result, [0.01, 0.01])
+    assert result["collapsed"] and lines[0].passed is False and not two_stages.passed(lines)
 
 
-def test_a_world_model_that_predicts_one_point_never_passes(config, data):
+def test_a_world_model_that_predicts_one_point_never_passes():
     """Good latents, collapsed predictions."""
-    z = TensorDataset(*random_window(count=40))
-    world = world_model(config, data[0])
+    z = torch.randn(40, 7, 16, generator=numbered(1))
+    data = TensorDataset(z[:, :-1], torch.randint(4, (40, 6), generator=numbered(2)), z[:, 1:])
+    world = make(WorldModel)
     with torch.no_grad():
         world.out.weight.zero_()
-    result = two_stages.evaluate_stage2(world, z, z, config)
+    result = two_stages.evaluate_stage2(world, data, data)
     assert "predicted" in result["collapsed"] and result["std"] > 0.5
-    assert not grades.passed(grades.stage2_criteria(result | {"total": 0.2}, [0.1], 40.0))
+    good = result | {"total": 0.2, "mean_l1": 0.0, "copy_last_l1": 1.0, "rollout": 9.0}
+    lines = two_stages.success(2, good, [0.1], 40.0)
+    assert [line.passed for line in lines] == [False] + [True] * 5
+    assert not two_stages.passed(lines)
 
 
-def test_success_of_good_numbers_and_each_failure():
-    good = {"collapsed": "", "std": 0.5, "effective_rank": 9.0, "train": 0.02, "ratio": 1.1,
-            "validation": 0.03, "constant": 0.3}  # fmt: skip
-    assert grades.passed(grades.stage1_criteria(good, [0.1, 0.05, 0.05]))
-    bad = [("collapsed", "flat"), ("train", 0.05), ("ratio", 1.5), ("validation", 0.4)]
-    for key, value in bad:
-        assert not grades.passed(grades.stage1_criteria(good | {key: value}, [0.1]))
-    assert not grades.passed(grades.stage1_criteria(good, [0.1, 0.05, 0.06]))
-    good = {"collapsed": "", "std": 0.5, "effective_rank": 9.0, "total": 0.2, "rollout": 0.3,
-            "teacher_forcing": 0.15, "mean_l1": 0.15, "copy_last_l1": 0.2}  # fmt: skip
-    assert grades.passed(grades.stage2_criteria(good, [0.2], epochs=15.0))
-    bad = [("collapsed", "flat"), ("total", 0.3), ("rollout", 0.1), ("mean_l1", 0.21)]
-    for key, value in bad:
-        assert not grades.passed(grades.stage2_criteria(good | {key: value}, [0.2], epochs=15.0))
+ALIVE = {"collapsed": "", "std": 0.5, "effective_rank": 9.0}
+GOOD = {
+    1: ALIVE | {"train": 0.02, "ratio": 1.1, "validation": 0.03, "constant": 0.3},
+    2: ALIVE | {"total": 0.2, "rollout": 0.3, "teacher_forcing": 0.15, "mean_l1": 0.15,
+                "copy_last_l1": 0.2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "losses", "line"),
+    [
+        (1, {}, [0.1, 0.05, 0.05], None), (1, {"collapsed": "flat"}, [0.1], 0),
+        (1, {"train": 0.05}, [0.1], 1), (1, {"ratio": 1.5}, [0.1], 2),
+        (1, {}, [0.1, 0.05, 0.06], 3), (1, {"validation": 0.4}, [0.1], 4),
+        (2, {}, [0.2], None), (2, {"collapsed": "flat"}, [0.2], 0), (2, {"total": 0.3}, [0.2], 1),
+        (2, {"rollout": 0.1}, [0.2], 2), (2, {"mean_l1": 0.21}, [0.2], 5),
+    ],
+)  # fmt: skip
+def test_success_of_good_numbers_and_each_failure(stage, changes, losses, line):
+    lines = two_stages.success(stage, GOOD[stage] | changes, losses, 15.0)
+    assert [number for number, one in enumerate(lines) if not one.passed] == (
+        [] if line is None else [line]
+    )
+    assert two_stages.passed(lines) == (line is None)
 
 
 def test_epochs_count_only_without_early_stopping():
-    good = {"collapsed": "", "std": 0.5, "effective_rank": 9.0, "total": 0.2, "rollout": 0.3,
-            "teacher_forcing": 0.15, "mean_l1": 0.15, "copy_last_l1": 0.2}  # fmt: skip
-    line = [grades.stage2_criteria(good, [0.2], 14.9, patience)[3] for patience in (0, 3)]
-    assert line[0].passed is False and line[1].passed is None
-    assert grades.passed(grades.stage2_criteria(good, [0.2], 4.0, patience=3))
+    lines = [two_stages.success(2, GOOD[2], [0.2], 14.9, patience) for patience in (0, 3)]
+    assert [one[3].passed for one in lines] == [False, None]
+    assert [two_stages.passed(one) for one in lines] == [False, True]
+    assert two_stages.success(1, GOOD[1], [])[3].passed is None
 
 
-def test_evaluation_numbers(config, data):
-    model = stage1_model(config, data[0])
+def test_evaluation_numbers(data, windows):
+    model, world = make(MaskedPrediction), make(WorldModel)
     result = two_stages.evaluate_stage1(model, *data)
     assert list(result["masked_l1"]) == ["0.25", "0.5", "0.75"]
     assert len(set(result["masked_l1"].values())) == 3
     assert result == two_stages.evaluate_stage1(model, *data)  # no dropout, same masks
-    parts = [encode_states(model, part, 6) for part in data]
-    world = world_model(config, data[0])
-    result = two_stages.evaluate_stage2(world, *parts, config)
-    curve = result["per_step"]
+    curve = two_stages.evaluate_stage2(world, *windows)["per_step"]
     assert len(curve["model"]) == len(curve["copy_last"]) == 6  # 8, or the window's length
-    few = torch.arange(len(parts[1]))
-    now, action, then = parts[1].tensors
+    now, action, then = windows[1].tensors
     step = (world(now[:, :1], action[:, :1])[:, 0] - then[:, 0]).abs().mean()
-    by_hand = two_stages.rollout_errors(world, parts[1], few, 6)
-    assert by_hand["model"][0] == pytest.approx(step.item(), rel=1e-4)
+    assert curve["model"][0] == pytest.approx(step.item(), rel=1e-4)
     still = (now[:, 0] - then[:, 3]).abs().mean()
-    assert by_hand["copy_last"][3] == pytest.approx(still.item(), rel=1e-4)
+    assert curve["copy_last"][3] == pytest.approx(still.item(), rel=1e-4)
 
 
-def test_figures_are_drawn(config, data):
-    world = world_model(config, data[0])
-    windows = encode_states(stage1_model(config, data[0]), data[1], 6)
-    shown = two_stages.example(world, windows, 5)
+def test_figures_are_drawn(windows):
+    shown = two_stages.example(make(WorldModel), windows[1], 5)
     assert shown.true.shape == (6, 16) and shown.imagined.shape == (5, 16)
     figure = figures.world_model_predictions(*(part.numpy() for part in shown))
     assert len(figure.axes) == 4 and len(style.png(figure)) > 5_000
@@ -183,7 +169,7 @@ def test_figures_are_drawn(config, data):
     expected = (shown.imagined - shown.true[1:]).norm(dim=1).numpy()
     assert drawn[0] == 0 and np.allclose(drawn[1:], expected, atol=1e-5)
     assert len(style.png(figures.step_errors({"model": [1, 2], "copy_last": [2, 3]}, 4.0))) > 3_000
-    hidden = draw_masks(2, 16, 0.4, torch.Generator().manual_seed(0)).numpy()
+    hidden = draw_masks(2, 16, 0.4, numbered(0)).numpy()
     assert len(style.png(figures.masks(np.zeros((16, 16)), hidden, 4))) > 3_000
     with pytest.raises(style.FigureError, match="imagined"):
         figures.world_model_predictions(np.zeros((6, 16)), np.zeros((4, 16)), np.zeros(5))

@@ -1,9 +1,9 @@
 """Reward heads on frozen latents: the reward MLP and the look-ahead reward predictor (LARP).
 
 Both are one architecture (MOD-11, MOD-12): the reward MLP reads [z_t, a], LARP also the model's
-imagined next latent. The frozen base model runs once, in eval mode, before training; heads of all
-base models get the same batches, initial weights and budget. The best weights are chosen on the
-last eighth of the training rows: the held-out transitions that score a head choose nothing.
+imagined next latent. The frozen model runs once, before training; heads of all models get the same
+batches, initial weights and budget. The best weights are chosen on the last eighth of the training
+rows: the held-out transitions that score a head choose nothing.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from hjepa_lib.config.pixels import EpochsConfig, RewardConfig
-from hjepa_lib.files import WorkbookError
+from hjepa_lib.config.pixels import RewardConfig
 from hjepa_lib.models.checkpoint import fingerprint
 from hjepa_lib.models.layers import count_parameters, mlp
 from hjepa_lib.pixels.networks import initialise
-from hjepa_lib.pixels.training import CHUNK, fit
+from hjepa_lib.pixels.training import fit, in_chunks
 from hjepa_lib.training.loop import Fit, Report, batches_sha256
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -35,20 +34,14 @@ LEAST_DEVIATION = 1e-5  # a feature that varies less is constant: it is centred,
 NOT_APPLICABLE = "not applicable: this model has no imagined latent"
 
 
-# --- the module -------------------------------------------------------------------------------
-def head_inputs(latent: Tensor, action: Tensor, imagined: Tensor | None = None) -> Tensor:
-    """[z_t (B, D), imagined z_{t+1} (B, D) if given, embedded action (B, 32)], detached."""
-    parts = [latent, action] if imagined is None else [latent, imagined, action]
-    if len({len(part) for part in parts}) > 1:
-        sizes = ", ".join(str(len(part)) for part in parts)
-        raise WorkbookError(f"latents, imagined latents and actions differ in number: {sizes}")
-    return torch.cat([part.detach().float() for part in parts], dim=-1)
-
-
 class RewardHead(nn.Module):
-    """MLP from `width` inputs to one reward per row, in the environment's reward units."""
+    """MLP from (B, width) inputs to (B,) rewards, in the environment's reward units.
 
-    def __init__(self, config: RewardConfig, width: int) -> None:
+    Its weights depend on width and `seed` alone, those of hidden layers on the seed: equal for
+    every base model, and for the reward MLP and LARP.
+    """
+
+    def __init__(self, config: RewardConfig, width: int, seed: int = 0) -> None:
         super().__init__()
         self.width = width
         hidden = [config.hidden] * config.layers
@@ -56,39 +49,27 @@ class RewardHead(nn.Module):
         self.net = mlp(width, *hidden, 1, activation=activation, dropout=config.dropout)
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("deviation", torch.ones(width))
-
-    def standardise(self, inputs: Tensor) -> None:
-        """Take mean and deviation of training `inputs` (M, width), so that no units decide."""
-        exact = inputs.detach().double()
-        deviation = exact.std(0, correction=0)
-        constant = deviation < LEAST_DEVIATION
-        self.centre.copy_(exact.mean(0))
-        self.deviation.copy_(torch.where(constant, torch.ones_like(deviation), deviation))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(B, width) -> (B,); detached, so that no head can train its base model."""
-        if inputs.shape[-1] != self.width:
-            raise WorkbookError(
-                f"this reward head reads {self.width} numbers per row, got {inputs.shape[-1]}"
-            )
-        return self.net((inputs.detach() - self.centre) / self.deviation).squeeze(-1)
-
-
-def build_head(config: RewardConfig, width: int, seed: int) -> RewardHead:
-    """A head whose weights depend on width and seed alone: equal for every base model.
-
-    Hidden layers have their own seeds, so they are equal for the reward MLP and LARP too.
-    """
-    with torch.random.fork_rng(devices=[]):
-        head = RewardHead(config, width)
-        linear = [layer for layer in head.net if isinstance(layer, nn.Linear)]
+        linear = [layer for layer in self.net if isinstance(layer, nn.Linear)]
         for index, layer in enumerate(linear):
             torch.manual_seed(seed * 1_009 + index)
             initialise(layer)
-    return head
+
+    def standardise(self, inputs: Tensor) -> None:
+        """Take mean and deviation of training `inputs` (M, width), so that no units decide."""
+        exact = inputs.double()
+        deviation = exact.std(0, correction=0)
+        self.centre.copy_(exact.mean(0))
+        self.deviation.copy_(deviation.masked_fill(deviation < LEAST_DEVIATION, 1.0))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net((inputs - self.centre) / self.deviation).squeeze(-1)
+
+    def loss(self, batch: tuple[Tensor, Tensor], _: Any = None) -> tuple[Tensor, dict[str, float]]:
+        """MSE on the rewards of (inputs (B, width), reward (B,))."""
+        inputs, reward = batch
+        return (self(inputs) - reward).square().mean(), {}
 
 
-# --- what heads read --------------------------------------------------------------------------
 class Features(NamedTuple):
     """What heads read, for M transitions, detached."""
 
@@ -97,60 +78,33 @@ class Features(NamedTuple):
     imagined: Tensor | None  # (M, D); None for a model without an imagined latent (F9)
     reward: Tensor  # (M,)
 
-
-@torch.no_grad()
-def encode(model: Any, data: Any, device: str = "cpu", batch: int = CHUNK) -> Features:
-    """Latents, action embeddings and imagined latents of all transitions, in eval mode.
-
-    Raises WorkbookError when a latent is not finite.
-    """
-    was_training = model.training
-    model.eval()
-    parts: list[Features] = []
-    for index in torch.arange(len(data)).split(batch):
-        rows = data[index]
-        action = rows.action.to(device)
-        latent = model.encode(rows.state.to(device))
-        imagined = model.imagine(latent, action)
-        reward = rows.reward.to(device)
-        parts.append(Features(latent, model.embed_action(action), imagined, reward))
-    model.train(was_training)
-    columns = zip(*parts, strict=True)
-    features = Features(*(None if c[0] is None else torch.cat(c).float() for c in columns))
-    if not all(bool(part.isfinite().all()) for part in features if part is not None):
-        raise WorkbookError("the frozen model's latents, or the rewards, hold NaN or infinity")
-    return features
+    def inputs(self, kind: str) -> Tensor | None:
+        """(M, width) of a head of `HEADS`; None when the model has no imagined latent."""
+        if kind == "reward_mlp":
+            return torch.cat([self.latent, self.action], dim=-1)
+        if self.imagined is None:
+            return None
+        ahead = self.latent if kind == "larp_copy" else self.imagined
+        return torch.cat([self.latent, ahead, self.action], dim=-1)
 
 
-def select_inputs(features: Features, kind: str) -> Tensor | None:
-    """The inputs of a head of `kind` (M, width); None when the model has no imagined latent."""
-    if kind == "reward_mlp":
-        return head_inputs(features.latent, features.action)
-    if features.imagined is None:
-        return None
-    ahead = features.latent if kind == "larp_copy" else features.imagined
-    return head_inputs(features.latent, features.action, ahead)
+def encode(model: Any, data: Any) -> Features:
+    """Latents, action embeddings and imagined latents of all transitions, in evaluation mode."""
+
+    def features(batch: Any) -> tuple[Tensor | None, ...]:
+        latent = model.encode(batch.state)
+        imagined = model.imagine(latent, batch.action)
+        return latent, model.action(batch.action), imagined, batch.reward
+
+    return Features(*in_chunks(features, model, data))
 
 
-# --- training ---------------------------------------------------------------------------------
 class Trained(NamedTuple):
     """One trained head: None and a reason where the base model cannot have it."""
 
     head: RewardHead | None
     predicted: Tensor | None  # (M,) rewards of the validation part
     facts: dict[str, Any]  # status, initial hash, parameters, updates, best validation loss
-
-
-def fit_head(
-    head: RewardHead, train: TensorDataset, choice: TensorDataset, optim: EpochsConfig, *, seed: int
-) -> Fit:
-    """MSE on the rewards of (inputs (M, width), reward (M,)); validated every epoch."""
-
-    def loss(batch: Any, _: Any) -> tuple[Tensor, dict[str, float]]:
-        inputs, reward = batch
-        return (head(inputs) - reward).square().mean(), {}
-
-    return fit(head, loss, train, choice, optim, seed=seed)
 
 
 def train_heads(
@@ -168,26 +122,24 @@ def train_heads(
     """
     results: dict[str, Trained] = {}
     for kind in HEADS:
-        inputs, held_out = select_inputs(train, kind), select_inputs(validation, kind)
-        if inputs is None or held_out is None:
+        inputs = train.inputs(kind)
+        if inputs is None:
             results[kind] = Trained(None, None, {"status": NOT_APPLICABLE})
             continue
         learn = len(inputs) - max(1, len(inputs) // CHOICE)
-        head = build_head(config, inputs.shape[1], seed)
-        facts = {"status": "ok", "initial_sha256": fingerprint(head)}
-        facts |= {"inputs": head.width, "parameters": count_parameters(head)}
-        facts["batches_sha256"] = batches_sha256(learn, config.optim.batch, seed)
+        head = RewardHead(config, inputs.shape[1], seed)
+        facts = {"status": "ok", "initial_sha256": fingerprint(head), "inputs": head.width,
+                 "parameters": count_parameters(head),
+                 "batches_sha256": batches_sha256(learn, config.optim.batch, seed)}  # fmt: skip
         head.to(inputs.device)
         if config.standardise:
             head.standardise(inputs)
-        parts = [
-            TensorDataset(inputs[rows], train.reward[rows])
-            for rows in (slice(learn), slice(learn, None))
-        ]
-        work = fit_head(head, *parts, config.optim, seed=seed)
+        parts = (slice(learn), slice(learn, None))
+        data = [TensorDataset(inputs[rows], train.reward[rows]) for rows in parts]
+        work = fit(head, *data, config.optim, seed=seed)
         yield from follow(work, kind)
         work.load_best()
         head.eval().requires_grad_(False)
         facts |= {"updates": work.update, "best_loss": work.best_loss}
-        results[kind] = Trained(head, head(held_out), facts)
+        results[kind] = Trained(head, head(validation.inputs(kind)), facts)
     return results

@@ -1,47 +1,56 @@
-"""How the stages of stages.py are made, and what their trainings log."""
+"""How the stages of stages.py are made."""
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from hjepa_lib.config import ConfigError, to_dict
+from hjepa_lib.config.pixels import EpochsConfig
 from hjepa_lib.evaluation.statistics import unestimable
-from hjepa_lib.files import FileError, WorkbookError, save_npz, write_json
-from hjepa_lib.models.checkpoint import fingerprint, save_module, tensors
-from hjepa_lib.pixels import registry
+from hjepa_lib.files import FileError, save_npz, write_json
+from hjepa_lib.models.checkpoint import save_module
+from hjepa_lib.pixels import figures, models, two_stages
 from hjepa_lib.pixels.collect import acquire
 from hjepa_lib.pixels.compare import MEAN_REWARD, UNTRAINED, score
 from hjepa_lib.pixels.heads import encode, train_heads
 from hjepa_lib.pixels.measures import frame_scores
 from hjepa_lib.pixels.networks import PatchDecoder, initialise, parameter_counts
-from hjepa_lib.pixels.stages import RESULT, load_model, load_transitions, make_transitions
-from hjepa_lib.pixels.training import decoder_data, fit_decoder, fit_pixels, next_latent, passes
-from hjepa_lib.pixels.transitions import scaled, shapes_of
+from hjepa_lib.pixels.stages import (
+    RESULT,
+    find,
+    load_model,
+    load_transitions,
+    make_transitions,
+    seconds_of,
+)
+from hjepa_lib.pixels.training import PixelLog, fit, in_chunks, next_latent, passes
+from hjepa_lib.pixels.transitions import Transitions, scaled, shapes_of
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Fit, Report, batches_sha256
 
-KINDS = {"enc_dec": "std_enc_dec", "enc_dec_jepa": "enc_dec_jepa_style", "jepa": "jepa"}
-"""What `pixels.loading.kind` calls a model (TRAIN-6)."""
-PICTURES = {
-    "enc_dec": "encoder_decoder", "enc_dec_jepa": "encoder_decoder_jepa_style",
-    "jepa": "jepa_decoder", "vjepa2": "vjepa2_decoder",
-}  # fmt: skip
-"""Folders below `decoder_plots/`; the first seed's models are drawn."""
 KEPT = ("reward_mlp", "larp")
 """Heads whose weights are stored; baselines leave their predictions only."""
-Predict = Callable[[Any], Tensor]
-"""A batch of transitions -> next frames (B, C, H, W)."""
+LOGS = {
+    "enc_dec": ("StdEncDec", "encoder_decoder"),
+    "enc_dec_jepa": ("EncDecJepaStyle", "encoder_decoder_jepa_style"),
+    "jepa": ("JEPA", ""),
+    "decoder_jepa": ("JEPA_Decoder", "jepa_decoder"),
+    "decoder_vjepa2": ("VJEPA2_Decoder", "vjepa2_decoder"),
+    "vjepa2_stage1": ("stage1", ""),
+    "vjepa2": ("stage2", ""),
+}
+"""What the logged keys of a training begin with, and where below `decoder_plots/` it is drawn."""
+Training = Generator[Report, None, Fit]
 
 
-# --- data and models --------------------------------------------------------------------------
 def make_data(ws: Workspace, folder: Path) -> None:
     """Transitions, collected or loaded."""
     data = acquire(ws.config.pixels, ws.config.seed)
@@ -50,19 +59,44 @@ def make_data(ws: Workspace, folder: Path) -> None:
         ws.run.note("pixel_data", notes)
 
 
+# --- what all trainings share -----------------------------------------------------------------
 def fresh_model(ws: Workspace, name: str, number: int, data: Any) -> Any:
     """Model `name` as training seed number `number` begins with it."""
     torch.manual_seed(ws.config.seed + number)  # before any weight is drawn (EB5)
-    return registry.build_pixel_model(name, ws.config.pixels, data).to(ws.device)
+    return models.build_pixel_model(name, ws.config.pixels, data).to(ws.device)
 
 
-def options_of(ws: Workspace, stage: str, number: int) -> dict[str, Any]:
-    """How every fit of a stage runs: seed, precision, where it resumes from."""
-    options = {"seed": ws.config.seed + number, "precision": ws.precision, "stage": stage}
-    return options | {"folder": ws.resume(stage)}
+def run_fit(
+    ws: Workspace, name: str, number: int, module: Any, data: Any, optim: EpochsConfig,
+    predict: Callable[[Any], Tensor] | None = None, most: int | None = None, going_on: str = "",
+) -> Training:  # fmt: skip
+    """Train `module` on (training, validation) as `{name}_s{number}`, logged; returns the fit.
+
+    Of the first seed's models five samples of `predict(batch)` are drawn after each epoch (FIG-1).
+    A fit that has not begun goes on where the weights `going_on` ended.
+    """
+    stage, (prefix, pictures) = f"{name}_s{number}", LOGS[name]
+    options = {"seed": ws.config.seed + number, "precision": ws.precision, "most": most}
+    work = fit(module, *data, optim, stage=stage, folder=ws.resume(stage), **options)
+    if going_on and work.update == 0:
+        work.resume(resume_path(Path(going_on)), same_settings=False)
+    for report in ws.follow(work, stage, PixelLog(prefix, work, ws.config.pixels.log_every)):
+        if report.validation and predict is not None and number == 0:
+            draw(ws, pictures, passes(report.update, work.config.validate_every), predict)
+        yield report
+    return work
 
 
-def facts_of(ws: Workspace, name: str, number: int, fit: Fit | None = None) -> dict[str, Any]:
+@torch.no_grad()
+def draw(ws: Workspace, pictures: str, epoch: int, predict: Callable[[Any], Tensor]) -> None:
+    """Five held-out samples of `predict(batch)`, the same ones for every model."""
+    _, data = make_transitions(ws)
+    batch = data[figures.sample_rows(len(data), epoch)].to(ws.device)
+    shown = scaled(batch.state), scaled(batch.next_state[:, -1]), predict(batch)
+    figures.write_comparisons(ws.run.folder(f"decoder_plots/{pictures}"), epoch, *shown)
+
+
+def facts_of(ws: Workspace, name: str, number: int, work: Fit | None = None) -> dict[str, Any]:
     """What makes a result comparable with others (rule 1); without a fit nothing was trained."""
     parts, seed = make_transitions(ws), ws.config.seed + number
     facts = {
@@ -70,55 +104,44 @@ def facts_of(ws: Workspace, name: str, number: int, fit: Fit | None = None) -> d
         "seed": seed,
         "environment": ws.config.pixels.environment.id,
         "data_sha256": load_transitions(ws).sha256,
-        "batches_sha256": "",
         "transitions": dict(zip(("training", "validation"), map(len, parts), strict=True)),
-        "updates": 0,
         "loaded": False,
     }
-    if fit is None:
-        return facts
+    if work is None:
+        return facts | {"batches_sha256": "", "updates": 0, "skipped": 0}
     return facts | {
-        "updates": fit.update,
-        "skipped": fit.skipped,
-        "best_loss": fit.best_loss,
-        "batches_sha256": batches_sha256(len(parts[0]), fit.config.batch, seed),
-        "early_stopping": fit.config.patience > 0,
+        "batches_sha256": batches_sha256(len(parts[0]), work.config.batch, seed),
+        "updates": work.update,
+        "skipped": work.skipped,
+        "best_loss": work.best_loss,
+        "early_stopping": work.config.patience > 0,
     }
 
 
-def weight_counts(model: nn.Module) -> dict[str, int]:
-    """Trained weights by part, their total, and all stored numbers (an EMA copy included).
-
-    To be asked before the model is frozen.
-    """
+def counts_of(model: Any) -> dict[str, dict[str, int]]:
+    """Trained weights by part, and their total; to be asked before the model is frozen."""
     parts = parameter_counts(model)
-    stored = sum(value.numel() for value in tensors(model).values())
-    return parts | {"total": sum(parts.values()), "stored": stored}
+    return {"parameters": parts | {"total": sum(parts.values())}}
 
 
+# --- models, state decoders (MOD-10), reward heads (MOD-11, MOD-12) -----------------------------
 def make_model(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
     """An encoder-decoder or a JEPA with its best weights, or an encoder as it was drawn."""
-    (train, validation), stage = make_transitions(ws), f"{name}_s{number}"
-    model, config = fresh_model(ws, name, number, train), ws.config.pixels
-    if name in UNTRAINED:
-        result = facts_of(ws, name, number) | {"parameters": {"total": 0}}
-    else:
-        loaded, skip = start_from_file(ws, model)
-        fit = fit_pixels(
-            model, train, validation, config.optim_of(name), **options_of(ws, stage, number)
-        )
-        predict = frame_predictor(model)
-        if not skip:
-            log = PixelLog("model", PREFIXES[name], fit, config.log_every, model)
-            yield from _drawn(ws, name, number, predict, fit, ws.follow(fit, stage, log))
-            fit.load_best()
-        result = facts_of(ws, name, number, fit) | {"parameters": weight_counts(model)}
-        result |= {"loaded": loaded, "skipped_training": skip}
-        if loaded:
-            result["batches_sha256"] = ""  # other batches made these weights, alone or before
-        if predict is not None:
-            result["frames"] = frame_scores(predict, train, validation, ws.device)
-    registry.save_model(folder, model.eval().requires_grad_(False))
+    parts, work = make_transitions(ws), None
+    model = fresh_model(ws, name, number, parts[0])
+    predict = getattr(model, "predict_frame", None)
+    loaded, skip = (False, True) if name in UNTRAINED else start_from_file(ws, model)
+    counts = counts_of(model)
+    if not skip:
+        optim = ws.config.pixels.optim_of(name)
+        work = yield from run_fit(ws, name, number, model, parts, optim, predict)
+        work.load_best()
+    result = facts_of(ws, name, number, work) | counts | {"loaded": loaded}
+    if loaded:
+        result["batches_sha256"] = ""  # other batches made these weights, alone or before
+    if predict is not None:
+        result["frames"] = frame_scores(predict, *parts, ws.device)
+    models.save_model(folder, model.eval().requires_grad_(False))
     write_json(folder / RESULT, result)
 
 
@@ -128,190 +151,169 @@ def start_from_file(ws: Workspace, model: Any) -> tuple[bool, bool]:
     A file that does not load is warned about and trained without, except for a frozen JEPA, which
     must not be trained: ConfigError.
     """
-    loading = ws.config.pixels.loading
-    frozen = model.name == "jepa" and ws.config.pixels.jepa.frozen
-    loaded = False
-    if loading.path and loading.kind == KINDS[model.name]:
+    loading, name = ws.config.pixels.loading, model.name
+    kinds = {"enc_dec": "std_enc_dec", "enc_dec_jepa": "enc_dec_jepa_style"}
+    frozen = name == "jepa" and ws.config.pixels.jepa.frozen
+    if loading.path and loading.kind == kinds.get(name, name):
         try:
-            registry.fill_model(Path(loading.path), model)
-            loaded = True
+            models.fill_model(Path(loading.path), model)
+            return True, loading.skip_training or frozen
         except FileError as error:
             if not frozen:
-                warnings.warn(f"{error}; {model.name} is trained from its start", stacklevel=2)
-    if frozen and not loaded:
+                warnings.warn(f"{error}; {name} is trained from its start", stacklevel=2)
+    if frozen:
         raise ConfigError(
             "pixels.jepa.frozen needs weights that load: set pixels.loading.path to a trained JEPA"
         )
-    return loaded, loaded and (loading.skip_training or frozen)
+    return False, False
 
 
-def frame_predictor(model: Any) -> Predict | None:
-    """What a model with a decoder of its own draws."""
-    if not hasattr(model, "decoder"):
-        return None
-    return lambda batch: model.predict_frame(batch.state, batch.action)
-
-
-def _drawn(
-    ws: Workspace, name: str, number: int, predict: Predict | None, fit: Fit,
-    reports: Iterator[Report],
-) -> Iterator[Report]:  # fmt: skip
-    """The reports, with five pictures after each epoch (FIG-1) of the first seed's models."""
-    from hjepa_lib.pixels import figures  # matplotlib, only where pictures are made
-
-    _, data = make_transitions(ws)
-    for report in reports:
-        if report.validation and predict is not None and number == 0:
-            epoch = passes(report.update, fit.config.validate_every)
-            batch = data[figures.sample_rows(len(data), epoch)].to(ws.device)
-            with torch.no_grad():
-                frames = predict(batch)
-            shown = scaled(batch.state), scaled(batch.next_state[:, -1]), frames
-            folder = ws.run.folder(f"decoder_plots/{PICTURES[name]}")
-            figures.write_comparisons(folder, epoch, *shown)
-        yield report
-
-
-# --- state decoders (MOD-10) and reward heads (MOD-11, MOD-12) ----------------------------------
 def make_decoder(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
-    """A decoder of the frozen model's latents of s_{t+1}; all models' start from equal weights."""
-    parts, stage, config = make_transitions(ws), f"decoder_{name}_s{number}", ws.config.pixels
-    model, source = load_model(ws, name, number), config.decoder.source
-    read = [decoder_data(model, part, source, ws.device) for part in parts]
-    torch.manual_seed(ws.config.seed + number)
-    decoder = PatchDecoder(config.decoder, model.latent_dim, shapes_of(parts[0]))
-    initialise(decoder)
-    decoder.to(ws.device)
-    counts = weight_counts(decoder)
-    fit = fit_decoder(decoder, *read, config.decoder.optim, **options_of(ws, stage, number))
+    """A decoder of the frozen model's latents of s_{t+1}; all models' start from equal weights.
+
+    It is trained on latents computed once: the model cannot change.
+    """
+    parts, config = make_transitions(ws), ws.config.pixels.decoder
+    model = load_model(ws, name, number)
+
+    def read(batch: Any) -> tuple[Tensor]:
+        return (next_latent(model, batch, config.source),)
 
     def predict(batch: Any) -> Tensor:
-        return decoder(next_latent(model, batch, source))
+        return decoder(*read(batch))
 
-    log = PixelLog("decoder", PREFIXES[f"decoder_{name}"], fit, config.log_every)
-    yield from _drawn(ws, name, number, predict, fit, ws.follow(fit, stage, log))
-    fit.load_best()
-    registry.save_decoder(folder, decoder.eval().requires_grad_(False), model)
-    result = facts_of(ws, name, number, fit) | {"source": source, "parameters": counts}
-    write_json(folder / RESULT, result | {"frames": frame_scores(predict, *parts, ws.device)})
+    data = [
+        TensorDataset(*in_chunks(read, model, one), one.frames[one.after].to(ws.device))
+        for one in parts
+    ]
+    torch.manual_seed(ws.config.seed + number)
+    decoder = PatchDecoder(config, model.latent_dim, shapes_of(parts[0]))
+    initialise(decoder)
+    counts = counts_of(decoder.to(ws.device))
+    work = yield from run_fit(ws, f"decoder_{name}", number, decoder, data, config.optim, predict)
+    work.load_best()
+    base = {"base": model.name, "input_dim": model.latent_dim}
+    models.save_model(folder, decoder.eval().requires_grad_(False), **base)
+    frames = {"frames": frame_scores(predict, *parts, ws.device)}
+    write_json(folder / RESULT, facts_of(ws, name, number, work) | counts | frames)
 
 
 def make_heads(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
     """Reward heads on the frozen model: weights, predictions of held-out rewards, scores."""
     config, parts = ws.config.pixels.reward, make_transitions(ws)
     model = load_model(ws, name, number)
-    base = fingerprint(model)
 
-    def follow(fit: Fit, kind: str) -> Iterator[Report]:
-        keys = "reward_mlp" if kind == "reward_mlp" else "larp"
-        log = PixelLog(keys, f"{kind}/{name}", fit, config.log_every)
-        return ws.follow(fit, f"heads_{name}_s{number}_{kind}", log)
+    def logged(work: Fit, kind: str) -> Iterator[Report]:
+        log = PixelLog(f"{kind}/{name}", work, config.log_every)
+        return ws.follow(work, f"heads_{name}_s{number}_{kind}", log)
 
-    features = [encode(model, part, ws.device) for part in parts]
+    features = [encode(model, part) for part in parts]
     seed = ws.config.seed + number
-    trained = yield from train_heads(*features, config, seed=seed, follow=follow)
-    if fingerprint(model) != base:
-        raise WorkbookError(f"training the reward heads changed the weights of {name}")
-    for kind in KEPT:
-        if (head := trained[kind].head) is not None:
-            meta = {"config": to_dict(config), "width": head.width}
-            save_module(folder / kind, head, "reward head", **meta)
-    seen, true = (part.reward.cpu().numpy() for part in parts)
-    cell = {"reward": true, "episode": parts[1].episode.cpu().numpy()}
-    cell |= {MEAN_REWARD: np.full_like(true, seen.mean())}
-    cell |= {k: one.predicted.cpu().numpy() for k, one in trained.items() if one.head is not None}
-    save_npz(folder / "predictions.npz", **cell)
+    trained = yield from train_heads(*features, config, seed=seed, follow=logged)
+    seen, true = (part.reward.numpy() for part in parts)
     note = unestimable(seen, true)
-    heads = {kind: dict(one.facts) for kind, one in trained.items()}
-    heads[MEAN_REWARD] = {"status": "ok"}
-    for kind in heads.keys() & cell.keys():
-        heads[kind] |= score(cell[kind], true, note)._asdict()
-    facts = facts_of(ws, name, number) | {"base_sha256": base, "note": note, "heads": heads}
-    facts["nonzero"] = {
-        key: int(np.count_nonzero(one)) for key, one in (("training", seen), ("validation", true))
-    }
-    write_json(folder / "scores.json", facts)
+    cell = {MEAN_REWARD: np.full_like(true, seen.mean())}
+    heads: dict[str, dict[str, Any]] = {MEAN_REWARD: {"status": "ok"}}
+    for kind, one in trained.items():
+        heads[kind] = one.facts
+        if one.head is not None:
+            cell[kind] = one.predicted.cpu().numpy()
+        if one.head is not None and kind in KEPT:
+            meta = {"config": to_dict(config), "width": one.head.width}
+            save_module(folder / kind, one.head, "reward head", **meta)
+    for kind, predicted in cell.items():
+        heads[kind] |= score(predicted, true, note)._asdict()
+    save_npz(folder / "predictions.npz", reward=true, episode=parts[1].episode.numpy(), **cell)
+    rewarded = {"training": np.count_nonzero(seen), "validation": np.count_nonzero(true)}
+    facts = {"note": note, "heads": heads, "nonzero": rewarded}
+    write_json(folder / "scores.json", facts_of(ws, name, number) | facts)
 
 
-# --- what is logged ---------------------------------------------------------------------------
-PREFIXES = {
-    "enc_dec": "StdEncDec", "enc_dec_jepa": "EncDecJepaStyle", "jepa": "JEPA",
-    "decoder_jepa": "JEPA_Decoder", "decoder_vjepa2": "VJEPA2_Decoder",
-}  # fmt: skip
-_AUXILIARIES = {"vicreg": "VICReg", "barlow_twins": "BarlowTwins", "dino": "DINO"}
-_PARTS = ("sim", "std", "cov", "invariance", "redundancy", "centre", "total", "weighted")
-_MODEL = {"loss": "Total_Loss", "prediction": "Prediction_Loss"} | {
-    f"{kind}_{part}": f"{title}_{part.capitalize()}_Loss"
-    for kind, title in _AUXILIARIES.items()
-    for part in _PARTS
-}
-_DECODER = {"loss": "total_loss", "mse_reconstruction": "loss_mse_reconstruction"}
-_PACE = {"lr": "Learning_Rate", "step": "step"}
-_STAGE = {"loss": "train_loss", "lr": "learning_rate", "epochs": "epoch"}
-_LARP = {"loss": "train/loss_step", "step": "train/step", "inner": "epoch_inner",
-         "share": "epoch_progress_main"}  # fmt: skip
+# --- the two stages of V-JEPA 2 -----------------------------------------------------------------
+def make_stage1(ws: Workspace, folder: Path, number: int) -> Iterator[Report]:
+    """Masked pre-training, or the weights of `vjepa2.stage1.checkpoint`; and their evaluation."""
+    parts, stage = make_transitions(ws), ws.config.pixels.vjepa2.stage1
+    if source := stage.checkpoint:
+        facts = about(Path(source), "stage1", parts[0]) | {"loaded": True}
+        model = models.load_model(Path(source), "stage1").to(ws.device)
+    else:
+        model = fresh_model(ws, "stage1", number, parts[0])
+        work = yield from run_fit(
+            ws, "vjepa2_stage1", number, model, parts, stage.optim, most=two_stages.HELD_OUT
+        )
+        facts = _facts(ws, number, work, model, len(parts[0]))
+        work.save(resume_path(folder / models.FILES["stage1"]))
+        work.load_best()
+    models.save_model(folder, model.eval().requires_grad_(False), **facts)
+    write_json(folder / two_stages.EVALUATION, two_stages.evaluate_stage1(model, *parts))
 
 
-def _below(place: str, names: dict[str, str]) -> dict[str, str]:
-    return {term: f"{place}/{name}" for term, name in names.items()}
+def make_stage2(ws: Workspace, folder: Path, number: int) -> Iterator[Report]:
+    """The world model on latents that the frozen encoder makes once.
 
-
-KEYS: dict[str, tuple[dict[str, str], ...]] = {
-    "model": (_below("train", _MODEL | _PACE | {"weights": "Encoder_Weight_Diff_MSE"}),
-              _below("train_epoch_avg", _MODEL), _below("val", _MODEL)),
-    "decoder": (_below("train", _DECODER | _PACE), _below("train_epoch_avg", _DECODER),
-                _below("val", _DECODER)),
-    "stage1": (_STAGE, {}, {"loss": "val_loss"}),
-    "stage2": (_STAGE | {"teacher_forcing": "teacher_forcing_loss", "rollout": "rollout_loss"},
-               {}, {"loss": "val_loss"}),
-    "reward_mlp": ({"loss": "train/Loss", "lr": "train/Learning_Rate"},
-                   {"loss": "train_epoch_avg/Loss", "epoch": "epoch"},
-                   {"loss": "val_epoch_avg/Loss"}),
-    "larp": (_LARP, {"loss": "train_epoch_avg/loss", "epoch": "epoch"},
-             {"loss": "val_epoch_avg/loss"}),
-}  # fmt: skip
-"""LOG-2, LOG-3: what is trained -> {term: key} of a step, of an epoch's means, of a validation."""
-
-
-class PixelLog:
-    """Turns the reports of one fit into records: the `row` of `Workspace.follow`.
-
-    A step is logged every `every` updates, an epoch with its validation; `step` counts updates and
-    `epoch` passes, a cut one included. The plain keys that all trainings share stand beside.
+    With `vjepa2.stage2.checkpoint` the encoder and everything else come from that file, and
+    training goes on up to this run's number of updates.
     """
+    (train, _), stage = make_transitions(ws), ws.config.pixels.vjepa2.stage2
+    model, source = fresh_model(ws, "vjepa2", number, train), stage.checkpoint
+    kind = "vjepa2" if source else "stage1"
+    path = Path(source) if source else find(ws, f"vjepa2_stage1_s{number}")
+    first, found = about(path, kind, train), models.load_model(path, kind)
+    if source:  # the data that either of its stages has seen
+        seen = {part.get("data_sha256", "") for part in (first, first["stage1"])}
+        known = "" if "" in seen else " ".join(sorted(seen))
+        first = first["stage1"] | {"loaded": True, "data_sha256": known}
+    try:
+        model.encoder.load_state_dict((found.encoder if source else found.online).state_dict())
+    except RuntimeError as error:
+        raise ConfigError(
+            "the checkpoint's encoder has another size than pixels.encoder and "
+            "pixels.vjepa2.stage1 ask for"
+        ) from error
+    world = model.world.requires_grad_(True)
+    windows = two_stages.latent_windows(ws, model)
+    work = yield from run_fit(
+        ws, "vjepa2", number, world, windows, stage.optim, most=two_stages.HELD_OUT, going_on=source
+    )
+    loaded = first["loaded"]
+    facts = _facts(ws, number, work, model, len(windows[0])) | {
+        "stage1": first,
+        "updates": first["updates"] + work.update,
+        "stage_updates": [first["updates"], work.update],
+        # Stage 1 has the other models' batches; weights from a file saw batches unknown here.
+        "batches_sha256": "" if loaded else first["batches_sha256"],
+        "loaded": loaded,
+        "loaded_data_sha256": first.get("data_sha256", "") if loaded else "",
+        "early_stopping": work.config.patience > 0 or first["early_stopping"],
+        "earlier_seconds": 0.0 if source else seconds_of(ws, f"vjepa2_stage1_s{number}"),
+    }
+    models.save_model(folder, model, two_stages.FINAL, **facts)
+    work.save(resume_path(folder / models.FILES["vjepa2"]))
+    work.load_best()
+    models.save_model(folder, model.requires_grad_(False), **facts)
+    write_json(folder / two_stages.EVALUATION, two_stages.evaluate_stage2(world, *windows))
+    write_json(folder / RESULT, facts)
 
-    def __init__(
-        self, kind: str, prefix: str, fit: Fit, every: int, model: nn.Module | None = None
-    ) -> None:
-        self.keys, self.prefix, self.every, self.model = KEYS[kind], prefix, every, model
-        self.epoch = fit.config.validate_every
-        self.sums: dict[str, float] = {}
-        self.count = 0
 
-    def __call__(self, report: Report) -> dict[str, Any]:
-        """The record of this update; {} when there is nothing to log."""
-        terms = report.terms | {"loss": report.loss}
-        if all(map(math.isfinite, (*terms.values(), report.grad_norm))):  # else it was skipped
-            self.count += 1
-            self.sums = {key: self.sums.get(key, 0.0) + value for key, value in terms.items()}
-        if report.update % self.every and report.update > 1 and not report.validation:
-            return {}
-        update, epoch = report.update, passes(report.update, self.epoch)
-        row = {"lr": report.lr, "grad_norm": report.grad_norm, "skipped": report.skipped, **terms}
-        pace = {"lr": report.lr, "step": update, "epochs": update / self.epoch}
-        pace["inner"] = (update % self.epoch or self.epoch) / self.epoch
-        pace["share"] = update / report.updates
-        if hasattr(self.model, "weight_difference"):
-            pace["weights"] = self.model.weight_difference()
-        row |= self._named(0, terms | pace)
-        if report.validation:
-            means = {key: total / self.count for key, total in self.sums.items()}
-            row |= self._named(1, means | {"epoch": epoch}) | self._named(2, report.validation)
-            row |= {f"validation_{key}": value for key, value in report.validation.items()}
-            row["epoch"] = epoch
-            self.sums, self.count = {}, 0
-        return row
+def about(path: Path, name: str, train: Transitions) -> dict[str, Any]:
+    """What a checkpoint says of its training; FileError when it is none for these images."""
+    meta = models.about_model(path, name)
+    here = shapes_of(train)._asdict()
+    for key, value in meta["shapes"].items():
+        if here[key] != value:
+            raise FileError(f"{path} was trained with {key}={value}, this data has {here[key]}")
+    return {key: meta[key] for key in meta if key not in ("kind", "config", "shapes")}
 
-    def _named(self, place: int, values: dict[str, float]) -> dict[str, float]:
-        named = self.keys[place].items()
-        return {f"{self.prefix}/{name}": values[key] for key, name in named if key in values}
+
+def resume_path(path: Path) -> Path:
+    """State to go on from, beside the weights `path`."""
+    return path.with_name(f"resume_{path.stem}.pt")
+
+
+def _facts(ws: Workspace, number: int, work: Fit, model: Any, rows: int) -> dict[str, Any]:
+    """What a checkpoint says about its training; `epochs` are passes through `rows`."""
+    return facts_of(ws, "vjepa2", number, work) | {
+        "epochs": work.update * work.config.batch / rows,
+        "patience": work.config.patience,
+        "parameters": {"total": sum(p.numel() for p in model.parameters())},
+    }

@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from hjepa_lib.config.pixels import PixelsConfig
 from hjepa_lib.evaluation.compute import update_bytes
 from hjepa_lib.files import WorkbookError
-from hjepa_lib.models.layers import draw_masks
-from hjepa_lib.pixels.registry import build_pixel_model
+from hjepa_lib.pixels.models import build_pixel_model
 from hjepa_lib.pixels.training import CHUNK
 from hjepa_lib.pixels.transitions import Transitions, scaled, shapes_of
-from hjepa_lib.pixels.vjepa2 import WorldModel, stage2_loss
+from hjepa_lib.pixels.vjepa2 import WorldModel
 from hjepa_lib.training.probes import effective_rank
 
 NEIGHBOURS = 5
@@ -126,16 +125,13 @@ def update_megabytes(name: str, config: PixelsConfig, data: Any) -> float:
             return update_bytes(model, lambda: model.loss(batch)[0]) / 1e6
         first, second = config.vjepa2.stage1, config.vjepa2.stage2
         masked = build_pixel_model("stage1", config, data).train()
-        state = data[torch.arange(first.optim.batch) % len(data)].state
-        mask = draw_masks(len(state), masked.online.patches, first.mask, generator)
-        one = update_bytes(masked, lambda: masked.loss(state, mask)[0])
+        batch = data[torch.arange(first.optim.batch) % len(data)]
+        one = update_bytes(masked, lambda: masked.loss(batch, generator)[0])
         world = WorldModel(config, shapes_of(data)).train()
         count, length = second.optim.batch, config.data.sequence
         now, then = torch.randn(2, count, length, config.encoder.latent_dim)
         action = data.action[torch.arange(count * length) % len(data)].unflatten(0, (count, length))
-        two = update_bytes(
-            world, lambda: stage2_loss(world, now, action, then, second, generator)[0]
-        )
+        two = update_bytes(world, lambda: world.loss((now, action, then), generator)[0])
         return max(one, two) / 1e6
 
 

@@ -1,4 +1,4 @@
-"""The world models of the pixel comparison: one interface, ways to learn a latent.
+"""The world models of the pixel comparison: one interface, ways to learn a latent, files by name.
 
     enc_dec        zhat = none         loss: || decoder([z_t, e(a)]) - x_{t+1} ||^2
     enc_dec_jepa   zhat = p(z_t, a)    loss: || decoder(zhat) - x_{t+1} ||^2
@@ -14,40 +14,43 @@ predictor. JEPA's target modes (MOD-9), with a slow (EMA) copy of the encoder as
     | default | target(s_t)     | target(s_{t+1})      | online(s_t), online(s_{t+1}) |
     | vjepa2  | online(s_t)     | target(s_{t+1})      | online(s_t)                  |
     | none    | online(s_t)     | online(s_{t+1})      | online(s_t), online(s_{t+1}) |
-
-`encode` is the encoder that the predictor reads.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector
 
-from hjepa_lib.config.fields import ConfigError
-from hjepa_lib.config.pixels import PixelsConfig
-from hjepa_lib.models.layers import update_ema
+from hjepa_lib.config import ConfigError, from_dict, to_dict
+from hjepa_lib.config.pixels import DecoderConfig, PixelsConfig
+from hjepa_lib.models.checkpoint import load_module, load_weights, read_meta, save_module
+from hjepa_lib.models.layers import count_parameters, full_precision, update_ema
 from hjepa_lib.pixels.losses import build_regulariser
 from hjepa_lib.pixels.networks import (
+    ENCODERS,
     ActionEmbedding,
     LatentPredictor,
     PatchDecoder,
-    build_pixel_encoder,
+    initialise,
+    parameter_counts,
+    unit_size,
 )
-from hjepa_lib.pixels.transitions import PixelShapes, scaled
-from hjepa_lib.pixels.vjepa2 import MaskedViT, WorldModel
+from hjepa_lib.pixels.transitions import PixelShapes, Transitions, scaled, shapes_of
+from hjepa_lib.pixels.vjepa2 import MaskedPrediction, MaskedViT, WorldModel
 
-
-class JepaStep(NamedTuple):
-    """What JEPA returns for one transition; each (B, D)."""
-
-    prediction: Tensor
-    target: Tensor  # never carries gradient
-    online: Tensor  # online encoder at s_t
-    online_next: Tensor | None  # at s_{t+1}; None in the mode `vjepa2`
+SIZE_ROWS = 256  # transitions that set the scale of the first latents
+FILES = {
+    "enc_dec": "best_encoder_decoder", "enc_dec_jepa": "best_encoder_decoder", "jepa": "best_jepa",
+    "stage1": "best_stage1_model", "vjepa2": "best_stage2_model", "decoder": "best_jepa_decoder",
+    "random": "random_encoder", "random_vit": "random_encoder",
+}  # fmt: skip
+"""What the weights of a model are called, each in a folder of its own (TRAIN-5, VJ-5, VJ-11)."""
 
 
 class PixelModel(nn.Module):
@@ -60,63 +63,47 @@ class PixelModel(nn.Module):
     """What `imagine` returns is trained to equal an encoding."""
 
     def __init__(
-        self,
-        config: PixelsConfig,
-        shapes: PixelShapes,
-        name: str = "random",
-        encoder: nn.Module | None = None,
-        action: nn.Module | None = None,
-    ) -> None:
+        self, config: PixelsConfig, shapes: PixelShapes, name: str,
+        encoder: nn.Module | None = None, action: nn.Module | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.config, self.shapes, self.name = config, shapes, name
         self.latent_dim = config.encoder.latent_dim
         # The encoder comes first in every model: with one seed they all start from the same one.
-        self.encoder = encoder or build_pixel_encoder(config.encoder, shapes)
-        embedding = shapes.action_kind, shapes.action_dim, config.action_dim
-        self.action = action or ActionEmbedding(*embedding)
+        self.encoder = encoder or ENCODERS[config.encoder.kind](config.encoder, shapes)
+        self.action = action or ActionEmbedding(shapes, config.action_dim)
+        self.predictor: nn.Module | None = None
+        self.regulariser: nn.Module | None = None
 
     def encode(self, state: Tensor) -> Tensor:
-        """(B, L, C, Hpx, Wpx) uint8 -> (B, D) float32."""
+        """uint8 (B, L, C, Hpx, Wpx) -> (B, D) float32, as the predictor reads it."""
         return self.encoder(self.shapes.pixels(state)).float()
 
     def encode_target(self, state: Tensor) -> Tensor:
         """The latents that predictions are compared with; only JEPA has others than `encode`."""
         return self.encode(state)
 
-    def embed_action(self, action: Tensor) -> Tensor:
-        """(B,) or (B, A) -> (B, 32)."""
-        return self.action(action)
-
     def imagine(self, latent: Tensor, action: Tensor) -> Tensor | None:
         """Imagined next latent (B, D); None when the model has none (F9)."""
-        return None
-
-    def predict_frame(self, state: Tensor, action: Tensor) -> Tensor | None:
-        """Predicted newest frame of s_{t+1} (B, C, Hpx, Wpx); None without a decoder."""
-        return None
-
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        """(scalar, named terms) of a TransitionBatch."""
-        raise ConfigError(f"the model {self.name!r} is a baseline and is never trained")
+        if self.predictor is None:
+            return None
+        return self.predictor(latent, self.action(action)).float()
 
     def after_update(self) -> None:
         """What follows an optimiser step."""
 
-    def _regularised(
-        self, prediction: Tensor, first: Tensor, second: Tensor | None
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Prediction error plus the weighted auxiliary loss on one or two views."""
-        terms = {"prediction": prediction.item()}
+    def _regularised(self, error: Tensor, *views: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Prediction error plus the weighted auxiliary loss on one or two views, named terms."""
+        terms = {"prediction": error.item()}
         if self.regulariser is None:
-            return prediction, terms
+            return error, terms
         # In bf16 a covariance would keep two digits, and DINO's centre would stop moving.
-        with torch.autocast(first.device.type, enabled=False):
-            auxiliary = self.regulariser(first.float(), None if second is None else second.float())
-        kind = self.config.auxiliary.kind
-        terms |= {f"{kind}_{key}": value.item() for key, value in auxiliary.terms.items()}
-        weighted = self.config.auxiliary.weight * auxiliary.total
-        terms |= {f"{kind}_total": auxiliary.total.item(), f"{kind}_weighted": weighted.item()}
-        return prediction + weighted, terms
+        with full_precision(error):
+            total, parts = self.regulariser(*(view.float() for view in views))
+        auxiliary = self.config.auxiliary
+        parts = parts | {"total": total, "weighted": auxiliary.weight * total}
+        terms |= {f"{auxiliary.kind}_{key}": part.item() for key, part in parts.items()}
+        return error + parts["weighted"], terms
 
 
 class EncoderDecoder(PixelModel):
@@ -124,33 +111,27 @@ class EncoderDecoder(PixelModel):
 
     def __init__(self, config: PixelsConfig, shapes: PixelShapes, name: str) -> None:
         super().__init__(config, shapes, name)
-        dim, self.predictor = self.latent_dim, None
-        width = dim + config.action_dim
+        dim, width = self.latent_dim, self.latent_dim + config.action_dim
         if name == "enc_dec_jepa":
             self.predictor, width = LatentPredictor(config.jepa, dim, config.action_dim), dim
         self.decoder = PatchDecoder(config.decoder, width, shapes)
-        used = config.auxiliary.use_for_enc_dec
-        self.regulariser = build_regulariser(config.auxiliary, dim) if used else None
+        if config.auxiliary.use_for_enc_dec:
+            self.regulariser = build_regulariser(config.auxiliary, dim)
 
-    def imagine(self, latent: Tensor, action: Tensor) -> Tensor | None:
-        if self.predictor is None:
-            return None
-        return self.predictor(latent, self.action(action)).float()
+    def predict_frame(self, batch: Any, latent: Tensor | None = None) -> Tensor:
+        """Newest frame of s_{t+1} (B, C, Hpx, Wpx); `latent` is that of s_t if known."""
+        latent = self.encode(batch.state) if latent is None else latent
+        imagined = self.imagine(latent, batch.action)
+        if imagined is None:
+            imagined = torch.cat([latent, self.action(batch.action)], dim=-1)
+        return self.decoder(imagined)
 
-    def decode(self, latent: Tensor, action: Tensor) -> Tensor:
-        """(B, D), action -> (B, C, Hpx, Wpx)."""
-        if self.predictor is None:
-            return self.decoder(torch.cat([latent, self.action(action)], dim=-1))
-        return self.decoder(self.predictor(latent, self.action(action)))
-
-    def predict_frame(self, state: Tensor, action: Tensor) -> Tensor:
-        return self.decode(self.encode(state), action)
-
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Any, _: Any = None) -> tuple[Tensor, dict[str, float]]:
+        """(scalar, named terms) of a TransitionBatch."""
         latent = self.encode(batch.state)
-        frame = self.decode(latent, batch.action)
+        frame = self.predict_frame(batch, latent)
         error = F.mse_loss(frame.float(), scaled(batch.next_state[:, -1]))
-        return self._regularised(error, latent, None)
+        return self._regularised(error, latent)
 
 
 class PixelJepa(PixelModel):
@@ -158,12 +139,12 @@ class PixelJepa(PixelModel):
 
     predicts_latents = True
 
-    def __init__(self, config: PixelsConfig, shapes: PixelShapes, name: str = "jepa") -> None:
+    def __init__(self, config: PixelsConfig, shapes: PixelShapes, name: str) -> None:
         super().__init__(config, shapes, name)
         self.mode = config.jepa.target
         self.predictor = LatentPredictor(config.jepa, self.latent_dim, config.action_dim)
-        used = config.auxiliary.use_for_jepa
-        self.regulariser = build_regulariser(config.auxiliary, self.latent_dim) if used else None
+        if config.auxiliary.use_for_jepa:
+            self.regulariser = build_regulariser(config.auxiliary, self.latent_dim)
         if self.mode == "default" and self.regulariser is None:
             raise ConfigError(
                 "pixels.jepa.target=default teaches its encoder through the auxiliary loss alone; "
@@ -196,21 +177,19 @@ class PixelJepa(PixelModel):
             encoder = self.encoder if self.target_encoder is None else self.target_encoder
             return encoder(self.shapes.pixels(state)).float()
 
-    def imagine(self, latent: Tensor, action: Tensor) -> Tensor:
-        return self.predictor(latent, self.action(action)).float()
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Prediction, target without gradient, views of the auxiliary loss; all (B, D)."""
+        views = [self.encode_online(batch.state)]
+        if self.mode != "vjepa2":
+            views.append(self.encode_online(batch.next_state))
+        start = self.encode_target(batch.state) if self.mode == "default" else views[0]
+        target = views[1].detach() if self.mode == "none" else self.encode_target(batch.next_state)
+        return self.imagine(start, batch.action), target, views
 
-    def forward(self, state: Tensor, action: Tensor, next_state: Tensor) -> JepaStep:
-        """(prediction, target, online s_t, online s_{t+1}) of one batch."""
-        online = self.encode_online(state)
-        online_next = None if self.mode == "vjepa2" else self.encode_online(next_state)
-        start = self.encode_target(state) if self.mode == "default" else online
-        target = online_next.detach() if self.mode == "none" else self.encode_target(next_state)
-        return JepaStep(self.imagine(start, action), target, online, online_next)
-
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        step = self(batch.state, batch.action, batch.next_state)
-        error = F.mse_loss(step.prediction, step.target)
-        return self._regularised(error, step.online, step.online_next)
+    def loss(self, batch: Any, _: Any = None) -> tuple[Tensor, dict[str, float]]:
+        """(scalar, named terms) of a TransitionBatch."""
+        prediction, target, views = self(batch)
+        return self._regularised(F.mse_loss(prediction, target), *views)
 
     def after_update(self) -> None:
         """The target follows (no-op without one)."""
@@ -222,9 +201,10 @@ class PixelJepa(PixelModel):
         """Mean squared difference between online and target weights (0 without a target)."""
         if self.target_encoder is None:
             return 0.0
-        pairs = zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True)
-        gaps = torch.cat([(slow - fast).flatten() for slow, fast in pairs])
-        return gaps.square().mean().item()
+        slow, fast = (
+            parameters_to_vector(part.parameters()) for part in (self.target_encoder, self.encoder)
+        )
+        return (slow - fast).square().mean().item()
 
 
 class VJepa2(PixelModel):
@@ -244,10 +224,88 @@ class VJepa2(PixelModel):
         return super().train(False)
 
     def imagine(self, latent: Tensor, action: Tensor) -> Tensor:
-        """Next latent (B, D) after one action."""
         return self.world(latent[:, None], action[:, None])[:, 0]
 
-    def forward(self, state: Tensor, action: Tensor, next_state: Tensor) -> JepaStep:
-        """The outputs of JEPA; target and latent of s_{t+1} are the same here."""
-        now, then = self.encode(state), self.encode(next_state)
-        return JepaStep(self.imagine(now, action), then, now, then)
+
+# --- by name: with fresh weights, or from a file ------------------------------------------------
+KINDS = {
+    "enc_dec": EncoderDecoder, "enc_dec_jepa": EncoderDecoder, "jepa": PixelJepa,
+    "random": PixelModel,
+}  # fmt: skip
+
+
+def build_pixel_model(name: str, config: PixelsConfig, data: Any) -> Any:
+    """The model `name` of `FILES` with fresh weights from torch's generator (MOD-13).
+
+    `data` gives the shapes; training `Transitions` (not bare `PixelShapes`) also set the scale of
+    the first latents.
+    """
+    shapes = shapes_of(data)
+    if name == "stage1":
+        return MaskedPrediction(config, shapes)
+    if name in ("vjepa2", "random_vit"):
+        whole = VJepa2(config, shapes)
+        if name == "vjepa2":
+            return whole
+        # With one seed stage 1 begins with this very encoder.
+        return PixelModel(config, shapes, name, whole.encoder, whole.action).eval()
+    seed = int(torch.randint(2**31, (1,)))
+    model = KINDS[name](config, shapes, name)
+    torch.manual_seed(seed)  # building drew another number of them per model
+    initialise(model)
+    if isinstance(data, Transitions):
+        rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:SIZE_ROWS]
+        unit_size(model.encoder, shapes.pixels(data[rows.sort().values].state))
+    if isinstance(model, PixelJepa):
+        model.make_target()
+    return model.requires_grad_(False) if name == "random" else model
+
+
+def matched_counts(config: PixelsConfig, data: Any) -> dict[str, int]:
+    """Weights that the JEPA-style twin and JEPA with its decoder train to predict a frame.
+
+    The auxiliary loss's projector is scaffolding of either and left out.
+    """
+    twin, jepa = (
+        parameter_counts(build_pixel_model(name, config, data)) for name in ("enc_dec_jepa", "jepa")
+    )
+    decoder = PatchDecoder(config.decoder, config.encoder.latent_dim, shapes_of(data))
+    pair = {"enc_dec_jepa": twin, "jepa + decoder": jepa | {"decoder": count_parameters(decoder)}}
+    return {name: sum(parts.values()) - parts.get("regulariser", 0) for name, parts in pair.items()}
+
+
+def save_model(folder: Path, model: Any, file: str = "", /, **facts: Any) -> Path:
+    """Write `model` under its name of `FILES`, or as `file`; `facts` stand beside its config."""
+    path = folder / (file or FILES[model.name])
+    meta = {"config": to_dict(model.config), "shapes": model.shapes._asdict()}
+    save_module(path, model, f"pixel {model.name}", **meta, **facts)
+    return path
+
+
+def load_model(path: Path, name: str) -> Any:
+    """The stored model `name` of a file or folder, frozen and in eval mode on the CPU."""
+
+    def build(meta: dict[str, Any]) -> nn.Module:
+        shapes = PixelShapes(**meta["shapes"])
+        if name == "decoder":
+            config = from_dict(DecoderConfig, meta["config"])
+            return PatchDecoder(config, meta["input_dim"], shapes)
+        return build_pixel_model(name, from_dict(PixelsConfig, meta["config"]), shapes)
+
+    return load_module(_find(path, name), f"pixel {name}", build)
+
+
+def about_model(path: Path, name: str) -> dict[str, Any]:
+    """What is written beside the stored model `name`; FileError when it is another."""
+    return read_meta(_find(path, name), f"pixel {name}")
+
+
+def fill_model(path: Path, model: Any) -> None:
+    """Weights of a file or folder into `model` (TRAIN-6); FileError if they do not fit."""
+    about_model(path, model.name)
+    load_weights(_find(path, model.name).with_suffix(".safetensors"), model)
+
+
+def _find(path: Path, name: str) -> Path:
+    """The path of a model without its suffix, from that of the folder or of the weights."""
+    return path.with_suffix("") if path.suffix == ".safetensors" else path / FILES[name]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import DecoderConfig, PixelEncoderConfig, PixelJepaConfig
 from hjepa_lib.models.layers import (
     Attention,
@@ -22,7 +22,7 @@ from hjepa_lib.models.layers import (
     patch_grid,
     sides,
 )
-from hjepa_lib.pixels.transitions import PixelShapes
+from hjepa_lib.pixels.transitions import PixelShapes, scaled
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 LARGE = 512
@@ -56,20 +56,19 @@ class VitEncoder(nn.Module):
         # The last LayerNorm fixes the length of its output; the head gives the latent a scale.
         self.head = nn.Linear(dim, dim)
 
-    def frames(self, x: Tensor) -> Tensor:
-        """(M, C, Hpx, Wpx) -> (M, dim): one token per frame."""
-        tokens = self.patches(x)  # (M, N, dim)
-        cls = self.cls.expand(len(tokens), 1, -1)
-        tokens = self.spatial(self.dropout(torch.cat([cls, tokens], dim=1)))
-        return tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(dim=1)
-
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.frames(x.flatten(0, 1)).unflatten(0, x.shape[:2])  # (B, L, dim)
+        patches = self.patches(x.flatten(0, 1))  # (B L, N, dim)
+        tokens = self.spatial(self.dropout(prepend(self.cls, patches)))
+        frames = tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(dim=1)
+        frames = frames.unflatten(0, x.shape[:2])  # (B, L, dim)
         if self.temporal is None:
-            return self.head(self.join(tokens.flatten(1)))
-        cls = self.frame_cls.expand(len(tokens), 1, -1)
-        tokens = self.temporal(torch.cat([cls, tokens + self.frame_position], dim=1))
-        return self.head(tokens[:, 0])
+            return self.head(self.join(frames.flatten(1)))
+        return self.head(self.temporal(prepend(self.frame_cls, frames + self.frame_position))[:, 0])
+
+
+def prepend(token: Tensor, tokens: Tensor) -> Tensor:
+    """(dim,) before (M, N, dim): (M, 1 + N, dim)."""
+    return torch.cat([token.to(tokens.dtype).expand(len(tokens), 1, -1), tokens], dim=1)
 
 
 class CnnEncoder(nn.Module):
@@ -111,37 +110,20 @@ class MlpEncoder(nn.Module):
 
 
 ENCODERS: dict[str, type[nn.Module]] = {"vit": VitEncoder, "cnn": CnnEncoder, "mlp": MlpEncoder}
-"""What the one setting `pixels.encoder.kind` switches for every model (MOD-1)."""
-
-
-def build_pixel_encoder(config: PixelEncoderConfig, shapes: PixelShapes) -> nn.Module:
-    """The encoder `config.kind` for stacks of frames of these shapes."""
-    if config.kind not in ENCODERS:
-        raise ConfigError(f"unknown encoder {config.kind!r}; known: {', '.join(ENCODERS)}")
-    return ENCODERS[config.kind](config, shapes)
+"""What the one setting `pixels.encoder.kind` switches for every model (MOD-1): built from the
+section `pixels.encoder` and the shapes of the data."""
 
 
 # --- actions and the next latent --------------------------------------------------------------
 class ActionEmbedding(nn.Module):
-    """(B,) action numbers or (B, A) continuous actions -> (B, dim) (MOD-5)."""
+    """(...,) action numbers or (..., A) continuous actions -> (..., dim) (MOD-5)."""
 
-    def __init__(self, kind: str, count: int, dim: int) -> None:
+    def __init__(self, shapes: PixelShapes, dim: int) -> None:
         super().__init__()
-        self.kind, self.count = kind, count
-        self.table = nn.Embedding(count, dim) if kind == "discrete" else nn.Linear(count, dim)
+        kind = nn.Embedding if shapes.action_kind == "discrete" else nn.Linear
+        self.table = kind(shapes.action_dim, dim)
 
     def forward(self, action: Tensor) -> Tensor:
-        if self.kind != "discrete":
-            if action.shape[-1] != self.count:
-                raise ValueError(
-                    f"actions must have {self.count} components, got {tuple(action.shape)}"
-                )
-            return self.table(action.to(self.table.weight.dtype))
-        if action.is_floating_point():
-            raise ValueError(f"discrete actions must be whole numbers, got {action.dtype}")
-        if action.numel() and (action.min() < 0 or action.max() >= self.count):
-            low, high = action.min().item(), action.max().item()
-            raise ValueError(f"actions must lie in 0..{self.count - 1}, got {low}..{high}")
         return self.table(action)
 
 
@@ -176,7 +158,7 @@ class LatentPredictor(nn.Module):
 
 # --- decoder ----------------------------------------------------------------------------------
 class Look(nn.Module):
-    """Cross-attention of (B, N, dim) tokens to one memory token and a key and value of zero.
+    """Cross-attention of x (B, N, dim) to one memory token (B, 1, dim) and a zero key and value.
 
     Over a single token a softmax is 1 whatever query and key are, and their weights never learn
     (F9); beside a zero key the weight is sigmoid(q . k / sqrt(d)): look, or look away.
@@ -191,7 +173,6 @@ class Look(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        """x (B, N, dim), memory (B, 1, dim) -> (B, N, dim)."""
         q = self.query(x).unflatten(-1, (self.heads, -1))  # (B, N, heads, head_dim)
         k, v = self.key_value(memory).unflatten(-1, (2, self.heads, -1)).unbind(2)
         weight = torch.sigmoid((q * k).sum(dim=-1, keepdim=True) / q.shape[-1] ** 0.5)
@@ -203,14 +184,12 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        dim, heads, head_dim = config.dim, config.heads, config.head_dim
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
-        self.attention = Attention(dim, heads, head_dim, config.dropout)
-        self.look = Look(dim, heads, head_dim, config.dropout)
-        self.mlp = feed_forward(dim, config.mlp_dim, config.dropout)
+        sizes = config.dim, config.heads, config.head_dim, config.dropout
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(config.dim) for _ in range(3))
+        self.attention, self.look = Attention(*sizes), Look(*sizes)
+        self.mlp = feed_forward(config.dim, config.mlp_dim, config.dropout)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        """x (B, N, dim), memory (B, 1, dim) -> (B, N, dim)."""
         x = x + self.attention(self.norm1(x))
         x = x + self.look(self.norm2(x), memory)
         return x + self.mlp(self.norm3(x))
@@ -222,13 +201,15 @@ class PatchDecoder(nn.Module):
     In units of [0, 1], not clipped: the MSE keeps it there.
     """
 
+    name = "decoder"
+
     def __init__(self, config: DecoderConfig, input_dim: int, shapes: PixelShapes) -> None:
         super().__init__()
-        self.config = config
-        self.grid = patch_grid(shapes.image_size, config.patch)
+        self.config, self.shapes = config, shapes
+        rows, columns = patch_grid(shapes.image_size, config.patch)
         self.memory = nn.Linear(input_dim, config.dim)
         self.memory_norm = nn.LayerNorm(config.dim)
-        self.query = nn.Parameter(torch.zeros(self.grid[0] * self.grid[1], config.dim))
+        self.query = nn.Parameter(torch.zeros(rows * columns, config.dim))
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim)
         self.pixels = nn.Linear(config.dim, shapes.channels * config.patch**2)
@@ -243,11 +224,15 @@ class PatchDecoder(nn.Module):
         tokens = self.query.expand(len(x), -1, -1)
         for block in self.blocks:
             tokens = block(tokens, memory)
-        patches = self.pixels(self.norm(tokens))  # (B, rows * columns, C * patch * patch)
-        (rows, columns), patch = self.grid, self.config.patch
-        image = patches.unflatten(1, (rows, columns)).unflatten(3, (-1, patch, patch))
-        image = image.permute(0, 3, 1, 4, 2, 5)  # (B, C, rows, patch, columns, patch)
-        return image.flatten(4).flatten(2, 3)
+        patches = self.pixels(self.norm(tokens))  # (B, N, C * patch * patch), row by row
+        size, patch = sides(self.shapes.image_size), self.config.patch
+        return F.fold(patches.transpose(1, 2), size, patch, stride=patch)
+
+    def loss(self, batch: tuple[Tensor, Tensor], _: object = None) -> tuple[Tensor, dict]:
+        """MSE of (latents, uint8 frames), alone without a model (MOD-10)."""
+        latent, frame = batch
+        error = F.mse_loss(self(latent).float(), scaled(frame))
+        return error, {"mse_reconstruction": error.item()}
 
 
 # --- first weights and counts (MOD-13) --------------------------------------------------------
@@ -260,8 +245,7 @@ def initialise(model: nn.Module) -> None:
     `first_weights` has the last word on its own.
     """
     for module in model.modules():
-        large = isinstance(module, nn.Linear) and max(module.weight.shape) >= LARGE
-        if large:
+        if isinstance(module, nn.Linear) and max(module.weight.shape) >= LARGE:
             nn.init.xavier_uniform_(module.weight, gain=0.5)
         elif isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -286,9 +270,8 @@ def unit_size(encoder: nn.Module, pixels: Tensor) -> None:
 
     On dark frames they would start at a hundredth of that (the idea of arXiv 1511.06422).
     """
-    training = encoder.training
     size = encoder.eval()(pixels).square().mean().sqrt()
-    encoder.train(training)
+    encoder.train()
     if size > 1e-8:
         last = [module for module in encoder.modules() if isinstance(module, nn.Linear)][-1]
         last.weight.div_(size)

@@ -26,8 +26,7 @@ from hjepa_lib.pixels.compare import (
     score,
     untrained,
 )
-from hjepa_lib.pixels.makers import frame_predictor
-from hjepa_lib.pixels.registry import matched_counts
+from hjepa_lib.pixels.models import matched_counts
 from hjepa_lib.pixels.stages import (
     DECODED,
     find,
@@ -79,7 +78,7 @@ def measure_row(ws: Workspace, name: str, number: int) -> Row:
     """Facts, scores on the validation part, and errors per block of it."""
     (train, validation), config = make_transitions(ws), ws.config.pixels
     model, trained = load_model(ws, name, number), name not in UNTRAINED
-    predict = frame_predictor(model)
+    predict = getattr(model, "predict_frame", None)
     # A decoder that reads the true next state reconstructs, it foresees nothing.
     if name in DECODED and config.decoder.source == "predictor":
         decoder = load_decoder(ws, name, number)

@@ -8,7 +8,8 @@ heads `heads_{model}_s{n}` and state decoder `decoder_{model}_s{n}` are stages, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from hjepa_lib.config import Config, ConfigError
 from hjepa_lib.config.pixels import DecoderConfig, RewardConfig
 from hjepa_lib.files import load_npz, read_json
-from hjepa_lib.pixels import registry
+from hjepa_lib.pixels import models
 from hjepa_lib.pixels.compare import COMPARED
 from hjepa_lib.pixels.networks import PatchDecoder
 from hjepa_lib.pixels.transitions import Transitions
@@ -26,7 +27,7 @@ from hjepa_lib.training.loop import Report
 
 DECODED = ("jepa", "vjepa2")
 """Models without a decoder of their own."""
-DATA, STAGE1, RESULT = "pixel_data", "vjepa2_stage1_s{}", "result.json"
+DATA, RESULT = "pixel_data", "result.json"
 
 
 def _fields(section: str, kind: type, *but: str) -> tuple[str, ...]:
@@ -55,14 +56,10 @@ SHAPING: dict[str, tuple[str, ...]] = {
 """The settings that shape a stage, besides those of what it reads."""
 
 
-def _later(maker: str, **options: Any) -> Callable[..., Iterator[Report] | None]:
-    """How a module that loads other stages makes one: imported when it is made."""
-    module, function = maker.split(":")
-
-    def make(ws: Workspace, folder: Path) -> Iterator[Report] | None:
-        return getattr(import_module(f"hjepa_lib.pixels.{module}"), function)(ws, folder, **options)
-
-    return make
+def _make(maker: str, ws: Workspace, folder: Path, **options: Any) -> Iterator[Report] | None:
+    """`maker` is module.function, of modules that load stages themselves: imported when called."""
+    module, function = maker.split(".")
+    return getattr(import_module(f"hjepa_lib.pixels.{module}"), function)(ws, folder, **options)
 
 
 def pixel_stages(config: Config) -> dict[str, Stage]:
@@ -72,7 +69,11 @@ def pixel_stages(config: Config) -> dict[str, Stage]:
     ppo = ("pixels.ppo",) if pixels.data.method == "ppo" else ()
     resumed, load = pixels.vjepa2.stage2.checkpoint, pixels.loading.run
 
-    def add(name: str, make: Any, shaping: tuple[str, ...], *reads: str, **more: Any) -> None:
+    def add(
+        name: str, maker: str, shaping: tuple[str, ...], *reads: str,
+        options: dict[str, Any] | None = None, **more: Any,
+    ) -> None:  # fmt: skip
+        make = partial(_make, maker, **options or {})
         inputs = tuple(found[one] for one in reads)
         found[name] = Stage(name, make, shaping, inputs, folder=f"pixels/{name}", **more)
 
@@ -81,31 +82,26 @@ def pixel_stages(config: Config) -> dict[str, Stage]:
         return (weights, str(Path(weights).with_suffix(".json"))) if weights else ()
 
     recorded = (pixels.data.path,) if pixels.data.path else ()
-    add(DATA, _later("makers:make_data"), (*SHAPING["data"], *ppo), recorded=True, files=recorded)
+    add(DATA, "makers.make_data", (*SHAPING["data"], *ppo), recorded=True, files=recorded)
     for n in range(pixels.seeds):
         for name in COMPARED:
-            one = f"{name}_s{n}"
-            if name != "vjepa2":
-                make = _later("makers:make_model", name=name, number=n)
-                starts = given(pixels.loading.path) if "pixels.loading" in SHAPING[name] else ()
-                add(one, make, SHAPING[name], DATA, load=load, files=starts)
-                continue
-            first, reads = STAGE1.format(n), [DATA]
-            if not (load or resumed):
-                make = _later("two_stages:make_stage1", number=n)
-                starts = given(pixels.vjepa2.stage1.checkpoint)
-                add(first, make, SHAPING["stage1"], DATA, files=starts)
-                reads.append(first)
-            make = _later("two_stages:make_stage2", number=n)
-            starts = () if load else given(resumed)
-            add(one, make, SHAPING[name], *reads, load=load, files=starts)
+            reads, maker, options = [DATA], "model", {"name": name, "number": n}
+            source = pixels.loading.path if "pixels.loading" in SHAPING[name] else ""
+            if name == "vjepa2":
+                maker, options, source = "stage2", {"number": n}, "" if load else resumed
+                if not (load or resumed):
+                    reads.append(f"vjepa2_stage1_s{n}")
+                    add(reads[1], "makers.make_stage1", SHAPING["stage1"], DATA, options=options,
+                        files=given(pixels.vjepa2.stage1.checkpoint))  # fmt: skip
+            add(f"{name}_s{n}", f"makers.make_{maker}", SHAPING[name], *reads, options=options,
+                load=load, files=given(source))  # fmt: skip
         for kind, names in (("heads", COMPARED), ("decoder", DECODED)):
             for name in names:
-                make = _later(f"makers:make_{kind}", name=name, number=n)
-                add(f"{kind}_{name}_s{n}", make, SHAPING[kind], DATA, f"{name}_s{n}")
+                add(f"{kind}_{name}_s{n}", f"makers.make_{kind}", SHAPING[kind], DATA,
+                    f"{name}_s{n}", options={"name": name, "number": n})  # fmt: skip
     heads = [name for name in found if not name.startswith("decoder")]
-    add("rewards", _later("results:make_rewards"), (), *heads)
-    add("comparison", _later("results:make_comparison"), (), *found)
+    add("rewards", "results.make_rewards", (), *heads)
+    add("comparison", "results.make_comparison", (), *found)
     return found
 
 
@@ -123,12 +119,12 @@ def train(ws: Workspace, *names: str) -> Iterator[Report]:
         yield from ws.make(stage_of(ws, name))
 
 
+# --- loading ----------------------------------------------------------------------------------
 def find(ws: Workspace, name: str) -> Path:
     """Folder of the finished stage: this run's, another's with the same key, or made here."""
     return ws.obtain(stage_of(ws, name))
 
 
-# --- loading ----------------------------------------------------------------------------------
 def load_transitions(ws: Workspace) -> Transitions:
     """All transitions of this run, collected or loaded on first use."""
     return Transitions.load(find(ws, DATA))
@@ -141,12 +137,12 @@ def make_transitions(ws: Workspace) -> tuple[Transitions, Transitions]:
 
 def load_model(ws: Workspace, name: str, number: int) -> Any:
     """The model with its best weights, frozen and in eval mode, on the run's device."""
-    return registry.load_model(find(ws, f"{name}_s{number}"), name).to(ws.device)
+    return models.load_model(find(ws, f"{name}_s{number}"), name).to(ws.device)
 
 
 def load_decoder(ws: Workspace, name: str, number: int) -> PatchDecoder:
     """The frozen decoder (B, D) -> (B, C, H, W) of a model's latents."""
-    return registry.load_decoder(find(ws, f"decoder_{name}_s{number}")).to(ws.device)
+    return models.load_model(find(ws, f"decoder_{name}_s{number}"), "decoder").to(ws.device)
 
 
 def load_heads(ws: Workspace, name: str, number: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -20,7 +20,7 @@ from hjepa_lib.config.pixels import AuxiliaryConfig, PixelsConfig
 from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
 from hjepa_lib.pixels.diagnostics import collapse_ratio, health
 from hjepa_lib.pixels.measures import latent_errors, pick
-from hjepa_lib.pixels.registry import build_pixel_model
+from hjepa_lib.pixels.models import build_pixel_model
 from hjepa_lib.pixels.results import reward_rows
 from hjepa_lib.pixels.stages import (
     load_heads,
@@ -31,7 +31,7 @@ from hjepa_lib.pixels.stages import (
     train,
 )
 from hjepa_lib.pixels.tables import look_ahead_section
-from hjepa_lib.pixels.training import fit_pixels
+from hjepa_lib.pixels.training import fit
 from hjepa_lib.pixels.worlds import DRIFT_ID, PUSH_ID
 from hjepa_lib.runs.keys import Stage
 from hjepa_lib.runs.report import leave_section
@@ -166,7 +166,7 @@ def try_variants(ws: Workspace, updates: int) -> Iterator[Variant]:
     for target, auxiliary in VARIANTS:
         torch.manual_seed(seed)
         model = build_pixel_model("jepa", vary(config, target, auxiliary), data).to(ws.device)
-        for _ in fit_pixels(model, data, None, optim, seed=seed, precision=ws.precision):
+        for _ in fit(model, data, None, optim, seed=seed, precision=ws.precision):
             pass
         model.eval()
         with torch.no_grad():

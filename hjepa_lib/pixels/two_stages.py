@@ -1,152 +1,48 @@
-"""The two stages of the V-JEPA 2 style model: how they are made and measured.
+"""The two stages of the V-JEPA 2 style model, measured, and judged as seed 002 does (VJ-13).
 
 Every error has its trivial baseline beside it (a constant latent in stage 1, the last latent in
-stage 2), since an L1 error on raw latents goes to 0 when all states get the same latent.
+stage 2), since an L1 error on raw latents goes to 0 when all states get the same latent. The bars
+of collapse are absolute because the graded errors are: where latents vary by 0.03, the best
+constant has an error of about 0.025 and would be graded "good".
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from hjepa_lib.config import ConfigError
-from hjepa_lib.config.pixels import PixelsConfig
-from hjepa_lib.files import FileError, read_json, write_json
-from hjepa_lib.models.layers import count_parameters, draw_masks
-from hjepa_lib.pixels import registry
-from hjepa_lib.pixels.grades import (
-    Criterion,
-    collapse,
-    spread,
-    stage1_criteria,
-    stage2_criteria,
-)
-from hjepa_lib.pixels.makers import PixelLog, facts_of, fresh_model, options_of
+from hjepa_lib.files import read_json
+from hjepa_lib.models.layers import draw_masks
+from hjepa_lib.pixels import models
 from hjepa_lib.pixels.models import VJepa2
-from hjepa_lib.pixels.stages import RESULT, STAGE1, find, make_transitions, seconds_of
-from hjepa_lib.pixels.transitions import Transitions, shapes_of
-from hjepa_lib.pixels.vjepa2 import (
-    MaskedPrediction,
-    WorldModel,
-    encode_states,
-    fit_stage1,
-    fit_stage2,
-    window_loss,
-)
+from hjepa_lib.pixels.stages import make_transitions
+from hjepa_lib.pixels.training import mean_loss
+from hjepa_lib.pixels.transitions import Transitions
+from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel, encode_states
 from hjepa_lib.runs.workspace import Workspace
-from hjepa_lib.training.loop import Fit, Report
+from hjepa_lib.training.probes import effective_rank
 
-STAGES = {1: STAGE1, 2: "vjepa2_s{}"}
+STAGES = {1: "vjepa2_stage1_s{}", 2: "vjepa2_s{}"}
 NAMES = {1: "stage1", 2: "vjepa2"}
-"""What registry.py calls the model of a stage."""
+"""What models.py calls the model of a stage."""
 FINAL = "vjepa2_world_model_final"
 """Weights after the last update of stage 2, beside the best ones."""
 EVALUATION = "evaluation.json"
 RATIOS = (0.25, 0.5, 0.75)
 BATCHES, HELD_OUT, ROLLOUT = 5, 256, 8
-
-
-# --- making -----------------------------------------------------------------------------------
-def make_stage1(ws: Workspace, folder: Path, number: int) -> Iterator[Report]:
-    """Masked pre-training, or the weights of `vjepa2.stage1.checkpoint`; and their evaluation."""
-    config, stage = ws.config.pixels, STAGES[1].format(number)
-    train, validation = make_transitions(ws)
-    if source := config.vjepa2.stage1.checkpoint:
-        facts = about(Path(source), 1, train) | {"loaded": True}
-        model = registry.load_model(Path(source), NAMES[1]).to(ws.device)
-    else:
-        model = fresh_model(ws, NAMES[1], number, train)
-        fit = fit_stage1(model, train, validation, config, **options_of(ws, stage, number))
-        yield from ws.follow(fit, stage, PixelLog("stage1", "stage1", fit, config.log_every))
-        facts = _facts(ws, number, fit, model, len(train))
-        fit.save(resume_path(folder / registry.FILES[NAMES[1]]))
-        fit.load_best()
-    registry.save_model(folder, model.eval().requires_grad_(False), **facts)
-    write_json(folder / EVALUATION, evaluate_stage1(model, train, validation))
-
-
-def make_stage2(ws: Workspace, folder: Path, number: int) -> Iterator[Report]:
-    """The world model on latents that the frozen encoder makes once.
-
-    With `vjepa2.stage2.checkpoint` the encoder and everything else come from that file, and
-    training goes on up to this run's number of updates.
-    """
-    config, stage = ws.config.pixels, STAGES[2].format(number)
-    train, _ = make_transitions(ws)
-    model = fresh_model(ws, NAMES[2], number, train)
-    source = config.vjepa2.stage2.checkpoint
-    path = Path(source) if source else find(ws, STAGES[1].format(number))
-    first = about(path, 2 if source else 1, train)
-    found = registry.load_model(path, NAMES[2 if source else 1])
-    if source:  # the data that either of its stages has seen
-        seen = {part.get("data_sha256", "") for part in (first, first["stage1"])}
-        known = "" if "" in seen else " ".join(sorted(seen))
-        first = first["stage1"] | {"loaded": True, "data_sha256": known}
-    try:
-        model.encoder.load_state_dict((found.encoder if source else found.online).state_dict())
-    except RuntimeError as error:
-        raise ConfigError(
-            "the checkpoint's encoder has another size than pixels.encoder and "
-            "pixels.vjepa2.stage1 ask for"
-        ) from error
-    world = model.world.requires_grad_(True)
-    windows = latent_windows(ws, model)
-    fit = fit_stage2(world, *windows, config, **options_of(ws, stage, number))
-    if source and fit.update == 0:
-        fit.resume(resume_path(path), same_settings=False)
-    yield from ws.follow(fit, stage, PixelLog("stage2", "stage2", fit, config.log_every))
-    loaded = first["loaded"]
-    facts = _facts(ws, number, fit, model, len(windows[0])) | {
-        "stage1": first,
-        "updates": first["updates"] + fit.update,
-        "stage_updates": [first["updates"], fit.update],
-        # Stage 1 has the other models' batches; weights from a file saw batches unknown here.
-        "batches_sha256": "" if loaded else first["batches_sha256"],
-        "loaded": loaded,
-        "loaded_data_sha256": first.get("data_sha256", "") if loaded else "",
-        "early_stopping": fit.config.patience > 0 or first["early_stopping"],
-        "earlier_seconds": 0.0 if source else seconds_of(ws, STAGE1.format(number)),
-    }
-    registry.save_model(folder, model, FINAL, **facts)
-    fit.save(resume_path(folder / registry.FILES[NAMES[2]]))
-    fit.load_best()
-    model.requires_grad_(False)
-    registry.save_model(folder, model, **facts)
-    write_json(folder / EVALUATION, evaluate_stage2(world, *windows, config))
-    write_json(folder / RESULT, facts)
-
-
-def about(path: Path, stage: int, train: Transitions) -> dict[str, Any]:
-    """What a checkpoint says of its training; FileError when it is none for these images."""
-    meta = registry.about_model(path, NAMES[stage])
-    here = shapes_of(train)._asdict()
-    for key, value in meta["shapes"].items():
-        if here[key] != value:
-            raise FileError(f"{path} was trained with {key}={value}, this data has {here[key]}")
-    return {key: meta[key] for key in meta if key not in ("kind", "config", "shapes")}
-
-
-def resume_path(path: Path) -> Path:
-    """State to go on from, beside the weights `path`."""
-    return path.with_name(f"resume_{path.stem}.pt")
-
-
-def _facts(ws: Workspace, number: int, fit: Fit, model: nn.Module, rows: int) -> dict[str, Any]:
-    """What a checkpoint says about its training; `epochs` are passes through `rows`."""
-    every = sum(p.numel() for p in model.parameters())
-    return facts_of(ws, "vjepa2", number, fit) | {
-        "epochs": fit.update * fit.config.batch / rows,
-        "halvings": fit.halvings,
-        "patience": fit.config.patience,
-        "parameters": {"total": every, "trained": count_parameters(fit.module)},
-    }
+LEAST_STD, LEAST_RANK = math.sqrt(0.001), 2.0
+"""A latent with less variance per dimension than 0.001, or on a line, has collapsed."""
+STABLE = 1.1  # last validation loss over the lowest
+LEAST_EPOCHS = 15
+WORDS = ("excellent", "good", "acceptable", "poor")
 
 
 # --- measuring --------------------------------------------------------------------------------
@@ -157,26 +53,16 @@ def stored_evaluation(ws: Workspace, stage: int, number: int) -> dict[str, Any]:
 
 def evaluate(ws: Workspace, stage: int, number: int) -> dict[str, Any]:
     """The stored weights of a stage measured anew, on the workspace's device."""
-    model = registry.load_model(_trained(ws, stage, number), NAMES[stage]).to(ws.device)
+    model = models.load_model(_trained(ws, stage, number), NAMES[stage]).to(ws.device)
     if stage == 1:
         return evaluate_stage1(model, *make_transitions(ws))
-    return evaluate_stage2(model.world, *latent_windows(ws, model), ws.config.pixels)
+    return evaluate_stage2(model.world, *latent_windows(ws, model))
 
 
 def latent_windows(ws: Workspace, model: VJepa2) -> list[TensorDataset]:
     """Frozen latents of the training and the validation part."""
     length = ws.config.pixels.data.sequence
     return [encode_states(model, part, length) for part in make_transitions(ws)]
-
-
-def criteria(ws: Workspace, stage: int, number: int, result: dict[str, Any]) -> list[Criterion]:
-    """Success criteria of an evaluation, with the run's validation losses and epochs."""
-    rows = ws.run.records(STAGES[stage].format(number))
-    losses = [row["validation_loss"] for row in rows if row.get("validation_loss") is not None]
-    if stage == 1:
-        return stage1_criteria(result, losses)
-    facts = registry.about_model(_trained(ws, stage, number), NAMES[2])
-    return stage2_criteria(result, losses, facts["epochs"], facts["patience"])
 
 
 def _trained(ws: Workspace, stage: int, number: int) -> Path:
@@ -193,20 +79,35 @@ def _rows(count: int, most: int = HELD_OUT) -> Tensor:
     return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
+def describe(latents: Tensor) -> dict[str, Any]:
+    """Std averaged over dimensions, effective rank, why latents (M, D) count as collapsed or ""."""
+    finite = bool(latents.isfinite().all())
+    std, rank = latents.std(dim=0).mean().item(), effective_rank(latents) if finite else math.nan
+    why = "" if finite else "latents are not finite"
+    if std < LEAST_STD:
+        why = f"std {std:.2g} is below {LEAST_STD:.2g}"
+    elif rank < LEAST_RANK:
+        why = f"effective rank {rank:.2f} is below {LEAST_RANK:g}"
+    return {"std": std, "effective_rank": rank, "collapsed": why}
+
+
 @torch.no_grad()
 def masked_latents(
-    model: MaskedPrediction, data: Transitions, rows: Tensor, ratio: float, seed: int = 0
+    model: MaskedPrediction, data: Transitions, rows: Tensor, ratio: float
 ) -> tuple[Tensor, Tensor]:
     """Predicted and target latents (len(rows), D) with `ratio` of the patches hidden, eval mode."""
-    model.eval()
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
+    device = next(model.eval().parameters()).device
+    generator = torch.Generator().manual_seed(0)
     pairs = []
     for index in rows.split(64):
         mask = draw_masks(len(index), model.online.patches, ratio, generator).to(device)
         pairs.append(model.predict(data[index].state.to(device), mask))
     named, target = (torch.cat(part) for part in zip(*pairs, strict=True))
     return named, target
+
+
+def _ratio(validation: float, train: float) -> float:
+    return validation / train if train > 0 else math.inf
 
 
 def evaluate_stage1(
@@ -222,43 +123,32 @@ def evaluate_stage1(
     parts = [masked_latents(model, d, _rows(len(d)), stage.mask) for d in (train, validation)]
     errors = [F.l1_loss(*part).item() for part in parts]
     constant = parts[0][1].median(dim=0).values  # the constant with the lowest L1 error
-    std, rank = spread(parts[1][1])
     return {
         "masked_l1": {str(ratio): value.item() for ratio, value in ladder.items()},
         "train": errors[0],
         "validation": errors[1],
-        "ratio": errors[1] / errors[0] if errors[0] > 0 else math.inf,
+        "ratio": _ratio(errors[1], errors[0]),
         "constant": (parts[1][1] - constant).abs().mean().item(),
-        "std": std,
-        "effective_rank": rank,
-        "collapsed": collapse(parts[1][1]),
-    }
-
-
-@torch.no_grad()
-def rollout_errors(world: WorldModel, data: TensorDataset, rows: Tensor, steps: int) -> dict:
-    """Mean L1 error after 1..steps imagined steps, (steps,) each: the model's, and copy-last's."""
-    now, action, then = (part[:, :steps] for part in data[rows])
-    imagined = world.eval().rollout(now[:, 0], action, steps)
-    return {
-        "model": (imagined - then).abs().mean(dim=(0, 2)).tolist(),
-        "copy_last": (now[:, :1] - then).abs().mean(dim=(0, 2)).tolist(),
+        **describe(parts[1][1]),
     }
 
 
 @torch.no_grad()
 def evaluate_stage2(
-    world: WorldModel, train: TensorDataset, validation: TensorDataset, config: PixelsConfig
+    world: WorldModel, train: TensorDataset, validation: TensorDataset
 ) -> dict[str, Any]:
     """Mean L1 over 5 batches, graded losses, errors of an 8-step roll-out against copy-last."""
-    length = config.data.sequence
-    few = _rows(len(validation), BATCHES * config.vjepa2.stage2.optim.batch)
-    first, second = (window_loss(world, part, config) for part in (train, validation))
-    now, action, then = validation[few]
-    forced = world.eval()(now, action)
-    latents, named = now[:, -1], forced[:, -1]  # one state per window: neighbours are alike
-    std, rank = spread(latents)
-    lost = collapse(named)
+    batch = world.stage.optim.batch
+    first, second = (mean_loss(world.eval(), part, batch, HELD_OUT) for part in (train, validation))
+    now, action, then = validation[_rows(len(validation), BATCHES * batch)]
+    forced = world(now, action)
+    true = then[:, :ROLLOUT]
+    imagined = world.rollout(now[:, :1], action, true.shape[1])
+    # Mean L1 error (steps,) after 1, 2, ... imagined steps.
+    gaps = {"model": imagined - true, "copy_last": now[:, :1] - true}
+    # One state per window: neighbours are alike.
+    latents, named = describe(now[:, -1]), describe(forced[:, -1])
+    lost = named["collapsed"]
     return {
         "mean_l1": F.l1_loss(forced, then).item(),
         "copy_last_l1": F.l1_loss(now, then).item(),
@@ -266,12 +156,11 @@ def evaluate_stage2(
         "teacher_forcing": second["teacher_forcing"],
         "rollout": second["rollout"],
         "train_total": first["loss"],
-        "ratio": second["loss"] / first["loss"] if first["loss"] > 0 else math.inf,
-        "per_step": rollout_errors(world, validation, few, min(ROLLOUT, length)),
-        "std": std,
-        "effective_rank": rank,
-        "predicted_std": spread(named)[0],
-        "collapsed": collapse(latents) or (f"predicted {lost}" if lost else ""),
+        "ratio": _ratio(second["loss"], first["loss"]),
+        "per_step": {who: gap.abs().mean(dim=(0, 2)).tolist() for who, gap in gaps.items()},
+        **latents,
+        "predicted_std": named["std"],
+        "collapsed": latents["collapsed"] or (f"predicted {lost}" if lost else ""),
     }
 
 
@@ -288,6 +177,107 @@ def example(world: WorldModel, data: TensorDataset, steps: int) -> Example:
     """The roll-out over that window of `data` in which the latent moves farthest."""
     now, action, then = (part[:, :steps] for part in data.tensors)
     far = int((then[:, -1] - now[:, 0]).norm(dim=1).argmax())
-    imagined = world.eval().rollout(now[far, None, 0], action[far, None], steps)[0]
+    imagined = world.eval().rollout(now[[far], :1], action[[far]], steps)[0]
     true = torch.cat([now[far, :1], then[far]])
     return Example(true.cpu(), imagined.cpu(), world.embedding(action[far])[:, 0].cpu())
+
+
+# --- grades and success -----------------------------------------------------------------------
+class Quantity(NamedTuple):
+    """What seed 002 says of a number: upper limits of its grades, ranges after so many epochs."""
+
+    limits: tuple[float, float, float]
+    expected: str = ""
+
+
+GRADES = {
+    1: {
+        "train": Quantity((0.01, 0.05, 0.1), "1: 0.4-0.6, 5: 0.1-0.2, 10: 0.05-0.1"),
+        "validation": Quantity((0.015, 0.06, 0.12), "1: 0.3-0.5, 5: 0.08-0.15, 10: 0.04-0.08"),
+        "ratio": Quantity((1.2, 1.5, 2.0)),
+    },
+    2: {
+        "total": Quantity((0.1, 0.3, 0.5), "1: 0.4-0.6, 10: 0.2-0.3, 20: 0.15-0.25"),
+        "teacher_forcing": Quantity((0.08, 0.2, 0.4), "1: 0.3-0.5, 10: 0.15-0.25, 20: 0.1-0.2"),
+        "rollout": Quantity((0.15, 0.4, 0.6), "1: 0.5-0.8, 10: 0.25-0.4, 20: 0.2-0.3"),
+        "ratio": Quantity((1.2, 1.5, 2.0)),
+    },
+}
+"""By stage; `ratio` is validation over training."""
+
+
+def graded(stage: int, result: dict[str, Any]) -> list[tuple[str, float, str]]:
+    """(quantity, value, the seed's word) for everything that seed 002 grades; NaN is poor."""
+    found = []
+    for name, quantity in GRADES[stage].items():
+        words = zip(WORDS, quantity.limits, strict=False)
+        word = next((word for word, limit in words if result[name] < limit), WORDS[-1])
+        found.append((name, result[name], word))
+    return found
+
+
+class Criterion(NamedTuple):
+    """One line of the success criteria; `passed` is None where it could not be checked."""
+
+    name: str
+    value: str
+    bar: str
+    passed: bool | None
+
+
+def criteria(ws: Workspace, stage: int, number: int, result: dict[str, Any]) -> list[Criterion]:
+    """Success criteria of an evaluation, with the run's validation losses and epochs."""
+    rows = ws.run.records(STAGES[stage].format(number))
+    losses = [row["validation_loss"] for row in rows if row.get("validation_loss") is not None]
+    if stage == 1:
+        return success(1, result, losses)
+    facts = models.about_model(_trained(ws, stage, number), NAMES[2])
+    return success(2, result, losses, facts["epochs"], facts["patience"])
+
+
+def success(
+    stage: int, result: dict[str, Any], losses: Sequence[float],
+    epochs: float = 0.0, patience: int = 0,
+) -> list[Criterion]:  # fmt: skip
+    """Criteria of a stage; `losses` are the validation losses in their order.
+
+    A total of stage 2 below 0.1 counts as having reached the seed's range .1-.3. `epochs` are
+    checked only with early stopping off: a training that stalls early is no failure.
+    """
+
+    def below(name: str, key: str, bar: float) -> Criterion:
+        return Criterion(name, f"{result[key]:.4f}", f"< {bar:.4g}", result[key] < bar)
+
+    value = f"std {result['std']:.3g}, effective rank {result['effective_rank']:.1f}"
+    reason, bar = result["collapsed"], f"std >= {LEAST_STD:.2g}, rank >= {LEAST_RANK:g}"
+    value = f"{value}: {reason}" if reason else value
+    alive = Criterion("no collapse", value, bar, not reason)
+    stable = Criterion("stable validation", "", f"last <= {STABLE:g} x lowest", None)
+    if losses:
+        ratio = losses[-1] / max(min(losses), 1e-12)
+        stable = stable._replace(value=f"{ratio:.3f} x lowest", passed=ratio <= STABLE)
+    if stage == 1:
+        return [
+            alive,
+            below("training L1", "train", 0.05),
+            below("validation / training", "ratio", 1.5),
+            stable,
+            below("L1 against a constant latent", "validation", result["constant"]),
+        ]
+    teacher, rollout = result["teacher_forcing"], result["rollout"]
+    above = (f"{rollout:.4f}", f"> {teacher:.4f}", rollout > teacher)
+    enough = None if patience else epochs >= LEAST_EPOCHS
+    bar = f">= {LEAST_EPOCHS}, early stopping off"
+    return [
+        alive,
+        below("total loss", "total", 0.3),
+        Criterion("roll-out above teacher forcing", *above),
+        Criterion("epochs", f"{epochs:.1f}", bar, enough),
+        stable,
+        below("L1 against copying the last latent", "mean_l1", result["copy_last_l1"]),
+    ]
+
+
+def passed(lines: Sequence[Criterion]) -> bool:
+    """True when nothing failed and collapse was ruled out; what was not checked is left out."""
+    return lines[0].passed is True and all(line.passed is not False for line in lines)

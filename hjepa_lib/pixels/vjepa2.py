@@ -25,16 +25,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from hjepa_lib.config.fields import ConfigError
-from hjepa_lib.config.pixels import PixelsConfig, Stage2Config
+from hjepa_lib.config import ConfigError
+from hjepa_lib.config.pixels import PixelsConfig
 from hjepa_lib.models.layers import Block, Past, Patches, draw_masks, mlp, update_ema
-from hjepa_lib.pixels.networks import ActionEmbedding, initialise
-from hjepa_lib.pixels.training import CHUNK, Loss, fit, mean_loss
+from hjepa_lib.pixels.networks import ActionEmbedding, initialise, prepend
+from hjepa_lib.pixels.training import in_chunks
 from hjepa_lib.pixels.transitions import PixelShapes, Transitions
-from hjepa_lib.training.loop import Fit
 
 TOKEN_WIDTH = 64  # of the `projected` mask token
-HELD_OUT = 256  # states or windows of one validation at most: it takes as long as a few updates
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": F.l1_loss, "mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss,
 }  # fmt: skip
@@ -74,9 +72,7 @@ class MaskedViT(nn.Module):
 
     def forward(self, pixels: Tensor, mask: Tensor | None = None, patches: bool = False) -> Tensor:
         """(B, D), or with `patches` all tokens (B, 1 + N, D), CLS first; `mask` (B, N) bool."""
-        x = self.tokens(pixels, mask)
-        cls = (self.cls + self.cls_position).to(x.dtype)
-        x = self.dropout(torch.cat([cls.expand(len(x), 1, -1), x], dim=1))
+        x = self.dropout(prepend(self.cls + self.cls_position, self.tokens(pixels, mask)))
         for block in self.blocks:
             x = block(x)
         return x.float() if patches else x[:, 0].float()
@@ -97,13 +93,10 @@ class MaskedPrediction(nn.Module):
         initialise(self.predictor)
 
     def train(self, mode: bool = True) -> MaskedPrediction:
+        """Targets are never dropped out."""
         super().train(mode)
-        self.target.eval()  # targets are never dropped out
+        self.target.eval()
         return self
-
-    def encode(self, state: Tensor) -> Tensor:
-        """uint8 (B, L, C, Hpx, Wpx) -> (B, D), from the whole, unmasked state."""
-        return self.online(self.shapes.pixels(state))
 
     def predict(self, state: Tensor, mask: Tensor, patches: bool = False) -> tuple[Tensor, Tensor]:
         """(B, D) each: the latent named from the visible patches, and the target's."""
@@ -112,13 +105,15 @@ class MaskedPrediction(nn.Module):
             whole = self.target(pixels, patches=patches)
         return self.predictor(self.online(pixels, mask, patches)).float(), whole
 
-    def loss(self, state: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Error of the predicted latent; with `patch_loss` also of the hidden patches' tokens."""
+    def loss(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Error of the predicted latent, and with `patch_loss` of the hidden patches' tokens."""
         measure, weight = LOSSES[self.stage.loss], self.stage.patch_loss
+        mask = draw_masks(len(batch.state), self.online.patches, self.stage.mask, generator)
+        mask = mask.to(batch.state.device)
         if not weight:
-            total = measure(*self.predict(state, mask))
+            total = measure(*self.predict(batch.state, mask))
             return total, {"latent": total.item()}
-        named, whole = self.predict(state, mask, patches=True)
+        named, whole = self.predict(batch.state, mask, patches=True)
         latent = measure(named[:, 0], whole[:, 0])
         if not mask.any():
             return latent, {"latent": latent.item(), "patches": 0.0}
@@ -128,26 +123,6 @@ class MaskedPrediction(nn.Module):
     def after_update(self) -> None:
         """The target follows the online encoder."""
         update_ema(self.target, self.online, self.stage.ema_decay)
-
-
-def fit_stage1(
-    model: MaskedPrediction,
-    train: Transitions,
-    validation: Transitions | None,
-    config: PixelsConfig,
-    **options: Any,
-) -> Fit:
-    """Iterate to train online encoder and predictor in place; the target follows them."""
-    stage, device = config.vjepa2.stage1, next(model.parameters()).device
-
-    def loss(batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        mask = draw_masks(len(batch.state), model.online.patches, stage.mask, generator)
-        return model.loss(batch.state.to(device), mask.to(device))
-
-    return fit(
-        model, loss, train, validation, stage.optim, after_update=model.after_update,
-        most=HELD_OUT, **options,
-    )  # fmt: skip
 
 
 # --- stage 2 ----------------------------------------------------------------------------------
@@ -160,10 +135,15 @@ class WorldModel(nn.Module):
 
     def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
         super().__init__()
-        stage, dim = config.vjepa2.stage2, config.encoder.latent_dim
+        self.stage, self.length = config.vjepa2.stage2, config.data.sequence
+        stage, dim = self.stage, config.encoder.latent_dim
+        if stage.rollout_steps > self.length:
+            raise ConfigError(
+                f"pixels.vjepa2.stage2.rollout_steps={stage.rollout_steps} does not fit into "
+                f"windows of pixels.data.sequence={self.length} transitions"
+            )
         width = dim + config.action_dim
-        self.length = config.data.sequence
-        self.embedding = ActionEmbedding(shapes.action_kind, shapes.action_dim, config.action_dim)
+        self.embedding = ActionEmbedding(shapes, config.action_dim)
         self.norm_in, self.norm_out = nn.LayerNorm(dim), nn.LayerNorm(width)
         self.join = nn.Linear(width, width)
         self.position = nn.Parameter(torch.zeros(self.length, width))
@@ -185,27 +165,26 @@ class WorldModel(nn.Module):
         self, latents: Tensor, actions: Tensor, past: list[Past]
     ) -> tuple[Tensor, list[Past]]:
         """`forward` after the steps in `past` ([]: none); one step at a time once there are any."""
-        start, steps = past[0][0].shape[2] if past else 0, latents.shape[1]
-        if start + steps > self.length:
+        start = past[0][0].shape[2] if past else 0
+        steps = slice(start, start + latents.shape[1])
+        if steps.stop > self.length:
             raise ConfigError(
-                f"the world model has seen windows of {self.length} steps, not of {start + steps}; "
+                f"the world model has seen windows of {self.length} steps, not of {steps.stop}; "
                 "ask for a shorter roll-out, or raise pixels.data.sequence and train again"
             )
         x = self.join(torch.cat([self.norm_in(latents), self.embedding(actions)], dim=-1))
-        x = x + self.position[start : start + steps]
-        kept = []
+        x, kept = x + self.position[steps], []
         for block, before in zip_longest(self.blocks, past):
             x, pair = block.extend(x, before, causal=not past)
             kept.append(pair)
         named = self.out(self.norm_out(x)).float()
         return (latents + named if self.change else named), kept
 
-    def rollout(self, z0: Tensor, actions: Tensor, n: int) -> Tensor:
-        """z0 (B, D), actions (B, >= n, ...) -> z_1 .. z_n (B, n, D), each fed back as input.
+    def rollout(self, given: Tensor, actions: Tensor, n: int) -> Tensor:
+        """The first T latents (B, T, D), actions (B, >= T + n - 1, ...) -> z_T .. z_{T+n-1}.
 
-        With z0 (B, T, D) the first T steps are given and z_T .. z_{T+n-1} come back.
+        Each of the n predictions (B, n, D) is fed back as input.
         """
-        given = z0 if z0.ndim == 3 else z0[:, None]
         start = given.shape[1]
         predictions, past = self.extend(given, actions[:, :start], [])
         imagined = [predictions[:, -1:]]
@@ -214,85 +193,38 @@ class WorldModel(nn.Module):
             imagined.append(after)
         return torch.cat(imagined, dim=1)
 
+    def loss(
+        self, window: Any, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss and terms of windows (z_t, a_t, z_{t+1}), (B, T, ...) each.
 
-@torch.no_grad()
+        In training the generator draws which of the given steps (all but the first) keep the true
+        latent, `teacher_forcing_ratio` of them; the others are the model's one-step predictions.
+        """
+        (now, action, then), stage = window, self.stage
+        start = now.shape[1] - stage.rollout_steps
+        forced = self(now, action)  # (B, T, D), z_1 .. z_T
+        given = now[:, : start + 1]
+        if self.training and start and stage.teacher_forcing_ratio < 1:
+            draw = torch.rand(len(now), start, generator=generator)
+            true = (draw < stage.teacher_forcing_ratio).to(now.device)[..., None]
+            own = torch.where(true, given[:, 1:], forced[:, :start])
+            given = torch.cat([given[:, :1], own], dim=1)
+        imagined = self.rollout(given, action, stage.rollout_steps)
+        teacher, rollout = F.l1_loss(forced, then), F.l1_loss(imagined, then[:, start:])
+        total = stage.teacher_forcing * teacher + (1 - stage.teacher_forcing) * rollout
+        return total, {"teacher_forcing": teacher.item(), "rollout": rollout.item()}
+
+
 def encode_states(model: Any, data: Transitions, length: int) -> TensorDataset:
     """All windows z_t (W, T, D), actions (W, T, ...), z_{t+1} (W, T, D) of `data` (VJ-7).
 
     From `model.encode`: unmasked, without dropout or gradient (F4).
     """
-    model.eval()
-    device = next(model.parameters()).device
-    batches = (data[rows].to(device) for rows in torch.arange(len(data)).split(CHUNK))
-    pairs = [(model.encode(batch.state), model.encode(batch.next_state)) for batch in batches]
-    now, then = (torch.cat(part) for part in zip(*pairs, strict=True))
-    rows = (data.windows(length)[:, None] + torch.arange(length)).to(device)
-    return TensorDataset(now[rows], data.action.to(device)[rows], then[rows])
 
+    def both(batch: Any) -> tuple[Tensor, Tensor]:
+        return model.encode(batch.state), model.encode(batch.next_state)
 
-def rollout_start(stage: Stage2Config, length: int) -> int:
-    """Index of the last given step before the roll-out; ConfigError when it does not fit."""
-    if stage.rollout_steps > length:
-        raise ConfigError(
-            f"pixels.vjepa2.stage2.rollout_steps={stage.rollout_steps} does not fit into windows "
-            f"of pixels.data.sequence={length} transitions"
-        )
-    return length - stage.rollout_steps
-
-
-def stage2_loss(
-    world: WorldModel,
-    now: Tensor,
-    action: Tensor,
-    then: Tensor,
-    stage: Stage2Config,
-    generator: torch.Generator | None = None,
-) -> tuple[Tensor, dict[str, float]]:
-    """Loss and terms of windows (B, T, ...).
-
-    A generator draws which of the given steps (all but the first) are the model's own one-step
-    predictions: `teacher_forcing_ratio` of them keep the true latent, without one all do.
-    """
-    start = rollout_start(stage, now.shape[1])
-    forced = world(now, action)  # (B, T, D), z_1 .. z_T
-    given = now[:, : start + 1]
-    if generator is not None and start and stage.teacher_forcing_ratio < 1:
-        draw = torch.rand(len(now), start, generator=generator)
-        true = (draw < stage.teacher_forcing_ratio).to(now.device)[..., None]
-        own = torch.where(true, given[:, 1:], forced[:, :start])
-        given = torch.cat([given[:, :1], own], dim=1)
-    imagined = world.rollout(given, action, stage.rollout_steps)
-    teacher = F.l1_loss(forced, then)
-    rollout = F.l1_loss(imagined, then[:, start:])
-    total = stage.teacher_forcing * teacher + (1 - stage.teacher_forcing) * rollout
-    return total, {"teacher_forcing": teacher.item(), "rollout": rollout.item()}
-
-
-def _window_loss(world: WorldModel, config: PixelsConfig) -> Loss:
-    def loss(window: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        drawn = generator if world.training else None
-        return stage2_loss(world, *window, config.vjepa2.stage2, drawn)
-
-    return loss
-
-
-def fit_stage2(
-    world: WorldModel,
-    train: TensorDataset,
-    validation: TensorDataset | None,
-    config: PixelsConfig,
-    **options: Any,
-) -> Fit:
-    """Iterate to train the world model in place."""
-    rollout_start(config.vjepa2.stage2, config.data.sequence)
-    loss, optim = _window_loss(world, config), config.vjepa2.stage2.optim
-    return fit(world, loss, train, validation, optim, most=HELD_OUT, **options)
-
-
-def window_loss(world: WorldModel, data: TensorDataset, config: PixelsConfig) -> dict[str, float]:
-    """Stage-2 loss and terms in eval mode; the given steps of the roll-out are all true."""
-    was_training = world.training
-    loss = _window_loss(world.eval(), config)
-    found = mean_loss(loss, data, config.vjepa2.stage2.optim.batch, HELD_OUT)
-    world.train(was_training)
-    return found
+    now, then = in_chunks(both, model, data)
+    rows = (data.windows(length)[:, None] + torch.arange(length)).to(now.device)
+    return TensorDataset(now[rows], data.action.to(now.device)[rows], then[rows])
