@@ -152,7 +152,7 @@ def test_fair_pairs_pass():
 def test_epochs_are_exact_passes_over_the_windows(write, folder):
     """PL4: E epochs are E passes, not E + 1; never less than one update."""
     config = tiny_config(level1__optim__batch=64, level2__optim__batch=64)
-    train, _ = acquire(config.data, 0, folder).split(config.data.val_fraction, 0)
+    train, _ = acquire(config.data, 0).split(config.data.val_fraction, 0)
     windows = sum(max(0, int(n) - 6 + 1) for n in train.lengths)
     macro = sum(max(0, int(n) - 9 + 1) for n in train.lengths[:10])
     for epochs in (1, 3):

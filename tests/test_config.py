@@ -486,7 +486,7 @@ def small_validation(monkeypatch):
 @functools.cache
 def data_print(config):
     """What the data stage makes."""
-    data = acquire(config.data, config.seed, "unused")
+    data = acquire(config.data, config.seed)
     train, validation = data.split(config.data.val_fraction, config.seed)
     return digest(train.hash(), validation.hash())
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_data
+from tiny import seeded, tiny_data
 
 from hjepa_lib.data import measures
 from hjepa_lib.data.normaliser import Normaliser
@@ -17,27 +17,17 @@ from hjepa_lib.files import FileError
 from hjepa_lib.worlds.rendering import render
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def numbered(lengths, layout=None):
     """Positions (trajectory, state number) and actions equal to them: every index is visible."""
     rows = [(r, t) for r, length in enumerate(lengths) for t in range(length)]
     positions = torch.tensor(rows, dtype=torch.float32)
-    if layout is None:
-        layout = [[32, 10]] * len(lengths)
-    return Trajectories(
-        positions, positions.clone(), torch.tensor(lengths), torch.tensor(layout).short()
-    )
-
-
-lengths_strategy = st.lists(st.integers(2, 12), min_size=1, max_size=12)
+    layout = torch.tensor(layout or [[32, 10]] * len(lengths)).short()
+    return Trajectories(positions, positions.clone(), torch.tensor(lengths), layout)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    lengths=lengths_strategy,
+    lengths=st.lists(st.integers(2, 12), min_size=1, max_size=12),
     size=st.integers(2, 8),
     grouped=st.integers(0, 3),
     seed=st.integers(0, 99),
@@ -63,11 +53,6 @@ def test_windows_are_exactly_those_inside_a_trajectory(lengths, size, grouped, s
         assert torch.equal(part.layout.pairs(), torch.tensor(layout)[row].float())
 
 
-def test_windows_per_trajectory_as_published():
-    for states, count in ((90, 75), (64, 49), (32, 17), (16, 1)):
-        assert len(Windows(numbered([states]), 16)) == count
-
-
 def test_sampling_is_uniform_and_seeded():
     windows = Windows(numbered([3, 20, 2, 7]), 3)
     batch = windows.sample(40_000, seeded())
@@ -75,29 +60,23 @@ def test_sampling_is_uniform_and_seeded():
     count = count[count > 0]
     assert len(count) == len(windows) == 1 + 18 + 5
     assert float(count.min()) > 0.85 * 40_000 / 24 and float(count.max()) < 1.15 * 40_000 / 24
-    assert torch.equal(
-        windows.sample(5, seeded(1)).positions, windows.sample(5, seeded(1)).positions
-    )
-    assert not torch.equal(
-        windows.sample(5, seeded(1)).positions, windows.sample(5, seeded(2)).positions
-    )
+    one, again, other = (windows.sample(5, seeded(seed)).positions for seed in (1, 1, 2))
+    assert torch.equal(one, again) and not torch.equal(one, other)
 
 
 def test_grouped_batches_hold_that_many_layouts():
-    data = generate("good", 90 * 200, "random")
-    windows = Windows(data, 17)
+    windows = Windows(generate("good", 90 * 200, "random"), 17)
     batch = windows.sample(64, seeded(), layouts_per_batch=8)
     layouts, counts = batch.layout.pairs().unique(dim=0, return_counts=True)
     assert len(layouts) == 8 and (counts == 8).all()
     assert len(windows.sample(64, seeded()).layout.pairs().unique(dim=0)) > 30
-    fixed = Windows(generate("good", 900), 17)
+    fixed = Windows(tiny_data(), 17)
     assert fixed.sample(64, seeded(), layouts_per_batch=8).positions.shape == (64, 17, 2)
 
 
 def test_epoch_covers_evenly_without_randomness():
     windows = Windows(numbered([30, 30]), 5)
-    parts = list(windows.epoch(16))
-    assert sum(len(p.positions) for p in parts) == len(windows)
+    assert sum(len(p.positions) for p in windows.epoch(16)) == len(windows)
     few = torch.cat([p.positions[:, 0] for p in windows.epoch(4, limit=6)])
     assert len(few) == 6 and few[0].tolist() == [0, 0] and few[-1].tolist() == [1, 25]
 
@@ -135,42 +114,34 @@ def test_folder_round_trip_is_memory_mapped(tmp_path):
 
 def test_incomplete_or_damaged_folders_are_refused(tmp_path):
     folder = generate("good", 300).save(tmp_path / "data")
-    meta = (folder / "meta.json").read_bytes()
-    (folder / "meta.json").unlink()  # as after a kill while saving: meta is written last
-    with pytest.raises(FileError, match="No such file"):
-        Trajectories.load(folder)
-    (folder / "meta.json").write_bytes(meta)
-    whole = (folder / "positions.npy").read_bytes()
-    (folder / "positions.npy").write_bytes(whole[:-100])
-    with pytest.raises(FileError, match="not a whole"):
-        Trajectories.load(folder)
-    (folder / "positions.npy").write_bytes(whole)
-    changed = json.loads(meta)
-    changed["sizes"]["actions"] = [1, 2]
-    (folder / "meta.json").write_text(json.dumps(changed))
-    with pytest.raises(FileError, match=r"size in meta.json"):
-        Trajectories.load(folder)
+    meta, whole = ((folder / name).read_bytes() for name in ("meta.json", "positions.npy"))
+    other = json.loads(meta)
+    other["sizes"]["actions"] = [1, 2]
+    for name, content, good, message in (
+        ("meta.json", None, meta, "No such file"),  # killed while saving: meta is written last
+        ("positions.npy", whole[:-100], whole, "not a whole"),
+        ("meta.json", json.dumps(other).encode(), meta, r"size in meta.json"),
+    ):
+        path = folder / name
+        path.unlink()
+        if content:
+            path.write_bytes(content)
+        with pytest.raises(FileError, match=message):
+            Trajectories.load(folder)
+        path.write_bytes(good)
 
 
-def test_shapes_are_checked():
-    data = numbered([4, 5])
-    with pytest.raises(ValueError, match=r"positions must be \(9, 2\)"):
-        Trajectories(data.positions[:-1], data.actions, data.lengths, data.layout)
-    with pytest.raises(ValueError, match=r"layout must be \(2, 2\)"):
-        Trajectories(data.positions, data.actions, data.lengths, data.layout[:1])
-    with pytest.raises(ValueError, match="two states"):
-        Trajectories(data.positions[:1], data.actions[:1], torch.tensor([1]), data.layout[:1])
-    with pytest.raises(ValueError, match="at least 2 states"):
-        Windows(data, 1)
-
-
-def test_normaliser_statistics_and_round_trips():
-    """PL5: computed once, stored, and enough to normalise without the data set."""
+@pytest.fixture(scope="module")
+def fitted():
     data = generate("good", 90 * 300, seed=3)
-    normaliser = Normaliser.fit(data, seed=0)
-    assert normaliser == Normaliser.fit(data, seed=0)
+    return data, Normaliser.fit(data, seed=0)
+
+
+def test_normaliser_statistics_and_round_trips(fitted):
+    """PL5: computed once, stored, and enough to normalise without the data set."""
+    data, normaliser = fitted
     stored = Normaliser.from_dict(json.loads(json.dumps(normaliser.to_dict())))
-    assert stored == normaliser
+    assert stored == normaliser == Normaliser.fit(data, seed=0)
     used = torch.arange(len(data.actions)) % 91 != 90
     for rows, name in ((data.actions[used], "action"), (data.positions, "position")):
         std, mean = torch.std_mean(rows.double(), 0)
@@ -178,10 +149,9 @@ def test_normaliser_statistics_and_round_trips():
         assert getattr(stored, f"{name}_std") == pytest.approx(std.tolist(), rel=1e-3)
 
 
-def test_normalised_frames_have_zero_mean_and_unit_std_per_channel():
+def test_normalised_frames_have_zero_mean_and_unit_std_per_channel(fitted):
     """F14: pixels in [0, 255] are normalised, with statistics in the same units."""
-    data = generate("good", 90 * 300, seed=3)
-    normaliser = Normaliser.fit(data, seed=0)
+    data, normaliser = fitted
     frames = render(data.positions[::20], data.layouts(slice(0, 1)))
     mean, std = torch.tensor(normaliser.pixel_mean), torch.tensor(normaliser.pixel_std)
     scaled = (frames - mean[:, None, None]) / std[:, None, None]
@@ -189,14 +159,18 @@ def test_normalised_frames_have_zero_mean_and_unit_std_per_channel():
     assert torch.allclose(scaled.std((0, 2, 3)), torch.ones(2), atol=0.02)
 
 
-def test_bad_normalisers_are_refused():
-    tree = Normaliser.fit(generate("good", 900), seed=0).to_dict()
-    with pytest.raises(ValueError, match="normaliser fields must be"):
-        Normaliser.from_dict({k: v for k, v in tree.items() if k != "pixel_std"})
-    with pytest.raises(ValueError, match="pixel_std must be positive"):
-        Normaliser.from_dict({**tree, "pixel_std": [0.0, 1.0]})
-    with pytest.raises(ValueError, match="must be finite numbers"):
-        Normaliser.from_dict({**tree, "action_mean": [float("nan"), 1.0]})
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pixel": [1.0]}, "normaliser fields must be"),
+        ({"pixel_std": [0.0, 1.0]}, "pixel_std must be finite, and std above 0"),
+        ({"action_mean": [float("nan"), 1.0]}, "action_mean must be finite"),
+        ({"position_mean": []}, "position_mean must be finite"),
+    ],
+)
+def test_bad_normalisers_are_refused(fitted, change, message):
+    with pytest.raises(ValueError, match=message):
+        Normaliser.from_dict(fitted[1].to_dict() | change)
 
 
 def test_motion_samples_stay_inside_their_trajectory():

@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import seeded
 
 from hjepa_lib.worlds import World
-from hjepa_lib.worlds.layout import HIGH, LOW, Layout, all_layouts
+from hjepa_lib.worlds.layout import Layout, all_layouts
 from hjepa_lib.worlds.oracle import oracle_action, oracle_length
 from hjepa_lib.worlds.trials import load_trials
 from hjepa_lib.worlds.two_rooms import DYNAMICS, TwoRooms, inside, sample_start_goal, step
@@ -16,14 +17,10 @@ from hjepa_lib.worlds.two_rooms import DYNAMICS, TwoRooms, inside, sample_start_
 FIXED = Layout.fixed()
 
 
-def move(start, action, dynamics="blocked", layout=FIXED, generator=None, noise=0.5):
-    """One step of one dot, as a pair of floats."""
+def move(start, action, dynamics="blocked", generator=None, noise=0.5):
+    """One step of one dot in the fixed layout, as a pair of floats."""
     rows = torch.tensor([start]), torch.tensor([action])
-    return tuple(step(*rows, layout, dynamics, generator, noise)[0].tolist())
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+    return tuple(step(*rows, FIXED, dynamics, generator, noise)[0].tolist())
 
 
 CASES = {
@@ -56,14 +53,13 @@ def test_hit_points(name):
     moved = (start[0] + action[0], start[1] + action[1])
     if point is None:
         for dynamics in DYNAMICS:
-            assert move(start, action, dynamics, generator=seeded()) == pytest.approx(moved)
+            assert move(start, action, dynamics, seeded()) == pytest.approx(moved)
         return
     assert move(start, action, "blocked") == start
     slid = move(start, action, "slide")
     assert max(abs(slid[0] - point[0]), abs(slid[1] - point[1])) <= 0.3 + 1e-5
     assert move(start, action, "bounce", noise=0.0) == slid
-    bounced = move(start, action, "bounce", generator=seeded())
-    assert bounced != slid
+    assert move(start, action, "bounce", seeded()) != slid
 
 
 def test_slide_is_put_inside_the_room_but_not_off_a_lip():
@@ -74,15 +70,15 @@ def test_slide_is_put_inside_the_room_but_not_off_a_lip():
 
 @pytest.mark.parametrize("dynamics", DYNAMICS)
 def test_a_dot_on_a_lip_can_leave_it(dynamics):
-    assert move((32.0, 14.0), (0.0, -1.0), dynamics, generator=seeded()) == (32.0, 13.0)
-    assert move((32.0, 14.0), (2.0, 0.0), dynamics, generator=seeded()) == (34.0, 14.0)
+    assert move((32.0, 14.0), (0.0, -1.0), dynamics, seeded()) == (32.0, 13.0)
+    assert move((32.0, 14.0), (2.0, 0.0), dynamics, seeded()) == (34.0, 14.0)
 
 
 def test_bounce_noise_points_back_and_has_the_stated_size():
     n = 20_000
     start = torch.tensor([[29.5, 40.0]]).repeat(n, 1)
-    layout = Layout.fixed(n)
-    end = step(start, torch.tensor([[5.0, 0.0]]).repeat(n, 1), layout, "bounce", seeded())
+    action, layout = torch.tensor([[5.0, 0.0]]).repeat(n, 1), Layout.fixed(n)
+    end = step(start, action, layout, "bounce", seeded())
     assert (end[:, 0] < 31).all()
     assert float(end[:, 1].std()) == pytest.approx(0.5, rel=0.03)
     # Normal part: 31 - |n|, n of 0.5 px, whose mean is 0.5 * sqrt(2 / pi).
@@ -92,23 +88,15 @@ def test_bounce_noise_points_back_and_has_the_stated_size():
 def test_noise_comes_from_the_given_generator_only():
     """PL2: consuming other random numbers changes nothing; PL11: noise can be switched off."""
     args = ((29.5, 40.0), (5.0, 0.0), "bounce")
-    first = move(*args, generator=seeded(3))
-    before = torch.random.get_rng_state()
-    torch.rand(100)
-    assert move(*args, generator=seeded(3)) == first
-    assert move(*args, generator=seeded(4)) != first
-    torch.random.set_rng_state(before)
-    move(*args, generator=seeded(3))
+    first, before = move(*args, seeded(3)), torch.random.get_rng_state()
+    assert move(*args, seeded(4)) != first == move(*args, seeded(3))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert move(*args, noise=0.0) == pytest.approx((30.7, 40.0))
-    with pytest.raises(ValueError, match=r"need a torch.Generator"):
-        move(*args)
 
 
 def test_noise_of_a_trial_does_not_depend_on_what_the_others_do():
     start = torch.tensor([[29.5, 40.0], [20.0, 20.0]])
-    layout = Layout.fixed(2)
-    ends = []
+    layout, ends = Layout.fixed(2), []
     for other in ((1.0, 1.0), (-30.0, 0.0)):
         generator = seeded()
         step(start, torch.tensor([[0.0, 1.0], other]), layout, "bounce", generator)
@@ -136,10 +124,9 @@ def test_never_in_the_wall_outside_or_nan(xs, action, row, dynamics, seed):
         return
     generator = seeded(seed)
     for _ in range(3):
-        new = step(position, torch.tensor([action]), layout, dynamics, generator)
-        assert torch.isfinite(new).all()
-        assert inside(new, layout).all()
-        position = new
+        position = step(position, torch.tensor([action]), layout, dynamics, generator)
+        assert torch.isfinite(position).all()
+        assert inside(position, layout).all()
 
 
 @settings(max_examples=150, deadline=None)
@@ -155,7 +142,7 @@ def test_blocked_agrees_with_sampling_the_segment(xs, action, row):
     if not inside(start, layout).all() or move_by.norm() < 0.01:
         return
     share = torch.linspace(0, 1, 4001)[:, None]
-    grid = Layout(layout.wall_x.expand(4001), layout.door_y.expand(4001))
+    grid = layout.index([0] * 4001)
     slack = inside(start + share * move_by * 1.003, grid).all()  # clearly free
     sampled = inside(start + share * move_by * 0.997, grid).all()  # not clearly blocked
     new = step(start, move_by, layout, "blocked")
@@ -180,8 +167,6 @@ def test_starts_and_goals(level):
     left = start[:, 0] < layout.wall_x
     assert torch.equal(left, goal[:, 0] > layout.wall_x)  # different rooms
     assert 0.4 < left.float().mean() < 0.6
-    with pytest.raises(ValueError, match="level must be one of"):
-        sample_start_goal(layout, "hard", seeded())
 
 
 def test_oracle_length_equals_a_search_over_the_opening():
@@ -201,34 +186,25 @@ def test_oracle_length_equals_a_search_over_the_opening():
     assert torch.allclose(exact, oracle_length(goal, start, layout), atol=1e-3)
 
 
-def test_oracle_length_is_straight_where_nothing_is_in_the_way():
-    pairs = [
-        ((10.0, 10.0), (20.0, 50.0)),
-        ((20.0, 10.0), (50.0, 11.0)),
-        ((32.0, 8.0), (32.0, 12.0)),
-    ]
-    start, goal = (torch.tensor(column) for column in zip(*pairs, strict=True))
+def test_oracle_is_straight_where_nothing_is_in_the_way_and_stays_at_the_goal():
+    start = torch.tensor([(10.0, 10.0), (20.0, 10.0), (32.0, 8.0)])
+    goal = torch.tensor([(20.0, 50.0), (50.0, 11.0), (32.0, 12.0)])
     length = oracle_length(start, goal, Layout.fixed(3))
     assert torch.allclose(length, (start - goal).norm(dim=-1))
+    assert torch.equal(oracle_action(goal, goal, Layout.fixed(3), 1.8), torch.zeros(3, 2))
 
 
 @pytest.mark.parametrize("protocol", ["p1", "p2_heldout"])
 @pytest.mark.parametrize("dynamics", DYNAMICS)
 def test_the_oracle_solves_every_trial_without_a_hit(protocol, dynamics):
     trials = load_trials(protocol, "validation", 100)
-    world = TwoRooms(trials.layout, dynamics)
-    world.reset(trials.start)
+    world = trials.begin(dynamics, seed=0)
     for _ in range(70):
         action = world.oracle_action(trials.goal, 1.8365)
         assert (action.norm(dim=-1) <= 1.8365 + 1e-4).all()
         before = world.position
         assert torch.equal(world.step(action), before + action)
     assert ((world.position - trials.goal).norm(dim=-1) < 0.01).all()
-
-
-def test_oracle_action_stays_at_the_goal():
-    here = torch.tensor([[20.0, 20.0]])
-    assert torch.equal(oracle_action(here, here, FIXED, 1.8), torch.zeros(1, 2))
 
 
 def test_world_interface_reset_and_repeat():
@@ -242,18 +218,3 @@ def test_world_interface_reset_and_repeat():
     assert torch.equal(*ends)
     assert world.render().shape == (2, 2, 65, 65)
     assert world.render(torch.zeros(2, 7, 2) + 20).shape == (2, 7, 2, 65, 65)
-
-
-def test_world_refuses_bad_input():
-    with pytest.raises(ValueError, match="dynamics must be one of"):
-        TwoRooms(FIXED, "elastic")
-    with pytest.raises(ValueError, match="noise must be"):
-        TwoRooms(FIXED, noise=float("nan"))
-    world = TwoRooms(FIXED)
-    for bad in ([[32.0, 40.0]], [[LOW, 30.0]], [[30.0, HIGH]], [[float("nan"), 30.0]]):
-        with pytest.raises(ValueError, match="must lie inside the rooms"):
-            world.reset(torch.tensor(bad))
-    with pytest.raises(ValueError, match=r"must be \(1, 2\)"):
-        world.reset(torch.zeros(2, 2))
-    with pytest.raises(ValueError, match="dynamics must be one of"):
-        move((20.0, 20.0), (1.0, 0.0), "elastic")

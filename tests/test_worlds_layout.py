@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from hjepa_lib import files
-from hjepa_lib.worlds import layout as layouts
 from hjepa_lib.worlds import trials as trial_module
-from hjepa_lib.worlds.layout import Layout, all_layouts, layout_lists, layout_set, rectangle_split
+from hjepa_lib.worlds.layout import Layout, all_layouts, layout_lists, layout_set
 from hjepa_lib.worlds.trials import (
     PROTOCOLS,
     SPLITS,
@@ -19,6 +18,13 @@ from hjepa_lib.worlds.trials import (
     save_trials,
 )
 from hjepa_lib.worlds.two_rooms import inside
+
+LISTS = {
+    "train": (900, "06bf8c8041cedf898a87aa8b6c12343cfb970ad7d6767b895d3c166a3d44dc41"),
+    "validation": (112, "7d7b28d84eb9d5b5e58f0f8ba53ee704c48a061d789fad5c58739c09e4804a49"),
+    "test": (113, "9037c3b9f21e4c35b64274f27be320e728b62e1e03bfc64550a709e0aa03551c"),
+}
+COMMITTED = [(protocol, split) for protocol in PROTOCOLS for split in SPLITS]
 
 
 def as_set(rows):
@@ -32,58 +38,39 @@ def test_all_layouts_are_the_1125_of_the_papers():
     assert rows[-1].tolist() == [44, 54]
 
 
-def test_lists_are_disjoint_and_complete():
-    """EB6: validation layouts are disjoint from training."""
-    train, validation, test = (as_set(layout_lists()[n]) for n in ("train", "validation", "test"))
-    assert (len(train), len(validation), len(test)) == (900, 112, 113)
-    assert not train & validation and not train & test and not validation & test
-    assert train | validation | test == as_set(all_layouts())
-
-
-def test_committed_lists_are_what_the_code_makes(tmp_path, monkeypatch):
-    for name, rows in layouts.split_layouts().items():
-        assert np.array_equal(rows, layout_lists()[name])
-    copy = layouts.write_lists(tmp_path / "layouts.json")
-    content = files.read_json(copy)
-    content["test"]["rows"][0] = [32, 10]
-    files.write_json(copy, content)
-    monkeypatch.setattr(layouts, "_LISTS", copy)
-    layouts._stored_lists.cache_clear()
-    with pytest.raises(files.FileError, match="does not match its SHA-256"):
-        layout_lists()
-    layouts._stored_lists.cache_clear()
+def test_lists_are_disjoint_complete_and_never_change():
+    """EB6: validation layouts are disjoint from training; studies on disk rest on these rows."""
+    for name, (count, digest) in LISTS.items():
+        rows = layout_lists()[name]
+        assert len(as_set(rows)) == count
+        assert files.sha256(rows.astype("<i2").tobytes()) == digest
+    assert set().union(*map(as_set, layout_lists().values())) == as_set(all_layouts())
 
 
 def test_a_layout_is_held_out_only_if_wall_and_door_are_excluded():
-    train, held = rectangle_split("28-36", "26-38")
+    ranges = ("28-36", "26-38")
+    train, held = layout_set("rectangle", *ranges), layout_set("rectangle_heldout", *ranges)
     assert as_set(held) == {(w, d) for w in range(28, 37) for d in range(26, 39)}
     assert as_set(train) | as_set(held) == as_set(all_layouts())
     assert (30, 10) in as_set(train) and (20, 30) in as_set(train)
-    assert len(rectangle_split("", "")[0]) == 1125
+    assert layout_set("fixed").tolist() == [[32, 10]]
+    assert np.array_equal(layout_set("random"), layout_lists()["train"])
 
 
 @pytest.mark.parametrize(
-    ("wall", "door", "message"),
+    ("arguments", "message"),
     [
-        ("28-36", "", "both be set"),
-        ("36-28", "26-38", "min <= max"),
-        ("28", "26-38", '"min-max"'),
-        ("20-44", "10-54", "no layout to train on"),
+        (("rectangle", "28-36", ""), 'exclude_door must be "min-max"'),
+        (("rectangle", "36-28", "26-38"), "min <= max"),
+        (("rectangle", "28", "26-38"), 'exclude_wall must be "min-max"'),
+        (("rectangle", "20-44", "10-54"), "leave no rectangle layout"),
+        (("rectangle_heldout", "0-1", "0-1"), "leave no rectangle_heldout layout"),
+        (("square",), "layouts must be one of fixed, random"),
     ],
 )
-def test_bad_rectangles(wall, door, message):
+def test_bad_layout_sets(arguments, message):
     with pytest.raises(ValueError, match=message):
-        rectangle_split(wall, door)
-
-
-def test_layout_sets_by_name():
-    assert layout_set("fixed").tolist() == [[32, 10]]
-    assert np.array_equal(layout_set("random"), layout_lists()["train"])
-    assert len(layout_set("rectangle_heldout", "28-36", "26-38")) == 9 * 13
-    with pytest.raises(ValueError, match="layouts must be one of"):
-        layout_set("square")
-    with pytest.raises(ValueError, match="is empty"):
-        layout_set("rectangle_heldout")
+        layout_set(*arguments)
 
 
 def test_layout_edges_and_rows():
@@ -92,27 +79,19 @@ def test_layout_edges_and_rows():
     assert layout.top.tolist() == [6, 50] and layout.bottom.tolist() == [14, 58]
     assert layout.batch == 2 and layout.index([1]).pairs().tolist() == [[20, 54]]
     assert Layout.fixed(3).pairs().tolist() == [[32, 10]] * 3
+    assert Layout.of([[32, 10], [20, 54], [32, 10]]).numbers().tolist() == [1, 0, 1]
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("split", SPLITS)
-def test_committed_trials_are_what_the_code_makes(protocol, split, tmp_path):
+@pytest.mark.parametrize(("protocol", "split"), COMMITTED)
+def test_committed_trials_are_what_the_code_makes(protocol, split):
     trials = load_trials(protocol, split, 500)
     allowed = {"p1": "fixed", "p2_seen": "train", "p2_heldout": split}[protocol]
     assert as_set(trials.layout.pairs().int()) <= as_set(layout_set(allowed))
     assert inside(trials.start, trials.layout).all() and inside(trials.goal, trials.layout).all()
     wall = trials.layout.wall_x
     assert ((trials.start[:, 0] < wall) != (trials.goal[:, 0] < wall)).all()
-    trial_module.write_committed(tmp_path)
-    again = read_trials(tmp_path / f"{protocol}_{split}.npz")
-    assert again.sha256 == trials.sha256
-
-
-def test_trial_files_share_no_rows():
-    hashes = {load_trials(p, s, 500).sha256 for p in PROTOCOLS for s in SPLITS}
-    assert len(hashes) == 6
-    starts = torch.cat([load_trials("p1", s, 500).start for s in SPLITS])
-    assert len(starts.unique(dim=0)) == 1000
+    seed = 1000 + COMMITTED.index((protocol, split))
+    assert make_trials(allowed, "medium", 500, seed).sha256 == trials.sha256
 
 
 def test_smaller_n_is_the_first_rows():
@@ -122,45 +101,41 @@ def test_smaller_n_is_the_first_rows():
     for n in (0, 501):
         with pytest.raises(ValueError, match="has 500 trials"):
             load_trials("p1", "test", n)
+    for protocol, split in (("p3", "test"), ("p1", "train")):
+        with pytest.raises(ValueError, match="trials must be one of p1_validation"):
+            load_trials(protocol, split)
+    with pytest.raises(ValueError, match="n must be at least 1"):
+        make_trials("train", "medium", 0, 0)
 
 
 def test_trials_do_not_depend_on_global_generators():
     """PL2: the peer drew trials from Python's global generator and ignored its seed."""
     first = make_trials("train", "medium", 20, 5)
     torch.rand(10), random.random(), np.random.rand(3)
+    python, state = random.getstate(), torch.random.get_rng_state()
     again = make_trials("train", "medium", 20, 5)
     assert first.sha256 == again.sha256 and torch.equal(first.start, again.start)
-    assert make_trials("train", "medium", 20, 6).sha256 != first.sha256
-    python, state = random.getstate(), torch.random.get_rng_state()
-    make_trials("train", "medium", 20, 5)
     assert random.getstate() == python and torch.equal(torch.random.get_rng_state(), state)
+    assert make_trials("train", "medium", 20, 6).sha256 != first.sha256
 
 
 def test_damaged_trial_files_are_named(tmp_path, monkeypatch):
-    path = tmp_path / "p1_test.npz"
-    good = load_trials("p1", "test", 5)
-    columns = {
-        "start": good.start.numpy(),
-        "goal": good.goal.numpy(),
-        "layout": np.array([[32, 10]] * 5),
-    }
+    path, good = tmp_path / "p1_test.npz", load_trials("p1", "test", 5)
+    columns = {"start": good.start.numpy(), "goal": good.goal.numpy()}
+    columns["layout"] = np.array([[32, 10]] * 5)
     wrong = {
         "no array 'goal'": {"goal": None},
         r"goal must be \(5, 2\)": {"goal": columns["goal"][:4]},
-        "not finite": {"start": columns["start"] * np.nan},
+        r"start must be \(n, 2\)": dict.fromkeys(columns, np.zeros((0, 2))),
         "lies in a wall": {"start": np.full((5, 2), 32.0)},
+        "or outside": {"start": columns["start"] * np.nan},
     }
     for message, change in wrong.items():
-        arrays = {k: v for k, v in {**columns, **change}.items() if v is not None}
-        files.save_npz(path, **arrays)
+        files.save_npz(path, **{k: v for k, v in (columns | change).items() if v is not None})
         with pytest.raises(files.FileError, match=message):
             read_trials(path)
-    moved = good._replace(start=good.goal, goal=good.start)
-    save_trials(path, moved)
+    save_trials(path, good._replace(start=good.goal, goal=good.start))
     files.write_json(tmp_path / "index.json", {"p1_test": good.sha256})
     monkeypatch.setattr(trial_module, "_FOLDER", tmp_path)
     with pytest.raises(files.FileError, match="recorded SHA-256"):
         load_trials("p1", "test", 5)
-    for protocol, split, n in (("p3", "test", 1), ("p1", "train", 1)):
-        with pytest.raises(ValueError, match="must be one of"):
-            load_trials(protocol, split, n)

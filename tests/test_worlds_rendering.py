@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import seeded
 
 from hjepa_lib import files
 from hjepa_lib.worlds.layout import Layout, all_layouts
@@ -22,20 +23,16 @@ def test_bytes_of_the_public_renderer(renderer):
     assert files.sha256(nhwc.tobytes()) == FIXTURE["sha256"]
 
 
-def test_fast_path_equals_the_direct_formula_at_10000_positions():
+def test_fast_path_equals_the_direct_formula_at_4000_positions():
     """Bound of the design: 0.1 % of frames, one grey level; by construction it should be none."""
-    generator = torch.Generator().manual_seed(0)
-    position = torch.rand(10_000, 2, generator=generator) * 56 + 4
+    position = torch.rand(4_000, 2, generator=seeded()) * 56 + 4
     position[:200] = position[:200].round()  # also whole and half pixels
     position[200:400] = position[200:400].floor() + 0.5
-    layout = Layout.of(all_layouts()[np.arange(10_000) % 1125])
-    differing, largest = 0, 0
-    for rows in torch.arange(10_000).split(1000):
+    layout = Layout.of(all_layouts()[np.arange(4_000) % 1125])
+    for rows in torch.arange(4_000).split(1000):
         fast = render(position[rows], layout.index(rows)).int()
         gap = (fast - render_reference(position[rows], layout.index(rows)).int()).abs()
-        differing += int(gap.flatten(1).any(1).sum())
-        largest = max(largest, int(gap.max()))
-    assert differing <= 10 and largest <= 1
+        assert int(gap.flatten(1).any(1).sum()) <= 1 and int(gap.max()) <= 1
 
 
 def test_edges_of_the_image_are_handled():
@@ -43,46 +40,29 @@ def test_edges_of_the_image_are_handled():
     assert torch.equal(render(position, Layout.fixed()), render_reference(position, Layout.fixed()))
 
 
-def test_wall_pixels():
-    frame = render(torch.tensor([[20.0, 40.0]]), Layout.of(np.array([[25, 30]])))[0, 1]
-    assert set(frame.unique().tolist()) == {0, 255}
-    columns = (frame[20] == 255).nonzero()[:, 0].tolist()
-    assert columns == [4, 24, 25, 26, 60]
-    open_rows = (frame[:, 25] == 0).nonzero()[:, 0].tolist()
-    assert open_rows == list(range(26, 35))
-    assert (frame[[4, 60]] == 255).all() and (frame[:, [4, 60]] == 255).all()
-
-
-def test_dot_is_brightest_at_its_position_x_right_y_down():
-    frame = render(torch.tensor([[20.0, 40.0]]), Layout.fixed())[0, 0]
-    assert int(frame[40, 20]) == 255 == int(frame.max())
-    assert int(frame[40, 22]) == int(255 * np.exp(-4 / 3.38)) == int(frame[42, 20])
+def test_wall_pixels_and_the_dot_x_right_y_down():
+    dot, walls = render(torch.tensor([[20.0, 40.0]]), Layout.of([[25, 30]]))[0]
+    assert set(walls.unique().tolist()) == {0, 255}
+    assert (walls[20] == 255).nonzero()[:, 0].tolist() == [4, 24, 25, 26, 60]
+    assert (walls[:, 25] == 0).nonzero()[:, 0].tolist() == list(range(26, 35))  # the door
+    assert (walls[[4, 60]] == 255).all() and (walls[:, [4, 60]] == 255).all()
+    assert int(dot[40, 20]) == 255 == int(dot.max())
+    assert int(dot[40, 22]) == int(255 * np.exp(-4 / 3.38)) == int(dot[42, 20])
 
 
 def test_one_layout_per_sequence():
-    position = torch.rand(4, 3, 2, generator=torch.Generator().manual_seed(1)) * 50 + 6
+    position = torch.rand(4, 3, 2, generator=seeded(1)) * 50 + 6
     layout = Layout.of(all_layouts()[[0, 400, 800, 1124]])
     frames = render(position, layout)
     assert frames.shape == (4, 3, 2, 65, 65)
     assert torch.equal(frames, render_reference(position, layout))
     for b in range(4):
-        for t in range(3):
-            alone = render(position[b, t][None], layout.index([b]))[0]
-            assert torch.equal(alone, frames[b, t])
-
-
-def test_shapes_that_do_not_fit():
-    with pytest.raises(ValueError, match="2 layouts do not fit 3 rows"):
-        render(torch.zeros(3, 2), Layout.fixed(2))
-    for shape in ((2,), (3, 3)):
-        with pytest.raises(ValueError, match="position must be"):
-            render(torch.zeros(shape), Layout.fixed())
+        assert torch.equal(render(position[b], layout.index([b])), frames[b])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_frames_equal_cpu_frames_up_to_a_grey_level():
-    generator = torch.Generator().manual_seed(0)
-    position = torch.rand(1000, 2, generator=generator) * 56 + 4
+    position = torch.rand(1000, 2, generator=seeded()) * 56 + 4
     gap = render(position.cuda(), Layout.fixed().to("cuda")).cpu().int()
     gap = (gap - render(position, Layout.fixed()).int()).abs()
     assert int(gap.max()) <= 1 and float(gap.flatten(1).any(1).float().mean()) < 0.01

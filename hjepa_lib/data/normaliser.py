@@ -6,6 +6,7 @@ their own buffers.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -30,15 +31,6 @@ class Normaliser:
     action_std: tuple[float, ...]  # px
     position_mean: tuple[float, ...]  # px
     position_std: tuple[float, ...]  # px
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if not value or not all(abs(float(v)) < float("inf") for v in value):
-                raise WorkbookError(f"{item.name} must be finite numbers, got {value!r}")
-            if item.name.endswith("std") and min(value) <= 0:
-                raise WorkbookError(f"{item.name} must be positive, got {value!r}")
-            object.__setattr__(self, item.name, tuple(float(v) for v in value))
 
     @classmethod
     def fit(cls, trajectories: Trajectories, seed: int) -> Normaliser:
@@ -73,15 +65,19 @@ class Normaliser:
 
     def to_dict(self) -> dict[str, list[float]]:
         """Plain lists, ready for JSON; floats survive exactly."""
-        return {item.name: list(getattr(self, item.name)) for item in fields(self)}
+        return {name: list(values) for name, values in vars(self).items()}
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> Normaliser:
-        """Inverse of `to_dict`; raises `ValueError` for missing or unknown names."""
-        names = {item.name for item in fields(cls)}
-        if set(tree) != names:
+        """Inverse of `to_dict`; WorkbookError for other names, or values that cannot be."""
+        names = [item.name for item in fields(cls)]
+        if set(tree) != set(names):
             raise WorkbookError(f"normaliser fields must be {sorted(names)}, got {sorted(tree)}")
-        return cls(**{name: tuple(value) for name, value in tree.items()})
+        for name in names:
+            low = 0 if name.endswith("std") else -math.inf
+            if not tree[name] or not all(low < float(one) < math.inf for one in tree[name]):
+                raise WorkbookError(f"{name} must be finite, and std above 0; got {tree[name]}")
+        return cls(**{name: tuple(map(float, tree[name])) for name in names})
 
 
 def _statistics(rows: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -7,11 +7,11 @@ a network generated data of the same recipe stand in, which is printed and stand
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tarfile
-import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +37,19 @@ MEMBERS = {
 """Recipe -> file in the archive; the other recipes were not released under known names."""
 CONNECT_SECONDS, READ_SECONDS, RETRIES = 10, 60, 3
 
-Fetch = Callable[[str, Path], None]
-"""Writes the file with a Google Drive id to a path, or raises `FileError`."""
-
 
 class NoNetwork(files.FileError):
     """The server cannot be reached."""
 
 
+# --- download ---------------------------------------------------------------------------------
 def cache() -> Path:
     """Where downloads are kept for all runs: HJEPA_CACHE, or .cache/hjepa in the home folder."""
     return Path(os.environ.get("HJEPA_CACHE") or Path.home() / ".cache" / "hjepa")
 
 
-def fetch_from_drive(file_id: str, path: Path) -> None:
-    """Download with a progress bar, going on where a cut one ended; FileError with the reason."""
+def fetch(path: Path) -> None:
+    """The archive to `path`, going on where a cut download ended; FileError with the reason."""
     import gdown  # slow to import and needed by this one function only
     import requests
     from tqdm import tqdm
@@ -64,93 +62,76 @@ def fetch_from_drive(file_id: str, path: Path) -> None:
                 bar.update(done - bar.n)
 
             gdown.download(
-                id=file_id,
-                output=str(path),
-                quiet=True,
-                use_cookies=False,
-                progress=progress,
-                timeout=(CONNECT_SECONDS, READ_SECONDS),
-                resume=True,
-                retries=RETRIES,
-            )
+                id=FILE_ID, output=str(path), quiet=True, use_cookies=False, progress=progress,
+                timeout=(CONNECT_SECONDS, READ_SECONDS), resume=True, retries=RETRIES,
+            )  # fmt: skip
     except (OSError, ValueError, gdown.DownloadError) as error:
         away = isinstance(error, (requests.ConnectionError, requests.Timeout))
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise (NoNetwork if away else files.FileError)(
-            f"download of {path.name} failed: {reason}"
-        ) from error
+        kind = NoNetwork if away else files.FileError
+        raise kind(f"download of {path.name} failed: {reason}") from error
 
 
-def download(file_id: str, path: str | Path, fetch: Fetch = fetch_from_drive) -> Path:
-    """`path`, downloaded unless it is there; its SHA-256 is recorded first and verified later.
+def download() -> Path:
+    """The archive in the cache, downloaded unless it is there; `FileError` when it is not whole.
 
-    The record lies beside the file as `<name>.sha256.json`; an unfinished download stays as
-    `<name>.part`, and the next one goes on with it. Raises `FileError`.
+    Its SHA-256 is recorded beside it as `<name>.sha256.json` and verified from then on. An
+    unfinished download stays as `<name>.part`, and the next one goes on with it.
     """
-    path = Path(path)
-    record = path.with_name(path.name + ".sha256.json")
+    path = cache() / ARCHIVE
+    part = path.with_name(f"{ARCHIVE}.part")
     with files.exclusive(path):  # of two runs one downloads
-        if not path.exists():
-            part = path.with_name(path.name + ".part")
-            fetch(file_id, part)
-            try:
-                _read_whole(part)
-                _verify(part, record, file_id)
-            except files.FileError:
-                part.unlink(missing_ok=True)
-                raise
-            os.replace(part, path)
-        elif not record.exists():
-            _read_whole(path)
-        _verify(path, record, file_id)
+        if path.exists():
+            _verify(path)
+            return path
+        fetch(part)
+        try:
+            _verify(part)
+        except files.FileError:
+            part.unlink(missing_ok=True)
+            raise
+        os.replace(part, path)
     return path
 
 
-def _read_whole(path: Path) -> None:
-    """FileError unless the archive can be read to its very end."""
+def _verify(path: Path) -> None:
+    """FileError for other content than recorded; first of all it must be readable to its end."""
+    record, found = path.with_name(f"{ARCHIVE}.sha256.json"), files.sha256(path)
+    if record.exists():
+        if files.read_json(record).get("sha256") != found:
+            raise files.FileError(f"{path.name} does not match the SHA-256 recorded in {record}")
+        return
+    with _opened(path) as archive:
+        for item in archive:
+            stream = archive.extractfile(item)
+            while stream is not None and stream.read(1 << 20):
+                pass
+    content = {"file_id": FILE_ID, "bytes": path.stat().st_size, "sha256": found}
+    files.write_json(record, content)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tarfile.TarFile]:
     try:
-        with tarfile.open(path) as tar:
-            for item in tar:
-                stream = tar.extractfile(item)
-                while stream is not None and stream.read(1 << 20):
-                    pass
+        with tarfile.open(path) as archive:
+            yield archive
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise files.FileError(f"{path.name} is no whole tar archive: {error}") from error
 
 
-def _verify(path: Path, record: Path, file_id: str) -> None:
-    found = files.sha256(path)
-    if not record.exists():
-        content = {"file_id": file_id, "bytes": path.stat().st_size, "sha256": found}
-        files.write_json(record, content)
-    elif files.read_json(record).get("sha256") != found:
-        raise files.FileError(f"{path.name} does not match the SHA-256 recorded in {record}")
-
-
-def extract(archive: str | Path, member: str, folder: str | Path) -> Path:
-    """The regular file called `member` (in any folder of the archive) as `folder`/`member`.
-
-    Only this one is unpacked, through tarfile's `data` filter. Raises `FileError`.
-    """
-    target = Path(folder) / member
+def extract(path: Path, member: str) -> Path:
+    """The regular file called `member`, in any folder of the archive, beside it; or `FileError`."""
+    target = path.with_name(member)
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with (
-            tarfile.open(archive) as tar,
-            tempfile.TemporaryDirectory(prefix=".extract-", dir=folder) as scratch,
-        ):
-            for item in tar:
-                if item.isfile() and Path(item.name).name == member:
-                    tar.extract(item, scratch, filter="data")
-                    os.replace(Path(scratch) / item.name.lstrip("/"), target)
-                    return target
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise files.FileError(f"cannot unpack {member} from {archive}: {error}") from error
-    raise files.FileError(f"{archive} holds no file called {member}")
+    with _opened(path) as archive:
+        for item in archive:
+            if item.isfile() and Path(item.name).name == member:
+                return files.write_atomic(target, archive.extractfile(item).read())
+    raise files.FileError(f"{path} holds no file called {member}")
 
 
+# --- their format -----------------------------------------------------------------------------
 def load_npz_trajectories(path: str | Path) -> Trajectories:
     """Trajectories of an .npz in the published format; frames in it, if any, are not read.
 
@@ -158,23 +139,24 @@ def load_npz_trajectories(path: str | Path) -> Trajectories:
     rows, and the last action is dropped. Raises `FileError` naming what is wrong.
     """
     arrays = files.load_npz(path, ("actions", "locations", "terminals"))
-    terminals = arrays["terminals"]
-    if terminals.ndim != 1 or len(terminals) == 0:
-        raise files.FileError(f"{path}: terminals must be (N,), got {terminals.shape}")
-    for name in ("actions", "locations"):
-        if arrays[name].shape != (len(terminals), 2):
-            raise files.FileError(
-                f"{path}: {name} must be ({len(terminals)}, 2), got {arrays[name].shape}"
-            )
-        if arrays[name].dtype.kind not in "fiu":
-            raise files.FileError(f"{path}: {name} must be numbers, got {arrays[name].dtype}")
-        if not np.isfinite(arrays[name]).all():
-            raise files.FileError(f"{path}: {name} has values that are not finite")
+    terminals = arrays.pop("terminals")
+    for name, values in arrays.items():
+        if values.shape != (*terminals.shape, 2) or values.ndim != 2 or not values.size:
+            shapes = f"{values.shape} for terminals {terminals.shape}"
+            raise files.FileError(f"{path}: {name} must be (N, 2), got {shapes}")
+        if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+            raise files.FileError(f"{path}: {name} must be finite numbers")
     locations = arrays["locations"]
     if locations.min() < 0 or locations.max() > SIZE - 1:
         raise files.FileError(f"{path}: locations must lie in [0, {SIZE - 1}] px")
-    length = _common_length(path, terminals)
-    count = len(terminals) // length
+    ends = np.nonzero(terminals)[0]
+    lengths = np.unique(np.diff(ends, prepend=-1))
+    if len(lengths) != 1 or lengths[0] < 2 or ends[-1] != len(terminals) - 1:
+        raise files.FileError(
+            f"{path}: terminals must end trajectories of one length of 2 rows or more, the last "
+            f"one in the last row; found lengths {lengths.tolist()[:3]}"
+        )
+    length, count = int(lengths[0]), len(ends)
     actions = torch.from_numpy(arrays["actions"].astype(np.float32)).reshape(count, length, 2)
     actions[:, -1] = 0  # where it led was not stored
     meta = {"source": str(path), "recipe": "published", "dynamics": "blocked", "noise_px": 0.0}
@@ -188,44 +170,21 @@ def load_npz_trajectories(path: str | Path) -> Trajectories:
     )
 
 
-def _common_length(path: str | Path, terminals: np.ndarray) -> int:
-    """The one number of rows per trajectory; the first trajectory begins at row 0."""
-    ends = np.nonzero(terminals)[0]
-    if len(ends) == 0 or ends[-1] != len(terminals) - 1:
-        raise files.FileError(f"{path}: the last row of terminals does not end a trajectory")
-    lengths = np.unique(np.diff(ends, prepend=-1))
-    if len(lengths) > 1:
-        raise files.FileError(
-            f"{path}: trajectories must have equal lengths, found {lengths[0]} to {lengths[-1]}"
-        )
-    if lengths[0] < 2:
-        raise files.FileError(f"{path}: trajectories need at least 2 rows, found 1")
-    return int(lengths[0])
-
-
 def truncate(trajectories: Trajectories, transitions: int) -> Trajectories:
     """The first `transitions` transitions: whole trajectories plus one truncated last one."""
-    if transitions >= trajectories.transitions:
-        return trajectories
-    ends = (trajectories.lengths - 1).cumsum(0)
-    whole = int(torch.searchsorted(ends, transitions, right=True))
-    rest = transitions - (int(ends[whole - 1]) if whole else 0)
-    lengths = trajectories.lengths[: whole + (rest > 0)].clone()
-    if rest:
-        lengths[-1] = rest + 1
+    steps = trajectories.lengths - 1
+    kept = torch.minimum(transitions - (steps.cumsum(0) - steps), steps)
+    lengths = kept[kept > 0] + 1
     states = int(lengths.sum())
     actions = trajectories.actions[:states].clone()
     actions[-1] = 0
-    layout = trajectories.layout[: len(lengths)]
-    return Trajectories(
-        trajectories.positions[:states], actions, lengths, layout, dict(trajectories.meta)
-    )
+    layout, meta = trajectories.layout[: len(lengths)], dict(trajectories.meta)
+    return Trajectories(trajectories.positions[:states], actions, lengths, layout, meta)
 
 
-def acquire(
-    config: DataConfig, seed: int, folder: str | Path | None = None, fetch: Fetch = fetch_from_drive
-) -> Trajectories:
-    """The data set that `config` describes; the published archive is kept in `folder` (`cache`).
+# --- any data ---------------------------------------------------------------------------------
+def acquire(config: DataConfig, seed: int) -> Trajectories:
+    """The data set that `config` describes; the published archive is kept in `cache`.
 
     A file with fewer transitions than asked for is used whole; `meta` says what was asked and got.
     Without a network generated data stand in for published ones, as meta["fallback"] says; any
@@ -236,38 +195,29 @@ def acquire(
     if config.layouts != "fixed" or config.dynamics != "blocked":
         raise ConfigError("published data have data.layouts=fixed and data.dynamics=blocked only")
     if config.source != "published":
-        return _cut(load_npz_trajectories(config.source), config, {})
+        return _cut(load_npz_trajectories(config.source), config)
     if config.recipe not in MEMBERS:
         raise ConfigError(
             f"data.recipe={config.recipe} was not published; there are {', '.join(MEMBERS)}"
         )
-    folder = cache() if folder is None else Path(folder)
     try:
-        archive = download(FILE_ID, folder / ARCHIVE, fetch)
+        archive = download()
     except NoNetwork as error:
         data = _generated(config, seed)
         data.meta["fallback"] = f"published data unavailable, generated instead: {error}"
         print(data.meta["fallback"])
         return data
-    data = load_npz_trajectories(extract(archive, MEMBERS[config.recipe], folder))
-    return _cut(data, config, {"source": "published", "recipe": config.recipe})
+    data = load_npz_trajectories(extract(archive, MEMBERS[config.recipe]))
+    return _cut(data, config, source="published", recipe=config.recipe)
 
 
 def _generated(config: DataConfig, seed: int, source: str = "generated") -> Trajectories:
-    return generate(
-        config.recipe,
-        config.transitions,
-        config.layouts,
-        seed,
-        config.dynamics,
-        config.good_fraction,
-        config.exclude_wall,
-        config.exclude_door,
-        source=source,
-    )
+    names = ("recipe", "transitions", "layouts", "dynamics", "good_fraction", "exclude_wall",
+             "exclude_door")  # fmt: skip
+    return generate(**{name: getattr(config, name) for name in names}, seed=seed, source=source)
 
 
-def _cut(data: Trajectories, config: DataConfig, meta: dict[str, Any]) -> Trajectories:
+def _cut(data: Trajectories, config: DataConfig, **meta: Any) -> Trajectories:
     data = truncate(data, config.transitions)
     data.meta |= meta | {"transitions": data.transitions, "requested": config.transitions}
     return data

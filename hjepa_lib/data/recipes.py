@@ -20,7 +20,7 @@ from hjepa_lib.files import WorkbookError, sha256
 from hjepa_lib.worlds.base import World, find_world
 from hjepa_lib.worlds.layout import DOOR_HALF, HIGH, LOW, Layout, layout_set
 from hjepa_lib.worlds.oracle import oracle_action
-from hjepa_lib.worlds.two_rooms import DYNAMICS, sample_start_goal, simulate, step
+from hjepa_lib.worlds.two_rooms import NOISE, TwoRooms, sample_start_goal, simulate, step
 
 SMOOTH, UNIFORM = 5.0, 1e-6
 """von Mises concentration of the heading changes: 1 / 0.2 and 1 / 1e6."""
@@ -57,6 +57,12 @@ RECIPES = {
 }
 
 
+class _Chunk(NamedTuple):
+    positions: Tensor  # (n, L, 2)
+    actions: Tensor  # (n, L - 1, 2)
+    layout: Layout
+
+
 def generate(
     recipe: str,
     transitions: int,
@@ -66,7 +72,7 @@ def generate(
     good_fraction: float = 0.02,
     exclude_wall: str = "",
     exclude_door: str = "",
-    noise: float = 0.5,
+    noise: float = NOISE,
     source: str = "generated",
 ) -> Trajectories:
     """Exactly `transitions` transitions of a recipe; equal arguments give equal data.
@@ -74,17 +80,18 @@ def generate(
     `layouts` is a name known to `layout_set` or an array (K, 2); each trajectory draws one. An own
     world (`source`) is walked freely. `noise` (px) acts with `bounce` only.
     """
-    world = find_world(source)
-    _check(recipe, dynamics, world is not None, layouts)
-    rule = RECIPES[recipe]
-    if world is not None:
-        layouts = np.zeros((1, 2), np.int16)
+    world, rule, named = find_world(source), RECIPES[recipe], isinstance(layouts, str)
+    if world is None:
+        TwoRooms(Layout.fixed(), dynamics, noise)  # refuses what it does not know
+    elif recipe in ("no_crossing", "expert"):
+        raise WorkbookError(f"recipe {recipe} needs two rooms; an own world has none")
+    elif not named or layouts != "fixed":
+        raise WorkbookError("an own world has one layout, so data.layouts must be fixed")
     per = (rule.keep or rule.states) - 1
     count = math.ceil(transitions / per)
     lengths = torch.full((count,), per + 1)
     lengths[-1] = transitions - per * (count - 1) + 1
-    named = isinstance(layouts, str)
-    pool = layout_set(layouts, exclude_wall, exclude_door) if named else np.asarray(layouts)
+    pool = layout_set(layouts, exclude_wall, exclude_door) if named else layouts
     generator = torch.Generator().manual_seed(seed)
     kappa = torch.full((count,), rule.kappa)
     meta: dict[str, Any] = {"source": source, "recipe": recipe, "transitions": transitions}
@@ -97,7 +104,7 @@ def generate(
         meta["good_fraction"] = good_fraction
     if meta["layouts"] == "rectangle":
         meta |= {"exclude_wall": exclude_wall, "exclude_door": exclude_door}
-    positions, actions = torch.empty(transitions + count, 2), torch.empty(transitions + count, 2)
+    positions, actions = torch.zeros(2, transitions + count, 2)
     drawn = torch.empty(count, 2, dtype=torch.int16)
     done = 0
     while done < count:
@@ -107,30 +114,15 @@ def generate(
         else:
             chunk = _walk(world, rule, part, dynamics, generator)
         size = len(chunk.positions)
-        span = slice(done * (per + 1), (done + size) * (per + 1))
         # The slice of the last chunk is shorter: this is where the last trajectory is truncated.
-        positions[span] = chunk.positions.reshape(-1, 2)[: len(positions[span])]
-        actions[span] = chunk.actions.reshape(-1, 2)[: len(positions[span])]
+        span = slice(done * (per + 1), (done + size) * (per + 1))
+        for rows, made in ((positions, chunk.positions), (actions, chunk.actions)):
+            made = torch.nn.functional.pad(made, (0, 0, 0, per + 1 - made.shape[1]))
+            rows[span] = made.reshape(-1, 2)[: len(rows[span])]
         drawn[done : done + size] = chunk.layout.pairs().to(torch.int16)
         done += size
     actions[lengths.cumsum(0) - 1] = 0  # a last state has no action
     return Trajectories(positions, actions, lengths, drawn, meta)
-
-
-def _check(recipe: str, dynamics: str, own: bool, layouts: str | np.ndarray) -> None:
-    for name, value, known in (("recipe", recipe, RECIPES), ("dynamics", dynamics, DYNAMICS)):
-        if value not in known:
-            raise WorkbookError(f"{name} must be one of {', '.join(known)}; got {value!r}")
-    if own and recipe in ("no_crossing", "expert"):
-        raise WorkbookError(f"recipe {recipe} needs two rooms; an own world has none")
-    if own and (not isinstance(layouts, str) or layouts != "fixed"):
-        raise WorkbookError("an own world has one layout, so data.layouts must be fixed")
-
-
-class _Chunk(NamedTuple):
-    positions: Tensor  # (n, L, 2)
-    actions: Tensor  # (n, L, 2), the last one unused
-    layout: Layout
 
 
 def _chunk(
@@ -144,8 +136,7 @@ def _chunk(
 ) -> _Chunk:
     """At most len(kappa) trajectories (`no_crossing` drops some)."""
     n = len(kappa)
-    picked = torch.randint(len(pool), (n,), generator=generator).numpy()
-    layout = Layout.of(np.asarray(pool)[picked])
+    layout = Layout.of(pool[torch.randint(len(pool), (n,), generator=generator).numpy()])
     built = torch.arange(n) < math.ceil(rule.rate * n)
     if recipe == "eb_jepa":
         built = torch.rand(n, generator=generator) < rule.rate
@@ -155,7 +146,6 @@ def _chunk(
         return _expert(layout, rule, built, dynamics, noise, generator)
     start, actions = random_motion(layout, rule.states - 1, kappa, built, generator)
     positions = simulate(start, actions, layout, dynamics, generator, noise)
-    actions = torch.cat((actions, torch.zeros(n, 1, 2)), 1)
     if recipe == "no_crossing":
         keep = ~crosses(positions, layout)
         return _Chunk(positions[keep], actions[keep], layout.index(keep))
@@ -169,15 +159,12 @@ def _keep(rule: Recipe, chunk: _Chunk, generator: torch.Generator) -> _Chunk:
     shape = (len(chunk.positions), 1)
     first = torch.randint(rule.states - rule.keep + 1, shape, generator=generator)
     rows = (first + torch.arange(rule.keep))[..., None].expand(-1, -1, 2)
-    return _Chunk(chunk.positions.gather(1, rows), chunk.actions.gather(1, rows), chunk.layout)
+    actions = chunk.actions.gather(1, rows[:, :-1])
+    return _Chunk(chunk.positions.gather(1, rows), actions, chunk.layout)
 
 
 def _walk(
-    world: type[World],
-    rule: Recipe,
-    kappa: Tensor,
-    dynamics: str,
-    generator: torch.Generator,
+    world: type[World], rule: Recipe, kappa: Tensor, dynamics: str, generator: torch.Generator
 ) -> _Chunk:
     """Free walks of an own world, from starts that it draws itself."""
     layout = Layout.of(np.zeros((len(kappa), 2)))
@@ -187,7 +174,6 @@ def _walk(
     episodes = world(layout, dynamics, seed=seed)
     positions = [episodes.reset(episodes.sample_start_goal(generator)[0])]
     positions += [episodes.step(action) for action in actions.unbind(1)]
-    actions = torch.cat((actions, torch.zeros(len(kappa), 1, 2)), 1)
     return _keep(rule, _Chunk(torch.stack(positions, 1), actions, layout), generator)
 
 
@@ -204,25 +190,18 @@ def _expert(
     `cross` marks the trajectories whose goals always lie in the other room; the rest stay home.
     """
 
-    def rooms() -> tuple[Tensor, Tensor]:
-        one, two = sample_start_goal(layout, "medium", generator)
-        on_left = (one[:, 0] < layout.wall_x)[:, None]
-        return torch.where(on_left, one, two), torch.where(on_left, two, one)
-
     def new_goal(position: Tensor) -> Tensor:
-        left, right = rooms()
+        one, two = sample_start_goal(layout, "medium", generator)
         to_right = (position[:, 0] < layout.wall_x) == cross
-        return torch.where(to_right[:, None], right, left)
+        return torch.where(((one[:, 0] < layout.wall_x) != to_right)[:, None], one, two)
 
     positions = [sample_start_goal(layout, "medium", generator)[0]]
-    goal = new_goal(positions[0])
-    actions = []
+    goal, actions = new_goal(positions[0]), []
     for _ in range(rule.states - 1):
         actions.append(oracle_action(positions[-1], goal, layout, EXPERT_STEP))
         positions.append(step(positions[-1], actions[-1], layout, dynamics, generator, noise))
         reached = (positions[-1] - goal).norm(dim=-1, keepdim=True) < EXPERT_STEP / 2
         goal = torch.where(reached, new_goal(positions[-1]), goal)
-    actions.append(torch.zeros_like(goal))
     return _Chunk(torch.stack(positions, 1), torch.stack(actions, 1), layout)
 
 
@@ -249,12 +228,19 @@ def von_mises(kappa: float, shape: tuple[int, ...], generator: torch.Generator) 
     return torch.lerp(table[node], table[node + 1], place - node)
 
 
+def _truncated_normal(
+    std: float, limit: float, shape: tuple[int, ...], generator: torch.Generator
+) -> Tensor:
+    """normal(0, std) truncated to [-limit, limit]."""
+    edge = math.erf(limit / std / math.sqrt(2))
+    draw = (torch.rand(shape, generator=generator) * 2 - 1) * edge
+    return std * math.sqrt(2) * torch.erfinv(draw)
+
+
 def step_lengths(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Step lengths in px, normal(1, 0.4) truncated to [0.2, 1.8]."""
-    edge = math.erf((STEP_HIGH - STEP_MEAN) / STEP_STD / math.sqrt(2))
-    draw = (torch.rand(shape, generator=generator) * 2 - 1) * edge
-    length = STEP_MEAN + STEP_STD * math.sqrt(2) * torch.erfinv(draw)
-    return length.clamp(STEP_LOW, STEP_HIGH)
+    draw = _truncated_normal(STEP_STD, STEP_HIGH - STEP_MEAN, shape, generator)
+    return (STEP_MEAN + draw).clamp(STEP_LOW, STEP_HIGH)
 
 
 def free_starts(position: Tensor, layout: Layout, generator: torch.Generator) -> Tensor:
@@ -305,16 +291,9 @@ def random_motion(
     length = step_lengths((n, steps), generator)
     actions = torch.stack((length * heading.cos(), length * heading.sin()), -1)  # (B, steps, 2)
     anywhere = torch.stack([uniform(LOW + EDGE, HIGH - EDGE) for _ in "xy"], -1)
-    door = _door_point(layout, generator)
-    start = door - (actions * ~after[..., None]).sum(1)
+    # A point of the door: x uniform between the faces, y normal(door_y, 1.4) in the opening.
+    door_x = layout.left + torch.rand(n, generator=generator) * (layout.right - layout.left)
+    door_y = layout.door_y + _truncated_normal(DOOR_STD, DOOR_HALF, (n,), generator)
+    start = torch.stack((door_x, door_y), -1) - (actions * ~after[..., None]).sum(1)
     start = torch.where(built[:, None], start.clamp(LOW + EDGE, HIGH - EDGE), anywhere)
     return free_starts(start, layout, generator), actions
-
-
-def _door_point(layout: Layout, generator: torch.Generator) -> Tensor:  # (B, 2)
-    """x uniform between the faces, y normal(door_y, 1.4) truncated to the opening."""
-    share = torch.rand(layout.batch, generator=generator)
-    edge = math.erf(DOOR_HALF / DOOR_STD / math.sqrt(2))
-    draw = (torch.rand(layout.batch, generator=generator) * 2 - 1) * edge
-    y = layout.door_y + DOOR_STD * math.sqrt(2) * torch.erfinv(draw)
-    return torch.stack((layout.left + share * (layout.right - layout.left), y), -1)

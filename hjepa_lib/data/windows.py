@@ -6,12 +6,14 @@ trajectory (the seed project's did in 63 of 93 cases, defect F6).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hjepa_lib.data.trajectories import Trajectories
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.worlds.base import World
 from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.two_rooms import TwoRooms
@@ -36,32 +38,25 @@ class Windows:
     def __init__(
         self, trajectories: Trajectories, length: int, device: torch.device | str = "cpu"
     ) -> None:
-        """Raises `ValueError` when no trajectory has `length` states."""
-        if length < 2:
-            raise ValueError(f"a window needs at least 2 states, got {length}")
+        """WorkbookError when no trajectory has `length` states."""
         self.length, self.device = length, torch.device(device)
-        self.trajectories, self._world = trajectories, trajectories.world
+        self.trajectories, self._starts = trajectories, trajectories.starts
         self._positions = trajectories.positions.to(device)
         self._actions = trajectories.actions.to(device)
-        per = (trajectories.lengths - length + 1).clamp_min(0)
         # Trajectories grouped by layout, so that the windows of one layout are one range.
         code = trajectories.layout[:, 0].long() * 1000 + trajectories.layout[:, 1].long()
-        if bool((code == code[0]).all()):
-            order = torch.arange(trajectories.count)
-        else:
-            order = code.argsort(stable=True)
-        self._order, self._ends = order, per[order].cumsum(0)
-        if int(self._ends[-1]) == 0:
+        self._order = code.argsort(stable=True)
+        per = (trajectories.lengths - length + 1).clamp_min(0)
+        self._ends = per[self._order].cumsum(0)
+        if not len(self):
             longest = int(trajectories.lengths.max())
-            raise ValueError(f"no window of {length} states: the longest trajectory has {longest}")
-        self._starts = trajectories.starts
-        self._group_ends = self._groups(code[order])
-
-    def _groups(self, code: Tensor) -> Tensor:  # (G + 1,) int64
-        """Window indices at which a new layout begins, with 0 and the total; no empty groups."""
+            raise WorkbookError(
+                f"no window of {length} states: the longest trajectory has {longest}"
+            )
+        # Window indices at which a new layout begins, with 0 and the total; no empty groups.
+        code = code[self._order]
         last = torch.cat((code[1:] != code[:-1], torch.tensor([True])))
-        ends = torch.cat((torch.zeros(1, dtype=torch.int64), self._ends[last]))
-        return ends.unique()
+        self._group_ends = torch.cat((torch.tensor([0]), self._ends[last])).unique()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -74,8 +69,8 @@ class Windows:
         first = self._starts[row] + index - before
         states = (first[:, None] + torch.arange(self.length)).to(self.device)  # (B, T)
         layout = self.trajectories.layouts(row).to(self.device)
-        actions = self._actions[states[:, :-1]]
-        return WindowBatch(self._positions[states], actions, layout, self._world)
+        actions, world = self._actions[states[:, :-1]], self.trajectories.world
+        return WindowBatch(self._positions[states], actions, layout, world)
 
     def sample(
         self, batch: int, generator: torch.Generator, layouts_per_batch: int = 0
@@ -94,7 +89,7 @@ class Windows:
         share = torch.rand(batch, generator=generator, dtype=torch.float64)
         return self.at(low + ((high - low) * share).long())
 
-    def epoch(self, batch: int, limit: int | None = None):
+    def epoch(self, batch: int, limit: int | None = None) -> Iterator[WindowBatch]:
         """Consecutive evenly spaced windows for validation: at most `limit`, no randomness."""
         count = len(self) if limit is None else min(limit, len(self))
         picks = torch.linspace(0, len(self) - 1, count, dtype=torch.float64).long()

@@ -21,12 +21,11 @@ from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
 from hjepa_lib.evaluation.results import Result
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.planning.agent import P1_CAP, Agent
-from hjepa_lib.worlds.gym_env import SUCCESS_PX
 from hjepa_lib.worlds.layout import DOOR_RANGE, HIGH, LOW, WALL_RANGE, Layout
 from hjepa_lib.worlds.oracle import oracle_length
 from hjepa_lib.worlds.rendering import render, render_walls
 from hjepa_lib.worlds.trials import Trials, content_hash
-from hjepa_lib.worlds.two_rooms import inside, sample_start_goal
+from hjepa_lib.worlds.two_rooms import TwoRooms, inside, sample_start_goal
 
 AHEAD = 16  # steps of the open-loop prediction
 COMPANIONS = 3  # other tasks in a batch whose sub-goals are shuffled
@@ -235,7 +234,7 @@ def _tell(
 ) -> Story:
     """Cut at the first hit, and add what follows from the positions."""
     scene, method, cost = where
-    hits = np.linalg.norm(positions - np.array(scene.goal), axis=-1) < SUCCESS_PX
+    hits = np.linalg.norm(positions - np.array(scene.goal), axis=-1) < TwoRooms.radius
     reached = int(hits.argmax()) if hits.any() else None
     last = len(actions) if reached is None else reached
     calls = max(1, -(-last // replan))

@@ -1,14 +1,13 @@
-"""The interface that data, training and evaluation need from a world: implement it to bring one.
+"""The interface that data, training and evaluation need from a world: B episodes in torch.
 
-A world is a batch of B independent episodes simulated in torch. `TwoRooms` is the implementation
-shipped here; `worlds/gym_env.py` wraps the same dynamics for Gymnasium, one episode at a time. An
-own world is a class in an importable module; the setting `data.source=module:Class` sends it
+An own world is a class in an importable module; the setting `data.source=module:Class` sends it
 through everything that Two Rooms goes through (examples/own_world.py).
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import re
 from collections.abc import Sequence
@@ -98,16 +97,13 @@ def find_world(source: str) -> type[World] | None:
         return None
     module, name = match.groups()
     try:
-        found = getattr(importlib.import_module(module), name, None)
-    except ImportError as error:
-        raise ConfigError(f"data.source={source}: cannot import {module}: {error}") from error
-    if not isinstance(found, type):
-        raise ConfigError(f"data.source={source}: {module} has no class {name}")
-    for key, default in vars(World).items():
-        own = getattr(found, key, None)
-        needed = callable(default) and not key.startswith("_") and key != "reached"
-        if needed and (not callable(own) or own is default):
-            raise ConfigError(f"data.source={source}: the world lacks the method {key}")
-    if not issubclass(found, World):
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"data.source={source}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, World)):
         raise ConfigError(f"data.source={source}: {name} must extend hjepa_lib.worlds.World")
+    for method, default in vars(World).items():
+        wanted = inspect.isfunction(default) and method != "reached"
+        if wanted and getattr(found, method) is default:
+            raise ConfigError(f"data.source={source}: the world lacks the method {method}")
     return found

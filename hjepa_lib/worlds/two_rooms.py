@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.worlds.base import World, trial_noise
 from hjepa_lib.worlds.layout import DOT_STD, HIGH, LOW, Layout
 from hjepa_lib.worlds.oracle import oracle_action, oracle_length
@@ -49,15 +50,11 @@ def step(
     generator: torch.Generator | Tensor | None = None,
     noise: float = NOISE,
 ) -> Tensor:
-    """Positions after one action: (B, 2), (B, 2) -> (B, 2), all px.
+    """Positions after one action: (B, 2), (B, 2) -> (B, 2), all px; actions are never clipped.
 
     `bounce` with noise > 0 draws (B, 2) numbers from `generator` at every call, hit or not, so that
     two policies on one seed meet the same noise at the same step; or they are given in its place.
-    The action is never clipped.
-    Raises `ValueError` for an unknown rule or a missing generator.
     """
-    if dynamics not in DYNAMICS:
-        raise ValueError(f"dynamics must be one of {', '.join(DYNAMICS)}; got {dynamics!r}")
     time, plane, axis, lip = _first_hit(position, action, layout)
     hit = time <= 1  # (B,)
     moved = position + action
@@ -71,8 +68,6 @@ def step(
     point = torch.where(axis, plane[:, None], point)
     is_left = point[:, 0] <= layout.wall_x  # the room of the hit
     if dynamics == "bounce" and noise > 0:
-        if generator is None:
-            raise ValueError("bounce dynamics with noise > 0 need a torch.Generator")
         if isinstance(generator, torch.Generator):
             generator = torch.randn(position.shape, generator=generator, device=generator.device)
         shift = generator.to(position.device) * noise
@@ -87,7 +82,7 @@ def simulate(
     layout: Layout,
     dynamics: str,
     generator: torch.Generator | None = None,
-    noise: float = 0.5,
+    noise: float = NOISE,
 ) -> Tensor:
     """Positions (B, S + 1, 2) px of open-loop actions (B, S, 2) from `start` (B, 2)."""
     positions = [start]
@@ -111,12 +106,11 @@ def _first_hit(position: Tensor, action: Tensor, layout: Layout) -> tuple[Tensor
     t_edge_x, t_edge_y = _time(edge_x - x, dx), _time(edge_y - y, dy)
     t_face, t_lip = _time(face - x, dx), _time(lip - y, dy)
     y_face, x_lip = y + t_face * dy, x + t_lip * dx
-    never = torch.full_like(x, float("inf"))
     closed = (y_face < layout.top) | (y_face > layout.bottom)
-    t_face = torch.where(closed, t_face, never)
+    t_face = torch.where(closed, t_face, float("inf"))
     in_door = (x_lip >= layout.left) & (x_lip <= layout.right)
     # Only the lip ahead, so it is met from inside: from outside the face would come first.
-    t_lip = torch.where(in_door, t_lip, never)
+    t_lip = torch.where(in_door, t_lip, float("inf"))
     times = torch.stack((t_lip, t_face, t_edge_x, t_edge_y), -1)  # (B, 4), ties: this order
     time, which = times.min(-1)
     plane = torch.stack((lip, face, edge_x, edge_y), -1).gather(-1, which[:, None])[:, 0]
@@ -133,8 +127,8 @@ def _time(gap: Tensor, speed: Tensor) -> Tensor:
 def _clamp_to_room(point: Tensor, is_left: Tensor, layout: Layout) -> Tensor:
     """`point` inside the left or right room; on or beyond a wall it is put `INSET` inside."""
     x, y = point.unbind(-1)
-    low_x = torch.where(is_left, torch.full_like(x, LOW), layout.right)
-    high_x = torch.where(is_left, layout.left, torch.full_like(x, HIGH))
+    low_x = torch.where(is_left, LOW, layout.right)
+    high_x = torch.where(is_left, layout.left, HIGH)
     return torch.stack((_inset(x, low_x, high_x), _inset(y, LOW, HIGH)), -1)
 
 
@@ -157,44 +151,33 @@ def sample_start_goal(
     and at most 12 px above or below the door's centre.
     """
     if level not in LEVELS:
-        raise ValueError(f"level must be one of {', '.join(LEVELS)}; got {level!r}")
-    low, high = (
-        torch.full_like(layout.wall_x, LOW + MARGIN),
-        torch.full_like(layout.wall_x, HIGH - MARGIN),
-    )
+        raise WorkbookError(f"level must be one of {', '.join(LEVELS)}; got {level!r}")
+    low = torch.full_like(layout.wall_x, LOW + MARGIN)
+    high = torch.full_like(layout.wall_x, HIGH - MARGIN)
+    ranges = [(low, layout.left - MARGIN), (layout.right + MARGIN, high)]
     if level == "easy":
         ranges = [(layout.left - 12, layout.left - 4), (layout.right + 4, layout.right + 12)]
-        y_low, y_high = (
-            torch.maximum(low, layout.door_y - 12),
-            torch.minimum(high, layout.door_y + 12),
-        )
-    else:
-        ranges = [(low, layout.left - MARGIN), (layout.right + MARGIN, high)]
-        y_low, y_high = low, high
-    rooms = [
-        torch.stack((_uniform(*x_range, generator), _uniform(y_low, y_high, generator)), -1)
+        low, high = torch.maximum(low, layout.door_y - 12), torch.minimum(high, layout.door_y + 12)
+    left, right = (
+        torch.stack((_uniform(*x_range, generator), _uniform(low, high, generator)), -1)
         for x_range in ranges
-    ]
+    )
     flip = torch.rand(layout.batch, generator=generator, device=generator.device) < 0.5
     flip = flip.to(layout.wall_x.device)[:, None]
-    return torch.where(flip, rooms[1], rooms[0]), torch.where(flip, rooms[0], rooms[1])
+    return torch.where(flip, right, left), torch.where(flip, left, right)
 
 
 class TwoRooms(World):
     """`World` of B independent rooms with a current position each."""
 
     def __init__(
-        self,
-        layout: Layout,
-        dynamics: str = "bounce",
-        noise: float = NOISE,
-        seed: int = 0,
+        self, layout: Layout, dynamics: str = "bounce", noise: float = NOISE, seed: int = 0
     ) -> None:
         """`layout` gives B and the device; `noise` px, that of a step from (`seed`, row, step)."""
         if dynamics not in DYNAMICS:
-            raise ValueError(f"dynamics must be one of {', '.join(DYNAMICS)}; got {dynamics!r}")
+            raise WorkbookError(f"dynamics must be one of {', '.join(DYNAMICS)}; got {dynamics!r}")
         if not noise >= 0:
-            raise ValueError(f"noise must be at least 0 px, got {noise!r}")
+            raise WorkbookError(f"noise must be at least 0 px, got {noise!r}")
         self.layout, self.dynamics, self.noise, self.seed = layout, dynamics, noise, seed
         self.rows, self.steps = range(layout.batch), 0
         self.position = torch.full((layout.batch, 2), float("nan"), device=layout.wall_x.device)
@@ -204,16 +187,8 @@ class TwoRooms(World):
         return sample_start_goal(self.layout, "medium", generator)
 
     def reset(self, position: Tensor) -> Tensor:
-        """Put the dots at `position` (B, 2) px and restart the noise; returns the positions."""
-        position = position.to(self.layout.wall_x)
-        if position.shape != (self.layout.batch, 2):
-            raise ValueError(
-                f"position must be ({self.layout.batch}, 2), got {tuple(position.shape)}"
-            )
-        if not inside(position, self.layout).all():
-            raise ValueError("position must lie inside the rooms, outside the wall")
-        self.steps = 0
-        self.position = position.clone()
+        """Put the dots at `position` (B, 2) px, free places, and restart the noise."""
+        self.steps, self.position = 0, position.to(self.layout.wall_x).clone()
         return self.position
 
     def step(self, action: Tensor) -> Tensor:
