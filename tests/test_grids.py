@@ -6,8 +6,8 @@ from tiny import tiny_normaliser
 
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.windows import Windows
-from hjepa_lib.models.joint import Level2
 from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.level2 import Level2
 from hjepa_lib.workbench import CONFIGS
 from hjepa_lib.workbench.schema import read_experiment
 from hjepa_lib.workbench.variants import with_epochs

@@ -31,12 +31,9 @@ def frames_of(*lead, seed=0):
 
 
 # --- the vision transformer -------------------------------------------------------------------
-def test_shapes_and_every_weight_is_used():
+def test_every_weight_is_used():
     model = make_level1(tiny_config(**VIT))
-    rollout = model(frames_of(3, 4), torch.randn(3, 3, 2))
-    assert rollout.encodings.shape == (3, 4, 16) and rollout.predictions.shape == (1, 3, 4, 16)
-    assert model.encoder.patches.count == 25
-    rollout.predictions.square().sum().backward()
+    model(frames_of(3, 4), torch.randn(3, 3, 2)).predictions.square().sum().backward()
     unused = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert [name for name in unused if not name.startswith("idm")] == []
 
@@ -80,18 +77,16 @@ def test_hidden_patches_cannot_be_seen_and_visible_ones_can():
     assert torch.equal(model.train().encode(plain), model.eval().encode(plain))
 
 
-def test_it_learns_and_plans_through_the_same_interface():
-    losses = [r.loss for r in make_job("level1", tiny_config(**VIT, level1__optim__updates=20)).fit]
-    assert sum(losses[-5:]) < sum(losses[:5])
+def test_candidates_do_not_see_each_other():
+    """And the agent plans through the same interface."""
     agent = make_agent(tiny_config(**VIT))
     actions, plan = agent.plan(*frames_of(2).numpy())
     assert actions.shape == (2, 2) and torch.isfinite(plan.actions).all()
     member = agent.level1.predictors[0]
     state, action = torch.randn(6, 16), torch.randn(6, 2)
     assert not torch.allclose(member(state, action), member(state, -action))
-    joined = member(state, action)
     alone = torch.cat([member(state[i : i + 1], action[i : i + 1]) for i in range(6)])
-    assert torch.allclose(joined, alone, atol=1e-6)  # candidates do not see each other
+    assert torch.allclose(member(state, action), alone, atol=1e-6)
 
 
 # --- masked pre-training ----------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Level 2: distributions in closed form, verbs against a loop by hand, gradients, planning."""
 
 import dataclasses
-import math
 
 import numpy as np
 import pytest
@@ -177,39 +176,13 @@ def test_rounding_is_straight_through_and_the_prior_pulls_on_the_code():
 
 def test_std_has_a_lower_bound():
     """Architectures 2: std = softplus(raw) + min_std, never below."""
-    model = level2_of(level2__min_std=0.25)
     raw = torch.tensor([[0.5, -1.0, 0.0, 2.0, -80.0, -3.0, 0.0, 4.0]])
-    found = model.kind.prior(raw)
+    found = level2_of(level2__min_std=0.25).kind.prior(raw)
     assert torch.equal(found.mean, raw[:, :4])
     torch.testing.assert_close(found.std, F.softplus(raw[:, 4:]) + 0.25)
-    latents, actions = inputs()
-    _, observed = model.observe(50 * latents, actions, seeded())
-    assert (observed.prior.std >= 0.25).all() and (observed.posterior.std >= 0.25).all()
 
 
 # --- verbs ------------------------------------------------------------------------------------
-def manual_gru(cell, x, h):
-    gates_x, gates_h = x @ cell.weight_ih.T + cell.bias_ih, h @ cell.weight_hh.T + cell.bias_hh
-    (rx, ux, nx), (rh, uh, nh) = gates_x.chunk(3, -1), gates_h.chunk(3, -1)
-    reset, update = torch.sigmoid(rx + rh), torch.sigmoid(ux + uh)
-    return (1 - update) * torch.tanh(nx + reset * nh) + update * h
-
-
-def manual_mlp(net, x):
-    for layer in net:
-        x = x @ layer.weight.T + layer.bias if isinstance(layer, torch.nn.Linear) else x.relu()
-    return x
-
-
-def manual_macro(model, actions):
-    """(B, step_skip, A) -> what the cell is fed besides z, as a list."""
-    flat = actions.reshape(len(actions), -1)
-    if model.config.actions == "learned":
-        code = manual_mlp(model.macro_encoder[0], flat)
-        return [F.layer_norm(code, code.shape[-1:], *model.macro_encoder[1].parameters())]
-    return [] if model.config.actions == "none" else [flat]
-
-
 @pytest.mark.parametrize("actions", ACTIONS)
 @pytest.mark.parametrize(
     ("latent", "state"), [("gaussian", 0), ("gaussian", 24), ("categorical", 0), ("fsq", 0)]
@@ -241,44 +214,29 @@ def test_verbs_equal_a_loop_by_hand(latent, state, actions):
         h, z = model.project(latents[:, 0]), torch.zeros(3, width)
         assert h.shape == (3, state or 16)
         for i in range(3):
-            parts = ([] if actions == "only" else [z]) + manual_macro(model, chunks[:, i])
-            h = manual_gru(model.cell, torch.cat(parts, -1), h)
-            prior = model.kind.prior(h @ model.prior_head.weight.T + model.prior_head.bias)
+            macro = chunks[:, i].flatten(1)  # the actions of one macro step, side by side
+            macro = model.macro_encoder(macro) if actions == "learned" else macro
+            parts = {"none": [z], "only": [macro]}.get(actions, [z, macro])
+            h = model.cell(torch.cat(parts, -1), h)
+            prior = model.kind.prior(model.prior_head(h))
             z = prior.draw(None if found is mode.predictions else noise[:, i])
             if looks_ahead:
-                raw = manual_mlp(model.posterior_head, torch.cat([macro_latents[:, i + 1], h], -1))
+                raw = model.posterior_head(torch.cat([macro_latents[:, i + 1], h], -1))
                 posterior = model.kind.posterior(raw)
                 z = posterior.draw(torch.randn(3, width, generator=generator))
                 mine, theirs = [*prior, *posterior], [*observed.prior, *observed.posterior]
                 for one, other in zip(mine, theirs, strict=True):
                     torch.testing.assert_close(one, other[:, i], atol=1e-5, rtol=1e-4)
-            predicted = manual_mlp(model.decoder, torch.cat([h, z], -1))
+            predicted = model.decoder(torch.cat([h, z], -1))
             torch.testing.assert_close(found_z[:, i], z, atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(found[:, i], predicted, atol=1e-5, rtol=1e-4)
 
 
-def test_imagine_wants_macro_actions_exactly_when_the_model_has_them():
-    latents, steps = inputs()
-    with pytest.raises(ValueError, match="actions='concat' got macros=False"):
-        level2_of(actions="concat").imagine(latents[:, 0], 2)
-    with pytest.raises(ValueError, match="actions='none' got macros=True"):
-        level2_of().imagine(latents[:, 0], 2, steps.reshape(3, 3, 8))
-
-
-@pytest.mark.parametrize(
-    ("actions", "macro_dim", "fed"),
-    [("none", 0, 4), ("concat", 8, 12), ("only", 8, 8), ("learned", 3, 7)],
-)
-def test_shapes_of_every_action_option(actions, macro_dim, fed):
-    """PL15: none, concatenated (8-D for 4 steps of 2), actions only, learned (HWM)."""
-    model = level2_of(actions=actions)
-    chunks = inputs()[1].unflatten(1, (3, 4))
-    assert (model.macro_dim, model.cell.input_size) == (macro_dim, fed)
-    macro = model.macro(chunks)
-    assert macro_dim == 0 if macro is None else macro.shape == (3, 3, macro_dim)
-    if actions == "learned":  # LayerNorm: every code has mean 0 and mean square 1 (at most)
-        assert macro.mean(-1).abs().max() < 1e-5
-        assert macro.square().mean(-1).max() <= 1 + 1e-5
+def test_learned_codes_are_bounded():
+    """LayerNorm: every code has mean 0 and mean square 1 (at most)."""
+    macro = level2_of(actions="learned").macro(inputs()[1].unflatten(1, (3, 4)))
+    assert macro.shape == (3, 3, 3) and macro.mean(-1).abs().max() < 1e-5
+    assert macro.square().mean(-1).max() <= 1 + 1e-5
 
 
 def test_actions_only_keeps_the_state_deterministic():
@@ -343,7 +301,6 @@ def test_training_changes_every_tensor_and_is_repeatable(latent, monkeypatch):
         before = {name: value.clone() for name, value in job.module.named_parameters()}
         torch.manual_seed(other)
         reports = list(job.fit)
-        assert all(math.isfinite(r.loss) for r in reports)
         assert {"sim", "kl", "prior_sim"} <= reports[-1].validation.keys()
         for name, value in job.module.named_parameters():
             assert not torch.equal(value, before[name]), name
@@ -436,8 +393,8 @@ def test_a_reloaded_agent_plans_the_same(latent, tmp_path):
 
 
 @pytest.mark.parametrize("latent", DISCRETE)
-def test_open_loop_errors_and_conditioning_work(latent, store):
-    """What reads z elsewhere has its width: conditioning, and the errors of both kinds of z."""
+def test_what_reads_z_has_its_width(latent, store):
+    """Conditioning, and the errors of both kinds of z."""
     changes = {"level2__train": "joint", "level2__conditioning": True}
     agent = make_agent(tiny_config(level2__latent=latent, **changes))
     assert agent.level2.condition.in_features == agent.level2.z_width

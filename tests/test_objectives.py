@@ -1,7 +1,5 @@
 """Every loss term against a formula written independently, in NumPy and float64."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -68,9 +66,8 @@ def by_hand(rollout, form, head):
 def test_each_term_equals_its_formula(form, seed):
     """PL13: terms named with the axes they pool; exact to 1e-6."""
     rollout, head = rollout_of(seed=seed), head_of()
-    found = terms_of(rollout, form, head)
-    for name, wanted in by_hand(rollout, form, head).items():
-        assert found[name].item() == pytest.approx(wanted, abs=1e-6), name
+    found = {name: term.item() for name, term in terms_of(rollout, form, head).items()}
+    assert found == pytest.approx(by_hand(rollout, form, head), abs=1e-6)
 
 
 @pytest.mark.parametrize("form", ["pldm", "eb_jepa"])
@@ -88,12 +85,9 @@ def test_a_static_part_agrees_within_its_layout_and_spreads_over_layouts(form):
     wanted = np.concatenate(gaps).mean() + std + cov
     assert static.item() == pytest.approx(wanted, abs=1e-6)
     moving = rollout._replace(encodings=rollout.encodings[..., 2:])
-    rest = by_hand(moving, form, head_of(4))
-    for name in ("std", "std_t", "cov", "sim_t"):
-        assert found[name].item() == pytest.approx(rest[name], abs=1e-6), name
-    whole = by_hand(rollout, form, head)
-    assert found["sim"].item() == pytest.approx(whole["sim"], abs=1e-6)
-    assert found["idm"].item() == pytest.approx(whole["idm"], abs=1e-6)
+    rest, whole = by_hand(moving, form, head_of(4)), by_hand(rollout, form, head)
+    wanted = rest | {name: whole[name] for name in ("sim", "idm")}
+    assert {name: term.item() for name, term in found.items()} == pytest.approx(wanted, abs=1e-6)
 
 
 def test_a_static_part_of_one_layout_is_its_spread():
@@ -113,18 +107,6 @@ def test_short_rollouts_are_compared_with_the_first_targets():
     assert found["sim"].item() == pytest.approx(by_hand(rollout, "pldm", head)["sim"], abs=1e-6)
 
 
-def test_the_forms_differ_only_in_the_samples_of_std_and_cov():
-    rollout, head = rollout_of(), head_of()
-    pldm = terms_of(rollout, "pldm", head)
-    pooled = terms_of(rollout, "eb_jepa", head)
-    different = {name for name in TERMS if pldm[name] != pooled[name]}
-    assert different == {"std", "cov"}
-    moved = rollout._replace(encodings=rollout.encodings.clone())
-    moved.encodings[:, 1:] += torch.randn(7, 4, 6, generator=seeded(8))
-    other = terms_of(moved, "pldm", head)
-    assert (other["std"], other["cov"]) == (pldm["std"], pldm["cov"])  # frame 0 alone
-
-
 def test_collapsed_latents():
     """All latents equal: no similarity or covariance loss, and the largest variance loss."""
     same = torch.full((7, 5, 6), 0.25)
@@ -140,14 +122,10 @@ def test_white_latents():
     """Identity covariance, exactly: neither variance nor covariance loss."""
     x = torch.randn(64, 6, generator=seeded(1), dtype=torch.float64)
     x = x - x.mean(0)
-    x = x @ torch.linalg.inv(torch.linalg.cholesky(x.T @ x / 63)).T
-    assert objectives.covariance(x.float()).item() == pytest.approx(0, abs=1e-12)
-    assert objectives.hinge_std(x.float()) == 0
-    halved = objectives.hinge_std(0.5 * x.float()).item()
-    assert halved == pytest.approx(1 - np.sqrt(0.25 + 1e-4), abs=1e-6)
-    # two identical axes: C_01 = C_10 = 1, all else 0
-    twin = torch.stack([x[:, 0], x[:, 0], x[:, 2]], 1).float()
-    assert objectives.covariance(twin).item() == pytest.approx(2 / 6, abs=1e-6)
+    x = (x @ torch.linalg.inv(torch.linalg.cholesky(x.T @ x / 63)).T).float()
+    assert objectives.covariance(x).item() == pytest.approx(0, abs=1e-12)
+    assert objectives.hinge_std(x) == 0
+    assert objectives.hinge_std(0.5 * x).item() == pytest.approx(1 - np.sqrt(0.25 + 1e-4), abs=1e-6)
 
 
 def test_windows_too_short_for_a_variance_over_time():
@@ -157,21 +135,9 @@ def test_windows_too_short_for_a_variance_over_time():
     assert all(torch.isfinite(value) for value in terms.values())
 
 
-def test_terms_without_weight_need_not_be_computed():
-    weights = LossConfig(sim=0.0, std=1.0, std_t=0.0, cov=0.0, sim_t=0.0, idm=0.0)
-    found = objectives.loss_terms(rollout_of(), weights, head_of(), weighted_only=True)
-    assert found.keys() == {"std"}
-
-
 def test_weighted_sum_is_linear_in_every_coefficient():
     """PL7: each of the six coefficients multiplies its own term."""
     terms = terms_of(rollout_of(), "eb_jepa", head_of())
-    nothing = LossConfig(sim=0, std=0, std_t=0, cov=0, sim_t=0, idm=0)
-    assert objectives.weighted_sum(terms, nothing) == 0
-    for factor, name in enumerate(TERMS, start=2):
-        only = dataclasses.replace(nothing, **{name: factor})
-        found = objectives.weighted_sum(terms, only)
-        assert found.item() == pytest.approx(factor * terms[name].item(), rel=1e-6)
     every = LossConfig(sim=1, std=2, std_t=3, cov=4, sim_t=5, idm=6)
     wanted = sum(i * terms[name].item() for i, name in enumerate(TERMS, start=1))
     assert objectives.weighted_sum(terms, every).item() == pytest.approx(wanted, rel=1e-6)

@@ -16,11 +16,9 @@ from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.models.checkpoint import TrainedMacro
-from hjepa_lib.models.distance import Distance
-from hjepa_lib.models.joint import HJepa
+from hjepa_lib.models.distance import Distance, Probe
 from hjepa_lib.models.level1 import Jepa
-from hjepa_lib.models.level2 import Level2
-from hjepa_lib.models.probe import Probe
+from hjepa_lib.models.level2 import HJepa, Level2
 from hjepa_lib.planning.agent import Agent
 from hjepa_lib.training.distance import train_distance
 from hjepa_lib.training.latents import LatentStore
@@ -194,36 +192,27 @@ def make_job(kind: str, config: Config, folder: Path | None = None, layouts: str
 
     Those are `refinement` (of its predictors), `level2`, `level3` and `distance`.
     """
-    data = tiny_data(layouts)
-    train, validation = data.split(0.2, 0)
+    train, validation = tiny_data(layouts).split(0.2, 0)
     options = {"folder": folder, "precision": config.precision}
-    if kind == "level1":
-        model = make_level1(config, config.seed)
-        windows = [Windows(part, config.level1.window) for part in (train, validation)]
-        fit = train_level1(model, *windows, config.level1, seed=config.seed, **options)
-        return Job(fit, model, model)
-    if kind == "pretraining":
-        model = make_level1(config, config.seed)
-        windows = [Windows(part, config.level1.window) for part in (train, validation)]
-        fit = pretrain_level1(model, *windows, config.level1, seed=config.seed, **options)
-        return Job(fit, model, model)
     if kind == "joint":
         torch.manual_seed(config.seed)
         both = HJepa(config, tiny_normaliser())
         windows = Windows(train, config.level2.macro_steps * config.level2.step_skip + 1)
         return Job(train_joint(both, windows, config, **options), both, both)
-    frozen = make_level1(config, config.seed).eval().requires_grad_(False)
+    options["seed"], level1 = config.seed, make_level1(config, config.seed)
+    if kind in ("level1", "pretraining"):
+        windows = [Windows(part, config.level1.window) for part in (train, validation)]
+        start = train_level1 if kind == "level1" else pretrain_level1
+        return Job(start(level1, *windows, config.level1, **options), level1, level1)
     stores = frozen_stores(config.level1, config.seed, config.distance.trajectories)
-    options["seed"] = config.seed
     if kind == "refinement":
-        model = make_level1(config, config.seed)
-        fit = refine_predictors(model, *stores, config.level1, **options)
-        return Job(fit, model.predictors, model)
+        fit = refine_predictors(level1, *stores, config.level1, **options)
+        return Job(fit, level1.predictors, level1)
     if kind in ("level2", "level3"):
         make = make_level2 if kind == "level2" else make_level3
         model = make(config, config.seed + 1)
-        fit = train_level2(model, frozen, *stores, model.config, **options)
-        return Job(fit, model, model)
+        frozen = level1.eval().requires_grad_(False)
+        return Job(train_level2(model, frozen, *stores, model.config, **options), model, model)
     torch.manual_seed(config.seed)
     head = Distance(config.distance, config.level1.latent_dim)
     fit = train_distance(head, *stores, config.distance, **options)

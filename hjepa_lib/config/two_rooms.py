@@ -88,7 +88,7 @@ class Level1Config(Section):
     width: Int[4:] = needs("encoder=fast|keypoint|vit", 32)
     """Channels of `fast`, maps of `keypoint`, width of the tokens of `vit`."""
     predictor: Literal["gru", "mlp", "transformer"] = "mlp"
-    """What imagines the next latent (models/predictors.py); `gru` puts a LayerNorm behind whatever
+    """What imagines the next latent (models/encoders.py); `gru` puts a LayerNorm behind whatever
     encoder, since its own state lies in (-1, 1)."""
     hidden: Int[4:] = needs("predictor=mlp|transformer", 256)
     """Hidden width of the `mlp` predictor, width of the tokens of `transformer`."""

@@ -16,8 +16,8 @@ from hjepa_lib.config import DataConfig, PlanningConfig
 from hjepa_lib.data.recipes import RECIPES, SMOOTH, STEP_HIGH, STEP_MEAN, random_motion
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.evaluation.horizons import Curve
+from hjepa_lib.models.distance import Probe
 from hjepa_lib.models.level1 import Jepa
-from hjepa_lib.models.probe import Probe
 from hjepa_lib.planning.agent import Agent
 from hjepa_lib.training.latents import LatentBatch, LatentStore
 from hjepa_lib.training.probes import rmse_px

@@ -25,17 +25,13 @@ _SIDES = {"same room": style.SKY, "through the door": style.PURPLE}
 
 
 # --- distances --------------------------------------------------------------------------------
-def calibration(
-    recorded: np.ndarray,
-    predicted: np.ndarray,
-    gamma: float = 1.0,
-    title: str = "Calibration of the distance head",
-) -> Figure:
+def calibration(recorded: np.ndarray, predicted: np.ndarray, gamma: float = 1.0) -> Figure:
     """Predicted steps (n,) against the steps recorded between two states of one trajectory (n,).
 
     A recorded path may be a detour: a good head lies below the reference for long ones.
     """
     groups = {"": {"median, 10-90 % band": (recorded, predicted)}}
+    title = "Calibration of the distance head"
     return _calibrations(groups, gamma, {"as recorded": 1.0}, "recorded steps", title)
 
 
@@ -47,7 +43,6 @@ def layout_calibration(
     gamma: float = 1.0,
     paces: Mapping[str, float] | None = None,
     names: Mapping[tuple[int, int], str] | None = None,
-    title: str = "Distance head against true steps",
 ) -> Figure:
     """Predicted steps (n,) against the true shortest ones (n,), a panel per layout (at most 24).
 
@@ -65,6 +60,7 @@ def layout_calibration(
         sides = zip(_SIDES, (own & ~through_door, own & through_door), strict=True)
         panel = {name: (shortest[rows], predicted[rows]) for name, rows in sides}
         groups[f"{place}\nrank correlation {rank:.2f}"] = panel
+    title = "Distance head against true steps"
     return _calibrations(groups, gamma, paces or {"exact": 1.0}, "true shortest steps", title)
 
 
@@ -113,17 +109,14 @@ def _median(axis: Axes, x: np.ndarray, y: np.ndarray, label: str, colour: str) -
 
 @styled
 def cost_geometry(
-    path: np.ndarray,
-    costs: Mapping[str, np.ndarray],
-    other_room: np.ndarray,
-    title: str = "Cost against the shortest path",
+    path: np.ndarray, costs: Mapping[str, np.ndarray], other_room: np.ndarray
 ) -> Figure:
     """Each cost (n,) of a pair of places against the shortest path between them, path (n,) px.
 
     `other_room` (n,) bool marks pairs with the wall between them. The number in each panel's title
     is Spearman's rank correlation: 1 means that the cost orders the pairs as the room does.
     """
-    figure, axes = style.panels(1, len(costs), 3.5, 3.0, title)
+    figure, axes = style.panels(1, len(costs), 3.5, 3.0, "Cost against the shortest path")
     for axis, (name, values) in zip(axes, costs.items(), strict=True):
         for (label, colour), pick in zip(_SIDES.items(), (~other_room, other_room), strict=True):
             draw.scatter(axis, path[pick], values[pick], label=label, color=colour, alpha=0.4)
@@ -137,15 +130,10 @@ def cost_geometry(
 
 # --- level 2 ----------------------------------------------------------------------------------
 @styled
-def macro_grid(
-    positions: np.ndarray,
-    skip: int,
-    room: Any,
-    title: str = "The two clocks",
-) -> Figure:
+def macro_grid(positions: np.ndarray, skip: int, room: Any) -> Figure:
     """One window of states (T, 2) px: every state small, every `skip`-th one large and numbered."""
     coarse = positions[::skip]
-    figure, (axis,) = style.panels(1, 1, 5.4, 3.4, title)
+    figure, (axis,) = style.panels(1, 1, 5.4, 3.4, "The two clocks")
     draw.show_room(axis, room)
     axis.set_anchor("W")
     draw.path(axis, positions, color=style.BLUE, marker=".", ms=3.5, label="level 1: every step")
@@ -158,9 +146,10 @@ def macro_grid(
 
 
 @styled
-def kl_by_dimension(kl: np.ndarray, title: str = "KL by dimension") -> Figure:
+def kl_by_dimension(kl: np.ndarray) -> Figure:
     """Mean divergence KL(q || p) in nats of each level-2 latent dimension (Z,), largest first."""
-    figure, (axis,) = style.panels(1, 1, 4.4, 2.4, f"{title}: {kl.sum():.2f} nats in all")
+    title = f"KL by dimension: {kl.sum():.2f} nats in all"
+    figure, (axis,) = style.panels(1, 1, 4.4, 2.4, title)
     axis.bar(np.arange(1, len(kl) + 1), np.sort(kl)[::-1], color=style.ORANGE, width=0.7)
     axis.set(xlabel="latent dimension, sorted", ylabel="KL (nats)", ylim=(0, None))
     axis.xaxis.get_major_locator().set_params(integer=True)
@@ -170,19 +159,15 @@ def kl_by_dimension(kl: np.ndarray, title: str = "KL by dimension") -> Figure:
 
 @styled
 def proposals(
-    starts: np.ndarray,
-    clouds: np.ndarray,
-    rooms: Any,
-    reach: float | None = None,
-    columns: int = 4,
-    title: str = "What level 2 proposes",
+    starts: np.ndarray, clouds: np.ndarray, rooms: Any, reach: float | None = None
 ) -> Figure:
     """Places (n, N, 2) px that level 2 imagines one macro-step ahead of starts (n, 2), at most 24.
 
     `rooms` (n, Hpx, Wpx) are the backgrounds; `reach` px, the longest way of one macro-step, is
     drawn as a circle: level 1 cannot deliver what lies outside it, or behind or inside the wall.
     """
-    figure, axes = style.grid_of(min(len(starts), style.MOST_PANELS), columns, 1.8, title=title)
+    count = min(len(starts), style.MOST_PANELS)
+    figure, axes = style.grid_of(count, 4, 1.8, title="What level 2 proposes")
     for axis, start, cloud, room in zip(axes, starts, clouds, rooms, strict=False):
         draw.show_room(axis, room)
         axis.scatter(*cloud.T, s=9, color=style.SUBGOAL, alpha=0.6, lw=0, zorder=5)
@@ -194,15 +179,12 @@ def proposals(
 
 
 @styled
-def control_effects(
-    rows: Sequence[Mapping],
-    deviations: Mapping[str, np.ndarray],
-    title: str = "Level 2 switched off in three ways",
-) -> Figure:
+def control_effects(rows: Sequence[Mapping], deviations: Mapping[str, np.ndarray]) -> Figure:
     """Success of each control with its interval, and how far its paths leave the uncontrolled ones.
 
     `rows` are rows of success with a `control`; `deviations` maps a control to px by step (S+1,).
     """
+    title = "Level 2 switched off in three ways"
     figure, (left, right) = style.panels(1, 2, 3.9, 2.7, title)
     rows_of_success(left, tidy(rows), "control", [row["control"] for row in rows])
     shades = (style.ORANGE, style.MUTED, style.BLUE, style.PURPLE)

@@ -69,22 +69,21 @@ def frame_grid(
     labels: Sequence[str] = (),
     title: str = "",
     size: float = 1.05,
-    predicted: bool = True,
 ) -> Figure:
     """Frames (C, Hpx, Wpx) in rows; `columns` above the first row, `labels` left of each row."""
     width = len(rows[0])
     figure, axes = style.panels(len(rows), width, size, size, title)
     heads = [*columns, *[""] * width * len(rows)]
     for axis, frame, head in zip(axes, chain(*rows), heads, strict=False):
-        show_frame(axis, frame, head, predicted=predicted)
+        show_frame(axis, frame, head, predicted=True)
     for axis, label in zip(axes[::width], labels, strict=False):
         axis.set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
     return figure
 
 
-def film(frames: Sequence[Any], captions: Sequence[str], scale: int = 2) -> bytes:
-    """PNG of frames (C, Hpx, Wpx) side by side under their captions, pixel by pixel."""
-    gap, head = 8, 16
+def film(frames: Sequence[Any], captions: Sequence[str]) -> bytes:
+    """PNG of frames (C, Hpx, Wpx) side by side under their captions, 2 screen pixels per px."""
+    gap, head, scale = 8, 16, 2
     images = [Image.fromarray(frame_rgb(one, predicted=True)) for one in frames]
     images = [ImageOps.scale(one, scale, Image.Resampling.NEAREST) for one in images]
     width, height = images[0].size
@@ -100,18 +99,12 @@ def film(frames: Sequence[Any], captions: Sequence[str], scale: int = 2) -> byte
 
 # --- data and latents --------------------------------------------------------------------------
 @styled
-def motion(
-    steps: np.ndarray,
-    turns: np.ndarray,
-    positions: np.ndarray,
-    room: Any,
-    title: str = "How the dot moves",
-) -> Figure:
+def motion(steps: np.ndarray, turns: np.ndarray, positions: np.ndarray, room: Any) -> Figure:
     """Step lengths (n,) px, turning angles (n',) degrees, and where positions (m, 2) px lie.
 
     The map has a cell for each pixel of the background `room` (Hpx, Wpx).
     """
-    figure, (left, middle, right) = style.panels(1, 3, 2.9, 2.6, title)
+    figure, (left, middle, right) = style.panels(1, 3, 2.9, 2.6, "How the dot moves")
     for axis, values in ((left, steps), (middle, turns)):
         axis.hist(values, bins=60, density=True, color=style.BLUE)
         axis.set_yticks([])
@@ -132,10 +125,10 @@ def motion(
 
 
 @styled
-def layout_lists(lists: Mapping[str, np.ndarray], title: str = "Layouts by list") -> Figure:
+def layout_lists(lists: Mapping[str, np.ndarray]) -> Figure:
     """Walls and doors of named layout lists, each (n, 2) rows (wall_x, door_y) px, in one plane."""
     colours = (style.SKY, style.ORANGE, style.PURPLE, style.GREEN)
-    figure, (axis,) = style.panels(1, 1, 4.6, 3.4, title)
+    figure, (axis,) = style.panels(1, 1, 4.6, 3.4, "Layouts by list")
     for (name, rows), colour in zip(lists.items(), colours, strict=False):
         axis.scatter(
             *np.transpose(rows), s=11, marker="s", lw=0, color=colour, label=f"{name}: {len(rows)}"
@@ -147,12 +140,12 @@ def layout_lists(lists: Mapping[str, np.ndarray], title: str = "Layouts by list"
 
 
 @styled
-def latent_map(latents: np.ndarray, positions: np.ndarray, title: str = "Latent map") -> Figure:
+def latent_map(latents: np.ndarray, positions: np.ndarray) -> Figure:
     """First two principal components of latents (n, D), coloured by positions (n, 2), x and y."""
     pca = PCA(n_components=2, random_state=0)
     flat = pca.fit_transform(np.asarray(latents, float))
     first, second = 100 * pca.explained_variance_ratio_
-    figure, axes = style.panels(1, 2, 3.5, 3.0, title, sharey=True)
+    figure, axes = style.panels(1, 2, 3.5, 3.0, "Latent map", sharey=True)
     for axis, values, name in zip(axes, np.transpose(positions), "xy", strict=True):
         dots = draw.scatter(axis, *flat.T, values, s=5)
         axis.set(xlabel=f"component 1 ({first:.0f} % of the variance)", xticks=[], yticks=[])
@@ -163,18 +156,14 @@ def latent_map(latents: np.ndarray, positions: np.ndarray, title: str = "Latent 
 
 @styled
 def cost_landscape(
-    costs: Mapping[str, np.ndarray],
-    x: np.ndarray,
-    y: np.ndarray,
-    goal: np.ndarray,
-    room: Any,
-    title: str = "Cost of being at a place, for one goal",
+    costs: Mapping[str, np.ndarray], x: np.ndarray, y: np.ndarray, goal: np.ndarray, room: Any
 ) -> Figure:
     """Costs over the room side by side, each with its own scale; the goal is red.
 
     `costs` maps a name (with its unit) to values (Gy, Gx) on the evenly spaced grid x (Gx,),
     y (Gy,); where they are NaN the background `room` shows.
     """
+    title = "Cost of being at a place, for one goal"
     figure, axes = style.panels(1, len(costs), 3.3, 2.9, title)
     for axis, (name, values) in zip(axes, costs.items(), strict=True):
         draw.show_room(axis, room)

@@ -53,15 +53,15 @@ class HtmlImage(str):
         return str(self)
 
 
-def comparison_gif(path: str | Path, clips: Sequence[Clip], scale: int = 4) -> Path:
-    """Write several episodes side by side in step, `scale` screen pixels per px of the world.
+def comparison_gif(path: str | Path, clips: Sequence[Clip]) -> Path:
+    """Write several episodes side by side in step, a shorter one waits at its end.
 
-    A shorter episode waits at its end. The scale is lowered until the file fits 300 KB (PL14);
-    FigureError where even scale 1 does not (about 2,000 steps).
+    Drawn at 4 screen pixels per px of the world, or fewer until the file fits 300 KB (PL14);
+    FigureError where even one does not (about 2,000 steps).
     """
     palette = _palette([clip.colour for clip in clips])
     steps = range(max(len(clip.positions) for clip in clips))
-    for size in range(scale, 0, -1):
+    for size in (4, 3, 2, 1):
         frames = [
             _frame(clips, step, size).quantize(palette=palette, dither=Image.Dither.NONE)
             for step in steps

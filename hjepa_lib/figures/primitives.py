@@ -22,11 +22,9 @@ _LOG_FROM = 8  # an axis of values becomes logarithmic when its ends differ by t
 _ROOM = LinearSegmentedColormap.from_list("room", [style.FLOOR, style.WALL])
 
 
-def series(
-    records: Sequence[Mapping[str, Any]], key: str, x: str = "step"
-) -> tuple[np.ndarray, ...]:
-    """(x, value) of the rows of metrics.jsonl that have `key`, missing and null ones left out."""
-    pairs = [(row[x], row[key]) for row in records if row.get(key) is not None]
+def series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, ...]:
+    """(step, value) of the rows of metrics.jsonl that have a value of `key`."""
+    pairs = [(row["step"], row[key]) for row in records if row.get(key) is not None]
     return tuple(np.array(pairs, dtype=float).reshape(-1, 2).T)
 
 
@@ -52,14 +50,13 @@ def learning(
     records: Sequence[Mapping[str, Any]],
     key: str,
     validation: str,
-    x: str = "step",
     log: bool = False,
 ) -> None:
     """A quantity of metrics.jsonl by update: training thin under its running mean, `validation`.
 
     `log` applies where all values are positive. FigureError when no record has a value.
     """
-    (steps, values), (checks, held_out) = series(records, key, x), series(records, validation, x)
+    (steps, values), (checks, held_out) = series(records, key), series(records, validation)
     every = np.concatenate([values, held_out])
     if not len(every):
         raise FigureError(f"no record has {key!r} or {validation!r}")
@@ -221,14 +218,6 @@ def value_axis(axis: Axes, values: Sequence[Any]) -> dict[Any, float]:
     axis.set_xticks(places, texts, rotation=30 if sum(map(len, texts)) > 30 else 0)
     axis.xaxis.set_minor_locator(NullLocator())
     return dict(zip(values, map(float, places), strict=True))
-
-
-def step_axis(axis: Axes, label: str = "horizon (environment steps)") -> None:
-    """A logarithmic x axis of whole steps: 1, 2, 4, 8, ..."""
-    axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_xlabel(label)
 
 
 def percent_axis(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
@@ -21,16 +22,14 @@ LOST = 40.0
 def loss_curves(
     records: Sequence[Mapping[str, Any]],
     terms: Sequence[str],
-    x: str = "step",
-    validation: str = "validation_",
     log: bool = False,
     columns: int = 3,
     title: str = "Losses",
 ) -> Figure:
-    """Rows of metrics.jsonl, one panel per term; its validation has the key `validation + term`."""
+    """Rows of metrics.jsonl, one panel per term; its validation is called `validation_` + term."""
     figure, axes = style.grid_of(len(terms), columns, 2.7, -0.95, title=title, sharex=True)
     for axis, term in zip(axes, terms, strict=True):
-        draw.learning(axis, records, term, validation + term, x, log)
+        draw.learning(axis, records, term, f"validation_{term}", log)
         axis.set_title(term)
     for axis in axes[-columns:]:
         axis.set_xlabel("update")
@@ -95,8 +94,8 @@ def error_by_horizon(
     """Errors by horizon, each (steps, middle, low, high), on a logarithmic axis of steps.
 
     `marks` are named horizons (HW4), `threshold` a named error. `collapsed` maps a name to its
-    collapse horizon (estimate, low, high), a diamond on the threshold; one beyond the last step is
-    left out. The axis ends at `top` where the values go beyond it, or is logarithmic with `log`.
+    collapse horizon (estimate, low, high), a diamond on the threshold where it is finite. The axis
+    ends at `top` where the values go beyond it, or is logarithmic with `log`.
     """
     figure, (axis,) = style.panels(1, 1, 5.6, 3.3, title)
     for name, (steps, middle, low, high) in bands.items():
@@ -104,8 +103,10 @@ def error_by_horizon(
         line = "--" if baseline or "latent cost" in name else "-"
         width = None if baseline else (low, high)
         draw.curve(axis, steps, middle, name, style.colour(name), width, ls=line)
-    draw.step_axis(axis)
-    axis.set(ylabel=ylabel)
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set(xlabel="horizon (environment steps)", ylabel=ylabel)
     if log:
         axis.set_yscale("log")
         style.decimal_ticks(axis.yaxis)

@@ -1,7 +1,6 @@
-"""Weights as safetensors, everything else as JSON beside them: nothing is ever unpickled.
+"""Weights in `<path>.safetensors`, and `<path>.json` with the kind and what rebuilds the module.
 
-`<path>.safetensors` holds parameters and persistent buffers, a shared tensor once; `<path>.json`
-the kind, the config that rebuilds the module and whatever else its user needs: one format for all.
+Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -16,26 +15,13 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
-from hjepa_lib.config import (
-    DistanceConfig,
-    Level1Config,
-    Level2Config,
-    from_dict,
-    to_dict,
-)
+from hjepa_lib import files
+from hjepa_lib.config import DistanceConfig, Level1Config, Level2Config, from_dict, to_dict
 from hjepa_lib.data.normaliser import Normaliser
-from hjepa_lib.files import (
-    FileError,
-    WorkbookError,
-    read_bytes,
-    read_json,
-    write_atomic,
-    write_json,
-)
-from hjepa_lib.models.distance import Distance
+from hjepa_lib.files import FileError, WorkbookError
+from hjepa_lib.models.distance import Distance, Probe
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import Level2
-from hjepa_lib.models.probe import Probe
 from hjepa_lib.worlds.layout import SIZE
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -45,18 +31,17 @@ Module = TypeVar("Module", bound=nn.Module)
 def save_module(path: Path, module: nn.Module, kind: str, **meta: Any) -> None:
     """Write `<path>.safetensors`, then `<path>.json` with `kind` and `meta` (JSON-able)."""
     save_weights(Path(f"{path}.safetensors"), module)
-    write_json(Path(f"{path}.json"), {"kind": kind, **meta})
+    files.write_json(Path(f"{path}.json"), {"kind": kind, **meta})
 
 
 def load_module(path: Path, kind: str, build: Callable[[dict[str, Any]], Module]) -> Module:
     """The module that `build(meta)` makes, with its weights: frozen, in eval mode, on the CPU.
 
-    Global random numbers stay as they were. FileError, one sentence, for a file that is missing,
-    damaged, of another kind or config.
+    FileError for a file that is missing, damaged, of another kind or config.
     """
     meta = read_meta(path, kind)
     try:
-        with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten at once
+        with torch.random.fork_rng(devices=[]):  # global random numbers stay as they were
             module = build(meta)
     except KeyError as error:
         raise FileError(f"{path}.json does not say {error} of its {kind}") from error
@@ -68,25 +53,19 @@ def load_module(path: Path, kind: str, build: Callable[[dict[str, Any]], Module]
 
 def read_meta(path: Path, kind: str) -> dict[str, Any]:
     """What `<path>.json` says; FileError unless it describes a `kind`."""
-    meta = read_json(Path(f"{path}.json"))
+    meta = files.read_json(Path(f"{path}.json"))
     if not isinstance(meta, dict) or meta.get("kind") != kind:
         raise FileError(f"{path}.json does not describe a {kind} model")
     return meta
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """What is stored: parameters and persistent buffers by name; a shared tensor once.
-
-    Names that begin with one of the module's `unsaved` are left out.
-    """
-    named: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    """Parameters and persistent buffers by name, a shared one once, without the `unsaved` ones."""
+    named: dict[int, tuple[str, Tensor]] = {}
     for name, value in module.state_dict(keep_vars=True).items():
-        if id(value) not in seen:
-            named[name] = value
-            seen.add(id(value))
+        named.setdefault(id(value), (name, value))
     unsaved = getattr(module, "unsaved", ())
-    return {name: value for name, value in named.items() if not name.startswith(unsaved)}
+    return {name: value for name, value in named.values() if not name.startswith(unsaved)}
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -94,38 +73,34 @@ def fingerprint(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(tensors(module).items()):
         digest.update(name.encode())
-        digest.update(
-            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        )
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 def save_weights(path: Path, module: nn.Module) -> None:
     """Write `path` (.safetensors) atomically."""
     weights = {key: value.detach().cpu().contiguous() for key, value in tensors(module).items()}
-    write_atomic(path, save_bytes(weights))
+    files.write_atomic(path, save_bytes(weights))
 
 
 def load_weights(path: Path, module: nn.Module) -> None:
     """Fill `module` from `path`; FileError when the file is damaged or made for another config."""
     try:
-        weights = load_bytes(read_bytes(path))
+        weights = load_bytes(files.read_bytes(path))
     except FileError:
         raise
     except Exception as error:  # safetensors raises its own untyped errors
         raise FileError(f"{path} is not a whole safetensors file: {error}") from error
-    # Version 0.1 had level 2 in a module of its own.
+    # Version 0.1 had level 2 in a module of its own, and stored what can be computed.
     weights = {name.removeprefix("rssm."): value for name, value in weights.items()}
     own = tensors(module)
-    computed = dict(module.named_buffers()).keys() - own.keys()  # older files hold these, too
-    if weights.keys() - computed != own.keys():
-        odd = sorted((weights.keys() - computed) ^ own.keys())[0]
-        raise FileError(f"{path} was made for another config: tensor {odd!r} does not match")
-    for key, value in own.items():
-        if value.shape != weights[key].shape:
+    computed = dict(module.named_buffers()).keys() - own.keys()
+    here, there = ({k: tuple(v.shape) for k, v in one.items()} for one in (own, weights))
+    for key in sorted((here.keys() | there.keys()) - computed):
+        if here.get(key) != there.get(key):
             raise FileError(
-                f"{path} was made for another config: {key} is {tuple(weights[key].shape)} there "
-                f"and {tuple(value.shape)} here"
+                f"{path} was made for another config: tensor {key!r} has the shape "
+                f"{there.get(key)} there and {here.get(key)} here"
             )
     with torch.no_grad():
         for key, value in own.items():
@@ -160,14 +135,13 @@ def load_probe(folder: Path) -> Probe:
     """The position probe."""
 
     def build(meta: dict[str, Any]) -> Probe:
-        dim, hidden, outputs = meta["shape"]
+        dim, hidden, outputs = meta.get("shape") or (meta["config"]["latent_dim"], 256, 2)
         return Probe(dim, torch.zeros(outputs), torch.ones(outputs), hidden)
 
     if (folder / "probe.json").exists():
         return load_module(folder / "probe", "probe", build)
     # A run of version 0.1 wrote the weights alone.
-    width = read_meta(folder / "model", "level1")["config"]["latent_dim"]
-    probe = build({"shape": (width, 256, 2)})
+    probe = build(read_meta(folder / "model", "level1"))
     load_weights(folder / "probe.safetensors", probe)
     return probe.eval().requires_grad_(False)
 
@@ -195,9 +169,7 @@ class TrainedMacro(NamedTuple):
     model: Level2
     reach: dict[str, float]  # typical cost of one macro step per geometry
     box: Tensor | None  # (2, macro_dim) percentile box
-    level1: str = (
-        ""  # fingerprint of the level 1 whose latents it was trained on; "" in older files
-    )
+    level1: str = ""  # fingerprint of the level 1 that it was trained on; "" in older files
 
 
 def save_level2(

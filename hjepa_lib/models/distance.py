@@ -1,4 +1,4 @@
-"""How far one latent is from another: the cost geometries of planning, a lever beside hierarchy.
+"""What is read from latents: how far one is from another (the costs of planning), and a place.
 
     latent:       mean_d (z - z_goal)^2, as in PLDM and EB-JEPA
     metric:       d(s, g) = || phi(s) - phi(g) ||_2    (symmetric, a metric by construction)
@@ -9,8 +9,6 @@ The last two are a learned head that counts environment steps, trained by traini
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,31 +16,18 @@ from hjepa_lib.config import DistanceConfig
 from hjepa_lib.models.layers import mlp
 
 
-class Geometry(Protocol):
-    """Per-step cost of being at a latent when the goal is another."""
-
-    name: str
-    in_steps: bool  # the cost counts environment steps
-
-    def embed(self, latents: Tensor) -> Tensor:
-        """(..., D) -> (..., E); goals are embedded once per plan."""
-        ...
-
-    def between(self, embedded: Tensor, goal: Tensor) -> Tensor:
-        """(..., E), broadcast with goal (..., E) -> (...) cost >= 0."""
-        ...
-
-
 class LatentGeometry:
     """mean_d (z - z_goal)^2."""
 
     name = "latent"
-    in_steps = False
+    in_steps = False  # whether the cost counts environment steps
 
     def embed(self, latents: Tensor) -> Tensor:
+        """(..., D) as they are; goals are embedded once per plan."""
         return latents
 
     def between(self, embedded: Tensor, goal: Tensor) -> Tensor:
+        """(..., D), broadcast with goal (..., D) -> (...) cost >= 0."""
         return (embedded - goal).square().mean(-1)
 
 
@@ -55,9 +40,8 @@ class Distance(nn.Module):
     def __init__(self, config: DistanceConfig, latent_dim: int) -> None:
         super().__init__()
         self.config, self.latent_dim = config, latent_dim
-        self.phi = mlp(
-            latent_dim, config.hidden, config.hidden, config.dim, activation=nn.GELU, norm=True
-        )
+        widths = (latent_dim, config.hidden, config.hidden, config.dim)
+        self.phi = mlp(*widths, activation=nn.GELU, norm=True)
         # Only differences of embeddings are used: a bias would cancel and never learn.
         self.phi[-1] = nn.Linear(config.hidden, config.dim, bias=False)
 
@@ -76,3 +60,26 @@ class Distance(nn.Module):
     def forward(self, start: Tensor, goal: Tensor) -> Tensor:
         """Latents (..., D), (..., D) -> (...) environment steps."""
         return self.between(self.embed(start), self.embed(goal))
+
+
+Geometry = LatentGeometry | Distance
+"""The cost of being at a latent when the goal is another."""
+
+
+class Probe(nn.Module):
+    """PLDM's location probe: an MLP D-hidden-hidden-P on standardised targets; call it for px."""
+
+    def __init__(self, latent_dim: int, mean: Tensor, std: Tensor, hidden: int = 256) -> None:
+        super().__init__()
+        self.shape = (latent_dim, hidden, len(mean))
+        self.net = mlp(latent_dim, hidden, hidden, len(mean))
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("std", std.clone())
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(..., D) -> (..., P) px."""
+        return self.net(latents).float() * self.std + self.mean
+
+    def loss(self, latents: Tensor, targets: Tensor) -> Tensor:
+        """MSE on standardised targets, as the papers print it."""
+        return (self.net(latents).float() - (targets - self.mean) / self.std).square().mean()

@@ -1,17 +1,21 @@
-"""Image encoders: (M, C, Hpx, Wpx) normalised pixels -> (M, D) latents.
+"""The networks of level 1: image encoders and one-step latent predictors.
 
-Each has a `norm`, the last thing a latent goes through: of `impala` a LayerNorm, as in PLDM and
-EB-JEPA; of the others one when the predictor is a GRU, whose state could not reach their scale.
+Encoders: (M, C, Hpx, Wpx) normalised pixels -> (M, D). Each has a `norm`, the last thing a latent
+goes through: of `impala` a LayerNorm, as in PLDM and EB-JEPA; of the others one when the predictor
+is a GRU, whose state could not reach their scale. Predictors: latent (M, D), normalised action
+(M, A) -> (M, D); all but the GRU add a displacement and leave the `static_dim` first components.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hjepa_lib.config import ConfigError, Level1Config
-from hjepa_lib.models.layers import Patches, Size, Transformer, full_precision, sides
+from hjepa_lib.models.layers import Patches, Size, Transformer, full_precision, mlp, sides
 
 MIN_IMAGE = 16  # px
 SPREAD = 2.0  # keypoint coordinates of the image's edges: the dot's then have a spread near 1
@@ -20,6 +24,21 @@ SPREAD = 2.0  # keypoint coordinates of the image's edges: the dot's then have a
 def output_norm(config: Level1Config) -> nn.Module:
     """The `norm` of an encoder that has none of its own."""
     return nn.LayerNorm(config.latent_dim) if config.predictor == "gru" else nn.Identity()
+
+
+def convolutions(channels: int, width: int, *kernels: tuple[int, int]) -> nn.Sequential:
+    """Convolutions of (kernel, stride) px to `width` channels, a ReLU behind each."""
+    layers: list[nn.Module] = []
+    for kernel, stride in kernels:
+        layers += [nn.Conv2d(channels, width, kernel, stride, kernel // 2), nn.ReLU()]
+        channels = width
+    return nn.Sequential(*layers)
+
+
+@torch.no_grad()
+def features(net: nn.Module, channels: int, image_size: Size) -> int:
+    """How many numbers `net` makes of one image (PL10)."""
+    return net(torch.zeros(1, channels, *sides(image_size))).numel()
 
 
 class ResidualBlock(nn.Module):
@@ -37,52 +56,33 @@ class ResidualBlock(nn.Module):
 class ImpalaEncoder(nn.Module):
     """IMPALA stacks of 16, 32, 32 channels, then Linear and LayerNorm.
 
-    The reference of PLDM and EB-JEPA (arXiv 2502.14819, 2602.03604): 1,426,096 weights at 65 px and
-    D = 512. Unlike the public code its head infers the flattened width (PL10).
+    The reference of PLDM and EB-JEPA (arXiv 2502.14819, 2602.03604).
     """
-
-    CHANNELS = (16, 32, 32)
 
     def __init__(self, config: Level1Config, channels: int, image_size: Size) -> None:
         super().__init__()
         stacks: list[nn.Module] = []
-        before, (height, width) = channels, sides(image_size)
-        for after in self.CHANNELS:
-            stacks += [
-                nn.Conv2d(before, after, 3, padding=1),
-                nn.MaxPool2d(3, stride=2, padding=1),
-                ResidualBlock(after),
-                ResidualBlock(after),
-            ]
-            before, height, width = after, (height + 1) // 2, (width + 1) // 2
+        for before, after in pairwise((channels, 16, 32, 32)):
+            stacks += [nn.Conv2d(before, after, 3, padding=1), nn.MaxPool2d(3, 2, padding=1)]
+            stacks += [ResidualBlock(after), ResidualBlock(after)]
         self.stacks = nn.Sequential(*stacks)
-        self.head = nn.Linear(before * height * width, config.latent_dim)
+        self.head = nn.Linear(features(self.stacks, channels, image_size), config.latent_dim)
         self.norm = nn.LayerNorm(config.latent_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.stacks(x)).flatten(1)  # (M, 32 * 9 * 9) at 65 px
-        return self.norm(self.head(x))
+        return self.norm(self.head(F.relu(self.stacks(x)).flatten(1)))
 
 
 class FastEncoder(nn.Module):
-    """Conv 7x7 stride 4, two convs 3x3 stride 2, then Linear: activations stay in a CPU's cache."""
+    """Three convolutions, then Linear: activations stay in a CPU's cache."""
 
     def __init__(
         self, config: Level1Config, channels: int, image_size: Size, latent_dim: int = 0
     ) -> None:
         super().__init__()
-        width = config.width
-        self.convs = nn.Sequential(
-            nn.Conv2d(channels, width, 7, stride=4, padding=3),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, stride=2, padding=1),
-            nn.ReLU(),
-        )
-        with torch.no_grad():
-            features = self.convs(torch.zeros(1, channels, *sides(image_size)))
-        self.head = nn.Linear(features.numel(), latent_dim or config.latent_dim)
+        self.convs = convolutions(channels, config.width, (7, 4), (3, 2), (3, 2))
+        count = features(self.convs, channels, image_size)
+        self.head = nn.Linear(count, latent_dim or config.latent_dim)
         self.norm = output_norm(config)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,23 +90,17 @@ class FastEncoder(nn.Module):
 
 
 class KeypointEncoder(nn.Module):
-    """Where something is instead of what is at each place: per feature map its expected place.
+    """Per feature map its expected place: spatial softmax (arXiv 1509.06113), then one Linear.
 
-    Spatial softmax (arXiv 1509.06113), then one Linear over the 2 * width coordinates; a static
-    part comes from a `fast` encoder of its own: walls are no points.
+    A static part comes from a `fast` encoder of its own: walls are no points.
     """
 
     def __init__(self, config: Level1Config, channels: int, image_size: Size) -> None:
         super().__init__()
         width, static = config.width, config.static_dim
         self.scene = FastEncoder(config, channels, image_size, static) if static else None
-        self.convs = nn.Sequential(
-            nn.Conv2d(channels, width, 7, stride=4, padding=3),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 1),
-        )
+        convs = convolutions(channels, width, (7, 4), (3, 1))
+        self.convs = nn.Sequential(*convs, nn.Conv2d(width, width, 1))
         down, across = (
             torch.linspace(-SPREAD, SPREAD, (side - 1) // 4 + 1) for side in sides(image_size)
         )
@@ -129,8 +123,8 @@ class KeypointEncoder(nn.Module):
 class VitEncoder(nn.Module):
     """Patches through `depth` transformer blocks, then one Linear over all tokens at their places.
 
-    Vision transformer (arXiv 2010.11929) of one frame, without dropout. Not from a class token:
-    that has to carry WHERE the dot is, and learns it far more slowly.
+    Vision transformer (arXiv 2010.11929) without dropout, nor a class token: that has to carry
+    WHERE the dot is, and learns it far more slowly.
     """
 
     def __init__(self, config: Level1Config, channels: int, image_size: Size) -> None:
@@ -165,3 +159,58 @@ def build_encoder(config: Level1Config, channels: int, image_size: Size) -> nn.M
     if min(sides(image_size)) < MIN_IMAGE:
         raise ConfigError(f"images must be at least {MIN_IMAGE} px wide, got {image_size}")
     return ENCODERS[config.encoder](config, channels, image_size)
+
+
+# --- predictors -------------------------------------------------------------------------------
+def displace(latent: Tensor, step: Tensor) -> Tensor:
+    """latent (M, D) plus step (M, D - S): the first S components, the static part, stay."""
+    static = latent.shape[-1] - step.shape[-1]
+    return latent + (F.pad(step, (static, 0)) if static else step)
+
+
+class GruPredictor(nn.Module):
+    """h' = LN(GRU(a, h)), PLDM's: the hidden state IS the latent, LN the encoder's own, shared."""
+
+    def __init__(self, config: Level1Config, action_dim: int, norm: nn.Module) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(action_dim, config.latent_dim)
+        self.norm = norm
+
+    def forward(self, latent: Tensor, action: Tensor) -> Tensor:
+        return self.norm(self.cell(action, latent))
+
+
+class MlpPredictor(nn.Module):
+    """z' = z + MLP([z, a]): cheap per candidate, and close to the identity at first."""
+
+    def __init__(self, config: Level1Config, action_dim: int, norm: nn.Module) -> None:
+        super().__init__()
+        widths = [config.latent_dim + action_dim, *[config.hidden] * config.layers]
+        self.net = mlp(*widths, config.latent_dim - config.static_dim)
+
+    def forward(self, latent: Tensor, action: Tensor) -> Tensor:
+        step = self.net(torch.cat([latent, action.to(latent.dtype)], dim=-1))
+        return displace(latent, step)
+
+
+class TransformerPredictor(nn.Module):
+    """z' = z + Linear(blocks([state token, action token])[0]), as seed 004's transition model."""
+
+    def __init__(self, config: Level1Config, action_dim: int, norm: nn.Module) -> None:
+        super().__init__()
+        width, heads = config.hidden, config.heads
+        # Separate embeddings tell the two tokens apart, so no positions are needed.
+        self.state = nn.Linear(config.latent_dim, width)
+        self.action = nn.Linear(action_dim, width)
+        self.blocks = Transformer(width, config.depth, heads, max(1, width // heads), 2 * width)
+        self.head = nn.Linear(width, config.latent_dim - config.static_dim)
+
+    def forward(self, latent: Tensor, action: Tensor) -> Tensor:
+        tokens = [self.state(latent), self.action(action.to(latent.dtype))]
+        mixed = self.blocks(torch.stack(tokens, 1))  # (M, 2, width)
+        return displace(latent, self.head(mixed[:, 0]))
+
+
+PREDICTORS: dict[str, type[nn.Module]] = {
+    "gru": GruPredictor, "mlp": MlpPredictor, "transformer": TransformerPredictor,
+}  # fmt: skip

@@ -1,9 +1,8 @@
-"""Building blocks shared by all models: MLPs, pre-norm transformers, patches of images.
+"""Building blocks of all models: MLPs, pre-norm transformers, patches of images.
 
     x <- x + Attention(LN(x));   x <- x + MLP(LN(x));   LN after the last block (arXiv 1706.03762)
 
-Dropout acts on what a sub-layer adds: not on attention weights (the fused kernel then serves
-training as well), nor on the wide hidden layer, where drawing it takes long on a CPU.
+Dropout acts on what a sub-layer adds alone: the fused attention kernel serves training as well.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """`mask` broadcasts to (B, heads, N, N), True where attending is allowed."""
-        return self.extend(x, mask=mask, causal=causal)[0]
+        return self.extend(x, None, mask, causal)[0]
 
     def extend(
         self,
@@ -122,21 +121,14 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`depth` blocks and a last LayerNorm: (B, N, dim) -> (B, N, dim). It adds no positions."""
+    """`depth` blocks and a last LayerNorm: (B, N, dim) -> (B, N, dim). It adds no positions.
 
-    def __init__(
-        self,
-        dim: int,
-        depth: int,
-        heads: int,
-        head_dim: int,
-        mlp_dim: int,
-        dropout: float = 0.0,
-    ) -> None:
+    `sizes` are heads, head_dim, mlp_dim and dropout of a `Block`.
+    """
+
+    def __init__(self, dim: int, depth: int, *sizes: float) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            Block(dim, heads, head_dim, mlp_dim, dropout) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(Block(dim, *sizes) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:

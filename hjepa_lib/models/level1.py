@@ -1,7 +1,7 @@
 """Level 1: a joint-embedding predictive architecture over single steps (PLDM, arXiv 2502.14819).
 
-z_t = enc(o_t), zhat_{t+1} = pred(zhat_t, a_t) with zhat_0 = z_0. Pixels come in as uint8, actions
-in px; both are normalised inside, from buffers that are saved with the weights (PL5, F14).
+z_t = enc(o_t), zhat_{t+1} = pred(zhat_t, a_t) with zhat_0 = z_0. uint8 pixels and actions in px are
+normalised inside, from buffers that are saved with the weights (PL5, F14).
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from hjepa_lib.config import Level1Config
 from hjepa_lib.data.normaliser import Normaliser
-from hjepa_lib.models.encoders import build_encoder
+from hjepa_lib.models.encoders import PREDICTORS, build_encoder
 from hjepa_lib.models.layers import Size, mlp, sides, update_ema
-from hjepa_lib.models.predictors import PREDICTORS
 from hjepa_lib.worlds.layout import SIZE
 
 CHUNK = 1088  # frames encoded at once outside training: activations stay near 16 MB
@@ -33,11 +32,10 @@ class Rollout(NamedTuple):
 
 
 class Jepa(nn.Module):
-    """Encoder, K predictors and inverse-dynamics head of level 1.
+    """Encoder, K predictors and inverse-dynamics head; channels and actions as the normaliser's.
 
-    Numbers of channels and of action components are those of the normaliser. Beyond PLDM: an
-    ensemble of K predictors, an optional EMA target encoder, and two hooks through which a jointly
-    trained level 2 acts on level 1 (`context`, `feedback`; models/joint.py).
+    Beyond PLDM: an ensemble, an optional EMA target encoder, and two hooks through which a jointly
+    trained level 2 acts on level 1 (`context`, `feedback`; HJepa in models/level2.py).
     """
 
     def __init__(
@@ -52,15 +50,14 @@ class Jepa(nn.Module):
             PREDICTORS[config.predictor](config, self.action_dim, self.encoder.norm)
             for _ in range(config.predictors)
         )
-        self.idm: nn.Module | None = None
-        if config.loss.idm > 0:  # else it would be counted and stored without ever being trained
-            self.idm = mlp(2 * dim, config.idm_hidden, self.action_dim)
-            self.idm.requires_grad_(not config.idm_frozen)
+        # Without a weight it would be counted and stored, and never trained.
+        self.idm = mlp(2 * dim, config.idm_hidden, self.action_dim) if config.loss.idm > 0 else None
         # A frozen random head taught the encoder and is of no use later (PL1).
         self.unsaved = ("idm.",) if config.idm_frozen else ()
-        self.target_encoder: nn.Module | None = None
-        if config.target == "ema":
-            self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        if self.idm is not None:
+            self.idm.requires_grad_(not config.idm_frozen)
+        slow = copy.deepcopy(self.encoder) if config.target == "ema" else None
+        self.target_encoder = slow and slow.requires_grad_(False)
         for name in ("pixel_mean", "pixel_std", "action_mean", "action_std"):
             values = torch.as_tensor(getattr(normaliser, name), dtype=torch.float32)
             self.register_buffer(name, values)
@@ -68,16 +65,12 @@ class Jepa(nn.Module):
     # --- encoding -----------------------------------------------------------------------------
     def _pixels(self, frames: Tensor) -> Tensor:
         """(M, C, Hpx, Wpx) uint8 -> normalised, channels last, in the autocast dtype."""
-        if frames.dtype != torch.uint8:
-            raise ValueError(f"frames must be uint8 in [0, 255], got {frames.dtype}")
-        if frames.shape[-3:] != self.frame:
-            raise ValueError(
-                f"frames are {tuple(frames.shape[-3:])}, the encoder was built for {self.frame}"
-            )
+        if frames.dtype != torch.uint8 or frames.shape[1:] != self.frame:
+            found = f"{frames.dtype} {tuple(frames.shape[1:])}"
+            raise ValueError(f"frames must be uint8 in [0, 255] of {self.frame}, got {found}")
         kind = frames.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-        # 0..255 is exact in bf16, so the cast loses nothing and halves the memory traffic. The
-        # planes are scaled while each is contiguous: five times faster than channels last.
+        # 0..255 is exact in bf16. Planes are scaled while contiguous: five times faster.
         scale = (1 / self.pixel_std).to(dtype).view(-1, 1, 1)
         shift = (-self.pixel_mean / self.pixel_std).to(dtype).view(-1, 1, 1)
         x = frames.to(dtype).mul_(scale).add_(shift)
@@ -85,19 +78,14 @@ class Jepa(nn.Module):
 
     def encode(self, frames: Tensor, encoder: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """(..., C, Hpx, Wpx) uint8 frames -> (..., D) float32 latents."""
-        lead = frames.shape[:-3]
-        flat = frames.reshape(-1, *frames.shape[-3:])
-        latents = (encoder or self.encoder)(self._pixels(flat))
-        return latents.float().reshape(*lead, self.latent_dim)
+        latents = (encoder or self.encoder)(self._pixels(frames.reshape(-1, *frames.shape[-3:])))
+        return latents.float().reshape(*frames.shape[:-3], self.latent_dim)
 
     @torch.no_grad()
     def encode_chunked(self, frames: Callable[[slice], Tensor], total: int) -> Tensor:
         """Encode `total` frames delivered by `frames(slice)` piece by piece -> (total, D)."""
-        pieces = [
-            self.encode(frames(slice(begin, min(begin + CHUNK, total))))
-            for begin in range(0, total, CHUNK)
-        ]
-        return torch.cat(pieces)
+        parts = (slice(begin, min(begin + CHUNK, total)) for begin in range(0, total, CHUNK))
+        return torch.cat([self.encode(frames(part)) for part in parts])
 
     def normalise_actions(self, actions: Tensor) -> Tensor:
         """(..., A) px -> zero mean, unit std per axis."""
@@ -123,8 +111,8 @@ class Jepa(nn.Module):
     ) -> Tensor:
         """Autoregressive: start (M, D), actions (M, H, A) px -> (M, H+1, D), entry 0 is the start.
 
-        context: (M, H, A) level-2 conditioning of the actions; feedback: called with the list of
-        states so far, returns a (M, D) correction of the current state or None.
+        `context` (M, H, A) adds to the normalised actions; `feedback` makes of the states so far
+        a correction (M, D) of the current one, or None.
         """
         states = [start]
         for step in range(actions.shape[1]):
@@ -134,26 +122,21 @@ class Jepa(nn.Module):
                 latent = latent + correction
             extra = None if context is None else context[:, step]
             states.append(self.predict(latent, actions[:, step], member, extra).float())
-        return torch.stack(states, dim=1)  # (M, H+1, D)
+        return torch.stack(states, dim=1)
 
     def rollout_members(self, start: Tensor, actions: Tensor, **hooks) -> Tensor:
         """Every ensemble member rolls out on its own -> (K, M, H+1, D)."""
-        return torch.stack(
-            [
-                self.rollout(start, actions, member, **hooks)
-                for member in range(len(self.predictors))
-            ]
-        )
+        members = range(len(self.predictors))
+        return torch.stack([self.rollout(start, actions, member, **hooks) for member in members])
 
     def forward(
         self, frames: Tensor, actions: Tensor, encodings: Tensor | None = None, **hooks
     ) -> Rollout:
         """frames (B, T, C, Hpx, Wpx) uint8, actions (B, T-1, A) px -> Rollout.
 
-        `encodings` (B, T, D) saves a second pass where they are known; `hooks` as in `rollout`.
+        `encodings` (B, T, D) where they are known; `hooks` as in `rollout`.
         """
-        if encodings is None:
-            encodings = self.encode(frames)
+        encodings = self.encode(frames) if encodings is None else encodings
         steps = self.config.rollout or actions.shape[1]
         predictions = self.rollout_members(encodings[:, 0], actions[:, :steps], **hooks)
         targets = encodings

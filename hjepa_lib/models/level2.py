@@ -1,4 +1,4 @@
-"""Level 2: a recurrent state-space model over level-1 latents, `step_skip` steps at a time.
+"""Level 2, alone and trained together with level 1: an RSSM over every `step_skip`-th latent.
 
     h_{i+1} = GRU([z_i, u_i], h_i)                 h_0 = first latent (projected), z_0 = 0
     prior      p(z | h)                            kinds of z: models/stochastic.py
@@ -6,7 +6,7 @@
     prediction xhat_{i+1}     = decoder([h_{i+1}, z_{i+1}])
 
 u_i is the macro-action: none, the concatenated primitive actions, or a learned code of them (HWM,
-arXiv 2604.03208). Seed 000's guide, with the verbs of the public dreamerv3.
+arXiv 2604.03208).
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hjepa_lib.config import Level2Config
-from hjepa_lib.models.layers import mlp
-from hjepa_lib.models.level1 import Rollout
+from hjepa_lib.config import Config, Level2Config
+from hjepa_lib.data.normaliser import Normaliser
+from hjepa_lib.models.layers import Size, mlp
+from hjepa_lib.models.level1 import Jepa, Rollout
 from hjepa_lib.models.objectives import loss_terms, weighted_sum
-from hjepa_lib.models.stochastic import KINDS, Distribution, kl_loss, stacked
+from hjepa_lib.models.stochastic import Distribution, Latent, kl_loss, stacked
+from hjepa_lib.worlds.layout import SIZE
 
 
 class State(NamedTuple):
@@ -47,10 +49,10 @@ class Imagined(NamedTuple):
 
 
 class Level2(nn.Module):
-    """World model over level-1 latents of width D, with the parts that are trained with it.
+    """World model over level-1 latents of width D, with what joint training needs of it.
 
-    Beside the RSSM: macro inverse dynamics, and the two hooks through which joint training lets it
-    act on level 1 (`context`, `feedback`; models/joint.py).
+    That is macro inverse dynamics, and the two hooks through which it acts on level 1: `context`
+    and `feedback`.
     """
 
     def __init__(self, config: Level2Config, latent_dim: int, action_dim: int = 2) -> None:
@@ -61,25 +63,23 @@ class Level2(nn.Module):
         chunk = config.step_skip * action_dim
         self.project = nn.Identity() if state == latent_dim else nn.Linear(latent_dim, state)
         self.macro_encoder: nn.Module | None = None
-        macro = {"none": 0, "concat": chunk, "only": chunk, "learned": config.macro_dim}
-        self.macro_dim = macro[config.actions]
+        self.macro_dim = 0 if config.actions == "none" else chunk
         if config.actions == "learned":
+            self.macro_dim = config.macro_dim
             # LayerNorm bounds the code, so that a percentile box of codes is meaningful (HWM).
-            self.macro_encoder = nn.Sequential(
-                mlp(chunk, 32, 32, config.macro_dim), nn.LayerNorm(config.macro_dim)
-            )
-        self.uses_z = config.actions != "only"
-        self.kind = KINDS[config.latent](config)
+            net = mlp(chunk, 32, 32, self.macro_dim), nn.LayerNorm(self.macro_dim)
+            self.macro_encoder = nn.Sequential(*net)
+        self.kind = Latent(config)
         self.z_width = self.kind.width
-        self.cell = nn.GRUCell(self.macro_dim + (self.z_width if self.uses_z else 0), state)
+        fed = 0 if config.actions == "only" else self.z_width
+        self.cell = nn.GRUCell(self.macro_dim + fed, state)
         self.prior_head = nn.Linear(state, self.kind.prior_outputs)
         self.posterior_head = mlp(latent_dim + state, hidden, hidden, self.kind.posterior_outputs)
         self.decoder = mlp(state + self.z_width, hidden, hidden, latent_dim)
         self.idm = mlp(2 * latent_dim, hidden, chunk) if config.loss.idm > 0 else None
         self.condition = nn.Linear(self.z_width, action_dim) if config.conditioning else None
-        self.correct: nn.Module | None = None
-        if config.feedback:
-            self.correct = mlp(config.step_skip * latent_dim, hidden, latent_dim)
+        widths = (config.step_skip * latent_dim, hidden, latent_dim)
+        self.correct = mlp(*widths) if config.feedback else None
 
     # --- pieces -------------------------------------------------------------------------------
     def chunk_actions(self, actions: Tensor) -> Tensor:
@@ -101,9 +101,9 @@ class Level2(nn.Module):
 
     def advance(self, state: State, macro: Tensor | None) -> tuple[Tensor, Distribution]:
         """One macro step: next h (M, S) and the prior over z given it."""
-        parts = [state.z] if self.uses_z else []
-        parts += [] if macro is None else [macro]
-        h = self.cell(torch.cat(parts, dim=-1), state.h)
+        z = None if self.config.actions == "only" else state.z
+        fed = torch.cat([part for part in (z, macro) if part is not None], dim=-1)
+        h = self.cell(fed, state.h)
         return h, self.kind.prior(self.prior_head(h))
 
     def decode(self, state: State) -> Tensor:
@@ -114,53 +114,38 @@ class Level2(nn.Module):
     def observe(
         self, latents: Tensor, actions: Tensor, generator: torch.Generator
     ) -> tuple[Rollout, Observed]:
-        """Posterior roll-out: latents (B, T, D) of every step, actions (B, T-1, A) normalised.
-
-        The Rollout is that of the macro states, as the objectives take it.
-        """
+        """Posterior roll-out of the macro states among latents (B, T, D), actions (B, T-1, A)."""
         chunks = self.chunk_actions(actions)
         latents = latents[:, :: self.config.step_skip][:, : chunks.shape[1] + 1]  # (B, T2, D)
-        state = self.initial(latents[:, 0])
-        predictions, zs, priors, posteriors = [latents[:, 0]], [], [], []
+        state, steps = self.initial(latents[:, 0]), []
         for i in range(latents.shape[1] - 1):
             h, prior = self.advance(state, self.macro(chunks[:, i]))
             raw = self.posterior_head(torch.cat([latents[:, i + 1], h], dim=-1))
             posterior = self.kind.posterior(raw)
             noise = torch.randn((len(h), self.z_width), generator=generator)
             state = State(h, posterior.draw(noise.to(h.device)))
-            predictions.append(self.decode(state))
-            zs.append(state.z)
-            priors.append(prior)
-            posteriors.append(posterior)
-        observed = Observed(
-            torch.stack(predictions, 1), torch.stack(zs, 1), stacked(priors), stacked(posteriors)
-        )
-        return Rollout(latents, observed.predictions[None], latents, chunks.flatten(2)), observed
+            steps.append((self.decode(state), state.z, prior, posterior))
+        predicted, zs, priors, posteriors = zip(*steps, strict=True)
+        predictions = torch.stack([latents[:, 0], *predicted], 1)
+        observed = Observed(predictions, torch.stack(zs, 1), stacked(priors), stacked(posteriors))
+        return Rollout(latents, predictions[None], latents, chunks.flatten(2)), observed
 
     def imagine(
         self, latent: Tensor, steps: int, macros: Tensor | None = None, noise: Tensor | None = None
     ) -> Imagined:
         """Prior roll-out from level-1 latents (M, D): z drawn with standardised noise (M, H, Z).
 
-        Without noise z is its mode. macros: (M, H, macro_dim), needed when the model uses actions.
+        Without noise z is its mode. A model of actions needs macros (M, H, macro_dim).
         """
-        if (macros is None) != (self.macro_dim == 0):
-            raise ValueError(
-                f"level 2 with actions={self.config.actions!r} got macros={macros is not None}"
-            )
-        state, predictions, zs = self.initial(latent), [], []
+        state, found = self.initial(latent), []
         for i in range(steps):
             h, prior = self.advance(state, None if macros is None else macros[:, i])
             state = State(h, prior.draw(None if noise is None else noise[:, i]))
-            predictions.append(self.decode(state))
-            zs.append(state.z)
-        return Imagined(torch.stack(predictions, 1), torch.stack(zs, 1))
+            found.append((self.decode(state), state.z))
+        return Imagined(*(torch.stack(parts, 1) for parts in zip(*found, strict=True)))
 
     def loss(self, rollout: Rollout, observed: Observed) -> tuple[Tensor, dict[str, Tensor]]:
-        """sum of coefficients * terms + lambda * KL (seed 003), and the terms that have a weight.
-
-        The KL is the mean over (B, T2-1, Z) after free nats.
-        """
+        """sum of coefficients * terms + lambda * KL (seed 003), and the terms with a weight."""
         config = self.config
         terms = loss_terms(rollout, config.loss, self.idm, weighted_only=True)
         kl = kl_loss(observed.posterior, observed.prior, config.free_nats, config.kl_balance)
@@ -179,3 +164,61 @@ class Level2(nn.Module):
         if self.correct is None or past == 0 or past % self.config.step_skip:
             return None
         return self.correct(torch.cat(states[-self.config.step_skip :], dim=-1)).float()
+
+
+# --- both levels ------------------------------------------------------------------------------
+class HRollout(NamedTuple):
+    """One joint forward pass; level 2 entries are None with `disable_l2`."""
+
+    level1: Rollout
+    level2: Rollout | None
+    observed: Observed | None
+
+
+class HJepa(nn.Module):
+    """Both levels, as `level2.train=joint` optimises them; with `disable_l2` level 1 alone.
+
+    Level 2 may act on level 1 in three ways: conditioning (normalised action += linear(z_i) over
+    step_skip steps), feedback (an MLP of the last step_skip latents corrects the state at every
+    macro boundary) and sub-goal consistency (MSE between the predictions of both levels every
+    step_skip steps, both sides get gradient).
+    """
+
+    def __init__(self, config: Config, normaliser: Normaliser, image_size: Size = SIZE) -> None:
+        super().__init__()
+        self.level1 = Jepa(config.level1, normaliser, image_size)
+        sizes = config.level1.latent_dim, self.level1.action_dim
+        self.level2 = None if config.level2.disable_l2 else Level2(config.level2, *sizes)
+
+    def forward(self, frames: Tensor, actions: Tensor, generator: torch.Generator) -> HRollout:
+        """frames (B, T, C, Hpx, Wpx) uint8, actions (B, T-1, A) px -> roll-outs of both levels."""
+        if self.level2 is None:
+            return HRollout(self.level1(frames, actions), None, None)
+        encodings = self.level1.encode(frames)
+        normal = self.level1.normalise_actions(actions)
+        rollout2, observed = self.level2.observe(encodings, normal, generator)
+        whole = (rollout2.encodings.shape[1] - 1) * self.level2.config.step_skip
+        rollout1 = self.level1(
+            frames[:, : whole + 1],
+            actions[:, :whole],
+            encodings[:, : whole + 1],
+            context=self.level2.context(observed.z),
+            feedback=self.level2.feedback,
+        )
+        return HRollout(rollout1, rollout2, observed)
+
+    def loss(self, rollout: HRollout) -> tuple[Tensor, dict[str, Tensor]]:
+        """Joint objective: level-1 loss, plus level-2 loss and sub-goal consistency."""
+        config1 = self.level1.config
+        terms = loss_terms(rollout.level1, config1.loss, self.level1.idm)
+        total = weighted_sum(terms, config1.loss)
+        named = {f"l1/{name}": value for name, value in terms.items()}
+        if self.level2 is None:
+            return total, named
+        loss2, terms2 = self.level2.loss(rollout.level2, rollout.observed)
+        skip, weight = self.level2.config.step_skip, self.level2.config.subgoal
+        reached = rollout.level1.predictions[:, :, ::skip]  # (K, B, T2' <= T2, D)
+        wanted = rollout.level2.predictions[:, :, : reached.shape[2]]  # (1, B, T2', D)
+        subgoal = (reached - wanted).square().mean()
+        named |= {f"l2/{name}": value for name, value in terms2.items()} | {"subgoal": subgoal}
+        return total + loss2 + weight * subgoal, named

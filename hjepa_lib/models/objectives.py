@@ -11,9 +11,9 @@
 | sim_t | mean (z_t - z_{t-1})^2                            | the same                         |
 | idm   | mean (MLP([z_t; z_{t+1}]) - a_t)^2                | the same, actions normalised     |
 
-Level 2 uses the same functions on its own time grid. A seventh, of our own, for layouts that
-change: the first S = `level1.static_dim` components agree between all states of a layout and tell
-layouts apart, as VICReg (arXiv 2105.04906) with the states of a layout as views:
+Level 2 uses the same functions on its own time grid. A seventh, of our own: the first S =
+`level1.static_dim` components agree between all states of a layout and tell layouts apart, as
+VICReg (arXiv 2105.04906) with the states of a layout as views:
 
     static = mean (z_s - m)^2 + std(m) + cov(m),   m (G, S) the means over each layout
 
@@ -41,14 +41,9 @@ def similarity(predictions: Tensor, targets: Tensor) -> Tensor:
     return (predictions[:, :, 1:] - targets[None, :, 1:steps]).square().mean()
 
 
-def hinge_std(samples: Tensor, eps: float = EPS) -> Tensor:
-    """samples (M, D) -> mean_d relu(1 - std over M)."""
-    return F.relu(1 - (samples.var(dim=0) + eps).sqrt()).mean()
-
-
-def hinge_std_time(latents: Tensor) -> Tensor:
-    """latents (B, T, D) -> mean_{b,d} relu(1 - std over t >= 1)."""
-    return F.relu(1 - (latents[:, 1:].var(dim=1) + EPS).sqrt()).mean()
+def hinge_std(samples: Tensor, eps: float = EPS, over: int = 0) -> Tensor:
+    """samples (M, D) -> mean_d relu(1 - std over M), or over another axis."""
+    return F.relu(1 - (samples.var(dim=over) + eps).sqrt()).mean()
 
 
 def covariance(samples: Tensor) -> Tensor:
@@ -93,7 +88,7 @@ def loss_terms(
     static: int = 0,
     weighted_only: bool = False,
 ) -> dict[str, Tensor]:
-    """Unweighted scalars of one level by name; without a head (or actions) the idm term is 0.
+    """Unweighted scalars of one level by name; without a head the idm term is 0.
 
     The first `static` components of the latents are left to `layout_identity`; `weighted_only`
     leaves out what `config` gives no weight.
@@ -105,14 +100,13 @@ def loss_terms(
     terms: dict[str, Callable[[], Tensor]] = {
         "sim": lambda: similarity(rollout.predictions, rollout.targets),
         "std": lambda: hinge_std(samples),
-        "std_t": lambda: hinge_std_time(moving) if latents.shape[1] > 2 else zero,
+        "std_t": lambda: hinge_std(moving[:, 1:], over=1) if latents.shape[1] > 2 else zero,
         "cov": lambda: covariance(samples),
         "sim_t": lambda: temporal_similarity(moving),
         "idm": lambda: inverse_dynamics(latents, rollout.actions, idm_head) if idm_head else zero,
     }
-    return {
-        name: term() for name, term in terms.items() if getattr(config, name) or not weighted_only
-    }
+    wanted = [name for name in terms if getattr(config, name) or not weighted_only]
+    return {name: terms[name]() for name in wanted}
 
 
 def weighted_sum(terms: dict[str, Tensor], config: LossConfig) -> Tensor:

@@ -3,13 +3,12 @@
     draw(noise)   z from standardised noise (..., width); without noise the most likely z
     nats(prior)   KL of this posterior against a prior, per dimension or group of z
 
-With noise ~ N(0, 1) a draw is an exact sample of any kind: training draws the noise, a planner
-searches over it. Gradient reaches distribution and noise, straight through where z is discrete.
+With noise ~ N(0, 1) a draw is an exact sample of any kind. Gradient reaches distribution and noise,
+straight through where z is discrete.
 """
 
 from __future__ import annotations
 
-import math
 from itertools import cycle, islice
 from typing import NamedTuple
 
@@ -22,9 +21,7 @@ from hjepa_lib.config import Level2Config
 
 UNIFORM = 0.01  # share of the uniform distribution in every categorical (DreamerV3)
 FAR = 1e9  # standard deviations: beyond every level
-COMMIT = 0.1
-"""Strength of an fsq prior's pull on the code, as the commitment of VQ-VAE (arXiv 1711.00937): at 0
-codes are labels that no prior foresees, at 1 they soon are all the same."""
+COMMIT = 0.1  # of an fsq prior's pull on the code, as the commitment of VQ-VAE (arXiv 1711.00937)
 
 
 class Gaussian(NamedTuple):
@@ -73,7 +70,7 @@ class Rounded(NamedTuple):
     """Finite scalar quantisation (arXiv 2309.15505): a normal rounded to the levels 0..top.
 
     A posterior is a code, with std 0. In a prior level k has the mass between k - 1/2 and k + 1/2,
-    the outermost ones their tails; the KL of a code is then -log p(code).
+    the outermost ones their tails.
     """
 
     mean: Tensor  # (..., Z) in levels, within [0, top]
@@ -122,62 +119,41 @@ def stacked(steps: list[Distribution]) -> Distribution:
     return type(steps[0])(*(torch.stack(parts, 1) for parts in zip(*steps, strict=True)))
 
 
-# --- kinds ------------------------------------------------------------------------------------
-class GaussianKind(nn.Module):
-    """z of `z_dim` normal dimensions; std = softplus(raw) + min_std."""
+class Latent(nn.Module):
+    """The heads' outputs as distributions over z, of the kind `config.latent`.
+
+    `width` is that of z and of its noise; `prior_outputs` and `posterior_outputs` are what the two
+    heads must deliver. An fsq code has `config.levels`, repeated over its dimensions.
+    """
 
     def __init__(self, config: Level2Config) -> None:
         super().__init__()
-        self.min_std = config.min_std
-        self.width = config.z_dim  # of z and of its noise
-        self.prior_outputs = self.posterior_outputs = 2 * config.z_dim
-
-    def prior(self, raw: Tensor) -> Gaussian:
-        """(..., prior_outputs) of a head -> distribution."""
-        mean, spread = raw.float().chunk(2, dim=-1)
-        return Gaussian(mean, F.softplus(spread) + self.min_std)
-
-    posterior = prior
-
-
-class CategoricalKind(nn.Module):
-    """z of `z_dim` one-hot groups of `classes`, flattened."""
-
-    def __init__(self, config: Level2Config) -> None:
-        super().__init__()
-        self.shape = (config.z_dim, config.classes)
-        self.width = self.prior_outputs = self.posterior_outputs = math.prod(self.shape)
-
-    def prior(self, raw: Tensor) -> Categorical:
-        share = raw.float().unflatten(-1, self.shape).softmax(-1)
-        return Categorical(((1 - UNIFORM) * share + UNIFORM / self.shape[1]).log())
-
-    posterior = prior
-
-
-class FsqKind(nn.Module):
-    """z of `z_dim` dimensions with a few levels each; `levels` repeats over the dimensions."""
-
-    def __init__(self, config: Level2Config) -> None:
-        super().__init__()
-        self.min_std = config.min_std
-        self.width = self.posterior_outputs = config.z_dim
-        self.prior_outputs = 2 * config.z_dim
-        levels = torch.tensor(list(islice(cycle(config.levels), config.z_dim)))
-        self.register_buffer("top", levels.float() - 1)
+        kind, z, self.min_std = config.latent, config.z_dim, config.min_std
+        self.groups = (z, config.classes) if kind == "categorical" else None
+        self.width = z * config.classes if self.groups else z
+        self.prior_outputs = self.width if self.groups else 2 * z
+        self.posterior_outputs = 2 * z if kind == "gaussian" else self.width
+        levels = torch.tensor(list(islice(cycle(config.levels), z))).float()
+        self.register_buffer("top", levels - 1 if kind == "fsq" else None)
 
     def _inside(self, raw: Tensor) -> Tensor:
         """Any number -> (0, top)."""
         return self.top * (1 + raw.float().tanh()) / 2
 
-    def prior(self, raw: Tensor) -> Rounded:
-        mean, spread = raw.chunk(2, dim=-1)
-        std = F.softplus(spread.float()) + self.min_std
+    def prior(self, raw: Tensor) -> Distribution:
+        """(..., prior_outputs) of a head -> distribution; std = softplus(raw) + min_std."""
+        if self.groups:
+            share = raw.float().unflatten(-1, self.groups).softmax(-1)
+            return Categorical(((1 - UNIFORM) * share + UNIFORM / self.groups[1]).log())
+        mean, spread = raw.float().chunk(2, dim=-1)
+        std = F.softplus(spread) + self.min_std
+        if self.top is None:
+            return Gaussian(mean, std)
         return Rounded(self._inside(mean), std, self.top.expand_as(std))
 
-    def posterior(self, raw: Tensor) -> Rounded:
-        mean = self._inside(raw)
-        return Rounded(mean, torch.zeros_like(mean), self.top.expand_as(mean))
-
-
-KINDS = {"gaussian": GaussianKind, "categorical": CategoricalKind, "fsq": FsqKind}
+    def posterior(self, raw: Tensor) -> Distribution:
+        """(..., posterior_outputs) of a head -> distribution."""
+        if self.top is None:
+            return self.prior(raw)
+        code = self._inside(raw)
+        return Rounded(code, torch.zeros_like(code), self.top.expand_as(code))

@@ -23,10 +23,9 @@ from hjepa_lib.models.checkpoint import (
     load_level2,
     load_probe,
 )
-from hjepa_lib.models.distance import Distance, Geometry, LatentGeometry
+from hjepa_lib.models.distance import Distance, Geometry, LatentGeometry, Probe
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import Level2
-from hjepa_lib.models.probe import Probe
 from hjepa_lib.planning import METHODS, P1_CAP, THREE_LEVELS, interval
 from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel
 from hjepa_lib.planning.planner import Layer, Plan, Planner

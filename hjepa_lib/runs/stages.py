@@ -32,9 +32,8 @@ from hjepa_lib.models.checkpoint import (
     save_probe,
 )
 from hjepa_lib.models.distance import Distance, LatentGeometry
-from hjepa_lib.models.joint import HJepa
 from hjepa_lib.models.level1 import Jepa
-from hjepa_lib.models.level2 import Level2
+from hjepa_lib.models.level2 import HJepa, Level2
 from hjepa_lib.planning.agent import Agent, load_agent
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.keys import core_stages, is_joint, wanted_stages

@@ -14,8 +14,7 @@ than `link` usual steps are joined by an edge as long as their gap.
 from __future__ import annotations
 
 import copy
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from hjepa_lib.config import DistanceConfig
 from hjepa_lib.models.distance import Distance
 from hjepa_lib.models.layers import update_ema
 from hjepa_lib.training.latents import LatentStore
-from hjepa_lib.training.loop import Fit, Task, TrainingError, step_generator
+from hjepa_lib.training.loop import Fit, Loss, Task, Terms, TrainingError, step_generator
 
 SOURCES, TARGETS = 128, 48
 """Pairs of one graph: so many starts, each with so many goals."""
@@ -42,10 +41,12 @@ def train_distance(
     config: DistanceConfig,
     *,
     seed: int,
-    precision: str = "fp32",
-    folder: Path | None = None,
+    **options: Any,
 ) -> Fit:
-    """Iterate to train `head` in place; the slow copy of `bootstrap` rides along for a resume."""
+    """Iterate to train `head` in place; the slow copy of `bootstrap` rides along for a resume.
+
+    `options` are those of `Fit`: precision, folder.
+    """
     device = next(head.parameters()).device
     slow: Distance | None = None
     trained = torch.nn.ModuleDict({"head": head})
@@ -54,47 +55,44 @@ def train_distance(
         sampler = GoalSampler(store, config.n_step, config.future_goals)
     else:
         starts, goals, lengths = find_paths(store, config, seed)
-    held_out = None if validation is None else GoalSampler(validation, config.n_step, 1.0)
+    held_out = validation and GoalSampler(validation, config.n_step, 1.0)
 
     def fetch(source: LatentStore, *index: Tensor) -> tuple[Tensor, ...]:
         return source.latents[torch.stack(index)].float().to(device).unbind(0)
 
-    def terms(source: GoalSampler, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def terms(source: GoalSampler, batch: int, generator: torch.Generator) -> Terms:
         pick = source.sample(batch, generator)
-        now, later, goal = fetch(source.store, pick.now, pick.later, pick.goal)
+        states = fetch(source.store, pick.now, pick.later, pick.goal)
         steps = pick.steps.float().to(device)
-        return distance_terms(head, slow, now, later, goal, steps, pick.at_goal.to(device))
+        return distance_terms(head, slow, *states, steps, pick.at_goal.to(device))
 
-    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss_fn(generator: torch.Generator) -> Loss:
         if slow is None:
             pick = torch.randint(len(lengths), (config.optim.batch,), generator=generator)
             start, goal = fetch(store, starts[pick], goals[pick])
             loss = F.smooth_l1_loss(head(start, goal), lengths[pick].to(device))
-            return loss, {"path_error": loss.item()}
+            return loss, {"path_error": loss}
         found = terms(sampler, config.optim.batch, generator)
-        return sum(found.values()), {name: value.item() for name, value in found.items()}
+        return sum(found.values()), found
 
-    def validate() -> dict[str, float]:
+    def validate() -> Terms:
         # No key "loss": the target grows while the head gets better, so it cannot choose weights.
-        report: dict[str, float] = {}
-        if slow is not None:
-            found = terms(held_out, 4096, step_generator(seed, 0))
-            report = {name: value.item() for name, value in found.items()}
+        report = {} if slow is None else terms(held_out, 4096, step_generator(seed, 0))
         pick = held_out.sample(4096, step_generator(seed, 1))
         predicted = head(*fetch(validation, pick.now, pick.goal))
         recorded = (pick.goal - pick.now).float()  # an upper bound of the true distance
         return report | {
-            "recorded_steps": recorded.mean().item(),
-            "predicted_steps": predicted.mean().item(),
-            "overestimated": (predicted.cpu() > recorded).float().mean().item(),
+            "recorded_steps": recorded.mean(),
+            "predicted_steps": predicted.mean(),
+            "overestimated": (predicted.cpu() > recorded).float().mean(),
         }
 
     def follow() -> None:
         if slow is not None:
             update_ema(slow, head, 1 - config.ema_rate)
 
-    task = Task(trained, loss_fn, None if held_out is None else validate, follow)
-    return Fit(task, config.optim, seed=seed, precision=precision, folder=folder, stage="distance")
+    task = Task(trained, loss_fn, validation and validate, follow)
+    return Fit(task, config.optim, seed=seed, stage="distance", **options)
 
 
 # --- bootstrap --------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Level 1 on several devices: one process for each, started by torchrun.
 
 Each draws the whole batch and encodes its own rows; the roll-outs are gathered before the loss, so
-that variances, covariances and the mean of the gradients are those of one process.
+that variances, covariances and gradients are those of one process.
 """
 
 from __future__ import annotations
@@ -65,11 +65,8 @@ def own_rows(batch: WindowBatch) -> WindowBatch:
     if size % parts:
         raise ConfigError(f"level1.optim.batch={size} cannot be shared by {parts} processes")
     rows = slice(rank() * size // parts, (rank() + 1) * size // parts)
-    return batch._replace(
-        positions=batch.positions[rows],
-        actions=batch.actions[rows],
-        layout=batch.layout.index(rows),
-    )
+    positions, actions, layout, world = batch
+    return WindowBatch(positions[rows], actions[rows], layout.index(rows), world)
 
 
 def gather_rollout(rollout: Rollout) -> Rollout:
@@ -84,13 +81,10 @@ def gather_rollout(rollout: Rollout) -> Rollout:
     # One message: every part is (B / P, ...) float32.
     joined = torch.cat(all_gather(torch.cat([part.flatten(1) for part in parts], 1)))
     split = joined.split([part[0].numel() for part in parts], 1)
-    whole = [piece.reshape(-1, *part.shape[1:]) for piece, part in zip(split, parts, strict=True)]
-    return Rollout(
-        encodings=whole[0],
-        predictions=whole[1].transpose(0, 1),
-        targets=whole[0] if online else whole[3],
-        actions=whole[2],
+    encodings, predictions, actions, *targets = (
+        piece.reshape(-1, *part.shape[1:]) for piece, part in zip(split, parts, strict=True)
     )
+    return Rollout(encodings, predictions.transpose(0, 1), *(targets or [encodings]), actions)
 
 
 @torch.no_grad()
@@ -98,7 +92,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Every gradient becomes its mean over the processes, in one message."""
     if count() == 1:
         return
-    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    grads = [one.grad for one in parameters if one.grad is not None]
     flat = torch.cat([grad.flatten() for grad in grads])
     dist.all_reduce(flat)
     flat /= count()

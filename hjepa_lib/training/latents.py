@@ -1,7 +1,4 @@
-"""Frozen level-1 latents of whole trajectories, encoded once and kept in memory as bfloat16.
-
-The distance head, level 2 and the probes read from here: no rendering, no convolution.
-"""
+"""Frozen level-1 latents of whole trajectories, encoded once and kept in memory as bfloat16."""
 
 from __future__ import annotations
 

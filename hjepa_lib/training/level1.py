@@ -1,6 +1,6 @@
 """Training of level 1: masked pre-training of `vit`, level 1 itself, refinement of its predictors.
 
-windows of positions -> rendered frames -> roll-out -> loss terms
+`options` of a training are those of its `Fit`: precision, folder.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +20,14 @@ from hjepa_lib.models.level1 import Jepa, Rollout
 from hjepa_lib.models.objectives import layout_identity, loss_terms, similarity, weighted_sum
 from hjepa_lib.training import distributed
 from hjepa_lib.training.latents import LatentBatch, LatentStore
-from hjepa_lib.training.loop import Fit, Task, TrainingError, step_generator
+from hjepa_lib.training.loop import Fit, Loss, Task, Terms, TrainingError, step_generator
 from hjepa_lib.training.probes import effective_rank, fit_ridge, rmse_px
 
 VALIDATION_WINDOWS = 128
-Objective = Callable[[Jepa, Rollout, WindowBatch], tuple[Tensor, dict[str, Tensor]]]
+Objective = Callable[[Jepa, Rollout, WindowBatch], Loss]
 
 
-def level1_objective(
-    model: Jepa, rollout: Rollout, batch: WindowBatch
-) -> tuple[Tensor, dict[str, Tensor]]:
+def level1_objective(model: Jepa, rollout: Rollout, batch: WindowBatch) -> Loss:
     """Weighted loss and the unweighted named terms; with a static part also `static`."""
     config = model.config
     terms = loss_terms(rollout, config.loss, model.idm, config.static_dim)
@@ -48,9 +46,8 @@ def train_level1(
     config: Level1Config,
     *,
     seed: int,
-    precision: str = "fp32",
-    folder: Path | None = None,
     objective: Objective = level1_objective,
+    **options: Any,
 ) -> Fit:
     """Iterate over the result to train `model` in place; see training/loop.py.
 
@@ -59,31 +56,24 @@ def train_level1(
     """
     device = next(model.parameters()).device
 
-    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss_fn(generator: torch.Generator) -> Loss:
         batch = train.sample(config.optim.batch, generator, config.layouts_per_batch)
         own = distributed.own_rows(batch)
         rollout = distributed.gather_rollout(model(own.frames(device), own.actions.to(device)))
-        loss, terms = objective(model, rollout, batch)
-        return loss, {name: value.item() for name, value in terms.items()}
+        return objective(model, rollout, batch)
 
-    def validate() -> dict[str, float]:
+    def validate() -> Terms:
         batch = validation.sample(VALIDATION_WINDOWS, step_generator(seed, 0))
         rollout = model(batch.frames(device), batch.actions.to(device))
         loss, terms = objective(model, rollout, batch)
-        named = {"loss": loss, **terms}
-        return {name: value.item() for name, value in named.items()} | quality(rollout, batch)
+        return {"loss": loss, **terms, **quality(rollout, batch)}
 
-    task = Task(model, loss_fn, None if validation is None else validate, model.update_target)
-    return Fit(
-        task, config.optim, seed=seed, precision=precision, folder=folder, stage="l1", shared=True
-    )
+    task = Task(model, loss_fn, validation and validate, model.update_target)
+    return Fit(task, config.optim, seed=seed, stage="l1", shared=True, **options)
 
 
 def quality(rollout: Rollout, batch: WindowBatch) -> dict[str, float]:
-    """What a loss cannot show: collapse, what a ridge regression reads, drift of open loops (px).
-
-    The regression is fitted on the first half of the batch and read on the second.
-    """
+    """Collapse, what a ridge of half the batch reads in the other, drift of open loops (px)."""
     steps = batch.positions.shape[1]
     flat = rollout.encodings.flatten(0, 1).cpu()  # (B * T, D)
     half = len(batch.positions) // 2 * steps
@@ -120,8 +110,7 @@ class Masked(nn.Module):
 
         L = | MLP(enc(x with hidden patches)) - sg(enc_slow(x)) |_1        (arXiv 2506.09985)
 
-    Hidden patches are replaced by a learned token. `encoder` is level 1's own; token, MLP and slow
-    copy are of no use afterwards.
+    `encoder` is level 1's own; the token of hidden patches, MLP and slow copy serve here alone.
     """
 
     def __init__(self, level1: Jepa) -> None:
@@ -147,8 +136,7 @@ def pretrain_level1(
     config: Level1Config,
     *,
     seed: int,
-    precision: str = "fp32",
-    folder: Path | None = None,
+    **options: Any,
 ) -> Fit:
     """Iterate over the result to train the encoder of `model` in place; see training/loop.py."""
     device = next(model.parameters()).device
@@ -164,25 +152,25 @@ def pretrain_level1(
         hidden = draw_masks(len(frames), patches, config.pretrain_mask, generator)
         return frames, hidden.to(device)
 
-    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss_fn(generator: torch.Generator) -> Loss:
         loss = masked.loss(model, *drawn(train, optim.batch, generator))
-        return loss, {"masked_l1": loss.item()}
+        return loss, {"masked_l1": loss}
 
-    def validate() -> dict[str, float]:
+    def validate() -> Terms:
         frames, hidden = drawn(validation, MASKED_WINDOWS, step_generator(seed, 0))
-        latents = model.encode(frames).float()
+        latents = model.encode(frames)
         return {
             # No key "loss": it falls to 0 under collapse, so it must not choose weights.
-            "masked_l1": masked.loss(model, frames, hidden).item(),
-            "latent_std": float(latents.std(0).mean()),
+            "masked_l1": masked.loss(model, frames, hidden),
+            "latent_std": latents.std(0).mean(),
             "effective_rank": effective_rank(latents.cpu()),
         }
 
     def follow() -> None:
         update_ema(masked.slow, masked.encoder, DECAY)
 
-    task = Task(masked, loss_fn, None if validation is None else validate, follow)
-    return Fit(task, optim, seed=seed, precision=precision, folder=folder, stage="l1_pretrain")
+    task = Task(masked, loss_fn, validation and validate, follow)
+    return Fit(task, optim, seed=seed, stage="l1_pretrain", **options)
 
 
 # --- refinement -------------------------------------------------------------------------------
@@ -198,8 +186,7 @@ def refine_predictors(
     config: Level1Config,
     *,
     seed: int,
-    precision: str = "fp32",
-    folder: Path | None = None,
+    **options: Any,
 ) -> Fit:
     """Iterate to train the predictors of `model` in place, on latents that no longer change.
 
@@ -220,14 +207,14 @@ def refine_predictors(
         ahead = model.rollout_members(latents[:, 0], actions)  # (K, B, REFINE_STEPS + 1, D)
         return similarity(ahead[..., config.static_dim :], latents[..., config.static_dim :])
 
-    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss_fn(generator: torch.Generator) -> Loss:
         loss = error(store.sample(first, REFINE_BATCH, length, generator))
-        return loss, {"sim": loss.item()}
+        return loss, {"sim": loss}
 
-    def validate() -> dict[str, float]:
+    def validate() -> Terms:
         among, generator = validation.windows(length), step_generator(seed, 0)
-        found = error(validation.sample(among, REFINE_WINDOWS, length, generator)).item()
+        found = error(validation.sample(among, REFINE_WINDOWS, length, generator))
         return {"loss": found, "sim": found}
 
-    task = Task(model.predictors, loss_fn, None if validation is None else validate)
-    return Fit(task, optim, seed=seed, precision=precision, folder=folder, stage="l1_refine")
+    task = Task(model.predictors, loss_fn, validation and validate)
+    return Fit(task, optim, seed=seed, stage="l1_refine", **options)

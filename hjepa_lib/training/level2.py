@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,11 +10,10 @@ from torch import Tensor
 from hjepa_lib.config import Config, Level2Config
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.models.distance import Geometry
-from hjepa_lib.models.joint import HJepa
 from hjepa_lib.models.level1 import Jepa
-from hjepa_lib.models.level2 import Level2
+from hjepa_lib.models.level2 import HJepa, Level2
 from hjepa_lib.training.latents import LatentBatch, LatentStore
-from hjepa_lib.training.loop import Fit, Task, TrainingError, step_generator
+from hjepa_lib.training.loop import Fit, Loss, Task, Terms, TrainingError, step_generator
 
 VALIDATION_WINDOWS = 512
 
@@ -27,14 +26,13 @@ def train_level2(
     config: Level2Config,
     *,
     seed: int,
-    precision: str = "fp32",
-    folder: Path | None = None,
     stage: str = "l2",
+    **options: Any,
 ) -> Fit:
-    """Level 1 is frozen: it is not even run, only its stored latents are read.
+    """Iterate to train `level2` in place on stored latents of a frozen `level1`.
 
-    Validation reports the error with the posterior's z (what the decoder can express, `sim`) and
-    with the prior's mean (what is known without looking ahead, `prior_sim`).
+    Validation reports the error with the posterior's z (`sim`) and with the prior's mean, which is
+    known without looking ahead (`prior_sim`); `options` are those of `Fit`: precision, folder.
     """
     length = config.macro_steps * config.step_skip + 1
     device = next(level2.parameters()).device
@@ -42,25 +40,24 @@ def train_level2(
     if not len(windows):
         raise TrainingError(f"level 2 needs trajectories of {length} states; the data are shorter")
 
-    def error(batch: LatentBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def error(batch: LatentBatch, generator: torch.Generator) -> Loss:
         actions = level1.normalise_actions(batch.actions.to(device))
-        total, terms = level2.loss(*level2.observe(batch.latents.to(device), actions, generator))
-        return total, {name: value.item() for name, value in terms.items()}
+        return level2.loss(*level2.observe(batch.latents.to(device), actions, generator))
 
-    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss_fn(generator: torch.Generator) -> Loss:
         return error(store.sample(windows, config.optim.batch, length, generator), generator)
 
-    def validate() -> dict[str, float]:
+    def validate() -> Terms:
         generator = step_generator(seed, 0)
         batch = validation.sample(validation.windows(length), VALIDATION_WINDOWS, length, generator)
         total, terms = error(batch, generator)
-        return {"loss": total.item(), **terms, "prior_sim": prior_error(level2, level1, batch)}
+        return {"loss": total, **terms, "prior_sim": prior_error(level2, level1, batch)}
 
-    task = Task(level2, loss_fn, None if validation is None else validate)
-    return Fit(task, config.optim, seed=seed, precision=precision, folder=folder, stage=stage)
+    task = Task(level2, loss_fn, validation and validate)
+    return Fit(task, config.optim, seed=seed, stage=stage, **options)
 
 
-def prior_error(level2: Level2, level1: Jepa, batch: LatentBatch) -> float:
+def prior_error(level2: Level2, level1: Jepa, batch: LatentBatch) -> Tensor:
     """MSE of one macro step predicted with the prior's mean z."""
     device = next(level2.parameters()).device
     actions = level1.normalise_actions(batch.actions.to(device))
@@ -68,30 +65,19 @@ def prior_error(level2: Level2, level1: Jepa, batch: LatentBatch) -> float:
     start = batch.latents[:, 0].to(device)
     predicted = level2.imagine(start, 1, macros).predictions[:, 0]
     truth = batch.latents[:, level2.config.step_skip].to(device)
-    return float((predicted - truth).square().mean())
+    return (predicted - truth).square().mean()
 
 
-def train_joint(
-    model: HJepa,
-    train: Windows,
-    config: Config,
-    *,
-    precision: str = "fp32",
-    folder: Path | None = None,
-) -> Fit:
+def train_joint(model: HJepa, train: Windows, config: Config, **options: Any) -> Fit:
     """Both levels from scratch; windows must hold macro_steps * step_skip + 1 states."""
     device = next(model.parameters()).device
 
-    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss_fn(generator: torch.Generator) -> Loss:
         batch = train.sample(config.level1.optim.batch, generator, config.level1.layouts_per_batch)
-        rollout = model(batch.frames(device), batch.actions.to(device), generator)
-        loss, terms = model.loss(rollout)
-        return loss, {name: value.item() for name, value in terms.items()}
+        return model.loss(model(batch.frames(device), batch.actions.to(device), generator))
 
     task = Task(model, loss_fn, after_update=model.level1.update_target)
-    return Fit(
-        task, config.level1.optim, seed=config.seed, precision=precision, folder=folder, stage="l1"
-    )
+    return Fit(task, config.level1.optim, seed=config.seed, stage="l1", **options)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """One training loop for every model: a generator that yields a typed report per update.
 
-The caller owns the loop (live plot, progress bar, early stop). Batches are a pure function of
-(seed, update), so an interrupted training, also by `kill -9`, resumes to the same result.
+Batches are a pure function of (seed, update), so an interrupted training, also by `kill -9`,
+resumes to the same result.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ RESUME = "resume.pt"
 LARGEST_LOSS = 1e6  # of `non_finite="skip"`: above it training ends
 LARGE_NORM = 100.0  # of a gradient: warned about once
 MOST_SKIPPED = 50  # lost updates in a row that end training
-COUNTERS = (
-    "update", "stale", "best_loss", "mark", "waited", "halvings", "skipped", "skipped_in_a_row"
-)  # fmt: skip
-LossFn = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]
-ValidateFn = Callable[[], dict[str, float]]
+COUNTERS = ("update", "stale", "best_loss", "mark", "waited", "halvings")
+COUNTERS += ("skipped", "skipped_in_a_row")
+Terms = dict[str, Tensor | float]
+Loss = tuple[Tensor, Terms]
+LossFn = Callable[[torch.Generator], Loss]
+ValidateFn = Callable[[], Terms]
 OptimiserFn = Callable[[list[nn.Parameter], OptimConfig], torch.optim.Optimizer]
 
 
 class TrainingError(WorkbookError):
-    """Training cannot go on, for a reason in one sentence."""
+    """Training cannot go on."""
 
 
 class Report(NamedTuple):
@@ -57,8 +58,7 @@ class Report(NamedTuple):
 class Task:
     """What can be trained; with another loss it is `dataclasses.replace(task, loss=mine)`.
 
-    A Fit runs `loss` and `validate` under its autocast; objectives and probes leave it themselves
-    (models/layers.py `full_precision`): bf16 is for forward passes.
+    A Fit runs `loss` and `validate` under its autocast; objectives leave it (`full_precision`).
     """
 
     module: nn.Module
@@ -68,7 +68,7 @@ class Task:
 
 
 def adamw(parameters: list[nn.Parameter], optim: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser of every training that is not given another."""
+    """The optimiser of every training that is given no other; the schedule sets the rate of any."""
     return torch.optim.AdamW(parameters, lr=optim.lr, weight_decay=optim.weight_decay)
 
 
@@ -91,8 +91,13 @@ def learning_rate(update: int, config: OptimConfig, halvings: int = 0) -> float:
     return config.lr * (config.final + (1 - config.final) * cosine)
 
 
+def plain(terms: Terms) -> dict[str, float]:
+    """The same as numbers."""
+    return {name: v.item() if isinstance(v, Tensor) else v for name, v in terms.items()}
+
+
 def step_generator(seed: int, update: int) -> torch.Generator:
-    """A generator that depends on nothing but its arguments: what makes resuming exact."""
+    """A generator that depends on nothing but its arguments."""
     return torch.Generator().manual_seed(seed * 1_000_003 + update)
 
 
@@ -133,10 +138,9 @@ class Fit:
 
     `best` holds the weights with the lowest validation key `loss`; without that key none. Patience
     and plateaus count the validations that are not lower by `delta` than the last one that was.
-    Iterating again, or in a new process with the same `folder`, goes on from the last checkpoint.
+    Iterating again, also in a new process with the same `folder`, goes on from the last checkpoint.
     A loss or gradient that is not finite raises TrainingError before the weights change, or, with
-    `non_finite="skip"`, loses that update. A `shared` fit is run by all processes of a torchrun.
-    `optimiser(parameters, optim)` makes another than AdamW; its rate still follows the schedule.
+    `non_finite="skip"`, loses that update. All processes of a torchrun run a `shared` fit.
     """
 
     def __init__(
@@ -170,8 +174,7 @@ class Fit:
 
     @property
     def finished(self) -> bool:
-        stalled = 0 < self.config.patience <= self.stale
-        return stalled or self.update >= self.config.updates
+        return self.update >= len(self) or 0 < self.config.patience <= self.stale
 
     def __iter__(self) -> Iterator[Report]:
         while not self.finished:
@@ -186,10 +189,10 @@ class Fit:
         buffers = [buffer.clone() for buffer in self.module.buffers()] if self.guarded else []
         with self._autocast():
             loss, terms = self.task.loss(step_generator(self.seed, self.update))
-        value, norm = loss.item(), math.nan
+        value, norm, terms = loss.item(), math.nan, plain(terms)
+        self.optimiser.zero_grad(set_to_none=True)
         finite = self._finite("loss", value, rate)
         if finite:
-            self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             if self.shared:
                 distributed.average_gradients(self.parameters)
@@ -204,32 +207,29 @@ class Fit:
             self._skip(buffers)
         self.update += 1
         validation: dict[str, float] = {}
-        if self.update % self.config.validate_every == 0 or self.update == self.config.updates:
+        if self.update % self.config.validate_every == 0 or self.update == len(self):
             validation = self._validate()
             if self.path is not None and not (self.shared and distributed.rank()):
                 self.save(self.path)
         return Report(
-            self.update, self.config.updates, value, terms, rate, norm, validation, self.skipped,
-            self.stage,
-        )  # fmt: skip
+            self.update, len(self), value, terms, rate, norm, validation, self.skipped, self.stage
+        )
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _finite(self, what: str, value: float, rate: float) -> bool:
         """False for an update to be skipped; TrainingError where the settings do not skip."""
-        advice = f"lower the learning rate (now {rate:.2g}) and resume from the last checkpoint"
-        if not math.isfinite(value):
-            if not self.guarded:
-                raise TrainingError(f"the {what} is {value} at update {self.update + 1}; {advice}")
-            return False
-        if self.guarded and what == "loss" and value > LARGEST_LOSS:
-            raise TrainingError(f"the loss is {value:.3g} at update {self.update + 1}; {advice}")
-        if self.guarded and what != "loss" and value > LARGE_NORM and not self.warned:
+        found = f"the {what} is {value:.3g} at update {self.update + 1}"
+        finite, limit = math.isfinite(value), LARGEST_LOSS if what == "loss" else LARGE_NORM
+        large = finite and self.guarded and value > limit
+        if (large and what == "loss") or not (finite or self.guarded):
+            advice = f"lower the learning rate (now {rate:.2g}) and resume from the last checkpoint"
+            raise TrainingError(f"{found}; {advice}")
+        if large and not self.warned:
             self.warned = True
-            what = f"the gradient norm is {value:.3g} at update {self.update + 1}"
-            warnings.warn(what, stacklevel=2)
-        return True
+            warnings.warn(found, stacklevel=2)
+        return finite
 
     def _skip(self, buffers: list[Tensor]) -> None:
         self.optimiser.zero_grad(set_to_none=True)
@@ -243,18 +243,22 @@ class Fit:
             raise TrainingError(f"{what}; look at the data, or lower the learning rate")
 
     def _validate(self) -> dict[str, float]:
-        if (validate := self.task.validate) is None:
+        if self.task.validate is None:
             return {}
+
+        def measure() -> dict[str, float]:
+            return plain(self.task.validate())
+
         self.module.eval()
         with torch.no_grad(), self._autocast():
-            validation = distributed.from_first(validate) if self.shared else validate()
-        if "loss" not in validation:
+            validation = distributed.from_first(measure) if self.shared else measure()
+        if (loss := validation.get("loss")) is None:
             return validation
-        if validation["loss"] < self.best_loss:
-            self.best_loss = validation["loss"]
+        if loss < self.best_loss:
+            self.best_loss = loss
             self.best = {key: value.clone() for key, value in self.module.state_dict().items()}
-        if validation["loss"] < self.mark - self.config.delta:
-            self.mark, self.stale, self.waited = validation["loss"], 0, 0
+        if loss < self.mark - self.config.delta:
+            self.mark, self.stale, self.waited = loss, 0, 0
         else:
             self.stale += 1
             self.waited += 1
@@ -263,13 +267,12 @@ class Fit:
         return validation
 
     def load_best(self) -> None:
-        """Put the best validated weights into the module (no-op without validation)."""
+        """Put the best validated weights into the module, if there are any."""
         if self.best:
             self.module.load_state_dict(self.best)
 
-    # --- resuming -----------------------------------------------------------------------------
     def save(self, path: Path) -> None:
-        """Weights, best weights, optimiser, counters and settings: all that `resume` needs."""
+        """All that `resume` needs."""
         payload = {
             "module": self.module.state_dict(),
             "best": self.best,
@@ -283,9 +286,8 @@ class Fit:
         write_atomic(path, buffer.getvalue())
 
     def resume(self, path: Path, same_settings: bool = True) -> None:
-        """Go on where the fit that wrote `path` ended, on this fit's device.
+        """Go on where the fit that wrote `path` ended; warns where that was on another device.
 
-        On another device the end is not bit-equal to an uninterrupted training: a warning says so.
         TrainingError for a damaged file, another model, or (`same_settings`) other settings; a
         setting that is younger than the file had its default then.
         """
@@ -300,10 +302,9 @@ class Fit:
         for name, now in self._settings().items():
             before = saved.get(name, default.get(name))
             if same_settings and before != now and not (moved and name == "precision"):
-                what = f"({name} was {before} there and is {now} here)"
-                raise TrainingError(
-                    f"{path} belongs to other training settings {what}; remove it or use a new run"
-                )
+                what = f"settings ({name} was {before} there and is {now} here)"
+                advice = "remove it or use a new run"
+                raise TrainingError(f"{path} belongs to other training {what}; {advice}")
         try:
             self.module.load_state_dict(payload["module"])
             self.optimiser.load_state_dict(payload["optimiser"])
@@ -313,8 +314,7 @@ class Fit:
             what = f"{path}: begun on {device}, goes on here on {self.device.type}"
             warnings.warn(f"{what}; not bit-equal to a training on one device", stacklevel=3)
         self.best = payload["best"]
-        for name, value in counters.items():
-            setattr(self, name, value)
+        vars(self).update(counters)
 
     def _settings(self) -> dict[str, Any]:
         return dataclasses.asdict(self.config) | {"seed": self.seed, "precision": self.precision}

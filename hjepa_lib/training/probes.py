@@ -1,7 +1,4 @@
-"""What a latent knows: ridge probes in training, models/probe.py afterwards, collapse metrics.
-
-A probe never touches the world model: it reads detached latents; errors are always in px.
-"""
+"""What a latent knows: ridge and position probes of frozen latents (px), collapse metrics."""
 
 from __future__ import annotations
 
@@ -12,11 +9,11 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.config import OptimConfig
+from hjepa_lib.models.distance import Probe
 from hjepa_lib.models.layers import full_precision
 from hjepa_lib.models.level1 import Jepa
-from hjepa_lib.models.probe import Probe
 from hjepa_lib.training.latents import LatentStore
-from hjepa_lib.training.loop import Fit, Task
+from hjepa_lib.training.loop import Fit, Loss, Task, draw_batch
 
 PROBE_OPTIM = OptimConfig(
     updates=1000, batch=1024, lr=1e-3, weight_decay=0.0, warmup=0.05, validate_every=1000
@@ -33,7 +30,7 @@ def effective_rank(latents: Tensor) -> float:
 def fit_ridge(
     latents: Tensor, targets: Tensor, strength: float = 1e-3
 ) -> Callable[[Tensor], Tensor]:
-    """Closed-form linear probe on the CPU: latents (M, D), targets (M, P) -> function of (M', D).
+    """Closed-form linear probe: latents (M, D), targets (M, P) -> function of (M', D).
 
     On the CPU, since it takes float64 (S7); without autocast (Q4).
     """
@@ -52,10 +49,7 @@ def fit_ridge(
 
 
 def train_probe(
-    model: Jepa,
-    train: LatentStore,
-    validation: LatentStore | None,
-    seed: int,
+    model: Jepa, train: LatentStore, validation: LatentStore | None, seed: int
 ) -> tuple[Probe, dict[str, float]]:
     """The position probe on frozen encodings, and its RMSE (px) on held-out trajectories.
 
@@ -70,8 +64,8 @@ def train_probe(
         probe = Probe(model.latent_dim, mean, std)
     probe.to(device)
 
-    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        pick = torch.randint(len(train.latents), (PROBE_OPTIM.batch,), generator=generator)
+    def loss_fn(generator: torch.Generator) -> Loss:
+        pick = draw_batch(len(train.latents), PROBE_OPTIM.batch, generator)
         latents, positions = train.latents[pick].float(), train.positions[pick]
         return probe.loss(latents.to(device), positions.to(device)), {}
 
