@@ -329,9 +329,7 @@ def learned(teacher, form, one_way):
 PAIRS = ~np.eye(CELLS, dtype=bool)
 LEARNED = [
     ("bootstrap", "metric", False),
-    ("bootstrap", "quasimetric", False),
     ("bootstrap", "quasimetric", True),
-    ("graph", "metric", False),
     ("graph", "quasimetric", True),
 ]
 

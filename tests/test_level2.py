@@ -6,16 +6,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
-from tiny import digest, loose_config, make_agent, make_job, make_level2, seeded, tiny_config
+from tiny import digest, loose_config, make_agent, make_level2, seeded, tiny_config
 from torch.nn import functional as F
 
-from hjepa_lib.config import ConfigError
-from hjepa_lib.evaluation.openloop import draw_windows, open_loop
 from hjepa_lib.models import checkpoint
 from hjepa_lib.models.level2 import State
 from hjepa_lib.models.stochastic import COMMIT, UNIFORM, Categorical, Gaussian, Rounded, kl_loss
 from hjepa_lib.planning.agent import load_agent
-from hjepa_lib.training import level2 as level2_training
 
 KINDS = ("gaussian", "categorical", "fsq")
 DISCRETE = KINDS[1:]
@@ -280,34 +277,6 @@ def test_the_prior_never_sees_the_state_it_predicts():
             assert used.tolist() == [t % 4 == 0 and t // 4 <= last for t in range(13)]
 
 
-def test_randomness_comes_from_the_given_generator_only():
-    model, (latents, steps) = level2_of(), inputs()
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
-    one = model.observe(latents, steps, seeded(4))[1].z
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(2)
-    assert torch.equal(one, model.observe(latents, steps, seeded(4))[1].z)
-    assert not torch.equal(one, model.observe(latents, steps, seeded(5))[1].z)
-
-
-@pytest.mark.parametrize("latent", DISCRETE)
-def test_training_changes_every_tensor_and_is_repeatable(latent, monkeypatch):
-    """F1: all of level 2 is optimised; bits of a run depend on its seed only."""
-    monkeypatch.setattr(level2_training, "VALIDATION_WINDOWS", 8)
-    prints = []
-    for other in (1, 2):
-        job = make_job("level2", tiny_config(level2__latent=latent))
-        before = {name: value.clone() for name, value in job.module.named_parameters()}
-        torch.manual_seed(other)
-        reports = list(job.fit)
-        assert {"sim", "kl", "prior_sim"} <= reports[-1].validation.keys()
-        for name, value in job.module.named_parameters():
-            assert not torch.equal(value, before[name]), name
-        prints.append(digest([r.loss for r in reports], job.whole))
-    assert prints[0] == prints[1]
-
-
 @pytest.mark.parametrize("latent", DISCRETE)
 def test_imagined_moves_are_left_or_right_but_not_the_middle(latent):
     """Data jump by +v or -v at random: draws of the prior do so too, the code tells which.
@@ -390,32 +359,3 @@ def test_a_reloaded_agent_plans_the_same(latent, tmp_path):
     np.testing.assert_array_equal(found, wanted)
     with pytest.raises(checkpoint.FileError, match="was made for another config"):
         checkpoint.load_weights(tmp_path / "l2" / "model.safetensors", level2_of())
-
-
-@pytest.mark.parametrize("latent", DISCRETE)
-def test_what_reads_z_has_its_width(latent, store):
-    """Conditioning, and the errors of both kinds of z."""
-    changes = {"level2__train": "joint", "level2__conditioning": True}
-    agent = make_agent(tiny_config(level2__latent=latent, **changes))
-    assert agent.level2.condition.in_features == agent.level2.z_width
-    batch = draw_windows(store, 8, 10)
-    curves = open_loop(agent, batch)
-    posterior, prior = (curves[f"level 2, {name}"] for name in ("posterior z", "prior mean"))
-    assert posterior.steps.tolist() == [4, 8]
-    assert posterior.errors.shape == prior.errors.shape == (len(batch.positions), 2)
-    assert not np.array_equal(posterior.errors, prior.errors)
-    latents, goal = torch.randn(2, 2, 16)
-    assert torch.isfinite(agent.planner("l1+l2").plan(latents, goal, 0).actions).all()
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("level2.latent=vq", "latent must be one of gaussian, categorical, fsq; got 'vq'"),
-        ("level2.classes=1", r"classes must lie in \[2, inf\)"),
-        ("level2.levels=5+1", r"levels must lie in \[2, 256\]"),
-    ],
-)
-def test_impossible_settings_are_refused(override, message):
-    with pytest.raises(ConfigError, match=message):
-        tiny_config().override(override)

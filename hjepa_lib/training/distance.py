@@ -1,14 +1,14 @@
 """Training of the temporal-distance head on frozen latents, from offline trajectories only.
 
-`bootstrap`, the idea of HILP (Park et al. 2024) without policy and value ensemble: expectile
-regression on n-step targets from an EMA copy dbar; with V = -d, and 0 at the goal,
+`bootstrap`, the idea of HILP (Park et al. 2024): expectile regression on n-step targets from an EMA
+copy dbar; with V = -d, and 0 at the goal,
 
     target = -(1 - gamma^n) / (1 - gamma) - gamma^n * dbar(s_{t+n}, g)
     loss   = L2_tau(target - V(s_t, g)) + relu(d(s_t, s_{t+k}) - k)^2,  k <= n
 
-`graph`: lengths of shortest paths among recorded states (search on the replay buffer, Eysenbach et
-al. 2019, arXiv 1906.05253). Recorded steps are edges of length 1; states whose latents are closer
-than `link` usual steps are joined by an edge as long as their gap.
+`graph`: lengths of shortest paths among recorded states (Eysenbach et al. 2019, arXiv 1906.05253).
+Recorded steps are edges of length 1; states whose latents are closer than `link` usual steps are
+joined by an edge as long as their gap.
 """
 
 from __future__ import annotations

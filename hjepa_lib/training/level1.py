@@ -21,7 +21,7 @@ from hjepa_lib.models.objectives import layout_identity, loss_terms, similarity,
 from hjepa_lib.training import distributed
 from hjepa_lib.training.latents import LatentBatch, LatentStore
 from hjepa_lib.training.loop import Fit, Loss, Task, Terms, TrainingError, step_generator
-from hjepa_lib.training.probes import effective_rank, fit_ridge, rmse_px
+from hjepa_lib.training.probes import effective_rank, fit_ridge, ridge_rmse, rmse_px
 
 VALIDATION_WINDOWS = 128
 Objective = Callable[[Jepa, Rollout, WindowBatch], Loss]
@@ -91,10 +91,9 @@ def quality(rollout: Rollout, batch: WindowBatch) -> dict[str, float]:
     }
     layout = batch.layout.pairs().float()  # (B, 2)
     if len(layout.unique(dim=0)) > 1:
-        repeated = layout.repeat_interleave(steps, 0)
-        gap = fit_ridge(flat[:half], repeated[:half])(flat[half:]) - repeated[half:]
-        error = gap.square().mean(0).sqrt().tolist()
-        report |= {"probe_wall_x_px": error[0], "probe_door_y_px": error[1]}
+        walls = layout.repeat_interleave(steps, 0)
+        errors = ridge_rmse(flat[:half], walls[:half], flat[half:], walls[half:])
+        report |= zip(("probe_wall_x_px", "probe_door_y_px"), errors, strict=True)
     return report
 
 

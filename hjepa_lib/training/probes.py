@@ -48,6 +48,12 @@ def fit_ridge(
     return read
 
 
+def ridge_rmse(latents: Tensor, targets: Tensor, others: Tensor, truth: Tensor) -> list[float]:
+    """RMSE per column of what a ridge probe of (latents, targets) reads from `others` (M', D)."""
+    gap = fit_ridge(latents, targets)(others) - truth
+    return gap.square().mean(0).sqrt().tolist()
+
+
 def train_probe(
     model: Jepa, train: LatentStore, validation: LatentStore | None, seed: int
 ) -> tuple[Probe, dict[str, float]]:
@@ -80,9 +86,9 @@ def train_probe(
     if len(layouts[0].pairs().unique(dim=0)) > 1:
         step = max(1, len(train.latents) // 50_000)
         walls = [layout.pairs().float() for layout in layouts]  # (M, 2)
-        ridge = fit_ridge(train.latents[::step].float().cpu(), walls[0][::step])
-        gap = (ridge(validation.latents.float().cpu()) - walls[1]).square().mean(0).sqrt()
-        report |= {"probe_px_wall_x": float(gap[0]), "probe_px_door_y": float(gap[1])}
+        some = train.latents[::step].float(), walls[0][::step]
+        errors = ridge_rmse(*some, validation.latents.float(), walls[1])
+        report |= zip(("probe_px_wall_x", "probe_px_door_y"), errors, strict=True)
     return probe, report
 
 
