@@ -6,7 +6,7 @@ import torch
 from tiny_pixels import SHAPES, tiny_batch, tiny_pixels, with_section
 
 from hjepa_lib.config.pixels import AuxiliaryConfig
-from hjepa_lib.pixels.diagnostics import gradient_norms
+from hjepa_lib.pixels.checks import gradient_norms
 from hjepa_lib.pixels.losses import BarlowTwins, DinoCentring, VICReg, build_regulariser
 from hjepa_lib.pixels.models import build_pixel_model
 

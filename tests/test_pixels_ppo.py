@@ -12,7 +12,7 @@ import torch
 from tiny_pixels import skilled
 
 from hjepa_lib.config.fields import ConfigError
-from hjepa_lib.pixels import ppo
+from hjepa_lib.pixels import collect as ppo
 from hjepa_lib.pixels.collect import acquire, collect
 from hjepa_lib.pixels.env import make_env
 
@@ -158,30 +158,14 @@ def test_environments_are_closed_when_training_fails(monkeypatch):
 
 
 @needs_rl
-def test_log_std_rises_by_the_noise():
-    config = skilled(environment__id="hjepa/TwoRooms-v0")
-    model, _ = ppo.train_policy(config, 0, [])
-    before = model.policy.log_std.detach().clone()
-    ppo.widen_policy(model, 0.0, [])
-    assert torch.equal(model.policy.log_std, before)
-    ppo.widen_policy(model, 0.7, [])
-    assert torch.allclose(model.policy.log_std, before + 0.7)
-
-
-@needs_rl
-def test_noise_widens_the_actions_that_are_collected():
-    def spread(noise):
+def test_noise_raises_the_log_std_of_continuous_actions_alone():
+    def log_std(noise):
         config = skilled(environment__id="hjepa/TwoRooms-v0", ppo__log_std_noise=noise)
-        return float(collect(config, 0).action.std())
+        return ppo.train_policy(config, 0, [])[0].policy.log_std
 
-    assert spread(0.0) < spread(2.0)
-
-
-@needs_rl
-def test_noise_on_discrete_actions_is_noted():
-    notes = []
-    ppo.widen_policy(ppo.train_policy(skilled(), 0, [])[0], 0.5, notes)
-    assert "no effect" in notes[0]
+    assert torch.allclose(log_std(0.7), log_std(0.0) + 0.7)
+    ppo.train_policy(skilled(ppo__log_std_noise=0.5), 0, notes := [])
+    assert "no effect" in notes[-1]
 
 
 @needs_rl

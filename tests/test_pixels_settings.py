@@ -20,8 +20,9 @@ from hjepa_lib.config import profile
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import EpochsConfig, Stage1Config, Stage2Config
 from hjepa_lib.grids.stages import grid_stages
-from hjepa_lib.pixels import ppo, training
+from hjepa_lib.pixels import collect as ppo
 from hjepa_lib.pixels import stages as pixelstages
+from hjepa_lib.pixels import training
 from hjepa_lib.pixels.collect import acquire, collect
 from hjepa_lib.pixels.models import VJepa2, build_pixel_model
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, encode_states

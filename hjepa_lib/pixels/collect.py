@@ -1,27 +1,34 @@
-"""Playing an environment for its transitions (DATA-3), and the rules for loading them again.
+"""Playing an environment for its transitions (DATA-1 to DATA-3), and the rules for loading them.
 
-`acquire` is what a run calls: it loads `pixels.data.path` where the rules allow it and collects
-otherwise; what it decided is in `meta["notes"]`, one sentence each.
+A skilled policy is Stable-Baselines3's PPO, trained on the CPU on the pixels that the world models
+see, stacks merged into channels; it acts stochastically while collecting.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import random
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.wrappers import ReshapeObservation
 
 from hjepa_lib.config.fields import ConfigError, to_dict
 from hjepa_lib.config.pixels import PixelsConfig
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.pixels.env import FrameSkip, Policy, describe_actions, make_env, stack_frames
-from hjepa_lib.pixels.ppo import repeat_of, skilled_policy
-from hjepa_lib.pixels.transitions import Transitions, check_state
+from hjepa_lib.pixels.transitions import Transitions
+from hjepa_lib.runs.machine import usable_cores
+
+_SMALLEST_CNN = 36  # side of the smallest picture that CnnPolicy's convolutions can take, px
 
 
 # --- the stage `pixel_data` -------------------------------------------------------------------
@@ -60,7 +67,10 @@ def _accept(stored: Transitions, config: PixelsConfig, seed: int) -> Transitions
         )
     stored = replace(stored, stack=seen.stack)  # stacks are made on reading, any length fits
     shape = (seen.stack, 1 if seen.grayscale else 3, seen.image_size, seen.image_size)
-    check_state(stored[torch.tensor([0])].state[0], shape)
+    if stored.state_shape != shape:
+        raise WorkbookError(
+            f"a state must be (L, C, H, W) = {shape}, got {stored.state_shape} in {path}"
+        )
     # Settings that shaped the stored data and shape them no more.
     settings: dict[str, Any] = {"max_steps": seen.max_steps, "frame_skip": seen.frame_skip}
     if method == "ppo":
@@ -102,45 +112,31 @@ def record(
 ) -> Transitions:
     """Play `env` (frames (C, H, W)) with `policy` (of states (L, C, H, W)); closes `env`.
 
-    Ends after the configured number of episodes or transitions; ConfigError when that leaves
+    Ends after the configured number of episodes or transitions; WorkbookError when that leaves
     fewer than two episodes, because validation needs one of its own.
     """
     seen, limit = config.environment, config.data.transitions or math.inf
     skip = seen.frame_skip if frame_skip is None else frame_skip
     frames: list[np.ndarray] = []  # every frame is stored once
     rows: list[tuple[int, int, int, int]] = []  # now, after, origin, episode: see Transitions
-    actions, rewards = [], []
-    played = FrameSkip(stack_frames(env, seen.stack), skip, policy)
-
-    def keep(state: np.ndarray) -> int:
-        frames.append(np.array(state[-1]))
-        return len(frames) - 1
-
-    episodes = 0
-    try:
+    actions, rewards, episodes = [], [], 0
+    with contextlib.closing(FrameSkip(stack_frames(env, seen.stack), skip, policy)) as played:
         while episodes < config.data.episodes and len(rows) < limit:
             # One seed for the whole data set: later resets go on with the generator of the first.
             state, _ = played.reset(seed=None if episodes else seed)
-            origin = now = keep(state)
-            done = False
+            origin, done = len(frames), False
+            frames.append(state[-1].copy())
             while not done and len(rows) < limit:
-                action = policy(state)
+                action, now = policy(state), len(frames) - 1
                 state, reward, terminated, truncated, info = played.step(action)
                 if not math.isfinite(reward):
                     raise WorkbookError(f"the environment returned the reward {reward}")
-                after = [keep(one) for one in (*info["passed"], state)][-1]
-                rows.append((now, after, origin, episodes))
+                frames += [one[-1].copy() for one in (*info["passed"], state)]
+                rows.append((now, len(frames) - 1, origin, episodes))
                 actions.append(action)
                 rewards.append(reward)
-                now, done = after, terminated or truncated
+                done = terminated or truncated
             episodes += 1
-    finally:
-        played.close()
-    if episodes < 2:
-        raise ConfigError(
-            f"{limit} transitions of {seen.id} are a single episode, which leaves none to validate "
-            "on: raise pixels.data.transitions or lower pixels.environment.max_steps"
-        )
     size, kind = describe_actions(env.action_space)
     taken = np.array(actions, np.int64 if kind == "discrete" else np.float32)
     if kind == "discrete":  # stored from 0, wherever the space starts
@@ -172,3 +168,104 @@ def describe_split(data: Transitions, config: PixelsConfig, seed: int) -> dict[s
         "validation_transitions": held,
         "validation_episodes": validation.tolist(),
     }
+
+
+# --- a skilled policy (DATA-2) ------------------------------------------------------------------
+@contextlib.contextmanager
+def skilled_policy(config: PixelsConfig, seed: int) -> Iterator[tuple[Policy, dict[str, Any]]]:
+    """(policy of states (L, C, H, W), what its data say about it).
+
+    Equal seeds, equal policies; inside the block torch's global generator draws their actions.
+    """
+    notes: list[str] = []
+    repeat = repeat_of(config)
+    if config.environment.frame_skip and repeat > 1:
+        notes.append(f"actions are repeated {repeat} times, so frame skip is off")
+    # Stable-Baselines3 seeds the global generators; afterwards they are where they were.
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            model, envs = train_policy(config, seed, notes)
+
+            def policy(state: np.ndarray) -> Any:
+                merged = np.asarray(state).reshape(model.observation_space.shape)
+                action, _ = model.predict(merged, deterministic=False)
+                return action if action.ndim else int(action)
+
+            yield policy, {
+                "method": "ppo", "action_repeat": max(repeat, 1), "notes": notes,
+                "ppo": {**to_dict(config.ppo), "n_envs": envs},
+            }  # fmt: skip
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def repeat_of(config: PixelsConfig) -> int:
+    """How often PPO's actions are repeated: the environment's setting, else PPO's own."""
+    return config.environment.action_repeat or config.ppo.action_repeat
+
+
+def train_policy(config: PixelsConfig, seed: int, notes: list[str]) -> tuple[Any, int]:
+    """A trained PPO model and the number of environments it used; what happened is in `notes`.
+
+    ConfigError when Stable-Baselines3 is absent or the pictures are too small for the policy.
+    """
+    try:
+        import stable_baselines3
+    except ImportError as error:
+        raise ConfigError(
+            "PPO data need stable-baselines3, which is not installed: pip install stable-baselines3"
+        ) from error
+    ppo = config.ppo
+    if ppo.policy == "CnnPolicy" and config.environment.image_size < _SMALLEST_CNN:
+        raise ConfigError(
+            f"CnnPolicy needs pictures of at least {_SMALLEST_CNN} px, "
+            f"pixels.environment.image_size is {config.environment.image_size}: use MlpPolicy"
+        )
+    with contextlib.closing(make_training_envs(config, seed, notes)) as envs:
+        count = envs.num_envs
+        # No roll-out longer than the whole training, no batch larger than a roll-out.
+        steps = min(ppo.n_steps, max(2, ppo.steps // count))
+        model = stable_baselines3.PPO(
+            ppo.policy, envs, learning_rate=ppo.learning_rate, n_steps=steps,
+            batch_size=min(ppo.batch, steps * count), n_epochs=ppo.epochs, gamma=ppo.gamma,
+            gae_lambda=ppo.gae_lambda, clip_range=ppo.clip_range, seed=seed, device="cpu",
+        )  # fmt: skip
+        model.learn(ppo.steps)
+        scores = [episode["r"] for episode in model.ep_info_buffer]
+        if scores:
+            notes.append(f"mean return of PPO's last {len(scores)} episodes: {np.mean(scores):.3g}")
+    if ppo.log_std_noise:  # wider actions while collecting
+        if hasattr(model.policy, "log_std"):
+            model.policy.log_std.data += ppo.log_std_noise
+        else:
+            notes.append("pixels.ppo.log_std_noise has no effect: the actions are discrete")
+    return model, count
+
+
+def make_training_env(config: PixelsConfig) -> gymnasium.Env:
+    """One environment as PPO sees it: states (L * C, H, W) uint8, actions repeated."""
+    seen = config.environment
+    env = stack_frames(make_env(seen, action_repeat=repeat_of(config)), seen.stack)
+    length, channels, height, width = env.observation_space.shape
+    return ReshapeObservation(env, (length * channels, height, width))
+
+
+def make_training_envs(config: PixelsConfig, seed: int, notes: list[str]) -> Any:
+    """Seeded environments side by side, at most one per CPU; in processes where that works."""
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import SubprocVecEnv
+
+    make_training_env(config).close()  # what is wrong with the settings is said here, in one place
+    count = min(config.ppo.n_envs, usable_cores())
+    if count < config.ppo.n_envs:
+        notes.append(f"{count} environments instead of {config.ppo.n_envs}: one per CPU")
+    make = partial(make_vec_env, partial(make_training_env, config), count, seed)
+    if count > 1:
+        try:
+            return make(vec_env_cls=SubprocVecEnv)
+        except (OSError, EOFError, RuntimeError, AssertionError) as error:  # sandboxes, daemons
+            reason = " ".join(str(error).split()) or type(error).__name__
+            notes.append(f"environments run in this process, parallel ones failed: {reason}")
+    return make()

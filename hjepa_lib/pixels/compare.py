@@ -1,20 +1,20 @@
-"""Rows of the comparison of pixel models (MET-2), and what is fair.
+"""The comparison of pixel models (MET-2): fair rows, what they claim, one table, the report.
 
 A row is one model and training seed: facts, scores, and errors per block of held-out transitions.
-What may be compared across models is fixed by `COLUMNS`: a loss is an error in a model's own
-latent, whose unit is the model's choice, so no loss is a column. A mixed set is refused.
+A loss is an error in a model's own latent, whose unit is the model's choice: no loss is a column.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from hjepa_lib.config.pixels import MODELS
-from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE
+from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, claim, student
 from hjepa_lib.files import WorkbookError
 
 RANDOM, RANDOM_VIT = "random", "random_vit"
@@ -28,55 +28,54 @@ LABELS = dict(zip(COMPARED, (
 ), strict=True))  # fmt: skip
 NOT_APPLICABLE = "not applicable"
 NOTES = (NOT_APPLICABLE, NOT_ESTIMABLE)
-BLOCK = 30
-"""Consecutive transitions that are drawn anew together."""
 MEAN_REWARD = "mean_reward"
 """Baseline: the mean of the training rewards, whatever the state."""
+SCHEMA, RESAMPLES = 2, 2000
+BLOCK = 30
+"""Consecutive transitions that are drawn anew together."""
+MATCH = 0.02
+"""Largest difference in parameters of a matched pair, as a share of the smaller one."""
 
 
 class Column(NamedTuple):
     """One number of a row."""
 
-    meaning: str
     better: str = ""  # "low" or "high" where models may be ranked by it; "" describes only
     baseline: str = ""  # the trivial guess that belongs beside it
 
 
+SIGMAS = (0.01, 0.05, 0.1, 0.15, 0.2)
+"""Standard deviations of the pixel noise, pixels in [0, 1]."""
+SHAPE = (
+    "participation_ratio", "effective_rank", "two_nn_dimension", "trustworthiness_at_5",
+    "continuity_at_5", "smoothness_r2", "uniformity",
+)  # fmt: skip
+"""What describes the shape of a latent space, see measures.py."""
 COLUMNS: dict[str, Column] = {
-    "parameters": Column("trained weights of the model, its heads and later decoder left out"),
-    "updates": Column("updates of the model's training; both stages of vjepa2 added"),
-    "train_seconds": Column("wall time of training the model, s"),
-    "update_memory_mb": Column("weights, gradients, moments, activations of one update, MB"),
-    "latent_error": Column(
-        "squared error of the imagined latent / that of copying the last latent", "low",
-        "copy_last_latent",
-    ),
-    "frame_mse": Column("squared error of the decoded next frame, pixels in [0, 1]", "low",
-                        "copy_last_frame"),
-    "frame_error": Column("frame_mse / that of copying the last frame", "low", "copy_last_frame"),
-    "reward_mse": Column("squared error of the reward MLP", "low", "mean_reward"),
-    "reward_r2": Column("R2 of the reward MLP", "high", "mean_reward"),
-    "larp_mse": Column("squared error of the look-ahead reward predictor", "low", "mean_reward"),
-    "larp_r2": Column("R2 of the look-ahead reward predictor", "high", "mean_reward"),
-    "larp_gain": Column("(reward_mse - larp_mse) / that of the mean reward", "high", "reward_mlp"),
-    "participation_ratio": Column("directions that share the variance, 1..D"),
-    "effective_rank": Column("exp(entropy of the singular values' shares), 1..D"),
-    "two_nn_dimension": Column("intrinsic dimension from two nearest neighbours"),
-    "trustworthiness_at_5": Column("latent neighbours that are neighbours in pixels, 0..1"),
-    "continuity_at_5": Column("pixel neighbours that stay neighbours, 0..1"),
-    "smoothness_r2": Column("squared correlation of pixel and latent steps, 0..1"),
-    "uniformity": Column("log mean exp(-2 distance^2) on the unit sphere"),
-    "latent_std": Column("mean standard deviation of a latent dimension, own unit"),
-} | {
-    f"noise_{sigma}": Column(f"latent shift under pixel noise of {sigma}, over the latent's spread")
-    for sigma in (0.01, 0.05, 0.1, 0.15, 0.2)
-}  # fmt: skip
+    "parameters": Column(),  # trained weights, reward heads and a later decoder left out
+    "updates": Column(),  # of both stages of vjepa2
+    "train_seconds": Column(),
+    "update_memory_mb": Column(),  # weights, gradients, moments, activations
+    "latent_error": Column("low", "copy_last_latent"),  # squared, over that of the baseline
+    "frame_mse": Column("low", "copy_last_frame"),  # pixels in [0, 1]
+    "frame_error": Column("low", "copy_last_frame"),  # over that of the baseline
+    "reward_mse": Column("low", MEAN_REWARD),
+    "reward_r2": Column("high", MEAN_REWARD),
+    "larp_mse": Column("low", MEAN_REWARD),
+    "larp_r2": Column("high", MEAN_REWARD),
+    "larp_gain": Column("high", "reward_mlp"),  # reward_mse - larp_mse, over that of the mean
+} | dict.fromkeys((*SHAPE, "latent_std", *(f"noise_{sigma:g}" for sigma in SIGMAS)), Column())
 """Every number of a row, in the order of the table."""
-SHARED = {"environment": "environment", "data_sha256": "data"}
-
-
-class ComparisonError(WorkbookError):
-    """Rows that do not make one fair comparison, or a question they cannot answer."""
+ERRORS = {"latent": "imagined latent", "frame": "decoded frame", "reward_mlp": "reward MLP",
+          "larp": "look-ahead reward"}  # fmt: skip
+"""Errors per block that claims are about."""
+PAIRED = (
+    ("latent", "copy_last_latent"), ("frame", "copy_last_frame"), ("reward_mlp", MEAN_REWARD),
+    ("larp", MEAN_REWARD), ("larp", "reward_mlp"), ("larp", "larp_copy"),
+)  # fmt: skip
+"""An error, and that of the trivial guess or plainer head that it is held against."""
+TWINS = ("enc_dec_jepa", "jepa")
+"""The pair with equal numbers of weights: one draws the next frame, one names the next latent."""
 
 
 class Row(NamedTuple):
@@ -85,10 +84,6 @@ class Row(NamedTuple):
     facts: dict[str, Any]  # what makes it comparable, see `makers.facts_of`
     scores: dict[str, float | str]  # every name of COLUMNS; a text of NOTES where there is none
     errors: dict[str, np.ndarray]  # kind -> (K,) errors per block, see `by_block`
-
-    @property
-    def label(self) -> str:
-        return f"{self.facts['model']} seed {self.facts['seed']}"
 
 
 def untrained(model: str) -> str:
@@ -102,15 +97,9 @@ def by_block(errors: np.ndarray, episode: np.ndarray) -> np.ndarray:
     Neighbours in time resemble each other, so what is drawn anew is not a transition but a block of
     `BLOCK` consecutive ones of an episode (the last of an episode may be shorter).
     """
-    errors, episode = np.asarray(errors, float), np.asarray(episode)
-    if errors.shape != episode.shape or errors.ndim != 1 or not errors.size:
-        raise ComparisonError(
-            f"errors and episodes must be (M,), got {errors.shape} and {episode.shape}"
-        )
     first = np.flatnonzero(np.r_[True, episode[1:] != episode[:-1]])
     place = np.arange(len(errors)) - np.repeat(first, np.diff(np.r_[first, len(errors)]))
-    block = np.cumsum(place % BLOCK == 0) - 1
-    sums = np.bincount(block, errors)
+    sums = np.bincount(np.cumsum(place % BLOCK == 0) - 1, errors)
     return sums * len(sums) / len(errors)
 
 
@@ -125,101 +114,200 @@ class Score(NamedTuple):
 def score(predicted: np.ndarray, reward: np.ndarray, note: str = "") -> Score:
     """MSE and R2 of predictions (n,); a `note` of `statistics.unestimable` replaces R2."""
     predicted, reward = np.asarray(predicted, float), np.asarray(reward, float)
-    if predicted.shape != reward.shape or reward.ndim != 1 or len(reward) == 0:
-        raise ComparisonError(
-            f"predictions and rewards must be (n,), got {predicted.shape} and {reward.shape}"
-        )
-    if not np.isfinite(predicted).all():
-        raise ComparisonError("a reward head predicts NaN or infinity")
     mse = float(np.square(predicted - reward).mean())
     return Score(mse, None if note else 1 - mse / float(reward.var()), note)
 
 
-# --- what is fair -----------------------------------------------------------------------------
-def check_rows(rows: Sequence[Row], seeds: Sequence[int], models: Sequence[str] = COMPARED) -> None:
-    """ComparisonError, naming the mismatch, unless rows are one finished, unmixed set."""
-    found = [(row.facts["model"], row.facts["seed"]) for row in rows]
-    wanted = [(model, seed) for model in models for seed in seeds]
-    for model, seed in wanted:
-        if found.count((model, seed)) != 1:
-            how = "is there twice" if (model, seed) in found else "is missing"
-            raise ComparisonError(f"the comparison is unfinished: {model} seed {seed} {how}")
-    first: dict[Any, Row] = {}
-    for row in rows:
-        if (row.facts["model"], row.facts["seed"]) not in wanted:
-            raise ComparisonError(f"{row.label} does not belong to this comparison")
-        for name in COLUMNS.keys() | row.scores.keys():
-            value = row.scores.get(name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if name not in COLUMNS or not (value in NOTES or (number and math.isfinite(value))):
-                raise ComparisonError(f"{row.label}: {name} is {value!r}, no number of the table")
-        for fact, word in SHARED.items():
-            _equal(row, first.setdefault("", row), fact, f"has other {word} than")
-        if row.facts["batches_sha256"]:
-            same = first.setdefault(row.facts["seed"], row)
-            _equal(row, same, "batches_sha256", "saw other batches than")
+# --- what is fair, and what is claimed ----------------------------------------------------------
+def check_rows(rows: Sequence[Row]) -> None:
+    """WorkbookError, naming the mismatch, unless scores are finite and trainings comparable.
+
+    Weights that another run lends may come from other data, batches or updates.
+    """
+    first: dict[Any, Mapping[str, Any]] = {}
+    for facts, scores, _ in rows:
+        label = "{model} seed {seed}".format(**facts)
+        for name, value in scores.items():
+            if value not in NOTES and not math.isfinite(value):
+                raise WorkbookError(f"{label}: {name} is {value}")
+        groups = {"environment": "all", "data_sha256": "all"}
+        if facts["batches_sha256"]:
+            groups["batches_sha256"] = facts["seed"]
         # Two trainings cannot make the updates of one; loaded weights, and budgets in epochs that
         # may stop early, make numbers of their own.
-        model = row.facts["model"]
-        free = row.facts.get("loaded") or row.facts.get("early_stopping")
-        if model not in UNTRAINED and not free:
-            group = model if "stage_updates" in row.facts else "one training"
-            _equal(row, first.setdefault(group, row), "updates", "made other updates than")
+        if not (facts["model"] in UNTRAINED or facts["loaded"] or facts["early_stopping"]):
+            groups["updates"] = facts["model"] if "stage_updates" in facts else "one training"
+        for fact, group in groups.items():
+            other = first.setdefault((fact, group), facts)
+            if facts[fact] != other[fact]:
+                raise WorkbookError(
+                    "the set is mixed: {} has other {} than {model} seed {seed} ({} and {})".format(
+                        label, fact, facts[fact], other[fact], **other
+                    )
+                )
 
 
-def _equal(row: Row, other: Row, fact: str, sentence: str) -> None:
-    mine, their = row.facts[fact], other.facts[fact]
-    if mine != their:
-        raise ComparisonError(
-            f"the set is mixed: {row.label} {sentence} {other.label} "
-            f"({str(mine)[:12]} and {str(their)[:12]})"
-        )
+def claims(
+    errors: Mapping[str, Mapping[str, np.ndarray]], loaded: Sequence[str] = (), matched: bool = True
+) -> list[dict[str, Any]]:
+    """Every paired comparison with a trivial guess, with the random encoder, and of the twins.
 
-
-def of_model(rows: Sequence[Row], model: str) -> list[Row]:
-    """The rows of one model, seeds in ascending order."""
-    own = [row for row in rows if row.facts["model"] == model]
-    return sorted(own, key=lambda row: row.facts["seed"])
-
-
-def notes(rows: Sequence[Row]) -> list[str]:
-    """Sentences of the report on where its models differ by design, made from the rows."""
-    models = [m for m in dict.fromkeys(row.facts["model"] for row in rows) if m not in UNTRAINED]
-    groups: dict[str, list[str]] = {}
-    for model in models:
-        counts = sorted({row.facts["updates"] for row in of_model(rows, model)})
-        ends = counts[:1] if len(counts) == 1 else [counts[0], counts[-1]]
-        groups.setdefault(" to ".join(f"{n:,}" for n in ends), []).append(model)
-    text = "; ".join(f"{count} for {_listed(names)}" for count, names in groups.items())
-    text = f"Updates: {text}."
-    if any(row.facts.get("early_stopping") for row in rows):
-        text += " Budgets in epochs may stop early, so that models differ in updates."
-    for model in models:
-        stages = of_model(rows, model)[0].facts.get("stage_updates")
-        if stages:
-            parts = " + ".join(f"{count:,}" for count in stages)
-            text += (
-                f" {model} is trained in {len(stages)} stages ({parts}): the rule of equal updates "
-                "does not hold for it."
-            )
-    found = [text]
-    scored = {row.facts["model"]: row.scores.get("latent_error") for row in rows}
-    if scored.get("enc_dec_jepa") == NOT_APPLICABLE:
-        found.append(
-            "latent_error of enc_dec_jepa is not applicable: the latent that it imagines is what "
-            "its decoder reads and is trained to draw the next frame, never to equal the encoding "
-            "of the next state, so its distance to that encoding is no error."
-        )
-    for model in models:
-        loaded = [row.facts for row in of_model(rows, model) if row.facts.get("loaded")]
-        said = sorted({facts["loaded_data"] for facts in loaded if "loaded_data" in facts})
-        more = f" (trained on {_listed(said)})" if said else ""
-        if loaded:
-            found.append(f"{model} has weights from a file, so nothing is claimed from it{more}.")
+    `errors` are (S, K) by model and kind. Nothing is claimed for models with `loaded` weights, nor
+    between twins whose numbers of weights are not `matched`. See `statistics.claim`.
+    """
+    found = []
+    for model, own in errors.items():
+        pairs = [(kind, model, baseline) for kind, baseline in PAIRED]
+        if model not in UNTRAINED:
+            pairs.append(("reward_mlp", untrained(model), "reward_mlp"))
+        if model == TWINS[0]:
+            pairs += [(kind, TWINS[1], kind) for kind in ("frame", "reward_mlp")]
+        for kind, other, baseline in pairs:
+            two = errors.get(other, {}).get(baseline)
+            if kind not in own or two is None:
+                continue
+            against = baseline if other == model else LABELS[other]
+            said = {"model": model, "score": ERRORS[kind], "against": against}
+            said |= claim(own[kind], two, resamples=RESAMPLES)
+            if model in loaded or other in loaded:
+                said["verdict"] = "nothing claimed: the weights were loaded"
+            elif (model, other) == TWINS and not matched:
+                said["verdict"] = "nothing claimed: the pair is not matched"
+            found.append(said)
     return found
 
 
-def _listed(names: Sequence[str]) -> str:
-    """ "a, b and c"."""
-    *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last
+def sentences(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Claims as text: "jepa: imagined latent beats copy last latent: error -41.0 % (...)"."""
+    texts = []
+    for one in found:
+        against, verdict = one["against"].replace("_", " "), one["verdict"]
+        won = verdict in ("beats", "loses to")
+        told = f"{verdict} {against}" if won else f"against {against}, {verdict}"
+        if one["difference"] is not None:
+            middle, low, high = (f"{100 * one[key]:+.1f}" for key in ("difference", "low", "high"))
+            n = f"seeds: {one['seeds']}, blocks: {one['blocks']}"
+            told += f": error {middle} % ({low} to {high}; {n})"
+        texts.append(f"{one['model']}: {one['score']} {told}")
+    return texts
+
+
+def of_models(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows by model, seeds in ascending order."""
+    found: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.facts["seed"]):
+        found.setdefault(row.facts["model"], []).append(row)
+    return found
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """Sentences on where the trained models differ by design, made from the rows."""
+    found, updates = [], []
+    for name, own in of_models(rows).items():
+        if name in UNTRAINED:
+            continue
+        facts = [row.facts for row in own]
+        counts = sorted({one["updates"] for one in facts})
+        updates.append(f"{name} {' or '.join(f'{count:,}' for count in counts)}")
+        if stages := facts[0].get("stage_updates"):
+            parts = " + ".join(f"{count:,}" for count in stages)
+            found.append(
+                f"{name} is trained in {len(stages)} stages ({parts}): the rule of equal updates "
+                "does not hold for it."
+            )
+        if any(one["early_stopping"] for one in facts):
+            found.append(f"The budget of {name} is in epochs and may stop early.")
+        if any(one["loaded"] for one in facts):
+            found.append(f"{name} has weights from a file, so nothing is claimed from it.")
+        if name == TWINS[0]:
+            found.append(
+                f"latent_error of {name} is not applicable: its imagined latent is trained to draw "
+                "the next frame, never to equal the encoding of the next state."
+            )
+    return [f"Updates: {', '.join(updates)}.", *found]
+
+
+# --- the table --------------------------------------------------------------------------------
+def over_seeds(values: Sequence[float | str]) -> dict[str, Any]:
+    """Mean and 95 % Student interval over seeds, and both as text.
+
+    A note of any seed is the note of the model: a mean over the other seeds would be another
+    quantity.
+    """
+    cell = {"mean": None, "low": None, "high": None, "seeds": len(values)}
+    note = next((value for value in values if isinstance(value, str)), None)
+    if note is not None:
+        return cell | {"text": note}
+    numbers = np.array(values, dtype=float)
+    cell["mean"], text = numbers.mean(), number(numbers.mean())
+    if len(numbers) == 1:
+        return cell | {"text": f"{text} (1 seed)"}
+    low, high = student(numbers)
+    interval = f" ({number(low)} to {number(high)})" if low < high else ""
+    return cell | {"low": low, "high": high, "text": text + interval}
+
+
+def number(value: float) -> str:
+    """Three significant digits, whole numbers with separators."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def matched(counts: Mapping[str, int]) -> dict[str, Any]:
+    """Whether two parameter counts {name: count} agree within 2 %, as a share of the smaller."""
+    first, second = counts.values()
+    gap = abs(first - second) / max(1, min(first, second))
+    return {"pair": [*counts], "parameters": [first, second], "gap": gap, "ok": gap <= MATCH}
+
+
+def build(rows: Sequence[Row], pairs: Sequence[Mapping[str, int]] = ()) -> dict[str, Any]:
+    """The whole comparison, JSON-ready; WorkbookError when the rows are no fair set.
+
+    `pairs` are parameter counts {name: count} of models that should have equally many.
+    """
+    check_rows(rows)
+    facts, models = rows[0].facts, of_models(rows)
+    errors = {
+        model: {kind: np.stack([row.errors[kind] for row in own]) for kind in own[0].errors}
+        for model, own in models.items()
+    }
+    guesses = ("copy_last_frame", "mean_frame", MEAN_REWARD)
+    found = [matched(pair) for pair in pairs]
+    loaded = [row.facts["model"] for row in rows if row.facts["loaded"]]
+    return {
+        "schema": SCHEMA,
+        "environment": facts["environment"],
+        "data_sha256": facts["data_sha256"],
+        "seeds": sorted({row.facts["seed"] for row in rows}),
+        "n": facts["n"],
+        "models": {
+            model: {name: over_seeds([row.scores[name] for row in own]) for name in COLUMNS}
+            for model, own in models.items()
+        },
+        # Scores of guesses that need no model; the mean is that of the training rewards, so its R2
+        # on the validation part lies a little below 0.
+        "baselines": {kind: float(rows[0].errors[kind].mean()) for kind in guesses}
+        | {"copy_last_latent": 1.0, "mean_reward_r2": facts["mean_reward_r2"]},
+        "claims": claims(errors, loaded, all(pair["ok"] for pair in found)),
+        "matched": found,
+        "notes": notes(rows),
+        "rows": [row.facts | row.scores for row in rows],
+    }
+
+
+def floor(comparison: Mapping[str, Any], column: str) -> float | str | None:
+    """What the trivial guess of a column scores there; None for a column without one."""
+    if column in ("latent_error", "frame_error"):  # errors over those of the guess
+        return 1.0
+    if column == "larp_gain":
+        return 0.0
+    key = COLUMNS[column].baseline + "_r2" * column.endswith("_r2")
+    return comparison["baselines"].get(key)
+
+
+def tidy(comparison: Mapping[str, Any]) -> pd.DataFrame:
+    """One line per model and column: model, column, mean, low, high, seeds, text."""
+    return pd.DataFrame(
+        {"model": model, "column": name, **cell}
+        for model, cells in comparison["models"].items()
+        for name, cell in cells.items()
+    )

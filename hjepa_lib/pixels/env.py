@@ -16,7 +16,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.wrappers import FrameStackObservation, ReshapeObservation, TimeLimit
+from gymnasium.wrappers import FrameStackObservation, TimeLimit
 from torch.nn.functional import interpolate
 
 import hjepa_lib.pixels.worlds
@@ -41,30 +41,22 @@ def open_env(env_id: str, **options: Any) -> gymnasium.Env:
     Tries "rgb_array", then None, then the environment's default; ConfigError, one sentence, when
     there is no such id, something it needs is not installed, or every mode fails.
     """
-    if env_id.startswith("ALE/"):
-        _register_atari(env_id)
     failure: Exception | None = None
     for mode in _MODES:
         try:
+            if env_id.startswith("ALE/"):
+                import ale_py  # registers its environments
+
+                ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner
             return gymnasium.make(env_id, **mode, **options)
         except gymnasium.error.UnregisteredEnv as error:
             raise ConfigError(f"there is no environment {env_id!r}: {_flat(error)}") from error
         except ImportError as error:  # also Gymnasium's DependencyNotInstalled, on some versions
-            raise ConfigError(f"{env_id} needs a package: {_flat(error)}") from error
+            hint = ": pip install ale-py" if env_id.startswith("ALE/") else ""
+            raise ConfigError(f"{env_id} needs a package: {_flat(error)}{hint}") from error
         except Exception as error:  # whatever a foreign constructor raises on a refused mode
             failure = error
     raise ConfigError(f"{env_id} cannot be opened: {_flat(failure)}") from failure
-
-
-def _register_atari(env_id: str) -> None:
-    try:
-        import ale_py
-    except ImportError as error:
-        raise ConfigError(
-            f"{env_id} needs ale-py, which is not installed: pip install ale-py"
-        ) from error
-    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner on every start
-    gymnasium.register_envs(ale_py)
 
 
 def make_env(config: EnvironmentConfig, *, action_repeat: int = 0) -> gymnasium.Env:
@@ -100,11 +92,12 @@ def to_frame(
     image = np.asarray(image)
     if not is_picture(image.shape):
         raise ValueError(f"a picture must be (H, W), (H, W, C) or (C, H, W), got {image.shape}")
-    if len(image.shape) == 3 and not _channels_last(image.shape):
+    if image.ndim == 2:
+        image = image[..., None]
+    elif not _channels_last(image.shape):
         image = np.moveaxis(image[-1:] if len(image) == 4 else image, 0, -1)
-    values = torch.from_numpy(np.ascontiguousarray(_to_bytes(image, declared)))
-    values = values[None] if values.ndim == 2 else values.permute(2, 0, 1)
-    values = _to_gray(values) if grayscale else _to_colour(values)
+    values = torch.from_numpy(np.ascontiguousarray(_to_bytes(image, declared))).permute(2, 0, 1)
+    values = _to_channels(values, grayscale)
     if values.shape[1:] != (size, size):
         values = interpolate(values[None], (size, size), mode="bilinear", antialias=True)[0]
     return values.contiguous().numpy()
@@ -125,34 +118,31 @@ def _channels_last(shape: tuple[int, ...]) -> bool:
 
 def _to_bytes(image: np.ndarray, declared: Range | None) -> np.ndarray:
     """Any numbers as 0..255 uint8."""
-    if not np.isfinite(image).all():
-        raise ValueError("a picture holds NaN or infinite values")
     if declared is None:
-        declared = (0, 255)
-        if image.dtype == np.uint16:
-            declared = (0, 65_535)
-        elif image.dtype == bool or np.issubdtype(image.dtype, np.floating):
+        declared = (0, 65_535 if image.dtype == np.uint16 else 255)
+        if image.dtype == bool or np.issubdtype(image.dtype, np.floating):
             if image.min() < 0:
                 raise ValueError("a picture holds numbers below 0, but no range is declared")
-            declared = (0, 1) if image.max() <= 1 else (0, 255)
+            declared = (0, 1 if image.max() <= 1 else 255)
+    if image.dtype == np.uint8 and declared == (0, 255):
+        return image
+    if not np.isfinite(image).all():
+        raise ValueError("a picture holds NaN or infinite values")
     low, high = declared
-    if (low, high) == (0, 255) and not np.issubdtype(image.dtype, np.floating):
-        return np.clip(image, 0, 255).astype(np.uint8)
     scaled = (image.astype(np.float64) - low) * (255.0 / (high - low))
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 
-def _to_gray(values: torch.Tensor) -> torch.Tensor:  # (C, Hpx, Wpx) -> (1, Hpx, Wpx)
+def _to_channels(values: torch.Tensor, grayscale: bool) -> torch.Tensor:
+    """(C, Hpx, Wpx) -> (1 or 3, Hpx, Wpx)."""
     count = len(values)
-    if count == 1:
-        return values
+    if count >= 3 and not grayscale:
+        return values[:3]
     if count == 2:
-        return torch.maximum(values[:1], values[1:] // 2)
-    return (values[:3] * _LUMA).sum(0, keepdim=True).round().to(torch.uint8)
-
-
-def _to_colour(values: torch.Tensor) -> torch.Tensor:  # (C, Hpx, Wpx) -> (3, Hpx, Wpx)
-    return values[:3] if len(values) >= 3 else _to_gray(values).expand(3, -1, -1)
+        values = torch.maximum(values[:1], values[1:] // 2)
+    elif count >= 3:
+        values = (values[:3] * _LUMA).sum(0, keepdim=True).round().to(torch.uint8)
+    return values if grayscale else values.expand(3, -1, -1)
 
 
 class PixelObservation(gymnasium.ObservationWrapper):
@@ -160,54 +150,29 @@ class PixelObservation(gymnasium.ObservationWrapper):
 
     def __init__(self, env: gymnasium.Env, size: int, grayscale: bool = True) -> None:
         super().__init__(env)
-        self.size, self.grayscale = size, grayscale
+        self.size, self.grayscale, self.declared = size, grayscale, None
         space = env.observation_space
-        self._renders = not (isinstance(space, spaces.Box) and is_picture(space.shape))
-        self._declared = None if self._renders else _declared(space)
-        channels = 1 if grayscale else 3
-        self.observation_space = spaces.Box(0, 255, (channels, size, size), np.uint8)
+        self.renders = not (isinstance(space, spaces.Box) and is_picture(space.shape))
+        if not self.renders:  # so that a dark frame in 0..255 is not blown up to white
+            low, high = float(np.min(space.low)), float(np.max(space.high))
+            self.declared = (low, high) if -_WIDEST < low < high < _WIDEST else None
+        self.observation_space = spaces.Box(0, 255, (1 if grayscale else 3, size, size), np.uint8)
 
     def observation(self, observation: Any) -> np.ndarray:
         """The frame of the current state; ConfigError when there are no pixels to be had."""
-        image = self._rendered() if self._renders else observation
         try:
-            return to_frame(image, self.size, self.grayscale, self._declared)
-        except ValueError as error:
-            raise ConfigError(f"{self._name}: {error}") from error
-
-    @property
-    def _name(self) -> str:
-        return self.spec.id if self.spec is not None else type(self.unwrapped).__name__
-
-    def _rendered(self) -> np.ndarray:
-        reason = ""
-        try:
-            image = self.env.render()
-        except Exception as error:  # a missing drawing package, a missing display
-            image, reason = None, f": {_flat(error)}"
-        if not isinstance(image, np.ndarray) or not is_picture(image.shape):
+            image = self.env.render() if self.renders else observation
+            return to_frame(image, self.size, self.grayscale, self.declared)
+        except Exception as error:  # no picture, a missing drawing package, a missing display
+            space = self.env.observation_space
             raise ConfigError(
-                f"{self._name} has no pixels: observations are {self.env.observation_space} and "
-                f"render() gives no picture{reason}"
-            )
-        return image
-
-
-def _declared(space: spaces.Box) -> Range | None:
-    """So that a dark frame in 0..255 is not blown up to white; None where nothing is said."""
-    low, high = float(np.min(space.low)), float(np.max(space.high))
-    return (low, high) if -_WIDEST < low < high < _WIDEST else None
+                f"{self.unwrapped} has no pixels, observations are {space}: {_flat(error)}"
+            ) from error
 
 
 def stack_frames(env: gymnasium.Env, length: int) -> gymnasium.Env:
     """Observations (L, C, H, W), oldest first; the first frame is repeated on reset (ENV-5)."""
     return FrameStackObservation(env, length, padding_type="reset")
-
-
-def merge_stack(env: gymnasium.Env) -> gymnasium.Env:
-    """Stacks (L, C, H, W) as one picture of L * C channels, for policies that know no stacks."""
-    length, channels, height, width = env.observation_space.shape
-    return ReshapeObservation(env, (length * channels, height, width))
 
 
 # --- time -------------------------------------------------------------------------------------
@@ -224,11 +189,9 @@ class FrameSkip(gymnasium.Wrapper):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Up to 1 + `extra` environment steps."""
-        observation, total, terminated, truncated, info = self.env.step(action)
-        total, passed = float(total), []
-        for _ in range(self.extra):
-            if terminated or truncated:
-                break
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        total, passed = float(reward), []
+        while len(passed) < self.extra and not (terminated or truncated):
             passed.append(observation)
             chosen = action if self.policy is None else self.policy(observation)
             observation, reward, terminated, truncated, info = self.env.step(chosen)

@@ -1,7 +1,4 @@
-"""Figures of frames, data sets and trainings on pixels: plain arrays in, one figure out.
-
-Frames are (C, H, W), uint8 or floats in [0, 1].
-"""
+"""Figures of frames, data sets and trainings on pixels; frames are (C, H, W) as in figures.data."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,17 +16,18 @@ from torch import Tensor
 from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
 from hjepa_lib.figures.data import film, frame_grid, show_frame
-from hjepa_lib.figures.style import FigureError, checked, styled
+from hjepa_lib.figures.style import styled
 from hjepa_lib.files import write_atomic
-from hjepa_lib.pixels import checks
+from hjepa_lib.pixels.measures import pick
 from hjepa_lib.pixels.transitions import TransitionBatch, Transitions
 
 SAMPLES, FIRST_SEED = 5, 42  # pictures an epoch, and what their rows are drawn from
-_DOMINANT = 0.8  # share of samples in one bin above which shares are drawn on a log scale
-_PARTS = {"training": style.BLUE, "validation": style.ORANGE}
-_TRUE = {"colour": style.INK, "label": "encoded"}
-_MODEL = {"colour": style.BLUE, "label": "imagined"}
-_COPY = {"colour": style.ORANGE, "label": "copy of the last latent"}
+_TRUE, _MODEL, _COPY = (
+    {"label": label, "colour": colour}
+    for label, colour in (
+        ("encoded", style.INK), ("imagined", style.BLUE), ("copy of the last latent", style.ORANGE)
+    )
+)  # fmt: skip
 
 
 # --- frames -----------------------------------------------------------------------------------
@@ -40,10 +39,10 @@ def stack_names(length: int) -> list[str]:
 def samples(batch: TransitionBatch, title: str = "") -> Figure:
     """Each transition as a row: the frames of s_t, then the newest of s_{t+1}."""
     rows = [[*state, after[-1]] for state, after in zip(batch.state, batch.next_state, strict=True)]
-    labels = []
-    for action, reward in zip(batch.action, batch.reward, strict=True):
-        text = f"{action:d}" if action.ndim == 0 else ",".join(f"{a:.1f}" for a in action.tolist())
-        labels.append(f"a={text}\nr={reward:.2f}")
+    labels = [
+        f"a={np.array2string(action.numpy(), precision=1)}\nr={reward:.2f}"
+        for action, reward in zip(batch.action, batch.reward, strict=True)
+    ]
     return frame_grid(rows, stack_names(batch.state.shape[1]), labels, title)
 
 
@@ -51,7 +50,7 @@ def save_samples(
     data: Transitions, folder: str | Path, count: int = 50, seed: int = 0
 ) -> list[Path]:
     """At most `count` random transitions as `sample_NN.png` in `folder` (DATA-9)."""
-    batch = data[checks.sample_rows(data, count, seed)]
+    batch = data[pick(len(data), count, seed)]
     names = stack_names(batch.state.shape[1])
     return [
         write_atomic(Path(folder) / f"sample_{number:02d}.png", film([*state, after[-1]], names))
@@ -78,7 +77,6 @@ def write_comparisons(
 @styled
 def masks(frame: np.ndarray, hidden: Sequence[np.ndarray], patch: int) -> Figure:
     """A frame (Hpx, Wpx) in [0, 1] under masks (N,), row by row; hidden patches are flat."""
-    frame = checked(frame, "frame", None, None)
     figure, axes = style.grid_of(len(hidden), 4, 1.7, 0.25)
     rows, columns = (side // patch for side in frame.shape)
     for axis, mask in zip(axes, hidden, strict=True):
@@ -91,47 +89,24 @@ def masks(frame: np.ndarray, hidden: Sequence[np.ndarray], patch: int) -> Figure
     return figure
 
 
-# --- data sets (10) ---------------------------------------------------------------------------
+# --- data sets (10) and training (11) -----------------------------------------------------------
 @styled
 def distributions(
-    train: Mapping[str, np.ndarray], validation: Mapping[str, np.ndarray], found: Sequence[Any]
+    train: Mapping[str, np.ndarray], validation: Mapping[str, np.ndarray], found: pd.DataFrame
 ) -> Figure:
-    """A histogram of both parts per checked quantity, with the smallest p-value."""
+    """A histogram of both parts per row of `checks.check_distributions`, with its least p-value."""
     figure, axes = style.panels(1, len(found), 2.7, 2.1)
-    for axis, check in zip(axes, found, strict=True):
-        parts = (train[check.quantity], validation[check.quantity])
-        edges = np.histogram_bin_edges(np.concatenate(parts), bins=24)
-        for values, (name, colour) in zip(parts, _PARTS.items(), strict=True):
-            weights = np.full(len(values), 1 / max(len(values), 1))
-            look = {"histtype": "step", "lw": 1.5, "color": colour, "label": name}
-            shares, *_ = axis.hist(values, edges, weights=weights, **look)
-            if shares.max() > _DOMINANT:
-                axis.set_yscale("log")  # the rest would be a flat line
-        least = f", least p {min(check.p_values.values()):.2g}" if check.p_values else ""
-        axis.set_title(f"{check.quantity}: {'alike' if check.alike else 'flagged'}{least}")
-        axis.set_ylabel("share of samples")
+    for axis, (name, row) in zip(axes, found.iterrows(), strict=True):
+        edges = np.histogram_bin_edges(np.concatenate((train[name], validation[name])), bins=24)
+        for part, values in (("training", train[name]), ("validation", validation[name])):
+            weights = np.full(len(values), 1 / len(values))
+            axis.hist(values, edges, weights=weights, histtype="step", lw=1.5, label=part)
+        axis.set(title=f"{name}: {row['flags']}", ylabel="share of samples", yscale="log")
+        axis.set_xlabel(f"least p {row.filter(like='p ').min():.2g}")
         axis.grid(axis="y")
     return _whole(figure, axes, "Training and validation part")
 
 
-@styled
-def embeddings(embedding: Any) -> Figure:
-    """PCA and t-SNE of frames (`checks.Embedding`), both parts in their colours."""
-    planes = {"PCA": embedding.pca, "t-SNE": embedding.tsne}
-    planes = {name: points for name, points in planes.items() if points is not None}
-    figure, axes = style.panels(1, len(planes), 3.4, 3.0)
-    for axis, (name, points) in zip(axes, planes.items(), strict=True):
-        for held, (part, colour) in enumerate(_PARTS.items()):
-            chosen = points[embedding.held_out == held]
-            draw.scatter(axis, *chosen.T, label=part, s=9, color=colour, alpha=0.6)
-        axis.set(title=name, xticks=[], yticks=[])
-    share = embedding.explained
-    axes[0].set_xlabel(f"component 1 ({share[0]:.0%} of the variance)")
-    axes[0].set_ylabel(f"component 2 ({share[1]:.0%})")
-    return _whole(figure, axes, "Frames as points of the plane")
-
-
-# --- training (11) ----------------------------------------------------------------------------
 @styled
 def training_curves(
     records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str = ""
@@ -143,8 +118,6 @@ def training_curves(
     figure, axes = style.panels(1, len(records), 2.7, 2.1)
     for axis, (name, seeds) in zip(axes, records.items(), strict=True):
         for rows in seeds:
-            if not draw.series(rows, "validation_loss")[0].size:
-                raise FigureError(f"the records of {name} have no validation loss")
             draw.learning(axis, rows, "loss", "validation_loss", log=True)
         axis.set(title=name, xlabel="update")
     axes[0].set_ylabel("loss")
@@ -154,17 +127,15 @@ def training_curves(
 @styled
 def gradient_flow(norms: Mapping[str, Mapping[str, float]], title: str = "") -> Figure:
     """Gradient norm of each part (columns) under each loss (rows); an empty cell got none."""
-    parts = list(dict.fromkeys(part for row in norms.values() for part in row))
-    values = np.array([[row.get(part, np.nan) for part in parts] for row in norms.values()])
-    with np.errstate(divide="ignore"):
-        shade = np.log10(np.where(values > 0, values, np.nan))
-    figure, (axis,) = style.panels(1, 1, 1.6 + 1.1 * len(parts), 1.0 + 0.28 * len(norms))
+    table = pd.DataFrame.from_dict(norms, orient="index")
+    figure, (axis,) = style.panels(1, 1, 1.6 + 1.1 * table.shape[1], 1.0 + 0.28 * len(table))
+    shade = np.log10(table.where(table > 0))
     axis.imshow(shade, aspect="auto", cmap=style.SEQUENTIAL, alpha=0.55)
-    for (row, column), value in np.ndenumerate(values):
+    for (row, column), value in np.ndenumerate(table):
         text = "" if np.isnan(value) else "none" if value == 0 else f"{value:.2g}"
         axis.text(column, row, text, ha="center", va="center", color=style.INK, fontsize=8)
-    axis.set_xticks(range(len(parts)), parts)
-    axis.set_yticks(range(len(norms)), list(norms))
+    axis.set_xticks(range(table.shape[1]), table.columns)
+    axis.set_yticks(range(len(table)), table.index)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     style.headline(figure, title)
@@ -174,19 +145,19 @@ def gradient_flow(norms: Mapping[str, Mapping[str, float]], title: str = "") -> 
 @styled
 def variant_bars(rows: Sequence[Any], full_rank: int, title: str = "") -> Figure:
     """Spread, effective rank and relative error of `studies.Variant` rows."""
-    figure, axes = style.panels(1, 3, 3.0, 0.9 + 0.26 * len(rows), sharey=True)
-    place = np.arange(len(rows))
-    axes[0].barh(place, [row.std for row in rows], color=style.BLUE, height=0.6)
-    axes[1].barh(place, [row.effective_rank for row in rows], color=style.GREEN, height=0.6)
-    for shift, key, colour in ((-0.15, "predicted", style.ORANGE), (0.15, "stay", style.FAINT)):
-        values = [getattr(row, key) for row in rows]
-        axes[2].barh(place + shift, values, color=colour, height=0.3)
+    panels = {
+        "std of a latent dimension": "std",
+        f"effective rank of {full_rank}": "effective_rank",
+        "error / variance": "predicted",
+        "error of no change / variance": "stay",
+    }
+    figure, axes = style.panels(1, len(panels), 2.3, 0.9 + 0.26 * len(rows), sharey=True)
     names = [f"{row.target} · {row.auxiliary}" for row in rows]
-    axes[0].set(yticks=place, yticklabels=names, ylim=(len(rows) - 0.4, -0.6))
-    titles = ("std of a latent dimension", f"effective rank of {full_rank}")
-    for axis, name in zip(axes, (*titles, "error / variance (grey: latent stays)"), strict=True):
+    for axis, (name, key) in zip(axes, panels.items(), strict=True):
+        axis.barh(names, [getattr(row, key) for row in rows], color=style.BLUE, height=0.6)
         axis.set_title(name)
         axis.grid(axis="x")
+    axes[0].invert_yaxis()
     style.headline(figure, title)
     return figure
 
@@ -198,24 +169,19 @@ def world_model_predictions(true: np.ndarray, imagined: np.ndarray, action: np.n
 
     true (T + 1, D) with the given start first; imagined (T, D); action (T,).
     """
-    true = checked(true, "true", None, None)
-    steps, dim = len(true) - 1, true.shape[1]
-    imagined = checked(imagined, "imagined", steps, dim)
     figure, axes = style.panels(2, 2, 3.4, 2.3)
-    time, path = np.arange(steps + 1), np.concatenate([true[:1], imagined])
-    plane = [0, min(1, dim - 1)]
+    time, path = np.arange(len(true)), np.concatenate([true[:1], imagined])
     for values, look in ((true, _TRUE), (path, _MODEL)):
-        draw.curve(axes[0], *values[:, plane].T, **look)
+        draw.curve(axes[0], values[:, 0], values[:, -1 if true.shape[1] < 2 else 1], **look)
         draw.curve(axes[1], time, np.linalg.norm(values, axis=1), **look)
-    style.mark_start(axes[0], true[0, plane])
     for values, look in ((path, _MODEL), (true[:1], _COPY)):
         draw.curve(axes[2], time, np.linalg.norm(values - true, axis=1), **look)
-    axes[3].step(time[:-1], checked(action, "action", steps), where="mid", color=style.INK)
+    axes[3].step(time[:-1], action, where="mid", color=style.INK)
     axes[0].set(title="Latent dimensions 0 and 1", xlabel="dimension 0", ylabel="dimension 1")
     axes[1].set(title="Length of the latent", xlabel="step", ylabel="L2 norm")
     axes[2].set(title="Error of the roll-out", xlabel="step", ylabel="L2 distance to the truth")
     axes[3].set(title="Action embedding, first number", xlabel="step")
-    return _whole(figure, axes, "One imagined future", ncols=3)
+    return _whole(figure, axes, "One imagined future")
 
 
 @styled
@@ -233,7 +199,7 @@ def step_errors(curves: Mapping[str, Sequence[float]], spread: float | None = No
     return figure
 
 
-def _whole(figure: Figure, axes: Sequence[Axes], title: str, ncols: int = 2) -> Figure:
-    draw.legend(figure, axes, "outside upper right", ncols=ncols)
+def _whole(figure: Figure, axes: Sequence[Axes], title: str) -> Figure:
+    draw.legend(figure, axes, "outside upper right", ncols=3)
     style.headline(figure, title)
     return figure

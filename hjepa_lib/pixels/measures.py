@@ -1,26 +1,25 @@
-"""What is measured of a frozen model: errors beside those of trivial guesses, and the shape of its
-latent space (MET-1).
+"""Measures of a frozen model: errors beside those of trivial guesses, and the shape of its latent
+space (MET-1).
 
-Measures of shape take latents z as (M, D) and states s as (M, P) float arrays of the same samples;
-NaN means "not estimable" (too few distinct samples, or no spread). Each is free of the latent's
-unit: participation ratio (Gao et al. 2017), effective rank (Roy & Vetterli 2007), two-NN dimension
-(Facco et al. 2017), trustworthiness and continuity (Venna & Kaski 2001), uniformity (Wang & Isola
-2020), smoothness and noise sensitivity.
+Measures of shape take float64 latents z (M, D) and states s (M, P) of the same samples and are free
+of the latent's unit; NaN means "not estimable" (too few distinct samples, or no spread).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from scipy.spatial.distance import pdist
+from scipy.special import logsumexp
 from torch import Tensor, nn
 
 from hjepa_lib.config.pixels import PixelsConfig
 from hjepa_lib.evaluation.compute import update_bytes
-from hjepa_lib.files import WorkbookError
+from hjepa_lib.pixels.compare import SIGMAS
 from hjepa_lib.pixels.models import build_pixel_model
 from hjepa_lib.pixels.training import CHUNK
 from hjepa_lib.pixels.transitions import Transitions, scaled, shapes_of
@@ -28,8 +27,6 @@ from hjepa_lib.pixels.vjepa2 import WorldModel
 from hjepa_lib.training.probes import effective_rank
 
 NEIGHBOURS = 5
-SIGMAS = (0.01, 0.05, 0.1, 0.15, 0.2)
-"""Standard deviations of the pixel noise, pixels in [0, 1]."""
 KEPT = 0.9
 """Share of the two-NN ratios that the fit uses: the largest ones are noise (Facco et al.)."""
 MOST = 600
@@ -95,114 +92,109 @@ def frame_scores(
     return {name: float(found[key].mean()) for name, key in names.items()}
 
 
-class LatentErrors(NamedTuple):
-    """Squared errors of next latents over the variance of the targets: 1 = always their mean."""
-
-    predicted: float
-    stay: float  # the target's latent of s_t taken for that of s_{t+1}
-
-
 @torch.no_grad()
-def latent_errors(model: Any, batch: Any) -> LatentErrors:
-    """Of one batch in evaluation mode; NaN for a latent without variance or a model without one."""
+def latent_errors(model: Any, batch: Any) -> tuple[float, float]:
+    """Squared errors of the imagined next latents and of the present ones taken for them.
+
+    Both over the variance of the targets, so 1 is always guessing their mean; NaN for latents
+    without variance or a model without imagined ones.
+    """
     before, target = model.encode_target(batch.state), model.encode_target(batch.next_state)
     variance = (target - target.mean(dim=0)).square().mean()
     imagined = model.imagine(model.encode(batch.state), batch.action)
     if imagined is None or variance < 1e-12:
-        return LatentErrors(math.nan, math.nan)
-    errors = [((z - target).square().mean() / variance).item() for z in (imagined, before)]
-    return LatentErrors(*errors)
+        return math.nan, math.nan
+    predicted, stay = (float((z - target).square().mean() / variance) for z in (imagined, before))
+    return predicted, stay
 
 
 def update_megabytes(name: str, config: PixelsConfig, data: Any) -> float:
     """MB of one training update of model `name` on `data`; of the larger stage for `vjepa2`."""
-    generator = torch.Generator().manual_seed(0)
+
+    def first(count: int) -> Tensor:
+        return torch.arange(count) % len(data)
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
         if name != "vjepa2":
             model = build_pixel_model(name, config, data).train()
-            batch = data[torch.arange(config.optim.batch) % len(data)]
+            batch = data[first(config.optim.batch)]
             return update_bytes(model, lambda: model.loss(batch)[0]) / 1e6
-        first, second = config.vjepa2.stage1, config.vjepa2.stage2
+        one, two = config.vjepa2.stage1, config.vjepa2.stage2
         masked = build_pixel_model("stage1", config, data).train()
-        batch = data[torch.arange(first.optim.batch) % len(data)]
-        one = update_bytes(masked, lambda: masked.loss(batch, generator)[0])
+        batch = data[first(one.optim.batch)]
         world = WorldModel(config, shapes_of(data)).train()
-        count, length = second.optim.batch, config.data.sequence
-        now, then = torch.randn(2, count, length, config.encoder.latent_dim)
-        action = data.action[torch.arange(count * length) % len(data)].unflatten(0, (count, length))
-        two = update_bytes(world, lambda: world.loss((now, action, then), generator)[0])
-        return max(one, two) / 1e6
+        size = two.optim.batch, config.data.sequence
+        now, then = torch.randn(2, *size, config.encoder.latent_dim)
+        action = data.action[first(math.prod(size))].unflatten(0, size)
+        stages = (
+            update_bytes(masked, lambda: masked.loss(batch, generator)[0]),
+            update_bytes(world, lambda: world.loss((now, action, then), generator)[0]),
+        )
+        return max(stages) / 1e6
 
 
 # --- the shape of a latent space ----------------------------------------------------------------
 def spectrum(latents: np.ndarray) -> np.ndarray:
     """(M, D) -> (D,) eigenvalues of the covariance, largest first, not negative."""
-    z = _matrix(latents)
-    values = np.linalg.svd(z - z.mean(0), compute_uv=False) ** 2 / max(1, len(z) - 1)
-    return np.pad(values, (0, z.shape[1] - len(values)))
+    centred = latents - latents.mean(0)
+    values = np.linalg.svd(centred, compute_uv=False) ** 2 / max(1, len(latents) - 1)
+    return np.pad(values, (0, latents.shape[1] - len(values)))
 
 
 def participation_ratio(latents: np.ndarray) -> float:
-    """Number of directions that share the variance: D for white z, 1 for a line, NaN for a point.
+    """Directions that share the variance, in [1, D]: (sum l)^2 / sum l^2 of the eigenvalues l.
 
-    (sum l)^2 / sum l^2 of the covariance's eigenvalues l, in [1, D].
+    Gao et al. 2017; NaN for a point.
     """
-    z = _matrix(latents)
-    values = spectrum(z)
-    return math.nan if _flat(z) else float(values.sum() ** 2 / np.square(values).sum())
+    values = spectrum(latents)
+    return math.nan if _flat(latents) else float(values.sum() ** 2 / np.square(values).sum())
 
 
 def rank(latents: np.ndarray) -> float:
-    """exp(entropy of the singular values' shares), in [1, D]; NaN for a point."""
-    z = _matrix(latents)
-    return math.nan if _flat(z) else effective_rank(torch.from_numpy(z))
+    """`effective_rank` in [1, D]; NaN for a point."""
+    return math.nan if _flat(latents) else effective_rank(torch.from_numpy(latents))
 
 
 def two_nn(latents: np.ndarray) -> float:
     """Intrinsic dimension from the two nearest neighbours at distances r1 <= r2 of every sample.
 
     mu = r2 / r1 has the distribution F(mu) = 1 - mu^-d, so -log(1 - F) over log mu is a line
-    through the origin with slope d; the largest tenth of the mu is left out. Equal samples count
-    once: r1 would be 0. NaN below 11 distinct samples.
+    through the origin with slope d (Facco et al. 2017); the largest tenth of the mu is left out.
+    Equal samples count once: r1 would be 0. NaN below 11 distinct samples.
     """
     from sklearn.neighbors import NearestNeighbors
 
-    z = np.unique(_matrix(latents), axis=0)
+    z = np.unique(latents, axis=0)
     if len(z) < _LEAST:
         return math.nan
     distance, _ = NearestNeighbors(n_neighbors=3).fit(z).kneighbors(z)  # itself, first, second
-    near = distance[:, 1] > 0
-    ratio = np.sort(distance[near, 2] / distance[near, 1])
-    if len(ratio) < _LEAST:
-        return math.nan
+    ratio = np.sort(distance[:, 2] / distance[:, 1])
     kept = int(KEPT * len(ratio))
     x, y = np.log(ratio[:kept]), -np.log1p(-np.arange(1, kept + 1) / len(ratio))
-    weight = float(x @ x)
-    return float(x @ y / weight) if weight > 0 else math.nan
+    return float(x @ y / (x @ x)) if x.any() else math.nan
 
 
-def trust(states: np.ndarray, latents: np.ndarray, neighbours: int = NEIGHBOURS) -> float:
+def trust(states: np.ndarray, latents: np.ndarray) -> float:
     """Share, in [0, 1], in which neighbours in the latent are neighbours in pixels as well.
 
-    1 - 2 / (M k (2M - 3k - 1)) * sum of (rank in pixels - k) over the latent's k neighbours; k = 5.
+    1 - 2 / (M k (2M - 3k - 1)) * sum of (rank in pixels - k) over the latent's k neighbours; k = 5
+    (Venna & Kaski 2001). With the arguments swapped it is continuity.
     """
     from sklearn.manifold import trustworthiness
 
-    s, z = _matrix(states), _matrix(latents)
-    if len(s) != len(z):
-        raise WorkbookError(f"states and latents must have equal length, got {len(s)} and {len(z)}")
-    if len(z) <= 2 * neighbours or _flat(s) or _flat(z):
+    if len(latents) < _LEAST or _flat(states) or _flat(latents):
         return math.nan
-    return float(trustworthiness(s, z, n_neighbors=neighbours))
+    return float(trustworthiness(states, latents, n_neighbors=NEIGHBOURS))
 
 
 def smoothness(
     states: np.ndarray, next_states: np.ndarray, latents: np.ndarray, next_latents: np.ndarray
 ) -> float:
     """Squared Pearson correlation, in [0, 1], of |s_t - s_{t+1}| and |z_t - z_{t+1}| (M pairs)."""
-    pixel = np.linalg.norm(_matrix(next_states) - _matrix(states), axis=1)
-    latent = np.linalg.norm(_matrix(next_latents) - _matrix(latents), axis=1)
+    pixel = np.linalg.norm(next_states - states, axis=1)
+    latent = np.linalg.norm(next_latents - latents, axis=1)
     if len(pixel) < 3 or _flat(pixel[:, None]) or _flat(latent[:, None]):
         return math.nan
     return float(np.corrcoef(pixel, latent)[0, 1] ** 2)
@@ -211,41 +203,36 @@ def smoothness(
 def uniformity(latents: np.ndarray) -> float:
     """log mean exp(-2 |u_i - u_j|^2) over i != j, u the latents on the unit sphere.
 
-    0 when all directions are equal, about -4 when they are spread evenly in many dimensions.
+    0 when all directions are equal, about -4 when they are spread evenly in many dimensions (Wang
+    & Isola 2020).
     """
-    z = torch.from_numpy(_matrix(latents))
-    if len(z) < 2:
-        return math.nan
-    gaps = torch.pdist(z / z.norm(dim=1, keepdim=True).clamp_min(1e-12)).square()
-    return float(torch.logsumexp(-2 * gaps, 0) - math.log(len(gaps)))
+    lengths = np.linalg.norm(latents, axis=1, keepdims=True)
+    gaps = pdist(latents / lengths.clip(1e-12), "sqeuclidean")
+    return float(logsumexp(-2 * gaps, b=1 / len(gaps))) if len(gaps) else math.nan
 
 
 def noise_sensitivity(
-    encode: Callable[[Tensor], Tensor],
-    state: Tensor,
-    sigmas: tuple[float, ...] = SIGMAS,
-    seed: int = 0,
+    encode: Callable[[Tensor], Tensor], state: Tensor, seed: int = 0
 ) -> dict[float, float]:
     """{sigma: mean |z(s + noise) - z(s)| / spread of z}, noise N(0, sigma^2) on pixels in [0, 1].
 
-    `encode` maps uint8 states (M, ...) to (M, D); noisy pixels are clipped and rounded to uint8
-    again. The spread is the root mean squared distance of the latents from their mean, so 1 means:
-    noise moves a latent as far as another state would. The same noise for every model and sigma.
+    `encode` maps uint8 states (M, ...) to (M, D) float64 on the CPU; noisy pixels are clipped and
+    rounded to uint8 again. The spread is the root mean squared distance of the latents from their
+    mean, so 1 means: noise moves a latent as far as another state would.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(state.shape, generator=generator).to(state.device)
-    clean = encode(state).cpu().double()
+    clean = encode(state)
     spread = (clean - clean.mean(0)).square().sum(1).mean().sqrt()
-    flat = _flat(clean.cpu().numpy())
+    flat = _flat(clean.numpy())
     found = {}
-    for sigma in sigmas:
+    for sigma in SIGMAS:
         noisy = (state + 255 * sigma * noise).round().clamp(0, 255).to(torch.uint8)
-        shift = (encode(noisy).cpu().double() - clean).norm(dim=1).mean()
+        shift = (encode(noisy) - clean).norm(dim=1).mean()
         found[sigma] = math.nan if flat else float(shift / spread)
     return found
 
 
-@torch.no_grad()
 def measure(
     encode: Callable[[Tensor], Tensor], state: Tensor, next_state: Tensor, seed: int = 0
 ) -> dict[str, float]:
@@ -255,7 +242,8 @@ def measure(
     """
     z, after = (encode_chunked(encode, part).numpy() for part in (state, next_state))
     pixels = [part.flatten(1).cpu().double().numpy() / 255 for part in (state, next_state)]
-    found = {
+    noise = noise_sensitivity(lambda part: encode_chunked(encode, part), state, seed)
+    return {
         "participation_ratio": participation_ratio(z),
         "effective_rank": rank(z),
         "two_nn_dimension": two_nn(z),
@@ -263,16 +251,14 @@ def measure(
         "continuity_at_5": trust(z, pixels[0]),
         "smoothness_r2": smoothness(*pixels, z, after),
         "uniformity": uniformity(z),
-        "latent_std": float(_matrix(z).std(0).mean()),
-    }
-    noise = noise_sensitivity(lambda part: encode_chunked(encode, part), state, seed=seed)
-    return found | {f"noise_{sigma:g}": value for sigma, value in noise.items()}
+        "latent_std": float(z.std(0).mean()),
+    } | {f"noise_{sigma:g}": value for sigma, value in noise.items()}
 
 
+@torch.no_grad()
 def encode_chunked(encode: Callable[[Tensor], Tensor], state: Tensor, size: int = 128) -> Tensor:
-    """(M, ...) states -> (M, D) float32 latents, `size` states at a time."""
-    with torch.no_grad():
-        return torch.cat([encode(part).float().cpu() for part in state.split(size)])
+    """(M, ...) states -> (M, D) float64 latents on the CPU, `size` states at a time."""
+    return torch.cat([encode(part).double().cpu() for part in state.split(size)])
 
 
 def pick(count: int, most: int = MOST, seed: int = 0) -> Tensor:
@@ -281,16 +267,6 @@ def pick(count: int, most: int = MOST, seed: int = 0) -> Tensor:
     return order[:most].sort().values
 
 
-def _matrix(values: np.ndarray) -> np.ndarray:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 2 or not array.size:
-        raise WorkbookError(f"samples must be (M, D) and not empty, got {array.shape}")
-    if not np.isfinite(array).all():
-        raise WorkbookError("samples hold values that are not finite")
-    return array
-
-
 def _flat(values: np.ndarray) -> bool:
     """True when the samples do not differ by more than rounding."""
-    array = np.asarray(values, dtype=np.float64)
-    return bool(array.var(0).sum() <= _FLAT * max(1.0, float(np.square(array).sum(1).mean())))
+    return bool(values.var(0).sum() <= _FLAT * max(1.0, np.square(values).sum(1).mean()))

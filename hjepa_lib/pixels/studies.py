@@ -7,30 +7,30 @@ for those named here; they resume like any run, and the run itself stays as it i
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from hjepa_lib.config import Config, ConfigError, from_dict, read_yaml
 from hjepa_lib.config.pixels import AuxiliaryConfig, PixelsConfig
 from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
-from hjepa_lib.pixels.diagnostics import collapse_ratio, health
+from hjepa_lib.pixels.checks import collapse_ratio, health
+from hjepa_lib.pixels.compare import sentences
 from hjepa_lib.pixels.measures import latent_errors, pick
 from hjepa_lib.pixels.models import build_pixel_model
-from hjepa_lib.pixels.results import reward_rows
+from hjepa_lib.pixels.results import reward_report
 from hjepa_lib.pixels.stages import (
     load_heads,
     load_model,
     load_result,
-    load_transitions,
     make_transitions,
     train,
 )
-from hjepa_lib.pixels.tables import look_ahead_section
 from hjepa_lib.pixels.training import fit
 from hjepa_lib.pixels.worlds import DRIFT_ID, PUSH_ID
 from hjepa_lib.runs.keys import Stage
@@ -40,20 +40,23 @@ from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Report
 from hjepa_lib.training.probes import effective_rank
 
-ROWS = 512  # validation transitions whose latents are described
+ROWS = 512
+"""Validation transitions whose latents are described."""
 
 
-def side(ws: Workspace, name: str, config: Config) -> Workspace:
-    """The run `<run>-variants/<name>` with these settings: a new one, or the one made before."""
-    return _open(f"{ws.run.name.split('/')[0]}-variants/{name}", config, ws.run.path.parent, ws.run)
-
-
-def _open(name: str, config: Config, root: Path, like: Run | None = None) -> Workspace:
+def open_beside(name: str, config: Config, root: Path, like: Run | None = None) -> Workspace:
+    """The run `name` with these settings: a new one, or the one made before."""
     if not Run.exists(name, root):
         return Workspace("study", Run.create(name, config, root, like))
     run = Run.open(name, root)
     run.require(config)
     return Workspace("study", run)
+
+
+def spread_of(z: Tensor) -> dict[str, float]:
+    """Mean standard deviation of a dimension, effective rank and collapse ratio of (B, D)."""
+    spread = {"std": z.std(dim=0).mean().item(), "effective_rank": effective_rank(z)}
+    return spread | {"collapse_ratio": collapse_ratio(z)}
 
 
 # --- does looking ahead help to predict rewards? (13) -------------------------------------------
@@ -81,10 +84,12 @@ def study_config(config: Config, world: str) -> Config:
         "data.episodes": -(-pixels.reward.study_transitions // steps),
         "seeds": pixels.reward.seeds,
     }
-    stages = {"": pixels, "vjepa2.stage1.": pixels.vjepa2.stage1}
-    for key, section in (stages | {"vjepa2.stage2.": pixels.vjepa2.stage2}).items():
+    for key, section in (
+        ("optim", pixels), ("vjepa2.stage1.optim", pixels.vjepa2.stage1),
+        ("vjepa2.stage2.optim", pixels.vjepa2.stage2),
+    ):  # fmt: skip
         own = section.optim.updates
-        changes[f"{key}optim.updates"] = min(own, most) if own and most else own
+        changes[f"{key}.updates"] = min(own, most or own)
     return config.override({f"pixels.{key}": value for key, value in changes.items()})
 
 
@@ -96,37 +101,33 @@ def look_ahead(ws: Workspace) -> Stage:
     return Stage("lookahead", make_look_ahead, names, folder="pixels/lookahead")
 
 
-def load_look_ahead(ws: Workspace) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the study by world, made here where they are missing; the report shows them."""
-    rows = read_json(ws.obtain(look_ahead(ws)) / "lookahead.json")
-    leave_section(ws.run, "25-lookahead", look_ahead_section(rows))
-    return rows
+def load_look_ahead(ws: Workspace) -> dict[str, dict[str, Any]]:
+    """A `results.reward_report` by world, made here where it is missing; the report shows it."""
+    found = read_json(ws.obtain(look_ahead(ws)) / "lookahead.json")
+    title = "Look-ahead reward predictor against plain reward head"
+    lists = {WORLDS[world]: sentences(report["claims"]) for world, report in found.items()}
+    leave_section(ws.run, "25-lookahead", {"title": title, "lists": lists})
+    return found
 
 
 def make_look_ahead(ws: Workspace, folder: Path) -> Iterator[Report]:
-    """Rows of `results.reward_comparison` per world; ConfigError if more than the reward differs.
+    """A `results.reward_report` per world, which differ in their reward alone.
 
     No base model sees a reward, so the control takes those of Drift as they are.
     """
-    sides = {}
+    sides: dict[str, Workspace] = {}
     for world in WORLDS:
         config = study_config(ws.config, world)
         if sides:
             config = config.override({"pixels.loading.run": str(sides["drift"].run.path)})
-        sides[world] = side(ws, f"lookahead-{world}", config)
-    first, second = (load_transitions(one) for one in sides.values())
-    for name in ("frames", "now", "after", "origin", "action", "episode"):
-        if not torch.equal(getattr(first, name), getattr(second, name)):
-            raise ConfigError(
-                f"the study's worlds no longer share their pictures and actions: {name} differs"
-            )
+        name = f"{ws.run.name.split('/')[0]}-variants/lookahead-{world}"
+        sides[world] = open_beside(name, config, ws.run.path.parent, ws.run)
     for one in sides.values():
         for number in range(one.config.pixels.seeds):
             for name in STUDIED:
-                yield from train(one, f"{name}_s{number}")
-                yield from train(one, f"heads_{name}_s{number}")
-    rows = {world: reward_rows(one, STUDIED) for world, one in sides.items()}
-    write_json(folder / "lookahead.json", rows)
+                yield from train(one, f"{name}_s{number}", f"heads_{name}_s{number}")
+    reports = {world: reward_report(one, STUDIED) for world, one in sides.items()}
+    write_json(folder / "lookahead.json", reports)
 
 
 # --- what target mode and auxiliary loss do to JEPA's latents (11) ------------------------------
@@ -138,15 +139,15 @@ VARIANTS = (
 
 
 class Variant(NamedTuple):
-    """One short training, measured on held-out transitions; errors as in `LatentErrors`."""
+    """One short training, measured on held-out transitions."""
 
     target: str
     auxiliary: str
-    std: float  # mean over dimensions
+    std: float
     effective_rank: float
     collapse_ratio: float
     health: float
-    predicted: float
+    predicted: float  # see `latent_errors`
     stay: float
 
 
@@ -172,8 +173,8 @@ def try_variants(ws: Workspace, updates: int) -> Iterator[Variant]:
         with torch.no_grad():
             # In `default` the encoder that learns is the online one; its slow copy lags behind.
             z = model.encode_online(batch.state).cpu()
-        spread = z.std(dim=0).mean().item(), float(effective_rank(z)), collapse_ratio(z)
-        yield Variant(target, auxiliary, *spread, health([z]), *latent_errors(model, batch))
+        own = *spread_of(z).values(), health(z), *latent_errors(model, batch)
+        yield Variant(target, auxiliary, *own)
 
 
 # --- auxiliary losses side by side (MET-3) ------------------------------------------------------
@@ -182,20 +183,18 @@ LOSSES = ("vicreg", "barlow_twins", "dino")
 
 def read_losses(path: Path | None) -> dict[str, AuxiliaryConfig]:
     """{name: settings} of a YAML list of {name, type, params}; without a file `LOSSES`."""
-    if path is None:
-        entries: Any = [{"name": kind, "type": kind} for kind in LOSSES]
-    else:
+    entries: Any = [{"name": kind, "type": kind} for kind in LOSSES]
+    if path is not None:
         entries = read_yaml(path, "the file of auxiliary losses")
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+    if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{path} must hold a list of auxiliary losses {{name, type, params}}")
-    if not entries:
-        raise ConfigError("the list of auxiliary losses is empty")
     found: dict[str, AuxiliaryConfig] = {}
     for entry in entries:
-        if not {"name", "type"} <= set(entry) <= {"name", "type", "params"}:
-            raise ConfigError(f"an auxiliary loss is {{name, type, params}}, got {entry!r}")
-        if entry["name"] in found:
-            raise ConfigError(f"two auxiliary losses are called {entry['name']!r}")
+        keys = set(entry) if isinstance(entry, dict) else set()
+        if not {"name", "type"} <= keys <= {"name", "type", "params"} or entry["name"] in found:
+            raise ConfigError(
+                f"an auxiliary loss is {{name, type, params}} with a name of its own, got {entry!r}"
+            )
         params = {"kind": entry["type"], **entry.get("params", {})}
         found[entry["name"]] = from_dict(AuxiliaryConfig, params)
     return found
@@ -213,7 +212,7 @@ def run_losses(
     for name, auxiliary in losses.items():
         values = dataclasses.asdict(auxiliary).items()
         changes = {f"pixels.auxiliary.{key}": value for key, value in values}
-        ws = _open(f"{study}/{name}", config.override(changes), root)
+        ws = open_beside(f"{study}/{name}", config.override(changes), root)
         row: dict[str, Any] = {"name": name, "type": auxiliary.kind, "status": "ok"}
         try:
             row |= _describe(ws)
@@ -235,10 +234,7 @@ def _describe(ws: Workspace) -> dict[str, float]:
         z = model.encode(batch.state).cpu()
     _, scores = load_heads(ws, "jepa", 0)
     frames = load_result(ws, "decoder_jepa_s0")["frames"]
-    return {
-        "effective_rank": float(effective_rank(z)),
-        "std": z.std(dim=0).mean().item(),
-        "collapse_ratio": collapse_ratio(z),
+    return spread_of(z) | {
         "downstream/reconstruction_mse": frames["mse"],
         "downstream/reward_mse": scores["heads"]["reward_mlp"]["mse"],
     }
@@ -249,30 +245,17 @@ def rank_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Rows that lack a finite number have rank None and stand at the end.
     """
-    names = sorted({key for row in rows for key in row if key.startswith("downstream/")})
-    whole = [row for row in rows if names and all(_finite(row.get(name)) for name in names)]
-    places = [_places([row[name] for row in whole]) for name in names]
-    means = [sum(column) / len(names) for column in zip(*places, strict=True)]
-    ranked = [
-        row | {"mean_rank": mean, "rank": sum(other < mean for other in means) + 1}
-        for row, mean in sorted(zip(whole, means, strict=True), key=lambda pair: pair[1])
-    ]
-    return ranked + [row | {"mean_rank": None, "rank": None} for row in rows if row not in whole]
-
-
-def _places(values: list[float]) -> list[float]:
-    """1 for the lowest; equal values share the mean of their places."""
-    return [sum(v < one for v in values) + (values.count(one) + 1) / 2 for one in values]
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    scores = pd.DataFrame(rows).filter(like="downstream/").astype(float)
+    whole = np.isfinite(scores).all(axis=1) & (scores.shape[1] > 0)
+    means = scores[whole].rank().mean(axis=1).sort_values(kind="stable")
+    ranks = means.rank(method="min").astype(int).to_dict()
+    order = [*ranks, *whole.index[~whole]]
+    return [rows[n] | {"mean_rank": means.to_dict().get(n), "rank": ranks.get(n)} for n in order]
 
 
 def summary_text(rows: list[dict[str, Any]]) -> str:
     """The rows as aligned lines; what is not a finite number reads "-"."""
-    table = pd.DataFrame(rows).replace([math.inf, -math.inf], math.nan)
-    ends = ["rank", "name", "type"], ["status"]
-    numbers = sorted(set(table) - {*ends[0], *ends[1]})
-    table = table[[*ends[0], *numbers, *ends[1]]]
+    table = pd.DataFrame(rows).replace([np.inf, -np.inf], np.nan)
+    numbers = sorted(set(table) - {"rank", "name", "type", "status"})
+    table = table[["rank", "name", "type", *numbers, "status"]]
     return table.to_string(index=False, na_rep="-", float_format="{:.4g}".format) + "\n"

@@ -8,6 +8,7 @@ w is a gust: with probability 1/2 normal, 6 px per axis. Importing this module r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import gymnasium
@@ -29,24 +30,19 @@ def drift_reward(
     before: np.ndarray, after: np.ndarray, target: np.ndarray, action: np.ndarray
 ) -> np.ndarray:
     """1 - |p' - target| / 32 of positions (..., 2) px: (...). It depends on the NEXT state."""
-    return 1 - np.linalg.norm(np.subtract(after, target), axis=-1) / SCALE
+    return 1 - np.linalg.norm(after - target, axis=-1) / SCALE
 
 
 def push_reward(
     before: np.ndarray, after: np.ndarray, target: np.ndarray, action: np.ndarray
 ) -> np.ndarray:
-    """u(a) . (target - p) / |target - p|: the share of the move that was meant for the target.
+    """Drift's control u(a) . (target - p) / |target - p|: it depends on state and action only.
 
-    Positions (..., 2) px and actions (...,) -> (...) in [-1, 1]; 0 for stay and on the target. It
-    depends on state and action only: Drift's control.
+    Positions (..., 2) px and actions (...,) -> (...) in [-1, 1]; 0 for stay and on the target.
     """
-    way = np.subtract(target, before)
+    way = target - before
     distance = np.linalg.norm(way, axis=-1)
-    along = (ACTIONS[np.asarray(action)] * way).sum(-1)
-    return along / np.where(distance > 0, distance, 1.0)
-
-
-REWARDS = {"drift": drift_reward, "push": push_reward}
+    return (ACTIONS[action] * way).sum(-1) / np.where(distance > 0, distance, 1.0)
 
 
 def draw(position: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -64,9 +60,10 @@ class WindEnv(gymnasium.Env):
 
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
 
-    def __init__(self, reward: str = "drift", render_mode: str | None = None) -> None:
-        self.render_mode = render_mode
-        self.reward = REWARDS[reward]
+    def __init__(
+        self, reward: Callable[..., Any] = drift_reward, render_mode: str | None = None
+    ) -> None:
+        self.reward, self.render_mode = reward, render_mode
         self.observation_space = spaces.Box(0, 255, (SIZE, SIZE, 1), np.uint8)
         self.action_space = spaces.Discrete(len(ACTIONS))
         self._position = self._target = np.full(2, (LOW + HIGH) / 2)
@@ -80,7 +77,7 @@ class WindEnv(gymnasium.Env):
         return self._frame(), self._info()
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One move and one gust; raises `ValueError` for an action outside 0..4."""
+        """One move and one gust; the target stays. ValueError for an action outside 0..4."""
         if not self.action_space.contains(action):
             raise ValueError(f"action must be a whole number in 0..4, got {action!r}")
         before = self._position
@@ -114,8 +111,5 @@ def best_r2(samples: int = 20_000, seed: int = 0) -> float:
     return float(1 - values.var(axis=1, ddof=1).mean() / values.var())
 
 
-for _id, _reward in ((DRIFT_ID, "drift"), (PUSH_ID, "push")):
-    if _id not in gymnasium.registry:
-        gymnasium.register(
-            _id, f"{__name__}:WindEnv", max_episode_steps=50, kwargs={"reward": _reward}
-        )
+for _id, _reward in ((DRIFT_ID, drift_reward), (PUSH_ID, push_reward)):
+    gymnasium.register(_id, WindEnv, max_episode_steps=50, kwargs={"reward": _reward})
