@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from tiny import digest, make_agent, tiny_config
+from tiny import make_agent, tiny_config
 
 import hjepa_lib
-from hjepa_lib.config import Config, ConfigError
+from hjepa_lib.config import Config, ConfigError, leaves
 from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
 from hjepa_lib.files import FileError
@@ -39,8 +39,6 @@ def test_plan_takes_frames_in_both_channel_orders(agent, frames, method):
     assert actions.shape == (agent.planning.replan, 2)
     assert plan.actions.shape == (1, 5, 2)
     np.testing.assert_array_equal(actions, plan.actions[0, : agent.planning.replan].numpy())
-    assert np.linalg.norm(actions, axis=-1).max() <= agent.planning.action_cap * (1 + 1e-5)
-    assert np.linalg.norm(actions, axis=-1).min() > 0
     last = [frame.permute(1, 2, 0) for frame in frames]
     for one, two in (last, [f.numpy() for f in frames], [f.numpy() for f in last]):
         np.testing.assert_array_equal(agent.plan(one, two, method)[0], actions)
@@ -60,26 +58,16 @@ def test_plan_is_repeatable_and_leaves_the_global_generator_alone(agent, frames)
     assert not np.array_equal(other.plan(*frames)[0], first)
 
 
-def test_default_cap_lets_the_agent_move(frames):
-    """`planning.action_cap=0` means the protocol's own cap, also where no protocol is in sight."""
-    agent = make_agent(tiny_config(planning__action_cap=0.0))
-    norm = np.linalg.norm(agent.plan(*frames)[0], axis=-1)
-    assert (norm > 0).all()
-    assert (norm <= 1.8365 * (1 + 1e-5)).all()
-
-
 @pytest.mark.parametrize(
     ("shape", "kind", "message"),
     [
         (
             (65, 65, 3),
             np.uint8,
-            r"a frame is \(65, 65, 2\) or \(2, 65, 65\) uint8, got \(65, 65, 3\)",
+            r"frame is \(65, 65, 2\) or \(2, 65, 65\) uint8, got \(65, 65, 3\)",
         ),
-        ((65, 65), np.uint8, r"got \(65, 65\)"),
         ((1, 2, 65, 65), np.uint8, r"got \(1, 2, 65, 65\)"),
         ((2, 65, 65), np.float32, r"uint8 values in \[0, 255\], got torch.float32"),
-        ((2, 64, 64), np.uint8, r"got \(2, 64, 64\)"),
     ],
 )
 def test_bad_frames_are_one_sentence(agent, frames, shape, kind, message):
@@ -102,17 +90,25 @@ def test_what_was_not_trained_is_named(agent, frames):
     dataclasses.replace(headless, planning=latent).plan(*frames)
 
 
+def test_the_default_cap_is_that_of_p1(frames):
+    """`planning.action_cap=0`, also where no protocol is in sight."""
+    one, other = (
+        make_agent(tiny_config(planning__action_cap=cap)).plan(*frames)[0] for cap in (0.0, 1.8365)
+    )
+    np.testing.assert_array_equal(one, other)
+    assert np.linalg.norm(one, axis=-1).min() > 0
+
+
 def test_cost_landscape(agent, frames):
     """One number per rendered position: 0 at the goal for the latent cost, in any grid shape."""
     positions = torch.rand(3, 4, 2) * 20 + 10
     rendered = render(positions.reshape(12, 2), Layout.fixed(1))
-    for cost in ("latent", "distance"):
+    latents, goal = agent.encode(rendered), agent.encode(frames[1:])
+    for cost, wanted in (
+        ("latent", (latents - goal).square().mean(-1)), ("distance", agent.distance(latents, goal)),
+    ):  # fmt: skip
         found = agent.cost_landscape(positions, rendered, frames[1], cost)
-        assert found.shape == (3, 4)
-        geometry = agent.geometry(cost)
-        latents, goal = agent.encode(rendered), agent.encode(frames[1:])
-        wanted = geometry.between(geometry.embed(latents), geometry.embed(goal))
-        torch.testing.assert_close(found.reshape(-1), wanted, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found, wanted.reshape(3, 4), atol=1e-5, rtol=1e-4)
     there = agent.cost_landscape(torch.zeros(1, 2), frames[1:], frames[1], "latent")
     assert there.item() == pytest.approx(0, abs=1e-9)
 
@@ -120,15 +116,12 @@ def test_cost_landscape(agent, frames):
 def test_scaled_budgets_change_samples_only():
     """Success against compute: the factor acts on the samples of all three searches alone."""
     planning = Config().planning
-    half = scale_samples(planning, 0.5)
+    before, half = leaves(dataclasses.asdict(planning)), scale_samples(planning, 0.5)
+    after = leaves(dataclasses.asdict(half))
+    assert {key for key in after if after[key] != before[key]} == {
+        "flat.samples", "hierarchy.level2.samples", "hierarchy.tracker.samples", "level3.samples",
+    }  # fmt: skip
     assert half.flat.samples == round(planning.flat.samples * 0.5)
-    for before, after in (
-        (planning.flat, half.flat),
-        (planning.hierarchy.level2, half.hierarchy.level2),
-        (planning.hierarchy.tracker, half.hierarchy.tracker),
-    ):
-        assert after == dataclasses.replace(before, samples=round(before.samples * 0.5))
-    assert scale_samples(planning, 1.0) == planning
     assert scale_samples(planning, 1e-9).flat.samples == 2  # a search needs two candidates
 
 
@@ -159,9 +152,7 @@ def test_a_reloaded_agent_plans_the_same(changes, frames, tmp_path):
     for method in ("flat", "l1+l2"):
         found, wanted = loaded.plan(*frames, method)[0], agent.plan(*frames, method)[0]
         np.testing.assert_array_equal(found, wanted)
-    position = torch.tensor([[1.0, 2.0]])
     assert torch.equal(loaded.probe(agent.encode(frames)), agent.probe(agent.encode(frames)))
-    assert loaded.probe.loss(agent.encode(frames[:1]), position) > 0
     for module in (loaded.level1, loaded.level2, loaded.distance, loaded.probe):
         assert not module.training
         assert not any(p.requires_grad for p in module.parameters())
@@ -187,14 +178,14 @@ def test_levels_that_do_not_fit_are_refused(agent, tmp_path):
 def test_a_level_2_of_another_level_1_is_refused(agent, tmp_path):
     """I3: the same widths do not make one agent of two trainings."""
     l1, _ = store_agent(agent, tmp_path)
-    other = make_agent(tiny_config(), seed=5)
-    own, foreign = (checkpoint.fingerprint(one.level1) for one in (agent, other))
-    for name, trained_on in (("l2", own), ("foreign/l2", foreign), ("older/l2", "")):
-        checkpoint.save_level2(
-            tmp_path / name, agent.level2, agent.reach, agent.box, level1=trained_on
-        )
-    for name in ("l2", "older/l2"):
-        assert load(l1, tmp_path / name, agent).level2 is not None
+    own, foreign = (
+        checkpoint.fingerprint(one.level1) for one in (agent, make_agent(tiny_config(), seed=5))
+    )
+    for name, trained_on in (("l2", own), ("older/l2", ""), ("foreign/l2", foreign)):
+        trained = (agent.level2, agent.reach, agent.box)
+        checkpoint.save_level2(tmp_path / name, *trained, level1=trained_on)
+        if trained_on != foreign:
+            assert load(l1, tmp_path / name, agent).level2 is not None
     with pytest.raises(FileError, match=r"level 2 in .*foreign/l2 was trained on another level 1"):
         load(l1, tmp_path / "foreign/l2", agent)
 
@@ -210,10 +201,7 @@ def test_load_a_run_without_its_data(trained, frames, tmp_path, monkeypatch):
     assert actions.shape == (2, 2)
     np.testing.assert_array_equal(hjepa_lib.load("copy").plan(*frames)[0], actions)
     assert agent.plan(*frames, "l1+l2")[1].macro is not None
-    manifest = json.loads((trained / "manifest.json").read_text())
-    assert digest(agent.planning) == digest(
-        hjepa_lib.config.from_dict(Config, manifest["config"]).planning
-    )
+    assert agent.planning == Run.at(trained).config.planning
     with pytest.raises(ValueError, match="run 'absent' does not exist"):
         hjepa_lib.load("absent")
 

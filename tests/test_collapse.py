@@ -1,14 +1,12 @@
-"""Where prediction and planning break: windows, curves, horizons, small trainings, figures, 08."""
+"""Where prediction and planning break: walks, curves, horizons, small trainings beside a run."""
 
 import contextlib
 import dataclasses
 import math
-import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,6 +23,7 @@ from hjepa_lib.files import WorkbookError
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.score import COSTS
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.workbench import variants
 from hjepa_lib.workbench.rows import pack_solved
@@ -40,23 +39,19 @@ RNG = np.random.default_rng(5)
 def test_long_walks_are_held_out_and_follow_the_data():
     """Longer than any recorded trajectory, legal steps of the recipe, and no state of training."""
     data = profile("laptop").data
-    walks = openloop.long_walks(data, 193, 12, seed=0)
-    assert walks.lengths.tolist() == [193] * 12
-    actions = walks.actions.view(12, 193, 2)
+    walks = openloop.long_walks(data, 120, 12, seed=0)
+    assert walks.lengths.tolist() == [120] * 12
+    actions, positions = (one.view(12, 120, 2) for one in (walks.actions, walks.positions))
     length = actions[:, :-1].norm(dim=-1)
-    assert length.min() >= 0.2 - 1e-5
-    assert length.max() <= 1.8 + 1e-5
+    assert length.min() >= 0.2 - 1e-5 and length.max() <= 1.8 + 1e-5
     assert (actions[:, -1] == 0).all()
-    positions = walks.positions.view(12, 193, 2)
     again = simulate(positions[:, 0], actions[:, :-1], walks.layouts(), "blocked")
     torch.testing.assert_close(again, positions)
-    assert torch.equal(openloop.long_walks(data, 193, 12, seed=0).positions, walks.positions)
-    assert not torch.equal(openloop.long_walks(data, 193, 12, seed=1).positions, walks.positions)
+    same, other = (openloop.long_walks(data, 120, 12, seed=seed).positions for seed in (0, 1))
+    assert torch.equal(same, walks.positions) and not torch.equal(other, walks.positions)
     recorded = generate("good", 12 * 90, seed=0)
     assert not np.isin(walks.positions.numpy()[:, 0], recorded.positions.numpy()[:, 0]).any()
-    assert (
-        profile("smoke", 2**31 - 1).seed < openloop.HELD_OUT
-    )  # so no seed of a run reaches HELD_OUT
+    assert profile("smoke", 2**31 - 1).seed < openloop.HELD_OUT  # no seed of a run reaches it
 
 
 @pytest.mark.parametrize("recipe", ["random", "mixture", "short17", "eb_jepa", "expert"])
@@ -71,13 +66,13 @@ def test_long_walks_of_every_recipe(recipe):
 
 def test_trained_lengths():
     """HW4: what a horizon is compared with."""
-    config = profile("laptop")
-    assert horizons.trained_lengths(config) == {"level 1": 16, "level 2": 32}
-    assert horizons.trained_lengths(config.override("level1.rollout=8"))["level 1"] == 8
-    joint = config.override("level2.train=joint")
-    assert horizons.trained_lengths(joint) == {"level 1": 32, "level 2": 32}
-    alone = config.override("level2.disable_l2=true")
-    assert horizons.trained_lengths(alone) == {"level 1": 16}
+    for override, lengths in (
+        ("", {"level 1": 16, "level 2": 32}),
+        ("level1.rollout=8", {"level 1": 8, "level 2": 32}),
+        ("level2.train=joint", {"level 1": 32, "level 2": 32}),
+        ("level2.disable_l2=true", {"level 1": 16}),
+    ):
+        assert horizons.trained_lengths(profile("laptop").override(override)) == lengths
 
 
 # --- curves -----------------------------------------------------------------------------------
@@ -170,19 +165,13 @@ def test_bands_hold_the_median_and_tighten_to_nothing_without_spread():
     flat = horizons.band(Curve(steps, np.tile(steps * 1.0, (20, 1))))
     for line in flat[1:]:
         np.testing.assert_array_equal(line, steps)
-    spread = horizons.band(Curve(steps, RNG.exponential(size=(40, 4))))
-    assert (spread.low <= spread.median).all()
-    assert (spread.median <= spread.high).all()
-    assert (spread.low < spread.high).all()
-
-
-def test_the_interval_holds_the_true_median_about_as_often_as_it_says():
     hits = 0
-    for seed in range(60):
-        errors = np.random.default_rng(seed).exponential(size=(60, 1))
-        found = horizons.band(Curve(np.array([1]), errors), seed=seed)
-        hits += found.low[0] <= math.log(2) <= found.high[0]
-    assert 51 <= hits <= 60
+    for seed in range(20):
+        errors = np.random.default_rng(seed).exponential(size=(60, 3))
+        found = horizons.band(Curve(steps[:3], errors))
+        np.testing.assert_array_equal(found.median, np.median(errors, 0))
+        hits += ((found.low <= math.log(2)) & (math.log(2) <= found.high)).sum()
+    assert 50 <= hits <= 60  # the true median, about as often as it says
 
 
 # --- collapse horizons ------------------------------------------------------------------------
@@ -198,13 +187,9 @@ def test_collapse_horizon_of_constructed_curves():
     assert horizons.collapse_horizon(dip, 4.0).estimate == 4  # it starts above, then falls below
     macro = Curve(np.array([8, 16, 24]), np.tile([1.0, 5.0, 6.0], (9, 1)))
     assert horizons.collapse_horizon(macro, 4.0).estimate == 16
-
-
-def test_collapse_horizon_interval_widens_with_spread_and_holds_the_estimate():
     errors = np.arange(1, 41) * RNG.lognormal(sigma=0.8, size=(40, 1)) * 0.3
     found = horizons.collapse_horizon(Curve(np.arange(1, 41), errors), 4.0)
-    assert found.low <= found.estimate <= found.high
-    assert found.low < found.high
+    assert found.low < found.high and found.low <= found.estimate <= found.high
 
 
 def test_collapse_against_a_baseline_uses_the_same_windows():
@@ -223,9 +208,9 @@ def test_horizon_text():
 
 
 # --- planning horizons ------------------------------------------------------------------------
-def outcomes(*solved, n=20):
+def outcomes(*solved):
     return {
-        h: (np.arange(n) < k).astype(float) for h, k in zip((5, 8, 48, 96), solved, strict=True)
+        h: (np.arange(20) < k).astype(float) for h, k in zip((5, 8, 48, 96), solved, strict=True)
     }
 
 
@@ -234,8 +219,7 @@ def test_planning_horizon_is_the_largest_not_significantly_worse():
     assert horizons.planning_horizon(outcomes(20, 20, 20, 20)).estimate == 96
     few = horizons.planning_horizon(outcomes(20, 18, 15, 0))
     assert few.estimate == 48  # 5 discordant trials cannot be significant
-    assert few.low <= few.estimate <= few.high
-    assert few.low < few.high
+    assert few.low < few.high and few.low <= few.estimate <= few.high
     assert all(math.isnan(value) for value in horizons.planning_horizon(outcomes(0, 0, 0, 0)))
 
 
@@ -257,12 +241,11 @@ def test_with_horizon_keeps_samples_or_transitions():
 class Meadow:
     """A world without walls whose frames are the positions."""
 
-    def __init__(self, layout, dynamics="blocked", seed=0):
-        self.position = None
+    def __init__(self, layout, dynamics, seed):
+        pass
 
     def reset(self, position):
         self.position = position
-        return position
 
     def step(self, action):
         self.position = self.position + action
@@ -295,11 +278,11 @@ def test_step_pairs_are_free_places_and_their_true_steps(agent):
     rooms = np.array([[32, 10], [25, 40]])
     found = openloop.step_pairs(agent, rooms, 40, 0)
     assert [len(part) for part in found] == [80] * 4
-    assert (found.shortest > 0).all()
-    assert (found.predicted >= 0).all()
-    assert 0 < found.through_door.mean() < 1
-    assert [len(set(map(tuple, half))) for half in np.split(found.layout, 2)] == [1, 1]
-    assert (found.shortest <= 140 / 1.8).all()
+    assert (found.layout == np.repeat(rooms, 40, 0)).all()
+    assert (found.shortest > 0).all() and (found.shortest <= 140 / 1.8).all()
+    assert (found.predicted >= 0).all() and 0.3 < found.through_door.mean() < 0.7
+    same = found.shortest[~found.through_door]
+    assert same.mean() < found.shortest[found.through_door].mean()
     again = openloop.step_pairs(agent, rooms, 40, 0)
     np.testing.assert_array_equal(again.predicted, found.predicted)
     with pytest.raises(ConfigError, match="needs a trained distance head"):
@@ -312,13 +295,12 @@ def test_variants_of_a_group_differ_in_one_thing(tmp_path):
     made = {name: config.override(one) for name, one in variants.designs(config, 300).items()}
     sizes = [made[f"size-{n}"] for n in (634, 5078, 20312)]
     assert [one.data.transitions for one in sizes] == [634, 5078, 20312]
-    assert {one.level1.optim.updates for one in sizes} == {300}
     assert [one.data.val_fraction for one in sizes] == [0, 0.05, 0.05]
+    small, large = made["model-small"], made["model-large"]
+    assert {one.level1.optim.updates for one in (*sizes, small, large)} == {300}
     many = config.override(variants.size(config, 634, 10**6))
     assert many.level1.optim.updates == config.level1.optim.updates  # never more than the profile's
-    small, large = made["model-small"], made["model-large"]
     assert small.level1.width < config.level1.width < large.level1.width
-    assert {one.level1.optim.updates for one in (small, large)} == {300}
     one, five = (
         config.override(variants.epochs(config, count, 300, tmp_path)) for count in (5, 25)
     )
@@ -360,9 +342,7 @@ def test_a_variant_is_a_run_beside_its_run(whole, short_probe, monkeypatch):
     measured = variants.measure(side, ("flat",), 3, 12, 4)
     assert measured.about["transitions"] == 634
     assert measured.errors["level 1"].shape == (4,)
-    assert [variants.row_key(row) for row in measured.rows] == [
-        ("flat", "latent"), ("flat", "distance"),
-    ]  # fmt: skip
+    assert [(row["method"], row["cost"]) for row in measured.rows] == [("flat", c) for c in COSTS]
     assert measured.rows[0]["solved"].shape == (3,)
     assert measured.name == "size-634"  # how tables and figures call it
     # Notebook 08 met notebook 07's folder of the same data and refused it.
@@ -427,9 +407,9 @@ def test_committed_rows_are_pooled_over_seeds(tmp_path):
         study_row("a", "sizes", 0, 5),
         study_row("a", "sizes", 1, 9),
         study_row("b", "p1", 0, 1),
+        study_row("a", "sizes", 0, 10) | {"split": "validation"},  # not pooled with them
+        study_row("c", "sizes", 0, 2),  # unfinished: seed 1 is missing
     ]
-    rows.append(study_row("a", "sizes", 0, 10) | {"split": "validation"})  # not pooled with them
-    rows.append(study_row("c", "sizes", 0, 2))  # unfinished: seed 1 is missing
     pd.DataFrame(rows).to_csv(path, index=False)
     (tmp_path / "study_trainings.json").write_text('{"abc": {"data.transitions": 634}}')
     ((value, row),) = variants.committed("sizes", "data.transitions", path)
@@ -441,9 +421,6 @@ def test_committed_rows_are_pooled_over_seeds(tmp_path):
     other[2]["protocol"] = "p2_seen"
     pd.DataFrame(other).to_csv(path, index=False)
     with pytest.raises(WorkbookError, match="rows differ in protocol: p1 and p2_seen"):
-        variants.committed("sizes", "data.transitions", path)
-    path.write_text("cell,seed\na,0\n")
-    with pytest.raises(WorkbookError, match="column 'group' is missing"):
         variants.committed("sizes", "data.transitions", path)
 
 
@@ -458,47 +435,5 @@ def test_results_without_pictures_are_the_same_results(whole):
         for name in ("positions", "trial_init_plan_cross_wall", "trial_success", "plan_near"):
             np.testing.assert_allclose(one.arrays[name], two.arrays[name], rtol=1e-5)
         assert "plan_fan_xy" in one.arrays
-        assert not {"plan_fan_xy", "plan_fan_cost", "plan_plan"} & set(two.arrays)
+        assert not {"plan_fan_xy", "plan_plan"} & set(two.arrays)
         assert two.arrays["plan_plan_xy"].shape[1] == 1
-
-
-# --- the notebook -----------------------------------------------------------------------------
-def code_cells():
-    return [cell for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code"]
-
-
-def execute(stop="", **changes):
-    """The notebook's code in this process, up to the cell with `stop`; returns its names."""
-    names = {}
-    for cell in code_cells():
-        source = re.sub(r"(?m)^(\s*)%pip .*$", r"\1pass", cell.source)
-        exec(compile(source, NOTEBOOK.name, "exec"), names)
-        if "parameters" in cell.metadata.get("tags", []):
-            names |= changes
-        if stop and stop in source:
-            break
-    return names
-
-
-def test_cells_are_short_and_few_functions():
-    sizes = sorted(len(cell.source.splitlines()) for cell in code_cells())
-    assert sizes[-1] <= 40
-    assert sum(len(re.findall(r"(?m)^ *def ", cell.source)) for cell in code_cells()) <= 2
-
-
-def test_it_runs_on_a_tiny_run_and_again_for_nothing(whole, short_probe, capsys, monkeypatch):
-    monkeypatch.setenv("HJEPA_HEADLESS", "1")
-    given = {"run": "trained"}
-    names = execute(**given)
-    assert "checks passed" in capsys.readouterr().out
-    assert {row["kind"] for row in names["played"]} == {"samples", "transitions", "replan"}
-    assert {one.name for one in names["latents"]} == {"latent-categorical"}
-    figures = {path.stem for path in (whole.run.path / "figures").glob("08_*.png")}
-    assert len(figures) == 11
-    written = sorted(path.name for path in (whole.run.path / "collapse").glob("*.csv"))
-    assert written == ["planning.csv", "variants.csv", "verdicts.csv"]
-    stages_before = whole.run.manifest["stages"].keys()
-    execute(**given, stop="planning.csv")
-    whole.run.reload()
-    assert "done before" not in capsys.readouterr().err
-    assert set(stages_before) <= set(whole.run.manifest["stages"])

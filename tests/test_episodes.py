@@ -109,29 +109,10 @@ def test_the_oracle_is_the_ceiling_and_random_the_floor(trials, dynamics):
         scores = per_trial(outcome, "p1")
         rates.append(scores["success"].mean())
         gaps.append(scores["final_distance"].mean())
-        norm = np.linalg.norm(outcome.actions, axis=-1)
-        assert norm.max() <= CAP * (1 + 1e-5)
-        for step in (30, 90):
-            assert inside(torch.from_numpy(outcome.positions[:, step]), trials.layout).all()
+        assert inside(torch.from_numpy(outcome.positions[:, 90]), trials.layout).all()
     assert rates[0] == 1
     assert max(rates[1:]) < 0.5
     assert gaps[0] < min(gaps[1:])
-
-
-def test_two_policies_meet_the_same_noise_at_one_seed(trials):
-    """The world's noise depends on seed and step only, not on how a policy acts or draws."""
-    walls = torch.tensor([CAP, 0.0]).expand(12, 1, 2)  # runs into the wall again and again
-
-    class Drawing(Fixed):
-        def act(self, position, frames):
-            torch.rand(3)
-            return super().act(position, frames)
-
-    plain = run_episodes(Fixed(walls), trials, "bounce", 40, CAP, 1)
-    other = run_episodes(Drawing(walls), trials, "bounce", 40, CAP, 1)
-    np.testing.assert_array_equal(plain.positions, other.positions)
-    different = run_episodes(Fixed(walls), trials, "bounce", 40, CAP, 2)
-    assert not np.array_equal(plain.positions, different.positions)
 
 
 @pytest.mark.parametrize("method", ["random", "random-persistent", "flat", "l1+l2"])
@@ -259,7 +240,6 @@ def test_diagnostics_have_documented_shapes_and_values(agent, trials, method):
         "plan": (12, 3, 5, 2),
         "plan_xy": (12, 3, 5, 2),
         "fan_xy": (8, 3, 8, 5, 2),
-        "fan_cost": (8, 3, 8),
         "near": (12, 3),
         "effective": (12, 3),
     }
@@ -274,13 +254,15 @@ def test_diagnostics_have_documented_shapes_and_values(agent, trials, method):
     actions = torch.from_numpy(seen["plan"][:, 0])
     path = agent.probe(agent.level1.rollout(latent, actions)[:, 1:]).numpy()
     np.testing.assert_allclose(seen["plan_xy"][:, 0], path, atol=1e-3)
-    assert (np.diff(seen["fan_cost"], axis=-1) >= 0).all()  # best first
+    last, fan = policy.controller.last.search, policy.log["fan"][-1]
+    assert torch.equal(fan[:, 0], last.candidates[torch.arange(8), last.costs[:8].argmin(1)])
 
 
-def with_optimiser(planning, method):
+def searching(planning, **changes):
+    """The same planner whose three searches have these settings."""
     hierarchy = planning.hierarchy
     flat, level2, tracker = (
-        dataclasses.replace(one, method=method)
+        dataclasses.replace(one, **changes)
         for one in (planning.flat, hierarchy.level2, hierarchy.tracker)
     )
     changed = dataclasses.replace(hierarchy, level2=level2, tracker=tracker)
@@ -302,13 +284,7 @@ def test_planner_flops_are_positive_and_linear_in_samples(agent, method, cost):
     planning = dataclasses.replace(agent.planning, cost=cost)
 
     def spent(factor, replan=2):
-        hierarchy = planning.hierarchy
-        scaled = [
-            dataclasses.replace(one, samples=8 * factor)
-            for one in (planning.flat, hierarchy.level2, hierarchy.tracker)
-        ]
-        changed = dataclasses.replace(hierarchy, level2=scaled[1], tracker=scaled[2])
-        settings = dataclasses.replace(planning, flat=scaled[0], hierarchy=changed)
+        settings = searching(planning, samples=8 * factor)
         settings = dataclasses.replace(settings, replan=replan)
         return planner_flops(agent.planner(method, settings), agent.level1)
 
@@ -333,7 +309,7 @@ def test_gradient_and_hooks_are_paid_for(agent):
 
     encode = count(lambda: agent.encode(torch.zeros(1, 2, 65, 65, dtype=torch.uint8))) / 2
     mppi, gradient = (
-        spent(agent, "flat", with_optimiser(agent.planning, name)) - encode
+        spent(agent, "flat", searching(agent.planning, method=name)) - encode
         for name in ("mppi", "gradient")
     )
     assert gradient == pytest.approx(2.5 * mppi)  # 3 forward passes for 2, and 2 backward ones
@@ -341,6 +317,11 @@ def test_gradient_and_hooks_are_paid_for(agent):
         make_agent(tiny_config(level2__train="joint", level2__feedback=on)) for on in (False, True)
     )
     assert spent(joint, "l1+l2", joint.planning) > spent(plain, "l1+l2", plain.planning)
+    three = make_agent(tiny_config(level1__predictors=3))
+    (one, few), (all_three, many) = (
+        planner_flops(one.planner("flat"), one.level1) for one in (agent, three)
+    )
+    assert many == 3 * few and all_three > one  # every member of an ensemble
 
 
 def test_transitions_per_step_are_those_really_made(agent, trials, monkeypatch):
@@ -359,19 +340,12 @@ def test_transitions_per_step_are_those_really_made(agent, trials, monkeypatch):
     monkeypatch.setattr(type(agent.level1), "predict", count_predict)
     monkeypatch.setattr(type(agent.level2), "advance", count_advance)
     for method, optimiser in itertools.product(("flat", "l1+l2"), ("mppi", "cem", "gradient")):
-        planning = with_optimiser(agent.planning, optimiser)
+        planning = searching(agent.planning, method=optimiser)
         policy = LatentPolicy(agent, method, planning)
         monkeypatch.setattr(policy, "diagnostics", dict)
         made.clear()
         run_episodes(policy, few, "slide", 8, CAP, 0)
         assert sum(made) / 2 / 8 == policy.transitions_per_step
-
-
-def test_an_ensemble_counts_all_its_members():
-    one, three = (make_agent(tiny_config(level1__predictors=k)) for k in (1, 3))
-    spent = [planner_flops(a.planner("flat"), a.level1) for a in (one, three)]
-    assert spent[1][1] == 3 * spent[0][1]
-    assert spent[1][0] > spent[0][0]
 
 
 # --- open loop --------------------------------------------------------------------------------

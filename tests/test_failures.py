@@ -1,10 +1,7 @@
 """Failure taxonomy: one label per trial, on constructed paths and on real episodes."""
 
-import dataclasses
-
 import numpy as np
 import pytest
-import torch
 from tiny import make_agent, tiny_config
 
 from hjepa_lib.evaluation import failures
@@ -157,22 +154,3 @@ def test_subgoal_offset_tells_real_encodings_from_others():
         offsets.append(policy.diagnostics()["subgoal_offset"])
     assert np.isfinite(offsets[0]).all()
     assert (offsets[1] > 5 * offsets[0]).all()
-
-
-def test_the_untrained_control_plans_with_fresh_weights():
-    """Another level 2, the same at every call, and the trained one untouched."""
-    config = tiny_config()
-    agent = make_agent(config)
-    hierarchy = dataclasses.replace(config.planning.hierarchy, control="untrained")
-    planning = dataclasses.replace(config.planning, hierarchy=hierarchy)
-    torch.manual_seed(3)
-    expected = torch.rand(1)
-    torch.manual_seed(3)
-    first, second = (agent.planner("l1+l2", planning).level2.model for _ in range(2))
-    assert torch.equal(torch.rand(1), expected)  # no global random number was drawn
-    pairs = list(zip(first.parameters(), second.parameters(), strict=True))
-    assert all(torch.equal(a, b) for a, b in pairs)
-    assert not any(parameter.requires_grad for parameter in first.parameters())
-    assert agent.planner("l1+l2").level2.model is agent.level2
-    kept = zip(first.parameters(), agent.level2.parameters(), strict=True)
-    assert any(not torch.equal(a, b) for a, b in kept)

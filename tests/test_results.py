@@ -7,12 +7,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from tiny import digest, make_agent, tiny_config
+from tiny import digest
 
-from hjepa_lib.config import ConfigError, leaves
+from hjepa_lib.config import ConfigError, leaves, read_yaml
 from hjepa_lib.evaluation import Case, protocol_cap, results
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
-from hjepa_lib.evaluation.metrics import first_plan
 from hjepa_lib.files import FileError
 from hjepa_lib.models.checkpoint import load_level1
 from hjepa_lib.runs import score, stages
@@ -20,6 +19,7 @@ from hjepa_lib.runs.report import build_summary, check_summary
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import TrainingError
+from hjepa_lib.workbench import CONFIGS
 from hjepa_lib.worlds.trials import load_trials
 
 CAP = 1.8365
@@ -45,7 +45,10 @@ def rows(ws):
 
 # --- result files -----------------------------------------------------------------------------
 def test_rows_are_valid_summary_entries(ws, rows):
-    """F12, F15: one entry per method x cost, all fields, with floors and ceiling."""
+    """F12, F15: one entry per method x cost, all fields, with floors and ceiling.
+
+    Q10: the time of one episode alone is measured for every planner of the headline rows.
+    """
     check_summary(json.loads(json.dumps(build_summary(ws.run, rows))))
     methods = [(row["method"], row["cost"]) for row in rows]
     assert len(methods) == len(set(methods)) == 7
@@ -55,29 +58,34 @@ def test_rows_are_valid_summary_entries(ws, rows):
         assert row["data"]["transitions"] == 2000
         assert row["trials_hash"] == load_trials("p1", "test", 3).sha256
         planned = row["method"] in ("flat", "l1+l2")
-        for name in ("flops_per_step", "parameters", "train_seconds", "probe_px_encoder"):
+        measured = ("flops_per_step", "parameters", "train_seconds", "probe_px_encoder")
+        for name in (*measured, "latency_single_episode"):
             assert (row[name] is not None) == planned, name
-        assert row["planner"]["action_cap"] == CAP
-        assert row["planner"]["steps"] == 6
+        assert (row["planner"]["action_cap"], row["planner"]["steps"]) == (CAP, 6)
+        if planned:  # the farthest plan's, Q9
+            assert row["init_plan_reach"] == {"flat": 5, "l1+l2": 12}[row["method"]]
+
+
+def test_the_study_times_one_episode_of_its_headline_rows():
+    """Q10: the cells of the tables that the README opens with ask for it."""
+    cells = read_yaml(CONFIGS / "study.yaml", "experiment")["cells"]
+    headline = [one for one in cells if one["group"] in ("p1", "bar", "p2_heldout", "p2_seen")]
+    assert len(headline) == 6 and all(one["latency"] for one in headline)
 
 
 def test_parameters_and_training_time_count_the_parts_that_were_used(ws, rows):
     by = {(row["method"], row["cost"]): row for row in rows}
     agent = stages.load_trained(ws)
-    sizes = {name: score.count_all(getattr(agent, name)) for name in ("level1", "level2")}
-    sizes["distance"] = score.count_all(agent.distance)
-    flat, both = sizes["level1"], sizes["level1"] + sizes["level2"]
-    wanted = {
-        ("flat", "latent"): flat,
-        ("flat", "distance"): flat + sizes["distance"],
-        ("l1+l2", "latent"): both,
-        ("l1+l2", "distance"): both + sizes["distance"],
-    }
-    assert {key: by[key]["parameters"] for key in wanted} == wanted
-    seconds = {name: stage["seconds"] for name, stage in ws.run.manifest["stages"].items()}
-    whole = seconds["l1"] + seconds["distance"] + seconds["l2"]
-    assert by["l1+l2", "distance"]["train_seconds"] == pytest.approx(whole)
-    assert by["flat", "latent"]["train_seconds"] == pytest.approx(seconds["l1"])
+    sizes = {"l1": agent.level1, "l2": agent.level2, "distance": agent.distance}
+    for key, used in {
+        ("flat", "latent"): ["l1"],
+        ("flat", "distance"): ["l1", "distance"],
+        ("l1+l2", "latent"): ["l1", "l2"],
+        ("l1+l2", "distance"): ["l1", "l2", "distance"],
+    }.items():
+        assert by[key]["parameters"] == sum(score.count_all(sizes[name]) for name in used)
+        seconds = sum(ws.run.manifest["stages"][name]["seconds"] for name in used)
+        assert by[key]["train_seconds"] == pytest.approx(seconds)
 
 
 def test_flat_and_hierarchical_rows_differ_in_the_hierarchy_only(rows):
@@ -98,18 +106,13 @@ def test_another_question_is_another_file(ws, rows):
     """I8: split, number of trials, settings, budget, dynamics, steps and seed are in the name."""
     config = ws.config
     planning = dataclasses.replace(config.planning, replan=1)
-    cases = [
-        Case.of(config, "flat", "latent"),
-        Case.of(config, "flat", "distance"),
-        Case.of(config, "flat", "latent", split="validation"),
-        Case.of(config, "flat", "latent", trials=2),
-        Case.of(config, "flat", "latent", planning=planning),
-        Case.of(config, "flat", "latent", budget=0.5),
-        Case.of(config, "flat", "latent", dynamics="blocked"),
-        Case.of(config.override("seed=1"), "flat", "latent"),
-        Case.of(config.override("evaluation.steps=5"), "flat", "latent"),
-        Case.of(config.override("evaluation.protocol=p2_seen,planning.action_cap=0"), "flat"),
-    ]
+    changes = [
+        {}, {"cost": "distance"}, {"split": "validation"}, {"trials": 2}, {"planning": planning},
+        {"budget": 0.5}, {"dynamics": "blocked"},
+    ]  # fmt: skip
+    others = ["seed=1", "evaluation.steps=5", "evaluation.protocol=p2_seen,planning.action_cap=0"]
+    cases = [Case.of(config, "flat", **{"cost": "latent"} | one) for one in changes]
+    cases += [Case.of(config.override(one), "flat", "latent") for one in others]
     assert len({case.name for case in cases}) == len({case.digest for case in cases}) == len(cases)
     assert cases[0].name.startswith("flat__latent__p1__test3__bounce__x1__")
     unused = config.override("planning.hierarchy.replan=1,level2.z_dim=3")
@@ -176,35 +179,22 @@ def test_round_trip_of_one_result(agent, config, tmp_path):
         np.testing.assert_allclose(found.arrays[f"plan_{name}"], values, rtol=1e-6)
     assert found.success.shape == (3,)
     assert found.row["successes"] == found.success.sum()
-    assert [one.header["case"] for one in results.load_results(tmp_path)] == [case.digest]
+    (again,) = results.load_results(tmp_path)
+    assert again.header == found.header
     changed = found._replace(arrays=found.arrays | {"trial_final_distance": np.array([1, 2, 3.0])})
     assert changed.row["final_distance_mean"] == 2
 
 
-def test_the_first_plan_is_that_of_the_longest_planned_level(agent):
-    """`init_plan_cross_wall_rate` looks at its last place, `init_plan_reach` says how far it is."""
-    trials = load_trials("p1", "validation", 4)
-    for method, reach in (("flat", 5), ("l1+l2", 12)):
-        policy = LatentPolicy(agent, method, agent.planning)
-        played = run_episodes(policy, trials, "slide", 4, CAP, 0)
-        places, stride = first_plan(played)
-        assert places.shape[1] * stride == reach
-        path = played.seen["macro_xy" if method == "l1+l2" else "plan_xy"]
-        np.testing.assert_array_equal(places, path[:, 0])
-    places, stride = first_plan(played._replace(seen={}))
-    assert np.isnan(places).all()
-    assert stride == 0
-
-
 def test_files_that_are_no_results_are_named(tmp_path):
     np.savez(tmp_path / "x.npz", positions=np.zeros(3))
-    with pytest.raises(FileError, match=r"x\.npz is no result file: it has no header"):
-        results.load_result(tmp_path / "x.npz")
     (tmp_path / "y.npz").write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(FileError, match=r"y\.npz is not a whole \.npz file"):
-        results.load_result(tmp_path / "y.npz")
-    with pytest.raises(FileError, match="no such file"):
-        results.load_result(tmp_path / "z.npz")
+    for name, message in (
+        ("x.npz", r"x\.npz is no result file: it has no header"),
+        ("y.npz", r"y\.npz is not a whole \.npz file"),
+        ("z.npz", "no such file"),
+    ):
+        with pytest.raises(FileError, match=message):
+            results.load_result(tmp_path / name)
 
 
 def test_protocols_fix_their_caps():
@@ -225,7 +215,6 @@ def test_planner_settings_hold_every_leaf_that_was_used(config):
     used.pop("level3")
     assert case.settings == leaves(used) | {"action_cap": CAP, "steps": 6, "seed": 0}
     assert json.loads(json.dumps(case.settings)) == case.settings
-    assert leaves({"a": {"b": {"c": 1}}, "d": 2}) == {"a.b.c": 1, "d": 2}
 
 
 # --- stages -----------------------------------------------------------------------------------
@@ -323,11 +312,3 @@ def test_a_diverging_training_leaves_no_finished_stage(config, workspace_of):
     assert ws.run.done("data")
     assert not ws.run.done("l1")
     assert not (ws.run.path / "l1" / "model.safetensors").exists()
-
-
-def test_an_agent_without_a_distance_head_can_still_be_evaluated_by_latents(tmp_path):
-    agent = dataclasses.replace(make_agent(tiny_config()), distance=None)
-    planning = dataclasses.replace(agent.planning, cost="latent")
-    trials = load_trials("p1", "validation", 2)
-    outcome = run_episodes(LatentPolicy(agent, "flat", planning), trials, "slide", 2, CAP, 0)
-    assert outcome.positions.shape == (2, 3, 2)

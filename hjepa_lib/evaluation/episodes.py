@@ -83,7 +83,7 @@ def run_episodes(
 
 
 class RandomPolicy(Policy):
-    """Uniform directions at cap length: new every step, or one heading kept until the border."""
+    """Uniform directions at cap length: new every step, or one heading kept until a wall."""
 
     def __init__(self, cap: float, seed: int, persistent: bool = False) -> None:
         self.cap, self.seed, self.persistent = cap, seed, persistent
@@ -151,10 +151,8 @@ class LatentPolicy(Policy):
         }
         if self.pictures:
             order = plan.search.costs.argsort(1)[:FAN_TRIALS]  # (b, N)
-            pick = order[:, :: max(1, order.shape[1] // FAN)][:, :FAN]
-            rows = torch.arange(len(pick))[:, None]
-            kept["fan"] = plan.search.candidates[rows, pick]
-            kept["fan_cost"] = plan.search.costs[rows, pick]
+            pick = order[:, :: max(1, order.shape[1] // FAN)][:, :FAN]  # (b, F), best first
+            kept["fan"] = plan.search.candidates[torch.arange(len(pick))[:, None], pick]
         for level, handed in zip(("", "3"), plan.above, strict=False):
             kept |= {f"macro{level}": handed.macro, f"subgoal{level}": handed.subgoal}
         if plan.above:
@@ -179,7 +177,7 @@ class LatentPolicy(Policy):
             start = log["latent"][: len(fan), :, None].expand(*fan.shape[:3], -1)
             hooks = log["context"][: len(fan), :, None] if "context" in log else None
             found["fan_xy"] = probe(self._imagine(start, fan, hooks))
-            kept += ["plan", "fan_cost"]
+            kept.append("plan")
         names = [name for name in ("macro", "subgoal", "macro3", "subgoal3") if name in log]
         found |= {f"{name}_xy": probe(log[name]) for name in names}
         if names:
@@ -197,10 +195,9 @@ class LatentPolicy(Policy):
         return latents.unflatten(0, plans.shape[:-2])
 
     def _subgoal_offset(self, log: dict[str, Tensor]) -> Tensor:
-        """(B, R) distance of a sub-goal from the encoding of a frame with the dot at its place.
+        """(B, R) RMS distance of a sub-goal from the encoding of a frame with the dot at its place.
 
-        RMS over D, in units of the batch's mean for level-1 predictions (the ends of the executed
-        plans): 1 is as consistent as level 1 itself. NaN at calls left out (`OFFSET_CALLS` remain).
+        In units of the batch's mean for the ends of level-1 plans. NaN but at `OFFSET_CALLS` calls.
         """
         calls = log["subgoal"].shape[1]
         pick = torch.linspace(0, calls - 1, min(calls, OFFSET_CALLS)).round().long()

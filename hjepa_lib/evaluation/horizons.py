@@ -50,13 +50,13 @@ def trained_lengths(config: Config) -> dict[str, int]:
 
 
 # --- curves -----------------------------------------------------------------------------------
-def band(curve: Curve, seed: int = 0) -> Band:
+def band(curve: Curve) -> Band:
     """Median error by horizon with a 95 % percentile bootstrap over windows."""
 
     def median(rows: np.ndarray | slice) -> np.ndarray:
         return np.median(curve.errors[rows], 0)
 
-    return Band(curve.steps, *_spread(median, curve.errors, seed))
+    return Band(curve.steps, *_spread(median, curve.errors))
 
 
 def collapse_horizon(curve: Curve, threshold: float | np.ndarray) -> Interval:
@@ -78,11 +78,9 @@ def collapse_horizon(curve: Curve, threshold: float | np.ndarray) -> Interval:
     return Interval(*_spread(first, curve.errors))
 
 
-def _spread(
-    statistic: Callable[[np.ndarray | slice], Any], rows: np.ndarray, seed: int = 0
-) -> tuple[Any, Any, Any]:
+def _spread(statistic: Callable[[np.ndarray | slice], Any], rows: np.ndarray) -> tuple:
     """A statistic of n rows, and its 2.5 % and 97.5 % quantiles; some draws may be infinite."""
-    drawn = np.random.default_rng(seed).integers(len(rows), size=(RESAMPLES, len(rows)))
+    drawn = np.random.default_rng(0).integers(len(rows), size=(RESAMPLES, len(rows)))
     draws = np.sort([statistic(row) for row in drawn], 0)
     return statistic(slice(None)), draws[int(0.025 * RESAMPLES)], draws[int(0.975 * RESAMPLES)]
 
@@ -117,12 +115,11 @@ def with_horizon(
     return dataclasses.replace(planning, hierarchy=hierarchy)
 
 
-def planning_horizon(success: Mapping[int, np.ndarray], alpha: float = 0.05) -> Interval:
+def planning_horizon(success: Mapping[int, np.ndarray]) -> Interval:
     """Largest horizon whose success is not significantly below the best one's, with its interval.
 
-    `success` maps a horizon to 0/1 outcomes (n,) of the same trials; significant is an exact
-    two-sided McNemar test against the best horizon with p < alpha. The interval redraws trials
-    (95 %). NaN where nothing succeeds at any horizon: then there is no collapse to speak of.
+    `success` maps a horizon to 0/1 outcomes (n,) of the same trials, which the interval redraws;
+    significant is an exact two-sided McNemar test with p < 0.05. NaN where nothing ever succeeds.
     """
     horizons = np.array(sorted(success))
     table = np.stack([success[horizon] for horizon in horizons]).astype(float)  # (horizons, n)
@@ -134,6 +131,6 @@ def planning_horizon(success: Mapping[int, np.ndarray], alpha: float = 0.05) -> 
         best = drawn[drawn.mean(1).argmax()]
         lost, won = (best > drawn).sum(1), (best < drawn).sum(1)
         p = np.minimum(1, 2 * stats.binom.cdf(np.minimum(lost, won), lost + won, 0.5))
-        return float(horizons[p >= alpha].max())
+        return float(horizons[p >= 0.05].max())
 
     return Interval(*_spread(largest, table.T))

@@ -2,8 +2,8 @@
 
 Definitions follow the wall evaluation of PLDM (arXiv 2502.14819) and EB-JEPA (arXiv 2602.03604).
 With p(t) the position at step t = 0..S, g the goal and m(t) = |p(t) - g|^2 / 2 per coordinate,
-tau = first t with m(t) < 1 (Euclidean < sqrt(2) px), else S + 1. Differences from the public code:
-the first crossing step is t (not t + 1), and whatever is undefined is NaN, never 0.
+tau = first t with m(t) < 1 (Euclidean < sqrt(2) px), else S + 1. Unlike in the public code the
+first crossing step is t (not t + 1), and whatever is undefined is NaN, never 0.
 """
 
 from __future__ import annotations
@@ -74,8 +74,10 @@ def per_trial(episodes: Episodes, protocol: str) -> dict[str, np.ndarray]:
     distance = np.sqrt(2 * error)
     strict, loose = error < 1, distance < LOOSE_PX  # (B, S+1)
     hits, success = (strict, strict.any(1)) if protocol == "p1" else (loose, loose[:, -1])
-    crossing = _first_crossing(e)
-    at_end = np.minimum(_first(strict), error.shape[1] - 1)
+    side = np.sign(e.positions[..., 0] - e.layout[:, :1])  # (B, S+1)
+    crossed = side != side[:, :1]
+    crossing = np.where(crossed.any(1), crossed.argmax(1), np.nan)
+    straight = np.linalg.norm(e.positions[:, 0] - e.layout, axis=-1) / TRAINING_STEP_PX
     plan, stride = first_plan(e)
     columns = {
         "success": success,
@@ -88,11 +90,12 @@ def per_trial(episodes: Episodes, protocol: str) -> dict[str, np.ndarray]:
         "init_plan_cross_wall": _on_goal_side(e, plan[:, -1]),  # its last place
         "init_plan_reach": np.full(len(plan), plan.shape[1] * stride if stride else np.nan),
         "init_plan_through_wall": _through_wall(e, plan, stride),
-        "planning_error": np.take_along_axis(error, at_end[:, None], axis=1)[:, 0],  # at tau or S
+        "planning_error": _at(error, _first(strict)),  # at tau or S
         "final_distance": distance[:, -1],
         "termination_step": _first(strict),  # tau
         "first_crossing_step": crossing,
-        "efficiency": _efficiency(e, crossing),
+        # straight steps to the door over the crossing step, 0 without one
+        "efficiency": np.nan_to_num(straight / crossing, nan=0.0),
         "path_efficiency": success * _directness(e, _first(hits)),
         # 1 / sum of squared weights of level 1 and 2, mean over calls
         "effective_samples": _mean_calls(e, "effective"),
@@ -135,8 +138,8 @@ def _through_wall(e: Episodes, plan: np.ndarray, stride: int) -> np.ndarray:
     places = np.concatenate([e.positions[:, :1], plan], axis=1)
     changes = np.diff(np.sign(places[..., 0] - wall_x), axis=1) != 0  # (B, P)
     layout = Layout.of(e.layout.repeat(plan.shape[1], axis=0))
-    ends = [torch.as_tensor(part.reshape(-1, 2)) for part in (places[:, :-1], plan)]
-    way = oracle_length(*(end.float() for end in ends), layout).numpy().reshape(changes.shape)
+    ends = (torch.as_tensor(part.reshape(-1, 2)).float() for part in (places[:, :-1], plan))
+    way = oracle_length(*ends, layout).numpy().reshape(changes.shape)
     return (changes & (way > stride * e.cap + SLACK_PX)).any(1)
 
 
@@ -151,6 +154,11 @@ def _first(hits: np.ndarray) -> np.ndarray:
     return np.where(hits.any(1), hits.argmax(1), hits.shape[1])
 
 
+def _at(values: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """(B,) of values (B, S+1) at step (B,), the last one beyond the end."""
+    return values[np.arange(len(values)), np.minimum(step, values.shape[1] - 1)]
+
+
 def _side(position: np.ndarray, wall_x: np.ndarray) -> np.ndarray:
     """-1 left of the wall's left face, +1 right of its right face, 0 inside it, NaN for NaN."""
     gap = position[..., 0] - wall_x
@@ -163,25 +171,11 @@ def _on_goal_side(e: Episodes, position: np.ndarray) -> np.ndarray:
     return np.where((start * goal == -1) & ~np.isnan(here), here == goal, np.nan)
 
 
-def _first_crossing(e: Episodes) -> np.ndarray:
-    """(B,) first step t >= 1 whose sign(x - wall_x) differs from the start's; NaN if none."""
-    side = np.sign(e.positions[..., 0] - e.layout[:, :1])  # (B, S+1)
-    crossed = side != side[:, :1]
-    return np.where(crossed.any(1), crossed.argmax(1), np.nan)
-
-
-def _efficiency(e: Episodes, crossing: np.ndarray) -> np.ndarray:
-    """(B,) straight-line steps from start to door centre over the crossing step, 0 if none."""
-    straight = np.linalg.norm(e.positions[:, 0] - e.layout, axis=-1) / TRAINING_STEP_PX
-    return np.nan_to_num(straight / crossing, nan=0.0)
-
-
 def _directness(e: Episodes, hit: np.ndarray) -> np.ndarray:
     """(B,) oracle / max(oracle, travelled up to step `hit`), 1 where the goal is the start."""
     lengths = np.linalg.norm(np.diff(e.positions, axis=1), axis=-1)  # (B, S)
     travelled = np.cumsum(np.pad(lengths, ((0, 0), (1, 0))), axis=1)  # (B, S+1)
-    at_hit = np.minimum(hit, travelled.shape[1] - 1)
-    longest = np.maximum(e.oracle, np.take_along_axis(travelled, at_hit[:, None], axis=1)[:, 0])
+    longest = np.maximum(e.oracle, _at(travelled, hit))
     return np.divide(e.oracle, longest, out=np.ones_like(longest), where=longest > 0)
 
 

@@ -134,10 +134,9 @@ def probe_errors(model: Jepa, probe: Probe, store: LatentStore) -> dict[str, Any
 def off_manifold(
     agent: Agent, batch: LatentBatch, bank: Tensor, steps: np.ndarray
 ) -> dict[str, Curve]:
-    """Distance of predicted latents to the nearest real one, over what real latents have: (n, h).
+    """Distance (n, h) of predicted latents at `steps` (h,) to the nearest of real ones (M, D).
 
-    bank (M, D) real latents; the unit is the median distance of this batch's own encodings to the
-    bank, so 1 means "as near to the data as a real frame". `steps` (h,) environment steps.
+    The unit is the median distance of this batch's own encodings: 1 is as near as a real frame.
     """
     bank = bank.float().to(agent.device)
     unit = np.median(_nearest(batch.latents[:, :: max(1, len(steps))], bank))
@@ -163,15 +162,13 @@ def _nearest(latents: Tensor, bank: Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def plan_errors(
-    agent: Agent, planning: PlanningConfig, tasks: Trials, dynamics: str = "blocked"
-) -> Curve:
+def plan_errors(agent: Agent, planning: PlanningConfig, tasks: Trials) -> Curve:
     """Error in px of the first flat plan of every trial, executed open loop: (n, planned steps).
 
     A planner searches for actions that the model likes, so its plans break their promises sooner
-    than recorded motion does. `dynamics` defaults to the rule of the data.
+    than recorded motion does.
     """
-    world = tasks.begin(dynamics, seed=0)
+    world = tasks.begin("blocked", seed=0)  # the rule of the data
     latent, goal = (agent.encode(world.render(place)) for place in (tasks.start, tasks.goal))
     planner = agent.planner("flat", planning)
     planner.reset(tasks.numbers)

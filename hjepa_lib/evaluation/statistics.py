@@ -30,12 +30,10 @@ class Interval(NamedTuple):
 
 
 class McNemar(NamedTuple):
-    """Two methods on the same trials: who solved what, and the exact two-sided p-value."""
+    """Two methods on the same trials: who solved what alone, and the exact two-sided p-value."""
 
-    both: int
     only_first: int
     only_second: int
-    neither: int
     p_value: float
 
 
@@ -53,10 +51,8 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
     Only trials solved by exactly one method carry evidence; without any the p-value is 1.
     """
     one, two = np.asarray(first) > 0, np.asarray(second) > 0
-    counts = [int(part.sum()) for part in (one & two, one & ~two, two & ~one, ~(one | two))]
-    discordant = counts[1] + counts[2]
-    p_value = float(stats.binomtest(counts[1], discordant).pvalue) if discordant else 1.0
-    return McNemar(*counts, p_value)
+    won, lost = int((one & ~two).sum()), int((two & ~one).sum())
+    return McNemar(won, lost, float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0)
 
 
 def iqm(scores: np.ndarray) -> float:
@@ -65,21 +61,19 @@ def iqm(scores: np.ndarray) -> float:
 
 
 def bootstrap(
-    scores: np.ndarray, statistic: Statistic = np.mean, redraw: str = "both",
-    resamples: int = 2000, seed: int = 0,
-) -> Interval:  # fmt: skip
+    scores: np.ndarray, statistic: Statistic = np.mean, redraw: str = "both", resamples: int = 2000
+) -> Interval:
     """95 % percentile bootstrap of `statistic` over scores (S seeds, n trials) or (n,).
 
-    `redraw` is `seeds` (rliable's: within each trial, for new training runs on these trials),
-    `trials` (within each seed, for these models on new trials) or `both`, crossed, the widest.
+    `redraw` is `trials` (within each seed, for these models on new trials) or `both`, crossed.
     """
     table = np.atleast_2d(scores).astype(float)
-    return _interval(lambda cell: statistic(table[cell]), table.shape, redraw, resamples, seed)
+    return _interval(lambda cell: statistic(table[cell]), table.shape, redraw, resamples)
 
 
 def bootstrap_difference(
     first: np.ndarray, second: np.ndarray, statistic: Statistic = np.mean, redraw: str = "both",
-    resamples: int = 2000, seed: int = 0,
+    resamples: int = 2000,
 ) -> Interval:  # fmt: skip
     """`bootstrap` of statistic(first) - statistic(second), paired: the same redrawn cells."""
     one, two = (np.atleast_2d(scores).astype(float) for scores in (first, second))
@@ -87,27 +81,23 @@ def bootstrap_difference(
     def difference(cell: Any) -> float:
         return statistic(one[cell]) - statistic(two[cell])
 
-    return _interval(difference, one.shape, redraw, resamples, seed)
+    return _interval(difference, one.shape, redraw, resamples)
 
 
 def _interval(
-    statistic: Callable[[Any], float], shape: tuple[int, int], redraw: str, resamples: int,
-    seed: int,
-) -> Interval:  # fmt: skip
+    statistic: Callable[[Any], float], shape: tuple[int, int], redraw: str, resamples: int
+) -> Interval:
     """Of a statistic of index pairs (rows, columns) that broadcast to (S, n)."""
     seeds, trials = shape
-    draw = np.random.default_rng(seed).integers
-
-    def cell() -> tuple[np.ndarray, np.ndarray]:
-        if redraw == "seeds":
-            return draw(seeds, size=shape), np.arange(trials)[None]
+    draw, draws = np.random.default_rng(0).integers, []
+    for _ in range(resamples):
         if redraw == "trials":
-            return np.arange(seeds)[:, None], draw(trials, size=shape)
-        return draw(seeds, size=(seeds, 1)), draw(trials, size=(1, trials))
-
+            cell = np.arange(seeds)[:, None], draw(trials, size=shape)
+        else:
+            cell = draw(seeds, size=(seeds, 1)), draw(trials, size=(1, trials))
+        draws.append(statistic(cell))
     tail = (1 - 0.95) / 2
-    low, high = np.quantile([statistic(cell()) for _ in range(resamples)], [tail, 1 - tail])
-    return Interval(float(statistic(...)), float(low), float(high))
+    return Interval(*map(float, (statistic(...), *np.quantile(draws, [tail, 1 - tail]))))
 
 
 def student(values: np.ndarray) -> tuple[float, float]:
@@ -120,8 +110,8 @@ def student(values: np.ndarray) -> tuple[float, float]:
 def paired(one: np.ndarray, two: np.ndarray, resamples: int = 2000) -> Interval:
     """Mean of one - two, errors (S seeds, K blocks) on the same blocks, with a cautious interval.
 
-    Its ends are the outer ones of the bootstrap, which with three seeds believes in them too much,
-    and of Student's interval over the seeds' means, which knows nothing of blocks.
+    Its ends are the outer ones of the bootstrap, too sure of few seeds, and of Student's interval
+    over the seeds' means, which knows nothing of blocks.
     """
     gap = bootstrap_difference(one, two, resamples=resamples)
     if len(one) < 2:

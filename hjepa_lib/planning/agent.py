@@ -109,7 +109,7 @@ class Agent:
     def cost_landscape(
         self, positions: Tensor, frames: Tensor, goal_frame: Tensor, cost: str
     ) -> Tensor:
-        """Cost (M,) of standing at each rendered position for one goal (figures)."""
+        """Cost (...) of standing at positions (..., 2), frames (M, C, Hpx, Wpx), for one goal."""
         geometry = self.geometry(cost)
         with torch.no_grad(), self.autocast():
             here, goal = (geometry.embed(self.encode(one)) for one in (frames, goal_frame[None]))

@@ -11,7 +11,7 @@ from torch import Tensor
 from hjepa_lib.config import HierarchyConfig, PlannerConfig, SearchConfig
 from hjepa_lib.models.distance import Geometry
 from hjepa_lib.models.level1 import Jepa
-from hjepa_lib.models.level2 import Level2
+from hjepa_lib.models.level2 import Imagined, Level2
 
 CHUNK = 4096  # candidates rolled out at once, at most
 FEWEST = 512  # below this, matrix products get slower
@@ -150,8 +150,8 @@ class MacroLevel(Level):
         steps = plans.unflatten(-1, (self.stride, -1))  # (M, H, step_skip, A) px
         return self.model.macro(self.level1.normalise_actions(steps))
 
-    def imagine_states(self, start: Tensor, plans: Tensor):
-        """Predictions and z of a prior roll-out (models/level2.py, Imagined)."""
+    def imagine_states(self, start: Tensor, plans: Tensor) -> Imagined:
+        """Predictions and z of a prior roll-out."""
         noise = plans if self.space == "none" else None
         return self.model.imagine(start, plans.shape[1], self.macros(plans), noise)
 
@@ -160,10 +160,9 @@ class MacroLevel(Level):
         return self.imagine_states(start, plans).predictions[None]
 
     def penalty(self, start: Tensor, members: Tensor, path: Tensor) -> Tensor | float:
-        """How far the path asks for more than level 1 can do, in steps.
+        """What the path asks beyond level 1 (a decoder may jump through a wall), in steps.
 
-        Sum over macro-steps of (d - stride)^2 / stride, where consecutive ones are d > stride steps
-        apart. A decoder may jump through a wall; the distance knows the way round.
+        Sum over macro-steps d > stride steps long of (d - stride)^2 / stride.
         """
         if self.hierarchy.reachable == 0 or not self.geometry.in_steps:
             return 0.0

@@ -169,18 +169,18 @@ class Planner:
 
     def _hand_down(self, number: int, latent: Tensor) -> None:
         """What the new plan of a level above level 1 looks like; controls act on level 2 alone."""
-        layer, last = self.layers[number - 1], self.layers[number - 1].level.config.iterations
-        control, plan = self.hierarchy.control if number == 2 else "none", layer.nominal
+        layer = self.layers[number - 1]
+        level, control = layer.level, self.hierarchy.control if number == 2 else "none"
         if control == "zero":
-            plan = layer.nominal = torch.zeros_like(plan)
-        imagined = layer.level.imagine_states(latent, plan)
+            layer.nominal = torch.zeros_like(layer.nominal)
+        imagined = level.imagine_states(latent, layer.nominal)
         layer.macro = path = imagined.predictions
-        layer.hooks = layer.level.model.context(imagined.z)
-        if control == "shuffle":
-            # Who gets whose sub-goal is the one thing that depends on the other trials.
-            order = self._noise(2, last, (1,))[:, 0].argsort()
-            path = path[order.to(plan.device)]
-        if control == "perturb":
-            noise = self._noise(2, last, path.shape[2:]).to(plan.device)
-            path = path + noise[:, None] * path.std((1, 2), keepdim=True)
+        layer.hooks = level.model.context(imagined.z)
+        if control in ("shuffle", "perturb"):
+            shape = (1,) if control == "shuffle" else path.shape[2:]
+            noise = self._noise(2, level.config.iterations, shape).to(path.device)
+            if control == "shuffle":  # whose sub-goal one gets: this depends on the other trials
+                path = path[noise[:, 0].argsort()]
+            else:
+                path = path + noise[:, None] * path.std((1, 2), keepdim=True)
         layer.path = path
