@@ -31,6 +31,11 @@ class FileError(WorkbookError):
     """A file cannot be written, or is missing, truncated or not of the expected format."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def write_atomic(path: str | Path, data: bytes | str) -> Path:
     """Write `data` (text is UTF-8) to `path`, creating parent folders; raises `FileError`."""
     path = Path(path)

@@ -174,7 +174,7 @@ def finished(tmp_path):
     rows = [result("random", "none", 7), result("oracle", "none", 100)]
     leave_section(run, "40-planning", {"title": "Two Rooms", "results": rows, "data": rows})
     for name, seconds in (("10_gym_data", 30.0), ("13_reward_predictors", 600.0), ("05_x", 9e9)):
-        run.record_notebook(name, {"ok": True, "seconds": seconds})
+        run.note(name, {"ok": True, "seconds": seconds}, "notebooks")
     Image.new("RGB", (4, 4)).save(run.folder("figures") / readme.PIXEL_PICTURES[0])
     return run
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -9,11 +10,11 @@ import torch
 from tiny import digest, make_agent, make_level3, seeded, tiny_config
 
 import hjepa_lib
-from hjepa_lib.config import Config, ConfigError
+from hjepa_lib.config import Config, ConfigError, to_dict
 from hjepa_lib.evaluation.compute import planner_flops
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
 from hjepa_lib.evaluation.results import Case
-from hjepa_lib.files import FileError
+from hjepa_lib.files import FileError, write_json
 from hjepa_lib.models import checkpoint
 from hjepa_lib.planning import THREE_LEVELS, scale_samples
 from hjepa_lib.planning import planner as planner_module
@@ -249,25 +250,32 @@ def test_settings_of_a_third_level_are_checked():
 
 @pytest.fixture(scope="module")
 def deep(trained, tmp_path_factory):
-    """A copy of the tiny run, made with `level3.enabled`, and its third level trained."""
+    """A copy of the tiny run, with `level3.enabled`, and what `train` says about the rest (C4)."""
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp("deep")
         patch.setenv("HJEPA_OUTPUTS", str(root))
+        patch.setitem(sys.modules, "papermill", None)
         shutil.copytree(trained, root / "deep")
-        ws = Workspace("test", Run.at(root / "deep"))
-        ws.config = ws.config.override("level3.enabled=true,evaluation.latency=false")
+        run = Run.at(root / "deep")
+        config = run.config.override("level3.enabled=true,evaluation.latency=false")
+        write_json(run.path / "manifest.json", run.manifest | {"config": to_dict(config)})
         before = {path: path.read_bytes() for path in (root / "deep" / "l2").iterdir()}
-        reports = list(stages.train(ws, "l3"))
+        said = []
+        stages.train_run(lambda: Run.at(root / "deep"), said.append)
         assert before == {path: path.read_bytes() for path in before}
+        ws = Workspace("test", Run.at(root / "deep"))
         assert list(stages.train(ws, "l3")) == []  # done
-        yield ws, reports
+        yield ws, said
 
 
-def test_the_stage_trains_stores_and_reloads(deep, monkeypatch):
-    """Stage `l3`: same trainer, own clock; the agent plans with it after loading."""
-    ws, reports = deep
+def test_c4_the_command_trains_stores_and_reloads_the_third_level(deep, monkeypatch):
+    """Stage `l3`: same trainer, own clock, no papermill; the agent plans with it after loading."""
+    ws, said = deep
     monkeypatch.setenv("HJEPA_OUTPUTS", str(ws.run.path.parent))
-    assert reports[-1].update == ws.config.level2.optim.updates
+    updates = ws.config.level2.optim.updates
+    assert [line.split(":")[0] for line in said if line.startswith("l")][-1] == (
+        f"l3 {updates}/{updates}"
+    )
     assert {row["stage"] for row in ws.run.records("l3")} == {"l3"}
     stored = checkpoint.load_level2(ws.run.path / "l3")
     assert stored.model.config == ws.config.third

@@ -34,7 +34,7 @@ GOOD, CONCERNING = 0.7, 0.5
 # --- latents ----------------------------------------------------------------------------------
 def latent_report(latents: Tensor) -> dict[str, float]:
     """std, spread and effective rank of latents (M, D)."""
-    latents = latents.double()
+    latents = latents.cpu().double()  # S7
     variance = latents.var(0, correction=0)
     norm = latents.square().sum(1).mean()
     return {

@@ -12,15 +12,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-KEPT = ("torch", "numpy", "matplotlib")
-"""What Colab brings and an installation must not replace."""
 DRIVE = Path("/content/drive/MyDrive")
 EXTRAS = {"06": "widgets", "10": "rl", "11": "rl", "12": "rl", "13": "rl", "14": "h5", "15": "rl"}
-
-
-def in_colab() -> bool:
-    """True in a Colab kernel."""
-    return "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ
 
 
 def set_up(notebook: str) -> None:
@@ -28,10 +21,10 @@ def set_up(notebook: str) -> None:
 
     A mounted Google Drive becomes the outputs root, so that runs outlive the session and resume.
     """
-    root = Path(__file__).resolve().parents[2]
-    if in_colab():
-        if importlib.util.find_spec("tyro") is None or notebook[:2] in EXTRAS:
-            install(root, EXTRAS.get(notebook[:2], ""))
+    root, extra = Path(__file__).resolve().parents[2], EXTRAS.get(notebook[:2], "")
+    if "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ:
+        if extra or importlib.util.find_spec("tyro") is None:
+            install(root, extra)
         if DRIVE.is_dir():
             os.environ.setdefault("HJEPA_OUTPUTS", f"file://{DRIVE}/hjepa")
     print(f"hjepa-lib {_version('hjepa-lib')} in {root}, torch {_version('torch')}", end="; ")
@@ -39,9 +32,10 @@ def set_up(notebook: str) -> None:
 
 
 def install(root: Path, extra: str) -> None:
-    """pip install of the checkout with an extra, beside what the host brings (`KEPT`)."""
+    """pip install of the checkout with an extra; what Colab brings is not replaced."""
     keep = root / ".keep.txt"  # so pip stops rather than replace one of these
-    keep.write_text("".join(f"{name}=={version(name)}\n" for name in KEPT))
+    kept = ("torch", "numpy", "matplotlib")
+    keep.write_text("".join(f"{name}=={version(name)}\n" for name in kept))
     target = f"{root}[{extra}]" if extra else str(root)
     command = [sys.executable, "-m", "pip", "install", "-q", "-c", str(keep), "-e", target]
     subprocess.run(command, check=True)

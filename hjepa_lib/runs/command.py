@@ -1,7 +1,4 @@
-"""Commands about one run, and the options that every command with settings has.
-
-Heavy imports wait until a command needs them, so `--help` is quick.
-"""
+"""Commands about one run, and the options that every command with settings has."""
 
 from __future__ import annotations
 
@@ -73,11 +70,13 @@ class RunOptions:
 
     def refuse_all_but(self, used: tuple[str, ...], action: str) -> None:
         """ConfigError that names the options given which `action` would ignore (PL7)."""
-        options = [item for item in dataclasses.fields(self) if item.name not in used]
-        given = [item.name for item in options if getattr(self, item.name) != item.default]
+        given = [
+            f"--{item.name.replace('_', '-')}"
+            for item in dataclasses.fields(self)
+            if item.name not in used and getattr(self, item.name) != item.default
+        ]
         if given:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise ConfigError(f"{action} has no use for {names}: leave it out")
+            raise ConfigError(f"{action} has no use for {', '.join(given)}: leave it out")
 
 
 @dataclass(kw_only=True)
@@ -97,8 +96,7 @@ class RunCommand(RunOptions):
         run = self.open_run()
         print(f"run {run.name} in {run.path}")
         again = f"continue with: python -m hjepa_lib run --name {run.name} --resume"
-        if self.notebooks != "01-05":
-            again += f" --notebooks {self.notebooks}"
+        again += "" if self.notebooks == "01-05" else f" --notebooks {self.notebooks}"
         try:
             runner.run_notebooks(run, notebooks, resume=self.resume)
             runner.finish(run)
@@ -118,7 +116,7 @@ class TrainCommand(RunOptions):
     def __call__(self) -> int:
         from hjepa_lib.runs.stages import train_run
 
-        train_run(lambda: self.open_run())
+        train_run(self.open_run)
         return 0
 
 
@@ -145,18 +143,12 @@ class PretrainedCommand:
     """Run to take; if empty, a new one is trained with the profile laptop, seed 0."""
 
     def __call__(self) -> int:
-        from hjepa_lib.runs import notebooks as runner
-        from hjepa_lib.runs.places import new_name
         from hjepa_lib.runs.pretrained import export
         from hjepa_lib.runs.run import Run
 
-        if self.run:
-            run = Run.open(self.run)
-        else:
-            config, notebooks = make_profile("laptop"), runner.select_notebooks("01-03")
-            runner.prepare(config, notebooks)
-            run = Run.create(new_name(config), config)
-            runner.run_notebooks(run, notebooks)
+        if not self.run and (failed := RunCommand(notebooks="01-03")()):
+            return failed
+        run = Run.open(self.run)
         print(f"pretrained: {export(run)} from run {run.name}")
         return 0
 
@@ -193,15 +185,12 @@ class TrialsCommand:
         layouts = self.layouts or data.layouts
         if layouts == "rectangle":
             layouts = layout_set(layouts, data.exclude_wall, data.exclude_door)
-        wanted = (
-            (self.output_train, self.n_train, seed),
-            (self.output_eval, self.n_eval, seed + 1),
-        )
-        for path, rows, seed in wanted:
+        wanted = ((self.output_train, self.n_train), (self.output_eval, self.n_eval))
+        for own, (path, rows) in enumerate(wanted, seed):
             if path:
-                trials = make_trials(layouts, self.level, rows, seed)
+                trials = make_trials(layouts, self.level, rows, own)
                 save_trials(path, trials)
-                print(f"{path}: {rows} trials, seed {seed}, sha256 {trials.sha256}")
+                print(f"{path}: {rows} trials, seed {own}, sha256 {trials.sha256}")
         return 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from hjepa_lib.config import Config, flatten
 from hjepa_lib.files import sha256
 
-_NOT_SHAPING = ("level1.load",)  # says where level 1 comes from, not what it is
+_leaves = functools.lru_cache(maxsize=64)(flatten)
 
 
 @dataclass(frozen=True)
@@ -38,25 +38,20 @@ class Stage:
 
 def shaping(stage: Stage, config: Config) -> dict[str, Any]:
     """The settings that shape a stage, without those of what it reads: {dotted name: value}."""
-    wanted = stage.settings
+    sections = tuple(f"{name}." for name in stage.settings)
     return {
         name: value
         for name, value in _leaves(config).items()
-        if name not in _NOT_SHAPING
-        and any(name == one or name.startswith(f"{one}.") for one in wanted)
+        # level1.load says where level 1 comes from, not what it is
+        if f"{name}.".startswith(sections) and name != "level1.load"
     }
-
-
-@functools.lru_cache(maxsize=64)
-def _leaves(config: Config) -> dict[str, Any]:
-    return flatten(config)
 
 
 def key(stage: Stage, config: Config, loaded: Callable[[Stage], str] | None = None) -> str:
     """16 hexadecimal digits of everything that shaped the stage, down to its data.
 
-    Settings count as written: `precision=auto` is one value, whatever a machine makes of it, and
-    device and threads do not count. `loaded` finds the key of a stage that is taken from a run.
+    Settings count as written (`precision=auto` is one value); device and threads do not count.
+    `loaded` finds the key of a stage that is taken from a run.
     """
     if stage.load and loaded is not None:
         return loaded(stage)
@@ -93,14 +88,10 @@ def _hashed(path: Path, size: int, written: int) -> str:
 
 def closure(stage: Stage) -> list[Stage]:
     """The stage and everything it is made from, inputs first, each once."""
-    found: list[Stage] = []
-    for one in [*(part for other in stage.reads for part in closure(other)), stage]:
-        if one.name not in [other.name for other in found]:
-            found.append(one)
-    return found
+    found = [*(part for other in stage.reads for part in closure(other)), stage]
+    return list({one.name: one for one in found}.values())
 
 
-# --- the core ---------------------------------------------------------------------------------
 def _later(part: str, **options: Any) -> Callable[..., Iterator[Any] | None]:
     """How stages.py makes a stage, imported when it is made: what shapes it needs no torch."""
 
@@ -114,33 +105,26 @@ def _later(part: str, **options: Any) -> Callable[..., Iterator[Any] | None]:
 
 def core_stages(config: Config) -> dict[str, Stage]:
     """Every stage of the core by name: data, l1, distance, l2, l3, with what shapes it."""
-    source = config.data.source
+    # The probe, a refinement, head and level 2 see the latents of so many trajectories.
+    source, seen = config.data.source, "distance.trajectories"
     named = () if source in ("generated", "published") else (source,)
     data = Stage("data", _later("data"), ("data",), recorded=True, files=named)
-    # The probe, and a refinement, see the latents of distance.trajectories trajectories.
-    shaping = ("level1", "distance.trajectories", *(("level2",) if is_joint(config) else ()))
-    l1 = Stage("l1", _later("level1"), shaping, (data,), load=config.level1.load)
+    shaped = ("level1", seen, *(("level2",) if is_joint(config) else ()))
+    l1 = Stage("l1", _later("level1"), shaped, (data,), load=config.level1.load)
     distance = Stage("distance", _later("distance"), ("distance",), (data, l1), folder="l1")
     reads = (data, l1, distance)
     second = _later("macro", name="l2", section=config.level2)
     third = _later("macro", name="l3", section=config.third)
-    stages = (
-        data,
-        l1,
-        distance,
-        Stage("l2", second, ("level2", "distance.trajectories"), reads),
-        Stage("l3", third, ("level2", "level3", "distance.trajectories"), reads),
-    )
-    return {stage.name: stage for stage in stages}
+    l2 = Stage("l2", second, ("level2", seen), reads)
+    l3 = Stage("l3", third, ("level2", "level3", seen), reads)
+    return {stage.name: stage for stage in (*reads, l2, l3)}
 
 
 def wanted_stages(config: Config) -> list[Stage]:
     """The trainings that these settings ask for, in order: without level 2 or 3 where disabled."""
-    stages = core_stages(config)
-    names = ["l1", "distance"]
-    names += [] if config.level2.disable_l2 else ["l2"]
-    names += ["l3"] if config.level3.enabled else []
-    return [stages[name] for name in names]
+    found = core_stages(config)
+    wanted = {"l2": not config.level2.disable_l2, "l3": config.level3.enabled}
+    return [found[name] for name in found if name != "data" and wanted.get(name, True)]
 
 
 def is_joint(config: Config) -> bool:

@@ -1,8 +1,7 @@
 """Training curves: `metrics.jsonl`, always, and an experiment tracker where the settings name one.
 
 metrics.jsonl has one JSON object per line: `stage`, `step` and values. A half-written last line,
-left by `kill -9` or a full disk, is ignored by readers and cut off by the next writer; `rewind`
-drops what came after a checkpoint, so that a resumed training leaves the same file (PL8).
+left by `kill -9` or a full disk, is ignored by readers and cut off by the next writer.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ import io
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hjepa_lib.files import FileError, plain, write_atomic
+from hjepa_lib.files import FileError, first_line, plain, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -27,62 +26,52 @@ class MetricsLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._seen: dict[tuple[str, int], set[str]] | None = None  # keys by (stage, step)
+        self._seen: set[tuple[str, int, str]] | None = None  # (stage, step, key)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one record; numbers may be Python, numpy or 0-d torch values, NaN becomes null.
+        """Append {"stage", "step", key: value, ...} of Python, numpy or 0-d torch values.
 
-        FileError when "stage" or "step" is missing, or a key has a value there already (PL6).
+        NaN becomes null. FileError when a key has a value there already (PL6).
         """
-        row = plain(record)
-        stage, step = row.get("stage"), row.get("step")
-        if not isinstance(stage, str) or not isinstance(step, int):
-            raise FileError("a metrics record needs a text 'stage' and an integer 'step'")
         if self._seen is None:
-            self._heal()
-            self._seen = {}
-            for old in self.records():
-                self._seen.setdefault((old["stage"], old["step"]), set()).update(old)
-        known = self._seen.setdefault((stage, step), set())
-        if twice := (known & row.keys()) - {"stage", "step"}:
-            raise FileError(f"metric {min(twice)!r} of {stage} step {step} is written twice")
+            self.rewind()
+            self._seen = {name for row in self.records() for name in _names(row)}
+        row = plain(record)
+        for stage, step, key in sorted(_names(row) & self._seen):
+            raise FileError(f"metric {key!r} of {stage} step {step} is written twice")
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
         except OSError as error:
-            self._seen = None  # the line may be half written: heal before the next one
+            self._seen = None  # the line may be half written: cut it off before the next one
             raise FileError(f"cannot write {self.path}: {error.strerror or error}") from error
-        known.update(row)
+        self._seen |= _names(row)
 
     def records(self, stage: str | None = None) -> list[dict[str, Any]]:
         """Whole lines as dictionaries, of one stage if given; [] when there is no file yet."""
         if not self.path.is_file():
             return []
         *lines, _partial = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
-        rows = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise FileError(f"{self.path} line {number} is not valid JSON") from error
+        try:
+            rows = [json.loads(line) for line in lines]
+        except json.JSONDecodeError as error:
+            raise FileError(f"{self.path}: {error.doc[:40]!r} is not valid JSON") from error
         return [row for row in rows if stage is None or row["stage"] == stage]
 
-    def rewind(self, stage: str, step: int = -1) -> None:
-        """Drop the records of `stage` with a step above `step` (-1: all of them)."""
-        rows = self.records()
-        kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
+    def rewind(self, stage: str = "", step: int = -1) -> None:
+        """Keep whole lines alone, without those of `stage` above `step` (-1: all of it).
+
+        So a resumed training leaves the same file as an uninterrupted one (PL8).
+        """
         if self.path.is_file():
+            kept = [row for row in self.records() if row["stage"] != stage or row["step"] <= step]
             text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
             write_atomic(self.path, text)
         self._seen = None
 
-    def _heal(self) -> None:
-        """Cut off a last line without its newline."""
-        if self.path.is_file():
-            data = self.path.read_bytes()
-            whole = data.rfind(b"\n") + 1
-            if whole < len(data):
-                write_atomic(self.path, data[:whole])
+
+def _names(row: dict[str, Any]) -> set[tuple[str, int, str]]:
+    return {(row["stage"], row["step"], key) for key in row.keys() - {"stage", "step"}}
 
 
 class Tracker:
@@ -103,34 +92,34 @@ class Tracker:
         values = plain(record)
         stage, step = values.pop("stage"), values.pop("step")
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
-        try:
+        with self._guest():
             if self._sink is None:
-                with contextlib.redirect_stdout(io.StringIO()):  # their greetings
-                    self._sink = SINKS[self.kind](self.name, self.folder, self.settings)
+                self._sink = SINKS[self.kind](self.name, self.folder, self.settings)
                 atexit.register(self.close)
             self._sink.write(stage, step, numbers)
-        except (Exception, SystemExit) as error:
-            self._give_up(error)
 
     def close(self) -> None:
         """Let the tracker finish what it still holds; done at the end of the process."""
-        sink, self._sink = self._sink, None
-        if sink is None:
-            return
         atexit.unregister(self.close)
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            with self._guest():
+                sink.close()
+
+    @contextlib.contextmanager
+    def _guest(self) -> Iterator[None]:
+        """Its greetings are not shown; its first error switches it off."""
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                sink.close()
+                yield
         except (Exception, SystemExit) as error:
-            self._give_up(error)
-
-    def _give_up(self, error: BaseException) -> None:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if isinstance(error, ImportError):
-            reason += f"; pip install {self.kind}"
-        log.warning("tracker %s is off from here on (metrics.jsonl is not): %s", self.kind, reason)
-        self.kind, self._sink = "none", None
-        atexit.unregister(self.close)
+            reason, advice = first_line(error), f"; pip install {self.kind}"
+            log.warning(
+                "tracker %s is off from here on (metrics.jsonl is not): %s%s",
+                self.kind, reason, advice if isinstance(error, ImportError) else "",
+            )  # fmt: skip
+            self.kind, self._sink = "none", None
+            atexit.unregister(self.close)
 
 
 class TensorBoard:
@@ -186,12 +175,10 @@ class WeightsAndBiases:
 
     def write(self, stage: str, step: int, values: dict[str, float]) -> None:
         """Log the values at the stage's own step; what is measured once an epoch over epochs."""
-        axes = {f"{stage}/*": f"{stage}/step"}  # every stage counts its own steps
-        axes |= {f"{stage}/{key}": f"{stage}/{axis}" for key, axis in epoch_axes(values).items()}
-        for key, axis in axes.items():
-            if key not in self.axes:
-                self.run.define_metric(key, step_metric=axis)
-                self.axes[key] = axis
+        for key, axis in {"*": "step", **epoch_axes(values)}.items():
+            if f"{stage}/{key}" not in self.axes:
+                self.axes[f"{stage}/{key}"] = axis
+                self.run.define_metric(f"{stage}/{key}", step_metric=f"{stage}/{axis}")
         self.run.log({f"{stage}/{key}": value for key, value in {"step": step, **values}.items()})
 
     def close(self) -> None:
@@ -208,13 +195,10 @@ def epoch_axes(values: Mapping[str, float]) -> dict[str, str]:
     axes = {}
     for key in values:
         parts = key.split("/")
-        if not any(part.startswith("val") or part.endswith("epoch_avg") for part in parts):
-            continue
-        for depth in range(len(parts) - 1, -1, -1):
-            axis = "/".join([*parts[:depth], "epoch"])
-            if axis in values:
-                axes[key] = axis
-                break
+        prefixes = ["/".join([*parts[:depth], "epoch"]) for depth in range(len(parts))]
+        found = [axis for axis in prefixes if axis in values]
+        if found and any(part.startswith("val") or part.endswith("epoch_avg") for part in parts):
+            axes[key] = found[-1]
     return axes
 
 

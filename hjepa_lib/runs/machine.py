@@ -1,9 +1,7 @@
 """The machine a run uses: allocator, threads, device, precision, and what to write down about it.
 
-Memory allocation matters as much as arithmetic on CPUs: large activations that are mapped and
-unmapped for every update cost page faults, so `set_up` tells glibc to keep freed memory. Precision
-is decided by measuring (bf16 is 10 times faster on one CPU and slower on the next), never by a
-processor flag, and once per run: `runs.Run` stores the answer.
+Precision is decided by measuring (bf16 is 10 times faster on one CPU and slower on the next), never
+by a processor flag, and once per run: `runs.Run` stores the answer.
 """
 
 from __future__ import annotations
@@ -13,10 +11,9 @@ import ctypes
 import importlib.metadata
 import json
 import platform
+import re
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # parameter numbers of
 _KEEP = 1 << 30  # bytes; freed blocks below this size stay with the process
 _CLEARLY_FASTER = 1.2  # bf16 must win by this factor, so that noise cannot choose it
 _PACKAGES = ("torch", "numpy", "scipy", "pandas", "gymnasium", "scikit-learn", "hjepa-lib")
+usable_cores = joblib.cpu_count  # affinity mask and container quota, whichever is smaller
 
 
 def set_up(threads: int | None = None) -> int:
@@ -38,26 +36,15 @@ def set_up(threads: int | None = None) -> int:
     """
     import torch
 
-    _keep_freed_memory()
+    # glibc serves large blocks from the heap and never trims it: activations that are mapped and
+    # unmapped for every update cost page faults. macOS, musl and Windows have no mallopt.
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_TRIM_THRESHOLD, _KEEP)
+        # Older glibc refuses a threshold above 32 MB; "no mappings at all" has the same effect.
+        _ = mallopt(_MMAP_THRESHOLD, _KEEP) or mallopt(_MMAP_MAX, 0)
     torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cores()))
     return torch.get_num_threads()
-
-
-def _keep_freed_memory() -> bool:
-    """glibc: serve large blocks from the heap and never trim it; False where there is no glibc."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # macOS, musl, Windows
-        return False
-    trimmed = mallopt(_TRIM_THRESHOLD, _KEEP)
-    # Older glibc refuses a threshold above 32 MB; "no mappings at all" has the same effect there.
-    mapped = mallopt(_MMAP_THRESHOLD, _KEEP) or mallopt(_MMAP_MAX, 0)
-    return bool(trimmed and mapped)
-
-
-def usable_cores() -> int:
-    """Cores this process may use: affinity mask and container quota, whichever is smaller."""
-    return joblib.cpu_count()
 
 
 def choose_device(name: str = "auto") -> str:
@@ -73,14 +60,8 @@ def has_device(name: str) -> bool:
     """True when this machine has a device of that kind: cpu, cuda or mps."""
     import torch
 
-    present = {"cpu": lambda: True, "cuda": torch.cuda.is_available, "mps": _has_mps}
-    return name in present and present[name]()
-
-
-def _has_mps() -> bool:
-    import torch
-
-    return hasattr(torch.backends, "mps") and torch.backends.mps.is_available()
+    present = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    return name == "cpu" or (name in present and present[name]())
 
 
 def choose_precision(device: str, wanted: str = "auto") -> str:
@@ -102,6 +83,7 @@ def bf16_speedup(device: str, seconds: float = 1.0) -> float:
     """
     import torch
     from torch.nn.functional import conv2d
+    from torch.utils.benchmark import Timer
 
     generator = torch.Generator().manual_seed(0)
 
@@ -122,104 +104,60 @@ def bf16_speedup(device: str, seconds: float = 1.0) -> float:
             x = x + (x @ square).relu()
         x.float().square().mean().backward()
 
+    timer = Timer("work()", globals={"work": work})  # one thread; it waits for the GPU
     times: dict[bool, list[float]] = {False: [], True: []}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     end = time.perf_counter() + seconds
-    while len(times[True]) < 4 or time.perf_counter() < end:
-        for bf16 in (False, True):
+    while len(times[True]) < 2 or time.perf_counter() < end:
+        for bf16 in times:
             with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
-                times[bf16].append(_timed(work, device))
-    torch.set_num_threads(threads)
+                times[bf16].append(timer.timeit(1).mean)
     return min(times[False]) / min(times[True])
-
-
-def _timed(work: Callable[[], None], device: str) -> float:
-    start = time.perf_counter()
-    work()
-    if device == "cuda":
-        import torch
-
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def versions() -> dict[str, str]:
     """Python, packages, system, processor and cores, as text for manifest and report."""
+    import torch
+
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     found["system"] = f"{platform.system()} {platform.release()} {platform.machine()}"
-    found["processor"] = _processor()
+    found["processor"] = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, IndexError):  # where there is /proc, it says more
+        text = Path("/proc/cpuinfo").read_text()
+        found["processor"] = re.findall(r"(?m)^model name\s*: (.*)$", text)[0]
     found["cores"] = str(usable_cores())
-    import torch
-
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    return platform.processor() or platform.machine()
-
-
-def peak_memory_mb(children: bool = False) -> float | None:
-    """Largest resident memory so far of this process or of its ended children, in MB."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    who = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
-    peak = resource.getrusage(who).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def revision(root: Path | None = None) -> str:
     """Git commit of the folder `root` ("-dirty" with local changes), or the next best thing.
 
     Without git that is what `git archive` wrote into VERSION (colab_pack.sh), then the commit that
-    pip installed from a URL, then "unknown".
+    pip installed from a URL (PEP 610), then "unknown".
     """
     root = root or Path(__file__).resolve().parents[2]
     if (root / ".git").exists():
+        # In a fresh clone git compares contents, and the filter that strips notebooks would start a
+        # Python for each of them; committed ones are stripped, so they are compared as they are.
+        # The gallery is written by the very study that asks: it changes no result.
+        status = ("status", "--porcelain", "--", ".", ":!outputs/gallery")
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            commit = _git(root, "rev-parse", "HEAD")
-            return commit + ("-dirty" if _changed(root) else "")
+            changed = _git(root, "-c", "filter.nbstripout.clean=cat", *status)
+            return _git(root, "rev-parse", "HEAD") + ("-dirty" if changed else "")
     with contextlib.suppress(OSError):
         text = (root / "VERSION").read_text().strip()
         if text and not text.startswith("$"):  # in a checkout nobody has filled it in
             return text
-    return _installed_commit() or "unknown"
-
-
-def _changed(root: Path) -> bool:
-    """Whether a file differs from the commit.
-
-    In a fresh clone git compares contents, and the filter that strips notebooks would start a
-    Python for each of them: 20 seconds in all, every time. Committed notebooks are stripped, so
-    they are compared as they are.
-    """
-    # The gallery is written by the very study that asks: it changes no result.
-    status = ("status", "--porcelain", "--", ".", ":!outputs/gallery")
-    return bool(_git(root, "-c", "filter.nbstripout.clean=cat", *status))
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError, AttributeError):
+        text = importlib.metadata.distribution("hjepa-lib").read_text("direct_url.json") or "{}"
+        return json.loads(text).get("vcs_info", {}).get("commit_id") or "unknown"
+    return "unknown"
 
 
 def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=60, check=True
-    )
-    return done.stdout.strip()
-
-
-def _installed_commit() -> str:
-    """What pip wrote down when it installed from a repository (PEP 610), else ""."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError, AttributeError):
-        text = importlib.metadata.distribution("hjepa-lib").read_text("direct_url.json") or "{}"
-        return json.loads(text).get("vcs_info", {}).get("commit_id", "")
-    return ""
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.check_output(command, text=True, timeout=60, stderr=subprocess.PIPE).strip()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hjepa_lib.config import Config
-from hjepa_lib.files import WorkbookError, sha256, write_json
+from hjepa_lib.files import WorkbookError, first_line, sha256, write_json
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.places import RunError, outputs_root, repository
 from hjepa_lib.runs.run import Run
@@ -49,26 +49,24 @@ def select_notebooks(text: str, folder: Path | None = None) -> list[Path]:
 
     RunError when a number has no notebook, or two.
     """
-    folder = folder or repository() / "notebooks"
-    files: dict[int, list[Path]] = {}
-    for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
-        files.setdefault(int(path.name[:2]), []).append(path)
-    known = ", ".join(path.stem for paths in files.values() for path in paths) or "none"
-    chosen: set[int] = set()
+    files = sorted((folder or repository() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    known = f"there are: {', '.join(path.stem for path in files) or 'none'}"
+    chosen: dict[int, Path] = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,2})(?:-(\d{1,2}))?\s*", part)
         if not match:
-            raise RunError(f"notebooks {text!r} is not like 01-05 or 01,03; there are: {known}")
-        first, last = int(match[1]), int(match[2] or match[1])
-        found = [number for number in range(first, last + 1) if number in files]
+            raise RunError(f"notebooks {text!r} is not like 01-05 or 01,03; {known}")
+        numbers = range(int(match[1]), int(match[2] or match[1]) + 1)
+        found = [path for path in files if int(path.name[:2]) in numbers]
         if not found:
-            raise RunError(f"there is no notebook {part.strip()}; there are: {known}")
-        chosen.update(found)
-    for number in chosen:
-        if len(files[number]) > 1:
-            names = " and ".join(path.stem for path in files[number])
-            raise RunError(f"{names} have one number; move one of them away")
-    return [files[number][0] for number in sorted(chosen)]
+            raise RunError(f"there is no notebook {part.strip()}; {known}")
+        for path in found:
+            other = chosen.setdefault(int(path.name[:2]), path)
+            if other != path:
+                raise RunError(
+                    f"{other.stem} and {path.stem} have one number; move one of them away"
+                )
+    return [chosen[number] for number in sorted(chosen)]
 
 
 def inspect_notebook(path: Path, parameters: dict[str, Any]) -> None:
@@ -84,14 +82,11 @@ def inspect_notebook(path: Path, parameters: dict[str, Any]) -> None:
             f"{path.name} has {len(tagged)} cells tagged 'parameters'; exactly one is needed"
         )
     try:
-        statements = ast.parse(tagged[0].source).body
+        nodes = [*ast.walk(ast.parse(tagged[0].source))]
     except SyntaxError as error:
-        raise RunError(
-            f"the parameters cell of {path.name} is not valid Python: {error}"
-        ) from error
-    targets = [getattr(one, "targets", [getattr(one, "target", None)])[0] for one in statements]
-    unknown = set(parameters) - {name.id for name in targets if isinstance(name, ast.Name)}
-    if unknown:
+        raise RunError(f"the parameters cell of {path.name} is no valid Python: {error}") from error
+    stores = [node for node in nodes if isinstance(getattr(node, "ctx", None), ast.Store)]
+    if unknown := parameters.keys() - {getattr(node, "id", "") for node in stores}:
         raise RunError(f"{path.name} has no parameter named {min(unknown)!r}")
 
 
@@ -102,19 +97,18 @@ def prepare(config: Config, notebooks: list[Path], *, say: Say = print, yes: boo
     """
     for path in notebooks:
         inspect_notebook(path, {"run": ""})
-    device = machine.choose_device(config.device)
+    device, size = machine.choose_device(config.device), MEGABYTES[config.profile]
     known = MINUTES.get(config.profile, {})
-    minutes, size = (
-        sum(known.get(path.name[:2], 0) for path in notebooks),
-        MEGABYTES[config.profile],
-    )
+    minutes = sum(known.get(path.name[:2], 0) for path in notebooks)
     text = f"about {describe(minutes)} and" if minutes and device == "cpu" else ""
     say(f"profile {config.profile} on {device}: {text} {size} MB for {len(notebooks)} notebooks")
     if config.profile == "full" and device == "cpu" and not yes:
         raise RunError(
             "profile full is meant for a GPU and takes days on a CPU; add --yes to start"
         )
-    free = shutil.disk_usage(_existing(outputs_root())).free / 1e6
+    root = outputs_root()
+    place = next(path for path in (root, *root.parents) if path.exists())
+    free = shutil.disk_usage(place).free / 1e6
     if free < size and not yes:
         raise RunError(f"the run needs about {size} MB of disk, only {free:.0f} MB are free")
 
@@ -128,12 +122,13 @@ def run_notebooks(
     say: Say = print,
 ) -> None:
     """Execute `notebooks` in `run`, one progress line each; NotebookFailed at the first error."""
-    fresh = True
     for path in notebooks:
-        if resume and fresh and _is_done(run, path):
+        entry = run.manifest["notebooks"].get(path.stem, {})
+        resume = resume and entry.get("source_sha256") == sha256(path)
+        if resume and (run.path / "notebooks" / path.name).is_file():
             say(f"{path.stem:<20} done before")
             continue
-        fresh = False
+        resume = False  # what follows is run again as well
         say(f"{path.stem:<20} ", end="", flush=True)
         start = time.perf_counter()
         try:
@@ -144,14 +139,8 @@ def run_notebooks(
             say(f"{word} after {describe((time.perf_counter() - start) / 60)}")
             raise
         seconds = time.perf_counter() - start
-        entry = {
-            "ok": True,
-            "source_sha256": sha256(path),
-            "seconds": round(seconds, 1),
-            # Of the largest kernel so far: notebooks before this one count too.
-            "peak_memory_mb": machine.peak_memory_mb(children=True),
-        }
-        run.record_notebook(path.stem, entry)
+        entry = {"ok": True, "source_sha256": sha256(path), "seconds": round(seconds, 1)}
+        run.note(path.stem, entry, "notebooks")
         say(f"ok in {describe(seconds / 60)}")
 
 
@@ -161,11 +150,10 @@ def finish(run: Run, say: Say = print) -> Path:
     from hjepa_lib.runs.report import build_summary, write_report
 
     run.reload()
-    table = build_summary(run, collect(run.path / "results"))
-    write_json(run.path / "summary.json", table)
+    summary = build_summary(run, collect(run.path / "results"))
+    say(f"summary: {write_json(run.path / 'summary.json', summary)}")
     path = write_report(run)
     run.publish()
-    say(f"summary: {run.path / 'summary.json'}")
     say(f"report:  {path}")
     return path
 
@@ -176,19 +164,16 @@ def describe(minutes: float) -> str:
         return f"{max(1, round(minutes * 60))} seconds"
     if minutes < 100:
         return f"{minutes:.0f} minutes"
-    if minutes < 60 * 48:
-        return f"{minutes / 60:.1f} hours"
-    return f"{minutes / 60 / 24:.0f} days"
+    hours = minutes / 60
+    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.0f} days"
 
 
 def _execute(run: Run, path: Path) -> None:
     papermill, _ = _import_papermill()
     from papermill.exceptions import PapermillExecutionError
 
-    folder = run.folder("notebooks")
-    running = folder / f"{path.stem}.running.ipynb"
-    failed = folder / f"{path.stem}.failed.ipynb"
-    done = folder / path.name
+    running = run.folder("notebooks") / f"{path.stem}.running.ipynb"
+    failed = running.with_name(f"{path.stem}.failed.ipynb")
     try:
         papermill.execute_notebook(
             str(path),
@@ -202,51 +187,36 @@ def _execute(run: Run, path: Path) -> None:
             coalesce_streams=True,  # a progress bar leaves one line, not one per refresh
             extra_arguments=["--log-level=CRITICAL"],  # the kernel's own warnings are not ours
         )
-    except PapermillExecutionError as error:
-        os.replace(running, failed)
-        reason = (str(error.evalue).strip().splitlines() or [""])[0]
-        raise NotebookFailed(
-            f"{path.stem} failed at In [{error.exec_count}]: {error.ename}: {reason} "
-            f"(kept: {failed})"
-        ) from error
-    except Exception as error:  # the kernel died, for example for lack of memory
+    except Exception as error:  # also of a kernel that died, for example for lack of memory
+        where, what = "", f"{type(error).__name__}: {first_line(error)}"
+        if isinstance(error, PapermillExecutionError):
+            reason = (error.evalue.strip().splitlines() or [""])[0]
+            where, what = f" at In [{error.exec_count}]", f"{error.ename}: {reason}"
         if running.exists():
             os.replace(running, failed)
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise NotebookFailed(f"{path.stem} failed: {type(error).__name__}: {reason}") from error
-    os.replace(running, done)
+            what += f" (kept: {failed})"
+        raise NotebookFailed(f"{path.stem} failed{where}: {what}") from error
+    os.replace(running, running.with_name(path.name))
     failed.unlink(missing_ok=True)
-
-
-def _is_done(run: Run, path: Path) -> bool:
-    entry = run.manifest["notebooks"].get(path.stem, {})
-    whole = (run.path / "notebooks" / path.name).is_file()
-    return bool(entry.get("ok")) and whole and entry["source_sha256"] == sha256(path)
 
 
 @contextlib.contextmanager
 def _kernel_environment(run: Run, threads: int | None) -> Iterator[None]:
     """What the kernel inherits: headless mode, the outputs root, the library, the threads."""
-    root = run.path.parents[run.name.count("/")]
-    library = str(Path(__file__).resolve().parents[2])
-    changes = {
+    before, library = dict(os.environ), str(Path(__file__).resolve().parents[2])
+    os.environ |= {
         "HJEPA_HEADLESS": "1",
-        "HJEPA_OUTPUTS": str(root),
+        "HJEPA_OUTPUTS": str(run.path.parents[run.name.count("/")]),
         "PYTHONPATH": os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")])),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     if threads:
-        changes |= {key: str(threads) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    before = {key: os.environ.get(key) for key in changes}
-    os.environ.update(changes)
+        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     try:
         yield
     finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
+        os.environ.clear()
+        os.environ |= before
 
 
 def _import_papermill() -> tuple[Any, Any]:
@@ -258,7 +228,3 @@ def _import_papermill() -> tuple[Any, Any]:
             "running notebooks needs papermill: pip install papermill ipykernel nbformat"
         ) from error
     return papermill, nbformat
-
-
-def _existing(path: Path) -> Path:
-    return path if path.exists() or path == path.parent else _existing(path.parent)

@@ -6,14 +6,13 @@ import datetime
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from hjepa_lib.config import Config
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.runs import remote
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*(/[A-Za-z0-9][A-Za-z0-9._=+-]*)?")
-_RESERVED = ("latest", "gallery", "pretrained")
+_PART = r"[A-Za-z0-9][A-Za-z0-9._=+-]*"
+_NAME = re.compile(rf"(?!(?:latest|gallery|pretrained)(?:/|$)){_PART}(?:/{_PART})?")
 
 
 class RunError(WorkbookError):
@@ -32,7 +31,7 @@ def outputs_root() -> Path:
     For a URL such as s3://bucket/prefix it is the local folder that remote.py keeps in step.
     """
     place = os.environ.get("HJEPA_OUTPUTS") or str(repository() / "outputs")
-    if remote.is_remote(place):
+    if "://" in place:
         return remote.local_root(place)
     return Path(place).expanduser().resolve()
 
@@ -48,28 +47,19 @@ def new_name(config: Config) -> str:
     return f"{config.profile}-s{config.seed}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
-def tracked_name(prefix: str, manifest: dict[str, Any]) -> str:
-    """What a tracker calls a run: its own name, or "<prefix>-YYYYMMDD-HHMMSS" from its start."""
-    if not prefix:
-        return manifest["name"]
-    return f"{prefix}-{datetime.datetime.fromisoformat(manifest['created']):%Y%m%d-%H%M%S}"
-
-
 def list_runs(root: Path | None = None) -> list[str]:
     """Names of all runs below the outputs root, cells as "experiment/cell", oldest first."""
     root = root or outputs_root()
     found = [*root.glob("*/manifest.json"), *root.glob("*/*/manifest.json")]
-    names = [
-        path.parent.relative_to(root).as_posix() for path in sorted(found, key=os.path.getmtime)
-    ]
-    return [name for name in names if _NAME.fullmatch(name) and name.split("/")[0] not in _RESERVED]
+    folders = [path.parent for path in sorted(found, key=os.path.getmtime)]
+    return [*filter(_NAME.fullmatch, (path.relative_to(root).as_posix() for path in folders))]
 
 
 def checked(name: str) -> str:
     """`name`; RunError unless a run may be called so."""
-    if not _NAME.fullmatch(name) or name.split("/")[0] in _RESERVED:
+    if not _NAME.fullmatch(name):
         raise RunError(
             f"{name!r} is no run name: use letters, digits and . _ = + - (at most one slash), "
-            f"and none of {', '.join(_RESERVED)}"
+            "and none of latest, gallery, pretrained"
         )
     return name

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.util
-import sys
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,37 +16,27 @@ import yaml
 from PIL import Image
 
 from hjepa_lib.config import differences, profile, to_dict
+from hjepa_lib.evaluation import FLOORS
 from hjepa_lib.files import FileError, plain, read_bytes, read_json, write_atomic, write_json
 from hjepa_lib.runs.run import Run
 
 SCHEMA = 1
-FLOORS = ("random", "oracle")
 KEY = ("method", "cost", "protocol", "layouts", "dynamics", "budget", "split")
 """No two results of a summary share these."""
-FIELDS = (
-    *KEY, "n", "successes", "success_rate", "ci95", "success_first_1p41", "success_last_1p41",
-    "success_first_4p5", "success_last_4p5", "cross_wall_rate", "init_plan_cross_wall_rate",
-    "init_plan_reach", "init_plan_through_wall_rate", "planning_error_mean",
-    "planning_error_mean_rmse", "final_distance_mean", "avg_termination_step",
-    "first_crossing_steps", "efficiency_score", "path_efficiency", "effective_samples",
-    "effective_samples_macro", "lost_trials", "replan", "flops_per_step",
-    "model_transitions_per_step", "seconds_per_episode",
-    "latency_single_episode", "planner", "case", "world", "data", "weights", "probe_px_encoder",
-    "probe_px_predictor", "train_seconds", "parameters", "seed", "device", "trials_hash", "version",
+REQUIRED = (
+    *KEY, "n", "successes", "success_rate", "ci95", "path_efficiency", "final_distance_mean",
+    "avg_termination_step", "planner", "weights", "data", "trials_hash", "seed", "version",
 )  # fmt: skip
-"""Every name of a result in `summary.json`: a Case, its metrics, and where it comes from."""
-_TEXT = (*KEY[:5], "split", "case", "world", "device", "trials_hash", "version")
-_NESTED = ("planner", "data", "weights")
-_UNDEFINED = (
-    "cross_wall_rate", "init_plan_cross_wall_rate", "init_plan_reach",
-    "init_plan_through_wall_rate", "first_crossing_steps", "effective_samples",
-    "effective_samples_macro", "replan", "flops_per_step",
-    "model_transitions_per_step", "seconds_per_episode", "latency_single_episode",
-    "probe_px_encoder", "probe_px_predictor", "train_seconds", "parameters",
-)  # fmt: skip
-"""What may be null, where it is not defined; never 0 and never NaN (F12)."""
-_DATA = ("source", "recipe", "transitions", "dynamics", "hash")
+"""What every result has: no rate stands without its n (F12), none without its origin (I4)."""
 _RUN = ("run", "profile", "seed", "created", "revision", "device", "precision")
+_COLUMNS = {
+    "Path efficiency\nshare of shortest": ("path_efficiency", 2),
+    "Final distance\npx, mean": ("final_distance_mean", 1),
+    "First hit\nsteps, mean": ("avg_termination_step", 1),
+    "Episode\ns, in a batch": ("seconds_per_episode", 2),
+    "Episode alone\ns": ("latency_single_episode", 2),
+    "Compute\nMFLOP per step": ("mflop", 1),
+}
 _EMBED_LIMIT = 2_000_000  # bytes; a larger image is linked instead, so that the page stays small
 _WIDE = 1.9  # figures at least this many times wider than high take a whole row
 
@@ -79,33 +70,15 @@ def check_summary(summary: Any) -> dict[str, Any]:
 
 
 def check_result(row: Mapping[str, Any], where: str) -> None:
-    """FileError unless a row has every field, no other, and values that belong together."""
-    for name in dict.fromkeys([*FIELDS, *row]):
-        if name not in row or name not in FIELDS:
-            lacks = "lacks" if name in FIELDS else "has the unknown field"
-            raise FileError(f"{where} {lacks} {name!r}")
-        if not _fits(name, row[name]):
-            raise FileError(f"{where}: {name} cannot be {row[name]!r}")
+    """FileError unless a row has what is required, and rates that belong to their counts."""
+    for name in REQUIRED:
+        if row.get(name) is None:
+            raise FileError(f"{where} lacks {name!r}")
     rate, (low, high) = row["success_rate"], row["ci95"]
-    if row["successes"] > row["n"] or abs(rate - row["successes"] / row["n"]) > 1e-9:
+    if not 0 <= row["successes"] <= row["n"] or abs(rate * row["n"] - row["successes"]) > 1e-6:
         raise FileError(f"{where}: success_rate {rate} is not {row['successes']} / {row['n']}")
     if not low - 1e-9 <= rate <= high + 1e-9:
         raise FileError(f"{where}: ci95 [{low}, {high}] does not hold success_rate {rate}")
-    if absent := [name for name in _DATA if name not in row["data"]]:
-        raise FileError(f"{where}: data lacks {absent[0]!r}")
-
-
-def _fits(name: str, value: Any) -> bool:
-    if value is None:
-        return name in _UNDEFINED
-    if name in _TEXT or name in _NESTED:
-        return isinstance(value, str if name in _TEXT else Mapping)
-    if name == "ci95":
-        return len(value) == 2 and all(_fits("success_rate", end) for end in value)
-    whole = name in ("n", "successes", "parameters", "seed", "lost_trials", "replan")
-    share = name.endswith("_rate") or name.startswith("success_") or name == "path_efficiency"
-    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    return number and (name == "n") <= value <= (1 + 1e-9 if share else sys.float_info.max)
 
 
 # --- sections ---------------------------------------------------------------------------------
@@ -138,84 +111,66 @@ def write_report(run: Run) -> Path:
             results = check_summary(read_json(run.path / "summary.json"))["results"]
         except FileError as error:
             said = [f"summary.json is damaged, so its results are left out: {error}."]
-    shown = [{"title": "Results", "sentences": said, "tables": _results(results)}]
-    for one in sections:
-        tables = [*one.get("tables", []), *_results(one.get("results", []))]
-        shown.append(one | {"tables": tables})
-    shown += [_chapters(run), *_figures(run), _origin(run)]
-    filled = ("sentences", "tables", "figures", "lists")
-    changed = differences(profile(run.config.profile, run.config.seed), run.config)
-    lines = [f"# {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items()]
-    created = run.manifest.get("created", "").replace("T", " ")[:16]
-    facts = [f"profile {run.config.profile}", f"seed {run.config.seed}"]
-    facts += [f"{run.manifest['device']}, {run.precision}", created]
+    shown = [{"title": "Results", "sentences": said, "results": results}, *sections]
+    for number, one in enumerate(shown):
+        tables = [*one.get("tables", []), *map(_table, _tables(one.get("results", [])))]
+        shown[number] = one | {"tables": tables}
     page = Path(__file__).with_name("report.html").read_text("utf-8")
     text = jinja2.Environment(autoescape=True).from_string(page).render(
-        title=run.name,
-        facts=" · ".join(filter(None, facts)),
+        run=run,
         headline=headline(results, sections),
-        sections=[one for one in shown if any(one.get(key) for key in filled)],
-        changed=f"{len(changed)} changed from the profile" if changed else "the profile as it is",
-        settings="\n".join([*lines, yaml.safe_dump(to_dict(run.config), sort_keys=False)]),
+        sections=[*shown, _chapters(run), *_figures(run), _origin(run)],
+        changed=differences(profile(run.config.profile, run.config.seed), run.config),
+        settings=yaml.safe_dump(to_dict(run.config), sort_keys=False),
     )  # fmt: skip
     return write_atomic(run.path / "report.html", text)
 
 
 def headline(results: Sequence[Mapping[str, Any]], sections: Sequence[Mapping[str, Any]]) -> str:
     """One sentence: the best learned planner of the first table with its interval and floors."""
-    tables = _tables(results)
-    learned = [row for row in (tables[0] if tables else []) if _rank(row) == 1]
+    rows = next(iter(_tables(results)), [])
+    learned = [row for row in rows if row["method"] not in FLOORS]
     if not learned:
         own = [one["headline"] for one in sections if one.get("headline")]
         return own[0] if own else "No planners are compared in this run: notebook 04 does that."
     best = max(learned, key=lambda row: (row["success_rate"], row["path_efficiency"]))
     low, high = (100 * end for end in best["ci95"])
-    floors = [row for name in FLOORS for row in tables[0] if row["method"] == name]
-    beside = [f"{row['method']} {100 * row['success_rate']:.4g} %" for row in floors]
-    text = f"{_label(best)} solves {best['successes']} of {best['n']} trials (95 % interval "
-    text += f"{low:.0f}–{high:.0f} %) on {_setting(best)}"
-    return f"{text}; {', '.join(beside)}." if beside else f"{text}, without floor or ceiling."
+    floors = {row["method"]: 100 * row["success_rate"] for row in rows}
+    beside = [f"{name} {floors[name]:.4g} %" for name in ("random", "oracle") if name in floors]
+    return (
+        f"{_label(best)} solves {best['successes']} of {best['n']} trials (95 % interval "
+        f"{low:.0f}–{high:.0f} %) on {_setting(best)}"
+        f"{'; ' + ', '.join(beside) if beside else ', without floor or ceiling'}."
+    )
 
 
 def _tables(results: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     """Results by protocol, layouts, dynamics and n: the fullest table first, floors outermost."""
     tables: dict[str, list[Mapping[str, Any]]] = {}
-    for row in sorted(results, key=_rank):
+    for row in sorted(results, key=lambda row: (row["method"] == "oracle", row["cost"] != "none")):
         tables.setdefault(_setting(row), []).append(row)
     return sorted(tables.values(), key=len, reverse=True)
 
 
-def _rank(row: Mapping[str, Any]) -> int:
-    return 0 if row["method"].startswith("random") else 2 if row["method"] == "oracle" else 1
-
-
-def _results(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    columns = (
-        "Method", "Success\n95 % interval", "Path efficiency\nshare of shortest",
-        "Final distance\npx, mean", "First hit\nsteps, mean", "Episode\ns, in a batch",
-        "Episode alone\ns", "Compute\nMFLOP per step",
-    )  # fmt: skip
-    tables = []
-    for rows in _tables(results):
-        several = len({row["budget"] for row in rows}) > 1
-        absent = [name for name in FLOORS if name not in {row["method"] for row in rows}]
-        notes = [f"Not played here: {name}, which every table needs." for name in absent]
-        cells = [_cells(row, f" × {row['budget']:g}" if several else "") for row in rows]
-        head = {"title": _setting(rows[0]), "columns": columns}
-        tables.append(head | {"rows": cells, "notes": notes})
-    return tables
-
-
-def _cells(row: Mapping[str, Any], budget: str) -> list[Any]:
-    (low, high), flops, name = row["ci95"], row["flops_per_step"], row["method"].lower()
-    levels = {"random": "floor", "oracle": "floor", "l2": "level2", "flat": "level1"}
-    colour = next((found for mark, found in levels.items() if mark in name), "other")
-    rate = {"text": f"{100 * row['success_rate']:.4g} %", "share": 100 * row["success_rate"]}
-    success = rate | {"low": 100 * low, "high": 100 * high, "colour": colour}
-    numbers = {"path_efficiency": 2, "final_distance_mean": 1, "avg_termination_step": 1}
-    numbers |= {"seconds_per_episode": 2, "latency_single_episode": 2}
-    found = [_number(row[key], digits) for key, digits in numbers.items()]
-    return [_label(row) + budget, success, *found, _number(flops and flops / 1e6, 1)]
+def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    several = len({row["budget"] for row in rows}) > 1
+    absent = {"random", "oracle"} - {row["method"] for row in rows}
+    cells = []
+    for row in rows:
+        flops, (low, high) = row.get("flops_per_step"), row["ci95"]
+        row = row | {"mflop": flops and flops / 1e6}
+        levels = {"random": "floor", "oracle": "floor", "l2": "level2", "flat": "level1"}
+        colours = [colour for mark, colour in levels.items() if mark in row["method"].lower()]
+        success = {"share": 100 * row["success_rate"], "low": 100 * low, "high": 100 * high}
+        numbers = [_number(row.get(key), digits) for key, digits in _COLUMNS.values()]
+        name = _label(row) + (f" × {row['budget']:g}" if several else "")
+        cells.append([name, success | {"colour": [*colours, "other"][0]}, *numbers])
+    return {
+        "title": _setting(rows[0]),
+        "columns": ["Method", "Success\n95 % interval", *_COLUMNS],
+        "rows": cells,
+        "notes": [f"Not played here: {name}, which every table needs." for name in sorted(absent)],
+    }
 
 
 def _chapters(run: Run) -> dict[str, Any]:
@@ -225,16 +180,23 @@ def _chapters(run: Run) -> dict[str, Any]:
         stem, _, state = path.stem.partition(".")
         if state not in ("", "failed"):  # at work
             continue
-        title, pictures = _glance(path)
-        page = _as_html(path) if convert and title else path
+        title, pictures, page = stem, 0, path
+        with contextlib.suppress(FileError, KeyError, IndexError, TypeError):  # not a notebook
+            cells = read_json(path)["cells"]
+            outputs = [output for cell in cells for output in cell.get("outputs", [])]
+            pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+            found = re.search(r"(?m)^# (.+)", "".join(cells[0]["source"]))
+            title = found[1] if found else stem
+            page = _as_html(path) if convert else path
         seconds = None if state else run.manifest["notebooks"].get(stem, {}).get("seconds")
-        link = {"text": title or stem, "href": quote(f"notebooks/{page.name}")}
-        rows.append([link, "failed" if state else pictures, _number(seconds, 1)])
-    found = {"sentences": ["Every cell with its output."]}
-    if not convert:
-        found["sentences"] += ["After `pip install nbconvert` they are pages for a browser."]
-    found["tables"] = [{"columns": ("Chapter", "Pictures", "Time\ns"), "rows": rows}]
-    return {"title": "Executed notebooks"} | (found if rows else {})
+        link = {"text": title, "href": quote(f"notebooks/{page.name}")}
+        rows.append([link, state or pictures, _number(seconds, 1)])
+    if not rows:
+        return {}
+    said = ["Every cell with its output."]
+    said += [] if convert else ["After `pip install nbconvert` they are pages for a browser."]
+    table = {"columns": ("Chapter", "Pictures", "Time\ns"), "rows": rows}
+    return {"title": "Executed notebooks", "sentences": said, "tables": [table]}
 
 
 def _as_html(path: Path) -> Path:
@@ -247,44 +209,28 @@ def _as_html(path: Path) -> Path:
     return page
 
 
-def _glance(path: Path) -> tuple[str, int]:
-    """Heading of a notebook and number of pictures in it; ("", 0) when it cannot be read."""
-    try:
-        cells = read_json(path)["cells"]
-        lines = "".join(cells[0]["source"]).splitlines()
-        outputs = [output for one in cells for output in one.get("outputs", [])]
-    except (FileError, KeyError, IndexError, TypeError):
-        return "", 0
-    title = next((line.lstrip("# ") for line in lines if line.startswith("# ")), path.stem)
-    return title, sum("image/png" in output.get("data", {}) for output in outputs)
-
-
 def _figures(run: Run) -> list[dict[str, Any]]:
     """All of figures/, in the order in which the notebooks made them, GIFs first."""
     notes = run.manifest["notes"].get("figures", {})
     order = sorted(notes, key=lambda name: notes[name].get("notebook", "~"))
     files = {path.name: path for path in sorted((run.path / "figures").glob("*"))}
-    parts = {".gif": {"title": "Episodes"}, ".png": {"title": "Figures"}}
+    parts: dict[str, list] = {".gif": [], ".png": []}
     for name in dict.fromkeys([*order, *files]):
-        if name in files and files[name].suffix in parts:
-            figure = _figure(files[name], notes.get(name, {}))
-            parts[files[name].suffix].setdefault("figures", []).append(figure)
-    return list(parts.values())
-
-
-def _figure(path: Path, note: Mapping[str, str]) -> dict[str, Any]:
-    data = read_bytes(path)
-    with Image.open(path) as image:
-        width, height = image.size
-    embedded = f"data:image/{path.suffix[1:]};base64,{base64.b64encode(data).decode()}"
-    return {
-        "caption": note.get("caption") or path.stem.replace("_", " "),
-        "origin": note.get("notebook", ""),
-        "source": embedded if len(data) <= _EMBED_LIMIT else quote(f"figures/{path.name}"),
-        "width": width,
-        "height": height,
-        "wide": width > _WIDE * height,
-    }
+        path, note = files.get(name, Path("")), notes.get(name, {})
+        if path.suffix not in parts:
+            continue
+        data, source = read_bytes(path), quote(f"figures/{name}")
+        if len(data) <= _EMBED_LIMIT:
+            kind, text = path.suffix[1:], base64.b64encode(data).decode()
+            source = f"data:image/{kind};base64,{text}"
+        with Image.open(path) as image:
+            width, height = image.size
+        caption = note.get("caption") or path.stem.replace("_", " ")
+        figure = {"caption": caption, "origin": note.get("notebook", ""), "source": source}
+        figure |= {"width": width, "height": height, "wide": width > _WIDE * height}
+        parts[path.suffix].append(figure)
+    episodes = {"title": "Episodes", "figures": parts[".gif"]}
+    return [episodes, {"title": "Figures", "figures": parts[".png"]}]
 
 
 def _origin(run: Run) -> dict[str, Any]:
@@ -292,17 +238,17 @@ def _origin(run: Run) -> dict[str, Any]:
     manifest = run.manifest
     stages = [[name, _number(one["seconds"], 1)] for name, one in manifest["stages"].items()]
     made = {"revision": manifest.get("revision", "unknown")} | manifest.get("versions", {})
+    notes = {key: value for key, value in manifest["notes"].items() if key != "figures"}
     tables = [
         {"title": "Stages", "columns": ("Stage", "seconds"), "rows": stages},
-        {"title": "Environment", "rows": [[key, str(value)] for key, value in made.items()]},
+        {"title": "Environment", "rows": list(made.items())},
+        {"title": "Notes", "rows": [[key, _text(value)] for key, value in notes.items()]},
     ]
-    notes = [
-        [key, value if isinstance(value, str) else yaml.safe_dump(value).strip()]
-        for key, value in manifest["notes"].items()
-        if key != "figures"
-    ]
-    tables += [{"title": "Notes", "rows": notes}] if notes else []
     return {"title": "How it was made", "tables": tables}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else yaml.safe_dump(value).strip()
 
 
 def _setting(row: Mapping[str, Any]) -> str:

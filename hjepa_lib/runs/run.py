@@ -11,19 +11,12 @@ import datetime
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hjepa_lib.config import Config, differences, flatten, read_config, to_dict
-from hjepa_lib.files import (
-    exclusive,
-    inside,
-    read_json,
-    sha256,
-    write_atomic,
-    write_json,
-)
+from hjepa_lib.files import exclusive, inside, read_json, sha256, write_atomic, write_json
 from hjepa_lib.runs import machine, remote
 from hjepa_lib.runs.keys import digest
 from hjepa_lib.runs.log import MetricsLog, Tracker
@@ -34,10 +27,7 @@ from hjepa_lib.runs.places import (
     outputs_root,
     pretrained_folder,
     repository,
-    tracked_name,
 )
-
-_RESUME_STATE = "resume*"  # optimiser state: lives beside a stage's files, is none of its results
 
 
 class Run:
@@ -51,12 +41,12 @@ class Run:
                 raise RunError(f"{path / 'manifest.json'} is no run manifest: {key!r} is missing")
         self.config: Config = read_config(self.manifest["config"])
         self.metrics = MetricsLog(path / "metrics.jsonl")
-        self.tracker = Tracker(
-            self.config.tracker,
-            tracked_name(self.config.tracking.run_name_prefix, self.manifest),
-            path / "tracker",
-            flatten(self.config),
-        )
+        tracked = self.name
+        if prefix := self.config.tracking.run_name_prefix:
+            started = datetime.datetime.fromisoformat(self.manifest["created"])
+            tracked = f"{prefix}-{started:%Y%m%d-%H%M%S}"
+        settings = flatten(self.config)
+        self.tracker = Tracker(self.config.tracker, tracked, path / "tracker", settings)
 
     @classmethod
     def create(
@@ -64,8 +54,8 @@ class Run:
     ) -> Run:
         """Make `root/name`; RunError if it exists. Device and precision are chosen here, once.
 
-        They are those of the run `like` where one is given: what is compared must not differ in a
-        measured precision. A run directly below the root becomes the latest; a cell does not.
+        They are those of the run `like`, if given: what is compared must not differ in a measured
+        precision. A run directly below the outputs root becomes the latest; a cell does not.
         """
         root = root or outputs_root()
         path = root / checked(name)
@@ -89,16 +79,13 @@ class Run:
             "stages": {},
             "notebooks": {},
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Built aside and renamed, so that no run folder without a manifest is ever seen.
         building = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        building.mkdir()
         try:
             write_json(building / "manifest.json", manifest)
             building.rename(path)
-        except BaseException:
+        finally:
             shutil.rmtree(building, ignore_errors=True)
-            raise
         remote.push(path)
         if "/" not in name and root == outputs_root():
             remote.push_file(write_atomic(root / "latest", name + "\n"))
@@ -137,10 +124,9 @@ class Run:
     @classmethod
     def named(cls, where: str) -> Run:
         """What a reader may write: a run's name, "latest", "pretrained", or a run's folder."""
-        if where == "pretrained":
-            return cls.at(pretrained_folder())
-        if (Path(where).expanduser() / "manifest.json").is_file():
-            return cls.at(Path(where).expanduser())
+        folder = pretrained_folder() if where == "pretrained" else Path(where).expanduser()
+        if where == "pretrained" or (folder / "manifest.json").is_file():
+            return cls.at(folder)
         return cls.open("" if where == "latest" else where)
 
     @property
@@ -184,39 +170,36 @@ class Run:
     def stage(
         self, name: str, folder: str = "", key: str = "", reads: tuple[str, ...] = ()
     ) -> Iterator[Path]:
-        """Run a stage that writes into `folder` (default: its name), which is what it yields.
+        """Run a stage that writes into the folder it yields (default: its name).
 
-        On success the manifest lists its key, wall time (interrupted attempts included), and every
-        file of the folder that no other stage has claimed. `reads` names the stages it was computed
-        from: when one of them is made again, this stage no longer counts as done.
+        On success the manifest lists its key, seconds (interrupted attempts included) and every
+        file of the folder that no other stage has claimed. It is done until one of the stages
+        `reads` is made again.
         """
         target = self.folder(folder or name)
-        self._update(lambda manifest: manifest["stages"].pop(name, None))
-        start = time.perf_counter()
+        self._write(stages={name: None})
+        spent, start = self.manifest.get("interrupted", {}).get(name, 0.0), time.perf_counter()
         try:
             yield target
         except BaseException:
-            self._spend(name, time.perf_counter() - start)
+            spent += time.perf_counter() - start
+            with contextlib.suppress(OSError, ValueError):  # never hide what ended the stage
+                self._write(interrupted={name: spent})
             raise
-        seconds = time.perf_counter() - start
-        stages = self.manifest["stages"]
+        seconds, stages = spent + time.perf_counter() - start, self.manifest["stages"]
         claimed = {item["path"] for stage in stages.values() for item in stage["files"]}
         entry = {
+            "seconds": round(seconds, 3),
             "key": key,
             "finished": _now(),
             "revision": machine.revision(repository()),
             "device": self.manifest["device"],
             "precision": self.precision,
             "folder": folder or name,
-            "files": [self._describe(file) for file in self._files(target, claimed)],
+            "files": self._describe(target, claimed),
             "reads": {other: digest(stages[other]) for other in reads if other in stages},
         }
-
-        def mark(manifest: dict[str, Any]) -> None:
-            earlier = manifest.setdefault("interrupted", {}).pop(name, 0.0)
-            manifest["stages"][name] = {"seconds": round(seconds + earlier, 3), **entry}
-
-        self._update(mark)
+        self._write(stages={name: entry}, interrupted={name: None})
 
     def done(self, name: str, key: str | None = None) -> bool:
         """True when the stage is whole, has that key, and its inputs here are those it read."""
@@ -253,17 +236,12 @@ class Run:
     def adopt(self, other: Run, name: str) -> None:
         """Take over a finished stage of `other` with its entry; RunError when it is damaged."""
         other.verify(name)
-        entry = other.manifest["stages"][name]
-        entry = {"from": other.label} | entry
-        if name in self.manifest["stages"] and digest(self.manifest["stages"][name]) == digest(
-            entry
-        ):
-            return
-        self._update(lambda manifest: manifest["stages"].pop(name, None))
+        entry = {"from": other.label} | other.manifest["stages"][name]
+        self._write(stages={name: None})
         for item in entry["files"]:
             content = inside(other.path, item["path"]).read_bytes()
             write_atomic(inside(self.path, item["path"]), content)
-        self._update(lambda manifest: manifest["stages"].__setitem__(name, entry))
+        self._write(stages={name: entry})
 
     def log(self, record: dict[str, Any]) -> None:
         """Append {"stage", "step", key: value, ...} to metrics.jsonl, and tell the tracker."""
@@ -274,13 +252,9 @@ class Run:
         """All logged records, of one stage if given, in the order written."""
         return self.metrics.records(stage)
 
-    def note(self, key: str, value: Any) -> None:
-        """Store one JSON value under manifest["notes"][key], replacing an earlier one."""
-        self._update(lambda manifest: manifest["notes"].__setitem__(key, value))
-
-    def record_notebook(self, name: str, entry: dict[str, Any]) -> None:
-        """Store how a notebook ended under manifest["notebooks"][name] (used by the runner)."""
-        self._update(lambda manifest: manifest["notebooks"].__setitem__(name, entry))
+    def note(self, key: str, value: Any, section: str = "notes") -> None:
+        """Store a JSON value in a section of the manifest: "notes" or "notebooks"."""
+        self._write(**{section: {key: value}})
 
     def reload(self) -> None:
         """Read the manifest again: another process (a kernel) may have written it."""
@@ -290,29 +264,26 @@ class Run:
         """Upload what changed, manifest last, when the outputs root is remote; else nothing."""
         remote.push(self.path)
 
-    def _update(self, change: Callable[[dict[str, Any]], Any]) -> None:
+    def _write(self, **sections: dict[str, Any]) -> None:
+        """Put entries into sections of the manifest; None takes one away."""
         # Under a lock and read again first: kernel, runner and workers write the same manifest.
         with exclusive(self.path / "manifest.json"):
             self.reload()
-            change(self.manifest)
+            for section, entries in sections.items():
+                merged = self.manifest.get(section, {}) | entries
+                kept = {key: value for key, value in merged.items() if value is not None}
+                self.manifest[section] = kept
             write_json(self.path / "manifest.json", self.manifest)
         self.publish()
 
-    def _spend(self, name: str, seconds: float) -> None:
-        with contextlib.suppress(OSError, ValueError):  # never hide the error that ended the stage
-            spent = self.manifest.get("interrupted", {}).get(name, 0.0) + seconds
-            self._update(
-                lambda manifest: manifest.setdefault("interrupted", {}).update({name: spent})
-            )
-
-    def _files(self, folder: Path, claimed: set[str]) -> list[Path]:
-        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        files = [path for path in files if not path.match(_RESUME_STATE)]
-        return [path for path in files if path.relative_to(self.path).as_posix() not in claimed]
-
-    def _describe(self, path: Path) -> dict[str, Any]:
-        relative = path.relative_to(self.path).as_posix()
-        return {"path": relative, "bytes": path.stat().st_size, "sha256": sha256(path)}
+    def _describe(self, folder: Path, claimed: set[str]) -> list[dict[str, Any]]:
+        files = []
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(self.path).as_posix()
+            # Optimiser state lies beside a stage's files and is none of its results.
+            if path.is_file() and name not in claimed and not path.match("resume*"):
+                files.append({"path": name, "bytes": path.stat().st_size, "sha256": sha256(path)})
+        return files
 
 
 def _now() -> str:

@@ -14,6 +14,7 @@ from hjepa_lib.config import Config
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.episodes import LatentPolicy, OraclePolicy, RandomPolicy, run_episodes
+from hjepa_lib.evaluation.metrics import Episodes
 from hjepa_lib.evaluation.results import Result, load_result, save_result
 from hjepa_lib.files import read_json
 from hjepa_lib.planning import METHODS, THREE_LEVELS
@@ -42,8 +43,6 @@ def play(
     `pictures=False` keeps no fans and only the first plans (long horizons, many results);
     `latency` also times one episode alone: by default on test trials, if the settings ask for it.
     """
-    if latency is None:
-        latency = case.split == "test" and ws.config.evaluation.latency
     stage = stage_of(ws.config, case, folder, agent, pictures=pictures, latency=latency)
     for _ in ws.make(stage):
         pass
@@ -51,39 +50,47 @@ def play(
 
 
 def stage_of(
-    config: Config, case: Case, folder: str = "results", agent: Agent | None = None, **options: bool
+    config: Config,
+    case: Case,
+    folder: str = "results",
+    agent: Agent | None = None,
+    *,
+    pictures: bool = True,
+    latency: bool | None = None,
 ) -> Stage:
     """A result as a stage of the run: it reads the trained stages that its method uses."""
+    if latency is None:
+        latency = case.split == "test" and config.evaluation.latency
     stages = core_stages(config)
     reads = tuple(stages[name] for name in case.stages)
 
     def make(ws: Workspace, target: Path) -> None:
-        save_result(target, case, *_play(ws, agent, case, **options))
+        save_result(target, case, *_play(ws, agent, case, pictures, latency))
 
-    about = {"case": case.digest, **options}
+    about = {"case": case.digest, "pictures": pictures, "latency": latency}
     return Stage(f"{folder}/{case.name}", make, reads=reads, folder=folder, about=about)
 
 
 def _play(
     ws: Workspace, agent: Agent | None, case: Case, pictures: bool, latency: bool
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[Episodes, dict[str, Any]]:
     """(what happened, the header beside it)."""
-    cap, header = case.planning.action_cap, _provenance(ws, agent, case)
-    if case.method == "oracle":
-        policy = OraclePolicy(cap)
-    elif case.method.startswith("random"):
-        policy = RandomPolicy(cap, case.seed, persistent=case.method.endswith("persistent"))
-    else:
+    cap, planned = case.planning.action_cap, case.learned
+    if planned:
         policy = LatentPolicy(agent, case.method, case.planning, pictures)
+    elif case.method == "oracle":
+        policy = OraclePolicy(cap)
+    else:
+        policy = RandomPolicy(cap, case.seed, persistent=case.method == "random-persistent")
     episodes = run_episodes(policy, case.tasks, case.dynamics, case.steps, cap, case.seed)
-    header |= {
-        "replan": getattr(policy, "replan", None),
-        "flops_per_step": getattr(policy, "flops_per_step", None),
-        "model_transitions_per_step": getattr(policy, "transitions_per_step", None),
+    header = _provenance(ws, agent, case) | {
+        "replan": policy.replan if planned else None,
+        "flops_per_step": policy.flops_per_step if planned else None,
+        "model_transitions_per_step": policy.transitions_per_step if planned else None,
         "seconds_per_episode": episodes.seconds / case.trials,
         "latency_single_episode": None,
     }
-    if latency and case.learned:
+    if latency and planned:
         first = case.tasks.first(1)
         alone = run_episodes(policy, first, case.dynamics, case.steps, cap, case.seed)
         header["latency_single_episode"] = alone.seconds
@@ -92,30 +99,26 @@ def _play(
 
 def _provenance(ws: Workspace, agent: Agent | None, case: Case) -> dict[str, Any]:
     """Where a row's numbers come from: data, weights (I4), probes, time, size, device, version."""
-    data = Trajectories.load(ws.run.path / "data").meta if ws.run.done("data") else {}
+    run, used = ws.run, case.stages
+    data = Trajectories.load(run.path / "data").meta if run.done("data") else {}
     names = ("source", "recipe", "transitions", "dynamics", "hash")
-    used = case.stages
+    quality = read_json(run.path / "l1" / "quality.json") if used else {}
     row = {
         "data": {key: data.get(key) for key in names},
-        "weights": {name: {"from": ws.origin(name), "key": ws.run.key(name)} for name in used},
-        "probe_px_encoder": None,
-        "probe_px_predictor": None,
+        "weights": {name: {"from": ws.origin(name), "key": run.key(name)} for name in used},
+        "probe_px_encoder": quality.get("probe_px_encoder"),
+        "probe_px_predictor": quality.get("probe_px_predictor"),
         "train_seconds": None,
         "parameters": None,
         "device": ws.device,
         "version": __version__,
     }
-    if not used:
-        return row
-    level3 = None if agent.level3 is None else agent.level3.model
-    modules = {"l1": agent.level1, "distance": agent.distance, "l2": agent.level2, "l3": level3}
-    quality = read_json(ws.run.path / "l1" / "quality.json")
-    return row | {
-        "probe_px_encoder": quality["probe_px_encoder"],
-        "probe_px_predictor": quality["probe_px_predictor"],
-        "train_seconds": sum(ws.run.manifest["stages"][name]["seconds"] for name in used),
-        "parameters": sum(count_all(modules[name]) for name in used),
-    }
+    if used:
+        above = agent.level3 and agent.level3.model
+        parts = {"l1": agent.level1, "distance": agent.distance, "l2": agent.level2, "l3": above}
+        row["train_seconds"] = sum(run.manifest["stages"][name]["seconds"] for name in used)
+        row["parameters"] = sum(count_all(parts[name]) for name in used)
+    return row
 
 
 def count_all(module: torch.nn.Module) -> int:
@@ -155,10 +158,8 @@ def best(rows: Iterable[dict]) -> tuple[str, str]:
     planned = [row for row in rows if row["flops_per_step"] is not None]
     if not planned:
         raise RunError("there is no result of a planner with a world model to choose from")
-    winner = max(
-        planned,
-        key=lambda row: (row["success_rate"], row["path_efficiency"], -row["flops_per_step"]),
-    )
+    names = ("success_rate", "path_efficiency")
+    winner = max(planned, key=lambda row: (*(row[name] for name in names), -row["flops_per_step"]))
     return winner["method"], winner["cost"]
 
 
@@ -166,8 +167,7 @@ def find_results(ws: Workspace, cases: Iterable[Case], folder: str = "results") 
     """The results of these cases: of this run, taken over with their models, or played now."""
     found, agent = [], None
     for case in cases:
-        latency = case.split == "test" and ws.config.evaluation.latency
-        if not ws.found(stage_of(ws.config, case, folder, pictures=True, latency=latency)):
+        if not ws.found(stage_of(ws.config, case, folder)):
             agent = agent or load_trained(ws)
         found.append(play(ws, agent, case, folder))
     return found

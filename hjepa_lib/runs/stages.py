@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from hjepa_lib.config import Config, ConfigError, Level2Config
+from hjepa_lib.config import Config, ConfigError, Level1Config, Level2Config
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.published import acquire
 from hjepa_lib.data.trajectories import Trajectories
@@ -37,7 +37,7 @@ from hjepa_lib.models.level2 import HJepa, Level2
 from hjepa_lib.planning.agent import Agent, load_agent
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.keys import core_stages, is_joint, wanted_stages
-from hjepa_lib.runs.notebooks import describe
+from hjepa_lib.runs.notebooks import Say, describe
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training import distributed
@@ -45,12 +45,11 @@ from hjepa_lib.training.distance import train_distance
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.level1 import pretrain_level1, refine_predictors, train_level1
 from hjepa_lib.training.level2 import macro_box, train_joint, train_level2, typical_cost
-from hjepa_lib.training.loop import Fit, Report
+from hjepa_lib.training.loop import Report
 from hjepa_lib.training.probes import train_probe
 
-NORMALISER = "normaliser.json"
-LINES = 10  # progress lines per training on the command line
-Say = Callable[..., None]
+FLAT = ("l1", "distance")
+"""What the flat planner needs."""
 
 
 def train(ws: Workspace, name: str) -> Iterator[Report]:
@@ -62,11 +61,12 @@ def train(ws: Workspace, name: str) -> Iterator[Report]:
 
 # --- data -------------------------------------------------------------------------------------
 def make_data_stage(ws: Workspace, folder: Path) -> None:
+    """The trajectories, generated, downloaded or an own world's, and what normalises them."""
     config = ws.config
     data = acquire(config.data, config.seed)
     data.save(folder)
     train, _ = data.split(config.data.val_fraction, config.seed)
-    write_json(folder / NORMALISER, Normaliser.fit(train, config.seed).to_dict())
+    write_json(folder / "normaliser.json", Normaliser.fit(train, config.seed).to_dict())
     if "fallback" in data.meta:
         ws.run.note("data_fallback", data.meta["fallback"])
 
@@ -82,7 +82,7 @@ def load_data(ws: Workspace) -> tuple[Trajectories, Trajectories | None, Normali
     train, validation = data.split(ws.config.data.val_fraction, ws.config.seed)
     if validation is None:
         print("nothing is held out: no validation, the last weights are kept")
-    normaliser = Normaliser.from_dict(read_json(ws.run.path / "data" / NORMALISER))
+    normaliser = Normaliser.from_dict(read_json(ws.run.path / "data" / "normaliser.json"))
     return train, validation, normaliser
 
 
@@ -90,29 +90,40 @@ def load_data(ws: Workspace) -> tuple[Trajectories, Trajectories | None, Normali
 def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     """Level 1 (with level 2 when `level2.train=joint`), then the position probe."""
     config = ws.config
-    train, validation, normaliser = load_data(ws)
-    resume, joint = ws.resume("l1"), is_joint(config)
+    *split, normaliser = load_data(ws)
+    windows = _windows(split, config.level1)
+    options = {"seed": config.seed, "precision": ws.precision}
     torch.manual_seed(config.seed)
-    if joint:
-        both = HJepa(config, normaliser, train.world.frame_shape[1:]).to(ws.device)
-        model, length = both.level1, config.level2.macro_steps * config.level2.step_skip + 1
-    else:
-        model = Jepa(config.level1, normaliser, train.world.frame_shape[1:]).to(ws.device)
+    both = None
+    if is_joint(config):
+        both = HJepa(config, normaliser, split[0].world.frame_shape[1:]).to(ws.device)
+    model = _level1(ws, split[0], normaliser) if both is None else both.level1
     # Before the fit is built: building it puts back the weights of an interrupted training.
-    yield from _pretrain(ws, model, train, validation)
-    if joint:
-        fit = train_joint(
-            both, Windows(train, length), config, precision=ws.precision, folder=resume
+    if config.level1.pretrain_mask:
+        fit = pretrain_level1(
+            model, *windows, config.level1, **options, folder=ws.resume("l1/pretrain")
         )
+        yield from ws.follow(fit, "l1_pretrain")
+        if model.target_encoder is not None:  # the slow copy of level 1 starts from there as well
+            model.target_encoder.load_state_dict(model.encoder.state_dict())
+    if both is None:
+        fit = train_level1(model, *windows, config.level1, **options, folder=ws.resume("l1"))
     else:
-        fit = _level1_fit(ws, model, train, validation, resume)
+        length = config.level2.macro_steps * config.level2.step_skip + 1
+        long = Windows(split[0], length)
+        fit = train_joint(both, long, config, precision=ws.precision, folder=ws.resume("l1"))
     yield from ws.follow(fit, "l1")
     save_level1(folder, model, "last")
     fit.load_best()
-    stores = stores_for(ws, model, train, validation)
-    yield from _refine(ws, model, *stores)
+    stores = stores_for(ws, model, *split)
+    if config.level1.refine_updates:  # the predictors alone, on latents that no longer change
+        fit = refine_predictors(
+            model, *stores, config.level1, **options, folder=ws.resume("l1/refine")
+        )
+        yield from ws.follow(fit, "l1_refine")
+        fit.load_best()
     save_level1(folder, model)
-    if joint:
+    if both is not None:
         save_level2(folder, both.level2, {}, None, "joint_level2")
     model.eval().requires_grad_(False)
     probe, quality = train_probe(model, *stores, seed=config.seed)
@@ -123,43 +134,12 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     write_json(folder / "quality.json", quality | errors | source)
 
 
-def _level1_fit(
-    ws: Workspace, model: Jepa, train: Trajectories, validation: Trajectories | None, resume: Path
-) -> Fit:
-    config = ws.config
-    windows = [part and Windows(part, config.level1.window) for part in (train, validation)]
-    return train_level1(
-        model, *windows, config.level1, seed=config.seed, precision=ws.precision, folder=resume
-    )
+def _level1(ws: Workspace, train: Trajectories, normaliser: Normaliser) -> Jepa:
+    return Jepa(ws.config.level1, normaliser, train.world.frame_shape[1:]).to(ws.device)
 
 
-def _pretrain(
-    ws: Workspace, model: Jepa, train: Trajectories, validation: Trajectories | None
-) -> Iterator[Report]:
-    """Masked pre-training of the encoder where `level1.pretrain_mask` asks for it."""
-    config = ws.config
-    if config.level1.pretrain_mask:
-        windows = [part and Windows(part, config.level1.window) for part in (train, validation)]
-        fit = pretrain_level1(
-            model, *windows, config.level1, seed=config.seed, precision=ws.precision,
-            folder=ws.resume("l1/pretrain"),
-        )  # fmt: skip
-        yield from ws.follow(fit, "l1_pretrain")
-        if model.target_encoder is not None:  # the slow copy of level 1 starts from there as well
-            model.target_encoder.load_state_dict(model.encoder.state_dict())
-
-
-def _refine(
-    ws: Workspace, model: Jepa, store: LatentStore, validation: LatentStore | None
-) -> Iterator[Report]:
-    """The predictors alone, on latents that no longer change, if `level1.refine_updates` asks."""
-    if ws.config.level1.refine_updates:
-        fit = refine_predictors(
-            model, store, validation, ws.config.level1, seed=ws.config.seed,
-            precision=ws.precision, folder=ws.resume("l1/refine"),
-        )  # fmt: skip
-        yield from ws.follow(fit, "l1_refine")
-        fit.load_best()
+def _windows(split: Iterable[Trajectories | None], config: Level1Config) -> list[Windows | None]:
+    return [part and Windows(part, config.window) for part in split]
 
 
 def stores_for(
@@ -175,14 +155,13 @@ def stores_for(
 
 def make_distance_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     """The temporal-distance head, stored beside level 1."""
-    model = load_level1(ws.run.path / "l1")
-    model.to(ws.device)
+    config, model = ws.config, load_level1(ws.run.path / "l1").to(ws.device)
     train, validation, _ = load_data(ws)
-    torch.manual_seed(ws.config.seed)
-    head = Distance(ws.config.distance, model.latent_dim).to(ws.device)
+    torch.manual_seed(config.seed)
+    head = Distance(config.distance, model.latent_dim).to(ws.device)
     fit = train_distance(
-        head, *stores_for(ws, model, train, validation), ws.config.distance,
-        seed=ws.config.seed, precision=ws.precision, folder=ws.resume("distance"),
+        head, *stores_for(ws, model, train, validation), config.distance,
+        seed=config.seed, precision=ws.precision, folder=ws.resume("distance"),
     )  # fmt: skip
     yield from ws.follow(fit, "distance")
     save_distance(folder, head)
@@ -192,7 +171,7 @@ def make_macro_stage(
     ws: Workspace, folder: Path, name: str, section: Level2Config
 ) -> Iterator[Report]:
     """An RSSM on frozen latents (or the jointly trained weights), its box and its reach."""
-    parts = load_agent_parts(ws)
+    parts = load_trained(ws, FLAT)
     level1, head = parts.level1, parts.distance
     train, validation, _ = load_data(ws)
     torch.manual_seed(ws.config.seed)
@@ -215,37 +194,27 @@ def make_macro_stage(
 
 
 # --- trained agents ---------------------------------------------------------------------------
-def load_agent_parts(ws: Workspace) -> Agent:
-    """The agent with level 1 and the distance head alone."""
-    return agent_of(ws, ("l1", "distance"))
+def load_trained(ws: Workspace, names: Sequence[str] = ()) -> Agent:
+    """The agent of the stages `names`, each obtained where this run lacks it.
 
-
-def load_trained(ws: Workspace) -> Agent:
-    """The whole agent of this run, each stage obtained where it is missing."""
-    return agent_of(ws, tuple(stage.name for stage in wanted_stages(ws.config)))
-
-
-def agent_of(ws: Workspace, names: tuple[str, ...]) -> Agent:
-    """The agent of the stages `names`, each obtained where this run lacks it."""
-    stages = core_stages(ws.config)
+    Default: everything that the settings train.
+    """
+    names = names or [stage.name for stage in wanted_stages(ws.config)]
     for name in reversed(names):  # the last one brings the set that it was trained with
-        ws.obtain(stages[name])
+        ws.obtain(core_stages(ws.config)[name])
     return load_run(ws.run, names, ws.precision, ws.device)
 
 
-def load_run(
-    run: Run, names: tuple[str, ...] | None = None, precision: str = "", device: str = ""
-) -> Agent:
+def load_run(run: Run, names: Sequence[str] = (), precision: str = "", device: str = "") -> Agent:
     """The agent of a run's stored stages `names` (default: all that it has)."""
-    stored = tuple(name for name in ("l1", "distance", "l2", "l3") if run.done(name))
-    names = stored if names is None else names
-    folders = [run.path / name if name in names else None for name in ("l2", "l3")]
+    names = names or [name for name in ("l1", "distance", "l2", "l3") if run.done(name)]
+    above = [run.path / name if name in names else None for name in ("l2", "l3")]
     config = run.config
     cap = protocol_cap(config.evaluation.protocol, config.planning.action_cap)
     planning = dataclasses.replace(config.planning, action_cap=cap)
     return load_agent(
-        run.path / "l1", folders[0], planning, config.seed, precision or run.precision,
-        device or run.device, folders[1],
+        run.path / "l1", above[0], planning, config.seed, precision or run.precision,
+        device or run.device, above[1],
     )  # fmt: skip
 
 
@@ -255,9 +224,9 @@ def train_run(open_run: Callable[[], Run], say: Say = print) -> None:
 
         torchrun --nproc-per-node 4 -m hjepa_lib train --profile full --name big
 
-    The heads read stored latents and take a small part of the time: process 0 trains them alone,
-    the others have ended. Only process 0 writes; all must see the run folder, and `open_run` is
-    called in process 0 only. ConfigError when several processes cannot share the work.
+    Process 0 trains the heads alone (they take little time) and is the only one that writes and
+    that calls `open_run`; all must see the run folder. ConfigError when several processes cannot
+    share the work.
     """
     machine.set_up()
     distributed.start()
@@ -294,18 +263,21 @@ def check_processes(config: Config) -> None:
 
 def _join_level1(ws: Workspace) -> None:
     """What the other processes of a torchrun do meanwhile: the same updates, nothing written."""
-    train, validation, normaliser = load_data(ws)
-    torch.manual_seed(ws.config.seed)
-    # Its weights become those of process 0 in the fit.
-    model = Jepa(ws.config.level1, normaliser, train.world.frame_shape[1:]).to(ws.device)
-    for _ in _level1_fit(ws, model, train, validation, ws.run.path / "resume/l1"):
+    config = ws.config
+    *split, normaliser = load_data(ws)
+    torch.manual_seed(config.seed)
+    model = _level1(ws, split[0], normaliser)  # its weights become those of process 0 in the fit
+    for _ in train_level1(
+        model, *_windows(split, config.level1), config.level1, seed=config.seed,
+        precision=ws.precision, folder=ws.run.path / "resume/l1",
+    ):  # fmt: skip
         pass
 
 
 def exhaust(reports: Iterator[Report], name: str, say: Say = print) -> None:
-    """Iterate a training to its end, a few printed lines on the way."""
+    """Iterate a training to its end, with about ten printed lines on the way."""
     start = time.perf_counter()
     for report in reports:
-        if report.update % max(1, report.updates // LINES) == 0:
+        if report.update % max(1, report.updates // 10) == 0:
             spent = describe((time.perf_counter() - start) / 60)
             say(f"{name} {report.update}/{report.updates}: loss {report.loss:.4f}, {spent}")

@@ -1,7 +1,7 @@
 """What a notebook works with: its run, and the stages that it makes, takes over and follows.
 
-`start(...)` serves a reader in JupyterLab, papermill and the command line, so that a notebook
-behaves the same everywhere. HJEPA_HEADLESS=1 (set by the runner) switches to plain progress bars.
+`start(...)` serves a reader in JupyterLab, papermill and the command line alike; HJEPA_HEADLESS=1
+(set by the runner) switches to plain progress bars.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from hjepa_lib.runs.places import RunError, list_runs, new_name, outputs_root, p
 from hjepa_lib.runs.run import Run
 from hjepa_lib.training.loop import Fit, Report
 
-LOG_EVERY = 10  # updates between lines of metrics.jsonl
-
 
 def start(
     notebook: str,
@@ -49,7 +47,16 @@ def start(
     if run and is_headless() and Run.exists(run):
         return Workspace(notebook, Run.open(run))
     config = resolve(profile, seed, overrides)
-    return Workspace(notebook, _find_run(notebook, run, config))
+    if run and Run.exists(run):
+        found = Run.open(run)
+        found.require(config)
+        return Workspace(notebook, found)
+    if not run and not notebook.startswith("01"):
+        with contextlib.suppress(WorkbookError):  # none yet, damaged, or of another version
+            latest = Run.open()
+            if latest.config == config:
+                return Workspace(notebook, latest)
+    return Workspace(notebook, Run.create(run or new_name(config), config))
 
 
 def resolve(profile: str, seed: int, overrides: str) -> Config:
@@ -67,28 +74,7 @@ def is_headless() -> bool:
     return os.environ.get("HJEPA_HEADLESS") == "1"
 
 
-def _find_run(notebook: str, name: str, config: Config) -> Run:
-    if name:
-        if not Run.exists(name):
-            return Run.create(name, config)
-        run = Run.open(name)
-        run.require(config)
-        return run
-    if not notebook.startswith("01"):
-        latest = _latest()
-        if latest is not None and latest.config == config:
-            return latest
-    return Run.create(new_name(config), config)
-
-
-def _latest() -> Run | None:
-    try:
-        return Run.open()
-    except WorkbookError:  # none yet, damaged, or made by another version of the settings
-        return None
-
-
-def log_row(report: Report, every: int = LOG_EVERY) -> dict[str, Any]:
+def log_row(report: Report, every: int = 10) -> dict[str, Any]:
     """What metrics.jsonl keeps of a report: one update in `every`, and every validation."""
     if report.update % every and not report.validation:
         return {}
@@ -125,10 +111,7 @@ class Workspace:
 
     def make(self, stage: Stage) -> Iterator[Report]:
         """Run a stage here unless it is done; yields its reports. Its inputs are obtained first."""
-        if self.done(stage):
-            return
-        if stage.load:
-            self._take(stage)
+        if self.done(stage) or (stage.load and self._take(stage)):
             return
         for other in stage.reads:
             self.obtain(other)
@@ -161,10 +144,7 @@ class Workspace:
     def follow(
         self, fit: Fit, stage: str, row: Callable[[Report], dict] = log_row
     ) -> Iterator[Report]:
-        """Iterate a fit and log its reports to metrics.jsonl, from its checkpoint on.
-
-        `row` turns a report into what is logged, {} for nothing.
-        """
+        """Iterate a fit from its checkpoint on, and log to metrics.jsonl what `row` makes of it."""
         self.run.metrics.rewind(stage, fit.update)
         for report in fit:
             if found := row(report):
@@ -173,10 +153,11 @@ class Workspace:
 
     def _take(self, stage: Stage) -> bool:
         """Copy the stage, with those of its inputs that this run lacks, from one other run."""
-        for other in closure(stage)[:-1]:
+        needed = closure(stage)
+        for other in needed[:-1]:
             if other.load and not self.done(other):
                 self._take(other)
-        missing = [one for one in closure(stage) if one.name == stage.name or not one.recorded]
+        missing = [one for one in needed if one.name == stage.name or not one.recorded]
         missing = [one for one in missing if not self.done(one)]
         for other in self._sources(stage):
             if all(self._offers(other, one) for one in missing):
@@ -190,15 +171,14 @@ class Workspace:
 
     def _sources(self, stage: Stage) -> Iterator[Run]:
         """Runs that may hold it: the one named by a setting, the newest first, the pretrained."""
-        for where in {one.load for one in closure(stage) if one.load}:
-            yield Run.named(where)
+        yield from map(Run.named, {one.load for one in closure(stage) if one.load})
         if stage.load:
             return
         roots = dict.fromkeys([self.run.path.parent, outputs_root()])  # beside this one first
         paths = [root / name for root in roots for name in reversed(list_runs(root))]
         for path in [*paths, pretrained_folder()]:
-            if path != self.run.path and (path / "manifest.json").is_file():
-                with contextlib.suppress(WorkbookError):  # settings of another version
+            if path != self.run.path:
+                with contextlib.suppress(WorkbookError):  # none, or settings of another version
                     yield Run.at(path)
 
     def _offers(self, other: Run, stage: Stage) -> bool:
@@ -219,7 +199,10 @@ class Workspace:
         from hjepa_lib.figures.style import png
 
         self._keep(f"{name}.png", png(figure), caption)
-        _show(figure)
+        if "IPython" in sys.modules and sys.modules["IPython"].get_ipython():
+            from IPython.display import display
+
+            display(figure)
 
     def animation(self, gif: bytes, name: str, caption: str = "") -> Path:
         """Save GIF bytes as `<run>/figures/<name>.gif`, listed in the report."""
@@ -231,8 +214,8 @@ class Workspace:
         path = write_atomic(self.run.folder("figures") / file, data)
         self.run.reload()
         captions = self.run.manifest["notes"].get("figures", {})
-        captions[file] = {"notebook": self.notebook, "caption": caption}
-        self.run.note("figures", captions)
+        note = {"notebook": self.notebook, "caption": caption}
+        self.run.note("figures", captions | {file: note})
         return path
 
     def progress(self, work: Iterable | int, desc: str = "", **options: Any) -> Any:
@@ -245,15 +228,5 @@ class Workspace:
         else:
             from tqdm.auto import tqdm
         if isinstance(work, int):
-            return tqdm(total=work, desc=desc, **options)
+            work, options = None, options | {"total": work}
         return tqdm(work, desc=desc, **options)
-
-
-def _show(figure: Any) -> None:
-    try:
-        from IPython import get_ipython
-        from IPython.display import display
-    except ImportError:
-        return
-    if get_ipython() is not None:
-        display(figure)

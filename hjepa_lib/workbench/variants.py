@@ -199,7 +199,7 @@ def measure(
     `planning` replaces the planner's settings, and `name` then tells its results apart.
     """
     whole = "l1+l2" in methods
-    agent = stages.load_trained(side) if whole else stages.load_agent_parts(side)
+    agent = stages.load_trained(side, () if whole else stages.FLAT)
     walks = long_walks(side.config.data, steps + 1, windows, side.config.seed)
     store = LatentStore(agent.level1, walks, windows, side.precision)
     curves = open_loop(agent, draw_windows(store, steps, windows))
@@ -285,7 +285,7 @@ def encoder_stage(ws: Workspace, updates: int) -> list[dict[str, Any]]:
     for name, label in LABELS.items():
         side = train(ws, name, encoder(ws.config, name, updates) | {"device": ws.device})
         case = Case.of(side.config, "flat", "distance")
-        result = scoring.play(side, stages.load_agent_parts(side), case, pictures=False)
+        result = scoring.play(side, stages.load_trained(side, stages.FLAT), case, pictures=False)
         rows.append(result.row | {"method": label})
     floors = [scoring.play(side, None, Case.of(side.config, one)) for one in ("random", "oracle")]
     rows = [floors[0].row, *rows, floors[1].row]
