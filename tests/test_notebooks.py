@@ -25,11 +25,8 @@ from hjepa_lib.workbench import compare
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = runner.select_notebooks("01-05", ROOT / "notebooks")
 NAMES = [path.stem for path in NOTEBOOKS]
-PIXELS = runner.select_notebooks("10-15", ROOT / "notebooks")
-"""Run by tests/test_pixels_notebooks.py; their form is checked here."""
-INSPECTOR = runner.select_notebooks("06", ROOT / "notebooks")
-"""Run by tests/test_widgets.py."""
-CHAPTERS = NOTEBOOKS + INSPECTOR + PIXELS
+CHAPTERS = runner.select_notebooks("01-06,10-15", ROOT / "notebooks")
+"""06 is run by test_widgets.py, 10-15 by test_pixels_notebooks.py."""
 CONFIG = profile("smoke").override("device=cpu,precision=fp32")
 TABLE = {*FLOORS, *learned(CONFIG)}
 STANDARD = {"profile": "laptop", "run": "", "seed": 0, "overrides": ""}
@@ -43,94 +40,77 @@ def root(tmp_path_factory):
         yield folder
 
 
-@pytest.fixture(scope="module")
-def said():
-    return []
+def quiet(*_, **__):
+    pass
 
 
 @pytest.fixture(scope="module")
-def finished(root, said) -> Run:
+def finished(root) -> Run:
     """01-05 executed in the smoke profile, with summary and report."""
-    runner.prepare(CONFIG, NOTEBOOKS, say=said.append)
+    runner.prepare(CONFIG, NOTEBOOKS, say=quiet)
     run = Run.create("whole", CONFIG)
-    runner.run_notebooks(run, NOTEBOOKS, threads=1, say=lambda text, **_: said.append(text))
-    runner.finish(run, say=said.append)
+    runner.run_notebooks(run, NOTEBOOKS, threads=1, say=quiet)
+    runner.finish(run, say=quiet)
     return Run.open("whole")
+
+
+def shown_by(run, number) -> tuple[int, str]:
+    """Pictures and text of an executed copy; it ended with its checks and warned of nothing."""
+    (path,) = (run.path / "notebooks").glob(f"{number:02d}_*.ipynb")
+    outputs = [output for cell in cells(path) for output in cell.get("outputs", [])]
+    text = "".join(output.get("text", "") for output in outputs)
+    assert "checks passed" in text and "Warning" not in text
+    return sum("image/png" in output.get("data", {}) for output in outputs), text
 
 
 def cells(path: Path, kind: str = "code") -> list:
     return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == kind]
 
 
-def parameters(path: Path) -> dict:
-    """The values of the parameters cell; every one is annotated and has a comment of its own."""
-    tagged = [c for c in cells(path) if "parameters" in c.metadata.get("tags", [])]
-    assert len(tagged) == 1
-    lines = tagged[0].source.splitlines()
-    assert all(re.fullmatch(r"\w+: (str|int|bool) = .+  # .+", line) for line in lines)
-    return {s.target.id: ast.literal_eval(s.value) for s in ast.parse(tagged[0].source).body}
+def code_of(cell) -> str:
+    return re.sub(r"(?m)^(\s*)%pip .*$", r"\1pass", cell.source)
 
 
-def execute(path: Path, stop: str = "", **changes) -> dict:
-    """Run a notebook's code in this process, up to the cell with `stop`; returns its names."""
-    names: dict = {}
-    for cell in cells(path):
-        source = re.sub(r"(?m)^(\s*)%pip .*$", r"\1pass", cell.source)
-        exec(compile(source, path.name, "exec"), names)
-        if "parameters" in cell.metadata.get("tags", []):
-            names |= changes
-        if stop and stop in source:
-            break
-    return names
+def is_parameters(cell) -> bool:
+    return "parameters" in cell.metadata.get("tags", [])
 
 
 # --- form -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("path", CHAPTERS, ids=[path.stem for path in CHAPTERS])
-def test_a_chapter_reads_the_settings_of_its_run(path):
-    """The runner names the run alone, so what a reader may type is used in the start cell only."""
-    for cell in cells(path):
-        if "workspace.start(" in cell.source or "parameters" in cell.metadata.get("tags", []):
-            continue
-        source = re.sub(r"(?m)^(\s*)%pip .*$", r"\1pass", cell.source)
-        names = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
-        assert not names & {"profile", "run", "overrides"}, cell.source
+def test_code_has_its_form(path):
+    """One first cell; N1, N2: one tagged cell with the standard names alone, each explained.
 
-
-@pytest.mark.parametrize("path", CHAPTERS, ids=[path.stem for path in CHAPTERS])
-def test_parameters_cell(path):
-    """N1, N2: one tagged cell with the standard names alone; a chapter's own are settings."""
-    assert parameters(path) == STANDARD
-    runner.inspect_notebook(path, STANDARD)
-
-
-@pytest.mark.parametrize("path", CHAPTERS, ids=[path.stem for path in CHAPTERS])
-def test_cells_are_short_and_stripped(path):
-    """House style 5 and N15: cap of 40 lines, few local functions, no outputs in git."""
+    The runner names the run alone, so what a reader may type is used in the start cell only. House
+    style 5 and N15: cap of 40 lines, few local functions, no outputs in git.
+    """
     code = cells(path)
+    assert code[0].source == cells(NOTEBOOKS[0])[0].source.replace(NAMES[0], path.stem)
+    assert f'colab.set_up("{path.stem}")' in code[0].source  # test_pack.py tells what it does
+    (tagged,) = filter(is_parameters, code)
+    lines = tagged.source.splitlines()
+    assert all(re.fullmatch(r"\w+: (str|int|bool) = .+  # .+", line) for line in lines)
+    stored = {s.target.id: ast.literal_eval(s.value) for s in ast.parse(tagged.source).body}
+    assert stored == STANDARD
+    runner.inspect_notebook(path, STANDARD)
+    for cell in code:
+        if "workspace.start(" not in cell.source and cell != tagged:
+            nodes = ast.walk(ast.parse(code_of(cell)))
+            names = {node.id for node in nodes if isinstance(node, ast.Name)}
+            assert not names & {"profile", "run", "overrides"}, cell.source
     sizes = sorted(len(cell.source.splitlines()) for cell in code)
-    assert sizes[-1] <= 40
-    assert sizes[len(sizes) // 2] <= 15
+    assert sizes[-1] <= 40 and sizes[len(sizes) // 2] <= 15
     assert sum(len(re.findall(r"(?m)^ *def ", cell.source)) for cell in code) <= 2
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
     assert "papermill" not in json.dumps(nbformat.read(path, 4).metadata)
     assert "!pip" not in path.read_text()
 
 
-def test_every_notebook_begins_with_the_same_cell():
-    """One first code cell, which names its chapter (test_pack.py tells what it does)."""
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        first = cells(path)[0].source
-        assert first == cells(NOTEBOOKS[0])[0].source.replace(NAMES[0], path.stem)
-        assert f'colab.set_up("{path.stem}")' in first
-
-
 @pytest.mark.parametrize("path", CHAPTERS, ids=[path.stem for path in CHAPTERS])
 def test_it_reads_like_a_chapter(path):
     """A question, a contract, prose between the cells, and links that lead somewhere."""
     prose = [cell.source for cell in cells(path, "markdown")]
-    assert all(
-        part in prose[0] for part in ("**Question.**", "| Inputs |", "| Outputs |", "| Time |")
-    )
+    contract = ("**Question.**", "| Inputs |", "| Outputs |", "| Time |")
+    assert all(part in prose[0] for part in contract)
     assert all(part in prose[-1] for part in ("## Recap", "**Limits.**", "**Exercises.**"))
     assert sum(len(text.split()) for text in prose) >= 300
     links = re.findall(r"\]\(([^)]+)\)", "\n".join(prose))
@@ -141,25 +121,22 @@ def test_it_reads_like_a_chapter(path):
 
 # --- one whole run ----------------------------------------------------------------------------
 def test_smoke_run_is_whole(finished):
-    """N20: every notebook ran, and none ended in no time."""
+    """N20: every notebook and training ran, and a resumed run skips them all."""
     entries = finished.manifest["notebooks"]
-    assert list(entries) == NAMES
-    assert all(entry["ok"] and entry["seconds"] > 1 for entry in entries.values())
+    assert list(entries) == NAMES and all(entry["ok"] for entry in entries.values())
     assert not list((finished.path / "notebooks").glob("*.failed.ipynb"))
-
-
-def test_stages_and_curves(finished):
-    for stage in ("data", "l1", "distance", "l2"):
+    finished.verify("data")
+    for stage in ("l1", "distance", "l2"):
         finished.verify(stage)
-    for stage, last in (
-        ("l1", CONFIG.level1),
-        ("distance", CONFIG.distance),
-        ("l2", CONFIG.level2),
-    ):
         rows = finished.records(stage)
-        assert rows[-1]["step"] == last.optim.updates
+        optim = getattr(CONFIG, {"l1": "level1", "l2": "level2"}.get(stage, stage)).optim
+        assert rows[-1]["step"] == optim.updates
         assert all(math.isfinite(row["loss"]) for row in rows)
-    assert not (finished.path / "resume").exists() or not list((finished.path / "resume").iterdir())
+    assert not [*finished.path.glob("resume/*")]
+    before, said = (finished.path / "manifest.json").read_text(), []
+    runner.run_notebooks(finished, NOTEBOOKS, resume=True, say=lambda text, **_: said.append(text))
+    assert said == [f"{name:<20} done before" for name in NAMES]
+    assert (finished.path / "manifest.json").read_text() == before
 
 
 def test_results_of_every_method(finished):
@@ -226,22 +203,9 @@ def test_gif_and_csv(finished):
 
 def test_executed_copies_show_pictures_and_one_clean_bar(finished):
     """N4, N6: pictures are in the saved file, and a progress bar leaves one line."""
-    for path in NOTEBOOKS:
-        copy = nbformat.read(finished.path / "notebooks" / path.name, 4)
-        outputs = [output for cell in copy.cells for output in cell.get("outputs", [])]
-        assert sum("image/png" in output.get("data", {}) for output in outputs) >= 4
-        text = "".join(output.get("text", "") for output in outputs)
-        assert "checks passed" in text
-        assert "Warning" not in text
-        assert text.count("100%") <= 4
-
-
-def test_resume_skips_what_is_done(finished):
-    before = (finished.path / "manifest.json").read_text()
-    said = []
-    runner.run_notebooks(finished, NOTEBOOKS, resume=True, say=lambda text, **_: said.append(text))
-    assert said == [f"{name:<20} done before" for name in NAMES]
-    assert (finished.path / "manifest.json").read_text() == before
+    for number in range(1, 6):
+        pictures, text = shown_by(finished, number)
+        assert pictures >= 4 and text.count("100%") <= 4
 
 
 # --- variants ---------------------------------------------------------------------------------
@@ -251,73 +215,62 @@ def test_comparison_reads_results_only(finished, root, monkeypatch):
     for folder in ("data", "l1", "l2", "figures", "controls"):
         shutil.rmtree(root / "results-only" / folder)
     monkeypatch.setenv("HJEPA_HEADLESS", "1")
-    names = execute(NOTEBOOKS[4], run="results-only")
+    names: dict = {}
+    for cell in cells(NOTEBOOKS[4]):
+        exec(compile(code_of(cell), "05", "exec"), names)
+        names |= {"run": "results-only"} if is_parameters(cell) else {}
     assert names["origins"] == {"this run"}
     assert 0 <= names["shown_trial"] < CONFIG.evaluation.trials
     assert len(names["rows"]) == len(TABLE)
+
+
+def play(name, notebooks, changes):
+    """These notebooks, through the runner, in a run with changed settings."""
+    run = Run.create(name, CONFIG.override(changes))
+    runner.run_notebooks(run, notebooks, threads=1, say=quiet)
+    runner.finish(run, say=quiet)
+    run.reload()
+    return run
 
 
 def test_the_recipe_of_random_layouts(finished):
     """`preset=random_layouts`, shrunk: level 1 with every part of it, and its own curves in 02."""
     small = "data.transitions=4000,level1.optim.updates=6,level1.refine_updates=6,"
     small += "level1.width=8,level1.hidden=16,distance.trajectories=30,distance.optim.updates=6"
-    config = CONFIG.override(f"preset=random_layouts,{small}")
-    run = Run.create("layouts", config)
-    runner.run_notebooks(run, NOTEBOOKS[:2], threads=1, say=_quiet)
-    run.reload()
+    run = play("layouts", NOTEBOOKS[:2], f"preset=random_layouts,{small}")
     figures = {path.stem for path in (run.path / "figures").glob("02_*.png")}
     assert {"02_losses", "02_refinement", "02_distance_losses"} <= figures
-    text = (run.path / "notebooks" / NOTEBOOKS[1].name).read_text()
-    assert "checks passed" in text
-    assert "Warning" not in text
-    (finished.path.parent / "latest").write_text("whole\n")
+    shown_by(run, 2)
 
 
 def test_without_level_2(finished):
     """`level2.disable_l2`: 03-05 say so, compare flat planners, and take level 1 from before."""
-    config = CONFIG.override(
-        "level2.disable_l2=true,evaluation.budgets=1.0,evaluation.matched_dynamics=false"
-    )
-    (finished.path.parent / "latest").write_text("whole\n")
-    run = Run.create("flat-only", config)
-    runner.run_notebooks(run, NOTEBOOKS[2:], threads=1, say=_quiet)
-    runner.finish(run, say=_quiet)
-    run.reload()
+    changes = "level2.disable_l2=true,evaluation.budgets=1.0,evaluation.matched_dynamics=false"
+    run = play("flat-only", NOTEBOOKS[2:], changes)
     for stage in ("l1", "distance"):  # the same keys with and without level 2
         assert run.manifest["stages"][stage]["from"] == "whole"
     headers = [one.header for one in load_results(run.path / "results")]
     methods = {(header["method"], header["cost"]) for header in headers}
     assert methods == {*FLOORS, ("flat", "latent"), ("flat", "distance")}
-    assert not (run.path / "l2").exists()
-    assert not (run.path / compare.CSV).exists()
-    assert "disable_l2 is set" in (run.path / "notebooks" / NOTEBOOKS[2].name).read_text()
-
-
-def _quiet(*_, **__) -> None:
-    pass
+    assert not (run.path / "l2").exists() and not (run.path / compare.CSV).exists()
+    assert "disable_l2 is set" in shown_by(run, 3)[1]
 
 
 def test_planning_collapse_runs_after_the_others(finished, root):
     """08 through the real runner, on a copy: small trainings beside the run, `latest` untouched."""
-    shutil.copytree(finished.path, root / "collapse-copy")
-    manifest = (root / "collapse-copy" / "manifest.json").read_text()
-    renamed = manifest.replace('"name": "whole"', '"name": "collapse-copy"')
-    (root / "collapse-copy" / "manifest.json").write_text(renamed)
-    latest = (root / "latest").read_text()
-    run = Run.open("collapse-copy")
+    shutil.copytree(finished.path, root / "copy")
+    manifest = (root / "copy/manifest.json").read_text()
+    (root / "copy/manifest.json").write_text(manifest.replace('"name": "whole"', '"name": "copy"'))
+    latest, run = (root / "latest").read_text(), Run.open("copy")
     notebooks = runner.select_notebooks("08", ROOT / "notebooks")
-    runner.run_notebooks(run, notebooks, threads=1, say=_quiet)
-    run.reload()
+    runner.run_notebooks(run, notebooks, threads=1, say=quiet)
     assert run.manifest["notebooks"]["08_planning_collapse"]["ok"]
-    assert {path.name for path in (run.path / "collapse").glob("*.csv")} == {
-        "planning.csv", "variants.csv", "verdicts.csv",
-    }  # fmt: skip
-    (side,) = (root / "collapse-copy-variants").glob("size-20312-s0-*/manifest.json")
+    tables = {path.stem for path in (run.path / "collapse").glob("*.csv")}
+    assert tables == {"planning", "variants", "verdicts"}
+    (side,) = (root / "copy-variants").glob("size-20312-s0-*/manifest.json")
     assert Run.at(side.parent).config.level1.optim.updates == CONFIG.level1.optim.updates
     assert (root / "latest").read_text() == latest
-    text = (run.path / "notebooks" / notebooks[0].name).read_text()
-    assert "checks passed" in text
-    assert "Warning" not in text
+    shown_by(run, 8)
 
 
 def test_bad_standard_parameter_stops_the_kernel_at_once(tmp_path):

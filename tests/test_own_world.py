@@ -45,12 +45,6 @@ def layout(batch):
     return Layout.of(np.zeros((batch, 2)))
 
 
-def test_example_is_a_short_world(lake):
-    assert isinstance(lake(layout(2)), World)
-    assert isinstance(TwoRooms(Layout.fixed(2)), World)
-    assert len((EXAMPLES / "own_world.py").read_text().splitlines()) < 80
-
-
 def test_oracle_walks_the_shortest_path(lake):
     """Its length is reached by its own actions and beaten by no random walk."""
     world = lake(layout(300))
@@ -121,7 +115,9 @@ def test_latents_and_planners_see_frames_of_the_world(lake, level1):
 
 def test_a_world_says_what_it_is(lake):
     """DESIGN 3: frames, actions, state, steps and success are the world's own words."""
+    assert len((EXAMPLES / "own_world.py").read_text().splitlines()) < 80
     for world in (lake, TwoRooms):
+        assert isinstance(world(layout(2)), World)
         frames = world(layout(2)).render(torch.full((2, 2), 20.0))
         assert tuple(frames.shape[1:]) == world.frame_shape == (2, 65, 65) and world.stacked == 1
         assert (world.action_size, world.action_cap, world.action_ball) == (2, 2.45, True)
@@ -129,6 +125,8 @@ def test_a_world_says_what_it_is(lake):
     goal = torch.tensor([[10.0, 10.0], [10.0, 10.0]])
     near = goal + torch.tensor([[1.0, 0.9], [1.0, 1.1]])
     assert lake(layout(2)).reached(near, goal).tolist() == [True, False]
+    for source in ("generated", "published", "a/b.npz", "C:\\data.npz", ""):
+        assert find_world(source) is None
 
 
 @pytest.mark.parametrize(
@@ -147,24 +145,17 @@ def test_wrong_sources_are_one_sentence(lake, source, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("source", ["generated", "published", "a/b.npz", "C:\\data.npz", ""])
-def test_other_sources_are_no_worlds(source):
-    assert find_world(source) is None
-
-
-def test_what_needs_two_rooms_is_refused(lake, workspace_of):
-    with pytest.raises(ValueError, match="expert needs two rooms"):
-        generate("expert", 100, source=SOURCE)
-    with pytest.raises(ValueError, match="one layout"):
-        generate("good", 100, "random", source=SOURCE)
-    ws = workspace_of(tiny_config(data__source=SOURCE, evaluation__protocol="p2_heldout"))
-    with pytest.raises(ConfigError, match="one layout"):
-        Case.of(ws.config, "oracle")
-
-
-def test_wrong_frames_are_refused_at_once(lake, monkeypatch):
-    data = generate("good", 1000, source=SOURCE)
-    whole = lake.render
+def test_what_an_own_world_cannot_do_is_refused(lake, monkeypatch):
+    settings = {"data__source": SOURCE, "evaluation__protocol": "p2_heldout"}
+    for attempt, message in (
+        (lambda: generate("expert", 100, source=SOURCE), "expert needs two rooms"),
+        (lambda: generate("good", 100, "random", source=SOURCE), "one layout"),
+        (lambda: Case.of(tiny_config(**settings), "oracle"), "one layout"),
+        (lambda: own_trials(lake, "test", 501), "500 trials"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attempt()
+    data, whole = generate("good", 1000, source=SOURCE), lake.render
     monkeypatch.setattr(lake, "render", lambda self, position=None: whole(self, position)[..., :64])
     with pytest.raises(ValueError, match=r"\(256, 2, 65, 64\)"):
         Normaliser.fit(data, 0)
@@ -174,8 +165,6 @@ def test_trials_are_the_worlds_own(lake):
     five, ten = own_trials(lake, "test", 5), own_trials(lake, "test", 10)
     assert torch.equal(five.goal, ten.goal[:5])
     assert five.sha256 == ten.sha256 != own_trials(lake, "validation", 5).sha256
-    with pytest.raises(ValueError, match="500 trials"):
-        own_trials(lake, "test", 501)
 
 
 def test_example_trains_plans_and_compares(lake, tmp_path, monkeypatch):

@@ -37,28 +37,26 @@ def folder(tmp_path):
     return path
 
 
-@pytest.fixture
-def collected(monkeypatch):
-    """Results that the evaluation would collect."""
-    monkeypatch.setattr(results, "collect", lambda folder: [*floors(), result()])
-
-
 SEED = """
 import json, os
 seed = json.load(open(f"{os.environ['HJEPA_OUTPUTS']}/{run}/manifest.json"))["seed"]
 """
 
 
-def lines():
+class Said(list):
     """A `print` that collects whole lines."""
-    said = [""]
 
-    def say(text, end="\n", flush=False):
-        said[-1] += text
-        if end:
-            said.append("")
+    def __call__(self, text, end="\n", flush=False):
+        if not self or self[-1].endswith("\n"):
+            self.append("")
+        self[-1] += text + end
 
-    return said, say
+
+def play(run, notebooks, resume=False):
+    """What the runner says."""
+    said = Said()
+    runner.run_notebooks(Run.open(run.name), notebooks, resume=resume, say=said)
+    return said
 
 
 def test_select_notebooks(folder):
@@ -89,36 +87,32 @@ def test_inspect_refuses_what_papermill_only_warns_about(folder):
     """N2: exactly one `parameters` cell, and it knows every name."""
     good = write(folder, "01_a")
     runner.inspect_notebook(good, {"seed": 1, "overrides": ""})
-    with pytest.raises(RunError, match=r"01_a\.ipynb has no parameter named 'sede'"):
-        runner.inspect_notebook(good, {"sede": 1})
-    untagged = write(folder, "02_b", tags=())
-    with pytest.raises(RunError, match="has 0 cells tagged 'parameters'"):
-        runner.inspect_notebook(untagged, {})
     notebook = nbformat.read(good.open(), 4)
     notebook.cells.append(nbformat.v4.new_code_cell("x = 1", metadata=notebook.cells[0].metadata))
     nbformat.write(notebook, folder / "03_c.ipynb")
-    with pytest.raises(RunError, match="has 2 cells"):
-        runner.inspect_notebook(folder / "03_c.ipynb", {})
-    with pytest.raises(RunError, match="not valid Python"):
-        runner.inspect_notebook(write(folder, "04_d", parameters="seed = = 1"), {"seed": 1})
     (folder / "05_e.ipynb").write_text("{half")
-    with pytest.raises(RunError, match="not a readable notebook"):
-        runner.inspect_notebook(folder / "05_e.ipynb", {})
+    for path, message in (
+        (good, r"01_a\.ipynb has no parameter named 'sede'"),
+        (write(folder, "02_b", tags=()), "has 0 cells tagged 'parameters'"),
+        (folder / "03_c.ipynb", "has 2 cells"),
+        (write(folder, "04_d", parameters="seed = = 1"), "no valid Python"),
+        (folder / "05_e.ipynb", "not a readable notebook"),
+    ):
+        with pytest.raises(RunError, match=message):
+            runner.inspect_notebook(path, {"sede": 1})
 
 
 def test_prepare_checks_and_estimates_before_anything_is_made(folder, root, monkeypatch):
-    notebook = write(folder, "02_b")
-    said, say = lines()
-    runner.prepare(CONFIG, [notebook], say=say)
-    assert said[0].startswith("profile smoke on cpu: about ")
-    assert " MB for 1 notebooks" in said[0]
+    notebook, said, full = write(folder, "02_b"), Said(), profile("full").override("device=cpu")
+    runner.prepare(CONFIG, [notebook], say=said)
+    assert said[0].startswith("profile smoke on cpu: about ") and " MB for 1 notebooks" in said[0]
     with pytest.raises(RunError, match="takes days on a CPU; add --yes"):
-        runner.prepare(profile("full").override("device=cpu"), [notebook], say=say)
-    runner.prepare(profile("full").override("device=cpu"), [notebook], say=say, yes=True)
+        runner.prepare(full, [notebook], say=said)
+    runner.prepare(full, [notebook], say=said, yes=True)
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1))
     with pytest.raises(RunError, match="only 0 MB are free"):
-        runner.prepare(CONFIG, [notebook], say=say)
+        runner.prepare(CONFIG, [notebook], say=said)
     assert not root.exists()
 
 
@@ -143,63 +137,49 @@ for _ in tqdm(range(30)):
 def test_run_resume_and_rerun(folder, root):
     notebooks = [write(folder, "01_a", WORK), write(folder, "02_b", SEED + "assert seed == 0")]
     run = Run.create("mine", CONFIG)
-    said, say = lines()
-    runner.run_notebooks(run, notebooks, say=say)
-    assert [line[:12] for line in said[:2]] == ["01_a        ", "02_b        "]
-    assert all(" ok in " in line for line in said[:2])
+    said = play(run, notebooks)
+    assert [line[:12] for line in said] == ["01_a        ", "02_b        "]
+    assert all(" ok in " in line for line in said)
     copies = sorted(path.name for path in (run.path / "notebooks").iterdir())
     assert copies == ["01_a.ipynb", "02_b.ipynb"]
     executed = nbformat.read((run.path / "notebooks/01_a.ipynb").open(), 4)
-    outputs = executed.cells[2].outputs  # the injected parameters are cell 1
-    assert len(outputs) == 1  # N4: the progress bar leaves one clean line
-    assert outputs[0].text.count("it/s") == 1
+    (output,) = executed.cells[2].outputs  # the injected parameters are cell 1
+    assert output.text.count("it/s") == 1  # N4: the progress bar leaves one clean line
     entry = Run.open("mine").manifest["notebooks"]["01_a"]
-    assert entry["ok"]
-    assert entry["seconds"] > 0
+    assert entry["ok"] and entry["seconds"] > 0
     assert "HJEPA_HEADLESS" not in os.environ
-
-    said, say = lines()
-    runner.run_notebooks(Run.open("mine"), notebooks, resume=True, say=say)
-    assert [line.split()[1:] for line in said[:2]] == [["done", "before"]] * 2
+    said = play(run, notebooks, resume=True)
+    assert [line.split()[1:] for line in said] == [["done", "before"]] * 2
     write(folder, "01_a", WORK + "\n# changed")
-    said, say = lines()
-    runner.run_notebooks(Run.open("mine"), notebooks, resume=True, say=say)
-    assert all(" ok in " in line for line in said[:2])  # what follows a change runs again too
+    said = play(run, notebooks, resume=True)
+    assert all(" ok in " in line for line in said)  # what follows a change runs again too
     assert (root / "mine/work.txt").read_text() == "xx"
 
 
 def test_failed_notebook_is_kept_and_named_and_resume_goes_on(folder, root):
     notebooks = [write(folder, "01_a", "1"), write(folder, "02_b", "raise ValueError('bad\\nx')")]
-    run = Run.create("mine", CONFIG)
-    said, say = lines()
-    with pytest.raises(
-        runner.NotebookFailed, match=r"02_b failed at In \[3\]: ValueError: bad \(kept"
-    ) as caught:
-        runner.run_notebooks(run, notebooks, say=say)
+    run, said = Run.create("mine", CONFIG), Said()
+    message = r"02_b failed at In \[3\]: ValueError: bad \(kept"
+    with pytest.raises(runner.NotebookFailed, match=message) as caught:
+        runner.run_notebooks(run, notebooks, say=said)
     kept = root / "mine/notebooks/02_b.failed.ipynb"
-    assert str(kept) in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert "bad" in kept.read_text()
-    assert "failed after" in said[1]
+    assert str(kept) in str(caught.value) and "\n" not in str(caught.value)
+    assert "bad" in kept.read_text() and "failed after" in said[1]
     assert list(Run.open("mine").manifest["notebooks"]) == ["01_a"]
+    write(folder, "02_b", "import os; os._exit(1)")
+    with pytest.raises(runner.NotebookFailed, match="02_b failed: DeadKernelError") as caught:
+        play(run, notebooks, resume=True)
+    assert "\n" not in str(caught.value)
     write(folder, "02_b", "1")
-    said, say = lines()
-    runner.run_notebooks(Run.open("mine"), notebooks, resume=True, say=say)
-    assert "done before" in said[0]
-    assert "ok in" in said[1]
+    said = play(run, notebooks, resume=True)
+    assert "done before" in said[0] and "ok in" in said[1]
     assert not kept.exists()
 
 
-def test_dead_kernel_is_one_sentence(folder):
-    notebook = write(folder, "01_a", "import os; os._exit(1)")
-    with pytest.raises(runner.NotebookFailed, match="01_a failed: DeadKernelError") as caught:
-        runner.run_notebooks(Run.create("mine", CONFIG), [notebook], say=lines()[1])
-    assert "\n" not in str(caught.value)
-
-
-def test_finish_writes_summary_and_report(collected):
+def test_finish_writes_summary_and_report(monkeypatch):
+    monkeypatch.setattr(results, "collect", lambda folder: [*floors(), result()])
     run = Run.create("mine", CONFIG)
-    path = runner.finish(run, say=lines()[1])
+    path = runner.finish(run, say=Said())
     assert path == run.path / "report.html"
     assert "97 of 100" in path.read_text()
     assert len(read_json(run.path / "summary.json")["results"]) == 3

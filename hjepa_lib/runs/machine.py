@@ -15,7 +15,6 @@ import re
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import joblib
 
@@ -32,7 +31,7 @@ def set_up(threads: int | None = None) -> int:
     """Tune allocator and thread count for this process; returns the number of threads.
 
     `threads=None` keeps torch's own choice (all physical cores, or OMP_NUM_THREADS), lowered to
-    what a container may use: more threads than a CPU quota allows are much slower than fewer.
+    what a container may use: more are much slower.
     """
     import torch
 
@@ -78,33 +77,24 @@ def choose_precision(device: str, wanted: str = "auto") -> str:
 def bf16_speedup(device: str, seconds: float = 1.0) -> float:
     """fp32 time / bf16 time of a small training step: channels-last convolutions, then products.
 
-    One thread, both interleaved, and the fastest of each counts: so a busy neighbour, which makes
-    threads wait for each other, changes little.
+    One thread, both interleaved, the fastest of each counts: a busy neighbour changes little.
     """
     import torch
-    from torch.nn.functional import conv2d
+    from torch import nn
     from torch.utils.benchmark import Timer
 
-    generator = torch.Generator().manual_seed(0)
-
-    def weight(*shape: int) -> Any:
-        return (0.05 * torch.randn(shape, generator=generator)).to(device).requires_grad_()
-
     batch = 64 if device == "cpu" else 4096  # on a GPU, less would time the launches
-    frames = torch.rand(batch, 2, 65, 65, generator=generator).to(device)  # (B, C, Hpx, Wpx)
-    frames = frames.to(memory_format=torch.channels_last)
-    first, second, third = weight(64, 2, 7, 7), weight(64, 64, 3, 3), weight(64, 64, 3, 3)
-    wide, square = weight(576, 256), weight(256, 256)
-
-    def work() -> None:
-        x = conv2d(frames, first, stride=4).relu()
-        x = conv2d(x, second, stride=2).relu()
-        x = conv2d(x, third, stride=2).relu().flatten(1) @ wide  # (B, 256)
-        for _ in range(8):
-            x = x + (x @ square).relu()
-        x.float().square().mean().backward()
-
-    timer = Timer("work()", globals={"work": work})  # one thread; it waits for the GPU
+    with torch.random.fork_rng(devices=[]):
+        frames = torch.rand(batch, 2, 65, 65)  # (B, C, Hpx, Wpx)
+        sizes = ((2, 7, 4), (64, 3, 2), (64, 3, 2))
+        convolutions = [nn.Conv2d(size, 64, kernel, stride) for size, kernel, stride in sizes]
+        products = [nn.Linear(576, 256), *(nn.Linear(256, 256) for _ in range(8))]
+        layers = [*convolutions, nn.Flatten(), *products]
+        model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
+    model.to(device, memory_format=torch.channels_last)
+    frames = frames.to(device, memory_format=torch.channels_last)
+    # One thread; it waits for the GPU.
+    timer = Timer("model(frames).float().square().mean().backward()", globals=locals())
     times: dict[bool, list[float]] = {False: [], True: []}
     end = time.perf_counter() + seconds
     while len(times[True]) < 2 or time.perf_counter() < end:

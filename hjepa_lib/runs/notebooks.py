@@ -1,9 +1,8 @@
 """Runs notebooks headless through papermill's Python API, with the checks papermill lacks.
 
-papermill only warns about unknown parameters, and without a `parameters` cell it silently runs the
-defaults: here both are errors before anything starts. Executed copies go to `<run>/notebooks/`
-(`.running` while at work, `.failed` after an error). A notebook that ended well is skipped on
-resume as long as its source is unchanged and nothing before it was run again.
+Executed copies go to `<run>/notebooks/` (`.running` while at work, `.failed` after an error). A
+notebook that ended well is skipped on resume as long as its source is unchanged and nothing before
+it was run again.
 """
 
 from __future__ import annotations
@@ -70,7 +69,10 @@ def select_notebooks(text: str, folder: Path | None = None) -> list[Path]:
 
 
 def inspect_notebook(path: Path, parameters: dict[str, Any]) -> None:
-    """RunError unless `path` has exactly one `parameters` cell that knows all `parameters` (N2)."""
+    """RunError unless `path` has exactly one `parameters` cell that knows all `parameters` (N2).
+
+    papermill only warns of unknown ones, and without such a cell it silently runs the defaults.
+    """
     _, nbformat = _import_papermill()
     try:
         cells = nbformat.read(path, as_version=4).cells

@@ -1,8 +1,7 @@
 """Run folders elsewhere: HJEPA_OUTPUTS=s3://bucket/prefix, gs://, file:///mounted/drive, ...
 
-Each machine works in a local folder of its cache. `push` uploads what changed, files first and the
-manifest last, where it lists every file with size and SHA-256; `pull` gives a file its name only
-after checking both. So an upload that broke off is in no manifest, and its stage is made again. A
+Each machine works in a local folder of its cache. `push` uploads the manifest last, with size and
+SHA-256 of every file; `pull` checks them, so what an upload that broke off left is made again. A
 run has one writer at a time: when two machines went on with it, the second one is refused.
 """
 

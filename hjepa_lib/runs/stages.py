@@ -1,7 +1,7 @@
 """The stages of a run up to the trained agent: data, level 1, distance head, level 2, level 3.
 
 A training is a generator of reports: a notebook iterates over it and draws, the command line
-exhausts it, and both run the same code. A finished stage yields nothing.
+exhausts it. A finished stage yields nothing.
 """
 
 from __future__ import annotations
@@ -224,9 +224,8 @@ def train_run(open_run: Callable[[], Run], say: Say = print) -> None:
 
         torchrun --nproc-per-node 4 -m hjepa_lib train --profile full --name big
 
-    Process 0 trains the heads alone (they take little time) and is the only one that writes and
-    that calls `open_run`; all must see the run folder. ConfigError when several processes cannot
-    share the work.
+    Process 0 alone calls `open_run`, writes, and trains the heads (they take little time); all
+    must see the run folder. ConfigError when several processes cannot share the work.
     """
     machine.set_up()
     distributed.start()
@@ -247,8 +246,7 @@ def train_run(open_run: Callable[[], Run], say: Say = print) -> None:
     finally:
         distributed.stop()
     if not first:
-        # Threads of the group may still be ending; an interpreter that shuts down under them can
-        # abort, and torchrun would call that a failure.
+        # An interpreter that shuts down under the group's threads can abort: a failure to torchrun.
         os._exit(0)
     for stage in wanted_stages(ws.config):
         exhaust(ws.make(stage), stage.name, say)

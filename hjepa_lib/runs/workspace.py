@@ -36,10 +36,9 @@ def start(
 ) -> Workspace:
     """Check a notebook's parameters and open its run; the arguments are its `parameters` cell.
 
-    A named run must have been made with the same settings (RunError names the first difference);
-    a missing one is created. With `run=""`, notebook 01 makes a new run, later notebooks continue
-    the latest run if its settings agree and make a new one otherwise. The runner names a run alone:
-    its settings are the run's own. Raises ConfigError and RunError, one sentence each.
+    A named run is created or must have the same settings (RunError names the first difference).
+    With `run=""`, notebook 01 makes a new run, later ones continue the latest if its settings
+    agree. The runner names a run alone, whose settings they are. ConfigError for a wrong value.
     """
     machine.set_up()
     if not isinstance(run, str):
@@ -124,8 +123,8 @@ class Workspace:
     def obtain(self, stage: Stage) -> Path:
         """Folder of a finished stage: of this run, else taken over, else made here and now.
 
-        Taken over is what has the same key and was made from the very inputs that this run has, or
-        takes with it: from the newest such run, then the pretrained one. A printed line says so.
+        Taken over, with a printed line, is what has the same key and was made from the very inputs
+        that this run has or takes with it: from the newest such run, then the pretrained one.
         """
         if not self.found(stage):
             print(f"{stage.name}: no run holds it with these settings, so it is made here")
