@@ -11,8 +11,8 @@ import warnings
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from test_runner import write
 from tiny import tiny_config
+from tiny_runs import write
 
 from hjepa_lib.__main__ import main
 from hjepa_lib.files import FileError

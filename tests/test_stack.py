@@ -17,7 +17,6 @@ from hjepa_lib.evaluation.results import Case
 from hjepa_lib.files import FileError, write_json
 from hjepa_lib.models import checkpoint
 from hjepa_lib.planning import THREE_LEVELS, scale_samples
-from hjepa_lib.planning import planner as planner_module
 from hjepa_lib.planning.agent import load_agent
 from hjepa_lib.planning.search import search as run_search
 from hjepa_lib.planning.search import shift_plan
@@ -42,60 +41,62 @@ def with_near(planner, goal, latent):
     return planner
 
 
-# --- one and two levels are what they were ----------------------------------------------------
-def by_hand(planner, latents, goal, executed, replan, near):
-    """Actions of the flat and of the two-level planner, written out without a stack."""
-    low, top, geometry = planner.level1, planner.level2, planner.geometry
-    embedded = geometry.embed(goal)
-    nominal = {low: None, top: None}
-    at = since_plan = since_macro = 0
-    path, found = None, []
+# --- any number of levels ---------------------------------------------------------------------
+def search(planner, number, at, latent, target, warm):
+    """A plan of level `number` after `at` steps."""
+    level = planner.layers[number - 1].level
+    return run_search(
+        lambda plans: level.costs(latent, plans, target),
+        level.project, warm, level.config,
+        lambda draw, shape: trial_noise(planner.seed, range(5), at, shape, number, draw),
+    ).plan  # fmt: skip
 
-    def search(level, latent, target, shift):
-        number = 1 if level is low else 2
-        shape = (len(latent), level.config.horizon, level.plan_dim)
-        before = nominal[level]
-        warm = torch.zeros(shape) if before is None else shift_plan(before, shift)
-        nominal[level] = run_search(
-            lambda plans: level.costs(latent, plans, target),
-            level.project, warm, level.config,
-            lambda draw, shape: trial_noise(planner.seed, range(5), at, shape, number, draw),
-        ).plan  # fmt: skip
-        return nominal[level]
 
+def by_hand(planner, latents, goal, executed, replan):
+    """Actions of a stack of levels, top-down and each on its own clock, written out."""
+    geometry, count = planner.geometry, len(planner.layers)
+    embedded, at, found = geometry.embed(goal), 0, []
+    nominal, path = [None] * count, [None] * count
+    since_plan, since_step = [0] * count, [0] * count
     for latent, steps in zip(latents, executed, strict=True):
-        at += steps
-        target = embedded
-        if top is not None:
-            since_plan, since_macro = since_plan + steps, since_macro + steps
-            if path is None or since_plan >= replan:
-                plan = search(top, latent, embedded, since_macro // top.stride)
-                since_plan, since_macro = 0, since_macro % top.stride
-                path = top.imagine(latent, plan)
-            subgoal = path[:, min(since_plan // top.stride, path.shape[1] - 1)]
-            close = geometry.between(geometry.embed(latent), embedded) <= near
-            target = torch.where(close[:, None], embedded, geometry.embed(subgoal))
-        found.append(search(low, latent, target, steps))
+        at, target = at + steps, embedded
+        for one in reversed(range(count)):
+            level = planner.layers[one].level
+            since_plan[one] += steps
+            since_step[one] += steps
+            if nominal[one] is None or since_plan[one] >= replan[one]:
+                passed, since_step[one] = divmod(since_step[one], level.stride)
+                warm = torch.zeros(len(latent), level.config.horizon, level.plan_dim)
+                warm = warm if nominal[one] is None else shift_plan(nominal[one], passed)
+                nominal[one] = search(planner, one + 1, at, latent, target, warm)
+                since_plan[one] = 0
+                path[one] = level.imagine(latent, nominal[one]) if one else None
+            if one:
+                due = min(since_plan[one] // level.stride, path[one].shape[1] - 1)
+                away = geometry.between(geometry.embed(latent), embedded)
+                close = away <= planner.layers[one].reach
+                target = torch.where(close[:, None], embedded, geometry.embed(path[one][:, due]))
+        found.append(nominal[0])
     return torch.stack(found)
 
 
 @pytest.mark.parametrize("cost", ["latent", "distance"])
 @pytest.mark.parametrize("replan", [3, 4, 7])
-@pytest.mark.parametrize("method", ["flat", "l1+l2"])
-def test_one_and_two_levels_equal_the_written_out_planner_bit_for_bit(method, replan, cost):
-    """Every level draws its own noise of trial, step and iteration: every action is equal."""
-    config = tiny_config(
-        planning__cost=cost, planning__hierarchy__replan=replan, planning__replan=1
-    )
-    agent = make_agent(config)
-    latents, goal = torch.randn(6, 5, 16, generator=seeded(4)), torch.randn(5, 16)
-    executed = (0, 2, 2, 1, 3, 2)
-    planner = with_near(agent.planner(method), goal, latents[0])
-    near = planner.layers[-1].reach
-    wanted = by_hand(planner, latents, goal, executed, replan, near)
-    pairs = zip(latents, executed, strict=True)
-    found = torch.stack([planner.plan(latent, goal, steps).actions for latent, steps in pairs])
-    assert torch.equal(found, wanted)
+@pytest.mark.parametrize("method", ["flat", "l1+l2", THREE_LEVELS])
+def test_a_stack_equals_the_written_out_planner_bit_for_bit(method, replan, cost):
+    """PL3: every level has its own noise, clock and warm start: every action is equal."""
+    planning = {"planning__hierarchy__replan": replan, "planning__level3__replan": 6}
+    config = tiny_config(**ON, **planning, planning__cost=cost, planning__replan=1)
+    latents, goal = torch.randn(9, 5, 16, generator=seeded(4)), torch.randn(5, 16)
+    executed = (0, 2, 2, 1, 3, 2, 2, 4, 2)
+    planner = with_near(make_agent(config).planner(method), goal, latents[0])
+    wanted = by_hand(planner, latents, goal, executed, (0, replan, 6))
+    pairs = list(zip(latents, executed, strict=True))
+    plans = [planner.plan(latent, goal, steps) for latent, steps in pairs]
+    assert torch.equal(torch.stack([plan.actions for plan in plans]), wanted)
+    assert [len(plan.above) for plan in plans] == [len(planner.layers) - 1] * 9
+    planner.reset()
+    assert torch.equal(planner.plan(latents[0], goal, 0).actions, wanted[0])
 
 
 def test_a_third_level_that_is_off_costs_and_changes_nothing():
@@ -111,64 +112,6 @@ def test_a_third_level_that_is_off_costs_and_changes_nothing():
 
 
 # --- three levels -----------------------------------------------------------------------------
-@pytest.mark.parametrize("cost", ["latent", "distance"])
-def test_each_level_hands_its_first_latent_to_the_level_below(cost, monkeypatch):
-    """Targets from the top: the goal, level 3's sub-goal, level 2's; the goal where it is near."""
-    agent = make_agent(tiny_config(**ON, planning__cost=cost))
-    latent, goal = torch.randn(2, 40, 16, generator=seeded(3))
-    planner = with_near(agent.planner(THREE_LEVELS), goal, latent)
-    geometry, targets = planner.geometry, {}
-    replan = planner_module.Planner.replan
-
-    def spy(self, number, latent, target):
-        targets[self.layers[number - 1].level] = target
-        return replan(self, number, latent, target)
-
-    monkeypatch.setattr(planner_module.Planner, "replan", spy)
-    plan = planner.plan(latent, goal, 0)
-    _, two, three = planner.layers
-    assert [level.stride for level in targets] == [8, 4, 1]  # top-down
-    embedded = geometry.embed(goal)
-    away = geometry.between(geometry.embed(latent), embedded)
-    assert torch.equal(targets[three.level], embedded)
-    for layer, below in ((three, two.level), (two, planner.level1)):
-        near = away <= layer.reach
-        assert 0 < near.sum() < 40
-        wanted = torch.where(near[:, None], goal, layer.subgoal)
-        torch.testing.assert_close(targets[below], geometry.embed(wanted))
-        imagined = layer.level.imagine(latent, layer.nominal)
-        assert torch.equal(layer.macro, imagined)
-        assert torch.equal(layer.subgoal, imagined[:, 0])
-    assert torch.equal(plan.near, away <= two.reach)
-    assert plan.macro is two.macro
-    assert plan.above[1].macro is three.macro
-    assert torch.equal(plan.above[1].subgoal, three.subgoal)
-
-
-def test_every_level_replans_and_shifts_on_its_own_clock(monkeypatch):
-    """Level 3 every 6 steps, level 2 every 4, level 1 at every call; PL3 for each."""
-    planning = {"planning__hierarchy__replan": 4, "planning__level3__replan": 6}
-    planner = make_agent(tiny_config(**ON, **planning)).planner(THREE_LEVELS)
-    shifts = {1: [], 4: [], 8: []}
-    warm = planner_module.Layer.warm
-
-    def spy(self, latent):
-        shifts[self.level.stride].append(self.since_step // self.level.stride)
-        return warm(self, latent)
-
-    monkeypatch.setattr(planner_module.Layer, "warm", spy)
-    latent, goal = torch.randn(2, 2, 16)
-    for call in range(13):
-        planner.plan(latent, goal, 2 if call else 0)
-    assert shifts[1] == [0, *[2] * 12]
-    assert shifts[4] == [0, *[1] * 6]  # a plan after 4, 8 ... 24 steps: one macro-step each
-    assert shifts[8] == [0, 0, 1, 1, 1]  # after 6, 12, 18, 24 steps
-    planner.reset()
-    first = planner.plan(latent, goal, 0)
-    planner.reset()
-    assert torch.equal(planner.plan(latent, goal, 0).actions, first.actions)
-
-
 @pytest.mark.parametrize("actions", ["none", "concat", "only", "learned"])
 @pytest.mark.parametrize("latent", ["gaussian", "categorical"])
 def test_level3_changes_the_executed_actions(actions, latent):

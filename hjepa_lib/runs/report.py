@@ -29,16 +29,7 @@ REQUIRED = (
 )  # fmt: skip
 """What every result has: no rate stands without its n (F12), none without its origin (I4)."""
 _RUN = ("run", "profile", "seed", "created", "revision", "device", "precision")
-_COLUMNS = {
-    "Path efficiency\nshare of shortest": ("path_efficiency", 2),
-    "Final distance\npx, mean": ("final_distance_mean", 1),
-    "First hit\nsteps, mean": ("avg_termination_step", 1),
-    "Episode\ns, in a batch": ("seconds_per_episode", 2),
-    "Episode alone\ns": ("latency_single_episode", 2),
-    "Compute\nMFLOP per step": ("mflop", 1),
-}
 _EMBED_LIMIT = 2_000_000  # bytes; a larger image is linked instead, so that the page stays small
-_WIDE = 1.9  # figures at least this many times wider than high take a whole row
 
 
 # --- summary.json -----------------------------------------------------------------------------
@@ -105,24 +96,26 @@ def read_sections(run: Run) -> dict[str, dict[str, Any]]:
 def write_report(run: Run) -> Path:
     """Write `<run>/report.html`, whatever the run has, and return its path (S9)."""
     run.reload()
-    results, sections, said = [], list(read_sections(run).values()), []
+    results, sections, damage = [], list(read_sections(run).values()), ""
     if (run.path / "summary.json").exists():
         try:
             results = check_summary(read_json(run.path / "summary.json"))["results"]
         except FileError as error:
-            said = [f"summary.json is damaged, so its results are left out: {error}."]
-    shown = [{"title": "Results", "sentences": said, "results": results}, *sections]
-    for number, one in enumerate(shown):
-        tables = [*one.get("tables", []), *map(_table, _tables(one.get("results", [])))]
-        shown[number] = one | {"tables": tables}
-    page = Path(__file__).with_name("report.html").read_text("utf-8")
-    text = jinja2.Environment(autoescape=True).from_string(page).render(
+            damage = f"summary.json is damaged, so its results are left out: {error}."
+    page = jinja2.Environment(autoescape=True)
+    page.filters |= {"tables": _tables, "setting": _setting, "label": _label, "number": _number}
+    convert = importlib.util.find_spec("nbconvert") is not None
+    text = page.from_string(Path(__file__).with_name("report.html").read_text("utf-8")).render(
         run=run,
         headline=headline(results, sections),
-        sections=[*shown, _chapters(run), *_figures(run), _origin(run)],
+        sections=[{"title": "Results", "sentences": [damage] if damage else []}, *sections],
+        results=results,
+        convert=convert,
+        chapters=_chapters(run, convert),
+        figures=_figures(run),
         changed=differences(profile(run.config.profile, run.config.seed), run.config),
         settings=yaml.safe_dump(to_dict(run.config), sort_keys=False),
-    )  # fmt: skip
+    )
     return write_atomic(run.path / "report.html", text)
 
 
@@ -152,105 +145,6 @@ def _tables(results: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]
     return sorted(tables.values(), key=len, reverse=True)
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    several = len({row["budget"] for row in rows}) > 1
-    absent = {"random", "oracle"} - {row["method"] for row in rows}
-    cells = []
-    for row in rows:
-        flops, (low, high) = row.get("flops_per_step"), row["ci95"]
-        row = row | {"mflop": flops and flops / 1e6}
-        levels = {"random": "floor", "oracle": "floor", "l2": "level2", "flat": "level1"}
-        colours = [colour for mark, colour in levels.items() if mark in row["method"].lower()]
-        success = {"share": 100 * row["success_rate"], "low": 100 * low, "high": 100 * high}
-        numbers = [_number(row.get(key), digits) for key, digits in _COLUMNS.values()]
-        name = _label(row) + (f" × {row['budget']:g}" if several else "")
-        cells.append([name, success | {"colour": [*colours, "other"][0]}, *numbers])
-    return {
-        "title": _setting(rows[0]),
-        "columns": ["Method", "Success\n95 % interval", *_COLUMNS],
-        "rows": cells,
-        "notes": [f"Not played here: {name}, which every table needs." for name in sorted(absent)],
-    }
-
-
-def _chapters(run: Run) -> dict[str, Any]:
-    """The executed copies in notebooks/, as HTML beside them where nbconvert is installed."""
-    rows, convert = [], importlib.util.find_spec("nbconvert") is not None
-    for path in sorted((run.path / "notebooks").glob("*.ipynb")):
-        stem, _, state = path.stem.partition(".")
-        if state not in ("", "failed"):  # at work
-            continue
-        title, pictures, page = stem, 0, path
-        with contextlib.suppress(FileError, KeyError, IndexError, TypeError):  # not a notebook
-            cells = read_json(path)["cells"]
-            outputs = [output for cell in cells for output in cell.get("outputs", [])]
-            pictures = sum("image/png" in output.get("data", {}) for output in outputs)
-            found = re.search(r"(?m)^# (.+)", "".join(cells[0]["source"]))
-            title = found[1] if found else stem
-            page = _as_html(path) if convert else path
-        seconds = None if state else run.manifest["notebooks"].get(stem, {}).get("seconds")
-        link = {"text": title, "href": quote(f"notebooks/{page.name}")}
-        rows.append([link, state or pictures, _number(seconds, 1)])
-    if not rows:
-        return {}
-    said = ["Every cell with its output."]
-    said += [] if convert else ["After `pip install nbconvert` they are pages for a browser."]
-    table = {"columns": ("Chapter", "Pictures", "Time\ns"), "rows": rows}
-    return {"title": "Executed notebooks", "sentences": said, "tables": [table]}
-
-
-def _as_html(path: Path) -> Path:
-    """The notebook as `<name>.html` beside it, made anew when the notebook is younger."""
-    page = path.with_suffix(".html")
-    if not page.exists() or page.stat().st_mtime < path.stat().st_mtime:
-        from nbconvert import HTMLExporter
-
-        write_atomic(page, HTMLExporter().from_filename(str(path))[0])
-    return page
-
-
-def _figures(run: Run) -> list[dict[str, Any]]:
-    """All of figures/, in the order in which the notebooks made them, GIFs first."""
-    notes = run.manifest["notes"].get("figures", {})
-    order = sorted(notes, key=lambda name: notes[name].get("notebook", "~"))
-    files = {path.name: path for path in sorted((run.path / "figures").glob("*"))}
-    parts: dict[str, list] = {".gif": [], ".png": []}
-    for name in dict.fromkeys([*order, *files]):
-        path, note = files.get(name, Path("")), notes.get(name, {})
-        if path.suffix not in parts:
-            continue
-        data, source = read_bytes(path), quote(f"figures/{name}")
-        if len(data) <= _EMBED_LIMIT:
-            kind, text = path.suffix[1:], base64.b64encode(data).decode()
-            source = f"data:image/{kind};base64,{text}"
-        with Image.open(path) as image:
-            width, height = image.size
-        caption = note.get("caption") or path.stem.replace("_", " ")
-        figure = {"caption": caption, "origin": note.get("notebook", ""), "source": source}
-        figure |= {"width": width, "height": height, "wide": width > _WIDE * height}
-        parts[path.suffix].append(figure)
-    episodes = {"title": "Episodes", "figures": parts[".gif"]}
-    return [episodes, {"title": "Figures", "figures": parts[".png"]}]
-
-
-def _origin(run: Run) -> dict[str, Any]:
-    """Seconds of the stages, versions of the environment, and the run's notes."""
-    manifest = run.manifest
-    stages = [[name, _number(one["seconds"], 1)] for name, one in manifest["stages"].items()]
-    made = {"revision": manifest.get("revision", "unknown")} | manifest.get("versions", {})
-    notes = {key: value for key, value in manifest["notes"].items() if key != "figures"}
-    tables = [
-        {"title": "Stages", "columns": ("Stage", "seconds"), "rows": stages},
-        {"title": "Environment", "rows": list(made.items())},
-        {"title": "Notes", "rows": [[key, _text(value)] for key, value in notes.items()]},
-    ]
-    return {"title": "How it was made", "tables": tables}
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else yaml.safe_dump(value).strip()
-
-
 def _setting(row: Mapping[str, Any]) -> str:
     place = f"{row['protocol'].upper()}, {row['layouts']} layouts, {row['dynamics']}"
     return f"{place}, n = {row['n']}"
@@ -263,3 +157,56 @@ def _label(row: Mapping[str, Any]) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _chapters(run: Run, convert: bool) -> list[dict[str, Any]]:
+    """The executed copies in notebooks/, as HTML beside them where nbconvert is installed."""
+    found = []
+    for path in sorted((run.path / "notebooks").glob("*.ipynb")):
+        stem, _, state = path.stem.partition(".")
+        if state == "running":
+            continue
+        title, pictures, page = stem, 0, path
+        with contextlib.suppress(FileError, KeyError, IndexError, TypeError):  # not a notebook
+            cells = read_json(path)["cells"]
+            outputs = [output for cell in cells for output in cell.get("outputs", [])]
+            pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+            heading = re.search(r"(?m)^# (.+)", "".join(cells[0]["source"]))
+            title = heading[1] if heading else stem
+            page = _as_html(path) if convert else path
+        seconds = None if state else run.manifest["notebooks"].get(stem, {}).get("seconds")
+        link = {"title": title, "href": quote(f"notebooks/{page.name}")}
+        found.append(link | {"pictures": state or pictures, "seconds": seconds})
+    return found
+
+
+def _as_html(path: Path) -> Path:
+    """The notebook as `<name>.html` beside it, made anew when the notebook is younger."""
+    page = path.with_suffix(".html")
+    if not page.exists() or page.stat().st_mtime < path.stat().st_mtime:
+        from nbconvert import HTMLExporter
+
+        write_atomic(page, HTMLExporter().from_filename(str(path))[0])
+    return page
+
+
+def _figures(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """All of figures/ by kind, in the order in which the notebooks made them."""
+    notes = run.manifest["notes"].get("figures", {})
+    order = sorted(notes, key=lambda name: notes[name].get("notebook", "~"))
+    files = {path.name: path for path in sorted((run.path / "figures").glob("*"))}
+    found: dict[str, list] = {".gif": [], ".png": []}
+    for name in dict.fromkeys([*order, *files]):
+        path, note = files.get(name, Path()), notes.get(name, {})
+        if path.suffix not in found:
+            continue
+        data, source = read_bytes(path), quote(f"figures/{name}")
+        if len(data) <= _EMBED_LIMIT:
+            text = base64.b64encode(data).decode()
+            source = f"data:image/{path.suffix[1:]};base64,{text}"
+        with Image.open(path) as image:
+            width, height = image.size
+        caption = note.get("caption") or path.stem.replace("_", " ")
+        figure = {"caption": caption, "notebook": note.get("notebook", ""), "source": source}
+        found[path.suffix].append(figure | {"width": width, "height": height})
+    return {"Episodes": found[".gif"], "Figures": found[".png"]}
