@@ -8,9 +8,7 @@ import shutil
 from pathlib import Path
 
 import nbformat
-import papermill
 import pytest
-from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
 from hjepa_lib.config import profile
@@ -271,18 +269,3 @@ def test_planning_collapse_runs_after_the_others(finished, root):
     assert Run.at(side.parent).config.level1.optim.updates == CONFIG.level1.optim.updates
     assert (root / "latest").read_text() == latest
     shown_by(run, 8)
-
-
-def test_bad_standard_parameter_stops_the_kernel_at_once(tmp_path):
-    """One sentence, in the start cell, before anything is made."""
-    with pytest.raises(PapermillExecutionError) as caught:
-        papermill.execute_notebook(
-            str(NOTEBOOKS[2]),
-            str(tmp_path / "out.ipynb"),
-            parameters={"profile": "smoke", "overrides": "level1.widht=3"},
-            cwd=str(ROOT),
-            progress_bar=False,
-        )
-    assert caught.value.ename == "ConfigError"
-    assert caught.value.evalue == "unknown setting 'level1.widht'"
-    assert caught.value.exec_count <= 4

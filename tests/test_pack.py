@@ -9,6 +9,7 @@ import sys
 import tarfile
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -42,21 +43,19 @@ def project(tmp_path):
     return root
 
 
-def pack(root, *arguments):
-    return subprocess.run(
-        [str(root / "colab_pack.sh"), *arguments],
-        cwd=root.parent, env=CLEAN, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def pack(root, target):
+    command = [str(root / "colab_pack.sh"), str(target)]
+    return subprocess.run(command, cwd=root.parent, env=CLEAN, capture_output=True, text=True)
 
 
 # --- the tarball ------------------------------------------------------------------------------
 def test_what_is_committed_is_packed_with_its_revision(project, tmp_path):
     """The same commit gives the same bytes; what is not committed stays out, and is said."""
     first, second = tmp_path / "hjepa-1.tar.gz", tmp_path / "hjepa-2.tar.gz"
-    assert pack(project, str(first)).returncode == 0
+    assert pack(project, first).returncode == 0
     (project / "hjepa_lib/__init__.py").write_text("changed")
     (project / "secret.txt").write_text("mine")
-    done = pack(project, str(second))
+    done = pack(project, second)
     assert "not committed stay out" in done.stderr
     assert first.read_bytes() == second.read_bytes()
     with tarfile.open(first) as archive:
@@ -70,25 +69,19 @@ def test_what_is_committed_is_packed_with_its_revision(project, tmp_path):
 
 
 def test_what_cannot_be_packed_is_one_sentence(project, tmp_path):
-    done = pack(project, str(tmp_path / "mine.zip"))
-    assert done.returncode == 2
-    assert "the notebooks look for hjepa*.tar.gz" in done.stderr
+    done = pack(project, tmp_path / "mine.zip")
+    assert done.returncode == 2 and "the notebooks look for hjepa*.tar.gz" in done.stderr
     shutil.rmtree(project / ".git")
-    done = pack(project, str(tmp_path / "hjepa.tar.gz"))
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: packing needs git")
+    done = pack(project, tmp_path / "hjepa.tar.gz")
+    assert done.returncode == 2 and done.stderr.startswith("error: packing needs git")
     assert not list(tmp_path.glob("hjepa.tar.gz*"))
 
 
 def test_without_git_and_version_the_installed_commit_counts(tmp_path, monkeypatch):
     """pip from a URL leaves no folder, but it writes down what it installed (PEP 610)."""
-    assert revision(tmp_path) == "unknown"
-
-    class Installed:
-        def read_text(self, name):
-            return '{"vcs_info": {"commit_id": "ab12"}}' if name == "direct_url.json" else None
-
-    monkeypatch.setattr("importlib.metadata.distribution", lambda name: Installed())
+    files = {"direct_url.json": '{"vcs_info": {"commit_id": "ab12"}}'}
+    installed = SimpleNamespace(read_text=files.get)
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: installed)
     (tmp_path / "VERSION").write_text("$Format:%H$\n")  # of a checkout: nobody filled it in
     assert revision(tmp_path) == "ab12"
     (tmp_path / "VERSION").write_text("cd34\n")
@@ -161,8 +154,8 @@ def test_s5_set_up_installs_what_the_chapter_needs_and_keeps_torch(tmp_path, mon
     (root / "hjepa_lib/runs").mkdir(parents=True)
     monkeypatch.setattr(colab, "__file__", str(root / "hjepa_lib/runs/colab.py"))
     monkeypatch.setattr(colab.subprocess, "run", lambda command, check: calls.append(command))
-    monkeypatch.delenv("HJEPA_OUTPUTS", raising=False)
-    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+    for name in ("HJEPA_OUTPUTS", "COLAB_RELEASE_TAG"):
+        monkeypatch.delenv(name, raising=False)
     colab.set_up("10_gym_data")
     assert calls == []
     assert f"runs go to {root / 'outputs'}" in capsys.readouterr().out

@@ -1,7 +1,7 @@
 """Training curves: `metrics.jsonl`, always, and an experiment tracker where the settings name one.
 
-metrics.jsonl has one JSON object per line: `stage`, `step` and values. A half-written last line,
-left by `kill -9` or a full disk, is ignored by readers and cut off by the next writer.
+metrics.jsonl has one JSON object per line: `stage`, `step` and values. A half-written last line is
+ignored by readers and cut off by the next writer.
 """
 
 from __future__ import annotations
@@ -77,8 +77,7 @@ def _names(row: dict[str, Any]) -> set[tuple[str, int, str]]:
 class Tracker:
     """The tracker of one run in this process, opened by the first record.
 
-    A tracker is a guest: nothing is sent anywhere unless its own environment variables say so, and
-    whatever goes wrong with it prints one line, switches it off and never stops a run.
+    A guest: whatever goes wrong with it prints one line, switches it off and never stops a run.
     """
 
     def __init__(self, kind: str, name: str, folder: Path, settings: dict[str, Any]) -> None:
@@ -153,8 +152,7 @@ class TensorBoard:
 class WeightsAndBiases:
     """Files in `<run>/tracker/wandb/`, one W&B run per process, grouped by run.
 
-    Offline unless the variable WANDB_MODE says otherwise, so that nobody is asked to log in in the
-    middle of a run; `wandb sync` uploads the files later.
+    Offline unless WANDB_MODE says otherwise: nobody is asked to log in in the middle of a run.
     """
 
     def __init__(self, name: str, folder: Path, settings: dict[str, Any]) -> None:
@@ -187,10 +185,9 @@ class WeightsAndBiases:
 
 
 def epoch_axes(values: Mapping[str, float]) -> dict[str, str]:
-    """{key: key of its epoch} for what is measured once an epoch, such as "JEPA/val/Total_Loss".
+    """{key: key of its epoch}: the keys with a part that starts with "val" or ends in "epoch_avg".
 
-    These are the keys with a part that starts with "val" or ends with "epoch_avg"; their axis is
-    the record's "epoch", under the longest prefix of the key that has one.
+    Their axis is the record's "epoch", under the longest prefix of the key that has one.
     """
     axes = {}
     for key in values:

@@ -1,7 +1,7 @@
 """The machine a run uses: allocator, threads, device, precision, and what to write down about it.
 
-Precision is decided by measuring (bf16 is 10 times faster on one CPU and slower on the next), never
-by a processor flag, and once per run: `runs.Run` stores the answer.
+Precision is decided by measuring (bf16 is 10 times faster on one CPU and slower on the next), once
+per run: its manifest holds the answer.
 """
 
 from __future__ import annotations

@@ -73,7 +73,13 @@ def inspect_notebook(path: Path, parameters: dict[str, Any]) -> None:
 
     papermill only warns of unknown ones, and without such a cell it silently runs the defaults.
     """
-    _, nbformat = _import_papermill()
+    try:
+        import nbformat
+        import papermill  # noqa: F401 - what runs them is looked for before anything starts
+    except ImportError as error:
+        raise RunError(
+            "running notebooks needs papermill: pip install papermill ipykernel nbformat"
+        ) from error
     try:
         cells = nbformat.read(path, as_version=4).cells
     except Exception as error:
@@ -171,7 +177,7 @@ def describe(minutes: float) -> str:
 
 
 def _execute(run: Run, path: Path) -> None:
-    papermill, _ = _import_papermill()
+    import papermill
     from papermill.exceptions import PapermillExecutionError
 
     running = run.folder("notebooks") / f"{path.stem}.running.ipynb"
@@ -219,14 +225,3 @@ def _kernel_environment(run: Run, threads: int | None) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ |= before
-
-
-def _import_papermill() -> tuple[Any, Any]:
-    try:
-        import nbformat
-        import papermill
-    except ImportError as error:
-        raise RunError(
-            "running notebooks needs papermill: pip install papermill ipykernel nbformat"
-        ) from error
-    return papermill, nbformat

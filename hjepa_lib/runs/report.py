@@ -77,9 +77,8 @@ def leave_section(run: Run, name: str, section: Mapping[str, Any]) -> Path:
     """Keep what a part of the library says about the run, for its report and its summary.
 
     `name` is such as "20-pixels": sections are shown in this order, and the summary has their
-    `data` under "pixels". The rest is shown as plain text: `title`, `headline` (on top of a run
-    without planners), `sentences`, `tables` with title, columns, rows and notes, `results` (rows as
-    in summary.json), and `lists` of sentences by name.
+    `data` under "pixels". Shown are `title`, `headline` (of a run without planners), `sentences`,
+    `tables` (title, columns, rows, notes), `results` as in summary.json, `lists` by name.
     """
     for number, row in enumerate(section.get("results", [])):
         check_result(plain(row), f"{name}, row {number}")

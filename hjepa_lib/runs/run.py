@@ -1,7 +1,7 @@
 """Run folders: the contract between notebooks, command line and reports.
 
-One run is one training seed. A stage counts only when its entry in `manifest.json`, written last,
-lists its files with sizes and SHA-256 and carries its key. Nothing here deletes a run (PL8).
+One run is one training seed. A stage counts once its entry in `manifest.json`, written last, lists
+its files with sizes and SHA-256 and carries its key. Nothing here deletes a run (PL8).
 """
 
 from __future__ import annotations
