@@ -2,14 +2,11 @@
 
 import json
 import os
-import signal
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.figure
-import numpy as np
 import pytest
 import torch
 
@@ -29,7 +26,6 @@ from hjepa_lib.training.probes import effective_rank, fit_ridge
 
 CONFIG = profile("smoke").override("device=cpu,precision=fp32")
 TEXT = "device=cpu,precision=fp32"
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +131,7 @@ def test_failed_stage_is_not_marked_and_its_time_is_kept(monkeypatch):
     monkeypatch.setattr("hjepa_lib.runs.run.time", watch)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt), run.stage("l1"):
+            assert not Run.open("a").done("l1")  # what kill -9 would leave
             raise KeyboardInterrupt
         assert not Run.open("a").done("l1")
     fill(run, "l1")
@@ -163,24 +160,6 @@ def test_stage_is_stale_when_its_input_was_made_again():
         assert run.done("l2") is whole
 
 
-def test_kill_9_in_a_stage_leaves_it_unfinished():
-    code = """
-import os, signal, sys
-from hjepa_lib.runs.run import Run
-run = Run.open("a")
-run.log({"stage": "l1", "step": 1, "loss": 2.0})
-with run.stage("l1") as folder:
-    (folder / "weights").write_text("half")
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-    fill(Run.create("a", CONFIG), "data")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
-    assert done.returncode == -signal.SIGKILL
-    again = Run.open("a")
-    assert again.done("data") and not again.done("l1")
-    assert [row["loss"] for row in again.records("l1")] == [2.0]
-
-
 def test_notes_of_two_processes_do_not_overwrite_each_other():
     run, other = Run.create("a", CONFIG), Run.open("a")
     run.note("data_hash", "ab")
@@ -204,14 +183,6 @@ def test_log_rejects_a_second_value_for_the_same_key():
         with pytest.raises(FileError, match="'loss' of l1 step 3 is written twice"):
             one.log({"stage": "l1", "step": 3, "loss": 1.0})
     assert (len(run.records()), len(run.records("l1"))) == (3, 2)
-
-
-def test_log_takes_numbers_of_all_kinds(tmp_path):
-    log, numbers = MetricsLog(tmp_path / "m.jsonl"), [np.float32(2), float("inf")]
-    row = {"stage": "l1", "step": np.int64(1), "a": torch.tensor(0.5), "b": numbers}
-    log.log(row | {"c": {"d": float("nan")}})
-    wanted = {"stage": "l1", "step": 1, "a": 0.5, "b": [2.0, None], "c": {"d": None}}
-    assert log.records() == [wanted]
 
 
 def test_half_a_last_line_is_ignored_and_healed(tmp_path):

@@ -28,11 +28,7 @@ from hjepa_lib.training.loop import Fit, Report
 
 
 def start(
-    notebook: str,
-    profile: str,
-    run: str = "",
-    seed: int = 0,
-    overrides: str = "",
+    notebook: str, profile: str, run: str = "", seed: int = 0, overrides: str = ""
 ) -> Workspace:
     """Check a notebook's parameters and open its run; the arguments are its `parameters` cell.
 
