@@ -100,13 +100,22 @@ class Picture(Figure):
         return png(self)
 
 
+def _arrays(value: Any) -> Any:
+    """`value` with arrays in the place of tensors, also in dictionaries, lists and tuples."""
+    if isinstance(value, dict):
+        return {key: _arrays(one) for key, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_arrays, value))
+    return as_array(value) if hasattr(value, "detach") else value
+
+
 def styled(make: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Run a figure function inside the house style and leave matplotlib's settings alone."""
+    """Run a figure function on arrays inside the house style; matplotlib's settings are kept."""
 
     @functools.wraps(make)
     def wrapper(*args, **kwargs):
         with rc_context(STYLE):
-            return make(*args, **kwargs)
+            return make(*map(_arrays, args), **_arrays(kwargs))
 
     return wrapper
 
