@@ -15,7 +15,7 @@ from hjepa_lib.config import ConfigError, profile
 from hjepa_lib.config.pixels import RewardConfig
 from hjepa_lib.files import FileError
 from hjepa_lib.grids.measures import latent_report
-from hjepa_lib.pixels.diagnostics import max_correlation
+from hjepa_lib.pixels.checks import max_correlation
 from hjepa_lib.pixels.heads import RewardHead
 from hjepa_lib.runs import machine, workspace
 from hjepa_lib.runs.log import MetricsLog

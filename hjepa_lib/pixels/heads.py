@@ -56,7 +56,7 @@ class RewardHead(nn.Module):
 
     def standardise(self, inputs: Tensor) -> None:
         """Take mean and deviation of training `inputs` (M, width), so that no units decide."""
-        exact = inputs.double()
+        exact = inputs.cpu().double()  # S7
         deviation = exact.std(0, correction=0)
         self.centre.copy_(exact.mean(0))
         self.deviation.copy_(deviation.masked_fill(deviation < LEAST_DEVIATION, 1.0))

@@ -258,7 +258,7 @@ def measure(
 @torch.no_grad()
 def encode_chunked(encode: Callable[[Tensor], Tensor], state: Tensor, size: int = 128) -> Tensor:
     """(M, ...) states -> (M, D) float64 latents on the CPU, `size` states at a time."""
-    return torch.cat([encode(part).double().cpu() for part in state.split(size)])
+    return torch.cat([encode(part).cpu().double() for part in state.split(size)])
 
 
 def pick(count: int, most: int = MOST, seed: int = 0) -> Tensor:
