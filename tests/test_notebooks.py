@@ -23,8 +23,9 @@ from hjepa_lib.workbench import compare
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = runner.select_notebooks("01-05", ROOT / "notebooks")
 NAMES = [path.stem for path in NOTEBOOKS]
-CHAPTERS = runner.select_notebooks("01-06,10-15", ROOT / "notebooks")
-"""06 is run by test_widgets.py, 10-15 by test_pixels_notebooks.py."""
+PIXELS = runner.select_notebooks("10-15", ROOT / "notebooks")
+"""Run by test_pixels_notebooks.py, 06 by test_widgets.py; their form is checked here."""
+CHAPTERS = runner.select_notebooks("01-06", ROOT / "notebooks") + PIXELS
 CONFIG = profile("smoke").override("device=cpu,precision=fp32")
 TABLE = {*FLOORS, *learned(CONFIG)}
 STANDARD = {"profile": "laptop", "run": "", "seed": 0, "overrides": ""}
@@ -71,6 +72,17 @@ def code_of(cell) -> str:
 
 def is_parameters(cell) -> bool:
     return "parameters" in cell.metadata.get("tags", [])
+
+
+def execute(path: Path, stop: str = "", **changes) -> dict:
+    """Run a notebook's code in this process, up to the cell with `stop`; returns its names."""
+    names: dict = {}
+    for cell in cells(path):
+        exec(compile(code_of(cell), path.name, "exec"), names)
+        names |= changes if is_parameters(cell) else {}
+        if stop and stop in cell.source:
+            break
+    return names
 
 
 # --- form -------------------------------------------------------------------------------------
@@ -213,10 +225,7 @@ def test_comparison_reads_results_only(finished, root, monkeypatch):
     for folder in ("data", "l1", "l2", "figures", "controls"):
         shutil.rmtree(root / "results-only" / folder)
     monkeypatch.setenv("HJEPA_HEADLESS", "1")
-    names: dict = {}
-    for cell in cells(NOTEBOOKS[4]):
-        exec(compile(code_of(cell), "05", "exec"), names)
-        names |= {"run": "results-only"} if is_parameters(cell) else {}
+    names = execute(NOTEBOOKS[4], run="results-only")
     assert names["origins"] == {"this run"}
     assert 0 <= names["shown_trial"] < CONFIG.evaluation.trials
     assert len(names["rows"]) == len(TABLE)
