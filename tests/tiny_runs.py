@@ -42,6 +42,7 @@ def result(
     entry |= {"method": method, "cost": cost, "protocol": "p1", "layouts": "fixed"}
     entry |= {"dynamics": "bounce", "budget": 1.0, "n": n, "successes": successes}
     entry |= {"success_rate": successes / n, "ci95": list(wilson(successes, n)), "split": "test"}
+    entry |= {"planner": {"horizon": 8}, "data": {"recipe": "good"}, "weights": {}}
     return entry | changes
 
 
