@@ -218,7 +218,7 @@ def test_a_file_of_trials_can_be_played(tmp_path, capsys):
 
 
 def test_pretrained_takes_a_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("hjepa_lib.runs.pretrained.repository", lambda: tmp_path)
+    monkeypatch.setattr("hjepa_lib.runs.run.repository", lambda: tmp_path)
     run = Run.create("a", profile("smoke").override("device=cpu,precision=fp32"))
     assert __main__.main(["pretrained", "--run", "a"]) == 2
     assert "no trained level 1" in capsys.readouterr().err

@@ -20,7 +20,6 @@ from hjepa_lib.pixels.heads import RewardHead
 from hjepa_lib.runs import machine, workspace
 from hjepa_lib.runs.log import MetricsLog
 from hjepa_lib.runs.places import RunError, list_runs, new_name
-from hjepa_lib.runs.pretrained import export
 from hjepa_lib.runs.run import Run
 from hjepa_lib.training.probes import effective_rank, fit_ridge
 
@@ -370,14 +369,14 @@ def test_c5_only_sentences_for_users_lose_their_trace(error, told, monkeypatch, 
 def test_pretrained_export_is_a_run_without_data_or_resume_state(root):
     run = Run.create("a", CONFIG)
     with pytest.raises(RunError, match="no trained level 1"):
-        export(run, root / "pretrained")
+        run.export(root / "pretrained")
     fill(run, "data")
     with run.stage("l1", reads=("data",)) as folder:
         for name in ("weights", "last.weights", "resume.pt"):
             (folder / name).write_text("1")
     fill(run, "l2", reads=("l1",))
     for _ in range(2):  # the second export replaces the first
-        export(run, root / "pretrained")
+        run.export(root / "pretrained")
     found = Run.named("pretrained")
     assert found.label == "pretrained"
     assert found.done("l1") and found.done("l2")  # although l1 has fewer files than l2 read
@@ -386,5 +385,5 @@ def test_pretrained_export_is_a_run_without_data_or_resume_state(root):
     assert not list(root.glob("*.tmp"))
     (run.path / "l1/weights").write_text("2")
     with pytest.raises(RunError, match="differs"):
-        export(run, root / "pretrained")
+        run.export(root / "pretrained")
     assert Run.named("pretrained").done("l1")

@@ -143,13 +143,12 @@ class PretrainedCommand:
     """Run to take; if empty, a new one is trained with the profile laptop, seed 0."""
 
     def __call__(self) -> int:
-        from hjepa_lib.runs.pretrained import export
         from hjepa_lib.runs.run import Run
 
         if not self.run and (failed := RunCommand(notebooks="01-03")()):
             return failed
         run = Run.open(self.run)
-        print(f"pretrained: {export(run)} from run {run.name}")
+        print(f"pretrained: {run.export()} from run {run.name}")
         return 0
 
 

@@ -243,6 +243,33 @@ class Run:
             write_atomic(inside(self.path, item["path"]), content)
         self._write(stages={name: entry})
 
+    def export(self, folder: Path | None = None) -> Path:
+        """Replace `folder` (default `outputs/pretrained`) by a run with the best weights alone.
+
+        RunError when level 1 is not trained. The old folder stays until the new one is whole.
+        """
+        folder = folder or repository() / "outputs" / "pretrained"
+        if not self.done("l1"):
+            raise RunError(f"run {self.name!r} has no trained level 1 to export")
+        building, kept = folder.with_name("pretrained.new.tmp"), {}
+        shutil.rmtree(building, ignore_errors=True)
+        for name in filter(self.done, ("l1", "distance", "l2")):
+            self.verify(name)
+            entry = self.manifest["stages"][name]
+            files = [one for one in entry["files"] if "/last." not in one["path"]]
+            for one in files:
+                write_atomic(building / one["path"], (self.path / one["path"]).read_bytes())
+            kept[name] = entry | {"files": files}
+            # What it read is here as well, without the files that are left out.
+            read = entry.get("reads", {})
+            kept[name]["reads"] = {one: digest(kept[one]) for one in read if one in kept}
+        notes = {key: note for key, note in self.manifest["notes"].items() if key != "figures"}
+        changes = {"stages": kept, "notebooks": {}, "notes": notes}
+        write_json(building / "manifest.json", self.manifest | changes)
+        shutil.rmtree(folder, ignore_errors=True)
+        building.rename(folder)
+        return folder
+
     def log(self, record: dict[str, Any]) -> None:
         """Append {"stage", "step", key: value, ...} to metrics.jsonl, and tell the tracker."""
         self.metrics.log(record)
