@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from hjepa_lib.__main__ import main
-from hjepa_lib.config import ConfigError
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.workbench import bench
@@ -14,13 +13,17 @@ from hjepa_lib.workbench import bench
 REFERENCE, LAPTOP = bench.configs(quick=True)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_every_way_runs_and_ways_of_a_kind_agree(precision):
+def ways(calls, kind="same"):
+    return [bench.Way("work", name, lambda call=call: call, kind) for name, call in calls.items()]
+
+
+@pytest.mark.parametrize(("precision", "count"), [("fp32", 7), ("bf16", 11)])
+def test_every_way_runs_and_ways_of_a_kind_agree(precision, count):
     """The level-1 bar is about the same maths: losses and gradient norms agree."""
-    ways = bench.ways(precision, quick=True)
-    assert len({way.title for way in ways}) == len(ways) == (7 if precision == "fp32" else 11)
-    measured = bench.measure(ways, 1)
-    assert [one.task_spec.sub_label for one in measured] == [way.title for way in ways]
+    every = bench.ways(precision, quick=True)
+    assert len({way.title for way in every}) == len(every) == count
+    measured = bench.measure(every, 1)
+    assert [f"{one.label}: {one.sub_label}" for one in measured] == [way.title for way in every]
     assert all(one.median > 0 for one in measured)
 
 
@@ -34,10 +37,8 @@ def test_updates_that_do_other_maths_are_noticed(monkeypatch):
 
     monkeypatch.setattr(bench, "Jepa", Swapped)
     swapped = bench.updates(REFERENCE.level1, "fp32")
-    pair = [bench.Way("update", "plain", lambda: good, "x")]
-    pair.append(bench.Way("update", "swapped", lambda: swapped, "x"))
-    with pytest.raises(WorkbookError, match="update: plain and swapped differ by"):
-        bench.measure(pair, 1)
+    with pytest.raises(WorkbookError, match="work: plain and swapped differ by"):
+        bench.measure(ways({"plain": good, "swapped": swapped}), 1)
 
 
 @pytest.mark.parametrize("config", [REFERENCE, LAPTOP], ids=["reference", "laptop"])
@@ -49,51 +50,38 @@ def test_batched_planning_equals_planning_one_by_one(config):
     assert (costs[0] - costs[1]).abs().max() > 1e-3  # not one plan for all
 
 
-def test_growth_covers_trials_samples_and_horizon():
-    points = bench.growth(LAPTOP, "fp32", bench._QUICK_GROWTH, trials=2, calls=1)
-    assert [(one.task_spec.sub_label, one.task_spec.description) for one in points] == [
-        (axis, str(value)) for axis, values in bench._QUICK_GROWTH.items() for value in values
-    ]
-    assert (bench.GROWTH["trials"][0], bench.GROWTH["trials"][-1]) == (1, 1000)
-
-
 def test_ways_take_turns():
     order = []
-    pair = [
-        bench.Way("work", name, lambda name=name: lambda: order.append(name)) for name in ("a", "b")
-    ]
-    bench.measure(pair, 3)
+    calls = {name: lambda name=name: order.append(name) for name in ("a", "b")}
+    bench.measure(ways(calls, ""), 3)
     assert order == ["a", "b"] + (["a"] * 3 + ["b"] * 3) * 3  # a turn warms up twice
 
 
 @pytest.mark.parametrize("outcome", [1.06, float("nan")])
 def test_disagreement_ends_the_measurement(outcome):
-    pair = [
-        bench.Way("work", str(value), lambda value=value: lambda: torch.tensor([value]), "same")
-        for value in (1.0, outcome)
-    ]
+    calls = {str(value): lambda value=value: torch.tensor([value]) for value in (1.0, outcome)}
     with pytest.raises(WorkbookError, match=rf"work: 1\.0 and {outcome} differ by"):
-        bench.measure(pair, 1)
+        bench.measure(ways(calls), 1)
 
 
 def test_command_writes_rows_and_names_bad_input(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench.machine, "set_up", lambda threads: threads or 2)
     path = tmp_path / "bench.json"
     arguments = ["bench", "--rounds", "1", "--precision", "fp32", "--threads", "1", "--quick"]
-    assert main([*arguments, "--only", "generate", "--output", str(path)]) == 0
-    out = capsys.readouterr().out
-    assert "1 threads, fp32" in out and "generate 500 transitions: vectorised" in out
-    written = json.loads(path.read_text())
-    assert written["threads"] == 1 and len(written["cases"]) == 1
     assert main([*arguments, "--output", str(path)]) == 0
-    assert "horizon" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "1 threads, fp32" in out and "generate 500 transitions" in out and "horizon" in out
     written = json.loads(path.read_text())
-    assert (len(written["cases"]), len(written["growth"])) == (7, 6)
+    assert written["threads"] == 1 and len(written["cases"]) == 7
+    assert [tuple(one[:2]) for one in written["growth"]] == [
+        (axis, str(value)) for axis, values in bench._QUICK_GROWTH.items() for value in values
+    ]
+    assert main([*arguments, "--only", "generate", "--output", str(path)]) == 0
+    written = json.loads(path.read_text())
+    assert len(written["cases"]) == 1 and "growth" not in written
     for wrong, message in (
         (["--only", "nothing"], "no work is called like 'nothing'"),
         (["--rounds", "0", "--only", "generate"], "rounds must be at least 1"),
     ):
         assert main(["bench", *wrong, "--precision", "fp32", "--quick"]) == 2
         assert message in capsys.readouterr().err
-    with pytest.raises(ConfigError):
-        bench.measure([], 0)

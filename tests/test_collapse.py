@@ -290,7 +290,7 @@ def test_step_pairs_are_free_places_and_their_true_steps(agent):
 
 
 # --- variants ---------------------------------------------------------------------------------
-def test_variants_of_a_group_differ_in_one_thing(tmp_path):
+def test_variants_of_a_group_differ_in_one_thing():
     config = profile("laptop")
     made = {name: config.override(one) for name, one in variants.designs(config, 300).items()}
     sizes = [made[f"size-{n}"] for n in (634, 5078, 20312)]
@@ -301,9 +301,7 @@ def test_variants_of_a_group_differ_in_one_thing(tmp_path):
     many = config.override(variants.size(config, 634, 10**6))
     assert many.level1.optim.updates == config.level1.optim.updates  # never more than the profile's
     assert small.level1.width < config.level1.width < large.level1.width
-    one, five = (
-        config.override(variants.epochs(config, count, 300, tmp_path)) for count in (5, 25)
-    )
+    one, five = (config.override(variants.epochs(config, count, 300)) for count in (5, 25))
     assert five.level1.optim.updates == pytest.approx(5 * one.level1.optim.updates, rel=0.01)
     assert one.distance == sizes[1].distance
     for name in variants.JOINT:
@@ -400,9 +398,11 @@ def study_row(cell, group, seed, hits):
     return row
 
 
-def test_committed_rows_are_pooled_over_seeds(tmp_path):
-    path = tmp_path / "study.csv"
-    assert variants.committed("sizes", "data.transitions", path) == []
+def test_committed_rows_are_pooled_over_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(variants, "repository", lambda: tmp_path)
+    path = tmp_path / "outputs" / "gallery" / "study.csv"
+    assert variants.committed("sizes", "data.transitions") == []
+    path.parent.mkdir(parents=True)
     rows = [
         study_row("a", "sizes", 0, 5),
         study_row("a", "sizes", 1, 9),
@@ -411,17 +411,17 @@ def test_committed_rows_are_pooled_over_seeds(tmp_path):
         study_row("c", "sizes", 0, 2),  # unfinished: seed 1 is missing
     ]
     pd.DataFrame(rows).to_csv(path, index=False)
-    (tmp_path / "study_trainings.json").write_text('{"abc": {"data.transitions": 634}}')
-    ((value, row),) = variants.committed("sizes", "data.transitions", path)
-    assert (value, row["n"], row["success_rate"]) == (634, 20, 0.7)
+    path.with_name("study_trainings.json").write_text('{"abc": {"data.transitions": 634}}')
+    (row,) = variants.committed("sizes", "data.transitions")
+    assert (row["setting"], row["n"], row["success_rate"]) == (634, 20, 0.7)
     assert row["ci95"][0] < 0.7 < row["ci95"][1]
-    assert variants.committed("p1", "planner.flat.horizon", path)[0][0] == 8
-    assert variants.committed("replan", "planner.replan", path) == []
+    assert variants.committed("p1", "planner.flat.horizon")[0]["setting"] == 8
+    assert variants.committed("replan", "planner.replan") == []
     other = [*rows[:2], study_row("d", "sizes", 0, 1), study_row("d", "sizes", 1, 1)]
     other[2]["protocol"] = "p2_seen"
     pd.DataFrame(other).to_csv(path, index=False)
     with pytest.raises(WorkbookError, match="rows differ in protocol: p1 and p2_seen"):
-        variants.committed("sizes", "data.transitions", path)
+        variants.committed("sizes", "data.transitions")
 
 
 def test_results_without_pictures_are_the_same_results(whole):

@@ -63,10 +63,10 @@ def test_data_sizes_are_trained_equally_long_and_can_be_validated():
             assert len(Windows(part, macro)) > 0
 
 
-def test_epochs_are_passes_over_the_windows(tmp_path):
+def test_epochs_are_passes_over_the_windows():
     for unit in units("epochs"):
         assert unit.config.data.transitions == 5078
-        wanted = with_epochs(unit.config, unit.model.swept["epochs"], tmp_path)
+        wanted = with_epochs(unit.config, unit.model.swept["epochs"])
         assert unit.config == unit.config.override(wanted)
 
 

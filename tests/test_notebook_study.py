@@ -1,72 +1,25 @@
-"""Notebook 07: its form, a whole run on a tiny trained one, its second run, a committed study."""
+"""Notebook 07: a whole run on a tiny trained one, its second run, a committed study."""
 
-import ast
-import re
+import functools
 import shutil
-from pathlib import Path
 
-import nbformat
 import pandas as pd
 import pytest
+import test_notebooks
+from test_notebooks import ROOT, cells
 from test_rows import first, make_row
 
 from hjepa_lib.config import ConfigError
 from hjepa_lib.evaluation.failures import LABELS
 from hjepa_lib.files import WorkbookError
-from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs import run as runs
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
 
-ROOT = Path(__file__).resolve().parents[1]
 PATH = ROOT / "notebooks" / "07_hierarchy_study.ipynb"
-STANDARD = {"profile": "laptop", "run": "", "seed": 0, "overrides": ""}
+execute = functools.partial(test_notebooks.execute, PATH)
 
 
-def cells(kind="code"):
-    return [cell for cell in nbformat.read(PATH, 4).cells if cell.cell_type == kind]
-
-
-def execute(stop="", **changes):
-    """The notebook's code in this process, up to the cell with `stop`; returns its names."""
-    names: dict = {}
-    for cell in cells():
-        source = re.sub(r"(?m)^(\s*)%pip .*$", r"\1pass", cell.source)
-        exec(compile(source, PATH.name, "exec"), names)
-        if "parameters" in cell.metadata.get("tags", []):
-            names |= changes
-        if stop and stop in source:
-            break
-    return names
-
-
-# --- form -------------------------------------------------------------------------------------
-def test_parameters_and_size_of_cells():
-    code = cells()
-    (tagged,) = (cell for cell in code if "parameters" in cell.metadata.get("tags", []))
-    values = {s.target.id: ast.literal_eval(s.value) for s in ast.parse(tagged.source).body}
-    assert dict(list(values.items())[: len(STANDARD)]) == STANDARD
-    assert len(values) <= len(STANDARD) + 8
-    runner.inspect_notebook(PATH, STANDARD)
-    sizes = sorted(len(cell.source.splitlines()) for cell in code)
-    assert sizes[-1] <= 40
-    assert sizes[len(sizes) // 2] <= 15
-    assert sum(len(re.findall(r"(?m)^ *def ", cell.source)) for cell in code) <= 2
-    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
-
-
-def test_it_reads_like_a_chapter():
-    prose = [cell.source for cell in cells("markdown")]
-    for part in ("**Question.**", "| Inputs |", "| Outputs |", "| Time |"):
-        assert part in prose[0]
-    for part in ("## Recap", "**Limits.**", "**Exercises.**"):
-        assert part in prose[-1]
-    links = re.findall(r"\]\(([^)]+)\)", "\n".join(prose))
-    assert links
-    assert all((PATH.parent / link).is_file() for link in links)
-
-
-# --- runs -------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def root(trained, config, tmp_path_factory):
     """An outputs folder with a tiny trained run."""
@@ -79,14 +32,8 @@ def root(trained, config, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def asked(config):
-    """Parameters of the tiny run."""
-    return {"run": "trained"}
-
-
-@pytest.fixture(scope="module")
-def done(root, asked):
-    return execute(**asked)
+def done(root):
+    return execute(run="trained")
 
 
 def test_every_part_of_the_study_is_there(done, root):
@@ -120,13 +67,13 @@ def test_level_2_designs_share_the_frozen_level_1(done, root):
     assert side.config.level2.optim.updates == 4
 
 
-def test_a_second_run_plays_and_trains_nothing(done, root, asked, monkeypatch):
+def test_a_second_run_plays_and_trains_nothing(done, monkeypatch):
     def never(*_, **__):
         raise AssertionError("played or trained again")
 
     monkeypatch.setattr(scoring, "run_episodes", never)
     monkeypatch.setattr(stages, "train_level2", never)
-    again = execute(**asked)
+    again = execute(run="trained")
     assert again["made"]["solved"].tolist() == done["made"]["solved"].tolist()
 
 
@@ -158,7 +105,7 @@ def draw(rows, folder, names):
     path.parent.mkdir(parents=True)
     rows.to_csv(path, index=False)
     names = names | {"repository": lambda: folder}
-    sources = [cell.source for cell in cells()]
+    sources = [cell.source for cell in cells(PATH)]
     (start,) = (i for i, source in enumerate(sources) if "load_rows(path)" in source)
     for source in sources[start:-1]:
         exec(compile(source, PATH.name, "exec"), names)
@@ -191,7 +138,7 @@ def test_a_mixed_committed_study_is_refused(done, tmp_path):
         draw(rows, tmp_path, done)
 
 
-def test_without_level_2_there_is_nothing_to_compare(root, asked, config):
+def test_without_level_2_there_is_nothing_to_compare(root, config):
     runs.Run.create("flat", config.override("level2.disable_l2=true"))
     with pytest.raises(ConfigError, match="this chapter compares two levels"):
-        execute(stop="workspace.start(", **asked | {"run": "flat"})
+        execute(stop="workspace.start(", run="flat")

@@ -1,4 +1,4 @@
-"""Notebooks 01-05: form (also of 06, 10-15), a smoke run by the real runner, variants."""
+"""Notebooks 01-05: form (also of 06-08, 10-15), a smoke run by the real runner, variants."""
 
 import ast
 import json

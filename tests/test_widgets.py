@@ -8,7 +8,6 @@ import re
 import shutil
 from pathlib import Path
 
-import ipywidgets
 import nbformat
 import numpy as np
 import pytest
@@ -27,19 +26,10 @@ from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
-from hjepa_lib.widgets import pad, panels, strips, whatif
+from hjepa_lib.widgets import panels, strips, whatif
 from hjepa_lib.widgets import player as players
 from hjepa_lib.widgets import story as stories
-from hjepa_lib.widgets.story import (
-    AHEAD,
-    Scene,
-    checked_scene,
-    look,
-    play,
-    recall,
-    scene_of,
-    trials_of,
-)
+from hjepa_lib.widgets.story import AHEAD, Scene, checked_scene, look, play, scene_of, trials_of
 from hjepa_lib.worlds.rendering import render
 from hjepa_lib.worlds.trials import load_trials
 
@@ -84,7 +74,6 @@ def data_of(page):
     ("change", "sentence"),
     [
         ({"start": (32.0, 40.0)}, r"the start \(32, 40\) is in the wall: move it left or right"),
-        ({"goal": (32.0, 20.0)}, r"the goal \(32, 20\) is in the wall"),
         ({"start": (4.0, 30.0)}, r"the start \(4, 30\) is outside the rooms: .* 4 and 60 px"),
         ({"goal": (30.0, 64.0)}, r"the goal \(30, 64\) is outside"),
         ({"start": (float("nan"), 30.0)}, "outside the rooms"),
@@ -99,11 +88,8 @@ def test_wrong_scenes_are_refused_in_one_sentence(agent, change, sentence):
     assert "\n" not in str(caught.value)
     with pytest.raises(WorkbookError):
         play(agent, wrong, "flat", steps=2)
-
-
-def test_a_start_in_the_door_is_fine():
-    scene = SCENE._replace(start=(32.0, 12.0))
-    assert checked_scene(scene) is scene
+    in_the_door = SCENE._replace(start=(32.0, 12.0))
+    assert checked_scene(in_the_door) is in_the_door
 
 
 def test_scenes_and_trials_convert():
@@ -112,7 +98,7 @@ def test_scenes_and_trials_convert():
     scene = scene_of(trials, 2)
     assert scene.start == tuple(trials.start[2].tolist())
     assert [[scene.wall_x, scene.door_y]] == trials.layout.pairs()[2:].tolist()
-    several = trials_of(scene, companions=2, seed=4)
+    several = trials_of(scene, companions=2)
     assert several.count == 3
     assert several.goal[0].tolist() == trials.goal[2].tolist()
     assert several.layout.pairs().unique(dim=0).tolist() == [[scene.wall_x, scene.door_y]]
@@ -136,13 +122,9 @@ def test_a_story_is_whole(story, agent):
     np.testing.assert_array_equal(story.frames, frames.numpy())
     known = np.isfinite(story.ahead).all(-1).sum(1)
     np.testing.assert_array_equal(known, np.minimum(AHEAD, STEPS - np.arange(STEPS)))
-    assert {name: len(values) for name, values in story.costs.items()} == {
-        "latent": STEPS + 1,
-        "distance": STEPS + 1,
-    }
-    assert story.latents["path"].shape == (STEPS + 1, 2)
-    assert story.latents["plan"].shape == (calls, 5, 2)
-    assert story.latents["macro"].shape == (calls, 3, 2)
+    assert {len(story.costs[name]) for name in ("latent", "distance")} == {STEPS + 1}
+    shapes = {"path": (STEPS + 1, 2), "goal": (2,), "plan": (calls, 5, 2), "macro": (calls, 3, 2)}
+    assert {name: values.shape for name, values in story.latents.items()} == shapes
     assert (story.call(0), story.call(STEPS - 1), story.call(STEPS)) == (0, calls - 1, calls - 1)
 
 
@@ -167,16 +149,13 @@ def test_maps_hold_the_cost_of_every_free_place(agent, monkeypatch):
     np.testing.assert_allclose(maps.plane.mean(0), 0, atol=1e-3)
 
 
-def test_a_story_ends_with_the_goal(near):
+def test_a_story_ends_with_the_goal_or_says_that_it_missed(near, story):
     """Cut at the first step within sqrt(2) px; here the start itself is one."""
     assert near.reached == near.steps == 0
     assert near.gap[-1] < 2**0.5
     assert near.outcome.startswith("reached the goal at step 0")
     assert len(near.plan) == 1
     assert data_of(players.player(near))["stories"][0]["actions"] == []
-
-
-def test_a_missed_goal_is_said(story):
     assert story.reached is None
     left = f"{story.way[-1]:.1f} px of way left"  # through the door, not the wall (N8)
     assert story.outcome == f"missed the goal in {STEPS} steps: {left}"
@@ -215,14 +194,12 @@ def test_recalled_stories_are_what_happened(run):
     found, agent = run
     choice = whatif.pick(whatif.choices(found, agent), "l1+l2", "distance")
     result = load_result(choice.path)
-    told = recall(agent, result, 1)
+    told = whatif.tell(found, agent, choice, 1)
     np.testing.assert_array_equal(told.positions[-1], result.arrays["positions"][1][told.steps])
     np.testing.assert_array_equal(told.plan, result.arrays["plan_plan_xy"][1])
     np.testing.assert_array_equal(told.fan, result.arrays["plan_fan_xy"][1])
     assert told.replan == agent.planning.replan
-    assert recall(agent, result, 2).fan is None  # stored for the first two only
-    with pytest.raises(WorkbookError, match="trials 0 to 2, 3 was asked for"):
-        recall(agent, result, 3)
+    assert whatif.tell(found, agent, choice, 2).fan is None  # stored for the first two only
 
 
 def test_a_live_story_is_the_stored_one(run):
@@ -236,6 +213,8 @@ def test_a_live_story_is_the_stored_one(run):
         )
         pair = [whatif.tell(found, agent, one, 2) for one in (stored, live)]
         np.testing.assert_allclose(pair[1].positions, pair[0].positions, atol=1e-3)
+        assert pair[1].scene == scene_of(load_trials("p1", "test", 5), 2)
+        assert np.linalg.norm(pair[1].actions, axis=-1).max() <= 1.8365 * 1.0001  # P1's cap
 
 
 def test_stories_of_the_floors_have_no_plan(run):
@@ -252,36 +231,20 @@ def test_stories_of_the_floors_have_no_plan(run):
 def test_choices_and_picks(run):
     found, agent = run
     options = whatif.choices(found, agent)
-    assert [one.label for one in options[:2]] == [
-        "live: l1+l2, latent cost",
-        "live: l1+l2, distance cost",
-    ]
+    assert options[1].label == "live: l1+l2, distance cost"
     assert sum(one.path is not None for one in options) == 3
     assert whatif.pick(options, "flat", "latent").path is not None
     assert whatif.pick(options, "flat", "distance").path is None
     with pytest.raises(RunError, match="no roll-out of cem with the latent cost"):
         whatif.pick(options, "cem", "latent")
-    without = dataclasses.replace(agent, level2=None, distance=None)
-    assert [one[:2] for one in whatif.choices(found, without) if one.path is None] == [
-        ("flat", "latent")
-    ]
-
-
-def test_live_stories_follow_the_run(run):
-    """Trials of the protocol, its cap and its number of steps."""
-    found, agent = run
-    live = whatif.choices(found, agent)[0]
-    told = whatif.tell(found, agent, live, 4)
-    assert told.scene == scene_of(load_trials("p1", "test", 5), 4)
-    assert told.steps <= found.config.evaluation.steps
-    assert np.linalg.norm(told.actions, axis=-1).max() <= 1.8365 * 1.0001
+    without = whatif.choices(found, dataclasses.replace(agent, level2=None, distance=None))
+    assert [one[:2] for one in without if one.path is None] == [("flat", "latent")]
 
 
 def test_own_worlds_are_refused(run):
     found, agent = run
-    config = found.config.override({"data.source": "hjepa_lib.worlds.two_rooms:TwoRooms"})
     other = Run.at(found.path)
-    other.config = config
+    other.config = found.config.override({"data.source": "hjepa_lib.worlds.two_rooms:TwoRooms"})
     with pytest.raises(ConfigError, match="the inspector draws Two Rooms"):
         whatif.tell(other, agent, whatif.choices(found, agent)[0], 0)
 
@@ -301,6 +264,8 @@ def test_player_is_one_self_contained_piece(story, flat):
     assert len(told["path"]) == STEPS + 1
     assert len(told["shades"]) == story.fan.shape[1]
     assert [len(row) for row in told["ahead"]] == [min(AHEAD, STEPS - i) for i in range(STEPS)]
+    assert players.colours_of(flat, story) == [style.BLUE, style.ORANGE]
+    assert players.colours_of(flat, flat) == [style.BLUE, style.PURPLE]
     with pytest.raises(FigureError, match="one story or two, got 3"):
         players.player(story, story, story)
 
@@ -326,11 +291,6 @@ def test_pictures_show_the_room(story):
     assert Image.open(io.BytesIO(landscape)).size == image.size
 
 
-def test_colours_tell_two_stories_apart(story, flat):
-    assert players.pair_colours(flat, story) == [style.BLUE, style.ORANGE]
-    assert players.pair_colours(flat, flat) == [style.BLUE, style.PURPLE]
-
-
 def test_scripts_name_what_the_data_hold(story, flat):
     """Every field that a script reads of a story is there, and nothing else is sent."""
     text = "\n".join(players._part(name) for name in ("panels.js", "charts.js", "player.js"))
@@ -345,10 +305,12 @@ def test_scripts_name_what_the_data_hold(story, flat):
 
 # --- strips -----------------------------------------------------------------------------------
 def test_strips_show_every_story(story, flat, near):
-    for figure in (strips.film(story, 3), strips.film(near), strips.pair(story, flat, 4)):
+    film, pair = strips.film(story, 3), strips.pair(story, flat, 4)
+    for figure in (film, strips.film(near), pair):
         width, height = Image.open(io.BytesIO(figure._repr_png_())).size
         assert min(width, height) > 150
-    assert len(strips.film(story, 3).axes) == 3 * 5 + 2  # five rows of three, a chart of two axes
+    assert len(film.axes) == 3 * 5 + 2  # five rows of three, a chart of two axes
+    assert len(pair.axes) == 2 * 4 + 1
     assert strips.moments(story, 5).tolist() == [0, 3, 6, 10, 13]
     assert strips.moments(near, 5).tolist() == [0]
 
@@ -358,68 +320,55 @@ def test_strips_show_every_story(story, flat, near):
 def test_knobs_describe_and_change_a_planner(agent, method):
     base = whatif.knobs_of(agent.planning, method)
     assert whatif.apply_knobs(agent.planning, base) == agent.planning
-    other = base._replace(horizon=9, samples=33, replan=3, cost="latent")
+    other = base | {"horizon": 9, "samples": 33, "replan": 3, "cost": "latent"}
     changed = whatif.apply_knobs(agent.planning, other)
     assert whatif.knobs_of(changed, method) == other
     level1 = changed.flat if method == "flat" else changed.hierarchy.tracker
     assert (level1.horizon, level1.samples, changed.cost) == (9, 33, "latent")
     words = whatif.describe(other, base)
     assert words == f"{method}, latent cost, horizon 9, 33 samples, replan every 3"
-    tampered = whatif.describe(base._replace(control="zero"), base)
-    assert ("level 2: zero" in tampered) == (method == "l1+l2")
+    above = base | {"control": "zero", "horizon2": 2, "samples2": 5, "replan2": 8}
+    hierarchy = whatif.apply_knobs(agent.planning, above).hierarchy
+    kept = (hierarchy.control, hierarchy.level2.horizon, hierarchy.level2.samples, hierarchy.replan)
+    assert (kept == ("zero", 2, 5, 8)) == (method == "l1+l2")
+    assert ("level 2: zero" in whatif.describe(above, base)) == (method == "l1+l2")
     with pytest.raises(ConfigError):
-        whatif.apply_knobs(agent.planning, base._replace(samples=1))
-
-
-def test_what_if_plays_the_unchanged_planner_once(agent, monkeypatch):
-    """Pairs share their scene; the unchanged planner is not played again for every change."""
-    played = []
-    monkeypatch.setattr(whatif, "play", lambda *a, **k: played.append((a, k)) or k["title"])
-    base = whatif.knobs_of(agent.planning, "l1+l2")
-    changes = [base._replace(horizon=9), base._replace(cost="latent")]
-    changes.append(base._replace(control="shuffle"))
-    pairs = whatif.play_pairs(agent, SCENE, STEPS, agent.planning, base, changes)
-    assert [second for _, second in pairs] == [
-        "l1+l2, distance cost, horizon 9",
-        "l1+l2, latent cost",
-        "l1+l2, distance cost, level 2: shuffle",
-    ]
-    assert len(played) == 4
-    assert all(arguments[1] == SCENE for arguments, _ in played)
+        whatif.apply_knobs(agent.planning, base | {"samples": 1})
 
 
 # --- panels -----------------------------------------------------------------------------------
-def shown(stage):
+def shown(panel):
     """The page that a panel shows now."""
-    (output,) = stage.output.outputs
+    (output,) = panel.output.outputs
     return output["data"]["text/html"]
 
 
-def titles(stage):
-    return [one["title"] for one in data_of(shown(stage))["stories"]]
+def titles(panel):
+    return [one["title"] for one in data_of(shown(panel))["stories"]]
 
 
 def test_studio_refuses_and_replans(agent, story):
     """An invalid place gives a sentence and keeps the last roll-out; a valid one is replanned."""
     studio = panels.Studio(agent, story, agent.planning, STEPS)
-    before = shown(studio.stage)
     studio.sliders["start_y"].value = 40.0
-    assert data_of(shown(studio.stage))["stories"][0]["start"] == [20.0, 40.0]
-    before = shown(studio.stage)
+    before = shown(studio)
+    assert data_of(before)["stories"][0]["start"] == [20.0, 40.0]
     studio.sliders["start_x"].value = 32.0
-    assert 'role="alert"' in studio.stage.message.value
-    assert "is in the wall" in studio.stage.message.value
-    assert studio.button.disabled
-    assert shown(studio.stage) == before
+    assert 'role="alert"' in studio.message.value and "is in the wall" in studio.message.value
+    assert studio.button.disabled and shown(studio) == before
     studio.live.value = False
     studio.sliders["start_x"].value = 12.0
-    assert not studio.button.disabled
-    assert shown(studio.stage) == before
+    assert not studio.button.disabled and shown(studio) == before
     studio.sliders["door_y"].value = 30
     studio.method.value, studio.cost.value = "flat", "latent"
     studio.button.click()
-    assert titles(studio.stage) == ["flat, latent cost"]
+    assert titles(studio) == ["flat, latent cost"]
     assert studio.scene == Scene((12.0, 40.0), (45.0, 40.0), 32, 30)
+    pad = {name: getattr(studio.pad, name) for name in panels.NAMES}
+    assert list(pad.values()) == [20, 20, 45, 40, 32, 10]  # linked in the browser only
+    script = (ROOT / "hjepa_lib/widgets/pad.js").read_text()
+    assert set(re.findall(r"look\.(\w+)", script)) <= set(studio.pad.look)
+    assert studio.pad.look["goal"] == style.GOAL
 
 
 def test_studio_waits_for_the_last_change(agent, story, monkeypatch):
@@ -448,35 +397,6 @@ def test_studio_waits_for_the_last_change(agent, story, monkeypatch):
     assert played == [13.0]
 
 
-def test_sliders_work_without_the_clickable_picture(agent, story, monkeypatch):
-    """Without anywidget the kernel draws the preview, at every change."""
-    assert "Click or drag" in panels.Studio(agent, story, agent.planning, 3).stage.message.value
-
-    def missing():
-        raise ImportError("no anywidget")
-
-    monkeypatch.setattr(pad, "_pad_class", missing)
-    studio = panels.Studio(agent, story, agent.planning, 3)
-    assert isinstance(studio.pad, ipywidgets.Image)
-    assert "Move the sliders" in studio.stage.message.value
-    before = studio.pad.value
-    studio.live.value = False
-    studio.sliders["goal_x"].value = 50.0
-    assert studio.pad.value != before
-    assert studio.pad.value[:4] == b"\x89PNG"
-
-
-def test_the_clickable_picture_knows_the_scene(agent, story):
-    studio = panels.Studio(agent, story, agent.planning, 3)
-    state = {name: getattr(studio.pad, name) for name in pad.NAMES}
-    assert state == {
-        "start_x": 20, "start_y": 20, "goal_x": 45, "goal_y": 40, "wall_x": 32, "door_y": 10
-    }  # fmt: skip
-    assert studio.pad.look["goal"] == style.GOAL
-    script = (ROOT / "hjepa_lib/widgets/pad.js").read_text()
-    assert set(re.findall(r"look\.(\w+)", script)) <= set(studio.pad.look)
-
-
 def test_explorer_follows_run_method_and_trial(run, monkeypatch):
     found, agent = run
     monkeypatch.setattr(whatif, "list_runs", lambda: ["trained", "broken"])
@@ -485,61 +405,56 @@ def test_explorer_follows_run_method_and_trial(run, monkeypatch):
     first = whatif.tell(found, agent, choice, 0)
     explorer = panels.Explorer(found, agent, choice, 0, first)
     assert explorer.run.options[:2] == ("trained", "broken")
-    assert titles(explorer.stage) == ["flat, latent cost, trial 0"]
+    assert titles(explorer) == ["flat, latent cost, trial 0"]
     explorer.trial.value = 2
-    assert titles(explorer.stage) == ["flat, latent cost, trial 2"]
-    assert "candidates were not stored" in explorer.stage.message.value
+    assert titles(explorer) == ["flat, latent cost, trial 2"]
+    assert "candidates were not stored" in explorer.message.value
     explorer.method.value = [one.method for one in options].index("oracle")
-    assert titles(explorer.stage) == ["oracle, none cost, trial 2"]
-    before = shown(explorer.stage)
+    assert titles(explorer) == ["oracle, none cost, trial 2"]
+    before = shown(explorer)
     explorer.trial.value = 400
-    assert "trials 0 to 2, 400 was asked for" in explorer.stage.message.value
+    assert "trials 0 to 2, 400 was asked for" in explorer.message.value
     explorer.run.value = "broken"
-    assert "run 'broken' does not exist" in explorer.stage.message.value.replace("&#x27;", "'")
-    assert shown(explorer.stage) == before
+    assert "run 'broken' does not exist" in explorer.message.value.replace("&#x27;", "'")
+    assert shown(explorer) == before
 
 
 def test_what_if_panel_compares(agent, story, flat):
-    panel = whatif.WhatIf(agent, lambda: SCENE, STEPS, agent.planning, (story, story))
+    panel = panels.WhatIf(agent, lambda: SCENE, STEPS, agent.planning, (story, story))
     assert panel.chosen == panel.base == whatif.knobs_of(agent.planning, "l1+l2")
     panel.knobs["control"].value = "zero"
     panel.knobs["horizon"].value = 7
     panel.button.click()
-    assert titles(panel.stage) == [
+    assert titles(panel) == [
         "l1+l2, distance cost",
         "l1+l2, distance cost, horizon 7, level 2: zero",
     ]
     panel.knobs["method"].value = "flat"
     assert panel.knobs["control"].disabled
     assert panel.knobs["samples2"].disabled
-    before = shown(panel.stage)
+    before = shown(panel)
     panel.scene = lambda: checked_scene(SCENE._replace(goal=(1.0, 1.0)))
     panel.button.click()
-    assert "is outside the rooms" in panel.stage.message.value
-    assert shown(panel.stage) == before
+    assert "is outside the rooms" in panel.message.value
+    assert shown(panel) == before
 
 
-def test_panels_of_a_flat_agent(agent):
-    """Without level 2 nothing offers it."""
-    alone = dataclasses.replace(agent, level2=None)
-    told = play(alone, SCENE, "flat", steps=3)
-    assert told.macro is None
-    assert panels.Studio(alone, told, alone.planning, 3).method.options == ("flat",)
-    panel = whatif.WhatIf(alone, lambda: SCENE, 3, alone.planning, (told, told))
-    assert panel.knobs["control"].disabled
-
-
-def test_other_layouts_agents_and_costs():
-    """A joint level 2 with macro-actions, no distance head, an action cap of its own."""
+def test_other_layouts_agents_and_costs(agent):
+    """Macro-actions, an action cap of its own, no distance head or no level 2: not offered."""
     config = tiny_config(level2__actions="learned", planning__action_cap=1.0)
-    agent = make_agent(config)
-    agent.distance = None
-    planning = dataclasses.replace(agent.planning, cost="latent")
-    told = play(agent, SCENE._replace(wall_x=25, door_y=44), "l1+l2", planning, 5)
+    other = dataclasses.replace(make_agent(config), distance=None)
+    planning = dataclasses.replace(other.planning, cost="latent")
+    told = play(other, SCENE._replace(wall_x=25, door_y=44), "l1+l2", planning, 5)
     assert list(told.costs) == ["latent"]
     assert np.linalg.norm(told.actions, axis=-1).max() <= 1.0001
     strips.film(told, 2)._repr_png_()
     assert list(data_of(players.player(told))["stories"][0]["landscapes"]) == ["latent"]
+    alone = dataclasses.replace(agent, level2=None)
+    told = play(alone, SCENE, "flat", steps=3)
+    assert told.macro is None
+    assert panels.Studio(alone, told, alone.planning, 3).method.options == ("flat",)
+    panel = panels.WhatIf(alone, lambda: SCENE, 3, alone.planning, (told, told))
+    assert panel.knobs["control"].disabled
 
 
 # --- notebook 06 ------------------------------------------------------------------------------
@@ -555,12 +470,9 @@ def test_it_runs_headless(tmp_path, monkeypatch):
     copy = nbformat.read(run.path / "notebooks" / NOTEBOOK.name, 4)
     outputs = [output for cell in copy.cells for output in cell.get("outputs", [])]
     text = "".join(output.get("text", "") for output in outputs)
-    assert "checks passed" in text
-    assert text.count("headless:") == 3
+    assert "checks passed" in text and text.count("headless:") == 3
     kinds = ""
-    for output in outputs:
-        data = output.get("data", {})
-        kinds += "i" if "image/png" in data else ""
-        kinds += "p" if "hjepa-player" in data.get("text/html", "") else ""
+    for data in (output.get("data", {}) for output in outputs):
+        kinds += "i" * ("image/png" in data) + "p" * ("hjepa-player" in data.get("text/html", ""))
+        assert not any("widget-view" in name for name in data)
     assert kinds == "ipiiiiip"
-    assert not any("widget-view" in name for out in outputs for name in out.get("data", {}))

@@ -37,7 +37,9 @@ _PAGE = Template(
 <style>$css</style>
 <script type="application/json">$data</script>
 <p class="hp-still">$note</p>
-<script>$script</script>
+<script>(() => {
+"use strict";
+$script})();</script>
 </div>"""
 )
 _NOTE = (
@@ -56,17 +58,17 @@ class Player(str):
         return str(self)
 
 
-def player(*stories: Story, scale: float = 1.0) -> Player:
+def player(*stories: Story) -> Player:
     """One story with all its panels, or two of the same room side by side with a shared clock.
 
-    `scale` multiplies the resolution of the pictures in it. FigureError for any other number.
+    FigureError for any other number.
     """
     if len(stories) not in (1, 2):
         raise style.FigureError(f"a player shows one story or two, got {len(stories)}")
-    data = json.dumps(payload(stories, scale), separators=(",", ":"), allow_nan=False)
+    data = json.dumps(payload(stories), separators=(",", ":"), allow_nan=False)
     page = _PAGE.substitute(
         css=_part("player.css"),
-        script=_script(),
+        script="\n".join(map(_part, ("panels.js", "charts.js", "player.js"))),
         data=data.replace("<", "\\u003c"),  # so that no title ends or opens a script (S10)
         note=html.escape(_NOTE),
     )
@@ -74,57 +76,40 @@ def player(*stories: Story, scale: float = 1.0) -> Player:
 
 
 @functools.cache
-def _script() -> str:
-    """The three scripts as one, in a scope of its own."""
-    parts = "\n".join(_part(name) for name in ("panels.js", "charts.js", "player.js"))
-    return f'(() => {{\n"use strict";\n{parts}}})();'
-
-
-@functools.cache
 def _part(name: str) -> str:
     return resources.files("hjepa_lib.widgets").joinpath(name).read_text("utf-8")
 
 
-def payload(stories: Sequence[Story], scale: float = 1.0) -> dict[str, Any]:
+def payload(stories: Sequence[Story]) -> dict[str, Any]:
     """What player.js draws, JSON-ready: numbers rounded, pictures as data URIs."""
-    colours = pair_colours(*stories) if len(stories) == 2 else [_colour(stories[0])]
-    return {
-        "edge": EDGE,
-        "arrow": ARROW,
-        "colours": {
-            "ink": style.INK, "muted": style.MUTED, "faint": style.FAINT, "paper": style.PAPER,
-            "goal": style.GOAL, "subgoal": style.SUBGOAL, "left": style.SKY, "right": style.PURPLE,
-            "best": to_hex(style.CANDIDATES(0.0)), "worst": to_hex(style.CANDIDATES(1.0)),
-        },
-        "units": UNITS,
-        "stories": [
-            _story(story, colour, scale, whole=len(stories) == 1)
-            for story, colour in zip(stories, colours, strict=True)
-        ],
+    colours = {
+        "ink": style.INK, "muted": style.MUTED, "faint": style.FAINT, "paper": style.PAPER,
+        "goal": style.GOAL, "subgoal": style.SUBGOAL, "left": style.SKY, "right": style.PURPLE,
+        "best": to_hex(style.CANDIDATES(0.0)), "worst": to_hex(style.CANDIDATES(1.0)),
     }  # fmt: skip
+    told = [_story(*one) for one in zip(stories, colours_of(*stories), strict=True)]
+    if len(stories) == 1:
+        told[0] |= _whole(stories[0])
+    page = {"edge": EDGE, "arrow": ARROW, "colours": colours, "units": UNITS}
+    return page | {"stories": told}
 
 
-def _colour(story: Story) -> str:
-    return style.colour(story.method)
-
-
-def pair_colours(left: Story, right: Story) -> list[str]:
+def colours_of(*stories: Story) -> list[str]:
     """The methods' colours; purple for the second of two stories of one method."""
-    first, second = _colour(left), _colour(right)
-    return [first, style.PURPLE if second == first else second]
+    first, *second = (style.colour(story.method) for story in stories)
+    return [first, *(style.PURPLE if one == first else one for one in second)]
 
 
-def _story(story: Story, colour: str, scale: float, whole: bool) -> dict[str, Any]:
-    """`whole`: with frames, landscapes, open loop and latents, which two at once leave out."""
-    maps, scene = story.maps, story.scene
-    data = {
+def _story(story: Story, colour: str) -> dict[str, Any]:
+    fan = 0 if story.fan is None else story.fan.shape[1]
+    return {
         "title": story.title,
         "outcome": story.outcome,
         "colour": colour,
         "replan": story.replan,
-        "floor": _data_uri(floor_picture(scene, scale)),
-        "start": _round(np.array(scene.start)),
-        "goal": _round(np.array(scene.goal)),
+        "floor": _data_uri(floor_picture(story.scene)),
+        "start": _round(np.array(story.scene.start)),
+        "goal": _round(np.array(story.scene.goal)),
         "path": _round(story.positions, 2),
         "actions": _round(story.actions, 2),
         "way": _round(story.way),
@@ -132,33 +117,32 @@ def _story(story: Story, colour: str, scale: float, whole: bool) -> dict[str, An
         "cost": story.cost,
         "plan": _round(story.plan),
         "fan": _round(story.fan),
-        "shades": [] if story.fan is None else _shades(story.fan.shape[1]),
+        "shades": [to_hex(style.CANDIDATES(x)) for x in np.linspace(0, 1, fan)],
         "macro": _round(story.macro),
         "near": None if story.near is None else story.near.tolist(),
     }
-    if whole:
-        left = maps.places[:, 0] < scene.wall_x
-        data |= {
-            "sprite": _data_uri(_png(Image.fromarray(sprite(story.frames)))),
-            "columns": _COLUMNS,
-            "size": story.frames.shape[-1],
-            "landscapes": {
-                name: _data_uri(landscape_picture(maps, name, scene, scale)) for name in maps.costs
-            },
-            "ranges": {
-                name: [_number(np.nanmin(values)), _number(np.nanmax(values))]
-                for name, values in maps.costs.items()
-            },
-            "ramp": [to_hex(colormaps[style.SEQUENTIAL](x)) for x in np.linspace(0, 1, 9)],
-            "ahead": [_round(row[np.isfinite(row[:, 0])]) for row in story.ahead],
-            "plane": {
-                "left": _round(maps.plane[left], 2),
-                "right": _round(maps.plane[~left], 2),
-                "explained": _round(100 * maps.explained, 0),
-                **{name: _round(values, 2) for name, values in story.latents.items()},
-            },
-        }
-    return data
+
+
+def _whole(story: Story) -> dict[str, Any]:
+    """Frames, landscapes, open loop and latents, which two at once leave out."""
+    maps, scene = story.maps, story.scene
+    left = maps.places[:, 0] < scene.wall_x
+    ends = {name: (np.nanmin(one), np.nanmax(one)) for name, one in maps.costs.items()}
+    return {
+        "sprite": _data_uri(_png(Image.fromarray(sprite(story.frames)))),
+        "columns": _COLUMNS,
+        "size": story.frames.shape[-1],
+        "landscapes": {one: _data_uri(landscape_picture(maps, one, scene)) for one in maps.costs},
+        "ranges": {name: [_number(value) for value in pair] for name, pair in ends.items()},
+        "ramp": [to_hex(colormaps[style.SEQUENTIAL](x)) for x in np.linspace(0, 1, 9)],
+        "ahead": [_round(row[np.isfinite(row[:, 0])]) for row in story.ahead],
+        "plane": {
+            "left": _round(maps.plane[left], 2),
+            "right": _round(maps.plane[~left], 2),
+            "explained": _round(100 * maps.explained, 0),
+            **{name: _round(values, 2) for name, values in story.latents.items()},
+        },
+    }
 
 
 def _round(values: np.ndarray | None, digits: int = 1) -> Any:
@@ -169,28 +153,24 @@ def _number(value: float) -> float:
     return float(f"{value:.2g}") if value >= 0.1 else round(float(value), 1)
 
 
-def _shades(count: int) -> list[str]:
-    return [to_hex(style.CANDIDATES(x)) for x in np.linspace(0, 1, count)]
-
-
 def sprite(frames: np.ndarray) -> np.ndarray:
     """Frames (T, 2, Hpx, Wpx) uint8 as one RGB image, 16 in a row, reading order."""
     images = frame_rgb(frames)
     rows = -(-len(images) // _COLUMNS)
-    blank = np.zeros((rows * _COLUMNS, *images.shape[1:]), np.uint8)
-    blank[: len(images)] = images
-    grid = blank.reshape(rows, _COLUMNS, *images.shape[1:])  # (rows, 16, Hpx, Wpx, 3)
-    return grid.swapaxes(1, 2).reshape(rows * images.shape[1], -1, 3)
+    grid = np.zeros((rows * _COLUMNS, *images.shape[1:]), np.uint8)
+    grid[: len(images)] = images
+    lines = grid.reshape(rows, _COLUMNS, *images.shape[1:]).swapaxes(1, 2)
+    return lines.reshape(rows * images.shape[1], -1, 3)
 
 
-def floor_picture(scene: Scene, scale: float = 1.0) -> bytes:
+def floor_picture(scene: Scene) -> bytes:
     """The empty room as a square PNG that shows `EDGE` px in both directions."""
-    return _square(lambda axis: draw.show_room(axis, scene.room), scale)
+    return _square(lambda axis: draw.show_room(axis, scene.room))
 
 
-def landscape_picture(maps: Maps, name: str, scene: Scene, scale: float = 1.0) -> bytes:
+def landscape_picture(maps: Maps, name: str, scene: Scene) -> bytes:
     """The cost of every place, as a picture like `floor_picture`."""
-    return _square(lambda axis: draw_landscape(axis, maps, name, scene), scale)
+    return _square(lambda axis: draw_landscape(axis, maps, name, scene))
 
 
 def draw_landscape(axis: Axes, maps: Maps, name: str, scene: Scene) -> None:
@@ -200,10 +180,9 @@ def draw_landscape(axis: Axes, maps: Maps, name: str, scene: Scene) -> None:
 
 
 @styled
-def _square(shows: Callable[[Axes], None], scale: float) -> bytes:
-    figure = style.Picture(figsize=(3.0 * scale, 3.0 * scale))
-    axis = figure.add_axes((0, 0, 1, 1))
-    shows(axis)
+def _square(shows: Callable[[Axes], None]) -> bytes:
+    figure = style.Picture(figsize=(3.0, 3.0))
+    shows(figure.add_axes((0, 0, 1, 1)))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     # 256 colours are a third of the bytes, and every notebook holds several such pictures.

@@ -7,7 +7,6 @@ Lengths are px, (x, y) with y down; S steps, R planning calls.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -56,9 +55,8 @@ class Scene(NamedTuple):
 def scene_of(trials: Trials, trial: int) -> Scene:
     """One of the stored trials as a scene; WorkbookError when there is no such trial."""
     _check_trial(trials.name, trials.count, trial)
-    wall_x, door_y = trials.layout.pairs()[trial].tolist()
-    places = (tuple(column[trial].tolist()) for column in (trials.start, trials.goal))
-    return Scene(*places, round(wall_x), round(door_y))
+    room, *places = (x[trial].tolist() for x in (trials.layout.pairs(), trials.start, trials.goal))
+    return Scene(*map(tuple, places), *map(round, room))
 
 
 def _check_trial(name: str, count: int, trial: int) -> None:
@@ -68,29 +66,27 @@ def _check_trial(name: str, count: int, trial: int) -> None:
 
 def checked_scene(scene: Scene) -> Scene:
     """`scene` itself; WorkbookError in one sentence when the dot cannot be where it says."""
-    for name, value, (low, high) in (
-        ("wall", scene.wall_x, WALL_RANGE),
-        ("door", scene.door_y, DOOR_RANGE),
-    ):
+    ranges = {"wall": (scene.wall_x, *WALL_RANGE), "door": (scene.door_y, *DOOR_RANGE)}
+    for name, (value, low, high) in ranges.items():
         if not low <= value <= high:
             raise WorkbookError(
                 f"the {name} is at {value}, but must be between {low} and {high} px"
             )
-    for name, place in (("start", scene.start), ("goal", scene.goal)):
-        where = f"the {name} ({place[0]:g}, {place[1]:g})"
-        if not all(math.isfinite(value) and LOW < value < HIGH for value in place):
+    for name, (x, y) in (("start", scene.start), ("goal", scene.goal)):
+        if not all(LOW < value < HIGH for value in (x, y)):  # NaN never is
             raise WorkbookError(
-                f"{where} is outside the rooms: x and y must be between {LOW:g} and {HIGH:g} px"
+                f"the {name} ({x:g}, {y:g}) is outside the rooms: x and y must be between {LOW:g} "
+                f"and {HIGH:g} px"
             )
-        if not bool(inside(torch.tensor([place]), scene.layout)):
+        if not bool(inside(torch.tensor([[x, y]]), scene.layout)):
             raise WorkbookError(
-                f"{where} is in the wall: move it left or right of x = {scene.wall_x}, "
-                f"or into the door around y = {scene.door_y}"
+                f"the {name} ({x:g}, {y:g}) is in the wall: move it left or right of "
+                f"x = {scene.wall_x}, or into the door around y = {scene.door_y}"
             )
     return scene
 
 
-def trials_of(scene: Scene, companions: int = 0, seed: int = 0, row: int = 0) -> Trials:
+def trials_of(scene: Scene, companions: int = 0, row: int = 0) -> Trials:
     """The scene, followed by `companions` random tasks in the same room.
 
     `row` is the scene's number in a trial file: it meets the noise that it meets there.
@@ -98,7 +94,7 @@ def trials_of(scene: Scene, companions: int = 0, seed: int = 0, row: int = 0) ->
     checked_scene(scene)
     count = 1 + companions
     layout = Layout.of([[scene.wall_x, scene.door_y]] * count)
-    start, goal = sample_start_goal(layout, "medium", torch.Generator().manual_seed(seed))
+    start, goal = sample_start_goal(layout, "medium", torch.Generator().manual_seed(0))
     start[0], goal[0] = torch.tensor([scene.start, scene.goal])
     rows = tuple(range(row, row + count))
     return Trials(start, goal, layout, "scene", content_hash(start, goal, layout), rows=rows)
@@ -149,6 +145,11 @@ class Story:
         return min(step // self.replan, calls - 1)
 
     @property
+    def shown_cost(self) -> str:
+        """The cost that its planner had; latent for a planner without one."""
+        return self.cost if self.cost in self.costs else "latent"
+
+    @property
     def outcome(self) -> str:
         """When it arrived and how far it went, or how long the way still is (N8)."""
         travelled = np.linalg.norm(np.diff(self.positions, axis=0), axis=-1).sum()
@@ -171,7 +172,6 @@ def play(
     method: str,
     planning: PlanningConfig | None = None,
     steps: int = 200,
-    dynamics: str = "bounce",
     title: str = "",
     row: int = 0,
 ) -> Story:
@@ -186,13 +186,13 @@ def play(
     shuffled = method != "flat" and planning.hierarchy.control == "shuffle"
     task = trials_of(scene, COMPANIONS if shuffled else 0, row=row)
     policy = LatentPolicy(agent, method, dataclasses.replace(planning, action_cap=cap))
-    outcome = run_episodes(policy, task, dynamics, steps, cap, agent.seed)
+    outcome = run_episodes(policy, task, "bounce", steps, cap, agent.seed)
     seen = {key: value[0] for key, value in outcome.seen.items() if value.ndim}
     if "macro" in policy.log:
         seen["macro"] = torch.stack(policy.log["macro"], 1)[0]
-    where = (scene, method, planning.cost)
-    title = title or f"{method}, {planning.cost} cost"
-    return _tell(agent, title, where, outcome.positions[0], outcome.actions[0], seen, policy.replan)
+    about = {"title": title or f"{method}, {planning.cost} cost", "method": method}
+    about |= {"cost": planning.cost, "scene": scene, "replan": policy.replan}
+    return _tell(agent, about, outcome.positions[0], outcome.actions[0], seen)
 
 
 def recall(agent: Agent, result: Result, trial: int) -> Story:
@@ -200,50 +200,43 @@ def recall(agent: Agent, result: Result, trial: int) -> Story:
 
     WorkbookError when the result has no such trial.
     """
-    arrays, method, cost = result.arrays, result.header["method"], result.header["cost"]
+    arrays, header = result.arrays, result.header
     _check_trial("this result", len(arrays["positions"]), trial)
-    positions = arrays["positions"][trial]
-    start, goal, room = (
-        column.tolist() for column in (positions[0], arrays["goal"][trial], arrays["layout"][trial])
-    )
-    scene = Scene(tuple(start), tuple(goal), *map(int, room))
+    positions, actions = arrays["positions"][trial], arrays["actions"][trial]
+    start, goal = (tuple(at.tolist()) for at in (positions[0], arrays["goal"][trial]))
     seen = {
         name.removeprefix("plan_"): values[trial]
         for name, values in arrays.items()
         if name.startswith("plan_") and values.ndim and trial < len(values)
     }
-    actions = arrays["actions"][trial]
-    replan = _replan(result.header, len(actions))
-    title = f"{method}, {cost} cost, trial {trial}"
-    return _tell(agent, title, (scene, method, cost), positions, actions, seen, replan)
-
-
-def _replan(header: dict[str, Any], steps: int) -> int:
-    """Steps between the planning calls of a stored result; floors and ceiling plan nothing."""
-    return header.get("replan", header["planner"].get("replan")) or steps
+    about = {name: header[name] for name in ("method", "cost")}
+    about["title"] = f"{header['method']}, {header['cost']} cost, trial {trial}"
+    about["scene"] = Scene(start, goal, *map(int, arrays["layout"][trial]))
+    # Floors and ceiling plan nothing.
+    about["replan"] = header.get("replan", header["planner"].get("replan")) or len(actions)
+    return _tell(agent, about, positions, actions, seen)
 
 
 def _tell(
     agent: Agent,
-    title: str,
-    where: tuple[Scene, str, str],
+    about: dict[str, Any],
     positions: np.ndarray,
     actions: np.ndarray,
     seen: dict[str, Any],
-    replan: int,
 ) -> Story:
     """Cut at the first hit, and add what follows from the positions."""
-    scene, method, cost = where
+    scene, replan = about["scene"], about["replan"]
     hits = np.linalg.norm(positions - np.array(scene.goal), axis=-1) < TwoRooms.radius
     reached = int(hits.argmax()) if hits.any() else None
     last = len(actions) if reached is None else reached
     calls = max(1, -(-last // replan))
-    ahead, frames, latents = _ahead(agent, scene, positions, actions)
-    maps, goal, plane = look(agent, scene)
     states = torch.as_tensor(positions, dtype=torch.float32)
+    frames = render(states[None], scene.layout)[0]
+    latents = agent.encode(frames)
+    maps, goal, plane = look(agent, scene)
     rooms = scene.layout.index([0] * len(states))
     way = oracle_length(states, torch.tensor([scene.goal]).expand_as(states), rooms)
-    costs = {name: _cost(agent, name, latents, goal) for name in maps.costs}
+    costs = {name: _cost(agent, name, latents, goal)[: last + 1] for name in maps.costs}
     drawn = {"path": plane(latents)[: last + 1], "goal": plane(goal)[0]}
     # Results without pictures keep the first plan only.
     seen = {key: value for key, value in seen.items() if len(value) >= calls}
@@ -254,28 +247,19 @@ def _tell(
             drawn["plan"] = plane(agent.level1.rollout(begin, plans)[:, 1:])[:calls]
     if "macro" in seen:
         drawn["macro"] = plane(seen["macro"])[:calls]
-    kept = {
-        name: seen[key][:calls]
-        for name, key in (("plan", "plan_xy"), ("fan", "fan_xy"), ("macro", "macro_xy"))
-        if key in seen
-    }
-    kept |= {"near": seen["near"][:calls].astype(bool)} if "near" in seen else {}
+    names = {"plan_xy": "plan", "fan_xy": "fan", "macro_xy": "macro", "near": "near"}
+    kept = {name: seen[key][:calls] for key, name in names.items() if key in seen}
+    if "near" in kept:
+        kept["near"] = kept["near"].astype(bool)
     return Story(
-        title, method, cost, scene, replan, reached,
-        positions=positions[: last + 1], actions=actions[:last], frames=frames[: last + 1],
-        way=way[: last + 1].numpy(),
-        costs={name: values[: last + 1] for name, values in costs.items()},
-        ahead=ahead[:last], maps=maps, latents=drawn, **kept,
+        **about, **kept, reached=reached, positions=positions[: last + 1], actions=actions[:last],
+        frames=frames[: last + 1].numpy(), way=way[: last + 1].numpy(), costs=costs, maps=maps,
+        ahead=_ahead(agent, latents, actions)[:last], latents=drawn,
     )  # fmt: skip
 
 
-def _ahead(
-    agent: Agent, scene: Scene, positions: np.ndarray, actions: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, Tensor]:
-    """(open-loop predictions (S, AHEAD, 2) px, frames, latents (S+1, D)) of an executed path."""
-    states = torch.as_tensor(positions, dtype=torch.float32)
-    frames = render(states[None], scene.layout)[0]
-    latents = agent.encode(frames)
+def _ahead(agent: Agent, latents: Tensor, actions: np.ndarray) -> np.ndarray:
+    """Open-loop predictions (S, AHEAD, 2) px along an executed path of latents (S+1, D)."""
     count = len(actions)
     padded = torch.zeros(count + AHEAD, 2)
     padded[:count] = torch.as_tensor(actions)
@@ -283,15 +267,13 @@ def _ahead(
     with torch.no_grad():
         found = agent.level1.rollout_members(latents[:-1], windows.to(agent.device)).mean(0)
         ahead = agent.probe(found[:, 1:]).cpu().numpy()
-    past = np.arange(count)[:, None] + np.arange(1, AHEAD + 1) > count
-    ahead[past] = np.nan
-    return ahead, frames.numpy(), latents
+    ahead[np.arange(count)[:, None] + np.arange(1, AHEAD + 1) > count] = np.nan
+    return ahead
 
 
 def look(agent: Agent, scene: Scene):
     """(maps of the scene's room and goal, latent of the goal (1, D), projection to the plane)."""
-    grid = torch.stack(torch.meshgrid(_AXIS, _AXIS, indexing="xy"), -1)  # (G, G, 2)
-    places = grid.flatten(0, 1)
+    places = torch.cartesian_prod(_AXIS, _AXIS).flip(1)  # (G * G, 2), rows y
     free = inside(places, scene.layout.index([0] * len(places)))
     frames = render(places[None], scene.layout)[0]
     latents = agent.encode(frames)

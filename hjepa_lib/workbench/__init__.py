@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ def main_experiment(
 ) -> int:
     """The commands `experiment`, `sweep` and `study`: the exit status, 1 when a row failed.
 
-    Without a file it is the committed study. `list` only shows what is done and what the rest may
-    take, without importing torch; without `resume` an experiment that exists is refused. `options`
-    go to `engine.run_experiment`.
+    Without a file it is the committed study. `list` imports no torch; without `resume` an
+    experiment that exists is refused. `options` go to `engine.run_experiment`.
     """
     from hjepa_lib.config import ConfigError
     from hjepa_lib.runs.places import RunError
@@ -41,11 +39,7 @@ def main_experiment(
         raise RunError(f"{experiment.name!r} exists already; resume it or choose another name")
     from hjepa_lib.workbench.engine import run_experiment
 
-    try:
-        ended = run_experiment(experiment, cells, **options)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
+    ended = run_experiment(experiment, cells, **options)
     failed = sum(bool(one.error) for one in ended)
     print(f"{len(ended) - failed} of {len(ended)} rows made; table: {experiment.table}")
     return 1 if failed else 0

@@ -1,8 +1,7 @@
-"""Speed: `python -m hjepa_lib bench`, on torch.utils.benchmark.
+"""Speed on the CPU: `python -m hjepa_lib bench`, on torch.utils.benchmark, with random weights.
 
-Ways of doing the same work take turns, so that allocator, threads, clock speed and neighbours are
-the same for all, and nothing is timed before they gave the same numbers. Everything runs on the
-CPU, where this workbook has to be quick; weights are random, the time does not depend on them.
+Ways of doing the same work take turns, so that clock and neighbours are the same for all, and
+nothing is timed before they gave the same numbers.
 """
 
 from __future__ import annotations
@@ -43,6 +42,7 @@ GROWTH = {
 """What grows, and its values; the rest stays as in the profile, with 20 trials."""
 _QUICK_GROWTH = {"trials": (1, 4), "samples": (8, 16), "horizon": (2, 4)}
 _QUICK = {"level1.latent_dim": 16, "level1.window": 4, "level1.optim.batch": 4}
+_GROWING_ROUNDS = 3
 Call = Callable[[], Any]
 
 
@@ -128,13 +128,12 @@ def ways(precision: str, quick: bool = False) -> list[Way]:
     trials, shown, transitions = (3, 34, 500) if quick else (20, 1088, 100_000)
 
     def plan(name: str, kept: str) -> Call:
-        planning = Planning(laptop, trials)
-        return lambda: getattr(planning, name)(kept)
+        return functools.partial(getattr(Planning(laptop, trials), name), kept)
 
     def draw(rule: Callable[..., Tensor]) -> Call:
         windows = Windows(generate("good", SAMPLE), 17)
         batch = windows.sample(shown // 17, torch.Generator().manual_seed(0))
-        return lambda: rule(batch.positions, batch.layout)
+        return functools.partial(rule, batch.positions, batch.layout)
 
     both = dict.fromkeys(("fp32", precision))
     found = []
@@ -149,8 +148,28 @@ def ways(precision: str, quick: bool = False) -> list[Way]:
     for words, rule in (("direct formula", render_reference), ("patches", render)):
         make = functools.partial(draw, rule)
         found.append(Way(f"draw {shown:,} frames", words, make, "frames"))
-    make = lambda: lambda: generate("good", transitions)  # noqa: E731
+    make = functools.partial(functools.partial, generate, "good", transitions)
     return [*found, Way(f"generate {transitions:,} transitions", "vectorised", make)]
+
+
+def growing(precision: str, quick: bool = False) -> list[Way]:
+    """A flat planning call as trials, samples and horizon grow."""
+    config = configs(quick)[1]
+
+    def make(axis: str, value: int) -> Call:
+        flat = config.planning.flat
+        if axis == "trials":
+            planning = Planning(config, value, flat)
+        else:
+            planning = Planning(config, 20, dataclasses.replace(flat, **{axis: value}))
+        return functools.partial(planning.call, precision)
+
+    axes = _QUICK_GROWTH if quick else GROWTH
+    return [
+        Way(axis, f"{value:,}", functools.partial(make, axis, value))
+        for axis, values in axes.items()
+        for value in values
+    ]
 
 
 # --- timing -----------------------------------------------------------------------------------
@@ -158,11 +177,11 @@ def measure(chosen: Sequence[Way], rounds: int) -> list[Measurement]:
     """One measurement per way; WorkbookError where two ways of a kind give other numbers."""
     if rounds < 1:
         raise ConfigError(f"rounds must be at least 1, got {rounds}")
-    found = []
+    found, threads = [], torch.get_num_threads()
     for work in dict.fromkeys(way.work for way in chosen):
-        same = [way for way in chosen if way.work == work]
-        calls, first = [way.make() for way in same], {}
-        for way, call in zip(same, calls, strict=True):
+        first, timers = {}, []
+        for way in (one for one in chosen if one.work == work):
+            call = way.make()
             outcome = call()  # also the warm-up: memory is mapped and kernels are chosen here
             other, before = first.setdefault(way.kind, (way.name, outcome))
             gap = difference(before, outcome) if way.kind else 0.0
@@ -170,42 +189,22 @@ def measure(chosen: Sequence[Way], rounds: int) -> list[Measurement]:
                 raise WorkbookError(
                     f"{work}: {other} and {way.name} differ by {gap:.3g}, more than {TOLERANCE}"
                 )
-        timers = [_timer(call, way.title, "time") for way, call in zip(same, calls, strict=True)]
+            about = {
+                "label": work,
+                "sub_label": way.name,
+                "description": "time",
+                "num_threads": threads,
+            }
+            timers.append(Timer("call()", globals={"call": call}, **about))
         turns = [[timer.timeit(1) for timer in timers] for _ in range(rounds)]
         found += [Measurement.merge(times)[0] for times in zip(*turns, strict=True)]
     return found
-
-
-def _timer(call: Call, row: str, column: str) -> Timer:
-    threads = torch.get_num_threads()
-    return Timer(
-        "call()", globals={"call": call}, sub_label=row, description=column, num_threads=threads
-    )
 
 
 def difference(one: Tensor, two: Tensor) -> float:
     """Mean absolute difference as a share of the mean absolute value."""
     one, two = one.double(), two.double()
     return float((one - two).abs().mean() / one.abs().mean())
-
-
-def growth(
-    config: Config,
-    precision: str,
-    axes: dict[str, Sequence[int]] = GROWTH,
-    trials: int = 20,
-    calls: int = 3,
-) -> list[Measurement]:
-    """A flat planning call as trials, samples and horizon grow."""
-    found = []
-    for axis, value in ((axis, value) for axis, values in axes.items() for value in values):
-        planner = config.planning.flat
-        planner = planner if axis == "trials" else dataclasses.replace(planner, **{axis: value})
-        planning = Planning(config, value if axis == "trials" else trials, planner)
-        planning.call(precision)
-        call = functools.partial(planning.call, precision)
-        found.append(_timer(call, axis, f"{value:,}").timeit(calls))
-    return found
 
 
 def main_bench(
@@ -227,15 +226,11 @@ def main_bench(
         raise ConfigError(f"no work is called like {only!r}; there are: {known}")
     times = {"cases": measure(chosen, rounds)}
     if not only:
-        axes, calls = (_QUICK_GROWTH, 1) if quick else (GROWTH, 3)
-        times["growth"] = growth(configs(quick)[1], precision, axes, calls=calls)
+        times["growth"] = measure(growing(precision, quick), min(rounds, _GROWING_ROUNDS))
     found: dict[str, Any] = {"threads": threads, "precision": precision}
     for section, measured in times.items():
         Compare(measured).print()
-        found[section] = [
-            (one.task_spec.sub_label, one.task_spec.description, one.median, one.iqr)
-            for one in measured
-        ]
+        found[section] = [(one.label, one.sub_label, one.median, one.iqr) for one in measured]
     if output:
         write_json(output, found | {"versions": machine.versions()})
     return 0

@@ -1,40 +1,36 @@
 """Flat against hierarchical planning: an experiment of two models, one table (seed 000, section D).
 
-The flat side (l1) trains level 1 and its distance head, the hierarchical one (l2) level 2 on the
-same or, with `l2_from_scratch`, on a level 1 of its own. Both plan with the same cost on the same
-trials of protocol P1, with random and oracle beside them.
+The flat side (l1) trains level 1 and its distance head, the hierarchical one (l2) level 2 on it.
+Both plan with the same cost on the same trials of P1, with random and oracle beside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from hjepa_lib.config import Config, ConfigError, differences, leaves, load_yaml, read_yaml
-from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.results import Result, load_result
 from hjepa_lib.evaluation.statistics import mcnemar
 from hjepa_lib.files import write_atomic
-from hjepa_lib.runs import machine
-from hjepa_lib.runs import notebooks as runner
+from hjepa_lib.runs import machine, notebooks, score
 from hjepa_lib.runs.places import RunError, outputs_root
 from hjepa_lib.runs.remote import push_file
 from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.workbench import CONFIGS
 from hjepa_lib.workbench.engine import run_experiment
-from hjepa_lib.workbench.experiment import Experiment
+from hjepa_lib.workbench.rows import flat_row
 from hjepa_lib.workbench.schema import read_experiment
 from hjepa_lib.workbench.variants import with_epochs
 
 CSV = "tworooms_compare.csv"
 METHODS = {"l1": "flat", "l2": "l1+l2"}
 FLOORS = ("random", "oracle")
-SHARED = ("device", "precision", "data", "distance", "planning.cost", "evaluation")
+SHARED = ("profile", "device", "precision", "data", "distance", "planning.cost", "evaluation")
 """Settings in which both sides must agree; so must `level1` when l2 takes over l1's."""
-Say = Callable[..., None]
 
 
 def compare(
@@ -45,13 +41,13 @@ def compare(
     epochs: int | None = None,
     mode: str = "both",
     l2_from_scratch: bool = False,
-    say: Say = print,
+    say: Callable[..., None] = print,
 ) -> int:
     """Train and evaluate the sides of `mode` (l1, l2, both), print and write the table; returns 0.
 
-    Without a file a side has the shipped one. Runs and `tworooms_compare.csv` go to `output_root`
-    (default `<outputs>/compare-s<seed>`). `epochs` replaces the updates of both levels by that many
-    passes over their training windows; the distance head, part of the cost, keeps its own.
+    Without a file a side has the shipped one; `output_root` is `<outputs>/compare-s<seed>`. With
+    `epochs` both levels train for that many passes over their windows, with `l2_from_scratch` l2
+    has a level 1 of its own. First comes the verdict on the pair that was tuned alike (Q5).
     """
     machine.set_up()
     folder = Path(output_root or outputs_root() / f"compare-s{seed}").expanduser().resolve()
@@ -60,154 +56,110 @@ def compare(
     paths = {side: given[side] or CONFIGS / f"tworooms_{side}.yaml" for side in sides}
     configs = {side: load_yaml(path).override({"seed": seed}) for side, path in paths.items()}
     check(configs, l2_from_scratch)
-    models = {}
-    for side, path in paths.items():
-        settings = leaves(read_yaml(path, "config file") or {})
-        settings.pop("profile", None)
-        settings.pop("seed", None)
-        more = {} if epochs is None else with_epochs(configs[side], epochs, folder)
-        name = "l2-scratch" if side == "l2" and l2_from_scratch else side
-        models[name] = {"settings": settings | more}
-    tree = {
-        "base": {"profile": next(iter(configs.values())).profile},
-        "seeds": [seed],
-        "models": models,
-        "cells": [
-            cell
-            for (side, config), model in zip(configs.items(), models, strict=True)
-            for cell in _cells(side, model, config)
-            if mode in (side, "both")
-        ],
-    }
+    models, cells = {}, []
+    for side, config in configs.items():
+        settings = leaves(read_yaml(paths[side], "config file") or {})
+        settings = {key: one for key, one in settings.items() if key not in ("profile", "seed")}
+        settings |= {} if epochs is None else with_epochs(config, epochs)
+        model = "l2-scratch" if side == "l2" and l2_from_scratch else side
+        models[model] = {"settings": settings}
+        if mode in (side, "both"):
+            names = ("protocol", "split", "trials", "steps", "latency")
+            shared = {name: getattr(config.evaluation, name) for name in names}
+            shared |= {"model": model, "folder": "results"}
+            cells += [shared | {"name": f"{side}-{one}", "method": one} for one in FLOORS]
+            planner = {"name": side, "method": METHODS[side], "cost": config.planning.cost}
+            cells.append(shared | planner)
+    base = {"profile": config.profile}
+    tree = {"base": base, "seeds": [seed], "models": models, "cells": cells}
     experiment = read_experiment(tree, f"compare-s{seed}", folder)
-    failed = [one for one in run_experiment(experiment, say=say) if one.error]
-    if failed:
-        raise RunError(f"{failed[0].unit.cell.name}: {failed[0].error}")
-    for name in {unit.run_name for cell in experiment.cells for unit in experiment.units(cell)}:
-        runner.finish(Run.at(folder / name), say)
-    report(experiment, say)
+    for one in run_experiment(experiment, say=say):
+        if one.error:
+            raise RunError(f"{one.unit.cell.name}: {one.error}")
+    runs, results = {}, {}
+    for unit in experiment.units(*experiment.cells):
+        run = runs[unit.cell.method] = Run.at(folder / unit.run_name)
+        results[unit.cell.method] = load_result(run.path / f"results/{unit.case.name}.npz")
+    if set(METHODS.values()) <= set(runs):
+        tuned = [
+            score.find_results(Workspace("compare", runs[case.method]), [case], "tuned")[0]
+            for case in score.tuned_pair(configs["l2"])
+        ]
+        say(verdict("flat as validation trials chose it", *tuned))
+        say(verdict("as configured", *(results[method] for method in METHODS.values())))
+    for run in {run.name: run for run in runs.values()}.values():
+        notebooks.finish(run, say)
+    table = side_by_side(results)
+    say(table.to_string(index=False, float_format="{:.4g}".format, na_rep=""))
+    say("ci95_low and ci95_high: Wilson 95 % of success_rate; mcnemar_p: exact McNemar test")
+    for side, method in METHODS.items():
+        if method not in results:
+            say(f"{side} has no result yet: run with --mode {side}")
+    table = table.reindex(columns=["metric", *METHODS])
+    say(f"table: {push_file(write_atomic(folder / CSV, table.to_csv(index=False)))}")
     return 0
-
-
-def _cells(side: str, model: str, config: Config) -> Iterator[dict[str, Any]]:
-    """The side's planner with its floor and its ceiling."""
-    evaluation = config.evaluation
-    shared = {name: getattr(evaluation, name) for name in ("protocol", "split", "trials", "steps")}
-    shared |= {"model": model, "folder": "results", "latency": evaluation.latency}
-    for method in FLOORS:
-        yield shared | {"name": f"{side}-{method}", "method": method}
-    yield shared | {"name": side, "method": METHODS[side], "cost": config.planning.cost}
 
 
 def check(configs: dict[str, Config], l2_from_scratch: bool) -> None:
     """ConfigError unless the configs of l1, l2 or both describe one fair comparison on P1."""
     for side, config in configs.items():
-        protocol = config.evaluation.protocol
-        if protocol != "p1":
+        joint = config.level2.train == "joint" and not config.level2.disable_l2
+        if config.evaluation.protocol != "p1":
+            raise ConfigError(f"config_{side} sets evaluation.protocol: the comparison is on p1")
+        if side == "l1" and joint:
+            raise ConfigError("config_l1 trains level 2 jointly; set level2.disable_l2=true there")
+        if side == "l2" and config.level2.disable_l2:
+            raise ConfigError("config_l2 sets level2.disable_l2=true: there is nothing to compare")
+        if side == "l2" and joint and not l2_from_scratch:
             raise ConfigError(
-                f"config_{side} sets evaluation.protocol={protocol}; the comparison is one on p1"
+                "config_l2 sets level2.train=joint, which trains a level 1 of its own; "
+                "add --l2_from_scratch or set level2.train=frozen"
             )
-    l1, l2 = configs.get("l1"), configs.get("l2")
-    if l1 and l1.level2.train == "joint" and not l1.level2.disable_l2:
-        raise ConfigError("config_l1 trains level 2 jointly; set level2.disable_l2=true there")
-    if l2 and l2.level2.disable_l2:
-        raise ConfigError("config_l2 sets level2.disable_l2=true, so it has no level 2 to compare")
-    if l2 and l2.level2.train == "joint" and not l2_from_scratch:
-        raise ConfigError(
-            "config_l2 sets level2.train=joint, which trains a level 1 of its own; "
-            "add --l2_from_scratch or set level2.train=frozen"
-        )
-    shared = ("profile", *SHARED) if l2_from_scratch else ("profile", *SHARED, "level1")
-    for key, (one, two) in differences(l1, l2).items() if l1 and l2 else ():
-        if key in shared or key.startswith(tuple(f"{name}." for name in shared)):
+    shared = SHARED if l2_from_scratch else (*SHARED, "level1")
+    for key, (one, two) in differences(*configs.values()).items() if len(configs) == 2 else ():
+        if any(f"{key}.".startswith(f"{name}.") for name in shared):
             raise ConfigError(
                 f"config_l1 and config_l2 must agree on {key}, they have {one!r} and {two!r}"
             )
 
 
-# --- table ------------------------------------------------------------------------------------
-def table(run_path: Path, cost: str | None = None) -> pd.DataFrame:
-    """Columns metric, l1 (flat), l2 (L1+L2) of one run folder; cost: default the config's own.
+def verdict(name: str, flat: Result, two: Result) -> str:
+    """One sentence on a pair: who solved more, both MFLOP per step, the exact McNemar test."""
+    p = mcnemar(flat.success, two.success).p_value
+    better = "L1+L2 better" if two.success.sum() > flat.success.sum() else "flat better"
+    found = [
+        f"{words} {one.success.sum():.0f} of {one.header['n']} at "
+        f"{one.header['flops_per_step'] / 1e6:.3g} MFLOP per step"
+        for words, one in (("L1+L2", two), ("flat", flat))
+    ]
+    return (
+        f"verdict, {name}, {two.header['cost']} cost: {better if p < 0.05 else 'undecided'}; "
+        f"{', '.join(found)}; exact McNemar p = {p:.3g}"
+    )
 
-    Undefined values are NaN. RunError when one of the two results is missing.
+
+def side_by_side(results: dict[str, Result]) -> pd.DataFrame:
+    """Results by method as a line per number: metric, l1 (flat), l2 (L1+L2), floors by their names.
+
+    With both sides also the exact McNemar test; RunError where they met other trials or data.
     """
-    run = Run.at(Path(run_path))
-    cost = cost or run.config.planning.cost
-    found = {}
-    for side, method in METHODS.items():
-        found[side] = find_result(run, Case.of(run.config, method, cost))
-        if found[side] is None:
-            raise RunError(
-                f"run {run.name!r} has no result of method {method!r} with cost {cost!r} "
-                f"on {run.config.evaluation.protocol}; evaluate it first (notebook 04)"
-            )
-    return side_by_side(found)
-
-
-def find_result(run: Run, case: Case) -> Result | None:
-    """The result of a case, or None when it was not played in this run."""
-    stage = f"results/{case.name}"
-    return load_result(run.path / f"{stage}.npz") if run.done(stage) else None
-
-
-def side_by_side(results: dict[str, Result | None]) -> pd.DataFrame:
-    """One line per number of the sides' results, then the exact McNemar test; NaN for no side."""
-    columns = {side: numbers(results.get(side)) for side in METHODS}
-    one, two = (results.get(side) for side in METHODS)
-    if one is not None and two is not None:
+    sides = {method: side for side, method in METHODS.items()}
+    columns = {
+        sides.get(method, method): {
+            name: value
+            for name, value in flat_row(result.row).items()
+            if "." not in name and name not in ("budget", "seed") and not isinstance(value, str)
+        }
+        for method, result in results.items()
+    }
+    if set(sides) <= set(results):
+        one, two = (results[method] for method in sides)
         for what in ("trials_hash", "data", "n"):
             if one.header[what] != two.header[what]:
                 raise RunError(
                     f"the two results differ in {what}: {one.header[what]} and {two.header[what]}"
                 )
         test = mcnemar(one.success, two.success)
-        columns["l1"] |= {"solved_only_here": test.only_first, "mcnemar_p": test.p_value}
-        columns["l2"] |= {"solved_only_here": test.only_second, "mcnemar_p": test.p_value}
-    frame = pd.DataFrame(columns, index=list(columns["l1"] or columns["l2"]), dtype=float)
-    return frame.rename_axis("metric").reset_index()
-
-
-def numbers(result: Result | None) -> dict[str, float | None]:
-    """Every measured number of a result; {} for no result."""
-    row, found = {} if result is None else result.row, {}
-    for name, value in row.items():
-        if name == "ci95":
-            found |= dict(zip(("ci95_low", "ci95_high"), value, strict=True))
-        elif name not in ("budget", "seed") and (value is None or isinstance(value, (int, float))):
-            found[name] = value
-    return found
-
-
-def report(experiment: Experiment, say: Say) -> None:
-    """Print l1 and l2 with floor and ceiling, and write the CSV."""
-    found = {}
-    for cell in experiment.cells:
-        (unit,) = experiment.units(cell)
-        run = Run.at(experiment.folder / unit.run_name)
-        found.setdefault(cell.name.removeprefix("l1-").removeprefix("l2-"), (run, unit.case))
-    results = {name: find_result(*where) for name, where in found.items()}
-    frame = side_by_side(results)
-    text = frame.set_index("metric")
-    for method in FLOORS:
-        text[method] = pd.Series(numbers(results[method]), dtype=float)
-    say(text.to_string(float_format=lambda value: f"{value:.4g}", na_rep=""))
-    for side, method in METHODS.items():
-        result = results.get(side)
-        if result is None:
-            say(f"{side} has no result yet: run with --mode {side}")
-            continue
-        row = text[side]
-        say(
-            f"{side} ({method}, cost {result.header['cost']}): {row['successes']:.0f} of "
-            f"{row['n']:.0f} solved, rate {row['success_rate']:.3f}, Wilson 95 % "
-            f"[{row['ci95_low']:.3f}, {row['ci95_high']:.3f}]"
-        )
-    if "mcnemar_p" in text.index:
-        only, spent = text.loc["solved_only_here"], text.loc["flops_per_step"] / 1e6
-        say(
-            f"solved by l1 only: {only['l1']:.0f}, by l2 only: {only['l2']:.0f}; exact McNemar p = "
-            f"{text.loc['mcnemar_p', 'l1']:.3g}; {spent['l1']:.0f} MFLOP per step for l1, "
-            f"{spent['l2']:.0f} for l2"
-        )
-    path = write_atomic(experiment.folder / CSV, frame.to_csv(index=False))
-    say(f"table: {push_file(path)}")
+        for side, only in (("l1", test.only_first), ("l2", test.only_second)):
+            columns[side] |= {"solved_only_here": only, "mcnemar_p": test.p_value}
+    return pd.DataFrame(columns, dtype=float).rename_axis("metric").reset_index()

@@ -1,9 +1,7 @@
 """The engine: what an experiment file asks for and its table lacks is trained, played and added.
 
-Every model and seed is an ordinary run, `outputs/<experiment>/<model>-s<seed>-<digest>`; a stage
-that another run has under the same key is taken from there. A stored row is taken only if all that
-shaped it is what the file asks for now; otherwise nothing starts and the difference is named. So
-the same command goes on wherever another one ended, on any machine that has the table.
+Every model and seed is an ordinary run, `outputs/<experiment>/<model>-s<seed>-<digest>`. The same
+command goes on wherever another one ended.
 """
 
 from __future__ import annotations
@@ -16,16 +14,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from hjepa_lib.config import Config, leaves
+from hjepa_lib.config import Config
+from hjepa_lib.evaluation import results
 from hjepa_lib.figures import style
 from hjepa_lib.figures.success import success_against
-from hjepa_lib.files import WorkbookError, exclusive, read_json, write_json
+from hjepa_lib.files import WorkbookError, exclusive, write_json
 from hjepa_lib.runs import machine, notebooks, score, stages
 from hjepa_lib.runs.places import RunError, outputs_root, repository
 from hjepa_lib.runs.remote import push_files
@@ -33,7 +31,7 @@ from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.workbench import pool
 from hjepa_lib.workbench.experiment import Cell, Experiment, Unit
-from hjepa_lib.workbench.rows import pooled, row_of
+from hjepa_lib.workbench.rows import flat_row, pooled, row_of
 from hjepa_lib.workbench.table import Table
 
 Say = Callable[..., None]
@@ -46,42 +44,6 @@ class Outcome(NamedTuple):
 
     unit: Unit
     error: str
-
-
-@dataclass(frozen=True)
-class Worker:
-    """What a process needs to do units: pickled, so it holds no table and no run."""
-
-    experiment: Experiment
-    threads: int | None
-
-    def __call__(self, units: list[Unit]) -> list[Outcome]:
-        return list(self.each(units))
-
-    def each(self, units: list[Unit]) -> Iterator[Outcome]:
-        """Units one after the other; after a failure the others of that run are given up."""
-        if not (folder := self.experiment.folder).is_dir():
-            yield from (Outcome(one, f"this worker does not see {folder}") for one in units)
-            return
-        machine.set_up(self.threads)
-        lost = set()
-        for unit in units:
-            error = "given up" if unit.run_name in lost else self._do(unit)
-            lost |= {unit.run_name} if error else set()
-            yield Outcome(unit, error)
-
-    def _do(self, unit: Unit) -> str:
-        """Why the unit failed, or ""; the others go on. A bug shows its trace as well."""
-        try:
-            with exclusive(self.experiment.folder / unit.run_name):
-                table = Table.of_experiment(self.experiment)
-                if not table.has(unit):  # another worker may have finished it
-                    table.add(unit, make_rows(self.experiment, unit, self.threads))
-        except Exception as error:
-            if not isinstance(error, (WorkbookError, OSError)):
-                traceback.print_exc()
-            return (str(error) or type(error).__name__).splitlines()[0]
-        return ""
 
 
 def run_experiment(
@@ -98,53 +60,87 @@ def run_experiment(
 ) -> list[Outcome]:
     """Do every unit that the table lacks, and write plots of what was swept; the outcomes.
 
-    RunError before any work when a stored row was made with other settings and `redo` is not set;
-    `redo` also drops rows of these cells that the file does not ask for any more. `jobs` processes
-    here, or the workers of a Dask `scheduler`, which must see this outputs folder under the same
-    path; seeds and unrelated models run side by side. `threads` of each: its share of the cores.
+    RunError before any work when a stored row was made with other settings, unless `redo`, which
+    also drops rows of these cells that the file does not ask for any more. `jobs` processes here,
+    or the workers of a Dask `scheduler`, which must see this outputs folder under the same path.
     """
     pool.check_engine(engine, jobs, scheduler)
-    cells = experiment.cells if cells is None else cells
     table = Table.of_experiment(experiment)
-    units = [one for cell in cells for one in experiment.units(cell)]
+    units = experiment.units(*(experiment.cells if cells is None else cells))
     for unit in () if redo else units:
         if found := table.mismatch(unit):
             raise RunError(
-                f"row {' '.join(filter(None, unit.key.values()))} of {table.path} was made with "
-                f"{found}; choose another name or folder, or replace the row with --redo"
+                f"row {unit.title} of {table.path} was made with {found}; choose another name or "
+                "folder, or replace the row with --redo"
             )
-    names = {cell.name for cell in cells}
-    whole = [cell for cell in experiment.cells if cell.name in names]
-    wanted = [unit for cell in whole for unit in experiment.units(cell)]
+    names = {unit.cell.name for unit in units}
+    wanted = experiment.units(*(cell for cell in experiment.cells if cell.name in names))
     if redo and (dropped := table.drop_others(names, wanted)):
         say(f"{experiment.name}: {dropped} rows dropped that the file does not ask for")
     todo = [unit for unit in units if not table.has(unit)]
     say(f"{experiment.name}: {len(units)} rows, {len(units) - len(todo)} done before")
     _prepare(experiment, todo, yes, say)
-    apart = engine == "joblib" and jobs == 1
-    if threads is None and not apart and not scheduler:
-        threads = max(1, machine.usable_cores() // jobs)
     experiment.folder.mkdir(parents=True, exist_ok=True)
-    work = Worker(experiment, threads)
-    ended: list[Outcome] = []
-    for outcome in (
-        work.each(todo)
-        if apart
-        else _side_by_side(work, todo, engine=engine, jobs=jobs, scheduler=scheduler)
-    ):
+    if engine == "joblib" and jobs == 1:
+        work = do_units(experiment, threads, todo)
+    else:
+        if threads is None and not scheduler:
+            threads = max(1, machine.usable_cores() // jobs)
+        work = _side_by_side(experiment, threads, todo, engine, jobs, scheduler)
+    ended = []
+    for outcome in work:
         ended.append(outcome)
-        _report(experiment, outcome, f"{len(ended)}/{len(todo)}", say)
+        _report(experiment, outcome, f"{len(ended)}/{len(todo)} {outcome.unit.title}", say)
     _write_extras(experiment, ended)
     return ended
 
 
-def _side_by_side(work: Worker, todo: list[Unit], **options: Any) -> Iterator[Outcome]:
+def do_units(experiment: Experiment, threads: int | None, units: list[Unit]) -> Iterator[Outcome]:
+    """Units one after the other; after a failure the others of that run are given up."""
+    if not experiment.folder.is_dir():
+        yield from (Outcome(one, f"this worker does not see {experiment.folder}") for one in units)
+        return
+    machine.set_up(threads)
+    lost = set()
+    for unit in units:
+        error = "given up" if unit.run_name in lost else _do(experiment, threads, unit)
+        lost |= {unit.run_name} if error else set()
+        yield Outcome(unit, error)
+
+
+def _do(experiment: Experiment, threads: int | None, unit: Unit) -> str:
+    """Why the unit failed, or ""; the others go on. A bug shows its trace as well."""
+    try:
+        with exclusive(experiment.folder / unit.run_name):
+            table = Table.of_experiment(experiment)
+            if not table.has(unit):  # another worker may have finished it
+                table.add(unit, make_rows(experiment, unit, threads))
+    except Exception as error:
+        if not isinstance(error, (WorkbookError, OSError)):
+            traceback.print_exc()
+        return (str(error) or type(error).__name__).splitlines()[0]
+    return ""
+
+
+def _do_all(experiment: Experiment, threads: int | None, units: list[Unit]) -> list[Outcome]:
+    return list(do_units(experiment, threads, units))
+
+
+def _side_by_side(
+    experiment: Experiment,
+    threads: int | None,
+    todo: list[Unit],
+    engine: str,
+    jobs: int,
+    scheduler: str,
+) -> Iterator[Outcome]:
     """All units of one family of models and one seed in one process: none is trained twice."""
     families: dict[tuple, list[Unit]] = {}
     for unit in todo:
-        family = (work.experiment.root_of(unit.model), str(unit.model.swept), unit.seed)
+        family = (experiment.root_of(unit.model), str(unit.model.swept), unit.seed)
         families.setdefault(family, []).append(unit)
-    for one in pool.run_all(work, list(families.values()), **options):
+    work, items = functools.partial(_do_all, experiment, threads), list(families.values())
+    for one in pool.run_all(work, items, engine=engine, jobs=jobs, scheduler=scheduler):
         yield from one.value or [Outcome(unit, one.error) for unit in one.item]
 
 
@@ -158,58 +154,50 @@ def _prepare(experiment: Experiment, todo: list[Unit], yes: bool, say: Say) -> N
         say("this checkout has uncommitted changes: the revision in every new row will say so")
 
 
-def _report(experiment: Experiment, outcome: Outcome, count: str, say: Say) -> None:
-    name = " ".join(filter(None, outcome.unit.key.values()))
+def _report(experiment: Experiment, outcome: Outcome, name: str, say: Say) -> None:
     if outcome.error:
-        say(f"{count} {name}: {outcome.error}", file=sys.stderr)
+        say(f"{name}: {outcome.error}", file=sys.stderr)
         return
     found = Table.of_experiment(experiment).of(outcome.unit)[0]
     rate = found.get("success_rate") if outcome.unit.cell.method else ""
-    more = (
-        f": {100 * float(rate):.1f} % of {found['n']}, {found['minutes']} min" if rate else ": ok"
-    )
-    say(f"{count} {name}{more}")
+    more = f"{100 * float(rate):.1f} % of {found['n']}, {found['minutes']} min" if rate else "ok"
+    say(f"{name}: {more}")
 
 
 def _write_extras(experiment: Experiment, ended: list[Outcome]) -> None:
     """Beside the runs: what failed, a plot per swept setting, Parquet where that is installed."""
     failed = [{**one.unit.key, "error": one.error} for one in ended if one.error]
     write_json(experiment.folder / "failed.json", failed)
-    if experiment.table.is_file() and experiment.table.parent == experiment.folder:
-        frame = pd.read_csv(
-            experiment.table, keep_default_na=False, na_values=[""], low_memory=False
-        )
+    path = experiment.table
+    if path.is_file() and path.parent == experiment.folder:
+        frame = pd.read_csv(path, keep_default_na=False, na_values=[""], low_memory=False)
         with contextlib.suppress(ImportError):
-            frame.to_parquet(experiment.table.with_suffix(".parquet"), index=False)
-        played = frame[frame["n"].notna()] if "n" in frame else frame[:0]
-        write_figures(played, experiment.swept, experiment.folder)
+            frame.to_parquet(path.with_suffix(".parquet"), index=False)
+        if "n" in frame:
+            write_figures(frame[frame["n"].notna()], experiment.swept, experiment.folder)
     push_files(experiment.folder)
 
 
-def write_figures(table: pd.DataFrame, swept: list[str], folder: Path) -> list[Path]:
+def write_figures(table: pd.DataFrame, swept: list[str], folder: Path) -> None:
     """`success_by_<setting>.png` for every swept setting that took at least two values.
 
-    Seeds are pooled, small dots are the single seeds. What else was swept, and the protocol and
-    dynamics of the trials, get panels of their own, so nothing is averaged over settings.
+    Seeds are pooled, dots are single seeds; what else was swept, protocol and dynamics get panels.
     """
-    paths = []
-    for key in swept:
-        if not len(table) or table[key].nunique() < 2:
-            continue
-        others = [name for name in swept if name != key and table[name].nunique(dropna=False) > 1]
+    seeds = table["seed"].nunique()
+    varied = [name for name in swept if table[name].nunique(dropna=False) > 1]
+    for key in (name for name in varied if table[name].nunique() > 1):
+        others = [name for name in varied if name != key]
         groups, singles = {}, {}
         for values, part in table.groupby([*others, "protocol", "dynamics"], sort=False):
             words = [f"{_short(name)} {at}" for name, at in zip(others, values, strict=False)]
             panel = ", ".join([*words, *values[-2:]])
             groups[panel] = pooled(part, ["method", "cost", key])
             singles[panel] = part.assign(rate=part["successes"] / part["n"])
-        seeds = table["seed"].nunique()
         title = f"Success by {_short(key)}, {seeds} seed{'s' * (seeds > 1)}"
         several = singles if seeds > 1 else None
         figure = success_against(groups, key, _short(key), singles=several, title=title)
         name = re.sub(r"[^A-Za-z0-9]+", "_", key.rsplit(".", 1)[-1])
-        paths.append(style.save(figure, folder / f"success_by_{name}.png"))
-    return paths
+        style.save(figure, folder / f"success_by_{name}.png")
 
 
 def _short(key: str) -> str:
@@ -221,7 +209,7 @@ def open_run(name: str, config: Config, root: Path, like: Run | None = None) -> 
     """The run `name` below `root` as it was made before, or a new one.
 
     Device and precision of a new one are those of `like`, or of its neighbours, where the settings
-    ask for the same: what is compared must not differ in a measured precision.
+    ask for the same.
     """
     if Run.exists(name, root):
         run = Run.open(name, root)
@@ -238,9 +226,8 @@ def make_rows(
     experiment: Experiment, unit: Unit, threads: int | None = None
 ) -> list[dict[str, Any]]:
     """Train what is missing and do the unit: its rows, without the columns of its key."""
-    folder = experiment.folder
+    folder, cell = experiment.folder, unit.cell
     ws = open_run(f"{folder.name}/{unit.run_name}", unit.trained, folder.parent)
-    cell = unit.cell
     if cell.method:
         found = [_planned(ws, unit)]
     elif cell.notebooks:
@@ -250,16 +237,15 @@ def make_rows(
         found = getattr(importlib.import_module(module), name)(ws, dict(cell.settings))
         found = [found] if isinstance(found, dict) else found
     versions = machine.versions()
-    file = experiment.path or experiment.name
     about = {"group": cell.group, "profile": unit.config.profile, **unit.model.swept}
-    about |= unit.identity()
+    about |= unit.identity() | {"revision": machine.revision(repository())}
+    file = experiment.path or experiment.name
     more = {
         "command": f"python -m hjepa_lib experiment {file} --only {cell.name}",
         "processor": versions.get("gpu", versions["processor"]),
         "cores": versions["cores"],
         "precision": ws.precision,
     }
-    about["revision"] = machine.revision(repository())
     return [about | one | more for one in found or [{}]]
 
 
@@ -270,27 +256,22 @@ def _planned(ws: Workspace, unit: Unit) -> dict[str, Any]:
     folder = cell.folder or f"study/{cell.name}"
     result = score.play(ws, agent, case, folder, pictures=False, latency=cell.latency)
     entry = ws.run.manifest["stages"][f"{folder}/{case.name}"]
-    return row_of(result, control=cell.control) | {
-        "minutes": round(entry["seconds"] / 60, 3),
-        "revision": entry["revision"],
-    }
+    row = row_of(result, control=cell.control, minutes=round(entry["seconds"] / 60, 3))
+    return row | {"revision": entry["revision"]}
 
 
 def _executed(ws: Workspace, unit: Unit, threads: int | None) -> list[dict[str, Any]]:
-    """Execute the notebooks in the run, and take the results of its summary."""
-    paths = notebooks.select_notebooks(unit.cell.notebooks)
-    if any((ws.run.path / "notebooks").glob("*.running.ipynb")):
+    """Execute the notebooks in the run, and take its results."""
+    run, paths = ws.run, notebooks.select_notebooks(unit.cell.notebooks)
+    if any((run.path / "notebooks").glob("*.running.ipynb")):
         time.sleep(_ORPHAN_SECONDS)  # a killed process leaves its kernel behind for a moment
-    notebooks.run_notebooks(ws.run, paths, resume=True, threads=threads, say=_quiet)
-    notebooks.finish(ws.run, say=_quiet)
-    played = {name.rsplit("__", 1)[-1]: one for name, one in ws.run.manifest["stages"].items()}
-    found = []
-    for result in read_json(ws.run.path / "summary.json")["results"]:
-        low, high = result.pop("ci95")
-        entry = played.get(result.get("case"), {})
-        row = {"ci95_low": low, "ci95_high": high, **leaves(result)}
-        found.append(row | {"revision": entry.get("revision", ws.run.manifest["revision"])})
-    return found
+    notebooks.run_notebooks(run, paths, resume=True, threads=threads, say=_quiet)
+    notebooks.finish(run, say=_quiet)
+    played = {name.rsplit("__", 1)[-1]: one for name, one in run.manifest["stages"].items()}
+    return [
+        {"revision": played.get(row.get("case"), run.manifest)["revision"]} | flat_row(row)
+        for row in results.collect(run.path / "results")
+    ]
 
 
 def _quiet(*_: Any, **__: Any) -> None:

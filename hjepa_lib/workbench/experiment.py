@@ -10,6 +10,7 @@ import fnmatch
 import functools
 import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,16 @@ from hjepa_lib.evaluation import FLOORS, LEARNED, Case
 from hjepa_lib.files import sha256
 from hjepa_lib.runs import notebooks
 from hjepa_lib.runs.keys import closure, core_stages, shaping
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_CALL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def named(name: str) -> str:
+    """`name`; ConfigError unless an experiment, a model or a cell may be called so."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"a name must be letters, digits and . _ + -, got {name!r}")
+    return name
 
 
 class Model(Section):
@@ -39,14 +50,25 @@ class Model(Section):
 
 
 class Cell(Section):
-    """What is done with a model: a planner on stored trials, notebooks, or a function."""
+    """What is done with a model; one of the three kinds below."""
+
+    method = notebooks = call = ""  # which kind it is
 
     name: str
     model: str = ""
     group: str = ""
     seeds: tuple[Int[0 : 2**31 - 1], ...] = (0, 1, 2)
     minutes: Float[0:1e9] = 0.0  # of one seed, all its units
-    method: Literal[("", *LEARNED, *FLOORS)] = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        named(self.name)
+
+
+class PlannerCell(Cell):
+    """A planner, floor or ceiling on stored trials."""
+
+    method: Literal[(*LEARNED, *FLOORS)] = "flat"
     cost: Literal["none", "latent", "distance"] = "none"
     protocol: str = "p1"
     dynamics: Literal["bounce", "blocked", "slide"] = "bounce"
@@ -59,9 +81,32 @@ class Cell(Section):
     grid: dict = field(default_factory=dict)  # the same with a list each
     latency: bool = False  # also one episode alone
     folder: str = ""  # of the results in the run; "" is study/<name>
+
+    def refused(self) -> Iterator[tuple[bool, str]]:
+        wrong = (self.cost == "none") != (self.method in FLOORS)
+        yield wrong, f"cost={self.cost} does not go with method={self.method}"
+        for key, values in self.grid.items():
+            wrong = not isinstance(values, list) or not values
+            yield wrong, f"{key} in its grid must be a list, got {values!r}"
+        for key in ("cost", "hierarchy.control"):
+            wrong = key in {*self.planning, *self.grid}
+            yield wrong, f"it sets planning.{key}; use its own key of the cell instead"
+
+
+class NotebookCell(Cell):
+    """Chapters run headless, such as "01-05"."""
+
     notebooks: str = ""
-    call: str = ""  # module:function(workspace, settings) -> rows
-    settings: dict = field(default_factory=dict)  # what the function is given
+
+
+class CallCell(Cell):
+    """A function (workspace, settings) -> rows, named module:function."""
+
+    call: str = ""
+    settings: dict = field(default_factory=dict)
+
+    def refused(self) -> Iterator[tuple[bool, str]]:
+        yield not _CALL.fullmatch(self.call), f"call must be module:function, got {self.call!r}"
 
 
 def run_name(title: str, config: Config) -> str:
@@ -94,6 +139,11 @@ class Unit:
             grid = "+".join(f"{name}={value}" for name, value in self.point)
             found |= {"budget": str(self.budget), "grid": grid}
         return found
+
+    @property
+    def title(self) -> str:
+        """The key in words."""
+        return " ".join(filter(None, self.key.values()))
 
     @functools.cached_property
     def case(self) -> Case | None:
@@ -174,38 +224,38 @@ class Experiment:
             return [Model("", {"precision": "fp32"})]  # no model, no precision to measure
         return [one for one in self.models if cell.model in (one.name, "")]
 
-    def units(self, cell: Cell) -> list[Unit]:
-        """All units of a cell, model by model and seed by seed."""
-        if (cell.name, cell.seeds) in self._made:
-            return self._made[cell.name, cell.seeds]
-        found = self._made[cell.name, cell.seeds] = []
+    def units(self, *cells: Cell) -> list[Unit]:
+        """All units of some cells, model by model and seed by seed."""
+        for cell in cells:
+            if (cell.name, cell.seeds) not in self._made:
+                self._made[cell.name, cell.seeds] = list(self._units(cell))
+        return [one for cell in cells for one in self._made[cell.name, cell.seeds]]
+
+    def _units(self, cell: Cell) -> Iterator[Unit]:
+        grid = cell.grid if cell.method else {}
+        points = [tuple(zip(grid, one, strict=True)) for one in itertools.product(*grid.values())]
         for model in self.models_of(cell):
             trained = self.config(model)
-            values = itertools.product(*cell.grid.values())
-            points = [tuple(zip(cell.grid, one, strict=True)) for one in values]
             configs = [self._planned(trained, cell, dict(point)) for point in points]
             for seed in cell.seeds:
                 own = dataclasses.replace(trained, seed=seed)
                 for point, config in zip(points, configs, strict=True):
-                    config = dataclasses.replace(config, seed=seed)
-                    budgets = config.evaluation.budgets if cell.method else (1.0,)
-                    found += [Unit(cell, model, own, config, one, point) for one in budgets]
-        return found
+                    planned = dataclasses.replace(config, seed=seed)
+                    for budget in cell.budgets if cell.method else (1.0,):
+                        yield Unit(cell, model, own, planned, budget, point)
 
     def _planned(self, trained: Config, cell: Cell, point: dict[str, Any]) -> Config:
         if not cell.method:
             return trained
-        changes = {f"evaluation.{name}": getattr(cell, name) for name in ("protocol", "split")}
-        changes |= {f"evaluation.{name}": getattr(cell, name) for name in ("trials", "steps")}
-        changes["evaluation.budgets"] = list(cell.budgets)
+        names = ("protocol", "split", "trials", "steps", "budgets")
+        changes = {f"evaluation.{name}": getattr(cell, name) for name in names}
         changes |= {f"planning.{name}": value for name, value in (cell.planning | point).items()}
         changes |= {"planning.hierarchy.control": cell.control} if cell.control != "none" else {}
         return trained.override(changes)
 
     def runs(self) -> list[tuple[dict[str, Any], Path]]:
         """What was swept, and the run's folder, of every model and seed."""
-        units = [unit for cell in self.cells for unit in self.units(cell)]
-        return [(unit.model.swept, self.folder / unit.run_name) for unit in units]
+        return [(one.model.swept, self.folder / one.run_name) for one in self.units(*self.cells)]
 
     def root_of(self, model: Model) -> str:
         """The oldest model that this one is from: units of one root and seed share trainings."""
@@ -217,17 +267,16 @@ class Experiment:
 
     def select(self, only: str = "", seeds: tuple[int, ...] = ()) -> list[Cell]:
         """Cells whose name or group matches one of the comma-separated globs, with these seeds."""
-        globs = [text.strip() for text in only.split(",") if text.strip()]
-        for text in globs:
-            if not any(_matches(cell, text) for cell in self.cells):
+        found = {}
+        for text in filter(None, map(str.strip, (only or "*").split(","))):
+            found[text] = [
+                cell
+                for cell in self.cells
+                if any(fnmatch.fnmatchcase(name, text) for name in (cell.name, cell.group))
+            ]
+            if not found[text]:
                 raise ConfigError(f"no cell of {self.path or self.name} matches {text!r}")
-        chosen = [
-            cell for cell in self.cells if not globs or any(_matches(cell, one) for one in globs)
-        ]
+        chosen = [cell for cell in self.cells if any(cell in cells for cells in found.values())]
         kept = [tuple(one for one in cell.seeds if not seeds or one in seeds) for cell in chosen]
         pairs = zip(chosen, kept, strict=True)
         return [dataclasses.replace(cell, seeds=left) for cell, left in pairs if left]
-
-
-def _matches(cell: Cell, text: str) -> bool:
-    return fnmatch.fnmatchcase(cell.name, text) or fnmatch.fnmatchcase(cell.group, text)

@@ -1,25 +1,24 @@
 """One pool: `work(item)` in processes here (joblib), or on Dask workers here or elsewhere.
 
-joblib stops when a worker process dies. Dask gives the dead worker's item to another one, up to
-three times; and a worker that only lost its connection may still be at it, so `work` takes an
-exclusive lock and looks whether there is anything left to do.
+joblib stops when a worker process dies. Dask tries its item elsewhere, up to three times; a worker
+that only lost its connection may still be at it, so `work` has to take a lock.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, as_completed
 from typing import Any, NamedTuple
 
-import joblib
+from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from hjepa_lib.config import ConfigError
 from hjepa_lib.runs.places import RunError
 
 ENGINES = ("joblib", "dask")
-Work = Callable[[Any], Any]
+_KILLED = "every worker that took it died"
 
 
 class Ended(NamedTuple):
@@ -39,113 +38,92 @@ def check_engine(engine: str, jobs: int, scheduler: str) -> None:
     if jobs < 1:
         raise ConfigError(f"jobs must be at least 1, got {jobs}")
     if engine == "dask":
-        _import_distributed()
+        try:
+            import distributed  # noqa: F401
+        except ImportError as error:
+            raise RunError("the engine dask needs: pip install -e '.[cluster]'") from error
 
 
 def run_all(
-    work: Work, items: Sequence[Any], *, engine: str = "joblib", jobs: int = 1, scheduler: str = ""
+    work: Callable[[Any], Any],
+    items: Sequence[Any],
+    *,
+    engine: str = "joblib",
+    jobs: int = 1,
+    scheduler: str = "",
 ) -> Iterator[Ended]:
     """Yield one `Ended` per item, first come first served.
 
-    `jobs` counts processes on this machine; with a `scheduler` (its address, such as
-    tcp://host:8786) the workers that it has, or gets while this runs, do the work.
+    `jobs` processes here, or the workers of a `scheduler` (its address, such as tcp://host:8786).
     """
     check_engine(engine, jobs, scheduler)
-    call = functools.partial(_call, work)
-    if engine == "dask":
-        with _client(jobs, scheduler) as client:
-            yield from _with_dask(client, call, items)
-        return
-    try:
-        pool = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
-        yield from pool(joblib.delayed(call)(item) for item in items)
-    except BrokenProcessPool as error:
-        raise RunError(
-            "a worker process was killed, perhaps for lack of memory; go on with fewer jobs, or "
-            "with the engine dask, which gives its work to another one"
-        ) from error
+    suspects = []
+    with _workers(jobs) if engine == "joblib" else _dask(jobs, scheduler) as pool:
+        for ended in _submit(pool, work, items):
+            if ended.error == _KILLED:
+                suspects.append(ended.item)
+            else:
+                yield ended
+        # Dask also blames what only waited for the dead worker: alone, the innocent succeed.
+        for item in suspects:
+            yield from _submit(pool, work, [item])
 
 
-def _call(work: Work, item: Any) -> Ended:
-    return Ended(item, work(item), "")
-
-
-# --- Dask -------------------------------------------------------------------------------------
-@contextlib.contextmanager
-def _client(jobs: int, scheduler: str) -> Iterator[Any]:
-    """A client of the scheduler, or of a cluster of `jobs` worker processes that ends with it."""
-    distributed = _import_distributed()
-    if scheduler:
+def _submit(pool: Executor, work: Callable, items: Sequence[Any]) -> Iterator[Ended]:
+    futures = {pool.submit(work, item): item for item in items}
+    for future in as_completed(futures):
+        value, reason = None, ""
         try:
-            client = distributed.Client(scheduler)
+            value = future.result()
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a worker process was killed, perhaps for lack of memory; go on with fewer jobs, "
+                "or with the engine dask, which gives its work to another one"
+            ) from error
+        except Exception as error:
+            killed = type(error).__name__ == "KilledWorker"
+            reason = _KILLED if killed else str(error).split("\n")[0] or type(error).__name__
+        yield Ended(futures[future], value, reason)
+
+
+@contextlib.contextmanager
+def _workers(jobs: int) -> Iterator[Executor]:
+    """Processes that end with it, whatever they are at."""
+    pool = ProcessPoolExecutor(jobs)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(kill_workers=True)
+
+
+@contextlib.contextmanager
+def _dask(jobs: int, scheduler: str) -> Iterator[Executor]:
+    """The scheduler's workers, or `jobs` worker processes that end with it."""
+    import dask
+    import distributed
+
+    with contextlib.ExitStack() as stack:
+        if not scheduler:
+            # A dead worker's successor may take longer on a busy machine than Dask's 15 seconds.
+            patience = {"distributed.deploy.lost-worker-timeout": "10 minutes"}
+            stack.enter_context(dask.config.set(patience))
+            # No memory limit: it would not see the kernels, the workers' children.
+            cluster = distributed.LocalCluster(
+                n_workers=jobs,
+                threads_per_worker=1,
+                memory_limit=0,
+                dashboard_address="127.0.0.1:0",
+            )
+            stack.enter_context(cluster)
+        try:
+            client = stack.enter_context(distributed.Client(scheduler or cluster))
         except (OSError, ValueError) as error:
             raise RunError(f"no Dask scheduler answers at {scheduler}: {error}") from error
-        with client:
-            _check_workers(client)
-            yield client
-        return
-    import dask
-
-    with (
-        # A worker that died is started again, which may take its time on a busy machine; after 15
-        # seconds, Dask's own patience, it would be missing for good.
-        dask.config.set({"distributed.deploy.lost-worker-timeout": "10 minutes"}),
-        # The memory is that of the kernels, children of the workers: Dask's own limit sees none.
-        distributed.LocalCluster(
-            n_workers=jobs, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0"
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        yield client
-
-
-def _check_workers(client: Any) -> None:
-    """RunError when a worker would run several items in one process: they share its environment."""
-    for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():
-        if worker["nthreads"] != 1:
-            raise RunError(
-                f"the worker {address} has {worker['nthreads']} threads; start workers with one "
-                "(dask worker --nthreads 1) and more of them"
-            )
-
-
-def _with_dask(client: Any, call: Work, items: Sequence[Any]) -> Iterator[Ended]:
-    suspects = []
-    for ended, killed in _submit(client, call, items):
-        if killed:
-            suspects.append(ended.item)
-        else:
-            yield ended
-    # Dask blames an item that only waited for a worker as well when that one dies: alone, the
-    # innocent ones succeed.
-    for item in suspects:
-        for ended, _ in _submit(client, call, [item]):
-            yield ended
-
-
-def _submit(client: Any, call: Work, items: Sequence[Any]) -> Iterator[tuple[Ended, bool]]:
-    """(Outcome, whether its workers died) of every item."""
-    distributed = _import_distributed()
-    futures = client.map(call, items, pure=False)  # never shared with another sweep's
-    places = {future.key: item for future, item in zip(futures, items, strict=True)}
-    for future in distributed.as_completed(futures):
-        item, killed = places[future.key], False
-        if future.status == "finished":
-            ended = future.result()
-        elif future.status == "error":
-            error = future.exception()
-            killed = isinstance(error, distributed.KilledWorker)
-            reason = "every worker that took it died" if killed else str(error).split("\n")[0]
-            ended = Ended(item, None, reason or type(error).__name__)
-        else:
-            ended = Ended(item, None, f"Dask gave it up ({future.status})")
-        future.release()
-        yield ended, killed
-
-
-def _import_distributed() -> Any:
-    try:
-        import distributed
-    except ImportError as error:
-        raise RunError("the engine dask needs: pip install -e '.[cluster]'") from error
-    return distributed
+        # Several items in one process would share its environment.
+        for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():
+            if worker["nthreads"] != 1:
+                raise RunError(
+                    f"the worker {address} has {worker['nthreads']} threads; start workers with "
+                    "one (dask worker --nthreads 1) and more of them"
+                )
+        yield client.get_executor(pure=False)  # never shared with another experiment's

@@ -1,13 +1,12 @@
 """Rows of an experiment: one planner's outcome on n stored trials each, and what they say together.
 
-A set of rows that is unfinished or mixed (another protocol, trial file, n or dynamics, a missing
-seed) is refused in one sentence and never averaged. `solved` holds the outcome of every trial, so
-that any two rows on the same trials can be paired. Compute is any column with a planner's price.
+A set of rows that is unfinished or mixed is refused in one sentence and never averaged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,22 +16,16 @@ import pandas as pd
 from hjepa_lib.config import leaves
 from hjepa_lib.evaluation import failures
 from hjepa_lib.evaluation.results import Result
-from hjepa_lib.evaluation.statistics import (
-    bootstrap,
-    iqm,
-    wilson,
-)
+from hjepa_lib.evaluation.statistics import bootstrap, iqm, wilson
 from hjepa_lib.files import WorkbookError, read_json
 
-PRICES = ("flops_per_step", "model_transitions_per_step", "seconds_per_step")
-_RESAMPLES = 1000
 SHARED = ("protocol", "split", "layouts", "dynamics", "n", "trials_hash", "planner.steps")
 """Columns that must hold one value in a set of rows that is compared."""
-POINT = ("cell", "budget", "grid")
+POINT = ["cell", "budget", "grid"]
 """Columns that name one point of an experiment; its rows differ in the seed only."""
 SETTINGS = ("method", "cost", "control", "model")
 """Besides the planner's settings, what one point has once, if the table has it."""
-_TEXT = ("cell", "group", "model", "grid", "solved", "training", "trials_hash", "revision")
+_TEXT = ["cell", "group", "model", "grid", "solved", "training", "trials_hash", "revision"]
 
 
 def pack_solved(success: np.ndarray) -> str:
@@ -42,23 +35,24 @@ def pack_solved(success: np.ndarray) -> str:
 
 def unpack_solved(text: str, n: int) -> np.ndarray:
     """(n,) 0 or 1; WorkbookError when the text does not hold n outcomes."""
-    try:
-        packed = np.frombuffer(bytes.fromhex(text), np.uint8)
-    except ValueError as error:
-        raise WorkbookError(f"solved must be hexadecimal, got {text[:20]!r}") from error
-    if len(packed) != -(-n // 8):
-        raise WorkbookError(f"solved holds {8 * len(packed)} bits, which is not n={n} rounded up")
-    return np.unpackbits(packed)[:n].astype(np.int64)
+    digits = 2 * -(-n // 8)
+    if not re.fullmatch(f"[0-9a-f]{{{digits}}}", text):
+        raise WorkbookError(f"solved must be {digits} hexadecimal digits for n={n}, got {text!r}")
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:n].astype(np.int64)
+
+
+def flat_row(values: dict[str, Any]) -> dict[str, Any]:
+    """A result's row with a column per number."""
+    low, high = values["ci95"]
+    rest = {name: value for name, value in values.items() if name != "ci95"}
+    return {"ci95_low": low, "ci95_high": high} | leaves(rest)
 
 
 def row_of(result: Result, **about: Any) -> dict[str, Any]:
     """A result as one flat row: `about` (cell, group, ...), every field, outcomes and failures."""
-    values = result.row
-    low, high = values.pop("ci95")
-    row = about | {"ci95_low": low, "ci95_high": high} | leaves(values)
     counts = failures.count(failures.label(result))
-    row |= {f"failure.{name}": number for name, number in counts.items()}
-    return row | {"solved": pack_solved(result.success)}
+    ends = {f"failure.{name}": number for name, number in counts.items()}
+    return about | flat_row(result.row) | ends | {"solved": pack_solved(result.success)}
 
 
 def load_rows(path: Path) -> pd.DataFrame:
@@ -71,10 +65,9 @@ def load_rows(path: Path) -> pd.DataFrame:
         raise WorkbookError(f"{path} does not exist: run the experiment first")
     types = dict.fromkeys(_TEXT, str)  # digits of a digest are no number
     rows = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
-    for name in _TEXT:
-        if name not in rows:
-            raise WorkbookError(f"{path} is no table of an experiment: column {name!r} is missing")
-    rows[list(_TEXT)] = rows[list(_TEXT)].fillna("")
+    if absent := [name for name in _TEXT if name not in rows]:
+        raise WorkbookError(f"{path} is no table of an experiment: column {absent[0]!r} is missing")
+    rows[_TEXT] = rows[_TEXT].fillna("")
     known = path.with_name(f"{path.stem}_trainings.json")
     known = read_json(known) if known.is_file() else {}
     settings = pd.DataFrame([known.get(name, {}) for name in rows["training"]], index=rows.index)
@@ -91,65 +84,51 @@ def tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return check_rows(with_price(pd.DataFrame(rows)))
 
 
-def check_rows(
-    rows: pd.DataFrame, seeds: tuple[int, ...] = (), points: int = 0, shared: tuple = SHARED
-) -> pd.DataFrame:
+def check_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """The same rows, if they are one finished set; WorkbookError naming the first mismatch.
 
-    Every point has the same `seeds` and one set of settings, and all rows agree on `shared`.
+    Every point has the same seeds and one set of settings (one that is younger than a row is empty
+    there), and all rows agree on `SHARED`.
     """
     if rows.empty:
         raise WorkbookError("there is no row to compare")
-    for name in shared:
+    for name in SHARED:
         values = sorted(map(str, rows[name].unique()))
         if len(values) > 1:
             raise WorkbookError(f"rows differ in {name}: {values[0]} and {values[1]}")
-    wanted = set(seeds) or set(rows["seed"])
-    groups = rows.groupby(list(POINT), sort=False)
-    for key, group in groups:
-        name = " ".join(str(part) for part in key if part != "")
+    planner = [key for key in rows if key.startswith("planner.") and key != "planner.seed"]
+    once = [*(key for key in SETTINGS if key in rows), *planner]
+    for key, group in rows.groupby(POINT, sort=False):
         if group["seed"].duplicated().any():
-            raise WorkbookError(f"{name} has seed {group['seed'].mode()[0]} twice")
-        _check_settings(name, group)
-        if missing := sorted(wanted - set(group["seed"])):
-            raise WorkbookError(f"{name} is unfinished: seed {missing[0]} is missing")
-        if other := sorted(set(group["seed"]) - wanted):
-            raise WorkbookError(f"{name} has seed {other[0]}, which was not asked for")
-    if points and groups.ngroups != points:
-        raise WorkbookError(f"the set is unfinished: {groups.ngroups} of {points} points are there")
+            raise WorkbookError(f"{_title(key)} has seed {group['seed'].mode()[0]} twice")
+        for column in once:
+            values = group[column].dropna().unique()
+            if len(values) > 1:
+                raise WorkbookError(
+                    f"{_title(key)} mixes settings: {column} is {values[0]} and {values[1]}"
+                )
+        if missing := sorted(set(rows["seed"]) - set(group["seed"])):
+            raise WorkbookError(f"{_title(key)} is unfinished: seed {missing[0]} is missing")
     for row in rows.itertuples():
         if unpack_solved(row.solved, row.n).sum() != row.successes:
             raise WorkbookError(f"{row.cell} seed {row.seed}: solved and successes disagree")
     return rows
 
 
-def _check_settings(name: str, group: pd.DataFrame) -> None:
-    """WorkbookError when seeds of one point were played with different settings.
-
-    A setting younger than a row is empty there and cannot have changed it.
-    """
-    planner = [key for key in group if key.startswith("planner.") and key != "planner.seed"]
-    for key in (*(key for key in SETTINGS if key in group), *planner):
-        if group[key].nunique() > 1:
-            one, other = group[key].dropna().astype(str).unique()[:2]
-            raise WorkbookError(f"{name} mixes settings: {key} is {one} and {other}")
+def _title(point: tuple) -> str:
+    return " ".join(str(part) for part in point if part != "")
 
 
 def split_finished(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """(rows of the points that have every seed of the set, names of the unfinished points)."""
-    wanted = set(rows["seed"])
-    sizes = rows.groupby(list(POINT), sort=False)["seed"].nunique()
-    short = sizes[sizes < len(wanted)].index
-    left = [" ".join(str(part) for part in key if part != "") for key in short]
-    whole = rows.groupby(list(POINT))["seed"].transform("nunique") == len(wanted)
-    return rows[whole], left
+    whole = rows.groupby(POINT)["seed"].transform("nunique") == rows["seed"].nunique()
+    left = rows.loc[~whole, POINT].drop_duplicates()
+    return rows[whole], [_title(point) for point in left.itertuples(index=False)]
 
 
 def pooled(rows: pd.DataFrame, by: list[str], means: Sequence[str] = ()) -> pd.DataFrame:
-    """Seeds pooled: one row per value of the columns `by`, with the mean of the columns `means`.
-
-    `rate` is successes / n over all seeds with its Wilson interval `low` to `high`.
-    """
+    """Seeds pooled: `rate` with its Wilson interval `low` to `high` per value of the columns `by`,
+    and the mean of the columns `means`."""
     groups = rows.groupby(by, sort=False, dropna=False)
     table = groups[["successes", "n"]].sum().join(groups["seed"].nunique().rename("seeds"))
     table["rate"] = table["successes"] / table["n"]
@@ -171,19 +150,32 @@ def outcomes(rows: pd.DataFrame) -> np.ndarray:
     return np.stack([unpack_solved(row.solved, row.n) for row in ordered.itertuples()])
 
 
-# --- success against compute ------------------------------------------------------------------
-class Reach(NamedTuple):
-    """Compute that reaches a level; `exact` is False where even the smallest budget does."""
+def redraw(solved: np.ndarray) -> str:
+    """What `bootstrap` redraws of outcomes (S, n): one seed says nothing about others."""
+    return "both" if len(solved) > 1 else "trials"
 
-    x: float
-    exact: bool
+
+# --- success against compute ------------------------------------------------------------------
+def frontier(
+    rows: pd.DataFrame, x: str = "flops_per_step", keep: tuple[str, ...] = ()
+) -> pd.DataFrame:
+    """One line per point: method, cost, price, mean rate with 95 % interval, iqm, seeds, `keep`."""
+    lines = []
+    for _, group in rows.groupby(POINT, sort=False):
+        solved = outcomes(group)
+        _, low, high = spread = bootstrap(solved, redraw=redraw(solved))
+        line = group.iloc[0][[*POINT, "group", "model", "method", "cost", *keep]].to_dict()
+        line |= {"x": group[x].mean(), "rate": spread.estimate, "low": low, "high": high}
+        line |= {"iqm": iqm(solved.mean(1)), "seeds": len(solved), "n": solved.shape[1]}
+        lines.append(line | {"path_efficiency": group["path_efficiency"].mean()})
+    return pd.DataFrame(lines).sort_values(["method", "cost", "x"], ignore_index=True)
 
 
 class Ratio(NamedTuple):
     """Compute of flat over that of the hierarchy, at a share of the hierarchy's best success.
 
-    `bound` is "" for a measured ratio, "lower" where it is at least this (flat never gets there, or
-    the hierarchy's smallest budget does), "upper" where at most (flat's does), "open" for both.
+    `bound`: "" if measured, "lower" if at least this (flat never gets there, or the hierarchy's
+    smallest budget does), "upper" if at most (flat's does), "open" for both.
     """
 
     value: float
@@ -200,42 +192,39 @@ class Ratios(NamedTuple):
     high: float
 
 
-# --- frontiers --------------------------------------------------------------------------------
-def frontier(
-    rows: pd.DataFrame, x: str = "flops_per_step", keep: tuple[str, ...] = ()
-) -> pd.DataFrame:
-    """One line per point: method, cost, price, mean rate with 95 % interval, iqm, seeds, `keep`."""
-    lines = []
-    for key, group in rows.groupby(list(POINT), sort=False):
-        solved = outcomes(group)
-        spread = bootstrap(solved, redraw="both" if len(solved) > 1 else "trials")
-        first = group.iloc[0]
-        lines.append(
-            dict(zip(POINT, key, strict=True))
-            | {name: first[name] for name in ("group", "model", "method", "cost", *keep)}
-            | {"x": group[x].mean(), "rate": spread.estimate, "low": spread.low}
-            | {"high": spread.high, "iqm": iqm(solved.mean(1)), "seeds": len(solved)}
-            | {"n": int(first["n"]), "path_efficiency": group["path_efficiency"].mean()}
-        )
-    return pd.DataFrame(lines).sort_values(["method", "cost", "x"], ignore_index=True)
+class _Curve(NamedTuple):
+    """The P points of one planner."""
 
+    price: np.ndarray  # (S, P)
+    solved: np.ndarray  # (P, S, n)
 
-def _sorted(x: np.ndarray, rate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    order = np.argsort(x, kind="stable")
-    return x[order], rate[order]
+    @classmethod
+    def of(cls, rows: pd.DataFrame, x: str) -> _Curve:
+        groups = [group.sort_values("seed") for _, group in rows.groupby(POINT, sort=False)]
+        price = np.stack([group[x].to_numpy(float) for group in groups], axis=1)
+        return cls(price, np.stack([outcomes(group) for group in groups]))
 
+    @property
+    def envelope(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean price (P,), ascending, and the best mean success up to it."""
+        price = self.price.mean(0)
+        order = np.argsort(price, kind="stable")
+        return price[order], np.maximum.accumulate(self.solved.mean((1, 2))[order])
 
-def _reach(x: np.ndarray, rate: np.ndarray, level: float) -> Reach | None:
-    """x ascending. Linear in log x along the monotone envelope (the best so far)."""
-    best = np.maximum.accumulate(rate)
-    above = np.flatnonzero(best >= level - 1e-12)
-    if not len(above):
-        return None
-    at = above[0]
-    if at == 0:
-        return Reach(float(x[0]), exact=bool(np.isclose(best[0], level)))
-    share = (level - best[at - 1]) / (best[at] - best[at - 1])
-    return Reach(float(np.exp(np.log(x[at - 1]) + share * np.log(x[at] / x[at - 1]))), True)
+    def reach(self, level: float) -> tuple[float, bool] | None:
+        """(price that reaches the level, False where even the smallest budget does).
+
+        Linear in log price along the envelope; None where no budget reaches it.
+        """
+        x, best = self.envelope
+        above = np.flatnonzero(best >= level - 1e-12)
+        if not len(above):
+            return None
+        at = above[0]
+        if at == 0:
+            return float(x[0]), bool(np.isclose(best[0], level))
+        share = (level - best[at - 1]) / (best[at] - best[at - 1])
+        return float(np.exp(np.log(x[at - 1]) + share * np.log(x[at] / x[at - 1]))), True
 
 
 def compute_ratio(
@@ -243,55 +232,37 @@ def compute_ratio(
     hier_rows: pd.DataFrame,
     share: float = 0.8,
     x: str = "flops_per_step",
-    resamples: int = _RESAMPLES,
+    resamples: int = 1000,
 ) -> Ratios:
     """Compute of flat over that of the hierarchy where both reach share * the latter's best.
 
-    Both sets are checked and must be on the same trials and seeds. Where flat never gets there, its
-    largest budget gives a lower bound.
+    Both sets must be on the same trials and seeds; the price is the column `x`.
     """
-    both = check_rows(pd.concat([flat_rows, hier_rows]))
-    seeds = sorted(both["seed"].unique())
-    curves = [_curve(rows, x) for rows in (flat_rows, hier_rows)]
+    seeds = sorted(check_rows(pd.concat([flat_rows, hier_rows]))["seed"].unique())
+    curves = [_Curve.of(rows, x) for rows in (flat_rows, hier_rows)]
     per_seed = {
-        int(seed): _ratio(*((price[i], solved[:, i].mean(-1)) for price, solved in curves), share)
+        int(seed): _ratio(*(_Curve(one.price[[i]], one.solved[:, [i]]) for one in curves), share)
         for i, seed in enumerate(seeds)
     }
-
-    def pooled(pick: Callable[[np.ndarray], np.ndarray]) -> Ratio:
-        return _ratio(
-            *((price.mean(0), pick(solved).mean((1, 2))) for price, solved in curves), share
-        )
-
-    draw = np.random.default_rng(0).integers
-    count, trials = curves[0][1].shape[1:]
+    (count, trials), draw = curves[0].solved.shape[1:], np.random.default_rng(0).integers
     draws = []
     for _ in range(resamples):
         rows = draw(count, size=(count, 1)) if count > 1 else np.zeros((1, 1), int)
-        columns = draw(trials, size=(1, trials))
-        draws.append(pooled(lambda solved, r=rows, c=columns: solved[:, r, c]).value)
+        cells = (slice(None), rows, draw(trials, size=(1, trials)))
+        draws.append(_ratio(*(_Curve(one.price, one.solved[cells]) for one in curves), share).value)
     known = np.array(draws)[~np.isnan(draws)]
     low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
-    return Ratios(per_seed, pooled(lambda solved: solved), float(low), float(high))
+    return Ratios(per_seed, _ratio(*curves, share), float(low), float(high))
 
 
-def _curve(rows: pd.DataFrame, x: str) -> tuple[np.ndarray, np.ndarray]:
-    """(prices (S, P), outcomes (P, S, n)) of the P points of one planner."""
-    groups = [group.sort_values("seed") for _, group in rows.groupby(list(POINT), sort=False)]
-    price = np.stack([group[x].to_numpy(float) for group in groups], axis=1)
-    return price, np.stack([outcomes(group) for group in groups])
-
-
-def _ratio(
-    flat: tuple[np.ndarray, np.ndarray], hier: tuple[np.ndarray, np.ndarray], share: float
-) -> Ratio:
-    """(x, rate) of each; NaN where the hierarchy solves nothing."""
-    level = share * float(hier[1].max())
+def _ratio(flat: _Curve, hier: _Curve, share: float) -> Ratio:
+    """NaN where the hierarchy solves nothing."""
+    level = share * float(hier.envelope[1][-1])
     if level <= 0:
         return Ratio(np.nan, "open", level)
-    there, here = _reach(*_sorted(*hier), level), _reach(*_sorted(*flat), level)
-    low = not there.exact or here is None
-    high = here is not None and not here.exact
+    (there, exact), here = hier.reach(level), flat.reach(level)
+    low = not exact or here is None
+    high = here is not None and not here[1]
     bound = {(0, 0): "", (1, 0): "lower", (0, 1): "upper", (1, 1): "open"}[low, high]
-    spent = float(flat[0].max()) if here is None else here.x
-    return Ratio(spent / there.x, bound, level)
+    spent = flat.envelope[0][-1] if here is None else here[0]
+    return Ratio(float(spent) / there, bound, level)

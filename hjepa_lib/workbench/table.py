@@ -1,13 +1,14 @@
 """One table of an experiment, row by row under a lock, and what is still to do.
 
-Rows are kept as text, so that adding one never rewrites the numbers of another. The settings of
-every training stand once in a JSON file beside the table, under the digest that the rows name.
+Rows stay text, so adding one never rewrites the numbers of another. The settings of every training
+stand once in a JSON file beside the table, under the digest that the rows name.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -59,22 +60,28 @@ class Table:
         wanted = unit.key.items()
         return [row for row in self.rows if all(row[name] == text for name, text in wanted)]
 
-    def mismatch(self, unit: Unit, rows: list[dict[str, str]] | None = None) -> str:
-        """How stored rows differ from what is wanted; "" when they agree or none is stored."""
-        for row in self.of(unit) if rows is None else rows:
-            for name, value in unit.identity().items():
-                stored = row.get(name) or as_text(self._defaults.get(name))
-                if stored != as_text(value):
-                    return f"{name}={stored}, not {as_text(value)}"
-            wanted = unit.training()
+    def mismatch(self, unit: Unit) -> str | None:
+        """How the stored rows differ from what is wanted, "" if not at all; None without any."""
+        rows = self.of(unit)
+        if not rows:
+            return None
+        wanted = unit.training()
+        for row in rows:
+            known = self.trainings.get(row["training"], {})
+            pairs = [
+                (name, row.get(name) or self._defaults.get(name), value)
+                for name, value in unit.identity().items()
+            ]
             if row["training"] != digest(wanted):
-                known = self.trainings.get(row["training"], {})
                 if wanted and not known:
                     return f"a training that {self.settings_path.name} does not list"
-                for name, value in wanted.items():
-                    made = known.get(name, self._younger(name))
-                    if as_text(made) != as_text(value):
-                        return f"{name}={as_text(made)}, not {as_text(value)}"
+                pairs += [
+                    (name, known.get(name, self._younger(name)), value)
+                    for name, value in wanted.items()
+                ]
+            for name, stored, value in pairs:
+                if as_text(stored) != as_text(value):
+                    return f"{name}={as_text(stored)}, not {as_text(value)}"
         return ""
 
     def _younger(self, name: str) -> Any:
@@ -82,8 +89,7 @@ class Table:
 
     def has(self, unit: Unit) -> bool:
         """True when the unit is stored as wanted."""
-        rows = self.of(unit)
-        return bool(rows) and not self.mismatch(unit, rows)
+        return self.mismatch(unit) == ""
 
     def add(self, unit: Unit, rows: Iterable[dict[str, Any]]) -> None:
         """Put the rows of a unit in the place of those it had; whole, or not at all."""
@@ -99,21 +105,20 @@ class Table:
             at = self.rows.index(old[0]) if old else len(self.rows)
             self.rows = [row for row in self.rows if row not in old]
             self.rows[at:at] = new
-            known = dict.fromkeys([*self.columns, *KEY])
-            self.columns = list(known | dict.fromkeys(name for row in new for name in row))
+            names = itertools.chain(self.columns, KEY, *new)
+            self.columns = list(dict.fromkeys(names))
             self._write()
 
     def drop_others(self, cells: Iterable[str], wanted: Iterable[Unit]) -> int:
         """Remove rows of these cells that belong to no wanted unit; returns how many."""
         with exclusive(self.path):
             self.reload()
+            before = len(self.rows)
             keep = [id(row) for unit in wanted for row in self.of(unit)]
-            left = [row for row in self.rows if row["cell"] not in cells or id(row) in keep]
-            dropped = len(self.rows) - len(left)
-            if dropped:
-                self.rows = left
+            self.rows = [row for row in self.rows if row["cell"] not in cells or id(row) in keep]
+            if len(self.rows) < before:
                 self._write()
-        return dropped
+        return before - len(self.rows)
 
     def _write(self) -> None:
         buffer = io.StringIO()
@@ -168,13 +173,11 @@ def list_cells(experiment: Experiment, cells: list[Cell], table: Table) -> list[
 
 def describe_list(lines: list[Line]) -> str:
     """The list as a text table."""
-    out = [f"{'cell':<34}{'group':<18}{'model':<16}{'rows':>9}{'minutes':>10}{'sum':>9}"]
-    for line in lines:
-        name, group, model = line.cell.name, line.cell.group, line.cell.model or "-"
-        done = f"{line.done}/{line.units}"
-        out.append(
-            f"{name:<34}{group:<18}{model:<16}{done:>9}{line.minutes:>10.1f}{line.total:>9.1f}"
-        )
-    done, units = sum(line.done for line in lines), sum(line.units for line in lines)
+    row = "{:<34}{:<18}{:<16}{:>9}{:>10}{:>9}".format
+    out = [row("cell", "group", "model", "rows", "minutes", "sum")]
+    for cell, done, units, *minutes in lines:
+        spent = (f"{one:.1f}" for one in minutes)
+        out.append(row(cell.name, cell.group, cell.model or "-", f"{done}/{units}", *spent))
+    done, units = (sum(getattr(line, name) for line in lines) for name in ("done", "units"))
     left = describe(lines[-1].total) if lines and lines[-1].total else "nothing"
     return "\n".join([*out, f"{done} of {units} rows done; left on one process: {left}"])

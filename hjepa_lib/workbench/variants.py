@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,13 +14,7 @@ from hjepa_lib.data.recipes import SIZES
 from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.horizons import RESAMPLES
 from hjepa_lib.evaluation.openloop import draw_windows, long_walks, open_loop
-from hjepa_lib.evaluation.statistics import (
-    Interval,
-    bootstrap,
-    bootstrap_difference,
-    mcnemar,
-    wilson,
-)
+from hjepa_lib.evaluation.statistics import Interval, bootstrap, bootstrap_difference, mcnemar
 from hjepa_lib.files import read_json, write_json
 from hjepa_lib.planning.agent import Agent
 from hjepa_lib.runs import score as scoring
@@ -34,7 +26,7 @@ from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.workbench.engine import open_run
 from hjepa_lib.workbench.experiment import run_name
-from hjepa_lib.workbench.rows import check_rows, load_rows, split_finished
+from hjepa_lib.workbench.rows import check_rows, load_rows, pooled, split_finished
 
 BASE = 20_312
 """Transitions of every variant whose group is about something else."""
@@ -92,11 +84,8 @@ def size(config: Config, transitions: int, updates: int) -> dict[str, Any]:
 
 
 def designs(config: Config, updates: int) -> dict[str, dict[str, Any]]:
-    """{name: settings} of every variant that needs no data to be described.
-
-    `size-N`; on `BASE` transitions a smaller and a larger model, and both levels at once, in
-    batches that hold as many frames as those of level 1 alone; other latents of level 2.
-    """
+    """{name: settings}: `size-N`; on `BASE` transitions a smaller and a larger model, and both
+    levels at once, in batches of as many frames as level 1 alone; other latents of level 2."""
     level1, level2 = config.level1, config.level2
     base, states = size(config, BASE, updates), level2.macro_steps * level2.step_skip + 1
     both = base | {"level2.train": "joint"}
@@ -111,7 +100,7 @@ def designs(config: Config, updates: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def with_epochs(config: Config, epochs: int, folder: Path) -> dict[str, int]:
+def with_epochs(config: Config, epochs: int) -> dict[str, int]:
     """Updates for exactly `epochs` passes over the windows of each level (PL4)."""
     if epochs < 1:
         raise ConfigError(f"epochs must be at least 1, got {epochs}")
@@ -120,24 +109,22 @@ def with_epochs(config: Config, epochs: int, folder: Path) -> dict[str, int]:
     level1, level2 = config.level1, config.level2
     macro = level2.macro_steps * level2.step_skip + 1  # states of a level-2 window
     joint = level2.train == "joint" and not level2.disable_l2
-    stored = lengths[: config.distance.trajectories]  # level 2 reads these latents only
-
-    def updates(lengths: Any, states: int, batch: int) -> int:
-        windows = int((lengths - states + 1).clamp_min(0).sum())
-        return max(1, round(epochs * windows / batch))
-
-    first = updates(lengths, macro if joint else level1.window, level1.optim.batch)
-    found = {"level1.optim.updates": first}
-    if not (joint or level2.disable_l2):
-        found["level2.optim.updates"] = updates(stored, macro, level2.optim.batch)
+    parts = {"level1": (lengths, macro if joint else level1.window)}
+    if not (joint or level2.disable_l2):  # level 2 reads these latents only
+        parts["level2"] = (lengths[: config.distance.trajectories], macro)
+    found = {}
+    for name, (stored, states) in parts.items():
+        windows = int((stored - states + 1).clamp_min(0).sum())
+        updates = round(epochs * windows / getattr(config, name).optim.batch)
+        found[f"{name}.optim.updates"] = max(1, updates)
     return found
 
 
-def epochs(config: Config, count: int, updates: int, folder: Path) -> dict[str, Any]:
+def epochs(config: Config, count: int, updates: int) -> dict[str, Any]:
     """`count` passes of level 1 over the windows of `EPOCHS_AT` transitions; the head as ever."""
-    changes = size(config, EPOCHS_AT, updates)
-    passes = with_epochs(config.override({"data.transitions": EPOCHS_AT}), count, folder)
-    return changes | {"level1.optim.updates": passes["level1.optim.updates"]}
+    passes = with_epochs(config.override({"data.transitions": EPOCHS_AT}), count)
+    name = "level1.optim.updates"
+    return size(config, EPOCHS_AT, updates) | {name: passes[name]}
 
 
 def encoder(config: Config, name: str, updates: int) -> dict[str, Any]:
@@ -198,8 +185,7 @@ def measure(
 
     `planning` replaces the planner's settings, and `name` then tells its results apart.
     """
-    whole = "l1+l2" in methods
-    agent = stages.load_trained(side, () if whole else stages.FLAT)
+    agent = stages.load_trained(side, () if "l1+l2" in methods else stages.FLAT)
     walks = long_walks(side.config.data, steps + 1, windows, side.config.seed)
     store = LatentStore(agent.level1, walks, windows, side.precision)
     curves = open_loop(agent, draw_windows(store, steps, windows))
@@ -209,8 +195,17 @@ def measure(
         for method in methods
         for cost in scoring.COSTS
     ]
+    made = side.run.manifest["stages"]
+    seconds = sum(made[stage]["seconds"] for stage in ("l1", "distance", "l2") if stage in made)
+    about = {
+        "transitions": side.config.data.transitions,
+        "updates": side.config.level1.optim.updates,
+        "parameters": scoring.count_all(agent.level1),
+        "seconds": round(seconds, 1),
+        "probe_px": read_json(side.run.path / "l1" / "quality.json")["probe_px_encoder"],
+    }
     label = name or re.sub(r"-s\d+-\w{8}$", "", side.run.path.name)
-    return Measured(label, _about(side, agent), errors, rows)
+    return Measured(label, about, errors, rows)
 
 
 def score(
@@ -234,34 +229,25 @@ def inserted(planning: PlanningConfig) -> PlanningConfig:
     return dataclasses.replace(planning, hierarchy=hierarchy)
 
 
-def _about(side: Workspace, agent: Agent) -> dict[str, Any]:
-    made = side.run.manifest["stages"]
-    quality = read_json(side.run.path / "l1" / "quality.json")
-    return {
-        "transitions": side.config.data.transitions,
-        "updates": side.config.level1.optim.updates,
-        "parameters": scoring.count_all(agent.level1),
-        "seconds": round(sum(made[n]["seconds"] for n in ("l1", "distance", "l2") if n in made), 1),
-        "probe_px": quality["probe_px_encoder"],
-    }
-
-
 def versus(first: Measured, second: Measured) -> list[dict[str, Any]]:
     """What tells two variants apart (second minus first), a row per shared level and planner.
 
-    Errors (px): the paired bootstrap interval of the difference of the medians must exclude 0.
-    Success: exact McNemar test, p < .05. Everything else is undecided.
+    Decided are median errors (px) whose paired bootstrap interval excludes 0, and success with an
+    exact McNemar p < .05.
     """
     found = []
     for level in first.errors.keys() & second.errors.keys() - {"stand still"}:
         errors = (second.errors[level], first.errors[level])
         gap = bootstrap_difference(*errors, np.median, "trials", RESAMPLES)
         found.append((f"{level}, px", gap, -gap.estimate, gap.low > 0 or gap.high < 0))
-    for one, two in itertools.product(first.rows, second.rows):
-        if row_key(one) == row_key(two):
-            gap = bootstrap_difference(two["solved"], one["solved"], redraw="trials")
-            clear = mcnemar(one["solved"], two["solved"]).p_value < 0.05
-            found.append((f"success, {one['method']}, {one['cost']}", gap, gap.estimate, clear))
+    solved, other = (
+        {f"success, {row['method']}, {row['cost']}": row["solved"] for row in one.rows}
+        for one in (first, second)
+    )
+    for what in solved.keys() & other.keys():
+        gap = bootstrap_difference(other[what], solved[what], redraw="trials")
+        clear = mcnemar(solved[what], other[what]).p_value < 0.05
+        found.append((what, gap, gap.estimate, clear))
     rows = []
     for what, gap, gain, clear in sorted(found):
         better = "second better" if gain > 0 else "first better"
@@ -269,11 +255,6 @@ def versus(first: Measured, second: Measured) -> list[dict[str, Any]]:
         row |= {"difference": gap.estimate, "low": gap.low, "high": gap.high}
         rows.append(row | {"verdict": better if clear else "undecided"})
     return rows
-
-
-def row_key(row: dict[str, Any]) -> tuple[str, str]:
-    """(method, cost)."""
-    return row["method"], row["cost"]
 
 
 def encoder_stage(ws: Workspace, updates: int) -> list[dict[str, Any]]:
@@ -296,24 +277,20 @@ def encoder_stage(ws: Workspace, updates: int) -> list[dict[str, Any]]:
     return rows
 
 
-# --- committed rows ---------------------------------------------------------------------------
-def committed(group: str, setting: str, path: Path | None = None) -> list[tuple[float, dict]]:
-    """Pairs (value of a setting, row) of one group of the committed study, seeds pooled.
+def committed(group: str, setting: str) -> list[dict[str, Any]]:
+    """Finished test points of a group of the committed study, seeds pooled; [] without any.
 
-    `setting` is planner.flat.horizon or data.transitions, say. Finished points on test trials only;
-    a mixed set is refused.
+    Rows of method, cost, n, success_rate, ci95 and the value of `setting`, planner.flat.horizon or
+    data.transitions, say. A mixed set is refused.
     """
-    path = path or repository() / "outputs/gallery/study.csv"
+    path = repository() / "outputs/gallery/study.csv"
     if not path.is_file():
         return []
-    table = load_rows(path)
-    found, _ = split_finished(table[(table["group"] == group) & (table["split"] == "test")])
+    rows = load_rows(path)
+    found, _ = split_finished(rows[(rows["group"] == group) & (rows["split"] == "test")])
     if found.empty:
         return []
-    check_rows(found)
-    pairs = []
-    for (method, cost, value), rows in found.groupby(["method", "cost", setting]):
-        successes, n = int(rows["successes"].sum()), int(rows["n"].sum())
-        row = {"method": method, "cost": cost, "n": n, "success_rate": successes / n}
-        pairs.append((float(value), row | {"ci95": wilson(successes, n)}))
-    return pairs
+    table = pooled(check_rows(found).dropna(subset=setting), ["method", "cost", setting])
+    table["ci95"] = list(zip(table["low"], table["high"], strict=True))
+    table = table.rename(columns={setting: "setting", "rate": "success_rate"})
+    return table[["setting", "method", "cost", "n", "success_rate", "ci95"]].to_dict("records")

@@ -40,14 +40,9 @@ def lab(folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    own = {name: str(folder / name) for name in ("config", "data", "runtime")}
-    environment = os.environ | {
-        "HJEPA_OUTPUTS": str(folder / "outputs"),
-        "JUPYTER_CONFIG_DIR": own["config"],
-        "JUPYTER_DATA_DIR": own["data"],
-        "JUPYTER_RUNTIME_DIR": own["runtime"],
-        "OMP_NUM_THREADS": "1",
-    }
+    own = {f"JUPYTER_{one}_DIR": str(folder / one) for one in ("CONFIG", "DATA", "RUNTIME")}
+    environment = os.environ | own | {"OMP_NUM_THREADS": "1"}
+    environment["HJEPA_OUTPUTS"] = str(folder / "outputs")
     environment.pop("HJEPA_HEADLESS", None)
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
@@ -69,8 +64,7 @@ def lab(folder):
             server.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 server.wait(30)
-            if server.poll() is None:
-                server.kill()
+            server.kill()
 
 
 def _answers(url: str) -> bool:

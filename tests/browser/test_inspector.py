@@ -9,37 +9,33 @@ import re
 import pytest
 
 PLAYER = ".hjepa-player[data-ready]"
-LONG = 300_000  # ms
 
 
 class Watch:
-    """What the page and its kernel said meanwhile."""
+    """What the page and its kernel said meanwhile: errors, and messages sent."""
 
     def __init__(self, page):
-        self.errors, self.sent = [], 0
+        self.errors, self.sent = [], []
         page.on("pageerror", lambda error: self.errors.append(f"{error} {error.stack}"))
         page.on("console", self._console)
-        page.on("websocket", lambda socket: socket.on("framesent", self._count))
+        page.on("websocket", lambda socket: socket.on("framesent", self.sent.append))
 
     def _console(self, message):
         where = f"{message.text} {message.location.get('url', '')}"
         if message.type == "error" and re.search("widget|hjepa|output|ipykernel", where, re.I):
             self.errors.append(where)
 
-    def _count(self, _):
-        self.sent += 1
-
 
 @pytest.fixture(scope="module")
 def opened(lab, browser):
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    page.set_default_timeout(LONG)
+    page.set_default_timeout(300_000)  # ms
     watch = Watch(page)
     page.goto(f"{lab}/lab/workspaces/test/tree/06_inspect_rollouts.ipynb?reset")
     page.locator(".jp-Notebook .jp-Cell").first.wait_for()
     page.get_by_text("| Idle").first.wait_for()
-    news = page.locator(".Toastify__toast button", has_text="No")
-    news.click()  # no, thank you: the question would cover what is looked at
+    # No news, thank you: the question would cover what is looked at.
+    page.locator(".Toastify__toast button", has_text="No").click()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator(".lm-Menu-item", has_text="Run All Cells").first.click()
     page.wait_for_function(
@@ -62,32 +58,11 @@ def watch(opened):
     return opened[1]
 
 
-@pytest.fixture
-def shot(folder, page, request):
-    """Save what the page shows as <folder>/shots/<test>.png, to be looked at."""
-
-    def save(locator, name=""):
-        locator.scroll_into_view_if_needed()
-        path = folder / "shots" / f"{request.node.name}{name}.png"
-        path.parent.mkdir(exist_ok=True)
-        locator.screenshot(path=str(path))
-        return path.read_bytes()
-
-    yield save
-    print(f"screenshots: {folder / 'shots'}")
-
-
 def part(page, number):
     """One of the five players: story, explorer, studio, pair, what-if."""
     found = page.locator(PLAYER).nth(number)
     found.scroll_into_view_if_needed()
     return found
-
-
-def panel(page, label):
-    """The widget box that holds the control with this description."""
-    box = page.locator(".jp-OutputArea-child", has=page.locator(".widget-label", has_text=label))
-    return box.first
 
 
 def type_into(page, label, value):
@@ -101,8 +76,9 @@ def type_into(page, label, value):
     readout.press("Enter")
 
 
-def message(page, text):
-    return page.locator(".hjepa-message", has_text=text).first
+def wait_for(page, text):
+    """Until a panel's message says this."""
+    page.locator(".hjepa-message", has_text=text).first.wait_for()
 
 
 def title(page, number):
@@ -110,30 +86,25 @@ def title(page, number):
 
 
 def test_every_cell_runs_and_nothing_fails(page):
-    outputs = page.locator(".jp-OutputArea-output")
     page.wait_for_function(
         """() => [...document.querySelectorAll(".jp-OutputArea-output")]
           .some((one) => one.textContent.startsWith("checks passed"))"""
     )
     for kind in ("stderr", "error"):
         assert page.locator(f"[data-mime-type='application/vnd.jupyter.{kind}']").count() == 0
-    assert outputs.filter(has_text="Traceback").count() == 0
+    assert page.locator(".jp-OutputArea-output", has_text="Traceback").count() == 0
     assert page.locator(".hp-still").count() == 0  # every player's script ran
-
-
-def test_a_film_strip_stands_before_every_player(page):
-    """In reading order, every player has a static picture above it and since the last panel."""
     kinds = page.evaluate(
         f"""() => [...document.querySelectorAll(
           ".jp-RenderedImage img, {PLAYER}")].map((one) => one.tagName === "IMG" ? "i" : "p")"""
-    )
+    )  # in reading order, a static picture stands above every player and since the last panel
     assert re.fullmatch(r"i+pi+pi+pi+pp", "".join(kinds))
 
 
-def test_slider_changes_the_picture(page, shot):
+def test_slider_changes_the_picture(page):
     """Arrow keys and clicks on the slider; the time from the event to the next painted frame."""
     one = part(page, 0)
-    before = shot(one, "-start")
+    before = one.screenshot()
     box = one.locator(".hp-slider").bounding_box()
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     half = int(one.get_attribute("data-step"))
@@ -142,7 +113,7 @@ def test_slider_changes_the_picture(page, shot):
         page.keyboard.press("ArrowRight")
     assert one.get_attribute("data-step") == str(half + 3)
     assert f"step {half + 3} of" in one.inner_text()
-    assert shot(one, "-half") != before
+    assert one.screenshot() != before
     times = one.evaluate(
         """async (root) => {
           const slider = root.querySelector(".hp-slider"), times = [];
@@ -174,7 +145,7 @@ def test_play_runs_in_the_browser_alone(page, watch):
     page.mouse.click(box["x"] + 2, box["y"] + box["height"] / 2)
     assert one.get_attribute("data-step") == "0"
     page.wait_for_timeout(1000)
-    sent = watch.sent
+    sent = len(watch.sent)
     one.evaluate(
         """(root) => {
           root.seen = [];
@@ -191,7 +162,7 @@ def test_play_runs_in_the_browser_alone(page, watch):
     print(f"play: {rate:.1f} steps a second, {len(steps)} pictures drawn for {steps[-1]} steps")
     assert steps == sorted(steps)
     assert 8 < rate < 12
-    assert watch.sent - sent <= 1  # a heartbeat or a save at most; a round trip would be many
+    assert len(watch.sent) - sent <= 1  # a heartbeat or a save at most; a round trip would be many
     page.wait_for_timeout(400)
     assert int(one.get_attribute("data-step")) == steps[-1]  # paused
 
@@ -204,36 +175,33 @@ def test_landscape_toggle(page):
     assert "distance (steps)" in one.locator("figure").nth(2).inner_text()
 
 
-def test_choosing_another_method_and_a_wrong_trial(page, shot):
+def test_choosing_another_method_and_a_wrong_trial(page):
     assert title(page, 1).startswith("flat, distance cost")
     selects = page.locator(".widget-dropdown select")
-    run = selects.nth(0)
-    run.scroll_into_view_if_needed()
+    selects.nth(0).scroll_into_view_if_needed()
     selects.nth(1).select_option(label="live: flat, latent cost")
     page.locator(PLAYER).nth(1).get_by_text("flat, latent cost", exact=False).first.wait_for()
-    run.select_option(label="pretrained")
+    selects.nth(0).select_option(label="pretrained")
     page.wait_for_function(
         f"() => document.querySelectorAll('{PLAYER}')[1].innerText.includes('of 200') || "
         f"document.querySelectorAll('{PLAYER}')[1].innerText.includes('reached')"
     )
-    shot(part(page, 1))
 
 
-def test_invalid_start_gives_a_message(page, shot):
+def test_invalid_start_gives_a_message(page):
     type_into(page, "start y", 40)
     type_into(page, "start x", 32)
-    message(page, "is in the wall").wait_for()
+    wait_for(page, "is in the wall")
     before = title(page, 2)
-    shot(panel(page, "start x"))
     assert page.get_by_role("button", name="Replan").is_disabled()
     type_into(page, "start x", 2)
-    message(page, "is outside the rooms").wait_for()
+    wait_for(page, "is outside the rooms")
     assert title(page, 2) == before  # the last valid roll-out stays
 
 
-def test_a_valid_scene_is_replanned_live(page, shot):
+def test_a_valid_scene_is_replanned_live(page):
     type_into(page, "start x", 12)
-    message(page, "the goal").wait_for()
+    wait_for(page, "the goal")
     page.wait_for_function(
         f"() => document.querySelectorAll('{PLAYER}')[2].querySelector('.hp-title')"
         ".textContent === 'l1+l2, latent cost'"
@@ -241,8 +209,7 @@ def test_a_valid_scene_is_replanned_live(page, shot):
     type_into(page, "wall x", 26)
     type_into(page, "door y", 40)
     page.wait_for_timeout(1500)
-    message(page, "the goal").wait_for()
-    shot(panel(page, "start x"))
+    wait_for(page, "the goal")
 
 
 def test_a_click_in_the_picture_moves_the_nearer_place(page):
@@ -263,14 +230,14 @@ def test_a_click_in_the_picture_moves_the_nearer_place(page):
     )
     after = row.locator(".widget-readout").inner_text()
     assert float(after) == pytest.approx(float(before) + 5.8, abs=1.5)  # a tenth of 58 px
-    message(page, "the goal").wait_for()
+    wait_for(page, "the goal")
 
 
-def test_what_if_compares_side_by_side(page, shot):
+def test_what_if_compares_side_by_side(page):
     row = page.locator(".widget-dropdown", has=page.get_by_text("level 2", exact=True)).first
     row.scroll_into_view_if_needed()
     row.locator("select").select_option("shuffle")
-    type_into(page, "horizon (steps)", 12)
+    type_into(page, "horizon", 12)
     page.get_by_role("button", name="Compare").click()
     page.wait_for_function(
         f"() => document.querySelectorAll('{PLAYER}')[4].innerText"
@@ -281,7 +248,6 @@ def test_what_if_compares_side_by_side(page, shot):
     two.get_by_role("button", name="Play").click()
     page.wait_for_function("(root) => Number(root.dataset.step) > 3", arg=two.element_handle())
     two.get_by_role("button", name="Pause").click()
-    shot(two)
 
 
 def test_no_errors_from_outputs_or_widgets(watch):
