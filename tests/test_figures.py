@@ -286,12 +286,11 @@ def test_plan_fan_ranks_candidates_and_names_what_level_1_aims_at():
 
 
 def test_episodes_say_when_the_goal_was_reached_or_how_far_it_was_missed():
-    paths = np.zeros((3, 11, 2)) + 20
-    goals = np.array([[20, 20], [20, 24.5], [20, 24.5]], dtype=float)
+    paths, goals = np.full((3, 11, 2), 20.0), np.array([[20, 20], [20, 24.5], [20, 24.5]])
     figure = plans.episode_paths(paths, goals, [ROOM] * 3, np.array([0, 11, np.nan]))
     assert titles(figure) == ["reached at 0", "missed by 4.5 px", "missed by 4.5 px"]
-    figure = plans.film_strip(np.ones((201, 2)) * 20, GOAL, ROOM, frames=5)
-    assert titles(figure) == ["step 0", "step 50", "step 100", "step 150", "step 200"]
+    figure = plans.film_strip(np.full((201, 2), 20), GOAL, ROOM, frames=5)
+    assert titles(figure) == [f"step {step}" for step in (0, 50, 100, 150, 200)]
     assert len(plans.film_strip(np.ones((2, 2)), GOAL, ROOM).axes) == 2
 
 
@@ -306,15 +305,13 @@ def test_loss_curves_show_training_with_its_mean_and_validation_of_each_named_te
     assert right.lines[0].get_xdata().tolist() == [1, 3]  # null values are skipped
     assert (left.get_title(loc="left"), left.get_yscale()) == ("sim", "log")
     values = RNG.normal(size=90)  # of both signs: never logarithmic
-    rates = 1e-4 * (1 + 1e-13 * (np.arange(90) % 2))  # constant up to rounding
-    rows = zip(range(90), values, rates, strict=True)
-    records = [{"step": step, "sim": value, "lr": rate} for step, value, rate in rows]
-    left, right = training.loss_curves(records, ["sim", "lr"], log=True).axes
+    records = [{"step": s, "sim": v, "lr": 1e-4 + 1e-17 * (s % 2)} for s, v in enumerate(values)]
+    left, _ = training.loss_curves(records, ["sim", "lr"], log=True).axes
     mean = left.lines[1].get_ydata()
-    assert left.get_yscale() == "linear" and right.get_ylim()[0] >= 0
-    assert mean[0] == pytest.approx(values[0]) and mean[50] == pytest.approx(values[48:51].mean())
+    assert left.get_yscale() == "linear"
+    assert mean[[0, 50]] == pytest.approx([values[0], values[48:51].mean()])
     (axis,) = training.loss_curves(records, ["lr"]).axes
-    assert axis.get_ylim() == pytest.approx((0, 2e-4))
+    assert axis.get_ylim() == pytest.approx((0, 2e-4))  # constant up to rounding
 
 
 def test_probe_titles_carry_the_rmse_in_px():
@@ -329,17 +326,15 @@ def test_probe_titles_carry_the_rmse_in_px():
 
 def test_open_loop_error_shows_medians_bands_and_the_stay_baseline():
     """HW4: error against horizon exists for both levels, in environment steps."""
-    steps = np.array([8, 16, 24])
-    errors = RNG.uniform(0, 3, (200, 3))
+    steps, errors = np.array([8, 16, 24]), RNG.uniform(0, 3, (200, 3))
     curves = {"level 1": (np.arange(1, 25), np.ones((5, 24))), "level 2": (steps, errors)}
     figure = training.open_loop_error(curves, (steps, 9 + errors), {"planning horizon": 8})
-    axis = figure.axes[0]
+    (axis,), low = figure.axes, np.quantile(errors, 0.1, axis=0)
     second, stay = axis.lines[1:3]
     assert second.get_xdata().tolist() == [8, 16, 24] and axis.get_xscale() == "log"
     assert second.get_ydata() == pytest.approx(np.median(errors, 0))
     assert stay.get_ydata() == pytest.approx(9 + np.median(errors, 0))
-    band = axis.collections[1].get_paths()[0].vertices
-    assert band[:, 1].min() == pytest.approx(np.quantile(errors, 0.1, axis=0).min())
+    assert axis.collections[1].get_paths()[0].vertices[:, 1].min() == pytest.approx(low.min())
     assert {"level 1", "level 2", "stay where you are", "planning horizon"} <= words(figure)
 
 
@@ -391,11 +386,10 @@ def test_success_against_compute_joins_what_no_cheaper_point_equals():
     budgets = [row("flat", "latent", hits, flops_per_step=price) for price, hits in spent.items()]
     figure = success.success_against({"a": [*budgets, rows()[0]]}, "flops_per_step")
     (axis,) = figure.axes
-    best, beaten = axis.containers
-    assert best.lines[0].get_xdata().tolist() == [1e7, 4e7] and axis.get_xscale() == "log"
-    assert best.lines[0].get_linestyle() == "--"
-    assert beaten.lines[0].get_xdata().tolist() == [2e7]
-    assert beaten.lines[0].get_linestyle() == "None"
+    best, beaten = (bars.lines[0] for bars in axis.containers)
+    assert best.get_xdata().tolist() == [1e7, 4e7] and axis.get_xscale() == "log"
+    assert beaten.get_xdata().tolist() == [2e7]
+    assert (best.get_linestyle(), beaten.get_linestyle()) == ("--", "None")
     assert {"flat, latent cost", "random"} <= words(figure)
     lines = pd.DataFrame(budgets).drop(columns="flops_per_step")
     lines = lines.assign(x=1e7, rate=0.5, low=0.4, high=0.6)
@@ -410,15 +404,14 @@ def test_success_against_a_setting_pools_seeds_beside_single_ones():
     found = [row("flat", "distance", hit, h=h, seed=s) for (h, s), hit in hits.items()]
     table = pd.DataFrame([*found, *(row("random", "none", 1, h=5, seed=s) for s in (0, 1))])
     lines = pooled(table, ["method", "cost", "h"])
-    singles = table.assign(rate=table["successes"] / table["n"])
-    marks = {"trained": 16, "far": 500}
-    figure = success.success_against({"p1": lines}, "h", marks=marks, singles={"p1": singles})
+    more = {"singles": {"p1": table.assign(rate=table["successes"] / table["n"])}}
+    more["marks"] = {"trained": 16, "far": 500}
+    figure = success.success_against({"p1": lines}, "h", **more)
     (axis,) = figure.axes
     x, y, low, high = points(axis)["flat, distance cost"]
     assert list(x) == [5, 24, 96]  # by size, not by the order of the table
     assert list(y) == [0.25, 0.05, 0.45]
-    bounds = [wilson(count, 200) for count in (50, 10, 90)]
-    np.testing.assert_allclose(np.stack([low, high], 1), bounds)
+    np.testing.assert_allclose(np.transpose([low, high]), [wilson(n, 200) for n in (50, 10, 90)])
     assert axis.get_xscale() == "log" and "trained" in words(figure) and "far" not in words(figure)
     assert texts(axis.get_xticklabels()) == ["5", "24", "96"]
     single = next(line for line in axis.lines if line.get_marker() == ".")
@@ -463,10 +456,9 @@ def test_calibration_shows_the_quantiles_of_its_bins_and_the_discounted_referenc
 
 
 def test_beliefs_have_a_panel_per_layout_or_cost_with_the_rank_correlation():
-    rooms = np.repeat([[32, 10], [25, 40]], 200, axis=0)
-    true = RNG.uniform(1, 60, 400)
-    words = {(25, 40): "held out"}
-    figure = beliefs.layout_calibration(true, 2 * true, true > 20, rooms, names=words)
+    rooms, true = np.repeat([[32, 10], [25, 40]], 200, axis=0), RNG.uniform(1, 60, 400)
+    names = {(25, 40): "held out"}
+    figure = beliefs.layout_calibration(true, 2 * true, true > 20, rooms, names=names)
     rank = "\nrank correlation 1.00"
     assert titles(figure) == [f"wall 32, door 10{rank}", f"wall 25, door 40, held out{rank}"]
     lines = {line.get_label(): line for line in figure.axes[0].lines}
@@ -499,9 +491,8 @@ def test_level_2_is_shown_by_its_clock_its_divergence_and_its_proposals():
 
 def test_controls_show_success_and_deviation_and_name_every_curve():
     """N6: `zero` was nameless."""
-    controls = [
-        row("l1+l2", "latent", hits, 10, control=c) for c, hits in (("none", 9), ("zero", 0))
-    ]
+    hits = {"none": 9, "zero": 0}
+    controls = [row("l1+l2", "latent", n, 10, control=name) for name, n in hits.items()]
     figure = beliefs.control_effects(controls, {"none": np.zeros(5), "zero": np.arange(5.0)})
     left, right = figure.axes
     assert points(left)["l1+l2, latent cost"][0].tolist() == [0.9, 0]

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image, ImageSequence
 
-from hjepa_lib.figures import gifs, style
+from hjepa_lib.figures import plans, style
 from hjepa_lib.figures.style import FigureError
 from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.rendering import render_walls
@@ -26,7 +26,7 @@ def room(wall_x: int = 32, door_y: int = 10) -> np.ndarray:
 
 
 def episode(path, positions: np.ndarray, title: str = "", **walls: int):
-    return gifs.comparison_gif(path, [gifs.Clip(positions, GOAL, room(**walls), title)])
+    return plans.comparison_gif(path, [plans.Clip(positions, GOAL, room(**walls), title)])
 
 
 def walk(steps: int, scale: float = 1.3) -> np.ndarray:
@@ -38,7 +38,7 @@ def walk(steps: int, scale: float = 1.3) -> np.ndarray:
 def centre(image: np.ndarray, colour: tuple) -> np.ndarray:
     """(x, y) world px of the pixels of one colour, for a single clip at scale 4."""
     y, x = np.nonzero((image == colour).all(-1))
-    corner = np.array([gifs.GAP, gifs.LINE + 2])
+    corner = np.array([plans.GAP, plans.LINE + 2])
     return (np.array([x.mean(), y.mean()]) + 0.5 - corner) / 4 - 0.5
 
 
@@ -67,8 +67,8 @@ def test_goal_is_red_and_the_dot_moves_to_where_it_should_be(tmp_path):
 
 def test_the_room_has_its_wall_and_its_door(tmp_path):
     path = episode(tmp_path / "a.gif", np.full((2, 2), 15.0), wall_x=28, door_y=45)
-    column = decoded(path, 0)[:, gifs.GAP + 28 * 4 + 2]  # (Hpx, 3) through the wall's middle
-    rows = (np.nonzero((column == WALL).all(-1))[0] + 0.5 - gifs.LINE - 2) / 4 - 0.5
+    column = decoded(path, 0)[:, plans.GAP + 28 * 4 + 2]  # (Hpx, 3) through the wall's middle
+    rows = (np.nonzero((column == WALL).all(-1))[0] + 0.5 - plans.LINE - 2) / 4 - 0.5
     assert not ((rows > 40.6) & (rows < 49.4)).any()  # the rendered opening: rows 41 to 49
     assert ((rows > 5) & (rows < 40.4)).sum() > 130 and (rows > 49.6).sum() > 35
 
@@ -76,33 +76,33 @@ def test_the_room_has_its_wall_and_its_door(tmp_path):
 def test_two_methods_of_200_steps_stay_below_300_kb(tmp_path):
     """PL14: bounded output for the longest, busiest comparison of the protocols."""
     names = {"flat": style.BLUE, "L1+L2": style.ORANGE}
-    clips = [gifs.Clip(walk(200), GOAL, room(), *name) for name in names.items()]
-    path = gifs.comparison_gif(tmp_path / "two.gif", clips)
+    clips = [plans.Clip(walk(200), GOAL, room(), *name) for name in names.items()]
+    path = plans.comparison_gif(tmp_path / "two.gif", clips)
     image = Image.open(path)
-    assert path.stat().st_size <= gifs.LIMIT_BYTES and image.n_frames == 201
+    assert path.stat().st_size <= plans.LIMIT_BYTES and image.n_frames == 201
     assert image.width > 2 * 58 * 3  # readable: at least three screen pixels per px
 
 
 def test_a_file_above_the_cap_is_drawn_smaller_and_never_written_larger(tmp_path, monkeypatch):
     positions = walk(20)
     normal = episode(tmp_path / "a.gif", positions)
-    monkeypatch.setattr(gifs, "LIMIT_BYTES", normal.stat().st_size - 1)
+    monkeypatch.setattr(plans, "LIMIT_BYTES", normal.stat().st_size - 1)
     small = episode(tmp_path / "b.gif", positions)
     assert Image.open(small).width < Image.open(normal).width
     assert small.stat().st_size < normal.stat().st_size
-    monkeypatch.setattr(gifs, "LIMIT_BYTES", 100)
+    monkeypatch.setattr(plans, "LIMIT_BYTES", 100)
     with pytest.raises(FigureError, match="fewer steps"):
         episode(tmp_path / "c.gif", positions)
     assert not (tmp_path / "c.gif").exists()
 
 
 def test_a_shorter_episode_waits_at_its_end(tmp_path):
-    short = gifs.Clip(walk(3), GOAL, room())
-    long = gifs.Clip(walk(9), GOAL, room())
-    path = gifs.comparison_gif(tmp_path / "two.gif", [short, long])
+    short = plans.Clip(walk(3), GOAL, room())
+    long = plans.Clip(walk(9), GOAL, room())
+    path = plans.comparison_gif(tmp_path / "two.gif", [short, long])
     assert Image.open(path).n_frames == 10
     half = Image.open(path).width // 2
-    panel = slice(gifs.LINE + 2, -gifs.LINE)
+    panel = slice(plans.LINE + 2, -plans.LINE)
     assert np.array_equal(decoded(path, 3)[panel, :half], decoded(path, 9)[panel, :half])
     assert not np.array_equal(decoded(path, 3)[panel, half:], decoded(path, 9)[panel, half:])
 
@@ -110,16 +110,16 @@ def test_a_shorter_episode_waits_at_its_end(tmp_path):
 def test_titles_are_written_and_long_ones_are_cut(tmp_path):
     def head(title: str) -> np.ndarray:
         path = episode(tmp_path / "t.gif", np.full((2, 2), 20.0), title)
-        return decoded(path, 0)[: gifs.LINE]
+        return decoded(path, 0)[: plans.LINE]
 
     blank, short, long = head(""), head("flat"), head("a title that is far too long " * 3)
     assert (blank == 255).all() and not np.array_equal(short, blank)
-    assert (long[:, -gifs.GAP // 2 :] == 255).all()
+    assert (long[:, -plans.GAP // 2 :] == 255).all()
 
 
 def test_html_embeds_the_file_with_an_escaped_alternative_text(tmp_path):
     path = episode(tmp_path / "a.gif", walk(2))
-    image = gifs.gif_html(path, alt='the "flat" planner <1>')
+    image = plans.gif_html(path, alt='the "flat" planner <1>')
     code = re.fullmatch(
         r'<img src="data:image/gif;base64,([^"]+)" alt="the &quot;flat&quot; planner &lt;1&gt;">',
         image,
@@ -136,12 +136,12 @@ def test_clip_of_a_stored_result_shows_where_level_2_sends_level_1(tmp_path):
         "plan_subgoal_xy": np.full((2, 2, 2), 30.0, np.float32),  # a call every two steps
         "plan_near": np.array([[0, 0], [0, 1]]),
     }
-    clip = gifs.clip_of(arrays, 1, room(), "l1+l2, latent")
+    clip = plans.clip_of(arrays, 1, room(), "l1+l2, latent")
     assert (clip.positions == 20).all() and clip.goal.tolist() == [50, 40]
     assert (clip.title, clip.colour) == ("l1+l2, latent", style.ORANGE)
     assert np.isnan(clip.subgoals).all(1).tolist() == [False, False, True, True]
     flat = {name: value for name, value in arrays.items() if not name.startswith("plan")}
-    assert gifs.clip_of(flat, 0, room(), "flat").subgoals is None
-    path = gifs.comparison_gif(tmp_path / "a.gif", [clip._replace(colour=style.BLUE)])
+    assert plans.clip_of(flat, 0, room(), "flat").subgoals is None
+    path = plans.comparison_gif(tmp_path / "a.gif", [clip._replace(colour=style.BLUE)])
     assert centre(decoded(path, 0), ORANGE) == pytest.approx([30, 30], abs=0.3)
     assert not (decoded(path, 3) == ORANGE).all(-1).any()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,19 +71,14 @@ class Attention(nn.Module):
         self.out = nn.Linear(heads * head_dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask` broadcasts to (B, heads, N, N), True where attending is allowed."""
-        return self.extend(x, None, mask, causal)[0]
+        return self.extend(x, mask=mask)[0]
 
     def extend(
-        self,
-        x: Tensor,
-        past: Past | None = None,
-        mask: Tensor | None = None,
-        causal: bool = False,
-        keep: int | None = None,
+        self, x: Tensor, past: Past | None = None, mask: Tensor | None = None, causal: bool = False
     ) -> tuple[Tensor, Past]:
-        """Also attends to `past`; only the first `keep` tokens ask, all are asked."""
+        """Also attends to `past`; returns what later tokens need to attend to these, too."""
         parts = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim))
         # The CPU kernel is three times slower in bf16 than in fp32; elsewhere autocast decides.
         cpu = x.device.type == "cpu"
@@ -90,9 +86,7 @@ class Attention(nn.Module):
             q, k, v = ((p.float() if cpu else p).transpose(1, 2) for p in parts.unbind(2))
             if past is not None:
                 k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-            mixed = F.scaled_dot_product_attention(
-                q[:, :, :keep], k, v, attn_mask=mask, is_causal=causal
-            )
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         # (B, heads, N, head_dim) -> (B, N, heads * head_dim)
         return self.dropout(self.out(mixed.transpose(1, 2).flatten(2))), (k, v)
 
@@ -108,15 +102,13 @@ class Block(nn.Module):
         self.attention = Attention(dim, heads, head_dim, dropout)
         self.mlp = feed_forward(dim, mlp_dim, dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        return self.extend(x, mask=mask, causal=causal)[0]
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.extend(x, mask=mask)[0]
 
-    def extend(
-        self, x: Tensor, past: Past | None = None, keep: int | None = None, **attending
-    ) -> tuple[Tensor, Past]:
-        """The first `keep` tokens (default all), and what later tokens need to attend to these."""
-        added, pair = self.attention.extend(self.norm1(x), past, keep=keep, **attending)
-        x = x[:, :keep] + added
+    def extend(self, x: Tensor, past: Past | None = None, **options: Any) -> tuple[Tensor, Past]:
+        """As `Attention.extend`."""
+        added, pair = self.attention.extend(self.norm1(x), past, **options)
+        x = x + added
         return x + self.mlp(self.norm2(x)), pair
 
 
@@ -131,9 +123,9 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, *sizes) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         for block in self.blocks:
-            x = block(x, mask, causal)
+            x = block(x, mask)
         return self.norm(x)
 
 

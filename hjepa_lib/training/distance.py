@@ -61,10 +61,9 @@ def train_distance(
         return source.latents[torch.stack(index)].float().to(device).unbind(0)
 
     def terms(source: GoalSampler, batch: int, generator: torch.Generator) -> Terms:
-        pick = source.sample(batch, generator)
-        states = fetch(source.store, pick.now, pick.later, pick.goal)
-        steps = pick.steps.float().to(device)
-        return distance_terms(head, slow, *states, steps, pick.at_goal.to(device))
+        now, later, goal = pick = source.sample(batch, generator)
+        known = (later - now).float().to(device), (later == goal).to(device)
+        return distance_terms(head, slow, *fetch(source.store, *pick), *known)
 
     def loss_fn(generator: torch.Generator) -> Loss:
         if slow is None:
@@ -107,8 +106,8 @@ def distance_terms(
 ) -> dict[str, Tensor]:
     """`expectile` and `excess`, what close pairs are over-estimated by, of (s_t, s_{t+k}, g).
 
-    now, later, goal: (M, D) latents; steps: (M,) the k between now and later, 1 <= k <= n, smaller
-    than n only when the goal is reached on the way (then later is the goal); at_goal: (M,) bool.
+    now, later, goal: (M, D) latents; steps: (M,) the k between now and later, 1 <= k <= n;
+    at_goal: (M,) bool, where later is the goal.
     """
     config = head.config
     phi_now, phi_later, phi_goal = head.embed(torch.stack([now, later, goal])).unbind(0)
@@ -130,8 +129,6 @@ class GoalBatch(NamedTuple):
     now: Tensor
     later: Tensor
     goal: Tensor
-    steps: Tensor  # later - now, >= 1
-    at_goal: Tensor  # bool: later is the goal
 
 
 class GoalSampler:
@@ -171,8 +168,7 @@ class GoalSampler:
         ahead = (goal > now) & (goal <= end)  # the goal lies on the way (also by chance)
         gap = torch.where(ahead, goal - now, self.n_step)
         steps = torch.minimum(gap, end - now).clamp(max=self.n_step)
-        later = now + steps
-        return GoalBatch(now, later, goal, steps, later == goal)
+        return GoalBatch(now, now + steps, goal)
 
 
 # --- graph ------------------------------------------------------------------------------------

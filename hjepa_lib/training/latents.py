@@ -26,14 +26,12 @@ class LatentStore:
 
     def __init__(self, model: Jepa, data: Trajectories, limit: int, precision: str) -> None:
         count = min(limit, len(data.lengths))
-        self.lengths = torch.as_tensor(data.lengths[:count])
+        self.lengths = data.lengths[:count]
         self.starts = torch.cat([self.lengths.new_zeros(1), self.lengths.cumsum(0)])
         total = int(self.starts[-1])
-        self.positions = torch.as_tensor(data.positions[:total])
-        self.actions = torch.as_tensor(data.actions[:total])
+        self.positions, self.actions = data.positions[:total], data.actions[:total]
         self.trajectory = torch.repeat_interleave(torch.arange(count), self.lengths)  # (M,)
-        wall_door = torch.as_tensor(data.layout[:count], dtype=torch.float32)
-        self.layout = Layout(wall_door[:, 0], wall_door[:, 1])  # one per trajectory
+        self.layout = data.layouts(slice(count))  # one per trajectory
         device = next(model.parameters()).device
 
         def frames(part: slice) -> Tensor:
