@@ -3,7 +3,6 @@
 import pytest
 import torch
 from tiny import (
-    CPU,
     digest,
     loose_config,
     make_level1,
@@ -23,7 +22,6 @@ from hjepa_lib.training.level2 import train_joint
 from hjepa_lib.worlds.rendering import render
 
 JOINT = {"level2__train": "joint"}
-HOOKS = {"level2__conditioning": True, "level2__feedback": True, "level2__subgoal": 0.5}
 
 
 def hjepa_of(seed=0, **changes) -> tuple[HJepa, Config]:
@@ -124,8 +122,7 @@ def test_feedback_corrects_the_state_at_every_macro_boundary():
 def test_hooks_get_gradient_from_the_prediction_loss_alone(option, data):
     """F10, F11: nothing cancels; the hook AND the predictor learn from the similarity term."""
     model, _ = hjepa_of(**{f"level2__{option}": True})
-    frames, actions = batch_of(data, 9)
-    rollout = model(frames, actions, seeded()).level1
+    rollout = model(*batch_of(data, 9), seeded()).level1
     loss_terms(rollout, LossConfig(form="pldm"), None)["sim"].backward()
     hook = model.level2.condition if option == "conditioning" else model.level2.correct
     for module in (hook, model.level1.predictors, model.level1.encoder):
@@ -135,9 +132,10 @@ def test_hooks_get_gradient_from_the_prediction_loss_alone(option, data):
 @pytest.mark.parametrize("option", ["conditioning", "feedback", "subgoal"])
 def test_joint_options_with_a_frozen_level1_are_refused(option):
     """F1, PL7: with a frozen level 1 their weights would stay untrained, yet steer the planner."""
+    value = {option: 0.5 if option == "subgoal" else True}
     with pytest.raises(ConfigError, match=rf"level2\.{option} needs level2\.train=joint"):
-        Level2Config(train="frozen", **{option: True if option != "subgoal" else 0.5})
-    Level2Config(train="joint", **{option: True if option != "subgoal" else 0.5})
+        Level2Config(train="frozen", **value)
+    Level2Config(train="joint", **value)
 
 
 # --- joint loss -------------------------------------------------------------------------------
@@ -177,15 +175,14 @@ def test_subgoal_consistency_with_a_short_rollout(data):
     """Level 1 may roll out fewer steps than the window: the shared macro steps are compared."""
     model, _ = hjepa_of(level2__subgoal=1.0, level1__rollout=4)
     rollout = model(*batch_of(data, 9), seeded())
-    named = model.loss(rollout)[1]
     gap = rollout.level1.predictions[0, :, 4] - rollout.level2.predictions[0, :, 1]
-    torch.testing.assert_close(named["subgoal"], gap.square().sum() / (2 * 3 * 16))
+    subgoal = model.loss(rollout)[1]["subgoal"]
+    torch.testing.assert_close(subgoal, gap.square().sum() / (2 * 3 * 16))
 
 
 def test_level2_reads_the_level1_encodings(data):
     """Both levels share one latent: level 2's inputs are every fourth encoding of level 1."""
-    model, _ = hjepa_of(**HOOKS)
+    model, _ = hjepa_of(level2__conditioning=True, level2__feedback=True)
     rollout = model(*batch_of(data, 11), seeded())
     assert torch.equal(rollout.level2.encodings, rollout.level1.encodings[:, ::4])
     assert rollout.level1.encodings.shape[1] == 9  # whole macro steps only
-    assert rollout.level1.predictions.device == CPU
