@@ -91,14 +91,7 @@ def marks(axis: Axes, values: Mapping[str, float]) -> None:
 
 # --- points and intervals ---------------------------------------------------------------------
 def intervals(
-    axis: Axes,
-    at: Any,
-    value: Any,
-    low: Any,
-    high: Any,
-    label: str | None = None,
-    across: bool = False,
-    **look: Any,
+    axis: Axes, at: Any, value: Any, low: Any, high: Any, across: bool = False, **look: Any
 ) -> None:
     """Points (n,) with whiskers from `low` to `high`; `across` lays them along x, unjoined.
 
@@ -108,9 +101,9 @@ def intervals(
     gaps = np.abs(np.stack([value - low, value - high]))
     drawn = {"marker": "o", "ms": 4.5, "elinewidth": 1.2, "capsize": 2, "zorder": 3} | look
     if across:
-        axis.errorbar(value, at, xerr=gaps, label=label, **drawn | {"ls": ""})
+        axis.errorbar(value, at, xerr=gaps, **drawn | {"ls": ""})
     else:
-        axis.errorbar(at, value, gaps, label=label, **drawn)
+        axis.errorbar(at, value, gaps, **drawn)
 
 
 def interval_rows(
@@ -124,9 +117,9 @@ def interval_rows(
     A group is (label, names of its rows, their (value, low, high) (n, 3), look).
     """
     for number, (label, rows, triples, look) in enumerate(groups):
-        at = np.array([names.index(name) for name in rows])
-        at = at + spread * (number - (len(groups) - 1) / 2)
-        intervals(axis, at, *np.asarray(triples, float).T, label, across=True, **look)
+        shift = spread * (number - (len(groups) - 1) / 2)
+        at = [names.index(name) + shift for name in rows]
+        intervals(axis, at, *np.asarray(triples, float).T, across=True, label=label, **look)
     name_rows(axis, names)
     axis.grid(axis="x")
 
@@ -137,15 +130,13 @@ def name_rows(axis: Axes, names: Sequence[str]) -> None:
     axis.tick_params(axis="y", length=0)
 
 
-def scatter(
-    axis: Axes, x: Any, y: Any, values: Any = None, label: str | None = None, **look: Any
-) -> Any:
+def scatter(axis: Axes, x: Any, y: Any, values: Any = None, **look: Any) -> Any:
     """At most 3,000 points (n,), always the same ones, coloured by `values` (n,) if given."""
     some = np.random.default_rng(0).permutation(len(x))[: style.MOST_POINTS]
     look = {"s": 6, "lw": 0} | look
     if values is not None:
         look |= {"c": np.asarray(values)[some], "cmap": style.SEQUENTIAL}
-    return axis.scatter(np.asarray(x)[some], np.asarray(y)[some], label=label, **look)
+    return axis.scatter(np.asarray(x)[some], np.asarray(y)[some], **look)
 
 
 def identity(axis: Axes, true: np.ndarray, predicted: np.ndarray, name: str) -> None:

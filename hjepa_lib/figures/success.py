@@ -194,7 +194,7 @@ def _settings(axis: Axes, table: pd.DataFrame, x: str, singles: pd.DataFrame | N
         part = part.assign(at=part[x].map(place)).sort_values("at")
         ends = (part[column] for column in ("rate", "low", "high"))
         more = {"ls": ":", "ms": 2} if floor else {}
-        draw.intervals(axis, part["at"] * nudge**number, *ends, label, **look | more)
+        draw.intervals(axis, part["at"] * nudge**number, *ends, label=label, **look | more)
         if singles is not None and not floor:
             own = singles[singles["label"] == label]
             axis.plot(own[x].map(place), own["rate"], ".", color=look["color"], ms=3)
