@@ -26,7 +26,7 @@ from hjepa_lib.config.pixels import (
     PixelEncoderConfig,
     PixelJepaConfig,
 )
-from hjepa_lib.models.layers import Transformer, count_parameters
+from hjepa_lib.models.layers import Block, count_parameters
 from hjepa_lib.pixels import figures
 from hjepa_lib.pixels.models import build_pixel_model, matched_counts
 from hjepa_lib.pixels.networks import (
@@ -134,8 +134,8 @@ def test_an_mlp_without_layers_is_linear():
 
 def test_causal_attention_sees_no_future():
     torch.manual_seed(0)
-    model, x = Transformer(8, 2, 2, 4, 16), torch.randn(1, 5, 8, requires_grad=True)
-    model(x, causal=True)[0, 2].sum().backward()
+    block, x = Block(8, 2, 4, 16), torch.randn(1, 5, 8, requires_grad=True)
+    block.extend(x, causal=True)[0][0, 2].sum().backward()
     assert x.grad[0, 3:].abs().max() == 0
     assert x.grad[0, :3].abs().min() > 0
 
