@@ -213,36 +213,25 @@ def test_the_declared_range_decides_what_black_and_white_are(low, high, kind, sh
     assert (seen_in(space, np.full((16, 16), shown)) == expected).all()
 
 
-def test_a_range_that_nobody_declares_is_guessed_or_refused():
-    """D7."""
-    assert to_frame(np.full((16, 16), 65_535, np.uint16), 16).min() == 255
-    with pytest.raises(ValueError, match="below 0, but no range is declared"):
-        to_frame(np.full((16, 16), -1.0), 16)
-
-
 @pytest.mark.parametrize("gray", [True, False])
-def test_of_a_stack_of_grey_frames_the_newest_is_taken(gray):
-    """D7: four planes first are no colours and no alpha."""
+def test_what_nobody_declares_is_guessed_or_refused(gray):
+    """D7: uint16 has its range; four planes first are no colours and no alpha but a stack."""
+    assert to_frame(np.full((16, 16), 65_535, np.uint16), 16, gray).min() == 255
+    with pytest.raises(ValueError, match="below 0, but no range is declared"):
+        to_frame(np.full((16, 16), -1.0), 16, gray)
     stack = np.stack([np.full((84, 84), level, np.uint8) for level in (10, 20, 30, 40)])
     frame = to_frame(stack, 64, gray)
     assert frame.shape == (1 if gray else 3, 64, 64) and (frame == 40).all()
 
 
-def test_render_stands_in_for_numbers():
-    picture = np.zeros((40, 30, 3), np.uint8)
-    picture[:20] = 255
-    env = PixelObservation(type("Seeing", (Blind,), {"picture": picture})(), 16)
-    frame, _ = env.reset()
-    assert frame[0, 0, 0] == 255 and frame[0, -1, 0] == 0
-    assert env.observation_space.contains(frame)
-
-
 @pytest.mark.parametrize("picture", [None, [np.zeros((16, 16, 3))], np.zeros(4)])
-def test_an_environment_without_pixels_is_one_sentence(picture):
+def test_render_stands_in_for_numbers_or_there_are_no_pixels(picture):
+    half = np.zeros((40, 30, 3), np.uint8)
+    half[:20] = 255
+    frame, _ = PixelObservation(type("Seeing", (Blind,), {"picture": half})(), 16).reset()
+    assert frame[0, 0, 0] == 255 and frame[0, -1, 0] == 0
     env = PixelObservation(type("Dark", (Blind,), {"picture": picture})(), 16)
-    with pytest.raises(
-        ConfigError, match=r"Dark instance> has no pixels, observations are Box\(-1.0"
-    ):
+    with pytest.raises(ConfigError, match=r"Dark instance> has no pixels, observations are Box\(-"):
         env.reset()
 
 
@@ -283,24 +272,18 @@ def test_repeat_sums_rewards_and_stops_at_the_end(cut):
     env.reset()
     frame, reward, terminated, truncated, _ = env.step(2)
     assert (reward, terminated, truncated) == (1 + 2 + 3, False, False) and frame.max() == 3
-    frame, reward, terminated, truncated, _ = env.step(1)
+    frame, reward, terminated, truncated, info = env.step(1)
     assert (reward, terminated, truncated) == (4 + 5, not cut, cut) and frame.max() == 5
-    assert inner.actions == [2, 2, 2, 1, 1]
-    for times in (0, 1):  # no wrapper
-        env = make_env(EnvironmentConfig(id=DRIFT_ID), action_repeat=times)
-        assert not isinstance(env, FrameSkip)
+    assert inner.actions == [2, 2, 2, 1, 1] and len(info["passed"]) == 1
 
 
-def test_skip_takes_new_actions_and_ends_with_the_episode():
+def test_skip_takes_new_actions():
     inner = Counting(5)
     env = FrameSkip(inner, 2, lambda frame: int(frame.max()) % 3)
     env.reset()
-    frame, reward, terminated, _, info = env.step(2)
+    *_, info = env.step(2)
     assert inner.actions == [2, 1, 2]  # the first as given, the others from the frames 1 and 2
-    assert reward == 1 + 2 + 3 and frame.max() == 3 and not terminated
     assert [passed.max() for passed in info["passed"]] == [1, 2]
-    _, reward, terminated, _, info = env.step(0)
-    assert (reward, terminated, len(info["passed"])) == (4 + 5, True, 1)
     none = FrameSkip(Counting(5), 0, lambda _: pytest.fail("no action is needed"))
     none.reset()
     frame, reward, *_, info = none.step(2)
@@ -364,13 +347,6 @@ def test_both_worlds_move_alike_and_at_random():
 
 def test_the_same_state_and_action_have_many_outcomes():
     """No function of state and action explains Drift's reward; what it can reach is published."""
-    env = WindEnv()
-    rewards = []
-    for seed in range(40):
-        env.reset(seed=seed)
-        env._position, env._target = np.array([30.0, 30.0]), np.array([40.0, 30.0])
-        rewards.append(env.step(2)[1])
-    assert np.std(rewards) > 0.05
     assert 0.85 < worlds.best_r2(2_000) < 0.95
 
 

@@ -95,9 +95,9 @@ def test_the_budget_of_the_study_is_cut_and_never_raised():
 # --- variants ---------------------------------------------------------------------------------
 def test_variants_start_alike_and_end_apart(tmp_path):
     rows = list(studies.try_variants(tiny_workspace(tmp_path), 3))
-    assert [(row.target, row.auxiliary) for row in rows] == list(studies.VARIANTS)
-    assert len({row.std for row in rows}) == len(rows)
-    assert all(row.std > 0 and 0 <= row.health <= 1 for row in rows)
+    assert [(row["target"], row["auxiliary"]) for row in rows] == list(studies.VARIANTS)
+    assert len({row["std"] for row in rows}) == len(rows)
+    assert all(row["std"] > 0 and 0 <= row["health"] <= 1 for row in rows)
     assert len(figures.variant_bars(rows, 8).axes) == 4
 
 

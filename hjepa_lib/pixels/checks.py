@@ -1,7 +1,7 @@
-"""What deserves a look: data whose parts differ (DATA-8, DATA-9), a model that shows warning signs.
+"""What deserves a look: data whose parts differ (DATA-8), what is in them (DATA-9), warning signs.
 
-Neither is a verdict. Two-sample tests take samples as independent, which neighbours of an episode
-are not; the limits of the warning signs (MET-4) are those of seed 001's branches.
+No verdicts: two-sample tests take samples as independent, which neighbours of an episode are not;
+the limits of the signs (MET-4) are those of seed 001's branches.
 """
 
 from __future__ import annotations
@@ -23,30 +23,29 @@ from hjepa_lib.training.probes import effective_rank
 
 # --- data -------------------------------------------------------------------------------------
 SAMPLES = 1_000  # transitions of each part that are looked at, at most
-LEVEL = 0.05  # a smaller p-value is flagged by the rule `tests`
-MOMENTS = {"mean": 0.1, "std": 0.2}  # larger relative differences are flagged by `moments`
+LEVEL = 0.05  # a smaller p-value is flagged
+MOMENTS = {"mean": 0.1, "std": 0.2}  # larger relative differences are flagged
 _LEAST_ANDERSON = 26  # samples
 
 
-def compare(train: np.ndarray, validation: np.ndarray, rule: str = "tests") -> dict[str, Any]:
-    """Moments of two samples (n,) and (m,), p-values, and `flags`: what differs, or "alike".
+def compare(train: np.ndarray, validation: np.ndarray) -> dict[str, Any]:
+    """Moments of two samples (n,) and (m,), p-values, and what differs by either rule, or "alike".
 
-    `rule` is "tests" (Kolmogorov-Smirnov: any difference; Mann-Whitney U: location;
-    Anderson-Darling, with 26 values a part: tails) or "moments", limits on relative differences.
+    `tests` are Kolmogorov-Smirnov, Mann-Whitney U and, with 26 values a part, Anderson-Darling;
+    `moments` are limits on relative differences.
     """
     parts = {"train": train, "validation": validation}
     found = {f"{part} {name}": float(getattr(np, name)(values, dtype=float))
              for part, values in parts.items() for name in MOMENTS}  # fmt: skip
-    if rule == "tests":
-        p_values = _p_values(train, validation)
-        flags = [test for test, p in p_values.items() if p < LEVEL]
-        return found | p_values | {"flags": ", ".join(flags) or "alike"}
-    flags = []
+    p_values = _p_values(train, validation)
+    tests = [test for test, p in p_values.items() if p < LEVEL]
+    moments = []
     for name, limit in MOMENTS.items():  # a reference of 0 makes any difference infinite
         reference = found[f"train {name}"]
         if abs(found[f"validation {name}"] - reference) > limit * abs(reference):
-            flags.append(name)
-    return found | {"flags": ", ".join(flags) or "alike"}
+            moments.append(name)
+    rules = {"tests": ", ".join(tests) or "alike", "moments": ", ".join(moments) or "alike"}
+    return found | p_values | rules
 
 
 def _p_values(train: np.ndarray, validation: np.ndarray) -> dict[str, float]:
@@ -81,11 +80,11 @@ def _newest(data: Transitions, rows: Tensor) -> Tensor:  # (n, C * H * W)
 
 
 def check_distributions(
-    train: Transitions, validation: Transitions, samples: int = SAMPLES, rule: str = "tests"
+    train: Transitions, validation: Transitions, samples: int = SAMPLES
 ) -> pd.DataFrame:
     """A row per quantity, compared on at most `samples` transitions of each part."""
     left, right = quantities(train, samples), quantities(validation, samples)
-    rows = {name: compare(left[name], right[name], rule) for name in left}
+    rows = {name: compare(left[name], right[name]) for name in left}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

@@ -1,7 +1,6 @@
 """Playing an environment for its transitions (DATA-1 to DATA-3), and the rules for loading them.
 
-A skilled policy is Stable-Baselines3's PPO, trained on the CPU on the pixels that the world models
-see, stacks merged into channels; it acts stochastically while collecting.
+A skilled policy is Stable-Baselines3's PPO, trained on the CPU on stacks merged into channels.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def acquire(config: PixelsConfig, seed: int) -> Transitions:
 def _accept(stored: Transitions, config: PixelsConfig, seed: int) -> Transitions:
     """A loaded data set of the right environment, if its method and shape fit."""
     seen, path, method = config.environment, config.data.path, stored.meta.get("method")
-    if config.data.method == "ppo" and method != "ppo":
+    if config.data.method == "ppo" != method:
         raise ConfigError(
             f"{path} was collected by the method {method!r}, but "
             "pixels.data.method=ppo asks for PPO data: drop the path or the method"
@@ -72,17 +71,17 @@ def _accept(stored: Transitions, config: PixelsConfig, seed: int) -> Transitions
             f"a state must be (L, C, H, W) = {shape}, got {stored.state_shape} in {path}"
         )
     # Settings that shaped the stored data and shape them no more.
-    settings: dict[str, Any] = {"max_steps": seen.max_steps, "frame_skip": seen.frame_skip}
+    wanted: dict[str, Any] = {"max_steps": seen.max_steps, "frame_skip": seen.frame_skip}
     if method == "ppo":
-        settings["action_repeat"] = max(repeat_of(config), 1)
+        wanted["action_repeat"] = max(repeat_of(config), 1)
     if config.data.method == "ppo":  # the number of environments is capped while training
         own = to_dict(config.ppo).items()
-        settings |= {f"ppo.{k}": v for k, v in own if k not in ("action_repeat", "n_envs")}
+        wanted |= {f"ppo.{k}": v for k, v in own if k not in ("action_repeat", "n_envs")}
     found = stored.meta | {f"ppo.{k}": v for k, v in (stored.meta.get("ppo") or {}).items()}
     stored.meta["notes"] = [f"loaded from {path}"] + [
-        f"{path} was collected with {name}={found.get(name)}, the setting {wanted} has no effect"
-        for name, wanted in settings.items()
-        if found.get(name) != wanted
+        f"{path} was collected with {name}={found.get(name)}, the setting {value} has no effect"
+        for name, value in wanted.items()
+        if found.get(name) != value
     ]
     stored.meta |= describe_split(stored, config, seed)
     return stored
@@ -93,9 +92,9 @@ def collect(config: PixelsConfig, seed: int) -> Transitions:
     """New transitions, by uniform actions (DATA-1) or a trained policy; equal seeds, equal data."""
     seen = config.environment
     if config.data.method == "ppo":
-        repeat = repeat_of(config)
-        skip = 0 if repeat > 1 else seen.frame_skip
         with skilled_policy(config, seed) as (policy, meta):
+            repeat = meta["action_repeat"]
+            skip = 0 if repeat > 1 else seen.frame_skip
             return record(make_env(seen, action_repeat=repeat), policy, config, seed, skip, meta)
     env = make_env(seen)
     env.action_space.seed(seed)
@@ -112,8 +111,7 @@ def record(
 ) -> Transitions:
     """Play `env` (frames (C, H, W)) with `policy` (of states (L, C, H, W)); closes `env`.
 
-    Ends after the configured number of episodes or transitions; WorkbookError when that leaves
-    fewer than two episodes, because validation needs one of its own.
+    Ends after the configured number of episodes or transitions; WorkbookError below two episodes.
     """
     seen, limit = config.environment, config.data.transitions or math.inf
     skip = seen.frame_skip if frame_skip is None else frame_skip
@@ -161,13 +159,10 @@ def describe_split(data: Transitions, config: PixelsConfig, seed: int) -> dict[s
     train, validation = data.split_episodes(fraction, seed)
     held = int(torch.isin(data.episode, validation).sum())
     return {
-        "seed": seed,
-        "episodes": len(train) + len(validation),
-        "validation_split": fraction,
-        "train_transitions": len(data) - held,
-        "validation_transitions": held,
+        "seed": seed, "episodes": len(train) + len(validation), "validation_split": fraction,
+        "train_transitions": len(data) - held, "validation_transitions": held,
         "validation_episodes": validation.tolist(),
-    }
+    }  # fmt: skip
 
 
 # --- a skilled policy (DATA-2) ------------------------------------------------------------------
@@ -192,10 +187,8 @@ def skilled_policy(config: PixelsConfig, seed: int) -> Iterator[tuple[Policy, di
                 action, _ = model.predict(merged, deterministic=False)
                 return action if action.ndim else int(action)
 
-            yield policy, {
-                "method": "ppo", "action_repeat": max(repeat, 1), "notes": notes,
-                "ppo": {**to_dict(config.ppo), "n_envs": envs},
-            }  # fmt: skip
+            facts = {"method": "ppo", "action_repeat": max(repeat, 1), "notes": notes}
+            yield policy, facts | {"ppo": {**to_dict(config.ppo), "n_envs": envs}}
         finally:
             random.setstate(python)
             np.random.set_state(numpy)

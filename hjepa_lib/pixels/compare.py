@@ -94,8 +94,8 @@ def untrained(model: str) -> str:
 def by_block(errors: np.ndarray, episode: np.ndarray) -> np.ndarray:
     """(M,) errors in time order and their episode ids -> (K,), with the mean of the transitions.
 
-    Neighbours in time resemble each other, so what is drawn anew is not a transition but a block of
-    `BLOCK` consecutive ones of an episode (the last of an episode may be shorter).
+    Neighbours in time resemble each other, so a block of `BLOCK` of an episode is drawn anew, not a
+    transition.
     """
     first = np.flatnonzero(np.r_[True, episode[1:] != episode[:-1]])
     place = np.arange(len(errors)) - np.repeat(first, np.diff(np.r_[first, len(errors)]))
@@ -103,27 +103,16 @@ def by_block(errors: np.ndarray, episode: np.ndarray) -> np.ndarray:
     return sums * len(sums) / len(errors)
 
 
-class Score(NamedTuple):
-    """Errors of one set of predicted rewards on the validation part."""
-
-    mse: float
-    r2: float | None  # None: not estimable, `note` says why
-    note: str = ""
-
-
-def score(predicted: np.ndarray, reward: np.ndarray, note: str = "") -> Score:
-    """MSE and R2 of predictions (n,); a `note` of `statistics.unestimable` replaces R2."""
+def score(predicted: np.ndarray, reward: np.ndarray, note: str = "") -> dict[str, Any]:
+    """mse, r2 and note of predictions (n,); a `note` of `statistics.unestimable` makes R2 None."""
     predicted, reward = np.asarray(predicted, float), np.asarray(reward, float)
     mse = float(np.square(predicted - reward).mean())
-    return Score(mse, None if note else 1 - mse / float(reward.var()), note)
+    return {"mse": mse, "r2": None if note else 1 - mse / float(reward.var()), "note": note}
 
 
 # --- what is fair, and what is claimed ----------------------------------------------------------
 def check_rows(rows: Sequence[Row]) -> None:
-    """WorkbookError, naming the mismatch, unless scores are finite and trainings comparable.
-
-    Weights that another run lends may come from other data, batches or updates.
-    """
+    """WorkbookError, naming the mismatch, unless scores are finite and trainings comparable."""
     first: dict[Any, Mapping[str, Any]] = {}
     for facts, scores, _ in rows:
         label = "{model} seed {seed}".format(**facts)
@@ -152,8 +141,8 @@ def claims(
 ) -> list[dict[str, Any]]:
     """Every paired comparison with a trivial guess, with the random encoder, and of the twins.
 
-    `errors` are (S, K) by model and kind. Nothing is claimed for models with `loaded` weights, nor
-    between twins whose numbers of weights are not `matched`. See `statistics.claim`.
+    `errors` are (S, K) by model and kind. Nothing is claimed from `loaded` weights, nor between
+    twins that are not `matched` in weights. See `statistics.claim`.
     """
     found = []
     for model, own in errors.items():
@@ -229,11 +218,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 # --- the table --------------------------------------------------------------------------------
 def over_seeds(values: Sequence[float | str]) -> dict[str, Any]:
-    """Mean and 95 % Student interval over seeds, and both as text.
-
-    A note of any seed is the note of the model: a mean over the other seeds would be another
-    quantity.
-    """
+    """Mean, 95 % Student interval over seeds, and their text; a note of one seed is that of all."""
     cell = {"mean": None, "low": None, "high": None, "seeds": len(values)}
     note = next((value for value in values if isinstance(value, str)), None)
     if note is not None:
@@ -260,10 +245,7 @@ def matched(counts: Mapping[str, int]) -> dict[str, Any]:
 
 
 def build(rows: Sequence[Row], pairs: Sequence[Mapping[str, int]] = ()) -> dict[str, Any]:
-    """The whole comparison, JSON-ready; WorkbookError when the rows are no fair set.
-
-    `pairs` are parameter counts {name: count} of models that should have equally many.
-    """
+    """The whole comparison, JSON-ready; `pairs` are parameter counts that should be equal."""
     check_rows(rows)
     facts, models = rows[0].facts, of_models(rows)
     errors = {
@@ -283,8 +265,6 @@ def build(rows: Sequence[Row], pairs: Sequence[Mapping[str, int]] = ()) -> dict[
             model: {name: over_seeds([row.scores[name] for row in own]) for name in COLUMNS}
             for model, own in models.items()
         },
-        # Scores of guesses that need no model; the mean is that of the training rewards, so its R2
-        # on the validation part lies a little below 0.
         "baselines": {kind: float(rows[0].errors[kind].mean()) for kind in guesses}
         | {"copy_last_latent": 1.0, "mean_reward_r2": facts["mean_reward_r2"]},
         "claims": claims(errors, loaded, all(pair["ok"] for pair in found)),

@@ -1,10 +1,8 @@
 """Any Gymnasium environment as pixels: uint8 frames (C, H, W), the same for every model.
 
-Numbers are scaled to 0..255 by the range that the environment declares; scaling to [0, 1] happens
-inside the models (F14). Channels come first or last. Two of them are layers of objects (dot, walls)
-drawn over each other, layer k at brightness 1 / k; the alpha of (H, W, 4) is dropped; (4, H, W) is
-a stack of grey frames, of which the newest counts. No display is needed: an environment that
-insists on one runs under `xvfb-run -a`, or with SDL_VIDEODRIVER=dummy.
+Channels come first or last. Two of them are layers of objects (dot, walls), layer k at brightness
+1 / k; the alpha of (H, W, 4) is dropped; (4, H, W) is a stack of grey frames, of which the newest
+counts. An environment that insists on a display runs under `xvfb-run -a`.
 """
 
 from __future__ import annotations
@@ -35,11 +33,11 @@ _WIDEST = 1e6  # a declared range above this is no range of brightness
 
 
 # --- opening ----------------------------------------------------------------------------------
-def open_env(env_id: str, **options: Any) -> gymnasium.Env:
+def open_env(env_id: str) -> gymnasium.Env:
     """The bare environment `env_id`, with the first render mode it accepts (ENV-1).
 
-    Tries "rgb_array", then None, then the environment's default; ConfigError, one sentence, when
-    there is no such id, something it needs is not installed, or every mode fails.
+    Tries "rgb_array", None, the environment's default; ConfigError, one sentence, when there is no
+    such id, something it needs is not installed, or every mode fails.
     """
     failure: Exception | None = None
     for mode in _MODES:
@@ -48,7 +46,7 @@ def open_env(env_id: str, **options: Any) -> gymnasium.Env:
                 import ale_py  # registers its environments
 
                 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner
-            return gymnasium.make(env_id, **mode, **options)
+            return gymnasium.make(env_id, **mode)
         except gymnasium.error.UnregisteredEnv as error:
             raise ConfigError(f"there is no environment {env_id!r}: {_flat(error)}") from error
         except ImportError as error:  # also Gymnasium's DependencyNotInstalled, on some versions
@@ -62,8 +60,7 @@ def open_env(env_id: str, **options: Any) -> gymnasium.Env:
 def make_env(config: EnvironmentConfig, *, action_repeat: int = 0) -> gymnasium.Env:
     """An environment with observations (C, H, W) uint8, C = 1 or 3, ready to collect from.
 
-    The step limit counts environment steps, repeated and skipped ones included. The config's own
-    `action_repeat` belongs to PPO, which hands it in.
+    The step limit counts environment steps, repeated and skipped ones included.
     """
     env = TimeLimit(open_env(config.id), config.max_steps)
     env = PixelObservation(env, config.image_size, config.grayscale)
@@ -179,8 +176,7 @@ def stack_frames(env: gymnasium.Env, length: int) -> gymnasium.Env:
 class FrameSkip(gymnasium.Wrapper):
     """`extra` more steps per decision: the same action (ENV-6), or new ones of `policy` (ENV-7).
 
-    Rewards are summed and the last observation is returned, so that a transition has the first
-    action and the last state. `info["passed"]` lists the observations in between, oldest first.
+    Rewards are summed and the last observation is returned; `info["passed"]` lists those between.
     """
 
     def __init__(self, env: gymnasium.Env, extra: int, policy: Policy | None = None) -> None:

@@ -52,9 +52,17 @@ def save_samples(
     """At most `count` random transitions as `sample_NN.png` in `folder` (DATA-9)."""
     batch = data[pick(len(data), count, seed)]
     names = stack_names(batch.state.shape[1])
+    name = "sample_{:02d}.png"
+    return _films(Path(folder), name, names, batch.state, batch.next_state[:, -1])
+
+
+def _films(
+    folder: Path, name: str, titles: Sequence[str], stacks: Tensor, *others: Tensor
+) -> list[Path]:
+    """The frames of each stack (n, L, C, H, W), and one of each of `others`, side by side."""
     return [
-        write_atomic(Path(folder) / f"sample_{number:02d}.png", film([*state, after[-1]], names))
-        for number, (state, after) in enumerate(zip(batch.state, batch.next_state, strict=True))
+        write_atomic(folder / name.format(number), film([*stack, *rest], titles))
+        for number, (stack, *rest) in enumerate(zip(stacks, *others, strict=True))
     ]
 
 
@@ -69,9 +77,8 @@ def write_comparisons(
 ) -> None:
     """`epoch_{e}_sample_{n}_comparison.png` for each of n samples; stacks (n, L, C, H, W)."""
     names = [*stack_names(stacks.shape[1])[:-1], "true next", "predicted"]
-    for number, (stack, *pair) in enumerate(zip(stacks, true, predicted, strict=True)):
-        path = folder / f"epoch_{epoch}_sample_{number}_comparison.png"
-        write_atomic(path, film([*stack, *pair], names))
+    name = f"epoch_{epoch}_sample_{{}}_comparison.png"
+    _films(folder, name, names, stacks, true, predicted)
 
 
 @styled
@@ -101,7 +108,7 @@ def distributions(
         for part, values in (("training", train[name]), ("validation", validation[name])):
             weights = np.full(len(values), 1 / len(values))
             axis.hist(values, edges, weights=weights, histtype="step", lw=1.5, label=part)
-        axis.set(title=f"{name}: {row['flags']}", ylabel="share of samples", yscale="log")
+        axis.set(title=f"{name}: {row['tests']}", ylabel="share of samples", yscale="log")
         axis.set_xlabel(f"least p {row.filter(like='p ').min():.2g}")
         axis.grid(axis="y")
     return _whole(figure, axes, "Training and validation part")
@@ -144,7 +151,7 @@ def gradient_flow(norms: Mapping[str, Mapping[str, float]], title: str = "") -> 
 
 @styled
 def variant_bars(rows: Sequence[Any], full_rank: int, title: str = "") -> Figure:
-    """Spread, effective rank and relative error of `studies.Variant` rows."""
+    """Spread, effective rank and relative error of rows of `studies.try_variants`."""
     panels = {
         "std of a latent dimension": "std",
         f"effective rank of {full_rank}": "effective_rank",
@@ -152,9 +159,9 @@ def variant_bars(rows: Sequence[Any], full_rank: int, title: str = "") -> Figure
         "error of no change / variance": "stay",
     }
     figure, axes = style.panels(1, len(panels), 2.3, 0.9 + 0.26 * len(rows), sharey=True)
-    names = [f"{row.target} · {row.auxiliary}" for row in rows]
+    names = [f"{row['target']} · {row['auxiliary']}" for row in rows]
     for axis, (name, key) in zip(axes, panels.items(), strict=True):
-        axis.barh(names, [getattr(row, key) for row in rows], color=style.BLUE, height=0.6)
+        axis.barh(names, [row[key] for row in rows], color=style.BLUE, height=0.6)
         axis.set_title(name)
         axis.grid(axis="x")
     axes[0].invert_yaxis()

@@ -222,7 +222,7 @@ def make_heads(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[
             meta = {"config": to_dict(config), "width": one.head.width}
             save_module(folder / kind, one.head, "reward head", **meta)
     for kind, predicted in cell.items():
-        heads[kind] |= score(predicted, true, note)._asdict()
+        heads[kind] |= score(predicted, true, note)
     save_npz(folder / "predictions.npz", reward=true, episode=parts[1].episode.numpy(), **cell)
     rewarded = {"training": np.count_nonzero(seen), "validation": np.count_nonzero(true)}
     facts = {"note": note, "heads": heads, "nonzero": rewarded}

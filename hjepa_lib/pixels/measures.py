@@ -1,8 +1,8 @@
-"""Measures of a frozen model: errors beside those of trivial guesses, and the shape of its latent
-space (MET-1).
+"""Measures of a frozen model: errors beside those of trivial guesses, the shape of its latents
+(MET-1).
 
 Measures of shape take float64 latents z (M, D) and states s (M, P) of the same samples and are free
-of the latent's unit; NaN means "not estimable" (too few distinct samples, or no spread).
+of the latent's unit; NaN is "not estimable".
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ def transition_errors(
     """Mean squared errors (M,) per transition of `data`, beside those of guesses without a model.
 
     `frame` of `predict`, `copy_last_frame` and `mean_frame` in pixels of [0, 1]; `latent` and
-    `copy_last_latent` in the space that `model` predicts, absent where it imagines no encoding.
-    `changed` is the share of pixels that move.
+    `copy_last_latent` where `model` imagines encodings; `changed`, the share of pixels that move.
     """
     pieces: dict[str, list[Tensor]] = {}
 
@@ -94,10 +93,9 @@ def frame_scores(
 
 @torch.no_grad()
 def latent_errors(model: Any, batch: Any) -> tuple[float, float]:
-    """Squared errors of the imagined next latents and of the present ones taken for them.
+    """Squared errors of imagined next latents, and of the present ones taken for them.
 
-    Both over the variance of the targets, so 1 is always guessing their mean; NaN for latents
-    without variance or a model without imagined ones.
+    Both over the variance of the targets: 1 is always guessing their mean. NaN where there is none.
     """
     before, target = model.encode_target(batch.state), model.encode_target(batch.next_state)
     variance = (target - target.mean(dim=0)).square().mean()
@@ -158,11 +156,10 @@ def rank(latents: np.ndarray) -> float:
 
 
 def two_nn(latents: np.ndarray) -> float:
-    """Intrinsic dimension from the two nearest neighbours at distances r1 <= r2 of every sample.
+    """Intrinsic dimension d from the nearest neighbours of every sample (Facco et al. 2017).
 
-    mu = r2 / r1 has the distribution F(mu) = 1 - mu^-d, so -log(1 - F) over log mu is a line
-    through the origin with slope d (Facco et al. 2017); the largest tenth of the mu is left out.
-    Equal samples count once: r1 would be 0. NaN below 11 distinct samples.
+    F(r2 / r1) = 1 - (r2 / r1)^-d is a line through the origin in logarithms; the largest tenth is
+    left out, equal samples count once, NaN below 11 distinct ones.
     """
     from sklearn.neighbors import NearestNeighbors
 
@@ -177,10 +174,9 @@ def two_nn(latents: np.ndarray) -> float:
 
 
 def trust(states: np.ndarray, latents: np.ndarray) -> float:
-    """Share, in [0, 1], in which neighbours in the latent are neighbours in pixels as well.
+    """Share, in [0, 1], in which latent neighbours are neighbours in pixels (Venna & Kaski 2001).
 
-    1 - 2 / (M k (2M - 3k - 1)) * sum of (rank in pixels - k) over the latent's k neighbours; k = 5
-    (Venna & Kaski 2001). With the arguments swapped it is continuity.
+    With the arguments swapped it is continuity.
     """
     from sklearn.manifold import trustworthiness
 
@@ -201,10 +197,9 @@ def smoothness(
 
 
 def uniformity(latents: np.ndarray) -> float:
-    """log mean exp(-2 |u_i - u_j|^2) over i != j, u the latents on the unit sphere.
+    """log mean exp(-2 |u_i - u_j|^2), i != j, of latents on the unit sphere (Wang & Isola 2020).
 
-    0 when all directions are equal, about -4 when they are spread evenly in many dimensions (Wang
-    & Isola 2020).
+    0 when all directions are equal, about -4 when they are spread evenly in many dimensions.
     """
     lengths = np.linalg.norm(latents, axis=1, keepdims=True)
     gaps = pdist(latents / lengths.clip(1e-12), "sqeuclidean")
@@ -216,9 +211,8 @@ def noise_sensitivity(
 ) -> dict[float, float]:
     """{sigma: mean |z(s + noise) - z(s)| / spread of z}, noise N(0, sigma^2) on pixels in [0, 1].
 
-    `encode` maps uint8 states (M, ...) to (M, D) float64 on the CPU; noisy pixels are clipped and
-    rounded to uint8 again. The spread is the root mean squared distance of the latents from their
-    mean, so 1 means: noise moves a latent as far as another state would.
+    `encode` maps uint8 states (M, ...) to float64 (M, D) on the CPU. The spread is the root mean
+    squared distance from the mean: at 1 noise moves a latent as far as another state would.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(state.shape, generator=generator).to(state.device)

@@ -69,11 +69,13 @@ def measure_row(ws: Workspace, name: str, number: int) -> Row:
 
     mean = measures.mean_frame(train)
     errors = measures.transition_errors(validation, mean, ws.device, model, predict)
+    cell, facts = load_heads(ws, name, number)
+    errors |= {k: squared_errors(cell, k) for k in (MEAN_REWARD, *HEADS) if k in cell}
     means = {kind: float(values.mean()) for kind, values in errors.items()}
-    cell, heads = load_heads(ws, name, number)
-    for kind in (MEAN_REWARD, *HEADS):
-        if kind in cell:
-            errors[kind] = squared_errors(cell, kind)
+    r2 = {kind: r2_of(head) for kind, head in facts["heads"].items()}
+    gain = r2["larp"]
+    if not isinstance(gain, str):
+        gain = (means["reward_mlp"] - means["larp"]) / means[MEAN_REWARD]
     result = load_result(ws, f"{name}_s{number}")
     memory = measures.update_megabytes(name, config, train) if trained else NOT_APPLICABLE
     scores: dict[str, float | str] = {
@@ -84,34 +86,26 @@ def measure_row(ws: Workspace, name: str, number: int) -> Row:
         "latent_error": _ratio(means, "latent", "copy_last_latent"),
         "frame_mse": means.get("frame", NOT_APPLICABLE),
         "frame_error": _ratio(means, "frame", "copy_last_frame"),
-        **_reward_scores(heads["heads"]),
+        "reward_mse": means["reward_mlp"],
+        "reward_r2": r2["reward_mlp"],
+        "larp_mse": means.get("larp", NOT_APPLICABLE),
+        "larp_r2": r2["larp"],
+        "larp_gain": gain,
     }
     batch = validation[measures.pick(len(validation), seed=ws.config.seed)].to(ws.device)
     shape = measures.measure(model.encode, batch.state, batch.next_state, seed=ws.config.seed)
     scores |= {key: NOT_ESTIMABLE if value != value else value for key, value in shape.items()}
     episode = validation.episode.numpy()
     blocks = {kind: by_block(values, episode) for kind, values in errors.items()}
-    facts = {key: value for key, value in result.items() if not isinstance(value, dict)}
-    facts["n"] = result["transitions"] | {"episodes": len(validation.episodes)}
-    facts["mean_reward_r2"] = r2_of(heads["heads"][MEAN_REWARD])
-    return Row(facts, scores, blocks)
+    about = {key: value for key, value in result.items() if not isinstance(value, dict)}
+    about["n"] = result["transitions"] | {"episodes": len(validation.episodes)}
+    return Row(about | {"mean_reward_r2": r2[MEAN_REWARD]}, scores, blocks)
 
 
 def _ratio(means: Mapping[str, float], kind: str, baseline: str) -> float | str:
     if kind not in means:
         return NOT_APPLICABLE
     return means[kind] / means[baseline] if means[baseline] > 0 else NOT_ESTIMABLE
-
-
-def _reward_scores(heads: Mapping[str, Mapping[str, Any]]) -> dict[str, float | str]:
-    scores: dict[str, float | str] = {}
-    for kind, prefix in (("reward_mlp", "reward"), ("larp", "larp")):
-        scores[f"{prefix}_mse"] = heads[kind].get("mse", NOT_APPLICABLE)
-        scores[f"{prefix}_r2"] = r2_of(heads[kind])
-    gain = scores["larp_r2"]
-    if not isinstance(gain, str):
-        gain = (scores["reward_mse"] - scores["larp_mse"]) / heads[MEAN_REWARD]["mse"]
-    return scores | {"larp_gain": gain}
 
 
 def r2_of(head: Mapping[str, Any]) -> float | str:

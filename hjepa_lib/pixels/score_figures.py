@@ -31,16 +31,13 @@ SCORES = ("latent_error", "frame_error", "reward_r2", "larp_r2", "larp_gain")
 def reward_scatter(
     parts: Mapping[str, tuple[np.ndarray, np.ndarray]], note: str = "", title: str = ""
 ) -> Figure:
-    """One square panel per name: true and predicted rewards (n,) with their score (FIG-2).
-
-    At most 3,000 points a panel are drawn; the title speaks of all of them. A `note` replaces R2.
-    """
+    """One square panel per name: true and predicted rewards (n,), score in the title (FIG-2)."""
     figure, axes = style.grid_of(len(parts), 3, 2.5, 0.25)
     for axis, (name, (reward, predicted)) in zip(axes, parts.items(), strict=True):
         found = score(predicted, reward, note)
         draw.identity(axis, reward, predicted, "reward")
-        first = "R² not estimable" if found.r2 is None else f"R² {found.r2:.3f}"
-        axis.set_title(f"{LABELS.get(name, name)}\n{first}, MSE {found.mse:.4g}")
+        first = "R² not estimable" if note else f"R² {found['r2']:.3f}"
+        axis.set_title(f"{LABELS.get(name, name)}\n{first}, MSE {found['mse']:.4g}")
     style.headline(figure, title)
     return figure
 
@@ -59,8 +56,7 @@ def save_scatters(
 def look_ahead_gain(worlds: Mapping[str, Sequence[Mapping[str, Any]]], title: str = "") -> Figure:
     """A panel per world, a line per model: squared error of LARP against that of other heads.
 
-    `worlds` maps a panel title to claims. Left of the zero line looking ahead helps. Models without
-    an imagined latent have no such claims.
+    `worlds` maps a panel title to claims. Left of the zero line looking ahead helps.
     """
     looks = {
         "reward_mlp": ("LARP against reward MLP", style.ORANGE),
@@ -122,8 +118,7 @@ def score_bars(
 ) -> Figure:
     """One panel per column, one line per model: mean over seeds with its 95 % interval.
 
-    The dashed line is the trivial guess; errors relative to it are drawn on logarithmic axes. A
-    missing number is written out, never drawn as 0.
+    The dashed line is the trivial guess; a missing number is written out, never drawn as 0.
     """
     models = comparison["models"]
     figure, axes = style.grid_of(len(columns), 3, 3.2, 0.3 * len(models) - 2.4, sharey=True)

@@ -1,7 +1,7 @@
 """Small studies beside a run, of ordinary runs: look-ahead, JEPA's variants, auxiliary losses.
 
-The runs are `<run>-variants/<name>` (or `<study>/<name>`), with the settings of their run except
-for those named here; they resume like any run, and the run itself stays as it is.
+The runs are `<run>-variants/<name>` or `<study>/<name>`, with the settings of their run except for
+those named here; they resume like any run.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -138,19 +138,6 @@ VARIANTS = (
 """(target mode, auxiliary loss); the last has EMA and stop-gradient alone against collapse."""
 
 
-class Variant(NamedTuple):
-    """One short training, measured on held-out transitions."""
-
-    target: str
-    auxiliary: str
-    std: float
-    effective_rank: float
-    collapse_ratio: float
-    health: float
-    predicted: float  # see `latent_errors`
-    stay: float
-
-
 def vary(config: PixelsConfig, target: str, auxiliary: str) -> PixelsConfig:
     """`config` with another target mode and auxiliary loss."""
     jepa = dataclasses.replace(config.jepa, target=target)
@@ -158,8 +145,11 @@ def vary(config: PixelsConfig, target: str, auxiliary: str) -> PixelsConfig:
     return dataclasses.replace(config, jepa=jepa, auxiliary=loss)
 
 
-def try_variants(ws: Workspace, updates: int) -> Iterator[Variant]:
-    """Train each variant for `updates` updates from the same start and yield what it became."""
+def try_variants(ws: Workspace, updates: int) -> Iterator[dict[str, Any]]:
+    """Train each variant for `updates` updates from the same start and yield what it became.
+
+    target, auxiliary, `spread_of` its latents, their health, `latent_errors` (predicted, stay).
+    """
     config, seed = ws.config.pixels, ws.config.seed
     data, validation = make_transitions(ws)
     batch = validation[pick(len(validation), ROWS)].to(ws.device)
@@ -173,8 +163,9 @@ def try_variants(ws: Workspace, updates: int) -> Iterator[Variant]:
         with torch.no_grad():
             # In `default` the encoder that learns is the online one; its slow copy lags behind.
             z = model.encode_online(batch.state).cpu()
-        own = *spread_of(z).values(), health(z), *latent_errors(model, batch)
-        yield Variant(target, auxiliary, *own)
+        errors = dict(zip(("predicted", "stay"), latent_errors(model, batch), strict=True))
+        own = {"target": target, "auxiliary": auxiliary, **spread_of(z), "health": health(z)}
+        yield own | errors
 
 
 # --- auxiliary losses side by side (MET-3) ------------------------------------------------------
@@ -205,8 +196,8 @@ def run_losses(
 ) -> list[dict[str, Any]]:
     """Train and score one JEPA per loss, everything else equal; rows of `summary.json`, best first.
 
-    Losses in different latents are not comparable, so the ranking goes by downstream numbers. A
-    loss whose training fails, or whose numbers are not finite, is reported and ranked last.
+    The ranking goes by downstream numbers, which have one unit. A loss whose training fails is
+    reported and ranked last.
     """
     root, rows = root or outputs_root(), []
     for name, auxiliary in losses.items():
@@ -227,16 +218,13 @@ def run_losses(
 
 def _describe(ws: Workspace) -> dict[str, float]:
     """Errors of state decoder and reward MLP, and the spread that they must be read next to."""
-    model = load_model(ws, "jepa", 0)
-    _, validation = make_transitions(ws)
-    batch = validation[torch.arange(min(ROWS, len(validation)))].to(ws.device)
+    model, (_, validation) = load_model(ws, "jepa", 0), make_transitions(ws)
     with torch.no_grad():
-        z = model.encode(batch.state).cpu()
-    _, scores = load_heads(ws, "jepa", 0)
-    frames = load_result(ws, "decoder_jepa_s0")["frames"]
-    return spread_of(z) | {
-        "downstream/reconstruction_mse": frames["mse"],
-        "downstream/reward_mse": scores["heads"]["reward_mlp"]["mse"],
+        z = model.encode(validation[torch.arange(min(ROWS, len(validation)))].state.to(ws.device))
+    reward = load_heads(ws, "jepa", 0)[1]["heads"]["reward_mlp"]
+    return spread_of(z.cpu()) | {
+        "downstream/reconstruction_mse": load_result(ws, "decoder_jepa_s0")["frames"]["mse"],
+        "downstream/reward_mse": reward["mse"],
     }
 
 

@@ -1,8 +1,8 @@
-"""Transitions (s_t, a_t, r_t, s_{t+1}) of pixel environments, frames stored once.
+"""Transitions (s_t, a_t, r_t, s_{t+1}) of pixel environments, frames stored once, as uint8 (F14).
 
-A state is a stack of the last L frames, oldest first, the first frame of an episode repeated where
-there is no older one: frames lie end to end, and stacks are gathered when a batch needs them. The
-predicted image is the LAST frame of s_{t+1}. Everything stays uint8 until a model scales it (F14).
+A state is a stack of the last L frames, oldest first, gathered when a batch needs it; the first
+frame of an episode is repeated where there is no older one. The predicted image is the LAST frame
+of s_{t+1}.
 """
 
 from __future__ import annotations

@@ -98,10 +98,7 @@ class WindEnv(gymnasium.Env):
 
 
 def best_r2(samples: int = 20_000, seed: int = 0) -> float:
-    """Largest R2 that a function of (state, action) can reach on Drift's reward, by simulation.
-
-    1 - E[Var(r | s, a)] / Var(r) for states drawn uniformly over the field and uniform actions.
-    """
+    """Largest R2 of a function of state and action in Drift: 1 - E[Var(r | s, a)] / Var(r)."""
     rng = np.random.default_rng(seed)
     start, target = rng.uniform(LOW, HIGH, (2, samples, 1, 2))
     action = rng.integers(len(ACTIONS), size=(samples, 1))
