@@ -84,7 +84,7 @@ def write_comparisons(
 @styled
 def masks(frame: np.ndarray, hidden: Sequence[np.ndarray], patch: int) -> Figure:
     """A frame (Hpx, Wpx) in [0, 1] under masks (N,), row by row; hidden patches are flat."""
-    figure, axes = style.grid_of(len(hidden), 4, 1.7, 0.25)
+    figure, axes = style.grid_of(len(hidden), 4, 1.7, 0.25, title="What the online encoder may see")
     rows, columns = (side // patch for side in frame.shape)
     for axis, mask in zip(axes, hidden, strict=True):
         grid = np.asarray(mask, dtype=bool).reshape(rows, columns)
@@ -92,7 +92,6 @@ def masks(frame: np.ndarray, hidden: Sequence[np.ndarray], patch: int) -> Figure
         cover = np.zeros((*frame.shape, 4))
         cover[np.kron(grid, np.ones((patch, patch), dtype=bool))] = (0.90, 0.62, 0.0, 1.0)
         axis.imshow(cover)
-    style.headline(figure, "What the online encoder may see")
     return figure
 
 
@@ -102,16 +101,20 @@ def distributions(
     train: Mapping[str, np.ndarray], validation: Mapping[str, np.ndarray], found: pd.DataFrame
 ) -> Figure:
     """A histogram of both parts per row of `checks.check_distributions`, with its least p-value."""
-    figure, axes = style.panels(1, len(found), 2.7, 2.1)
+    figure, axes = style.panels(1, len(found), 2.7, 2.1, title="Training and validation part")
     for axis, (name, row) in zip(axes, found.iterrows(), strict=True):
         edges = np.histogram_bin_edges(np.concatenate((train[name], validation[name])), bins=24)
         for part, values in (("training", train[name]), ("validation", validation[name])):
             weights = np.full(len(values), 1 / len(values))
             axis.hist(values, edges, weights=weights, histtype="step", lw=1.5, label=part)
-        axis.set(title=f"{name}: {row['tests']}", ylabel="share of samples", yscale="log")
+        axis.set(
+            title=f"{name}: {'alike' if row['tests'] == 'alike' else 'flagged'}",
+            ylabel="share of samples",
+            yscale="log",
+        )
         axis.set_xlabel(f"least p {row.filter(like='p ').min():.2g}")
         axis.grid(axis="y")
-    return _whole(figure, axes, "Training and validation part")
+    return _whole(figure, axes)
 
 
 @styled
@@ -122,20 +125,22 @@ def training_curves(
 
     `records` maps a model to its seeds' rows of metrics.jsonl.
     """
-    figure, axes = style.panels(1, len(records), 2.7, 2.1)
+    figure, axes = style.panels(1, len(records), 2.7, 2.1, title=title)
     for axis, (name, seeds) in zip(axes, records.items(), strict=True):
         for rows in seeds:
             draw.learning(axis, rows, "loss", "validation_loss", log=True)
         axis.set(title=name, xlabel="update")
     axes[0].set_ylabel("loss")
-    return _whole(figure, axes, title)
+    return _whole(figure, axes)
 
 
 @styled
 def gradient_flow(norms: Mapping[str, Mapping[str, float]], title: str = "") -> Figure:
     """Gradient norm of each part (columns) under each loss (rows); an empty cell got none."""
     table = pd.DataFrame.from_dict(norms, orient="index")
-    figure, (axis,) = style.panels(1, 1, 1.6 + 1.1 * table.shape[1], 1.0 + 0.28 * len(table))
+    figure, (axis,) = style.panels(
+        1, 1, 1.6 + 1.1 * table.shape[1], 1.0 + 0.28 * len(table), title=title
+    )
     shade = np.log10(table.where(table > 0))
     axis.imshow(shade, aspect="auto", cmap=style.SEQUENTIAL, alpha=0.55)
     for (row, column), value in np.ndenumerate(table):
@@ -145,7 +150,6 @@ def gradient_flow(norms: Mapping[str, Mapping[str, float]], title: str = "") -> 
     axis.set_yticks(range(len(table)), table.index)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    style.headline(figure, title)
     return figure
 
 
@@ -158,14 +162,15 @@ def variant_bars(rows: Sequence[Any], full_rank: int, title: str = "") -> Figure
         "error / variance": "predicted",
         "error of no change / variance": "stay",
     }
-    figure, axes = style.panels(1, len(panels), 2.3, 0.9 + 0.26 * len(rows), sharey=True)
+    figure, axes = style.panels(
+        1, len(panels), 2.3, 0.9 + 0.26 * len(rows), sharey=True, title=title
+    )
     names = [f"{row['target']} · {row['auxiliary']}" for row in rows]
     for axis, (name, key) in zip(axes, panels.items(), strict=True):
         axis.barh(names, [row[key] for row in rows], color=style.BLUE, height=0.6)
         axis.set_title(name)
         axis.grid(axis="x")
     axes[0].invert_yaxis()
-    style.headline(figure, title)
     return figure
 
 
@@ -176,7 +181,7 @@ def world_model_predictions(true: np.ndarray, imagined: np.ndarray, action: np.n
 
     true (T + 1, D) with the given start first; imagined (T, D); action (T,).
     """
-    figure, axes = style.panels(2, 2, 3.4, 2.3)
+    figure, axes = style.panels(2, 2, 3.4, 2.3, title="One imagined future")
     time, path = np.arange(len(true)), np.concatenate([true[:1], imagined])
     for values, look in ((true, _TRUE), (path, _MODEL)):
         draw.curve(axes[0], values[:, 0], values[:, -1 if true.shape[1] < 2 else 1], **look)
@@ -188,13 +193,13 @@ def world_model_predictions(true: np.ndarray, imagined: np.ndarray, action: np.n
     axes[1].set(title="Length of the latent", xlabel="step", ylabel="L2 norm")
     axes[2].set(title="Error of the roll-out", xlabel="step", ylabel="L2 distance to the truth")
     axes[3].set(title="Action embedding, first number", xlabel="step")
-    return _whole(figure, axes, "One imagined future")
+    return _whole(figure, axes)
 
 
 @styled
 def step_errors(curves: Mapping[str, Sequence[float]], spread: float | None = None) -> Figure:
     """Mean L1 error against imagined steps; `spread` marks the error of a constant latent."""
-    figure, (axis,) = style.panels(1, 1, 4.6, 2.8)
+    figure, (axis,) = style.panels(1, 1, 4.6, 2.8, title="Error per step")
     for name, look in (("model", _MODEL), ("copy_last", _COPY)):
         draw.curve(axis, np.arange(1, len(curves[name]) + 1), curves[name], **look)
     if spread is not None:
@@ -202,11 +207,9 @@ def step_errors(curves: Mapping[str, Sequence[float]], spread: float | None = No
     axis.set(xlabel="imagined steps", ylabel="mean L1 error", ylim=(0, None))
     axis.grid(axis="y")
     axis.legend()
-    style.headline(figure, "Error per step")
     return figure
 
 
-def _whole(figure: Figure, axes: Sequence[Axes], title: str) -> Figure:
+def _whole(figure: Figure, axes: Sequence[Axes]) -> Figure:
     draw.legend(figure, axes, "outside upper right", ncols=3)
-    style.headline(figure, title)
     return figure

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -32,13 +31,12 @@ def reward_scatter(
     parts: Mapping[str, tuple[np.ndarray, np.ndarray]], note: str = "", title: str = ""
 ) -> Figure:
     """One square panel per name: true and predicted rewards (n,), score in the title (FIG-2)."""
-    figure, axes = style.grid_of(len(parts), 3, 2.5, 0.25)
+    figure, axes = style.grid_of(len(parts), 3, 2.5, 0.25, title=title)
     for axis, (name, (reward, predicted)) in zip(axes, parts.items(), strict=True):
         found = score(predicted, reward, note)
         draw.identity(axis, reward, predicted, "reward")
         first = "R² not estimable" if note else f"R² {found['r2']:.3f}"
         axis.set_title(f"{LABELS.get(name, name)}\n{first}, MSE {found['mse']:.4g}")
-    style.headline(figure, title)
     return figure
 
 
@@ -62,7 +60,7 @@ def look_ahead_gain(worlds: Mapping[str, Sequence[Mapping[str, Any]]], title: st
         "reward_mlp": ("LARP against reward MLP", style.ORANGE),
         "larp_copy": ("LARP against LARP given the present latent", style.MUTED),
     }
-    figure, axes = style.panels(1, len(worlds), 4.0, 2.6)
+    figure, axes = style.panels(1, len(worlds), 4.0, 2.6, title=title)
     for axis, (world, found) in zip(axes, worlds.items(), strict=True):
         table = pd.DataFrame(found).dropna(subset=["difference"])
         groups = []
@@ -75,7 +73,6 @@ def look_ahead_gain(worlds: Mapping[str, Sequence[Mapping[str, Any]]], title: st
         axis.set(title=world, xlabel="difference, share of the error")
     # Two labels side by side are wider than one panel.
     draw.legend(figure, axes, "outside lower center", ncols=min(2, len(worlds)))
-    style.headline(figure, title)
     return figure
 
 
@@ -84,16 +81,15 @@ def look_ahead_gain(worlds: Mapping[str, Sequence[Mapping[str, Any]]], title: st
 def latent_maps(
     latents: Mapping[str, np.ndarray], colour: np.ndarray, colour_name: str, title: str = "Latents"
 ) -> Figure:
-    """PCA (upper row) and t-SNE (lower row) of each model's latents (M, D), coloured by (M,)."""
-    figure, axes = style.panels(2, len(latents), 1.9, 1.9)
+    """PCA (above) and t-SNE (below) of each model's latents (M, D), D > 1, coloured by (M,)."""
+    figure, axes = style.panels(2, len(latents), 1.9, 1.9, title=title)
     limits = {"vmin": colour.min(), "vmax": colour.max(), "s": 4}
     for column, (name, values) in enumerate(latents.items()):
-        different = len(np.unique(values, axis=0))
-        start = "pca" if values.shape[1] > 1 else "random"
+        different = len(np.unique(values, axis=0)) if values.shape[1] > 1 else 0
         perplexity = min(30.0, (len(values) - 1) / 3)
         methods = (
             (2, PCA(2, random_state=0)),
-            (LEAST_TSNE, TSNE(2, perplexity=perplexity, init=start, random_state=0)),
+            (LEAST_TSNE, TSNE(2, perplexity=perplexity, random_state=0)),
         )
         for row, (least, method) in enumerate(methods):
             axis = axes[row * len(latents) + column]
@@ -108,7 +104,6 @@ def latent_maps(
     axes[0].set_ylabel("PCA")
     axes[len(latents)].set_ylabel("t-SNE")
     draw.colour_bar(figure, dots, axes, colour_name)
-    style.headline(figure, title)
     return figure
 
 
@@ -121,7 +116,9 @@ def score_bars(
     The dashed line is the trivial guess; a missing number is written out, never drawn as 0.
     """
     models = comparison["models"]
-    figure, axes = style.grid_of(len(columns), 3, 3.2, 0.3 * len(models) - 2.4, sharey=True)
+    figure, axes = style.grid_of(
+        len(columns), 3, 3.2, 0.3 * len(models) - 2.4, sharey=True, title=title
+    )
     for axis, column in zip(axes, columns, strict=True):
         better = {"low": ", lower is better", "high": ", higher is better", "": ""}
         axis.set_title(column.replace("_", " ") + better[COLUMNS[column].better], fontsize=8.5)
@@ -142,14 +139,13 @@ def score_bars(
         for place, text in enumerate(cells["text"].where(ends["mean"].isna(), "")):
             axis.text(0.03, place, text, transform=axis.get_yaxis_transform(), va="center",
                       fontsize=7.5, color=style.MUTED)  # fmt: skip
-    style.headline(figure, title)
     return figure
 
 
 @styled
 def spectra(latents: Mapping[str, np.ndarray], title: str = "Spectra of the latents") -> Figure:
     """Share of the variance by direction, largest first, for each model's latents (M, D)."""
-    figure, (axis,) = style.panels(1, 1, 7.4, 3.2)
+    figure, (axis,) = style.panels(1, 1, 7.4, 3.2, title=title)
     for name, values in latents.items():
         found, ratio = spectrum(values), participation_ratio(values)
         said = "no variance" if np.isnan(ratio) else f"participation ratio {ratio:.1f}"
@@ -157,13 +153,15 @@ def spectra(latents: Mapping[str, np.ndarray], title: str = "Spectra of the late
         look = {"color": style.colour(name), "label": f"{LABELS[name]}: {said}"}
         axis.plot(np.arange(1, len(found) + 1), share, **look)
     axis.set(yscale="log", xlabel="direction", ylabel="share of the variance", ylim=(1e-8, 1.5))
-    return _beside(figure, axis, title)
+    axis.grid()
+    draw.legend_beside(axis)
+    return figure
 
 
 @styled
 def noise_curves(comparison: Mapping[str, Any], title: str = "Pixel noise") -> Figure:
     """Relative latent shift against the noise on pixels, mean over seeds with 95 % intervals."""
-    figure, (axis,) = style.panels(1, 1, 6.6, 3.0)
+    figure, (axis,) = style.panels(1, 1, 6.6, 3.0, title=title)
     for name, cells in comparison["models"].items():
         found = pd.DataFrame([cells[f"noise_{sigma:g}"] for sigma in SIGMAS])
         if found["mean"].notna().all():
@@ -171,11 +169,6 @@ def noise_curves(comparison: Mapping[str, Any], title: str = "Pixel noise") -> F
             draw.curve(axis, SIGMAS, found["mean"], LABELS[name], style.colour(name), band)
     axis.set(xlabel="standard deviation of the noise, pixels in [0, 1]", ylim=(0, None))
     axis.set_ylabel("latent shift / spread")
-    return _beside(figure, axis, title)
-
-
-def _beside(figure: Figure, axis: Axes, title: str) -> Figure:
     axis.grid()
-    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    style.headline(figure, title)
+    draw.legend_beside(axis)
     return figure
