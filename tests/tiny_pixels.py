@@ -16,57 +16,29 @@ from hjepa_lib.runs.workspace import Workspace
 
 SIDE, STACK, ACTIONS = 16, 3, 4
 SHAPES = PixelShapes(1, STACK, SIDE, "discrete", ACTIONS)
+
+
+def below(section: str, **values: Any) -> dict[str, Any]:
+    """Settings of one section of `pixels` by their whole keys."""
+    return {f"pixels.{section}.{key}": value for key, value in values.items()}
+
+
+BUDGET = {"updates": 6, "batch": 8}
 TINY: dict[str, Any] = {
-    "device": "cpu",
-    "precision": "fp32",
-    "pixels.seeds": 1,
-    "pixels.environment.image_size": SIDE,
-    "pixels.environment.stack": STACK,
-    "pixels.encoder.latent_dim": 8,
-    "pixels.encoder.heads": 2,
-    "pixels.encoder.head_dim": 4,
-    "pixels.encoder.mlp_dim": 16,
-    "pixels.encoder.cnn_filters": 4,
-    "pixels.decoder.patch": 4,
-    "pixels.decoder.dim": 16,
-    "pixels.decoder.depth": 1,
-    "pixels.decoder.heads": 2,
-    "pixels.decoder.head_dim": 8,
-    "pixels.decoder.mlp_dim": 16,
-    "pixels.decoder.optim.updates": 4,
-    "pixels.decoder.optim.batch": 8,
-    "pixels.jepa.hidden": (16, 16),
-    "pixels.action_dim": 6,
-    "pixels.optim.updates": 6,
-    "pixels.optim.batch": 8,
+    "device": "cpu", "precision": "fp32", "pixels.seeds": 1, "pixels.action_dim": 6,
     "pixels.data.sequence": 6,
-    "pixels.vjepa2.stage1.patch": 4,
-    "pixels.vjepa2.stage1.depth": 1,
-    "pixels.vjepa2.stage1.hidden": (16,),
-    "pixels.vjepa2.stage1.optim.updates": 6,
-    "pixels.vjepa2.stage1.optim.batch": 8,
-    "pixels.vjepa2.stage2.depth": 1,
-    "pixels.vjepa2.stage2.heads": 2,
-    "pixels.vjepa2.stage2.head_dim": 4,
-    "pixels.vjepa2.stage2.mlp_dim": 16,
-    "pixels.vjepa2.stage2.rollout_steps": 2,
-    "pixels.vjepa2.stage2.optim.updates": 6,
-    "pixels.vjepa2.stage2.optim.batch": 8,
-    "pixels.reward.hidden": 8,
-    "pixels.reward.layers": 1,
-    "pixels.reward.optim.updates": 4,
-    "pixels.reward.optim.batch": 8,
-    "pixels.reward.seeds": 1,
-    "pixels.reward.study_transitions": 100,
-}
-ELSEWHERE: dict[str, Any] = {
-    "pixels.encoder.patch": 4,
-    "pixels.encoder.depth": 1,
-    "pixels.encoder.temporal_depth": 1,
-    "pixels.encoder.temporal_heads": 2,
-    "pixels.encoder.temporal_mlp": 16,
-    "pixels.encoder.mlp_hidden": 16,
-}
+    **below("environment", image_size=SIDE, stack=STACK),
+    **below("encoder", latent_dim=8, heads=2, head_dim=4, mlp_dim=16, cnn_filters=4),
+    **below("decoder", patch=4, dim=16, depth=1, heads=2, head_dim=8, mlp_dim=16),
+    **below("decoder.optim", updates=4, batch=8), **below("jepa", hidden=(16, 16)),
+    **below("optim", **BUDGET), **below("vjepa2.stage1", patch=4, depth=1, hidden=(16,)),
+    **below("vjepa2.stage2", depth=1, heads=2, head_dim=4, mlp_dim=16, rollout_steps=2),
+    **below("vjepa2.stage1.optim", **BUDGET), **below("vjepa2.stage2.optim", **BUDGET),
+    **below("reward", hidden=8, layers=1, seeds=1, study_transitions=100),
+    **below("reward.optim", updates=4, batch=8),
+}  # fmt: skip
+ELSEWHERE = below("encoder", patch=4, depth=1, temporal_depth=1, temporal_heads=2,
+                  temporal_mlp=16, mlp_hidden=16)  # fmt: skip
 """Small values of settings that act only after the encoder has been changed."""
 
 
@@ -84,29 +56,23 @@ def tiny_transitions(episodes: int = 6, length: int = 10, continuous: bool = Fal
     """A bright square that the action moves by one of four directions, on a dark floor."""
     generator = torch.Generator().manual_seed(0)
     steps = torch.tensor([[2, 0], [-2, 0], [0, 2], [0, -2]])
-    frames, now, after, origin, action, episode = [], [], [], [], [], []
-    for number in range(episodes):
+    frames, rows, action = [], [], []
+    for episode in range(episodes):
         place = torch.randint(0, SIDE - 4, (2,), generator=generator)
         first = len(frames)
         frames.append(picture(place))
         for _ in range(length):
-            choice = int(torch.randint(0, ACTIONS, (1,), generator=generator))
-            place = (place + steps[choice]).clamp(0, SIDE - 4)
-            now.append(len(frames) - 1)
+            action.append(int(torch.randint(0, ACTIONS, (1,), generator=generator)))
+            place = (place + steps[action[-1]]).clamp(0, SIDE - 4)
+            rows.append((len(frames) - 1, len(frames), first, episode))
             frames.append(picture(place))
-            after.append(len(frames) - 1)
-            origin.append(first)
-            action.append(choice)
-            episode.append(number)
     moves = torch.tensor(action)
+    kind, size = ("continuous", 2) if continuous else ("discrete", ACTIONS)
     if continuous:
         moves = steps[moves].float() / 2
-    return Transitions(
-        frames=torch.stack(frames), now=torch.tensor(now), after=torch.tensor(after),
-        origin=torch.tensor(origin), action=moves, reward=torch.zeros(len(now)),
-        episode=torch.tensor(episode), action_kind="continuous" if continuous else "discrete",
-        action_dim=2 if continuous else ACTIONS, stack=STACK, meta={"environment": "square"},
-    )  # fmt: skip
+    now, after, origin, episode = torch.tensor(rows).T
+    return Transitions(torch.stack(frames), now, after, origin, moves, torch.zeros(len(now)),
+                       episode, kind, size, STACK, {"environment": "square"})  # fmt: skip
 
 
 def picture(place: torch.Tensor) -> torch.Tensor:
