@@ -25,18 +25,16 @@ def write(tmp_path):
 
     def files(both=(), l1=(), l2=()):
         found = {}
-        sides = {"l1": {"level2__disable_l2": True} | dict(l1), "l2": dict(l2)}
-        for side, changes in sides.items():
-            path = tmp_path / f"{side}.yaml"
-            leaves = OVERRIDES | dotted(dict(both) | changes)
+        for side, own in (("l1", {"level2__disable_l2": True} | dict(l1)), ("l2", dict(l2))):
+            leaves, idle = OVERRIDES | dotted(dict(both) | own), ()
             if leaves.get("level2.disable_l2"):
-                rests = ("level2.", "planning.hierarchy.")
-                keep = "level2.disable_l2"
-                leaves = {k: v for k, v in leaves.items() if k == keep or not k.startswith(rests)}
-            if leaves.get("level2.train") == "joint":
-                leaves = {k: v for k, v in leaves.items() if not k.startswith("level2.optim.")}
+                idle = ("level2.", "planning.hierarchy.")
+            elif leaves.get("level2.train") == "joint":
+                idle = ("level2.optim.",)
+            kept = ("level2.disable_l2", "level2.train")
+            leaves = {k: v for k, v in leaves.items() if k in kept or not k.startswith(idle)}
+            path = found[f"config_{side}"] = tmp_path / f"{side}.yaml"
             path.write_text(yaml.safe_dump({"profile": "smoke"} | leaves))
-            found[f"config_{side}"] = path
         return found
 
     return files

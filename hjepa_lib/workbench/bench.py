@@ -7,8 +7,8 @@ nothing is timed before they gave the same numbers.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,27 +128,29 @@ def ways(precision: str, quick: bool = False) -> list[Way]:
     trials, shown, transitions = (3, 34, 500) if quick else (20, 1088, 100_000)
 
     def plan(name: str, kept: str) -> Call:
-        return functools.partial(getattr(Planning(laptop, trials), name), kept)
+        return partial(getattr(Planning(laptop, trials), name), kept)
 
     def draw(rule: Callable[..., Tensor]) -> Call:
         windows = Windows(generate("good", SAMPLE), 17)
         batch = windows.sample(shown // 17, torch.Generator().manual_seed(0))
-        return functools.partial(rule, batch.positions, batch.layout)
+        return partial(rule, batch.positions, batch.layout)
 
     both = dict.fromkeys(("fp32", precision))
-    found = []
-    for model in (reference.level1, laptop.level1):
-        for kept in both:
-            make = functools.partial(updates, model, kept)
-            found.append(Way("level-1 update", f"{model.encoder}, {kept}", make, model.encoder))
-    for name, words in (("loop", "one by one"), ("call", "all at once")):
-        for kept in both:
-            make = functools.partial(plan, name, kept)
-            found.append(Way(f"plan {trials} trials", f"{words}, {kept}", make, kept))
-    for words, rule in (("direct formula", render_reference), ("patches", render)):
-        make = functools.partial(draw, rule)
-        found.append(Way(f"draw {shown:,} frames", words, make, "frames"))
-    make = functools.partial(functools.partial, generate, "good", transitions)
+    found = [
+        Way("level-1 update", f"{one.encoder}, {kept}", partial(updates, one, kept), one.encoder)
+        for one in (reference.level1, laptop.level1)
+        for kept in both
+    ]
+    found += [
+        Way(f"plan {trials} trials", f"{words}, {kept}", partial(plan, name, kept), kept)
+        for name, words in (("loop", "one by one"), ("call", "all at once"))
+        for kept in both
+    ]
+    found += [
+        Way(f"draw {shown:,} frames", words, partial(draw, rule), "frames")
+        for words, rule in (("direct formula", render_reference), ("patches", render))
+    ]
+    make = partial(partial, generate, "good", transitions)
     return [*found, Way(f"generate {transitions:,} transitions", "vectorised", make)]
 
 
@@ -158,15 +160,13 @@ def growing(precision: str, quick: bool = False) -> list[Way]:
 
     def make(axis: str, value: int) -> Call:
         flat = config.planning.flat
-        if axis == "trials":
-            planning = Planning(config, value, flat)
-        else:
-            planning = Planning(config, 20, dataclasses.replace(flat, **{axis: value}))
-        return functools.partial(planning.call, precision)
+        flat = flat if axis == "trials" else dataclasses.replace(flat, **{axis: value})
+        planning = Planning(config, value if axis == "trials" else 20, flat)
+        return partial(planning.call, precision)
 
     axes = _QUICK_GROWTH if quick else GROWTH
     return [
-        Way(axis, f"{value:,}", functools.partial(make, axis, value))
+        Way(axis, f"{value:,}", partial(make, axis, value))
         for axis, values in axes.items()
         for value in values
     ]

@@ -217,14 +217,10 @@ class _Curve(NamedTuple):
         Linear in log price along the envelope; None where no budget reaches it.
         """
         x, best = self.envelope
-        above = np.flatnonzero(best >= level - 1e-12)
-        if not len(above):
+        if best[-1] < level - 1e-12:
             return None
-        at = above[0]
-        if at == 0:
-            return float(x[0]), bool(np.isclose(best[0], level))
-        share = (level - best[at - 1]) / (best[at] - best[at - 1])
-        return float(np.exp(np.log(x[at - 1]) + share * np.log(x[at] / x[at - 1]))), True
+        exact = best[0] < level or bool(np.isclose(best[0], level))
+        return float(np.exp(np.interp(level - 1e-12, best, np.log(x)))), exact
 
 
 def compute_ratio(
