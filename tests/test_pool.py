@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import dask
+import distributed
 import pandas as pd
 import pytest
 from test_runner import SEED
@@ -241,8 +243,6 @@ double.__module__ = "__main__"  # pickled whole, so that a worker need not impor
 
 def test_local_cluster_tells_the_killer_from_its_neighbours():
     """Dask blames what waited for the dead worker, too; here only the guilty one is lost."""
-    import dask
-
     with dask.config.set({"distributed.scheduler.allowed-failures": 1}):  # 3 would take longer
         ended = list(pool.run_all(double, [1, 0, 2, 3], engine="dask", jobs=2))
     assert {one.item: one.value for one in ended if not one.error} == {1: 2, 2: 4, 3: 6}
@@ -258,7 +258,6 @@ def test_joblib_says_what_a_killed_process_means():
 
 
 def test_workers_with_threads_are_refused():
-    distributed = pytest.importorskip("distributed")
     with (
         distributed.LocalCluster(
             n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
@@ -285,8 +284,6 @@ def test_a_worker_that_sees_other_folders_says_so(tmp_path):
     ],
 )
 def test_wrong_choices_are_one_sentence(options, kind, message, monkeypatch):
-    import dask
-
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
         pytest.raises(kind, match=message),
