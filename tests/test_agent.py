@@ -47,17 +47,6 @@ def test_plan_takes_frames_in_both_channel_orders(agent, frames, method):
     assert (plan.macro is not None) == (method == "l1+l2")
 
 
-def test_plan_is_repeatable_and_leaves_the_global_generator_alone(agent, frames):
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
-    first = agent.plan(*frames)[0]
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.rand(5)
-    np.testing.assert_array_equal(agent.plan(*frames)[0], first)
-    other = dataclasses.replace(agent, seed=agent.seed + 1)
-    assert not np.array_equal(other.plan(*frames)[0], first)
-
-
 @pytest.mark.parametrize(
     ("shape", "kind", "message"),
     [
@@ -212,11 +201,12 @@ def test_load_a_run_without_its_data(trained, frames, tmp_path, monkeypatch):
 def test_a_closed_loop_plays_the_episodes_of_the_table(trained, tmp_path, method, protocol):
     """I14: a loop through `controller` has the cap, the noise, the warm starts and the clocks."""
     shutil.copytree(trained, tmp_path / "run")
-    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    path = tmp_path / "run" / "manifest.json"
+    manifest = json.loads(path.read_text())
     manifest["config"]["evaluation"]["protocol"] = protocol
     manifest["config"]["planning"]["action_cap"] = 0.0
-    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
-    run = Run.at(tmp_path / "run")
+    path.write_text(json.dumps(manifest))
+    run = Run.at(path.parent)
     case, agent = Case.of(run.config, method, "distance"), load_run(run)
     cap = case.planning.action_cap
     assert agent.planning.action_cap == cap

@@ -50,21 +50,14 @@ def test_positions_follow_the_world_step_by_step(trials):
     chunk = 0.3 * torch.randn(12, 3, 2, generator=seeded())
     policy = Fixed(chunk)
     outcome = run_episodes(policy, trials, "bounce", 7, CAP, seed=5)
-    assert outcome.positions.shape == (12, 8, 2)
-    assert outcome.actions.shape == (12, 7, 2)
-    assert outcome.seen["calls"] == 3
     world = TwoRooms(trials.layout, "bounce", seed=5)
-    position = world.reset(trials.start)
-    for step in range(7):
-        np.testing.assert_array_equal(outcome.positions[:, step], position.numpy())
-        if step % 3 == 0:
-            shown, frames = policy.seen[step // 3]
-            assert torch.equal(shown, position)
-            assert torch.equal(frames, world.render())
-        np.testing.assert_array_equal(outcome.actions[:, step], chunk[:, step % 3].numpy())
-        position = world.step(chunk[:, step % 3])
-    np.testing.assert_array_equal(outcome.positions[:, 7], position.numpy())
-    assert outcome.seconds >= 0
+    wanted = [world.reset(trials.start)]
+    wanted += [world.step(chunk[:, step % 3]) for step in range(7)]
+    np.testing.assert_array_equal(outcome.positions, torch.stack(wanted, 1).numpy())
+    np.testing.assert_array_equal(outcome.actions, chunk.repeat(1, 3, 1)[:, :7].numpy())
+    assert outcome.seen["calls"] == 3
+    for (position, frames), place in zip(policy.seen, wanted[::3], strict=True):
+        assert torch.equal(position, place) and torch.equal(frames, world.render(place))
 
 
 def test_actions_beyond_the_cap_are_an_error(trials):
@@ -88,15 +81,14 @@ def test_an_action_that_is_no_number_ends_its_own_trial_alone(trials, bad):
             actions[3, 1, 0] = bad if len(self.seen) == 2 else actions[3, 1, 0]
             return actions
 
-    whole = run_episodes(Fixed(good), trials, "bounce", 8, CAP, 0)
-    broken = run_episodes(Breaking(good), trials, "bounce", 8, CAP, 0)
-    assert broken.lost.tolist() == [number == 3 for number in range(12)]
+    whole, broken = (
+        run_episodes(kind(good), trials, "bounce", 8, CAP, 0) for kind in (Fixed, Breaking)
+    )
     others = np.arange(12) != 3
+    assert not whole.lost.any() and (broken.lost == ~others).all()
     np.testing.assert_array_equal(broken.positions[others], whole.positions[others])
     assert (broken.positions[3, 2:] == whole.positions[3, 2]).all()
-    assert not whole.lost.any()
-    columns = per_trial(broken, "p1")
-    assert columns["lost"].sum() == 1
+    assert per_trial(broken, "p1")["lost"].sum() == 1
 
 
 @pytest.mark.parametrize("dynamics", ["blocked", "bounce", "slide"])
@@ -120,24 +112,25 @@ def test_a_trial_alone_is_the_trial_in_its_batch(agent, trials, method):
     """I13: noise of the world, proposals and the random walk belong to a trial, bit for bit."""
     planning = dataclasses.replace(agent.planning, cost="latent")
 
-    def policy():
-        if method.startswith("random"):
-            return RandomPolicy(CAP, 3, persistent=method.endswith("persistent"))
-        return LatentPolicy(agent, method, planning)
+    def played(tasks):
+        policy = RandomPolicy(CAP, 3, persistent=method.endswith("persistent"))
+        if not method.startswith("random"):
+            policy = LatentPolicy(agent, method, planning)
+        return run_episodes(policy, tasks, "bounce", 12, CAP, 3)
 
-    whole = run_episodes(policy(), trials, "bounce", 12, CAP, 3)
     few = trials.pick([7, 2])
     assert few.numbers == (7, 2)
-    part = run_episodes(policy(), few, "bounce", 12, CAP, 3)
+    whole, part = played(trials), played(few)
     # What is drawn is equal bit for bit; matrix products round differently in another batch.
     np.testing.assert_allclose(part.actions, whole.actions[[7, 2]], atol=5e-3)
     np.testing.assert_allclose(part.positions, whole.positions[[7, 2]], atol=2e-2)
     for step, level, draw in ((0, 0, 0), (5, 1, 1), (9, 2, 0)):
         batch = trial_noise(3, trials.numbers, step, (4, 2), level, draw)
         assert torch.equal(batch[[7, 2]], trial_noise(3, few.numbers, step, (4, 2), level, draw))
-    walls = torch.tensor([CAP, 0.0])
-    longer = run_episodes(Fixed(walls.expand(12, 1, 2)), trials, "bounce", 60, CAP, 3)
-    shorter = run_episodes(Fixed(walls.expand(2, 1, 2)), few, "bounce", 60, CAP, 3)
+    longer, shorter = (
+        run_episodes(Fixed(torch.tensor([[[CAP, 0.0]]] * one.count)), one, "bounce", 60, CAP, 3)
+        for one in (trials, few)
+    )  # into the wall again and again
     np.testing.assert_array_equal(shorter.positions, longer.positions[[7, 2]])
 
 
@@ -157,27 +150,24 @@ def test_noise_is_standard_normal_and_of_its_own_everywhere():
     assert abs(torch.corrcoef(every.T[:2])[0, 1]) < 0.08
 
 
-@pytest.mark.parametrize("method", ["flat", "l1+l2"])
+@pytest.mark.parametrize("method", ["random", "flat", "l1+l2"])
 def test_consuming_random_numbers_first_changes_nothing(agent, trials, method):
     """PL2: no result depends on a global generator."""
-    few = trials.first(3)
-    policy = LatentPolicy(agent, method, agent.planning)
-    first = run_episodes(policy, few, "bounce", 6, CAP, 0)
-    random.seed(7)
-    np.random.seed(7)
-    torch.manual_seed(7)
-    torch.rand(1000)
-    again = LatentPolicy(agent, method, agent.planning)
-    second = run_episodes(again, few, "bounce", 6, CAP, 0)
+    few, found = trials.first(3), []
+    for seed in (1, 7):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        if method == "random":
+            policy = RandomPolicy(CAP, 3, persistent=True)
+        else:
+            policy = LatentPolicy(agent, method, agent.planning)
+        found.append(run_episodes(policy, few, "bounce", 6, CAP, 0))
+    first, second = found
     np.testing.assert_array_equal(first.positions, second.positions)
     np.testing.assert_array_equal(first.actions, second.actions)
     for name, values in first.seen.items():
         np.testing.assert_array_equal(values, second.seen[name])
-    for policy in (RandomPolicy(CAP, 3), RandomPolicy(CAP, 3, persistent=True)):
-        one = run_episodes(policy, few, "bounce", 6, CAP, 0)
-        torch.rand(10)
-        two = run_episodes(policy, few, "bounce", 6, CAP, 0)
-        np.testing.assert_array_equal(one.positions, two.positions)
 
 
 def test_random_policies(trials):
@@ -371,15 +361,17 @@ def test_level2_open_loop_errors(actions, data):
     agent = make_agent(tiny_config(level2__actions=actions))
     batch = openloop.draw_windows(make_store(agent.level1, data), 11, count=10)
     curves = openloop.open_loop(agent, batch)
-    posterior, prior = (curves[f"level 2, {name}"].errors for name in ("posterior z", "prior mean"))
-    assert curves["level 2, prior mean"].steps.tolist() == [4, 8]
-    assert posterior.shape == prior.shape == (10, 2)
-    assert digest(posterior) != digest(prior)
+    levels = ["level 1", "level 2, posterior z", "level 2, prior mean", "stand still"]
+    assert list(curves) == levels
+    posterior, prior = (curves[f"level 2, {name}"] for name in ("posterior z", "prior mean"))
+    assert prior.steps.tolist() == posterior.steps.tolist() == [4, 8]
+    assert posterior.errors.shape == prior.errors.shape == (10, 2)
+    assert digest(posterior.errors) != digest(prior.errors)
     chunks = agent.level2.chunk_actions(agent.level1.normalise_actions(batch.actions))
     macros = agent.level2.macro(chunks)
     imagined = agent.level2.imagine(batch.latents[:, 0], 2, macros).predictions
     wanted = (agent.probe(imagined[:, 1]) - batch.positions[:, 8]).norm(dim=-1)
-    np.testing.assert_allclose(prior[:, 1], wanted.numpy(), rtol=1e-4)
+    np.testing.assert_allclose(prior.errors[:, 1], wanted.numpy(), rtol=1e-4)
 
 
 def test_prediction_probe_error_pools_all_steps(agent, store):

@@ -44,7 +44,7 @@ def _recorded() -> dict[str, str]:
 class Case:
     """One method as it is played: with the weights, everything that shapes its result."""
 
-    method: str  # random, random-persistent, oracle, flat, l1+l2, l1+l2+l3
+    method: str  # of `FLOORS` or `LEARNED`
     cost: str  # latent or distance, "none" for floors and ceiling
     planning: PlanningConfig  # as played: cap, cost and budget are already in it
     protocol: str
@@ -102,15 +102,11 @@ class Case:
                 return load_trials(self.protocol, self.split, self.trials)
             found = read_trials(self.split)
             if self.protocol == "p1" and (found.layout.pairs() != Layout.fixed().pairs()).any():
-                raise ConfigError(
-                    f"protocol p1 plays the fixed layout, {self.split} has others: "
-                    "set evaluation.protocol"
-                )
+                what = f"{self.split} has others: set evaluation.protocol"
+                raise ConfigError(f"protocol p1 plays the fixed layout, {what}")
             return found.first(self.trials)
         if self.protocol == "p2_heldout":
-            raise ConfigError(
-                "an own world has one layout, so evaluation.protocol=p2_heldout is out"
-            )
+            raise ConfigError("an own world has one layout: evaluation.protocol=p2_heldout is out")
         return own_trials(world, self.split, self.trials)
 
     @property

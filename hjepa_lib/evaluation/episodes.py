@@ -37,7 +37,6 @@ class Policy:
 
     def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
         """position (B, 2) px (privileged policies), frames (B, C, Hpx, Wpx) -> (B, k, 2) px."""
-        raise NotImplementedError
 
     def diagnostics(self) -> dict[str, np.ndarray]:
         """What it saw and chose at R calls, (B, R, ...) each."""

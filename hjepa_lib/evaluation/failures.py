@@ -1,20 +1,17 @@
-"""Why a trial failed: exactly one label per trial, from what a result file holds.
-
-With p(t) the positions, g the goal and all lengths in px, the first rule that applies decides:
+"""Why a trial failed: the first rule that applies gives its one label.
 
 | label | rule |
 |---|---|
 | solved | the protocol's own success |
-| missed_goal | came within 4.5 px of g at some step |
-| off_distribution | L1+L2: median `subgoal_offset` of the commanded calls above 2 |
+| missed_goal | came within 4.5 px of the goal at some step |
+| off_distribution | L1+L2: median `subgoal_offset` (episodes.py) of the commanded calls above 2 |
 | subgoal_unreachable | L1+L2: more than half of the commanded sub-goals out of reach |
-| missed_goal | was in the goal's room at some step (beyond the wall's face on the goal's side) |
+| missed_goal | was beyond the wall's face on the goal's side at some step |
 | stuck_at_wall | over half of the second half's steps within 3 px of a wall face, beside the door |
 | no_door | none of these: moved about on the start's side and never found the door |
 
 A call is commanded when level 1 aims at the sub-goal and not at the goal itself. A sub-goal is out
-of reach in a wall, beyond the border, or farther by the shortest path than a macro-step can go and
-2 px. `subgoal_offset` (evaluation/episodes.py) says how far its latent is from those of frames.
+of reach in a wall, beyond the border, or farther by the shortest path than a macro-step and 2 px.
 """
 
 from __future__ import annotations
@@ -40,10 +37,8 @@ LABELS = {
     "no_door": "never found the door",
 }
 """Label -> words for tables and figures, in the order of a stacked bar."""
-STUCK_PX = 3.0
-"""Closer than this to a wall face counts as at the wall."""
-OFFSET = 2.0
-"""Above this, in units of level-1 predictions, a sub-goal latent is off-distribution."""
+STUCK_PX = 3.0  # to a wall face
+OFFSET = 2.0  # in units of level-1 predictions
 
 
 class Commands(NamedTuple):
