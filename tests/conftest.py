@@ -1,6 +1,7 @@
 """Shared fixtures: tiny settings, trajectories, models and one whole tiny run (see tiny.py)."""
 
 import dataclasses
+import shutil
 
 import hypothesis
 import pytest
@@ -82,3 +83,14 @@ def trained(config, outputs, short_probe):
         ws = Workspace("test", Run.create("trained", config, outputs))
         stages.load_trained(ws)
     return ws.run.path
+
+
+@pytest.fixture(scope="module")
+def ws(trained, tmp_path_factory):
+    """A copy of the whole tiny run, the latest one of an outputs folder of its own."""
+    root = tmp_path_factory.mktemp("outputs")
+    shutil.copytree(trained, root / "trained")
+    (root / "latest").write_text("trained\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HJEPA_OUTPUTS", str(root))
+        yield Workspace("test", Run.open("trained"))

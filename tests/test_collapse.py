@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,9 +21,7 @@ from hjepa_lib.evaluation.statistics import Interval
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
-from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.score import COSTS
-from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.workbench import variants
 from hjepa_lib.workbench.rows import pack_solved
 from hjepa_lib.worlds.layout import Layout, layout_set
@@ -310,29 +307,18 @@ def test_variants_of_a_group_differ_in_one_thing():
     assert dataclasses.replace(fixed, near=1.0) == config.planning.hierarchy
 
 
-@pytest.fixture(scope="module")
-def whole(trained, tmp_path_factory):
-    """A copy of the tiny run in an outputs folder of its own."""
-    root = tmp_path_factory.mktemp("outputs")
-    shutil.copytree(trained, root / "trained")
-    (root / "latest").write_text("trained\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HJEPA_OUTPUTS", str(root))
-        yield Workspace("test", Run.open("trained"))
-
-
-def test_a_variant_is_a_run_beside_its_run(whole, short_probe, monkeypatch):
+def test_a_variant_is_a_run_beside_its_run(ws, short_probe):
     """PL8: trained once, resumed for nothing, and neither the run nor `latest` changes."""
-    before = (whole.run.path / "manifest.json").read_text()
-    changes = variants.size(whole.config, 634, 3)
-    side = variants.train(whole, "size-634", changes)
-    assert side.run.path.parent == whole.run.path.parent / "trained-variants"
+    before = (ws.run.path / "manifest.json").read_text()
+    changes = variants.size(ws.config, 634, 3)
+    side = variants.train(ws, "size-634", changes)
+    assert side.run.path.parent == ws.run.path.parent / "trained-variants"
     assert side.config.level1.optim.updates == 3
     stamp = (side.run.path / "l1" / "model.safetensors").stat().st_mtime_ns
-    again = variants.train(whole, "size-634", changes)
+    again = variants.train(ws, "size-634", changes)
     assert (again.run.path / "l1" / "model.safetensors").stat().st_mtime_ns == stamp
-    assert (whole.run.path / "manifest.json").read_text() == before
-    assert (whole.run.path.parent / "latest").read_text() == "trained\n"
+    assert (ws.run.path / "manifest.json").read_text() == before
+    assert (ws.run.path.parent / "latest").read_text() == "trained\n"
     measured = variants.measure(side, ("flat",), 3, 12, 4)
     assert measured.about["transitions"] == 634
     assert measured.errors["level 1"].shape == (4,)
@@ -340,7 +326,7 @@ def test_a_variant_is_a_run_beside_its_run(whole, short_probe, monkeypatch):
     assert measured.rows[0]["solved"].shape == (3,)
     assert measured.name == "size-634"  # how tables and figures call it
     # Notebook 08 met notebook 07's folder of the same data and refused it.
-    other = variants.train(whole, "size-634", changes | {"level1.optim.updates": 2})
+    other = variants.train(ws, "size-634", changes | {"level1.optim.updates": 2})
     assert other.run.path != side.run.path and other.config.level1.optim.updates == 2
 
 
@@ -352,12 +338,12 @@ def test_a_budget_holds_for_the_refinement_too():
     assert not [name for name in alone if name.startswith("level2")]
 
 
-def test_a_level_2_variant_takes_level_1_over(whole):
-    changes = variants.designs(whole.config, 2)["latent-fsq"]
-    side = variants.train(whole, "latent-fsq", changes, ("l2",))
+def test_a_level_2_variant_takes_level_1_over(ws):
+    changes = variants.designs(ws.config, 2)["latent-fsq"]
+    side = variants.train(ws, "latent-fsq", changes, ("l2",))
     assert side.config.level2.latent == "fsq"
     for name in ("model.safetensors", "distance.safetensors"):
-        own, taken = whole.run.path / "l1" / name, side.run.path / "l1" / name
+        own, taken = ws.run.path / "l1" / name, side.run.path / "l1" / name
         assert own.read_bytes() == taken.read_bytes()
     assert side.run.done("l2")
 
@@ -420,13 +406,13 @@ def test_committed_rows_are_pooled_over_seeds(tmp_path, monkeypatch):
         variants.committed("sizes", "data.transitions")
 
 
-def test_results_without_pictures_are_the_same_results(whole):
+def test_results_without_pictures_are_the_same_results(ws):
     """Fans and later plans are left out; what was played and the first plan's end stay."""
-    agent = stages.load_trained(whole)
+    agent = stages.load_trained(ws)
     for method in ("flat", "l1+l2"):
-        case = Case.of(whole.config, method, "latent")
+        case = Case.of(ws.config, method, "latent")
         one, two = (
-            scoring.play(whole, agent, case, f"pictures-{on}", pictures=on) for on in (True, False)
+            scoring.play(ws, agent, case, f"pictures-{on}", pictures=on) for on in (True, False)
         )
         for name in ("positions", "trial_init_plan_cross_wall", "trial_success", "plan_near"):
             np.testing.assert_allclose(one.arrays[name], two.arrays[name], rtol=1e-5)

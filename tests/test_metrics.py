@@ -9,6 +9,8 @@ from scipy import stats
 from hjepa_lib.evaluation import metrics
 from hjepa_lib.evaluation.metrics import Episodes, per_trial
 
+NAN = math.nan
+
 
 def episodes(*paths, goal, **changes) -> Episodes:
     """Trials with the given x, y paths (lists of (x, y)) and goals; other fields by default."""
@@ -58,35 +60,45 @@ def test_success_rate_is_the_protocols_own_with_its_wilson_interval(protocol, su
     assert result["ci95"] == [expected.low, expected.high]
 
 
-def test_the_start_counts_as_a_first_hit():
-    trial = per_trial(episodes([(50, 30.5), (20, 30), (20, 30)], goal=[(50, 30)]), "p1")
-    assert trial["success"][0] == 1 and trial["termination_step"][0] == 0
-    assert trial["planning_error"][0] == 0.125  # 0.5^2 / 2 at t = 0, not at the end
+CROSSER = [(20, 1), (30, 8), (34, 10)]  # 15 px to the door, 8.333 training steps; over at t = 2
+COLUMNS = {
+    # column: wanted values, field of the row and its mean, goal, paths
+    # m(1) = 0.5 although m(2) = 0; ((-4)^2 + 3^2) / 2 at the end; 0.5^2 / 2 at t = 0
+    "planning_error": ([0.5, 12.5, 0.125], "planning_error_mean", 13.125 / 3, (50, 30), [
+        [(20, 30), (50, 31), (50, 30)], [(20, 30), (30, 30), (46, 33)],
+        [(50, 30.5), (20, 30), (20, 30)],
+    ]),
+    "final_distance": ([0, 5], "final_distance_mean", 2.5, (50, 30), [
+        [(20, 30), (50, 31), (50, 30)], [(20, 30), (30, 30), (46, 33)],
+    ]),
+    # a failure counts as one step more than there are
+    "termination_step": ([200, 201, 0], "avg_termination_step", 401 / 3, (50, 30), [
+        [*[(20, 30)] * 200, (50, 30)], [(20, 30)] * 201, [(50, 30.5), *[(20, 30)] * 200],
+    ]),
+    # reached the goal and went home; across; on the right face: side 0; same room: not eligible
+    "cross_wall": ([0, 1, 0, NAN], "cross_wall_rate", 1 / 3, (50, 10), [
+        [(20, 10), (50, 10), (20, 10)], [(20, 10), (32, 10), (45, 10)],
+        [(20, 10), (32, 10), (33, 10)], [(50, 10)] * 3,
+    ]),
+    # the step itself; a later return is ignored; the mean is that of crossers
+    "first_crossing_step": ([3, 1, NAN], "first_crossing_steps", 2, (50, 10), [
+        [(20, 10), (25, 10), (31.9, 10), (32.1, 10), (20, 10)],
+        [(31, 10), (33, 10), (34, 10), (35, 10), (36, 10)], [(20, 10)] * 5,
+    ]),
+    "efficiency": ([15 / 1.8 / 2, 0], "efficiency_score", 15 / 1.8 / 4, (50, 10), [
+        CROSSER, [(20, 1)] * 3,
+    ]),
+}  # fmt: skip
 
 
-def test_planning_error_stops_at_the_first_hit_and_the_rmse_is_the_root_of_the_mean():
-    hit = [(20, 30), (50, 31), (50, 30)]  # m(1) = 0.5 although m(2) = 0
-    miss = [(20, 30), (30, 30), (46, 33)]  # ((-4)^2 + 3^2) / 2 = 12.5 at the end
-    result = summarise(episodes(hit, miss, goal=[(50, 30)] * 2), "p1")
-    assert result["planning_error_mean"] == 6.5
-    assert result["planning_error_mean_rmse"] == math.sqrt(6.5)  # not (sqrt(.5) + sqrt(12.5)) / 2
-    assert result["final_distance_mean"] == 2.5  # (0 + 5) / 2
-
-
-def test_termination_counts_failures_as_one_step_more_than_there_are():
-    path = [(20, 30)] * 200 + [(50, 30)]
-    result = summarise(episodes(path, [(20, 30)] * 201, goal=[(50, 30)] * 2), "p1")
-    assert result["avg_termination_step"] == (200 + 201) / 2
-
-
-def test_crossing_rate_is_judged_at_the_end_over_eligible_trials_only():
-    back = [(20, 10), (50, 10), (20, 10)]  # reached the goal, went home: not crossed at S
-    across = [(20, 10), (32, 10), (45, 10)]
-    inside = [(20, 10), (32, 10), (33, 10)]  # on the right face: side 0
-    same_room = [(50, 10), (50, 10), (50, 10)]  # not eligible
-    e = episodes(back, across, inside, same_room, goal=[(50, 10)] * 4)
-    assert np.array_equal(per_trial(e, "p1")["cross_wall"], [0, 1, 0, math.nan], equal_nan=True)
-    assert summarise(e, "p1")["cross_wall_rate"] == pytest.approx(1 / 3)
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_column_has_its_definition_and_its_field_is_the_mean(column):
+    wanted, field, mean, goal, paths = COLUMNS[column]
+    e = episodes(*paths, goal=[goal] * len(paths))
+    np.testing.assert_allclose(per_trial(e, "p1")[column], wanted)
+    row = summarise(e, "p1")
+    assert row[field] == pytest.approx(mean)
+    assert row["planning_error_mean_rmse"] == math.sqrt(row["planning_error_mean"])
 
 
 def test_crossing_from_right_to_left_and_its_own_wall_per_trial():
@@ -119,7 +131,7 @@ def test_initial_plan_rate_is_defined_for_any_horizon_with_its_reach_beside_it()
         assert row["init_plan_cross_wall_rate"] == 0.5
         assert row["init_plan_reach"] == reach
         assert row["cross_wall_rate"] == 0
-    for seen in ({}, plan_of([(math.nan, math.nan)], [(math.nan, math.nan)])):
+    for seen in ({}, plan_of([(NAN, NAN)], [(NAN, NAN)])):
         row = summarise(e._replace(seen=seen), "p1")
         assert math.isnan(row["init_plan_cross_wall_rate"])
     assert math.isnan(summarise(e._replace(seen={}), "p1")["init_plan_reach"])
@@ -147,24 +159,6 @@ def test_effective_samples_are_means_over_the_planning_calls():
     row = summarise(e, "p1")
     assert (row["effective_samples"], row["effective_samples_macro"]) == (2, 2)
     assert math.isnan(summarise(e._replace(seen={}), "p1")["effective_samples"])
-
-
-def test_first_crossing_is_the_step_itself_and_averages_over_crossers():
-    third = [(20, 10), (25, 10), (31.9, 10), (32.1, 10), (20, 10)]  # t = 3, later return ignored
-    first = [(31, 10), (33, 10), (34, 10), (35, 10), (36, 10)]  # t = 1
-    never = [(20, 10)] * 5
-    e = episodes(third, first, never, goal=[(50, 10)] * 3)
-    steps = per_trial(e, "p1")["first_crossing_step"]
-    assert np.array_equal(steps, [3, 1, math.nan], equal_nan=True)
-    assert summarise(e, "p1")["first_crossing_steps"] == 2
-
-
-def test_efficiency_is_straight_steps_to_the_door_over_the_crossing_step():
-    # distance (20, 1) -> (32, 10) is 15 px = 8.333 training steps, crossed at t = 2
-    crosser = [(20, 1), (30, 8), (34, 10)]
-    e = episodes(crosser, [(20, 1)] * 3, goal=[(50, 10)] * 2)
-    assert per_trial(e, "p1")["efficiency"] == pytest.approx([15 / 1.8 / 2, 0])
-    assert summarise(e, "p1")["efficiency_score"] == pytest.approx(15 / 1.8 / 4)
 
 
 def test_path_efficiency_compares_the_way_up_to_the_first_hit_with_the_oracle():

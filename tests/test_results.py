@@ -26,17 +26,6 @@ CAP = 1.8365
 
 
 @pytest.fixture(scope="module")
-def ws(trained, tmp_path_factory):
-    """A copy of the whole tiny run, to be evaluated."""
-    root = tmp_path_factory.mktemp("evaluated")
-    shutil.copytree(trained, root / "run")
-    (root / "latest").write_text("run\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HJEPA_OUTPUTS", str(root))
-        yield Workspace("test", Run.open("run", root))
-
-
-@pytest.fixture(scope="module")
 def rows(ws):
     """Every method, evaluated as the notebooks do it."""
     agent = stages.load_trained(ws)
