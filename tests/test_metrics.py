@@ -142,7 +142,7 @@ def test_plans_through_the_wall_are_counted():
     straight = [(24, 30), (28, 30), (24, 30)]
     through = [(24, 30), (28, 30), (36, 30)]  # 8 px straight, but 60 px through the door
     long = [(24, 30), (2, 30), (14, 30)]  # too long, but in its room
-    door = [(28, 10), (32, 10), (36, 10)]
+    door = [(28, 10), (36.5, 10), (36, 10)]  # 8.5 px, 1.3 more than a step: the probe's error
     starts = [(20, 30)] * 3 + [(24, 10)]
     plans = plan_of(straight, through, long, door, stride=4)
     e = episodes(*([start, start] for start in starts), goal=[(50, 10)] * 4, seen=plans)
