@@ -152,10 +152,12 @@ class Config(Section):
     def _refuse_idle(self, changed: Config, keys: dict[str, Any]) -> None:
         """ConfigError for a key whose new value the other settings switch off (PL7)."""
         before, after = flatten(self), flatten(changed)
-        default = flatten(profile(self.profile)) if keys else {}
         for one in describe(changed):
             idle = [need for need in one.needs if one.name in keys and not acts(need, after)]
-            if idle and after[one.name] not in (before[one.name], default[one.name]):
+            if idle and after[one.name] not in (
+                before[one.name],
+                flatten(profile(self.profile))[one.name],
+            ):
                 raise ConfigError(f"{one.name} needs {idle[0]}, else it does nothing")
 
 
