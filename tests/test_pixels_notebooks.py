@@ -1,4 +1,4 @@
-"""Notebooks 10-15: refused parameters, and one whole smoke run by the command line, no display.
+"""Notebooks 10-15: one whole smoke run by the command line, without a display.
 
 Their form is checked in tests/test_notebooks.py.
 """
@@ -11,39 +11,20 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_notebooks import PIXELS, execute
 
-from hjepa_lib.config import ConfigError, profile
+from hjepa_lib.config import profile
 from hjepa_lib.config.pixels import MODELS
 from hjepa_lib.files import read_json
 from hjepa_lib.pixels.transitions import Transitions
+from hjepa_lib.runs.notebooks import select_notebooks
 from hjepa_lib.runs.report import check_summary
 from hjepa_lib.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = [path.stem for path in PIXELS]
+NAMES = [path.stem for path in select_notebooks("10-15", ROOT / "notebooks")]
 SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
-SMOKE = {"profile": "smoke", "overrides": "device=cpu,precision=fp32"}
 
 
-# --- parameters -------------------------------------------------------------------------------
-@pytest.mark.parametrize("path", PIXELS, ids=NAMES)
-def test_bad_standard_parameters_make_nothing(path, tmp_path, monkeypatch):
-    """One sentence in the start cell, before a run is made."""
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
-    for changes, message in (
-        ({"overrides": "pixels.sedes=3"}, "unknown setting 'pixels.sedes'"),
-        ({"overrides": "pixels.environment.stack=many"}, "stack must be int, got 'many'"),
-        ({"profile": "huge"}, "profile must be one of"),
-        ({"seed": -1}, "seed must lie in"),
-    ):
-        with pytest.raises(ConfigError, match=message) as caught:
-            execute(path, stop="workspace.start", **SMOKE | changes)
-        assert "\n" not in str(caught.value)
-    assert not list(tmp_path.iterdir())
-
-
-# --- one whole run ----------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """(run, what the command printed) of the smoke profile on a machine without a screen."""
