@@ -1,12 +1,13 @@
 """Command line: `python -m hjepa_lib run | train | compare | sweep | study | trials | ...`.
 
-Options are parsed by tyro from the dataclasses below; hyphens and underscores mean the same. A
-wrong setting, file or run ends with one sentence and exit status 2, a failed notebook or cell with
-1, Ctrl-C with 130. Heavy imports wait until a command needs them, so `--help` is quick.
+A wrong setting, file or run ends with one sentence and exit status 2, a failed notebook or cell
+with 1, Ctrl-C with 130. Heavy imports wait until a command needs them, so `--help` is quick.
 """
 
 from __future__ import annotations
 
+import functools
+import operator
 import signal
 import sys
 from dataclasses import dataclass
@@ -83,8 +84,7 @@ class ExperimentCommand:
     def __call__(self) -> int:
         from hjepa_lib.workbench import main_experiment
 
-        options = dict(vars(self))
-        return main_experiment(options.pop("file"), **options)
+        return main_experiment(**vars(self))
 
 
 @dataclass
@@ -262,7 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
     kinds = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in _COMMANDS.items()]
     arguments = sys.argv[1:] if arguments is None else arguments
     command = tyro.cli(
-        tyro.conf.FlagCreatePairsOff[_union(kinds)],
+        tyro.conf.FlagCreatePairsOff[functools.reduce(operator.or_, kinds)],
         prog="python -m hjepa_lib",
         description="The H-JEPA workbook: notebooks, comparisons and sweeps from the command line.",
         args=_gather_settings(arguments),
@@ -277,21 +277,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def _union(kinds: list) -> object:
-    from typing import Union
-
-    return Union[tuple(kinds)]  # noqa: UP007 - built at run time
-
-
 def _gather_settings(arguments: list[str]) -> list[str]:
     """Join repeated `--set a=1 --set b=2` into one option: the parser would keep the last only."""
     kept: list[str] = []
     settings: list[str] = []
     target = kept
     for argument in arguments:
-        if argument == "--set" or argument.startswith("--set="):
-            settings += [argument[6:]] if argument.startswith("--set=") else []
+        option, _, value = argument.partition("=")
+        if option == "--set":
             target = settings
+            settings += [value] if value else []
         else:
             target = kept if argument.startswith("-") else target
             target.append(argument)

@@ -58,7 +58,7 @@ def test_every_command_has_help(name, capsys):
     assert "usage: python -m hjepa_lib" in capsys.readouterr().out
 
 
-def test_run_resume_and_report(notebooks, root, capsys):
+def test_run_resume_report_and_what_disagrees_with_the_stored_config(notebooks, root, capsys):
     assert __main__.main(["run", "--profile", "smoke", "--notebooks", "1-2", *FIXED]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("profile smoke on cpu: about")
@@ -66,33 +66,24 @@ def test_run_resume_and_report(notebooks, root, capsys):
     assert [line.split()[0] for line in out[2:4]] == ["01_a", "02_b"]
     (name,) = list_runs()
     report = root / name / "report.html"
-    assert report.is_file()
-    report.unlink()
-    assert __main__.main(["run", "--resume", "--notebooks", "1-2"]) == 0
-    assert capsys.readouterr().out.count("done before") == 2
-    assert report.is_file()
-    report.unlink()
-    assert __main__.main(["report", "--run", name]) == 0
-    assert report.is_file()
-
-
-def test_run_names_what_disagrees_with_the_stored_config(notebooks, capsys):
-    named = ["--name", "a"]
-    arguments = ["run", "--profile", "smoke", "--notebooks", "1", *named, *FIXED]
-    assert __main__.main(arguments) == 0
-    capsys.readouterr()
+    for again, done in (
+        (["run", "--resume", "--notebooks", "1-2", "--set", "level1.width=16"], 2),
+        (["report", "--run", name], 0),
+    ):
+        report.unlink()
+        assert __main__.main(again) == 0 and report.is_file()
+        assert capsys.readouterr().out.count("done before") == done
+    named = ["run", "--name", name]
     for extra, message in (
-        (arguments[1:], "run 'a' exists already"),
+        ([*named, "--profile", "smoke", *FIXED], f"run '{name}' exists already"),
         ([*named, "--resume", "--seed", "3"], "made with seed=0, not 3"),
         ([*named, "--resume", "--set", "level1.width=9"], "made with level1.width=16, not 9"),
-        (["--name", "b", "--resume"], "run 'b' does not exist"),
-        (["--profile", "full", *named, "--resume"], "chosen by --profile"),
+        (["run", "--name", "b", "--resume"], "run 'b' does not exist"),
+        ([*named, "--profile", "full", "--resume"], "chosen by --profile"),
     ):
-        assert __main__.main(["run", *extra]) == 2
+        assert __main__.main(extra) == 2
         error = capsys.readouterr().err
         assert message in error and len(error.splitlines()) == 1
-    same = ["--resume", "--set", "level1.width=16", "--notebooks", "1"]
-    assert __main__.main(["run", *named, *same]) == 0
 
 
 def test_failed_notebook_ends_with_status_1_and_how_to_resume(notebooks, capsys):
@@ -147,18 +138,17 @@ def test_repeated_set_options_are_all_kept():
     assert __main__._gather_settings(plain) == plain
 
 
-@pytest.mark.parametrize("style", ["_", "-"])
-def test_compare_takes_the_documented_options(style, monkeypatch):
+def test_compare_takes_the_documented_options(monkeypatch):
     given = {}
     fake = types.SimpleNamespace(compare=lambda **options: given.update(options) or 0)
     monkeypatch.setitem(sys.modules, "hjepa_lib.workbench.compare", fake)
     monkeypatch.setattr("hjepa_lib.workbench.compare", fake, raising=False)
-    options = ["--config_l1", "a.yaml", "--config_l2", "b.yaml", "--output_root", "out"]
-    options = [*options, "--seed", "3", "--epochs", "2", "--mode", "l2", "--l2_from_scratch"]
-    options = [o.replace("_", style) if o.startswith("--") else o for o in options]
-    assert __main__.main(["compare", *options]) == 0
     paths = {"config_l1": Path("a.yaml"), "config_l2": Path("b.yaml"), "output_root": Path("out")}
-    assert given == paths | {"seed": 3, "epochs": 2, "mode": "l2", "l2_from_scratch": True}
+    wanted = paths | {"seed": 3, "epochs": 2, "mode": "l2", "l2_from_scratch": True}
+    for style in ("_", "-"):
+        options = [f"--{name.replace('_', style)}={wanted[name]}" for name in list(wanted)[:-1]]
+        assert __main__.main(["compare", *options, f"--l2{style}from{style}scratch"]) == 0
+        assert given == wanted
     assert __main__.main(["compare"]) == 0
     assert given["config_l1"] is given["config_l2"] is None  # the shipped ones, where used (C1)
 

@@ -31,8 +31,8 @@ class _Optim(Section):
     weight_decay: Float[0:] = 1e-5
     """AdamW's decay of weights."""
     schedule: Literal["constant", "plateau", "step"] = "constant"
-    """`plateau`: the rate is halved after more than `plateau_patience` validations without progress
-    (VJ-5); `step`: halved at equal intervals (GRID-5)."""
+    """`plateau`: halved after more than `plateau_patience` validations without progress (VJ-5);
+    `step`: at equal intervals (GRID-5)."""
     plateau_patience: Int[0:] = needs("schedule=plateau", 2)
     """Validations without progress that are borne before the rate is halved."""
     min_lr: Float[0:] = needs("schedule=plateau|step", 1e-6)
@@ -51,7 +51,7 @@ class OptimConfig(_Optim):
     updates: Int[1:] = 2500
     """Steps of the optimiser."""
     schedule: Literal["cosine", "constant", "plateau", "step"] = "cosine"
-    """`cosine`: linear warm-up, then down to `final`; the others start at the peak. `plateau` is
+    """`cosine`: linear warm-up, then down to `final`. The others start at the peak: `plateau` is
     halved after more than `plateau_patience` validations without progress, `step` at intervals."""
     warmup: Float[0:1] = needs("schedule=cosine", 0.1)
     """Share of the updates spent warming up."""
@@ -73,8 +73,7 @@ class EpochsConfig(_Optim):
     epochs: Int[1:] = needs("updates=0", 20)
     """Passes through the training part."""
     updates: Int[0:] = 0
-    """Fixed number of updates, whatever the size of the data; 0 = `epochs` passes. It is spent
-    whole: models stopped early at different times had different budgets."""
+    """Fixed number of updates, spent whole whatever the size of the data; 0 = `epochs` passes."""
     batch: Int[2:] = 32
     lr: Float[0:] = 3e-4
     patience: Int[0:] = needs("updates=0", 3)

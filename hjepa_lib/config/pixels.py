@@ -233,8 +233,7 @@ class Stage2Config(Blocks):
     """Steps of the roll-out in the loss."""
     optim: EpochsConfig = replace(_PLATEAU, epochs=30, updates=1_150)
     output: Literal["latent", "change"] = "latent"
-    """What the world model's last layer gives: the next latent, or its difference to the present
-    one, which starts as copy-last."""
+    """What the last layer gives: the next latent, or its difference to the present one."""
     checkpoint: str = ""
     """A file of stage 2 to go on from, encoder included, up to the updates set here (VJ-12)."""
 

@@ -31,8 +31,8 @@ class SearchConfig(Section):
     lr: Float[0:] = needs("method=gradient", 0.3)
     """Step size of Adam."""
     form: Literal["auto", "last", "sum", "closest", "last_k", "last_mean"] = "auto"
-    """How per-step costs over the horizon become one number; `auto`: `sum` of a cost that counts
-    steps, `closest` approach in the latent cost."""
+    """How costs over the horizon become one number; `auto`: `sum` of steps, `closest` in
+    latents."""
     last_k: Int[1:] = needs("form=last_k", 3)
     """Steps of `last_k`, counted from the end."""
     mean_weight: Float[0:] = needs("form=last_mean", 0.2)
@@ -56,11 +56,9 @@ class HierarchyConfig(Section):
     near: Float[0 : math.inf] = 1.0
     """Level 1 goes straight to goals within near * step_skip steps, as the cost tells."""
     clip: Float[0:] = 3.0
-    """Standardised z stays in [-clip, clip], learned macro-actions in their percentile box; 0 =
-    unbounded, both."""
+    """Standardised z stays in [-clip, clip], learned macro-actions in their box; 0 = unbounded."""
     reachable: Float[0:] = 1.0
-    """Weight of the excess of imagined macro-steps over step_skip steps (temporal distance only:
-    the latent cost has no unit of time)."""
+    """Weight of imagined macro-steps' excess over step_skip steps (temporal distance only)."""
     control: Literal["none", "zero", "shuffle", "perturb", "untrained"] = "none"
     """Controls of level 2's sub-goals; `untrained`: its initial weights."""
 
@@ -79,10 +77,10 @@ class PlanningConfig(Section):
     """Everything a planner needs besides the models."""
 
     cost: Literal["latent", "distance"] = "distance"
-    """What a planner minimises where one cost is played or drawn: the learned number of steps, or
-    the distance of latents."""
+    """What is minimised where one cost is played or drawn: learned steps, or distance of
+    latents."""
     action_cap: Float[0:] = 0.0
-    """Largest Euclidean action, px; 0 = the protocol's: P1 1.8365 (2.45 x 0.7496), P2 2.45."""
+    """Largest Euclidean action, px; 0 = the protocol's (P1 1.8365, P2 2.45)."""
     replan: Int[1:] = 4
     """Environment steps of a flat plan that are executed."""
     flat: PlannerConfig = PlannerConfig()
@@ -96,8 +94,8 @@ class EvaluationConfig(Section):
     protocol: Literal["p1", "p2_seen", "p2_heldout"] = "p1"
     """P1: the fixed layout; P2: a layout per trial, of the training ones or of no training."""
     split: str = "test"
-    """Which trials: `validation` chooses settings, `test` tells the result; or an .npz file that
-    the command `trials` made."""
+    """`validation` chooses settings, `test` tells the result; or an .npz file of the command
+    `trials`."""
     trials: Int[1:500] = 100
     """How many of them, from the first."""
     steps: Int[1:] = 200

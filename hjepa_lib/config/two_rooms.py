@@ -27,8 +27,8 @@ class DataConfig(Section):
     """Offline trajectories (PLDM's wall data and its relatives)."""
 
     source: str = "generated"
-    """`generated`, `published` (Google Drive), the path of an npz in the published format, or
-    `module:Class`, an own world (worlds/base.py)."""
+    """`generated`, `published` (Google Drive), an .npz file in that format, or an own world,
+    `module:Class`."""
     recipe: Literal[
         "good", "random", "short17", "short33", "short65", "mixture", "no_crossing", "eb_jepa",
         "expert",
@@ -88,8 +88,8 @@ class Level1Config(Section):
     width: Int[4:] = needs("encoder=fast|keypoint|vit", 32)
     """Channels of `fast`, maps of `keypoint`, width of the tokens of `vit`."""
     predictor: Literal["gru", "mlp", "transformer"] = "mlp"
-    """What imagines the next latent (models/encoders.py); `gru` puts a LayerNorm behind whatever
-    encoder, since its own state lies in (-1, 1)."""
+    """What imagines the next latent (models/encoders.py); `gru` also puts a LayerNorm behind the
+    encoder."""
     hidden: Int[4:] = needs("predictor=mlp|transformer", 256)
     """Hidden width of the `mlp` predictor, width of the tokens of `transformer`."""
     layers: Int[1:32] = needs("predictor=mlp", 2)
@@ -97,8 +97,8 @@ class Level1Config(Section):
     static_dim: Int[0:] = 0
     """First components of the latent, which describe the layout and never move."""
     refine_updates: Int[0:] = 0
-    """Updates of the predictors alone, on the latents of `distance.trajectories` trajectories,
-    after the encoder is finished."""
+    """Updates of the predictors alone afterwards, on latents of `distance.trajectories`
+    trajectories."""
     predictors: Int[1:16] = 1
     """Ensemble size K of 003's L_sim and PLDM v2."""
     target: Literal["online", "ema"] = "online"
@@ -151,8 +151,7 @@ class DistanceConfig(Section):
     form: Literal["metric", "quasimetric"] = "metric"
     """`metric`: ||phi(s) - phi(g)||; `quasimetric`: asymmetric, max of positive coordinate gaps."""
     teacher: Literal["bootstrap", "graph"] = "bootstrap"
-    """`bootstrap`: n-step targets from a slow copy; `graph`: shortest paths among recorded
-    states."""
+    """`bootstrap`: n-step targets of a slow copy; `graph`: shortest paths over recorded states."""
     link: Float[1e-3:] = needs("teacher=graph", 0.8)
     """States at most this many usual steps apart are joined; keep it below a wall."""
     graph_trajectories: Int[1:200] = needs("teacher=graph", 40)
@@ -228,8 +227,7 @@ class Level2Config(MacroConfig):
     kl_balance: Float[0:1] = needs("kl>0", 0.0)
     """0: plain KL; else the share of the KL whose gradient reaches the prior only (dreamerv3)."""
     subgoal: Float[0:] = 0.0
-    """Joint training: weight of the MSE between level-1 roll-outs every step_skip steps and
-    level 2."""
+    """Joint training: weight of the MSE of level-1 roll-outs every step_skip steps to level 2."""
     conditioning: bool = False
     """Joint training: level-1 actions get + linear(z) of the current macro step."""
     feedback: bool = False

@@ -10,7 +10,7 @@ STUDY = CONFIGS / "study.yaml"
 
 
 def main_experiment(
-    path: Path | None = None,
+    file: Path | None = None,
     *,
     list: bool = False,
     only: str = "",
@@ -30,7 +30,7 @@ def main_experiment(
 
     if not all(part.isdigit() for part in seeds.split("+") if seeds):
         raise ConfigError(f"--seeds must be numbers such as 0+1+2, got {seeds!r}")
-    experiment = read_experiment(path or STUDY)
+    experiment = read_experiment(file or STUDY)
     cells = experiment.select(only, tuple(int(part) for part in seeds.split("+") if part))
     if list:
         print(describe_list(list_cells(experiment, cells, Table.of_experiment(experiment))))
