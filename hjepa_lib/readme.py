@@ -87,9 +87,8 @@ def changes(row: Any) -> list[str]:
 
 def _cells(row: Any) -> dict[str, str]:
     """The numbers that every table of planners has."""
-    spent = _number(row.flops_per_step / 1e6, 0)
     return {
-        "MFLOP per step": spent,
+        "MFLOP per step": _number(row.flops_per_step / 1e6, 0),
         "success, % (95 %)": f"{100 * row.rate:.1f} ({100 * row.low:.1f}-{100 * row.high:.1f})",
         "n (seeds)": f"{row.n} ({row.seeds})",
     }
@@ -113,18 +112,15 @@ def headline_block(rows: pd.DataFrame) -> str:
     """The README's table of planners tuned alike with the metrics of the comparison (Q9)."""
     lines = []
     for row in shown(rows, ALIKE).sort_values("rate").itertuples():
-        name = ", ".join([row.method, *([] if row.cost == "none" else [f"{row.cost} cost"])])
-        lines.append(
-            {"planner": name}
-            | _cells(row)
-            | {
-                "other room, %": _number(100 * row.cross_wall_rate, 1),
-                "first plan ends there, %": _number(100 * row.init_plan_cross_wall_rate, 1),
-                "error, px^2": _number(row.planning_error_mean, 1),
-                "RMSE, px": _number(row.planning_error_mean_rmse, 1),
-                "settings": ", ".join(changes(row)) or "-",
-            }
-        )
+        lines.append({
+            "planner": row.method + (f", {row.cost} cost" if row.cost != "none" else ""),
+            **_cells(row),
+            "other room, %": _number(100 * row.cross_wall_rate, 1),
+            "first plan ends there, %": _number(100 * row.init_plan_cross_wall_rate, 1),
+            "error, px^2": _number(row.planning_error_mean, 1),
+            "RMSE, px": _number(row.planning_error_mean_rmse, 1),
+            "settings": ", ".join(changes(row)) or "-",
+        })  # fmt: skip
     said = "\n".join(f"- {sentence}" for sentence in sentences(rows))
     picture = f"![success against compute]({GALLERY}/study_frontier.png)"
     rest = f"Every other setting of the study, one change at a time: [results]({PAGE})."
@@ -136,12 +132,15 @@ def lever_table(rows: pd.DataFrame) -> str:
     lines = []
     for group, words in LEVERS.items():
         for row in shown(rows, [group]).itertuples():
-            setting = ", ".join([row.cell.replace("_", " "), *changes(row)])
-            own = {"what was changed": words, "setting": setting}
-            own |= {"planner, cost": f"{row.method}, {row.cost}"} | _cells(row)
-            more = {"path efficiency": _number(row.path_efficiency, 2)}
             seconds = row.seconds_per_episode if row.cost != "none" else float("nan")
-            lines.append(own | more | {"s per episode": _number(seconds, 2)})
+            lines.append({
+                "what was changed": words,
+                "setting": ", ".join([row.cell.replace("_", " "), *changes(row)]),
+                "planner, cost": f"{row.method}, {row.cost}",
+                **_cells(row),
+                "path efficiency": _number(row.path_efficiency, 2),
+                "s per episode": _number(seconds, 2),
+            })  # fmt: skip
     return table(lines)
 
 
@@ -216,13 +215,11 @@ def keep_pixels(run: Run, root: Path) -> Path:
     sections = read_sections(run)
     if "pixels" not in sections:
         raise RunError(f"run {run.name!r} has no comparison on pixels: finish notebooks 10-15")
-    kept = {"profile": run.manifest["profile"], "revision": run.manifest["revision"]}
-    kept["processor"] = run.manifest["versions"].get("processor", "")
-    kept["notebook_seconds"] = {
-        name: entry["seconds"]
-        for name, entry in sorted(run.manifest["notebooks"].items())
-        if name[:2] in map(str, range(10, 16))
-    }
+    about = run.manifest
+    chapters = [name for name in sorted(about["notebooks"]) if "10" <= name[:2] <= "15"]
+    kept = {"profile": about["profile"], "revision": about["revision"]}
+    kept["processor"] = about["versions"].get("processor", "")
+    kept["notebook_seconds"] = {name: about["notebooks"][name]["seconds"] for name in chapters}
     short = [{key: part for key, part in one.items() if key != "data"} for one in sections.values()]
     for name in PIXEL_PICTURES:
         shutil.copyfile(run.path / "figures" / name, root / GALLERY / name)

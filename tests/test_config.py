@@ -8,9 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -371,8 +369,8 @@ def turned(condition, on, config):
 
 
 # --- every leaf is live -----------------------------------------------------------------------
-# The settings of notebooks 10-15 have an index of their own, in tests/test_pixels_settings.py.
-LEAVES = [leaf for leaf in SETTINGS if not leaf.startswith(("pixels.", "chapters."))]
+# Notebooks 10-15 have an index of their own (test_pixels_settings.py); trackers: test_trackers.py.
+LEAVES = [leaf for leaf in SETTINGS if not leaf.startswith(("pixels.", "chapters.", "track"))]
 
 
 def in_every_training(**changes):
@@ -492,22 +490,6 @@ def planning_print(method, config):
     return digest(outcome.actions.tobytes(), policy.flops_per_step)
 
 
-def tracker_print(config):
-    """The packages that are asked to take a training curve, and what they are told of the run."""
-    packages = {name: MagicMock() for name in ("torch.utils.tensorboard", "wandb")}
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        for name, package in packages.items():
-            patch.setitem(sys.modules, name, package)
-        run = Run.create("run", config, Path(folder))
-        run.log({"stage": "l1", "step": 10, "loss": 1.0})
-        run.tracker.close()
-    told = packages["wandb"].init.call_args
-    given = {key: told.kwargs[key] for key in ("project", "entity", "name")} if told else {}
-    prefix = given.get("name", "")[: -len("-YYYYMMDD-HHMMSS")]  # the rest is the time
-    asked = [name for name, package in packages.items() if package.mock_calls]
-    return digest(asked, prefix, *(str(given.get(key)) for key in ("project", "entity")))
-
-
 def fingerprint(leaf, config):
     """What the setting is there for, as a hash."""
     section = leaf.split(".")[0]
@@ -515,8 +497,6 @@ def fingerprint(leaf, config):
         return training_print("pretraining", config)
     if leaf == "level1.refine_updates":
         return training_print("refinement", config)
-    if leaf == "tracker" or section == "tracking":
-        return tracker_print(config)
     if leaf in ("seed", "precision"):
         return training_print("level1", config)
     if section == "data":

@@ -206,14 +206,12 @@ def describe(section: Any, prefix: str = "", above: tuple[str, ...] = ()) -> Ite
 
 
 def acts(condition: str, values: dict[str, Any]) -> bool:
-    """Whether "a.b=x|y and c.d>0 or e.f!=z" holds of the leaves `values`; texts are compared."""
+    """Whether "a.b=x|y and c.d>0 or e.f!=z" holds of the leaves `values`, as small letters."""
 
     def holds(clause: str) -> bool:
         name, sign, wanted = re.fullmatch(r"([\w.]+)(!=|=|>)(.*)", clause).groups()
         if sign == ">":
             return values[name] > float(wanted)
-        found = str(values[name])
-        found = found.lower() if isinstance(values[name], bool) else found
-        return (found in wanted.split("|")) == (sign == "=")
+        return (str(values[name]).lower() in wanted.split("|")) == (sign == "=")
 
     return any(all(map(holds, option.split(" and "))) for option in condition.split(" or "))
