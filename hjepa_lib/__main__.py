@@ -104,8 +104,8 @@ class StudyCommand(ExperimentCommand):
 class GalleryCommand:
     """Refresh the README's table and figures from the committed rows of the study."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Finished runs, one per seed: their rows go to results.csv, pictures come from the first."""
+    run: tyro.conf.Positional[str] = ""
+    """Finished run of notebooks 01-05 whose pictures are kept for the README."""
     pixels: str = ""
     """Finished run of notebooks 10-15 whose tables are kept for the README."""
 
@@ -116,8 +116,8 @@ class GalleryCommand:
 
         if self.pixels:
             print(readme.keep_pixels(Run.open(self.pixels), repository()))
-        if self.runs:
-            print(readme.write_gallery([Run.open(name) for name in self.runs], repository()))
+        if self.run:
+            readme.keep_pictures(Run.open(self.run), repository())
         print(readme.write_frontier(repository()))
         print(readme.refresh(repository()))
         return 0

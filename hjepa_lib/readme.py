@@ -13,11 +13,10 @@ from typing import Any
 
 import pandas as pd
 
-from hjepa_lib.config import differences
 from hjepa_lib.figures.style import png
 from hjepa_lib.figures.success import frontiers
 from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
-from hjepa_lib.runs.report import check_summary, read_sections
+from hjepa_lib.runs.report import read_sections
 from hjepa_lib.runs.run import Run, RunError
 from hjepa_lib.workbench.rows import check_rows, frontier, load_rows, pooled, split_finished
 from hjepa_lib.workbench.verdict import sentences
@@ -39,8 +38,7 @@ PIXEL_PICTURES = ("11_reconstructions.png",)
 POINT = ["method", "cost", "protocol", "layouts", "dynamics", "cell", "budget", "grid"]
 """What tells the points of a study apart; their seeds are pooled."""
 NUMBERS = [
-    "path_efficiency", "avg_termination_step", "flops_per_step", "seconds_per_episode",
-    "latency_single_episode", "train_seconds", "probe_px_encoder", "cross_wall_rate",
+    "path_efficiency", "flops_per_step", "seconds_per_episode", "cross_wall_rate",
     "init_plan_cross_wall_rate", "planning_error_mean", "planning_error_mean_rmse",
 ]  # fmt: skip
 ALIKE = ("floors", "bar")
@@ -226,22 +224,7 @@ def keep_pixels(run: Run, root: Path) -> Path:
     return write_json(root / KEPT, kept | {"sections": short})
 
 
-def write_gallery(runs: list[Run], root: Path) -> Path:
-    """Write results.csv, one row per result of every run, and copy the first run's pictures.
-
-    RunError when the runs differ in more than their seed.
-    """
-    rows = []
-    for run in runs:
-        summary = check_summary(read_json(run.path / "summary.json"))
-        for key, (one, other) in differences(runs[0].config, run.config).items():
-            if key != "seed":
-                raise RunError(
-                    f"runs {runs[0].name!r} and {run.name!r} differ in {key}: {one} {other}"
-                )
-        about = {"run": run.name, "revision": summary["revision"], "seed": summary["seed"]}
-        names = [*POINT[:5], "n", "successes", *NUMBERS]
-        rows += [about | {name: result[name] for name in names} for result in summary["results"]]
+def keep_pictures(run: Run, root: Path) -> None:
+    """Copy the pictures of a finished run of notebooks 01-05 that the README shows."""
     for name in PICTURES:
-        shutil.copyfile(runs[0].path / "figures" / name, root / GALLERY / name)
-    return write_atomic(root / GALLERY / "results.csv", pd.DataFrame(rows).to_csv(index=False))
+        shutil.copyfile(run.path / "figures" / name, root / GALLERY / name)

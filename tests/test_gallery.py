@@ -2,17 +2,16 @@
 
 import shutil
 
-import pandas as pd
 import pytest
 from PIL import Image
 from tiny import tiny_config
-from tiny_runs import floors, result
+from tiny_runs import floors
 
 from hjepa_lib import readme
 from hjepa_lib.config import profile
-from hjepa_lib.files import WorkbookError, read_json, write_json
+from hjepa_lib.files import WorkbookError, read_json
 from hjepa_lib.runs.places import repository
-from hjepa_lib.runs.report import build_summary, leave_section
+from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.run import Run, RunError
 from hjepa_lib.workbench import verdict
 from hjepa_lib.workbench.rows import load_rows
@@ -105,6 +104,10 @@ def test_generated_parts_are_replaced_and_nothing_else(root, tmp_path):
     for name, seconds in (("10_gym_data", 30.0), ("13_reward_predictors", 600.0), ("05_x", 9e9)):
         run.note(name, {"ok": True, "seconds": seconds}, "notebooks")
     Image.new("RGB", (4, 4)).save(run.folder("figures") / readme.PIXEL_PICTURES[0])
+    for name in readme.PICTURES:
+        (run.folder("figures") / name).write_bytes(name.encode())
+    readme.keep_pictures(run, root)
+    assert all((root / readme.GALLERY / name).read_text() == name for name in readme.PICTURES)
     kept = read_json(readme.keep_pixels(run, root))
     assert "data" not in kept["sections"][0]
     assert (root / readme.GALLERY / readme.PIXEL_PICTURES[0]).is_file()
@@ -118,18 +121,3 @@ def test_generated_parts_are_replaced_and_nothing_else(root, tmp_path):
     (root / "README.md").write_text("no markers")
     with pytest.raises(WorkbookError, match="two markers of the results"):
         readme.refresh(root)
-
-
-def test_rows_of_runs_that_differ_in_their_seed_alone(root):
-    runs = []
-    for seed in (0, 1, 2):
-        config = tiny_config().override({"seed": seed, "level1.width": 8 + 8 * (seed == 2)})
-        run = Run.create(f"s{seed}", config, root / "runs")
-        write_json(run.path / "summary.json", build_summary(run, [*floors(), result()]))
-        for name in readme.PICTURES:
-            (run.folder("figures") / name).write_bytes(b"picture")
-        runs.append(run)
-    table = pd.read_csv(readme.write_gallery(runs[:2], root))
-    assert len(table) == 6 and set(table["seed"]) == {0, 1} and set(table["n"]) == {100}
-    with pytest.raises(RunError, match=r"'s0' and 's2' differ in level1\.width"):
-        readme.write_gallery(runs, root)
