@@ -13,7 +13,6 @@ from hjepa_lib.config import profile
 from hjepa_lib.evaluation import Case, results
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.places import list_runs
-from hjepa_lib.runs.run import Run
 from hjepa_lib.worlds.trials import make_trials, read_trials
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -182,28 +181,14 @@ def test_a_file_of_trials_can_be_played(tmp_path):
     assert Case.of(config, "oracle", trials=7).tasks.count == 7
 
 
-def test_pretrained_takes_a_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("hjepa_lib.runs.run.repository", lambda: tmp_path)
-    run = Run.create("a", profile("smoke").override("device=cpu,precision=fp32"))
-    assert __main__.main(["pretrained", "--run", "a"]) == 2
-    assert "no trained level 1" in capsys.readouterr().err
-    with run.stage("l1") as folder:
-        (folder / "weights").write_text("1")
-    assert __main__.main(["pretrained", "--run", "a"]) == 0
-    assert Run.at(tmp_path / "outputs/pretrained").done("l1")
-
-
-def test_sweep_status_follows_the_cells(notebooks, tmp_path, capsys):
+def test_a_sweep_with_a_failed_cell_ends_with_status_1(notebooks, tmp_path, capsys):
+    write(notebooks, "02_b", "1 / 0")
     grid = tmp_path / "study.yaml"
-    grid.write_text(
-        "base: {profile: smoke, device: cpu, precision: fp32}\ncells: [{notebooks: '1'}]\n"
-    )
-    assert __main__.main(["sweep", str(grid)]) == 0
-    assert "1 of 1 rows made" in capsys.readouterr().out
-    write(notebooks, "01_a", "1 / 0")
-    grid.write_text(grid.read_text() + "name: other\n")
+    base = "base: {profile: smoke, device: cpu, precision: fp32}\n"
+    grid.write_text(base + "cells: [{notebooks: '1', name: a}, {notebooks: '2', name: b}]\n")
     assert __main__.main(["sweep", str(grid)]) == 1
-    assert "ZeroDivisionError" in "".join(capsys.readouterr())
+    said = "".join(capsys.readouterr())
+    assert "1 of 2 rows made" in said and "ZeroDivisionError" in said
 
 
 @pytest.mark.parametrize(
@@ -215,6 +200,7 @@ def test_sweep_status_follows_the_cells(notebooks, tmp_path, capsys):
         (["run", "--resume"], "there is no run in"),
         (["run", "--resume", "--name", "../x"], "is no run name"),
         (["report", "--run", "nope"], "run 'nope' does not exist"),
+        (["pretrained", "--run", "nope"], "run 'nope' does not exist"),
         (["sweep", "none.yaml"], "experiment file none.yaml does not exist"),
         (["trials"], "nothing to write"),
         (["trials", "--layouts", "moon", "--output_eval", "x.npz"], "layouts must be one of"),
@@ -238,37 +224,27 @@ def test_errors_are_one_sentence(arguments, message, root, capsys):
     assert not root.exists()
 
 
-def test_vjepa2_hands_its_options_to_the_run(monkeypatch):
+def test_vjepa2_trains_and_evaluates_where_it_is_told_to(monkeypatch):
     """VJ-12, PL7: --device is the run's device, --tracking off beats a tracker that is set."""
     from hjepa_lib.pixels import command as vjepa2command
 
-    opened = []
+    opened, used = [], []
     monkeypatch.setattr(vjepa2command, "train_model", lambda run, stage: opened.append(run) or 0)
-    monkeypatch.setattr("hjepa_lib.runs.machine.choose_device", lambda wanted: f"<{wanted}>")
-    base = ["vjepa2", "train", "--profile", "smoke", "--stage", "1"]
-    base += ["--set", "tracker=tensorboard", "precision=fp32"]
-    assert __main__.main([*base, "--name", "a", "--device", "cpu", "--tracking", "off"]) == 0
-    assert __main__.main([*base, "--name", "b", "--device", "mps"]) == 0
-    assert [(run.manifest["device"], run.config.device) for run in opened] == [
-        ("<cpu>", "cpu"), ("<mps>", "mps"),
-    ]  # fmt: skip
-    for run, tracker in zip(opened, ("none", "tensorboard"), strict=True):
-        assert run.config.tracker == run.tracker.kind == tracker
-
-
-def test_vjepa2_evaluates_where_it_is_told_to(monkeypatch):
-    """VJ-12: --device stands in for the run's own, which another machine may have had."""
-    from hjepa_lib.pixels import command as vjepa2command
-
-    Run.create("a", profile("smoke").override("device=cpu,precision=fp32"))
-    used = []
     monkeypatch.setattr(vjepa2command.two_stages, "evaluate", lambda ws, *_: used.append(ws.device))
     monkeypatch.setattr(vjepa2command, "_print", lambda *_: None)
     monkeypatch.setattr("hjepa_lib.runs.machine.choose_device", lambda wanted: f"<{wanted}>")
-    evaluate = ["vjepa2", "evaluate", "--name", "a", "--stage", "1"]
-    assert __main__.main(evaluate) == 0
-    assert __main__.main([*evaluate, "--device", "cuda"]) == 0
-    assert used == ["cpu", "<cuda>"]
+    stage = ["--stage", "1", "--name"]
+    train = ["vjepa2", "train", "--profile", "smoke", "--set", "tracker=tensorboard"]
+    train += ["precision=fp32", *stage]
+    assert __main__.main([*train, "a", "--device", "cpu", "--tracking", "off"]) == 0
+    assert __main__.main([*train, "b", "--device", "mps"]) == 0
+    for run, device, tracker in zip(opened, ("cpu", "mps"), ("none", "tensorboard"), strict=True):
+        assert (run.manifest["device"], run.config.device) == (f"<{device}>", device)
+        assert run.config.tracker == run.tracker.kind == tracker
+    # An evaluation is elsewhere than the run was, where asked for.
+    assert __main__.main(["vjepa2", "evaluate", *stage, "a"]) == 0
+    assert __main__.main(["vjepa2", "evaluate", *stage, "a", "--device", "cuda"]) == 0
+    assert used == ["<cpu>", "<cuda>"]
 
 
 def test_wrong_options_are_refused(capsys):
