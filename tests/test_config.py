@@ -282,22 +282,23 @@ def test_presets_are_valid_and_other_keys_win(name):
 
 
 def test_presets_hold_the_published_coefficients():
-    """Architectures 1.2 and 4: the table of loss weights, row by row."""
-    rows = {
-        "pldm_634": (2.2, 13, 0.19, 0.5, 2),
-        "pldm_325k": (3.9843, 6.9238, 0.24535, 0.74242, 1.072),
-        "pldm_3m": (3.9843, 6.9238, 0.24535, 0.74242, 1.072),
-        "pldm_length17": (3, 6.9238, 0.24535, 0.74242, 1.072),
-        "pldm_noise_001": (5.5, 9.7, 0.42, 0.38, 1.4),
-        "pldm_noise_16": (3, 6.5, 0.4, 0.27, 1.4),
-        "pldm_v2": (3.9843, 6.9238, 0.24535, 0.74242, 0),
-        "eb_jepa": (16, 8, 0, 12, 1),
-    }
-    for name, values in rows.items():
-        loss = Config().override(f"preset={name}").level1.loss
-        assert (loss.std, loss.cov, loss.std_t, loss.sim_t, loss.idm) == values, name
-        assert loss.sim == 1
-        assert loss.form == ("eb_jepa" if name == "eb_jepa" else "pldm")
+    """Architectures 1.2 and 4: loss weights, learning rate and updates, row by row."""
+    large = (3.9843, 6.9238, 0.24535, 0.74242, 1.072)
+    for name, weights, lr, updates in (
+        ("pldm_634", (2.2, 13, 0.19, 0.5, 2), 0.00075, 790),
+        ("pldm_325k", large, 0.00025, 25_400),
+        ("pldm_3m", large, 0.000175, 96_000),
+        ("pldm_length17", (3, *large[1:]), 0.0007, 29_000),
+        ("pldm_noise_001", (5.5, 9.7, 0.42, 0.38, 1.4), 0.000175, 96_000),
+        ("pldm_noise_16", (3, 6.5, 0.4, 0.27, 1.4), 0.000175, 96_000),
+        ("pldm_v2", (*large[:4], 0), 0.000175, 96_000),
+        ("eb_jepa", (16, 8, 0, 12, 1), 0.001, 3_120),
+    ):
+        level1 = Config().override(f"preset={name}").level1
+        loss = level1.loss
+        assert (loss.std, loss.cov, loss.std_t, loss.sim_t, loss.idm) == weights, name
+        assert (loss.sim, loss.form) == (1, "eb_jepa" if name == "eb_jepa" else "pldm")
+        assert (level1.optim.lr, level1.optim.updates) == (pytest.approx(lr), updates)
     v2 = profile("full", seed=7).override("preset=pldm_v2")
     assert (v2.profile, v2.seed) == ("full", 7)
     assert (v2.level1.predictors, v2.planning.flat.disagreement) == (5, 1e-4)
