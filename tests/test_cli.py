@@ -228,6 +228,7 @@ def test_vjepa2_trains_and_evaluates_where_it_is_told_to(monkeypatch):
     """VJ-12, PL7: --device is the run's device, --tracking off beats a tracker that is set."""
     from hjepa_lib.pixels import command as vjepa2command
 
+    Run.create("c", profile("smoke").override("device=cpu,precision=fp32"))
     opened, used = [], []
     monkeypatch.setattr(vjepa2command, "train_model", lambda run, stage: opened.append(run) or 0)
     monkeypatch.setattr(vjepa2command.two_stages, "evaluate", lambda ws, *_: used.append(ws.device))
@@ -242,9 +243,9 @@ def test_vjepa2_trains_and_evaluates_where_it_is_told_to(monkeypatch):
         assert (run.manifest["device"], run.config.device) == (f"<{device}>", device)
         assert run.config.tracker == run.tracker.kind == tracker
     # An evaluation is elsewhere than the run was, where asked for.
-    assert __main__.main(["vjepa2", "evaluate", *stage, "a"]) == 0
-    assert __main__.main(["vjepa2", "evaluate", *stage, "a", "--device", "cuda"]) == 0
-    assert used == ["<cpu>", "<cuda>"]
+    assert __main__.main(["vjepa2", "evaluate", *stage, "c"]) == 0
+    assert __main__.main(["vjepa2", "evaluate", *stage, "c", "--device", "cuda"]) == 0
+    assert used == ["cpu", "<cuda>"]
 
 
 def test_wrong_options_are_refused(capsys):
