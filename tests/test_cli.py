@@ -13,6 +13,7 @@ from hjepa_lib.config import profile
 from hjepa_lib.evaluation import Case, results
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.places import list_runs
+from hjepa_lib.runs.run import Run
 from hjepa_lib.worlds.trials import make_trials, read_trials
 
 ROOT = Path(__file__).resolve().parents[1]
