@@ -34,7 +34,7 @@ class GridConfig(Blocks):
     depth: Int[1:] = 4
     """Blocks of the transition model."""
     ema_decay: Float[0:1] = 0.995
-    """Share that the target encoder keeps at every update."""
+    """Share that the target encoder keeps per update."""
     action_weight: Float[0:] = 0.1
     """Weight of the twin's action cross-entropy."""
     checkpoint_every: Int[0:] = 0

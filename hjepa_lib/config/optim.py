@@ -62,9 +62,9 @@ class OptimConfig(_Optim):
     min_lr: Float[0:] = needs("schedule=plateau|step", 0.0)
     clip: Float[0:] = 2.0
     validate_every: Int[1:] = 500
-    """Updates between two validations; the last one is validated, too."""
+    """Updates between two validations."""
     non_finite: Literal["fail", "skip"] = "fail"
-    """What a loss or gradient that is not finite does: end the training, or lose the update."""
+    """What a loss or gradient that is not finite does: end all, or lose its update."""
 
 
 class EpochsConfig(_Optim):
@@ -106,7 +106,7 @@ class PpoConfig(Section):
     batch: Int[2:] = 32
     """Rows of a mini-batch."""
     epochs: Int[1:] = 5
-    """Passes through the collected steps at each update."""
+    """Passes through the collected steps."""
     gamma: Float[0:1] = 0.99
     """Discount per step."""
     gae_lambda: Float[0:1] = 0.95
@@ -131,4 +131,4 @@ class LoadingConfig(Section):
     skip_training: bool = needs("path!=", False)
     """Skip its training; only if the load worked."""
     run: str = ""
-    """Run whose models are taken as they are; data, heads and decoders stay this run's own."""
+    """Run whose models are taken; data, heads and decoders are this run's own."""

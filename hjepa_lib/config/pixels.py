@@ -31,26 +31,26 @@ class EnvironmentConfig(Section):
     stack: Int[1:16] = 4
     """Frames of one state, oldest first."""
     action_repeat: Int[0:64] = needs("pixels.data.method=ppo", 0)
-    """The same action this many times, rewards summed; 0 or 1 = off."""
+    """Repeats of an action, rewards summed; 0 or 1 = off."""
     frame_skip: Int[0:64] = 0
-    """Extra steps per decision with new actions each; 0 if action_repeat is above 1."""
+    """Extra steps per decision with new actions; 0 beside repeated ones."""
     max_steps: Int[2:] = 300
-    """Environment steps of an episode at most, with skipped ones."""
+    """Most environment steps of an episode, with skipped ones."""
 
 
 class CollectionConfig(Section):
     """Where transitions come from (DATA-1 to DATA-10)."""
 
     method: Literal["random", "ppo"] = "random"
-    """Who acts: chance, or a policy trained by PPO."""
+    """Who acts: chance, or a policy of PPO."""
     episodes: Int[2:] = 100
     """Episodes to collect at most."""
     transitions: Int[0:] = 3_000
-    """Transitions to collect at most, cutting the last episode; 0 = no limit."""
+    """Most transitions to collect, cutting the last episode; 0 = no limit."""
     path: str = ""
     """Folder of data to load; "", missing or of another environment: collected."""
     validation_split: Float[0.01:0.5] = 0.2
-    """Share of episodes held out: neighbours never stand on both sides."""
+    """Share of whole episodes held out."""
     sequence: Int[2:] = 8
     """Transitions of a training window (DATA-10)."""
 
@@ -127,7 +127,7 @@ class AuxiliaryConfig(Section):
     use_for_jepa: bool = True
     """JEPA has it."""
     use_for_enc_dec: bool = False
-    """The encoder-decoder models have it, too."""
+    """The encoder-decoder models have it."""
     sim: Float[0:] = needs("kind=vicreg", 1.0)
     """Weight of the similarity term of VICReg."""
     std: Float[0:] = needs("kind=vicreg", 1.0)
@@ -135,9 +135,9 @@ class AuxiliaryConfig(Section):
     cov: Float[0:] = needs("kind=vicreg", 0.1)
     """Weight of its covariances."""
     eps: Float[1e-12:] = needs("kind=vicreg", 1e-4)
-    """Added to the variance under VICReg's square root."""
+    """Added to the variance under its square root."""
     projector: bool = needs("kind=vicreg", False)
-    """Linear-BN-ReLU twice and Linear before the VICReg terms."""
+    """Linear-BN-ReLU twice and Linear before its terms."""
     projector_dim: Int[1:] = needs("kind=vicreg and projector=true", 512)
     """Width of the projector's layers."""
     clamp: bool = needs("kind=vicreg", False)
@@ -147,9 +147,9 @@ class AuxiliaryConfig(Section):
     barlow_scale: Float[0:] = needs("kind=barlow_twins", 1.0)
     """Factor on the whole Barlow Twins loss."""
     barlow_eps: Float[1e-12:] = needs("kind=barlow_twins", 1e-5)
-    """Added to the variance that a batch is standardised by."""
+    """Added to the variance of a batch."""
     dino_momentum: Float[0:1] = needs("kind=dino", 0.9)
-    """Share that the centre keeps at every batch."""
+    """Share that the centre keeps per batch."""
 
 
 class PixelJepaConfig(Section):
@@ -158,7 +158,7 @@ class PixelJepaConfig(Section):
     target: Literal["default", "vjepa2", "none"] = "default"
     """Whose latents go in and are predicted; see models/pixels.py."""
     ema_decay: Float[0:1] = needs("target=default|vjepa2", 0.99)
-    """Share that the target encoder keeps at every update."""
+    """Share that the target encoder keeps per update."""
     predictor: Literal["mlp", "transformer"] = "mlp"
     """What imagines the next latent."""
     hidden: tuple[int, ...] = (256, 256)
@@ -183,16 +183,16 @@ class RewardConfig(Section):
     dropout: Float[0:0.9] = 0.2
     """Dropout of the hidden layers."""
     seeds: Int[1:20] = 5
-    """Training seeds of the study in the built-in reward worlds."""
+    """Training seeds of the study in built-in worlds."""
     study_transitions: Int[100:] = 3_000
     """Transitions of each of these worlds."""
     optim: EpochsConfig = EpochsConfig(updates=1_000, weight_decay=0.01, delta=0.0)
     log_every: Int[1:] = 100
     """Updates between logged losses."""
     standardise: bool = True
-    """Inputs scaled by the training part, so that no model's units decide."""
+    """Scale inputs by the training part, so that no model's units decide."""
     study_updates: Int[0:] = 200
-    """Most updates of each stage of a base model in the study; 0 = as in the run."""
+    """Most updates of a base model's stages in the study; 0 = as in the run."""
 
 
 class Stage1Config(Section):
@@ -209,7 +209,7 @@ class Stage1Config(Section):
     patch_loss: Float[0:] = 0.0
     """Weight of the extra loss per masked patch."""
     ema_decay: Float[0:1] = 0.996
-    """Share that the target encoder keeps at every update."""
+    """Share that the target encoder keeps per update."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the predictor."""
     mask_token: Literal["latent", "projected"] = "latent"
@@ -226,7 +226,7 @@ class Stage2Config(Blocks):
     dropout: Float[0:0.9] = 0.1
     """Dropout inside the blocks."""
     teacher_forcing: Float[0:1] = 0.7
-    """Weight of the teacher-forced term; the roll-out term has the rest."""
+    """Weight of the teacher-forced term; the roll-out has the rest."""
     teacher_forcing_ratio: Float[0:1] = 0.8
     """Share of steps before the roll-out that see true latents."""
     rollout_steps: Int[1:] = 4
@@ -235,7 +235,7 @@ class Stage2Config(Blocks):
     output: Literal["latent", "change"] = "latent"
     """What the last layer gives: the next latent, or its difference to the present one."""
     checkpoint: str = ""
-    """A file of stage 2 to go on from, encoder included, up to the updates set here (VJ-12)."""
+    """File of stage 2, encoder included, to go on from up to the updates set (VJ-12)."""
 
 
 class VJepa2Config(Section):
@@ -263,7 +263,7 @@ class PixelsConfig(Section):
     optim: EpochsConfig = EpochsConfig(updates=600, lr=1e-3)
     """Encoder-decoder models and JEPA."""
     log_every: Int[1:] = 20
-    """Updates between logged losses of world models and decoders."""
+    """Updates between logged losses of models and decoders."""
     reward: RewardConfig = RewardConfig()
     vjepa2: VJepa2Config = VJepa2Config()
     grid: GridConfig = GridConfig()

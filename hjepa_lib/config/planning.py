@@ -34,16 +34,16 @@ class SearchConfig(Section):
     """How costs over the horizon become one number; `auto`: `sum` of steps, `closest` in
     latents."""
     last_k: Int[1:] = needs("form=last_k", 3)
-    """Steps of `last_k`, counted from the end."""
+    """Steps of `last_k`, the last ones."""
     mean_weight: Float[0:] = needs("form=last_mean", 0.2)
-    """Weight of the horizon mean in `last_mean`."""
+    """Weight of the mean in `last_mean`."""
 
 
 class PlannerConfig(SearchConfig):
     """A search with level 1, which may be an ensemble."""
 
     disagreement: Float[0:] = 0.0
-    """Weight of the ensemble's disagreement (PLDM v2); needs level1.predictors > 1."""
+    """Weight of the ensemble's disagreement (PLDM v2)."""
 
 
 class HierarchyConfig(Section):
@@ -101,9 +101,9 @@ class EvaluationConfig(Section):
     steps: Int[1:] = 200
     """Environment steps of an episode at most."""
     matched_dynamics: bool = True
-    """Also play the best planner on `blocked`, the dynamics of the training data."""
+    """Also play the best planner on the dynamics of the training data, `blocked`."""
     budgets: tuple[Float[0.001:1000], ...] = (0.25, 0.5, 1.0)
-    """Factors on the samples, success-against-compute figure (validation trials)."""
+    """Factors on the samples of success against compute (validation trials)."""
     budget_trials: Int[1:500] = 40
     """Trials of each of these budgets."""
     latency: bool = True

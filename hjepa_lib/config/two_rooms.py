@@ -18,7 +18,7 @@ class TrackingConfig(Section):
     project: str = "hjepa"
     """Project at Weights & Biases (its WANDB_PROJECT wins)."""
     entity: str = ""
-    """User or team at Weights & Biases; "" leaves it to the account."""
+    """User or team there; "" leaves it to the account."""
     run_name_prefix: str = ""
     """The tracker's run is "<prefix>-YYYYMMDD-HHMMSS", after the start of the run; "": its name."""
 
@@ -62,11 +62,11 @@ class LossConfig(Section):
     std_t: Float[0:] = 0.0
     """The same hinge over the time of a window."""
     cov: Float[0:] = 0.5
-    """Squared covariances between the components of a latent."""
+    """Squared covariances of a latent's components."""
     sim_t: Float[0:] = 0.5
     """Slowness: squared distance of neighbours in time."""
     idm: Float[0:] = 2.0
-    """Inverse dynamics: squared error of the action read from two latents."""
+    """Inverse dynamics: squared error of actions read from latents."""
 
 
 class Level1LossConfig(LossConfig):
@@ -104,7 +104,7 @@ class Level1Config(Section):
     target: Literal["online", "ema"] = "online"
     """What is predicted: the encoder's own latents (with gradient) or a slow copy's."""
     ema_decay: Float[0:1] = needs("target=ema", 0.99)
-    """Share that the slow copy keeps at every update."""
+    """Share that the slow copy keeps per update."""
     idm_hidden: Int[4:] = needs("level1.loss.idm>0", 256)
     """Hidden width of the inverse-dynamics head."""
     idm_frozen: bool = needs("level1.loss.idm>0", False)
@@ -153,7 +153,7 @@ class DistanceConfig(Section):
     teacher: Literal["bootstrap", "graph"] = "bootstrap"
     """`bootstrap`: n-step targets of a slow copy; `graph`: shortest paths over recorded states."""
     link: Float[1e-3:] = needs("teacher=graph", 0.8)
-    """States at most this many usual steps apart are joined; keep it below a wall."""
+    """Usual steps between states that are joined; keep it below a wall."""
     graph_trajectories: Int[1:200] = needs("teacher=graph", 40)
     """Trajectories of one layout whose states make one graph."""
     dim: Int[1:] = 32
@@ -165,13 +165,13 @@ class DistanceConfig(Section):
     gamma: Float[0:1] = needs("teacher=bootstrap", 0.99)
     """Discount per step; lower values flatten the far side of the room."""
     expectile: Float[0.5:1] = needs("teacher=bootstrap", 0.9)
-    """Which expectile of the targets is learned: near 1 the fastest known way."""
+    """Expectile of the targets that is learned: near 1 the fastest known way."""
     ema_rate: Float[0:1] = needs("teacher=bootstrap", 0.02)
     """Rate of the slow copy."""
     future_goals: Float[0:1] = needs("teacher=bootstrap", 0.5)
-    """Share of goals taken from the future of the same trajectory."""
+    """Share of goals from the same trajectory's future."""
     trajectories: Int[1:] = 3500
-    """Training trajectories whose latents are kept in memory."""
+    """Training trajectories with latents in memory."""
     optim: OptimConfig = OptimConfig(updates=3000, batch=1024, weight_decay=0.0, warmup=0.02)
 
     def refused(self) -> Iterator[tuple[object, str]]:
@@ -190,7 +190,7 @@ class MacroConfig(Section):
     """The clock of a level above the first."""
 
     step_skip: Int[1:] = 8
-    """Environment steps of one macro step; those of level 3 are a multiple of level 2's."""
+    """Environment steps of one macro step; level 3's are a multiple of level 2's."""
     macro_steps: Int[1:] = 4
     """Macro steps per training window: the window has macro_steps * step_skip + 1 states."""
 
@@ -213,19 +213,19 @@ class Level2Config(MacroConfig):
     state_dim: Int[0:] = 0
     """Width of the recurrent state; 0 = that of level 1's latent (no projector)."""
     hidden: Int[4:] = 256
-    """Width of the two hidden layers of posterior and decoder."""
+    """Width of the hidden layers of posterior and decoder."""
     min_std: Float[1e-6:] = needs("latent=gaussian|fsq", 0.1)
-    """Smallest standard deviation of a gaussian z; of the prior of an fsq z, in levels."""
+    """Smallest standard deviation of z; of the prior of an fsq z, in levels."""
     actions: Literal["none", "concat", "only", "learned"] = "none"
     """Macro-action of the GRU: none, concatenated primitives, those without z, or learned (HWM)."""
     macro_dim: Int[1:] = needs("actions=learned", 8)
     """Width of the learned macro-action."""
     kl: Float[0:] = 0.2
-    """Weight of the divergence between posterior and prior."""
+    """Weight of the divergence of posterior and prior."""
     free_nats: Float[0:] = needs("kl>0", 0.0)
-    """Divergence, in nats, that is not pressed down further."""
+    """Divergence that is borne, nats."""
     kl_balance: Float[0:1] = needs("kl>0", 0.0)
-    """0: plain KL; else the share of the KL whose gradient reaches the prior only (dreamerv3)."""
+    """0: plain KL; else the share of it whose gradient reaches the prior only (dreamerv3)."""
     subgoal: Float[0:] = 0.0
     """Joint training: weight of the MSE of level-1 roll-outs every step_skip steps to level 2."""
     conditioning: bool = False
