@@ -139,8 +139,9 @@ def from_dict(kind: type, tree: dict[str, Any]) -> Any:
     if not isinstance(tree, dict):
         raise ConfigError(f"{kind.__name__} must be a mapping, got {tree!r}")
     known = sorted(_kinds(kind))
-    for key in tree.keys() - known:
-        raise ConfigError(f"unknown key {key!r} in {kind.__name__}; known: {', '.join(known)}")
+    for key in tree:
+        if key not in known:
+            raise ConfigError(f"unknown key {key!r} in {kind.__name__}; known: {', '.join(known)}")
     return kind(**tree)
 
 
