@@ -1,7 +1,6 @@
 """The tarball for Colab, and the first cell of the notebooks that can use it."""
 
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -13,19 +12,12 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
+from tiny_runs import CLEAN, git
 
 from hjepa_lib.runs import colab
 from hjepa_lib.runs.machine import revision
 
 ROOT = Path(__file__).resolve().parents[1]
-CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-
-
-def git(folder, *command):
-    done = subprocess.run(
-        ["git", *command], cwd=folder, check=True, env=CLEAN, capture_output=True, text=True
-    )
-    return done.stdout.strip()
 
 
 @pytest.fixture
@@ -39,7 +31,7 @@ def project(tmp_path):
         shutil.copy(ROOT / name, root / name)
     git(root, "init", "-q")
     git(root, "add", ".")
-    git(root, "-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "-qm", "x")
+    git(root, "commit", "-qm", "x")
     return root
 
 

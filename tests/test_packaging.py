@@ -1,6 +1,7 @@
 """One list of dependencies, everywhere the same; nothing reaches for the network by itself."""
 
 import ast
+import functools
 import importlib.metadata
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
+from tiny_runs import CLEAN, git
 
 from hjepa_lib.config import PROFILES, load_yaml
 
@@ -139,14 +141,8 @@ for name in sys.argv[1:]:
 """
     names = [name for name in MODULES if name != "hjepa_lib.__main__"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *names],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-c", code, *names]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -179,17 +175,12 @@ def test_set_up_installs_the_notebook_filter_and_spares_the_gallery(tmp_path):
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     (tmp_path / ".venv/.set-up").touch()  # the packages are there already
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-
-    def call(*command):
-        done = subprocess.run(
-            command, cwd=tmp_path, env=clean, check=True, capture_output=True, text=True
-        )
-        return done.stdout
-
-    assert "filter is not installed" in call("make", "setup")
-    call("git", "init", "-q")
-    assert "not installed" not in call("make", "setup")
+    setup = functools.partial(
+        subprocess.check_output, ["make", "setup"], cwd=tmp_path, env=CLEAN, text=True
+    )
+    assert "filter is not installed" in setup()
+    git(tmp_path, "init", "-q")
+    assert "not installed" not in setup()
     cell = nbformat.v4.new_code_cell("1", outputs=[nbformat.v4.new_output("stream", text="SECRET")])
     cell.metadata = {"papermill": {"duration": 1}, "tags": ["parameters"]}
     notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"papermill": {"version": "2"}})
@@ -197,14 +188,12 @@ def test_set_up_installs_the_notebook_filter_and_spares_the_gallery(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(parents=True)
         nbformat.write(notebook, path)
-        call("git", "add", name)
-    stripped = call("git", "show", ":notebooks/01_a.ipynb")
-    assert "SECRET" not in stripped
-    assert "papermill" not in stripped
-    assert "parameters" in stripped
-    assert "SECRET" in call("git", "show", ":outputs/gallery/01_a.ipynb")
+        git(tmp_path, "add", name)
+    stripped = git(tmp_path, "show", ":notebooks/01_a.ipynb")
+    assert "SECRET" not in stripped and "papermill" not in stripped and "parameters" in stripped
+    assert "SECRET" in git(tmp_path, "show", ":outputs/gallery/01_a.ipynb")
     python.unlink()  # S8: after a move there is no filter, and git refuses instead of committing
     path = tmp_path / "notebooks/01_a.ipynb"
     path.write_text(path.read_text() + "\n")
     with pytest.raises(subprocess.CalledProcessError):
-        call("git", "add", "notebooks/01_a.ipynb")
+        git(tmp_path, "add", "notebooks/01_a.ipynb")

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from tiny import tiny_config
-from tiny_runs import write
+from tiny_runs import fill, write
 
 from hjepa_lib.__main__ import main
 from hjepa_lib.files import FileError
@@ -40,11 +40,6 @@ def store():
     """{path below the outputs root: content} of the remote side, as it is now."""
     files = MemoryFileSystem.store.items()
     return {path.split("/runs/")[1]: file.getvalue() for path, file in files}
-
-
-def fill(run, stage, text="x", **options):
-    with run.stage(stage, **options) as folder:
-        (folder / f"{stage}.txt").write_text(text)
 
 
 @contextlib.contextmanager

@@ -1,14 +1,13 @@
 """Run folders, metrics log, notebook start-up, machine set-up and the pretrained export."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.figure
 import pytest
 import torch
+from tiny_runs import fill, git
 
 from hjepa_lib.__main__ import main
 from hjepa_lib.config import ConfigError, profile
@@ -31,11 +30,6 @@ TEXT = "device=cpu,precision=fp32"
 def root(tmp_path, monkeypatch):
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
     return tmp_path / "outputs"
-
-
-def fill(run, stage, text="x", **options):
-    with run.stage(stage, **options) as folder:
-        (folder / f"{stage}.txt").write_text(text)
 
 
 def begin(number, run="mine", seed=0, more=""):
@@ -317,13 +311,6 @@ def test_s7_what_needs_float64_works_on_the_cpu():
     for measure in (head.standardise, latent_report, max_correlation, effective_rank):
         measure(latents)
     fit_ridge(latents, latents[:, :2])(latents)
-
-
-def git(folder, *command):
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    command = ["git", *identity, *command]
-    subprocess.run(command, cwd=folder, check=True, env=clean, capture_output=True)
 
 
 def test_revision_and_versions(tmp_path):

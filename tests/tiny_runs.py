@@ -1,7 +1,9 @@
-"""What a run is made of: notebooks, and results as its summary has them (not a test module)."""
+"""What a run is made of: stages, notebooks, results as in its summary (not a test module)."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,24 @@ import nbformat
 from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.readme import NUMBERS
 from hjepa_lib.runs.report import REQUIRED
+from hjepa_lib.runs.run import Run
 
+CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+"""The environment of a git that knows nothing of a hook that may run the tests."""
 PARAMETERS = 'profile: str = "laptop"\nrun: str = ""\nseed: int = 0\noverrides: str = ""'
+
+
+def git(folder: Path, *command: str) -> str:
+    """What git says in `folder`."""
+    named = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", *command]
+    done = subprocess.run(named, cwd=folder, check=True, env=CLEAN, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def fill(run: Run, stage: str, text: str = "x", **options: Any) -> None:
+    """Make a stage of one file."""
+    with run.stage(stage, **options) as folder:
+        (folder / f"{stage}.txt").write_text(text)
 
 
 def write(

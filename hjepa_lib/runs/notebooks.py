@@ -223,5 +223,6 @@ def _kernel_environment(run: Run, threads: int | None) -> Iterator[None]:
     try:
         yield
     finally:
-        os.environ.clear()
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
         os.environ |= before
