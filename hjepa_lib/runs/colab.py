@@ -24,22 +24,17 @@ def set_up(notebook: str) -> None:
     root, extra = Path(__file__).resolve().parents[2], EXTRAS.get(notebook[:2], "")
     if "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ:
         if extra or importlib.util.find_spec("tyro") is None:
-            install(root, extra)
+            keep = root / ".keep.txt"  # so pip stops rather than replace what Colab brings
+            kept = ("torch", "numpy", "matplotlib")
+            keep.write_text("".join(f"{name}=={version(name)}\n" for name in kept))
+            target = f"{root}[{extra}]" if extra else str(root)
+            command = [sys.executable, "-m", "pip", "install", "-q", "-c", str(keep), "-e", target]
+            subprocess.run(command, check=True)
+            importlib.invalidate_caches()
         if DRIVE.is_dir():
             os.environ.setdefault("HJEPA_OUTPUTS", f"file://{DRIVE}/hjepa")
     print(f"hjepa-lib {_version('hjepa-lib')} in {root}, torch {_version('torch')}", end="; ")
     print(f"runs go to {os.environ.get('HJEPA_OUTPUTS') or root / 'outputs'}")
-
-
-def install(root: Path, extra: str) -> None:
-    """pip install of the checkout with an extra; what Colab brings is not replaced."""
-    keep = root / ".keep.txt"  # so pip stops rather than replace one of these
-    kept = ("torch", "numpy", "matplotlib")
-    keep.write_text("".join(f"{name}=={version(name)}\n" for name in kept))
-    target = f"{root}[{extra}]" if extra else str(root)
-    command = [sys.executable, "-m", "pip", "install", "-q", "-c", str(keep), "-e", target]
-    subprocess.run(command, check=True)
-    importlib.invalidate_caches()
 
 
 def _version(package: str) -> str:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from hjepa_lib.config import Config, flatten
 from hjepa_lib.files import sha256
 
-_leaves = functools.lru_cache(maxsize=64)(flatten)
+_leaves = lru_cache(maxsize=64)(flatten)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _content(path: Path) -> str | None:
     return _hashed(path, stat.st_size, stat.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=16)
+@lru_cache(maxsize=16)
 def _hashed(path: Path, size: int, written: int) -> str:
     return sha256(path)
 
@@ -92,15 +92,11 @@ def closure(stage: Stage) -> list[Stage]:
     return list({one.name: one for one in found}.values())
 
 
-def _later(part: str, **options: Any) -> Callable[..., Iterator[Any] | None]:
+def _make(part: str, ws: Any, folder: Path, **options: Any) -> Iterator[Any] | None:
     """How stages.py makes a stage, imported when it is made: what shapes it needs no torch."""
+    from hjepa_lib.runs import stages
 
-    def make(ws: Any, folder: Path) -> Iterator[Any] | None:
-        from hjepa_lib.runs import stages
-
-        return getattr(stages, f"make_{part}_stage")(ws, folder, **options)
-
-    return make
+    return getattr(stages, f"make_{part}_stage")(ws, folder, **options)
 
 
 def core_stages(config: Config) -> dict[str, Stage]:
@@ -108,13 +104,13 @@ def core_stages(config: Config) -> dict[str, Stage]:
     # The probe, a refinement, head and level 2 see the latents of so many trajectories.
     source, seen = config.data.source, "distance.trajectories"
     named = () if source in ("generated", "published") else (source,)
-    data = Stage("data", _later("data"), ("data",), recorded=True, files=named)
+    data = Stage("data", partial(_make, "data"), ("data",), recorded=True, files=named)
     shaped = ("level1", seen, *(("level2",) if is_joint(config) else ()))
-    l1 = Stage("l1", _later("level1"), shaped, (data,), load=config.level1.load)
-    distance = Stage("distance", _later("distance"), ("distance",), (data, l1), folder="l1")
+    l1 = Stage("l1", partial(_make, "level1"), shaped, (data,), load=config.level1.load)
+    distance = Stage("distance", partial(_make, "distance"), ("distance",), (data, l1), folder="l1")
     reads = (data, l1, distance)
-    second = _later("macro", name="l2", section=config.level2)
-    third = _later("macro", name="l3", section=config.third)
+    second = partial(_make, "macro", name="l2", section=config.level2)
+    third = partial(_make, "macro", name="l3", section=config.third)
     l2 = Stage("l2", second, ("level2", seen), reads)
     l3 = Stage("l3", third, ("level2", "level3", seen), reads)
     return {stage.name: stage for stage in (*reads, l2, l3)}

@@ -20,8 +20,6 @@ import joblib
 
 from hjepa_lib.config import ConfigError
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # parameter numbers of glibc's mallopt
-_KEEP = 1 << 30  # bytes; freed blocks below this size stay with the process
 _CLEARLY_FASTER = 1.2  # bf16 must win by this factor, so that noise cannot choose it
 _PACKAGES = ("torch", "numpy", "scipy", "pandas", "gymnasium", "scikit-learn", "hjepa-lib")
 usable_cores = joblib.cpu_count  # affinity mask and container quota, whichever is smaller
@@ -38,10 +36,10 @@ def set_up(threads: int | None = None) -> int:
     # glibc serves large blocks from the heap and never trims it: activations that are mapped and
     # unmapped for every update cost page faults. macOS, musl and Windows have no mallopt.
     with contextlib.suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_TRIM_THRESHOLD, _KEEP)
-        # Older glibc refuses a threshold above 32 MB; "no mappings at all" has the same effect.
-        _ = mallopt(_MMAP_THRESHOLD, _KEEP) or mallopt(_MMAP_MAX, 0)
+        mallopt, keep = ctypes.CDLL(None).mallopt, 1 << 30  # bytes
+        mallopt(-1, keep)  # M_TRIM_THRESHOLD
+        # Older glibc refuses an M_MMAP_THRESHOLD above 32 MB: M_MMAP_MAX 0 has the same effect.
+        _ = mallopt(-3, keep) or mallopt(-4, 0)
     torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cores()))
     return torch.get_num_threads()
 

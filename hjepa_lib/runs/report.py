@@ -23,9 +23,10 @@ from hjepa_lib.runs.run import Run
 SCHEMA = 1
 KEY = ("method", "cost", "protocol", "layouts", "dynamics", "budget", "split")
 """No two results of a summary share these."""
+_RATE = ("n", "successes", "success_rate", "ci95")
 REQUIRED = (
-    *KEY, "n", "successes", "success_rate", "ci95", "path_efficiency", "final_distance_mean",
-    "avg_termination_step", "planner", "weights", "data", "trials_hash", "seed", "version",
+    *KEY, *_RATE, "path_efficiency", "final_distance_mean", "avg_termination_step",
+    "planner", "weights", "data", "trials_hash", "seed", "version",
 )  # fmt: skip
 """What every result has: no rate stands without its n (F12), none without its origin (I4)."""
 _RUN = ("run", "profile", "seed", "created", "revision", "device", "precision")
@@ -53,23 +54,19 @@ def check_summary(summary: Any) -> dict[str, Any]:
         raise FileError(f"a summary of schema {SCHEMA} with {', '.join(_RUN)} is expected")
     seen = set()
     for number, row in enumerate(summary["results"]):
-        check_result(row, f"result {number}")
-        if (key := tuple(row[name] for name in KEY)) in seen:
+        for name in REQUIRED:
+            if row.get(name) is None:
+                raise FileError(f"result {number} lacks {name!r}")
+        key = tuple(row[name] for name in KEY)
+        if key in seen:
             raise FileError(f"two results share {dict(zip(KEY, key, strict=True))}")
         seen.add(key)
+        n, solved, rate, (low, high) = (row[name] for name in _RATE)
+        if not 0 <= solved <= n or abs(rate * n - solved) > 1e-6:
+            raise FileError(f"result {number}: success_rate {rate} is not {solved} / {n}")
+        if not low - 1e-9 <= rate <= high + 1e-9:
+            raise FileError(f"result {number}: ci95 [{low}, {high}] does not hold {rate}")
     return summary
-
-
-def check_result(row: Mapping[str, Any], where: str) -> None:
-    """FileError unless a row has what is required, and rates that belong to their counts."""
-    for name in REQUIRED:
-        if row.get(name) is None:
-            raise FileError(f"{where} lacks {name!r}")
-    rate, (low, high) = row["success_rate"], row["ci95"]
-    if not 0 <= row["successes"] <= row["n"] or abs(rate * row["n"] - row["successes"]) > 1e-6:
-        raise FileError(f"{where}: success_rate {rate} is not {row['successes']} / {row['n']}")
-    if not low - 1e-9 <= rate <= high + 1e-9:
-        raise FileError(f"{where}: ci95 [{low}, {high}] does not hold success_rate {rate}")
 
 
 # --- sections ---------------------------------------------------------------------------------
@@ -80,8 +77,6 @@ def leave_section(run: Run, name: str, section: Mapping[str, Any]) -> Path:
     `data` under "pixels". Shown are `title`, `headline` (of a run without planners), `sentences`,
     `tables` (title, columns, rows, notes), `results` as in summary.json, `lists` by name.
     """
-    for number, row in enumerate(section.get("results", [])):
-        check_result(plain(row), f"{name}, row {number}")
     return write_json(run.folder("sections") / f"{name}.json", section)
 
 
@@ -172,21 +167,15 @@ def _chapters(run: Run, convert: bool) -> list[dict[str, Any]]:
             pictures = sum("image/png" in output.get("data", {}) for output in outputs)
             heading = re.search(r"(?m)^# (.+)", "".join(cells[0]["source"]))
             title = heading[1] if heading else stem
-            page = _as_html(path) if convert else path
+            page = path.with_suffix(".html") if convert else path
+        if page != path and (not page.exists() or page.stat().st_mtime < path.stat().st_mtime):
+            from nbconvert import HTMLExporter
+
+            write_atomic(page, HTMLExporter().from_filename(str(path))[0])
         seconds = None if state else run.manifest["notebooks"].get(stem, {}).get("seconds")
         link = {"title": title, "href": quote(f"notebooks/{page.name}")}
         found.append(link | {"pictures": state or pictures, "seconds": seconds})
     return found
-
-
-def _as_html(path: Path) -> Path:
-    """The notebook as `<name>.html` beside it, made anew when the notebook is younger."""
-    page = path.with_suffix(".html")
-    if not page.exists() or page.stat().st_mtime < path.stat().st_mtime:
-        from nbconvert import HTMLExporter
-
-        write_atomic(page, HTMLExporter().from_filename(str(path))[0])
-    return page
 
 
 def _figures(run: Run) -> dict[str, list[dict[str, Any]]]:
