@@ -170,7 +170,7 @@ class GridCommand(RunOptions):
         machine.set_up()
         run = self.open_run()
         print(f"run {run.name} in {run.path}")
-        print(stages.train_all(Workspace("grid", run), say=print))
+        stages.train_all(Workspace("grid", run))
         return 0
 
 

@@ -26,7 +26,7 @@ from hjepa_lib.workbench import variants
 from hjepa_lib.workbench.rows import pack_solved
 from hjepa_lib.worlds.layout import Layout, layout_set
 from hjepa_lib.worlds.trials import Trials
-from hjepa_lib.worlds.two_rooms import simulate
+from hjepa_lib.worlds.two_rooms import step
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "08_planning_collapse.ipynb"
 RNG = np.random.default_rng(5)
@@ -42,8 +42,9 @@ def test_long_walks_are_held_out_and_follow_the_data():
     length = actions[:, :-1].norm(dim=-1)
     assert length.min() >= 0.2 - 1e-5 and length.max() <= 1.8 + 1e-5
     assert (actions[:, -1] == 0).all()
-    again = simulate(positions[:, 0], actions[:, :-1], walks.layouts(), "blocked")
-    torch.testing.assert_close(again, positions)
+    rooms = walks.layouts().index(torch.arange(12).repeat_interleave(120))
+    after = step(walks.positions, walks.actions, rooms, "blocked").view(12, 120, 2)
+    torch.testing.assert_close(after[:, :-1], positions[:, 1:])
     same, other = (openloop.long_walks(data, 120, 12, seed=seed).positions for seed in (0, 1))
     assert torch.equal(same, walks.positions) and not torch.equal(other, walks.positions)
     recorded = generate("good", 12 * 90, seed=0)

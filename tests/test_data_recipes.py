@@ -21,7 +21,7 @@ from hjepa_lib.data.recipes import (
     von_mises,
 )
 from hjepa_lib.worlds.layout import Layout, layout_set
-from hjepa_lib.worlds.two_rooms import inside, simulate, step
+from hjepa_lib.worlds.two_rooms import inside, step
 
 
 @pytest.mark.parametrize("transitions", [*SIZES[:5], 1, 89, 90, 91])
@@ -175,12 +175,6 @@ def test_starts_in_the_wall_are_moved_to_both_sides():
     assert 0.4 < (moved[:, 0] < 32).float().mean() < 0.6
     door = torch.tensor([[32.0, 10.0]])
     assert torch.equal(free_starts(door, Layout.fixed(), seeded()), door)
-
-
-def test_simulate_returns_every_state():
-    start, actions = torch.tensor([[20.0, 20.0]]), torch.ones(1, 3, 2)
-    positions = simulate(start, actions, Layout.fixed(), "blocked")
-    assert positions[0].tolist() == [[20, 20], [21, 21], [22, 22], [23, 23]]
 
 
 @pytest.mark.parametrize("name", ["dynamics", "layouts"])

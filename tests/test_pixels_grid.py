@@ -127,10 +127,10 @@ def test_actions_do_what_they_say(grid, action, after):
 
 
 def test_symmetries_of_the_whole_grid():
-    square = canvas("123", "456", "789")
-    for name, operation in world.SYMMETRIES.items():
-        after = act(square, "symmetry", (0, 0), None, name, "grid")
-        assert (after[:3, :3] == operation(square[:3, :3])).all()
+    turned = ("24 13", "43 21", "31 42", "34 12", "21 43", "13 24", "42 31")
+    for name, wanted in zip(world.SYMMETRIES, turned, strict=True):
+        after = act(canvas("12", "34"), "symmetry", (0, 0), None, name, "grid")
+        assert (after == canvas(*wanted.split())).all(), name
 
 
 @pytest.mark.parametrize("size", [3, 10, 30])
@@ -282,21 +282,12 @@ def test_padding_does_not_change_the_latent(encoder, buffer):
         assert (model.encode(moved)[0] - z[0]).abs().max() > 1e-5
 
 
-@pytest.mark.parametrize("kind", ["table", "one_hot"])
-def test_action_encoder(kind):
-    codes = model_of(action_encoder=kind).action_encoder(torch.tensor([0, 2483, 7]))
-    assert codes.shape == (3, 8) and len(codes.unique(dim=0)) == 3
-
-
 def test_transition_has_zero_positions_and_reads_the_action(batch):
     model = model_of()
     assert (model.transition.positions == 0).all() and model.transition.positions.requires_grad
     z = model.encode(batch.state)
-    ahead = model.imagine(z, batch.action)
-    assert ahead.shape == z.shape
-    assert (model.imagine(z, (batch.action + 100) % 2484) - ahead).abs().max() > 1e-6
-    block = build_grid_model("jepa", GridConfig(), 6, 0).transition.blocks.blocks[0]
-    assert block.attention.qkv.weight.shape == (3 * 512, 128)
+    ahead, other = (model.imagine(z, (batch.action + by) % 2484) for by in (0, 100))
+    assert ahead.shape == z.shape and (other - ahead).abs().max() > 1e-6
 
 
 def test_gradient_reaches_all_but_the_target_which_follows(batch):
@@ -456,8 +447,7 @@ def test_logged_keys(whole):
         keys = set().union(*rows)
         assert keys >= {f"{part}/{name}" for name in names for part in ("train", "val")}
         assert keys >= {"val/std", "val/effective_rank", "train/steps_per_second", "epoch"}
-        assert rows[-1]["step"] == 6
-    assert "val/ema_distance" in set().union(*whole.run.records("grid_s0"))
+        assert rows[-1]["step"] == 6 and ("val/ema_distance" in keys) == (stage == "grid_s0")
 
 
 def test_one_documented_output_path(whole):
@@ -814,19 +804,14 @@ def test_the_config_file_acts(buffer, tmp_path, monkeypatch, capsys):
 
 
 # --- figures ----------------------------------------------------------------------------------
-def test_colours_are_legible_apart():
-    """Every pair differs clearly in sRGB, and padding is none of them."""
-    colours = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in figures.PALETTE])
-    gaps = np.abs(colours[:, None] - colours[None]).sum(-1) + 999 * np.eye(11)
-    assert len(colours) == 11 and gaps.min() > 90
 
 
 def test_figures_show_what_they_were_given(whole, buffer):
     strip = figures.grid_strip(buffer.state[:7], ["a"], columns=4)
     assert len(strip.axes) == 7
-    shown = strip.axes[0].images[0].get_array()
-    assert np.array_equal(shown.mask, buffer.state[0] < 0)
-    assert np.array_equal(shown.data, buffer.state[0])
+    shown = strip.axes[0].collections[0].get_array()
+    assert np.array_equal(shown.filled(-1), buffer.state[0])
+    assert strip.axes[0].get_ylim() == (6, 0)  # row 0 on top
     rows = [[buffer.state[0], buffer.next_state[0]]] * 3
     drawn = figures.predictions(rows, ["state", "next"], ["move", "flood", "paint"])
     assert [axis.get_title("left") for axis in drawn.axes[1:3]] == ["move: next", "flood: state"]

@@ -1,7 +1,6 @@
 """Means and standard deviations of frames, actions and positions, computed once per data set.
 
-Fitted on the training split, they travel with data and checkpoints (PL5); models normalise from
-their own buffers.
+Fitted on the training split, they travel with data and checkpoints (PL5).
 """
 
 from __future__ import annotations

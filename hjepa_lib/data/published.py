@@ -1,8 +1,6 @@
 """Published trajectories (PLDM, arXiv 2502.14819): download, checks, loader of their format.
 
 The archive holds .npz files without images: flat actions (N, 2), locations (N, 2), terminals (N,).
-No checksum is published: the SHA-256 is recorded once the whole archive could be read. Only without
-a network generated data of the same recipe stand in, which is printed and stands in every row.
 """
 
 from __future__ import annotations
@@ -75,8 +73,8 @@ def fetch(path: Path) -> None:
 def download() -> Path:
     """The archive in the cache, downloaded unless it is there; `FileError` when it is not whole.
 
-    Its SHA-256 is recorded beside it as `<name>.sha256.json` and verified from then on. An
-    unfinished download stays as `<name>.part`, and the next one goes on with it.
+    No checksum is published: its own is recorded as `<name>.sha256.json` and verified from then on.
+    An unfinished download stays as `<name>.part`, and the next one goes on with it.
     """
     path = cache() / ARCHIVE
     part = path.with_name(f"{ARCHIVE}.part")
@@ -95,7 +93,7 @@ def download() -> Path:
 
 
 def _verify(path: Path) -> None:
-    """FileError for other content than recorded; first of all it must be readable to its end."""
+    """FileError for other content than recorded; what is recorded can be read to its end."""
     record, found = path.with_name(f"{ARCHIVE}.sha256.json"), files.sha256(path)
     if record.exists():
         if files.read_json(record).get("sha256") != found:
@@ -184,11 +182,10 @@ def truncate(trajectories: Trajectories, transitions: int) -> Trajectories:
 
 # --- any data ---------------------------------------------------------------------------------
 def acquire(config: DataConfig, seed: int) -> Trajectories:
-    """The data set that `config` describes; the published archive is kept in `cache`.
+    """The data set that `config` describes; a file with too few transitions is used whole.
 
-    A file with fewer transitions than asked for is used whole; `meta` says what was asked and got.
-    Without a network generated data stand in for published ones, as meta["fallback"] says; any
-    other failure raises `FileError`.
+    Without a network generated data stand in for published ones, which is printed and stands in
+    meta["fallback"]; any other failure raises `FileError`.
     """
     if config.source == "generated" or find_world(config.source) is not None:
         return _generated(config, seed, config.source)

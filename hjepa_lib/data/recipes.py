@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from hjepa_lib.files import WorkbookError, sha256
 from hjepa_lib.worlds.base import World, find_world
 from hjepa_lib.worlds.layout import DOOR_HALF, HIGH, LOW, Layout, layout_set
 from hjepa_lib.worlds.oracle import oracle_action
-from hjepa_lib.worlds.two_rooms import NOISE, TwoRooms, sample_start_goal, simulate, step
+from hjepa_lib.worlds.two_rooms import NOISE, TwoRooms, sample_start_goal, step
 
 SMOOTH, UNIFORM = 5.0, 1e-6
 """von Mises concentration of the heading changes: 1 / 0.2 and 1 / 1e6."""
@@ -57,10 +58,8 @@ RECIPES = {
 }
 
 
-class _Chunk(NamedTuple):
-    positions: Tensor  # (n, L, 2)
-    actions: Tensor  # (n, L - 1, 2)
-    layout: Layout
+Chunk = tuple[Tensor, Tensor, Tensor]
+"""Positions (n, L, 2), actions (n, L - 1, 2) and layouts (n, 2) of n trajectories."""
 
 
 def generate(
@@ -104,36 +103,28 @@ def generate(
         meta["good_fraction"] = good_fraction
     if meta["layouts"] == "rectangle":
         meta |= {"exclude_wall": exclude_wall, "exclude_door": exclude_door}
-    positions, actions = torch.zeros(2, transitions + count, 2)
-    drawn = torch.empty(count, 2, dtype=torch.int16)
+    made: list[Chunk] = []
     done = 0
     while done < count:
         part = kappa[done : done + _CHUNK]
         if world is None:
-            chunk = _chunk(recipe, rule, part, pool, dynamics, noise, generator)
+            made.append(_chunk(recipe, rule, part, pool, generator, dynamics, noise))
         else:
-            chunk = _walk(world, rule, part, dynamics, generator)
-        size = len(chunk.positions)
-        # The slice of the last chunk is shorter: this is where the last trajectory is truncated.
-        span = slice(done * (per + 1), (done + size) * (per + 1))
-        for rows, made in ((positions, chunk.positions), (actions, chunk.actions)):
-            made = torch.nn.functional.pad(made, (0, 0, 0, per + 1 - made.shape[1]))
-            rows[span] = made.reshape(-1, 2)[: len(rows[span])]
-        drawn[done : done + size] = chunk.layout.pairs().to(torch.int16)
-        done += size
-    actions[lengths.cumsum(0) - 1] = 0  # a last state has no action
-    return Trajectories(positions, actions, lengths, drawn, meta)
+            made.append(_walk(world, rule, part, dynamics, generator))
+        done += len(made[-1][0])
+    positions, actions, drawn = (torch.cat(column) for column in zip(*made, strict=True))
+    actions = torch.nn.functional.pad(actions, (0, 0, 0, 1))  # a last state has no action
+    positions, actions = (
+        rows.flatten(0, 1)[: transitions + count] for rows in (positions, actions)
+    )
+    actions[-1] = 0
+    return Trajectories(positions, actions, lengths, drawn[:count].to(torch.int16), meta)
 
 
 def _chunk(
-    recipe: str,
-    rule: Recipe,
-    kappa: Tensor,
-    pool: np.ndarray,
-    dynamics: str,
-    noise: float,
-    generator: torch.Generator,
-) -> _Chunk:
+    recipe: str, rule: Recipe, kappa: Tensor, pool: np.ndarray, generator: torch.Generator,
+    dynamics: str, noise: float,
+) -> Chunk:  # fmt: skip
     """At most len(kappa) trajectories (`no_crossing` drops some)."""
     n = len(kappa)
     layout = Layout.of(pool[torch.randint(len(pool), (n,), generator=generator).numpy()])
@@ -142,49 +133,51 @@ def _chunk(
         built = torch.rand(n, generator=generator) < rule.rate
     # Shuffled, so that a truncated or split set has the same share everywhere.
     built = built[torch.randperm(n, generator=generator)]
+    move = functools.partial(
+        step, layout=layout, dynamics=dynamics, generator=generator, noise=noise
+    )
     if recipe == "expert":
-        return _expert(layout, rule, built, dynamics, noise, generator)
+        return _expert(layout, rule, built, move, generator)
     start, actions = random_motion(layout, rule.states - 1, kappa, built, generator)
-    positions = simulate(start, actions, layout, dynamics, generator, noise)
+    positions = [start]
+    for action in actions.unbind(1):
+        positions.append(move(positions[-1], action))
+    chunk = (torch.stack(positions, 1), actions, layout.pairs())
     if recipe == "no_crossing":
-        keep = ~crosses(positions, layout)
-        return _Chunk(positions[keep], actions[keep], layout.index(keep))
-    return _keep(rule, _Chunk(positions, actions, layout), generator)
+        keep = ~crosses(chunk[0], layout)
+        return tuple(part[keep] for part in chunk)
+    return _keep(rule, chunk, generator)
 
 
-def _keep(rule: Recipe, chunk: _Chunk, generator: torch.Generator) -> _Chunk:
+def _keep(rule: Recipe, chunk: Chunk, generator: torch.Generator) -> Chunk:
     """A random slice of `rule.keep` states of each trajectory; 0 keeps all."""
     if not rule.keep:
         return chunk
-    shape = (len(chunk.positions), 1)
+    positions, actions, layout = chunk
+    shape = (len(positions), 1)
     first = torch.randint(rule.states - rule.keep + 1, shape, generator=generator)
     rows = (first + torch.arange(rule.keep))[..., None].expand(-1, -1, 2)
-    actions = chunk.actions.gather(1, rows[:, :-1])
-    return _Chunk(chunk.positions.gather(1, rows), actions, chunk.layout)
+    return positions.gather(1, rows), actions.gather(1, rows[:, :-1]), layout
 
 
 def _walk(
     world: type[World], rule: Recipe, kappa: Tensor, dynamics: str, generator: torch.Generator
-) -> _Chunk:
+) -> Chunk:
     """Free walks of an own world, from starts that it draws itself."""
-    layout = Layout.of(np.zeros((len(kappa), 2)))
-    free = torch.zeros(len(kappa), dtype=torch.bool)
+    pairs = torch.zeros(len(kappa), 2)
+    layout, free = Layout.of(pairs), torch.zeros(len(kappa), dtype=torch.bool)
     _, actions = random_motion(layout, rule.states - 1, kappa, free, generator)
     seed = int(torch.randint(2**31, (), generator=generator))  # of the world's own randomness
     episodes = world(layout, dynamics, seed=seed)
     positions = [episodes.reset(episodes.sample_start_goal(generator)[0])]
     positions += [episodes.step(action) for action in actions.unbind(1)]
-    return _keep(rule, _Chunk(torch.stack(positions, 1), actions, layout), generator)
+    return _keep(rule, (torch.stack(positions, 1), actions, pairs), generator)
 
 
 def _expert(
-    layout: Layout,
-    rule: Recipe,
-    cross: Tensor,
-    dynamics: str,
-    noise: float,
+    layout: Layout, rule: Recipe, cross: Tensor, move: Callable[[Tensor, Tensor], Tensor],
     generator: torch.Generator,
-) -> _Chunk:
+) -> Chunk:  # fmt: skip
     """Shortest paths at 0.9 px per step; a reached goal is followed by a new one.
 
     `cross` marks the trajectories whose goals always lie in the other room; the rest stay home.
@@ -199,10 +192,10 @@ def _expert(
     goal, actions = new_goal(positions[0]), []
     for _ in range(rule.states - 1):
         actions.append(oracle_action(positions[-1], goal, layout, EXPERT_STEP))
-        positions.append(step(positions[-1], actions[-1], layout, dynamics, generator, noise))
+        positions.append(move(positions[-1], actions[-1]))
         reached = (positions[-1] - goal).norm(dim=-1, keepdim=True) < EXPERT_STEP / 2
         goal = torch.where(reached, new_goal(positions[-1]), goal)
-    return _Chunk(torch.stack(positions, 1), torch.stack(actions, 1), layout)
+    return torch.stack(positions, 1), torch.stack(actions, 1), layout.pairs()
 
 
 # --- random actions -----------------------------------------------------------------------------
@@ -261,8 +254,8 @@ def random_motion(
 ) -> tuple[Tensor, Tensor]:
     """Starts (B, 2) and intended actions (B, steps, 2), px, before any collision.
 
-    `kappa` (B,) holds at most a few distinct values; `built` (B,) bool marks the trajectories
-    constructed to pass the door (walls are ignored in that construction, so fewer really do).
+    `kappa` (B,) holds a few distinct values; `built` (B,) bool marks the trajectories constructed
+    to pass the door, walls ignored, so fewer really do.
     """
     n = layout.batch
     turn = torch.zeros(n, steps)
@@ -277,8 +270,8 @@ def random_motion(
 
     backward = uniform(0, 2 * math.pi)
     free = walk - walk[:, :1] + backward[:, None]
-    # Built: both halves leave the door within 45 degrees of the outward normal. Seen forward in
-    # time the first half arrives; half of all trajectories run the other way (heading + pi).
+    # Built: both halves leave the door within 45 degrees of the outward normal, the first one
+    # backward in time; half of all trajectories run the other way (heading + pi).
     reverse = (torch.rand(n, generator=generator) < 0.5).float() * math.pi
     arrive, leave = (uniform(-math.pi / 4, math.pi / 4) for _ in range(2))
     after = torch.arange(steps) >= crossing_step  # (B, steps)

@@ -1,7 +1,6 @@
 """Training windows of T states, drawn from trajectories without listing them.
 
-Memory is one number per trajectory, not per window. A window never crosses the end of a
-trajectory (the seed project's did in 63 of 93 cases, defect F6).
+A window never crosses the end of a trajectory (F6).
 """
 
 from __future__ import annotations

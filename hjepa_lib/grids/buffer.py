@@ -31,7 +31,6 @@ class GridBatch(NamedTuple):
     action: Tensor  # (B,)
     next_state: Tensor  # (B, S, S)
     target_state: Tensor  # (B, S, S)
-    reward: Tensor  # (B,) float32
 
     def to(self, device: torch.device | str) -> GridBatch:
         return GridBatch(*(field.to(device) for field in self))
@@ -95,7 +94,7 @@ class GridBuffer:
 
     def select(self, rows: np.ndarray) -> GridBuffer:
         """The transitions of a mask or of indices."""
-        return GridBuffer(**{name: values[rows] for name, values in vars(self).items()})
+        return GridBuffer(*(values[rows] for values in vars(self).values()))
 
     def split(self, fraction: float, seed: int) -> tuple[GridBuffer, GridBuffer]:
         """(train, validation): `fraction` of the episodes, at least one, validates (F13)."""

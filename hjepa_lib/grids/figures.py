@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from hjepa_lib.figures import primitives, style
 from hjepa_lib.figures.style import FigureError, checked, styled
@@ -28,14 +27,10 @@ def draw_grid(axis: Axes, grid: np.ndarray, title: str = "") -> None:
     grid = checked(grid, "a grid", None, None)
     if grid.min() < PAD or grid.max() >= COLOURS or (grid != grid.round()).any():
         raise FigureError(f"a grid holds whole colours from {PAD} to {COLOURS - 1}")
-    height, width = grid.shape
-    hatch = {"facecolor": style.PAPER, "edgecolor": style.FAINT, "hatch": "////", "linewidth": 0}
-    axis.add_patch(Rectangle((-0.5, -0.5), width, height, zorder=0, **hatch))
-    axis.imshow(np.ma.masked_less(grid, 0), cmap=_MAP, norm=_NORM, interpolation="nearest")
-    for place in np.arange(-0.5, max(height, width)):
-        axis.axhline(place, color=style.PAPER, linewidth=0.4)
-        axis.axvline(place, color=style.PAPER, linewidth=0.4)
-    axis.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    axis.patch.set(hatch="////", edgecolor=style.FAINT)
+    look = {"cmap": _MAP, "norm": _NORM, "edgecolor": style.PAPER, "linewidth": 0.4}
+    axis.pcolormesh(np.ma.masked_less(grid, 0), **look)
+    axis.set(xticks=[], yticks=[], ylim=(len(grid), 0))
     axis.spines[:].set_visible(False)
     axis.set_title(title, fontsize=8)
 
@@ -72,10 +67,9 @@ def curves(
     title: str = "",
     columns: int = 3,
 ) -> Figure:
-    """One panel per key, `primitives.learning` of every seed in it.
+    """One panel per key, which is looked for under `train/` and `val/`, with a curve per seed.
 
-    `records` has the rows of metrics.jsonl of every seed; a key such as `jepa_cosine_sim` is looked
-    for under `train/` and `val/`. `limits` draws named horizontal lines in the panel of a key.
+    `records` has the rows of metrics.jsonl of every seed; `limits` names horizontal lines of a key.
     """
     figure, axes = style.grid_of(len(keys), columns, 2.7, -0.8)
     for axis, key in zip(axes, keys, strict=True):
@@ -99,10 +93,10 @@ def reward_panels(
     scores: Mapping[str, Mapping[str, float]],
     title: str = "Goal-conditioned reward",
 ) -> Figure:
-    """GRID-9's four panels: scatter with y = x, residuals, learning curve, R2 of every predictor.
+    """GRID-9's four panels: scatter with y = x, residuals, learning curve, bars of R2 (or MSE).
 
     `true` and `predicted` are (n,); `records` the rows of metrics.jsonl of this head; `scores` maps
-    a predictor's name to its measures. Where R2 is not estimable, bars of the MSE are drawn.
+    a predictor's name to its measures.
     """
     true = checked(true, "true", None)
     predicted = checked(predicted, "predicted", *true.shape)

@@ -1,9 +1,6 @@
 """Measures of the grid models: prediction next to collapse, decoded grids, rewards, comparison.
 
-Cosine of prediction and target is 1 when all grids go to one point (F13); beside it stand
-
-    error  = mean (zhat - z')^2 / mean over dimensions of Var(z')      1 = predicting the mean
-    spread = sum of variances / mean squared norm of the latents       0 = one point, 1 = no offset
+A cosine is 1 when all grids go to one point (F13), so error and spread stand beside it.
 """
 
 from __future__ import annotations
@@ -33,7 +30,7 @@ GOOD, CONCERNING = 0.7, 0.5
 
 # --- latents ----------------------------------------------------------------------------------
 def latent_report(latents: Tensor) -> dict[str, float]:
-    """std, spread and effective rank of latents (M, D)."""
+    """std, spread (0 = one point, 1 = no offset) and effective rank of latents (M, D)."""
     latents = latents.cpu().double()  # S7
     variance = latents.var(0, correction=0)
     norm = latents.square().sum(1).mean()
@@ -60,7 +57,10 @@ def verdict(report: Mapping[str, float], late: bool) -> str:
 
 
 def prediction_report(prediction: Tensor, target: Tensor, present: Tensor) -> dict[str, float]:
-    """Errors of predicted latents (M, D), beside those of predicting no change (`present`)."""
+    """Errors of predicted latents (M, D), beside those of predicting no change (`present`).
+
+    `error` is in units of the targets' variance: 1 = predicting the mean.
+    """
     variance = target.var(0, correction=0).mean().clamp(min=1e-12)
     error, copied = (F.mse_loss(guess, target) for guess in (prediction, present))
     centre = target.mean(0)
@@ -84,10 +84,7 @@ def ema_distance(online: nn.Module, target: nn.Module) -> float:
 
 @torch.no_grad()
 def validate_jepa(model: GridJepa, batch: GridBatch) -> dict[str, float]:
-    """Everything that GRID-7 watches, on held-out transitions; `loss` is the relative error.
-
-    The bare error would choose badly: it is smallest for a collapsed encoder.
-    """
+    """What GRID-7 watches; `loss` is the relative error, as a collapse has the least bare one."""
     parts = []
     for piece in pieces(batch, model):
         now, target = model.encode(piece.state), model.encode_target(piece.next_state)
@@ -118,8 +115,7 @@ def validate_twin(model: GridTwin, batch: GridBatch) -> dict[str, float]:
 def cell_report(predicted: Tensor, state: Tensor, truth: Tensor) -> dict[str, float]:
     """Shares of right cells of canvases (M, S, S); padding counts where either grid has a cell.
 
-    `copy_accuracy` is that of repeating the state, which is right in every cell that did not change
-    and in none that did.
+    `copy_accuracy` is that of repeating the state.
     """
     either = (truth >= 0) | (state >= 0) | (predicted >= 0)
     changed = truth != state
@@ -133,10 +129,7 @@ def cell_report(predicted: Tensor, state: Tensor, truth: Tensor) -> dict[str, fl
 
 @torch.no_grad()
 def fact_accuracy(model: GridModel, train: GridBuffer, validation: GridBuffer) -> float:
-    """Mean accuracy over FACTS of a linear probe on frozen latents, held-out episodes.
-
-    A ridge regression to one-hot classes, its largest output taken: what a straight cut can read.
-    """
+    """Mean accuracy over FACTS, held-out episodes, of a ridge regression to one-hot classes."""
     read = []
     for batch in (train.sample(1000), validation.sample(1000)):
         latents = torch.cat([model.encode(piece.state).cpu() for piece in pieces(batch, model)])
@@ -192,10 +185,9 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def paired_error(rows: Sequence[Mapping[str, Any]], one: str, two: str) -> dict[str, Any]:
-    """Error of the reward of model `one` minus that of `two`, in shares of the latter's, by seed.
+    """Reward error of model `one` minus that of `two`, in shares of the latter's, by seed.
 
-    Both are means over the same held-out transitions, which the rows do not keep one by one: the
-    interval is over training seeds alone. Below 0 `one` is better.
+    The interval is over training seeds alone. Below 0 `one` is better.
     """
     errors = pd.DataFrame(list(rows)).pivot(index="seed", columns="model", values="reward_mse")
     found = claim(errors[[one]].to_numpy(), errors[[two]].to_numpy(), least_blocks=1)
@@ -226,8 +218,7 @@ def paired_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def comparison(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """GRID-10: one row per measure, one column per model, from result rows of all seeds.
 
-    A cell is the mean over seeds with its interval; the last rows are the seed spread of the reward
-    R2 (standard deviation) and the collapse rate. What a model does not have is left empty; an R2
+    A cell is the mean over seeds with its interval, empty for what a model does not have; an R2
     for which there are too few rewards is "not estimable".
     """
     columns: dict[str, dict[str, str]] = {}

@@ -26,7 +26,7 @@ FACT_CLASSES = (MOST + 1, MOST + 1, COLOURS, COLOURS, COLOURS + 1)
 
 
 class FactTokens(nn.Module):
-    """One token per fact of a grid: (B, 5) -> (B, 5, D)."""
+    """One token per fact: (B, 5) -> (B, 5, D)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -251,8 +251,7 @@ def sinusoids(length: int, dim: int) -> Tensor:
 class GoalReward(nn.Module):
     """(B, 3, D) frozen latents of now, next and goal -> rewards (B,).
 
-    They are standardised by training statistics, stored with the weights: the scale of a latent is
-    arbitrary and must not decide which encoder looks best.
+    Standardised by stored training statistics: a latent's scale must not decide who looks best.
     """
 
     def __init__(self, latent_dim: int) -> None:

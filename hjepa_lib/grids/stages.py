@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from hjepa_lib.config import Config, from_dict, to_dict
 from hjepa_lib.config.grids import GridConfig
 from hjepa_lib.evaluation.compute import update_bytes
 from hjepa_lib.evaluation.statistics import unestimable
-from hjepa_lib.files import FileError, read_json, save_npz, write_atomic, write_json
+from hjepa_lib.files import FileError, plain, read_json, save_npz, write_atomic, write_json
 from hjepa_lib.grids import buffer, measures
 from hjepa_lib.grids.models import KINDS, GridModel, build_grid_model, build_reward
 from hjepa_lib.grids.train import fit_grid, fit_reward, predict_reward, reward_latents, train_pair
@@ -49,12 +49,7 @@ _MODELS = tuple(
 
 
 def grid_stages(config: Config) -> dict[str, Stage]:
-    """Every stage by name: `grid_data`, and of the training seeds n = 0, 1, ... the others.
-
-    `grid_s{n}` is JEPA and twin, trained side by side, `grid_reward_s{n}` a goal-conditioned reward
-    on each frozen encoder. Weights and batches follow from `config.seed` + n, the data from
-    `config.seed` alone.
-    """
+    """{name: stage}: `grid_data`, and of every training seed n `grid_s{n}`, `grid_reward_s{n}`."""
     path = config.pixels.grid.path
     files = (path,) if path else ()
     shaping = (*(f"pixels.grid.{name}" for name in _DATA), "pixels.data.validation_split")
@@ -226,8 +221,8 @@ def grid_results(ws: Workspace) -> list[dict[str, Any]]:
                 row |= {f"{path}_{part}": one[part] for part in ("r2", "mse")}
             row["mean_reward_mse"] = scores["mean"]["mse"]
             rows.append(row | ({} if kind == "random" else _cost(ws, kind, n, model, sample)))
+    rows = plain(rows)
     write_json(ws.run.path / ROWS, rows)
-    rows = read_json(ws.run.path / ROWS)
     leave_section(ws.run, "30-grid", section(rows))
     return rows
 
@@ -264,22 +259,20 @@ def _cost(
     }
 
 
-def train_all(ws: Workspace, say: Callable[..., None]) -> str:
-    """All stages with a few lines on the way; returns the comparison as text."""
+def train_all(ws: Workspace) -> None:
+    """All stages with a few printed lines on the way; then the comparison."""
     for name, stage in grid_stages(ws.config).items():
-        exhaust(ws.make(stage), name, say)
-    for path in sorted(ws.run.path.glob("grid/s*/best_*.safetensors")):
-        say(str(path))
+        exhaust(ws.make(stage), name)
+    print(*sorted(ws.run.path.glob("grid/s*/best_*.safetensors")), sep="\n")
     rows = grid_results(ws)
-    say(f"results: {ws.run.path / ROWS}")
-    return measures.comparison(rows).to_string()
+    print(f"results: {ws.run.path / ROWS}\n{measures.comparison(rows).to_string()}")
 
 
 def write_tuning_table(runs: Iterable[tuple[dict[str, Any], Path]], folder: Path) -> Path:
-    """`grid_results.csv` beside the runs of a sweep: mean over seeds per setting and encoder.
+    """`grid_results.csv` of a sweep in `folder`: mean over seeds per setting and encoder.
 
-    `runs` are swept values with the run's folder each, all below `folder`; those that have not
-    finished are passed over. FileError when none has.
+    `runs` are swept values with the run's folder each; unfinished ones are passed over. FileError
+    when none has finished.
     """
     rows = []
     for values, run in runs:

@@ -20,11 +20,9 @@ CHUNK = 64  # canvases encoded at once outside training
 
 
 def train_pair(fits: dict[str, Fit], patience: int = 0) -> Iterator[tuple[str, Report]]:
-    """Two fits in step, JEPA first: (kind, report) of every update.
+    """Two fits in step: (kind, report) of every update; one that was interrupted catches up.
 
-    Their settings have no patience of their own: with `patience` > 0 the pair ends when BOTH have
-    gone so many validations without improvement. One that is behind, after an interruption, catches
-    up.
+    With `patience` > 0 the pair ends when BOTH have gone so many validations without improvement.
     """
     while True:
         level = len({fit.update for fit in fits.values()}) == 1
@@ -40,10 +38,7 @@ def train_pair(fits: dict[str, Fit], patience: int = 0) -> Iterator[tuple[str, R
 def fit_grid(
     model: GridModel, train: GridBuffer, optim: EpochsConfig, validate: ValidateFn, **options: Any
 ) -> Fit:
-    """One of a pair: `model.seconds` is what its last update took, without validation.
-
-    `options` are the fit's own: seed, precision, folder, stage.
-    """
+    """One of a pair, with the fit's own `options`; `model.seconds` is what its last update took."""
     model.seconds = math.nan
 
     def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

@@ -1,8 +1,8 @@
-"""The built-in grid world of seed 004: coloured grids, 2,484 actions, similarity to a goal grid.
+"""The built-in grid world of seed 004: coloured grids and 2,484 actions.
 
 A grid of 1 to 30 rows and columns of colours 0..10 (0 = background) lies in the top left corner of
-a square canvas; the rest is padding, -1. An action names its place by an anchor a = 0..35, one of
-6 x 6 points spread evenly over the grid whatever its shape.
+a square canvas; the rest is padding, -1. An anchor a = 0..35 is one of 6 x 6 points spread evenly
+over the grid.
 
     kind      ids          id - first                              what it does
     paint        0..1187   (brush * 11 + colour) * 36 + a          a cell, a 3 x 3 block or a row
@@ -10,9 +10,8 @@ a square canvas; the rest is padding, -1. An action names its place by an anchor
     move      1584..1727   direction * 36 + a                      shifts the anchor's object a cell
     symmetry  1728..2483   (window * 7 + operation) * 36 + a       turns or mirrors a window
 
-An object is a 4-connected region of one colour; it moves into free background only, which itself
-does not move. Windows are 3 x 3, 5 x 5 (pushed or shrunk into the grid) and the whole grid, where
-quarter turns exchange the sides.
+An object is a 4-connected region of one colour; it moves into background only, which itself does
+not move. Windows are 3 x 3, 5 x 5 (pushed or shrunk into the grid) and the whole grid.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ SYMMETRIES = {
 }
 WINDOWS = {"small": 3, "large": 5, "grid": MOST}
 FACTS = ("height", "width", "most", "least", "count")
-"""Grid metadata: sides, most and least common colour (the lower one of equals), colours present."""
+"""Of a grid: sides, most and least common colour (the lower one of equals), colours present."""
 
 
 class GridAction(NamedTuple):

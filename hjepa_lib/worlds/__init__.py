@@ -1,7 +1,4 @@
-"""Worlds to plan in: two rooms with a door, as a batched torch simulator and as a Gymnasium env.
-
-Importing this package registers the Gymnasium id `hjepa/TwoRooms-v0`.
-"""
+"""Worlds to plan in; importing this package registers the Gymnasium id `hjepa/TwoRooms-v0`."""
 
 import gymnasium
 

@@ -29,8 +29,7 @@ def trial_noise(
     """Standard normal numbers (B, *shape), those of a trial the same alone and in any batch (I13).
 
     `rows` (B,) are the numbers of the trials in their file, `step` counts environment steps, level
-    0 is the world and 1 upwards are the planners', `draw` counts within a step. The counter of the
-    generator is (trial, step, level, draw), so nothing that was drawn before matters.
+    0 is the world and 1 upwards are the planners', `draw` counts within a step.
     """
     bits = np.random.Philox(key=seed)
     normal, state = np.random.Generator(bits).standard_normal, bits.state

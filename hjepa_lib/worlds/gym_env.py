@@ -1,8 +1,6 @@
-"""The two-room world as a Gymnasium environment, `hjepa/TwoRooms-v0`.
+"""The two-room world as a Gymnasium environment, `hjepa/TwoRooms-v0`: one row of `TwoRooms`.
 
-Same dynamics and frames as the batched simulator, for one episode. Differs from the peers: frames
-are declared as what they are (uint8, 0..255), `reset` takes a given start, goal and layout, every
-random number follows from the seed, and the noise can be switched off.
+Every random number follows from the seed of `reset`.
 """
 
 from __future__ import annotations

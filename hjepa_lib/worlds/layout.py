@@ -1,8 +1,7 @@
-"""Geometry of the two-room world: sizes, wall layouts, and who may train on which layout.
+"""Geometry of the two-room world (PLDM, arXiv 2502.14819), and who may train on which layout.
 
-A layout is a vertical wall (centre column `wall_x`) with one door (centre row `door_y`), as in
-PLDM (arXiv 2502.14819). Peers evaluate on the layouts they train on; here the 1,125 layouts are
-split once, and a `rectangle` of walls AND doors can be held out.
+A layout is a vertical wall (centre column `wall_x`) with one door (centre row `door_y`). Peers
+evaluate on the layouts they train on; here the 1,125 layouts are split once.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ _TOLERANCE = 1e-4
 
 
 def _paths(start: Tensor, goal: Tensor, layout: Layout, inset: float) -> tuple[Tensor, Tensor]:
-    """Lengths (B, 9) px, infinite where infeasible, and the first way-point (B, 9, 2) of each."""
+    """Lengths (B, 9) px, infinite where infeasible, and first way-points (B, 9, 2)."""
     low, high = layout.top + inset, layout.bottom - inset
     gate_a, gate_b = (
         torch.maximum(torch.minimum(place[:, 0], layout.right), layout.left)

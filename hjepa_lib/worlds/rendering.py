@@ -29,8 +29,7 @@ def render_walls(layout: Layout) -> Tensor:
 def render(position: Tensor, layout: Layout) -> Tensor:
     """Frames (B, ..., 2, 65, 65) uint8 of positions (B, ..., 2) px; one layout per row, or one.
 
-    Only the 9 x 9 pixels that can be non-zero (255 exp(-d^2 / 3.38) < 1 beyond 4.33 px) are
-    computed, by the float32 operations of `render_reference`, which it therefore equals.
+    Equals `render_reference`, but computes only the 9 x 9 pixels that can be non-zero.
     """
     rows, frames = position.shape[0], position[..., 0].numel()
     blank = torch.zeros(

@@ -1,7 +1,6 @@
 """Evaluation trials (start, goal, layout) that live in files, so that every method meets the same.
 
-PLDM drew its pairs from Python's global generator, which no seed reached (defect PL2). Here the
-protocols' trials are committed in `trial_files/` with a SHA-256 of their content each: `medium`
+Those of the protocols are committed in `trial_files/` with the SHA-256 of their content: `medium`
 ones that `make_trials` drew with the seeds 1000 to 1005, in the order of `index.json`.
 """
 
@@ -79,9 +78,9 @@ def content_hash(start: Tensor, goal: Tensor, layout: Layout) -> str:
 
 
 def make_trials(layouts: str | np.ndarray, level: str, n: int, seed: int) -> Trials:
-    """n new trials of `level` (easy, medium), each in one of `layouts`, a function of the seed.
+    """n new trials of `level` (easy, medium), a function of the seed (PL2).
 
-    `layouts` is a name known to `layout_set` or an array (K, 2) of (wall_x, door_y).
+    Each draws its room from `layouts`, a name known to `layout_set` or rows (K, 2).
     """
     if n < 1:
         raise files.WorkbookError(f"n must be at least 1, got {n}")

@@ -1,11 +1,9 @@
 """The two-room world, batched in torch: dynamics, start and goal sampling, and a stateful wrapper.
 
 Next position = position + action unless the segment meets a border, a wall face outside the door,
-or a door lip. PLDM (arXiv 2502.14819) uses two different rules there without saying so: `blocked`
-(data generator: the dot stays) and `bounce` (evaluation: hit point plus Gaussian noise, the normal
-component pointing back, then 0.3 px inside the room). `slide` is `bounce` without noise. Differs
-from the peers: noise comes from a given generator, touching a line from the inside never sticks,
-and axis-parallel steps cannot divide by zero.
+or a door lip. PLDM (arXiv 2502.14819) has two rules there: `blocked` (data: the dot stays) and
+`bounce` (evaluation: hit point plus Gaussian noise, its normal component pointing back, then 0.3 px
+inside the room). `slide` is `bounce` without noise.
 """
 
 from __future__ import annotations
@@ -52,8 +50,8 @@ def step(
 ) -> Tensor:
     """Positions after one action: (B, 2), (B, 2) -> (B, 2), all px; actions are never clipped.
 
-    `bounce` with noise > 0 draws (B, 2) numbers from `generator` at every call, hit or not, so that
-    two policies on one seed meet the same noise at the same step; or they are given in its place.
+    `bounce` with noise > 0 draws (B, 2) numbers at every call, hit or not, so that two policies on
+    one seed meet the same noise at the same step; `generator` may be these numbers.
     """
     time, plane, axis, lip = _first_hit(position, action, layout)
     hit = time <= 1  # (B,)
@@ -76,21 +74,6 @@ def step(
     return torch.where(hit[:, None], settled, moved)
 
 
-def simulate(
-    start: Tensor,
-    actions: Tensor,
-    layout: Layout,
-    dynamics: str,
-    generator: torch.Generator | None = None,
-    noise: float = NOISE,
-) -> Tensor:
-    """Positions (B, S + 1, 2) px of open-loop actions (B, S, 2) from `start` (B, 2)."""
-    positions = [start]
-    for action in actions.unbind(1):
-        positions.append(step(positions[-1], action, layout, dynamics, generator, noise))
-    return torch.stack(positions, 1)
-
-
 def _first_hit(position: Tensor, action: Tensor, layout: Layout) -> tuple[Tensor, ...]:
     """First line met: time (B,) (> 1 if none), its coordinate (B,), axis (B, 2) bool, lip (B,)."""
     x, y = position.unbind(-1)
@@ -98,11 +81,10 @@ def _first_hit(position: Tensor, action: Tensor, layout: Layout) -> tuple[Tensor
     right, down = dx > 0, dy > 0
     edge_x = torch.where(right, HIGH, LOW).to(x)
     edge_y = torch.where(down, HIGH, LOW).to(x)
-    # The next face ahead; from inside the wall body (starts of the public data) the far one.
+    # From inside the wall body (starts of the public data) the far face.
     ahead = torch.where(right, x <= layout.left, x < layout.right)
     face = torch.where(ahead, layout.left, layout.right)
     lip = torch.where(down, layout.bottom, layout.top)
-    # Times in units of the step; a line behind the dot has a negative time and is no hit.
     t_edge_x, t_edge_y = _time(edge_x - x, dx), _time(edge_y - y, dy)
     t_face, t_lip = _time(face - x, dx), _time(lip - y, dy)
     y_face, x_lip = y + t_face * dy, x + t_lip * dx
@@ -119,7 +101,7 @@ def _first_hit(position: Tensor, action: Tensor, layout: Layout) -> tuple[Tensor
 
 
 def _time(gap: Tensor, speed: Tensor) -> Tensor:
-    """Steps until a line `gap` px away is met; infinite when moving along or away from it."""
+    """Steps until a line `gap` px ahead is met; infinite when moving along or away from it."""
     towards = (speed != 0) & (gap * speed.sign() >= 0)
     return torch.where(towards, gap / torch.where(speed == 0, 1, speed), float("inf"))
 
