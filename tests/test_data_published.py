@@ -249,14 +249,6 @@ def test_gdown_errors_become_one_sentence(tmp_path, monkeypatch):
     assert seen["id"] == published.FILE_ID and seen["timeout"][0] == 10
     assert seen["resume"] is True and seen["retries"] == 3  # D3
 
-    def deliver(**options):
-        options["progress"](5, None)
-        Path(options["output"]).write_bytes(b"12345")
-
-    monkeypatch.setattr(gdown, "download", deliver)
-    published.fetch(path)
-    assert path.read_bytes() == b"12345"
-
 
 def test_extraction_stays_in_its_folder(tmp_path):
     folder = tmp_path / "deep" / "out"

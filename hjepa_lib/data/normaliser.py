@@ -6,12 +6,12 @@ Fitted on the training split, they travel with data and checkpoints (PL5).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hjepa_lib.config.fields import Checked, number
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.files import WorkbookError
 
@@ -20,16 +20,22 @@ _FRAMES = 4096
 _SMALLEST = 1e-6
 
 
-@dataclass(frozen=True)
-class Normaliser:
-    """Statistics per image channel, or per component of actions and positions."""
+_MEAN, _STD = number((), -math.inf), number((), 1e-12)
 
-    pixel_mean: tuple[float, ...]  # [0, 255] units
-    pixel_std: tuple[float, ...]  # [0, 255] units
-    action_mean: tuple[float, ...]  # px
-    action_std: tuple[float, ...]  # px
-    position_mean: tuple[float, ...]  # px
-    position_std: tuple[float, ...]  # px
+
+@dataclass(frozen=True)
+class Normaliser(Checked):
+    """Statistics per image channel, or per component of actions and positions.
+
+    Stored by `config.to_dict` and read by `config.from_dict`, which refuses what cannot be one.
+    """
+
+    pixel_mean: tuple[float, ...] = _MEAN  # [0, 255] units
+    pixel_std: tuple[float, ...] = _STD  # [0, 255] units
+    action_mean: tuple[float, ...] = _MEAN  # px
+    action_std: tuple[float, ...] = _STD  # px
+    position_mean: tuple[float, ...] = _MEAN  # px
+    position_std: tuple[float, ...] = _STD  # px
 
     @classmethod
     def fit(cls, trajectories: Trajectories, seed: int) -> Normaliser:
@@ -61,22 +67,6 @@ class Normaliser:
             *_statistics(trajectories.actions[used]),
             *_statistics(trajectories.positions),
         )
-
-    def to_dict(self) -> dict[str, list[float]]:
-        """Plain lists, ready for JSON; floats survive exactly."""
-        return {name: list(values) for name, values in vars(self).items()}
-
-    @classmethod
-    def from_dict(cls, tree: dict[str, Any]) -> Normaliser:
-        """Inverse of `to_dict`; WorkbookError for other names, or values that cannot be."""
-        names = [item.name for item in fields(cls)]
-        if set(tree) != set(names):
-            raise WorkbookError(f"normaliser fields must be {sorted(names)}, got {sorted(tree)}")
-        for name in names:
-            low = 0 if name.endswith("std") else -math.inf
-            if not tree[name] or not all(low < float(one) < math.inf for one in tree[name]):
-                raise WorkbookError(f"{name} must be finite, and std above 0; got {tree[name]}")
-        return cls(**{name: tuple(map(float, tree[name])) for name in names})
 
 
 def _statistics(rows: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

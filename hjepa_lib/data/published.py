@@ -50,19 +50,12 @@ def fetch(path: Path) -> None:
     """The archive to `path`, going on where a cut download ended; FileError with the reason."""
     import gdown  # slow to import and needed by this one function only
     import requests
-    from tqdm import tqdm
 
     try:
-        with tqdm(unit="B", unit_scale=True, desc=path.name) as bar:
-
-            def progress(done: int, total: int | None) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            gdown.download(
-                id=FILE_ID, output=str(path), quiet=True, use_cookies=False, progress=progress,
-                timeout=(CONNECT_SECONDS, READ_SECONDS), resume=True, retries=RETRIES,
-            )  # fmt: skip
+        gdown.download(
+            id=FILE_ID, output=str(path), use_cookies=False, resume=True, retries=RETRIES,
+            timeout=(CONNECT_SECONDS, READ_SECONDS),
+        )  # fmt: skip
     except (OSError, ValueError, gdown.DownloadError) as error:
         away = isinstance(error, (requests.ConnectionError, requests.Timeout))
         reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -111,9 +111,10 @@ def make_pair(ws: Workspace, folder: Path, n: int) -> Iterator[Report]:
         yield report
     for kind, fit in fits.items():
         fit.load_best()
-        checks = [row for row in ws.run.records(fit.stage) if row.get("val/loss") is not None]
-        best = min(checks, key=lambda row: row["val/loss"])
-        _save(folder / BEST.format(kind), kind, fit.module, best)
+        rows = {row.get("val/loss"): row for row in reversed(ws.run.records(fit.stage))}
+        # Killed between checkpoint and log, a training has no line of its best.
+        lost = {"step": fit.update, "val/loss": fit.best_loss}
+        _save(folder / BEST.format(kind), kind, fit.module, rows.get(fit.best_loss, lost))
 
 
 def _row(report: Report, epoch: int, seconds: float) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def save_level1(folder: Path, model: Jepa, name: str = "model") -> None:
     """Level 1 with its normaliser."""
     save_module(
         folder / name, model, "level1", config=to_dict(model.config),
-        normaliser=model.normaliser.to_dict(), image=model.frame[1:],
+        normaliser=to_dict(model.normaliser), image=model.frame[1:],
     )  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def load_level1(folder: Path, name: str = "model") -> Jepa:
 
     def build(meta: dict[str, Any]) -> Jepa:
         config, size = from_dict(Level1Config, meta["config"]), meta.get("image", SIZE)
-        return Jepa(config, Normaliser.from_dict(meta["normaliser"]), size)
+        return Jepa(config, from_dict(Normaliser, meta["normaliser"]), size)
 
     return load_module(folder / name, "level1", build)
 

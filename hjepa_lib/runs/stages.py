@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from hjepa_lib.config import Config, ConfigError, Level1Config, Level2Config
+from hjepa_lib.config import Config, ConfigError, Level1Config, Level2Config, from_dict, to_dict
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.published import acquire
 from hjepa_lib.data.trajectories import Trajectories
@@ -66,7 +66,7 @@ def make_data_stage(ws: Workspace, folder: Path) -> None:
     data = acquire(config.data, config.seed)
     data.save(folder)
     train, _ = data.split(config.data.val_fraction, config.seed)
-    write_json(folder / "normaliser.json", Normaliser.fit(train, config.seed).to_dict())
+    write_json(folder / "normaliser.json", to_dict(Normaliser.fit(train, config.seed)))
     if "fallback" in data.meta:
         ws.run.note("data_fallback", data.meta["fallback"])
 
@@ -82,7 +82,7 @@ def load_data(ws: Workspace) -> tuple[Trajectories, Trajectories | None, Normali
     train, validation = data.split(ws.config.data.val_fraction, ws.config.seed)
     if validation is None:
         print("nothing is held out: no validation, the last weights are kept")
-    normaliser = Normaliser.from_dict(read_json(ws.run.path / "data" / "normaliser.json"))
+    normaliser = from_dict(Normaliser, read_json(ws.run.path / "data/normaliser.json"))
     return train, validation, normaliser
 
 

@@ -71,12 +71,16 @@ class TwoRoomsEnv(gymnasium.Env):
             if int(value) != value or not low <= value <= high:
                 raise WorkbookError(f"{name} must be an integer in [{low}, {high}], got {value!r}")
         layout = self._world.layout = Layout.of([pair])
-        places = sample_start_goal(layout, self.level, self._generator)
-        start, self._goal = (
-            _place(options, name, place, layout)
-            for name, place in zip(("start", "goal"), places, strict=True)
-        )
-        self._world.reset(start)
+        places = []
+        drawn = sample_start_goal(layout, self.level, self._generator)
+        for name, place in zip(("start", "goal"), drawn, strict=True):
+            if (given := options.get(name)) is not None:
+                place = torch.as_tensor(np.asarray(given, np.float32))[None]
+                if place.shape != (1, 2) or not inside(place, layout):
+                    raise WorkbookError(f"{name} must be (x, y) px of a free place, got {given!r}")
+            places.append(place)
+        self._world.reset(places[0])
+        self._goal = places[1]
         return self._frame(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -120,17 +124,3 @@ class TwoRoomsEnv(gymnasium.Env):
         light = 255 - (walls // 2).astype(np.int16)  # (Hpx, Wpx), white floor
         image = np.stack((light - dot, light - np.maximum(dot, goal), light - goal), -1)
         return image.clip(0, 255).astype(np.uint8).repeat(_SCALE, 0).repeat(_SCALE, 1)
-
-
-def _place(
-    options: dict[str, Any], name: str, drawn: torch.Tensor, layout: Layout
-) -> torch.Tensor:  # (1, 2)
-    """The place that the options fix, else the drawn one."""
-    if options.get(name) is None:
-        return drawn
-    place = torch.as_tensor(np.asarray(options[name], np.float32))[None]
-    if place.shape != (1, 2):
-        raise WorkbookError(f"{name} must be (x, y) in px, got {options[name]!r}")
-    if not inside(place, layout):
-        raise WorkbookError(f"{name} {options[name]} lies in a wall or outside the rooms")
-    return place
