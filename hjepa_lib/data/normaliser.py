@@ -6,12 +6,11 @@ Fitted on the training split, they travel with data and checkpoints (PL5).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hjepa_lib.config.fields import Checked, number
+from hjepa_lib.config.fields import Float, Section
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.files import WorkbookError
 
@@ -20,22 +19,21 @@ _FRAMES = 4096
 _SMALLEST = 1e-6
 
 
-_MEAN, _STD = number((), -math.inf), number((), 1e-12)
+Mean, Std = tuple[Float[-math.inf :], ...], tuple[Float[1e-12:], ...]
 
 
-@dataclass(frozen=True)
-class Normaliser(Checked):
+class Normaliser(Section):
     """Statistics per image channel, or per component of actions and positions.
 
     Stored by `config.to_dict` and read by `config.from_dict`, which refuses what cannot be one.
     """
 
-    pixel_mean: tuple[float, ...] = _MEAN  # [0, 255] units
-    pixel_std: tuple[float, ...] = _STD  # [0, 255] units
-    action_mean: tuple[float, ...] = _MEAN  # px
-    action_std: tuple[float, ...] = _STD  # px
-    position_mean: tuple[float, ...] = _MEAN  # px
-    position_std: tuple[float, ...] = _STD  # px
+    pixel_mean: Mean = ()  # [0, 255] units
+    pixel_std: Std = ()  # [0, 255] units
+    action_mean: Mean = ()  # px
+    action_std: Std = ()  # px
+    position_mean: Mean = ()  # px
+    position_std: Std = ()  # px
 
     @classmethod
     def fit(cls, trajectories: Trajectories, seed: int) -> Normaliser:
