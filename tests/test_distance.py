@@ -120,7 +120,7 @@ def test_loss_equals_its_formula(form, gamma):
 def test_the_slow_copy_follows_the_formula_and_gets_no_gradient(store):
     """It starts as the head and rides along in what is stored for a resume."""
     head = head_of(ema_rate=0.1)
-    fit = train_distance(head, store, None, head.config, seed=0)
+    fit = train_distance(head, store, None, seed=0)
     slow = fit.module["slow"]
     assert digest(slow) == digest(head)
     before = [p.clone() for p in slow.parameters()]
@@ -161,7 +161,7 @@ def test_goals_never_cross_trajectories_or_layouts(few_layouts, future, n_step):
 
 def test_validation_compares_with_recorded_steps(store):
     """Calibration, not a loss: recorded steps bound the true distance from above."""
-    fit = train_distance(head_of(), store, store, tiny_config().distance, seed=0)
+    fit = train_distance(head_of(optim=tiny_config().distance.optim), store, store, seed=0)
     report = list(fit)[-1].validation
     wanted = {"expectile", "excess", "recorded_steps", "predicted_steps", "overestimated"}
     assert report.keys() == wanted
@@ -218,7 +218,7 @@ def test_training_follows_the_teacher(level1):
         config = settings(optim=tiny_config().distance.optim, hidden=16, dim=8, **changes)
         torch.manual_seed(0)
         head = Distance(config, store.latents.shape[1])
-        last = list(train_distance(head, store, store, config, seed=0))[-1]
+        last = list(train_distance(head, store, store, seed=0))[-1]
         assert last.validation.keys() == {"recorded_steps", "predicted_steps", "overestimated"}
         assert last.terms.keys() == {"path_error"}
         return digest(head)
@@ -292,7 +292,7 @@ def learned(teacher, form, one_way):
     )  # fmt: skip
     torch.manual_seed(0)
     head = Distance(config, CELLS + 2)
-    for _ in train_distance(head, walks(maze(one_way), 250, 30)[0], None, config, seed=0):
+    for _ in train_distance(head, walks(maze(one_way), 250, 30)[0], None, seed=0):
         pass
     with torch.no_grad():
         found = head(codes()[:, None], codes()[None]).numpy()

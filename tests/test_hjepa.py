@@ -70,7 +70,7 @@ def test_without_level2_training_is_bit_equal_to_level1_alone(data):
     assert both.level2 is None
     assert {name.split(".")[0] for name, _ in both.named_parameters()} == {"level1"}
     joint = train_joint(both, windows, config)
-    single = train_level1(alone, windows, None, config.level1, seed=config.seed)
+    single = train_level1(alone, windows, None, seed=config.seed)
     assert [(r.loss, r.grad_norm) for r in joint] == [(r.loss, r.grad_norm) for r in single]
     assert digest(both.level1) == digest(alone)
 

@@ -157,7 +157,7 @@ def test_a_frozen_level1_stays_as_it_is():
     frozen = make_level1(config).eval().requires_grad_(False)
     before, store = digest(frozen), make_store(frozen)
     model = make_level2(config)
-    list(level2_training.train_level2(model, frozen, store, store, config.level2, seed=0))
+    list(level2_training.train_level2(model, frozen, store, store, seed=0))
     assert digest(frozen) == before
     assert all(p.grad is None for p in frozen.parameters())
 
@@ -166,7 +166,7 @@ def test_short_trajectories_are_refused(store, level1):
     config = tiny_config(level2__step_skip=40, level2__macro_steps=3)
     model = level2_training.Level2(config.level2, 16)
     with pytest.raises(ValueError, match="level 2 needs trajectories of 121 states"):
-        level2_training.train_level2(model, level1, store, None, config.level2, seed=0)
+        level2_training.train_level2(model, level1, store, None, seed=0)
 
 
 # --- determinism and resuming -----------------------------------------------------------------

@@ -203,17 +203,17 @@ def make_job(kind: str, config: Config, folder: Path | None = None, layouts: str
     if kind in ("level1", "pretraining"):
         windows = [Windows(part, config.level1.window) for part in (train, validation)]
         start = train_level1 if kind == "level1" else pretrain_level1
-        return Job(start(level1, *windows, config.level1, **options), level1, level1)
+        return Job(start(level1, *windows, **options), level1, level1)
     stores = frozen_stores(config.level1, config.seed, config.distance.trajectories)
     if kind == "refinement":
-        fit = refine_predictors(level1, *stores, config.level1, **options)
+        fit = refine_predictors(level1, *stores, **options)
         return Job(fit, level1.predictors, level1)
     if kind in ("level2", "level3"):
         make = make_level2 if kind == "level2" else make_level3
         model = make(config, config.seed + 1)
         frozen = level1.eval().requires_grad_(False)
-        return Job(train_level2(model, frozen, *stores, model.config, **options), model, model)
+        return Job(train_level2(model, frozen, *stores, **options), model, model)
     torch.manual_seed(config.seed)
     head = Distance(config.distance, config.level1.latent_dim)
-    fit = train_distance(head, *stores, config.distance, **options)
+    fit = train_distance(head, *stores, **options)
     return Job(fit, head, fit.module)

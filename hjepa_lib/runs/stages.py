@@ -100,14 +100,12 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     model = _level1(ws, split[0], normaliser) if both is None else both.level1
     # Before the fit is built: building it puts back the weights of an interrupted training.
     if config.level1.pretrain_mask:
-        fit = pretrain_level1(
-            model, *windows, config.level1, **options, folder=ws.resume("l1/pretrain")
-        )
+        fit = pretrain_level1(model, *windows, **options, folder=ws.resume("l1/pretrain"))
         yield from ws.follow(fit, "l1_pretrain")
         if model.target_encoder is not None:  # the slow copy of level 1 starts from there as well
             model.target_encoder.load_state_dict(model.encoder.state_dict())
     if both is None:
-        fit = train_level1(model, *windows, config.level1, **options, folder=ws.resume("l1"))
+        fit = train_level1(model, *windows, **options, folder=ws.resume("l1"))
     else:
         length = config.level2.macro_steps * config.level2.step_skip + 1
         long = Windows(split[0], length)
@@ -117,9 +115,7 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     fit.load_best()
     stores = stores_for(ws, model, *split)
     if config.level1.refine_updates:  # the predictors alone, on latents that no longer change
-        fit = refine_predictors(
-            model, *stores, config.level1, **options, folder=ws.resume("l1/refine")
-        )
+        fit = refine_predictors(model, *stores, **options, folder=ws.resume("l1/refine"))
         yield from ws.follow(fit, "l1_refine")
         fit.load_best()
     save_level1(folder, model)
@@ -160,7 +156,7 @@ def make_distance_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     torch.manual_seed(config.seed)
     head = Distance(config.distance, model.latent_dim).to(ws.device)
     fit = train_distance(
-        head, *stores_for(ws, model, train, validation), config.distance,
+        head, *stores_for(ws, model, train, validation),
         seed=config.seed, precision=ws.precision, folder=ws.resume("distance"),
     )  # fmt: skip
     yield from ws.follow(fit, "distance")
@@ -181,7 +177,7 @@ def make_macro_stage(
     else:
         model = Level2(section, level1.latent_dim, level1.action_dim).to(ws.device)
         fit = train_level2(
-            model, level1, *stores, section, seed=ws.config.seed, precision=ws.precision,
+            model, level1, *stores, seed=ws.config.seed, precision=ws.precision,
             folder=ws.resume(name),
         )  # fmt: skip
         yield from ws.follow(fit, name)
@@ -265,10 +261,8 @@ def _join_level1(ws: Workspace) -> None:
     *split, normaliser = load_data(ws)
     torch.manual_seed(config.seed)
     model = _level1(ws, split[0], normaliser)  # its weights become those of process 0 in the fit
-    for _ in train_level1(
-        model, *_windows(split, config.level1), config.level1, seed=config.seed,
-        precision=ws.precision, folder=ws.run.path / "resume/l1",
-    ):  # fmt: skip
+    options = {"precision": ws.precision, "folder": ws.run.path / "resume/l1"}
+    for _ in train_level1(model, *_windows(split, config.level1), seed=config.seed, **options):
         pass
 
 

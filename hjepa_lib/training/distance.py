@@ -38,7 +38,6 @@ def train_distance(
     head: Distance,
     store: LatentStore,
     validation: LatentStore | None,
-    config: DistanceConfig,
     *,
     seed: int,
     **options: Any,
@@ -47,7 +46,7 @@ def train_distance(
 
     `options` are those of `Fit`: precision, folder.
     """
-    device = next(head.parameters()).device
+    device, config = next(head.parameters()).device, head.config
     slow: Distance | None = None
     trained = torch.nn.ModuleDict({"head": head})
     if config.teacher == "bootstrap":

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hjepa_lib.config import Level1Config
 from hjepa_lib.data.windows import WindowBatch, Windows
 from hjepa_lib.models.layers import draw_masks, mlp, update_ema
 from hjepa_lib.models.level1 import Jepa, Rollout
@@ -43,7 +42,6 @@ def train_level1(
     model: Jepa,
     train: Windows,
     validation: Windows | None,
-    config: Level1Config,
     *,
     seed: int,
     objective: Objective = level1_objective,
@@ -54,7 +52,7 @@ def train_level1(
     An own `objective(model, rollout, batch)` is minimised and validated in the place of ours. Under
     torchrun each process encodes its own rows, and the objective is that of all rows together.
     """
-    device = next(model.parameters()).device
+    device, config = next(model.parameters()).device, model.config
 
     def loss_fn(generator: torch.Generator) -> Loss:
         batch = train.sample(config.optim.batch, generator, config.layouts_per_batch)
@@ -132,13 +130,12 @@ def pretrain_level1(
     model: Jepa,
     train: Windows,
     validation: Windows | None,
-    config: Level1Config,
     *,
     seed: int,
     **options: Any,
 ) -> Fit:
     """Iterate over the result to train the encoder of `model` in place; see training/loop.py."""
-    device = next(model.parameters()).device
+    device, config = next(model.parameters()).device, model.config
     optim = dataclasses.replace(
         config.optim, updates=config.pretrain_updates, lr=LR, weight_decay=WEIGHT_DECAY, clip=1.0,
         patience=0,
@@ -182,7 +179,6 @@ def refine_predictors(
     model: Jepa,
     store: LatentStore,
     validation: LatentStore | None,
-    config: Level1Config,
     *,
     seed: int,
     **options: Any,
@@ -192,7 +188,8 @@ def refine_predictors(
     The loss is the similarity term over the moving part, mean over the ensemble. Learning rate,
     schedule and clipping are those of `level1.optim`; batch, patience and weight decay are not.
     """
-    device, length = next(model.parameters()).device, REFINE_STEPS + 1
+    device, config = next(model.parameters()).device, model.config
+    length = REFINE_STEPS + 1
     first = store.windows(length)
     if not len(first):
         raise TrainingError(f"refinement needs trajectories of {length} states; these are shorter")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hjepa_lib.config import Config, Level2Config
+from hjepa_lib.config import Config
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.models.distance import Geometry
 from hjepa_lib.models.level1 import Jepa
@@ -23,7 +23,6 @@ def train_level2(
     level1: Jepa,
     store: LatentStore,
     validation: LatentStore | None,
-    config: Level2Config,
     *,
     seed: int,
     stage: str = "l2",
@@ -34,8 +33,8 @@ def train_level2(
     Validation reports the error with the posterior's z (`sim`) and with the prior's mean, which is
     known without looking ahead (`prior_sim`); `options` are those of `Fit`: precision, folder.
     """
+    device, config = next(level2.parameters()).device, level2.config
     length = config.macro_steps * config.step_skip + 1
-    device = next(level2.parameters()).device
     windows = store.windows(length)
     if not len(windows):
         raise TrainingError(f"level 2 needs trajectories of {length} states; the data are shorter")

@@ -76,7 +76,7 @@ def updates(config: Level1Config, precision: str) -> Call:
     torch.manual_seed(0)  # all ways start from the same weights
     model = Jepa(config, Normaliser.fit(data, 0))
     windows = Windows(data, config.window)
-    fit = iter(train_level1(model, windows, None, config, seed=0, precision=precision))
+    fit = iter(train_level1(model, windows, None, seed=0, precision=precision))
 
     def call() -> Tensor:
         report = next(fit)
