@@ -13,16 +13,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tiny import (
-    digest,
-    dotted,
-    make_job,
-    make_level1,
-    make_level2,
-    make_store,
-    seeded,
-    tiny_config,
-)
+from tiny import digest, dotted, make_job, make_level1, make_level2, make_store, seeded, tiny_config
 from torch import nn
 
 from hjepa_lib.config import OptimConfig

@@ -46,11 +46,7 @@ def curve(
 
 
 def learning(
-    axis: Axes,
-    records: Sequence[Mapping[str, Any]],
-    key: str,
-    validation: str,
-    log: bool = False,
+    axis: Axes, records: Sequence[Mapping[str, Any]], key: str, validation: str, log: bool = False
 ) -> None:
     """A quantity of metrics.jsonl by update: training thin under its running mean, `validation`.
 

@@ -35,12 +35,7 @@ SHORTEST = 1e-3  # steps; a sparse graph takes an edge of length 0 for no edge
 
 
 def train_distance(
-    head: Distance,
-    store: LatentStore,
-    validation: LatentStore | None,
-    *,
-    seed: int,
-    **options: Any,
+    head: Distance, store: LatentStore, validation: LatentStore | None, *, seed: int, **options: Any
 ) -> Fit:
     """Iterate to train `head` in place; the slow copy of `bootstrap` rides along for a resume.
 

@@ -127,12 +127,7 @@ class Masked(nn.Module):
 
 
 def pretrain_level1(
-    model: Jepa,
-    train: Windows,
-    validation: Windows | None,
-    *,
-    seed: int,
-    **options: Any,
+    model: Jepa, train: Windows, validation: Windows | None, *, seed: int, **options: Any
 ) -> Fit:
     """Iterate over the result to train the encoder of `model` in place; see training/loop.py."""
     device, config = next(model.parameters()).device, model.config
@@ -176,12 +171,7 @@ REFINE_WINDOWS = 2048  # of a validation
 
 
 def refine_predictors(
-    model: Jepa,
-    store: LatentStore,
-    validation: LatentStore | None,
-    *,
-    seed: int,
-    **options: Any,
+    model: Jepa, store: LatentStore, validation: LatentStore | None, *, seed: int, **options: Any
 ) -> Fit:
     """Iterate to train the predictors of `model` in place, on latents that no longer change.
 
