@@ -26,7 +26,7 @@ from hjepa_lib.config.pixels import (
     PixelEncoderConfig,
     PixelJepaConfig,
 )
-from hjepa_lib.models.layers import Block, count_parameters
+from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.pixels import figures
 from hjepa_lib.pixels.models import build_pixel_model, matched_counts
 from hjepa_lib.pixels.networks import (
@@ -36,7 +36,7 @@ from hjepa_lib.pixels.networks import (
     initialise,
     parameter_counts,
 )
-from hjepa_lib.pixels.transitions import PixelShapes, shapes_of
+from hjepa_lib.pixels.transitions import PixelShapes
 
 TRAINED = ("enc_dec", "enc_dec_jepa", "jepa")
 
@@ -62,8 +62,7 @@ def test_one_field_switches_the_encoder(kind, channels):
     assert made(torch.rand(2, 4, channels, 16, 16)).shape == (2, 64)
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean"])
-@pytest.mark.parametrize("temporal", [0, 2])
+@pytest.mark.parametrize(("pool", "temporal"), [("cls", 0), ("mean", 2)])
 def test_vit_shapes(pool, temporal):
     """MOD-2: pooling and depth of the temporal transformer, and rectangular frames."""
     made = encoder("vit", SHAPES._replace(image_size=(16, 24)), pool=pool, temporal_depth=temporal)
@@ -111,8 +110,7 @@ def test_without_positions_order_is_invisible_and_with_them_it_is_not(where):
         assert torch.allclose(made(stack), made(shuffled), atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(16, 16), (16, 24), (15, 17)])
-@pytest.mark.parametrize("hidden", [0, 10])
+@pytest.mark.parametrize(("size", "hidden"), [((16, 24), 0), ((15, 17), 10)])
 def test_cnn_takes_square_and_rectangular_inputs(size, hidden):
     """MOD-3: filters double, sides halve (rounded up), an optional hidden layer."""
     made = encoder("cnn", SHAPES._replace(image_size=size), cnn_hidden=hidden)
@@ -130,14 +128,6 @@ def test_an_mlp_without_layers_is_linear():
         made = encoder("mlp", mlp_layers=layers)
         gap = made(x + y) - made(x) - made(y) + made(torch.zeros_like(x))
         assert (gap.abs().max() < 1e-5) == linear
-
-
-def test_causal_attention_sees_no_future():
-    torch.manual_seed(0)
-    block, x = Block(8, 2, 4, 16), torch.randn(1, 5, 8, requires_grad=True)
-    block.extend(x, causal=True)[0][0, 2].sum().backward()
-    assert x.grad[0, 3:].abs().max() == 0
-    assert x.grad[0, :3].abs().min() > 0
 
 
 def test_action_embedding_of_both_kinds():
@@ -223,9 +213,15 @@ def test_the_decoder_uses_its_input_and_every_weight_learns():
     decoder = PatchDecoder(tiny_pixels().decoder, 8, SHAPES)
     initialise(decoder)
     latent = torch.randn(4, 8, requires_grad=True)
-    (decoder(latent) - torch.rand(4, 1, 16, 16)).square().mean().backward()
+    frames = torch.randint(256, (4, 1, 16, 16)).byte()
+    loss, _ = decoder.loss((latent, frames))
+    loss.backward()
     assert latent.grad.abs().min() > 0
     assert all(p.grad.abs().max() > 1e-9 for p in decoder.parameters())
+    with torch.no_grad():
+        decoder.eval()
+        error = (decoder(latent) - frames / 255).square().mean().item()
+    assert decoder.loss((latent, frames))[1] == pytest.approx({"mse_reconstruction": error})
 
 
 @pytest.mark.parametrize(
@@ -247,7 +243,8 @@ def descend(model, optimiser, updates, lr):
         steps.zero_grad()
         loss.backward()
         steps.step()
-        model.after_update()
+        if hasattr(model, "after_update"):
+            model.after_update()
         found.append((loss.item(), terms))
     return found
 
@@ -375,11 +372,6 @@ def test_first_latents_fill_their_units(name, kind):
     still = dataclasses.replace(data, frames=torch.zeros_like(data.frames))
     black = build(name, still, encoder__kind=kind).eval()
     assert black.encode(still.batch(torch.arange(4)).state).isfinite().all()
-
-
-def test_shapes_come_from_transitions():
-    assert shapes_of(tiny_transitions()) == shapes_of(SHAPES) == SHAPES
-    assert shapes_of(tiny_transitions(continuous=True)).action_dim == 2
 
 
 # --- every setting acts (F9) --------------------------------------------------------------------

@@ -245,27 +245,16 @@ def test_two_runs_are_equal_and_a_resumed_one_as_well(name, tmp_path):
 def test_every_model_sees_the_same_batches(monkeypatch):
     """Rule 1 of the comparison: the k-th batch is a function of (seed, k) alone."""
     data, seen = tiny_transitions(), {}
-    whole = type(data).batch
+    whole = type(data).__getitem__
 
     def spy(self, index):
         seen.setdefault(name, []).append(index.tolist())
         return whole(self, index)
 
-    monkeypatch.setattr(type(data), "batch", spy)
+    monkeypatch.setattr(type(data), "__getitem__", spy)
     for name in TRAINED:
         list(train(name, data=data)[1])
     assert seen["enc_dec"] == seen["enc_dec_jepa"] == seen["jepa"]
-
-
-def test_jepa_learns_to_predict_and_keeps_its_spread():
-    reports = list(train("jepa", optim__updates=60, optim__lr=3e-3, encoder__kind="mlp")[1])
-    assert reports[-1].terms["vicreg_std"] < 0.5
-    assert reports[-1].loss < 0.8 * reports[0].loss
-
-
-def test_continuous_actions_train():
-    _, fit = train("enc_dec_jepa", data=tiny_transitions(continuous=True))
-    assert all(math.isfinite(report.loss) for report in fit)
 
 
 # --- logs (LOG-2, LOG-3) ------------------------------------------------------------------------

@@ -52,6 +52,17 @@ def tiny_pixels(**changes: Any) -> PixelsConfig:
     return tiny_config(**changes).pixels
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def two_stages_model(kind: Any, seed: int = 0, **changes: Any) -> Any:
+    """A `kind` of module of vjepa2.py (or VJepa2), a little wider than `tiny_pixels`."""
+    wide = {"encoder__latent_dim": 16, "encoder__mlp_dim": 32, "vjepa2__stage2__rollout_steps": 3}
+    torch.manual_seed(seed)
+    return kind(tiny_pixels(**wide | changes), SHAPES)
+
+
 def tiny_transitions(episodes: int = 6, length: int = 10, continuous: bool = False) -> Transitions:
     """A bright square that the action moves by one of four directions, on a dark floor."""
     generator = torch.Generator().manual_seed(0)

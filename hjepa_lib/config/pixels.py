@@ -156,7 +156,7 @@ class PixelJepaConfig(Section):
     """JEPA with an EMA target (MOD-8, MOD-9)."""
 
     target: Literal["default", "vjepa2", "none"] = "default"
-    """Whose latents go in and are predicted; see models/pixels.py."""
+    """Whose latents go in and are predicted; see pixels/models.py."""
     ema_decay: Float[0:1] = needs("target=default|vjepa2", 0.99)
     """Share that the target encoder keeps per update."""
     predictor: Literal["mlp", "transformer"] = "mlp"

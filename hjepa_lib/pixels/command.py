@@ -35,8 +35,7 @@ def checkpoints(
 ) -> dict[str, str]:
     """The settings that say where stage 2 starts, checked; `run` is the one to be continued.
 
-    Stage 1 comes from `first`, by default from the run itself or from `default_checkpoint`; with
-    `second` stage 2 goes on where that checkpoint ended.
+    From stage 1 in `first`, the run itself or `default_checkpoint`, or where `second` ended.
     """
     if stage != 2:
         if first or second:

@@ -1,14 +1,10 @@
 """Reward heads on frozen latents: the reward MLP and the look-ahead reward predictor (LARP).
 
-Both are one architecture (MOD-11, MOD-12): the reward MLP reads [z_t, a], LARP also the model's
-imagined next latent. The frozen model runs once, before training; heads of all models get the same
-batches, initial weights and budget. The best weights are chosen on the last eighth of the training
-rows: the held-out transitions that score a head choose nothing.
+One architecture (MOD-11, MOD-12): the reward MLP reads [z_t, a], LARP the imagined latent, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,22 +12,17 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from hjepa_lib.config.pixels import RewardConfig
-from hjepa_lib.models.checkpoint import fingerprint
-from hjepa_lib.models.layers import count_parameters, mlp
-from hjepa_lib.pixels.networks import initialise
+from hjepa_lib.models.layers import mlp
+from hjepa_lib.pixels.networks import ACTIVATIONS, initialise
 from hjepa_lib.pixels.training import fit, in_chunks
-from hjepa_lib.training.loop import Fit, Report, batches_sha256
+from hjepa_lib.training.loop import Fit
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU, "leaky": nn.LeakyReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid,
-}  # fmt: skip
 HEADS = ("reward_mlp", "larp", "larp_copy")
 """Reward MLP, look-ahead reward predictor, and its baseline: LARP told that nothing will move
 (the present latent in the place of the imagined one, the same number of weights)."""
 CHOICE = 8
 """One in so many training rows chooses a head's weights; rows are in time order."""
 LEAST_DEVIATION = 1e-5  # a feature that varies less is constant: it is centred, never amplified
-NOT_APPLICABLE = "not applicable: this model has no imagined latent"
 
 
 class RewardHead(nn.Module):
@@ -99,47 +90,19 @@ def encode(model: Any, data: Any) -> Features:
     return Features(*in_chunks(features, model, data))
 
 
-class Trained(NamedTuple):
-    """One trained head: None and a reason where the base model cannot have it."""
+def fit_head(kind: str, train: Features, config: RewardConfig, seed: int) -> Fit | None:
+    """Iterate to train a head of `HEADS`; None when the model has no imagined latent.
 
-    head: RewardHead | None
-    predicted: Tensor | None  # (M,) rewards of the validation part
-    facts: dict[str, Any]  # status, initial hash, parameters, updates, best validation loss
-
-
-def train_heads(
-    train: Features,
-    validation: Features,
-    config: RewardConfig,
-    *,
-    seed: int,
-    follow: Callable[[Fit, str], Iterable[Report]] = lambda fit, kind: fit,
-) -> Generator[Report, None, dict[str, Trained]]:
-    """Yield reports while each of `HEADS` trains; returns {kind: Trained}.
-
-    Each head has its own noise from (seed, update): order and number of heads change nothing.
-    `follow(fit, kind)` iterates a fit, for example to log it.
+    Heads of all models get the same batches, noise and budget. The last eighth of the training rows
+    chooses the weights: held-out transitions choose nothing.
     """
-    results: dict[str, Trained] = {}
-    for kind in HEADS:
-        inputs = train.inputs(kind)
-        if inputs is None:
-            results[kind] = Trained(None, None, {"status": NOT_APPLICABLE})
-            continue
-        learn = len(inputs) - max(1, len(inputs) // CHOICE)
-        head = RewardHead(config, inputs.shape[1], seed)
-        facts = {"status": "ok", "initial_sha256": fingerprint(head), "inputs": head.width,
-                 "parameters": count_parameters(head),
-                 "batches_sha256": batches_sha256(learn, config.optim.batch, seed)}  # fmt: skip
-        head.to(inputs.device)
-        if config.standardise:
-            head.standardise(inputs)
-        parts = (slice(learn), slice(learn, None))
-        data = [TensorDataset(inputs[rows], train.reward[rows]) for rows in parts]
-        work = fit(head, *data, config.optim, seed=seed)
-        yield from follow(work, kind)
-        work.load_best()
-        head.eval().requires_grad_(False)
-        facts |= {"updates": work.update, "best_loss": work.best_loss}
-        results[kind] = Trained(head, head(validation.inputs(kind)), facts)
-    return results
+    inputs = train.inputs(kind)
+    if inputs is None:
+        return None
+    head = RewardHead(config, inputs.shape[1], seed).to(inputs.device)
+    if config.standardise:
+        head.standardise(inputs)
+    learn = len(inputs) - max(1, len(inputs) // CHOICE)
+    parts = (slice(learn), slice(learn, None))
+    data = [TensorDataset(inputs[rows], train.reward[rows]) for rows in parts]
+    return fit(head, *data, config.optim, seed=seed)

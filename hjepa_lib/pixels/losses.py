@@ -1,9 +1,5 @@
 """What keeps latents from collapsing (LOSS-2 to LOSS-5), as modules of the model they regularise.
 
-    VICReg (arXiv 2105.04906)   sim * mean (z1 - z2)^2 + std * hinge + cov * sum_{i!=j} C_ij^2 / D
-    Barlow Twins (2103.03230)   sum_i (C_ii - 1)^2 + lambda * sum_{i!=j} C_ij^2
-    centring (after 2104.14294) || mean z - c ||^2,  c <- m c + (1 - m) mean z
-
 Each maps one batch of latents (B, D), or two views of it, to (total, unweighted terms).
 """
 
@@ -24,9 +20,9 @@ MOST = {"projection": 10.0, "covariance": 100.0, "term": 100.0}
 
 
 class VICReg(nn.Module):
-    """Spread every dimension, decorrelate them, and hold two views together (LOSS-2).
+    """sim * mean (z1 - z2)^2 + std * hinge + cov * sum_{i!=j} C_ij^2 / D (LOSS-2).
 
-    std and cov are averaged over the views; one view has no `sim`.
+    arXiv 2105.04906; std and cov are averaged over the views; one view has no `sim`.
     """
 
     def __init__(self, config: AuxiliaryConfig, latent_dim: int) -> None:
@@ -64,7 +60,10 @@ class VICReg(nn.Module):
 
 
 class BarlowTwins(nn.Module):
-    """The correlation matrix of two views (or of one with itself) towards identity (LOSS-3)."""
+    """sum_i (C_ii - 1)^2 + lambda * sum_{i!=j} C_ij^2 (LOSS-3, arXiv 2103.03230).
+
+    C is the correlation matrix of two views, or of one with itself.
+    """
 
     def __init__(self, config: AuxiliaryConfig, latent_dim: int) -> None:
         super().__init__()
@@ -85,7 +84,10 @@ class BarlowTwins(nn.Module):
 
 
 class DinoCentring(nn.Module):
-    """Holds the batch mean near its own slow average; by itself it does not prevent collapse."""
+    """|| mean z - c ||^2, c <- m c + (1 - m) mean z (LOSS-4, after arXiv 2104.14294).
+
+    By itself it does not prevent collapse.
+    """
 
     def __init__(self, config: AuxiliaryConfig, latent_dim: int) -> None:
         super().__init__()

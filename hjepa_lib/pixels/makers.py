@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from hjepa_lib.config import ConfigError, to_dict
 from hjepa_lib.config.pixels import EpochsConfig
 from hjepa_lib.evaluation.statistics import unestimable
 from hjepa_lib.files import FileError, save_npz, write_json
-from hjepa_lib.models.checkpoint import save_module
+from hjepa_lib.models.checkpoint import fingerprint, save_module
+from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.pixels import figures, models, two_stages
 from hjepa_lib.pixels.collect import acquire
 from hjepa_lib.pixels.compare import MEAN_REWARD, UNTRAINED, score
-from hjepa_lib.pixels.heads import encode, train_heads
-from hjepa_lib.pixels.measures import frame_scores
-from hjepa_lib.pixels.networks import PatchDecoder, initialise, parameter_counts
+from hjepa_lib.pixels.heads import HEADS, encode, fit_head
+from hjepa_lib.pixels.measures import Predict, frame_scores
+from hjepa_lib.pixels.networks import PatchDecoder, initialise
 from hjepa_lib.pixels.stages import (
     RESULT,
     find,
@@ -36,8 +37,6 @@ from hjepa_lib.pixels.transitions import Transitions, scaled, shapes_of
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Fit, Report, batches_sha256
 
-KEPT = ("reward_mlp", "larp")
-"""Heads whose weights are stored; baselines leave their predictions only."""
 LOGS = {
     "enc_dec": ("StdEncDec", "encoder_decoder"),
     "enc_dec_jepa": ("EncDecJepaStyle", "encoder_decoder_jepa_style"),
@@ -68,12 +67,12 @@ def fresh_model(ws: Workspace, name: str, number: int, data: Any) -> Any:
 
 def run_fit(
     ws: Workspace, name: str, number: int, module: Any, data: Any, optim: EpochsConfig,
-    predict: Callable[[Any], Tensor] | None = None, most: int | None = None, going_on: str = "",
+    predict: Predict | None = None, most: int | None = None, going_on: str = "",
 ) -> Training:  # fmt: skip
     """Train `module` on (training, validation) as `{name}_s{number}`, logged; returns the fit.
 
-    Of the first seed's models five samples of `predict(batch)` are drawn after each epoch (FIG-1).
-    A fit that has not begun goes on where the weights `going_on` ended.
+    Of the first seed's models `predict(batch)` is drawn after each epoch (FIG-1). A fit that has
+    not begun goes on where the weights `going_on` ended.
     """
     stage, (prefix, pictures) = f"{name}_s{number}", LOGS[name]
     options = {"seed": ws.config.seed + number, "precision": ws.precision, "most": most}
@@ -88,7 +87,7 @@ def run_fit(
 
 
 @torch.no_grad()
-def draw(ws: Workspace, pictures: str, epoch: int, predict: Callable[[Any], Tensor]) -> None:
+def draw(ws: Workspace, pictures: str, epoch: int, predict: Predict) -> None:
     """Five held-out samples of `predict(batch)`, the same ones for every model."""
     _, data = make_transitions(ws)
     batch = data[figures.sample_rows(len(data), epoch)].to(ws.device)
@@ -119,9 +118,8 @@ def facts_of(ws: Workspace, name: str, number: int, work: Fit | None = None) -> 
 
 
 def counts_of(model: Any) -> dict[str, dict[str, int]]:
-    """Trained weights by part, and their total; to be asked before the model is frozen."""
-    parts = parameter_counts(model)
-    return {"parameters": parts | {"total": sum(parts.values())}}
+    """Trained weights; to be asked before the model is frozen."""
+    return {"parameters": {"total": count_parameters(model)}}
 
 
 # --- models, state decoders (MOD-10), reward heads (MOD-11, MOD-12) -----------------------------
@@ -148,8 +146,7 @@ def make_model(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[
 def start_from_file(ws: Workspace, model: Any) -> tuple[bool, bool]:
     """Load `pixels.loading` into the model it names: (loaded, its training is to be skipped).
 
-    A file that does not load is warned about and trained without, except for a frozen JEPA, which
-    must not be trained: ConfigError.
+    A file that does not load is warned about; ConfigError for a frozen JEPA, never to be trained.
     """
     loading, name = ws.config.pixels.loading, model.name
     kinds = {"enc_dec": "std_enc_dec", "enc_dec_jepa": "enc_dec_jepa_style"}
@@ -169,10 +166,7 @@ def start_from_file(ws: Workspace, model: Any) -> tuple[bool, bool]:
 
 
 def make_decoder(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
-    """A decoder of the frozen model's latents of s_{t+1}; all models' start from equal weights.
-
-    It is trained on latents computed once: the model cannot change.
-    """
+    """A decoder of the frozen model's latents of s_{t+1}; all models' start from equal weights."""
     parts, config = make_transitions(ws), ws.config.pixels.decoder
     model = load_model(ws, name, number)
 
@@ -201,26 +195,25 @@ def make_decoder(ws: Workspace, folder: Path, name: str, number: int) -> Iterato
 def make_heads(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
     """Reward heads on the frozen model: weights, predictions of held-out rewards, scores."""
     config, parts = ws.config.pixels.reward, make_transitions(ws)
-    model = load_model(ws, name, number)
-
-    def logged(work: Fit, kind: str) -> Iterator[Report]:
-        log = PixelLog(f"{kind}/{name}", work, config.log_every)
-        return ws.follow(work, f"heads_{name}_s{number}_{kind}", log)
-
-    features = [encode(model, part) for part in parts]
-    seed = ws.config.seed + number
-    trained = yield from train_heads(*features, config, seed=seed, follow=logged)
+    model, stage = load_model(ws, name, number), f"heads_{name}_s{number}"
+    train, validation = (encode(model, part) for part in parts)
     seen, true = (part.reward.numpy() for part in parts)
     note = unestimable(seen, true)
     cell = {MEAN_REWARD: np.full_like(true, seen.mean())}
     heads: dict[str, dict[str, Any]] = {MEAN_REWARD: {"status": "ok"}}
-    for kind, one in trained.items():
-        heads[kind] = one.facts
-        if one.head is not None:
-            cell[kind] = one.predicted.cpu().numpy()
-        if one.head is not None and kind in KEPT:
-            meta = {"config": to_dict(config), "width": one.head.width}
-            save_module(folder / kind, one.head, "reward head", **meta)
+    for kind in HEADS:
+        work = fit_head(kind, train, config, ws.config.seed + number)
+        if work is None:
+            heads[kind] = {"status": "not applicable: this model has no imagined latent"}
+            continue
+        head, initial = work.module, fingerprint(work.module.net)
+        log = PixelLog(f"{kind}/{name}", work, config.log_every)
+        yield from ws.follow(work, f"{stage}_{kind}", log)
+        work.load_best()
+        cell[kind] = head.eval().requires_grad_(False)(validation.inputs(kind)).cpu().numpy()
+        heads[kind] = {"status": "ok", "initial_sha256": initial, "updates": work.update}
+        meta = {"config": to_dict(config), "width": head.width}
+        save_module(folder / kind, head, "reward head", **meta)
     for kind, predicted in cell.items():
         heads[kind] |= score(predicted, true, note)
     save_npz(folder / "predictions.npz", reward=true, episode=parts[1].episode.numpy(), **cell)
@@ -251,8 +244,7 @@ def make_stage1(ws: Workspace, folder: Path, number: int) -> Iterator[Report]:
 def make_stage2(ws: Workspace, folder: Path, number: int) -> Iterator[Report]:
     """The world model on latents that the frozen encoder makes once.
 
-    With `vjepa2.stage2.checkpoint` the encoder and everything else come from that file, and
-    training goes on up to this run's number of updates.
+    With `vjepa2.stage2.checkpoint` everything comes from that file, and training goes on.
     """
     (train, _), stage = make_transitions(ws), ws.config.pixels.vjepa2.stage2
     model, source = fresh_model(ws, "vjepa2", number, train), stage.checkpoint

@@ -1,19 +1,7 @@
-"""The world models of the pixel comparison: one interface, ways to learn a latent, files by name.
-
-    enc_dec        zhat = none         loss: || decoder([z_t, e(a)]) - x_{t+1} ||^2
-    enc_dec_jepa   zhat = p(z_t, a)    loss: || decoder(zhat) - x_{t+1} ||^2
-    jepa           zhat = p(z_t, a)    loss: || zhat - stopgrad(target) ||^2 + weight * auxiliary
-    vjepa2         the two stages of vjepa2.py, trained there and frozen here
-    random, random_vit                 the first encoder of the others and of vjepa2, untrained
+"""The world models of the pixel comparison: one interface, several ways to learn a latent.
 
 z_t = encoder(s_t), s a stack of L frames, x its newest frame; e the action embedding, p the
-predictor. JEPA's target modes (MOD-9), with a slow (EMA) copy of the encoder as target encoder:
-
-    | mode    | predictor reads | and predicts         | auxiliary loss on            |
-    |---------|-----------------|----------------------|------------------------------|
-    | default | target(s_t)     | target(s_{t+1})      | online(s_t), online(s_{t+1}) |
-    | vjepa2  | online(s_t)     | target(s_{t+1})      | online(s_t)                  |
-    | none    | online(s_t)     | online(s_{t+1})      | online(s_t), online(s_{t+1}) |
+predictor. Each is built and stored by its name of `FILES`.
 """
 
 from __future__ import annotations
@@ -38,7 +26,6 @@ from hjepa_lib.pixels.networks import (
     LatentPredictor,
     PatchDecoder,
     initialise,
-    parameter_counts,
     unit_size,
 )
 from hjepa_lib.pixels.transitions import PixelShapes, Transitions, scaled, shapes_of
@@ -56,7 +43,7 @@ FILES = {
 class PixelModel(nn.Module):
     """Encoder and action embedding, and what every model of the comparison answers to.
 
-    As it stands it is a baseline: nothing imagined, nothing decoded, nothing to learn.
+    As it stands a baseline: `random`, and `random_vit` with the first encoder of `vjepa2`.
     """
 
     predicts_latents = False
@@ -89,9 +76,6 @@ class PixelModel(nn.Module):
             return None
         return self.predictor(latent, self.action(action)).float()
 
-    def after_update(self) -> None:
-        """What follows an optimiser step."""
-
     def _regularised(self, error: Tensor, *views: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Prediction error plus the weighted auxiliary loss on one or two views, named terms."""
         terms = {"prediction": error.item()}
@@ -107,7 +91,10 @@ class PixelModel(nn.Module):
 
 
 class EncoderDecoder(PixelModel):
-    """Predicts the next frame from latent and action: `enc_dec_jepa` by way of a next latent."""
+    """Predicts the next frame: || decoder(u) - x_{t+1} ||^2.
+
+    u = [z_t, e(a)] in `enc_dec`, u = p(z_t, e(a)), a next latent, in `enc_dec_jepa`.
+    """
 
     def __init__(self, config: PixelsConfig, shapes: PixelShapes, name: str) -> None:
         super().__init__(config, shapes, name)
@@ -135,7 +122,13 @@ class EncoderDecoder(PixelModel):
 
 
 class PixelJepa(PixelModel):
-    """Joint-embedding predictive architecture with a slow target encoder (MOD-8)."""
+    """|| p(z, e(a)) - stopgrad(target) ||^2 + weight * auxiliary; a slow target encoder (MOD-8).
+
+    By target mode (MOD-9) p reads, p predicts, the auxiliary loss sees:
+    default   target(s_t)   target(s_{t+1})   online(s_t), online(s_{t+1})
+    vjepa2    online(s_t)   target(s_{t+1})   online(s_t)
+    none      online(s_t)   online(s_{t+1})   online(s_t), online(s_{t+1})
+    """
 
     predicts_latents = True
 
@@ -208,16 +201,15 @@ class PixelJepa(PixelModel):
 
 
 class VJepa2(PixelModel):
-    """The trained pair as one frozen model of the comparison (VJ-14): it never trains again."""
+    """The two stages of vjepa2.py as one frozen model (VJ-14): it never trains again."""
 
     predicts_latents = True
 
-    def __init__(self, config: PixelsConfig, shapes: PixelShapes, name: str = "vjepa2") -> None:
+    def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
         encoder, world = MaskedViT(config, shapes), WorldModel(config, shapes)
-        super().__init__(config, shapes, name, encoder, world.embedding)
+        super().__init__(config, shapes, "vjepa2", encoder, world.embedding)
         self.world = world
-        self.requires_grad_(False)
-        self.eval()
+        self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> VJepa2:
         """Stays in evaluation mode, whoever trains a head on it (F4)."""
@@ -262,16 +254,12 @@ def build_pixel_model(name: str, config: PixelsConfig, data: Any) -> Any:
 
 
 def matched_counts(config: PixelsConfig, data: Any) -> dict[str, int]:
-    """Weights that the JEPA-style twin and JEPA with its decoder train to predict a frame.
-
-    The auxiliary loss's projector is scaffolding of either and left out.
-    """
-    twin, jepa = (
-        parameter_counts(build_pixel_model(name, config, data)) for name in ("enc_dec_jepa", "jepa")
-    )
+    """Weights that the JEPA-style twin and JEPA with its decoder train to predict a frame."""
+    twin, jepa = (build_pixel_model(name, config, data) for name in ("enc_dec_jepa", "jepa"))
+    twin.regulariser = jepa.regulariser = None  # a projector is scaffolding of either
     decoder = PatchDecoder(config.decoder, config.encoder.latent_dim, shapes_of(data))
-    pair = {"enc_dec_jepa": twin, "jepa + decoder": jepa | {"decoder": count_parameters(decoder)}}
-    return {name: sum(parts.values()) - parts.get("regulariser", 0) for name, parts in pair.items()}
+    pair = count_parameters(jepa) + count_parameters(decoder)
+    return {"enc_dec_jepa": count_parameters(twin), "jepa + decoder": pair}
 
 
 def save_model(folder: Path, model: Any, file: str = "", /, **facts: Any) -> Path:

@@ -6,6 +6,8 @@ once, to the tokens that they belong to (F8); a CLS token stands at no place and
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +26,9 @@ from hjepa_lib.models.layers import (
 )
 from hjepa_lib.pixels.transitions import PixelShapes, scaled
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU, "gelu": nn.GELU, "leaky": nn.LeakyReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid,
+}  # fmt: skip
 LARGE = 512
 """A linear layer with a side of this length or more starts from Xavier with gain 0.5."""
 
@@ -71,47 +75,35 @@ def prepend(token: Tensor, tokens: Tensor) -> Tensor:
     return torch.cat([token.to(tokens.dtype).expand(len(tokens), 1, -1), tokens], dim=1)
 
 
-class CnnEncoder(nn.Module):
+def cnn_encoder(config: PixelEncoderConfig, shapes: PixelShapes) -> nn.Sequential:
     """3 x 3 convolutions of stride 2 with doubling filters over the L * C planes (MOD-3)."""
-
-    def __init__(self, config: PixelEncoderConfig, shapes: PixelShapes) -> None:
-        super().__init__()
-        activation = ACTIVATIONS[config.cnn_activation]
-        layers: list[nn.Module] = []
-        width = shapes.channels * shapes.stack
-        height, breadth = sides(shapes.image_size)
-        for index in range(config.cnn_layers):
-            filters = config.cnn_filters * 2**index
-            layers += [nn.Conv2d(width, filters, 3, stride=2, padding=1), activation()]
-            layers.append(nn.Dropout2d(config.cnn_dropout))
-            width, height, breadth = filters, (height + 1) // 2, (breadth + 1) // 2
-        self.convs = nn.Sequential(*layers)
-        hidden = [config.cnn_hidden] if config.cnn_hidden else []
-        self.head = mlp(width * height * breadth, *hidden, config.latent_dim, activation=activation)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.convs(x.flatten(1, 2)).flatten(1))
+    activation = ACTIVATIONS[config.cnn_activation]
+    layers: list[nn.Module] = []
+    width = shapes.channels * shapes.stack
+    height, breadth = sides(shapes.image_size)
+    for index in range(config.cnn_layers):
+        filters = config.cnn_filters * 2**index
+        layers += [nn.Conv2d(width, filters, 3, stride=2, padding=1), activation()]
+        layers.append(nn.Dropout2d(config.cnn_dropout))
+        width, height, breadth = filters, (height + 1) // 2, (breadth + 1) // 2
+    hidden = [config.cnn_hidden] if config.cnn_hidden else []
+    head = mlp(width * height * breadth, *hidden, config.latent_dim, activation=activation)
+    parts = {"planes": nn.Flatten(1, 2), "convs": nn.Sequential(*layers), "flat": nn.Flatten()}
+    return nn.Sequential(OrderedDict(parts, head=head))
 
 
-class MlpEncoder(nn.Module):
+def mlp_encoder(config: PixelEncoderConfig, shapes: PixelShapes) -> nn.Sequential:
     """All pixels through hidden layers; without any it is one linear map (MOD-4)."""
-
-    def __init__(self, config: PixelEncoderConfig, shapes: PixelShapes) -> None:
-        super().__init__()
-        height, width = sides(shapes.image_size)
-        hidden = [config.mlp_hidden] * config.mlp_layers
-        self.layers = mlp(
-            shapes.stack * shapes.channels * height * width, *hidden, config.latent_dim,
-            activation=ACTIVATIONS[config.mlp_activation], dropout=config.mlp_dropout,
-        )  # fmt: skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x.flatten(1))
+    height, width = sides(shapes.image_size)
+    widths = [shapes.stack * shapes.channels * height * width]
+    widths += [config.mlp_hidden] * config.mlp_layers
+    activation = ACTIVATIONS[config.mlp_activation]
+    layers = mlp(*widths, config.latent_dim, activation=activation, dropout=config.mlp_dropout)
+    return nn.Sequential(OrderedDict(flat=nn.Flatten(), layers=layers))
 
 
-ENCODERS: dict[str, type[nn.Module]] = {"vit": VitEncoder, "cnn": CnnEncoder, "mlp": MlpEncoder}
-"""What the one setting `pixels.encoder.kind` switches for every model (MOD-1): built from the
-section `pixels.encoder` and the shapes of the data."""
+ENCODERS = {"vit": VitEncoder, "cnn": cnn_encoder, "mlp": mlp_encoder}
+"""What the one setting `pixels.encoder.kind` switches for every model (MOD-1)."""
 
 
 # --- actions and the next latent --------------------------------------------------------------
@@ -240,8 +232,7 @@ class PatchDecoder(nn.Module):
 def initialise(model: nn.Module) -> None:
     """Draw all weights of `model` anew from torch's generator.
 
-    Conv Kaiming, linear Kaiming by fan-out or Xavier with gain 0.5 for large layers, embeddings
-    N(0, 0.01), learned tokens and positions N(0, 0.02), norms 1 and 0, biases 0; a module with
+    Embeddings are N(0, 0.01), learned tokens and positions N(0, 0.02); a module with
     `first_weights` has the last word on its own.
     """
     for module in model.modules():
@@ -268,7 +259,7 @@ def initialise(model: nn.Module) -> None:
 def unit_size(encoder: nn.Module, pixels: Tensor) -> None:
     """Latents of `pixels` (B, L, C, H, W) get a root mean square of 1 by the last linear layer.
 
-    On dark frames they would start at a hundredth of that (the idea of arXiv 1511.06422).
+    On dark frames they would start at a hundredth of that (after arXiv 1511.06422).
     """
     size = encoder.eval()(pixels).square().mean().sqrt()
     encoder.train()

@@ -1,8 +1,7 @@
 """The stages of the pixel comparison in one table, and what loads their results for a reader.
 
-Model n of a run, n = 0, 1, ..., has training seed `config.seed + n`: `{model}_s{n}`, its reward
-heads `heads_{model}_s{n}` and state decoder `decoder_{model}_s{n}` are stages, each in a folder of
-`pixels/`; `rewards` and `comparison` put all of them together.
+Training seed `config.seed + n` has the stages `{model}_s{n}`, `heads_{model}_s{n}` (rewards) and
+`decoder_{model}_s{n}`, each in a folder of `pixels/`.
 """
 
 from __future__ import annotations

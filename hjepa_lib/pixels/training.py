@@ -1,7 +1,7 @@
 """One way to train on transitions, and what is logged of it.
 
-Batches and noise are functions of (seed, update) alone. The indices of a batch are drawn first, so
-all models of one seed see the same transitions in the same order; noise comes after them.
+Batches and noise are functions of (seed, update) alone; the indices of a batch are drawn first, so
+all models of one seed see the same transitions.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ def fit(
 ) -> Fit:
     """Iterate to train `module` in place on data of which `data[rows]` is a batch.
 
-    `module.loss(batch, generator)` is (the scalar to minimise, named terms); the generator is what
-    its noise is drawn from. Validated once an epoch, on `most` rows at most, if there is validation
-    data. `options` are those of the loop: seed, precision, folder, stage.
+    `module.loss(batch, generator)` is (the scalar to minimise, named terms). Validated once an
+    epoch, on `most` rows at most. `options` are those of the loop: seed, precision, folder, stage.
     """
     device = next(module.parameters()).device
 
@@ -59,8 +58,8 @@ def fit(
 def mean_loss(module: Any, data: Any, batch: int, most: int | None = None) -> dict[str, float]:
     """Loss and its terms over `data`, or `most` of its rows, weighted by rows.
 
-    Batches are shuffled, always the same way, and about as large as in training: a spread or a
-    covariance of neighbours in time, or of more rows, would be another quantity.
+    Batches are shuffled, always the same way, and about as large as in training: a covariance of
+    neighbours in time, or of more rows, would be another quantity.
     """
     device = next(module.parameters()).device
     rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:most]
@@ -135,12 +134,11 @@ KEYS: dict[str, tuple[dict[str, str], ...]] = {
 class PixelLog:
     """Turns the reports of one fit into records: the `row` of `Workspace.follow`.
 
-    A step is logged every `every` updates, an epoch with its validation; `step` counts updates and
-    `epoch` passes, a cut one included. The plain keys that all trainings share stand beside.
+    A step is logged every `every` updates, an epoch with its validation, beside the plain keys that
+    all trainings share. `prefix` begins with a name of `KEYS`.
     """
 
     def __init__(self, prefix: str, fit: Fit, every: int) -> None:
-        """`prefix` begins with a name of `KEYS`."""
         self.prefix, self.every, self.module = prefix, every, fit.module
         self.keys, self.epoch = KEYS[prefix.split("/")[0]], fit.config.validate_every
         self.sums: dict[str, float] = {}

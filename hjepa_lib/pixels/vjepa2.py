@@ -1,17 +1,4 @@
-"""Two-stage world model in the style of V-JEPA 2 (arXiv 2506.09985), at the size of 64 px images.
-
-Stage 1 hides a share of the patches from the online encoder f, and a predictor g names the latent
-that the EMA target f' gives the whole state s (m: exactly int(ratio * N) hidden patches):
-
-    L1 = |g(f(s, m)) - f'(s)|           f' <- decay f' + (1 - decay) f after each update
-
-Stage 2 freezes f and trains a transformer over z_t = f(s_t), causal in time. With T steps in a
-window, n = rollout_steps and w = teacher_forcing its loss is
-
-    TF = mean |p(z_0..z_t, a_0..a_t) - z_{t+1}|               every t, true latents in
-    RO = mean |zhat_{t+1} - z_{t+1}|, t >= T - n              the last n steps, predictions fed back
-    L2 = w TF + (1 - w) RO
-"""
+"""Two-stage world model in the style of V-JEPA 2 (arXiv 2506.09985), for 64 px images."""
 
 from __future__ import annotations
 
@@ -79,7 +66,7 @@ class MaskedViT(nn.Module):
 
 
 class MaskedPrediction(nn.Module):
-    """Stage 1: online encoder, its EMA target, predictor."""
+    """Stage 1: |g(f(s, m)) - f'(s)| of online encoder f, its EMA target f', predictor g, mask m."""
 
     name = "stage1"
 
@@ -127,10 +114,9 @@ class MaskedPrediction(nn.Module):
 
 # --- stage 2 ----------------------------------------------------------------------------------
 class WorldModel(nn.Module):
-    """Stage 2: from (z_0, a_0) .. (z_t, a_t) the next latent z_{t+1}, for every t at once.
+    """Stage 2: from (z_0, a_0) .. (z_t, a_t) the next latent z_{t+1} = f(s_{t+1}), for every t.
 
-    The last LayerNorm stands before the output layer: behind it, as in the seed, it would fix the
-    length of every prediction.
+    A last LayerNorm behind the output layer, as in the seed, would fix every prediction's length.
     """
 
     def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
@@ -165,15 +151,9 @@ class WorldModel(nn.Module):
         self, latents: Tensor, actions: Tensor, past: list[Past]
     ) -> tuple[Tensor, list[Past]]:
         """`forward` after the steps in `past` ([]: none); one step at a time once there are any."""
-        start = past[0][0].shape[2] if past else 0
-        steps = slice(start, start + latents.shape[1])
-        if steps.stop > self.length:
-            raise ConfigError(
-                f"the world model has seen windows of {self.length} steps, not of {steps.stop}; "
-                "ask for a shorter roll-out, or raise pixels.data.sequence and train again"
-            )
+        start, kept = past[0][0].shape[2] if past else 0, []
         x = self.join(torch.cat([self.norm_in(latents), self.embedding(actions)], dim=-1))
-        x, kept = x + self.position[steps], []
+        x = x + self.position.narrow(0, start, x.shape[1])
         for block, before in zip_longest(self.blocks, past):
             x, pair = block.extend(x, before, causal=not past)
             kept.append(pair)
@@ -196,10 +176,11 @@ class WorldModel(nn.Module):
     def loss(
         self, window: Any, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, float]]:
-        """Loss and terms of windows (z_t, a_t, z_{t+1}), (B, T, ...) each.
+        """w TF + (1 - w) RO, and both terms, of windows (z_t, a_t, z_{t+1}), (B, T, ...) each.
 
-        In training the generator draws which of the given steps (all but the first) keep the true
-        latent, `teacher_forcing_ratio` of them; the others are the model's one-step predictions.
+        TF: mean L1 error of every step from true latents; RO: of the last `rollout_steps`, fed back
+        from the steps before. Of those but the first, in training, `teacher_forcing_ratio` keep
+        their true latent (the generator draws them), the others are one-step predictions.
         """
         (now, action, then), stage = window, self.stage
         start = now.shape[1] - stage.rollout_steps
