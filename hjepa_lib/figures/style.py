@@ -79,16 +79,6 @@ def as_array(values: Any) -> np.ndarray:
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
-def checked(values: Any, name: str, *shape: int | None) -> np.ndarray:
-    """`values` as a float64 array of the given shape (None: any length above 0)."""
-    array = as_array(values).astype(np.float64)
-    fits = array.ndim == len(shape) and array.size > 0
-    if not fits or any(s not in (None, a) for s, a in zip(shape, array.shape, strict=True)):
-        wanted = ", ".join("any" if length is None else str(length) for length in shape)
-        raise FigureError(f"{name} must have shape ({wanted}), got {array.shape}")
-    return array
-
-
 class Picture(Figure):
     """A figure that shows itself in notebooks; ticks, which are made late, have the style too."""
 
