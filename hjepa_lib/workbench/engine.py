@@ -86,7 +86,8 @@ def run_experiment(
     else:
         if threads is None and not scheduler:
             threads = max(1, machine.usable_cores() // jobs)
-        work = _side_by_side(experiment, threads, todo, engine, jobs, scheduler)
+        options = {"engine": engine, "jobs": jobs, "scheduler": scheduler}
+        work = _side_by_side(experiment, threads, todo, **options)
     ended = []
     for outcome in work:
         ended.append(outcome)
@@ -127,12 +128,7 @@ def _do_all(experiment: Experiment, threads: int | None, units: list[Unit]) -> l
 
 
 def _side_by_side(
-    experiment: Experiment,
-    threads: int | None,
-    todo: list[Unit],
-    engine: str,
-    jobs: int,
-    scheduler: str,
+    experiment: Experiment, threads: int | None, todo: list[Unit], **options: Any
 ) -> Iterator[Outcome]:
     """All units of one family of models and one seed in one process: none is trained twice."""
     families: dict[tuple, list[Unit]] = {}
@@ -140,7 +136,7 @@ def _side_by_side(
         family = (experiment.root_of(unit.model), str(unit.model.swept), unit.seed)
         families.setdefault(family, []).append(unit)
     work, items = functools.partial(_do_all, experiment, threads), list(families.values())
-    for one in pool.run_all(work, items, engine=engine, jobs=jobs, scheduler=scheduler):
+    for one in pool.run_all(work, items, **options):
         yield from one.value or [Outcome(unit, one.error) for unit in one.item]
 
 

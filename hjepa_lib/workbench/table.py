@@ -75,17 +75,13 @@ class Table:
             if row["training"] != digest(wanted):
                 if wanted and not known:
                     return f"a training that {self.settings_path.name} does not list"
-                pairs += [
-                    (name, known.get(name, self._younger(name)), value)
-                    for name, value in wanted.items()
-                ]
+                for name, value in wanted.items():
+                    younger = 1 if name.startswith("recipe.") else self._defaults.get(name)
+                    pairs.append((name, known.get(name, younger), value))
             for name, stored, value in pairs:
                 if as_text(stored) != as_text(value):
                     return f"{name}={as_text(stored)}, not {as_text(value)}"
         return ""
-
-    def _younger(self, name: str) -> Any:
-        return 1 if name.startswith("recipe.") else self._defaults.get(name)
 
     def has(self, unit: Unit) -> bool:
         """True when the unit is stored as wanted."""
@@ -105,8 +101,7 @@ class Table:
             at = self.rows.index(old[0]) if old else len(self.rows)
             self.rows = [row for row in self.rows if row not in old]
             self.rows[at:at] = new
-            names = itertools.chain(self.columns, KEY, *new)
-            self.columns = list(dict.fromkeys(names))
+            self.columns = list(dict.fromkeys(itertools.chain(self.columns, KEY, *new)))
             self._write()
 
     def drop_others(self, cells: Iterable[str], wanted: Iterable[Unit]) -> int:
