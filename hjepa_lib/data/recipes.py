@@ -178,10 +178,7 @@ def _expert(
     layout: Layout, rule: Recipe, cross: Tensor, move: Callable[[Tensor, Tensor], Tensor],
     generator: torch.Generator,
 ) -> Chunk:  # fmt: skip
-    """Shortest paths at 0.9 px per step; a reached goal is followed by a new one.
-
-    `cross` marks the trajectories whose goals always lie in the other room; the rest stay home.
-    """
+    """Shortest paths at 0.9 px per step, goal after goal; only where `cross` between the rooms."""
 
     def new_goal(position: Tensor) -> Tensor:
         one, two = sample_start_goal(layout, "medium", generator)

@@ -74,10 +74,9 @@ class Trajectories:
         return Trajectories(positions, actions, lengths, layout, dict(self.meta))
 
     def split(self, val_fraction: float, seed: int) -> tuple[Trajectories, Trajectories | None]:
-        """(train, validation) by whole trajectories, so that no window is in both.
+        """(train, validation) by whole trajectories, at least one each, so no window is in both.
 
-        At least one trajectory stays on each side; with `val_fraction` 0, or one trajectory in all,
-        nothing is held out and validation is None.
+        With `val_fraction` 0, or one trajectory in all, validation is None.
         """
         if val_fraction == 0 or self.count == 1:
             return self, None

@@ -74,10 +74,10 @@ class Windows:
     def sample(
         self, batch: int, generator: torch.Generator, layouts_per_batch: int = 0
     ) -> WindowBatch:
-        """`batch` random windows; all windows are equally likely.
+        """`batch` random windows, equally likely.
 
-        With `layouts_per_batch` K > 0 the windows come from K random layouts (all if there are
-        fewer), layout i filling rows i, i + K, ...; windows within a layout are equally likely.
+        With `layouts_per_batch` K > 0 they come from K random layouts (all if there are fewer),
+        layout i filling rows i, i + K, ...
         """
         if not layouts_per_batch:
             return self.at(torch.randint(len(self), (batch,), generator=generator))

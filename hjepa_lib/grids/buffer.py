@@ -112,10 +112,7 @@ class GridBuffer:
 
 
 def play(config: GridConfig, seed: int) -> GridBuffer:
-    """`config.episodes` random episodes of `config.steps` transitions in the built-in world.
-
-    What an episode ends in is its target, so every target can be reached.
-    """
+    """Random episodes in the built-in world, whose last grids are their targets."""
     columns: dict[str, list] = {name: [] for name in REQUIRED}
     rng = np.random.default_rng(seed)
     for _ in range(config.episodes):

@@ -23,7 +23,7 @@ from hjepa_lib.grids.world import facts
 from hjepa_lib.training.probes import effective_rank, fit_ridge
 
 LEAST = {"std": 0.01, "spread": 0.001, "effective_rank": 2.0}
-"""A model with less of any of them counts as collapsed, whatever its cosine."""
+"""A model with less of any of them counts as collapsed."""
 GOOD, CONCERNING = 0.7, 0.5
 """Cosine above the first after a few epochs is good, below the second late is worrying (004)."""
 
@@ -99,7 +99,7 @@ def validate_jepa(model: GridJepa, batch: GridBatch) -> dict[str, float]:
 # --- decoded grids ----------------------------------------------------------------------------
 @torch.no_grad()
 def validate_twin(model: GridTwin, batch: GridBatch) -> dict[str, float]:
-    """Losses, latents, and how many cells are right, also among those that the action changed."""
+    """Losses, latents, and shares of right cells."""
     parts, drawn, latents = [], [], []
     for piece in pieces(batch, model):
         parts.append((len(piece.action), model.loss(piece)[1]))

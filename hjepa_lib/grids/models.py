@@ -38,7 +38,7 @@ class FactTokens(nn.Module):
 
 
 class GridEncoder(nn.Module):
-    """What both encoders read: a sum of colour, row and column per cell, and the facts."""
+    """What both encoders read: colour + row + column of every cell, and the facts."""
 
     def __init__(self, width: int, dim: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class GridEncoder(nn.Module):
 
 
 class GridTransformer(GridEncoder):
-    """Tokens: CLS, five facts, one per cell; of the last CLS a LayerNorm and a linear layer."""
+    """Tokens: CLS, five facts, one per cell; CLS, LayerNorm, linear."""
 
     def __init__(self, config: GridConfig) -> None:
         dim = config.latent_dim
@@ -67,7 +67,7 @@ class GridTransformer(GridEncoder):
 
     def forward(self, grids: Tensor, values: Tensor) -> Tensor:
         """Canvases (B, S, S), their facts (B, 5) -> (B, D)."""
-        # What is padding in the whole batch is not even computed.
+        # What is padding in the whole batch is not computed.
         grids = grids[:, : int(values[:, 0].max()), : int(values[:, 1].max())]
         cls = self.cls.expand(len(grids), 1, -1)
         tokens = torch.cat([cls, self.facts(values), self.cells(grids).flatten(1, 2)], dim=1)
@@ -205,7 +205,7 @@ class GridTwin(GridModel):
         self.action_head = nn.Linear(config.action_dim, ACTIONS)
 
     def decode(self, latent: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B, D) -> logits of the next grid: cells (B, 11, S, S), and (B, n) of every fact."""
+        """(B, D) -> logits: cells (B, 11, S, S), and (B, n) of every fact."""
         hidden = F.gelu(self.spread(latent)[:, None] + self.places)  # (B, S S, mlp_dim)
         cells = self.cells(hidden).transpose(1, 2).unflatten(2, (self.size, self.size))
         return cells, [head(latent) for head in self.fact_heads]

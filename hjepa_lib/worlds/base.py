@@ -44,8 +44,8 @@ def trial_noise(
 class World:
     """B episodes with a state each; extend it and give all methods, and what differs of the rest.
 
-    Built as `World(layout, dynamics, seed=seed)` and, to draw frames, as `World(layout)`. `layout`
-    has B rows, all (0, 0) in an own world; `dynamics` is the name of the rule in the settings.
+    Built as `World(layout, dynamics, seed=seed)` and, to draw frames, as `World(layout)`; the B
+    rows of `layout` are (0, 0) in an own world.
     """
 
     frame_shape: ClassVar[tuple[int, int, int]] = (2, 65, 65)  # (C, Hpx, Wpx), uint8

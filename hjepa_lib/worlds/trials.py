@@ -46,7 +46,7 @@ class Trials(NamedTuple):
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """(n,) their numbers in the file: noise belongs to a trial, wherever it is played."""
+        """(n,) their numbers in the file, which their noise belongs to."""
         return self.rows or tuple(range(self.count))
 
     def first(self, n: int) -> Trials:

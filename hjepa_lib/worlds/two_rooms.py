@@ -127,10 +127,10 @@ def _uniform(low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
 def sample_start_goal(
     layout: Layout, level: str, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Start and goal (B, 2) px in different rooms, direction flipped with probability 0.5.
+    """Start and goal (B, 2) px in different rooms, either direction equally often.
 
     `medium`: anywhere 2.6 px away from borders and faces. `easy`: 4 to 12 px from the wall's face
-    and at most 12 px above or below the door's centre.
+    and at most 12 px above or below the door's centre. WorkbookError for another level.
     """
     if level not in LEVELS:
         raise WorkbookError(f"level must be one of {', '.join(LEVELS)}; got {level!r}")
