@@ -30,18 +30,11 @@ NOT_APPLICABLE = "not applicable"
 NOTES = (NOT_APPLICABLE, NOT_ESTIMABLE)
 MEAN_REWARD = "mean_reward"
 """Baseline: the mean of the training rewards, whatever the state."""
-SCHEMA, RESAMPLES = 2, 2000
+RESAMPLES = 2000
 BLOCK = 30
 """Consecutive transitions that are drawn anew together."""
 MATCH = 0.02
 """Largest difference in parameters of a matched pair, as a share of the smaller one."""
-
-
-class Column(NamedTuple):
-    """One number of a row."""
-
-    better: str = ""  # "low" or "high" where models may be ranked by it; "" describes only
-    baseline: str = ""  # the trivial guess that belongs beside it
 
 
 SIGMAS = (0.01, 0.05, 0.1, 0.15, 0.2)
@@ -51,20 +44,21 @@ SHAPE = (
     "continuity_at_5", "smoothness_r2", "uniformity",
 )  # fmt: skip
 """What describes the shape of a latent space, see measures.py."""
-COLUMNS: dict[str, Column] = {
-    "parameters": Column(),  # trained weights, reward heads and a later decoder left out
-    "updates": Column(),  # of both stages of vjepa2
-    "train_seconds": Column(),
-    "update_memory_mb": Column(),  # weights, gradients, moments, activations
-    "latent_error": Column("low", "copy_last_latent"),  # squared, over that of the baseline
-    "frame_mse": Column("low", "copy_last_frame"),  # pixels in [0, 1]
-    "frame_error": Column("low", "copy_last_frame"),  # over that of the baseline
-    "reward_mse": Column("low", MEAN_REWARD),
-    "reward_r2": Column("high", MEAN_REWARD),
-    "larp_mse": Column("low", MEAN_REWARD),
-    "larp_r2": Column("high", MEAN_REWARD),
-    "larp_gain": Column("high", "reward_mlp"),  # reward_mse - larp_mse, over that of the mean
-} | dict.fromkeys((*SHAPE, "latent_std", *(f"noise_{sigma:g}" for sigma in SIGMAS)), Column())
+RANKED = {
+    "latent_error": ("low", "copy_last_latent"),  # squared, over that of the baseline
+    "frame_mse": ("low", "copy_last_frame"),  # pixels in [0, 1]
+    "frame_error": ("low", "copy_last_frame"),  # over that of the baseline
+    "reward_mse": ("low", MEAN_REWARD),
+    "reward_r2": ("high", MEAN_REWARD),
+    "larp_mse": ("low", MEAN_REWARD),
+    "larp_r2": ("high", MEAN_REWARD),
+    "larp_gain": ("high", "reward_mlp"),  # reward_mse - larp_mse, over that of the mean
+}
+"""Numbers by which models may be ranked: the better end, and the trivial guess beside them."""
+COLUMNS = (
+    "parameters", "updates", "train_seconds", "update_memory_mb", *RANKED, *SHAPE, "latent_std",
+    *(f"noise_{sigma:g}" for sigma in SIGMAS),
+)  # fmt: skip
 """Every number of a row, in the order of the table."""
 ERRORS = {"latent": "imagined latent", "frame": "decoded frame", "reward_mlp": "reward MLP",
           "larp": "look-ahead reward"}  # fmt: skip
@@ -256,7 +250,6 @@ def build(rows: Sequence[Row], pairs: Sequence[Mapping[str, int]] = ()) -> dict[
     found = [matched(pair) for pair in pairs]
     loaded = [row.facts["model"] for row in rows if row.facts["loaded"]]
     return {
-        "schema": SCHEMA,
         "environment": facts["environment"],
         "data_sha256": facts["data_sha256"],
         "seeds": sorted({row.facts["seed"] for row in rows}),
@@ -280,8 +273,8 @@ def floor(comparison: Mapping[str, Any], column: str) -> float | str | None:
         return 1.0
     if column == "larp_gain":
         return 0.0
-    key = COLUMNS[column].baseline + "_r2" * column.endswith("_r2")
-    return comparison["baselines"].get(key)
+    _, baseline = RANKED.get(column, ("", ""))
+    return comparison["baselines"].get(baseline + "_r2" * column.endswith("_r2"))
 
 
 def tidy(comparison: Mapping[str, Any]) -> pd.DataFrame:

@@ -150,11 +150,6 @@ def participation_ratio(latents: np.ndarray) -> float:
     return math.nan if _flat(latents) else float(values.sum() ** 2 / np.square(values).sum())
 
 
-def rank(latents: np.ndarray) -> float:
-    """`effective_rank` in [1, D]; NaN for a point."""
-    return math.nan if _flat(latents) else effective_rank(torch.from_numpy(latents))
-
-
 def two_nn(latents: np.ndarray) -> float:
     """Intrinsic dimension d from the nearest neighbours of every sample (Facco et al. 2017).
 
@@ -239,7 +234,7 @@ def measure(
     noise = noise_sensitivity(lambda part: encode_chunked(encode, part), state, seed)
     return {
         "participation_ratio": participation_ratio(z),
-        "effective_rank": rank(z),
+        "effective_rank": math.nan if _flat(z) else effective_rank(torch.from_numpy(z)),
         "two_nn_dimension": two_nn(z),
         "trustworthiness_at_5": trust(pixels[0], z),
         "continuity_at_5": trust(z, pixels[0]),

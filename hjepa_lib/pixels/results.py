@@ -156,10 +156,10 @@ def comparison_section(comparison: Mapping[str, Any]) -> dict[str, Any]:
     """The report's section: scores with intervals beside the trivial guesses, and the claims."""
     models, n = comparison["models"], comparison["n"]
     rows = []
-    for name, column in COLUMNS.items():
+    for name in COLUMNS:
         guess = compare.floor(comparison, name)
         shown = guess if isinstance(guess, str | None) else number(guess)
-        last = f"{column.baseline}: {shown}" if shown else "–"
+        last = f"{compare.RANKED[name][1]}: {shown}" if shown else "–"
         cells = [name, *(one[name]["text"] for one in models.values()), last]
         rows.append([cell.replace("_", " ") for cell in cells])
     trained = [one for one in comparison["claims"] if one["model"] not in UNTRAINED]

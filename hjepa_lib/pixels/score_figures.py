@@ -15,7 +15,7 @@ from sklearn.manifold import TSNE
 from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
 from hjepa_lib.figures.style import styled
-from hjepa_lib.pixels.compare import COLUMNS, LABELS, SIGMAS, floor, score
+from hjepa_lib.pixels.compare import LABELS, RANKED, SIGMAS, floor, score
 from hjepa_lib.pixels.measures import participation_ratio, spectrum
 
 LEAST_TSNE = 10  # different samples; below it the neighbourhoods of t-SNE mean nothing
@@ -120,8 +120,8 @@ def score_bars(
         len(columns), 3, 3.2, 0.3 * len(models) - 2.4, sharey=True, title=title
     )
     for axis, column in zip(axes, columns, strict=True):
-        better = {"low": ", lower is better", "high": ", higher is better", "": ""}
-        axis.set_title(column.replace("_", " ") + better[COLUMNS[column].better], fontsize=8.5)
+        better = f", {RANKED[column][0]}er is better" if column in RANKED else ""
+        axis.set_title(column.replace("_", " ") + better, fontsize=8.5)
         guess = floor(comparison, column)
         if isinstance(guess, float):
             axis.axvline(guess, color=style.MUTED, linewidth=1, linestyle="--")
