@@ -48,8 +48,8 @@ def mean_frame(data: Transitions) -> Tensor:
 
 @torch.no_grad()
 def transition_errors(
+    train: Transitions,
     data: Transitions,
-    mean: Tensor,
     device: torch.device | str,
     model: nn.Module | None = None,
     predict: Predict | None = None,
@@ -60,6 +60,7 @@ def transition_errors(
     `copy_last_latent` where `model` imagines encodings; `changed`, the share of pixels that move.
     """
     pieces: dict[str, list[Tensor]] = {}
+    mean = mean_frame(train).to(device)
 
     def keep(name: str, guess: Tensor, truth: Tensor) -> None:
         gap = (guess.float() - truth.float()).square().flatten(1).mean(1)
@@ -69,7 +70,7 @@ def transition_errors(
         batch = data[index].to(device)
         before, after = scaled(batch.state[:, -1]), scaled(batch.next_state[:, -1])
         keep("copy_last_frame", before, after)
-        keep("mean_frame", mean.to(device).expand_as(after), after)
+        keep("mean_frame", mean.expand_as(after), after)
         moved = ((after - before).abs() > CHANGED).flatten(1).float().mean(1)
         pieces.setdefault("changed", []).append(moved.cpu().double())
         if predict is not None:
@@ -85,7 +86,7 @@ def frame_scores(
     predict: Predict, train: Transitions, validation: Transitions, device: torch.device | str
 ) -> dict[str, float]:
     """Errors of drawn frames on the validation part, next to predictions that need no model."""
-    found = transition_errors(validation, mean_frame(train), device, predict=predict)
+    found = transition_errors(train, validation, device, predict=predict)
     names = {"mse": "frame", "copy_last_mse": "copy_last_frame", "mean_frame_mse": "mean_frame"}
     names["changed_share"] = "changed"
     return {name: float(found[key].mean()) for name, key in names.items()}

@@ -67,8 +67,7 @@ def measure_row(ws: Workspace, name: str, number: int) -> Row:
         def predict(batch: Any) -> Any:
             return decoder(next_latent(model, batch, "predictor"))
 
-    mean = measures.mean_frame(train)
-    errors = measures.transition_errors(validation, mean, ws.device, model, predict)
+    errors = measures.transition_errors(train, validation, ws.device, model, predict)
     cell, facts = load_heads(ws, name, number)
     errors |= {k: squared_errors(cell, k) for k in (MEAN_REWARD, *HEADS) if k in cell}
     means = {kind: float(values.mean()) for kind, values in errors.items()}
