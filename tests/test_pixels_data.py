@@ -300,5 +300,5 @@ def test_figures_of_a_data_set(drift, tmp_path):
     sheet = figures.samples(drift.batch(torch.arange(3)), "samples")
     assert len(sheet.axes) == 15 and sheet.axes[0].get_title("left") == "t-3"
     assert sheet.axes[4].get_title("left") == "t+1" and png(sheet)[:4] == b"\x89PNG"
-    points, held_out = checks.frame_points(train, validation, samples=20)
+    points, held_out = checks.frame_points(train, validation, 20, 0)
     assert points.shape == (40, 256) and held_out.tolist() == [0] * 20 + [1] * 20

@@ -89,7 +89,7 @@ def check_distributions(
 
 
 def frame_points(
-    train: Transitions, validation: Transitions, samples: int = 200, seed: int = 0
+    train: Transitions, validation: Transitions, samples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """At most `samples` newest frames of each part (N, C * H * W), and which are held out (N,)."""
     parts = [_newest(data, pick(len(data), samples, seed)) for data in (train, validation)]

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import random
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,9 +32,9 @@ _SMALLEST_CNN = 36  # side of the smallest picture that CnnPolicy's convolutions
 def acquire(config: PixelsConfig, seed: int) -> Transitions:
     """The transitions a run works on (DATA-6); `meta["notes"]` says what was decided.
 
-    No path: collected. Path missing: a warning, collected. Another environment: a note, collected.
-    PPO wanted but the file is not from PPO: ConfigError. Other picture shape: WorkbookError naming
-    both. Damaged: FileError. Nothing is ever written to the path.
+    Collected without a path, or where it is missing (a warning) or of another environment.
+    ConfigError where PPO is wanted and the file is not from PPO, WorkbookError for another picture
+    shape, FileError where it is damaged. Nothing is ever written to the path.
     """
     path, notes = config.data.path, []
     if path and not Path(path).exists():
@@ -92,7 +90,8 @@ def collect(config: PixelsConfig, seed: int) -> Transitions:
     """New transitions, by uniform actions (DATA-1) or a trained policy; equal seeds, equal data."""
     seen = config.environment
     if config.data.method == "ppo":
-        with skilled_policy(config, seed) as (policy, meta):
+        with torch.random.fork_rng(devices=[]):  # the policy draws its actions from torch
+            policy, meta = skilled_policy(config, seed)
             repeat = meta["action_repeat"]
             skip = 0 if repeat > 1 else seen.frame_skip
             return record(make_env(seen, action_repeat=repeat), policy, config, seed, skip, meta)
@@ -166,32 +165,24 @@ def describe_split(data: Transitions, config: PixelsConfig, seed: int) -> dict[s
 
 
 # --- a skilled policy (DATA-2) ------------------------------------------------------------------
-@contextlib.contextmanager
-def skilled_policy(config: PixelsConfig, seed: int) -> Iterator[tuple[Policy, dict[str, Any]]]:
-    """(policy of states (L, C, H, W), what its data say about it).
+def skilled_policy(config: PixelsConfig, seed: int) -> tuple[Policy, dict[str, Any]]:
+    """(policy of states (L, C, H, W), what its data say about it); equal seeds, equal policies.
 
-    Equal seeds, equal policies; inside the block torch's global generator draws their actions.
+    Stable-Baselines3 seeds the global generators of Python, NumPy and torch.
     """
     notes: list[str] = []
     repeat = repeat_of(config)
     if config.environment.frame_skip and repeat > 1:
         notes.append(f"actions are repeated {repeat} times, so frame skip is off")
-    # Stable-Baselines3 seeds the global generators; afterwards they are where they were.
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            model, envs = train_policy(config, seed, notes)
+    model, envs = train_policy(config, seed, notes)
 
-            def policy(state: np.ndarray) -> Any:
-                merged = np.asarray(state).reshape(model.observation_space.shape)
-                action, _ = model.predict(merged, deterministic=False)
-                return action if action.ndim else int(action)
+    def policy(state: np.ndarray) -> Any:
+        merged = np.asarray(state).reshape(model.observation_space.shape)
+        action, _ = model.predict(merged, deterministic=False)
+        return action if action.ndim else int(action)
 
-            facts = {"method": "ppo", "action_repeat": max(repeat, 1), "notes": notes}
-            yield policy, facts | {"ppo": {**to_dict(config.ppo), "n_envs": envs}}
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+    facts = {"method": "ppo", "action_repeat": max(repeat, 1), "notes": notes}
+    return policy, facts | {"ppo": {**to_dict(config.ppo), "n_envs": envs}}
 
 
 def repeat_of(config: PixelsConfig) -> int:
@@ -200,10 +191,7 @@ def repeat_of(config: PixelsConfig) -> int:
 
 
 def train_policy(config: PixelsConfig, seed: int, notes: list[str]) -> tuple[Any, int]:
-    """A trained PPO model and the number of environments it used; what happened is in `notes`.
-
-    ConfigError when Stable-Baselines3 is absent or the pictures are too small for the policy.
-    """
+    """A trained PPO model and the number of its environments; what happened is added to `notes`."""
     try:
         import stable_baselines3
     except ImportError as error:

@@ -83,8 +83,8 @@ def to_frame(
 ) -> np.ndarray:
     """A picture (Hpx, Wpx), (Hpx, Wpx, C) or (C, Hpx, Wpx) as (1 or 3, size, size) uint8.
 
-    Without a `declared` range bytes and other integers have 0..255, uint16 its whole range, and
-    floats [0, 1], or 0..255 where one is above 1. ValueError when it is no picture or not finite.
+    Without a `declared` range integers have 0..255, uint16 its whole range, and floats [0, 1], or
+    0..255 where one is above 1. ValueError when it is no picture or not finite.
     """
     image = np.asarray(image)
     if not is_picture(image.shape):

@@ -40,12 +40,6 @@ Predict = Callable[[Any], Tensor]
 
 
 # --- errors -----------------------------------------------------------------------------------
-def mean_frame(data: Transitions) -> Tensor:
-    """(C, H, W) mean of the stored frames in [0, 1]."""
-    total = sum(part.double().sum(dim=0) for part in data.frames.split(CHUNK))
-    return (total / len(data.frames) / 255).float()
-
-
 @torch.no_grad()
 def transition_errors(
     train: Transitions,
@@ -54,13 +48,14 @@ def transition_errors(
     model: nn.Module | None = None,
     predict: Predict | None = None,
 ) -> dict[str, np.ndarray]:
-    """Mean squared errors (M,) per transition of `data`, beside those of guesses without a model.
+    """Mean squared errors (M,) per transition of `data`, and of guesses that know `train` alone.
 
     `frame` of `predict`, `copy_last_frame` and `mean_frame` in pixels of [0, 1]; `latent` and
     `copy_last_latent` where `model` imagines encodings; `changed`, the share of pixels that move.
     """
     pieces: dict[str, list[Tensor]] = {}
-    mean = mean_frame(train).to(device)
+    total = sum(part.double().sum(dim=0) for part in train.frames.split(CHUNK))
+    mean = (total / len(train.frames) / 255).float().to(device)
 
     def keep(name: str, guess: Tensor, truth: Tensor) -> None:
         gap = (guess.float() - truth.float()).square().flatten(1).mean(1)
