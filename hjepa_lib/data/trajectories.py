@@ -22,6 +22,16 @@ from hjepa_lib.worlds.two_rooms import TwoRooms
 _ARRAYS = {"positions": np.float32, "actions": np.float32, "lengths": np.int64, "layout": np.int16}
 
 
+def divide(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of a training part and of a held-out `fraction`, at least one each, shuffled by seed.
+
+    Ascending, so that the training set keeps the order of the file (sequential disk access).
+    """
+    held = min(max(round(fraction * count), 1), count - 1)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[held:].sort().values, order[:held].sort().values
+
+
 @dataclass
 class Trajectories:
     """R trajectories laid end to end, of two states or more each; M states in all.
@@ -80,10 +90,8 @@ class Trajectories:
         """
         if val_fraction == 0 or self.count == 1:
             return self, None
-        held = min(max(round(val_fraction * self.count), 1), self.count - 1)
-        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(seed))
-        # Sorted, so that the training set keeps the order of the file (sequential disk access).
-        return self.select(order[held:].sort().values), self.select(order[:held].sort().values)
+        train, validation = divide(self.count, val_fraction, seed)
+        return self.select(train), self.select(validation)
 
     def hash(self) -> str:
         """SHA-256 over all arrays (not meta): equal data, equal hash."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hjepa_lib import files
+from hjepa_lib.data.trajectories import divide
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.layers import Size, sides
 
@@ -143,9 +144,8 @@ class Transitions:
         episodes = self.episodes
         if len(episodes) < 2:
             raise WorkbookError("one episode alone cannot be split: collect more, or shorter ones")
-        held = min(max(round(fraction * len(episodes)), 1), len(episodes) - 1)
-        order = torch.randperm(len(episodes), generator=torch.Generator().manual_seed(seed))
-        return episodes[order[held:]].sort().values, episodes[order[:held]].sort().values
+        train, validation = divide(len(episodes), fraction, seed)
+        return episodes[train], episodes[validation]
 
     def select(self, episodes: Tensor) -> Transitions:
         """The transitions of these episode ids, in the order of the file, and their frames."""
