@@ -59,6 +59,12 @@ def origins(ws, *names):
     return [ws.origin(name) for name in names]
 
 
+def obtained(ws, *names):
+    """Where the stages came from that were obtained in this order."""
+    obtain(ws, *names)
+    return origins(ws, *names)
+
+
 def edit(run, change):
     """Another version, or a stranger, wrote this manifest."""
     change(run.manifest)
@@ -123,9 +129,7 @@ def test_i1_a_run_of_another_seed_trains_its_own(root, toy, capsys):
     assert [name for run, name in toy if run == "one"] == ["data", "l1", "distance", "l2"]
     assert origins(ws, *NAMES) == ["this run"] * 4
     assert "l1: no run holds it with these settings" in capsys.readouterr().out
-    again = begin("again", "planning.cost=latent")
-    obtain(again, "l2")
-    assert origins(again, "l1", "distance", "l2") == ["zero"] * 3
+    assert obtained(begin("again", "planning.cost=latent"), *NAMES[:0:-1]) == ["zero"] * 3
     assert "l2: taken from zero" in capsys.readouterr().out
 
 
@@ -141,13 +145,9 @@ def test_i3_a_set_of_models_comes_from_one_run(root, toy):
     obtain(first, "l2")
     os.utime(second.run.path / "manifest.json")
     ws = begin("third")
-    obtain(ws, "l1")
-    assert origins(ws, "l1") == ["second"]  # the newest that has it
-    obtain(ws, "l2")
-    assert origins(ws, "l1", "distance", "l2") == ["second", "this run", "this run"]
-    fourth = begin("fourth")
-    obtain(fourth, "l2", "distance", "l1")
-    assert origins(fourth, "l1", "distance", "l2") == ["second", "third", "third"]
+    assert obtained(ws, "l1") == ["second"]  # the newest that has it
+    assert obtained(ws, "l2", "distance", "l1") == ["this run", "this run", "second"]
+    assert obtained(begin("fourth"), "l2", "distance", "l1") == ["third", "third", "second"]
 
 
 def test_i5_the_newest_run_that_has_the_stage_is_asked(root, toy):
@@ -156,16 +156,13 @@ def test_i5_the_newest_run_that_has_the_stage_is_asked(root, toy):
     begin("empty")
     obtain(begin("short", "level1.optim.updates=5"), "l1")
     for changes, origin in (("", "donor"), ("level1.optim.updates=500", "this run")):
-        ws = begin(f"mine-{origin[:2]}", changes)
-        obtain(ws, "l1")
-        assert origins(ws, "l1") == [origin]
+        assert obtained(begin(f"mine-{origin[:2]}", changes), "l1") == [origin]
 
 
 def test_i7_level_2_is_stale_once_this_run_makes_its_own_level_1(root, toy):
     obtain(begin("donor"), "l2")
     ws = begin("mine")
-    obtain(ws, "l2")
-    assert origins(ws, "l1", "l2") == ["donor", "donor"]
+    assert obtained(ws, "l2", "l1") == ["donor", "donor"]
     level1 = stages.core_stages(ws.config)["l1"]
     with ws.run.stage("l1", key=ws.key(level1)) as folder:
         (folder / "l1.txt").write_text("made here")
@@ -174,9 +171,7 @@ def test_i7_level_2_is_stale_once_this_run_makes_its_own_level_1(root, toy):
 
 def test_i4_c11_a_level_1_of_other_settings_is_taken_only_by_name(root, toy):
     obtain(begin("donor", "level1.width=8"), "distance")
-    ws = begin("mine", seed=3)
-    obtain(ws, "l1")
-    assert origins(ws, "l1") == ["this run"]
+    assert obtained(begin("mine", seed=3), "l1") == ["this run"]
     for where in ("donor", str(root / "donor")):
         named = begin(f"named-{len(where)}", {"level1.load": where})
         assert list(stages.train(named, "l1")) == []
@@ -192,12 +187,9 @@ def test_a_run_made_before_there_were_keys_is_input_only_when_named(root, toy):
     old = begin("old")
     obtain(old, "l1")
     edit(old.run, lambda manifest: manifest["stages"]["l1"].pop("key"))
-    ws = begin("mine")
-    obtain(ws, "l1")
-    assert origins(ws, "l1") == ["this run"]
+    assert obtained(begin("mine"), "l1") == ["this run"]
     named = begin("named", "level1.load=old")
-    obtain(named, "l1")
-    assert origins(named, "l1") == ["old"]
+    assert obtained(named, "l1") == ["old"]
     assert named.done(stages.core_stages(named.config)["l1"])
 
 
