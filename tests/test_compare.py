@@ -14,7 +14,6 @@ from hjepa_lib.models.checkpoint import load_level1
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
 from hjepa_lib.workbench import CONFIGS, compare, variants
-from hjepa_lib.workbench.experiment import run_name
 
 pytestmark = pytest.mark.usefixtures("short_probe")
 
@@ -208,9 +207,3 @@ def test_shipped_configs_describe_a_fair_comparison():
     assert l1.level2.disable_l2 and large.level2.disable_l2
     assert l1.planning.cost == l2.planning.cost == large.planning.cost
     assert (large.level1.latent_dim, large.level1.width, large.level1.hidden) == (256, 64, 2064)
-
-
-def test_names_of_runs_are_readable_and_tell_settings_apart():
-    one, two = tiny_config(), tiny_config(seed=1)
-    assert run_name("base", one).startswith("base-s0-") and run_name("a/b c", two)[:7] == "a_b_c-s"
-    assert run_name("base", one) != run_name("base", one.override("level1.hidden=20"))

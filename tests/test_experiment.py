@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -16,7 +15,7 @@ from tiny import OVERRIDES, dotted
 from hjepa_lib import __main__
 from hjepa_lib.config import ConfigError
 from hjepa_lib.evaluation.results import load_result
-from hjepa_lib.files import FileError, sha256, write_json
+from hjepa_lib.files import FileError, write_json
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs.keys import Stage
 from hjepa_lib.runs.places import RunError
@@ -207,15 +206,15 @@ def test_units_are_the_product_of_models_seeds_budgets_and_grid_values(make):
 
 
 def test_the_grid_of_a_file_makes_models_of_values_and_labels():
-    tree = grid(**{"level1.width": [8, 16], "both": {"a": {"level1": {"hidden": 32}}, 7: {}}})
+    tree = grid(**{"level1.width": [8, 16], "both": {"a b": {"level1": {"hidden": 32}}, 7: {}}})
     made = read_experiment(tree | {"seeds": [0, 1], "cells": [{"notebooks": "1"}]}, "x")
     units = made.units(made.cells[0])
     assert [unit.key["model"] for unit in units[::2]] == [
-        "width=8-both=a", "width=8-both=7", "width=16-both=a", "width=16-both=7",
+        "width=8-both=a b", "width=8-both=7", "width=16-both=a b", "width=16-both=7",
     ]  # fmt: skip
     assert [unit.trained.level1.hidden for unit in units[::2]] == [32, 256, 32, 256]
     assert [unit.seed for unit in units] == [0, 1] * 4
-    assert re.fullmatch(r"width=8-both=a-s0-[0-9a-f]{8}", units[0].run_name)
+    assert re.fullmatch(r"width=8-both=a_b-s0-[0-9a-f]{8}", units[0].run_name)
 
 
 def test_selection_by_name_group_and_seed(make):
@@ -550,14 +549,12 @@ def test_commands(again, capsys):
 
 def test_shipped_files_are_valid():
     for path in CONFIGS.glob("*.yaml"):
-        if not path.stem.startswith("tworooms"):
-            made = read_experiment(path)
-            assert made.cells, path
-    assert {cell.method for cell in read_experiment(STUDY).cells} >= {"random", "oracle", "flat"}
+        if not path.stem.startswith(("tworooms", "study")):  # the study is listed above
+            assert read_experiment(path).cells, path
 
 
 def test_the_trainings_of_the_committed_study_are_listed_under_their_digest():
-    table = Table(read_experiment(STUDY).table)
+    table = Table(STUDY.parents[2] / "outputs/gallery/study.csv")
     assert {row["training"] for row in table.rows} - {""} == set(table.trainings)
     assert all(digest(known) == name for name, known in table.trainings.items())
-    assert sha256(Path(table.path)) and len(table.rows) == 378
+    assert len(table.rows) == 378
