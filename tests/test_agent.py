@@ -129,7 +129,12 @@ def load(l1, l2, agent):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"level2__actions": "learned"}, {"level2__train": "joint", "level2__conditioning": True}],
+    [
+        {"level2__actions": "learned"},
+        {"level2__train": "joint", "level2__conditioning": True},
+        {"level2__latent": "categorical"},
+        {"level2__latent": "fsq", "level2__levels": [3, 4]},
+    ],
     ids=str,
 )
 def test_a_reloaded_agent_plans_the_same(changes, frames, tmp_path):

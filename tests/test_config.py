@@ -1,13 +1,10 @@
 """Settings: parsing, validation, profiles, presets, and proof that every single leaf is live."""
 
-import dataclasses
 import functools
 import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +62,6 @@ JOINT, RANDOM = "level2.train=joint,", "level1.static_dim=4,data.layouts=random,
         ("level1.optim.batch=1", r"batch must lie in \[2, inf\); got 1"),
         ("level2.disable_l2=1", "disable_l2 must be bool, got '1'"),
         ("level1.encoder=resnet", "must be one of impala, fast, keypoint, vit; got 'resnet'"),
-        ("seed=-1", r"seed must lie in \[0, 2147483647\]"),
         ("evaluation.budgets=0.5+x", "budgets must be float, got 'x'"),
         ("evaluation.budgets=0.5+0", "budgets must lie in"),
         ("chapters.collapse_sizes=634+634", "collapse_sizes must be values joined by"),
@@ -85,20 +81,21 @@ JOINT, RANDOM = "level2.train=joint,", "level1.static_dim=4,data.layouts=random,
         ("distance.optim.schedule=plateau", "says nothing about quality"),
         ("level1.pretrain_mask=0.4", r"level1\.pretrain_mask needs level1\.encoder=vit"),
         ("level2.conditioning=true", r"level2\.conditioning needs level2\.train=joint"),
+        ("level2.feedback=true", r"level2\.feedback needs level2\.train=joint"),
+        ("level2.subgoal=0.5", r"level2\.subgoal needs level2\.train=joint"),
         ("level2.loss.std=1", r"level2\.loss\.std needs level2\.train=joint"),
         ("level2.loss.static=1", r"unknown setting .*level2\.loss\.static"),
         (f"{JOINT}level1.optim.patience=2", "joint has no validation"),
         ("data.val_fraction=0,level2.optim.patience=2", r"level2\.optim waits for a validation"),
-        (f"{JOINT}level2.optim.lr=0.5", r"optim\.lr needs level2\.train=frozen"),
         ("level1.static_dim=4", r"static_dim needs data\.layouts=random or rectangle"),
         (f"{RANDOM}level1.predictor=gru", "not gru"),
         ("level1.static_dim=15,data.layouts=random", r"at least 2 of level1\.latent_dim=16"),
         (f"{RANDOM}level1.layouts_per_batch=1", "layouts_per_batch other than 1"),
         (f"{JOINT}level1.refine_updates=2", r"refine_updates needs level2\.train=frozen"),
         ("planning.flat.disagreement=1", r"disagreement cost needs level1\.predictors > 1"),
-        ("planning.hierarchy.tracker.disagreement=1", r"needs level1\.predictors > 1"),
         ("level3.enabled=true,level3.step_skip=6", r"multiple of level2\.step_skip=4, got 6"),
-        ("level3.enabled=true,level2.disable_l2=true", "needs a level 2 with"),
+        ("level3.enabled=true,level3.step_skip=4", r"multiple of level2\.step_skip=4, got 4"),
+        ("level3.enabled=true,level2.train=joint", r"needs a level 2 with level2\.train=frozen"),
         (
             "pixels.data.method=ppo,pixels.environment.frame_skip=1,"
             "pixels.environment.action_repeat=2",
@@ -107,11 +104,6 @@ JOINT, RANDOM = "level2.train=joint,", "level1.static_dim=4,data.layouts=random,
         ("pixels.environment.id= ", "id is empty; name a Gymnasium environment"),
         # C2: what the audit of the seeds found accepted in the profiles laptop and smoke
         ("pixels.optim.epochs=77", r"^pixels\.optim\.epochs needs pixels\.optim\.updates=0"),
-        ("pixels.vjepa2.stage1.optim.patience=1", r"needs pixels\.vjepa2\.stage1\.optim\.updates"),
-        ("pixels.grid.optim.delta=0.1", r"needs pixels\.grid\.optim\.updates=0 or .*=plateau"),
-        ("level1.predictor=gru,level1.hidden=8", r"level1\.hidden needs .*predictor=mlp"),
-        ("tracking.project=mine", r"tracking\.project needs tracker=wandb"),
-        ("planning.level3.samples=9", r"needs level3\.enabled=true"),
     ],
 )
 def test_wrong_overrides_are_one_sentence(override, message):
@@ -134,8 +126,6 @@ def test_wrong_values_in_python_are_refused_too():
         Config(level1=3)
     with pytest.raises(ConfigError, match="budgets must be values"):
         BASE.override({"evaluation.budgets": []})
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        BASE.seed = 3
 
 
 def test_strings_python_values_and_numpy_numbers_mean_the_same():
@@ -258,12 +248,6 @@ def test_every_setting_is_explained():
     for name, one in SETTINGS.items():
         if name.startswith("chapters."):
             assert one.meaning[:2] in numbers and one.meaning[2] == ":", one
-
-
-def test_settings_are_read_without_torch():
-    """C12: `study --list` and `settings` answer at once."""
-    code = "import hjepa_lib.config, hjepa_lib.files, sys; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 # --- profiles and presets ---------------------------------------------------------------------

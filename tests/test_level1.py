@@ -102,8 +102,6 @@ def test_pretraining_moves_the_encoder_only_and_reports_collapse():
     coverage = {id(p) for group in job.fit.optimiser.param_groups for p in group["params"]}
     assert coverage == {id(p) for p in masked.parameters() if p.requires_grad}
     assert {id(p) for p in masked.slow.parameters()}.isdisjoint(coverage)
-    more = make_job("pretraining", tiny_config(**MASKED | {"level1__pretrain_mask": 0.8}))
-    assert [r.loss for r in more.fit] != [r.loss for r in reports]
 
 
 def test_an_ema_target_starts_from_the_pretrained_encoder(workspace_of, monkeypatch):

@@ -144,22 +144,17 @@ def test_pixels_are_normalised_inside(name):
     torch.testing.assert_close(model.encode(frames), model.encoder(pixels), atol=1e-5, rtol=1e-5)
 
 
-def test_encoding_is_deterministic_in_every_mode(level1):
-    """F4: no mask, dropout or batch statistic: two calls, and train or eval mode, agree."""
+def test_encoding_is_deterministic_in_every_mode(level1, monkeypatch):
+    """F4: no mask, dropout or batch statistic: two calls, train or eval mode, and pieces agree."""
     frames = frames_of(4, 2)
     first = level1.eval().encode(frames)
     assert torch.equal(first, level1.encode(frames))
     assert torch.equal(first, level1.train().encode(frames))
     level1.eval()
-    # A frame's latent does not depend on the rest of its batch.
-    torch.testing.assert_close(first[:1], level1.encode(frames[:1]), atol=1e-5, rtol=1e-5)
-
-
-def test_encoding_in_pieces_equals_encoding_at_once(level1, monkeypatch):
     monkeypatch.setattr("hjepa_lib.models.level1.CHUNK", 3)
-    frames = frames_of(8, 1)[:, 0]
-    pieces = level1.encode_chunked(lambda part: frames[part], len(frames))
-    torch.testing.assert_close(pieces, level1.encode(frames), atol=1e-5, rtol=1e-5)
+    flat = frames.flatten(0, 1)
+    pieces = level1.encode_chunked(lambda part: flat[part], len(flat))
+    torch.testing.assert_close(pieces, first.flatten(0, 1), atol=1e-5, rtol=1e-5)
 
 
 def test_bf16_encodings_stay_close_and_come_back_as_float32(level1):
@@ -172,13 +167,15 @@ def test_bf16_encodings_stay_close_and_come_back_as_float32(level1):
 
 
 # --- prediction -------------------------------------------------------------------------------
-def test_gru_predictor_is_the_gru_then_the_shared_norm():
+def test_gru_predictor_shares_the_norm_and_mlp_predictor_adds_a_displacement(level1):
     """Architectures 1.1: h' = LN(GRU(a, h)), the LayerNorm being the encoder's own object."""
     model = make_level1(tiny_config(level1__encoder="impala", level1__predictor="gru"))
-    (predictor,), norm = model.predictors, model.encoder.norm
-    assert predictor.norm is norm and isinstance(norm, nn.LayerNorm)
+    (gru,), norm, (mlp,) = model.predictors, model.encoder.norm, level1.predictors
+    assert gru.norm is norm and isinstance(norm, nn.LayerNorm)
     latent, action = torch.randn(3, 16), torch.randn(3, 2)
-    torch.testing.assert_close(predictor(latent, action), norm(predictor.cell(action, latent)))
+    torch.testing.assert_close(gru(latent, action), norm(gru.cell(action, latent)))
+    wanted = latent + mlp.net(torch.cat([latent, action], -1))
+    torch.testing.assert_close(mlp(latent, action), wanted)
 
 
 @pytest.mark.parametrize("encoder", ["fast", "keypoint", "vit"])
@@ -196,35 +193,30 @@ def test_a_gru_reaches_the_scale_of_every_encoder(encoder):
     assert wide.abs().max() > 2
 
 
-def test_mlp_predictor_adds_a_displacement(level1):
-    predictor = level1.predictors[0]
-    latent, action = torch.randn(3, 16), torch.randn(3, 2)
-    wanted = latent + predictor.net(torch.cat([latent, action], -1))
-    torch.testing.assert_close(predictor(latent, action), wanted)
-
-
 @pytest.mark.parametrize("predictor", ["mlp", "gru"])
-def test_rollout_equals_a_manual_loop(predictor):
-    """F5: the roll-out is autoregressive, starts with z_0 and has H + 1 entries."""
-    model = make_level1(tiny_config(level1__predictor=predictor))
-    start, actions, context = torch.randn(4, 16), actions_of(4, 5), actions_of(4, 5, 2)
-    rolled = model.rollout(start, actions, context=context)
-    assert rolled.shape == (4, 6, 16)
-    assert torch.equal(rolled[:, 0], start)
-    latent = start
-    for step in range(5):
-        normal = (actions[:, step] - model.action_mean) / model.action_std + context[:, step]
-        latent = model.predictors[0](latent, normal)
-        torch.testing.assert_close(rolled[:, step + 1], latent)
+def test_rollouts_equal_a_manual_loop(predictor):
+    """F5: autoregressive from z_0 with H + 1 entries, in planning and in training alike.
 
-
-def test_training_and_planning_rollouts_are_identical():
-    """Without latent variables 'posterior' and 'prior' roll-outs are the same."""
-    model = make_level1(tiny_config(level1__predictors=2))
-    frames, actions = frames_of(3, 6), actions_of(3, 5)
-    training = model(frames, actions)
-    alone = model.rollout_members(model.encode(frames[:, 0]), actions)  # only the start is encoded
-    torch.testing.assert_close(training.predictions, alone, atol=1e-5, rtol=1e-5)
+    Members of an ensemble are independent of each other.
+    """
+    model = make_level1(tiny_config(level1__predictor=predictor, level1__predictors=2))
+    frames, actions, context = frames_of(4, 6), actions_of(4, 5), actions_of(4, 5, 2)
+    start = model.encode(frames[:, 0])  # only the start is encoded
+    for member, predict in enumerate(model.predictors):
+        rolled = model.rollout(start, actions, member, context=context)
+        assert rolled.shape == (4, 6, 16)
+        assert torch.equal(rolled[:, 0], start)
+        latent = start
+        for step in range(5):
+            normal = (actions[:, step] - model.action_mean) / model.action_std
+            latent = predict(latent, normal + context[:, step])
+            torch.testing.assert_close(rolled[:, step + 1], latent)
+    members = model.rollout_members(start, actions)
+    for member in range(2):
+        assert torch.equal(members[member], model.rollout(start, actions, member))
+    assert not torch.allclose(members[0, :, 1:], members[1, :, 1:])
+    training = model(frames, actions).predictions
+    torch.testing.assert_close(training, members, atol=1e-5, rtol=1e-5)
 
 
 def test_predictions_never_see_later_frames_or_actions(level1):
@@ -250,17 +242,6 @@ def test_rollout_length_shortens_predictions_only():
     found = model(frames_of(2, 6), actions_of(2, 5))
     assert found.predictions.shape == (1, 2, 3, 16)
     assert found.encodings.shape == found.targets.shape == (2, 6, 16)
-
-
-def test_ensemble_members_are_independent():
-    model = make_level1(tiny_config(level1__predictors=3))
-    start, actions = torch.randn(2, 16), actions_of(2, 3)
-    members = model.rollout_members(start, actions)
-    assert members.shape == (3, 2, 4, 16)
-    assert torch.equal(members[:, :, 0], start.expand(3, -1, -1))
-    for member in range(3):
-        assert torch.equal(members[member], model.rollout(start, actions, member))
-        assert not torch.allclose(members[member, :, 1:], members[member - 1, :, 1:])
 
 
 # --- EMA target -------------------------------------------------------------------------------
@@ -306,7 +287,11 @@ VARIANTS = [
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_checkpoint_round_trip_needs_no_training_code(changes, normaliser, tmp_path):
-    """EB4, EB7, PL5: the files rebuild the same function from their own config and normaliser."""
+    """EB4, EB7, PL5: the files rebuild the same function from their own config and normaliser.
+
+    PL1, F1, HW3: the inverse-dynamics head is saved where it is trained; a frozen random one is in
+    no checkpoint, one without weight is not built.
+    """
     model = make_level1(tiny_config(**changes)).eval()
     checkpoint.save_level1(tmp_path, model)
     torch.manual_seed(99)
@@ -317,6 +302,13 @@ def test_checkpoint_round_trip_needs_no_training_code(changes, normaliser, tmp_p
     frames, actions = frames_of(2, 4), actions_of(2, 3)
     for found, wanted in zip(loaded(frames, actions), model(frames, actions), strict=True):
         assert torch.equal(found, wanted)
+    trained = not changes.keys() & {"level1__idm_frozen", "level1__loss__idm"}
+    assert any(key.startswith("idm.") for key in checkpoint.tensors(model)) == trained
+    assert (model.idm is None) == ("level1__loss__idm" in changes)
+    if trained:
+        assert digest(loaded.idm) == digest(model.idm)
+    elif model.idm:
+        assert not any(p.requires_grad for p in model.idm.parameters())
     checkpoint.save_level1(tmp_path / "again", loaded)
     for name in ("model.safetensors", "model.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
@@ -338,58 +330,38 @@ def test_checkpoint_keys_are_exactly_the_documented_ones():
     assert checkpoint.tensors(model).keys() == wanted
 
 
-def test_idm_head_is_saved_when_trained_and_absent_when_frozen_or_without_weight(tmp_path):
-    """PL1: frozen random it is in no checkpoint; F1, HW3: with coefficient 0 it is not built."""
-    trained, frozen = make_level1(tiny_config()), make_level1(tiny_config(level1__idm_frozen=True))
-    checkpoint.save_level1(tmp_path, trained)
-    assert digest(checkpoint.load_level1(tmp_path).idm) == digest(trained.idm)
-    assert not any(p.requires_grad for p in frozen.idm.parameters())
-    assert not any(key.startswith("idm.") for key in checkpoint.tensors(frozen))
-    assert make_level1(tiny_config(level1__loss__idm=0.0)).idm is None
-
-
 def test_damaged_or_foreign_checkpoints_are_one_sentence(tmp_path):
     """Wrong checkpoint for the config, truncated or missing file: FileError that names it."""
     checkpoint.save_level1(tmp_path, make_level1(tiny_config()))
     weights, meta = tmp_path / "model.safetensors", tmp_path / "model.json"
-    whole, text = weights.read_bytes(), meta.read_text()
+    whole, tree = weights.read_bytes(), json.loads(meta.read_text())
 
+    def with_config(**changes):
+        return tree | {"config": tree["config"] | changes}
+
+    for found, message in (
+        (with_config(latent_dim=17), "another config: .* has .*16.* there and .*17.* here"),
+        (with_config(predictor="gru"), "made for another config: .* None there"),
+        (with_config(widht=8), "does not describe a level1: unknown key 'widht'"),  # PL7
+        ({key: tree[key] for key in tree if key != "normaliser"}, "does not say 'normaliser'"),
+    ):
+        meta.write_text(json.dumps(found))
+        with pytest.raises(FileError, match=message):
+            checkpoint.load_level1(tmp_path)
+    meta.write_text(json.dumps(tree))
+    with pytest.raises(FileError, match="does not describe a level2 model"):
+        checkpoint.load_level2(tmp_path)
+    wider = make_level1(tiny_config(level1__hidden=17))
+    before = digest(wider)
+    with pytest.raises(FileError, match="made for another config"):
+        checkpoint.load_weights(weights, wider)
+    assert digest(wider) == before  # not one tensor is overwritten
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(FileError, match=r"model\.safetensors is not a whole safetensors file"):
         checkpoint.load_level1(tmp_path)
     weights.unlink()
     with pytest.raises(FileError, match=r"cannot read .*model"):
         checkpoint.load_level1(tmp_path)
-    weights.write_bytes(whole)
-
-    for key, value, message in (
-        ("latent_dim", 17, "made for another config: .* has .*16.* there and .*17.* here"),
-        ("predictor", "gru", r"made for another config: .* None there"),
-        ("widht", 8, "does not describe a level1: unknown key 'widht'"),  # PL7
-    ):
-        tree = json.loads(text)
-        tree["config"][key] = value
-        meta.write_text(json.dumps(tree))
-        with pytest.raises(FileError, match=message):
-            checkpoint.load_level1(tmp_path)
-    tree = json.loads(text)
-    del tree["normaliser"]
-    meta.write_text(json.dumps(tree))
-    with pytest.raises(FileError, match=r"model\.json does not say 'normaliser' of its level1"):
-        checkpoint.load_level1(tmp_path)
-    meta.write_text(text)
-    with pytest.raises(FileError, match="does not describe a level2 model"):
-        checkpoint.load_level2(tmp_path)
-
-
-def test_a_failed_load_changes_nothing(tmp_path):
-    """A file of another config is refused before the first tensor is overwritten."""
-    checkpoint.save_weights(tmp_path / "x", make_level1(tiny_config(level1__hidden=17)))
-    model = make_level1(tiny_config(), seed=5)
-    before = digest(model)
-    with pytest.raises(FileError, match="made for another config"):
-        checkpoint.load_weights(tmp_path / "x", model)
-    assert digest(model) == before
 
 
 def test_what_can_be_computed_is_not_stored(tmp_path):

@@ -13,16 +13,15 @@ from hjepa_lib.models.level1 import Rollout
 TERMS = ("sim", "std", "std_t", "cov", "sim_t", "idm")
 
 
-def rollout_of(members=2, batch=7, steps=5, dim=6, seed=0):
-    generator = seeded(seed)
+def rollout_of(steps=5):
+    """Two members, seven windows, six dimensions."""
+    generator = seeded()
 
     def normal(*shape):
         return torch.randn(*shape, generator=generator)
 
-    encodings, targets = normal(batch, steps, dim) * 0.4, normal(batch, steps, dim)
-    return Rollout(
-        encodings, normal(members, batch, steps, dim), targets, normal(batch, steps - 1, 2)
-    )
+    encodings, targets = normal(7, steps, 6) * 0.4, normal(7, steps, 6)
+    return Rollout(encodings, normal(2, 7, steps, 6), targets, normal(7, steps - 1, 2))
 
 
 def head_of(dim=6):
@@ -62,17 +61,18 @@ def by_hand(rollout, form, head):
 
 
 @pytest.mark.parametrize("form", ["pldm", "eb_jepa"])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_each_term_equals_its_formula(form, seed):
-    """PL13: terms named with the axes they pool; exact to 1e-6."""
-    rollout, head = rollout_of(seed=seed), head_of()
+@pytest.mark.parametrize("steps", [5, 3])
+def test_each_term_equals_its_formula(form, steps):
+    """PL13: terms named with the axes they pool; a short roll-out meets the first targets."""
+    rollout, head = rollout_of(), head_of()
+    rollout = rollout._replace(predictions=rollout.predictions[:, :, :steps])
     found = {name: term.item() for name, term in terms_of(rollout, form, head).items()}
     assert found == pytest.approx(by_hand(rollout, form, head), abs=1e-6)
 
 
 @pytest.mark.parametrize("form", ["pldm", "eb_jepa"])
 def test_a_static_part_agrees_within_its_layout_and_spreads_over_layouts(form):
-    rollout, head = rollout_of(batch=7), head_of()
+    rollout, head = rollout_of(), head_of()
     layouts = torch.tensor([0, 1, 2, 0, 1, 2, 0])
     found = terms_of(rollout, form, head, 2)
     static = objectives.layout_identity(rollout.encodings[..., :2], layouts)
@@ -100,32 +100,16 @@ def test_one_component_has_no_covariance():
     assert objectives.covariance(torch.randn(9, 1, generator=seeded())) == 0
 
 
-def test_short_rollouts_are_compared_with_the_first_targets():
-    rollout, head = rollout_of(), head_of()
-    rollout = rollout._replace(predictions=rollout.predictions[:, :, :3])
-    found = terms_of(rollout, "pldm", head)
-    assert found["sim"].item() == pytest.approx(by_hand(rollout, "pldm", head)["sim"], abs=1e-6)
-
-
-def test_collapsed_latents():
-    """All latents equal: no similarity or covariance loss, and the largest variance loss."""
-    same = torch.full((7, 5, 6), 0.25)
-    rollout = Rollout(same, same[None], same, torch.zeros(7, 4, 2))
-    for form in ("pldm", "eb_jepa"):
-        terms = terms_of(rollout, form, None)
-        assert terms["sim"] == terms["cov"] == terms["sim_t"] == terms["idm"] == 0
-        assert terms["std"].item() == pytest.approx(0.99, abs=1e-6)  # 1 - sqrt(1e-4)
-        assert terms["std_t"].item() == pytest.approx(0.99, abs=1e-6)
-
-
-def test_white_latents():
-    """Identity covariance, exactly: neither variance nor covariance loss."""
-    x = torch.randn(64, 6, generator=seeded(1), dtype=torch.float64)
-    x = x - x.mean(0)
-    x = (x @ torch.linalg.inv(torch.linalg.cholesky(x.T @ x / 63)).T).float()
-    assert objectives.covariance(x).item() == pytest.approx(0, abs=1e-12)
-    assert objectives.hinge_std(x) == 0
-    assert objectives.hinge_std(0.5 * x).item() == pytest.approx(1 - np.sqrt(0.25 + 1e-4), abs=1e-6)
+@pytest.mark.parametrize("form", ["pldm", "eb_jepa"])
+def test_collapsed_latents(form):
+    """No similarity or covariance loss, the largest variance loss, and a finite gradient."""
+    same = torch.full((7, 5, 6), 0.25, requires_grad=True)
+    terms = terms_of(Rollout(same, same[None], same, torch.zeros(7, 4, 2)), form, None)
+    assert terms["sim"] == terms["cov"] == terms["sim_t"] == terms["idm"] == 0
+    for name in ("std", "std_t"):
+        assert terms[name].item() == pytest.approx(0.99, abs=1e-6)  # 1 - sqrt(1e-4)
+    objectives.weighted_sum(terms, LossConfig(std_t=1.0)).backward()
+    assert torch.isfinite(same.grad).all()
 
 
 def test_windows_too_short_for_a_variance_over_time():
@@ -141,13 +125,3 @@ def test_weighted_sum_is_linear_in_every_coefficient():
     every = LossConfig(sim=1, std=2, std_t=3, cov=4, sim_t=5, idm=6)
     wanted = sum(i * terms[name].item() for i, name in enumerate(TERMS, start=1))
     assert objectives.weighted_sum(terms, every).item() == pytest.approx(wanted, rel=1e-6)
-
-
-@pytest.mark.parametrize("form", ["pldm", "eb_jepa"])
-def test_gradients_of_the_regularisers_are_finite_at_collapse(form):
-    """The square root is taken of variance + 1e-4, so a collapsed batch still gives a gradient."""
-    latents = torch.zeros(7, 5, 6, requires_grad=True)
-    rollout = Rollout(latents, latents[None], latents, torch.zeros(7, 4, 2))
-    terms = terms_of(rollout, form, None)
-    objectives.weighted_sum(terms, LossConfig(std_t=1.0)).backward()
-    assert torch.isfinite(latents.grad).all()

@@ -48,15 +48,12 @@ OVERRIDES: dict[str, Any] = {
     "chapters.study_updates": 4,
     "chapters.collapse_horizon": 24,
     "planning.replan": 2,
-    "planning.flat.samples": 8,
-    "planning.flat.iterations": 2,
-    "planning.flat.horizon": 5,
-    "planning.hierarchy.level2.samples": 8,
-    "planning.hierarchy.level2.iterations": 2,
+    **{
+        f"planning.{search}.{key}": value
+        for search in ("flat", "hierarchy.level2", "hierarchy.tracker")
+        for key, value in {"samples": 8, "iterations": 2, "horizon": 5}.items()
+    },
     "planning.hierarchy.level2.horizon": 3,
-    "planning.hierarchy.tracker.samples": 8,
-    "planning.hierarchy.tracker.iterations": 2,
-    "planning.hierarchy.tracker.horizon": 5,
     "evaluation.trials": 3,
     "evaluation.steps": 6,
     **{
