@@ -17,7 +17,6 @@ from hjepa_lib.models.checkpoint import load_level1
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.run import Run
 from hjepa_lib.training import distributed, probes
-from hjepa_lib.training import level1 as level1_training
 from hjepa_lib.training.loop import plain
 from hjepa_lib.training.probes import PROBE_OPTIM
 
@@ -34,7 +33,7 @@ SETTINGS = OVERRIDES | {"distance.optim.updates": 2, "level2.optim.updates": 2}
 
 
 def loss_and_gradients(kind):
-    """Of one batch of 8 windows, the same wherever it is called, and of the own rows alone."""
+    """Of one batch of 8 windows, the same wherever it is called."""
     fit = make_job("level1", tiny_config(**KINDS[kind])).fit
     loss, terms = fit.task.loss(seeded(3))
     loss.backward()
@@ -57,11 +56,6 @@ def process(folder):
     rank = distributed.rank()
     seen = {"place": (rank, distributed.count())}
     for kind in KINDS:
-        with pytest.MonkeyPatch.context() as patch:  # what it would see without its neighbour
-            patch.setattr(level1_training.distributed, "gather_rollout", lambda rollout: rollout)
-            patch.setattr(level1_training, "layout_identity", lambda part, _: part.new_zeros(()))
-            own = make_job("level1", tiny_config(**KINDS[kind])).fit.task
-            seen[kind, "alone"] = plain(own.loss(seeded(3))[1])
         seen[kind] = loss_and_gradients(kind)
     reports, weights = learn(folder / f"resume{rank}")
     seen["reports"], seen["weights"] = [tuple(report) for report in reports], weights
@@ -107,10 +101,6 @@ def test_terms_and_gradients_are_those_of_one_process(pair, kind):
         assert shared_grads.keys() == grads.keys()
         for name, grad in grads.items():
             torch.testing.assert_close(shared_grads[name], grad, rtol=1e-4, atol=1e-6)
-    # The check can fail: the mean over processes that do not talk is another number.
-    for name, gap in (("std", 1e-5), ("cov", 1e-1)):
-        alone = [float(seen[kind, "alone"][name]) for seen in pair[0]]
-        assert sum(alone) / 2 != pytest.approx(terms[name], rel=gap)
 
 
 def test_updates_give_the_weights_of_one_process(pair, tmp_path):

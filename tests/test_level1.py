@@ -197,8 +197,7 @@ def test_the_stage_trains_one_after_the_other_and_resumes_to_the_same(
 
 
 def test_the_row_stands_between_its_floors(workspace_of):
-    config = tiny_config(evaluation__trials=3, evaluation__steps=6, evaluation__latency=False)
-    ws = workspace_of(config)
+    ws = workspace_of(tiny_config(evaluation__latency=False))
     rows = variants.encoder_stage(ws, 4)
     assert [row["method"] for row in rows] == ["random", *variants.LABELS.values(), "oracle"]
     for row in rows:
