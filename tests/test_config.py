@@ -47,7 +47,7 @@ from hjepa_lib.worlds.trials import load_trials
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = tiny_config()
-SETTINGS = {one.name: one for one in describe(BASE)}
+SETTINGS = {one.name: one for one in describe(type(BASE))}
 JOINT, RANDOM = "level2.train=joint,", "level1.static_dim=4,data.layouts=random,"
 
 

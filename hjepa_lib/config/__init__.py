@@ -7,8 +7,6 @@ checkpoints all go through `Config`, so no value is read twice or silently ignor
 
 from __future__ import annotations
 
-import functools
-import operator
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -141,10 +139,10 @@ class Config(Section):
         preset = own.pop("preset", None)
         if preset is not None and preset not in PRESETS:
             raise ConfigError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
-        tree = to_dict(self)
-        for key, value in (PRESETS.get(preset, {}) | own).items():
-            _set(tree, key, value)
-        changed = from_dict(Config, tree)
+        changes = PRESETS.get(preset, {}) | own
+        for key in changes:
+            _check_name(key)
+        changed = _changed(self, changes)
         if strict:
             self._refuse_idle(changed, own)
         return changed
@@ -152,7 +150,7 @@ class Config(Section):
     def _refuse_idle(self, changed: Config, keys: dict[str, Any]) -> None:
         """ConfigError for a key whose new value the other settings switch off (PL7)."""
         before, after = flatten(self), flatten(changed)
-        for one in describe(changed):
+        for one in describe(Config):
             idle = [need for need in one.needs if one.name in keys and not acts(need, after)]
             if idle and after[one.name] not in (
                 before[one.name],
@@ -179,19 +177,31 @@ def parse_overrides(overrides: str | Sequence[str]) -> dict[str, str]:
     return pairs
 
 
-def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    *path, last = dotted.split(".")
-    try:
-        node = functools.reduce(operator.getitem, path, tree)
-        section = node[last]
-    except (KeyError, TypeError) as error:
-        near = [name for name in tree["chapters"] if f"_{name}".endswith(f"_{dotted}")]
-        moved = RENAMED.get(dotted, " or ".join(f"chapters.{name}" for name in near))
-        now = f": it is {moved} now" if moved else ": it is gone" if dotted in RENAMED else ""
-        raise ConfigError(f"unknown setting {dotted!r}{now}") from error
-    if isinstance(section, dict):
-        raise ConfigError(f"{dotted!r} is a section; set one of: {', '.join(section)}")
-    node[last] = value
+def _check_name(dotted: str) -> None:
+    """ConfigError unless it names a setting; an old name is answered by the new one."""
+    names = [one.name for one in describe(Config)]
+    if dotted in names:
+        return
+    inside = [name.removeprefix(f"{dotted}.") for name in names if name.startswith(f"{dotted}.")]
+    if inside:
+        parts = dict.fromkeys(name.partition(".")[0] for name in inside)
+        raise ConfigError(f"{dotted!r} is a section; set one of: {', '.join(parts)}")
+    near = [one for one in names if one.replace(".", "_", 1).endswith(f"_{dotted}")]
+    near = [one for one in near if one.startswith("chapters.")]
+    moved = RENAMED.get(dotted, " or ".join(near))
+    now = f": it is {moved} now" if moved else ": it is gone" if dotted in RENAMED else ""
+    raise ConfigError(f"unknown setting {dotted!r}{now}")
+
+
+def _changed(section: Any, changes: dict[str, Any]) -> Any:
+    """The section with the leaves of these dotted names replaced."""
+    own = {name: value for name, value in changes.items() if "." not in name}
+    below: dict[str, dict[str, Any]] = {}
+    for dotted in changes.keys() - own:
+        name, _, rest = dotted.partition(".")
+        below.setdefault(name, {})[rest] = changes[dotted]
+    own |= {name: _changed(getattr(section, name), inner) for name, inner in below.items()}
+    return replace(section, **own)
 
 
 def read_config(tree: dict[str, Any]) -> Config:
@@ -214,10 +224,11 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
 
 def settings_text(prefix: str = "", name: str = "laptop") -> str:
     """What `python -m hjepa_lib settings [prefix]` prints of the profile `name`."""
-    lines = []
-    for one in describe(profile(name)):
+    lines, values = [], flatten(profile(name))
+    for one in describe(Config):
         if one.name.startswith(prefix):
-            value = "+".join(map(str, one.value)) if isinstance(one.value, tuple) else one.value
+            value = values[one.name]
+            value = "+".join(map(str, value)) if isinstance(value, list) else value
             lines += [f"{one.name} = {value}   {one.allowed}", f"    {one.meaning}"]
             lines += [f"    acts with {need}" for need in one.needs]
     if not lines:

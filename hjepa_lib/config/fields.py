@@ -12,12 +12,11 @@ import dataclasses
 import functools
 import inspect
 import itertools
-import json
 import math
 import numbers
 import re
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NamedTuple
 
 from hjepa_lib.files import WorkbookError
@@ -129,9 +128,13 @@ def _parse(value: Any, kind: type, name: str) -> Any:
 
 
 # --- trees ------------------------------------------------------------------------------------
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: Any) -> Any:
     """Nested plain dictionary (JSON-ready) of a section."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    if isinstance(config, tuple):
+        return list(config)
+    if not dataclasses.is_dataclass(config):
+        return config
+    return {item.name: to_dict(getattr(config, item.name)) for item in dataclasses.fields(config)}
 
 
 def from_dict(kind: type, tree: dict[str, Any]) -> Any:
@@ -159,7 +162,6 @@ class Setting(NamedTuple):
     """One leaf of a config, as `python -m hjepa_lib settings` shows it."""
 
     name: str  # dotted
-    value: Any
     allowed: str  # range, choices or type
     needs: tuple[str, ...]  # all of them must hold, else the setting does nothing
     meaning: str
@@ -189,21 +191,23 @@ def _meanings(section: type) -> dict[str, str]:
 _NAME = re.compile(r"(?<![\w.|])([A-Za-z_]\w*)(?=!?[=>])")
 
 
-def describe(section: Any, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[Setting]:
-    """Every leaf of a section, in order, with what is known about it."""
-    kinds = _kinds(type(section))
+@functools.cache
+def describe(section: type, prefix: str = "", above: tuple[str, ...] = ()) -> tuple[Setting, ...]:
+    """Every leaf of a kind of section, in order, with what is known about it."""
+    found: list[Setting] = []
+    kinds = _kinds(section)
     for item in dataclasses.fields(section):
-        value, name = getattr(section, item.name), f"{prefix}{item.name}"
+        kind, name = kinds[item.name], f"{prefix}{item.name}"
         own = item.metadata.get("needs", "")
         # Names without a dot are those of the same section.
         every = (*above, _NAME.sub(lambda match: prefix + match[1], own)) if own else above
-        if isinstance(value, Section):
-            yield from describe(value, f"{name}.", every)
+        if isinstance(kind, type) and issubclass(kind, Section):
+            found += describe(kind, f"{name}.", every)
             continue
         # A switch does not need itself: level2.disable_l2 stands in the section it switches off.
         every = tuple(one for one in every if not one.startswith((f"{name}=", f"{name}!")))
-        meaning = _meanings(type(section)).get(item.name, "")
-        yield Setting(name, value, _allowed(kinds[item.name]), every, meaning)
+        found.append(Setting(name, _allowed(kind), every, _meanings(section).get(item.name, "")))
+    return tuple(found)
 
 
 def acts(condition: str, values: dict[str, Any]) -> bool:
