@@ -65,12 +65,18 @@ def outputs(tmp_path_factory):
 
 
 @pytest.fixture
-def workspace_of(tmp_path, monkeypatch, short_probe):
-    """Function of a config (and a run name): a new run in an outputs folder of its own."""
+def root(tmp_path, monkeypatch):
+    """An empty outputs folder of its own."""
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def workspace_of(root, short_probe):
+    """Function of a config (and a run name): a new run in an outputs folder of its own."""
 
     def make(config, name="run"):
-        return Workspace("test", Run.create(name, config, tmp_path / "outputs"))
+        return Workspace("test", Run.create(name, config, root))
 
     return make
 

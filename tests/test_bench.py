@@ -17,11 +17,10 @@ def ways(calls, kind="same"):
     return [bench.Way("work", name, lambda call=call: call, kind) for name, call in calls.items()]
 
 
-@pytest.mark.parametrize(("precision", "count"), [("fp32", 7), ("bf16", 11)])
-def test_every_way_runs_and_ways_of_a_kind_agree(precision, count):
+def test_every_way_runs_and_ways_of_a_kind_agree():
     """The level-1 bar is about the same maths: losses and gradient norms agree."""
-    every = bench.ways(precision, quick=True)
-    assert len({way.title for way in every}) == len(every) == count
+    every = bench.ways("bf16", quick=True)
+    assert len({way.title for way in every}) == len(every) == 11
     measured = bench.measure(every, 1)
     assert [f"{one.label}: {one.sub_label}" for one in measured] == [way.title for way in every]
     assert all(one.median > 0 for one in measured)

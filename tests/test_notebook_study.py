@@ -1,13 +1,11 @@
 """Notebook 07: a whole run on a tiny trained one, its second run, a committed study."""
 
 import functools
-import shutil
 
 import pandas as pd
 import pytest
-import test_notebooks
-from test_notebooks import ROOT, cells
-from test_rows import first, make_row
+import tiny_runs
+from tiny_runs import ROOT, cells, first, make_row
 
 from hjepa_lib.config import ConfigError
 from hjepa_lib.evaluation.failures import LABELS
@@ -17,18 +15,15 @@ from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
 
 PATH = ROOT / "notebooks" / "07_hierarchy_study.ipynb"
-execute = functools.partial(test_notebooks.execute, PATH)
+execute = functools.partial(tiny_runs.execute, PATH)
 
 
 @pytest.fixture(scope="module")
-def root(trained, config, tmp_path_factory):
+def root(ws):
     """An outputs folder with a tiny trained run."""
-    folder = tmp_path_factory.mktemp("outputs")
-    shutil.copytree(trained, folder / "trained")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HJEPA_OUTPUTS", str(folder))
         patch.setenv("HJEPA_HEADLESS", "1")
-        yield folder
+        yield ws.run.path.parent
 
 
 @pytest.fixture(scope="module")

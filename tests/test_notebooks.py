@@ -5,13 +5,12 @@ import json
 import math
 import re
 import shutil
-from pathlib import Path
 
 import nbformat
 import pytest
 from PIL import Image
+from tiny_runs import CPU, LOADED, ROOT, cells, code_of, execute, is_parameters, printed
 
-from hjepa_lib.config import profile
 from hjepa_lib.evaluation.results import load_results
 from hjepa_lib.files import read_json
 from hjepa_lib.runs import notebooks as runner
@@ -20,14 +19,12 @@ from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.score import FLOORS, learned
 from hjepa_lib.workbench import compare
 
-ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = runner.select_notebooks("01-05", ROOT / "notebooks")
 NAMES = [path.stem for path in NOTEBOOKS]
 PIXELS = runner.select_notebooks("10-15", ROOT / "notebooks")
 """Run by test_pixels_notebooks.py, 06 by test_widgets.py; their form is checked here."""
 CHAPTERS = runner.select_notebooks("01-06", ROOT / "notebooks") + PIXELS
-CONFIG = profile("smoke").override("device=cpu,precision=fp32")
-TABLE = {*FLOORS, *learned(CONFIG)}
+TABLE = {*FLOORS, *learned(CPU)}
 STANDARD = {"profile": "laptop", "run": "", "seed": 0, "overrides": ""}
 
 
@@ -46,43 +43,19 @@ def quiet(*_, **__):
 @pytest.fixture(scope="module")
 def finished(root) -> Run:
     """01-05 executed in the smoke profile, with summary and report."""
-    runner.prepare(CONFIG, NOTEBOOKS, say=quiet)
-    run = Run.create("whole", CONFIG)
+    runner.prepare(CPU, NOTEBOOKS, say=quiet)
+    run = Run.create("whole", CPU)
     runner.run_notebooks(run, NOTEBOOKS, threads=1, say=quiet)
     runner.finish(run, say=quiet)
     return Run.open("whole")
 
 
 def shown_by(run, number) -> tuple[int, str]:
-    """Pictures and text of an executed copy; it ended with its checks and warned of nothing."""
+    """Pictures and text of an executed copy, which warned of nothing."""
     (path,) = (run.path / "notebooks").glob(f"{number:02d}_*.ipynb")
-    outputs = [output for cell in cells(path) for output in cell.get("outputs", [])]
-    text = "".join(output.get("text", "") for output in outputs)
-    assert "checks passed" in text and "Warning" not in text
-    return sum("image/png" in output.get("data", {}) for output in outputs), text
-
-
-def cells(path: Path, kind: str = "code") -> list:
-    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == kind]
-
-
-def code_of(cell) -> str:
-    return re.sub(r"(?m)^(\s*)%pip .*$", r"\1pass", cell.source)
-
-
-def is_parameters(cell) -> bool:
-    return "parameters" in cell.metadata.get("tags", [])
-
-
-def execute(path: Path, stop: str = "", **changes) -> dict:
-    """Run a notebook's code in this process, up to the cell with `stop`; returns its names."""
-    names: dict = {}
-    for cell in cells(path):
-        exec(compile(code_of(cell), path.name, "exec"), names)
-        names |= changes if is_parameters(cell) else {}
-        if stop and stop in cell.source:
-            break
-    return names
+    text, data = printed(path)
+    assert "Warning" not in text
+    return sum("image/png" in one for one in data), text
 
 
 # --- form -------------------------------------------------------------------------------------
@@ -139,7 +112,7 @@ def test_smoke_run_is_whole(finished):
     for stage in ("l1", "distance", "l2"):
         finished.verify(stage)
         rows = finished.records(stage)
-        optim = getattr(CONFIG, {"l1": "level1", "l2": "level2"}.get(stage, stage)).optim
+        optim = getattr(CPU, {"l1": "level1", "l2": "level2"}.get(stage, stage)).optim
         assert rows[-1]["step"] == optim.updates
         assert all(math.isfinite(row["loss"]) for row in rows)
     assert not [*finished.path.glob("resume/*")]
@@ -159,7 +132,7 @@ def test_results_of_every_method(finished):
     assert played["blocked"] >= set(FLOORS)
     assert len(played["blocked"] - set(FLOORS)) == 1
     budgets = load_results(finished.path / "budgets")
-    assert len(budgets) == 4 * len(CONFIG.evaluation.budgets)
+    assert len(budgets) == 4 * len(CPU.evaluation.budgets)
     validation = {one.header["trials_hash"] for one in budgets}
     test = {one.header["trials_hash"] for one in results}
     assert len(validation) == len(test) == 1
@@ -196,7 +169,7 @@ def test_figures_and_report(finished):
         assert sum(note["notebook"] == name for note in captions.values()) >= 4
     page = (finished.path / "report.html").read_text()
     assert page.count("<figure") == len(files)
-    assert not re.search(r"(src|href)=[\"']?(https?:)?//|url\(\s*[\"']?(https?:)?//|@import", page)
+    assert not LOADED.search(page)
 
 
 def test_gif_and_csv(finished):
@@ -204,7 +177,7 @@ def test_gif_and_csv(finished):
     gif = finished.path / "figures" / "05_episode_latent.gif"
     assert gif.stat().st_size < 300_000
     with Image.open(gif) as image:
-        assert image.n_frames == CONFIG.evaluation.steps + 1
+        assert image.n_frames == CPU.evaluation.steps + 1
         assert image.info["duration"] == 100
     lines = (finished.path / compare.CSV).read_text().splitlines()
     assert lines[0] == "metric,l1,l2"
@@ -227,13 +200,13 @@ def test_comparison_reads_results_only(finished, root, monkeypatch):
     monkeypatch.setenv("HJEPA_HEADLESS", "1")
     names = execute(NOTEBOOKS[4], run="results-only")
     assert names["origins"] == {"this run"}
-    assert 0 <= names["shown_trial"] < CONFIG.evaluation.trials
+    assert 0 <= names["shown_trial"] < CPU.evaluation.trials
     assert len(names["rows"]) == len(TABLE)
 
 
 def play(name, notebooks, changes):
     """These notebooks, through the runner, in a run with changed settings."""
-    run = Run.create(name, CONFIG.override(changes))
+    run = Run.create(name, CPU.override(changes))
     runner.run_notebooks(run, notebooks, threads=1, say=quiet)
     runner.finish(run, say=quiet)
     run.reload()
@@ -252,7 +225,8 @@ def test_the_recipe_of_random_layouts(finished):
 
 def test_without_level_2(finished):
     """`level2.disable_l2`: 03-05 say so, compare flat planners, and take level 1 from before."""
-    changes = "level2.disable_l2=true,evaluation.budgets=1.0,evaluation.matched_dynamics=false"
+    changes = "level2.disable_l2=true,evaluation.budgets=1.0,evaluation.matched_dynamics=false,"
+    changes += "evaluation.trials=2,evaluation.steps=20"
     run = play("flat-only", NOTEBOOKS[2:], changes)
     for stage in ("l1", "distance"):  # the same keys with and without level 2
         assert run.manifest["stages"][stage]["from"] == "whole"
@@ -263,18 +237,16 @@ def test_without_level_2(finished):
     assert "disable_l2 is set" in shown_by(run, 3)[1]
 
 
-def test_planning_collapse_runs_after_the_others(finished, root):
-    """08 through the real runner, on a copy: small trainings beside the run, `latest` untouched."""
-    shutil.copytree(finished.path, root / "copy")
-    manifest = (root / "copy/manifest.json").read_text()
-    (root / "copy/manifest.json").write_text(manifest.replace('"name": "whole"', '"name": "copy"'))
-    latest, run = (root / "latest").read_text(), Run.open("copy")
+def test_planning_collapse_runs_beside_the_others(trained, root):
+    """08 through the real runner, on a tiny run: trainings beside the run, `latest` untouched."""
+    shutil.copytree(trained, root / "trained")
+    latest, run = (root / "latest").read_text(), Run.open("trained")
     notebooks = runner.select_notebooks("08", ROOT / "notebooks")
     runner.run_notebooks(run, notebooks, threads=1, say=quiet)
     assert run.manifest["notebooks"]["08_planning_collapse"]["ok"]
     tables = {path.stem for path in (run.path / "collapse").glob("*.csv")}
     assert tables == {"planning", "variants", "verdicts"}
-    (side,) = (root / "copy-variants").glob("size-20312-s0-*/manifest.json")
-    assert Run.at(side.parent).config.level1.optim.updates == CONFIG.level1.optim.updates
+    (side,) = (root / "trained-variants").glob("size-20312-s0-*/manifest.json")
+    assert Run.at(side.parent).config.data.transitions == 20_312
     assert (root / "latest").read_text() == latest
     shown_by(run, 8)

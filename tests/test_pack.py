@@ -7,17 +7,14 @@ import subprocess
 import sys
 import tarfile
 from importlib.metadata import version
-from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
 import pytest
-from tiny_runs import CLEAN, git
+from tiny_runs import CLEAN, ROOT, git
 
 from hjepa_lib.runs import colab
 from hjepa_lib.runs.machine import revision
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture

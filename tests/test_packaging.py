@@ -10,18 +10,14 @@ import subprocess
 import sys
 import tomllib
 from fnmatch import fnmatch
-from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
-from tiny_runs import CLEAN, git
+from tiny_runs import CLEAN, ROOT, git
 
-from hjepa_lib.config import PROFILES, load_yaml
-
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hjepa_lib"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 IMPORT_NAMES = {"scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml"}
@@ -114,16 +110,6 @@ def test_every_data_file_is_packaged():
         if path.suffix not in (".py", ".pyc") and not path.name.startswith("."):
             same_depth = [p for p in patterns if p.count("/") == name.count("/")]
             assert any(fnmatch(name, pattern) for pattern in same_depth), f"{name} is left out"
-
-
-def test_shipped_configs_are_valid():
-    for path in sorted((PACKAGE / "configs").glob("*.yaml")):
-        if path.stem.startswith("tworooms"):  # the others: test_experiment
-            assert load_yaml(path).profile in PROFILES
-    l1, l2 = (load_yaml(PACKAGE / f"configs/tworooms_{level}.yaml") for level in ("l1", "l2"))
-    assert l1.level2.disable_l2
-    assert not l2.level2.disable_l2
-    assert (l1.planning, l1.evaluation, l1.level1) == (l2.planning, l2.evaluation, l2.level1)
 
 
 def test_all_modules_import_without_network_gpu_or_extras(tmp_path):

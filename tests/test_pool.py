@@ -11,8 +11,7 @@ import dask
 import distributed
 import pandas as pd
 import pytest
-from test_runner import SEED
-from tiny_runs import floors, result, write
+from tiny_runs import SEED, floors, result, write
 
 from hjepa_lib import __main__
 from hjepa_lib.config import ConfigError

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_runs import TRIALS, first, make_row
 
 from hjepa_lib.evaluation.failures import LABELS
 from hjepa_lib.files import WorkbookError
@@ -10,32 +11,12 @@ from hjepa_lib.workbench import rows as fr
 from hjepa_lib.workbench import verdict
 from hjepa_lib.workbench.rows import check_rows, compute_ratio, pack_solved, unpack_solved
 
-N = 40
-
-
-def make_row(cell, seed, solved, flops=1e6, budget=1.0, method="flat", cost="latent", **more):
-    solved = np.asarray(solved)
-    row = {
-        "cell": cell, "group": "p1", "model": "base", "grid": "", "training": "abc",
-        "revision": "1e5", "method": method, "cost": cost, "seed": seed, "budget": budget,
-        "protocol": "p1", "split": "test", "layouts": "fixed", "dynamics": "bounce",
-        "n": len(solved), "trials_hash": "12", "planner.steps": 200, "solved": pack_solved(solved),
-        "successes": int(solved.sum()), "success_rate": solved.mean(), "path_efficiency": 0.5,
-        "flops_per_step": flops, "model_transitions_per_step": flops / 1e3,
-        "seconds_per_episode": flops / 1e6, "planner.flat.horizon": 8,
-    }  # fmt: skip
-    return row | more
-
-
-def first(count, n=N):
-    return (np.arange(n) < count).astype(int)
-
 
 def curve(cell, rates, flops, **more):
     """Rows of one planner: at each budget the first `rate` of the trials are solved."""
     return fr.with_price(
         pd.DataFrame(
-            make_row(cell, seed, first(round(rate * N)), x, budget=x / 1e6, **more)
+            make_row(cell, seed, first(round(rate * TRIALS)), x, budget=x / 1e6, **more)
             for seed in (0, 1, 2)
             for rate, x in zip(rates, flops, strict=True)
         )
@@ -115,7 +96,7 @@ def test_frontier_pools_seeds():
     assert line["rate"] == pytest.approx(0.5)
     assert line["x"] == pytest.approx(1 / 200)
     assert line["low"] < 0.4 < 0.6 < line["high"]  # the seeds differ, so the interval is wide
-    assert (line["seeds"], line["n"], line["protocol"]) == (3, N, "p1")
+    assert (line["seeds"], line["n"], line["protocol"]) == (3, TRIALS, "p1")
     assert fr.outcomes(rows).sum(1).tolist() == [10, 20, 30]
     alike = fr.frontier(FLAT)
     assert alike["rate"].tolist() == pytest.approx([0.1, 0.2, 0.3])

@@ -6,11 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import nbformat
 import pytest
-from tiny_runs import floors, result, write
+from tiny_runs import CPU, ROOT, SEED, floors, result, write
 
 from hjepa_lib.config import profile
 from hjepa_lib.evaluation import results
@@ -20,14 +19,7 @@ from hjepa_lib.runs.notebooks import describe
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
 
-CONFIG = profile("smoke").override("device=cpu,precision=fp32")
-ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
-    return tmp_path / "outputs"
+pytestmark = pytest.mark.usefixtures("root")
 
 
 @pytest.fixture
@@ -35,12 +27,6 @@ def folder(tmp_path):
     path = tmp_path / "notebooks"
     path.mkdir()
     return path
-
-
-SEED = """
-import json, os
-seed = json.load(open(f"{os.environ['HJEPA_OUTPUTS']}/{run}/manifest.json"))["seed"]
-"""
 
 
 class Said(list):
@@ -104,7 +90,7 @@ def test_inspect_refuses_what_papermill_only_warns_about(folder):
 
 def test_prepare_checks_and_estimates_before_anything_is_made(folder, root, monkeypatch):
     notebook, said, full = write(folder, "02_b"), Said(), profile("full").override("device=cpu")
-    runner.prepare(CONFIG, [notebook], say=said)
+    runner.prepare(CPU, [notebook], say=said)
     assert said[0].startswith("profile smoke on cpu: about ") and " MB for 1 notebooks" in said[0]
     with pytest.raises(RunError, match="takes days on a CPU; add --yes"):
         runner.prepare(full, [notebook], say=said)
@@ -112,7 +98,7 @@ def test_prepare_checks_and_estimates_before_anything_is_made(folder, root, monk
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1))
     with pytest.raises(RunError, match="only 0 MB are free"):
-        runner.prepare(CONFIG, [notebook], say=said)
+        runner.prepare(CPU, [notebook], say=said)
     assert not root.exists()
 
 
@@ -123,7 +109,6 @@ def test_minutes_are_told_in_words():
 
 WORK = """
 import os
-from pathlib import Path
 assert os.environ["HJEPA_HEADLESS"] == "1" and run == "mine"
 outputs = Path(os.environ["HJEPA_OUTPUTS"])
 (outputs / run / "work.txt").open("a").write("x")
@@ -136,7 +121,7 @@ for _ in tqdm(range(30)):
 
 def test_run_resume_and_rerun(folder, root):
     notebooks = [write(folder, "01_a", WORK), write(folder, "02_b", SEED + "assert seed == 0")]
-    run = Run.create("mine", CONFIG)
+    run = Run.create("mine", CPU)
     said = play(run, notebooks)
     assert [line[:12] for line in said] == ["01_a        ", "02_b        "]
     assert all(" ok in " in line for line in said)
@@ -158,7 +143,7 @@ def test_run_resume_and_rerun(folder, root):
 
 def test_failed_notebook_is_kept_and_named_and_resume_goes_on(folder, root):
     notebooks = [write(folder, "01_a", "1"), write(folder, "02_b", "raise ValueError('bad\\nx')")]
-    run, said = Run.create("mine", CONFIG), Said()
+    run, said = Run.create("mine", CPU), Said()
     message = r"02_b failed at In \[3\]: ValueError: bad \(kept"
     with pytest.raises(runner.NotebookFailed, match=message) as caught:
         runner.run_notebooks(run, notebooks, say=said)
@@ -178,7 +163,7 @@ def test_failed_notebook_is_kept_and_named_and_resume_goes_on(folder, root):
 
 def test_finish_writes_summary_and_report(monkeypatch):
     monkeypatch.setattr(results, "collect", lambda folder: [*floors(), result()])
-    run = Run.create("mine", CONFIG)
+    run = Run.create("mine", CPU)
     path = runner.finish(run, say=Said())
     assert path == run.path / "report.html"
     assert "97 of 100" in path.read_text()
@@ -191,7 +176,6 @@ def test_ctrl_c_ends_the_kernel_and_says_how_to_resume(folder, root, tmp_path):
     write(folder, "01_a", wait)
     code = f"""
 import sys
-from pathlib import Path
 from hjepa_lib import __main__
 from hjepa_lib.runs import notebooks as runner
 select = runner.select_notebooks

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import matplotlib.figure
 import pytest
 import torch
-from tiny_runs import fill, git
+from tiny_runs import CPU, fill, git
 
 from hjepa_lib.__main__ import main
-from hjepa_lib.config import ConfigError, profile
+from hjepa_lib.config import ConfigError
 from hjepa_lib.config.pixels import RewardConfig
 from hjepa_lib.files import FileError
 from hjepa_lib.grids.measures import latent_report
@@ -22,14 +22,8 @@ from hjepa_lib.runs.places import RunError, list_runs, new_name
 from hjepa_lib.runs.run import Run
 from hjepa_lib.training.probes import effective_rank, fit_ridge
 
-CONFIG = profile("smoke").override("device=cpu,precision=fp32")
 TEXT = "device=cpu,precision=fp32"
-
-
-@pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
-    return tmp_path / "outputs"
+pytestmark = pytest.mark.usefixtures("root")
 
 
 def begin(number, run="mine", seed=0, more=""):
@@ -39,21 +33,21 @@ def begin(number, run="mine", seed=0, more=""):
 # --- folders ----------------------------------------------------------------------------------
 def test_create_open_and_latest(root):
     """PL8: starting a run never deletes files, whatever its name contains."""
-    first = Run.create("my_test_run", CONFIG)
+    first = Run.create("my_test_run", CPU)
     fill(first, "l1")
-    Run.create("study/cell", CONFIG)
-    Run.create("elsewhere", CONFIG, root / "study")
+    Run.create("study/cell", CPU)
+    Run.create("elsewhere", CPU, root / "study")
     assert Run.open().name == "my_test_run"  # I11: a cell of an experiment is not
     with pytest.raises(RunError, match="'my_test_run' exists already"):
-        Run.create("my_test_run", CONFIG)
+        Run.create("my_test_run", CPU)
     with pytest.raises(RunError, match="is a run"):
-        Run.create("my_test_run/cell", CONFIG)
+        Run.create("my_test_run/cell", CPU)
     found = Run.open("my_test_run")
-    assert found.config == CONFIG == first.config and found.done("l1")
+    assert found.config == CPU == first.config and found.done("l1")
     assert (root / "latest").read_text() == "my_test_run\n"
     assert list_runs() == ["my_test_run", "study/cell", "study/elsewhere"]
     assert not list(root.glob(".*"))
-    assert new_name(CONFIG).startswith("smoke-s0-2")
+    assert new_name(CPU).startswith("smoke-s0-2")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +55,7 @@ def test_create_open_and_latest(root):
 )
 def test_names_that_could_leave_the_outputs_folder_are_refused(name, root):
     with pytest.raises(RunError):
-        Run.create(name, CONFIG)
+        Run.create(name, CPU)
     with pytest.raises(RunError):
         Run.open(name)
     assert not root.exists()
@@ -70,7 +64,7 @@ def test_names_that_could_leave_the_outputs_folder_are_refused(name, root):
 def test_missing_and_damaged_runs_are_one_sentence(root, monkeypatch):
     with pytest.raises(RunError, match="no run in"):
         Run.open()
-    manifest = Run.create("a", CONFIG).path / "manifest.json"
+    manifest = Run.create("a", CPU).path / "manifest.json"
     with pytest.raises(RunError, match=r"'b' does not exist.*newest ones are: a"):
         Run.open("b")
     for text, message in ((manifest.read_text()[:99], "not valid JSON"), ("{}", "no run manifest")):
@@ -83,13 +77,13 @@ def test_missing_and_damaged_runs_are_one_sentence(root, monkeypatch):
 
     monkeypatch.setattr("hjepa_lib.runs.run.write_json", full)
     with pytest.raises(FileError):
-        Run.create("b", CONFIG)
+        Run.create("b", CPU)
     assert {path.name for path in root.iterdir()} == {"a", "latest"}
 
 
 def test_device_and_precision_are_chosen_once(monkeypatch):
     monkeypatch.setattr(machine, "bf16_speedup", lambda device: 3.0)
-    config = CONFIG.override("precision=auto,device=auto")
+    config = CPU.override("precision=auto,device=auto")
     assert Run.create("a", config).precision == "bf16"
     monkeypatch.setattr(machine, "bf16_speedup", lambda device: 1.1)  # not clearly faster
     assert Run.open("a").precision == "bf16"
@@ -99,7 +93,7 @@ def test_device_and_precision_are_chosen_once(monkeypatch):
 
 # --- stages -----------------------------------------------------------------------------------
 def test_stage_lists_files_and_notices_damage():
-    run = Run.create("a", CONFIG)
+    run = Run.create("a", CPU)
     assert not run.done("l1")
     fill(run, "l1", "hello")
     (item,) = run.manifest["stages"]["l1"]["files"]
@@ -118,7 +112,7 @@ def test_stage_lists_files_and_notices_damage():
 
 
 def test_failed_stage_is_not_marked_and_its_time_is_kept(monkeypatch):
-    run = Run.create("a", CONFIG)
+    run = Run.create("a", CPU)
     fill(run, "l1")
     clock = iter([0.0, 5.0, 10.0, 11.0, 20.0, 22.0])
     watch = SimpleNamespace(perf_counter=lambda: next(clock))
@@ -134,7 +128,7 @@ def test_failed_stage_is_not_marked_and_its_time_is_kept(monkeypatch):
 
 
 def test_stages_share_a_folder_without_claiming_each_others_files():
-    run = Run.create("a", CONFIG)
+    run = Run.create("a", CPU)
     with run.stage("l1") as folder:
         (folder / "resume.pt").write_text("optimiser state")
         (folder / "weights").write_text("1")
@@ -146,7 +140,7 @@ def test_stages_share_a_folder_without_claiming_each_others_files():
 
 
 def test_stage_is_stale_when_its_input_was_made_again():
-    run = Run.create("a", CONFIG)
+    run = Run.create("a", CPU)
     for text, whole in (("old", True), ("old", True), ("new", False)):
         fill(run, "l1", text)
         if "l2" not in run.manifest["stages"]:
@@ -155,7 +149,7 @@ def test_stage_is_stale_when_its_input_was_made_again():
 
 
 def test_notes_of_two_processes_do_not_overwrite_each_other():
-    run, other = Run.create("a", CONFIG), Run.open("a")
+    run, other = Run.create("a", CPU), Run.open("a")
     run.note("data_hash", "ab")
     other.note("01_x", {"ok": True}, "notebooks")
     fill(other, "data")
@@ -169,7 +163,7 @@ def test_notes_of_two_processes_do_not_overwrite_each_other():
 # --- metrics.jsonl ----------------------------------------------------------------------------
 def test_log_rejects_a_second_value_for_the_same_key():
     """PL6: one key, one value; also across processes."""
-    run = Run.create("a", CONFIG)
+    run = Run.create("a", CPU)
     run.log({"stage": "l1", "step": 3, "loss": 1.0})
     run.log({"stage": "l1", "step": 3, "probe": 2.0})
     run.log({"stage": "l2", "step": 3, "loss": 1.0})
@@ -355,7 +349,7 @@ def test_c5_only_sentences_for_users_lose_their_trace(error, told, monkeypatch, 
 
 # --- the committed run ------------------------------------------------------------------------
 def test_pretrained_export_is_a_run_without_data_or_resume_state(root):
-    run = Run.create("a", CONFIG)
+    run = Run.create("a", CPU)
     with pytest.raises(RunError, match="no trained level 1"):
         run.export(root / "pretrained")
     fill(run, "data")

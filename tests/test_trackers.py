@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny_config
+from tiny_runs import ROOT
 
 from hjepa_lib.config import flatten, profile
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.runs.log import SINKS, Tracker
 from hjepa_lib.runs.run import Run
 
-ROOT = Path(__file__).resolve().parents[1]
 MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 RECORDS = [
     {"stage": "l1", "step": 10, "loss": 2.0, "lr": np.float32(0.5), "text": "not a number"},
@@ -181,42 +181,27 @@ def test_a_run_keeps_its_curves_whatever_the_tracker_does(tmp_path, monkeypatch,
     assert rows == [("l1", 10, 2.0), ("l1", 20, 1.0), ("l2", 10, 3.0)]
 
 
-# --- the real packages, where they are installed ------------------------------------------------
-def in_a_process_of_its_own(kind, folder, **environment):
-    """Log with the real package, without closing: the end of the process must keep everything."""
+# --- the real packages, where they are installed ----------------------------------------------
+def test_the_real_packages_keep_what_a_process_logged_without_closing(tmp_path):
+    """As when a kernel is shut down; an earlier attempt's curve is replaced, W&B is offline."""
+    curves = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    pytest.importorskip("wandb")
     code = (
         "import sys; from pathlib import Path; from hjepa_lib.runs.log import Tracker\n"
         "settings = {'level1.optim.lr': 0.001, 'tracking.project': 'p', 'tracking.entity': ''}\n"
-        "one = Tracker(sys.argv[1], 'smoke-s0', Path(sys.argv[2]), settings)\n"
-        "for step in (10, 20): one.log({'stage': 'l1', 'step': step, 'loss': 1 / step})\n"
+        "for kind in ('tensorboard', 'tensorboard', 'wandb'):\n"
+        "    one = Tracker(kind, 'smoke-s0', Path(sys.argv[1]), settings)\n"
+        "    for step in (10, 20): one.log({'stage': 'l1', 'step': step, 'loss': 1 / step})\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, kind, str(folder)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "is off" not in done.stdout
-
-
-def test_real_tensorboard(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    for _ in range(2):  # the second attempt replaces the first
-        in_a_process_of_its_own("tensorboard", tmp_path)
-    events = EventAccumulator(str(tmp_path / "l1"))
+    quiet = {"PYTHONPATH": str(ROOT), "WANDB_MODE": "offline", "WANDB_API_KEY": ""}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    done = subprocess.run(command, env=os.environ | quiet, check=True, **options)
+    assert "is off" not in done.stdout + done.stderr
+    events = curves.EventAccumulator(str(tmp_path / "l1"))
     events.Reload()
     found = [(event.step, round(event.value, 4)) for event in events.Scalars("loss")]
     assert found == [(10, 0.1), (20, 0.05)]
-
-
-def test_real_wandb_offline(tmp_path):
-    pytest.importorskip("wandb")
-    in_a_process_of_its_own("wandb", tmp_path, WANDB_MODE="offline", WANDB_API_KEY="")
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     content = file.read_bytes()
-    assert content.count(b"l1/loss") >= 2
-    assert b"level1.optim.lr" in content
+    assert content.count(b"l1/loss") >= 2 and b"level1.optim.lr" in content

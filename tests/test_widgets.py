@@ -5,17 +5,15 @@ import dataclasses
 import io
 import json
 import re
-import shutil
-from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tiny import make_agent, tiny_config
+from tiny_runs import CPU, LOADED, ROOT, printed
 
-from hjepa_lib.config import ConfigError, profile
+from hjepa_lib.config import ConfigError
 from hjepa_lib.evaluation import episodes
 from hjepa_lib.evaluation.results import Case, load_result
 from hjepa_lib.figures import style
@@ -25,7 +23,6 @@ from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
-from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.widgets import panels, strips, whatif
 from hjepa_lib.widgets import player as players
 from hjepa_lib.widgets import story as stories
@@ -33,7 +30,6 @@ from hjepa_lib.widgets.story import AHEAD, Scene, checked_scene, look, play, sce
 from hjepa_lib.worlds.rendering import render
 from hjepa_lib.worlds.trials import load_trials
 
-ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "06_inspect_rollouts.ipynb"
 SCENE = Scene((20.0, 20.0), (45.0, 40.0), 32, 10)
 STEPS = 13
@@ -175,19 +171,14 @@ def test_equal_stories_and_shuffled_ones(agent, story):
 
 # --- stored results ---------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def run(trained, tmp_path_factory):
+def run(ws):
     """A tiny trained run with results of two planners and the oracle."""
-    outputs = tmp_path_factory.mktemp("outputs")
-    shutil.copytree(trained, outputs / "trained")
+    agent = whatif.open_run("trained")[1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HJEPA_OUTPUTS", str(outputs))
         patch.setattr(episodes, "FAN_TRIALS", 2)
-        found = Run.open("trained")
-        ws = Workspace("test", found)
-        agent = whatif.open_run("trained")[1]
         for method, cost in (("flat", "latent"), ("l1+l2", "distance"), ("oracle", "none")):
             scoring.play(ws, agent, Case.of(ws.config, method, cost))
-        yield found, agent
+        yield ws.run, agent
 
 
 def test_recalled_stories_are_what_happened(run):
@@ -255,7 +246,7 @@ def test_player_is_one_self_contained_piece(story, flat):
     titled = dataclasses.replace(story, title="</script><!--<script><b>")  # S10
     for page in (players.player(titled), players.player(story, flat)):
         assert page._repr_html_() == page
-        assert not re.search(r"(src|href)=[\"']?(https?:)?//|url\(\s*[\"']?(https?:)?//", page)
+        assert not LOADED.search(page)
         assert page.count("</script>") == page.count("<script") == 2 and "<!--" not in page
         assert len(page) < 600_000
         assert repr(page) == "Player()"
@@ -458,21 +449,17 @@ def test_other_layouts_agents_and_costs(agent):
 
 
 # --- notebook 06 ------------------------------------------------------------------------------
-def test_it_runs_headless(tmp_path, monkeypatch):
+def test_it_runs_headless(root):
     """Players are in the saved file, each with a picture before it; no result is written."""
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
-    config = profile("smoke").override("device=cpu,precision=fp32,evaluation.steps=12")
-    run = Run.create("inspect", config)
+    run = Run.create("inspect", CPU.override("evaluation.steps=12"))
     runner.run_notebooks(run, [NOTEBOOK], threads=1, say=lambda *_, **__: None)
     run.reload()
     assert not (run.path / "results").exists()
     assert len(run.manifest["notes"]["figures"]) == 6
-    copy = nbformat.read(run.path / "notebooks" / NOTEBOOK.name, 4)
-    outputs = [output for cell in copy.cells for output in cell.get("outputs", [])]
-    text = "".join(output.get("text", "") for output in outputs)
-    assert "checks passed" in text and text.count("headless:") == 3
+    text, outputs = printed(run.path / "notebooks" / NOTEBOOK.name)
+    assert text.count("headless:") == 3
     kinds = ""
-    for data in (output.get("data", {}) for output in outputs):
+    for data in outputs:
         kinds += "i" * ("image/png" in data) + "p" * ("hjepa-player" in data.get("text/html", ""))
         assert not any("widget-view" in name for name in data)
     assert kinds == "ipiiiiip"

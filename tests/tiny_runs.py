@@ -1,23 +1,37 @@
-"""What a run is made of: stages, notebooks, results as in its summary (not a test module)."""
+"""What a run is made of: stages, notebooks, results, rows of a study (not a test module)."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 
+from hjepa_lib.config import profile
 from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.readme import NUMBERS
 from hjepa_lib.runs.report import REQUIRED
 from hjepa_lib.runs.run import Run
+from hjepa_lib.workbench.rows import pack_solved
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = profile("smoke").override("device=cpu,precision=fp32")
 
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
 """The environment of a git that knows nothing of a hook that may run the tests."""
 PARAMETERS = 'profile: str = "laptop"\nrun: str = ""\nseed: int = 0\noverrides: str = ""'
+SEED = """
+import json, os
+seed = json.load(open(f"{os.environ['HJEPA_OUTPUTS']}/{run}/manifest.json"))["seed"]
+"""
+LOADED = re.compile(r"(src|href)\s*=\s*[\"']?(https?:)?//|url\(\s*[\"']?(https?:)?//|@import")
+"""An address that a page loads something from."""
+TRIALS = 40
 
 
 def git(folder: Path, *command: str) -> str:
@@ -66,3 +80,63 @@ def result(
 
 def floors() -> list[dict[str, Any]]:
     return [result("random", "none", 7), result("oracle", "none", 100)]
+
+
+def cells(path: Path, kind: str = "code") -> list[Any]:
+    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == kind]
+
+
+def printed(path: Path) -> tuple[str, list[dict[str, Any]]]:
+    """Text of an executed copy, which ended with its checks, and the data of its outputs."""
+    outputs = [output for cell in cells(path) for output in cell.get("outputs", [])]
+    text = "".join(output.get("text", "") for output in outputs)
+    assert "checks passed" in text
+    return text, [output.get("data", {}) for output in outputs]
+
+
+def code_of(cell: Any) -> str:
+    return re.sub(r"(?m)^(\s*)%pip .*$", r"\1pass", cell.source)
+
+
+def is_parameters(cell: Any) -> bool:
+    return "parameters" in cell.metadata.get("tags", [])
+
+
+def execute(path: Path, stop: str = "", **changes: Any) -> dict[str, Any]:
+    """Run a notebook's code in this process, up to the cell with `stop`; returns its names."""
+    names: dict[str, Any] = {}
+    for cell in cells(path):
+        exec(compile(code_of(cell), path.name, "exec"), names)
+        names |= changes if is_parameters(cell) else {}
+        if stop and stop in cell.source:
+            break
+    return names
+
+
+def make_row(
+    cell: str,
+    seed: int,
+    solved: Sequence[int] | np.ndarray,
+    flops: float = 1e6,
+    budget: float = 1.0,
+    method: str = "flat",
+    cost: str = "latent",
+    **more: Any,
+) -> dict[str, Any]:
+    """A row of a study's table."""
+    solved = np.asarray(solved)
+    row = {
+        "cell": cell, "group": "p1", "model": "base", "grid": "", "training": "abc",
+        "revision": "1e5", "method": method, "cost": cost, "seed": seed, "budget": budget,
+        "protocol": "p1", "split": "test", "layouts": "fixed", "dynamics": "bounce",
+        "n": len(solved), "trials_hash": "12", "planner.steps": 200, "solved": pack_solved(solved),
+        "successes": int(solved.sum()), "success_rate": solved.mean(), "path_efficiency": 0.5,
+        "flops_per_step": flops, "model_transitions_per_step": flops / 1e3,
+        "seconds_per_episode": flops / 1e6, "planner.flat.horizon": 8,
+    }  # fmt: skip
+    return row | more
+
+
+def first(count: int, n: int = TRIALS) -> np.ndarray:
+    """The first `count` of `n` trials are solved."""
+    return (np.arange(n) < count).astype(int)
