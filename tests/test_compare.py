@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import yaml
 from tiny import OVERRIDES, digest, dotted, tiny_config
+from tiny_runs import Said
 
 from hjepa_lib import __main__
 from hjepa_lib.config import ConfigError, load_yaml
@@ -47,9 +48,9 @@ def folder(tmp_path, monkeypatch):
 
 def go(files, folder, **options):
     """Run the comparison; returns what it printed."""
-    said = []
-    compare.compare(**files, output_root=folder, say=lambda text, **_: said.append(text), **options)
-    return "\n".join(said)
+    said = Said()
+    compare.compare(**files, output_root=folder, say=said, **options)
+    return "".join(said)
 
 
 def side(folder, name, seed=0):

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 from tiny import OVERRIDES, dotted
+from tiny_runs import Said
 
 from hjepa_lib import __main__
 from hjepa_lib.config import ConfigError
@@ -92,11 +93,9 @@ def again(finished, tmp_path, monkeypatch):
 
 def run(experiment, only="", **options):
     """What failed, by row, and what was said."""
-    said = []
-    ended = engine.run_experiment(
-        experiment, experiment.select(only), say=lambda text, **_: said.append(str(text)), **options
-    )
-    return [one.error for one in ended if one.error], "\n".join(said)
+    said = Said()
+    ended = engine.run_experiment(experiment, experiment.select(only), say=said, **options)
+    return [one.error for one in ended if one.error], "".join(said)
 
 
 def read(experiment):

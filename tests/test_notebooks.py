@@ -9,7 +9,7 @@ import shutil
 import nbformat
 import pytest
 from PIL import Image
-from tiny_runs import CPU, LOADED, ROOT, cells, code_of, execute, is_parameters, printed
+from tiny_runs import CPU, LOADED, ROOT, Said, cells, code_of, execute, is_parameters, printed
 
 from hjepa_lib.evaluation.results import load_results
 from hjepa_lib.files import read_json
@@ -36,17 +36,13 @@ def root(tmp_path_factory):
         yield folder
 
 
-def quiet(*_, **__):
-    pass
-
-
 @pytest.fixture(scope="module")
 def finished(root) -> Run:
     """01-05 executed in the smoke profile, with summary and report."""
-    runner.prepare(CPU, NOTEBOOKS, say=quiet)
+    runner.prepare(CPU, NOTEBOOKS, say=Said())
     run = Run.create("whole", CPU)
-    runner.run_notebooks(run, NOTEBOOKS, threads=1, say=quiet)
-    runner.finish(run, say=quiet)
+    runner.run_notebooks(run, NOTEBOOKS, threads=1, say=Said())
+    runner.finish(run, say=Said())
     return Run.open("whole")
 
 
@@ -116,9 +112,9 @@ def test_smoke_run_is_whole(finished):
         assert rows[-1]["step"] == optim.updates
         assert all(math.isfinite(row["loss"]) for row in rows)
     assert not [*finished.path.glob("resume/*")]
-    before, said = (finished.path / "manifest.json").read_text(), []
-    runner.run_notebooks(finished, NOTEBOOKS, resume=True, say=lambda text, **_: said.append(text))
-    assert said == [f"{name:<20} done before" for name in NAMES]
+    before, said = (finished.path / "manifest.json").read_text(), Said()
+    runner.run_notebooks(finished, NOTEBOOKS, resume=True, say=said)
+    assert said == [f"{name:<20} done before\n" for name in NAMES]
     assert (finished.path / "manifest.json").read_text() == before
 
 
@@ -207,8 +203,8 @@ def test_comparison_reads_results_only(finished, root, monkeypatch):
 def play(name, notebooks, changes):
     """These notebooks, through the runner, in a run with changed settings."""
     run = Run.create(name, CPU.override(changes))
-    runner.run_notebooks(run, notebooks, threads=1, say=quiet)
-    runner.finish(run, say=quiet)
+    runner.run_notebooks(run, notebooks, threads=1, say=Said())
+    runner.finish(run, say=Said())
     run.reload()
     return run
 
@@ -242,7 +238,7 @@ def test_planning_collapse_runs_beside_the_others(trained, root):
     shutil.copytree(trained, root / "trained")
     latest, run = (root / "latest").read_text(), Run.open("trained")
     notebooks = runner.select_notebooks("08", ROOT / "notebooks")
-    runner.run_notebooks(run, notebooks, threads=1, say=quiet)
+    runner.run_notebooks(run, notebooks, threads=1, say=Said())
     assert run.manifest["notebooks"]["08_planning_collapse"]["ok"]
     tables = {path.stem for path in (run.path / "collapse").glob("*.csv")}
     assert tables == {"planning", "variants", "verdicts"}

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from tiny import tiny_config
-from tiny_runs import fill, write
+from tiny_runs import Said, fill, write
 
 from hjepa_lib.__main__ import main
 from hjepa_lib.files import FileError
@@ -263,17 +263,6 @@ def test_s6_a_store_that_hides_what_is_missing_names_the_permission(machine):
         Run.create("a", CONFIG)
 
 
-def test_s4_a_mounted_drive_keeps_a_run_stage_by_stage(tmp_path, monkeypatch):
-    """Colab: the session dies after a stage; the next one has that stage and goes on."""
-    monkeypatch.setenv("HJEPA_OUTPUTS", f"file://{tmp_path}/MyDrive/hjepa")
-    for machine, stage in (("first", "data"), ("second", "l1")):
-        monkeypatch.setenv("HJEPA_CACHE", str(tmp_path / machine))
-        run = Run.open("a") if Run.exists("a") else Run.create("a", CONFIG)
-        fill(run, stage)
-        assert (tmp_path / "MyDrive/hjepa/a" / stage / f"{stage}.txt").is_file()
-    assert Run.open("a").done("data")
-
-
 @pytest.mark.parametrize("name", ["../../outside", "/outside", "a\\..\\b", ""])
 def test_s10_a_manifest_cannot_write_elsewhere(machine, tmp_path, name):
     item = {"path": name, "bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
@@ -298,10 +287,11 @@ def test_unusable_roots_are_one_sentence(tmp_path, monkeypatch, capsys, url, mod
     assert f"cannot open HJEPA_OUTPUTS={url}" in error and message in error
 
 
-def test_notebooks_run_in_their_own_processes(tmp_path, monkeypatch):
-    """Kernels get the local folder and upload from there; the executed copies arrive too."""
-    monkeypatch.setenv("HJEPA_CACHE", str(tmp_path / "one"))
-    monkeypatch.setenv("HJEPA_OUTPUTS", f"file://{tmp_path}/store")
+def test_s4_a_mounted_drive_keeps_what_a_notebook_made(tmp_path, monkeypatch):
+    """Colab: kernels upload from their own folder; the next session has that stage and goes on."""
+    drive = tmp_path / "MyDrive/hjepa"
+    monkeypatch.setenv("HJEPA_CACHE", str(tmp_path / "first"))
+    monkeypatch.setenv("HJEPA_OUTPUTS", f"file://{drive}")
     path = write(
         tmp_path, "01_small",
         "from hjepa_lib.runs.workspace import start\n"
@@ -309,13 +299,15 @@ def test_notebooks_run_in_their_own_processes(tmp_path, monkeypatch):
         "with ws.run.stage('data') as folder:\n"
         "    (folder / 'data.txt').write_text('made in a kernel')",
     )  # fmt: skip
-    runner.run_notebooks(Run.create("a", CONFIG), [path], say=lambda *_, **__: None)
-    monkeypatch.setenv("HJEPA_CACHE", str(tmp_path / "two"))
+    runner.run_notebooks(Run.create("a", CONFIG), [path], say=Said())
+    monkeypatch.setenv("HJEPA_CACHE", str(tmp_path / "second"))
     found = Run.open()
     found.verify("data")
     assert (found.path / "data/data.txt").read_text() == "made in a kernel"
     assert (found.path / "notebooks/01_small.ipynb").is_file()
     assert found.manifest["notebooks"]["01_small"]["ok"]
+    fill(found, "l1")
+    assert (drive / "a/l1/l1.txt").is_file()
 
 
 def test_an_s3_server(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import time
 
 import nbformat
 import pytest
-from tiny_runs import CPU, ROOT, SEED, floors, result, write
+from tiny_runs import CPU, ROOT, SEED, Said, floors, result, write
 
 from hjepa_lib.config import profile
 from hjepa_lib.evaluation import results
@@ -27,15 +27,6 @@ def folder(tmp_path):
     path = tmp_path / "notebooks"
     path.mkdir()
     return path
-
-
-class Said(list):
-    """A `print` that collects whole lines."""
-
-    def __call__(self, text, end="\n", flush=False):
-        if not self or self[-1].endswith("\n"):
-            self.append("")
-        self[-1] += text + end
 
 
 def play(run, notebooks, resume=False):

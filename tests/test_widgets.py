@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny import make_agent, tiny_config
-from tiny_runs import CPU, LOADED, ROOT, printed
+from tiny_runs import CPU, LOADED, ROOT, Said, printed
 
 from hjepa_lib.config import ConfigError
 from hjepa_lib.evaluation import episodes
@@ -452,7 +452,7 @@ def test_other_layouts_agents_and_costs(agent):
 def test_it_runs_headless(root):
     """Players are in the saved file, each with a picture before it; no result is written."""
     run = Run.create("inspect", CPU.override("evaluation.steps=12"))
-    runner.run_notebooks(run, [NOTEBOOK], threads=1, say=lambda *_, **__: None)
+    runner.run_notebooks(run, [NOTEBOOK], threads=1, say=Said())
     run.reload()
     assert not (run.path / "results").exists()
     assert len(run.manifest["notes"]["figures"]) == 6

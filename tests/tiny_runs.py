@@ -41,6 +41,15 @@ def git(folder: Path, *command: str) -> str:
     return done.stdout.strip()
 
 
+class Said(list[str]):
+    """A `print` that collects whole lines."""
+
+    def __call__(self, text: str, end: str = "\n", **_: Any) -> None:
+        if not self or self[-1].endswith("\n"):
+            self.append("")
+        self[-1] += text + end
+
+
 def fill(run: Run, stage: str, text: str = "x", **options: Any) -> None:
     """Make a stage of one file."""
     with run.stage(stage, **options) as folder:
