@@ -39,11 +39,10 @@ def test_best_is_by_success_then_path_then_compute():
         score.best(rows[:1])
 
 
-def test_results_are_found_taken_over_or_played(trained, tmp_path, monkeypatch):
+def test_results_are_found_taken_over_or_played(trained, root, monkeypatch):
     """From this run, from another one with the same weights and case, else played here."""
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
-    monkeypatch.setattr("hjepa_lib.runs.run.repository", lambda: tmp_path / "nowhere")
-    shutil.copytree(trained, tmp_path / "trained")
+    monkeypatch.setattr("hjepa_lib.runs.run.repository", lambda: root / "nowhere")
+    shutil.copytree(trained, root / "trained")
     config = tiny_config(evaluation__latency=False)
     first = Workspace("05_compare", Run.create("first", config))
     cases = score.cases_of(config)

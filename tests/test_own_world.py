@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny import seeded, tiny_config
+from tiny_runs import ROOT
 
 from hjepa_lib.config import ConfigError
 from hjepa_lib.data.normaliser import Normaliser
@@ -24,7 +24,7 @@ from hjepa_lib.worlds import Layout, TwoRooms, World
 from hjepa_lib.worlds.base import find_world
 from hjepa_lib.worlds.trials import own_trials
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = ROOT / "examples"
 SOURCE = "own_world:Lake"
 CAP = 1.8365
 
@@ -166,9 +166,8 @@ def test_trials_are_the_worlds_own(lake):
     assert five.sha256 == ten.sha256 != own_trials(lake, "validation", 5).sha256
 
 
-def test_example_trains_plans_and_compares(lake, tmp_path, monkeypatch):
+def test_example_trains_plans_and_compares(lake, root, tmp_path):
     """The command a reader types; every row is a result of the lake."""
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
     done = subprocess.run(
         [sys.executable, EXAMPLES / "own_world.py", "--smoke"],
         capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"HJEPA_HEADLESS": "1"},

@@ -152,17 +152,6 @@ def test_resume_elsewhere_gives_the_same_result(machine, trained, short_probe):
     assert last.records("l1") == alone.records("l1")
 
 
-def test_a_local_root_has_nothing_to_do_with_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
-    run = Run.create("a", CONFIG)
-    fill(run, "data")
-    assert remote.mirror(run.path) is None
-    assert not remote.exists(run.path)
-    assert {path.name for path in tmp_path.rglob("*")} == {
-        "a", "latest", "manifest.json", ".manifest.json.lock", "data", "data.txt",
-    }  # fmt: skip
-
-
 # --- what breaks off --------------------------------------------------------------------------
 def test_a_broken_upload_is_made_again(machine):
     run = Run.create("a", CONFIG)

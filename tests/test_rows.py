@@ -103,21 +103,17 @@ def test_frontier_pools_seeds():
     assert (alike["high"] - alike["low"]).max() < line["high"] - line["low"]
 
 
-def test_ratio_is_a_bound_where_flat_never_gets_there():
-    found = compute_ratio(FLAT, TWO, resamples=50)
-    need = 10 ** (6 + 0.6)  # 0.8, on the way from 0.5 to 1
+@pytest.mark.parametrize(
+    ("rates", "bound", "price"),
+    [((0.1, 0.2, 0.3), "lower", 1e8), ((0.1, 0.6, 0.9), "", 10 ** (7 + 2 / 3))],
+)
+def test_ratio_is_measured_or_a_bound_where_flat_never_gets_there(rates, bound, price):
+    found = compute_ratio(curve("flat", rates, FLOPS), TWO, resamples=50)
     assert found.pooled.level == pytest.approx(0.8)
-    assert found.pooled.bound == "lower"
-    assert found.pooled.value == pytest.approx(1e8 / need)
+    assert found.pooled.bound == bound
+    assert found.pooled.value == pytest.approx(price / 10**6.6)  # 0.8, on the way from 0.5 to 1
     assert found.per_seed == dict.fromkeys((0, 1, 2), found.pooled)
     assert found.low <= found.pooled.value <= found.high
-
-
-def test_ratio_is_measured_where_both_get_there():
-    flat = curve("flat", (0.1, 0.6, 0.9), FLOPS)
-    found = compute_ratio(flat, TWO, resamples=20).pooled
-    assert found.bound == ""
-    assert found.value == pytest.approx(10 ** (7 + 2 / 3) / 10**6.6)
 
 
 def test_ratio_says_where_the_smallest_budget_is_enough():

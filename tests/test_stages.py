@@ -5,8 +5,9 @@ import os
 import pytest
 import torch
 from tiny import digest, tiny_config
+from tiny_runs import CPU
 
-from hjepa_lib.config import ConfigError, profile
+from hjepa_lib.config import ConfigError
 from hjepa_lib.files import read_json, write_json
 from hjepa_lib.grids.stages import grid_stages
 from hjepa_lib.models.checkpoint import load_level2
@@ -17,16 +18,14 @@ from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 
-CONFIG = profile("smoke").override({"device": "cpu", "precision": "fp32"})
 NAMES = ("data", "l1", "distance", "l2")
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
-    """An outputs folder of its own; nothing is pretrained."""
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
-    monkeypatch.setattr("hjepa_lib.runs.places.repository", lambda: tmp_path / "nowhere")
-    return tmp_path / "outputs"
+def root(root, monkeypatch):
+    """Nothing is pretrained."""
+    monkeypatch.setattr("hjepa_lib.runs.places.repository", lambda: root / "nowhere")
+    return root
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ def toy(monkeypatch):
     return made
 
 
-def begin(name, changes="", seed=0, of=CONFIG):
+def begin(name, changes="", seed=0, of=CPU):
     return Workspace("test", Run.create(name, of.override(changes).override({"seed": seed})))
 
 
@@ -72,7 +71,7 @@ def edit(run, change):
 
 
 def keys(changes="", seed=0):
-    config = CONFIG.override(changes).override({"seed": seed})
+    config = CPU.override(changes).override({"seed": seed})
     return {name: key(stage, config) for name, stage in stages.core_stages(config).items()}
 
 
@@ -98,7 +97,7 @@ def test_a_raised_recipe_changes_every_key_above_it():
     data = Stage("data", print, ("data",))
     for recipe, same in ((1, True), (2, False)):
         above = Stage("l1", print, ("level1",), (Stage("data", print, ("data",), recipe=recipe),))
-        assert (key(above, CONFIG) == key(Stage("l1", print, ("level1",), (data,)), CONFIG)) is same
+        assert (key(above, CPU) == key(Stage("l1", print, ("level1",), (data,)), CPU)) is same
     assert [one.name for one in closure(above)] == ["data", "l1"]
 
 
@@ -112,7 +111,7 @@ def test_i1_another_file_of_the_same_name_is_another_stage(tmp_path):
         ("pixels.vjepa2.stage1.checkpoint", "vjepa2_stage1_s0", pixel_stages),
         ("pixels.grid.path", "grid_data", grid_stages),
     ):
-        config = CONFIG.override({section: str(file)})
+        config = CPU.override({section: str(file)})
         stage = {one.name.removeprefix("pixel_"): one for one in stages_of(config).values()}[name]
         found = []
         for content in (None, b"one", b"other", b"one"):
@@ -141,7 +140,7 @@ def test_i3_a_set_of_models_comes_from_one_run(root, toy):
         (ws.run.path / "l1" / "l1.txt").write_text(ws.run.name)  # as another machine would round
         with ws.run.stage("l1", key=ws.run.key("l1")):
             pass
-    list(first.make(stages.core_stages(CONFIG)["distance"]))
+    list(first.make(stages.core_stages(CPU)["distance"]))
     obtain(first, "l2")
     os.utime(second.run.path / "manifest.json")
     ws = begin("third")
@@ -194,7 +193,7 @@ def test_a_run_made_before_there_were_keys_is_input_only_when_named(root, toy):
 
 
 def test_s1_a_run_of_a_gpu_opens_where_there_is_none(root, capsys, monkeypatch):
-    run = Run.create("gpu", CONFIG)
+    run = Run.create("gpu", CPU)
     edit(run, lambda manifest: manifest.update(device="cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert Workspace("test", run).device == "cpu"

@@ -158,10 +158,7 @@ def test_a_story_ends_with_the_goal_or_says_that_it_missed(near, story):
     assert story.way[-1] > story.gap[-1]
 
 
-def test_equal_stories_and_shuffled_ones(agent, story):
-    """The same call gives the same story; `shuffle` needs companions to hand sub-goals around."""
-    again = play(agent, SCENE, "l1+l2", steps=STEPS)
-    np.testing.assert_array_equal(again.positions, story.positions)
+def test_shuffled_sub_goals_come_from_companions(agent, story):
     hierarchy = dataclasses.replace(agent.planning.hierarchy, control="shuffle")
     shuffled = dataclasses.replace(agent.planning, hierarchy=hierarchy)
     other = play(agent, SCENE, "l1+l2", shuffled, STEPS)
