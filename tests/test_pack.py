@@ -106,8 +106,7 @@ def tarball(content, name, **files):
     for file, text in {"hjepa_lib/__init__.py": "", **files}.items():
         (root / "hjepa" / file).parent.mkdir(parents=True, exist_ok=True)
         (root / "hjepa" / file).write_text(text)
-    with tarfile.open(content / f"hjepa-{name}.tar.gz", "w:gz") as archive:
-        archive.add(root / "hjepa", "hjepa")
+    shutil.make_archive(str(content / f"hjepa-{name}"), "gztar", root)
 
 
 def test_s10_first_cell_unpacks_the_last_tarball_into_an_empty_folder(content, monkeypatch):

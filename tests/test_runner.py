@@ -100,6 +100,7 @@ def test_minutes_are_told_in_words():
 
 WORK = """
 import os
+from pathlib import Path
 assert os.environ["HJEPA_HEADLESS"] == "1" and run == "mine"
 outputs = Path(os.environ["HJEPA_OUTPUTS"])
 (outputs / run / "work.txt").open("a").write("x")
