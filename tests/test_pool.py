@@ -105,30 +105,13 @@ def test_an_edited_notebook_is_executed_again(tmp_path):
 # --- workers ----------------------------------------------------------------------------------
 @pytest.fixture
 def cluster(tmp_path):
-    """Address of a real scheduler, and the processes of two workers."""
+    """Address of a real scheduler of two worker processes."""
     (tmp_path / "preload.py").write_text(PRELOAD)
-    file, started = tmp_path / "scheduler.json", []
-
-    def dask(*arguments):
-        command = [sys.executable, "-m", "distributed.cli." + arguments[0], *arguments[1:]]
-        log = (tmp_path / f"{len(started)}.log").open("w")
-        started.append(subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log))
-        return started[-1]
-
-    try:
-        dask("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
-             "--scheduler-file", str(file))  # fmt: skip
-        until(file.exists)
-        workers = [
-            dask("dask_worker", "--scheduler-file", str(file), "--no-nanny", "--nthreads", "1",
-                 "--no-dashboard", "--name", name, "--preload", "preload.py")
-            for name in "ab"
-        ]  # fmt: skip
-        yield read_json(file)["address"], workers
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address=None,
+        preload=[str(tmp_path / "preload.py")],
+    ) as local:  # fmt: skip
+        yield local.scheduler_address
 
 
 def until(ready):
@@ -159,8 +142,7 @@ def note(folder, *facts):
 
 
 def test_a_killed_worker_loses_no_row_and_counts_none_twice(cluster, tmp_path):
-    """Two real workers; one dies in the middle of a notebook, the other one resumes its run."""
-    address, workers = cluster
+    """Two real workers; one dies in the middle of a notebook, another one resumes its run."""
     notes = tmp_path / "notes"
     notes.mkdir()
     write(tmp_path / "notebooks", "01_a", note(notes, "01"))
@@ -186,9 +168,8 @@ if "horizon=4" in run and not flag.exists():
             os.kill(killed[0], signal.SIGKILL)
 
     ended = engine.run_experiment(
-        experiment, engine="dask", scheduler=address, say=kill_when_blocked
+        experiment, engine="dask", scheduler=cluster, say=kill_when_blocked
     )
-    assert killed[0] in {worker.pid for worker in workers}
     assert [outcome.error for outcome in ended] == [""] * 2
     assert [line.split()[0] for line in said[-2:]] == ["1/2", "2/2"]
     assert sorted(pd.read_csv(experiment.table)["planning.flat.horizon"]) == [4, 8]
@@ -202,7 +183,7 @@ if "horizon=4" in run and not flag.exists():
             assert int(done[1].split()[1]) == killed[0] != int(done[2].split()[1])
     until(lambda: not alive(killed[1]))  # the dead worker's kernel does not go on in secret
     assert read_json(experiment.folder / "failed.json") == []
-    errors, said = run(experiment, engine="dask", scheduler=address)
+    errors, said = run(experiment, engine="dask", scheduler=cluster)
     assert errors == [] and "2 rows, 2 done before" in said[0]
 
 
