@@ -1,7 +1,6 @@
 """A stack of levels: one planner for any number of them, and the third level from end to end."""
 
 import dataclasses
-import shutil
 import sys
 
 import numpy as np
@@ -181,29 +180,24 @@ def test_a_third_level_has_the_settings_of_level_2_and_its_own_clock():
 
 
 @pytest.fixture(scope="module")
-def deep(trained, tmp_path_factory):
-    """A copy of the tiny run, with `level3.enabled`, and what `train` says about the rest (C4)."""
+def deep(ws):
+    """The tiny run with `level3.enabled`, and what `train` says about the rest (C4)."""
+    path = ws.run.path
+    config = ws.config.override("level3.enabled=true,evaluation.latency=false")
+    write_json(path / "manifest.json", ws.run.manifest | {"config": to_dict(config)})
+    before, said = {file: file.read_bytes() for file in (path / "l2").iterdir()}, []
     with pytest.MonkeyPatch.context() as patch:
-        root = tmp_path_factory.mktemp("deep")
-        patch.setenv("HJEPA_OUTPUTS", str(root))
         patch.setitem(sys.modules, "papermill", None)
-        shutil.copytree(trained, root / "deep")
-        run = Run.at(root / "deep")
-        config = run.config.override("level3.enabled=true,evaluation.latency=false")
-        write_json(run.path / "manifest.json", run.manifest | {"config": to_dict(config)})
-        before = {path: path.read_bytes() for path in (root / "deep" / "l2").iterdir()}
-        said = []
-        stages.train_run(lambda: Run.at(root / "deep"), said.append)
-        assert before == {path: path.read_bytes() for path in before}
-        ws = Workspace("test", Run.at(root / "deep"))
-        assert list(stages.train(ws, "l3")) == []  # done
-        yield ws, said
+        stages.train_run(lambda: Run.at(path), said.append)
+    assert before == {file: file.read_bytes() for file in before}
+    again = Workspace("test", Run.at(path))
+    assert list(stages.train(again, "l3")) == []  # done
+    return again, said
 
 
-def test_c4_the_command_trains_stores_and_reloads_the_third_level(deep, monkeypatch):
+def test_c4_the_command_trains_stores_and_reloads_the_third_level(deep):
     """Stage `l3`: same trainer, own clock, no papermill; the agent plans with it after loading."""
     ws, said = deep
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(ws.run.path.parent))
     updates = ws.config.level2.optim.updates
     assert [line.split(":")[0] for line in said if line.startswith("l")][-1] == (
         f"l3 {updates}/{updates}"
@@ -217,15 +211,14 @@ def test_c4_the_command_trains_stores_and_reloads_the_third_level(deep, monkeypa
     frames = render(torch.tensor([[15.0, 20.0], [50.0, 40.0]]), Layout.fixed(1))
     actions, plan = agent.plan(*frames, THREE_LEVELS)
     assert len(plan.above) == 2
-    loaded = hjepa_lib.load("deep")
+    loaded = hjepa_lib.load("trained")
     np.testing.assert_array_equal(loaded.plan(*frames, THREE_LEVELS)[0], actions)
     assert set(learned(ws.config)) > {(THREE_LEVELS, "latent"), ("l1+l2", "latent")}
 
 
-def test_results_of_three_levels_hold_their_settings_and_size(deep, monkeypatch):
+def test_results_of_three_levels_hold_their_settings_and_size(deep):
     """A row of `l1+l2+l3` names level 3's planner and counts its weights; `l1+l2` does neither."""
     ws, _ = deep
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(ws.run.path.parent))
     ws.config = ws.config.override("planning.action_cap=0")
     agent = stages.load_trained(ws)
     rows = {}
