@@ -19,12 +19,7 @@ from hjepa_lib.worlds.trials import make_trials, read_trials
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = tuple(__main__._COMMANDS)
 FIXED = ("--set", "device=cpu", "precision=fp32")
-
-
-@pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
-    return tmp_path / "outputs"
+pytestmark = pytest.mark.usefixtures("root")
 
 
 @pytest.fixture

@@ -108,10 +108,15 @@ def test_both_sides_share_level_1_and_write_the_table(write, folder):
 
 
 def test_sides_one_after_the_other_and_from_scratch(write, folder, capsys):
-    """C1: one side needs neither the other's file nor its training."""
+    """C1: one side needs neither the other's file nor its training; here by the command."""
     files = write()
-    alone = {"config_l1": files["config_l1"]}
-    assert "l2 has no result yet: run with --mode l2" in go(alone, folder, mode="l1")
+    alone = f"compare --config_l1={files['config_l1']} --output_root={folder} --mode=l1".split()
+    assert __main__.main([*alone, "--epochs=0"]) == 2
+    assert capsys.readouterr().err == "error: epochs must be at least 1, got 0\n"
+    assert __main__.main(alone) == 0
+    said = capsys.readouterr().out
+    assert "l2 has no result yet: run with --mode l2" in said
+    assert f"table: {folder / compare.CSV}" in said
     assert pd.read_csv(folder / compare.CSV)["l2"].isna().all()
     go(files, folder, mode="l2")
     assert "l1: taken from" in capsys.readouterr().out
@@ -188,16 +193,6 @@ def test_mcnemar_counts_the_trials_that_only_one_side_solved():
     assert "budget" not in values.index and values.loc["n"].tolist() == [3, 3]
     with pytest.raises(RunError, match="differ in trials_hash"):
         compare.side_by_side(sides | {"l1+l2": result(0, 0, 0, trials_hash="x")})
-
-
-def test_command_line(write, folder, capsys):
-    files = write()
-    options = [f"--{key}={value}" for key, value in files.items()]
-    arguments = ["compare", *options, "--output_root", str(folder), "--mode", "l1"]
-    assert __main__.main([*arguments, "--epochs", "0"]) == 2
-    assert capsys.readouterr().err == "error: epochs must be at least 1, got 0\n"
-    assert __main__.main(arguments) == 0
-    assert f"table: {folder / compare.CSV}" in capsys.readouterr().out
 
 
 def test_shipped_configs_describe_a_fair_comparison():

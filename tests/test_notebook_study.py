@@ -1,18 +1,19 @@
-"""Notebook 07: a whole run on a tiny trained one, its second run, a committed study."""
+"""Notebooks 07 and 08 on a tiny trained run; a second run of 07, a committed study."""
 
 import functools
 
 import pandas as pd
 import pytest
 import tiny_runs
-from tiny_runs import ROOT, cells, first, make_row
+from tiny_runs import ROOT, Said, cells, first, make_row, printed
 
 from hjepa_lib.config import ConfigError
 from hjepa_lib.evaluation.failures import LABELS
 from hjepa_lib.files import WorkbookError
-from hjepa_lib.runs import run as runs
+from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
+from hjepa_lib.runs.run import Run
 from hjepa_lib.workbench import verdict
 
 PATH = ROOT / "notebooks" / "07_hierarchy_study.ipynb"
@@ -90,7 +91,7 @@ def test_every_part_of_the_study_is_there(done, root):
 
 def test_level_2_designs_share_the_frozen_level_1(done, root):
     (path,) = (root / "trained-variants").glob("skip8-s0-*/manifest.json")
-    side = runs.Run.at(path.parent)
+    side = Run.at(path.parent)
     for stage in ("l1", "distance"):
         assert side.manifest["stages"][stage]["from"] == "trained"
     assert side.config.level2.step_skip == 8
@@ -123,6 +124,20 @@ def test_a_mixed_committed_study_is_refused(done, tmp_path):
 
 
 def test_without_level_2_there_is_nothing_to_compare(root, config):
-    runs.Run.create("flat", config.override("level2.disable_l2=true"))
+    Run.create("flat", config.override("level2.disable_l2=true"))
     with pytest.raises(ConfigError, match="this chapter compares two levels"):
         execute(stop="workspace.start(", run="flat")
+
+
+def test_planning_collapse_runs_beside_the_run(root):
+    """08 through the real runner: small trainings beside the run, `latest` untouched."""
+    (root / "latest").write_text("another\n")
+    run, (path,) = Run.open("trained"), runner.select_notebooks("08", ROOT / "notebooks")
+    runner.run_notebooks(run, [path], threads=1, say=Said())
+    assert run.manifest["notebooks"][path.stem]["ok"]
+    tables = {file.stem for file in (run.path / "collapse").glob("*.csv")}
+    assert tables == {"planning", "variants", "verdicts"}
+    (side,) = (root / "trained-variants").glob("size-20312-s0-*/manifest.json")
+    assert Run.at(side.parent).config.data.transitions == 20_312
+    assert (root / "latest").read_text() == "another\n"
+    assert "Warning" not in printed(run.path / "notebooks" / path.name)[0]

@@ -1,4 +1,4 @@
-"""Notebooks 01-05: form (also of 06-08, 10-15), a smoke run by the real runner, variants."""
+"""The form of every notebook; 01-05 in a smoke run by the real runner, and variants."""
 
 import ast
 import json
@@ -21,9 +21,8 @@ from hjepa_lib.workbench import compare
 
 NOTEBOOKS = runner.select_notebooks("01-05", ROOT / "notebooks")
 NAMES = [path.stem for path in NOTEBOOKS]
-PIXELS = runner.select_notebooks("10-15", ROOT / "notebooks")
-"""Run by test_pixels_notebooks.py, 06 by test_widgets.py; their form is checked here."""
-CHAPTERS = runner.select_notebooks("01-06", ROOT / "notebooks") + PIXELS
+CHAPTERS = runner.select_notebooks("01-15", ROOT / "notebooks")
+"""Run by test_widgets.py (06), test_notebook_study.py and test_pixels_notebooks.py."""
 TABLE = {*FLOORS, *learned(CPU)}
 STANDARD = {"profile": "laptop", "run": "", "seed": 0, "overrides": ""}
 
@@ -231,18 +230,3 @@ def test_without_level_2(finished):
     assert methods == {*FLOORS, ("flat", "latent"), ("flat", "distance")}
     assert not (run.path / "l2").exists() and not (run.path / compare.CSV).exists()
     assert "disable_l2 is set" in shown_by(run, 3)[1]
-
-
-def test_planning_collapse_runs_beside_the_others(trained, root):
-    """08 through the real runner, on a tiny run: trainings beside the run, `latest` untouched."""
-    shutil.copytree(trained, root / "trained")
-    latest, run = (root / "latest").read_text(), Run.open("trained")
-    notebooks = runner.select_notebooks("08", ROOT / "notebooks")
-    runner.run_notebooks(run, notebooks, threads=1, say=Said())
-    assert run.manifest["notebooks"]["08_planning_collapse"]["ok"]
-    tables = {path.stem for path in (run.path / "collapse").glob("*.csv")}
-    assert tables == {"planning", "variants", "verdicts"}
-    (side,) = (root / "trained-variants").glob("size-20312-s0-*/manifest.json")
-    assert Run.at(side.parent).config.data.transitions == 20_312
-    assert (root / "latest").read_text() == latest
-    shown_by(run, 8)
