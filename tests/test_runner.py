@@ -168,6 +168,7 @@ def test_ctrl_c_ends_the_kernel_and_says_how_to_resume(folder, root, tmp_path):
     write(folder, "01_a", wait)
     code = f"""
 import sys
+from pathlib import Path
 from hjepa_lib import __main__
 from hjepa_lib.runs import notebooks as runner
 select = runner.select_notebooks
