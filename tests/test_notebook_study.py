@@ -9,6 +9,7 @@ from tiny_runs import ROOT, Said, cells, first, make_row, printed
 
 from hjepa_lib.config import ConfigError
 from hjepa_lib.evaluation.failures import LABELS
+from hjepa_lib.figures.success import PRICES
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs import score as scoring
@@ -17,7 +18,6 @@ from hjepa_lib.runs.run import Run
 from hjepa_lib.workbench import verdict
 
 PATH = ROOT / "notebooks" / "07_hierarchy_study.ipynb"
-FIGURES = "flops_per_step seconds_per_step levers failures controls replan step_skip macro_actions"
 GROUPS = {
     "replan": ("planner.hierarchy.replan", (4, 8)),
     "step_skip": ("level2.step_skip", (4, 8)),
@@ -84,9 +84,10 @@ def test_every_part_of_the_study_is_there(done, root):
     assert stale["planner.hierarchy.replan"].to_dict() == {
         "replan-4-latent": 4, "replan-32-latent": 32
     }  # fmt: skip
-    study = [f"study_{name}" for name in ("frontier", "failures", *GROUPS)]
     drawn = {path.stem for path in (root / "trained" / "figures").glob("07_*.png")}
-    assert drawn == {f"07_{name}" for name in (*FIGURES.split(), *study)}
+    own = {*PRICES, "levers", "failures", "controls", "replan", "step_skip", "macro_actions"}
+    study = {f"study_{name}" for name in ("frontier", "failures", *GROUPS)}
+    assert drawn == {f"07_{name}" for name in own | study}
 
 
 def test_level_2_designs_share_the_frozen_level_1(done, root):
