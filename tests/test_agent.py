@@ -47,45 +47,24 @@ def test_plan_takes_frames_in_both_channel_orders(agent, frames, method):
     assert (plan.macro is not None) == (method == "l1+l2")
 
 
-@pytest.mark.parametrize(
-    ("shape", "kind", "message"),
-    [
-        (
-            (65, 65, 3),
-            np.uint8,
-            r"frame is \(65, 65, 2\) or \(2, 65, 65\) uint8, got \(65, 65, 3\)",
-        ),
-        ((1, 2, 65, 65), np.uint8, r"got \(1, 2, 65, 65\)"),
-        ((2, 65, 65), np.float32, r"uint8 values in \[0, 255\], got torch.float32"),
-    ],
-)
-def test_bad_frames_are_one_sentence(agent, frames, shape, kind, message):
-    with pytest.raises(ValueError, match=message):
-        agent.plan(np.zeros(shape, kind), frames[1])
-    with pytest.raises(ValueError, match=message):
-        agent.plan(frames[0], np.zeros(shape, kind))
-
-
-def test_what_was_not_trained_is_named(agent, frames):
-    with pytest.raises(ConfigError, match="method must be one of flat, l1\\+l2; got 'mppi'"):
-        agent.plan(*frames, "mppi")
-    flat_only = dataclasses.replace(agent, level2=None)
-    with pytest.raises(ConfigError, match="needs a trained level 2; this run has none"):
-        flat_only.plan(*frames, "l1+l2")
-    headless = dataclasses.replace(agent, distance=None)
-    with pytest.raises(ConfigError, match="cost 'distance' needs a trained distance head"):
-        headless.plan(*frames)
+def test_bad_frames_and_what_was_not_trained_are_one_sentence(agent, frames):
+    for wrong, message in (
+        (np.zeros((65, 65, 3), np.uint8), r"\(65, 65, 2\) or \(2, 65, 65\) uint8, got \(65, 65, 3"),
+        (np.zeros((1, 2, 65, 65), np.uint8), r"got \(1, 2, 65, 65\)"),
+        (np.zeros((2, 65, 65), np.float32), r"uint8 values in \[0, 255\], got torch.float32"),
+    ):
+        for pair in ((wrong, frames[1]), (frames[0], wrong)):
+            with pytest.raises(ValueError, match=message):
+                agent.plan(*pair)
+    for lacking, method, message in (
+        ({}, "mppi", "method must be one of flat, l1\\+l2; got 'mppi'"),
+        ({"level2": None}, "l1+l2", "needs a trained level 2; this run has none"),
+        ({"distance": None}, "flat", "cost 'distance' needs a trained distance head"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            dataclasses.replace(agent, **lacking).plan(*frames, method)
     latent = dataclasses.replace(agent.planning, cost="latent")
-    dataclasses.replace(headless, planning=latent).plan(*frames)
-
-
-def test_the_default_cap_is_that_of_p1(frames):
-    """`planning.action_cap=0`, also where no protocol is in sight."""
-    one, other = (
-        make_agent(tiny_config(planning__action_cap=cap)).plan(*frames)[0] for cap in (0.0, 1.8365)
-    )
-    np.testing.assert_array_equal(one, other)
-    assert np.linalg.norm(one, axis=-1).min() > 0
+    dataclasses.replace(agent, distance=None, planning=latent).plan(*frames)
 
 
 def test_cost_landscape(agent, frames):
@@ -153,7 +132,7 @@ def test_a_reloaded_agent_plans_the_same(changes, frames, tmp_path):
 
 
 def test_levels_that_do_not_fit_are_refused(agent, tmp_path):
-    """Wrong checkpoint for the level below, a missing probe, a foreign folder."""
+    """I3: the same widths do not make one agent of two trainings."""
     l1, l2 = store_agent(agent, tmp_path)
     wider = make_agent(tiny_config(level1__latent_dim=20))
     other, _ = store_agent(wider, tmp_path / "wider")
@@ -161,17 +140,6 @@ def test_levels_that_do_not_fit_are_refused(agent, tmp_path):
         load(other, l2, agent)
     with pytest.raises(FileError, match="does not describe a level1 model"):
         load(l2, l1, agent)
-    assert load(l1, None, agent).level2 is None
-    (l1 / "distance.json").unlink()
-    assert load(l1, l2, agent).distance is None
-    (l1 / "probe.safetensors").unlink()
-    with pytest.raises(FileError, match=r"cannot read .*probe\.safetensors"):
-        load(l1, l2, agent)
-
-
-def test_a_level_2_of_another_level_1_is_refused(agent, tmp_path):
-    """I3: the same widths do not make one agent of two trainings."""
-    l1, _ = store_agent(agent, tmp_path)
     own, foreign = (
         checkpoint.fingerprint(one.level1) for one in (agent, make_agent(tiny_config(), seed=5))
     )
@@ -182,6 +150,12 @@ def test_a_level_2_of_another_level_1_is_refused(agent, tmp_path):
             assert load(l1, tmp_path / name, agent).level2 is not None
     with pytest.raises(FileError, match=r"level 2 in .*foreign/l2 was trained on another level 1"):
         load(l1, tmp_path / "foreign/l2", agent)
+    assert load(l1, None, agent).level2 is None
+    (l1 / "distance.json").unlink()
+    assert load(l1, l2, agent).distance is None
+    (l1 / "probe.safetensors").unlink()
+    with pytest.raises(FileError, match=r"cannot read .*probe\.safetensors"):
+        load(l1, l2, agent)
 
 
 def test_load_a_run_without_its_data(trained, frames, tmp_path, monkeypatch):

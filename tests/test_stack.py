@@ -80,7 +80,7 @@ def by_hand(planner, latents, goal, executed, replan):
 
 
 @pytest.mark.parametrize("cost", ["latent", "distance"])
-@pytest.mark.parametrize("replan", [3, 4, 7])
+@pytest.mark.parametrize("replan", [3, 7, 40])
 @pytest.mark.parametrize("method", ["flat", "l1+l2", THREE_LEVELS])
 def test_a_stack_equals_the_written_out_planner_bit_for_bit(method, replan, cost):
     """PL3: every level has its own noise, clock and warm start: every action is equal."""

@@ -24,7 +24,7 @@ def test_bytes_of_the_public_renderer(renderer):
 
 
 def test_fast_path_equals_the_direct_formula_at_4000_positions():
-    """Bound of the design: 0.1 % of frames, one grey level; by construction it should be none."""
+    """Bound of the design: 0.1 % of frames, one grey level."""
     position = torch.rand(4_000, 2, generator=seeded()) * 56 + 4
     position[:200] = position[:200].round()  # also whole and half pixels
     position[200:400] = position[200:400].floor() + 0.5
@@ -33,11 +33,14 @@ def test_fast_path_equals_the_direct_formula_at_4000_positions():
         fast = render(position[rows], layout.index(rows)).int()
         gap = (fast - render_reference(position[rows], layout.index(rows)).int()).abs()
         assert int(gap.flatten(1).any(1).sum()) <= 1 and int(gap.max()) <= 1
-
-
-def test_edges_of_the_image_are_handled():
-    position = torch.tensor([[0.0, 0.0], [64.0, 64.0], [-3.0, 30.0], [2.4, 63.6], [500.0, -500.0]])
-    assert torch.equal(render(position, Layout.fixed()), render_reference(position, Layout.fixed()))
+    # also at and beyond the edges, and for sequences with one layout each
+    edges = torch.tensor([[0.0, 0.0], [64.0, 64.0], [-3.0, 30.0], [2.4, 63.6], [500.0, -500.0]])
+    edges, layout = edges.repeat(4, 1, 1), layout.index([0, 400, 800, 1124])
+    frames = render(edges, layout)
+    assert frames.shape == (4, 5, 2, 65, 65)
+    assert torch.equal(frames, render_reference(edges, layout))
+    for b in range(4):
+        assert torch.equal(render(edges[b], layout.index([b])), frames[b])
 
 
 def test_wall_pixels_and_the_dot_x_right_y_down():
@@ -48,16 +51,6 @@ def test_wall_pixels_and_the_dot_x_right_y_down():
     assert (walls[[4, 60]] == 255).all() and (walls[:, [4, 60]] == 255).all()
     assert int(dot[40, 20]) == 255 == int(dot.max())
     assert int(dot[40, 22]) == int(255 * np.exp(-4 / 3.38)) == int(dot[42, 20])
-
-
-def test_one_layout_per_sequence():
-    position = torch.rand(4, 3, 2, generator=seeded(1)) * 50 + 6
-    layout = Layout.of(all_layouts()[[0, 400, 800, 1124]])
-    frames = render(position, layout)
-    assert frames.shape == (4, 3, 2, 65, 65)
-    assert torch.equal(frames, render_reference(position, layout))
-    for b in range(4):
-        assert torch.equal(render(position[b], layout.index([b])), frames[b])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
