@@ -29,7 +29,6 @@ def frames():
     return render(torch.tensor([[15.0, 20.0], [50.0, 40.0]]), Layout.fixed(1))
 
 
-# --- the public call --------------------------------------------------------------------------
 @pytest.mark.parametrize("method", ["flat", "l1+l2"])
 def test_plan_takes_frames_in_both_channel_orders(agent, frames, method):
     """The README's call: (k, 2) px actions within the cap, the same for arrays and tensors."""
@@ -174,9 +173,7 @@ def test_load_a_run_without_its_data(trained, frames, tmp_path, monkeypatch):
         hjepa_lib.load("absent")
 
 
-# --- the closed loop --------------------------------------------------------------------------
-@pytest.mark.parametrize("protocol", ["p1", "p2_seen"])
-@pytest.mark.parametrize("method", ["flat", "l1+l2"])
+@pytest.mark.parametrize(("method", "protocol"), [("flat", "p2_seen"), ("l1+l2", "p1")])
 def test_a_closed_loop_plays_the_episodes_of_the_table(trained, tmp_path, method, protocol):
     """I14: a loop through `controller` has the cap, the noise, the warm starts and the clocks."""
     shutil.copytree(trained, tmp_path / "run")

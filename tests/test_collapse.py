@@ -30,7 +30,6 @@ from hjepa_lib.worlds.two_rooms import step
 RNG = np.random.default_rng(5)
 
 
-# --- windows ----------------------------------------------------------------------------------
 def test_long_walks_are_held_out_and_follow_the_data():
     """Longer than any recorded trajectory, legal steps of the recipe, and no state of training."""
     for recipe in ("good", "random", "mixture", "short17", "eb_jepa", "expert"):
@@ -67,21 +66,12 @@ class Exact:
         return start[:, None] + plans.cumsum(1)
 
 
-class ReadPosition(torch.nn.Module):
-    """The probe of such latents."""
-
-    def __init__(self):
-        super().__init__()
-        self.unused = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, latents):
-        return latents
-
-
 def exact_agent(**more):
-    return SimpleNamespace(
-        level1=Exact(), level2=None, probe=ReadPosition(), device=torch.device("cpu"), **more
-    )
+    probe = torch.nn.Linear(2, 2).requires_grad_(False)  # of such latents: the identity
+    torch.nn.init.eye_(probe.weight)
+    torch.nn.init.zeros_(probe.bias)
+    device = torch.device("cpu")
+    return SimpleNamespace(level1=Exact(), level2=None, probe=probe, device=device, **more)
 
 
 def free_batch(count=6, steps=30):
@@ -148,15 +138,11 @@ def test_bands_hold_the_median_and_tighten_to_nothing_without_spread():
     assert 50 <= hits <= 60  # the true median, about as often as it says
 
 
-# --- collapse horizons ------------------------------------------------------------------------
-def linear(slope=0.5, windows=20, length=20):
-    return Curve(np.arange(1, length + 1), np.tile(slope * np.arange(1, length + 1), (windows, 1)))
-
-
 def test_collapse_horizon_of_constructed_curves_and_its_words():
-    assert horizons.collapse_horizon(linear(), 4.0) == (9, 9, 9)  # 0.5 * 8 = 4 is not beyond 4
-    assert horizons.collapse_horizon(linear(), 100.0) == (math.inf, math.inf, math.inf)
-    assert horizons.collapse_horizon(linear(), 0.1) == (1, 1, 1)
+    inf, steps = math.inf, np.arange(1, 21)
+    line = Curve(steps, np.tile(0.5 * steps, (20, 1)))
+    for limit, first in ((4.0, 9), (100.0, inf), (0.1, 1)):  # 0.5 * 8 = 4 is not beyond 4
+        assert horizons.collapse_horizon(line, limit) == (first, first, first)
     dip = Curve(np.array([1, 2, 3, 4]), np.tile([5.0, 1.0, 2.0, 6.0], (9, 1)))
     assert horizons.collapse_horizon(dip, 4.0).estimate == 4  # it starts above, then falls below
     macro = Curve(np.array([8, 16, 24]), np.tile([1.0, 5.0, 6.0], (9, 1)))
@@ -164,14 +150,11 @@ def test_collapse_horizon_of_constructed_curves_and_its_words():
     errors = np.arange(1, 41) * RNG.lognormal(sigma=0.8, size=(40, 1)) * 0.3
     found = horizons.collapse_horizon(Curve(np.arange(1, 41), errors), 4.0)
     assert found.low < found.high and found.low <= found.estimate <= found.high
-
     # Windows of any size: an error of half the way never loses against standing still.
-    way = np.arange(1, 21) * RNG.uniform(0.1, 2, size=(30, 1))
-    steps = np.arange(1, 21)
-    assert horizons.collapse_horizon(Curve(steps, way / 2), way).low == math.inf
+    way = steps * RNG.uniform(0.1, 2, size=(30, 1))
+    assert horizons.collapse_horizon(Curve(steps, way / 2), way).low == inf
     late = np.where(steps > 12, 2.0, 0.5) * way
     assert horizons.collapse_horizon(Curve(steps, late), way) == (13, 13, 13)
-    inf = math.inf
     for found, text in (
         ((48, 40, inf), "48 (40 to > 192)"), ((inf, 180, inf), "> 192 (180 to > 192)"),
         ((math.nan,) * 3, "undefined"),
@@ -186,64 +169,41 @@ def test_collapse_horizon_of_constructed_curves_and_its_words():
         assert horizons.trained_lengths(profile("laptop").override(override)) == lengths
 
 
-# --- planning horizons ------------------------------------------------------------------------
-def outcomes(*solved):
-    return {
-        h: (np.arange(20) < k).astype(float) for h, k in zip((5, 8, 48, 96), solved, strict=True)
-    }
-
-
 def test_planning_horizon_is_the_largest_not_significantly_worse():
-    assert horizons.planning_horizon(outcomes(20, 20, 2, 0)) == (8, 8, 8)
-    assert horizons.planning_horizon(outcomes(20, 20, 20, 20)).estimate == 96
-    few = horizons.planning_horizon(outcomes(20, 18, 15, 0))
+    def found(*solved):
+        table = {h: np.arange(20) < k for h, k in zip((5, 8, 48, 96), solved, strict=True)}
+        return horizons.planning_horizon(table)
+
+    assert found(20, 20, 2, 0) == (8, 8, 8)
+    assert found(20, 20, 20, 20).estimate == 96
+    few = found(20, 18, 15, 0)
     assert few.estimate == 48  # 5 discordant trials cannot be significant
     assert few.low < few.high and few.low <= few.estimate <= few.high
-    assert all(math.isnan(value) for value in horizons.planning_horizon(outcomes(0, 0, 0, 0)))
+    assert all(math.isnan(value) for value in found(0, 0, 0, 0))
 
 
 def test_with_horizon_keeps_samples_or_transitions():
     planning = PlanningConfig()
-    base = planning.flat
-    longer = horizons.with_horizon(planning, "flat", 96)
-    assert (longer.flat.horizon, longer.flat.samples) == (96, base.samples)
-    assert longer.hierarchy == planning.hierarchy
+    base, level2 = planning.flat, planning.hierarchy.level2
+    flat = dataclasses.replace(base, horizon=96)
+    wanted = dataclasses.replace(planning, flat=flat)
+    assert horizons.with_horizon(planning, "flat", 96) == wanted
+    upper = dataclasses.replace(planning.hierarchy, level2=dataclasses.replace(level2, horizon=6))
+    wanted = dataclasses.replace(planning, hierarchy=upper)
+    assert horizons.with_horizon(planning, "l1+l2", 48, 8) == wanted
     same = horizons.with_horizon(planning, "flat", 32, equal="transitions").flat
     assert same.samples * same.horizon == base.samples * base.horizon
-    upper = horizons.with_horizon(planning, "l1+l2", 48, 8)
-    assert upper.hierarchy.level2.horizon == 6
-    assert upper.flat == base
-    assert upper.hierarchy.tracker == planning.hierarchy.tracker
     assert horizons.with_horizon(planning, "flat", 10**4, equal="transitions").flat.samples == 2
-
-
-class Meadow:
-    """A world without walls whose frames are the positions."""
-
-    def __init__(self, layout, dynamics, seed):
-        pass
-
-    def reset(self, position):
-        self.position = position
-
-    def step(self, action):
-        self.position = self.position + action
-        return self.position
-
-    def render(self, position):
-        return position
 
 
 def test_the_plans_of_a_perfect_model_keep_their_promise():
     plan = SimpleNamespace(actions=torch.rand(4, 12, 2))
     planner = SimpleNamespace(plan=lambda *_, **__: plan, level1=Exact(), reset=lambda rows: None)
+    start = torch.full((4, 2), 9.0)
     agent = exact_agent(
-        encode=lambda frames: frames,
-        planner=lambda *_: planner,
-        autocast=contextlib.nullcontext,
+        encode=lambda frames: start, planner=lambda *_: planner, autocast=contextlib.nullcontext
     )
-    start, goal = torch.full((4, 2), 9.0), torch.zeros(4, 2)
-    tasks = Trials(start, goal, Layout.fixed(4), "meadow", "", Meadow)
+    tasks = Trials(start, start, Layout.fixed(4), "left room", "")
     found = openloop.plan_errors(agent, PlanningConfig(), tasks)
     assert found.errors.shape == (4, 12)
     assert np.abs(found.errors).max() < 1e-4
@@ -252,7 +212,6 @@ def test_the_plans_of_a_perfect_model_keep_their_promise():
     np.testing.assert_allclose(wrong, plan.actions.cumsum(1).norm(dim=-1), rtol=1e-4)
 
 
-# --- calibration ------------------------------------------------------------------------------
 def test_step_pairs_are_free_places_and_their_true_steps(agent):
     rooms = np.array([[32, 10], [25, 40]])
     found = openloop.step_pairs(agent, rooms, 40, 0)

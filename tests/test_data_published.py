@@ -68,7 +68,6 @@ def tar_of(**members):
     return lambda path: archive(path, {{"GOOD": GOOD}.get(k, k): v for k, v in members.items()})
 
 
-# --- the format -------------------------------------------------------------------------------
 def test_loader_recovers_trajectories(tmp_path):
     """PL12: one trajectory is enough, and frames in the file are not read."""
     path = tmp_path / "a.npz"
@@ -251,7 +250,6 @@ def test_extraction_stays_in_its_folder(tmp_path):
         assert not (folder / f"{member}.npz").exists()
 
 
-# --- the one entry point ----------------------------------------------------------------------
 def test_a_file_by_path_and_conflicting_settings(tmp_path):
     path = files.save_npz(tmp_path / "a.npz", **arrays())
     data = acquire(DataConfig(source=str(path), transitions=1000), 0)
@@ -282,7 +280,6 @@ def test_generated_source_uses_every_setting():
         assert made(**{name: value}) != first, name
 
 
-# --- the public generator ---------------------------------------------------------------------
 @pytest.mark.skipif(not REFERENCE, reason="HJEPA_REFERENCE_DATA is not set")
 def test_blocked_dynamics_reproduce_every_transition():
     """Those of 256 trajectories of the public generator."""

@@ -95,7 +95,6 @@ def test_unreachable_share_counts_commanded_calls_only():
     assert unreachable_share(none, ROOM[None]) == [0]
 
 
-# --- on real episodes -------------------------------------------------------------------------
 def result_of(policy, config, folder, method):
     case = Case.of(config, method, "latent", split="validation", trials=3)
     outcome = run_episodes(policy, case.tasks, "bounce", case.steps, CAP, 0)

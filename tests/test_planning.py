@@ -4,6 +4,7 @@ test_stack.py plays both planners against one written out: warm starts, clocks, 
 """
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,7 +52,6 @@ def random_plans(batch, seed=1):
     return torch.randn(batch, 3, 2, generator=seeded(seed))
 
 
-# --- bounds -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("method", METHODS)
 @settings(max_examples=25)
 @given(
@@ -196,7 +196,6 @@ def test_a_trial_without_a_finite_plan_is_lost_alone(agent):
         torch.testing.assert_close(found.actions[others], plain.actions[others])
 
 
-# --- warm start -------------------------------------------------------------------------------
 def test_shifted_plans():
     """PL3: new nominal[0] == old nominal[k]; the end is filled with zeros."""
     plan = torch.randn(2, 5, 3, generator=seeded())
@@ -208,7 +207,6 @@ def test_shifted_plans():
         assert (shifted[:, kept:] == 0).all()
 
 
-# --- costs ------------------------------------------------------------------------------------
 def test_cost_forms_equal_their_formulas():
     costs = torch.rand(2, 4, 6, generator=seeded())
     rows = costs.double().numpy()
@@ -404,7 +402,6 @@ def test_macro_level_feeds_normalised_primitive_actions():
     torch.testing.assert_close(level.macros(plans), wanted)
 
 
-# --- comparisons ------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["smoke", "laptop", "full"])
 def test_flat_and_tracking_planner_differ_in_their_horizon_alone(name):
     """HW1: level 1 searches with the same settings with and without level 2, but for how far it
@@ -429,19 +426,6 @@ def test_default_settings_plan(agent, method):
     assert torch.equal(planner.plan(latent, goal, 0).actions, actions)
 
 
-# --- reachability -----------------------------------------------------------------------------
-class Line:
-    """A geometry in which the distance of two latents is their gap on the first axis."""
-
-    name, in_steps = "distance", True
-
-    def embed(self, latents):
-        return latents[..., :1]
-
-    def between(self, embedded, goal):
-        return (embedded - goal).abs().squeeze(-1)
-
-
 def test_an_imagined_path_pays_for_what_level1_cannot_follow():
     """Steps of up to `stride` are free, longer ones cost (d - stride)^2 / stride."""
     agent = make_agent(tiny_config(planning__cost="latent"))
@@ -450,7 +434,11 @@ def test_an_imagined_path_pays_for_what_level1_cannot_follow():
     start = torch.zeros(3, 16)
     path = torch.tensor([[4.0, 8.0, 4.0], [6.0, 6.0, 6.0], [0.0, -7.0, 4.0]])[..., None]
     assert level.penalty(start, path[None], path) == 0  # the latent cost has no unit of time
-    level.geometry = free.geometry = Line()
+    level.geometry = free.geometry = SimpleNamespace(  # the gap on the first axis, in steps
+        in_steps=True,
+        embed=lambda latents: latents[..., :1],
+        between=lambda embedded, goal: (embedded - goal).abs().squeeze(-1),
+    )
     found = level.penalty(start, path[None], path)
     torch.testing.assert_close(found, 3 * torch.tensor([0.0, 4 / 4, (3**2 + 7**2) / 4]))
     # HW2: the coefficient is in the costs

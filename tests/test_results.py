@@ -62,8 +62,11 @@ def test_parameters_and_training_time_count_the_parts_that_were_used(ws, rows):
     sizes = {"l1": agent.level1, "l2": agent.level2, "distance": agent.distance}
     for row in rows:
         if row["method"] in ("flat", "l1+l2"):
-            used = ["l1", *["l2"][: row["method"] == "l1+l2"]]
-            used += ["distance"][: row["cost"] == "distance"]
+            used = ["l1"]
+            if row["method"] == "l1+l2":
+                used.append("l2")
+            if row["cost"] == "distance":
+                used.append("distance")
             assert row["parameters"] == sum(score.count_all(sizes[name]) for name in used)
             seconds = sum(ws.run.manifest["stages"][name]["seconds"] for name in used)
             assert row["train_seconds"] == pytest.approx(seconds)
@@ -103,10 +106,9 @@ def test_another_question_is_another_file(ws, rows):
     score.play(ws, agent, cases[0])
     assert {path: path.stat().st_mtime_ns for path in before} == before
     found = score.play(ws, agent, Case.of(config, "flat", "latent", split="validation", trials=2))
-    assert len(found.success) == 2
+    assert len(found.success) == 2 and len(score.play(ws, agent, cases[0]).success) == 3
     assert found.header["trials_hash"] == load_trials("p1", "validation", 2).sha256
     assert found.header["weights"] == {"l1": {"from": "this run", "key": ws.run.key("l1")}}
-    assert len(score.play(ws, agent, cases[0]).success) == 3
 
 
 def test_results_of_before_stay_readable(ws, rows, tmp_path):
@@ -116,8 +118,8 @@ def test_results_of_before_stay_readable(ws, rows, tmp_path):
     header = json.loads(str(arrays["header"]))
     old = {"key": [header[name] for name in results._OLD_KEY]}
     old |= {name: header[name] for name in ("planner", "seed", "trials_hash")} | {"plan_reach": 5}
-    younger = ("trial_lost", "trial_effective_samples", "trial_init_plan_reach")
-    arrays = {name: value for name, value in arrays.items() if name not in younger}
+    for younger in ("lost", "effective_samples", "init_plan_reach"):
+        del arrays[f"trial_{younger}"]
     np.savez(tmp_path / "old.npz", **arrays | {"header": json.dumps(old)})
     row = results.load_result(tmp_path / "old.npz").row
     now = results.load_result(path).row
@@ -138,9 +140,7 @@ def test_evaluation_needs_no_data_set(ws, rows, tmp_path, monkeypatch):
     first = score.play(ws, None, case)
     again = score.play(alone, stages.load_trained(alone), case)
     np.testing.assert_array_equal(again.arrays["positions"], first.arrays["positions"])
-    assert again.header["data"] == dict.fromkeys(
-        ("source", "recipe", "transitions", "dynamics", "hash")
-    )
+    assert set(again.header["data"].values()) == {None}
 
 
 def test_round_trip_of_one_result(agent, config, tmp_path):
