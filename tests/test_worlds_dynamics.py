@@ -86,19 +86,15 @@ def test_noise_is_of_its_generator_its_trial_and_its_step():
     before, start = torch.random.get_rng_state(), torch.tensor([[29.5, 40.0], [20.0, 20.0]])
     hit = ((29.5, 40.0), (5.0, 0.0), "bounce")
     assert move(*hit, seeded(4)) != move(*hit, seeded(3)) == move(*hit, seeded(3))
-    ends = []
-    world = TwoRooms(Layout.fixed(2), "bounce", seed=5)
+    world, ends = TwoRooms(Layout.fixed(2), "bounce", seed=5), []
     for other in ((1.0, 1.0), (-30.0, 0.0)):
         assert torch.equal(world.reset(start), start)  # PL11: a given position works
-        world.step(torch.tensor([[0.0, 1.0], other]))
-        ends.append(world.step(torch.tensor([[5.0, 0.0], other]))[0])
-        generator = seeded()
-        step(start, torch.tensor([[0.0, 1.0], other]), world.layout, "bounce", generator)
-        action = torch.tensor([[5.0, 0.0], other])
-        ends.append(step(start, action, world.layout, "bounce", generator)[0])
-    assert torch.equal(ends[0], ends[2]) and torch.equal(ends[1], ends[3])
+        generator, actions = seeded(), torch.tensor([[[0.0, 1.0], other], [[5.0, 0.0], other]])
+        found = [world.step(action) for action in actions]
+        found += [step(start, action, world.layout, "bounce", generator) for action in actions]
+        ends.append(torch.stack(found)[:, 0])
+    assert torch.equal(*ends)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert world.render(torch.zeros(2, 7, 2) + 20).shape == (2, 7, 2, 65, 65)
 
 
 coordinate = st.floats(4.0625, 59.9375, width=32)

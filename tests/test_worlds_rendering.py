@@ -43,14 +43,12 @@ def test_fast_path_equals_the_direct_formula_at_4000_positions():
         assert torch.equal(render(edges[b], layout.index([b])), frames[b])
 
 
-def test_wall_pixels_and_the_dot_x_right_y_down():
-    dot, walls = render(torch.tensor([[20.0, 40.0]]), Layout.of([[25, 30]]))[0]
+def test_wall_pixels_x_right_y_down():
+    walls = render(torch.tensor([[20.0, 40.0]]), Layout.of([[25, 30]]))[0, 1]
     assert set(walls.unique().tolist()) == {0, 255}
     assert (walls[20] == 255).nonzero()[:, 0].tolist() == [4, 24, 25, 26, 60]
     assert (walls[:, 25] == 0).nonzero()[:, 0].tolist() == list(range(26, 35))  # the door
     assert (walls[[4, 60]] == 255).all() and (walls[:, [4, 60]] == 255).all()
-    assert int(dot[40, 20]) == 255 == int(dot.max())
-    assert int(dot[40, 22]) == int(255 * np.exp(-4 / 3.38)) == int(dot[42, 20])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
