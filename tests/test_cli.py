@@ -44,13 +44,22 @@ def test_module_starts_quickly_without_heavy_imports():
     assert all(name in said for name in COMMANDS)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help(name, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        *(([name, "--help"], 0) for name in COMMANDS),
+        (["run", "--profil", "smoke"], 2),
+        (["run", "--profile", "huge"], 2),
+        (["dance"], 2),
+        ([], 2),
+    ],
+)
+def test_every_command_has_help_and_wrong_options_are_refused(arguments, status, capsys):
     """F7."""
     with pytest.raises(SystemExit) as caught:
-        __main__.main([name, "--help"])
-    assert caught.value.code == 0
-    assert "usage: python -m hjepa_lib" in capsys.readouterr().out
+        __main__.main(arguments)
+    assert caught.value.code == status
+    assert ("usage: python -m hjepa_lib" in capsys.readouterr().out) == (status == 0)
 
 
 def test_run_resume_report_and_what_disagrees_with_the_stored_config(notebooks, root, capsys):
@@ -231,13 +240,6 @@ def test_vjepa2_trains_and_evaluates_where_it_is_told_to(monkeypatch):
     assert __main__.main(["vjepa2", "evaluate", *stage, "c"]) == 0
     assert __main__.main(["vjepa2", "evaluate", *stage, "c", "--device", "cuda"]) == 0
     assert used == ["cpu", "<cuda>"]
-
-
-def test_wrong_options_are_refused(capsys):
-    for arguments in (["run", "--profil", "smoke"], ["run", "--profile", "huge"], ["dance"], []):
-        with pytest.raises(SystemExit) as caught:
-            __main__.main(arguments)
-        assert caught.value.code == 2
 
 
 def test_a_bug_keeps_its_stack_trace(monkeypatch):

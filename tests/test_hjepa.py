@@ -104,7 +104,7 @@ def test_hooks_get_gradient_from_the_prediction_loss_alone(option, data):
 def test_joint_loss_is_the_documented_sum(steps, data):
     """L1 terms + L2 terms + lambda KL + weight * sub-goal consistency, which pulls on both levels.
 
-    Level 1 may roll out fewer steps than the window: the shared macro steps are compared.
+    F5: level 1 may roll out fewer steps than the window; the shared macro steps are compared.
     """
     model, config = hjepa_of(
         level2__subgoal=0.7, level2__kl=1.3, level2__loss__idm=0.4, level2__loss__std=0.2,
@@ -112,7 +112,8 @@ def test_joint_loss_is_the_documented_sum(steps, data):
     )  # fmt: skip
     rollout = model(*batch_of(data, 11), seeded())
     assert torch.equal(rollout.level2.encodings, rollout.level1.encodings[:, ::4])
-    assert rollout.level1.encodings.shape[1] == 9  # whole macro steps only
+    assert rollout.level1.encodings.shape[1] == 9  # whole macro steps only, whatever is predicted
+    assert rollout.level1.predictions.shape == (1, 3, 1 + (steps or 8), 16)
     total, named = model.loss(rollout)
     one = loss_terms(rollout.level1, config.level1.loss, model.level1.idm)
     two = loss_terms(rollout.level2, config.level2.loss, model.level2.idm)

@@ -4,7 +4,16 @@ import json
 
 import pytest
 import torch
-from tiny import digest, frozen_stores, make_agent, make_job, make_level1, seeded, tiny_config
+from tiny import (
+    digest,
+    frames_of,
+    frozen_stores,
+    make_agent,
+    make_job,
+    make_level1,
+    seeded,
+    tiny_config,
+)
 
 from hjepa_lib.config import differences
 from hjepa_lib.models.checkpoint import load_level1
@@ -24,10 +33,6 @@ REFINED = {"level1__refine_updates": 6, "level1__optim__validate_every": 3}
 def small_batches(monkeypatch):
     monkeypatch.setattr(level1_training, "REFINE_BATCH", 64)
     monkeypatch.setattr(level1_training, "REFINE_WINDOWS", 64)
-
-
-def frames_of(*lead, seed=0):
-    return torch.randint(0, 256, (*lead, 2, 65, 65), dtype=torch.uint8, generator=seeded(seed))
 
 
 # --- the vision transformer -------------------------------------------------------------------

@@ -95,6 +95,12 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def frames_of(*lead: int, size: tuple[int, int] = (65, 65), seed: int = 0) -> Tensor:
+    """Random frames (*lead, 2, *size) uint8."""
+    shape = (*lead, 2, *size)
+    return torch.randint(0, 256, shape, generator=seeded(seed), dtype=torch.uint8)
+
+
 @functools.cache
 def tiny_data(layouts: str = "fixed") -> Trajectories:
     return generate("good", 2000, layouts, seed=0)
