@@ -58,12 +58,6 @@ def short_probe():
         yield
 
 
-@pytest.fixture(scope="session")
-def outputs(tmp_path_factory):
-    """An outputs folder of their own for whole runs; tests that create runs there name them."""
-    return tmp_path_factory.mktemp("outputs")
-
-
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """An empty outputs folder of its own."""
@@ -82,11 +76,12 @@ def workspace_of(root, short_probe):
 
 
 @pytest.fixture(scope="session")
-def trained(config, outputs, short_probe):
+def trained(config, tmp_path_factory, short_probe):
     """Folder of a whole tiny run: data, level 1, distance head, level 2. Copy it to change it."""
+    root = tmp_path_factory.mktemp("outputs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HJEPA_OUTPUTS", str(outputs))
-        ws = Workspace("test", Run.create("trained", config, outputs))
+        patch.setenv("HJEPA_OUTPUTS", str(root))
+        ws = Workspace("test", Run.create("trained", config, root))
         stages.load_trained(ws)
     return ws.run.path
 

@@ -391,7 +391,7 @@ REFUSED = [f"distance.optim.{name}" for name in ("patience", "plateau_patience",
 NOT_BY_EFFECT = {
     "profile": "a label: it says which defaults were taken",
     "device": "only the CPU is present everywhere; choose_device: test_runs.py",
-    "evaluation.matched_dynamics": "read by a notebook, see the test of notebooks",
+    "evaluation.matched_dynamics": "read by a notebook",
     "evaluation.budgets": "read by a notebook",
     "evaluation.budget_trials": "read by a notebook",
     "level1.load": "says where level 1 comes from, see test_stages.py",
@@ -562,18 +562,14 @@ def test_every_evaluation_setting_changes_the_result(leaf, value, trained, tmp_p
     assert result(free.override({leaf: value})) != result(free)
 
 
-@pytest.mark.parametrize("name", [x for x, why in NOT_BY_EFFECT.items() if "notebook" in why])
-def test_settings_read_by_notebooks_are_read(name):
-    """PL7: the few leaves that only notebooks use are read by one, as attributes of a config."""
-    texts = [path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb")]
-    assert any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts)
-
-
 def test_every_leaf_is_covered():
     """PL7: a new setting is tested above as soon as it exists; the exceptions name real leaves."""
     tested = {case.values[0] for case in CASES}
     assert tested | {*REFUSED, *NOT_BY_EFFECT} == set(LEAVES)
     assert len(REFUSED) + len(NOT_BY_EFFECT) <= 9
+    texts = "".join(path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb"))
+    read = [name for name, why in NOT_BY_EFFECT.items() if "notebook" in why]
+    assert all(re.search(rf"\b{re.escape(name)}\b", texts) for name in read)
     assert set(OVERRIDES) <= SETTINGS.keys()
     for pattern, overrides in CONTEXT:
         assert any(re.fullmatch(pattern, leaf) for leaf in LEAVES), pattern

@@ -69,8 +69,7 @@ COLLECTION_CHANGES = {
     "environment__max_steps": 9, "data__episodes": 4, "data__transitions": 30,
     "data__validation_split": 0.5,
 }  # fmt: skip
-SHORT = {"environment__image_size": 16, "environment__max_steps": 12, "data__episodes": 5,
-         "data__transitions": 0}  # fmt: skip
+SHORT = {"data__episodes": 5}
 
 
 def data_print(config):
