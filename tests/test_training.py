@@ -275,22 +275,23 @@ def test_gradient_clipping_bounds_the_norm_and_zero_switches_it_off(clip):
 
 def test_best_weights_and_patience_follow_the_validation_loss(tmp_path):
     """F9: the held-out loss ends a training and chooses its weights; PL8: interrupted or not."""
-    losses, snapshots = iter([3.0, 1.0, 2.0, 2.5, 0.1]), []
+    losses, snapshots = iter([3.0, 1.0, 2.0, 2.5, 2.6, 0.1]), []
 
     def begin():
         module, fit = toy(
             validate=lambda: snapshots.append(module.weight.clone()) or {"loss": next(losses)},
             folder=tmp_path,
-            patience=2,
+            patience=3,
+            updates=20,
         )
         return module, fit
 
-    for _ in zip(range(4), begin()[1], strict=False):
+    for _ in zip(range(6), begin()[1], strict=False):
         pass
     module, fit = begin()
-    assert (fit.update, fit.stale, fit.best_loss) == (4, 0, 1.0)
-    assert [report.update for report in fit] == [5, 6, 7, 8]  # two without improvement
-    assert (fit.stale, fit.best_loss) == (2, 1.0)
+    assert (fit.update, fit.stale, fit.best_loss) == (6, 1, 1.0)
+    assert [report.update for report in fit] == [7, 8, 9, 10]  # three without improvement
+    assert fit.best_loss == 1.0
     fit.load_best()
     assert torch.equal(module.weight, snapshots[1])
 
