@@ -2,12 +2,16 @@
 
 import dataclasses
 import shutil
+import warnings
 
 import hypothesis
 import pytest
+import tiny_pixels
 import torch
 from tiny import make_agent, make_level1, make_store, tiny_config, tiny_data, tiny_normaliser
 
+from hjepa_lib.pixels import compare
+from hjepa_lib.pixels.stages import train
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
@@ -84,6 +88,20 @@ def trained(config, tmp_path_factory, short_probe):
         ws = Workspace("test", Run.create("trained", config, root))
         stages.load_trained(ws)
     return ws.run.path
+
+
+@pytest.fixture(scope="session")
+def pixel_run(tmp_path_factory):
+    """A run with every stage of the tiny pixel comparison; nobody changes it."""
+    root = tmp_path_factory.mktemp("outputs")
+    config = tiny_pixels.tiny_config(auxiliary__use_for_enc_dec=True, optim__updates=10)
+    ws = tiny_pixels.tiny_workspace(root, config)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the gradient norm is")  # of models of a few weights
+        patch.setenv("HJEPA_OUTPUTS", str(root))
+        patch.setattr(compare, "RESAMPLES", 100)
+        list(train(ws))
+    return ws
 
 
 @pytest.fixture(scope="module")

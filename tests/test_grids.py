@@ -48,23 +48,17 @@ def test_replan_intervals_are_executed_whole():
 
 
 def test_data_sizes_are_trained_equally_long_and_can_be_validated():
-    updates = {
-        (unit.config.level1.optim.updates, unit.config.level1.optim.batch) for unit in units("data")
-    }
-    assert len(updates) == 1
-    for unit in units("data"):
-        config = unit.config
-        if config.data.transitions > 5078:
-            continue
-        data = generate("good", config.data.transitions, seed=config.seed)
-        macro = config.level2.macro_steps * config.level2.step_skip + 1
-        for part in data.split(config.data.val_fraction, config.seed):
-            assert len(Windows(part, config.level1.window)) > 0
-            assert len(Windows(part, macro)) > 0
+    configs = [unit.config for unit in units("data")]
+    assert len({(c.level1.optim.updates, c.level1.optim.batch) for c in configs}) == 1
+    config = min(configs, key=lambda one: one.data.transitions)  # of the first seed
+    data = generate("good", config.data.transitions, seed=config.seed)
+    macro = config.level2.macro_steps * config.level2.step_skip + 1
+    for part in data.split(config.data.val_fraction, config.seed):
+        assert len(Windows(part, config.level1.window)) > 0 and len(Windows(part, macro)) > 0
 
 
 def test_epochs_are_passes_over_the_windows():
-    for unit in units("epochs"):
+    for unit in units("epochs")[:: len(SEEDS)]:
         assert unit.config.data.transitions == 5078
         wanted = with_epochs(unit.config, unit.model.swept["epochs"])
         assert unit.config == unit.config.override(wanted)

@@ -6,14 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_pixels import tiny_config, tiny_pixels, tiny_transitions, tiny_workspace
+from tiny_pixels import tiny_config, tiny_pixels, tiny_transitions
 from torch import nn
 
 from hjepa_lib.config.pixels import MODELS
 from hjepa_lib.evaluation.compute import update_bytes
 from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, unestimable
 from hjepa_lib.files import WorkbookError, read_json, write_json
-from hjepa_lib.pixels import compare, figures, results, score_figures
+from hjepa_lib.pixels import compare, results, score_figures
 from hjepa_lib.pixels import stages as pixelstages
 from hjepa_lib.pixels.compare import COLUMNS, COMPARED, NOT_APPLICABLE, NOTES, UNTRAINED, Row, score
 from hjepa_lib.pixels.measures import update_megabytes
@@ -39,7 +39,7 @@ def row(model="jepa", seed=0, factor=0.5):
         facts |= {"updates": 1750, "stage_updates": [600, 1150]}
     scores = {name: 0.1 * seed + len(model) for name in COLUMNS}
     noise = factor * floor * rng.uniform(0.95, 1.05, (4, BLOCKS))
-    errors = {"copy_last_frame": floor, "mean_frame": floor, "mean_reward": floor}
+    errors = dict.fromkeys(("copy_last_frame", "mean_frame", "mean_reward"), floor)
     errors["reward_mlp"] = noise[0]
     if untrained:
         lacking = ("latent_error", "frame_mse", "frame_error", "larp_mse", "larp_r2", "larp_gain")
@@ -301,16 +301,11 @@ def test_a_run_of_the_pixel_notebooks_alone_has_summary_and_report(tmp_path):
 
 
 # --- through the real stages --------------------------------------------------------------------
-SHORT = {f"{stage}optim__updates": 2 for stage in (
-    "", "decoder__", "reward__", "vjepa2__stage1__", "vjepa2__stage2__")}  # fmt: skip
-
-
-def test_rows_come_from_the_run_and_its_stored_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "write_comparisons", lambda *_: None)
-    ws = tiny_workspace(tmp_path, tiny_config(**SHORT))
+def test_rows_come_from_the_run_and_its_stored_weights(pixel_run):
+    ws = pixel_run
     found = results.load_comparison(ws)
     assert list(found["models"]) == list(COMPARED) and found["matched"][0]["ok"]
-    assert "(2 + 2)" in " ".join(found["notes"])
+    assert "(6 + 6)" in " ".join(found["notes"])
     _, validation = pixelstages.make_transitions(ws)
     whole = pixelstages.load_transitions(ws)
     for one in found["rows"]:

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from tiny_pixels import SHAPES, tiny_batch, tiny_pixels, with_section
+from tiny_pixels import SHAPES, tiny_batch, tiny_pixels
 
 from hjepa_lib.config.pixels import AuxiliaryConfig
 from hjepa_lib.pixels.checks import gradient_norms
-from hjepa_lib.pixels.losses import BarlowTwins, DinoCentring, VICReg, build_regulariser
+from hjepa_lib.pixels.losses import BarlowTwins, DinoCentring, VICReg
 from hjepa_lib.pixels.models import build_pixel_model
 
 KINDS = ("vicreg", "barlow_twins", "dino")
@@ -77,11 +77,9 @@ def test_the_clamps_of_the_seed_are_off_by_default():
 def test_barlow_twins_of_orthogonal_and_of_redundant_dimensions():
     """LOSS-3: about 0 for orthogonal input; D (D - 1) lambda for D copies of one dimension."""
     loss = BarlowTwins(AuxiliaryConfig(), 8)
-    for views in ((white(),), (white(), white())):
-        assert loss(*views)[0] == pytest.approx(0, abs=1e-6)
+    assert loss(white())[0] == loss(white(), white())[0] == pytest.approx(0, abs=1e-6)
     copies = draw(64, 1).expand(-1, 8)
     assert loss(copies)[0].item() == pytest.approx(0.0051 * 8 * 7, rel=1e-3)
-    assert loss(white(), -white())[1]["invariance"].item() == pytest.approx(4 * 8, rel=1e-3)
 
 
 def test_barlow_twins_equals_a_reference_and_is_scaled():
@@ -109,27 +107,21 @@ def test_the_centre_moves_in_training_and_freezes_in_evaluation():
     assert torch.equal(other.centre, loss.centre)
 
 
-def test_switches_choose_the_loss():
-    kinds = [type(build_regulariser(AuxiliaryConfig(kind=kind), 8)) for kind in KINDS]
-    assert kinds == [VICReg, BarlowTwins, DinoCentring]
-    for off in (AuxiliaryConfig(kind="none"), AuxiliaryConfig(weight=0.0)):
-        assert build_regulariser(off, 8) is None
-
-
 # --- gradient flow ------------------------------------------------------------------------------
-@pytest.mark.parametrize("mode", ["default", "vjepa2", "none"])
-@pytest.mark.parametrize("kind", [*KINDS, "projected"])
-def test_encoder_predictor_and_action_embedding_learn_whatever_the_auxiliary_loss(kind, mode):
+@pytest.mark.parametrize(
+    ("mode", "own"),
+    [("default", {"kind": kind}) for kind in KINDS]
+    + [("vjepa2", {"kind": "vicreg", "projector": True}), ("none", {"kind": "dino"})],
+)
+def test_encoder_predictor_and_action_embedding_learn_whatever_the_auxiliary_loss(mode, own):
     """F3: in the seed predictor and action embedding got nothing as soon as VICReg was on."""
-    own = {"kind": "vicreg", "projector": True} if kind == "projected" else {"kind": kind}
     model = jepa(jepa__target=mode, **{f"auxiliary__{key}": value for key, value in own.items()})
     found = gradient_norms(model, tiny_batch())
     wanted = {"encoder", "predictor", "action"} | ({"regulariser"} if len(own) > 1 else set())
     assert {name for name, norm in found.items() if norm > 0} == wanted
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["enc_dec", "enc_dec_jepa"])
+@pytest.mark.parametrize(("name", "kind"), [("enc_dec", "dino"), ("enc_dec_jepa", "vicreg")])
 def test_the_switch_for_encoder_decoders_acts(name, kind):
     """LOSS-5: `use_for_enc_dec` was ignored in the seed."""
     found = []
@@ -141,27 +133,11 @@ def test_the_switch_for_encoder_decoders_acts(name, kind):
     assert set(own) == {"prediction"} < set(terms) and whole > plain
 
 
-def test_a_small_weight_leaves_the_gradient_near_the_main_one_and_a_large_one_moves_it():
-    """LOSS-5, by the angle between the encoder's gradients."""
-    batch = tiny_batch()
-
-    def gradient(**changes):
-        model = jepa(jepa__target="vjepa2", **changes)
-        model.loss(batch)[0].backward()
-        return torch.cat([p.grad.flatten() for p in model.encoder.parameters()])
-
-    main = gradient(auxiliary__kind="none")
-    small, large = (
-        torch.cosine_similarity(main, gradient(auxiliary__weight=weight), dim=0).item()
-        for weight in (1e-4, 100.0)
-    )
-    assert small > 0.99 and large < 0.9
-
-
 def test_the_loss_is_its_named_terms():
-    """LOSS-1: prediction + weight * (sim + std + cov with their coefficients)."""
-    config = with_section(tiny_pixels(), "auxiliary", weight=0.5, sim=0.7, std=1.3, cov=0.4)
-    loss, t = build_pixel_model("jepa", config, SHAPES).loss(tiny_batch())
+    """LOSS-1, LOSS-5: prediction + weight * (sim + std + cov with their coefficients)."""
+    weights = {"weight": 0.5, "sim": 0.7, "std": 1.3, "cov": 0.4}
+    model = jepa(**{f"auxiliary__{key}": value for key, value in weights.items()})
+    loss, t = model.loss(tiny_batch())
     total = 0.7 * t["vicreg_sim"] + 1.3 * t["vicreg_std"] + 0.4 * t["vicreg_cov"]
     assert t["vicreg_total"] == pytest.approx(total, rel=1e-5)
     assert t["vicreg_weighted"] == pytest.approx(0.5 * total, rel=1e-5)

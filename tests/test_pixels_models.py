@@ -11,10 +11,10 @@ from tiny_pixels import (
     SHAPES,
     SIDE,
     STACK,
+    ema_follows,
     tiny_batch,
     tiny_pixels,
     tiny_transitions,
-    with_section,
 )
 from torch import nn
 
@@ -31,7 +31,6 @@ from hjepa_lib.pixels import figures
 from hjepa_lib.pixels.models import build_pixel_model, matched_counts
 from hjepa_lib.pixels.networks import (
     ENCODERS,
-    ActionEmbedding,
     PatchDecoder,
     initialise,
     parameter_counts,
@@ -53,20 +52,25 @@ def encoder(kind, shapes=SHAPES, **changes):
 
 
 # --- encoders ---------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", ENCODERS)
-@pytest.mark.parametrize("channels", [1, 3])
-def test_one_field_switches_the_encoder(kind, channels):
-    """MOD-1: every encoder maps a stack to (B, D), at the default width of 64."""
-    config = PixelEncoderConfig(kind=kind, depth=1, temporal_depth=1, cnn_filters=4, mlp_hidden=8)
-    made = ENCODERS[kind](config, PixelShapes(channels, 4, 16, "discrete", 4))
-    assert made(torch.rand(2, 4, channels, 16, 16)).shape == (2, 64)
-
-
-@pytest.mark.parametrize(("pool", "temporal"), [("cls", 0), ("mean", 2)])
-def test_vit_shapes(pool, temporal):
-    """MOD-2: pooling and depth of the temporal transformer, and rectangular frames."""
-    made = encoder("vit", SHAPES._replace(image_size=(16, 24)), pool=pool, temporal_depth=temporal)
-    assert made(torch.rand(2, STACK, 1, 16, 24)).shape == (2, 8)
+@pytest.mark.parametrize(
+    ("kind", "channels", "size", "changes"),
+    [
+        ("vit", 1, (16, 24), {"pool": "cls", "temporal_depth": 0}),
+        ("vit", 3, (16, 16), {"pool": "mean", "temporal_depth": 2}),
+        ("cnn", 1, (16, 24), {}), ("cnn", 3, (15, 17), {"cnn_hidden": 10}),
+        ("mlp", 1, (16, 24), {}), ("mlp", 3, (16, 16), {"latent_dim": 64}),
+    ],
+)  # fmt: skip
+def test_every_encoder_maps_a_stack_to_a_latent(kind, channels, size, changes):
+    """MOD-1 to MOD-3: pooling, depth, colours and rectangles; filters double, sides halve."""
+    made = encoder(kind, SHAPES._replace(channels=channels, image_size=size), **changes)
+    found = made(torch.rand(2, STACK, channels, *size))
+    assert found.shape == (2, changes.get("latent_dim", 8))
+    if kind == "cnn":
+        convs = [layer for layer in made.convs if isinstance(layer, nn.Conv2d)]
+        assert [layer.out_channels for layer in convs] == [4, 8, 16]
+        assert {layer.stride for layer in convs} == {(2, 2)}
+        assert sum(isinstance(layer, nn.Linear) for layer in made.head) == 1 + len(changes)
 
 
 def test_an_image_that_does_not_divide_into_patches_is_refused():
@@ -110,17 +114,6 @@ def test_without_positions_order_is_invisible_and_with_them_it_is_not(where):
         assert torch.allclose(made(stack), made(shuffled), atol=1e-5)
 
 
-@pytest.mark.parametrize(("size", "hidden"), [((16, 24), 0), ((15, 17), 10)])
-def test_cnn_takes_square_and_rectangular_inputs(size, hidden):
-    """MOD-3: filters double, sides halve (rounded up), an optional hidden layer."""
-    made = encoder("cnn", SHAPES._replace(image_size=size), cnn_hidden=hidden)
-    assert made(torch.rand(2, STACK, 1, *size)).shape == (2, 8)
-    convs = [layer for layer in made.convs if isinstance(layer, nn.Conv2d)]
-    assert [layer.out_channels for layer in convs] == [4, 8, 16]
-    assert {layer.stride for layer in convs} == {(2, 2)}
-    assert sum(isinstance(layer, nn.Linear) for layer in made.head) == 1 + (hidden > 0)
-
-
 def test_an_mlp_without_layers_is_linear():
     """MOD-4: f(x + y) - f(0) = (f(x) - f(0)) + (f(y) - f(0)); with layers it is not."""
     x, y = torch.randn(2, 1, STACK, 1, SIDE, SIDE)
@@ -128,14 +121,6 @@ def test_an_mlp_without_layers_is_linear():
         made = encoder("mlp", mlp_layers=layers)
         gap = made(x + y) - made(x) - made(y) + made(torch.zeros_like(x))
         assert (gap.abs().max() < 1e-5) == linear
-
-
-def test_action_embedding_of_both_kinds():
-    """MOD-5: a table of the actions, or a linear map."""
-    table = ActionEmbedding(PixelShapes(1, 4, 16, "discrete", 4), 32)
-    linear = ActionEmbedding(PixelShapes(1, 4, 16, "continuous", 2), 32)
-    assert table(torch.tensor([0, 3])).shape == linear(torch.zeros(2, 2)).shape == (2, 32)
-    assert isinstance(table.table, nn.Embedding) and isinstance(linear.table, nn.Linear)
 
 
 # --- the interface of every model ---------------------------------------------------------------
@@ -208,22 +193,6 @@ def test_decoder_shapes_and_patches_in_their_places():
     assert patches.argmax() == 7 and (patches > 1e-6).sum() == 1
 
 
-def test_the_decoder_uses_its_input_and_every_weight_learns():
-    torch.manual_seed(0)
-    decoder = PatchDecoder(tiny_pixels().decoder, 8, SHAPES)
-    initialise(decoder)
-    latent = torch.randn(4, 8, requires_grad=True)
-    frames = torch.randint(256, (4, 1, 16, 16)).byte()
-    loss, _ = decoder.loss((latent, frames))
-    loss.backward()
-    assert latent.grad.abs().min() > 0
-    assert all(p.grad.abs().max() > 1e-9 for p in decoder.parameters())
-    with torch.no_grad():
-        decoder.eval()
-        error = (decoder(latent) - frames / 255).square().mean().item()
-    assert decoder.loss((latent, frames))[1] == pytest.approx({"mse_reconstruction": error})
-
-
 @pytest.mark.parametrize(
     ("name", "kind"), [("enc_dec", "cnn"), ("enc_dec_jepa", "vit"), ("jepa", "mlp")]
 )
@@ -253,19 +222,10 @@ def descend(model, optimiser, updates, lr):
 def test_the_ema_follows_its_formula_over_several_updates():
     """MOD-8: theta_target = d theta_target + (1 - d) theta after each update."""
     model = build("jepa", jepa__ema_decay=0.9)
-    target = [p.clone() for p in model.target_encoder.parameters()]
-    for step in range(3):
-        with torch.no_grad():
-            for p in model.encoder.parameters():
-                p.add_(0.1 * (step + 1))
-        model.after_update()
-        pairs = zip(target, model.encoder.parameters(), strict=True)
-        target = [0.9 * slow + 0.1 * fast for slow, fast in pairs]
-    pairs = list(zip(target, model.target_encoder.parameters(), strict=True))
-    assert all(torch.allclose(wanted, found, atol=1e-6) for wanted, found in pairs)
-    with torch.no_grad():
-        pairs = zip(target, model.encoder.parameters(), strict=True)
-        gaps = torch.cat([(slow - fast).flatten() for slow, fast in pairs])
+    slow, fast = model.target_encoder, model.encoder
+    assert ema_follows(slow, fast, 0.9, model.after_update)
+    pairs = zip(slow.parameters(), fast.parameters(), strict=True)
+    gaps = torch.cat([(one - two).flatten() for one, two in pairs])
     assert model.weight_difference() == pytest.approx(gaps.square().mean().item(), rel=1e-4)
 
 
@@ -321,10 +281,9 @@ def test_the_target_encoder_drops_nothing_out_while_training():
 @pytest.mark.parametrize("predictor", ["mlp", "transformer"])
 def test_the_twin_matches_jepa_with_its_decoder_within_two_percent(kind, predictor):
     """MOD-7, at the laptop profile's sizes and with a projector, which counts for neither."""
-    config = with_section(profile("laptop").pixels, "encoder", kind=kind)
-    config = with_section(config, "jepa", predictor=predictor)
-    config = with_section(config, "auxiliary", projector=True)
-    twin, jepa = matched_counts(config, PixelShapes(1, 4, 64, "discrete", 4)).values()
+    changes = {"encoder.kind": kind, "jepa.predictor": predictor, "auxiliary.projector": True}
+    config = profile("laptop").override({f"pixels.{k}": v for k, v in changes.items()})
+    twin, jepa = matched_counts(config.pixels, PixelShapes(1, 4, 64, "discrete", 4)).values()
     assert twin == pytest.approx(jepa, rel=0.02)
 
 
@@ -428,9 +387,9 @@ def test_every_setting_acts(section, field):
     name = "enc_dec" if field == "use_for_enc_dec" else name
     found = []
     for changes in (base, base | {field: value}):
-        config = with_section(tiny_pixels(), section, **changes)
-        if field == "clamp":
-            config = with_section(config, "encoder", **LINEAR)
+        sections = {section: changes} | ({"encoder": LINEAR} if field == "clamp" else {})
+        keys = {f"{s}__{key}": v for s, own in sections.items() for key, v in own.items()}
+        config = tiny_pixels(**keys)
         torch.manual_seed(0)
         try:
             model = build_pixel_model(name, config, SHAPES)
@@ -456,12 +415,3 @@ def test_pictures_show_the_pixel_range_of_the_frames(tmp_path):
     image = np.asarray(Image.open(tmp_path / "epoch_2_sample_0_comparison.png"))
     middles = [image[24, 16 + i * 24, 0] for i in range(STACK + 2)]
     assert middles == [0, 0, 128, 255, 0]
-
-
-def test_the_same_samples_are_drawn_for_every_model():
-    """FIG-1: rows depend on the epoch and the number of rows, and on nothing else."""
-    one = figures.sample_rows(100, 3)
-    torch.manual_seed(99)
-    assert torch.equal(one, figures.sample_rows(100, 3))
-    assert len(set(one.tolist())) == figures.SAMPLES
-    assert not torch.equal(one, figures.sample_rows(100, 4))

@@ -1,8 +1,6 @@
 """PPO collection: environments, reward sums, noise, reproducibility, an absent extra."""
 
-import importlib.util
 import multiprocessing
-import sys
 
 import gymnasium
 import numpy as np
@@ -10,25 +8,15 @@ import pytest
 import torch
 from tiny_pixels import skilled
 
-from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.pixels import collect as ppo
 from hjepa_lib.pixels.collect import acquire, collect
 
-needs_rl = pytest.mark.skipif(
-    importlib.util.find_spec("stable_baselines3") is None, reason="the extra rl is absent"
-)
+vec_env = pytest.importorskip("stable_baselines3.common.vec_env")
 
 
 @pytest.fixture(scope="module")
 def collected():
-    pytest.importorskip("stable_baselines3")
     return collect(skilled(), 0)
-
-
-def test_an_absent_extra_is_one_sentence(monkeypatch):
-    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
-    with pytest.raises(ConfigError, match=r"not installed: pip install stable-baselines3"):
-        collect(skilled(), 0)
 
 
 def test_data_say_how_they_were_made_and_are_loaded_again(collected, tmp_path):
@@ -63,7 +51,6 @@ class Rewards(gymnasium.Wrapper):
         return result
 
 
-@needs_rl
 @pytest.mark.parametrize("repeat", [1, 3])
 def test_rewards_sum_up_through_all_wrappers(monkeypatch, repeat):
     """What the base environment pays, the wrappers hand on, and Monitor reports, is one sum."""
@@ -88,32 +75,25 @@ def test_rewards_sum_up_through_all_wrappers(monkeypatch, repeat):
 
 
 # --- settings ---------------------------------------------------------------------------------
-@needs_rl
 def test_environments_are_capped_at_the_cores(monkeypatch):
     monkeypatch.setattr(ppo, "usable_cores", lambda: 1)
-    notes = []
-    envs = ppo.make_training_envs(skilled(ppo__n_envs=8), 0, notes)
+    envs = ppo.make_training_envs(skilled(ppo__n_envs=8), 0, notes := [])
     assert envs.num_envs == 1 and notes == ["1 environments instead of 8: one per CPU"]
     envs.close()
 
 
-@needs_rl
 def test_a_failing_process_falls_back_to_this_one(monkeypatch):
-    from stable_baselines3.common import vec_env
-
     def fail(*_):
         raise OSError("no processes here")
 
     monkeypatch.setattr(ppo, "usable_cores", lambda: 2)
     monkeypatch.setattr(vec_env, "SubprocVecEnv", fail)
-    notes = []
-    envs = ppo.make_training_envs(skilled(ppo__n_envs=2), 0, notes)
+    envs = ppo.make_training_envs(skilled(ppo__n_envs=2), 0, notes := [])
     assert isinstance(envs, vec_env.DummyVecEnv) and envs.num_envs == 2
     assert "no processes here" in notes[0]
     envs.close()
 
 
-@needs_rl
 def test_parallel_environments_train_and_are_closed(monkeypatch):
     monkeypatch.setattr(ppo, "usable_cores", lambda: 2)
     data = collect(skilled(ppo__n_envs=2, ppo__steps=64, data__episodes=2), 0)
@@ -121,7 +101,6 @@ def test_parallel_environments_train_and_are_closed(monkeypatch):
     assert not multiprocessing.active_children()
 
 
-@needs_rl
 def test_noise_raises_the_log_std_of_continuous_actions_alone():
     def log_std(noise):
         config = skilled(environment__id="hjepa/TwoRooms-v0", ppo__log_std_noise=noise)
@@ -132,7 +111,6 @@ def test_noise_raises_the_log_std_of_continuous_actions_alone():
     assert "no effect" in notes[-1]
 
 
-@needs_rl
 def test_repeat_switches_frame_skip_off():
     data = collect(skilled(environment__frame_skip=2), 0)
     assert data.meta["frame_skip"] == 0 and len(data) == 18
@@ -142,7 +120,6 @@ def test_repeat_switches_frame_skip_off():
     assert ppo.repeat_of(skilled(environment__action_repeat=4)) == 4
 
 
-@needs_rl
 def test_every_setting_reaches_the_policy():
     wanted = {"learning_rate": 0.01, "n_steps": 16, "gamma": 0.5, "gae_lambda": 0.6}
     changes = wanted | {"batch": 8, "epochs": 2, "clip_range": 0.3, "steps": 32}

