@@ -262,7 +262,6 @@ def test_blocks_of_an_episode_are_the_unit_and_keep_the_mean():
     assert table == pytest.approx(np.array([part.sum() for part in parts]) * 5 / 100)
 
 
-# --- memory -------------------------------------------------------------------------------------
 def test_update_memory_counts_weights_moments_and_activations():
     layer = nn.Linear(10, 5, bias=False)
     x = torch.ones(8, 10)
@@ -274,15 +273,13 @@ def test_update_memory_counts_weights_moments_and_activations():
 
 def test_memory_of_the_two_stage_model_is_that_of_its_true_update():
     """Stage 2 trains through its roll-out, whose steps are kept for the backward pass."""
-    data, small = tiny_transitions(), {"vjepa2__stage1__optim__batch": 2}
-    found = [
-        update_megabytes("vjepa2", tiny_pixels(vjepa2__stage2__rollout_steps=steps, **small), data)
-        for steps in (1, 2, 3)
-    ]
+    data, found = tiny_transitions(), []
+    for steps in (1, 2, 3):
+        config = tiny_pixels(vjepa2__stage2__rollout_steps=steps, vjepa2__stage1__optim__batch=2)
+        found.append(update_megabytes("vjepa2", config, data))
     assert found[0] < found[1] < found[2]
 
 
-# --- summary.json and report.html ---------------------------------------------------------------
 def test_a_run_of_the_pixel_notebooks_alone_has_summary_and_report(tmp_path):
     """No planner was evaluated: nothing fails, and the comparison is what the report is about."""
     run = Run.create("pixels", tiny_config(), tmp_path)
@@ -300,7 +297,6 @@ def test_a_run_of_the_pixel_notebooks_alone_has_summary_and_report(tmp_path):
     assert "best model" not in page and "ranking" not in page
 
 
-# --- through the real stages --------------------------------------------------------------------
 def test_rows_come_from_the_run_and_its_stored_weights(pixel_run):
     ws = pixel_run
     found = results.load_comparison(ws)
@@ -339,7 +335,6 @@ def test_rows_come_from_the_run_and_its_stored_weights(pixel_run):
     assert table.startswith("model,column,mean,low,high,seeds,text")
 
 
-# --- figures of rewards -------------------------------------------------------------------------
 def test_scatter_files_show_the_diagonal_and_the_score(tmp_path):
     reward = np.linspace(0, 1, 40)
     part = (reward, reward**2)

@@ -1,5 +1,6 @@
 """Pixel environments: opening, actions, frames, stacks, repeats, skips, the two built-in worlds."""
 
+import re
 import sys
 import warnings
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hjepa_lib.config.fields import ConfigError
@@ -144,20 +145,17 @@ def test_actions_are_discrete_or_a_flat_box():
     assert describe_actions(spaces.Discrete(7)) == (7, "discrete")
     assert describe_actions(spaces.Box(-1, 1, (3,))) == (3, "continuous")
     for space in (spaces.MultiBinary(3), spaces.Box(0, 1, (2, 2))):
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(ConfigError, match=re.escape(str(space))):
             describe_actions(space)
-        assert str(space) in str(caught.value)
 
 
 # --- frames (ENV-3) ---------------------------------------------------------------------------
 @given(
     st.sampled_from(["uint8", "float32", "float64", "bool", "int64"]),
     st.sampled_from([(), (1,), (2,), (3,), (4,)]),
-    st.booleans(),
-    st.booleans(),
-    st.integers(8, 40),
-    st.integers(0, 9),
-)
+    st.booleans(), st.booleans(), st.integers(8, 40), st.integers(0, 9),
+)  # fmt: skip
+@settings(max_examples=50)
 def test_every_picture_becomes_a_frame(kind, channels, first, gray, side, seed):
     values = np.random.default_rng(seed).integers(0, 256, (*channels, side, side + 3))
     image = (values / 255 if kind.startswith("float") else values).astype(kind)
@@ -184,11 +182,8 @@ def test_gray_is_luma_and_alpha_is_dropped():
 @pytest.mark.parametrize("shape", [(4,), (3, 3), (16, 16, 7), (2, 16, 16, 3), (), (5, 8, 3)])
 def test_what_is_no_picture_is_refused_with_its_shape(shape):
     assert not is_picture(shape)
-    with pytest.raises(ValueError, match="a picture must be") as caught:
+    with pytest.raises(ValueError, match=f"a picture must be .*{re.escape(str(shape))}"):
         to_frame(np.zeros(shape), 64)
-    assert str(shape) in str(caught.value)
-    with pytest.raises(ValueError, match="NaN"):
-        to_frame(np.full((16, 16), np.nan), 16)
 
 
 def seen_in(space, image):
@@ -217,8 +212,9 @@ def test_the_declared_range_decides_what_black_and_white_are(low, high, kind, sh
 def test_what_nobody_declares_is_guessed_or_refused(gray):
     """D7: uint16 has its range; four planes first are no colours and no alpha but a stack."""
     assert to_frame(np.full((16, 16), 65_535, np.uint16), 16, gray).min() == 255
-    with pytest.raises(ValueError, match="below 0, but no range is declared"):
-        to_frame(np.full((16, 16), -1.0), 16, gray)
+    for value, message in ((-1.0, "below 0, but no range is declared"), (np.nan, "NaN")):
+        with pytest.raises(ValueError, match=message):
+            to_frame(np.full((16, 16), value), 16, gray)
     stack = np.stack([np.full((84, 84), level, np.uint8) for level in (10, 20, 30, 40)])
     frame = to_frame(stack, 64, gray)
     assert frame.shape == (1 if gray else 3, 64, 64) and (frame == 40).all()

@@ -259,8 +259,8 @@ def test_split_is_by_episode_and_seeded(buffer):
     train, validation = buffer.split(0.2, 0)
     assert not set(train.episode) & set(validation.episode)
     assert len(train) + len(validation) == len(buffer) and validation.episodes == 1
-    assert len({tuple(np.unique(buffer.split(0.2, seed)[1].episode)) for seed in range(8)}) > 1
-    assert (buffer.split(0.2, 3)[1].state == buffer.split(0.2, 3)[1].state).all()
+    held = [tuple(np.unique(buffer.split(0.2, seed)[1].episode)) for seed in (*range(8), 0)]
+    assert len(set(held)) > 1 and held[0] == held[-1]
     with pytest.raises(FileError, match="two episodes or more"):
         buffer.select(buffer.episode == 0).split(0.2, 0)
 
@@ -268,17 +268,17 @@ def test_split_is_by_episode_and_seeded(buffer):
 # --- models (GRID-1 to GRID-4, GRID-8) --------------------------------------------------------
 @pytest.mark.parametrize("encoder", ["transformer", "cnn"])
 def test_padding_does_not_change_the_latent(encoder, buffer):
+    """Nor does what else is in the batch, though that decides how much is computed."""
     model = model_of(encoder=encoder).eval()
     grids = torch.from_numpy(buffer.state[::5]).long()
     wider = torch.nn.functional.pad(grids[:3], (0, 24, 0, 24), value=-1)
+    moved = grids.clone()
+    moved[0, 0, 0] = (moved[0, 0, 0] + 1) % 11
     with torch.no_grad():
-        z, alone = model.encode(grids), model.encode(grids[:1])
-        torch.testing.assert_close(model.encode(wider), z[:3], rtol=1e-4, atol=1e-5)
-        # Nor does what else is in the batch, though that decides how much is computed.
-        torch.testing.assert_close(alone, z[:1], rtol=1e-4, atol=1e-5)
+        z = model.encode(grids)
+        for same in (wider, grids[:1]):
+            torch.testing.assert_close(model.encode(same), z[: len(same)], rtol=1e-4, atol=1e-5)
         assert z.shape == (len(grids), 16) and (z[0] - z[-1]).abs().max() > 1e-3
-        moved = grids.clone()
-        moved[0, 0, 0] = (moved[0, 0, 0] + 1) % 11
         assert (model.encode(moved)[0] - z[0]).abs().max() > 1e-5
 
 
@@ -392,19 +392,19 @@ def test_training_stops_when_both_have_stalled():
     assert len(list(train_pair({"jepa": scripted(1.0), "generative": scripted(1.0)}))) == 40
 
 
-def test_a_pair_takes_its_patience(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("updates", "patience"), [(0, 7), (1, 0)])
+def test_a_pair_takes_its_patience(tmp_path, monkeypatch, updates, patience):
     """GRID-5: with a budget in epochs the pair may stop, with one in updates it may not."""
-    asked, real = [], train_pair
+    asked = []
     monkeypatch.setattr(
-        stages, "train_pair", lambda fits, patience: asked.append(patience) or real(fits, 1)
+        stages, "train_pair", lambda fits, most: asked.append(most) or train_pair(fits, 1)
     )
-    for updates in (0, 1):
-        changed = {"updates": updates, "epochs": 1, "patience": 7}
-        changed = {f"pixels.grid.optim.{name}": value for name, value in changed.items()}
-        config = CONFIG.override(changed, strict=False)
-        ws = Workspace("test", Run.create(f"pair{updates}", config, tmp_path))
-        list(ws.make(stages.grid_stages(config)["grid_s0"]))
-    assert asked == [7, 0]
+    changed = {"updates": updates, "epochs": 1, "patience": 7}
+    changed = {f"pixels.grid.optim.{name}": value for name, value in changed.items()}
+    config = CONFIG.override(changed, strict=False)
+    ws = Workspace("test", Run.create("pair", config, tmp_path))
+    list(ws.make(stages.grid_stages(config)["grid_s0"]))
+    assert asked == [patience]
 
 
 def test_both_learn_from_the_same_batches_with_optimisers_of_their_own(buffer):
@@ -415,8 +415,7 @@ def test_both_learn_from_the_same_batches_with_optimisers_of_their_own(buffer):
         model.loss = lambda batch, own=own, loss=loss: (
             own.append(batch.action.tolist()) or loss(batch)
         )
-        optim = EpochsConfig(updates=40, batch=16, lr=3e-3)
-        fit = fit_grid(model, buffer, optim, lambda: {}, seed=5)
+        fit = fit_grid(model, buffer, EpochsConfig(updates=40, batch=16, lr=3e-3), dict, seed=5)
         trainable = [p for p in model.parameters() if p.requires_grad]
         assert sum(len(g["params"]) for g in fit.optimiser.param_groups) == len(trainable)  # F1
         losses = [report.loss for report in fit]
@@ -467,13 +466,12 @@ def test_resuming_equals_an_uninterrupted_training(whole, tmp_path):
             next(reports)
         reports.close()
     list(ws.make(stage))
-    for kind in KINDS:
+    for kind, name in zip(KINDS, LOGGED, strict=True):
         pair = [stages.load_grid_model(one, kind, 0) for one in (ws, whole)]
         assert fingerprint(pair[0]) == fingerprint(pair[1])
-        numbered = sorted((ws.run.path / "grid/s0").glob(f"{kind}_model_epoch*.safetensors"))
-        assert [path.stem[-4:] for path in numbered] == ["0001"]
-        assert stages.read_grid_model(numbered[0].with_suffix(""), kind).latent_dim == 16
-    for name in LOGGED:
+        (numbered,) = (ws.run.path / "grid/s0").glob(f"{kind}_model_epoch*.safetensors")
+        assert numbered.stem[-4:] == "0001"
+        assert stages.read_grid_model(numbered.with_suffix(""), kind).latent_dim == 16
         rows = [one.run.records(name) for one in (ws, whole)]
         for row in rows[0] + rows[1]:
             row.pop("train/steps_per_second")
@@ -579,11 +577,9 @@ def test_goal_reward_reads_all_three_latents():
     with torch.no_grad():
         reward = head(latents)
         assert reward.shape == (5,)
-        for token in range(3):
-            changed = latents.clone()
-            changed[:, token] += 1
-            assert (head(changed) - reward).abs().max() > 1e-5
-        assert (head(latents[:, [1, 0, 2]]) - reward).abs().max() > 1e-5  # types and positions
+        others = [latents[:, [1, 0, 2]]]  # types and positions
+        others += [latents + torch.eye(3)[token, :, None] for token in range(3)]
+        assert all((head(other) - reward).abs().max() > 1e-5 for other in others)
     assert len(head.blocks.blocks) == 4 and head.blocks.blocks[0].attention.heads == 8
     assert head.blocks.blocks[0].mlp[0].out_features == 512
     flat = build_reward(torch.ones(9, 3, 16), 0)
@@ -594,14 +590,13 @@ def test_goal_reward_reads_all_three_latents():
 
 def test_reward_training_leaves_the_encoder_alone(buffer):
     model = model_of()
-    before = fingerprint(model)
-    latents = reward_latents(model, buffer)
+    before, latents = fingerprint(model), reward_latents(model, buffer)
     assert latents.shape == (48, 4, 16) and not latents.requires_grad
     with torch.no_grad():
-        goals = model.encode(torch.from_numpy(buffer.target_state[40:]).long())
+        goals = model.encode(torch.from_numpy(buffer.target_state).long())
         ahead = model.imagine(latents[:, 0], torch.from_numpy(buffer.action))
-    torch.testing.assert_close(latents[40:, 2], goals, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(latents[:, 3], ahead, rtol=1e-4, atol=1e-5)
+    for token, wanted in ((2, goals), (3, ahead)):
+        torch.testing.assert_close(latents[:, token], wanted, rtol=1e-4, atol=1e-5)
     rows = latents[:, :3], torch.from_numpy(buffer.reward)
     optim = EpochsConfig(updates=60, batch=16, lr=1e-3)
     fit = fit_reward(build_reward(rows[0], 0), rows, rows, optim, seed=0)

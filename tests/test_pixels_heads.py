@@ -4,61 +4,30 @@ import dataclasses
 
 import pytest
 import torch
+from tiny_pixels import seeded, tiny_pixels, tiny_transitions
 from torch import nn
 
 from hjepa_lib.config.pixels import EpochsConfig, RewardConfig
 from hjepa_lib.models.checkpoint import fingerprint
-from hjepa_lib.pixels import heads
+from hjepa_lib.pixels import heads, training
 from hjepa_lib.pixels.heads import Features, RewardHead
-from hjepa_lib.pixels.training import CHUNK
-from hjepa_lib.pixels.transitions import TransitionBatch
+from hjepa_lib.pixels.models import build_pixel_model
+from hjepa_lib.pixels.transitions import Transitions
 
 # Stand-ins have small odd weights, and the loop says so.
 pytestmark = pytest.mark.filterwarnings("ignore:the gradient norm is")
 TINY = RewardConfig(hidden=16, layers=2, optim=EpochsConfig(updates=30, batch=16, delta=0.0))
 
 
-class Data:
-    """Stand-in for Transitions: the reward is a number written into the state's pixels."""
-
-    def __init__(self, rows: int = 96, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.state = torch.randint(0, 256, (rows, 4, 1, 8, 8), generator=generator).byte()
-        self.action = torch.randint(0, 3, (rows,), generator=generator)
-        self.reward = self.state.float().mean((1, 2, 3, 4)) / 255 + self.action
-        self.called = 0
-
-    def __len__(self) -> int:
-        return len(self.reward)
-
-    def __getitem__(self, index):
-        self.called += len(index)
-        return TransitionBatch(
-            self.state[index], self.action[index], self.reward[index], self.state[index]
-        )
+def features(rows=96, seed=0, ahead=True):
+    """Latents, embedded actions, an imagined latent, and a reward that can be read from them."""
+    z, a = (torch.randn(rows, width, generator=seeded(10 * seed + width)) for width in (5, 4))
+    return Features(z, a, z + 1 if ahead else None, z[:, 0] + a.mean(1))
 
 
-class Base(nn.Module):
-    """Stand-in for a world model, with dropout that must stay off and trainable weights."""
-
-    def __init__(self, ahead: bool = True, dim: int = 5) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(3)
-            self.net = nn.Sequential(nn.Flatten(), nn.Linear(256, dim), nn.Dropout(0.5))
-            self.action = nn.Embedding(3, 4)
-        self.ahead = ahead
-
-    def encode(self, state):
-        return self.net(state.float() / 255)
-
-    def imagine(self, latent, action):
-        return latent + 1 if self.ahead else None
-
-
-def trained(base: nn.Module, config: RewardConfig = TINY) -> dict:
+def trained(config=TINY, ahead=True):
     """{kind: (initial weights' hash, trained head, what it predicts of held-out rewards)}."""
-    train, held_out = (heads.encode(base, Data(seed=number)) for number in (0, 1))
+    train, held_out = (features(seed=number, ahead=ahead) for number in (0, 1))
     found = {}
     for kind in heads.HEADS:
         work = heads.fit_head(kind, train, config, 0)
@@ -70,7 +39,11 @@ def trained(base: nn.Module, config: RewardConfig = TINY) -> dict:
     return found
 
 
-# --- the module -------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def first():
+    return trained()
+
+
 def test_input_sizes_are_those_of_the_seeds():
     """LARP reads the imagined latent, its twin the present one in its place."""
     z, a = torch.zeros(2, 64), torch.ones(2, 32)
@@ -105,21 +78,29 @@ def test_a_head_scales_its_inputs_and_leaves_constant_ones_alone():
     assert torch.equal(head(inputs), head.net(scaled).squeeze(-1))
 
 
-# --- training ---------------------------------------------------------------------------------
-def test_features_are_encoded_once_deterministically_and_the_base_stays():
-    base, data = Base().train(), Data(rows=CHUNK + 40)
+def test_features_are_encoded_once_deterministically_and_the_base_stays(monkeypatch):
+    data, seen, whole = tiny_transitions(), [], Transitions.__getitem__
+    monkeypatch.setattr(training, "CHUNK", 40)
+    monkeypatch.setattr(
+        Transitions,
+        "__getitem__",
+        lambda self, rows: seen.extend(rows.tolist()) or whole(self, rows),
+    )
+    torch.manual_seed(0)
+    config = tiny_pixels(encoder__kind="mlp", encoder__mlp_dropout=0.5)
+    base = build_pixel_model("jepa", config, data)
     before = fingerprint(base)
-    first, second = heads.encode(base, data), heads.encode(base, data)
-    assert data.called == 2 * len(data) == 2 * len(first.latent)
-    for one, two in zip(first, second, strict=True):
-        assert torch.equal(one, two) and not one.requires_grad  # dropout is off (F4)
-    trained(base)
-    assert fingerprint(base) == before and all(p.grad is None for p in base.parameters())
+    seen.clear()
+    one, two = (heads.encode(base.train(), data) for _ in range(2))
+    assert seen == 2 * list(range(len(data)))
+    for mine, other in zip(one, two, strict=True):
+        assert torch.equal(mine, other) and not mine.requires_grad  # dropout is off (F4)
+    assert fingerprint(base) == before
 
 
-def test_without_an_imagined_latent_larp_is_not_applicable_and_nothing_crashes():
+def test_without_an_imagined_latent_larp_is_not_applicable_and_nothing_crashes(first):
     """Every model's heads start equal, whatever other heads there are."""
-    first, second = trained(Base()), trained(Base(ahead=False))
+    second = trained(ahead=False)
     assert set(second) == {"reward_mlp"} and set(first) == set(heads.HEADS)
     assert first["reward_mlp"][0] == second["reward_mlp"][0]
     assert torch.equal(first["reward_mlp"][2], second["reward_mlp"][2])
@@ -129,11 +110,11 @@ def test_without_an_imagined_latent_larp_is_not_applicable_and_nothing_crashes()
 
 def test_training_repeats_and_learns_a_readable_reward():
     config = RewardConfig(hidden=32, layers=2, optim=EpochsConfig(updates=90, batch=32, lr=1e-2))
-    first = trained(Base(), config)["reward_mlp"][2]
+    found = trained(config)["reward_mlp"][2]
     torch.manual_seed(6)
-    assert torch.equal(first, trained(Base(), config)["reward_mlp"][2])
-    reward = Data(seed=1).reward
-    assert float((first - reward).square().mean()) < 0.3 * float(reward.var())
+    assert torch.equal(found, trained(config)["reward_mlp"][2])
+    reward = features(seed=1).reward
+    assert float((found - reward).square().mean()) < 0.3 * float(reward.var())
 
 
 def test_a_head_spends_its_budget_and_sees_batches_of_training_rows_alone():
@@ -149,11 +130,6 @@ def test_a_head_spends_its_budget_and_sees_batches_of_training_rows_alone():
     assert last.validation["loss"] == pytest.approx(error, rel=1e-5)
 
 
-@pytest.fixture(scope="module")
-def plain():
-    return trained(Base())
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -161,7 +137,7 @@ def plain():
         {"activation": "sigmoid"}, {"dropout": 0.5}, {"standardise": False},
     ],
 )  # fmt: skip
-def test_every_setting_of_a_head_changes_what_it_predicts(change, plain):
+def test_every_setting_of_a_head_changes_what_it_predicts(change, first):
     """Beside `optim`: tests/test_pixels_settings.py."""
-    other = trained(Base(), dataclasses.replace(TINY, **change))
-    assert not torch.equal(plain["larp"][2], other["larp"][2])
+    other = trained(dataclasses.replace(TINY, **change))
+    assert not torch.equal(first["larp"][2], other["larp"][2])

@@ -169,7 +169,6 @@ def test_pixels_are_scaled_to_one_inside_the_model():
         model.encode(state[..., :-1])
 
 
-# --- decoder ----------------------------------------------------------------------------------
 def test_decoder_shapes_and_patches_in_their_places():
     """MOD-6: (B, C, H, W) with one query per patch, each drawing its own patch alone."""
     torch.manual_seed(0)
@@ -276,7 +275,6 @@ def test_the_target_encoder_drops_nothing_out_while_training():
     assert not torch.equal(model.encode_online(state), model.encode_online(state))
 
 
-# --- counts and first weights -----------------------------------------------------------------
 @pytest.mark.parametrize("kind", ENCODERS)
 @pytest.mark.parametrize("predictor", ["mlp", "transformer"])
 def test_the_twin_matches_jepa_with_its_decoder_within_two_percent(kind, predictor):
@@ -405,7 +403,6 @@ def test_every_setting_acts(section, field):
     assert found[0] != found[1]
 
 
-# --- pictures ---------------------------------------------------------------------------------
 def test_pictures_show_the_pixel_range_of_the_frames(tmp_path):
     """F14, the golden image: black is 0, white is 255, out-of-range predictions are clipped."""
     stacks = torch.zeros(1, STACK, 1, 8, 8)

@@ -39,7 +39,6 @@ def test_same_seed_same_data_and_torch_draws_on_as_before(collected):
     assert collect(skilled(), 1).sha256 != collected.sha256
 
 
-# --- rewards ----------------------------------------------------------------------------------
 class Rewards(gymnasium.Wrapper):
     """Keeps every reward of the innermost environment."""
 
@@ -74,7 +73,6 @@ def test_rewards_sum_up_through_all_wrappers(monkeypatch, repeat):
     assert info["episode"]["r"] == pytest.approx(sum(base), abs=1e-5)
 
 
-# --- settings ---------------------------------------------------------------------------------
 def test_environments_are_capped_at_the_cores(monkeypatch):
     monkeypatch.setattr(ppo, "usable_cores", lambda: 1)
     envs = ppo.make_training_envs(skilled(ppo__n_envs=8), 0, notes := [])

@@ -1,6 +1,7 @@
 """The stages of the pixel comparison: keys, what they store, log and draw, and what loads them."""
 
 import dataclasses
+import functools
 import json
 import math
 
@@ -48,9 +49,9 @@ def ws(pixel_run, monkeypatch):
 
 
 # --- keys -------------------------------------------------------------------------------------
-def keys_of(**changes):
-    config = tiny_config(**{k: v for k, v in changes.items() if k != "seed"})
-    config = config.override({"seed": changes.get("seed", 0)})
+@functools.cache
+def keys_of(seed=0, **changes):
+    config = tiny_config(**changes).override({"seed": seed})
     return {name: key(one, config) for name, one in pixel_stages(config).items()}
 
 
@@ -224,9 +225,8 @@ def test_the_log_follows_the_slow_copy_of_jepa(ws):
     assert 0 < gap[0] < gap[-1]
 
 
-# --- pictures (FIG-1) ---------------------------------------------------------------------------
 def test_pictures_of_every_epoch_are_in_the_run_folder(ws):
-    """Five samples an epoch, the same number for every model that draws, nothing shared cleared."""
+    """FIG-1: five samples an epoch for every model that draws, nothing shared is cleared."""
     for folder in ("encoder_decoder", "encoder_decoder_jepa_style", "jepa_decoder"):
         found = {p.name for p in (ws.run.path / "decoder_plots" / folder).iterdir()}
         epochs = {int(name.split("_")[1]) for name in found}
@@ -244,8 +244,8 @@ def test_every_model_is_drawn_on_the_same_samples(ws, monkeypatch):
     assert torch.equal(*seen[:2]) and not torch.equal(*seen[1:]) and len(seen[0]) == 5
 
 
-# --- decoder (MOD-10) -------------------------------------------------------------------------
 def test_the_decoder_learns_and_leaves_the_model_alone(ws):
+    """MOD-10."""
     changes = {"pixels.decoder.optim.updates": 60, "pixels.decoder.optim.lr": 3e-3}
     own = tiny_workspace(ws.run.path.parent, ws.config.override(changes), "longer")
     before = fingerprint(load_model(own, "jepa", 0))

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from tiny import digest
@@ -20,7 +21,6 @@ from hjepa_lib.runs.workspace import Workspace
 pytestmark = pytest.mark.filterwarnings("ignore:the gradient norm is")
 
 
-# --- look-ahead -------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def looked(tmp_path_factory):
     """(run, what its look-ahead study found)."""
@@ -85,7 +85,6 @@ def test_the_budget_of_the_study_is_cut_and_never_raised():
         assert flatten(other)[f"pixels.{leaf}"] == value
 
 
-# --- variants ---------------------------------------------------------------------------------
 def test_variants_start_alike_and_end_apart(tmp_path):
     rows = list(studies.try_variants(tiny_workspace(tmp_path), 3))
     assert [(row["target"], row["auxiliary"]) for row in rows] == list(studies.VARIANTS)
@@ -94,28 +93,25 @@ def test_variants_start_alike_and_end_apart(tmp_path):
     assert len(figures.variant_bars(rows, 8).axes) == 4
 
 
-# --- auxiliary losses -------------------------------------------------------------------------
 def test_losses_run_into_their_own_folders_and_are_ranked(tmp_path, monkeypatch):
     """On the same data; a loss that cannot train is reported and ends no other."""
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
     monkeypatch.setattr(makers, "acquire", lambda *_: tiny_transitions())
-    losses = {"vicreg": AuxiliaryConfig(cov=0.04), "dino": AuxiliaryConfig("dino"),
-              "none": AuxiliaryConfig("none")}  # fmt: skip
+    losses = {kind: AuxiliaryConfig(kind) for kind in ("vicreg", "dino", "none")}
     config = tiny_config(optim__updates=3)
-    rows = studies.run_losses("losses", losses, config, tmp_path)
-    assert [row["rank"] for row in rows[:2]] == sorted(row["rank"] for row in rows[:2])
-    assert rows[2]["rank"] is None and "through the auxiliary loss alone" in rows[2]["status"]
-    for row in rows[:2]:
-        assert row["status"] == "ok"
+    *rows, last = found = studies.run_losses("losses", losses, config, tmp_path)
+    assert [row["rank"] for row in rows] == sorted(row["rank"] for row in rows)
+    assert last["rank"] is None and "through the auxiliary loss alone" in last["status"]
+    for row in rows:
         values = [v for k, v in row.items() if k.startswith("downstream/")]
-        assert len(values) == 2 and all(math.isfinite(v) for v in values)
+        assert row["status"] == "ok" and len(values) == 2 and np.isfinite(values).all()
         manifest = read_json(tmp_path / "losses" / row["name"] / "manifest.json")
         assert manifest["config"]["pixels"]["optim"]["updates"] == 3
         assert manifest["config"]["pixels"]["auxiliary"]["kind"] == row["type"]
-    assert read_json(tmp_path / "losses/summary.json")["rows"] == json.loads(json.dumps(rows))
+    assert read_json(tmp_path / "losses/summary.json")["rows"] == json.loads(json.dumps(found))
     text = (tmp_path / "losses/summary.txt").read_text().splitlines()
     assert len(text) == 4 and "downstream/reconstruction_mse" in text[0]
-    assert studies.run_losses("losses", losses, config, tmp_path) == rows
+    assert studies.run_losses("losses", losses, config, tmp_path) == found
 
 
 def test_rows_without_finite_numbers_are_ranked_last():
@@ -137,8 +133,7 @@ def test_rows_without_finite_numbers_are_ranked_last():
 
 def test_the_command_ranks_what_it_is_given(tmp_path, monkeypatch, capsys):
     """A list from a file, or the three losses; a wrong list is one sentence."""
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
-    given = []
+    given, path = [], tmp_path / "losses.yaml"
 
     def run_losses(study, losses, config):
         given.append((study, list(losses), config.profile))
@@ -146,25 +141,20 @@ def test_the_command_ranks_what_it_is_given(tmp_path, monkeypatch, capsys):
         return studies.rank_rows([row | {"name": name} for name in losses])
 
     monkeypatch.setattr(studies, "run_losses", run_losses)
-    path = tmp_path / "losses.yaml"
     path.write_text("- {name: weak, type: vicreg, params: {cov: 0.01}}\n- {name: b, type: dino}\n")
     assert main(["auxiliary", str(path), "--profile", "smoke", "--name", "mine"]) == 0
     assert main(["auxiliary", "--profile", "smoke"]) == 0
     assert given == [("mine", ["weak", "b"], "smoke"),
                      ("auxiliary", ["vicreg", "barlow_twins", "dino"], "smoke")]  # fmt: skip
     assert "downstream/x" in capsys.readouterr().out
-    odd = "is {name, type, params} with a name of its own"
+    odd, empty = "is {name, type, params} with a name of its own", "must hold a list of auxiliary"
     for text, message in (
-        ("[1", "is not valid YAML"),
-        ("a: 1", "must hold a list of auxiliary losses"),
-        ("[1, 2]", odd),
-        ("[]", "must hold a list of auxiliary losses"),
-        ("- {name: a}", odd),
-        ("- {name: a, type: vicreg, weight: 1}", odd),
+        ("[1", "is not valid YAML"), ("a: 1", empty), ("[]", empty), ("[1, 2]", odd),
+        ("- {name: a}", odd), ("- {name: a, type: vicreg, weight: 1}", odd),
+        ("[{name: a, type: dino}, {name: a, type: dino}]", odd),
         ("- {name: a, type: gan}", "kind must be one of none, vicreg"),
         ("- {name: a, type: vicreg, params: {covv: 1}}", "unknown key 'covv'"),
-        ("[{name: a, type: dino}, {name: a, type: dino}]", odd),
-    ):
+    ):  # fmt: skip
         path.write_text(text)
         assert main(["auxiliary", str(path), "--profile", "smoke"]) == 2
         error = capsys.readouterr().err

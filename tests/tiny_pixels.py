@@ -36,6 +36,8 @@ TINY: dict[str, Any] = {
     **below("reward", hidden=8, layers=1, seeds=1, study_transitions=100),
     **below("reward.optim", updates=4, batch=8),
 }  # fmt: skip
+TINY_COMMAND = TINY | below("jepa", hidden=16) | below("vjepa2.stage1", hidden=16)
+"""`TINY` as a command line can say it, one `key=value` each."""
 ELSEWHERE = below("encoder", patch=4, depth=1, temporal_depth=1, temporal_heads=2,
                   temporal_mlp=16, mlp_hidden=16)  # fmt: skip
 """Small values of settings that act only after the encoder has been changed."""
