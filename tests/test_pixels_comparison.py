@@ -241,7 +241,7 @@ def test_too_little_claims_nothing():
     assert verdicts(compare.build(short)) == {"nothing claimed: 7 of 8 validation blocks"}
     still = rows_of()
     for one in still:
-        one.errors["copy_last_frame"][:] = 0  # frames that never change
+        one.errors["copy_last_frame"] = np.zeros(BLOCKS)  # frames that never change
     assert verdicts(compare.build(still), against="copy_last_frame") == {NOT_ESTIMABLE}
 
 
@@ -341,12 +341,10 @@ def test_scatter_files_show_the_diagonal_and_the_score(tmp_path):
     for head, folder in (("larp", "larp_plots"), ("reward_mlp", "reward_plots")):
         (path,) = score_figures.save_scatters(tmp_path, head, {"jepa": part})
         assert path == tmp_path / folder / "jepa.png" and path.stat().st_size > 1000
-    (axis,) = score_figures.reward_scatter({"jepa": part}).axes
-    assert f"R² {score(*part[::-1])['r2']:.3f}" in axis.get_title("left")
-    line = axis.lines[0]
-    assert list(line.get_xdata()) == list(line.get_ydata())
-    (axis,) = score_figures.reward_scatter({"jepa": part}, "few").axes
-    assert "not estimable" in axis.get_title("left")
+    for note, said in (((), f"R² {score(*part[::-1])['r2']:.3f}"), (("few",), "not estimable")):
+        (axis,) = score_figures.reward_scatter({"jepa": part}, *note).axes
+        assert said in axis.get_title("left")
+    assert list(axis.lines[0].get_xdata()) == list(axis.lines[0].get_ydata())
 
 
 def test_gain_figure_draws_one_interval_per_model_with_an_imagined_latent():

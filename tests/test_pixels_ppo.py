@@ -101,11 +101,12 @@ def test_parallel_environments_train_and_are_closed(monkeypatch):
 
 def test_noise_raises_the_log_std_of_continuous_actions_alone():
     def log_std(noise):
-        config = skilled(environment__id="hjepa/TwoRooms-v0", ppo__log_std_noise=noise)
+        config = skilled(environment__id="hjepa/TwoRooms-v0", ppo__log_std_noise=noise,
+                         ppo__steps=64)  # fmt: skip
         return ppo.train_policy(config, 0, [])[0].policy.log_std
 
     assert torch.allclose(log_std(0.7), log_std(0.0) + 0.7)
-    ppo.train_policy(skilled(ppo__log_std_noise=0.5), 0, notes := [])
+    ppo.train_policy(skilled(ppo__log_std_noise=0.5, ppo__steps=64), 0, notes := [])
     assert "no effect" in notes[-1]
 
 
