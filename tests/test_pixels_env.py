@@ -352,9 +352,9 @@ def test_the_picture_shows_dot_and_target():
     assert (image > 0).sum() < 400 and image[30, 30] == 0
 
 
-def test_an_action_out_of_range_raises():
+@pytest.mark.parametrize("action", [5, -1, 1.5])
+def test_an_action_out_of_range_raises(action):
     env = WindEnv()
     env.reset(seed=0)
-    for action in (5, -1, 1.5):
-        with pytest.raises(ValueError, match=r"whole number in 0\.\.4"):
-            env.step(action)
+    with pytest.raises(ValueError, match=r"whole number in 0\.\.4"):
+        env.step(action)
