@@ -17,6 +17,7 @@ from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.evaluation.episodes import OraclePolicy, run_episodes
 from hjepa_lib.evaluation.results import Case, collect
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import resolve
 from hjepa_lib.training.latents import LatentStore
@@ -89,7 +90,7 @@ def test_training_sees_frames_of_the_world(lake):
     assert mean == pytest.approx(float(expected[0, 0, 1].float().mean()))  # this shore, no walls
 
 
-def test_latents_and_planners_see_frames_of_the_world(lake, level1):
+def test_latents_and_planners_see_frames_of_the_world(lake, level1, monkeypatch):
     data = generate("good", 400, seed=3, source=SOURCE)
     store = LatentStore(level1, data, 2, "fp32")
     frames = lake(layout(len(store.positions))).render(store.positions)
@@ -110,6 +111,9 @@ def test_latents_and_planners_see_frames_of_the_world(lake, level1):
     assert len(Spy.seen) == 3
     world = lake(layout(4))
     assert np.array_equal(found.oracle, world.oracle_length(trials.start, trials.goal).numpy())
+    monkeypatch.setattr(lake, "step", lambda self, action: self.position * float("nan"))
+    with pytest.raises(WorkbookError, match="Lake returned positions that are not finite"):
+        run_episodes(OraclePolicy(CAP), trials, "slide", 3, CAP, 0)
 
 
 def test_a_world_says_what_it_is(lake):

@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib.metadata
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -149,6 +150,20 @@ def test_documents_name_existing_files():
     for link in filter(None, (one or other for one, other in links)):
         if not link.startswith(("http", "mailto:")):
             assert (ROOT / link).exists(), f"README names {link}, which does not exist"
+
+
+def test_changes_name_what_exists():
+    """The right column of the table of imports; a short name lies beside the one before it."""
+    text = (ROOT / "CHANGES.md").read_text()
+    cells = re.findall(r"^\|.*\| ([^|]*hjepa_lib[^|]*) \|$", text, re.MULTILINE)
+    assert len(cells) > 5
+    for cell in cells:
+        beside = "hjepa_lib"
+        for name in re.findall(r"`([\w.]+)", cell.split(" (")[0]):
+            name = name.strip(".")
+            full = name if name.startswith("hjepa_lib") else f"{beside}.{name.split('.')[-1]}"
+            assert pkgutil.resolve_name(full), name
+            beside = full.rpartition(".")[0]
 
 
 @pytest.mark.skipif(not (shutil.which("make") and shutil.which("git")), reason="needs make and git")

@@ -16,7 +16,7 @@ from hjepa_lib.config.pixels import MODELS, RewardConfig
 from hjepa_lib.files import FileError
 from hjepa_lib.models.checkpoint import fingerprint, load_module
 from hjepa_lib.pixels import figures, heads, makers, models
-from hjepa_lib.pixels.compare import COMPARED
+from hjepa_lib.pixels.compare import COMPARED, Row, notes
 from hjepa_lib.pixels.heads import RewardHead
 from hjepa_lib.pixels.measures import frame_scores
 from hjepa_lib.pixels.models import FILES, build_pixel_model, fill_model, save_model
@@ -97,6 +97,12 @@ def test_what_was_made_on_a_model_is_stale_when_the_model_is_made_again(tmp_path
     with ws.run.stage("random_s0", "pixels/random_s0", ws.key(stage_of(ws, "random_s0"))) as folder:
         save_model(folder, makers.fresh_model(ws, "random", 1, tiny_transitions()))
     assert not ws.done(stage_of(ws, "heads_random_s0"))
+
+
+def test_tables_of_another_form_are_never_taken():
+    """Their keys are others than when rewards were rows and columns had their words."""
+    found = pixel_stages(tiny_config())
+    assert {name for name, one in found.items() if one.recipe == 2} == {"rewards", "comparison"}
 
 
 def test_the_table_has_the_order_of_the_seed():
@@ -284,16 +290,16 @@ def test_training_starts_from_a_loaded_file_and_may_be_skipped(ws, tmp_path, ski
     assert result["updates"] == (0 if skip else 3)
     # Trained further or not, other batches made these weights: no hash, and no claims.
     assert result["loaded"] and result["batches_sha256"] == ""
+    assert "jepa has weights from a file" in notes([Row(result, {}, {})])[-1]
     assert not plain["loaded"] and plain["batches_sha256"]
 
 
 def test_the_kind_of_loaded_weights_decides_which_model_takes_them(tmp_path):
     """TRAIN-6, F9: weights of a JEPA go into the JEPA, whatever else lies at the path."""
     stored = build_pixel_model("jepa", tiny_pixels(), SHAPES)
-    save_model(tmp_path / "weights", stored)
-    found = {}
+    path, found = save_model(tmp_path, stored, "weights.v1"), {}  # a name with a dot of its own
     for kind in ("jepa", "std_enc_dec"):
-        config = tiny_config(loading__path=str(tmp_path / "weights"), loading__kind=kind)
+        config = tiny_config(loading__path=f"{path}.safetensors", loading__kind=kind)
         model = build_pixel_model("jepa", config.pixels, SHAPES)
         makers.start_from_file(tiny_workspace(tmp_path, config, kind), model)
         found[kind] = digest(model) == digest(stored)

@@ -239,6 +239,13 @@ def test_plan_costs_equal_candidates_one_by_one(cost, disagreement, monkeypatch)
         torch.testing.assert_close(found[trial, candidate], wanted, atol=1e-5, rtol=1e-4)
 
 
+def test_disagreement_needs_several_predictors():
+    """A level 1 loaded from another run may have one: its spread would be no number."""
+    agent = make_agent(tiny_config())
+    with pytest.raises(ConfigError, match="needs a level 1 of several predictors"):
+        PrimitiveLevel(agent.level1, settings_of(disagreement=0.7), agent.geometry("latent"), 1.8)
+
+
 # --- two levels -------------------------------------------------------------------------------
 def hierarchical(agent, **changes):
     hierarchy = dataclasses.replace(agent.planning.hierarchy, **changes)

@@ -16,6 +16,7 @@ from torch import Tensor
 from hjepa_lib.config import PlanningConfig
 from hjepa_lib.evaluation.compute import planner_flops
 from hjepa_lib.evaluation.metrics import Episodes
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.planning.agent import Agent, Controller
 from hjepa_lib.worlds.base import World, trial_noise
 from hjepa_lib.worlds.trials import Trials
@@ -68,6 +69,8 @@ def run_episodes(
             position = world.step(action)
             positions.append(position)
             actions.append(action)
+    if not torch.stack(positions).isfinite().all():
+        raise WorkbookError(f"{type(world).__name__} returned positions that are not finite")
     return Episodes(
         torch.stack(positions, 1).numpy(),
         torch.stack(actions, 1).numpy(),

@@ -105,6 +105,7 @@ def facts_of(ws: Workspace, name: str, number: int, work: Fit | None = None) -> 
         "data_sha256": load_transitions(ws).sha256,
         "transitions": dict(zip(("training", "validation"), map(len, parts), strict=True)),
         "loaded": False,
+        "early_stopping": False,
     }
     if work is None:
         return facts | {"batches_sha256": "", "updates": 0, "skipped": 0}

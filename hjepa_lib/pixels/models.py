@@ -291,7 +291,7 @@ def about_model(path: Path, name: str) -> dict[str, Any]:
 def fill_model(path: Path, model: Any) -> None:
     """Weights of a file or folder into `model` (TRAIN-6); FileError if they do not fit."""
     about_model(path, model.name)
-    load_weights(_find(path, model.name).with_suffix(".safetensors"), model)
+    load_weights(Path(f"{_find(path, model.name)}.safetensors"), model)
 
 
 def _find(path: Path, name: str) -> Path:

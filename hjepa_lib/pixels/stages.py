@@ -99,8 +99,8 @@ def pixel_stages(config: Config) -> dict[str, Stage]:
                 add(f"{kind}_{name}_s{n}", f"makers.make_{kind}", SHAPING[kind], DATA,
                     f"{name}_s{n}", options={"name": name, "number": n})  # fmt: skip
     heads = [name for name in found if not name.startswith("decoder")]
-    add("rewards", "results.make_rewards", (), *heads)
-    add("comparison", "results.make_comparison", (), *found)
+    add("rewards", "results.make_rewards", (), *heads, recipe=2)
+    add("comparison", "results.make_comparison", (), *found, recipe=2)
     return found
 
 

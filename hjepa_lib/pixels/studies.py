@@ -98,7 +98,7 @@ def look_ahead(ws: Workspace) -> Stage:
     shaping = ("encoder", "decoder", "jepa", "auxiliary", "action_dim", "optim", "reward",
                "vjepa2", "data", "environment")  # fmt: skip
     names = tuple(f"pixels.{name}" for name in shaping)
-    return Stage("lookahead", make_look_ahead, names, folder="pixels/lookahead")
+    return Stage("lookahead", make_look_ahead, names, folder="pixels/lookahead", recipe=2)
 
 
 def load_look_ahead(ws: Workspace) -> dict[str, dict[str, Any]]:

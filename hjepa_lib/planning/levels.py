@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hjepa_lib.config import HierarchyConfig, PlannerConfig, SearchConfig
+from hjepa_lib.config import ConfigError, HierarchyConfig, PlannerConfig, SearchConfig
 from hjepa_lib.models.distance import Geometry
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import Imagined, Level2
@@ -94,6 +94,8 @@ class PrimitiveLevel(Level):
         level2: Level2 | None = None,
     ) -> None:  # fmt: skip
         super().__init__(config, geometry, cap)
+        if config.disagreement and len(model.predictors) == 1:  # a loaded level 1 may have one
+            raise ConfigError("a disagreement cost needs a level 1 of several predictors")
         self.model, self.level2, self.plan_dim = model, level2, model.action_dim
 
     def project(self, plans: Tensor) -> Tensor:
