@@ -1,7 +1,7 @@
 """Notebook 06 in JupyterLab, used as a person would: run all, scrub, play, move, replan, compare.
 
-One page serves all tests in their order. Measured figures are printed (`pytest -rP`); the bars that
-are asserted are generous, because a busy machine is no reason to fail.
+One page serves all tests in their order. What is asked of the clock is generous, because a busy
+machine is no reason to fail.
 """
 
 import re
@@ -102,7 +102,7 @@ def test_every_cell_runs_and_nothing_fails(page):
 
 
 def test_slider_changes_the_picture(page):
-    """Arrow keys and clicks on the slider; the time from the event to the next painted frame."""
+    """Arrow keys and clicks on the slider."""
     one = part(page, 0)
     before = one.screenshot()
     box = one.locator(".hp-slider").bounding_box()
@@ -114,28 +114,6 @@ def test_slider_changes_the_picture(page):
     assert one.get_attribute("data-step") == str(half + 3)
     assert f"step {half + 3} of" in one.inner_text()
     assert one.screenshot() != before
-    times = one.evaluate(
-        """async (root) => {
-          const slider = root.querySelector(".hp-slider"), times = [];
-          const painted = () => new Promise((done) => requestAnimationFrame(() => {
-            const channel = new MessageChannel();
-            channel.port1.onmessage = done;
-            channel.port2.postMessage(0);
-          }));
-          for (let i = 0; i <= Number(slider.max); i += 1) {
-            await painted();
-            const from = performance.now();
-            slider.value = i;
-            slider.dispatchEvent(new Event("input"));
-            await painted();
-            times.push(performance.now() - from);
-          }
-          return times.sort((a, b) => a - b);
-        }"""
-    )
-    middle = times[len(times) // 2]
-    print(f"slider to painted picture: median {middle:.0f} ms, longest {times[-1]:.0f} ms")
-    assert middle < 500
 
 
 def test_play_runs_in_the_browser_alone(page, watch):
@@ -159,7 +137,6 @@ def test_play_runs_in_the_browser_alone(page, watch):
     seen = one.evaluate("(root) => root.seen")
     steps = [step for _, step in seen]
     rate = (steps[-1] - steps[0]) / (seen[-1][0] - seen[0][0]) * 1000
-    print(f"play: {rate:.1f} steps a second, {len(steps)} pictures drawn for {steps[-1]} steps")
     assert steps == sorted(steps)
     assert 8 < rate < 12
     assert len(watch.sent) - sent <= 1  # a heartbeat or a save at most; a round trip would be many
