@@ -5,13 +5,12 @@ import functools
 import pandas as pd
 import pytest
 import tiny_runs
-from tiny_runs import ROOT, Said, cells, first, make_row, printed
+from tiny_runs import ROOT, cells, first, make_row
 
 from hjepa_lib.config import ConfigError
 from hjepa_lib.evaluation.failures import LABELS
 from hjepa_lib.figures.success import PRICES
 from hjepa_lib.files import WorkbookError
-from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.run import Run
@@ -130,15 +129,13 @@ def test_without_level_2_there_is_nothing_to_compare(root, config):
         execute(stop="workspace.start(", run="flat")
 
 
-def test_planning_collapse_runs_beside_the_run(root):
-    """08 through the real runner: small trainings beside the run, `latest` untouched."""
+def test_planning_collapse_runs_beside_the_run(root, recwarn):
+    """08: small trainings beside the run, `latest` untouched."""
     (root / "latest").write_text("another\n")
-    run, (path,) = Run.open("trained"), runner.select_notebooks("08", ROOT / "notebooks")
-    runner.run_notebooks(run, [path], threads=1, say=Said())
-    assert run.manifest["notebooks"][path.stem]["ok"]
-    tables = {file.stem for file in (run.path / "collapse").glob("*.csv")}
+    tiny_runs.execute(PATH.with_name("08_planning_collapse.ipynb"), run="trained")
+    tables = {file.stem for file in (root / "trained" / "collapse").glob("*.csv")}
     assert tables == {"planning", "variants", "verdicts"}
     (side,) = (root / "trained-variants").glob("size-20312-s0-*/manifest.json")
     assert Run.at(side.parent).config.data.transitions == 20_312
     assert (root / "latest").read_text() == "another\n"
-    assert "Warning" not in printed(run.path / "notebooks" / path.name)[0]
+    assert [str(one.message) for one in recwarn] == []
