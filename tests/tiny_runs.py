@@ -95,11 +95,11 @@ def cells(path: Path, kind: str = "code") -> list[Any]:
     return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == kind]
 
 
-def printed(path: Path) -> tuple[str, list[dict[str, Any]]]:
-    """Text of an executed copy, which ended with its checks, and the data of its outputs."""
+def printed(path: Path, end: str = "checks passed") -> tuple[str, list[dict[str, Any]]]:
+    """Text of an executed copy, which said this `end`, and the data of its outputs."""
     outputs = [output for cell in cells(path) for output in cell.get("outputs", [])]
     text = "".join(output.get("text", "") for output in outputs)
-    assert "checks passed" in text
+    assert end in text
     return text, [output.get("data", {}) for output in outputs]
 
 
