@@ -157,18 +157,15 @@ def test_levels_that_do_not_fit_are_refused(agent, tmp_path):
         load(l1, l2, agent)
 
 
-def test_load_a_run_without_its_data(trained, frames, tmp_path, monkeypatch):
+def test_load_a_run_without_its_data(ws, frames):
     """PL5, README: the latest run or a named one plans without data set and training code."""
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
-    shutil.copytree(trained, tmp_path / "copy")
-    shutil.rmtree(tmp_path / "copy" / "data")
-    (tmp_path / "latest").write_text("copy\n")
+    shutil.rmtree(ws.run.path / "data")
     agent = hjepa_lib.load()
     actions, _ = agent.plan(*frames)
     assert actions.shape == (2, 2)
-    np.testing.assert_array_equal(hjepa_lib.load("copy").plan(*frames)[0], actions)
+    np.testing.assert_array_equal(hjepa_lib.load("trained").plan(*frames)[0], actions)
     assert agent.plan(*frames, "l1+l2")[1].macro is not None
-    assert agent.planning == Run.at(trained).config.planning
+    assert agent.planning == ws.config.planning
     with pytest.raises(ValueError, match="run 'absent' does not exist"):
         hjepa_lib.load("absent")
 
