@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from tiny import make_agent, make_store, tiny_config
+from tiny_runs import first, make_row
 
 from hjepa_lib.config import ConfigError, PlanningConfig, profile
 from hjepa_lib.data.recipes import generate
@@ -22,7 +23,6 @@ from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.score import COSTS
 from hjepa_lib.workbench import variants
-from hjepa_lib.workbench.rows import pack_solved
 from hjepa_lib.worlds.layout import Layout, layout_set
 from hjepa_lib.worlds.trials import Trials
 from hjepa_lib.worlds.two_rooms import step
@@ -141,8 +141,8 @@ def test_bands_hold_the_median_and_tighten_to_nothing_without_spread():
 def test_collapse_horizon_of_constructed_curves_and_its_words():
     inf, steps = math.inf, np.arange(1, 21)
     line = Curve(steps, np.tile(0.5 * steps, (20, 1)))
-    for limit, first in ((4.0, 9), (100.0, inf), (0.1, 1)):  # 0.5 * 8 = 4 is not beyond 4
-        assert horizons.collapse_horizon(line, limit) == (first, first, first)
+    for limit, over in ((4.0, 9), (100.0, inf), (0.1, 1)):  # 0.5 * 8 = 4 is not beyond 4
+        assert horizons.collapse_horizon(line, limit) == (over, over, over)
     dip = Curve(np.array([1, 2, 3, 4]), np.tile([5.0, 1.0, 2.0, 6.0], (9, 1)))
     assert horizons.collapse_horizon(dip, 4.0).estimate == 4  # it starts above, then falls below
     macro = Curve(np.array([8, 16, 24]), np.tile([1.0, 5.0, 6.0], (9, 1)))
@@ -310,27 +310,21 @@ def test_verdicts_follow_their_rules():
         assert {row["verdict"] for row in variants.versus(*pair)} == {verdict}
 
 
-def study_row(cell, seed, hits, **more):
-    """One row of the committed study: `hits` of ten trials solved."""
-    row = {"cell": cell, "group": "sizes", "seed": seed, "method": "flat", "cost": "latent"}
-    row |= {"budget": 1.0, "grid": "", "model": "base", "training": "abc", "revision": "x"}
-    row |= {"protocol": "p1", "split": "test", "layouts": "fixed", "dynamics": "bounce", "n": 10}
-    row |= {"trials_hash": "12", "planner.steps": 200, "seconds_per_episode": 1.0}
-    solved = pack_solved(np.arange(10) < hits)
-    return row | {"successes": hits, "solved": solved, "planner.flat.horizon": 8} | more
-
-
 def test_committed_rows_are_pooled_over_seeds(tmp_path, monkeypatch):
     monkeypatch.setattr(variants, "repository", lambda: tmp_path)
     path = tmp_path / "outputs" / "gallery" / "study.csv"
     assert variants.committed("sizes", "data.transitions") == []
     path.parent.mkdir(parents=True)
     path.with_name("study_trainings.json").write_text('{"abc": {"data.transitions": 634}}')
-    rows = [study_row("a", 0, 5), study_row("a", 1, 9)]
+
+    def row_of(cell, seed, hits, **more):
+        return make_row(cell, seed, first(hits, 10), **{"group": "sizes"} | more)
+
+    rows = [row_of("a", 0, 5), row_of("a", 1, 9)]
     aside = [
-        study_row("b", 0, 1, group="p1"),
-        study_row("a", 0, 10, split="validation"),  # not pooled with them
-        study_row("c", 0, 2),  # unfinished: seed 1 is missing
+        row_of("b", 0, 1, group="p1"),
+        row_of("a", 0, 10, split="validation"),  # not pooled with them
+        row_of("c", 0, 2),  # unfinished: seed 1 is missing
     ]
     pd.DataFrame([*rows, *aside]).to_csv(path, index=False)
     (row,) = variants.committed("sizes", "data.transitions")
@@ -338,7 +332,7 @@ def test_committed_rows_are_pooled_over_seeds(tmp_path, monkeypatch):
     assert row["ci95"][0] < 0.7 < row["ci95"][1]
     assert variants.committed("p1", "planner.flat.horizon")[0]["setting"] == 8
     assert variants.committed("replan", "planner.replan") == []
-    other = [study_row("d", 0, 1, protocol="p2_seen"), study_row("d", 1, 1)]
+    other = [row_of("d", 0, 1, protocol="p2_seen"), row_of("d", 1, 1)]
     pd.DataFrame([*rows, *other]).to_csv(path, index=False)
     with pytest.raises(WorkbookError, match="rows differ in protocol: p1 and p2_seen"):
         variants.committed("sizes", "data.transitions")
