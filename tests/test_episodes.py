@@ -184,13 +184,8 @@ def test_diagnostics_have_documented_shapes_and_values(agent, trials, method):
     policy = LatentPolicy(agent, method, agent.planning)
     outcome = run_episodes(policy, trials, "slide", 6, CAP, 0)
     seen = outcome.seen
-    shapes = {
-        "plan": (12, 3, 5, 2),
-        "plan_xy": (12, 3, 5, 2),
-        "fan_xy": (8, 3, 8, 5, 2),
-        "near": (12, 3),
-        "effective": (12, 3),
-    }
+    shapes = {"plan": (12, 3, 5, 2), "plan_xy": (12, 3, 5, 2), "fan_xy": (8, 3, 8, 5, 2)}
+    shapes |= {"near": (12, 3), "effective": (12, 3)}
     if method == "l1+l2":
         shapes |= {"macro_xy": (12, 3, 3, 2), "subgoal_xy": (12, 3, 2), "macro_stride": ()}
         shapes |= {"subgoal_offset": (12, 3), "effective_macro": (12, 3)}

@@ -161,8 +161,7 @@ def test_round_trip_of_one_result(agent, config, tmp_path):
         np.testing.assert_array_equal(found.arrays[name], getattr(outcome, name))
     for name, values in outcome.seen.items():
         np.testing.assert_allclose(found.arrays[f"plan_{name}"], values, rtol=1e-6)
-    assert found.success.shape == (3,)
-    assert found.row["successes"] == found.success.sum()
+    assert found.row["successes"] == found.success.sum() and found.success.shape == (3,)
     (again,) = results.load_results(tmp_path)
     assert again.header == found.header
     changed = found._replace(arrays=found.arrays | {"trial_final_distance": np.array([1, 2, 3.0])})
