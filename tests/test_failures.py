@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tiny import make_agent, tiny_config
+from tiny import tiny_config
 
 from hjepa_lib.evaluation import failures
 from hjepa_lib.evaluation.episodes import OFFSET_CALLS, LatentPolicy, OraclePolicy, run_episodes
@@ -101,11 +101,10 @@ def result_of(policy, config, folder, method):
     return load_result(save_result(folder, case, outcome, {}))
 
 
-def test_labels_of_result_files(tmp_path):
+def test_labels_of_result_files(agent, tmp_path):
     config = tiny_config(
         planning__cost="latent", planning__hierarchy__replan=4, evaluation__steps=20
     )
-    agent = make_agent(config)
     planning = config.planning
     flat = result_of(LatentPolicy(agent, "flat", planning), config, tmp_path, "flat")
     assert failures.commands_of(flat) is None
@@ -123,13 +122,10 @@ def test_labels_of_result_files(tmp_path):
     assert failures.label(walker).tolist() == ["solved"] * 3
 
 
-def test_subgoal_offset_tells_real_encodings_from_others():
+def test_subgoal_offset_tells_real_encodings_from_others(agent):
     """A sub-goal that is the encoding of a frame is consistent, a scaled one is not."""
-    config = tiny_config()
-    agent = make_agent(config)
-    policy = LatentPolicy(agent, "l1+l2", config.planning)
-    trials = load_trials("p1", "validation", 3)
-    run_episodes(policy, trials, "bounce", 4, CAP, 0)
+    policy = LatentPolicy(agent, "l1+l2", agent.planning)
+    run_episodes(policy, load_trials("p1", "validation", 3), "bounce", 4, CAP, 0)
     real = policy.log["latent"]
     offsets = []
     for scale in (1, 30):
