@@ -132,6 +132,7 @@ def grid(**axes):
     ("changes", "message"),
     [
         ({"sells": []}, "unknown key 'sells' .* known: base, cells"),
+        ({"recipes": {}}, "recipes is called models now"),
         ({"cells": []}, "cells must be a list"),
         ({"base": 3}, "base must be dict, got 3"),
         ({"base": {"profile": "huge"}}, "profile must be one of"),

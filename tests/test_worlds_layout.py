@@ -42,6 +42,7 @@ def test_lists_are_disjoint_complete_and_never_change():
 
 def test_a_layout_is_held_out_only_if_wall_and_door_are_excluded():
     ranges = ("28-36", "26-38")
+    assert len(layout_set("rectangle")) == 1125  # no range, nothing excluded
     train, held = layout_set("rectangle", *ranges), layout_set("rectangle_heldout", *ranges)
     assert as_set(held) == {(w, d) for w in range(28, 37) for d in range(26, 39)}
     assert as_set(train) | as_set(held) == as_set(all_layouts())

@@ -136,10 +136,12 @@ class Config(Section):
             raise ConfigError(
                 "the profile is chosen by --profile or the notebook, not by a setting"
             )
-        preset = own.pop("preset", None)
-        if preset is not None and preset not in PRESETS:
-            raise ConfigError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
-        changes = PRESETS.get(preset, {}) | own
+        changes = dict(own)
+        if "preset" in own:
+            preset = own.pop("preset")
+            if preset not in PRESETS:
+                raise ConfigError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
+            changes = PRESETS[preset] | own
         for key in changes:
             _check_name(key)
         changed = _changed(self, changes)

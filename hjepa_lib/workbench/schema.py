@@ -28,6 +28,9 @@ _KINDS = {
     "call": parts.CallCell,
 }
 
+RENAMED = {"recipes": "models", "rows": "table", "profile": "base.profile", "notebooks": "cells"}
+"""Sections of 0.1.0, and what they are now."""
+
 
 class Sections(Section):
     """What a file may hold."""
@@ -54,6 +57,8 @@ def read_experiment(
     with _about(path or name):
         tree = source if own else read_yaml(source, "experiment file")
         tree = {key: value for key, value in _mapping(tree).items() if value is not None}
+        for old in tree.keys() & RENAMED.keys():
+            raise ConfigError(f"{old} is called {RENAMED[old]} now")
         file = from_dict(Sections, tree)
         name = parts.named(file.name or name or Path(path).stem)
         base = leaves(file.base)

@@ -107,8 +107,10 @@ def layout_lists() -> dict[str, np.ndarray]:
 
 
 def _excluded(**ranges: str) -> np.ndarray:
-    """(1125,) bool: wall AND door lie in the inclusive ranges "min-max"."""
-    out = np.ones(1125, bool)
+    """(1125,) bool: wall AND door lie in the inclusive ranges "min-max"; none where both are ""."""
+    out = np.full(1125, any(ranges.values()))
+    if not out.any():
+        return out
     for (name, text), values in zip(ranges.items(), all_layouts().T, strict=True):
         match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", text)
         if not match or int(match[1]) > int(match[2]):
