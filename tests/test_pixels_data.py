@@ -81,13 +81,14 @@ def test_the_split_is_by_episode_and_shuffled_by_the_seed(drift):
 
 
 @pytest.mark.parametrize("skip", [0, 1])
-def test_parts_keep_their_transitions_and_only_their_frames(skip):
+def test_parts_keep_their_transitions_and_only_their_frames(skip, tmp_path):
     data = numbered([3, 5, 2, 4], skip=skip)
     for part in data.split(0.5, 0):
         rows = torch.isin(data.episode, part.episodes).nonzero()[:, 0]
         pairs = zip(part[torch.arange(len(part))], data[rows], strict=True)
         assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
         assert len(part.frames) == (skip + 1) * len(part) + len(part.episodes)
+        assert Transitions.load(part.save(tmp_path)).sha256 == part.sha256
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(1, 8), st.integers(0, 1))
@@ -134,12 +135,13 @@ def test_frame_skip_stores_first_action_last_state_and_summed_reward(drift):
     assert (data.after - data.now).tolist() == [5, 5, 2] * 2  # the last decision is cut short
 
 
-def test_colour_and_continuous_actions_are_kept():
+def test_colour_and_continuous_actions_are_kept(tmp_path):
     data = collect(collected(environment__grayscale=False, data__episodes=2), 0)
     assert data.state_shape == (4, 3, 16, 16) and data.meta["grayscale"] is False
     data = collect(collected(environment__id="hjepa/TwoRooms-v0", data__episodes=2), 0)
     assert (data.action_kind, data.action_dim) == ("continuous", 2)
     assert data.action.shape == (24, 2) and data.action.abs().max() <= 2.45
+    assert torch.equal(Transitions.load(data.save(tmp_path)).action, data.action)
 
 
 def test_discrete_actions_are_stored_from_zero_and_the_environment_is_closed():
@@ -185,18 +187,65 @@ def test_round_trip_with_everything_that_describes_it(drift, stored):
         (lambda f: (f / "meta.json").unlink(), "cannot read"),
         (lambda f: (f / "meta.json").write_text("{"), "not valid JSON"),
         (lambda f: (f / "meta.json").write_text("[]"), "holds no transitions"),
-        (lambda f: (f / "meta.json").write_text('{"format": "hjepa transitions"}'), "SHA-256"),
+        (lambda f: (f / "meta.json").write_text('{"format": "hjepa transitions"}'), "are unknown"),
         (lambda f: (f / "reward.npy").unlink(), "no such file"),
         (lambda f: (f / "frames.npy").write_bytes(b"\x93NUMPY"), "not a whole"),
         (lambda f: (f / "reward.npy").write_bytes(b"\x80\x04pickle"), "not a whole"),
-        (lambda f: save_npy(f / "now.npy", np.zeros(120)), "SHA-256"),
-        (lambda f: save_npy(f / "reward.npy", np.full(120, np.nan, np.float32)), "SHA-256"),
+        (lambda f: save_npy(f / "reward.npy", np.zeros(120, np.float32)), "SHA-256"),
     ],
 )
 def test_a_damaged_folder_is_one_sentence(stored, spoil, sentence):
     spoil(stored)
     with pytest.raises(FileError, match=sentence) as caught:
         acquire(collected(data__path=str(stored)), 0)
+    assert "\n" not in str(caught.value)
+
+
+CONTINUOUS = {"action_kind": "continuous", "action_dim": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"frames": np.zeros((7, 8, 8), np.uint8)}, r"\(F, C, H, W\), got \(7, 8, 8\)"),
+        ({"frames": np.zeros((7, 1, 8, 0), np.uint8)}, "frames must be .* not empty"),
+        ({"frames": np.zeros((7, 1, 8, 8), np.float32)}, "frames must be .* uint8"),
+        ({"now": np.array([0, 1, 2, 4, 5], ">i8")}, "now must be .* int64.* got .* >i8"),
+        ({"after": np.array(list("abcde"))}, "after must be .* got .* <U1"),
+        ({"episode": np.zeros(4, np.int64)}, r"episode must be \(5,\) .* got \(4,\)"),
+        ({"reward": np.zeros((5, 1), np.float32)}, r"reward must be \(5,\) .* got \(5, 1\)"),
+        ({"reward": np.zeros(5)}, "reward must be .* float32.* got .* float64"),
+        ({"action": np.zeros((5, 2), np.float32)}, r"action must be \(5,\) int64"),
+        ({"now": np.array([1, 0, 2, 4, 5])}, "frames of its own"),
+        ({"now": np.array([1, 1, 2, 4, 5])}, "frames of its own"),
+        ({"after": np.array([1, 2, 3, 5, 7])}, "frames of its own"),
+        ({"after": np.array([1, 2, 4, 5, 6])}, "frames of its own"),
+        ({"after": np.array([1, 2, 3, 5, 5])}, "frames of its own"),
+        ({"origin": np.zeros(5, np.int64)}, "frames of its own"),
+        ({"origin": np.array([0, 1, 0, 4, 4])}, "frames of its own"),
+        ({"episode": np.array([0, 0, 0, 0, 1])}, "frames of its own"),
+        ({"action": np.array([0, 1, 2, 3, 4])}, r"outside 0\.\.3"),
+        ({"action": np.array([0, 1, 2, 3, -1])}, r"outside 0\.\.3"),
+        ({"reward": np.array([0, 0, 0, 0, np.inf], np.float32)}, "reward is NaN or infinite"),
+        ({"action_dim": "4"}, "size '4'"),
+        ({"stack": 0}, "stacks of 0"),
+        ({"action_kind": "analog"}, "'analog' actions"),
+        (CONTINUOUS | {"action": np.full((5, 2), np.nan, np.float32)}, "action is NaN or infinite"),
+        (CONTINUOUS | {"action": np.zeros((5, 3), np.float32)}, r"action must be \(5, 2\) float32"),
+    ],
+)
+def test_a_stored_set_of_a_stranger_is_checked(tmp_path, change, sentence):
+    """`numbered([3, 2])` with one change: the sentence says what is wrong, not that the hash is."""
+    folder = numbered([3, 2]).save(tmp_path)
+    meta = json.loads((folder / "meta.json").read_text())
+    for name, value in change.items():
+        if name in meta:
+            meta[name] = value
+        else:
+            save_npy(folder / f"{name}.npy", value)
+    (folder / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(FileError, match=sentence) as caught:
+        Transitions.load(folder)
     assert "\n" not in str(caught.value)
 
 

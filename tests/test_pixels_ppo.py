@@ -1,6 +1,7 @@
 """PPO collection: environments, reward sums, noise, reproducibility, an absent extra."""
 
 import multiprocessing
+import random
 
 import gymnasium
 import numpy as np
@@ -30,12 +31,20 @@ def test_data_say_how_they_were_made_and_are_loaded_again(collected, tmp_path):
     assert data.sha256 == collected.sha256 and data.meta["ppo"] == meta["ppo"]
 
 
-def test_same_seed_same_data_and_torch_draws_on_as_before(collected):
-    torch.manual_seed(3)
-    expected = torch.rand(())
-    torch.manual_seed(3)
+def test_same_seed_same_data_and_global_generators_go_on_as_before(collected):
+    def restart():
+        random.seed(3)
+        np.random.seed(3)
+        torch.manual_seed(3)
+
+    def draw():
+        return random.random(), np.random.rand(), float(torch.rand(()))
+
+    restart()
+    expected = draw()
+    restart()
     assert collect(skilled(), 0).sha256 == collected.sha256
-    assert torch.rand(()) == expected
+    assert draw() == expected
     assert collect(skilled(), 1).sha256 != collected.sha256
 
 

@@ -44,6 +44,11 @@ def test_build_validates_and_survives_json(run):
         ({"successes": 101, "success_rate": 1.01}, "success_rate 1.01 is not 101 / 100"),
         ({"ci95": [0.1, 0.2]}, "does not hold 0.97"),
         ({"ci95": [0.98, 1]}, "does not hold 0.97"),
+        ({"n": "100"}, "n cannot be '100'"),
+        ({"successes": [97]}, r"successes cannot be \[97\]"),
+        ({"method": ["flat"]}, r"method cannot be \['flat'\]"),
+        ({"flops_per_step": "many"}, "flops_per_step cannot be 'many'"),
+        *(({"ci95": ends}, "ci95 cannot be") for ends in (0.5, [0.9], [0.9, "1"], [0.9, None])),
         ({"method": "random", "cost": "none"}, "two results share"),
     ],
 )
@@ -172,5 +177,7 @@ def test_report_is_written_whatever_the_run_lacks(run):
     page = report.write_report(run).read_text()
     assert "flat, distance cost solves 97 of 100" in page and "without floor or ceiling" in page
     assert "Not played here: random, which every table needs." in page
-    (run.path / "summary.json").write_text('{"results": [{}]}')
-    assert "summary.json is damaged" in report.write_report(run).read_text()
+    whole = read_json(run.path / "summary.json")
+    for row in ({}, 1, result() | {"n": "many"}, result(ci95="wide")):
+        write_json(run.path / "summary.json", whole | {"results": [row]})
+        assert "summary.json is damaged" in report.write_report(run).read_text()

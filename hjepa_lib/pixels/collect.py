@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -90,7 +91,10 @@ def collect(config: PixelsConfig, seed: int) -> Transitions:
     """New transitions, by uniform actions (DATA-1) or a trained policy; equal seeds, equal data."""
     seen = config.environment
     if config.data.method == "ppo":
-        with torch.random.fork_rng(devices=[]):  # the policy draws its actions from torch
+        with contextlib.ExitStack() as undo:  # the policy draws its actions from torch
+            undo.callback(random.setstate, random.getstate())
+            undo.callback(np.random.set_state, np.random.get_state())
+            undo.enter_context(torch.random.fork_rng(devices=[]))
             policy, meta = skilled_policy(config, seed)
             repeat = meta["action_repeat"]
             skip = 0 if repeat > 1 else seen.frame_skip
@@ -168,7 +172,7 @@ def describe_split(data: Transitions, config: PixelsConfig, seed: int) -> dict[s
 def skilled_policy(config: PixelsConfig, seed: int) -> tuple[Policy, dict[str, Any]]:
     """(policy of states (L, C, H, W), what its data say about it); equal seeds, equal policies.
 
-    Stable-Baselines3 seeds the global generators of Python, NumPy and torch.
+    Stable-Baselines3 seeds the global generators of Python, NumPy and torch: `collect` undoes it.
     """
     notes: list[str] = []
     repeat = repeat_of(config)

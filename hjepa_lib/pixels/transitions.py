@@ -8,6 +8,7 @@ of s_{t+1}.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -184,11 +185,49 @@ class Transitions:
         meta = files.read_json(folder / "meta.json")
         if not isinstance(meta, dict) or meta.pop("format", None) != _FORMAT:
             raise files.FileError(f"{folder} holds no transitions: meta.json is of another kind")
-        arrays = {
-            name: torch.from_numpy(files.load_npy(folder / f"{name}.npy")) for name in _ARRAYS
-        }
+        arrays = {name: files.load_npy(folder / f"{name}.npy") for name in _ARRAYS}
         stored, own = meta.pop("sha256", ""), {name: meta.pop(name, 0) for name in _OWN}
-        loaded = cls(**arrays, **own, meta=meta)
+        for wrong, sentence in _checks(arrays, **own):
+            if wrong:
+                raise files.FileError(f"{folder} holds no usable transitions: {sentence}")
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        loaded = cls(**tensors, **own, meta=meta)
         if loaded.sha256 != stored:
             raise files.FileError(f"{folder} does not match the SHA-256 in its meta.json")
         return loaded
+
+
+def _checks(
+    arrays: dict[str, np.ndarray], action_kind: Any, action_dim: Any, stack: Any
+) -> Iterator[tuple[bool, str]]:
+    """(is wrong, sentence) of a stored data set; each rests on those before it."""
+    whole = all(isinstance(number, int) and number > 0 for number in (action_dim, stack))
+    yield (
+        not whole or action_kind not in ("discrete", "continuous"),
+        f"{action_kind!r} actions of size {action_dim!r} in stacks of {stack!r} are unknown",
+    )
+    frames, now, after, origin, action, reward, episode = arrays.values()
+    yield frames.ndim != 4, f"frames must be (F, C, H, W), got {frames.shape}"
+    discrete, rows = action_kind == "discrete", (reward.size,)
+    wanted = dict.fromkeys(_ARRAYS, (rows, "int64"))
+    wanted |= {"frames": (frames.shape, "uint8"), "reward": (rows, "float32")}
+    if not discrete:
+        wanted["action"] = (*rows, action_dim), "float32"
+    for name, array in arrays.items():
+        shape, kind = wanted[name]
+        yield (
+            array.shape != shape or array.dtype != kind or not array.size,
+            f"{name} must be {shape} {kind} and not empty, got {array.shape} {array.dtype}",
+        )
+    new = np.r_[True, episode[1:] != episode[:-1]]  # the first row of each episode
+    last, same = np.r_[-1, after[:-1]], np.r_[-1, origin[:-1]]
+    follows = np.where(new, (now == origin) & (origin > last), (now == last) & (origin == same))
+    inside = (now < after) & (after < len(frames))
+    yield (
+        not (follows & inside).all() or new.sum() != len(np.unique(episode)),
+        "the rows of an episode must follow each other in frames of its own",
+    )
+    outside = discrete and (action.min() < 0 or action.max() >= action_dim)
+    yield outside, f"an action lies outside 0..{action_dim - 1}"
+    yield not np.isfinite(action).all(), "an action is NaN or infinite"
+    yield not np.isfinite(reward).all(), "a reward is NaN or infinite"

@@ -29,6 +29,11 @@ REQUIRED = (
     "planner", "weights", "data", "trials_hash", "seed", "version",
 )  # fmt: skip
 """What every result has: no rate stands without its n (F12), none without its origin (I4)."""
+_NUMBERS = (
+    "budget", *_RATE[:3], "path_efficiency", "final_distance_mean", "avg_termination_step",
+    "seconds_per_episode", "latency_single_episode", "flops_per_step",
+)  # fmt: skip
+_KINDS = dict.fromkeys(KEY, str) | dict.fromkeys(_NUMBERS, (int, float))
 _RUN = ("run", "profile", "seed", "created", "revision", "device", "precision")
 _EMBED_LIMIT = 2_000_000  # bytes; a larger image is linked instead, so that the page stays small
 
@@ -55,8 +60,11 @@ def check_summary(summary: Any) -> dict[str, Any]:
     seen = set()
     for number, row in enumerate(summary["results"]):
         for name in REQUIRED:
-            if row.get(name) is None:
+            if not isinstance(row, dict) or row.get(name) is None:
                 raise FileError(f"result {number} lacks {name!r}")
+        for name, value in row.items():
+            if value is not None and not _fits(name, value):
+                raise FileError(f"result {number}: {name} cannot be {value!r}")
         key = tuple(row[name] for name in KEY)
         if key in seen:
             raise FileError(f"two results share {dict(zip(KEY, key, strict=True))}")
@@ -67,6 +75,13 @@ def check_summary(summary: Any) -> dict[str, Any]:
         if not low - 1e-9 <= rate <= high + 1e-9:
             raise FileError(f"result {number}: ci95 [{low}, {high}] does not hold {rate}")
     return summary
+
+
+def _fits(name: str, value: Any) -> bool:
+    if name == "ci95":
+        whole = isinstance(value, list) and len(value) == 2
+        return whole and all(isinstance(end, (int, float)) for end in value)
+    return isinstance(value, _KINDS.get(name, object))
 
 
 # --- sections ---------------------------------------------------------------------------------
