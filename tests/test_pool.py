@@ -17,6 +17,7 @@ from hjepa_lib import __main__
 from hjepa_lib.config import ConfigError
 from hjepa_lib.evaluation import results
 from hjepa_lib.files import exclusive, read_json
+from hjepa_lib.runs import machine
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
@@ -233,6 +234,18 @@ def test_joblib_says_what_a_killed_process_means():
     assert sorted(one.value for one in pool.run_all(double, [1, 2], jobs=2)) == [2, 4]
     with pytest.raises(RunError, match="a worker process was killed"):
         list(pool.run_all(double, [1, 0], jobs=2))
+
+
+def test_joblib_workers_share_the_cores(monkeypatch):
+    """Each has its share of BLAS threads, unless the environment says otherwise."""
+    monkeypatch.setattr(machine, "usable_cores", lambda: 6)
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.setenv("MKL_NUM_THREADS", "5")
+    names = ["OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
+    assert {one.item: one.value for one in pool.run_all(os.getenv, names, jobs=2)} == {
+        "OPENBLAS_NUM_THREADS": "3",
+        "MKL_NUM_THREADS": "5",
+    }
 
 
 def test_workers_with_threads_are_refused():

@@ -13,7 +13,7 @@ from tiny import tiny_config
 from tiny_runs import Said, fill, write
 
 from hjepa_lib.__main__ import main
-from hjepa_lib.files import FileError
+from hjepa_lib.files import FileError, read_json, write_json
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs import remote, stages
 from hjepa_lib.runs.places import RunError, outputs_root
@@ -186,6 +186,32 @@ def test_the_machine_that_lost_its_connection_catches_up(machine, after, arrives
     fill(Run.open("a"), "l1")  # uploads what is missing
     machine("two")
     Run.open("a").verify("data")
+
+
+def test_an_interrupted_upload_goes_on_where_it_was(machine):
+    run = Run.create("a", CONFIG)
+    with (
+        broken("pipe_file", 3, LOST),  # a manifest and two files get through
+        pytest.raises(FileError, match="reset"),
+        run.stage("l1") as folder,
+    ):
+        for part in "abc":
+            (folder / part).write_text(part)
+    overwrite("l1/a", b"as it was")
+    run.publish()
+    assert {store()[f"a/l1/{part}"] for part in "abc"} == {b"as it was", b"b", b"c"}
+
+
+@pytest.mark.parametrize("names", [("remote", "pending"), ("pending", "remote")])
+def test_the_state_of_an_older_checkout_is_no_other_machine(machine, names):
+    run = Run.create("a", CONFIG)
+    path = run.path / ".remote.json"
+    state = read_json(path)
+    (known,) = state.pop("known")
+    write_json(path, state | dict(zip(names, (known, ""), strict=True)))
+    run.note("key", 1)
+    machine("two")
+    assert Run.open("a").manifest["notes"]["key"] == 1
 
 
 @pytest.mark.parametrize("damage", [b"weighty", b"wei", None])

@@ -181,6 +181,9 @@ def test_half_a_last_line_is_ignored_and_healed(tmp_path):
     assert len(MetricsLog(path).records()) == 1
     MetricsLog(path).log({"stage": "l1", "step": 2, "loss": 1})
     assert [row["step"] for row in MetricsLog(path).records()] == [1, 2]
+    before = path.stat().st_ino
+    MetricsLog(path).log({"stage": "l1", "step": 3, "loss": 1})
+    assert path.stat().st_ino == before  # appended: another process may be writing, too
     path.write_text("{broken\n" + path.read_text())
     with pytest.raises(FileError, match=r"'\{broken' is not valid JSON"):
         MetricsLog(path).records()
@@ -348,7 +351,7 @@ def test_c5_only_sentences_for_users_lose_their_trace(error, told, monkeypatch, 
 
 
 # --- the committed run ------------------------------------------------------------------------
-def test_pretrained_export_is_a_run_without_data_or_resume_state(root):
+def test_pretrained_export_is_a_run_without_data_or_resume_state(root, monkeypatch):
     run = Run.create("a", CPU)
     with pytest.raises(RunError, match="no trained level 1"):
         run.export(root / "pretrained")
@@ -369,3 +372,16 @@ def test_pretrained_export_is_a_run_without_data_or_resume_state(root):
     with pytest.raises(RunError, match="differs"):
         run.export(root / "pretrained")
     assert Run.named("pretrained").done("l1")
+    fill(run, "l1")
+    rename = Path.rename
+
+    def killed(path, target):
+        if path.name == "pretrained.new.tmp":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.export(root / "pretrained")
+    assert Run.at(root / "pretrained.old.tmp").done("l1")  # whole or absent, never lost
+    monkeypatch.undo()

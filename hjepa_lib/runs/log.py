@@ -34,7 +34,7 @@ class MetricsLog:
         NaN becomes null. FileError when a key has a value there already (PL6).
         """
         if self._seen is None:
-            self.rewind()
+            self._heal()
             self._seen = {name for row in self.records() for name in _names(row)}
         row = plain(record)
         for stage, step, key in sorted(_names(row) & self._seen):
@@ -58,8 +58,8 @@ class MetricsLog:
             raise FileError(f"{self.path}: {error.doc[:40]!r} is not valid JSON") from error
         return [row for row in rows if stage is None or row["stage"] == stage]
 
-    def rewind(self, stage: str = "", step: int = -1) -> None:
-        """Keep whole lines alone, without those of `stage` above `step` (-1: all of it).
+    def rewind(self, stage: str, step: int = -1) -> None:
+        """Drop the records of `stage` above `step` (-1: all of them) and a half-written last line.
 
         So a resumed training leaves the same file as an uninterrupted one (PL8).
         """
@@ -68,6 +68,13 @@ class MetricsLog:
             text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
             write_atomic(self.path, text)
         self._seen = None
+
+    def _heal(self) -> None:
+        """Cut off a last line without its newline; a file of whole lines is not touched."""
+        if self.path.is_file():
+            data = self.path.read_bytes()
+            if not data.endswith(b"\n"):
+                write_atomic(self.path, data[: data.rfind(b"\n") + 1])
 
 
 def _names(row: dict[str, Any]) -> set[tuple[str, int, str]]:

@@ -139,6 +139,7 @@ def push(folder: Path) -> None:
             item = {"stamp": stamp, "bytes": len(content), "sha256": sha256(content)}
             other.write(name, content)
             state["files"][name] = item
+            write_json(folder / _STATE, state)  # an upload that breaks off goes on from here
         files.append({"path": name, "bytes": item["bytes"], "sha256": item["sha256"]})
     remote = json.dumps(json.loads(manifest) | {"files": files}, indent=2).encode()
     # Noted before: an upload that breaks off here must not look like another machine's.
@@ -201,5 +202,6 @@ def _stamp(path: Path) -> list[int]:
 def _state(folder: Path) -> dict[str, Any]:
     """`local`: the manifest's hash here; `known`: what it may be there; `files`: what is there."""
     path = folder / _STATE
-    empty = {"local": "", "known": [], "files": {}}
-    return empty | (read_json(path) if path.is_file() else {})
+    state = read_json(path) if path.is_file() else {}
+    older = [state[name] for name in ("remote", "pending") if name in state]  # before `known`
+    return {"local": "", "known": older, "files": {}} | state

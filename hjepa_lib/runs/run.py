@@ -251,7 +251,8 @@ class Run:
         folder = folder or repository() / "outputs" / "pretrained"
         if not self.done("l1"):
             raise RunError(f"run {self.name!r} has no trained level 1 to export")
-        building, kept = folder.with_name("pretrained.new.tmp"), {}
+        building, old = (folder.with_name(f"pretrained.{age}.tmp") for age in ("new", "old"))
+        kept = {}
         shutil.rmtree(building, ignore_errors=True)
         for name in filter(self.done, ("l1", "distance", "l2")):
             self.verify(name)
@@ -259,15 +260,17 @@ class Run:
             files = [one for one in entry["files"] if "/last." not in one["path"]]
             for one in files:
                 write_atomic(building / one["path"], (self.path / one["path"]).read_bytes())
-            kept[name] = entry | {"files": files}
             # What it read is here as well, without the files that are left out.
-            read = entry.get("reads", {})
-            kept[name]["reads"] = {one: digest(kept[one]) for one in read if one in kept}
+            reads = {one: digest(kept[one]) for one in entry.get("reads", {}) if one in kept}
+            kept[name] = entry | {"files": files, "reads": reads}
         notes = {key: note for key, note in self.manifest["notes"].items() if key != "figures"}
         changes = {"stages": kept, "notebooks": {}, "notes": notes}
         write_json(building / "manifest.json", self.manifest | changes)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
         building.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
         return folder
 
     def log(self, record: dict[str, Any]) -> None:

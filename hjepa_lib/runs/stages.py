@@ -91,7 +91,6 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     """Level 1 (with level 2 when `level2.train=joint`), then the position probe."""
     config = ws.config
     *split, normaliser = load_data(ws)
-    windows = _windows(split, config.level1)
     options = {"seed": config.seed, "precision": ws.precision}
     torch.manual_seed(config.seed)
     both = None
@@ -100,11 +99,13 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     model = _level1(ws, split[0], normaliser) if both is None else both.level1
     # Before the fit is built: building it puts back the weights of an interrupted training.
     if config.level1.pretrain_mask:
+        windows = _windows(split, config.level1)
         fit = pretrain_level1(model, *windows, **options, folder=ws.resume("l1/pretrain"))
         yield from ws.follow(fit, "l1_pretrain")
         if model.target_encoder is not None:  # the slow copy of level 1 starts from there as well
             model.target_encoder.load_state_dict(model.encoder.state_dict())
     if both is None:
+        windows = _windows(split, config.level1)
         fit = train_level1(model, *windows, **options, folder=ws.resume("l1"))
     else:
         length = config.level2.macro_steps * config.level2.step_skip + 1

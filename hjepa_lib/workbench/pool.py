@@ -7,14 +7,17 @@ that only lost its connection may still be at it, so `work` has to take a lock.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, as_completed
 from typing import Any, NamedTuple
 
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
+from joblib.parallel import ParallelBackendBase
 
 from hjepa_lib.config import ConfigError
+from hjepa_lib.runs import machine
 from hjepa_lib.runs.places import RunError
 
 ENGINES = ("joblib", "dask")
@@ -88,8 +91,10 @@ def _submit(pool: Executor, work: Callable, items: Sequence[Any]) -> Iterator[En
 
 @contextlib.contextmanager
 def _workers(jobs: int) -> Iterator[Executor]:
-    """Processes that end with it, whatever they are at."""
-    pool = ProcessPoolExecutor(jobs)
+    """Processes that end with it, whatever they are at, each with its share of BLAS threads."""
+    share = str(max(1, machine.usable_cores() // jobs))
+    names = ParallelBackendBase.MAX_NUM_THREADS_VARS  # what the environment says is kept
+    pool = ProcessPoolExecutor(jobs, env={name: os.environ.get(name, share) for name in names})
     try:
         yield pool
     finally:
