@@ -292,7 +292,7 @@ class Fit:
         setting that is younger than the file had its default then.
         """
         try:
-            payload = torch.load(path, map_location=self.device, weights_only=True)
+            payload = torch.load(path, map_location="cpu", weights_only=True)  # steps stay there
             saved, device = payload["settings"], payload["device"]
             counters = {name: payload["counters"][name] for name in COUNTERS}
         except Exception as error:  # torch raises many kinds for a damaged or foreign file
