@@ -16,6 +16,7 @@ from hjepa_lib.models.level2 import Imagined, Level2
 CHUNK = 4096  # candidates rolled out at once, at most
 FEWEST = 512  # below this, matrix products get slower
 NUMBERS = 1 << 22  # of one chunk's latents (H * D each): 16 MB, near the CPU's cache
+ON_CUDA = 16  # times as many there (256 MB): launches of small chunks cost more than memory
 
 
 def clip_norm(actions: Tensor, cap: float) -> Tensor:
@@ -72,7 +73,8 @@ class Level:
         """start (B, D), plans (B, N, H, A), goal (B, E) embedded, context (B, H, A) -> (B, N)."""
         batch, samples, horizon = plans.shape[:3]
         rows = torch.arange(batch, device=plans.device).repeat_interleave(samples)  # (B * N,)
-        size = min(CHUNK, max(FEWEST, NUMBERS // (horizon * start.shape[-1])))
+        scale = ON_CUDA if start.device.type == "cuda" else 1
+        size = min(CHUNK * scale, max(FEWEST, NUMBERS * scale // (horizon * start.shape[-1])))
         pieces = []
         for row, part in zip(rows.split(size), plans.flatten(0, 1).split(size), strict=True):
             here = start[row]
