@@ -10,6 +10,7 @@ import functools
 import operator
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -146,6 +147,24 @@ class BenchCommand:
         return main_bench(**vars(self))
 
 
+@dataclass
+class GpuCheckCommand:
+    """Check a machine with CUDA: losses and plans against the CPU, speed, P1, a start of `full`."""
+
+    minutes: float = 8.0
+    """Time in all; a part that does not fit is left out, and named."""
+    output: Path | None = None
+    """JSON file that grows part by part; in a new folder of the outputs if empty."""
+    quick: bool = False
+    """Tiny sizes, without CUDA on the CPU: shows that everything runs, its numbers mean nothing."""
+
+    def __call__(self) -> int:
+        begin = time.monotonic()  # imports count
+        from hjepa_lib.workbench.gpu_check import main_gpu_check
+
+        return main_gpu_check(begin, **vars(self))
+
+
 @dataclass(kw_only=True)
 class GridCommand(RunOptions):
     """Seed 004: train the grid JEPA, its generative twin and the rewards, or tabulate a sweep."""
@@ -229,8 +248,7 @@ class AuxiliaryCommand(RunOptions):
         from hjepa_lib.pixels import studies
         from hjepa_lib.runs import machine
 
-        used = ("losses", "name", "profile", "config", "set", "seed")
-        self.refuse_all_but(used, "auxiliary")
+        self.refuse_all_but(("losses", "name", "profile", "config", "set", "seed"), "auxiliary")
         machine.set_up()
         losses = studies.read_losses(self.losses)
         rows = studies.run_losses(self.name, losses, self.settings())
@@ -254,18 +272,18 @@ _COMMANDS = {
     "vjepa2": VJepa2Command,
     "auxiliary": AuxiliaryCommand,
     "bench": BenchCommand,
+    "gpu-check": GpuCheckCommand,
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse and execute one command; returns the exit status."""
     kinds = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in _COMMANDS.items()]
-    arguments = sys.argv[1:] if arguments is None else arguments
     command = tyro.cli(
         tyro.conf.FlagCreatePairsOff[functools.reduce(operator.or_, kinds)],
         prog="python -m hjepa_lib",
         description="The H-JEPA workbook: notebooks, comparisons and sweeps from the command line.",
-        args=_gather_settings(arguments),
+        args=_gather_settings(sys.argv[1:] if arguments is None else arguments),
     )
     try:
         return command()
@@ -279,8 +297,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _gather_settings(arguments: list[str]) -> list[str]:
     """Join repeated `--set a=1 --set b=2` into one option: the parser would keep the last only."""
-    kept: list[str] = []
-    settings: list[str] = []
+    kept, settings = [], []
     target = kept
     for argument in arguments:
         option, _, value = argument.partition("=")

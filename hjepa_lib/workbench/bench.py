@@ -67,14 +67,16 @@ def configs(quick: bool = False) -> tuple[Config, Config]:
     return tuple(profile(name).override(_QUICK if quick else {}) for name in names)
 
 
-def updates(config: Level1Config, precision: str) -> Call:
+def updates(config: Level1Config, precision: str, device: str = "cpu", backend: str = "") -> Call:
     """Whole level-1 updates (draw, render, forward, backward, clip, AdamW) of a new model.
 
-    A call returns its loss and gradient norm.
+    A call returns its loss and gradient norm; a `backend` of torch.compile takes the encoder.
     """
     data = generate("good", SAMPLE)
     torch.manual_seed(0)  # all ways start from the same weights
-    model = Jepa(config, Normaliser.fit(data, 0))
+    model = Jepa(config, Normaliser.fit(data, 0)).to(device)
+    if backend:
+        model.encoder.compile(backend=backend, dynamic=False)
     windows = Windows(data, config.window)
     fit = iter(train_level1(model, windows, None, seed=0, precision=precision))
 
@@ -86,19 +88,26 @@ def updates(config: Level1Config, precision: str) -> Call:
 
 
 class Planning:
-    """A flat planner over `trials` validation trials."""
+    """A flat planner over `trials` validation trials; a `backend` compiles the predictors."""
 
-    def __init__(self, config: Config, trials: int, planner: PlannerConfig | None = None) -> None:
+    def __init__(
+        self, config: Config, trials: int, planner: PlannerConfig | None = None,
+        device: str = "cpu", backend: str = "",
+    ) -> None:  # fmt: skip
         torch.manual_seed(0)
-        model = Jepa(config.level1, Normaliser.fit(generate("good", SAMPLE), 0)).eval()
+        model = Jepa(config.level1, Normaliser.fit(generate("good", SAMPLE), 0)).eval().to(device)
+        for member in model.predictors if backend else ():
+            member.compile(backend=backend, dynamic=False)
         geometry: Geometry = LatentGeometry()
         if config.planning.cost == "distance":
-            geometry = Distance(config.distance, model.latent_dim).eval()
+            geometry = Distance(config.distance, model.latent_dim).eval().to(device)
         tasks = load_trials("p1", "validation", min(trials, 500))
         rows = torch.arange(trials) % tasks.count  # the stored ones again, beyond 500
         with torch.no_grad():
-            self.start = model.encode(render(tasks.start, tasks.layout))[rows]  # (B, D)
-            self.goal = model.encode(render(tasks.goal, tasks.layout))[rows]
+            self.start, self.goal = (
+                model.encode(render(place, tasks.layout).to(device))[rows]  # (B, D)
+                for place in (tasks.start, tasks.goal)
+            )
         cap = protocol_cap("p1", config.planning.action_cap)
         level = PrimitiveLevel(model, planner or config.planning.flat, geometry, cap)
         self.planner = Planner([Layer(level)], seed=0, every=config.planning.replan)
@@ -117,7 +126,8 @@ class Planning:
         return torch.cat(costs)
 
     def _costs(self, precision: str, rows: slice) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        kind = self.start.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
             plan = self.planner.plan(self.start[rows], self.goal[rows], executed=0)
         return plan.search.costs
 
