@@ -1,7 +1,6 @@
 """`hjepa_lib.load(run).plan(frame, goal_frame)` and what the agent is built from."""
 
 import dataclasses
-import json
 import shutil
 
 import numpy as np
@@ -10,10 +9,10 @@ import torch
 from tiny import make_agent, tiny_config
 
 import hjepa_lib
-from hjepa_lib.config import Config, ConfigError, leaves
+from hjepa_lib.config import Config, ConfigError, leaves, to_dict
 from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
-from hjepa_lib.files import FileError
+from hjepa_lib.files import FileError, write_json
 from hjepa_lib.models import checkpoint
 from hjepa_lib.planning import scale_samples
 from hjepa_lib.planning.agent import load_agent
@@ -32,17 +31,14 @@ def frames():
 @pytest.mark.parametrize("method", ["flat", "l1+l2"])
 def test_plan_takes_frames_in_both_channel_orders(agent, frames, method):
     """The README's call: (k, 2) px actions within the cap, the same for arrays and tensors."""
-    start, goal = frames
-    actions, plan = agent.plan(start, goal, method)
-    assert isinstance(actions, np.ndarray)
-    assert actions.shape == (agent.planning.replan, 2)
+    actions, plan = agent.plan(*frames, method)
+    assert isinstance(actions, np.ndarray) and actions.shape == (agent.planning.replan, 2)
     assert plan.actions.shape == (1, 5, 2)
     np.testing.assert_array_equal(actions, plan.actions[0, : agent.planning.replan].numpy())
-    last = [frame.permute(1, 2, 0) for frame in frames]
-    for one, two in (last, [f.numpy() for f in frames], [f.numpy() for f in last]):
-        np.testing.assert_array_equal(agent.plan(one, two, method)[0], actions)
-    other = agent.plan(goal, start, method)[0]
-    assert not np.array_equal(other, actions)
+    last = frames.permute(0, 2, 3, 1)
+    for pair in (last, frames.numpy(), last.numpy()):
+        np.testing.assert_array_equal(agent.plan(*pair, method)[0], actions)
+    assert not np.array_equal(agent.plan(*frames.flip(0), method)[0], actions)
     assert (plan.macro is not None) == (method == "l1+l2")
 
 
@@ -92,7 +88,6 @@ def test_scaled_budgets_change_samples_only():
     assert scale_samples(planning, 1e-9).flat.samples == 2  # a search needs two candidates
 
 
-# --- stored agents ----------------------------------------------------------------------------
 def store_agent(agent, folder):
     checkpoint.save_level1(folder / "l1", agent.level1)
     checkpoint.save_distance(folder / "l1", agent.distance)
@@ -174,12 +169,11 @@ def test_load_a_run_without_its_data(ws, frames):
 def test_a_closed_loop_plays_the_episodes_of_the_table(trained, tmp_path, method, protocol):
     """I14: a loop through `controller` has the cap, the noise, the warm starts and the clocks."""
     shutil.copytree(trained, tmp_path / "run")
-    path = tmp_path / "run" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["config"]["evaluation"]["protocol"] = protocol
-    manifest["config"]["planning"]["action_cap"] = 0.0
-    path.write_text(json.dumps(manifest))
-    run = Run.at(path.parent)
+    run = Run.at(tmp_path / "run")
+    changes = {"evaluation.protocol": protocol, "planning.action_cap": 0.0}
+    config = to_dict(run.config.override(changes))
+    write_json(run.path / "manifest.json", run.manifest | {"config": config})
+    run = Run.at(run.path)
     case, agent = Case.of(run.config, method, "distance"), load_run(run)
     cap = case.planning.action_cap
     assert agent.planning.action_cap == cap

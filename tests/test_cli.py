@@ -14,6 +14,7 @@ from hjepa_lib.evaluation import Case, results
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.places import list_runs
 from hjepa_lib.runs.run import Run
+from hjepa_lib.worlds.layout import layout_set
 from hjepa_lib.worlds.trials import make_trials, read_trials
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,11 +157,11 @@ def test_compare_takes_the_documented_options(monkeypatch):
 
 def test_trials_writes_a_training_and_an_evaluation_file(tmp_path, capsys):
     train, evaluation = tmp_path / "train.npz", tmp_path / "eval.npz"
-    arguments = ["trials", "--layouts", "test", "--level", "easy", "--n", "7", "--seed", "5"]
+    arguments = ["trials", "--layouts", "test", "--n", "7", "--seed", "5"]
     outputs = ["--output_train", str(train), "--output_eval", str(evaluation), "--n_train", "30"]
     assert __main__.main([*arguments, *outputs]) == 0
-    assert read_trials(train).sha256 == make_trials("test", "easy", 30, 5).sha256
-    assert read_trials(evaluation).sha256 == make_trials("test", "easy", 7, 6).sha256
+    assert read_trials(train).sha256 == make_trials(layout_set("test"), 30, 5).sha256
+    assert read_trials(evaluation).sha256 == make_trials(layout_set("test"), 7, 6).sha256
     assert read_trials(evaluation).sha256 in capsys.readouterr().out
 
 
@@ -170,7 +171,7 @@ def test_a_file_of_trials_can_be_played(tmp_path):
     settings.write_text("profile: smoke\nseed: 4\ndata: {layouts: random}\n")
     arguments = ["--config", str(settings), "--output_eval", str(path), "--n_eval", "20"]
     assert __main__.main(["trials", *arguments]) == 0
-    made = make_trials("random", "medium", 20, 5)
+    made = make_trials(layout_set("random"), 20, 5)
     assert read_trials(path).sha256 == made.sha256
     options = {"profile": "smoke", "trials": path, "set": ("evaluation.trials=100",)}
     with pytest.raises(ValueError, match="p1 plays the fixed layout"):

@@ -1,5 +1,6 @@
 """Settings: parsing, validation, profiles, presets, and proof that every single leaf is live."""
 
+import contextlib
 import functools
 import json
 import math
@@ -51,7 +52,6 @@ SETTINGS = {one.name: one for one in describe(type(BASE))}
 JOINT, RANDOM = "level2.train=joint,", "level1.static_dim=4,data.layouts=random,"
 
 
-# --- types, ranges, names ---------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -77,9 +77,7 @@ JOINT, RANDOM = "level2.train=joint,", "level1.static_dim=4,data.layouts=random,
         ("distance.optim.patience=2", r"distance\.optim\.patience must be 0"),
         ("distance.optim.schedule=plateau", "says nothing about quality"),
         ("level1.pretrain_mask=0.4", r"level1\.pretrain_mask needs level1\.encoder=vit"),
-        ("level2.conditioning=true", r"level2\.conditioning needs level2\.train=joint"),
         ("level2.feedback=true", r"level2\.feedback needs level2\.train=joint"),
-        ("level2.subgoal=0.5", r"level2\.subgoal needs level2\.train=joint"),
         ("level2.loss.std=1", r"level2\.loss\.std needs level2\.train=joint"),
         (f"{JOINT}level1.optim.patience=2", "joint has no validation"),
         ("data.val_fraction=0,level2.optim.patience=2", r"level2\.optim waits for a validation"),
@@ -93,8 +91,7 @@ JOINT, RANDOM = "level2.train=joint,", "level1.static_dim=4,data.layouts=random,
         ("level3.enabled=true,level3.step_skip=4", r"multiple of level2\.step_skip=4, got 4"),
         ("level3.enabled=true,level2.train=joint", r"needs a level 2 with level2\.train=frozen"),
         (
-            "pixels.data.method=ppo,pixels.environment.frame_skip=1,"
-            "pixels.environment.action_repeat=2",
+            "pixels.environment.frame_skip=1,pixels.environment.action_repeat=2",
             r"^pixels\.environment\.frame_skip must be 0 when action_repeat is above 1$",
         ),
         ("pixels.environment.id= ", "id is empty; name a Gymnasium environment"),
@@ -109,19 +106,20 @@ def test_wrong_overrides_are_one_sentence(override, message):
 
 
 def test_wrong_values_in_python_are_refused_too():
-    for kwargs in ({"batch": 4.0}, {"batch": True}, {"lr": True}, {"lr": None}, {"clip": [1]}):
-        with pytest.raises(ConfigError, match=f"{next(iter(kwargs))} must be"):
-            OptimConfig(**kwargs)
-    with pytest.raises(TypeError):  # EB2: no silent keyword arguments
+    """EB2: no silent keyword arguments."""
+    for name, value in (("batch", 4.0), ("batch", True), ("lr", True), ("lr", None), ("clip", [1])):
+        with pytest.raises(ConfigError, match=f"{name} must be"):
+            OptimConfig(**{name: value})
+    with pytest.raises(TypeError):
         LossConfig(weight=1.0)
-    with pytest.raises(ConfigError, match="unknown key 'weight' in LossConfig; known: cov, form"):
-        from_dict(LossConfig, {"weight": 1.0})
-    with pytest.raises(ConfigError, match="LossConfig must be a mapping"):
-        from_dict(LossConfig, 3)
-    with pytest.raises(ConfigError, match="level1 must be Level1Config"):
-        Config(level1=3)
-    with pytest.raises(ConfigError, match="budgets must be values"):
-        BASE.override({"evaluation.budgets": []})
+    for make, value, message in (
+        (LossConfig, {"weight": 1.0}, "unknown key 'weight' in LossConfig; known: cov, form"),
+        (LossConfig, 3, "LossConfig must be a mapping"),
+        (Config, {"level1": 3}, "level1 must be Level1Config"),
+        (Config, {"evaluation": {"budgets": []}}, "budgets must be values"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            from_dict(make, value)
 
 
 def test_strings_python_values_and_numpy_numbers_mean_the_same():
@@ -152,11 +150,8 @@ def test_values_may_hold_commas():
 
 @given(st.text(alphabet="abl12.=,+ -_", max_size=40))
 def test_any_text_is_either_a_config_or_a_config_error(text):
-    try:
-        found = BASE.override(text)
-    except ConfigError:
-        return
-    assert isinstance(found, Config)
+    with contextlib.suppress(ConfigError):
+        assert isinstance(BASE.override(text), Config)
 
 
 def test_round_trips_and_differences():
@@ -176,11 +171,8 @@ def test_round_trips_and_differences():
         ("tries", "it is chapters.variant_updates now"),
         ("drive", "it is gone"),
         ("planning.level3.disagreement", "it is gone"),
-        ("moments", "it is chapters.inspect_moments now"),
-        (
-            "horizon",
-            r"it is chapters\.level1_horizon or .*\.level2_horizon or .*\.collapse_horizon",
-        ),
+        ("masks", "it is chapters.masks now"),
+        ("horizon", "it is chapters.level1_horizon or .*level2_horizon or .*collapse_horizon now"),
         ("level1.channels", "it is level1.width now"),
     ],
 )
@@ -213,7 +205,6 @@ def test_yaml_files(tmp_path):
     assert load_yaml(path) == profile("laptop")
     for text, message in (
         ("level1: {widht: 3}", "unknown setting 'level1.widht'"),
-        ("level1: [1", r"is not valid YAML \(line 1, column 11\)"),
         ("seed: 1\nlevel1:\n  optim: }", r"is not valid YAML \(line 3, column 10\)"),
         ("seed: 1\ndata: {}\nseed: 2", r"YAML \(line 3, column 1\): 'seed' is given twice"),
         ("level1:\n  width: 8\n  width: 8", r"\(line 3, column 3\): 'width' is given twice"),
@@ -246,7 +237,6 @@ def test_every_setting_is_explained():
             assert one.meaning[:2] in numbers and one.meaning[2] == ":", one
 
 
-# --- profiles and presets ---------------------------------------------------------------------
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid_and_other_keys_win(name):
     found = flatten(Config().override(f"preset={name}"))
@@ -256,15 +246,13 @@ def test_presets_are_valid_and_other_keys_win(name):
 
 
 def test_presets_hold_the_published_coefficients():
-    """Architectures 1.2 and 4: loss weights, learning rate and updates, row by row."""
+    """Architectures 1.2 and 4: loss weights, learning rate and updates."""
     large = (3.9843, 6.9238, 0.24535, 0.74242, 1.072)
     for name, weights, lr, updates in (
         ("pldm_634", (2.2, 13, 0.19, 0.5, 2), 0.00075, 790),
         ("pldm_325k", large, 0.00025, 25_400),
         ("pldm_3m", large, 0.000175, 96_000),
         ("pldm_length17", (3, *large[1:]), 0.0007, 29_000),
-        ("pldm_noise_001", (5.5, 9.7, 0.42, 0.38, 1.4), 0.000175, 96_000),
-        ("pldm_noise_16", (3, 6.5, 0.4, 0.27, 1.4), 0.000175, 96_000),
         ("pldm_v2", (*large[:4], 0), 0.000175, 96_000),
         ("eb_jepa", (16, 8, 0, 12, 1), 0.001, 3_120),
     ):
@@ -278,7 +266,6 @@ def test_presets_hold_the_published_coefficients():
     assert (v2.level1.predictors, v2.planning.flat.disagreement) == (5, 1e-4)
 
 
-# --- conditions -------------------------------------------------------------------------------
 SPECIAL = {
     "planning.hierarchy.replan": [6],  # a multiple of level 1's
     "planning.level3.replan": [6],
@@ -343,7 +330,6 @@ def turned(condition, on, config):
     return config
 
 
-# --- every leaf is live -----------------------------------------------------------------------
 # Notebooks 10-15 have an index of their own (test_pixels_settings.py); trackers: test_trackers.py.
 LEAVES = [leaf for leaf in SETTINGS if not leaf.startswith(("pixels.", "chapters.", "track"))]
 

@@ -131,7 +131,6 @@ def test_every_loader_error_is_named(tmp_path, name, change, message):
         load_npz_trajectories(path)
 
 
-# --- download ---------------------------------------------------------------------------------
 def test_download_once_record_and_verify(serve, tmp_path):
     """D4: whichever folder a run lies in, the archive is fetched once."""
     calls, folder = serve(tar_of(GOOD=npz_bytes(**arrays()))), tmp_path / "cache"

@@ -11,15 +11,7 @@ from scipy import special
 from tiny import seeded
 
 from hjepa_lib.data.measures import PUBLISHED, crosses, describe
-from hjepa_lib.data.recipes import (
-    EXPERT_STEP,
-    RECIPES,
-    SIZES,
-    free_starts,
-    generate,
-    step_lengths,
-    von_mises,
-)
+from hjepa_lib.data.recipes import RECIPES, SIZES, free_starts, generate, step_lengths, von_mises
 from hjepa_lib.worlds.layout import Layout, layout_set
 from hjepa_lib.worlds.two_rooms import inside, step
 
@@ -35,7 +27,7 @@ def test_sizes_are_exact(transitions):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_states_follow_from_actions_inside_free_space(recipe):
-    dynamics = "slide" if recipe in ("good", "expert") else "blocked"
+    dynamics = "slide" if recipe == "good" else "blocked"
     data = generate(recipe, 2_079, "random", seed=2, dynamics=dynamics)
     states = {"short17": 17, "short33": 33, "short65": 65, "eb_jepa": 17}.get(recipe, 91)
     assert data.transitions == 2_079 and (data.lengths[:-1] == states).all()
@@ -127,15 +119,6 @@ def test_crossings_are_those_of_the_layout_of_the_trajectory():
         assert len(data.layout.unique(dim=0)) > 200
         shares[recipe] = crosses(data.positions.reshape(300, 91, 2), data.layouts()).float().mean()
     assert shares["good"] > 0.27 and shares["no_crossing"] == 0
-
-
-def test_expert_walks_straight_lines_at_its_step_and_is_never_blocked():
-    data = generate("expert", 90 * 100, "random")
-    action = data.actions.reshape(100, 91, 2)[:, :-1]
-    assert float(action.norm(dim=-1).max()) <= EXPERT_STEP + 1e-5
-    assert float(action.norm(dim=-1).median()) == pytest.approx(EXPERT_STEP, abs=1e-5)
-    assert describe(data)["blocked_rate"] < 0.02
-    assert 0.45 < describe(data)["crossing_rate"] < 0.75
 
 
 def test_training_layouts_only():

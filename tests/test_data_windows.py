@@ -82,13 +82,13 @@ def test_split_keeps_trajectories_whole_and_apart():
     data = numbered([5, 9, 3, 4, 8, 6, 7, 5, 5, 5])
     train, validation = data.split(0.3, seed=1)
     assert (train.count, validation.count) == (7, 3)
-    names = [set(part.positions[:, 0].int().tolist()) for part in (train, validation)]
-    assert not names[0] & names[1] and len(names[0] | names[1]) == 10
-    for part in (train, validation):
-        for row in range(part.count):
-            positions, actions = part.one(row)
-            assert positions[:, 1].tolist() == list(range(len(positions)))
-            assert len(actions) == len(positions) - 1
+    names = []
+    for part, row in [(train, row) for row in range(7)] + [(validation, row) for row in range(3)]:
+        positions, actions = part.one(row)
+        names += positions[:1, 0].int().tolist()
+        assert positions[:, 1].tolist() == list(range(len(positions)))
+        assert len(actions) == len(positions) - 1 == data.lengths[names[-1]] - 1
+    assert sorted(names) == list(range(10))
     again = data.split(0.3, seed=1)[1]
     assert again.hash() == validation.hash() != data.split(0.3, seed=2)[1].hash()
     tiny = numbered([4, 4]).split(0.05, seed=0)
@@ -156,11 +156,12 @@ def test_normaliser_statistics_and_round_trips():
 def test_motion_samples_stay_inside_their_trajectory():
     """F6 in the statistics: a turn between two trajectories would be no turn."""
     walks = tiny_data()
-    moves = measures.motion(walks, limit=3)
-    lengths = walks.lengths[:3]
-    assert len(moves.steps) == int((lengths - 1).sum())
-    assert len(moves.turns) == int((lengths - 2).sum())
-    assert len(moves.positions) == int(lengths.sum())
+    moves, states = measures.motion(walks, limit=3), int(walks.lengths[:3].sum())
+    assert [len(moves.positions), len(moves.steps), len(moves.turns)] == [
+        states,
+        states - 3,
+        states - 6,
+    ]
     assert moves.turns.abs().max() <= 180
     one, two = walks.one(0)[1][:2].double()
     cross, dot = one[0] * two[1] - one[1] * two[0], (one * two).sum()

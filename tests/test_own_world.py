@@ -151,7 +151,7 @@ def test_wrong_sources_are_one_sentence(lake, source, message):
 def test_what_an_own_world_cannot_do_is_refused(lake, monkeypatch):
     settings = {"data__source": SOURCE, "evaluation__protocol": "p2_heldout"}
     for attempt, message in (
-        (lambda: generate("expert", 100, source=SOURCE), "expert needs two rooms"),
+        (lambda: generate("no_crossing", 100, source=SOURCE), "no_crossing needs two rooms"),
         (lambda: generate("good", 100, "random", source=SOURCE), "one layout"),
         (lambda: Case.of(tiny_config(**settings), "oracle"), "one layout"),
         (lambda: own_trials(lake, "test", 501), "500 trials"),

@@ -27,9 +27,8 @@ TOLERANCE = 1 + 1e-5
 
 
 def settings_of(**changes):
-    return PlannerConfig(
-        **{"samples": 64, "iterations": 4, "horizon": 3, "form": "last_mean"} | changes
-    )
+    small = {"samples": 64, "iterations": 4, "horizon": 3, "form": "last_mean"}
+    return PlannerConfig(**small | changes)
 
 
 def quadratic(target):
@@ -82,14 +81,11 @@ def test_no_planned_action_exceeds_the_cap(method, seed, cap, sigma, temperature
 def test_executed_actions_of_both_planners_respect_the_cap(actions, method):
     """EB1: for every optimiser and every level-2 space; level 2 stays inside its own set too."""
     agent = make_agent(tiny_config(level2__actions=actions))
-    hierarchy = agent.planning.hierarchy
-    top, low = (
-        dataclasses.replace(one, method=method, sigma=9.0)
-        for one in (hierarchy.level2, hierarchy.tracker)
-    )
+    hierarchy, wild = agent.planning.hierarchy, {"method": method, "sigma": 9.0}
+    top, low = (dataclasses.replace(one, **wild) for one in (hierarchy.level2, hierarchy.tracker))
     planner = hierarchical(agent, level2=top, tracker=low, clip=0.7)
     plan = planner.plan(torch.randn(3, 16), torch.randn(3, 16), 0)
-    found, bound = planner.layers[1].nominal, agent.planning.action_cap * TOLERANCE
+    found, bound = planner.layers[1].search.plan, agent.planning.action_cap * TOLERANCE
     for actions_px in (plan.actions, plan.search.candidates):
         assert actions_px.norm(dim=-1).max() <= bound
     if actions == "none":
@@ -103,7 +99,6 @@ def test_executed_actions_of_both_planners_respect_the_cap(actions, method):
     assert torch.equal(free.project(10 * found), 10 * found)
 
 
-# --- optimisers -------------------------------------------------------------------------------
 @pytest.mark.parametrize(("unit", "scale"), [("spread", np.std([1, 2, 4], ddof=1)), ("cost", 1.0)])
 def test_weights_equal_their_formula_and_limits(unit, scale):
     """EB3: the temperature divides: 0 is the arg-min, infinity the plain mean.
@@ -139,8 +134,7 @@ def test_planners_reach_a_quadratic_optimum(method):
     found = plan_to(target, method=method, iterations=60, temperature=0.02, lr=0.1, sigma=sigma)
     cost = quadratic(target)(found.plan[:, None])[:, 0]
     random = clip_norm(torch.randn(4, 64 * 60, 3, 2, generator=seeded(2)), 1.8)
-    assert (cost < 0.5 * quadratic(target)(random).amin(1)).all()
-    assert cost.max() < 0.1
+    assert (cost < 0.5 * quadratic(target)(random).amin(1)).all() and cost.max() < 0.1
     # with the optimum as warm start and arg-min weights, a search can never make it worse
     found = plan_to(target, target, method=method, temperature=0.0, elites=1, samples=4, lr=0.0)
     torch.testing.assert_close(found.plan, target, atol=1e-6, rtol=1e-5)
@@ -174,47 +168,38 @@ def test_candidates_without_a_finite_cost_have_no_say(method):
 def test_a_trial_without_a_finite_plan_is_lost_alone(agent):
     """Q1: a start that no model can read gives no action, and no other trial another one."""
     latent, goal = torch.randn(2, 4, 16, generator=seeded(3))
+    blind, others = latent.clone(), [0, 1, 3]
+    blind[2] = float("nan")
     for method in ("flat", "l1+l2"):
-        plain = agent.planner(method).plan(latent, goal, 0)
-        blind = latent.clone()
-        blind[2] = float("nan")
-        found = agent.planner(method).plan(blind, goal, 0)
-        assert found.actions[2].isnan().all()
-        others = [0, 1, 3]
-        torch.testing.assert_close(found.actions[others], plain.actions[others])
+        plain, found = (agent.planner(method).plan(z, goal, 0).actions for z in (latent, blind))
+        assert found[2].isnan().all()
+        torch.testing.assert_close(found[others], plain[others])
 
 
 def test_shifted_plans():
     """PL3: new nominal[0] == old nominal[k]; the end is filled with zeros."""
     plan = torch.randn(2, 5, 3, generator=seeded())
     for executed in (0, 1, 3, 5, 8):
-        shifted = shift_plan(plan, executed)
-        assert shifted.shape == plan.shape
-        kept = max(0, 5 - executed)
-        assert torch.equal(shifted[:, :kept], plan[:, 5 - kept :])
-        assert (shifted[:, kept:] == 0).all()
+        wanted = torch.zeros(2, 5, 3)
+        wanted[:, : max(0, 5 - executed)] = plan[:, executed:]
+        assert torch.equal(shift_plan(plan, executed), wanted)
 
 
 def test_cost_forms_equal_their_formulas():
     costs = torch.rand(2, 4, 6, generator=seeded())
-    rows = costs.double().numpy()
-    weights = np.linspace(0.1, 1, 3)
-    wanted = {
-        "sum": rows.sum(-1),
-        "last": rows[..., -1],
-        "closest": rows.min(-1),
-        "last_k": (rows[..., -3:] * weights).sum(-1) / weights.sum(),
-        "last_mean": rows[..., -1] + 0.2 * rows.mean(-1),
-    }
-    auto = PlannerConfig(form="auto")
-    assert torch.equal(reduce_horizon(costs, auto, True), costs.sum(-1))
-    assert torch.equal(reduce_horizon(costs, auto, False), costs.amin(-1))
-    for form, values in wanted.items():
-        found = reduce_horizon(costs, PlannerConfig(form=form, last_k=3, mean_weight=0.2), False)
+    rows, last = costs.double().numpy(), {"form": "last_k", "last_k": 3}
+    for form, in_steps, values in (
+        ({"form": "auto"}, True, rows.sum(-1)),
+        ({"form": "auto"}, False, rows.min(-1)),
+        ({"form": "sum"}, False, rows.sum(-1)),
+        ({"form": "last"}, False, rows[..., -1]),
+        ({"form": "closest"}, True, rows.min(-1)),
+        (last, True, np.average(rows[..., -3:], -1, np.linspace(0.1, 1, 3))),
+        (last | {"last_k": 99}, True, np.average(rows, -1, np.linspace(0.1, 1, 6))),
+        ({"form": "last_mean", "mean_weight": 0.3}, True, rows[..., -1] + 0.3 * rows.mean(-1)),
+    ):
+        found = reduce_horizon(costs, PlannerConfig(**form), in_steps)
         np.testing.assert_allclose(found.numpy(), values, rtol=1e-5)
-    longer = reduce_horizon(costs, PlannerConfig(form="last_k", last_k=99), False)
-    every = np.linspace(0.1, 1, 6)
-    np.testing.assert_allclose(longer.numpy(), (rows * every).sum(-1) / every.sum(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("disagreement", [0.0, 0.7])
@@ -246,7 +231,6 @@ def test_disagreement_needs_several_predictors():
         PrimitiveLevel(agent.level1, settings_of(disagreement=0.7), agent.geometry("latent"), 1.8)
 
 
-# --- two levels -------------------------------------------------------------------------------
 def hierarchical(agent, **changes):
     hierarchy = dataclasses.replace(agent.planning.hierarchy, **changes)
     return agent.planner("l1+l2", dataclasses.replace(agent.planning, hierarchy=hierarchy))
@@ -255,16 +239,17 @@ def hierarchical(agent, **changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        *(
-            {"level2__actions": actions, "planning__cost": cost}
-            for actions in SPACES
-            for cost in ("latent", "distance")
-        ),
-        *(
-            {"level2__latent": latent, "planning__hierarchy__level2__method": method}
-            for latent in ("categorical", "fsq")
-            for method in ("mppi", "cem", "gradient")
-        ),
+        {one: first, two: second}
+        for one, two, firsts, seconds in (
+            ("level2__actions", "planning__cost", SPACES, ("latent", "distance")),
+            (
+                "level2__latent",
+                "planning__hierarchy__level2__method",
+                ("categorical", "fsq"),
+                METHODS,
+            ),
+        )
+        for first, second in itertools.product(firsts, seconds)
     ],
     ids=str,
 )
@@ -272,18 +257,16 @@ def test_level2_changes_the_executed_actions(changes):
     """F2: zeroed, shuffled and perturbed level 2 execute something else, whatever is searched."""
     agent = make_agent(tiny_config(**changes))
     latent, goal = torch.randn(2, 6, 16, generator=seeded(3))
-    plans = {}
-    for control in ("none", "zero", "shuffle", "perturb"):
-        planner = hierarchical(agent, control=control)
-        plans[control] = planner.plan(latent, goal, 0)
+    plain = hierarchical(agent).plan(latent, goal, 0)
     for control in ("zero", "shuffle", "perturb"):
-        assert not torch.equal(plans[control].actions, plans["none"].actions), control
-    # the sub-goal differs for every trial, the shuffled ones are a permutation of the true ones
-    for control in ("zero", "perturb"):
-        moved = (plans[control].subgoal != plans["none"].subgoal).any(-1)
-        assert moved.sum() >= len(moved) - ("level2__latent" in changes)  # one code was the mode
-    order = sorted(map(tuple, plans["none"].subgoal.tolist()))
-    assert sorted(map(tuple, plans["shuffle"].subgoal.tolist())) == order
+        plan = hierarchical(agent, control=control).plan(latent, goal, 0)
+        assert not torch.equal(plan.actions, plain.actions), control
+        if control == "shuffle":  # a permutation of the true ones
+            orders = [sorted(map(tuple, one.subgoal.tolist())) for one in (plan, plain)]
+            assert orders[0] == orders[1]
+        else:
+            moved = (plan.subgoal != plain.subgoal).any(-1)
+            assert moved.sum() >= len(moved) - ("level2__latent" in changes)  # one code: the mode
 
 
 def test_the_untrained_control_plans_with_fresh_weights(agent):
@@ -340,7 +323,7 @@ def test_conditioning_reaches_the_planner_in_step_with_time():
     planner = hierarchical(agent, replan=6)
     latent, goal = torch.randn(2, 2, 16)
     planner.plan(latent, goal, 0)
-    imagined = agent.level2.imagine(latent, 3, None, planner.layers[1].nominal)
+    imagined = agent.level2.imagine(latent, 3, None, planner.layers[1].search.plan)
     context = agent.level2.context(imagined.z)  # (B, 12, A): three macro steps of four
     start, plans = torch.randn(2, 16), torch.randn(2, 5, 2)
 
@@ -383,9 +366,8 @@ def test_macro_level_feeds_normalised_primitive_actions():
 def test_flat_and_tracking_planner_differ_in_their_horizon_alone():
     """HW1: level 2 changes nothing in level 1's search but how far it looks: a sub-goal is near."""
     for name in ("smoke", "laptop", "full"):
-        planning = profile(name).planning
-        tracker = planning.hierarchy.tracker
-        assert dataclasses.replace(planning.flat, horizon=tracker.horizon) == tracker
+        flat, tracker = profile(name).planning.flat, profile(name).planning.hierarchy.tracker
+        assert dataclasses.replace(flat, horizon=tracker.horizon) == tracker
 
 
 @pytest.mark.parametrize("method", ["flat", "l1+l2"])

@@ -11,7 +11,7 @@ from tiny import seeded
 from hjepa_lib.worlds.layout import Layout, all_layouts
 from hjepa_lib.worlds.oracle import oracle_action, oracle_length
 from hjepa_lib.worlds.trials import load_trials
-from hjepa_lib.worlds.two_rooms import DYNAMICS, TwoRooms, inside, sample_start_goal, step
+from hjepa_lib.worlds.two_rooms import DYNAMICS, TwoRooms, inside, step
 
 FIXED = Layout.fixed()
 
@@ -100,6 +100,8 @@ def test_noise_is_of_its_generator_its_trial_and_its_step():
         ends.append(torch.stack(found)[:, 0])
     assert torch.equal(*ends)
     assert torch.equal(torch.random.get_rng_state(), before)
+    with pytest.raises(ValueError, match="noise must be at least 0 px, got -1"):
+        TwoRooms(Layout.fixed(), noise=-1)
 
 
 coordinate = st.floats(4.0625, 59.9375, width=32)
@@ -150,18 +152,13 @@ def test_blocked_agrees_with_sampling_the_segment(xs, action, row):
         assert torch.equal(new, start)
 
 
-@pytest.mark.parametrize("level", ["easy", "medium"])
-def test_starts_and_goals(level):
+def test_starts_and_goals():
     layout = Layout.of(all_layouts())
-    start, goal = sample_start_goal(layout, level, seeded())
+    start, goal = TwoRooms(layout).sample_start_goal(seeded())
     for place in (start, goal):
         assert inside(place, layout).all()
         assert ((place > 6.6 - 1e-4) & (place < 57.4 + 1e-4)).all()
-        gap = (place[:, 0] - layout.wall_x).abs() - 1
-        low, high = (4, 12) if level == "easy" else (2.6, 60)
-        assert (gap >= low - 1e-4).all() and (gap <= high + 1e-4).all()
-        if level == "easy":
-            assert ((place[:, 1] - layout.door_y).abs() <= 12 + 1e-4).all()
+        assert ((place[:, 0] - layout.wall_x).abs() > 3.6 - 1e-4).all()
     left = start[:, 0] < layout.wall_x
     assert torch.equal(left, goal[:, 0] > layout.wall_x)  # different rooms
     assert 0.4 < left.float().mean() < 0.6

@@ -1,12 +1,8 @@
-"""The whole configuration of a run: profiles, dotted overrides, YAML files.
-
-A profile (`smoke`, `laptop`, `full`) gives a whole `Config`; dotted overrides such as
-``level1.optim.updates=500`` change single values. Notebooks, command line, YAML files and
-checkpoints all go through `Config`, so no value is read twice or silently ignored.
-"""
+"""The whole configuration of a run: profiles, dotted overrides, YAML files, stored manifests."""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,21 +17,17 @@ from hjepa_lib.config.fields import (
     Section,
     acts,
     describe,
-    from_dict,
     leaves,
     needs,
     to_dict,
 )
-from hjepa_lib.config.optim import OptimConfig
+from hjepa_lib.config.fields import from_dict as from_dict
+from hjepa_lib.config.optim import OptimConfig as OptimConfig
 from hjepa_lib.config.pixels import PixelsConfig
-from hjepa_lib.config.planning import (
-    ChaptersConfig,
-    EvaluationConfig,
-    HierarchyConfig,
-    PlannerConfig,
-    PlanningConfig,
-    SearchConfig,
-)
+from hjepa_lib.config.planning import ChaptersConfig, EvaluationConfig, PlanningConfig
+from hjepa_lib.config.planning import HierarchyConfig as HierarchyConfig
+from hjepa_lib.config.planning import PlannerConfig as PlannerConfig
+from hjepa_lib.config.planning import SearchConfig as SearchConfig
 from hjepa_lib.config.presets import PRESETS, PROFILES
 from hjepa_lib.config.two_rooms import (
     DataConfig,
@@ -43,17 +35,9 @@ from hjepa_lib.config.two_rooms import (
     Level1Config,
     Level2Config,
     Level3Config,
-    LossConfig,
     TrackingConfig,
 )
-
-__all__ = [
-    "PRESETS", "PROFILES", "RENAMED", "Config", "ConfigError", "DataConfig", "DistanceConfig",
-    "HierarchyConfig", "Level1Config", "Level2Config", "LossConfig", "OptimConfig",
-    "PlannerConfig", "PlanningConfig", "SearchConfig", "differences", "flatten", "from_dict",
-    "leaves", "load_yaml", "parse_overrides", "profile", "read_config", "read_yaml",
-    "settings_text", "to_dict",
-]  # fmt: skip
+from hjepa_lib.config.two_rooms import LossConfig as LossConfig
 
 Overrides = str | Sequence[str] | dict[str, Any]
 
@@ -67,7 +51,7 @@ RENAMED = {
 }
 """Setting, or parameter of a notebook, up to 0.1.0: what it is called now; "" = it is gone.
 
-The other parameters of notebooks stand below `chapters`, with the chapter before their old name.
+Other parameters stand below `chapters`, with the chapter before their old name.
 """
 
 
@@ -128,15 +112,13 @@ class Config(Section):
     def override(self, overrides: Overrides, strict: bool = True) -> Config:
         """A copy with dotted keys replaced; see `parse_overrides` for what `overrides` may be.
 
-        The key `preset` stands for a recipe of presets.py; other keys win over it. A value that the
-        other settings switch off is refused, unless not `strict`.
+        The key `preset` stands for a recipe of presets.py; other keys win over it. A new value that
+        the other settings switch off is refused (PL7), unless not `strict`.
         """
         own = dict(overrides if isinstance(overrides, dict) else parse_overrides(overrides))
         if own.get("profile", self.profile) != self.profile:
-            raise ConfigError(
-                "the profile is chosen by --profile or the notebook, not by a setting"
-            )
-        changes = dict(own)
+            raise ConfigError("profile is chosen by --profile or the notebook, not by a setting")
+        changes = own
         if "preset" in own:
             preset = own.pop("preset")
             if preset not in PRESETS:
@@ -145,20 +127,19 @@ class Config(Section):
         for key in changes:
             _check_name(key)
         changed = _changed(self, changes)
-        if strict:
-            self._refuse_idle(changed, own)
+        before, after = flatten(self), flatten(changed)
+        for one in describe(Config) if strict else ():
+            name = one.name
+            if name in own and after[name] not in (before[name], _usual(self.profile)[name]):
+                for need in one.needs:
+                    if not acts(need, after):
+                        raise ConfigError(f"{name} needs {need}, else it does nothing")
         return changed
 
-    def _refuse_idle(self, changed: Config, keys: dict[str, Any]) -> None:
-        """ConfigError for a key whose new value the other settings switch off (PL7)."""
-        before, after = flatten(self), flatten(changed)
-        for one in describe(Config):
-            idle = [need for need in one.needs if one.name in keys and not acts(need, after)]
-            if idle and after[one.name] not in (
-                before[one.name],
-                flatten(profile(self.profile))[one.name],
-            ):
-                raise ConfigError(f"{one.name} needs {idle[0]}, else it does nothing")
+
+@functools.cache
+def _usual(name: str) -> dict[str, Any]:
+    return flatten(profile(name))
 
 
 def parse_overrides(overrides: str | Sequence[str]) -> dict[str, str]:
@@ -181,15 +162,14 @@ def parse_overrides(overrides: str | Sequence[str]) -> dict[str, str]:
 
 def _check_name(dotted: str) -> None:
     """ConfigError unless it names a setting; an old name is answered by the new one."""
-    names = [one.name for one in describe(Config)]
+    names, depth = [one.name for one in describe(Config)], len(dotted) + 1
     if dotted in names:
         return
-    inside = [name.removeprefix(f"{dotted}.") for name in names if name.startswith(f"{dotted}.")]
+    inside = [name[depth:].partition(".")[0] for name in names if name.startswith(f"{dotted}.")]
     if inside:
-        parts = dict.fromkeys(name.partition(".")[0] for name in inside)
-        raise ConfigError(f"{dotted!r} is a section; set one of: {', '.join(parts)}")
-    near = [one for one in names if one.replace(".", "_", 1).endswith(f"_{dotted}")]
-    near = [one for one in near if one.startswith("chapters.")]
+        parts = ", ".join(dict.fromkeys(inside))
+        raise ConfigError(f"{dotted!r} is a section; set one of: {parts}")
+    near = [one for one in names if re.fullmatch(rf"chapters\.(.+_)?{re.escape(dotted)}", one)]
     moved = RENAMED.get(dotted, " or ".join(near))
     now = f": it is {moved} now" if moved else ": it is gone" if dotted in RENAMED else ""
     raise ConfigError(f"unknown setting {dotted!r}{now}")
@@ -197,17 +177,19 @@ def _check_name(dotted: str) -> None:
 
 def _changed(section: Any, changes: dict[str, Any]) -> Any:
     """The section with the leaves of these dotted names replaced."""
-    own = {name: value for name, value in changes.items() if "." not in name}
-    below: dict[str, dict[str, Any]] = {}
-    for dotted in changes.keys() - own:
-        name, _, rest = dotted.partition(".")
-        below.setdefault(name, {})[rest] = changes[dotted]
+    own, below = {}, {}
+    for dotted, value in changes.items():
+        name, dot, rest = dotted.partition(".")
+        if dot:
+            below.setdefault(name, {})[rest] = value
+        else:
+            own[name] = value
     own |= {name: _changed(getattr(section, name), inner) for name, inner in below.items()}
     return replace(section, **own)
 
 
 def read_config(tree: dict[str, Any]) -> Config:
-    """The config of a stored manifest, which an earlier version may have written."""
+    """The config of a stored manifest, be it of an earlier version."""
     pairs = {RENAMED.get(name, name): value for name, value in leaves(tree).items()}
     pairs.pop("", None)
     return profile(tree.get("profile", "laptop")).override(pairs, strict=False)
@@ -226,10 +208,10 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
 
 def settings_text(prefix: str = "", name: str = "laptop") -> str:
     """What `python -m hjepa_lib settings [prefix]` prints of the profile `name`."""
-    lines, values = [], flatten(profile(name))
+    lines = []
     for one in describe(Config):
         if one.name.startswith(prefix):
-            value = values[one.name]
+            value = _usual(name)[one.name]
             value = "+".join(map(str, value)) if isinstance(value, list) else value
             lines += [f"{one.name} = {value}   {one.allowed}", f"    {one.meaning}"]
             lines += [f"    acts with {need}" for need in one.needs]
@@ -258,7 +240,7 @@ def read_yaml(path: str | Path, what: str) -> Any:
     except FileNotFoundError as error:
         raise ConfigError(f"{what} {path} does not exist") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)  # there is none where it is no text at all
+        mark = getattr(error, "problem_mark", None)  # none where it is no text at all
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         text = " ".join(str(getattr(error, "problem", error)).split())
         raise ConfigError(f"{path} is not valid YAML{where}: {text}") from error

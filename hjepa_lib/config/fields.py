@@ -1,7 +1,6 @@
 """What makes a section of settings safe: coerced types, ranges, and what a setting needs to act.
 
-Notebooks, the shell and YAML hand over strings, papermill turns `false` into the text "false", and
-YAML reads 1e-3 as text; so every value is coerced by its declared type when a section is built.
+The shell, papermill (`false`) and YAML (1e-3) hand over text, so values are coerced by their type.
 """
 
 from __future__ import annotations
@@ -41,18 +40,16 @@ class Range(NamedTuple):
         return f"[{self.low}, inf)" if self.high is None else f"[{self.low}, {self.high}]"
 
 
-class Int:
-    """`Int[2:]` is the type of a whole number from 2, `Int[1:24]` of one from 1 to 24."""
+class _Bounded:
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
 
-    def __class_getitem__(cls, ends: slice) -> Any:
-        return Annotated[int, Range(ends.start, ends.stop)]
+    def __getitem__(self, ends: slice) -> Any:
+        return Annotated[self.kind, Range(ends.start, ends.stop)]
 
 
-class Float:
-    """`Float[0:]` is the type of a finite number from 0, `Float[0:1]` of one from 0 to 1."""
-
-    def __class_getitem__(cls, ends: slice) -> Any:
-        return Annotated[float, Range(ends.start, ends.stop)]
+Int, Float = _Bounded(int), _Bounded(float)
+"""`Int[2:]` is the type of a whole number from 2, `Float[0:1]` of a number from 0 to 1."""
 
 
 def needs(condition: str, default: Any) -> Any:
@@ -88,13 +85,12 @@ class Section:
 
 def _coerce(value: Any, kind: Any, name: str) -> Any:
     """`value` as `kind`; ConfigError where it is none, or not what the type allows."""
-    inside = typing.get_args(kind)
-    kind = typing.get_origin(kind) or kind
+    kind, inside = typing.get_origin(kind) or kind, typing.get_args(kind)
     if kind is Annotated:
-        found = _coerce(value, inside[0], name)
+        found = _parse(value, inside[0], name)
         good, said = inside[1].holds(found), f"must lie in {inside[1]}"
     elif kind is Literal:
-        found = _coerce(value, type(inside[0]), name)
+        found = _parse(value, type(inside[0]), name)
         good, said = found in inside, f"must be one of {', '.join(map(str, inside))}"
     elif kind is tuple and isinstance(value, (str, list, tuple)):
         parts = value.split("+") if isinstance(value, str) else value
@@ -109,25 +105,20 @@ def _coerce(value: Any, kind: Any, name: str) -> Any:
 
 
 def _parse(value: Any, kind: type, name: str) -> Any:
-    """Strings are accepted because papermill and the shell pass strings."""
     given, value = value, value.item() if getattr(value, "ndim", None) == 0 else value  # NumPy's
-    text, truth = isinstance(value, str), isinstance(value, bool)
+    text, number = isinstance(value, str), {int: numbers.Integral, float: numbers.Real}.get(kind)
     if kind is bool and text and value.lower() in ("true", "false"):
         return value.lower() == "true"
-    digits = text and re.fullmatch(r"[+-]?\d[\d_]*", value)
-    if kind is int and not truth and (digits or isinstance(value, numbers.Integral)):
-        return int(value)
-    if kind is float and not truth and isinstance(value, (numbers.Real, str)):
+    if number and not isinstance(value, bool) and isinstance(value, (str, number)):
         with contextlib.suppress(ValueError):
-            return float(value)
+            return kind(value)
     if issubclass(kind, Section) and isinstance(value, dict):
         return from_dict(kind, value)
-    if isinstance(value, kind) and kind not in (int, float):
+    if isinstance(value, kind) and not number:
         return value
     raise ConfigError(f"{name} must be {kind.__name__}, got {given!r} ({type(given).__name__})")
 
 
-# --- trees ------------------------------------------------------------------------------------
 def to_dict(config: Any) -> Any:
     """Nested plain dictionary (JSON-ready) of a section."""
     if isinstance(config, tuple):
@@ -157,7 +148,6 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-# --- what a setting is ------------------------------------------------------------------------
 class Setting(NamedTuple):
     """One leaf of a config, as `python -m hjepa_lib settings` shows it."""
 

@@ -34,13 +34,13 @@ class GridConfig(Blocks):
     depth: Int[1:] = 4
     """Blocks of the transition model."""
     ema_decay: Float[0:1] = 0.995
-    """Share that the target encoder keeps per update."""
+    """Share that the target keeps per update."""
     action_weight: Float[0:] = 0.1
     """Weight of the twin's action cross-entropy."""
     checkpoint_every: Int[0:] = 0
-    """Epochs between numbered checkpoints; 0 = only the best."""
+    """Epochs between numbered checkpoints; 0: only the best."""
     log_every: Int[1:] = 10
-    """Updates between logged losses of models and reward heads."""
+    """Updates between logged losses."""
     optim: EpochsConfig = EpochsConfig(
         epochs=100, updates=300, lr=1e-4, weight_decay=1e-4, patience=15, delta=0.0
     )

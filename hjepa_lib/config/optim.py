@@ -31,10 +31,9 @@ class _Optim(Section):
     weight_decay: Float[0:] = 1e-5
     """AdamW's decay of weights."""
     schedule: Literal["constant", "plateau", "step"] = "constant"
-    """`plateau`: halved after more than `plateau_patience` validations without progress (VJ-5);
-    `step`: at equal intervals (GRID-5)."""
+    """Halved by `plateau` (VJ-5) without progress, by `step` (GRID-5) at equal intervals."""
     plateau_patience: Int[0:] = needs("schedule=plateau", 2)
-    """Validations without progress that are borne before the rate is halved."""
+    """Validations without progress that are borne."""
     min_lr: Float[0:] = needs("schedule=plateau|step", 1e-6)
     """No halving goes below this rate."""
     clip: Float[0:] = 1.0
@@ -46,13 +45,13 @@ class _Optim(Section):
 
 
 class OptimConfig(_Optim):
-    """What the training loop reads; its cosine never rises again after the warm-up (PL4)."""
+    """What the training loop reads; its cosine never rises again (PL4)."""
 
     updates: Int[1:] = 2500
     """Steps of the optimiser."""
     schedule: Literal["cosine", "constant", "plateau", "step"] = "cosine"
-    """`cosine`: linear warm-up, then down to `final`. The others start at the peak: `plateau` is
-    halved after more than `plateau_patience` validations without progress, `step` at intervals."""
+    """`cosine`: linear warm-up, then down to `final`. The others start at the peak; halved by
+    `plateau` without progress, by `step` at equal intervals."""
     warmup: Float[0:1] = needs("schedule=cosine", 0.1)
     """Share of the updates spent warming up."""
     final: Float[0:1] = needs("schedule=cosine", 1e-3)
@@ -64,7 +63,7 @@ class OptimConfig(_Optim):
     validate_every: Int[1:] = 500
     """Updates between two validations."""
     non_finite: Literal["fail", "skip"] = "fail"
-    """What a loss or gradient that is not finite does: end all, or lose its update."""
+    """What a loss or gradient that is not finite ends: all, or its update."""
 
 
 class EpochsConfig(_Optim):
@@ -73,7 +72,7 @@ class EpochsConfig(_Optim):
     epochs: Int[1:] = needs("updates=0", 20)
     """Passes through the training part."""
     updates: Int[0:] = 0
-    """Fixed number of updates, spent whole whatever the size of the data; 0 = `epochs` passes."""
+    """Fixed number of updates, all spent; 0 = `epochs` passes."""
     batch: Int[2:] = 32
     lr: Float[0:] = 3e-4
     patience: Int[0:] = needs("updates=0", 3)
@@ -83,22 +82,21 @@ class EpochsConfig(_Optim):
     def optim(self, rows: int) -> OptimConfig:
         """What the training loop needs for `rows` training rows; validates once an epoch."""
         epoch = max(1, rows // self.batch)
-        counted = {"updates": self.epochs * epoch, "validate_every": epoch}
+        own = {item.name: getattr(self, item.name) for item in dataclasses.fields(_Optim)}
+        own |= {"updates": self.epochs * epoch, "validate_every": epoch}
         if self.updates:
-            every = min(epoch, self.updates)
-            counted = {"updates": self.updates, "validate_every": every, "patience": 0}
-        shared = {item.name: getattr(self, item.name) for item in dataclasses.fields(_Optim)}
-        own = {"decay_every": 20 * epoch, "non_finite": "skip"}
-        return OptimConfig(**shared | counted | own)
+            own |= {"updates": self.updates, "validate_every": min(epoch, self.updates)}
+            own["patience"] = 0
+        return OptimConfig(**own, decay_every=20 * epoch, non_finite="skip")
 
 
 class PpoConfig(Section):
-    """Stable-Baselines3 PPO that collects with a skilled, stochastic policy (DATA-2)."""
+    """Stable-Baselines3 PPO, whose skilled, stochastic policy collects (DATA-2)."""
 
     steps: Int[1:] = 500_000
     """Environment steps of its training."""
     n_envs: Int[1:] = 8
-    """Parallel environments, one per CPU at most."""
+    """Environments, one per CPU at most."""
     learning_rate: Float[0:] = 3e-4
     """Step size of its optimiser."""
     n_steps: Int[2:] = 1024
@@ -114,7 +112,7 @@ class PpoConfig(Section):
     clip_range: Float[0:1] = 0.2
     """How far a policy may move at one update."""
     policy: Literal["CnnPolicy", "MlpPolicy"] = "CnnPolicy"
-    """Its network; `CnnPolicy` needs pictures of at least 36 px."""
+    """Its network; `CnnPolicy` needs 36 px or more."""
     log_std_noise: Float[0:] = 0.0
     """Added to a continuous policy's log-std before collecting."""
     action_repeat: Int[0:64] = 2
@@ -122,13 +120,13 @@ class PpoConfig(Section):
 
 
 class LoadingConfig(Section):
-    """Weights to start from, and whether training may be skipped then (TRAIN-6)."""
+    """Weights to start from (TRAIN-6)."""
 
     path: str = ""
-    """Weights file or folder; "" starts from scratch."""
+    """Weights file or folder; "": from scratch."""
     kind: Literal["std_enc_dec", "jepa", "enc_dec_jepa_style"] = needs("path!=", "jepa")
     """Which model they belong to."""
     skip_training: bool = needs("path!=", False)
-    """Skip its training; only if the load worked."""
+    """Skip its training if the load worked."""
     run: str = ""
-    """Run whose models are taken; data, heads and decoders are this run's own."""
+    """Run whose models are taken, with data, heads and decoders of its own."""

@@ -1,9 +1,7 @@
 """Sets of overrides: recipes (`--set preset=pldm_v2`) and the profiles.
 
-Coefficients are those of the public configurations (PLDM arXiv 2502.14819 v1 unless v2 is named;
-EB-JEPA arXiv 2602.03604). Updates are exactly E epochs of batches of 64 windows; the public PLDM
-code makes E + 1 passes. Learning rates are base_lr * 64 / 256. Where our terms differ from the
-public ones (EB-JEPA does not normalise actions), the preset cannot reproduce it exactly.
+Coefficients are the public ones (PLDM arXiv 2502.14819 v1, v2; EB-JEPA arXiv 2602.03604). Updates
+are E epochs of batches of 64 windows (the public PLDM code makes E + 1 passes).
 """
 
 from __future__ import annotations
@@ -13,28 +11,6 @@ from typing import Any
 from hjepa_lib.config.fields import leaves
 
 Overrides = dict[str, Any]
-
-_PLANNER_PLDM = leaves({
-    "planning": {
-        "cost": "latent",
-        "replan": 1,
-        "flat": {
-            "method": "mppi", "horizon": 96, "samples": 2000, "iterations": 1, "form": "sum",
-            "sigma": 2.6,  # px: sqrt(12) normalised units x 0.75 px
-            "temperature": 0.005, "temperature_unit": "cost",
-        },
-    },
-})  # fmt: skip
-_V2 = leaves({
-    "level1": {"predictors": 5, "loss": {"idm": 0.0}},
-    "planning": {
-        "flat": {
-            "samples": 500,
-            "sigma": 3.75,  # px: 5 normalised units x 0.75 px
-            "disagreement": 1e-4,
-        },
-    },
-})  # fmt: skip
 
 _SMALL, _LARGE = (2.2, 13, 0.19, 0.5, 2), (3.9843, 6.9238, 0.24535, 0.74242, 1.072)
 _PLDM_ROWS = {
@@ -49,99 +25,94 @@ _PLDM_ROWS = {
     "pldm_length65": (0.0003, 5, 6.9238, 0.24535, 0.74242, 1.072, 110_000),
     "pldm_length33": (0.0007, 5, 6.9238, 0.24535, 0.74242, 1.072, 125_000),
     "pldm_length17": (0.0028, 3, 6.9238, 0.24535, 0.74242, 1.072, 29_000),
-    "pldm_noise_001": (0.0007, 5.5, 9.7, 0.42, 0.38, 1.4, 96_000),
-    "pldm_noise_01": (0.0007, 3.9843, 6.5, 0.27, 0.19, 0.6, 96_000),
-    "pldm_noise_02": (0.0007, 3.9843, 6.5, 0.31, 0.72, 0.5, 96_000),
-    "pldm_noise_08": (0.0007, 3.9843, 6.5, 0.31, 0.24, 1.5, 96_000),
-    "pldm_noise_16": (0.0007, 3, 6.5, 0.4, 0.27, 1.4, 96_000),
 }
 """{preset: base_lr, std, cov, std_t, sim_t, idm, updates}"""
 
 
-def _pldm(row: tuple[float, ...]) -> Overrides:
-    base_lr, std, cov, std_t, sim_t, idm, updates = row
+def _pldm(name: str) -> Overrides:
+    base_lr, std, cov, std_t, sim_t, idm, updates = _PLDM_ROWS[name]
     loss = {"form": "pldm", "std": std, "cov": cov, "std_t": std_t, "sim_t": sim_t, "idm": idm}
-    optim = {"updates": updates, "lr": base_lr * 64 / 256, "weight_decay": 1e-6, "clip": 0.0}
+    optim = {"updates": updates, "batch": 64, "lr": base_lr * 64 / 256, "weight_decay": 1e-6}
     model = {"encoder": "impala", "latent_dim": 512, "predictor": "gru", "idm_hidden": 512}
-    return leaves({"level1": model | {"window": 16, "loss": loss, "optim": optim | {"batch": 64}}})
+    return leaves({"level1": model | {"window": 16, "loss": loss, "optim": optim | {"clip": 0.0}}})
 
 
+_PLANNER_PLDM = leaves({
+    "planning": {"cost": "latent", "replan": 1},
+    "planning.flat": {
+        "method": "mppi", "horizon": 96, "samples": 2000, "iterations": 1, "form": "sum",
+        "sigma": 2.6,  # px: sqrt(12) normalised units x 0.75 px
+        "temperature": 0.005, "temperature_unit": "cost",
+    },
+})  # fmt: skip
 PRESETS: dict[str, Overrides] = {
-    **{name: _pldm(row) for name, row in _PLDM_ROWS.items()},
+    **{name: _pldm(name) for name in _PLDM_ROWS},
     "planner_pldm": _PLANNER_PLDM,
-    "pldm_v2": _pldm(_PLDM_ROWS["pldm_3m"]) | _PLANNER_PLDM | _V2,
+    "pldm_v2": _pldm("pldm_3m") | _PLANNER_PLDM | leaves({
+        "level1": {"predictors": 5, "loss.idm": 0.0},
+        "planning.flat": {"samples": 500, "disagreement": 1e-4,
+                          "sigma": 3.75},  # px: 5 normalised units x 0.75 px
+    }),
     "eb_jepa": leaves({
         "data": {"recipe": "eb_jepa", "layouts": "random"},
-        "level1": {
-            "encoder": "impala", "latent_dim": 512, "predictor": "gru", "idm_hidden": 256,
-            "window": 17, "rollout": 8,
-            "loss": {"form": "eb_jepa", "std": 16.0, "cov": 8.0, "std_t": 0.0, "sim_t": 12.0,
-                     "idm": 1.0},
-            "optim": {"batch": 384, "updates": 3_120, "lr": 1e-3, "weight_decay": 1e-5,
-                      "final": 0.01, "clip": 2.0},
-        },
+        "level1": {"encoder": "impala", "latent_dim": 512, "predictor": "gru", "idm_hidden": 256,
+                   "window": 17, "rollout": 8},
+        "level1.loss": {"form": "eb_jepa", "std": 16.0, "cov": 8.0, "std_t": 0.0, "sim_t": 12.0,
+                        "idm": 1.0},
+        "level1.optim": {"batch": 384, "updates": 3_120, "lr": 1e-3, "weight_decay": 1e-5,
+                         "final": 0.01, "clip": 2.0},
     }),
-    # Our own: places for the dot, a code of its own for the walls, a deep predictor that is refined
-    # on stored latents, and distances from shortest paths among many trajectories of each layout.
+    # Our own: places for the dot, a code for the walls, a deep predictor that is refined on stored
+    # latents, and distances from shortest paths.
     "random_layouts": leaves({
         "data": {"layouts": "random", "transitions": 1_500_000},
-        "level1": {
-            "encoder": "keypoint", "latent_dim": 64, "static_dim": 32, "layers": 6, "window": 9,
-            "layouts_per_batch": 48, "refine_updates": 8_000,
-            "optim": {"batch": 96, "updates": 3_000},
-        },
-        "distance": {"teacher": "graph", "hidden": 512, "trajectories": 16_000,
-                     "optim": {"updates": 6_000}},
-        "evaluation": {"protocol": "p2_heldout"},
+        "level1": {"encoder": "keypoint", "latent_dim": 64, "static_dim": 32, "layers": 6,
+                   "window": 9, "layouts_per_batch": 48, "refine_updates": 8_000},
+        "level1.optim": {"batch": 96, "updates": 3_000},
+        "distance": {"teacher": "graph", "hidden": 512, "trajectories": 16_000},
+        "distance.optim.updates": 6_000,
+        "evaluation.protocol": "p2_heldout",
     }),
 }  # fmt: skip
 
 _SMOKE = {
-    "data": {"transitions": 20_312},
-    "level1": {"latent_dim": 32, "width": 16, "hidden": 64,
-               "optim": {"updates": 60, "batch": 16, "validate_every": 30}},
-    "distance": {"trajectories": 100, "hidden": 64,
-                 "optim": {"updates": 60, "batch": 128, "validate_every": 30}},
-    "level2": {"hidden": 64, "optim": {"updates": 40, "batch": 16, "validate_every": 20}},
-    "planning": {
-        "flat": {"samples": 16},
-        "hierarchy": {"level2": {"samples": 16}, "tracker": {"samples": 16}},
-        "level3": {"samples": 16},
-    },
+    "data.transitions": 20_312,
+    "level1": {"latent_dim": 32, "width": 16, "hidden": 64},
+    "level1.optim": {"updates": 60, "batch": 16, "validate_every": 30},
+    "distance": {"trajectories": 100, "hidden": 64},
+    "distance.optim": {"updates": 60, "batch": 128, "validate_every": 30},
+    "level2.hidden": 64,
+    "level2.optim": {"updates": 40, "batch": 16, "validate_every": 20},
+    "planning": {f"{name}.samples": 16 for name in ("flat", "hierarchy.level2", "hierarchy.tracker",
+                                                    "level3")},
     "evaluation": {"trials": 4, "steps": 40, "budgets": [0.5, 1.0], "budget_trials": 2},
     "pixels": {
-        "seeds": 1,
-        "environment": {"id": "hjepa/Drift-v0", "max_steps": 30},
-        "data": {"episodes": 10, "transitions": 240},
+        "seeds": 1, "environment.id": "hjepa/Drift-v0", "environment.max_steps": 30,
+        "data.episodes": 10, "data.transitions": 240,
         "ppo": {"steps": 128, "n_envs": 1, "n_steps": 64},
         "encoder": {"cnn_filters": 8, "depth": 1, "temporal_depth": 1},
-        "decoder": {"depth": 1, "optim": {"updates": 6}},
-        "optim": {"updates": 12},
-        "reward": {"optim": {"updates": 10}, "seeds": 2, "study_transitions": 200},
-        "vjepa2": {"stage1": {"depth": 1, "optim": {"updates": 8}},
-                   "stage2": {"depth": 1, "optim": {"updates": 12}}},
+        "decoder": {"depth": 1, "optim.updates": 6},
+        "optim.updates": 12,
+        "reward": {"optim.updates": 10, "seeds": 2, "study_transitions": 200},
+        "vjepa2.stage1": {"depth": 1, "optim.updates": 8},
+        "vjepa2.stage2": {"depth": 1, "optim.updates": 12},
         "grid": {"size": 8, "episodes": 6, "steps": 12, "encoder_depth": 1, "depth": 1,
-                 "optim": {"updates": 10}, "reward_optim": {"updates": 10}},
+                 "optim.updates": 10, "reward_optim.updates": 10},
     },
 }  # fmt: skip
-_PASSES = {"optim": {"updates": 0}}
-# The reference architecture at paper scale, and the budgets of seeds 001, 002 and 004.
+# The reference architecture at paper scale, and the budgets of seeds 001, 002 and 004 in passes.
 _FULL = {
-    "data": {"transitions": 3_000_000},
-    "level1": {"optim": {"validate_every": 2_000}},
-    "distance": {"trajectories": 20_000, "optim": {"updates": 40_000}},
-    "level2": {"optim": {"updates": 30_000}},
-    "evaluation": {"trials": 500},
+    "data.transitions": 3_000_000,
+    "level1.optim.validate_every": 2_000,
+    "distance": {"trajectories": 20_000, "optim.updates": 40_000},
+    "level2.optim.updates": 30_000,
+    "evaluation.trials": 500,
     "pixels": {
-        "seeds": 5,
-        "data": {"transitions": 0},
-        "encoder": {"kind": "vit"},
-        "decoder": {"optim": {"updates": 0, "lr": 3e-4}},
-        "optim": {"updates": 0, "lr": 3e-4},
-        "reward": {"study_transitions": 30_000, **_PASSES},
-        "vjepa2": {"stage1": _PASSES, "stage2": _PASSES},
-        "grid": {"size": 30, "episodes": 2_000, "steps": 20, "reward_optim": {"updates": 0},
-                 **_PASSES},
+        "seeds": 5, "data.transitions": 0, "encoder.kind": "vit",
+        "grid": {"size": 30, "episodes": 2_000, "steps": 20},
+        "reward.study_transitions": 30_000, "decoder.optim.lr": 3e-4, "optim.lr": 3e-4,
+        **{f"{part}optim.updates": 0 for part in ("", "decoder.", "reward.", "vjepa2.stage1.",
+                                                  "vjepa2.stage2.", "grid.", "grid.reward_")},
     },
 }  # fmt: skip
 PROFILES: dict[str, Overrides] = {

@@ -1,7 +1,4 @@
-"""Settings of data and models of the core, notebooks 01 to 08.
-
-Units: px = pixels of the image, steps = environment steps, actions are displacements in px.
-"""
+"""Settings of data and models of the core, notebooks 01 to 08; px are pixels of the image."""
 
 from __future__ import annotations
 
@@ -16,38 +13,37 @@ class TrackingConfig(Section):
     """Where a tracker files its copy of the curves; the setting `tracker` chooses which one."""
 
     project: str = "hjepa"
-    """Project at Weights & Biases (its WANDB_PROJECT wins)."""
+    """Project at Weights & Biases (WANDB_PROJECT wins)."""
     entity: str = ""
-    """User or team there; "" leaves it to the account."""
+    """User or team there; "": the account's."""
     run_name_prefix: str = ""
-    """The tracker's run is "<prefix>-YYYYMMDD-HHMMSS", after the start of the run; "": its name."""
+    """The tracker's run is "<prefix>-YYYYMMDD-HHMMSS", its start; "": the run's name."""
 
 
 class DataConfig(Section):
     """Offline trajectories (PLDM's wall data and its relatives)."""
 
     source: str = "generated"
-    """`generated`, `published` (Google Drive), an .npz file in that format, or an own world,
+    """`generated`, `published` (Google Drive), an .npz file like those, or an own world's
     `module:Class`."""
     recipe: Literal[
-        "good", "random", "short17", "short33", "short65", "mixture", "no_crossing", "eb_jepa",
-        "expert",
+        "good", "random", "short17", "short33", "short65", "mixture", "no_crossing", "eb_jepa"
     ] = "good"  # fmt: skip
-    """Motion statistics of the generated trajectories."""
+    """How generated trajectories move (data/recipes.py)."""
     good_fraction: Float[0:1] = needs("recipe=mixture", 0.02)
     """Share of good trajectories among random ones."""
     transitions: Int[16:100_000_000] = 325_000
-    """Exact number; the last trajectory is cut to hit it."""
+    """Their exact number; the last trajectory is cut."""
     layouts: Literal["fixed", "random", "rectangle"] = "fixed"
-    """`fixed` wall 32, door 10; `random` the 900 training ones; `rectangle` all but excluded."""
+    """`fixed`: wall 32, door 10; `random`: the 900 of training; `rectangle`: all but excluded."""
     exclude_wall: str = needs("layouts=rectangle", "28-36")
-    """Range "min-max" of walls held out with `exclude_door`, px."""
+    """Walls "min-max" held out with `exclude_door`, px."""
     exclude_door: str = needs("layouts=rectangle", "26-38")
-    """Range "min-max" of doors held out with `exclude_wall`, px."""
+    """Doors "min-max" held out with `exclude_wall`, px."""
     dynamics: Literal["blocked", "bounce", "slide"] = "blocked"
-    """Collision rule; the published data are `blocked`."""
+    """Collision rule; `blocked` in published data."""
     val_fraction: Float[0.0:0.5] = 0.05
-    """Share of trajectories kept for validation."""
+    """Share of trajectories for validation."""
 
 
 class LossConfig(Section):
@@ -60,71 +56,69 @@ class LossConfig(Section):
     std: Float[0:] = 2.2
     """Variance: hinge at a standard deviation of 1 over the batch."""
     std_t: Float[0:] = 0.0
-    """The same hinge over the time of a window."""
+    """The same over the time of a window."""
     cov: Float[0:] = 0.5
-    """Squared covariances of a latent's components."""
+    """Squared covariances of components."""
     sim_t: Float[0:] = 0.5
     """Slowness: squared distance of neighbours in time."""
     idm: Float[0:] = 2.0
-    """Inverse dynamics: squared error of actions read from latents."""
+    """Inverse dynamics: squared error of actions."""
 
 
 class Level1LossConfig(LossConfig):
     """The seventh, which only level 1 has."""
 
     static: Float[0:] = needs("level1.static_dim>0", 2.0)
-    """Static parts of one layout alike, of different layouts apart."""
+    """Static parts alike in a layout, apart in others."""
 
 
 class Level1Config(Section):
     """JEPA over single steps (PLDM, arXiv 2502.14819)."""
 
     load: str = ""
-    """Run (name, `pretrained` or folder) that level 1 is taken from; "" trains it."""
+    """Run (name, `pretrained` or folder) to take level 1 from; "" trains it."""
     encoder: Literal["impala", "fast", "keypoint", "vit"] = "fast"
     """What reads a frame (models/encoders.py)."""
     latent_dim: Int[2:] = 128
     """Components of a latent."""
     width: Int[4:] = needs("encoder=fast|keypoint|vit", 32)
-    """Channels of `fast`, maps of `keypoint`, width of the tokens of `vit`."""
+    """Channels of `fast`, maps of `keypoint`, width of `vit`'s tokens."""
     predictor: Literal["gru", "mlp", "transformer"] = "mlp"
-    """What imagines the next latent (models/encoders.py); `gru` also puts a LayerNorm behind the
-    encoder."""
+    """What imagines the next latent; `gru` puts a LayerNorm behind the encoder."""
     hidden: Int[4:] = needs("predictor=mlp|transformer", 256)
-    """Hidden width of the `mlp` predictor, width of the tokens of `transformer`."""
+    """Width of the `mlp`'s layers or of the tokens of `transformer`."""
     layers: Int[1:32] = needs("predictor=mlp", 2)
-    """Hidden layers of the predictor; random layouts need 6."""
+    """Its hidden layers; random layouts need 6."""
     static_dim: Int[0:] = 0
-    """First components of the latent, which describe the layout and never move."""
+    """First components of a latent, of the layout: they never move."""
     refine_updates: Int[0:] = 0
-    """Updates of the predictors alone afterwards, on latents of `distance.trajectories`
-    trajectories."""
+    """Updates of the predictors alone afterwards, on stored latents."""
     predictors: Int[1:16] = 1
     """Ensemble size K of 003's L_sim and PLDM v2."""
     target: Literal["online", "ema"] = "online"
-    """What is predicted: the encoder's own latents (with gradient) or a slow copy's."""
+    """Whose latents are predicted: the encoder's own (with gradient) or a slow copy's."""
     ema_decay: Float[0:1] = needs("target=ema", 0.99)
-    """Share that the slow copy keeps per update."""
+    """Share that the copy keeps per update."""
     idm_hidden: Int[4:] = needs("level1.loss.idm>0", 256)
-    """Hidden width of the inverse-dynamics head."""
+    """Width of the inverse-dynamics head."""
     idm_frozen: bool = needs("level1.loss.idm>0", False)
-    """Keep that head random, as the public PLDM code did by accident (PL1)."""
+    """Keep that head random, as PLDM did by accident (PL1)."""
     window: Int[3:] = 17
     """States per training window."""
     rollout: Int[0:] = 0
-    """Steps of the autoregressive roll-out in the loss; 0 = the whole window."""
+    """Imagined steps in the loss; 0 = the whole window."""
     layouts_per_batch: Int[0:] = needs("data.layouts=random|rectangle", 0)
-    """Layouts that the windows of a batch are from; 0 = any."""
+    """Layouts in a batch; 0 = any number."""
     loss: Level1LossConfig = Level1LossConfig()
     optim: OptimConfig = OptimConfig()
     patch: Int[1:] = needs("encoder=vit", 13)
     """Side of a patch, px; divides the image's."""
     depth: Int[1:] = needs("encoder=vit or predictor=transformer", 2)
-    """Blocks of `vit` and of the `transformer` predictor, each."""
+    """Blocks of `vit` and of `transformer`, each."""
     heads: Int[1:] = needs("encoder=vit or predictor=transformer", 4)
     """Attention heads of both."""
     pretrain_mask: Float[0:0.95] = 0.0
-    """Share of patches hidden in masked pre-training of `vit`; 0 = no pre-training."""
+    """Share of patches hidden in pre-training of `vit`; 0 = none."""
     pretrain_updates: Int[1:] = needs("pretrain_mask>0", 300)
     """Updates of that pre-training."""
 
@@ -133,11 +127,9 @@ class Level1Config(Section):
         if self.encoder != "vit":
             yield self.pretrain_mask, "level1.pretrain_mask needs level1.encoder=vit"
         if self.predictor == "gru":  # its norm is the encoder's
-            for name in ("static_dim", "refine_updates"):
-                yield (
-                    getattr(self, name),
-                    f"level1.{name} needs a predictor that adds to z, not gru",
-                )
+            needed = "needs a predictor that adds to z, not gru"
+            yield self.static_dim, f"level1.static_dim {needed}"
+            yield self.refine_updates, f"level1.refine_updates {needed}"
         if self.static_dim:
             alone = self.layouts_per_batch == 1
             yield alone, "level1.static_dim needs level1.layouts_per_batch other than 1"
@@ -149,40 +141,40 @@ class DistanceConfig(Section):
     """Temporal-distance head on frozen level-1 latents (idea: HILP, Park et al. 2024)."""
 
     form: Literal["metric", "quasimetric"] = "metric"
-    """`metric`: ||phi(s) - phi(g)||; `quasimetric`: asymmetric, max of positive coordinate gaps."""
+    """`metric`: ||phi(s) - phi(g)||; `quasimetric`: the largest positive coordinate gap."""
     teacher: Literal["bootstrap", "graph"] = "bootstrap"
-    """`bootstrap`: n-step targets of a slow copy; `graph`: shortest paths over recorded states."""
+    """`bootstrap`: n-step targets of a slow copy; `graph`: shortest paths of recorded states."""
     link: Float[1e-3:] = needs("teacher=graph", 0.8)
-    """Usual steps between states that are joined; keep it below a wall."""
+    """Usual steps between joined states; keep it below a wall."""
     graph_trajectories: Int[1:200] = needs("teacher=graph", 40)
-    """Trajectories of one layout whose states make one graph."""
+    """Trajectories of one layout in a graph."""
     dim: Int[1:] = 32
     """Width of the embedding phi."""
     hidden: Int[4:] = 256
     """Width of the head's hidden layers."""
     n_step: Int[1:] = needs("teacher=bootstrap", 8)
-    """Recorded steps of a target before it asks the slow copy."""
+    """Recorded steps before a target asks the slow copy."""
     gamma: Float[0:1] = needs("teacher=bootstrap", 0.99)
-    """Discount per step; lower values flatten the far side of the room."""
+    """Discount per step; low ones flatten the far side."""
     expectile: Float[0.5:1] = needs("teacher=bootstrap", 0.9)
-    """Expectile of the targets that is learned: near 1 the fastest known way."""
+    """Learned expectile of the targets: near 1 the fastest known way."""
     ema_rate: Float[0:1] = needs("teacher=bootstrap", 0.02)
     """Rate of the slow copy."""
     future_goals: Float[0:1] = needs("teacher=bootstrap", 0.5)
-    """Share of goals from the same trajectory's future."""
+    """Share of goals from the trajectory's own future."""
     trajectories: Int[1:] = 3500
     """Training trajectories with latents in memory."""
     optim: OptimConfig = OptimConfig(updates=3000, batch=1024, weight_decay=0.0, warmup=0.02)
 
     def refused(self) -> Iterator[tuple[object, str]]:
-        """A validation that would select: a bootstrapped loss says nothing about quality."""
+        """A validation that would select."""
         why = "a bootstrapped loss says nothing about quality"
         yield self.optim.patience, f"distance.optim.patience must be 0: {why}"
         yield self.optim.schedule == "plateau", f"distance.optim.schedule must be no plateau: {why}"
 
     @property
     def discount(self) -> float:
-        """Of the steps that the head learns: gamma, or 1 for the lengths of paths."""
+        """Per step: gamma, or 1 for the lengths of paths."""
         return self.gamma if self.teacher == "bootstrap" else 1.0
 
 
@@ -190,9 +182,9 @@ class MacroConfig(Section):
     """The clock of a level above the first."""
 
     step_skip: Int[1:] = 8
-    """Environment steps of one macro step; level 3's are a multiple of level 2's."""
+    """Environment steps of one macro step; at level 3 a multiple of level 2's."""
     macro_steps: Int[1:] = 4
-    """Macro steps per training window: the window has macro_steps * step_skip + 1 states."""
+    """Macro steps of a training window, which has macro_steps * step_skip + 1 states."""
 
 
 class Level2Config(MacroConfig):
@@ -201,56 +193,56 @@ class Level2Config(MacroConfig):
     disable_l2: bool = False
     """Level 1 alone, bit-equal to a run without any level-2 code."""
     train: Literal["frozen", "joint"] = "frozen"
-    """`frozen`: level 1 is fixed; `joint`: both levels train together from scratch."""
+    """`frozen`: on a trained level 1; `joint`: both levels together."""
     latent: Literal["gaussian", "categorical", "fsq"] = "gaussian"
-    """What z has: normal dimensions, groups of classes, or quantised dimensions."""
+    """z: normal dimensions, groups of classes, or quantised dimensions."""
     z_dim: Int[1:] = 8
     """Dimensions of z; groups of a categorical one."""
     classes: Int[2:] = needs("latent=categorical", 8)
     """Classes per group."""
     levels: tuple[Int[2:256], ...] = needs("latent=fsq", (8,))
-    """Levels per dimension; fewer numbers than dimensions repeat."""
+    """Levels per dimension, repeated."""
     state_dim: Int[0:] = 0
-    """Width of the recurrent state; 0 = that of level 1's latent (no projector)."""
+    """Width of the recurrent state; 0 = level 1's latent (no projector)."""
     hidden: Int[4:] = 256
-    """Width of the hidden layers of posterior and decoder."""
+    """Width of posterior and decoder."""
     min_std: Float[1e-6:] = needs("latent=gaussian|fsq", 0.1)
-    """Smallest standard deviation of z; of the prior of an fsq z, in levels."""
+    """Smallest standard deviation of z; of an fsq prior, in levels."""
     actions: Literal["none", "concat", "only", "learned"] = "none"
-    """Macro-action of the GRU: none, concatenated primitives, those without z, or learned (HWM)."""
+    """What the GRU is fed: z, z and concatenated actions, these only, or learned ones (HWM)."""
     macro_dim: Int[1:] = needs("actions=learned", 8)
-    """Width of the learned macro-action."""
+    """Width of a learned macro-action."""
     kl: Float[0:] = 0.2
     """Weight of the divergence of posterior and prior."""
     free_nats: Float[0:] = needs("kl>0", 0.0)
     """Divergence that is borne, nats."""
     kl_balance: Float[0:1] = needs("kl>0", 0.0)
-    """0: plain KL; else the share of it whose gradient reaches the prior only (dreamerv3)."""
+    """Share whose gradient reaches the prior only (dreamerv3); 0: plain KL."""
     subgoal: Float[0:] = 0.0
-    """Joint training: weight of the MSE of level-1 roll-outs every step_skip steps to level 2."""
+    """Joint training: weight of the MSE of level 1's roll-outs to level 2's."""
     conditioning: bool = False
-    """Joint training: level-1 actions get + linear(z) of the current macro step."""
+    """Joint training: level-1 actions get + linear(z)."""
     feedback: bool = False
-    """Joint training: level-1 latents get + MLP of the previous step_skip latents."""
+    """Joint training: level-1 latents get + MLP of the macro step before."""
     loss: LossConfig = LossConfig(std=0.0, cov=0.0, sim_t=0.0, idm=0.0)
     optim: OptimConfig = needs(
         "train=frozen", OptimConfig(updates=1500, batch=128, weight_decay=1e-6)
     )
 
     def refused(self) -> Iterator[tuple[object, str]]:
-        """What a frozen level 1 cannot learn, or level 2 cannot change."""
+        """What a frozen level 1 cannot learn."""
         if self.train != "joint":
-            terms = {f"loss.{name}": value for name, value in vars(self.loss).items()}
+            loss = {f"loss.{name}": value for name, value in vars(self.loss).items()}
             for name in ("subgoal", "conditioning", "feedback", "loss.std", "loss.std_t",
                          "loss.cov", "loss.sim_t", "loss.idm"):  # fmt: skip
-                value = (vars(self) | terms)[name]
-                yield value, f"level2.{name} needs level2.train=joint: level 1 is frozen"
+                needed = f"level2.{name} needs level2.train=joint: level 1 is frozen"
+                yield (vars(self) | loss)[name], needed
 
 
 class Level3Config(MacroConfig):
-    """A third level on the same frozen level-1 latents: level 2's settings on a slower clock."""
+    """A third level: level 2's settings on a slower clock."""
 
     enabled: bool = False
-    """Train a third level and plan with it, too."""
+    """Train it and plan with it, too."""
     step_skip: Int[1:] = 32
     macro_steps: Int[1:] = 2

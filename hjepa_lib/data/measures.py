@@ -36,22 +36,20 @@ def describe(trajectories: Trajectories, limit: int = 2048) -> dict[str, float]:
     spread_px: largest distance of two positions of a trajectory; blocked_rate: steps without a
     move; action_std_x, action_std_y, step_mean_px, step_std_px.
     """
-    count = min(limit, trajectories.count)
-    layout = trajectories.layouts()
+    count, layout = min(limit, trajectories.count), trajectories.layouts()
     walks = [trajectories.one(row) for row in range(count)]
     crossed = [bool(crosses(p[None], layout.index([row]))) for row, (p, _) in enumerate(walks)]
     ends = torch.stack([p[[0, -1], 0] for p, _ in walks]) - layout.wall_x[:count, None]
-    spread = [float(torch.cdist(p, p).max()) for p, _ in walks]
     actions = torch.cat([a for _, a in walks])
     moves = torch.cat([p.diff(dim=0) for p, _ in walks])
-    steps, std = actions.norm(dim=-1), actions.std(0)
+    steps, (std_x, std_y) = actions.norm(dim=-1), actions.std(0).tolist()
     return {
         "trajectories": count,
         "crossing_rate": sum(crossed) / count,
         "sides_differ_rate": int((ends.prod(1) < 0).sum()) / count,
-        "spread_px": sum(spread) / count,
-        "action_std_x": float(std[0]),
-        "action_std_y": float(std[1]),
+        "spread_px": sum(float(torch.cdist(p, p).max()) for p, _ in walks) / count,
+        "action_std_x": std_x,
+        "action_std_y": std_y,
         "step_mean_px": float(steps.mean()),
         "step_std_px": float(steps.std()),
         "blocked_rate": float((moves == 0).all(1).float().mean()),
@@ -68,11 +66,7 @@ class Motion(NamedTuple):
 
 def motion(trajectories: Trajectories, limit: int = 512) -> Motion:
     """Samples for the motion figure from the first `limit` trajectories."""
-    steps, turns, places = [], [], []
-    for row in range(min(limit, trajectories.count)):
-        positions, actions = trajectories.one(row)
-        turn = torch.atan2(actions[:, 1], actions[:, 0]).diff().rad2deg()
-        places.append(positions)
-        steps.append(actions.norm(dim=-1))
-        turns.append(180 - (180 - turn) % 360)
-    return Motion(torch.cat(steps), torch.cat(turns), torch.cat(places))
+    walks = [trajectories.one(row) for row in range(min(limit, trajectories.count))]
+    turns = torch.cat([torch.atan2(a[:, 1], a[:, 0]).diff().rad2deg() for _, a in walks])
+    steps = torch.cat([a.norm(dim=-1) for _, a in walks])
+    return Motion(steps, 180 - (180 - turns) % 360, torch.cat([p for p, _ in walks]))

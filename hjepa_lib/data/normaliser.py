@@ -1,24 +1,17 @@
-"""Means and standard deviations of frames, actions and positions, computed once per data set.
-
-Fitted on the training split, they travel with data and checkpoints (PL5).
-"""
+"""Means and standard deviations of a training set, which travel with its models (PL5)."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import Tensor
 
 from hjepa_lib.config.fields import Float, Section
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.files import WorkbookError
 
-_FRAMES = 4096
-"""Frames rendered to estimate the pixel statistics (standard error of the mean below 0.5 %)."""
+_FRAMES = 4096  # rendered for the pixel statistics: standard error of the mean below 0.5 %
 _SMALLEST = 1e-6
-
-
 Mean, Std = tuple[Float[-math.inf :], ...], tuple[Float[1e-12:], ...]
 
 
@@ -47,9 +40,9 @@ class Normaliser(Section):
             world = trajectories.world(trajectories.layouts(row[part]))
             frames = world.render(trajectories.positions[states[part]])
             if frames.shape[1:] != shape or frames.dtype != torch.uint8:
+                wanted, found = ", ".join(map(str, shape)), tuple(frames.shape)
                 raise WorkbookError(
-                    f"a world draws (B, {', '.join(map(str, shape))}) uint8 frames, this one "
-                    f"{tuple(frames.shape)} {frames.dtype}"
+                    f"a world draws (B, {wanted}) uint8 frames, this one {found} {frames.dtype}"
                 )
             pixels = frames.float()  # (256, C, Hpx, Wpx)
             total += pixels.sum((2, 3)).double().sum(0)
@@ -59,14 +52,8 @@ class Normaliser(Section):
         std = (squares / count - mean**2).clamp_min(_SMALLEST**2).sqrt()
         used = torch.ones(len(trajectories.actions), dtype=torch.bool)
         used[trajectories.lengths.cumsum(0) - 1] = False  # the last state has no action
-        return cls(
-            tuple(mean.tolist()),
-            tuple(std.tolist()),
-            *_statistics(trajectories.actions[used]),
-            *_statistics(trajectories.positions),
-        )
-
-
-def _statistics(rows: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    std, mean = torch.std_mean(rows.double(), dim=0, correction=0)
-    return tuple(mean.tolist()), tuple(std.clamp_min(_SMALLEST).tolist())
+        found = [mean, std]
+        for rows in (trajectories.actions[used], trajectories.positions):
+            std, mean = torch.std_mean(rows.double(), dim=0, correction=0)
+            found += [mean, std.clamp_min(_SMALLEST)]
+        return cls(*(values.tolist() for values in found))

@@ -1,7 +1,4 @@
-"""Published trajectories (PLDM, arXiv 2502.14819): download, checks, loader of their format.
-
-The archive holds .npz files without images: flat actions (N, 2), locations (N, 2), terminals (N,).
-"""
+"""Published trajectories (PLDM, arXiv 2502.14819): download, checks, loader of their format."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +36,6 @@ class NoNetwork(files.FileError):
     """The server cannot be reached."""
 
 
-# --- download ---------------------------------------------------------------------------------
 def cache() -> Path:
     """Where downloads are kept for all runs: HJEPA_CACHE, or .cache/hjepa in the home folder."""
     return Path(os.environ.get("HJEPA_CACHE") or Path.home() / ".cache" / "hjepa")
@@ -97,8 +92,7 @@ def _verify(path: Path) -> None:
             stream = archive.extractfile(item)
             while stream is not None and stream.read(1 << 20):
                 pass
-    content = {"file_id": FILE_ID, "bytes": path.stat().st_size, "sha256": found}
-    files.write_json(record, content)
+    files.write_json(record, {"file_id": FILE_ID, "bytes": path.stat().st_size, "sha256": found})
 
 
 @contextlib.contextmanager
@@ -122,12 +116,10 @@ def extract(path: Path, member: str) -> Path:
     raise files.FileError(f"{path} holds no file called {member}")
 
 
-# --- their format -----------------------------------------------------------------------------
 def load_npz_trajectories(path: str | Path) -> Trajectories:
-    """Trajectories of an .npz in the published format; frames in it, if any, are not read.
+    """Of an .npz with flat actions (N, 2), locations (N, 2) and terminals (N,); else `FileError`.
 
-    The last state of a trajectory was not stored, so each has L states and L - 1 transitions for L
-    rows, and the last action is dropped. Raises `FileError` naming what is wrong.
+    Where the last action of a trajectory led was not stored: L rows are L - 1 transitions.
     """
     arrays = files.load_npz(path, ("actions", "locations", "terminals"))
     terminals = arrays.pop("terminals")
@@ -147,67 +139,55 @@ def load_npz_trajectories(path: str | Path) -> Trajectories:
             f"{path}: terminals must end trajectories of one length of 2 rows or more, the last "
             f"one in the last row; found lengths {lengths.tolist()[:3]}"
         )
-    length, count = int(lengths[0]), len(ends)
-    actions = torch.from_numpy(arrays["actions"].astype(np.float32)).reshape(count, length, 2)
-    actions[:, -1] = 0  # where it led was not stored
+    positions, actions = (
+        torch.from_numpy(arrays[name].astype(np.float32)) for name in ("locations", "actions")
+    )
+    actions[ends] = 0
     meta = {"source": str(path), "recipe": "published", "dynamics": "blocked", "noise_px": 0.0}
     meta |= {"layouts": "fixed", "sha256": files.sha256(path)}
-    return Trajectories(
-        torch.from_numpy(locations.astype(np.float32)),
-        actions.reshape(-1, 2),
-        torch.full((count,), length),
-        torch.tensor([FIXED], dtype=torch.int16).repeat(count, 1),
-        meta,
-    )
+    layout = torch.tensor([FIXED], dtype=torch.int16).repeat(len(ends), 1)
+    lengths = torch.full((len(ends),), int(lengths[0]))
+    return Trajectories(positions, actions, lengths, layout, meta)
 
 
 def truncate(trajectories: Trajectories, transitions: int) -> Trajectories:
     """The first `transitions` transitions: whole trajectories plus one truncated last one."""
     steps = trajectories.lengths - 1
     kept = torch.minimum(transitions - (steps.cumsum(0) - steps), steps)
-    lengths = kept[kept > 0] + 1
-    states = int(lengths.sum())
-    actions = trajectories.actions[:states].clone()
-    actions[-1] = 0
-    layout, meta = trajectories.layout[: len(lengths)], dict(trajectories.meta)
-    return Trajectories(trajectories.positions[:states], actions, lengths, layout, meta)
+    found = trajectories.select(kept.gt(0).nonzero()[:, 0])
+    found.lengths = kept[kept > 0] + 1
+    states = int(found.lengths.sum())
+    found.positions, found.actions = found.positions[:states], found.actions[:states]
+    found.actions[-1] = 0
+    return found
 
 
-# --- any data ---------------------------------------------------------------------------------
 def acquire(config: DataConfig, seed: int) -> Trajectories:
     """The data set that `config` describes; a file with too few transitions is used whole.
 
     Without a network generated data stand in for published ones, which is printed and stands in
     meta["fallback"]; any other failure raises `FileError`.
     """
-    if config.source == "generated" or find_world(config.source) is not None:
-        return _generated(config, seed, config.source)
-    if config.layouts != "fixed" or config.dynamics != "blocked":
-        raise ConfigError("published data have data.layouts=fixed and data.dynamics=blocked only")
-    if config.source != "published":
-        return _cut(load_npz_trajectories(config.source), config)
-    if config.recipe not in MEMBERS:
-        raise ConfigError(
-            f"data.recipe={config.recipe} was not published; there are {', '.join(MEMBERS)}"
-        )
-    try:
-        archive = download()
-    except NoNetwork as error:
-        data = _generated(config, seed)
-        data.meta["fallback"] = f"published data unavailable, generated instead: {error}"
-        print(data.meta["fallback"])
-        return data
-    data = load_npz_trajectories(extract(archive, MEMBERS[config.recipe]))
-    return _cut(data, config, source="published", recipe=config.recipe)
-
-
-def _generated(config: DataConfig, seed: int, source: str = "generated") -> Trajectories:
     names = ("recipe", "transitions", "layouts", "dynamics", "good_fraction", "exclude_wall",
              "exclude_door")  # fmt: skip
-    return generate(**{name: getattr(config, name) for name in names}, seed=seed, source=source)
-
-
-def _cut(data: Trajectories, config: DataConfig, **meta: Any) -> Trajectories:
-    data = truncate(data, config.transitions)
+    made = {name: getattr(config, name) for name in names} | {"seed": seed}
+    if config.source == "generated" or find_world(config.source) is not None:
+        return generate(**made, source=config.source)
+    if config.layouts != "fixed" or config.dynamics != "blocked":
+        raise ConfigError("published data have data.layouts=fixed and data.dynamics=blocked only")
+    path, meta = config.source, {}
+    if path == "published":
+        if config.recipe not in MEMBERS:
+            known = ", ".join(MEMBERS)
+            raise ConfigError(f"data.recipe={config.recipe} was not published; there are {known}")
+        try:
+            path = extract(download(), MEMBERS[config.recipe])
+        except NoNetwork as error:
+            data = generate(**made)
+            data.meta["fallback"] = f"published data unavailable, generated instead: {error}"
+            print(data.meta["fallback"])
+            return data
+        meta = {"source": "published", "recipe": config.recipe}
+    data = truncate(load_npz_trajectories(path), config.transitions)
     data.meta |= meta | {"transitions": data.transitions, "requested": config.transitions}
     return data

@@ -1,7 +1,4 @@
-"""Trajectories as positions and actions; frames are rendered when a batch needs them.
-
-One frame is 8,450 bytes and its position 8, so three million transitions take 50 MB, not 25 GB.
-"""
+"""Trajectories as positions and actions, 50 MB for 3M transitions; frames are drawn on demand."""
 
 from __future__ import annotations
 
@@ -23,10 +20,7 @@ _ARRAYS = {"positions": np.float32, "actions": np.float32, "lengths": np.int64, 
 
 
 def divide(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of a training part and of a held-out `fraction`, at least one each, shuffled by seed.
-
-    Ascending, so that the training set keeps the order of the file (sequential disk access).
-    """
+    """Ascending indices of a training part and of a random held-out `fraction`, one at least."""
     held = min(max(round(fraction * count), 1), count - 1)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[held:].sort().values, order[:held].sort().values
@@ -80,14 +74,11 @@ class Trajectories:
         lengths = self.lengths[index]
         shift = self.starts[index] - (lengths.cumsum(0) - lengths)
         rows = shift.repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
-        positions, actions, layout = self.positions[rows], self.actions[rows], self.layout[index]
-        return Trajectories(positions, actions, lengths, layout, dict(self.meta))
+        parts = self.positions[rows], self.actions[rows], lengths, self.layout[index]
+        return Trajectories(*parts, dict(self.meta))
 
     def split(self, val_fraction: float, seed: int) -> tuple[Trajectories, Trajectories | None]:
-        """(train, validation) by whole trajectories, at least one each, so no window is in both.
-
-        With `val_fraction` 0, or one trajectory in all, validation is None.
-        """
+        """(train, validation) of whole trajectories; None where the fraction is 0 or R is 1."""
         if val_fraction == 0 or self.count == 1:
             return self, None
         train, validation = divide(self.count, val_fraction, seed)
@@ -104,10 +95,10 @@ class Trajectories:
         """Write .npy files, then meta.json with sizes and hash, which makes the folder complete."""
         folder = Path(folder)
         (folder / "meta.json").unlink(missing_ok=True)  # incomplete from here on
-        for name, kind in _ARRAYS.items():
-            array = getattr(self, name).numpy().astype(kind, copy=False)
-            files.save_npy(folder / f"{name}.npy", array)
-        sizes = {name: list(getattr(self, name).shape) for name in _ARRAYS}
+        arrays = {name: getattr(self, name).numpy() for name in _ARRAYS}
+        for name, array in arrays.items():
+            files.save_npy(folder / f"{name}.npy", array.astype(_ARRAYS[name], copy=False))
+        sizes = {name: list(array.shape) for name, array in arrays.items()}
         extra = {"transitions": self.transitions, "hash": self.hash(), "sizes": sizes}
         files.write_json(folder / "meta.json", {**self.meta, **extra})
         return folder

@@ -1,7 +1,4 @@
-"""Training windows of T states, drawn from trajectories without listing them.
-
-A window never crosses the end of a trajectory (F6).
-"""
+"""Training windows of T states; none crosses the end of a trajectory (F6)."""
 
 from __future__ import annotations
 
@@ -38,15 +35,15 @@ class Windows:
         self, trajectories: Trajectories, length: int, device: torch.device | str = "cpu"
     ) -> None:
         """WorkbookError when no trajectory has `length` states."""
-        self.length, self.device = length, torch.device(device)
-        self.trajectories, self._starts = trajectories, trajectories.starts
+        self.length, self.device, self.trajectories = length, torch.device(device), trajectories
         self._positions = trajectories.positions.to(device)
         self._actions = trajectories.actions.to(device)
         # Trajectories grouped by layout, so that the windows of one layout are one range.
-        code = trajectories.layout[:, 0].long() * 1000 + trajectories.layout[:, 1].long()
+        code = trajectories.layouts().numbers()
         self._order = code.argsort(stable=True)
-        per = (trajectories.lengths - length + 1).clamp_min(0)
-        self._ends = per[self._order].cumsum(0)
+        count = (trajectories.lengths - length + 1).clamp_min(0)[self._order]
+        self._ends = count.cumsum(0)
+        self._shift = trajectories.starts[self._order] + count - self._ends  # window -> first state
         if not len(self):
             longest = int(trajectories.lengths.max())
             raise WorkbookError(
@@ -63,11 +60,9 @@ class Windows:
     def at(self, index: Tensor) -> WindowBatch:
         """Windows number `index` (B,) int64 in [0, len)."""
         place = torch.searchsorted(self._ends, index, right=True)
-        row = self._order[place]
-        before = self._ends[place] - (self.trajectories.lengths[row] - self.length + 1)
-        first = self._starts[row] + index - before
+        first = index + self._shift[place]
         states = (first[:, None] + torch.arange(self.length)).to(self.device)  # (B, T)
-        layout = self.trajectories.layouts(row).to(self.device)
+        layout = self.trajectories.layouts(self._order[place]).to(self.device)
         actions, world = self._actions[states[:, :-1]], self.trajectories.world
         return WindowBatch(self._positions[states], actions, layout, world)
 

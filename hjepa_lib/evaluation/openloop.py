@@ -44,10 +44,10 @@ def long_walks(data: DataConfig, states: int, count: int, seed: int) -> Trajecto
     """`count` fresh trajectories of `states` states with the motion and dynamics of the recipe.
 
     Longer than the recipe's own they are chained: each further piece brings new actions, and the
-    dot goes on from where it is. `expert` has no random motion of its own and gets that of `good`.
+    dot goes on from where it is.
     """
     generator = torch.Generator().manual_seed(HELD_OUT + seed)
-    rule = RECIPES["good" if data.recipe == "expert" else data.recipe]
+    rule = RECIPES[data.recipe]
     layouts = layout_set(data.layouts, data.exclude_wall, data.exclude_door)
     layout = Layout.of(layouts[torch.randint(len(layouts), (count,), generator=generator).numpy()])
     kappa = torch.full((count,), rule.kappa)

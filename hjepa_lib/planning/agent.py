@@ -1,7 +1,4 @@
-"""A trained run, ready to plan: `hjepa_lib.load(run).controller(goal_frame).act(frame)`.
-
-The same controller plays the evaluation, so what the README shows is what the tables measure.
-"""
+"""A trained run, ready to plan: `hjepa_lib.load(run).controller(goal_frame).act(frame)`."""
 
 from __future__ import annotations
 
@@ -61,26 +58,23 @@ class Agent:
         models = {"flat": self.level1, "l1+l2": self.level2, THREE_LEVELS: self.level3}
         if method not in models:
             raise ConfigError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+        count = list(models).index(method) + 1
         if models[method] is None:
-            level = list(models).index(method) + 1
-            raise ConfigError(f"method {method!r} needs a trained level {level}; this run has none")
-        geometry = self.geometry(planning.cost)
+            raise ConfigError(f"method {method!r} needs a trained level {count}; this run has none")
+        geometry, hierarchy, level2 = self.geometry(planning.cost), planning.hierarchy, self.level2
         cap = planning.action_cap or self.planning.action_cap or P1_CAP
-        every = interval(planning, method)
-        if method == "flat":
-            level = PrimitiveLevel(self.level1, planning.flat, geometry, cap)
-            return Planner([Layer(level)], self.seed, every)
-        hierarchy, level2 = planning.hierarchy, self.level2
-        if hierarchy.control == "untrained":
+        if hierarchy.control == "untrained" and count > 1:
             level2 = _fresh_level2(level2, self.seed)
-        layers = [Layer(PrimitiveLevel(self.level1, hierarchy.tracker, geometry, cap, level2))]
-        stack = [(hierarchy.level2, hierarchy.replan, (level2, self.reach, self.box))]
-        if method == THREE_LEVELS:
-            stack.append((planning.level3, planning.level3.replan, self.level3))
-        for search, replan, (model, reach, box, *_) in stack:
+        below, acting = (hierarchy.tracker, level2) if count > 1 else (planning.flat, None)
+        layers = [Layer(PrimitiveLevel(self.level1, below, geometry, cap, acting))]
+        above = [
+            (hierarchy.level2, hierarchy.replan, (level2, self.reach, self.box)),
+            (planning.level3, planning.level3.replan, self.level3),
+        ]
+        for search, replan, (model, reach, box, *_) in above[: count - 1]:
             level = MacroLevel(model, search, geometry, cap, hierarchy, box, self.level1)
             layers.append(Layer(level, replan, reach[planning.cost]))
-        return Planner(layers, self.seed, every, hierarchy)
+        return Planner(layers, self.seed, interval(planning, method), hierarchy)
 
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 2, 65, 65) uint8 -> (B, D) float32."""

@@ -1,7 +1,4 @@
-"""A level of planning: a model that imagines, the space its plans live in, and what they cost.
-
-No level holds state: what depends on the plan of the level above is handed in as `context`.
-"""
+"""A level of planning, without state: its model, the space of its plans, and what they cost."""
 
 from __future__ import annotations
 
@@ -28,21 +25,19 @@ def clip_norm(actions: Tensor, cap: float) -> Tensor:
 def reduce_horizon(costs: Tensor, config: SearchConfig, in_steps: bool) -> Tensor:
     """Costs (..., H) of the predicted steps -> (...), by `config.form`.
 
-    `auto`: a cost that counts steps adds up, its sum asks for speed; the latent cost is only
-    trusted close to the goal, so there the closest approach decides.
+    `auto`: costs that count steps add up, which asks for speed; the latent cost is only trusted
+    close to the goal, so there the closest approach decides.
     """
     form = config.form
     if form == "sum" or (form == "auto" and in_steps):
         return costs.sum(-1)
     if form in ("closest", "auto"):
         return costs.amin(-1)
-    if form == "last":
-        return costs[..., -1]
     if form == "last_k":
         tail = costs[..., -config.last_k :]
         weights = torch.linspace(0.1, 1, tail.shape[-1], device=costs.device)
         return (tail * weights).sum(-1) / weights.sum()
-    return costs[..., -1] + config.mean_weight * costs.mean(-1)
+    return costs[..., -1] + (config.mean_weight * costs.mean(-1) if form == "last_mean" else 0)
 
 
 def _mean(members: Tensor) -> Tensor:
@@ -62,10 +57,6 @@ class Level:
     def imagine(self, start: Tensor, plans: Tensor, context: Tensor | None = None) -> Tensor:
         """start (M, D), plans (M, H, A), context (M, H, A) or None -> latents (M, H, D)."""
         return _mean(self.members(start, plans, context))
-
-    def penalty(self, start: Tensor, members: Tensor, path: Tensor) -> Tensor | float:
-        """What a plan costs besides: start (M, D), embedded path (M, H, E) -> (M,)."""
-        return 0.0
 
     def costs(
         self, start: Tensor, plans: Tensor, goal: Tensor, context: Tensor | None = None
@@ -98,7 +89,8 @@ class PrimitiveLevel(Level):
         super().__init__(config, geometry, cap)
         if config.disagreement and len(model.predictors) == 1:  # a loaded level 1 may have one
             raise ConfigError("a disagreement cost needs a level 1 of several predictors")
-        self.model, self.level2, self.plan_dim = model, level2, model.action_dim
+        self.model, self.plan_dim = model, model.action_dim
+        self.feedback = None if level2 is None else level2.feedback
 
     def project(self, plans: Tensor) -> Tensor:
         """(..., A) -> the same within the cap."""
@@ -106,12 +98,11 @@ class PrimitiveLevel(Level):
 
     def members(self, start: Tensor, plans: Tensor, context: Tensor | None = None) -> Tensor:
         """(K, M, H, D), a roll-out per member; `context` adds to the normalised actions."""
-        feedback = None if self.level2 is None else self.level2.feedback
-        rolled = self.model.rollout_members(start, plans, context=context, feedback=feedback)
+        rolled = self.model.rollout_members(start, plans, context=context, feedback=self.feedback)
         return rolled[:, :, 1:]
 
     def penalty(self, start: Tensor, members: Tensor, path: Tensor) -> Tensor | float:
-        """Ensemble disagreement (PLDM v2)."""
+        """(M,) disagreement of an ensemble's `members` (PLDM v2)."""
         if self.config.disagreement == 0:
             return 0.0
         return self.config.disagreement * members.var(0).mean(-1).sum(-1)
@@ -137,15 +128,13 @@ class MacroLevel(Level):
 
     def project(self, plans: Tensor) -> Tensor:
         """(..., A) -> the same inside the space's set."""
+        clip = self.hierarchy.clip
         if self.space in ("concat", "only"):
             steps = plans.unflatten(-1, (self.stride, -1))  # (..., step_skip, A)
             return clip_norm(steps, self.cap).flatten(-2)
-        clip = self.hierarchy.clip
         if clip == 0:
             return plans
-        if self.box is not None:
-            return torch.maximum(torch.minimum(plans, self.box[1]), self.box[0])
-        return plans.clamp(-clip, clip)
+        return plans.clamp(-clip, clip) if self.box is None else plans.clamp(*self.box)
 
     def macros(self, plans: Tensor) -> Tensor | None:
         """Plans (M, H, A) in this level's space -> what the GRU is fed, or None."""
@@ -164,7 +153,7 @@ class MacroLevel(Level):
         return self.imagine_states(start, plans).predictions[None]
 
     def penalty(self, start: Tensor, members: Tensor, path: Tensor) -> Tensor | float:
-        """What the path asks beyond level 1 (a decoder may jump through a wall), in steps.
+        """(M,) what a path asks beyond level 1 (a decoder may jump through a wall), in steps.
 
         Sum over macro-steps d > stride steps long of (d - stride)^2 / stride.
         """

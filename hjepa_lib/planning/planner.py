@@ -1,13 +1,11 @@
-"""Model-predictive planning with a stack of levels, batched over trials.
+"""Model-predictive planning with a stack of levels (HWM, arXiv 2604.03208), batched over trials.
 
-Flat: level 1 plans straight to the goal. Hierarchical (HWM, arXiv 2604.03208, with an RSSM on top):
-every level above plans macro-steps on a clock of its own; its first predicted latent is the
-sub-goal of the level below, which goes straight to a goal that is near.
+A level above the first plans macro-steps on its own clock; its next predicted latent is the
+sub-goal of the level below, unless the goal is near.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -61,8 +59,7 @@ class Layer:
 
     def reset(self) -> None:
         """Forget the plan."""
-        self.nominal: Tensor | None = None  # (B, H, A)
-        self.search: Search | None = None  # that plan's
+        self.search: Search | None = None  # its plan (B, H, A) is the next warm start
         self.macro: Tensor | None = None  # (B, H, D) imagined latents
         self.path: Tensor | None = None  # (B, H, D) the same, after the controls
         self.hooks: Tensor | None = None  # (B, H * stride, A) for the level below
@@ -85,16 +82,15 @@ class Layer:
         """Moves the clock by `executed` steps: is it time for a new plan?"""
         self.since_plan += executed
         self.since_step += executed
-        return self.nominal is None or self.since_plan >= self.replan
+        return self.search is None or self.since_plan >= self.replan
 
     def warm(self, latent: Tensor) -> Tensor:
         """The shifted previous plan, or zeros at the start of an episode; the clock starts anew."""
-        level = self.level
-        passed, self.since_step = divmod(self.since_step, level.stride)
+        passed, self.since_step = divmod(self.since_step, self.level.stride)
         self.since_plan = 0
-        if self.nominal is None:
-            return latent.new_zeros(len(latent), level.config.horizon, level.plan_dim)
-        return shift_plan(self.nominal, passed)
+        if self.search is None:
+            return latent.new_zeros(len(latent), self.level.config.horizon, self.level.plan_dim)
+        return shift_plan(self.search.plan, passed)
 
 
 class Planner:
@@ -108,8 +104,7 @@ class Planner:
         hierarchy: HierarchyConfig | None = None,
     ) -> None:  # fmt: skip
         self.layers, self.seed, self.every, self.hierarchy = layers, seed, every, hierarchy
-        self.level1 = layers[0].level
-        self.level2 = layers[1].level if len(layers) > 1 else None
+        self.level1, self.level2 = (*(layer.level for layer in layers), None)[:2]
         self.geometry = self.level1.geometry
         self.reset()
 
@@ -127,60 +122,50 @@ class Planner:
         self.step += executed
         goal = target = self.geometry.embed(goal)
         near = torch.ones(len(latent), dtype=torch.bool, device=latent.device)
-        for number in range(len(self.layers), 1, -1):
+        for number in range(len(self.layers), 0, -1):
             layer = self.layers[number - 1]
             if layer.due(executed):
                 self.replan(number, latent, target)
-            here = self.geometry.between(self.geometry.embed(latent), goal)  # (B,)
-            near = here <= self.hierarchy.near * layer.reach
-            target = torch.where(near[:, None], goal, self.geometry.embed(layer.subgoal))
-        self.layers[0].due(executed)
-        found = self.replan(1, latent, target)
-        lost = torch.stack([layer.search.lost for layer in self.layers]).any(0)  # (B,)
+            if number > 1:
+                here = self.geometry.between(self.geometry.embed(latent), goal)  # (B,)
+                near = here <= self.hierarchy.near * layer.reach
+                target = torch.where(near[:, None], goal, self.geometry.embed(layer.subgoal))
+        found, *above = (layer.search for layer in self.layers)
+        lost = torch.stack([one.lost for one in (found, *above)]).any(0)  # (B,)
         actions = found.plan.masked_fill(lost[:, None, None], torch.nan)
-        handed = tuple(
-            Handed(layer.macro, layer.subgoal, layer.search.effective) for layer in self.layers[1:]
-        )
-        return Plan(actions, found, near, handed, self.context)
+        handed = [Handed(one.macro, one.subgoal, one.search.effective) for one in self.layers[1:]]
+        return Plan(actions, found, near, tuple(handed), self.context)
 
     @property
     def context(self) -> Tensor | None:
         """(B, H, A) what level 2 adds to the actions of level 1's roll-outs from now on."""
         return self.layers[1].context(self.level1.config.horizon) if self.level2 else None
 
-    def _noise(self, number: int, draw: int, shape: tuple[int, ...]) -> Tensor:
-        return trial_noise(self.seed, self.rows, self.step, shape, number, draw)
-
     def replan(self, number: int, latent: Tensor, target: Tensor) -> Search:
-        """A new plan of level `number` to `target` (B, E), kept as its next warm start."""
-        layer = self.layers[number - 1]
-        level, context = layer.level, self.context if number == 1 else None
-        found = layer.search = search(
-            lambda plans: level.costs(latent, plans, target, context),
-            level.project,
-            layer.warm(latent),
-            level.config,
-            functools.partial(self._noise, number),
-        )
-        layer.nominal = found.plan
-        if number > 1:
-            self._hand_down(number, latent)
-        return found
+        """A new plan of level `number` to `target` (B, E); the controls act on level 2 alone."""
+        layer, context = self.layers[number - 1], self.context if number == 1 else None
+        level = layer.level
 
-    def _hand_down(self, number: int, latent: Tensor) -> None:
-        """What the new plan of a level above level 1 looks like; controls act on level 2 alone."""
-        layer = self.layers[number - 1]
-        level, control = layer.level, self.hierarchy.control if number == 2 else "none"
+        def noise(draw: int, shape: tuple[int, ...]) -> Tensor:
+            return trial_noise(self.seed, self.rows, self.step, shape, number, draw)
+
+        def cost(plans: Tensor) -> Tensor:
+            return level.costs(latent, plans, target, context)
+
+        found = search(cost, level.project, layer.warm(latent), level.config, noise)
+        control = self.hierarchy.control if number == 2 else "none"
         if control == "zero":
-            layer.nominal = torch.zeros_like(layer.nominal)
-        imagined = level.imagine_states(latent, layer.nominal)
+            found = found._replace(plan=torch.zeros_like(found.plan))
+        layer.search = found
+        if number == 1:
+            return found
+        imagined = level.imagine_states(latent, found.plan)
         layer.macro = path = imagined.predictions
         layer.hooks = level.model.context(imagined.z)
-        if control in ("shuffle", "perturb"):
-            shape = (1,) if control == "shuffle" else path.shape[2:]
-            noise = self._noise(2, level.config.iterations, shape).to(path.device)
-            if control == "shuffle":  # whose sub-goal one gets: this depends on the other trials
-                path = path[noise[:, 0].argsort()]
-            else:
-                path = path + noise[:, None] * path.std((1, 2), keepdim=True)
+        if control == "shuffle":  # whose sub-goal one gets: this depends on the other trials
+            path = path[noise(level.config.iterations, (1,)).to(path.device)[:, 0].argsort()]
+        elif control == "perturb":
+            shift = noise(level.config.iterations, path.shape[2:]).to(path.device)
+            path = path + shift[:, None] * path.std((1, 2), keepdim=True)
         layer.path = path
+        return found

@@ -1,8 +1,7 @@
 """Plan optimisers, batched over trials: MPPI, CEM and gradient descent on the candidates.
 
-All minimise `objective(candidates (B, N, H, A)) -> (B, N)` inside a convex set given by `project`,
-so weighted means of candidates stay inside it (EB1). Nominal plans (PL3) and noise live outside.
-A candidate without a finite cost has no say; a trial without a finite candidate is `lost`.
+They minimise `objective` inside a convex set given by `project`, so that weighted means of
+candidates stay inside it (EB1). A candidate without a finite cost has no say.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from torch import Tensor
 from hjepa_lib.config import SearchConfig
 
 Objective = Callable[[Tensor], Tensor]
+"""Candidates (B, N, H, A) -> costs (B, N)."""
 Project = Callable[[Tensor], Tensor]
 Noise = Callable[[int, tuple[int, ...]], Tensor]
 """(draw, shape) -> standard normal (B, *shape), each row its trial's own."""
@@ -65,9 +65,9 @@ def _spread(costs: Tensor, known: Tensor) -> Tensor:
 
 
 def shift_plan(plan: Tensor, executed: int) -> Tensor:
-    """Warm start: plan (B, H, A) without its executed steps, zeros at the end."""
+    """Warm start: plan (B, H, A) without its executed steps, zeros at the end (PL3)."""
     kept = plan[:, executed:]
-    return torch.cat([kept, torch.zeros_like(plan[:, : plan.shape[1] - kept.shape[1]])], 1)
+    return torch.nn.functional.pad(kept, (0, 0, 0, plan.shape[1] - kept.shape[1]))
 
 
 def search(
@@ -79,36 +79,31 @@ def search(
     Adam on noisy copies, projected after every step; the best one wins.
     """
     rows = torch.arange(len(nominal), device=nominal.device)[:, None]
-    spread = torch.full_like(nominal, config.sigma)
-
-    def draw(number: int) -> Tensor:
+    spread, gradient = torch.full_like(nominal, config.sigma), config.method == "gradient"
+    for iteration in range(1 if gradient else config.iterations):
         shape = (config.samples, *nominal.shape[1:])
-        offsets = spread[:, None] * noise(number, shape).to(nominal.device)
+        offsets = spread[:, None] * noise(iteration, shape).to(nominal.device)
         offsets[:, 0] = 0
-        return project(nominal[:, None] + offsets)
-
-    if config.method == "gradient":
-        candidates = _descend(objective, project, draw(0), config)
-        costs = _finite(objective(candidates))
-        found = Search(nominal, candidates, costs, torch.ones_like(costs[:, 0]))
-        best = candidates[rows[:, 0], costs.argmin(1)]
-        return found._replace(plan=torch.where(found.lost[:, None, None], nominal, best))
-    for iteration in range(config.iterations):
-        candidates = draw(iteration)
+        candidates = project(nominal[:, None] + offsets)
+        if gradient:
+            candidates = _descend(objective, project, candidates, config)
         costs = _finite(objective(candidates))
         if config.method == "mppi":
             weights = softmin_weights(costs, config.temperature, config.temperature_unit)
             effective = 1 / weights.square().sum(1).clamp(min=1e-12)
             # Elementwise: under autocast a matrix product would round past the norm bound.
-            mean = (weights[:, :, None, None] * candidates).sum(1)
+            mean = project((weights[:, :, None, None] * candidates).sum(1))
+        elif gradient:
+            effective, mean = torch.ones_like(costs[:, 0]), candidates[rows[:, 0], costs.argmin(1)]
         else:
             elites = min(config.elites, config.samples)
             values, best = costs.topk(elites, dim=1, largest=False)  # (B, E)
             effective = values.isfinite().sum(1).float()
             chosen = candidates[rows, torch.where(values.isinf(), best[:, :1], best)]
             mean, spread = chosen.mean(1), chosen.std(1, unbiased=False).clamp(min=1e-3)
+            mean = project(mean)
         found = Search(nominal, candidates, costs, effective)
-        nominal = torch.where(found.lost[:, None, None], nominal, project(mean))
+        nominal = torch.where(found.lost[:, None, None], nominal, mean)
     return found._replace(plan=nominal)
 
 

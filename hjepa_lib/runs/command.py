@@ -164,8 +164,6 @@ class TrialsCommand:
     """YAML file whose seed and layouts are taken where they are not given here."""
     layouts: str = ""
     """Rooms: fixed (if empty), train (also called random), validation, test or all."""
-    level: Literal["easy", "medium"] = "medium"
-    """Distance of start and goal from the wall."""
     n_eval: Annotated[int, tyro.conf.arg(aliases=["--n"])] = 100
     """Rows of the evaluation file."""
     n_train: int = 20_000
@@ -181,13 +179,11 @@ class TrialsCommand:
             raise ConfigError("nothing to write: give --output_train, --output_eval or both")
         config = load_yaml(self.config) if self.config else make_profile("laptop")
         seed, data = config.seed if self.seed is None else self.seed, config.data
-        layouts = self.layouts or data.layouts
-        if layouts == "rectangle":
-            layouts = layout_set(layouts, data.exclude_wall, data.exclude_door)
+        names = self.layouts or data.layouts, data.exclude_wall, data.exclude_door
         wanted = ((self.output_train, self.n_train), (self.output_eval, self.n_eval))
         for own, (path, rows) in enumerate(wanted, seed):
             if path:
-                trials = make_trials(layouts, self.level, rows, own)
+                trials = make_trials(layout_set(*names), rows, own)
                 save_trials(path, trials)
                 print(f"{path}: {rows} trials, seed {own}, sha256 {trials.sha256}")
         return 0

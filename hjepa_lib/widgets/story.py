@@ -24,7 +24,7 @@ from hjepa_lib.worlds.layout import DOOR_RANGE, HIGH, LOW, WALL_RANGE, Layout
 from hjepa_lib.worlds.oracle import oracle_length
 from hjepa_lib.worlds.rendering import render, render_walls
 from hjepa_lib.worlds.trials import Trials, content_hash
-from hjepa_lib.worlds.two_rooms import TwoRooms, inside, sample_start_goal
+from hjepa_lib.worlds.two_rooms import TwoRooms, inside
 
 AHEAD = 16  # steps of the open-loop prediction
 COMPANIONS = 3  # other tasks in a batch whose sub-goals are shuffled
@@ -94,7 +94,7 @@ def trials_of(scene: Scene, companions: int = 0, row: int = 0) -> Trials:
     checked_scene(scene)
     count = 1 + companions
     layout = Layout.of([[scene.wall_x, scene.door_y]] * count)
-    start, goal = sample_start_goal(layout, "medium", torch.Generator().manual_seed(0))
+    start, goal = TwoRooms(layout).sample_start_goal(torch.Generator().manual_seed(0))
     start[0], goal[0] = torch.tensor([scene.start, scene.goal])
     rows = tuple(range(row, row + count))
     return Trials(start, goal, layout, "scene", content_hash(start, goal, layout), rows=rows)

@@ -1,8 +1,4 @@
-"""The interface that data, training and evaluation need from a world: B episodes in torch.
-
-An own world is a class in an importable module; the setting `data.source=module:Class` sends it
-through everything that Two Rooms goes through (examples/own_world.py).
-"""
+"""What is asked of a world; `data.source=module:Class` names an own one (examples/own_world.py)."""
 
 from __future__ import annotations
 
@@ -20,16 +16,14 @@ from torch import Tensor
 from hjepa_lib.config import ConfigError
 from hjepa_lib.worlds.layout import Layout
 
-_SOURCE = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
-
 
 def trial_noise(
     seed: int, rows: Sequence[int], step: int, shape: tuple[int, ...], level: int = 0, draw: int = 0
 ) -> Tensor:
-    """Standard normal numbers (B, *shape), those of a trial the same alone and in any batch (I13).
+    """Standard normal (B, *shape), those of a trial the same alone and in any batch (I13).
 
-    `rows` (B,) are the numbers of the trials in their file, `step` counts environment steps, level
-    0 is the world and 1 upwards are the planners', `draw` counts within a step.
+    `rows` (B,) are the trials' numbers in their file, `step` counts environment steps, level 0 is
+    the world and 1 upwards are the planners', `draw` counts within a step.
     """
     bits = np.random.Philox(key=seed)
     normal, state = np.random.Generator(bits).standard_normal, bits.state
@@ -42,7 +36,7 @@ def trial_noise(
 
 
 class World:
-    """B episodes with a state each; extend it and give all methods, and what differs of the rest.
+    """B episodes with a state each; an own world has all methods, and what differs of the rest.
 
     Built as `World(layout, dynamics, seed=seed)` and, to draw frames, as `World(layout)`; the B
     rows of `layout` are (0, 0) in an own world.
@@ -91,7 +85,7 @@ def find_world(source: str) -> type[World] | None:
 
     ConfigError when there is no such module or class, or when the class lacks a method.
     """
-    match = _SOURCE.fullmatch(source)
+    match = re.fullmatch(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)", source)
     if not match:
         return None
     module, name = match.groups()

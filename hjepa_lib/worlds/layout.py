@@ -1,8 +1,4 @@
-"""Geometry of the two-room world (PLDM, arXiv 2502.14819), and who may train on which layout.
-
-A layout is a vertical wall (centre column `wall_x`) with one door (centre row `door_y`). Peers
-evaluate on the layouts they train on; here the 1,125 layouts are split once.
-"""
+"""Geometry of the two-room world (PLDM, arXiv 2502.14819), and who may train on which layout."""
 
 from __future__ import annotations
 
@@ -34,7 +30,7 @@ WALL_RANGE, DOOR_RANGE = (20, 44), (10, 54)
 
 
 class Layout(NamedTuple):
-    """One wall per row: `wall_x` (B,) and `door_y` (B,), float32 px."""
+    """One vertical wall per row, its column `wall_x` (B,) and its door's row `door_y` (B,), px."""
 
     wall_x: Tensor
     door_y: Tensor
@@ -106,38 +102,26 @@ def layout_lists() -> dict[str, np.ndarray]:
     return dict(zip(("train", "validation", "test"), np.split(shuffled, (900, 1012)), strict=True))
 
 
-def _excluded(**ranges: str) -> np.ndarray:
-    """(1125,) bool: wall AND door lie in the inclusive ranges "min-max"; none where both are ""."""
-    out = np.full(1125, any(ranges.values()))
-    if not out.any():
-        return out
-    for (name, text), values in zip(ranges.items(), all_layouts().T, strict=True):
-        match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", text)
-        if not match or int(match[1]) > int(match[2]):
-            raise WorkbookError(f'{name} must be "min-max" in px with min <= max, got {text!r}')
-        out &= (values >= int(match[1])) & (values <= int(match[2]))
-    return out
-
-
 def layout_set(name: str, exclude_wall: str = "", exclude_door: str = "") -> np.ndarray:
-    """Layouts (K, 2) int16 by name.
+    """Layouts (K, 2) int16 by name; WorkbookError for another name.
 
     `fixed`; `random` or `train` (900), `validation` (112), `test` (113), `all` (1,125);
-    `rectangle` / `rectangle_heldout`: outside / inside the excluded inclusive ranges "min-max".
-    WorkbookError for another name, a range that is none, or an empty set.
+    `rectangle`: all but those whose wall AND door lie in the inclusive ranges "min-max", px.
     """
-    if name in ("rectangle", "rectangle_heldout"):
-        out = _excluded(exclude_wall=exclude_wall, exclude_door=exclude_door)
-        rows = all_layouts()[out if name == "rectangle_heldout" else ~out]
-        if not len(rows):
-            raise WorkbookError(
-                f"exclude_wall={exclude_wall}, exclude_door={exclude_door} leave no {name} layout"
-            )
-        return rows
-    lists = layout_lists()
-    sets = {"fixed": np.array([FIXED], np.int16), "random": lists["train"], **lists}
-    sets["all"] = all_layouts()
+    lists, every = layout_lists(), all_layouts()
+    sets = {"fixed": np.array([FIXED], np.int16), "random": lists["train"], **lists, "all": every}
+    sets["rectangle"] = every
     if name not in sets:
-        known = ", ".join([*sets, "rectangle", "rectangle_heldout"])
-        raise WorkbookError(f"layouts must be one of {known}; got {name!r}")
-    return sets[name]
+        raise WorkbookError(f"layouts must be one of {', '.join(sets)}; got {name!r}")
+    ranges = {"exclude_wall": exclude_wall, "exclude_door": exclude_door}
+    if name != "rectangle" or not any(ranges.values()):
+        return sets[name]
+    out = np.full(len(every), True)
+    for (setting, text), values in zip(ranges.items(), every.T, strict=True):
+        match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", text)
+        if not match or int(match[1]) > int(match[2]):
+            raise WorkbookError(f'{setting} must be "min-max" in px with min <= max, got {text!r}')
+        out &= (values >= int(match[1])) & (values <= int(match[2]))
+    if out.all():
+        raise WorkbookError(f"exclude_wall={exclude_wall}, exclude_door={exclude_door} leave none")
+    return every[~out]

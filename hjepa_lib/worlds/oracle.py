@@ -1,8 +1,4 @@
-"""Shortest paths through the door, exact for a point: the ceiling of every comparison.
-
-Both rooms and the 3 px thick doorway are convex, so a shortest path is straight or bends at the
-four corners of the opening: the shortest feasible one of nine candidates is taken.
-"""
+"""Shortest paths through the door, exact for a point: straight, or by corners of the opening."""
 
 from __future__ import annotations
 
@@ -13,13 +9,15 @@ from torch import Tensor
 
 from hjepa_lib.worlds.layout import Layout
 
-CLEARANCE = 0.5
-"""`oracle_action` passes the door lips at this distance, px, so that it never touches them."""
+CLEARANCE = 0.5  # px from the door lips, which `oracle_action` never touches
 _TOLERANCE = 1e-4
 
 
 def _paths(start: Tensor, goal: Tensor, layout: Layout, inset: float) -> tuple[Tensor, Tensor]:
-    """Lengths (B, 9) px, infinite where infeasible, and first way-points (B, 9, 2)."""
+    """Lengths (B, 9) px, infinite where infeasible, and first way-points (B, 9, 2).
+
+    Both rooms and the doorway are convex, so a shortest path bends at the opening's corners alone.
+    """
     low, high = layout.top + inset, layout.bottom - inset
     gate_a, gate_b = (
         torch.maximum(torch.minimum(place[:, 0], layout.right), layout.left)

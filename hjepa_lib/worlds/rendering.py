@@ -11,8 +11,7 @@ from torch import Tensor
 
 from hjepa_lib.worlds.layout import CHANNELS, DOOR_HALF, DOT_STD, HIGH, LOW, SIZE, WALL_HALF, Layout
 
-_RADIUS = 4
-_PATCH = 2 * _RADIUS + 1
+_RADIUS, _PATCH = 4, 9  # px of the dot that can be non-zero
 _VARIANCE2 = 2 * DOT_STD**2
 
 
@@ -32,11 +31,8 @@ def render(position: Tensor, layout: Layout) -> Tensor:
     Equals `render_reference`, but computes only the 9 x 9 pixels that can be non-zero.
     """
     rows, frames = position.shape[0], position[..., 0].numel()
-    blank = torch.zeros(
-        layout.batch, CHANNELS, SIZE, SIZE, dtype=torch.uint8, device=position.device
-    )
-    blank[:, 1] = render_walls(layout.to(position.device))
-    image = blank.reshape(layout.batch, 1, -1)
+    walls = render_walls(layout.to(position.device))
+    image = torch.stack((torch.zeros_like(walls), walls), 1).reshape(layout.batch, 1, -1)
     image = image.expand(rows, frames // max(rows, 1), -1).reshape(frames, -1).contiguous()
     flat = position.reshape(-1, 2).to(torch.float32)
     corner = ((flat + 0.5).floor().to(torch.int64) - _RADIUS).clamp(0, SIZE - _PATCH)  # (F, 2)

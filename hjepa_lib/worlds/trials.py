@@ -1,7 +1,7 @@
 """Evaluation trials (start, goal, layout) that live in files, so that every method meets the same.
 
-Those of the protocols are committed in `trial_files/` with the SHA-256 of their content: `medium`
-ones that `make_trials` drew with the seeds 1000 to 1005, in the order of `index.json`.
+`trial_files/` has those of the protocols, which `make_trials` drew with the seeds 1000 to 1005, in
+the order of `index.json`, which holds their hashes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from hjepa_lib import files
 from hjepa_lib.worlds.base import World
-from hjepa_lib.worlds.layout import Layout, layout_set
-from hjepa_lib.worlds.two_rooms import TwoRooms, inside, sample_start_goal
+from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.worlds.two_rooms import TwoRooms, inside
 
 PROTOCOLS = ("p1", "p2_seen", "p2_heldout")
 SPLITS = ("validation", "test")
@@ -25,7 +25,6 @@ ROWS = 500
 """Rows of every committed file."""
 
 _FOLDER = Path(__file__).with_name("trial_files")
-_COLUMNS = ("start", "goal", "layout")
 
 
 class Trials(NamedTuple):
@@ -58,8 +57,8 @@ class Trials(NamedTuple):
     def pick(self, places: Sequence[int]) -> Trials:
         """Some of these trials, under the numbers that they have in their file."""
         places = list(places)
-        rows = tuple(self.numbers[place] for place in places)
         start, goal, layout = self.start[places], self.goal[places], self.layout.index(places)
+        rows = tuple(self.numbers[place] for place in places)
         return self._replace(start=start, goal=goal, layout=layout, rows=rows)
 
     def begin(self, dynamics: str, seed: int) -> World:
@@ -77,31 +76,27 @@ def content_hash(start: Tensor, goal: Tensor, layout: Layout) -> str:
     return files.sha256(b"".join(parts))
 
 
-def make_trials(layouts: str | np.ndarray, level: str, n: int, seed: int) -> Trials:
-    """n new trials of `level` (easy, medium), a function of the seed (PL2).
+def _drawn(world: type[World], layout: Layout, generator: torch.Generator, name: str) -> Trials:
+    start, goal = world(layout).sample_start_goal(generator)
+    return Trials(start, goal, layout, name, content_hash(start, goal, layout), world)
 
-    Each draws its room from `layouts`, a name known to `layout_set` or rows (K, 2).
-    """
+
+def make_trials(layouts: np.ndarray, n: int, seed: int) -> Trials:
+    """n new trials in rooms drawn from `layouts` (K, 2), a function of the seed (PL2)."""
     if n < 1:
         raise files.WorkbookError(f"n must be at least 1, got {n}")
-    named = isinstance(layouts, str)
-    rows = layout_set(layouts) if named else layouts
     generator = torch.Generator().manual_seed(seed)
-    layout = Layout.of(rows[torch.randint(len(rows), (n,), generator=generator).numpy()])
-    start, goal = sample_start_goal(layout, level, generator)
-    name = f"{layouts if named else 'custom'}_{level}_{seed}"
-    return Trials(start, goal, layout, name, content_hash(start, goal, layout))
+    rows = torch.randint(len(layouts), (n,), generator=generator).numpy()
+    return _drawn(TwoRooms, Layout.of(layouts[rows]), generator, f"custom_{seed}")
 
 
 def own_trials(world: type[World], split: str, n: int) -> Trials:
     """The first n of the 500 trials that an own world draws from the split's seed."""
     if split not in SPLITS:
         raise files.WorkbookError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
-    layout = Layout.of(np.zeros((ROWS, 2)))
     generator = torch.Generator().manual_seed(1000 + SPLITS.index(split))
-    start, goal = world(layout).sample_start_goal(generator)
-    name = f"{world.__name__}_{split}"
-    return Trials(start, goal, layout, name, content_hash(start, goal, layout), world).first(n)
+    layout, name = Layout.of(np.zeros((ROWS, 2))), f"{world.__name__}_{split}"
+    return _drawn(world, layout, generator, name).first(n)
 
 
 def save_trials(path: str | Path, trials: Trials) -> Path:
@@ -112,7 +107,7 @@ def save_trials(path: str | Path, trials: Trials) -> Path:
 
 def read_trials(path: str | Path) -> Trials:
     """Trials of a file written by `save_trials`; raises `FileError` naming what is wrong."""
-    arrays = files.load_npz(path, _COLUMNS)
+    arrays = files.load_npz(path, ("start", "goal", "layout"))
     n = len(arrays["start"])
     for name, values in arrays.items():
         if values.shape != (n, 2) or n == 0:

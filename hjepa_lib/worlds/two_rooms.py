@@ -1,9 +1,8 @@
 """The two-room world, batched in torch: dynamics, start and goal sampling, and a stateful wrapper.
 
-Next position = position + action unless the segment meets a border, a wall face outside the door,
-or a door lip. PLDM (arXiv 2502.14819) has two rules there: `blocked` (data: the dot stays) and
-`bounce` (evaluation: hit point plus Gaussian noise, its normal component pointing back, then 0.3 px
-inside the room). `slide` is `bounce` without noise.
+Where a step meets a border, a wall face or a door lip, PLDM (arXiv 2502.14819) has two rules:
+`blocked` (data: the dot stays) and `bounce` (evaluation: hit point plus Gaussian noise, its normal
+part pointing back, then 0.3 px inside the room). `slide` is `bounce` without noise.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from hjepa_lib.worlds.oracle import oracle_action, oracle_length
 from hjepa_lib.worlds.rendering import render
 
 DYNAMICS = ("blocked", "bounce", "slide")
-LEVELS = ("easy", "medium")
 NOISE = 0.5
 """Standard deviation of the bounce noise per axis, px."""
 INSET = 0.3
@@ -70,7 +68,13 @@ def step(
             generator = torch.randn(position.shape, generator=generator, device=generator.device)
         shift = generator.to(position.device) * noise
         point = point + torch.where(axis, -shift.abs() * action.sign(), shift)
-    settled = torch.where(lip[:, None], point, _clamp_to_room(point, is_left, layout))
+    # On or beyond a wall it is put INSET inside its room, unless it hit a lip.
+    low_x, high_x = torch.where(is_left, LOW, layout.right), torch.where(is_left, layout.left, HIGH)
+    low = torch.stack((low_x, torch.full_like(low_x, LOW)), -1)
+    high = torch.stack((high_x, torch.full_like(high_x, HIGH)), -1)
+    settled = torch.where(point <= low, low + INSET, point)
+    settled = torch.where(settled >= high, high - INSET, settled)
+    settled = torch.where(lip[:, None], point, settled)
     return torch.where(hit[:, None], settled, moved)
 
 
@@ -106,49 +110,6 @@ def _time(gap: Tensor, speed: Tensor) -> Tensor:
     return torch.where(towards, gap / torch.where(speed == 0, 1, speed), float("inf"))
 
 
-def _clamp_to_room(point: Tensor, is_left: Tensor, layout: Layout) -> Tensor:
-    """`point` inside the left or right room; on or beyond a wall it is put `INSET` inside."""
-    x, y = point.unbind(-1)
-    low_x = torch.where(is_left, LOW, layout.right)
-    high_x = torch.where(is_left, layout.left, HIGH)
-    return torch.stack((_inset(x, low_x, high_x), _inset(y, LOW, HIGH)), -1)
-
-
-def _inset(value: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
-    value = torch.where(value <= low, low + INSET, value)
-    return torch.where(value >= high, high - INSET, value)
-
-
-def _uniform(low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
-    draw = torch.rand(low.shape, generator=generator, device=generator.device).to(low)
-    return low + (high - low) * draw
-
-
-def sample_start_goal(
-    layout: Layout, level: str, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Start and goal (B, 2) px in different rooms, either direction equally often.
-
-    `medium`: anywhere 2.6 px away from borders and faces. `easy`: 4 to 12 px from the wall's face
-    and at most 12 px above or below the door's centre. WorkbookError for another level.
-    """
-    if level not in LEVELS:
-        raise WorkbookError(f"level must be one of {', '.join(LEVELS)}; got {level!r}")
-    low = torch.full_like(layout.wall_x, LOW + MARGIN)
-    high = torch.full_like(layout.wall_x, HIGH - MARGIN)
-    ranges = [(low, layout.left - MARGIN), (layout.right + MARGIN, high)]
-    if level == "easy":
-        ranges = [(layout.left - 12, layout.left - 4), (layout.right + 4, layout.right + 12)]
-        low, high = torch.maximum(low, layout.door_y - 12), torch.minimum(high, layout.door_y + 12)
-    left, right = (
-        torch.stack((_uniform(*x_range, generator), _uniform(low, high, generator)), -1)
-        for x_range in ranges
-    )
-    flip = torch.rand(layout.batch, generator=generator, device=generator.device) < 0.5
-    flip = flip.to(layout.wall_x.device)[:, None]
-    return torch.where(flip, right, left), torch.where(flip, left, right)
-
-
 class TwoRooms(World):
     """`World` of B independent rooms with a current position each."""
 
@@ -165,8 +126,20 @@ class TwoRooms(World):
         self.position = torch.full((layout.batch, 2), float("nan"), device=layout.wall_x.device)
 
     def sample_start_goal(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Start and goal (B, 2) px in different rooms, `medium` distances."""
-        return sample_start_goal(self.layout, "medium", generator)
+        """Start and goal (B, 2) px in different rooms, 2.6 px away from borders and faces."""
+        layout = self.layout
+
+        def uniform(low: Tensor | float, high: Tensor | float) -> Tensor:  # (B,)
+            draw = torch.rand(layout.batch, generator=generator, device=generator.device)
+            return low + (high - low) * draw.to(layout.wall_x)
+
+        low, high = (torch.full_like(layout.wall_x, edge) for edge in (LOW + MARGIN, HIGH - MARGIN))
+        left, right = (
+            torch.stack((uniform(*x_range), uniform(low, high)), -1)
+            for x_range in ((low, layout.left - MARGIN), (layout.right + MARGIN, high))
+        )
+        flip = uniform(0, 1)[:, None] < 0.5
+        return torch.where(flip, right, left), torch.where(flip, left, right)
 
     def reset(self, position: Tensor) -> Tensor:
         """Put the dots at `position` (B, 2) px, free places, and restart the noise."""
@@ -175,9 +148,8 @@ class TwoRooms(World):
 
     def step(self, action: Tensor) -> Tensor:
         """Move by `action` (B, 2) px; returns the new positions (B, 2)."""
-        draw = None
-        if self.dynamics == "bounce" and self.noise > 0:
-            draw = trial_noise(self.seed, self.rows, self.steps, (2,))
+        noisy = self.dynamics == "bounce" and self.noise > 0
+        draw = trial_noise(self.seed, self.rows, self.steps, (2,)) if noisy else None
         self.steps += 1
         self.position = step(self.position, action, self.layout, self.dynamics, draw, self.noise)
         return self.position
