@@ -29,7 +29,6 @@ from hjepa_lib.training.loop import Fit
 # Models of a few weights have gradients of any size, and the loop says so.
 pytestmark = pytest.mark.filterwarnings("ignore:the gradient norm is")
 
-# --- V-JEPA 2 style model (VJ-2 to VJ-11) -------------------------------------------------------
 TWO_STAGES = {
     "encoder__kind": "vit", "vjepa2__stage1__optim__updates": 2,
     "vjepa2__stage2__optim__updates": 2,
@@ -44,25 +43,26 @@ STAGE2_CHANGES = {
 }  # fmt: skip
 
 
+def trained(module, data, optim):
+    """Losses and weights of two updates."""
+    fit = training.fit(module, data, None, optim, seed=0)
+    return [report.loss for report in fit], digest(module)
+
+
 def stage1_print(config):
-    """Losses and weights of two updates of masked pre-training."""
     torch.manual_seed(0)
     model = MaskedPrediction(config, SHAPES)
-    fit = training.fit(model, tiny_transitions(), None, config.vjepa2.stage1.optim, seed=0)
-    return [report.loss for report in fit], digest(model)
+    return trained(model, tiny_transitions(), config.vjepa2.stage1.optim)
 
 
 def stage2_print(config):
-    """The same of the world model, on the latents of an encoder as it was drawn."""
+    """On the latents of an encoder as it was drawn."""
     torch.manual_seed(0)
     model = VJepa2(config, SHAPES)
     windows = encode_states(model, tiny_transitions(), config.data.sequence)
-    world = model.world.requires_grad_(True)
-    fit = training.fit(world, windows, None, config.vjepa2.stage2.optim, seed=0)
-    return [report.loss for report in fit], digest(world)
+    return trained(model.world.requires_grad_(True), windows, config.vjepa2.stage2.optim)
 
 
-# --- environment and data (ENV, DATA) -----------------------------------------------------------
 COLLECTION_CHANGES = {
     "environment__id": "hjepa/Push-v0", "environment__image_size": 20,
     "environment__grayscale": False, "environment__stack": 2, "environment__frame_skip": 1,
@@ -134,7 +134,6 @@ def test_a_loaded_data_set_names_every_setting_that_it_overrules(tmp_path):
     assert "action_repeat=2, the setting 3" in note
 
 
-# --- budgets and optimisers ---------------------------------------------------------------------
 SECTIONS = ("optim", "decoder.optim", "reward.optim", "vjepa2.stage1.optim", "vjepa2.stage2.optim",
             "grid.optim", "grid.reward_optim")  # fmt: skip
 """Every section of the type EpochsConfig."""
@@ -196,7 +195,6 @@ def test_default_budgets_are_the_seeds():
     assert full.optim_of("jepa") == full.optim
 
 
-# --- early stopping (TRAIN-4) -------------------------------------------------------------------
 def test_jepa_stops_on_its_full_validation_loss():
     """TRAIN-4, F9: prediction + weight * auxiliary total on the validation part, no share of it."""
     config = tiny_pixels(auxiliary__weight=3.0, optim__updates=0, optim__epochs=2, optim__batch=16)
@@ -216,7 +214,6 @@ def test_jepa_stops_on_its_full_validation_loss():
     assert checks[-1]["loss"] == pytest.approx(again["loss"], rel=1e-5)
 
 
-# --- logs ---------------------------------------------------------------------------------------
 def test_the_log_cadences_are_settings(reached):
     """TRAIN-2, MOD-11, GRID-5: 20, 100 and 10 updates by default; each acts where it says."""
     full = profile("full").pixels

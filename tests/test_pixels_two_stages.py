@@ -185,9 +185,9 @@ def command(tmp_path, monkeypatch, capsys):
 
 def test_stage_2_without_a_checkpoint_is_one_sentence(command, tmp_path):
     for arguments, message in (
-        ((), "stage 2 needs stage 1's checkpoint"),
+        ((), "stage 2 needs a checkpoint"),
         (("--stage1-checkpoint", "nowhere.safetensors"), "nowhere.safetensors does not exist"),
-        (("--stage2-checkpoint", "gone.safetensors"), "cannot go on from gone.safetensors"),
+        (("--stage2-checkpoint", "gone.safetensors"), "gone.safetensors does not exist"),
     ):
         status, _, error = command("train", "--stage", "2", *arguments)
         assert status == 2 and message in error and error.count("\n") == 1

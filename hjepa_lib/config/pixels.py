@@ -1,7 +1,6 @@
 """Settings of the world-model comparison on pixels (notebooks 10-15, seeds 001, 002, 004).
 
-Sizes of networks and losses are the seeds'. Budgets, and learning rates that fit so few updates,
-are the `laptop` profile's; the seeds' own stand in the profile `full`.
+Sizes and losses are the seeds'; budgets and learning rates are those of the `laptop` profile.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from hjepa_lib.config.grids import GridConfig
 from hjepa_lib.config.optim import Blocks, EpochsConfig, LoadingConfig, PpoConfig
 
 MODELS = ("enc_dec", "enc_dec_jepa", "jepa", "vjepa2")
-"""The four world models of the comparison; frozen, untrained encoders stand beside them."""
+"""The world models of the comparison; untrained encoders stand beside them."""
 _PLATEAU = EpochsConfig(lr=1e-4, weight_decay=0.05, schedule="plateau", delta=0.0)
 
 
@@ -23,19 +22,19 @@ class EnvironmentConfig(Section):
     """Which pixels, and how they are seen (ENV-1 to ENV-8)."""
 
     id: str = "ALE/Breakout-v5"
-    """Any Gymnasium id; `hjepa/Drift-v0` and `hjepa/Push-v0` are built in."""
+    """Any Gymnasium id; hjepa/Drift-v0 and hjepa/Push-v0 are built in."""
     image_size: Int[16:256] = 64
     """Side of a frame, px."""
     grayscale: bool = True
     """One plane a frame instead of three."""
     stack: Int[1:16] = 4
-    """Frames of one state, oldest first."""
+    """Frames of one state."""
     action_repeat: Int[0:64] = needs("pixels.data.method=ppo", 0)
     """Repeats of an action, rewards summed; 0 or 1 = off."""
     frame_skip: Int[0:64] = 0
     """Extra steps per decision with new actions; 0 beside repeated ones."""
     max_steps: Int[2:] = 300
-    """Most environment steps of an episode, with skipped ones."""
+    """Most steps of an episode, with skipped ones."""
 
 
 class CollectionConfig(Section):
@@ -46,9 +45,9 @@ class CollectionConfig(Section):
     episodes: Int[2:] = 100
     """Episodes to collect at most."""
     transitions: Int[0:] = 3_000
-    """Most transitions to collect, cutting the last episode; 0 = no limit."""
+    """Transitions to collect at most; 0 = no limit."""
     path: str = ""
-    """Folder of data to load; "", missing or of another environment: collected."""
+    """Folder of data to load; "", missing or of another world: collected."""
     validation_split: Float[0.01:0.5] = 0.2
     """Share of whole episodes held out."""
     sequence: Int[2:] = 8
@@ -56,39 +55,39 @@ class CollectionConfig(Section):
 
 
 class PixelEncoderConfig(Blocks):
-    """One field switches the encoder of all models (MOD-1 to MOD-4)."""
+    """The encoder of all models but `vjepa2` (MOD-1 to MOD-4)."""
 
     kind: Literal["vit", "cnn", "mlp"] = "cnn"
-    """The encoder of all models but `vjepa2`."""
+    """Kind of network."""
     latent_dim: Int[2:] = 64
-    """Components of a latent; width of the tokens of a ViT."""
+    """Components of a latent, or of a ViT's tokens."""
     patch: Int[1:] = needs("kind=vit", 8)
     """Side of a patch, px."""
     depth: Int[1:] = needs("kind=vit", 4)
     heads: Int[1:] = 4
-    """Attention heads of a ViT, `vjepa2` included."""
+    """Attention heads of a ViT, of `vjepa2` too."""
     dropout: Float[0:0.9] = 0.2
     """Dropout inside the blocks."""
     embedding_dropout: Float[0:0.9] = 0.1
     """Dropout of the embedded patches."""
     pool: Literal["cls", "mean"] = needs("kind=vit", "cls")
-    """What is read: the class token or the mean."""
+    """Class token or mean."""
     temporal_depth: Int[0:] = needs("kind=vit", 2)
     """Blocks over the frames of a stack."""
     temporal_heads: Int[1:] = needs("kind=vit", 8)
-    """Attention heads of these blocks."""
+    """Attention heads over the frames."""
     temporal_mlp: Int[1:] = needs("kind=vit", 256)
-    """Width of their feed-forward layers."""
+    """Feed-forward width over the frames."""
     temporal_dropout: Float[0:0.9] = needs("kind=vit", 0.1)
-    """Dropout inside them."""
+    """Dropout over the frames."""
     cnn_layers: Int[1:] = needs("kind=cnn", 3)
     """Convolutions of stride 2."""
     cnn_filters: Int[1:] = needs("kind=cnn", 32)
-    """Of the first layer; doubled from layer to layer."""
+    """Of the first layer, doubled by each."""
     cnn_activation: Literal["relu", "gelu"] = needs("kind=cnn", "relu")
     """Between the convolutions."""
     cnn_hidden: Int[0:] = needs("kind=cnn", 0)
-    """Width of an extra linear layer; 0 = none."""
+    """Width of a last linear layer; 0 = none."""
     cnn_dropout: Float[0:0.9] = needs("kind=cnn", 0.0)
     """Dropout of whole maps."""
     mlp_hidden: Int[1:] = needs("kind=mlp", 256)
@@ -113,7 +112,7 @@ class DecoderConfig(Blocks):
     dropout: Float[0:0.9] = 0.2
     """Dropout inside the blocks."""
     source: Literal["predictor", "online", "target"] = "predictor"
-    """What JEPA's decoder reads: the imagined latent, or an encoding of s_{t+1} (MOD-10)."""
+    """JEPA's decoder reads the imagined latent, or an encoding of s_{t+1}."""
     optim: EpochsConfig = EpochsConfig(updates=400, lr=1e-3, patience=5)
 
 
@@ -123,56 +122,56 @@ class AuxiliaryConfig(Section):
     kind: Literal["none", "vicreg", "barlow_twins", "dino"] = "vicreg"
     """Which loss."""
     weight: Float[0:] = 1.0
-    """Its weight beside the prediction."""
+    """Weight beside the prediction."""
     use_for_jepa: bool = True
     """JEPA has it."""
     use_for_enc_dec: bool = False
-    """The encoder-decoder models have it."""
+    """Encoder-decoders have it."""
     sim: Float[0:] = needs("kind=vicreg", 1.0)
-    """Weight of the similarity term of VICReg."""
+    """Weight of VICReg's similarity."""
     std: Float[0:] = needs("kind=vicreg", 1.0)
     """Weight of its variance hinge."""
     cov: Float[0:] = needs("kind=vicreg", 0.1)
     """Weight of its covariances."""
     eps: Float[1e-12:] = needs("kind=vicreg", 1e-4)
-    """Added to the variance under its square root."""
+    """Added to the variance."""
     projector: bool = needs("kind=vicreg", False)
-    """Linear-BN-ReLU twice and Linear before its terms."""
+    """A three-layer network before its terms."""
     projector_dim: Int[1:] = needs("kind=vicreg and projector=true", 512)
-    """Width of the projector's layers."""
+    """Width of the projector."""
     clamp: bool = needs("kind=vicreg", False)
     """The seed's: projections +-10, covariances +-100, terms at most 100."""
     barlow_lambda: Float[0:] = needs("kind=barlow_twins", 0.0051)
-    """Weight of the redundancy between components."""
+    """Weight of the redundancy."""
     barlow_scale: Float[0:] = needs("kind=barlow_twins", 1.0)
-    """Factor on the whole Barlow Twins loss."""
+    """Factor on Barlow Twins."""
     barlow_eps: Float[1e-12:] = needs("kind=barlow_twins", 1e-5)
-    """Added to the variance of a batch."""
+    """Added to the variance."""
     dino_momentum: Float[0:1] = needs("kind=dino", 0.9)
-    """Share that the centre keeps per batch."""
+    """Share kept by the centre."""
 
 
 class PixelJepaConfig(Section):
     """JEPA with an EMA target (MOD-8, MOD-9)."""
 
     target: Literal["default", "vjepa2", "none"] = "default"
-    """Whose latents go in and are predicted; see pixels/models.py."""
+    """See pixels/models.py."""
     ema_decay: Float[0:1] = needs("target=default|vjepa2", 0.99)
-    """Share that the target encoder keeps per update."""
+    """Share kept by the target encoder."""
     predictor: Literal["mlp", "transformer"] = "mlp"
     """What imagines the next latent."""
     hidden: tuple[int, ...] = (256, 256)
-    """Widths of its hidden layers or blocks."""
+    """Widths of its layers or blocks."""
     dropout: Float[0:0.9] = 0.0
     """Dropout inside it."""
     lr: Float[0:] = 0.0
-    """Learning rate of JEPA alone; 0 = that of `pixels.optim` (TRAIN-2)."""
+    """JEPA's learning rate; 0 = that of `pixels.optim`."""
     frozen: bool = False
-    """A frozen JEPA is loaded, never trained (TRAIN-6)."""
+    """Loaded, never trained (TRAIN-6)."""
 
 
 class RewardConfig(Section):
-    """Reward MLP and look-ahead reward predictor share all of this (MOD-11, MOD-12)."""
+    """Reward MLP and look-ahead reward predictor (MOD-11, MOD-12)."""
 
     hidden: Int[1:] = 512
     """Width of the hidden layers."""
@@ -183,33 +182,33 @@ class RewardConfig(Section):
     dropout: Float[0:0.9] = 0.2
     """Dropout of the hidden layers."""
     seeds: Int[1:20] = 5
-    """Training seeds of the study in built-in worlds."""
+    """Training seeds of the look-ahead study."""
     study_transitions: Int[100:] = 3_000
-    """Transitions of each of these worlds."""
+    """Transitions of each study world."""
     optim: EpochsConfig = EpochsConfig(updates=1_000, weight_decay=0.01, delta=0.0)
     log_every: Int[1:] = 100
     """Updates between logged losses."""
     standardise: bool = True
-    """Scale inputs by the training part, so that no model's units decide."""
+    """Scale inputs by the training part."""
     study_updates: Int[0:] = 200
-    """Most updates of a base model's stages in the study; 0 = as in the run."""
+    """Most updates of a base model in the study; 0 = as in the run."""
 
 
 class Stage1Config(Section):
     """Masked pre-training of V-JEPA 2 style (VJ-1 to VJ-6)."""
 
     mask: Float[0:0.95] = 0.4
-    """Share of the patches that is hidden."""
+    """Hidden share of the patches."""
     patch: Int[1:] = 8
     """Side of a patch, px."""
     depth: Int[1:] = 4
     """Blocks of the encoder."""
     loss: Literal["l1", "mse", "smooth_l1"] = "l1"
-    """Distance of predicted and target latents."""
+    """Between predicted and target latents."""
     patch_loss: Float[0:] = 0.0
-    """Weight of the extra loss per masked patch."""
+    """Weight of the loss per masked patch."""
     ema_decay: Float[0:1] = 0.996
-    """Share that the target encoder keeps per update."""
+    """Share kept by the target encoder."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the predictor."""
     mask_token: Literal["latent", "projected"] = "latent"
@@ -226,16 +225,16 @@ class Stage2Config(Blocks):
     dropout: Float[0:0.9] = 0.1
     """Dropout inside the blocks."""
     teacher_forcing: Float[0:1] = 0.7
-    """Weight of the teacher-forced term; the roll-out has the rest."""
+    """Weight of teacher forcing; the roll-out has the rest."""
     teacher_forcing_ratio: Float[0:1] = 0.8
-    """Share of steps before the roll-out that see true latents."""
+    """Share of earlier steps that see true latents."""
     rollout_steps: Int[1:] = 4
-    """Steps of the roll-out in the loss."""
+    """Steps of the roll-out."""
     optim: EpochsConfig = replace(_PLATEAU, epochs=30, updates=1_150)
     output: Literal["latent", "change"] = "latent"
-    """What the last layer gives: the next latent, or its difference to the present one."""
+    """The last layer gives the next latent, or its change."""
     checkpoint: str = ""
-    """File of stage 2, encoder included, to go on from up to the updates set (VJ-12)."""
+    """File of stage 2 to go on from, up to the updates set (VJ-12)."""
 
 
 class VJepa2Config(Section):
@@ -249,7 +248,7 @@ class PixelsConfig(Section):
     """Everything that notebooks 10 to 15 read."""
 
     seeds: Int[1:20] = 3
-    """Training seeds `seed`, `seed + 1`, ... of every model, same data."""
+    """Training seeds `seed`, `seed + 1`, ... of every model."""
     environment: EnvironmentConfig = EnvironmentConfig()
     data: CollectionConfig = CollectionConfig()
     ppo: PpoConfig = PpoConfig()
@@ -263,7 +262,7 @@ class PixelsConfig(Section):
     optim: EpochsConfig = EpochsConfig(updates=600, lr=1e-3)
     """Encoder-decoder models and JEPA."""
     log_every: Int[1:] = 20
-    """Updates between logged losses of models and decoders."""
+    """Updates between logged losses."""
     reward: RewardConfig = RewardConfig()
     vjepa2: VJepa2Config = VJepa2Config()
     grid: GridConfig = GridConfig()
@@ -276,6 +275,6 @@ class PixelsConfig(Section):
         yield not seen.id.strip(), f"{section}.id is empty; name a Gymnasium environment"
 
     def optim_of(self, model: str) -> EpochsConfig:
-        """How `model` is trained: by `optim`, JEPA at its own learning rate if it has one."""
+        """`optim`, with JEPA's own learning rate if it has one."""
         own = self.jepa.lr if model == "jepa" else 0.0
         return replace(self.optim, lr=own) if own else self.optim

@@ -21,7 +21,7 @@ from gymnasium.wrappers import ReshapeObservation
 
 from hjepa_lib.config.fields import ConfigError, to_dict
 from hjepa_lib.config.pixels import PixelsConfig
-from hjepa_lib.files import WorkbookError
+from hjepa_lib.files import WorkbookError, first_line
 from hjepa_lib.pixels.env import FrameSkip, Policy, describe_actions, make_env, stack_frames
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.runs.machine import usable_cores
@@ -29,7 +29,6 @@ from hjepa_lib.runs.machine import usable_cores
 _SMALLEST_CNN = 36  # side of the smallest picture that CnnPolicy's convolutions can take, px
 
 
-# --- the stage `pixel_data` -------------------------------------------------------------------
 def acquire(config: PixelsConfig, seed: int) -> Transitions:
     """The transitions a run works on (DATA-6); `meta["notes"]` says what was decided.
 
@@ -37,13 +36,13 @@ def acquire(config: PixelsConfig, seed: int) -> Transitions:
     ConfigError where PPO is wanted and the file is not from PPO, WorkbookError for another picture
     shape, FileError where it is damaged. Nothing is ever written to the path.
     """
-    path, notes = config.data.path, []
+    path, wanted, notes = config.data.path, config.environment.id, []
     if path and not Path(path).exists():
         notes.append(f"{path} does not exist, so the data were collected anew")
         warnings.warn(notes[-1], stacklevel=2)
     elif path:
         stored = Transitions.load(path)
-        found, wanted = stored.meta.get("environment"), config.environment.id
+        found = stored.meta.get("environment")
         if found == wanted:
             return _accept(stored, config, seed)
         notes.append(
@@ -58,7 +57,8 @@ def acquire(config: PixelsConfig, seed: int) -> Transitions:
 def _accept(stored: Transitions, config: PixelsConfig, seed: int) -> Transitions:
     """A loaded data set of the right environment, if its method and shape fit."""
     seen, path, method = config.environment, config.data.path, stored.meta.get("method")
-    if config.data.method == "ppo" != method:
+    skilled = config.data.method == "ppo"
+    if skilled and method != "ppo":
         raise ConfigError(
             f"{path} was collected by the method {method!r}, but "
             "pixels.data.method=ppo asks for PPO data: drop the path or the method"
@@ -69,11 +69,11 @@ def _accept(stored: Transitions, config: PixelsConfig, seed: int) -> Transitions
         raise WorkbookError(
             f"a state must be (L, C, H, W) = {shape}, got {stored.state_shape} in {path}"
         )
-    # Settings that shaped the stored data and shape them no more.
+    # Settings that shaped the stored data and shape them no more; n_envs is capped while training.
     wanted: dict[str, Any] = {"max_steps": seen.max_steps, "frame_skip": seen.frame_skip}
     if method == "ppo":
         wanted["action_repeat"] = max(repeat_of(config), 1)
-    if config.data.method == "ppo":  # the number of environments is capped while training
+    if skilled:
         own = to_dict(config.ppo).items()
         wanted |= {f"ppo.{k}": v for k, v in own if k not in ("action_repeat", "n_envs")}
     found = stored.meta | {f"ppo.{k}": v for k, v in (stored.meta.get("ppo") or {}).items()}
@@ -86,22 +86,32 @@ def _accept(stored: Transitions, config: PixelsConfig, seed: int) -> Transitions
     return stored
 
 
-# --- collecting -------------------------------------------------------------------------------
 def collect(config: PixelsConfig, seed: int) -> Transitions:
     """New transitions, by uniform actions (DATA-1) or a trained policy; equal seeds, equal data."""
     seen = config.environment
-    if config.data.method == "ppo":
-        with contextlib.ExitStack() as undo:  # the policy draws its actions from torch
-            undo.callback(random.setstate, random.getstate())
-            undo.callback(np.random.set_state, np.random.get_state())
-            undo.enter_context(torch.random.fork_rng(devices=[]))
-            policy, meta = skilled_policy(config, seed)
-            repeat = meta["action_repeat"]
-            skip = 0 if repeat > 1 else seen.frame_skip
-            return record(make_env(seen, action_repeat=repeat), policy, config, seed, skip, meta)
-    env = make_env(seen)
-    env.action_space.seed(seed)
-    return record(env, lambda _: env.action_space.sample(), config, seed)
+    if config.data.method == "random":
+        env = make_env(seen)
+        env.action_space.seed(seed)
+        return record(env, lambda _: env.action_space.sample(), config, seed)
+    repeat, notes = repeat_of(config), []
+    if seen.frame_skip and repeat > 1:
+        notes.append(f"actions are repeated {repeat} times, so frame skip is off")
+    with contextlib.ExitStack() as undo:  # Stable-Baselines3 seeds all global generators
+        undo.callback(random.setstate, random.getstate())
+        undo.callback(np.random.set_state, np.random.get_state())
+        undo.enter_context(torch.random.fork_rng(devices=[]))
+        model, count = train_policy(config, seed, notes)
+
+        def policy(state: np.ndarray) -> Any:
+            merged = np.asarray(state).reshape(model.observation_space.shape)
+            action, _ = model.predict(merged, deterministic=False)
+            return action if action.ndim else int(action)
+
+        skip = 0 if repeat > 1 else seen.frame_skip
+        data = record(make_env(seen, action_repeat=repeat), policy, config, seed, skip)
+    ppo = to_dict(config.ppo) | {"n_envs": count}
+    data.meta |= {"method": "ppo", "action_repeat": max(repeat, 1), "ppo": ppo, "notes": notes}
+    return data
 
 
 def record(
@@ -110,7 +120,6 @@ def record(
     config: PixelsConfig,
     seed: int,
     frame_skip: int | None = None,
-    meta: dict[str, Any] | None = None,
 ) -> Transitions:
     """Play `env` (frames (C, H, W)) with `policy` (of states (L, C, H, W)); closes `env`.
 
@@ -151,7 +160,7 @@ def record(
         "environment": seen.id, "method": "random", "collected_seed": seed,
         "transitions": len(data), "image_size": data.image_size, "grayscale": seen.grayscale,
         "max_steps": seen.max_steps, "action_repeat": 1, "ppo": None, "frame_skip": skip,
-        **describe_split(data, config, seed), **(meta or {}),
+        **describe_split(data, config, seed),
     }  # fmt: skip
     return data
 
@@ -159,34 +168,12 @@ def record(
 def describe_split(data: Transitions, config: PixelsConfig, seed: int) -> dict[str, Any]:
     """How a run of this seed cuts the data, wherever they come from (DATA-5)."""
     fraction = config.data.validation_split
-    train, validation = data.split_episodes(fraction, seed)
-    held = int(torch.isin(data.episode, validation).sum())
+    train, validation = data.split(fraction, seed)
     return {
-        "seed": seed, "episodes": len(train) + len(validation), "validation_split": fraction,
-        "train_transitions": len(data) - held, "validation_transitions": held,
-        "validation_episodes": validation.tolist(),
+        "seed": seed, "episodes": len(data.episodes), "validation_split": fraction,
+        "train_transitions": len(train), "validation_transitions": len(validation),
+        "validation_episodes": validation.episodes.tolist(),
     }  # fmt: skip
-
-
-# --- a skilled policy (DATA-2) ------------------------------------------------------------------
-def skilled_policy(config: PixelsConfig, seed: int) -> tuple[Policy, dict[str, Any]]:
-    """(policy of states (L, C, H, W), what its data say about it); equal seeds, equal policies.
-
-    Stable-Baselines3 seeds the global generators of Python, NumPy and torch: `collect` undoes it.
-    """
-    notes: list[str] = []
-    repeat = repeat_of(config)
-    if config.environment.frame_skip and repeat > 1:
-        notes.append(f"actions are repeated {repeat} times, so frame skip is off")
-    model, envs = train_policy(config, seed, notes)
-
-    def policy(state: np.ndarray) -> Any:
-        merged = np.asarray(state).reshape(model.observation_space.shape)
-        action, _ = model.predict(merged, deterministic=False)
-        return action if action.ndim else int(action)
-
-    facts = {"method": "ppo", "action_repeat": max(repeat, 1), "notes": notes}
-    return policy, facts | {"ppo": {**to_dict(config.ppo), "n_envs": envs}}
 
 
 def repeat_of(config: PixelsConfig) -> int:
@@ -195,18 +182,18 @@ def repeat_of(config: PixelsConfig) -> int:
 
 
 def train_policy(config: PixelsConfig, seed: int, notes: list[str]) -> tuple[Any, int]:
-    """A trained PPO model and the number of its environments; what happened is added to `notes`."""
+    """A PPO model (DATA-2) and the number of its environments; what happened goes to `notes`."""
     try:
         import stable_baselines3
     except ImportError as error:
         raise ConfigError(
             "PPO data need stable-baselines3, which is not installed: pip install stable-baselines3"
         ) from error
-    ppo = config.ppo
-    if ppo.policy == "CnnPolicy" and config.environment.image_size < _SMALLEST_CNN:
+    ppo, size = config.ppo, config.environment.image_size
+    if ppo.policy == "CnnPolicy" and size < _SMALLEST_CNN:
         raise ConfigError(
             f"CnnPolicy needs pictures of at least {_SMALLEST_CNN} px, "
-            f"pixels.environment.image_size is {config.environment.image_size}: use MlpPolicy"
+            f"pixels.environment.image_size is {size}: use MlpPolicy"
         )
     with contextlib.closing(make_training_envs(config, seed, notes)) as envs:
         count = envs.num_envs
@@ -251,6 +238,6 @@ def make_training_envs(config: PixelsConfig, seed: int, notes: list[str]) -> Any
         try:
             return make(vec_env_cls=SubprocVecEnv)
         except (OSError, EOFError, RuntimeError, AssertionError) as error:  # sandboxes, daemons
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = first_line(error)
             notes.append(f"environments run in this process, parallel ones failed: {reason}")
     return make()

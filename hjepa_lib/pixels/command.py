@@ -43,42 +43,32 @@ def checkpoints(
         return {}
     if first and second:
         raise ConfigError("stage 2 goes on from its own checkpoint, or starts from stage 1's")
-    if second is not None:
-        if not second.is_file():
-            raise FileError(f"stage 2 cannot go on from {second}: it does not exist")
-        return {"pixels.vjepa2.stage2.checkpoint": str(second.resolve())}
-    if first is None and run is not None and run.done(STAGES[1]):
+    if not (first or second) and run is not None and run.done(STAGES[1]):
         return {}
-    path = first or default_checkpoint()
+    path, number = (second, 2) if second else (first or default_checkpoint(), 1)
     if not path.is_file():
         raise FileError(
-            f"stage 2 needs stage 1's checkpoint, and {path} does not exist: run "
-            "`python -m hjepa_lib vjepa2 train --stage 1` first, or name it by --stage1-checkpoint"
+            f"stage 2 needs a checkpoint, and {path} does not exist: run "
+            "`python -m hjepa_lib vjepa2 train --stage 1` first, or name one by --stage1-checkpoint"
         )
-    about_model(path, "stage1")
-    return {"pixels.vjepa2.stage1.checkpoint": str(path.resolve())}
+    about_model(path, two_stages.NAMES[number])
+    return {f"pixels.vjepa2.stage{number}.checkpoint": str(path.resolve())}
 
 
 def train_model(run: Run, stage: int | None = None) -> int:
     """Train stage 1, stage 2, or with None both and the heads and decoder built on them."""
-    machine.set_up()
-    ws = Workspace("vjepa2", run)
-    print(repr(ws))
-    for number in _numbers(stage):
-        _train(ws, f"stage {number}", STAGES[number])
-        _export(ws, number)
+    ws, numbers = _open(run), (stage,) if stage else (1, 2)
+    work = {STAGES[number]: f"stage {number}" for number in numbers}
     if stage is None:
-        _train(ws, "reward heads", "heads_vjepa2_s0")
-        _train(ws, "state decoder", "decoder_vjepa2_s0")
-    for number in _numbers(stage):
+        work |= {"heads_vjepa2_s0": "reward heads", "decoder_vjepa2_s0": "state decoder"}
+    for name, title in work.items():
+        if ws.done(stage_of(ws, name)):
+            print(f"{title}: done before")
+        exhaust(train(ws, name), title, print)
+    for number in numbers:
+        _export(ws, number)
         _print(ws, number, two_stages.stored_evaluation(ws, number, 0))
     return 0
-
-
-def _train(ws: Workspace, title: str, name: str) -> None:
-    if ws.done(stage_of(ws, name)):
-        print(f"{title}: done before")
-    exhaust(train(ws, name), title, print)
 
 
 def evaluate(run: Run, stage: int | None = None, device: str | None = None) -> int:
@@ -86,10 +76,8 @@ def evaluate(run: Run, stage: int | None = None, device: str | None = None) -> i
 
     Without a `device` on the one that the run was made with.
     """
-    machine.set_up()
-    ws = Workspace("vjepa2", run, device=device)
-    print(repr(ws))
-    for number in _numbers(stage):
+    ws = _open(run, device)
+    for number in (stage,) if stage else (1, 2):
         _print(ws, number, two_stages.evaluate(ws, number, 0))
     if stage != 1:
         model = load_model(ws, "vjepa2", 0)
@@ -102,8 +90,11 @@ def evaluate(run: Run, stage: int | None = None, device: str | None = None) -> i
     return 0
 
 
-def _numbers(stage: int | None) -> tuple[int, ...]:
-    return (1, 2) if stage is None else (stage,)
+def _open(run: Run, device: str | None = None) -> Workspace:
+    machine.set_up()
+    ws = Workspace("vjepa2", run, device)
+    print(repr(ws))
+    return ws
 
 
 def _export(ws: Workspace, stage: int) -> None:
@@ -118,15 +109,17 @@ def _export(ws: Workspace, stage: int) -> None:
 
 def _print(ws: Workspace, stage: int, result: dict[str, Any]) -> None:
     print(f"stage {stage}: std {result['std']:.4g}, effective rank {result['effective_rank']:.1f}")
-    for quantity, value, word in two_stages.graded(stage, result):
-        print(f"  {quantity:<24} {value:9.4f}  {word}")
-    for ratio, value in result.get("masked_l1", {}).items():
-        print(f"  L1 with mask {ratio:<11} {value:9.4f}")
+    found = two_stages.graded(stage, result)
+    found += [
+        (f"L1 with mask {part}", one, "") for part, one in result.get("masked_l1", {}).items()
+    ]
     if stage == 2:
-        print(f"  {'mean L1':<24} {result['mean_l1']:9.4f}  copy-last {result['copy_last_l1']:.4f}")
         steps = zip(*result["per_step"].values(), strict=True)
-        for step, (own, copied) in enumerate(steps, start=1):
-            print(f"  after {step} imagined steps   {own:9.4f}  copy-last {copied:.4f}")
+        pairs = {"mean L1": (result["mean_l1"], result["copy_last_l1"])}
+        pairs |= {f"after {n} imagined steps": pair for n, pair in enumerate(steps, start=1)}
+        found += [(name, own, f"copy-last {copy:.4f}") for name, (own, copy) in pairs.items()]
+    for name, value, word in found:
+        print(f"  {name:<24} {value:9.4f}  {word}")
     lines = two_stages.criteria(ws, stage, 0, result)
     for line in lines:
         word = {True: "pass", False: "FAIL", None: "not checked"}[line.passed]

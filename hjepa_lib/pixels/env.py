@@ -21,40 +21,33 @@ import hjepa_lib.pixels.worlds
 import hjepa_lib.worlds  # noqa: F401  registers the two rooms
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import EnvironmentConfig
+from hjepa_lib.files import first_line
 
 Policy = Callable[[Any], Any]
 """Observation -> action."""
-Range = tuple[float, float]
-"""The numbers that an environment calls black and white."""
 _MODES: tuple[dict[str, Any], ...] = ({"render_mode": "rgb_array"}, {"render_mode": None}, {})
 _LUMA = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)  # ITU-R 601
 _SMALLEST = 8  # observations with a side below this many numbers are no pictures
 _WIDEST = 1e6  # a declared range above this is no range of brightness
 
 
-# --- opening ----------------------------------------------------------------------------------
 def open_env(env_id: str) -> gymnasium.Env:
     """The bare environment `env_id`, with the first render mode it accepts (ENV-1).
 
-    Tries "rgb_array", None, the environment's default; ConfigError, one sentence, when there is no
-    such id, something it needs is not installed, or every mode fails.
+    Tries "rgb_array", None, the environment's default; ConfigError, one sentence, when all fail.
     """
-    failure: Exception | None = None
+    atari = env_id.startswith("ALE/")
     for mode in _MODES:
         try:
-            if env_id.startswith("ALE/"):
+            if atari:
                 import ale_py  # registers its environments
 
                 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner
             return gymnasium.make(env_id, **mode)
-        except gymnasium.error.UnregisteredEnv as error:
-            raise ConfigError(f"there is no environment {env_id!r}: {_flat(error)}") from error
-        except ImportError as error:  # also Gymnasium's DependencyNotInstalled, on some versions
-            hint = ": pip install ale-py" if env_id.startswith("ALE/") else ""
-            raise ConfigError(f"{env_id} needs a package: {_flat(error)}{hint}") from error
         except Exception as error:  # whatever a foreign constructor raises on a refused mode
             failure = error
-    raise ConfigError(f"{env_id} cannot be opened: {_flat(failure)}") from failure
+    hint = ": pip install ale-py" if atari and isinstance(failure, ImportError) else ""
+    raise ConfigError(f"{env_id} cannot be opened: {first_line(failure)}{hint}") from failure
 
 
 def make_env(config: EnvironmentConfig, *, action_repeat: int = 0) -> gymnasium.Env:
@@ -77,31 +70,8 @@ def describe_actions(space: spaces.Space) -> tuple[int, str]:
     raise ConfigError(f"actions must be Discrete or a flat Box, this environment has {space}")
 
 
-# --- frames -----------------------------------------------------------------------------------
-def to_frame(
-    image: np.ndarray, size: int, grayscale: bool = True, declared: Range | None = None
-) -> np.ndarray:
-    """A picture (Hpx, Wpx), (Hpx, Wpx, C) or (C, Hpx, Wpx) as (1 or 3, size, size) uint8.
-
-    Without a `declared` range integers have 0..255, uint16 its whole range, and floats [0, 1], or
-    0..255 where one is above 1. ValueError when it is no picture or not finite.
-    """
-    image = np.asarray(image)
-    if not is_picture(image.shape):
-        raise ValueError(f"a picture must be (H, W), (H, W, C) or (C, H, W), got {image.shape}")
-    if image.ndim == 2:
-        image = image[..., None]
-    elif not _channels_last(image.shape):
-        image = np.moveaxis(image[-1:] if len(image) == 4 else image, 0, -1)
-    values = torch.from_numpy(np.ascontiguousarray(_to_bytes(image, declared))).permute(2, 0, 1)
-    values = _to_channels(values, grayscale)
-    if values.shape[1:] != (size, size):
-        values = interpolate(values[None], (size, size), mode="bilinear", antialias=True)[0]
-    return values.contiguous().numpy()
-
-
 def is_picture(shape: tuple[int, ...]) -> bool:
-    """Whether an observation of this shape can be shown as a picture."""
+    """Whether an array of this shape is (Hpx, Wpx), (Hpx, Wpx, C) or (C, Hpx, Wpx), C = 1 to 4."""
     if len(shape) == 3:
         if not _channels_last(shape) and not 1 <= shape[0] <= 4:
             return False
@@ -110,11 +80,42 @@ def is_picture(shape: tuple[int, ...]) -> bool:
 
 
 def _channels_last(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 3 and 1 <= shape[2] <= 4
+    return 1 <= shape[2] <= 4
 
 
-def _to_bytes(image: np.ndarray, declared: Range | None) -> np.ndarray:
-    """Any numbers as 0..255 uint8."""
+def to_frame(
+    image: np.ndarray,
+    size: int,
+    grayscale: bool = True,
+    declared: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """A picture (see `is_picture`) as (1 or 3, size, size) uint8; `declared`: its black and white.
+
+    Undeclared integers have 0..255, uint16 its whole range, and floats [0, 1], or 0..255 where one
+    is above 1. ValueError when it is no picture or not finite.
+    """
+    image = np.asarray(image)
+    if not is_picture(image.shape):
+        raise ValueError(f"a picture must be (H, W), (H, W, C) or (C, H, W), got {image.shape}")
+    if image.ndim == 2:
+        image = image[..., None]
+    elif not _channels_last(image.shape):
+        image = np.moveaxis(image[-1:] if len(image) == 4 else image, 0, -1)
+    frame = torch.from_numpy(np.ascontiguousarray(_to_bytes(image, declared))).permute(2, 0, 1)
+    if len(frame) == 2:
+        frame = torch.maximum(frame[:1], frame[1:] // 2)
+    elif len(frame) >= 3:
+        frame = frame[:3]
+        if grayscale:
+            frame = (frame * _LUMA).sum(0, keepdim=True).round().to(torch.uint8)
+    if not grayscale:
+        frame = frame.expand(3, -1, -1)
+    if frame.shape[1:] != (size, size):
+        frame = interpolate(frame[None], (size, size), mode="bilinear", antialias=True)[0]
+    return frame.contiguous().numpy()
+
+
+def _to_bytes(image: np.ndarray, declared: tuple[float, float] | None) -> np.ndarray:
     if declared is None:
         declared = (0, 65_535 if image.dtype == np.uint16 else 255)
         if image.dtype == bool or np.issubdtype(image.dtype, np.floating):
@@ -125,21 +126,7 @@ def _to_bytes(image: np.ndarray, declared: Range | None) -> np.ndarray:
         return image
     if not np.isfinite(image).all():
         raise ValueError("a picture holds NaN or infinite values")
-    low, high = declared
-    scaled = (image.astype(np.float64) - low) * (255.0 / (high - low))
-    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
-
-
-def _to_channels(values: torch.Tensor, grayscale: bool) -> torch.Tensor:
-    """(C, Hpx, Wpx) -> (1 or 3, Hpx, Wpx)."""
-    count = len(values)
-    if count >= 3 and not grayscale:
-        return values[:3]
-    if count == 2:
-        values = torch.maximum(values[:1], values[1:] // 2)
-    elif count >= 3:
-        values = (values[:3] * _LUMA).sum(0, keepdim=True).round().to(torch.uint8)
-    return values if grayscale else values.expand(3, -1, -1)
+    return np.rint(np.interp(image, declared, (0, 255))).astype(np.uint8)
 
 
 class PixelObservation(gymnasium.ObservationWrapper):
@@ -163,7 +150,7 @@ class PixelObservation(gymnasium.ObservationWrapper):
         except Exception as error:  # no picture, a missing drawing package, a missing display
             space = self.env.observation_space
             raise ConfigError(
-                f"{self.unwrapped} has no pixels, observations are {space}: {_flat(error)}"
+                f"{self.unwrapped} has no pixels, observations are {space}: {first_line(error)}"
             ) from error
 
 
@@ -172,7 +159,6 @@ def stack_frames(env: gymnasium.Env, length: int) -> gymnasium.Env:
     return FrameStackObservation(env, length, padding_type="reset")
 
 
-# --- time -------------------------------------------------------------------------------------
 class FrameSkip(gymnasium.Wrapper):
     """`extra` more steps per decision: the same action (ENV-6), or new ones of `policy` (ENV-7).
 
@@ -193,7 +179,3 @@ class FrameSkip(gymnasium.Wrapper):
             observation, reward, terminated, truncated, info = self.env.step(chosen)
             total += float(reward)
         return observation, total, terminated, truncated, {**info, "passed": passed}
-
-
-def _flat(error: BaseException | None) -> str:
-    return " ".join(str(error).split())

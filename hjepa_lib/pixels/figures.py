@@ -1,4 +1,4 @@
-"""Figures of frames, data sets and trainings on pixels; frames are (C, H, W) as in figures.data."""
+"""Figures of frames and trainings on pixels; frames are (C, H, W) as in figures.data."""
 
 from __future__ import annotations
 
@@ -95,28 +95,7 @@ def masks(frame: np.ndarray, hidden: Sequence[np.ndarray], patch: int) -> Figure
     return figure
 
 
-# --- data sets (10) and training (11) -----------------------------------------------------------
-@styled
-def distributions(
-    train: Mapping[str, np.ndarray], validation: Mapping[str, np.ndarray], found: pd.DataFrame
-) -> Figure:
-    """A histogram of both parts per row of `checks.check_distributions`, with its least p-value."""
-    figure, axes = style.panels(1, len(found), 2.7, 2.1, title="Training and validation part")
-    for axis, (name, row) in zip(axes, found.iterrows(), strict=True):
-        edges = np.histogram_bin_edges(np.concatenate((train[name], validation[name])), bins=24)
-        for part, values in (("training", train[name]), ("validation", validation[name])):
-            weights = np.full(len(values), 1 / len(values))
-            axis.hist(values, edges, weights=weights, histtype="step", lw=1.5, label=part)
-        axis.set(
-            title=f"{name}: {'alike' if row['tests'] == 'alike' else 'flagged'}",
-            ylabel="share of samples",
-            yscale="log",
-        )
-        axis.set_xlabel(f"least p {row.filter(like='p ').min():.2g}")
-        axis.grid(axis="y")
-    return _whole(figure, axes)
-
-
+# --- training (11) ----------------------------------------------------------------------------
 @styled
 def training_curves(
     records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str = ""

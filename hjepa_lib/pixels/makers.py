@@ -47,7 +47,6 @@ LOGS = {
     "vjepa2": ("stage2", ""),
 }
 """What the logged keys of a training begin with, and where below `decoder_plots/` it is drawn."""
-Training = Generator[Report, None, Fit]
 
 
 def make_data(ws: Workspace, folder: Path) -> None:
@@ -58,7 +57,6 @@ def make_data(ws: Workspace, folder: Path) -> None:
         ws.run.note("pixel_data", notes)
 
 
-# --- what all trainings share -----------------------------------------------------------------
 def fresh_model(ws: Workspace, name: str, number: int, data: Any) -> Any:
     """Model `name` as training seed number `number` begins with it."""
     torch.manual_seed(ws.config.seed + number)  # before any weight is drawn (EB5)
@@ -68,7 +66,7 @@ def fresh_model(ws: Workspace, name: str, number: int, data: Any) -> Any:
 def run_fit(
     ws: Workspace, name: str, number: int, module: Any, data: Any, optim: EpochsConfig,
     predict: Predict | None = None, most: int | None = None, going_on: str = "",
-) -> Training:  # fmt: skip
+) -> Generator[Report, None, Fit]:  # fmt: skip
     """Train `module` on (training, validation) as `{name}_s{number}`, logged; returns the fit.
 
     Of the first seed's models `predict(batch)` is drawn after each epoch (FIG-1). A fit that has
@@ -99,43 +97,30 @@ def facts_of(ws: Workspace, name: str, number: int, work: Fit | None = None) -> 
     """What makes a result comparable with others (rule 1); without a fit nothing was trained."""
     parts, seed = make_transitions(ws), ws.config.seed + number
     facts = {
-        "model": name,
-        "seed": seed,
-        "environment": ws.config.pixels.environment.id,
-        "data_sha256": load_transitions(ws).sha256,
+        "model": name, "seed": seed, "environment": ws.config.pixels.environment.id,
+        "data_sha256": load_transitions(ws).sha256, "batches_sha256": "", "updates": 0,
         "transitions": dict(zip(("training", "validation"), map(len, parts), strict=True)),
-        "loaded": False,
-        "early_stopping": False,
-    }
+        "skipped": 0, "loaded": False, "early_stopping": False,
+    }  # fmt: skip
     if work is None:
-        return facts | {"batches_sha256": "", "updates": 0, "skipped": 0}
-    return facts | {
-        "batches_sha256": batches_sha256(len(parts[0]), work.config.batch, seed),
-        "updates": work.update,
-        "skipped": work.skipped,
-        "best_loss": work.best_loss,
-        "early_stopping": work.config.patience > 0,
-    }
+        return facts
+    batches = batches_sha256(len(parts[0]), work.config.batch, seed)
+    trained = {"updates": work.update, "skipped": work.skipped, "best_loss": work.best_loss}
+    early = {"early_stopping": work.config.patience > 0}
+    return facts | trained | early | {"batches_sha256": batches}
 
 
-def counts_of(model: Any) -> dict[str, dict[str, int]]:
-    """Trained weights; to be asked before the model is frozen."""
-    return {"parameters": {"total": count_parameters(model)}}
-
-
-# --- models, state decoders (MOD-10), reward heads (MOD-11, MOD-12) -----------------------------
 def make_model(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
     """An encoder-decoder or a JEPA with its best weights, or an encoder as it was drawn."""
     parts, work = make_transitions(ws), None
     model = fresh_model(ws, name, number, parts[0])
     predict = getattr(model, "predict_frame", None)
     loaded, skip = (False, True) if name in UNTRAINED else start_from_file(ws, model)
-    counts = counts_of(model)
     if not skip:
         optim = ws.config.pixels.optim_of(name)
         work = yield from run_fit(ws, name, number, model, parts, optim, predict)
         work.load_best()
-    result = facts_of(ws, name, number, work) | counts | {"loaded": loaded}
+    result = facts_of(ws, name, number, work) | _size(model) | {"loaded": loaded}
     if loaded:
         result["batches_sha256"] = ""  # other batches made these weights, alone or before
     if predict is not None:
@@ -184,13 +169,18 @@ def make_decoder(ws: Workspace, folder: Path, name: str, number: int) -> Iterato
     torch.manual_seed(ws.config.seed + number)
     decoder = PatchDecoder(config, model.latent_dim, shapes_of(parts[0]))
     initialise(decoder)
-    counts = counts_of(decoder.to(ws.device))
+    decoder.to(ws.device)
     work = yield from run_fit(ws, f"decoder_{name}", number, decoder, data, config.optim, predict)
     work.load_best()
+    result = facts_of(ws, name, number, work) | _size(decoder)
     base = {"base": model.name, "input_dim": model.latent_dim}
     models.save_model(folder, decoder.eval().requires_grad_(False), **base)
-    frames = {"frames": frame_scores(predict, *parts, ws.device)}
-    write_json(folder / RESULT, facts_of(ws, name, number, work) | counts | frames)
+    write_json(folder / RESULT, result | {"frames": frame_scores(predict, *parts, ws.device)})
+
+
+def _size(model: Any) -> dict[str, dict[str, int]]:
+    """Trained weights; to be asked before the model is frozen."""
+    return {"parameters": {"total": count_parameters(model)}}
 
 
 def make_heads(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
@@ -223,56 +213,58 @@ def make_heads(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[
     write_json(folder / "scores.json", facts_of(ws, name, number) | facts)
 
 
-# --- the two stages of V-JEPA 2 -----------------------------------------------------------------
-def make_stage1(ws: Workspace, folder: Path, number: int) -> Iterator[Report]:
-    """Masked pre-training, or the weights of `vjepa2.stage1.checkpoint`; and their evaluation."""
+def make_stage1(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
+    """V-JEPA 2's masked pre-training, or the weights of a checkpoint; and their evaluation."""
     parts, stage = make_transitions(ws), ws.config.pixels.vjepa2.stage1
     if source := stage.checkpoint:
-        facts = about(Path(source), "stage1", parts[0]) | {"loaded": True}
-        model = models.load_model(Path(source), "stage1").to(ws.device)
+        facts = about(Path(source), name, parts[0]) | {"loaded": True}
+        model = models.load_model(Path(source), name).to(ws.device)
     else:
-        model = fresh_model(ws, "stage1", number, parts[0])
+        model = fresh_model(ws, name, number, parts[0])
         work = yield from run_fit(
             ws, "vjepa2_stage1", number, model, parts, stage.optim, most=two_stages.HELD_OUT
         )
         facts = _facts(ws, number, work, model, len(parts[0]))
-        work.save(resume_path(folder / models.FILES["stage1"]))
+        work.save(resume_path(folder / models.FILES[name]))
         work.load_best()
     models.save_model(folder, model.eval().requires_grad_(False), **facts)
     write_json(folder / two_stages.EVALUATION, two_stages.evaluate_stage1(model, *parts))
 
 
-def make_stage2(ws: Workspace, folder: Path, number: int) -> Iterator[Report]:
-    """The world model on latents that the frozen encoder makes once.
+def make_stage2(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
+    """V-JEPA 2's world model on latents that the frozen encoder makes once.
 
     With `vjepa2.stage2.checkpoint` everything comes from that file, and training goes on.
     """
     (train, _), stage = make_transitions(ws), ws.config.pixels.vjepa2.stage2
-    model, source = fresh_model(ws, "vjepa2", number, train), stage.checkpoint
-    kind = "vjepa2" if source else "stage1"
-    path = Path(source) if source else find(ws, f"vjepa2_stage1_s{number}")
-    first, found = about(path, kind, train), models.load_model(path, kind)
-    if source:  # the data that either of its stages has seen
-        seen = {part.get("data_sha256", "") for part in (first, first["stage1"])}
+    model, source = fresh_model(ws, name, number, train), stage.checkpoint
+    if source:
+        whole, encoder = (
+            about(Path(source), name, train),
+            models.load_model(Path(source), name).encoder,
+        )
+        seen = {part.get("data_sha256", "") for part in (whole, whole["stage1"])}  # by either stage
         known = "" if "" in seen else " ".join(sorted(seen))
-        first = first["stage1"] | {"loaded": True, "data_sha256": known}
+        first = whole["stage1"] | {"loaded": True, "data_sha256": known}
+    else:
+        path = find(ws, f"vjepa2_stage1_s{number}")
+        first, encoder = about(path, "stage1", train), models.load_model(path, "stage1").online
     try:
-        model.encoder.load_state_dict((found.encoder if source else found.online).state_dict())
+        model.encoder.load_state_dict(encoder.state_dict())
     except RuntimeError as error:
         raise ConfigError(
             "the checkpoint's encoder has another size than pixels.encoder and "
             "pixels.vjepa2.stage1 ask for"
         ) from error
-    world = model.world.requires_grad_(True)
-    windows = two_stages.latent_windows(ws, model)
+    world, windows = model.world.requires_grad_(True), two_stages.latent_windows(ws, model)
     work = yield from run_fit(
-        ws, "vjepa2", number, world, windows, stage.optim, most=two_stages.HELD_OUT, going_on=source
+        ws, name, number, world, windows, stage.optim, most=two_stages.HELD_OUT, going_on=source
     )
-    loaded = first["loaded"]
+    loaded, updates = first["loaded"], [first["updates"], work.update]
     facts = _facts(ws, number, work, model, len(windows[0])) | {
         "stage1": first,
-        "updates": first["updates"] + work.update,
-        "stage_updates": [first["updates"], work.update],
+        "updates": sum(updates),
+        "stage_updates": updates,
         # Stage 1 has the other models' batches; weights from a file saw batches unknown here.
         "batches_sha256": "" if loaded else first["batches_sha256"],
         "loaded": loaded,
@@ -281,7 +273,7 @@ def make_stage2(ws: Workspace, folder: Path, number: int) -> Iterator[Report]:
         "earlier_seconds": 0.0 if source else seconds_of(ws, f"vjepa2_stage1_s{number}"),
     }
     models.save_model(folder, model, two_stages.FINAL, **facts)
-    work.save(resume_path(folder / models.FILES["vjepa2"]))
+    work.save(resume_path(folder / models.FILES[name]))
     work.load_best()
     models.save_model(folder, model.requires_grad_(False), **facts)
     write_json(folder / two_stages.EVALUATION, two_stages.evaluate_stage2(world, *windows))

@@ -55,10 +55,10 @@ SHAPING: dict[str, tuple[str, ...]] = {
 """The settings that shape a stage, besides those of what it reads."""
 
 
-def _make(maker: str, ws: Workspace, folder: Path, **options: Any) -> Iterator[Report] | None:
+def _make(maker: str, of: tuple[Any, ...], ws: Workspace, folder: Path) -> Any:
     """`maker` is module.function, of modules that load stages themselves: imported when called."""
     module, function = maker.split(".")
-    return getattr(import_module(f"hjepa_lib.pixels.{module}"), function)(ws, folder, **options)
+    return getattr(import_module(f"hjepa_lib.pixels.{module}"), function)(ws, folder, *of)
 
 
 def pixel_stages(config: Config) -> dict[str, Stage]:
@@ -66,15 +66,14 @@ def pixel_stages(config: Config) -> dict[str, Stage]:
     found: dict[str, Stage] = {}
     pixels = config.pixels
     ppo = ("pixels.ppo",) if pixels.data.method == "ppo" else ()
-    resumed, load = pixels.vjepa2.stage2.checkpoint, pixels.loading.run
+    going_on, load = pixels.vjepa2.stage2.checkpoint, pixels.loading.run
 
     def add(
-        name: str, maker: str, shaping: tuple[str, ...], *reads: str,
-        options: dict[str, Any] | None = None, **more: Any,
+        stage: str, maker: str, shaping: tuple[str, ...], *reads: str,
+        of: tuple[Any, ...] = (), **more: Any,
     ) -> None:  # fmt: skip
-        make = partial(_make, maker, **options or {})
-        inputs = tuple(found[one] for one in reads)
-        found[name] = Stage(name, make, shaping, inputs, folder=f"pixels/{name}", **more)
+        make, inputs = partial(_make, maker, of), tuple(found[one] for one in reads)
+        found[stage] = Stage(stage, make, shaping, inputs, folder=f"pixels/{stage}", **more)
 
     def given(weights: str) -> tuple[str, ...]:
         """A file of weights, or a folder, and what is written beside it."""
@@ -84,20 +83,21 @@ def pixel_stages(config: Config) -> dict[str, Stage]:
     add(DATA, "makers.make_data", (*SHAPING["data"], *ppo), recorded=True, files=recorded)
     for n in range(pixels.seeds):
         for name in COMPARED:
-            reads, maker, options = [DATA], "model", {"name": name, "number": n}
-            source = pixels.loading.path if "pixels.loading" in SHAPING[name] else ""
-            if name == "vjepa2":
-                maker, options, source = "stage2", {"number": n}, "" if load else resumed
-                if not (load or resumed):
+            maker, reads, weights = "makers.make_model", [DATA], ""
+            if "pixels.loading" in SHAPING[name]:
+                weights = pixels.loading.path
+            elif name == "vjepa2":
+                maker, weights = "makers.make_stage2", "" if load else going_on
+                if not (load or going_on):
                     reads.append(f"vjepa2_stage1_s{n}")
-                    add(reads[1], "makers.make_stage1", SHAPING["stage1"], DATA, options=options,
+                    add(reads[1], "makers.make_stage1", SHAPING["stage1"], DATA, of=("stage1", n),
                         files=given(pixels.vjepa2.stage1.checkpoint))  # fmt: skip
-            add(f"{name}_s{n}", f"makers.make_{maker}", SHAPING[name], *reads, options=options,
-                load=load, files=given(source))  # fmt: skip
+            add(f"{name}_s{n}", maker, SHAPING[name], *reads, of=(name, n), load=load,
+                files=given(weights))  # fmt: skip
         for kind, names in (("heads", COMPARED), ("decoder", DECODED)):
             for name in names:
                 add(f"{kind}_{name}_s{n}", f"makers.make_{kind}", SHAPING[kind], DATA,
-                    f"{name}_s{n}", options={"name": name, "number": n})  # fmt: skip
+                    f"{name}_s{n}", of=(name, n))  # fmt: skip
     heads = [name for name in found if not name.startswith("decoder")]
     add("rewards", "results.make_rewards", (), *heads, recipe=2)
     add("comparison", "results.make_comparison", (), *found, recipe=2)
@@ -118,9 +118,8 @@ def train(ws: Workspace, *names: str) -> Iterator[Report]:
         yield from ws.make(stage_of(ws, name))
 
 
-# --- loading ----------------------------------------------------------------------------------
 def find(ws: Workspace, name: str) -> Path:
-    """Folder of the finished stage: this run's, another's with the same key, or made here."""
+    """Folder of the finished stage, see `Workspace.obtain`."""
     return ws.obtain(stage_of(ws, name))
 
 
@@ -145,7 +144,7 @@ def load_decoder(ws: Workspace, name: str, number: int) -> PatchDecoder:
 
 
 def load_heads(ws: Workspace, name: str, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the reward heads on a model predict for held-out transitions, and their scores."""
+    """What a model's reward heads predict for held-out transitions, and their scores."""
     folder = find(ws, f"heads_{name}_s{number}")
     return load_npz(folder / "predictions.npz"), read_json(folder / "scores.json")
 

@@ -1,8 +1,7 @@
 """Transitions (s_t, a_t, r_t, s_{t+1}) of pixel environments, frames stored once, as uint8 (F14).
 
-A state is a stack of the last L frames, oldest first, gathered when a batch needs it; the first
-frame of an episode is repeated where there is no older one. The predicted image is the LAST frame
-of s_{t+1}.
+A state is a stack of the last L frames, oldest first, gathered when a batch needs it; where there
+is no older one the first of the episode is repeated. Predicted is the LAST frame of s_{t+1}.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _OWN = ("action_kind", "action_dim", "stack")
 class TransitionBatch(NamedTuple):
     """B transitions."""
 
-    state: Tensor  # (B, L, C, H, W) uint8, oldest frame first
+    state: Tensor  # (B, L, C, H, W) uint8
     action: Tensor  # (B,) int64 discrete, or (B, A) float32 continuous
     reward: Tensor  # (B,) float32
     next_state: Tensor  # (B, L, C, H, W) uint8
@@ -105,18 +104,16 @@ class Transitions:
         """Episode ids in ascending order."""
         return self.episode.unique()
 
-    # --- reading ------------------------------------------------------------------------------
     def __getitem__(self, rows: Tensor) -> TransitionBatch:
         """The transitions `rows` (B,); stacks never reach into another episode."""
-        origin = self.origin[rows]
-        state, after = (self._states(end[rows], origin) for end in (self.now, self.after))
+        steps, origin = torch.arange(1 - self.stack, 1), self.origin[rows, None]
+        state, after = (
+            self.frames[torch.maximum(newest[rows, None] + steps, origin)]
+            for newest in (self.now, self.after)
+        )
         return TransitionBatch(state, self.action[rows], self.reward[rows], after)
 
     batch = __getitem__
-
-    def _states(self, newest: Tensor, origin: Tensor) -> Tensor:
-        steps = torch.arange(1 - self.stack, 1)
-        return self.frames[torch.maximum(newest[:, None] + steps, origin[:, None])]
 
     def windows(self, length: int) -> Tensor:
         """First rows (W,) of all windows of `length` transitions inside one episode (F6, DATA-10).
@@ -131,22 +128,16 @@ class Transitions:
             )
         return (left >= length).nonzero()[:, 0]
 
-    # --- cutting ------------------------------------------------------------------------------
     def split(self, fraction: float, seed: int) -> tuple[Transitions, Transitions]:
-        """(train, validation) by whole episodes, shuffled with `seed` (DATA-4, F13)."""
-        train, validation = self.split_episodes(fraction, seed)
-        return self.select(train), self.select(validation)
+        """(train, validation) by whole episodes, shuffled with `seed` (DATA-4, F13).
 
-    def split_episodes(self, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-        """Episode ids of the two parts, ascending; at least one on each side.
-
-        WorkbookError when there is only one episode.
+        At least one episode on each side; WorkbookError when there is only one.
         """
         episodes = self.episodes
         if len(episodes) < 2:
             raise WorkbookError("one episode alone cannot be split: collect more, or shorter ones")
         train, validation = divide(len(episodes), fraction, seed)
-        return episodes[train], episodes[validation]
+        return self.select(episodes[train]), self.select(episodes[validation])
 
     def select(self, episodes: Tensor) -> Transitions:
         """The transitions of these episode ids, in the order of the file, and their frames."""
@@ -159,7 +150,6 @@ class Transitions:
         own = {name: getattr(self, name)[rows] for name in ("action", "reward", "episode")}
         return replace(self, frames=self.frames[kept], meta=dict(self.meta), **moved, **own)
 
-    # --- files --------------------------------------------------------------------------------
     @cached_property
     def sha256(self) -> str:
         """SHA-256 over all arrays and what gives them meaning: equal data, equal hash."""
@@ -208,13 +198,12 @@ def _checks(
     )
     frames, now, after, origin, action, reward, episode = arrays.values()
     yield frames.ndim != 4, f"frames must be (F, C, H, W), got {frames.shape}"
-    discrete, rows = action_kind == "discrete", (reward.size,)
-    wanted = dict.fromkeys(_ARRAYS, (rows, "int64"))
-    wanted |= {"frames": (frames.shape, "uint8"), "reward": (rows, "float32")}
+    rows, discrete = (reward.size,), action_kind == "discrete"
+    forms = {"frames": (frames.shape, "uint8"), "reward": (rows, "float32")}
     if not discrete:
-        wanted["action"] = (*rows, action_dim), "float32"
+        forms["action"] = (*rows, action_dim), "float32"
     for name, array in arrays.items():
-        shape, kind = wanted[name]
+        shape, kind = forms.get(name, (rows, "int64"))
         yield (
             array.shape != shape or array.dtype != kind or not array.size,
             f"{name} must be {shape} {kind} and not empty, got {array.shape} {array.dtype}",
@@ -229,5 +218,5 @@ def _checks(
     )
     outside = discrete and (action.min() < 0 or action.max() >= action_dim)
     yield outside, f"an action lies outside 0..{action_dim - 1}"
-    yield not np.isfinite(action).all(), "an action is NaN or infinite"
-    yield not np.isfinite(reward).all(), "a reward is NaN or infinite"
+    for name, numbers in (("an action", action), ("a reward", reward)):
+        yield not np.isfinite(numbers).all(), f"{name} is NaN or infinite"

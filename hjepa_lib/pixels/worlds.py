@@ -23,35 +23,31 @@ GUST_SHARE, GUST = 0.5, 6.0  # share of steps with a gust; its deviation per axi
 SCALE = 32.0  # distance that costs one unit of Drift's reward, px
 ACTIONS = np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)], dtype=np.float64)
 """Direction (x, y) of each action."""
-_DOT, _TARGET, _RADIUS = 255.0, 110.0, 2.0
 
 
 def drift_reward(
     before: np.ndarray, after: np.ndarray, target: np.ndarray, action: np.ndarray
 ) -> np.ndarray:
-    """1 - |p' - target| / 32 of positions (..., 2) px: (...). It depends on the NEXT state."""
+    """Of positions (..., 2) px, (...): it depends on the NEXT state."""
     return 1 - np.linalg.norm(after - target, axis=-1) / SCALE
 
 
 def push_reward(
     before: np.ndarray, after: np.ndarray, target: np.ndarray, action: np.ndarray
 ) -> np.ndarray:
-    """Drift's control u(a) . (target - p) / |target - p|: it depends on state and action only.
-
-    Positions (..., 2) px and actions (...,) -> (...) in [-1, 1]; 0 for stay and on the target.
-    """
+    """Drift's control, in [-1, 1]: it depends on state and action; 0 on the target."""
     way = target - before
     distance = np.linalg.norm(way, axis=-1)
     return (ACTIONS[action] * way).sum(-1) / np.where(distance > 0, distance, 1.0)
 
 
 def draw(position: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The picture (64, 64) uint8: two round dots, the brighter one on top."""
+    """The picture (64, 64) uint8: two round dots, the target's darker and below."""
     pixel = np.arange(SIZE)
     layers = []
-    for (x, y), brightness in ((position, _DOT), (target, _TARGET)):
+    for (x, y), brightness in ((position, 255.0), (target, 110.0)):
         squared = (pixel[:, None] - y) ** 2 + (pixel[None, :] - x) ** 2  # (Hpx, Wpx)
-        layers.append(brightness * np.exp(-squared / (2 * _RADIUS**2)))
+        layers.append(brightness * np.exp(-squared / 8))  # radius 2 px
     return np.maximum(*layers).astype(np.uint8)
 
 
@@ -59,12 +55,12 @@ class WindEnv(gymnasium.Env):
     """Observation (64, 64, 1) uint8, five actions; never terminates. `info`: position, target."""
 
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
+    observation_space = spaces.Box(0, 255, (SIZE, SIZE, 1), np.uint8)
 
     def __init__(
         self, reward: Callable[..., Any] = drift_reward, render_mode: str | None = None
     ) -> None:
         self.reward, self.render_mode = reward, render_mode
-        self.observation_space = spaces.Box(0, 255, (SIZE, SIZE, 1), np.uint8)
         self.action_space = spaces.Discrete(len(ACTIONS))
         self._position = self._target = np.full(2, (LOW + HIGH) / 2)
 
@@ -74,7 +70,7 @@ class WindEnv(gymnasium.Env):
         """New start and target, both uniform over the field."""
         super().reset(seed=seed)
         self._position, self._target = self.np_random.uniform(LOW, HIGH, (2, 2))
-        return self._frame(), self._info()
+        return self._seen()
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One move and one gust; the target stays. ValueError for an action outside 0..4."""
@@ -84,17 +80,16 @@ class WindEnv(gymnasium.Env):
         gust = self.np_random.normal(0, GUST, 2) * (self.np_random.random() < GUST_SHARE)
         self._position = np.clip(before + STEP * ACTIONS[action] + gust, LOW, HIGH)
         value = float(self.reward(before, self._position, self._target, action))
-        return self._frame(), value, False, False, self._info()
+        frame, info = self._seen()
+        return frame, value, False, False, info
 
     def render(self) -> np.ndarray:
         """The picture as RGB (64, 64, 3) uint8."""
-        return self._frame().repeat(3, 2)
+        return self._seen()[0].repeat(3, 2)
 
-    def _frame(self) -> np.ndarray:  # (Hpx, Wpx, 1)
-        return draw(self._position, self._target)[..., None]
-
-    def _info(self) -> dict[str, Any]:
-        return {"position": self._position.copy(), "target": self._target.copy()}
+    def _seen(self) -> tuple[np.ndarray, dict[str, Any]]:
+        info = {"position": self._position.copy(), "target": self._target.copy()}
+        return draw(self._position, self._target)[..., None], info
 
 
 def best_r2(samples: int = 20_000, seed: int = 0) -> float:
