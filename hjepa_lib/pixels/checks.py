@@ -166,10 +166,10 @@ def diagnose(model: Any, batch: Any, losses: Sequence[float] = ()) -> list[str]:
         if imagined is not None:
             target = model.encode_target(batch.next_state)
             seen["aligned"] = float(F.cosine_similarity(imagined, target, dim=-1).mean())
+        projector = getattr(model, "regulariser", None) or nn.Identity()
+        weights = [float(p.abs().max()) for p in projector.parameters()]
+        seen["large_projector"] = max(weights, default=0.0)
     model.train(was_training)
-    projector = getattr(model, "regulariser", None) or nn.Identity()
-    weights = [float(p.abs().max()) for p in projector.parameters()]
-    seen["large_projector"] = max(weights, default=0.0)
     for name, share in dead.items():
         found += fired({"dead_relu": share}, name)
     return found + fired(seen) + check_terms(terms)
