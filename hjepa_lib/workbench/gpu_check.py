@@ -225,7 +225,7 @@ def rate(check: Check, make: Callable[[], bench.Call]) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
     try:
         call, count = make(), 0
-        for _ in range(3):
+        for _ in range(1 if check.quick else 3):
             call()
         wait()
         start = time.monotonic()
