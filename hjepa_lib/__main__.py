@@ -251,9 +251,9 @@ class AuxiliaryCommand(RunOptions):
         self.refuse_all_but(("losses", "name", "profile", "config", "set", "seed"), "auxiliary")
         machine.set_up()
         losses = studies.read_losses(self.losses)
-        rows = studies.run_losses(self.name, losses, self.settings())
-        print(studies.summary_text(rows), end="")
-        return 1 if any(row["rank"] is None for row in rows) else 0
+        table = studies.run_losses(self.name, losses, self.settings())
+        print(studies.summary_text(table), end="")
+        return int(table["rank"].isna().any())
 
 
 _COMMANDS = {

@@ -4,14 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_pixels import seeded, tiny_pixels, tiny_transitions
+from tiny_pixels import fresh, seeded, tiny_transitions
 from torch import nn
 
 from hjepa_lib.config.pixels import EpochsConfig, RewardConfig
 from hjepa_lib.models.checkpoint import fingerprint
 from hjepa_lib.pixels import heads, training
 from hjepa_lib.pixels.heads import Features, RewardHead
-from hjepa_lib.pixels.models import build_pixel_model
 from hjepa_lib.pixels.transitions import Transitions
 
 # Stand-ins have small odd weights, and the loop says so.
@@ -69,8 +68,8 @@ def test_initial_weights_depend_on_seed_and_width_alone():
 
 
 def test_a_head_scales_its_inputs_and_leaves_constant_ones_alone():
-    head, generator = RewardHead(TINY, 3).eval(), torch.Generator().manual_seed(0)
-    inputs = torch.randn(50, 3, generator=generator) * torch.tensor([1e-2, 100.0, 0.0]) + 5
+    head = RewardHead(TINY, 3).eval()
+    inputs = torch.randn(50, 3, generator=seeded(0)) * torch.tensor([1e-2, 100.0, 0.0]) + 5
     head.standardise(inputs)
     scaled = (inputs - head.centre) / head.deviation
     assert torch.allclose(scaled.mean(0), torch.zeros(3), atol=1e-3)
@@ -80,17 +79,11 @@ def test_a_head_scales_its_inputs_and_leaves_constant_ones_alone():
 
 def test_features_are_encoded_once_deterministically_and_the_base_stays(monkeypatch):
     data, seen, whole = tiny_transitions(), [], Transitions.__getitem__
+    base = fresh("jepa", data, encoder__kind="mlp", encoder__mlp_dropout=0.5)
     monkeypatch.setattr(training, "CHUNK", 40)
-    monkeypatch.setattr(
-        Transitions,
-        "__getitem__",
-        lambda self, rows: seen.extend(rows.tolist()) or whole(self, rows),
-    )
-    torch.manual_seed(0)
-    config = tiny_pixels(encoder__kind="mlp", encoder__mlp_dropout=0.5)
-    base = build_pixel_model("jepa", config, data)
+    monkeypatch.setattr(Transitions, "__getitem__", lambda self, rows: seen.extend(rows.tolist())
+                        or whole(self, rows))  # fmt: skip
     before = fingerprint(base)
-    seen.clear()
     one, two = (heads.encode(base.train(), data) for _ in range(2))
     assert seen == 2 * list(range(len(data)))
     for mine, other in zip(one, two, strict=True):
@@ -131,13 +124,11 @@ def test_a_head_spends_its_budget_and_sees_batches_of_training_rows_alone():
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"hidden": 8}, {"layers": 1}, {"activation": "tanh"}, {"activation": "leaky"},
-        {"activation": "sigmoid"}, {"dropout": 0.5}, {"standardise": False},
-    ],
+    ("field", "value"),
+    [("hidden", 8), ("layers", 1), ("activation", "tanh"), ("activation", "leaky"),
+     ("activation", "sigmoid"), ("dropout", 0.5), ("standardise", False)],
 )  # fmt: skip
-def test_every_setting_of_a_head_changes_what_it_predicts(change, first):
+def test_every_setting_of_a_head_changes_what_it_predicts(field, value, first):
     """Beside `optim`: tests/test_pixels_settings.py."""
-    other = trained(dataclasses.replace(TINY, **change), kinds=("larp",))
+    other = trained(dataclasses.replace(TINY, **{field: value}), kinds=("larp",))
     assert not torch.equal(first["larp"][2], other["larp"][2])

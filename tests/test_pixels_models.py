@@ -12,37 +12,24 @@ from tiny_pixels import (
     SIDE,
     STACK,
     ema_follows,
+    fresh,
     tiny_batch,
     tiny_pixels,
     tiny_transitions,
+    under,
 )
 from torch import nn
 
+from hjepa_lib.config import pixels as sections
 from hjepa_lib.config import profile
 from hjepa_lib.config.fields import ConfigError
-from hjepa_lib.config.pixels import (
-    AuxiliaryConfig,
-    DecoderConfig,
-    PixelEncoderConfig,
-    PixelJepaConfig,
-)
 from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.pixels import figures
-from hjepa_lib.pixels.models import build_pixel_model, matched_counts
-from hjepa_lib.pixels.networks import (
-    ENCODERS,
-    PatchDecoder,
-    initialise,
-    parameter_counts,
-)
+from hjepa_lib.pixels.models import matched_counts
+from hjepa_lib.pixels.networks import ENCODERS, PatchDecoder, initialise, parameter_counts
 from hjepa_lib.pixels.transitions import PixelShapes
 
 TRAINED = ("enc_dec", "enc_dec_jepa", "jepa")
-
-
-def build(name, shapes=SHAPES, **changes):
-    torch.manual_seed(0)
-    return build_pixel_model(name, tiny_pixels(**changes), shapes)
 
 
 def encoder(kind, shapes=SHAPES, **changes):
@@ -51,7 +38,6 @@ def encoder(kind, shapes=SHAPES, **changes):
     return ENCODERS[kind](dataclasses.replace(config, **changes), shapes).eval()
 
 
-# --- encoders ---------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("kind", "channels", "size", "changes"),
     [
@@ -80,38 +66,38 @@ def test_an_image_that_does_not_divide_into_patches_is_refused():
         PatchDecoder(tiny_pixels(decoder__patch=5).decoder, 8, SHAPES)
 
 
+@pytest.fixture
 def vit():
     made = encoder("vit")
     initialise(made)
     return made
 
 
-def test_positions_are_added_once_and_to_their_own_tokens():
+def test_positions_are_added_once_and_to_their_own_tokens(vit):
     """F8: what enters the first block is CLS, then projected patch plus its own position."""
-    made, seen = vit(), []
-    made.spatial.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    stack = torch.rand(1, STACK, 1, SIDE, SIDE)
+    seen, stack = [], torch.rand(1, STACK, 1, SIDE, SIDE)
+    vit.spatial.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
-        made(stack)
+        vit(stack)
         patches = stack[0].unfold(2, 4, 4).unfold(3, 4, 4).reshape(STACK, 16, 16)  # row by row
-        weight = made.patches.project.weight.flatten(1)
-        wanted = patches @ weight.T + made.patches.project.bias + made.patches.position
+        weight = vit.patches.project.weight.flatten(1)
+        wanted = patches @ weight.T + vit.patches.project.bias + vit.patches.position
     assert torch.allclose(seen[0][:, 1:], wanted, atol=1e-5)
-    assert torch.equal(seen[0][0, 0], made.cls)
+    assert torch.equal(seen[0][0, 0], vit.cls)
 
 
 @pytest.mark.parametrize("where", ["patches", "frames"])
-def test_without_positions_order_is_invisible_and_with_them_it_is_not(where):
+def test_without_positions_order_is_invisible_and_with_them_it_is_not(where, vit):
     """F8, the permutation test: patches of a frame, and frames of a stack."""
-    made, stack = vit(), torch.rand(1, STACK, 1, SIDE, SIDE)
+    stack = torch.rand(1, STACK, 1, SIDE, SIDE)
     if where == "frames":
-        shuffled, position = stack.flip(1), made.frame_position
+        shuffled, position = stack.flip(1), vit.frame_position
     else:
-        shuffled, position = stack.roll(4, dims=-1), made.patches.position  # whole patches
+        shuffled, position = stack.roll(4, dims=-1), vit.patches.position  # whole patches
     with torch.no_grad():
-        assert not torch.allclose(made(stack), made(shuffled), atol=1e-6)
+        assert not torch.allclose(vit(stack), vit(shuffled), atol=1e-6)
         position.zero_()
-        assert torch.allclose(made(stack), made(shuffled), atol=1e-5)
+        assert torch.allclose(vit(stack), vit(shuffled), atol=1e-5)
 
 
 def test_an_mlp_without_layers_is_linear():
@@ -123,13 +109,12 @@ def test_an_mlp_without_layers_is_linear():
         assert (gap.abs().max() < 1e-5) == linear
 
 
-# --- the interface of every model ---------------------------------------------------------------
 @pytest.mark.parametrize("continuous", [False, True])
 @pytest.mark.parametrize("name", [*TRAINED, "random", "random_vit", "vjepa2"])
 def test_every_model_answers_the_same_questions(name, continuous):
     """Shapes of encode, action, imagine, predict_frame, loss; the same answer twice (F4)."""
     data = tiny_transitions(continuous=continuous)
-    model, batch = build(name, data).eval(), data[torch.arange(5)]
+    model, batch = fresh(name, data).eval(), data[torch.arange(5)]
     latent = model.encode(batch.state)
     assert (model.name, model.latent_dim) == (name, 8)
     assert latent.shape == (5, 8) and torch.equal(latent, model.encode(batch.state))
@@ -149,13 +134,13 @@ def test_every_model_answers_the_same_questions(name, continuous):
 
 def test_the_random_baseline_is_frozen_and_shares_its_encoder_with_every_model():
     """One seed, one first encoder: models differ by what they learn, not by where they start."""
-    assert len({digest(build(name).encoder) for name in (*TRAINED, "random")}) == 1
-    assert not any(p.requires_grad for p in build("random").parameters())
+    assert len({digest(fresh(name).encoder) for name in (*TRAINED, "random")}) == 1
+    assert not any(p.requires_grad for p in fresh("random").parameters())
 
 
 def test_pixels_are_scaled_to_one_inside_the_model():
     """F14: the encoder sees [0, 1]; floats, or a wrong shape, are refused with both shapes."""
-    model, seen = build("jepa"), []
+    model, seen = fresh("jepa"), []
     model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     state = torch.zeros(2, STACK, 1, SIDE, SIDE, dtype=torch.uint8)
     state[0] = 255
@@ -197,7 +182,7 @@ def test_decoder_shapes_and_patches_in_their_places():
 )
 def test_the_loss_falls_on_a_toy_batch(name, kind):
     """MOD-6 (also `standard`, which crashed in the seed), MOD-7, MOD-8."""
-    model = build(name, encoder__kind=kind, decoder__dropout=0.0, encoder__dropout=0.0)
+    model = fresh(name, encoder__kind=kind, decoder__dropout=0.0, encoder__dropout=0.0)
     losses = descend(model, torch.optim.AdamW, 25, 3e-3)
     assert losses[-1][0] < 0.8 * losses[0][0]
 
@@ -217,10 +202,9 @@ def descend(model, optimiser, updates, lr):
     return found
 
 
-# --- JEPA -------------------------------------------------------------------------------------
 def test_the_ema_follows_its_formula_over_several_updates():
     """MOD-8: theta_target = d theta_target + (1 - d) theta after each update."""
-    model = build("jepa", jepa__ema_decay=0.9)
+    model = fresh("jepa", jepa__ema_decay=0.9)
     slow, fast = model.target_encoder, model.encoder
     assert ema_follows(slow, fast, 0.9, model.after_update)
     pairs = zip(slow.parameters(), fast.parameters(), strict=True)
@@ -234,7 +218,7 @@ def test_who_gets_gradient_in_each_target_mode(mode):
 
     The predictor's own input encoder answers `encode`, so imagining continues what it knows.
     """
-    model, batch = build("jepa", jepa__target=mode).eval(), tiny_batch()
+    model, batch = fresh("jepa", jepa__target=mode).eval(), tiny_batch()
     with torch.no_grad():
         for p in model.encoder.parameters():
             p.add_(0.05)
@@ -264,12 +248,12 @@ def test_the_default_mode_needs_an_auxiliary_loss():
     for changes in ({"auxiliary__kind": "none"}, {"auxiliary__use_for_jepa": False},
                     {"auxiliary__weight": 0.0}):  # fmt: skip
         with pytest.raises(ConfigError, match="through the auxiliary loss alone"):
-            build("jepa", **changes)
-        build("jepa", jepa__target="vjepa2", **changes)
+            fresh("jepa", **changes)
+        fresh("jepa", jepa__target="vjepa2", **changes)
 
 
 def test_the_target_encoder_drops_nothing_out_while_training():
-    model = build("jepa", encoder__kind="mlp", encoder__mlp_dropout=0.5).train()
+    model = fresh("jepa", encoder__kind="mlp", encoder__mlp_dropout=0.5).train()
     state = tiny_batch().state
     assert torch.equal(model.encode_target(state), model.encode_target(state))
     assert not torch.equal(model.encode_online(state), model.encode_online(state))
@@ -288,7 +272,7 @@ def test_the_twin_matches_jepa_with_its_decoder_within_two_percent(kind, predict
 @pytest.mark.parametrize("name", TRAINED)
 def test_counts_of_parts_sum_to_the_total(name):
     """MOD-13."""
-    model = build(name, encoder__kind="vit", auxiliary__projector=True)
+    model = fresh(name, encoder__kind="vit", auxiliary__projector=True)
     parts = parameter_counts(model)
     assert sum(parts.values()) == count_parameters(model) and min(parts.values()) > 0
     assert "target_encoder" not in parts
@@ -306,8 +290,8 @@ def test_first_weights_have_the_stated_statistics():
     with torch.no_grad():
         layers["norm"].weight.fill_(3)
     initialise(layers)
-    decoder = build("enc_dec").decoder  # (+) queries differ, the first frame is nearly black
-    position = build("enc_dec", encoder__kind="vit").encoder.patches.position
+    decoder = fresh("enc_dec").decoder  # (+) queries differ, the first frame is nearly black
+    position = fresh("enc_dec", encoder__kind="vit").encoder.patches.position
     for weight, std in (
         (layers["conv"].weight, (2 / (64 * 9)) ** 0.5), (layers["small"].weight, (2 / 256) ** 0.5),
         (layers["large"].weight, 0.5 * (2 / 576) ** 0.5), (layers["table"].weight, 0.01),
@@ -323,45 +307,39 @@ def test_first_weights_have_the_stated_statistics():
 def test_first_latents_fill_their_units(name, kind):
     """(+) Root mean square 1 on the data; the target encoder starts as a copy of that."""
     data = tiny_transitions()
-    model = build(name, data, encoder__kind=kind).eval()
+    model = fresh(name, data, encoder__kind=kind).eval()
     z = model.encode(data[torch.arange(len(data))].state)
     assert z.square().mean().sqrt().item() == pytest.approx(1, rel=1e-3)
     still = dataclasses.replace(data, frames=torch.zeros_like(data.frames))
-    black = build(name, still, encoder__kind=kind).eval()
+    black = fresh(name, still, encoder__kind=kind).eval()
     assert black.encode(still.batch(torch.arange(4)).state).isfinite().all()
 
 
-# --- every setting acts (F9) --------------------------------------------------------------------
 VIT, CNN, MLP = ({"kind": kind} for kind in ENCODERS)
 BARLOW = {"kind": "barlow_twins"}
-LINEAR = {"kind": "mlp", "mlp_layers": 0}
 CHANGES = {
     "encoder": {
-        "kind": (CNN, "mlp"), "latent_dim": (CNN, 12), "patch": (VIT, 8), "depth": (VIT, 2),
-        "heads": (VIT, 1), "head_dim": (VIT, 8), "mlp_dim": (VIT, 24), "dropout": (VIT, 0.5),
-        "embedding_dropout": (VIT, 0.5), "pool": (VIT, "mean"), "temporal_depth": (VIT, 2),
-        "temporal_heads": (VIT, 4), "temporal_mlp": (VIT, 24), "temporal_dropout": (VIT, 0.5),
+        "kind": (CNN, "mlp"), "latent_dim": (CNN, 12),
+        **{key: (VIT, value) for key, value in (
+            ("patch", 8), ("depth", 2), ("heads", 1), ("head_dim", 8), ("mlp_dim", 24),
+            ("dropout", 0.5), ("embedding_dropout", 0.5), ("pool", "mean"), ("temporal_depth", 2),
+            ("temporal_heads", 4), ("temporal_mlp", 24), ("temporal_dropout", 0.5))},
         "cnn_layers": (CNN, 2), "cnn_filters": (CNN, 6), "cnn_activation": (CNN, "gelu"),
         "cnn_hidden": (CNN, 5), "cnn_dropout": (CNN, 0.5), "mlp_hidden": (MLP, 20),
         "mlp_layers": (MLP, 1), "mlp_activation": (MLP, "gelu"), "mlp_dropout": (MLP, 0.5),
     },
-    "decoder": {
-        "patch": ({}, 8), "dim": ({}, 24), "depth": ({}, 2), "heads": ({}, 1), "head_dim": ({}, 4),
-        "mlp_dim": ({}, 24), "dropout": ({}, 0.5),
-    },
+    "decoder": {"patch": 8, "dim": 24, "depth": 2, "heads": 1, "head_dim": 4, "mlp_dim": 24,
+                "dropout": 0.5},
     "auxiliary": {
-        "kind": ({}, "dino"), "weight": ({}, 0.5), "use_for_jepa": ({}, False), "sim": ({}, 0.5),
-        "std": ({}, 0.5), "cov": ({}, 1.0), "projector": ({}, True), "clamp": ({}, True),
+        "kind": "dino", "weight": 0.5, "use_for_jepa": False, "sim": 0.5, "std": 0.5, "cov": 1.0,
+        "projector": True, "clamp": True, "eps": 0.1, "use_for_enc_dec": True,
+        "projector_dim": ({"projector": True}, 24), "dino_momentum": ({"kind": "dino"}, 0.5),
         "barlow_lambda": (BARLOW, 0.5), "barlow_scale": (BARLOW, 0.5), "barlow_eps": (BARLOW, 0.1),
-        "dino_momentum": ({"kind": "dino"}, 0.5), "eps": ({}, 0.1),
-        "projector_dim": ({"projector": True}, 24), "use_for_enc_dec": ({}, True),
     },
-    "jepa": {
-        "target": ({}, "vjepa2"), "ema_decay": ({}, 0.5), "predictor": ({}, "transformer"),
-        "hidden": ({}, (16,)), "dropout": ({}, 0.5),
-    },
+    "jepa": {"target": "vjepa2", "ema_decay": 0.5, "predictor": "transformer", "hidden": [16],
+             "dropout": 0.5},
 }  # fmt: skip
-"""Section -> field -> (what must be set before, another value)."""
+"""Section -> field -> another value, or (what must be set before, another value)."""
 STAGES = {"source", "optim", "frozen", "lr"}
 """Settings of a stage: tests/test_pixels_stages.py."""
 
@@ -371,30 +349,28 @@ STAGES = {"source", "optim", "frozen", "lr"}
     [
         (section, item.name)
         for section, kind in (
-            ("encoder", PixelEncoderConfig), ("decoder", DecoderConfig),
-            ("auxiliary", AuxiliaryConfig), ("jepa", PixelJepaConfig),
+            ("encoder", sections.PixelEncoderConfig), ("decoder", sections.DecoderConfig),
+            ("auxiliary", sections.AuxiliaryConfig), ("jepa", sections.PixelJepaConfig),
         )
         for item in dataclasses.fields(kind)
         if item.name not in STAGES
     ],
 )  # fmt: skip
 def test_every_setting_acts(section, field):
-    """On parameter counts, on the losses of three updates, or on the weights after them."""
-    base, value = CHANGES[section][field]
+    """F9: on parameter counts, on the losses of three updates, or on the weights after them."""
+    value = CHANGES[section][field]
+    base, value = value if isinstance(value, tuple) else ({}, value)
     name = "enc_dec_jepa" if section in ("encoder", "decoder") else "jepa"
     name = "enc_dec" if field == "use_for_enc_dec" else name
+    linear = {"encoder__kind": "mlp", "encoder__mlp_layers": 0} if field == "clamp" else {}
     found = []
     for changes in (base, base | {field: value}):
-        sections = {section: changes} | ({"encoder": LINEAR} if field == "clamp" else {})
-        keys = {f"{s}__{key}": v for s, own in sections.items() for key, v in own.items()}
-        config = tiny_pixels(**keys)
-        torch.manual_seed(0)
         try:
-            model = build_pixel_model(name, config, SHAPES)
+            model = fresh(name, **linear, **under(section, **changes))
         except ConfigError as error:
             found.append(str(error))
             continue
-        if field == "clamp":  # latents of random encoders are small: nothing reaches a clamp
+        if linear:  # latents of random encoders are small: nothing reaches a clamp
             with torch.no_grad():
                 model.encoder.layers[0].weight.fill_(1.0)
                 model.encoder.layers[0].weight[::2] = -1.0
@@ -405,10 +381,10 @@ def test_every_setting_acts(section, field):
 
 def test_pictures_show_the_pixel_range_of_the_frames(tmp_path):
     """F14, the golden image: black is 0, white is 255, out-of-range predictions are clipped."""
-    stacks = torch.zeros(1, STACK, 1, 8, 8)
+    stacks, true = torch.zeros(1, STACK, 1, 8, 8), torch.ones(1, 1, 8, 8)
     stacks[0, -1] = 0.5
-    true, predicted = torch.ones(1, 1, 8, 8), torch.full((1, 1, 8, 8), -3.0)
-    figures.write_comparisons(tmp_path, 2, stacks, true, predicted)
-    image = np.asarray(Image.open(tmp_path / "epoch_2_sample_0_comparison.png"))
+    others = {"true next": true, "predicted": -3 * true}
+    (path,) = figures.write_films(tmp_path, "sample_{}.png", stacks, others)
+    image = np.asarray(Image.open(path))
     middles = [image[24, 16 + i * 24, 0] for i in range(STACK + 2)]
     assert middles == [0, 0, 128, 255, 0]

@@ -1,6 +1,5 @@
 """Studies beside a run: look-ahead, JEPA's variants, auxiliary losses side by side (MET-3)."""
 
-import json
 import math
 
 import numpy as np
@@ -99,34 +98,34 @@ def test_losses_run_into_their_own_folders_and_are_ranked(tmp_path, monkeypatch)
     monkeypatch.setattr(makers, "acquire", lambda *_: tiny_transitions())
     losses = {kind: AuxiliaryConfig(kind) for kind in ("vicreg", "dino", "none")}
     config = tiny_config(optim__updates=3)
-    *rows, last = found = studies.run_losses("losses", losses, config, tmp_path)
-    assert [row["rank"] for row in rows] == sorted(row["rank"] for row in rows)
-    assert last["rank"] is None and "through the auxiliary loss alone" in last["status"]
+    table = studies.run_losses("losses", losses, config, tmp_path)
+    *rows, last = table.to_dict("records")
+    assert [row["rank"] for row in rows] == [1, 2]
+    assert math.isnan(last["rank"]) and "through the auxiliary loss alone" in last["status"]
     for row in rows:
         values = [v for k, v in row.items() if k.startswith("downstream/")]
         assert row["status"] == "ok" and len(values) == 2 and np.isfinite(values).all()
         manifest = read_json(tmp_path / "losses" / row["name"] / "manifest.json")
         assert manifest["config"]["pixels"]["optim"]["updates"] == 3
         assert manifest["config"]["pixels"]["auxiliary"]["kind"] == row["type"]
-    assert read_json(tmp_path / "losses/summary.json")["rows"] == json.loads(json.dumps(found))
+    assert read_json(tmp_path / "losses/summary.json")["rows"][:2] == rows
     text = (tmp_path / "losses/summary.txt").read_text().splitlines()
     assert len(text) == 4 and "downstream/reconstruction_mse" in text[0]
-    assert studies.run_losses("losses", losses, config, tmp_path) == found
+    assert table.equals(studies.run_losses("losses", losses, config, tmp_path))
 
 
 def test_rows_without_finite_numbers_are_ranked_last():
     """Published summaries of the seed's branch rank nothing but infinities and zeros."""
     rows = [
-        {"name": "a", "type": "vicreg", "status": "ok", "downstream/x": 2.0, "downstream/y": 1},
-        {"name": "b", "type": "vicreg", "status": "", "downstream/x": math.inf, "downstream/y": 0},
-        {"name": "c", "type": "dino", "status": "failed"},
-        {"name": "d", "type": "dino", "status": "ok", "downstream/x": 1.0, "downstream/y": 0.5},
-        {"name": "e", "type": "dino", "status": "ok", "downstream/x": 2.0, "downstream/y": 1},
-    ]
-    ranked = studies.rank_rows(rows)
-    assert [(row["name"], row["rank"]) for row in ranked] == [
-        ("d", 1), ("a", 2), ("e", 2), ("b", None), ("c", None)
+        {"name": "a", "downstream/x": 2.0, "downstream/y": 1},
+        {"name": "b", "downstream/x": math.inf, "downstream/y": 0}, {"name": "c"},
+        {"name": "d", "downstream/x": 1.0, "downstream/y": 0.5},
+        {"name": "e", "downstream/x": 2.0, "downstream/y": 1},
     ]  # fmt: skip
+    rows = [{"type": "vicreg", "status": ""} | row for row in rows]
+    ranked = studies.rank_rows(rows)
+    assert [*ranked["name"]] == [*"daebc"]
+    assert [*ranked["rank"].fillna(0)] == [1, 2, 2, 0, 0]
     text = studies.summary_text(ranked)
     assert "inf" not in text and "nan" not in text.lower() and " - " in text
 

@@ -1,14 +1,19 @@
 """The two stages in a run: grades and success (VJ-13), checkpoints and commands (VJ-5, VJ-12)."""
 
-from __future__ import annotations
-
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from tiny_pixels import TINY_COMMAND, seeded, tiny_config, tiny_transitions, tiny_workspace
+from tiny_pixels import (
+    TINY_COMMAND,
+    random_window,
+    seeded,
+    tiny_config,
+    tiny_transitions,
+    tiny_workspace,
+)
 from tiny_pixels import two_stages_model as make
 from torch.utils.data import TensorDataset
 
@@ -17,11 +22,10 @@ from hjepa_lib.figures import style
 from hjepa_lib.files import read_json
 from hjepa_lib.models.layers import draw_masks
 from hjepa_lib.pixels import command as vjepa2command
-from hjepa_lib.pixels import figures, two_stages
+from hjepa_lib.pixels import figures, stages, two_stages
 from hjepa_lib.pixels.models import FILES, VJepa2, about_model, load_model
-from hjepa_lib.pixels.stages import load_model as load_stored
-from hjepa_lib.pixels.stages import load_result, load_transitions, make_transitions, train
-from hjepa_lib.pixels.transitions import Transitions, scaled
+from hjepa_lib.pixels.stages import load_result
+from hjepa_lib.pixels.transitions import scaled
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel, encode_states
 from hjepa_lib.pixels.worlds import DRIFT_ID
 from hjepa_lib.runs.run import Run
@@ -29,16 +33,15 @@ from hjepa_lib.runs.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
-def data() -> tuple[Transitions, Transitions]:
+def data():
     return tiny_transitions(6, 14).split(0.34, 0)
 
 
 @pytest.fixture
-def windows(data) -> list[TensorDataset]:
+def windows(data):
     return [encode_states(make(VJepa2), part, 6) for part in data]
 
 
-# --- VJ-13: grades and success ----------------------------------------------------------------
 @pytest.mark.parametrize(
     ("stage", "quantity", "value", "word"),
     [
@@ -87,9 +90,7 @@ def test_a_collapsed_encoder_never_passes(size, data):
 
 def test_a_world_model_that_predicts_one_point_never_passes():
     """Good latents, collapsed predictions."""
-    z = torch.randn(40, 7, 16, generator=seeded(1))
-    data = TensorDataset(z[:, :-1], torch.randint(4, (40, 6), generator=seeded(2)), z[:, 1:])
-    world = make(WorldModel)
+    data, world = TensorDataset(*random_window(40)), make(WorldModel)
     with torch.no_grad():
         world.out.weight.zero_()
     result = two_stages.evaluate_stage2(world, data, data)
@@ -163,7 +164,6 @@ def test_figures_are_drawn(windows):
         assert len(style.png(one)) > 3_000
 
 
-# --- in a run ---------------------------------------------------------------------------------
 OPTIONS = TINY_COMMAND | {"pixels.environment.id": DRIFT_ID, "pixels.data.transitions": 120}
 
 
@@ -172,7 +172,7 @@ def command(tmp_path, monkeypatch, capsys):
     """Run `python -m hjepa_lib vjepa2 ...` in a fresh outputs folder: (status, printed, errors)."""
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
 
-    def call(*arguments: str, updates: int = 6) -> tuple[int, str, str]:
+    def call(*arguments, updates=6):
         options = OPTIONS | {"pixels.vjepa2.stage2.optim.updates": updates}
         extra = ["--profile", "smoke", "--set", *(f"{k}={v}" for k, v in options.items())]
         extra = extra if arguments[0] == "train" else []
@@ -215,7 +215,9 @@ def test_commands_train_resume_and_evaluate(command, tmp_path, monkeypatch):
     # Weights of another run: said so, without a hash of this run's batches, whatever their data.
     result = load_result(two, "vjepa2_s0")
     assert result["loaded"] and result["batches_sha256"] == ""
-    assert result["loaded_data_sha256"] == load_transitions(two).sha256 == result["data_sha256"]
+    assert (
+        result["loaded_data_sha256"] == stages.load_transitions(two).sha256 == result["data_sha256"]
+    )
     status, out, _ = command("train", "--stage", "2", "--name", "two", "--resume")
     assert status == 0 and "stage 2: done before" in out
     last = str(kept / "best_stage2_model.safetensors")
@@ -250,10 +252,10 @@ def test_stages_store_what_they_promise(pixel_run):
     ):
         meta = about_model(path.with_suffix(".safetensors"), name)
         assert meta["epochs"] > 0 and meta["best_loss"] > 0
-    model, stage1 = load_stored(ws, "vjepa2", 0), load_model(first, "stage1")
+    model, stage1 = stages.load_model(ws, "vjepa2", 0), load_model(first, "stage1")
     for a, b in zip(model.encoder.parameters(), stage1.online.parameters(), strict=True):
         assert torch.equal(a, b)
-    state = make_transitions(ws)[1].batch(torch.arange(4)).state
+    state = stages.make_transitions(ws)[1].batch(torch.arange(4)).state
     final = load_model((second / two_stages.FINAL).with_suffix(".safetensors"), "vjepa2")
     assert torch.equal(final.encode(state), model.encode(state))  # frozen in stage 2
     for stage in (1, 2):
@@ -276,7 +278,7 @@ def test_a_foreign_stage_1_claims_nothing(pixel_run, tmp_path, known):
     meta |= {"data_sha256": known} if known else {}
     path.with_suffix(".json").write_text(json.dumps(meta))
     ws = tiny_workspace(tmp_path, tiny_config(vjepa2__stage1__checkpoint=str(path)))
-    list(train(ws, "vjepa2_s0"))
+    list(stages.train(ws, "vjepa2_s0"))
     result = load_result(ws, "vjepa2_s0")
     assert result["loaded"] and result["batches_sha256"] == ""
     assert result["loaded_data_sha256"] == known

@@ -1,11 +1,9 @@
 """The V-JEPA 2 style model of seed 002: requirements VJ-1 to VJ-14 and defects F4, F5, F7."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
-from tiny_pixels import ema_follows, seeded, tiny_pixels, tiny_transitions
+from tiny_pixels import ema_follows, random_window, seeded, tiny_pixels, tiny_transitions, under
 from tiny_pixels import two_stages_model as make
 from torch.nn import functional as F
 
@@ -14,21 +12,20 @@ from hjepa_lib.config.pixels import PixelsConfig
 from hjepa_lib.models.layers import count_parameters, draw_masks
 from hjepa_lib.pixels.models import VJepa2
 from hjepa_lib.pixels.training import fit
-from hjepa_lib.pixels.transitions import PixelShapes, Transitions, scaled
+from hjepa_lib.pixels.transitions import PixelShapes, scaled
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, MaskedViT, WorldModel, encode_states
 
 ATARI = PixelShapes(channels=1, stack=4, image_size=64, action_kind="discrete", action_dim=4)
-FAST = {f"vjepa2__stage{n}__optim__lr": 1e-3 for n in (1, 2)}
 
 
 @pytest.fixture(scope="module")
-def data() -> tuple[Transitions, Transitions]:
+def data():
     return tiny_transitions(6, 14).split(0.34, 0)
 
 
-def random_window(count: int = 3, steps: int = 6, dim: int = 16) -> tuple[torch.Tensor, ...]:
-    z = torch.randn(count, steps + 1, dim, generator=seeded(1))
-    return z[:, :-1], torch.randint(4, (count, steps), generator=seeded(2)), z[:, 1:]
+@pytest.fixture
+def batch(data):
+    return data[0].batch(torch.arange(5))
 
 
 def test_parameter_counts_are_the_seeds():
@@ -57,9 +54,8 @@ def test_masks_are_exact_per_sample_and_differ(patches, ratio):
 
 
 @pytest.mark.parametrize("kind", ["latent", "projected"])
-def test_only_hidden_patches_change(kind, data):
-    encoder = make(MaskedViT, vjepa2__stage1__mask_token=kind).eval()
-    state = scaled(data[0].batch(torch.arange(5)).state)
+def test_only_hidden_patches_change(kind, batch):
+    encoder, state = make(MaskedViT, vjepa2__stage1__mask_token=kind).eval(), scaled(batch.state)
     mask = draw_masks(5, encoder.patches, 0.4, seeded(0))
     plain, masked = encoder.tokens(state), encoder.tokens(state, mask)
     assert torch.equal(plain[~mask], masked[~mask])
@@ -69,9 +65,9 @@ def test_only_hidden_patches_change(kind, data):
     assert not torch.allclose(encoder(state), encoder(state, mask))
 
 
-def test_frozen_encoder_is_deterministic_unmasked_and_stays_so(data):
+def test_frozen_encoder_is_deterministic_unmasked_and_stays_so(batch):
     """F4."""
-    model, state = make(VJepa2), data[0].batch(torch.arange(6)).state
+    model, state = make(VJepa2), batch.state
     first = model.encode(state)
     assert torch.equal(model.train().encode(state), first)  # a head's training calls train()
     assert not any(module.training for module in model.modules())
@@ -102,12 +98,12 @@ def test_latents_for_stage_2_are_frozen_windows_of_one_episode(data):
     assert (data[0].episode[rows] == data[0].episode[rows[:, :1]]).all()
 
 
-def test_target_is_an_average_without_gradient(data):
+def test_target_is_an_average_without_gradient(batch):
     """VJ-3."""
     model = make(MaskedPrediction, vjepa2__stage1__ema_decay=0.9).train()
     assert not model.target.training and model.online.training
     assert ema_follows(model.target, model.online, 0.9, model.after_update)
-    model.loss(data[0].batch(torch.arange(4)), seeded(0))[0].backward()
+    model.loss(batch, seeded(0))[0].backward()
     assert all(p.grad is None and not p.requires_grad for p in model.target.parameters())
     assert all(p.grad.abs().sum() > 0 for p in (model.online.token, model.predictor[0].weight))
 
@@ -116,12 +112,11 @@ def test_target_is_an_average_without_gradient(data):
     ("kind", "weight", "ratio"),
     [("l1", 0.0, 0.4), ("mse", 0.7, 0.4), ("smooth_l1", 0.7, 0.4), ("l1", 0.7, 0.0)],
 )
-def test_the_loss_is_over_latents_and_hidden_patches_only(kind, weight, ratio, data):
+def test_the_loss_is_over_latents_and_hidden_patches_only(kind, weight, ratio, batch):
     """VJ-4; where nothing is hidden the error of the patches is 0."""
-    changes = {"loss": kind, "patch_loss": weight, "mask": ratio}
-    changes = {f"vjepa2__stage1__{key}": value for key, value in changes.items()}
-    model, batch = make(MaskedPrediction, **changes).eval(), data[0].batch(torch.arange(4))
-    mask, pixels = draw_masks(4, 16, ratio, seeded(0)), scaled(batch.state)
+    changes = under("vjepa2.stage1", loss=kind, patch_loss=weight, mask=ratio)
+    model = make(MaskedPrediction, **changes).eval()
+    mask, pixels = draw_masks(5, 16, ratio, seeded(0)), scaled(batch.state)
     gap = model.predictor(model.online(pixels, mask, patches=True))
     gap = (gap - model.target(pixels, patches=True)).abs()
     small = torch.where(gap < 1, 0.5 * gap.square(), gap - 0.5)
@@ -135,7 +130,7 @@ def test_the_loss_is_over_latents_and_hidden_patches_only(kind, weight, ratio, d
 
 def test_world_model_is_causal():
     """VJ-8, F5."""
-    world, (z, action, _) = make(WorldModel).eval(), random_window()
+    world, (z, action, _) = make(WorldModel).eval(), random_window(3)
     predictions = world(z.requires_grad_(), action)
     assert predictions.shape == z.shape
     for t in range(6):
@@ -149,7 +144,7 @@ def test_world_model_is_causal():
 
 def test_predicting_the_change_starts_from_copying():
     """The option beyond the seed: the same size, and at first exactly copy-last."""
-    world, (z, action, _) = make(WorldModel, vjepa2__stage2__output="change"), random_window()
+    world, (z, action, _) = make(WorldModel, vjepa2__stage2__output="change"), random_window(3)
     assert torch.equal(world.eval()(z, action), z)
     assert count_parameters(world) == count_parameters(make(WorldModel))
 
@@ -157,7 +152,7 @@ def test_predicting_the_change_starts_from_copying():
 @pytest.mark.parametrize("given", [1, 3])
 def test_rollout_equals_a_manual_loop(given):
     """VJ-9."""
-    world, (z, action, _) = make(WorldModel).eval(), random_window()
+    world, (z, action, _) = make(WorldModel).eval(), random_window(3)
     inputs = z[:, :given]
     for t in range(given, 7):
         inputs = torch.cat([inputs, world(inputs, action[:, :t])[:, -1:]], dim=1)
@@ -167,7 +162,7 @@ def test_rollout_equals_a_manual_loop(given):
 
 def test_rollout_gradient_runs_through_several_steps():
     """F5: with fed-back predictions the first step is taught by the error of the last alone."""
-    world, (z, action, _), kept = make(WorldModel).eval(), random_window(), []
+    world, (z, action, _), kept = make(WorldModel).eval(), random_window(3), []
 
     def keep(module, inputs, output):
         output.retain_grad()
@@ -182,7 +177,7 @@ def test_rollout_gradient_runs_through_several_steps():
 
 def test_stage_2_loss_is_the_weighted_sum():
     """VJ-10."""
-    world, window = make(WorldModel).eval(), random_window()
+    world, window = make(WorldModel).eval(), random_window(3)
     now, action, then = window
     total, terms = world.loss(window)
     forced = F.l1_loss(world(now, action), then).item()
@@ -194,10 +189,9 @@ def test_stage_2_loss_is_the_weighted_sum():
 def test_given_steps_are_drawn_in_training_alone():
     """F5: beside tests/test_pixels_settings.py, where every setting of the loss acts."""
 
-    def loss(train: bool = False, **changes) -> float:
-        changes = {f"vjepa2__stage2__{key}": value for key, value in changes.items()}
-        world = make(WorldModel, **{"vjepa2__stage2__dropout": 0.0} | changes)
-        return world.train(train).loss(random_window(), seeded(0))[0].item()
+    def loss(train=False, **changes):
+        world = make(WorldModel, **under("vjepa2.stage2", dropout=0.0, **changes))
+        return world.train(train).loss(random_window(3), seeded(0))[0].item()
 
     assert loss(True, teacher_forcing_ratio=1.0) == loss(teacher_forcing_ratio=0.5) == loss()
     assert len({loss(True, teacher_forcing_ratio=ratio) for ratio in (0.0, 0.5, 1.0)}) == 3
@@ -206,14 +200,14 @@ def test_given_steps_are_drawn_in_training_alone():
         loss(rollout_steps=7)
 
 
-# --- VJ-5, VJ-11: training --------------------------------------------------------------------
-def begin(stage: int, data, updates: int, **changes):
+def begin(stage, data, updates, **changes):
     """A fit of a stage on the tiny data."""
-    config = tiny_pixels(**FAST | {f"vjepa2__stage{stage}__optim__updates": updates} | changes)
+    changes = under(f"vjepa2.stage{stage}.optim", lr=1e-3, updates=updates, **changes)
+    config = tiny_pixels(**changes).vjepa2
     if stage == 1:
-        return fit(make(MaskedPrediction), *data, config.vjepa2.stage1.optim, seed=0)
+        return fit(make(MaskedPrediction), *data, config.stage1.optim, seed=0)
     parts = [encode_states(make(VJepa2), part, 6) for part in data]
-    return fit(make(WorldModel), *parts, config.vjepa2.stage2.optim, seed=0)
+    return fit(make(WorldModel), *parts, config.stage2.optim, seed=0)
 
 
 def test_optimisers_follow_the_seed():
@@ -227,8 +221,7 @@ def test_optimisers_follow_the_seed():
 @pytest.mark.parametrize("stage", [1, 2])
 def test_every_tensor_of_a_stage_learns(stage, data):
     """F1, F3, F9: action embedding, positions and all layers; not by decay alone."""
-    still = {f"vjepa2__stage{stage}__optim__weight_decay": 0.0}
-    work = begin(stage, data, 6, **still)
+    work = begin(stage, data, 6, weight_decay=0.0)
     before = {key: value.clone() for key, value in work.module.state_dict().items()}
     list(work)
     for key, value in work.module.state_dict().items():
@@ -253,9 +246,9 @@ def test_resume_reproduces_the_loss(stage, data, tmp_path):
     assert losses + [report.loss for report in second] == pytest.approx(whole, rel=1e-6)
 
 
-def test_the_wrapped_model_answers_like_the_others(data):
+def test_the_wrapped_model_answers_like_the_others(batch):
     """VJ-14: it imagines by its world model, one step at a time."""
-    model, batch = make(VJepa2), data[0].batch(torch.arange(5))
+    model = make(VJepa2)
     latent = model.encode(batch.state)
     wanted = model.world(latent[:, None], batch.action[:, None])[:, 0]
     assert torch.equal(model.imagine(latent, batch.action), wanted)

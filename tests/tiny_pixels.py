@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from hjepa_lib.config import Config, profile
 from hjepa_lib.config.pixels import PixelsConfig
+from hjepa_lib.pixels.models import build_pixel_model
 from hjepa_lib.pixels.stages import pixel_stages
 from hjepa_lib.pixels.transitions import PixelShapes, Transitions
 from hjepa_lib.runs.run import Run
@@ -17,36 +19,39 @@ SIDE, STACK, ACTIONS = 16, 3, 4
 SHAPES = PixelShapes(1, STACK, SIDE, "discrete", ACTIONS)
 
 
-def below(section: str, **values: Any) -> dict[str, Any]:
-    """Settings of one section of `pixels` by their whole keys."""
-    return {f"pixels.{section}.{key}": value for key, value in values.items()}
+def under(section: str, **values: Any) -> dict[str, Any]:
+    """Settings of one section of `pixels` as keywords of `tiny_config`."""
+    return {f"{section.replace('.', '__')}__{key}": value for key, value in values.items()}
+
+
+def dotted(changes: dict[str, Any]) -> dict[str, Any]:
+    """Such keywords as whole keys."""
+    return {f"pixels.{key.replace('__', '.')}": value for key, value in changes.items()}
 
 
 BUDGET = {"updates": 6, "batch": 8}
-TINY: dict[str, Any] = {
-    "device": "cpu", "precision": "fp32", "pixels.seeds": 1, "pixels.action_dim": 6,
-    "pixels.data.sequence": 6,
-    **below("environment", image_size=SIDE, stack=STACK),
-    **below("encoder", latent_dim=8, heads=2, head_dim=4, mlp_dim=16, cnn_filters=4),
-    **below("decoder", patch=4, dim=16, depth=1, heads=2, head_dim=8, mlp_dim=16),
-    **below("decoder.optim", updates=4, batch=8), **below("jepa", hidden=(16, 16)),
-    **below("optim", **BUDGET), **below("vjepa2.stage1", patch=4, depth=1, hidden=(16,)),
-    **below("vjepa2.stage2", depth=1, heads=2, head_dim=4, mlp_dim=16, rollout_steps=2),
-    **below("vjepa2.stage1.optim", **BUDGET), **below("vjepa2.stage2.optim", **BUDGET),
-    **below("reward", hidden=8, layers=1, seeds=1, study_transitions=100),
-    **below("reward.optim", updates=4, batch=8),
-}  # fmt: skip
-TINY_COMMAND = TINY | below("jepa", hidden=16) | below("vjepa2.stage1", hidden=16)
+TINY: dict[str, Any] = {"device": "cpu", "precision": "fp32"} | dotted({
+    "seeds": 1, "action_dim": 6, "data__sequence": 6,
+    **under("environment", image_size=SIDE, stack=STACK),
+    **under("encoder", latent_dim=8, heads=2, head_dim=4, mlp_dim=16, cnn_filters=4),
+    **under("decoder", patch=4, dim=16, depth=1, heads=2, head_dim=8, mlp_dim=16),
+    **under("decoder.optim", updates=4, batch=8), **under("jepa", hidden=(16, 16)),
+    **under("optim", **BUDGET), **under("vjepa2.stage1", patch=4, depth=1, hidden=(16,)),
+    **under("vjepa2.stage2", depth=1, heads=2, head_dim=4, mlp_dim=16, rollout_steps=2),
+    **under("vjepa2.stage1.optim", **BUDGET), **under("vjepa2.stage2.optim", **BUDGET),
+    **under("reward", hidden=8, layers=1, seeds=1, study_transitions=100),
+    **under("reward.optim", updates=4, batch=8),
+})  # fmt: skip
+TINY_COMMAND = TINY | {"pixels.jepa.hidden": 16, "pixels.vjepa2.stage1.hidden": 16}
 """`TINY` as a command line can say it, one `key=value` each."""
-ELSEWHERE = below("encoder", patch=4, depth=1, temporal_depth=1, temporal_heads=2,
-                  temporal_mlp=16, mlp_hidden=16)  # fmt: skip
+ELSEWHERE = dotted(under("encoder", patch=4, depth=1, temporal_depth=1, temporal_heads=2,
+                         temporal_mlp=16, mlp_hidden=16))  # fmt: skip
 """Small values of settings that act only after the encoder has been changed."""
 
 
 def tiny_config(**changes: Any) -> Config:
     """Keywords are keys below `pixels` with "__" for the dots: encoder__kind="vit"."""
-    dotted = {f"pixels.{key.replace('__', '.')}": value for key, value in changes.items()}
-    return profile("smoke").override(TINY | ELSEWHERE, strict=False).override(dotted)
+    return profile("smoke").override(TINY | ELSEWHERE, strict=False).override(dotted(changes))
 
 
 def tiny_pixels(**changes: Any) -> PixelsConfig:
@@ -57,6 +62,13 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def fresh(name: str, data: Any = SHAPES, seed: int = 0, **changes: Any) -> Any:
+    """The model `name` of models.py with the weights of a seed."""
+    config = tiny_pixels(**changes)
+    torch.manual_seed(seed)
+    return build_pixel_model(name, config, data)
+
+
 def two_stages_model(kind: Any, seed: int = 0, **changes: Any) -> Any:
     """A `kind` of module of vjepa2.py (or VJepa2), a little wider than `tiny_pixels`."""
     wide = {"encoder__latent_dim": 16, "encoder__mlp_dim": 32, "vjepa2__stage2__rollout_steps": 3}
@@ -64,9 +76,22 @@ def two_stages_model(kind: Any, seed: int = 0, **changes: Any) -> Any:
     return kind(tiny_pixels(**wide | changes), SHAPES)
 
 
+def random_window(count: int) -> tuple[torch.Tensor, ...]:
+    """Latents, actions and next latents of windows of six steps, as `WorldModel.loss` takes."""
+    z = torch.randn(count, 7, 16, generator=seeded(1))
+    return z[:, :-1], torch.randint(ACTIONS, (count, 6), generator=seeded(2)), z[:, 1:]
+
+
+def white(count: int, dim: int, seed: int = 0) -> np.ndarray:
+    """(count, dim) with exactly zero mean and identity covariance."""
+    values = np.random.default_rng(seed).normal(size=(count, dim))
+    values -= values.mean(0)
+    return np.linalg.svd(values, full_matrices=False)[0] * (count - 1) ** 0.5
+
+
 def tiny_transitions(episodes: int = 6, length: int = 10, continuous: bool = False) -> Transitions:
     """A bright square that the action moves by one of four directions, on a dark floor."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     steps = torch.tensor([[2, 0], [-2, 0], [0, 2], [0, -2]])
     frames, rows, action = [], [], []
     for episode in range(episodes):
@@ -78,10 +103,9 @@ def tiny_transitions(episodes: int = 6, length: int = 10, continuous: bool = Fal
             place = (place + steps[action[-1]]).clamp(0, SIDE - 4)
             rows.append((len(frames) - 1, len(frames), first, episode))
             frames.append(picture(place))
-    moves = torch.tensor(action)
-    kind, size = ("continuous", 2) if continuous else ("discrete", ACTIONS)
+    moves, kind, size = torch.tensor(action), "discrete", ACTIONS
     if continuous:
-        moves = steps[moves].float() / 2
+        moves, kind, size = steps[moves].float() / 2, "continuous", 2
     now, after, origin, episode = torch.tensor(rows).T
     return Transitions(torch.stack(frames), now, after, origin, moves, torch.zeros(len(now)),
                        episode, kind, size, STACK, {"environment": "square"})  # fmt: skip
@@ -95,11 +119,14 @@ def picture(place: torch.Tensor) -> torch.Tensor:
     return frame
 
 
+def tiny_batch(rows: int = 8, **options: Any):
+    return tiny_transitions(**options).batch(torch.arange(rows))
+
+
 def collected(**changes: Any) -> PixelsConfig:
     """Settings of ten short episodes of Drift at 16 px; keywords as in `tiny_config`."""
     small = {"environment__image_size": 16, "environment__max_steps": 12, "data__transitions": 0}
-    dotted = {f"pixels.{key.replace('__', '.')}": v for key, v in (small | changes).items()}
-    return profile("smoke").override(dotted).pixels
+    return profile("smoke").override(dotted(small | changes)).pixels
 
 
 def skilled(**changes: Any) -> PixelsConfig:
@@ -110,13 +137,12 @@ def skilled(**changes: Any) -> PixelsConfig:
 
 def numbered(lengths: list[int], stack: int = 3, skip: int = 0) -> Transitions:
     """Episodes of these lengths whose frames hold the running number of the frame."""
-    count = sum(length * (skip + 1) + 1 for length in lengths)
-    frames = torch.arange(count, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 8, 8)
     rows, origin = [], 0
     for episode, length in enumerate(lengths):
         starts = [origin + step * (skip + 1) for step in range(length)]
         rows += [(now, now + skip + 1, origin, episode) for now in starts]
         origin += length * (skip + 1) + 1
+    frames = torch.arange(origin, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 8, 8)
     now, after, first, episode = torch.tensor(rows).T
     order = torch.arange(len(rows))
     return Transitions(
@@ -136,10 +162,6 @@ def ema_follows(slow: Any, fast: Any, decay: float, after_update: Any) -> bool:
         wanted = [decay * old + (1 - decay) * new.detach() for old, new in pairs]
     pairs = zip(wanted, slow.parameters(), strict=True)
     return all(torch.allclose(one, two, atol=1e-6) for one, two in pairs)
-
-
-def tiny_batch(rows: int = 8, **options: Any):
-    return tiny_transitions(**options).batch(torch.arange(rows))
 
 
 def tiny_workspace(root, config: Config | None = None, name: str = "tiny") -> Workspace:

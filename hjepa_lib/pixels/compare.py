@@ -1,6 +1,5 @@
-"""The comparison of pixel models (MET-2): fair rows, what they claim, one table, the report.
+"""The comparison of pixel models (MET-2): fair rows, what they claim, one table.
 
-A row is one model and training seed: facts, scores, and errors per block of held-out transitions.
 A loss is an error in a model's own latent, whose unit is the model's choice: no loss is a column.
 """
 
@@ -11,14 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from hjepa_lib.config.pixels import MODELS
 from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, claim, student
 from hjepa_lib.files import WorkbookError
 
-RANDOM, RANDOM_VIT = "random", "random_vit"
-UNTRAINED = (RANDOM, RANDOM_VIT)
+UNTRAINED = ("random", "random_vit")
 """Frozen encoders as they were drawn: `pixels.encoder`, and the vision transformer of `vjepa2`."""
 COMPARED = (*MODELS, *UNTRAINED)
 """Every model of the comparison, in the order of its tables."""
@@ -35,8 +32,6 @@ BLOCK = 30
 """Consecutive transitions that are drawn anew together."""
 MATCH = 0.02
 """Largest difference in parameters of a matched pair, as a share of the smaller one."""
-
-
 SIGMAS = (0.01, 0.05, 0.1, 0.15, 0.2)
 """Standard deviations of the pixel noise, pixels in [0, 1]."""
 SHAPE = (
@@ -44,19 +39,19 @@ SHAPE = (
     "continuity_at_5", "smoothness_r2", "uniformity",
 )  # fmt: skip
 """What describes the shape of a latent space, see measures.py."""
-RANKED = {
-    "latent_error": ("low", "copy_last_latent"),  # squared, over that of the baseline
-    "frame_mse": ("low", "copy_last_frame"),  # pixels in [0, 1]
-    "frame_error": ("low", "copy_last_frame"),  # over that of the baseline
-    "reward_mse": ("low", MEAN_REWARD),
-    "reward_r2": ("high", MEAN_REWARD),
-    "larp_mse": ("low", MEAN_REWARD),
-    "larp_r2": ("high", MEAN_REWARD),
-    "larp_gain": ("high", "reward_mlp"),  # reward_mse - larp_mse, over that of the mean
+RANKED: dict[str, tuple[str, str, float | str]] = {
+    "latent_error": ("low", "copy_last_latent", 1.0),  # squared, over that of the guess
+    "frame_mse": ("low", "copy_last_frame", "copy_last_frame"),  # pixels in [0, 1]
+    "frame_error": ("low", "copy_last_frame", 1.0),  # over that of the guess
+    "reward_mse": ("low", MEAN_REWARD, MEAN_REWARD),
+    "reward_r2": ("high", MEAN_REWARD, "mean_reward_r2"),
+    "larp_mse": ("low", MEAN_REWARD, MEAN_REWARD),
+    "larp_r2": ("high", MEAN_REWARD, "mean_reward_r2"),
+    "larp_gain": ("high", "reward_mlp", 0.0),  # reward_mse - larp_mse, over that of the mean
 }
-"""Numbers by which models may be ranked: the better end, and the trivial guess beside them."""
+"""Numbers by which models may be ranked: better end, trivial guess, its value or whose it is."""
 COLUMNS = (
-    "parameters", "updates", "train_seconds", "update_memory_mb", *RANKED, *SHAPE, "latent_std",
+    "parameters", "updates", "train_seconds", *RANKED, *SHAPE, "latent_std",
     *(f"noise_{sigma:g}" for sigma in SIGMAS),
 )  # fmt: skip
 """Every number of a row, in the order of the table."""
@@ -80,11 +75,6 @@ class Row(NamedTuple):
     errors: dict[str, np.ndarray]  # kind -> (K,) errors per block, see `by_block`
 
 
-def untrained(model: str) -> str:
-    """The untrained encoder of the same architecture, against which `model` is held."""
-    return RANDOM_VIT if model in ("vjepa2", RANDOM_VIT) else RANDOM
-
-
 def by_block(errors: np.ndarray, episode: np.ndarray) -> np.ndarray:
     """(M,) errors in time order and their episode ids -> (K,), with the mean of the transitions.
 
@@ -104,7 +94,6 @@ def score(predicted: np.ndarray, reward: np.ndarray, note: str = "") -> dict[str
     return {"mse": mse, "r2": None if note else 1 - mse / float(reward.var()), "note": note}
 
 
-# --- what is fair, and what is claimed ----------------------------------------------------------
 def check_rows(rows: Sequence[Row]) -> None:
     """WorkbookError, naming the mismatch, unless scores are finite and trainings comparable."""
     first: dict[Any, Mapping[str, Any]] = {}
@@ -142,7 +131,8 @@ def claims(
     for model, own in errors.items():
         pairs = [(kind, model, baseline) for kind, baseline in PAIRED]
         if model not in UNTRAINED:
-            pairs.append(("reward_mlp", untrained(model), "reward_mlp"))
+            plain = "random_vit" if model == "vjepa2" else "random"
+            pairs.append(("reward_mlp", plain, "reward_mlp"))
         if model == TWINS[0]:
             pairs += [(kind, TWINS[1], kind) for kind in ("frame", "reward_mlp")]
         for kind, other, baseline in pairs:
@@ -187,16 +177,14 @@ def notes(rows: Sequence[Row]) -> list[str]:
     """Sentences on where the trained models differ by design, made from the rows."""
     found, updates = [], []
     for name, own in of_models(rows).items():
-        if name in UNTRAINED:
-            continue
-        facts = [row.facts for row in own]
-        counts = sorted({one["updates"] for one in facts})
-        updates.append(f"{name} {' or '.join(f'{count:,}' for count in counts)}")
-        if stages := facts[0].get("stage_updates"):
-            parts = " + ".join(f"{count:,}" for count in stages)
+        facts = [row.facts for row in own if name not in UNTRAINED]
+        if counts := sorted({one["updates"] for one in facts}):
+            updates.append(f"{name} {' or '.join(f'{count:,}' for count in counts)}")
+        if stages := facts and facts[0].get("stage_updates"):
             found.append(
-                f"{name} is trained in {len(stages)} stages ({parts}): the rule of equal updates "
-                "does not hold for it."
+                f"{name} is trained in {len(stages)} stages "
+                f"({' + '.join(f'{count:,}' for count in stages)}): the rule of equal updates does "
+                "not hold for it."
             )
         if any(one["early_stopping"] for one in facts):
             found.append(f"The budget of {name} is in epochs and may stop early.")
@@ -210,7 +198,6 @@ def notes(rows: Sequence[Row]) -> list[str]:
     return [f"Updates: {', '.join(updates)}.", *found]
 
 
-# --- the table --------------------------------------------------------------------------------
 def over_seeds(values: Sequence[float | str]) -> dict[str, Any]:
     """Mean, 95 % Student interval over seeds, and their text; a note of one seed is that of all."""
     cell = {"mean": None, "low": None, "high": None, "seeds": len(values)}
@@ -269,18 +256,5 @@ def build(rows: Sequence[Row], pairs: Sequence[Mapping[str, int]] = ()) -> dict[
 
 def floor(comparison: Mapping[str, Any], column: str) -> float | str | None:
     """What the trivial guess of a column scores there; None for a column without one."""
-    if column in ("latent_error", "frame_error"):  # errors over those of the guess
-        return 1.0
-    if column == "larp_gain":
-        return 0.0
-    _, baseline = RANKED.get(column, ("", ""))
-    return comparison["baselines"].get(baseline + "_r2" * column.endswith("_r2"))
-
-
-def tidy(comparison: Mapping[str, Any]) -> pd.DataFrame:
-    """One line per model and column: model, column, mean, low, high, seeds, text."""
-    return pd.DataFrame(
-        {"model": model, "column": name, **cell}
-        for model, cells in comparison["models"].items()
-        for name, cell in cells.items()
-    )
+    *_, guess = RANKED.get(column, (None,))
+    return comparison["baselines"].get(guess, guess)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -30,10 +29,9 @@ _TRUE, _MODEL, _COPY = (
 )  # fmt: skip
 
 
-# --- frames -----------------------------------------------------------------------------------
 def stack_names(length: int) -> list[str]:
-    """Column titles of a stack and the next frame: t-3, t-2, t-1, t, t+1."""
-    return [f"t-{age}" if age else "t" for age in range(length - 1, -1, -1)] + ["t+1"]
+    """Titles of a stack's frames: t-3, t-2, t-1, t."""
+    return [*(f"t-{age}" for age in range(length - 1, 0, -1)), "t"]
 
 
 def samples(batch: TransitionBatch, title: str = "") -> Figure:
@@ -43,7 +41,12 @@ def samples(batch: TransitionBatch, title: str = "") -> Figure:
         f"a={np.array2string(action.numpy(), precision=1)}\nr={reward:.2f}"
         for action, reward in zip(batch.action, batch.reward, strict=True)
     ]
-    return frame_grid(rows, stack_names(batch.state.shape[1]), labels, title)
+    return frame_grid(rows, [*stack_names(batch.state.shape[1]), "t+1"], labels, title)
+
+
+def sample_rows(rows: int, epoch: int, count: int = SAMPLES) -> Tensor:
+    """The rows shown at `epoch`: a function of (rows, epoch) alone, so equal for every model."""
+    return pick(rows, count, FIRST_SEED + epoch)
 
 
 def save_samples(
@@ -51,43 +54,27 @@ def save_samples(
 ) -> list[Path]:
     """At most `count` random transitions as `sample_NN.png` in `folder` (DATA-9)."""
     batch = data[pick(len(data), count, seed)]
-    names = stack_names(batch.state.shape[1])
-    name = "sample_{:02d}.png"
-    return _films(Path(folder), name, names, batch.state, batch.next_state[:, -1])
+    pictures = {"t+1": batch.next_state[:, -1]}
+    return write_films(Path(folder), "sample_{:02d}.png", batch.state, pictures)
 
 
-def _films(
-    folder: Path, name: str, titles: Sequence[str], stacks: Tensor, *others: Tensor
+def write_films(
+    folder: Path, name: str, stacks: Tensor, others: Mapping[str, Tensor]
 ) -> list[Path]:
-    """The frames of each stack (n, L, C, H, W), and one of each of `others`, side by side."""
+    """PNGs `name.format(number)`: the frames of a stack (n, L, C, H, W), then titled `others`."""
+    titles = [*stack_names(stacks.shape[1]), *others]
     return [
         write_atomic(folder / name.format(number), film([*stack, *rest], titles))
-        for number, (stack, *rest) in enumerate(zip(stacks, *others, strict=True))
+        for number, (stack, *rest) in enumerate(zip(stacks, *others.values(), strict=True))
     ]
-
-
-def sample_rows(rows: int, epoch: int, count: int = SAMPLES) -> Tensor:
-    """The rows shown at `epoch`: a function of (rows, epoch) alone, so equal for every model."""
-    generator = torch.Generator().manual_seed(FIRST_SEED + epoch)
-    return torch.randperm(rows, generator=generator)[:count]
-
-
-def write_comparisons(
-    folder: Path, epoch: int, stacks: Tensor, true: Tensor, predicted: Tensor
-) -> None:
-    """`epoch_{e}_sample_{n}_comparison.png` for each of n samples; stacks (n, L, C, H, W)."""
-    names = [*stack_names(stacks.shape[1])[:-1], "true next", "predicted"]
-    name = f"epoch_{epoch}_sample_{{}}_comparison.png"
-    _films(folder, name, names, stacks, true, predicted)
 
 
 @styled
 def masks(frame: np.ndarray, hidden: Sequence[np.ndarray], patch: int) -> Figure:
     """A frame (Hpx, Wpx) in [0, 1] under masks (N,), row by row; hidden patches are flat."""
     figure, axes = style.grid_of(len(hidden), 4, 1.7, 0.25, title="What the online encoder may see")
-    rows, columns = (side // patch for side in frame.shape)
     for axis, mask in zip(axes, hidden, strict=True):
-        grid = np.asarray(mask, dtype=bool).reshape(rows, columns)
+        grid = np.asarray(mask, dtype=bool).reshape([side // patch for side in frame.shape])
         show_frame(axis, frame[None], f"{grid.sum()} of {grid.size} hidden")
         cover = np.zeros((*frame.shape, 4))
         cover[np.kron(grid, np.ones((patch, patch), dtype=bool))] = (0.90, 0.62, 0.0, 1.0)
@@ -95,15 +82,11 @@ def masks(frame: np.ndarray, hidden: Sequence[np.ndarray], patch: int) -> Figure
     return figure
 
 
-# --- training (11) ----------------------------------------------------------------------------
 @styled
 def training_curves(
     records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str = ""
 ) -> Figure:
-    """A panel per model: training and validation loss, one line per seed.
-
-    `records` maps a model to its seeds' rows of metrics.jsonl.
-    """
+    """A panel per model, a line per seed: losses in that model's rows of metrics.jsonl by seed."""
     figure, axes = style.panels(1, len(records), 2.7, 2.1, title=title)
     for axis, (name, seeds) in zip(axes, records.items(), strict=True):
         for rows in seeds:
@@ -117,9 +100,8 @@ def training_curves(
 def gradient_flow(norms: Mapping[str, Mapping[str, float]], title: str = "") -> Figure:
     """Gradient norm of each part (columns) under each loss (rows); an empty cell got none."""
     table = pd.DataFrame.from_dict(norms, orient="index")
-    figure, (axis,) = style.panels(
-        1, 1, 1.6 + 1.1 * table.shape[1], 1.0 + 0.28 * len(table), title=title
-    )
+    size = 1.6 + 1.1 * table.shape[1], 1.0 + 0.28 * len(table)
+    figure, (axis,) = style.panels(1, 1, *size, title=title)
     shade = np.log10(table.where(table > 0))
     axis.imshow(shade, aspect="auto", cmap=style.SEQUENTIAL, alpha=0.55)
     for (row, column), value in np.ndenumerate(table):
@@ -141,9 +123,8 @@ def variant_bars(rows: Sequence[Any], full_rank: int, title: str = "") -> Figure
         "error / variance": "predicted",
         "error of no change / variance": "stay",
     }
-    figure, axes = style.panels(
-        1, len(panels), 2.3, 0.9 + 0.26 * len(rows), sharey=True, title=title
-    )
+    height = 0.9 + 0.26 * len(rows)
+    figure, axes = style.panels(1, len(panels), 2.3, height, sharey=True, title=title)
     names = [f"{row['target']} · {row['auxiliary']}" for row in rows]
     for axis, (name, key) in zip(axes, panels.items(), strict=True):
         axis.barh(names, [row[key] for row in rows], color=style.BLUE, height=0.6)
@@ -153,7 +134,6 @@ def variant_bars(rows: Sequence[Any], full_rank: int, title: str = "") -> Figure
     return figure
 
 
-# --- the two-stage model (12) -----------------------------------------------------------------
 @styled
 def world_model_predictions(true: np.ndarray, imagined: np.ndarray, action: np.ndarray) -> Figure:
     """One roll-out: latent dimensions 0 and 1, norms, L2 error, first number of the action.

@@ -18,30 +18,26 @@ from hjepa_lib.pixels.training import fit, in_chunks
 from hjepa_lib.training.loop import Fit
 
 HEADS = ("reward_mlp", "larp", "larp_copy")
-"""Reward MLP, look-ahead reward predictor, and its baseline: LARP told that nothing will move
-(the present latent in the place of the imagined one, the same number of weights)."""
+"""Reward MLP, LARP, and LARP told that nothing will move (the present latent as the imagined)."""
 CHOICE = 8
-"""One in so many training rows chooses a head's weights; rows are in time order."""
+"""One in so many training rows, the last ones in time, chooses a head's weights."""
 LEAST_DEVIATION = 1e-5  # a feature that varies less is constant: it is centred, never amplified
 
 
 class RewardHead(nn.Module):
     """MLP from (B, width) inputs to (B,) rewards, in the environment's reward units.
 
-    Its weights depend on width and `seed` alone, those of hidden layers on the seed: equal for
-    every base model, and for the reward MLP and LARP.
+    First weights depend on `seed` and the layer's widths alone: equal for every base model.
     """
 
     def __init__(self, config: RewardConfig, width: int, seed: int = 0) -> None:
         super().__init__()
         self.width = width
-        hidden = [config.hidden] * config.layers
-        activation = ACTIVATIONS[config.activation]
+        activation, hidden = ACTIVATIONS[config.activation], [config.hidden] * config.layers
         self.net = mlp(width, *hidden, 1, activation=activation, dropout=config.dropout)
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("deviation", torch.ones(width))
-        linear = [layer for layer in self.net if isinstance(layer, nn.Linear)]
-        for index, layer in enumerate(linear):
+        for index, layer in enumerate(one for one in self.net if isinstance(one, nn.Linear)):
             torch.manual_seed(seed * 1_009 + index)
             initialise(layer)
 
@@ -93,8 +89,7 @@ def encode(model: Any, data: Any) -> Features:
 def fit_head(kind: str, train: Features, config: RewardConfig, seed: int) -> Fit | None:
     """Iterate to train a head of `HEADS`; None when the model has no imagined latent.
 
-    Heads of all models get the same batches, noise and budget. The last eighth of the training rows
-    chooses the weights: held-out transitions choose nothing.
+    Batches, noise and budget are the same for all models; held-out transitions choose nothing.
     """
     inputs = train.inputs(kind)
     if inputs is None:
@@ -103,6 +98,8 @@ def fit_head(kind: str, train: Features, config: RewardConfig, seed: int) -> Fit
     if config.standardise:
         head.standardise(inputs)
     learn = len(inputs) - max(1, len(inputs) // CHOICE)
-    parts = (slice(learn), slice(learn, None))
-    data = [TensorDataset(inputs[rows], train.reward[rows]) for rows in parts]
-    return fit(head, *data, config.optim, seed=seed)
+    seen, chosen = (
+        TensorDataset(inputs[rows], train.reward[rows])
+        for rows in (slice(learn), slice(learn, None))
+    )
+    return fit(head, seen, chosen, config.optim, seed=seed)

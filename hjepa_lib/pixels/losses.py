@@ -41,22 +41,20 @@ class VICReg(nn.Module):
         config, views = self.config, [self.projector(view) for view in views]
         if config.clamp:
             views = [view.clamp(-MOST["projection"], MOST["projection"]) for view in views]
-        parts = [self._spread(view) for view in views]
-        std, cov = (torch.stack(part).mean() for part in zip(*parts, strict=True))
+        std = torch.stack([hinge_std(view, config.eps) for view in views]).mean()
+        cov = torch.stack([self._covariance(view) for view in views]).mean()
         sim = F.mse_loss(*views) if len(views) == 2 else views[0].new_zeros(())
         terms = {"sim": sim, "std": std, "cov": cov}
         if config.clamp:
             terms = {name: term.clamp(max=MOST["term"]) for name, term in terms.items()}
         return sum(getattr(config, name) * term for name, term in terms.items()), terms
 
-    def _spread(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """std and cov of one view (B, D)."""
+    def _covariance(self, z: Tensor) -> Tensor:
         if not self.config.clamp:
-            return hinge_std(z, self.config.eps), covariance(z) * (z.shape[1] - 1)
+            return covariance(z) * (z.shape[1] - 1)
         centred, most = z - z.mean(dim=0), MOST["covariance"]
         matrix = (centred.T @ centred / (len(z) - 1)).clamp(-most, most)
-        cov = _off_diagonal(matrix).square().sum() / z.shape[1]
-        return hinge_std(z, self.config.eps), cov
+        return _off_diagonal(matrix) / z.shape[1]
 
 
 class BarlowTwins(nn.Module):
@@ -75,12 +73,10 @@ class BarlowTwins(nn.Module):
             variance = z.var(dim=0, unbiased=False)
             scaled.append((z - z.mean(dim=0)) / (variance + config.barlow_eps).sqrt())
         matrix = scaled[0].T @ scaled[-1] / len(scaled[0])  # (D, D)
-        terms = {
-            "invariance": (matrix.diagonal() - 1).square().sum(),
-            "redundancy": _off_diagonal(matrix).square().sum(),
-        }
-        total = terms["invariance"] + config.barlow_lambda * terms["redundancy"]
-        return config.barlow_scale * total, terms
+        invariance = (matrix.diagonal() - 1).square().sum()
+        redundancy = _off_diagonal(matrix)
+        total = config.barlow_scale * (invariance + config.barlow_lambda * redundancy)
+        return total, {"invariance": invariance, "redundancy": redundancy}
 
 
 class DinoCentring(nn.Module):
@@ -112,4 +108,5 @@ def build_regulariser(config: AuxiliaryConfig, latent_dim: int) -> nn.Module | N
 
 
 def _off_diagonal(matrix: Tensor) -> Tensor:
-    return matrix - matrix.diagonal().diag()
+    """Sum of the squares."""
+    return (matrix - matrix.diagonal().diag()).square().sum()

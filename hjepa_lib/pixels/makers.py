@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +33,18 @@ from hjepa_lib.pixels.stages import (
     make_transitions,
     seconds_of,
 )
-from hjepa_lib.pixels.training import PixelLog, fit, in_chunks, next_latent, passes
+from hjepa_lib.pixels.training import epoch_of, epoch_row, fit, in_chunks, next_latent
 from hjepa_lib.pixels.transitions import Transitions, scaled, shapes_of
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Fit, Report, batches_sha256
 
-LOGS = {
-    "enc_dec": ("StdEncDec", "encoder_decoder"),
-    "enc_dec_jepa": ("EncDecJepaStyle", "encoder_decoder_jepa_style"),
-    "jepa": ("JEPA", ""),
-    "decoder_jepa": ("JEPA_Decoder", "jepa_decoder"),
-    "decoder_vjepa2": ("VJEPA2_Decoder", "vjepa2_decoder"),
-    "vjepa2_stage1": ("stage1", ""),
-    "vjepa2": ("stage2", ""),
+PICTURES = {
+    "enc_dec": "encoder_decoder",
+    "enc_dec_jepa": "encoder_decoder_jepa_style",
+    "decoder_jepa": "jepa_decoder",
+    "decoder_vjepa2": "vjepa2_decoder",
 }
-"""What the logged keys of a training begin with, and where below `decoder_plots/` it is drawn."""
+"""Where below `decoder_plots/` a training is drawn (FIG-1)."""
 
 
 def make_data(ws: Workspace, folder: Path) -> None:
@@ -72,14 +70,15 @@ def run_fit(
     Of the first seed's models `predict(batch)` is drawn after each epoch (FIG-1). A fit that has
     not begun goes on where the weights `going_on` ended.
     """
-    stage, (prefix, pictures) = f"{name}_s{number}", LOGS[name]
+    stage = f"{name}_s{number}"
     options = {"seed": ws.config.seed + number, "precision": ws.precision, "most": most}
     work = fit(module, *data, optim, stage=stage, folder=ws.resume(stage), **options)
     if going_on and work.update == 0:
         work.resume(resume_path(Path(going_on)), same_settings=False)
-    for report in ws.follow(work, stage, PixelLog(prefix, work, ws.config.pixels.log_every)):
+    row = partial(epoch_row, fit=work, every=ws.config.pixels.log_every)
+    for report in ws.follow(work, stage, row):
         if report.validation and predict is not None and number == 0:
-            draw(ws, pictures, passes(report.update, work.config.validate_every), predict)
+            draw(ws, PICTURES[name], epoch_of(report.update, work), predict)
         yield report
     return work
 
@@ -89,8 +88,10 @@ def draw(ws: Workspace, pictures: str, epoch: int, predict: Predict) -> None:
     """Five held-out samples of `predict(batch)`, the same ones for every model."""
     _, data = make_transitions(ws)
     batch = data[figures.sample_rows(len(data), epoch)].to(ws.device)
-    shown = scaled(batch.state), scaled(batch.next_state[:, -1]), predict(batch)
-    figures.write_comparisons(ws.run.folder(f"decoder_plots/{pictures}"), epoch, *shown)
+    drawn = {"true next": scaled(batch.next_state[:, -1]), "predicted": predict(batch)}
+    name = f"epoch_{epoch}_sample_{{}}_comparison.png"
+    folder = ws.run.folder(f"decoder_plots/{pictures}")
+    figures.write_films(folder, name, scaled(batch.state), drawn)
 
 
 def facts_of(ws: Workspace, name: str, number: int, work: Fit | None = None) -> dict[str, Any]:
@@ -198,8 +199,8 @@ def make_heads(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[
             heads[kind] = {"status": "not applicable: this model has no imagined latent"}
             continue
         head, initial = work.module, fingerprint(work.module.net)
-        log = PixelLog(f"{kind}/{name}", work, config.log_every)
-        yield from ws.follow(work, f"{stage}_{kind}", log)
+        row = partial(epoch_row, fit=work, every=config.log_every)
+        yield from ws.follow(work, f"{stage}_{kind}", row)
         work.load_best()
         cell[kind] = head.eval().requires_grad_(False)(validation.inputs(kind)).cpu().numpy()
         heads[kind] = {"status": "ok", "initial_sha256": initial, "updates": work.update}

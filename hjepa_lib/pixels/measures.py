@@ -17,13 +17,9 @@ from scipy.spatial.distance import pdist
 from scipy.special import logsumexp
 from torch import Tensor, nn
 
-from hjepa_lib.config.pixels import PixelsConfig
-from hjepa_lib.evaluation.compute import update_bytes
 from hjepa_lib.pixels.compare import SIGMAS
-from hjepa_lib.pixels.models import build_pixel_model
 from hjepa_lib.pixels.training import CHUNK
-from hjepa_lib.pixels.transitions import Transitions, scaled, shapes_of
-from hjepa_lib.pixels.vjepa2 import WorldModel
+from hjepa_lib.pixels.transitions import Transitions, scaled
 from hjepa_lib.training.probes import effective_rank
 
 NEIGHBOURS = 5
@@ -37,9 +33,10 @@ _LEAST = 2 * NEIGHBOURS + 1  # trustworthiness is defined for fewer neighbours t
 _FLAT = 1e-12  # a variance below this share of the mean square is rounding
 Predict = Callable[[Any], Tensor]
 """A batch of transitions -> next frames (B, C, H, W)."""
+Encode = Callable[[Tensor], Tensor]
+"""uint8 states (M, L, C, H, W) -> latents (M, D)."""
 
 
-# --- errors -----------------------------------------------------------------------------------
 @torch.no_grad()
 def transition_errors(
     train: Transitions,
@@ -53,28 +50,24 @@ def transition_errors(
     `frame` of `predict`, `copy_last_frame` and `mean_frame` in pixels of [0, 1]; `latent` and
     `copy_last_latent` where `model` imagines encodings; `changed`, the share of pixels that move.
     """
-    pieces: dict[str, list[Tensor]] = {}
     total = sum(part.double().sum(dim=0) for part in train.frames.split(CHUNK))
     mean = (total / len(train.frames) / 255).float().to(device)
 
-    def keep(name: str, guess: Tensor, truth: Tensor) -> None:
-        gap = (guess.float() - truth.float()).square().flatten(1).mean(1)
-        pieces.setdefault(name, []).append(gap.cpu().double())
-
-    for index in torch.arange(len(data)).split(CHUNK):
-        batch = data[index].to(device)
+    def errors(batch: Any) -> dict[str, Tensor]:
         before, after = scaled(batch.state[:, -1]), scaled(batch.next_state[:, -1])
-        keep("copy_last_frame", before, after)
-        keep("mean_frame", mean.expand_as(after), after)
-        moved = ((after - before).abs() > CHANGED).flatten(1).float().mean(1)
-        pieces.setdefault("changed", []).append(moved.cpu().double())
+        pairs = {"copy_last_frame": (before, after), "mean_frame": (mean.expand_as(after), after)}
         if predict is not None:
-            keep("frame", predict(batch), after)
+            pairs["frame"] = predict(batch), after
         if model is not None and model.predicts_latents:
             truth = model.encode_target(batch.next_state)
-            keep("latent", model.imagine(model.encode(batch.state), batch.action), truth)
-            keep("copy_last_latent", model.encode_target(batch.state), truth)
-    return {name: torch.cat(parts).numpy() for name, parts in pieces.items()}
+            pairs["latent"] = model.imagine(model.encode(batch.state), batch.action), truth
+            pairs["copy_last_latent"] = model.encode_target(batch.state), truth
+        found = {name: (one.float() - two.float()).square() for name, (one, two) in pairs.items()}
+        found["changed"] = ((after - before).abs() > CHANGED).float()
+        return {name: part.flatten(1).mean(1).cpu().double() for name, part in found.items()}
+
+    parts = [errors(data[rows].to(device)) for rows in torch.arange(len(data)).split(CHUNK)]
+    return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
 
 def frame_scores(
@@ -102,34 +95,6 @@ def latent_errors(model: Any, batch: Any) -> tuple[float, float]:
     return predicted, stay
 
 
-def update_megabytes(name: str, config: PixelsConfig, data: Any) -> float:
-    """MB of one training update of model `name` on `data`; of the larger stage for `vjepa2`."""
-
-    def first(count: int) -> Tensor:
-        return torch.arange(count) % len(data)
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        generator = torch.Generator().manual_seed(0)
-        if name != "vjepa2":
-            model = build_pixel_model(name, config, data).train()
-            batch = data[first(config.optim.batch)]
-            return update_bytes(model, lambda: model.loss(batch)[0]) / 1e6
-        one, two = config.vjepa2.stage1, config.vjepa2.stage2
-        masked = build_pixel_model("stage1", config, data).train()
-        batch = data[first(one.optim.batch)]
-        world = WorldModel(config, shapes_of(data)).train()
-        size = two.optim.batch, config.data.sequence
-        now, then = torch.randn(2, *size, config.encoder.latent_dim)
-        action = data.action[first(math.prod(size))].unflatten(0, size)
-        stages = (
-            update_bytes(masked, lambda: masked.loss(batch, generator)[0]),
-            update_bytes(world, lambda: world.loss((now, action, then), generator)[0]),
-        )
-        return max(stages) / 1e6
-
-
-# --- the shape of a latent space ----------------------------------------------------------------
 def spectrum(latents: np.ndarray) -> np.ndarray:
     """(M, D) -> (D,) eigenvalues of the covariance, largest first, not negative."""
     centred = latents - latents.mean(0)
@@ -197,37 +162,30 @@ def uniformity(latents: np.ndarray) -> float:
     return float(logsumexp(-2 * gaps, b=1 / len(gaps))) if len(gaps) else math.nan
 
 
-def noise_sensitivity(
-    encode: Callable[[Tensor], Tensor], state: Tensor, seed: int = 0
-) -> dict[float, float]:
+def noise_sensitivity(encode: Encode, state: Tensor, seed: int = 0) -> dict[float, float]:
     """{sigma: mean |z(s + noise) - z(s)| / spread of z}, noise N(0, sigma^2) on pixels in [0, 1].
 
-    `encode` maps uint8 states (M, ...) to float64 (M, D) on the CPU. The spread is the root mean
-    squared distance from the mean: at 1 noise moves a latent as far as another state would.
+    The spread is the root mean squared distance from the mean: at 1 noise moves a latent as far as
+    another state would.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(state.shape, generator=generator).to(state.device)
-    clean = encode(state)
+    clean = encode_chunked(encode, state)
     spread = (clean - clean.mean(0)).square().sum(1).mean().sqrt()
-    flat = _flat(clean.numpy())
-    found = {}
-    for sigma in SIGMAS:
-        noisy = (state + 255 * sigma * noise).round().clamp(0, 255).to(torch.uint8)
-        shift = (encode(noisy) - clean).norm(dim=1).mean()
-        found[sigma] = math.nan if flat else float(shift / spread)
+    found = dict.fromkeys(SIGMAS, math.nan)
+    if not _flat(clean.numpy()):
+        for sigma in SIGMAS:
+            noisy = (state + 255 * sigma * noise).round().clamp(0, 255).to(torch.uint8)
+            shift = (encode_chunked(encode, noisy) - clean).norm(dim=1).mean()
+            found[sigma] = float(shift / spread)
     return found
 
 
-def measure(
-    encode: Callable[[Tensor], Tensor], state: Tensor, next_state: Tensor, seed: int = 0
-) -> dict[str, float]:
-    """All measures of one encoder on M transitions, by the names of the comparison table.
-
-    States are (M, L, C, H, W) uint8.
-    """
+def measure(encode: Encode, state: Tensor, next_state: Tensor, seed: int = 0) -> dict[str, float]:
+    """All measures of one encoder on M transitions, by the names of the comparison table."""
     z, after = (encode_chunked(encode, part).numpy() for part in (state, next_state))
     pixels = [part.flatten(1).cpu().double().numpy() / 255 for part in (state, next_state)]
-    noise = noise_sensitivity(lambda part: encode_chunked(encode, part), state, seed)
+    noise = noise_sensitivity(encode, state, seed)
     return {
         "participation_ratio": participation_ratio(z),
         "effective_rank": math.nan if _flat(z) else effective_rank(torch.from_numpy(z)),
@@ -241,7 +199,7 @@ def measure(
 
 
 @torch.no_grad()
-def encode_chunked(encode: Callable[[Tensor], Tensor], state: Tensor, size: int = 128) -> Tensor:
+def encode_chunked(encode: Encode, state: Tensor, size: int = 128) -> Tensor:
     """(M, ...) states -> (M, D) float64 latents on the CPU, `size` states at a time."""
     return torch.cat([encode(part).cpu().double() for part in state.split(size)])
 

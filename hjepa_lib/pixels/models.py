@@ -17,17 +17,11 @@ from torch.nn.utils import parameters_to_vector
 
 from hjepa_lib.config import ConfigError, from_dict, to_dict
 from hjepa_lib.config.pixels import DecoderConfig, PixelsConfig
-from hjepa_lib.models.checkpoint import load_module, load_weights, read_meta, save_module
+from hjepa_lib.models import checkpoint
 from hjepa_lib.models.layers import count_parameters, full_precision, update_ema
+from hjepa_lib.pixels import networks
 from hjepa_lib.pixels.losses import build_regulariser
-from hjepa_lib.pixels.networks import (
-    ENCODERS,
-    ActionEmbedding,
-    LatentPredictor,
-    PatchDecoder,
-    initialise,
-    unit_size,
-)
+from hjepa_lib.pixels.networks import LatentPredictor, PatchDecoder
 from hjepa_lib.pixels.transitions import PixelShapes, Transitions, scaled, shapes_of
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, MaskedViT, WorldModel
 
@@ -57,8 +51,8 @@ class PixelModel(nn.Module):
         self.config, self.shapes, self.name = config, shapes, name
         self.latent_dim = config.encoder.latent_dim
         # The encoder comes first in every model: with one seed they all start from the same one.
-        self.encoder = encoder or ENCODERS[config.encoder.kind](config.encoder, shapes)
-        self.action = action or ActionEmbedding(shapes, config.action_dim)
+        self.encoder = encoder or networks.ENCODERS[config.encoder.kind](config.encoder, shapes)
+        self.action = action or networks.action_embedding(shapes, config.action_dim)
         self.predictor: nn.Module | None = None
         self.regulariser: nn.Module | None = None
 
@@ -145,11 +139,6 @@ class PixelJepa(PixelModel):
             )
         self.target_encoder: nn.Module | None = None
 
-    def make_target(self) -> None:
-        """Copy the encoder; called once its first weights are drawn."""
-        if self.mode != "none":
-            self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
-
     def train(self, mode: bool = True) -> PixelJepa:
         """The target encoder never drops anything out: what is predicted must not be noise."""
         super().train(mode)
@@ -167,8 +156,7 @@ class PixelJepa(PixelModel):
     def encode_target(self, state: Tensor) -> Tensor:
         """(B, D) of the slow copy, without gradient; of the encoder itself in the mode `none`."""
         with torch.no_grad():
-            encoder = self.encoder if self.target_encoder is None else self.target_encoder
-            return encoder(self.shapes.pixels(state)).float()
+            return (self.target_encoder or self.encoder)(self.shapes.pixels(state)).float()
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Prediction, target without gradient, views of the auxiliary loss; all (B, D)."""
@@ -192,10 +180,9 @@ class PixelJepa(PixelModel):
     @torch.no_grad()
     def weight_difference(self) -> float:
         """Mean squared difference between online and target weights (0 without a target)."""
-        if self.target_encoder is None:
-            return 0.0
         slow, fast = (
-            parameters_to_vector(part.parameters()) for part in (self.target_encoder, self.encoder)
+            parameters_to_vector(part.parameters())
+            for part in (self.target_encoder or self.encoder, self.encoder)
         )
         return (slow - fast).square().mean().item()
 
@@ -219,11 +206,8 @@ class VJepa2(PixelModel):
         return self.world(latent[:, None], action[:, None])[:, 0]
 
 
-# --- by name: with fresh weights, or from a file ------------------------------------------------
-KINDS = {
-    "enc_dec": EncoderDecoder, "enc_dec_jepa": EncoderDecoder, "jepa": PixelJepa,
-    "random": PixelModel,
-}  # fmt: skip
+KINDS = {"enc_dec": EncoderDecoder, "enc_dec_jepa": EncoderDecoder, "jepa": PixelJepa,
+         "random": PixelModel}  # fmt: skip
 
 
 def build_pixel_model(name: str, config: PixelsConfig, data: Any) -> Any:
@@ -235,21 +219,20 @@ def build_pixel_model(name: str, config: PixelsConfig, data: Any) -> Any:
     shapes = shapes_of(data)
     if name == "stage1":
         return MaskedPrediction(config, shapes)
-    if name in ("vjepa2", "random_vit"):
+    if name == "vjepa2":
+        return VJepa2(config, shapes)
+    if name == "random_vit":  # with one seed stage 1 begins with this very encoder
         whole = VJepa2(config, shapes)
-        if name == "vjepa2":
-            return whole
-        # With one seed stage 1 begins with this very encoder.
         return PixelModel(config, shapes, name, whole.encoder, whole.action).eval()
     seed = int(torch.randint(2**31, (1,)))
     model = KINDS[name](config, shapes, name)
     torch.manual_seed(seed)  # building drew another number of them per model
-    initialise(model)
+    networks.initialise(model)
     if isinstance(data, Transitions):
         rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:SIZE_ROWS]
-        unit_size(model.encoder, shapes.pixels(data[rows.sort().values].state))
-    if isinstance(model, PixelJepa):
-        model.make_target()
+        networks.unit_size(model.encoder, shapes.pixels(data[rows.sort().values].state))
+    if name == "jepa" and model.mode != "none":
+        model.target_encoder = copy.deepcopy(model.encoder).requires_grad_(False)
     return model.requires_grad_(False) if name == "random" else model
 
 
@@ -266,7 +249,7 @@ def save_model(folder: Path, model: Any, file: str = "", /, **facts: Any) -> Pat
     """Write `model` under its name of `FILES`, or as `file`; `facts` stand beside its config."""
     path = folder / (file or FILES[model.name])
     meta = {"config": to_dict(model.config), "shapes": model.shapes._asdict()}
-    save_module(path, model, f"pixel {model.name}", **meta, **facts)
+    checkpoint.save_module(path, model, f"pixel {model.name}", **meta, **facts)
     return path
 
 
@@ -280,18 +263,18 @@ def load_model(path: Path, name: str) -> Any:
             return PatchDecoder(config, meta["input_dim"], shapes)
         return build_pixel_model(name, from_dict(PixelsConfig, meta["config"]), shapes)
 
-    return load_module(_find(path, name), f"pixel {name}", build)
+    return checkpoint.load_module(_find(path, name), f"pixel {name}", build)
 
 
 def about_model(path: Path, name: str) -> dict[str, Any]:
     """What is written beside the stored model `name`; FileError when it is another."""
-    return read_meta(_find(path, name), f"pixel {name}")
+    return checkpoint.read_meta(_find(path, name), f"pixel {name}")
 
 
 def fill_model(path: Path, model: Any) -> None:
     """Weights of a file or folder into `model` (TRAIN-6); FileError if they do not fit."""
     about_model(path, model.name)
-    load_weights(Path(f"{_find(path, model.name)}.safetensors"), model)
+    checkpoint.load_weights(Path(f"{_find(path, model.name)}.safetensors"), model)
 
 
 def _find(path: Path, name: str) -> Path:

@@ -13,17 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hjepa_lib.config.pixels import DecoderConfig, PixelEncoderConfig, PixelJepaConfig
-from hjepa_lib.models.layers import (
-    Attention,
-    Block,
-    Patches,
-    Transformer,
-    count_parameters,
-    feed_forward,
-    mlp,
-    patch_grid,
-    sides,
-)
+from hjepa_lib.models import layers
+from hjepa_lib.models.layers import count_parameters, mlp, sides
 from hjepa_lib.pixels.transitions import PixelShapes, scaled
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -33,26 +24,23 @@ LARGE = 512
 """A linear layer with a side of this length or more starts from Xavier with gain 0.5."""
 
 
-# --- encoders ---------------------------------------------------------------------------------
 class VitEncoder(nn.Module):
     """Spatial transformer per frame, temporal transformer over the frame tokens (MOD-2)."""
 
     def __init__(self, config: PixelEncoderConfig, shapes: PixelShapes) -> None:
         super().__init__()
         dim, self.pool = config.latent_dim, config.pool
-        self.patches = Patches(shapes.channels, shapes.image_size, config.patch, dim)
+        self.patches = layers.Patches(shapes.channels, shapes.image_size, config.patch, dim)
         self.cls = nn.Parameter(torch.zeros(dim))
         self.dropout = nn.Dropout(config.embedding_dropout)
-        self.spatial = Transformer(
+        self.spatial = layers.Transformer(
             dim, config.depth, config.heads, config.head_dim, config.mlp_dim, config.dropout
         )
-        self.temporal: Transformer | None = None
+        self.temporal: nn.Module | None = None
         if config.temporal_depth:
             heads = config.temporal_heads
-            self.temporal = Transformer(
-                dim, config.temporal_depth, heads, max(1, dim // heads), config.temporal_mlp,
-                config.temporal_dropout,
-            )  # fmt: skip
+            sizes = heads, max(1, dim // heads), config.temporal_mlp, config.temporal_dropout
+            self.temporal = layers.Transformer(dim, config.temporal_depth, *sizes)
             self.frame_cls = nn.Parameter(torch.zeros(dim))
             self.frame_position = nn.Parameter(torch.zeros(shapes.stack, dim))
         else:  # frames side by side keep their order without a transformer
@@ -77,18 +65,16 @@ def prepend(token: Tensor, tokens: Tensor) -> Tensor:
 
 def cnn_encoder(config: PixelEncoderConfig, shapes: PixelShapes) -> nn.Sequential:
     """3 x 3 convolutions of stride 2 with doubling filters over the L * C planes (MOD-3)."""
-    activation = ACTIVATIONS[config.cnn_activation]
-    layers: list[nn.Module] = []
-    width = shapes.channels * shapes.stack
-    height, breadth = sides(shapes.image_size)
+    activation, convs = ACTIVATIONS[config.cnn_activation], []
+    width, (height, breadth) = shapes.channels * shapes.stack, sides(shapes.image_size)
     for index in range(config.cnn_layers):
         filters = config.cnn_filters * 2**index
-        layers += [nn.Conv2d(width, filters, 3, stride=2, padding=1), activation()]
-        layers.append(nn.Dropout2d(config.cnn_dropout))
+        convs += [nn.Conv2d(width, filters, 3, stride=2, padding=1), activation()]
+        convs.append(nn.Dropout2d(config.cnn_dropout))
         width, height, breadth = filters, (height + 1) // 2, (breadth + 1) // 2
     hidden = [config.cnn_hidden] if config.cnn_hidden else []
     head = mlp(width * height * breadth, *hidden, config.latent_dim, activation=activation)
-    parts = {"planes": nn.Flatten(1, 2), "convs": nn.Sequential(*layers), "flat": nn.Flatten()}
+    parts = {"planes": nn.Flatten(1, 2), "convs": nn.Sequential(*convs), "flat": nn.Flatten()}
     return nn.Sequential(OrderedDict(parts, head=head))
 
 
@@ -98,25 +84,18 @@ def mlp_encoder(config: PixelEncoderConfig, shapes: PixelShapes) -> nn.Sequentia
     widths = [shapes.stack * shapes.channels * height * width]
     widths += [config.mlp_hidden] * config.mlp_layers
     activation = ACTIVATIONS[config.mlp_activation]
-    layers = mlp(*widths, config.latent_dim, activation=activation, dropout=config.mlp_dropout)
-    return nn.Sequential(OrderedDict(flat=nn.Flatten(), layers=layers))
+    net = mlp(*widths, config.latent_dim, activation=activation, dropout=config.mlp_dropout)
+    return nn.Sequential(OrderedDict(flat=nn.Flatten(), layers=net))
 
 
 ENCODERS = {"vit": VitEncoder, "cnn": cnn_encoder, "mlp": mlp_encoder}
 """What the one setting `pixels.encoder.kind` switches for every model (MOD-1)."""
 
 
-# --- actions and the next latent --------------------------------------------------------------
-class ActionEmbedding(nn.Module):
+def action_embedding(shapes: PixelShapes, dim: int) -> nn.Sequential:
     """(...,) action numbers or (..., A) continuous actions -> (..., dim) (MOD-5)."""
-
-    def __init__(self, shapes: PixelShapes, dim: int) -> None:
-        super().__init__()
-        kind = nn.Embedding if shapes.action_kind == "discrete" else nn.Linear
-        self.table = kind(shapes.action_dim, dim)
-
-    def forward(self, action: Tensor) -> Tensor:
-        return self.table(action)
+    kind = nn.Embedding if shapes.action_kind == "discrete" else nn.Linear
+    return nn.Sequential(OrderedDict(table=kind(shapes.action_dim, dim)))
 
 
 class LatentPredictor(nn.Module):
@@ -133,22 +112,19 @@ class LatentPredictor(nn.Module):
         heads = 4
         self.action = nn.Linear(action_dim, latent_dim)
         self.position = nn.Parameter(torch.zeros(2, latent_dim))
-        self.blocks = nn.ModuleList(
-            Block(latent_dim, heads, max(1, latent_dim // heads), width, config.dropout)
+        self.blocks = nn.Sequential(*(
+            layers.Block(latent_dim, heads, max(1, latent_dim // heads), width, config.dropout)
             for width in config.hidden
-        )
+        ))  # fmt: skip
         self.head = nn.Linear(latent_dim, latent_dim)
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
         if self.form == "mlp":
             return self.net(torch.cat([latent, action], dim=-1))
         x = torch.stack([latent, self.action(action)], dim=1) + self.position  # (B, 2, D)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x[:, 0])
+        return self.head(self.blocks(x)[:, 0])
 
 
-# --- decoder ----------------------------------------------------------------------------------
 class Look(nn.Module):
     """Cross-attention of x (B, N, dim) to one memory token (B, 1, dim) and a zero key and value.
 
@@ -178,8 +154,8 @@ class DecoderBlock(nn.Module):
         super().__init__()
         sizes = config.dim, config.heads, config.head_dim, config.dropout
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(config.dim) for _ in range(3))
-        self.attention, self.look = Attention(*sizes), Look(*sizes)
-        self.mlp = feed_forward(config.dim, config.mlp_dim, config.dropout)
+        self.attention, self.look = layers.Attention(*sizes), Look(*sizes)
+        self.mlp = layers.feed_forward(config.dim, config.mlp_dim, config.dropout)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
@@ -198,7 +174,7 @@ class PatchDecoder(nn.Module):
     def __init__(self, config: DecoderConfig, input_dim: int, shapes: PixelShapes) -> None:
         super().__init__()
         self.config, self.shapes = config, shapes
-        rows, columns = patch_grid(shapes.image_size, config.patch)
+        rows, columns = layers.patch_grid(shapes.image_size, config.patch)
         self.memory = nn.Linear(input_dim, config.dim)
         self.memory_norm = nn.LayerNorm(config.dim)
         self.query = nn.Parameter(torch.zeros(rows * columns, config.dim))
@@ -227,10 +203,9 @@ class PatchDecoder(nn.Module):
         return error, {"mse_reconstruction": error.item()}
 
 
-# --- first weights and counts (MOD-13) --------------------------------------------------------
 @torch.no_grad()
 def initialise(model: nn.Module) -> None:
-    """Draw all weights of `model` anew from torch's generator.
+    """Draw all weights of `model` anew from torch's generator (MOD-13).
 
     Embeddings are N(0, 0.01), learned tokens and positions N(0, 0.02); a module with
     `first_weights` has the last word on its own.

@@ -23,14 +23,13 @@ TITLES = {"reward_mlp": "Reward MLP", "larp": "Look-ahead reward predictor"}
 FOLDERS = {"reward_mlp": "reward_plots", "larp": "larp_plots"}
 """Where FIG-2's scatter plots of a run stand, by head."""
 SCORES = ("latent_error", "frame_error", "reward_r2", "larp_r2", "larp_gain")
+Parts = Mapping[str, tuple[np.ndarray, np.ndarray]]
+"""Name -> true and predicted rewards (n,)."""
 
 
-# --- rewards (13) -----------------------------------------------------------------------------
 @styled
-def reward_scatter(
-    parts: Mapping[str, tuple[np.ndarray, np.ndarray]], note: str = "", title: str = ""
-) -> Figure:
-    """One square panel per name: true and predicted rewards (n,), score in the title (FIG-2)."""
+def reward_scatter(parts: Parts, note: str = "", title: str = "") -> Figure:
+    """One square panel per name, score in its title (FIG-2)."""
     figure, axes = style.grid_of(len(parts), 3, 2.5, 0.25, title=title)
     for axis, (name, (reward, predicted)) in zip(axes, parts.items(), strict=True):
         found = score(predicted, reward, note)
@@ -40,9 +39,7 @@ def reward_scatter(
     return figure
 
 
-def save_scatters(
-    folder: Path, head: str, parts: Mapping[str, tuple[np.ndarray, np.ndarray]], note: str = ""
-) -> list[Path]:
+def save_scatters(folder: Path, head: str, parts: Parts, note: str = "") -> list[Path]:
     """One PNG per model in reward_plots/ or larp_plots/ of the run folder; returns the paths."""
     return [
         style.save(reward_scatter({name: part}, note), folder / FOLDERS[head] / f"{name}.png")
@@ -76,7 +73,6 @@ def look_ahead_gain(worlds: Mapping[str, Sequence[Mapping[str, Any]]], title: st
     return figure
 
 
-# --- representation (10, 15) --------------------------------------------------------------------
 @styled
 def latent_maps(
     latents: Mapping[str, np.ndarray], colour: np.ndarray, colour_name: str, title: str = "Latents"
@@ -86,13 +82,11 @@ def latent_maps(
     limits = {"vmin": colour.min(), "vmax": colour.max(), "s": 4}
     for column, (name, values) in enumerate(latents.items()):
         different = len(np.unique(values, axis=0)) if values.shape[1] > 1 else 0
-        perplexity = min(30.0, (len(values) - 1) / 3)
-        methods = (
-            (2, PCA(2, random_state=0)),
-            (LEAST_TSNE, TSNE(2, perplexity=perplexity, random_state=0)),
-        )
-        for row, (least, method) in enumerate(methods):
-            axis = axes[row * len(latents) + column]
+        tsne = TSNE(2, perplexity=min(30.0, (len(values) - 1) / 3), random_state=0)
+        for axis, least, method in zip(
+            axes[column :: len(latents)], (2, LEAST_TSNE), (PCA(2, random_state=0), tsne),
+            strict=True,
+        ):  # fmt: skip
             points = np.full((len(values), 2), np.nan)
             if different >= least:
                 points = method.fit_transform(values)
@@ -115,10 +109,8 @@ def score_bars(
 
     The dashed line is the trivial guess; a missing number is written out, never drawn as 0.
     """
-    models = comparison["models"]
-    figure, axes = style.grid_of(
-        len(columns), 3, 3.2, 0.3 * len(models) - 2.4, sharey=True, title=title
-    )
+    models, height = comparison["models"], 0.3 * len(comparison["models"]) - 2.4
+    figure, axes = style.grid_of(len(columns), 3, 3.2, height, sharey=True, title=title)
     for axis, column in zip(axes, columns, strict=True):
         better = f", {RANKED[column][0]}er is better" if column in RANKED else ""
         axis.set_title(column.replace("_", " ") + better, fontsize=8.5)
@@ -153,9 +145,7 @@ def spectra(latents: Mapping[str, np.ndarray], title: str = "Spectra of the late
         look = {"color": style.colour(name), "label": f"{LABELS[name]}: {said}"}
         axis.plot(np.arange(1, len(found) + 1), share, **look)
     axis.set(yscale="log", xlabel="direction", ylabel="share of the variance", ylim=(1e-8, 1.5))
-    axis.grid()
-    draw.legend_beside(axis)
-    return figure
+    return _beside(figure, axis)
 
 
 @styled
@@ -169,6 +159,10 @@ def noise_curves(comparison: Mapping[str, Any], title: str = "Pixel noise") -> F
             draw.curve(axis, SIGMAS, found["mean"], LABELS[name], style.colour(name), band)
     axis.set(xlabel="standard deviation of the noise, pixels in [0, 1]", ylim=(0, None))
     axis.set_ylabel("latent shift / spread")
+    return _beside(figure, axis)
+
+
+def _beside(figure: Figure, axis: Any) -> Figure:
     axis.grid()
     draw.legend_beside(axis)
     return figure

@@ -19,18 +19,12 @@ from torch import Tensor
 from hjepa_lib.config import Config, ConfigError, from_dict, read_yaml
 from hjepa_lib.config.pixels import AuxiliaryConfig, PixelsConfig
 from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
+from hjepa_lib.pixels import stages
 from hjepa_lib.pixels.checks import collapse_ratio, health
 from hjepa_lib.pixels.compare import sentences
 from hjepa_lib.pixels.measures import latent_errors, pick
 from hjepa_lib.pixels.models import build_pixel_model
 from hjepa_lib.pixels.results import reward_report
-from hjepa_lib.pixels.stages import (
-    load_heads,
-    load_model,
-    load_result,
-    make_transitions,
-    train,
-)
 from hjepa_lib.pixels.training import fit
 from hjepa_lib.pixels.worlds import DRIFT_ID, PUSH_ID
 from hjepa_lib.runs.keys import Stage
@@ -70,26 +64,21 @@ STEPS = 25
 
 def study_config(config: Config, world: str) -> Config:
     """The run's settings with a study world and its data; base budgets at most `study_updates`."""
-    pixels, most = config.pixels, config.pixels.reward.study_updates
+    pixels, reward = config.pixels, config.pixels.reward
     steps = max(STEPS, pixels.data.sequence)
     changes: dict[str, Any] = {
-        "environment.id": WORLDS[world],
-        "environment.max_steps": steps,
-        "environment.grayscale": True,
-        "environment.action_repeat": 0,
-        "environment.frame_skip": 0,
-        "data.method": "random",
-        "data.path": "",
-        "data.transitions": pixels.reward.study_transitions,
-        "data.episodes": -(-pixels.reward.study_transitions // steps),
-        "seeds": pixels.reward.seeds,
-    }
+        "environment.id": WORLDS[world], "environment.max_steps": steps,
+        "environment.grayscale": True, "environment.action_repeat": 0,
+        "environment.frame_skip": 0, "data.method": "random", "data.path": "",
+        "data.transitions": reward.study_transitions,
+        "data.episodes": -(-reward.study_transitions // steps), "seeds": reward.seeds,
+    }  # fmt: skip
     for key, section in (
         ("optim", pixels), ("vjepa2.stage1.optim", pixels.vjepa2.stage1),
         ("vjepa2.stage2.optim", pixels.vjepa2.stage2),
     ):  # fmt: skip
         own = section.optim.updates
-        changes[f"{key}.updates"] = min(own, most or own)
+        changes[f"{key}.updates"] = min(own, reward.study_updates or own)
     return config.override({f"pixels.{key}": value for key, value in changes.items()})
 
 
@@ -125,7 +114,7 @@ def make_look_ahead(ws: Workspace, folder: Path) -> Iterator[Report]:
     for one in sides.values():
         for number in range(one.config.pixels.seeds):
             for name in STUDIED:
-                yield from train(one, f"{name}_s{number}", f"heads_{name}_s{number}")
+                yield from stages.train(one, f"{name}_s{number}", f"heads_{name}_s{number}")
     reports = {world: reward_report(one, STUDIED) for world, one in sides.items()}
     write_json(folder / "lookahead.json", reports)
 
@@ -151,7 +140,7 @@ def try_variants(ws: Workspace, updates: int) -> Iterator[dict[str, Any]]:
     target, auxiliary, `spread_of` its latents, their health, `latent_errors` (predicted, stay).
     """
     config, seed = ws.config.pixels, ws.config.seed
-    data, validation = make_transitions(ws)
+    data, validation = stages.make_transitions(ws)
     batch = validation[pick(len(validation), ROWS)].to(ws.device)
     optim = dataclasses.replace(config.optim_of("jepa"), updates=updates)
     for target, auxiliary in VARIANTS:
@@ -163,9 +152,9 @@ def try_variants(ws: Workspace, updates: int) -> Iterator[dict[str, Any]]:
         with torch.no_grad():
             # In `default` the encoder that learns is the online one; its slow copy lags behind.
             z = model.encode_online(batch.state).cpu()
-        errors = dict(zip(("predicted", "stay"), latent_errors(model, batch), strict=True))
         own = {"target": target, "auxiliary": auxiliary, **spread_of(z), "health": health(z)}
-        yield own | errors
+        own["predicted"], own["stay"] = latent_errors(model, batch)
+        yield own
 
 
 # --- auxiliary losses side by side (MET-3) ------------------------------------------------------
@@ -193,8 +182,8 @@ def read_losses(path: Path | None) -> dict[str, AuxiliaryConfig]:
 
 def run_losses(
     study: str, losses: dict[str, AuxiliaryConfig], config: Config, root: Path | None = None
-) -> list[dict[str, Any]]:
-    """Train and score one JEPA per loss, everything else equal; rows of `summary.json`, best first.
+) -> pd.DataFrame:
+    """Train and score one JEPA per loss, everything else equal: `rank_rows`, in `summary.json`.
 
     The ranking goes by downstream numbers, which have one unit. A loss whose training fails is
     reported and ranked last.
@@ -210,40 +199,37 @@ def run_losses(
         except WorkbookError as error:  # the others still run
             row["status"] = str(error)
         rows.append(row)
-    rows = rank_rows(rows)
-    write_json(root / study / "summary.json", {"study": study, "rows": rows})
-    write_atomic(root / study / "summary.txt", summary_text(rows))
-    return rows
+    table = rank_rows(rows)
+    write_json(root / study / "summary.json", {"study": study, "rows": table.to_dict("records")})
+    write_atomic(root / study / "summary.txt", summary_text(table))
+    return table
 
 
 def _describe(ws: Workspace) -> dict[str, float]:
-    """Errors of state decoder and reward MLP, and the spread that they must be read next to."""
-    model, (_, validation) = load_model(ws, "jepa", 0), make_transitions(ws)
+    model, (_, validation) = stages.load_model(ws, "jepa", 0), stages.make_transitions(ws)
     with torch.no_grad():
         z = model.encode(validation[torch.arange(min(ROWS, len(validation)))].state.to(ws.device))
-    reward = load_heads(ws, "jepa", 0)[1]["heads"]["reward_mlp"]
+    # The spread must be read next to the errors of state decoder and reward MLP.
     return spread_of(z.cpu()) | {
-        "downstream/reconstruction_mse": load_result(ws, "decoder_jepa_s0")["frames"]["mse"],
-        "downstream/reward_mse": reward["mse"],
+        "downstream/reconstruction_mse": stages.load_result(ws, "decoder_jepa_s0")["frames"]["mse"],
+        "downstream/reward_mse": stages.load_heads(ws, "jepa", 0)[1]["heads"]["reward_mlp"]["mse"],
     }
 
 
-def rank_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with `rank` 1, 2, ..., by mean rank over the downstream numbers, lower is better.
+def rank_rows(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The rows best first, by `mean_rank` over the downstream numbers, lower is better.
 
-    Rows that lack a finite number have rank None and stand at the end.
+    Rows that lack a finite number have no rank and stand at the end.
     """
-    scores = pd.DataFrame(rows).filter(like="downstream/").astype(float)
-    whole = np.isfinite(scores).all(axis=1) & (scores.shape[1] > 0)
-    means = scores[whole].rank().mean(axis=1).sort_values(kind="stable")
-    ranks = means.rank(method="min").astype(int).to_dict()
-    order = [*ranks, *whole.index[~whole]]
-    return [rows[n] | {"mean_rank": means.to_dict().get(n), "rank": ranks.get(n)} for n in order]
-
-
-def summary_text(rows: list[dict[str, Any]]) -> str:
-    """The rows as aligned lines; what is not a finite number reads "-"."""
     table = pd.DataFrame(rows).replace([np.inf, -np.inf], np.nan)
+    scores = table.filter(like="downstream/").astype(float)
+    table["mean_rank"] = scores.dropna().rank().mean(axis=1)
+    table["rank"] = table["mean_rank"].rank(method="min")
+    return table.sort_values("mean_rank", kind="stable")
+
+
+def summary_text(table: pd.DataFrame) -> str:
+    """`rank_rows` as aligned lines; what is not a finite number reads "-"."""
     numbers = sorted(set(table) - {"rank", "name", "type", "status"})
     table = table[["rank", "name", "type", *numbers, "status"]]
     return table.to_string(index=False, na_rep="-", float_format="{:.4g}".format) + "\n"

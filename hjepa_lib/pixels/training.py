@@ -6,7 +6,6 @@ all models of one seed see the same transitions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,14 +14,10 @@ from torch import Tensor, nn
 
 from hjepa_lib.config.pixels import EpochsConfig
 from hjepa_lib.pixels.transitions import Transitions
+from hjepa_lib.runs.workspace import log_row
 from hjepa_lib.training.loop import Fit, Report, Task, draw_batch, mean_terms, seeded_noise
 
 CHUNK = 256  # transitions encoded at once outside training: activations stay near 100 MB
-
-
-def passes(update: int, epoch: int) -> int:
-    """Passes through the data after `update` updates, `epoch` to a pass; a cut one counts."""
-    return -(-update // epoch)
 
 
 def fit(
@@ -74,7 +69,21 @@ def _at(data: Any, rows: Tensor, device: torch.device) -> Any:
     return batch.to(device) if hasattr(batch, "to") else batch
 
 
-# --- frozen models ----------------------------------------------------------------------------
+def epoch_of(update: int, fit: Fit) -> int:
+    """Passes through the data after `update` updates; a cut one counts."""
+    return -(-update // fit.config.validate_every)
+
+
+def epoch_row(report: Report, fit: Fit, every: int) -> dict[str, Any]:
+    """`log_row`; with a validation its epoch, and how far JEPA's slow encoder is behind."""
+    row = log_row(report, every)
+    if report.validation:
+        row["epoch"] = epoch_of(report.update, fit)
+        if hasattr(fit.module, "weight_difference"):
+            row["weight_difference"] = fit.module.weight_difference()
+    return row
+
+
 @torch.no_grad()
 def in_chunks(
     function: Callable[[Any], tuple[Tensor | None, ...]], model: nn.Module, data: Transitions
@@ -92,83 +101,3 @@ def next_latent(model: Any, batch: Any, source: str) -> Tensor:
         return model.imagine(model.encode(batch.state), batch.action)
     named: Callable[[Tensor], Tensor] = getattr(model, f"encode_{source}", model.encode)
     return named(batch.next_state)
-
-
-# --- what is logged (LOG-2, LOG-3) --------------------------------------------------------------
-_AUXILIARIES = {"vicreg": "VICReg", "barlow_twins": "BarlowTwins", "dino": "DINO"}
-_PARTS = ("sim", "std", "cov", "invariance", "redundancy", "centre", "total", "weighted")
-_MODEL = {"loss": "Total_Loss", "prediction": "Prediction_Loss"} | {
-    f"{kind}_{part}": f"{title}_{part.capitalize()}_Loss"
-    for kind, title in _AUXILIARIES.items()
-    for part in _PARTS
-}
-_DECODER = {"loss": "total_loss", "mse_reconstruction": "loss_mse_reconstruction"}
-_PACE = {"lr": "Learning_Rate", "step": "step"}
-_STAGE = {"loss": "train_loss", "lr": "learning_rate", "epochs": "epoch"}
-_STAGE2 = _STAGE | {"teacher_forcing": "teacher_forcing_loss", "rollout": "rollout_loss"}
-_LARP = {"loss": "train/loss_step", "step": "train/step", "inner": "epoch_inner",
-         "share": "epoch_progress_main"}  # fmt: skip
-
-
-def _three(terms: dict[str, str], steps: dict[str, str]) -> tuple[dict[str, str], ...]:
-    places = {"train": terms | steps, "train_epoch_avg": terms, "val": terms}.items()
-    return tuple({key: f"{place}/{name}" for key, name in one.items()} for place, one in places)
-
-
-KEYS: dict[str, tuple[dict[str, str], ...]] = {
-    **dict.fromkeys(("StdEncDec", "EncDecJepaStyle", "JEPA"),
-                    _three(_MODEL, _PACE | {"weights": "Encoder_Weight_Diff_MSE"})),
-    **dict.fromkeys(("JEPA_Decoder", "VJEPA2_Decoder"), _three(_DECODER, _PACE)),
-    "stage1": (_STAGE, {}, {"loss": "val_loss"}),
-    "stage2": (_STAGE2, {}, {"loss": "val_loss"}),
-    "reward_mlp": ({"loss": "train/Loss", "lr": "train/Learning_Rate"},
-                   {"loss": "train_epoch_avg/Loss", "epoch": "epoch"},
-                   {"loss": "val_epoch_avg/Loss"}),
-    **dict.fromkeys(("larp", "larp_copy"),
-                    (_LARP, {"loss": "train_epoch_avg/loss", "epoch": "epoch"},
-                     {"loss": "val_epoch_avg/loss"})),
-}  # fmt: skip
-"""What is trained -> {term: key} of a step, of an epoch's means, of a validation."""
-
-
-class PixelLog:
-    """Turns the reports of one fit into records: the `row` of `Workspace.follow`.
-
-    A step is logged every `every` updates, an epoch with its validation, beside the plain keys that
-    all trainings share. `prefix` begins with a name of `KEYS`.
-    """
-
-    def __init__(self, prefix: str, fit: Fit, every: int) -> None:
-        self.prefix, self.every, self.module = prefix, every, fit.module
-        self.keys, self.epoch = KEYS[prefix.split("/")[0]], fit.config.validate_every
-        self.sums: dict[str, float] = {}
-        self.count = 0
-
-    def __call__(self, report: Report) -> dict[str, Any]:
-        """The record of this update; {} when there is nothing to log."""
-        terms = report.terms | {"loss": report.loss}
-        if all(map(math.isfinite, (*terms.values(), report.grad_norm))):  # else it was skipped
-            self.count += 1
-            self.sums = {key: self.sums.get(key, 0.0) + value for key, value in terms.items()}
-        update, epoch = report.update, self.epoch
-        if update % self.every and update > 1 and not report.validation:
-            return {}
-        pace = {"lr": report.lr, "step": update, "epochs": update / epoch,
-                "inner": (update % epoch or epoch) / epoch,
-                "share": update / report.updates}  # fmt: skip
-        if hasattr(self.module, "weight_difference"):
-            pace["weights"] = self.module.weight_difference()
-        row = {"lr": report.lr, "grad_norm": report.grad_norm, "skipped": report.skipped, **terms}
-        row |= self._named(0, terms | pace)
-        if report.validation:
-            row["epoch"] = passes(update, epoch)
-            means = {key: total / self.count for key, total in self.sums.items()}
-            row |= self._named(1, means | {"epoch": row["epoch"]})
-            row |= self._named(2, report.validation)
-            row |= {f"validation_{key}": value for key, value in report.validation.items()}
-            self.sums, self.count = {}, 0
-        return row
-
-    def _named(self, place: int, values: dict[str, float]) -> dict[str, float]:
-        named = self.keys[place].items()
-        return {f"{self.prefix}/{name}": values[key] for key, name in named if key in values}

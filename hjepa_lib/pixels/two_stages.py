@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import l1_loss
 from torch.utils.data import TensorDataset
 
 from hjepa_lib.config import ConfigError
 from hjepa_lib.files import read_json
 from hjepa_lib.models.layers import draw_masks
 from hjepa_lib.pixels import models
-from hjepa_lib.pixels.models import VJepa2
 from hjepa_lib.pixels.stages import make_transitions
 from hjepa_lib.pixels.training import mean_loss
 from hjepa_lib.pixels.transitions import Transitions
@@ -38,12 +37,10 @@ RATIOS = (0.25, 0.5, 0.75)
 BATCHES, HELD_OUT, ROLLOUT = 5, 256, 8
 LEAST_STD, LEAST_RANK = math.sqrt(0.001), 2.0
 """Below, a latent has collapsed: absolute bars, since the graded errors are absolute."""
-STABLE = 1.1  # last validation loss over the lowest
-LEAST_EPOCHS = 15
-WORDS = ("excellent", "good", "acceptable", "poor")
+STABLE, LEAST_EPOCHS = 1.1, 15
+"""Most that the last validation loss may be over the lowest; epochs of stage 2."""
 
 
-# --- measuring --------------------------------------------------------------------------------
 def stored_evaluation(ws: Workspace, stage: int, number: int) -> dict[str, Any]:
     """The evaluation that a stage left; ConfigError when it is not trained."""
     return read_json(_trained(ws, stage, number) / EVALUATION)
@@ -57,7 +54,7 @@ def evaluate(ws: Workspace, stage: int, number: int) -> dict[str, Any]:
     return evaluate_stage2(model.world, *latent_windows(ws, model))
 
 
-def latent_windows(ws: Workspace, model: VJepa2) -> list[TensorDataset]:
+def latent_windows(ws: Workspace, model: models.VJepa2) -> list[TensorDataset]:
     """Frozen latents of the training and the validation part."""
     length = ws.config.pixels.data.sequence
     return [encode_states(model, part, length) for part in make_transitions(ws)]
@@ -89,37 +86,32 @@ def describe(latents: Tensor) -> dict[str, Any]:
     return {"std": std, "effective_rank": rank, "collapsed": why}
 
 
-@torch.no_grad()
-def masked_latents(
-    model: MaskedPrediction, data: Transitions, rows: Tensor, ratio: float
-) -> tuple[Tensor, Tensor]:
-    """Predicted and target latents (len(rows), D) with `ratio` of the patches hidden, eval mode."""
-    device = next(model.eval().parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    pairs = []
-    for index in rows.split(64):
-        mask = draw_masks(len(index), model.online.patches, ratio, generator).to(device)
-        pairs.append(model.predict(data[index].state.to(device), mask))
-    named, target = (torch.cat(part) for part in zip(*pairs, strict=True))
-    return named, target
-
-
 def _ratio(validation: float, train: float) -> float:
     return validation / train if train > 0 else math.inf
 
 
+@torch.no_grad()
 def evaluate_stage1(
     model: MaskedPrediction, train: Transitions, validation: Transitions
 ) -> dict[str, Any]:
     """L1 at three mask ratios over 5 batches, errors of both parts alike, signs of collapse."""
-    stage = model.stage
+    stage, device = model.stage, next(model.eval().parameters()).device
+
+    def latents(data: Transitions, rows: Tensor, ratio: float) -> list[Tensor]:
+        """Predicted and target ones (len(rows), D), `ratio` of the patches hidden."""
+        generator, pairs = torch.Generator().manual_seed(0), []
+        for index in rows.split(64):
+            mask = draw_masks(len(index), model.online.patches, ratio, generator).to(device)
+            pairs.append(model.predict(data[index].state.to(device), mask))
+        return [torch.cat(part) for part in zip(*pairs, strict=True)]
+
     few = _rows(len(validation), BATCHES * stage.optim.batch)
-    ladder = {ratio: F.l1_loss(*masked_latents(model, validation, few, ratio)) for ratio in RATIOS}
-    parts = [masked_latents(model, d, _rows(len(d)), stage.mask) for d in (train, validation)]
-    errors = [F.l1_loss(*part).item() for part in parts]
+    ladder = {str(ratio): l1_loss(*latents(validation, few, ratio)).item() for ratio in RATIOS}
+    parts = [latents(data, _rows(len(data)), stage.mask) for data in (train, validation)]
+    errors = [l1_loss(*part).item() for part in parts]
     constant = parts[0][1].median(dim=0).values  # the constant with the lowest L1 error
     return {
-        "masked_l1": {str(ratio): value.item() for ratio, value in ladder.items()},
+        "masked_l1": ladder,
         "train": errors[0],
         "validation": errors[1],
         "ratio": _ratio(errors[1], errors[0]),
@@ -134,28 +126,29 @@ def evaluate_stage2(
 ) -> dict[str, Any]:
     """Mean L1 over 5 batches, graded losses, errors of an 8-step roll-out against copy-last."""
     batch = world.stage.optim.batch
-    first, second = (mean_loss(world.eval(), part, batch, HELD_OUT) for part in (train, validation))
+    world.eval()
+    train_total = mean_loss(world, train, batch, HELD_OUT)["loss"]
+    losses = mean_loss(world, validation, batch, HELD_OUT)
+    total = losses.pop("loss")
     now, action, then = validation[_rows(len(validation), BATCHES * batch)]
-    forced = world(now, action)
-    true = then[:, :ROLLOUT]
+    forced, true = world(now, action), then[:, :ROLLOUT]
     imagined = world.rollout(now[:, :1], action, true.shape[1])
-    # Mean L1 error (steps,) after 1, 2, ... imagined steps.
     gaps = {"model": imagined - true, "copy_last": now[:, :1] - true}
     # One state per window: neighbours are alike.
     latents, named = describe(now[:, -1]), describe(forced[:, -1])
-    lost = named["collapsed"]
+    if named["collapsed"] and not latents["collapsed"]:
+        latents["collapsed"] = f"predicted {named['collapsed']}"
     return {
-        "mean_l1": F.l1_loss(forced, then).item(),
-        "copy_last_l1": F.l1_loss(now, then).item(),
-        "total": second["loss"],
-        "teacher_forcing": second["teacher_forcing"],
-        "rollout": second["rollout"],
-        "train_total": first["loss"],
-        "ratio": _ratio(second["loss"], first["loss"]),
+        "mean_l1": l1_loss(forced, then).item(),
+        "copy_last_l1": l1_loss(now, then).item(),
+        "total": total,
+        **losses,
+        "train_total": train_total,
+        "ratio": _ratio(total, train_total),
+        # Mean L1 error (steps,) after 1, 2, ... imagined steps.
         "per_step": {who: gap.abs().mean(dim=(0, 2)).tolist() for who, gap in gaps.items()},
         **latents,
         "predicted_std": named["std"],
-        "collapsed": latents["collapsed"] or (f"predicted {lost}" if lost else ""),
     }
 
 
@@ -173,7 +166,6 @@ def example(world: WorldModel, data: TensorDataset, steps: int) -> tuple[Tensor,
     return true.cpu(), imagined.cpu(), world.embedding(action[far])[:, 0].cpu()
 
 
-# --- grades and success -----------------------------------------------------------------------
 class Quantity(NamedTuple):
     """What seed 002 says of a number: upper limits of its grades, ranges after so many epochs."""
 
@@ -181,6 +173,7 @@ class Quantity(NamedTuple):
     expected: str = ""
 
 
+WORDS = ("excellent", "good", "acceptable", "poor")
 GRADES = {
     1: {
         "train": Quantity((0.01, 0.05, 0.1), "1: 0.4-0.6, 5: 0.1-0.2, 10: 0.05-0.1"),
@@ -195,18 +188,6 @@ GRADES = {
     },
 }
 """By stage; `ratio` is validation over training."""
-
-
-def graded(stage: int, result: dict[str, Any]) -> list[tuple[str, float, str]]:
-    """(quantity, value, the seed's word) for everything that seed 002 grades; NaN is poor."""
-    found = []
-    for name, quantity in GRADES[stage].items():
-        words = zip(WORDS, quantity.limits, strict=False)
-        word = next((word for word, limit in words if result[name] < limit), WORDS[-1])
-        found.append((name, result[name], word))
-    return found
-
-
 BARS = {
     1: (("training L1", "train", 0.05), ("validation / training", "ratio", 1.5),
         ("L1 against a constant latent", "validation", "constant")),
@@ -214,6 +195,14 @@ BARS = {
         "rollout"), ("L1 against copying the last latent", "mean_l1", "copy_last_l1")),
 }  # fmt: skip
 """By stage (name, quantity, limit or the quantity that must be larger)."""
+
+
+def graded(stage: int, result: dict[str, Any]) -> list[tuple[str, float, str]]:
+    """(quantity, value, the seed's word) for everything that seed 002 grades; NaN is poor."""
+    return [
+        (name, result[name], WORDS[sum(not result[name] < limit for limit in quantity.limits)])
+        for name, quantity in GRADES[stage].items()
+    ]
 
 
 class Criterion(NamedTuple):
@@ -229,10 +218,8 @@ def criteria(ws: Workspace, stage: int, number: int, result: dict[str, Any]) -> 
     """Success criteria of an evaluation, with the run's validation losses and epochs."""
     rows = ws.run.records(STAGES[stage].format(number))
     losses = [row["validation_loss"] for row in rows if row.get("validation_loss") is not None]
-    if stage == 1:
-        return success(1, result, losses)
-    facts = models.about_model(_trained(ws, stage, number), NAMES[2])
-    return success(2, result, losses, facts["epochs"], facts["patience"])
+    facts = models.about_model(_trained(ws, stage, number), NAMES[stage])
+    return success(stage, result, losses, facts.get("epochs", 0.0), facts.get("patience", 0))
 
 
 def success(
@@ -241,25 +228,27 @@ def success(
 ) -> list[Criterion]:  # fmt: skip
     """Criteria of a stage; `losses` are the validation losses in their order.
 
-    `epochs` are checked only with early stopping off: a training that stalls early is no failure.
+    `epochs` of stage 2 are checked only with early stopping off: a training that stalls early is no
+    failure.
     """
-    value = f"std {result['std']:.3g}, effective rank {result['effective_rank']:.1f}"
-    reason, bar = result["collapsed"], f"std >= {LEAST_STD:.2g}, rank >= {LEAST_RANK:g}"
-    value = f"{value}: {reason}" if reason else value
-    lines = [Criterion("no collapse", value, bar, not reason)]
+    value, why = "std {std:.3g}, effective rank {effective_rank:.1f}", result["collapsed"]
+    value = (value + ": {collapsed}" * bool(why)).format(**result)
+    bar = f"std >= {LEAST_STD:.2g}, rank >= {LEAST_RANK:g}"
+    lines = [Criterion("no collapse", value, bar, not why)]
     for name, key, limit in BARS[stage]:
-        limit = result[limit] if isinstance(limit, str) else limit
-        passed = result[key] < limit
-        lines.append(Criterion(name, f"{result[key]:.4f}", f"< {limit:.4g}", passed))
+        limit = result.get(limit, limit)
+        met = result[key] < limit
+        lines.append(Criterion(name, f"{result[key]:.4f}", f"< {limit:.4g}", met))
     stable = Criterion("stable validation", "", f"last <= {STABLE:g} x lowest", None)
     if losses:
         ratio = losses[-1] / max(min(losses), 1e-12)
         stable = stable._replace(value=f"{ratio:.3f} x lowest", passed=ratio <= STABLE)
-    if stage == 1:
-        return [*lines, stable]
-    enough = None if patience else epochs >= LEAST_EPOCHS
-    bar = f">= {LEAST_EPOCHS}, early stopping off"
-    return [*lines, stable, Criterion("epochs", f"{epochs:.1f}", bar, enough)]
+    lines.append(stable)
+    if stage == 2:
+        enough = None if patience else epochs >= LEAST_EPOCHS
+        bar = f">= {LEAST_EPOCHS}, early stopping off"
+        lines.append(Criterion("epochs", f"{epochs:.1f}", bar, enough))
+    return lines
 
 
 def passed(lines: Sequence[Criterion]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
 
@@ -15,17 +14,14 @@ from torch.utils.data import TensorDataset
 from hjepa_lib.config import ConfigError
 from hjepa_lib.config.pixels import PixelsConfig
 from hjepa_lib.models.layers import Block, Past, Patches, draw_masks, mlp, update_ema
-from hjepa_lib.pixels.networks import ActionEmbedding, initialise, prepend
+from hjepa_lib.pixels.networks import action_embedding, initialise, prepend
 from hjepa_lib.pixels.training import in_chunks
 from hjepa_lib.pixels.transitions import PixelShapes, Transitions
 
 TOKEN_WIDTH = 64  # of the `projected` mask token
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "l1": F.l1_loss, "mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss,
-}  # fmt: skip
+LOSSES = {"l1": F.l1_loss, "mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
 
 
-# --- stage 1 ----------------------------------------------------------------------------------
 class MaskedViT(nn.Module):
     """(B, L, C, Hpx, Wpx) in [0, 1] -> CLS latent (B, D); a patch has L * C channels.
 
@@ -43,10 +39,8 @@ class MaskedViT(nn.Module):
         self.token = nn.Parameter(torch.zeros(TOKEN_WIDTH if projected else dim))
         self.project = nn.Linear(TOKEN_WIDTH, dim) if projected else nn.Identity()
         self.dropout = nn.Dropout(own.embedding_dropout)
-        self.blocks = nn.ModuleList(
-            Block(dim, own.heads, own.head_dim, own.mlp_dim, own.dropout)
-            for _ in range(stage.depth)
-        )
+        sizes = own.heads, own.head_dim, own.mlp_dim, own.dropout
+        self.blocks = nn.Sequential(*(Block(dim, *sizes) for _ in range(stage.depth)))
         initialise(self)
 
     def tokens(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -59,10 +53,9 @@ class MaskedViT(nn.Module):
 
     def forward(self, pixels: Tensor, mask: Tensor | None = None, patches: bool = False) -> Tensor:
         """(B, D), or with `patches` all tokens (B, 1 + N, D), CLS first; `mask` (B, N) bool."""
-        x = self.dropout(prepend(self.cls + self.cls_position, self.tokens(pixels, mask)))
-        for block in self.blocks:
-            x = block(x)
-        return x.float() if patches else x[:, 0].float()
+        x = prepend(self.cls + self.cls_position, self.tokens(pixels, mask))
+        x = self.blocks(self.dropout(x)).float()
+        return x if patches else x[:, 0]
 
 
 class MaskedPrediction(nn.Module):
@@ -112,7 +105,6 @@ class MaskedPrediction(nn.Module):
         update_ema(self.target, self.online, self.stage.ema_decay)
 
 
-# --- stage 2 ----------------------------------------------------------------------------------
 class WorldModel(nn.Module):
     """Stage 2: from (z_0, a_0) .. (z_t, a_t) the next latent z_{t+1} = f(s_{t+1}), for every t.
 
@@ -128,15 +120,12 @@ class WorldModel(nn.Module):
                 f"pixels.vjepa2.stage2.rollout_steps={stage.rollout_steps} does not fit into "
                 f"windows of pixels.data.sequence={self.length} transitions"
             )
-        width = dim + config.action_dim
-        self.embedding = ActionEmbedding(shapes, config.action_dim)
+        width, sizes = dim + config.action_dim, (stage.heads, stage.head_dim, stage.mlp_dim)
+        self.embedding = action_embedding(shapes, config.action_dim)
         self.norm_in, self.norm_out = nn.LayerNorm(dim), nn.LayerNorm(width)
         self.join = nn.Linear(width, width)
         self.position = nn.Parameter(torch.zeros(self.length, width))
-        self.blocks = nn.ModuleList(
-            Block(width, stage.heads, stage.head_dim, stage.mlp_dim, stage.dropout)
-            for _ in range(stage.depth)
-        )
+        self.blocks = nn.ModuleList(Block(width, *sizes, stage.dropout) for _ in range(stage.depth))
         self.out = nn.Linear(width, dim)
         initialise(self)
         self.change = stage.output == "change"
