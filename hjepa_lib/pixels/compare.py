@@ -16,7 +16,7 @@ from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, claim, student
 from hjepa_lib.files import WorkbookError
 
 UNTRAINED = ("random", "random_vit")
-"""Frozen encoders as they were drawn: `pixels.encoder`, and the vision transformer of `vjepa2`."""
+"""Frozen encoders as they were drawn: `pixels.encoder`, and that of `vjepa2`."""
 COMPARED = (*MODELS, *UNTRAINED)
 """Every model of the comparison, in the order of its tables."""
 LABELS = dict(zip(COMPARED, (
@@ -28,8 +28,7 @@ NOTES = (NOT_APPLICABLE, NOT_ESTIMABLE)
 MEAN_REWARD = "mean_reward"
 """Baseline: the mean of the training rewards, whatever the state."""
 RESAMPLES = 2000
-BLOCK = 30
-"""Consecutive transitions that are drawn anew together."""
+BLOCK = 30  # transitions
 MATCH = 0.02
 """Largest difference in parameters of a matched pair, as a share of the smaller one."""
 SIGMAS = (0.01, 0.05, 0.1, 0.15, 0.2)
@@ -38,7 +37,7 @@ SHAPE = (
     "participation_ratio", "effective_rank", "two_nn_dimension", "trustworthiness_at_5",
     "continuity_at_5", "smoothness_r2", "uniformity",
 )  # fmt: skip
-"""What describes the shape of a latent space, see measures.py."""
+"""The shape of a latent space, see measures.py."""
 RANKED: dict[str, tuple[str, str, float | str]] = {
     "latent_error": ("low", "copy_last_latent", 1.0),  # squared, over that of the guess
     "frame_mse": ("low", "copy_last_frame", "copy_last_frame"),  # pixels in [0, 1]
@@ -62,7 +61,7 @@ PAIRED = (
     ("latent", "copy_last_latent"), ("frame", "copy_last_frame"), ("reward_mlp", MEAN_REWARD),
     ("larp", MEAN_REWARD), ("larp", "reward_mlp"), ("larp", "larp_copy"),
 )  # fmt: skip
-"""An error, and that of the trivial guess or plainer head that it is held against."""
+"""An error, and that of the guess or plainer head that it is held against."""
 TWINS = ("enc_dec_jepa", "jepa")
 """The pair with equal numbers of weights: one draws the next frame, one names the next latent."""
 
@@ -78,8 +77,7 @@ class Row(NamedTuple):
 def by_block(errors: np.ndarray, episode: np.ndarray) -> np.ndarray:
     """(M,) errors in time order and their episode ids -> (K,), with the mean of the transitions.
 
-    Neighbours in time resemble each other, so a block of `BLOCK` of an episode is drawn anew, not a
-    transition.
+    A block is `BLOCK` transitions of an episode, for neighbours in time resemble each other.
     """
     first = np.flatnonzero(np.r_[True, episode[1:] != episode[:-1]])
     place = np.arange(len(errors)) - np.repeat(first, np.diff(np.r_[first, len(errors)]))
@@ -122,10 +120,9 @@ def check_rows(rows: Sequence[Row]) -> None:
 def claims(
     errors: Mapping[str, Mapping[str, np.ndarray]], loaded: Sequence[str] = (), matched: bool = True
 ) -> list[dict[str, Any]]:
-    """Every paired comparison with a trivial guess, with the random encoder, and of the twins.
+    """`statistics.claim` of errors (S, K) by model and kind: PAIRED, untrained encoders, twins.
 
-    `errors` are (S, K) by model and kind. Nothing is claimed from `loaded` weights, nor between
-    twins that are not `matched` in weights. See `statistics.claim`.
+    Nothing is claimed from `loaded` weights, nor between twins that are not `matched` in weights.
     """
     found = []
     for model, own in errors.items():

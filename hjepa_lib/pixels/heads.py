@@ -1,6 +1,6 @@
-"""Reward heads on frozen latents: the reward MLP and the look-ahead reward predictor (LARP).
+"""Reward heads on frozen latents (MOD-11, MOD-12), all of one architecture.
 
-One architecture (MOD-11, MOD-12): the reward MLP reads [z_t, a], LARP the imagined latent, too.
+The reward MLP reads [z_t, a], the look-ahead reward predictor (LARP) the imagined latent, too.
 """
 
 from __future__ import annotations

@@ -41,20 +41,21 @@ class VICReg(nn.Module):
         config, views = self.config, [self.projector(view) for view in views]
         if config.clamp:
             views = [view.clamp(-MOST["projection"], MOST["projection"]) for view in views]
-        std = torch.stack([hinge_std(view, config.eps) for view in views]).mean()
-        cov = torch.stack([self._covariance(view) for view in views]).mean()
+        parts = zip(*map(self._spread, views), strict=True)
+        std, cov = (torch.stack(part).mean() for part in parts)
         sim = F.mse_loss(*views) if len(views) == 2 else views[0].new_zeros(())
         terms = {"sim": sim, "std": std, "cov": cov}
         if config.clamp:
             terms = {name: term.clamp(max=MOST["term"]) for name, term in terms.items()}
         return sum(getattr(config, name) * term for name, term in terms.items()), terms
 
-    def _covariance(self, z: Tensor) -> Tensor:
+    def _spread(self, z: Tensor) -> tuple[Tensor, Tensor]:
         if not self.config.clamp:
-            return covariance(z) * (z.shape[1] - 1)
+            return hinge_std(z, self.config.eps), covariance(z) * (z.shape[1] - 1)
         centred, most = z - z.mean(dim=0), MOST["covariance"]
         matrix = (centred.T @ centred / (len(z) - 1)).clamp(-most, most)
-        return _off_diagonal(matrix) / z.shape[1]
+        cov = _off_diagonal(matrix) / z.shape[1]
+        return hinge_std(z, self.config.eps), cov
 
 
 class BarlowTwins(nn.Module):

@@ -1,5 +1,4 @@
-"""Measures of a frozen model: errors beside those of trivial guesses, the shape of its latents
-(MET-1).
+"""Measures of a frozen model: errors beside trivial guesses, the shape of its latents (MET-1).
 
 Measures of shape take float64 latents z (M, D) and states s (M, P) of the same samples and are free
 of the latent's unit; NaN is "not estimable".
@@ -23,12 +22,9 @@ from hjepa_lib.pixels.transitions import Transitions, scaled
 from hjepa_lib.training.probes import effective_rank
 
 NEIGHBOURS = 5
-KEPT = 0.9
-"""Share of the two-NN ratios that the fit uses: the largest ones are noise (Facco et al.)."""
-MOST = 600
-"""Samples of a report: neighbourhoods cost M^2."""
-CHANGED = 0.02
-"""Difference from which on a pixel has changed."""
+KEPT = 0.9  # share of the two-NN ratios that the fit uses: the largest ones are noise
+MOST = 600  # samples of a report: neighbourhoods cost M^2
+CHANGED = 0.02  # difference from which on a pixel has changed
 _LEAST = 2 * NEIGHBOURS + 1  # trustworthiness is defined for fewer neighbours than M / 2
 _FLAT = 1e-12  # a variance below this share of the mean square is rounding
 Predict = Callable[[Any], Tensor]
@@ -114,8 +110,8 @@ def participation_ratio(latents: np.ndarray) -> float:
 def two_nn(latents: np.ndarray) -> float:
     """Intrinsic dimension d from the nearest neighbours of every sample (Facco et al. 2017).
 
-    F(r2 / r1) = 1 - (r2 / r1)^-d is a line through the origin in logarithms; the largest tenth is
-    left out, equal samples count once, NaN below 11 distinct ones.
+    F(r2 / r1) = 1 - (r2 / r1)^-d is a line through the origin in logarithms. Equal samples count
+    once, NaN below 11 distinct ones.
     """
     from sklearn.neighbors import NearestNeighbors
 
@@ -211,5 +207,4 @@ def pick(count: int, most: int = MOST, seed: int = 0) -> Tensor:
 
 
 def _flat(values: np.ndarray) -> bool:
-    """True when the samples do not differ by more than rounding."""
     return bool(values.var(0).sum() <= _FLAT * max(1.0, np.square(values).sum(1).mean()))

@@ -31,7 +31,7 @@ FILES = {
     "stage1": "best_stage1_model", "vjepa2": "best_stage2_model", "decoder": "best_jepa_decoder",
     "random": "random_encoder", "random_vit": "random_encoder",
 }  # fmt: skip
-"""What the weights of a model are called, each in a folder of its own (TRAIN-5, VJ-5, VJ-11)."""
+"""What the weights of a model are called, each in its folder (TRAIN-5, VJ-5, VJ-11)."""
 
 
 class PixelModel(nn.Module):
@@ -71,7 +71,6 @@ class PixelModel(nn.Module):
         return self.predictor(latent, self.action(action)).float()
 
     def _regularised(self, error: Tensor, *views: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Prediction error plus the weighted auxiliary loss on one or two views, named terms."""
         terms = {"prediction": error.item()}
         if self.regulariser is None:
             return error, terms
@@ -213,8 +212,7 @@ KINDS = {"enc_dec": EncoderDecoder, "enc_dec_jepa": EncoderDecoder, "jepa": Pixe
 def build_pixel_model(name: str, config: PixelsConfig, data: Any) -> Any:
     """The model `name` of `FILES` with fresh weights from torch's generator (MOD-13).
 
-    `data` gives the shapes; training `Transitions` (not bare `PixelShapes`) also set the scale of
-    the first latents.
+    `data` are `PixelShapes`, or training `Transitions`, which also set the first latents' scale.
     """
     shapes = shapes_of(data)
     if name == "stage1":
@@ -278,5 +276,4 @@ def fill_model(path: Path, model: Any) -> None:
 
 
 def _find(path: Path, name: str) -> Path:
-    """The path of a model without its suffix, from that of the folder or of the weights."""
     return path.with_suffix("") if path.suffix == ".safetensors" else path / FILES[name]

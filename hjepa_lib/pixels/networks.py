@@ -20,8 +20,7 @@ from hjepa_lib.pixels.transitions import PixelShapes, scaled
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU, "gelu": nn.GELU, "leaky": nn.LeakyReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid,
 }  # fmt: skip
-LARGE = 512
-"""A linear layer with a side of this length or more starts from Xavier with gain 0.5."""
+LARGE = 512  # from this side on a linear layer starts from Xavier with gain 0.5
 
 
 class VitEncoder(nn.Module):
@@ -89,7 +88,7 @@ def mlp_encoder(config: PixelEncoderConfig, shapes: PixelShapes) -> nn.Sequentia
 
 
 ENCODERS = {"vit": VitEncoder, "cnn": cnn_encoder, "mlp": mlp_encoder}
-"""What the one setting `pixels.encoder.kind` switches for every model (MOD-1)."""
+"""By `pixels.encoder.kind`, for every model (MOD-1)."""
 
 
 def action_embedding(shapes: PixelShapes, dim: int) -> nn.Sequential:

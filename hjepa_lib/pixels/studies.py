@@ -1,7 +1,6 @@
-"""Small studies beside a run, of ordinary runs: look-ahead, JEPA's variants, auxiliary losses.
+"""Small studies beside a run: look-ahead, JEPA's variants, auxiliary losses.
 
-The runs are `<run>-variants/<name>` or `<study>/<name>`, with the settings of their run except for
-those named here; they resume like any run.
+They are ordinary runs, `<run>-variants/<name>` or `<study>/<name>`, and resume like any run.
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Report
 from hjepa_lib.training.probes import effective_rank
 
-ROWS = 512
-"""Validation transitions whose latents are described."""
+ROWS = 512  # validation transitions whose latents are described
 
 
 def open_beside(name: str, config: Config, root: Path, like: Run | None = None) -> Workspace:
@@ -58,8 +56,7 @@ WORLDS = {"drift": DRIFT_ID, "push": PUSH_ID}
 """Reward of the next state, and the control: the same pictures, a reward of state and action."""
 STUDIED = ("enc_dec_jepa", "jepa", "vjepa2", "random")
 """The models with an imagined latent, and a frozen untrained encoder."""
-STEPS = 25
-"""Environment steps of an episode: many short ones, for targets differ from episode to episode."""
+STEPS = 25  # of an episode: many short ones, for targets differ from episode to episode
 
 
 def study_config(config: Config, world: str) -> Config:

@@ -70,7 +70,7 @@ def _trained(ws: Workspace, stage: int, number: int) -> Path:
 
 
 def _rows(count: int, most: int = HELD_OUT) -> Tensor:
-    """At most `most` of `count` indices, evenly spread and always the same."""
+    """At most `most` of `count` indices, evenly spread."""
     return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
