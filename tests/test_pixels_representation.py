@@ -5,39 +5,22 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_pixels import SHAPES, tiny_batch, tiny_pixels
+from tiny_pixels import fresh, seeded, tiny_batch, white
 
 from hjepa_lib.figures import style
 from hjepa_lib.pixels import checks, figures, score_figures
 from hjepa_lib.pixels import measures as met
 from hjepa_lib.pixels.compare import COLUMNS, SHAPE, SIGMAS
-from hjepa_lib.pixels.models import build_pixel_model
 
 RNG = np.random.default_rng(0)
-HEALTHY = torch.randn(256, 16, generator=torch.Generator().manual_seed(0))
-
-
-def white(count, dim, seed=0):
-    """(count, dim) with exactly zero mean and identity covariance."""
-    values = np.random.default_rng(seed).normal(size=(count, dim))
-    values -= values.mean(0)
-    return np.linalg.svd(values, full_matrices=False)[0] * math.sqrt(count - 1)
-
-
-def manifold(count, inner, outer, seed=0):
-    """(count, outer): an `inner`-dimensional uniform cube, turned into `outer` dimensions."""
-    rng = np.random.default_rng(seed)
-    turn = np.linalg.qr(rng.normal(size=(outer, outer)))[0][:inner]
-    return rng.uniform(size=(count, inner)) @ turn
+HEALTHY = torch.randn(256, 16, generator=seeded(0))
 
 
 @pytest.fixture
 def jepa():
-    torch.manual_seed(0)
-    return build_pixel_model("jepa", tiny_pixels(), SHAPES)
+    return fresh("jepa")
 
 
-# --- the shape of a latent space ----------------------------------------------------------------
 def test_participation_ratio_counts_the_directions():
     z = white(200, 8)
     assert met.participation_ratio(100 * z) == pytest.approx(8)  # unit-free
@@ -51,7 +34,9 @@ def test_participation_ratio_counts_the_directions():
 
 @pytest.mark.parametrize("inner", [1, 2, 5])
 def test_two_nn_finds_the_inner_dimension(inner):
-    z = manifold(1500, inner, 12)
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.normal(size=(12, 12)))[0][:inner]
+    z = rng.uniform(size=(1500, inner)) @ turn  # a cube, turned into 12 dimensions
     found = met.two_nn(z)
     assert found == pytest.approx(inner, rel=0.12)
     assert met.two_nn(np.repeat(z, 2, axis=0)) == found  # equal samples count once
@@ -128,11 +113,9 @@ def test_relative_latent_errors_of_a_perfect_and_a_lazy_model(jepa):
     model.imagine = lambda latent, action: target.mean(dim=0).expand_as(target)
     predicted, stay = met.latent_errors(model, batch)
     assert predicted == pytest.approx(1) and stay > 0
-    random = build_pixel_model("random", tiny_pixels(), SHAPES).eval()
-    assert math.isnan(met.latent_errors(random, batch)[0])
+    assert math.isnan(met.latent_errors(fresh("random").eval(), batch)[0])
 
 
-# --- warning signs ------------------------------------------------------------------------------
 def spoilt(dead=0, scale=1.0, shift=0.0, copied=0.0):
     z = HEALTHY * scale + shift
     z[:, :dead] = 1.0
@@ -186,15 +169,14 @@ def test_collapse_ratio_correlation_and_health_of_known_matrices():
     assert checks.max_correlation(torch.zeros(8, 4)) == 0
     line = torch.tensor([[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]])
     assert checks.max_correlation(line) == pytest.approx(1)
-    wide = torch.randn(2000, 32, generator=torch.Generator().manual_seed(1))
+    wide = torch.randn(2000, 32, generator=seeded(1))
     assert checks.health(wide) > 0.95
     assert checks.health(torch.ones(64, 32) + 1e-9 * wide[:64]) < 0.4
 
 
 @pytest.mark.parametrize("name", ["enc_dec", "enc_dec_jepa", "jepa"])
 def test_a_model_is_diagnosed_without_being_changed(name):
-    torch.manual_seed(0)
-    model = build_pixel_model(name, tiny_pixels(), SHAPES).train()
+    model = fresh(name).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     found = checks.diagnose(model, tiny_batch(), losses=[0.5] * 20)
     assert ("plateau", "") in rules(found) and len(rules(found)) == len(found)
@@ -237,7 +219,6 @@ def test_gradients_are_diagnosed_part_by_part(jepa, factor, rule, monkeypatch):
     assert set(checks.gradient_norms(jepa, tiny_batch())) == {"predictor"}
 
 
-# --- figures ------------------------------------------------------------------------------------
 def comparison_of(**cells):
     """Two models and every column; `cells` replaces single ones of "jepa"."""
     cell = {"mean": 0.5, "low": 0.4, "high": 0.6, "seeds": 3, "text": "0.5 (0.4 to 0.6)"}
