@@ -255,7 +255,7 @@ def test_a_file_by_path_and_conflicting_settings(tmp_path):
     assert data.transitions == 27 == data.meta["transitions"] and data.meta["requested"] == 1000
     assert data.meta["sha256"] == files.sha256(path)
     empty = files.save_npz(tmp_path / "b.npz", **{k: rows[:0] for k, rows in arrays().items()})
-    for wrong, message in ((empty, r"must be \(N, 2\)"), (tmp_path / "none.npz", "no such file")):
+    for wrong, message in ((empty, r"must be \(N, 2\)"), (tmp_path / "none.npz", "No such file")):
         with pytest.raises(FileError, match=message):
             acquire(DataConfig(source=str(wrong)), 0)
     for change in ({"layouts": "random"}, {"dynamics": "bounce"}):

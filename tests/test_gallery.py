@@ -24,7 +24,6 @@ def rows():
     return load_rows(repository() / readme.GALLERY / "study.csv")
 
 
-# --- the study --------------------------------------------------------------------------------
 def test_the_committed_texts_are_those_of_the_committed_files(rows):
     """Every word and number that is generated, of tables, sentences, sections and minutes."""
     root = repository()
@@ -75,7 +74,6 @@ def test_the_bar_s_settings_are_those_that_validation_trials_choose(rows):
     assert (points["method"] == "l1+l2").sum() <= (points["method"] == "flat").sum()
 
 
-# --- sections and files -----------------------------------------------------------------------
 @pytest.fixture
 def root(tmp_path):
     """A checkout with a README, the study, and nothing kept of the pixel chapters."""

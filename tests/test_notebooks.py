@@ -38,7 +38,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(root) -> Run:
     """01-05 executed in the smoke profile, with summary and report."""
-    runner.prepare(CPU, NOTEBOOKS, say=Said())
+    runner.prepare(CPU, NOTEBOOKS)
     run = Run.create("whole", CPU)
     runner.run_notebooks(run, NOTEBOOKS, threads=1, say=Said())
     runner.finish(run, say=Said())
@@ -53,7 +53,6 @@ def shown_by(run, number, end="checks passed") -> tuple[int, str]:
     return sum("image/png" in one for one in data), text
 
 
-# --- form -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("path", CHAPTERS, ids=[path.stem for path in CHAPTERS])
 def test_code_has_its_form(path):
     """One first cell; N1, N2: one tagged cell with the standard names alone, each explained.
@@ -97,7 +96,6 @@ def test_it_reads_like_a_chapter(path):
         assert (path.parent / link).is_file(), link
 
 
-# --- one whole run ----------------------------------------------------------------------------
 def test_smoke_run_is_whole(finished):
     """N20: every notebook and training ran, and a resumed run skips them all."""
     entries = finished.manifest["notebooks"]
@@ -156,7 +154,7 @@ def test_controls_reach_the_planner(finished):
 
 def test_figures_and_report(finished):
     """Every figure has a caption and is in the report, which loads nothing from the network."""
-    captions = finished.manifest["notes"]["figures"]
+    captions = finished.manifest["figures"]
     files = {path.name for path in (finished.path / "figures").iterdir()}
     assert files == set(captions)
     assert all(note["caption"] for note in captions.values())
@@ -186,7 +184,6 @@ def test_executed_copies_show_pictures_and_one_clean_bar(finished):
         assert pictures >= 4 and text.count("100%") <= 4
 
 
-# --- variants ---------------------------------------------------------------------------------
 def test_comparison_reads_results_only(finished, root, monkeypatch):
     """05 needs no data, no weights and no earlier notebook; what it draws stays in its run."""
     shutil.copytree(finished.path, root / "results-only")

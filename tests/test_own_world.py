@@ -10,7 +10,7 @@ import torch
 from tiny import seeded, tiny_config
 from tiny_runs import ROOT
 
-from hjepa_lib.config import ConfigError
+from hjepa_lib.config import ConfigError, profile
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.trajectories import Trajectories
@@ -19,7 +19,6 @@ from hjepa_lib.evaluation.episodes import OraclePolicy, run_episodes
 from hjepa_lib.evaluation.results import Case, collect
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.runs.run import Run
-from hjepa_lib.runs.workspace import resolve
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.worlds import Layout, TwoRooms, World
 from hjepa_lib.worlds.base import find_world
@@ -179,7 +178,7 @@ def test_example_trains_plans_and_compares(lake, root, tmp_path):
     assert done.returncode == 0, done.stderr
     run = Run.open()
     assert all(run.done(stage) for stage in ("data", "l1", "distance", "l2"))
-    run.require(resolve("smoke", 0, f"data.source={SOURCE},data.dynamics=slide"))
+    run.require(profile("smoke").override(f"data.source={SOURCE},data.dynamics=slide"))
     rows = {(row["method"], row["cost"]): row for row in collect(run.path / "results")}
     learned = {(method, cost) for method in ("flat", "l1+l2") for cost in ("latent", "distance")}
     floors = {(method, "none") for method in ("random", "random-persistent", "oracle")}

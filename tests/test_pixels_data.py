@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny_pixels import collected, numbered, skilled
 
 from hjepa_lib.config.fields import ConfigError
-from hjepa_lib.files import FileError, WorkbookError, save_npy
+from hjepa_lib.files import FileError, WorkbookError, read_json, save_npy, write_json
 from hjepa_lib.pixels import checks, figures
 from hjepa_lib.pixels import collect as collecting
 from hjepa_lib.pixels.collect import acquire, collect, record
@@ -183,8 +183,12 @@ def test_round_trip_with_everything_that_describes_it(drift, stored):
         (lambda f: (f / "meta.json").unlink(), "cannot read"),
         (lambda f: (f / "meta.json").write_text("{"), "not valid JSON"),
         (lambda f: (f / "meta.json").write_text("[]"), "holds no transitions"),
+        (
+            lambda f: write_json(f / "meta.json", read_json(f / "meta.json") | {"ppo": [1]}),
+            "'ppo' is no mapping",
+        ),
         (lambda f: (f / "meta.json").write_text('{"format": "hjepa transitions"}'), "are unknown"),
-        (lambda f: (f / "reward.npy").unlink(), "no such file"),
+        (lambda f: (f / "reward.npy").unlink(), "No such file"),
         (lambda f: (f / "frames.npy").write_bytes(b"\x93NUMPY"), "not a whole"),
         (lambda f: (f / "reward.npy").write_bytes(b"\x80\x04pickle"), "not a whole"),
         (lambda f: save_npy(f / "reward.npy", np.zeros(120, np.float32)), "SHA-256"),

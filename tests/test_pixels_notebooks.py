@@ -61,7 +61,7 @@ def test_it_leaves_summary_and_report(finished):
     table = check_summary(read_json(run.path / "summary.json"))
     assert table["notebook_seconds"].keys() == set(NAMES)
     page = (run.path / "report.html").read_text()
-    captions = run.manifest["notes"]["figures"]
+    captions = run.manifest["figures"]
     assert page.count("<figure") == len(captions)
     assert not LOADED.search(page)
 

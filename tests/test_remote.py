@@ -25,7 +25,7 @@ CONFIG = tiny_config()
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Function of a name: continue on that machine, whose cache is its own; the store is shared."""
+    """Function of a name: go on at that machine, whose cache is its own; the store is shared."""
     monkeypatch.setenv("HJEPA_OUTPUTS", f"memory://{tmp_path.name}/runs")
 
     def move_to(name):
@@ -42,15 +42,18 @@ def store():
     return {path.split("/runs/")[1]: file.getvalue() for path, file in files}
 
 
+LOST = OSError("connection reset\nby peer")
+
+
 @contextlib.contextmanager
-def broken(action, after, error, arrives=False):
+def broken(action, after, error=LOST, arrives=False):
     """`error` after so many uploads (pipe_file) or downloads (cat_file), although one `arrives`."""
-    whole, left = getattr(MemoryFileSystem, action), [after]
+    whole, left = getattr(MemoryFileSystem, action), iter(range(after))
 
     def cut(self, *arguments, **options):
-        left[0] -= 1
-        found = whole(self, *arguments, **options) if left[0] >= 0 or arrives else None
-        if left[0] < 0:
+        over = next(left, None) is None
+        found = whole(self, *arguments, **options) if arrives or not over else None
+        if over:
             raise error
         return found
 
@@ -59,7 +62,18 @@ def broken(action, after, error, arrives=False):
         yield
 
 
-LOST = OSError("connection reset\nby peer")
+@contextlib.contextmanager
+def interrupted(run, uploads):
+    """Stage l1, of three files; its upload breaks off after so many."""
+    with (
+        broken("pipe_file", uploads),
+        pytest.raises(FileError, match=r"cannot write memory://.*connection reset") as caught,
+        run.stage("l1") as folder,
+    ):
+        yield folder
+        for part in "abc":
+            (folder / part).write_text(part)
+    assert "\n" not in str(caught.value)
 
 
 def overwrite(end, content):
@@ -69,7 +83,6 @@ def overwrite(end, content):
     system.rm(place) if content is None else system.pipe_file(place, content)
 
 
-# --- what travels -----------------------------------------------------------------------------
 def test_a_run_is_found_on_another_machine(machine):
     here = Run.create("a", CONFIG)
     assert here.path.is_relative_to(outputs_root())
@@ -152,19 +165,11 @@ def test_resume_elsewhere_gives_the_same_result(machine, trained, short_probe):
     assert last.records("l1") == alone.records("l1")
 
 
-# --- what breaks off --------------------------------------------------------------------------
 def test_a_broken_upload_is_made_again(machine):
     run = Run.create("a", CONFIG)
     fill(run, "data")
-    with (
-        broken("pipe_file", 3, LOST),  # two manifests and one file get through
-        pytest.raises(FileError, match=r"cannot write memory://.*connection reset") as caught,
-        run.stage("l1") as folder,
-    ):
+    with interrupted(run, 3):  # two manifests and one file get through
         run.note("key", 1)
-        for part in "abc":
-            (folder / part).write_text(part)
-    assert "\n" not in str(caught.value)
     assert run.done("l1")  # the local copy is whole
     machine("two")
     other = Run.open("a")
@@ -181,7 +186,7 @@ def test_a_broken_upload_is_made_again(machine):
 def test_the_machine_that_lost_its_connection_catches_up(machine, after, arrives):
     """Also when the last upload arrived and its answer did not."""
     run = Run.create("a", CONFIG)
-    with broken("pipe_file", after, LOST, arrives), pytest.raises(FileError, match="reset"):
+    with broken("pipe_file", after, arrives=arrives), pytest.raises(FileError, match="reset"):
         fill(run, "data")
     fill(Run.open("a"), "l1")  # uploads what is missing
     machine("two")
@@ -190,13 +195,8 @@ def test_the_machine_that_lost_its_connection_catches_up(machine, after, arrives
 
 def test_an_interrupted_upload_goes_on_where_it_was(machine):
     run = Run.create("a", CONFIG)
-    with (
-        broken("pipe_file", 3, LOST),  # a manifest and two files get through
-        pytest.raises(FileError, match="reset"),
-        run.stage("l1") as folder,
-    ):
-        for part in "abc":
-            (folder / part).write_text(part)
+    with interrupted(run, 3):  # a manifest and two files get through
+        pass
     overwrite("l1/a", b"as it was")
     run.publish()
     assert {store()[f"a/l1/{part}"] for part in "abc"} == {b"as it was", b"b", b"c"}
@@ -245,7 +245,6 @@ def test_an_interrupted_download_starts_over(machine):
         Run.open("a").verify(part)
 
 
-# --- two machines, other stores ---------------------------------------------------------------
 def test_s2_a_second_writer_never_hides_what_the_first_uploaded(machine):
     """Two machines hold one run open; the one that lags is refused, whatever it does."""
     fill(Run.create("a", CONFIG), "data")

@@ -171,7 +171,7 @@ def test_round_trip_of_one_result(agent, config, tmp_path):
     for name, message in (
         ("x.npz", r"x\.npz is no result file: it has no header"),
         ("y.npz", r"y\.npz is not a whole \.npz file"),
-        ("z.npz", "no such file"),
+        ("z.npz", "No such file"),
     ):
         with pytest.raises(FileError, match=message):
             results.load_result(tmp_path / name)

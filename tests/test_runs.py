@@ -26,11 +26,19 @@ TEXT = "device=cpu,precision=fp32"
 pytestmark = pytest.mark.usefixtures("root")
 
 
+@pytest.fixture
+def run(root):
+    return Run.create("a", CPU)
+
+
 def begin(number, run="mine", seed=0, more=""):
     return workspace.start(f"0{number}_chapter", "smoke", run, seed, TEXT + more)
 
 
-# --- folders ----------------------------------------------------------------------------------
+def record(step, stage="l1", **values):
+    return {"stage": stage, "step": step, **(values or {"loss": 1 / (step + 1)})}
+
+
 def test_create_open_and_latest(root):
     """PL8: starting a run never deletes files, whatever its name contains."""
     first = Run.create("my_test_run", CPU)
@@ -54,10 +62,9 @@ def test_create_open_and_latest(root):
     "name", ["../x", "/tmp/x", "a/b/c", ".hidden", "", "latest", "pretrained/x", "a b", "a/../b"]
 )
 def test_names_that_could_leave_the_outputs_folder_are_refused(name, root):
-    with pytest.raises(RunError):
-        Run.create(name, CPU)
-    with pytest.raises(RunError):
-        Run.open(name)
+    for make in (lambda: Run.create(name, CPU), lambda: Run.open(name)):
+        with pytest.raises(RunError):
+            make()
     assert not root.exists()
 
 
@@ -67,7 +74,10 @@ def test_missing_and_damaged_runs_are_one_sentence(root, monkeypatch):
     manifest = Run.create("a", CPU).path / "manifest.json"
     with pytest.raises(RunError, match=r"'b' does not exist.*newest ones are: a"):
         Run.open("b")
-    for text, message in ((manifest.read_text()[:99], "not valid JSON"), ("{}", "no run manifest")):
+    with pytest.raises(RunError, match="holds no run"):
+        Run.at(root)
+    whole = manifest.read_text()
+    for text, message in ((whole[:99], "not valid JSON"), ("{}", "no run manifest")):
         manifest.write_text(text)
         with pytest.raises(ValueError, match=message):
             Run.open("a")
@@ -91,9 +101,15 @@ def test_device_and_precision_are_chosen_once(monkeypatch):
     assert Run.create("c", config, like=Run.open("a")).precision == "bf16"
 
 
-# --- stages -----------------------------------------------------------------------------------
-def test_stage_lists_files_and_notices_damage():
-    run = Run.create("a", CPU)
+def test_a_run_whose_tracker_is_gone_opens(run):
+    tree = json.loads((run.path / "manifest.json").read_text())
+    for known, tracker in (("wandb", "wandb"), ("none", "tensorboard")):
+        tree["config"]["tracker"] = tracker
+        (run.path / "manifest.json").write_text(json.dumps(tree))
+        assert Run.open("a").config.tracker == known
+
+
+def test_stage_lists_files_and_notices_damage(run):
     assert not run.done("l1")
     fill(run, "l1", "hello")
     (item,) = run.manifest["stages"]["l1"]["files"]
@@ -111,8 +127,7 @@ def test_stage_lists_files_and_notices_damage():
     assert not run.done("l1")
 
 
-def test_failed_stage_is_not_marked_and_its_time_is_kept(monkeypatch):
-    run = Run.create("a", CPU)
+def test_failed_stage_is_not_marked_and_its_time_is_kept(run, monkeypatch):
     fill(run, "l1")
     clock = iter([0.0, 5.0, 10.0, 11.0, 20.0, 22.0])
     watch = SimpleNamespace(perf_counter=lambda: next(clock))
@@ -127,8 +142,7 @@ def test_failed_stage_is_not_marked_and_its_time_is_kept(monkeypatch):
     assert run.manifest["interrupted"] == {}
 
 
-def test_stages_share_a_folder_without_claiming_each_others_files():
-    run = Run.create("a", CPU)
+def test_stages_share_a_folder_without_claiming_each_others_files(run):
     with run.stage("l1") as folder:
         (folder / "resume.pt").write_text("optimiser state")
         (folder / "weights").write_text("1")
@@ -139,8 +153,7 @@ def test_stages_share_a_folder_without_claiming_each_others_files():
     assert run.done("l1") and run.done("distance")
 
 
-def test_stage_is_stale_when_its_input_was_made_again():
-    run = Run.create("a", CPU)
+def test_stage_is_stale_when_its_input_was_made_again(run):
     for text, whole in (("old", True), ("old", True), ("new", False)):
         fill(run, "l1", text)
         if "l2" not in run.manifest["stages"]:
@@ -148,8 +161,8 @@ def test_stage_is_stale_when_its_input_was_made_again():
         assert run.done("l2") is whole
 
 
-def test_notes_of_two_processes_do_not_overwrite_each_other():
-    run, other = Run.create("a", CPU), Run.open("a")
+def test_notes_of_two_processes_do_not_overwrite_each_other(run):
+    other = Run.open("a")
     run.note("data_hash", "ab")
     other.note("01_x", {"ok": True}, "notebooks")
     fill(other, "data")
@@ -160,32 +173,30 @@ def test_notes_of_two_processes_do_not_overwrite_each_other():
     assert run.done("data")
 
 
-# --- metrics.jsonl ----------------------------------------------------------------------------
-def test_log_rejects_a_second_value_for_the_same_key():
+def test_log_rejects_a_second_value_for_the_same_key(run):
     """PL6: one key, one value; also across processes."""
-    run = Run.create("a", CPU)
-    run.log({"stage": "l1", "step": 3, "loss": 1.0})
-    run.log({"stage": "l1", "step": 3, "probe": 2.0})
-    run.log({"stage": "l2", "step": 3, "loss": 1.0})
+    run.log(record(3))
+    run.log(record(3, probe=2.0))
+    run.log(record(3, "l2"))
     for one in (run, Run.open("a")):
         with pytest.raises(FileError, match="'loss' of l1 step 3 is written twice"):
-            one.log({"stage": "l1", "step": 3, "loss": 1.0})
+            one.log(record(3))
     assert (len(run.records()), len(run.records("l1"))) == (3, 2)
 
 
 def test_half_a_last_line_is_ignored_and_healed(tmp_path):
     path = tmp_path / "m.jsonl"
-    MetricsLog(path).log({"stage": "l1", "step": 1, "loss": 1})
+    MetricsLog(path).log(record(1))
     with path.open("a") as file:
         file.write('{"stage": "l1", "st')
     assert len(MetricsLog(path).records()) == 1
-    MetricsLog(path).log({"stage": "l1", "step": 2, "loss": 1})
+    MetricsLog(path).log(record(2))
     assert [row["step"] for row in MetricsLog(path).records()] == [1, 2]
     before = path.stat().st_ino
-    MetricsLog(path).log({"stage": "l1", "step": 3, "loss": 1})
+    MetricsLog(path).log(record(3))
     assert path.stat().st_ino == before  # appended: another process may be writing, too
     path.write_text("{broken\n" + path.read_text())
-    with pytest.raises(FileError, match=r"'\{broken' is not valid JSON"):
+    with pytest.raises(FileError, match="is not valid JSON"):
         MetricsLog(path).records()
 
 
@@ -195,7 +206,7 @@ def test_rewind_makes_a_resumed_log_equal_to_an_uninterrupted_one(tmp_path):
     def train(log, first, last):
         log.rewind("l1", first - 1)
         for step in range(first, last):
-            log.log({"stage": "l1", "step": step, "loss": 1 / (step + 1)})
+            log.log(record(step))
 
     whole, cut = MetricsLog(tmp_path / "whole"), MetricsLog(tmp_path / "cut")
     train(whole, 0, 10)
@@ -208,10 +219,9 @@ def test_rewind_makes_a_resumed_log_equal_to_an_uninterrupted_one(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk_while_logging_is_one_sentence():
     with pytest.raises(FileError, match="cannot write /dev/full"):
-        MetricsLog(Path("/dev/full")).log({"stage": "l1", "step": 1})
+        MetricsLog(Path("/dev/full")).log(record(1))
 
 
-# --- notebooks --------------------------------------------------------------------------------
 def test_start_creates_then_reopens_a_named_run():
     first, again = begin(1), begin(2)
     assert again.run.path == first.run.path
@@ -235,11 +245,11 @@ def test_unnamed_notebooks_follow_each_other():
     ("arguments", "message"),
     [
         (("huge", "", 0, ""), "profile must be one of"),
-        ((None, "", 0, ""), "must be text"),
+        ((None, "", 0, ""), "profile must be text"),
         (("smoke", 3, 0, ""), "run must be text"),
         (("smoke", "", "x", ""), "seed must be int"),
         (("smoke", "", 0, "level1.widht=3"), "unknown setting"),
-        (("smoke", "", 0, "profile=full"), "cannot be an override"),
+        (("smoke", "", 0, "profile=full"), "not by a setting"),
         (("smoke", "../x", 0, ""), "no run name"),
     ],
 )
@@ -255,7 +265,7 @@ def test_figures_are_saved_with_captions():
     ws.figure(matplotlib.figure.Figure(), "loss", "Loss by update")
     ws.animation(b"GIF89a", "episode")
     assert (ws.run.path / "figures/loss.png").read_bytes().startswith(b"\x89PNG")
-    notes = Run.open("mine").manifest["notes"]["figures"]
+    notes = Run.open("mine").manifest["figures"]
     assert notes["loss.png"] == {"notebook": "02_chapter", "caption": "Loss by update"}
     assert list(notes) == ["loss.png", "episode.gif"]
     with pytest.raises(ConfigError, match="no figure name"):
@@ -264,15 +274,11 @@ def test_figures_are_saved_with_captions():
 
 def test_progress_is_plain_when_headless(monkeypatch, capsys):
     monkeypatch.setenv("HJEPA_HEADLESS", "1")
-    ws = begin(2)
-    assert list(ws.progress(range(3), "train")) == [0, 1, 2]
-    with ws.progress(5, "plan") as bar:
-        bar.update(5)
+    assert list(begin(2).progress(range(3), "train")) == [0, 1, 2]
     out, err = capsys.readouterr()
-    assert "train: 100%" in out and "plan: 100%" in out and err == ""
+    assert "train: 100%" in out and err == ""
 
 
-# --- the machine ------------------------------------------------------------------------------
 def test_set_up_and_choices(monkeypatch):
     threads = torch.get_num_threads()
     try:
@@ -332,7 +338,6 @@ def test_revision_and_versions(tmp_path):
     json.dumps(machine.versions())
 
 
-# --- errors -----------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("error", "told"),
     [(RunError("no run"), True), (OSError(28, "full"), True), (ValueError("(3, 4)"), False)],
@@ -350,27 +355,27 @@ def test_c5_only_sentences_for_users_lose_their_trace(error, told, monkeypatch, 
             main(["report"])
 
 
-# --- the committed run ------------------------------------------------------------------------
-def test_pretrained_export_is_a_run_without_data_or_resume_state(root, monkeypatch):
-    run = Run.create("a", CPU)
+def test_pretrained_export_is_a_run_without_data_or_resume_state(run, root, monkeypatch):
+    place = root / "pretrained"
     with pytest.raises(RunError, match="no trained level 1"):
-        run.export(root / "pretrained")
+        run.export(place)
     fill(run, "data")
     with run.stage("l1", reads=("data",)) as folder:
         for name in ("weights", "last.weights", "resume.pt"):
             (folder / name).write_text("1")
     fill(run, "l2", reads=("l1",))
+    run.note("loss.png", {}, "figures")
     for _ in range(2):  # the second export replaces the first
-        run.export(root / "pretrained")
+        run.export(place)
     found = Run.named("pretrained")
-    assert found.label == "pretrained"
+    assert found.label == "pretrained" and found.manifest["figures"] == {}
     assert found.done("l1") and found.done("l2")  # although l1 has fewer files than l2 read
     files = {path.name for path in found.path.rglob("*") if path.is_file()}
     assert files == {"manifest.json", "weights", "l2.txt"}
     assert not list(root.glob("*.tmp"))
     (run.path / "l1/weights").write_text("2")
     with pytest.raises(RunError, match="differs"):
-        run.export(root / "pretrained")
+        run.export(place)
     assert Run.named("pretrained").done("l1")
     fill(run, "l1")
     rename = Path.rename
@@ -382,6 +387,5 @@ def test_pretrained_export_is_a_run_without_data_or_resume_state(root, monkeypat
 
     monkeypatch.setattr(Path, "rename", killed)
     with pytest.raises(KeyboardInterrupt):
-        run.export(root / "pretrained")
+        run.export(place)
     assert Run.at(root / "pretrained.old.tmp").done("l1")  # whole or absent, never lost
-    monkeypatch.undo()

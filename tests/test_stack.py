@@ -40,7 +40,6 @@ def with_near(planner, goal, latent):
     return planner
 
 
-# --- any number of levels ---------------------------------------------------------------------
 def search(planner, number, at, latent, target, warm):
     """A plan of level `number` after `at` steps."""
     level = planner.layers[number - 1].level
@@ -110,7 +109,6 @@ def test_a_third_level_that_is_off_costs_and_changes_nothing():
         agent.planner(THREE_LEVELS)
 
 
-# --- three levels -----------------------------------------------------------------------------
 @pytest.mark.parametrize("actions", ["none", "concat", "only", "learned"])
 @pytest.mark.parametrize("latent", ["gaussian", "categorical"])
 def test_level3_changes_the_executed_actions(actions, latent):
@@ -142,7 +140,6 @@ def test_controls_act_on_level2_alone(control):
     assert torch.equal(plans[control].above[1].subgoal, plans["none"].above[1].subgoal)
 
 
-# --- compute, results, storage ----------------------------------------------------------------
 def test_compute_counts_every_level_at_its_own_interval():
     planning = {"planning__hierarchy__replan": 4, "planning__level3__replan": 6}
     agent = make_agent(tiny_config(**ON, **planning, planning__cost="latent"))

@@ -77,7 +77,7 @@ def keys(changes="", seed=0):
 
 def test_the_key_holds_what_shapes_a_stage_and_nothing_else():
     plain = keys()
-    assert keys("planning.cost=latent,evaluation.trials=3,device=auto,tracker=tensorboard") == plain
+    assert keys("planning.cost=latent,evaluation.trials=3,device=auto,tracker=wandb") == plain
     for name, changes, shaped in (
         ("seed", {"seed": 1}, NAMES),  # I1
         ("data", {"changes": "data.transitions=9000"}, NAMES),

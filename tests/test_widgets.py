@@ -452,7 +452,7 @@ def test_it_runs_headless(root):
     runner.run_notebooks(run, [NOTEBOOK], threads=1, say=Said())
     run.reload()
     assert not (run.path / "results").exists()
-    assert len(run.manifest["notes"]["figures"]) == 6
+    assert len(run.manifest["figures"]) == 6
     text, outputs = printed(run.path / "notebooks" / NOTEBOOK.name)
     assert text.count("headless:") == 3
     kinds = ""

@@ -15,7 +15,7 @@ import numpy as np
 from hjepa_lib.config import profile
 from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.readme import NUMBERS
-from hjepa_lib.runs.report import REQUIRED
+from hjepa_lib.runs.report import FIELDS
 from hjepa_lib.runs.run import Run
 from hjepa_lib.workbench.rows import pack_solved
 
@@ -79,7 +79,7 @@ def result(
     **changes: Any,
 ) -> dict[str, Any]:
     """A valid entry of a summary."""
-    entry: dict[str, Any] = dict.fromkeys([*REQUIRED, *NUMBERS], 0.5)
+    entry: dict[str, Any] = dict.fromkeys([*FIELDS, *NUMBERS], 0.5)
     entry |= {"method": method, "cost": cost, "protocol": "p1", "layouts": "fixed"}
     entry |= {"dynamics": "bounce", "budget": 1.0, "n": n, "successes": successes}
     entry |= {"success_rate": successes / n, "ci95": list(wilson(successes, n)), "split": "test"}

@@ -175,6 +175,8 @@ class Transitions:
         meta = files.read_json(folder / "meta.json")
         if not isinstance(meta, dict) or meta.pop("format", None) != _FORMAT:
             raise files.FileError(f"{folder} holds no transitions: meta.json is of another kind")
+        if not isinstance(meta.get("ppo") or {}, dict):
+            raise files.FileError(f"{folder} holds no usable transitions: 'ppo' is no mapping")
         arrays = {name: files.load_npy(folder / f"{name}.npy") for name in _ARRAYS}
         stored, own = meta.pop("sha256", ""), {name: meta.pop(name, 0) for name in _OWN}
         for wrong, sentence in _checks(arrays, **own):

@@ -1,7 +1,4 @@
-"""First cell of every notebook: in Colab it installs what the chapter needs.
-
-Standard library only: it runs before anything is installed.
-"""
+"""First cell of every notebook; standard library only: it runs before anything is installed."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ EXTRAS = {"06": "widgets", "10": "rl", "11": "rl", "12": "rl", "13": "rl", "14":
 
 
 def set_up(notebook: str) -> None:
-    """Make the library and the chapter's extras importable in Colab; print what was found.
+    """Install the library and the chapter's extras where this is Colab; print what was found.
 
     A mounted Google Drive becomes the outputs root, so that runs outlive the session and resume.
     """

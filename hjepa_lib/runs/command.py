@@ -34,7 +34,7 @@ class RunOptions:
     resume: bool = False
     """Continue the run --name, or the latest one; what is complete is skipped."""
     yes: bool = False
-    """Start even if it takes very long."""
+    """Start the profile full even without a GPU."""
     trials: Path | None = None
     """File of the command `trials` to play, in place of the committed trials."""
 
@@ -44,14 +44,10 @@ class RunOptions:
             base = make_profile(self.profile or "laptop")
         config = load_yaml(self.config, base) if self.config else base
         pairs = parse_overrides(self.set)
-        if "profile" in pairs or (self.profile and config.profile != self.profile):
-            raise ConfigError(
-                "the profile is chosen by --profile, or by the config file, not by both"
-            )
-        if self.seed is not None:
-            if "seed" in pairs:
-                raise ConfigError("the seed is given by --seed and by --set")
-            pairs["seed"] = str(self.seed)
+        if self.profile and config.profile != self.profile:
+            raise ConfigError("the profile is chosen by --profile, or by the run or file, not both")
+        if self.seed is not None and pairs.setdefault("seed", self.seed) != self.seed:
+            raise ConfigError("the seed is given by --seed and by --set")
         if self.trials is not None:
             pairs["evaluation.split"] = str(self.trials.resolve())
         return config.override(pairs)
@@ -92,7 +88,7 @@ class RunCommand(RunOptions):
 
         notebooks = runner.select_notebooks(self.notebooks)
         config = Run.open(self.name).config if self.resume else self.settings()
-        runner.prepare(config, notebooks, yes=self.yes)
+        runner.prepare(config, notebooks, self.yes)
         run = self.open_run()
         print(f"run {run.name} in {run.path}")
         again = f"continue with: python -m hjepa_lib run --name {run.name} --resume"

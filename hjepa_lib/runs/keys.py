@@ -17,20 +17,18 @@ _leaves = lru_cache(maxsize=64)(flatten)
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a run: what it reads, the settings that shape it, and how it is made.
+    """One step of a run: what it reads, what shapes it, and how it is made.
 
     `make(workspace, folder)` writes its files into `folder`; a training is a generator of reports.
-    `recipe` is raised when the code makes something else from the same settings; `about` is what
-    shapes it beside the settings, JSON-ready (the seed of one of several models, a Case).
     """
 
     name: str
     make: Callable[..., Iterator[Any] | None]
     settings: tuple[str, ...] = ()  # dotted settings, or whole sections
     reads: tuple[Stage, ...] = ()
-    recipe: int = 1
+    recipe: int = 1  # raised when the code makes something else from the same settings
     folder: str = ""  # below the run's; "" is the name
-    about: Any = None
+    about: Any = None  # JSON-ready: what shapes it beside the settings, such as a Case
     recorded: bool = False  # data: the same by key, whatever another machine rounds
     load: str = ""  # the run it is taken from, whatever its key
     files: tuple[str, ...] = ()  # files it starts from: known by their content, not by their name
@@ -92,15 +90,19 @@ def closure(stage: Stage) -> list[Stage]:
     return list({one.name: one for one in found}.values())
 
 
+def digest(entry: dict[str, Any]) -> str:
+    """SHA-256 of a stage entry's list of files: equal for equal content."""
+    return sha256(json.dumps(entry["files"], sort_keys=True).encode())
+
+
 def _make(part: str, ws: Any, folder: Path, **options: Any) -> Iterator[Any] | None:
-    """How stages.py makes a stage, imported when it is made: what shapes it needs no torch."""
-    from hjepa_lib.runs import stages
+    from hjepa_lib.runs import stages  # now: what shapes a stage needs no torch
 
     return getattr(stages, f"make_{part}_stage")(ws, folder, **options)
 
 
 def core_stages(config: Config) -> dict[str, Stage]:
-    """Every stage of the core by name: data, l1, distance, l2, l3, with what shapes it."""
+    """The stages data, l1, distance, l2, l3 by name."""
     # The probe, a refinement, head and level 2 see the latents of so many trajectories.
     source, seen = config.data.source, "distance.trajectories"
     named = () if source in ("generated", "published") else (source,)
@@ -119,15 +121,10 @@ def core_stages(config: Config) -> dict[str, Stage]:
 def wanted_stages(config: Config) -> list[Stage]:
     """The trainings that these settings ask for, in order: without level 2 or 3 where disabled."""
     found = core_stages(config)
-    wanted = {"l2": not config.level2.disable_l2, "l3": config.level3.enabled}
-    return [found[name] for name in found if name != "data" and wanted.get(name, True)]
+    wanted = {"data": False, "l2": not config.level2.disable_l2, "l3": config.level3.enabled}
+    return [stage for name, stage in found.items() if wanted.get(name, True)]
 
 
 def is_joint(config: Config) -> bool:
     """True when both levels train together."""
     return config.level2.train == "joint" and not config.level2.disable_l2
-
-
-def digest(entry: dict[str, Any]) -> str:
-    """SHA-256 of a stage entry's list of files: equal for equal content."""
-    return sha256(json.dumps(entry["files"], sort_keys=True).encode())

@@ -1,7 +1,6 @@
 """The machine a run uses: allocator, threads, device, precision, and what to write down about it.
 
-Precision is decided by measuring (bf16 is 10 times faster on one CPU and slower on the next), once
-per run: its manifest holds the answer.
+Precision is measured (bf16 is 10 times faster on one CPU and slower on the next), once per run.
 """
 
 from __future__ import annotations
@@ -26,10 +25,9 @@ usable_cores = joblib.cpu_count  # affinity mask and container quota, whichever 
 
 
 def set_up(threads: int | None = None) -> int:
-    """Tune allocator and thread count for this process; returns the number of threads.
+    """Tune allocator and threads of this process; returns the number of threads.
 
-    `threads=None` keeps torch's own choice (all physical cores, or OMP_NUM_THREADS), lowered to
-    what a container may use: more are much slower.
+    None: torch's own choice, lowered to the cores of a container: more are much slower.
     """
     import torch
 
@@ -44,15 +42,6 @@ def set_up(threads: int | None = None) -> int:
     return torch.get_num_threads()
 
 
-def choose_device(name: str = "auto") -> str:
-    """`name`, or for "auto" the first of cuda, mps, cpu that works; ConfigError if it is absent."""
-    if name == "auto":
-        return next(kind for kind in ("cuda", "mps", "cpu") if has_device(kind))
-    if not has_device(name):
-        raise ConfigError(f"device {name!r} is not available on this machine")
-    return name
-
-
 def has_device(name: str) -> bool:
     """True when this machine has a device of that kind: cpu, cuda or mps."""
     import torch
@@ -61,12 +50,21 @@ def has_device(name: str) -> bool:
     return name == "cpu" or (name in present and present[name]())
 
 
+def choose_device(name: str = "auto") -> str:
+    """`name`, or for "auto" the first of cuda, mps, cpu that works; ConfigError if it is absent."""
+    if name == "auto":
+        return next(filter(has_device, ("cuda", "mps", "cpu")))
+    if not has_device(name):
+        raise ConfigError(f"device {name!r} is not available on this machine")
+    return name
+
+
 def choose_precision(device: str, wanted: str = "auto") -> str:
     """ "fp32" or "bf16": `wanted`, or for "auto" the faster one in about a second of measuring."""
-    if wanted != "auto":
-        return wanted
     import torch
 
+    if wanted != "auto":
+        return wanted
     if device == "mps" or (device == "cuda" and not torch.cuda.is_bf16_supported()):
         return "fp32"
     return "bf16" if bf16_speedup(device) > _CLEARLY_FASTER else "fp32"
@@ -75,7 +73,7 @@ def choose_precision(device: str, wanted: str = "auto") -> str:
 def bf16_speedup(device: str, seconds: float = 1.0) -> float:
     """fp32 time / bf16 time of a small training step: channels-last convolutions, then products.
 
-    One thread, both interleaved, the fastest of each counts: a busy neighbour changes little.
+    One thread, both in turns, the fastest of each counts: a busy neighbour changes little.
     """
     import torch
     from torch import nn
@@ -85,9 +83,8 @@ def bf16_speedup(device: str, seconds: float = 1.0) -> float:
     with torch.random.fork_rng(devices=[]):
         frames = torch.rand(batch, 2, 65, 65)  # (B, C, Hpx, Wpx)
         sizes = ((2, 7, 4), (64, 3, 2), (64, 3, 2))
-        convolutions = [nn.Conv2d(size, 64, kernel, stride) for size, kernel, stride in sizes]
-        products = [nn.Linear(576, 256), *(nn.Linear(256, 256) for _ in range(8))]
-        layers = [*convolutions, nn.Flatten(), *products]
+        layers = [nn.Conv2d(size, 64, kernel, stride) for size, kernel, stride in sizes]
+        layers += [nn.Flatten(), *(nn.Linear(size, 256) for size in (576, *[256] * 8))]
         model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
     model.to(device, memory_format=torch.channels_last)
     frames = frames.to(device, memory_format=torch.channels_last)
@@ -122,16 +119,15 @@ def versions() -> dict[str, str]:
 
 
 def revision(root: Path | None = None) -> str:
-    """Git commit of the folder `root` ("-dirty" with local changes), or the next best thing.
+    """Git commit of the folder `root` ("-dirty" with local changes); without git the next best.
 
-    Without git that is what `git archive` wrote into VERSION (colab_pack.sh), then the commit that
-    pip installed from a URL (PEP 610), then "unknown".
+    That is what `git archive` wrote into VERSION (colab_pack.sh), or the commit that pip installed
+    from a URL (PEP 610), or "unknown".
     """
     root = root or Path(__file__).resolve().parents[2]
     if (root / ".git").exists():
-        # In a fresh clone git compares contents, and the filter that strips notebooks would start a
-        # Python for each of them; committed ones are stripped, so they are compared as they are.
-        # The gallery is written by the very study that asks: it changes no result.
+        # The filter that strips notebooks would start a Python for each one; committed ones are
+        # stripped. The gallery is written by the very study that asks: it changes no result.
         status = ("status", "--porcelain", "--", ".", ":!outputs/gallery")
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             changed = _git(root, "-c", "filter.nbstripout.clean=cat", *status)

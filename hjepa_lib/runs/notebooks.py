@@ -1,26 +1,23 @@
 """Runs notebooks headless through papermill's Python API, with the checks papermill lacks.
 
-Executed copies go to `<run>/notebooks/` (`.running` while at work, `.failed` after an error). A
-notebook that ended well is skipped on resume as long as its source is unchanged and nothing before
-it was run again.
+Executed copies go to `<run>/notebooks/` (`.running` while at work, `.failed` after an error).
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import datetime
 import os
 import re
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from hjepa_lib.config import Config
-from hjepa_lib.files import WorkbookError, first_line, sha256, write_json
+from hjepa_lib.files import WorkbookError, first_line, sha256, told, write_json
 from hjepa_lib.runs import machine
-from hjepa_lib.runs.places import RunError, outputs_root, repository
+from hjepa_lib.runs.places import RunError, repository
 from hjepa_lib.runs.run import Run
 
 Say = Callable[..., None]
@@ -29,18 +26,6 @@ Say = Callable[..., None]
 
 class NotebookFailed(WorkbookError):
     """A notebook raised an error; the message names the notebook, the error and the kept copy."""
-
-
-MINUTES = {
-    "smoke": {"01": 0.2, "02": 0.4, "03": 0.3, "04": 0.5, "05": 0.4, "07": 0.7, "08": 0.7},
-    "laptop": {
-        "01": 0.2, "02": 6.6, "03": 1.3, "04": 4, "05": 0.3, "06": 0.5, "07": 17, "08": 19,
-        "10": 0.8, "11": 12, "12": 8, "13": 20, "14": 6, "15": 9,
-    },
-}  # fmt: skip
-"""Measured on 2 cores with AVX-512 and bf16 (twice as long without), settings unchanged."""
-MEGABYTES = {"smoke": 100, "laptop": 500, "full": 3_000}
-"""What a run may need on the disk."""
 
 
 def select_notebooks(text: str, folder: Path | None = None) -> list[Path]:
@@ -68,8 +53,8 @@ def select_notebooks(text: str, folder: Path | None = None) -> list[Path]:
     return [chosen[number] for number in sorted(chosen)]
 
 
-def inspect_notebook(path: Path, parameters: dict[str, Any]) -> None:
-    """RunError unless `path` has exactly one `parameters` cell that knows all `parameters` (N2).
+def inspect_notebook(path: Path, parameters: Iterable[str] = ("run",)) -> None:
+    """RunError unless `path` has exactly one `parameters` cell, which knows the names (N2).
 
     papermill only warns of unknown ones, and without such a cell it silently runs the defaults.
     """
@@ -80,45 +65,27 @@ def inspect_notebook(path: Path, parameters: dict[str, Any]) -> None:
         raise RunError(
             "running notebooks needs papermill: pip install papermill ipykernel nbformat"
         ) from error
-    try:
+    with told(path, "a notebook with readable parameters"):
         cells = nbformat.read(path, as_version=4).cells
-    except Exception as error:
-        raise RunError(f"{path} is not a readable notebook: {error}") from error
-    tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
+        tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+        nodes = [node for source in tagged for node in ast.walk(ast.parse(source))]
     if len(tagged) != 1:
         raise RunError(
             f"{path.name} has {len(tagged)} cells tagged 'parameters'; exactly one is needed"
         )
-    try:
-        nodes = [*ast.walk(ast.parse(tagged[0].source))]
-    except SyntaxError as error:
-        raise RunError(f"the parameters cell of {path.name} is no valid Python: {error}") from error
     stores = [node for node in nodes if isinstance(getattr(node, "ctx", None), ast.Store)]
-    if unknown := parameters.keys() - {getattr(node, "id", "") for node in stores}:
+    if unknown := {*parameters} - {getattr(node, "id", "") for node in stores}:
         raise RunError(f"{path.name} has no parameter named {min(unknown)!r}")
 
 
-def prepare(config: Config, notebooks: list[Path], *, say: Say = print, yes: bool = False) -> None:
-    """Check every notebook and print what the run may take, before anything is created.
-
-    RunError when the disk is too full, or when the `full` profile would run on a CPU without `yes`.
-    """
+def prepare(config: Config, notebooks: list[Path], yes: bool = False) -> None:
+    """Inspect every notebook; RunError for the profile `full` on a CPU without `yes`."""
     for path in notebooks:
-        inspect_notebook(path, {"run": ""})
-    device, size = machine.choose_device(config.device), MEGABYTES[config.profile]
-    known = MINUTES.get(config.profile, {})
-    minutes = sum(known.get(path.name[:2], 0) for path in notebooks)
-    text = f"about {describe(minutes)} and" if minutes and device == "cpu" else ""
-    say(f"profile {config.profile} on {device}: {text} {size} MB for {len(notebooks)} notebooks")
-    if config.profile == "full" and device == "cpu" and not yes:
+        inspect_notebook(path)
+    if config.profile == "full" and not yes and machine.choose_device(config.device) == "cpu":
         raise RunError(
             "profile full is meant for a GPU and takes days on a CPU; add --yes to start"
         )
-    root = outputs_root()
-    place = next(path for path in (root, *root.parents) if path.exists())
-    free = shutil.disk_usage(place).free / 1e6
-    if free < size and not yes:
-        raise RunError(f"the run needs about {size} MB of disk, only {free:.0f} MB are free")
 
 
 def run_notebooks(
@@ -129,7 +96,10 @@ def run_notebooks(
     threads: int | None = None,
     say: Say = print,
 ) -> None:
-    """Execute `notebooks` in `run`, one progress line each; NotebookFailed at the first error."""
+    """Execute `notebooks` in `run`, one progress line each; NotebookFailed at the first error.
+
+    `resume` skips what ended well, until a notebook's source has changed.
+    """
     for path in notebooks:
         entry = run.manifest["notebooks"].get(path.stem, {})
         resume = resume and entry.get("source_sha256") == sha256(path)
@@ -144,12 +114,12 @@ def run_notebooks(
                 _execute(run, path)
         except BaseException as error:
             word = "failed" if isinstance(error, NotebookFailed) else "interrupted"
-            say(f"{word} after {describe((time.perf_counter() - start) / 60)}")
+            say(f"{word} after {since(start)}")
             raise
-        seconds = time.perf_counter() - start
-        entry = {"ok": True, "source_sha256": sha256(path), "seconds": round(seconds, 1)}
+        seconds = round(time.perf_counter() - start, 1)
+        entry = {"ok": True, "source_sha256": sha256(path), "seconds": seconds}
         run.note(path.stem, entry, "notebooks")
-        say(f"ok in {describe(seconds / 60)}")
+        say(f"ok in {since(start)}")
 
 
 def finish(run: Run, say: Say = print) -> Path:
@@ -166,14 +136,9 @@ def finish(run: Run, say: Say = print) -> Path:
     return path
 
 
-def describe(minutes: float) -> str:
-    """ "40 seconds", "22 minutes", "6.5 hours", "7 days"."""
-    if minutes < 1.5:
-        return f"{max(1, round(minutes * 60))} seconds"
-    if minutes < 100:
-        return f"{minutes:.0f} minutes"
-    hours = minutes / 60
-    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.0f} days"
+def since(start: float) -> str:
+    """Hours, minutes and seconds since `start` (of perf_counter): "0:06:36"."""
+    return str(datetime.timedelta(seconds=round(time.perf_counter() - start)))
 
 
 def _execute(run: Run, path: Path) -> None:
@@ -215,7 +180,7 @@ def _kernel_environment(run: Run, threads: int | None) -> Iterator[None]:
     os.environ |= {
         "HJEPA_HEADLESS": "1",
         "HJEPA_OUTPUTS": str(run.path.parents[run.name.count("/")]),
-        "PYTHONPATH": os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [library, before.get("PYTHONPATH")])),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     if threads:
@@ -223,6 +188,5 @@ def _kernel_environment(run: Run, threads: int | None) -> Iterator[None]:
     try:
         yield
     finally:
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
+        os.environ.clear()
         os.environ |= before

@@ -31,9 +31,7 @@ def outputs_root() -> Path:
     For a URL such as s3://bucket/prefix it is the local folder that remote.py keeps in step.
     """
     place = os.environ.get("HJEPA_OUTPUTS") or str(repository() / "outputs")
-    if "://" in place:
-        return remote.local_root(place)
-    return Path(place).expanduser().resolve()
+    return remote.local_root(place) if "://" in place else Path(place).expanduser().resolve()
 
 
 def pretrained_folder() -> Path:

@@ -1,16 +1,17 @@
 """Run folders elsewhere: HJEPA_OUTPUTS=s3://bucket/prefix, gs://, file:///mounted/drive, ...
 
-Each machine works in a local folder of its cache. `push` uploads the manifest last, with size and
-SHA-256 of every file; `pull` checks them, so what an upload that broke off left is made again. A
-run has one writer at a time: when two machines went on with it, the second one is refused.
+Each machine works in a folder of its cache. The manifest is uploaded last, with the SHA-256 of all
+files: what an upload that broke off left is made again. Of two writers the second one is refused.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,22 +41,24 @@ class Mirror(NamedTuple):
 
     def read(self, name: str) -> bytes | None:
         """The remote file's content; None when there is none."""
-        try:
+        with self._told("read", name), contextlib.suppress(FileNotFoundError):
             return self.system.cat_file(f"{self.place}/{name}")
-        except FileNotFoundError:
-            return None
+        return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace the remote file."""
+        with self._told("write", name):
+            self.system.pipe_file(f"{self.place}/{name}", content)
+
+    @contextlib.contextmanager
+    def _told(self, doing: str, name: str) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:  # every store raises its own, untyped for us
             reason = first_line(error)
             if isinstance(error, PermissionError):
                 reason += "; without ListBucket a store says so of what is not there, too: allow it"
-            raise FileError(f"cannot read {self.url}/{name}: {reason}") from error
-
-    def write(self, name: str, content: bytes) -> None:
-        """Replace the remote file."""
-        try:
-            self.system.pipe_file(f"{self.place}/{name}", content)
-        except Exception as error:
-            raise FileError(f"cannot write {self.url}/{name}: {first_line(error)}") from error
+            raise FileError(f"cannot {doing} {self.url}/{name}: {reason}") from error
 
 
 def local_root(url: str) -> Path:
@@ -103,16 +106,15 @@ def push_file(path: Path) -> Path:
 
 def push_files(folder: Path) -> None:
     """Upload the files that lie directly in `folder`, such as a study's tables."""
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
+    for path in sorted(folder.glob("[!.]*")):
+        if path.is_file():
             push_file(path)
 
 
 def pull_file(path: Path) -> None:
     """Take over one such file, if there is one."""
     other = mirror(path.parent)
-    content = other and other.read(path.name)
-    if content is not None:
+    if other and (content := other.read(path.name)) is not None:
         write_atomic(path, content)
 
 
@@ -152,8 +154,8 @@ def push(folder: Path) -> None:
 def pull(folder: Path) -> None:
     """Bring the local run `folder` up to date, or the remote one where this machine is ahead.
 
-    A file that differs from its manifest is left out with a warning, so that its stage counts as
-    incomplete. FileError when both sides went on.
+    A file that differs from its manifest is left out with a warning: its stage is incomplete.
+    FileError when both sides went on.
     """
     other = mirror(folder)
     if other is None:

@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 import jinja2
 import yaml
-from PIL import Image
 
 from hjepa_lib.config import differences, profile, to_dict
 from hjepa_lib.evaluation import FLOORS
@@ -23,17 +22,23 @@ from hjepa_lib.runs.run import Run
 SCHEMA = 1
 KEY = ("method", "cost", "protocol", "layouts", "dynamics", "budget", "split")
 """No two results of a summary share these."""
-_RATE = ("n", "successes", "success_rate", "ci95")
-REQUIRED = (
-    *KEY, *_RATE, "path_efficiency", "final_distance_mean", "avg_termination_step",
-    "planner", "weights", "data", "trials_hash", "seed", "version",
-)  # fmt: skip
-"""What every result has: no rate stands without its n (F12), none without its origin (I4)."""
-_NUMBERS = (
-    "budget", *_RATE[:3], "path_efficiency", "final_distance_mean", "avg_termination_step",
-    "seconds_per_episode", "latency_single_episode", "flops_per_step",
-)  # fmt: skip
-_KINDS = dict.fromkeys(KEY, str) | dict.fromkeys(_NUMBERS, (int, float))
+_NUMBER = (int, float)
+_MAYBE = ("seconds_per_episode", "latency_single_episode", "flops_per_step")
+FIELDS = {
+    **dict.fromkeys(KEY, str),
+    **dict.fromkeys(("budget", "n", "successes", "success_rate", *_MAYBE), _NUMBER),
+    "ci95": [_NUMBER],
+    **dict.fromkeys(("path_efficiency", "final_distance_mean", "avg_termination_step"), _NUMBER),
+    **dict.fromkeys(("planner", "weights", "data", "trials_hash", "seed", "version"), object),
+}
+"""What a result has: no rate stands without its n (F12), none without its origin (I4)."""
+_SECTION = {
+    "title": str,
+    "headline": str,
+    "sentences": [str],
+    "tables": [{"title": str, "columns": [str], "rows": [list], "notes": [str]}],
+    "lists": dict,
+}
 _RUN = ("run", "profile", "seed", "created", "revision", "device", "precision")
 _EMBED_LIMIT = 2_000_000  # bytes; a larger image is linked instead, so that the page stays small
 
@@ -46,42 +51,51 @@ def build_summary(run: Run, results: Sequence[Mapping[str, Any]]) -> dict[str, A
     for kind in ("stage", "notebook"):
         seconds = {name: one["seconds"] for name, one in manifest[f"{kind}s"].items()}
         summary[f"{kind}_seconds"] = seconds
-    summary["results"] = [plain(result) for result in results]
+    summary["results"] = plain(results)
     summary |= {name: one["data"] for name, one in read_sections(run).items() if one.get("data")}
     return check_summary(summary)
 
 
 def check_summary(summary: Any) -> dict[str, Any]:
     """The summary itself; FileError, naming row and field, unless it is whole."""
-    if not isinstance(summary, dict) or not isinstance(summary.get("results"), list):
-        raise FileError("a summary is a mapping with a list 'results'")
-    if summary.get("schema") != SCHEMA or [key for key in _RUN if key not in summary]:
-        raise FileError(f"a summary of schema {SCHEMA} with {', '.join(_RUN)} is expected")
+    whole = isinstance(summary, dict) and summary.get("schema") == SCHEMA
+    if not whole or not summary.keys() >= {*_RUN, "results"}:
+        raise FileError(f"a summary of schema {SCHEMA} with results, {', '.join(_RUN)} is expected")
+    _check_results(summary["results"])
+    return summary
+
+
+def _check_results(rows: Any) -> None:
     seen = set()
-    for number, row in enumerate(summary["results"]):
-        for name in REQUIRED:
-            if not isinstance(row, dict) or row.get(name) is None:
+    if not isinstance(rows, list):
+        raise FileError("results are a list")
+    for number, row in enumerate(rows):
+        for name, kind in FIELDS.items():
+            value = row.get(name) if isinstance(row, dict) else None
+            if value is None and name not in _MAYBE:
                 raise FileError(f"result {number} lacks {name!r}")
-        for name, value in row.items():
-            if value is not None and not _fits(name, value):
+            whole = value is None or _fits(value, kind)
+            if not whole or (name == "ci95" and len(value) != 2):
                 raise FileError(f"result {number}: {name} cannot be {value!r}")
         key = tuple(row[name] for name in KEY)
         if key in seen:
             raise FileError(f"two results share {dict(zip(KEY, key, strict=True))}")
         seen.add(key)
-        n, solved, rate, (low, high) = (row[name] for name in _RATE)
+        n, solved, rate, (low, high) = row["n"], row["successes"], row["success_rate"], row["ci95"]
         if not 0 <= solved <= n or abs(rate * n - solved) > 1e-6:
             raise FileError(f"result {number}: success_rate {rate} is not {solved} / {n}")
         if not low - 1e-9 <= rate <= high + 1e-9:
             raise FileError(f"result {number}: ci95 [{low}, {high}] does not hold {rate}")
-    return summary
 
 
-def _fits(name: str, value: Any) -> bool:
-    if name == "ci95":
-        whole = isinstance(value, list) and len(value) == 2
-        return whole and all(isinstance(end, (int, float)) for end in value)
-    return isinstance(value, _KINDS.get(name, object))
+def _fits(value: Any, kind: Any) -> bool:
+    """A `kind` is a type, the [kind] of a list, or the {name: kind} of what may be there."""
+    if isinstance(kind, dict):
+        whole = isinstance(value, dict)
+        return whole and all(_fits(value[name], kind[name]) for name in kind if name in value)
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_fits(one, kind[0]) for one in value)
+    return isinstance(value, kind)
 
 
 # --- sections ---------------------------------------------------------------------------------
@@ -96,28 +110,33 @@ def leave_section(run: Run, name: str, section: Mapping[str, Any]) -> Path:
 
 
 def read_sections(run: Run) -> dict[str, dict[str, Any]]:
-    """The sections that were left in the run, by name without its number, in order."""
-    files = sorted((run.path / "sections").glob("*.json"))
-    return {path.stem.partition("-")[2]: read_json(path) for path in files}
+    """The sections left in the run, by name without its number, in order; FileError if damaged."""
+    found = {}
+    for path in sorted((run.path / "sections").glob("*.json")):
+        section = found[path.stem.partition("-")[2]] = read_json(path)
+        if not _fits(section, _SECTION) or "title" not in section:
+            raise FileError(f"{path} is no section of a report")
+        _check_results(section.get("results", []))
+    return found
 
 
 # --- report.html ------------------------------------------------------------------------------
 def write_report(run: Run) -> Path:
     """Write `<run>/report.html`, whatever the run has, and return its path (S9)."""
     run.reload()
-    results, sections, damage = [], list(read_sections(run).values()), ""
-    if (run.path / "summary.json").exists():
+    results, sections, damage = [], [], []
+    for part, read in ((results, _stored_results), (sections, _stored_sections)):
         try:
-            results = check_summary(read_json(run.path / "summary.json"))["results"]
+            part += read(run)
         except FileError as error:
-            damage = f"summary.json is damaged, so its results are left out: {error}."
+            damage.append(f"What is damaged is left out: {error}.")
     page = jinja2.Environment(autoescape=True)
     page.filters |= {"tables": _tables, "setting": _setting, "label": _label, "number": _number}
     convert = importlib.util.find_spec("nbconvert") is not None
     text = page.from_string(Path(__file__).with_name("report.html").read_text("utf-8")).render(
         run=run,
         headline=headline(results, sections),
-        sections=[{"title": "Results", "sentences": [damage] if damage else []}, *sections],
+        sections=[{"title": "Results", "sentences": damage}, *sections],
         results=results,
         convert=convert,
         chapters=_chapters(run, convert),
@@ -128,13 +147,22 @@ def write_report(run: Run) -> Path:
     return write_atomic(run.path / "report.html", text)
 
 
+def _stored_results(run: Run) -> list[dict[str, Any]]:
+    path = run.path / "summary.json"
+    return check_summary(read_json(path))["results"] if path.exists() else []
+
+
+def _stored_sections(run: Run) -> list[dict[str, Any]]:
+    return list(read_sections(run).values())
+
+
 def headline(results: Sequence[Mapping[str, Any]], sections: Sequence[Mapping[str, Any]]) -> str:
     """One sentence: the best learned planner of the first table with its interval and floors."""
     rows = next(iter(_tables(results)), [])
     learned = [row for row in rows if row["method"] not in FLOORS]
     if not learned:
         own = [one["headline"] for one in sections if one.get("headline")]
-        return own[0] if own else "No planners are compared in this run: notebook 04 does that."
+        return [*own, "No planners are compared in this run: notebook 04 does that."][0]
     best = max(learned, key=lambda row: (row["success_rate"], row["path_efficiency"]))
     low, high = (100 * end for end in best["ci95"])
     floors = {row["method"]: 100 * row["success_rate"] for row in rows}
@@ -195,21 +223,16 @@ def _chapters(run: Run, convert: bool) -> list[dict[str, Any]]:
 
 def _figures(run: Run) -> dict[str, list[dict[str, Any]]]:
     """All of figures/ by kind, in the order in which the notebooks made them."""
-    notes = run.manifest["notes"].get("figures", {})
-    order = sorted(notes, key=lambda name: notes[name].get("notebook", "~"))
+    notes = run.manifest.get("figures") or run.manifest["notes"].get("figures", {})
+    order = sorted(notes, key=lambda name: notes[name]["notebook"])
     files = {path.name: path for path in sorted((run.path / "figures").glob("*"))}
     found: dict[str, list] = {".gif": [], ".png": []}
-    for name in dict.fromkeys([*order, *files]):
-        path, note = files.get(name, Path()), notes.get(name, {})
-        if path.suffix not in found:
-            continue
-        data, source = read_bytes(path), quote(f"figures/{name}")
-        if len(data) <= _EMBED_LIMIT:
-            text = base64.b64encode(data).decode()
-            source = f"data:image/{path.suffix[1:]};base64,{text}"
-        with Image.open(path) as image:
-            width, height = image.size
-        caption = note.get("caption") or path.stem.replace("_", " ")
-        figure = {"caption": caption, "notebook": note.get("notebook", ""), "source": source}
-        found[path.suffix].append(figure | {"width": width, "height": height})
+    for name in sorted(files, key=lambda name: order.index(name) if name in notes else len(notes)):
+        path, note = files[name], {"caption": "", "notebook": ""} | notes.get(name, {})
+        if path.suffix in found:
+            data, source = read_bytes(path), quote(f"figures/{name}")
+            if len(data) <= _EMBED_LIMIT:
+                source = f"data:image/{path.suffix[1:]};base64,{base64.b64encode(data).decode()}"
+            caption = note["caption"] or path.stem.replace("_", " ")
+            found[path.suffix].append(note | {"caption": caption, "source": source})
     return {"Episodes": found[".gif"], "Figures": found[".png"]}

@@ -29,18 +29,23 @@ from hjepa_lib.runs.places import (
     repository,
 )
 
+MANIFEST = remote.MANIFEST
+
 
 class Run:
     """One run folder. Use `Run.create`, `Run.open`, `Run.named` or `Run.at`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.manifest: dict[str, Any] = read_json(path / "manifest.json")
+        self.reload()
         for key in ("name", "config", "stages"):
             if key not in self.manifest:
-                raise RunError(f"{path / 'manifest.json'} is no run manifest: {key!r} is missing")
-        self.config: Config = read_config(self.manifest["config"])
+                raise RunError(f"{path / MANIFEST} is no run manifest: {key!r} is missing")
+        tree = self.manifest["config"]  # an earlier version knew other trackers
+        tracker = "wandb" if tree.get("tracker") == "wandb" else "none"
+        self.config: Config = read_config(tree | {"tracker": tracker})
         self.metrics = MetricsLog(path / "metrics.jsonl")
+        self.records = self.metrics.records
         tracked = self.name
         if prefix := self.config.tracking.run_name_prefix:
             started = datetime.datetime.fromisoformat(self.manifest["created"])
@@ -61,7 +66,7 @@ class Run:
         path = root / checked(name)
         if path.exists() or remote.exists(path):
             raise RunError(f"run {name!r} exists already; resume it or choose another name")
-        if path.parent != root and (path.parent / "manifest.json").exists():
+        if path.parent != root and (path.parent / MANIFEST).exists():
             raise RunError(f"{path.parent.name!r} is a run, so it cannot hold the run {name!r}")
         device = like.device if like else machine.choose_device(config.device)
         precision = like.precision if like else machine.choose_precision(device, config.precision)
@@ -75,14 +80,12 @@ class Run:
             "precision": precision,
             "versions": machine.versions(),
             "revision": machine.revision(repository()),
-            "notes": {},
-            "stages": {},
-            "notebooks": {},
+            **{section: {} for section in ("notes", "stages", "notebooks", "figures")},
         }
-        # Built aside and renamed, so that no run folder without a manifest is ever seen.
+        # Built aside and renamed: no run folder without a manifest is ever seen.
         building = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            write_json(building / "manifest.json", manifest)
+            write_json(building / MANIFEST, manifest)
             building.rename(path)
         finally:
             shutil.rmtree(building, ignore_errors=True)
@@ -95,7 +98,7 @@ class Run:
     def exists(cls, name: str, root: Path | None = None) -> bool:
         """True when the run `name` can be opened, here or from a remote outputs root."""
         path = (root or outputs_root()) / name
-        return (path / "manifest.json").is_file() or remote.exists(path)
+        return (path / MANIFEST).is_file() or remote.exists(path)
 
     @classmethod
     def open(cls, name: str = "", root: Path | None = None) -> Run:
@@ -109,7 +112,7 @@ class Run:
             name = latest.read_text().strip()
         path = root / checked(name)
         remote.pull(path)
-        if not (path / "manifest.json").is_file():
+        if not (path / MANIFEST).is_file():
             known = ", ".join(list_runs(root)[-5:]) or "none"
             raise RunError(f"run {name!r} does not exist in {root}; the newest ones are: {known}")
         return cls(path)
@@ -117,15 +120,15 @@ class Run:
     @classmethod
     def at(cls, path: Path) -> Run:
         """The run stored in the folder `path`, wherever that is."""
-        if not (path / "manifest.json").is_file():
-            raise RunError(f"{path} holds no run: manifest.json is missing")
+        if not (path / MANIFEST).is_file():
+            raise RunError(f"{path} holds no run: {MANIFEST} is missing")
         return cls(path)
 
     @classmethod
     def named(cls, where: str) -> Run:
         """What a reader may write: a run's name, "latest", "pretrained", or a run's folder."""
         folder = pretrained_folder() if where == "pretrained" else Path(where).expanduser()
-        if where == "pretrained" or (folder / "manifest.json").is_file():
+        if where == "pretrained" or (folder / MANIFEST).is_file():
             return cls.at(folder)
         return cls.open("" if where == "latest" else where)
 
@@ -166,6 +169,7 @@ class Run:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
+    # --- stages -------------------------------------------------------------------------------
     @contextlib.contextmanager
     def stage(
         self, name: str, folder: str = "", key: str = "", reads: tuple[str, ...] = ()
@@ -188,6 +192,12 @@ class Run:
             raise
         seconds, stages = spent + time.perf_counter() - start, self.manifest["stages"]
         claimed = {item["path"] for stage in stages.values() for item in stage["files"]}
+        files = []
+        for path in sorted(target.rglob("*")):
+            file = path.relative_to(self.path).as_posix()
+            # Optimiser state lies beside a stage's files and is none of its results.
+            if path.is_file() and file not in claimed and not path.match("resume*"):
+                files.append({"path": file, "bytes": path.stat().st_size, "sha256": sha256(path)})
         entry = {
             "seconds": round(seconds, 3),
             "key": key,
@@ -196,7 +206,7 @@ class Run:
             "device": self.manifest["device"],
             "precision": self.precision,
             "folder": folder or name,
-            "files": self._describe(target, claimed),
+            "files": files,
             "reads": {other: digest(stages[other]) for other in reads if other in stages},
         }
         self._write(stages={name: entry}, interrupted={name: None})
@@ -205,14 +215,12 @@ class Run:
         """True when the stage is whole, has that key, and its inputs here are those it read."""
         self.reload()  # another process may have finished it
         stages = self.manifest["stages"]
-        if name not in stages or (key is not None and self.key(name) != key):
+        if name not in stages or key not in (None, self.key(name)):
             return False
-        for item in stages[name]["files"]:
-            path = inside(self.path, item["path"])
-            if not path.is_file() or path.stat().st_size != item["bytes"]:
-                return False
+        files = [(inside(self.path, one["path"]), one["bytes"]) for one in stages[name]["files"]]
+        whole = all(path.is_file() and path.stat().st_size == size for path, size in files)
         read = stages[name].get("reads", {}).items()
-        return all(other not in stages or digest(stages[other]) == was for other, was in read)
+        return whole and all(digest(stages[one]) == was for one, was in read if one in stages)
 
     def key(self, name: str) -> str:
         """The key of a stored stage; of one made before there were keys, that of its files."""
@@ -225,22 +233,21 @@ class Run:
         """Where the files of a stored stage are."""
         return inside(self.path, self.manifest["stages"][name]["folder"])
 
-    def verify(self, name: str) -> None:
-        """RunError naming the first file of the stage whose SHA-256 differs from the manifest."""
+    def verify(self, name: str) -> dict[str, Any]:
+        """The entry of a whole stage; RunError naming the first file that is not what it wrote."""
         if not self.done(name):
             raise RunError(f"stage {name!r} of run {self.name!r} is not complete")
-        for item in self.manifest["stages"][name]["files"]:
+        entry = self.manifest["stages"][name]
+        for item in entry["files"]:
             if sha256(self.path / item["path"]) != item["sha256"]:
                 raise RunError(f"{self.path / item['path']} differs from what stage {name!r} wrote")
+        return entry
 
     def adopt(self, other: Run, name: str) -> None:
         """Take over a finished stage of `other` with its entry; RunError when it is damaged."""
-        other.verify(name)
-        entry = {"from": other.label} | other.manifest["stages"][name]
+        entry = {"from": other.label} | other.verify(name)
         self._write(stages={name: None})
-        for item in entry["files"]:
-            content = inside(other.path, item["path"]).read_bytes()
-            write_atomic(inside(self.path, item["path"]), content)
+        _copy(entry["files"], other.path, self.path)
         self._write(stages={name: entry})
 
     def export(self, folder: Path | None = None) -> Path:
@@ -252,20 +259,17 @@ class Run:
         if not self.done("l1"):
             raise RunError(f"run {self.name!r} has no trained level 1 to export")
         building, old = (folder.with_name(f"pretrained.{age}.tmp") for age in ("new", "old"))
-        kept = {}
+        kept: dict[str, dict[str, Any]] = {}
         shutil.rmtree(building, ignore_errors=True)
         for name in filter(self.done, ("l1", "distance", "l2")):
-            self.verify(name)
-            entry = self.manifest["stages"][name]
+            entry = self.verify(name)
             files = [one for one in entry["files"] if "/last." not in one["path"]]
-            for one in files:
-                write_atomic(building / one["path"], (self.path / one["path"]).read_bytes())
+            _copy(files, self.path, building)
             # What it read is here as well, without the files that are left out.
             reads = {one: digest(kept[one]) for one in entry.get("reads", {}) if one in kept}
             kept[name] = entry | {"files": files, "reads": reads}
-        notes = {key: note for key, note in self.manifest["notes"].items() if key != "figures"}
-        changes = {"stages": kept, "notebooks": {}, "notes": notes}
-        write_json(building / "manifest.json", self.manifest | changes)
+        changes = {"stages": kept, "notebooks": {}, "figures": {}}
+        write_json(building / MANIFEST, self.manifest | changes)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
@@ -273,22 +277,19 @@ class Run:
         shutil.rmtree(old, ignore_errors=True)
         return folder
 
+    # --- what it writes down ------------------------------------------------------------------
     def log(self, record: dict[str, Any]) -> None:
         """Append {"stage", "step", key: value, ...} to metrics.jsonl, and tell the tracker."""
         self.metrics.log(record)
         self.tracker.log(record)
 
-    def records(self, stage: str | None = None) -> list[dict[str, Any]]:
-        """All logged records, of one stage if given, in the order written."""
-        return self.metrics.records(stage)
-
     def note(self, key: str, value: Any, section: str = "notes") -> None:
-        """Store a JSON value in a section of the manifest: "notes" or "notebooks"."""
+        """Store a JSON value in a section of the manifest: notes, notebooks or figures."""
         self._write(**{section: {key: value}})
 
     def reload(self) -> None:
         """Read the manifest again: another process (a kernel) may have written it."""
-        self.manifest = read_json(self.path / "manifest.json")
+        self.manifest: dict[str, Any] = read_json(self.path / MANIFEST)
 
     def publish(self) -> None:
         """Upload what changed, manifest last, when the outputs root is remote; else nothing."""
@@ -297,23 +298,20 @@ class Run:
     def _write(self, **sections: dict[str, Any]) -> None:
         """Put entries into sections of the manifest; None takes one away."""
         # Under a lock and read again first: kernel, runner and workers write the same manifest.
-        with exclusive(self.path / "manifest.json"):
+        with exclusive(self.path / MANIFEST):
             self.reload()
             for section, entries in sections.items():
                 merged = self.manifest.get(section, {}) | entries
                 kept = {key: value for key, value in merged.items() if value is not None}
                 self.manifest[section] = kept
-            write_json(self.path / "manifest.json", self.manifest)
+            write_json(self.path / MANIFEST, self.manifest)
         self.publish()
 
-    def _describe(self, folder: Path, claimed: set[str]) -> list[dict[str, Any]]:
-        files = []
-        for path in sorted(folder.rglob("*")):
-            name = path.relative_to(self.path).as_posix()
-            # Optimiser state lies beside a stage's files and is none of its results.
-            if path.is_file() and name not in claimed and not path.match("resume*"):
-                files.append({"path": name, "bytes": path.stat().st_size, "sha256": sha256(path)})
-        return files
+
+def _copy(files: list[dict[str, Any]], source: Path, target: Path) -> None:
+    for item in files:
+        content = inside(source, item["path"]).read_bytes()
+        write_atomic(inside(target, item["path"]), content)
 
 
 def _now() -> str:

@@ -30,20 +30,10 @@ COSTS = ("latent", "distance")
 
 # --- playing ----------------------------------------------------------------------------------
 def play(
-    ws: Workspace,
-    agent: Agent | None,
-    case: Case,
-    folder: str = "results",
-    *,
-    pictures: bool = True,
-    latency: bool | None = None,
+    ws: Workspace, agent: Agent | None, case: Case, folder: str = "results", **options: Any
 ) -> Result:
-    """The result of one case, played in this run unless it is there already.
-
-    `pictures=False` keeps no fans and only the first plans (long horizons, many results);
-    `latency` also times one episode alone: by default on test trials, if the settings ask for it.
-    """
-    stage = stage_of(ws.config, case, folder, agent, pictures=pictures, latency=latency)
+    """The result of one case, played in this run unless it is there; `options` as `stage_of`'s."""
+    stage = stage_of(ws.config, case, folder, agent, **options)
     for _ in ws.make(stage):
         pass
     return load_result(ws.run.path / f"{stage.name}.npz")
@@ -58,7 +48,11 @@ def stage_of(
     pictures: bool = True,
     latency: bool | None = None,
 ) -> Stage:
-    """A result as a stage of the run: it reads the trained stages that its method uses."""
+    """A result as a stage of the run: it reads the trained stages that its method uses.
+
+    `pictures=False` keeps no fans and only the first plans (long horizons, many results);
+    `latency` also times one episode alone: by default on test trials, if the settings ask for it.
+    """
     if latency is None:
         latency = case.split == "test" and config.evaluation.latency
     stages = core_stages(config)
@@ -75,25 +69,23 @@ def _play(
     ws: Workspace, agent: Agent | None, case: Case, pictures: bool, latency: bool
 ) -> tuple[Episodes, dict[str, Any]]:
     """(what happened, the header beside it)."""
-    cap, planned = case.planning.action_cap, case.learned
-    if planned:
+    cap, header = case.planning.action_cap, _provenance(ws, agent, case)
+    if case.learned:
         policy = LatentPolicy(agent, case.method, case.planning, pictures)
     elif case.method == "oracle":
         policy = OraclePolicy(cap)
     else:
         policy = RandomPolicy(cap, case.seed, persistent=case.method == "random-persistent")
-    episodes = run_episodes(policy, case.tasks, case.dynamics, case.steps, cap, case.seed)
-    header = _provenance(ws, agent, case) | {
-        "replan": policy.replan if planned else None,
-        "flops_per_step": policy.flops_per_step if planned else None,
-        "model_transitions_per_step": policy.transitions_per_step if planned else None,
-        "seconds_per_episode": episodes.seconds / case.trials,
-        "latency_single_episode": None,
-    }
-    if latency and planned:
-        first = case.tasks.first(1)
-        alone = run_episodes(policy, first, case.dynamics, case.steps, cap, case.seed)
-        header["latency_single_episode"] = alone.seconds
+    rules = (case.dynamics, case.steps, cap, case.seed)
+    episodes = run_episodes(policy, case.tasks, *rules)
+    header["seconds_per_episode"] = episodes.seconds / case.trials
+    if case.learned:
+        header["replan"] = policy.replan
+        header["flops_per_step"] = policy.flops_per_step
+        header["model_transitions_per_step"] = policy.transitions_per_step
+        if latency:
+            alone = run_episodes(policy, case.tasks.first(1), *rules)
+            header["latency_single_episode"] = alone.seconds
     return episodes, header
 
 
@@ -112,6 +104,10 @@ def _provenance(ws: Workspace, agent: Agent | None, case: Case) -> dict[str, Any
         "parameters": None,
         "device": ws.device,
         "version": __version__,
+        "replan": None,
+        "flops_per_step": None,
+        "model_transitions_per_step": None,
+        "latency_single_episode": None,
     }
     if used:
         above = agent.level3 and agent.level3.model

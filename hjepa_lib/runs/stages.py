@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,7 +38,7 @@ from hjepa_lib.models.level2 import HJepa, Level2
 from hjepa_lib.planning.agent import Agent, load_agent
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.keys import core_stages, is_joint, wanted_stages
-from hjepa_lib.runs.notebooks import Say, describe
+from hjepa_lib.runs.notebooks import Say, since
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training import distributed
@@ -72,7 +73,7 @@ def make_data_stage(ws: Workspace, folder: Path) -> None:
 
 
 def make_data(ws: Workspace) -> Trajectories:
-    """The trajectories of this run, generated or loaded where it has none."""
+    """The trajectories of this run, made when it has none."""
     return Trajectories.load(ws.obtain(core_stages(ws.config)["data"]))
 
 
@@ -87,11 +88,14 @@ def load_data(ws: Workspace) -> tuple[Trajectories, Trajectories | None, Normali
 
 
 # --- training ---------------------------------------------------------------------------------
+def _options(ws: Workspace, name: str) -> dict[str, Any]:
+    return {"seed": ws.config.seed, "precision": ws.precision, "folder": ws.resume(name)}
+
+
 def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     """Level 1 (with level 2 when `level2.train=joint`), then the position probe."""
     config = ws.config
     *split, normaliser = load_data(ws)
-    options = {"seed": config.seed, "precision": ws.precision}
     torch.manual_seed(config.seed)
     both = None
     if is_joint(config):
@@ -100,13 +104,13 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     # Before the fit is built: building it puts back the weights of an interrupted training.
     if config.level1.pretrain_mask:
         windows = _windows(split, config.level1)
-        fit = pretrain_level1(model, *windows, **options, folder=ws.resume("l1/pretrain"))
-        yield from ws.follow(fit, "l1_pretrain")
+        yield from ws.follow(
+            pretrain_level1(model, *windows, **_options(ws, "l1/pretrain")), "l1_pretrain"
+        )
         if model.target_encoder is not None:  # the slow copy of level 1 starts from there as well
             model.target_encoder.load_state_dict(model.encoder.state_dict())
     if both is None:
-        windows = _windows(split, config.level1)
-        fit = train_level1(model, *windows, **options, folder=ws.resume("l1"))
+        fit = train_level1(model, *_windows(split, config.level1), **_options(ws, "l1"))
     else:
         length = config.level2.macro_steps * config.level2.step_skip + 1
         long = Windows(split[0], length)
@@ -116,7 +120,7 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     fit.load_best()
     stores = stores_for(ws, model, *split)
     if config.level1.refine_updates:  # the predictors alone, on latents that no longer change
-        fit = refine_predictors(model, *stores, **options, folder=ws.resume("l1/refine"))
+        fit = refine_predictors(model, *stores, **_options(ws, "l1/refine"))
         yield from ws.follow(fit, "l1_refine")
         fit.load_best()
     save_level1(folder, model)
@@ -125,9 +129,9 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     model.eval().requires_grad_(False)
     probe, quality = train_probe(model, *stores, seed=config.seed)
     save_probe(folder, probe)
-    held_out = stores[1] is not None
-    errors = probe_errors(model, probe, stores[1] if held_out else stores[0])
+    train, held_out = stores
     source = {"measured_on": "held-out" if held_out else "training"}
+    errors = probe_errors(model, probe, held_out or train)
     write_json(folder / "quality.json", quality | errors | source)
 
 
@@ -156,10 +160,8 @@ def make_distance_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     train, validation, _ = load_data(ws)
     torch.manual_seed(config.seed)
     head = Distance(config.distance, model.latent_dim).to(ws.device)
-    fit = train_distance(
-        head, *stores_for(ws, model, train, validation),
-        seed=config.seed, precision=ws.precision, folder=ws.resume("distance"),
-    )  # fmt: skip
+    stores = stores_for(ws, model, train, validation)
+    fit = train_distance(head, *stores, **_options(ws, "distance"))
     yield from ws.follow(fit, "distance")
     save_distance(folder, head)
 
@@ -177,10 +179,7 @@ def make_macro_stage(
         model = load_level2(ws.run.path / "l1", "joint_level2").model.to(ws.device)
     else:
         model = Level2(section, level1.latent_dim, level1.action_dim).to(ws.device)
-        fit = train_level2(
-            model, level1, *stores, seed=ws.config.seed, precision=ws.precision,
-            folder=ws.resume(name),
-        )  # fmt: skip
+        fit = train_level2(model, level1, *stores, **_options(ws, name))
         yield from ws.follow(fit, name)
         fit.load_best()
     model.eval().requires_grad_(False)
@@ -192,10 +191,7 @@ def make_macro_stage(
 
 # --- trained agents ---------------------------------------------------------------------------
 def load_trained(ws: Workspace, names: Sequence[str] = ()) -> Agent:
-    """The agent of the stages `names`, each obtained where this run lacks it.
-
-    Default: everything that the settings train.
-    """
+    """The agent of the stages `names` (default: all that is trained), obtained where missing."""
     names = names or [stage.name for stage in wanted_stages(ws.config)]
     for name in reversed(names):  # the last one brings the set that it was trained with
         ws.obtain(core_stages(ws.config)[name])
@@ -209,10 +205,8 @@ def load_run(run: Run, names: Sequence[str] = (), precision: str = "", device: s
     config = run.config
     cap = protocol_cap(config.evaluation.protocol, config.planning.action_cap)
     planning = dataclasses.replace(config.planning, action_cap=cap)
-    return load_agent(
-        run.path / "l1", above[0], planning, config.seed, precision or run.precision,
-        device or run.device, above[1],
-    )  # fmt: skip
+    where = (precision or run.precision, device or run.device)
+    return load_agent(run.path / "l1", above[0], planning, config.seed, *where, above[1])
 
 
 # --- the command line -------------------------------------------------------------------------
@@ -221,8 +215,7 @@ def train_run(open_run: Callable[[], Run], say: Say = print) -> None:
 
         torchrun --nproc-per-node 4 -m hjepa_lib train --profile full --name big
 
-    Process 0 alone calls `open_run`, writes, and trains the heads (they take little time); all
-    must see the run folder. ConfigError when several processes cannot share the work.
+    Process 0 alone calls `open_run`, writes, and trains the heads; all must see the run folder.
     """
     machine.set_up()
     distributed.start()
@@ -272,5 +265,4 @@ def exhaust(reports: Iterator[Report], name: str, say: Say = print) -> None:
     start = time.perf_counter()
     for report in reports:
         if report.update % max(1, report.updates // 10) == 0:
-            spent = describe((time.perf_counter() - start) / 60)
-            say(f"{name} {report.update}/{report.updates}: loss {report.loss:.4f}, {spent}")
+            say(f"{name} {report.update}/{report.updates}: loss {report.loss:.4f}, {since(start)}")

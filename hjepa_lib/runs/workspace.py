@@ -1,8 +1,4 @@
-"""What a notebook works with: its run, and the stages that it makes, takes over and follows.
-
-`start(...)` serves a reader in JupyterLab, papermill and the command line alike; HJEPA_HEADLESS=1
-(set by the runner) switches to plain progress bars.
-"""
+"""What a notebook works with: its run, and the stages that it makes, takes over and follows."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hjepa_lib.config import Config, ConfigError, parse_overrides
+from hjepa_lib.config import ConfigError
 from hjepa_lib.config import profile as make_profile
 from hjepa_lib.files import WorkbookError, write_atomic
 from hjepa_lib.runs import machine
@@ -30,21 +26,21 @@ from hjepa_lib.training.loop import Fit, Report
 def start(
     notebook: str, profile: str, run: str = "", seed: int = 0, overrides: str = ""
 ) -> Workspace:
-    """Check a notebook's parameters and open its run; the arguments are its `parameters` cell.
+    """Check the `parameters` of a notebook and open its run.
 
-    A named run is created or must have the same settings (RunError names the first difference).
-    With `run=""`, notebook 01 makes a new run, later ones continue the latest if its settings
-    agree. The runner names a run alone, whose settings they are. ConfigError for a wrong value.
+    A named run is created or must have the same settings (RunError names the first difference);
+    the runner names a run alone. With "" notebook 01 makes a run, later ones continue the latest if
+    its settings agree. ConfigError for a wrong value.
     """
     machine.set_up()
-    if not isinstance(run, str):
-        raise ConfigError(f"run must be text, got {run!r}")
-    if run and is_headless() and Run.exists(run):
-        return Workspace(notebook, Run.open(run))
-    config = resolve(profile, seed, overrides)
+    for name, value in {"profile": profile, "run": run, "overrides": overrides}.items():
+        if not isinstance(value, str):
+            raise ConfigError(f"{name} must be text, got {value!r}")
+    config = make_profile(profile, seed).override(overrides)
     if run and Run.exists(run):
         found = Run.open(run)
-        found.require(config)
+        if not is_headless():
+            found.require(config)
         return Workspace(notebook, found)
     if not run and not notebook.startswith("01"):
         with contextlib.suppress(WorkbookError):  # none yet, damaged, or of another version
@@ -52,16 +48,6 @@ def start(
             if latest.config == config:
                 return Workspace(notebook, latest)
     return Workspace(notebook, Run.create(run or new_name(config), config))
-
-
-def resolve(profile: str, seed: int, overrides: str) -> Config:
-    """The config that profile, seed and overrides describe; ConfigError on any wrong value."""
-    if not isinstance(profile, str) or not isinstance(overrides, str):
-        raise ConfigError(f"profile and overrides must be text, got {profile!r} and {overrides!r}")
-    base = make_profile(profile, seed)
-    if "profile" in parse_overrides(overrides):  # it would change the label and keep the values
-        raise ConfigError("profile is a parameter of its own, it cannot be an override")
-    return base.override(overrides)
 
 
 def is_headless() -> bool:
@@ -78,7 +64,7 @@ def log_row(report: Report, every: int = 10) -> dict[str, Any]:
 
 
 class Workspace:
-    """What a notebook works with: its run, settings, device and precision."""
+    """A run with its settings, device and precision."""
 
     def __init__(self, notebook: str, run: Run, device: str | None = None) -> None:
         """`device` stands in for the run's own: auto, cpu, cuda or mps."""
@@ -104,6 +90,10 @@ class Workspace:
         """True when this run holds the stage, whole and made of what it would be made of now."""
         return self.run.done(stage.name, self.key(stage))
 
+    def found(self, stage: Stage) -> bool:
+        """True when this run holds the stage, or takes it over from another one now."""
+        return self.done(stage) or self._take(stage)
+
     def make(self, stage: Stage) -> Iterator[Report]:
         """Run a stage here unless it is done; yields its reports. Its inputs are obtained first."""
         if self.done(stage) or (stage.load and self._take(stage)):
@@ -128,10 +118,6 @@ class Workspace:
                 pass
         return self.run.stage_folder(stage.name)
 
-    def found(self, stage: Stage) -> bool:
-        """True when this run holds the stage, or takes it over from another one now."""
-        return self.done(stage) or self._take(stage)
-
     def resume(self, name: str) -> Path:
         """Where the training `name` (a stage's, or part of one) keeps what it resumes from."""
         return self.run.folder(f"resume/{name}")
@@ -146,14 +132,18 @@ class Workspace:
                 self.run.log({"stage": stage, "step": report.update, **found})
             yield report
 
+    def origin(self, name: str) -> str:
+        """Where this run's stage came from: "this run", a run's name, or "pretrained"."""
+        return self.run.manifest["stages"][name].get("from", "this run")
+
     def _take(self, stage: Stage) -> bool:
         """Copy the stage, with those of its inputs that this run lacks, from one other run."""
         needed = closure(stage)
         for other in needed[:-1]:
             if other.load and not self.done(other):
                 self._take(other)
-        missing = [one for one in needed if one.name == stage.name or not one.recorded]
-        missing = [one for one in missing if not self.done(one)]
+        wanted = [one for one in needed if one is stage or not one.recorded]
+        missing = [one for one in wanted if not self.done(one)]
         for other in self._sources(stage):
             if all(self._offers(other, one) for one in missing):
                 for one in missing:
@@ -165,7 +155,7 @@ class Workspace:
         return False
 
     def _sources(self, stage: Stage) -> Iterator[Run]:
-        """Runs that may hold it: the one named by a setting, the newest first, the pretrained."""
+        """Runs that may hold it: those named by a setting, the newest first, the pretrained."""
         yield from map(Run.named, {one.load for one in closure(stage) if one.load})
         if stage.load:
             return
@@ -184,10 +174,6 @@ class Workspace:
         read = other.manifest["stages"][stage.name].get("reads", {})
         return all(digest(here[name]) == was for name, was in read.items() if name in here)
 
-    def origin(self, name: str) -> str:
-        """Where this run's stage came from: "this run", a run's name, or "pretrained"."""
-        return self.run.manifest["stages"][name].get("from", "this run")
-
     # --- a notebook's own ---------------------------------------------------------------------
     def figure(self, figure: Any, name: str, caption: str = "") -> None:
         """Save a figure as `<run>/figures/<name>.png` and show it; the report has `caption`."""
@@ -199,29 +185,23 @@ class Workspace:
 
             display(figure)
 
-    def animation(self, gif: bytes, name: str, caption: str = "") -> Path:
+    def animation(self, gif: bytes, name: str, caption: str = "") -> None:
         """Save GIF bytes as `<run>/figures/<name>.gif`, listed in the report."""
-        return self._keep(f"{name}.gif", gif, caption)
+        self._keep(f"{name}.gif", gif, caption)
 
-    def _keep(self, file: str, data: bytes, caption: str) -> Path:
+    def _keep(self, file: str, data: bytes, caption: str) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", file):
             raise ConfigError(f"{file!r} is no figure name: use letters, digits and . _ -")
-        path = write_atomic(self.run.folder("figures") / file, data)
-        self.run.reload()
-        captions = self.run.manifest["notes"].get("figures", {})
-        note = {"notebook": self.notebook, "caption": caption}
-        self.run.note("figures", captions | {file: note})
-        return path
+        write_atomic(self.run.folder("figures") / file, data)
+        self.run.note(file, {"notebook": self.notebook, "caption": caption}, "figures")
 
-    def progress(self, work: Iterable | int, desc: str = "", **options: Any) -> Any:
-        """A tqdm bar over an iterable, or of a total to `update(n)`; plain text when headless."""
-        if self.headless:
-            from tqdm import tqdm
-
-            # One line a second on one stream: the executed notebook keeps a single clean line.
-            options = {"file": sys.stdout, "mininterval": 1.0, "ncols": 100} | options
-        else:
+    def progress(self, work: Iterable, desc: str = "", **options: Any) -> Any:
+        """A tqdm bar over `work`; plain text when headless."""
+        if not self.headless:
             from tqdm.auto import tqdm
-        if isinstance(work, int):
-            work, options = None, options | {"total": work}
-        return tqdm(work, desc=desc, **options)
+
+            return tqdm(work, desc=desc, **options)
+        from tqdm import tqdm
+
+        # One line a second on one stream: the executed notebook keeps a single clean line.
+        return tqdm(work, desc, file=sys.stdout, mininterval=1.0, ncols=100, **options)

@@ -144,7 +144,7 @@ def _prepare(experiment: Experiment, todo: list[Unit], yes: bool, say: Say) -> N
     """What is printed or refused before any work."""
     for unit in [one for one in todo if one.cell.notebooks][:1]:
         paths = notebooks.select_notebooks(unit.cell.notebooks)
-        notebooks.prepare(unit.trained, paths, yes=yes, say=say)  # the notebooks are the same
+        notebooks.prepare(unit.trained, paths, yes)  # the notebooks are the same
     committed = not experiment.table.is_relative_to(outputs_root())
     if todo and committed and machine.revision(repository()).endswith("-dirty"):
         say("this checkout has uncommitted changes: the revision in every new row will say so")

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from hjepa_lib.config import flatten, profile
 from hjepa_lib.files import FileError, exclusive, read_json, sha256, write_atomic, write_json
-from hjepa_lib.runs.notebooks import describe
 from hjepa_lib.workbench.experiment import Cell, Experiment, Unit
 
 KEY = ("cell", "model", "seed", "budget", "grid")
@@ -174,5 +173,5 @@ def describe_list(lines: list[Line]) -> str:
         spent = (f"{one:.1f}" for one in minutes)
         out.append(row(cell.name, cell.group, cell.model or "-", f"{done}/{units}", *spent))
     done, units = (sum(getattr(line, name) for line in lines) for name in ("done", "units"))
-    left = describe(lines[-1].total) if lines and lines[-1].total else "nothing"
+    left = f"{lines[-1].total / 60:.1f} hours" if lines and lines[-1].total else "nothing"
     return "\n".join([*out, f"{done} of {units} rows done; left on one process: {left}"])
