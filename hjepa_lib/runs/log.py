@@ -96,7 +96,9 @@ class Tracker:
         if self.kind == "none":
             return
         with self._guest():
-            self._run = self._run or self._open()
+            if self._run is None:
+                self._run = self._open()
+                atexit.register(self.close)  # after W&B's own: it comes first
             values = plain(record)
             stage = values.pop("stage")
             if stage not in self._stages:  # each has its own step
@@ -109,7 +111,6 @@ class Tracker:
         import wandb
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        atexit.register(self.close)
         return wandb.init(
             project=os.environ.get("WANDB_PROJECT", self.settings["tracking.project"]),
             entity=self.settings["tracking.entity"] or None,
