@@ -17,10 +17,7 @@ _leaves = lru_cache(maxsize=64)(flatten)
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a run: what it reads, what shapes it, and how it is made.
-
-    `make(workspace, folder)` writes its files into `folder`; a training is a generator of reports.
-    """
+    """One step of a run; `make(workspace, folder)` writes its files, and may yield reports."""
 
     name: str
     make: Callable[..., Iterator[Any] | None]
@@ -35,7 +32,7 @@ class Stage:
 
 
 def shaping(stage: Stage, config: Config) -> dict[str, Any]:
-    """The settings that shape a stage, without those of what it reads: {dotted name: value}."""
+    """{dotted name: value} of the settings that shape a stage itself, not what it reads."""
     sections = tuple(f"{name}." for name in stage.settings)
     return {
         name: value
@@ -48,8 +45,8 @@ def shaping(stage: Stage, config: Config) -> dict[str, Any]:
 def key(stage: Stage, config: Config, loaded: Callable[[Stage], str] | None = None) -> str:
     """16 hexadecimal digits of everything that shaped the stage, down to its data.
 
-    Settings count as written (`precision=auto` is one value); device and threads do not count.
-    `loaded` finds the key of a stage that is taken from a run.
+    Settings count as written (`precision=auto` is one value). `loaded` finds the key of a stage
+    that is taken from a run.
     """
     if stage.load and loaded is not None:
         return loaded(stage)
@@ -119,7 +116,7 @@ def core_stages(config: Config) -> dict[str, Stage]:
 
 
 def wanted_stages(config: Config) -> list[Stage]:
-    """The trainings that these settings ask for, in order: without level 2 or 3 where disabled."""
+    """The trainings that these settings ask for, in order."""
     found = core_stages(config)
     wanted = {"data": False, "l2": not config.level2.disable_l2, "l3": config.level3.enabled}
     return [stage for name, stage in found.items() if wanted.get(name, True)]

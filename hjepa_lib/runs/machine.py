@@ -1,7 +1,4 @@
-"""The machine a run uses: allocator, threads, device, precision, and what to write down about it.
-
-Precision is measured (bf16 is 10 times faster on one CPU and slower on the next), once per run.
-"""
+"""The machine a run uses: allocator, threads, device, precision, and what is noted about it."""
 
 from __future__ import annotations
 
@@ -60,7 +57,10 @@ def choose_device(name: str = "auto") -> str:
 
 
 def choose_precision(device: str, wanted: str = "auto") -> str:
-    """ "fp32" or "bf16": `wanted`, or for "auto" the faster one in about a second of measuring."""
+    """ "fp32" or "bf16": `wanted`, or for "auto" the faster one, measured in about a second.
+
+    bf16 is 10 times faster on one CPU and slower on the next.
+    """
     import torch
 
     if wanted != "auto":
@@ -71,9 +71,9 @@ def choose_precision(device: str, wanted: str = "auto") -> str:
 
 
 def bf16_speedup(device: str, seconds: float = 1.0) -> float:
-    """fp32 time / bf16 time of a small training step: channels-last convolutions, then products.
+    """fp32 time / bf16 time of a small training step on one thread.
 
-    One thread, both in turns, the fastest of each counts: a busy neighbour changes little.
+    Both in turns, the fastest of each counts: a busy neighbour changes little.
     """
     import torch
     from torch import nn
@@ -119,10 +119,10 @@ def versions() -> dict[str, str]:
 
 
 def revision(root: Path | None = None) -> str:
-    """Git commit of the folder `root` ("-dirty" with local changes); without git the next best.
+    """Git commit of the folder `root` ("-dirty" with local changes).
 
-    That is what `git archive` wrote into VERSION (colab_pack.sh), or the commit that pip installed
-    from a URL (PEP 610), or "unknown".
+    Without git: what `git archive` wrote into VERSION (colab_pack.sh), else the commit that pip
+    installed from a URL (PEP 610), else "unknown".
     """
     root = root or Path(__file__).resolve().parents[2]
     if (root / ".git").exists():

@@ -1,4 +1,4 @@
-"""Runs notebooks headless through papermill's Python API, with the checks papermill lacks.
+"""Runs notebooks headless through papermill, with the checks that it lacks.
 
 Executed copies go to `<run>/notebooks/` (`.running` while at work, `.failed` after an error).
 """
@@ -25,14 +25,11 @@ Say = Callable[..., None]
 
 
 class NotebookFailed(WorkbookError):
-    """A notebook raised an error; the message names the notebook, the error and the kept copy."""
+    """A notebook raised an error; the message names it, the error and the kept copy."""
 
 
 def select_notebooks(text: str, folder: Path | None = None) -> list[Path]:
-    """Notebook files for "01-05", "2" or "01,03-04"; a range takes those of it that exist.
-
-    RunError when a number has no notebook, or two.
-    """
+    """Files for "01-05", "2" or "01,03-04"; RunError when a number or range has none, or two."""
     files = sorted((folder or repository() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     known = f"there are: {', '.join(path.stem for path in files) or 'none'}"
     chosen: dict[int, Path] = {}
@@ -56,7 +53,7 @@ def select_notebooks(text: str, folder: Path | None = None) -> list[Path]:
 def inspect_notebook(path: Path, parameters: Iterable[str] = ("run",)) -> None:
     """RunError unless `path` has exactly one `parameters` cell, which knows the names (N2).
 
-    papermill only warns of unknown ones, and without such a cell it silently runs the defaults.
+    papermill warns of unknown ones, and without such a cell it silently runs the defaults.
     """
     try:
         import nbformat
@@ -96,9 +93,9 @@ def run_notebooks(
     threads: int | None = None,
     say: Say = print,
 ) -> None:
-    """Execute `notebooks` in `run`, one progress line each; NotebookFailed at the first error.
+    """Execute `notebooks` in `run`, one line each; NotebookFailed at the first error.
 
-    `resume` skips what ended well, until a notebook's source has changed.
+    `resume` skips what ended well, up to the first whose source has changed.
     """
     for path in notebooks:
         entry = run.manifest["notebooks"].get(path.stem, {})
@@ -175,7 +172,7 @@ def _execute(run: Run, path: Path) -> None:
 
 @contextlib.contextmanager
 def _kernel_environment(run: Run, threads: int | None) -> Iterator[None]:
-    """What the kernel inherits: headless mode, the outputs root, the library, the threads."""
+    """What the kernel inherits."""
     before, library = dict(os.environ), str(Path(__file__).resolve().parents[2])
     os.environ |= {
         "HJEPA_HEADLESS": "1",

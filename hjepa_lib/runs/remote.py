@@ -98,14 +98,14 @@ def exists(folder: Path) -> bool:
 
 
 def push_file(path: Path) -> Path:
-    """Upload one file that belongs to no run, such as `latest` or a table; returns `path`."""
+    """Upload a file that belongs to no run, such as `latest`; returns `path`."""
     if other := mirror(path.parent):
         other.write(path.name, read_bytes(path))
     return path
 
 
 def push_files(folder: Path) -> None:
-    """Upload the files that lie directly in `folder`, such as a study's tables."""
+    """Upload the files directly in `folder`, such as a study's tables."""
     for path in sorted(folder.glob("[!.]*")):
         if path.is_file():
             push_file(path)
@@ -119,7 +119,7 @@ def pull_file(path: Path) -> None:
 
 
 def push(folder: Path) -> None:
-    """Upload what changed in the run `folder`, the manifest last; nothing without a remote root."""
+    """Upload what changed in the run `folder`, the manifest last; without a remote root nothing."""
     other = mirror(folder)
     if other is None:
         return

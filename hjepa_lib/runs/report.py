@@ -45,7 +45,7 @@ _EMBED_LIMIT = 2_000_000  # bytes; a larger image is linked instead, so that the
 
 # --- summary.json -----------------------------------------------------------------------------
 def build_summary(run: Run, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What `run` is, its seconds, its checked `results`, and the data of its sections by name."""
+    """What `run` is, its seconds, the checked `results`, the data of its sections by name."""
     manifest = run.manifest | {"run": run.name}
     summary = {"schema": SCHEMA} | {key: manifest[key] for key in _RUN}
     for kind in ("stage", "notebook"):
@@ -102,15 +102,15 @@ def _fits(value: Any, kind: Any) -> bool:
 def leave_section(run: Run, name: str, section: Mapping[str, Any]) -> Path:
     """Keep what a part of the library says about the run, for its report and its summary.
 
-    `name` is such as "20-pixels": sections are shown in this order, and the summary has their
-    `data` under "pixels". Shown are `title`, `headline` (of a run without planners), `sentences`,
-    `tables` (title, columns, rows, notes), `results` as in summary.json, `lists` by name.
+    Sections named such as "20-pixels" are shown in this order; the summary has `data` under
+    "pixels". Shown are `title`, `headline` (of a run without planners), `sentences`, `tables`
+    (title, columns, rows, notes), `results` as in summary.json, `lists` by name.
     """
     return write_json(run.folder("sections") / f"{name}.json", section)
 
 
 def read_sections(run: Run) -> dict[str, dict[str, Any]]:
-    """The sections left in the run, by name without its number, in order; FileError if damaged."""
+    """The run's sections, by name without its number, in order; FileError if damaged."""
     found = {}
     for path in sorted((run.path / "sections").glob("*.json")):
         section = found[path.stem.partition("-")[2]] = read_json(path)
@@ -157,7 +157,7 @@ def _stored_sections(run: Run) -> list[dict[str, Any]]:
 
 
 def headline(results: Sequence[Mapping[str, Any]], sections: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence: the best learned planner of the first table with its interval and floors."""
+    """One sentence: the best learned planner of the first table, its interval and floors."""
     rows = next(iter(_tables(results)), [])
     learned = [row for row in rows if row["method"] not in FLOORS]
     if not learned:

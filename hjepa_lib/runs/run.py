@@ -1,7 +1,6 @@
-"""Run folders: the contract between notebooks, command line and reports.
+"""Run folders: one training seed each. Nothing here deletes a run (PL8).
 
-One run is one training seed. A stage counts once its entry in `manifest.json`, written last, lists
-its files with sizes and SHA-256 and carries its key. Nothing here deletes a run (PL8).
+A stage counts once its entry in manifest.json, written last, lists its files and carries its key.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ MANIFEST = remote.MANIFEST
 
 
 class Run:
-    """One run folder. Use `Run.create`, `Run.open`, `Run.named` or `Run.at`."""
+    """One run folder, from `create`, `open`, `named` or `at`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -59,8 +58,8 @@ class Run:
     ) -> Run:
         """Make `root/name`; RunError if it exists. Device and precision are chosen here, once.
 
-        They are those of the run `like`, if given: what is compared must not differ in a measured
-        precision. A run directly below the outputs root becomes the latest; a cell does not.
+        Those of the run `like`, if given: what is compared must not differ in a measured precision.
+        A run directly below the outputs root becomes the latest; a cell does not.
         """
         root = root or outputs_root()
         path = root / checked(name)
@@ -96,13 +95,13 @@ class Run:
 
     @classmethod
     def exists(cls, name: str, root: Path | None = None) -> bool:
-        """True when the run `name` can be opened, here or from a remote outputs root."""
+        """True when the run can be opened, here or from a remote outputs root."""
         path = (root or outputs_root()) / name
         return (path / MANIFEST).is_file() or remote.exists(path)
 
     @classmethod
     def open(cls, name: str = "", root: Path | None = None) -> Run:
-        """The run `name`, or the newest one for ""; RunError if there is none."""
+        """The run `name`, the latest one for ""; RunError if there is none."""
         root = root or outputs_root()
         if not name:
             latest = root / "latest"
@@ -119,14 +118,14 @@ class Run:
 
     @classmethod
     def at(cls, path: Path) -> Run:
-        """The run stored in the folder `path`, wherever that is."""
+        """The run in the folder `path`, wherever that is."""
         if not (path / MANIFEST).is_file():
             raise RunError(f"{path} holds no run: {MANIFEST} is missing")
         return cls(path)
 
     @classmethod
     def named(cls, where: str) -> Run:
-        """What a reader may write: a run's name, "latest", "pretrained", or a run's folder."""
+        """The run that a reader calls by its name, "latest", "pretrained", or its folder."""
         folder = pretrained_folder() if where == "pretrained" else Path(where).expanduser()
         if where == "pretrained" or (folder / MANIFEST).is_file():
             return cls.at(folder)
@@ -176,9 +175,8 @@ class Run:
     ) -> Iterator[Path]:
         """Run a stage that writes into the folder it yields (default: its name).
 
-        On success the manifest lists its key, seconds (interrupted attempts included) and every
-        file of the folder that no other stage has claimed. It is done until one of the stages
-        `reads` is made again.
+        On success the manifest lists its key, seconds (interrupted attempts included) and each file
+        there that no other stage has claimed. It is done until one of `reads` is made again.
         """
         target = self.folder(folder or name)
         self._write(stages={name: None})
@@ -253,7 +251,7 @@ class Run:
     def export(self, folder: Path | None = None) -> Path:
         """Replace `folder` (default `outputs/pretrained`) by a run with the best weights alone.
 
-        RunError when level 1 is not trained. The old folder stays until the new one is whole.
+        The old folder stays until the new one is whole. RunError when level 1 is not trained.
         """
         folder = folder or repository() / "outputs" / "pretrained"
         if not self.done("l1"):
@@ -292,7 +290,7 @@ class Run:
         self.manifest: dict[str, Any] = read_json(self.path / MANIFEST)
 
     def publish(self) -> None:
-        """Upload what changed, manifest last, when the outputs root is remote; else nothing."""
+        """Upload what changed where the outputs root is remote."""
         remote.push(self.path)
 
     def _write(self, **sections: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ COSTS = ("latent", "distance")
 def play(
     ws: Workspace, agent: Agent | None, case: Case, folder: str = "results", **options: Any
 ) -> Result:
-    """The result of one case, played in this run unless it is there; `options` as `stage_of`'s."""
+    """The result of a case, played in this run unless it is there; `options` of `stage_of`."""
     stage = stage_of(ws.config, case, folder, agent, **options)
     for _ in ws.make(stage):
         pass
@@ -50,8 +50,8 @@ def stage_of(
 ) -> Stage:
     """A result as a stage of the run: it reads the trained stages that its method uses.
 
-    `pictures=False` keeps no fans and only the first plans (long horizons, many results);
-    `latency` also times one episode alone: by default on test trials, if the settings ask for it.
+    `pictures=False` keeps no fans and only the first plans; `latency` also times one episode alone,
+    by default on test trials if the settings ask for it.
     """
     if latency is None:
         latency = case.split == "test" and config.evaluation.latency
@@ -90,7 +90,7 @@ def _play(
 
 
 def _provenance(ws: Workspace, agent: Agent | None, case: Case) -> dict[str, Any]:
-    """Where a row's numbers come from: data, weights (I4), probes, time, size, device, version."""
+    """Where a row's numbers come from (I4)."""
     run, used = ws.run, case.stages
     data = Trajectories.load(run.path / "data").meta if run.done("data") else {}
     names = ("source", "recipe", "transitions", "dynamics", "hash")
@@ -124,7 +124,7 @@ def count_all(module: torch.nn.Module) -> int:
 
 # --- which methods ----------------------------------------------------------------------------
 def learned(config: Config) -> list[tuple[str, str]]:
-    """(method, cost) of the planners with a world model; without level 2 only the flat ones."""
+    """(method, cost) of the planners with a world model that these settings train."""
     methods = ("flat",) if config.level2.disable_l2 else METHODS
     methods += (THREE_LEVELS,) if config.level3.enabled else ()
     return [(method, cost) for method in methods for cost in COSTS]
@@ -150,7 +150,7 @@ def tuned_pair(config: Config) -> list[Case]:
 
 
 def best(rows: Iterable[dict]) -> tuple[str, str]:
-    """(method, cost) with the highest success; path efficiency, then less compute, break ties."""
+    """(method, cost) of most success; path efficiency, then less compute, break ties."""
     planned = [row for row in rows if row["flops_per_step"] is not None]
     if not planned:
         raise RunError("there is no result of a planner with a world model to choose from")

@@ -1,7 +1,6 @@
 """The stages of a run up to the trained agent: data, level 1, distance head, level 2, level 3.
 
-A training is a generator of reports: a notebook iterates over it and draws, the command line
-exhausts it. A finished stage yields nothing.
+A training is a generator of reports: a notebook draws on the way, the command line exhausts it.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ FLAT = ("l1", "distance")
 
 
 def train(ws: Workspace, name: str) -> Iterator[Report]:
-    """The training `name` in this run; nothing when it is done, or these settings disable it."""
+    """The training `name` in this run; nothing when it is done or disabled."""
     for stage in wanted_stages(ws.config):
         if stage.name == name:
             yield from ws.make(stage)
@@ -78,7 +77,7 @@ def make_data(ws: Workspace) -> Trajectories:
 
 
 def load_data(ws: Workspace) -> tuple[Trajectories, Trajectories | None, Normaliser]:
-    """(train, validation, normaliser), made when this run has none; None: nothing is held out."""
+    """(train, validation, normaliser), made where missing; None: nothing is held out."""
     data = make_data(ws)
     train, validation = data.split(ws.config.data.val_fraction, ws.config.seed)
     if validation is None:
@@ -215,7 +214,7 @@ def train_run(open_run: Callable[[], Run], say: Say = print) -> None:
 
         torchrun --nproc-per-node 4 -m hjepa_lib train --profile full --name big
 
-    Process 0 alone calls `open_run`, writes, and trains the heads; all must see the run folder.
+    All must see the run folder; process 0 alone writes and trains the rest.
     """
     machine.set_up()
     distributed.start()

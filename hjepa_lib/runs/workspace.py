@@ -26,11 +26,10 @@ from hjepa_lib.training.loop import Fit, Report
 def start(
     notebook: str, profile: str, run: str = "", seed: int = 0, overrides: str = ""
 ) -> Workspace:
-    """Check the `parameters` of a notebook and open its run.
+    """Check the `parameters` of a notebook (ConfigError) and open its run.
 
-    A named run is created or must have the same settings (RunError names the first difference);
-    the runner names a run alone. With "" notebook 01 makes a run, later ones continue the latest if
-    its settings agree. ConfigError for a wrong value.
+    A named run is created or must have these settings (RunError); the runner names a run alone.
+    With "" notebook 01 makes a run, later ones continue the latest if its settings agree.
     """
     machine.set_up()
     for name, value in {"profile": profile, "run": run, "overrides": overrides}.items():
@@ -87,7 +86,7 @@ class Workspace:
         return key(stage, self.config, lambda one: Run.named(one.load).key(one.name))
 
     def done(self, stage: Stage) -> bool:
-        """True when this run holds the stage, whole and made of what it would be made of now."""
+        """True when this run holds the stage, whole and as it would be made now."""
         return self.run.done(stage.name, self.key(stage))
 
     def found(self, stage: Stage) -> bool:
@@ -95,7 +94,7 @@ class Workspace:
         return self.done(stage) or self._take(stage)
 
     def make(self, stage: Stage) -> Iterator[Report]:
-        """Run a stage here unless it is done; yields its reports. Its inputs are obtained first."""
+        """Obtain a stage's inputs and run it here unless it is done; yields its reports."""
         if self.done(stage) or (stage.load and self._take(stage)):
             return
         for other in stage.reads:
@@ -107,10 +106,10 @@ class Workspace:
         shutil.rmtree(self.run.path / "resume" / stage.name, ignore_errors=True)
 
     def obtain(self, stage: Stage) -> Path:
-        """Folder of a finished stage: of this run, else taken over, else made here and now.
+        """Folder of a finished stage: of this run, else taken over, else made now.
 
-        Taken over, with a printed line, is what has the same key and was made from the very inputs
-        that this run has or takes with it: from the newest such run, then the pretrained one.
+        Taken over, with a printed line, from the newest run or the pretrained one, is what has the
+        same key and was made from the very inputs that this run has or takes with it.
         """
         if not self.found(stage):
             print(f"{stage.name}: no run holds it with these settings, so it is made here")
@@ -119,13 +118,13 @@ class Workspace:
         return self.run.stage_folder(stage.name)
 
     def resume(self, name: str) -> Path:
-        """Where the training `name` (a stage's, or part of one) keeps what it resumes from."""
+        """Where the training `name` keeps what it resumes from."""
         return self.run.folder(f"resume/{name}")
 
     def follow(
         self, fit: Fit, stage: str, row: Callable[[Report], dict] = log_row
     ) -> Iterator[Report]:
-        """Iterate a fit from its checkpoint on, and log to metrics.jsonl what `row` makes of it."""
+        """Iterate a fit from its checkpoint on, and log what `row` makes of its reports."""
         self.run.metrics.rewind(stage, fit.update)
         for report in fit:
             if found := row(report):
@@ -176,7 +175,7 @@ class Workspace:
 
     # --- a notebook's own ---------------------------------------------------------------------
     def figure(self, figure: Any, name: str, caption: str = "") -> None:
-        """Save a figure as `<run>/figures/<name>.png` and show it; the report has `caption`."""
+        """Save a figure as `figures/<name>.png`, for the report, and show it."""
         from hjepa_lib.figures.style import png
 
         self._keep(f"{name}.png", png(figure), caption)
@@ -186,7 +185,7 @@ class Workspace:
             display(figure)
 
     def animation(self, gif: bytes, name: str, caption: str = "") -> None:
-        """Save GIF bytes as `<run>/figures/<name>.gif`, listed in the report."""
+        """Save GIF bytes as `figures/<name>.gif`, for the report."""
         self._keep(f"{name}.gif", gif, caption)
 
     def _keep(self, file: str, data: bytes, caption: str) -> None:
