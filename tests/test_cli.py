@@ -24,7 +24,6 @@ pytestmark = pytest.mark.usefixtures("root")
 
 @pytest.fixture
 def notebooks(tmp_path, monkeypatch):
-    """Two notebooks that do nothing, in place of the real ones."""
     folder = tmp_path / "notebooks"
     folder.mkdir()
     for name in ("01_a", "02_b"):
@@ -36,7 +35,7 @@ def notebooks(tmp_path, monkeypatch):
 
 
 def test_module_starts_quickly_without_heavy_imports():
-    """F7, C12: the documented command starts; neither --help nor settings wait for torch."""
+    """F7, C12."""
     code = "import sys, hjepa_lib.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
     command = [sys.executable, "-m", "hjepa_lib", "--help"]
@@ -100,7 +99,7 @@ def test_failed_notebook_ends_with_status_1_and_how_to_resume(notebooks, capsys)
 
 
 def test_settings_are_layered(tmp_path):
-    """F13: the config flag works; PL7: nothing given is ignored."""
+    """F13; PL7: nothing given is ignored."""
 
     def settings(**options):
         return __main__.RunCommand(**options).settings()
@@ -130,7 +129,7 @@ def test_settings_are_layered(tmp_path):
 
 
 def test_repeated_set_options_are_all_kept():
-    """PL7: the parser alone would silently keep the last one only."""
+    """PL7: the parser alone would keep the last one only."""
     given = ["run", "--set", "a=1", "b=2", "--yes", "--set=c=3", "--set", "d=4"]
     kept = ["run", "--yes", "--set", "a=1", "b=2", "c=3", "d=4"]
     assert __main__._gather_settings(given) == kept
@@ -162,7 +161,7 @@ def test_trials_writes_a_training_and_an_evaluation_file(tmp_path, capsys):
 
 
 def test_a_file_of_trials_can_be_played(tmp_path):
-    """D5: seed 003's command, and what `--trials FILE` makes of its file."""
+    """D5, and seed 003's command."""
     settings, path = tmp_path / "own.yaml", tmp_path / "eval.npz"
     settings.write_text("profile: smoke\nseed: 4\ndata: {layouts: random}\n")
     arguments = ["--config", str(settings), "--output_eval", str(path), "--n_eval", "20"]
@@ -216,7 +215,7 @@ def test_errors_are_one_sentence(arguments, message, root, capsys):
 
 
 def test_vjepa2_trains_and_evaluates_where_it_is_told_to(monkeypatch):
-    """VJ-12, PL7: --device is the run's device, --tracking off beats a tracker that is set."""
+    """VJ-12, PL7."""
     from hjepa_lib.pixels import command as vjepa2command
 
     Run.create("c", profile("smoke").override("device=cpu,precision=fp32"))

@@ -25,7 +25,6 @@ def rows():
 
 
 def test_the_committed_texts_are_those_of_the_committed_files(rows):
-    """Every word and number that is generated, of tables, sentences, sections and minutes."""
     root = repository()
     text, kept = (root / "README.md").read_text(), read_json(root / readme.KEPT)
     blocks = readme.headline_block(rows), readme.pixels_block(kept)
@@ -35,7 +34,7 @@ def test_the_committed_texts_are_those_of_the_committed_files(rows):
 
 
 def test_the_headline_table_has_planners_tuned_alike_and_the_metrics_of_the_comparison(rows):
-    """Q5: the untuned flat planner is no opponent; Q9: four metrics; N10: an interval with both."""
+    """Q5, Q9; N10: an interval with every ratio."""
     text = readme.headline_block(rows)
     table, _, said, _ = text.split("\n\n")
     heads = "other room, % | first plan ends there, % | error, px^2 | RMSE, px"
@@ -53,8 +52,7 @@ def test_unfinished_points_are_left_out(rows):
 
 
 def test_the_bar_s_settings_are_those_that_validation_trials_choose(rows):
-    """Nothing is chosen on test trials: the pair's points are the best ones on validation trials
-    within a tenth more FLOPs than the hierarchy takes; ties go to the cheaper one."""
+    """The best within a tenth more FLOPs than the hierarchy takes; ties go to the cheaper one."""
     test = rows[rows["cell"].isin([verdict.HIERARCHY, verdict.FLAT])].groupby("cell").first()
     tried = rows[(rows["split"] == "validation") & (rows["group"] == "choose")]
     keys = ["success_rate", "flops_per_step"]
@@ -76,7 +74,7 @@ def test_the_bar_s_settings_are_those_that_validation_trials_choose(rows):
 
 @pytest.fixture
 def root(tmp_path):
-    """A checkout with a README, the study, and nothing kept of the pixel chapters."""
+    """A checkout with a README and the study."""
     (tmp_path / readme.GALLERY).mkdir(parents=True)
     shutil.copy(repository() / readme.GALLERY / "study.csv", tmp_path / readme.GALLERY)
     parts = [f"{readme.BEGIN.format(name)}\nold\n{readme.END.format(name)}" for name in PARTS]

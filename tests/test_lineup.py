@@ -40,7 +40,6 @@ def test_best_is_by_success_then_path_then_compute():
 
 
 def test_results_are_found_taken_over_or_played(trained, root, monkeypatch):
-    """From this run, from another one with the same weights and case, else played here."""
     monkeypatch.setattr("hjepa_lib.runs.run.repository", lambda: root / "nowhere")
     shutil.copytree(trained, root / "trained")
     config = tiny_config(evaluation__latency=False)
@@ -61,7 +60,7 @@ def test_results_are_found_taken_over_or_played(trained, root, monkeypatch):
 
 
 def test_the_hierarchy_is_judged_against_flat_tuned_at_equal_compute():
-    """Q5: the pair is that of the committed study; a run without level 2 has no such verdict."""
+    """Q5."""
     study = read_experiment(STUDY)
     units = {unit.cell.name: unit for cell in study.cells for unit in study.units(cell)}
     flat, two = score.tuned_pair(profile("laptop"))

@@ -28,7 +28,7 @@ execute = functools.partial(tiny_runs.execute, PATH)
 
 
 def committed():
-    """Rows of a whole small study, two seeds."""
+    """Rows of a small study."""
     found = []
     for seed in (0, 1):
         for method, cell in (("flat", verdict.FLAT), ("l1+l2", verdict.HIERARCHY)):
@@ -130,7 +130,6 @@ def test_without_level_2_there_is_nothing_to_compare(root, config):
 
 
 def test_planning_collapse_runs_beside_the_run(root, recwarn):
-    """08: small trainings beside the run, `latest` untouched."""
     (root / "latest").write_text("another\n")
     tiny_runs.execute(PATH.with_name("08_planning_collapse.ipynb"), run="trained")
     tables = {file.stem for file in (root / "trained" / "collapse").glob("*.csv")}

@@ -37,7 +37,6 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(root) -> Run:
-    """01-05 executed in the smoke profile, with summary and report."""
     runner.prepare(CPU, NOTEBOOKS)
     run = Run.create("whole", CPU)
     runner.run_notebooks(run, NOTEBOOKS, threads=1, say=Said())
@@ -55,11 +54,7 @@ def shown_by(run, number, end="checks passed") -> tuple[int, str]:
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=[path.stem for path in CHAPTERS])
 def test_code_has_its_form(path):
-    """One first cell; N1, N2: one tagged cell with the standard names alone, each explained.
-
-    The runner names the run alone, so what a reader may type is used in the start cell only. House
-    style 5 and N15: cap of 40 lines, few local functions, no outputs in git.
-    """
+    """N1, N2, N15; other parameters than `run` are used in the start cell only."""
     code = cells(path)
     assert code[0].source == cells(NOTEBOOKS[0])[0].source.replace(NAMES[0], path.stem)
     assert f'colab.set_up("{path.stem}")' in code[0].source  # test_pack.py tells what it does
@@ -84,7 +79,6 @@ def test_code_has_its_form(path):
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=[path.stem for path in CHAPTERS])
 def test_it_reads_like_a_chapter(path):
-    """A question, a contract, prose between the cells, and links that lead somewhere."""
     prose = [cell.source for cell in cells(path, "markdown")]
     contract = ("**Question.**", "| Inputs |", "| Outputs |", "| Time |")
     assert all(part in prose[0] for part in contract)
@@ -97,7 +91,7 @@ def test_it_reads_like_a_chapter(path):
 
 
 def test_smoke_run_is_whole(finished):
-    """N20: every notebook and training ran, and a resumed run skips them all."""
+    """N20."""
     entries = finished.manifest["notebooks"]
     assert list(entries) == NAMES and all(entry["ok"] for entry in entries.values())
     assert not list((finished.path / "notebooks").glob("*.failed.ipynb"))
@@ -116,7 +110,7 @@ def test_smoke_run_is_whole(finished):
 
 
 def test_results_of_every_method(finished):
-    """F15: floors and ceiling in the table; every method met the same trials."""
+    """F15."""
     results = load_results(finished.path / "results")
     played = {"bounce": set(), "blocked": set()}
     for one in results:
@@ -144,7 +138,7 @@ def test_summary_is_valid_and_finite(finished):
 
 
 def test_controls_reach_the_planner(finished):
-    """F2: four result files that differ in nothing but the control."""
+    """F2."""
     settings = {}
     for control in ("none", "zero", "shuffle", "perturb"):
         (one,) = load_results(finished.path / "controls" / control)
@@ -153,7 +147,6 @@ def test_controls_reach_the_planner(finished):
 
 
 def test_figures_and_report(finished):
-    """Every figure has a caption and is in the report, which loads nothing from the network."""
     captions = finished.manifest["figures"]
     files = {path.name for path in (finished.path / "figures").iterdir()}
     assert files == set(captions)
@@ -166,7 +159,7 @@ def test_figures_and_report(finished):
 
 
 def test_gif_and_csv(finished):
-    """PL14: one frame per state, a small file; the CSV has the columns of the compare command."""
+    """PL14."""
     gif = finished.path / "figures" / "05_episode_latent.gif"
     assert gif.stat().st_size < 300_000
     with Image.open(gif) as image:
@@ -178,14 +171,14 @@ def test_gif_and_csv(finished):
 
 
 def test_executed_copies_show_pictures_and_one_clean_bar(finished):
-    """N4, N6: pictures are in the saved file, and a progress bar leaves one line."""
+    """N4, N6."""
     for number in range(1, 6):
         pictures, text = shown_by(finished, number)
         assert pictures >= 4 and text.count("100%") <= 4
 
 
 def test_comparison_reads_results_only(finished, root, monkeypatch):
-    """05 needs no data, no weights and no earlier notebook; what it draws stays in its run."""
+    """05 needs no data, no weights and no earlier notebook."""
     shutil.copytree(finished.path, root / "results-only")
     for folder in ("data", "l1", "l2", "figures", "controls"):
         shutil.rmtree(root / "results-only" / folder)
@@ -197,7 +190,6 @@ def test_comparison_reads_results_only(finished, root, monkeypatch):
 
 
 def play(name, notebooks, changes):
-    """These notebooks, through the runner, in a run with changed settings."""
     run = Run.create(name, CPU.override(changes))
     runner.run_notebooks(run, notebooks, threads=1, say=Said())
     runner.finish(run, say=Said())
@@ -206,7 +198,7 @@ def play(name, notebooks, changes):
 
 
 def test_the_recipe_of_random_layouts(finished):
-    """`preset=random_layouts`, shrunk: level 1 with every part of it, and its own curves in 02."""
+    """`preset=random_layouts`, shrunk."""
     small = "data.transitions=4000,level1.optim.updates=6,level1.refine_updates=6,"
     small += "level1.width=8,level1.hidden=16,distance.trajectories=30,distance.optim.updates=6"
     run = play("layouts", NOTEBOOKS[:2], f"preset=random_layouts,{small}")
@@ -216,7 +208,6 @@ def test_the_recipe_of_random_layouts(finished):
 
 
 def test_without_level_2(finished):
-    """`level2.disable_l2`: 03-05 say so, compare flat planners, and take level 1 from before."""
     changes = "level2.disable_l2=true,evaluation.budgets=1.0,evaluation.matched_dynamics=false,"
     changes += "evaluation.trials=2,evaluation.steps=20"
     run = play("flat-only", NOTEBOOKS[2:], changes)

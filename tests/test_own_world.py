@@ -31,7 +31,6 @@ CAP = 1.8365
 
 @pytest.fixture
 def lake(monkeypatch):
-    """The example's class, found by the name that the settings hold."""
     monkeypatch.syspath_prepend(EXAMPLES)
     return find_world(SOURCE)
 
@@ -46,7 +45,6 @@ def layout(batch):
 
 
 def test_oracle_walks_the_shortest_path(lake):
-    """Its length is reached by its own actions and beaten by no random walk."""
     world = lake(layout(300))
     start, goal = world.sample_start_goal(seeded(0))
     length = world.oracle_length(start, goal)
@@ -116,7 +114,7 @@ def test_latents_and_planners_see_frames_of_the_world(lake, level1, monkeypatch)
 
 
 def test_a_world_says_what_it_is(lake):
-    """DESIGN 3: frames, actions, state, steps and success are the world's own words."""
+    """DESIGN 3."""
     assert len((EXAMPLES / "own_world.py").read_text().splitlines()) < 80
     for world in (lake, TwoRooms):
         assert isinstance(world(layout(2)), World)
@@ -170,7 +168,6 @@ def test_trials_are_the_worlds_own(lake):
 
 
 def test_example_trains_plans_and_compares(lake, root, tmp_path):
-    """The command a reader types; every row is a result of the lake."""
     done = subprocess.run(
         [sys.executable, EXAMPLES / "own_world.py", "--smoke"],
         capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"HJEPA_HEADLESS": "1"},

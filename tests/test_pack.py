@@ -19,7 +19,6 @@ from hjepa_lib.runs.machine import revision
 
 @pytest.fixture
 def project(tmp_path):
-    """A small committed project with the real script and rules of what stays out."""
     root = tmp_path / "project"
     for name in ("hjepa_lib/__init__.py", "notebooks/01_a.ipynb", "tests/test_a.py", ".ci/run"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +37,6 @@ def pack(root, target):
 
 
 def test_what_is_committed_is_packed_with_its_revision(project, tmp_path):
-    """What is not committed stays out, and is said."""
     (project / "hjepa_lib/__init__.py").write_text("changed")
     (project / "secret.txt").write_text("mine")
     done = pack(project, tmp_path / "hjepa-1.tar.gz")
@@ -64,7 +62,7 @@ def test_what_cannot_be_packed_is_one_sentence(project, tmp_path):
 
 
 def test_without_git_and_version_the_installed_commit_counts(tmp_path, monkeypatch):
-    """pip from a URL leaves no folder, but it writes down what it installed (PEP 610)."""
+    """PEP 610."""
     files = {"direct_url.json": '{"vcs_info": {"commit_id": "ab12"}}'}
     installed = SimpleNamespace(read_text=files.get)
     monkeypatch.setattr("importlib.metadata.distribution", lambda name: installed)
@@ -76,7 +74,6 @@ def test_without_git_and_version_the_installed_commit_counts(tmp_path, monkeypat
 
 @pytest.fixture
 def content(tmp_path, monkeypatch):
-    """What /content is in Colab."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     folder = tmp_path / "content"
     folder.mkdir()
@@ -84,7 +81,6 @@ def content(tmp_path, monkeypatch):
 
 
 def first_cell(content, monkeypatch, installed=False):
-    """Execute the cell with another /content; returns the chapters that were set up."""
     notebook = sorted((ROOT / "notebooks").glob("*.ipynb"))[0]
     code = next(c.source for c in nbformat.read(notebook, 4).cells if c.cell_type == "code")
     code, count = re.subn(r'"/content"\)', f"{str(content)!r})", code)

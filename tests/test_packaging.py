@@ -32,7 +32,6 @@ EXTRAS = PROJECT["project"]["optional-dependencies"]
 
 
 def requirements(*extras):
-    """Requirements of the core and of some extras."""
     lines = [*PROJECT["project"]["dependencies"], *(line for one in extras for line in EXTRAS[one])]
     return [Requirement(line) for line in lines]
 
@@ -41,7 +40,7 @@ EVERYTHING = requirements(*EXTRAS)
 
 
 def test_every_import_is_declared_and_every_declaration_used():
-    """EB8: dependencies are declared exactly; what only an extra brings is imported lazily."""
+    """EB8."""
     core = {IMPORT_NAMES.get(r.name, r.name.replace("-", "_")) for r in requirements()}
     extras = {r.name.replace("-", "_") for r in EVERYTHING}
     extras |= {"IPython", "nbclient", "stable_baselines3", "ale_py"}
@@ -63,7 +62,6 @@ def test_every_import_is_declared_and_every_declaration_used():
 
 
 def test_ranges_are_open_and_hold_what_is_tested_and_installed():
-    """A range never pins what a host brings."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
     tested = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pairs}
@@ -109,7 +107,7 @@ def test_every_data_file_is_packaged():
 
 
 def test_all_modules_import_without_network_gpu_or_extras(tmp_path):
-    """PL9: imports on this Python without CUDA; EB8: nothing connects by itself."""
+    """PL9, EB8."""
     code = """
 import importlib, socket, sys
 def refuse(*arguments):
@@ -130,7 +128,7 @@ for name in sys.argv[1:]:
 
 
 def test_no_registry_is_named_and_nobody_is_sent_to_one_for_this_library():
-    """EB8: registries come from the user's own pip settings; C9: nobody owns our name there."""
+    """EB8; C9: nobody owns our name there."""
     for name in ("pyproject.toml", "constraints.txt", "environment.yml", "Makefile", ".ci/run"):
         text = (ROOT / name).read_text()
         assert not re.search(r"https?://|--index-url|--extra-index-url|--find-links", text), name
@@ -148,7 +146,7 @@ def test_relative_links_of_the_readme_lead_somewhere():
 
 
 def test_changes_name_what_exists():
-    """The right column of the table of imports; a short name lies beside the one before it."""
+    """In the table of imports, a short name lies beside the one before it."""
     text = (ROOT / "CHANGES.md").read_text()
     cells = re.findall(r"^\|.*\| ([^|]*hjepa_lib[^|]*) \|$", text, re.MULTILINE)
     assert len(cells) > 5
@@ -163,7 +161,7 @@ def test_changes_name_what_exists():
 
 @pytest.mark.skipif(not (shutil.which("make") and shutil.which("git")), reason="needs make and git")
 def test_set_up_installs_the_notebook_filter_and_spares_the_gallery(tmp_path):
-    """N15-N17: committed notebooks are stripped, papermill metadata too; the gallery is not."""
+    """N15-N17, S8."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt", ".gitattributes"):
         shutil.copy(ROOT / name, tmp_path / name)
     python = tmp_path / ".venv/bin/python"

@@ -25,7 +25,7 @@ CONFIG = tiny_config()
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Function of a name: go on at that machine, whose cache is its own; the store is shared."""
+    """Function of a name: go on at that machine, with a cache of its own."""
     monkeypatch.setenv("HJEPA_OUTPUTS", f"memory://{tmp_path.name}/runs")
 
     def move_to(name):
@@ -37,7 +37,7 @@ def machine(tmp_path, monkeypatch):
 
 
 def store():
-    """{path below the outputs root: content} of the remote side, as it is now."""
+    """The remote side: {path below the outputs root: content}."""
     files = MemoryFileSystem.store.items()
     return {path.split("/runs/")[1]: file.getvalue() for path, file in files}
 
@@ -47,7 +47,7 @@ LOST = OSError("connection reset\nby peer")
 
 @contextlib.contextmanager
 def broken(action, after, error=LOST, arrives=False):
-    """`error` after so many uploads (pipe_file) or downloads (cat_file), although one `arrives`."""
+    """`error` after so many calls, although the last one `arrives`."""
     whole, left = getattr(MemoryFileSystem, action), iter(range(after))
 
     def cut(self, *arguments, **options):
@@ -149,7 +149,6 @@ def test_everything_but_work_in_progress_travels(machine):
 
 
 def test_resume_elsewhere_gives_the_same_result(machine, trained, short_probe):
-    """Data and level 1 here, the rest on a fresh machine: bit-equal to one machine's run."""
     list(stages.train(Workspace("test", Run.create("a", CONFIG)), "l1"))
     machine("two")
     ws = Workspace("test", Run.open("a"))
@@ -246,7 +245,6 @@ def test_an_interrupted_download_starts_over(machine):
 
 
 def test_s2_a_second_writer_never_hides_what_the_first_uploaded(machine):
-    """Two machines hold one run open; the one that lags is refused, whatever it does."""
     fill(Run.create("a", CONFIG), "data")
     machine("two")
     Run.open("a")
@@ -302,7 +300,6 @@ def test_unusable_roots_are_one_sentence(tmp_path, monkeypatch, capsys, url, mod
 
 
 def test_s4_a_mounted_drive_keeps_what_a_notebook_made(tmp_path, monkeypatch):
-    """Colab: kernels upload from their own folder; the next session has that stage and goes on."""
     drive = tmp_path / "MyDrive/hjepa"
     monkeypatch.setenv("HJEPA_CACHE", str(tmp_path / "first"))
     monkeypatch.setenv("HJEPA_OUTPUTS", f"file://{drive}")
@@ -325,7 +322,7 @@ def test_s4_a_mounted_drive_keeps_what_a_notebook_made(tmp_path, monkeypatch):
 
 
 def test_an_s3_server(tmp_path, monkeypatch):
-    """The same against the S3 protocol, where moto (its server) and s3fs are installed."""
+    """Where moto (its server) and s3fs are installed."""
     server_module = pytest.importorskip("moto.server")
     s3fs = pytest.importorskip("s3fs")
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)

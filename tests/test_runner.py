@@ -28,7 +28,6 @@ def folder(tmp_path):
 
 
 def play(run, notebooks, resume=False):
-    """What the runner says."""
     said = Said()
     runner.run_notebooks(Run.open(run.name), notebooks, resume=resume, say=said)
     return said
@@ -59,7 +58,7 @@ def test_select_notebooks(folder):
 
 
 def test_inspect_refuses_what_papermill_only_warns_about(folder):
-    """N2: exactly one `parameters` cell, and it knows every name."""
+    """N2."""
     good = write(folder, "01_a")
     runner.inspect_notebook(good, ("seed", "overrides"))
     notebook = nbformat.read(good.open(), 4)

@@ -40,7 +40,7 @@ def record(step, stage="l1", **values):
 
 
 def test_create_open_and_latest(root):
-    """PL8: starting a run never deletes files, whatever its name contains."""
+    """PL8."""
     first = Run.create("my_test_run", CPU)
     fill(first, "l1")
     Run.create("study/cell", CPU)
@@ -174,7 +174,7 @@ def test_notes_of_two_processes_do_not_overwrite_each_other(run):
 
 
 def test_log_rejects_a_second_value_for_the_same_key(run):
-    """PL6: one key, one value; also across processes."""
+    """PL6."""
     run.log(record(3))
     run.log(record(3, probe=2.0))
     run.log(record(3, "l2"))
@@ -201,7 +201,7 @@ def test_half_a_last_line_is_ignored_and_healed(tmp_path):
 
 
 def test_rewind_makes_a_resumed_log_equal_to_an_uninterrupted_one(tmp_path):
-    """PL8: resume equals an uninterrupted run, from a checkpoint and from the start."""
+    """PL8."""
 
     def train(log, first, last):
         log.rewind("l1", first - 1)
@@ -318,7 +318,7 @@ def test_s7_what_needs_float64_works_on_the_cpu():
 
 
 def test_revision_and_versions(tmp_path):
-    """The filter of notebooks, slow to start, is never started; a changed notebook is a change."""
+    """The filter of notebooks, slow to start, is never started."""
     source, clone, calls = (tmp_path / name for name in ("source", "clone", "calls"))
     source.mkdir()
     assert machine.revision(source) == "unknown"

@@ -33,7 +33,7 @@ ON = {"level3__enabled": True}
 
 
 def with_near(planner, goal, latent):
-    """Sets each level's `reach` so that about half of the trials are near for it."""
+    """Sets each level's `reach` so that half of the trials are near."""
     here = planner.geometry.between(planner.geometry.embed(latent), planner.geometry.embed(goal))
     for layer, share in zip(planner.layers[1:], (0.4, 0.7), strict=False):
         layer.reach = float(here.quantile(share))
@@ -41,7 +41,6 @@ def with_near(planner, goal, latent):
 
 
 def search(planner, number, at, latent, target, warm):
-    """A plan of level `number` after `at` steps."""
     level = planner.layers[number - 1].level
     return run_search(
         lambda plans: level.costs(latent, plans, target),
@@ -82,7 +81,7 @@ def by_hand(planner, latents, goal, executed, replan):
 @pytest.mark.parametrize("replan", [3, 7, 40])
 @pytest.mark.parametrize("method", ["flat", "l1+l2", THREE_LEVELS])
 def test_a_stack_equals_the_written_out_planner_bit_for_bit(method, replan, cost):
-    """PL3: every level has its own noise, clock and warm start: every action is equal."""
+    """PL3."""
     planning = {"planning__hierarchy__replan": replan, "planning__level3__replan": 6}
     config = tiny_config(**ON, **planning, planning__cost=cost, planning__replan=1)
     latents, goal = torch.randn(9, 5, 16, generator=seeded(4)), torch.randn(5, 16)
@@ -98,7 +97,6 @@ def test_a_stack_equals_the_written_out_planner_bit_for_bit(method, replan, cost
 
 
 def test_a_third_level_that_is_off_costs_and_changes_nothing():
-    """Off by default: same methods, same settings in a result, no `level3` in the agent."""
     config = Config()
     assert not config.level3.enabled
     assert learned(config) == learned(config.override("level2.hidden=64"))
@@ -112,7 +110,7 @@ def test_a_third_level_that_is_off_costs_and_changes_nothing():
 @pytest.mark.parametrize("actions", ["none", "concat", "only", "learned"])
 @pytest.mark.parametrize("latent", ["gaussian", "categorical"])
 def test_level3_changes_the_executed_actions(actions, latent):
-    """F2: another level 3 and no level 3 both execute something else; actions keep the cap."""
+    """F2."""
     agent = make_agent(tiny_config(**ON, level2__actions=actions, level2__latent=latent))
     other = make_level3(tiny_config(**ON, level2__actions=actions, level2__latent=latent), 99)
     swapped = dataclasses.replace(
@@ -130,7 +128,6 @@ def test_level3_changes_the_executed_actions(actions, latent):
 
 @pytest.mark.parametrize("control", ["zero", "shuffle", "perturb", "untrained"])
 def test_controls_act_on_level2_alone(control):
-    """The ladder of controls breaks the level that commands level 1, not the one above it."""
     plans = {}
     start, goal = torch.randn(2, 6, 16, generator=seeded(3))
     for name in ("none", control):
@@ -178,7 +175,6 @@ def test_a_third_level_has_the_settings_of_level_2_and_its_own_clock():
 
 @pytest.fixture(scope="module")
 def deep(ws):
-    """The tiny run with `level3.enabled`, and what `train` says about the rest (C4)."""
     path = ws.run.path
     config = ws.config.override("level3.enabled=true,evaluation.latency=false")
     write_json(path / "manifest.json", ws.run.manifest | {"config": to_dict(config)})
@@ -193,7 +189,6 @@ def deep(ws):
 
 
 def test_c4_the_command_trains_stores_and_reloads_the_third_level(deep):
-    """Stage `l3`: same trainer, own clock, no papermill; the agent plans with it after loading."""
     ws, said = deep
     updates = ws.config.level2.optim.updates
     assert [line.split(":")[0] for line in said if line.startswith("l")][-1] == (
@@ -214,7 +209,6 @@ def test_c4_the_command_trains_stores_and_reloads_the_third_level(deep):
 
 
 def test_results_of_three_levels_hold_their_settings_and_size(deep):
-    """A row of `l1+l2+l3` names level 3's planner and counts its weights; `l1+l2` does neither."""
     ws, _ = deep
     ws.config = ws.config.override("planning.action_cap=0")
     agent = stages.load_trained(ws)

@@ -23,14 +23,13 @@ NAMES = ("data", "l1", "distance", "l2")
 
 @pytest.fixture
 def root(root, monkeypatch):
-    """Nothing is pretrained."""
     monkeypatch.setattr("hjepa_lib.runs.places.repository", lambda: root / "nowhere")
     return root
 
 
 @pytest.fixture
 def toy(monkeypatch):
-    """The core's stages with makers that write what they would depend on; returns their log."""
+    """Makers that write what they would depend on, and log what they made."""
     made = []
 
     def maker(name):
@@ -59,13 +58,11 @@ def origins(ws, *names):
 
 
 def obtained(ws, *names):
-    """Where the stages came from that were obtained in this order."""
     obtain(ws, *names)
     return origins(ws, *names)
 
 
 def edit(run, change):
-    """Another version, or a stranger, wrote this manifest."""
     change(run.manifest)
     write_json(run.path / "manifest.json", run.manifest)
 
@@ -102,7 +99,6 @@ def test_a_raised_recipe_changes_every_key_above_it():
 
 
 def test_i1_another_file_of_the_same_name_is_another_stage(tmp_path):
-    """Everything that starts from somebody's file is known by that file's content."""
     file = tmp_path / "own.npz"
     for section, name, stages_of in (
         ("data.source", "data", core_stages),
@@ -133,7 +129,7 @@ def test_i1_a_run_of_another_seed_trains_its_own(root, toy, capsys):
 
 
 def test_i3_a_set_of_models_comes_from_one_run(root, toy):
-    """Runs with equal keys have other weights: a head of one never meets level 1 of another."""
+    """Runs with equal keys have other weights."""
     first, second = begin("first"), begin("second")
     for ws in (first, second):
         list(ws.make(stages.core_stages(ws.config)["l1"]))
@@ -150,7 +146,7 @@ def test_i3_a_set_of_models_comes_from_one_run(root, toy):
 
 
 def test_i5_the_newest_run_that_has_the_stage_is_asked(root, toy):
-    """I6: nothing stands in; what is missing is made with the settings asked for."""
+    """I6: nothing stands in."""
     obtain(begin("donor"), "l1")
     begin("empty")
     obtain(begin("short", "level1.optim.updates=5"), "l1")
@@ -213,7 +209,7 @@ def test_s10_a_manifest_cannot_name_files_outside_its_run(root, toy):
 
 
 def test_where_nothing_is_held_out_nothing_is_called_so(workspace_of, capsys):
-    """D2: no validation chooses weights, the last ones are kept, the quality names its data."""
+    """D2."""
     ws = workspace_of(tiny_config(data__val_fraction=0.0))
     reports = list(stages.train(ws, "l1"))
     assert not any(report.validation for report in reports)
@@ -228,7 +224,6 @@ def test_where_nothing_is_held_out_nothing_is_called_so(workspace_of, capsys):
 
 
 def test_c3_chapters_after_a_joint_training_start_alone(workspace_of):
-    """Level 2 and the agent come from the weights that were trained with a level 1 taken over."""
     # Its windows are level 2's own: a level1.window that no trajectory has is not asked for.
     config = tiny_config(level2__train="joint", level1__optim__updates=2, level1__window=200)
     list(stages.train(workspace_of(config, "donor"), "l1"))

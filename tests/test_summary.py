@@ -58,15 +58,13 @@ def test_build_validates_and_survives_json(run):
     ],
 )
 def test_wrong_entries_are_named(run, changes, message):
-    """F12: no entry is overwritten by another of the same key, and no rate stands without n."""
+    """F12."""
     build_summary(run, [*floors(), result(), result(budget=0.5)])
     with pytest.raises(FileError, match=message):
         build_summary(run, [*floors(), result() | changes])
 
 
 class Outline(HTMLParser):
-    """Raises AssertionError where elements are not nested; collects links."""
-
     def __init__(self, page: str) -> None:
         super().__init__()
         self.open, self.links = [], []
@@ -98,7 +96,7 @@ def in_order(page, *parts):
 
 
 def test_report_is_self_contained(run):
-    """S9: no remote URL, images inside, every text and file name escaped, chapters as HTML."""
+    """S9."""
     figures = run.folder("figures")
     for name in ("loss.png", '"wide" <&>.png', "episode.gif"):
         Image.new("RGB", (4, 4)).save(figures / name)
@@ -145,7 +143,6 @@ TABLE = {"title": "T", "columns": ["a", "b"], "rows": [["<x>", 1]], "notes": ["a
 
 
 def test_sections_that_wings_leave_are_shown_in_order_and_join_the_summary(run):
-    """Plain text only: a report imports no wing, and what a wing says cannot break the page."""
     late = {"title": "Later", "results": [result("random", "none", 7)], "data": {"rows": [1]}}
     leave_section(run, "30-late", late)
     early = {"title": "Early", "headline": "First.", "sentences": ["S & s"], "tables": [TABLE]}
@@ -172,7 +169,6 @@ def test_sections_that_wings_leave_are_shown_in_order_and_join_the_summary(run):
     ],
 )
 def test_a_damaged_section_is_one_sentence(run, section):
-    """Another version, or a stranger, wrote it: the report leaves it out."""
     write_json(run.folder("sections") / "20-a.json", section)
     with pytest.raises(FileError):
         build_summary(run, [])
@@ -181,7 +177,7 @@ def test_a_damaged_section_is_one_sentence(run, section):
 
 
 def test_report_is_written_whatever_the_run_lacks(run):
-    """S9: no results, results without floors, a damaged summary, a large picture."""
+    """S9."""
     page = report.write_report(run).read_text()
     assert "No planners are compared in this run" in page
     assert "Executed notebooks" not in page and "<h2>Results" not in page

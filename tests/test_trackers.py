@@ -27,7 +27,6 @@ RECORDS = [
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """A stand-in for the package, which writes down every call."""
     found = MagicMock()
     monkeypatch.setitem(sys.modules, "wandb", found)
     for name in ("WANDB_MODE", "WANDB_PROJECT"):
@@ -43,7 +42,7 @@ def log_all(folder):
 
 
 def test_wandb_is_offline_unless_told_otherwise(wandb, tmp_path, monkeypatch):
-    """EB8: nothing connects, nobody is asked to log in; steps are counted per stage."""
+    """EB8."""
     Tracker("wandb", "smoke-s0", tmp_path, SETTINGS).close()
     assert not wandb.mock_calls  # asked from the first record on
     log_all(tmp_path / "tracker")
@@ -65,7 +64,7 @@ def test_wandb_is_offline_unless_told_otherwise(wandb, tmp_path, monkeypatch):
 
 
 def test_project_entity_and_name_are_settings(wandb, tmp_path):
-    """LOG-1: {project, entity, run_name_prefix}; the run's name ends with its start."""
+    """LOG-1."""
     own = {"project": "p", "entity": "team", "run_name_prefix": "night"}
     for name, tracking in (("plain", {}), ("named", own)):
         changes = {f"tracking__{key}": value for key, value in tracking.items()}
@@ -92,7 +91,6 @@ def test_a_failing_tracker_prints_one_line_and_is_left_alone(wandb, where, error
 
 
 def test_ctrl_c_is_not_swallowed_and_nobody_is_greeted(wandb, tmp_path, capsys):
-    """One clean progress bar per training: what the package prints is not ours to show."""
     wandb.init.side_effect = lambda **_: print("* wandb initialised") or MagicMock()
     log_all(tmp_path)
     assert capsys.readouterr().out == ""
@@ -102,7 +100,6 @@ def test_ctrl_c_is_not_swallowed_and_nobody_is_greeted(wandb, tmp_path, capsys):
 
 
 def test_a_run_keeps_its_curves_whatever_the_tracker_does(tmp_path, monkeypatch, caplog):
-    """JSON lines always: the same file with a tracker, here with its package missing."""
     monkeypatch.setitem(sys.modules, "wandb", None)
     found = set()
     for kind in ("none", "wandb"):
@@ -118,7 +115,7 @@ def test_a_run_keeps_its_curves_whatever_the_tracker_does(tmp_path, monkeypatch,
 
 
 def test_the_real_package_keeps_what_a_process_logged_without_closing(tmp_path):
-    """As when a kernel is shut down, where it is installed."""
+    """As when a kernel is shut down."""
     pytest.importorskip("wandb")
     code = (
         "import sys; from pathlib import Path; from hjepa_lib.runs.log import Tracker\n"
