@@ -1,7 +1,7 @@
 """Command line: `python -m hjepa_lib run | train | compare | sweep | study | trials | ...`.
 
-A wrong setting, file or run ends with one sentence and exit status 2, a failed notebook or cell
-with 1, Ctrl-C with 130. Heavy imports wait until a command needs them, so `--help` is quick.
+Exit status 2: a wrong setting, file or run, in one sentence; 1: a failed notebook or cell; 130:
+Ctrl-C. Heavy imports wait until a command needs them, so `--help` is quick.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class CompareCommand:
     """Flat (l1) against hierarchical (l2) planning: same cost, protocol P1, one table."""
 
     config_l1: Path | None = None
-    """Settings of the flat model; configs/tworooms_l1.yaml if not given."""
+    """Settings of the flat model; configs/tworooms_l1.yaml if empty."""
     config_l2: Path | None = None
-    """Settings of the two-level model; configs/tworooms_l2.yaml if not given."""
+    """Settings of the two-level model; configs/tworooms_l2.yaml if empty."""
     output_root: Path | None = None
-    """Folder of the runs; the outputs folder if empty."""
+    """Folder of the runs; in the outputs folder if empty."""
     seed: int = 0
     """Training seed of both."""
     epochs: int | None = None
@@ -49,7 +49,7 @@ class CompareCommand:
     mode: Literal["l1", "l2", "both"] = "both"
     """Which of the two to train and evaluate."""
     l2_from_scratch: bool = False
-    """Train a level 1 of its own under level 2, instead of taking the flat model's."""
+    """Train a level 1 of its own under level 2."""
 
     def __call__(self) -> int:
         from hjepa_lib.workbench import compare
@@ -62,7 +62,7 @@ class ExperimentCommand:
     """Do what an experiment file asks for and its table lacks; the same command goes on."""
 
     file: tyro.conf.Positional[Path | None] = None
-    """YAML file, see configs/study.yaml; the committed study if not given."""
+    """YAML file, see configs/study.yaml; the committed study if empty."""
     list: bool = False
     """Only show the cells in their order, with what is done and what the rest may take."""
     only: str = ""
@@ -70,17 +70,17 @@ class ExperimentCommand:
     seeds: str = ""
     """Training seeds to do, such as 0+1; those of each cell if empty."""
     jobs: int = 1
-    """Processes on this machine; each gets its share of the cores."""
+    """Processes on this machine, which share the cores."""
     engine: Literal["joblib", "dask"] = "joblib"
     """joblib: processes here; dask: workers that may die, here or on other machines."""
     scheduler: str = ""
-    """Address of a running Dask scheduler, such as tcp://host:8786; a local one if empty."""
+    """Address of a Dask scheduler, such as tcp://host:8786; a local one if empty."""
     threads: int | None = None
-    """Threads of one process; its share of the cores, or the worker's own, if empty."""
+    """Threads of a process; its share of the cores, or the worker's own, if empty."""
     redo: bool = False
-    """Replace rows that were made with other settings, instead of stopping there."""
+    """Replace rows that were made with other settings, instead of stopping."""
     yes: bool = False
-    """Start even if it takes very long."""
+    """Start the profile full even without a GPU."""
 
     def __call__(self) -> int:
         from hjepa_lib.workbench import main_experiment
@@ -98,7 +98,7 @@ class SweepCommand(ExperimentCommand):
 
 @dataclass
 class StudyCommand(ExperimentCommand):
-    """The committed study, or another experiment file: rows are kept as they finish."""
+    """The committed study, or another experiment file."""
 
 
 @dataclass
@@ -106,21 +106,22 @@ class GalleryCommand:
     """Refresh the README's table and figures from the committed rows of the study."""
 
     run: tyro.conf.Positional[str] = ""
-    """Finished run of notebooks 01-05 whose pictures are kept for the README."""
+    """Run of notebooks 01-05 whose pictures are kept."""
     pixels: str = ""
-    """Finished run of notebooks 10-15 whose tables are kept for the README."""
+    """Run of notebooks 10-15 whose tables are kept."""
 
     def __call__(self) -> int:
         from hjepa_lib import readme
         from hjepa_lib.runs.places import repository
         from hjepa_lib.runs.run import Run
 
+        root = repository()
         if self.pixels:
-            print(readme.keep_pixels(Run.open(self.pixels), repository()))
+            print(readme.keep_pixels(Run.open(self.pixels), root))
         if self.run:
-            readme.keep_pictures(Run.open(self.run), repository())
-        print(readme.write_frontier(repository()))
-        print(readme.refresh(repository()))
+            readme.keep_pictures(Run.open(self.run), root)
+        print(readme.write_frontier(root))
+        print(readme.refresh(root))
         return 0
 
 
@@ -167,12 +168,12 @@ class GpuCheckCommand:
 
 @dataclass(kw_only=True)
 class GridCommand(RunOptions):
-    """Seed 004: train the grid JEPA, its generative twin and the rewards, or tabulate a sweep."""
+    """Seed 004: the grid JEPA, its generative twin and the rewards."""
 
     action: tyro.conf.Positional[Literal["train", "table"]]
-    """train a run, or gather the finished cells of the sweep --config into one table."""
+    """train a run, or tabulate the finished cells of the sweep --config."""
     config: Path | None = None
-    """YAML file of settings, on top of the profile; for `table` the sweep's grid file."""
+    """YAML file of settings, on top of the profile; for `table` the sweep's file."""
 
     def __call__(self) -> int:
         from hjepa_lib.grids import stages
@@ -195,21 +196,21 @@ class GridCommand(RunOptions):
 
 @dataclass(kw_only=True)
 class VJepa2Command(RunOptions):
-    """Seed 002: train or evaluate the two-stage V-JEPA 2 style model of training seed 0."""
+    """Seed 002: the two-stage V-JEPA 2 style model of training seed 0."""
 
     action: tyro.conf.Positional[Literal["train", "evaluate"]]
     """train a run, or measure and grade one."""
     stage: Literal[1, 2] | None = None
-    """One stage alone; both, and the heads and decoder built on them, if not given."""
+    """One stage alone; both, with heads and decoder, if empty."""
     device: Literal["auto", "cpu", "cuda", "mps"] | None = None
-    """Where to compute; the setting `device` (evaluate: the run's device) if not given."""
+    """Where to compute; the setting `device` (evaluate: the run's) if empty."""
     stage1_checkpoint: Path | None = None
-    """Stage 2 starts from it; trained_models/best_stage1_model.safetensors in the outputs folder,
-    or the continued run's own stage 1, if not given."""
+    """Stage 2 starts from it; if empty, from the continued run's own stage 1, or else from
+    trained_models/best_stage1_model.safetensors in the outputs folder."""
     stage2_checkpoint: Path | None = None
-    """Stage 2 goes on where this checkpoint ended, up to the number of updates set."""
+    """Stage 2 goes on where it ended, up to the number of updates set."""
     tracking: Literal["on", "off"] = "on"
-    """off: no tracker besides metrics.jsonl, whatever the setting `tracker` says."""
+    """off: no tracker, whatever the setting `tracker` says."""
     name: str = ""
     """Name of the run; made from profile, seed and time if empty (evaluate: the latest)."""
 
@@ -240,9 +241,9 @@ class AuxiliaryCommand(RunOptions):
     """Train a JEPA per auxiliary loss, all else equal, and rank them by downstream errors."""
 
     losses: tyro.conf.Positional[Path | None] = None
-    """YAML list of {name, type, params}; VICReg, Barlow Twins and DINO centring if not given."""
+    """YAML list of {name, type, params}; VICReg, Barlow Twins and DINO centring if empty."""
     name: str = "auxiliary"
-    """Name of the study, a folder with a run per loss; what is finished there is kept."""
+    """Folder with a run per loss; what is finished there is kept."""
 
     def __call__(self) -> int:
         from hjepa_lib.pixels import studies

@@ -62,7 +62,6 @@ LEVERS = {
 """Groups of the results page's long table: what was changed in each."""
 
 
-# --- rows -------------------------------------------------------------------------------------
 def shown(rows: pd.DataFrame, groups: Iterable[str]) -> pd.DataFrame:
     """The finished points of these groups on test trials, seeds pooled.
 
@@ -95,7 +94,6 @@ def _number(value: float, digits: int) -> str:
     return "-" if pd.isna(value) else f"{value:.{digits}f}"
 
 
-# --- text -------------------------------------------------------------------------------------
 def table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> str:
     """Rows as a Markdown table; "" without any."""
     frame = pd.DataFrame(rows)
@@ -184,7 +182,6 @@ def pixels_block(kept: Mapping[str, Any]) -> str:
     return "\n\n".join([*said, where, picture]) if said else ""
 
 
-# --- files ------------------------------------------------------------------------------------
 def refresh(root: Path) -> Path:
     """Make the README's generated parts and the results page anew; returns the page."""
     rows = load_rows(root / GALLERY / "study.csv")

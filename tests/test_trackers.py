@@ -17,7 +17,7 @@ from hjepa_lib.config import flatten, profile
 from hjepa_lib.runs.log import Tracker
 from hjepa_lib.runs.run import Run
 
-SETTINGS = flatten(profile("smoke"))
+ABOUT = ("smoke-s0", "2026-11-05T14:22:33", flatten(profile("smoke").override("tracker=wandb")))
 RECORDS = [
     {"stage": "l1", "step": 10, "loss": 2.0, "lr": np.float32(0.5), "text": "not a number"},
     {"stage": "l1", "step": 20, "loss": torch.tensor(1.0), "lr": math.nan},
@@ -35,7 +35,7 @@ def wandb(monkeypatch):
 
 
 def log_all(folder):
-    one = Tracker("wandb", "smoke-s0", folder, SETTINGS)
+    one = Tracker(folder, *ABOUT)
     for record in RECORDS:
         one.log(record)
     one.close()
@@ -43,7 +43,7 @@ def log_all(folder):
 
 def test_wandb_is_offline_unless_told_otherwise(wandb, tmp_path, monkeypatch):
     """EB8."""
-    Tracker("wandb", "smoke-s0", tmp_path, SETTINGS).close()
+    Tracker(tmp_path, *ABOUT).close()
     assert not wandb.mock_calls  # asked from the first record on
     log_all(tmp_path / "tracker")
     run, options = wandb.init.return_value, wandb.init.call_args.kwargs
@@ -119,8 +119,7 @@ def test_the_real_package_keeps_what_a_process_logged_without_closing(tmp_path):
     pytest.importorskip("wandb")
     code = (
         "import sys; from pathlib import Path; from hjepa_lib.runs.log import Tracker\n"
-        "settings = {'level1.optim.lr': 0.001, 'tracking.project': 'p', 'tracking.entity': ''}\n"
-        "one = Tracker('wandb', 'smoke-s0', Path(sys.argv[1]), settings)\n"
+        f"one = Tracker(Path(sys.argv[1]), *{ABOUT!r})\n"
         "for step in (10, 20): one.log({'stage': 'l1', 'step': step, 'loss': 1 / step})\n"
     )
     quiet = {"PYTHONPATH": str(ROOT), "WANDB_MODE": "offline", "WANDB_API_KEY": ""}

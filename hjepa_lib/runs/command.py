@@ -22,13 +22,13 @@ class RunOptions:
     """Which settings, and which run: what every command that trains has."""
 
     profile: Literal["smoke", "laptop", "full"] | None = None
-    """smoke (minutes), laptop (the default: a real result on 2 cores) or full (one GPU)."""
+    """smoke (minutes), laptop (default: a real result on 2 cores) or full (one GPU)."""
     config: Path | None = None
     """YAML file of settings, on top of the profile."""
     set: tuple[str, ...] = ()
     """Single settings, such as level1.optim.updates=500."""
     name: str = ""
-    """Name of the run; made from profile, seed and time if empty."""
+    """Name of the run; of profile, seed and time if empty."""
     seed: int | None = None
     """Training seed."""
     resume: bool = False
@@ -36,7 +36,7 @@ class RunOptions:
     yes: bool = False
     """Start the profile full even without a GPU."""
     trials: Path | None = None
-    """File of the command `trials` to play, in place of the committed trials."""
+    """File of the command `trials` to play in place of the committed trials."""
 
     def settings(self, base: Config | None = None) -> Config:
         """The config asked for; what is not asked for comes from `base` or the profile."""
@@ -77,7 +77,7 @@ class RunOptions:
 
 @dataclass(kw_only=True)
 class RunCommand(RunOptions):
-    """Execute notebooks headless; writes a run folder with summary.json and report.html."""
+    """Execute notebooks headless in a run; write summary.json and report.html."""
 
     notebooks: str = "01-05"
     """Which ones, such as 01-05 or 01,03."""
@@ -107,7 +107,7 @@ class RunCommand(RunOptions):
 
 @dataclass(kw_only=True)
 class TrainCommand(RunOptions):
-    """Train the models of a run without notebooks; under torchrun, level 1 on all its processes."""
+    """Train a run without notebooks; under torchrun, level 1 on all its processes."""
 
     def __call__(self) -> int:
         from hjepa_lib.runs.stages import train_run
@@ -118,7 +118,7 @@ class TrainCommand(RunOptions):
 
 @dataclass
 class ReportCommand:
-    """Write summary.json and report.html of a run again, from its results on disk."""
+    """Write summary.json and report.html of a run again."""
 
     run: str = ""
     """Name of the run; the latest if empty."""
@@ -136,7 +136,7 @@ class PretrainedCommand:
     """Replace outputs/pretrained by the trained stages of a run."""
 
     run: str = ""
-    """Run to take; if empty, a new one is trained with the profile laptop, seed 0."""
+    """Run to take; if empty, one is trained with the profile laptop, seed 0."""
 
     def __call__(self) -> int:
         from hjepa_lib.runs.run import Run
@@ -157,7 +157,7 @@ class TrialsCommand:
     output_eval: Path | None = None
     """Evaluation file (.npz) to write, for `--trials` of other commands."""
     config: Path | None = None
-    """YAML file whose seed and layouts are taken where they are not given here."""
+    """YAML file whose seed and layouts count where they are not given here."""
     layouts: str = ""
     """Rooms: fixed (if empty), train (also called random), validation, test or all."""
     n_eval: Annotated[int, tyro.conf.arg(aliases=["--n"])] = 100
@@ -190,7 +190,7 @@ class SettingsCommand:
     """Print every setting with its value, range and meaning."""
 
     prefix: tyro.conf.Positional[str] = ""
-    """Beginning of the dotted names, such as level1 or planning.hierarchy; all if empty."""
+    """Beginning of the dotted names, such as planning.hierarchy; all if empty."""
     profile: Literal["smoke", "laptop", "full"] = "laptop"
     """Whose values are shown."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import datetime
 import io
 import json
 import logging
@@ -79,15 +80,19 @@ def _names(row: dict[str, Any]) -> set[tuple[str, int, str]]:
 
 
 class Tracker:
-    """The `kind` "wandb" sends a run's numbers to Weights & Biases, "none" nowhere.
+    """Sends a run's numbers to Weights & Biases, where the setting `tracker` is wandb.
 
     Files are in `folder`/wandb, one W&B run per process, opened by the first record, grouped by
     run; offline unless WANDB_MODE says otherwise. A guest: whatever goes wrong with it prints one
     line, switches it off and never stops a run.
     """
 
-    def __init__(self, kind: str, name: str, folder: Path, settings: dict[str, Any]) -> None:
-        self.kind, self.name, self.folder, self.settings = kind, name, folder, settings
+    def __init__(self, folder: Path, run: str, created: str, settings: dict[str, Any]) -> None:
+        self.folder, self.name, self.settings = folder, run, settings
+        self.kind, prefix = settings["tracker"], settings["tracking.run_name_prefix"]
+        if prefix:
+            started = datetime.datetime.fromisoformat(created)
+            self.name = f"{prefix}-{started:%Y%m%d-%H%M%S}"
         self._run: Any = None
         self._stages: set[str] = set()
 

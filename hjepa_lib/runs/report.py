@@ -43,7 +43,6 @@ _RUN = ("run", "profile", "seed", "created", "revision", "device", "precision")
 _EMBED_LIMIT = 2_000_000  # bytes; a larger image is linked instead, so that the page stays small
 
 
-# --- summary.json -----------------------------------------------------------------------------
 def build_summary(run: Run, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What `run` is, its seconds, the checked `results`, the data of its sections by name."""
     manifest = run.manifest | {"run": run.name}
@@ -98,7 +97,6 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-# --- sections ---------------------------------------------------------------------------------
 def leave_section(run: Run, name: str, section: Mapping[str, Any]) -> Path:
     """Keep what a part of the library says about the run, for its report and its summary.
 
@@ -120,7 +118,6 @@ def read_sections(run: Run) -> dict[str, dict[str, Any]]:
     return found
 
 
-# --- report.html ------------------------------------------------------------------------------
 def write_report(run: Run) -> Path:
     """Write `<run>/report.html`, whatever the run has, and return its path (S9)."""
     run.reload()

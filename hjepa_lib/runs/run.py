@@ -45,12 +45,8 @@ class Run:
         self.config: Config = read_config(tree | {"tracker": tracker})
         self.metrics = MetricsLog(path / "metrics.jsonl")
         self.records = self.metrics.records
-        tracked = self.name
-        if prefix := self.config.tracking.run_name_prefix:
-            started = datetime.datetime.fromisoformat(self.manifest["created"])
-            tracked = f"{prefix}-{started:%Y%m%d-%H%M%S}"
-        settings = flatten(self.config)
-        self.tracker = Tracker(self.config.tracker, tracked, path / "tracker", settings)
+        about = (self.name, self.manifest.get("created", ""), flatten(self.config))
+        self.tracker = Tracker(path / "tracker", *about)
 
     @classmethod
     def create(
@@ -168,7 +164,6 @@ class Run:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    # --- stages -------------------------------------------------------------------------------
     @contextlib.contextmanager
     def stage(
         self, name: str, folder: str = "", key: str = "", reads: tuple[str, ...] = ()
@@ -275,7 +270,6 @@ class Run:
         shutil.rmtree(old, ignore_errors=True)
         return folder
 
-    # --- what it writes down ------------------------------------------------------------------
     def log(self, record: dict[str, Any]) -> None:
         """Append {"stage", "step", key: value, ...} to metrics.jsonl, and tell the tracker."""
         self.metrics.log(record)

@@ -28,7 +28,6 @@ FLOORS = tuple((name, "none") for name in evaluation.FLOORS)
 COSTS = ("latent", "distance")
 
 
-# --- playing ----------------------------------------------------------------------------------
 def play(
     ws: Workspace, agent: Agent | None, case: Case, folder: str = "results", **options: Any
 ) -> Result:
@@ -122,7 +121,6 @@ def count_all(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-# --- which methods ----------------------------------------------------------------------------
 def learned(config: Config) -> list[tuple[str, str]]:
     """(method, cost) of the planners with a world model that these settings train."""
     methods = ("flat",) if config.level2.disable_l2 else METHODS

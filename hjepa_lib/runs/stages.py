@@ -59,7 +59,6 @@ def train(ws: Workspace, name: str) -> Iterator[Report]:
             yield from ws.make(stage)
 
 
-# --- data -------------------------------------------------------------------------------------
 def make_data_stage(ws: Workspace, folder: Path) -> None:
     """The trajectories, generated, downloaded or an own world's, and what normalises them."""
     config = ws.config
@@ -86,7 +85,6 @@ def load_data(ws: Workspace) -> tuple[Trajectories, Trajectories | None, Normali
     return train, validation, normaliser
 
 
-# --- training ---------------------------------------------------------------------------------
 def _options(ws: Workspace, name: str) -> dict[str, Any]:
     return {"seed": ws.config.seed, "precision": ws.precision, "folder": ws.resume(name)}
 
@@ -188,7 +186,6 @@ def make_macro_stage(
     save_level2(folder, model, reach, box, level1=fingerprint(level1))
 
 
-# --- trained agents ---------------------------------------------------------------------------
 def load_trained(ws: Workspace, names: Sequence[str] = ()) -> Agent:
     """The agent of the stages `names` (default: all that is trained), obtained where missing."""
     names = names or [stage.name for stage in wanted_stages(ws.config)]
@@ -208,7 +205,6 @@ def load_run(run: Run, names: Sequence[str] = (), precision: str = "", device: s
     return load_agent(run.path / "l1", above[0], planning, config.seed, *where, above[1])
 
 
-# --- the command line -------------------------------------------------------------------------
 def train_run(open_run: Callable[[], Run], say: Say = print) -> None:
     """Train whatever the run still lacks; under torchrun, level 1 on all its processes.
 

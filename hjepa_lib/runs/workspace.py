@@ -80,7 +80,6 @@ class Workspace:
             f"{self.device}, {self.precision} | {self.run.path}"
         )
 
-    # --- stages -------------------------------------------------------------------------------
     def key(self, stage: Stage) -> str:
         """The key that the stage has under this run's settings."""
         return key(stage, self.config, lambda one: Run.named(one.load).key(one.name))
@@ -173,7 +172,6 @@ class Workspace:
         read = other.manifest["stages"][stage.name].get("reads", {})
         return all(digest(here[name]) == was for name, was in read.items() if name in here)
 
-    # --- a notebook's own ---------------------------------------------------------------------
     def figure(self, figure: Any, name: str, caption: str = "") -> None:
         """Save a figure as `figures/<name>.png`, for the report, and show it."""
         from hjepa_lib.figures.style import png
