@@ -37,7 +37,9 @@ class MetricsLog:
         NaN becomes null. FileError when a key has a value there already (PL6).
         """
         if self._seen is None:
-            self._heal()
+            data = self.path.read_bytes() if self.path.is_file() else b"\n"
+            if not data.endswith(b"\n"):  # a file of whole lines is not touched
+                write_atomic(self.path, data[: data.rfind(b"\n") + 1])
             self._seen = {name for row in self.records() for name in _names(row)}
         row, seen = plain(record), self._seen
         for stage, step, key in sorted(_names(row) & seen):
@@ -66,13 +68,6 @@ class MetricsLog:
             text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
             write_atomic(self.path, text)
         self._seen = None
-
-    def _heal(self) -> None:
-        """Cut off a last line without its newline; a file of whole lines is not touched."""
-        if self.path.is_file():
-            data = self.path.read_bytes()
-            if not data.endswith(b"\n"):
-                write_atomic(self.path, data[: data.rfind(b"\n") + 1])
 
 
 def _names(row: dict[str, Any]) -> set[tuple[str, int, str]]:

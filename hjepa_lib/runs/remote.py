@@ -56,7 +56,7 @@ class Mirror(NamedTuple):
             yield
         except Exception as error:  # every store raises its own, untyped for us
             reason = first_line(error)
-            if isinstance(error, PermissionError):
+            if doing == "read" and isinstance(error, PermissionError):
                 reason += "; without ListBucket a store says so of what is not there, too: allow it"
             raise FileError(f"cannot {doing} {self.url}/{name}: {reason}") from error
 
