@@ -97,11 +97,6 @@ class SweepCommand(ExperimentCommand):
 
 
 @dataclass
-class StudyCommand(ExperimentCommand):
-    """The committed study, or another experiment file."""
-
-
-@dataclass
 class GalleryCommand:
     """Refresh the README's table and figures from the committed rows of the study."""
 
@@ -263,7 +258,7 @@ _COMMANDS = {
     "compare": CompareCommand,
     "experiment": ExperimentCommand,
     "sweep": SweepCommand,
-    "study": StudyCommand,
+    "study": ExperimentCommand,
     "trials": TrialsCommand,
     "report": ReportCommand,
     "settings": SettingsCommand,
