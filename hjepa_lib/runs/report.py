@@ -122,11 +122,12 @@ def write_report(run: Run) -> Path:
     """Write `<run>/report.html`, whatever the run has, and return its path (S9)."""
     run.reload()
     results, sections, damage = [], [], []
-    for part, read in ((results, _stored_results), (sections, _stored_sections)):
-        try:
-            part += read(run)
-        except FileError as error:
-            damage.append(f"What is damaged is left out: {error}.")
+    try:
+        sections = list(read_sections(run).values())
+        if (run.path / "summary.json").exists():
+            results = check_summary(read_json(run.path / "summary.json"))["results"]
+    except FileError as error:
+        damage = [f"What is damaged is left out: {error}."]
     page = jinja2.Environment(autoescape=True)
     page.filters |= {"tables": _tables, "setting": _setting, "label": _label, "number": _number}
     convert = importlib.util.find_spec("nbconvert") is not None
@@ -142,15 +143,6 @@ def write_report(run: Run) -> Path:
         settings=yaml.safe_dump(to_dict(run.config), sort_keys=False),
     )
     return write_atomic(run.path / "report.html", text)
-
-
-def _stored_results(run: Run) -> list[dict[str, Any]]:
-    path = run.path / "summary.json"
-    return check_summary(read_json(path))["results"] if path.exists() else []
-
-
-def _stored_sections(run: Run) -> list[dict[str, Any]]:
-    return list(read_sections(run).values())
 
 
 def headline(results: Sequence[Mapping[str, Any]], sections: Sequence[Mapping[str, Any]]) -> str:
