@@ -45,8 +45,8 @@ def toy(monkeypatch):
     return made
 
 
-def begin(name, changes="", seed=0, of=CPU):
-    return Workspace("test", Run.create(name, of.override(changes).override({"seed": seed})))
+def begin(name, changes="", seed=0):
+    return Workspace("test", Run.create(name, CPU.override(changes).override({"seed": seed})))
 
 
 def obtain(ws, *names):
