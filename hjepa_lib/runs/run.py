@@ -148,6 +148,7 @@ class Run:
 
     @property
     def precision(self) -> str:
+        """ "fp32" or "bf16"."""
         return self.manifest["precision"]
 
     def require(self, config: Config) -> None:

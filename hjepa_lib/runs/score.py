@@ -57,11 +57,11 @@ def stage_of(
     stages = core_stages(config)
     reads = tuple(stages[name] for name in case.stages)
 
-    def make(ws: Workspace, target: Path) -> None:
+    def _make(ws: Workspace, target: Path) -> None:
         save_result(target, case, *_play(ws, agent, case, pictures, latency))
 
     about = {"case": case.digest, "pictures": pictures, "latency": latency}
-    return Stage(f"{folder}/{case.name}", make, reads=reads, folder=folder, about=about)
+    return Stage(f"{folder}/{case.name}", _make, reads=reads, folder=folder, about=about)
 
 
 def _play(
