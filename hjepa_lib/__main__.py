@@ -64,7 +64,7 @@ class ExperimentCommand:
     file: tyro.conf.Positional[Path | None] = None
     """YAML file, see configs/study.yaml; the committed study if empty."""
     list: bool = False
-    """Only show the cells in their order, with what is done and what the rest may take."""
+    """Only show the cells in their order, with what is done."""
     only: str = ""
     """Cells to do, by name or group: globs with commas between them; all if empty."""
     seeds: str = ""
@@ -122,20 +122,16 @@ class GalleryCommand:
 
 @dataclass
 class BenchCommand:
-    """Time level-1 updates, planner calls, and how they grow, rendering and data, on the CPU."""
+    """Time level-1 updates, planner calls, rendering and data on the CPU."""
 
     rounds: int = 20
     """Timed rounds; the ways of doing one work take turns."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What is compared with fp32; auto takes the faster one, by measurement."""
-    threads: int | None = None
-    """Threads; all usable cores if empty."""
     only: str = ""
     """Time only the work whose name contains this text."""
     quick: bool = False
     """Tiny sizes: shows that everything runs, its times mean nothing."""
-    output: Path | None = None
-    """Also write the numbers to this JSON file."""
 
     def __call__(self) -> int:
         from hjepa_lib.workbench.bench import main_bench

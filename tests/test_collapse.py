@@ -53,7 +53,6 @@ def test_long_walks_are_held_out_and_follow_the_data():
     assert profile("smoke", 2**31 - 1).seed < openloop.HELD_OUT  # no seed of a run reaches it
 
 
-# --- curves -----------------------------------------------------------------------------------
 class Exact:
     """A level 1 whose latent is the position and which adds the action: right without walls."""
 
@@ -227,7 +226,6 @@ def test_step_pairs_are_free_places_and_their_true_steps(agent):
         openloop.step_pairs(dataclasses.replace(agent, distance=None), rooms, 4, 0)
 
 
-# --- variants ---------------------------------------------------------------------------------
 def test_variants_of_a_group_differ_in_one_thing():
     config = profile("laptop")
     made = {name: config.override(one) for name, one in variants.designs(config, 300).items()}

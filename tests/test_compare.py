@@ -10,7 +10,7 @@ from tiny_runs import Said
 from hjepa_lib import __main__
 from hjepa_lib.config import ConfigError, load_yaml
 from hjepa_lib.data.published import acquire
-from hjepa_lib.evaluation import results
+from hjepa_lib.evaluation import metrics, results
 from hjepa_lib.models.checkpoint import load_level1
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
@@ -182,7 +182,8 @@ def test_epochs_are_exact_passes_over_the_windows(write, folder):
 
 def test_mcnemar_counts_the_trials_that_only_one_side_solved():
     def result(*solved, **header):
-        arrays = {"trial_success": np.array(solved, float), "trial_reached_1p41": np.array(solved)}
+        arrays = {f"trial_{name}": np.zeros(3) for name in (*metrics.MEANS.values(), "lost")}
+        arrays["trial_success"] = np.array(solved, float)
         about = {"trials_hash": "y", "data": {}, "n": 3, "budget": 1.0, "method": "flat"}
         return results.Result(about | header, arrays)
 

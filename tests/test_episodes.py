@@ -225,7 +225,6 @@ def test_how_often_level2_plans_changes_the_episodes(agent, trials):
     assert list(found.values()) == [8, 4, 2]
 
 
-# --- compute ----------------------------------------------------------------------------------
 def spent(agent, stack="flat", **changes):
     """FLOPs without those of the encoder, per environment step; multiply-adds count as 2."""
     frame = torch.zeros(1, 2, 65, 65, dtype=torch.uint8)

@@ -24,7 +24,7 @@ from hjepa_lib.runs.run import Run
 from hjepa_lib.workbench import CONFIGS, STUDY, engine
 from hjepa_lib.workbench.rows import check_rows, load_rows, unpack_solved
 from hjepa_lib.workbench.schema import read_experiment
-from hjepa_lib.workbench.table import Table, digest, list_cells
+from hjepa_lib.workbench.table import Table, digest
 
 TRAINING = {k: v for k, v in OVERRIDES.items() if not k.startswith(("planning.", "evaluation."))}
 PLANNING = {
@@ -32,26 +32,22 @@ PLANNING = {
     for key, value in OVERRIDES.items()
     if key.startswith("planning.") and not key.startswith("planning.level3")
 }
-FLAT = {
-    "name": "flat", "group": "p1", "model": "base", "method": "flat", "cost": "latent",
-    "minutes": 1,
-}  # fmt: skip
+FLAT = {"name": "flat", "group": "p1", "model": "base", "method": "flat", "cost": "latent"}
 TREE = {
     "name": "little",
     "base": {"profile": "smoke"},
     "models": {
-        "base": {"minutes": 3, "settings": TRAINING},
-        "skip2": {"from": "base", "minutes": 1, "settings": {"level2.step_skip": 2}},
+        "base": {"settings": TRAINING},
+        "skip2": {"from": "base", "settings": {"level2.step_skip": 2}},
     },
     "defaults": {
         "split": "validation", "trials": 3, "steps": 6, "seeds": [0], "planning": PLANNING,
     },
     "cells": [
-        {"name": "walk", "group": "floors", "method": "random", "minutes": 0.1},
-        {"name": "best", "group": "floors", "method": "oracle", "minutes": 0.1},
+        {"name": "walk", "group": "floors", "method": "random"},
+        {"name": "best", "group": "floors", "method": "oracle"},
         FLAT | {"budgets": [0.5, 1.0]},
-        FLAT
-        | {"name": "two", "method": "l1+l2", "grid": {"hierarchy.replan": [2, 4]}, "minutes": 2},
+        FLAT | {"name": "two", "method": "l1+l2", "grid": {"hierarchy.replan": [2, 4]}},
         FLAT | {"name": "coarse", "model": "skip2", "method": "l1+l2", "control": "untrained"},
     ],
 }  # fmt: skip
@@ -102,6 +98,14 @@ def read(experiment):
     return list(csv.DictReader(experiment.table.read_text().splitlines()))
 
 
+def cells_of(units):
+    return list(dict.fromkeys(unit.cell.name for unit in units))
+
+
+def table_of(experiment):
+    return Table(experiment.table, experiment.profile)
+
+
 def runs_of(experiment, name):
     (path,) = experiment.folder.glob(f"{name}-s0-*")
     return Run.at(path)
@@ -115,7 +119,6 @@ def settings(**changes):
     return lambda tree: tree["models"]["base"]["settings"].update(dotted(changes))
 
 
-# --- the file ---------------------------------------------------------------------------------
 def cell(**values):
     return {"cells": [FLAT | values]}
 
@@ -148,7 +151,7 @@ def grid(**axes):
         (cell(method="flatt"), "cell 'flat': method must be one of .* got 'flatt'"),
         (cell(cost="none"), "cell 'flat': cost=none does not go with method=flat"),
         (cell(colour="red"), "cell 'flat': unknown key 'colour'"),
-        (cell(notebooks="01"), "cell 'flat': it needs one of method, notebooks and call"),
+        (cell(notebooks="01"), "cell 'flat': it needs one of method and notebooks"),
         (cell(planning={"flat.sample": 3}), "cell 'flat': .* 'planning.flat.sample'"),
         (cell(planning={"cost": "latent"}), "sets planning.cost; use its own key"),
         (cell(planning={"action_cap": 2.0}), "cell 'flat': protocol p1 fixes planning"),
@@ -157,9 +160,8 @@ def grid(**axes):
         (cell(trials=501), r"cell 'flat': trials must lie in \[1, 500\]"),
         (cell(budgets=[]), "cell 'flat': budgets"),
         (cell(method="l1+l2+l3"), "'flat': .* its model needs level3.enabled"),
-        ({"cells": [FLAT, FLAT]}, "names the cell 'flat' twice"),
+        ({"cells": [FLAT, FLAT]}, "cell 'flat': it is named twice"),
         ({"cells": [3]}, "must be a mapping, got 3"),
-        ({"cells": [{"call": "x.y"}]}, "must be module:function, got 'x.y'"),
         ({"cells": [{"notebooks": "01", "cost": "latent"}]}, "'notebooks': unknown key 'cost'"),
         (grid(**{"level1.width": {"a": {}}}), "need a name that is no setting"),
         (grid(**{"level1.width": [8, 8]}), "the same row twice"),
@@ -187,7 +189,7 @@ def test_broken_files_are_one_sentence(tmp_path):
 
 def test_units_are_the_product_of_models_seeds_budgets_and_grid_values(make):
     made = make(change_cell(budgets=[0.5, 1.0], seeds=[4]))
-    cells = {cell.name: made.units(cell) for cell in made.cells}
+    cells = {name: made.select(name) for name in cells_of(made.units)}
     assert [unit.title for unit in cells["two"]] == [
         f"two base 0 1.0 hierarchy.replan={steps}" for steps in (2, 4)
     ]
@@ -204,7 +206,7 @@ def test_units_are_the_product_of_models_seeds_budgets_and_grid_values(make):
 def test_the_grid_of_a_file_makes_models_of_values_and_labels():
     tree = grid(**{"level1.width": [8, 16], "both": {"a b": {"level1": {"hidden": 32}}, 7: {}}})
     made = read_experiment(tree | {"seeds": [0, 1], "cells": [{"notebooks": "1"}]}, "x")
-    units = made.units(made.cells[0])
+    units = made.units
     assert [unit.key["model"] for unit in units[::2]] == [
         "width=8-both=a b", "width=8-both=7", "width=16-both=a b", "width=16-both=7",
     ]  # fmt: skip
@@ -215,13 +217,12 @@ def test_the_grid_of_a_file_makes_models_of_values_and_labels():
 
 def test_selection_by_name_group_and_seed(make):
     made = make(lambda tree: tree["defaults"].update(seeds=[0, 1, 2]))
-    assert [cell.name for cell in made.select("floors,t*")] == ["walk", "best", "two"]
-    assert [cell.seeds for cell in made.select("two", (2, 1, 7))] == [(1, 2)]
+    assert cells_of(made.select("floors, t*")) == ["walk", "best", "two"]
+    assert {unit.seed for unit in made.select("two", (2, 1, 7))} == {1, 2}
     with pytest.raises(ConfigError, match=r"no cell .* matches 'three'"):
         made.select("three")
 
 
-# --- doing it ---------------------------------------------------------------------------------
 def test_rows_hold_what_happened(finished, monkeypatch):
     monkeypatch.setenv("HJEPA_OUTPUTS", str(finished / "outputs"))
     rows = load_rows(finished / "rows.csv")
@@ -374,12 +375,11 @@ def test_another_training_has_a_folder_and_a_key_of_its_own(again):
     assert "from" not in new.manifest["stages"]["l2"]
 
 
-# --- rows older than a setting ----------------------------------------------------------------
 def forget(made, column, setting):
     """Take a planner's and a training's setting out of the stored rows, as if they were younger."""
     rows = pd.read_csv(made.table, dtype=str, keep_default_na=False).drop(columns=column)
     rows.to_csv(made.table, index=False)
-    table = Table.of_experiment(made)
+    table = table_of(made)
     for known in table.trainings.values():
         known.pop(setting, None)
     write_json(table.settings_path, table.trainings)
@@ -389,14 +389,13 @@ def test_a_setting_younger_than_the_row_counts_with_its_default(again):
     """I9: a row made before a setting existed stands for its default value and for no other."""
     made = again()
     forget(made, "planner.flat.form", "level1.rollout")
-    flat = made.units(*made.select("flat"))
-    assert all(Table.of_experiment(made).has(unit) for unit in flat)
+    assert all(table_of(made).has(unit) for unit in made.select("flat"))
     for change, message in (
         (change_cell(planning=PLANNING | {"flat.form": "last"}), "form=auto, not last"),
         (settings(level1__rollout=2), "level1.rollout=0, not 2"),
     ):
         changed = again(change)
-        found = Table.of_experiment(changed).mismatch(changed.units(changed.cells[2])[0])
+        found = table_of(changed).mismatch(changed.select("flat")[0])
         assert re.search(message, found), found
 
 
@@ -412,28 +411,26 @@ def test_other_code_of_a_stage_is_another_training(again, monkeypatch):
     from hjepa_lib.workbench.experiment import _shaped_by
 
     _shaped_by.cache_clear()
-    unit = changed.units(changed.select("flat")[0])[0]
-    assert Table.of_experiment(made).mismatch(unit) == "recipe.l1=1, not 2"
+    assert table_of(made).mismatch(changed.select("flat")[0]) == "recipe.l1=1, not 2"
     _shaped_by.cache_clear()
 
 
 def test_a_training_that_is_not_listed_is_not_taken(again):
     made = again()
-    table = Table.of_experiment(made)
+    table = table_of(made)
     write_json(table.settings_path, {})
     table.reload()
-    unit = made.units(made.select("flat")[0])[0]
     table.rows[2]["training"] = "0123456789ab"
-    assert "a training that rows_trainings.json does not list" in table.mismatch(unit)
+    found = table.mismatch(made.select("flat")[0])
+    assert "a training that rows_trainings.json does not list" in found
 
 
-# --- the table --------------------------------------------------------------------------------
 def test_adding_a_row_leaves_the_others_as_they_are(again):
     """And a table of somebody else is refused."""
     made = again(lambda t: t["cells"].append(FLAT | {"name": "new"}))
     before = read(made)
-    (unit,) = made.units(made.cells[-1])
-    Table.of_experiment(made).add(unit, [{"extra": 0.1, "nothing": float("nan")}])
+    (unit,) = made.select("new")
+    table_of(made).add(unit, [{"extra": 0.1, "nothing": float("nan")}])
     *others, new = read(made)
     assert [{k: row[k] for k in before[0]} for row in others] == before
     assert (new["cell"], new["extra"], new["nothing"]) == ("new", "0.1", "")
@@ -447,10 +444,10 @@ import sys
 from hjepa_lib.workbench.schema import read_experiment
 from hjepa_lib.workbench.table import Table
 made = read_experiment(sys.argv[1])
-table = Table.of_experiment(made)
+table = Table(made.table)
 print("ready", flush=True)
 sys.stdin.readline()
-for unit in made.units(made.cells[int(sys.argv[2])]):
+for unit in made.select(sys.argv[2]):
     table.add(unit, [{"n": 3}])
 """
 
@@ -461,7 +458,7 @@ def test_two_processes_lose_no_row_of_each_other(make, tmp_path):
     made = make(lambda t: (t["defaults"].update(seeds=seeds), t.update(cells=t["cells"][:2])))
     command = [sys.executable, "-c", ADD, str(tmp_path / "file.yaml")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    workers = [subprocess.Popen([*command, number], **pipes) for number in "01"]
+    workers = [subprocess.Popen([*command, name], **pipes) for name in ("walk", "best")]
     assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 2
     for worker in workers:
         worker.stdin.write("\n")
@@ -469,18 +466,6 @@ def test_two_processes_lose_no_row_of_each_other(make, tmp_path):
     assert [worker.wait() for worker in workers] == [0, 0]
     found = sorted((row["cell"], int(row["seed"])) for row in read(made))
     assert found == [(name, seed) for name in ("best", "walk") for seed in seeds]
-
-
-# --- the list and the commands ----------------------------------------------------------------
-def test_the_list_counts_each_training_once(again):
-    made = again()
-    for minutes, done in (([0] * 5, [1, 1, 2, 2, 1]), ([0.1, 0.1, 4, 2, 2], [0] * 5)):
-        lines = list_cells(made, made.cells, Table.of_experiment(made))
-        assert [round(line.minutes, 6) for line in lines] == minutes
-        assert [line.done for line in lines] == done
-        assert lines[-1].total == pytest.approx(sum(minutes))
-        shutil.rmtree(made.folder, ignore_errors=True)
-        made.table.unlink(missing_ok=True)
 
 
 def test_listing_the_committed_study_imports_no_torch():
@@ -493,7 +478,7 @@ def test_listing_the_committed_study_imports_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = sum(1 for _ in csv.DictReader((STUDY.parents[2] / "outputs/gallery/study.csv").open()))
-    assert f"{rows} of {rows} rows done; left on one process: nothing" in done.stdout
+    assert f"{rows} of {rows} rows done" in done.stdout
 
 
 def test_processes_side_by_side_make_the_same_rows(make):
@@ -506,34 +491,12 @@ def test_processes_side_by_side_make_the_same_rows(make):
     assert found[0] == found[1] and set(found[0]) == {"walk0", "walk1", "best0", "best1"}
 
 
-def describe(ws, given):
-    """A function that a cell calls."""
-    return [{"measure": name, "value": value, "run": ws.run.name} for name, value in given.items()]
-
-
-def test_a_cell_may_call_a_function(make):
-    def calls(name="describe", **given):
-        one = {"call": f"test_experiment:{name}", "model": "base", "settings": given}
-        return make(lambda tree: tree.update(cells=[one]))
-
-    made = calls(a=1, b=2)
-    assert run(made)[0] == []
-    rows = read(made)
-    keys = ("cell", "measure", "value")
-    found = [tuple(row[key] for key in keys) for row in rows]
-    assert found == [("describe", "a", "1"), ("describe", "b", "2")]
-    assert rows[0]["run"].startswith("little/base-s0-")
-    assert "1 rows, 1 done before" in run(made)[1]
-    with pytest.raises(RunError, match=r"was made with call\.b=2, not 3"):
-        run(calls(a=1, b=3))
-    assert "no attribute 'nothing'" in run(calls("nothing"))[0][0]
-
-
 def test_commands(again, capsys):
     made = again()
     for command in ("experiment", "study"):
         assert __main__.main([command, made.path, "--list"]) == 0
-        assert "7 of 7 rows done" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert re.search(r"\ntwo +p1 +base +2/2\n", out) and "7 of 7 rows done" in out
     assert __main__.main(["study", made.path, "--only", "flat", "--seeds", "0"]) == 0
     assert f"table: {made.table}" in capsys.readouterr().out
     assert __main__.main(["study", made.path, "--seeds", "zero"]) == 2
@@ -546,7 +509,7 @@ def test_commands(again, capsys):
 def test_shipped_files_are_valid():
     for path in CONFIGS.glob("*.yaml"):
         if not path.stem.startswith(("tworooms", "study")):  # the study is listed above
-            assert read_experiment(path).cells, path
+            assert read_experiment(path).units, path
 
 
 def test_the_trainings_of_the_committed_study_are_listed_under_their_digest():

@@ -16,18 +16,17 @@ SEEDS = (0, 1, 2)
 
 
 def units(name):
-    experiment = read_experiment(CONFIGS / f"grid_{name}.yaml")
-    return experiment.units(experiment.cells[0])
+    return read_experiment(CONFIGS / f"grid_{name}.yaml").units
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("grid_*.yaml")), ids=lambda path: path.stem)
 def test_grids_are_swept_with_three_seeds_on_validation_trials(path):
     """The test file is not for choosing settings."""
     experiment = read_experiment(path)
-    (cell,) = experiment.cells
+    found = experiment.units
     assert experiment.name == path.stem.replace("_", "-", 1)
-    assert cell.seeds == SEEDS and cell.notebooks and len(experiment.swept) == 1
-    found = experiment.units(cell)
+    (cell,) = {unit.cell.name: unit.cell for unit in found}.values()
+    assert cell.seeds == SEEDS and cell.notebooks and len(found[0].model.swept) == 1
     assert len(found) == len(SEEDS) * len({str(unit.model.swept) for unit in found})
     assert all(unit.config.evaluation.split == "validation" for unit in found)
 

@@ -62,7 +62,7 @@ def test_results_are_found_taken_over_or_played(trained, root, monkeypatch):
 def test_the_hierarchy_is_judged_against_flat_tuned_at_equal_compute():
     """Q5."""
     study = read_experiment(STUDY)
-    units = {unit.cell.name: unit for cell in study.cells for unit in study.units(cell)}
+    units = {unit.cell.name: unit for unit in study.units}
     flat, two = score.tuned_pair(profile("laptop"))
     wanted = [units[name].case for name in ("bar_flat_latent", "bar_l1l2_latent")]
     for found, case in zip((flat, two), wanted, strict=True):

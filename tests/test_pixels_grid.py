@@ -676,15 +676,14 @@ def test_grid_models_are_paired_by_seed():
 def test_the_tuning_sweep_has_the_seeds_values(tmp_path, monkeypatch, whole):
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
     study = read_experiment(CONFIGS / "grid_jepa_tuning.yaml")
-    (cell,) = study.cells
-    grids = [unit.config.pixels.grid for unit in study.units(cell)]
+    grids = [unit.config.pixels.grid for unit in study.units]
     assert {g.ema_decay for g in grids} == {0.99, 0.995, 0.999}
     assert {g.optim.lr for g in grids} == {1e-5, 1e-4, 1e-3}
     assert {g.latent_dim for g in grids} == {64, 128, 256} and {g.depth for g in grids} == {2, 4, 6}
     with pytest.raises(FileError, match="no run of the sweep 'grid-jepa_tuning' has finished"):
         stages.write_tuning_table(study.runs(), study.folder)
     rows = read_json(whole.run.path / "grid/results.json")
-    for unit in study.units(cell)[:6]:  # default and EMA 0.99
+    for unit in study.units[:6]:  # default and EMA 0.99
         path = study.folder / unit.run_name / "grid/results.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps([row | {"seed": unit.seed} for row in rows]))

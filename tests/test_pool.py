@@ -63,7 +63,6 @@ def run(experiment, **options):
     return [one.error for one in ended], said
 
 
-# --- notebooks as cells -----------------------------------------------------------------------
 def test_a_failed_row_is_named_and_the_rest_finish(tmp_path, root, monkeypatch):
     monkeypatch.setattr(results, "collect", lambda folder: [*floors(), result()])
     experiment = read_experiment(TREE, "horizons")
@@ -103,7 +102,6 @@ def test_an_edited_notebook_is_executed_again(tmp_path):
     assert report.stat().st_mtime_ns > before and len(pd.read_csv(experiment.table)) == 1
 
 
-# --- workers ----------------------------------------------------------------------------------
 @pytest.fixture
 def cluster(tmp_path):
     """Address of a real scheduler of two worker processes."""
@@ -174,7 +172,7 @@ if "horizon=4" in run and not flag.exists():
     assert [outcome.error for outcome in ended] == [""] * 2
     assert [line.split()[0] for line in said[-2:]] == ["1/2", "2/2"]
     assert sorted(pd.read_csv(experiment.table)["planning.flat.horizon"]) == [4, 8]
-    for unit in experiment.units(experiment.cells[0]):
+    for unit in experiment.units:
         done = (notes / f"horizons_{unit.run_name}.txt").read_text().split("\n")[:-1]
         tries = 2 if unit.config.planning.flat.horizon == 4 else 1
         assert [line.split()[0] for line in done] == ["01"] + ["02"] * tries  # 01 was not repeated
@@ -261,7 +259,7 @@ def test_workers_with_threads_are_refused():
 def test_a_worker_that_sees_other_folders_says_so(tmp_path):
     write(tmp_path / "notebooks", "01_a", "assert True")
     experiment = read_experiment(TREE, "horizons", tmp_path / "elsewhere" / "horizons")
-    (first, *_) = engine.do_units(experiment, None, experiment.units(experiment.cells[0]))
+    (first, *_) = engine.do_units(experiment, None, experiment.units)
     assert first.error == f"this worker does not see {tmp_path}/elsewhere/horizons"
 
 

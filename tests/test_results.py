@@ -30,7 +30,6 @@ def rows(ws):
     return [score.play(ws, agent, case).row for case in score.cases_of(ws.config)]
 
 
-# --- result files -----------------------------------------------------------------------------
 def test_rows_are_valid_summary_entries(ws, rows):
     """F12, F15: one entry per method x cost, all fields, with floors and ceiling.
 
@@ -111,26 +110,6 @@ def test_another_question_is_another_file(ws, rows):
     assert found.header["weights"] == {"l1": {"from": "this run", "key": ws.run.key("l1")}}
 
 
-def test_results_of_before_stay_readable(ws, rows, tmp_path):
-    """A file whose name was method, cost, protocol, layouts, dynamics and budget."""
-    path = ws.run.path / "results" / f"{Case.of(ws.config, 'flat', 'latent').name}.npz"
-    arrays = dict(np.load(path))
-    header = json.loads(str(arrays["header"]))
-    old = {"key": [header[name] for name in results._OLD_KEY]}
-    old |= {name: header[name] for name in ("planner", "seed", "trials_hash")} | {"plan_reach": 5}
-    for younger in ("lost", "effective_samples", "init_plan_reach"):
-        del arrays[f"trial_{younger}"]
-    np.savez(tmp_path / "old.npz", **arrays | {"header": json.dumps(old)})
-    row = results.load_result(tmp_path / "old.npz").row
-    now = results.load_result(path).row
-    assert row["lost_trials"] == 0
-    assert np.isnan(row["effective_samples"])
-    new = {"split", "world", "case", "effective_samples", "init_plan_reach"}
-    same = [name for name in row if name not in new and row[name] == row[name]]
-    assert len(same) > 20
-    assert {name: row[name] for name in same} == {name: now[name] for name in same}
-
-
 def test_evaluation_needs_no_data_set(ws, rows, tmp_path, monkeypatch):
     """PL5: the normaliser travels with the weights; the same result without the data folder."""
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
@@ -187,7 +166,6 @@ def test_protocols_fix_their_caps():
         assert protocol_cap(protocol, CAP) == CAP
 
 
-# --- stages -----------------------------------------------------------------------------------
 def test_stages_leave_a_complete_run(trained):
     run = Run.at(trained)
     for stage in ("data", "l1", "distance", "l2"):

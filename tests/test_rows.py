@@ -29,7 +29,6 @@ TWO = curve("two", (0.5, 1.0, 0.9), FLOPS, method="l1+l2")
 EASY = curve("easy", (0.9, 0.9, 0.9), FLOPS)
 
 
-# --- rows -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 500])
 def test_solved_survives_the_table(n):
     solved = np.random.default_rng(n).integers(0, 2, n)
@@ -89,7 +88,6 @@ def test_unfinished_sets_are_refused_or_split():
     assert left == ["flat 1.0"] and sorted(whole["budget"].unique()) == [10, 100]
 
 
-# --- frontiers --------------------------------------------------------------------------------
 def test_frontier_pools_seeds():
     rows = pd.DataFrame(make_row("flat", seed, first(10 + 10 * seed)) for seed in (2, 0, 1))
     line = fr.frontier(fr.with_price(rows), "seconds_per_step", ("protocol",)).iloc[0]
@@ -133,7 +131,6 @@ def test_ratio_needs_the_same_seeds_and_trials():
         compute_ratio(FLAT, TWO.assign(trials_hash="34"))
 
 
-# --- pairs ------------------------------------------------------------------------------------
 def test_pairs_per_seed_and_over_all():
     two, flat = TWO[TWO["budget"] == 10], FLAT[FLAT["budget"] == 1]
     table = verdict.pair_table({"L1+L2 against flat": verdict.paired(two, flat)})

@@ -46,15 +46,15 @@ class Case:
 
     method: str  # of `FLOORS` or `LEARNED`
     cost: str  # latent or distance, "none" for floors and ceiling
-    planning: PlanningConfig  # as played: cap, cost and budget are already in it
     protocol: str
+    dynamics: str
+    budget: float  # factor on the samples of every level
     split: str
     trials: int  # the first so many rows of the file that `trials_hash` names
     world: str  # data.source
-    dynamics: str
-    steps: int
-    budget: float  # factor on the samples of every level
     seed: int
+    steps: int
+    planning: PlanningConfig  # as played: cap, cost and budget are already in it
 
     @classmethod
     def of(
@@ -82,11 +82,10 @@ class Case:
             cost=planning.cost if cost == "none" else cost,
         )
         case = cls(
-            method, cost, planned, evaluation.protocol, split, trials or evaluation.trials,
-            config.data.source, dynamics, evaluation.steps, float(budget), config.seed,
+            method, cost, evaluation.protocol, dynamics, float(budget), split,
+            trials or evaluation.trials, config.data.source, config.seed, evaluation.steps, planned,
         )  # fmt: skip
-        if not case._recorded:
-            _ = case.tasks  # an own world's: refused here, before anything is trained for them
+        _ = case.trials_hash  # no such trials: refused here, before anything is trained for them
         return case
 
     @functools.cached_property
@@ -96,28 +95,25 @@ class Case:
         from hjepa_lib.worlds.layout import Layout
         from hjepa_lib.worlds.trials import load_trials, own_trials, read_trials
 
-        world = find_world(self.world)
-        if world is None:
-            if not self.split.endswith(".npz"):
-                return load_trials(self.protocol, self.split, self.trials)
-            found = read_trials(self.split)
-            if self.protocol == "p1" and (found.layout.pairs() != Layout.fixed().pairs()).any():
-                what = f"{self.split} has others: set evaluation.protocol"
-                raise ConfigError(f"protocol p1 plays the fixed layout, {what}")
-            return found.first(self.trials)
-        if self.protocol == "p2_heldout":
-            raise ConfigError("an own world has one layout: evaluation.protocol=p2_heldout is out")
-        return own_trials(world, self.split, self.trials)
+        if world := find_world(self.world):
+            if self.protocol == "p2_heldout":
+                what = "evaluation.protocol=p2_heldout is out"
+                raise ConfigError(f"an own world has one layout: {what}")
+            return own_trials(world, self.split, self.trials)
+        if not self.split.endswith(".npz"):
+            return load_trials(self.protocol, self.split, self.trials)
+        found = read_trials(self.split)
+        if self.protocol == "p1" and (found.layout.pairs() != Layout.fixed().pairs()).any():
+            what = f"{self.split} has others: set evaluation.protocol"
+            raise ConfigError(f"protocol p1 plays the fixed layout, {what}")
+        return found.first(self.trials)
 
-    @property
+    @functools.cached_property
     def trials_hash(self) -> str:
         """SHA-256 of the trial file's content, as it is recorded for the committed ones."""
-        return self._recorded or self.tasks.sha256
-
-    @property
-    def _recorded(self) -> str:
-        own = ":" in self.world or self.split.endswith(".npz")
-        return "" if own else _recorded()[f"{self.protocol}_{self.split}"]
+        if ":" in self.world or self.split.endswith(".npz"):
+            return self.tasks.sha256
+        return _recorded()[f"{self.protocol}_{self.split}"]
 
     @property
     def learned(self) -> bool:
@@ -127,11 +123,13 @@ class Case:
     @property
     def stages(self) -> tuple[str, ...]:
         """The trained stages that the planner reads; none for floors and ceiling."""
-        if not self.learned:
-            return ()
-        stages = ("l1", "distance") if self.cost == "distance" else ("l1",)
-        stages += ("l2",) if self.method != "flat" else ()
-        return (*stages, "l3") if self.method == THREE_LEVELS else stages
+        used = {
+            "l1": self.learned,
+            "distance": self.learned and self.cost == "distance",
+            "l2": self.learned and self.method != "flat",
+            "l3": self.method == THREE_LEVELS,
+        }
+        return tuple(name for name, wanted in used.items() if wanted)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -141,25 +139,17 @@ class Case:
             return fixed
         unused = ("hierarchy." if self.method == "flat" else "flat.",)
         unused += () if self.method == THREE_LEVELS else ("level3.",)
-        leaves = flatten(self.planning).items()
-        used = {key: value for key, value in leaves if not key.startswith(unused)}
-        return fixed | {"seed": self.seed} | used
+        used = flatten(self.planning).items()
+        return fixed | {"seed": self.seed} | {k: v for k, v in used if not k.startswith(unused)}
 
     @property
     def header(self) -> dict[str, Any]:
         """The case as the columns of a row."""
-        return {
-            "method": self.method,
-            "cost": self.cost,
-            "protocol": self.protocol,
+        names = ("method", "cost", "protocol", "dynamics", "budget", "split", "world", "seed")
+        return {name: getattr(self, name) for name in names} | {
             "layouts": LAYOUTS[self.protocol],
-            "dynamics": self.dynamics,
-            "budget": self.budget,
-            "split": self.split,
             "n": self.trials,
             "trials_hash": self.trials_hash,
-            "world": self.world,
-            "seed": self.seed,
             "planner": self.settings,
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +32,12 @@ def planner_flops(planner: Planner, model: Jepa) -> tuple[float, float]:
     latent = torch.zeros(1, model.latent_dim, device=device)
     goal = planner.geometry.embed(latent)
     planner.reset([0])
-    flops, transitions = count(lambda: model.encode(frame)) / planner.every, 0.0
+    flops, transitions = count(partial(model.encode, frame)) / planner.every, 0.0
     for number in range(len(planner.layers), 0, -1):
         layer = planner.layers[number - 1]
-        every = layer.replan or planner.every
-        flops += count(lambda number=number: planner.replan(number, latent, goal)) / every
-        config, members = layer.level.config, 1 if number > 1 else len(model.predictors)
+        every, config = layer.replan or planner.every, layer.level.config
+        flops += count(partial(planner.replan, number, latent, goal)) / every
+        members = 1 if number > 1 else len(model.predictors)
         candidates = config.samples * evaluations(config) * members + (number > 1)
         transitions += candidates * config.horizon / every
     planner.reset()
@@ -59,9 +60,7 @@ def update_bytes(module: nn.Module, loss: Callable[[], Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = loss()
+        loss()
     activations = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    del result
-    weights = sum(p.numel() * p.element_size() for p in module.parameters())
-    trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
-    return weights + 3 * trained + activations
+    weights = sum((1 + 3 * p.requires_grad) * p.nbytes for p in module.parameters())
+    return weights + activations

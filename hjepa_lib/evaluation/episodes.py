@@ -30,7 +30,6 @@ class Policy:
     """Acts on B trials at once."""
 
     needs_frames = False
-    replan = 1  # environment steps from one call of `act` to the next
 
     def reset(self, world: World, goal: Tensor) -> None:
         """Begin new episodes to goal (B, 2) px."""
@@ -52,27 +51,26 @@ def run_episodes(
     An action that is not a number ends its own trial alone: the dot stays where it is.
     """
     world = trials.begin(dynamics, seed)
-    position = world.position
     policy.reset(world, trials.goal)
-    positions, actions, seconds = [position], [], 0.0
+    positions, actions, seconds = [world.position], [], 0.0
     lost = torch.zeros(trials.count, dtype=torch.bool)
     while len(actions) < steps:
         frames = world.render() if policy.needs_frames else None
         begin = time.perf_counter()
-        chunk = policy.act(position, frames)[:, : steps - len(actions)].float().cpu()  # (B, k, 2)
+        chunk = policy.act(positions[-1], frames)[:, : steps - len(actions)].float().cpu()
         seconds += time.perf_counter() - begin
-        lost |= ~chunk.isfinite().all(-1).all(-1)
-        chunk = chunk.masked_fill(lost[:, None, None], 0.0)
+        lost |= ~chunk.isfinite().flatten(1).all(1)
+        chunk = chunk.masked_fill(lost[:, None, None], 0.0)  # (B, k, 2)
         if chunk.norm(dim=-1).max() > cap * (1 + 1e-4):
             raise ValueError(f"a planned action exceeds the cap of {cap} px")
         for action in chunk.unbind(1):
-            position = world.step(action)
-            positions.append(position)
+            positions.append(world.step(action))
             actions.append(action)
-    if not torch.stack(positions).isfinite().all():
+    places = torch.stack(positions, 1).numpy()
+    if not np.isfinite(places).all():
         raise WorkbookError(f"{type(world).__name__} returned positions that are not finite")
     return Episodes(
-        torch.stack(positions, 1).numpy(),
+        places,
         torch.stack(actions, 1).numpy(),
         trials.goal.numpy(),
         trials.layout.pairs().numpy(),
@@ -93,14 +91,12 @@ class RandomPolicy(Policy):
     def reset(self, world: World, goal: Tensor) -> None:
         """Forget the heading."""
         self.rows, self.step = world.rows, 0
-        self.heading: Tensor | None = None
-        self.last: Tensor | None = None
 
     def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
         """(B, 1, 2)."""
         draw = trial_noise(self.seed, self.rows, self.step, (2,), level=1)
         heading = self.cap * draw / draw.norm(dim=-1, keepdim=True)  # any direction alike
-        if self.persistent and self.heading is not None:
+        if self.persistent and self.step:
             # A step that moved less than half the cap met a wall: only then turn.
             free = (position - self.last).norm(dim=-1, keepdim=True) > self.cap / 2
             heading = torch.where(free, self.heading, heading)
@@ -168,11 +164,8 @@ class LatentPolicy(Policy):
     @torch.no_grad()
     def diagnostics(self) -> dict[str, np.ndarray]:
         """What inspector and metrics read, probed to px; R planning calls, (B, R, ...) each."""
-        log = {key: torch.stack(values, 1) for key, values in self.log.items()}
-        probe = self.agent.probe
-        calls = slice(None if self.pictures else 1)
-        first = {name: values[:, calls] for name, values in log.items()}
-        found = {"plan_xy": probe(self._imagine(*map(first.get, ("latent", "plan", "context"))))}
+        log, probe = {key: torch.stack(one, 1) for key, one in self.log.items()}, self.agent.probe
+        found = {"plan_xy": probe(self._reached(log, slice(None if self.pictures else 1)))}
         kept = ["near", "effective", "effective_macro"]
         if self.pictures:
             fan = log["fan"]  # (b, R, F, H, A)
@@ -196,22 +189,25 @@ class LatentPolicy(Policy):
         latents = self.planner.level1.imagine(start.flatten(0, -2), plans.flatten(0, -3), hooks)
         return latents.unflatten(0, plans.shape[:-2])
 
+    def _reached(self, log: dict[str, Tensor], calls: slice | Tensor) -> Tensor:
+        """(B, R, H, D) that the plans of some calls lead to."""
+        names = ("latent", "plan", "context")
+        return self._imagine(*(log[name][:, calls] if name in log else None for name in names))
+
     def _subgoal_offset(self, log: dict[str, Tensor]) -> Tensor:
         """(B, R) RMS distance of a sub-goal from the encoding of a frame with the dot at its place.
 
         In units of the batch's mean for the ends of level-1 plans. NaN but at `OFFSET_CALLS` calls.
         """
+
+        def offset(latents: Tensor) -> Tensor:  # (B, R, D) -> (B, R), its place by the probe
+            frames = self.world.render(self.agent.probe(latents).float().cpu()).flatten(0, 1)
+            real = self.agent.encode(frames).reshape(latents.shape)
+            return (latents - real).square().mean(-1).sqrt()
+
         calls = log["subgoal"].shape[1]
         pick = torch.linspace(0, calls - 1, min(calls, OFFSET_CALLS)).round().long()
-        some = {name: values[:, pick] for name, values in log.items()}
-        ends = self._imagine(*map(some.get, ("latent", "plan", "context")))[..., -1, :]
         found = log["latent"].new_full(log["subgoal"].shape[:2], math.nan)
-        unit = self._offset(ends).mean().clamp_min(1e-12)
-        found[:, pick] = self._offset(some["subgoal"]) / unit
+        unit = offset(self._reached(log, pick)[..., -1, :]).mean().clamp_min(1e-12)
+        found[:, pick] = offset(log["subgoal"][:, pick]) / unit
         return found
-
-    def _offset(self, latents: Tensor) -> Tensor:
-        """(B, R, D) -> (B, R) RMS distance from the encoding of the place that the probe reads."""
-        frames = self.world.render(self.agent.probe(latents).float().cpu()).flatten(0, 1)
-        real = self.agent.encode(frames).reshape(latents.shape)
-        return (latents - real).square().mean(-1).sqrt()

@@ -16,7 +16,6 @@ of reach in a wall, beyond the border, or farther by the shortest path than a ma
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -69,30 +68,20 @@ def classify(
     beside = np.abs(half[..., 1] - door_y) > DOOR_HALF
     rules = [("solved", np.asarray(solved) > 0), ("missed_goal", near)]
     if commands is not None:
-        rules += [
-            ("off_distribution", _median(commands) > OFFSET),
-            ("subgoal_unreachable", unreachable_share(commands, layouts) > 0.5),
-        ]
+        offsets = np.ma.masked_invalid(np.where(commands.commanded, commands.offset, np.nan))
+        off = np.ma.median(offsets, axis=1).filled(0) > OFFSET
+        far = unreachable_share(commands, layouts) > 0.5
+        rules += [("off_distribution", off), ("subgoal_unreachable", far)]
     rules += [("missed_goal", crossed), ("stuck_at_wall", (at_face & beside).mean(1) > 0.5)]
     return np.select([found for _, found in rules], [name for name, _ in rules], "no_door")
-
-
-def _median(commands: Commands) -> np.ndarray:
-    """(B,) median offset of the commanded calls; NaN, which exceeds nothing, without one."""
-    offsets = np.where(commands.commanded, commands.offset, np.nan)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a row of NaN
-        return np.nanmedian(offsets, axis=1)
 
 
 def unreachable_share(commands: Commands, layouts: np.ndarray) -> np.ndarray:
     """(B,) share of the commanded sub-goals that are out of reach; 0 without a commanded call."""
     commanded = commands.commanded
     layout = Layout.of(np.repeat(layouts, commanded.shape[1], axis=0))
-    here, there = (
-        torch.as_tensor(places, dtype=torch.float32).reshape(-1, 2)
-        for places in (commands.position, commands.subgoal)
-    )
+    ends = (commands.position, commands.subgoal)
+    here, there = (torch.as_tensor(place, dtype=torch.float32).flatten(0, 1) for place in ends)
     found = reachable(here, there, layout, commands.reach + SLACK_PX).numpy()
     far = ~found.reshape(commanded.shape) & commanded
     return far.sum(1) / np.maximum(commanded.sum(1), 1)
@@ -111,10 +100,9 @@ def commands_of(result: Result) -> Commands | None:
         return None
     subgoal = arrays["plan_subgoal_xy"]
     calls = np.arange(subgoal.shape[1]) * result.header.get("replan", planner["replan"])
-    offset = arrays.get("plan_subgoal_offset", np.full(subgoal.shape[:2], np.nan))
     reach = float(arrays["plan_macro_stride"]) * planner["action_cap"]
     position, commanded = arrays["positions"][:, calls], arrays["plan_near"] == 0
-    return Commands(position, subgoal, offset, commanded, reach)
+    return Commands(position, subgoal, arrays["plan_subgoal_offset"], commanded, reach)
 
 
 def count(labels: Sequence[str] | np.ndarray) -> dict[str, int]:

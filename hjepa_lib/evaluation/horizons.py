@@ -6,15 +6,15 @@ planner's is the largest planning horizon whose success is not significantly bel
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from hjepa_lib.config import Config, PlanningConfig, SearchConfig
+from hjepa_lib.config import Config, PlanningConfig
 from hjepa_lib.evaluation.statistics import Interval
 from hjepa_lib.worlds.layout import DOOR_HALF
 
@@ -52,11 +52,7 @@ def trained_lengths(config: Config) -> dict[str, int]:
 # --- curves -----------------------------------------------------------------------------------
 def band(curve: Curve) -> Band:
     """Median error by horizon with a 95 % percentile bootstrap over windows."""
-
-    def median(rows: np.ndarray | slice) -> np.ndarray:
-        return np.median(curve.errors[rows], 0)
-
-    return Band(curve.steps, *_spread(median, curve.errors))
+    return Band(curve.steps, *_spread(lambda rows: np.median(rows, 0), curve.errors))
 
 
 def collapse_horizon(curve: Curve, threshold: float | np.ndarray) -> Interval:
@@ -68,21 +64,22 @@ def collapse_horizon(curve: Curve, threshold: float | np.ndarray) -> Interval:
     """
     limits = np.broadcast_to(threshold, curve.errors.shape)
 
-    def first(rows: np.ndarray | slice) -> float:
-        over = np.median(curve.errors[rows], 0) > np.median(limits[rows], 0)
+    def first(rows: np.ndarray) -> float:
+        errors, limit = np.median(rows, 0)
+        over = errors > limit
         if over.all():
             return float(curve.steps[0])
         start = int((~over).argmax())
         return float(curve.steps[start + over[start:].argmax()]) if over[start:].any() else math.inf
 
-    return Interval(*_spread(first, curve.errors))
+    return Interval(*_spread(first, np.stack([curve.errors, limits], 1)))
 
 
-def _spread(statistic: Callable[[np.ndarray | slice], Any], rows: np.ndarray) -> tuple:
-    """A statistic of n rows, and its 2.5 % and 97.5 % quantiles; some draws may be infinite."""
+def _spread(statistic: Callable[[np.ndarray], Any], rows: np.ndarray) -> tuple:
+    """A statistic of rows (n, ...), and its 2.5 % and 97.5 % quantiles; some may be infinite."""
     drawn = np.random.default_rng(0).integers(len(rows), size=(RESAMPLES, len(rows)))
-    draws = np.sort([statistic(row) for row in drawn], 0)
-    return statistic(slice(None)), draws[int(0.025 * RESAMPLES)], draws[int(0.975 * RESAMPLES)]
+    draws = np.sort([statistic(rows[row]) for row in drawn], 0)
+    return statistic(rows), draws[int(0.025 * RESAMPLES)], draws[int(0.975 * RESAMPLES)]
 
 
 def horizon_text(found: Interval, longest: int) -> str:
@@ -102,17 +99,13 @@ def with_horizon(
     `flat` changes its own level, `l1+l2` its upper one. `equal="samples"` keeps the samples, so a
     longer horizon costs more; `"transitions"` keeps samples x horizon.
     """
-
-    def stretched(level: SearchConfig) -> SearchConfig:
-        horizon = max(1, round(steps / stride))
-        share = 1.0 if equal == "samples" else level.horizon / horizon
-        samples = max(2, round(level.samples * share))
-        return dataclasses.replace(level, horizon=horizon, samples=samples)
-
+    level = planning.flat if method == "flat" else planning.hierarchy.level2
+    horizon = max(1, round(steps / stride))
+    share = 1.0 if equal == "samples" else level.horizon / horizon
+    level = replace(level, horizon=horizon, samples=max(2, round(level.samples * share)))
     if method == "flat":
-        return dataclasses.replace(planning, flat=stretched(planning.flat))
-    hierarchy = dataclasses.replace(planning.hierarchy, level2=stretched(planning.hierarchy.level2))
-    return dataclasses.replace(planning, hierarchy=hierarchy)
+        return replace(planning, flat=level)
+    return replace(planning, hierarchy=replace(planning.hierarchy, level2=level))
 
 
 def planning_horizon(success: Mapping[int, np.ndarray]) -> Interval:
@@ -122,15 +115,14 @@ def planning_horizon(success: Mapping[int, np.ndarray]) -> Interval:
     significant is an exact two-sided McNemar test with p < 0.05. NaN where nothing ever succeeds.
     """
     horizons = np.array(sorted(success))
-    table = np.stack([success[horizon] for horizon in horizons]).astype(float)  # (horizons, n)
+    table = np.stack([success[horizon] for horizon in horizons], 1).astype(float)  # (n, horizons)
     if not table.any():
         return Interval(math.nan, math.nan, math.nan)
 
-    def largest(rows: np.ndarray | slice) -> float:
-        drawn = table[:, rows]
-        best = drawn[drawn.mean(1).argmax()]
-        lost, won = (best > drawn).sum(1), (best < drawn).sum(1)
+    def largest(rows: np.ndarray) -> float:
+        best = rows[:, [rows.mean(0).argmax()]]
+        lost, won = (best > rows).sum(0), (best < rows).sum(0)
         p = np.minimum(1, 2 * stats.binom.cdf(np.minimum(lost, won), lost + won, 0.5))
         return float(horizons[p >= 0.05].max())
 
-    return Interval(*_spread(largest, table.T))
+    return Interval(*_spread(largest, table))

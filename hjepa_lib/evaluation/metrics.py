@@ -25,24 +25,19 @@ TRAINING_STEP_PX = 1.8
 """Longest training step: the unit of `efficiency_score`, whatever cap the planner has."""
 SLACK_PX = 2.0
 """Allowed beyond the longest way of a planned step, for the probe's error."""
-MEANS = {
-    "success_first_1p41": "success_first_1p41",
-    "success_last_1p41": "success_last_1p41",
-    "success_first_4p5": "success_first_4p5",
-    "success_last_4p5": "success_last_4p5",
+_SAME = (
+    "success_first_1p41", "success_last_1p41", "success_first_4p5", "success_last_4p5",
+    "init_plan_reach", "path_efficiency", "effective_samples", "effective_samples_macro",
+)  # fmt: skip
+MEANS = {name: name for name in _SAME} | {
     "cross_wall_rate": "cross_wall",
     "init_plan_cross_wall_rate": "init_plan_cross_wall",
-    "init_plan_reach": "init_plan_reach",
     "init_plan_through_wall_rate": "init_plan_through_wall",
     "planning_error_mean": "planning_error",
-    "planning_error_mean_rmse": "planning_error",
     "final_distance_mean": "final_distance",
     "avg_termination_step": "termination_step",
     "first_crossing_steps": "first_crossing_step",
     "efficiency_score": "efficiency",
-    "path_efficiency": "path_efficiency",
-    "effective_samples": "effective_samples",
-    "effective_samples_macro": "effective_samples_macro",
 }
 """Field of a row -> the column of `per_trial` whose defined values it is the mean of."""
 
@@ -69,8 +64,7 @@ def per_trial(episodes: Episodes, protocol: str) -> dict[str, np.ndarray]:
     """
     names = ("positions", "goal", "layout", "oracle")
     e = episodes._replace(**{name: getattr(episodes, name).astype(float) for name in names})
-    gap = e.positions - e.goal[:, None]  # (B, S+1, 2)
-    error = (gap**2).sum(-1) / 2  # (B, S+1)
+    error = ((e.positions - e.goal[:, None]) ** 2).sum(-1) / 2  # (B, S+1)
     distance = np.sqrt(2 * error)
     strict, loose = error < 1, distance < LOOSE_PX  # (B, S+1)
     hits, success = (strict, strict.any(1)) if protocol == "p1" else (loose, loose[:, -1])
@@ -78,7 +72,9 @@ def per_trial(episodes: Episodes, protocol: str) -> dict[str, np.ndarray]:
     crossed = side != side[:, :1]
     crossing = np.where(crossed.any(1), crossed.argmax(1), np.nan)
     straight = np.linalg.norm(e.positions[:, 0] - e.layout, axis=-1) / TRAINING_STEP_PX
-    plan, stride = first_plan(e)
+    steps = np.linalg.norm(np.diff(e.positions, axis=1), axis=-1)  # (B, S)
+    travelled = np.cumsum(np.pad(steps, ((0, 0), (1, 0))), axis=1)  # (B, S+1)
+    way = np.maximum(e.oracle, _at(travelled, _first(hits)))
     columns = {
         "success": success,
         "success_first_1p41": strict.any(1),
@@ -87,26 +83,22 @@ def per_trial(episodes: Episodes, protocol: str) -> dict[str, np.ndarray]:
         "success_last_4p5": loose[:, -1],
         # 1: on the goal's side after step S; NaN: start and goal share a side
         "cross_wall": _on_goal_side(e, e.positions[:, -1]),
-        "init_plan_cross_wall": _on_goal_side(e, plan[:, -1]),  # its last place
-        "init_plan_reach": np.full(len(plan), plan.shape[1] * stride if stride else np.nan),
-        "init_plan_through_wall": _through_wall(e, plan, stride),
         "planning_error": _at(error, _first(strict)),  # at tau or S
         "final_distance": distance[:, -1],
         "termination_step": _first(strict),  # tau
         "first_crossing_step": crossing,
         # straight steps to the door over the crossing step, 0 without one
         "efficiency": np.nan_to_num(straight / crossing, nan=0.0),
-        "path_efficiency": success * _directness(e, _first(hits)),
-        # 1 / sum of squared weights of level 1 and 2, mean over calls
-        "effective_samples": _mean_calls(e, "effective"),
-        "effective_samples_macro": _mean_calls(e, "effective_macro"),
+        # oracle / way up to the hit, 1 where the goal is the start
+        "path_efficiency": success * np.divide(e.oracle, way, out=np.ones_like(way), where=way > 0),
         "lost": e.lost,
     }
+    columns |= _planned(e)
     return {name: column.astype(np.float64) for name, column in columns.items()}
 
 
 def summarise(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The metric fields of a row from the columns of `per_trial`; older files may lack some.
+    """The metric fields of a row from the columns of `per_trial`.
 
     `ci95` is the Wilson interval [low, high] of `success_rate`. Rates are shares in [0, 1], lengths
     are px, steps are environment steps; undefined values are NaN.
@@ -114,39 +106,38 @@ def summarise(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
     n, successes = len(columns["success"]), int(columns["success"].sum())
     found = {"n": n, "successes": successes, "success_rate": successes / n}
     found["ci95"] = list(wilson(successes, n))
-    found |= {name: _defined_mean(columns.get(column)) for name, column in MEANS.items()}
-    found["planning_error_mean_rmse"] = math.sqrt(found["planning_error_mean"])
-    return found | {"lost_trials": int(np.sum(columns.get("lost", 0)))}
+    for name, column in MEANS.items():
+        defined = columns[column][~np.isnan(columns[column])]
+        found[name] = float(defined.mean()) if len(defined) else math.nan
+    rmse = math.sqrt(found["planning_error_mean"])
+    return found | {"planning_error_mean_rmse": rmse, "lost_trials": int(columns["lost"].sum())}
 
 
-def first_plan(e: Episodes) -> tuple[np.ndarray, int]:
-    """(places (B, P, 2) px, steps between them) of the first plan that looks farthest.
-
-    Without any plan the one place is NaN and the stride 0.
-    """
-    for level in ("macro3", "macro", "plan"):
-        if f"{level}_xy" in e.seen:
-            return e.seen[f"{level}_xy"][:, 0], int(e.seen.get(f"{level}_stride", 1))
-    return np.full((len(e.positions), 1, 2), np.nan), 0
-
-
-def _through_wall(e: Episodes, plan: np.ndarray, stride: int) -> np.ndarray:
-    """(B,) 1 where a step of the plan changes rooms by a way that is longer than the step (Q7)."""
-    wall_x = e.layout[:, :1]
-    if not stride or not (wall_x > 0).all():
-        return np.full(len(plan), np.nan)
-    places = np.concatenate([e.positions[:, :1], plan], axis=1)
-    changes = np.diff(np.sign(places[..., 0] - wall_x), axis=1) != 0  # (B, P)
-    layout = Layout.of(e.layout.repeat(plan.shape[1], axis=0))
-    ends = (torch.as_tensor(part.reshape(-1, 2)).float() for part in (places[:, :-1], plan))
-    way = oracle_length(*ends, layout).numpy().reshape(changes.shape)
-    return (changes & (way > stride * e.cap + SLACK_PX)).any(1)
-
-
-def _mean_calls(e: Episodes, name: str) -> np.ndarray:
-    """(B,) mean over planning calls, NaN where nothing of the kind was planned."""
-    found = e.seen.get(name)
-    return np.full(len(e.positions), np.nan) if found is None else found.mean(1)
+def _planned(e: Episodes) -> dict[str, np.ndarray]:
+    """Columns of the first plan that looks farthest, and of all calls; NaN without any plan."""
+    names = ("cross_wall", "reach", "through_wall")
+    found = dict.fromkeys(
+        (*(f"init_plan_{name}" for name in names), "effective_samples", "effective_samples_macro"),
+        np.full(len(e.goal), np.nan),
+    )
+    for name in ("", "_macro"):  # 1 / sum of squared weights of level 1 and 2, mean over calls
+        if f"effective{name}" in e.seen:
+            found[f"effective_samples{name}"] = e.seen[f"effective{name}"].mean(1)
+    levels = [name for name in ("macro3", "macro", "plan") if f"{name}_xy" in e.seen]
+    if not levels:
+        return found
+    plan = e.seen[f"{levels[0]}_xy"][:, 0]  # (B, P, 2) px
+    stride, wall_x = int(e.seen.get(f"{levels[0]}_stride", 1)), e.layout[:, :1]
+    found["init_plan_cross_wall"] = _on_goal_side(e, plan[:, -1])  # its last place
+    found["init_plan_reach"] = np.full(len(plan), plan.shape[1] * stride)
+    if (wall_x > 0).all():  # 1: a step changes rooms by a way that is longer than the step (Q7)
+        places = np.concatenate([e.positions[:, :1], plan], axis=1)
+        changes = np.diff(np.sign(places[..., 0] - wall_x), axis=1) != 0  # (B, P)
+        layout = Layout.of(e.layout.repeat(plan.shape[1], axis=0))
+        ends = (torch.as_tensor(part.reshape(-1, 2)).float() for part in (places[:, :-1], plan))
+        way = oracle_length(*ends, layout).numpy().reshape(changes.shape)
+        found["init_plan_through_wall"] = (changes & (way > stride * e.cap + SLACK_PX)).any(1)
+    return found
 
 
 def _first(hits: np.ndarray) -> np.ndarray:
@@ -159,27 +150,8 @@ def _at(values: np.ndarray, step: np.ndarray) -> np.ndarray:
     return values[np.arange(len(values)), np.minimum(step, values.shape[1] - 1)]
 
 
-def _side(position: np.ndarray, wall_x: np.ndarray) -> np.ndarray:
-    """-1 left of the wall's left face, +1 right of its right face, 0 inside it, NaN for NaN."""
-    gap = position[..., 0] - wall_x
-    return np.sign(gap) * np.where(np.abs(gap) <= WALL_HALF, 0.0, 1.0)
-
-
 def _on_goal_side(e: Episodes, position: np.ndarray) -> np.ndarray:
     """(B,) whether `position` (B, 2) has the goal's side; NaN where it says nothing."""
-    start, goal, here = (_side(p, e.layout[:, 0]) for p in (e.positions[:, 0], e.goal, position))
+    gaps = np.stack([e.positions[:, 0], e.goal, position])[..., 0] - e.layout[:, 0]
+    start, goal, here = np.sign(gaps) * (np.abs(gaps) > WALL_HALF)  # (B,) each, 0 in the wall
     return np.where((start * goal == -1) & ~np.isnan(here), here == goal, np.nan)
-
-
-def _directness(e: Episodes, hit: np.ndarray) -> np.ndarray:
-    """(B,) oracle / max(oracle, travelled up to step `hit`), 1 where the goal is the start."""
-    lengths = np.linalg.norm(np.diff(e.positions, axis=1), axis=-1)  # (B, S)
-    travelled = np.cumsum(np.pad(lengths, ((0, 0), (1, 0))), axis=1)  # (B, S+1)
-    longest = np.maximum(e.oracle, _at(travelled, hit))
-    return np.divide(e.oracle, longest, out=np.ones_like(longest), where=longest > 0)
-
-
-def _defined_mean(values: np.ndarray | None) -> float:
-    """Mean of the defined values; NaN if there is none."""
-    defined = np.empty(0) if values is None else values[~np.isnan(values)]
-    return float(defined.mean()) if len(defined) else math.nan

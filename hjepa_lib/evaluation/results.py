@@ -12,8 +12,6 @@ from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.metrics import Episodes, per_trial, summarise
 from hjepa_lib.files import FileError, load_npz, save_npz
 
-_OLD_KEY = ("method", "cost", "protocol", "layouts", "dynamics", "budget")
-
 
 def save_result(folder: Path, case: Case, episodes: Episodes, header: dict[str, Any]) -> Path:
     """Write one npz: what happened, per-trial metrics, what the planner saw, and a JSON header."""
@@ -40,11 +38,8 @@ class Result(NamedTuple):
     @property
     def row(self) -> dict[str, Any]:
         """One flat entry of `summary.json`: the header beside means of the per-trial columns."""
-        columns = {
-            name.removeprefix("trial_"): column
-            for name, column in self.arrays.items()
-            if name.startswith("trial_")
-        }
+        names = [name for name in self.arrays if name.startswith("trial_")]
+        columns = {name.removeprefix("trial_"): self.arrays[name] for name in names}
         return self.header | summarise(columns)
 
 
@@ -53,12 +48,7 @@ def load_result(path: Path) -> Result:
     arrays = load_npz(path)
     if "header" not in arrays or "positions" not in arrays:
         raise FileError(f"{path} is no result file: it has no header or no positions")
-    header = json.loads(str(arrays.pop("header")))
-    if "key" in header:  # made before a file's name held its whole case
-        header |= dict(zip(_OLD_KEY, header.pop("key"), strict=True))
-        del header["plan_reach"]
-        header |= {"n": len(arrays["positions"]), "split": "", "world": "", "case": Path(path).stem}
-    return Result(header, arrays)
+    return Result(json.loads(str(arrays.pop("header"))), arrays)
 
 
 def load_results(folder: Path) -> list[Result]:

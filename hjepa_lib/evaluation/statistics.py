@@ -1,7 +1,7 @@
 """Uncertainty of success rates and of scores over seeds x trials.
 
-Interquartile mean and percentile bootstrap follow rliable (Agarwal et al., NeurIPS 2021) for one
-task with S training seeds and n shared trials; SciPy's cannot redraw two crossed factors.
+The percentile bootstrap follows rliable (Agarwal et al., NeurIPS 2021) for one task with S training
+seeds and n shared trials; SciPy's cannot redraw two crossed factors.
 """
 
 from __future__ import annotations
@@ -55,47 +55,34 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
     return McNemar(won, lost, float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0)
 
 
-def iqm(scores: np.ndarray) -> float:
-    """Mean over seeds and trials after dropping a quarter at each end: not for 0/1 outcomes."""
-    return float(stats.trim_mean(scores, 0.25, axis=None))
-
-
 def bootstrap(
-    scores: np.ndarray, statistic: Statistic = np.mean, redraw: str = "both", resamples: int = 2000
+    scores: np.ndarray, statistic: Statistic = np.mean, resamples: int = 2000
 ) -> Interval:
     """95 % percentile bootstrap of `statistic` over scores (S seeds, n trials) or (n,).
 
-    `redraw` is `trials` (within each seed, for these models on new trials) or `both`, crossed.
+    Seeds and trials are redrawn, crossed; one seed says nothing about others.
     """
     table = np.atleast_2d(scores).astype(float)
-    return _interval(lambda cell: statistic(table[cell]), table.shape, redraw, resamples)
+    return _interval(lambda cell: statistic(table[cell]), table.shape, resamples)
 
 
 def bootstrap_difference(
-    first: np.ndarray, second: np.ndarray, statistic: Statistic = np.mean, redraw: str = "both",
-    resamples: int = 2000,
-) -> Interval:  # fmt: skip
+    first: np.ndarray, second: np.ndarray, statistic: Statistic = np.mean, resamples: int = 2000
+) -> Interval:
     """`bootstrap` of statistic(first) - statistic(second), paired: the same redrawn cells."""
     one, two = (np.atleast_2d(scores).astype(float) for scores in (first, second))
-
-    def difference(cell: Any) -> float:
-        return statistic(one[cell]) - statistic(two[cell])
-
-    return _interval(difference, one.shape, redraw, resamples)
+    return _interval(lambda cell: statistic(one[cell]) - statistic(two[cell]), one.shape, resamples)
 
 
 def _interval(
-    statistic: Callable[[Any], float], shape: tuple[int, int], redraw: str, resamples: int
+    statistic: Callable[[Any], float], shape: tuple[int, int], resamples: int
 ) -> Interval:
     """Of a statistic of index pairs (rows, columns) that broadcast to (S, n)."""
-    seeds, trials = shape
-    draw, draws = np.random.default_rng(0).integers, []
-    for _ in range(resamples):
-        if redraw == "trials":
-            cell = np.arange(seeds)[:, None], draw(trials, size=shape)
-        else:
-            cell = draw(seeds, size=(seeds, 1)), draw(trials, size=(1, trials))
-        draws.append(statistic(cell))
+    (seeds, trials), draw = shape, np.random.default_rng(0).integers
+    draws = [
+        statistic((draw(seeds, size=(seeds, 1)), draw(trials, size=(1, trials))))
+        for _ in range(resamples)
+    ]
     tail = (1 - 0.95) / 2
     return Interval(*map(float, (statistic(...), *np.quantile(draws, [tail, 1 - tail]))))
 
@@ -106,26 +93,15 @@ def student(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean() - half), float(values.mean() + half)
 
 
-# --- paired claims about errors ---------------------------------------------------------------
-def paired(one: np.ndarray, two: np.ndarray, resamples: int = 2000) -> Interval:
-    """Mean of one - two, errors (S seeds, K blocks) on the same blocks, with a cautious interval.
-
-    Its ends are the outer ones of the bootstrap, too sure of few seeds, and of Student's interval
-    over the seeds' means, which knows nothing of blocks.
-    """
-    gap = bootstrap_difference(one, two, resamples=resamples)
-    if len(one) < 2:
-        return gap
-    low, high = student((np.asarray(one) - np.asarray(two)).mean(1))
-    return Interval(gap.estimate, min(low, gap.low), max(high, gap.high))
-
-
 def claim(
     one: np.ndarray, two: np.ndarray, least_blocks: int = LEAST_BLOCKS, resamples: int = 2000
 ) -> dict[str, Any]:
-    """What errors (S, K) say against another's: difference, low, high, seeds, blocks, verdict.
+    """What errors (S, K) say against another's on the same blocks of K, in each of S seeds.
 
-    The difference is in units of the other's mean error in that seed; below 0 the first is better.
+    {difference, low, high, seeds, blocks, verdict}: the mean of one - two in units of the other's
+    mean error in that seed; below 0 the first is better. The 95 % interval is a cautious one: its
+    ends are the outer ones of the bootstrap, too sure of few seeds, and of Student's interval over
+    the seeds' means, which knows nothing of blocks.
     """
     one, two = np.asarray(one, float), np.asarray(two, float)
     seeds, blocks = one.shape
@@ -133,15 +109,17 @@ def claim(
     units = two.mean(1, keepdims=True)
     if not units.min() > 0:  # the other is perfect (a copy of frames that never change) or NaN
         return found | {"verdict": NOT_ESTIMABLE}
-    gap = paired(one / units, two / units, resamples)
-    found |= {"difference": gap.estimate, "low": gap.low, "high": gap.high}
-    if seeds < LEAST_SEEDS:
-        return found | {"verdict": f"nothing claimed: {seeds} of {LEAST_SEEDS} seeds"}
+    one, two = one / units, two / units
+    gap, low, high = bootstrap_difference(one, two, resamples=resamples)
+    if seeds > 1:
+        outer = student((one - two).mean(1))
+        low, high = min(outer[0], low), max(outer[1], high)
+    verdict = "beats" if high < 0 else "loses to" if low > 0 else "no difference shown"
     if blocks < least_blocks:
-        lacking = f"{blocks} of {least_blocks} validation blocks"
-        return found | {"verdict": f"nothing claimed: {lacking}"}
-    verdict = "beats" if gap.high < 0 else "loses to" if gap.low > 0 else "no difference shown"
-    return found | {"verdict": verdict}
+        verdict = f"nothing claimed: {blocks} of {least_blocks} validation blocks"
+    if seeds < LEAST_SEEDS:
+        verdict = f"nothing claimed: {seeds} of {LEAST_SEEDS} seeds"
+    return found | {"difference": gap, "low": low, "high": high, "verdict": verdict}
 
 
 def unestimable(train: np.ndarray, validation: np.ndarray) -> str:

@@ -26,20 +26,20 @@ def main_experiment(
     from hjepa_lib.config import ConfigError
     from hjepa_lib.runs.places import RunError
     from hjepa_lib.workbench.schema import read_experiment
-    from hjepa_lib.workbench.table import Table, describe_list, list_cells
+    from hjepa_lib.workbench.table import Table, describe
 
     if not all(part.isdigit() for part in seeds.split("+") if seeds):
         raise ConfigError(f"--seeds must be numbers such as 0+1+2, got {seeds!r}")
     experiment = read_experiment(file or STUDY)
-    cells = experiment.select(only, tuple(int(part) for part in seeds.split("+") if part))
+    units = experiment.select(only, tuple(int(part) for part in seeds.split("+") if part))
     if list:
-        print(describe_list(list_cells(experiment, cells, Table.of_experiment(experiment))))
+        print(describe(units, Table(experiment.table, experiment.profile)))
         return 0
     if experiment.folder.exists() and not resume:
         raise RunError(f"{experiment.name!r} exists already; resume it or choose another name")
     from hjepa_lib.workbench.engine import run_experiment
 
-    ended = run_experiment(experiment, cells, **options)
+    ended = run_experiment(experiment, units, **options)
     failed = sum(bool(one.error) for one in ended)
     print(f"{len(ended) - failed} of {len(ended)} rows made; table: {experiment.table}")
     return 1 if failed else 0

@@ -6,26 +6,22 @@ nothing is timed before they gave the same numbers.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.benchmark import Compare, Measurement, Timer
 
-from hjepa_lib.config import Config, ConfigError, Level1Config, PlannerConfig, profile
+from hjepa_lib.config import Config, ConfigError, Level1Config, profile
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.windows import Windows
-from hjepa_lib.evaluation import protocol_cap
-from hjepa_lib.files import WorkbookError, write_json
-from hjepa_lib.models.distance import Distance, Geometry, LatentGeometry
+from hjepa_lib.files import WorkbookError
+from hjepa_lib.models.distance import Distance
 from hjepa_lib.models.level1 import Jepa
-from hjepa_lib.planning.levels import PrimitiveLevel
-from hjepa_lib.planning.planner import Layer, Planner
+from hjepa_lib.planning.agent import Agent
 from hjepa_lib.runs import machine
 from hjepa_lib.training.level1 import train_level1
 from hjepa_lib.worlds.rendering import render, render_reference
@@ -34,21 +30,12 @@ from hjepa_lib.worlds.trials import load_trials
 TOLERANCE = 0.05
 """Largest relative difference between ways of one kind: bf16 rounding stays below it."""
 SAMPLE = 20_312  # transitions of the data that the updates draw from
-GROWTH = {
-    "trials": (1, 3, 10, 30, 100, 300, 1000),
-    "samples": (16, 64, 256, 1024),
-    "horizon": (4, 8, 16, 32, 64, 96),
-}
-"""What grows, and its values; the rest stays as in the profile, with 20 trials."""
-_QUICK_GROWTH = {"trials": (1, 4), "samples": (8, 16), "horizon": (2, 4)}
 _QUICK = {"level1.latent_dim": 16, "level1.window": 4, "level1.optim.batch": 4}
-_GROWING_ROUNDS = 3
 Call = Callable[[], Any]
 
 
 class Way(NamedTuple):
-    """One way of doing some work; ways of one `kind` give the same numbers ("" is compared with
-    nothing)."""
+    """One way of doing some work; ways of one `kind` ("" is none) give the same numbers."""
 
     work: str
     name: str
@@ -88,46 +75,34 @@ def updates(config: Level1Config, precision: str, device: str = "cpu", backend: 
 
 
 class Planning:
-    """A flat planner over `trials` validation trials; a `backend` compiles the predictors."""
+    """A flat planner over the first `trials` validation trials; a `backend` compiles predictors."""
 
-    def __init__(
-        self, config: Config, trials: int, planner: PlannerConfig | None = None,
-        device: str = "cpu", backend: str = "",
-    ) -> None:  # fmt: skip
+    def __init__(self, config: Config, trials: int, device: str = "cpu", backend: str = "") -> None:
         torch.manual_seed(0)
         model = Jepa(config.level1, Normaliser.fit(generate("good", SAMPLE), 0)).eval().to(device)
         for member in model.predictors if backend else ():
             member.compile(backend=backend, dynamic=False)
-        geometry: Geometry = LatentGeometry()
-        if config.planning.cost == "distance":
-            geometry = Distance(config.distance, model.latent_dim).eval().to(device)
-        tasks = load_trials("p1", "validation", min(trials, 500))
-        rows = torch.arange(trials) % tasks.count  # the stored ones again, beyond 500
-        with torch.no_grad():
-            self.start, self.goal = (
-                model.encode(render(place, tasks.layout).to(device))[rows]  # (B, D)
-                for place in (tasks.start, tasks.goal)
-            )
-        cap = protocol_cap("p1", config.planning.action_cap)
-        level = PrimitiveLevel(model, planner or config.planning.flat, geometry, cap)
-        self.planner = Planner([Layer(level)], seed=0, every=config.planning.replan)
+        head = Distance(config.distance, model.latent_dim).eval().to(device)
+        about = (None, {}, None, config.planning, 0, "fp32", torch.device(device))
+        self.agent = Agent(model, None, head, *about)
+        self.planner = self.agent.planner("flat")
+        tasks = load_trials("p1", "validation", trials)
+        self.start, self.goal = (  # (B, D) each
+            self.agent.encode(render(place, tasks.layout)) for place in (tasks.start, tasks.goal)
+        )
 
     def call(self, precision: str) -> Tensor:
         """Costs (B, N) of the candidates of one call for all trials, without a warm start."""
-        self.planner.reset()
-        return self._costs(precision, slice(None))
+        return self._costs(precision, [*range(len(self.start))])
 
     def loop(self, precision: str) -> Tensor:
         """The same, one trial after the other: a trial alone meets what it meets in its batch."""
-        costs = []
-        for row in range(len(self.start)):
-            self.planner.reset([row])
-            costs.append(self._costs(precision, slice(row, row + 1)))
-        return torch.cat(costs)
+        return torch.cat([self._costs(precision, [row]) for row in range(len(self.start))])
 
-    def _costs(self, precision: str, rows: slice) -> Tensor:
-        kind = self.start.device.type
-        with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
+    def _costs(self, precision: str, rows: list[int]) -> Tensor:
+        self.planner.reset(rows)
+        self.agent.precision = precision
+        with self.agent.autocast():
             plan = self.planner.plan(self.start[rows], self.goal[rows], executed=0)
         return plan.search.costs
 
@@ -136,6 +111,7 @@ def ways(precision: str, quick: bool = False) -> list[Way]:
     """Every work that is timed, in the ways it can be done here."""
     reference, laptop = configs(quick)
     trials, shown, transitions = (3, 34, 500) if quick else (20, 1088, 100_000)
+    both = dict.fromkeys(("fp32", precision))
 
     def plan(name: str, kept: str) -> Call:
         return partial(getattr(Planning(laptop, trials), name), kept)
@@ -145,7 +121,6 @@ def ways(precision: str, quick: bool = False) -> list[Way]:
         batch = windows.sample(shown // 17, torch.Generator().manual_seed(0))
         return partial(rule, batch.positions, batch.layout)
 
-    both = dict.fromkeys(("fp32", precision))
     found = [
         Way("level-1 update", f"{one.encoder}, {kept}", partial(updates, one, kept), one.encoder)
         for one in (reference.level1, laptop.level1)
@@ -164,30 +139,12 @@ def ways(precision: str, quick: bool = False) -> list[Way]:
     return [*found, Way(f"generate {transitions:,} transitions", "vectorised", make)]
 
 
-def growing(precision: str, quick: bool = False) -> list[Way]:
-    """A flat planning call as trials, samples and horizon grow."""
-    config = configs(quick)[1]
-
-    def make(axis: str, value: int) -> Call:
-        flat = config.planning.flat
-        flat = flat if axis == "trials" else dataclasses.replace(flat, **{axis: value})
-        planning = Planning(config, value if axis == "trials" else 20, flat)
-        return partial(planning.call, precision)
-
-    axes = _QUICK_GROWTH if quick else GROWTH
-    return [
-        Way(axis, f"{value:,}", partial(make, axis, value))
-        for axis, values in axes.items()
-        for value in values
-    ]
-
-
 # --- timing -----------------------------------------------------------------------------------
 def measure(chosen: Sequence[Way], rounds: int) -> list[Measurement]:
     """One measurement per way; WorkbookError where two ways of a kind give other numbers."""
     if rounds < 1:
         raise ConfigError(f"rounds must be at least 1, got {rounds}")
-    found, threads = [], torch.get_num_threads()
+    found, about = [], {"description": "time", "num_threads": torch.get_num_threads()}
     for work in dict.fromkeys(way.work for way in chosen):
         first, timers = {}, []
         for way in (one for one in chosen if one.work == work):
@@ -199,13 +156,8 @@ def measure(chosen: Sequence[Way], rounds: int) -> list[Measurement]:
                 raise WorkbookError(
                     f"{work}: {other} and {way.name} differ by {gap:.3g}, more than {TOLERANCE}"
                 )
-            about = {
-                "label": work,
-                "sub_label": way.name,
-                "description": "time",
-                "num_threads": threads,
-            }
-            timers.append(Timer("call()", globals={"call": call}, **about))
+            names = {"label": work, "sub_label": way.name}
+            timers.append(Timer("call()", globals={"call": call}, **names, **about))
         turns = [[timer.timeit(1) for timer in timers] for _ in range(rounds)]
         found += [Measurement.merge(times)[0] for times in zip(*turns, strict=True)]
     return found
@@ -218,15 +170,10 @@ def difference(one: Tensor, two: Tensor) -> float:
 
 
 def main_bench(
-    rounds: int = 20,
-    precision: str = "auto",
-    threads: int | None = None,
-    only: str = "",
-    quick: bool = False,
-    output: Path | None = None,
+    rounds: int = 20, precision: str = "auto", only: str = "", quick: bool = False
 ) -> int:
     """Measure and print; the options are those of the command in `__main__`."""
-    threads = machine.set_up(threads)
+    threads = machine.set_up()
     precision = machine.choose_precision("cpu", precision)
     print(f"{threads} threads, {precision}")
     every = ways(precision, quick)
@@ -234,13 +181,5 @@ def main_bench(
     if not chosen:
         known = "; ".join(way.title for way in every)
         raise ConfigError(f"no work is called like {only!r}; there are: {known}")
-    times = {"cases": measure(chosen, rounds)}
-    if not only:
-        times["growth"] = measure(growing(precision, quick), min(rounds, _GROWING_ROUNDS))
-    found: dict[str, Any] = {"threads": threads, "precision": precision}
-    for section, measured in times.items():
-        Compare(measured).print()
-        found[section] = [(one.label, one.sub_label, one.median, one.iqr) for one in measured]
-    if output:
-        write_json(output, found | {"versions": machine.versions()})
+    Compare(measure(chosen, rounds)).print()
     return 0

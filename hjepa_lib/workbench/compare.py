@@ -28,7 +28,6 @@ from hjepa_lib.workbench.variants import with_epochs
 
 CSV = "tworooms_compare.csv"
 METHODS = {"l1": "flat", "l2": "l1+l2"}
-FLOORS = ("random", "oracle")
 SHARED = ("profile", "device", "precision", "data", "distance", "planning.cost", "evaluation")
 """Settings in which both sides must agree; so must `level1` when l2 takes over l1's."""
 
@@ -67,17 +66,16 @@ def compare(
             names = ("protocol", "split", "trials", "steps", "latency")
             shared = {name: getattr(config.evaluation, name) for name in names}
             shared |= {"model": model, "folder": "results"}
-            cells += [shared | {"name": f"{side}-{one}", "method": one} for one in FLOORS]
+            floors = [{"name": f"{side}-{one}", "method": one} for one in ("random", "oracle")]
             planner = {"name": side, "method": METHODS[side], "cost": config.planning.cost}
-            cells.append(shared | planner)
-    base = {"profile": config.profile}
-    tree = {"base": base, "seeds": [seed], "models": models, "cells": cells}
+            cells += [shared | cell for cell in (*floors, planner)]
+    tree = {"base": {"profile": config.profile}, "seeds": [seed], "models": models, "cells": cells}
     experiment = read_experiment(tree, f"compare-s{seed}", folder)
     for one in run_experiment(experiment, say=say):
         if one.error:
             raise RunError(f"{one.unit.cell.name}: {one.error}")
     runs, results = {}, {}
-    for unit in experiment.units(*experiment.cells):
+    for unit in experiment.units:
         run = runs[unit.cell.method] = Run.at(folder / unit.run_name)
         results[unit.cell.method] = load_result(run.path / f"results/{unit.case.name}.npz")
     if set(METHODS.values()) <= set(runs):
@@ -103,18 +101,18 @@ def compare(
 def check(configs: dict[str, Config], l2_from_scratch: bool) -> None:
     """ConfigError unless the configs of l1, l2 or both describe one fair comparison on P1."""
     for side, config in configs.items():
-        joint = config.level2.train == "joint" and not config.level2.disable_l2
-        if config.evaluation.protocol != "p1":
-            raise ConfigError(f"config_{side} sets evaluation.protocol: the comparison is on p1")
-        if side == "l1" and joint:
-            raise ConfigError("config_l1 trains level 2 jointly; set level2.disable_l2=true there")
-        if side == "l2" and config.level2.disable_l2:
-            raise ConfigError("config_l2 sets level2.disable_l2=true: there is nothing to compare")
-        if side == "l2" and joint and not l2_from_scratch:
-            raise ConfigError(
-                "config_l2 sets level2.train=joint, which trains a level 1 of its own; "
-                "add --l2_from_scratch or set level2.train=frozen"
-            )
+        off, second = config.level2.disable_l2, side == "l2"
+        joint = config.level2.train == "joint" and not off
+        problems = {
+            "evaluation.protocol: the comparison is on p1": config.evaluation.protocol != "p1",
+            "level2.train=joint: set level2.disable_l2=true there": joint and not second,
+            "level2.disable_l2=true: there is nothing to compare": off and second,
+            "level2.train=joint, which trains a level 1 of its own; add --l2_from_scratch or set "
+            "level2.train=frozen": joint and second and not l2_from_scratch,
+        }
+        for problem, found in problems.items():
+            if found:
+                raise ConfigError(f"config_{side} sets {problem}")
     shared = SHARED if l2_from_scratch else (*SHARED, "level1")
     for key, (one, two) in differences(*configs.values()).items() if len(configs) == 2 else ():
         if any(f"{key}.".startswith(f"{name}.") for name in shared):
@@ -159,7 +157,7 @@ def side_by_side(results: dict[str, Result]) -> pd.DataFrame:
                 raise RunError(
                     f"the two results differ in {what}: {one.header[what]} and {two.header[what]}"
                 )
-        test = mcnemar(one.success, two.success)
-        for side, only in (("l1", test.only_first), ("l2", test.only_second)):
-            columns[side] |= {"solved_only_here": only, "mcnemar_p": test.p_value}
+        *won, p = mcnemar(one.success, two.success)
+        for side, only in zip(METHODS, won, strict=True):
+            columns[side] |= {"solved_only_here": only, "mcnemar_p": p}
     return pd.DataFrame(columns, dtype=float).rename_axis("metric").reset_index()

@@ -6,14 +6,13 @@ command goes on wherever another one ended.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib
 import re
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,20 +22,19 @@ from hjepa_lib.config import Config
 from hjepa_lib.evaluation import results
 from hjepa_lib.figures import style
 from hjepa_lib.figures.success import success_against
-from hjepa_lib.files import WorkbookError, exclusive, write_json
+from hjepa_lib.files import WorkbookError, exclusive, first_line, write_json
 from hjepa_lib.runs import machine, notebooks, score, stages
 from hjepa_lib.runs.places import RunError, outputs_root, repository
 from hjepa_lib.runs.remote import push_files
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.workbench import pool
-from hjepa_lib.workbench.experiment import Cell, Experiment, Unit
+from hjepa_lib.workbench.experiment import Experiment, Unit
 from hjepa_lib.workbench.rows import flat_row, pooled, row_of
 from hjepa_lib.workbench.table import Table
 
-Say = Callable[..., None]
-_ORPHAN_SECONDS = 3.0  # a kernel looks once a second whether its parent still lives
 _say = functools.partial(print, flush=True)
+_ORPHAN_SECONDS = 3.0  # a kernel looks once a second whether its parent still lives
 
 
 class Outcome(NamedTuple):
@@ -48,7 +46,7 @@ class Outcome(NamedTuple):
 
 def run_experiment(
     experiment: Experiment,
-    cells: list[Cell] | None = None,
+    units: list[Unit] | None = None,
     *,
     jobs: int = 1,
     engine: str = "joblib",
@@ -56,7 +54,7 @@ def run_experiment(
     threads: int | None = None,
     redo: bool = False,
     yes: bool = False,
-    say: Say = _say,
+    say: Callable[..., None] = _say,
 ) -> list[Outcome]:
     """Do every unit that the table lacks, and write plots of what was swept; the outcomes.
 
@@ -65,22 +63,25 @@ def run_experiment(
     or the workers of a Dask `scheduler`, which must see this outputs folder under the same path.
     """
     pool.check_engine(engine, jobs, scheduler)
-    table = Table.of_experiment(experiment)
-    units = experiment.units(*(experiment.cells if cells is None else cells))
-    for unit in () if redo else units:
-        if found := table.mismatch(unit):
+    table, folder = Table(experiment.table, experiment.profile), experiment.folder
+    units = experiment.units if units is None else units
+    if redo:
+        names = {unit.cell.name for unit in units}
+        wanted = [unit for unit in experiment.units if unit.cell.name in names]
+        if dropped := table.drop_others(names, wanted):
+            say(f"{experiment.name}: {dropped} rows dropped that the file does not ask for")
+    todo = []
+    for unit in units:
+        found = table.mismatch(unit)
+        if found and not redo:
             raise RunError(
                 f"row {unit.title} of {table.path} was made with {found}; choose another name or "
                 "folder, or replace the row with --redo"
             )
-    names = {unit.cell.name for unit in units}
-    wanted = experiment.units(*(cell for cell in experiment.cells if cell.name in names))
-    if redo and (dropped := table.drop_others(names, wanted)):
-        say(f"{experiment.name}: {dropped} rows dropped that the file does not ask for")
-    todo = [unit for unit in units if not table.has(unit)]
+        todo += [] if found == "" else [unit]
     say(f"{experiment.name}: {len(units)} rows, {len(units) - len(todo)} done before")
     _prepare(experiment, todo, yes, say)
-    experiment.folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     if engine == "joblib" and jobs == 1:
         work = do_units(experiment, threads, todo)
     else:
@@ -88,12 +89,49 @@ def run_experiment(
             threads = max(1, machine.usable_cores() // jobs)
         options = {"engine": engine, "jobs": jobs, "scheduler": scheduler}
         work = _side_by_side(experiment, threads, todo, **options)
-    ended = []
-    for outcome in work:
-        ended.append(outcome)
-        _report(experiment, outcome, f"{len(ended)}/{len(todo)} {outcome.unit.title}", say)
-    _write_extras(experiment, ended)
+    ended: list[Outcome] = []
+    for unit, error in work:
+        ended.append(Outcome(unit, error))
+        told, to = error or "ok", {"file": sys.stderr} if error else {}
+        if unit.case and not error:
+            table.reload()
+            (row,) = table.of(unit)
+            told = f"{100 * float(row['success_rate']):.1f} % of {row['n']}, {row['minutes']} min"
+        say(f"{len(ended)}/{len(todo)} {unit.title}: {told}", **to)
+    failed = [{**one.unit.key, "error": one.error} for one in ended if one.error]
+    write_json(folder / "failed.json", failed)
+    if table.path.is_file() and table.path.parent == folder:
+        swept = dict.fromkeys(name for unit in units for name in unit.model.swept)
+        write_figures(table.path, list(swept))
+    push_files(folder)
     return ended
+
+
+def _prepare(experiment: Experiment, todo: list[Unit], yes: bool, say: Callable[..., None]) -> None:
+    """What is printed or refused before any work."""
+    for unit in [one for one in todo if one.cell.notebooks][:1]:
+        paths = notebooks.select_notebooks(unit.cell.notebooks)
+        notebooks.prepare(unit.trained, paths, yes)  # the notebooks are the same
+    committed = not experiment.table.is_relative_to(outputs_root())
+    if todo and committed and machine.revision(repository()).endswith("-dirty"):
+        say("this checkout has uncommitted changes: the revision in every new row will say so")
+
+
+def _side_by_side(
+    experiment: Experiment, threads: int | None, todo: list[Unit], **options: Any
+) -> Iterator[Outcome]:
+    """All units of one family of models and one seed in one process: none is trained twice."""
+    families: dict[tuple, list[Unit]] = {}
+    for unit in todo:
+        family = (unit.model.root, str(unit.model.swept), unit.seed)
+        families.setdefault(family, []).append(unit)
+    work = functools.partial(_do_all, replace(experiment, units=[]), threads)
+    for one in pool.run_all(work, list(families.values()), **options):
+        yield from one.value or [Outcome(unit, one.error) for unit in one.item]
+
+
+def _do_all(experiment: Experiment, threads: int | None, units: list[Unit]) -> list[Outcome]:
+    return list(do_units(experiment, threads, units))
 
 
 def do_units(experiment: Experiment, threads: int | None, units: list[Unit]) -> Iterator[Outcome]:
@@ -113,91 +151,14 @@ def _do(experiment: Experiment, threads: int | None, unit: Unit) -> str:
     """Why the unit failed, or ""; the others go on. A bug shows its trace as well."""
     try:
         with exclusive(experiment.folder / unit.run_name):
-            table = Table.of_experiment(experiment)
+            table = Table(experiment.table, experiment.profile)
             if not table.has(unit):  # another worker may have finished it
                 table.add(unit, make_rows(experiment, unit, threads))
     except Exception as error:
         if not isinstance(error, (WorkbookError, OSError)):
             traceback.print_exc()
-        return (str(error) or type(error).__name__).splitlines()[0]
+        return first_line(error)
     return ""
-
-
-def _do_all(experiment: Experiment, threads: int | None, units: list[Unit]) -> list[Outcome]:
-    return list(do_units(experiment, threads, units))
-
-
-def _side_by_side(
-    experiment: Experiment, threads: int | None, todo: list[Unit], **options: Any
-) -> Iterator[Outcome]:
-    """All units of one family of models and one seed in one process: none is trained twice."""
-    families: dict[tuple, list[Unit]] = {}
-    for unit in todo:
-        family = (experiment.root_of(unit.model), str(unit.model.swept), unit.seed)
-        families.setdefault(family, []).append(unit)
-    work, items = functools.partial(_do_all, experiment, threads), list(families.values())
-    for one in pool.run_all(work, items, **options):
-        yield from one.value or [Outcome(unit, one.error) for unit in one.item]
-
-
-def _prepare(experiment: Experiment, todo: list[Unit], yes: bool, say: Say) -> None:
-    """What is printed or refused before any work."""
-    for unit in [one for one in todo if one.cell.notebooks][:1]:
-        paths = notebooks.select_notebooks(unit.cell.notebooks)
-        notebooks.prepare(unit.trained, paths, yes)  # the notebooks are the same
-    committed = not experiment.table.is_relative_to(outputs_root())
-    if todo and committed and machine.revision(repository()).endswith("-dirty"):
-        say("this checkout has uncommitted changes: the revision in every new row will say so")
-
-
-def _report(experiment: Experiment, outcome: Outcome, name: str, say: Say) -> None:
-    if outcome.error:
-        say(f"{name}: {outcome.error}", file=sys.stderr)
-        return
-    found = Table.of_experiment(experiment).of(outcome.unit)[0]
-    rate = found.get("success_rate") if outcome.unit.cell.method else ""
-    more = f"{100 * float(rate):.1f} % of {found['n']}, {found['minutes']} min" if rate else "ok"
-    say(f"{name}: {more}")
-
-
-def _write_extras(experiment: Experiment, ended: list[Outcome]) -> None:
-    """Beside the runs: what failed, a plot per swept setting, Parquet where that is installed."""
-    failed = [{**one.unit.key, "error": one.error} for one in ended if one.error]
-    write_json(experiment.folder / "failed.json", failed)
-    path = experiment.table
-    if path.is_file() and path.parent == experiment.folder:
-        frame = pd.read_csv(path, keep_default_na=False, na_values=[""], low_memory=False)
-        with contextlib.suppress(ImportError):
-            frame.to_parquet(path.with_suffix(".parquet"), index=False)
-        if "n" in frame:
-            write_figures(frame[frame["n"].notna()], experiment.swept, experiment.folder)
-    push_files(experiment.folder)
-
-
-def write_figures(table: pd.DataFrame, swept: list[str], folder: Path) -> None:
-    """`success_by_<setting>.png` for every swept setting that took at least two values.
-
-    Seeds are pooled, dots are single seeds; what else was swept, protocol and dynamics get panels.
-    """
-    seeds = table["seed"].nunique()
-    varied = [name for name in swept if table[name].nunique(dropna=False) > 1]
-    for key in (name for name in varied if table[name].nunique() > 1):
-        others = [name for name in varied if name != key]
-        groups, singles = {}, {}
-        for values, part in table.groupby([*others, "protocol", "dynamics"], sort=False):
-            words = [f"{_short(name)} {at}" for name, at in zip(others, values, strict=False)]
-            panel = ", ".join([*words, *values[-2:]])
-            groups[panel] = pooled(part, ["method", "cost", key])
-            singles[panel] = part.assign(rate=part["successes"] / part["n"])
-        title = f"Success by {_short(key)}, {seeds} seed{'s' * (seeds > 1)}"
-        several = singles if seeds > 1 else None
-        figure = success_against(groups, key, _short(key), singles=several, title=title)
-        name = re.sub(r"[^A-Za-z0-9]+", "_", key.rsplit(".", 1)[-1])
-        style.save(figure, folder / f"success_by_{name}.png")
-
-
-def _short(key: str) -> str:
-    return key.removeprefix("planning.").removeprefix("data.").replace("_", " ")
 
 
 # --- one unit ---------------------------------------------------------------------------------
@@ -224,14 +185,7 @@ def make_rows(
     """Train what is missing and do the unit: its rows, without the columns of its key."""
     folder, cell = experiment.folder, unit.cell
     ws = open_run(f"{folder.name}/{unit.run_name}", unit.trained, folder.parent)
-    if cell.method:
-        found = [_planned(ws, unit)]
-    elif cell.notebooks:
-        found = _executed(ws, unit, threads)
-    else:
-        module, _, name = cell.call.partition(":")
-        found = getattr(importlib.import_module(module), name)(ws, dict(cell.settings))
-        found = [found] if isinstance(found, dict) else found
+    found = [_planned(ws, unit)] if unit.case else _executed(ws, unit, threads)
     versions = machine.versions()
     about = {"group": cell.group, "profile": unit.config.profile, **unit.model.swept}
     about |= unit.identity() | {"revision": machine.revision(repository())}
@@ -261,8 +215,12 @@ def _executed(ws: Workspace, unit: Unit, threads: int | None) -> list[dict[str, 
     run, paths = ws.run, notebooks.select_notebooks(unit.cell.notebooks)
     if any((run.path / "notebooks").glob("*.running.ipynb")):
         time.sleep(_ORPHAN_SECONDS)  # a killed process leaves its kernel behind for a moment
-    notebooks.run_notebooks(run, paths, resume=True, threads=threads, say=_quiet)
-    notebooks.finish(run, say=_quiet)
+
+    def quiet(*_: Any, **__: Any) -> None:
+        pass
+
+    notebooks.run_notebooks(run, paths, resume=True, threads=threads, say=quiet)
+    notebooks.finish(run, say=quiet)
     played = {name.rsplit("__", 1)[-1]: one for name, one in run.manifest["stages"].items()}
     return [
         {"revision": played.get(row.get("case"), run.manifest)["revision"]} | flat_row(row)
@@ -270,5 +228,32 @@ def _executed(ws: Workspace, unit: Unit, threads: int | None) -> list[dict[str, 
     ]
 
 
-def _quiet(*_: Any, **__: Any) -> None:
-    """A `print` that says nothing."""
+# --- figures ----------------------------------------------------------------------------------
+def write_figures(path: Path, swept: list[str]) -> None:
+    """`success_by_<setting>.png` beside the table of every swept setting with two values or more.
+
+    Seeds are pooled, dots are single seeds; what else was swept, protocol and dynamics get panels.
+    """
+    table = pd.read_csv(path, keep_default_na=False, na_values=[""], low_memory=False)
+    if "n" not in table:
+        return
+    table = table.dropna(subset="n")
+    seeds = table["seed"].nunique()
+    varied = [name for name in swept if table[name].nunique(dropna=False) > 1]
+    for key in (name for name in varied if table[name].nunique() > 1):
+        others = [name for name in varied if name != key]
+        groups, singles = {}, {}
+        for values, part in table.groupby([*others, "protocol", "dynamics"], sort=False):
+            words = [f"{_short(name)} {at}" for name, at in zip(others, values, strict=False)]
+            panel = ", ".join([*words, *values[-2:]])
+            groups[panel] = pooled(part, ["method", "cost", key])
+            singles[panel] = part.assign(rate=part["successes"] / part["n"])
+        title = f"Success by {_short(key)}, {seeds} seed{'s' * (seeds > 1)}"
+        several = singles if seeds > 1 else None
+        figure = success_against(groups, key, _short(key), singles=several, title=title)
+        name = re.sub(r"[^A-Za-z0-9]+", "_", key.rsplit(".", 1)[-1])
+        style.save(figure, path.with_name(f"success_by_{name}.png"))
+
+
+def _short(key: str) -> str:
+    return key.removeprefix("planning.").removeprefix("data.").replace("_", " ")

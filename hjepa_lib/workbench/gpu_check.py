@@ -247,7 +247,7 @@ def throughput(check: Check, found: dict[str, Any]) -> None:
         return bench.updates(config.level1, precision, check.device, backend)
 
     def plan(precision: str, backend: str) -> bench.Call:
-        planning = bench.Planning(config, trials, None, check.device, backend)
+        planning = bench.Planning(config, trials, check.device, backend)
         return partial(planning.call, precision)
 
     ways = [(work, kept) for work in (update, plan) for kept in ("fp32", "bf16")]

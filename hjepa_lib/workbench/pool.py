@@ -17,10 +17,10 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from joblib.parallel import ParallelBackendBase
 
 from hjepa_lib.config import ConfigError
+from hjepa_lib.files import first_line
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.places import RunError
 
-ENGINES = ("joblib", "dask")
 _KILLED = "every worker that took it died"
 
 
@@ -34,8 +34,8 @@ class Ended(NamedTuple):
 
 def check_engine(engine: str, jobs: int, scheduler: str) -> None:
     """ConfigError or RunError, one sentence, when the choice cannot work here."""
-    if engine not in ENGINES:
-        raise ConfigError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}")
+    if engine not in ("joblib", "dask"):
+        raise ConfigError(f"engine must be one of joblib, dask; got {engine!r}")
     if scheduler and engine != "dask":
         raise ConfigError(f"a scheduler address needs the engine dask, not {engine}")
     if jobs < 1:
@@ -61,7 +61,7 @@ def run_all(
     """
     check_engine(engine, jobs, scheduler)
     suspects = []
-    with _workers(jobs) if engine == "joblib" else _dask(jobs, scheduler) as pool:
+    with _processes(jobs) if engine == "joblib" else _dask(jobs, scheduler) as pool:
         for ended in _submit(pool, work, items):
             if ended.error == _KILLED:
                 suspects.append(ended.item)
@@ -84,14 +84,13 @@ def _submit(pool: Executor, work: Callable, items: Sequence[Any]) -> Iterator[En
                 "or with the engine dask, which gives its work to another one"
             ) from error
         except Exception as error:
-            killed = type(error).__name__ == "KilledWorker"
-            reason = _KILLED if killed else str(error).split("\n")[0] or type(error).__name__
+            reason = _KILLED if type(error).__name__ == "KilledWorker" else first_line(error)
         yield Ended(futures[future], value, reason)
 
 
 @contextlib.contextmanager
-def _workers(jobs: int) -> Iterator[Executor]:
-    """Processes that end with it, whatever they are at, each with its share of BLAS threads."""
+def _processes(jobs: int) -> Iterator[Executor]:
+    """They end with it, whatever they are at; each has its share of BLAS threads."""
     share = str(max(1, machine.usable_cores() // jobs))
     names = ParallelBackendBase.MAX_NUM_THREADS_VARS  # what the environment says is kept
     pool = ProcessPoolExecutor(jobs, env={name: os.environ.get(name, share) for name in names})
@@ -113,11 +112,9 @@ def _dask(jobs: int, scheduler: str) -> Iterator[Executor]:
             patience = {"distributed.deploy.lost-worker-timeout": "10 minutes"}
             stack.enter_context(dask.config.set(patience))
             # No memory limit: it would not see the kernels, the workers' children.
+            limits = {"threads_per_worker": 1, "memory_limit": 0}
             cluster = distributed.LocalCluster(
-                n_workers=jobs,
-                threads_per_worker=1,
-                memory_limit=0,
-                dashboard_address="127.0.0.1:0",
+                n_workers=jobs, dashboard_address="127.0.0.1:0", **limits
             )
             stack.enter_context(cluster)
         try:

@@ -16,8 +16,9 @@ import pandas as pd
 from hjepa_lib.config import leaves
 from hjepa_lib.evaluation import failures
 from hjepa_lib.evaluation.results import Result
-from hjepa_lib.evaluation.statistics import bootstrap, iqm, wilson
-from hjepa_lib.files import WorkbookError, read_json
+from hjepa_lib.evaluation.statistics import bootstrap, wilson
+from hjepa_lib.files import WorkbookError
+from hjepa_lib.workbench.table import Table
 
 SHARED = ("protocol", "split", "layouts", "dynamics", "n", "trials_hash", "planner.steps")
 """Columns that must hold one value in a set of rows that is compared."""
@@ -50,9 +51,8 @@ def flat_row(values: dict[str, Any]) -> dict[str, Any]:
 
 def row_of(result: Result, **about: Any) -> dict[str, Any]:
     """A result as one flat row: `about` (cell, group, ...), every field, outcomes and failures."""
-    counts = failures.count(failures.label(result))
-    ends = {f"failure.{name}": number for name, number in counts.items()}
-    return about | flat_row(result.row) | ends | {"solved": pack_solved(result.success)}
+    counts = {"failure": failures.count(failures.label(result))}
+    return about | flat_row(result.row) | leaves(counts) | {"solved": pack_solved(result.success)}
 
 
 def load_rows(path: Path) -> pd.DataFrame:
@@ -60,16 +60,12 @@ def load_rows(path: Path) -> pd.DataFrame:
 
     `seconds_per_step` is added, the planning seconds of one trial per environment step.
     """
-    path = Path(path)
     if not path.is_file():
         raise WorkbookError(f"{path} does not exist: run the experiment first")
+    known = Table(path).trainings
     types = dict.fromkeys(_TEXT, str)  # digits of a digest are no number
     rows = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
-    if absent := [name for name in _TEXT if name not in rows]:
-        raise WorkbookError(f"{path} is no table of an experiment: column {absent[0]!r} is missing")
-    rows[_TEXT] = rows[_TEXT].fillna("")
-    known = path.with_name(f"{path.stem}_trainings.json")
-    known = read_json(known) if known.is_file() else {}
+    rows[_TEXT] = rows.reindex(columns=_TEXT).fillna("")
     settings = pd.DataFrame([known.get(name, {}) for name in rows["training"]], index=rows.index)
     return with_price(rows.join(settings.drop(columns=rows.columns, errors="ignore")))
 
@@ -96,14 +92,13 @@ def check_rows(rows: pd.DataFrame) -> pd.DataFrame:
         values = sorted(map(str, rows[name].unique()))
         if len(values) > 1:
             raise WorkbookError(f"rows differ in {name}: {values[0]} and {values[1]}")
-    planner = [key for key in rows if key.startswith("planner.") and key != "planner.seed"]
-    once = [*(key for key in SETTINGS if key in rows), *planner]
+    once = [key for key in rows if key in SETTINGS or key.startswith("planner.")]
     for key, group in rows.groupby(POINT, sort=False):
         if group["seed"].duplicated().any():
             raise WorkbookError(f"{_title(key)} has seed {group['seed'].mode()[0]} twice")
         for column in once:
             values = group[column].dropna().unique()
-            if len(values) > 1:
+            if len(values) > 1 and column != "planner.seed":
                 raise WorkbookError(
                     f"{_title(key)} mixes settings: {column} is {values[0]} and {values[1]}"
                 )
@@ -115,7 +110,7 @@ def check_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def _title(point: tuple) -> str:
+def _title(point: Sequence[Any]) -> str:
     return " ".join(str(part) for part in point if part != "")
 
 
@@ -150,24 +145,18 @@ def outcomes(rows: pd.DataFrame) -> np.ndarray:
     return np.stack([unpack_solved(row.solved, row.n) for row in ordered.itertuples()])
 
 
-def redraw(solved: np.ndarray) -> str:
-    """What `bootstrap` redraws of outcomes (S, n): one seed says nothing about others."""
-    return "both" if len(solved) > 1 else "trials"
-
-
 # --- success against compute ------------------------------------------------------------------
 def frontier(
     rows: pd.DataFrame, x: str = "flops_per_step", keep: tuple[str, ...] = ()
 ) -> pd.DataFrame:
-    """One line per point: method, cost, price, mean rate with 95 % interval, iqm, seeds, `keep`."""
+    """One line per point: method, cost, price `x`, rate with 95 % interval, seeds, n, `keep`."""
     lines = []
     for _, group in rows.groupby(POINT, sort=False):
         solved = outcomes(group)
-        _, low, high = spread = bootstrap(solved, redraw=redraw(solved))
-        line = group.iloc[0][[*POINT, "group", "model", "method", "cost", *keep]].to_dict()
-        line |= {"x": group[x].mean(), "rate": spread.estimate, "low": low, "high": high}
-        line |= {"iqm": iqm(solved.mean(1)), "seeds": len(solved), "n": solved.shape[1]}
-        lines.append(line | {"path_efficiency": group["path_efficiency"].mean()})
+        rate, low, high = bootstrap(solved)
+        line = group.iloc[0][[*POINT, "method", "cost", *keep]].to_dict()
+        line |= {"x": group[x].mean(), "rate": rate, "low": low, "high": high}
+        lines.append(line | {"seeds": len(solved), "n": solved.shape[1]})
     return pd.DataFrame(lines).sort_values(["method", "cost", "x"], ignore_index=True)
 
 
@@ -192,37 +181,6 @@ class Ratios(NamedTuple):
     high: float
 
 
-class _Curve(NamedTuple):
-    """The P points of one planner."""
-
-    price: np.ndarray  # (S, P)
-    solved: np.ndarray  # (P, S, n)
-
-    @classmethod
-    def of(cls, rows: pd.DataFrame, x: str) -> _Curve:
-        groups = [group.sort_values("seed") for _, group in rows.groupby(POINT, sort=False)]
-        price = np.stack([group[x].to_numpy(float) for group in groups], axis=1)
-        return cls(price, np.stack([outcomes(group) for group in groups]))
-
-    @property
-    def envelope(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean price (P,), ascending, and the best mean success up to it."""
-        price = self.price.mean(0)
-        order = np.argsort(price, kind="stable")
-        return price[order], np.maximum.accumulate(self.solved.mean((1, 2))[order])
-
-    def reach(self, level: float) -> tuple[float, bool] | None:
-        """(price that reaches the level, False where even the smallest budget does).
-
-        Linear in log price along the envelope; None where no budget reaches it.
-        """
-        x, best = self.envelope
-        if best[-1] < level - 1e-12:
-            return None
-        exact = best[0] < level or bool(np.isclose(best[0], level))
-        return float(np.exp(np.interp(level - 1e-12, best, np.log(x)))), exact
-
-
 def compute_ratio(
     flat_rows: pd.DataFrame,
     hier_rows: pd.DataFrame,
@@ -235,30 +193,47 @@ def compute_ratio(
     Both sets must be on the same trials and seeds; the price is the column `x`.
     """
     seeds = sorted(check_rows(pd.concat([flat_rows, hier_rows]))["seed"].unique())
-    curves = [_Curve.of(rows, x) for rows in (flat_rows, hier_rows)]
-    per_seed = {
-        int(seed): _ratio(*(_Curve(one.price[[i]], one.solved[:, [i]]) for one in curves), share)
-        for i, seed in enumerate(seeds)
-    }
-    (count, trials), draw = curves[0].solved.shape[1:], np.random.default_rng(0).integers
-    draws = []
-    for _ in range(resamples):
-        rows = draw(count, size=(count, 1)) if count > 1 else np.zeros((1, 1), int)
-        cells = (slice(None), rows, draw(trials, size=(1, trials)))
-        draws.append(_ratio(*(_Curve(one.price, one.solved[cells]) for one in curves), share).value)
+    planners = []
+    for rows in (flat_rows, hier_rows):
+        points = [group.sort_values("seed") for _, group in rows.groupby(POINT, sort=False)]
+        prices = np.stack([group[x].to_numpy(float) for group in points])  # (P, S)
+        planners.append((prices, np.stack([outcomes(group) for group in points])))  # (P, S, n)
+
+    def ratio(of: Any, cells: Any) -> Ratio:
+        """Priced as the seeds `of`, with the success of the cells (seeds, trials)."""
+        curves = (
+            _envelope(prices[:, of].mean(1), solved[:, *cells].mean((1, 2)))
+            for prices, solved in planners
+        )
+        return _ratio(*curves, share)
+
+    every = slice(None)
+    per_seed = {int(seed): ratio([i], ([i],)) for i, seed in enumerate(seeds)}
+    (count, trials), draw = planners[0][1].shape[1:], np.random.default_rng(0).integers
+    draws = [
+        ratio(every, (draw(count, size=(count, 1)), draw(trials, size=(1, trials)))).value
+        for _ in range(resamples)
+    ]
     known = np.array(draws)[~np.isnan(draws)]
     low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
-    return Ratios(per_seed, _ratio(*curves, share), float(low), float(high))
+    return Ratios(per_seed, ratio(every, (every,)), float(low), float(high))
 
 
-def _ratio(flat: _Curve, hier: _Curve, share: float) -> Ratio:
-    """NaN where the hierarchy solves nothing."""
-    level = share * float(hier.envelope[1][-1])
+def _envelope(price: np.ndarray, success: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Prices (P,), ascending, and the best success up to each."""
+    order = np.argsort(price, kind="stable")
+    return price[order], np.maximum.accumulate(success[order])
+
+
+def _ratio(flat: tuple, hier: tuple, share: float) -> Ratio:
+    """Of two envelopes; linear in log price between points. NaN where the hierarchy fails."""
+    level = share * float(hier[1][-1])
     if level <= 0:
         return Ratio(np.nan, "open", level)
-    (there, exact), here = hier.reach(level), flat.reach(level)
-    low = not exact or here is None
-    high = here is not None and not here[1]
-    bound = {(0, 0): "", (1, 0): "lower", (0, 1): "upper", (1, 1): "open"}[low, high]
-    spent = flat.envelope[0][-1] if here is None else here[0]
-    return Ratio(float(spent) / there, bound, level)
+    spent, first = [], []  # what the level takes, and whether the smallest budget is enough
+    for price, best in (flat, hier):
+        spent.append(float(np.exp(np.interp(level - 1e-12, best, np.log(price)))))
+        first.append(best[0] >= level and not np.isclose(best[0], level))
+    never = flat[1][-1] < level - 1e-12  # then its largest price stands for it
+    bound = {(0, 0): "", (1, 0): "lower", (0, 1): "upper", (1, 1): "open"}
+    return Ratio(spent[0] / spent[1], bound[first[1] or never, first[0]], level)

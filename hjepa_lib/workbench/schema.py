@@ -7,32 +7,25 @@ sentence before any work.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import itertools
+import re
 from collections.abc import Iterator
-from dataclasses import field
+from dataclasses import field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hjepa_lib.config import ConfigError, from_dict, leaves, read_yaml
+from hjepa_lib.config import Config, ConfigError, from_dict, leaves, profile, read_yaml
 from hjepa_lib.config.fields import Section
-from hjepa_lib.evaluation import FLOORS
+from hjepa_lib.evaluation import FLOORS, LEARNED
 from hjepa_lib.files import inside
 from hjepa_lib.runs.places import outputs_root, repository
-from hjepa_lib.workbench import experiment as parts
-from hjepa_lib.workbench.experiment import Experiment, Model
-
-_KINDS = {
-    "method": parts.PlannerCell,
-    "notebooks": parts.NotebookCell,
-    "call": parts.CallCell,
-}
+from hjepa_lib.workbench.experiment import Cell, Experiment, Model, PlannerCell, Unit
 
 RENAMED = {"recipes": "models", "rows": "table", "profile": "base.profile", "notebooks": "cells"}
 """Sections of 0.1.0, and what they are now."""
 
 
-class Sections(Section):
+class _File(Section):
     """What a file may hold."""
 
     name: str = ""
@@ -52,29 +45,36 @@ def read_experiment(
 
     `folder` holds its runs, `outputs/<name>` if not given.
     """
-    own = isinstance(source, dict)
-    path = "" if own else str(source)
+    path = "" if isinstance(source, dict) else str(source)
     with _about(path or name):
-        tree = source if own else read_yaml(source, "experiment file")
+        tree = read_yaml(source, "experiment file") if path else source
         tree = {key: value for key, value in _mapping(tree).items() if value is not None}
         for old in tree.keys() & RENAMED.keys():
             raise ConfigError(f"{old} is called {RENAMED[old]} now")
-        file = from_dict(Sections, tree)
-        name = parts.named(file.name or name or Path(path).stem)
+        file = from_dict(_File, tree)
+        name = _named(file.name or name or Path(path).stem)
         base = leaves(file.base)
         defaults = {"seeds": tree.get("seeds", [base.pop("seed", 0)])} | file.defaults
-        if odd := set(defaults) - {item.name for item in dataclasses.fields(parts.PlannerCell)}:
+        if odd := set(defaults) - set(PlannerCell.__dataclass_fields__):
             raise ConfigError(f"unknown key {min(odd)!r} in defaults")
-        models = _models(file.models, [_axis(*pair) for pair in file.grid.items()])
-        cells = [_cell(entry, defaults, {one.name for one in models}) for entry in file.cells]
-        if not cells:
+        start = profile(base.pop("profile", "laptop"))
+        models = _models(file, start, base)
+        units: list[Unit] = []
+        for entry in file.cells:
+            cell = _cell(entry, defaults, {one.name for one in models})
+            chosen = [one for one in models if cell.model in (one.name, "")]
+            if cell.method in FLOORS and not cell.model:  # nor is there a precision to measure
+                chosen = [Model("", "", {}, start.override(base | {"precision": "fp32"}))]
+            with _about(f"cell {cell.name!r}"):
+                if cell.name in {unit.cell.name for unit in units}:
+                    raise ConfigError("it is named twice")
+                units += _checked([*_units(cell, chosen)])
+        if not units:
             raise ConfigError("cells must be a list with at least one cell")
         folder = folder or outputs_root() / name
         table = Path(file.table or folder / "results.csv")
         table = table if table.is_absolute() else inside(repository(), str(table))
-        found = Experiment(name, path, table, base, models, cells, folder)
-        _check(found)
-    return found
+    return Experiment(name, path, start.profile, table, folder, units)
 
 
 @contextlib.contextmanager
@@ -92,82 +92,89 @@ def _mapping(node: Any) -> dict[str, Any]:
     return node
 
 
-def _models(named: dict[str, Any], axes: list[list[tuple]]) -> list[Model]:
+def _named(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
+        raise ConfigError(f"a name must be letters, digits and . _ + -, got {name!r}")
+    return name
+
+
+def _models(file: _File, start: Config, base: dict[str, Any]) -> list[Model]:
     """The named models (one without a name, if there is none), each once per point of the grid."""
-    models: dict[str, Model] = {}
-    for name, entry in named.items():
+    settings, roots = {"": {}}, {"": ""}
+    for name, entry in file.models.items():
         with _about(f"model {name!r}"):
-            given = {
-                "parent" if key == "from" else key: one for key, one in _mapping(entry).items()
-            }
-            model = from_dict(Model, {"name": parts.named(str(name)), **given})
-            settings = leaves(model.settings)
-            if odd := {"seed", "profile"} & set(settings):
-                raise ConfigError(f"it sets {min(odd)}, which belongs to the file")
-            if model.parent and model.parent not in models:
-                raise ConfigError(f"it is from {model.parent!r}, which no model above it is named")
-            if model.parent:
-                settings = models[model.parent].settings | settings
-            models[name] = dataclasses.replace(model, settings=settings)
+            entry = {"from": "", "settings": {}} | _mapping(entry)
+            for odd in entry.keys() - {"from", "settings"}:
+                raise ConfigError(f"unknown key {odd!r}")
+            parent, own = str(entry["from"]), leaves(_mapping(entry["settings"]))
+            for odd in {"seed", "profile"} & own.keys():
+                raise ConfigError(f"it sets {odd}, which belongs to the file")
+            if parent not in settings:
+                raise ConfigError(f"it is from {parent!r}, which no model above it is named")
+            name = _named(str(name))
+            settings[name], roots[name] = settings[parent] | own, roots[parent] or name
+    axes = [_axis(*pair) for pair in file.grid.items()]
     found = []
-    for model, point in itertools.product(models.values() or [Model("")], itertools.product(*axes)):
-        settings = dict(model.settings)
-        for *_, own in point:
-            settings |= own
-        swept = {axis: label for axis, label, _ in point}
-        found.append(dataclasses.replace(model, settings=settings, swept=swept))
+    for name, point in product(map(str, file.models) if file.models else [""], product(*axes)):
+        swept, changes = {}, base | settings[name]
+        for label, own in point:
+            swept |= label
+            changes |= own
+        model = Model(name, roots[name], swept, start)
+        with _about(f"model {model.title!r}"):
+            found.append(model._replace(config=start.override(changes)))
     return found
 
 
-def _axis(axis: str, node: Any) -> list[tuple[str, Any, dict[str, Any]]]:
-    """(axis, value or label, settings) of one entry of the grid."""
+def _axis(axis: str, node: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """({axis: value or label}, settings) of each choice of one entry of the grid."""
     if isinstance(node, list) and node:
-        return [(axis, value, {axis: value}) for value in node]
+        return [({axis: value}, {axis: value}) for value in node]
     with _about(axis):
         if not isinstance(node, dict) or not node:
             raise ConfigError(
                 f"it must be a list with at least one value, or labels with settings, got {node!r}"
             )
-        columns = (kind.__dataclass_fields__ for kind in _KINDS.values())
-        if "." in parts.named(axis) or any(axis in known for known in columns):
+        if "." in _named(axis) or axis in PlannerCell.__dataclass_fields__:
             raise ConfigError("labelled choices need a name that is no setting and no column")
-        return [(axis, label, leaves(_mapping(own))) for label, own in node.items()]
+        return [({axis: label}, leaves(_mapping(own))) for label, own in node.items()]
 
 
-def _cell(entry: Any, defaults: dict[str, Any], models: set[str]) -> parts.Cell:
-    kinds = [kind for kind in _KINDS if kind in _mapping(entry)]
-    name = "notebooks" if "notebooks" in kinds else str(entry.get("call", "")).split(":")[-1]
-    name = str(entry.get("name", name))
+def _cell(entry: Any, defaults: dict[str, Any], models: set[str]) -> Cell:
+    name = str(_mapping(entry).get("name", "notebooks" if "notebooks" in entry else ""))
     with _about(f"cell {name!r}"):
-        if len(kinds) != 1:
-            raise ConfigError("it needs one of method, notebooks and call")
-        kind = _KINDS[kinds[0]]
-        kept = {key: defaults[key] for key in kind.__dataclass_fields__ if key in defaults}
-        floor = entry.get("method") in FLOORS
-        if floor:  # defaults meant for the others: there is nothing to train
-            kept.pop("model", None)
-            kept.pop("cost", None)
-        cell = from_dict(kind, {"group": name, **kept, **entry, "name": name})
-        if cell.model not in models and (cell.model or (cell.method and not floor)):
+        if ("method" in entry) == ("notebooks" in entry):
+            raise ConfigError("it needs one of method and notebooks")
+        kind = PlannerCell if "method" in entry else Cell
+        kept = {key: defaults[key] for key in kind.__dataclass_fields__.keys() & defaults.keys()}
+        cell = from_dict(kind, {"group": name, **kept, **entry, "name": _named(name)})
+        if cell.model not in models and (cell.model or cell.method in LEARNED):
             raise ConfigError(f"it asks for the unknown model {cell.model!r}")
     return cell
 
 
-def _check(found: Experiment) -> None:
-    """ConfigError, naming model or cell, unless every unit can be built and has its stages."""
-    names = [cell.name for cell in found.cells]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"it names the cell {twice[0]!r} twice")
-    for model in found.models:
-        with _about(f"model {model.title!r}"):
-            found.config(model)
-    for cell in found.cells:
-        with _about(f"cell {cell.name!r}"):
-            units = found.units(cell)
-            if len({tuple(unit.key.items()) for unit in units}) < len(units):
-                raise ConfigError("it describes the same row twice")
-            for unit in units if cell.method else ():
-                if "l2" in unit.case.stages and unit.trained.level2.disable_l2:
-                    raise ConfigError("it plans with a level 2 that its model disables")
-                if "l3" in unit.case.stages and not unit.trained.level3.enabled:
-                    raise ConfigError("it plans with a level 3: its model needs level3.enabled")
+def _units(cell: Cell, models: list[Model]) -> Iterator[Unit]:
+    planner = isinstance(cell, PlannerCell)
+    points, budgets = [{}], (1.0,)
+    if planner:
+        points = [dict(zip(cell.grid, one, strict=True)) for one in product(*cell.grid.values())]
+        budgets = cell.budgets
+    for model in models:
+        configs = [cell.planned(model.config, one) if planner else model.config for one in points]
+        for seed in cell.seeds:
+            for point, config in zip(points, configs, strict=True):
+                own = replace(config, seed=seed)
+                yield from (Unit(cell, model, own, budget, point) for budget in budgets)
+
+
+def _checked(units: list[Unit]) -> list[Unit]:
+    """The units of a cell; ConfigError unless each is another one and has its stages."""
+    if len({tuple(unit.key.items()) for unit in units}) < len(units):
+        raise ConfigError("it describes the same row twice")
+    for unit in units:
+        stages = unit.case.stages if unit.case else ()
+        if "l2" in stages and unit.trained.level2.disable_l2:
+            raise ConfigError("it plans with a level 2 that its model disables")
+        if "l3" in stages and not unit.trained.level3.enabled:
+            raise ConfigError("it plans with a level 3: its model needs level3.enabled")
+    return units

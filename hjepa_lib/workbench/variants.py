@@ -19,7 +19,7 @@ from hjepa_lib.files import read_json, write_json
 from hjepa_lib.planning.agent import Agent
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
-from hjepa_lib.runs.keys import core_stages
+from hjepa_lib.runs.keys import core_stages, is_joint
 from hjepa_lib.runs.places import repository
 from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.workspace import Workspace
@@ -32,10 +32,7 @@ BASE = 20_312
 """Transitions of every variant whose group is about something else."""
 STEPS = 48
 """Open-loop steps at which variants are compared: far beyond what any of them is trained on."""
-EPOCHS_AT = 5_078
-_WHOLE = 5_078  # below it a validation share would be a large part of the data
-EVERYWHERE = 1e9
-"""`hierarchy.near` of a planner for which every goal is near."""
+_WHOLE = 5_078  # transitions: below it a validation share would be a large part of the data
 PAIRS: dict[str, dict[str, Any]] = {
     "small": {"level1.width": 16, "level1.latent_dim": 64, "level1.hidden": 128},
     "large": {"level1.width": 64, "level1.latent_dim": 256, "level1.hidden": 512},
@@ -46,20 +43,21 @@ JOINT: dict[str, dict[str, Any]] = {
     "joint-feedback": {"level2.feedback": True},
 }
 LATENTS = ("gaussian", "categorical", "fsq")
+_SHARED: dict[str, Any] = {
+    "level1.rollout": 8,
+    "level1.optim.batch": 16,  # more updates in the same time
+    "precision": "fp32",  # such narrow matrix products gain nothing from bf16
+}
 ENCODERS: dict[str, dict[str, Any]] = {
-    "transformer": {
+    "transformer": _SHARED
+    | {
         "level1.encoder": "vit",
         "level1.width": 64,
         "level1.predictor": "transformer",
         "level1.hidden": 64,
         "level1.pretrain_mask": 0.4,
     },
-    "convolutional": {},  # that of notebook 02
-}
-_ENCODERS_SHARE: dict[str, Any] = {
-    "level1.rollout": 8,
-    "level1.optim.batch": 16,  # more updates in the same time
-    "precision": "fp32",  # such narrow matrix products gain nothing from bf16
+    "convolutional": _SHARED,  # that of notebook 02
 }
 _ENCODED = 1_200  # trajectories for the distance head: a transformer encodes slowly
 LABELS = {name: f"flat, {name} level 1" for name in ENCODERS}
@@ -88,9 +86,9 @@ def designs(config: Config, updates: int) -> dict[str, dict[str, Any]]:
     levels at once, in batches of as many frames as level 1 alone; other latents of level 2."""
     level1, level2 = config.level1, config.level2
     base, states = size(config, BASE, updates), level2.macro_steps * level2.step_skip + 1
-    both = base | {"level2.train": "joint"}
+    batch = max(2, round(level1.optim.batch * level1.window / states))
+    both = base | {"level2.train": "joint", "level1.optim.batch": batch}
     both.pop("level2.optim.updates", None)  # counted with level 1's
-    both["level1.optim.batch"] = max(2, round(level1.optim.batch * level1.window / states))
     second = {"level2.optim.updates": min(2 * updates, level2.optim.updates)}
     return {
         **{f"size-{count}": size(config, count, updates) for count in SIZES},
@@ -106,10 +104,9 @@ def with_epochs(config: Config, epochs: int) -> dict[str, int]:
         raise ConfigError(f"epochs must be at least 1, got {epochs}")
     data = acquire(config.data, config.seed)
     lengths = data.split(config.data.val_fraction, config.seed)[0].lengths
-    level1, level2 = config.level1, config.level2
+    level2, joint = config.level2, is_joint(config)
     macro = level2.macro_steps * level2.step_skip + 1  # states of a level-2 window
-    joint = level2.train == "joint" and not level2.disable_l2
-    parts = {"level1": (lengths, macro if joint else level1.window)}
+    parts = {"level1": (lengths, macro if joint else config.level1.window)}
     if not (joint or level2.disable_l2):  # level 2 reads these latents only
         parts["level2"] = (lengths[: config.distance.trajectories], macro)
     found = {}
@@ -121,10 +118,10 @@ def with_epochs(config: Config, epochs: int) -> dict[str, int]:
 
 
 def epochs(config: Config, count: int, updates: int) -> dict[str, Any]:
-    """`count` passes of level 1 over the windows of `EPOCHS_AT` transitions; the head as ever."""
-    passes = with_epochs(config.override({"data.transitions": EPOCHS_AT}), count)
+    """`count` passes of level 1 over the windows of 5,078 transitions; the head as ever."""
+    passes = with_epochs(config.override({"data.transitions": _WHOLE}), count)
     name = "level1.optim.updates"
-    return size(config, EPOCHS_AT, updates) | {name: passes[name]}
+    return size(config, _WHOLE, updates) | {name: passes[name]}
 
 
 def encoder(config: Config, name: str, updates: int) -> dict[str, Any]:
@@ -135,12 +132,11 @@ def encoder(config: Config, name: str, updates: int) -> dict[str, Any]:
     own = budget(config, updates)
     changes = {key: value for key, value in own.items() if not key.startswith("level2")}
     changes["distance.trajectories"] = min(_ENCODED, config.distance.trajectories)
-    extra = max(1, changes["level1.optim.updates"] // 5)
+    count = changes["level1.optim.updates"]
+    extra = max(1, count // 5)
     if "level1.pretrain_mask" in ENCODERS[name]:
-        changes["level1.pretrain_updates"] = extra
-    else:
-        changes["level1.optim.updates"] += extra
-    return _ENCODERS_SHARE | ENCODERS[name] | changes
+        return ENCODERS[name] | changes | {"level1.pretrain_updates": extra}
+    return ENCODERS[name] | changes | {"level1.optim.updates": count + extra}
 
 
 def train(
@@ -169,7 +165,7 @@ class Measured(NamedTuple):
 
     def interval(self, level: str) -> Interval:
         """Median error of a level in px with its 95 % interval over windows."""
-        return bootstrap(self.errors[level], np.median, "trials", RESAMPLES)
+        return bootstrap(self.errors[level], np.median, RESAMPLES)
 
 
 def measure(
@@ -189,7 +185,6 @@ def measure(
     walks = long_walks(side.config.data, steps + 1, windows, side.config.seed)
     store = LatentStore(agent.level1, walks, windows, side.precision)
     curves = open_loop(agent, draw_windows(store, steps, windows))
-    errors = {level: curve.errors[:, -1] for level, curve in curves.items()}
     rows = [
         score(side, agent, method, cost, trials, name or "plain", planning)
         for method in methods
@@ -205,6 +200,7 @@ def measure(
         "probe_px": read_json(side.run.path / "l1" / "quality.json")["probe_px_encoder"],
     }
     label = name or re.sub(r"-s\d+-\w{8}$", "", side.run.path.name)
+    errors = {level: curve.errors[:, -1] for level, curve in curves.items()}
     return Measured(label, about, errors, rows)
 
 
@@ -225,7 +221,7 @@ def score(
 
 def inserted(planning: PlanningConfig) -> PlanningConfig:
     """Insertion without sub-goals: level 1 always aims at the goal, level 2 acts by its hooks."""
-    hierarchy = dataclasses.replace(planning.hierarchy, near=EVERYWHERE)
+    hierarchy = dataclasses.replace(planning.hierarchy, near=1e9)  # every goal is near
     return dataclasses.replace(planning, hierarchy=hierarchy)
 
 
@@ -238,14 +234,14 @@ def versus(first: Measured, second: Measured) -> list[dict[str, Any]]:
     found = []
     for level in first.errors.keys() & second.errors.keys() - {"stand still"}:
         errors = (second.errors[level], first.errors[level])
-        gap = bootstrap_difference(*errors, np.median, "trials", RESAMPLES)
+        gap = bootstrap_difference(*errors, np.median, RESAMPLES)
         found.append((f"{level}, px", gap, -gap.estimate, gap.low > 0 or gap.high < 0))
     solved, other = (
         {f"success, {row['method']}, {row['cost']}": row["solved"] for row in one.rows}
         for one in (first, second)
     )
     for what in solved.keys() & other.keys():
-        gap = bootstrap_difference(other[what], solved[what], redraw="trials")
+        gap = bootstrap_difference(other[what], solved[what])
         clear = mcnemar(solved[what], other[what]).p_value < 0.05
         found.append((what, gap, gap.estimate, clear))
     rows = []
@@ -268,8 +264,10 @@ def encoder_stage(ws: Workspace, updates: int) -> list[dict[str, Any]]:
         case = Case.of(side.config, "flat", "distance")
         result = scoring.play(side, stages.load_trained(side, stages.FLAT), case, pictures=False)
         rows.append(result.row | {"method": label})
-    floors = [scoring.play(side, None, Case.of(side.config, one)) for one in ("random", "oracle")]
-    rows = [floors[0].row, *rows, floors[1].row]
+    floor, ceiling = (
+        scoring.play(side, None, Case.of(side.config, one)).row for one in ("random", "oracle")
+    )
+    rows = [floor, *rows, ceiling]
     with ws.run.stage("pixel_planning", folder="pixels/planning") as folder:
         write_json(folder / "planning.json", rows)
     title = "A transformer or convolutions as level 1, on Two Rooms"

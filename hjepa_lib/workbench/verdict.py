@@ -8,14 +8,7 @@ import pandas as pd
 
 from hjepa_lib.evaluation.statistics import bootstrap_difference, mcnemar
 from hjepa_lib.files import WorkbookError
-from hjepa_lib.workbench.rows import (
-    POINT,
-    check_rows,
-    compute_ratio,
-    outcomes,
-    redraw,
-    split_finished,
-)
+from hjepa_lib.workbench.rows import POINT, check_rows, compute_ratio, outcomes, split_finished
 
 HIERARCHY, FLAT = "bar_l1l2_latent", "bar_flat_latent"
 """Cells of the pair that is compared at one budget, under the latent cost."""
@@ -30,39 +23,43 @@ def bar_pair(rows: pd.DataFrame) -> pd.DataFrame:
 def sentences(rows: pd.DataFrame) -> list[str]:
     """Markdown sentences on test trials; what the rows do not hold yet is left out."""
     test = rows[rows["split"] == "test"]
-
-    def finished(group: str, cost: str = "") -> pd.DataFrame:
-        part = test[(test["group"] == group) & test["cost"].isin([cost] if cost else test["cost"])]
-        return split_finished(part)[0]
-
-    bar, whole = finished("bar"), finished("p1")
-    found = [_pair_sentence(bar)] if {HIERARCHY, FLAT} <= set(bar["cell"]) else []
+    names = ("bar", "frontier", "p1", "p2_heldout", "p2_seen")
+    found = []
+    bar, frontier, whole, heldout, seen = (
+        split_finished(test[test["group"] == name])[0] for name in names
+    )
+    if {HIERARCHY, FLAT} <= set(bar["cell"]):
+        found.append(_pair_sentence(bar))
     for cost in ("latent", "distance"):
-        part = finished("frontier", cost)
+        part = frontier[frontier["cost"] == cost]
         if {"flat", "l1+l2"} <= set(part["method"]):
             found += [_best_sentence(part, cost), _ratio_sentence(part, cost)]
     if {"flat", "l1+l2"} <= set(whole["method"]):
         found.append(_whole_sentence(whole))
-    heldout, seen = finished("p2_heldout"), finished("p2_seen")
-    return found if heldout.empty else [*found, _layout_sentence(heldout, seen)]
+    return [*found, _layout_sentence(heldout, seen)] if len(heldout) else found
 
 
-def _pair_sentence(rows: pd.DataFrame) -> str:
-    *seeds, both = bar_pair(rows).itertuples()
-    two, flat = (rows[rows["cell"] == cell]["flops_per_step"].mean() for cell in (HIERARCHY, FLAT))
-    ends = (both.difference, both.difference_low, both.difference_high)
-    gap, low, high = (f"{100 * one:+.0f}" for one in ends)
-    return (
-        f"Latent cost, {two / 1e6:.0f} MFLOP per step for L1+L2 and {flat / 1e6:.0f} for flat, "
-        f"both tuned on validation trials: {_percent(one.first for one in seeds)} % against "
-        f"{_percent(one.second for one in seeds)} % (seeds {' / '.join(one.seed for one in seeds)}"
-        f", n = {rows['n'].iloc[0]} each), {gap} points ({low} to {high}); exact paired McNemar p "
-        f"per seed {' / '.join(f'{one.mcnemar_p:.0e}' for one in seeds)}."
-    )
+def _slashed(values: Iterable[object], form: str = "") -> str:
+    return " / ".join(format(value, form) for value in values)
 
 
 def _percent(rates: Iterable[float]) -> str:
-    return " / ".join(f"{100 * rate:.1f}" for rate in rates)
+    return _slashed((100 * rate for rate in rates), ".1f")
+
+
+def _pair_sentence(rows: pd.DataFrame) -> str:
+    pair = bar_pair(rows)
+    seeds, both = pair[:-1], pair.iloc[-1]
+    two, flat = (rows[rows["cell"] == cell]["flops_per_step"].mean() for cell in (HIERARCHY, FLAT))
+    ends = ("difference", "difference_low", "difference_high")
+    gap, low, high = (f"{100 * both[end]:+.0f}" for end in ends)
+    return (
+        f"Latent cost, {two / 1e6:.0f} MFLOP per step for L1+L2 and {flat / 1e6:.0f} for flat, "
+        f"both tuned on validation trials: {_percent(seeds['first'])} % against "
+        f"{_percent(seeds['second'])} % (seeds {_slashed(seeds['seed'])}, n = {rows['n'].iloc[0]} "
+        f"each), {gap} points ({low} to {high}); exact paired McNemar p per seed "
+        f"{_slashed(seeds['mcnemar_p'], '.0e')}."
+    )
 
 
 def _best_sentence(rows: pd.DataFrame, cost: str) -> str:
@@ -75,7 +72,7 @@ def _best_sentence(rows: pd.DataFrame, cost: str) -> str:
         "step"
         for one in best.itertuples()
     ]
-    low, high = rows["flops_per_step"].min() / 1e6, rows["flops_per_step"].max() / 1e6
+    low, high = rows["flops_per_step"].agg(["min", "max"]) / 1e6
     return (
         f"{cost.capitalize()} cost, best of all budgets from {low:.0f} to {high:.0f} MFLOP: "
         f"{', '.join(texts)} (n = {rows['n'].iloc[0]} a seed)."
@@ -84,12 +81,13 @@ def _best_sentence(rows: pd.DataFrame, cost: str) -> str:
 
 def _ratio_sentence(rows: pd.DataFrame, cost: str) -> str:
     found = compute_ratio(*(rows[rows["method"] == method] for method in ("flat", "l1+l2")))
-    per_seed = " / ".join(f"{_WORDS[one.bound]}{one.value:.2g}" for one in found.per_seed.values())
+    whole, *seeds = (
+        f"{_WORDS[one.bound]}{one.value:.2g}" for one in (found.pooled, *found.per_seed.values())
+    )
     return (
         f"{cost.capitalize()} cost, FLOPs of flat over those of L1+L2 where both reach 0.8 of the "
-        f"hierarchy's best ({100 * found.pooled.level:.0f} %): {_WORDS[found.pooled.bound]}"
-        f"{found.pooled.value:.2g} (95 % interval {found.low:.2g} to {found.high:.2g}; seeds: "
-        f"{per_seed})."
+        f"hierarchy's best ({100 * found.pooled.level:.0f} %): {whole} (95 % interval "
+        f"{found.low:.2g} to {found.high:.2g}; seeds: {_slashed(seeds)})."
     )
 
 
@@ -108,12 +106,12 @@ def _layout_sentence(heldout: pd.DataFrame, seen: pd.DataFrame) -> str:
     """Flat planning where walls and doors stand elsewhere in every trial."""
     texts = []
     for rows, where in ((heldout, "layouts of no training"), (seen, "those of the training")):
-        if not rows.empty:
+        if len(rows):
             part = check_rows(rows).sort_values("seed")
             texts.append(
-                f"{_percent(part['success_rate'])} % in {where} (seeds "
-                f"{' / '.join(part['seed'].astype(str))}, n = {part['n'].iloc[0]} each; within "
-                f"sqrt(2) px at some step {100 * part['success_first_1p41'].mean():.1f} %)"
+                f"{_percent(part['success_rate'])} % in {where} (seeds {_slashed(part['seed'])}, "
+                f"n = {part['n'].iloc[0]} each; within sqrt(2) px at some step "
+                f"{100 * part['success_first_1p41'].mean():.1f} %)"
             )
     return f"Random layouts, flat, distance cost, within 4.5 px at the end: {', '.join(texts)}."
 
@@ -132,11 +130,11 @@ def paired(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     one, two = outcomes(first), outcomes(second)
     seeds, lines = [*map(str, sorted(first["seed"])), "all"], []
     for seed, a, b in zip(seeds, [*one[:, None], one], [*two[:, None], two], strict=True):
-        gap, low, high = bootstrap_difference(a, b, redraw=redraw(a))
-        test = mcnemar(a.ravel(), b.ravel())
+        gap, low, high = bootstrap_difference(a, b)
+        won, lost, p = mcnemar(a.ravel(), b.ravel())
         line = {"seed": seed, "first": a.mean(), "second": b.mean(), "difference": gap}
-        line |= {"difference_low": low, "difference_high": high, "only_first": test.only_first}
-        lines.append(line | {"only_second": test.only_second, "mcnemar_p": test.p_value})
+        line |= {"difference_low": low, "difference_high": high}
+        lines.append(line | {"only_first": won, "only_second": lost, "mcnemar_p": p})
     return pd.DataFrame(lines)
 
 
