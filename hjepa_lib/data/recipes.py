@@ -64,11 +64,13 @@ def generate(
     exclude_door: str = "",
     noise: float = NOISE,
     source: str = "generated",
+    states: int = 0,
 ) -> Trajectories:
     """Exactly `transitions` transitions of a recipe; equal arguments give equal data.
 
     `layouts` is a name known to `layout_set` or an array (K, 2); each trajectory draws one. An own
-    world (`source`) is walked freely. `noise` (px) acts with `bounce` only.
+    world (`source`) is walked freely. `noise` (px) acts with `bounce` only. `states` stands for the
+    recipe's own number per trajectory.
     """
     world, rule, named = find_world(source), RECIPES[recipe], isinstance(layouts, str)
     if world is None:
@@ -77,6 +79,7 @@ def generate(
         raise WorkbookError(f"recipe {recipe} needs two rooms; an own world has none")
     elif not named or layouts != "fixed":
         raise WorkbookError("an own world has one layout, so data.layouts must be fixed")
+    rule = rule._replace(states=states, keep=0) if states else rule
     pool = layout_set(layouts, exclude_wall, exclude_door) if named else layouts
     per = (rule.keep or rule.states) - 1
     count = math.ceil(transitions / per)
@@ -96,7 +99,7 @@ def generate(
     generator, made, done = torch.Generator().manual_seed(seed), [], 0
     while done < count:
         part = kappa[done : done + _CHUNK]
-        made.append(_chunk(world, recipe, part, pool, generator, dynamics, noise))
+        made.append(_chunk(world, recipe, rule, part, pool, generator, dynamics, noise))
         done += len(made[-1][0])
     positions, actions, layout = map(torch.cat, zip(*made, strict=True))
     actions = torch.nn.functional.pad(actions, (0, 0, 0, 1))  # a last state has no action
@@ -107,11 +110,11 @@ def generate(
 
 
 def _chunk(
-    world: type[World] | None, recipe: str, kappa: Tensor, pool: np.ndarray,
+    world: type[World] | None, recipe: str, rule: Recipe, kappa: Tensor, pool: np.ndarray,
     generator: torch.Generator, dynamics: str, noise: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Positions (n, L, 2), actions (n, L - 1, 2), layouts (n, 2); n <= len(kappa)."""
-    n, rule = len(kappa), RECIPES[recipe]
+    n = len(kappa)
     layout, built = Layout.of(torch.zeros(n, 2)), torch.zeros(n, dtype=torch.bool)
     if world is None:
         layout = Layout.of(pool[torch.randint(len(pool), (n,), generator=generator).numpy()])

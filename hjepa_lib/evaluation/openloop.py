@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.config import DataConfig, PlanningConfig
-from hjepa_lib.data.recipes import RECIPES, SMOOTH, STEP_HIGH, STEP_MEAN, random_motion
+from hjepa_lib.data.recipes import STEP_HIGH, STEP_MEAN, generate
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.evaluation.horizons import Curve
 from hjepa_lib.models.distance import Probe
@@ -21,8 +21,7 @@ from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.planning.agent import Agent
 from hjepa_lib.training.latents import LatentBatch, LatentStore
 from hjepa_lib.training.probes import rmse_px
-from hjepa_lib.worlds.base import find_world
-from hjepa_lib.worlds.layout import Layout, layout_set
+from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.trials import Trials
 from hjepa_lib.worlds.two_rooms import TwoRooms
 
@@ -41,37 +40,10 @@ def draw_windows(store: LatentStore, horizon: int, count: int = WINDOWS) -> Late
 
 
 def long_walks(data: DataConfig, states: int, count: int, seed: int) -> Trajectories:
-    """`count` fresh trajectories of `states` states with the motion and dynamics of the recipe.
-
-    Longer than the recipe's own they are chained: each further piece brings new actions, and the
-    dot goes on from where it is.
-    """
-    generator = torch.Generator().manual_seed(HELD_OUT + seed)
-    rule = RECIPES[data.recipe]
-    layouts = layout_set(data.layouts, data.exclude_wall, data.exclude_door)
-    layout = Layout.of(layouts[torch.randint(len(layouts), (count,), generator=generator).numpy()])
-    kappa = torch.full((count,), rule.kappa)
-    if data.recipe == "mixture":
-        kappa[: int(data.good_fraction * count)] = SMOOTH
-    pieces, starts = [], []
-    for _ in range(0, states - 1, rule.states - 1):
-        built = torch.rand(count, generator=generator) < rule.rate
-        first, actions = random_motion(layout, rule.states - 1, kappa, built, generator)
-        starts.append(first)
-        pieces.append(actions)
-    actions = torch.cat(pieces, 1)[:, : states - 1]
-    own = find_world(data.source)
-    episodes = (own or TwoRooms)(layout, data.dynamics, seed=seed)
-    start = starts[0] if own is None else episodes.sample_start_goal(generator)[0]
-    positions = [episodes.reset(start)]
-    positions += [episodes.step(action) for action in actions.unbind(1)]
-    return Trajectories(
-        torch.stack(positions, 1).flatten(0, 1),
-        torch.cat([actions, torch.zeros(count, 1, 2)], 1).flatten(0, 1),
-        torch.full((count,), states),
-        layout.pairs().to(torch.int16),
-        {"source": data.source, "recipe": data.recipe, "held_out": True, "seed": seed},
-    )
+    """`count` fresh trajectories of `states` states with the motion and dynamics of the recipe."""
+    names = ("recipe", "layouts", "dynamics", "good_fraction", "exclude_wall", "exclude_door")
+    own = {name: getattr(data, name) for name in (*names, "source")}
+    return generate(transitions=count * (states - 1), seed=HELD_OUT + seed, states=states, **own)
 
 
 # --- errors in px -----------------------------------------------------------------------------
