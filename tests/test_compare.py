@@ -139,7 +139,12 @@ def test_sides_one_after_the_other_and_from_scratch(write, folder, capsys):
         ({"data__transitions": 2001}, {}, True, "must agree on data.transitions"),
         ({}, {"level2__disable_l2": True}, False, "config_l2 sets level2.disable_l2=true"),
         ({}, {"level2__train": "joint"}, False, "add --l2_from_scratch"),
-        ({"level2__disable_l2": False, "level2__train": "joint"}, {}, True, "config_l1 trains"),
+        (
+            {"level2__disable_l2": False, "level2__train": "joint"},
+            {},
+            True,
+            "config_l1 sets level2.train=joint: set",
+        ),
         ({"evaluation__protocol": "p2_seen"}, {}, True, "config_l1 sets evaluation.protocol"),
         ({}, {"level2__z_dim": 3, "planning__flat__horizon": 9}, False, ""),
         ({}, {"level1__hidden": 20, "level2__train": "joint"}, True, ""),
