@@ -4,45 +4,26 @@ import json
 import math
 import sys
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_pixels import collected, numbered, skilled
+from tiny_pixels import Counting, collected, numbered, skilled
 
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.files import FileError, WorkbookError, read_json, save_npy, write_json
 from hjepa_lib.pixels import checks, figures
 from hjepa_lib.pixels import collect as collecting
 from hjepa_lib.pixels.collect import acquire, collect, record
-from hjepa_lib.pixels.env import make_env, stack_frames
+from hjepa_lib.pixels.env import PixelObservation, make_env, stack_frames
 from hjepa_lib.pixels.transitions import Transitions, scaled
 
 
 @pytest.fixture(scope="module")
 def drift():
     return collect(collected(), 0)
-
-
-class Flat(gymnasium.Env):
-    """Black frames, and `reward` at each of three steps; actions are 3 to 6."""
-
-    action_space = spaces.Discrete(4, start=3)
-    observation_space = spaces.Box(0, 255, (1, 16, 16), np.uint8)
-
-    def __init__(self, reward=0.0):
-        self.reward = reward
-
-    def reset(self, *, seed=None, options=None):
-        self.left = 3
-        return np.zeros((1, 16, 16), np.uint8), {}
-
-    def step(self, action):
-        self.left -= 1
-        return np.zeros((1, 16, 16), np.uint8), self.reward, self.left == 0, False, {}
 
 
 def test_stacks_repeat_the_first_frame_and_stay_in_their_episode():
@@ -141,11 +122,12 @@ def test_colour_and_continuous_actions_are_kept(tmp_path):
     assert torch.equal(Transitions.load(data.save(tmp_path)).action, data.action)
 
 
-def test_discrete_actions_are_stored_from_zero_and_the_environment_is_closed():
-    env, closed = Flat(), []
-    env.close = lambda: closed.append(True)
+def test_discrete_actions_are_stored_from_zero_and_the_environment_is_closed(monkeypatch):
+    env, closed = PixelObservation(Counting(3), 16), []
+    env.action_space = spaces.Discrete(4, start=3)
+    monkeypatch.setattr(Counting, "close", lambda self: closed.append(True))
     assert set(record(env, lambda _: 4, collected(), 0).action.tolist()) == {1} and closed
-    env.reward = math.nan
+    env.env.reward = math.nan
     with pytest.raises(WorkbookError, match="the environment returned the reward nan"):
         record(env, lambda _: 4, collected(), 0)
     assert len(closed) == 2

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_pixels import Counting
 
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import EnvironmentConfig, PixelsConfig
@@ -28,31 +29,6 @@ from hjepa_lib.pixels.env import (
 )
 from hjepa_lib.pixels.worlds import DRIFT_ID, PUSH_ID, WindEnv
 from hjepa_lib.worlds import ENV_ID
-
-
-class Counting(gymnasium.Env):
-    """Frame k of an episode is k everywhere, its reward is k; ends after `length` steps."""
-
-    observation_space = spaces.Box(0, 255, (16, 16, 1), np.uint8)
-    action_space = spaces.Discrete(3)
-
-    def __init__(self, length=5, cut=False, render_mode=None):
-        self.length, self.cut, self.render_mode = length, cut, render_mode
-        self.actions = []
-
-    def _frame(self):
-        return np.full((16, 16, 1), self.count, np.uint8)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.count = 0
-        return self._frame(), {}
-
-    def step(self, action):
-        self.count += 1
-        self.actions.append(action)
-        over = self.count >= self.length
-        return self._frame(), float(self.count), over and not self.cut, over and self.cut, {}
 
 
 class Picky(Counting):

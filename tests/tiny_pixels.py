@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
+from gymnasium import spaces
 
 from hjepa_lib.config import Config, profile
 from hjepa_lib.config.pixels import PixelsConfig
@@ -133,6 +135,33 @@ def skilled(**changes: Any) -> PixelsConfig:
     """`collected` by 128 steps of PPO with a small policy, actions repeated twice."""
     small = {"data__method": "ppo", "data__episodes": 3, "ppo__policy": "MlpPolicy"}
     return collected(**small | {"ppo__epochs": 1, "data__transitions": 240} | changes)
+
+
+class Counting(gymnasium.Env):
+    """Frame k of an episode is k everywhere, its reward is k; ends after `length` steps."""
+
+    observation_space = spaces.Box(0, 255, (16, 16, 1), np.uint8)
+    action_space = spaces.Discrete(3)
+    reward = 1.0
+
+    def __init__(self, length: int = 5, cut: bool = False, render_mode: str | None = None) -> None:
+        self.length, self.cut, self.render_mode = length, cut, render_mode
+        self.actions = []
+
+    def _frame(self):
+        return np.full((16, 16, 1), self.count, np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self._frame(), {}
+
+    def step(self, action):
+        self.count += 1
+        self.actions.append(action)
+        over = self.count >= self.length
+        reward = self.reward * self.count
+        return self._frame(), reward, over and not self.cut, over and self.cut, {}
 
 
 def numbered(lengths: list[int], stack: int = 3, skip: int = 0) -> Transitions:
