@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 from tiny import digest
-from tiny_pixels import SHAPES, tiny_config, tiny_pixels, tiny_transitions, tiny_workspace
+from tiny_pixels import (
+    SHAPES,
+    dotted,
+    fresh,
+    tiny_config,
+    tiny_pixels,
+    tiny_transitions,
+    tiny_workspace,
+)
 
 from hjepa_lib.config import ConfigError, from_dict
 from hjepa_lib.config.pixels import MODELS, RewardConfig
@@ -48,7 +56,11 @@ def ws(pixel_run, monkeypatch):
     return pixel_run
 
 
-# --- keys -------------------------------------------------------------------------------------
+def beside(ws, name, root=None, **changes):
+    """A run of the same data with some settings of `pixels` changed."""
+    return tiny_workspace(root or ws.run.path.parent, ws.config.override(dotted(changes)), name)
+
+
 @functools.cache
 def keys_of(seed=0, **changes):
     config = tiny_config(**changes).override({"seed": seed})
@@ -62,29 +74,26 @@ def changed(**changes):
 
 def test_a_stage_is_shaped_by_all_that_its_inputs_were_shaped_by():
     """I2: heads, decoders and the comparison follow their model, its data and the seed."""
-    every = set(keys_of())
     whole = {"comparison", "rewards"}
-    assert changed(seed=1) == changed(data__episodes=9) == every
+    assert changed(seed=1) == changed(data__episodes=9) == set(keys_of())
     jepa = {"jepa_s0", "heads_jepa_s0", "decoder_jepa_s0"} | whole
     assert changed(jepa__target="none") == jepa | {"enc_dec_jepa_s0", "heads_enc_dec_jepa_s0"}
-    two = {"vjepa2_s0", "heads_vjepa2_s0", "decoder_vjepa2_s0", "random_vit_s0"} | whole
-    two |= {"heads_random_vit_s0"}
+    two = {f"{kind}{name}_s0" for kind in ("", "heads_") for name in ("vjepa2", "random_vit")}
+    two |= whole | {"decoder_vjepa2_s0"}
     assert changed(vjepa2__stage1__mask=0.7) == two | {"vjepa2_stage1_s0"}
     assert changed(vjepa2__stage2__dropout=0.5) == two
     assert changed(reward__dropout=0.5) == {f"heads_{name}_s0" for name in COMPARED} | whole
-    assert changed(decoder__source="online") == {f"decoder_{n}_s0" for n in DECODED} | {
-        "comparison"
-    }
+    decoders = {f"decoder_{name}_s0" for name in DECODED}
+    assert changed(decoder__source="online") == decoders | {"comparison"}
     assert changed(log_every=7, reward__log_every=7, reward__seeds=3, grid__size=9) == set()
 
 
 def test_models_of_another_seed_or_other_data_are_never_taken(ws):
     """I1, I3: a run of seed 1 has nothing of seed 0; other data, nothing that saw these."""
-    root = ws.run.path.parent
-    same = Workspace("test", Run.create("same", ws.config, root))
+    same = Workspace("test", Run.create("same", ws.config, ws.run.path.parent))
     assert digest(load_model(same, "jepa", 0)) == digest(load_model(ws, "jepa", 0))
     assert same.origin("jepa_s0") == "tiny" and not same.run.done("enc_dec_s0")
-    other = tiny_workspace(root, ws.config.override({"seed": 1}), "seed1")
+    other = tiny_workspace(same.run.path.parent, ws.config.override({"seed": 1}), "seed1")
     assert digest(load_model(other, "jepa", 0)) != digest(load_model(ws, "jepa", 0))
     assert other.origin("jepa_s0") == "this run"
 
@@ -99,23 +108,15 @@ def test_what_was_made_on_a_model_is_stale_when_the_model_is_made_again(tmp_path
     assert not ws.done(stage_of(ws, "heads_random_s0"))
 
 
-def test_tables_of_another_form_are_never_taken():
-    """Their keys are others than when rewards were rows and columns had their words."""
-    found = pixel_stages(tiny_config())
-    assert {name for name, one in found.items() if one.recipe == 2} == {"rewards", "comparison"}
-
-
 def test_the_table_has_the_order_of_the_seed():
     """TRAIN-1: data, models in turn, then heads on all of them, then decoders."""
-    names = list(pixel_stages(tiny_config(seeds=2)))
-    per_seed = [
-        [f"{name}_s{n}" for name in ("enc_dec", "enc_dec_jepa", "jepa", "vjepa2_stage1", "vjepa2",
-                                     "random", "random_vit")]
-        + [f"heads_{name}_s{n}" for name in (*MODELS, "random", "random_vit")]
-        + [f"decoder_{name}_s{n}" for name in ("jepa", "vjepa2")]
-        for n in (0, 1)
-    ]  # fmt: skip
-    assert names == ["pixel_data", *per_seed[0], *per_seed[1], "rewards", "comparison"]
+    stages = pixel_stages(tiny_config(seeds=2))
+    parts = [*MODELS[:3], "vjepa2_stage1", "vjepa2", "random", "random_vit"]
+    parts += [f"heads_{name}" for name in COMPARED] + [f"decoder_{name}" for name in DECODED]
+    per_seed = [f"{name}_s{n}" for n in (0, 1) for name in parts]
+    assert [*stages] == ["pixel_data", *per_seed, "rewards", "comparison"]
+    # Rewards were rows and columns had their words: tables of that form are never taken.
+    assert {name for name, one in stages.items() if one.recipe == 2} == {"rewards", "comparison"}
     with pytest.raises(ConfigError, match="no stage 'decoder_enc_dec_s0' with these settings"):
         stage_of(type("ws", (), {"config": tiny_config()}), "decoder_enc_dec_s0")
 
@@ -129,7 +130,6 @@ def test_models_of_a_named_run_are_taken_as_they_are(ws):
     assert taking.origin("jepa_s0") == "tiny" and taking.origin("heads_jepa_s0") == "this run"
 
 
-# --- models -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", [*MODELS, "random", "random_vit"])
 def test_a_stored_model_gives_equal_outputs(ws, name):
     """TRAIN-5: by its documented name, frozen, in eval mode; a finished stage yields nothing."""
@@ -145,7 +145,7 @@ def test_a_stored_model_gives_equal_outputs(ws, name):
 
 
 def test_a_foreign_or_damaged_file_is_one_sentence(tmp_path):
-    save_model(tmp_path, build_pixel_model("enc_dec", tiny_pixels(), SHAPES))
+    save_model(tmp_path, fresh("enc_dec"))
     (tmp_path / "best_stage1_model.json").write_text('{"kind": "level1"}')
     for name, message in (
         ("enc_dec_jepa", "does not describe a pixel enc_dec_jepa"), ("jepa", "cannot read"),
@@ -154,7 +154,7 @@ def test_a_foreign_or_damaged_file_is_one_sentence(tmp_path):
         with pytest.raises(FileError, match=message):
             models.load_model(tmp_path, name)
     with pytest.raises(FileError, match="was made for another config"):
-        fill_model(tmp_path, build_pixel_model("enc_dec", tiny_pixels(action_dim=9), SHAPES))
+        fill_model(tmp_path, fresh("enc_dec", action_dim=9))
 
 
 def test_results_say_what_makes_them_comparable(ws):
@@ -192,7 +192,6 @@ def test_untrained_encoders_are_those_that_the_models_begin_with(ws):
     assert digest(vit.encoder) == digest(MaskedPrediction(ws.config.pixels, SHAPES).online)
 
 
-# --- logs -------------------------------------------------------------------------------------
 WANTED = {
     "enc_dec_s0": "vicreg_cov", "jepa_s0": "weight_difference",
     "decoder_jepa_s0": "mse_reconstruction", "heads_jepa_s0_reward_mlp": "lr",
@@ -237,8 +236,7 @@ def test_every_model_is_drawn_on_the_same_samples(ws, monkeypatch):
 
 def test_the_decoder_learns_and_leaves_the_model_alone(ws):
     """MOD-10."""
-    changes = {"pixels.decoder.optim.updates": 60, "pixels.decoder.optim.lr": 3e-3}
-    own = tiny_workspace(ws.run.path.parent, ws.config.override(changes), "longer")
+    own = beside(ws, "longer", decoder__optim__updates=60, decoder__optim__lr=3e-3)
     before = fingerprint(load_model(own, "jepa", 0))
     reports = list(train(own, "decoder_jepa_s0"))
     assert fingerprint(load_model(own, "jepa", 0)) == before
@@ -255,19 +253,16 @@ def test_what_the_decoder_reads_is_a_setting(ws):
     """Imagined, online and target latents differ, so do the decoders."""
     found = [digest(load_decoder(ws, "jepa", 0))]
     for source in ("online", "target"):
-        config = ws.config.override({"pixels.decoder.source": source})
-        found.append(digest(load_decoder(tiny_workspace(ws.run.path.parent, config, source),
-                                         "jepa", 0)))  # fmt: skip
+        own = beside(ws, source, decoder__source=source)
+        found.append(digest(load_decoder(own, "jepa", 0)))
     assert len(set(found)) == 3
 
 
-# --- loading (TRAIN-6) ------------------------------------------------------------------------
 @pytest.mark.parametrize("skip", [False, True])
 def test_training_starts_from_a_loaded_file_and_may_be_skipped(ws, tmp_path, skip):
     """Good path: loaded, trained or skipped as asked; a file of another kind is not looked at."""
-    path = str(ws.run.stage_folder("jepa_s0"))
-    loading = {"pixels.loading.path": path, "pixels.loading.skip_training": skip}
-    other = tiny_workspace(tmp_path, ws.config.override(loading | {"pixels.optim.updates": 3}))
+    loading = {"loading__path": str(ws.run.stage_folder("jepa_s0")), "loading__skip_training": skip}
+    other = beside(ws, "other", tmp_path, **loading, optim__updates=3)
     assert (list(train(other, "jepa_s0")) == []) == skip
     assert (digest(load_model(other, "jepa", 0)) == digest(load_model(ws, "jepa", 0))) == skip
     assert list(train(other, "enc_dec_s0"))  # another kind
@@ -281,11 +276,11 @@ def test_training_starts_from_a_loaded_file_and_may_be_skipped(ws, tmp_path, ski
 
 def test_the_kind_of_loaded_weights_decides_which_model_takes_them(tmp_path):
     """TRAIN-6, F9: weights of a JEPA go into the JEPA, whatever else lies at the path."""
-    stored = build_pixel_model("jepa", tiny_pixels(), SHAPES)
+    stored = fresh("jepa")
     path, found = save_model(tmp_path, stored, "weights.v1"), {}  # a name with a dot of its own
     for kind in ("jepa", "std_enc_dec"):
         config = tiny_config(loading__path=f"{path}.safetensors", loading__kind=kind)
-        model = build_pixel_model("jepa", config.pixels, SHAPES)
+        model = fresh("jepa", seed=1)
         makers.start_from_file(tiny_workspace(tmp_path, config, kind), model)
         found[kind] = digest(model) == digest(stored)
     assert found == {"jepa": True, "std_enc_dec": False}
@@ -299,8 +294,7 @@ def test_a_bad_path_is_warned_about_and_trained_without(tmp_path):
 
 def test_a_frozen_jepa_is_loaded_and_never_trained(ws, tmp_path):
     path = str(ws.run.stage_folder("jepa_s0") / "best_jepa.safetensors")
-    frozen = ws.config.override({"pixels.jepa.frozen": True, "pixels.loading.path": path})
-    one = tiny_workspace(tmp_path, frozen, "frozen")
+    one = beside(ws, "frozen", tmp_path, jepa__frozen=True, loading__path=path)
     assert list(train(one, "jepa_s0")) == []
     assert digest(load_model(one, "jepa", 0)) == digest(load_model(ws, "jepa", 0))
     alone = tiny_workspace(tmp_path, tiny_config(jepa__frozen=True), "alone")
@@ -308,7 +302,6 @@ def test_a_frozen_jepa_is_loaded_and_never_trained(ws, tmp_path):
         list(train(alone, "jepa_s0"))
 
 
-# --- reward heads -----------------------------------------------------------------------------
 def test_heads_score_every_model_alike_and_leave_it_unchanged(ws):
     found, facts = {}, {}
     for name in COMPARED:
