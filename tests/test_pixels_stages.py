@@ -292,6 +292,15 @@ def test_a_bad_path_is_warned_about_and_trained_without(tmp_path):
         assert list(train(tiny_workspace(tmp_path, config), "jepa_s0"))
 
 
+def test_loaded_weights_are_scored_without_dropout(ws, tmp_path):
+    path = str(ws.run.stage_folder("enc_dec_s0"))
+    loading = {"path": path, "kind": "std_enc_dec", "skip_training": True}
+    own = beside(ws, "loaded", tmp_path, **{f"loading__{key}": one for key, one in loading.items()})
+    assert list(train(own, "enc_dec_s0")) == []
+    found, wanted = (load_result(one, "enc_dec_s0")["frames"] for one in (own, ws))
+    assert found == pytest.approx(wanted)
+
+
 def test_a_frozen_jepa_is_loaded_and_never_trained(ws, tmp_path):
     path = str(ws.run.stage_folder("jepa_s0") / "best_jepa.safetensors")
     one = beside(ws, "frozen", tmp_path, jepa__frozen=True, loading__path=path)

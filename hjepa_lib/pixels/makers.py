@@ -105,10 +105,11 @@ def facts_of(ws: Workspace, name: str, number: int, work: Fit | None = None) -> 
     }  # fmt: skip
     if work is None:
         return facts
-    batches = batches_sha256(len(parts[0]), work.config.batch, seed)
-    trained = {"updates": work.update, "skipped": work.skipped, "best_loss": work.best_loss}
-    early = {"early_stopping": work.config.patience > 0}
-    return facts | trained | early | {"batches_sha256": batches}
+    return facts | {
+        "batches_sha256": batches_sha256(len(parts[0]), work.config.batch, seed),
+        "early_stopping": work.config.patience > 0, "best_loss": work.best_loss,
+        "updates": work.update, "skipped": work.skipped,
+    }  # fmt: skip
 
 
 def make_model(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
@@ -121,12 +122,21 @@ def make_model(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[
         optim = ws.config.pixels.optim_of(name)
         work = yield from run_fit(ws, name, number, model, parts, optim, predict)
         work.load_best()
-    result = facts_of(ws, name, number, work) | _size(model) | {"loaded": loaded}
-    if loaded:
-        result["batches_sha256"] = ""  # other batches made these weights, alone or before
+    result = facts_of(ws, name, number, work)
+    if loaded:  # other batches made these weights, alone or before
+        result |= {"loaded": True, "batches_sha256": ""}
+    _store(ws, folder, model, result, predict)
+
+
+def _store(
+    ws: Workspace, folder: Path, model: Any, result: dict[str, Any], predict: Predict | None,
+    **base: Any,
+) -> None:  # fmt: skip
+    """A model as it is now, frozen, and what is said of it: size, and errors of what it draws."""
+    result["parameters"] = {"total": count_parameters(model)}  # those that were trained
+    models.save_model(folder, model.eval().requires_grad_(False), **base)
     if predict is not None:
-        result["frames"] = frame_scores(predict, *parts, ws.device)
-    models.save_model(folder, model.eval().requires_grad_(False))
+        result["frames"] = frame_scores(predict, *make_transitions(ws), ws.device)
     write_json(folder / RESULT, result)
 
 
@@ -173,15 +183,8 @@ def make_decoder(ws: Workspace, folder: Path, name: str, number: int) -> Iterato
     decoder.to(ws.device)
     work = yield from run_fit(ws, f"decoder_{name}", number, decoder, data, config.optim, predict)
     work.load_best()
-    result = facts_of(ws, name, number, work) | _size(decoder)
     base = {"base": model.name, "input_dim": model.latent_dim}
-    models.save_model(folder, decoder.eval().requires_grad_(False), **base)
-    write_json(folder / RESULT, result | {"frames": frame_scores(predict, *parts, ws.device)})
-
-
-def _size(model: Any) -> dict[str, dict[str, int]]:
-    """Trained weights; to be asked before the model is frozen."""
-    return {"parameters": {"total": count_parameters(model)}}
+    _store(ws, folder, decoder, facts_of(ws, name, number, work), predict, **base)
 
 
 def make_heads(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
