@@ -303,9 +303,7 @@ def other_values(leaf, value):
     if isinstance(value, str):
         return [value + "x"]
     high = float(allowed.strip("[])").split(", ")[1])
-    if math.isinf(high):
-        return [value * 1.5 + 0.1]
-    return [(value + (high if value != high else 0)) / 2]
+    return [value * 1.5 + 0.1 if math.isinf(high) else (value + high * (value != high)) / 2]
 
 
 def turned(condition, on, config):
@@ -453,23 +451,19 @@ def planning_print(method, config):
 
 def fingerprint(leaf, config):
     """What the setting is there for, as a hash."""
-    section = leaf.split(".")[0]
-    if leaf.startswith("level1.pretrain_"):
-        return training_print("pretraining", config)
-    if leaf == "level1.refine_updates":
-        return training_print("refinement", config)
-    if leaf in ("seed", "precision"):
-        return training_print("level1", config)
+    section, part = (*leaf.split("."), "")[:2]
     if section == "data":
         return data_print(config)
-    if section == "level2":
-        return training_print("joint" if config.level2.train == "joint" else "level2", config)
     if leaf == "level3.enabled":
         return digest(learned(config))
     if section == "planning":
         methods = {"hierarchy": "l1+l2", "level3": "l1+l2+l3"}
-        return planning_print(methods.get(leaf.split(".")[1], "flat"), config)
-    return training_print(section, config)
+        return planning_print(methods.get(part, "flat"), config)
+    if section == "level2":
+        return training_print("joint" if config.level2.train == "joint" else "level2", config)
+    kinds = {"seed": "level1", "precision": "level1", "refine_updates": "refinement"}
+    kinds |= dict.fromkeys(("pretrain_mask", "pretrain_updates"), "pretraining")
+    return training_print(kinds.get(part or section, section), config)
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,7 @@ def arrays(trajectories=3, length=10):
 
 
 def npz_bytes(**content):
-    buffer = io.BytesIO()
-    np.savez(buffer, **content)
+    np.savez(buffer := io.BytesIO(), **content)
     return buffer.getvalue()
 
 
@@ -52,30 +51,28 @@ def archive(path, members):
 
 @pytest.fixture
 def serve(tmp_path, monkeypatch):
-    """The transport is the function that it gets; the list tells how often it was asked."""
+    """Function of a transport, which is a mock from then on; the cache is empty."""
     monkeypatch.setenv("HJEPA_CACHE", str(tmp_path / "cache"))
 
     def serve(transport):
-        calls = []
-        monkeypatch.setattr(published, "fetch", lambda path: calls.append(path) or transport(path))
-        return calls
+        monkeypatch.setattr(published, "fetch", mock.Mock(side_effect=transport))
+        return published.fetch
 
     return serve
 
 
-def tar_of(**members):
-    """A transport that writes a tar.gz of `members`; GOOD stands for its published name."""
-    return lambda path: archive(path, {{"GOOD": GOOD}.get(k, k): v for k, v in members.items()})
+def tar_of(name, content):
+    """A transport that writes a tar.gz with one file."""
+    return lambda path: archive(path, {name: content})
 
 
 def test_loader_recovers_trajectories(tmp_path):
     """PL12: one trajectory is enough, and frames in the file are not read."""
-    path = tmp_path / "a.npz"
+    path, content = tmp_path / "a.npz", arrays()
     data = load_npz_trajectories(files.save_npz(path, observations=np.array("unread"), **arrays(1)))
-    assert data.count == 1 and data.lengths.tolist() == [10]
-    content = arrays()
-    data = load_npz_trajectories(files.save_npz(tmp_path / "a.npz", **content))
-    assert data.count == 3 and data.lengths.tolist() == [10] * 3 and data.transitions == 27
+    assert data.lengths.tolist() == [10]
+    data = load_npz_trajectories(files.save_npz(path, **content))
+    assert data.lengths.tolist() == [10] * 3 and data.transitions == 27
     assert np.array_equal(data.positions.numpy(), content["locations"])
     positions, actions = data.one(1)
     assert np.array_equal(actions.numpy(), content["actions"][10:19])
@@ -133,25 +130,23 @@ def test_every_loader_error_is_named(tmp_path, name, change, message):
 
 def test_download_once_record_and_verify(serve, tmp_path):
     """D4: whichever folder a run lies in, the archive is fetched once."""
-    calls, folder = serve(tar_of(GOOD=npz_bytes(**arrays()))), tmp_path / "cache"
+    fetch, folder = serve(tar_of(GOOD, npz_bytes(**arrays()))), tmp_path / "cache"
     for _ in range(2):
         data = acquire(PUBLISHED, 0)
         assert data.transitions == 20 and "fallback" not in data.meta
-    assert len(calls) == 1
+    assert fetch.call_count == 1
     assert (data.meta["source"], data.meta["recipe"]) == ("published", "good")
     path = folder / "wall_data.tar.gz"
-    record = files.read_json(f"{path}.sha256.json")
-    assert record["sha256"] == files.sha256(path)
+    assert files.read_json(f"{path}.sha256.json")["sha256"] == files.sha256(path)
     left = {item.name for item in folder.iterdir() if not item.name.endswith(".lock")}
     assert left == {path.name, f"{path.name}.sha256.json", Path(GOOD).name}
     path.write_bytes(b"changed")
-    with pytest.raises(FileError, match="does not match the SHA-256"):
-        published.download()
-    path.unlink()
-    serve(tar_of(x=b"y"))
-    with pytest.raises(FileError, match="does not match the SHA-256"):  # other content than before
-        published.download()
-    assert not path.exists()
+    serve(tar_of("x", b"y"))
+    for _ in range(2):  # changed in the cache, then other content than before
+        with pytest.raises(FileError, match="does not match the SHA-256"):
+            published.download()
+        path.unlink(missing_ok=True)
+    assert published.fetch.call_count == 1
 
 
 def test_the_cache_is_in_the_home_folder_by_default(monkeypatch):
@@ -193,8 +188,8 @@ def test_only_a_missing_network_falls_back_to_generated_data(serve, capsys):
         (web_page, "good", "no whole tar archive"),
         (cut_short, "good", "no whole tar archive"),
         (full_disk, "good", "No space left on device"),
-        (tar_of(other=b""), "good", "holds no file called good_quality"),
-        (tar_of(GOOD=npz_bytes(actions=np.zeros((2, 2)))), "good", "no array 'locations'"),
+        (tar_of("other", b""), "good", "holds no file called good_quality"),
+        (tar_of(GOOD, npz_bytes(actions=np.zeros((2, 2)))), "good", "no array 'locations'"),
         (offline, "mixture", "data.recipe=mixture was not published; there are good"),
     ],
 )
@@ -216,18 +211,18 @@ def test_gdown_errors_become_one_sentence(tmp_path, monkeypatch):
     import requests
 
     crowded = gdown.exceptions.FileURLRetrievalError("too many users\n\n  try later")
-    for error, kind, message in (
-        (crowded, FileError, r"failed: too many users try later$"),
-        (requests.ConnectionError("no route"), published.NoNetwork, r"failed: no route$"),
+    asked = mock.Mock(side_effect=[crowded, requests.ConnectionError("no route")])
+    monkeypatch.setattr(gdown, "download", asked)
+    for kind, message in (
+        (FileError, "too many users try later"),
+        (published.NoNetwork, "no route"),
     ):
-        asked = mock.Mock(side_effect=error)
-        monkeypatch.setattr(gdown, "download", asked)
-        with pytest.raises(kind, match=message) as caught:
+        with pytest.raises(kind, match=f"failed: {message}$") as caught:
             published.fetch(tmp_path / "a.tar.gz")
         assert type(caught.value) is kind
-        seen = asked.call_args.kwargs
-        assert seen["id"] == published.FILE_ID and seen["timeout"][0] == 10
-        assert seen["resume"] is True and seen["retries"] == 3  # D3
+    seen = asked.call_args.kwargs
+    assert seen["id"] == published.FILE_ID and seen["timeout"][0] == 10
+    assert seen["resume"] is True and seen["retries"] == 3  # D3
 
 
 def test_extraction_stays_in_its_folder(tmp_path):
@@ -238,8 +233,7 @@ def test_extraction_stays_in_its_folder(tmp_path):
         link = tarfile.TarInfo("link.npz")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
         tar.addfile(link)
-    cut = archive(folder / "c.tar.gz", {"big.npz": np.random.RandomState(0).bytes(50_000)})
-    cut.write_bytes(cut.read_bytes()[:25_000])
+    cut_short(folder / "c.tar.gz")
     assert extract(path, "good.npz").read_bytes() == b"y"
     assert extract(path, "evil.npz") == folder / "evil.npz"
     assert not [item for item in tmp_path.rglob("evil.npz") if item.parent != folder]
@@ -255,12 +249,15 @@ def test_a_file_by_path_and_conflicting_settings(tmp_path):
     assert data.transitions == 27 == data.meta["transitions"] and data.meta["requested"] == 1000
     assert data.meta["sha256"] == files.sha256(path)
     empty = files.save_npz(tmp_path / "b.npz", **{k: rows[:0] for k, rows in arrays().items()})
-    for wrong, message in ((empty, r"must be \(N, 2\)"), (tmp_path / "none.npz", "No such file")):
-        with pytest.raises(FileError, match=message):
-            acquire(DataConfig(source=str(wrong)), 0)
-    for change in ({"layouts": "random"}, {"dynamics": "bounce"}):
-        with pytest.raises(ValueError, match=r"data.layouts=fixed and data.dynamics=blocked"):
-            acquire(DataConfig(source=str(path), **change), 0)
+    only = r"data.layouts=fixed and data.dynamics=blocked"
+    for source, change, message in (
+        (empty, {}, r"must be \(N, 2\)"),
+        (tmp_path / "none.npz", {}, "No such file"),
+        (path, {"layouts": "random"}, only),
+        (path, {"dynamics": "bounce"}, only),
+    ):
+        with pytest.raises(files.WorkbookError, match=message):
+            acquire(DataConfig(source=str(source), **change), 0)
 
 
 @pytest.mark.skipif(not REFERENCE, reason="HJEPA_REFERENCE_DATA is not set")

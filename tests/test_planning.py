@@ -16,10 +16,10 @@ from tiny import digest, make_agent, seeded, tiny_config
 
 from hjepa_lib.config import Config, ConfigError, PlannerConfig, profile
 from hjepa_lib.planning import interval, levels
-from hjepa_lib.planning.levels import PrimitiveLevel, clip_norm, reduce_horizon
+from hjepa_lib.planning.levels import PrimitiveLevel, reduce_horizon
 from hjepa_lib.planning.planner import Planner
 from hjepa_lib.planning.search import search, shift_plan, softmin_weights
-from hjepa_lib.worlds.base import trial_noise
+from hjepa_lib.worlds.base import clip_norm, trial_noise
 
 METHODS = ("mppi", "cem", "gradient")
 SPACES = ("none", "concat", "only", "learned")

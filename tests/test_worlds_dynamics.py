@@ -76,10 +76,8 @@ def test_slide_is_put_inside_the_room_but_not_off_a_lip():
 
 
 def test_bounce_noise_points_back_and_has_the_stated_size():
-    n = 20_000
-    start = torch.tensor([[29.5, 40.0]]).repeat(n, 1)
-    action, layout = torch.tensor([[5.0, 0.0]]).repeat(n, 1), Layout.fixed(n)
-    end = step(start, action, layout, "bounce", seeded())
+    start, action = torch.tensor([[29.5, 40.0], [5.0, 0.0]])[:, None].expand(-1, 20_000, -1)
+    end = step(start, action, Layout.fixed(20_000), "bounce", seeded())
     assert (end[:, 0] < 31).all()
     assert float(end[:, 1].std()) == pytest.approx(0.5, rel=0.03)
     # Normal part: 31 - |n|, n of 0.5 px, whose mean is 0.5 * sqrt(2 / pi).
@@ -141,14 +139,13 @@ def test_blocked_agrees_with_sampling_the_segment(xs, action, row):
     start, move_by = torch.tensor([xs]), torch.tensor([action])
     if not inside(start, layout).all() or move_by.norm() < 0.01:
         return
-    share = torch.linspace(0, 1, 4001)[:, None]
-    grid = layout.index([0] * 4001)
-    slack = inside(start + share * move_by * 1.003, grid).all()  # clearly free
-    sampled = inside(start + share * move_by * 0.997, grid).all()  # not clearly blocked
-    new = step(start, move_by, layout, "blocked")
-    if slack:
+    way, new = (
+        torch.linspace(0, 1, 4001)[:, None] * move_by,
+        step(start, move_by, layout, "blocked"),
+    )
+    if inside(start + way * 1.003, layout).all():  # clearly free
         assert torch.equal(new, start + move_by)
-    if not sampled:
+    if not inside(start + way * 0.997, layout).all():  # clearly blocked
         assert torch.equal(new, start)
 
 

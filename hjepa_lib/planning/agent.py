@@ -12,14 +12,8 @@ from torch import Tensor
 
 from hjepa_lib.config import ConfigError, PlanningConfig
 from hjepa_lib.files import FileError, WorkbookError
-from hjepa_lib.models.checkpoint import (
-    TrainedMacro,
-    fingerprint,
-    load_distance,
-    load_level1,
-    load_level2,
-    load_probe,
-)
+from hjepa_lib.models import checkpoint
+from hjepa_lib.models.checkpoint import TrainedMacro
 from hjepa_lib.models.distance import Distance, Geometry, LatentGeometry, Probe
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import Level2
@@ -166,8 +160,8 @@ def load_agent(
     l3: Path | None = None,
 ) -> Agent:  # fmt: skip
     """Build the agent from stage folders; FileError names what is missing or does not fit."""
-    level1, probe = load_level1(l1), load_probe(l1)
-    distance = load_distance(l1) if (l1 / "distance.json").exists() else None
+    level1, probe = checkpoint.load_level1(l1), checkpoint.load_probe(l1)
+    distance = checkpoint.load_distance(l1) if (l1 / "distance.json").exists() else None
     level2, level3 = (_load_macro(folder, l1, level1, device) for folder in (l2, l3))
     for module in filter(None, (level1, probe, distance)):
         module.to(device).eval().requires_grad_(False)
@@ -182,14 +176,14 @@ def _load_macro(folder: Path | None, l1: Path, level1: Jepa, device: str) -> Tra
     """Level 2 or 3, frozen on the device."""
     if folder is None:
         return None
-    model, reach, box, trained_on = load_level2(folder)
+    model, reach, box, trained_on = checkpoint.load_level2(folder)
     name = f"level {folder.name[-1]} in {folder}"
     if model.latent_dim != level1.latent_dim:
         raise FileError(
             f"{name} reads latents of width {model.latent_dim}, "
             f"level 1 in {l1} makes {level1.latent_dim}"
         )
-    if trained_on and trained_on != fingerprint(level1):
+    if trained_on and trained_on != checkpoint.fingerprint(level1):
         raise FileError(f"{name} was trained on another level 1 than that in {l1}")
     model.to(device).eval().requires_grad_(False)
     return TrainedMacro(model, reach, None if box is None else box.to(device), trained_on)

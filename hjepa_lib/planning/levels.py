@@ -9,17 +9,12 @@ from hjepa_lib.config import ConfigError, HierarchyConfig, PlannerConfig, Search
 from hjepa_lib.models.distance import Geometry
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import Imagined, Level2
+from hjepa_lib.worlds.base import clip_norm
 
 CHUNK = 4096  # candidates rolled out at once, at most
 FEWEST = 512  # below this, matrix products get slower
 NUMBERS = 1 << 22  # of one chunk's latents (H * D each): 16 MB, near the CPU's cache
 ON_CUDA = 16  # times as many there (256 MB): launches of small chunks cost more than memory
-
-
-def clip_norm(actions: Tensor, cap: float) -> Tensor:
-    """(..., A) px -> same direction, Euclidean norm <= cap."""
-    norm = actions.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    return actions * (cap / norm).clamp(max=1.0)
 
 
 def reduce_horizon(costs: Tensor, config: SearchConfig, in_steps: bool) -> Tensor:

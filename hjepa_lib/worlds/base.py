@@ -35,6 +35,12 @@ def trial_noise(
     return torch.from_numpy(numbers)
 
 
+def clip_norm(actions: Tensor, cap: float) -> Tensor:
+    """(..., A) px -> same direction, Euclidean norm <= cap."""
+    norm = actions.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return actions * (cap / norm).clamp(max=1.0)
+
+
 class World:
     """B episodes with a state each; an own world has all methods, and what differs of the rest.
 

@@ -7,6 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
+from hjepa_lib.worlds.base import clip_norm
 from hjepa_lib.worlds.layout import Layout
 
 CLEARANCE = 0.5  # px from the door lips, which `oracle_action` never touches
@@ -58,5 +59,4 @@ def oracle_action(position: Tensor, goal: Tensor, layout: Layout, cap: float) ->
     lengths, ways = _paths(position, goal, layout, CLEARANCE)
     best = lengths.min(1).indices
     move = ways.gather(1, best[:, None, None].expand(-1, 1, 2))[:, 0] - position  # (B, 2)
-    norm = move.norm(dim=-1, keepdim=True)
-    return move * (cap / norm.clamp_min(1e-12)).clamp(max=1)
+    return clip_norm(move, cap)

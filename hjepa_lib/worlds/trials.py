@@ -19,7 +19,6 @@ from hjepa_lib.worlds.base import World
 from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.two_rooms import TwoRooms, inside
 
-PROTOCOLS = ("p1", "p2_seen", "p2_heldout")
 SPLITS = ("validation", "test")
 ROWS = 500
 """Rows of every committed file."""

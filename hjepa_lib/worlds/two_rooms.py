@@ -80,34 +80,26 @@ def step(
 
 def _first_hit(position: Tensor, action: Tensor, layout: Layout) -> tuple[Tensor, ...]:
     """First line met: time (B,) (> 1 if none), its coordinate (B,), axis (B, 2) bool, lip (B,)."""
-    x, y = position.unbind(-1)
-    dx, dy = action.unbind(-1)
-    right, down = dx > 0, dy > 0
-    edge_x = torch.where(right, HIGH, LOW).to(x)
-    edge_y = torch.where(down, HIGH, LOW).to(x)
+    right, down = (action > 0).unbind(-1)
+    edge_x, edge_y = (torch.where(ahead, HIGH, LOW).to(position) for ahead in (right, down))
     # From inside the wall body (starts of the public data) the far face.
+    x = position[:, 0]
     ahead = torch.where(right, x <= layout.left, x < layout.right)
     face = torch.where(ahead, layout.left, layout.right)
-    lip = torch.where(down, layout.bottom, layout.top)
-    t_edge_x, t_edge_y = _time(edge_x - x, dx), _time(edge_y - y, dy)
-    t_face, t_lip = _time(face - x, dx), _time(lip - y, dy)
-    y_face, x_lip = y + t_face * dy, x + t_lip * dx
-    closed = (y_face < layout.top) | (y_face > layout.bottom)
-    t_face = torch.where(closed, t_face, float("inf"))
-    in_door = (x_lip >= layout.left) & (x_lip <= layout.right)
     # Only the lip ahead, so it is met from inside: from outside the face would come first.
-    t_lip = torch.where(in_door, t_lip, float("inf"))
-    times = torch.stack((t_lip, t_face, t_edge_x, t_edge_y), -1)  # (B, 4), ties: this order
-    time, which = times.min(-1)
-    plane = torch.stack((lip, face, edge_x, edge_y), -1).gather(-1, which[:, None])[:, 0]
+    lip = torch.where(down, layout.bottom, layout.top)
+    lines, across = torch.stack((lip, face, edge_x, edge_y), -1), [1, 0, 0, 1]  # (B, 4), their axis
+    gap, speed = lines - position[:, across], action[:, across]
+    towards = (speed != 0) & (gap * speed.sign() >= 0)
+    times = torch.where(towards, gap / torch.where(speed == 0, 1, speed), float("inf"))
+    x_lip, y_face = (position + times[:, :2] * action).unbind(-1)
+    in_door = (x_lip >= layout.left) & (x_lip <= layout.right)
+    closed = (y_face < layout.top) | (y_face > layout.bottom)
+    times[:, :2].masked_fill_(~torch.stack((in_door, closed), -1), float("inf"))
+    time, which = times.min(-1)  # ties: in the order of the lines
+    plane = lines.gather(-1, which[:, None])[:, 0]
     vertical = (which == 1) | (which == 2)
     return time, plane, torch.stack((vertical, ~vertical), -1), which == 0
-
-
-def _time(gap: Tensor, speed: Tensor) -> Tensor:
-    """Steps until a line `gap` px ahead is met; infinite when moving along or away from it."""
-    towards = (speed != 0) & (gap * speed.sign() >= 0)
-    return torch.where(towards, gap / torch.where(speed == 0, 1, speed), float("inf"))
 
 
 class TwoRooms(World):
