@@ -194,7 +194,7 @@ def test_the_plans_of_a_perfect_model_keep_their_promise():
     agent = exact_agent(
         encode=lambda frames: start, planner=lambda *_: planner, autocast=contextlib.nullcontext
     )
-    tasks = Trials(start, start, Layout.fixed(4), "left room", "")
+    tasks = Trials.of(start, start, Layout.fixed(4), "left room")
     found = openloop.plan_errors(agent, PlanningConfig(), tasks)
     assert found.errors.shape == (4, 12)
     assert np.abs(found.errors).max() < 1e-4

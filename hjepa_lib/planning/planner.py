@@ -40,11 +40,6 @@ class Plan(NamedTuple):
         """(B, H2, D) level-2 imagined latents, None when flat."""
         return self.above[0].macro if self.above else None
 
-    @property
-    def subgoal(self) -> Tensor | None:
-        """(B, D) the latent handed to level 1, None when flat."""
-        return self.above[0].subgoal if self.above else None
-
 
 class Layer:
     """A level at work: its clock, its warm start and, above level 1, what it hands down.

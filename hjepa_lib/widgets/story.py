@@ -23,7 +23,7 @@ from hjepa_lib.planning.agent import P1_CAP, Agent
 from hjepa_lib.worlds.layout import DOOR_RANGE, HIGH, LOW, WALL_RANGE, Layout
 from hjepa_lib.worlds.oracle import oracle_length
 from hjepa_lib.worlds.rendering import render, render_walls
-from hjepa_lib.worlds.trials import Trials, content_hash
+from hjepa_lib.worlds.trials import Trials
 from hjepa_lib.worlds.two_rooms import TwoRooms, inside
 
 AHEAD = 16  # steps of the open-loop prediction
@@ -96,8 +96,7 @@ def trials_of(scene: Scene, companions: int = 0, row: int = 0) -> Trials:
     layout = Layout.of([[scene.wall_x, scene.door_y]] * count)
     start, goal = TwoRooms(layout).sample_start_goal(torch.Generator().manual_seed(0))
     start[0], goal[0] = torch.tensor([scene.start, scene.goal])
-    rows = tuple(range(row, row + count))
-    return Trials(start, goal, layout, "scene", content_hash(start, goal, layout), rows=rows)
+    return Trials.of(start, goal, layout, "scene", first=row)
 
 
 # --- stories ----------------------------------------------------------------------------------

@@ -34,18 +34,24 @@ class Trials(NamedTuple):
     layout: Layout  # n rows
     name: str
     sha256: str
+    numbers: tuple[int, ...]  # of the trials in their file, which their noise belongs to
     world: type[World] = TwoRooms
-    rows: tuple[int, ...] = ()  # their numbers in the file; () counts from 0
+
+    @staticmethod
+    def of(
+        start: Tensor, goal: Tensor, layout: Layout, name: str, world: type[World] = TwoRooms,
+        first: int = 0,
+    ) -> Trials:  # fmt: skip
+        """Numbered from `first`; hashed: float32 columns start, goal and the int16 one layout."""
+        columns = ((start, "<f4"), (goal, "<f4"), (layout.pairs(), "<i2"))
+        parts = [np.ascontiguousarray(part.numpy(), kind).tobytes() for part, kind in columns]
+        numbers = tuple(range(first, first + len(start)))
+        return Trials(start, goal, layout, name, files.sha256(b"".join(parts)), numbers, world)
 
     @property
     def count(self) -> int:
         """Number of trials n (`len` of a NamedTuple would count its fields)."""
         return self.start.shape[0]
-
-    @property
-    def numbers(self) -> tuple[int, ...]:
-        """(n,) their numbers in the file, which their noise belongs to."""
-        return self.rows or tuple(range(self.count))
 
     def first(self, n: int) -> Trials:
         """The first n trials; WorkbookError when there are fewer."""
@@ -57,8 +63,8 @@ class Trials(NamedTuple):
         """Some of these trials, under the numbers that they have in their file."""
         places = list(places)
         start, goal, layout = self.start[places], self.goal[places], self.layout.index(places)
-        rows = tuple(self.numbers[place] for place in places)
-        return self._replace(start=start, goal=goal, layout=layout, rows=rows)
+        numbers = tuple(self.numbers[place] for place in places)
+        return self._replace(start=start, goal=goal, layout=layout, numbers=numbers)
 
     def begin(self, dynamics: str, seed: int) -> World:
         """The world of these trials, each at its start, with the noise of its number."""
@@ -68,25 +74,13 @@ class Trials(NamedTuple):
         return world
 
 
-def content_hash(start: Tensor, goal: Tensor, layout: Layout) -> str:
-    """SHA-256 of the float32 columns start, goal and the int16 column layout, in this order."""
-    columns = ((start, "<f4"), (goal, "<f4"), (layout.pairs(), "<i2"))
-    parts = [np.ascontiguousarray(part.numpy(), kind).tobytes() for part, kind in columns]
-    return files.sha256(b"".join(parts))
-
-
-def _drawn(world: type[World], layout: Layout, generator: torch.Generator, name: str) -> Trials:
-    start, goal = world(layout).sample_start_goal(generator)
-    return Trials(start, goal, layout, name, content_hash(start, goal, layout), world)
-
-
 def make_trials(layouts: np.ndarray, n: int, seed: int) -> Trials:
     """n new trials in rooms drawn from `layouts` (K, 2), a function of the seed (PL2)."""
     if n < 1:
         raise files.WorkbookError(f"n must be at least 1, got {n}")
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randint(len(layouts), (n,), generator=generator).numpy()
-    return _drawn(TwoRooms, Layout.of(layouts[rows]), generator, f"custom_{seed}")
+    layout = Layout.of(layouts[torch.randint(len(layouts), (n,), generator=generator).numpy()])
+    return Trials.of(*TwoRooms(layout).sample_start_goal(generator), layout, f"made_{seed}")
 
 
 def own_trials(world: type[World], split: str, n: int) -> Trials:
@@ -95,7 +89,8 @@ def own_trials(world: type[World], split: str, n: int) -> Trials:
         raise files.WorkbookError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
     generator = torch.Generator().manual_seed(1000 + SPLITS.index(split))
     layout, name = Layout.of(np.zeros((ROWS, 2))), f"{world.__name__}_{split}"
-    return _drawn(world, layout, generator, name).first(n)
+    drawn = world(layout).sample_start_goal(generator)
+    return Trials.of(*drawn, layout, name, world).first(n)
 
 
 def save_trials(path: str | Path, trials: Trials) -> Path:
@@ -115,7 +110,7 @@ def read_trials(path: str | Path) -> Trials:
     layout = Layout.of(arrays["layout"])
     if not (inside(start, layout) & inside(goal, layout)).all():  # nor are NaN
         raise files.FileError(f"{path}: a start or goal lies in a wall or outside the rooms")
-    return Trials(start, goal, layout, Path(path).stem, content_hash(start, goal, layout))
+    return Trials.of(start, goal, layout, Path(path).stem)
 
 
 def load_trials(protocol: str, split: str, n: int = 100) -> Trials:
