@@ -95,7 +95,6 @@ JOINT, RANDOM = "level2.train=joint,", "level1.static_dim=4,data.layouts=random,
             r"^pixels\.environment\.frame_skip must be 0 when action_repeat is above 1$",
         ),
         ("pixels.environment.id= ", "id is empty; name a Gymnasium environment"),
-        # C2: what the audit of the seeds found accepted in the profiles laptop and smoke
         ("pixels.optim.epochs=77", r"^pixels\.optim\.epochs needs pixels\.optim\.updates=0"),
     ],
 )
@@ -250,7 +249,6 @@ def test_presets_hold_the_published_coefficients():
     large = (3.9843, 6.9238, 0.24535, 0.74242, 1.072)
     for name, weights, lr, updates in (
         ("pldm_634", (2.2, 13, 0.19, 0.5, 2), 0.00075, 790),
-        ("pldm_325k", large, 0.00025, 25_400),
         ("pldm_3m", large, 0.000175, 96_000),
         ("pldm_length17", (3, *large[1:]), 0.0007, 29_000),
         ("pldm_v2", (*large[:4], 0), 0.000175, 96_000),

@@ -79,12 +79,8 @@ def test_the_library_has_no_hard_device_print_or_lookup_by_name(pattern):
     """PL9: no `.cuda()`; house style: no prints below the command line, no eval, no globals."""
     speaking = {"__main__.py", "runs/command.py", "runs/colab.py", "workbench/__init__.py"}
     # Commands, which talk to people.
-    speaking |= {
-        "pixels/command.py",
-        "grids/stages.py",
-        "workbench/bench.py",
-        "workbench/gpu_check.py",
-    }
+    speaking |= {"pixels/command.py", "grids/stages.py"}
+    speaking |= {"workbench/bench.py", "workbench/gpu_check.py"}
     # Where inputs come from, and what was not done, is told where a reader sees it.
     speaking |= {"runs/workspace.py", "runs/run.py", "runs/stages.py", "data/published.py"}
     for path in LIBRARY.rglob("*.py"):

@@ -99,7 +99,8 @@ class Planner:
         hierarchy: HierarchyConfig | None = None,
     ) -> None:  # fmt: skip
         self.layers, self.seed, self.every, self.hierarchy = layers, seed, every, hierarchy
-        self.level1, self.level2 = (*(layer.level for layer in layers), None)[:2]
+        self.level1 = layers[0].level
+        self.level2 = layers[1].level if len(layers) > 1 else None
         self.geometry = self.level1.geometry
         self.reset()
 
@@ -125,8 +126,8 @@ class Planner:
                 here = self.geometry.between(self.geometry.embed(latent), goal)  # (B,)
                 near = here <= self.hierarchy.near * layer.reach
                 target = torch.where(near[:, None], goal, self.geometry.embed(layer.subgoal))
-        found, *above = (layer.search for layer in self.layers)
-        lost = torch.stack([one.lost for one in (found, *above)]).any(0)  # (B,)
+        lost = torch.stack([layer.search.lost for layer in self.layers]).any(0)  # (B,)
+        found = self.layers[0].search
         actions = found.plan.masked_fill(lost[:, None, None], torch.nan)
         handed = [Handed(one.macro, one.subgoal, one.search.effective) for one in self.layers[1:]]
         return Plan(actions, found, near, tuple(handed), self.context)
