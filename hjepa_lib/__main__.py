@@ -19,6 +19,7 @@ import tyro
 
 from hjepa_lib.config import Config
 from hjepa_lib.files import WorkbookError
+from hjepa_lib.runs import machine
 from hjepa_lib.runs.command import (
     PretrainedCommand,
     ReportCommand,
@@ -28,6 +29,8 @@ from hjepa_lib.runs.command import (
     TrainCommand,
     TrialsCommand,
 )
+from hjepa_lib.runs.places import repository
+from hjepa_lib.runs.run import Run
 
 _CONFIGS = Path(__file__).resolve().parent / "configs"
 
@@ -107,8 +110,6 @@ class GalleryCommand:
 
     def __call__(self) -> int:
         from hjepa_lib import readme
-        from hjepa_lib.runs.places import repository
-        from hjepa_lib.runs.run import Run
 
         root = repository()
         if self.pixels:
@@ -168,7 +169,6 @@ class GridCommand(RunOptions):
 
     def __call__(self) -> int:
         from hjepa_lib.grids import stages
-        from hjepa_lib.runs import machine
         from hjepa_lib.runs.workspace import Workspace
 
         if self.action == "table":
@@ -207,7 +207,6 @@ class VJepa2Command(RunOptions):
 
     def __call__(self) -> int:
         from hjepa_lib.pixels import command as vjepa2command
-        from hjepa_lib.runs.run import Run
 
         if self.action == "evaluate":
             used = ("action", "name", "stage", "device", "tracking")
@@ -218,7 +217,6 @@ class VJepa2Command(RunOptions):
     def settings(self, base: Config | None = None) -> Config:
         """The config asked for, with the options that stand for a setting."""
         from hjepa_lib.pixels.command import checkpoints
-        from hjepa_lib.runs.run import Run
 
         known = Run.open(self.name) if self.resume else None
         chosen = checkpoints(self.stage, self.stage1_checkpoint, self.stage2_checkpoint, known)
@@ -238,7 +236,6 @@ class AuxiliaryCommand(RunOptions):
 
     def __call__(self) -> int:
         from hjepa_lib.pixels import studies
-        from hjepa_lib.runs import machine
 
         self.refuse_all_but(("losses", "name", "profile", "config", "set", "seed"), "auxiliary")
         machine.set_up()

@@ -6,15 +6,15 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from hjepa_lib.config import Config, ConfigError, load_yaml, parse_overrides, settings_text
 from hjepa_lib.config import profile as make_profile
-
-if TYPE_CHECKING:
-    from hjepa_lib.runs.run import Run
+from hjepa_lib.runs import notebooks as runner
+from hjepa_lib.runs.places import new_name
+from hjepa_lib.runs.run import Run
 
 
 @dataclass(kw_only=True)
@@ -54,9 +54,6 @@ class RunOptions:
 
     def open_run(self) -> Run:
         """The run asked for, made or continued."""
-        from hjepa_lib.runs.places import new_name
-        from hjepa_lib.runs.run import Run
-
         if self.resume:
             run = Run.open(self.name)
             run.require(self.settings(run.config))
@@ -83,9 +80,6 @@ class RunCommand(RunOptions):
     """Which ones, such as 01-05 or 01,03."""
 
     def __call__(self) -> int:
-        from hjepa_lib.runs import notebooks as runner
-        from hjepa_lib.runs.run import Run
-
         notebooks = runner.select_notebooks(self.notebooks)
         config = Run.open(self.name).config if self.resume else self.settings()
         runner.prepare(config, notebooks, self.yes)
@@ -124,9 +118,6 @@ class ReportCommand:
     """Name of the run; the latest if empty."""
 
     def __call__(self) -> int:
-        from hjepa_lib.runs import notebooks as runner
-        from hjepa_lib.runs.run import Run
-
         runner.finish(Run.open(self.run))
         return 0
 
@@ -139,8 +130,6 @@ class PretrainedCommand:
     """Run to take; if empty, one is trained with the profile laptop, seed 0."""
 
     def __call__(self) -> int:
-        from hjepa_lib.runs.run import Run
-
         if not self.run and (failed := RunCommand(notebooks="01-03")()):
             return failed
         run = Run.open(self.run)
