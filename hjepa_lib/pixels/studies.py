@@ -28,21 +28,12 @@ from hjepa_lib.pixels.training import fit
 from hjepa_lib.pixels.worlds import DRIFT_ID, PUSH_ID
 from hjepa_lib.runs.keys import Stage
 from hjepa_lib.runs.report import leave_section
-from hjepa_lib.runs.run import Run, outputs_root
-from hjepa_lib.runs.workspace import Workspace
+from hjepa_lib.runs.run import outputs_root
+from hjepa_lib.runs.workspace import Workspace, open_run
 from hjepa_lib.training.loop import Report
 from hjepa_lib.training.probes import effective_rank
 
 ROWS = 512  # validation transitions whose latents are described
-
-
-def open_beside(name: str, config: Config, root: Path, like: Run | None = None) -> Workspace:
-    """The run `name` with these settings: a new one, or the one made before."""
-    if not Run.exists(name, root):
-        return Workspace("study", Run.create(name, config, root, like))
-    run = Run.open(name, root)
-    run.require(config)
-    return Workspace("study", run)
 
 
 def spread_of(z: Tensor) -> dict[str, float]:
@@ -107,7 +98,7 @@ def make_look_ahead(ws: Workspace, folder: Path) -> Iterator[Report]:
         if sides:
             config = config.override({"pixels.loading.run": str(sides["drift"].run.path)})
         name = f"{ws.run.name.split('/')[0]}-variants/lookahead-{world}"
-        sides[world] = open_beside(name, config, ws.run.path.parent, ws.run)
+        sides[world] = open_run(name, config, ws.run.path.parent, ws.run)
     for one in sides.values():
         for number in range(one.config.pixels.seeds):
             for name in STUDIED:
@@ -189,7 +180,7 @@ def run_losses(
     for name, auxiliary in losses.items():
         values = dataclasses.asdict(auxiliary).items()
         changes = {f"pixels.auxiliary.{key}": value for key, value in values}
-        ws = open_beside(f"{study}/{name}", config.override(changes), root)
+        ws = open_run(f"{study}/{name}", config.override(changes), root)
         row: dict[str, Any] = {"name": name, "type": auxiliary.kind, "status": "ok"}
         try:
             row |= _describe(ws)

@@ -54,8 +54,8 @@ class Run:
     ) -> Run:
         """Make `root/name`; RunError if it exists. Device and precision are chosen here, once.
 
-        Those of the run `like`, if given: what is compared must not differ in a measured precision.
-        A run directly below the outputs root becomes the latest; a cell does not.
+        They are those of the run `like`, if given. A run directly below the outputs root becomes
+        the latest; a cell does not.
         """
         root = root or outputs_root()
         path = root / checked(name)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hjepa_lib.config import ConfigError
+from hjepa_lib.config import Config, ConfigError
 from hjepa_lib.config import profile as make_profile
 from hjepa_lib.files import WorkbookError, write_atomic
 from hjepa_lib.runs import machine
@@ -47,6 +47,23 @@ def start(
             if latest.config == config:
                 return Workspace(notebook, latest)
     return Workspace(notebook, Run.create(run or new_name(config), config))
+
+
+def open_run(name: str, config: Config, root: Path, like: Run | None = None) -> Workspace:
+    """The run `name` below `root`, which must have these settings, or a new one.
+
+    Device and precision of a new one are those of `like`, or of its neighbours, where the settings
+    ask for the same: what is compared must not differ in a measured precision.
+    """
+    if Run.exists(name, root):
+        run = Run.open(name, root)
+        run.require(config)
+        return Workspace("experiment", run)
+    beside = (root / name).parent.glob("*/manifest.json")
+    others = [like] if like else (Run.at(path.parent) for path in sorted(beside))
+    wish = (config.device, config.precision)
+    same = [one for one in others if (one.config.device, one.config.precision) == wish]
+    return Workspace("experiment", Run.create(name, config, root, same[0] if same else None))
 
 
 def is_headless() -> bool:

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from hjepa_lib.config import Config
 from hjepa_lib.evaluation import results
 from hjepa_lib.figures import style
 from hjepa_lib.figures.success import success_against
@@ -26,8 +25,7 @@ from hjepa_lib.files import WorkbookError, exclusive, first_line, write_json
 from hjepa_lib.runs import machine, notebooks, score, stages
 from hjepa_lib.runs.places import RunError, outputs_root, repository
 from hjepa_lib.runs.remote import push_files
-from hjepa_lib.runs.run import Run
-from hjepa_lib.runs.workspace import Workspace
+from hjepa_lib.runs.workspace import Workspace, open_run
 from hjepa_lib.workbench import pool
 from hjepa_lib.workbench.experiment import Experiment, Unit
 from hjepa_lib.workbench.rows import flat_row, pooled, row_of
@@ -162,23 +160,6 @@ def _do(experiment: Experiment, threads: int | None, unit: Unit) -> str:
 
 
 # --- one unit ---------------------------------------------------------------------------------
-def open_run(name: str, config: Config, root: Path, like: Run | None = None) -> Workspace:
-    """The run `name` below `root` as it was made before, or a new one.
-
-    Device and precision of a new one are those of `like`, or of its neighbours, where the settings
-    ask for the same.
-    """
-    if Run.exists(name, root):
-        run = Run.open(name, root)
-        run.require(config)
-        return Workspace("experiment", run)
-    beside = (root / name).parent.glob("*/manifest.json")
-    others = [like] if like else (Run.at(path.parent) for path in sorted(beside))
-    wish = (config.device, config.precision)
-    same = [one for one in others if (one.config.device, one.config.precision) == wish]
-    return Workspace("experiment", Run.create(name, config, root, same[0] if same else None))
-
-
 def make_rows(
     experiment: Experiment, unit: Unit, threads: int | None = None
 ) -> list[dict[str, Any]]:

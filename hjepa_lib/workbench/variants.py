@@ -22,9 +22,8 @@ from hjepa_lib.runs import stages
 from hjepa_lib.runs.keys import core_stages, is_joint
 from hjepa_lib.runs.places import repository
 from hjepa_lib.runs.report import leave_section
-from hjepa_lib.runs.workspace import Workspace
+from hjepa_lib.runs.workspace import Workspace, open_run
 from hjepa_lib.training.latents import LatentStore
-from hjepa_lib.workbench.engine import open_run
 from hjepa_lib.workbench.experiment import run_name
 from hjepa_lib.workbench.rows import check_rows, load_rows, pooled, split_finished
 
