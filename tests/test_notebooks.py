@@ -57,7 +57,7 @@ def test_code_has_its_form(path):
     """N1, N2, N15; other parameters than `run` are used in the start cell only."""
     code = cells(path)
     assert code[0].source == cells(NOTEBOOKS[0])[0].source.replace(NAMES[0], path.stem)
-    assert f'colab.set_up("{path.stem}")' in code[0].source  # test_pack.py tells what it does
+    assert f'colab.set_up("{path.stem}")' in code[0].source  # test_packaging.py tells what it does
     (tagged,) = filter(is_parameters, code)
     lines = tagged.source.splitlines()
     assert all(re.fullmatch(r"\w+: (str|int|bool) = .+  # .+", line) for line in lines)
