@@ -160,7 +160,7 @@ class GpuCheckCommand:
 
 @dataclass(kw_only=True)
 class GridCommand(RunOptions):
-    """Seed 004: the grid JEPA, its generative twin and the rewards."""
+    """Seed 004: the grid JEPA and its generative twin."""
 
     action: tyro.conf.Positional[Literal["train", "table"]]
     """train a run, or tabulate the finished cells of the sweep --config."""

@@ -133,7 +133,7 @@ def test_a_loaded_data_set_names_every_setting_that_it_overrules(tmp_path):
 
 
 SECTIONS = ("optim", "decoder.optim", "reward.optim", "vjepa2.stage1.optim", "vjepa2.stage2.optim",
-            "grid.optim", "grid.reward_optim")  # fmt: skip
+            "grid.optim")  # fmt: skip
 """Every section of the type EpochsConfig."""
 
 
@@ -169,13 +169,13 @@ def reached(tmp_path_factory):
         patch.setattr(Fit, "__init__", fit)
         ws = tiny_workspace(tmp_path_factory.mktemp("reached"), config)
         list(pixelstages.train(ws, "decoder_jepa_s0", "heads_jepa_s0", "vjepa2_s0"))
-        list(ws.make(grid_stages(ws.config)["grid_reward_s0"]))
+        list(ws.make(grid_stages(ws.config)["grid_s0"]))
     return asked, fitted, ws
 
 
 @pytest.mark.parametrize("number", range(len(SECTIONS)), ids=SECTIONS)
 def test_every_section_of_a_budget_reaches_its_own_loop(number, reached):
-    """F9: all twelve fields, whose effect test_pixels_training.py shows, in all seven places."""
+    """F9: all twelve fields, whose effect test_pixels_training.py shows, in all six places."""
     asked, fitted, _ = reached
     budgets = [found for section, found in asked if section == marked(number)]
     assert budgets
@@ -217,7 +217,7 @@ def test_the_log_cadences_are_settings(reached):
     full = profile("full").pixels
     assert (full.log_every, full.reward.log_every, full.grid.log_every) == (20, 100, 10)
     for stage in ("jepa_s0", "decoder_jepa_s0", "vjepa2_stage1_s0", "heads_jepa_s0_reward_mlp",
-                  "grid_s0", "grid_reward_s0_jepa"):  # fmt: skip
+                  "grid_s0"):  # fmt: skip
         key, every = "train/loss" if stage == "grid_s0" else "loss", 3 if "mlp" in stage else 2
         logged = {row["step"] for row in reached[2].run.records(stage) if key in row}
         assert {*range(every, 7, every)} <= logged

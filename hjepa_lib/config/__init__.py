@@ -22,6 +22,7 @@ from hjepa_lib.config.fields import (
     to_dict,
 )
 from hjepa_lib.config.fields import from_dict as from_dict
+from hjepa_lib.config.optim import EpochsConfig
 from hjepa_lib.config.optim import OptimConfig as OptimConfig
 from hjepa_lib.config.pixels import PixelsConfig
 from hjepa_lib.config.planning import ChaptersConfig, EvaluationConfig, PlanningConfig
@@ -45,6 +46,7 @@ RENAMED = {
     "drive": "",
     "planning.hierarchy.level2.disagreement": "",
     "planning.level3.disagreement": "",
+    **{f"pixels.grid.reward_optim.{name}": "" for name in to_dict(EpochsConfig())},
     "samples": "chapters.level2_samples or chapters.pixel_samples or chapters.reconstructions",
     "shown": "chapters.grid_panels",
     "tries": "chapters.variant_updates",

@@ -9,12 +9,12 @@ from hjepa_lib.config.optim import Blocks, EpochsConfig
 
 
 class GridConfig(Blocks):
-    """Data, both models and the reward heads on them (GRID-1 to GRID-12)."""
+    """Data and both models (GRID-1 to GRID-12)."""
 
     heads: Int[1:] = 8
     mlp_dim: Int[1:] = 256
     path: str = ""
-    """Replay buffer (.npz, .pt or .h5); "" plays the built-in grid world."""
+    """Replay buffer (.npz); "" plays the built-in grid world."""
     size: Int[3:30] = needs("path=", 10)
     """Cells per side of a built-in canvas."""
     episodes: Int[2:] = needs("path=", 300)
@@ -43,7 +43,4 @@ class GridConfig(Blocks):
     """Updates between logged losses."""
     optim: EpochsConfig = EpochsConfig(
         epochs=100, updates=300, lr=1e-4, weight_decay=1e-4, patience=15, delta=0.0
-    )
-    reward_optim: EpochsConfig = EpochsConfig(
-        updates=400, lr=1e-4, schedule="plateau", plateau_patience=5, patience=10, delta=0.0
     )

@@ -97,7 +97,7 @@ _SMOKE = {
         "vjepa2.stage1": {"depth": 1, "optim.updates": 8},
         "vjepa2.stage2": {"depth": 1, "optim.updates": 12},
         "grid": {"size": 8, "episodes": 6, "steps": 12, "encoder_depth": 1, "depth": 1,
-                 "optim.updates": 10, "reward_optim.updates": 10},
+                 "optim.updates": 10},
     },
 }  # fmt: skip
 # The reference architecture at paper scale, and the budgets of seeds 001, 002 and 004 in passes.
@@ -112,7 +112,7 @@ _FULL = {
         "grid": {"size": 30, "episodes": 2_000, "steps": 20},
         "reward.study_transitions": 30_000, "decoder.optim.lr": 3e-4, "optim.lr": 3e-4,
         **{f"{part}optim.updates": 0 for part in ("", "decoder.", "reward.", "vjepa2.stage1.",
-                                                  "vjepa2.stage2.", "grid.", "grid.reward_")},
+                                                  "vjepa2.stage2.", "grid.")},
     },
 }  # fmt: skip
 PROFILES: dict[str, Overrides] = {

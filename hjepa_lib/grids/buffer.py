@@ -1,10 +1,9 @@
-"""Replay buffers of the grid world, read from .npz, .pt or .h5 and never unpickled (GRID-12)."""
+"""Replay buffers of the grid world: .npz files, never unpickled (GRID-12)."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,15 +12,15 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.config.grids import GridConfig
-from hjepa_lib.files import FileError, load_npz, read_bytes, save_npz, sha256
+from hjepa_lib.files import FileError, load_npz, save_npz, sha256
 from hjepa_lib.grids import world
 
-CANVASES = ("state", "next_state", "target_state")
-_TYPES = dict.fromkeys(CANVASES, np.int8)
-_TYPES |= {"action": np.int64, "reward": np.float32, "done": np.bool_}
-REQUIRED = tuple(_TYPES)
+CANVASES = ("state", "next_state")
+REQUIRED = (*CANVASES, "action", "done")
 """What must be in a file; `episode` is counted from `done` where absent, the rest is not read."""
+_TYPES = {"state": np.int8, "next_state": np.int8, "action": np.int64, "done": np.bool_}
 _TYPES |= {"episode": np.int64}
+CHUNK = 64  # canvases encoded at once outside training
 
 
 class GridBatch(NamedTuple):
@@ -30,10 +29,14 @@ class GridBatch(NamedTuple):
     state: Tensor  # (B, S, S)
     action: Tensor  # (B,)
     next_state: Tensor  # (B, S, S)
-    target_state: Tensor  # (B, S, S)
 
     def to(self, device: torch.device | str) -> GridBatch:
         return GridBatch(*(field.to(device) for field in self))
+
+    def pieces(self, device: torch.device | str) -> Iterator[GridBatch]:
+        """The batch in chunks, on a device."""
+        for rows in zip(*(field.split(CHUNK) for field in self), strict=True):
+            yield GridBatch(*rows).to(device)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +45,7 @@ class GridBuffer:
 
     state: np.ndarray  # (N, S, S) int8, see world.py
     next_state: np.ndarray  # (N, S, S) int8
-    target_state: np.ndarray  # (N, S, S) int8
     action: np.ndarray  # (N,) 0..2483
-    reward: np.ndarray  # (N,) float32, rise of the similarity to the target
     done: np.ndarray  # (N,) bool, last transition of its episode
     episode: np.ndarray  # (N,)
 
@@ -73,11 +74,6 @@ class GridBuffer:
         return self.state.shape[1]
 
     @property
-    def episodes(self) -> int:
-        """How many there are."""
-        return len(np.unique(self.episode))
-
-    @property
     def sha256(self) -> str:
         """Of everything that must be in a file."""
         return sha256(b"".join(getattr(self, name).tobytes() for name in REQUIRED))
@@ -85,8 +81,8 @@ class GridBuffer:
     def batch(self, index: Tensor) -> GridBatch:
         """Transitions number `index` (B,)."""
         rows = index.numpy()
-        found = {name: torch.from_numpy(getattr(self, name)[rows]) for name in GridBatch._fields}
-        return GridBatch(**found | {name: found[name].long() for name in CANVASES})
+        found = (torch.from_numpy(getattr(self, name)[rows]) for name in GridBatch._fields)
+        return GridBatch(*(field.long() for field in found))
 
     def sample(self, most: int) -> GridBatch:
         """At most so many transitions, spread evenly, always the same ones."""
@@ -112,65 +108,31 @@ class GridBuffer:
 
 
 def play(config: GridConfig, seed: int) -> GridBuffer:
-    """Random episodes in the built-in world, whose last grids are their targets."""
-    columns: dict[str, list] = {name: [] for name in REQUIRED}
-    rng = np.random.default_rng(seed)
+    """Random episodes in the built-in world."""
+    rng, rows = np.random.default_rng(seed), []
     for _ in range(config.episodes):
-        grids, actions = [world.random_grid(config.size, rng)], []
-        for _ in range(config.steps):
-            actions.append(world.random_action(grids[-1], rng))
-            grids.append(world.apply(grids[-1], actions[-1]))
-        rewards = np.diff([world.similarity(grid, grids[-1]) for grid in grids])
-        ends = [False] * (config.steps - 1) + [True]
-        values = (grids[:-1], grids[1:], [grids[-1]] * config.steps, actions, rewards, ends)
-        for column, more in zip(columns.values(), values, strict=True):
-            column.extend(more)
-    return GridBuffer.of({name: np.array(values) for name, values in columns.items()})
+        grid = world.random_grid(config.size, rng)
+        for step in range(config.steps):
+            action = world.random_action(grid, rng)
+            after = world.apply(grid, action)
+            rows.append((grid, after, action, step == config.steps - 1))
+            grid = after
+    columns = map(np.array, zip(*rows, strict=True))
+    return GridBuffer.of(dict(zip(REQUIRED, columns, strict=True)))
 
 
 def load(path: str | Path) -> GridBuffer:
-    """A buffer from disk; FileError, one sentence, for anything else."""
-    path = Path(path)
-    if path.suffix in (".pkl", ".pickle"):
-        raise FileError(
-            f"{path} is a pickle, which can run any code when it is opened: "
-            "store its arrays as .npz or .pt instead"
-        )
-    readers = {".npz": load_npz, ".pt": _read_pt, ".h5": _read_h5, ".hdf5": _read_h5}
-    if path.suffix not in readers:
-        raise FileError(f"{path} is no replay buffer: the known kinds are .npz, .pt and .h5")
-    return GridBuffer.of(readers[path.suffix](path), str(path))
-
-
-def _read_pt(path: Path) -> dict[str, np.ndarray]:
-    data = io.BytesIO(read_bytes(path))
-    try:
-        content = torch.load(data, map_location="cpu", weights_only=True).items()
-        # NumPy does not know bfloat16.
-        tensors = {name: x.float() if x.is_floating_point() else x for name, x in content}
-    except Exception as error:  # torch raises many kinds, with paragraphs of advice
-        raise FileError(f"{path} is no whole dictionary of tensors alone") from error
-    return {name: x.numpy() for name, x in tensors.items()}
-
-
-def _read_h5(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import h5py
-    except ImportError as error:
-        raise FileError(f"{path} needs the package h5py: pip install h5py") from error
-    data = io.BytesIO(read_bytes(path))
-    try:
-        with h5py.File(data, "r") as file:
-            return {name: file[name][()] for name in file if name in _TYPES}
-    except (OSError, KeyError, TypeError, RuntimeError) as error:
-        raise FileError(f"{path} is not a whole HDF5 file of arrays") from error
+    """A buffer from an .npz file; FileError, one sentence, for anything else."""
+    if Path(path).suffix != ".npz":
+        raise FileError(f"{path} is no replay buffer of grids: those are .npz files of arrays")
+    return GridBuffer.of(load_npz(path), str(path))
 
 
 def _typed(values: np.ndarray, kind: type, where: str) -> np.ndarray:
     """The array in the buffer's own type, unless that changes a value."""
     if values.dtype.kind in "biuf" and np.isfinite(values).all():
         typed = values.astype(kind)
-        if kind is np.float32 or np.array_equal(typed, values):
+        if np.array_equal(typed, values):
             return typed
     raise FileError(f"{where} must hold {np.dtype(kind).name} numbers")
 
@@ -196,5 +158,4 @@ def _check(fields: dict[str, np.ndarray], source: str) -> None:
         rows, columns = line < height[:, None], line < width[:, None]  # (N, S)
         wrong = (valid != rows[:, :, None] & columns[:, None]).any((1, 2)) | (height == 0)
         if wrong.any():
-            row = wrong.argmax()
-            raise FileError(f"{where} of row {row} is no rectangle in the top left corner")
+            raise FileError(f"{where} of row {wrong.argmax()} is no rectangle at the top left")

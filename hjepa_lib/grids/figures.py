@@ -1,4 +1,4 @@
-"""Figures of the grid models: coloured grids, curves of both models, the four reward panels."""
+"""Figures of the grid models: coloured grids, curves of both models."""
 
 from __future__ import annotations
 
@@ -61,36 +61,4 @@ def curves(
                           color=style.GOAL, va="bottom")  # fmt: skip
         axis.set(title=key.replace("_", " "), xlabel="update")
     primitives.legend(figure, axes, "outside upper right", ncols=2)
-    return figure
-
-
-@styled
-def reward_panels(
-    true: np.ndarray,
-    predicted: np.ndarray,
-    records: Sequence[Mapping[str, Any]],
-    scores: Mapping[str, Mapping[str, float]],
-    title: str = "Goal-conditioned reward",
-) -> Figure:
-    """GRID-9's four panels: scatter with y = x, residuals, learning curve, bars of R2 (or MSE).
-
-    `true` and `predicted` are (n,); `records` the rows of metrics.jsonl of this head; `scores` maps
-    a predictor's name to its measures.
-    """
-    figure, (scatter, residual, curve, bars) = style.panels(2, 2, 3.4, 2.5, title)
-    primitives.identity(scatter, true, predicted, "reward")
-    scatter.set_title("predicted against true")
-    residual.hist(predicted - true, bins=40, color=style.BLUE)
-    residual.axvline(0, color=style.MUTED, linewidth=0.9)
-    residual.set(xlabel="predicted - true", ylabel="transitions", title="residuals")
-    primitives.learning(curve, records, "loss", "validation_loss")
-    curve.set(xlabel="update", ylabel="MSE", ylim=(0, None), title="learning curve")
-    curve.legend()
-    known = all(one.get("r2") is not None for one in scores.values())
-    values = [one["r2" if known else "mse"] for one in scores.values()]
-    names = [name.replace("_", ", ") for name in scores]
-    bars.barh(names, values, color=[style.colour(name) for name in scores], height=0.65)
-    bars.invert_yaxis()
-    bars.axvline(0, color=style.MUTED, linewidth=0.9)
-    bars.set_title("R2 on held-out episodes" if known else "MSE (R2 not estimable)")
     return figure

@@ -1,4 +1,4 @@
-"""Measures of the grid models: prediction next to collapse, decoded grids, rewards, comparison.
+"""Measures of the grid models: prediction next to collapse, decoded grids, facts, comparison.
 
 A cosine is 1 when all grids go to one point (F13), so error and spread stand beside it.
 """
@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, Interval, claim, student
+from hjepa_lib.evaluation.statistics import claim, student
 from hjepa_lib.grids.buffer import GridBatch, GridBuffer
 from hjepa_lib.grids.models import GridJepa, GridModel, GridTwin
-from hjepa_lib.grids.train import pieces
 from hjepa_lib.grids.world import facts
 from hjepa_lib.training.probes import effective_rank, fit_ridge
 
@@ -28,7 +27,6 @@ GOOD, CONCERNING = 0.7, 0.5
 """Cosine above the first after a few epochs is good, below the second late is worrying (004)."""
 
 
-# --- latents ----------------------------------------------------------------------------------
 def latent_report(latents: Tensor) -> dict[str, float]:
     """std, spread (0 = one point, 1 = no offset) and effective rank of latents (M, D)."""
     latents = latents.cpu().double()  # S7
@@ -77,16 +75,15 @@ def prediction_report(prediction: Tensor, target: Tensor, present: Tensor) -> di
 @torch.no_grad()
 def ema_distance(online: nn.Module, target: nn.Module) -> float:
     """Distance of all weights of two encoders over the norm of the first's."""
-    pairs = list(zip(online.parameters(), target.parameters(), strict=True))
-    gap = sum(float((one - two).square().sum()) for one, two in pairs)
-    return math.sqrt(gap / sum(float(one.square().sum()) for one, _ in pairs))
+    one, two = (nn.utils.parameters_to_vector(net.parameters()) for net in (online, target))
+    return float((one - two).norm() / one.norm())
 
 
 @torch.no_grad()
 def validate_jepa(model: GridJepa, batch: GridBatch) -> dict[str, float]:
     """What GRID-7 watches; `loss` is the relative error, as a collapse has the least bare one."""
     parts = []
-    for piece in pieces(batch, model):
+    for piece in batch.pieces(model.device):
         now, target = model.encode(piece.state), model.encode_target(piece.next_state)
         present = model.encode_target(piece.state)
         parts.append((now, model.imagine(now, piece.action), target, present))
@@ -96,15 +93,14 @@ def validate_jepa(model: GridJepa, batch: GridBatch) -> dict[str, float]:
     return {"loss": report["error"], **report}
 
 
-# --- decoded grids ----------------------------------------------------------------------------
 @torch.no_grad()
 def validate_twin(model: GridTwin, batch: GridBatch) -> dict[str, float]:
     """Losses, latents, and shares of right cells."""
     parts, drawn, latents = [], [], []
-    for piece in pieces(batch, model):
+    for piece in batch.pieces(model.device):
         parts.append((len(piece.action), model.loss(piece)[1]))
         drawn.append(model.predict(piece.state, piece.action).cpu())
-        latents.append(model.encode(piece.state).cpu().float())
+        latents.append(model.encode(piece.state).float())
     report = {
         name: sum(n * terms[name] for n, terms in parts) / len(batch.action) for name in parts[0][1]
     }
@@ -132,7 +128,8 @@ def fact_accuracy(model: GridModel, train: GridBuffer, validation: GridBuffer) -
     """Mean accuracy over FACTS, held-out episodes, of a ridge regression to one-hot classes."""
     read = []
     for batch in (train.sample(1000), validation.sample(1000)):
-        latents = torch.cat([model.encode(piece.state).cpu() for piece in pieces(batch, model)])
+        pieces = batch.pieces(model.device)
+        latents = torch.cat([model.encode(piece.state).cpu() for piece in pieces])
         read.append((latents, facts(batch.state).unbind(1)))
     (seen, labels), (held, truths) = read
     shares = []
@@ -142,25 +139,9 @@ def fact_accuracy(model: GridModel, train: GridBuffer, validation: GridBuffer) -
     return float(np.mean(shares))
 
 
-# --- rewards ----------------------------------------------------------------------------------
-def reward_report(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
-    """MSE, MAE, RMSE, Pearson correlation and R2 of (n,); NaN where nothing varies."""
-    predicted, true = np.asarray(predicted, float), np.asarray(true, float)
-    gap, variance = predicted - true, float(true.var())
-    mse = float(np.square(gap).mean())
-    varied = variance > 0 and predicted.std() > 0
-    return {
-        "mse": mse,
-        "mae": float(np.abs(gap).mean()),
-        "rmse": math.sqrt(mse),
-        "correlation": float(np.corrcoef(predicted, true)[0, 1]) if varied else math.nan,
-        "r2": 1 - mse / variance if variance > 0 else math.nan,
-    }
-
-
 # --- comparison (GRID-10): nothing is ranked, and losses of different latents never meet --------
 PAIRS = (("jepa", "generative"), ("jepa", "random"), ("generative", "random"))
-"""Who is held against whom in the error of the reward."""
+"""Who is held against whom in the share of facts that are read wrong."""
 MEASURES = {
     "parameters": "trainable weights",
     "outputs": "numbers predicted per transition",
@@ -171,26 +152,18 @@ MEASURES = {
     "effective_rank": "effective rank",
     "fact_accuracy": "grid facts read linearly (share)",
     "changed_accuracy": "changed cells decoded right (share)",
-    "reward_r2": "reward R2, true next latent",
-    "imagined_r2": "reward R2, imagined next latent",
 }
 """Columns of a result row that the comparison shows, in this order."""
 
 
-def mean_interval(values: Sequence[float]) -> Interval:
-    """Mean over seeds with Student's 95 % interval; its ends are NaN for one seed."""
-    array = np.asarray(values, float)
-    ends = student(array) if len(array) > 1 else (math.nan, math.nan)
-    return Interval(float(array.mean()), *ends)
-
-
 def paired_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The reward errors of `PAIRS` in shares of the second one's, as far as the rows have both.
+    """The facts that `PAIRS` read wrong, in shares of the second one's, as far as rows have both.
 
-    "jepa against random, no difference shown: reward error -0.4 % (-2.1 to +1.3, 3 seeds)"; the
+    "jepa against random, no difference shown: facts read wrong -0.4 % (-2.1 to +1.3, 3 seeds)"; the
     interval is over training seeds alone.
     """
-    table = pd.DataFrame(list(rows)).pivot(index="seed", columns="model", values="reward_mse")
+    table = pd.DataFrame(list(rows)).pivot(index="seed", columns="model", values="fact_accuracy")
+    table = 1 - table
     told, seeds = [], f"{len(table)} seed" + "s" * (len(table) > 1)
     for one, two in PAIRS:
         if one not in table or two not in table:
@@ -202,7 +175,7 @@ def paired_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if gap["difference"] is not None:
             middle, low, high = (f"{100 * gap[key]:+.1f}" for key in ("difference", "low", "high"))
             ends = f"{low} to {high}, {seeds}" if len(table) > 1 else seeds
-            said += f": reward error {middle} % ({ends})"
+            said += f": facts read wrong {middle} % ({ends})"
         told.append(said)
     return told
 
@@ -210,29 +183,25 @@ def paired_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def comparison(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """GRID-10: one row per measure, one column per model, from result rows of all seeds.
 
-    A cell is the mean over seeds with its interval, empty for what a model does not have; an R2
-    for which there are too few rewards is "not estimable".
+    A cell is the mean over seeds with its 95 % interval, empty for what a model does not have.
     """
-    columns: dict[str, dict[str, str]] = {}
+    columns = {}
     for kind, own in pd.DataFrame(list(rows)).groupby("model", sort=False):
         cells = {
             title: _cell(own[name].dropna()) for name, title in MEASURES.items() if name in own
         }
-        for name in ("reward", "imagined"):  # an error without an R2
-            if own.get(f"{name}_mse", pd.Series()).notna().any() and own[f"{name}_r2"].isna().all():
-                cells[MEASURES[f"{name}_r2"]] = NOT_ESTIMABLE
-        r2, flags = own["reward_r2"].dropna(), own["collapsed"].dropna()
-        cells["seed spread of reward R2 (std)"] = f"{r2.std():.3f}" if len(r2) > 1 else ""
-        cells["collapse rate"] = f"{int(flags.sum())} of {len(flags)}" if len(flags) else ""
+        cells["collapse rate"] = f"{own['collapsed'].sum()} of {len(own)}"
         columns[str(kind)] = cells | {"seeds": str(own["seed"].nunique())}
     return pd.DataFrame(columns)
 
 
 def _cell(known: pd.Series) -> str:
-    if not len(known):
+    if known.empty:
         return ""
-    found = mean_interval(known.to_numpy(float))
-    text = f"{found.estimate:,.0f}" if abs(found.estimate) >= 100 else f"{found.estimate:.3g}"
-    if math.isnan(found.low) or found.low == found.high:
+    values = known.to_numpy(float)
+    mean = values.mean()
+    text = f"{mean:,.0f}" if abs(mean) >= 100 else f"{mean:.3g}"
+    if np.ptp(values) == 0:
         return text
-    return f"{text} [{found.low:.3g}, {found.high:.3g}]"
+    low, high = student(values)
+    return f"{text} [{low:.3g}, {high:.3g}]"

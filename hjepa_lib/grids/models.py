@@ -1,4 +1,4 @@
-"""Seed 004's models of discrete grids: a JEPA with an EMA target, its generative twin, a reward.
+"""Seed 004's models of discrete grids: a JEPA with an EMA target, and its generative twin.
 
     z_s = enc(s),  z_a = act(a),  zhat = T(z_s, z_a)
     JEPA:  mean (zhat - enc_ema(s'))^2
@@ -10,7 +10,6 @@ Grids are canvases (B, S, S) int64; a grid has one latent, whatever the canvas i
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
@@ -238,46 +237,3 @@ def build_grid_model(kind: str, config: GridConfig, size: int, seed: int) -> Gri
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return KINDS[kind](config, size)
-
-
-# --- goal-conditioned reward (GRID-9) ---------------------------------------------------------
-def sinusoids(length: int, dim: int) -> Tensor:
-    """Positions of "Attention is all you need": (length, dim), sine and cosine in turn."""
-    rate = torch.exp(-math.log(10_000.0) * torch.arange(0, dim, 2) / dim)
-    angle = torch.arange(length)[:, None] * rate
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :dim]
-
-
-class GoalReward(nn.Module):
-    """(B, 3, D) frozen latents of now, next and goal -> rewards (B,).
-
-    Standardised by stored training statistics: a latent's scale must not decide who looks best.
-    """
-
-    def __init__(self, latent_dim: int) -> None:
-        super().__init__()
-        self.latent_dim = latent_dim
-        self.register_buffer("mean", torch.zeros(latent_dim))
-        self.register_buffer("std", torch.ones(latent_dim))
-        self.register_buffer("positions", sinusoids(3, latent_dim), persistent=False)
-        self.types = nn.Parameter(0.02 * torch.randn(3, latent_dim))
-        self.blocks = Transformer(latent_dim, 4, 8, max(1, latent_dim // 8), 512)
-        self.head = mlp(2 * latent_dim, latent_dim, 1, activation=nn.GELU)
-
-    def forward(self, latents: Tensor) -> Tensor:
-        tokens = (latents - self.mean) / self.std + self.types + self.positions
-        mixed = self.blocks(tokens)  # (B, 3, D)
-        pooled = torch.cat([mixed.mean(1), mixed.amax(1)], dim=-1)  # (B, 2 D)
-        return self.head(pooled)[:, 0]
-
-
-def build_reward(latents: Tensor, seed: int) -> GoalReward:
-    """A head standardised for training latents (M, 3, D); its weights depend on `seed` alone."""
-    flat = latents.flatten(0, 1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        head = GoalReward(flat.shape[1])
-    head.mean.copy_(flat.mean(0))
-    # A dimension that never changes says nothing, however it is scaled.
-    head.std.copy_(flat.std(0).clamp(min=1e-6))
-    return head

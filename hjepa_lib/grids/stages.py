@@ -1,9 +1,10 @@
-"""Stages of seed 004 (buffer, JEPA with its twin, rewards), its result rows and tuning table."""
+"""Stages of seed 004 (buffer; JEPA with its twin), its result rows and tuning table."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,58 +13,59 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from hjepa_lib.config import Config, from_dict, to_dict
 from hjepa_lib.config.grids import GridConfig
+from hjepa_lib.config.optim import EpochsConfig
 from hjepa_lib.evaluation.compute import update_bytes
-from hjepa_lib.evaluation.statistics import unestimable
-from hjepa_lib.files import FileError, plain, read_json, save_npz, write_atomic, write_json
+from hjepa_lib.files import FileError, plain, read_json, write_atomic, write_json
 from hjepa_lib.grids import buffer, measures
-from hjepa_lib.grids.models import KINDS, GridModel, build_grid_model, build_reward
-from hjepa_lib.grids.train import fit_grid, fit_reward, predict_reward, reward_latents, train_pair
+from hjepa_lib.grids.models import KINDS, GridModel, build_grid_model
 from hjepa_lib.grids.world import FACTS
 from hjepa_lib.models.checkpoint import load_module, save_module
 from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.runs.keys import Stage
 from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.stages import exhaust
-from hjepa_lib.runs.workspace import Workspace, log_row
-from hjepa_lib.training.loop import Report, batches_sha256, step_generator
+from hjepa_lib.runs.workspace import Workspace
+from hjepa_lib.training.loop import (
+    Fit,
+    Report,
+    Task,
+    ValidateFn,
+    batches_sha256,
+    draw_batch,
+    step_generator,
+)
 
 LOGS = {"jepa": "grid_s{}", "generative": "grid_twin_s{}"}
 """Names in metrics.jsonl of the two models of a training seed."""
 ENCODERS = (*KINDS, "random")
-"""Frozen encoders that a reward head is trained on; `random` is an untrained JEPA."""
+"""Whose latents are measured; `random` is an untrained JEPA."""
 BEST, ROWS = "best_{}_model", "grid/results.json"
 VALIDATION_ROWS = 256  # held-out transitions of every validation, always the same ones
 CHECKS = {"jepa": measures.validate_jepa, "generative": measures.validate_twin}
 CHECKS["random"] = CHECKS["jepa"]
-PATHS = {"reward": [0, 1, 2], "imagined": [0, 3, 2], "copy": [0, 0, 2]}
-"""Which of the latents now, next, goal and imagined a reward is predicted from."""
 _DATA = ("path", "size", "episodes", "steps")
 _MODELS = tuple(
     f"pixels.grid.{field.name}"
     for field in dataclasses.fields(GridConfig)
-    if field.name not in (*_DATA, "reward_optim", "log_every")
+    if field.name not in (*_DATA, "log_every")
 )
 
 
 def grid_stages(config: Config) -> dict[str, Stage]:
-    """{name: stage}: `grid_data`, and of every training seed n `grid_s{n}`, `grid_reward_s{n}`."""
+    """{name: stage}: `grid_data`, and `grid_s{n}` of every training seed n."""
     path = config.pixels.grid.path
     files = (path,) if path else ()
     shaping = (*(f"pixels.grid.{name}" for name in _DATA), "pixels.data.validation_split")
     data = Stage("grid_data", make_data, shaping, folder="grid/data", files=files, recorded=True)
-    found = [data]
-    for n in range(config.pixels.seeds):
-        folder, make = f"grid/s{n}", partial(make_pair, n=n)
-        pair = Stage(f"grid_s{n}", make, _MODELS, (data,), folder=folder, about=n)
-        reward = Stage(
-            f"grid_reward_s{n}", partial(make_rewards, n=n), ("pixels.grid.reward_optim",),
-            (data, pair), folder=f"{folder}/reward", about=n,
-        )  # fmt: skip
-        found += [pair, reward]
-    return {stage.name: stage for stage in found}
+    pairs = (
+        Stage(f"grid_s{n}", partial(make_pair, n=n), _MODELS, (data,), folder=f"grid/s{n}", about=n)
+        for n in range(config.pixels.seeds)
+    )
+    return {stage.name: stage for stage in (data, *pairs)}
 
 
 def make_data(ws: Workspace, folder: Path) -> None:
@@ -73,9 +75,9 @@ def make_data(ws: Workspace, folder: Path) -> None:
     parts = data.split(ws.config.pixels.data.validation_split, seed)
     data.save(folder / "buffer.npz")
     facts = {"source": config.path or "built-in grid world", "seed": seed, "size": data.size}
-    facts |= {"transitions": len(data), "episodes": data.episodes, "sha256": data.sha256}
+    facts |= {"transitions": len(data), "episodes": len(np.unique(data.episode))}
     facts["split"] = dict(zip(("train", "validation"), map(len, parts), strict=True))
-    write_json(folder / "data.json", facts)
+    write_json(folder / "data.json", facts | {"sha256": data.sha256})
 
 
 def load_data(ws: Workspace) -> tuple[buffer.GridBuffer, buffer.GridBuffer]:
@@ -86,6 +88,42 @@ def load_data(ws: Workspace) -> tuple[buffer.GridBuffer, buffer.GridBuffer]:
 
 
 # --- JEPA and twin ----------------------------------------------------------------------------
+def fit_grid(
+    model: GridModel, train: buffer.GridBuffer, optim: EpochsConfig, validate: ValidateFn,
+    **options: Any,
+) -> Fit:  # fmt: skip
+    """One of a pair, with the fit's own `options`; `model.seconds` is what its last update took."""
+    model.seconds = math.nan
+
+    def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        model.began = time.perf_counter()
+        index = draw_batch(len(train), optim.batch, generator)
+        return model.loss(train.batch(index).to(model.device))
+
+    def after_update() -> None:
+        model.after_update()
+        model.seconds = time.perf_counter() - model.began
+
+    settings = dataclasses.replace(optim.optim(len(train)), patience=0)
+    return Fit(Task(model, loss_fn, validate, after_update), settings, **options)
+
+
+def train_pair(fits: dict[str, Fit], patience: int = 0) -> Iterator[tuple[str, Report]]:
+    """Two fits in step: (kind, report) of every update; one that was interrupted catches up.
+
+    With `patience` > 0 the pair ends when BOTH have gone so many validations without improvement.
+    """
+    while True:
+        level = len({fit.update for fit in fits.values()}) == 1
+        if level and patience and all(fit.stale >= patience for fit in fits.values()):
+            return
+        kind = min(fits, key=lambda name: fits[name].update)
+        report = next(iter(fits[kind]), None)
+        if report is None:
+            return
+        yield kind, report
+
+
 def make_pair(ws: Workspace, folder: Path, n: int) -> Iterator[Report]:
     """Both models until both have stalled: best weights, numbered ones every `checkpoint_every`."""
     config, own = ws.config.pixels.grid, ws.config.seed + n
@@ -154,47 +192,6 @@ def read_grid_model(path: Path, kind: str) -> GridModel:
     return load_module(path, f"grid_{kind}", build)
 
 
-# --- reward -----------------------------------------------------------------------------------
-def make_rewards(ws: Workspace, folder: Path, n: int) -> Iterator[Report]:
-    """One goal-conditioned head per frozen encoder, same start; reward.json, predictions.npz."""
-    config, own = ws.config.pixels.grid, ws.config.seed + n
-    parts = load_data(ws)
-    rewards = [torch.from_numpy(part.reward) for part in parts]
-    true, arrays = parts[1].reward, {}
-    for kind in ENCODERS:
-        model = load_grid_model(ws, kind, n)
-        latents = [reward_latents(model, part) for part in parts]
-        train, validation = (
-            (rows[:, PATHS["reward"]], reward)
-            for rows, reward in zip(latents, rewards, strict=True)
-        )
-        head = build_reward(train[0], own).to(ws.device)
-        stage = f"grid_reward_s{n}_{kind}"
-        fit = fit_reward(
-            head, train, validation, config.reward_optim, seed=own,
-            folder=ws.resume(f"grid_reward_s{n}/{kind}"), stage=stage,
-        )  # fmt: skip
-        yield from ws.follow(fit, stage, partial(log_row, every=config.log_every))
-        fit.load_best()
-        head.eval().requires_grad_(False)
-        save_module(folder / kind, head, "grid_reward", latent_dim=head.latent_dim)
-        for name, path in PATHS.items():
-            arrays[_score(kind, name)] = predict_reward(head, latents[1][:, path]).numpy()
-    arrays["mean"] = np.full_like(true, parts[0].reward.mean())
-    note = unestimable(parts[0].reward, true)
-    unknown = {"r2": math.nan, "note": note} if note else {}
-    scores = {
-        name: measures.reward_report(values, true) | unknown for name, values in arrays.items()
-    }
-    save_npz(folder / "predictions.npz", true=true, **arrays)
-    write_json(folder / "reward.json", {"scores": scores})
-
-
-def _score(kind: str, path: str) -> str:
-    """The name of a predictor in reward.json and predictions.npz."""
-    return kind if path == "reward" else f"{kind}_{path}"
-
-
 # --- results ----------------------------------------------------------------------------------
 def grid_results(ws: Workspace) -> list[dict[str, Any]]:
     """One row per encoder and training seed, written to `grid/results.json`; trains what lacks."""
@@ -206,10 +203,8 @@ def grid_results(ws: Workspace) -> list[dict[str, Any]]:
     rows = []
     for n in range(ws.config.pixels.seeds):
         own = ws.config.seed + n
-        for name in (f"grid_s{n}", f"grid_reward_s{n}"):
-            for _ in ws.make(stages[name]):
-                pass
-        scores = read_json(ws.obtain(stages[name]) / "reward.json")["scores"]
+        for _ in ws.make(stages[f"grid_s{n}"]):
+            pass
         facts["batches_sha256"] = batches_sha256(len(train), batch, own)
         for kind in ENCODERS:
             model = load_grid_model(ws, kind, n)
@@ -217,10 +212,6 @@ def grid_results(ws: Workspace) -> list[dict[str, Any]]:
             del row["loss"]
             row |= {"collapsed": measures.collapsed(row), "held_out": len(held.action)}
             row["fact_accuracy"] = measures.fact_accuracy(model, train, validation)
-            for path in PATHS:
-                one = scores[_score(kind, path)]
-                row |= {f"{path}_{part}": one[part] for part in ("r2", "mse")}
-            row["mean_reward_mse"] = scores["mean"]["mse"]
             rows.append(row | ({} if kind == "random" else _cost(ws, kind, n, model, sample)))
     rows = plain(rows)
     write_json(ws.run.path / ROWS, rows)
@@ -231,12 +222,12 @@ def grid_results(ws: Workspace) -> list[dict[str, Any]]:
 def section(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The measured comparison of the grid models for the run's report and summary (GRID-10)."""
     table = measures.comparison(rows)
-    cells = table.astype(object).where(table.notna(), "–").reset_index().to_numpy().tolist()
+    cells = table.reset_index().to_numpy().tolist()
     pairs = measures.paired_sentences(rows)
     return {
         "title": "Models of a grid world",
         "tables": [{"columns": ["Measure", *table.columns], "rows": cells}],
-        "lists": {"Paired by training seed, interval over seeds alone": pairs} if pairs else {},
+        "lists": {"Paired by training seed, interval over seeds alone": pairs},
         "data": {"rows": rows},
     }
 

@@ -130,12 +130,6 @@ def _move(area: np.ndarray, row: int, column: int, step: tuple[int, int]) -> Non
         area[rows, columns] = colour
 
 
-def similarity(grid: np.ndarray, goal: np.ndarray) -> float:
-    """Share of the cells of either grid that are equal in both, 0..1."""
-    either = (grid >= 0) | (goal >= 0)
-    return float((grid == goal)[either].mean())
-
-
 def random_grid(size: int, rng: np.random.Generator) -> np.ndarray:
     """A canvas (size, size) int8 with a grid of size // 2 to size cells a side and 2-6 boxes."""
     height, width = rng.integers(max(3, size // 2), size + 1, 2)
