@@ -27,19 +27,21 @@ from hjepa_lib.worlds.layout import SIZE
 Module = TypeVar("Module", bound=nn.Module)
 
 
-# --- any module -------------------------------------------------------------------------------
 def save_module(path: Path, module: nn.Module, kind: str, **meta: Any) -> None:
     """Write `<path>.safetensors`, then `<path>.json` with `kind` and `meta` (JSON-able)."""
-    save_weights(Path(f"{path}.safetensors"), module)
+    weights = {key: value.detach().cpu().contiguous() for key, value in tensors(module).items()}
+    files.write_atomic(Path(f"{path}.safetensors"), save_bytes(weights))
     files.write_json(Path(f"{path}.json"), {"kind": kind, **meta})
 
 
-def load_module(path: Path, kind: str, build: Callable[[dict[str, Any]], Module]) -> Module:
+def load_module(
+    path: Path, kind: str, build: Callable[[dict[str, Any]], Module], meta: Any = None
+) -> Module:
     """The module that `build(meta)` makes, with its weights: frozen, in eval mode, on the CPU.
 
     FileError for a file that is missing, damaged, of another kind or config.
     """
-    meta = read_meta(path, kind)
+    meta = meta or read_meta(path, kind)
     try:
         with torch.random.fork_rng(devices=[]):  # global random numbers stay as they were
             module = build(meta)
@@ -77,12 +79,6 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save_weights(path: Path, module: nn.Module) -> None:
-    """Write `path` (.safetensors) atomically."""
-    weights = {key: value.detach().cpu().contiguous() for key, value in tensors(module).items()}
-    files.write_atomic(path, save_bytes(weights))
-
-
 def load_weights(path: Path, module: nn.Module) -> None:
     """Fill `module` from `path`; FileError when the file is damaged or made for another config."""
     try:
@@ -107,7 +103,6 @@ def load_weights(path: Path, module: nn.Module) -> None:
             value.copy_(weights[key])
 
 
-# --- the models of Two Rooms ------------------------------------------------------------------
 def save_level1(folder: Path, model: Jepa, name: str = "model") -> None:
     """Level 1 with its normaliser."""
     save_module(
@@ -135,23 +130,20 @@ def load_probe(folder: Path) -> Probe:
     """The position probe."""
 
     def build(meta: dict[str, Any]) -> Probe:
-        dim, hidden, outputs = meta.get("shape") or (meta["config"]["latent_dim"], 256, 2)
+        dim, hidden, outputs = meta["shape"]
         return Probe(dim, torch.zeros(outputs), torch.ones(outputs), hidden)
 
-    if (folder / "probe.json").exists():
-        return load_module(folder / "probe", "probe", build)
-    # A run of version 0.1 wrote the weights alone.
-    probe = build(read_meta(folder / "model", "level1"))
-    load_weights(folder / "probe.safetensors", probe)
-    return probe.eval().requires_grad_(False)
+    meta = None
+    if not (folder / "probe.json").exists():  # a run of version 0.1 wrote the weights alone
+        dim = read_meta(folder / "model", "level1")["config"]["latent_dim"]
+        meta = {"shape": (dim, 256, 2)}
+    return load_module(folder / "probe", "probe", build, meta)
 
 
 def save_distance(folder: Path, head: Distance) -> None:
     """The temporal-distance head."""
-    save_module(
-        folder / "distance", head, "distance",
-        config=to_dict(head.config), latent_dim=head.latent_dim,
-    )  # fmt: skip
+    facts = {"config": to_dict(head.config), "latent_dim": head.latent_dim}
+    save_module(folder / "distance", head, "distance", **facts)
 
 
 def load_distance(folder: Path) -> Distance:

@@ -1,10 +1,10 @@
 """What is read from latents: how far one is from another (the costs of planning), and a place.
 
     latent:       mean_d (z - z_goal)^2, as in PLDM and EB-JEPA
-    metric:       d(s, g) = || phi(s) - phi(g) ||_2    (symmetric, a metric by construction)
+    metric:       d(s, g) = || phi(s) - phi(g) ||_2
     quasimetric:  d(s, g) = max_i relu(phi_i(g) - phi_i(s)) + mean_i relu(phi_i(g) - phi_i(s))
 
-The last two are a learned head that counts environment steps, trained by training/distance.py.
+phi is a learned head that counts environment steps (training/distance.py).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Distance(nn.Module):
         return self.phi(latents).float()
 
     def between(self, start: Tensor, goal: Tensor) -> Tensor:
-        """Distance of embeddings (..., dim), broadcast -> (...) in environment steps."""
+        """Distance of embeddings (..., dim), broadcast -> (...) environment steps."""
         if self.config.form == "metric":
             # sqrt has no gradient at 0, where start and goal coincide
             return ((start - goal).square().sum(-1) + 1e-6).sqrt()

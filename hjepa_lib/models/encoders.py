@@ -1,9 +1,8 @@
 """The networks of level 1: image encoders and one-step latent predictors.
 
-Encoders: (M, C, Hpx, Wpx) normalised pixels -> (M, D). Each has a `norm`, the last thing a latent
-goes through: of `impala` a LayerNorm, as in PLDM and EB-JEPA; of the others one when the predictor
-is a GRU, whose state could not reach their scale. Predictors: latent (M, D), normalised action
-(M, A) -> (M, D); all but the GRU add a displacement and leave the `static_dim` first components.
+Encoders: (M, C, Hpx, Wpx) normalised pixels -> (M, D), through `head` and `norm`. Predictors:
+latent (M, D), normalised action (M, A) -> (M, D); all but the GRU add a displacement and leave the
+`static_dim` first components.
 """
 
 from __future__ import annotations
@@ -21,9 +20,14 @@ MIN_IMAGE = 16  # px
 SPREAD = 2.0  # keypoint coordinates of the image's edges: the dot's then have a spread near 1
 
 
-def output_norm(config: Level1Config) -> nn.Module:
-    """The `norm` of an encoder that has none of its own."""
-    return nn.LayerNorm(config.latent_dim) if config.predictor == "gru" else nn.Identity()
+def output(config: Level1Config, count: int, width: int = 0) -> tuple[nn.Linear, nn.Module]:
+    """`head` of `count` features, and `norm`: a LayerNorm of `impala`, as in PLDM and EB-JEPA.
+
+    Of the others, too, where the predictor is a GRU, whose state could not reach their scale.
+    """
+    normed = config.encoder == "impala" or config.predictor == "gru"
+    norm = nn.LayerNorm(config.latent_dim) if normed else nn.Identity()
+    return nn.Linear(count, width or config.latent_dim), norm
 
 
 def convolutions(channels: int, width: int, *kernels: tuple[int, int]) -> nn.Sequential:
@@ -54,10 +58,7 @@ class ResidualBlock(nn.Module):
 
 
 class ImpalaEncoder(nn.Module):
-    """IMPALA stacks of 16, 32, 32 channels, then Linear and LayerNorm.
-
-    The reference of PLDM and EB-JEPA (arXiv 2502.14819, 2602.03604).
-    """
+    """IMPALA stacks of 16, 32, 32 channels: PLDM's and EB-JEPA's (arXiv 2502.14819, 2602.03604)."""
 
     def __init__(self, config: Level1Config, channels: int, image_size: Size) -> None:
         super().__init__()
@@ -66,8 +67,7 @@ class ImpalaEncoder(nn.Module):
             stacks += [nn.Conv2d(before, after, 3, padding=1), nn.MaxPool2d(3, 2, padding=1)]
             stacks += [ResidualBlock(after), ResidualBlock(after)]
         self.stacks = nn.Sequential(*stacks)
-        self.head = nn.Linear(features(self.stacks, channels, image_size), config.latent_dim)
-        self.norm = nn.LayerNorm(config.latent_dim)
+        self.head, self.norm = output(config, features(self.stacks, channels, image_size))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.head(F.relu(self.stacks(x)).flatten(1)))
@@ -82,15 +82,14 @@ class FastEncoder(nn.Module):
         super().__init__()
         self.convs = convolutions(channels, config.width, (7, 4), (3, 2), (3, 2))
         count = features(self.convs, channels, image_size)
-        self.head = nn.Linear(count, latent_dim or config.latent_dim)
-        self.norm = output_norm(config)
+        self.head, self.norm = output(config, count, latent_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.head(self.convs(x).flatten(1)))
 
 
 class KeypointEncoder(nn.Module):
-    """Per feature map its expected place: spatial softmax (arXiv 1509.06113), then one Linear.
+    """Expected place of each feature map: spatial softmax (arXiv 1509.06113).
 
     A static part comes from a `fast` encoder of its own: walls are no points.
     """
@@ -106,8 +105,7 @@ class KeypointEncoder(nn.Module):
         )
         places = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1)  # (H, W, 2) x, y
         self.register_buffer("places", places.reshape(-1, 2), persistent=False)
-        self.head = nn.Linear(2 * width, config.latent_dim - static)
-        self.norm = output_norm(config)
+        self.head, self.norm = output(config, 2 * width, config.latent_dim - static)
 
     def locate(self, x: Tensor) -> Tensor:
         """(M, C, Hpx, Wpx) -> (M, width, 2) expected (x, y), in [-2, 2] from edge to edge."""
@@ -121,10 +119,9 @@ class KeypointEncoder(nn.Module):
 
 
 class VitEncoder(nn.Module):
-    """Patches through `depth` transformer blocks, then one Linear over all tokens at their places.
+    """Vision transformer (arXiv 2010.11929), then one Linear over all tokens at their places.
 
-    Vision transformer (arXiv 2010.11929) without dropout, nor a class token: that has to carry
-    WHERE the dot is, and learns it far more slowly.
+    A class token would have to carry WHERE the dot is, and learns it far more slowly.
     """
 
     def __init__(self, config: Level1Config, channels: int, image_size: Size) -> None:
@@ -132,16 +129,12 @@ class VitEncoder(nn.Module):
         width, heads = config.width, config.heads
         self.patches = Patches(channels, image_size, config.patch, width)
         self.blocks = Transformer(width, config.depth, heads, max(1, width // heads), 2 * width)
-        self.head = nn.Linear(self.patches.count * width, config.latent_dim)
-        self.norm = output_norm(config)
+        self.head, self.norm = output(config, self.patches.count * width)
 
     def forward(
         self, x: Tensor, hidden: Tensor | None = None, token: Tensor | None = None
     ) -> Tensor:
-        """(M, C, Hpx, Wpx) -> (M, D); patches where `hidden` (M, N) is True become `token`.
-
-        A hidden patch keeps its position, which is added once (F8).
-        """
+        """Patches where `hidden` (M, N) is True become `token`, and keep their position (F8)."""
         tokens = self.patches(x)  # (M, N, width), positions included
         if hidden is not None:
             blank = (token + self.patches.position).to(tokens.dtype)  # (N, width)
@@ -161,7 +154,6 @@ def build_encoder(config: Level1Config, channels: int, image_size: Size) -> nn.M
     return ENCODERS[config.encoder](config, channels, image_size)
 
 
-# --- predictors -------------------------------------------------------------------------------
 def displace(latent: Tensor, step: Tensor) -> Tensor:
     """latent (M, D) plus step (M, D - S): the first S components, the static part, stay."""
     static = latent.shape[-1] - step.shape[-1]
@@ -169,7 +161,7 @@ def displace(latent: Tensor, step: Tensor) -> Tensor:
 
 
 class GruPredictor(nn.Module):
-    """h' = LN(GRU(a, h)), PLDM's: the hidden state IS the latent, LN the encoder's own, shared."""
+    """PLDM's h' = LN(GRU(a, h)): the hidden state IS the latent, LN the encoder's own."""
 
     def __init__(self, config: Level1Config, action_dim: int, norm: nn.Module) -> None:
         super().__init__()
@@ -185,12 +177,12 @@ class MlpPredictor(nn.Module):
 
     def __init__(self, config: Level1Config, action_dim: int, norm: nn.Module) -> None:
         super().__init__()
-        widths = [config.latent_dim + action_dim, *[config.hidden] * config.layers]
-        self.net = mlp(*widths, config.latent_dim - config.static_dim)
+        inner = [config.hidden] * config.layers
+        dim = config.latent_dim
+        self.net = mlp(dim + action_dim, *inner, dim - config.static_dim)
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
-        step = self.net(torch.cat([latent, action.to(latent.dtype)], dim=-1))
-        return displace(latent, step)
+        return displace(latent, self.net(torch.cat([latent, action.to(latent.dtype)], dim=-1)))
 
 
 class TransformerPredictor(nn.Module):

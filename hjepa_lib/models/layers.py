@@ -2,7 +2,7 @@
 
     x <- x + Attention(LN(x));   x <- x + MLP(LN(x));   LN after the last block (arXiv 1706.03762)
 
-Dropout acts on what a sub-layer adds alone: the fused attention kernel serves training as well.
+Dropout acts on what a sub-layer adds: the fused attention kernel serves training as well.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def mlp(
 ) -> nn.Sequential:
     """Linear layers (..., widths[0]) -> (..., widths[-1]), an activation between each two.
 
-    LayerNorm comes before the activation where asked for, dropout (share in [0, 1)) behind it.
+    A LayerNorm comes before it where asked for, dropout (share in [0, 1)) behind it.
     """
     layers: list[nn.Module] = []
     for index, (before, after) in enumerate(pairwise(widths)):
@@ -60,7 +60,6 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
-# --- transformer ------------------------------------------------------------------------------
 class Attention(nn.Module):
     """Self-attention over (B, N, dim) with `heads` heads of width `head_dim`."""
 
@@ -131,12 +130,9 @@ class Transformer(nn.Module):
 
 def feed_forward(dim: int, hidden: int, dropout: float = 0.0) -> nn.Sequential:
     """dim -> hidden -> dim with GELU."""
-    return nn.Sequential(
-        nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim), nn.Dropout(dropout)
-    )
+    return mlp(dim, hidden, dim, activation=nn.GELU).append(nn.Dropout(dropout))
 
 
-# --- images as patches ------------------------------------------------------------------------
 def sides(image_size: Size) -> tuple[int, int]:
     """(height, width) in px of a square or rectangular image."""
     return (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)

@@ -23,7 +23,7 @@ CHUNK = 1088  # frames encoded at once outside training: activations stay near 1
 
 
 class Rollout(NamedTuple):
-    """What both levels hand to the objectives; T counts states of that level's time grid."""
+    """What both levels hand to the objectives; T counts states on the level's own clock."""
 
     encodings: Tensor  # (B, T, D)
     predictions: Tensor  # (K, B, T' <= T, D); entry 0 along T is the start, not a prediction
@@ -34,8 +34,8 @@ class Rollout(NamedTuple):
 class Jepa(nn.Module):
     """Encoder, K predictors and inverse-dynamics head; channels and actions as the normaliser's.
 
-    Beyond PLDM: an ensemble, an optional EMA target encoder, and two hooks through which a jointly
-    trained level 2 acts on level 1 (`context`, `feedback`; HJepa in models/level2.py).
+    Beyond PLDM: an ensemble, an optional EMA target, and the hooks `context` and `feedback` of a
+    jointly trained level 2.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class Jepa(nn.Module):
         self.unsaved = ("idm.",) if config.idm_frozen else ()
         if self.idm is not None:
             self.idm.requires_grad_(not config.idm_frozen)
-        slow = copy.deepcopy(self.encoder) if config.target == "ema" else None
-        self.target_encoder = slow and slow.requires_grad_(False)
+        self.target_encoder = None
+        if config.target == "ema":
+            self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         for name in ("pixel_mean", "pixel_std", "action_mean", "action_std"):
             values = torch.as_tensor(getattr(normaliser, name), dtype=torch.float32)
             self.register_buffer(name, values)
 
-    # --- encoding -----------------------------------------------------------------------------
     def _pixels(self, frames: Tensor) -> Tensor:
         """(M, C, Hpx, Wpx) uint8 -> normalised, channels last, in the autocast dtype."""
         if frames.dtype != torch.uint8 or frames.shape[1:] != self.frame:
@@ -83,23 +83,20 @@ class Jepa(nn.Module):
 
     @torch.no_grad()
     def encode_chunked(self, frames: Callable[[slice], Tensor], total: int) -> Tensor:
-        """Encode `total` frames delivered by `frames(slice)` piece by piece -> (total, D)."""
-        parts = (slice(begin, min(begin + CHUNK, total)) for begin in range(0, total, CHUNK))
-        return torch.cat([self.encode(frames(part)) for part in parts])
+        """Encode `total` frames, delivered by `frames(slice)`, piece by piece -> (total, D)."""
+        starts = range(0, total, CHUNK)
+        return torch.cat([self.encode(frames(slice(i, min(i + CHUNK, total)))) for i in starts])
 
     def normalise_actions(self, actions: Tensor) -> Tensor:
         """(..., A) px -> zero mean, unit std per axis."""
         return (actions - self.action_mean) / self.action_std
 
-    # --- prediction ---------------------------------------------------------------------------
     def predict(
         self, latent: Tensor, action: Tensor, member: int = 0, context: Tensor | None = None
     ) -> Tensor:
         """One step: (M, D), (M, A) px -> (M, D). `context` (M, A) adds to the normalised action."""
         normal = self.normalise_actions(action)
-        if context is not None:
-            normal = normal + context
-        return self.predictors[member](latent, normal)
+        return self.predictors[member](latent, normal if context is None else normal + context)
 
     def rollout(
         self,
@@ -111,15 +108,13 @@ class Jepa(nn.Module):
     ) -> Tensor:
         """Autoregressive: start (M, D), actions (M, H, A) px -> (M, H+1, D), entry 0 is the start.
 
-        `context` (M, H, A) adds to the normalised actions; `feedback` makes of the states so far
-        a correction (M, D) of the current one, or None.
+        `context` (M, H, A) adds to the normalised actions; `feedback` makes a correction (M, D) of
+        the current state, or None, of all states so far.
         """
         states = [start]
         for step in range(actions.shape[1]):
-            latent = states[-1]
-            correction = feedback(states) if feedback is not None else None
-            if correction is not None:
-                latent = latent + correction
+            correction = feedback and feedback(states)
+            latent = states[-1] if correction is None else states[-1] + correction
             extra = None if context is None else context[:, step]
             states.append(self.predict(latent, actions[:, step], member, extra).float())
         return torch.stack(states, dim=1)
@@ -127,7 +122,7 @@ class Jepa(nn.Module):
     def rollout_members(self, start: Tensor, actions: Tensor, **hooks) -> Tensor:
         """Every ensemble member rolls out on its own -> (K, M, H+1, D)."""
         members = range(len(self.predictors))
-        return torch.stack([self.rollout(start, actions, member, **hooks) for member in members])
+        return torch.stack([self.rollout(start, actions, one, **hooks) for one in members])
 
     def forward(
         self, frames: Tensor, actions: Tensor, encodings: Tensor | None = None, **hooks
@@ -140,12 +135,12 @@ class Jepa(nn.Module):
         steps = self.config.rollout or actions.shape[1]
         predictions = self.rollout_members(encodings[:, 0], actions[:, :steps], **hooks)
         targets = encodings
-        if self.target_encoder is not None:
+        if self.target_encoder:
             with torch.no_grad():
                 targets = self.encode(frames, self.target_encoder)
         return Rollout(encodings, predictions, targets, self.normalise_actions(actions))
 
     def update_target(self) -> None:
         """theta_target <- decay * theta_target + (1 - decay) * theta (no-op without EMA)."""
-        if self.target_encoder is not None:
+        if self.target_encoder:
             update_ema(self.target_encoder, self.encoder, self.config.ema_decay)

@@ -49,23 +49,21 @@ class Imagined(NamedTuple):
 
 
 class Level2(nn.Module):
-    """World model over level-1 latents of width D, with what joint training needs of it.
+    """World model over level-1 latents of width D.
 
-    That is macro inverse dynamics, and the two hooks through which it acts on level 1: `context`
-    and `feedback`.
+    For joint training: macro inverse dynamics, and the hooks `context` and `feedback` into level 1.
     """
 
     def __init__(self, config: Level2Config, latent_dim: int, action_dim: int = 2) -> None:
         super().__init__()
-        self.config = config
-        self.latent_dim, self.action_dim = latent_dim, action_dim
+        self.config, self.latent_dim, self.action_dim = config, latent_dim, action_dim
         state, hidden = config.state_dim or latent_dim, config.hidden
         chunk = config.step_skip * action_dim
         self.project = nn.Identity() if state == latent_dim else nn.Linear(latent_dim, state)
-        self.macro_encoder: nn.Module | None = None
-        self.macro_dim = 0 if config.actions == "none" else chunk
+        widths = {"none": 0, "learned": config.macro_dim}
+        self.macro_dim = widths.get(config.actions, chunk)
+        self.macro_encoder = None
         if config.actions == "learned":
-            self.macro_dim = config.macro_dim
             # LayerNorm bounds the code, so that a percentile box of codes is meaningful (HWM).
             net = mlp(chunk, 32, 32, self.macro_dim), nn.LayerNorm(self.macro_dim)
             self.macro_encoder = nn.Sequential(*net)
@@ -78,10 +76,9 @@ class Level2(nn.Module):
         self.decoder = mlp(state + self.z_width, hidden, hidden, latent_dim)
         self.idm = mlp(2 * latent_dim, hidden, chunk) if config.loss.idm > 0 else None
         self.condition = nn.Linear(self.z_width, action_dim) if config.conditioning else None
-        widths = (config.step_skip * latent_dim, hidden, latent_dim)
-        self.correct = mlp(*widths) if config.feedback else None
+        seen = config.step_skip * latent_dim
+        self.correct = mlp(seen, hidden, latent_dim) if config.feedback else None
 
-    # --- pieces -------------------------------------------------------------------------------
     def chunk_actions(self, actions: Tensor) -> Tensor:
         """(B, T-1, A) -> (B, T2-1, step_skip, A); actions after the last whole chunk are unused."""
         skip = self.config.step_skip
@@ -102,15 +99,13 @@ class Level2(nn.Module):
     def advance(self, state: State, macro: Tensor | None) -> tuple[Tensor, Distribution]:
         """One macro step: next h (M, S) and the prior over z given it."""
         z = None if self.config.actions == "only" else state.z
-        fed = torch.cat([part for part in (z, macro) if part is not None], dim=-1)
-        h = self.cell(fed, state.h)
+        h = self.cell(torch.cat([part for part in (z, macro) if part is not None], -1), state.h)
         return h, self.kind.prior(self.prior_head(h))
 
     def decode(self, state: State) -> Tensor:
         """h (..., S), z (..., Z) -> predicted level-1 latent (..., D)."""
         return self.decoder(torch.cat([state.h, state.z], dim=-1)).float()
 
-    # --- verbs --------------------------------------------------------------------------------
     def observe(
         self, latents: Tensor, actions: Tensor, generator: torch.Generator
     ) -> tuple[Rollout, Observed]:
@@ -133,9 +128,9 @@ class Level2(nn.Module):
     def imagine(
         self, latent: Tensor, steps: int, macros: Tensor | None = None, noise: Tensor | None = None
     ) -> Imagined:
-        """Prior roll-out from level-1 latents (M, D): z drawn with standardised noise (M, H, Z).
+        """Prior roll-out from latents (M, D); a model of actions needs macros (M, H, macro_dim).
 
-        Without noise z is its mode. A model of actions needs macros (M, H, macro_dim).
+        z is drawn with standardised noise (M, H, Z), and its mode without.
         """
         state, found = self.initial(latent), []
         for i in range(steps):
@@ -145,18 +140,15 @@ class Level2(nn.Module):
         return Imagined(*(torch.stack(parts, 1) for parts in zip(*found, strict=True)))
 
     def loss(self, rollout: Rollout, observed: Observed) -> tuple[Tensor, dict[str, Tensor]]:
-        """sum of coefficients * terms + lambda * KL (seed 003), and the terms with a weight."""
+        """Weighted terms + lambda * KL (seed 003), and the terms with a weight."""
         config = self.config
         terms = loss_terms(rollout, config.loss, self.idm, weighted_only=True)
         kl = kl_loss(observed.posterior, observed.prior, config.free_nats, config.kl_balance)
         return weighted_sum(terms, config.loss) + config.kl * kl, terms | {"kl": kl}
 
-    # --- hooks of joint training --------------------------------------------------------------
     def context(self, z: Tensor) -> Tensor | None:
         """(B, T2-1, Z) -> (B, (T2-1) * step_skip, A) added to level-1 actions, or None."""
-        if self.condition is None:
-            return None
-        return self.condition(z).repeat_interleave(self.config.step_skip, dim=1)
+        return self.condition and self.condition(z).repeat_interleave(self.config.step_skip, 1)
 
     def feedback(self, states: list[Tensor]) -> Tensor | None:
         """Correction of the current level-1 state at a macro boundary: (M, D) or None."""
@@ -166,7 +158,6 @@ class Level2(nn.Module):
         return self.correct(torch.cat(states[-self.config.step_skip :], dim=-1)).float()
 
 
-# --- both levels ------------------------------------------------------------------------------
 class HRollout(NamedTuple):
     """One joint forward pass; level 2 entries are None with `disable_l2`."""
 
@@ -178,10 +169,9 @@ class HRollout(NamedTuple):
 class HJepa(nn.Module):
     """Both levels, as `level2.train=joint` optimises them; with `disable_l2` level 1 alone.
 
-    Level 2 may act on level 1 in three ways: conditioning (normalised action += linear(z_i) over
-    step_skip steps), feedback (an MLP of the last step_skip latents corrects the state at every
-    macro boundary) and sub-goal consistency (MSE between the predictions of both levels every
-    step_skip steps, both sides get gradient).
+    Level 2 may act on level 1 through conditioning (normalised action += linear(z_i) over step_skip
+    steps), feedback (an MLP of the last step_skip latents corrects the state at every macro
+    boundary) and sub-goals (MSE between both levels every step_skip steps, gradient to both).
     """
 
     def __init__(self, config: Config, normaliser: Normaliser, image_size: Size = SIZE) -> None:
@@ -209,9 +199,9 @@ class HJepa(nn.Module):
 
     def loss(self, rollout: HRollout) -> tuple[Tensor, dict[str, Tensor]]:
         """Joint objective: level-1 loss, plus level-2 loss and sub-goal consistency."""
-        config1 = self.level1.config
-        terms = loss_terms(rollout.level1, config1.loss, self.level1.idm)
-        total = weighted_sum(terms, config1.loss)
+        weights = self.level1.config.loss
+        terms = loss_terms(rollout.level1, weights, self.level1.idm)
+        total = weighted_sum(terms, weights)
         named = {f"l1/{name}": value for name, value in terms.items()}
         if self.level2 is None:
             return total, named

@@ -11,9 +11,8 @@
 | sim_t | mean (z_t - z_{t-1})^2                            | the same                         |
 | idm   | mean (MLP([z_t; z_{t+1}]) - a_t)^2                | the same, actions normalised     |
 
-Level 2 uses the same functions on its own time grid. A seventh, of our own: the first S =
-`level1.static_dim` components agree between all states of a layout and tell layouts apart, as
-VICReg (arXiv 2105.04906) with the states of a layout as views:
+A seventh, of our own: the first S = `level1.static_dim` components agree between all states of a
+layout and tell layouts apart, as VICReg (arXiv 2105.04906) with the states of a layout as views:
 
     static = mean (z_s - m)^2 + std(m) + cov(m),   m (G, S) the means over each layout
 
@@ -57,11 +56,6 @@ def covariance(samples: Tensor) -> Tensor:
     return off_diagonal.square().sum() / max(1, dim * (dim - 1))
 
 
-def temporal_similarity(latents: Tensor) -> Tensor:
-    """latents (B, T, D) -> mean (z_t - z_{t-1})^2."""
-    return (latents[:, 1:] - latents[:, :-1]).square().mean()
-
-
 def inverse_dynamics(latents: Tensor, actions: Tensor, head: nn.Module) -> Tensor:
     """latents (B, T, D), actions (B, T-1, A) normalised; `head` maps 2D -> A."""
     pairs = torch.cat([latents[:, :-1], latents[:, 1:]], dim=-1)
@@ -72,7 +66,7 @@ def inverse_dynamics(latents: Tensor, actions: Tensor, head: nn.Module) -> Tenso
 def layout_identity(static: Tensor, layouts: Tensor) -> Tensor:
     """static (B, T, S), layouts (B,) in 0..G-1, each used -> the term `static`.
 
-    Windows of one layout, as a tiny validation set has them, tell nothing apart: the first part.
+    Of a single layout its first part: there is nothing to tell apart.
     """
     count, steps = int(layouts.max()) + 1, static.shape[1]
     total = static.new_zeros(count, static.shape[2]).index_add(0, layouts, static.sum(1))
@@ -90,8 +84,8 @@ def loss_terms(
 ) -> dict[str, Tensor]:
     """Unweighted scalars of one level by name; without a head the idm term is 0.
 
-    The first `static` components of the latents are left to `layout_identity`; `weighted_only`
-    leaves out what `config` gives no weight.
+    The first `static` components are left to `layout_identity`; `weighted_only`: those with a
+    weight in `config`.
     """
     latents = rollout.encodings
     moving = latents[..., static:]
@@ -102,7 +96,7 @@ def loss_terms(
         "std": lambda: hinge_std(samples),
         "std_t": lambda: hinge_std(moving[:, 1:], over=1) if latents.shape[1] > 2 else zero,
         "cov": lambda: covariance(samples),
-        "sim_t": lambda: temporal_similarity(moving),
+        "sim_t": lambda: moving.diff(dim=1).square().mean(),
         "idm": lambda: inverse_dynamics(latents, rollout.actions, idm_head) if idm_head else zero,
     }
     wanted = [name for name in terms if getattr(config, name) or not weighted_only]

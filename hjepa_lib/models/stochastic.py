@@ -3,8 +3,8 @@
     draw(noise)   z from standardised noise (..., width); without noise the most likely z
     nats(prior)   KL of this posterior against a prior, per dimension or group of z
 
-With noise ~ N(0, 1) a draw is an exact sample of any kind. Gradient reaches distribution and noise,
-straight through where z is discrete.
+With noise ~ N(0, 1) a draw is an exact sample. Gradient reaches distribution and noise, straight
+through where z is discrete.
 """
 
 from __future__ import annotations
@@ -35,11 +35,8 @@ class Gaussian(NamedTuple):
 
     def nats(self, prior: Gaussian) -> Tensor:
         """log(sp/sq) + (sq^2 + (mq-mp)^2) / (2 sp^2) - 1/2 -> (..., Z)."""
-        return (
-            (prior.std / self.std).log()
-            + (self.std.square() + (self.mean - prior.mean).square()) / (2 * prior.std.square())
-            - 0.5
-        )
+        spread = self.std.square() + (self.mean - prior.mean).square()
+        return (prior.std / self.std).log() + spread / (2 * prior.std.square()) - 0.5
 
 
 class Categorical(NamedTuple):
@@ -87,10 +84,8 @@ class Rounded(NamedTuple):
     def nats(self, prior: Rounded) -> Tensor:
         """-log prior(code) -> (..., Z)."""
         code = self.mean.detach().round()
-        low = (code - 0.5 - prior.mean) / prior.std
-        high = (code + 0.5 - prior.mean) / prior.std
-        low = torch.where(code == 0, -FAR, low)
-        high = torch.where(code == self.top, FAR, high)
+        low = torch.where(code == 0, -FAR, (code - 0.5 - prior.mean) / prior.std)
+        high = torch.where(code == self.top, FAR, (code + 0.5 - prior.mean) / prior.std)
         # log(Phi(high) - Phi(low)), from the tail that holds the smaller numbers
         mirror = low + high > 0
         low, high = torch.where(mirror, -high, low), torch.where(mirror, -low, high)
@@ -122,8 +117,8 @@ def stacked(steps: list[Distribution]) -> Distribution:
 class Latent(nn.Module):
     """The heads' outputs as distributions over z, of the kind `config.latent`.
 
-    `width` is that of z and of its noise; `prior_outputs` and `posterior_outputs` are what the two
-    heads must deliver. An fsq code has `config.levels`, repeated over its dimensions.
+    `width` is that of z and of its noise; the two heads deliver `prior_outputs` and
+    `posterior_outputs`. The levels of fsq are repeated over its dimensions.
     """
 
     def __init__(self, config: Level2Config) -> None:
