@@ -14,6 +14,7 @@ joined by an edge as long as their gap.
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,28 +81,18 @@ def train_distance(
             "overestimated": (predicted.cpu() > recorded).float().mean(),
         }
 
-    def follow() -> None:
-        if slow is not None:
-            update_ema(slow, head, 1 - config.ema_rate)
-
+    follow = slow and partial(update_ema, slow, head, 1 - config.ema_rate)
     task = Task(trained, loss_fn, validation and validate, follow)
     return Fit(task, config.optim, seed=seed, stage="distance", **options)
 
 
-# --- bootstrap --------------------------------------------------------------------------------
 def distance_terms(
-    head: Distance,
-    slow: Distance,
-    now: Tensor,
-    later: Tensor,
-    goal: Tensor,
-    steps: Tensor,
+    head: Distance, slow: Distance, now: Tensor, later: Tensor, goal: Tensor, steps: Tensor,
     at_goal: Tensor,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor]:  # fmt: skip
     """`expectile` and `excess`, what close pairs are over-estimated by, of (s_t, s_{t+k}, g).
 
-    now, later, goal: (M, D) latents; steps: (M,) the k between now and later, 1 <= k <= n;
-    at_goal: (M,) bool, where later is the goal.
+    Latents (M, D); steps (M,) are the k, 1 <= k <= n; at_goal (M,) bool: later is the goal.
     """
     config = head.config
     phi_now, phi_later, phi_goal = head.embed(torch.stack([now, later, goal])).unbind(0)
@@ -128,8 +119,8 @@ class GoalBatch(NamedTuple):
 class GoalSampler:
     """Draws (s_t, s_{t+k}, g), k = n or less where the goal or the trajectory's end comes first.
 
-    A share `future_goals` of the goals comes from the future of the same trajectory, the rest are
-    states of the same layout (one of another layout is never reachable).
+    A share `future_goals` of the goals is from the trajectory's own future, the rest from its
+    layout: one of another layout is never reachable.
     """
 
     def __init__(self, store: LatentStore, n_step: int, future_goals: float) -> None:
@@ -165,7 +156,6 @@ class GoalSampler:
         return GoalBatch(now, now + steps, goal)
 
 
-# --- graph ------------------------------------------------------------------------------------
 def usual_step(store: LatentStore) -> float:
     """Median latent length of the recorded steps that moved; TrainingError when none did."""
     gap = (store.latents[1:].float() - store.latents[:-1].float()).norm(dim=-1).cpu()
@@ -178,8 +168,8 @@ def usual_step(store: LatentStore) -> float:
 def join_states(latents: Tensor, trajectory: Tensor, radius: float, unit: float) -> csr_array:
     """Edge lengths in steps, (N, N) sparse; recorded steps lead one way, links both.
 
-    latents (N, D) float32, trajectory (N,) with its states in a row; `radius` in steps, `unit` the
-    latent length of a step.
+    latents (N, D) float32, trajectory (N,) ascending; `radius` in steps, `unit` the latent length
+    of one.
     """
     here = torch.nonzero(trajectory[1:] == trajectory[:-1])[:, 0]
     gaps = torch.cdist(latents, latents) / unit  # (N, N)
@@ -197,8 +187,8 @@ def find_paths(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Random pairs that a path connects: starts and goals (P,) in the store, lengths (P,) in steps.
 
-    Of every graph of `graph_trajectories` trajectories of one layout, or fewer. Recorded steps may
-    be walked backwards when the head's form is the symmetric one. Equal arguments give equal pairs.
+    Of every graph of `graph_trajectories` trajectories of one layout, or fewer. A symmetric head
+    may walk recorded steps backwards. A pure function of its arguments.
     """
     generator = torch.Generator().manual_seed(seed)
     unit, symmetric = usual_step(store), config.form == "metric"
@@ -207,12 +197,9 @@ def find_paths(
     for layout in layouts.unique():
         members = torch.nonzero(layouts == layout)[:, 0]
         for part in members.split(config.graph_trajectories):
-            states = torch.cat(
-                [torch.arange(store.starts[one], store.starts[one + 1]) for one in part]
-            )
-            graph = join_states(
-                store.latents[states].float().cpu(), store.trajectory[states], config.link, unit
-            )
+            states = torch.nonzero(torch.isin(store.trajectory, part))[:, 0]
+            latents = store.latents[states].float().cpu()
+            graph = join_states(latents, store.trajectory[states], config.link, unit)
             start = torch.randperm(len(states), generator=generator)[:SOURCES]
             goal = torch.randint(len(states), (len(start), TARGETS), generator=generator)
             steps = dijkstra(graph, directed=not symmetric, indices=start.numpy())  # (S, N)
@@ -220,5 +207,4 @@ def find_paths(
             known = steps.isfinite()
             first = start[:, None].expand_as(goal)
             found.append((states[first[known]], states[goal[known]], steps[known]))
-    starts, goals, lengths = (torch.cat(column) for column in zip(*found, strict=True))
-    return starts, goals, lengths
+    return tuple(torch.cat(column) for column in zip(*found, strict=True))

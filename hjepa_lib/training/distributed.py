@@ -21,7 +21,6 @@ from hjepa_lib.models.level1 import Rollout
 Value = TypeVar("Value")
 
 
-# --- processes --------------------------------------------------------------------------------
 def start() -> None:
     """Join the processes of a torchrun, if it started this one; each takes its own CUDA device."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
@@ -56,7 +55,6 @@ def from_first(make: Callable[[], Value]) -> Value:
     return box[0]
 
 
-# --- one update -------------------------------------------------------------------------------
 def own_rows(batch: WindowBatch) -> WindowBatch:
     """The rows of the whole batch that this process encodes; ConfigError for unequal shares."""
     size, parts = len(batch.positions), count()

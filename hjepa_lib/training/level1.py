@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,8 +50,8 @@ def train_level1(
 ) -> Fit:
     """Iterate over the result to train `model` in place; see training/loop.py.
 
-    An own `objective(model, rollout, batch)` is minimised and validated in the place of ours. Under
-    torchrun each process encodes its own rows, and the objective is that of all rows together.
+    An own `objective(model, rollout, batch)` takes the place of ours. Under torchrun each process
+    encodes its own rows, and the objective is that of all rows together.
     """
     device, config = next(model.parameters()).device, model.config
 
@@ -95,10 +96,7 @@ def quality(rollout: Rollout, batch: WindowBatch) -> dict[str, float]:
     return report
 
 
-# --- masked pre-training ----------------------------------------------------------------------
-DECAY = 0.996
-HIDDEN = 256
-LR, WEIGHT_DECAY = 1e-4, 0.05  # of seed 002's stage 1
+DECAY, HIDDEN, LR, WEIGHT_DECAY = 0.996, 256, 1e-4, 0.05  # of seed 002's stage 1
 MASKED_WINDOWS = 32  # of a validation
 
 
@@ -107,7 +105,7 @@ class Masked(nn.Module):
 
         L = | MLP(enc(x with hidden patches)) - sg(enc_slow(x)) |_1        (arXiv 2506.09985)
 
-    `encoder` is level 1's own; the token of hidden patches, MLP and slow copy serve here alone.
+    `encoder` is level 1's own.
     """
 
     def __init__(self, level1: Jepa) -> None:
@@ -129,12 +127,10 @@ class Masked(nn.Module):
 def pretrain_level1(
     model: Jepa, train: Windows, validation: Windows | None, *, seed: int, **options: Any
 ) -> Fit:
-    """Iterate over the result to train the encoder of `model` in place; see training/loop.py."""
+    """Iterate over the result to train the encoder of `model` in place."""
     device, config = next(model.parameters()).device, model.config
-    optim = dataclasses.replace(
-        config.optim, updates=config.pretrain_updates, lr=LR, weight_decay=WEIGHT_DECAY, clip=1.0,
-        patience=0,
-    )  # fmt: skip
+    own = {"updates": config.pretrain_updates, "lr": LR, "weight_decay": WEIGHT_DECAY, "clip": 1.0}
+    optim = dataclasses.replace(config.optim, patience=0, **own)
     masked = Masked(model).to(device)
     patches = model.encoder.patches.count
 
@@ -157,14 +153,11 @@ def pretrain_level1(
             "effective_rank": effective_rank(latents.cpu()),
         }
 
-    def follow() -> None:
-        update_ema(masked.slow, masked.encoder, DECAY)
-
+    follow = partial(update_ema, masked.slow, masked.encoder, DECAY)
     task = Task(masked, loss_fn, validation and validate, follow)
     return Fit(task, optim, seed=seed, stage="l1_pretrain", **options)
 
 
-# --- refinement -------------------------------------------------------------------------------
 REFINE_STEPS = 3  # of the roll-outs in the loss: a wall is met within a few
 REFINE_BATCH = 512
 REFINE_WINDOWS = 2048  # of a validation
@@ -175,18 +168,16 @@ def refine_predictors(
 ) -> Fit:
     """Iterate to train the predictors of `model` in place, on latents that no longer change.
 
-    The loss is the similarity term over the moving part, mean over the ensemble. Learning rate,
-    schedule and clipping are those of `level1.optim`; batch, patience and weight decay are not.
+    The loss is the similarity term over the moving part, mean over the ensemble; learning rate,
+    schedule and clipping are those of `level1.optim`.
     """
     device, config = next(model.parameters()).device, model.config
     length = REFINE_STEPS + 1
     first = store.windows(length)
     if not len(first):
         raise TrainingError(f"refinement needs trajectories of {length} states; these are shorter")
-    optim = dataclasses.replace(
-        config.optim, updates=config.refine_updates, batch=REFINE_BATCH, weight_decay=0.0,
-        patience=0,
-    )  # fmt: skip
+    own = {"updates": config.refine_updates, "batch": REFINE_BATCH, "weight_decay": 0.0}
+    optim = dataclasses.replace(config.optim, patience=0, **own)
 
     def error(batch: LatentBatch) -> Tensor:
         latents, actions = batch.latents.to(device), batch.actions.to(device)

@@ -1,7 +1,7 @@
 """One training loop for every model: a generator that yields a typed report per update.
 
-Batches are a pure function of (seed, update), so an interrupted training, also by `kill -9`,
-resumes to the same result.
+Batches are a pure function of (seed, update): what is interrupted, also by `kill -9`, resumes to
+the same result.
 """
 
 from __future__ import annotations
@@ -27,8 +27,12 @@ RESUME = "resume.pt"
 LARGEST_LOSS = 1e6  # of `non_finite="skip"`: above it training ends
 LARGE_NORM = 100.0  # of a gradient: warned about once
 MOST_SKIPPED = 50  # lost updates in a row that end training
-COUNTERS = ("update", "stale", "best_loss", "mark", "waited", "halvings")
-COUNTERS += ("skipped", "skipped_in_a_row")
+COUNTERS = {
+    "update": 0, "stale": 0, "best_loss": math.inf, "mark": math.inf, "waited": 0, "halvings": 0,
+    "skipped": 0, "skipped_in_a_row": 0,
+}  # fmt: skip
+"""Where a fit stands, and begins: the next validation must beat `mark` by `delta`; `waited` and
+`halvings` are those of the schedule `plateau`."""
 Terms = dict[str, Tensor | float]
 Loss = tuple[Tensor, Terms]
 LossFn = Callable[[torch.Generator], Loss]
@@ -58,7 +62,7 @@ class Report(NamedTuple):
 class Task:
     """What can be trained; with another loss it is `dataclasses.replace(task, loss=mine)`.
 
-    A Fit runs `loss` and `validate` under its autocast; objectives leave it (`full_precision`).
+    `loss` and `validate` run under the fit's autocast; objectives leave it (`full_precision`).
     """
 
     module: nn.Module
@@ -75,14 +79,13 @@ def adamw(parameters: list[nn.Parameter], optim: OptimConfig) -> torch.optim.Opt
 def learning_rate(update: int, config: OptimConfig, halvings: int = 0) -> float:
     """Rate of the 0-based `update`: linear warm-up, then a cosine that never rises again (PL4).
 
-    `constant` stays at the peak, `step` is halved every `decay_every` updates, `plateau` has been
-    halved `halvings` times.
+    The others begin at the peak, and `step` is halved every `decay_every` updates, `plateau`
+    `halvings` times.
     """
     if config.schedule != "cosine":
         if config.schedule == "step":
             halvings = update // config.decay_every
-        rate = config.lr * 0.5**halvings
-        return max(rate, min(config.min_lr, config.lr))
+        return max(config.lr * 0.5**halvings, min(config.min_lr, config.lr))
     warmup = max(1, round(config.warmup * config.updates))
     if update < warmup:
         return config.lr * (update + 1) / warmup
@@ -101,7 +104,6 @@ def step_generator(seed: int, update: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + update)
 
 
-# --- batches ----------------------------------------------------------------------------------
 def draw_batch(rows: int, batch: int, generator: torch.Generator) -> Tensor:
     """Indices (batch,) into `rows` training transitions."""
     return torch.randint(rows, (batch,), generator=generator)
@@ -132,7 +134,6 @@ def seeded_noise(generator: torch.Generator, device: torch.device) -> Iterator[N
         yield
 
 
-# --- the loop ---------------------------------------------------------------------------------
 class Fit:
     """Minimises `task.loss(generator)` over the trainable tensors of `task.module`; iterate it.
 
@@ -156,11 +157,9 @@ class Fit:
         self.device = self.parameters[0].device
         self.optimiser = optimiser(self.parameters, optim)
         self.guarded = optim.non_finite == "skip" and not self.shared  # or processes disagree
-        self.update, self.stale, self.best_loss = 0, 0, math.inf
-        self.mark = math.inf  # the validation loss that the next one must beat by `delta`
-        self.waited = self.halvings = 0  # of the schedule `plateau`
-        self.skipped, self.skipped_in_a_row, self.warned = 0, 0, False
+        self.warned = False
         self.best: dict[str, Tensor] = {}
+        vars(self).update(COUNTERS)
         if self.path and self.path.exists():
             self.resume(self.path)
         if self.shared:  # the processes of a torchrun start from the same weights and update
@@ -200,7 +199,7 @@ class Fit:
             finite = self._finite("gradient norm", norm, rate)
         if finite:
             self.optimiser.step()
-            if self.task.after_update is not None:
+            if self.task.after_update:
                 self.task.after_update()
             self.skipped_in_a_row = 0
         else:
@@ -209,7 +208,7 @@ class Fit:
         validation: dict[str, float] = {}
         if self.update % self.config.validate_every == 0 or self.update == len(self):
             validation = self._validate()
-            if self.path is not None and not (self.shared and distributed.rank()):
+            if self.path and not (self.shared and distributed.rank()):
                 self.save(self.path)
         return Report(
             self.update, len(self), value, terms, rate, norm, validation, self.skipped, self.stage
@@ -221,9 +220,9 @@ class Fit:
     def _finite(self, what: str, value: float, rate: float) -> bool:
         """False for an update to be skipped; TrainingError where the settings do not skip."""
         found = f"the {what} is {value:.3g} at update {self.update + 1}"
-        finite, limit = math.isfinite(value), LARGEST_LOSS if what == "loss" else LARGE_NORM
-        large = finite and self.guarded and value > limit
-        if (large and what == "loss") or not (finite or self.guarded):
+        finite, is_loss = math.isfinite(value), what == "loss"
+        large = finite and self.guarded and value > (LARGEST_LOSS if is_loss else LARGE_NORM)
+        if (large and is_loss) or not (finite or self.guarded):
             advice = f"lower the learning rate (now {rate:.2g}) and resume from the last checkpoint"
             raise TrainingError(f"{found}; {advice}")
         if large and not self.warned:
@@ -259,11 +258,10 @@ class Fit:
             self.best = {key: value.clone() for key, value in self.module.state_dict().items()}
         if loss < self.mark - self.config.delta:
             self.mark, self.stale, self.waited = loss, 0, 0
-        else:
-            self.stale += 1
-            self.waited += 1
-            if self.config.schedule == "plateau" and self.waited > self.config.plateau_patience:
-                self.halvings, self.waited = self.halvings + 1, 0
+            return validation
+        self.stale, self.waited = self.stale + 1, self.waited + 1
+        if self.config.schedule == "plateau" and self.waited > self.config.plateau_patience:
+            self.halvings, self.waited = self.halvings + 1, 0
         return validation
 
     def load_best(self) -> None:
@@ -298,13 +296,14 @@ class Fit:
         except Exception as error:  # torch raises many kinds for a damaged or foreign file
             raise TrainingError(f"{path} is damaged or from another version: {error}") from error
         moved = device != self.device.type
-        default = {item.name: item.default for item in dataclasses.fields(self.config)}
+        saved = dataclasses.asdict(type(self.config)()) | saved
         for name, now in self._settings().items():
-            before = saved.get(name, default.get(name))
+            before = saved[name]
             if same_settings and before != now and not (moved and name == "precision"):
                 what = f"settings ({name} was {before} there and is {now} here)"
-                advice = "remove it or use a new run"
-                raise TrainingError(f"{path} belongs to other training {what}; {advice}")
+                raise TrainingError(
+                    f"{path} belongs to other training {what}; remove it or use a new run"
+                )
         try:
             self.module.load_state_dict(payload["module"])
             self.optimiser.load_state_dict(payload["optimiser"])

@@ -59,8 +59,8 @@ def train_probe(
 ) -> tuple[Probe, dict[str, float]]:
     """The position probe on frozen encodings, and its RMSE (px) on held-out trajectories.
 
-    Where nothing is held out, the error is that of the training data (D2). With several layouts the
-    report also says how well a ridge regression reads wall_x and door_y.
+    Where nothing is held out, that of the training data (D2). With several layouts the report also
+    says how well a ridge regression reads wall_x and door_y.
     """
     validation = validation or train
     device = next(model.parameters()).device
