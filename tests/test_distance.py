@@ -52,7 +52,6 @@ def few_layouts(level1):
     return store
 
 
-# --- axioms -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("form", FORMS)
 @given(seed=st.integers(0, 1000), scale=st.floats(0.01, 30))
 def test_distance_axioms(form, seed, scale):
@@ -89,7 +88,6 @@ def test_the_head_is_the_distance_of_two_embeddings(form, tmp_path):
     assert all(torch.isfinite(p.grad).all() for p in head.parameters())
 
 
-# --- bootstrap --------------------------------------------------------------------------------
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("gamma", [0.9, 1.0])
 def test_loss_equals_its_formula(form, gamma):
@@ -170,7 +168,6 @@ def test_validation_compares_with_recorded_steps(teacher, store):
     assert 1 <= last.validation["recorded_steps"] <= 90
 
 
-# --- graph ------------------------------------------------------------------------------------
 def settings(**changes):
     return DistanceConfig(teacher="graph", **changes)
 
@@ -212,7 +209,6 @@ def test_without_links_paths_stay_in_their_trajectory(few_layouts):
         find_paths(store, settings(), 0)
 
 
-# --- a maze -----------------------------------------------------------------------------------
 SIDE, WALL = 4, 1  # 4 x 4 cells, a wall behind column 1
 CELLS = SIDE * SIDE
 

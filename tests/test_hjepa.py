@@ -23,7 +23,6 @@ def batch_of(data, states, batch=3, seed=0):
     return render(found.positions, found.layout), found.actions
 
 
-# --- time grid --------------------------------------------------------------------------------
 def test_sixteen_frames_make_four_macro_states():
     """Architectures 2: frames 0, 4, 8, 12; three macro steps; the last three actions are unused."""
     level2 = make_level2(tiny_config(level2__actions="concat"))
@@ -45,7 +44,6 @@ def test_sixteen_frames_make_four_macro_states():
     assert not torch.equal(level2.observe(latents, changed, seeded())[1].z, observed.z)
 
 
-# --- conditioning -----------------------------------------------------------------------------
 def test_conditioning_reaches_the_state_also_one_step_at_a_time(data):
     """F11: another z changes every predicted state, in a roll-out and in single `predict` calls."""
     model, _ = hjepa_of(level2__conditioning=True)
@@ -69,7 +67,6 @@ def test_conditioning_reaches_the_state_also_one_step_at_a_time(data):
     assert (model(frames, actions, seeded()).level1.predictions != plain)[:, :, 1:].any(-1).all()
 
 
-# --- feedback ---------------------------------------------------------------------------------
 def test_feedback_corrects_the_state_at_every_macro_boundary():
     """F11: an MLP of the last four states is added to the state that the predictor is fed."""
     model, _ = hjepa_of(level2__feedback=True)
@@ -99,7 +96,6 @@ def test_hooks_get_gradient_from_the_prediction_loss_alone(option, data):
         assert all(p.grad.abs().sum() > 0 for p in module.parameters())
 
 
-# --- joint loss -------------------------------------------------------------------------------
 @pytest.mark.parametrize("steps", [0, 4])
 def test_joint_loss_is_the_documented_sum(steps, data):
     """L1 terms + L2 terms + lambda KL + weight * sub-goal consistency, which pulls on both levels.

@@ -35,7 +35,6 @@ def small_batches(monkeypatch):
     monkeypatch.setattr(level1_training, "REFINE_WINDOWS", 64)
 
 
-# --- the vision transformer -------------------------------------------------------------------
 def test_positions_are_added_once_at_the_true_place():
     """F8: blocks treat tokens alike, so swapping patches together with positions swaps tokens."""
     encoder = make_level1(tiny_config(**VIT)).eval().encoder
@@ -87,7 +86,6 @@ def test_candidates_do_not_see_each_other():
     assert torch.allclose(member(state, action), alone, atol=1e-6)
 
 
-# --- masked pre-training ----------------------------------------------------------------------
 def test_pretraining_moves_the_encoder_only_and_reports_collapse():
     """The slow copy follows its formula and is not optimised."""
     job = make_job("pretraining", tiny_config(**MASKED))
@@ -124,7 +122,6 @@ def test_an_ema_target_starts_from_the_pretrained_encoder(workspace_of, monkeypa
     assert len(set(seen["digests"])) == 1
 
 
-# --- refinement -------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "changes",
     [
@@ -168,7 +165,6 @@ def test_trajectories_that_are_too_short_are_refused(monkeypatch):
         make_job("refinement", tiny_config(**REFINED))
 
 
-# --- the stage --------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("changes", "names", "stops"),
     [

@@ -26,7 +26,6 @@ def inputs(batch=3, macro_steps=3, seed=5):
     return latents, torch.randn(batch, steps, 2, generator=seeded(seed + 1))
 
 
-# --- distributions ----------------------------------------------------------------------------
 def gaussian(seed, shape=(5, 4)):
     mean, std = torch.randn(2, *shape, generator=seeded(seed)).unbind(0)
     return Gaussian(mean.requires_grad_(), 0.1 + std.abs())
@@ -174,7 +173,6 @@ def test_std_has_a_lower_bound():
     torch.testing.assert_close(found.std, F.softplus(raw[:, 4:]) + 0.25)
 
 
-# --- verbs ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("actions", ACTIONS)
 @pytest.mark.parametrize(
     ("latent", "state"), [("gaussian", 0), ("gaussian", 24), ("categorical", 0), ("fsq", 0)]
@@ -232,7 +230,6 @@ def test_learned_codes_are_bounded():
     assert macro.square().mean(-1).max() <= 1 + 1e-5
 
 
-# --- gradients and randomness -----------------------------------------------------------------
 @pytest.mark.parametrize("latent", KINDS)
 def test_gradient_reaches_the_posterior_and_the_kl_the_prior(latent):
     """F1, F3: the prediction error alone trains the posterior, the KL trains the prior head."""
@@ -248,7 +245,6 @@ def test_gradient_reaches_the_posterior_and_the_kl_the_prior(latent):
     assert (model.prior_head.weight.grad != 0).any(-1).all()
 
 
-# --- planning ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("latent", DISCRETE)
 def test_noise_reaches_more_than_one_code_within_the_default_box(latent):
     """Noise inside `planning.hierarchy.clip` names different z; no noise names the likeliest."""

@@ -27,7 +27,6 @@ def config_of(kind, **changes):
     return tiny_config().override(joint | dotted(changes), strict=False)
 
 
-# --- the schedule and what is trained ----------------------------------------------------------
 @given(updates=st.integers(1, 60), warmup=st.floats(0, 1), final=st.floats(0, 1))
 @example(updates=1, warmup=0.0, final=0.1)
 @example(updates=40, warmup=0.1, final=0.001)
@@ -50,10 +49,8 @@ def test_training_makes_exactly_the_configured_updates():
     fit = make_job("level1", config).fit
     reports = list(fit)
     assert len(fit) == 7
-    assert [report.update for report in reports] == list(range(1, 8))
-    assert [report.lr for report in reports] == [
-        learning_rate(i, config.level1.optim) for i in range(7)
-    ]
+    rates = [learning_rate(i, config.level1.optim) for i in range(7)]
+    assert [(r.update, r.lr) for r in reports] == list(zip(range(1, 8), rates, strict=True))
     assert fit.finished and list(fit) == []
     # validation every 2 updates, and at the end
     assert [r.update for r in reports if r.validation] == [2, 4, 6, 7]
@@ -71,10 +68,7 @@ TRAINED = [
     ("level1", {"level1__idm_frozen": True}),
     ("level1", {"level1__loss__idm": 0.0}),
     ("level1", {"level1__rollout": 2, "level1__loss__std_t": 0.2}),
-    *(
-        ("level2", {"level2__actions": actions})
-        for actions in ("none", "concat", "only", "learned")
-    ),
+    *(("level2", {"level2__actions": one}) for one in ("none", "concat", "only", "learned")),
     ("level2", {"level2__state_dim": 24}),
     ("level2", {"level2__kl_balance": 0.8}),
     ("level2", {"level2__latent": "categorical"}),
@@ -83,52 +77,40 @@ TRAINED = [
     ("joint", HOOKS),
     ("joint", {"level2__latent": "fsq", "level2__conditioning": True}),
     ("joint", {"level2__loss__idm": 1.0, "level2__actions": "learned"}),
-    ("distance", {"distance__form": "metric"}),
+    ("joint", {"level1__target": "ema", "level1__predictors": 2, "level1__rollout": 4}),
+    ("joint", {"level2__disable_l2": True}),
+    ("level2", {"level2__macro_steps": 1, "level2__step_skip": 1}),
+    ("distance", {"distance__gamma": 1.0, "distance__n_step": 1}),
     ("distance", {"distance__form": "quasimetric"}),
+    *((kind, {"precision": "bf16"}) for kind in KINDS),
 ]
 
 
 @pytest.mark.parametrize(("kind", "changes"), TRAINED, ids=str)
 def test_every_trainable_tensor_is_optimised_and_changes(kind, changes):
-    """F1, F3, F9, F10, F11, HW3, PL1: encoder, predictors, norms, heads, hooks, all of level 2."""
+    """F1, F3, F9, F10, F11, HW3, PL1: encoder, predictors, norms, heads, hooks, all of level 2.
+
+    PL15: whatever can be built trains, with finite losses and weights.
+    """
     job = make_job(kind, config_of(kind, **changes, **NO_DECAY))
-    before = {name: p.clone() for name, p in job.module.named_parameters()}
+    named = {name.removeprefix("level1."): p for name, p in job.module.named_parameters()}
+    before = {name: p.clone() for name, p in named.items()}
     optimised = {id(p) for group in job.fit.optimiser.param_groups for p in group["params"]}
-    next(iter(job.fit))
-    for name, parameter in job.module.named_parameters():
+    losses = [next(iter(job.fit)).loss]
+    for name, parameter in named.items():
         moved = not torch.equal(parameter, before[name])
         assert parameter.requires_grad == (id(parameter) in optimised), name
         assert moved == parameter.requires_grad or name.startswith("target_encoder"), name
         if parameter.requires_grad:
             assert parameter.grad.abs().max() > 1e-6, name  # more than rounding
-    frozen = {n.split(".")[0] for n, p in job.module.named_parameters() if not p.requires_grad}
+    frozen = {name.split(".")[0] for name, p in named.items() if not p.requires_grad}
     wanted = {"level1__idm_frozen": "idm", "level1__target": "target_encoder"}
     assert frozen == {wanted[name] for name in changes if name in wanted}
+    losses += [report.loss for report in job.fit]
+    assert [math.isfinite(loss) for loss in losses] == [True] * 4
+    assert all(torch.isfinite(p).all() for p in named.values())
 
 
-# --- every option -----------------------------------------------------------------------------
-OPTIONS = [
-    *((kind, {"precision": "bf16"}) for kind in KINDS),
-    ("level2", {"level2__macro_steps": 1}),
-    ("level2", {"level2__step_skip": 1}),
-    ("distance", {"distance__gamma": 1.0, "distance__n_step": 1}),
-    ("joint", {"level1__target": "ema", "level1__predictors": 2}),
-    ("joint", {"level1__rollout": 4, "level2__subgoal": 1.0}),
-    ("joint", {"level2__disable_l2": True}),
-]
-
-
-@pytest.mark.parametrize(("kind", "changes"), OPTIONS, ids=str)
-def test_every_option_trains(kind, changes):
-    """PL15, F9: everything constructible is reachable: finite losses, finite moving weights."""
-    job = make_job(kind, config_of(kind, **changes))
-    before = digest(job.module)
-    assert [math.isfinite(report.loss) for report in job.fit] == [True] * 4
-    assert all(torch.isfinite(p).all() for p in job.module.parameters())
-    assert digest(job.module) != before
-
-
-# --- frozen level 1 ---------------------------------------------------------------------------
 def test_a_frozen_level1_stays_as_it_is():
     """Architectures 2: hash of the frozen weights unchanged."""
     config = config_of("level2")
@@ -147,7 +129,6 @@ def test_short_trajectories_are_refused(store, level1):
         level2_training.train_level2(model, level1, store, None, seed=0)
 
 
-# --- determinism and resuming -----------------------------------------------------------------
 RESUMED = [
     *((kind, {}) for kind in KINDS),
     ("level1", {"level1__target": "ema"}),
@@ -226,7 +207,6 @@ def test_a_resume_file_of_another_device_goes_on_and_says_so(tmp_path, monkeypat
     assert [report.update for report in resumed.fit] == [3, 4]
 
 
-# --- the loop itself --------------------------------------------------------------------------
 def toy(loss=None, validate=None, folder=None, **optim):
     """A fit of one 3-vector towards zero."""
     torch.manual_seed(0)
@@ -278,12 +258,11 @@ def test_best_weights_and_patience_follow_the_validation_loss(tmp_path):
     losses, snapshots = iter([3.0, 1.0, 2.0, 2.5, 2.6, 0.1]), []
 
     def begin():
-        module, fit = toy(
-            validate=lambda: snapshots.append(module.weight.clone()) or {"loss": next(losses)},
-            folder=tmp_path,
-            patience=3,
-            updates=20,
-        )
+        def validate():
+            snapshots.append(module.weight.clone())
+            return {"loss": next(losses)}
+
+        module, fit = toy(validate=validate, folder=tmp_path, patience=3, updates=20)
         return module, fit
 
     for _ in zip(range(6), begin()[1], strict=False):
@@ -322,7 +301,6 @@ def test_a_reader_can_hand_in_a_loss_and_an_optimiser():
     torch.testing.assert_close(module.weight.detach(), expected, atol=1e-3, rtol=1e-3)
 
 
-# --- what validation and probes say -----------------------------------------------------------
 @pytest.mark.parametrize("kind", ["level1", "joint"])
 def test_bf16_is_for_forward_passes_alone(kind, monkeypatch):
     """Q4: covariance and inverse dynamics run in fp32, in training and in validation."""
@@ -392,10 +370,9 @@ def test_probe_speaks_px_and_leaves_the_model_alone(level1, store, normaliser, s
     torch.testing.assert_close(probe.loss(latents, places), gap.square().mean())
 
 
-# --- stored latents ---------------------------------------------------------------------------
 def test_store_holds_the_latents_of_its_trajectories(level1, data):
     store = make_store(level1, data, limit=3)
-    assert store.lengths.tolist() == data.lengths[:3].tolist()
+    assert torch.equal(store.lengths, data.lengths[:3])
     frames = render(store.positions, store.layout.index(store.trajectory))
     torch.testing.assert_close(store.latents.float(), level1.encode(frames), atol=2e-2, rtol=1e-2)
     assert store.latents.dtype == torch.bfloat16
@@ -437,14 +414,10 @@ def test_percentile_box_of_learned_macro_actions(level1, store):
 
 
 def test_prior_error_is_the_mse_of_one_imagined_step(level1, store):
+    batch = store.gather(store.windows(9)[:20], 9)
     for actions in ("none", "learned"):
         model = make_level2(tiny_config(level2__actions=actions))
-        batch = store.gather(store.windows(9)[:20], 9)
-        macros = None
-        if actions == "learned":
-            macros = model.macro(level1.normalise_actions(batch.actions)[:, None, :4])
+        macros = model.macro(level1.normalise_actions(batch.actions)[:, None, :4])
         predicted = model.imagine(batch.latents[:, 0], 1, macros).predictions[:, 0]
-        wanted = (predicted - batch.latents[:, 4]).square().mean().item()
-        with torch.no_grad():
-            found = level2_training.prior_error(model, level1, batch).item()
-        assert found == pytest.approx(wanted, rel=1e-6)
+        wanted = (predicted - batch.latents[:, 4]).square().mean()
+        torch.testing.assert_close(level2_training.prior_error(model, level1, batch), wanted)

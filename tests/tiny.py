@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hjepa_lib.config import Config, Level1Config, profile
+from hjepa_lib.config import Config, Level1Config, leaves, profile
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.trajectories import Trajectories
@@ -28,51 +28,29 @@ from hjepa_lib.training.loop import Fit
 
 CPU = torch.device("cpu")
 
-OVERRIDES: dict[str, Any] = {
-    "device": "cpu",
-    "precision": "fp32",
-    "data.transitions": 2000,
-    "level1.latent_dim": 16,
-    "level1.width": 8,
-    "level1.hidden": 16,
-    "level1.idm_hidden": 16,
-    "level1.window": 6,
-    "distance.dim": 8,
-    "distance.hidden": 16,
-    "distance.trajectories": 10,
-    "level2.step_skip": 4,
-    "level2.macro_steps": 2,
-    "level2.z_dim": 4,
-    "level2.hidden": 16,
-    "planning.action_cap": 1.8365,
-    "chapters.study_updates": 4,
-    "chapters.collapse_horizon": 24,
-    "planning.replan": 2,
-    **{
-        f"planning.{search}.{key}": value
-        for search in ("flat", "hierarchy.level2", "hierarchy.tracker")
-        for key, value in {"samples": 8, "iterations": 2, "horizon": 5}.items()
+SEARCH = {"samples": 8, "iterations": 2, "horizon": 5}
+OPTIM = {"updates": 4, "batch": 8, "validate_every": 2}
+OVERRIDES: dict[str, Any] = leaves({
+    "device": "cpu", "precision": "fp32", "data": {"transitions": 2000},
+    "level1": {"latent_dim": 16, "width": 8, "hidden": 16, "idm_hidden": 16, "window": 6,
+               "optim": OPTIM},
+    "distance": {"dim": 8, "hidden": 16, "trajectories": 10, "optim": OPTIM},
+    "level2": {"step_skip": 4, "macro_steps": 2, "z_dim": 4, "hidden": 16, "optim": OPTIM},
+    "planning": {
+        "action_cap": 1.8365, "replan": 2, "flat": SEARCH,
+        "hierarchy": {"level2": SEARCH | {"horizon": 3}, "tracker": SEARCH},
     },
-    "planning.hierarchy.level2.horizon": 3,
-    "evaluation.trials": 3,
-    "evaluation.steps": 6,
-    **{
-        f"{part}.optim.{key}": value
-        for part in ("level1", "distance", "level2")
-        for key, value in {"updates": 4, "batch": 8, "validate_every": 2}.items()
+    "evaluation": {"trials": 3, "steps": 6},
+    "chapters": {"study_updates": 4, "collapse_horizon": 24},
+})  # fmt: skip
+ELITES = {"elites": 3}
+ELSEWHERE: dict[str, Any] = leaves({
+    "level2": {"macro_dim": 3}, "level3": {"step_skip": 8},
+    "planning": {
+        "flat": ELITES, "hierarchy": {"level2": ELITES, "tracker": ELITES},
+        "level3": ELITES | {"samples": 8, "iterations": 2, "replan": 4},
     },
-}
-ELSEWHERE: dict[str, Any] = {
-    "level2.macro_dim": 3,
-    "level3.step_skip": 8,
-    "planning.level3.samples": 8,
-    "planning.level3.iterations": 2,
-    "planning.level3.replan": 4,
-    **{
-        f"planning.{search}.elites": 3
-        for search in ("flat", "hierarchy.level2", "hierarchy.tracker", "level3")
-    },
-}
+})  # fmt: skip
 """Small values of settings that act only after another one has been changed."""
 
 
@@ -116,14 +94,13 @@ def make_level1(config: Config, seed: int = 0, **options: Any) -> Jepa:
     return Jepa(config.level1, tiny_normaliser(), **options)
 
 
-def make_level2(config: Config, seed: int = 1) -> Level2:
+def make_level2(config: Config, seed: int = 1, third: bool = False) -> Level2:
     torch.manual_seed(seed)
-    return Level2(config.level2, config.level1.latent_dim)
+    return Level2(config.third if third else config.level2, config.level1.latent_dim)
 
 
 def make_level3(config: Config, seed: int = 2) -> Level2:
-    torch.manual_seed(seed)
-    return Level2(config.third, config.level1.latent_dim)
+    return make_level2(config, seed, third=True)
 
 
 def make_store(model: Jepa, data: Trajectories | None = None, limit: int = 20) -> LatentStore:
@@ -212,8 +189,7 @@ def make_job(kind: str, config: Config, folder: Path | None = None, layouts: str
         fit = refine_predictors(level1, *stores, **options)
         return Job(fit, level1.predictors, level1)
     if kind in ("level2", "level3"):
-        make = make_level2 if kind == "level2" else make_level3
-        model = make(config, config.seed + 1)
+        model = make_level2(config, config.seed + 1, third=kind == "level3")
         frozen = level1.eval().requires_grad_(False)
         return Job(train_level2(model, frozen, *stores, **options), model, model)
     torch.manual_seed(config.seed)
