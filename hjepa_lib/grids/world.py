@@ -1,8 +1,7 @@
 """The built-in grid world of seed 004: coloured grids and 2,484 actions.
 
-A grid of 1 to 30 rows and columns of colours 0..10 (0 = background) lies in the top left corner of
-a square canvas; the rest is padding, -1. An anchor a = 0..35 is one of 6 x 6 points spread evenly
-over the grid.
+A grid of 1 to 30 rows and columns of colours 0..10 (0 = background) lies at the top left of a
+square canvas, the rest is padding, -1. An anchor a = 0..35 is one of 6 x 6 points spread over it.
 
     kind      ids          id - first                              what it does
     paint        0..1187   (brush * 11 + colour) * 36 + a          a cell, a 3 x 3 block or a row
@@ -10,8 +9,8 @@ over the grid.
     move      1584..1727   direction * 36 + a                      shifts the anchor's object a cell
     symmetry  1728..2483   (window * 7 + operation) * 36 + a       turns or mirrors a window
 
-An object is a 4-connected region of one colour; it moves into background only, which itself does
-not move. Windows are 3 x 3, 5 x 5 (pushed or shrunk into the grid) and the whole grid.
+An object is a 4-connected region of one colour, no background, and moves into background only.
+Windows are 3 x 3, 5 x 5 (pushed or shrunk into the grid) and the whole grid.
 """
 
 from __future__ import annotations
@@ -65,14 +64,10 @@ _CHOICES = (
     *(("move", None, direction, "") for direction in DIRECTIONS),
     *(("symmetry", None, turn, window) for window, turn in product(WINDOWS, SYMMETRIES)),
 )
-_MEANINGS = tuple(
-    GridAction(kind, anchor, *rest)
-    for kind, *rest in _CHOICES
-    for anchor in product(range(SIDE), repeat=2)
-)
+_ANCHORS = tuple(product(range(SIDE), repeat=2))
+_MEANINGS = [GridAction(one[0], anchor, *one[1:]) for one in _CHOICES for anchor in _ANCHORS]
 ACTIONS = len(_MEANINGS)
-_FIRSTS = (next(i for i, one in enumerate(_MEANINGS) if one.kind == kind) for kind in KINDS)
-FIRST = (*_FIRSTS, ACTIONS)
+FIRST = (*map([one.kind for one in _MEANINGS].index, KINDS), ACTIONS)
 """First id of every kind, and the number of all actions."""
 
 
@@ -87,9 +82,7 @@ def apply(grid: np.ndarray, action: int) -> np.ndarray:
     shape = (grid >= 0).any(1).sum(), (grid >= 0).any(0).sum()
     after = grid.copy()
     area = after[: shape[0], : shape[1]]
-    row, column = (
-        (2 * place + 1) * length // (2 * SIDE) for place, length in zip(anchor, shape, strict=True)
-    )
+    row, column = ((2 * a + 1) * n // (2 * SIDE) for a, n in zip(anchor, shape, strict=True))
     if kind == "paint":
         near = slice(max(0, row - 1), row + 2), slice(max(0, column - 1), column + 2)
         area[{"cell": (row, column), "block": near, "row": row}[what]] = colour
@@ -103,10 +96,8 @@ def apply(grid: np.ndarray, action: int) -> np.ndarray:
         after[: turned.shape[0], : turned.shape[1]] = turned
     else:
         side = min(WINDOWS[window], *shape)
-        top, left = (
-            min(max(0, centre - side // 2), length - side)
-            for centre, length in zip((row, column), shape, strict=True)
-        )
+        top = min(max(0, row - side // 2), shape[0] - side)
+        left = min(max(0, column - side // 2), shape[1] - side)
         part = area[top : top + side, left : left + side]
         part[:] = SYMMETRIES[what](part).copy()
     return after

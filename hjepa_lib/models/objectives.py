@@ -31,8 +31,6 @@ from hjepa_lib.config import LossConfig
 from hjepa_lib.models.layers import full_precision
 from hjepa_lib.models.level1 import Rollout
 
-EPS = 1e-4
-
 
 def similarity(predictions: Tensor, targets: Tensor) -> Tensor:
     """predictions (K, B, T', D), targets (B, T >= T', D); index 0 along T is the given start."""
@@ -40,7 +38,7 @@ def similarity(predictions: Tensor, targets: Tensor) -> Tensor:
     return (predictions[:, :, 1:] - targets[None, :, 1:steps]).square().mean()
 
 
-def hinge_std(samples: Tensor, eps: float = EPS, over: int = 0) -> Tensor:
+def hinge_std(samples: Tensor, eps: float = 1e-4, over: int = 0) -> Tensor:
     """samples (M, D) -> mean_d relu(1 - std over M), or over another axis."""
     return F.relu(1 - (samples.var(dim=over) + eps).sqrt()).mean()
 

@@ -35,7 +35,6 @@ COUNTERS = {
 `halvings` are those of the schedule `plateau`."""
 Terms = dict[str, Tensor | float]
 Loss = tuple[Tensor, Terms]
-LossFn = Callable[[torch.Generator], Loss]
 ValidateFn = Callable[[], Terms]
 OptimiserFn = Callable[[list[nn.Parameter], OptimConfig], torch.optim.Optimizer]
 
@@ -66,7 +65,9 @@ class Task:
     """
 
     module: nn.Module
-    loss: LossFn  # (generator) -> (the scalar to minimise, named terms to report)
+    loss: Callable[
+        [torch.Generator], Loss
+    ]  # (generator) -> (the scalar to minimise, named terms to report)
     validate: ValidateFn | None = None  # key `loss` chooses the best weights
     after_update: Callable[[], None] | None = None
 
