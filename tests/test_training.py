@@ -79,7 +79,7 @@ TRAINED = [
     ("joint", {"level2__loss__idm": 1.0, "level2__actions": "learned"}),
     ("joint", {"level1__target": "ema", "level1__predictors": 2, "level1__rollout": 4}),
     ("joint", {"level2__disable_l2": True}),
-    ("level2", {"level2__macro_steps": 1, "level2__step_skip": 1}),
+    ("level2", {"level2__macro_steps": 1, "level2__step_skip": 1, "level2__actions": "concat"}),
     ("distance", {"distance__gamma": 1.0, "distance__n_step": 1}),
     ("distance", {"distance__form": "quasimetric"}),
     *((kind, {"precision": "bf16"}) for kind in KINDS),
