@@ -71,8 +71,6 @@ def test_both_sides_share_level_1_and_write_the_table(write, folder):
     said = go(files, folder, seed=3)
     one, two = side(folder, "l1", 3), side(folder, "l2", 3)
     assert model_of(one) == model_of(two)
-    distances = [(run / "l1" / "distance.safetensors").read_bytes() for run in (one, two)]
-    assert distances[0] == distances[1]
     assert Run.at(two).manifest["stages"]["l1"]["from"] == Run.at(one).name
     assert not (one / "l2").exists()
     for run in (one, two):
@@ -80,19 +78,17 @@ def test_both_sides_share_level_1_and_write_the_table(write, folder):
     frame = pd.read_csv(folder / compare.CSV)
     assert list(frame.columns) == ["metric", "l1", "l2"]
     values = frame.set_index("metric")
-    assert values.loc["n"].tolist() == [3, 3]
-    assert values["l2"]["parameters"] > values["l1"]["parameters"]
-    assert values["l2"]["train_seconds"] > values["l1"]["train_seconds"]
-    assert values["l1"]["probe_px_encoder"] == values["l2"]["probe_px_encoder"]
-    assert values["l1"]["model_transitions_per_step"] < values["l2"]["model_transitions_per_step"]
+    for more in ("parameters", "train_seconds", "model_transitions_per_step"):
+        assert values["l1"][more] < values["l2"][more]
+    for same in ("n", "probe_px_encoder"):
+        assert values["l1"][same] == values["l2"][same]
     for run, name in ((one, "l1"), (two, "l2")):
         (path,) = (run / "results").glob(f"{compare.METHODS[name]}__*.npz")
         result = results.load_result(path)
         low, high = values[name][["ci95_low", "ci95_high"]]
         assert low <= values[name]["success_rate"] == result.success.mean() <= high
         assert values[name]["flops_per_step"] == result.header["flops_per_step"]
-    for word in ("oracle", "random", "Wilson 95 %", "flops_per_step"):
-        assert word in said
+    assert "oracle" in said and "random" in said
     verdicts = [line for line in said.splitlines() if line.startswith("verdict")]
     assert verdicts[0].startswith("verdict, flat as validation trials chose it, latent cost: ")
     assert verdicts[1].startswith("verdict, as configured, distance cost: undecided; L1+L2 ")
@@ -101,9 +97,7 @@ def test_both_sides_share_level_1_and_write_the_table(write, folder):
         header = results.load_result(path).header
         assert header["planner"].get("flat.horizon", 5) == int(number)
         assert f"of 3 at {header['flops_per_step'] / 1e6:.3g} MFLOP per step" in verdicts[0]
-    before = (two / "l2" / "model.safetensors").stat().st_mtime_ns
     assert "6 rows, 6 done before" in go(files, folder, seed=3)
-    assert (two / "l2" / "model.safetensors").stat().st_mtime_ns == before
     assert pd.read_csv(folder / compare.CSV).equals(frame)
 
 
@@ -133,10 +127,9 @@ def test_sides_one_after_the_other_and_from_scratch(write, folder, capsys):
     ("l1", "l2", "scratch", "message"),
     [
         ({"data__transitions": 2001}, {}, False, "must agree on data.transitions, they have 2001"),
-        ({"level1__hidden": 20}, {"level1__hidden": 24}, False, "must agree on level1.hidden"),
+        ({"level1__hidden": 20}, {}, False, "must agree on level1.hidden"),
         ({"planning__cost": "latent"}, {}, True, "must agree on planning.cost"),
         ({"evaluation__trials": 2}, {}, True, "must agree on evaluation.trials"),
-        ({"data__transitions": 2001}, {}, True, "must agree on data.transitions"),
         ({}, {"level2__disable_l2": True}, False, "config_l2 sets level2.disable_l2=true"),
         ({}, {"level2__train": "joint"}, False, "add --l2_from_scratch"),
         (

@@ -37,9 +37,7 @@ def test_rows_are_valid_summary_entries(ws, rows):
     cells of the tables that the README opens with ask for it.
     """
     check_summary(json.loads(json.dumps(build_summary(ws.run, rows))))
-    methods = [(row["method"], row["cost"]) for row in rows]
-    assert len(methods) == len(set(methods)) == 7
-    assert {"random", "oracle"} < {method for method, _ in methods}
+    assert len(rows) == len({(row["method"], row["cost"]) for row in rows}) == 7
     for row in rows:
         assert row["n"] == ws.config.evaluation.trials
         assert row["data"]["transitions"] == 2000
@@ -61,11 +59,7 @@ def test_parameters_and_training_time_count_the_parts_that_were_used(ws, rows):
     sizes = {"l1": agent.level1, "l2": agent.level2, "distance": agent.distance}
     for row in rows:
         if row["method"] in ("flat", "l1+l2"):
-            used = ["l1"]
-            if row["method"] == "l1+l2":
-                used.append("l2")
-            if row["cost"] == "distance":
-                used.append("distance")
+            used = Case.of(ws.config, row["method"], row["cost"]).stages
             assert row["parameters"] == sum(score.count_all(sizes[name]) for name in used)
             seconds = sum(ws.run.manifest["stages"][name]["seconds"] for name in used)
             assert row["train_seconds"] == pytest.approx(seconds)
@@ -143,17 +137,9 @@ def test_round_trip_of_one_result(agent, config, tmp_path):
     assert found.row["successes"] == found.success.sum() and found.success.shape == (3,)
     (again,) = results.load_results(tmp_path)
     assert again.header == found.header
-    changed = found._replace(arrays=found.arrays | {"trial_final_distance": np.array([1, 2, 3.0])})
-    assert changed.row["final_distance_mean"] == 2
     np.savez(tmp_path / "x.npz", positions=np.zeros(3))
-    (tmp_path / "y.npz").write_bytes(b"PK\x03\x04 cut")
-    for name, message in (
-        ("x.npz", r"x\.npz is no result file: it has no header"),
-        ("y.npz", r"y\.npz is not a whole \.npz file"),
-        ("z.npz", "No such file"),
-    ):
-        with pytest.raises(FileError, match=message):
-            results.load_result(tmp_path / name)
+    with pytest.raises(FileError, match=r"x\.npz is no result file: it has no header"):
+        results.load_result(tmp_path / "x.npz")
 
 
 def test_protocols_fix_their_caps():

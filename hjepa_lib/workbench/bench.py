@@ -1,14 +1,14 @@
 """Speed on the CPU: `python -m hjepa_lib bench`, on torch.utils.benchmark, with random weights.
 
-Ways of doing the same work take turns, so that clock and neighbours are the same for all, and
-nothing is timed before they gave the same numbers.
+All ways take turns, so that clock and neighbours are the same for them, and ways of one work are
+not timed before they gave the same numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,19 +28,18 @@ from hjepa_lib.worlds.rendering import render, render_reference
 from hjepa_lib.worlds.trials import load_trials
 
 TOLERANCE = 0.05
-"""Largest relative difference between ways of one kind: bf16 rounding stays below it."""
+"""Largest relative difference between ways of one work: bf16 rounding stays below it."""
 SAMPLE = 20_312  # transitions of the data that the updates draw from
 _QUICK = {"level1.latent_dim": 16, "level1.window": 4, "level1.optim.batch": 4}
-Call = Callable[[], Any]
+Call = Callable[[], Tensor]
 
 
 class Way(NamedTuple):
-    """One way of doing some work; ways of one `kind` ("" is none) give the same numbers."""
+    """One way of doing some work."""
 
     work: str
     name: str
     make: Callable[[], Call]  # builds it, which is not timed
-    kind: str = ""
 
     @property
     def title(self) -> str:
@@ -116,51 +115,51 @@ def ways(precision: str, quick: bool = False) -> list[Way]:
     def plan(name: str, kept: str) -> Call:
         return partial(getattr(Planning(laptop, trials), name), kept)
 
+    def walk() -> Call:
+        return lambda: generate("good", transitions).positions
+
     def draw(rule: Callable[..., Tensor]) -> Call:
         windows = Windows(generate("good", SAMPLE), 17)
         batch = windows.sample(shown // 17, torch.Generator().manual_seed(0))
         return partial(rule, batch.positions, batch.layout)
 
     found = [
-        Way("level-1 update", f"{one.encoder}, {kept}", partial(updates, one, kept), one.encoder)
+        Way(f"level-1 update, {one.encoder}", kept, partial(updates, one, kept))
         for one in (reference.level1, laptop.level1)
         for kept in both
     ]
     found += [
-        Way(f"plan {trials} trials", f"{words}, {kept}", partial(plan, name, kept), kept)
-        for name, words in (("loop", "one by one"), ("call", "all at once"))
+        Way(f"plan {trials} trials, {kept}", words, partial(plan, name, kept))
         for kept in both
+        for name, words in (("loop", "one by one"), ("call", "all at once"))
     ]
     found += [
-        Way(f"draw {shown:,} frames", words, partial(draw, rule), "frames")
+        Way(f"draw {shown:,} frames", words, partial(draw, rule))
         for words, rule in (("direct formula", render_reference), ("patches", render))
     ]
-    make = partial(partial, generate, "good", transitions)
-    return [*found, Way(f"generate {transitions:,} transitions", "vectorised", make)]
+    return [*found, Way(f"generate {transitions:,} transitions", "vectorised", walk)]
 
 
 # --- timing -----------------------------------------------------------------------------------
 def measure(chosen: Sequence[Way], rounds: int) -> list[Measurement]:
-    """One measurement per way; WorkbookError where two ways of a kind give other numbers."""
+    """One measurement per way; WorkbookError where two ways of a work give other numbers."""
     if rounds < 1:
         raise ConfigError(f"rounds must be at least 1, got {rounds}")
-    found, about = [], {"description": "time", "num_threads": torch.get_num_threads()}
-    for work in dict.fromkeys(way.work for way in chosen):
-        first, timers = {}, []
-        for way in (one for one in chosen if one.work == work):
-            call = way.make()
-            outcome = call()  # also the warm-up: memory is mapped and kernels are chosen here
-            other, before = first.setdefault(way.kind, (way.name, outcome))
-            gap = difference(before, outcome) if way.kind else 0.0
-            if not gap <= TOLERANCE:
-                raise WorkbookError(
-                    f"{work}: {other} and {way.name} differ by {gap:.3g}, more than {TOLERANCE}"
-                )
-            names = {"label": work, "sub_label": way.name}
-            timers.append(Timer("call()", globals={"call": call}, **names, **about))
-        turns = [[timer.timeit(1) for timer in timers] for _ in range(rounds)]
-        found += [Measurement.merge(times)[0] for times in zip(*turns, strict=True)]
-    return found
+    first, timers = {}, []
+    about = {"description": "time", "num_threads": torch.get_num_threads()}
+    for work, name, make in chosen:
+        call = make()
+        outcome = call()  # also the warm-up: memory is mapped and kernels are chosen here
+        other, before = first.setdefault(work, (name, outcome))
+        gap = difference(before, outcome)
+        if not gap <= TOLERANCE:
+            raise WorkbookError(
+                f"{work}: {other} and {name} differ by {gap:.3g}, more than {TOLERANCE}"
+            )
+        labels = {"label": work, "sub_label": name}
+        timers.append(Timer("call()", globals={"call": call}, **labels, **about))
+    turns = [[timer.timeit(1) for timer in timers] for _ in range(rounds)]
+    return [Measurement.merge(times)[0] for times in zip(*turns, strict=True)]
 
 
 def difference(one: Tensor, two: Tensor) -> float:

@@ -182,21 +182,17 @@ class Ratios(NamedTuple):
 
 
 def compute_ratio(
-    flat_rows: pd.DataFrame,
-    hier_rows: pd.DataFrame,
-    share: float = 0.8,
-    x: str = "flops_per_step",
-    resamples: int = 1000,
+    flat_rows: pd.DataFrame, hier_rows: pd.DataFrame, resamples: int = 1000
 ) -> Ratios:
-    """Compute of flat over that of the hierarchy where both reach share * the latter's best.
+    """FLOPs of flat over those of the hierarchy where both reach 0.8 of the latter's best.
 
-    Both sets must be on the same trials and seeds; the price is the column `x`.
+    Both sets must be on the same trials and seeds.
     """
     seeds = sorted(check_rows(pd.concat([flat_rows, hier_rows]))["seed"].unique())
     planners = []
     for rows in (flat_rows, hier_rows):
         points = [group.sort_values("seed") for _, group in rows.groupby(POINT, sort=False)]
-        prices = np.stack([group[x].to_numpy(float) for group in points])  # (P, S)
+        prices = np.stack([group["flops_per_step"].to_numpy(float) for group in points])  # (P, S)
         planners.append((prices, np.stack([outcomes(group) for group in points])))  # (P, S, n)
 
     def ratio(of: Any, cells: Any) -> Ratio:
@@ -205,7 +201,7 @@ def compute_ratio(
             _envelope(prices[:, of].mean(1), solved[:, *cells].mean((1, 2)))
             for prices, solved in planners
         )
-        return _ratio(*curves, share)
+        return _ratio(*curves)
 
     every = slice(None)
     per_seed = {int(seed): ratio([i], ([i],)) for i, seed in enumerate(seeds)}
@@ -225,9 +221,9 @@ def _envelope(price: np.ndarray, success: np.ndarray) -> tuple[np.ndarray, np.nd
     return price[order], np.maximum.accumulate(success[order])
 
 
-def _ratio(flat: tuple, hier: tuple, share: float) -> Ratio:
+def _ratio(flat: tuple, hier: tuple) -> Ratio:
     """Of two envelopes; linear in log price between points. NaN where the hierarchy fails."""
-    level = share * float(hier[1][-1])
+    level = 0.8 * float(hier[1][-1])
     if level <= 0:
         return Ratio(np.nan, "open", level)
     spent, first = [], []  # what the level takes, and whether the smallest budget is enough
