@@ -25,7 +25,7 @@ def planner_flops(planner: Planner, model: Jepa) -> tuple[float, float]:
     """(FLOPs, model transitions) per environment step and trial, by one real search of each level.
 
     A step costs (one encoding + one search of level 1) / `every`, and a search of each level above
-    over its own interval, with all that it does: hooks, backward passes, the path handed down.
+    over its own interval, all that it does included.
     """
     device = model.pixel_mean.device
     frame = torch.zeros(1, *model.frame, dtype=torch.uint8, device=device)

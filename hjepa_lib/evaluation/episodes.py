@@ -1,7 +1,6 @@
 """Rolling policies out on stored trials: world -> frames -> latents -> plan -> actions -> world.
 
-All trials advance together, `steps` environment steps, no early stop. The world's noise restarts
-from the same seed for every policy. `RandomPolicy` and `OraclePolicy` are floor and ceiling.
+All trials advance together, no early stop; the world's noise is the same for every policy.
 """
 
 from __future__ import annotations

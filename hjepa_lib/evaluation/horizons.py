@@ -1,8 +1,4 @@
-"""Where prediction breaks: from error curves and successes by horizon to the horizon of a collapse.
-
-A curve's collapse horizon is the first one at which its median over windows exceeds a threshold; a
-planner's is the largest planning horizon whose success is not significantly below its best one's.
-"""
+"""Where prediction breaks: error curves and successes by horizon, and the horizon of a collapse."""
 
 from __future__ import annotations
 
@@ -58,9 +54,9 @@ def band(curve: Curve) -> Band:
 def collapse_horizon(curve: Curve, threshold: float | np.ndarray) -> Interval:
     """First horizon at which the median error exceeds the threshold, with a 95 % interval.
 
-    `threshold` is a number or, for a baseline on the same windows, errors (n, h). A curve that
-    starts above is searched from where it first falls below; one that never does has collapsed at
-    its first step. Infinity: not within the measured horizons.
+    `threshold` is a number or a baseline's errors (n, h) on the same windows. A curve that starts
+    above is searched from where it first falls below; one that never does has collapsed at its
+    first step. Infinity: beyond the measured horizons.
     """
     limits = np.broadcast_to(threshold, curve.errors.shape)
 
@@ -96,8 +92,8 @@ def with_horizon(
 ) -> PlanningConfig:
     """The same planner looking `steps` environment steps ahead, `stride` of them per planned step.
 
-    `flat` changes its own level, `l1+l2` its upper one. `equal="samples"` keeps the samples, so a
-    longer horizon costs more; `"transitions"` keeps samples x horizon.
+    `flat` changes its own level, `l1+l2` its upper one. `equal="samples"` keeps the samples,
+    `"transitions"` samples x horizon.
     """
     level = planning.flat if method == "flat" else planning.hierarchy.level2
     horizon = max(1, round(steps / stride))
@@ -111,8 +107,8 @@ def with_horizon(
 def planning_horizon(success: Mapping[int, np.ndarray]) -> Interval:
     """Largest horizon whose success is not significantly below the best one's, with its interval.
 
-    `success` maps a horizon to 0/1 outcomes (n,) of the same trials, which the interval redraws;
-    significant is an exact two-sided McNemar test with p < 0.05. NaN where nothing ever succeeds.
+    `success` maps horizons to 0/1 outcomes (n,) of the same trials; significant is an exact McNemar
+    test with p < 0.05. NaN where nothing ever succeeds.
     """
     horizons = np.array(sorted(success))
     table = np.stack([success[horizon] for horizon in horizons], 1).astype(float)  # (n, horizons)

@@ -57,8 +57,8 @@ def _gaps(probe: Probe, latents: Tensor, positions: Tensor) -> np.ndarray:
 def open_loop(agent: Agent, batch: LatentBatch) -> dict[str, Curve]:
     """Errors in px by horizon of level 1, of level 2 (if there is one) and of standing still.
 
-    Level 2 is measured with the posterior's z (the best plan it could find) and the prior's mean;
-    a jointly trained one acts on level 1 as in its training, given the posterior's z.
+    Level 2 has the posterior's z (the best plan it could find) or the prior's mean; a jointly
+    trained one acts on level 1 as in its training.
     """
     level1, level2 = agent.level1, agent.level2
     latents, pushes = batch.latents.to(agent.device), batch.actions.to(agent.device)
@@ -108,7 +108,7 @@ def off_manifold(
 ) -> dict[str, Curve]:
     """Distance (n, h) of predicted latents at `steps` (h,) to the nearest of real ones (M, D).
 
-    The unit is the median distance of this batch's own encodings: 1 is as near as a real frame.
+    In units of the median distance of this batch's own encodings.
     """
     bank = bank.float().to(agent.device)
     unit = np.median(_nearest(batch.latents[:, :: max(1, len(steps))], bank))
@@ -135,11 +135,7 @@ def _nearest(latents: Tensor, bank: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def plan_errors(agent: Agent, planning: PlanningConfig, tasks: Trials) -> Curve:
-    """Error in px of the first flat plan of every trial, executed open loop: (n, planned steps).
-
-    A planner searches for actions that the model likes, so its plans break their promises sooner
-    than recorded motion does.
-    """
+    """Error in px of the first flat plan of every trial, executed open loop: (n, planned steps)."""
     world = tasks.begin("blocked", seed=0)  # the rule of the data
     latent, goal = (agent.encode(world.render(place)) for place in (tasks.start, tasks.goal))
     planner = agent.planner("flat", planning)
@@ -153,7 +149,7 @@ def plan_errors(agent: Agent, planning: PlanningConfig, tasks: Trials) -> Curve:
 
 # --- the distance head ------------------------------------------------------------------------
 class StepPairs(NamedTuple):
-    """n pairs of places; steps are environment steps of the longest training step's length."""
+    """n pairs of places; a step has the longest training step's length."""
 
     shortest: np.ndarray  # (n,) true steps
     predicted: np.ndarray  # (n,) steps, by the head
@@ -165,7 +161,6 @@ class StepPairs(NamedTuple):
 def step_pairs(agent: Agent, layouts: np.ndarray, per_layout: int, seed: int) -> StepPairs:
     """`per_layout` random pairs of free places in each of the layouts (K, 2).
 
-    True steps are the shortest path over the longest step of the data; the head never saw them.
     ConfigError when the agent has no distance head.
     """
     geometry = agent.geometry("distance")

@@ -46,10 +46,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
-    """Exact McNemar test of two 0/1 outcomes (n,) on the same trials in the same order.
-
-    Only trials solved by exactly one method carry evidence; without any the p-value is 1.
-    """
+    """Exact McNemar test of two 0/1 outcomes (n,) of the same trials; p = 1 where all agree."""
     one, two = np.asarray(first) > 0, np.asarray(second) > 0
     won, lost = int((one & ~two).sum()), int((two & ~one).sum())
     return McNemar(won, lost, float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0)
@@ -96,12 +93,11 @@ def student(values: np.ndarray) -> tuple[float, float]:
 def claim(
     one: np.ndarray, two: np.ndarray, least_blocks: int = LEAST_BLOCKS, resamples: int = 2000
 ) -> dict[str, Any]:
-    """What errors (S, K) say against another's on the same blocks of K, in each of S seeds.
+    """What errors (S seeds, K blocks) say against another's: difference, low, high and verdict.
 
-    {difference, low, high, seeds, blocks, verdict}: the mean of one - two in units of the other's
-    mean error in that seed; below 0 the first is better. The 95 % interval is a cautious one: its
-    ends are the outer ones of the bootstrap, too sure of few seeds, and of Student's interval over
-    the seeds' means, which knows nothing of blocks.
+    The mean of one - two in units of the other's mean error in that seed; below 0 the first is
+    better. The 95 % interval has the outer ends of the bootstrap, too sure of few seeds, and of
+    Student's over the seeds' means, which knows nothing of blocks.
     """
     one, two = np.asarray(one, float), np.asarray(two, float)
     seeds, blocks = one.shape

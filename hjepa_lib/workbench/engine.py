@@ -211,9 +211,9 @@ def _executed(ws: Workspace, unit: Unit, threads: int | None) -> list[dict[str, 
 
 # --- figures ----------------------------------------------------------------------------------
 def write_figures(path: Path, swept: list[str]) -> None:
-    """`success_by_<setting>.png` beside the table of every swept setting with two values or more.
+    """`success_by_<setting>.png` beside the table, of every swept setting with two values or more.
 
-    Seeds are pooled, dots are single seeds; what else was swept, protocol and dynamics get panels.
+    Dots are single seeds; what else was swept, protocol and dynamics get panels.
     """
     table = pd.read_csv(path, keep_default_na=False, na_values=[""], low_memory=False)
     if "n" not in table:

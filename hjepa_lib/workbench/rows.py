@@ -56,10 +56,8 @@ def row_of(result: Result, **about: Any) -> dict[str, Any]:
 
 
 def load_rows(path: Path) -> pd.DataFrame:
-    """The table of an experiment with its own types; settings of the trainings become columns.
-
-    `seconds_per_step` is added, the planning seconds of one trial per environment step.
-    """
+    """The table of an experiment with its own types, `seconds_per_step` (planning seconds of one
+    trial per environment step) and a column for every setting of the trainings."""
     if not path.is_file():
         raise WorkbookError(f"{path} does not exist: run the experiment first")
     known = Table(path).trainings

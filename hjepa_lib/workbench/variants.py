@@ -227,8 +227,7 @@ def inserted(planning: PlanningConfig) -> PlanningConfig:
 def versus(first: Measured, second: Measured) -> list[dict[str, Any]]:
     """What tells two variants apart (second minus first), a row per shared level and planner.
 
-    Decided are median errors (px) whose paired bootstrap interval excludes 0, and success with an
-    exact McNemar p < .05.
+    Decided are median errors (px) whose paired interval excludes 0, and McNemar's p < .05.
     """
     found = []
     for level in first.errors.keys() & second.errors.keys() - {"stand still"}:
@@ -277,8 +276,7 @@ def encoder_stage(ws: Workspace, updates: int) -> list[dict[str, Any]]:
 def committed(group: str, setting: str) -> list[dict[str, Any]]:
     """Finished test points of a group of the committed study, seeds pooled; [] without any.
 
-    Rows of method, cost, n, success_rate, ci95 and the value of `setting`, planner.flat.horizon or
-    data.transitions, say. A mixed set is refused.
+    Rows of method, cost, n, success_rate, ci95 and the column `setting`. A mixed set is refused.
     """
     path = repository() / "outputs/gallery/study.csv"
     if not path.is_file():
