@@ -266,7 +266,6 @@ def test_a_worker_that_sees_other_folders_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"engine": "ray"}, ConfigError, "engine must be one of joblib, dask"),
         ({"scheduler": "tcp://h:1"}, ConfigError, "a scheduler address needs the engine dask"),
         ({"jobs": 0}, ConfigError, "jobs must be at least 1"),
         ({"engine": "dask", "scheduler": "h"}, RunError, "no Dask scheduler answers at h"),

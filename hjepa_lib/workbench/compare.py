@@ -16,6 +16,7 @@ from hjepa_lib.evaluation.results import Result, load_result
 from hjepa_lib.evaluation.statistics import mcnemar
 from hjepa_lib.files import write_atomic
 from hjepa_lib.runs import machine, notebooks, score
+from hjepa_lib.runs.keys import is_joint
 from hjepa_lib.runs.places import RunError, outputs_root
 from hjepa_lib.runs.remote import push_file
 from hjepa_lib.runs.run import Run
@@ -101,21 +102,20 @@ def compare(
 def check(configs: dict[str, Config], l2_from_scratch: bool) -> None:
     """ConfigError unless the configs of l1, l2 or both describe one fair comparison on P1."""
     for side, config in configs.items():
-        off, second = config.level2.disable_l2, side == "l2"
-        joint = config.level2.train == "joint" and not off
-        problems = {
-            "evaluation.protocol: the comparison is on p1": config.evaluation.protocol != "p1",
-            "level2.train=joint: set level2.disable_l2=true there": joint and not second,
-            "level2.disable_l2=true: there is nothing to compare": off and second,
-            "level2.train=joint, which trains a level 1 of its own; add --l2_from_scratch or set "
-            "level2.train=frozen": joint and second and not l2_from_scratch,
-        }
-        for problem, found in problems.items():
-            if found:
-                raise ConfigError(f"config_{side} sets {problem}")
+        second, joint, problem = side == "l2", is_joint(config), ""
+        if config.evaluation.protocol != "p1":
+            problem = "evaluation.protocol: the comparison is on p1"
+        elif second and config.level2.disable_l2:
+            problem = "level2.disable_l2=true: there is nothing to compare"
+        elif joint and not second:
+            problem = "level2.train=joint: set level2.disable_l2=true there"
+        elif joint and not l2_from_scratch:
+            problem = "level2.train=joint: add --l2_from_scratch or set level2.train=frozen"
+        if problem:
+            raise ConfigError(f"config_{side} sets {problem}")
     shared = SHARED if l2_from_scratch else (*SHARED, "level1")
     for key, (one, two) in differences(*configs.values()).items() if len(configs) == 2 else ():
-        if any(f"{key}.".startswith(f"{name}.") for name in shared):
+        if f"{key}.".startswith(tuple(f"{name}." for name in shared)):
             raise ConfigError(
                 f"config_l1 and config_l2 must agree on {key}, they have {one!r} and {two!r}"
             )

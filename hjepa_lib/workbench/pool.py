@@ -34,8 +34,6 @@ class Ended(NamedTuple):
 
 def check_engine(engine: str, jobs: int, scheduler: str) -> None:
     """ConfigError or RunError, one sentence, when the choice cannot work here."""
-    if engine not in ("joblib", "dask"):
-        raise ConfigError(f"engine must be one of joblib, dask; got {engine!r}")
     if scheduler and engine != "dask":
         raise ConfigError(f"a scheduler address needs the engine dask, not {engine}")
     if jobs < 1:

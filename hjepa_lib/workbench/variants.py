@@ -128,14 +128,14 @@ def encoder(config: Config, name: str, updates: int) -> dict[str, Any]:
 
     The transformer's pre-training takes a fifth on top; the other one gets it as ordinary updates.
     """
-    own = budget(config, updates)
-    changes = {key: value for key, value in own.items() if not key.startswith("level2")}
+    changes = ENCODERS[name] | budget(config, updates)
+    changes.pop("level2.optim.updates", None)
     changes["distance.trajectories"] = min(_ENCODED, config.distance.trajectories)
     count = changes["level1.optim.updates"]
     extra = max(1, count // 5)
-    if "level1.pretrain_mask" in ENCODERS[name]:
-        return ENCODERS[name] | changes | {"level1.pretrain_updates": extra}
-    return ENCODERS[name] | changes | {"level1.optim.updates": count + extra}
+    if "level1.pretrain_mask" in changes:
+        return changes | {"level1.pretrain_updates": extra}
+    return changes | {"level1.optim.updates": count + extra}
 
 
 def train(
