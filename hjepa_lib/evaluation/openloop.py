@@ -47,10 +47,9 @@ def long_walks(data: DataConfig, states: int, count: int, seed: int) -> Trajecto
 
 
 # --- errors in px -----------------------------------------------------------------------------
-def _gaps(probe: Probe, latents: Tensor, positions: Tensor) -> np.ndarray:
+def _gaps(agent: Agent, latents: Tensor, positions: Tensor) -> np.ndarray:
     """Probed latents (B, H, D) against positions (B, H, 2) -> (B, H) px."""
-    device = next(probe.parameters()).device
-    return (probe(latents.to(device)).cpu() - positions).norm(dim=-1).numpy()
+    return (agent.probe(latents.to(agent.device)).cpu() - positions).norm(dim=-1).numpy()
 
 
 @torch.no_grad()
@@ -72,7 +71,7 @@ def open_loop(agent: Agent, batch: LatentBatch) -> dict[str, Curve]:
         prior = level2.imagine(latents[:, 0], len(steps), macros).predictions
         both = {"posterior z": observed.predictions[:, 1:], "prior mean": prior}
         for name, found in both.items():
-            errors = _gaps(agent.probe, found, batch.positions[:, steps])
+            errors = _gaps(agent, found, batch.positions[:, steps])
             above[f"level 2, {name}"] = Curve(steps, errors)
         context = level2.context(observed.z)  # (B, whole macro steps, A) or None
         if context is not None:  # the rest of a window keeps the last macro step
@@ -82,14 +81,14 @@ def open_loop(agent: Agent, batch: LatentBatch) -> dict[str, Curve]:
     predicted = level1.rollout_members(latents[:, 0], pushes, **hooks).mean(0)[:, 1:]
     steps, truth = np.arange(1, length + 1), batch.positions[:, 1:]
     still = (truth - batch.positions[:, :1]).norm(dim=-1).numpy()
-    curves = {"level 1": Curve(steps, _gaps(agent.probe, predicted, truth))}
+    curves = {"level 1": Curve(steps, _gaps(agent, predicted, truth))}
     return curves | above | {"stand still": Curve(steps, still)}
 
 
 @torch.no_grad()
 def read_error(agent: Agent, batch: LatentBatch) -> float:
     """Median px between the probe's reading of real frames and the truth: no error goes below."""
-    return float(np.median(_gaps(agent.probe, batch.latents, batch.positions)))
+    return float(np.median(_gaps(agent, batch.latents, batch.positions)))
 
 
 @torch.no_grad()
@@ -144,7 +143,7 @@ def plan_errors(agent: Agent, planning: PlanningConfig, tasks: Trials) -> Curve:
         actions = planner.plan(latent, goal, executed=0).actions  # (B, H, 2)
         promised = planner.level1.imagine(latent, actions)  # (B, H, D)
     truth = torch.stack([world.step(action) for action in actions.float().cpu().unbind(1)], 1)
-    return Curve(np.arange(1, actions.shape[1] + 1), _gaps(agent.probe, promised.float(), truth))
+    return Curve(np.arange(1, actions.shape[1] + 1), _gaps(agent, promised.float(), truth))
 
 
 # --- the distance head ------------------------------------------------------------------------
