@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from gymnasium.wrappers import ReshapeObservation
 
-from hjepa_lib.config.fields import ConfigError, to_dict
+from hjepa_lib.config.fields import ConfigError, leaves, to_dict
 from hjepa_lib.config.pixels import PixelsConfig
 from hjepa_lib.files import WorkbookError, first_line
 from hjepa_lib.pixels.env import FrameSkip, Policy, describe_actions, make_env, stack_frames
@@ -69,18 +69,17 @@ def _accept(stored: Transitions, config: PixelsConfig, seed: int) -> Transitions
         raise WorkbookError(
             f"a state must be (L, C, H, W) = {shape}, got {stored.state_shape} in {path}"
         )
-    # Settings that shaped the stored data and shape them no more; n_envs is capped while training.
-    wanted: dict[str, Any] = {"max_steps": seen.max_steps, "frame_skip": seen.frame_skip}
+    # Settings that shaped the stored data and shape them no more.
+    own: dict[str, Any] = {"max_steps": seen.max_steps, "frame_skip": seen.frame_skip}
     if method == "ppo":
-        wanted["action_repeat"] = max(repeat_of(config), 1)
+        own["action_repeat"] = max(repeat_of(config), 1)
     if skilled:
-        own = to_dict(config.ppo).items()
-        wanted |= {f"ppo.{k}": v for k, v in own if k not in ("action_repeat", "n_envs")}
-    found = stored.meta | {f"ppo.{k}": v for k, v in (stored.meta.get("ppo") or {}).items()}
+        own["ppo"] = to_dict(config.ppo)
+    wanted, found = leaves(own), leaves(stored.meta)
     stored.meta["notes"] = [f"loaded from {path}"] + [
         f"{path} was collected with {name}={found.get(name)}, the setting {value} has no effect"
         for name, value in wanted.items()
-        if found.get(name) != value
+        if found.get(name) != value and name not in ("ppo.action_repeat", "ppo.n_envs")
     ]
     stored.meta |= describe_split(stored, config, seed)
     return stored
@@ -115,21 +114,17 @@ def collect(config: PixelsConfig, seed: int) -> Transitions:
 
 
 def record(
-    env: gymnasium.Env,
-    policy: Policy,
-    config: PixelsConfig,
-    seed: int,
+    env: gymnasium.Env, policy: Policy, config: PixelsConfig, seed: int,
     frame_skip: int | None = None,
-) -> Transitions:
+) -> Transitions:  # fmt: skip
     """Play `env` (frames (C, H, W)) with `policy` (of states (L, C, H, W)); closes `env`.
 
     Ends after the configured number of episodes or transitions; WorkbookError below two episodes.
     """
     seen, limit = config.environment, config.data.transitions or math.inf
     skip = seen.frame_skip if frame_skip is None else frame_skip
-    frames: list[np.ndarray] = []  # every frame is stored once
-    rows: list[tuple[int, int, int, int]] = []  # now, after, origin, episode: see Transitions
-    actions, rewards, episodes = [], [], 0
+    # Every frame once; rows of (now, after, origin, episode), see Transitions.
+    frames, rows, actions, rewards, episodes = [], [], [], [], 0
     with contextlib.closing(FrameSkip(stack_frames(env, seen.stack), skip, policy)) as played:
         while episodes < config.data.episodes and len(rows) < limit:
             # One seed for the whole data set: later resets go on with the generator of the first.

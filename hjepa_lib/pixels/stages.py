@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hjepa_lib.config import Config, ConfigError
-from hjepa_lib.config.pixels import DecoderConfig, RewardConfig
+from hjepa_lib.config.pixels import CollectionConfig, DecoderConfig, RewardConfig
 from hjepa_lib.files import load_npz, read_json
 from hjepa_lib.pixels import models
 from hjepa_lib.pixels.compare import COMPARED
@@ -31,28 +31,22 @@ DATA, RESULT = "pixel_data", "result.json"
 
 def _fields(section: str, kind: type, *but: str) -> tuple[str, ...]:
     names = (item.name for item in dataclasses.fields(kind))
-    return tuple(f"pixels.{section}.{name}" for name in names if name not in but)
+    return tuple(f"{section}.{name}" for name in names if name not in but)
 
 
-_ENCODER = ("pixels.encoder", "pixels.action_dim")
-_TRAINED = (*_ENCODER, "pixels.auxiliary", "pixels.optim", "pixels.loading")
+_ENCODER = ("encoder", "action_dim")
+_TRAINED = (*_ENCODER, "auxiliary", "optim", "loading")
 _DRAWING = (*_TRAINED, *_fields("decoder", DecoderConfig, "source", "optim"))
-_TWO_STAGES = (*_ENCODER, "pixels.vjepa2", "pixels.data.sequence")
+_TWO_STAGES = (*_ENCODER, "vjepa2", "data.sequence")
 SHAPING: dict[str, tuple[str, ...]] = {
-    "data": ("pixels.environment", "pixels.data.method", "pixels.data.episodes",
-             "pixels.data.transitions", "pixels.data.path", "pixels.data.validation_split"),
-    "enc_dec": _DRAWING,
-    "enc_dec_jepa": (*_DRAWING, "pixels.jepa"),
-    "jepa": (*_TRAINED, "pixels.jepa"),
-    "stage1": (*_ENCODER, "pixels.vjepa2.stage1"),
-    "vjepa2": _TWO_STAGES,
-    "random": _ENCODER,
-    "random_vit": _TWO_STAGES,
-    "decoder": ("pixels.decoder",),
+    "data": ("environment", *_fields("data", CollectionConfig, "sequence")),
+    "enc_dec": _DRAWING, "enc_dec_jepa": (*_DRAWING, "jepa"), "jepa": (*_TRAINED, "jepa"),
+    "stage1": (*_ENCODER, "vjepa2.stage1"), "vjepa2": _TWO_STAGES,
+    "random": _ENCODER, "random_vit": _TWO_STAGES, "decoder": ("decoder",),
     "heads": _fields("reward", RewardConfig, "seeds", "log_every", "study_transitions",
                      "study_updates"),
 }  # fmt: skip
-"""The settings that shape a stage, besides those of what it reads."""
+"""The settings below `pixels` that shape a stage, besides those of what it reads."""
 
 
 def _make(maker: str, of: tuple[Any, ...], ws: Workspace, folder: Path) -> Any:
@@ -65,7 +59,7 @@ def pixel_stages(config: Config) -> dict[str, Stage]:
     """Every stage of the comparison by name, in the order of TRAIN-1, with what shapes it."""
     found: dict[str, Stage] = {}
     pixels = config.pixels
-    ppo = ("pixels.ppo",) if pixels.data.method == "ppo" else ()
+    ppo = ("ppo",) if pixels.data.method == "ppo" else ()
     going_on, load = pixels.vjepa2.stage2.checkpoint, pixels.loading.run
 
     def add(
@@ -73,7 +67,8 @@ def pixel_stages(config: Config) -> dict[str, Stage]:
         of: tuple[Any, ...] = (), **more: Any,
     ) -> None:  # fmt: skip
         make, inputs = partial(_make, maker, of), tuple(found[one] for one in reads)
-        found[stage] = Stage(stage, make, shaping, inputs, folder=f"pixels/{stage}", **more)
+        settings, folder = tuple(f"pixels.{one}" for one in shaping), f"pixels/{stage}"
+        found[stage] = Stage(stage, make, settings, inputs, folder=folder, **more)
 
     def given(weights: str) -> tuple[str, ...]:
         """A file of weights, or a folder, and what is written beside it."""
@@ -84,7 +79,7 @@ def pixel_stages(config: Config) -> dict[str, Stage]:
     for n in range(pixels.seeds):
         for name in COMPARED:
             maker, reads, weights = "makers.make_model", [DATA], ""
-            if "pixels.loading" in SHAPING[name]:
+            if "loading" in SHAPING[name]:
                 weights = pixels.loading.path
             elif name == "vjepa2":
                 maker, weights = "makers.make_stage2", "" if load else going_on
