@@ -58,17 +58,21 @@ def checkpoints(
 def train_model(run: Run, stage: int | None = None) -> int:
     """Train stage 1, stage 2, or with None both and the heads and decoder built on them."""
     ws, numbers = _open(run), (stage,) if stage else (1, 2)
-    work = {STAGES[number]: f"stage {number}" for number in numbers}
-    if stage is None:
-        work |= {"heads_vjepa2_s0": "reward heads", "decoder_vjepa2_s0": "state decoder"}
-    for name, title in work.items():
-        if ws.done(stage_of(ws, name)):
-            print(f"{title}: done before")
-        exhaust(train(ws, name), title, print)
     for number in numbers:
+        _train(ws, f"stage {number}", STAGES[number])
         _export(ws, number)
+    if stage is None:
+        _train(ws, "reward heads", "heads_vjepa2_s0")
+        _train(ws, "state decoder", "decoder_vjepa2_s0")
+    for number in numbers:
         _print(ws, number, two_stages.stored_evaluation(ws, number, 0))
     return 0
+
+
+def _train(ws: Workspace, title: str, name: str) -> None:
+    if ws.done(stage_of(ws, name)):
+        print(f"{title}: done before")
+    exhaust(train(ws, name), title, print)
 
 
 def evaluate(run: Run, stage: int | None = None, device: str | None = None) -> int:
@@ -110,9 +114,8 @@ def _export(ws: Workspace, stage: int) -> None:
 def _print(ws: Workspace, stage: int, result: dict[str, Any]) -> None:
     print(f"stage {stage}: std {result['std']:.4g}, effective rank {result['effective_rank']:.1f}")
     found = two_stages.graded(stage, result)
-    found += [
-        (f"L1 with mask {part}", one, "") for part, one in result.get("masked_l1", {}).items()
-    ]
+    masked = result.get("masked_l1", {})
+    found += [(f"L1 with mask {share}", value, "") for share, value in masked.items()]
     if stage == 2:
         steps = zip(*result["per_step"].values(), strict=True)
         pairs = {"mean L1": (result["mean_l1"], result["copy_last_l1"])}

@@ -242,16 +242,13 @@ def make_stage2(ws: Workspace, folder: Path, name: str, number: int) -> Iterator
     """
     (train, _), stage = make_transitions(ws), ws.config.pixels.vjepa2.stage2
     model, source = fresh_model(ws, name, number, train), stage.checkpoint
+    path = Path(source) if source else find(ws, f"vjepa2_stage1_s{number}")
     if source:
-        whole, encoder = (
-            about(Path(source), name, train),
-            models.load_model(Path(source), name).encoder,
-        )
+        whole, encoder = about(path, name, train), models.load_model(path, name).encoder
         seen = {part.get("data_sha256", "") for part in (whole, whole["stage1"])}  # by either stage
         known = "" if "" in seen else " ".join(sorted(seen))
         first = whole["stage1"] | {"loaded": True, "data_sha256": known}
     else:
-        path = find(ws, f"vjepa2_stage1_s{number}")
         first, encoder = about(path, "stage1", train), models.load_model(path, "stage1").online
     try:
         model.encoder.load_state_dict(encoder.state_dict())
