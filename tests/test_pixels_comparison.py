@@ -12,7 +12,7 @@ from hjepa_lib.config.pixels import MODELS
 from hjepa_lib.evaluation.compute import update_bytes
 from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, unestimable
 from hjepa_lib.files import WorkbookError, read_json, write_json
-from hjepa_lib.pixels import compare, results, score_figures, stages
+from hjepa_lib.pixels import compare, figures, results, stages
 from hjepa_lib.pixels.compare import COLUMNS, COMPARED, NOT_APPLICABLE, NOTES, UNTRAINED, Row, score
 from hjepa_lib.runs.notebooks import finish
 from hjepa_lib.runs.report import check_summary, leave_section
@@ -303,20 +303,20 @@ def test_scatter_files_show_the_diagonal_and_the_score(tmp_path):
     reward = np.linspace(0, 1, 40)
     part = (reward, reward**2)
     for head, folder in (("larp", "larp_plots"), ("reward_mlp", "reward_plots")):
-        (path,) = score_figures.save_scatters(tmp_path, head, {"jepa": part})
+        (path,) = figures.save_scatters(tmp_path, head, {"jepa": part})
         assert path == tmp_path / folder / "jepa.png" and path.stat().st_size > 1000
     for note, said in (((), f"R² {score(*part[::-1])['r2']:.3f}"), (("few",), "not estimable")):
-        (axis,) = score_figures.reward_scatter({"jepa": part}, *note).axes
+        (axis,) = figures.reward_scatter({"jepa": part}, *note).axes
         assert said in axis.get_title("left")
     assert list(axis.lines[0].get_xdata()) == list(axis.lines[0].get_ydata())
 
 
 def test_gain_figure_draws_one_interval_per_model_with_an_imagined_latent():
     claims = compare.build(rows_of())["claims"]
-    figure = score_figures.look_ahead_gain({"drift": claims, "push": claims})
+    figure = figures.look_ahead_gain({"drift": claims, "push": claims})
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == [compare.LABELS[name] for name in MODELS] and len(figure.axes) == 2
-    alone = score_figures.look_ahead_gain({"drift": claims})
+    alone = figures.look_ahead_gain({"drift": claims})
     alone.canvas.draw()  # one panel is narrower than its legend's line
     place = alone.legends[0].get_window_extent()
     assert place.x0 >= 0 and place.x1 <= alone.bbox.width

@@ -8,7 +8,7 @@ import torch
 from tiny_pixels import fresh, seeded, tiny_batch, white
 
 from hjepa_lib.figures import style
-from hjepa_lib.pixels import checks, figures, score_figures
+from hjepa_lib.pixels import checks, figures
 from hjepa_lib.pixels import measures as met
 from hjepa_lib.pixels.compare import COLUMNS, SHAPE, SIGMAS
 
@@ -236,23 +236,23 @@ def texts_of(figure):
 
 def test_figures_draw_and_write_out_what_is_missing():
     maps = {"jepa": RNG.normal(size=(40, 4)), "random": np.ones((40, 4))}
-    figure = score_figures.latent_maps(maps, np.arange(40.0), "step")
+    figure = figures.latent_maps(maps, np.arange(40.0), "step")
     assert texts_of(figure) == ["not estimable", "not estimable"]  # both of the constant latent
-    bars = score_figures.score_bars(comparison_of(latent_error=NOTE))
+    bars = figures.score_bars(comparison_of(latent_error=NOTE))
     assert texts_of(bars) == ["not applicable"]
     assert bars.axes[0].get_title(loc="left") == "latent error, lower is better"
     nobody = comparison_of(latent_error=NOTE)
     nobody["models"]["random"]["latent_error"] = NOTE
     for picture in (
-        figure, score_figures.score_bars(nobody, ("latent_error",)), score_figures.spectra(maps),
-        score_figures.noise_curves(comparison_of()),
-        score_figures.score_bars(comparison_of(), SHAPE),
+        figure, figures.score_bars(nobody, ("latent_error",)), figures.spectra(maps),
+        figures.noise_curves(comparison_of()),
+        figures.score_bars(comparison_of(), SHAPE),
     ):  # fmt: skip
         assert style.png(picture)[:4] == b"\x89PNG"
 
 
 def test_intervals_in_the_figure_are_those_of_the_table():
-    (axis,) = score_figures.score_bars(comparison_of(), ("latent_error",)).axes
+    (axis,) = figures.score_bars(comparison_of(), ("latent_error",)).axes
     ends = [bar.get_segments()[0][:, 0].tolist() for bar in axis.collections]
     assert ends == pytest.approx(np.array([[0.4, 0.6], [0.4, 0.6]]))
 

@@ -28,6 +28,11 @@ def batch(data):
     return data[0].batch(torch.arange(5))
 
 
+@pytest.fixture
+def world():
+    return make(WorldModel).eval()
+
+
 def test_parameter_counts_are_the_seeds():
     """VJ-1, VJ-6, VJ-8: sizes; a stack of frames becomes one latent."""
     stage1 = MaskedPrediction(PixelsConfig(), ATARI)
@@ -128,9 +133,9 @@ def test_the_loss_is_over_latents_and_hidden_patches_only(kind, weight, ratio, b
     assert loss.item() == pytest.approx(latent + weight * hidden, abs=1e-5)
 
 
-def test_world_model_is_causal():
+def test_world_model_is_causal(world):
     """VJ-8, F5."""
-    world, (z, action, _) = make(WorldModel).eval(), random_window(3)
+    z, action, _ = random_window(3)
     predictions = world(z.requires_grad_(), action)
     assert predictions.shape == z.shape
     for t in range(6):
@@ -150,9 +155,9 @@ def test_predicting_the_change_starts_from_copying():
 
 
 @pytest.mark.parametrize("given", [1, 3])
-def test_rollout_equals_a_manual_loop(given):
+def test_rollout_equals_a_manual_loop(given, world):
     """VJ-9."""
-    world, (z, action, _) = make(WorldModel).eval(), random_window(3)
+    z, action, _ = random_window(3)
     inputs = z[:, :given]
     for t in range(given, 7):
         inputs = torch.cat([inputs, world(inputs, action[:, :t])[:, -1:]], dim=1)
@@ -160,9 +165,9 @@ def test_rollout_equals_a_manual_loop(given):
     assert torch.allclose(rolled, inputs[:, given:], atol=1e-5)
 
 
-def test_rollout_gradient_runs_through_several_steps():
+def test_rollout_gradient_runs_through_several_steps(world):
     """F5: with fed-back predictions the first step is taught by the error of the last alone."""
-    world, (z, action, _), kept = make(WorldModel).eval(), random_window(3), []
+    (z, action, _), kept = random_window(3), []
 
     def keep(module, inputs, output):
         output.retain_grad()
@@ -175,10 +180,9 @@ def test_rollout_gradient_runs_through_several_steps():
     assert all(output.grad.abs().max() > 0 for output in kept)
 
 
-def test_stage_2_loss_is_the_weighted_sum():
+def test_stage_2_loss_is_the_weighted_sum(world):
     """VJ-10."""
-    world, window = make(WorldModel).eval(), random_window(3)
-    now, action, then = window
+    now, action, then = window = random_window(3)
     total, terms = world.loss(window)
     forced = F.l1_loss(world(now, action), then).item()
     rolled = F.l1_loss(world.rollout(now[:, :4], action, 3), then[:, 3:]).item()

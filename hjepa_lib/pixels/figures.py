@@ -1,4 +1,7 @@
-"""Figures of frames and trainings on pixels; frames are (C, H, W) as in figures.data."""
+"""Figures of frames, trainings, scores and latents of pixel models; frames as in figures.data.
+
+Latents of two models share no unit and no axis.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
 from torch import Tensor
 
 from hjepa_lib.figures import primitives as draw
@@ -17,16 +21,21 @@ from hjepa_lib.figures import style
 from hjepa_lib.figures.data import film, frame_grid, show_frame
 from hjepa_lib.figures.style import styled
 from hjepa_lib.files import write_atomic
-from hjepa_lib.pixels.measures import pick
+from hjepa_lib.pixels.compare import LABELS, RANKED, SIGMAS, floor, score
+from hjepa_lib.pixels.measures import participation_ratio, pick, spectrum
 from hjepa_lib.pixels.transitions import TransitionBatch, Transitions
 
 SAMPLES, FIRST_SEED = 5, 42  # pictures an epoch, and what their rows are drawn from
-_TRUE, _MODEL, _COPY = (
-    {"label": label, "colour": colour}
-    for label, colour in (
-        ("encoded", style.INK), ("imagined", style.BLUE), ("copy of the last latent", style.ORANGE)
-    )
-)  # fmt: skip
+_TRUE = {"label": "encoded", "colour": style.INK}
+_MODEL = {"label": "imagined", "colour": style.BLUE}
+_COPY = {"label": "copy of the last latent", "colour": style.ORANGE}
+LEAST_TSNE = 10  # different samples; below it the neighbourhoods of t-SNE mean nothing
+TITLES = {"reward_mlp": "Reward MLP", "larp": "Look-ahead reward predictor"}
+FOLDERS = {"reward_mlp": "reward_plots", "larp": "larp_plots"}
+"""Where FIG-2's scatter plots of a run stand, by head."""
+SCORES = ("latent_error", "frame_error", "reward_r2", "larp_r2", "larp_gain")
+Parts = Mapping[str, tuple[np.ndarray, np.ndarray]]
+"""Name -> true and predicted rewards (n,)."""
 
 
 def stack_names(length: int) -> list[str]:
@@ -49,13 +58,10 @@ def sample_rows(rows: int, epoch: int, count: int = SAMPLES) -> Tensor:
     return pick(rows, count, FIRST_SEED + epoch)
 
 
-def save_samples(
-    data: Transitions, folder: str | Path, count: int = 50, seed: int = 0
-) -> list[Path]:
+def save_samples(data: Transitions, folder: Path, count: int, seed: int = 0) -> list[Path]:
     """At most `count` random transitions as `sample_NN.png` in `folder` (DATA-9)."""
     batch = data[pick(len(data), count, seed)]
-    pictures = {"t+1": batch.next_state[:, -1]}
-    return write_films(Path(folder), "sample_{:02d}.png", batch.state, pictures)
+    return write_films(folder, "sample_{:02d}.png", batch.state, {"t+1": batch.next_state[:, -1]})
 
 
 def write_films(
@@ -93,7 +99,7 @@ def training_curves(
             draw.learning(axis, rows, "loss", "validation_loss", log=True)
         axis.set(title=name, xlabel="update")
     axes[0].set_ylabel("loss")
-    return _whole(figure, axes)
+    return _legend(figure, axes)
 
 
 @styled
@@ -118,15 +124,13 @@ def gradient_flow(norms: Mapping[str, Mapping[str, float]], title: str = "") -> 
 def variant_bars(rows: Sequence[Any], full_rank: int, title: str = "") -> Figure:
     """Spread, effective rank and relative error of rows of `studies.try_variants`."""
     panels = {
-        "std of a latent dimension": "std",
-        f"effective rank of {full_rank}": "effective_rank",
-        "error / variance": "predicted",
-        "error of no change / variance": "stay",
-    }
+        "std": "std of a latent dimension", "effective_rank": f"effective rank of {full_rank}",
+        "predicted": "error / variance", "stay": "error of no change / variance",
+    }  # fmt: skip
     height = 0.9 + 0.26 * len(rows)
     figure, axes = style.panels(1, len(panels), 2.3, height, sharey=True, title=title)
     names = [f"{row['target']} · {row['auxiliary']}" for row in rows]
-    for axis, (name, key) in zip(axes, panels.items(), strict=True):
+    for axis, (key, name) in zip(axes, panels.items(), strict=True):
         axis.barh(names, [row[key] for row in rows], color=style.BLUE, height=0.6)
         axis.set_title(name)
         axis.grid(axis="x")
@@ -152,7 +156,7 @@ def world_model_predictions(true: np.ndarray, imagined: np.ndarray, action: np.n
     axes[1].set(title="Length of the latent", xlabel="step", ylabel="L2 norm")
     axes[2].set(title="Error of the roll-out", xlabel="step", ylabel="L2 distance to the truth")
     axes[3].set(title="Action embedding, first number", xlabel="step")
-    return _whole(figure, axes)
+    return _legend(figure, axes)
 
 
 @styled
@@ -169,6 +173,144 @@ def step_errors(curves: Mapping[str, Sequence[float]], spread: float | None = No
     return figure
 
 
-def _whole(figure: Figure, axes: Sequence[Axes]) -> Figure:
-    draw.legend(figure, axes, "outside upper right", ncols=3)
+@styled
+def reward_scatter(parts: Parts, note: str = "", title: str = "") -> Figure:
+    """One square panel per name, score in its title (FIG-2)."""
+    figure, axes = style.grid_of(len(parts), 3, 2.5, 0.25, title=title)
+    for axis, (name, (reward, predicted)) in zip(axes, parts.items(), strict=True):
+        found = score(predicted, reward, note)
+        draw.identity(axis, reward, predicted, "reward")
+        first = "R² not estimable" if note else f"R² {found['r2']:.3f}"
+        axis.set_title(f"{LABELS.get(name, name)}\n{first}, MSE {found['mse']:.4g}")
+    return figure
+
+
+def save_scatters(folder: Path, head: str, parts: Parts, note: str = "") -> list[Path]:
+    """One PNG per model in reward_plots/ or larp_plots/ of the run folder; returns the paths."""
+    return [
+        style.save(reward_scatter({name: part}, note), folder / FOLDERS[head] / f"{name}.png")
+        for name, part in parts.items()
+    ]
+
+
+@styled
+def look_ahead_gain(worlds: Mapping[str, Sequence[Mapping[str, Any]]], title: str = "") -> Figure:
+    """A panel per world, a line per model: squared error of LARP against that of other heads.
+
+    `worlds` maps a panel title to claims. Left of the zero line looking ahead helps.
+    """
+    looks = {
+        "reward_mlp": ("LARP against reward MLP", style.ORANGE),
+        "larp_copy": ("LARP against LARP given the present latent", style.MUTED),
+    }
+    figure, axes = style.panels(1, len(worlds), 4.0, 2.6, title=title)
+    for axis, (world, found) in zip(axes, worlds.items(), strict=True):
+        table = pd.DataFrame(found).dropna(subset=["difference"])
+        groups = []
+        for head, (label, colour) in looks.items():
+            own = table[table["against"] == head]
+            names = own["model"].map(LABELS).tolist()
+            groups.append((label, names, own[["difference", "low", "high"]], {"color": colour}))
+        axis.axvline(0, color=style.INK, linewidth=0.8)
+        draw.interval_rows(axis, names, groups)
+        axis.set(title=world, xlabel="difference, share of the error")
+    # Two labels side by side are wider than one panel.
+    draw.legend(figure, axes, "outside lower center", ncols=min(2, len(worlds)))
+    return figure
+
+
+@styled
+def latent_maps(
+    latents: Mapping[str, np.ndarray], colour: np.ndarray, colour_name: str, title: str = "Latents"
+) -> Figure:
+    """PCA (above) and t-SNE (below) of each model's latents (M, D), D > 1, coloured by (M,)."""
+    figure, axes = style.panels(2, len(latents), 1.9, 1.9, title=title)
+    limits = {"vmin": colour.min(), "vmax": colour.max(), "s": 4}
+    for column, (name, values) in enumerate(latents.items()):
+        different = len(np.unique(values, axis=0)) if values.shape[1] > 1 else 0
+        tsne = TSNE(2, perplexity=min(30.0, (len(values) - 1) / 3), random_state=0)
+        methods = (2, PCA(2, random_state=0)), (LEAST_TSNE, tsne)
+        for axis, (least, method) in zip(axes[column :: len(latents)], methods, strict=True):
+            points = np.full((len(values), 2), np.nan)
+            if different >= least:
+                points = method.fit_transform(values)
+            else:
+                axis.text(0.5, 0.5, "not estimable", ha="center", transform=axis.transAxes)
+            dots = draw.scatter(axis, *points.T, colour, **limits)
+            axis.set(xticks=[], yticks=[])
+        axes[column].set_title(LABELS.get(name, name), fontsize=8)
+    axes[0].set_ylabel("PCA")
+    axes[len(latents)].set_ylabel("t-SNE")
+    draw.colour_bar(figure, dots, axes, colour_name)
+    return figure
+
+
+@styled
+def score_bars(
+    comparison: Mapping[str, Any], columns: Sequence[str] = SCORES, title: str = "Scores"
+) -> Figure:
+    """One panel per column, one line per model: mean over seeds with its 95 % interval.
+
+    The dashed line is the trivial guess; a missing number is written out, never drawn as 0.
+    """
+    models, height = comparison["models"], 0.3 * len(comparison["models"]) - 2.4
+    figure, axes = style.grid_of(len(columns), 3, 3.2, height, sharey=True, title=title)
+    for axis, column in zip(axes, columns, strict=True):
+        better = f", {RANKED[column][0]}er is better" if column in RANKED else ""
+        axis.set_title(column.replace("_", " ") + better, fontsize=8.5)
+        guess = floor(comparison, column)
+        if isinstance(guess, float):
+            axis.axvline(guess, color=style.MUTED, linewidth=1, linestyle="--")
+        cells = pd.DataFrame([one[column] for one in models.values()], [LABELS[m] for m in models])
+        ends = cells[["mean", "low", "high"]].astype(float).T.ffill().T  # one seed has no interval
+        if column.endswith("_error") and ends["mean"].min() > 0:
+            ends["low"] = ends["low"].clip(lower=ends["mean"].min() / 3)  # an axis without a 0
+            axis.set_xscale("log")
+            style.decimal_ticks(axis.xaxis)
+        groups = [
+            (None, [LABELS[name]], [ends.loc[LABELS[name]]], {"color": style.colour(name)})
+            for name in models
+        ]
+        draw.interval_rows(axis, list(cells.index), groups, spread=0)
+        for place, text in enumerate(cells["text"].where(ends["mean"].isna(), "")):
+            axis.text(0.03, place, text, transform=axis.get_yaxis_transform(), va="center",
+                      fontsize=7.5, color=style.MUTED)  # fmt: skip
+    return figure
+
+
+@styled
+def spectra(latents: Mapping[str, np.ndarray], title: str = "Spectra of the latents") -> Figure:
+    """Share of the variance by direction, largest first, for each model's latents (M, D)."""
+    figure, (axis,) = style.panels(1, 1, 7.4, 3.2, title=title)
+    for name, values in latents.items():
+        found, ratio = spectrum(values), participation_ratio(values)
+        said = "no variance" if np.isnan(ratio) else f"participation ratio {ratio:.1f}"
+        share = np.where(found > 0, found / max(found.sum(), 1e-300), np.nan)
+        look = {"color": style.colour(name), "label": f"{LABELS[name]}: {said}"}
+        axis.plot(np.arange(1, len(found) + 1), share, **look)
+    axis.set(yscale="log", xlabel="direction", ylabel="share of the variance", ylim=(1e-8, 1.5))
+    return _legend(figure, axis)
+
+
+@styled
+def noise_curves(comparison: Mapping[str, Any], title: str = "Pixel noise") -> Figure:
+    """Relative latent shift against the noise on pixels, mean over seeds with 95 % intervals."""
+    figure, (axis,) = style.panels(1, 1, 6.6, 3.0, title=title)
+    for name, cells in comparison["models"].items():
+        found = pd.DataFrame([cells[f"noise_{sigma:g}"] for sigma in SIGMAS])
+        if found["mean"].notna().all():
+            band = None if found["low"].isna().any() else (found["low"], found["high"])
+            draw.curve(axis, SIGMAS, found["mean"], LABELS[name], style.colour(name), band)
+    axis.set(xlabel="standard deviation of the noise, pixels in [0, 1]", ylim=(0, None))
+    axis.set_ylabel("latent shift / spread")
+    return _legend(figure, axis)
+
+
+def _legend(figure: Figure, axes: Any) -> Figure:
+    """Of all axes above them, of one on a grid beside it."""
+    if isinstance(axes, list):
+        draw.legend(figure, axes, "outside upper right", ncols=3)
+    else:
+        axes.grid()
+        draw.legend_beside(axes)
     return figure

@@ -13,33 +13,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from hjepa_lib.config import Config, ConfigError, from_dict, read_yaml
 from hjepa_lib.config.pixels import AuxiliaryConfig, PixelsConfig
 from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
 from hjepa_lib.pixels import stages
-from hjepa_lib.pixels.checks import collapse_ratio, health
+from hjepa_lib.pixels.checks import health
 from hjepa_lib.pixels.compare import sentences
 from hjepa_lib.pixels.measures import latent_errors, pick
 from hjepa_lib.pixels.models import build_pixel_model
 from hjepa_lib.pixels.results import reward_report
 from hjepa_lib.pixels.training import fit
+from hjepa_lib.pixels.two_stages import describe
 from hjepa_lib.pixels.worlds import DRIFT_ID, PUSH_ID
 from hjepa_lib.runs.keys import Stage
 from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.run import outputs_root
 from hjepa_lib.runs.workspace import Workspace, open_run
 from hjepa_lib.training.loop import Report
-from hjepa_lib.training.probes import effective_rank
 
 ROWS = 512  # validation transitions whose latents are described
-
-
-def spread_of(z: Tensor) -> dict[str, float]:
-    """Mean standard deviation of a dimension, effective rank and collapse ratio of (B, D)."""
-    spread = {"std": z.std(dim=0).mean().item(), "effective_rank": effective_rank(z)}
-    return spread | {"collapse_ratio": collapse_ratio(z)}
 
 
 # --- does looking ahead help to predict rewards? (13) -------------------------------------------
@@ -125,7 +118,7 @@ def vary(config: PixelsConfig, target: str, auxiliary: str) -> PixelsConfig:
 def try_variants(ws: Workspace, updates: int) -> Iterator[dict[str, Any]]:
     """Train each variant for `updates` updates from the same start and yield what it became.
 
-    target, auxiliary, `spread_of` its latents, their health, `latent_errors` (predicted, stay).
+    target, auxiliary, `describe` its latents, their health, `latent_errors` (predicted, stay).
     """
     config, seed = ws.config.pixels, ws.config.seed
     data, validation = stages.make_transitions(ws)
@@ -140,7 +133,7 @@ def try_variants(ws: Workspace, updates: int) -> Iterator[dict[str, Any]]:
         with torch.no_grad():
             # In `default` the encoder that learns is the online one; its slow copy lags behind.
             z = model.encode_online(batch.state).cpu()
-        own = {"target": target, "auxiliary": auxiliary, **spread_of(z), "health": health(z)}
+        own = {"target": target, "auxiliary": auxiliary, **describe(z), "health": health(z)}
         own["predicted"], own["stay"] = latent_errors(model, batch)
         yield own
 
@@ -198,7 +191,7 @@ def _describe(ws: Workspace) -> dict[str, float]:
     with torch.no_grad():
         z = model.encode(validation[torch.arange(min(ROWS, len(validation)))].state.to(ws.device))
     # The spread must be read next to the errors of state decoder and reward MLP.
-    return spread_of(z.cpu()) | {
+    return describe(z.cpu()) | {
         "downstream/reconstruction_mse": stages.load_result(ws, "decoder_jepa_s0")["frames"]["mse"],
         "downstream/reward_mse": stages.load_heads(ws, "jepa", 0)[1]["heads"]["reward_mlp"]["mse"],
     }
