@@ -98,7 +98,7 @@ def test_losses_run_into_their_own_folders_and_are_ranked(tmp_path, monkeypatch)
     monkeypatch.setattr(makers, "acquire", lambda *_: tiny_transitions())
     losses = {kind: AuxiliaryConfig(kind) for kind in ("vicreg", "dino", "none")}
     config = tiny_config(optim__updates=3)
-    table = studies.run_losses("losses", losses, config, tmp_path)
+    table = studies.run_losses("losses", losses, config)
     *rows, last = table.to_dict("records")
     assert [row["rank"] for row in rows] == [1, 2]
     assert math.isnan(last["rank"]) and "through the auxiliary loss alone" in last["status"]
@@ -111,7 +111,7 @@ def test_losses_run_into_their_own_folders_and_are_ranked(tmp_path, monkeypatch)
     assert read_json(tmp_path / "losses/summary.json")["rows"][:2] == rows
     text = (tmp_path / "losses/summary.txt").read_text().splitlines()
     assert len(text) == 4 and "downstream/reconstruction_mse" in text[0]
-    assert table.equals(studies.run_losses("losses", losses, config, tmp_path))
+    assert table.equals(studies.run_losses("losses", losses, config))
 
 
 def test_rows_without_finite_numbers_are_ranked_last():

@@ -279,9 +279,9 @@ def score_bars(
 
 
 @styled
-def spectra(latents: Mapping[str, np.ndarray], title: str = "Spectra of the latents") -> Figure:
+def spectra(latents: Mapping[str, np.ndarray]) -> Figure:
     """Share of the variance by direction, largest first, for each model's latents (M, D)."""
-    figure, (axis,) = style.panels(1, 1, 7.4, 3.2, title=title)
+    figure, (axis,) = style.panels(1, 1, 7.4, 3.2, title="Spectra of the latents")
     for name, values in latents.items():
         found, ratio = spectrum(values), participation_ratio(values)
         said = "no variance" if np.isnan(ratio) else f"participation ratio {ratio:.1f}"
@@ -293,9 +293,9 @@ def spectra(latents: Mapping[str, np.ndarray], title: str = "Spectra of the late
 
 
 @styled
-def noise_curves(comparison: Mapping[str, Any], title: str = "Pixel noise") -> Figure:
+def noise_curves(comparison: Mapping[str, Any]) -> Figure:
     """Relative latent shift against the noise on pixels, mean over seeds with 95 % intervals."""
-    figure, (axis,) = style.panels(1, 1, 6.6, 3.0, title=title)
+    figure, (axis,) = style.panels(1, 1, 6.6, 3.0, title="How far pixel noise moves a latent")
     for name, cells in comparison["models"].items():
         found = pd.DataFrame([cells[f"noise_{sigma:g}"] for sigma in SIGMAS])
         if found["mean"].notna().all():

@@ -195,9 +195,9 @@ def measure(encode: Encode, state: Tensor, next_state: Tensor, seed: int = 0) ->
 
 
 @torch.no_grad()
-def encode_chunked(encode: Encode, state: Tensor, size: int = 128) -> Tensor:
-    """(M, ...) states -> (M, D) float64 latents on the CPU, `size` states at a time."""
-    return torch.cat([encode(part).cpu().double() for part in state.split(size)])
+def encode_chunked(encode: Encode, state: Tensor) -> Tensor:
+    """(M, ...) states -> (M, D) float64 latents on the CPU, 128 states at a time."""
+    return torch.cat([encode(part).cpu().double() for part in state.split(128)])
 
 
 def pick(count: int, most: int = MOST, seed: int = 0) -> Tensor:

@@ -161,15 +161,13 @@ def read_losses(path: Path | None) -> dict[str, AuxiliaryConfig]:
     return found
 
 
-def run_losses(
-    study: str, losses: dict[str, AuxiliaryConfig], config: Config, root: Path | None = None
-) -> pd.DataFrame:
+def run_losses(study: str, losses: dict[str, AuxiliaryConfig], config: Config) -> pd.DataFrame:
     """Train and score one JEPA per loss, everything else equal: `rank_rows`, in `summary.json`.
 
     The ranking goes by downstream numbers, which have one unit. A loss whose training fails is
     reported and ranked last.
     """
-    root, rows = root or outputs_root(), []
+    root, rows = outputs_root(), []
     for name, auxiliary in losses.items():
         values = dataclasses.asdict(auxiliary).items()
         changes = {f"pixels.auxiliary.{key}": value for key, value in values}

@@ -90,14 +90,13 @@ class MaskedPrediction(nn.Module):
         measure, weight = LOSSES[self.stage.loss], self.stage.patch_loss
         mask = draw_masks(len(batch.state), self.online.patches, self.stage.mask, generator)
         mask = mask.to(batch.state.device)
+        named, whole = self.predict(batch.state, mask, patches=weight > 0)
         if not weight:
-            total = measure(*self.predict(batch.state, mask))
-            return total, {"latent": total.item()}
-        named, whole = self.predict(batch.state, mask, patches=True)
-        latent = measure(named[:, 0], whole[:, 0])
-        if not mask.any():
-            return latent, {"latent": latent.item(), "patches": 0.0}
-        hidden = measure(named[:, 1:][mask], whole[:, 1:][mask])
+            latent = measure(named, whole)
+            return latent, {"latent": latent.item()}
+        latent, hidden = measure(named[:, 0], whole[:, 0]), named.new_zeros(())
+        if mask.any():
+            hidden = measure(named[:, 1:][mask], whole[:, 1:][mask])
         return latent + weight * hidden, {"latent": latent.item(), "patches": hidden.item()}
 
     def after_update(self) -> None:
