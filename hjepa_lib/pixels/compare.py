@@ -197,17 +197,17 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 def over_seeds(values: Sequence[float | str]) -> dict[str, Any]:
     """Mean, 95 % Student interval over seeds, and their text; a note of one seed is that of all."""
-    cell = {"mean": None, "low": None, "high": None, "seeds": len(values)}
-    note = next((value for value in values if isinstance(value, str)), None)
-    if note is not None:
-        return cell | {"text": note}
-    numbers = np.array(values, dtype=float)
-    cell["mean"], text = numbers.mean(), number(numbers.mean())
-    if len(numbers) == 1:
-        return cell | {"text": f"{text} (1 seed)"}
-    low, high = student(numbers)
-    interval = f" ({number(low)} to {number(high)})" if low < high else ""
-    return cell | {"low": low, "high": high, "text": text + interval}
+    mean = low = high = None
+    text = next((value for value in values if isinstance(value, str)), "")
+    if not text:
+        numbers = np.array(values, dtype=float)
+        mean, text = numbers.mean(), number(numbers.mean())
+        if len(numbers) > 1:
+            low, high = student(numbers)
+            text += f" ({number(low)} to {number(high)})" * (low < high)
+        else:
+            text += " (1 seed)"
+    return {"mean": mean, "low": low, "high": high, "seeds": len(values), "text": text}
 
 
 def number(value: float) -> str:

@@ -98,8 +98,6 @@ def fit_head(kind: str, train: Features, config: RewardConfig, seed: int) -> Fit
     if config.standardise:
         head.standardise(inputs)
     learn = len(inputs) - max(1, len(inputs) // CHOICE)
-    seen, chosen = (
-        TensorDataset(inputs[rows], train.reward[rows])
-        for rows in (slice(learn), slice(learn, None))
-    )
+    data = TensorDataset(inputs, train.reward)
+    seen, chosen = TensorDataset(*data[:learn]), TensorDataset(*data[learn:])
     return fit(head, seen, chosen, config.optim, seed=seed)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from hjepa_lib.config import Config, ConfigError, from_dict, read_yaml
+from hjepa_lib.config import Config, ConfigError, flatten, from_dict, read_yaml
 from hjepa_lib.config.pixels import AuxiliaryConfig, PixelsConfig
 from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
 from hjepa_lib.pixels import stages
@@ -54,11 +54,8 @@ def study_config(config: Config, world: str) -> Config:
         "data.transitions": reward.study_transitions,
         "data.episodes": -(-reward.study_transitions // steps), "seeds": reward.seeds,
     }  # fmt: skip
-    for key, section in (
-        ("optim", pixels), ("vjepa2.stage1.optim", pixels.vjepa2.stage1),
-        ("vjepa2.stage2.optim", pixels.vjepa2.stage2),
-    ):  # fmt: skip
-        own = section.optim.updates
+    for key in ("optim", "vjepa2.stage1.optim", "vjepa2.stage2.optim"):
+        own = flatten(config)[f"pixels.{key}.updates"]
         changes[f"{key}.updates"] = min(own, reward.study_updates or own)
     return config.override({f"pixels.{key}": value for key, value in changes.items()})
 
