@@ -123,9 +123,8 @@ def paired(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 
     McNemar's test over all counts every seed's trials as its own: new trainings need every seed.
     """
-    for rows in (first, second):
-        if rows.groupby(POINT).ngroups != 1:
-            raise WorkbookError("a pair compares two points, one budget and one grid value each")
+    if any(rows.groupby(POINT).ngroups != 1 for rows in (first, second)):
+        raise WorkbookError("a pair compares two points, one budget and one grid value each")
     check_rows(pd.concat([first.assign(cell="first"), second.assign(cell="second")]))
     one, two = outcomes(first), outcomes(second)
     seeds, lines = [*map(str, sorted(first["seed"])), "all"], []
