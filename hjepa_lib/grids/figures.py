@@ -47,14 +47,14 @@ def curves(
     title: str = "",
     columns: int = 3,
 ) -> Figure:
-    """One panel per key, which is looked for under `train/` and `val/`, with a curve per seed.
+    """One panel per key, training and validation, with a curve per seed.
 
     `records` has the rows of metrics.jsonl of every seed; `limits` names horizontal lines of a key.
     """
     figure, axes = style.grid_of(len(keys), columns, 2.7, -0.8, title=title)
     for axis, key in zip(axes, keys, strict=True):
         for rows in records:
-            primitives.learning(axis, rows, f"train/{key}", f"val/{key}")
+            primitives.learning(axis, rows, key, f"validation_{key}")
         for name, value in (limits or {}).get(key, {}).items():
             axis.axhline(value, color=style.GOAL, linewidth=0.8, linestyle=":")
             axis.annotate(name, (0.01, value), xycoords=("axes fraction", "data"), fontsize=7,

@@ -28,7 +28,7 @@ from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.runs.keys import Stage
 from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.stages import exhaust
-from hjepa_lib.runs.workspace import Workspace
+from hjepa_lib.runs.workspace import Workspace, log_row
 from hjepa_lib.training.loop import (
     Fit,
     Report,
@@ -141,32 +141,25 @@ def make_pair(ws: Workspace, folder: Path, n: int) -> Iterator[Report]:
         ws.run.metrics.rewind(fit.stage, fit.update)
     for kind, report in train_pair(fits, config.optim.optim(len(train)).patience):
         model, epoch = fits[kind].module, fits[kind].config.validate_every
-        row = _row(report, epoch, model.seconds)
-        if report.update % config.log_every == 0 or report.validation:
+        row = {"stage": report.stage, "step": report.update, "seconds": model.seconds}
+        row |= log_row(report, 1)
+        if log_row(report, config.log_every):
             ws.run.log(row)
         if config.checkpoint_every and report.update % (config.checkpoint_every * epoch) == 0:
             _save(folder / f"{kind}_model_epoch{report.update // epoch:04d}", kind, model, row)
         yield report
     for kind, fit in fits.items():
         fit.load_best()
-        rows = {row.get("val/loss"): row for row in reversed(ws.run.records(fit.stage))}
+        rows = {row.get("validation_loss"): row for row in reversed(ws.run.records(fit.stage))}
         # Killed between checkpoint and log, a training has no line of its best.
-        lost = {"step": fit.update, "val/loss": fit.best_loss}
+        lost = {"step": fit.update, "validation_loss": fit.best_loss}
         _save(folder / BEST.format(kind), kind, fit.module, rows.get(fit.best_loss, lost))
-
-
-def _row(report: Report, epoch: int, seconds: float) -> dict[str, Any]:
-    """One line of metrics.jsonl with the keys of GRID-7 and GRID-8."""
-    row = {"stage": report.stage, "step": report.update, "epoch": report.update / epoch}
-    found = {"loss": report.loss, "learning_rate": report.lr, "grad_norm": report.grad_norm}
-    found |= {"skipped": report.skipped, **report.terms, "steps_per_second": 1 / seconds}
-    row |= {f"train/{name}": value for name, value in found.items()}
-    return row | {f"val/{name}": value for name, value in report.validation.items()}
 
 
 def _save(path: Path, kind: str, model: GridModel, row: dict[str, Any]) -> None:
     """`<path>.safetensors` and `.json`: settings, update and validation (a logged row)."""
-    found = {name[4:]: value for name, value in row.items() if name.startswith("val/")}
+    mark = "validation_"
+    found = {name.removeprefix(mark): row[name] for name in row if name.startswith(mark)}
     facts = {"update": row["step"], "loss": found.get("loss"), "validation": found}
     config = to_dict(model.config)
     save_module(path, model, f"grid_{kind}", config=config, size=model.size, **facts)
@@ -238,8 +231,7 @@ def _cost(
     """Parameters, memory and time; an untrained encoder has cost nothing."""
     fresh = build_grid_model(kind, model.config, model.size, 0).to(ws.device)
     records = ws.run.records(LOGS[kind].format(n))
-    rates = [row["train/steps_per_second"] or math.nan for row in records]
-    seconds = 1 / float(np.nanmedian(rates))
+    seconds = float(np.nanmedian([row["seconds"] or math.nan for row in records]))
     updates = max(row["step"] for row in records)
     return {
         "parameters": count_parameters(fresh),
