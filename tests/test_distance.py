@@ -34,7 +34,6 @@ def head_of(form="metric", latent_dim=16, **changes):
 
 
 def store_of(lengths, latents, positions, layout):
-    """A store of whatever trajectories and latents."""
     store = LatentStore.__new__(LatentStore)
     store.lengths, store.latents = torch.as_tensor(lengths), latents
     store.starts = torch.cat([store.lengths.new_zeros(1), store.lengths.cumsum(0)])
@@ -55,7 +54,6 @@ def few_layouts(level1):
 @pytest.mark.parametrize("form", FORMS)
 @given(seed=st.integers(0, 1000), scale=st.floats(0.01, 30))
 def test_distance_axioms(form, seed, scale):
-    """Non-negative, 0 from a point to itself, triangle inequality; symmetric if a metric."""
     a, b, c = scale * torch.randn(3, 20, 8, generator=seeded(seed))
     between = head_of(form).between
     assert (between(a, b) >= 0).all()
@@ -214,7 +212,7 @@ CELLS = SIDE * SIDE
 
 
 def maze(one_way=False):
-    """Neighbours (CELLS, CELLS), entry [i, j]: one step leads from i to j.
+    """(CELLS, CELLS), 1 where one step leads from i to j.
 
     The wall has a door in its first row; one-way it lets nobody back, who returns in the last row.
     """

@@ -74,7 +74,7 @@ def test_kl_equals_the_reference_and_is_zero_for_equal_ones(make, reference):
 @pytest.mark.parametrize("make", [gaussian, categorical, codes])
 @pytest.mark.parametrize("balance", [0.0, 0.3, 1.0])
 def test_balance_splits_the_gradient_and_keeps_the_value(make, balance):
-    """b of the gradient goes to the prior, 1 - b to the posterior; the number stays the KL."""
+    """b of the gradient goes to the prior, 1 - b to the posterior."""
     plain_q, plain_p, q, p = make(0), make(1), make(0), make(1)
     plain, split = plain_q.nats(plain_p).mean(), kl_loss(q, p, 0.0, balance)
     plain.backward()
@@ -87,7 +87,7 @@ def test_balance_splits_the_gradient_and_keeps_the_value(make, balance):
 
 
 def test_free_nats_are_a_floor_without_gradient():
-    """Below the floor, per sample and averaged over dims, the KL is `free_nats`, without pull."""
+    """Per sample, averaged over dimensions."""
     q, p = gaussian(0), gaussian(1)
     per_sample = q.nats(p).mean(-1).detach()
     floor = per_sample.median().item()
@@ -108,7 +108,6 @@ def test_every_class_keeps_its_share_of_the_uniform_mix():
 
 
 def test_categorical_draws_are_exact_samples_of_normal_noise():
-    """Standard normal noise becomes Gumbel noise: classes come out as often as they should."""
     distribution = Categorical(torch.tensor([[0.6, 0.3, 0.09, 0.01], [0.25] * 4]).log())
     many = Categorical(distribution.logp.expand(DRAWS, 2, 4))
     z = many.draw(torch.randn(DRAWS, 8, generator=seeded())).unflatten(-1, (2, 4))
@@ -122,7 +121,6 @@ def test_categorical_draws_are_exact_samples_of_normal_noise():
 
 @pytest.mark.parametrize(("mean", "std", "top"), [(1.3, 0.7, 4), (0.0, 0.1, 1), (6.9, 2.5, 7)])
 def test_fsq_prior_is_a_rounded_normal(mean, std, top):
-    """-log p of every code equals the normal's mass around it; draws come out that often."""
     share = masses(mean, std, top)
     levels = rounded(torch.arange(top + 1.0), 0.0, top)
     found = levels.nats(rounded(torch.full((top + 1,), mean), std, top))
@@ -171,7 +169,7 @@ def test_rounding_is_straight_through_and_the_prior_pulls_on_the_code():
 
 
 def test_std_has_a_lower_bound():
-    """Architectures 2: std = softplus(raw) + min_std, never below."""
+    """Architectures 2: std = softplus(raw) + min_std."""
     raw = torch.tensor([[0.5, -1.0, 0.0, 2.0, -80.0, -3.0, 0.0, 4.0]])
     found = level2_of(level2__min_std=0.25).kind.prior(raw)
     assert torch.equal(found.mean, raw[:, :4])
@@ -183,10 +181,9 @@ def test_std_has_a_lower_bound():
     ("latent", "state"), [("gaussian", 0), ("gaussian", 24), ("categorical", 0), ("fsq", 0)]
 )
 def test_verbs_equal_a_loop_by_hand(latent, state, actions):
-    """h_0 = (projected) first encoding, z_0 = 0; posterior from [next encoding, h].
+    """F5: prior i sees encodings up to i only, the posterior exactly one more.
 
-    Posterior z in observe, prior z in imagine; z feeds the cell unless actions=only. F5: prior i
-    sees encodings up to i only, the posterior exactly one more.
+    h_0 = (projected) first encoding, z_0 = 0; z feeds the cell unless actions=only.
     """
     model = level2_of(latent, actions, level2__state_dim=state, level2__classes=3)
     width = 12 if latent == "categorical" else 4
@@ -252,7 +249,6 @@ def test_gradient_reaches_the_posterior_and_the_kl_the_prior(latent):
 
 @pytest.mark.parametrize("latent", DISCRETE)
 def test_noise_reaches_more_than_one_code_within_the_default_box(latent):
-    """Noise inside `planning.hierarchy.clip` names different z; no noise names the likeliest."""
     config = tiny_config(level2__latent=latent)
     level = make_agent(config).planner("l1+l2").level2
     start = torch.randn(1, 16, generator=seeded(1)).expand(200, 16)
@@ -349,7 +345,7 @@ def test_hooks_get_gradient_from_the_prediction_loss_alone(option, data):
 
 @pytest.mark.parametrize("steps", [0, 4])
 def test_joint_loss_is_the_documented_sum(steps, data):
-    """L1 terms + L2 terms + lambda KL + weight * sub-goal consistency, which pulls on both levels.
+    """Terms of both + lambda KL + weight * sub-goal consistency, which pulls on both levels.
 
     F5: level 1 may roll out fewer steps than the window; the shared macro steps are compared.
     """

@@ -175,9 +175,9 @@ def test_a_gru_reaches_the_scale_of_every_encoder(encoder):
 
 @pytest.mark.parametrize("predictor", ["mlp", "gru"])
 def test_rollouts_equal_a_manual_loop(predictor):
-    """F5: autoregressive from z_0 with H + 1 entries, in planning and in training alike.
+    """F5: autoregressive from z_0 in planning and in training alike: no later frame is seen.
 
-    So no later frame or action is seen. Members of an ensemble are independent of each other.
+    Members of an ensemble are independent of each other.
     """
     model = make_level1(tiny_config(level1__predictor=predictor, level1__predictors=2))
     frames, actions, context = frames_of(4, 6), actions_of(4, 5), actions_of(4, 5, 2)
@@ -200,7 +200,7 @@ def test_rollouts_equal_a_manual_loop(predictor):
 
 
 def test_ema_target_follows_the_formula_and_gets_no_gradient():
-    """theta_target <- decay * theta_target + (1 - decay) * theta; PL15: EMA runs."""
+    """PL15: EMA runs."""
     model = make_level1(tiny_config(level1__target="ema", level1__ema_decay=0.9))
     frames, actions = frames_of(2, 4), actions_of(2, 3)
     same = model(frames, actions)
@@ -242,8 +242,7 @@ VARIANTS = [
 def test_checkpoint_round_trip_needs_no_training_code(changes, normaliser, tmp_path):
     """EB4, EB7, PL5: the files rebuild the same function from their own config and normaliser.
 
-    PL1, F1, HW3: the inverse-dynamics head is saved where it is trained; a frozen random one is in
-    no checkpoint, one without weight is not built.
+    PL1, F1, HW3: a frozen random inverse-dynamics head is in no file, one without weight not built.
     """
     model = make_level1(tiny_config(**changes)).eval()
     checkpoint.save_level1(tmp_path, model)
@@ -283,7 +282,6 @@ def test_checkpoint_keys_are_exactly_the_documented_ones():
 
 
 def test_damaged_or_foreign_checkpoints_are_one_sentence(tmp_path):
-    """Wrong checkpoint for the config, truncated or missing file: FileError that names it."""
     checkpoint.save_level1(tmp_path, make_level1(tiny_config()))
     weights, meta = tmp_path / "model.safetensors", tmp_path / "model.json"
     whole, tree = weights.read_bytes(), json.loads(meta.read_text())

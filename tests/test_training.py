@@ -140,8 +140,7 @@ RESUMED = [
 def test_resuming_equals_an_uninterrupted_run_bit_for_bit(kind, changes, tmp_path):
     """EB5, PL2, PL8: batches and noise are a function of (seed, update) and nothing else.
 
-    Goes on from the file as it lay there when the process stopped, as after a `kill -9`: before
-    the first checkpoint, between two, and at the end; whatever the global generators did.
+    Goes on from the file as a `kill -9` leaves it; whatever the global generators did.
     """
     part = "level1" if kind == "joint" else kind
     updates = {f"{part}__optim__updates": 6, f"{part}__optim__patience": 0}
@@ -208,7 +207,6 @@ def test_a_resume_file_of_another_device_goes_on_and_says_so(tmp_path, monkeypat
 
 
 def toy(loss=None, validate=None, folder=None, **optim):
-    """A fit of one 3-vector towards zero."""
     torch.manual_seed(0)
     module = nn.Linear(3, 1, bias=False)
 
@@ -222,7 +220,6 @@ def toy(loss=None, validate=None, folder=None, **optim):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(value):
-    """NaN loss: one clear sentence, weights and optimiser as before."""
     calls = iter([1.0, 1.0, value, 1.0])
     module, fit = toy(lambda generator: (module.weight.square().sum() * next(calls), {}))
     steps = iter(fit)
@@ -339,13 +336,10 @@ def test_validation_reports_collapse_and_position(layouts):
 
 
 def test_effective_rank():
-    """exp(entropy): r for r equal singular values, 1 for a line, 1 for a point."""
     basis = torch.randn(50, 6, generator=seeded())
-    orthogonal = torch.linalg.qr(basis - basis.mean(0)).Q
-    assert probes.effective_rank(orthogonal) == pytest.approx(6, rel=1e-3)
-    line = torch.linspace(-1, 1, 50)[:, None] * torch.tensor([[1.0, 2.0, 3.0]])
-    assert probes.effective_rank(line) == pytest.approx(1, rel=1e-3)
-    assert probes.effective_rank(torch.ones(50, 3)) == pytest.approx(1, rel=1e-3)
+    equal = torch.linalg.qr(basis - basis.mean(0)).Q
+    for latents, rank in ((equal, 6), (equal[:, :1] * torch.ones(3), 1), (torch.ones(50, 3), 1)):
+        assert probes.effective_rank(latents) == pytest.approx(rank, rel=1e-3)
 
 
 def test_ridge_probe_reads_a_linear_code_exactly():
