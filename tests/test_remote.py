@@ -36,6 +36,11 @@ def machine(tmp_path, monkeypatch):
     MemoryFileSystem.store.clear()
 
 
+@pytest.fixture
+def run(machine):
+    return Run.create("a", CONFIG)
+
+
 def store():
     """The remote side: {path below the outputs root: content}."""
     files = MemoryFileSystem.store.items()
@@ -126,8 +131,7 @@ def test_manifest_is_last_and_lists_what_is_there(machine, monkeypatch):
     assert order == [last]  # what has not changed is not sent again
 
 
-def test_everything_but_work_in_progress_travels(machine):
-    run = Run.create("a", CONFIG)
+def test_everything_but_work_in_progress_travels(machine, run):
     run.log({"stage": "l1", "step": 1, "loss": 0.5})
     sent = ["figures/one.png", "notebooks/01.ipynb", "report.html"]
     kept = ["resume/l1/state.pt", "notebooks/02.running.ipynb", ".hidden", "l1/.half.tmp"]
@@ -164,8 +168,7 @@ def test_resume_elsewhere_gives_the_same_result(machine, trained, short_probe):
     assert last.records("l1") == alone.records("l1")
 
 
-def test_a_broken_upload_is_made_again(machine):
-    run = Run.create("a", CONFIG)
+def test_a_broken_upload_is_made_again(machine, run):
     fill(run, "data")
     with interrupted(run, 3):  # two manifests and one file get through
         run.note("key", 1)
@@ -182,9 +185,8 @@ def test_a_broken_upload_is_made_again(machine):
 
 
 @pytest.mark.parametrize(("after", "arrives"), [(1, False), (2, True)])
-def test_the_machine_that_lost_its_connection_catches_up(machine, after, arrives):
+def test_the_machine_that_lost_its_connection_catches_up(machine, run, after, arrives):
     """Also when the last upload arrived and its answer did not."""
-    run = Run.create("a", CONFIG)
     with broken("pipe_file", after, arrives=arrives), pytest.raises(FileError, match="reset"):
         fill(run, "data")
     fill(Run.open("a"), "l1")  # uploads what is missing
@@ -192,8 +194,7 @@ def test_the_machine_that_lost_its_connection_catches_up(machine, after, arrives
     Run.open("a").verify("data")
 
 
-def test_an_interrupted_upload_goes_on_where_it_was(machine):
-    run = Run.create("a", CONFIG)
+def test_an_interrupted_upload_goes_on_where_it_was(run):
     with interrupted(run, 3):  # a manifest and two files get through
         pass
     overwrite("l1/a", b"as it was")
@@ -202,8 +203,7 @@ def test_an_interrupted_upload_goes_on_where_it_was(machine):
 
 
 @pytest.mark.parametrize("names", [("remote", "pending"), ("pending", "remote")])
-def test_the_state_of_an_older_checkout_is_no_other_machine(machine, names):
-    run = Run.create("a", CONFIG)
+def test_the_state_of_an_older_checkout_is_no_other_machine(machine, run, names):
     path = run.path / ".remote.json"
     state = read_json(path)
     (known,) = state.pop("known")
@@ -214,8 +214,7 @@ def test_the_state_of_an_older_checkout_is_no_other_machine(machine, names):
 
 
 @pytest.mark.parametrize("damage", [b"weighty", b"wei", None])
-def test_a_damaged_file_is_left_out_and_its_stage_made_again(machine, damage):
-    run = Run.create("a", CONFIG)
+def test_a_damaged_file_is_left_out_and_its_stage_made_again(machine, run, damage):
     fill(run, "data", "numbers")
     fill(run, "l1", "weights", reads=("data",))
     overwrite("l1/l1.txt", damage)
@@ -232,8 +231,7 @@ def test_a_damaged_file_is_left_out_and_its_stage_made_again(machine, damage):
         Run.open("a").verify("l1")
 
 
-def test_an_interrupted_download_starts_over(machine):
-    run = Run.create("a", CONFIG)
+def test_an_interrupted_download_starts_over(machine, run):
     for part in "abc":
         fill(run, part, part)
     machine("two")
