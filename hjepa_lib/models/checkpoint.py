@@ -81,12 +81,8 @@ def fingerprint(module: nn.Module) -> str:
 
 def load_weights(path: Path, module: nn.Module) -> None:
     """Fill `module` from `path`; FileError when the file is damaged or made for another config."""
-    try:
+    with files.told(path, "a whole safetensors file"):
         weights = load_bytes(files.read_bytes(path))
-    except FileError:
-        raise
-    except Exception as error:  # safetensors raises its own untyped errors
-        raise FileError(f"{path} is not a whole safetensors file: {error}") from error
     # Version 0.1 had level 2 in a module of its own, and stored what can be computed.
     weights = {name.removeprefix("rssm."): value for name, value in weights.items()}
     own = tensors(module)
