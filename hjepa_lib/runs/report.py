@@ -177,8 +177,7 @@ def _setting(row: Mapping[str, Any]) -> str:
 
 
 def _label(row: Mapping[str, Any]) -> str:
-    method = row["method"].replace("_", " ")
-    return method if row["cost"] in ("", "none") else f"{method}, {row['cost']} cost"
+    return row["method"] + ("" if row["cost"] == "none" else f", {row['cost']} cost")
 
 
 def _number(value: float | None, digits: int) -> str:
