@@ -170,7 +170,7 @@ def test_sections_that_wings_leave_are_shown_in_order_and_join_the_summary(run):
 )
 def test_a_damaged_section_is_one_sentence(run, section):
     write_json(run.folder("sections") / "20-a.json", section)
-    with pytest.raises(FileError):
+    with pytest.raises(FileError, match=r"sections/20-a\.json"):
         build_summary(run, [])
     page = report.write_report(run).read_text()
     assert "What is damaged is left out: " in page and "<h2>T" not in page

@@ -64,7 +64,7 @@ def check_summary(summary: Any) -> dict[str, Any]:
     return summary
 
 
-def _check_results(rows: Any) -> None:
+def _check_results(rows: Any, where: str = "result") -> None:
     seen = set()
     if not isinstance(rows, list):
         raise FileError("results are a list")
@@ -72,19 +72,19 @@ def _check_results(rows: Any) -> None:
         for name, kind in FIELDS.items():
             value = row.get(name) if isinstance(row, dict) else None
             if value is None and name not in _MAYBE:
-                raise FileError(f"result {number} lacks {name!r}")
+                raise FileError(f"{where} {number} lacks {name!r}")
             whole = value is None or _fits(value, kind)
             if not whole or (name == "ci95" and len(value) != 2):
-                raise FileError(f"result {number}: {name} cannot be {value!r}")
+                raise FileError(f"{where} {number}: {name} cannot be {value!r}")
         key = tuple(row[name] for name in KEY)
         if key in seen:
             raise FileError(f"two results share {dict(zip(KEY, key, strict=True))}")
         seen.add(key)
         n, solved, rate, (low, high) = row["n"], row["successes"], row["success_rate"], row["ci95"]
         if not 0 <= solved <= n or abs(rate * n - solved) > 1e-6:
-            raise FileError(f"result {number}: success_rate {rate} is not {solved} / {n}")
+            raise FileError(f"{where} {number}: success_rate {rate} is not {solved} / {n}")
         if not low - 1e-9 <= rate <= high + 1e-9:
-            raise FileError(f"result {number}: ci95 [{low}, {high}] does not hold {rate}")
+            raise FileError(f"{where} {number}: ci95 [{low}, {high}] does not hold {rate}")
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -114,7 +114,7 @@ def read_sections(run: Run) -> dict[str, dict[str, Any]]:
         section = found[path.stem.partition("-")[2]] = read_json(path)
         if not _fits(section, _SECTION) or "title" not in section:
             raise FileError(f"{path} is no section of a report")
-        _check_results(section.get("results", []))
+        _check_results(section.get("results", []), f"{path}: result")
     return found
 
 
