@@ -165,6 +165,7 @@ def test_sections_that_wings_leave_are_shown_in_order_and_join_the_summary(run):
         {"title": "T", "sentences": "one"},
         {"title": "T", "tables": [TABLE | {"rows": 5}]},
         {"title": "T", "lists": ["one"]},
+        {"title": "T", "results": 5},
         {"title": "T", "results": [{"method": "flat"}]},
     ],
 )

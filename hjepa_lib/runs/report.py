@@ -37,6 +37,7 @@ _SECTION = {
     "headline": str,
     "sentences": [str],
     "tables": [{"title": str, "columns": [str], "rows": [list], "notes": [str]}],
+    "results": [dict],
     "lists": dict,
 }
 _RUN = ("run", "profile", "seed", "created", "revision", "device", "precision")
