@@ -18,7 +18,9 @@ def test_write_replaces_and_leaves_nothing_else(tmp_path):
     assert [item.name for item in path.parent.iterdir()] == ["a.txt"]
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "disk is full"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "disk is full"), KeyboardInterrupt(), RuntimeError()]
+)
 def test_failed_write_keeps_the_old_file_and_removes_the_temporary_one(
     tmp_path, monkeypatch, error
 ):
@@ -28,7 +30,7 @@ def test_failed_write_keeps_the_old_file_and_removes_the_temporary_one(
         raise error
 
     monkeypatch.setattr(os, "fsync", fail)
-    wanted = FileError if isinstance(error, OSError) else KeyboardInterrupt
+    wanted = FileError if isinstance(error, OSError) else type(error)
     with pytest.raises(wanted) as caught:
         files.write_atomic(path, "new")
     if wanted is FileError:
