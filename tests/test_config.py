@@ -336,7 +336,6 @@ def in_every_training(**changes):
 
 
 def plateau(**changes):
-    """Level 1 and level 2 validate after every update."""
     rest = {"schedule": "plateau", "updates": 8, "validate_every": 1} | changes
     return {key: value for key, value in in_every_training(**rest).items() if "dist" not in key}
 
@@ -401,7 +400,6 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A file in the published format: two trajectories of ten rows."""
     path = tmp_path_factory.mktemp("published") / "data.npz"
     steps = np.tile(np.linspace(10, 20, 10, dtype=np.float32)[:, None], (2, 2))
     ends = np.arange(20) % 10 == 9
@@ -417,7 +415,6 @@ def small_validation(monkeypatch):
 
 @functools.cache
 def data_print(config):
-    """What the data stage makes."""
     data = acquire(config.data, config.seed)
     train, validation = data.split(config.data.val_fraction, config.seed)
     return digest(train.hash(), validation.hash())
@@ -448,7 +445,6 @@ def planning_print(method, config):
 
 
 def fingerprint(leaf, config):
-    """What the setting is there for, as a hash."""
     section, part = (*leaf.split("."), "")[:2]
     if section == "data":
         return data_print(config)

@@ -24,7 +24,6 @@ PUBLISHED = DataConfig(source="published", transitions=20)
 
 
 def arrays(trajectories=3, length=10):
-    """Arrays in the published format, made by our own generator."""
     data = generate("good", 90 * trajectories)
     rows = (torch.arange(trajectories)[:, None] * 91 + torch.arange(length)).flatten()
     terminals = (np.arange(trajectories * length) % length == length - 1).astype(np.float32)
@@ -62,7 +61,6 @@ def serve(tmp_path, monkeypatch):
 
 
 def tar_of(name, content):
-    """A transport that writes a tar.gz with one file."""
     return lambda path: archive(path, {name: content})
 
 
@@ -206,7 +204,6 @@ def test_other_failures_are_errors_and_nothing_is_recorded_of_half_a_file(
 
 
 def test_gdown_errors_become_one_sentence(tmp_path, monkeypatch):
-    """The real transport: by id, with the connection time-out, errors translated."""
     import gdown
     import requests
 

@@ -69,7 +69,6 @@ def named_by_tests():
 
 
 def test_every_known_defect_is_named_by_a_test():
-    """The index: `pytest --collect-only` and a search for the name lead to the test."""
     found = named_by_tests()
     assert [name for name in DEFECTS if name not in found] == []
 

@@ -37,7 +37,6 @@ def quadratic(target):
 
 
 def plan_to(target, nominal=None, rows=None, seed=0, objective=None, cap=1.8, **changes):
-    """A search for `target` (B, 3, 2), from zeros by default."""
     rows = range(len(target)) if rows is None else rows
     return search(
         objective or quadratic(target),
@@ -128,7 +127,6 @@ def test_weights_equal_their_formula_and_limits(unit, scale):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_planners_reach_a_quadratic_optimum(method):
-    """House rule: every planner finds the bottom of a bowl and beats the best random candidate."""
     target = clip_norm(2 * random_plans(4), 1.5)
     sigma = 0.15 if method == "mppi" else 1.0  # its noise never shrinks: a narrow proposal
     found = plan_to(target, method=method, iterations=60, temperature=0.02, lr=0.1, sigma=sigma)
@@ -270,7 +268,6 @@ def test_level2_changes_the_executed_actions(changes):
 
 
 def test_the_untrained_control_plans_with_fresh_weights(agent):
-    """The same at every call, no global random number drawn, and the trained one untouched."""
     state = torch.get_rng_state()
     first, second = (hierarchical(agent, control="untrained").level2.model for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
@@ -354,7 +351,6 @@ def test_feedback_reaches_the_planner():
 
 
 def test_macro_level_feeds_normalised_primitive_actions():
-    """Plans of the `concat` space are px; the model was trained on normalised actions."""
     agent = make_agent(tiny_config(level2__actions="concat"))
     level = agent.planner("l1+l2").level2
     assert (level.plan_dim, level.stride) == (8, 4)

@@ -17,7 +17,6 @@ FIXED = Layout.fixed()
 
 
 def move(start, action, dynamics="blocked", generator=None, noise=0.5):
-    """One step of one dot in the fixed layout, as a pair of floats."""
     rows = torch.tensor([start]), torch.tensor([action])
     return tuple(step(*rows, FIXED, dynamics, generator, noise)[0].tolist())
 
