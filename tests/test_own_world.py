@@ -152,6 +152,7 @@ def test_what_an_own_world_cannot_do_is_refused(lake, monkeypatch):
         (lambda: generate("good", 100, "random", source=SOURCE), "one layout"),
         (lambda: Case.of(tiny_config(**settings), "oracle"), "one layout"),
         (lambda: own_trials(lake, "test", 501), "500 trials"),
+        (lambda: own_trials(lake, "mine.npz", 5), "split must be one of validation, test"),
     ):
         with pytest.raises(ValueError, match=message):
             attempt()

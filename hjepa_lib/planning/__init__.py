@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
-from hjepa_lib.config import ConfigError, PlanningConfig
+from hjepa_lib.config import ConfigError, PlanningConfig, SearchConfig
 
 METHODS = ("flat", "l1+l2")
 THREE_LEVELS = "l1+l2+l3"  # needs level3.enabled
@@ -38,12 +38,10 @@ def interval(planning: PlanningConfig, method: str) -> int:
 def scale_samples(planning: PlanningConfig, factor: float) -> PlanningConfig:
     """The same planner with `factor` times the samples at every level (success against compute)."""
 
-    def scaled(part, *names):
-        levels = {name: getattr(part, name) for name in names}
-        for name, level in levels.items():
-            samples = max(2, round(level.samples * factor))
-            levels[name] = dataclasses.replace(level, samples=samples)
-        return dataclasses.replace(part, **levels)
+    def scaled(level: SearchConfig) -> SearchConfig:
+        return replace(level, samples=max(2, round(level.samples * factor)))
 
-    hierarchy = scaled(planning.hierarchy, "level2", "tracker")
-    return dataclasses.replace(scaled(planning, "flat", "level3"), hierarchy=hierarchy)
+    above = planning.hierarchy
+    above = replace(above, level2=scaled(above.level2), tracker=scaled(above.tracker))
+    flat, level3 = scaled(planning.flat), scaled(planning.level3)
+    return replace(planning, flat=flat, hierarchy=above, level3=level3)

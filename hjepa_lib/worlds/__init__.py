@@ -10,5 +10,4 @@ __all__ = ["ENV_ID", "Layout", "TwoRooms", "World"]
 
 ENV_ID = "hjepa/TwoRooms-v0"
 
-if ENV_ID not in gymnasium.registry:
-    gymnasium.register(ENV_ID, "hjepa_lib.worlds.gym_env:TwoRoomsEnv", max_episode_steps=200)
+gymnasium.register(ENV_ID, "hjepa_lib.worlds.gym_env:TwoRoomsEnv", max_episode_steps=200)
