@@ -12,12 +12,15 @@ import pytest
 import torch
 from matplotlib._pylab_helpers import Gcf
 from matplotlib.collections import LineCollection, QuadMesh
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.decomposition import PCA
 
 from hjepa_lib.evaluation.failures import LABELS
 from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.figures import beliefs, data, plans, style, success, training
+from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures.style import FigureError
 from hjepa_lib.workbench.rows import pooled
 from hjepa_lib.worlds.layout import Layout, layout_lists
@@ -34,11 +37,6 @@ def frames(count: int = 2) -> np.ndarray:
 
 
 ROOM = data.room_of(frames(1))[0]
-
-
-def pixels(figure) -> np.ndarray:
-    """(Hpx, Wpx, 3) uint8 of the figure as written to disk."""
-    return np.array(Image.open(io.BytesIO(style.png(figure))).convert("RGB"))
 
 
 def texts(found) -> list[str]:
@@ -106,7 +104,7 @@ def gallery() -> dict:
         "frames": data.frame_grid([frames(many)[:8]], ["a", "b"]),
         "motion": data.motion(pairs, pairs, places, ROOM),
         "lists": data.layout_lists(layout_lists()),
-        "losses": training.loss_curves(records, ["sim"], log=True),
+        "losses": training.loss_curves(records, ["sim"]),
         "probe": training.probe_scatter(places, places + 1),
         "open loop": training.open_loop_error({"level 1": (steps, errors)}, (steps, errors)),
         "latents": data.latent_map(RNG.normal(size=(200 * many, 8)), places),
@@ -120,7 +118,7 @@ def gallery() -> dict:
         "pairs": success.pair_differences(pd.DataFrame([gaps])),
         "failures": success.failure_bars(shares),
         "calibration": beliefs.calibration(pairs, pairs),
-        "layouts": beliefs.layout_calibration(pairs, pairs, pairs > 40, layouts),
+        "layouts": beliefs.layout_calibration(pairs, pairs, pairs > 40, layouts, 1, {"a": 1}, {}),
         "geometry": beliefs.cost_geometry(pairs, {"a": pairs}, pairs > 40),
         "clocks": beliefs.macro_grid(paths[0], 8, ROOM),
         "kl": beliefs.kl_by_dimension(pairs[:20]),
@@ -129,7 +127,6 @@ def gallery() -> dict:
     }  # fmt: skip
 
 
-# --- what holds for all -----------------------------------------------------------------------
 def test_figures_import_neither_results_nor_runs_nor_a_world():
     """N14: what they draw is handed in, so they draw every world and no hidden Two Rooms."""
     for path in Path(style.__file__).parent.glob("*.py"):
@@ -169,7 +166,7 @@ def test_save_writes_the_picture_and_wraps_its_headline(tmp_path):
     figure = plans.room_paths([ONE], [ROOM], title="a long title " * 4)
     path = style.save(figure, tmp_path / "figures" / "a.png")
     assert path.read_bytes() == style.png(figure)
-    assert (pixels(figure)[:, -1] > 245).all() and "\n" in figure.get_suptitle()
+    assert (style.rgb(figure)[:, -1] > 245).all() and "\n" in figure.get_suptitle()
 
 
 def test_one_colour_for_each_planner_and_a_hollow_dashed_latent_cost():
@@ -209,7 +206,6 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(what):
         draws(*arguments)
 
 
-# --- frames and rooms -------------------------------------------------------------------------
 def test_golden_colours_of_a_frame_in_both_ranges():
     """F14: the seed's images were white because 0..255 met a plot that expected 0..1."""
     rgb = data.frame_rgb(frames(1))[0]
@@ -218,7 +214,7 @@ def test_golden_colours_of_a_frame_in_both_ranges():
     assert rgb[25, 10].tolist() == rgb[10, 32].tolist() == [0, 0, 0]  # floor, and the open door
     assert rgb[30, 31].tolist() == rgb[30, 33].tolist() == rgb[4, 50].tolist() == wall
     assert np.array_equal(rgb, data.frame_rgb(torch.tensor(frames(1) / 255))[0])
-    drawn = pixels(data.frame_grid([frames(1)]))
+    drawn = style.rgb(data.frame_grid([frames(1)]))
     assert (drawn.max(-1) < 20).mean() > 0.4  # mostly black on paper, not white
     grey = data.frame_rgb(np.array([[[0.5, 1.2]]]), predicted=True)
     assert grey.tolist() == [[[128] * 3, [255] * 3]]  # a decoder draws a little too bright
@@ -226,17 +222,14 @@ def test_golden_colours_of_a_frame_in_both_ranges():
     assert film.shape[1] == 3 * (2 * 65 + 8) + 8 and film[16 + 80, 8 + 40].tolist() == [255] * 3
 
 
-@pytest.mark.parametrize("extent", [None, (0, 13, 0, 13)])
-def test_the_map_is_the_rendered_room_with_its_door_open(extent):
-    """N14: any picture in world units; by default px with y down."""
-    fan = np.ones((3, 4, 2)), [1, 2, 3], TWO, [1, 1], GOAL
-    figure = plans.plan_fan(*fan, (ROOM, extent) if extent else ROOM)
-    axis = figure.axes[0]
-    image = axis.images[0]
-    assert image.get_array()[30, 32] > 0 == image.get_array()[10, 32]
-    left, right, bottom, top = extent or (-0.5, 64.5, 64.5, -0.5)
-    assert tuple(image.get_extent()) == (left, right, bottom, top)
-    assert axis.get_xlim() == (left, right) and axis.get_ylim() == (bottom, top)
+@pytest.mark.parametrize("room", [ROOM, np.dstack([ROOM[:40]] * 3)])
+def test_the_map_is_the_rendered_room_with_its_door_open(room):
+    """N14: the picture of any world, px with y down."""
+    fan = np.full((3, 4, 2), 99), [1, 2, 3], TWO, [1, 1], GOAL
+    axis = plans.plan_fan(*fan, room).axes[0]
+    image = axis.images[0].get_array()
+    assert np.all(image[30, 32] > 0) and np.all(image[10, 32] == 0)
+    assert axis.get_xlim() == (-0.5, 64.5) and axis.get_ylim() == (len(room) - 0.5, -0.5)
 
 
 def test_trajectories_are_drawn_whole_where_they_are_whatever_their_lengths():
@@ -271,11 +264,15 @@ def test_plan_fan_ranks_candidates_and_names_what_level_1_aims_at():
     axis = plans.plan_fan(rollouts, costs, rollouts[3], start, GOAL, ROOM, rollouts[1]).axes[0]
     fan = next(c for c in axis.collections if isinstance(c, LineCollection))
     segments = np.array(fan.get_segments())  # (30, 5, 2)
-    assert np.allclose(segments[-1, 1:], rollouts[costs.argmin()]) and fan.get_array()[-1] == 0
-    assert np.allclose(segments[0, 1:], rollouts[costs.argmax()]) and fan.get_array()[0] == 1
+    assert np.allclose(segments[-1, 1:], rollouts[costs.argmin()])
+    assert np.allclose(segments[0, 1:], rollouts[costs.argmax()])
     assert np.allclose(segments[:, 0], start)
-    labels = texts(axis.get_legend().get_texts())
-    assert labels == ["chosen plan", "sub-goal of level 1", "level 2 beyond it", "start", "goal"]
+    best, worst = (line.get_color() for line in axis.lines[:2])
+    assert to_hex(best) == to_hex(fan.get_colors()[-1]) == style.BLUE.lower() != to_hex(worst)
+    assert texts(axis.get_legend().get_texts()) == [
+        "candidate, lowest cost", "candidate, highest cost", "chosen plan",
+        "sub-goal of level 1", "level 2 beyond it", "start", "goal",
+    ]  # fmt: skip
 
 
 def test_episodes_say_when_the_goal_was_reached_or_how_far_it_was_missed():
@@ -287,24 +284,25 @@ def test_episodes_say_when_the_goal_was_reached_or_how_far_it_was_missed():
     assert len(plans.film_strip(np.ones((2, 2)), GOAL, ROOM).axes) == 2
 
 
-# --- training ---------------------------------------------------------------------------------
 def test_loss_curves_show_training_with_its_mean_and_validation_of_each_named_term():
     records = [{"step": s, "sim": float(s), "std": None if s == 2 else 1.0} for s in (1, 2, 3)]
     records.append({"step": 3, "validation_sim": 7.0})
-    left, right = training.loss_curves(records, ["sim", "std"], log=True).axes
+    left, right = training.loss_curves(records, ["sim", "std"]).axes
     raw, mean, held_out = left.lines
     assert raw.get_ydata().tolist() == mean.get_ydata().tolist() == [1, 2, 3]
     assert held_out.get_xydata().tolist() == [[3, 7]]
     assert right.lines[0].get_xdata().tolist() == [1, 3]  # null values are skipped
-    assert (left.get_title(loc="left"), left.get_yscale()) == ("sim", "log")
-    values = RNG.normal(size=90)  # of both signs: never logarithmic
+    assert (left.get_title(loc="left"), left.get_xlabel()) == ("sim", "update")
+    values = RNG.normal(size=90)
     records = [{"step": s, "sim": v, "lr": 1e-4 + 1e-17 * (s % 2)} for s, v in enumerate(values)]
-    left, _ = training.loss_curves(records, ["sim", "lr"], log=True).axes
+    left, right = training.loss_curves(records, ["sim", "lr"]).axes
     mean = left.lines[1].get_ydata()
-    assert left.get_yscale() == "linear"
     assert mean[[0, 50]] == pytest.approx([values[0], values[48:51].mean()])
-    (axis,) = training.loss_curves(records, ["lr"]).axes
-    assert axis.get_ylim() == pytest.approx((0, 2e-4))  # constant up to rounding
+    assert right.get_ylim() == pytest.approx((0, 2e-4))  # constant up to rounding
+    for key, scale in (("sim", "linear"), ("lr", "log")):  # of both signs: never logarithmic
+        axis = Figure().subplots()
+        draw.learning(axis, records, key, "", log=True)
+        assert axis.get_yscale() == scale
 
 
 def test_probe_titles_carry_the_rmse_in_px():
@@ -352,7 +350,6 @@ def test_latent_map_shows_the_principal_components_coloured_by_position():
     assert np.allclose(np.array(right.get_array())[drawn], positions[order, 1])
 
 
-# --- success ----------------------------------------------------------------------------------
 def test_rows_show_rate_interval_and_n_with_floor_and_ceiling():
     """F12, F15: no rate without its n, its Wilson interval and the random and oracle levels."""
     figure = success.success_rows(rows())
@@ -434,7 +431,6 @@ def test_pairs_name_seeds_and_p_values_and_failures_fill_their_bars(gallery):
     assert max(ends) == pytest.approx(1) and "stuck at the wall" in words(gallery["failures"])
 
 
-# --- beliefs ----------------------------------------------------------------------------------
 def test_calibration_shows_the_quantiles_of_its_bins_and_the_discounted_reference():
     recorded = np.repeat(np.arange(1.0, 5.0), 100)
     predicted = recorded / 2 + np.tile(np.linspace(-1, 1, 100), 4)
@@ -450,8 +446,8 @@ def test_calibration_shows_the_quantiles_of_its_bins_and_the_discounted_referenc
 
 def test_beliefs_have_a_panel_per_layout_or_cost_with_the_rank_correlation():
     rooms, true = np.repeat([[32, 10], [25, 40]], 200, axis=0), RNG.uniform(1, 60, 400)
-    names = {(25, 40): "held out"}
-    figure = beliefs.layout_calibration(true, 2 * true, true > 20, rooms, names=names)
+    more = (1, {"exact": 1}, {(25, 40): "held out"})
+    figure = beliefs.layout_calibration(true, 2 * true, true > 20, rooms, *more)
     rank = "\nrank correlation 1.00"
     assert titles(figure) == [f"wall 32, door 10{rank}", f"wall 25, door 40, held out{rank}"]
     lines = {line.get_label(): line for line in figure.axes[0].lines}

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from scipy.stats import spearmanr
@@ -24,7 +23,6 @@ _BINS = 24
 _SIDES = {"same room": style.SKY, "through the door": style.PURPLE}
 
 
-# --- distances --------------------------------------------------------------------------------
 def calibration(recorded: np.ndarray, predicted: np.ndarray, gamma: float = 1.0) -> Figure:
     """Predicted steps (n,) against the steps recorded between two states of one trajectory (n,).
 
@@ -40,9 +38,9 @@ def layout_calibration(
     predicted: np.ndarray,
     through_door: np.ndarray,
     layouts: np.ndarray,
-    gamma: float = 1.0,
-    paces: Mapping[str, float] | None = None,
-    names: Mapping[tuple[int, int], str] | None = None,
+    gamma: float,
+    paces: Mapping[str, float],
+    names: Mapping[tuple[int, int], str],
 ) -> Figure:
     """Predicted steps (n,) against the true shortest ones (n,), a panel per layout (at most 24).
 
@@ -55,13 +53,13 @@ def layout_calibration(
         own = (layouts == layout).all(1)
         rank = spearmanr(shortest[own], predicted[own]).statistic
         place = "wall {:.0f}, door {:.0f}".format(*layout)
-        if layout in (names or {}):
+        if layout in names:
             place += f", {names[layout]}"
         sides = zip(_SIDES, (own & ~through_door, own & through_door), strict=True)
         panel = {name: (shortest[rows], predicted[rows]) for name, rows in sides}
         groups[f"{place}\nrank correlation {rank:.2f}"] = panel
     title = "Distance head against true steps"
-    return _calibrations(groups, gamma, paces or {"exact": 1.0}, "true shortest steps", title)
+    return _calibrations(groups, gamma, paces, "true shortest steps", title)
 
 
 @styled
@@ -72,9 +70,10 @@ def _calibrations(
     xlabel: str,
     title: str,
 ) -> Figure:
-    """Panels of named clouds (true, predicted) with what a perfect head predicts at a pace.
+    """Panels of named clouds (true, predicted) with median and 10-90 % band in bins of 5 or more.
 
-    n steps at a pace count (1 - gamma^n) / (1 - gamma), as the head is trained with a discount.
+    The references are what a perfect head predicts at a pace: n steps of it count
+    (1 - gamma^n) / (1 - gamma), as the head is trained with a discount.
     """
     width = 3.4 if len(groups) > 1 else 4.4
     figure, axes = style.grid_of(len(groups), 3, width, -0.5, title=title, sharey=True)
@@ -85,26 +84,20 @@ def _calibrations(
             colour = _SIDES.get(label, style.BLUE)
             draw.scatter(axis, true, predicted, color=colour, alpha=0.25)
             if len(true) >= _BINS:
-                _median(axis, true, predicted, label, colour)
+                bins = pd.Series(predicted).groupby(pd.cut(true, _BINS), observed=True)
+                low, middle, high = (bins.quantile(q)[bins.size() >= 5] for q in (0.1, 0.5, 0.9))
+                look = {"band": (low, high), "marker": None, "lw": 2}
+                draw.curve(axis, [one.mid for one in low.index], middle, label, colour, **look)
         for dash, (label, pace) in zip("-:", paces.items(), strict=False):
             n = pace * steps
             ideal = n if gamma == 1 else (1 - gamma**n) / (1 - gamma)
             words = label if gamma == 1 else f"{label}, discounted by {gamma:g}"
             axis.plot(steps, ideal, dash, color=style.MUTED, linewidth=1.2, label=words)
-        axis.set(title=name, xlabel=xlabel, xlim=(0, steps[-1]), ylim=(0, None))
+        axis.set(title=name, xlabel=xlabel, xlim=(0, end), ylim=(0, None))
         axis.grid()
     axes[0].set_ylabel("predicted steps")
     axes[0].legend(loc="upper left")
     return figure
-
-
-def _median(axis: Axes, x: np.ndarray, y: np.ndarray, label: str, colour: str) -> None:
-    """Median and 10-90 % band of y in bins of x with 5 values or more."""
-    edges = np.linspace(x.min(), x.max(), _BINS + 1)
-    bins = pd.Series(y).groupby(np.searchsorted(edges[1:-1], x, "right"))
-    ends = bins.quantile([0.1, 0.5, 0.9]).unstack()[bins.size() >= 5]
-    centres = (edges[:-1] + edges[1:])[ends.index] / 2
-    draw.curve(axis, centres, ends[0.5], label, colour, (ends[0.1], ends[0.9]), marker=None, lw=2)
 
 
 @styled
@@ -128,7 +121,6 @@ def cost_geometry(
     return figure
 
 
-# --- level 2 ----------------------------------------------------------------------------------
 @styled
 def macro_grid(positions: np.ndarray, skip: int, room: Any) -> Figure:
     """One window of states (T, 2) px: every state small, every `skip`-th one large and numbered."""
@@ -158,9 +150,7 @@ def kl_by_dimension(kl: np.ndarray) -> Figure:
 
 
 @styled
-def proposals(
-    starts: np.ndarray, clouds: np.ndarray, rooms: Any, reach: float | None = None
-) -> Figure:
+def proposals(starts: np.ndarray, clouds: np.ndarray, rooms: Any, reach: float) -> Figure:
     """Places (n, N, 2) px that level 2 imagines one macro-step ahead of starts (n, 2), at most 24.
 
     `rooms` (n, Hpx, Wpx) are the backgrounds; `reach` px, the longest way of one macro-step, is
@@ -172,9 +162,8 @@ def proposals(
         draw.show_room(axis, room)
         axis.scatter(*cloud.T, s=9, color=style.SUBGOAL, alpha=0.6, lw=0, zorder=5)
         style.mark_start(axis, start)
-        if reach is not None:
-            look = {"fill": False, "edgecolor": style.MUTED, "ls": ":", "lw": 1, "zorder": 4}
-            axis.add_patch(Circle(start, reach, **look))
+        look = {"fill": False, "edgecolor": style.MUTED, "ls": ":", "lw": 1, "zorder": 4}
+        axis.add_patch(Circle(start, reach, **look))
     return figure
 
 

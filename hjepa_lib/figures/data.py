@@ -5,7 +5,6 @@ Frames are uint8 in 0..255 or floats in 0..1 and look the same either way.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -13,30 +12,34 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 from sklearn.decomposition import PCA
 
 from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
-from hjepa_lib.figures.style import FigureError, as_array, styled
+from hjepa_lib.figures.style import FigureError, styled
 
 _OVERSHOOT = 16.0  # floats above this are no prediction of [0, 1], but 0..255
 
 
-# --- frames -----------------------------------------------------------------------------------
+def as_array(values: Any) -> np.ndarray:
+    """A tensor of any device, a list or an array, as an array."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+
+
 def frame_rgb(frames: Any, predicted: bool = False) -> np.ndarray:
     """Frames (..., C, Hpx, Wpx) -> RGB (..., Hpx, Wpx, 3) uint8; C is 1, 2 (dot, walls) or 3.
 
-    uint8 is read as 0..255 and floats as 0..1. FigureError for other ranges, such as normalised
-    frames; `predicted` clips what a decoder draws a little outside 0..1.
+    FigureError for other shapes and for values outside the range, such as normalised frames;
+    `predicted` clips what a decoder draws a little outside 0..1.
     """
     frames = as_array(frames)
     if frames.ndim < 3 or frames.shape[-3] not in (1, 2, 3):
         raise FigureError(f"frames must be (..., 1 to 3, Hpx, Wpx), got {frames.shape}")
     unit = frames / 255.0 if frames.dtype == np.uint8 else frames
-    low, high = (float("-inf"), _OVERSHOOT) if predicted else (0, 1)
-    floats = np.issubdtype(unit.dtype, np.floating) and np.isfinite(unit).all()
-    if not floats or (unit.size and (unit.min() < low or unit.max() > high)):
+    low, high = (-np.inf, _OVERSHOOT) if predicted else (0, 1)
+    inside = np.isfinite(unit) & (unit >= low) & (unit <= high)
+    if unit.dtype.kind != "f" or not inside.all():
         raise FigureError(
             f"frames must be uint8 in 0..255 or floats in 0..1, got {frames.dtype} "
             f"in {frames.min():g}..{frames.max():g}"
@@ -83,21 +86,17 @@ def frame_grid(
 
 def film(frames: Sequence[Any], captions: Sequence[str]) -> bytes:
     """PNG of frames (C, Hpx, Wpx) side by side under their captions, 2 screen pixels per px."""
-    gap, head, scale = 8, 16, 2
-    images = [Image.fromarray(frame_rgb(one, predicted=True)) for one in frames]
-    images = [ImageOps.scale(one, scale, Image.Resampling.NEAREST) for one in images]
-    width, height = images[0].size
-    canvas = Image.new("RGB", (len(images) * (width + gap) + gap, height + head + gap), style.PAPER)
-    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        left = gap + number * (width + gap)
+    gap, head = 8, 16
+    large = [frame_rgb(one, predicted=True).repeat(2, 0).repeat(2, 1) for one in frames]
+    panels = [np.pad(one, [(head, gap), (gap, 0), (0, 0)], constant_values=255) for one in large]
+    end = np.full((len(panels[0]), gap, 3), 255, np.uint8)
+    canvas = Image.fromarray(np.hstack([*panels, end]))
+    for number, caption in enumerate(captions):
+        left = gap + number * panels[0].shape[1]
         ImageDraw.Draw(canvas).text((left, 2), caption, fill=style.INK)
-        canvas.paste(image, (left, head))
-    buffer = io.BytesIO()
-    canvas.save(buffer, "PNG")
-    return buffer.getvalue()
+    return style.encoded(canvas)
 
 
-# --- data and latents --------------------------------------------------------------------------
 @styled
 def motion(steps: np.ndarray, turns: np.ndarray, positions: np.ndarray, room: Any) -> Figure:
     """Step lengths (n,) px, turning angles (n',) degrees, and where positions (m, 2) px lie.
@@ -127,12 +126,12 @@ def motion(steps: np.ndarray, turns: np.ndarray, positions: np.ndarray, room: An
 @styled
 def layout_lists(lists: Mapping[str, np.ndarray]) -> Figure:
     """Walls and doors of named layout lists, each (n, 2) rows (wall_x, door_y) px, in one plane."""
-    colours = (style.SKY, style.ORANGE, style.PURPLE, style.GREEN)
     figure, (axis,) = style.panels(1, 1, 4.6, 3.4, "Layouts by list")
-    for (name, rows), colour in zip(lists.items(), colours, strict=False):
-        axis.scatter(
-            *np.transpose(rows), s=11, marker="s", lw=0, color=colour, label=f"{name}: {len(rows)}"
-        )
+    for (name, rows), colour in zip(
+        lists.items(), (style.SKY, style.ORANGE, style.PURPLE), strict=True
+    ):
+        look = {"s": 11, "marker": "s", "lw": 0, "color": colour}
+        axis.scatter(*np.transpose(rows), label=f"{name}: {len(rows)}", **look)
     axis.set(xlabel="wall_x (px)", ylabel="door_y (px)")
     axis.invert_yaxis()
     draw.legend_beside(axis)
@@ -163,11 +162,9 @@ def cost_landscape(
     `costs` maps a name (with its unit) to values (Gy, Gx) on the evenly spaced grid x (Gx,),
     y (Gy,); where they are NaN the background `room` shows.
     """
-    title = "Cost of being at a place, for one goal"
-    figure, axes = style.panels(1, len(costs), 3.3, 2.9, title)
+    figure, axes = style.panels(1, len(costs), 3.3, 2.9, "Cost of being at a place, for one goal")
     for axis, (name, values) in zip(axes, costs.items(), strict=True):
-        draw.show_room(axis, room)
-        image = draw.landscape(axis, values, x, y)
+        image = draw.landscape(axis, room, values, x, y)
         style.mark_goal(axis, goal, size=48)
         draw.colour_bar(figure, image, axis)
         axis.set_title(name)

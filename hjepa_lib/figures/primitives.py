@@ -22,13 +22,6 @@ _LOG_FROM = 8  # an axis of values becomes logarithmic when its ends differ by t
 _ROOM = LinearSegmentedColormap.from_list("room", [style.FLOOR, style.WALL])
 
 
-def series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, ...]:
-    """(step, value) of the rows of metrics.jsonl that have a value of `key`."""
-    pairs = [(row["step"], row[key]) for row in records if row.get(key) is not None]
-    return tuple(np.array(pairs, dtype=float).reshape(-1, 2).T)
-
-
-# --- lines ------------------------------------------------------------------------------------
 def curve(
     axis: Axes,
     x: Any,
@@ -52,19 +45,20 @@ def learning(
 
     `log` applies where all values are positive. FigureError when no record has a value.
     """
-    (steps, values), (checks, held_out) = series(records, key), series(records, validation)
-    every = np.concatenate([values, held_out])
-    if not len(every):
+    table = pd.DataFrame(records).reindex(columns=["step", key, validation]).set_index("step")
+    values, held_out = (table[name].dropna().astype(float) for name in (key, validation))
+    every = pd.concat([values, held_out])
+    if every.empty:
         raise FigureError(f"no record has {key!r} or {validation!r}")
-    running = pd.Series(values).rolling(max(1, len(values) // 30), min_periods=1).mean()
-    axis.plot(steps, values, color=style.BLUE, alpha=0.25, linewidth=0.8)
-    axis.plot(steps, running, color=style.BLUE, label="training", linewidth=1.4)
-    axis.plot(checks, held_out, "o-", ms=3, lw=1, color=style.ORANGE, label="validation")
+    running = values.rolling(max(1, len(values) // 30), min_periods=1).mean()
+    axis.plot(values, color=style.BLUE, alpha=0.25, linewidth=0.8)
+    axis.plot(running, color=style.BLUE, label="training", linewidth=1.4)
+    axis.plot(held_out, "o-", ms=3, lw=1, color=style.ORANGE, label="validation")
     if log and every.min() > 0:
         axis.set_yscale("log")
         style.decimal_ticks(axis.yaxis)
-    elif np.ptp(every) < 1e-9 * abs(every).max():
-        axis.set_ylim(*sorted((0, 2 * every[0])))  # else the axis shows rounding errors
+    elif every.max() - every.min() < 1e-9 * every.abs().max():
+        axis.set_ylim(*sorted((0, 2 * every.iloc[0])))  # else the axis shows rounding errors
     axis.grid(axis="y")
 
 
@@ -79,13 +73,10 @@ def marks(axis: Axes, values: Mapping[str, float]) -> None:
     """Dotted vertical lines whose names stand upright at the top."""
     for name, value in values.items():
         axis.axvline(value, color=style.MUTED, linewidth=0.9, linestyle=":", zorder=1)
-        axis.annotate(
-            name, (value, 1), xytext=(-2, -2), rotation=90, ha="right", va="top", fontsize=7,
-            color=style.MUTED, xycoords=("data", "axes fraction"), textcoords="offset points",
-        )  # fmt: skip
+        look = {"rotation": 90, "ha": "right", "va": "top", "fontsize": 7, "color": style.MUTED}
+        axis.text(value, 0.99, name, transform=axis.get_xaxis_transform(), **look)
 
 
-# --- points and intervals ---------------------------------------------------------------------
 def intervals(
     axis: Axes, at: Any, value: Any, low: Any, high: Any, across: bool = False, **look: Any
 ) -> None:
@@ -126,6 +117,12 @@ def name_rows(axis: Axes, names: Sequence[str]) -> None:
     axis.tick_params(axis="y", length=0)
 
 
+def row_texts(axis: Axes, texts: Mapping[float, str], **look: Any) -> None:
+    """A text at the right of each of these rows."""
+    for row, text in texts.items():
+        axis.text(1.02, row, text, transform=axis.get_yaxis_transform(), va="center", **look)
+
+
 def scatter(axis: Axes, x: Any, y: Any, values: Any = None, **look: Any) -> Any:
     """At most 3,000 points (n,), always the same ones, coloured by `values` (n,) if given."""
     some = np.random.default_rng(0).permutation(len(x))[: style.MOST_POINTS]
@@ -137,32 +134,32 @@ def scatter(axis: Axes, x: Any, y: Any, values: Any = None, **look: Any) -> Any:
 
 def identity(axis: Axes, true: np.ndarray, predicted: np.ndarray, name: str) -> None:
     """Predicted against true values (n,) of `name` with the line y = x, on equal scales."""
-    both = np.concatenate([true, predicted])
-    margin = 0.04 * np.ptp(both) or 0.5
-    ends = (both.min() - margin, both.max() + margin)
+    ends = np.quantile([true, predicted], [0, 1])
     axis.plot(ends, ends, color=style.MUTED, linewidth=0.9, zorder=3)
     scatter(axis, true, predicted, color=style.BLUE, alpha=0.3)
-    axis.set(xlabel=f"true {name}", ylabel=f"predicted {name}")
-    axis.set(xlim=ends, ylim=ends, aspect="equal")
+    axis.set(xlabel=f"true {name}", ylabel=f"predicted {name}", aspect="equal")
     axis.grid()
 
 
-# --- maps -------------------------------------------------------------------------------------
 def show_room(axis: Axes, room: Any) -> None:
-    """A rendered layout as the background of an axis in world units, without ticks.
+    """A rendered layout as the background of an axis in px, y down, without ticks.
 
-    `room` is (Hpx, Wpx), walls bright, or RGB (Hpx, Wpx, 3): px with their centres at whole
-    numbers, y down. A pair (room, (left, right, bottom, top)) says where it lies otherwise.
+    `room` is (Hpx, Wpx), walls bright, or RGB (Hpx, Wpx, 3); pixels have whole numbers as centres.
     """
-    room, extent = room if isinstance(room, tuple) else (room, None)
     room = np.asarray(room)
-    height, width = room.shape[:2]
-    extent = extent or (-0.5, width - 0.5, height - 0.5, -0.5)
     top = 255 if room.dtype == np.uint8 else 1
-    look = {"cmap": _ROOM, "vmin": 0, "vmax": top, "interpolation": "nearest", "zorder": 0}
-    axis.imshow(room, extent=extent, **look)
-    axis.set(xlim=extent[:2], ylim=extent[2:], aspect="equal", xticks=[], yticks=[])
-    axis.spines[:].set_visible(False)
+    axis.imshow(room, cmap=_ROOM, vmin=0, vmax=top, interpolation="nearest", zorder=0)
+    axis.autoscale(False)
+    axis.set_axis_off()
+
+
+def landscape(axis: Axes, room: Any, values: np.ndarray, x: np.ndarray, y: np.ndarray) -> Any:
+    """Values (Gy, Gx) on an evenly spaced grid with contour lines; NaN shows the room."""
+    show_room(axis, room)
+    values = np.ma.masked_invalid(values)
+    image = axis.pcolormesh(x, y, values, cmap=style.SEQUENTIAL, zorder=1)
+    axis.contour(x, y, values, levels=9, colors="white", linewidths=0.6, alpha=0.55)
+    return image
 
 
 def path(axis: Axes, places: np.ndarray, **look: Any) -> None:
@@ -176,15 +173,31 @@ def path(axis: Axes, places: np.ndarray, **look: Any) -> None:
     axis.add_collection(lines)
 
 
-def landscape(axis: Axes, values: np.ndarray, x: np.ndarray, y: np.ndarray) -> Any:
-    """Values (Gy, Gx) on an evenly spaced grid with contour lines; NaN shows what lies below."""
-    values = np.ma.masked_invalid(values)
-    image = axis.pcolormesh(x, y, values, cmap=style.SEQUENTIAL, zorder=1)
-    axis.contour(x, y, values, levels=9, colors="white", linewidths=0.6, alpha=0.55)
-    return image
+def planned(
+    axis: Axes, start: np.ndarray, fan: Any, chosen: Any, subgoals: Any, scale: float = 1.0
+) -> None:
+    """What one planning call at `start` (2,) imagined; what is None is left out.
+
+    Candidates `fan` (F, H, 2), cheapest first, the plan `chosen` (H, 2), and the path `subgoals`
+    (K, 2) of level 2, of which level 1 aims at the first point.
+    """
+    if fan is not None:
+        paths = [np.vstack([start, one]) for one in fan[::-1]]  # the best on top
+        shades = style.CANDIDATES(np.linspace(1, 0, len(paths)))
+        axis.add_collection(LineCollection(paths, colors=shades, lw=0.8 * scale, alpha=0.7))
+        for label, shade in (("lowest", shades[-1]), ("highest", shades[0])):
+            axis.plot([], [], color=shade, label=f"candidate, {label} cost")
+    if chosen is not None:
+        way = np.vstack([start, chosen])
+        path(axis, way, color=style.INK, lw=2.2 * scale, zorder=5, label="chosen plan")
+    if subgoals is not None:
+        way = np.vstack([start, subgoals])
+        path(axis, way, color=style.SUBGOAL, ls=":", lw=1.2 * scale)
+        look = {"color": style.SUBGOAL, "edgecolor": style.INK, "lw": 0.7 * scale, "marker": "D"}
+        axis.scatter(*way[1], s=44 * scale**2, zorder=6.1, label="sub-goal of level 1", **look)
+        axis.scatter(*way[2:].T, s=16 * scale, zorder=6, label="level 2 beyond it", **look)
 
 
-# --- axes -------------------------------------------------------------------------------------
 def value_axis(axis: Axes, values: Sequence[Any]) -> dict[Any, float]:
     """The x axis of a setting with a tick at each of its values; returns where each value lies.
 
@@ -192,16 +205,13 @@ def value_axis(axis: Axes, values: Sequence[Any]) -> dict[Any, float]:
     lies side by side.
     """
     values = list(dict.fromkeys(values))
-    numeric = all(isinstance(one, (int, float, np.number)) and one is not True for one in values)
     places, texts = range(len(values)), [str(one) for one in values]
-    if numeric:
+    if pd.Series(values).dtype.kind in "iuf":
         places = values = sorted(values)
-        texts = [
-            f"{one:,}" if isinstance(one, int) and one > 9999 else f"{one:g}" for one in values
-        ]
-    if numeric and min(values) > 0 and max(values) >= _LOG_FROM * min(values):
-        axis.set_xscale("log")
-        axis.set_xlim(values[0] / 1.2, values[-1] * 1.2)
+        texts = [f"{one:,.10g}" for one in values]
+        if values[-1] >= _LOG_FROM * values[0] > 0:
+            axis.set_xscale("log")
+            axis.set_xlim(values[0] / 1.2, values[-1] * 1.2)
     axis.set_xticks(places, texts, rotation=30 if sum(map(len, texts)) > 30 else 0)
     axis.xaxis.set_minor_locator(NullLocator())
     return dict(zip(values, map(float, places), strict=True))

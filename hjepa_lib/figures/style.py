@@ -5,6 +5,7 @@ No pyplot, so no global state changes.
 
 from __future__ import annotations
 
+import base64
 import functools
 import io
 import textwrap
@@ -16,9 +17,11 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
+from PIL import Image
 
 from hjepa_lib.files import WorkbookError, write_atomic
 
@@ -39,44 +42,24 @@ TIME = LinearSegmentedColormap.from_list("time", ["#9CC7E3", BLUE, "#0B2E4F"])
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
-    "text.color": INK,
-    "figure.dpi": DPI,
-    "figure.facecolor": PAPER,
-    "axes.facecolor": PAPER,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.8,
-    "axes.labelcolor": INK,
-    "axes.labelsize": 9,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
-    "axes.titlepad": 6,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "grid.color": "#E6E9ED",
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
     "legend.frameon": False,
-    "legend.fontsize": 8,
     "lines.linewidth": 1.6,
     "lines.solid_capstyle": "round",
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), PAPER),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 8),
 }
 
 
 class FigureError(WorkbookError):
     """What was handed in cannot be drawn as the figure asked for."""
-
-
-def as_array(values: Any) -> np.ndarray:
-    """A tensor of any device, a list or an array, as an array."""
-    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
 class Picture(Figure):
@@ -90,22 +73,13 @@ class Picture(Figure):
         return png(self)
 
 
-def _arrays(value: Any) -> Any:
-    """`value` with arrays in the place of tensors, also in dictionaries, lists and tuples."""
-    if isinstance(value, dict):
-        return {key: _arrays(one) for key, one in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(map(_arrays, value))
-    return as_array(value) if hasattr(value, "detach") else value
-
-
-def styled(make: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Run a figure function on arrays inside the house style; matplotlib's settings are kept."""
+def styled(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a figure function inside the house style; matplotlib's settings are kept."""
 
     @functools.wraps(make)
     def wrapper(*args, **kwargs):
         with rc_context(STYLE):
-            return make(*map(_arrays, args), **_arrays(kwargs))
+            return make(*args, **kwargs)
 
     return wrapper
 
@@ -130,6 +104,13 @@ def grid_of(
     return figure, axes[:count]
 
 
+def headline(figure: Figure, title: str) -> None:
+    """The figure's title at its left edge, in as many lines as its width asks for."""
+    if title:
+        title = textwrap.fill(title, int(10 * figure.get_figwidth()))  # characters per inch
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+
+
 def mark_start(axis: Axes, start: np.ndarray, size: float = 26, label: str = "_start") -> None:
     """A hollow ring at (x, y)."""
     look = {"facecolor": PAPER, "edgecolor": START, "linewidth": 1.3, "zorder": 6}
@@ -142,18 +123,16 @@ def mark_goal(axis: Axes, goal: np.ndarray, size: float = 34, label: str = "_goa
     axis.scatter(*goal, s=size, label=label, **look)
 
 
+def mark_dot(axis: Axes, place: np.ndarray, colour: str) -> None:
+    """Where a path has arrived, (x, y)."""
+    axis.scatter(*place, s=14, color=colour, edgecolor=PAPER, lw=0.8, zorder=8)
+
+
 def decimal_ticks(axis: Axis) -> None:
     """Ticks of a log axis at 1, 2, 5 per decade, written as plain numbers (0.05, 2)."""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(NullLocator())
-
-
-def headline(figure: Figure, title: str) -> None:
-    """The figure's title at its left edge, in as many lines as its width asks for."""
-    if title:
-        title = textwrap.fill(title, int(10 * figure.get_figwidth()))  # characters per inch
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
 
 
 def png(figure: Figure) -> bytes:
@@ -168,6 +147,35 @@ def save(figure: Figure, path: str | Path) -> Path:
     return write_atomic(path, png(figure))
 
 
+def rgb(figure: Figure) -> np.ndarray:
+    """The figure as drawn, (Hpx, Wpx, 3) uint8."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
+
+
+def encoded(image: Image.Image, kind: str = "png", **options: Any) -> bytes:
+    """The image as a file of this kind."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def data_uri(data: bytes, kind: str = "png") -> str:
+    """An image file as the address of an <img>."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+class Html(str):
+    """A piece of HTML that notebooks show instead of its text."""
+
+    def __repr__(self) -> str:
+        return "Html()"
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+
 COLOURS = {
     "study": "#9AA3AD", "random_vit": "#5F6B76", "random": "#9AA3AD", "oracle": INK,
     "stand still": MUTED, "stay": MUTED, "prior": GREEN, "vjepa2": GREEN,
@@ -180,12 +188,11 @@ COLOURS = {
 
 def colour(name: str) -> str:
     """The one colour of a planner, level or model; unknown ones are purple."""
-    key = name.lower()
-    return next((shade for mark, shade in COLOURS.items() if mark in key), PURPLE)
+    return next((shade for mark, shade in COLOURS.items() if mark in name.lower()), PURPLE)
 
 
 def look(name: str, cost: str | None = None) -> dict[str, Any]:
     """How a planner is drawn everywhere: its colour; with the latent cost dashed and hollow."""
-    latent = cost == "latent"
-    face = PAPER if latent else colour(name)
-    return {"color": colour(name), "ls": "--" if latent else "-", "mfc": face}
+    shade = colour(name)
+    latent = {"ls": "--", "mfc": PAPER}
+    return {"color": shade, "ls": "-", "mfc": shade} | (latent if cost == "latent" else {})

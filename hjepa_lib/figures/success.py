@@ -28,6 +28,7 @@ COSTS = {"latent": "latent cost", "distance": "temporal-distance cost"}
 ENDS = (style.GREEN, style.SKY, style.PURPLE, style.ORANGE, style.BLUE, "#9AA3AD")
 """Colours of how trials end, in the order of evaluation/failures.LABELS."""
 Rows = Sequence[Mapping[str, Any]] | pd.DataFrame
+_ENDS = ["rate", "low", "high"]
 
 
 def tidy(rows: Rows, column: str = "method") -> pd.DataFrame:
@@ -46,32 +47,34 @@ def tidy(rows: Rows, column: str = "method") -> pd.DataFrame:
     return table
 
 
+def _planners(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, dict[str, Any]]]:
+    """(label, rows, look) of each method and cost."""
+    groups = table.groupby("label", sort=False)
+    return [(name, part, style.look(*part.iloc[0][["method", "cost"]])) for name, part in groups]
+
+
 def _with_n(words: str, table: pd.DataFrame) -> str:
     """ "words, n = 100", or all numbers of trials there are."""
     found = sorted(set(table.get("n", [])))
     return f"{words}, n = {'/'.join(map(str, found))}" if found else words
 
 
-# --- rows -------------------------------------------------------------------------------------
 def rows_of_success(axis: Axes, table: pd.DataFrame, by: str, names: Sequence[str]) -> None:
     """A row for each name in the column `by`, with a marker for each method and cost in it.
 
     Floors and ceiling continue as dotted lines (F15); rates are written where a row has one marker.
     """
-    groups = []
-    for label, part in table.groupby("label", sort=False):
-        look = style.look(*part.iloc[0][["method", "cost"]])
-        groups.append((label, part[by].tolist(), part[["rate", "low", "high"]].to_numpy(), look))
+    groups = [(name, list(part[by]), part[_ENDS], look) for name, part, look in _planners(table)]
     draw.interval_rows(axis, names, groups, 0 if table[by].is_unique else 0.16)
-    for row in table.to_dict("records"):
-        if row["method"].startswith(("random", "oracle")):
-            axis.axvline(row["rate"], color=style.colour(row["method"]), lw=0.9, ls=":", zorder=1)
-        if (table[by] == row[by]).sum() == 1:
-            text = f"{100 * row['rate']:.0f} %  [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
-            axis.annotate(
-                text, (1.0, names.index(row[by])), xytext=(8, 0), va="center", fontsize=8,
-                xycoords=axis.get_yaxis_transform(), textcoords="offset points",
-            )  # fmt: skip
+    for method, rate in zip(table["method"], table["rate"], strict=True):
+        if method.startswith(("random", "oracle")):
+            axis.axvline(rate, color=style.colour(method), lw=0.9, ls=":", zorder=1)
+    alone = 100 * table.drop_duplicates(by, keep=False).set_index(by)[_ENDS].astype(float)
+    texts = {
+        names.index(name): "{:.0f} %  [{:.0f}, {:.0f}]".format(*ends)
+        for name, ends in alone.iterrows()
+    }
+    draw.row_texts(axis, texts, fontsize=8)
     draw.percent_axis(axis, _with_n("success", table), "x")
 
 
@@ -116,20 +119,17 @@ def pair_differences(table: pd.DataFrame, title: str = "Paired differences") -> 
 
     `table` as workbench's `pair_table` makes it.
     """
-    names, groups = [], []
-    for one in table.to_dict("records"):
-        pooled = one["seed"] == "all"
-        names.append(one["pair"] if pooled else f"{one['pair']}, seed {one['seed']}")
-        ends = [[one[f"difference{end}"] for end in ("", "_low", "_high")]]
-        look = {"color": style.BLUE if pooled else style.SKY}
-        groups.append((None, names[-1:], ends, look))
+    pooled = table["seed"] == "all"
+    names = table["pair"].where(pooled, table["pair"] + ", seed " + table["seed"].astype(str))
+    ends = table[["difference", "difference_low", "difference_high"]]
     figure, (axis,) = style.panels(1, 1, 6.4, 0.8 + 0.24 * len(table), title)
-    draw.interval_rows(axis, names, groups, spread=0)
-    for place, p in enumerate(table["mcnemar_p"]):
-        axis.text(
-            1.02, place, f"p = {p:.2g}", transform=axis.get_yaxis_transform(), va="center",
-            fontsize=7, color=style.MUTED,
-        )  # fmt: skip
+    groups = [
+        (None, names[rows], ends[rows], {"color": shade})
+        for rows, shade in ((pooled, style.BLUE), (~pooled, style.SKY))
+    ]
+    draw.interval_rows(axis, list(names), groups, spread=0)
+    texts = {row: f"p = {p:.2g}" for row, p in enumerate(table["mcnemar_p"])}
+    draw.row_texts(axis, texts, fontsize=7, color=style.MUTED)
     axis.axvline(0, color=style.MUTED, linewidth=1, zorder=1)
     draw.percent_axis(axis, "difference of success", "x", limits=(None, None))
     return figure
@@ -149,7 +149,6 @@ def failure_bars(shares: pd.DataFrame, title: str = "How trials ended") -> Figur
     return figure
 
 
-# --- lines ------------------------------------------------------------------------------------
 @styled
 def success_against(
     groups: Mapping[str, Rows],
@@ -188,13 +187,12 @@ def success_against(
 def _settings(axis: Axes, table: pd.DataFrame, x: str, singles: pd.DataFrame | None) -> None:
     place = draw.value_axis(axis, table[x].tolist())
     nudge = 1.03 if axis.get_xscale() == "log" else 1.0  # so that no interval hides another
-    for number, (label, part) in enumerate(table.groupby("label", sort=False)):
+    for number, (label, part, look) in enumerate(_planners(table)):
         floor = part["cost"].iloc[0] == "none"
-        look = style.look(part["method"].iloc[0], part["cost"].iloc[0])
-        part = part.assign(at=part[x].map(place)).sort_values("at")
-        ends = (part[column] for column in ("rate", "low", "high"))
+        part = part.assign(at=part[x].map(place) * nudge**number).sort_values("at")
+        ends = (part[column] for column in ("at", *_ENDS))
         more = {"ls": ":", "ms": 2} if floor else {}
-        draw.intervals(axis, part["at"] * nudge**number, *ends, label=label, **look | more)
+        draw.intervals(axis, *ends, label=label, **look | more)
         if singles is not None and not floor:
             own = singles[singles["label"] == label]
             axis.plot(own[x].map(place), own["rate"], ".", color=look["color"], ms=3)
@@ -204,15 +202,15 @@ def _priced(axis: Axes, table: pd.DataFrame, x: str) -> None:
     prices = table[x].dropna()
     if (prices <= 0).any() or prices.empty:
         raise FigureError(f"success against {x} needs rows with a compute above 0")
-    for label, part in table.groupby("label", sort=False):
+    for label, part, look in _planners(table):
         if part[x].isna().all():
             draw.levels(axis, {label: part["rate"].iloc[0]})
             continue
-        look, part = style.look(*part.iloc[0][["method", "cost"]]), part.sort_values(x)
+        part = part.sort_values(x)
         best = part["rate"] > part["rate"].cummax().shift(fill_value=-1.0)
         for pick, more in ((best, {"label": label}), (~best, {"ls": "", "alpha": 0.35})):
-            ends = (part.loc[pick, column] for column in (x, "rate", "low", "high"))
             if pick.any():
+                ends = (part.loc[pick, column] for column in (x, *_ENDS))
                 draw.intervals(axis, *ends, **look | more)
     axis.set_xscale("log")
     style.decimal_ticks(axis.xaxis)

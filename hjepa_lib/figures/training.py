@@ -22,18 +22,14 @@ LOST = 40.0
 def loss_curves(
     records: Sequence[Mapping[str, Any]],
     terms: Sequence[str],
-    log: bool = False,
     columns: int = 3,
     title: str = "Losses",
 ) -> Figure:
     """Rows of metrics.jsonl, one panel per term; its validation is called `validation_` + term."""
-    figure, axes = style.grid_of(len(terms), columns, 2.7, -0.95, title=title, sharex=True)
+    figure, axes = style.grid_of(len(terms), columns, 2.7, -0.8, title=title)
     for axis, term in zip(axes, terms, strict=True):
-        draw.learning(axis, records, term, f"validation_{term}", log)
-        axis.set_title(term)
-    for axis in axes[-columns:]:
-        axis.set_xlabel("update")
-        axis.tick_params(labelbottom=True)
+        draw.learning(axis, records, term, f"validation_{term}")
+        axis.set(title=term, xlabel="update")
     draw.legend(figure, axes, "outside upper right", ncols=2)
     return figure
 
@@ -66,16 +62,15 @@ def open_loop_error(
     marks: Mapping[str, float] | None = None,
     title: str = "Open-loop error",
 ) -> Figure:
-    """Position error of predictions by horizon: median and 10-90 % band per level.
+    """Median and 10-90 % band by horizon of each level's errors.
 
     `curves` maps a level's name to (steps (h,), errors (n, h) px), steps in environment steps;
-    `stay` is the same for the baseline that predicts the current position. `marks` are named
-    horizons, such as the training roll-out and the planning horizon (HW4).
+    `stay` is the same for the prediction that nothing moves, `marks` as in `error_by_horizon`.
     """
-    bands = {}
-    for name, (steps, errors) in [*curves.items(), ("stay where you are", stay)]:
-        low, median, high = np.quantile(errors, [0.1, 0.5, 0.9], axis=0)
-        bands[name] = (steps, median, low, high)
+    bands = {
+        name: (steps, *np.quantile(errors, [0.5, 0.1, 0.9], axis=0))
+        for name, (steps, errors) in [*curves.items(), ("stay where you are", stay)]
+    }
     return error_by_horizon(bands, marks, band="median, 10-90 % band", title=title)
 
 
@@ -93,9 +88,9 @@ def error_by_horizon(
 ) -> Figure:
     """Errors by horizon, each (steps, middle, low, high), on a logarithmic axis of steps.
 
-    `marks` are named horizons (HW4), `threshold` a named error. `collapsed` maps a name to its
-    collapse horizon (estimate, low, high), a diamond on the threshold where it is finite. The axis
-    ends at `top` where the values go beyond it, or is logarithmic with `log`.
+    `marks` are named horizons (HW4), such as that of training; `threshold` is a named error.
+    `collapsed` maps a name to its collapse horizon (estimate, low, high), a diamond on the
+    threshold where it is finite. The error's axis ends at `top`, or is logarithmic with `log`.
     """
     figure, (axis,) = style.panels(1, 1, 5.6, 3.3, title)
     for name, (steps, middle, low, high) in bands.items():

@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import functools
 import html
+import importlib
 from collections.abc import Callable
 from importlib import resources
 from typing import Any
@@ -20,7 +21,7 @@ from hjepa_lib.planning.agent import Agent
 from hjepa_lib.runs.run import Run
 from hjepa_lib.widgets import whatif
 from hjepa_lib.widgets.player import player
-from hjepa_lib.widgets.story import Scene, Story, checked_scene, play
+from hjepa_lib.widgets.story import Scene, Story, checked_scene, costs_of, play
 from hjepa_lib.worlds.layout import DOOR_HALF, DOOR_RANGE, HIGH, LOW, SIZE, WALL_HALF, WALL_RANGE
 
 PAUSE = 0.4  # seconds without a change before the live replan starts
@@ -31,23 +32,45 @@ _LOOK = {
 }  # fmt: skip
 
 
+def _widget(kind: str, *parts: Any, **options: Any) -> Any:
+    """Something of ipywidgets, which comes with an extra."""
+    return getattr(importlib.import_module("ipywidgets"), kind)(*parts, **options)
+
+
+def _control(kind: str, label: str, width: int = 350, **options: Any) -> Any:
+    """A widget with its label beside it."""
+    look = {"style": {"description_width": "130px"}, "layout": {"width": f"{width}px"}}
+    return _widget(kind, description=label.replace("_", " "), **look, **options)
+
+
+def _attempted(work: Callable[[Any], Any]) -> Callable[..., bool]:
+    """A panel's work, which says so; False and a sentence in the page when a value does not fit."""
+
+    @functools.wraps(work)
+    def attempt(panel: Panel, *_: Any) -> bool:  # of events, it is enough that they happened
+        panel.say("planning ...")
+        try:
+            work(panel)
+        except WorkbookError as error:  # anything else is a fault of ours and keeps its trace
+            panel.say(str(error), wrong=True)
+            return False
+        return True
+
+    return attempt
+
+
 class Panel:
     """Controls above a line of text and a player."""
 
     def __init__(self, *stories: Story) -> None:
-        import ipywidgets
-
-        self.output = ipywidgets.Output()
-        self.message = ipywidgets.HTML()
+        self.output, self.message = _widget("Output"), _widget("HTML")
         self.show(*stories)
 
     def lay_out(self, *controls: Any, text: str) -> None:
         """Make `box`, what a notebook displays."""
-        import ipywidgets as w
-
         self.say(text)
-        bar = w.HBox(controls, layout={"flex_flow": "row wrap", "grid_gap": "12px"})
-        self.box = w.VBox([bar, self.message, self.output])
+        bar = _widget("HBox", controls, layout={"flex_flow": "row wrap", "grid_gap": "12px"})
+        self.box = _widget("VBox", [bar, self.message, self.output])
 
     def show(self, *stories: Story) -> None:
         """Show a player of the stories, replaced at once and without a flicker: not captured."""
@@ -62,24 +85,6 @@ class Panel:
             f"{html.escape(text)}</span>"
         )
 
-    def attempt(self, work: Callable[[], Any]) -> bool:
-        """Do the work, saying so; False and a sentence in the page when a value does not fit."""
-        self.say("planning ...")
-        try:
-            work()
-        except WorkbookError as error:  # anything else is a fault of ours and keeps its trace
-            self.say(str(error), wrong=True)
-            return False
-        return True
-
-
-def _control(kind: str, label: str, width: int = 350, **options: Any) -> Any:
-    """A widget of ipywidgets with its label beside it."""
-    import ipywidgets
-
-    look = {"style": {"description_width": "130px"}, "layout": {"width": f"{width}px"}}
-    return getattr(ipywidgets, kind)(description=label, **look, **options)
-
 
 class Explorer(Panel):
     """Choose run, method and trial, and look at the roll-out."""
@@ -88,46 +93,41 @@ class Explorer(Panel):
         self, run: Run, agent: Agent, choice: whatif.Choice, trial: int, story: Story
     ) -> None:
         super().__init__(story)
-        self._agents = {run.name: (run, agent)}
+        self._opened = {run.name: (run, agent)}
         self.run = _control("Dropdown", "run", options=whatif.run_names(run.name))
         self.method = _control("Dropdown", "method")
         self.trial = _control("BoundedIntText", "trial", 210, value=trial, min=0, max=499)
         self._fill_methods()
-        self.method.value = self._choices.index(choice)
+        self.method.value = choice
         self.run.observe(self._run_changed, "value")
         self.method.observe(self._show, "value")
         self.trial.observe(self._show, "value")
         self.lay_out(self.run, self.method, self.trial, text=story.outcome)
 
-    def _opened(self) -> tuple[Run, Agent]:
-        name = self.run.value
-        if name not in self._agents:
-            self._agents[name] = whatif.open_run(name)
-        return self._agents[name]
-
+    @_attempted
     def _fill_methods(self) -> None:
-        self._choices = whatif.choices(*self._opened())
-        self.method.options = [(one.label, i) for i, one in enumerate(self._choices)]
+        name = self.run.value
+        if name not in self._opened:
+            self._opened[name] = whatif.open_run(name)
+        found = whatif.choices(*self._opened[name])
+        self.method.options = [(one.label, one) for one in found]
 
     def _run_changed(self, _: Any) -> None:
         self.method.unobserve(self._show, "value")
         try:
-            filled = self.attempt(self._fill_methods)
+            filled = self._fill_methods()
         finally:
             self.method.observe(self._show, "value")
         if filled:
             self._show()
 
-    def _show(self, _: Any = None) -> None:
-        def work() -> None:
-            run, agent = self._opened()
-            story = whatif.tell(run, agent, self._choices[self.method.value], self.trial.value)
-            self.show(story)
-            stored = story.plan is not None and story.fan is None
-            left_out = "; its candidates were not stored (only those of the first trials are)"
-            self.say(story.outcome + (left_out if stored else ""))
-
-        self.attempt(work)
+    @_attempted
+    def _show(self) -> None:
+        story = whatif.tell(*self._opened[self.run.value], self.method.value, self.trial.value)
+        self.show(story)
+        stored = story.plan is not None and story.fan is None
+        left_out = "; its candidates were not stored (only those of the first trials are)"
+        self.say(story.outcome + (left_out if stored else ""))
 
 
 class Studio(Panel):
@@ -135,38 +135,35 @@ class Studio(Panel):
 
     def __init__(self, agent: Agent, story: Story, planning: PlanningConfig, steps: int) -> None:
         """`planning` is used with the method and cost that the reader chooses."""
-        import ipywidgets as w
-
         super().__init__(story)
         self.agent, self.planning, self.steps = agent, planning, steps
         self._timer: asyncio.TimerHandle | None = None
+        scene = story.scene
         place = {"min": 0.0, "max": SIZE - 1.0, "step": 0.5, "readout_format": ".1f"}
-        places = [round(2 * value) / 2 for value in (*story.scene.start, *story.scene.goal)]
         self.sliders = {
-            name: _control("FloatSlider", name.replace("_", " "), value=value, **place)
-            for name, value in zip(NAMES, places, strict=False)
+            name: _control("FloatSlider", name, value=round(2 * value) / 2, **place)
+            for name, value in zip(NAMES, (*scene.start, *scene.goal), strict=False)
         }
         for name, (low, high) in (("wall_x", WALL_RANGE), ("door_y", DOOR_RANGE)):
-            limits = {"value": getattr(story.scene, name), "min": low, "max": high}
-            self.sliders[name] = _control("IntSlider", name.replace("_", " "), **limits)
-        self.method = _control(
-            "Dropdown", "method", options=whatif.methods_of(agent), value=story.method
-        )
-        self.cost = _control(
-            "Dropdown", "cost", options=whatif.costs_of(agent), value=story.shown_cost
-        )
-        self.live = w.Checkbox(value=True, description="replan after every change", indent=False)
-        self.button = w.Button(description="Replan", button_style="primary")
+            limits = {"value": getattr(scene, name), "min": low, "max": high}
+            self.sliders[name] = _control("IntSlider", name, **limits)
+        methods, costs = whatif.methods_of(agent), costs_of(agent)
+        self.method = _control("Dropdown", "method", options=methods, value=story.method)
+        self.cost = _control("Dropdown", "cost", options=costs, value=story.shown_cost)
+        live = {"value": True, "description": "replan after every change", "indent": False}
+        self.live = _widget("Checkbox", **live)
+        self.button = _widget("Button", description="Replan", button_style="primary")
         self.pad = _pad_class()(**{name: self.sliders[name].value for name in NAMES})
         for name in NAMES:
             # In the browser: the picture follows a slider without asking the kernel.
-            w.jslink((self.sliders[name], "value"), (self.pad, name))
+            _widget("jslink", (self.sliders[name], "value"), (self.pad, name))
         controls = [*self.sliders.values(), self.method, self.cost]
         for control in controls:
             control.observe(self._changed, "value")
         self.button.on_click(lambda _: self.replan())
         hint = "Click or drag in the picture, or move the sliders."
-        self.lay_out(w.VBox(controls), self.pad, w.VBox([self.button, self.live]), text=hint)
+        buttons = _widget("VBox", [self.button, self.live])
+        self.lay_out(_widget("VBox", controls), self.pad, buttons, text=hint)
 
     @property
     def scene(self) -> Scene:
@@ -174,19 +171,18 @@ class Studio(Panel):
         x, y, goal_x, goal_y, *room = (self.sliders[name].value for name in NAMES)
         return checked_scene(Scene((x, y), (goal_x, goal_y), *room))
 
+    @_attempted
+    def _check(self) -> None:
+        _ = self.scene
+        self.say("ready to replan")
+
     def _changed(self, _: Any) -> None:
+        """Replan when the sliders have come to rest; at once where no event loop is running."""
         if self._timer is not None:
             self._timer.cancel()
-        valid = self.attempt(lambda: self.scene)
-        self.button.disabled = not valid
-        if not valid:
+        self.button.disabled = not self._check()
+        if self.button.disabled or not self.live.value:
             return
-        self.say("ready to replan")
-        if self.live.value:
-            self._later()
-
-    def _later(self) -> None:
-        """Replan when the sliders have come to rest; at once where no event loop is running."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -194,16 +190,13 @@ class Studio(Panel):
         else:
             self._timer = loop.call_later(PAUSE, self.replan)
 
+    @_attempted
     def replan(self) -> None:
         """Roll the scene out and show it."""
-
-        def work() -> None:
-            planning = dataclasses.replace(self.planning, cost=self.cost.value)
-            story = play(self.agent, self.scene, self.method.value, planning, self.steps)
-            self.show(story)
-            self.say(story.outcome)
-
-        self.attempt(work)
+        planning = dataclasses.replace(self.planning, cost=self.cost.value)
+        story = play(self.agent, self.scene, self.method.value, planning, self.steps)
+        self.show(story)
+        self.say(story.outcome)
 
 
 @functools.cache
@@ -230,28 +223,26 @@ class WhatIf(Panel):
         pair: tuple[Story, Story],
     ) -> None:
         """`scene` is asked at every comparison (for example the scene of a `Studio`)."""
-        import ipywidgets as w
-
         super().__init__(*pair)
         self.agent, self.scene, self.steps, self.planning = agent, scene, steps, planning
         self.base = whatif.knobs_of(planning, pair[0].method) | {"cost": pair[0].cost}
-        lists = {"method": whatif.methods_of(agent), "cost": whatif.costs_of(agent)}
+        lists = {"method": whatif.methods_of(agent), "cost": costs_of(agent)}
         self.knobs = {}
         for name, value in self.base.items():
-            knob = whatif.KNOBS.get(name, whatif.Knob("", name, ()))
-            label, options = knob.words.replace("{}", "").strip(" :"), lists.get(name, knob.options)
+            _, words, options = whatif.KNOBS.get(name, ("", name, ()))
+            label, options = words.replace("{}", "").strip(" :"), lists.get(name, options)
             if isinstance(value, str):
                 self.knobs[name] = _control("Dropdown", label, options=options, value=value)
             else:
-                ends = {"min": min(options[0], value), "max": max(options[1], value)}
+                ends = {"min": min(*options, value), "max": max(*options, value)}
                 ends |= {"value": value, "continuous_update": False}
                 self.knobs[name] = _control("IntSlider", label, **ends)
-        self.button = w.Button(description="Compare", button_style="primary")
-        self.button.on_click(lambda _: self.compare())
+        self.button = _widget("Button", description="Compare", button_style="primary")
+        self.button.on_click(self.compare)
         self.knobs["method"].observe(self._method_changed, "value")
         self._method_changed()
-        every = list(self.knobs.values())
-        columns = [w.VBox(every[:5]), w.VBox([*every[5:], self.button])]
+        every = [*self.knobs.values(), self.button]
+        columns = (_widget("VBox", part) for part in (every[:5], every[5:]))
         self.lay_out(*columns, text="Change the planner on the right, then compare.")
 
     def _method_changed(self, _: Any = None) -> None:
@@ -264,14 +255,11 @@ class WhatIf(Panel):
         """The knobs as they stand."""
         return {name: control.value for name, control in self.knobs.items()}
 
+    @_attempted
     def compare(self) -> None:
         """Play both planners on the scene and show them."""
-
-        def work() -> None:
-            (pair,) = whatif.play_pairs(
-                self.agent, self.scene(), self.steps, self.planning, self.base, [self.chosen]
-            )
-            self.show(*pair)
-            self.say(" | ".join(f"{story.title}: {story.outcome}" for story in pair))
-
-        self.attempt(work)
+        (pair,) = whatif.play_pairs(
+            self.agent, self.scene(), self.steps, self.planning, self.base, [self.chosen]
+        )
+        self.show(*pair)
+        self.say(" | ".join(f"{story.title}: {story.outcome}" for story in pair))

@@ -6,10 +6,7 @@ over them. Where scripts are stripped a sentence points to the film strip above 
 
 from __future__ import annotations
 
-import base64
 import functools
-import html
-import io
 import json
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -25,8 +22,8 @@ from PIL import Image
 from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
 from hjepa_lib.figures.data import frame_rgb
-from hjepa_lib.figures.style import styled
-from hjepa_lib.widgets.story import UNITS, Maps, Scene, Story
+from hjepa_lib.figures.style import data_uri, encoded, styled
+from hjepa_lib.widgets.story import UNITS, Story
 from hjepa_lib.worlds.layout import SIZE
 
 EDGE = (-0.5, SIZE - 0.5)  # px shown of the room, as in `primitives.show_room`
@@ -36,29 +33,16 @@ _PAGE = Template(
     """<div class="hjepa-player">
 <style>$css</style>
 <script type="application/json">$data</script>
-<p class="hp-still">$note</p>
+<p class="hp-still">The player needs its script: run this cell, or trust the notebook.
+The film strip above shows the same roll-out.</p>
 <script>(() => {
 "use strict";
 $script})();</script>
 </div>"""
 )
-_NOTE = (
-    "The player needs its script: run this cell, or trust the notebook. "
-    "The film strip above shows the same roll-out."
-)
 
 
-class Player(str):
-    """The HTML of a player; notebooks show it."""
-
-    def __repr__(self) -> str:
-        return "Player()"  # its text would stand in the notebook a second time
-
-    def _repr_html_(self) -> str:
-        return str(self)
-
-
-def player(*stories: Story) -> Player:
+def player(*stories: Story) -> style.Html:
     """One story with all its panels, or two of the same room side by side with a shared clock.
 
     FigureError for any other number.
@@ -70,9 +54,8 @@ def player(*stories: Story) -> Player:
         css=_part("player.css"),
         script="\n".join(map(_part, ("panels.js", "charts.js", "player.js"))),
         data=data.replace("<", "\\u003c"),  # so that no title ends or opens a script (S10)
-        note=html.escape(_NOTE),
     )
-    return Player(page)
+    return style.Html(page)
 
 
 @functools.cache
@@ -102,45 +85,42 @@ def colours_of(*stories: Story) -> list[str]:
 
 def _story(story: Story, colour: str) -> dict[str, Any]:
     fan = 0 if story.fan is None else story.fan.shape[1]
+    same = ("title", "outcome", "replan", "cost")
+    rounded = ("way", "plan", "fan", "macro", "near")
     return {
-        "title": story.title,
-        "outcome": story.outcome,
+        **{name: getattr(story, name) for name in same},
+        **{name: _round(getattr(story, name)) for name in rounded},
         "colour": colour,
-        "replan": story.replan,
-        "floor": _data_uri(floor_picture(story.scene)),
-        "start": _round(np.array(story.scene.start)),
-        "goal": _round(np.array(story.scene.goal)),
+        "floor": room_picture(lambda axis: draw.show_room(axis, story.scene.room)),
+        "start": story.scene.start,
+        "goal": story.scene.goal,
         "path": _round(story.positions, 2),
         "actions": _round(story.actions, 2),
-        "way": _round(story.way),
         "costs": {name: _round(values, 4) for name, values in story.costs.items()},
-        "cost": story.cost,
-        "plan": _round(story.plan),
-        "fan": _round(story.fan),
         "shades": [to_hex(style.CANDIDATES(x)) for x in np.linspace(0, 1, fan)],
-        "macro": _round(story.macro),
-        "near": None if story.near is None else story.near.tolist(),
     }
 
 
 def _whole(story: Story) -> dict[str, Any]:
     """Frames, landscapes, open loop and latents, which two at once leave out."""
-    maps, scene = story.maps, story.scene
-    left = maps.places[:, 0] < scene.wall_x
-    ends = {name: (np.nanmin(one), np.nanmax(one)) for name, one in maps.costs.items()}
+    maps, room = story.maps, story.scene.room
+    left = maps.places[:, 0] < story.scene.wall_x
+    plane = {"left": maps.plane[left], "right": maps.plane[~left], **story.latents}
+
+    def landscape(values: np.ndarray) -> str:
+        return room_picture(lambda axis: draw.landscape(axis, room, values, maps.axis, maps.axis))
+
     return {
-        "sprite": _data_uri(_png(Image.fromarray(sprite(story.frames)))),
+        "sprite": data_uri(encoded(Image.fromarray(sprite(story.frames)), optimize=True)),
         "columns": _COLUMNS,
         "size": story.frames.shape[-1],
-        "landscapes": {one: _data_uri(landscape_picture(maps, one, scene)) for one in maps.costs},
-        "ranges": {name: [_number(value) for value in pair] for name, pair in ends.items()},
+        "landscapes": {name: landscape(values) for name, values in maps.costs.items()},
+        "ranges": {name: _round(np.nanquantile(one, [0, 1])) for name, one in maps.costs.items()},
         "ramp": [to_hex(colormaps[style.SEQUENTIAL](x)) for x in np.linspace(0, 1, 9)],
         "ahead": [_round(row[np.isfinite(row[:, 0])]) for row in story.ahead],
         "plane": {
-            "left": _round(maps.plane[left], 2),
-            "right": _round(maps.plane[~left], 2),
             "explained": _round(100 * maps.explained, 0),
-            **{name: _round(values, 2) for name, values in story.latents.items()},
+            **{name: _round(values, 2) for name, values in plane.items()},
         },
     }
 
@@ -149,51 +129,18 @@ def _round(values: np.ndarray | None, digits: int = 1) -> Any:
     return None if values is None else np.round(values.astype(np.float64), digits).tolist()
 
 
-def _number(value: float) -> float:
-    return float(f"{value:.2g}") if value >= 0.1 else round(float(value), 1)
-
-
 def sprite(frames: np.ndarray) -> np.ndarray:
     """Frames (T, 2, Hpx, Wpx) uint8 as one RGB image, 16 in a row, reading order."""
     images = frame_rgb(frames)
-    rows = -(-len(images) // _COLUMNS)
-    grid = np.zeros((rows * _COLUMNS, *images.shape[1:]), np.uint8)
-    grid[: len(images)] = images
-    lines = grid.reshape(rows, _COLUMNS, *images.shape[1:]).swapaxes(1, 2)
-    return lines.reshape(rows * images.shape[1], -1, 3)
-
-
-def floor_picture(scene: Scene) -> bytes:
-    """The empty room as a square PNG that shows `EDGE` px in both directions."""
-    return _square(lambda axis: draw.show_room(axis, scene.room))
-
-
-def landscape_picture(maps: Maps, name: str, scene: Scene) -> bytes:
-    """The cost of every place, as a picture like `floor_picture`."""
-    return _square(lambda axis: draw_landscape(axis, maps, name, scene))
-
-
-def draw_landscape(axis: Axes, maps: Maps, name: str, scene: Scene) -> None:
-    """Colours with contour lines in the room; the same look as `figures.cost_landscape`."""
-    draw.show_room(axis, scene.room)
-    draw.landscape(axis, maps.costs[name], maps.axis, maps.axis)
+    images = np.pad(images, [(0, -len(images) % _COLUMNS), *[(0, 0)] * 3])
+    return np.vstack([np.hstack(row) for row in images.reshape(-1, _COLUMNS, *images.shape[1:])])
 
 
 @styled
-def _square(shows: Callable[[Axes], None]) -> bytes:
-    figure = style.Picture(figsize=(3.0, 3.0))
+def room_picture(shows: Callable[[Axes], Any]) -> str:
+    """What `shows` draws on an axis, as the address of a square PNG of `EDGE` px both ways."""
+    figure = style.Picture(figsize=(3.0, 3.0), dpi=150)
     shows(figure.add_axes((0, 0, 1, 1)))
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
     # 256 colours are a third of the bytes, and every notebook holds several such pictures.
-    return _png(Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE))
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+    image = Image.fromarray(style.rgb(figure)).quantize(256, dither=Image.Dither.NONE)
+    return data_uri(encoded(image, optimize=True))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hjepa_lib.config import PlanningConfig
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
@@ -32,7 +33,6 @@ UNITS = {"latent": "latent cost", "distance": "distance (steps)"}
 _AXIS = torch.arange(LOW + 1, HIGH)  # places of the landscape and of the latent map, px
 
 
-# --- scenes -----------------------------------------------------------------------------------
 class Scene(NamedTuple):
     """One task: places in px, the wall's column and the door's row."""
 
@@ -52,16 +52,18 @@ class Scene(NamedTuple):
         return render_walls(self.layout)[0].numpy()
 
 
+def _scene(name: str, trial: int, *columns: Any) -> Scene:
+    """Row `trial` of starts, goals and rooms (n, 2); WorkbookError when there is none."""
+    if not 0 <= trial < len(columns[0]):
+        last = len(columns[0]) - 1
+        raise WorkbookError(f"{name} has trials 0 to {last}, {trial} was asked for")
+    start, goal, room = (column[trial].tolist() for column in columns)
+    return Scene(tuple(start), tuple(goal), *map(round, room))
+
+
 def scene_of(trials: Trials, trial: int) -> Scene:
     """One of the stored trials as a scene; WorkbookError when there is no such trial."""
-    _check_trial(trials.name, trials.count, trial)
-    room, *places = (x[trial].tolist() for x in (trials.layout.pairs(), trials.start, trials.goal))
-    return Scene(*map(tuple, places), *map(round, room))
-
-
-def _check_trial(name: str, count: int, trial: int) -> None:
-    if not 0 <= trial < count:
-        raise WorkbookError(f"{name} has trials 0 to {count - 1}, {trial} was asked for")
+    return _scene(trials.name, trial, trials.start, trials.goal, trials.layout.pairs())
 
 
 def checked_scene(scene: Scene) -> Scene:
@@ -72,16 +74,16 @@ def checked_scene(scene: Scene) -> Scene:
             raise WorkbookError(
                 f"the {name} is at {value}, but must be between {low} and {high} px"
             )
-    for name, (x, y) in (("start", scene.start), ("goal", scene.goal)):
-        if not all(LOW < value < HIGH for value in (x, y)):  # NaN never is
+    for name, place in (("start", scene.start), ("goal", scene.goal)):
+        said = "the {} ({:g}, {:g}) is".format(name, *place)
+        if not all(LOW < value < HIGH for value in place):  # NaN never is
             raise WorkbookError(
-                f"the {name} ({x:g}, {y:g}) is outside the rooms: x and y must be between {LOW:g} "
-                f"and {HIGH:g} px"
+                f"{said} outside the rooms: x and y must be between {LOW:g} and {HIGH:g} px"
             )
-        if not bool(inside(torch.tensor([[x, y]]), scene.layout)):
+        if not inside(torch.tensor([place]), scene.layout):
             raise WorkbookError(
-                f"the {name} ({x:g}, {y:g}) is in the wall: move it left or right of "
-                f"x = {scene.wall_x}, or into the door around y = {scene.door_y}"
+                f"{said} in the wall: move it left or right of x = {scene.wall_x}, "
+                f"or into the door around y = {scene.door_y}"
             )
     return scene
 
@@ -91,15 +93,12 @@ def trials_of(scene: Scene, companions: int = 0, row: int = 0) -> Trials:
 
     `row` is the scene's number in a trial file: it meets the noise that it meets there.
     """
-    checked_scene(scene)
-    count = 1 + companions
-    layout = Layout.of([[scene.wall_x, scene.door_y]] * count)
+    layout = checked_scene(scene).layout.index([0] * (1 + companions))
     start, goal = TwoRooms(layout).sample_start_goal(torch.Generator().manual_seed(0))
     start[0], goal[0] = torch.tensor([scene.start, scene.goal])
     return Trials.of(start, goal, layout, "scene", first=row)
 
 
-# --- stories ----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Maps:
     """The room for one goal: cost of every place, and where places lie in the latent plane."""
@@ -183,7 +182,7 @@ def play(
     planning = planning or agent.planning
     cap = planning.action_cap or P1_CAP
     shuffled = method != "flat" and planning.hierarchy.control == "shuffle"
-    task = trials_of(scene, COMPANIONS if shuffled else 0, row=row)
+    task = trials_of(scene, COMPANIONS if shuffled else 0, row)
     policy = LatentPolicy(agent, method, dataclasses.replace(planning, action_cap=cap))
     outcome = run_episodes(policy, task, "bounce", steps, cap, agent.seed)
     seen = {key: value[0] for key, value in outcome.seen.items() if value.ndim}
@@ -200,19 +199,18 @@ def recall(agent: Agent, result: Result, trial: int) -> Story:
     WorkbookError when the result has no such trial.
     """
     arrays, header = result.arrays, result.header
-    _check_trial("this result", len(arrays["positions"]), trial)
+    columns = (arrays["positions"][:, 0], arrays["goal"], arrays["layout"])
+    about = {name: header[name] for name in ("method", "cost")}
+    about["scene"] = _scene("this result", trial, *columns)
+    about["title"] = f"{header['method']}, {header['cost']} cost, trial {trial}"
     positions, actions = arrays["positions"][trial], arrays["actions"][trial]
-    start, goal = (tuple(at.tolist()) for at in (positions[0], arrays["goal"][trial]))
+    # Floors and ceiling plan nothing.
+    about["replan"] = header.get("replan", header["planner"].get("replan")) or len(actions)
     seen = {
         name.removeprefix("plan_"): values[trial]
         for name, values in arrays.items()
         if name.startswith("plan_") and values.ndim and trial < len(values)
     }
-    about = {name: header[name] for name in ("method", "cost")}
-    about["title"] = f"{header['method']}, {header['cost']} cost, trial {trial}"
-    about["scene"] = Scene(start, goal, *map(int, arrays["layout"][trial]))
-    # Floors and ceiling plan nothing.
-    about["replan"] = header.get("replan", header["planner"].get("replan")) or len(actions)
     return _tell(agent, about, positions, actions, seen)
 
 
@@ -238,18 +236,18 @@ def _tell(
     costs = {name: _cost(agent, name, latents, goal)[: last + 1] for name in maps.costs}
     drawn = {"path": plane(latents)[: last + 1], "goal": plane(goal)[0]}
     # Results without pictures keep the first plan only.
-    seen = {key: value for key, value in seen.items() if len(value) >= calls}
+    seen = {key: value[:calls] for key, value in seen.items() if len(value) >= calls}
     if "plan" in seen:
-        begin = latents[: len(seen["plan"]) * replan : replan]
-        plans = torch.as_tensor(seen["plan"], dtype=torch.float32)[: len(begin)].to(agent.device)
+        plans = torch.as_tensor(seen["plan"], dtype=torch.float32, device=agent.device)
         with torch.no_grad():
-            drawn["plan"] = plane(agent.level1.rollout(begin, plans)[:, 1:])[:calls]
+            imagined = agent.level1.rollout(latents[: calls * replan : replan], plans)
+        drawn["plan"] = plane(imagined[:, 1:])
     if "macro" in seen:
-        drawn["macro"] = plane(seen["macro"])[:calls]
-    names = {"plan_xy": "plan", "fan_xy": "fan", "macro_xy": "macro", "near": "near"}
-    kept = {name: seen[key][:calls] for key, name in names.items() if key in seen}
-    if "near" in kept:
-        kept["near"] = kept["near"].astype(bool)
+        drawn["macro"] = plane(seen["macro"])
+    names = {"plan": "plan_xy", "fan": "fan_xy", "macro": "macro_xy"}
+    kept = {name: seen[key] for name, key in names.items() if key in seen}
+    if "near" in seen:
+        kept["near"] = seen["near"].astype(bool)
     return Story(
         **about, **kept, reached=reached, positions=positions[: last + 1], actions=actions[:last],
         frames=frames[: last + 1].numpy(), way=way[: last + 1].numpy(), costs=costs, maps=maps,
@@ -259,26 +257,29 @@ def _tell(
 
 def _ahead(agent: Agent, latents: Tensor, actions: np.ndarray) -> np.ndarray:
     """Open-loop predictions (S, AHEAD, 2) px along an executed path of latents (S+1, D)."""
-    count = len(actions)
-    padded = torch.zeros(count + AHEAD, 2)
-    padded[:count] = torch.as_tensor(actions)
-    windows = padded.unfold(0, AHEAD, 1)[:count].transpose(1, 2)  # (S, AHEAD, 2)
+    steps = np.arange(len(actions))
+    padded = pad(torch.as_tensor(actions), (0, 0, 0, AHEAD))
+    windows = padded.unfold(0, AHEAD, 1)[: len(steps)].transpose(1, 2)  # (S, AHEAD, 2)
     with torch.no_grad():
         found = agent.level1.rollout_members(latents[:-1], windows.to(agent.device)).mean(0)
         ahead = agent.probe(found[:, 1:]).cpu().numpy()
-    ahead[np.arange(count)[:, None] + np.arange(1, AHEAD + 1) > count] = np.nan
+    ahead[steps[:, None] + np.arange(AHEAD) >= len(steps)] = np.nan
     return ahead
+
+
+def costs_of(agent: Agent) -> tuple[str, ...]:
+    """The costs that it has the heads for."""
+    return tuple(UNITS) if agent.distance is not None else ("latent",)
 
 
 def look(agent: Agent, scene: Scene):
     """(maps of the scene's room and goal, latent of the goal (1, D), projection to the plane)."""
     places = torch.cartesian_prod(_AXIS, _AXIS).flip(1)  # (G * G, 2), rows y
     free = inside(places, scene.layout.index([0] * len(places)))
-    frames = render(places[None], scene.layout)[0]
-    latents = agent.encode(frames)
+    latents = agent.encode(render(places[None], scene.layout)[0])
     goal = agent.encode(render(torch.tensor([scene.goal]), scene.layout))
     costs = {}
-    for name in UNITS if agent.distance is not None else ("latent",):
+    for name in costs_of(agent):
         values = _cost(agent, name, latents, goal)
         costs[name] = np.where(free.numpy(), values, np.nan).reshape(len(_AXIS), len(_AXIS))
     pca = PCA(n_components=2, random_state=0)

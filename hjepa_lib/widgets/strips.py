@@ -1,152 +1,123 @@
-"""The content of a player as a static figure, for readers without scripts: moments of a story."""
+"""A roll-out as one static figure, for readers without scripts: moments of a story."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
+from itertools import cycle, product
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
 from hjepa_lib.figures.data import frame_rgb
+from hjepa_lib.figures.plans import moments
 from hjepa_lib.figures.style import styled
-from hjepa_lib.widgets.player import ARROW, colours_of, draw_landscape
+from hjepa_lib.widgets.player import ARROW, colours_of
 from hjepa_lib.widgets.story import UNITS, Story
 
 _SIZE = 1.75  # inches of a panel
-
-
-def moments(story: Story, count: int) -> np.ndarray:
-    """Steps spread evenly from the first to the last; fewer than `count` in a short story."""
-    return np.unique(np.linspace(0, story.steps, count).round().astype(int))
+Row = tuple[str, Callable[[Axes, Story, int, str], None]]
 
 
 def film(story: Story, count: int = 5) -> Figure:
     """One column per moment: frame, plan, landscape, open loop, latents; distances below."""
-    rows = {
-        "frame": _frame, "plan": draw_plan, f"{story.cost} cost": _landscape,
-        "open loop": _ahead, "latents": _plane,
-    }  # fmt: skip
-    drawn = [(name, partial(shows, story=story)) for name, shows in rows.items()]
-    return _strip([story], drawn, moments(story, count), f"{story.title}: {story.outcome}")
+    rows = [
+        ("frame", _frame), ("plan", _plan), (f"{story.cost} cost", _landscape),
+        ("open loop", _ahead), ("latents", _plane),
+    ]  # fmt: skip
+    return _strip([story], rows, count, f"{story.title}: {story.outcome}")
 
 
 def pair(left: Story, right: Story, count: int = 5) -> Figure:
     """Two stories one above the other at the same moments, and their distances in one chart."""
-    stories = [left, right]
-    drawn = [
-        (story.method, partial(draw_plan, story=story, colour=colour))
-        for story, colour in zip(stories, colours_of(*stories), strict=True)
-    ]
-    steps = moments(max(stories, key=lambda story: story.steps), count)
-    return _strip(stories, drawn, steps, f"{left.title} (above) and {right.title} (below)")
+    rows = [(left.method, _plan), (right.method, _plan)]
+    return _strip([left, right], rows, count, f"{left.title} (above) and {right.title} (below)")
 
 
 @styled
-def _strip(
-    stories: list[Story], rows: list[tuple[str, Callable]], steps: np.ndarray, title: str
-) -> Figure:
-    """Named rows of panels, a column per moment, above the chart of distances."""
-    height = len(rows) + (1.1 if len(stories) == 1 else 1.5)
-    size = (_SIZE * len(steps) + 0.3, height * _SIZE)
+def _strip(stories: list[Story], rows: Sequence[Row], count: int, title: str) -> Figure:
+    """Rows of panels, whose stories take turns, with a column per moment; below them the chart."""
+    steps = moments(max(story.steps for story in stories), count)
+    size = (_SIZE * len(steps) + 0.3, _SIZE * (len(rows) + (1.1 if len(stories) == 1 else 1.5)))
     figure = style.Picture(figsize=size, layout="constrained")
-    grid = figure.add_gridspec(len(rows) + 1, len(steps))
-    for row, (name, shows) in enumerate(rows):
-        for column, step in enumerate(steps):
-            axis = figure.add_subplot(grid[row, column])
-            shows(axis, step=int(step))
-            if row == 0:
-                axis.set_title(f"step {step}", pad=3)
-            if column == 0:
-                axis.annotate(
-                    name, (0, 0.5), xytext=(-6, 0), xycoords="axes fraction", rotation=90,
-                    textcoords="offset points", ha="right", va="center", color=style.MUTED,
-                )  # fmt: skip
-    _ways(figure.add_subplot(grid[-1, :]), stories, steps)
     style.headline(figure, title)
+    cells = np.arange(len(rows) * len(steps)).reshape(len(rows), -1).tolist()
+    *axes, chart = figure.subplot_mosaic([*cells, [-1] * len(steps)]).values()
+    colours = colours_of(*stories)
+    told = zip(rows, cycle(zip(stories, colours, strict=True)), strict=False)
+    for axis, (((_, shows), (story, colour)), step) in zip(axes, product(told, steps), strict=True):
+        shows(axis, story, min(step, story.steps), colour)
+    for axis, step in zip(axes, steps, strict=False):
+        axis.set_title(f"step {step}", pad=3)
+    look = {"rotation": 90, "ha": "right", "va": "center", "color": style.MUTED}
+    for axis, (name, _) in zip(axes[:: len(steps)], rows, strict=True):
+        axis.text(-0.05, 0.5, name, transform=axis.transAxes, **look)
+    _ways(chart, stories, colours, steps)
     return figure
 
 
-def _frame(axis: Axes, story: Story, step: int) -> None:
+def _frame(axis: Axes, story: Story, step: int, _: str) -> None:
     axis.imshow(frame_rgb(story.frames[step]))
     axis.set_axis_off()
 
 
-def draw_plan(axis: Axes, story: Story, step: int, colour: str = "") -> None:
+def _plan(axis: Axes, story: Story, step: int, colour: str) -> None:
     """Path so far, candidates shaded by cost, chosen plan and action, what level 2 imagines."""
-    colour, step = colour or style.colour(story.method), min(step, story.steps)
     call, path = story.call(step), story.positions[: step + 1]
     draw.show_room(axis, story.scene.room)
-    origin = path[min(call * story.replan, step)]
-    if story.fan is not None:
-        paths = [np.vstack([origin, one]) for one in story.fan[call][::-1]]  # the best on top
-        fan = LineCollection(paths, cmap=style.CANDIDATES, linewidths=0.5, alpha=0.7, zorder=2)
-        fan.set_array(np.linspace(1, 0, len(paths)))
-        axis.add_collection(fan)
+    imagined = (one if one is None else one[call] for one in (story.fan, story.plan, story.macro))
+    draw.planned(axis, path[min(call * story.replan, step)], *imagined, scale=0.6)
     draw.path(axis, path, color=colour)
-    if story.macro is not None:
-        way = np.vstack([origin, story.macro[call]])
-        draw.path(axis, way, color=style.SUBGOAL, ls=":", lw=0.8)
-        _subgoals(axis, way[1:], marker="D", s=[20, *[9] * (len(way) - 2)], zorder=6)
-    if story.plan is not None:
-        draw.path(axis, np.vstack([origin, story.plan[call]]), color=style.INK, zorder=5)
     if step < story.steps:
-        look = {"arrowstyle": "-|>", "color": style.GOAL, "shrinkA": 0, "shrinkB": 0}
-        axis.annotate(
-            "", path[-1] + ARROW * story.actions[step], path[-1], arrowprops=look, zorder=7
-        )
-    _places(axis, story, path[-1], colour)
+        look = {"color": style.GOAL, "width": 0.5, "length_includes_head": True, "zorder": 7}
+        axis.arrow(*path[-1], *ARROW * story.actions[step], **look)
+    _places(axis, story, step, colour)
 
 
-def _subgoals(axis: Axes, places: np.ndarray, **look: Any) -> None:
-    axis.scatter(*places.T, color=style.SUBGOAL, edgecolor=style.INK, linewidth=0.5, **look)
-
-
-def _landscape(axis: Axes, story: Story, step: int) -> None:
-    draw_landscape(axis, story.maps, story.shown_cost, story.scene)
+def _landscape(axis: Axes, story: Story, step: int, colour: str) -> None:
+    maps, name = story.maps, story.shown_cost
+    draw.landscape(axis, story.scene.room, maps.costs[name], maps.axis, maps.axis)
     draw.path(axis, story.positions[: step + 1], color=style.PAPER)
-    _places(axis, story, story.positions[step], style.colour(story.method))
+    _places(axis, story, step, colour)
 
 
-def _ahead(axis: Axes, story: Story, step: int) -> None:
+def _ahead(axis: Axes, story: Story, step: int, colour: str) -> None:
     draw.show_room(axis, story.scene.room)
     draw.path(axis, story.positions, color=style.FAINT, zorder=2)
     if step < story.steps:
         guess = story.ahead[step][np.isfinite(story.ahead[step][:, 0])]
         truth = story.positions[step : step + len(guess) + 1]
-        look = {"color": style.colour(story.method), "marker": ".", "ms": 2.5, "zorder": 5}
         draw.path(axis, truth, color=style.INK, lw=1.5)
-        draw.path(axis, np.vstack([truth[0], guess]), **look)
-    _places(axis, story, story.positions[step], style.INK)
+        way = np.vstack([truth[0], guess])
+        draw.path(axis, way, color=colour, marker=".", ms=2.5, zorder=5)
+    _places(axis, story, step, style.INK)
 
 
-def _plane(axis: Axes, story: Story, step: int) -> None:
+def _plane(axis: Axes, story: Story, step: int, colour: str) -> None:
     left = story.maps.places[:, 0] < story.scene.wall_x
-    for part, colour in ((left, style.SKY), (~left, style.PURPLE)):
-        axis.plot(*story.maps.plane[part].T, ".", ms=1.6, mew=0, color=colour, alpha=0.4)
-    latents, call, colour = story.latents, story.call(step), style.colour(story.method)
+    for part, shade in ((left, style.SKY), (~left, style.PURPLE)):
+        axis.plot(*story.maps.plane[part].T, ".", ms=1.6, mew=0, color=shade, alpha=0.4)
+    latents, call = story.latents, story.call(step)
     path = latents["path"][: step + 1]
     draw.path(axis, path, color=colour)
     if "macro" in latents:
-        _subgoals(axis, latents["macro"][call], s=8, zorder=4)
+        look = {"color": style.SUBGOAL, "edgecolor": style.INK, "lw": 0.5}
+        axis.scatter(*latents["macro"][call].T, s=8, zorder=4, **look)
     if "plan" in latents:
         draw.path(axis, latents["plan"][call], color=style.INK, zorder=5)
     style.mark_goal(axis, latents["goal"], size=26)
-    _here(axis, path[-1], colour)
-    axis.set(xticks=[], yticks=[], aspect="equal")
-    axis.spines[:].set_visible(False)
+    style.mark_dot(axis, path[-1], colour)
+    axis.set_aspect("equal")
+    axis.set_axis_off()
 
 
-def _ways(axis: Axes, stories: list[Story], steps: np.ndarray) -> None:
-    for story, colour in zip(stories, colours_of(*stories), strict=True):
-        axis.plot(story.way, color=colour, label=f"{story.title}: {story.outcome}")
-        shown = steps[steps <= story.steps]
-        axis.plot(shown, story.way[shown], "o", ms=4, color=colour, clip_on=False)
+def _ways(axis: Axes, stories: list[Story], colours: list[str], steps: np.ndarray) -> None:
+    for story, colour in zip(stories, colours, strict=True):
+        shown = {"marker": "o", "ms": 4, "markevery": list(steps[steps <= story.steps])}
+        label = f"{story.title}: {story.outcome}"
+        axis.plot(story.way, color=colour, label=label, clip_on=False, **shown)
     axis.set(xlabel="step", ylabel="shortest way left (px)", ylim=(0, None))
     axis.set_xlim(0, max(1, *(story.steps for story in stories)))
     if len(stories) > 1:
@@ -159,11 +130,7 @@ def _ways(axis: Axes, stories: list[Story], steps: np.ndarray) -> None:
     axis.grid(axis="y")
 
 
-def _places(axis: Axes, story: Story, here: np.ndarray, colour: str) -> None:
+def _places(axis: Axes, story: Story, step: int, colour: str) -> None:
     style.mark_start(axis, np.array(story.scene.start), size=14)
     style.mark_goal(axis, np.array(story.scene.goal), size=26)
-    _here(axis, here, colour)
-
-
-def _here(axis: Axes, place: np.ndarray, colour: str) -> None:
-    axis.scatter(*place, s=22, color=colour, edgecolor=style.PAPER, lw=0.7, zorder=8)
+    style.mark_dot(axis, story.positions[step], colour)

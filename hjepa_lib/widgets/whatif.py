@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
+from functools import reduce
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hjepa_lib.config import ConfigError, PlanningConfig
-from hjepa_lib.evaluation import protocol_cap
+from hjepa_lib.config import ConfigError, PlanningConfig, from_dict, to_dict
+from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.results import load_result
 from hjepa_lib.planning.agent import METHODS, Agent
 from hjepa_lib.runs.places import RunError, list_runs, pretrained_folder
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.stages import load_run
-from hjepa_lib.widgets.story import UNITS, Scene, Story, play, recall, scene_of
+from hjepa_lib.widgets.story import UNITS, Scene, Story, costs_of, play, recall, scene_of
 from hjepa_lib.worlds.base import find_world
-from hjepa_lib.worlds.trials import ROWS, load_trials
 
 CONTROLS = ("none", "zero", "shuffle", "perturb", "untrained")
 _MOST_RUNS = 30
 
 
-# --- stored and live roll-outs ----------------------------------------------------------------
 class Choice(NamedTuple):
     """One method of a run: a stored result, or planning live (path None)."""
 
@@ -33,9 +31,9 @@ class Choice(NamedTuple):
     label: str
 
 
-def run_names(first: str = "") -> list[str]:
+def run_names(first: str) -> list[str]:
     """Runs to choose from: `first`, then the newest ones, then the pretrained one."""
-    names = [first] * bool(first) + list_runs()[::-1][:_MOST_RUNS]
+    names = [first, *list_runs()[::-1][:_MOST_RUNS]]
     if (pretrained_folder() / "manifest.json").is_file():
         names.append("pretrained")
     return list(dict.fromkeys(names))
@@ -50,11 +48,6 @@ def open_run(name: str) -> tuple[Run, Agent]:
 def methods_of(agent: Agent) -> tuple[str, ...]:
     """The planners that it has the levels for."""
     return METHODS if agent.level2 is not None else METHODS[:1]
-
-
-def costs_of(agent: Agent) -> tuple[str, ...]:
-    """The costs that it has the heads for."""
-    return tuple(UNITS) if agent.distance is not None else ("latent",)
 
 
 def choices(run: Run, agent: Agent) -> list[Choice]:
@@ -77,34 +70,26 @@ def pick(options: list[Choice], method: str, cost: str) -> Choice:
     found = [one for one in options if one[:2] == (method, cost)]
     if not found:
         raise RunError(f"there is no roll-out of {method} with the {cost} cost to choose")
-    stored = [one for one in found if one.path is not None and "__bounce__" in one.path.name]
-    return (stored or found)[0]
-
-
-def planning_for(run: Run, agent: Agent, cost: str) -> PlanningConfig:
-    """The run's planning with this cost and the action cap of its protocol."""
-    cap = protocol_cap(run.config.evaluation.protocol, agent.planning.action_cap)
-    return dataclasses.replace(agent.planning, cost=cost, action_cap=cap)
+    return min(found, key=lambda one: "__bounce__" not in str(one.path))
 
 
 def tell(run: Run, agent: Agent, choice: Choice, trial: int) -> Story:
     """The story of one trial; WorkbookError when there is no such trial.
 
-    Live roll-outs take protocol, trials and number of steps from the run, and `bounce` dynamics:
-    what a stored result of these settings did (I13). ConfigError for a run in an own world.
+    Live roll-outs play the run's own case, which is what a stored result of these settings did
+    (I13). ConfigError for a run in an own world.
     """
     if find_world(run.config.data.source) is not None:
         raise ConfigError("the inspector draws Two Rooms, this run was trained in an own world")
     if choice.path is not None:
         return recall(agent, load_result(choice.path), trial)
-    evaluation = run.config.evaluation
-    task = scene_of(load_trials(evaluation.protocol, evaluation.split, ROWS), trial)
-    planning = planning_for(run, agent, choice.cost)
-    title = f"{choice.method}, {choice.cost} cost, {evaluation.split} trial {trial}, live"
-    return play(agent, task, choice.method, planning, evaluation.steps, title=title, row=trial)
+    method, cost, *_ = choice
+    case = Case.of(run.config, method, cost, planning=agent.planning, trials=trial + 1)
+    title = f"{method}, {cost} cost, {case.split} trial {trial}, live"
+    scene = scene_of(case.tasks, trial)
+    return play(agent, scene, method, case.planning, case.steps, title=title, row=trial)
 
 
-# --- other planner settings -------------------------------------------------------------------
 class Knob(NamedTuple):
     """A setting that a reader can change."""
 
@@ -133,6 +118,10 @@ def _path(name: str, method: str) -> str:
     return KNOBS[name].path.format("flat" if method == "flat" else "hierarchy.tracker")
 
 
+def _heeded(method: str) -> list[str]:
+    return [name for name in KNOBS if method != "flat" or name not in LEVEL2]
+
+
 def knobs_of(planning: PlanningConfig, method: str) -> Knobs:
     """The knobs as `planning` has them."""
     return {"method": method} | {name: attrgetter(_path(name, method))(planning) for name in KNOBS}
@@ -140,26 +129,17 @@ def knobs_of(planning: PlanningConfig, method: str) -> Knobs:
 
 def apply_knobs(planning: PlanningConfig, knobs: Knobs) -> PlanningConfig:
     """`planning` with the knobs' values; ConfigError when one is out of range."""
-    for name in KNOBS:
-        if not (name in LEVEL2 and knobs["method"] == "flat"):
-            planning = _put(planning, _path(name, knobs["method"]), knobs[name])
-    return planning
-
-
-def _put(section: Any, path: str, value: Any) -> Any:
-    name, _, rest = path.partition(".")
-    value = _put(getattr(section, name), rest, value) if rest else value
-    return dataclasses.replace(section, **{name: value})
+    tree = to_dict(planning)
+    for name in _heeded(knobs["method"]):
+        *sections, last = _path(name, knobs["method"]).split(".")
+        reduce(dict.get, sections, tree)[last] = knobs[name]
+    return from_dict(PlanningConfig, tree)
 
 
 def describe(knobs: Knobs, base: Knobs) -> str:
     """ "l1+l2, latent cost, horizon 16": the method, the cost, and whatever differs from `base`."""
-    words = [knobs["method"]]
-    for name, knob in KNOBS.items():
-        unused = name in LEVEL2 and knobs["method"] == "flat"
-        if name == "cost" or (knobs[name] != base[name] and not unused):
-            words.append(knob.words.format(knobs[name]))
-    return ", ".join(words)
+    told = [n for n in _heeded(knobs["method"]) if n == "cost" or knobs[n] != base[n]]
+    return ", ".join([knobs["method"], *(KNOBS[name].words.format(knobs[name]) for name in told)])
 
 
 def play_pairs(

@@ -19,31 +19,23 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
-ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 300_000  # ms that a busy machine may need for one thing
+NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "06_inspect_rollouts.ipynb"
+PATIENCE = 300  # seconds that a busy machine may need for one thing
 SMOKE = {"profile": "smoke", "overrides": "device=cpu,precision=fp32"}
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """What JupyterLab opens: notebook 06 with the smoke parameters, and no outputs yet."""
-    path = tmp_path_factory.mktemp("lab")
-    source = load_notebook_node(str(ROOT / "notebooks" / "06_inspect_rollouts.ipynb"))
-    notebook = parameterize_notebook(source, SMOKE)
-    nbformat.write(notebook, path / "06_inspect_rollouts.ipynb")
-    return path
-
-
-@pytest.fixture(scope="session")
-def lab(folder):
-    """Address of a JupyterLab without token on a free port, with an outputs folder of its own."""
+def lab(tmp_path_factory):
+    """Address of a JupyterLab without token that opens notebook 06 with the smoke parameters."""
+    folder = tmp_path_factory.mktemp("lab")
+    notebook = parameterize_notebook(load_notebook_node(str(NOTEBOOK)), SMOKE)
+    nbformat.write(notebook, folder / NOTEBOOK.name)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     own = {f"JUPYTER_{one}_DIR": str(folder / one) for one in ("CONFIG", "DATA", "RUNTIME")}
-    environment = os.environ | own | {"OMP_NUM_THREADS": "1"}
-    environment["HJEPA_OUTPUTS"] = str(folder / "outputs")
-    environment.pop("HJEPA_HEADLESS", None)
+    own |= {"OMP_NUM_THREADS": "1", "HJEPA_OUTPUTS": str(folder / "outputs")}
+    environment = {k: v for k, v in os.environ.items() if k != "HJEPA_HEADLESS"} | own
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
         "--ip=127.0.0.1", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}",
@@ -54,7 +46,7 @@ def lab(folder):
     with open(folder / "server.log", "wb") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
         try:
-            deadline = time.monotonic() + PATIENCE / 1000
+            deadline = time.monotonic() + PATIENCE
             while not _answers(f"{address}/api/status"):
                 assert server.poll() is None, (folder / "server.log").read_text()
                 assert time.monotonic() < deadline, "JupyterLab does not answer"
@@ -68,11 +60,9 @@ def lab(folder):
 
 
 def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as reply:
-            return reply.status == 200
-    except OSError:
-        return False
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as reply:
+        return reply.status == 200
+    return False
 
 
 @pytest.fixture(scope="session")

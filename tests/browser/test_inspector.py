@@ -65,11 +65,16 @@ def part(page, number):
     return found
 
 
+def row_of(page, kind, label):
+    """The slider or dropdown beside a label."""
+    row = page.locator(f".widget-{kind}", has=page.get_by_text(label, exact=True)).first
+    row.scroll_into_view_if_needed()
+    return row
+
+
 def type_into(page, label, value):
     """Type a number into the readout beside a slider."""
-    row = page.locator(".widget-slider", has=page.get_by_text(label, exact=True)).first
-    row.scroll_into_view_if_needed()
-    readout = row.locator(".widget-readout")
+    readout = row_of(page, "slider", label).locator(".widget-readout")
     readout.click()
     readout.press("Control+a")
     readout.type(str(value))
@@ -81,8 +86,24 @@ def wait_for(page, text):
     page.locator(".hjepa-message", has_text=text).first.wait_for()
 
 
+def wait_for_player(page, number, text):
+    """Until a player has been replaced by one that says this."""
+    page.locator(PLAYER).nth(number).get_by_text(text).first.wait_for()
+
+
 def title(page, number):
     return part(page, number).locator(".hp-title").text_content()
+
+
+def click_slider(page, one, share):
+    """Click into a player's slider at a share of its width; returns the step that it shows then."""
+    box = one.locator(".hp-slider").bounding_box()
+    page.mouse.click(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+    return step_of(one)
+
+
+def step_of(one):
+    return int(one.get_attribute("data-step"))
 
 
 def test_every_cell_runs_and_nothing_fails(page):
@@ -105,23 +126,18 @@ def test_slider_changes_the_picture(page):
     """Arrow keys and clicks on the slider."""
     one = part(page, 0)
     before = one.screenshot()
-    box = one.locator(".hp-slider").bounding_box()
-    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    half = int(one.get_attribute("data-step"))
+    half = click_slider(page, one, 0.5)
     assert half > 10
     for _ in range(3):
         page.keyboard.press("ArrowRight")
-    assert one.get_attribute("data-step") == str(half + 3)
-    assert f"step {half + 3} of" in one.inner_text()
+    assert step_of(one) == half + 3 and f"step {half + 3} of" in one.inner_text()
     assert one.screenshot() != before
 
 
 def test_play_runs_in_the_browser_alone(page, watch):
     """About ten pictures a second, in order, without a single message to the kernel."""
     one = part(page, 0)
-    box = one.locator(".hp-slider").bounding_box()
-    page.mouse.click(box["x"] + 2, box["y"] + box["height"] / 2)
-    assert one.get_attribute("data-step") == "0"
+    assert click_slider(page, one, 0.005) == 0
     page.wait_for_timeout(1000)
     sent = len(watch.sent)
     one.evaluate(
@@ -134,22 +150,21 @@ def test_play_runs_in_the_browser_alone(page, watch):
     one.get_by_role("button", name="Play").click()
     page.wait_for_function("(root) => root.seen.length > 8", arg=one.element_handle())
     one.locator(".hp-play").click()
-    seen = one.evaluate("(root) => root.seen")
-    steps = [step for _, step in seen]
-    rate = (steps[-1] - steps[0]) / (seen[-1][0] - seen[0][0]) * 1000
-    assert steps == sorted(steps)
+    times, steps = zip(*one.evaluate("(root) => root.seen"), strict=True)
+    rate = (steps[-1] - steps[0]) / (times[-1] - times[0]) * 1000
+    assert list(steps) == sorted(steps)
     assert 8 < rate < 12
     assert len(watch.sent) - sent <= 1  # a heartbeat or a save at most; a round trip would be many
     page.wait_for_timeout(400)
-    assert int(one.get_attribute("data-step")) == steps[-1]  # paused
+    assert step_of(one) == steps[-1]  # paused
 
 
 def test_landscape_toggle(page):
-    one = part(page, 0)
-    before = one.locator("figure").nth(2).locator("image").get_attribute("href")
-    one.get_by_role("button", name="distance", exact=True).click()
-    assert one.locator("figure").nth(2).locator("image").get_attribute("href") != before
-    assert "distance (steps)" in one.locator("figure").nth(2).inner_text()
+    panel = part(page, 0).locator("figure").nth(2)
+    before = panel.locator("image").get_attribute("href")
+    panel.get_by_role("button", name="distance", exact=True).click()
+    assert panel.locator("image").get_attribute("href") != before
+    assert "distance (steps)" in panel.inner_text()
 
 
 def test_choosing_another_method_and_a_wrong_trial(page):
@@ -157,12 +172,9 @@ def test_choosing_another_method_and_a_wrong_trial(page):
     selects = page.locator(".widget-dropdown select")
     selects.nth(0).scroll_into_view_if_needed()
     selects.nth(1).select_option(label="live: flat, latent cost")
-    page.locator(PLAYER).nth(1).get_by_text("flat, latent cost", exact=False).first.wait_for()
+    wait_for_player(page, 1, "flat, latent cost")
     selects.nth(0).select_option(label="pretrained")
-    page.wait_for_function(
-        f"() => document.querySelectorAll('{PLAYER}')[1].innerText.includes('of 200') || "
-        f"document.querySelectorAll('{PLAYER}')[1].innerText.includes('reached')"
-    )
+    wait_for_player(page, 1, re.compile("of 200|reached"))
 
 
 def test_invalid_start_gives_a_message(page):
@@ -179,10 +191,7 @@ def test_invalid_start_gives_a_message(page):
 def test_a_valid_scene_is_replanned_live(page):
     type_into(page, "start x", 12)
     wait_for(page, "the goal")
-    page.wait_for_function(
-        f"() => document.querySelectorAll('{PLAYER}')[2].querySelector('.hp-title')"
-        ".textContent === 'l1+l2, latent cost'"
-    )
+    wait_for_player(page, 2, re.compile("^l1[+]l2, latent cost$"))
     type_into(page, "wall x", 26)
     type_into(page, "door y", 40)
     page.wait_for_timeout(1500)
@@ -193,8 +202,9 @@ def test_a_click_in_the_picture_moves_the_nearer_place(page):
     pad = page.locator(".hjepa-pad")
     pad.scroll_into_view_if_needed()
     box = pad.bounding_box()
-    row = page.locator(".widget-slider", has=page.get_by_text("start x", exact=True)).first
-    before = row.locator(".widget-readout").inner_text()
+    readout = page.locator(".widget-slider", has=page.get_by_text("start x", exact=True))
+    readout = readout.first.locator(".widget-readout")
+    before = readout.inner_text()
     start = pad.locator("circle").first.bounding_box()
     x, y = start["x"] + start["width"] / 2, start["y"] + start["height"] / 2
     page.mouse.move(x, y)
@@ -202,24 +212,18 @@ def test_a_click_in_the_picture_moves_the_nearer_place(page):
     page.mouse.move(x + 0.1 * box["width"], y - 0.1 * box["height"], steps=5)
     page.mouse.up()
     page.wait_for_function(
-        "([node, old]) => node.innerText !== old",
-        arg=[row.locator(".widget-readout").element_handle(), before],
+        "([node, old]) => node.innerText !== old", arg=[readout.element_handle(), before]
     )
-    after = row.locator(".widget-readout").inner_text()
+    after = readout.inner_text()
     assert float(after) == pytest.approx(float(before) + 5.8, abs=1.5)  # a tenth of 58 px
     wait_for(page, "the goal")
 
 
 def test_what_if_compares_side_by_side(page):
-    row = page.locator(".widget-dropdown", has=page.get_by_text("level 2", exact=True)).first
-    row.scroll_into_view_if_needed()
-    row.locator("select").select_option("shuffle")
+    row_of(page, "dropdown", "level 2").locator("select").select_option("shuffle")
     type_into(page, "horizon", 12)
     page.get_by_role("button", name="Compare").click()
-    page.wait_for_function(
-        f"() => document.querySelectorAll('{PLAYER}')[4].innerText"
-        ".includes('l1+l2, latent cost, horizon 12, level 2: shuffle')"
-    )
+    wait_for_player(page, 4, "l1+l2, latent cost, horizon 12, level 2: shuffle")
     two = part(page, 4)
     assert two.locator("figure").count() == 3
     two.get_by_role("button", name="Play").click()
