@@ -24,7 +24,7 @@ _SIDES = {"same room": style.SKY, "through the door": style.PURPLE}
 
 
 def calibration(recorded: np.ndarray, predicted: np.ndarray, gamma: float = 1.0) -> Figure:
-    """Predicted steps (n,) against the steps recorded between two states of one trajectory (n,).
+    """Predicted steps (n,) against those recorded between two states of one trajectory (n,).
 
     A recorded path may be a detour: a good head lies below the reference for long ones.
     """
@@ -44,9 +44,9 @@ def layout_calibration(
 ) -> Figure:
     """Predicted steps (n,) against the true shortest ones (n,), a panel per layout (at most 24).
 
-    `through_door` (n,) bool marks pairs with the wall between them, `layouts` (n, 2) are rows
-    (wall_x, door_y), `names` adds words for one. `paces` maps the name of a reference to its steps
-    per true step. Each panel's title has Spearman's rank correlation of all pairs.
+    `through_door` (n,) bool: the wall is between them; `layouts` (n, 2) rows (wall_x, door_y), for
+    some of which `names` has words; `paces` maps a reference to its steps per true step. Titles
+    give Spearman's rank correlation of all pairs.
     """
     groups = {}
     for layout in list(dict.fromkeys(map(tuple, layouts.tolist())))[: style.MOST_PANELS]:
@@ -72,8 +72,7 @@ def _calibrations(
 ) -> Figure:
     """Panels of named clouds (true, predicted) with median and 10-90 % band in bins of 5 or more.
 
-    The references are what a perfect head predicts at a pace: n steps of it count
-    (1 - gamma^n) / (1 - gamma), as the head is trained with a discount.
+    A perfect head, trained with a discount, predicts (1 - gamma^n) / (1 - gamma) for n steps.
     """
     width = 3.4 if len(groups) > 1 else 4.4
     figure, axes = style.grid_of(len(groups), 3, width, -0.5, title=title, sharey=True)
@@ -106,8 +105,8 @@ def cost_geometry(
 ) -> Figure:
     """Each cost (n,) of a pair of places against the shortest path between them, path (n,) px.
 
-    `other_room` (n,) bool marks pairs with the wall between them. The number in each panel's title
-    is Spearman's rank correlation: 1 means that the cost orders the pairs as the room does.
+    `other_room` (n,) bool: the wall is between them. Titles give Spearman's rank correlation: 1
+    means that the cost orders the pairs as the room does.
     """
     figure, axes = style.panels(1, len(costs), 3.5, 3.0, "Cost against the shortest path")
     for axis, (name, values) in zip(axes, costs.items(), strict=True):
@@ -153,8 +152,8 @@ def kl_by_dimension(kl: np.ndarray) -> Figure:
 def proposals(starts: np.ndarray, clouds: np.ndarray, rooms: Any, reach: float) -> Figure:
     """Places (n, N, 2) px that level 2 imagines one macro-step ahead of starts (n, 2), at most 24.
 
-    `rooms` (n, Hpx, Wpx) are the backgrounds; `reach` px, the longest way of one macro-step, is
-    drawn as a circle: level 1 cannot deliver what lies outside it, or behind or inside the wall.
+    `rooms` (n, Hpx, Wpx) are the backgrounds; the circle is the longest way of one macro-step,
+    `reach` px: level 1 cannot deliver what lies outside it, or behind or inside the wall.
     """
     count = min(len(starts), style.MOST_PANELS)
     figure, axes = style.grid_of(count, 4, 1.8, title="What level 2 proposes")

@@ -80,10 +80,7 @@ def marks(axis: Axes, values: Mapping[str, float]) -> None:
 def intervals(
     axis: Axes, at: Any, value: Any, low: Any, high: Any, across: bool = False, **look: Any
 ) -> None:
-    """Points (n,) with whiskers from `low` to `high`; `across` lays them along x, unjoined.
-
-    `look` is usually that of `style.look`.
-    """
+    """Points (n,) with whiskers from `low` to `high`; `across` lays them along x, unjoined."""
     value = np.asarray(value, dtype=float)
     gaps = np.abs(np.stack([value - low, value - high]))
     drawn = {"marker": "o", "ms": 4.5, "elinewidth": 1.2, "capsize": 2, "zorder": 3} | look
@@ -201,8 +198,7 @@ def planned(
 def value_axis(axis: Axes, values: Sequence[Any]) -> dict[Any, float]:
     """The x axis of a setting with a tick at each of its values; returns where each value lies.
 
-    Numbers lie where they are, on a logarithmic axis when their ends are far apart; anything else
-    lies side by side.
+    Numbers lie where they are, a logarithmic axis parts distant ends; others lie side by side.
     """
     values = list(dict.fromkeys(values))
     places, texts = range(len(values)), [str(one) for one in values]

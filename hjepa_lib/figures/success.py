@@ -161,10 +161,10 @@ def success_against(
 ) -> Figure:
     """Success with its 95 % interval against the column `x`, one panel per named group of rows.
 
-    Rows of one method and cost are one line. Where `x` is a price (`PRICES`) the line joins the
-    points that no cheaper one equals, the others are pale, and rows without a price are horizontal
-    lines, as are the named rates `floors`. Otherwise x is a setting, with a tick for each value.
-    `marks` are named places on x, `singles` the rows of single seeds, small dots.
+    A line per method and cost. Where `x` is a price (`PRICES`) it joins the points that no cheaper
+    one equals, the others are pale, and rows without a price are horizontal, as are the named rates
+    `floors`. Otherwise x is a setting, with a tick for each value. `marks` are named places on x,
+    `singles` the rows of single seeds, small dots.
     """
     width = 3.5 if len(groups) > 1 else 5.0
     figure, axes = style.grid_of(len(groups), 3, width, 2.9 - width, title=title, sharey=True)

@@ -43,8 +43,8 @@ def probe_scatter(
 ) -> Figure:
     """Predicted against true values (n, K) px of a probe, one panel per coordinate.
 
-    Each panel's title gives its RMSE in px and the spread (std) of the true values, below which a
-    probe knows something; with names (x, y) the headline adds the RMSE of the Euclidean error.
+    Titles give the RMSE in px and the spread (std) of the true values, below which a probe knows
+    something; with names (x, y) the headline adds the RMSE of the Euclidean error.
     """
     errors = np.sqrt(((predicted - true) ** 2).mean(0))  # (K,)
     if tuple(names) == ("x", "y"):

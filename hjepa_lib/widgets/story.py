@@ -175,9 +175,9 @@ def play(
 ) -> Story:
     """Roll the scene out now; a second or so. WorkbookError before anything is played.
 
-    `row` is the trial's number in its file: the story meets the noise of the stored result. A few
-    other tasks of the same room are planned beside it for the control `shuffle`, which hands their
-    sub-goals around; they change nothing else (I13).
+    `row` is the trial's number in its file: the story meets the noise of the stored result. The
+    control `shuffle` hands around the sub-goals of a few other tasks of the room, which are planned
+    beside it and change nothing else (I13).
     """
     planning = planning or agent.planning
     cap = planning.action_cap or P1_CAP
