@@ -133,11 +133,10 @@ def make_pair(ws: Workspace, folder: Path, n: int) -> Iterator[Report]:
     fits = {}
     for kind in KINDS:
         model = build_grid_model(kind, config, train.size, own).to(ws.device)
-        fit = fits[kind] = fit_grid(
-            model, train, config.optim, partial(CHECKS[kind], model, held), seed=own,
-            precision=ws.precision, folder=ws.resume(f"grid_s{n}/{kind}"),
-            stage=LOGS[kind].format(n),
-        )  # fmt: skip
+        options = {"folder": ws.resume(f"grid_s{n}/{kind}"), "stage": LOGS[kind].format(n)}
+        options |= {"seed": own, "precision": ws.precision}
+        check = partial(CHECKS[kind], model, held)
+        fit = fits[kind] = fit_grid(model, train, config.optim, check, **options)
         ws.run.metrics.rewind(fit.stage, fit.update)
     for kind, report in train_pair(fits, config.optim.optim(len(train)).patience):
         model, epoch = fits[kind].module, fits[kind].config.validate_every
@@ -167,12 +166,11 @@ def _save(path: Path, kind: str, model: GridModel, row: dict[str, Any]) -> None:
 
 def load_grid_model(ws: Workspace, kind: str, n: int) -> GridModel:
     """The frozen best model of a training seed, obtained if absent. `random` is untrained."""
-    if kind == "random":
-        size = load_data(ws)[0].size
-        model = build_grid_model("jepa", ws.config.pixels.grid, size, ws.config.seed + n)
-    else:
+    if kind != "random":
         folder = ws.obtain(grid_stages(ws.config)[f"grid_s{n}"])
-        model = read_grid_model(folder / BEST.format(kind), kind)
+        return read_grid_model(folder / BEST.format(kind), kind).to(ws.device)
+    size = load_data(ws)[0].size
+    model = build_grid_model("jepa", ws.config.pixels.grid, size, ws.config.seed + n)
     return model.to(ws.device).eval().requires_grad_(False)
 
 

@@ -111,8 +111,8 @@ def load_level1(folder: Path, name: str = "model") -> Jepa:
     """The level-1 model, its normaliser inside."""
 
     def build(meta: dict[str, Any]) -> Jepa:
-        config, size = from_dict(Level1Config, meta["config"]), meta.get("image", SIZE)
-        return Jepa(config, from_dict(Normaliser, meta["normaliser"]), size)
+        normaliser = from_dict(Normaliser, meta["normaliser"])
+        return Jepa(from_dict(Level1Config, meta["config"]), normaliser, meta.get("image", SIZE))
 
     return load_module(folder / name, "level1", build)
 
@@ -144,11 +144,10 @@ def save_distance(folder: Path, head: Distance) -> None:
 
 def load_distance(folder: Path) -> Distance:
     """The temporal-distance head."""
-
-    def build(meta: dict[str, Any]) -> Distance:
-        return Distance(from_dict(DistanceConfig, meta["config"]), meta["latent_dim"])
-
-    return load_module(folder / "distance", "distance", build)
+    return load_module(
+        folder / "distance", "distance",
+        lambda meta: Distance(from_dict(DistanceConfig, meta["config"]), meta["latent_dim"]),
+    )  # fmt: skip
 
 
 class TrainedMacro(NamedTuple):
@@ -161,13 +160,9 @@ class TrainedMacro(NamedTuple):
 
 
 def save_level2(
-    folder: Path,
-    model: Level2,
-    reach: dict[str, float],
-    box: Tensor | None,
-    name: str = "model",
+    folder: Path, model: Level2, reach: dict[str, float], box: Tensor | None, name: str = "model",
     level1: str = "",
-) -> None:
+) -> None:  # fmt: skip
     """Level 2 (or 3); reach and box are what the planner needs besides."""
     save_module(
         folder / name, model, "level2",

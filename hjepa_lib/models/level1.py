@@ -99,13 +99,9 @@ class Jepa(nn.Module):
         return self.predictors[member](latent, normal if context is None else normal + context)
 
     def rollout(
-        self,
-        start: Tensor,
-        actions: Tensor,
-        member: int = 0,
-        context: Tensor | None = None,
+        self, start: Tensor, actions: Tensor, member: int = 0, context: Tensor | None = None,
         feedback: Callable[[list[Tensor]], Tensor | None] | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Autoregressive: start (M, D), actions (M, H, A) px -> (M, H+1, D), entry 0 is the start.
 
         `context` (M, H, A) adds to the normalised actions; `feedback` makes a correction (M, D) of

@@ -74,12 +74,9 @@ def layout_identity(static: Tensor, layouts: Tensor) -> Tensor:
 
 
 def loss_terms(
-    rollout: Rollout,
-    config: LossConfig,
-    idm_head: nn.Module | None,
-    static: int = 0,
+    rollout: Rollout, config: LossConfig, idm_head: nn.Module | None, static: int = 0,
     weighted_only: bool = False,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor]:  # fmt: skip
     """Unweighted scalars of one level by name; without a head the idm term is 0.
 
     The first `static` components are left to `layout_identity`; `weighted_only`: those with a

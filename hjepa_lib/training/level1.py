@@ -40,14 +40,9 @@ def level1_objective(model: Jepa, rollout: Rollout, batch: WindowBatch) -> Loss:
 
 
 def train_level1(
-    model: Jepa,
-    train: Windows,
-    validation: Windows | None,
-    *,
-    seed: int,
-    objective: Objective = level1_objective,
-    **options: Any,
-) -> Fit:
+    model: Jepa, train: Windows, validation: Windows | None, *, seed: int,
+    objective: Objective = level1_objective, **options: Any,
+) -> Fit:  # fmt: skip
     """Iterate over the result to train `model` in place; see training/loop.py.
 
     An own `objective(model, rollout, batch)` takes the place of ours. Under torchrun each process

@@ -19,19 +19,13 @@ VALIDATION_WINDOWS = 512
 
 
 def train_level2(
-    level2: Level2,
-    level1: Jepa,
-    store: LatentStore,
-    validation: LatentStore | None,
-    *,
-    seed: int,
-    stage: str = "l2",
-    **options: Any,
-) -> Fit:
+    level2: Level2, level1: Jepa, store: LatentStore, validation: LatentStore | None, *,
+    seed: int, stage: str = "l2", **options: Any,
+) -> Fit:  # fmt: skip
     """Iterate to train `level2` in place on stored latents of a frozen `level1`.
 
-    Validation reports the error with the posterior's z (`sim`) and with the prior's mean, which is
-    known without looking ahead (`prior_sim`); `options` are those of `Fit`: precision, folder.
+    Validation reports the error with the posterior's z (`sim`), and with the prior's mean, which
+    does not look ahead (`prior_sim`); `options` are those of `Fit`: precision, folder.
     """
     device, config = next(level2.parameters()).device, level2.config
     length = config.macro_steps * config.step_skip + 1
