@@ -160,13 +160,12 @@ def world_model_predictions(true: np.ndarray, imagined: np.ndarray, action: np.n
 
 
 @styled
-def step_errors(curves: Mapping[str, Sequence[float]], spread: float | None = None) -> Figure:
+def step_errors(curves: Mapping[str, Sequence[float]], spread: float) -> Figure:
     """Mean L1 error against imagined steps; `spread` marks the error of a constant latent."""
     figure, (axis,) = style.panels(1, 1, 4.6, 2.8, title="Error per step")
     for name, look in (("model", _MODEL), ("copy_last", _COPY)):
         draw.curve(axis, np.arange(1, len(curves[name]) + 1), curves[name], **look)
-    if spread is not None:
-        draw.levels(axis, {"best constant latent": spread})
+    draw.levels(axis, {"best constant latent": spread})
     axis.set(xlabel="imagined steps", ylabel="mean L1 error", ylim=(0, None))
     axis.grid(axis="y")
     axis.legend()
