@@ -149,7 +149,7 @@ def grid(**axes):
         (cell(model="bass"), "cell 'flat': .* unknown model 'bass'"),
         (cell(cost="none"), "cell 'flat': cost=none does not go with method=flat"),
         (cell(colour="red"), "cell 'flat': unknown key 'colour'"),
-        (cell(notebooks="01"), "cell 'flat': it needs one of method and notebooks"),
+        (cell(notebooks="01"), "cell 'flat': it needs one of method, notebooks and call"),
         (cell(planning={"flat.sample": 3}), "cell 'flat': .* 'planning.flat.sample'"),
         (cell(planning={"cost": "latent"}), "sets planning.cost; use its own key"),
         (cell(planning={"action_cap": 2.0}), "cell 'flat': protocol p1 fixes planning"),
@@ -158,6 +158,7 @@ def grid(**axes):
         (cell(method="l1+l2+l3"), "'flat': .* its model needs level3.enabled"),
         ({"cells": [FLAT, FLAT]}, "cell 'flat': it is named twice"),
         ({"cells": [3]}, "must be a mapping, got 3"),
+        ({"cells": [{"call": "x.y"}]}, "must be module:function, got 'x.y'"),
         ({"cells": [{"notebooks": "01", "cost": "latent"}]}, "'notebooks': unknown key 'cost'"),
         (grid(**{"level1.width": {"a": {}}}), "need a name that is no setting"),
         (grid(**{"level1.width": [8, 8]}), "the same row twice"),
@@ -484,6 +485,29 @@ def test_processes_side_by_side_make_the_same_rows(make):
         found.append({row["cell"] + row["seed"]: row["solved"] for row in read(made)})
         made.table.unlink()
     assert found[0] == found[1] and set(found[0]) == {"walk0", "walk1", "best0", "best1"}
+
+
+def describe(ws, given):
+    """A function that a cell calls."""
+    return [{"measure": name, "value": value, "run": ws.run.name} for name, value in given.items()]
+
+
+def test_a_cell_may_call_a_function(make):
+    def calls(name="describe", **given):
+        one = {"call": f"test_experiment:{name}", "model": "base", "settings": given}
+        return make(lambda tree: tree.update(cells=[one]))
+
+    made = calls(a=1, b=2)
+    assert run(made)[0] == []
+    rows = read(made)
+    keys = ("cell", "measure", "value")
+    found = [tuple(row[key] for key in keys) for row in rows]
+    assert found == [("describe", "a", "1"), ("describe", "b", "2")]
+    assert rows[0]["run"].startswith("little/base-s0-")
+    assert "1 rows, 1 done before" in run(made)[1]
+    with pytest.raises(RunError, match=r"was made with given\.b=2, not 3"):
+        run(calls(a=1, b=3))
+    assert "no attribute 'nothing'" in run(calls("nothing"))[0][0]
 
 
 def test_commands(again, capsys):

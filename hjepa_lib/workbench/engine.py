@@ -7,6 +7,7 @@ command goes on wherever another one ended.
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 import sys
 import time
@@ -166,7 +167,13 @@ def make_rows(
     """Train what is missing and do the unit: its rows, without the columns of its key."""
     folder, cell = experiment.folder, unit.cell
     ws = open_run(f"{folder.name}/{unit.run_name}", unit.trained, folder.parent)
-    found = [_planned(ws, unit)] if unit.case else _executed(ws, unit, threads)
+    if unit.case:
+        found = [_planned(ws, unit)]
+    elif cell.call:
+        module, _, name = cell.call.partition(":")
+        found = getattr(importlib.import_module(module), name)(ws, dict(cell.settings))
+    else:
+        found = _executed(ws, unit, threads)
     versions = machine.versions()
     about = {"group": cell.group, "profile": unit.config.profile, **unit.model.swept}
     about |= unit.identity() | {"revision": machine.revision(repository())}

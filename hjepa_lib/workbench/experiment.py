@@ -37,7 +37,10 @@ class Model(NamedTuple):
 
 
 class Cell(Section):
-    """What is done with a model: chapters run headless, such as "01-05"."""
+    """What is done with a model: chapters run headless, such as "01-05", or a function.
+
+    `call` names it as module:function; it makes rows of the workspace and `settings`.
+    """
 
     method = ""
 
@@ -46,6 +49,12 @@ class Cell(Section):
     group: str = ""
     seeds: tuple[Int[0 : 2**31 - 1], ...] = (0, 1, 2)
     notebooks: str = ""
+    call: str = ""
+    settings: dict = field(default_factory=dict)
+
+    def refused(self) -> Iterator[tuple[bool, str]]:
+        wrong = self.call and not re.fullmatch(r"[\w.]+:\w+", self.call)
+        yield bool(wrong), f"call must be module:function, got {self.call!r}"
 
 
 class PlannerCell(Cell):
@@ -142,6 +151,8 @@ class Unit:
         """Columns that must agree before a stored row is taken as this one."""
         if self.case:
             return leaves(self.case.header)
+        if self.cell.call:
+            return leaves({"call": self.cell.call, "given": self.cell.settings})
         paths = notebooks.select_notebooks(self.cell.notebooks)
         return {"notebooks": "+".join(f"{one.stem}:{sha256(one)[:12]}" for one in paths)}
 

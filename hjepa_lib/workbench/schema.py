@@ -141,10 +141,12 @@ def _axis(axis: str, node: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
 
 
 def _cell(entry: Any, defaults: dict[str, Any], models: set[str]) -> Cell:
-    name = str(_mapping(entry).get("name", "notebooks" if "notebooks" in entry else ""))
+    kinds = [kind for kind in ("method", "notebooks", "call") if kind in _mapping(entry)]
+    usual = "notebooks" if "notebooks" in kinds else str(entry.get("call", "")).split(":")[-1]
+    name = str(entry.get("name", usual))
     with _about(f"cell {name!r}"):
-        if ("method" in entry) == ("notebooks" in entry):
-            raise ConfigError("it needs one of method and notebooks")
+        if len(kinds) != 1:
+            raise ConfigError("it needs one of method, notebooks and call")
         kind = PlannerCell if "method" in entry else Cell
         kept = {key: defaults[key] for key in kind.__dataclass_fields__.keys() & defaults.keys()}
         cell = from_dict(kind, {"group": name, **kept, **entry, "name": _named(name)})
