@@ -18,7 +18,7 @@ from hjepa_lib.pixels import checks, figures
 from hjepa_lib.pixels import collect as collecting
 from hjepa_lib.pixels.collect import acquire, collect, record
 from hjepa_lib.pixels.env import PixelObservation, make_env, stack_frames
-from hjepa_lib.pixels.transitions import Transitions, scaled
+from hjepa_lib.pixels.transitions import Transitions, scaled, shapes_of
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,7 @@ def test_stacks_repeat_the_first_frame_and_stay_in_their_episode():
 
 def test_gathered_stacks_are_those_of_the_environment(drift):
     """The predicted image is the last of the next state."""
-    assert (drift.action_kind, drift.action_dim, drift.stack) == ("discrete", 5, 4)
-    assert (drift.channels, drift.image_size, len(drift)) == (1, 16, 120)
+    assert shapes_of(drift) == (1, 4, 16, "discrete", 5) and len(drift) == 120
     env = stack_frames(make_env(collected().environment), 4)
     env.action_space.seed(0)
     state, _ = env.reset(seed=0)

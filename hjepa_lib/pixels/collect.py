@@ -153,7 +153,7 @@ def record(
     )  # fmt: skip
     data.meta = {
         "environment": seen.id, "method": "random", "collected_seed": seed,
-        "transitions": len(data), "image_size": data.image_size, "grayscale": seen.grayscale,
+        "transitions": len(data), "image_size": data.frames.shape[-1], "grayscale": seen.grayscale,
         "max_steps": seen.max_steps, "action_repeat": 1, "ppo": None, "frame_skip": skip,
         **describe_split(data, config, seed),
     }  # fmt: skip

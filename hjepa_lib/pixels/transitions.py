@@ -41,7 +41,7 @@ class TransitionBatch(NamedTuple):
 
 
 class PixelShapes(NamedTuple):
-    """What a model must know about its data; `Transitions` has the same attributes."""
+    """What a model must know about its data."""
 
     channels: int
     stack: int
@@ -63,8 +63,11 @@ def scaled(pixels: Tensor) -> Tensor:
 
 
 def shapes_of(data: Transitions | PixelShapes) -> PixelShapes:
-    """What a model must know about `data`."""
-    return PixelShapes(*(getattr(data, name) for name in PixelShapes._fields))
+    """The shapes of `data`."""
+    if isinstance(data, PixelShapes):
+        return data
+    _, channels, _, size = data.frames.shape
+    return PixelShapes(channels, data.stack, size, data.action_kind, data.action_dim)
 
 
 @dataclass
@@ -85,14 +88,6 @@ class Transitions:
 
     def __len__(self) -> int:
         return len(self.reward)
-
-    @property
-    def channels(self) -> int:
-        return self.frames.shape[1]
-
-    @property
-    def image_size(self) -> int:
-        return self.frames.shape[-1]
 
     @property
     def state_shape(self) -> tuple[int, int, int, int]:
