@@ -311,6 +311,7 @@ def test_first_cell_unpacks_nothing_where_the_library_is(content, monkeypatch):
 
 
 def test_s5_set_up_installs_what_the_chapter_needs_and_keeps_torch(tmp_path, monkeypatch, capsys):
+    assert {*colab.EXTRAS.values()} <= EXTRAS.keys()
     calls = []
     root = tmp_path / "hjepa"
     (root / "hjepa_lib/runs").mkdir(parents=True)

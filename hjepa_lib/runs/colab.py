@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 DRIVE = Path("/content/drive/MyDrive")
-EXTRAS = {"06": "widgets", "10": "rl", "11": "rl", "12": "rl", "13": "rl", "14": "h5", "15": "rl"}
+EXTRAS = {"06": "widgets", "10": "rl", "11": "rl", "12": "rl", "13": "rl", "15": "rl"}
 
 
 def set_up(notebook: str) -> None:
