@@ -18,7 +18,10 @@ class Watch:
         self.errors, self.sent = [], []
         page.on("pageerror", lambda error: self.errors.append(f"{error} {error.stack}"))
         page.on("console", self._console)
-        page.on("websocket", lambda socket: socket.on("framesent", self.sent.append))
+        page.on("websocket", lambda socket: socket.on("framesent", self._sent))
+
+    def _sent(self, frame):  # Playwright marks its handlers, which a built-in method refuses
+        self.sent.append(frame)
 
     def _console(self, message):
         where = f"{message.text} {message.location.get('url', '')}"
