@@ -12,7 +12,7 @@ from tiny import digest, make_agent, make_store, seeded, tiny_config
 from hjepa_lib.evaluation import openloop
 from hjepa_lib.evaluation.compute import count, planner_flops
 from hjepa_lib.evaluation.episodes import LatentPolicy, OraclePolicy, RandomPolicy, run_episodes
-from hjepa_lib.evaluation.metrics import per_trial
+from hjepa_lib.evaluation.metrics import per_trial, summarise
 from hjepa_lib.worlds.base import trial_noise
 from hjepa_lib.worlds.trials import load_trials
 from hjepa_lib.worlds.two_rooms import TwoRooms
@@ -87,6 +87,34 @@ def test_an_action_that_is_no_number_ends_its_own_trial_alone(trials):
     np.testing.assert_array_equal(broken.positions[others], whole.positions[others])
     assert (broken.positions[3, 2:] == whole.positions[3, 2]).all()
     assert per_trial(broken, "p1")["lost"].sum() == 1
+
+
+@pytest.mark.parametrize("method", ["flat", "l1+l2"])
+def test_q1_a_lost_trial_changes_no_number_of_the_others(agent, trials, method, monkeypatch):
+    """What the planner saw, and every mean of what it planned, are those of the batch without."""
+    planning, others = dataclasses.replace(agent.planning, cost="latent"), [0, 1, 3]
+    few, encode = trials.pick([7, 2, 5, 4]), type(agent).encode
+
+    def blind(self, frames):
+        latents = encode(self, frames)
+        if len(latents) == few.count:
+            latents[2] = np.nan
+        return latents
+
+    def played(batch):
+        return run_episodes(LatentPolicy(agent, method, planning), batch, "slide", 6, CAP, 0)
+
+    clean = played(few.pick(others))
+    monkeypatch.setattr(type(agent), "encode", blind)
+    found = played(few)
+    assert found.lost.tolist() == [False, False, True, False]
+    for name, values in clean.seen.items():
+        rows = found.seen[name][others] if values.shape else found.seen[name]
+        np.testing.assert_allclose(rows, values, atol=2e-2, rtol=1e-3, err_msg=name)
+    one, two = (summarise(per_trial(played, "p1")) for played in (clean, found))
+    for name in one:
+        if name.startswith(("effective", "init_plan")):
+            assert two[name] == pytest.approx(one[name], rel=1e-3, nan_ok=True), name
 
 
 @pytest.mark.parametrize("method", ["random", "random-persistent", "flat", "l1+l2"])

@@ -207,6 +207,7 @@ class LatentPolicy(Policy):
         calls = log["subgoal"].shape[1]
         pick = torch.linspace(0, calls - 1, min(calls, OFFSET_CALLS)).round().long()
         found = log["latent"].new_full(log["subgoal"].shape[:2], math.nan)
-        unit = offset(self._reached(log, pick)[..., -1, :]).mean().clamp_min(1e-12)
+        unit = offset(self._reached(log, pick)[..., -1, :])
+        unit = unit[unit.isfinite()].mean().clamp_min(1e-12)  # a lost trial has none (Q1)
         found[:, pick] = offset(log["subgoal"][:, pick]) / unit
         return found

@@ -136,7 +136,8 @@ def _planned(e: Episodes) -> dict[str, np.ndarray]:
         layout = Layout.of(e.layout.repeat(plan.shape[1], axis=0))
         ends = (torch.as_tensor(part.reshape(-1, 2)).float() for part in (places[:, :-1], plan))
         way = oracle_length(*ends, layout).numpy().reshape(changes.shape)
-        found["init_plan_through_wall"] = (changes & (way > stride * e.cap + SLACK_PX)).any(1)
+        through = (changes & (way > stride * e.cap + SLACK_PX)).any(1)
+        found["init_plan_through_wall"] = np.where(np.isnan(plan).any((1, 2)), np.nan, through)
     return found
 
 

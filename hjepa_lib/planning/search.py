@@ -27,7 +27,7 @@ class Search(NamedTuple):
     plan: Tensor  # (B, H, A)
     candidates: Tensor  # (B, N, H, A)
     costs: Tensor  # (B, N), infinite where they were not finite
-    effective: Tensor  # (B,) 1 / sum of squared weights: so many candidates made the plan
+    effective: Tensor  # (B,) 1 / sum of squared weights: so many made the plan; NaN where lost
 
     @property
     def lost(self) -> Tensor:
@@ -104,7 +104,8 @@ def search(
             mean = project(mean)
         found = Search(nominal, candidates, costs, effective)
         nominal = torch.where(found.lost[:, None, None], nominal, mean)
-    return found._replace(plan=nominal)
+    effective = found.effective.masked_fill(found.lost, torch.nan)  # Q1: no plan, no number
+    return found._replace(plan=nominal, effective=effective)
 
 
 def _descend(objective: Objective, project: Project, plans: Tensor, config: SearchConfig) -> Tensor:
