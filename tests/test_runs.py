@@ -103,7 +103,7 @@ def test_device_and_precision_are_chosen_once(monkeypatch):
 
 def test_a_run_whose_tracker_is_gone_opens(run):
     tree = json.loads((run.path / "manifest.json").read_text())
-    for known, tracker in (("wandb", "wandb"), ("none", "tensorboard")):
+    for known, tracker in (("wandb", "wandb"), ("none", "trackio")):
         tree["config"]["tracker"] = tracker
         (run.path / "manifest.json").write_text(json.dumps(tree))
         assert Run.open("a").config.tracker == known

@@ -1,4 +1,4 @@
-"""The tracker: one record in, whoever is asked gets it, and nothing that goes wrong stops a run."""
+"""Trackers: one record in, whoever is asked gets it, and nothing that goes wrong stops a run."""
 
 import math
 import os
@@ -14,10 +14,11 @@ from tiny import tiny_config
 from tiny_runs import ROOT
 
 from hjepa_lib.config import flatten, profile
-from hjepa_lib.runs.log import Tracker
+from hjepa_lib.runs.log import SINKS, Tracker
 from hjepa_lib.runs.run import Run
 
-ABOUT = ("smoke-s0", "2026-11-05T14:22:33", flatten(profile("smoke").override("tracker=wandb")))
+CREATED = "2026-11-05T14:22:33"
+ABOUT = ("smoke-s0", CREATED, flatten(profile("smoke").override("tracker=wandb")))
 RECORDS = [
     {"stage": "l1", "step": 10, "loss": 2.0, "lr": np.float32(0.5), "text": "not a number"},
     {"stage": "l1", "step": 20, "loss": torch.tensor(1.0), "lr": math.nan},
@@ -63,6 +64,25 @@ def test_wandb_is_offline_unless_told_otherwise(wandb, tmp_path, monkeypatch):
     assert wandb.init.call_args.kwargs["mode"] == "online"
 
 
+def test_tensorboard_gets_one_folder_per_stage(monkeypatch, tmp_path):
+    """PL8: training that starts again at an earlier step replaces the curve from there on."""
+    made = MagicMock()
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", made)
+    settings = flatten(profile("smoke").override("tracker=tensorboard"))
+    one = Tracker(tmp_path, "smoke-s0", CREATED, settings)
+    assert not made.mock_calls
+    for record in (*RECORDS, RECORDS[0]):
+        one.log(record)
+    one.close()
+    starts = [call(str(tmp_path / stage), purge_step=10) for stage in ("l1", "l2", "l1")]
+    writer = made.SummaryWriter
+    assert writer.call_args_list == starts and writer.return_value.close.called
+    assert [value.args for value in writer.return_value.add_scalar.call_args_list] == [
+        ("loss", 2.0, 10), ("lr", 0.5, 10), ("loss", 1.0, 20), ("loss", 3.0, 10),
+        ("loss", 2.0, 10), ("lr", 0.5, 10),
+    ]  # fmt: skip
+
+
 def test_project_entity_and_name_are_settings(wandb, tmp_path):
     """LOG-1."""
     own = {"project": "p", "entity": "team", "run_name_prefix": "night"}
@@ -100,33 +120,42 @@ def test_ctrl_c_is_not_swallowed_and_nobody_is_greeted(wandb, tmp_path, capsys):
 
 
 def test_a_run_keeps_its_curves_whatever_the_tracker_does(tmp_path, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "wandb", None)
+    for module in ("wandb", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, module, None)
     found = set()
-    for kind in ("none", "wandb"):
+    for kind in ("none", *SINKS):
         run = Run.create(kind, tiny_config(tracker=kind), tmp_path)
         for record in RECORDS:
             run.log(record)
         found.add((run.path / "metrics.jsonl").read_text())
-    (line,) = caplog.messages
-    assert line.startswith("tracker wandb is off from here on (metrics.jsonl is not): ")
-    assert line.endswith("; pip install wandb") and len(found) == 1
+    for kind, line in zip(SINKS, caplog.messages, strict=True):
+        assert line.startswith(f"tracker {kind} is off from here on (metrics.jsonl is not): ")
+        assert line.endswith(f"; pip install {kind}")
+    assert len(found) == 1
     rows = [(row["stage"], row["step"], row["loss"]) for row in run.records()]
     assert rows == [("l1", 10, 2.0), ("l1", 20, 1.0), ("l2", 10, 3.0)]
 
 
-def test_the_real_package_keeps_what_a_process_logged_without_closing(tmp_path):
-    """As when a kernel is shut down."""
+def test_the_real_packages_keep_what_a_process_logged_without_closing(tmp_path):
+    """As when a kernel is shut down; an earlier attempt's curve is replaced."""
+    curves = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     pytest.importorskip("wandb")
     code = (
         "import sys; from pathlib import Path; from hjepa_lib.runs.log import Tracker\n"
-        f"one = Tracker(Path(sys.argv[1]), *{ABOUT!r})\n"
-        "for step in (10, 20): one.log({'stage': 'l1', 'step': step, 'loss': 1 / step})\n"
+        f"name, created, settings = {ABOUT!r}\n"
+        "for kind in ('tensorboard', 'tensorboard', 'wandb'):\n"
+        "    one = Tracker(Path(sys.argv[1]), name, created, settings | {'tracker': kind})\n"
+        "    for step in (10, 20): one.log({'stage': 'l1', 'step': step, 'loss': 1 / step})\n"
     )
     quiet = {"PYTHONPATH": str(ROOT), "WANDB_MODE": "offline", "WANDB_API_KEY": ""}
     command = [sys.executable, "-c", code, str(tmp_path)]
     options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     done = subprocess.run(command, env=os.environ | quiet, check=True, **options)
     assert "is off" not in done.stdout + done.stderr
+    events = curves.EventAccumulator(str(tmp_path / "l1"))
+    events.Reload()
+    found = [(event.step, round(event.value, 4)) for event in events.Scalars("loss")]
+    assert found == [(10, 0.1), (20, 0.05)]
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     content = file.read_bytes()
     assert content.count(b"l1/loss") >= 2 and b"level1.optim.lr" in content

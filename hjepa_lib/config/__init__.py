@@ -68,7 +68,7 @@ class Config(Section):
     """Where to compute; `auto`: an accelerator where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: a one-second micro-benchmark decides; the choice is stored in the manifest."""
-    tracker: Literal["none", "wandb"] = "none"
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Who else gets the training curves; metrics.jsonl is written in any case."""
     tracking: TrackingConfig = needs("tracker=wandb", TrackingConfig())
     data: DataConfig = DataConfig()

@@ -75,11 +75,10 @@ def _names(row: dict[str, Any]) -> set[tuple[str, int, str]]:
 
 
 class Tracker:
-    """Sends a run's numbers to Weights & Biases, where the setting `tracker` is wandb.
+    """Sends a run's numbers to the experiment tracker that the setting `tracker` names.
 
-    Files are in `folder`/wandb, one W&B run per process, opened by the first record, grouped by
-    run; offline unless WANDB_MODE says otherwise. A guest: whatever goes wrong with it prints one
-    line, switches it off and never stops a run.
+    `sink` is made by the first record. A guest: whatever goes wrong with it prints one line,
+    switches it off and never stops a run.
     """
 
     def __init__(self, folder: Path, run: str, created: str, settings: dict[str, Any]) -> None:
@@ -88,46 +87,27 @@ class Tracker:
         if prefix:
             started = datetime.datetime.fromisoformat(created)
             self.name = f"{prefix}-{started:%Y%m%d-%H%M%S}"
-        self._run: Any = None
-        self._stages: set[str] = set()
+        self.sink: TensorBoard | WeightsAndBiases | None = None
 
     def log(self, record: dict[str, Any]) -> None:
         """Hand on the numbers of a record {"stage", "step", key: value, ...}; never raises."""
         if self.kind == "none":
             return
         with self._guest():
-            if self._run is None:
-                self._run = self._open()
+            if self.sink is None:
+                self.sink = SINKS[self.kind](self.folder, self.name, self.settings)
                 atexit.register(self.close)  # after W&B's own: it comes first
             values = plain(record)
             stage = values.pop("stage")
-            if stage not in self._stages:  # each has its own step
-                self._stages.add(stage)
-                self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
             numbers = {k: one for k, one in values.items() if isinstance(one, (int, float))}
-            self._run.log({f"{stage}/{key}": value for key, value in numbers.items()})
-
-    def _open(self) -> Any:
-        import wandb
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return wandb.init(
-            project=os.environ.get("WANDB_PROJECT", self.settings["tracking.project"]),
-            entity=self.settings["tracking.entity"] or None,
-            name=self.name,
-            group=self.name,
-            dir=str(self.folder),
-            config=self.settings,
-            mode=os.environ.get("WANDB_MODE", "offline"),  # nobody is asked to log in
-            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
-        )
+            self.sink.write(stage, numbers)
 
     def close(self) -> None:
         """Let the tracker finish what it still holds; done at the end of the process."""
-        run, self._run = self._run, None
-        if run is not None:
+        sink, self.sink = self.sink, None
+        if sink is not None:
             with self._guest():
-                run.finish()
+                sink.close()
 
     @contextlib.contextmanager
     def _guest(self) -> Iterator[None]:
@@ -141,4 +121,67 @@ class Tracker:
                 "tracker %s is off from here on (metrics.jsonl is not): %s%s",
                 self.kind, first_line(error), advice,
             )  # fmt: skip
-            self.kind, self._run = "none", None
+            self.kind, self.sink = "none", None
+
+
+class TensorBoard:
+    """Event files in `<run>/tracker/<stage>/`: look with `tensorboard --logdir outputs`."""
+
+    def __init__(self, folder: Path, name: str, settings: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.make, self.folder = SummaryWriter, folder
+        self.writers: dict[str, Any] = {}
+        self.last: dict[str, int] = {}
+
+    def write(self, stage: str, numbers: dict[str, float]) -> None:
+        """Add the numbers at their step; what an earlier attempt wrote from there on is hidden."""
+        step = numbers.pop("step")
+        if step <= self.last.get(stage, step):
+            self.writers[stage] = self.make(str(self.folder / stage), purge_step=step)
+        for key, value in numbers.items():
+            self.writers[stage].add_scalar(key, value, step)
+        self.writers[stage].flush()
+        self.last[stage] = step
+
+    def close(self) -> None:
+        """Finish the event files."""
+        for writer in self.writers.values():
+            writer.close()
+
+
+class WeightsAndBiases:
+    """Files in `<run>/tracker/wandb/`: one W&B run per process, grouped by run.
+
+    Offline unless WANDB_MODE says otherwise: nobody is asked to log in in the middle of a run.
+    """
+
+    def __init__(self, folder: Path, name: str, settings: dict[str, Any]) -> None:
+        import wandb
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", settings["tracking.project"]),
+            entity=settings["tracking.entity"] or None,
+            name=name,
+            group=name,
+            dir=str(folder),
+            config=settings,
+            mode=os.environ.get("WANDB_MODE", "offline"),
+            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+        )
+        self.stages: set[str] = set()
+
+    def write(self, stage: str, numbers: dict[str, float]) -> None:
+        """Log the numbers over the stage's own step."""
+        if stage not in self.stages:
+            self.stages.add(stage)
+            self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+        self.run.log({f"{stage}/{key}": value for key, value in numbers.items()})
+
+    def close(self) -> None:
+        """Finish the W&B run."""
+        self.run.finish()
+
+
+SINKS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}

@@ -18,7 +18,7 @@ from hjepa_lib.config import Config, differences, flatten, read_config, to_dict
 from hjepa_lib.files import exclusive, inside, read_json, sha256, write_atomic, write_json
 from hjepa_lib.runs import machine, remote
 from hjepa_lib.runs.keys import digest
-from hjepa_lib.runs.log import MetricsLog, Tracker
+from hjepa_lib.runs.log import SINKS, MetricsLog, Tracker
 from hjepa_lib.runs.places import (
     RunError,
     checked,
@@ -41,7 +41,7 @@ class Run:
             if key not in self.manifest:
                 raise RunError(f"{path / MANIFEST} is no run manifest: {key!r} is missing")
         tree = self.manifest["config"]  # an earlier version knew other trackers
-        tracker = "wandb" if tree.get("tracker") == "wandb" else "none"
+        tracker = tree.get("tracker") if tree.get("tracker") in SINKS else "none"
         self.config: Config = read_config(tree | {"tracker": tracker})
         self.metrics = MetricsLog(path / "metrics.jsonl")
         self.records = self.metrics.records
