@@ -29,6 +29,7 @@ from hjepa_lib.runs.command import (
     TrainCommand,
     TrialsCommand,
 )
+from hjepa_lib.runs.notebooks import prepare
 from hjepa_lib.runs.places import repository
 from hjepa_lib.runs.run import Run
 
@@ -237,10 +238,12 @@ class AuxiliaryCommand(RunOptions):
     def __call__(self) -> int:
         from hjepa_lib.pixels import studies
 
-        self.refuse_all_but(("losses", "name", "profile", "config", "set", "seed"), "auxiliary")
+        used = ("losses", "name", "profile", "config", "set", "seed", "yes")
+        self.refuse_all_but(used, "auxiliary")
         machine.set_up()
-        losses = studies.read_losses(self.losses)
-        table = studies.run_losses(self.name, losses, self.settings())
+        losses, config = studies.read_losses(self.losses), self.settings()
+        prepare(config, [], self.yes)
+        table = studies.run_losses(self.name, losses, config)
         print(studies.summary_text(table), end="")
         return int(table["rank"].isna().any())
 

@@ -88,7 +88,7 @@ def test_run_resume_report_and_what_disagrees_with_the_stored_config(notebooks, 
         assert message in error and len(error.splitlines()) == 1
 
 
-def test_failed_notebook_ends_with_status_1_and_how_to_resume(notebooks, capsys):
+def test_failed_notebook_ends_with_status_1_and_how_to_resume(notebooks, root, capsys):
     write(notebooks, "02_b", "1 / 0")
     arguments = ["run", "--profile", "smoke", "--notebooks", "1-2", "--name", "a", *FIXED]
     assert __main__.main(arguments) == 1
@@ -96,6 +96,7 @@ def test_failed_notebook_ends_with_status_1_and_how_to_resume(notebooks, capsys)
     assert "02_b failed at In [3]: ZeroDivisionError" in error
     assert "python -m hjepa_lib run --name a --resume --notebooks 1-2" in error
     assert "Traceback" not in error
+    assert "02_b" in (root / "a/report.html").read_text()  # S9
 
 
 def test_settings_are_layered(tmp_path):
@@ -201,7 +202,7 @@ def test_a_sweep_with_a_failed_cell_ends_with_status_1(notebooks, tmp_path, caps
         (["trials", "--layouts", "moon", "--output_eval", "x.npz"], "layouts must be one of"),
         (["settings", "nothing"], "no setting begins with 'nothing'"),
         (["vjepa2", "evaluate", "--seed", "3", "--config", "a.yaml"], "use for --config, --seed:"),
-        (["auxiliary", "--resume", "--yes"], "auxiliary has no use for --resume, --yes: leave it"),
+        (["auxiliary", "--resume", "--trials", "x"], "has no use for --resume, --trials: leave it"),
         (["grid", "table", "--set", "seed=3"], "grid table has no use for --set: leave it out"),
     ],
 )
@@ -212,6 +213,21 @@ def test_errors_are_one_sentence(arguments, message, root, capsys):
     assert message in error
     assert len(error.splitlines()) == 1
     assert not root.exists()
+
+
+@pytest.mark.parametrize("command", [["train"], ["grid", "train"], ["vjepa2", "train"]])
+def test_c2_full_is_started_on_a_cpu_only_with_yes(command, root, monkeypatch, capsys):
+    full = [*command, "--profile", "full", *FIXED]
+    assert __main__.main(full) == 2
+    assert "takes days on a CPU; add --yes to start" in capsys.readouterr().err
+    assert not root.exists()
+
+    def create(name, config):
+        raise OSError("it would start")
+
+    monkeypatch.setattr(Run, "create", create)
+    assert __main__.main([*full, "--yes"]) == 2
+    assert "it would start" in capsys.readouterr().err
 
 
 def test_vjepa2_trains_and_evaluates_where_it_is_told_to(monkeypatch):

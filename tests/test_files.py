@@ -39,6 +39,19 @@ def test_failed_write_keeps_the_old_file_and_removes_the_temporary_one(
     assert [item.name for item in tmp_path.iterdir()] == ["a.txt"]
 
 
+@pytest.mark.parametrize("error", [NotImplementedError("flock"), OSError(errno.ENOLCK, "no locks")])
+def test_s6_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(files.FileLock, "acquire", fail)
+    with (
+        pytest.raises(FileError, match=r"without locks .*; set HJEPA_OUTPUTS to a local"),
+        files.exclusive(tmp_path / "manifest.json"),
+    ):
+        raise AssertionError("not locked")
+
+
 def test_json_turns_nan_into_null_and_keeps_numbers(tmp_path):
     content = {"a": float("nan"), "b": np.float32(0.5), "c": np.arange(2), "d": [1, float("inf")]}
     path = files.write_json(tmp_path / "a.json", content)

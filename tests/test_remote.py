@@ -14,11 +14,11 @@ from tiny_runs import Said, fill, write
 
 from hjepa_lib.__main__ import main
 from hjepa_lib.files import FileError, read_json, write_json
+from hjepa_lib.runs import colab, remote, stages
 from hjepa_lib.runs import notebooks as runner
-from hjepa_lib.runs import remote, stages
 from hjepa_lib.runs.places import RunError, outputs_root
 from hjepa_lib.runs.run import Run
-from hjepa_lib.runs.workspace import Workspace
+from hjepa_lib.runs.workspace import Workspace, start
 
 CONFIG = tiny_config()
 
@@ -298,9 +298,18 @@ def test_unusable_roots_are_one_sentence(tmp_path, monkeypatch, capsys, url, mod
 
 
 def test_s4_a_mounted_drive_keeps_what_a_notebook_made(tmp_path, monkeypatch):
-    drive = tmp_path / "MyDrive/hjepa"
-    monkeypatch.setenv("HJEPA_CACHE", str(tmp_path / "first"))
-    monkeypatch.setenv("HJEPA_OUTPUTS", f"file://{drive}")
+    drive = tmp_path / "hjepa"
+    monkeypatch.setattr(colab, "DRIVE", tmp_path)
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "1")
+
+    def session(cache, chapter):
+        monkeypatch.setenv("HJEPA_OUTPUTS", "")
+        monkeypatch.delenv("HJEPA_OUTPUTS")
+        monkeypatch.setenv("HJEPA_CACHE", str(tmp_path / cache))
+        colab.set_up(chapter)
+        return start(chapter, "smoke", "a", 0, "device=cpu,precision=fp32").run
+
+    run = session("first", "01_data_prep")
     path = write(
         tmp_path, "01_small",
         "from hjepa_lib.runs.workspace import start\n"
@@ -308,15 +317,18 @@ def test_s4_a_mounted_drive_keeps_what_a_notebook_made(tmp_path, monkeypatch):
         "with ws.run.stage('data') as folder:\n"
         "    (folder / 'data.txt').write_text('made in a kernel')",
     )  # fmt: skip
-    runner.run_notebooks(Run.create("a", CONFIG), [path], say=Said())
-    monkeypatch.setenv("HJEPA_CACHE", str(tmp_path / "second"))
-    found = Run.open()
+    runner.run_notebooks(run, [path], say=Said())
+    with pytest.raises(KeyboardInterrupt), run.stage("l1") as folder:
+        (folder / "l1.txt").write_text("half")
+        raise KeyboardInterrupt  # the session ends
+    found = session("second", "02_train_l1")
+    assert found.path != run.path and not found.done("l1")
     found.verify("data")
     assert (found.path / "data/data.txt").read_text() == "made in a kernel"
     assert (found.path / "notebooks/01_small.ipynb").is_file()
     assert found.manifest["notebooks"]["01_small"]["ok"]
-    fill(found, "l1")
-    assert (drive / "a/l1/l1.txt").is_file()
+    fill(found, "l1", "whole")
+    assert (drive / "a/l1/l1.txt").read_text() == "whole"
 
 
 def test_an_s3_server(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -149,6 +150,28 @@ def test_finish_writes_summary_and_report(monkeypatch):
     assert path == run.path / "report.html"
     assert "97 of 100" in path.read_text()
     assert len(read_json(run.path / "summary.json")["results"]) == 3
+
+
+def test_s9_a_damaged_result_ends_after_the_page_is_written():
+    run = Run.create("mine", CPU)
+    (run.folder("results") / "flat.npz").write_text("half")
+    with pytest.raises(WorkbookError, match="flat"):
+        runner.finish(run, say=Said())
+    assert (run.path / "report.html").is_file()
+
+
+def test_s6_kernels_may_start_slowly(folder, monkeypatch):
+    import papermill
+
+    asked = {}
+
+    def execute(source, target, **options):
+        asked.update(options)
+        Path(target).write_text("{}")
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    play(Run.create("mine", CPU), [write(folder, "01_a")])
+    assert asked["start_timeout"] >= 300
 
 
 def test_ctrl_c_ends_the_kernel_and_says_how_to_resume(folder, tmp_path):

@@ -1,6 +1,8 @@
 """Run folders, metrics log, notebook start-up, machine set-up and the pretrained export."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -161,16 +163,31 @@ def test_stage_is_stale_when_its_input_was_made_again(run):
         assert run.done("l2") is whole
 
 
-def test_notes_of_two_processes_do_not_overwrite_each_other(run):
-    other = Run.open("a")
-    run.note("data_hash", "ab")
-    other.note("01_x", {"ok": True}, "notebooks")
-    fill(other, "data")
-    run.note("probe", 1.5)
-    again = Run.open("a").manifest
-    assert again["notes"] == {"data_hash": "ab", "probe": 1.5}
-    assert again["notebooks"] == {"01_x": {"ok": True}}
-    assert run.done("data")
+NOTE = """
+import sys
+from hjepa_lib.runs.run import Run
+run, name = Run.open("a"), sys.argv[1]
+print("ready", flush=True)
+input()
+for step in range(50):
+    run.note(f"{name}{step}", step)
+    run.metrics.rewind(name, step - 1)
+    run.log({"stage": name, "step": step, "loss": 1.0})
+"""
+
+
+def test_s3_two_processes_lose_no_note_and_no_metric_of_each_other(run):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", NOTE]
+    workers = [subprocess.Popen([*command, name], **pipes) for name in "xy"]
+    assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 2
+    for worker in workers:
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+    assert [worker.wait() for worker in workers] == [0, 0]
+    names = {f"{name}{step}": step for name in "xy" for step in range(50)}
+    assert Run.open("a").manifest["notes"] == names
+    assert [len(run.records(name)) for name in "xy"] == [50, 50]
 
 
 def test_log_rejects_a_second_value_for_the_same_key(run):
@@ -217,9 +234,10 @@ def test_rewind_makes_a_resumed_log_equal_to_an_uninterrupted_one(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_full_disk_while_logging_is_one_sentence():
-    with pytest.raises(FileError, match="cannot write /dev/full"):
-        MetricsLog(Path("/dev/full")).log(record(1))
+def test_full_disk_while_logging_is_one_sentence(tmp_path):
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(FileError, match=r"cannot write .*full: No space left"):
+        MetricsLog(tmp_path / "full").log(record(1))
 
 
 def test_start_creates_then_reopens_a_named_run():

@@ -1,6 +1,7 @@
 """A stage is known by what made it: keys, and where inputs come from (I1 to I7, C3, C11)."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -178,6 +179,17 @@ def test_i4_c11_a_level_1_of_other_settings_is_taken_only_by_name(root, toy):
         obtain(begin("bad", "level1.load=nobody"), "l1")
 
 
+@pytest.mark.parametrize(("changes", "seed"), [("level1.width=9", 0), ("", 3), ("", 0)])
+def test_i4_an_exported_level_1_is_taken_by_its_equal_alone(root, toy, capsys, changes, seed):
+    donor = begin("donor")
+    obtain(donor, "l1")
+    donor.run.export(root / "pretrained")
+    shutil.rmtree(donor.run.path)
+    equal = not changes and not seed
+    assert obtained(begin("mine", changes, seed), "l1") == ["pretrained" if equal else "this run"]
+    assert ("l1: taken from pretrained" in capsys.readouterr().out) is equal
+
+
 def test_a_run_made_before_there_were_keys_is_input_only_when_named(root, toy):
     old = begin("old")
     obtain(old, "l1")
@@ -206,6 +218,9 @@ def test_s10_a_manifest_cannot_name_files_outside_its_run(root, toy):
     edit(donor.run, outside)
     with pytest.raises(ValueError, match="no file below"):
         begin("mine").run.adopt(donor.run, "l1")
+    with pytest.raises(ValueError, match="no file below"):
+        Run.open("donor").export(root / "exported")
+    assert not (root / "exported").exists()
 
 
 def test_where_nothing_is_held_out_nothing_is_called_so(workspace_of, capsys):

@@ -53,12 +53,14 @@ class RunOptions:
         return config.override(pairs)
 
     def open_run(self) -> Run:
-        """The run asked for, made or continued."""
+        """The run asked for, made or continued; RunError for `full` on a CPU without --yes."""
         if self.resume:
             run = Run.open(self.name)
             run.require(self.settings(run.config))
+            runner.prepare(run.config, [], self.yes)
             return run
         config = self.settings()
+        runner.prepare(config, [], self.yes)
         return Run.create(self.name or new_name(config), config)
 
     def refuse_all_but(self, used: tuple[str, ...], action: str) -> None:
@@ -92,6 +94,7 @@ class RunCommand(RunOptions):
             runner.finish(run)
         except runner.NotebookFailed as error:
             print(f"error: {error}\n{again}", file=sys.stderr)
+            runner.finish(run)
             return 1
         except KeyboardInterrupt:
             print(f"interrupted; {again}", file=sys.stderr)

@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hjepa_lib.files import FileError, first_line, plain, told, write_atomic
+from hjepa_lib.files import FileError, exclusive, first_line, plain, told, write_atomic
 
 log = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """The metrics file of one run; one writing process at a time.
+    """The metrics file of one run, written under its lock.
 
     A half-written last line is ignored by readers and cut off by the next writer.
     """
@@ -36,12 +36,16 @@ class MetricsLog:
 
         NaN becomes null. FileError when a key has a value there already (PL6).
         """
+        with exclusive(self.path):
+            self._append(plain(record))
+
+    def _append(self, row: dict[str, Any]) -> None:
         if self._seen is None:
             data = self.path.read_bytes() if self.path.is_file() else b"\n"
             if not data.endswith(b"\n"):  # a file of whole lines is not touched
                 write_atomic(self.path, data[: data.rfind(b"\n") + 1])
-            self._seen = {name for row in self.records() for name in _names(row)}
-        row, seen = plain(record), self._seen
+            self._seen = {name for one in self.records() for name in _names(one)}
+        seen = self._seen
         for stage, step, key in sorted(_names(row) & seen):
             raise FileError(f"metric {key!r} of {stage} step {step} is written twice")
         self._seen = None  # unless it succeeds: half a line is cut off before the next one
@@ -64,9 +68,11 @@ class MetricsLog:
         So a resumed training leaves the same file as an uninterrupted one (PL8).
         """
         if self.path.is_file():
-            kept = [row for row in self.records() if row["stage"] != stage or row["step"] <= step]
-            text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
-            write_atomic(self.path, text)
+            with exclusive(self.path):
+                rows = self.records()
+                kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
+                text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
+                write_atomic(self.path, text)
         self._seen = None
 
 

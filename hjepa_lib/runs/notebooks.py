@@ -120,16 +120,21 @@ def run_notebooks(
 
 
 def finish(run: Run, say: Say = print) -> Path:
-    """Write `summary.json` and `report.html` from the results on disk; returns the latter."""
+    """Write `summary.json` and `report.html` from the results on disk; returns the latter.
+
+    The page is written before a damaged result ends it (S9).
+    """
     from hjepa_lib.evaluation.results import collect
     from hjepa_lib.runs.report import build_summary, write_report
 
     run.reload()
-    summary = build_summary(run, collect(run.path / "results"))
-    say(f"summary: {write_json(run.path / 'summary.json', summary)}")
-    path = write_report(run)
-    run.publish()
-    say(f"report:  {path}")
+    try:
+        summary = build_summary(run, collect(run.path / "results"))
+        say(f"summary: {write_json(run.path / 'summary.json', summary)}")
+    finally:
+        path = write_report(run)
+        run.publish()
+        say(f"report:  {path}")
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import importlib.util
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,12 +27,17 @@ _NUMBER = (int, float)
 _MAYBE = ("seconds_per_episode", "latency_single_episode", "flops_per_step")
 FIELDS = {
     **dict.fromkeys(KEY, str),
-    **dict.fromkeys(("budget", "n", "successes", "success_rate", *_MAYBE), _NUMBER),
+    **dict.fromkeys(("n", "successes"), int),
+    **dict.fromkeys(("budget", "success_rate", *_MAYBE), _NUMBER),
     "ci95": [_NUMBER],
     **dict.fromkeys(("path_efficiency", "final_distance_mean", "avg_termination_step"), _NUMBER),
     **dict.fromkeys(("planner", "weights", "data", "trials_hash", "seed", "version"), object),
 }
 """What a result has: no rate stands without its n (F12), none without its origin (I4)."""
+_RANGES = {
+    **{name: (0, math.inf) for name, kind in FIELDS.items() if kind in (int, _NUMBER)},
+    **{"n": (1, math.inf), "success_rate": (0, 1), "path_efficiency": (0, 1)},
+}
 _SECTION = {
     "title": str,
     "headline": str,
@@ -77,6 +83,9 @@ def _check_results(rows: Any, where: str = "result") -> None:
             whole = value is None or _fits(value, kind)
             if not whole or (name == "ci95" and len(value) != 2):
                 raise FileError(f"{where} {number}: {name} cannot be {value!r}")
+            least, most = _RANGES.get(name, (None, None))
+            if None not in (least, value) and not least <= value <= most:
+                raise FileError(f"{where} {number}: {name} {value} is not in [{least}, {most}]")
         key = tuple(row[name] for name in KEY)
         if key in seen:
             raise FileError(f"two results share {dict(zip(KEY, key, strict=True))}")
@@ -84,7 +93,7 @@ def _check_results(rows: Any, where: str = "result") -> None:
         n, solved, rate, (low, high) = row["n"], row["successes"], row["success_rate"], row["ci95"]
         if not 0 <= solved <= n or abs(rate * n - solved) > 1e-6:
             raise FileError(f"{where} {number}: success_rate {rate} is not {solved} / {n}")
-        if not low - 1e-9 <= rate <= high + 1e-9:
+        if not -1e-9 <= low <= rate + 1e-9 <= high + 2e-9 <= 1 + 3e-9:
             raise FileError(f"{where} {number}: ci95 [{low}, {high}] does not hold {rate}")
 
 
@@ -95,7 +104,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return whole and all(_fits(value[name], kind[name]) for name in kind if name in value)
     if isinstance(kind, list):
         return isinstance(value, list) and all(_fits(one, kind[0]) for one in value)
-    return isinstance(value, kind)
+    return isinstance(value, kind) and (kind is object or not isinstance(value, bool))
 
 
 def leave_section(run: Run, name: str, section: Mapping[str, Any]) -> Path:
