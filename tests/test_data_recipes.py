@@ -65,9 +65,10 @@ def test_a_million_transitions_fit_in_100_mb():
     assert float(done.stdout) < 100
 
 
-def test_equal_arguments_give_equal_data():
+@pytest.mark.parametrize("recipe", ["good", "eb_jepa"])
+def test_equal_arguments_give_equal_data(recipe):
     """EB5 and PL2: everything follows from the seed; global generators are not touched."""
-    arguments = ("good", 3_000, "random")
+    arguments = (recipe, 3_000, "random")
     first, state = generate(*arguments, seed=7), torch.random.get_rng_state()
     assert generate(*arguments, seed=7).hash() == first.hash()
     assert torch.equal(torch.random.get_rng_state(), state)

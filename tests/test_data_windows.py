@@ -39,7 +39,7 @@ def test_windows_are_exactly_those_inside_a_trajectory(lengths, size, grouped, s
     data = numbered(lengths, layout)
     wanted = {(r, t) for r, n in enumerate(lengths) for t in range(n - size + 1)}
     if not wanted:
-        with pytest.raises(ValueError, match=f"no window of {size} states"):
+        with pytest.raises(ValueError, match=f"{size} states: the longest .* has {max(lengths)}$"):
             Windows(data, size)
         return
     windows = Windows(data, size)

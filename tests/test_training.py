@@ -167,6 +167,11 @@ def test_resuming_equals_an_uninterrupted_run_bit_for_bit(kind, changes, tmp_pat
     assert [report.loss for report in other.fit] != [report.loss for report in reports]
 
 
+def test_seeds_of_updates_never_change():
+    """EB5: a training that is on disk goes on with the numbers that it began with."""
+    assert loop.step_generator(2, 5).initial_seed() == 2 * 1_000_003 + 5
+
+
 def test_a_resume_file_that_does_not_fit_is_one_sentence(tmp_path):
     """S6: settings are compared one by one; a file older than one of them has its default."""
     config = config_of("level1")
@@ -357,6 +362,7 @@ def test_probe_speaks_px_and_leaves_the_model_alone(level1, store, normaliser, s
     before = digest(level1)
     probe, report = probes.train_probe(level1, store, store, seed=0)
     assert digest(level1) == before
+    assert not any(parameter.requires_grad for parameter in probe.parameters())
     latents, places = store.latents.float(), store.positions
     error = probes.rmse_px(probe(latents), places)
     assert report["probe_px_encoder"] == pytest.approx(error, rel=1e-5)
