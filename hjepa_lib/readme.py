@@ -219,7 +219,8 @@ def keep_pixels(run: Run, root: Path) -> Path:
             seconds[name] = one["seconds"]
     kept = {
         "profile": about["profile"],
-        "revision": about["revision"],
+        # Of what was measured, maybe later than the run began (I10).
+        "revision": ", ".join(sorted({one["revision"] for one in about["stages"].values()})),
         "processor": about["versions"].get("processor", ""),
         "notebook_seconds": seconds,
         "sections": [

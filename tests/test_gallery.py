@@ -101,7 +101,10 @@ def test_generated_parts_are_replaced_and_nothing_else(root, tmp_path):
         (run.folder("figures") / name).write_bytes(name.encode())
     readme.keep_pictures(run, root)
     assert all((root / readme.GALLERY / name).read_text() == name for name in readme.PICTURES)
+    with run.stage("comparison"):
+        pass
     kept = read_json(readme.keep_pixels(run, root))
+    assert kept["revision"] == run.manifest["stages"]["comparison"]["revision"]  # I10
     assert "data" not in kept["sections"][0]
     assert (root / readme.GALLERY / readme.PIXEL_PICTURES[0]).is_file()
     page = readme.refresh(root).read_text()

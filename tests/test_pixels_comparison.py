@@ -100,12 +100,24 @@ def test_only_one_training_must_have_equal_updates():
         compare.build(rows)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, True, "lost"])
 def test_scores_must_be_finite(value):
     rows = rows_of()
     rows[0].scores["reward_r2"] = value
-    with pytest.raises(WorkbookError, match=f"enc_dec seed 0: reward_r2 is {value}"):
+    with pytest.raises(WorkbookError, match=f"enc_dec seed 0: reward_r2 is {value!r}"):
         compare.build(rows)
+
+
+def test_a_set_is_whole_and_each_row_once():
+    rows = rows_of()
+    for wrong, message in (
+        (rows[1:], "enc_dec seed 0 is in the comparison 0 times"),
+        ([*rows, rows[-1]], "random_vit seed 2 is in the comparison 2 times"),
+        ([*rows, row("dreamer")], "dreamer seed 0 is in the comparison 1 times"),
+        ([*rows[1:], rows[0]._replace(scores={"loss": 1.0} | rows[0].scores)], "not have, loss"),
+    ):
+        with pytest.raises(WorkbookError, match=message):
+            compare.build(wrong)
 
 
 def test_every_score_has_n_seeds_intervals_and_baselines(tmp_path):
@@ -272,6 +284,9 @@ def test_rows_come_from_the_run_and_its_stored_weights(pixel_run):
     sha256 = stages.load_transitions(ws).sha256
     for one in found["rows"]:
         assert one["data_sha256"] == sha256 and one["n"]["validation"] == len(validation)
+        own = f"{one['model']}_s0", f"heads_{one['model']}_s0"
+        said = {name: {"from": "this run", "key": ws.run.key(name)} for name in own}  # I4
+        assert said.items() <= one["weights"].items()
     texts = {m: {c: cell["text"] for c, cell in own.items()} for m, own in found["models"].items()}
     # The twin imagines what its decoder likes to read, no encoding: copying one is no rival of it.
     for name in ("enc_dec", "enc_dec_jepa", *UNTRAINED):

@@ -193,6 +193,19 @@ def test_render_stands_in_for_numbers_or_there_are_no_pixels(picture):
         env.reset()
 
 
+@pytest.mark.parametrize(
+    ("fault", "told"), [(ImportError, ConfigError), (RuntimeError, ConfigError), (KeyError,) * 2]
+)
+def test_a_fault_in_render_keeps_its_trace(fault, told):
+    """C5: a missing package or display is a sentence, a bug is not."""
+
+    def render(self):
+        raise fault("no screen")
+
+    with pytest.raises(told, match="no screen"):
+        PixelObservation(type("Dark", (Blind,), {"render": render})(), 16).reset()
+
+
 def test_two_rooms_is_usable_as_pixels():
     """ENV-8, and 65 x 65 x (dot, walls): walls at half brightness, the dot above them, resized."""
     env = make_env(EnvironmentConfig(id=ENV_ID))

@@ -14,7 +14,7 @@ from hjepa_lib.__main__ import main
 from hjepa_lib.config import OptimConfig, profile
 from hjepa_lib.config.pixels import EpochsConfig, GridConfig
 from hjepa_lib.figures.style import FigureError
-from hjepa_lib.files import FileError, read_json, save_npz
+from hjepa_lib.files import FileError, WorkbookError, read_json, save_npz
 from hjepa_lib.grids import buffer as buffers
 from hjepa_lib.grids import figures, measures, stages, world
 from hjepa_lib.grids.buffer import GridBuffer
@@ -487,6 +487,7 @@ def test_rows_are_measured_and_comparable(whole):
     for row in (jepa, twin):
         assert row["ms_per_update"] > 0 and row["memory_mb"] > 4 * 4e-6 * row["parameters"]
         assert row["train_seconds"] == pytest.approx(6e-3 * row["ms_per_update"])
+        assert row["weights"] == whole.weights(["grid_s0"])  # I4
     assert "memory_mb" not in random and random["collapsed"] in (True, False)
     assert all(0 <= row["fact_accuracy"] <= 1 for row in rows)
 
@@ -526,6 +527,8 @@ def test_grid_models_are_paired_by_seed():
     assert "nothing claimed: 2 of 3 seeds" in measures.paired_sentences(rows[:6])[0]
     assert measures.paired_sentences(rows[:3])[0].endswith("facts read wrong -10.0 % (1 seed)")
     assert list(stages.section(rows)["lists"].values()) == [said]
+    with pytest.raises(WorkbookError, match="jepa and generative have no rows of the same"):
+        measures.paired_sentences(rows[1:])
 
 
 def test_the_tuning_sweep_has_the_seeds_values(tmp_path, monkeypatch, whole):

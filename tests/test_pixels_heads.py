@@ -8,6 +8,7 @@ from tiny_pixels import fresh, seeded, tiny_transitions
 from torch import nn
 
 from hjepa_lib.config.pixels import EpochsConfig, RewardConfig
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.checkpoint import fingerprint
 from hjepa_lib.pixels import heads, training
 from hjepa_lib.pixels.heads import Features, RewardHead
@@ -89,6 +90,14 @@ def test_features_are_encoded_once_deterministically_and_the_base_stays(monkeypa
     for mine, other in zip(one, two, strict=True):
         assert torch.equal(mine, other) and not mine.requires_grad  # dropout is off (F4)
     assert fingerprint(base) == before
+
+
+def test_latents_that_are_no_numbers_are_refused():
+    base = fresh("jepa")
+    for weights in base.parameters():
+        weights.data.fill_(torch.nan)
+    with pytest.raises(WorkbookError, match="hold NaN or infinity"):
+        heads.encode(base, tiny_transitions())
 
 
 def test_without_an_imagined_latent_larp_is_not_applicable_and_nothing_crashes(first):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_pixels import skilled
 
+from hjepa_lib.config import ConfigError
 from hjepa_lib.pixels import collect as ppo
 from hjepa_lib.pixels.collect import acquire, collect
 
@@ -120,3 +121,8 @@ def test_every_setting_reaches_the_policy():
     assert model.num_timesteps == 32
     first = next(model.policy.features_extractor.parameters())
     assert first.shape[1] == 4 and model.policy.normalize_images  # frames as channels
+
+
+def test_pictures_too_small_for_convolutions_are_one_sentence():
+    with pytest.raises(ConfigError, match="CnnPolicy needs pictures of at least 36 px"):
+        collect(skilled(ppo__policy="CnnPolicy"), 0)

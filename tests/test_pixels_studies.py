@@ -69,6 +69,23 @@ def test_the_reward_alone_differs_between_its_worlds(looked):
     assert drift.config == studies.study_config(ws.config, "drift")
 
 
+def test_its_key_knows_the_weights_it_starts_from(tmp_path):
+    """I2, I8: by their content, wherever they come from."""
+    path, plain = tmp_path / "weights.safetensors", tiny_workspace(tmp_path)
+    settings = ("loading__path", "vjepa2__stage2__checkpoint")
+    sides = [tiny_workspace(tmp_path, tiny_config(**{one: str(path)}), one) for one in settings]
+
+    def keys():
+        return [ws.key(studies.look_ahead(ws)) for ws in (plain, *sides)]
+
+    path.write_text("one")
+    first = keys()
+    path.write_text("other")
+    second = keys()
+    assert first[0] == second[0] and keys() == second
+    assert len({*first, *second}) == 5
+
+
 def test_the_budget_of_the_study_is_cut_and_never_raised():
     config = profile("laptop").override("pixels.optim.updates=90,pixels.environment.id=x/Other-v0")
     study = studies.study_config(config, "push")

@@ -165,6 +165,12 @@ def test_rollout_equals_a_manual_loop(given, world):
     assert torch.allclose(rolled, inputs[:, given:], atol=1e-5)
 
 
+def test_a_rollout_longer_than_the_windows_is_refused(world):
+    z, action, _ = random_window(2)
+    with pytest.raises(ConfigError, match="has seen windows of 6 steps, not of 7"):
+        world.rollout(z[:, :1], torch.cat([action, action], dim=1), 7)
+
+
 def test_rollout_gradient_runs_through_several_steps(world):
     """F5: with fed-back predictions the first step is taught by the error of the last alone."""
     (z, action, _), kept = random_window(3), []

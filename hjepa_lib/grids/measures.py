@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hjepa_lib.evaluation.statistics import claim, student
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.grids.buffer import GridBatch, GridBuffer
 from hjepa_lib.grids.models import GridJepa, GridModel, GridTwin
 from hjepa_lib.grids.world import facts
@@ -168,6 +169,8 @@ def paired_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for one, two in PAIRS:
         if one not in table or two not in table:
             continue
+        if table[[one, two]].isna().any(axis=None):
+            raise WorkbookError(f"{one} and {two} have no rows of the same training seeds")
         gap = claim(table[[one]].to_numpy(), table[[two]].to_numpy(), least_blocks=1)
         said = f"{one} against {two}, {gap['verdict']}"
         if gap["verdict"] in ("beats", "loses to"):

@@ -203,7 +203,9 @@ def grid_results(ws: Workspace) -> list[dict[str, Any]]:
             del row["loss"]
             row |= {"collapsed": measures.collapsed(row), "held_out": len(held.action)}
             row["fact_accuracy"] = measures.fact_accuracy(model, train, validation)
-            rows.append(row | ({} if kind == "random" else _cost(ws, kind, n, model, sample)))
+            if kind != "random":
+                row |= {"weights": ws.weights([f"grid_s{n}"]), **_cost(ws, kind, n, model, sample)}
+            rows.append(row)
     rows = plain(rows)
     write_json(ws.run.path / ROWS, rows)
     leave_section(ws.run, "30-grid", section(rows))

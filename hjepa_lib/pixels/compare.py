@@ -6,6 +6,7 @@ A loss is an error in a model's own latent, whose unit is the model's choice: no
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -93,13 +94,23 @@ def score(predicted: np.ndarray, reward: np.ndarray, note: str = "") -> dict[str
 
 
 def check_rows(rows: Sequence[Row]) -> None:
-    """WorkbookError, naming the mismatch, unless scores are finite and trainings comparable."""
+    """WorkbookError, naming the mismatch, unless rows are one whole, finite and unmixed set."""
+    found = Counter((row.facts["model"], row.facts["seed"]) for row in rows)
+    wanted = {(model, seed) for model in COMPARED for _, seed in found}
+    for cell in sorted(wanted | found.keys()):
+        if found[cell] != (cell in wanted):
+            raise WorkbookError(
+                "{} seed {} is in the comparison {} times".format(*cell, found[cell])
+            )
     first: dict[Any, Mapping[str, Any]] = {}
     for facts, scores, _ in rows:
         label = "{model} seed {seed}".format(**facts)
+        if odd := scores.keys() ^ set(COLUMNS):
+            raise WorkbookError(f"{label}: lacks, or should not have, {', '.join(sorted(odd))}")
         for name, value in scores.items():
-            if value not in NOTES and not math.isfinite(value):
-                raise WorkbookError(f"{label}: {name} is {value}")
+            known = isinstance(value, float | int) and not isinstance(value, bool)
+            if value not in NOTES and not (known and math.isfinite(value)):
+                raise WorkbookError(f"{label}: {name} is {value!r}, neither a number nor a note")
         groups = {"environment": "all", "data_sha256": "all"}
         if facts["batches_sha256"]:
             groups["batches_sha256"] = facts["seed"]

@@ -145,13 +145,20 @@ class PixelObservation(gymnasium.ObservationWrapper):
     def observation(self, observation: Any) -> np.ndarray:
         """The frame of the current state; ConfigError when there are no pixels to be had."""
         try:
-            image = self.env.render() if self.renders else observation
+            image = self._render() if self.renders else observation
             return to_frame(image, self.size, self.grayscale, self.declared)
-        except Exception as error:  # no picture, a missing drawing package, a missing display
+        except ValueError as error:  # anything else is a fault and keeps its trace (C5)
             space = self.env.observation_space
             raise ConfigError(
                 f"{self.unwrapped} has no pixels, observations are {space}: {first_line(error)}"
             ) from error
+
+    def _render(self) -> Any:
+        try:
+            return self.env.render()
+        except (ImportError, OSError, RuntimeError, gymnasium.error.Error) as error:
+            # A missing drawing package or display, or no pictures at all.
+            raise ValueError(first_line(error)) from error
 
 
 def stack_frames(env: gymnasium.Env, length: int) -> gymnasium.Env:

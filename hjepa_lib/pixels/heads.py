@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from hjepa_lib.config.pixels import RewardConfig
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.layers import mlp
 from hjepa_lib.pixels.networks import ACTIVATIONS, initialise
 from hjepa_lib.pixels.training import fit, in_chunks
@@ -76,14 +77,20 @@ class Features(NamedTuple):
 
 
 def encode(model: Any, data: Any) -> Features:
-    """Latents, action embeddings and imagined latents of all transitions, in evaluation mode."""
+    """Latents, action embeddings and imagined latents of all transitions, in evaluation mode.
+
+    WorkbookError when one of them, or a reward, is not finite.
+    """
 
     def features(batch: Any) -> tuple[Tensor | None, ...]:
         latent = model.encode(batch.state)
         imagined = model.imagine(latent, batch.action)
         return latent, model.action(batch.action), imagined, batch.reward
 
-    return Features(*in_chunks(features, model, data))
+    found = Features(*in_chunks(features, model, data))
+    if not all(part is None or part.isfinite().all() for part in found):
+        raise WorkbookError("the frozen model's latents, or the rewards, hold NaN or infinity")
+    return found
 
 
 def fit_head(kind: str, train: Features, config: RewardConfig, seed: int) -> Fit | None:

@@ -37,7 +37,7 @@ def measure_row(ws: Workspace, name: str, number: int) -> compare.Row:
     """Facts, scores on the validation part, and errors per block of it."""
     (train, validation), config = stages.make_transitions(ws), ws.config.pixels
     model = stages.load_model(ws, name, number)
-    predict = getattr(model, "predict_frame", None)
+    predict, decoder = getattr(model, "predict_frame", None), None
     # A decoder that reads the true next state reconstructs, it foresees nothing.
     if name in stages.DECODED and config.decoder.source == "predictor":
         decoder = stages.load_decoder(ws, name, number)
@@ -79,6 +79,8 @@ def measure_row(ws: Workspace, name: str, number: int) -> compare.Row:
     blocks = {kind: by_block(values, episode) for kind, values in errors.items()}
     facts = {key: value for key, value in result.items() if not isinstance(value, dict)}
     facts |= {"n": result["transitions"] | {"episodes": len(validation.episodes)}}
+    used = (name, f"heads_{name}", *([f"decoder_{name}"] if decoder else ()))
+    facts["weights"] = ws.weights(f"{one}_s{number}" for one in used)
     return compare.Row(facts | {"mean_reward_r2": r2[MEAN_REWARD]}, scores, blocks)
 
 

@@ -61,11 +61,20 @@ def study_config(config: Config, world: str) -> Config:
 
 
 def look_ahead(ws: Workspace) -> Stage:
-    """The stage `lookahead`: base models trained once in Drift, their heads in both worlds."""
-    shaping = ("encoder", "decoder", "jepa", "auxiliary", "action_dim", "optim", "reward",
-               "vjepa2", "data", "environment")  # fmt: skip
-    names = tuple(f"pixels.{name}" for name in shaping)
-    return Stage("lookahead", make_look_ahead, names, folder="pixels/lookahead", recipe=2)
+    """The stage `lookahead`: base models trained once in Drift, their heads in both worlds.
+
+    It is shaped by all that shapes those heads, down to weights in files or in another run (I8).
+    """
+    about = {}
+    for world in WORLDS:
+        config = study_config(ws.config, world)
+        made = stages.pixel_stages(config)
+        about[world] = [ws.key(made[name], config) for name in _heads(config)]
+    return Stage("lookahead", make_look_ahead, folder="pixels/lookahead", recipe=2, about=about)
+
+
+def _heads(config: Config) -> list[str]:
+    return [f"heads_{name}_s{n}" for n in range(config.pixels.seeds) for name in STUDIED]
 
 
 def load_look_ahead(ws: Workspace) -> dict[str, dict[str, Any]]:
@@ -90,9 +99,8 @@ def make_look_ahead(ws: Workspace, folder: Path) -> Iterator[Report]:
         name = f"{ws.run.name.split('/')[0]}-variants/lookahead-{world}"
         sides[world] = open_run(name, config, ws.run.path.parent, ws.run)
     for one in sides.values():
-        for number in range(one.config.pixels.seeds):
-            for name in STUDIED:
-                yield from stages.train(one, f"{name}_s{number}", f"heads_{name}_s{number}")
+        for name in _heads(one.config):
+            yield from stages.train(one, name.removeprefix("heads_"), name)
     reports = {world: reward_report(one, STUDIED) for world, one in sides.items()}
     write_json(folder / "lookahead.json", reports)
 

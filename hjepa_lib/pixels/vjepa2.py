@@ -140,6 +140,11 @@ class WorldModel(nn.Module):
     ) -> tuple[Tensor, list[Past]]:
         """`forward` after the steps in `past` ([]: none); one step at a time once there are any."""
         start, kept = past[0][0].shape[2] if past else 0, []
+        if (end := start + latents.shape[1]) > self.length:
+            raise ConfigError(
+                f"the world model has seen windows of {self.length} steps, not of {end}: ask for a "
+                "shorter roll-out, or raise pixels.data.sequence and train again"
+            )
         x = self.join(torch.cat([self.norm_in(latents), self.embedding(actions)], dim=-1))
         x = x + self.position.narrow(0, start, x.shape[1])
         for block, before in zip_longest(self.blocks, past):

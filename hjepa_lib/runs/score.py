@@ -96,7 +96,7 @@ def _provenance(ws: Workspace, agent: Agent | None, case: Case) -> dict[str, Any
     quality = read_json(run.path / "l1" / "quality.json") if used else {}
     row = {
         "data": {key: data.get(key) for key in names},
-        "weights": {name: {"from": ws.origin(name), "key": run.key(name)} for name in used},
+        "weights": ws.weights(used),
         "probe_px_encoder": quality.get("probe_px_encoder"),
         "probe_px_predictor": quality.get("probe_px_predictor"),
         "train_seconds": None,

@@ -97,9 +97,9 @@ class Workspace:
             f"{self.device}, {self.precision} | {self.run.path}"
         )
 
-    def key(self, stage: Stage) -> str:
-        """The key that the stage has under this run's settings."""
-        return key(stage, self.config, lambda one: Run.named(one.load).key(one.name))
+    def key(self, stage: Stage, config: Config | None = None) -> str:
+        """The key that the stage has under this run's settings, or under those of `config`."""
+        return key(stage, config or self.config, lambda one: Run.named(one.load).key(one.name))
 
     def done(self, stage: Stage) -> bool:
         """True when this run holds the stage, whole and as it would be made now."""
@@ -150,6 +150,10 @@ class Workspace:
     def origin(self, name: str) -> str:
         """Where this run's stage came from: "this run", a run's name, or "pretrained"."""
         return self.run.manifest["stages"][name].get("from", "this run")
+
+    def weights(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
+        """{name: {"from": its `origin`, "key": its key}} of stored stages, for a row of results."""
+        return {name: {"from": self.origin(name), "key": self.run.key(name)} for name in names}
 
     def _take(self, stage: Stage) -> bool:
         """Copy the stage, with those of its inputs that this run lacks, from one other run."""
