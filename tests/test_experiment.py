@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import typing
 
 import pandas as pd
 import pytest
@@ -14,7 +15,7 @@ from tiny import OVERRIDES, dotted
 from tiny_runs import Said
 
 from hjepa_lib import __main__
-from hjepa_lib.config import ConfigError
+from hjepa_lib.config import ConfigError, fields
 from hjepa_lib.evaluation.results import load_result
 from hjepa_lib.files import FileError, write_json
 from hjepa_lib.runs import score as scoring
@@ -150,6 +151,13 @@ def grid(**axes):
         (cell(cost="none"), "cell 'flat': cost=none does not go with method=flat"),
         (cell(colour="red"), "cell 'flat': unknown key 'colour'"),
         (cell(notebooks="01"), "cell 'flat': it needs one of method, notebooks and call"),
+        ({"cells": [{"name": "flat"}]}, "'flat': it needs one of method, notebooks and call"),
+        (cell(trials=501), "cell 'flat': .*trials"),
+        (cell(protocol="p3"), "cell 'flat': .*protocol"),
+        (cell(dynamics="ice"), "cell 'flat': dynamics must be"),
+        (cell(control="half"), "cell 'flat': .*control"),
+        (cell(budgets=[]), "cell 'flat': .*budgets"),
+        (cell(method="flatt"), "cell 'flat': method must be"),
         (cell(planning={"flat.sample": 3}), "cell 'flat': .* 'planning.flat.sample'"),
         (cell(planning={"cost": "latent"}), "sets planning.cost; use its own key"),
         (cell(planning={"action_cap": 2.0}), "cell 'flat': protocol p1 fixes planning"),
@@ -325,6 +333,27 @@ def test_rows_made_with_other_settings_are_refused_by_name(again, change, messag
     assert made.table.read_bytes() == before
 
 
+def test_i1_another_file_or_loaded_run_of_the_same_name_is_another_training(again, tmp_path):
+    """I8: its row is not "done before"."""
+    file = tmp_path / "own.npz"
+    file.write_bytes(b"one")
+    made = again(settings(data__source=str(file)))
+    (unit, *_), table = made.select("flat"), table_of(made)
+    table.add(unit, [unit.identity()])
+    assert table.has(unit)
+    file.write_bytes(b"another")
+    assert table.mismatch(unit).startswith("files.data=")
+    donor = Run.create("donor", unit.trained)
+    made = again(settings(level1__load="donor"))
+    (unit, *_), table = made.select("flat"), table_of(made)
+    for key, message in (("first", ""), ("second", "key.l1=first, not second")):
+        with donor.stage("l1", key=key):
+            pass
+        if key == "first":
+            table.add(unit, [unit.identity()])
+        assert table.mismatch(unit) == message
+
+
 def test_what_the_planner_does_not_use_may_change(again):
     """A flat row with the latent cost does not depend on level 2 or the distance head."""
     made = again(settings(level2__z_dim=3, distance__dim=4))
@@ -465,7 +494,7 @@ def test_two_processes_lose_no_row_of_each_other(make, tmp_path):
 
 
 def test_listing_the_committed_study_imports_no_torch():
-    """C12: 378 rows are compared with what the file asks for, and nothing is computed."""
+    """378 rows are compared with what the file asks for, and nothing is computed."""
     code = (
         "import sys; from hjepa_lib.__main__ import main; status = main(['study', '--list']); "
         "heavy = {'torch', 'pandas', 'matplotlib', 'scipy', 'gymnasium'} & set(sys.modules); "
@@ -475,6 +504,19 @@ def test_listing_the_committed_study_imports_no_torch():
     assert done.returncode == 0, done.stderr
     rows = sum(1 for _ in csv.DictReader((STUDY.parents[2] / "outputs/gallery/study.csv").open()))
     assert f"{rows} of {rows} rows done" in done.stdout
+
+
+def test_c12_the_hints_of_a_section_are_read_once(monkeypatch):
+    seen, hints = [], typing.get_type_hints
+
+    def note(section, **options):
+        seen.append(section)
+        return hints(section, **options)
+
+    monkeypatch.setattr(typing, "get_type_hints", note)
+    fields._kinds.cache_clear()
+    read_experiment(STUDY)
+    assert len(seen) == len(set(seen)) > 10
 
 
 def test_processes_side_by_side_make_the_same_rows(make):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -60,8 +60,23 @@ def key(stage: Stage, config: Config, loaded: Callable[[Stage], str] | None = No
         "reads": [key(other, config, loaded) for other in stage.reads],
     }
     if stage.files:
-        parts["files"] = [_content(Path(one).expanduser()) for one in stage.files]
+        parts["files"] = _contents(stage)
     return sha256(json.dumps(parts, sort_keys=True).encode())[:16]
+
+
+def outside(stages: Iterable[Stage], loaded: Callable[[Stage], str]) -> dict[str, Any]:
+    """What shapes stages and is no setting: content of their files, keys of what they load."""
+    found: dict[str, Any] = {}
+    for stage in (one for last in stages for one in closure(last)):
+        if any(_contents(stage)):
+            found[f"files.{stage.name}"] = _contents(stage)
+        if stage.load:
+            found[f"key.{stage.name}"] = loaded(stage)
+    return found
+
+
+def _contents(stage: Stage) -> list[str | None]:
+    return [_content(Path(one).expanduser()) for one in stage.files]
 
 
 def _content(path: Path) -> str | None:

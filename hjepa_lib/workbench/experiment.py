@@ -5,6 +5,7 @@ Nothing here computes or needs torch: settings, names and keys say what a stored
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 import re
@@ -18,7 +19,9 @@ from hjepa_lib.config.fields import Int, Section
 from hjepa_lib.evaluation import FLOORS, LEARNED, Case
 from hjepa_lib.files import sha256
 from hjepa_lib.runs import notebooks
-from hjepa_lib.runs.keys import closure, core_stages, shaping
+from hjepa_lib.runs.keys import Stage, closure, core_stages, outside, shaping
+from hjepa_lib.runs.places import RunError
+from hjepa_lib.runs.run import Run
 
 
 class Model(NamedTuple):
@@ -157,12 +160,25 @@ class Unit:
         return {"notebooks": "+".join(f"{one.stem}:{sha256(one)[:12]}" for one in paths)}
 
     def training(self) -> dict[str, Any]:
-        """Every setting that shaped the models used, dotted; {} for floors and ceiling."""
+        """Every setting that shaped the models used, dotted; {} for floors and ceiling.
+
+        So do the files and runs that they name, by content and key (I1).
+        """
         if self.case:
-            return _shaped_by(self.model.config, self.case.stages)
-        apart = ("seed", "device", "tracker", "tracking")
-        found = flatten(self.model.config)
-        return {name: value for name, value in found.items() if name.split(".")[0] not in apart}
+            found, names = _shaped_by(self.model.config, self.case.stages), self.case.stages
+        else:
+            apart, names = ("seed", "device", "tracker", "tracking"), ("l1",)
+            found = flatten(self.model.config)
+            found = {key: one for key, one in found.items() if key.split(".")[0] not in apart}
+        stages = core_stages(self.trained)
+        return found | outside([stages[name] for name in names], _loaded)
+
+
+def _loaded(stage: Stage) -> str:
+    """The key that a stage has in the run it is loaded from; "" without that run."""
+    with contextlib.suppress(RunError):  # the training will say it
+        return Run.named(stage.load).key(stage.name)
+    return ""
 
 
 @functools.lru_cache(maxsize=256)
