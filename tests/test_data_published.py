@@ -9,13 +9,17 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_config
 
 from hjepa_lib import files
 from hjepa_lib.config import DataConfig
 from hjepa_lib.data import published
 from hjepa_lib.data.published import acquire, extract, load_npz_trajectories, truncate
 from hjepa_lib.data.recipes import generate
+from hjepa_lib.evaluation import Case
 from hjepa_lib.files import FileError
+from hjepa_lib.runs import score
+from hjepa_lib.runs.stages import make_data
 from hjepa_lib.worlds.two_rooms import step
 
 REFERENCE = os.environ.get("HJEPA_REFERENCE_DATA", "")
@@ -170,7 +174,7 @@ def full_disk(path):
     raise FileError(f"cannot write {path}: No space left on device")
 
 
-def test_only_a_missing_network_falls_back_to_generated_data(serve, capsys):
+def test_only_a_missing_network_falls_back_to_generated_data(serve, capsys, workspace_of):
     """D3: said in the terminal, in the meta data and, by its source, in every row."""
     serve(offline)
     data = acquire(DataConfig(source="published", transitions=500), 3)
@@ -178,6 +182,10 @@ def test_only_a_missing_network_falls_back_to_generated_data(serve, capsys):
     assert line.startswith("published data unavailable, generated instead: ") and "\n" not in line
     assert capsys.readouterr().out == line + "\n" and data.meta["source"] == "generated"
     assert data.hash() == generate("good", 500, seed=3).hash()
+    ws = workspace_of(tiny_config(data__source="published", data__transitions=500))
+    make_data(ws)
+    row = score._provenance(ws, None, Case.of(ws.config, "random"))
+    assert (ws.config.data.source, row["data"]["source"]) == ("published", "generated")
 
 
 @pytest.mark.parametrize(

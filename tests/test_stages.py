@@ -147,12 +147,19 @@ def test_i3_a_set_of_models_comes_from_one_run(root, toy):
 
 
 def test_i5_the_newest_run_that_has_the_stage_is_asked(root, toy):
-    """I6: nothing stands in."""
+    """Nothing stands in."""
     obtain(begin("donor"), "l1")
     begin("empty")
     obtain(begin("short", "level1.optim.updates=5"), "l1")
     for changes, origin in (("", "donor"), ("level1.optim.updates=500", "this run")):
         assert obtained(begin(f"mine-{origin[:2]}", changes), "l1") == [origin]
+
+
+def test_i6_what_is_made_for_another_stage_is_trained_to_its_end(workspace_of):
+    ws = workspace_of(tiny_config(level1__optim__updates=80, level1__optim__validate_every=40))
+    obtain(ws, "distance")
+    assert ws.run.records("l1")[-1]["step"] == 80
+    assert ws.done(core_stages(ws.config)["l1"])
 
 
 def test_i7_level_2_is_stale_once_this_run_makes_its_own_level_1(root, toy):
@@ -206,6 +213,18 @@ def test_s1_a_run_of_a_gpu_opens_where_there_is_none(root, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert Workspace("test", run).device == "cpu"
     assert "made on cuda, which this machine lacks" in capsys.readouterr().out
+
+
+def test_s1_a_stage_names_the_device_it_was_made_on(root, toy, monkeypatch):
+    """Also in a run that was begun on another machine."""
+    ws = begin("begun")
+    obtain(ws, "data")
+    edit(ws.run, lambda manifest: manifest.update(device="cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    again = Workspace("test", Run.open("begun"))
+    obtain(again, "l1")
+    found = again.run.manifest
+    assert (found["device"], found["stages"]["l1"]["device"]) == ("cuda", "cpu")
 
 
 def test_s10_a_manifest_cannot_name_files_outside_its_run(root, toy):

@@ -167,9 +167,10 @@ class Run:
 
     @contextlib.contextmanager
     def stage(
-        self, name: str, folder: str = "", key: str = "", reads: tuple[str, ...] = ()
-    ) -> Iterator[Path]:
-        """Run a stage that writes into the folder it yields (default: its name).
+        self, name: str, folder: str = "", key: str = "", reads: tuple[str, ...] = (),
+        device: str = "",
+    ) -> Iterator[Path]:  # fmt: skip
+        """Run a stage on `device` (the run's) that writes into the folder it yields (its name).
 
         On success the manifest lists its key, seconds (interrupted attempts included) and each file
         there that no other stage has claimed. It is done until one of `reads` is made again.
@@ -197,7 +198,7 @@ class Run:
             "key": key,
             "finished": _now(),
             "revision": machine.revision(repository()),
-            "device": self.manifest["device"],
+            "device": device or self.manifest["device"],
             "precision": self.precision,
             "folder": folder or name,
             "files": files,

@@ -117,7 +117,8 @@ class Workspace:
             self.obtain(other)
         torch.manual_seed(self.config.seed)  # before any weight or batch is drawn (EB5)
         reads = tuple(other.name for other in stage.reads if not other.recorded)
-        with self.run.stage(stage.name, stage.folder, self.key(stage), reads) as folder:
+        options = {"reads": reads, "device": self.device}
+        with self.run.stage(stage.name, stage.folder, self.key(stage), **options) as folder:
             yield from stage.make(self, folder) or ()
         shutil.rmtree(self.run.path / "resume" / stage.name, ignore_errors=True)
 
