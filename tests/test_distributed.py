@@ -17,7 +17,7 @@ from hjepa_lib.models.checkpoint import load_level1
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.run import Run
 from hjepa_lib.training import distributed, probes
-from hjepa_lib.training.loop import plain
+from hjepa_lib.training.loop import TrainingError, plain
 from hjepa_lib.training.probes import PROBE_OPTIM
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,6 +100,12 @@ def test_process_0_writes_and_the_rest_listens(pair):
     assert [seen["place"] for seen in pair] == [(0, 2), (1, 2)]
     assert [seen["files"] for seen in pair] == [["resume.pt"], []]
     assert [seen["first"] for seen in pair] == ["rank 0", "rank 0"]
+
+
+def test_c2_a_shared_fit_cannot_skip_updates(monkeypatch):
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    with pytest.raises(TrainingError, match="non_finite=skip: processes of a torchrun"):
+        make_job("level1", tiny_config(level1__optim__non_finite="skip"))
 
 
 def test_joint_training_is_refused(monkeypatch):

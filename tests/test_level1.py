@@ -16,12 +16,13 @@ from tiny import (
 )
 
 from hjepa_lib.config import differences
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.checkpoint import load_level1
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.report import build_summary
 from hjepa_lib.runs.run import Run
 from hjepa_lib.training import level1 as level1_training
-from hjepa_lib.training.loop import Fit, TrainingError
+from hjepa_lib.training.loop import Fit
 from hjepa_lib.workbench import variants
 
 VIT = {"level1__encoder": "vit", "level1__predictor": "transformer", "level1__hidden": 16}
@@ -161,7 +162,7 @@ def test_only_the_predictors_learn_and_the_error_falls():
 
 def test_trajectories_that_are_too_short_are_refused(monkeypatch):
     monkeypatch.setattr(level1_training, "REFINE_STEPS", 100)
-    with pytest.raises(TrainingError, match="refinement needs trajectories of 101 states"):
+    with pytest.raises(WorkbookError, match="no trajectory has 101 states"):
         make_job("refinement", tiny_config(**REFINED))
 
 

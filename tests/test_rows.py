@@ -52,6 +52,11 @@ def test_load_rows_keeps_digits_text(tmp_path):
     path.write_text("a\n1\n")
     with pytest.raises(WorkbookError, match="column 'cell' is missing"):
         fr.load_rows(path)
+    row = make_row("walk", 0, np.zeros(8, int))
+    for name in ("solved", "revision", "seconds_per_episode", "planner.steps"):
+        pd.DataFrame([row]).drop(columns=[name, "group"]).to_csv(path, index=False)
+        with pytest.raises(WorkbookError, match=rf"rows.csv .* it lacks group.* {name}$"):
+            fr.load_rows(path)
 
 
 @pytest.mark.parametrize(

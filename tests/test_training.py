@@ -12,6 +12,9 @@ from tiny import digest, dotted, make_job, make_level1, make_level2, make_store,
 from torch import nn
 
 from hjepa_lib.config import OptimConfig
+from hjepa_lib.data.recipes import generate
+from hjepa_lib.evaluation.openloop import draw_windows
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.models import objectives
 from hjepa_lib.models.distance import LatentGeometry
 from hjepa_lib.training import level2 as level2_training
@@ -125,8 +128,16 @@ def test_a_frozen_level1_stays_as_it_is():
 def test_short_trajectories_are_refused(store, level1):
     config = tiny_config(level2__step_skip=40, level2__macro_steps=3)
     model = level2_training.Level2(config.level2, 16)
-    with pytest.raises(ValueError, match="level 2 needs trajectories of 121 states"):
-        level2_training.train_level2(model, level1, store, None, seed=0)
+    short = make_store(level1, generate("good", 400, states=17))
+    for part, longest in ((store, 91), (short, 17)):  # of a validation too
+        message = f"no trajectory has {{}} states: the longest has {longest}".format
+        with pytest.raises(WorkbookError, match=message(121)):
+            level2_training.train_level2(model, level1, part, None, seed=0)
+    model = level2_training.Level2(tiny_config(level2__step_skip=20).level2, 16)
+    with pytest.raises(WorkbookError, match=message(41)):
+        level2_training.train_level2(model, level1, store, short, seed=0)
+    with pytest.raises(WorkbookError, match=message(33)):
+        draw_windows(short, 32)
 
 
 RESUMED = [
@@ -192,6 +203,17 @@ def test_a_resume_file_that_does_not_fit_is_one_sentence(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(TrainingError, match=r"resume\.pt is damaged"):
         make_job("level1", config, tmp_path)
+
+
+def test_c5_a_file_that_is_not_there_is_not_called_damaged(tmp_path, monkeypatch):
+    """And a fault of ours keeps its trace."""
+    fit = make_job("level1", config_of("level1")).fit
+    with pytest.raises(TrainingError, match=r"none\.pt, the state to go on from, does not exist"):
+        fit.resume(tmp_path / "none.pt")
+    fit.save(tmp_path / "some.pt")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: None.nothing)
+    with pytest.raises(AttributeError):
+        fit.resume(tmp_path / "some.pt")
 
 
 def test_a_resume_file_of_another_device_goes_on_and_says_so(tmp_path, monkeypatch):
@@ -323,6 +345,13 @@ def test_bf16_is_for_forward_passes_alone(kind, monkeypatch):
     list(make_job(kind, config_of(kind, precision="bf16")).fit)
     assert set(seen) >= {("covariance", torch.float32), ("inverse_dynamics", torch.float32)}
     assert {dtype for _, dtype in seen} == {torch.float32}
+
+
+def test_q4_validation_in_bf16_is_that_in_fp32():
+    """Of the same weights: it chooses the best ones."""
+    configs = [config_of("level1", precision=name) for name in ("fp32", "bf16")]
+    whole, half = (make_job("level1", config).fit._validate() for config in configs)
+    assert half == pytest.approx(whole, rel=1e-2, abs=1e-2)
 
 
 @pytest.mark.parametrize("layouts", ["fixed", "random"])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.data.trajectories import Trajectories
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.worlds.layout import Layout
 
@@ -43,7 +44,12 @@ class LatentStore:
             self.latents = model.encode_chunked(frames, total).to(torch.bfloat16)  # (M, D)
 
     def windows(self, length: int) -> Tensor:
-        """First indices of all windows of `length` states; none crosses a trajectory (F6)."""
+        """First indices of all windows of `length` states; none crosses a trajectory (F6).
+
+        WorkbookError when no trajectory is so long.
+        """
+        if (longest := int(self.lengths.max())) < length:
+            raise WorkbookError(f"no trajectory has {length} states: the longest has {longest}")
         index = torch.arange(len(self.positions))
         return index[index + length <= self.starts[1:][self.trajectory]]
 

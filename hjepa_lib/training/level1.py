@@ -20,7 +20,7 @@ from hjepa_lib.models.level1 import Jepa, Rollout
 from hjepa_lib.models.objectives import layout_identity, loss_terms, similarity, weighted_sum
 from hjepa_lib.training import distributed
 from hjepa_lib.training.latents import LatentBatch, LatentStore
-from hjepa_lib.training.loop import Fit, Loss, Task, Terms, TrainingError, step_generator
+from hjepa_lib.training.loop import Fit, Loss, Task, Terms, step_generator
 from hjepa_lib.training.probes import effective_rank, fit_ridge, ridge_rmse, rmse_px
 
 VALIDATION_WINDOWS = 128
@@ -168,9 +168,7 @@ def refine_predictors(
     """
     device, config = next(model.parameters()).device, model.config
     length = REFINE_STEPS + 1
-    first = store.windows(length)
-    if not len(first):
-        raise TrainingError(f"refinement needs trajectories of {length} states; these are shorter")
+    first, held_out = (part and part.windows(length) for part in (store, validation))
     own = {"updates": config.refine_updates, "batch": REFINE_BATCH, "weight_decay": 0.0}
     optim = dataclasses.replace(config.optim, patience=0, **own)
 
@@ -184,8 +182,8 @@ def refine_predictors(
         return loss, {"sim": loss}
 
     def validate() -> Terms:
-        among, generator = validation.windows(length), step_generator(seed, 0)
-        found = error(validation.sample(among, REFINE_WINDOWS, length, generator))
+        generator = step_generator(seed, 0)
+        found = error(validation.sample(held_out, REFINE_WINDOWS, length, generator))
         return {"loss": found, "sim": found}
 
     task = Task(model.predictors, loss_fn, validation and validate)

@@ -13,7 +13,7 @@ from hjepa_lib.models.distance import Geometry
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import HJepa, Level2
 from hjepa_lib.training.latents import LatentBatch, LatentStore
-from hjepa_lib.training.loop import Fit, Loss, Task, Terms, TrainingError, step_generator
+from hjepa_lib.training.loop import Fit, Loss, Task, Terms, step_generator
 
 VALIDATION_WINDOWS = 512
 
@@ -29,9 +29,7 @@ def train_level2(
     """
     device, config = next(level2.parameters()).device, level2.config
     length = config.macro_steps * config.step_skip + 1
-    windows = store.windows(length)
-    if not len(windows):
-        raise TrainingError(f"level 2 needs trajectories of {length} states; the data are shorter")
+    windows, held_out = (part and part.windows(length) for part in (store, validation))
 
     def error(batch: LatentBatch, generator: torch.Generator) -> Loss:
         actions = level1.normalise_actions(batch.actions.to(device))
@@ -42,7 +40,7 @@ def train_level2(
 
     def validate() -> Terms:
         generator = step_generator(seed, 0)
-        batch = validation.sample(validation.windows(length), VALIDATION_WINDOWS, length, generator)
+        batch = validation.sample(held_out, VALIDATION_WINDOWS, length, generator)
         total, terms = error(batch, generator)
         return {"loss": total, **terms, "prior_sim": prior_error(level2, level1, batch)}
 

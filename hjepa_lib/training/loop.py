@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,7 @@ COUNTERS = {
 }  # fmt: skip
 """Where a fit stands, and begins: the next validation must beat `mark` by `delta`; `waited` and
 `halvings` are those of the schedule `plateau`."""
+_DAMAGED = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, UnpicklingError)
 Terms = dict[str, Tensor | float]
 Loss = tuple[Tensor, Terms]
 ValidateFn = Callable[[], Terms]
@@ -157,7 +159,9 @@ class Fit:
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self.optimiser = optimiser(self.parameters, optim)
-        self.guarded = optim.non_finite == "skip" and not self.shared  # or processes disagree
+        self.guarded = optim.non_finite == "skip"
+        if self.guarded and self.shared:
+            raise TrainingError("non_finite=skip: processes of a torchrun would skip other updates")
         self.warned = False
         self.best: dict[str, Tensor] = {}
         vars(self).update(COUNTERS)
@@ -290,11 +294,13 @@ class Fit:
         TrainingError for a damaged file, another model, or (`same_settings`) other settings; a
         setting that is younger than the file had its default then.
         """
+        if not path.is_file():
+            raise TrainingError(f"{path}, the state to go on from, does not exist")
         try:
             payload = torch.load(path, map_location="cpu", weights_only=True)  # steps stay there
             saved, device = payload["settings"], payload["device"]
             counters = {name: payload["counters"][name] for name in COUNTERS}
-        except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        except _DAMAGED as error:  # C5: anything else is ours and keeps its trace
             raise TrainingError(f"{path} is damaged or from another version: {error}") from error
         moved = device != self.device.type
         saved = dataclasses.asdict(type(self.config)()) | saved

@@ -27,6 +27,10 @@ POINT = ["cell", "budget", "grid"]
 SETTINGS = ("method", "cost", "control", "model")
 """Besides the planner's settings, what one point has once, if the table has it."""
 _TEXT = ["cell", "group", "model", "grid", "solved", "training", "trials_hash", "revision"]
+_NEEDED = dict.fromkeys((
+    *_TEXT, *SHARED, "budget", "seed", "method", "cost", "successes", "success_rate",
+    "seconds_per_episode", "flops_per_step",
+))  # fmt: skip
 
 
 def pack_solved(success: np.ndarray) -> str:
@@ -57,13 +61,17 @@ def row_of(result: Result, **about: Any) -> dict[str, Any]:
 
 def load_rows(path: Path) -> pd.DataFrame:
     """The table of an experiment with its own types, `seconds_per_step` (planning seconds of one
-    trial per environment step) and a column for every setting of the trainings."""
+    trial per environment step) and a column for every setting of the trainings.
+
+    WorkbookError names the columns of planners that it lacks."""
     if not path.is_file():
         raise WorkbookError(f"{path} does not exist: run the experiment first")
     known = Table(path).trainings
     types = dict.fromkeys(_TEXT, str)  # digits of a digest are no number
     rows = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
-    rows[_TEXT] = rows.reindex(columns=_TEXT).fillna("")
+    if missing := [name for name in _NEEDED if name not in rows]:
+        raise WorkbookError(f"{path} is no table of planners: it lacks {', '.join(missing)}")
+    rows[_TEXT] = rows[_TEXT].fillna("")
     settings = pd.DataFrame([known.get(name, {}) for name in rows["training"]], index=rows.index)
     return with_price(rows.join(settings.drop(columns=rows.columns, errors="ignore")))
 
