@@ -1,7 +1,6 @@
 """One training loop for every model: a generator that yields a typed report per update.
 
-Batches are a pure function of (seed, update): what is interrupted, also by `kill -9`, resumes to
-the same result.
+Batches are a pure function of (seed, update): what is killed resumes to the same result.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ COUNTERS = {
     "update": 0, "stale": 0, "best_loss": math.inf, "mark": math.inf, "waited": 0, "halvings": 0,
     "skipped": 0, "skipped_in_a_row": 0,
 }  # fmt: skip
-"""Where a fit stands, and begins: the next validation must beat `mark` by `delta`; `waited` and
-`halvings` are those of the schedule `plateau`."""
+"""Where a fit begins; a validation must beat `mark` by `delta`, `plateau` waits and halves."""
 _DAMAGED = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, UnpicklingError)
 Terms = dict[str, Tensor | float]
 Loss = tuple[Tensor, Terms]
@@ -67,9 +65,7 @@ class Task:
     """
 
     module: nn.Module
-    loss: Callable[
-        [torch.Generator], Loss
-    ]  # (generator) -> (the scalar to minimise, named terms to report)
+    loss: Callable[[torch.Generator], Loss]  # -> (the scalar to minimise, named terms to report)
     validate: ValidateFn | None = None  # key `loss` chooses the best weights
     after_update: Callable[[], None] | None = None
 
@@ -307,10 +303,8 @@ class Fit:
         for name, now in self._settings().items():
             before = saved[name]
             if same_settings and before != now and not (moved and name == "precision"):
-                what = f"settings ({name} was {before} there and is {now} here)"
-                raise TrainingError(
-                    f"{path} belongs to other training {what}; remove it or use a new run"
-                )
+                what = f"{path} belongs to other training settings ({name} was {before} there and"
+                raise TrainingError(f"{what} is {now} here); remove it or use a new run")
         try:
             self.module.load_state_dict(payload["module"])
             self.optimiser.load_state_dict(payload["optimiser"])
