@@ -10,7 +10,7 @@ from tiny_pixels import tiny_config
 
 from hjepa_lib.config.pixels import MODELS
 from hjepa_lib.evaluation.compute import update_bytes
-from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, unestimable
+from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, over_seeds, unestimable
 from hjepa_lib.files import WorkbookError, read_json, write_json
 from hjepa_lib.pixels import compare, figures, results, stages
 from hjepa_lib.pixels.compare import COLUMNS, COMPARED, NOT_APPLICABLE, NOTES, UNTRAINED, Row, score
@@ -141,13 +141,13 @@ def test_every_score_has_n_seeds_intervals_and_baselines(tmp_path):
 
 
 def test_interval_over_seeds_is_students():
-    cell = compare.over_seeds([1.0, 2.0, 3.0])
+    cell = over_seeds([1.0, 2.0, 3.0])
     half = 4.302652729911275 / math.sqrt(3)
     assert (cell["mean"], cell["low"], cell["high"]) == pytest.approx((2, 2 - half, 2 + half))
-    single = compare.over_seeds([2.0])
+    single = over_seeds([2.0])
     assert single["low"] is None and single["text"] == "2 (1 seed)"
-    assert compare.over_seeds([1200.0, 1200.0])["text"] == "1,200"
-    noted = compare.over_seeds([1.0, NOT_ESTIMABLE, 2.0])
+    assert over_seeds([1200.0, 1200.0])["text"] == "1,200"
+    noted = over_seeds([1.0, NOT_ESTIMABLE, 2.0])
     assert noted["mean"] is None and noted["text"] == NOT_ESTIMABLE and noted["seeds"] == 3
 
 

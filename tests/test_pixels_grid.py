@@ -14,6 +14,7 @@ from hjepa_lib.__main__ import main
 from hjepa_lib.config import OptimConfig, profile
 from hjepa_lib.config.pixels import EpochsConfig, GridConfig
 from hjepa_lib.figures.style import FigureError
+from hjepa_lib.figures.training import loss_curves
 from hjepa_lib.files import FileError, WorkbookError, read_json, save_npz
 from hjepa_lib.grids import buffer as buffers
 from hjepa_lib.grids import figures, measures, stages, world
@@ -333,7 +334,7 @@ def test_a_pair_takes_its_patience(tmp_path, monkeypatch, updates, patience):
     """GRID-5: with a budget in epochs the pair may stop, with one in updates it may not."""
     asked = []
     monkeypatch.setattr(
-        stages, "train_pair", lambda fits, most: asked.append(most) or train_pair(fits, 1)
+        stages, "train_pair", lambda fits, most, go: asked.append(most) or train_pair(fits, 1, go)
     )
     changed = {"updates": updates, "epochs": 1, "patience": 7}
     changed = {f"pixels.grid.optim.{name}": value for name, value in changed.items()}
@@ -505,9 +506,9 @@ def test_comparison_is_a_table_of_numbers():
     assert table.loc["trainable weights", "jepa"] == "1,000"
     assert table.loc["changed cells decoded right (share)"].tolist() == ["0.5", ""]
     # Student's interval of 10, 11, 12: 11 -+ 4.303 / sqrt(3).
-    assert table.loc["time of one update (ms, median)", "jepa"] == "11 [8.52, 13.5]"
+    assert table.loc["time of one update (ms, median)", "jepa"] == "11 (8.52 to 13.5)"
     lone = measures.comparison(rows[:1])
-    assert lone.loc["time of one update (ms, median)", "jepa"] == "10"
+    assert lone.loc["time of one update (ms, median)", "jepa"] == "10 (1 seed)"
 
 
 def test_grid_models_are_paired_by_seed():
@@ -521,11 +522,11 @@ def test_grid_models_are_paired_by_seed():
             rows.append(row)
     said = measures.paired_sentences(rows)
     assert said[0].startswith("jepa beats generative: facts read wrong -9.8 % (-1")
-    assert said[0].endswith(", 3 seeds)") and len(said) == 3
+    assert said[0].endswith("; seeds: 3)") and len(said) == 3
     assert said[2].startswith("generative against random, no difference shown: facts read wrong")
     assert measures.paired_sentences(rows[::-1]) == said  # by seed, not by place
     assert "nothing claimed: 2 of 3 seeds" in measures.paired_sentences(rows[:6])[0]
-    assert measures.paired_sentences(rows[:3])[0].endswith("facts read wrong -10.0 % (1 seed)")
+    assert measures.paired_sentences(rows[:3])[0].endswith("facts read wrong -10.0 % (seeds: 1)")
     assert list(stages.section(rows)["lists"].values()) == [said]
     with pytest.raises(WorkbookError, match="jepa and generative have no rows of the same"):
         measures.paired_sentences(rows[1:])
@@ -614,8 +615,8 @@ def test_figures_show_what_they_were_given(whole, buffer):
     found = ["#" + bytes(rgb).hex().upper() for rgb in frame[buffer.state[0] >= 0]]
     assert found == colours and len({bytes(rgb) for rgb in frame[buffer.state[0] < 0]}) == 1
     records, keys = whole.run.records("grid_s0"), ["jepa_prediction_loss", "jepa_cosine_sim"]
-    drawn = figures.curves([records], keys, {"jepa_cosine_sim": {"good": 0.7}})
+    drawn = loss_curves([records], keys, limits={"jepa_cosine_sim": {"good": 0.7}})
     assert [axis.get_title("left") for axis in drawn.axes] == [k.replace("_", " ") for k in keys]
     assert drawn.axes[1].texts[0].get_text() == "good"
     with pytest.raises(FigureError, match="no record has"):
-        figures.curves([records], ["absent"])
+        loss_curves([records], ["absent"])

@@ -7,7 +7,7 @@ seeds and n shared trials; SciPy's cannot redraw two crossed factors.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,6 +116,42 @@ def claim(
     if seeds < LEAST_SEEDS:
         verdict = f"nothing claimed: {seeds} of {LEAST_SEEDS} seeds"
     return found | {"difference": gap, "low": low, "high": high, "verdict": verdict}
+
+
+def sentence(
+    who: str, against: str, found: Mapping[str, Any], what: str = "error", blocks: bool = True
+) -> str:
+    """A `claim` as text: "jepa beats random: error -4.0 % (-5.0 to -3.0; seeds: 3, blocks: 9)"."""
+    verdict = found["verdict"]
+    told = f"{who} against {against}, {verdict}"
+    if verdict in ("beats", "loses to"):
+        told = f"{who} {verdict} {against}"
+    if found["difference"] is not None:
+        middle, low, high = (f"{100 * found[key]:+.1f}" for key in ("difference", "low", "high"))
+        ends = f"{low} to {high}; " * (found["low"] < found["high"]) + f"seeds: {found['seeds']}"
+        ends += f", blocks: {found['blocks']}" * blocks
+        told += f": {what} {middle} % ({ends})"
+    return told
+
+
+def over_seeds(values: Sequence[float | str]) -> dict[str, Any]:
+    """Mean, 95 % Student interval over seeds, and their text; a note of one seed is that of all."""
+    mean = low = high = None
+    text = next((value for value in values if isinstance(value, str)), "")
+    if not text:
+        numbers = np.array(values, dtype=float)
+        mean, text = numbers.mean(), number(numbers.mean())
+        if len(numbers) > 1:
+            low, high = student(numbers)
+            text += f" ({number(low)} to {number(high)})" * (low < high)
+        else:
+            text += " (1 seed)"
+    return {"mean": mean, "low": low, "high": high, "seeds": len(values), "text": text}
+
+
+def number(value: float) -> str:
+    """Three significant digits, whole numbers with separators."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def unestimable(train: np.ndarray, validation: np.ndarray) -> str:

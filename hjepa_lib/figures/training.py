@@ -20,16 +20,26 @@ LOST = 40.0
 
 @styled
 def loss_curves(
-    records: Sequence[Mapping[str, Any]],
+    records: Sequence[Any],
     terms: Sequence[str],
     columns: int = 3,
     title: str = "Losses",
+    limits: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Figure:
-    """Rows of metrics.jsonl, one panel per term; its validation is called `validation_` + term."""
+    """Rows of metrics.jsonl, one panel per term; its validation is called `validation_` + term.
+
+    A list of such rows per seed draws a curve per seed; `limits` names horizontal lines of a term.
+    """
+    seeds = [records] if not records or isinstance(records[0], Mapping) else records
     figure, axes = style.grid_of(len(terms), columns, 2.7, -0.8, title=title)
     for axis, term in zip(axes, terms, strict=True):
-        draw.learning(axis, records, term, f"validation_{term}")
-        axis.set(title=term, xlabel="update")
+        for rows in seeds:
+            draw.learning(axis, rows, term, f"validation_{term}")
+        for name, value in (limits or {}).get(term, {}).items():
+            axis.axhline(value, color=style.GOAL, linewidth=0.8, linestyle=":")
+            axis.annotate(name, (0.01, value), xycoords=("axes fraction", "data"), fontsize=7,
+                          color=style.GOAL, va="bottom")  # fmt: skip
+        axis.set(title=term.replace("_", " "), xlabel="update")
     draw.legend(figure, axes, "outside upper right", ncols=2)
     return figure
 

@@ -1,16 +1,14 @@
-"""Figures of the grid models: coloured grids, curves of both models."""
+"""Figures of the grid models: coloured grids."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from hjepa_lib.figures import primitives, style
+from hjepa_lib.figures import style
 from hjepa_lib.figures.data import frame_grid
-from hjepa_lib.figures.style import styled
 
 PALETTE = (
     "#ECEEF1", "#0072B2", "#E69F00", "#009E73", "#C8102E", "#56B4E9", "#F0E442", "#CC79A7",
@@ -37,28 +35,3 @@ def show_grids(
 ) -> Figure:
     """Rows of canvases (S, S); `columns` above the first row, `labels` left of each row."""
     return frame_grid([painted(np.stack(row)) for row in rows], columns, labels, title, 1.6)
-
-
-@styled
-def curves(
-    records: Sequence[Sequence[Mapping[str, Any]]],
-    keys: Sequence[str],
-    limits: Mapping[str, Mapping[str, float]] | None = None,
-    title: str = "",
-    columns: int = 3,
-) -> Figure:
-    """One panel per key, training and validation, with a curve per seed.
-
-    `records` has the rows of metrics.jsonl of every seed; `limits` names horizontal lines of a key.
-    """
-    figure, axes = style.grid_of(len(keys), columns, 2.7, -0.8, title=title)
-    for axis, key in zip(axes, keys, strict=True):
-        for rows in records:
-            primitives.learning(axis, rows, key, f"validation_{key}")
-        for name, value in (limits or {}).get(key, {}).items():
-            axis.axhline(value, color=style.GOAL, linewidth=0.8, linestyle=":")
-            axis.annotate(name, (0.01, value), xycoords=("axes fraction", "data"), fontsize=7,
-                          color=style.GOAL, va="bottom")  # fmt: skip
-        axis.set(title=key.replace("_", " "), xlabel="update")
-    primitives.legend(figure, axes, "outside upper right", ncols=2)
-    return figure

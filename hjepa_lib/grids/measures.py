@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hjepa_lib.evaluation.statistics import claim, student
+from hjepa_lib.evaluation.statistics import claim, over_seeds, sentence
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.grids.buffer import GridBatch, GridBuffer
 from hjepa_lib.grids.models import GridJepa, GridModel, GridTwin
@@ -160,26 +160,19 @@ MEASURES = {
 def paired_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The facts that `PAIRS` read wrong, in shares of the second one's, as far as rows have both.
 
-    "jepa against random, no difference shown: facts read wrong -0.4 % (-2.1 to +1.3, 3 seeds)"; the
+    "jepa against random, no difference shown: facts read wrong -0.4 % (-2 to +1; seeds: 3)"; the
     interval is over training seeds alone.
     """
     table = pd.DataFrame(list(rows)).pivot(index="seed", columns="model", values="fact_accuracy")
     table = 1 - table
-    told, seeds = [], f"{len(table)} seed" + "s" * (len(table) > 1)
+    told = []
     for one, two in PAIRS:
         if one not in table or two not in table:
             continue
         if table[[one, two]].isna().any(axis=None):
             raise WorkbookError(f"{one} and {two} have no rows of the same training seeds")
         gap = claim(table[[one]].to_numpy(), table[[two]].to_numpy(), least_blocks=1)
-        said = f"{one} against {two}, {gap['verdict']}"
-        if gap["verdict"] in ("beats", "loses to"):
-            said = f"{one} {gap['verdict']} {two}"
-        if gap["difference"] is not None:
-            middle, low, high = (f"{100 * gap[key]:+.1f}" for key in ("difference", "low", "high"))
-            ends = f"{low} to {high}, {seeds}" if len(table) > 1 else seeds
-            said += f": facts read wrong {middle} % ({ends})"
-        told.append(said)
+        told.append(sentence(one, two, gap, "facts read wrong", blocks=False))
     return told
 
 
@@ -191,20 +184,10 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     columns = {}
     for kind, own in pd.DataFrame(list(rows)).groupby("model", sort=False):
         cells = {
-            title: _cell(own[name].dropna()) for name, title in MEASURES.items() if name in own
+            title: over_seeds(own[name].dropna())["text"] if own[name].notna().any() else ""
+            for name, title in MEASURES.items()
+            if name in own
         }
         cells["collapse rate"] = f"{own['collapsed'].sum()} of {len(own)}"
         columns[str(kind)] = cells | {"seeds": str(own["seed"].nunique())}
     return pd.DataFrame(columns)
-
-
-def _cell(known: pd.Series) -> str:
-    if known.empty:
-        return ""
-    values = known.to_numpy(float)
-    mean = values.mean()
-    text = f"{mean:,.0f}" if abs(mean) >= 100 else f"{mean:.3g}"
-    if np.ptp(values) == 0:
-        return text
-    low, high = student(values)
-    return f"{text} [{low:.3g}, {high:.3g}]"

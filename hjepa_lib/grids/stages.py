@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,17 +108,20 @@ def fit_grid(
     return Fit(Task(model, loss_fn, validate, after_update), settings, **options)
 
 
-def train_pair(fits: dict[str, Fit], patience: int = 0) -> Iterator[tuple[str, Report]]:
+def train_pair(
+    fits: dict[str, Fit], patience: int = 0, follow: Callable[[Fit], Iterator[Report]] = iter
+) -> Iterator[tuple[str, Report]]:
     """Two fits in step: (kind, report) of every update; one that was interrupted catches up.
 
     With `patience` > 0 the pair ends when BOTH have gone so many validations without improvement.
     """
+    reports = {kind: follow(fit) for kind, fit in fits.items()}
     while True:
         level = len({fit.update for fit in fits.values()}) == 1
         if level and patience and all(fit.stale >= patience for fit in fits.values()):
             return
         kind = min(fits, key=lambda name: fits[name].update)
-        report = next(iter(fits[kind]), None)
+        report = next(reports[kind], None)
         if report is None:
             return
         yield kind, report
@@ -136,16 +139,20 @@ def make_pair(ws: Workspace, folder: Path, n: int) -> Iterator[Report]:
         options = {"folder": ws.resume(f"grid_s{n}/{kind}"), "stage": LOGS[kind].format(n)}
         options |= {"seed": own, "precision": ws.precision}
         check = partial(CHECKS[kind], model, held)
-        fit = fits[kind] = fit_grid(model, train, config.optim, check, **options)
-        ws.run.metrics.rewind(fit.stage, fit.update)
-    for kind, report in train_pair(fits, config.optim.optim(len(train)).patience):
-        model, epoch = fits[kind].module, fits[kind].config.validate_every
-        row = {"stage": report.stage, "step": report.update, "seconds": model.seconds}
-        row |= log_row(report, 1)
-        if log_row(report, config.log_every):
-            ws.run.log(row)
+        fits[kind] = fit_grid(model, train, config.optim, check, **options)
+
+    def follow(fit: Fit) -> Iterator[Report]:
+        def row(report: Report) -> dict[str, Any]:
+            found = log_row(report, config.log_every)
+            return found and {"seconds": fit.module.seconds, **found}
+
+        return ws.follow(fit, fit.stage, row)
+
+    for kind, report in train_pair(fits, config.optim.optim(len(train)).patience, follow):
+        fit, row = fits[kind], {"step": report.update, **log_row(report, 1)}
+        epoch = fit.config.validate_every
         if config.checkpoint_every and report.update % (config.checkpoint_every * epoch) == 0:
-            _save(folder / f"{kind}_model_epoch{report.update // epoch:04d}", kind, model, row)
+            _save(folder / f"{kind}_model_epoch{report.update // epoch:04d}", kind, fit.module, row)
         yield report
     for kind, fit in fits.items():
         fit.load_best()

@@ -124,7 +124,5 @@ def _print(ws: Workspace, stage: int, result: dict[str, Any]) -> None:
     for name, value, word in found:
         print(f"  {name:<24} {value:9.4f}  {word}")
     lines = two_stages.criteria(ws, stage, 0, result)
-    for line in lines:
-        word = {True: "pass", False: "FAIL", None: "not checked"}[line.passed]
-        print(f"  {word:<12}{line.name}: {line.value} (bar {line.bar})")
+    print(*(f"  {line}" for line in lines), sep="\n")
     print(f"  stage {stage} {'passed' if two_stages.passed(lines) else 'FAILED'}")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hjepa_lib.config.pixels import MODELS
-from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, claim, student
+from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, claim, over_seeds, sentence
 from hjepa_lib.files import WorkbookError
 
 UNTRAINED = ("random", "random_vit")
@@ -160,17 +160,10 @@ def claims(
 
 def sentences(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """Claims as text: "jepa: imagined latent beats copy last latent: error -41.0 % (...)"."""
-    texts = []
-    for one in found:
-        against, verdict = one["against"].replace("_", " "), one["verdict"]
-        won = verdict in ("beats", "loses to")
-        told = f"{verdict} {against}" if won else f"against {against}, {verdict}"
-        if one["difference"] is not None:
-            middle, low, high = (f"{100 * one[key]:+.1f}" for key in ("difference", "low", "high"))
-            n = f"seeds: {one['seeds']}, blocks: {one['blocks']}"
-            told += f": error {middle} % ({low} to {high}; {n})"
-        texts.append(f"{one['model']}: {one['score']} {told}")
-    return texts
+    return [
+        sentence(f"{one['model']}: {one['score']}", one["against"].replace("_", " "), one)
+        for one in found
+    ]
 
 
 def of_models(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -204,26 +197,6 @@ def notes(rows: Sequence[Row]) -> list[str]:
                 "the next frame, never to equal the encoding of the next state."
             )
     return [f"Updates: {', '.join(updates)}.", *found]
-
-
-def over_seeds(values: Sequence[float | str]) -> dict[str, Any]:
-    """Mean, 95 % Student interval over seeds, and their text; a note of one seed is that of all."""
-    mean = low = high = None
-    text = next((value for value in values if isinstance(value, str)), "")
-    if not text:
-        numbers = np.array(values, dtype=float)
-        mean, text = numbers.mean(), number(numbers.mean())
-        if len(numbers) > 1:
-            low, high = student(numbers)
-            text += f" ({number(low)} to {number(high)})" * (low < high)
-        else:
-            text += " (1 seed)"
-    return {"mean": mean, "low": low, "high": high, "seeds": len(values), "text": text}
-
-
-def number(value: float) -> str:
-    """Three significant digits, whole numbers with separators."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def matched(counts: Mapping[str, int]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE
+from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, number
 from hjepa_lib.files import read_json, write_json
 from hjepa_lib.pixels import compare, measures, stages
 from hjepa_lib.pixels.compare import COMPARED, MEAN_REWARD, NOT_APPLICABLE, UNTRAINED, by_block
@@ -89,7 +89,7 @@ def comparison_section(comparison: Mapping[str, Any]) -> dict[str, Any]:
     models, n, rows = comparison["models"], comparison["n"], []
     for name in compare.COLUMNS:
         guess = compare.floor(comparison, name)
-        shown = compare.number(guess) if isinstance(guess, float) else guess
+        shown = number(guess) if isinstance(guess, float) else guess
         last = f"{compare.RANKED[name][1]}: {shown}" if shown else "–"
         cells = [name, *(one[name]["text"] for one in models.values()), last]
         rows.append([cell.replace("_", " ") for cell in cells])

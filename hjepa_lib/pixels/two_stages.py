@@ -213,6 +213,10 @@ class Criterion(NamedTuple):
     bar: str
     passed: bool | None
 
+    def __str__(self) -> str:
+        word = {True: "pass", False: "FAIL", None: "not checked"}[self.passed]
+        return f"{word:<12}{self.name}: {self.value} (bar {self.bar})"
+
 
 def criteria(ws: Workspace, stage: int, number: int, result: dict[str, Any]) -> list[Criterion]:
     """Success criteria of an evaluation, with the run's validation losses and epochs."""
