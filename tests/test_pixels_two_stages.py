@@ -241,7 +241,9 @@ def test_commands_train_resume_and_evaluate(command, tmp_path, monkeypatch):
 
 def test_stages_store_what_they_promise(pixel_run):
     ws = pixel_run
-    first, second = (ws.run.stage_folder(name.format(0)) for name in two_stages.STAGES.values())
+    first, second = (
+        ws.run.stage_folder(stages.name_of(name, 0)) for name in two_stages.STAGES.values()
+    )
     final = second / f"{two_stages.FINAL}.safetensors"
     for path, name in ((first, "stage1"), (second, "vjepa2"), (final, "vjepa2")):
         meta = about_model(path, name)

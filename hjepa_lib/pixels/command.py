@@ -15,14 +15,14 @@ from hjepa_lib.files import FileError
 from hjepa_lib.pixels import two_stages
 from hjepa_lib.pixels.figures import world_model_predictions
 from hjepa_lib.pixels.models import FILES, about_model
-from hjepa_lib.pixels.stages import load_model, stage_of, train
+from hjepa_lib.pixels.stages import load_model, name_of, stage_of, train
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.places import outputs_root
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.stages import exhaust
 from hjepa_lib.runs.workspace import Workspace
 
-STAGES = {stage: name.format(0) for stage, name in two_stages.STAGES.items()}
+STAGES = {stage: name_of(name, 0) for stage, name in two_stages.STAGES.items()}
 
 
 def default_checkpoint() -> Path:

@@ -31,6 +31,7 @@ from hjepa_lib.pixels.stages import (
     load_model,
     load_transitions,
     make_transitions,
+    name_of,
     seconds_of,
 )
 from hjepa_lib.pixels.training import epoch_of, epoch_row, fit, in_chunks, next_latent
@@ -70,7 +71,7 @@ def run_fit(
     Of the first seed's models `predict(batch)` is drawn after each epoch (FIG-1). A fit that has
     not begun goes on where the weights `going_on` ended.
     """
-    stage = f"{name}_s{number}"
+    stage = name_of(name, number)
     options = {"seed": ws.config.seed + number, "precision": ws.precision, "most": most}
     work = fit(module, *data, optim, stage=stage, folder=ws.resume(stage), **options)
     if going_on and work.update == 0:
@@ -190,7 +191,7 @@ def make_decoder(ws: Workspace, folder: Path, name: str, number: int) -> Iterato
 def make_heads(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
     """Reward heads on the frozen model: weights, predictions of held-out rewards, scores."""
     config, parts = ws.config.pixels.reward, make_transitions(ws)
-    model, stage = load_model(ws, name, number), f"heads_{name}_s{number}"
+    model, stage = load_model(ws, name, number), name_of(name, number, "heads")
     train, validation = (encode(model, part) for part in parts)
     seen, true = (part.reward.numpy() for part in parts)
     note = unestimable(seen, true)
@@ -242,7 +243,7 @@ def make_stage2(ws: Workspace, folder: Path, name: str, number: int) -> Iterator
     """
     (train, _), stage = make_transitions(ws), ws.config.pixels.vjepa2.stage2
     model, source = fresh_model(ws, name, number, train), stage.checkpoint
-    path = Path(source) if source else find(ws, f"vjepa2_stage1_s{number}")
+    path = Path(source) if source else find(ws, name_of("vjepa2_stage1", number))
     if source:
         whole, encoder = about(path, name, train), models.load_model(path, name).encoder
         seen = {part.get("data_sha256", "") for part in (whole, whole["stage1"])}  # by either stage
@@ -271,7 +272,7 @@ def make_stage2(ws: Workspace, folder: Path, name: str, number: int) -> Iterator
         "loaded": loaded,
         "loaded_data_sha256": first.get("data_sha256", "") if loaded else "",
         "early_stopping": work.config.patience > 0 or first["early_stopping"],
-        "earlier_seconds": 0.0 if source else seconds_of(ws, f"vjepa2_stage1_s{number}"),
+        "earlier_seconds": 0.0 if source else seconds_of(ws, name_of("vjepa2_stage1", number)),
     }
     models.save_model(folder, model, two_stages.FINAL, **facts)
     work.save(resume_path(folder / models.FILES[name]))

@@ -58,7 +58,7 @@ def measure_row(ws: Workspace, name: str, number: int) -> compare.Row:
     gain = r2["larp"]
     if not isinstance(gain, str):
         gain = (mean["reward_mlp"] - mean["larp"]) / mean[MEAN_REWARD]
-    result = stages.load_result(ws, f"{name}_s{number}")
+    result = stages.load_result(ws, stages.name_of(name, number))
     scores: dict[str, float | str] = {
         "parameters": result["parameters"]["total"],
         "updates": result["updates"],
@@ -79,8 +79,8 @@ def measure_row(ws: Workspace, name: str, number: int) -> compare.Row:
     blocks = {kind: by_block(values, episode) for kind, values in errors.items()}
     facts = {key: value for key, value in result.items() if not isinstance(value, dict)}
     facts |= {"n": result["transitions"] | {"episodes": len(validation.episodes)}}
-    used = (name, f"heads_{name}", *([f"decoder_{name}"] if decoder else ()))
-    facts["weights"] = ws.weights(f"{one}_s{number}" for one in used)
+    used = ("", "heads", *(["decoder"] if decoder else ()))
+    facts["weights"] = ws.weights(stages.name_of(name, number, kind) for kind in used)
     return compare.Row(facts | {"mean_reward_r2": r2[MEAN_REWARD]}, scores, blocks)
 
 
@@ -160,6 +160,6 @@ def reward_report(ws: Workspace, models: Sequence[str]) -> dict[str, Any]:
             one = {"model": name, "head": kind, "mse": values.mean(), "r2": r2}
             heads.append(one | {"seeds": len(found), "n": len(found[0][2])})
             errors[name][kind] = values
-        if any(stages.load_result(ws, f"{name}_s{n}")["loaded"] for n in numbers):
+        if any(stages.load_result(ws, stages.name_of(name, n))["loaded"] for n in numbers):
             loaded.append(name)
     return {"heads": heads, "claims": compare.claims(errors, loaded)}

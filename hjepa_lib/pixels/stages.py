@@ -55,6 +55,11 @@ def _make(maker: str, of: tuple[Any, ...], ws: Workspace, folder: Path) -> Any:
     return getattr(import_module(f"hjepa_lib.pixels.{module}"), function)(ws, folder, *of)
 
 
+def name_of(model: str, number: int, kind: str = "") -> str:
+    """The stage of a model's training seed `number`, or of its `heads` or `decoder`."""
+    return "_".join([*filter(None, [kind]), model, f"s{number}"])
+
+
 def pixel_stages(config: Config) -> dict[str, Stage]:
     """Every stage of the comparison by name, in the order of TRAIN-1, with what shapes it."""
     found: dict[str, Stage] = {}
@@ -84,15 +89,15 @@ def pixel_stages(config: Config) -> dict[str, Stage]:
             elif name == "vjepa2":
                 maker, weights = "makers.make_stage2", "" if load else going_on
                 if not (load or going_on):
-                    reads.append(f"vjepa2_stage1_s{n}")
+                    reads.append(name_of("vjepa2_stage1", n))
                     add(reads[1], "makers.make_stage1", SHAPING["stage1"], DATA, of=("stage1", n),
                         files=given(pixels.vjepa2.stage1.checkpoint))  # fmt: skip
-            add(f"{name}_s{n}", maker, SHAPING[name], *reads, of=(name, n), load=load,
+            add(name_of(name, n), maker, SHAPING[name], *reads, of=(name, n), load=load,
                 files=given(weights))  # fmt: skip
         for kind, names in (("heads", COMPARED), ("decoder", DECODED)):
             for name in names:
-                add(f"{kind}_{name}_s{n}", f"makers.make_{kind}", SHAPING[kind], DATA,
-                    f"{name}_s{n}", of=(name, n))  # fmt: skip
+                add(name_of(name, n, kind), f"makers.make_{kind}", SHAPING[kind], DATA,
+                    name_of(name, n), of=(name, n))  # fmt: skip
     heads = [name for name in found if not name.startswith("decoder")]
     add("rewards", "results.make_rewards", (), *heads, recipe=2)
     add("comparison", "results.make_comparison", (), *found, recipe=2)
@@ -130,17 +135,17 @@ def make_transitions(ws: Workspace) -> tuple[Transitions, Transitions]:
 
 def load_model(ws: Workspace, name: str, number: int) -> Any:
     """The model with its best weights, frozen and in eval mode, on the run's device."""
-    return models.load_model(find(ws, f"{name}_s{number}"), name).to(ws.device)
+    return models.load_model(find(ws, name_of(name, number)), name).to(ws.device)
 
 
 def load_decoder(ws: Workspace, name: str, number: int) -> PatchDecoder:
     """The frozen decoder (B, D) -> (B, C, H, W) of a model's latents."""
-    return models.load_model(find(ws, f"decoder_{name}_s{number}"), "decoder").to(ws.device)
+    return models.load_model(find(ws, name_of(name, number, "decoder")), "decoder").to(ws.device)
 
 
 def load_heads(ws: Workspace, name: str, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a model's reward heads predict for held-out transitions, and their scores."""
-    folder = find(ws, f"heads_{name}_s{number}")
+    folder = find(ws, name_of(name, number, "heads"))
     return load_npz(folder / "predictions.npz"), read_json(folder / "scores.json")
 
 

@@ -74,7 +74,9 @@ def look_ahead(ws: Workspace) -> Stage:
 
 
 def _heads(config: Config) -> list[str]:
-    return [f"heads_{name}_s{n}" for n in range(config.pixels.seeds) for name in STUDIED]
+    return [
+        stages.name_of(name, n, "heads") for n in range(config.pixels.seeds) for name in STUDIED
+    ]
 
 
 def load_look_ahead(ws: Workspace) -> dict[str, dict[str, Any]]:

@@ -20,14 +20,14 @@ from hjepa_lib.config import ConfigError
 from hjepa_lib.files import read_json
 from hjepa_lib.models.layers import draw_masks
 from hjepa_lib.pixels import models
-from hjepa_lib.pixels.stages import make_transitions
+from hjepa_lib.pixels.stages import make_transitions, name_of
 from hjepa_lib.pixels.training import mean_loss
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel, encode_states
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.probes import effective_rank
 
-STAGES = {1: "vjepa2_stage1_s{}", 2: "vjepa2_s{}"}
+STAGES = {1: "vjepa2_stage1", 2: "vjepa2"}
 NAMES = {1: "stage1", 2: "vjepa2"}
 """What models.py calls the model of a stage."""
 FINAL = "vjepa2_world_model_final"
@@ -61,7 +61,7 @@ def latent_windows(ws: Workspace, model: models.VJepa2) -> list[TensorDataset]:
 
 
 def _trained(ws: Workspace, stage: int, number: int) -> Path:
-    name = STAGES[stage].format(number)
+    name = name_of(STAGES[stage], number)
     if not ws.run.done(name):
         raise ConfigError(
             f"run {ws.run.name!r} has no stage {stage} of training seed {number}: train it first"
@@ -220,7 +220,7 @@ class Criterion(NamedTuple):
 
 def criteria(ws: Workspace, stage: int, number: int, result: dict[str, Any]) -> list[Criterion]:
     """Success criteria of an evaluation, with the run's validation losses and epochs."""
-    rows = ws.run.records(STAGES[stage].format(number))
+    rows = ws.run.records(name_of(STAGES[stage], number))
     losses = [row["validation_loss"] for row in rows if row.get("validation_loss") is not None]
     facts = models.about_model(_trained(ws, stage, number), NAMES[stage])
     return success(stage, result, losses, facts.get("epochs", 0.0), facts.get("patience", 0))
