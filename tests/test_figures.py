@@ -295,7 +295,8 @@ def test_loss_curves_show_training_with_its_mean_and_validation_of_each_named_te
     assert (left.get_title(loc="left"), left.get_xlabel()) == ("sim", "update")
     values = RNG.normal(size=90)
     records = [{"step": s, "sim": v, "lr": 1e-4 + 1e-17 * (s % 2)} for s, v in enumerate(values)]
-    left, right = training.loss_curves(records, ["sim", "lr"]).axes
+    left, right = (figure := training.loss_curves(records, ["sim", "lr"])).axes
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["training"]
     mean = left.lines[1].get_ydata()
     assert mean[[0, 50]] == pytest.approx([values[0], values[48:51].mean()])
     assert right.get_ylim() == pytest.approx((0, 2e-4))  # constant up to rounding

@@ -52,8 +52,9 @@ def learning(
         raise FigureError(f"no record has {key!r} or {validation!r}")
     running = values.rolling(max(1, len(values) // 30), min_periods=1).mean()
     axis.plot(values, color=style.BLUE, alpha=0.25, linewidth=0.8)
-    axis.plot(running, color=style.BLUE, label="training", linewidth=1.4)
-    axis.plot(held_out, "o-", ms=3, lw=1, color=style.ORANGE, label="validation")
+    names = ["training" if len(values) else "_", "validation" if len(held_out) else "_"]
+    axis.plot(running, color=style.BLUE, label=names[0], linewidth=1.4)
+    axis.plot(held_out, "o-", ms=3, lw=1, color=style.ORANGE, label=names[1])
     if log and every.min() > 0:
         axis.set_yscale("log")
         style.decimal_ticks(axis.yaxis)

@@ -40,7 +40,8 @@ def loss_curves(
             axis.annotate(name, (0.01, value), xycoords=("axes fraction", "data"), fontsize=7,
                           color=style.GOAL, va="bottom")  # fmt: skip
         axis.set(title=term.replace("_", " "), xlabel="update")
-    draw.legend(figure, axes, "outside upper right", ncols=2)
+    place = "outside upper right" if len(terms) > 1 else "outside lower right"  # beside the title
+    draw.legend(figure, axes, place, ncols=2)
     return figure
 
 
