@@ -254,6 +254,15 @@ def test_vjepa2_trains_and_evaluates_where_it_is_told_to(monkeypatch):
     assert used == ["cpu", "<cuda>"]
 
 
+def test_a_bug_keeps_its_stack_trace(monkeypatch):
+    def broken(self):
+        return int("x")  # a ValueError that nobody wrote a sentence for
+
+    monkeypatch.setattr(__main__.ReportCommand, "__call__", broken)
+    with pytest.raises(ValueError, match="invalid literal"):
+        __main__.main(["report"])
+
+
 def test_c10_settings_are_listed_with_range_and_meaning(capsys):
     assert __main__.main(["settings", "level1.optim", "--profile", "smoke"]) == 0
     said = capsys.readouterr().out

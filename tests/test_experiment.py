@@ -167,6 +167,8 @@ def grid(**axes):
         ({"cells": [FLAT, FLAT]}, "cell 'flat': it is named twice"),
         ({"cells": [3]}, "must be a mapping, got 3"),
         ({"cells": [{"call": "x.y"}]}, "must be module:function, got 'x.y'"),
+        (cell(settings={"a": 3}), "cell 'flat': unknown key 'settings'"),
+        ({"defaults": {"notebooks": "01"}}, "unknown key 'notebooks' in defaults"),
         ({"cells": [{"notebooks": "01", "cost": "latent"}]}, "'notebooks': unknown key 'cost'"),
         (grid(**{"level1.width": {"a": {}}}), "need a name that is no setting"),
         (grid(**{"level1.width": [8, 8]}), "the same row twice"),
@@ -221,7 +223,8 @@ def test_the_grid_of_a_file_makes_models_of_values_and_labels():
 
 
 def test_selection_by_name_group_and_seed(make):
-    made = make(lambda tree: tree["defaults"].update(seeds=[0, 1, 2]))
+    defaults = {"seeds": [0, 1, 2], "cost": "latent", "model": "base"}  # the last two not of floors
+    made = make(lambda tree: tree["defaults"].update(defaults))
     assert cells_of(made.select("floors, t*")) == ["walk", "best", "two"]
     assert {unit.seed for unit in made.select("two", (2, 1, 7))} == {1, 2}
     with pytest.raises(ConfigError, match=r"no cell .* matches 'three'"):

@@ -429,6 +429,16 @@ def test_a_stage_is_known_by_what_shapes_it():
         assert [name for name in one if one[name] != two[name]] == made_again
 
 
+def test_another_buffer_of_the_same_name_is_another_key(buffer, tmp_path):
+    """I1: what was made from the first must not stand for the second."""
+    config = CONFIG.override({"pixels.grid.path": str(tmp_path / "own.npz")}, strict=False)
+    keys = []
+    for rows in (buffer, buffer.select(buffer.episode > 0)):
+        rows.save(tmp_path / "own.npz")
+        keys.append(key(stages.grid_stages(config)["grid_s0"], config))
+    assert keys[0] != keys[1]
+
+
 class Constant(GridJepa):
     """An encoder that sends every grid to one point, and a transition that stays there."""
 

@@ -140,6 +140,9 @@ def test_round_trip_of_one_result(agent, config, tmp_path):
     np.savez(tmp_path / "x.npz", positions=np.zeros(3))
     with pytest.raises(FileError, match=r"x\.npz is no result file: it has no header"):
         results.load_result(tmp_path / "x.npz")
+    np.savez(tmp_path / "x.npz", positions=np.zeros(3), header="{}")
+    with pytest.raises(FileError, match="a result of an earlier version: play it again"):
+        results.load_result(tmp_path / "x.npz")
 
 
 def test_protocols_fix_their_caps():

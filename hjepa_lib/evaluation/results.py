@@ -48,7 +48,10 @@ def load_result(path: Path) -> Result:
     arrays = load_npz(path)
     if "header" not in arrays or "positions" not in arrays:
         raise FileError(f"{path} is no result file: it has no header or no positions")
-    return Result(json.loads(str(arrays.pop("header"))), arrays)
+    header = json.loads(str(arrays.pop("header")))
+    if "method" not in header:
+        raise FileError(f"{path} is a result of an earlier version: play it again")
+    return Result(header, arrays)
 
 
 def load_results(folder: Path) -> list[Result]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import tyro
 
 from hjepa_lib.config import Config, ConfigError, load_yaml, parse_overrides, settings_text
 from hjepa_lib.config import profile as make_profile
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.places import new_name
 from hjepa_lib.runs.run import Run
@@ -94,7 +96,8 @@ class RunCommand(RunOptions):
             runner.finish(run)
         except runner.NotebookFailed as error:
             print(f"error: {error}\n{again}", file=sys.stderr)
-            runner.finish(run)
+            with contextlib.suppress(WorkbookError):  # the page is written in any case (S9)
+                runner.finish(run)
             return 1
         except KeyboardInterrupt:
             print(f"interrupted; {again}", file=sys.stderr)

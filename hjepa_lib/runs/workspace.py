@@ -60,8 +60,10 @@ def open_run(name: str, config: Config, root: Path, like: Run | None = None) -> 
         run.require(config)
         return Workspace("experiment", run)
     beside = (root / name).parent.glob("*/manifest.json")
-    others = [like] if like else (Run.at(path.parent) for path in sorted(beside))
-    wish = (config.device, config.precision)
+    others, wish = [like] if like else [], (config.device, config.precision)
+    for path in () if like else sorted(beside):
+        with contextlib.suppress(WorkbookError):  # a damaged neighbour is nobody's like
+            others.append(Run.at(path.parent))
     same = [one for one in others if (one.config.device, one.config.precision) == wish]
     return Workspace("experiment", Run.create(name, config, root, same[0] if same else None))
 

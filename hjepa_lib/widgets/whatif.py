@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from hjepa_lib.config import ConfigError, PlanningConfig, from_dict, to_dict
 from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.results import load_result
+from hjepa_lib.files import FileError
 from hjepa_lib.planning.agent import METHODS, Agent
 from hjepa_lib.runs.places import RunError, list_runs, pretrained_folder
 from hjepa_lib.runs.run import Run
@@ -58,7 +59,10 @@ def choices(run: Run, agent: Agent) -> list[Choice]:
         for cost in costs_of(agent)
     ]
     for path in sorted((run.path / "results").glob("*.npz")):
-        header = load_result(path).header
+        try:
+            header = load_result(path).header
+        except FileError:  # of an earlier version
+            continue
         method, cost = header["method"], header["cost"]
         words = "" if cost == "none" else f", {cost} cost"
         found.append(Choice(method, cost, path, f"stored: {method}{words}, {header['dynamics']}"))

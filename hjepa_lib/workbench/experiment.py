@@ -40,24 +40,31 @@ class Model(NamedTuple):
 
 
 class Cell(Section):
-    """What is done with a model: chapters run headless, such as "01-05", or a function.
+    """What is done with a model."""
 
-    `call` names it as module:function; it makes rows of the workspace and `settings`.
-    """
-
-    method = ""
+    method = notebooks = call = ""  # each kind has one of them
 
     name: str
     model: str = ""
     group: str = ""
     seeds: tuple[Int[0 : 2**31 - 1], ...] = (0, 1, 2)
+
+
+class NotebookCell(Cell):
+    """Chapters run headless, such as "01-05"."""
+
     notebooks: str = ""
+
+
+class CallCell(Cell):
+    """A function (workspace, settings) -> rows, named module:function."""
+
     call: str = ""
     settings: dict = field(default_factory=dict)
 
     def refused(self) -> Iterator[tuple[bool, str]]:
-        wrong = self.call and not re.fullmatch(r"[\w.]+:\w+", self.call)
-        yield bool(wrong), f"call must be module:function, got {self.call!r}"
+        wrong = not re.fullmatch(r"[\w.]+:\w+", self.call)
+        yield wrong, f"call must be module:function, got {self.call!r}"
 
 
 class PlannerCell(Cell):

@@ -36,6 +36,8 @@ def check_engine(engine: str, jobs: int, scheduler: str) -> None:
     """ConfigError or RunError, one sentence, when the choice cannot work here."""
     if scheduler and engine != "dask":
         raise ConfigError(f"a scheduler address needs the engine dask, not {engine}")
+    if engine not in ("joblib", "dask"):
+        raise ConfigError(f"engine must be joblib or dask, got {engine!r}")
     if jobs < 1:
         raise ConfigError(f"jobs must be at least 1, got {jobs}")
     if engine == "dask":

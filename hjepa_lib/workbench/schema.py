@@ -19,10 +19,19 @@ from hjepa_lib.config.fields import Section
 from hjepa_lib.evaluation import FLOORS, LEARNED
 from hjepa_lib.files import inside
 from hjepa_lib.runs.places import outputs_root, repository
-from hjepa_lib.workbench.experiment import Cell, Experiment, Model, PlannerCell, Unit
+from hjepa_lib.workbench.experiment import (
+    CallCell,
+    Cell,
+    Experiment,
+    Model,
+    NotebookCell,
+    PlannerCell,
+    Unit,
+)
 
 RENAMED = {"recipes": "models", "rows": "table", "profile": "base.profile", "notebooks": "cells"}
 """Sections of 0.1.0, and what they are now."""
+_KINDS = {"method": PlannerCell, "notebooks": NotebookCell, "call": CallCell}
 
 
 class _File(Section):
@@ -141,14 +150,17 @@ def _axis(axis: str, node: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
 
 
 def _cell(entry: Any, defaults: dict[str, Any], models: set[str]) -> Cell:
-    kinds = [kind for kind in ("method", "notebooks", "call") if kind in _mapping(entry)]
+    kinds = [kind for kind in _KINDS if kind in _mapping(entry)]
     usual = "notebooks" if "notebooks" in kinds else str(entry.get("call", "")).split(":")[-1]
     name = str(entry.get("name", usual))
     with _about(f"cell {name!r}"):
         if len(kinds) != 1:
             raise ConfigError("it needs one of method, notebooks and call")
-        kind = PlannerCell if "method" in entry else Cell
-        kept = {key: defaults[key] for key in kind.__dataclass_fields__.keys() & defaults.keys()}
+        kind = _KINDS[kinds[0]]
+        known = set(kind.__dataclass_fields__)
+        if entry.get("method") in FLOORS:  # those are meant for planners that are trained
+            known -= {"model", "cost"}
+        kept = {key: defaults[key] for key in known & defaults.keys()}
         cell = from_dict(kind, {"group": name, **kept, **entry, "name": _named(name)})
         if cell.model not in models and (cell.model or cell.method in LEARNED):
             raise ConfigError(f"it asks for the unknown model {cell.model!r}")
