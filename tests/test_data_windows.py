@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import seeded, tiny_data
 
@@ -33,6 +33,7 @@ def numbered(lengths, layout=None):
     grouped=st.integers(0, 3),
     seed=st.integers(0, 99),
 )
+@example(lengths=[3, 2], size=4, grouped=0, seed=0)
 def test_windows_are_exactly_those_inside_a_trajectory(lengths, size, grouped, seed):
     """F6: no window crosses an episode end, and none is missing."""
     layout = [[20 + (7 * r) % 3, 10] for r in range(len(lengths))]
