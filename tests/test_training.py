@@ -395,6 +395,7 @@ def test_probe_speaks_px_and_leaves_the_model_alone(level1, store, normaliser, s
     latents, places = store.latents.float(), store.positions
     error = probes.rmse_px(probe(latents), places)
     assert report["probe_px_encoder"] == pytest.approx(error, rel=1e-5)
+    torch.testing.assert_close(probe(latents), probe.net(latents) * probe.std + probe.mean)
     gap = probe.net(latents) - (places - probe.mean) / probe.std
     torch.testing.assert_close(probe.loss(latents, places), gap.square().mean())
 
