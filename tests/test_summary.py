@@ -44,7 +44,7 @@ def test_build_validates_and_survives_json(run):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        *(({name: math.nan}, f"result 2 lacks '{name}'") for name in FIELDS.keys() - MAYBE),
+        *(({name: math.nan}, f"result 2 lacks '{name}'") for name in FIELDS if name not in MAYBE),
         ({"success_rate": 0.5}, "success_rate 0.5 is not 97 / 100"),
         ({"successes": 101, "success_rate": 1.01}, "success_rate 1.01 is not in"),
         ({"successes": 101, "success_rate": 1}, "success_rate 1 is not 101 / 100"),
