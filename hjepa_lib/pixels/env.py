@@ -147,7 +147,7 @@ class PixelObservation(gymnasium.ObservationWrapper):
         try:
             image = self._render() if self.renders else observation
             return to_frame(image, self.size, self.grayscale, self.declared)
-        except ValueError as error:  # anything else is a fault and keeps its trace (C5)
+        except ValueError as error:  # any other error of `to_frame` keeps its trace (C5)
             space = self.env.observation_space
             raise ConfigError(
                 f"{self.unwrapped} has no pixels, observations are {space}: {first_line(error)}"
