@@ -1,11 +1,17 @@
-"""Trajectories as positions and actions, 50 MB for 3M transitions; frames are drawn on demand."""
+"""Trajectories as positions and actions, 50 MB for 3M transitions.
+
+Frames are drawn on demand, or were recorded and lie beside them, memory-mapped.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
+import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +32,49 @@ def divide(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     return order[held:].sort().values, order[:held].sort().values
 
 
+class Record(NamedTuple):
+    """Recorded frames of states."""
+
+    store: np.ndarray  # (N, C, Hpx, Wpx) uint8, memory-mapped
+    rows: Tensor  # (...) int64, where in it the frames of the states are
+
+    def take(self, index: Tensor | slice) -> Record:
+        """Those of some of the states."""
+        return self._replace(rows=self.rows[index])
+
+    def frames(self, device: torch.device | str = "cpu") -> Tensor:
+        """(..., C, Hpx, Wpx) uint8, read now."""
+        return torch.from_numpy(self.store[self.rows.numpy()]).to(device)
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """The frames of states (M,) in order, some hundred at a time."""
+        yield from (self.store[part.numpy()] for part in self.rows.split(256))
+
+    @classmethod
+    def write(cls, path: Path, pieces: Iterable[np.ndarray], shape: tuple[int, ...]) -> Record:
+        """The first frames of `pieces` as a new .npy file of `shape` (M, C, Hpx, Wpx).
+
+        FileError when there is no room for them.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        needed, free = math.prod(shape) / 1e9, shutil.disk_usage(path.parent).free / 1e9
+        if needed > free:
+            told = f"{shape[0]:,} frames need {needed:.1f} GB, {path.parent} has {free:.1f} GB left"
+            raise files.FileError(f"{told}: set data.transitions")
+        temporary, done = path.with_name(f".{path.name}.tmp"), 0
+        with files.told(path, doing="write"):
+            store = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+            for piece in pieces:
+                part = piece[: shape[0] - done]
+                store[done : done + len(part)] = part
+                done += len(part)
+                if done == shape[0]:
+                    break
+            store.flush()
+            temporary.replace(path)
+        return cls(files.load_npy(path), torch.arange(shape[0]))
+
+
 @dataclass
 class Trajectories:
     """R trajectories laid end to end, of two states or more each; M states in all.
@@ -39,6 +88,7 @@ class Trajectories:
     lengths: Tensor  # (R,) int64, states per trajectory
     layout: Tensor  # (R, 2) int16, wall_x and door_y px
     meta: dict[str, Any] = field(default_factory=dict)
+    record: Record | None = None  # frames that nobody has to draw
 
     @property
     def count(self) -> int:
@@ -60,6 +110,18 @@ class Trajectories:
         """The world that made the trajectories and draws their frames."""
         return find_world(self.meta.get("source", "")) or TwoRooms
 
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(C, Hpx, Wpx)."""
+        return self.world.frame_shape if self.record is None else self.record.store.shape[1:]
+
+    def frames(self, states: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """(k, C, Hpx, Wpx) uint8 of the states number `states` (k,): recorded, or drawn now."""
+        if self.record is not None:
+            return self.record.take(states).frames(device)
+        row = torch.searchsorted(self.lengths.cumsum(0), states, right=True)
+        return self.world(self.layouts(row).to(device)).render(self.positions[states].to(device))
+
     def layouts(self, index: Tensor | slice = slice(None)) -> Layout:
         """Layouts of the trajectories `index`, one row each."""
         return Layout.of(self.layout[index])
@@ -75,7 +137,7 @@ class Trajectories:
         shift = self.starts[index] - (lengths.cumsum(0) - lengths)
         rows = shift.repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
         parts = self.positions[rows], self.actions[rows], lengths, self.layout[index]
-        return Trajectories(*parts, dict(self.meta))
+        return Trajectories(*parts, dict(self.meta), self.record and self.record.take(rows))
 
     def split(self, val_fraction: float, seed: int) -> tuple[Trajectories, Trajectories | None]:
         """(train, validation) of whole trajectories; None where the fraction is 0 or R is 1."""
@@ -89,6 +151,8 @@ class Trajectories:
         digest = hashlib.sha256()
         for name, kind in _ARRAYS.items():
             digest.update(np.ascontiguousarray(getattr(self, name).numpy(), kind).tobytes())
+        for piece in self.record.pieces() if self.record else ():
+            digest.update(piece.tobytes())
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> Path:
@@ -98,6 +162,8 @@ class Trajectories:
         arrays = {name: getattr(self, name).numpy() for name in _ARRAYS}
         for name, array in arrays.items():
             files.save_npy(folder / f"{name}.npy", array.astype(_ARRAYS[name], copy=False))
+        if self.record is not None:
+            arrays["frames"] = self._save_frames(folder / "frames.npy")
         sizes = {name: list(array.shape) for name, array in arrays.items()}
         extra = {"transitions": self.transitions, "hash": self.hash(), "sizes": sizes}
         files.write_json(folder / "meta.json", {**self.meta, **extra})
@@ -109,9 +175,20 @@ class Trajectories:
         folder = Path(folder)
         meta = files.read_json(folder / "meta.json")
         arrays = {}
-        for name, kind in _ARRAYS.items():
+        sizes = meta.get("sizes", {})
+        for name, kind in (_ARRAYS | ({"frames": np.uint8} if "frames" in sizes else {})).items():
             array = files.load_npy(folder / f"{name}.npy")
-            if list(array.shape) != meta.get("sizes", {}).get(name) or array.dtype != kind:
+            if list(array.shape) != sizes.get(name) or array.dtype != kind:
                 raise files.FileError(f"{folder / name}.npy does not have the size in meta.json")
-            arrays[name] = torch.from_numpy(array)
-        return cls(**arrays, meta=meta)
+            arrays[name] = array
+        store, rows = arrays.pop("frames", None), torch.arange(len(arrays["positions"]))
+        record = None if store is None else Record(store, rows)
+        arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return cls(**arrays, meta=meta, record=record)
+
+    def _save_frames(self, path: Path) -> np.ndarray:
+        store, rows = self.record
+        there = Path(getattr(store, "filename", "")) == path.resolve()
+        if there and torch.equal(rows, torch.arange(len(store))):
+            return store
+        return Record.write(path, self.record.pieces(), (len(rows), *store.shape[1:])).store
