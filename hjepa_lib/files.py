@@ -6,6 +6,7 @@ Every failure is one sentence; nothing pickled is read.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -18,6 +19,8 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 class WorkbookError(ValueError):
@@ -77,14 +80,17 @@ def exclusive(path: str | Path) -> Iterator[None]:
     FileError where the file system knows no locks.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        held = FileLock(path.with_name(f".{path.name}.lock"), poll_interval=0.1).acquire()
-    except (NotImplementedError, OSError) as error:
-        raise FileError(
-            f"{path.parent} is on a file system without locks ({error}); "
-            "set HJEPA_OUTPUTS to a local folder"
-        ) from error
+    with told(path, doing="lock"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held = FileLock(path.with_name(f".{path.name}.lock"), poll_interval=0.1).acquire()
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise  # a full disk or a folder of somebody else
+            raise FileError(
+                f"{path.parent} is on a file system without locks ({error}); "
+                "set HJEPA_OUTPUTS to a local folder"
+            ) from error
     with held:
         yield
 

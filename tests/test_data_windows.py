@@ -118,6 +118,8 @@ def test_incomplete_or_damaged_folders_are_refused(tmp_path):
         ("meta.json", None, meta, "No such file"),  # killed while saving: meta is written last
         ("positions.npy", whole[:-100], whole, "not a whole"),
         ("meta.json", json.dumps(other).encode(), meta, r"size in meta.json"),
+        ("meta.json", b"[1]", meta, "describes no trajectories"),
+        ("meta.json", b'{"sizes": 3}', meta, "describes no trajectories"),
     ):
         path = folder / name
         path.unlink()

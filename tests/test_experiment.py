@@ -317,6 +317,19 @@ def test_a_lost_row_comes_back_with_the_revision_that_played_it(again, monkeypat
     assert "f00d" not in made.table.read_text()
 
 
+def test_a_committed_row_is_played_by_a_clean_checkout_alone(again, monkeypatch, tmp_path):
+    """I10: before any work, and nothing is dropped for it."""
+    made = again(change_cell(trials=2))
+    monkeypatch.setattr(engine, "repository", lambda: tmp_path)
+    monkeypatch.setattr("hjepa_lib.runs.machine.revision", lambda root=None: "f00d-dirty")
+    before = made.table.read_bytes()
+    with pytest.raises(RunError, match=r"rows\.csv is committed, and so must be the code"):
+        run(made, "flat", redo=True)
+    assert made.table.read_bytes() == before
+    monkeypatch.setattr(engine, "repository", lambda: tmp_path / "elsewhere")
+    assert run(made, "flat", redo=True)[0] == []
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

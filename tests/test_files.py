@@ -50,6 +50,12 @@ def test_s6_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch, e
         files.exclusive(tmp_path / "manifest.json"),
     ):
         raise AssertionError("not locked")
+    error = PermissionError(errno.EACCES, "Permission denied")
+    with (
+        pytest.raises(FileError, match=r"cannot lock .*manifest\.json: Permission denied"),
+        files.exclusive(tmp_path / "manifest.json"),
+    ):
+        raise AssertionError("not locked")
 
 
 def test_json_turns_nan_into_null_and_keeps_numbers(tmp_path):

@@ -4,9 +4,11 @@ import shutil
 
 import pytest
 from tiny import tiny_config
+from tiny_runs import Said
 
 from hjepa_lib.config import profile
-from hjepa_lib.runs import score
+from hjepa_lib.files import read_json
+from hjepa_lib.runs import notebooks, score
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
@@ -49,6 +51,11 @@ def test_results_are_found_taken_over_or_played(trained, root, monkeypatch):
     stages = [f"results/{case.name}" for case in cases]
     assert len(list((first.run.path / "results").glob("*.npz"))) == 7
     assert {first.origin(stage) for stage in stages} == {"this run"}
+    score.find_results(first, score.tuned_pair(config), "tuned")
+    page = notebooks.finish(first.run, Said()).read_text()
+    summary = read_json(first.run.path / "summary.json")  # Q5: it holds what chapter 05 says
+    assert {row["method"] for row in summary["tuned"]} == {"flat", "l1+l2"}
+    assert "verdict, flat as validation trials chose it, latent cost: undecided; L1+L2 " in page
     monkeypatch.setattr(score, "run_episodes", None)  # nothing is played from here on
     second = Workspace("05_compare", Run.create("second", config))
     again = score.find_results(second, cases)

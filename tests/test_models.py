@@ -16,9 +16,12 @@ from hjepa_lib.config import ConfigError, Level1Config
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.files import FileError
 from hjepa_lib.models import checkpoint
+from hjepa_lib.models.distance import Probe
 from hjepa_lib.models.encoders import PREDICTORS, build_encoder
 from hjepa_lib.models.layers import count_parameters, sides
 from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.pixels.networks import action_embedding
+from hjepa_lib.pixels.transitions import PixelShapes
 
 REFERENCE = Level1Config(encoder="impala", latent_dim=512, predictor="gru", idm_hidden=512)
 
@@ -332,3 +335,26 @@ def test_files_of_version_0_1_are_read(tmp_path):
     for name in ("model.json", "probe.safetensors"):
         shutil.copy(committed / name, tmp_path)
     assert checkpoint.load_probe(tmp_path).shape == (128, 256, 2)
+
+
+def test_c13_readme_and_chapters_name_predictor_and_probe_as_they_are(config):
+    assert config.level1.predictor == Level1Config().predictor == "mlp"
+    root = Path(hjepa_lib.__file__).parents[1]
+    text = (root / "README.md").read_text()
+    assert "residual network" in text and "`level1.predictor=gru` is the recurrent one" in text
+    probe = Probe(4, torch.zeros(2), torch.ones(2))
+    assert sum(isinstance(part, nn.Linear) for part in probe.modules()) == 3
+    for path in sorted((root / "notebooks").glob("0*.ipynb")):
+        assert "linear probe" not in path.read_text().lower(), path.name
+
+
+def test_actions_are_embedded_by_a_table_or_a_linear_map():
+    """MOD-5: and a number that is no action raises."""
+    table = action_embedding(PixelShapes(3, 1, 8, "discrete", 4), 32)
+    assert table(torch.tensor([[0, 3]])).shape == (1, 2, 32)
+    for wrong in (4, -1):
+        with pytest.raises(IndexError):
+            table(torch.tensor([wrong]))
+    line = action_embedding(PixelShapes(3, 1, 8, "continuous", 2), 32)
+    one = torch.tensor([[1.0, -2.0]])
+    torch.testing.assert_close(line(2 * one) - line(one), line(one) - line(0 * one))

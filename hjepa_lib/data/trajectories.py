@@ -174,8 +174,10 @@ class Trajectories:
         """Read a folder written by `save`, memory-mapped; raises `FileError` when incomplete."""
         folder = Path(folder)
         meta = files.read_json(folder / "meta.json")
+        sizes = meta.get("sizes") if isinstance(meta, dict) else None
+        if not isinstance(sizes, dict):
+            raise files.FileError(f"{folder / 'meta.json'} describes no trajectories")
         arrays = {}
-        sizes = meta.get("sizes", {})
         for name, kind in (_ARRAYS | ({"frames": np.uint8} if "frames" in sizes else {})).items():
             array = files.load_npy(folder / f"{name}.npy")
             if list(array.shape) != sizes.get(name) or array.dtype != kind:

@@ -66,8 +66,9 @@ def learning(
 def levels(axis: Axes, values: Mapping[str, float]) -> None:
     """Named horizontal lines, such as floors and ceilings; two of one colour differ in dashes."""
     for (name, value), dashes in zip(values.items(), cycle((":", "-.", (0, (6, 2)))), strict=False):
-        dashes = "--" if "latent" in name else dashes
-        axis.axhline(value, label=name, color=style.colour(name), ls=dashes, lw=1.1, zorder=1)
+        look = style.look(name)
+        dashes = dashes if look["ls"] == "-" else look["ls"]
+        axis.axhline(value, label=name, color=look["color"], ls=dashes, lw=1.1, zorder=1)
 
 
 def marks(axis: Axes, values: Mapping[str, float]) -> None:

@@ -192,7 +192,8 @@ def colour(name: str) -> str:
 
 
 def look(name: str, cost: str | None = None) -> dict[str, Any]:
-    """How a planner is drawn everywhere: its colour; with the latent cost dashed and hollow."""
+    """How a planner is drawn everywhere: its colour; with the latent cost (of its
+    name, where `cost` is not given) dashed and hollow."""
     shade = colour(name)
-    latent = {"ls": "--", "mfc": PAPER}
-    return {"color": shade, "ls": "-", "mfc": shade} | (latent if cost == "latent" else {})
+    latent = {"ls": "--", "mfc": PAPER} if "latent" in (cost or name) else {}
+    return {"color": shade, "ls": "-", "mfc": shade} | latent

@@ -106,7 +106,7 @@ def error_by_horizon(
     figure, (axis,) = style.panels(1, 1, 5.6, 3.3, title)
     for name, (steps, middle, low, high) in bands.items():
         baseline = name.startswith("sta")  # stand still, stay where you are
-        line = "--" if baseline or "latent cost" in name else "-"
+        line = "--" if baseline else style.look(name)["ls"]
         width = None if baseline else (low, high)
         draw.curve(axis, steps, middle, name, style.colour(name), width, ls=line)
     axis.set_xscale("log", base=2)

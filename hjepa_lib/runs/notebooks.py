@@ -125,11 +125,13 @@ def finish(run: Run, say: Say = print) -> Path:
     The page is written before a damaged result ends it (S9).
     """
     from hjepa_lib.evaluation.results import collect
-    from hjepa_lib.runs.report import build_summary, write_report
+    from hjepa_lib.runs.report import build_summary, keep_tuned, write_report
 
     run.reload()
     try:
-        summary = build_summary(run, collect(run.path / "results"))
+        results = collect(run.path / "results")
+        keep_tuned(run, results)
+        summary = build_summary(run, results)
         say(f"summary: {write_json(run.path / 'summary.json', summary)}")
     finally:
         path = write_report(run)

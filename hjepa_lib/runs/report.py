@@ -17,6 +17,8 @@ import yaml
 
 from hjepa_lib.config import differences, profile, to_dict
 from hjepa_lib.evaluation import FLOORS
+from hjepa_lib.evaluation.results import Result, load_results
+from hjepa_lib.evaluation.statistics import mcnemar
 from hjepa_lib.files import FileError, plain, read_bytes, read_json, write_atomic, write_json
 from hjepa_lib.runs.run import Run
 
@@ -115,6 +117,34 @@ def leave_section(run: Run, name: str, section: Mapping[str, Any]) -> Path:
     (title, columns, rows, notes), `results` as in summary.json, `lists` by name.
     """
     return write_json(run.folder("sections") / f"{name}.json", section)
+
+
+def keep_tuned(run: Run, results: Sequence[Mapping[str, Any]]) -> None:
+    """A section on the pair that was tuned alike (Q5), with its floor and ceiling, if played."""
+    pair = {one.header["method"]: one for one in load_results(run.path / "tuned")}
+    if pair:
+        rows = [one.row for one in pair.values()]
+        beside = [row for row in results if row["method"] in ("random", "oracle")]
+        section = {"title": "Planners tuned alike", "results": [*beside, *rows], "data": rows}
+        if {"flat", "l1+l2"} <= pair.keys():
+            said = verdict("flat as validation trials chose it", pair["flat"], pair["l1+l2"])
+            section["sentences"] = [said]
+        leave_section(run, "10-tuned", section)
+
+
+def verdict(name: str, flat: Result, two: Result) -> str:
+    """One sentence on a pair: who solved more, both MFLOP per step, the exact McNemar test."""
+    p = mcnemar(flat.success, two.success).p_value
+    better = "L1+L2 better" if two.success.sum() > flat.success.sum() else "flat better"
+    found = [
+        f"{words} {one.success.sum():.0f} of {one.header['n']} at "
+        f"{one.header['flops_per_step'] / 1e6:.3g} MFLOP per step"
+        for words, one in (("L1+L2", two), ("flat", flat))
+    ]
+    return (
+        f"verdict, {name}, {two.header['cost']} cost: {better if p < 0.05 else 'undecided'}; "
+        f"{', '.join(found)}; exact McNemar p = {p:.3g}"
+    )
 
 
 def read_sections(run: Run) -> dict[str, dict[str, Any]]:

@@ -13,14 +13,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hjepa_lib.config import OptimConfig
-from hjepa_lib.files import WorkbookError, sha256, write_atomic
+from hjepa_lib.files import WorkbookError, sha256, told, write_atomic
 from hjepa_lib.training import distributed
 
 RESUME = "resume.pt"
@@ -32,7 +31,6 @@ COUNTERS = {
     "skipped": 0, "skipped_in_a_row": 0,
 }  # fmt: skip
 """Where a fit begins; a validation must beat `mark` by `delta`, `plateau` waits and halves."""
-_DAMAGED = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, UnpicklingError)
 Terms = dict[str, Tensor | float]
 Loss = tuple[Tensor, Terms]
 ValidateFn = Callable[[], Terms]
@@ -287,17 +285,15 @@ class Fit:
     def resume(self, path: Path, same_settings: bool = True) -> None:
         """Go on where the fit that wrote `path` ended; warns where that was on another device.
 
-        TrainingError for a damaged file, another model, or (`same_settings`) other settings; a
-        setting that is younger than the file had its default then.
+        FileError for a damaged file, TrainingError for another model or (`same_settings`) other
+        settings; a setting that is younger than the file had its default then.
         """
         if not path.is_file():
             raise TrainingError(f"{path}, the state to go on from, does not exist")
-        try:
+        with told(path, "the whole state of a training of this version"):
             payload = torch.load(path, map_location="cpu", weights_only=True)  # steps stay there
             saved, device = payload["settings"], payload["device"]
             counters = {name: payload["counters"][name] for name in COUNTERS}
-        except _DAMAGED as error:  # C5: anything else is ours and keeps its trace
-            raise TrainingError(f"{path} is damaged or from another version: {error}") from error
         moved = device != self.device.type
         saved = dataclasses.asdict(type(self.config)()) | saved
         for name, now in self._settings().items():

@@ -16,9 +16,10 @@ from hjepa_lib.evaluation.results import Result, load_result
 from hjepa_lib.evaluation.statistics import mcnemar
 from hjepa_lib.files import write_atomic
 from hjepa_lib.runs import machine, notebooks, score
-from hjepa_lib.runs.keys import is_joint
+from hjepa_lib.runs.keys import core_stages, is_joint
 from hjepa_lib.runs.places import RunError, outputs_root
 from hjepa_lib.runs.remote import push_file
+from hjepa_lib.runs.report import verdict
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.workbench import CONFIGS
@@ -29,8 +30,8 @@ from hjepa_lib.workbench.variants import with_epochs
 
 CSV = "tworooms_compare.csv"
 METHODS = {"l1": "flat", "l2": "l1+l2"}
-SHARED = ("profile", "device", "precision", "data", "distance", "planning.cost", "evaluation")
-"""Settings in which both sides must agree; so must `level1` when l2 takes over l1's."""
+SHARED = ("profile", "device", "precision", "planning.cost", "evaluation")
+"""Settings in which both sides must agree; so must what shapes the trainings that they share."""
 
 
 def compare(
@@ -113,27 +114,14 @@ def check(configs: dict[str, Config], l2_from_scratch: bool) -> None:
             problem = "level2.train=joint: add --l2_from_scratch or set level2.train=frozen"
         if problem:
             raise ConfigError(f"config_{side} sets {problem}")
-    shared = SHARED if l2_from_scratch else (*SHARED, "level1")
+    trained = ("data", "distance") if l2_from_scratch else ("data", "l1", "distance")
+    stages = core_stages(next(iter(configs.values())))
+    shared = (*SHARED, *(one for name in trained for one in stages[name].settings))
     for key, (one, two) in differences(*configs.values()).items() if len(configs) == 2 else ():
         if f"{key}.".startswith(tuple(f"{name}." for name in shared)):
             raise ConfigError(
                 f"config_l1 and config_l2 must agree on {key}, they have {one!r} and {two!r}"
             )
-
-
-def verdict(name: str, flat: Result, two: Result) -> str:
-    """One sentence on a pair: who solved more, both MFLOP per step, the exact McNemar test."""
-    p = mcnemar(flat.success, two.success).p_value
-    better = "L1+L2 better" if two.success.sum() > flat.success.sum() else "flat better"
-    found = [
-        f"{words} {one.success.sum():.0f} of {one.header['n']} at "
-        f"{one.header['flops_per_step'] / 1e6:.3g} MFLOP per step"
-        for words, one in (("L1+L2", two), ("flat", flat))
-    ]
-    return (
-        f"verdict, {name}, {two.header['cost']} cost: {better if p < 0.05 else 'undecided'}; "
-        f"{', '.join(found)}; exact McNemar p = {p:.3g}"
-    )
 
 
 def side_by_side(results: dict[str, Result]) -> pd.DataFrame:

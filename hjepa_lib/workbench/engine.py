@@ -24,7 +24,7 @@ from hjepa_lib.figures import style
 from hjepa_lib.figures.success import success_against
 from hjepa_lib.files import WorkbookError, exclusive, first_line, write_json
 from hjepa_lib.runs import machine, notebooks, score, stages
-from hjepa_lib.runs.places import RunError, outputs_root, repository
+from hjepa_lib.runs.places import RunError, repository
 from hjepa_lib.runs.remote import push_files
 from hjepa_lib.runs.workspace import Workspace, open_run
 from hjepa_lib.workbench import pool
@@ -64,11 +64,6 @@ def run_experiment(
     pool.check_engine(engine, jobs, scheduler)
     table, folder = Table(experiment.table, experiment.profile), experiment.folder
     units = experiment.units if units is None else units
-    if redo:
-        names = {unit.cell.name for unit in units}
-        wanted = [unit for unit in experiment.units if unit.cell.name in names]
-        if dropped := table.drop_others(names, wanted):
-            say(f"{experiment.name}: {dropped} rows dropped that the file does not ask for")
     todo = []
     for unit in units:
         found = table.mismatch(unit)
@@ -79,7 +74,12 @@ def run_experiment(
             )
         todo += [] if found == "" else [unit]
     say(f"{experiment.name}: {len(units)} rows, {len(units) - len(todo)} done before")
-    _prepare(experiment, todo, yes, say)
+    _prepare(experiment, todo, yes)
+    if redo:
+        names = {unit.cell.name for unit in units}
+        wanted = [unit for unit in experiment.units if unit.cell.name in names]
+        if dropped := table.drop_others(names, wanted):
+            say(f"{experiment.name}: {dropped} rows dropped that the file does not ask for")
     folder.mkdir(parents=True, exist_ok=True)
     if engine == "joblib" and jobs == 1:
         work = do_units(experiment, threads, todo)
@@ -106,14 +106,15 @@ def run_experiment(
     return ended
 
 
-def _prepare(experiment: Experiment, todo: list[Unit], yes: bool, say: Callable[..., None]) -> None:
-    """What is printed or refused before any work."""
+def _prepare(experiment: Experiment, todo: list[Unit], yes: bool) -> None:
+    """What is refused before any work."""
     for unit in [one for one in todo if one.cell.notebooks][:1]:
         paths = notebooks.select_notebooks(unit.cell.notebooks)
         notebooks.prepare(unit.trained, paths, yes)  # the notebooks are the same
-    committed = not experiment.table.is_relative_to(outputs_root())
-    if todo and committed and machine.revision(repository()).endswith("-dirty"):
-        say("this checkout has uncommitted changes: the revision in every new row will say so")
+    table, root = experiment.table, repository()
+    committed = table.parent != experiment.folder and table.is_relative_to(root)
+    if todo and committed and machine.revision(root).endswith("-dirty"):  # I10
+        raise RunError(f"{table} is committed, and so must be the code that its rows name: commit")
 
 
 def _side_by_side(
