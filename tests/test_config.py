@@ -375,6 +375,7 @@ NOT_BY_EFFECT = {
     "evaluation.matched_dynamics": "read by a notebook",
     "evaluation.budgets": "read by a notebook",
     "evaluation.budget_trials": "read by a notebook",
+    "evaluation.task_set": "Two Rooms has none, see test_mazes.py",
     "level1.load": "says where level 1 comes from, see test_stages.py",
 }
 """Leaves whose effect is not measured by a fingerprint, each with its reason."""
@@ -540,7 +541,7 @@ def test_every_leaf_is_covered():
     """PL7: a new setting is tested above as soon as it exists; the exceptions name real leaves."""
     tested = {case.values[0] for case in CASES}
     assert tested | {*REFUSED, *NOT_BY_EFFECT} == set(LEAVES)
-    assert len(REFUSED) + len(NOT_BY_EFFECT) <= 9
+    assert len(REFUSED) + len(NOT_BY_EFFECT) <= 10
     texts = "".join(path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb"))
     read = [name for name, why in NOT_BY_EFFECT.items() if "notebook" in why]
     assert all(re.search(rf"\b{re.escape(name)}\b", texts) for name in read)

@@ -185,7 +185,7 @@ BAD = {
     "normalised frames": (data.frame_rgb, [frames() / 255 - 0.5], "frames must be"),
     "other integers": (data.frame_rgb, [frames().astype(np.int64)], "frames must be"),
     "frames of NaN": (data.frame_rgb, [np.full((2, 8, 8), np.nan)], "frames must be"),
-    "four channels": (data.frame_rgb, [np.zeros((4, 8, 8), np.uint8)], "frames must be"),
+    "five channels": (data.frame_rgb, [np.zeros((5, 8, 8), np.uint8)], "frames must be"),
     "a drawn frame in 0..255": (data.frame_rgb, [255 * np.ones((1, 8, 8)), True], "frames must"),
     "an unknown term": (training.loss_curves, [[{"step": 1, "sim": 1}], ["idm"]], "'idm'"),
     "no row": (success.success_rows, [[]], "at least one row"),

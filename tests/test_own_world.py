@@ -22,7 +22,7 @@ from hjepa_lib.runs.run import Run
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.worlds import Layout, TwoRooms, World
 from hjepa_lib.worlds.base import find_world
-from hjepa_lib.worlds.trials import own_trials
+from hjepa_lib.worlds.trials import draw_trials, world_trials
 
 EXAMPLES = ROOT / "examples"
 SOURCE = "own_world:Lake"
@@ -100,7 +100,7 @@ def test_latents_and_planners_see_frames_of_the_world(lake, level1, monkeypatch)
             self.seen.append(frames)
             return super().act(position, frames)
 
-    trials = own_trials(lake, "test", 4)
+    trials = world_trials(SOURCE, "test", 4)
     found = run_episodes(Spy(CAP), trials, "slide", 3, CAP, 0)
     for step, frames in enumerate(Spy.seen):
         expected = lake(layout(4)).render(torch.from_numpy(found.positions[:, step]))
@@ -150,9 +150,11 @@ def test_what_an_own_world_cannot_do_is_refused(lake, monkeypatch):
     for attempt, message in (
         (lambda: generate("no_crossing", 100, source=SOURCE), "no_crossing needs two rooms"),
         (lambda: generate("good", 100, "random", source=SOURCE), "one layout"),
-        (lambda: Case.of(tiny_config(**settings), "oracle"), "one layout"),
-        (lambda: own_trials(lake, "test", 501), "500 trials"),
-        (lambda: own_trials(lake, "mine.npz", 5), "split must be one of validation, test"),
+        (lambda: Case.of(tiny_config(**settings), "oracle"), "p2_heldout is of Two Rooms"),
+        (lambda: draw_trials(lake, "test", "far"), "Lake has no task_set 'far': there is none"),
+        (lambda: tiny_config(data__source="lake"), "source must be one of generated, .*'lake'"),
+        (lambda: world_trials(SOURCE, "test", 501), "500 trials"),
+        (lambda: draw_trials(lake, "mine"), "split must be one of validation, test"),
     ):
         with pytest.raises(ValueError, match=message):
             attempt()
@@ -163,9 +165,9 @@ def test_what_an_own_world_cannot_do_is_refused(lake, monkeypatch):
 
 
 def test_trials_are_the_worlds_own(lake):
-    five, ten = own_trials(lake, "test", 5), own_trials(lake, "test", 10)
+    five, ten = (world_trials(SOURCE, "test", n) for n in (5, 10))
     assert torch.equal(five.goal, ten.goal[:5])
-    assert five.sha256 == ten.sha256 != own_trials(lake, "validation", 5).sha256
+    assert five.sha256 == ten.sha256 != draw_trials(lake, "validation").sha256
 
 
 def test_example_trains_plans_and_compares(lake, root, tmp_path):

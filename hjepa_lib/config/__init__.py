@@ -30,6 +30,7 @@ from hjepa_lib.config.planning import HierarchyConfig as HierarchyConfig
 from hjepa_lib.config.planning import PlannerConfig as PlannerConfig
 from hjepa_lib.config.planning import SearchConfig as SearchConfig
 from hjepa_lib.config.presets import PRESETS, PROFILES
+from hjepa_lib.config.two_rooms import WORLDS as WORLDS
 from hjepa_lib.config.two_rooms import (
     DataConfig,
     DistanceConfig,
@@ -39,6 +40,7 @@ from hjepa_lib.config.two_rooms import (
     TrackingConfig,
 )
 from hjepa_lib.config.two_rooms import LossConfig as LossConfig
+from hjepa_lib.config.two_rooms import names_world as names_world
 
 Overrides = str | Sequence[str] | dict[str, Any]
 

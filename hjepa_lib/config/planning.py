@@ -78,7 +78,7 @@ class PlanningConfig(Section):
     cost: Literal["latent", "distance"] = "distance"
     """What one planner minimises: learned steps, or the distance of latents."""
     action_cap: Float[0:] = 0.0
-    """Largest Euclidean action, px; 0: P1 1.8365, P2 2.45."""
+    """Largest action, px in Two Rooms; 0: P1 1.8365, P2 2.45, a world's own."""
     replan: Int[1:] = 4
     """Environment steps of a flat plan that are executed."""
     flat: PlannerConfig = PlannerConfig()
@@ -90,13 +90,15 @@ class EvaluationConfig(Section):
     """Trials and protocols (evaluation/__init__.py)."""
 
     protocol: Literal["p1", "p2_seen", "p2_heldout"] = "p1"
-    """P1: the fixed layout; P2: one per trial, of training or held out."""
+    """Two Rooms: P1 the fixed layout; P2 one per trial, of training or held out."""
     split: str = "test"
     """`validation` chooses settings, `test` tells the result; or an .npz file of `trials`."""
     trials: Int[1:500] = 100
     """How many of them, from the first."""
-    steps: Int[1:] = 200
-    """Most environment steps of an episode."""
+    task_set: str = ""
+    """One of a world's sets of tasks (`World.task_sets`); "" is all kinds."""
+    steps: Int[0:] = 0
+    """Most environment steps of an episode; 0: the world's own, 200 in Two Rooms."""
     matched_dynamics: bool = True
     """Also play the best planner with the `blocked` dynamics of the data."""
     budgets: tuple[Float[0.001:1000], ...] = (0.25, 0.5, 1.0)

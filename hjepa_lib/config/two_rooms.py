@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Literal
 
 from hjepa_lib.config.fields import Float, Int, Section, needs
 from hjepa_lib.config.optim import OptimConfig
+
+WORLDS: dict[str, str] = {}
+"""Built-in worlds beside Two Rooms: name -> module in hjepa_lib/worlds and class."""
+
+
+def names_world(source: str) -> bool:
+    """Whether a `data.source` is a world other than Two Rooms: of `WORLDS`, or an own one."""
+    return source in WORLDS or bool(re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", source))
 
 
 class TrackingConfig(Section):
@@ -24,8 +33,8 @@ class DataConfig(Section):
     """Offline trajectories (PLDM's wall data and its relatives)."""
 
     source: str = "generated"
-    """`generated`, `published` (Google Drive), an .npz file like those, or an own world's
-    `module:Class`."""
+    """`generated`, `published` (Google Drive), an .npz file like those, a world's name, or an own
+    world's `module:Class`."""
     recipe: Literal[
         "good", "random", "short17", "short33", "short65", "mixture", "no_crossing", "eb_jepa"
     ] = "good"  # fmt: skip
@@ -34,8 +43,9 @@ class DataConfig(Section):
     """Share of good trajectories among random ones."""
     transitions: Int[16:100_000_000] = 325_000
     """Their exact number; the last trajectory is cut."""
-    layouts: Literal["fixed", "random", "rectangle"] = "fixed"
-    """`fixed`: wall 32, door 10; `random`: the 900 of training; `rectangle`: all but excluded."""
+    layouts: Literal["fixed", "random", "rectangle", "many"] = "fixed"
+    """`fixed`: wall 32, door 10, or a world's first; `random`: those of training; `rectangle`: all
+    but excluded; `many`: a world's longer list."""
     exclude_wall: str = needs("layouts=rectangle", "28-36")
     """Walls "min-max" held out with `exclude_door`, px."""
     exclude_door: str = needs("layouts=rectangle", "26-38")
@@ -44,6 +54,13 @@ class DataConfig(Section):
     """Collision rule; `blocked` in published data."""
     val_fraction: Float[0.0:0.5] = 0.05
     """Share of trajectories for validation."""
+
+    def refused(self) -> Iterator[tuple[object, str]]:
+        """A misspelt name of a world."""
+        known = ("generated", "published", *WORLDS)
+        unknown = re.fullmatch(r"[A-Za-z_]\w*", self.source) and self.source not in known
+        text = f"source must be one of {', '.join(known)}, a file, or an own world's module:Class"
+        yield unknown, f"{text}; got {self.source!r}"
 
 
 class LossConfig(Section):
@@ -107,7 +124,7 @@ class Level1Config(Section):
     """States per training window."""
     rollout: Int[0:] = 0
     """Imagined steps in the loss; 0 = the whole window."""
-    layouts_per_batch: Int[0:] = needs("data.layouts=random|rectangle", 0)
+    layouts_per_batch: Int[0:] = needs("data.layouts=random|rectangle|many", 0)
     """Layouts in a batch; 0 = any number."""
     loss: Level1LossConfig = Level1LossConfig()
     optim: OptimConfig = OptimConfig()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.worlds.two_rooms import TwoRooms
 
 PUBLISHED: dict[str, dict[str, float]] = {
     "good": {
@@ -32,21 +33,24 @@ def crosses(positions: Tensor, layout: Layout) -> Tensor:
 def describe(trajectories: Trajectories, limit: int = 2048) -> dict[str, float]:
     """Rates in [0, 1] and lengths in px over the first `limit` trajectories.
 
-    crossing_rate: see `crosses`; sides_differ_rate: the ends lie on two sides of the wall's centre;
+    In Two Rooms crossing_rate: see `crosses`; sides_differ_rate: the ends lie on two sides of the
+    wall's centre;
     spread_px: largest distance of two positions of a trajectory; blocked_rate: steps without a
     move; action_std_x, action_std_y, step_mean_px, step_std_px.
     """
-    count, layout = min(limit, trajectories.count), trajectories.layouts()
-    walks = [trajectories.one(row) for row in range(count)]
-    crossed = [bool(crosses(p[None], layout.index([row]))) for row, (p, _) in enumerate(walks)]
-    ends = torch.stack([p[[0, -1], 0] for p, _ in walks]) - layout.wall_x[:count, None]
+    walks, layout = _walks(trajectories, limit), trajectories.layouts()
+    count, rates = len(walks), {}
+    if trajectories.world is TwoRooms:
+        crossed = [bool(crosses(p[None], layout.index([row]))) for row, (p, _) in enumerate(walks)]
+        ends = torch.stack([p[[0, -1], 0] for p, _ in walks]) - layout.wall_x[:count, None]
+        rates["crossing_rate"] = sum(crossed) / count
+        rates["sides_differ_rate"] = int((ends.prod(1) < 0).sum()) / count
     actions = torch.cat([a for _, a in walks])
     moves = torch.cat([p.diff(dim=0) for p, _ in walks])
     steps, (std_x, std_y) = actions.norm(dim=-1), actions.std(0).tolist()
     return {
         "trajectories": count,
-        "crossing_rate": sum(crossed) / count,
-        "sides_differ_rate": int((ends.prod(1) < 0).sum()) / count,
+        **rates,
         "spread_px": sum(float(torch.cdist(p, p).max()) for p, _ in walks) / count,
         "action_std_x": std_x,
         "action_std_y": std_y,
@@ -54,6 +58,12 @@ def describe(trajectories: Trajectories, limit: int = 2048) -> dict[str, float]:
         "step_std_px": float(steps.std()),
         "blocked_rate": float((moves == 0).all(1).float().mean()),
     }
+
+
+def _walks(trajectories: Trajectories, limit: int) -> list[tuple[Tensor, Tensor]]:
+    """Positions px and actions of the first `limit` trajectories."""
+    ones = [trajectories.one(row) for row in range(min(limit, trajectories.count))]
+    return [(trajectories.world.xy(states), actions) for states, actions in ones]
 
 
 class Motion(NamedTuple):
@@ -66,7 +76,7 @@ class Motion(NamedTuple):
 
 def motion(trajectories: Trajectories, limit: int = 512) -> Motion:
     """Samples for the motion figure from the first `limit` trajectories."""
-    walks = [trajectories.one(row) for row in range(min(limit, trajectories.count))]
+    walks = _walks(trajectories, limit)
     turns = torch.cat([torch.atan2(a[:, 1], a[:, 0]).diff().rad2deg() for _, a in walks])
     steps = torch.cat([a.norm(dim=-1) for _, a in walks])
     return Motion(steps, 180 - (180 - turns) % 360, torch.cat([p for p, _ in walks]))

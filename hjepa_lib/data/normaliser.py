@@ -34,7 +34,7 @@ class Normaliser(Section):
         generator = torch.Generator().manual_seed(seed)
         states = torch.randint(len(trajectories.positions), (_FRAMES,), generator=generator)
         row = torch.searchsorted(trajectories.lengths.cumsum(0), states, right=True)
-        shape = trajectories.world.frame_shape
+        shape = trajectories.world.observed()
         total, squares = torch.zeros(2, shape[0], dtype=torch.float64)
         for part in torch.arange(_FRAMES).split(256):  # 9 MB of float32 pixels at a time
             world = trajectories.world(trajectories.layouts(row[part]))
@@ -53,7 +53,7 @@ class Normaliser(Section):
         used = torch.ones(len(trajectories.actions), dtype=torch.bool)
         used[trajectories.lengths.cumsum(0) - 1] = False  # the last state has no action
         found = [mean, std]
-        for rows in (trajectories.actions[used], trajectories.positions):
+        for rows in (trajectories.actions[used], trajectories.world.xy(trajectories.positions)):
             std, mean = torch.std_mean(rows.double(), dim=0, correction=0)
             found += [mean, std.clamp_min(_SMALLEST)]
         return cls(*(values.tolist() for values in found))

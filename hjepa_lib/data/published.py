@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from hjepa_lib import files
-from hjepa_lib.config import ConfigError, DataConfig
+from hjepa_lib.config import ConfigError, DataConfig, names_world
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.trajectories import Trajectories
-from hjepa_lib.worlds.base import find_world
 from hjepa_lib.worlds.layout import FIXED, SIZE
 
 FILE_ID = "1NwR-ui-akIgR2xcoJHYiHjOk9U5bYCa0"
@@ -171,7 +170,7 @@ def acquire(config: DataConfig, seed: int) -> Trajectories:
     names = ("recipe", "transitions", "layouts", "dynamics", "good_fraction", "exclude_wall",
              "exclude_door")  # fmt: skip
     made = {name: getattr(config, name) for name in names} | {"seed": seed}
-    if config.source == "generated" or find_world(config.source) is not None:
+    if config.source == "generated" or names_world(config.source):
         return generate(**made, source=config.source)
     if config.layouts != "fixed" or config.dynamics != "blocked":
         raise ConfigError("published data have data.layouts=fixed and data.dynamics=blocked only")

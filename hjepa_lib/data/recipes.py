@@ -68,19 +68,24 @@ def generate(
 ) -> Trajectories:
     """Exactly `transitions` transitions of a recipe; equal arguments give equal data.
 
-    `layouts` is a name known to `layout_set` or an array (K, 2); each trajectory draws one. An own
-    world (`source`) is walked freely. `noise` (px) acts with `bounce` only. `states` stands for the
-    recipe's own number per trajectory.
+    `layouts` is a name known to `layout_set` or an array (K, 2); each trajectory draws one. Another
+    world (`source`) is walked freely, with the recipe's steps scaled so that the longest has the
+    length of its cap, or collects by a recipe of its own. `noise` (px) acts with `bounce` only.
+    `states` stands for the recipe's own number per trajectory.
     """
     world, rule, named = find_world(source), RECIPES[recipe], isinstance(layouts, str)
     if world is None:
         TwoRooms(Layout.fixed(), dynamics, noise)  # refuses what it does not know
     elif recipe == "no_crossing":
         raise WorkbookError(f"recipe {recipe} needs two rooms; an own world has none")
-    elif not named or layouts != "fixed":
-        raise WorkbookError("an own world has one layout, so data.layouts must be fixed")
+    pool = layouts
+    if named and world is None:
+        pool = layout_set(layouts, exclude_wall, exclude_door)
+    elif named:
+        pool = world.layout_set(layouts)
+        if len(pool) == 1 and layouts != "fixed":
+            raise WorkbookError("an own world has one layout, so data.layouts must be fixed")
     rule = rule._replace(states=states, keep=0) if states else rule
-    pool = layout_set(layouts, exclude_wall, exclude_door) if named else layouts
     per = (rule.keep or rule.states) - 1
     count = math.ceil(transitions / per)
     lengths = torch.full((count,), per + 1)
@@ -96,6 +101,11 @@ def generate(
         meta["good_fraction"] = good_fraction
     if meta["layouts"] == "rectangle":
         meta |= {"exclude_wall": exclude_wall, "exclude_door": exclude_door}
+    if world is not None:
+        if made := world.collect(transitions, pool, seed):
+            return Trajectories(*made, meta)
+        if world.action_size != 2:
+            raise WorkbookError(f"{world.__name__} has other actions than x and y: it must collect")
     generator, made, done = torch.Generator().manual_seed(seed), [], 0
     while done < count:
         part = kappa[done : done + _CHUNK]
@@ -113,18 +123,23 @@ def _chunk(
     world: type[World] | None, recipe: str, rule: Recipe, kappa: Tensor, pool: np.ndarray,
     generator: torch.Generator, dynamics: str, noise: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Positions (n, L, 2), actions (n, L - 1, 2), layouts (n, 2); n <= len(kappa)."""
+    """States (n, L, N), actions (n, L - 1, 2), layouts (n, 2); n <= len(kappa)."""
     n = len(kappa)
-    layout, built = Layout.of(torch.zeros(n, 2)), torch.zeros(n, dtype=torch.bool)
+    layout = Layout.of(pool[torch.randint(len(pool), (n,), generator=generator).numpy()])
+    built = torch.zeros(n, dtype=torch.bool)
     if world is None:
-        layout = Layout.of(pool[torch.randint(len(pool), (n,), generator=generator).numpy()])
         built = torch.arange(n) < math.ceil(rule.rate * n)
         if recipe == "eb_jepa":
             built = torch.rand(n, generator=generator) < rule.rate
         # Shuffled, so that a truncated or split set has the same share everywhere.
         built = built[torch.randperm(n, generator=generator)]
     place, actions = random_motion(layout, rule.states - 1, kappa, built, generator)
-    if world is not None:  # starts and randomness are its own
+    if world is not None:  # starts, scale and randomness are its own
+        scale = world.action_cap / STEP_HIGH
+        if not world.action_ball:  # a box is filled to its corners
+            longest = actions.abs().amax(-1, keepdim=True)
+            scale = scale * actions.norm(dim=-1, keepdim=True) / longest
+        actions = actions * scale
         seed = int(torch.randint(2**31, (), generator=generator))
         episodes = world(layout, dynamics, seed=seed)
         place = episodes.reset(episodes.sample_start_goal(generator)[0])
@@ -141,8 +156,8 @@ def _chunk(
         return positions[keep], actions[keep], pairs[keep]
     if rule.keep:
         first = torch.randint(rule.states - rule.keep + 1, (n, 1), generator=generator)
-        rows = (first + torch.arange(rule.keep))[..., None].expand(-1, -1, 2)
-        positions, actions = positions.gather(1, rows), actions.gather(1, rows[:, :-1])
+        rows = torch.arange(n)[:, None], first + torch.arange(rule.keep)
+        positions, actions = positions[rows], actions[rows[0], rows[1][:, :-1]]
     return positions, actions, pairs
 
 

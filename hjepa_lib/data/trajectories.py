@@ -1,4 +1,4 @@
-"""Trajectories as positions and actions, 50 MB for 3M transitions.
+"""Trajectories as states and actions, 50 MB for 3M transitions.
 
 Frames are drawn on demand, or were recorded and lie beside them, memory-mapped.
 """
@@ -83,10 +83,10 @@ class Trajectories:
     belongs to no transition.
     """
 
-    positions: Tensor  # (M, 2) float32 px
-    actions: Tensor  # (M, 2) float32 px
+    positions: Tensor  # (M, N) float32: the world's states, in Two Rooms x and y, px
+    actions: Tensor  # (M, A) float32, px
     lengths: Tensor  # (R,) int64, states per trajectory
-    layout: Tensor  # (R, 2) int16, wall_x and door_y px
+    layout: Tensor  # (R, 2) int16, wall_x and door_y px, or what it means in the world
     meta: dict[str, Any] = field(default_factory=dict)
     record: Record | None = None  # frames that nobody has to draw
 
@@ -127,7 +127,7 @@ class Trajectories:
         return Layout.of(self.layout[index])
 
     def one(self, index: int) -> tuple[Tensor, Tensor]:
-        """Positions (L, 2) and actions (L - 1, 2) of one trajectory."""
+        """States (L, N) and actions (L - 1, A) of one trajectory."""
         start, length = int(self.starts[index]), int(self.lengths[index])
         return self.positions[start : start + length], self.actions[start : start + length - 1]
 

@@ -18,8 +18,8 @@ from hjepa_lib.worlds.two_rooms import TwoRooms
 class WindowBatch(NamedTuple):
     """B windows of T states; `layout` has B rows."""
 
-    positions: Tensor  # (B, T, 2) px
-    actions: Tensor  # (B, T - 1, 2) px
+    positions: Tensor  # (B, T, N) states of the world
+    actions: Tensor  # (B, T - 1, A) px
     layout: Layout
     world: type[World] = TwoRooms
 

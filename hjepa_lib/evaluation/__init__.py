@@ -2,6 +2,7 @@
 
 P1 (PLDM wall_medium): fixed layout, cap 1.8365 px, success at any step within sqrt(2) px.
 P2 (EB-JEPA): a layout per trial, cap 2.45 px by default, success within 4.5 px after the last step.
+Another world has a protocol of its own: its cap, its steps, success at any step it calls reached.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hjepa_lib.config import Config, ConfigError, PlanningConfig, flatten
+from hjepa_lib.config import Config, ConfigError, PlanningConfig, flatten, names_world
 from hjepa_lib.files import read_json, sha256
 from hjepa_lib.planning import METHODS, P1_CAP, THREE_LEVELS, scale_samples
 
 if TYPE_CHECKING:
+    from hjepa_lib.worlds.base import World
     from hjepa_lib.worlds.trials import Trials
 
-P2_CAP = 2.45  # px
+P2_CAP, STEPS = 2.45, 200  # px; of an episode of P1 and P2
 LAYOUTS = {"p1": "fixed", "p2_seen": "train", "p2_heldout": "heldout"}
 LEARNED = (*METHODS, THREE_LEVELS)
 FLOORS = ("random", "random-persistent", "oracle")
@@ -32,6 +34,33 @@ def protocol_cap(protocol: str, wanted: float) -> float:
     if protocol == "p1" and wanted not in (0, own):
         raise ConfigError(f"protocol p1 fixes planning.action_cap={own}, got {wanted}")
     return wanted or own
+
+
+def world_of(config: Config) -> type[World] | None:
+    """The world of these settings; None for Two Rooms, without an import of torch.
+
+    ConfigError where they ask it for a protocol of Two Rooms.
+    """
+    if not names_world(config.data.source):
+        return None
+    if config.evaluation.protocol != "p1":
+        what = f"evaluation.protocol={config.evaluation.protocol} is of Two Rooms"
+        raise ConfigError(f"{what}: {config.data.source} plays its own, leave that setting out")
+    from hjepa_lib.worlds.base import find_world
+
+    return find_world(config.data.source)
+
+
+def played_cap(config: Config, wanted: float = 0.0) -> float:
+    """The cap of these settings' actions: `wanted`, or for 0 the protocol's or the world's own.
+
+    ConfigError for what they do not allow.
+    """
+    if (world := world_of(config)) is None:
+        return protocol_cap(config.evaluation.protocol, wanted)
+    if wanted > world.action_cap:
+        raise ConfigError(f"planning.action_cap={wanted} is beyond the world's {world.action_cap}")
+    return wanted or world.action_cap
 
 
 @functools.cache
@@ -55,6 +84,7 @@ class Case:
     seed: int
     steps: int
     planning: PlanningConfig  # as played: cap, cost and budget are already in it
+    task_set: str = ""  # of another world than Two Rooms
 
     @classmethod
     def of(
@@ -71,38 +101,39 @@ class Case:
     ) -> Case:
         """The case that a run's settings describe; what is given replaces them."""
         evaluation, planning = config.evaluation, planning or config.planning
-        split = split or evaluation.split
+        split, world = split or evaluation.split, world_of(config)
         if split.endswith(".npz") and not trials:
-            from hjepa_lib.worlds.trials import read_trials
+            from hjepa_lib.worlds.trials import TwoRooms, read_trials
 
-            trials = min(evaluation.trials, read_trials(split).count)
+            trials = min(evaluation.trials, read_trials(split, world or TwoRooms).count)
+        if evaluation.task_set and world is None:
+            raise ConfigError("evaluation.task_set is of other worlds than Two Rooms")
         planned = dataclasses.replace(
             scale_samples(planning, budget),
-            action_cap=protocol_cap(evaluation.protocol, planning.action_cap),
+            action_cap=played_cap(config, planning.action_cap),
             cost=planning.cost if cost == "none" else cost,
         )
         case = cls(
-            method, cost, evaluation.protocol, dynamics, float(budget), split,
-            trials or evaluation.trials, config.data.source, config.seed, evaluation.steps, planned,
+            method, cost, "own" if world else evaluation.protocol, dynamics, float(budget), split,
+            trials or evaluation.trials, config.data.source, config.seed,
+            evaluation.steps or (world.max_steps if world else STEPS), planned, evaluation.task_set,
         )  # fmt: skip
         _ = case.trials_hash  # no such trials: refused here, before anything is trained for them
         return case
 
     @functools.cached_property
     def tasks(self) -> Trials:
-        """The protocol's committed trials, or those that an own world draws."""
+        """The protocol's or world's committed trials, or those that an own world draws."""
         from hjepa_lib.worlds.base import find_world
         from hjepa_lib.worlds.layout import Layout
-        from hjepa_lib.worlds.trials import load_trials, own_trials, read_trials
+        from hjepa_lib.worlds.trials import TwoRooms, load_trials, read_trials, world_trials
 
-        if world := find_world(self.world):
-            if self.protocol == "p2_heldout":
-                what = "evaluation.protocol=p2_heldout is out"
-                raise ConfigError(f"an own world has one layout: {what}")
-            return own_trials(world, self.split, self.trials)
+        world = find_world(self.world)
         if not self.split.endswith(".npz"):
-            return load_trials(self.protocol, self.split, self.trials)
-        found = read_trials(self.split)
+            if world is None:
+                return load_trials(self.protocol, self.split, self.trials)
+            return world_trials(self.world, self.split, self.trials, self.task_set)
+        found = read_trials(self.split, world or TwoRooms)
         if self.protocol == "p1" and (found.layout.pairs() != Layout.fixed().pairs()).any():
             what = f"{self.split} has others: set evaluation.protocol"
             raise ConfigError(f"protocol p1 plays the fixed layout, {what}")
@@ -111,7 +142,7 @@ class Case:
     @functools.cached_property
     def trials_hash(self) -> str:
         """SHA-256 of the trial file's content, as it is recorded for the committed ones."""
-        if ":" in self.world or self.split.endswith(".npz"):
+        if names_world(self.world) or self.split.endswith(".npz"):
             return self.tasks.sha256
         return _recorded()[f"{self.protocol}_{self.split}"]
 
@@ -146,12 +177,18 @@ class Case:
     def header(self) -> dict[str, Any]:
         """The case as the columns of a row."""
         names = ("method", "cost", "protocol", "dynamics", "budget", "split", "world", "seed")
-        return {name: getattr(self, name) for name in names} | {
-            "layouts": LAYOUTS[self.protocol],
+        row = {name: getattr(self, name) for name in names} | {
+            "layouts": LAYOUTS.get(self.protocol) or self._layouts,
             "n": self.trials,
             "trials_hash": self.trials_hash,
             "planner": self.settings,
         }
+        return row | ({"task_set": self.task_set} if self.task_set else {})
+
+    @property
+    def _layouts(self) -> str:
+        several = len(self.tasks.world.layout_set("test")) > 1
+        return "heldout" if several else "fixed"
 
     @property
     def digest(self) -> str:
@@ -162,5 +199,5 @@ class Case:
     def name(self) -> str:
         """Readable, and unlike that of any other case."""
         split = Path(self.split).stem  # of a file of trials
-        parts = (self.method, self.cost, self.protocol, f"{split}{self.trials}")
-        return "__".join((*parts, self.dynamics, f"x{self.budget:g}", self.digest))
+        parts = (self.method, self.cost, self.protocol, f"{split}{self.trials}", self.task_set)
+        return "__".join((*filter(None, parts), self.dynamics, f"x{self.budget:g}", self.digest))

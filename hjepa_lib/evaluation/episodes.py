@@ -18,7 +18,7 @@ from hjepa_lib.evaluation.metrics import Episodes
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.planning.agent import Agent, Controller
 from hjepa_lib.worlds.base import World, trial_noise
-from hjepa_lib.worlds.trials import Trials
+from hjepa_lib.worlds.trials import Trials, TwoRooms
 
 FAN = 24  # candidates kept per planning call for the pictures
 FAN_TRIALS = 8  # of the first trials
@@ -31,11 +31,11 @@ class Policy:
     needs_frames = False
 
     def reset(self, world: World, goal: Tensor) -> None:
-        """Begin new episodes to goal (B, 2) px."""
+        """Begin new episodes to goal states (B, N)."""
         self.world, self.goal = world, goal
 
     def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
-        """position (B, 2) px (privileged policies), frames (B, C, Hpx, Wpx) -> (B, k, 2) px."""
+        """States (B, N) (privileged policies), frames (B, C, Hpx, Wpx) -> (B, k, A) actions."""
 
     def diagnostics(self) -> dict[str, np.ndarray]:
         """What it saw and chose at R calls, (B, R, ...) each."""
@@ -45,7 +45,7 @@ class Policy:
 def run_episodes(
     policy: Policy, trials: Trials, dynamics: str, steps: int, cap: float, seed: int
 ) -> Episodes:
-    """P1 and P2 alike; an action longer than `cap` px is a bug and raises ValueError (EB1).
+    """P1, P2 and other worlds alike; an action beyond `cap` is a bug and raises ValueError (EB1).
 
     An action that is not a number ends its own trial alone: the dot stays where it is.
     """
@@ -60,41 +60,51 @@ def run_episodes(
         seconds += time.perf_counter() - begin
         lost |= ~chunk.isfinite().flatten(1).all(1)
         chunk = chunk.masked_fill(lost[:, None, None], 0.0)  # (B, k, 2)
-        if chunk.norm(dim=-1).max() > cap * (1 + 1e-4):
+        size = chunk.norm(dim=-1) if world.action_ball else chunk.abs()
+        if size.max() > cap * (1 + 1e-4):
             raise ValueError(f"a planned action exceeds the cap of {cap} px")
         for action in chunk.unbind(1):
             positions.append(world.step(action))
             actions.append(action)
-    places = torch.stack(positions, 1).numpy()
-    if not np.isfinite(places).all():
+    states = torch.stack(positions, 1)  # (B, S+1, N)
+    if not states.isfinite().all():
         raise WorkbookError(f"{type(world).__name__} returned positions that are not finite")
+    places, reached = world.xy(states), None
+    if trials.world is not TwoRooms:
+        reached = world.reached(states, trials.goal[:, None]).numpy()
     return Episodes(
-        places,
+        places.numpy(),
         torch.stack(actions, 1).numpy(),
-        trials.goal.numpy(),
+        world.xy(trials.goal).numpy(),
         trials.layout.pairs().numpy(),
         world.oracle_length(trials.start, trials.goal).numpy(),
         lost.numpy(),
         policy.diagnostics(),
         cap,
+        reached,
+        None if places is states else states.numpy(),
         seconds,
     )
 
 
 class RandomPolicy(Policy):
-    """Uniform directions at cap length: new every step, or one heading kept until a wall."""
+    """Uniform directions as far as the cap: new every step, or one heading kept until a wall."""
 
     def __init__(self, cap: float, seed: int, persistent: bool = False) -> None:
         self.cap, self.seed, self.persistent = cap, seed, persistent
 
     def reset(self, world: World, goal: Tensor) -> None:
         """Forget the heading."""
-        self.rows, self.step = world.rows, 0
+        self.world, self.step = world, 0
 
     def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
-        """(B, 1, 2)."""
-        draw = trial_noise(self.seed, self.rows, self.step, (2,), level=1)
-        heading = self.cap * draw / draw.norm(dim=-1, keepdim=True)  # any direction alike
+        """(B, 1, A)."""
+        world, position = self.world, self.world.xy(position)
+        draw = trial_noise(self.seed, world.rows, self.step, (world.action_size,), level=1)
+        size = draw.norm(dim=-1, keepdim=True)  # any direction alike
+        if not world.action_ball:
+            size = draw.abs().amax(-1, keepdim=True)
+        heading = self.cap * draw / size
         if self.persistent and self.step:
             # A step that moved less than half the cap met a wall: only then turn.
             free = (position - self.last).norm(dim=-1, keepdim=True) > self.cap / 2
@@ -110,7 +120,7 @@ class OraclePolicy(Policy):
         self.cap = cap
 
     def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
-        """(B, 1, 2)."""
+        """(B, 1, A)."""
         return self.world.oracle_action(self.goal, self.cap)[:, None]
 
 
@@ -138,7 +148,7 @@ class LatentPolicy(Policy):
         self.log: dict[str, list[Tensor]] = {}
 
     def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
-        """(B, k, 2); latents are kept and probed once at the end, outside the timed loop."""
+        """(B, k, A); latents are kept and probed once at the end, outside the timed loop."""
         actions, plan = self.controller.step(frames), self.controller.last
         kept = {
             "latent": self.controller.latent,
@@ -200,7 +210,8 @@ class LatentPolicy(Policy):
         """
 
         def offset(latents: Tensor) -> Tensor:  # (B, R, D) -> (B, R), its place by the probe
-            frames = self.world.render(self.agent.probe(latents).float().cpu()).flatten(0, 1)
+            places = self.agent.probe(latents).float().cpu()
+            frames = self.world.render(self.world.at_rest(places)).flatten(0, 1)
             real = self.agent.encode(frames).reshape(latents.shape)
             return (latents - real).square().mean(-1).sqrt()
 

@@ -10,6 +10,8 @@
 | stuck_at_wall | over half of the second half's steps within 3 px of a wall face, beside the door |
 | no_door | none of these: moved about on the start's side and never found the door |
 
+In other worlds than Two Rooms nothing is known of the walls: what is none of the first four rules
+there missed the goal.
 A call is commanded when level 1 aims at the sub-goal and not at the goal itself. A sub-goal is out
 of reach in a wall, beyond the border, or farther by the shortest path than a macro-step and 2 px.
 """
@@ -53,27 +55,37 @@ class Commands(NamedTuple):
 def classify(
     positions: np.ndarray,
     goal: np.ndarray,
-    layouts: np.ndarray,
+    layouts: np.ndarray | None,
     solved: np.ndarray,
     commands: Commands | None = None,
 ) -> np.ndarray:
-    """(B,) labels of positions (B, S+1, 2), goal (B, 2), layouts (B, 2) rows (wall_x, door_y)."""
-    positions, goal, layouts = (np.asarray(a, np.float64) for a in (positions, goal, layouts))
-    wall_x, door_y = layouts[:, :1], layouts[:, 1:]  # (B, 1) each
+    """(B,) labels of positions (B, S+1, 2), goal (B, 2), layouts (B, 2) rows (wall_x, door_y).
+
+    None instead of layouts: a world without such walls.
+    """
+    positions, goal = (np.asarray(a, np.float64) for a in (positions, goal))
     near = (np.linalg.norm(positions - goal[:, None], axis=-1) < LOOSE_PX).any(1)
+    rules = [("solved", np.asarray(solved) > 0), ("missed_goal", near)]
+    if commands is not None:
+        offsets = np.ma.masked_invalid(np.where(commands.commanded, commands.offset, np.nan))
+        rules.append(("off_distribution", np.ma.median(offsets, axis=1).filled(0) > OFFSET))
+    if layouts is None:
+        return _first_of(rules, "missed_goal")
+    layouts = np.asarray(layouts, np.float64)
+    wall_x, door_y = layouts[:, :1], layouts[:, 1:]  # (B, 1) each
     side = np.sign(goal[:, :1] - wall_x)
     crossed = ((positions[..., 0] - wall_x) * side > WALL_HALF).any(1)
     half = positions[:, positions.shape[1] // 2 :]
     at_face = np.abs(half[..., 0] - wall_x) <= WALL_HALF + STUCK_PX
     beside = np.abs(half[..., 1] - door_y) > DOOR_HALF
-    rules = [("solved", np.asarray(solved) > 0), ("missed_goal", near)]
     if commands is not None:
-        offsets = np.ma.masked_invalid(np.where(commands.commanded, commands.offset, np.nan))
-        off = np.ma.median(offsets, axis=1).filled(0) > OFFSET
-        far = unreachable_share(commands, layouts) > 0.5
-        rules += [("off_distribution", off), ("subgoal_unreachable", far)]
+        rules.append(("subgoal_unreachable", unreachable_share(commands, layouts) > 0.5))
     rules += [("missed_goal", crossed), ("stuck_at_wall", (at_face & beside).mean(1) > 0.5)]
-    return np.select([found for _, found in rules], [name for name, _ in rules], "no_door")
+    return _first_of(rules, "no_door")
+
+
+def _first_of(rules: Sequence[tuple[str, np.ndarray]], else_: str) -> np.ndarray:
+    return np.select([found for _, found in rules], [name for name, _ in rules], else_)
 
 
 def unreachable_share(commands: Commands, layouts: np.ndarray) -> np.ndarray:
@@ -89,8 +101,9 @@ def unreachable_share(commands: Commands, layouts: np.ndarray) -> np.ndarray:
 
 def label(result: Result) -> np.ndarray:
     """(n,) labels of a result; its hierarchical ones where a level 2 planned."""
-    where = (result.arrays[name] for name in ("positions", "goal", "layout"))
-    return classify(*where, result.success, commands_of(result))
+    *where, layout = (result.arrays[name] for name in ("positions", "goal", "layout"))
+    layout = None if result.header["protocol"] == "own" else layout
+    return classify(*where, layout, result.success, commands_of(result))
 
 
 def commands_of(result: Result) -> Commands | None:

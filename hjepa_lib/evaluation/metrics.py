@@ -53,6 +53,8 @@ class Episodes(NamedTuple):
     lost: np.ndarray  # (B,) bool: the planner had no finite plan, the trial stood still from there
     seen: dict[str, np.ndarray]  # what the planner saw and chose at R calls, (B, R, ...) each
     cap: float  # longest action
+    reached: np.ndarray | None = None  # (B, S+1) bool by the world's own rule, None: the protocol's
+    states: np.ndarray | None = None  # (B, S+1, N), None where they are the positions
     seconds: float = 0.0  # planning wall time of all steps
 
 
@@ -60,7 +62,7 @@ def per_trial(episodes: Episodes, protocol: str) -> dict[str, np.ndarray]:
     """Every metric of every trial, (B,) float64 each; success is 0 or 1, NaN marks undefined.
 
     `success` and the hit of `path_efficiency`: in `p1` within sqrt(2) px at any step, t = 0
-    included, else (P2) within 4.5 px after the last step.
+    included, in P2 within 4.5 px after the last step, else `reached` at any step.
     """
     names = ("positions", "goal", "layout", "oracle")
     e = episodes._replace(**{name: getattr(episodes, name).astype(float) for name in names})
@@ -68,6 +70,9 @@ def per_trial(episodes: Episodes, protocol: str) -> dict[str, np.ndarray]:
     distance = np.sqrt(2 * error)
     strict, loose = error < 1, distance < LOOSE_PX  # (B, S+1)
     hits, success = (strict, strict.any(1)) if protocol == "p1" else (loose, loose[:, -1])
+    if e.reached is not None:  # rows of `layout` mean something else there
+        hits = strict = e.reached
+        success, e = hits.any(1), e._replace(layout=np.zeros_like(e.layout))
     side = np.sign(e.positions[..., 0] - e.layout[:, :1])  # (B, S+1)
     crossed = side != side[:, :1]
     crossing = np.where(crossed.any(1), crossed.argmax(1), np.nan)

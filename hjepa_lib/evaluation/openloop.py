@@ -142,7 +142,8 @@ def plan_errors(agent: Agent, planning: PlanningConfig, tasks: Trials) -> Curve:
     with agent.autocast():
         actions = planner.plan(latent, goal, executed=0).actions  # (B, H, 2)
         promised = planner.level1.imagine(latent, actions)  # (B, H, D)
-    truth = torch.stack([world.step(action) for action in actions.float().cpu().unbind(1)], 1)
+    states = [world.step(action) for action in actions.float().cpu().unbind(1)]
+    truth = world.xy(torch.stack(states, 1))
     return Curve(np.arange(1, actions.shape[1] + 1), _gaps(agent, promised.float(), truth))
 
 

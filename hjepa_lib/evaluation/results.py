@@ -17,6 +17,8 @@ def save_result(folder: Path, case: Case, episodes: Episodes, header: dict[str, 
     """Write one npz: what happened, per-trial metrics, what the planner saw, and a JSON header."""
     stored = {name: getattr(episodes, name) for name in ("goal", "layout", "oracle", "lost")}
     stored |= {name: getattr(episodes, name).astype("f4") for name in ("positions", "actions")}
+    if episodes.states is not None:
+        stored["states"] = episodes.states.astype("f4")
     columns = per_trial(episodes, case.protocol)
     stored |= {f"trial_{name}": column for name, column in columns.items()}
     stored |= {f"plan_{name}": value.astype("f4") for name, value in episodes.seen.items()}

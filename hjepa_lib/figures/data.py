@@ -30,10 +30,11 @@ def as_array(values: Any) -> np.ndarray:
 def frame_rgb(frames: Any, predicted: bool = False) -> np.ndarray:
     """Frames (..., C, Hpx, Wpx) -> RGB (..., Hpx, Wpx, 3) uint8; C is 1, 2 (dot, walls) or 3.
 
+    Of stacked frames (dot, walls, dot, walls, ...) the newest is shown.
     FigureError for other shapes and for values outside the range, such as normalised frames;
     `predicted` clips what a decoder draws a little outside 0..1.
     """
-    frames = as_array(frames)
+    frames = _newest(frames)
     if frames.ndim < 3 or frames.shape[-3] not in (1, 2, 3):
         raise FigureError(f"frames must be (..., 1 to 3, Hpx, Wpx), got {frames.shape}")
     unit = frames / 255.0 if frames.dtype == np.uint8 else frames
@@ -51,9 +52,15 @@ def frame_rgb(frames: Any, predicted: bool = False) -> np.ndarray:
     return np.rint(255 * np.broadcast_to(unit, (*unit.shape[:-1], 3))).astype(np.uint8)
 
 
+def _newest(frames: Any) -> np.ndarray:
+    frames = as_array(frames)
+    stacked = frames.ndim > 2 and frames.shape[-3] > 3 and frames.shape[-3] % 2 == 0
+    return frames[..., -2:, :, :] if stacked else frames
+
+
 def room_of(frames: Any) -> np.ndarray:
     """Backgrounds for `show_room`: of frames (dot, walls) the walls, of others the whole as RGB."""
-    frames = as_array(frames)
+    frames = _newest(frames)
     return frames[..., 1, :, :] if frames.shape[-3] == 2 else frame_rgb(frames)
 
 

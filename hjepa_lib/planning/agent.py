@@ -37,6 +37,7 @@ class Agent:
     precision: str
     device: torch.device
     level3: TrainedMacro | None = None
+    ball: bool = True  # the cap is of an action's norm, else of each component
 
     def geometry(self, cost: str) -> Geometry:
         """`latent` or `distance`; ConfigError when the head was not trained."""
@@ -60,18 +61,20 @@ class Agent:
         if hierarchy.control == "untrained" and count > 1:
             level2 = _fresh_level2(level2, self.seed)
         below, acting = (hierarchy.tracker, level2) if count > 1 else (planning.flat, None)
-        layers = [Layer(PrimitiveLevel(self.level1, below, geometry, cap, acting))]
+        level1 = PrimitiveLevel(self.level1, below, geometry, cap, acting, self.ball)
+        layers = [Layer(level1)]
         above = [
             (hierarchy.level2, hierarchy.replan, (level2, self.reach, self.box)),
             (planning.level3, planning.level3.replan, self.level3),
         ]
         for search, replan, (model, reach, box, *_) in above[: count - 1]:
-            level = MacroLevel(model, search, geometry, cap, hierarchy, box, self.level1)
+            rest = (cap, hierarchy, box, self.level1, self.ball)
+            level = MacroLevel(model, search, geometry, *rest)
             layers.append(Layer(level, replan, reach[planning.cost]))
         return Planner(layers, self.seed, interval(planning, method), hierarchy)
 
     def encode(self, frames: Tensor) -> Tensor:
-        """(B, 2, 65, 65) uint8 -> (B, D) float32."""
+        """(B, C, Hpx, Wpx) uint8 -> (B, D) float32."""
         with torch.no_grad(), self.autocast():
             parts = [self.level1.encode(part.to(self.device)) for part in frames.split(1024)]
         return torch.cat(parts)
@@ -157,7 +160,7 @@ class Controller:
 
 def load_agent(
     l1: Path, l2: Path | None, planning: PlanningConfig, seed: int, precision: str, device: str,
-    l3: Path | None = None,
+    l3: Path | None = None, ball: bool = True,
 ) -> Agent:  # fmt: skip
     """Build the agent from stage folders; FileError names what is missing or does not fit."""
     level1, probe = checkpoint.load_level1(l1), checkpoint.load_probe(l1)
@@ -168,7 +171,7 @@ def load_agent(
     model, reach, box, _ = level2 or (None, {}, None, "")
     return Agent(
         level1, probe, distance, model, reach, box, planning, seed, precision,
-        torch.device(device), level3,
+        torch.device(device), level3, ball,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from hjepa_lib.config import ConfigError, HierarchyConfig, PlannerConfig, Search
 from hjepa_lib.models.distance import Geometry
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import Imagined, Level2
-from hjepa_lib.worlds.base import clip_norm
+from hjepa_lib.worlds.base import bound
 
 CHUNK = 4096  # candidates rolled out at once, at most
 FEWEST = 512  # below this, matrix products get slower
@@ -46,8 +46,10 @@ class Level:
     stride = 1  # environment steps per planned step
     plan_dim: int
 
-    def __init__(self, config: SearchConfig, geometry: Geometry, cap: float) -> None:
-        self.config, self.geometry, self.cap = config, geometry, cap
+    def __init__(
+        self, config: SearchConfig, geometry: Geometry, cap: float, ball: bool = True
+    ) -> None:
+        self.config, self.geometry, self.cap, self.ball = config, geometry, cap, ball
 
     def imagine(self, start: Tensor, plans: Tensor, context: Tensor | None = None) -> Tensor:
         """start (M, D), plans (M, H, A), context (M, H, A) or None -> latents (M, H, D)."""
@@ -73,15 +75,15 @@ class Level:
 
 
 class PrimitiveLevel(Level):
-    """Level 1: one action per environment step, norm <= cap px; a joint level 2 acts on it."""
+    """Level 1: one action per environment step, within the cap; a joint level 2 acts on it."""
 
     config: PlannerConfig
 
     def __init__(
         self, model: Jepa, config: PlannerConfig, geometry: Geometry, cap: float,
-        level2: Level2 | None = None,
+        level2: Level2 | None = None, ball: bool = True,
     ) -> None:  # fmt: skip
-        super().__init__(config, geometry, cap)
+        super().__init__(config, geometry, cap, ball)
         if config.disagreement and len(model.predictors) == 1:  # a loaded level 1 may have one
             raise ConfigError("a disagreement cost needs a level 1 of several predictors")
         self.model, self.plan_dim = model, model.action_dim
@@ -89,7 +91,7 @@ class PrimitiveLevel(Level):
 
     def project(self, plans: Tensor) -> Tensor:
         """(..., A) -> the same within the cap."""
-        return clip_norm(plans, self.cap)
+        return bound(plans, self.cap, self.ball)
 
     def members(self, start: Tensor, plans: Tensor, context: Tensor | None = None) -> Tensor:
         """(K, M, H, D), a roll-out per member; `context` adds to the normalised actions."""
@@ -112,9 +114,9 @@ class MacroLevel(Level):
 
     def __init__(
         self, model: Level2, config: SearchConfig, geometry: Geometry, cap: float,
-        hierarchy: HierarchyConfig, box: Tensor | None, level1: Jepa,
+        hierarchy: HierarchyConfig, box: Tensor | None, level1: Jepa, ball: bool = True,
     ) -> None:  # fmt: skip
-        super().__init__(config, geometry, cap)
+        super().__init__(config, geometry, cap, ball)
         self.model, self.hierarchy, self.level1 = model, hierarchy, level1
         self.stride, self.space = model.config.step_skip, model.config.actions
         widths = {"none": model.z_width, "learned": model.macro_dim}
@@ -126,7 +128,7 @@ class MacroLevel(Level):
         clip = self.hierarchy.clip
         if self.space in ("concat", "only"):
             steps = plans.unflatten(-1, (self.stride, -1))  # (..., step_skip, A)
-            return clip_norm(steps, self.cap).flatten(-2)
+            return bound(steps, self.cap, self.ball).flatten(-2)
         if clip == 0:
             return plans
         return plans.clamp(-clip, clip) if self.box is None else plans.clamp(*self.box)

@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from hjepa_lib.config import Config, flatten
+from hjepa_lib.config import WORLDS, Config, flatten, names_world
 from hjepa_lib.files import sha256
 
 _leaves = lru_cache(maxsize=64)(flatten)
@@ -117,8 +117,11 @@ def core_stages(config: Config) -> dict[str, Stage]:
     """The stages data, l1, distance, l2, l3 by name."""
     # The probe, a refinement, head and level 2 see the latents of so many trajectories.
     source, seen = config.data.source, "distance.trajectories"
-    named = () if source in ("generated", "published") else (source,)
-    data = Stage("data", partial(_make, "data"), ("data",), recorded=True, files=named)
+    named = () if source in ("generated", "published", *WORLDS) else (source,)
+    # An own world's steps are scaled to its cap since recipe 2.
+    recipe = 2 if names_world(source) and named else 1
+    make = partial(_make, "data")
+    data = Stage("data", make, ("data",), recipe=recipe, recorded=True, files=named)
     shaped = ("level1", seen, *(("level2",) if is_joint(config) else ()))
     l1 = Stage("l1", partial(_make, "level1"), shaped, (data,), load=config.level1.load)
     distance = Stage("distance", partial(_make, "distance"), ("distance",), (data, l1), folder="l1")

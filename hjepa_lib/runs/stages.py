@@ -19,7 +19,7 @@ from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.published import acquire
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.data.windows import Windows
-from hjepa_lib.evaluation import protocol_cap
+from hjepa_lib.evaluation import played_cap, world_of
 from hjepa_lib.evaluation.openloop import probe_errors
 from hjepa_lib.files import read_json, write_json
 from hjepa_lib.models.checkpoint import (
@@ -199,10 +199,11 @@ def load_run(run: Run, names: Sequence[str] = (), precision: str = "", device: s
     names = names or [name for name in ("l1", "distance", "l2", "l3") if run.done(name)]
     above = [run.path / name if name in names else None for name in ("l2", "l3")]
     config = run.config
-    cap = protocol_cap(config.evaluation.protocol, config.planning.action_cap)
+    cap, world = played_cap(config, config.planning.action_cap), world_of(config)
     planning = dataclasses.replace(config.planning, action_cap=cap)
     where = (precision or run.precision, device or run.device)
-    return load_agent(run.path / "l1", above[0], planning, config.seed, *where, above[1])
+    ball = world is None or world.action_ball
+    return load_agent(run.path / "l1", above[0], planning, config.seed, *where, above[1], ball)
 
 
 def train_run(open_run: Callable[[], Run], say: Say = print) -> None:

@@ -68,14 +68,15 @@ def train_level1(
 
 def quality(rollout: Rollout, batch: WindowBatch) -> dict[str, float]:
     """Collapse, what a ridge of half the batch reads in the other, drift of open loops (px)."""
-    steps = batch.positions.shape[1]
+    places = batch.world.xy(batch.positions)
+    steps = places.shape[1]
     flat = rollout.encodings.flatten(0, 1).cpu()  # (B * T, D)
-    half = len(batch.positions) // 2 * steps
-    position = batch.positions.flatten(0, 1)
+    half = len(places) // 2 * steps
+    position = places.flatten(0, 1)
     probe = fit_ridge(flat[:half], position[:half])
     ahead = rollout.predictions.mean(0).cpu()  # (B, T', D)
     predicted = probe(ahead.flatten(0, 1)).unflatten(0, ahead.shape[:2])
-    truth = batch.positions[:, : ahead.shape[1]]
+    truth = places[:, : ahead.shape[1]]
     drift = (predicted - truth)[len(truth) // 2 :].square().sum(-1)  # (B/2, T')
     report = {
         "latent_std": float(flat.std(0).mean()),

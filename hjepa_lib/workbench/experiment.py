@@ -76,7 +76,8 @@ class PlannerCell(Cell):
     dynamics: Literal["bounce", "blocked", "slide"] = "bounce"
     split: str = "test"
     trials: int = 500
-    steps: int = 200
+    steps: int = 0
+    task_set: str = ""
     budgets: tuple[float, ...] = (1.0,)
     control: str = "none"
     planning: dict = field(default_factory=dict)  # settings below `planning.`
@@ -96,7 +97,7 @@ class PlannerCell(Cell):
 
     def planned(self, config: Config, point: dict[str, Any]) -> Config:
         """A model's settings with the planner and the trials of one point of the grid."""
-        names = ("protocol", "split", "trials", "steps", "budgets")
+        names = ("protocol", "split", "trials", "steps", "task_set", "budgets")
         changes = {f"evaluation.{name}": getattr(self, name) for name in names}
         changes |= {f"planning.{name}": value for name, value in (self.planning | point).items()}
         changes |= {"planning.hierarchy.control": self.control} if self.control != "none" else {}

@@ -1,19 +1,21 @@
-"""What is asked of a world; `data.source=module:Class` names an own one (examples/own_world.py)."""
+"""What is asked of a world; `data.source` names a built-in one of `config.WORLDS`, or an own one.
+
+An own one is named module:Class (examples/own_world.py); both are found and played alike.
+"""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import math
-import re
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hjepa_lib.config import ConfigError
+from hjepa_lib.config import WORLDS, ConfigError, names_world
 from hjepa_lib.worlds.layout import Layout
 
 
@@ -41,60 +43,120 @@ def clip_norm(actions: Tensor, cap: float) -> Tensor:
     return actions * (cap / norm).clamp(max=1.0)
 
 
-class World:
-    """B episodes with a state each; an own world has all methods, and what differs of the rest.
+def bound(actions: Tensor, cap: float, ball: bool = True) -> Tensor:
+    """(..., A) -> the same with a Euclidean norm <= cap, or else with every component <= cap."""
+    return clip_norm(actions, cap) if ball else actions.clamp(-cap, cap)
 
-    Built as `World(layout, dynamics, seed=seed)` and, to draw frames, as `World(layout)`; the B
-    rows of `layout` are (0, 0) in an own world.
+
+class World:
+    """B episodes with a state each; an own world has its methods up to `oracle_action`.
+
+    What else differs from here it has too. Built as `World(layout, dynamics, seed=seed)` and, to
+    draw frames, as `World(layout)`; what the B rows (two int16 each) of `layout` mean is its own,
+    (0, 0) in a world with one layout. N is its `state_size`, A its `action_size`.
     """
 
-    frame_shape: ClassVar[tuple[int, int, int]] = (2, 65, 65)  # (C, Hpx, Wpx), uint8
+    frame_shape: ClassVar[tuple[int, int, int]] = (2, 65, 65)  # (C, Hpx, Wpx) of one frame, uint8
     stacked: ClassVar[int] = 1  # frames of one observation, oldest first
     action_size: ClassVar[int] = 2
-    action_cap: ClassVar[float] = 2.45  # largest action, px
+    action_cap: ClassVar[float] = 2.45  # largest action, px where it moves the dot
     action_ball: ClassVar[bool] = True  # the cap is of the Euclidean norm, else of each component
     state_size: ClassVar[int] = 2
-    place: ClassVar[tuple[int, ...]] = (0, 1)  # columns of a state that are its position
+    place: ClassVar[tuple[int, int]] = (0, 1)  # columns of a state that are x and y, px
     max_steps: ClassVar[int] = 200  # of an episode
     radius: ClassVar[float] = math.sqrt(2)  # px, see `reached`
+    task_sets: ClassVar[tuple[str, ...]] = ()  # kinds of tasks that `draw_tasks` knows
+    trials: ClassVar[dict[str, int]] = {"validation": 500, "test": 500}  # tasks of a split and set
 
     layout: Layout
-    position: Tensor  # (B, state_size)
+    position: Tensor  # (B, N): the current states
     # Who plays stored trials sets `rows`, their numbers (B,): noise comes from `trial_noise`.
 
-    def reached(self, state: Tensor, goal: Tensor) -> Tensor:
-        """(...) bool: whether states (..., state_size) solve the task of their goals."""
-        columns = list(self.place)
-        return (state - goal)[..., columns].norm(dim=-1) < self.radius
-
     def sample_start_goal(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Start and goal (B, 2) of a task each; trajectories begin at such starts too."""
+        """States (B, N) of start and goal of a task each; trajectories begin at such starts too."""
 
     def reset(self, position: Tensor) -> Tensor:
-        """Start at `position` (B, 2), restart all randomness; returns the positions."""
+        """Start at states (B, N), restart all randomness; returns the states."""
 
     def step(self, action: Tensor) -> Tensor:
-        """Apply `action` (B, 2); returns the new positions (B, 2), in a new tensor."""
+        """Apply `action` (B, A); returns the new states (B, N), in a new tensor."""
 
     def render(self, position: Tensor | None = None) -> Tensor:
-        """uint8 frames (B, ..., 2, 65, 65) of positions (B, ..., 2), default the current ones."""
+        """uint8 observations (B, ..., stacked * C, Hpx, Wpx) of states (B, ..., N).
+
+        Default the current ones. Made from the states alone: those of a world that stacks frames
+        know their past.
+        """
 
     def oracle_length(self, start: Tensor, goal: Tensor) -> Tensor:
-        """Length (B,) of the shortest feasible path."""
+        """Length (B,) px of the shortest feasible path, infinite where there is none."""
 
     def oracle_action(self, goal: Tensor, cap: float) -> Tensor:
-        """First action (B, 2) of the shortest path from the current position, norm <= `cap`."""
+        """First action (B, A) of the best path from the current state, within `cap`."""
+
+    def reached(self, state: Tensor, goal: Tensor) -> Tensor:
+        """(...) bool: whether states (..., N) solve the task of their goals."""
+        return (self.xy(state) - self.xy(goal)).norm(dim=-1) < self.radius
+
+    def free(self, state: Tensor) -> Tensor:
+        """(B,) bool: whether an episode may be at these states (B, N), not in a wall, say."""
+        return state.isfinite().all(-1)
+
+    @classmethod
+    def observed(cls) -> tuple[int, int, int]:
+        """(stacked * C, Hpx, Wpx) of what `render` draws."""
+        channels, *sides = cls.frame_shape
+        return (cls.stacked * channels, *sides)
+
+    @classmethod
+    def xy(cls, state: Any) -> Any:
+        """Positions (..., 2) px of states (..., N), tensors or arrays."""
+        own = cls.state_size == 2 and cls.place == (0, 1)
+        return state if own else state[..., list(cls.place)]
+
+    @classmethod
+    def at_rest(cls, place: Tensor) -> Tensor:
+        """States (..., N) that stay at positions (..., 2) px; the other columns are 0."""
+        state = place.new_zeros(*place.shape[:-1], cls.state_size)
+        state[..., list(cls.place)] = place
+        return state
+
+    @classmethod
+    def layout_set(cls, name: str) -> np.ndarray:
+        """Layouts (K, 2) int16: `fixed`, `random` = `train`, `many`, `validation`, `test`."""
+        return np.zeros((1, 2), np.int16)
+
+    @classmethod
+    def draw_tasks(
+        cls, task_set: str, split: str, n: int, generator: torch.Generator
+    ) -> tuple[Layout, Tensor, Tensor]:
+        """Layouts, starts and goals of n tasks in layouts of the split; "" is all kinds."""
+        pool = cls.layout_set(split)
+        several = len(pool) > 1  # nothing is drawn for one
+        rows = torch.randint(len(pool), (n,), generator=generator).numpy() if several else [0] * n
+        layout = Layout.of(pool[rows])
+        return layout, *cls(layout).sample_start_goal(generator)
+
+    @classmethod
+    def collect(
+        cls, transitions: int, layouts: np.ndarray, seed: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """A data recipe of its own: columns of `Trajectories`; None: the world is walked freely."""
+        return None
+
+
+_OPTIONAL = ("reached", "free")
 
 
 def find_world(source: str) -> type[World] | None:
-    """The class of an own world, for a `data.source` of the form module:Class; None for others.
+    """The class of a world that `data.source` names, built-in or module:Class; None for others.
 
     ConfigError when there is no such module or class, or when the class lacks a method.
     """
-    match = re.fullmatch(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)", source)
-    if not match:
+    if not names_world(source):
         return None
-    module, name = match.groups()
+    own = f"{__package__}.{WORLDS[source]}" if source in WORLDS else source
+    module, name = own.split(":")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
@@ -102,7 +164,7 @@ def find_world(source: str) -> type[World] | None:
     if not (isinstance(found, type) and issubclass(found, World)):
         raise ConfigError(f"data.source={source}: {name} must extend hjepa_lib.worlds.World")
     for method, default in vars(World).items():
-        wanted = inspect.isfunction(default) and method != "reached"
+        wanted = inspect.isfunction(default) and method not in _OPTIONAL
         if wanted and getattr(found, method) is default:
             raise ConfigError(f"data.source={source}: the world lacks the method {method}")
     return found

@@ -105,12 +105,12 @@ def layout_lists() -> dict[str, np.ndarray]:
 def layout_set(name: str, exclude_wall: str = "", exclude_door: str = "") -> np.ndarray:
     """Layouts (K, 2) int16 by name; WorkbookError for another name.
 
-    `fixed`; `random` or `train` (900), `validation` (112), `test` (113), `all` (1,125);
+    `fixed`; `random`, `many` or `train` (900), `validation` (112), `test` (113), `all` (1,125);
     `rectangle`: all but those whose wall AND door lie in the inclusive ranges "min-max", px.
     """
     lists, every = layout_lists(), all_layouts()
     sets = {"fixed": np.array([FIXED], np.int16), "random": lists["train"], **lists, "all": every}
-    sets["rectangle"] = every
+    sets |= {"rectangle": every, "many": lists["train"]}
     if name not in sets:
         raise WorkbookError(f"layouts must be one of {', '.join(sets)}; got {name!r}")
     ranges = {"exclude_wall": exclude_wall, "exclude_door": exclude_door}

@@ -1,7 +1,8 @@
 """Evaluation trials (start, goal, layout) that live in files, so that every method meets the same.
 
 `trial_files/` has those of the protocols, which `make_trials` drew with the seeds 1000 to 1005, in
-the order of `index.json`, which holds their hashes.
+the order of `index.json`, which holds their hashes; behind them those of the built-in worlds, which
+`draw_trials` drew.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ import torch
 from torch import Tensor
 
 from hjepa_lib import files
-from hjepa_lib.worlds.base import World
+from hjepa_lib.config import WORLDS
+from hjepa_lib.worlds.base import World, find_world
 from hjepa_lib.worlds.layout import Layout
-from hjepa_lib.worlds.two_rooms import TwoRooms, inside
+from hjepa_lib.worlds.two_rooms import TwoRooms
 
 SPLITS = ("validation", "test")
-ROWS = 500
-"""Rows of every committed file."""
 
 _FOLDER = Path(__file__).with_name("trial_files")
 
@@ -29,8 +29,8 @@ _FOLDER = Path(__file__).with_name("trial_files")
 class Trials(NamedTuple):
     """n evaluation tasks; `sha256` identifies the whole file that they are the first rows of."""
 
-    start: Tensor  # (n, 2) px
-    goal: Tensor  # (n, 2) px
+    start: Tensor  # (n, 2) px, in another world its states (n, N)
+    goal: Tensor  # likewise
     layout: Layout  # n rows
     name: str
     sha256: str
@@ -83,34 +83,58 @@ def make_trials(layouts: np.ndarray, n: int, seed: int) -> Trials:
     return Trials.of(*TwoRooms(layout).sample_start_goal(generator), layout, f"made_{seed}")
 
 
-def own_trials(world: type[World], split: str, n: int) -> Trials:
-    """The first n of the 500 trials that an own world draws from the split's seed."""
+def draw_trials(world: type[World], split: str, task_set: str = "", name: str = "") -> Trials:
+    """All trials of a world's split, drawn from its seed: what a committed file of it holds.
+
+    WorkbookError for an unknown split or set, and where a task cannot be solved.
+    """
     if split not in SPLITS:
         raise files.WorkbookError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+    if task_set and task_set not in world.task_sets:
+        known = ", ".join(world.task_sets) or "there is none"
+        raise files.WorkbookError(f"{world.__name__} has no task_set {task_set!r}: {known}")
     generator = torch.Generator().manual_seed(1000 + SPLITS.index(split))
-    layout, name = Layout.of(np.zeros((ROWS, 2))), f"{world.__name__}_{split}"
-    drawn = world(layout).sample_start_goal(generator)
-    return Trials.of(*drawn, layout, name, world).first(n)
+    layout, *ends = world.draw_tasks(task_set, split, world.trials[split], generator)
+    if world(layout).oracle_length(*ends).isinf().any():
+        raise files.WorkbookError(f"{world.__name__}: no way leads from some start to its goal")
+    return Trials.of(*ends, layout, name or f"{world.__name__}_{split}", world)
+
+
+def world_trials(source: str, split: str, n: int, task_set: str = "") -> Trials:
+    """The first n trials of the world `source`: committed if it is built-in, else drawn now."""
+    world, name = find_world(source), trials_name(source, split, task_set)
+    own = source not in WORLDS
+    return (draw_trials(world, split, task_set) if own else _committed(name, world)).first(n)
+
+
+def trials_name(source: str, split: str, task_set: str = "") -> str:
+    """Of a world's file of trials, without its ending."""
+    return "_".join(filter(None, (source, split, task_set)))
 
 
 def save_trials(path: str | Path, trials: Trials) -> Path:
-    """Write trials as .npz with columns start, goal (n, 2) float32 and layout (n, 2) int16."""
+    """Write trials as .npz with columns start, goal (n, N) float32 and layout (n, 2) int16."""
     pairs = trials.layout.pairs().numpy().astype(np.int16)
     return files.save_npz(path, start=trials.start, goal=trials.goal, layout=pairs)
 
 
-def read_trials(path: str | Path) -> Trials:
+def read_trials(path: str | Path, world: type[World] = TwoRooms) -> Trials:
     """Trials of a file written by `save_trials`; raises `FileError` naming what is wrong."""
     arrays = files.load_npz(path, ("start", "goal", "layout"))
     n = len(arrays["start"])
     for name, values in arrays.items():
-        if values.shape != (n, 2) or n == 0:
-            raise files.FileError(f"{path}: {name} must be ({n or 'n'}, 2), got {values.shape}")
+        width = 2 if name == "layout" else world.state_size
+        if values.shape != (n, width) or n == 0:
+            wanted = f"({n or 'n'}, {width})"
+            raise files.FileError(f"{path}: {name} must be {wanted}, got {values.shape}")
     start, goal = (torch.from_numpy(arrays[name].astype(np.float32)) for name in ("start", "goal"))
     layout = Layout.of(arrays["layout"])
-    if not (inside(start, layout) & inside(goal, layout)).all():  # nor are NaN
+    played = world(layout)
+    if not (played.free(start) & played.free(goal)).all():  # nor are NaN
         raise files.FileError(f"{path}: a start or goal lies in a wall or outside the rooms")
-    return Trials.of(start, goal, layout, Path(path).stem)
+    if not played.oracle_length(start, goal).isfinite().all():
+        raise files.FileError(f"{path}: no way leads from a start to its goal")
+    return Trials.of(start, goal, layout, Path(path).stem, world)
 
 
 def load_trials(protocol: str, split: str, n: int = 100) -> Trials:
@@ -118,10 +142,26 @@ def load_trials(protocol: str, split: str, n: int = 100) -> Trials:
 
     WorkbookError for unknown names or n above 500, FileError for a changed file.
     """
-    name, known = f"{protocol}_{split}", files.read_json(_FOLDER / "index.json")
+    return _committed(f"{protocol}_{split}", TwoRooms).first(n)
+
+
+def _committed(name: str, world: type[World]) -> Trials:
+    known = files.read_json(_FOLDER / "index.json")
     if name not in known:
         raise files.WorkbookError(f"trials must be one of {', '.join(known)}; got {name}")
-    trials = read_trials(_FOLDER / f"{name}.npz")
+    trials = read_trials(_FOLDER / f"{name}.npz", world)
     if trials.sha256 != known[name]:
         raise files.FileError(f"trial file {name}.npz does not match its recorded SHA-256")
-    return trials.first(n)
+    return trials
+
+
+def commit_trials(source: str) -> None:
+    """Draw all trials of a built-in world, and write their files and hashes: once and for all."""
+    known, world = files.read_json(_FOLDER / "index.json"), find_world(source)
+    for split in SPLITS:
+        for task_set in ("", *world.task_sets):
+            name = trials_name(source, split, task_set)
+            trials = draw_trials(world, split, task_set, name)
+            known[name] = trials.sha256
+            save_trials(_FOLDER / f"{name}.npz", trials)
+    files.write_json(_FOLDER / "index.json", known)

@@ -7,12 +7,13 @@ part pointing back, then 0.3 px inside the room). `slide` is `bounce` without no
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.worlds.base import World, trial_noise
-from hjepa_lib.worlds.layout import DOT_STD, HIGH, LOW, Layout
+from hjepa_lib.worlds.layout import DOT_STD, HIGH, LOW, Layout, layout_set
 from hjepa_lib.worlds.oracle import oracle_action, oracle_length
 from hjepa_lib.worlds.rendering import render
 
@@ -116,6 +117,15 @@ class TwoRooms(World):
         self.layout, self.dynamics, self.noise, self.seed = layout, dynamics, noise, seed
         self.rows, self.steps = range(layout.batch), 0
         self.position = torch.full((layout.batch, 2), float("nan"), device=layout.wall_x.device)
+
+    @classmethod
+    def layout_set(cls, name: str) -> np.ndarray:
+        """Layouts (K, 2) int16, rows wall_x and door_y, by a name known to `layout_set`."""
+        return layout_set(name)
+
+    def free(self, state: Tensor) -> Tensor:
+        """(B,) bool, see `inside`."""
+        return inside(state, self.layout)
 
     def sample_start_goal(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Start and goal (B, 2) px in different rooms, 2.6 px away from borders and faces."""
