@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import OVERRIDES, digest, make_agent, make_job, tiny_config
+from tiny import OVERRIDES, digest, make_agent, make_job, make_policy, tiny_config
 
 from hjepa_lib.config import (
     PRESETS,
@@ -33,7 +33,7 @@ from hjepa_lib.config import (
 )
 from hjepa_lib.config.fields import acts, describe
 from hjepa_lib.data.published import acquire
-from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
+from hjepa_lib.evaluation.episodes import ClonedPolicy, LatentPolicy, run_episodes
 from hjepa_lib.evaluation.results import Case
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
@@ -43,6 +43,7 @@ from hjepa_lib.runs.score import learned
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training import level1 as level1_training
 from hjepa_lib.training import level2 as level2_training
+from hjepa_lib.training import policies as policies_training
 from hjepa_lib.training.loop import TrainingError
 from hjepa_lib.worlds.trials import load_trials
 
@@ -276,9 +277,11 @@ SPECIAL = {
     "level3.step_skip": [12],  # a multiple of level 2's
     "precision": ["bf16"],  # "auto" is one of the two, whichever is faster here
     "evaluation.split": ["validation"],
+    "evaluation.rows": [["usual", "gcbc"]],
     "planning.hierarchy.near": [1e9],  # from never near to always near
     "level1.optim.delta": [1e9],
     "level2.optim.delta": [1e9],
+    "policies.optim.delta": [1e9],
     "distance.optim.schedule": ["constant", "step"],
 }
 
@@ -331,7 +334,7 @@ LEAVES = [leaf for leaf in SETTINGS if not leaf.startswith(("pixels.", "chapters
 
 
 def in_every_training(**changes):
-    parts = ("level1", "level2", "distance")
+    parts = ("level1", "level2", "distance", "policies")
     return {f"{part}.optim.{key}": value for part in parts for key, value in changes.items()}
 
 
@@ -349,12 +352,13 @@ CONTEXT: list[tuple[str, dict]] = [
     (r"level1\.rollout", {"level1.rollout": 2}),
     (r".*\.optim\.clip", in_every_training(clip=0.01)),
     # Without learning no validation improves, so patience ends the training early.
-    (r"level[12]\.optim\.patience", in_every_training(lr=0.0, updates=6)),
-    (r"level[12]\.optim\.plateau_patience", plateau(delta=1e9)),
+    (r"(level[12]|policies)\.optim\.patience", in_every_training(lr=0.0, updates=6)),
+    (r"(level[12]|policies)\.optim\.plateau_patience", plateau(delta=1e9)),
     (r"level[12]\.optim\.delta", plateau(plateau_patience=0)),
+    (r"policies\.optim\.delta", plateau(plateau_patience=0, lr=3e-3)),
     (r".*\.optim\.(min_lr|decay_every)", in_every_training(schedule="step", decay_every=1)),
     (r"level[12]\.optim\.non_finite", {f"level{n}.loss.sim": 1e39 for n in (1, 2)}),
-    (r"distance\.optim\.non_finite", in_every_training(lr=1e30)),
+    (r"(distance|policies)\.optim\.non_finite", in_every_training(lr=1e30)),
     (r"level2\.disable_l2", {"level2.train": "joint"}),
     (r"level2\.(loss\..*|subgoal|conditioning|feedback)",
      {"level2.train": "joint", "level2.loss.std": 0.5, "level2.loss.cov": 0.5}),
@@ -412,6 +416,7 @@ def published(tmp_path_factory):
 def small_validation(monkeypatch):
     for level in (level1_training, level2_training):
         monkeypatch.setattr(level, "VALIDATION_WINDOWS", 8)
+    monkeypatch.setattr(policies_training, "VALIDATION_PAIRS", 8)
 
 
 @functools.cache
@@ -437,10 +442,12 @@ def training_print(kind, config):
 @functools.cache
 def planning_print(method, config):
     """Executed actions of random models in the world, and the compute that was counted."""
-    agent = make_agent(config)
-    policy = LatentPolicy(agent, method, config.planning)
     trials = load_trials("p1", "validation", 5)
     cap = config.planning.action_cap
+    if method == "idm":
+        policy = ClonedPolicy(make_policy(config), cap, config.planning.idm_steps)
+    else:
+        policy = LatentPolicy(make_agent(config), method, config.planning)
     outcome = run_episodes(policy, trials, "slide", 8, cap, config.seed)
     return digest(outcome.actions.tobytes(), policy.flops_per_step)
 
@@ -452,7 +459,7 @@ def fingerprint(leaf, config):
     if leaf == "level3.enabled":
         return digest(learned(config))
     if section == "planning":
-        methods = {"hierarchy": "l1+l2", "level3": "l1+l2+l3"}
+        methods = {"hierarchy": "l1+l2", "level3": "l1+l2+l3", "idm_steps": "idm"}
         return planning_print(methods.get(part, "flat"), config)
     if section == "level2":
         return training_print("joint" if config.level2.train == "joint" else "level2", config)
@@ -518,7 +525,7 @@ def test_what_is_refused_does_nothing_indeed(leaf):
     ("leaf", "value"), [case for case in CASES if case.values[0].startswith("evaluation.")]
 )
 def test_every_evaluation_setting_changes_the_result(leaf, value, trained, tmp_path, monkeypatch):
-    """PL7: protocol, split, number of trials and steps, and the latency measurement."""
+    """PL7: protocol, split, number of trials and steps, rows, and the latency measurement."""
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
 
     def result(config):
@@ -531,6 +538,7 @@ def test_every_evaluation_setting_changes_the_result(leaf, value, trained, tmp_p
         timed = found.header["latency_single_episode"] is not None
         arrays = found.arrays["positions"], found.arrays["goal"], found.arrays["layout"]
         about = [found.header[name] for name in ("protocol", "trials_hash")]
+        about.append(len(scoring.cases_of(config)))
         return digest(*about, timed, *map(np.ndarray.tobytes, arrays))
 
     free = BASE.override({"planning.action_cap": 0.0})

@@ -22,7 +22,8 @@ from hjepa_lib.workbench import compare
 NOTEBOOKS = runner.select_notebooks("01-05", ROOT / "notebooks")
 NAMES = [path.stem for path in NOTEBOOKS]
 CHAPTERS = runner.select_notebooks("01-15", ROOT / "notebooks")
-"""Run by test_widgets.py (06), test_notebook_study.py and test_pixels_notebooks.py."""
+"""Run by test_widgets.py (06), test_notebook_study.py, test_worlds_study.py (09) and
+test_pixels_notebooks.py."""
 TABLE = {*FLOORS, *learned(CPU)}
 STANDARD = {"profile": "laptop", "run": "", "seed": 0, "overrides": ""}
 

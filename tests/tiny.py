@@ -19,12 +19,14 @@ from hjepa_lib.models.checkpoint import TrainedMacro
 from hjepa_lib.models.distance import Distance, Probe
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import HJepa, Level2
+from hjepa_lib.models.policies import GoalPolicy
 from hjepa_lib.planning.agent import Agent
 from hjepa_lib.training.distance import train_distance
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.level1 import pretrain_level1, refine_predictors, train_level1
 from hjepa_lib.training.level2 import macro_box, train_joint, train_level2
 from hjepa_lib.training.loop import Fit
+from hjepa_lib.training.policies import train_policy
 
 CPU = torch.device("cpu")
 
@@ -36,6 +38,7 @@ OVERRIDES: dict[str, Any] = leaves({
                "optim": OPTIM},
     "distance": {"dim": 8, "hidden": 16, "trajectories": 10, "optim": OPTIM},
     "level2": {"step_skip": 4, "macro_steps": 2, "z_dim": 4, "hidden": 16, "optim": OPTIM},
+    "policies": {"latent_dim": 16, "hidden": 16, "optim": OPTIM},
     "planning": {
         "action_cap": 1.8365, "replan": 2, "flat": SEARCH,
         "hierarchy": {"level2": SEARCH | {"horizon": 3}, "tracker": SEARCH},
@@ -101,6 +104,11 @@ def make_level2(config: Config, seed: int = 1, third: bool = False) -> Level2:
 
 def make_level3(config: Config, seed: int = 2) -> Level2:
     return make_level2(config, seed, third=True)
+
+
+def make_policy(config: Config) -> GoalPolicy:
+    torch.manual_seed(config.seed)
+    return GoalPolicy(config.policies, tiny_normaliser())
 
 
 def make_store(model: Jepa, data: Trajectories | None = None, limit: int = 20) -> LatentStore:
@@ -179,7 +187,11 @@ def make_job(kind: str, config: Config, folder: Path | None = None, layouts: str
         both = HJepa(config, tiny_normaliser())
         windows = Windows(train, config.level2.macro_steps * config.level2.step_skip + 1)
         return Job(train_joint(both, windows, config, **options), both, both)
-    options["seed"], level1 = config.seed, make_level1(config, config.seed)
+    options["seed"] = config.seed
+    if kind == "policies":
+        policy = make_policy(config)
+        return Job(train_policy(policy, train, validation, **options), policy, policy)
+    level1 = make_level1(config, config.seed)
     if kind in ("level1", "pretraining"):
         windows = [Windows(part, config.level1.window) for part in (train, validation)]
         start = train_level1 if kind == "level1" else pretrain_level1

@@ -37,6 +37,7 @@ from hjepa_lib.config.two_rooms import (
     Level1Config,
     Level2Config,
     Level3Config,
+    PolicyConfig,
     TrackingConfig,
 )
 from hjepa_lib.config.two_rooms import LossConfig as LossConfig
@@ -78,6 +79,7 @@ class Config(Section):
     distance: DistanceConfig = DistanceConfig()
     level2: Level2Config = needs("level2.disable_l2=false", Level2Config())
     level3: Level3Config = needs("level3.enabled=true", Level3Config())
+    policies: PolicyConfig = PolicyConfig()
     planning: PlanningConfig = PlanningConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     chapters: ChaptersConfig = ChaptersConfig()

@@ -83,6 +83,8 @@ class PlanningConfig(Section):
     """Environment steps of a flat plan that are executed."""
     flat: PlannerConfig = PlannerConfig()
     hierarchy: HierarchyConfig = HierarchyConfig()
+    idm_steps: Int[1:] = 16
+    """Steps in which the policy `idm` means to reach the goal."""
     level3: Level3PlannerConfig = needs("level3.enabled=true", Level3PlannerConfig())
 
 
@@ -99,6 +101,8 @@ class EvaluationConfig(Section):
     """One of a world's sets of tasks (`World.task_sets`); "" is all kinds."""
     steps: Int[0:] = 0
     """Most environment steps of an episode; 0: the world's own, 200 in Two Rooms."""
+    rows: tuple[Literal["usual", "gcbc", "idm", "hilp"], ...] = ("usual",)
+    """Of the table: the usual ones, cloned behaviour, inverse dynamics, a search one step ahead."""
     matched_dynamics: bool = True
     """Also play the best planner with the `blocked` dynamics of the data."""
     budgets: tuple[Float[0.001:1000], ...] = (0.25, 0.5, 1.0)
@@ -113,6 +117,7 @@ class EvaluationConfig(Section):
         known = self.split in ("validation", "test") or self.split.endswith(".npz")
         text = "split must be one of validation, test or a file of trials"
         yield not known, f"{text}, got {self.split!r}"
+        yield "usual" not in self.rows, "evaluation.rows adds to the usual rows: begin with usual"
 
 
 class ChaptersConfig(Section):
@@ -166,6 +171,8 @@ class ChaptersConfig(Section):
     """08: passes over 5,078 transitions."""
     collapse_updates: Int[1:1_000_000] = 300
     """08: level-1 updates of a small training."""
+    worlds_source: str = ""
+    """09: the world that is played there; "": the run's own."""
     pixel_samples: Int[1:12] = 4
     """10: transitions on the sample sheet."""
     pixel_pictures: Int[1:200] = 50

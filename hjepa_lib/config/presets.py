@@ -83,6 +83,8 @@ _SMOKE = {
     "distance.optim": {"updates": 60, "batch": 128, "validate_every": 30},
     "level2.hidden": 64,
     "level2.optim": {"updates": 40, "batch": 16, "validate_every": 20},
+    "policies.hidden": 64,
+    "policies.optim": {"updates": 40, "batch": 16, "validate_every": 20},
     "planning": {f"{name}.samples": 16 for name in ("flat", "hierarchy.level2", "hierarchy.tracker",
                                                     "level3")},
     "evaluation": {"trials": 4, "steps": 40, "budgets": [0.5, 1.0], "budget_trials": 2},

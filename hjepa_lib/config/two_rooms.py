@@ -195,6 +195,18 @@ class DistanceConfig(Section):
         return self.gamma if self.teacher == "bootstrap" else 1.0
 
 
+class PolicyConfig(Section):
+    """What acts without imagining: rows `gcbc` and `idm` (models/policies.py)."""
+
+    encoder: Literal["impala", "fast", "keypoint"] = "fast"
+    """What reads the frame and the goal's frame together."""
+    latent_dim: Int[2:] = 128
+    """Width of what it reads."""
+    hidden: Int[4:] = 256
+    """Width of the two layers behind it."""
+    optim: OptimConfig = OptimConfig(updates=2000, batch=128)
+
+
 class MacroConfig(Section):
     """The clock of a level above the first."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hjepa_lib.config import Config, ConfigError, PlanningConfig, flatten, names_world
 from hjepa_lib.files import read_json, sha256
-from hjepa_lib.planning import METHODS, P1_CAP, THREE_LEVELS, scale_samples
+from hjepa_lib.planning import METHODS, ONE_STEP, P1_CAP, THREE_LEVELS, one_step, scale_samples
 
 if TYPE_CHECKING:
     from hjepa_lib.worlds.base import World
@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
 P2_CAP, STEPS = 2.45, 200  # px; of an episode of P1 and P2
 LAYOUTS = {"p1": "fixed", "p2_seen": "train", "p2_heldout": "heldout"}
-LEARNED = (*METHODS, THREE_LEVELS)
+LEARNED = (*METHODS, THREE_LEVELS, ONE_STEP)
+CLONED = ("gcbc", "idm")
 FLOORS = ("random", "random-persistent", "oracle")
+TOLD = {"random-persistent": "its position", "oracle": "the world"}
+"""What a method gets beside frames and training data: such a row can meet no bar."""
 
 
 def protocol_cap(protocol: str, wanted: float) -> float:
@@ -73,8 +76,8 @@ def _recorded() -> dict[str, str]:
 class Case:
     """One method as it is played: with the weights, everything that shapes its result."""
 
-    method: str  # of `FLOORS` or `LEARNED`
-    cost: str  # latent or distance, "none" for floors and ceiling
+    method: str  # of `FLOORS`, `LEARNED` or `CLONED`
+    cost: str  # latent or distance, "none" without a planner
     protocol: str
     dynamics: str
     budget: float  # factor on the samples of every level
@@ -101,6 +104,7 @@ class Case:
     ) -> Case:
         """The case that a run's settings describe; what is given replaces them."""
         evaluation, planning = config.evaluation, planning or config.planning
+        planning = one_step(planning) if method == ONE_STEP else planning
         split, world = split or evaluation.split, world_of(config)
         if split.endswith(".npz") and not trials:
             from hjepa_lib.worlds.trials import TwoRooms, read_trials
@@ -148,17 +152,23 @@ class Case:
 
     @property
     def learned(self) -> bool:
-        """True for a planner with a world model, False for floors and ceiling."""
+        """True for a planner with a world model, False for policies, floors and ceiling."""
         return self.method in LEARNED
 
     @property
+    def planner(self) -> str:
+        """The planner that plays it, "" without a world model."""
+        return ("flat" if self.method == ONE_STEP else self.method) if self.learned else ""
+
+    @property
     def stages(self) -> tuple[str, ...]:
-        """The trained stages that the planner reads; none for floors and ceiling."""
+        """The trained stages that the method reads; none for floors and ceiling."""
         used = {
             "l1": self.learned,
             "distance": self.learned and self.cost == "distance",
-            "l2": self.learned and self.method != "flat",
+            "l2": self.learned and self.planner != "flat",
             "l3": self.method == THREE_LEVELS,
+            "policies": self.method in CLONED,
         }
         return tuple(name for name, wanted in used.items() if wanted)
 
@@ -166,9 +176,11 @@ class Case:
     def settings(self) -> dict[str, Any]:
         """Every setting that shapes the plans, dotted; what does not act is left out."""
         fixed = {"action_cap": self.planning.action_cap, "steps": self.steps}
+        if self.method == "idm":
+            return fixed | {"idm_steps": self.planning.idm_steps}
         if not self.learned:
             return fixed
-        unused = ("hierarchy." if self.method == "flat" else "flat.",)
+        unused = ("idm_steps", "hierarchy." if self.planner == "flat" else "flat.")
         unused += () if self.method == THREE_LEVELS else ("level3.",)
         used = flatten(self.planning).items()
         return fixed | {"seed": self.seed} | {k: v for k, v in used if not k.startswith(unused)}

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.config import PlanningConfig
-from hjepa_lib.evaluation.compute import planner_flops
+from hjepa_lib.evaluation.compute import count, planner_flops
 from hjepa_lib.evaluation.metrics import Episodes
 from hjepa_lib.files import WorkbookError
+from hjepa_lib.models.policies import GoalPolicy
 from hjepa_lib.planning.agent import Agent, Controller
-from hjepa_lib.worlds.base import World, trial_noise
+from hjepa_lib.worlds.base import World, bound, reaching, trial_noise
 from hjepa_lib.worlds.trials import Trials, TwoRooms
 
 FAN = 24  # candidates kept per planning call for the pictures
@@ -101,10 +102,7 @@ class RandomPolicy(Policy):
         """(B, 1, A)."""
         world, position = self.world, self.world.xy(position)
         draw = trial_noise(self.seed, world.rows, self.step, (world.action_size,), level=1)
-        size = draw.norm(dim=-1, keepdim=True)  # any direction alike
-        if not world.action_ball:
-            size = draw.abs().amax(-1, keepdim=True)
-        heading = self.cap * draw / size
+        heading = reaching(draw, self.cap, world.action_ball)  # any direction alike
         if self.persistent and self.step:
             # A step that moved less than half the cap met a wall: only then turn.
             free = (position - self.last).norm(dim=-1, keepdim=True) > self.cap / 2
@@ -122,6 +120,27 @@ class OraclePolicy(Policy):
     def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
         """(B, 1, A)."""
         return self.world.oracle_action(self.goal, self.cap)[:, None]
+
+
+class ClonedPolicy(Policy):
+    """One forward pass a step, and no plan; `steps` as in `GoalPolicy.forward`."""
+
+    needs_frames, replan, transitions_per_step = True, 1, 0.0
+
+    def __init__(self, model: GoalPolicy, cap: float, steps: int = 0) -> None:
+        self.model, self.cap, self.steps = model, cap, steps
+        frame = torch.zeros(1, *model.frame, dtype=torch.uint8, device=model.pixel_mean.device)
+        self.flops_per_step = float(count(lambda: model.act(frame, frame, steps)))
+
+    def reset(self, world: World, goal: Tensor) -> None:
+        """It sees the goals as frames."""
+        self.ball = world.action_ball
+        self.frames = world.render(goal).to(self.model.pixel_mean.device)
+
+    def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
+        """(B, 1, A)."""
+        actions = self.model.act(frames.to(self.frames.device), self.frames, self.steps)
+        return bound(actions, self.cap, self.ball)[:, None]
 
 
 class LatentPolicy(Policy):

@@ -16,11 +16,14 @@ from hjepa_lib.config import DataConfig, PlanningConfig
 from hjepa_lib.data.recipes import STEP_HIGH, STEP_MEAN, generate
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.evaluation.horizons import Curve
+from hjepa_lib.evaluation.statistics import wilson
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.distance import Probe
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.planning.agent import Agent
 from hjepa_lib.training.latents import LatentBatch, LatentStore
 from hjepa_lib.training.probes import rmse_px
+from hjepa_lib.worlds.base import reaching
 from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.trials import Trials
 from hjepa_lib.worlds.two_rooms import TwoRooms
@@ -28,6 +31,8 @@ from hjepa_lib.worlds.two_rooms import TwoRooms
 WINDOWS = 256
 HELD_OUT = 2**31
 """Added to the seed: seeds of runs are smaller, so no training set has these random numbers."""
+PUSHES, PUSH_STEPS, LEAK_PX = 2000, 8, 3.0
+"""Of `wall_leak`: pushes drawn, steps of each, and how far beyond the truth is through the wall."""
 MEAN_PACE = STEP_HIGH / STEP_MEAN
 """Steps of mean length per step of the longest one."""
 
@@ -145,6 +150,40 @@ def plan_errors(agent: Agent, planning: PlanningConfig, tasks: Trials) -> Curve:
     states = [world.step(action) for action in actions.float().cpu().unbind(1)]
     truth = world.xy(torch.stack(states, 1))
     return Curve(np.arange(1, actions.shape[1] + 1), _gaps(agent, promised.float(), truth))
+
+
+@torch.no_grad()
+def wall_leak(agent: Agent, data: Trajectories, cap: float, count: int = PUSHES) -> dict[str, Any]:
+    """How often level 1 imagines a push through a wall, whatever the world's walls are.
+
+    From `count` states of `data` the world is pushed straight ahead, as far as `cap` allows, for
+    `PUSH_STEPS` steps without noise. A wall stopped a push that ends at less than half the usual
+    pace and `LEAK_PX` short of the usual way; it leaks if its imagined end is more than `LEAK_PX`
+    from the true one. `leak` is the share of leaks, with its 95 % interval; `free_off` is the share
+    of the other pushes that are as far off: what of it is no wall's fault. WorkbookError
+    for recorded frames: nobody can push there.
+    """
+    if data.record is not None:
+        raise WorkbookError("recorded frames have no world to push in: no wall leak")
+    generator = torch.Generator().manual_seed(HELD_OUT + agent.seed)
+    pick = torch.randint(len(data.positions), (count,), generator=generator)
+    row = torch.searchsorted(data.lengths.cumsum(0), pick, right=True)
+    rule = data.meta.get("dynamics", "blocked")
+    world = data.world(data.layouts(row), "slide" if rule == "bounce" else rule)  # without noise
+    start = world.reset(data.positions[pick])
+    push = torch.randn(count, data.actions.shape[-1], generator=generator)
+    push = reaching(push, cap, world.action_ball)
+    states = [start, *(world.step(push) for _ in range(PUSH_STEPS))]
+    path = world.xy(torch.stack(states, 1))  # (B, PUSH_STEPS + 1, 2)
+    plans = push[:, None].expand(-1, PUSH_STEPS, -1).to(agent.device)
+    imagined = agent.level1.rollout_members(agent.encode(world.render(start)), plans).mean(0)
+    off = torch.from_numpy(_gaps(agent, imagined[:, -1:], path[:, -1:]))[:, 0] > LEAK_PX
+    pace, way = ((path[:, -1] - path[:, then]).norm(dim=-1) for then in (-2, 0))
+    stopped = (pace < pace.quantile(0.99) / 2) & (way < way.quantile(0.99) - LEAK_PX)
+    n, leaks = int(stopped.sum()), int((stopped & off).sum())
+    low, high = wilson(leaks, n)
+    found = {"pushes": count, "stopped": n, "leak": leaks / max(n, 1), "low": low, "high": high}
+    return found | {"free_off": float((off & ~stopped).sum() / max(count - n, 1))}
 
 
 # --- the distance head ------------------------------------------------------------------------

@@ -16,12 +16,20 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
 from hjepa_lib import files
-from hjepa_lib.config import DistanceConfig, Level1Config, Level2Config, from_dict, to_dict
+from hjepa_lib.config import (
+    DistanceConfig,
+    Level1Config,
+    Level2Config,
+    PolicyConfig,
+    from_dict,
+    to_dict,
+)
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.files import FileError, WorkbookError
 from hjepa_lib.models.distance import Distance, Probe
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import Level2
+from hjepa_lib.models.policies import GoalPolicy
 from hjepa_lib.worlds.layout import SIZE
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -101,20 +109,35 @@ def load_weights(path: Path, module: nn.Module) -> None:
 
 def save_level1(folder: Path, model: Jepa, name: str = "model") -> None:
     """Level 1 with its normaliser."""
-    save_module(
-        folder / name, model, "level1", config=to_dict(model.config),
-        normaliser=to_dict(model.normaliser), image=model.frame[1:],
-    )  # fmt: skip
+    save_module(folder / name, model, "level1", **_reader(model))
 
 
 def load_level1(folder: Path, name: str = "model") -> Jepa:
     """The level-1 model, its normaliser inside."""
+    return load_module(folder / name, "level1", lambda meta: Jepa(*_read(meta, Level1Config)))
 
-    def build(meta: dict[str, Any]) -> Jepa:
-        normaliser = from_dict(Normaliser, meta["normaliser"])
-        return Jepa(from_dict(Level1Config, meta["config"]), normaliser, meta.get("image", SIZE))
 
-    return load_module(folder / name, "level1", build)
+def save_policy(folder: Path, model: GoalPolicy) -> None:
+    """The policy without a world model, with its normaliser."""
+    save_module(folder / "policy", model, "policy", **_reader(model))
+
+
+def load_policy(folder: Path) -> GoalPolicy:
+    """The policy without a world model."""
+    return load_module(
+        folder / "policy", "policy", lambda meta: GoalPolicy(*_read(meta, PolicyConfig))
+    )
+
+
+def _reader(model: Jepa | GoalPolicy) -> dict[str, Any]:
+    """What rebuilds a module that reads frames."""
+    facts = {"config": to_dict(model.config), "normaliser": to_dict(model.normaliser)}
+    return facts | {"image": model.frame[1:]}
+
+
+def _read(meta: dict[str, Any], section: type) -> tuple[Any, Normaliser, Any]:
+    normaliser = from_dict(Normaliser, meta["normaliser"])
+    return from_dict(section, meta["config"]), normaliser, meta.get("image", SIZE)
 
 
 def save_probe(folder: Path, probe: Probe) -> None:

@@ -31,7 +31,36 @@ class Rollout(NamedTuple):
     actions: Tensor  # (B, T-1, A) normalised
 
 
-class Jepa(nn.Module):
+class Reader(nn.Module):
+    """What reads frames and speaks of actions, both normalised by what is stored with it."""
+
+    def __init__(self, normaliser: Normaliser, image_size: Size) -> None:
+        super().__init__()
+        self.normaliser, self.action_dim = normaliser, len(normaliser.action_mean)
+        self.frame = (len(normaliser.pixel_mean), *sides(image_size))  # C, Hpx, Wpx
+        for name in ("pixel_mean", "pixel_std", "action_mean", "action_std"):
+            values = torch.as_tensor(getattr(normaliser, name), dtype=torch.float32)
+            self.register_buffer(name, values)
+
+    def pixels(self, frames: Tensor) -> Tensor:
+        """(M, C, Hpx, Wpx) uint8 -> normalised, channels last, in the autocast dtype."""
+        if frames.dtype != torch.uint8 or frames.shape[1:] != self.frame:
+            found = f"{frames.dtype} {tuple(frames.shape[1:])}"
+            raise ValueError(f"frames must be uint8 in [0, 255] of {self.frame}, got {found}")
+        kind = frames.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        # 0..255 is exact in bf16. Planes are scaled while contiguous: five times faster.
+        scale = (1 / self.pixel_std).to(dtype).view(-1, 1, 1)
+        shift = (-self.pixel_mean / self.pixel_std).to(dtype).view(-1, 1, 1)
+        x = frames.to(dtype).mul_(scale).add_(shift)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def normalise_actions(self, actions: Tensor) -> Tensor:
+        """(..., A) px -> zero mean, unit std per axis."""
+        return (actions - self.action_mean) / self.action_std
+
+
+class Jepa(Reader):
     """Encoder, K predictors and inverse-dynamics head; channels and actions as the normaliser's.
 
     Beyond PLDM: an ensemble, an optional EMA target, and the hooks `context` and `feedback` of a
@@ -41,10 +70,9 @@ class Jepa(nn.Module):
     def __init__(
         self, config: Level1Config, normaliser: Normaliser, image_size: Size = SIZE
     ) -> None:
-        super().__init__()
-        dim, self.action_dim = config.latent_dim, len(normaliser.action_mean)
-        self.config, self.normaliser, self.latent_dim = config, normaliser, dim
-        self.frame = (len(normaliser.pixel_mean), *sides(image_size))  # C, Hpx, Wpx
+        super().__init__(normaliser, image_size)
+        dim = config.latent_dim
+        self.config, self.latent_dim = config, dim
         self.encoder = build_encoder(config, self.frame[0], image_size)
         self.predictors = nn.ModuleList(
             PREDICTORS[config.predictor](config, self.action_dim, self.encoder.norm)
@@ -59,26 +87,10 @@ class Jepa(nn.Module):
         self.target_encoder = None
         if config.target == "ema":
             self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
-        for name in ("pixel_mean", "pixel_std", "action_mean", "action_std"):
-            values = torch.as_tensor(getattr(normaliser, name), dtype=torch.float32)
-            self.register_buffer(name, values)
-
-    def _pixels(self, frames: Tensor) -> Tensor:
-        """(M, C, Hpx, Wpx) uint8 -> normalised, channels last, in the autocast dtype."""
-        if frames.dtype != torch.uint8 or frames.shape[1:] != self.frame:
-            found = f"{frames.dtype} {tuple(frames.shape[1:])}"
-            raise ValueError(f"frames must be uint8 in [0, 255] of {self.frame}, got {found}")
-        kind = frames.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-        # 0..255 is exact in bf16. Planes are scaled while contiguous: five times faster.
-        scale = (1 / self.pixel_std).to(dtype).view(-1, 1, 1)
-        shift = (-self.pixel_mean / self.pixel_std).to(dtype).view(-1, 1, 1)
-        x = frames.to(dtype).mul_(scale).add_(shift)
-        return x.contiguous(memory_format=torch.channels_last)
 
     def encode(self, frames: Tensor, encoder: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """(..., C, Hpx, Wpx) uint8 frames -> (..., D) float32 latents."""
-        latents = (encoder or self.encoder)(self._pixels(frames.reshape(-1, *frames.shape[-3:])))
+        latents = (encoder or self.encoder)(self.pixels(frames.reshape(-1, *frames.shape[-3:])))
         return latents.float().reshape(*frames.shape[:-3], self.latent_dim)
 
     @torch.no_grad()
@@ -86,10 +98,6 @@ class Jepa(nn.Module):
         """Encode `total` frames, delivered by `frames(slice)`, piece by piece -> (total, D)."""
         starts = range(0, total, CHUNK)
         return torch.cat([self.encode(frames(slice(i, min(i + CHUNK, total)))) for i in starts])
-
-    def normalise_actions(self, actions: Tensor) -> Tensor:
-        """(..., A) px -> zero mean, unit std per axis."""
-        return (actions - self.action_mean) / self.action_std
 
     def predict(
         self, latent: Tensor, action: Tensor, member: int = 0, context: Tensor | None = None

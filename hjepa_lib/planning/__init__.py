@@ -8,6 +8,7 @@ from hjepa_lib.config import ConfigError, PlanningConfig, SearchConfig
 
 METHODS = ("flat", "l1+l2")
 THREE_LEVELS = "l1+l2+l3"  # needs level3.enabled
+ONE_STEP = "hilp"  # flat, one step ahead
 P1_CAP = 1.8365  # px: 2.45 x 0.7496, the action cap of protocol P1, and here without a protocol
 
 
@@ -33,6 +34,12 @@ def interval(planning: PlanningConfig, method: str) -> int:
             f"one, {every} steps later: raise it, or plan more often (planning.replan)"
         )
     return every
+
+
+def one_step(planning: PlanningConfig) -> PlanningConfig:
+    """The flat planner of `hilp`: the sampled action whose imagined next latent costs least."""
+    search = replace(planning.flat, method="mppi", horizon=1, iterations=1, temperature=0.0)
+    return replace(planning, flat=search, replan=1)
 
 
 def scale_samples(planning: PlanningConfig, factor: float) -> PlanningConfig:

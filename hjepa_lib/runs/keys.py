@@ -114,7 +114,7 @@ def _make(part: str, ws: Any, folder: Path, **options: Any) -> Iterator[Any] | N
 
 
 def core_stages(config: Config) -> dict[str, Stage]:
-    """The stages data, l1, distance, l2, l3 by name."""
+    """The stages data, l1, distance, l2, l3, policies by name."""
     # The probe, a refinement, head and level 2 see the latents of so many trajectories.
     source, seen = config.data.source, "distance.trajectories"
     named = () if source in ("generated", "published", *WORLDS) else (source,)
@@ -130,13 +130,15 @@ def core_stages(config: Config) -> dict[str, Stage]:
     third = partial(_make, "macro", name="l3", section=config.third)
     l2 = Stage("l2", second, ("level2", seen), reads)
     l3 = Stage("l3", third, ("level2", "level3", seen), reads)
-    return {stage.name: stage for stage in (*reads, l2, l3)}
+    policies = Stage("policies", partial(_make, "policies"), ("policies",), (data,))
+    return {stage.name: stage for stage in (*reads, l2, l3, policies)}
 
 
 def wanted_stages(config: Config) -> list[Stage]:
     """The trainings that these settings ask for, in order."""
     found = core_stages(config)
     wanted = {"data": False, "l2": not config.level2.disable_l2, "l3": config.level3.enabled}
+    wanted["policies"] = bool({"gcbc", "idm"} & {*config.evaluation.rows})
     return [stage for name, stage in found.items() if wanted.get(name, True)]
 
 

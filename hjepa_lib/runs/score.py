@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,24 @@ import torch
 from hjepa_lib import __version__, evaluation
 from hjepa_lib.config import Config
 from hjepa_lib.data.trajectories import Trajectories
-from hjepa_lib.evaluation import Case
-from hjepa_lib.evaluation.episodes import LatentPolicy, OraclePolicy, RandomPolicy, run_episodes
+from hjepa_lib.evaluation import Case, played_cap
+from hjepa_lib.evaluation.episodes import (
+    ClonedPolicy,
+    LatentPolicy,
+    OraclePolicy,
+    RandomPolicy,
+    run_episodes,
+)
 from hjepa_lib.evaluation.metrics import Episodes
+from hjepa_lib.evaluation.openloop import PUSHES, wall_leak
 from hjepa_lib.evaluation.results import Result, load_result, save_result
 from hjepa_lib.files import read_json
-from hjepa_lib.planning import METHODS, THREE_LEVELS
+from hjepa_lib.models.checkpoint import load_policy
+from hjepa_lib.planning import METHODS, ONE_STEP, THREE_LEVELS
 from hjepa_lib.planning.agent import Agent
 from hjepa_lib.runs.keys import Stage, core_stages
 from hjepa_lib.runs.places import RunError
-from hjepa_lib.runs.stages import load_trained
+from hjepa_lib.runs.stages import load_data, load_trained
 from hjepa_lib.runs.workspace import Workspace
 
 FLOORS = tuple((name, "none") for name in evaluation.FLOORS)
@@ -70,7 +78,11 @@ def _play(
     """(what happened, the header beside it)."""
     cap, header = case.planning.action_cap, _provenance(ws, agent, case)
     if case.learned:
-        policy = LatentPolicy(agent, case.method, case.planning, pictures)
+        policy = LatentPolicy(agent, case.planner, case.planning, pictures)
+    elif case.stages:
+        model = load_policy(ws.run.path / "policies").to(ws.device)
+        policy = ClonedPolicy(model, cap, case.settings.get("idm_steps", 0))
+        header["parameters"] = count_all(model)
     elif case.method == "oracle":
         policy = OraclePolicy(cap)
     else:
@@ -78,7 +90,7 @@ def _play(
     rules = (case.dynamics, case.steps, cap, case.seed)
     episodes = run_episodes(policy, case.tasks, *rules)
     header["seconds_per_episode"] = episodes.seconds / case.trials
-    if case.learned:
+    if case.stages:
         header["replan"] = policy.replan
         header["flops_per_step"] = policy.flops_per_step
         header["model_transitions_per_step"] = policy.transitions_per_step
@@ -93,8 +105,9 @@ def _provenance(ws: Workspace, agent: Agent | None, case: Case) -> dict[str, Any
     run, used = ws.run, case.stages
     data = Trajectories.load(run.path / "data").meta if run.done("data") else {}
     names = ("source", "recipe", "transitions", "dynamics", "hash")
-    quality = read_json(run.path / "l1" / "quality.json") if used else {}
+    quality = read_json(run.path / "l1" / "quality.json") if case.learned else {}
     row = {
+        "told": evaluation.TOLD.get(case.method, ""),
         "data": {key: data.get(key) for key in names},
         "weights": ws.weights(used),
         "probe_px_encoder": quality.get("probe_px_encoder"),
@@ -109,9 +122,10 @@ def _provenance(ws: Workspace, agent: Agent | None, case: Case) -> dict[str, Any
         "latency_single_episode": None,
     }
     if used:
+        row["train_seconds"] = sum(run.manifest["stages"][name]["seconds"] for name in used)
+    if case.learned:
         above = agent.level3 and agent.level3.model
         parts = {"l1": agent.level1, "distance": agent.distance, "l2": agent.level2, "l3": above}
-        row["train_seconds"] = sum(run.manifest["stages"][name]["seconds"] for name in used)
         row["parameters"] = sum(count_all(parts[name]) for name in used)
     return row
 
@@ -128,9 +142,18 @@ def learned(config: Config) -> list[tuple[str, str]]:
     return [(method, cost) for method in methods for cost in COSTS]
 
 
+def extra(config: Config) -> list[tuple[str, str]]:
+    """(method, cost) of the rows that `evaluation.rows` adds."""
+    rows = config.evaluation.rows
+    return [(row, "distance" if row == ONE_STEP else "none") for row in rows if row != "usual"]
+
+
 def cases_of(config: Config, **changes: Any) -> list[Case]:
-    """The headline table: floors, ceiling (F15), learned planners; `changes` go to `Case.of`."""
-    named = [*FLOORS, *learned(config)]
+    """The headline table: floors, ceiling (F15), rows that `evaluation.rows` adds, planners.
+
+    `changes` go to `Case.of`.
+    """
+    named = [*FLOORS, *extra(config), *learned(config)]
     return [Case.of(config, method, cost, **changes) for method, cost in named]
 
 
@@ -161,7 +184,19 @@ def find_results(ws: Workspace, cases: Iterable[Case], folder: str = "results") 
     """The results of these cases: of this run, taken over with their models, or played now."""
     found, agent = [], None
     for case in cases:
-        if not ws.found(stage_of(ws.config, case, folder)):
+        if case.learned and not ws.found(stage_of(ws.config, case, folder)):
             agent = agent or load_trained(ws)
         found.append(play(ws, agent, case, folder))
     return found
+
+
+def leak_rows(ws: Workspace, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The wall leak of this run's level 1, from states that it was not trained on.
+
+    `settings` may say how many `pushes`; the cap is the protocol's. A cell of an experiment.
+    """
+    agent, config = load_trained(ws, ("l1",)), ws.config
+    train, validation, _ = load_data(ws)
+    cap = played_cap(config, config.planning.action_cap)
+    found = wall_leak(agent, validation or train, cap, settings.get("pushes", PUSHES))
+    return [{"world": config.data.source, "action_cap": cap, **found}]

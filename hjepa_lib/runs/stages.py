@@ -29,11 +29,13 @@ from hjepa_lib.models.checkpoint import (
     save_distance,
     save_level1,
     save_level2,
+    save_policy,
     save_probe,
 )
 from hjepa_lib.models.distance import Distance, LatentGeometry
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import HJepa, Level2
+from hjepa_lib.models.policies import GoalPolicy
 from hjepa_lib.planning.agent import Agent, load_agent
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.keys import core_stages, is_joint, wanted_stages
@@ -46,6 +48,7 @@ from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.level1 import pretrain_level1, refine_predictors, train_level1
 from hjepa_lib.training.level2 import macro_box, train_joint, train_level2, typical_cost
 from hjepa_lib.training.loop import Report
+from hjepa_lib.training.policies import train_policy
 from hjepa_lib.training.probes import train_probe
 
 FLAT = ("l1", "distance")
@@ -184,6 +187,17 @@ def make_macro_stage(
     reach = {g.name: typical_cost(g, stores[0], section.step_skip) for g in geometries}
     box = macro_box(model, level1, stores[0])
     save_level2(folder, model, reach, box, level1=fingerprint(level1))
+
+
+def make_policies_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
+    """The policy without a world model."""
+    train, validation, normaliser = load_data(ws)
+    torch.manual_seed(ws.config.seed)
+    model = GoalPolicy(ws.config.policies, normaliser, train.frame_shape[1:]).to(ws.device)
+    fit = train_policy(model, train, validation, **_options(ws, "policies"))
+    yield from ws.follow(fit, "policies")
+    fit.load_best()
+    save_policy(folder, model)
 
 
 def load_trained(ws: Workspace, names: Sequence[str] = ()) -> Agent:

@@ -191,7 +191,7 @@ def make_rows(
 def _planned(ws: Workspace, unit: Unit) -> dict[str, Any]:
     case, cell = unit.case, unit.cell
     ws.config = unit.config  # planning and trials are the cell's, not the run's
-    agent = stages.load_trained(ws, case.stages) if case.stages else None
+    agent = stages.load_trained(ws, case.stages) if case.learned else None
     folder = cell.folder or f"study/{cell.name}"
     result = score.play(ws, agent, case, folder, pictures=False, latency=cell.latency)
     entry = ws.run.manifest["stages"][f"{folder}/{case.name}"]

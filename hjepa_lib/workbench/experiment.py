@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from hjepa_lib.config import Config, ConfigError, flatten, leaves
 from hjepa_lib.config.fields import Int, Section
-from hjepa_lib.evaluation import FLOORS, LEARNED, Case
+from hjepa_lib.evaluation import CLONED, FLOORS, LEARNED, Case
 from hjepa_lib.files import sha256
 from hjepa_lib.runs import notebooks
 from hjepa_lib.runs.keys import Stage, closure, core_stages, outside, shaping
@@ -68,9 +68,9 @@ class CallCell(Cell):
 
 
 class PlannerCell(Cell):
-    """A planner, floor or ceiling on stored trials."""
+    """A planner, policy, floor or ceiling on stored trials."""
 
-    method: Literal[(*LEARNED, *FLOORS)] = "flat"
+    method: Literal[(*LEARNED, *CLONED, *FLOORS)] = "flat"
     cost: Literal["none", "latent", "distance"] = "none"
     protocol: str = "p1"
     dynamics: Literal["bounce", "blocked", "slide"] = "bounce"
@@ -86,7 +86,7 @@ class PlannerCell(Cell):
     folder: str = ""  # of the results in the run; "" is study/<name>
 
     def refused(self) -> Iterator[tuple[bool, str]]:
-        wrong = (self.cost == "none") != (self.method in FLOORS)
+        wrong = (self.cost == "none") != (self.method not in LEARNED)
         yield wrong, f"cost={self.cost} does not go with method={self.method}"
         for key, values in self.grid.items():
             wrong = not isinstance(values, list) or not values

@@ -60,8 +60,8 @@ def row_of(result: Result, **about: Any) -> dict[str, Any]:
 
 
 def load_rows(path: Path) -> pd.DataFrame:
-    """The table of an experiment with its own types, `seconds_per_step` (planning seconds of one
-    trial per environment step) and a column for every setting of the trainings.
+    """The planners of an experiment's table with its own types, and a column for every setting of
+    the trainings; `seconds_per_step` are planning seconds of one trial per environment step.
 
     WorkbookError names the columns of planners that it lacks."""
     if not path.is_file():
@@ -71,6 +71,7 @@ def load_rows(path: Path) -> pd.DataFrame:
     rows = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
     if missing := [name for name in _NEEDED if name not in rows]:
         raise WorkbookError(f"{path} is no table of planners: it lacks {', '.join(missing)}")
+    rows = rows[rows["method"].notna()].astype({"n": int, "successes": int})
     rows[_TEXT] = rows[_TEXT].fillna("")
     settings = pd.DataFrame([known.get(name, {}) for name in rows["training"]], index=rows.index)
     return with_price(rows.join(settings.drop(columns=rows.columns, errors="ignore")))

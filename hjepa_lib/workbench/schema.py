@@ -16,7 +16,7 @@ from typing import Any
 
 from hjepa_lib.config import Config, ConfigError, from_dict, leaves, profile, read_yaml
 from hjepa_lib.config.fields import Section
-from hjepa_lib.evaluation import FLOORS, LEARNED
+from hjepa_lib.evaluation import CLONED, FLOORS, LEARNED
 from hjepa_lib.files import inside
 from hjepa_lib.runs.places import outputs_root, repository
 from hjepa_lib.workbench.experiment import (
@@ -31,6 +31,8 @@ from hjepa_lib.workbench.experiment import (
 
 RENAMED = {"recipes": "models", "rows": "table", "profile": "base.profile", "notebooks": "cells"}
 """Sections of 0.1.0, and what they are now."""
+EVERY = "*"
+"""A cell's `model` that stands for each of them, one after the other."""
 _KINDS = {"method": PlannerCell, "notebooks": NotebookCell, "call": CallCell}
 
 
@@ -71,7 +73,7 @@ def read_experiment(
         units: list[Unit] = []
         for entry in file.cells:
             cell = _cell(entry, defaults, {one.name for one in models})
-            chosen = [one for one in models if cell.model in (one.name, "")]
+            chosen = [one for one in models if cell.model in (one.name, "", EVERY)]
             if cell.method in FLOORS and not cell.model:  # nor is there a precision to measure
                 chosen = [Model("", "", {}, start.override(base | {"precision": "fp32"}))]
             with _about(f"cell {cell.name!r}"):
@@ -160,9 +162,12 @@ def _cell(entry: Any, defaults: dict[str, Any], models: set[str]) -> Cell:
         known = set(kind.__dataclass_fields__)
         if entry.get("method") in FLOORS:  # those are meant for planners that are trained
             known -= {"model", "cost"}
+        if entry.get("method") in CLONED:
+            known -= {"cost"}
         kept = {key: defaults[key] for key in known & defaults.keys()}
         cell = from_dict(kind, {"group": name, **kept, **entry, "name": _named(name)})
-        if cell.model not in models and (cell.model or cell.method in LEARNED):
+        named = cell.model or cell.method in (*LEARNED, *CLONED)
+        if named and cell.model not in (*models, EVERY):
             raise ConfigError(f"it asks for the unknown model {cell.model!r}")
     return cell
 

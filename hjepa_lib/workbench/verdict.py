@@ -1,4 +1,4 @@
-"""What the committed study says about hierarchy: sentences for README and notebook 07."""
+"""What committed rows say about hierarchy: sentences for README, notebooks 07 and 09."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from hjepa_lib.evaluation.statistics import bootstrap_difference, mcnemar
+from hjepa_lib.evaluation.statistics import LEAST_SEEDS, bootstrap_difference, mcnemar
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.workbench.rows import POINT, check_rows, compute_ratio, outcomes, split_finished
 
 HIERARCHY, FLAT = "bar_l1l2_latent", "bar_flat_latent"
 """Cells of the pair that is compared at one budget, under the latent cost."""
+EQUAL_COMPUTE = 1.15
+"""Largest ratio of two planners' FLOPs per step that is called equal."""
+CLAIMS = {"helps": "Hierarchy helps in", "hurts": "It hurts in", "undecided": "Undecided in"}
 _WORDS = {"": "", "lower": "at least ", "upper": "at most ", "open": "undecided, about "}
 
 
@@ -114,6 +117,72 @@ def _layout_sentence(heldout: pd.DataFrame, seen: pd.DataFrame) -> str:
                 f"{100 * part['success_first_1p41'].mean():.1f} %)"
             )
     return f"Random layouts, flat, distance cost, within 4.5 px at the end: {', '.join(texts)}."
+
+
+# --- over worlds ------------------------------------------------------------------------------
+def claims(rows: pd.DataFrame) -> pd.DataFrame:
+    """Each planner with sub-goals against flat, in each world, set of tasks and cost.
+
+    The rule, older than any of its rows: of the group `equal`, on test trials, it `helps` where the
+    95 % interval of the paired difference (seeds and trials redrawn) lies above 0, `hurts` where it
+    lies below, and else is `undecided`. So it is with fewer than `LEAST_SEEDS` seeds, without a row
+    of flat, where FLOPs per step differ by more than `EQUAL_COMPUTE`, and where either was `told`
+    more than frames.
+    """
+    rows = rows[(rows["split"] == "test") & (rows["group"] == "equal")]
+    where = [name for name in ("world", "task_set", "cost") if name in rows]
+    lines = []
+    for place, part in rows.groupby(where, sort=False, dropna=False):
+        about = dict(zip(where, place, strict=True))
+        part, _ = split_finished(part)
+        flat = part[part["method"] == "flat"]
+        for method, two in part[part["method"] != "flat"].groupby("method", sort=False):
+            lines.append(about | {"method": method} | _claim(flat, two))
+    return pd.DataFrame(lines)
+
+
+def _claim(flat: pd.DataFrame, two: pd.DataFrame) -> dict[str, object]:
+    found = {"verdict": "undecided", "why": "", "n": two["n"].iloc[0], "seeds": len(two)}
+    if flat.empty:
+        return found | {"why": "no row of flat"}
+    pair = paired(two, flat).iloc[-1]
+    spent = [part["flops_per_step"].mean() / 1e6 for part in (two, flat)]
+    found |= {"mflop": spent[0], "flat_mflop": spent[1], **pair.drop("seed")}
+    ratio, told = max(spent) / min(spent), pd.concat([flat, two]).get("told", pd.Series(dtype=str))
+    if told.fillna("").ne("").any():
+        return found | {"why": "told more than frames"}
+    if ratio > EQUAL_COMPUTE:
+        return found | {"why": f"FLOPs differ by a factor of {ratio:.2g}"}
+    if len(two) < LEAST_SEEDS:
+        return found | {"why": f"{len(two)} of {LEAST_SEEDS} seeds"}
+    verdicts = {pair["difference_low"] > 0: "helps", pair["difference_high"] < 0: "hurts"}
+    return found | {"verdict": verdicts.get(True, "undecided")}
+
+
+def claim_sentences(found: pd.DataFrame) -> list[str]:
+    """ "Hierarchy helps in ...", "It hurts in ...", "Undecided in ...": of what `claims` found."""
+    lines, said = found.to_dict("records"), []
+    for verdict, words in CLAIMS.items():
+        places = [_place(one) for one in lines if one["verdict"] == verdict]
+        said.append(f"{words} {'; '.join(places) or 'no world'}.")
+    return said
+
+
+def _place(one: dict[str, object]) -> str:
+    """ "maze, latent cost (l1+l2 61.0 % against 41.0 %, +20 points (+12 to +28) at ...)"."""
+    task_set = one.get("task_set")
+    world = " ".join(filter(lambda part: isinstance(part, str) and part, [one["world"], task_set]))
+    world = world.replace("generated", "two rooms")
+    text = str(one["method"])
+    if pd.notna(one.get("difference")):
+        ends = ("difference", "difference_low", "difference_high")
+        gap, low, high = (f"{100 * one[end]:+.0f}" for end in ends)
+        text += (
+            f" {100 * one['first']:.1f} % against {100 * one['second']:.1f} %, {gap} points ({low} "
+            f"to {high}) at {one['mflop']:.0f} and {one['flat_mflop']:.0f} MFLOP per step"
+        )
+    text += f", n = {one['n']} x {one['seeds']} seeds" + (f": {one['why']}" if one["why"] else "")
+    return f"{world}, {one['cost']} cost ({text})"
 
 
 # --- pairs ------------------------------------------------------------------------------------

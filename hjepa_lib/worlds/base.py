@@ -48,6 +48,12 @@ def bound(actions: Tensor, cap: float, ball: bool = True) -> Tensor:
     return clip_norm(actions, cap) if ball else actions.clamp(-cap, cap)
 
 
+def reaching(direction: Tensor, cap: float, ball: bool = True) -> Tensor:
+    """(..., A) -> the longest actions of these directions within the cap of `bound`."""
+    length = direction.norm(dim=-1, keepdim=True) if ball else direction.abs().amax(-1, True)
+    return cap * direction / length
+
+
 class World:
     """B episodes with a state each; an own world has its methods up to `oracle_action`.
 

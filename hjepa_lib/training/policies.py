@@ -1,0 +1,60 @@
+"""Training of the policy without a world model: recorded actions, goals from the same future."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hjepa_lib.data.trajectories import Trajectories
+from hjepa_lib.models.policies import GoalPolicy
+from hjepa_lib.training.loop import Fit, Loss, Task, Terms, draw_batch, step_generator
+
+VALIDATION_PAIRS = 512
+
+
+def draw_pairs(
+    data: Trajectories, batch: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Numbers of `batch` states, of a later state of the trajectory of each, and steps (batch,).
+
+    The first half has steps 0: not said, the goal any later state alike. In the rest the steps are
+    told, and few are as likely as many on a logarithmic scale.
+    """
+    lengths = data.lengths
+    pick = draw_batch(data.transitions, batch, generator)
+    row = torch.searchsorted((lengths - 1).cumsum(0), pick, right=True)  # its trajectory
+    now = pick + row  # each trajectory before it has a last state without an action
+    left = lengths.cumsum(0)[row] - 1 - now  # steps to the trajectory's end, 1 or more
+    share = torch.rand(batch, generator=generator, dtype=torch.float64)
+    told = torch.arange(batch) >= batch // 2
+    steps = torch.where(told, (left + 1) ** share, 1 + left * share).long().clamp(max=left)
+    return now, now + steps, steps * told
+
+
+def train_policy(
+    model: GoalPolicy, train: Trajectories, validation: Trajectories | None, *, seed: int,
+    **options: Any,
+) -> Fit:  # fmt: skip
+    """Iterate to train `model` in place: squared error of normalised actions, of both halves.
+
+    `options` are those of `Fit`: precision, folder.
+    """
+    device, optim = model.pixel_mean.device, model.config.optim
+
+    def loss(data: Trajectories, batch: int, generator: torch.Generator) -> Loss:
+        now, later, steps = draw_pairs(data, batch, generator)
+        frames, goals = data.frames(torch.cat([now, later]), device).chunk(2)
+        wanted = model.normalise_actions(data.actions[now].to(device))
+        error = (model(frames, goals, steps) - wanted).square().mean(-1)  # (B,)
+        half = batch // 2
+        return error.mean(), {"gcbc": error[:half].mean(), "idm": error[half:].mean()}
+
+    def validate() -> Terms:
+        found, terms = loss(validation, VALIDATION_PAIRS, step_generator(seed, 0))
+        return {"loss": found, **terms}
+
+    task = Task(model, partial(loss, train, optim.batch), validation and validate)
+    return Fit(task, optim, seed=seed, stage="policies", **options)

@@ -1,0 +1,123 @@
+"""The study over worlds: the rule of its sentence, its file, and notebook 09."""
+
+from collections import Counter
+
+import pandas as pd
+import pytest
+import tiny_runs
+from tiny_runs import ROOT, first, make_row
+
+from hjepa_lib.runs.run import Run
+from hjepa_lib.workbench import CONFIGS, verdict
+from hjepa_lib.workbench.schema import read_experiment
+
+
+def pair(world, two, flat, flops=(1e6, 1.1e6), seeds=3, cost="latent", method="l1+l2", **more):
+    """Rows of a pair: so many trials solved by the hierarchy and by flat, in every seed."""
+    return [
+        make_row(f"equal-{name}", seed, first(count), price, method=name, cost=cost)
+        | {"group": "equal", "world": world, **more}
+        for name, count, price in ((method, two, flops[0]), ("flat", flat, flops[1]))
+        for seed in range(seeds)
+    ]
+
+
+def judged(*pairs):
+    rows = pd.DataFrame([row for one in pairs for row in one])
+    found = verdict.claims(rows)
+    return {f"{one.world} {one.cost}": one for one in found.itertuples()}, rows, found
+
+
+def test_the_rule_helps_hurts_or_leaves_it_undecided():
+    found, _, table = judged(
+        pair("maze", 30, 10), pair("maze", 9, 31, cost="distance"), pair("generated", 20, 19)
+    )
+    assert {name: one.verdict for name, one in found.items()} == {
+        "maze latent": "helps", "maze distance": "hurts", "generated latent": "undecided",
+    }  # fmt: skip
+    helps, hurts, open_ = verdict.claim_sentences(table)
+    assert helps.startswith(
+        "Hierarchy helps in maze, latent cost (l1+l2 75.0 % against 25.0 %, +50"
+    )
+    assert "+50 points (" in helps and "at 1 and 1 MFLOP per step, n = 40 x 3 seeds)." in helps
+    assert hurts.startswith("It hurts in maze, distance cost (") and "-55 points (" in hurts
+    assert open_.startswith("Undecided in two rooms, latent cost (") and ";" not in open_
+    assert verdict.claim_sentences(table[:2])[2] == "Undecided in no world."
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"flops": (1e6, 1.2e6)}, "FLOPs differ by a factor of 1.2"),
+        ({"seeds": 2}, "2 of 3 seeds"),
+        ({"told": "positions"}, "told more than frames"),
+    ],
+)
+def test_nothing_is_claimed_of_an_unfair_pair(changes, why):
+    """Whatever the difference; other groups and validation tasks are no evidence."""
+    found, rows, table = judged(pair("maze", 30, 10, **changes))
+    (one,) = found.values()
+    assert (one.verdict, one.why) == ("undecided", why)
+    assert why in verdict.claim_sentences(table)[2]
+    assert verdict.claims(rows.assign(group="planners")).empty
+    assert verdict.claims(rows.assign(split="validation")).empty
+
+
+def test_each_planner_with_sub_goals_is_compared_with_flat_of_its_own_tasks():
+    rows = pair("maze", 30, 10, task_set="near") + pair("maze", 9, 10, task_set="far")
+    alone = pair("maze", 39, 0, method="graph", task_set="far")[:3] + pair("door", 30, 0)[:3]
+    rows += alone  # without flat's rows
+    table = verdict.claims(pd.DataFrame(rows)).set_index(["world", "task_set", "method"])
+    assert table["verdict"].to_dict() == {
+        ("maze", "near", "l1+l2"): "helps", ("maze", "far", "l1+l2"): "undecided",
+        ("maze", "far", "graph"): "helps",
+    } | {key: "undecided" for key in table.index if key[0] == "door"}  # fmt: skip
+    assert table["why"].tolist().count("no row of flat") == 1
+
+
+def test_the_file_gives_every_row_as_many_settings():
+    experiment = read_experiment(CONFIGS / "worlds.yaml")
+    assert experiment.table == ROOT / "outputs/gallery/worlds.csv"
+    worlds = {unit.model.name for unit in experiment.units}
+    assert "" not in worlds and "two_rooms" in worlds
+    tried = Counter(unit.cell.name for unit in experiment.units if unit.cell.group == "choose")
+    assert set(tried.values()) == {8 * len(worlds)}
+    cases = [unit.case for unit in experiment.units if unit.case]
+    assert {case.split for case in cases} == {"test", "validation"}
+    methods = {(case.method, case.cost) for case in cases if case.split == "test"}
+    assert methods >= {("gcbc", "none"), ("idm", "none"), ("hilp", "distance"), ("oracle", "none")}
+    equal = [unit.cell for unit in experiment.units if unit.cell.group == "equal"]
+    assert {(one.method, one.cost) for one in equal} == {
+        (method, cost) for method in ("flat", "l1+l2") for cost in ("latent", "distance")
+    }  # fmt: skip
+    (leak,) = {unit.cell.name for unit in experiment.units if unit.cell.call}
+    assert leak == "leak"
+
+
+@pytest.fixture(scope="module")
+def root(ws, tmp_path_factory):
+    """An outputs folder with a tiny trained run, and committed rows of two worlds."""
+    repository = tmp_path_factory.mktemp("repository")
+    rows = pair("maze", 30, 10) + pair("generated", 20, 19)
+    rows.append({"world": "maze", "group": "leak", "seed": 0, "leak": 0.25, "stopped": 8})
+    path = repository / "outputs" / "gallery" / "worlds.csv"
+    path.parent.mkdir(parents=True)
+    pd.DataFrame(rows).to_csv(path, index=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hjepa_lib.runs.places.repository", lambda: repository)
+        patch.setenv("HJEPA_HEADLESS", "1")
+        yield ws.run.path.parent
+
+
+def test_the_chapter_reads_the_rows_and_plays_one_world(root, capsys, recwarn):
+    names = tiny_runs.execute(ROOT / "notebooks/09_harder_worlds.ipynb", run="trained")
+    said = capsys.readouterr().out
+    assert "- Hierarchy helps in maze, latent cost" in said and "Wall leak: " in said
+    assert set(names["panels"]) == {"maze", "generated"} and len(names["leaks"]) == 1
+    assert {row["method"] for row in names["rows"]} > {"gcbc", "idm", "hilp", "l1+l2"}
+    drawn = {path.stem for path in (root / "trained" / "figures").glob("09_*.png")}
+    assert drawn == {"09_worlds", "09_success", "09_compute"}
+    (side,) = (root / "trained-variants").glob("world-s0-*/manifest.json")
+    stages = Run.at(side.parent).manifest["stages"]
+    assert stages["l1"]["from"] == "trained" and "from" not in stages["policies"]
+    assert [str(one.message) for one in recwarn] == []
