@@ -4,13 +4,10 @@ Exit status 2: a wrong setting, file or run, in one sentence; 1: a failed notebo
 Ctrl-C. Heavy imports wait until a command needs them, so `--help` is quick.
 """
 
-from __future__ import annotations
-
 import functools
 import operator
 import signal
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,72 +29,14 @@ from hjepa_lib.runs.command import (
 from hjepa_lib.runs.notebooks import prepare
 from hjepa_lib.runs.places import repository
 from hjepa_lib.runs.run import Run
-
-_CONFIGS = Path(__file__).resolve().parent / "configs"
-
-
-@dataclass
-class CompareCommand:
-    """Flat (l1) against hierarchical (l2) planning: same cost, protocol P1, one table."""
-
-    config_l1: Path | None = None
-    """Settings of the flat model; configs/tworooms_l1.yaml if empty."""
-    config_l2: Path | None = None
-    """Settings of the two-level model; configs/tworooms_l2.yaml if empty."""
-    output_root: Path | None = None
-    """Folder of the runs; in the outputs folder if empty."""
-    seed: int = 0
-    """Training seed of both."""
-    epochs: int | None = None
-    """Passes over the data, in place of the configured number of updates."""
-    mode: Literal["l1", "l2", "both"] = "both"
-    """Which of the two to train and evaluate."""
-    l2_from_scratch: bool = False
-    """Train a level 1 of its own under level 2."""
-
-    def __call__(self) -> int:
-        from hjepa_lib.workbench import compare
-
-        return compare.compare(**vars(self))
-
-
-@dataclass
-class ExperimentCommand:
-    """Do what an experiment file asks for and its table lacks; the same command goes on."""
-
-    file: tyro.conf.Positional[Path | None] = None
-    """YAML file, see configs/study.yaml; the committed study if empty."""
-    list: bool = False
-    """Only show the cells in their order, with what is done."""
-    only: str = ""
-    """Cells to do, by name or group: globs with commas between them; all if empty."""
-    seeds: str = ""
-    """Training seeds to do, such as 0+1; those of each cell if empty."""
-    jobs: int = 1
-    """Processes on this machine, which share the cores."""
-    engine: Literal["joblib", "dask"] = "joblib"
-    """joblib: processes here; dask: workers that may die, here or on other machines."""
-    scheduler: str = ""
-    """Address of a Dask scheduler, such as tcp://host:8786; a local one if empty."""
-    threads: int | None = None
-    """Threads of a process; its share of the cores, or the worker's own, if empty."""
-    redo: bool = False
-    """Replace rows that were made with other settings, instead of stopping."""
-    yes: bool = False
-    """Start the profile full even without a GPU."""
-
-    def __call__(self) -> int:
-        from hjepa_lib.workbench import main_experiment
-
-        return main_experiment(**vars(self))
-
-
-@dataclass
-class SweepCommand(ExperimentCommand):
-    """An experiment file of one's own that is new, unless --resume is given."""
-
-    resume: bool = False
-    """Continue an experiment that exists; finished rows are skipped."""
+from hjepa_lib.workbench import CONFIGS
+from hjepa_lib.workbench.command import (
+    BenchCommand,
+    CompareCommand,
+    ExperimentCommand,
+    GpuCheckCommand,
+    SweepCommand,
+)
 
 
 @dataclass
@@ -122,43 +61,6 @@ class GalleryCommand:
         return 0
 
 
-@dataclass
-class BenchCommand:
-    """Time level-1 updates, planner calls, rendering and data on the CPU."""
-
-    rounds: int = 20
-    """Timed rounds; the ways of doing one work take turns."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What is compared with fp32; auto takes the faster one, by measurement."""
-    only: str = ""
-    """Time only the work whose name contains this text."""
-    quick: bool = False
-    """Tiny sizes: shows that everything runs, its times mean nothing."""
-
-    def __call__(self) -> int:
-        from hjepa_lib.workbench.bench import main_bench
-
-        return main_bench(**vars(self))
-
-
-@dataclass
-class GpuCheckCommand:
-    """Check a machine with CUDA: losses and plans against the CPU, speed, P1, a start of `full`."""
-
-    minutes: float = 8.0
-    """Time in all; a part that does not fit is left out, and named."""
-    output: Path | None = None
-    """JSON file that grows part by part; in a new folder of the outputs if empty."""
-    quick: bool = False
-    """Tiny sizes, without CUDA on the CPU: shows that everything runs, its numbers mean nothing."""
-
-    def __call__(self) -> int:
-        begin = time.monotonic()  # imports count
-        from hjepa_lib.workbench.gpu_check import main_gpu_check
-
-        return main_gpu_check(begin, **vars(self))
-
-
 @dataclass(kw_only=True)
 class GridCommand(RunOptions):
     """Seed 004: the grid JEPA and its generative twin."""
@@ -176,7 +78,7 @@ class GridCommand(RunOptions):
             from hjepa_lib.workbench.schema import read_experiment
 
             self.refuse_all_but(("action", "config"), "grid table")
-            found = read_experiment(self.config or _CONFIGS / "grid_jepa_tuning.yaml")
+            found = read_experiment(self.config or CONFIGS / "grid_jepa_tuning.yaml")
             print(f"table: {stages.write_tuning_table(found.runs(), found.folder)}")
             return 0
         machine.set_up()

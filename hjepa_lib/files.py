@@ -3,8 +3,6 @@
 Every failure is one sentence; nothing pickled is read.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

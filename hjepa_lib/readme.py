@@ -4,8 +4,6 @@
 of a run of notebooks 10-15.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence

@@ -63,7 +63,7 @@ def test_disagreement_ends_the_measurement(outcome):
 
 
 def test_command_prints_times_and_names_bad_input(monkeypatch, capsys):
-    monkeypatch.setattr(bench.machine, "set_up", lambda: 1)
+    monkeypatch.setattr("hjepa_lib.runs.machine.set_up", lambda: 1)
     arguments = ["bench", "--rounds", "1", "--precision", "fp32", "--quick"]
     assert main(arguments) == 0
     out = capsys.readouterr().out

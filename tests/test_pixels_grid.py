@@ -19,7 +19,7 @@ from hjepa_lib.files import FileError, WorkbookError, read_json, save_npz
 from hjepa_lib.grids import buffer as buffers
 from hjepa_lib.grids import figures, measures, stages, world
 from hjepa_lib.grids.buffer import GridBuffer
-from hjepa_lib.grids.models import GridJepa, build_grid_model
+from hjepa_lib.grids.models import ActionEncoder, GridJepa, build_grid_model
 from hjepa_lib.grids.stages import fit_grid, train_pair
 from hjepa_lib.models.checkpoint import fingerprint
 from hjepa_lib.runs.keys import key
@@ -82,6 +82,23 @@ def test_every_action_id_has_one_meaning():
         "flood colour 0 at (0, 0)", "move right at (5, 5)",
         "symmetry antitranspose grid at (5, 5)",
     ]  # fmt: skip
+    assert len({tuple(row) for row in world.FACTORS.tolist()}) == 2484
+    one, other, apart = (world.FACTORS[NAMES.index(f"move {name}")].tolist() for name in (
+        "up at (2, 5)", "up at (3, 5)", "down at (2, 5)"))  # fmt: skip
+    assert [a == b for a, b in zip(one, other, strict=True)] == [True, True, False, True]
+    assert [a == b for a, b in zip(one, apart, strict=True)] == [False, True, True, True]
+
+
+@pytest.mark.parametrize("kind", ["factored", "table", "one_hot"])
+def test_action_encoders_know_every_action_and_no_other(kind):
+    """GRID-3: out of range raises."""
+    encoder = ActionEncoder(dataclasses.replace(GRID, action_encoder=kind))
+    with torch.no_grad():
+        assert len(encoder(torch.arange(2484)).unique(dim=0)) == 2484
+    for wrong in (-1, 2484):
+        with pytest.raises(IndexError):
+            encoder(torch.tensor([wrong]))
+    assert (sum(p.numel() for p in encoder.parameters()) < 2484) == (kind == "factored")
 
 
 SHAPE = "1100 1000 0000 0022"
@@ -228,6 +245,9 @@ def test_transition_has_zero_positions_and_reads_the_action(batch):
     z = model.encode(batch.state)
     ahead, other = (model.imagine(z, (batch.action + by) % 2484) for by in (0, 100))
     assert ahead.shape == z.shape and (other - ahead).abs().max() > 1e-6
+    for weights in model.transition.head.parameters():
+        torch.nn.init.zeros_(weights)
+    assert torch.equal(model.imagine(z, batch.action), z)  # what it learns is added
 
 
 def test_gradient_reaches_all_but_the_target_which_follows(batch):
@@ -295,8 +315,38 @@ def test_cell_report_knows_what_copying_scores():
     assert measures.cell_report(longer, state, truth)["cell_accuracy"] == pytest.approx(0.8)
 
 
+class Exact(torch.nn.Module):
+    """Latents are the cells themselves, and the next ones those of the world."""
+
+    device = "cpu"
+
+    def encode(self, state):
+        return torch.nn.functional.one_hot(state + 1, 12).flatten(1).float()
+
+    encode_target = encode
+
+    def imagine(self, latent, action):
+        grids = latent.view(-1, 6, 6, 12).argmax(-1).numpy().astype(np.int8) - 1
+        after = [world.apply(*pair) for pair in zip(grids, action.tolist(), strict=True)]
+        return self.encode(torch.from_numpy(np.stack(after)).long())
+
+
+def test_who_knows_the_world_beats_copying_on_every_episode():
+    data = buffers.play(dataclasses.replace(GRID, episodes=60), 0)
+    found = measures.against_copying(Exact(), *data.split(0.17, 0))
+    assert found["changed_read"] > 0.95 and found["changed_copied"] < 0.05
+    assert 0.9 < found["unseen_read"] != found["changed_read"]
+    episodes = found["episodes"]
+    assert {len(values) for values in episodes.values()} == {10}
+    assert max(episodes["latent"]) == 0 < min(episodes["latent_copied"])
+    rows = [{"model": kind, "seed": s, **found} for kind in KINDS for s in range(3)]
+    first, second, *_ = measures.copying_sentences(rows)
+    assert first.startswith("jepa beats copying: changed cells read wrong -9")
+    assert second.startswith("jepa beats copying: latent error -100.0 % (")
+
+
 def test_defaults_are_the_seeds():
-    config = GridConfig()
+    config = profile("full").pixels.grid
     optim = config.optim
     assert (optim.lr, optim.weight_decay, optim.batch) == (1e-4, 1e-4, 32)
     assert (optim.epochs, optim.patience, optim.clip, optim.schedule) == (100, 15, 1.0, "constant")
@@ -499,6 +549,11 @@ def test_rows_are_measured_and_comparable(whole):
         assert row["ms_per_update"] > 0 and row["memory_mb"] > 4 * 4e-6 * row["parameters"]
         assert row["train_seconds"] == pytest.approx(6e-3 * row["ms_per_update"])
         assert row["weights"] == whole.weights(["grid_s0"])  # I4
+    other = Workspace("test", Run.create("other", CONFIG, whole.run.path.parent))
+    other.obtain(stages.grid_stages(CONFIG)["grid_s0"])
+    again = stages.grid_results(other)  # what was taken over has no metrics here, and its costs
+    assert other.origin("grid_s0") == "whole" and not other.run.records()
+    assert again[0]["train_seconds"] == jepa["train_seconds"]
     assert "memory_mb" not in random and random["collapsed"] in (True, False)
     assert all(0 <= row["fact_accuracy"] <= 1 for row in rows)
 
@@ -529,7 +584,9 @@ def test_grid_models_are_paired_by_seed():
         for model, factor in factors.items():
             wrong = factor * 0.03 * 2.0**seed
             row = {"model": model, "seed": seed, "fact_accuracy": 1 - wrong, "collapsed": False}
-            rows.append(row)
+            errors = {"changed": [0.5] * 8, "changed_copied": [1.0] * 8}
+            errors |= {"latent": [0.9] * 8, "latent_copied": [0.9] * 8}
+            rows.append(row | {"episodes": errors})
     said = measures.paired_sentences(rows)
     assert said[0].startswith("jepa beats generative: facts read wrong -9.8 % (-1")
     assert said[0].endswith("; seeds: 3)") and len(said) == 3
@@ -537,7 +594,10 @@ def test_grid_models_are_paired_by_seed():
     assert measures.paired_sentences(rows[::-1]) == said  # by seed, not by place
     assert "nothing claimed: 2 of 3 seeds" in measures.paired_sentences(rows[:6])[0]
     assert measures.paired_sentences(rows[:3])[0].endswith("facts read wrong -10.0 % (seeds: 1)")
-    assert list(stages.section(rows)["lists"].values()) == [said]
+    assert list(stages.section(rows)["lists"].values()) == [said, measures.copying_sentences(rows)]
+    copied = measures.copying_sentences(rows)
+    assert copied[0].startswith("jepa beats copying: changed cells read wrong -50.0 %")
+    assert copied[3].startswith("generative against copying, no difference shown: latent error")
     with pytest.raises(WorkbookError, match="jepa and generative have no rows of the same"):
         measures.paired_sentences(rows[1:])
 

@@ -15,7 +15,7 @@ class GridConfig(Blocks):
     mlp_dim: Int[1:] = 256
     path: str = ""
     """Replay buffer (.npz); "" plays the built-in grid world."""
-    size: Int[3:30] = needs("path=", 10)
+    size: Int[3:30] = needs("path=", 6)
     """Cells per side of a built-in canvas."""
     episodes: Int[2:] = needs("path=", 300)
     """Of one goal each."""
@@ -29,8 +29,8 @@ class GridConfig(Blocks):
     """Components of a latent."""
     action_dim: Int[4:] = 64
     """Width of the action embedding."""
-    action_encoder: Literal["table", "one_hot"] = "table"
-    """A learned row, or an MLP over the one-hot code."""
+    action_encoder: Literal["factored", "table", "one_hot"] = "factored"
+    """Sum of learned rows for operation, colour and place; a row per action; or an MLP."""
     depth: Int[1:] = 4
     """Blocks of the transition model."""
     ema_decay: Float[0:1] = 0.995
@@ -42,5 +42,5 @@ class GridConfig(Blocks):
     log_every: Int[1:] = 10
     """Updates between logged losses."""
     optim: EpochsConfig = EpochsConfig(
-        epochs=100, updates=300, lr=1e-4, weight_decay=1e-4, patience=15, delta=0.0
+        epochs=100, updates=300, lr=1e-3, weight_decay=1e-4, patience=15, delta=0.0
     )

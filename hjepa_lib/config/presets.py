@@ -111,7 +111,7 @@ _FULL = {
     "evaluation.trials": 500,
     "pixels": {
         "seeds": 5, "data.transitions": 0, "encoder.kind": "vit",
-        "grid": {"size": 30, "episodes": 2_000, "steps": 20},
+        "grid": {"size": 30, "episodes": 2_000, "steps": 20, "optim.lr": 1e-4},
         "reward.study_transitions": 30_000, "decoder.optim.lr": 3e-4, "optim.lr": 3e-4,
         **{f"{part}optim.updates": 0 for part in ("", "decoder.", "reward.", "vjepa2.stage1.",
                                                   "vjepa2.stage2.", "grid.")},

@@ -3,8 +3,6 @@
 Predicted steps are environment steps of the data, lengths px, divergences nats.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Frames are uint8 in 0..255 or floats in 0..1 and look the same either way.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any

@@ -1,7 +1,5 @@
 """Plans and the paths they become, over the rendered room, as figures and GIFs; y down."""
 
-from __future__ import annotations
-
 import html
 import textwrap
 from collections.abc import Callable, Mapping, Sequence

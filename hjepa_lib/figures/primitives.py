@@ -1,7 +1,5 @@
 """What figures are drawn with, each on one axis: lines, intervals, scatters, maps, legends."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any

@@ -3,8 +3,6 @@
 No pyplot, so no global state changes.
 """
 
-from __future__ import annotations
-
 import base64
 import functools
 import io

@@ -4,8 +4,6 @@ Rows are dicts or a DataFrame with `method` and `cost`, and either `success_rate
 summary.json, or `rate`, `low` and `high`, as in the tables of the workbench.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any

@@ -1,7 +1,5 @@
 """Figures of training: loss terms, learning rate, probes in px, open-loop error by horizon."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

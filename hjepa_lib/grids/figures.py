@@ -1,7 +1,5 @@
 """Figures of the grid models: coloured grids."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

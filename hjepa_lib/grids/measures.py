@@ -3,8 +3,6 @@
 A cosine is 1 when all grids go to one point (F13), so error and spread stand beside it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +17,7 @@ from hjepa_lib.evaluation.statistics import claim, over_seeds, sentence
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.grids.buffer import GridBatch, GridBuffer
 from hjepa_lib.grids.models import GridJepa, GridModel, GridTwin
-from hjepa_lib.grids.world import facts
+from hjepa_lib.grids.world import COLOURS, facts
 from hjepa_lib.training.probes import effective_rank, fit_ridge
 
 LEAST = {"std": 0.01, "spread": 0.001, "effective_rank": 2.0}
@@ -81,14 +79,19 @@ def ema_distance(online: nn.Module, target: nn.Module) -> float:
 
 
 @torch.no_grad()
-def validate_jepa(model: GridJepa, batch: GridBatch) -> dict[str, float]:
-    """What GRID-7 watches; `loss` is the relative error, as a collapse has the least bare one."""
+def imagined(model: GridModel, batch: GridBatch) -> list[Tensor]:
+    """Latents, imagined next ones, what those should be, the same of no change: (M, D) each."""
     parts = []
     for piece in batch.pieces(model.device):
         now, target = model.encode(piece.state), model.encode_target(piece.next_state)
         present = model.encode_target(piece.state)
         parts.append((now, model.imagine(now, piece.action), target, present))
-    now, *others = (torch.cat(column).float() for column in zip(*parts, strict=True))
+    return [torch.cat(column).float().cpu() for column in zip(*parts, strict=True)]
+
+
+def validate_jepa(model: GridJepa, batch: GridBatch) -> dict[str, float]:
+    """What GRID-7 watches; `loss` is the relative error, as a collapse has the least bare one."""
+    now, *others = imagined(model, batch)
     report = prediction_report(*others) | latent_report(now)
     report["ema_distance"] = ema_distance(model.encoder, model.target)
     return {"loss": report["error"], **report}
@@ -124,20 +127,46 @@ def cell_report(predicted: Tensor, state: Tensor, truth: Tensor) -> dict[str, fl
     }
 
 
-@torch.no_grad()
 def fact_accuracy(model: GridModel, train: GridBuffer, validation: GridBuffer) -> float:
     """Mean accuracy over FACTS, held-out episodes, of a ridge regression to one-hot classes."""
-    read = []
-    for batch in (train.sample(1000), validation.sample(1000)):
-        pieces = batch.pieces(model.device)
-        latents = torch.cat([model.encode(piece.state).cpu() for piece in pieces])
-        read.append((latents, facts(batch.state).unbind(1)))
-    (seen, labels), (held, truths) = read
+    (seen, labels), (held, truths) = (
+        (imagined(model, batch)[0], facts(batch.state).unbind(1))
+        for batch in (train.sample(1000), validation.sample(1000))
+    )
     shares = []
     for label, truth in zip(labels, truths, strict=True):
         found = fit_ridge(seen, F.one_hot(label).float())(held).argmax(1)
         shares.append(float((found == truth).float().mean()))
     return float(np.mean(shares))
+
+
+def against_copying(model: GridModel, train: GridBuffer, validation: GridBuffer) -> dict[str, Any]:
+    """Errors where an action changed something, beside those of latents that stay as they are.
+
+    `episodes` has them by held-out episode: `latent`, squared, and `changed`, the share of changed
+    cells that a ridge regression on training latents reads wrong. `unseen_read`: actions that no
+    training transition has.
+    """
+    held = validation.select((validation.state != validation.next_state).any((1, 2)))
+    seen, batch = train.sample(1000), held.sample(len(held))
+    now, ahead, *_ = imagined(model, seen)
+    cells = F.one_hot(torch.cat([seen.state, seen.next_state]) + 1, COLOURS + 1)
+    read = fit_ridge(torch.cat([now, ahead]), cells.flatten(1).float())
+    now, ahead, target, present = imagined(model, batch)
+    changed = batch.state != batch.next_state
+    errors = {}
+    for mark, latents, guess in (("", ahead, ahead), ("_copied", now, present)):
+        drawn = read(latents).view(*changed.shape, -1).argmax(-1) - 1
+        wrong = ((drawn != batch.next_state) & changed).sum((1, 2)) / changed.sum((1, 2))
+        errors |= {f"changed{mark}": wrong, f"latent{mark}": (guess - target).square().mean(1)}
+    table = pd.DataFrame({name: values.numpy() for name, values in errors.items()})
+    unseen = ~np.isin(held.action, train.action)
+    return {
+        "episodes": table.groupby(held.episode).mean().to_dict("list"),
+        "changed_read": 1 - table["changed"].mean(),
+        "changed_copied": 1 - table["changed_copied"].mean(),
+        "unseen_read": 1 - table["changed"][unseen].mean(),
+    }
 
 
 # --- comparison (GRID-10): nothing is ranked, and losses of different latents never meet --------
@@ -153,6 +182,9 @@ MEASURES = {
     "effective_rank": "effective rank",
     "fact_accuracy": "grid facts read linearly (share)",
     "changed_accuracy": "changed cells decoded right (share)",
+    "changed_read": "changed cells read from imagined latents (share)",
+    "unseen_read": "the same, actions of no training (share)",
+    "changed_copied": "changed cells read from latents that stay (share)",
 }
 """Columns of a result row that the comparison shows, in this order."""
 
@@ -173,6 +205,17 @@ def paired_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             raise WorkbookError(f"{one} and {two} have no rows of the same training seeds")
         gap = claim(table[[one]].to_numpy(), table[[two]].to_numpy(), least_blocks=1)
         told.append(sentence(one, two, gap, "facts read wrong", blocks=False))
+    return told
+
+
+def copying_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """JEPA and twin against copying, in changed cells and in latents; all blocks are episodes."""
+    told = []
+    for kind in PAIRS[0]:
+        own = [row["episodes"] for row in rows if row["model"] == kind]
+        for name, what in (("changed", "changed cells read wrong"), ("latent", "latent error")):
+            pair = ([one[f"{name}{mark}"] for one in own] for mark in ("", "_copied"))
+            told += [sentence(kind, "copying", claim(*pair), what)] if own else []
     return told
 
 

@@ -1,13 +1,11 @@
 """Seed 004's models of discrete grids: a JEPA with an EMA target, and its generative twin.
 
-    z_s = enc(s),  z_a = act(a),  zhat = T(z_s, z_a)
+    z_s = enc(s),  z_a = act(a),  zhat = z_s + T(z_s, z_a)
     JEPA:  mean (zhat - enc_ema(s'))^2
     twin:  CE(cells of s' | zhat) + CE of height, width, most, least, count + w CE(a | z_a)
 
 Grids are canvases (B, S, S) int64; a grid has one latent, whatever the canvas it lies on.
 """
-
-from __future__ import annotations
 
 import copy
 
@@ -17,7 +15,7 @@ from torch.nn import functional as F
 
 from hjepa_lib.config.grids import GridConfig
 from hjepa_lib.grids.buffer import GridBatch
-from hjepa_lib.grids.world import ACTIONS, COLOURS, MOST, PAD, facts
+from hjepa_lib.grids.world import ACTIONS, COLOURS, FACTORS, MOST, PAD, facts
 from hjepa_lib.models.layers import Transformer, mlp, update_ema
 
 FACT_CLASSES = (MOST + 1, MOST + 1, COLOURS, COLOURS, COLOURS + 1)
@@ -37,7 +35,7 @@ class FactTokens(nn.Module):
 
 
 class GridEncoder(nn.Module):
-    """What both encoders read: colour + row + column of every cell, and the facts."""
+    """Canvases (B, S, S) -> (B, D), from colour + row + column of every cell, and the facts."""
 
     def __init__(self, width: int, dim: int) -> None:
         super().__init__()
@@ -52,6 +50,9 @@ class GridEncoder(nn.Module):
         places = self.row(rows)[:, None] + self.column(columns)
         return self.colour(grids.clamp(min=0)) + places
 
+    def forward(self, grids: Tensor) -> Tensor:
+        return self.read(grids, facts(grids))
+
 
 class GridTransformer(GridEncoder):
     """Tokens: CLS, five facts, one per cell; CLS, LayerNorm, linear."""
@@ -64,7 +65,7 @@ class GridTransformer(GridEncoder):
         self.blocks = Transformer(dim, config.encoder_depth, config.heads, head_dim, config.mlp_dim)
         self.head = nn.Linear(dim, dim)
 
-    def forward(self, grids: Tensor, values: Tensor) -> Tensor:
+    def read(self, grids: Tensor, values: Tensor) -> Tensor:
         """Canvases (B, S, S), their facts (B, 5) -> (B, D)."""
         # What is padding in the whole batch is not computed.
         grids = grids[:, : int(values[:, 0].max()), : int(values[:, 1].max())]
@@ -88,7 +89,7 @@ class GridCnn(GridEncoder):
         self.mix = nn.Linear(64, dim)
         self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, dim)
 
-    def forward(self, grids: Tensor, values: Tensor) -> Tensor:
+    def read(self, grids: Tensor, values: Tensor) -> Tensor:
         """Canvases (B, S, S), their facts (B, 5) -> (B, D)."""
         mask = (grids >= 0)[:, None].float()  # (B, 1, S, S)
         x = self.cells(grids).permute(0, 3, 1, 2) * mask
@@ -100,32 +101,30 @@ class GridCnn(GridEncoder):
         return self.head(self.norm(F.gelu(self.mix(pooled)) + self.facts(values).sum(1)))
 
 
-class StateEncoder(nn.Module):
-    """Canvases (B, S, S) -> (B, D); `encoder: transformer` or `cnn`."""
-
-    def __init__(self, config: GridConfig) -> None:
-        super().__init__()
-        self.net = {"transformer": GridTransformer, "cnn": GridCnn}[config.encoder](config)
-
-    def forward(self, grids: Tensor) -> Tensor:
-        return self.net(grids, facts(grids))
+ENCODERS = {"transformer": GridTransformer, "cnn": GridCnn}
 
 
 class ActionEncoder(nn.Module):
-    """Ids (B,) -> (B, action_dim): a table, or an MLP on one-hot vectors."""
+    """Ids (B,) -> (B, action_dim): the sum of learned rows for their `FACTORS`, or a row each.
+
+    `one_hot` is an MLP on one-hot vectors: rows, GELU, linear.
+    """
 
     def __init__(self, config: GridConfig) -> None:
         super().__init__()
-        self.one_hot, dim = config.action_encoder == "one_hot", config.action_dim
-        table = mlp(ACTIONS, dim, dim, activation=nn.GELU) if self.one_hot else None
-        self.net = table or nn.Embedding(ACTIONS, dim)
+        kind, dim = config.action_encoder, config.action_dim
+        parts = FACTORS if kind == "factored" else torch.arange(ACTIONS)[:, None]
+        self.register_buffer("parts", parts, persistent=False)
+        self.rows = nn.Embedding(int(parts.max()) + 1, dim)
+        mixed = kind == "one_hot"
+        self.head = nn.Sequential(nn.GELU(), nn.Linear(dim, dim)) if mixed else nn.Identity()
 
     def forward(self, action: Tensor) -> Tensor:
-        return self.net(F.one_hot(action, ACTIONS).float() if self.one_hot else action)
+        return self.head(self.rows(F.embedding(action, self.parts)).sum(-2))
 
 
 class Transition(nn.Module):
-    """Transformer over two tokens, state and action; the state's token is the next latent."""
+    """Transformer over two tokens, state and action; what the state's token adds to the latent."""
 
     def __init__(self, config: GridConfig) -> None:
         super().__init__()
@@ -138,7 +137,7 @@ class Transition(nn.Module):
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
         """(B, D), (B, action_dim) -> (B, D)."""
         tokens = torch.stack([latent, self.action(action)], dim=1) + self.positions  # (B, 2, D)
-        return self.head(self.blocks(tokens)[:, 0])
+        return latent + self.head(self.blocks(tokens)[:, 0])
 
 
 class GridModel(nn.Module):
@@ -147,7 +146,7 @@ class GridModel(nn.Module):
     def __init__(self, config: GridConfig, size: int) -> None:
         super().__init__()
         self.config, self.size, self.latent_dim = config, size, config.latent_dim
-        self.encoder = StateEncoder(config)
+        self.encoder = ENCODERS[config.encoder](config)
         self.action_encoder = ActionEncoder(config)
         self.transition = Transition(config)
 
@@ -159,6 +158,10 @@ class GridModel(nn.Module):
     def encode(self, state: Tensor) -> Tensor:
         """Canvases (B, S, S) -> (B, D)."""
         return self.encoder(state)
+
+    def encode_target(self, state: Tensor) -> Tensor:
+        """The latents (B, D) that imagined ones should be."""
+        return self.encode(state)
 
     def imagine(self, latent: Tensor, action: Tensor) -> Tensor:
         """(B, D), ids (B,) -> the imagined next latent (B, D)."""
@@ -177,6 +180,7 @@ class GridJepa(GridModel):
 
     @torch.no_grad()
     def encode_target(self, state: Tensor) -> Tensor:
+        """Of the slow encoder, without gradient."""
         return self.target(state)
 
     def loss(self, batch: GridBatch) -> tuple[Tensor, dict[str, float]]:

@@ -1,7 +1,5 @@
 """Stages of seed 004 (buffer; JEPA with its twin), its result rows and tuning table."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import time
@@ -61,9 +59,10 @@ def grid_stages(config: Config) -> dict[str, Stage]:
     files = (path,) if path else ()
     shaping = (*(f"pixels.grid.{name}" for name in _DATA), "pixels.data.validation_split")
     data = Stage("grid_data", make_data, shaping, folder="grid/data", files=files, recorded=True)
+    names = [f"grid_s{n}" for n in range(config.pixels.seeds)]
     pairs = (
-        Stage(f"grid_s{n}", partial(make_pair, n=n), _MODELS, (data,), folder=f"grid/s{n}", about=n)
-        for n in range(config.pixels.seeds)
+        Stage(name, partial(make_pair, n=n), _MODELS, (data,), 2, f"grid/s{n}", about=n)
+        for n, name in enumerate(names)
     )
     return {stage.name: stage for stage in (data, *pairs)}
 
@@ -155,18 +154,21 @@ def make_pair(ws: Workspace, folder: Path, n: int) -> Iterator[Report]:
             _save(folder / f"{kind}_model_epoch{report.update // epoch:04d}", kind, fit.module, row)
         yield report
     for kind, fit in fits.items():
+        records, best = ws.run.records(fit.stage), fit.best_loss
+        spent = {"updates": max(row["step"] for row in records)}
+        spent["seconds"] = float(np.nanmedian([row["seconds"] or math.nan for row in records]))
         fit.load_best()
-        rows = {row.get("validation_loss"): row for row in reversed(ws.run.records(fit.stage))}
         # Killed between checkpoint and log, a training has no line of its best.
-        lost = {"step": fit.update, "validation_loss": fit.best_loss}
-        _save(folder / BEST.format(kind), kind, fit.module, rows.get(fit.best_loss, lost))
+        lost = {"step": fit.update, "validation_loss": best}
+        row = next((row for row in records if row.get("validation_loss") == best), lost)
+        _save(folder / BEST.format(kind), kind, fit.module, row, **spent)
 
 
-def _save(path: Path, kind: str, model: GridModel, row: dict[str, Any]) -> None:
-    """`<path>.safetensors` and `.json`: settings, update and validation (a logged row)."""
+def _save(path: Path, kind: str, model: GridModel, row: dict[str, Any], **facts: Any) -> None:
+    """`<path>.safetensors` and `.json`: settings, update and validation (a logged row), `facts`."""
     mark = "validation_"
     found = {name.removeprefix(mark): row[name] for name in row if name.startswith(mark)}
-    facts = {"update": row["step"], "loss": found.get("loss"), "validation": found}
+    facts |= {"update": row["step"], "loss": found.get("loss"), "validation": found}
     config = to_dict(model.config)
     save_module(path, model, f"grid_{kind}", config=config, size=model.size, **facts)
 
@@ -210,6 +212,7 @@ def grid_results(ws: Workspace) -> list[dict[str, Any]]:
             del row["loss"]
             row |= {"collapsed": measures.collapsed(row), "held_out": len(held.action)}
             row["fact_accuracy"] = measures.fact_accuracy(model, train, validation)
+            row |= measures.against_copying(model, train, validation)
             if kind != "random":
                 row |= {"weights": ws.weights([f"grid_s{n}"]), **_cost(ws, kind, n, model, sample)}
             rows.append(row)
@@ -223,11 +226,14 @@ def section(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The measured comparison of the grid models for the run's report and summary (GRID-10)."""
     table = measures.comparison(rows)
     cells = table.reset_index().to_numpy().tolist()
-    pairs = measures.paired_sentences(rows)
+    lists = {
+        "Paired by training seed, interval over seeds alone": measures.paired_sentences(rows),
+        "Against copying, interval over seeds and episodes": measures.copying_sentences(rows),
+    }
     return {
         "title": "Models of a grid world",
         "tables": [{"columns": ["Measure", *table.columns], "rows": cells}],
-        "lists": {"Paired by training seed, interval over seeds alone": pairs},
+        "lists": lists,
         "data": {"rows": rows},
     }
 
@@ -237,16 +243,15 @@ def _cost(
 ) -> dict[str, Any]:
     """Parameters, memory and time; an untrained encoder has cost nothing."""
     fresh = build_grid_model(kind, model.config, model.size, 0).to(ws.device)
-    records = ws.run.records(LOGS[kind].format(n))
-    seconds = float(np.nanmedian([row["seconds"] or math.nan for row in records]))
-    updates = max(row["step"] for row in records)
+    folder = ws.run.stage_folder(f"grid_s{n}")
+    spent = read_json(folder / f"{BEST.format(kind)}.json")
     return {
         "parameters": count_parameters(fresh),
         "outputs": model.latent_dim if kind == "jepa" else model.size**2 + len(FACTS),
         "memory_mb": update_bytes(fresh, lambda: fresh.loss(sample)[0]) / 1e6,
-        "ms_per_update": 1000 * seconds,
-        "updates": updates,
-        "train_seconds": seconds * updates,
+        "ms_per_update": 1000 * spent["seconds"],
+        "updates": spent["updates"],
+        "train_seconds": spent["seconds"] * spent["updates"],
     }
 
 

@@ -13,8 +13,6 @@ An object is a 4-connected region of one colour, no background, and moves into b
 Windows are 3 x 3, 5 x 5 (pushed or shrunk into the grid) and the whole grid.
 """
 
-from __future__ import annotations
-
 from itertools import product
 from typing import NamedTuple
 
@@ -69,6 +67,17 @@ _MEANINGS = [GridAction(one[0], anchor, *one[1:]) for one in _CHOICES for anchor
 ACTIONS = len(_MEANINGS)
 FIRST = (*map([one.kind for one in _MEANINGS].index, KINDS), ACTIONS)
 """First id of every kind, and the number of all actions."""
+_NUMBERS: dict[tuple, int] = {}
+FACTORS = torch.tensor([
+    [
+        _NUMBERS.setdefault(part, len(_NUMBERS))
+        for part in (
+            (one.kind, one.what, one.window), ("colour", one.colour), *enumerate(one.anchor)
+        )
+    ]
+    for one in _MEANINGS
+])  # fmt: skip
+"""(2484, 4): operation, colour, row and column of every action, numbered through."""
 
 
 def decode(action: int) -> GridAction:

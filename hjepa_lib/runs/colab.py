@@ -1,7 +1,5 @@
 """First cell of every notebook; standard library only: it runs before anything is installed."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Commands about one run, and the options that every command with settings has."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import sys

@@ -3,8 +3,6 @@
 metrics.jsonl has one JSON object per line: `stage`, `step` and values.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import datetime

@@ -1,7 +1,5 @@
 """The machine a run uses: allocator, threads, device, precision, and what is noted about it."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import importlib.metadata

@@ -3,8 +3,6 @@
 Executed copies go to `<run>/notebooks/` (`.running` while at work, `.failed` after an error).
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import datetime

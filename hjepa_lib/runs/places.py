@@ -1,7 +1,5 @@
 """Where runs live and how they are called."""
 
-from __future__ import annotations
-
 import datetime
 import os
 import re

@@ -4,8 +4,6 @@ Each machine works in a folder of its cache. The manifest is uploaded last, with
 files: what an upload that broke off left is made again. Of two writers the second one is refused.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """One run as a page and as a file; what a wing has to say it leaves in the run's `sections/`."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import importlib.util

@@ -1,7 +1,5 @@
 """Playing cases: the episodes of one method on stored trials, and which methods a table has."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -3,8 +3,6 @@
 A training is a generator of reports: a notebook draws on the way, the command line exhausts it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import time

@@ -3,8 +3,6 @@
 The kernel computes a story once; its player then needs no kernel. Wrong values give a sentence.
 """
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import functools

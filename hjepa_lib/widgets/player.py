@@ -4,8 +4,6 @@ Frames, floor plan and landscapes travel as pictures, paths and plans as numbers
 over them. Where scripts are stripped a sentence points to the film strip above it.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Callable, Sequence

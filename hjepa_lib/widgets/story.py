@@ -4,8 +4,6 @@ Played live, or recalled from a stored result, where only what was not stored is
 Lengths are px, (x, y) with y down; S steps, R planning calls.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple

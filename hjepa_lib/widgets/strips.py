@@ -1,7 +1,5 @@
 """A roll-out as one static figure, for readers without scripts: moments of a story."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import cycle, product
 

@@ -1,7 +1,5 @@
 """Which roll-outs there are, other planner settings, and two planners side by side in one scene."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import reduce
 from operator import attrgetter

@@ -4,15 +4,13 @@ All ways take turns, so that clock and neighbours are the same for them, and way
 not timed before they gave the same numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.benchmark import Compare, Measurement, Timer
+from torch.utils.benchmark import Measurement, Timer
 
 from hjepa_lib.config import Config, ConfigError, Level1Config, profile
 from hjepa_lib.data.normaliser import Normaliser
@@ -22,7 +20,6 @@ from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.distance import Distance
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.planning.agent import Agent
-from hjepa_lib.runs import machine
 from hjepa_lib.training.level1 import train_level1
 from hjepa_lib.worlds.rendering import render, render_reference
 from hjepa_lib.worlds.trials import load_trials
@@ -141,12 +138,19 @@ def ways(precision: str, quick: bool = False) -> list[Way]:
 
 
 # --- timing -----------------------------------------------------------------------------------
+def timer(call: Call, **labels: str) -> Timer:
+    """What times a call on all threads, and waits for a GPU."""
+    threads = torch.get_num_threads()
+    return Timer(
+        "call()", globals={"call": call}, num_threads=threads, description="time", **labels
+    )
+
+
 def measure(chosen: Sequence[Way], rounds: int) -> list[Measurement]:
     """One measurement per way; WorkbookError where two ways of a work give other numbers."""
     if rounds < 1:
         raise ConfigError(f"rounds must be at least 1, got {rounds}")
     first, timers = {}, []
-    about = {"description": "time", "num_threads": torch.get_num_threads()}
     for work, name, make in chosen:
         call = make()
         outcome = call()  # also the warm-up: memory is mapped and kernels are chosen here
@@ -156,9 +160,8 @@ def measure(chosen: Sequence[Way], rounds: int) -> list[Measurement]:
             raise WorkbookError(
                 f"{work}: {other} and {name} differ by {gap:.3g}, more than {TOLERANCE}"
             )
-        labels = {"label": work, "sub_label": name}
-        timers.append(Timer("call()", globals={"call": call}, **labels, **about))
-    turns = [[timer.timeit(1) for timer in timers] for _ in range(rounds)]
+        timers.append(timer(call, label=work, sub_label=name))
+    turns = [[one.timeit(1) for one in timers] for _ in range(rounds)]
     return [Measurement.merge(times)[0] for times in zip(*turns, strict=True)]
 
 
@@ -166,19 +169,3 @@ def difference(one: Tensor, two: Tensor) -> float:
     """Mean absolute difference as a share of the mean absolute value."""
     one, two = one.double(), two.double()
     return float((one - two).abs().mean() / one.abs().mean())
-
-
-def main_bench(
-    rounds: int = 20, precision: str = "auto", only: str = "", quick: bool = False
-) -> int:
-    """Measure and print; the options are those of the command in `__main__`."""
-    threads = machine.set_up()
-    precision = machine.choose_precision("cpu", precision)
-    print(f"{threads} threads, {precision}")
-    every = ways(precision, quick)
-    chosen = [way for way in every if only in way.title]
-    if not chosen:
-        known = "; ".join(way.title for way in every)
-        raise ConfigError(f"no work is called like {only!r}; there are: {known}")
-    Compare(measure(chosen, rounds)).print()
-    return 0

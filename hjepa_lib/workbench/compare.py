@@ -4,8 +4,6 @@ The flat side (l1) trains level 1 and its distance head, the hierarchical one (l
 Both plan with the same cost on the same trials of P1, with random and oracle beside them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

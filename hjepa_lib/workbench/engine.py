@@ -4,8 +4,6 @@ Every model and seed is an ordinary run, `outputs/<experiment>/<model>-s<seed>-<
 command goes on wherever another one ended.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import re

@@ -3,8 +3,6 @@
 Nothing here computes or needs torch: settings, names and keys say what a stored row must agree in.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fnmatch
 import functools

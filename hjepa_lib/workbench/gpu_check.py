@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hjepa_lib.config import ConfigError, profile
+from hjepa_lib.config import profile
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.windows import Windows
@@ -219,24 +219,18 @@ def plans(check: Check, found: dict[str, Any]) -> None:
 def rate(check: Check, make: Callable[[], bench.Call]) -> dict[str, Any]:
     """How often a second the call can be made, and its memory; a sentence where it fails."""
     begin, cuda = time.monotonic(), check.device == "cuda"
-    wait = torch.cuda.synchronize if cuda else lambda: None
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:
-        call, count = make(), 0
-        for _ in range(1 if check.quick else 3):
-            call()
-        wait()
-        start = time.monotonic()
-        while not count or time.monotonic() - start < (0 if check.quick else 3):
-            call()
-            count += 1
-        wait()
+        call = make()
+        call()
+        first = time.monotonic() - begin
+        seconds = bench.timer(call).blocked_autorange(min_run_time=0 if check.quick else 3).mean
     except Exception as error:  # a compiler has many ways to fail, and the rest needs none
         return {"error": f"{type(error).__name__}: {first_line(error)}", "first_seconds": 0.0}
-    found = {"per_second": count / (time.monotonic() - start), "first_seconds": start - begin}
-    return found | {"peak_bytes": torch.cuda.max_memory_allocated() if cuda else None}
+    peak = torch.cuda.max_memory_allocated() if cuda else None
+    return {"per_second": 1 / seconds, "first_seconds": first, "peak_bytes": peak}
 
 
 def throughput(check: Check, found: dict[str, Any]) -> None:
@@ -298,19 +292,6 @@ def full(check: Check, found: dict[str, Any]) -> None:
 
 PARTS = {about: 0, losses: 10, plans: 5, throughput: 20, laptop: 40, full: 45}
 """What is done, with the seconds without which it is not begun."""
-
-
-def main_gpu_check(begin: float, minutes: float, output: Path | None, quick: bool) -> int:
-    """Do what fits into the minutes from `begin`; 1 when a part failed or a gap is too large."""
-    cuda = machine.has_device("cuda")
-    if not cuda and not quick:
-        raise ConfigError("gpu-check needs a machine with CUDA; --quick plays it tiny on any")
-    machine.set_up()
-    check = Check(output, begin + 60 * minutes - 6, "cuda" if cuda else "cpu", quick)
-    for work, seconds in PARTS.items():
-        check.run(work, seconds)
-    print(f"written: {check.output}")
-    return 1 if wrong(check.parts) else 0
 
 
 def wrong(found: Any) -> bool:

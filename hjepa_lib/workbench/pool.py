@@ -4,8 +4,6 @@ joblib stops when a worker process dies. Dask tries its item elsewhere, up to th
 that only lost its connection may still be at it, so `work` has to take a lock.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence

@@ -3,8 +3,6 @@
 A set of rows that is unfinished or mixed is refused in one sentence and never averaged.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

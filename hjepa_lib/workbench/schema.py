@@ -4,8 +4,6 @@ The settings of every unit of work are built while reading, so that whatever is 
 sentence before any work.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Rows stay text, so adding one never rewrites the numbers of another. The setting
 stand once in a JSON file beside the table, under the digest that the rows name.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Small trainings beside a run: data sizes, model sizes, epochs, designs of level 2, encoders."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """What committed rows say about hierarchy: sentences for README, notebooks 07 and 09."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import pandas as pd

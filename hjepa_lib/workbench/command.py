@@ -1,0 +1,152 @@
+"""Commands about many runs, and about the speed and the devices of a machine."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from hjepa_lib.config import ConfigError
+from hjepa_lib.runs import machine
+from hjepa_lib.runs.places import RunError
+from hjepa_lib.workbench import STUDY
+from hjepa_lib.workbench.schema import read_experiment
+from hjepa_lib.workbench.table import Table, describe
+
+
+@dataclass
+class CompareCommand:
+    """Flat (l1) against hierarchical (l2) planning: same cost, protocol P1, one table."""
+
+    config_l1: Path | None = None
+    """Settings of the flat model; configs/tworooms_l1.yaml if empty."""
+    config_l2: Path | None = None
+    """Settings of the two-level model; configs/tworooms_l2.yaml if empty."""
+    output_root: Path | None = None
+    """Folder of the runs; in the outputs folder if empty."""
+    seed: int = 0
+    """Training seed of both."""
+    epochs: int | None = None
+    """Passes over the data, in place of the configured number of updates."""
+    mode: Literal["l1", "l2", "both"] = "both"
+    """Which of the two to train and evaluate."""
+    l2_from_scratch: bool = False
+    """Train a level 1 of its own under level 2."""
+
+    def __call__(self) -> int:
+        from hjepa_lib.workbench import compare
+
+        return compare.compare(**vars(self))
+
+
+@dataclass
+class ExperimentCommand:
+    """Do what an experiment file asks for and its table lacks; the same command goes on."""
+
+    file: tyro.conf.Positional[Path | None] = None
+    """YAML file, see configs/study.yaml; the committed study if empty."""
+    list: bool = False
+    """Only show the cells in their order, with what is done."""
+    only: str = ""
+    """Cells to do, by name or group: globs with commas between them; all if empty."""
+    seeds: str = ""
+    """Training seeds to do, such as 0+1; those of each cell if empty."""
+    jobs: int = 1
+    """Processes on this machine, which share the cores."""
+    engine: Literal["joblib", "dask"] = "joblib"
+    """joblib: processes here; dask: workers that may die, here or on other machines."""
+    scheduler: str = ""
+    """Address of a Dask scheduler, such as tcp://host:8786; a local one if empty."""
+    threads: int | None = None
+    """Threads of a process; its share of the cores, or the worker's own, if empty."""
+    redo: bool = False
+    """Replace rows that were made with other settings, instead of stopping."""
+    yes: bool = False
+    """Start the profile full even without a GPU."""
+
+    resume = True
+
+    def __call__(self) -> int:
+        if not all(part.isdigit() for part in self.seeds.split("+") if self.seeds):
+            raise ConfigError(f"--seeds must be numbers such as 0+1+2, got {self.seeds!r}")
+        experiment = read_experiment(self.file or STUDY)
+        seeds = tuple(int(part) for part in self.seeds.split("+") if part)
+        units = experiment.select(self.only, seeds)
+        if self.list:
+            print(describe(units, Table(experiment.table, experiment.profile)))
+            return 0
+        if experiment.folder.exists() and not self.resume:
+            raise RunError(f"{experiment.name!r} exists already; resume it or choose another name")
+        from hjepa_lib.workbench.engine import run_experiment
+
+        names = ("jobs", "engine", "scheduler", "threads", "redo", "yes")
+        ended = run_experiment(experiment, units, **{name: getattr(self, name) for name in names})
+        failed = sum(bool(one.error) for one in ended)
+        print(f"{len(ended) - failed} of {len(ended)} rows made; table: {experiment.table}")
+        return 1 if failed else 0
+
+
+@dataclass
+class SweepCommand(ExperimentCommand):
+    """An experiment file of one's own that is new, unless --resume is given."""
+
+    resume: bool = False
+    """Continue an experiment that exists; finished rows are skipped."""
+
+
+@dataclass
+class BenchCommand:
+    """Time level-1 updates, planner calls, rendering and data on the CPU."""
+
+    rounds: int = 20
+    """Timed rounds; the ways of doing one work take turns."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What is compared with fp32; auto takes the faster one, by measurement."""
+    only: str = ""
+    """Time only the work whose name contains this text."""
+    quick: bool = False
+    """Tiny sizes: shows that everything runs, its times mean nothing."""
+
+    def __call__(self) -> int:
+        from torch.utils.benchmark import Compare
+
+        from hjepa_lib.workbench import bench
+
+        threads = machine.set_up()
+        precision = machine.choose_precision("cpu", self.precision)
+        print(f"{threads} threads, {precision}")
+        every = bench.ways(precision, self.quick)
+        chosen = [way for way in every if self.only in way.title]
+        if not chosen:
+            known = "; ".join(way.title for way in every)
+            raise ConfigError(f"no work is called like {self.only!r}; there are: {known}")
+        Compare(bench.measure(chosen, self.rounds)).print()
+        return 0
+
+
+@dataclass
+class GpuCheckCommand:
+    """Check a machine with CUDA: losses and plans against the CPU, speed, P1, a start of `full`."""
+
+    minutes: float = 8.0
+    """Time in all; a part that does not fit is left out, and named."""
+    output: Path | None = None
+    """JSON file that grows part by part; in a new folder of the outputs if empty."""
+    quick: bool = False
+    """Tiny sizes, without CUDA on the CPU: shows that everything runs, its numbers mean nothing."""
+
+    def __call__(self) -> int:
+        begin = time.monotonic()  # imports count
+        from hjepa_lib.workbench.gpu_check import PARTS, Check, wrong
+
+        cuda = machine.has_device("cuda")
+        if not cuda and not self.quick:
+            raise ConfigError("gpu-check needs a machine with CUDA; --quick plays it tiny on any")
+        machine.set_up()
+        end = begin + 60 * self.minutes - 6
+        check = Check(self.output, end, "cuda" if cuda else "cpu", self.quick)
+        for work, seconds in PARTS.items():
+            check.run(work, seconds)
+        print(f"written: {check.output}")
+        return 1 if wrong(check.parts) else 0
