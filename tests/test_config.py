@@ -379,6 +379,8 @@ NOT_BY_EFFECT = {
     "evaluation.matched_dynamics": "read by a notebook",
     "evaluation.budgets": "read by a notebook",
     "evaluation.budget_trials": "read by a notebook",
+    "data.position": "of recordings, see test_recordings.py",
+    "data.world": "of recordings, see test_recordings.py",
     "evaluation.task_set": "Two Rooms has none, see test_mazes.py",
     "level1.load": "says where level 1 comes from, see test_stages.py",
 }

@@ -1,10 +1,12 @@
 """The form of every notebook; 01-05 in a smoke run by the real runner, and variants."""
 
 import ast
+import importlib
 import json
 import math
 import re
 import shutil
+import sys
 
 import nbformat
 import pytest
@@ -21,9 +23,9 @@ from hjepa_lib.workbench import compare
 
 NOTEBOOKS = runner.select_notebooks("01-05", ROOT / "notebooks")
 NAMES = [path.stem for path in NOTEBOOKS]
-CHAPTERS = runner.select_notebooks("01-15", ROOT / "notebooks")
-"""Run by test_widgets.py (06), test_notebook_study.py, test_worlds_study.py (09) and
-test_pixels_notebooks.py."""
+CHAPTERS = runner.select_notebooks("01-16", ROOT / "notebooks")
+"""Run by test_widgets.py (06), test_notebook_study.py, test_worlds_study.py (09),
+test_pixels_notebooks.py and below (16)."""
 TABLE = {*FLOORS, *learned(CPU)}
 STANDARD = {"profile": "laptop", "run": "", "seed": 0, "overrides": ""}
 
@@ -72,7 +74,9 @@ def test_code_has_its_form(path):
             assert not names & {"profile", "run", "overrides"}, cell.source
     sizes = sorted(len(cell.source.splitlines()) for cell in code)
     assert sizes[-1] <= 40 and sizes[len(sizes) // 2] <= 15
-    assert sum(len(re.findall(r"(?m)^ *def ", cell.source)) for cell in code) <= 2
+    written = ("picture = ", "maze = ")  # the file of a world, as text
+    shown = "\n".join(cell.source for cell in code if not cell.source.startswith(written))
+    assert len(re.findall(r"(?m)^ *def ", shown)) <= 2
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
     assert "papermill" not in json.dumps(nbformat.read(path, 4).metadata)
     assert "!pip" not in path.read_text()
@@ -219,3 +223,27 @@ def test_without_level_2(finished):
     assert methods == {*FLOORS, ("flat", "latent"), ("flat", "distance")}
     assert not (run.path / "l2").exists() and not (run.path / compare.CSV).exists()
     assert "disable_l2 is set" in shown_by(run, 3, "nothing to check without level 2")[1]
+
+
+def test_an_own_world_and_a_file(root, monkeypatch, capsys):
+    """16 from nothing, and once more where h5py is absent: it says what it leaves out."""
+    pytest.importorskip("h5py")
+    monkeypatch.setenv("HJEPA_HEADLESS", "1")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "paper_maze", raising=False)
+    run, find = Run.create("own", CPU), importlib.util.find_spec
+    names = execute(CHAPTERS[-1], run="own")
+    whole = capsys.readouterr().out
+    absent = lambda name, *rest: None if name == "h5py" else find(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", absent)
+    without = execute(CHAPTERS[-1], run="own")
+    part = capsys.readouterr().out
+    assert whole.endswith("checks passed\n") and part.endswith("checks passed\n")
+    assert "lacks the column 'pixels'" in whole and "read back equal: True" in whole
+    assert "this part is left out" in part and "this part is left out" not in whole
+    assert len(names["judged"]) == 6 and without["judged"] == []
+    assert names["rates"]["oracle, none"]["n"] == CPU.evaluation.trials
+    run.reload()
+    assert {f"16_{name}.png" for name in ("tasks", "data", "paths", "recognised")} <= {
+        *run.manifest["figures"]
+    }

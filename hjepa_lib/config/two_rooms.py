@@ -33,8 +33,13 @@ class DataConfig(Section):
     """Offline trajectories (PLDM's wall data and its relatives)."""
 
     source: str = "generated"
-    """`generated`, `published` (Google Drive), an .npz file like those, a world's name, or an own
-    world's `module:Class`."""
+    """`generated`, `published` (Google Drive), an .npz file like those, a world's name, an own
+    world's `module:Class`, or recorded frames: .h5 of stable-worldmodel, .npz of OGBench,
+    `minari:ID` (data/readers.py)."""
+    position: str = ""
+    """Column and components of a recording that say where it is, `state:0,1`; "": none."""
+    world: str = ""
+    """World to play a recording's agent in, named like a source; "": it is judged offline."""
     recipe: Literal[
         "good", "random", "short17", "short33", "short65", "mixture", "no_crossing", "eb_jepa"
     ] = "good"  # fmt: skip
@@ -54,6 +59,11 @@ class DataConfig(Section):
     """Collision rule; `blocked` in published data."""
     val_fraction: Float[0.0:0.5] = 0.05
     """Share of trajectories for validation."""
+
+    @property
+    def played(self) -> str:
+        """What names the world of episodes."""
+        return self.world or self.source
 
     def refused(self) -> Iterator[tuple[object, str]]:
         """A misspelt name of a world."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hjepa_lib.data.trajectories import Trajectories
+from hjepa_lib.data.trajectories import Trajectories, Unplayed
 from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.two_rooms import TwoRooms
 
@@ -36,10 +36,14 @@ def describe(trajectories: Trajectories, limit: int = 2048) -> dict[str, float]:
     In Two Rooms crossing_rate: see `crosses`; sides_differ_rate: the ends lie on two sides of the
     wall's centre;
     spread_px: largest distance of two positions of a trajectory; blocked_rate: steps without a
-    move; action_std_x, action_std_y, step_mean_px, step_std_px.
+    move; action_std_x, action_std_y, step_mean_px, step_std_px. Of a recording only action_std_0
+    and so on, in its own units.
     """
     walks, layout = _walks(trajectories, limit), trajectories.layouts()
     count, rates = len(walks), {}
+    if trajectories.world is Unplayed:
+        spread = torch.cat([actions for _, actions in walks]).std(0).tolist()
+        return {"trajectories": count} | {f"action_std_{n}": std for n, std in enumerate(spread)}
     if trajectories.world is TwoRooms:
         crossed = [bool(crosses(p[None], layout.index([row]))) for row, (p, _) in enumerate(walks)]
         ends = torch.stack([p[[0, -1], 0] for p, _ in walks]) - layout.wall_x[:count, None]

@@ -33,12 +33,10 @@ class Normaliser(Section):
         """Statistics of a (training) set; `seed` picks the frames that are rendered."""
         generator = torch.Generator().manual_seed(seed)
         states = torch.randint(len(trajectories.positions), (_FRAMES,), generator=generator)
-        row = torch.searchsorted(trajectories.lengths.cumsum(0), states, right=True)
-        shape = trajectories.world.observed()
+        shape = trajectories.frame_shape
         total, squares = torch.zeros(2, shape[0], dtype=torch.float64)
         for part in torch.arange(_FRAMES).split(256):  # 9 MB of float32 pixels at a time
-            world = trajectories.world(trajectories.layouts(row[part]))
-            frames = world.render(trajectories.positions[states[part]])
+            frames = trajectories.frames(states[part])
             if frames.shape[1:] != shape or frames.dtype != torch.uint8:
                 wanted, found = ", ".join(map(str, shape)), tuple(frames.shape)
                 raise WorkbookError(
@@ -53,7 +51,10 @@ class Normaliser(Section):
         used = torch.ones(len(trajectories.actions), dtype=torch.bool)
         used[trajectories.lengths.cumsum(0) - 1] = False  # the last state has no action
         found = [mean, std]
-        for rows in (trajectories.actions[used], trajectories.world.xy(trajectories.positions)):
+        places = trajectories.world.xy(trajectories.positions)
+        if not places.shape[1]:  # of a recording that does not say
+            places = torch.zeros(1, 2)
+        for rows in (trajectories.actions[used], places):
             std, mean = torch.std_mean(rows.double(), dim=0, correction=0)
             found += [mean, std.clamp_min(_SMALLEST)]
         return cls(*(values.tolist() for values in found))

@@ -14,8 +14,10 @@ import torch
 
 from hjepa_lib import files
 from hjepa_lib.config import ConfigError, DataConfig, names_world
+from hjepa_lib.data import readers
 from hjepa_lib.data.recipes import generate
-from hjepa_lib.data.trajectories import Trajectories
+from hjepa_lib.data.trajectories import Record, Trajectories
+from hjepa_lib.worlds.base import find_world
 from hjepa_lib.worlds.layout import FIXED, SIZE
 
 FILE_ID = "1NwR-ui-akIgR2xcoJHYiHjOk9U5bYCa0"
@@ -161,19 +163,25 @@ def truncate(trajectories: Trajectories, transitions: int) -> Trajectories:
     return found
 
 
-def acquire(config: DataConfig, seed: int) -> Trajectories:
+def acquire(config: DataConfig, seed: int, folder: Path = Path()) -> Trajectories:
     """The data set that `config` describes; a file with too few transitions is used whole.
 
-    Without a network generated data stand in for published ones, which is printed and stands in
-    meta["fallback"]; any other failure raises `FileError`.
+    Frames of a recording are laid into `folder`. Without a network generated data stand in for
+    published ones, which is printed and stands in meta["fallback"]; any other failure raises
+    `FileError`.
     """
     names = ("recipe", "transitions", "layouts", "dynamics", "good_fraction", "exclude_wall",
              "exclude_door")  # fmt: skip
     made = {name: getattr(config, name) for name in names} | {"seed": seed}
-    if config.source == "generated" or names_world(config.source):
+    recorded = readers.is_recording(config.source)
+    if not recorded and (config.position or config.world):
+        raise ConfigError(f"data.position and data.world are of recordings, not {config.source}")
+    if not recorded and (config.source == "generated" or names_world(config.source)):
         return generate(**made, source=config.source)
     if config.layouts != "fixed" or config.dynamics != "blocked":
-        raise ConfigError("published data have data.layouts=fixed and data.dynamics=blocked only")
+        raise ConfigError("data of a file have data.layouts=fixed and data.dynamics=blocked only")
+    if recorded:
+        return _recorded(config, folder)
     path, meta = config.source, {}
     if path == "published":
         if config.recipe not in MEMBERS:
@@ -189,4 +197,30 @@ def acquire(config: DataConfig, seed: int) -> Trajectories:
         meta = {"source": "published", "recipe": config.recipe}
     data = truncate(load_npz_trajectories(path), config.transitions)
     data.meta |= meta | {"transitions": data.transitions, "requested": config.transitions}
+    return data
+
+
+def _recorded(config: DataConfig, folder: Path) -> Trajectories:
+    """A recording; positions are those of the world that plays on, where there is one.
+
+    ConfigError when that world has other frames or actions.
+    """
+    found, world = readers.read(config.source, config.position), find_world(config.world)
+    positions, actions = torch.from_numpy(found.positions), torch.from_numpy(found.actions)
+    if world is not None:
+        own, recorded = (*world.observed(), world.action_size), (*found.shape, actions.shape[1])
+        if own != recorded or positions.shape[1] != 2:
+            raise ConfigError(
+                f"data.world={config.world} has (C, Hpx, Wpx, actions) {own}, the recording "
+                f"{recorded}; data.position must name its x and y, it names {positions.shape[1]}"
+            )
+        positions = world.at_rest(positions)
+    lengths = torch.from_numpy(found.lengths)
+    layout = torch.zeros(len(lengths), 2, dtype=torch.int16)
+    meta = {"source": config.source, "recipe": "recorded", "dynamics": "recorded"}
+    meta |= {"world": config.world, "requested": config.transitions}
+    data = truncate(Trajectories(positions, actions, lengths, layout, meta), config.transitions)
+    shape = (len(data.positions), *found.shape)
+    data.record = Record.write(folder / "frames.npy", found.pieces(), shape)
+    data.meta["transitions"] = data.transitions
     return data

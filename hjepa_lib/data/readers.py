@@ -15,7 +15,7 @@ import os
 import re
 import uuid
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,9 +32,9 @@ STATE = "state"
 """The column of a position that is given by bare numbers; `write_h5` writes it."""
 _PIECE = 1 << 24  # bytes of frames at a time
 _CHANNELS = (1, 2, 3)
-_POSITION = re.compile(r"(?:(?P<name>[^\d:][^:]*)(?::|$))?(?P<columns>\d+(?:,\d+)*)?")
+_POSITION = re.compile(r"(?P<name>[A-Za-z_][^:,]*)?(?:(?:^|:)(?P<x>\d+),(?P<y>\d+))?")
 
-Pieces = Iterator[np.ndarray]
+Pieces = Callable[[], Iterator[np.ndarray]]
 
 
 class Recording(NamedTuple):
@@ -42,138 +42,140 @@ class Recording(NamedTuple):
 
     lengths: np.ndarray  # (E,) int64, states per episode
     actions: np.ndarray  # (N, A) float32; that of each last state is zero and leads nowhere
-    positions: np.ndarray  # (N, P) float32 in the file's unit; P is 0 where none are named
+    positions: np.ndarray  # (N, 2) float32 in the file's unit, (N, 0) where none is named
     shape: tuple[int, int, int]  # (C, Hpx, Wpx) of a frame
-    pieces: Callable[[], Pieces]  # all frames in order, (n, C, Hpx, Wpx) uint8 each
+    pieces: Pieces  # all frames in order, (n, C, Hpx, Wpx) uint8 each
+
+
+class _Found(NamedTuple):
+    """The same before it is checked, with the file's own axes."""
+
+    lengths: np.ndarray
+    actions: np.ndarray
+    columns: dict[str, Callable[[], np.ndarray]]
+    shape: tuple[int, ...]  # of all frames
+    kind: np.dtype
+    pieces: Pieces
 
 
 def is_recording(source: str) -> bool:
     """Whether a `data.source` is one that `read` knows; an npz with locations is PLDM's own."""
     if source.startswith(MINARI) or source.lower().endswith(H5):
         return True
-    if not source.endswith(".npz") or not Path(source).is_file():
+    if not source.endswith(".npz") or not zipfile.is_zipfile(source):
         return False
-    names = _names(source)
-    return "observations" in names and "locations" not in names
+    with zipfile.ZipFile(source) as archive:
+        names = archive.namelist()
+    return "observations.npy" in names and "locations.npy" not in names
 
 
 def read(source: str, position: str = "") -> Recording:
     """The recording in a file (.h5, .hdf5, .npz) or of "minari:ID"; FileError says what is wrong.
 
-    `position` names a column and its components: "proprio:0,1", "0,1" of `state`, or a name alone
-    for its first two.
+    `position` names two components of a column, x and y: "proprio:0,1", "0,1" of `state`, or a
+    name alone for its first two.
     """
-    if source.startswith(MINARI):
-        return _read_minari(source, position)
-    return (_read_h5 if source.lower().endswith(H5) else _read_npz)(source, position)
-
-
-def extra(module: str, name: str) -> Any:
-    """An optional package; FileError with the command that installs it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise FileError(f"{module} is not installed: pip install -e '.[{name}]'") from error
-
-
-# --- what all forms share -----------------------------------------------------------------------
-def _checked(
-    source: str, lengths: np.ndarray, actions: np.ndarray, positions: np.ndarray,
-    shape: tuple[int, ...], kind: np.dtype, pieces: Callable[[], Pieces],
-) -> Recording:  # fmt: skip
-    """`shape` and `kind` are those of all frames, and `pieces` has them, with the file's axes."""
-    total, actions = int(lengths.sum()), actions[:, None] if actions.ndim == 1 else actions
+    form = _minari if source.startswith(MINARI) else _npz
+    form = _h5 if source.lower().endswith(H5) else form
+    with files.told(source, "a whole recording"):
+        found = form(source)
+        positions = _positions(source, position, found)
+    lengths, shape = np.asarray(found.lengths, np.int64), tuple(found.shape)
+    total, actions = int(lengths.sum()), found.actions
+    actions = actions[:, None] if actions.ndim == 1 else actions
+    last = len(shape) == 4 and shape[3] in _CHANNELS
     if not len(lengths) or lengths.min() < 2:
         raise FileError(f"{source}: an episode needs two states or more")
     if actions.dtype.kind != "f" or actions.ndim != 2:
         raise FileError(f"{source}: actions must be (N, A) real numbers, got {_told(actions)}")
     if not total == len(actions) == shape[0]:
-        found = f"{total} states in episodes, {len(actions)} actions, {shape[0]} frames"
-        raise FileError(f"{source}: frames do not match: {found}")
-    last = len(shape) == 4 and shape[3] in _CHANNELS
-    if kind != np.uint8 or not (last or (len(shape) == 4 and shape[1] in _CHANNELS)):
+        said = f"{total} states in episodes, {len(actions)} actions, {shape[0]} frames"
+        raise FileError(f"{source}: frames do not match: {said}")
+    if found.kind != np.uint8 or not (last or (len(shape) == 4 and shape[1] in _CHANNELS)):
         wanted = "(N, H, W, C) uint8 with 1 to 3 channels"
-        raise FileError(f"{source}: frames must be {wanted}, got {tuple(shape)} {kind}")
+        raise FileError(f"{source}: frames must be {wanted}, got {shape} {found.kind}")
     actions = actions.astype(np.float32)
     actions[lengths.cumsum() - 1] = 0
     for name, rows in (("action", actions), ("position", positions)):
         if not (finite := np.isfinite(rows).all(1)).all():
             rule = "; only the last one of an episode may be NaN" if name == "action" else ""
             raise FileError(f"{source}: the {name} of row {finite.argmin()} is not finite{rule}")
-    frame = (shape[3], *shape[1:3]) if last else tuple(shape[1:])
 
-    def in_order() -> Pieces:
-        for piece in pieces():
-            yield np.moveaxis(piece, -1, 1) if last else piece
+    def pieces() -> Iterator[np.ndarray]:
+        with files.told(source, "a whole recording"):
+            for piece in found.pieces():
+                yield np.moveaxis(piece, -1, 1) if last else piece
 
-    return Recording(lengths, actions, positions, frame, in_order)
+    frame = (shape[3], *shape[1:3]) if last else shape[1:]
+    return Recording(lengths, actions, positions, frame, pieces)
+
+
+def _positions(source: str, position: str, found: _Found) -> np.ndarray:
+    if not position:
+        return np.zeros((len(found.actions), 0), np.float32)
+    match = _POSITION.fullmatch(position.replace(" ", ""))
+    if not match:
+        wanted = "two components, like state:0,1 or 0,1 or state"
+        raise FileError(f"data.position must name {wanted}; got {position!r}")
+    name, picked = match["name"] or STATE, [int(match["x"] or 0), int(match["y"] or 1)]
+    if name not in found.columns:
+        known = ", ".join(sorted(found.columns)) or "none"
+        raise FileError(f"{source} has no column {name!r} for data.position; it has: {known}")
+    values, count = np.asarray(found.columns[name]()), len(found.actions)
+    fits = values.ndim == 2 and values.dtype.kind in "fiu" and len(values) == count
+    if not fits or max(picked) >= values.shape[1]:
+        wanted = f"({count}, {max(picked) + 1} or more) numbers"
+        raise FileError(f"{source}: {name} must be {wanted}, got {_told(values)}")
+    return values[:, picked].astype(np.float32)
 
 
 def _told(values: np.ndarray) -> str:
     return f"{values.shape} {values.dtype}"
 
 
-def _positions(
-    source: str, position: str, count: int, names: Iterable[str], column: Callable[[str], Any]
-) -> np.ndarray:
-    """(count, P) of the named components, P = 0 for ""; `column` reads one of `names`."""
-    if not position:
-        return np.zeros((count, 0), np.float32)
-    match = _POSITION.fullmatch(position.replace(" ", ""))
-    if not match:
-        raise FileError(f"data.position must be like 0,1 or state:0,1 or state, got {position!r}")
-    name, picked = match["name"] or STATE, [*map(int, (match["columns"] or "0,1").split(","))]
-    if name not in (names := sorted(names)):
-        known = ", ".join(names) or "none"
-        raise FileError(f"{source} has no column {name!r} for data.position; it has: {known}")
-    values = np.asarray(column(name))
-    values = values[:, None] if values.ndim == 1 else values
-    if values.shape[0] != count or values.ndim != 2 or values.dtype.kind not in "fiu":
-        raise FileError(f"{source}: {name} must be ({count}, k) numbers, got {_told(values)}")
-    if max(picked) >= values.shape[1]:
-        raise FileError(f"{source}: {name} has no component {max(picked)}, got {_told(values)}")
-    return values[:, picked].astype(np.float32)
+def _starts(shape: tuple[int, ...]) -> range:
+    """First frames of the pieces."""
+    return range(0, shape[0], max(1, _PIECE // max(1, int(np.prod(shape[1:])))))
 
 
-def _rows(shape: tuple[int, ...]) -> int:
-    """Frames of a piece."""
-    return max(1, _PIECE // max(1, int(np.prod(shape[1:]))))
+def extra(module: str) -> Any:
+    """An optional package; FileError with the command that installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        name = {"h5py": "h5"}.get(module, module)
+        raise FileError(f"{module} is not installed: pip install -e '.[{name}]'") from error
 
 
-# --- HDF5 ---------------------------------------------------------------------------------------
-@contextlib.contextmanager
-def _open_h5(path: str) -> Iterator[Any]:
-    h5py = extra("h5py", "h5")
+def _h5(path: str) -> _Found:
+    h5py = extra("h5py")
     with contextlib.suppress(ImportError):  # more compressions, where somebody has installed it
         importlib.import_module("hdf5plugin")
-    with files.told(path), open(path, "rb"):
-        pass
-    if not h5py.is_hdf5(path):
-        raise FileError(f"{path} is no HDF5 file")
-    with files.told(path, "a whole HDF5 file"), h5py.File(path, "r") as file:
-        yield file
+    with open(path, "rb"):
+        if not h5py.is_hdf5(path):
+            raise FileError(f"{path} is no HDF5 file")
 
+    def rows(name: str, part: slice = slice(None)) -> np.ndarray:
+        with h5py.File(path) as file:
+            return file[name][part]
 
-def _read_h5(path: str, position: str) -> Recording:
-    with _open_h5(path) as file:
+    with h5py.File(path) as file:
+        shapes = {name: getattr(one, "shape", ()) for name, one in file.items()}
         for name in ("pixels", "action", "ep_len", "ep_offset"):
-            if name not in file:
-                raise FileError(f"{path} lacks the column {name!r}; it has: {', '.join(file)}")
-        lengths, offsets = (file[name][:].astype(np.int64) for name in ("ep_len", "ep_offset"))
-        if not np.array_equal(offsets, lengths.cumsum() - lengths):
-            raise FileError(f"{path}: episodes must follow one another, ep_offset says otherwise")
-        pixels, count = file["pixels"], int(lengths.sum())
-        names = {name for name, one in file.items() if one.shape[:1] == (count,)} - {"pixels"}
-        positions = _positions(path, position, count, names, lambda name: file[name][:])
-        action, shape, kind = file["action"][:], pixels.shape, pixels.dtype
+            if name not in shapes:
+                raise FileError(f"{path} lacks the column {name!r}; it has: {', '.join(shapes)}")
+        kind = file["pixels"].dtype
+    lengths, shape = rows("ep_len").astype(np.int64), shapes.pop("pixels")
+    if not np.array_equal(rows("ep_offset"), lengths.cumsum() - lengths):
+        raise FileError(f"{path}: episodes must follow one another, ep_offset says otherwise")
+    usual = (name for name, one in shapes.items() if one[:1] == shape[:1])
+    columns = {name: lambda name=name: rows(name) for name in usual}
+    starts = _starts(shape)
 
-    def pieces() -> Pieces:
-        with _open_h5(path) as file:
-            step = _rows(shape)
-            for start in range(0, shape[0], step):
-                yield file["pixels"][start : start + step]
+    def pieces() -> Iterator[np.ndarray]:
+        return (rows("pixels", slice(start, start + starts.step)) for start in starts)
 
-    return _checked(path, lengths, action, positions, shape, kind, pieces)
+    return _Found(lengths, rows("action"), columns, shape, kind, pieces)
 
 
 def write_h5(path: str | Path, data: Trajectories) -> Path:
@@ -181,112 +183,88 @@ def write_h5(path: str | Path, data: Trajectories) -> Path:
 
     States go to the column `state`, last actions are NaN. FileError where `path` exists.
     """
-    h5py, path = extra("h5py", "h5"), Path(path)
+    h5py, path = extra("h5py"), Path(path)
     if path.exists():
         raise FileError(f"{path} exists: name another file")
     actions = data.actions.numpy().astype(np.float32)
     actions[data.lengths.cumsum(0).numpy() - 1] = np.nan
-    total, (channels, *sides) = len(actions), data.frame_shape
     columns = {"action": actions, "ep_len": data.lengths.numpy(), "ep_offset": data.starts.numpy()}
     if data.positions.shape[1]:
         columns[STATE] = data.positions.numpy()
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    channels, *sides = data.frame_shape
+    shape = (len(actions), *sides, channels)
+    form = {"chunks": (min(len(actions), 8), *shape[1:]), "compression": "gzip"}
+    temporary, starts = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp"), _starts(shape)
     try:
         with files.told(path, doing="write"), h5py.File(temporary, "w") as file:
             for name, values in columns.items():
                 file[name] = values
-            shape = (total, *sides, channels)
-            options = {"chunks": (min(total, 8), *shape[1:]), "compression": "gzip"}
-            pixels = file.create_dataset("pixels", shape, np.uint8, **options, compression_opts=1)
-            for rows in torch.arange(total).split(_rows(shape)):
-                frames = data.frames(rows).movedim(1, -1).cpu().numpy()
-                pixels[int(rows[0]) : int(rows[-1]) + 1] = frames
+            pixels = file.create_dataset("pixels", shape, np.uint8, compression_opts=1, **form)
+            for start in starts:
+                part = slice(start, min(start + starts.step, len(actions)))
+                frames = data.frames(torch.arange(part.start, part.stop))
+                pixels[part] = frames.movedim(1, -1).cpu().numpy()
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return path
 
 
-# --- npz ----------------------------------------------------------------------------------------
-def _names(path: str) -> list[str]:
-    with files.told(path, "a whole .npz file"), zipfile.ZipFile(path) as archive:
-        return [name.removesuffix(".npy") for name in archive.namelist()]
+def _npz(path: str) -> _Found:
+    @contextlib.contextmanager
+    def opened() -> Iterator[tuple[Any, tuple[int, ...], np.dtype]]:
+        """(stream at the first frame, shape, dtype): it may be compressed, and is not kept."""
+        form = np.lib.format
+        header = {(1, 0): form.read_array_header_1_0, (2, 0): form.read_array_header_2_0}
+        with zipfile.ZipFile(path) as archive, archive.open("observations.npy") as stream:
+            shape, fortran, kind = header[form.read_magic(stream)](stream)
+            if fortran or kind.hasobject:
+                raise FileError(f"{path}: observations must be numbers in C order, got {kind}")
+            yield stream, shape, kind
 
-
-@contextlib.contextmanager
-def _member(path: str, name: str) -> Iterator[tuple[Any, tuple[int, ...], np.dtype]]:
-    """(stream at the first row, shape, dtype) of an array, which may be compressed."""
-    form = np.lib.format
-    header = {(1, 0): form.read_array_header_1_0, (2, 0): form.read_array_header_2_0}
-    with (
-        files.told(path, "a whole .npz file"),
-        zipfile.ZipFile(path) as archive,
-        archive.open(f"{name}.npy") as stream,
-    ):
-        shape, fortran, kind = header[form.read_magic(stream)](stream)
-        if fortran or kind.hasobject:
-            raise FileError(f"{path}: {name} must be numbers in C order, got {kind}")
-        yield stream, shape, kind
-
-
-def _read_npz(path: str, position: str) -> Recording:
+    with opened() as (_, shape, kind), zipfile.ZipFile(path) as archive:
+        names = {name.removesuffix(".npy") for name in archive.namelist()} - {"observations"}
     found = files.load_npz(path, ("actions", "terminals"))
-    with _member(path, "observations") as (_, shape, kind):
-        pass
     ends = np.flatnonzero(found["terminals"])
     if not len(ends) or ends[-1] != len(found["terminals"]) - 1:
         raise FileError(f"{path}: terminals must end the last episode in the last row")
-    names = {*_names(path)} - {"observations", "actions", "terminals"}
-    count = len(found["terminals"])
-    positions = _positions(path, position, count, names, lambda n: files.load_npz(path, (n,))[n])
 
-    def pieces() -> Pieces:
-        step = _rows(shape)
-        with _member(path, "observations") as (stream, _, _):
-            for start in range(0, shape[0], step):
-                part = (min(step, shape[0] - start), *shape[1:])
+    def pieces() -> Iterator[np.ndarray]:
+        starts = _starts(shape)
+        with opened() as (stream, _, _):
+            for start in starts:
+                part = (min(starts.step, shape[0] - start), *shape[1:])
                 yield np.frombuffer(stream.read(int(np.prod(part))), np.uint8).reshape(part)
 
-    lengths = np.diff(ends, prepend=-1)
-    return _checked(path, lengths, found["actions"], positions, shape, kind, pieces)
+    columns = {name: lambda name=name: files.load_npz(path, (name,))[name] for name in names}
+    return _Found(np.diff(ends, prepend=-1), found["actions"], columns, shape, kind, pieces)
 
 
-# --- Minari -------------------------------------------------------------------------------------
-def _read_minari(source: str, position: str) -> Recording:
-    minari = extra("minari", "minari")
-    with files.told(source, "a Minari data set"):
-        data = minari.load_dataset(source.removeprefix(MINARI))
+def _minari(source: str) -> _Found:
+    data = extra("minari").load_dataset(source.removeprefix(MINARI))
 
-    def episodes() -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
-        """(episode, its observations by name; a plain one is called observations)."""
-        with files.told(source, "a whole Minari data set"):
-            for one in data.iterate_episodes():
-                seen = one.observations
-                yield one, seen if isinstance(seen, dict) else {"observations": seen}
+    def episodes() -> Iterator[tuple[Any, dict[str, np.ndarray], str]]:
+        """(episode, its observations by name, which of them are the frames)."""
+        for one in data.iterate_episodes():
+            seen = one.observations
+            seen = seen if isinstance(seen, dict) else {"observations": seen}
+            yield one, seen, max(seen, key=lambda name: np.ndim(seen[name]))
 
-    def pictures(seen: dict[str, np.ndarray]) -> np.ndarray:
-        return max(seen.values(), key=np.ndim)  # frames have the most axes
-
-    lengths, actions, positions, shapes = [], [], [], []
-    for one, seen in episodes():
-        frames = pictures(seen)
-        steps, taken = len(frames), np.asarray(one.actions)
-        if taken.ndim not in (1, 2) or len(taken) != steps - 1:
-            wanted = f"{steps} observations need {steps - 1} actions (T, A)"
-            raise FileError(f"{source}: {wanted}, got {_told(taken)} in episode {one.id}")
+    actions, columns, shapes, lengths = [], {}, set(), []
+    for one, seen, frames in episodes():
+        steps, taken = len(seen[frames]), np.asarray(one.actions)
+        if len(taken) != steps - 1:
+            wanted = f"{steps} observations need {steps - 1} actions"
+            raise FileError(f"{source}: {wanted}, got {len(taken)} in episode {one.id}")
         actions.append(np.concatenate([taken, np.zeros_like(taken[:1])]))
-        names = {name for name, values in seen.items() if values is not frames}
-        positions.append(_positions(source, position, steps, names, seen.__getitem__))
         lengths.append(steps)
-        shapes.append((frames.shape[1:], frames.dtype))
-    if len({*shapes}) != 1:
-        raise FileError(
-            f"{source}: its episodes must have frames of one shape, not {len({*shapes})}"
-        )
-    (shape, kind), total = shapes[0], sum(lengths)
-
-    def pieces() -> Pieces:
-        yield from (pictures(seen) for _, seen in episodes())
-
-    parts = np.concatenate(actions), np.concatenate(positions)
-    return _checked(source, np.array(lengths), *parts, (total, *shape), kind, pieces)
+        shapes.add((seen[frames].shape[1:], seen[frames].dtype))
+        for name in {*seen} - {frames}:
+            columns.setdefault(name, []).append(seen[name])
+    if len(shapes) != 1:
+        raise FileError(f"{source}: frames of all episodes must be alike, got {len(shapes)} shapes")
+    ((shape, kind),) = shapes
+    joined = {name: lambda parts=parts: np.concatenate(parts) for name, parts in columns.items()}
+    rest = joined, (sum(lengths), *shape), kind
+    pictures = lambda: (seen[frames] for _, seen, frames in episodes())  # noqa: E731
+    return _Found(np.array(lengths), np.concatenate(actions), *rest, pictures)

@@ -75,6 +75,10 @@ class Record(NamedTuple):
         return cls(files.load_npy(path), torch.arange(shape[0]))
 
 
+class Unplayed(World):
+    """Of a recording that names no world: nothing steps or draws it."""
+
+
 @dataclass
 class Trajectories:
     """R trajectories laid end to end, of two states or more each; M states in all.
@@ -107,13 +111,15 @@ class Trajectories:
 
     @property
     def world(self) -> type[World]:
-        """The world that made the trajectories and draws their frames."""
-        return find_world(self.meta.get("source", "")) or TwoRooms
+        """The world that made the trajectories and draws their frames, or plays on with them."""
+        source, recorded = self.meta.get("source", ""), self.record is not None
+        world = find_world(self.meta.get("world", "") if recorded else source)
+        return world or (Unplayed if recorded else TwoRooms)
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
         """(C, Hpx, Wpx)."""
-        return self.world.frame_shape if self.record is None else self.record.store.shape[1:]
+        return self.world.observed() if self.record is None else self.record.store.shape[1:]
 
     def frames(self, states: Tensor, device: torch.device | str = "cpu") -> Tensor:
         """(k, C, Hpx, Wpx) uint8 of the states number `states` (k,): recorded, or drawn now."""

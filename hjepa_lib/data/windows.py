@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hjepa_lib.data.trajectories import Trajectories
+from hjepa_lib.data.trajectories import Record, Trajectories
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.worlds.base import World
 from hjepa_lib.worlds.layout import Layout
@@ -22,9 +22,12 @@ class WindowBatch(NamedTuple):
     actions: Tensor  # (B, T - 1, A) px
     layout: Layout
     world: type[World] = TwoRooms
+    record: Record | None = None
 
     def frames(self, device: torch.device | str) -> Tensor:
-        """Rendered on `device`: (B, T, C, Hpx, Wpx) uint8."""
+        """Read now, or rendered on `device`: (B, T, C, Hpx, Wpx) uint8."""
+        if self.record is not None:
+            return self.record.frames(device)
         return self.world(self.layout.to(device)).render(self.positions.to(device))
 
 
@@ -64,7 +67,8 @@ class Windows:
         states = (first[:, None] + torch.arange(self.length)).to(self.device)  # (B, T)
         layout = self.trajectories.layouts(self._order[place]).to(self.device)
         actions, world = self._actions[states[:, :-1]], self.trajectories.world
-        return WindowBatch(self._positions[states], actions, layout, world)
+        record = self.trajectories.record and self.trajectories.record.take(states.cpu())
+        return WindowBatch(self._positions[states], actions, layout, world, record)
 
     def sample(
         self, batch: int, generator: torch.Generator, layouts_per_batch: int = 0

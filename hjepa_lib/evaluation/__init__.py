@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hjepa_lib.config import Config, ConfigError, PlanningConfig, flatten, names_world
+from hjepa_lib.config import WORLDS, Config, ConfigError, PlanningConfig, flatten, names_world
 from hjepa_lib.files import read_json, sha256
 from hjepa_lib.planning import METHODS, ONE_STEP, P1_CAP, THREE_LEVELS, one_step, scale_samples
 
@@ -39,27 +39,40 @@ def protocol_cap(protocol: str, wanted: float) -> float:
     return wanted or own
 
 
+def unplayed(config: Config) -> bool:
+    """True for frames that somebody recorded, and no world to go on in."""
+    data = config.data
+    if data.world or data.source in ("generated", "published", *WORLDS):
+        return False
+    from hjepa_lib.data.readers import is_recording
+
+    return is_recording(data.source)
+
+
 def world_of(config: Config) -> type[World] | None:
     """The world of these settings; None for Two Rooms, without an import of torch.
 
     ConfigError where they ask it for a protocol of Two Rooms.
     """
-    if not names_world(config.data.source):
+    source = config.data.played
+    if not names_world(source) or unplayed(config):
         return None
     if config.evaluation.protocol != "p1":
         what = f"evaluation.protocol={config.evaluation.protocol} is of Two Rooms"
-        raise ConfigError(f"{what}: {config.data.source} plays its own, leave that setting out")
+        raise ConfigError(f"{what}: {source} plays its own, leave that setting out")
     from hjepa_lib.worlds.base import find_world
 
-    return find_world(config.data.source)
+    return find_world(source)
 
 
 def played_cap(config: Config, wanted: float = 0.0) -> float:
     """The cap of these settings' actions: `wanted`, or for 0 the protocol's or the world's own.
 
-    ConfigError for what they do not allow.
+    ConfigError for what they do not allow. 0 for a recording: that is told by its actions.
     """
-    if (world := world_of(config)) is None:
+    if (world := world_of(config)) is None and unplayed(config):
+        return wanted
+    if world is None:
         return protocol_cap(config.evaluation.protocol, wanted)
     if wanted > world.action_cap:
         raise ConfigError(f"planning.action_cap={wanted} is beyond the world's {world.action_cap}")
@@ -83,7 +96,7 @@ class Case:
     budget: float  # factor on the samples of every level
     split: str
     trials: int  # the first so many rows of the file that `trials_hash` names
-    world: str  # data.source
+    world: str  # data.source, or data.world of a recording
     seed: int
     steps: int
     planning: PlanningConfig  # as played: cap, cost and budget are already in it
@@ -104,6 +117,9 @@ class Case:
     ) -> Case:
         """The case that a run's settings describe; what is given replaces them."""
         evaluation, planning = config.evaluation, planning or config.planning
+        if unplayed(config):
+            what = "a recording has no environment to play in"
+            raise ConfigError(f"{what}: data.world=module:Class names one")
         planning = one_step(planning) if method == ONE_STEP else planning
         split, world = split or evaluation.split, world_of(config)
         if split.endswith(".npz") and not trials:
@@ -119,7 +135,7 @@ class Case:
         )
         case = cls(
             method, cost, "own" if world else evaluation.protocol, dynamics, float(budget), split,
-            trials or evaluation.trials, config.data.source, config.seed,
+            trials or evaluation.trials, config.data.played, config.seed,
             evaluation.steps or (world.max_steps if world else STEPS), planned, evaluation.task_set,
         )  # fmt: skip
         _ = case.trials_hash  # no such trials: refused here, before anything is trained for them

@@ -1,11 +1,13 @@
-"""Prediction without correction: error in px by horizon, for both levels and for plans.
+"""Prediction without correction: error by horizon, for both levels and for plans.
 
 A model starts from the encoding of one frame, is fed the recorded actions and nothing else, and the
-position probe reads where it believes the dot is.
+position probe reads where it believes the dot is: px. Of recordings that do not say where they are
+the RMS distance of latents is measured.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.config import DataConfig, PlanningConfig
+from hjepa_lib.data.readers import is_recording
 from hjepa_lib.data.recipes import STEP_HIGH, STEP_MEAN, generate
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.evaluation.horizons import Curve
@@ -47,7 +50,9 @@ def draw_windows(store: LatentStore, horizon: int, count: int = WINDOWS) -> Late
 def long_walks(data: DataConfig, states: int, count: int, seed: int) -> Trajectories:
     """`count` fresh trajectories of `states` states with the motion and dynamics of the recipe."""
     names = ("recipe", "layouts", "dynamics", "good_fraction", "exclude_wall", "exclude_door")
-    own = {name: getattr(data, name) for name in (*names, "source")}
+    own = {name: getattr(data, name) for name in names} | {"source": data.played}
+    if is_recording(data.played):
+        raise WorkbookError("a recording has no other walks: data.world=module:Class can make some")
     return generate(transitions=count * (states - 1), seed=HELD_OUT + seed, states=states, **own)
 
 
@@ -57,17 +62,34 @@ def _gaps(agent: Agent, latents: Tensor, positions: Tensor) -> np.ndarray:
     return (agent.probe(latents.to(agent.device)).cpu() - positions).norm(dim=-1).numpy()
 
 
+def unit_of(store: LatentStore) -> str:
+    """What `open_loop` measures in windows of this store."""
+    return "error of the position (px)" if store.positions.shape[1] else "RMS of latents"
+
+
+def _scale(agent: Agent, batch: LatentBatch) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Where the states are (B, T, P), in px or in latents, and what reads that from latents."""
+    if batch.positions.shape[-1]:
+        return batch.positions, lambda latents: agent.probe(latents.to(agent.device)).cpu()
+    size = batch.latents.shape[-1] ** 0.5
+    return batch.latents.cpu() / size, lambda latents: latents.float().cpu() / size
+
+
 @torch.no_grad()
 def open_loop(agent: Agent, batch: LatentBatch) -> dict[str, Curve]:
-    """Errors in px by horizon of level 1, of level 2 (if there is one) and of standing still.
+    """Errors by horizon of level 1, of level 2 (if there is one) and of standing still.
 
     Level 2 has the posterior's z (the best plan it could find) or the prior's mean; a jointly
     trained one acts on level 1 as in its training.
     """
     level1, level2 = agent.level1, agent.level2
     latents, pushes = batch.latents.to(agent.device), batch.actions.to(agent.device)
-    length = pushes.shape[1]
+    length, (truth, read) = pushes.shape[1], _scale(agent, batch)
     hooks, above = {}, {}
+
+    def gaps(found: Tensor, steps: np.ndarray) -> np.ndarray:
+        return (read(found) - truth[:, steps]).norm(dim=-1).numpy()
+
     if level2 is not None and length >= level2.config.step_skip:
         actions = level1.normalise_actions(pushes)
         _, observed = level2.observe(latents, actions, torch.Generator().manual_seed(0))
@@ -76,17 +98,15 @@ def open_loop(agent: Agent, batch: LatentBatch) -> dict[str, Curve]:
         prior = level2.imagine(latents[:, 0], len(steps), macros).predictions
         both = {"posterior z": observed.predictions[:, 1:], "prior mean": prior}
         for name, found in both.items():
-            errors = _gaps(agent, found, batch.positions[:, steps])
-            above[f"level 2, {name}"] = Curve(steps, errors)
+            above[f"level 2, {name}"] = Curve(steps, gaps(found, steps))
         context = level2.context(observed.z)  # (B, whole macro steps, A) or None
         if context is not None:  # the rest of a window keeps the last macro step
             rest = context[:, -1:].expand(-1, length - context.shape[1], -1)
             context = torch.cat([context, rest], 1)
         hooks = {"context": context, "feedback": level2.feedback}
     predicted = level1.rollout_members(latents[:, 0], pushes, **hooks).mean(0)[:, 1:]
-    steps, truth = np.arange(1, length + 1), batch.positions[:, 1:]
-    still = (truth - batch.positions[:, :1]).norm(dim=-1).numpy()
-    curves = {"level 1": Curve(steps, _gaps(agent, predicted, truth))}
+    steps, still = np.arange(1, length + 1), (truth[:, 1:] - truth[:, :1]).norm(dim=-1).numpy()
+    curves = {"level 1": Curve(steps, gaps(predicted, steps))}
     return curves | above | {"stand still": Curve(steps, still)}
 
 
@@ -98,7 +118,12 @@ def read_error(agent: Agent, batch: LatentBatch) -> float:
 
 @torch.no_grad()
 def probe_errors(model: Jepa, probe: Probe, store: LatentStore) -> dict[str, Any]:
-    """RMSE (px) of the probe on the latents predicted in 15-step roll-outs, start left out."""
+    """RMSE (px) of the probe on the latents predicted in 15-step roll-outs, start left out.
+
+    {} where no position is known.
+    """
+    if not store.positions.shape[1]:
+        return {}
     batch = draw_windows(store, min(15, int(store.lengths.max()) - 1))
     device = model.pixel_mean.device
     predicted = model.rollout_members(batch.latents[:, 0].to(device), batch.actions.to(device))

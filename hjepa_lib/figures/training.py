@@ -12,6 +12,7 @@ from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
 from hjepa_lib.figures.style import styled
 
+PLACE = "error of the position (px)"
 LOST = 40.0
 """px: two random places of the room are closer than this, so a larger error is a lost dot."""
 
@@ -70,6 +71,7 @@ def open_loop_error(
     stay: tuple[np.ndarray, np.ndarray],
     marks: Mapping[str, float] | None = None,
     title: str = "Open-loop error",
+    ylabel: str = PLACE,
 ) -> Figure:
     """Median and 10-90 % band by horizon of each level's errors.
 
@@ -80,7 +82,7 @@ def open_loop_error(
         name: (steps, *np.quantile(errors, [0.5, 0.1, 0.9], axis=0))
         for name, (steps, errors) in [*curves.items(), ("stay where you are", stay)]
     }
-    return error_by_horizon(bands, marks, band="median, 10-90 % band", title=title)
+    return error_by_horizon(bands, marks, band="median, 10-90 % band", title=title, ylabel=ylabel)
 
 
 @styled
@@ -89,7 +91,7 @@ def error_by_horizon(
     marks: Mapping[str, float] | None = None,
     threshold: tuple[str, float] | None = None,
     collapsed: Mapping[str, Sequence[float]] | None = None,
-    ylabel: str = "error of the position (px)",
+    ylabel: str = PLACE,
     band: str = "median, 95 %",
     top: float | None = None,
     log: bool = False,

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 DRIVE = Path("/content/drive/MyDrive")
-EXTRAS = {"06": "widgets", "10": "rl", "11": "rl", "12": "rl", "13": "rl", "15": "rl"}
+EXTRAS = {"06": "widgets", "10": "rl", "11": "rl", "12": "rl", "13": "rl", "15": "rl", "16": "h5"}
 
 
 def set_up(notebook: str) -> None:

@@ -13,6 +13,7 @@ from hjepa_lib.config import WORLDS, Config, flatten, names_world
 from hjepa_lib.files import sha256
 
 _leaves = lru_cache(maxsize=64)(flatten)
+_LATER = ("data.position", "data.world")  # at "" they are not in keys, which are older than them
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ def shaping(stage: Stage, config: Config) -> dict[str, Any]:
         name: value
         for name, value in _leaves(config).items()
         # level1.load says where level 1 comes from, not what it is
-        if f"{name}.".startswith(sections) and name != "level1.load"
+        if f"{name}.".startswith(sections)
+        and name != "level1.load"
+        and (value or name not in _LATER)
     }
 
 

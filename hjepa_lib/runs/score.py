@@ -19,9 +19,10 @@ from hjepa_lib.evaluation.episodes import (
     run_episodes,
 )
 from hjepa_lib.evaluation.metrics import Episodes
-from hjepa_lib.evaluation.openloop import PUSHES, wall_leak
+from hjepa_lib.evaluation.offline import planned_rows, recognised
+from hjepa_lib.evaluation.openloop import PUSHES, draw_windows, wall_leak
 from hjepa_lib.evaluation.results import Result, load_result, save_result
-from hjepa_lib.files import read_json
+from hjepa_lib.files import read_json, write_json
 from hjepa_lib.models.checkpoint import load_policy
 from hjepa_lib.planning import METHODS, ONE_STEP, THREE_LEVELS
 from hjepa_lib.planning.agent import Agent
@@ -29,6 +30,7 @@ from hjepa_lib.runs.keys import Stage, core_stages
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.stages import load_data, load_trained
 from hjepa_lib.runs.workspace import Workspace
+from hjepa_lib.training.latents import LatentStore
 
 FLOORS = tuple((name, "none") for name in evaluation.FLOORS)
 COSTS = ("latent", "distance")
@@ -96,6 +98,18 @@ def _play(
             alone = run_episodes(policy, case.tasks.first(1), *rules)
             header["latency_single_episode"] = alone.seconds
     return episodes, header
+
+
+def offline(ws: Workspace) -> tuple[list[dict[str, Any]], dict[str, tuple], float]:
+    """Of a recording: rows of planned actions, recognised shares by horizon, and their chance."""
+    agent, (train, held_out, _) = load_trained(ws), load_data(ws)
+    store = LatentStore(agent.level1, held_out or train, 200, ws.precision)
+    longest = min(agent.planning.flat.horizon, int(store.lengths.max()) - 1)
+    batch = draw_windows(store, longest)
+    looks = sorted({1, max(1, longest // 2), longest})
+    rows = planned_rows(agent, batch, learned(ws.config), looks)
+    write_json(ws.run.path / "offline.json", rows)
+    return rows, {"level 1": recognised(agent, batch)}, 1 / len(batch.latents)
 
 
 def _provenance(ws: Workspace, agent: Agent | None, case: Case) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.published import acquire
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.data.windows import Windows
-from hjepa_lib.evaluation import played_cap, world_of
+from hjepa_lib.evaluation import played_cap, unplayed, world_of
+from hjepa_lib.evaluation.offline import recorded_planning
 from hjepa_lib.evaluation.openloop import probe_errors
 from hjepa_lib.files import read_json, write_json
 from hjepa_lib.models.checkpoint import (
@@ -61,9 +62,9 @@ def train(ws: Workspace, name: str) -> Iterator[Report]:
 
 
 def make_data_stage(ws: Workspace, folder: Path) -> None:
-    """The trajectories, generated, downloaded or an own world's, and what normalises them."""
+    """The trajectories, generated, downloaded, recorded or an own world's; what normalises them."""
     config = ws.config
-    data = acquire(config.data, config.seed)
+    data = acquire(config.data, config.seed, folder)
     data.save(folder)
     train, _ = data.split(config.data.val_fraction, config.seed)
     write_json(folder / "normaliser.json", to_dict(Normaliser.fit(train, config.seed)))
@@ -97,7 +98,7 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     torch.manual_seed(config.seed)
     both = None
     if is_joint(config):
-        both = HJepa(config, normaliser, split[0].world.frame_shape[1:]).to(ws.device)
+        both = HJepa(config, normaliser, split[0].frame_shape[1:]).to(ws.device)
     model = _level1(ws, split[0], normaliser) if both is None else both.level1
     # Before the fit is built: building it puts back the weights of an interrupted training.
     if config.level1.pretrain_mask:
@@ -134,7 +135,7 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
 
 
 def _level1(ws: Workspace, train: Trajectories, normaliser: Normaliser) -> Jepa:
-    return Jepa(ws.config.level1, normaliser, train.world.frame_shape[1:]).to(ws.device)
+    return Jepa(ws.config.level1, normaliser, train.frame_shape[1:]).to(ws.device)
 
 
 def _windows(split: Iterable[Trajectories | None], config: Level1Config) -> list[Windows | None]:
@@ -214,8 +215,11 @@ def load_run(run: Run, names: Sequence[str] = (), precision: str = "", device: s
     cap, world = played_cap(config, config.planning.action_cap), world_of(config)
     planning = dataclasses.replace(config.planning, action_cap=cap)
     where = (precision or run.precision, device or run.device)
-    ball = world is None or world.action_ball
-    return load_agent(run.path / "l1", above[0], planning, config.seed, *where, above[1], ball)
+    ball = not unplayed(config) if world is None else world.action_ball
+    agent = load_agent(run.path / "l1", above[0], planning, config.seed, *where, above[1], ball)
+    if unplayed(config):
+        agent.planning = recorded_planning(planning, agent.level1.normaliser)
+    return agent
 
 
 def train_run(open_run: Callable[[], Run], say: Say = print) -> None:

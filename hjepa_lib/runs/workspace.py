@@ -15,6 +15,7 @@ import torch
 
 from hjepa_lib.config import Config, ConfigError
 from hjepa_lib.config import profile as make_profile
+from hjepa_lib.evaluation import unplayed
 from hjepa_lib.files import WorkbookError, write_atomic
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.keys import Stage, closure, digest, key
@@ -98,6 +99,23 @@ class Workspace:
             f"run {self.run.name} | profile {self.config.profile}, seed {self.config.seed} | "
             f"{self.device}, {self.precision} | {self.run.path}"
         )
+
+    @property
+    def recorded(self) -> bool:
+        """True for frames that somebody recorded, and no world to play on in."""
+        return unplayed(self.config)
+
+    def leave(self, why: str) -> None:
+        """End a chapter here: the cells that follow say `why` and do nothing else.
+
+        WorkbookError outside of a notebook.
+        """
+        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+        if shell is None:
+            raise WorkbookError(why)
+        print(why)
+        skipped = ["print('left out, as said above; restart the kernel to begin again')\n"]
+        shell.input_transformers_cleanup.append(lambda lines: skipped)
 
     def key(self, stage: Stage, config: Config | None = None) -> str:
         """The key that the stage has under this run's settings, or under those of `config`."""

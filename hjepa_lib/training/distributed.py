@@ -63,8 +63,9 @@ def own_rows(batch: WindowBatch) -> WindowBatch:
     if size % parts:
         raise ConfigError(f"level1.optim.batch={size} cannot be shared by {parts} processes")
     rows = slice(rank() * size // parts, (rank() + 1) * size // parts)
-    positions, actions, layout, world = batch
-    return WindowBatch(positions[rows], actions[rows], layout.index(rows), world)
+    positions, actions, layout, world, record = batch
+    kept = record and record.take(rows)
+    return WindowBatch(positions[rows], actions[rows], layout.index(rows), world, kept)
 
 
 def gather_rollout(rollout: Rollout) -> Rollout:

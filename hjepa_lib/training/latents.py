@@ -30,15 +30,14 @@ class LatentStore:
         self.lengths = data.lengths[:count]
         self.starts = torch.cat([self.lengths.new_zeros(1), self.lengths.cumsum(0)])
         total = int(self.starts[-1])
-        states = data.positions[:total]
-        self.positions, self.actions = data.world.xy(states), data.actions[:total]
+        self.positions = data.world.xy(data.positions[:total])
+        self.actions = data.actions[:total]
         self.trajectory = torch.repeat_interleave(torch.arange(count), self.lengths)  # (M,)
         self.layout = data.layouts(slice(count))  # one per trajectory
         device = next(model.parameters()).device
 
         def frames(part: slice) -> Tensor:
-            layout = self.layout.index(self.trajectory[part])
-            return data.world(layout.to(device)).render(states[part].to(device))
+            return data.frames(torch.arange(part.start, part.stop), device)
 
         model.eval()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):

@@ -84,6 +84,8 @@ def quality(rollout: Rollout, batch: WindowBatch) -> dict[str, float]:
         "probe_position_px": rmse_px(probe(flat[half:]), position[half:]),
         "open_loop_px": float(drift[:, -1].mean().sqrt()),
     }
+    if not places.shape[-1]:  # of a recording that does not say where it is
+        return {name: value for name, value in report.items() if not name.endswith("_px")}
     layout = batch.layout.pairs().float()  # (B, 2)
     if len(layout.unique(dim=0)) > 1:
         walls = layout.repeat_interleave(steps, 0)

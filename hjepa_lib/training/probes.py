@@ -59,8 +59,8 @@ def train_probe(
 ) -> tuple[Probe, dict[str, float]]:
     """The position probe on frozen encodings, and its RMSE (px) on held-out trajectories.
 
-    Where nothing is held out, that of the training data (D2). With several layouts the report also
-    says how well a ridge regression reads wall_x and door_y.
+    Where nothing is held out, that of the training data (D2); {} where no position is known.
+    With several layouts the report also says how well a ridge regression reads wall_x and door_y.
     """
     validation = validation or train
     device = next(model.parameters()).device
@@ -69,6 +69,9 @@ def train_probe(
         torch.manual_seed(seed)
         probe = Probe(model.latent_dim, mean, std)
     probe.to(device)
+    if not train.positions.shape[1]:  # a recording that does not say where it is: nor does this
+        probe.mean.fill_(torch.nan)
+        return probe.eval().requires_grad_(False), {}
 
     def loss_fn(generator: torch.Generator) -> Loss:
         pick = draw_batch(len(train.latents), PROBE_OPTIM.batch, generator)

@@ -81,7 +81,7 @@ def tell(run: Run, agent: Agent, choice: Choice, trial: int) -> Story:
     Live roll-outs play the run's own case, which is what a stored result of these settings did
     (I13). ConfigError for a run in an own world.
     """
-    if find_world(run.config.data.source) is not None:
+    if find_world(run.config.data.played) is not None:
         raise ConfigError("the inspector draws Two Rooms, this run was trained in an own world")
     if choice.path is not None:
         return recall(agent, load_result(choice.path), trial)
