@@ -16,7 +16,7 @@ def pair(world, two, flat, flops=(1e6, 1.1e6), seeds=3, cost="latent", method="l
     """Rows of a pair: so many trials solved by the hierarchy and by flat, in every seed."""
     return [
         make_row(f"equal-{name}", seed, first(count), price, method=name, cost=cost)
-        | {"group": "equal", "world": world, **more}
+        | {"group": "equal", "model": world, **more}
         for name, count, price in ((method, two, flops[0]), ("flat", flat, flops[1]))
         for seed in range(seeds)
     ]
@@ -25,15 +25,15 @@ def pair(world, two, flat, flops=(1e6, 1.1e6), seeds=3, cost="latent", method="l
 def judged(*pairs):
     rows = pd.DataFrame([row for one in pairs for row in one])
     found = verdict.claims(rows)
-    return {f"{one.world} {one.cost}": one for one in found.itertuples()}, rows, found
+    return {f"{one.model} {one.cost}": one for one in found.itertuples()}, rows, found
 
 
 def test_the_rule_helps_hurts_or_leaves_it_undecided():
     found, _, table = judged(
-        pair("maze", 30, 10), pair("maze", 9, 31, cost="distance"), pair("generated", 20, 19)
+        pair("maze", 30, 10), pair("maze", 9, 31, cost="distance"), pair("two_rooms", 20, 19)
     )
     assert {name: one.verdict for name, one in found.items()} == {
-        "maze latent": "helps", "maze distance": "hurts", "generated latent": "undecided",
+        "maze latent": "helps", "maze distance": "hurts", "two_rooms latent": "undecided",
     }  # fmt: skip
     helps, hurts, open_ = verdict.claim_sentences(table)
     assert helps.startswith(
@@ -67,7 +67,7 @@ def test_each_planner_with_sub_goals_is_compared_with_flat_of_its_own_tasks():
     rows = pair("maze", 30, 10, task_set="near") + pair("maze", 9, 10, task_set="far")
     alone = pair("maze", 39, 0, method="graph", task_set="far")[:3] + pair("door", 30, 0)[:3]
     rows += alone  # without flat's rows
-    table = verdict.claims(pd.DataFrame(rows)).set_index(["world", "task_set", "method"])
+    table = verdict.claims(pd.DataFrame(rows)).set_index(["model", "task_set", "method"])
     assert table["verdict"].to_dict() == {
         ("maze", "near", "l1+l2"): "helps", ("maze", "far", "l1+l2"): "undecided",
         ("maze", "far", "graph"): "helps",
@@ -98,8 +98,8 @@ def test_the_file_gives_every_row_as_many_settings():
 def root(ws, tmp_path_factory):
     """An outputs folder with a tiny trained run, and committed rows of two worlds."""
     repository = tmp_path_factory.mktemp("repository")
-    rows = pair("maze", 30, 10) + pair("generated", 20, 19)
-    rows.append({"world": "maze", "group": "leak", "seed": 0, "leak": 0.25, "stopped": 8})
+    rows = pair("maze", 30, 10) + pair("two_rooms", 20, 19)
+    rows.append({"model": "maze", "group": "leak", "seed": 0, "leak": 0.25, "stopped": 8})
     path = repository / "outputs" / "gallery" / "worlds.csv"
     path.parent.mkdir(parents=True)
     pd.DataFrame(rows).to_csv(path, index=False)
@@ -113,7 +113,7 @@ def test_the_chapter_reads_the_rows_and_plays_one_world(root, capsys, recwarn):
     names = tiny_runs.execute(ROOT / "notebooks/09_harder_worlds.ipynb", run="trained")
     said = capsys.readouterr().out
     assert "- Hierarchy helps in maze, latent cost" in said and "Wall leak: " in said
-    assert set(names["panels"]) == {"maze", "generated"} and len(names["leaks"]) == 1
+    assert set(names["panels"]) == {"maze", "two_rooms"} and len(names["leaks"]) == 1
     assert {row["method"] for row in names["rows"]} > {"gcbc", "idm", "hilp", "l1+l2"}
     drawn = {path.stem for path in (root / "trained" / "figures").glob("09_*.png")}
     assert drawn == {"09_worlds", "09_success", "09_compute"}

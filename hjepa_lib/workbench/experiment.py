@@ -95,8 +95,9 @@ class PlannerCell(Cell):
 
     def planned(self, config: Config, point: dict[str, Any]) -> Config:
         """A model's settings with the planner and the trials of one point of the grid."""
-        names = ("protocol", "split", "trials", "steps", "task_set", "budgets")
+        names = ("protocol", "split", "trials", "steps", "budgets")
         changes = {f"evaluation.{name}": getattr(self, name) for name in names}
+        changes |= {"evaluation.task_set": self.task_set} if self.task_set else {}  # or the model's
         changes |= {f"planning.{name}": value for name, value in (self.planning | point).items()}
         changes |= {"planning.hierarchy.control": self.control} if self.control != "none" else {}
         return config.override(changes)

@@ -119,7 +119,7 @@ def _layout_sentence(heldout: pd.DataFrame, seen: pd.DataFrame) -> str:
 
 # --- over worlds ------------------------------------------------------------------------------
 def claims(rows: pd.DataFrame) -> pd.DataFrame:
-    """Each planner with sub-goals against flat, in each world, set of tasks and cost.
+    """Each planner with sub-goals against flat, of each model (a world), set of tasks and cost.
 
     The rule, older than any of its rows: of the group `equal`, on test trials, it `helps` where the
     95 % interval of the paired difference (seeds and trials redrawn) lies above 0, `hurts` where it
@@ -128,7 +128,7 @@ def claims(rows: pd.DataFrame) -> pd.DataFrame:
     more than frames.
     """
     rows = rows[(rows["split"] == "test") & (rows["group"] == "equal")]
-    where = [name for name in ("world", "task_set", "cost") if name in rows]
+    where = [name for name in ("model", "task_set", "cost") if name in rows]
     lines = []
     for place, part in rows.groupby(where, sort=False, dropna=False):
         about = dict(zip(where, place, strict=True))
@@ -168,10 +168,8 @@ def claim_sentences(found: pd.DataFrame) -> list[str]:
 
 def _place(one: dict[str, object]) -> str:
     """ "maze, latent cost (l1+l2 61.0 % against 41.0 %, +20 points (+12 to +28) at ...)"."""
-    task_set = one.get("task_set")
-    world = " ".join(filter(lambda part: isinstance(part, str) and part, [one["world"], task_set]))
-    world = world.replace("generated", "two rooms")
-    text = str(one["method"])
+    task_set, text = one.get("task_set"), str(one["method"])
+    place = str(one["model"]) + (f" {task_set}" if isinstance(task_set, str) else "")
     if pd.notna(one.get("difference")):
         ends = ("difference", "difference_low", "difference_high")
         gap, low, high = (f"{100 * one[end]:+.0f}" for end in ends)
@@ -180,7 +178,7 @@ def _place(one: dict[str, object]) -> str:
             f"to {high}) at {one['mflop']:.0f} and {one['flat_mflop']:.0f} MFLOP per step"
         )
     text += f", n = {one['n']} x {one['seeds']} seeds" + (f": {one['why']}" if one["why"] else "")
-    return f"{world}, {one['cost']} cost ({text})"
+    return f"{place.replace('_', ' ')}, {one['cost']} cost ({text})"
 
 
 # --- pairs ------------------------------------------------------------------------------------
