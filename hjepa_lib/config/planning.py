@@ -75,8 +75,9 @@ class Level3PlannerConfig(SearchConfig):
 class PlanningConfig(Section):
     """Everything a planner needs besides the models."""
 
-    cost: Literal["latent", "distance"] = "distance"
-    """What one planner minimises: learned steps, or the distance of latents."""
+    cost: Literal["latent", "distance", "graph"] = "distance"
+    """What one planner minimises: distance of latents, learned steps, or imagined ones (`graph`, with
+    level1.predictor=local)."""
     action_cap: Float[0:] = 0.0
     """Largest action, px in Two Rooms; 0: P1 1.8365, P2 2.45, a world's own."""
     replan: Int[1:] = 4

@@ -73,6 +73,17 @@ PRESETS: dict[str, Overrides] = {
         "distance.optim.updates": 6_000,
         "evaluation.protocol": "p2_heldout",
     }),
+    # Our own: the place of what moves, by inverse dynamics alone; then a predictor that sees the
+    # walls around it.
+    "local": leaves({
+        "level1": {"encoder": "place", "predictor": "local", "latent_dim": 2, "width": 8,
+                   "hidden": 192, "layers": 3, "window": 3, "layouts_per_batch": 16,
+                   "refine_updates": 2_000},
+        "level1.optim": {"updates": 400, "batch": 32, "lr": 2e-3, "validate_every": 200},
+        "distance": {"teacher": "graph", "trajectories": 1_200},
+        "level2.state_dim": 128,
+        "planning": {"cost": "graph", "flat": {"horizon": 5}, "replan": 1},
+    }),
 }  # fmt: skip
 
 _SMOKE = {

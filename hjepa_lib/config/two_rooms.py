@@ -104,18 +104,18 @@ class Level1Config(Section):
 
     load: str = ""
     """Run (name, `pretrained` or folder) to take level 1 from; "" trains it."""
-    encoder: Literal["impala", "fast", "keypoint", "vit"] = "fast"
+    encoder: Literal["impala", "fast", "keypoint", "vit", "place"] = "fast"
     """What reads a frame (models/encoders.py)."""
     latent_dim: Int[2:] = 128
     """Components of a latent."""
-    width: Int[4:] = needs("encoder=fast|keypoint|vit", 32)
-    """Channels of `fast`, maps of `keypoint`, width of `vit`'s tokens."""
-    predictor: Literal["gru", "mlp", "transformer"] = "mlp"
+    width: Int[4:] = needs("encoder=fast|keypoint|vit|place", 32)
+    """Channels of `fast` and `place`, maps of `keypoint`, width of `vit`'s tokens."""
+    predictor: Literal["gru", "mlp", "transformer", "local"] = "mlp"
     """What imagines the next latent; `gru` puts a LayerNorm behind the encoder."""
-    hidden: Int[4:] = needs("predictor=mlp|transformer", 256)
+    hidden: Int[4:] = needs("predictor=mlp|transformer|local", 256)
     """Width of the `mlp`'s layers or of the tokens of `transformer`."""
-    layers: Int[1:32] = needs("predictor=mlp", 2)
-    """Its hidden layers; random layouts need 6."""
+    layers: Int[1:32] = needs("predictor=mlp|local", 2)
+    """Their hidden layers; `mlp` needs 6 in random layouts."""
     static_dim: Int[0:] = 0
     """First components of a latent, of the layout: they never move."""
     refine_updates: Int[0:] = 0
@@ -157,6 +157,11 @@ class Level1Config(Section):
             needed = "needs a predictor that adds to z, not gru"
             yield self.static_dim, f"level1.static_dim {needed}"
             yield self.refine_updates, f"level1.refine_updates {needed}"
+        together = (self.encoder == "place") != (self.predictor == "local")
+        yield together, "level1.encoder=place and level1.predictor=local need each other"
+        if self.predictor == "local":
+            yield not self.refine_updates, "level1.predictor=local needs level1.refine_updates"
+            yield self.target == "ema", "level1.target=ema needs another level1.encoder than place"
         if self.static_dim:
             alone = self.layouts_per_batch == 1
             yield alone, "level1.static_dim needs level1.layouts_per_batch other than 1"

@@ -21,18 +21,27 @@ def count(call: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def planner_flops(planner: Planner, model: Jepa) -> tuple[float, float]:
+def planner_flops(
+    planner: Planner, model: Jepa, frame: Tensor | None = None, steps: int = 200
+) -> tuple[float, float]:
     """(FLOPs, model transitions) per environment step and trial, by one real search of each level.
 
     A step costs (one encoding + one search of level 1) / `every`, and a search of each level above
-    over its own interval, all that it does included.
+    over its own interval, all that it does included; what an episode begins with, which for a graph
+    depends on its first frame (1, C, Hpx, Wpx), is shared by its `steps`.
     """
     device = model.pixel_mean.device
-    frame = torch.zeros(1, *model.frame, dtype=torch.uint8, device=device)
+    if frame is None:
+        frame = torch.zeros(1, *model.frame, dtype=torch.uint8)
+    frame = frame.to(device)
     latent = torch.zeros(1, model.latent_dim, device=device)
-    goal = planner.geometry.embed(latent)
     planner.reset([0])
-    flops, transitions = count(partial(model.encode, frame)) / planner.every, 0.0
+    with torch.no_grad():
+        planner.scene = scene = model.scene(frame)
+    flops, transitions = count(partial(planner.geometry.begin, scene, latent)) / steps, 0.0
+    goal = planner.geometry.embed_goal(latent)
+    for look in (model.encode, model.scene):
+        flops += count(partial(look, frame)) / planner.every
     for number in range(len(planner.layers), 0, -1):
         layer = planner.layers[number - 1]
         every, config = layer.replan or planner.every, layer.level.config

@@ -152,17 +152,21 @@ class LatentPolicy(Policy):
     needs_frames = True
 
     def __init__(
-        self, agent: Agent, method: str, planning: PlanningConfig, pictures: bool = True
-    ) -> None:
+        self, agent: Agent, method: str, planning: PlanningConfig, pictures: bool = True,
+        steps: int = 200,
+    ) -> None:  # fmt: skip
         self.agent, self.pictures = agent, pictures
         self.controller = Controller(agent, method, planning)
         self.planner = self.controller.planner
         self.replan = self.planner.every
-        self.flops_per_step, self.transitions_per_step = planner_flops(self.planner, agent.level1)
+        self.steps = steps
 
     def reset(self, world: World, goal: Tensor) -> None:
         """Forget what was played; the planner sees the goals as frames."""
         self.world = world
+        model, frame = self.agent.level1, world.render()[:1]
+        counted = planner_flops(self.planner, model, frame, self.steps)
+        self.flops_per_step, self.transitions_per_step = counted
         self.controller.start(world.render(goal), world.rows)
         self.log: dict[str, list[Tensor]] = {}
 
@@ -185,6 +189,8 @@ class LatentPolicy(Policy):
             kept["effective_macro"] = plan.above[0].effective
         if plan.context is not None:
             kept["context"] = plan.context
+        if not self.log:  # walls stay
+            self.scene = self.controller.scene
         for key, value in kept.items():
             self.log.setdefault(key, []).append(value)
         return actions
@@ -214,7 +220,12 @@ class LatentPolicy(Policy):
     def _imagine(self, start: Tensor, plans: Tensor, hooks: Tensor | None) -> Tensor:
         """start (..., D), plans (..., H, A), hooks likewise or None -> (..., H, D)."""
         hooks = None if hooks is None else hooks.expand_as(plans).flatten(0, -3)
-        latents = self.planner.level1.imagine(start.flatten(0, -2), plans.flatten(0, -3), hooks)
+        scene = self.scene
+        if scene is not None:
+            rows = torch.arange(len(start)).repeat_interleave(start[0, ..., 0].numel())
+            scene = scene.pick(rows.to(start.device))
+        flat = start.flatten(0, -2), plans.flatten(0, -3)
+        latents = self.planner.level1.imagine(*flat, hooks, scene)
         return latents.unflatten(0, plans.shape[:-2])
 
     def _reached(self, log: dict[str, Tensor], calls: slice | Tensor) -> Tensor:

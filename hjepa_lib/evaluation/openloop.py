@@ -104,7 +104,8 @@ def open_loop(agent: Agent, batch: LatentBatch) -> dict[str, Curve]:
             rest = context[:, -1:].expand(-1, length - context.shape[1], -1)
             context = torch.cat([context, rest], 1)
         hooks = {"context": context, "feedback": level2.feedback}
-    predicted = level1.rollout_members(latents[:, 0], pushes, **hooks).mean(0)[:, 1:]
+    predicted = level1.rollout_members(latents[:, 0], pushes, scene=batch.scene, **hooks)
+    predicted = predicted.mean(0)[:, 1:]
     steps, still = np.arange(1, length + 1), (truth[:, 1:] - truth[:, :1]).norm(dim=-1).numpy()
     curves = {"level 1": Curve(steps, gaps(predicted, steps))}
     return curves | above | {"stand still": Curve(steps, still)}
@@ -126,7 +127,8 @@ def probe_errors(model: Jepa, probe: Probe, store: LatentStore) -> dict[str, Any
         return {}
     batch = draw_windows(store, min(15, int(store.lengths.max()) - 1))
     device = model.pixel_mean.device
-    predicted = model.rollout_members(batch.latents[:, 0].to(device), batch.actions.to(device))
+    start, actions = batch.latents[:, 0].to(device), batch.actions.to(device)
+    predicted = model.rollout_members(start, actions, scene=batch.scene)
     found = probe(predicted.mean(0)[:, 1:]).cpu().flatten(0, 1)
     return {"probe_px_predictor": rmse_px(found, batch.positions[:, 1:].flatten(0, 1))}
 
@@ -142,7 +144,8 @@ def off_manifold(
     bank = bank.float().to(agent.device)
     unit = np.median(_nearest(batch.latents[:, :: max(1, len(steps))], bank))
     start, actions = batch.latents[:, 0].to(agent.device), batch.actions.to(agent.device)
-    predicted = agent.level1.rollout_members(start, actions[:, : steps.max()]).mean(0)
+    actions = actions[:, : steps.max()]
+    predicted = agent.level1.rollout_members(start, actions, scene=batch.scene).mean(0)
     curves = {"level 1": Curve(steps, _nearest(predicted[:, steps], bank) / unit)}
     level2 = agent.level2
     if level2 is not None and level2.config.actions == "none":
@@ -166,12 +169,17 @@ def _nearest(latents: Tensor, bank: Tensor) -> np.ndarray:
 def plan_errors(agent: Agent, planning: PlanningConfig, tasks: Trials) -> Curve:
     """Error in px of the first flat plan of every trial, executed open loop: (n, planned steps)."""
     world = tasks.begin("blocked", seed=0)  # the rule of the data
-    latent, goal = (agent.encode(world.render(place)) for place in (tasks.start, tasks.goal))
+    frames = world.render(tasks.start)
+    latent, goal, scene = (
+        agent.encode(frames),
+        agent.encode(world.render(tasks.goal)),
+        agent.scene(frames),
+    )
     planner = agent.planner("flat", planning)
     planner.reset(tasks.numbers)
     with agent.autocast():
-        actions = planner.plan(latent, goal, executed=0).actions  # (B, H, 2)
-        promised = planner.level1.imagine(latent, actions)  # (B, H, D)
+        actions = planner.plan(latent, goal, executed=0, scene=scene).actions  # (B, H, 2)
+        promised = planner.level1.imagine(latent, actions, None, scene)  # (B, H, D)
     states = [world.step(action) for action in actions.float().cpu().unbind(1)]
     truth = world.xy(torch.stack(states, 1))
     return Curve(np.arange(1, actions.shape[1] + 1), _gaps(agent, promised.float(), truth))

@@ -14,16 +14,31 @@ from torch.nn import functional as F
 
 from hjepa_lib.config import DistanceConfig
 from hjepa_lib.models.layers import mlp
+from hjepa_lib.models.local import Scene
 
 
-class LatentGeometry:
+class Geometry:
+    """A cost between latents; `embed` prepares them, goals once per episode."""
+
+    name: str
+    in_steps: bool  # whether the cost counts environment steps
+
+    def begin(self, scene: Scene | None, goals: Tensor) -> None:
+        """New episodes, from what is seen first to goals (B, D)."""
+
+    def embed_goal(self, goals: Tensor) -> Tensor:
+        """(B, D) -> (B, E)."""
+        return self.embed(goals)
+
+
+class LatentGeometry(Geometry):
     """mean_d (z - z_goal)^2."""
 
     name = "latent"
-    in_steps = False  # whether the cost counts environment steps
+    in_steps = False
 
     def embed(self, latents: Tensor) -> Tensor:
-        """(..., D) as they are; goals are embedded once per plan."""
+        """(..., D) as they are."""
         return latents
 
     def between(self, embedded: Tensor, goal: Tensor) -> Tensor:
@@ -31,7 +46,7 @@ class LatentGeometry:
         return (embedded - goal).square().mean(-1)
 
 
-class Distance(nn.Module):
+class Distance(nn.Module, Geometry):
     """phi: (..., D) latents -> (..., dim) embedding in which distance means steps."""
 
     name = "distance"
@@ -60,10 +75,6 @@ class Distance(nn.Module):
     def forward(self, start: Tensor, goal: Tensor) -> Tensor:
         """Latents (..., D), (..., D) -> (...) environment steps."""
         return self.between(self.embed(start), self.embed(goal))
-
-
-Geometry = LatentGeometry | Distance
-"""The cost of being at a latent when the goal is another."""
 
 
 class Probe(nn.Module):

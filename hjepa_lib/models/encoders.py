@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from hjepa_lib.config import ConfigError, Level1Config
 from hjepa_lib.models.layers import Patches, Size, Transformer, full_precision, mlp, sides
+from hjepa_lib.models.local import LocalPredictor, PlaceEncoder
 
 MIN_IMAGE = 16  # px
 SPREAD = 2.0  # keypoint coordinates of the image's edges: the dot's then have a spread near 1
@@ -144,6 +145,7 @@ class VitEncoder(nn.Module):
 
 ENCODERS: dict[str, type[nn.Module]] = {
     "impala": ImpalaEncoder, "fast": FastEncoder, "keypoint": KeypointEncoder, "vit": VitEncoder,
+    "place": PlaceEncoder,
 }  # fmt: skip
 
 
@@ -205,4 +207,5 @@ class TransformerPredictor(nn.Module):
 
 PREDICTORS: dict[str, type[nn.Module]] = {
     "gru": GruPredictor, "mlp": MlpPredictor, "transformer": TransformerPredictor,
+    "local": LocalPredictor,
 }  # fmt: skip

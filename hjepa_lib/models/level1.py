@@ -17,6 +17,7 @@ from hjepa_lib.config import Level1Config
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.models.encoders import PREDICTORS, build_encoder
 from hjepa_lib.models.layers import Size, mlp, sides, update_ema
+from hjepa_lib.models.local import Displacement, Scene, SceneMap
 from hjepa_lib.worlds.layout import SIZE
 
 CHUNK = 1088  # frames encoded at once outside training: activations stay near 16 MB
@@ -74,12 +75,19 @@ class Jepa(Reader):
         dim = config.latent_dim
         self.config, self.latent_dim = config, dim
         self.encoder = build_encoder(config, self.frame[0], image_size)
+        local = config.predictor == "local"
+        build, read = PREDICTORS[config.predictor], "picture" if local else "norm"
         self.predictors = nn.ModuleList(
-            PREDICTORS[config.predictor](config, self.action_dim, self.encoder.norm)
+            build(config, self.action_dim, getattr(self.encoder, read))
             for _ in range(config.predictors)
         )
+        self.map = SceneMap(self.frame[0]) if local else None
         # Without a weight it would be counted and stored, and never trained.
-        self.idm = mlp(2 * dim, config.idm_hidden, self.action_dim) if config.loss.idm > 0 else None
+        self.idm = None
+        if local:
+            self.idm = Displacement(dim, self.action_dim, self.encoder.picture.unit)
+        elif config.loss.idm > 0:
+            self.idm = mlp(2 * dim, config.idm_hidden, self.action_dim)
         # A frozen random head taught the encoder and is of no use later (PL1).
         self.unsaved = ("idm.",) if config.idm_frozen else ()
         if self.idm is not None:
@@ -93,6 +101,13 @@ class Jepa(Reader):
         latents = (encoder or self.encoder)(self.pixels(frames.reshape(-1, *frames.shape[-3:])))
         return latents.float().reshape(*frames.shape[:-3], self.latent_dim)
 
+    def scene(self, frames: Tensor | None) -> Scene | None:
+        """What a local predictor sees of frames (M, C, Hpx, Wpx) uint8; None for other models."""
+        if self.map is None:
+            return None
+        maps = self.map(self._pixels(frames))
+        return Scene(maps, torch.arange(len(maps), device=maps.device))
+
     @torch.no_grad()
     def encode_chunked(self, frames: Callable[[slice], Tensor], total: int) -> Tensor:
         """Encode `total` frames, delivered by `frames(slice)`, piece by piece -> (total, D)."""
@@ -100,27 +115,31 @@ class Jepa(Reader):
         return torch.cat([self.encode(frames(slice(i, min(i + CHUNK, total)))) for i in starts])
 
     def predict(
-        self, latent: Tensor, action: Tensor, member: int = 0, context: Tensor | None = None
-    ) -> Tensor:
+        self, latent: Tensor, action: Tensor, member: int = 0, context: Tensor | None = None,
+        scene: Scene | None = None,
+    ) -> Tensor:  # fmt: skip
         """One step: (M, D), (M, A) px -> (M, D). `context` (M, A) adds to the normalised action."""
         normal = self.normalise_actions(action)
-        return self.predictors[member](latent, normal if context is None else normal + context)
+        seen = () if scene is None else (scene,)
+        return self.predictors[member](
+            latent, normal if context is None else normal + context, *seen
+        )
 
     def rollout(
         self, start: Tensor, actions: Tensor, member: int = 0, context: Tensor | None = None,
-        feedback: Callable[[list[Tensor]], Tensor | None] | None = None,
+        feedback: Callable[[list[Tensor]], Tensor | None] | None = None, scene: Scene | None = None,
     ) -> Tensor:  # fmt: skip
         """Autoregressive: start (M, D), actions (M, H, A) px -> (M, H+1, D), entry 0 is the start.
 
         `context` (M, H, A) adds to the normalised actions; `feedback` makes a correction (M, D) of
-        the current state, or None, of all states so far.
+        the current state, or None, of all states so far; a local predictor needs the `scene`.
         """
         states = [start]
         for step in range(actions.shape[1]):
             correction = feedback and feedback(states)
             latent = states[-1] if correction is None else states[-1] + correction
             extra = None if context is None else context[:, step]
-            states.append(self.predict(latent, actions[:, step], member, extra).float())
+            states.append(self.predict(latent, actions[:, step], member, extra, scene).float())
         return torch.stack(states, dim=1)
 
     def rollout_members(self, start: Tensor, actions: Tensor, **hooks) -> Tensor:

@@ -17,7 +17,9 @@ from hjepa_lib.models.checkpoint import TrainedMacro
 from hjepa_lib.models.distance import Distance, Geometry, LatentGeometry, Probe
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import Level2
+from hjepa_lib.models.local import Scene
 from hjepa_lib.planning import METHODS, P1_CAP, THREE_LEVELS, interval
+from hjepa_lib.planning.graph import GraphDistance
 from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel
 from hjepa_lib.planning.planner import Layer, Plan, Planner
 
@@ -40,9 +42,13 @@ class Agent:
     ball: bool = True  # the cap is of an action's norm, else of each component
 
     def geometry(self, cost: str) -> Geometry:
-        """`latent` or `distance`; ConfigError when the head was not trained."""
+        """`latent`, `distance` or `graph`; ConfigError when it was not trained."""
         if cost == "latent":
             return LatentGeometry()
+        if cost == "graph":
+            if self.level1.map is None:
+                raise ConfigError("cost 'graph' needs level1.predictor=local")
+            return GraphDistance(self.level1, self.planning.action_cap or P1_CAP)
         if self.distance is None:
             raise ConfigError("cost 'distance' needs a trained distance head; use 'latent'")
         return self.distance
@@ -70,7 +76,7 @@ class Agent:
         for search, replan, (model, reach, box, *_) in above[: count - 1]:
             rest = (cap, hierarchy, box, self.level1, self.ball)
             level = MacroLevel(model, search, geometry, *rest)
-            layers.append(Layer(level, replan, reach[planning.cost]))
+            layers.append(Layer(level, replan, reach.get(planning.cost, model.config.step_skip)))
         return Planner(layers, self.seed, interval(planning, method), hierarchy)
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -78,6 +84,13 @@ class Agent:
         with torch.no_grad(), self.autocast():
             parts = [self.level1.encode(part.to(self.device)) for part in frames.split(1024)]
         return torch.cat(parts)
+
+    @torch.no_grad()
+    def scene(self, frames: Tensor) -> Scene | None:
+        """What a local level 1 sees of frames (B, C, Hpx, Wpx) uint8; None for others."""
+        if self.level1.map is None:
+            return None
+        return self.level1.scene(frames.to(self.device))
 
     def autocast(self) -> torch.autocast:
         """bf16 where it was measured faster, else a no-op."""
@@ -103,8 +116,9 @@ class Agent:
         """Cost (...) of standing at positions (..., 2), frames (M, C, Hpx, Wpx), for one goal."""
         geometry = self.geometry(cost)
         with torch.no_grad(), self.autocast():
-            here, goal = (geometry.embed(self.encode(one)) for one in (frames, goal_frame[None]))
-            found = geometry.between(here, goal)
+            goal = self.encode(goal_frame[None])
+            geometry.begin(self.scene(goal_frame[None]), goal)
+            found = geometry.between(geometry.embed(self.encode(frames)), geometry.embed_goal(goal))
         return found.float().cpu().reshape(positions.shape[:-1])
 
 
@@ -154,7 +168,8 @@ class Controller:
         executed = 0 if self.last is None else self.planner.every
         self.latent = self.agent.encode(frames)
         with self.agent.autocast():
-            self.last = self.planner.plan(self.latent, self.goal, executed)
+            self.scene = self.agent.scene(frames)
+            self.last = self.planner.plan(self.latent, self.goal, executed, self.scene)
         return self.last.actions[:, : self.planner.every]
 
 

@@ -9,6 +9,7 @@ from hjepa_lib.config import ConfigError, HierarchyConfig, PlannerConfig, Search
 from hjepa_lib.models.distance import Geometry
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import Imagined, Level2
+from hjepa_lib.models.local import Scene
 from hjepa_lib.worlds.base import bound
 
 CHUNK = 4096  # candidates rolled out at once, at most
@@ -51,13 +52,14 @@ class Level:
     ) -> None:
         self.config, self.geometry, self.cap, self.ball = config, geometry, cap, ball
 
-    def imagine(self, start: Tensor, plans: Tensor, context: Tensor | None = None) -> Tensor:
-        """start (M, D), plans (M, H, A), context (M, H, A) or None -> latents (M, H, D)."""
-        return _mean(self.members(start, plans, context))
+    def imagine(self, start: Tensor, plans: Tensor, *seen: Scene | Tensor | None) -> Tensor:
+        """start (M, D), plans (M, H, A), and as in `members` -> latents (M, H, D)."""
+        return _mean(self.members(start, plans, *seen))
 
     def costs(
-        self, start: Tensor, plans: Tensor, goal: Tensor, context: Tensor | None = None
-    ) -> Tensor:
+        self, start: Tensor, plans: Tensor, goal: Tensor, context: Tensor | None = None,
+        scene: Scene | None = None,
+    ) -> Tensor:  # fmt: skip
         """start (B, D), plans (B, N, H, A), goal (B, E) embedded, context (B, H, A) -> (B, N)."""
         batch, samples, horizon = plans.shape[:3]
         rows = torch.arange(batch, device=plans.device).repeat_interleave(samples)  # (B * N,)
@@ -66,7 +68,9 @@ class Level:
         pieces = []
         for row, part in zip(rows.split(size), plans.flatten(0, 1).split(size), strict=True):
             here = start[row]
-            members = self.members(here, part, None if context is None else context[row])
+            members = self.members(
+                here, part, None if context is None else context[row], scene and scene.pick(row)
+            )
             path = self.geometry.embed(_mean(members))  # (M, H, E)
             steps = self.geometry.between(path, goal[row][:, None])  # (M, H)
             cost = reduce_horizon(steps, self.config, self.geometry.in_steps)
@@ -93,10 +97,16 @@ class PrimitiveLevel(Level):
         """(..., A) -> the same within the cap."""
         return bound(plans, self.cap, self.ball)
 
-    def members(self, start: Tensor, plans: Tensor, context: Tensor | None = None) -> Tensor:
-        """(K, M, H, D), a roll-out per member; `context` adds to the normalised actions."""
-        rolled = self.model.rollout_members(start, plans, context=context, feedback=self.feedback)
-        return rolled[:, :, 1:]
+    def members(
+        self, start: Tensor, plans: Tensor, context: Tensor | None = None,
+        scene: Scene | None = None,
+    ) -> Tensor:  # fmt: skip
+        """(K, M, H, D), a roll-out per member in its `scene`.
+
+        `context` (M, H, A) adds to the normalised actions.
+        """
+        hooks = {"context": context, "feedback": self.feedback, "scene": scene}
+        return self.model.rollout_members(start, plans, **hooks)[:, :, 1:]
 
     def penalty(self, start: Tensor, members: Tensor, path: Tensor) -> Tensor | float:
         """(M,) disagreement of an ensemble's `members` (PLDM v2)."""
@@ -145,7 +155,7 @@ class MacroLevel(Level):
         noise = plans if self.space == "none" else None
         return self.model.imagine(start, plans.shape[1], self.macros(plans), noise)
 
-    def members(self, start: Tensor, plans: Tensor, context: Tensor | None = None) -> Tensor:
+    def members(self, start: Tensor, plans: Tensor, *seen: Scene | Tensor | None) -> Tensor:
         """(1, M, H, D): level 2 is no ensemble, and nothing acts on it."""
         return self.imagine_states(start, plans).predictions[None]
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.config import HierarchyConfig
+from hjepa_lib.models.local import Scene
 from hjepa_lib.planning.levels import Level
 from hjepa_lib.planning.search import Search, search, shift_plan
 from hjepa_lib.worlds.base import trial_noise
@@ -107,16 +108,22 @@ class Planner:
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """Forget warm starts and restart the noise; `rows` (B,) number the trials, None: from 0."""
         self.rows, self.step = rows, 0
+        self.scene: Scene | None = None
+        self.goal: Tensor | None = None  # (B, E) embedded
         for layer in self.layers:
             layer.reset()
 
     @torch.no_grad()
-    def plan(self, latent: Tensor, goal: Tensor, executed: int) -> Plan:
+    def plan(self, latent: Tensor, goal: Tensor, executed: int, scene: Scene | None = None) -> Plan:
         """latent, goal (B, D); `executed` environment steps since the last call, 0 at first."""
         if self.rows is None:
             self.rows = range(len(latent))
+        if self.goal is None:
+            self.geometry.begin(scene, goal)
+            self.goal = self.geometry.embed_goal(goal)
         self.step += executed
-        goal = target = self.geometry.embed(goal)
+        self.scene, goal = scene, self.goal
+        target = goal
         near = torch.ones(len(latent), dtype=torch.bool, device=latent.device)
         for number in range(len(self.layers), 0, -1):
             layer = self.layers[number - 1]
@@ -146,7 +153,7 @@ class Planner:
             return trial_noise(self.seed, self.rows, self.step, shape, number, draw)
 
         def cost(plans: Tensor) -> Tensor:
-            return level.costs(latent, plans, target, context)
+            return level.costs(latent, plans, target, context, self.scene)
 
         found = search(cost, level.project, layer.warm(latent), level.config, noise)
         control = self.hierarchy.control if number == 2 else "none"

@@ -78,7 +78,7 @@ def _play(
     """(what happened, the header beside it)."""
     cap, header = case.planning.action_cap, _provenance(ws, agent, case)
     if case.learned:
-        policy = LatentPolicy(agent, case.planner, case.planning, pictures)
+        policy = LatentPolicy(agent, case.planner, case.planning, pictures, case.steps)
     elif case.stages:
         model = load_policy(ws.run.path / "policies").to(ws.device)
         policy = ClonedPolicy(model, cap, case.settings.get("idm_steps", 0))

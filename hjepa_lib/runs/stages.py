@@ -46,6 +46,7 @@ from hjepa_lib.training.distance import train_distance
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.level1 import pretrain_level1, refine_predictors, train_level1
 from hjepa_lib.training.level2 import macro_box, train_joint, train_level2, typical_cost
+from hjepa_lib.training.local import train_local, train_places
 from hjepa_lib.training.loop import Report
 from hjepa_lib.training.policies import train_policy
 from hjepa_lib.training.probes import train_probe
@@ -108,7 +109,10 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
         )
         if model.target_encoder is not None:  # the slow copy of level 1 starts from there as well
             model.target_encoder.load_state_dict(model.encoder.state_dict())
-    if both is None:
+    local = config.level1.predictor == "local"
+    if local:
+        fit = train_places(model, *_windows(split, config.level1), **_options(ws, "l1"))
+    elif both is None:
         fit = train_level1(model, *_windows(split, config.level1), **_options(ws, "l1"))
     else:
         length = config.level2.macro_steps * config.level2.step_skip + 1
@@ -119,7 +123,8 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     fit.load_best()
     stores = stores_for(ws, model, *split)
     if config.level1.refine_updates:  # the predictors alone, on latents that no longer change
-        fit = refine_predictors(model, *stores, **_options(ws, "l1/refine"))
+        refine = train_local if local else refine_predictors
+        fit = refine(model, *stores, **_options(ws, "l1/refine"))
         yield from ws.follow(fit, "l1_refine")
         fit.load_best()
     save_level1(folder, model)

@@ -1,4 +1,4 @@
-"""Frozen level-1 latents of whole trajectories, encoded once and kept in memory as bfloat16."""
+"""Frozen level-1 latents of whole trajectories, encoded once and kept in memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.local import Scene
 from hjepa_lib.worlds.layout import Layout
 
 
@@ -20,6 +21,7 @@ class LatentBatch(NamedTuple):
     actions: Tensor  # (B, T-1, A) px
     positions: Tensor  # (B, T, 2) px
     layout: Layout  # B
+    scene: Scene | None = None  # of the first states, for a local level 1
 
 
 class LatentStore:
@@ -36,12 +38,14 @@ class LatentStore:
         self.layout = data.layouts(slice(count))  # one per trajectory
         device = next(model.parameters()).device
 
-        def frames(part: slice) -> Tensor:
-            return data.frames(torch.arange(part.start, part.stop), device)
+        self._frames = lambda index: data.frames(index, device)
 
         model.eval()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            self.latents = model.encode_chunked(frames, total).to(torch.bfloat16)  # (M, D)
+            latents = model.encode_chunked(frames, total)  # (M, D)
+        # Places have few digits to lose.
+        self.latents = latents if model.map else latents.to(torch.bfloat16)
+        self.model, self._frames = model, frames
 
     def windows(self, length: int) -> Tensor:
         """First indices of all windows of `length` states; none crosses a trajectory (F6).
@@ -60,12 +64,22 @@ class LatentStore:
         pick = torch.randint(len(first), (batch,), generator=generator)
         return self.gather(first[pick], length)
 
-    def gather(self, first: Tensor, length: int) -> LatentBatch:
-        """first (B,) indices -> windows."""
+    @torch.no_grad()
+    def scene(self, index: Tensor) -> Scene | None:
+        """What a local level 1 sees of the frames of states `index` (B,); None for others."""
+        return self.model.scene(self._frames(index)) if self.model.map else None
+
+    def frames(self, index: Tensor) -> Tensor:
+        """(B, C, Hpx, Wpx) uint8 of states `index` (B,)."""
+        return self._frames(index)
+
+    def gather(self, first: Tensor, length: int, scene: bool = True) -> LatentBatch:
+        """first (B,) indices -> windows, with or without their scenes."""
         rows = first[:, None] + torch.arange(length)  # (B, T)
         return LatentBatch(
             self.latents[rows].float(),
             self.actions[rows[:, :-1]],
             self.positions[rows],
             self.layout.index(self.trajectory[first]),
+            self.scene(first) if scene else None,
         )

@@ -18,6 +18,7 @@ from hjepa_lib.config import PlanningConfig
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
 from hjepa_lib.evaluation.results import Result
 from hjepa_lib.files import WorkbookError
+from hjepa_lib.models.local import Scene as LocalScene
 from hjepa_lib.planning.agent import P1_CAP, Agent
 from hjepa_lib.worlds.layout import DOOR_RANGE, HIGH, LOW, WALL_RANGE, Layout
 from hjepa_lib.worlds.oracle import oracle_length
@@ -238,7 +239,9 @@ def _tell(
     if "plan" in seen:
         plans = torch.as_tensor(seen["plan"], dtype=torch.float32, device=agent.device)
         with torch.no_grad():
-            imagined = agent.level1.rollout(latents[: calls * replan : replan], plans)
+            calling = slice(0, calls * replan, replan)
+            seen_then = agent.scene(frames[calling])
+            imagined = agent.level1.rollout(latents[calling], plans, scene=seen_then)
         drawn["plan"] = plane(imagined[:, 1:])
     if "macro" in seen:
         drawn["macro"] = plane(seen["macro"])
@@ -249,17 +252,20 @@ def _tell(
     return Story(
         **about, **kept, reached=reached, positions=positions[: last + 1], actions=actions[:last],
         frames=frames[: last + 1].numpy(), way=way[: last + 1].numpy(), costs=costs, maps=maps,
-        ahead=_ahead(agent, latents, actions)[:last], latents=drawn,
+        ahead=_ahead(agent, latents, actions, agent.scene(frames[:-1]))[:last], latents=drawn,
     )  # fmt: skip
 
 
-def _ahead(agent: Agent, latents: Tensor, actions: np.ndarray) -> np.ndarray:
+def _ahead(
+    agent: Agent, latents: Tensor, actions: np.ndarray, seen: LocalScene | None
+) -> np.ndarray:
     """Open-loop predictions (S, AHEAD, 2) px along an executed path of latents (S+1, D)."""
     steps = np.arange(len(actions))
     padded = pad(torch.as_tensor(actions), (0, 0, 0, AHEAD))
     windows = padded.unfold(0, AHEAD, 1)[: len(steps)].transpose(1, 2)  # (S, AHEAD, 2)
     with torch.no_grad():
-        found = agent.level1.rollout_members(latents[:-1], windows.to(agent.device)).mean(0)
+        windows = windows.to(agent.device)
+        found = agent.level1.rollout_members(latents[:-1], windows, scene=seen).mean(0)
         ahead = agent.probe(found[:, 1:]).cpu().numpy()
     ahead[steps[:, None] + np.arange(AHEAD) >= len(steps)] = np.nan
     return ahead

@@ -1,0 +1,159 @@
+"""Distances by imagined steps: a graph of places that level 1 believes it can walk, per scene.
+
+Nodes are the pixels of the picture that look like visited ones; an edge leads to a neighbour where
+every predictor, told to go there, imagines to arrive. Dijkstra from the goal gives the length of the
+way from everywhere: no distance is trained, and no layout has to be known (the idea of ALPS,
+arXiv 2602.05031, with imagined instead of recorded nodes).
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import dijkstra
+from torch import Tensor
+
+from hjepa_lib.models.distance import Geometry
+from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.local import Scene
+
+VISITED = -3.0  # log-odds of a node at least
+ARRIVED = 0.5  # px from the neighbour at most
+LEAST = 0.01  # share of a place's pixels with a way
+NEAREST = 4  # nodes that a goal is joined to
+BEYOND = 20.0  # px added to the longest way for where no way is known
+_SIDE = range(-2, 3)
+HOPS = [
+    (x, y)
+    for x, y in itertools.product(_SIDE, _SIDE)
+    if abs(x) + abs(y) in (1, 3) or abs(x * y) == 1
+]  # px, 16 of them
+
+
+class GraphDistance(Geometry):
+    """Steps at full length to the goal, along the graph of the scene; straight between latents."""
+
+    name = "graph"
+    in_steps = True
+
+    def __init__(self, model: Jepa, cap: float) -> None:
+        self.model, self.picture = model, model.encoder.picture
+        first = model.predictors[0].free.weight
+        self.rest, self.push = first[:, : -model.action_dim], first[:, -model.action_dim :]
+        # How far, in px, the largest action goes: a step of the costs.
+        still = model.normalise_actions(torch.zeros_like(model.action_mean))
+        far = model.normalise_actions(torch.eye(model.action_dim, device=first.device) * cap)
+        moves = (far - still) @ self.push.T  # (A, 2)
+        if self.rest.shape[1]:  # with momentum, the speed at which drag takes what a push adds
+            moves = moves @ torch.linalg.pinv(torch.eye(2).to(first) - self.rest[:, :2]).T
+        self.step = float(moves.norm(dim=-1).max()) * self.picture.unit
+
+    def begin(self, scene: Scene, goals: Tensor) -> None:
+        """New episodes: scenes of B latents, goals (B, D)."""
+        places = self.picture.pixels(goals).float().cpu()
+        fields = [
+            self.field(scene.pick(torch.tensor([row])), place) for row, place in enumerate(places)
+        ]
+        self.fields = torch.stack(fields).to(goals.device)  # (B, Hpx, Wpx)
+        self.beyond = self.fields.where(self.fields.isfinite(), 0).amax((1, 2)) + BEYOND  # (B,)
+
+    @torch.no_grad()
+    def graph(self, scene: Scene) -> tuple[Tensor, Tensor, csr_array]:
+        """Of one scene: nodes (N, 2) px, their places among all pixels, lengths of edges px."""
+        height, width = scene.maps.shape[1:3]
+        grid = torch.stack(
+            torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), -1
+        )
+        pixels = grid.reshape(-1, 2).float().to(scene.maps.device)
+        latents, one = self._at(pixels), self.model.predictors
+        odds = torch.stack(
+            [p.visit(latents, scene.pick(scene.rows.new_zeros(len(latents)))) for p in one]
+        )
+        kept = torch.nonzero(odds.amin(0) > VISITED)[:, 0]
+        number = kept.new_full((len(pixels),), -1)
+        number[kept] = torch.arange(len(kept), device=kept.device)
+        edges = []
+        for hop in HOPS:
+            move = pixels.new_tensor(hop)
+            target = pixels[kept] + move
+            inside = ((target >= 0) & (target < pixels.new_tensor([width, height]))).all(-1)
+            index = (target[:, 1] * width + target[:, 0]).long().clamp(0, len(pixels) - 1)
+            inside &= number[index] >= 0
+            source = torch.nonzero(inside)[:, 0]
+            arrived = self._walk(pixels[kept[source]], move, scene)  # (K, S, 2)
+            good = ((arrived - target[source]).norm(dim=-1) < ARRIVED).all(0)
+            source = source[good]
+            length = torch.full((len(source),), float(move.norm()))
+            edges.append((length, source.cpu(), number[index[source]].cpu()))
+        lengths, sources, ends = (torch.cat(part).numpy() for part in zip(*edges, strict=True))
+        size = len(kept)
+        return (
+            pixels[kept].cpu(),
+            kept.cpu(),
+            csr_array((lengths, (sources, ends)), shape=(size, size)),
+        )
+
+    def field(self, scene: Scene, goal: Tensor) -> Tensor:
+        """(Hpx, Wpx) px from every pixel to the goal (2,) px; infinite where no way is known."""
+        nodes, kept, edges = self.graph(scene)
+        height, width = scene.maps.shape[1:3]
+        field = torch.full((height * width,), torch.inf)
+        if len(nodes):
+            gap, near = (nodes - goal).norm(dim=-1).topk(min(NEAREST, len(nodes)), largest=False)
+            ways = dijkstra(edges.T, indices=near.numpy()) + gap.numpy()[:, None]  # (4, N)
+            field[kept] = torch.from_numpy(ways.min(0)).float()
+        return field.reshape(height, width)
+
+    def _at(self, pixels: Tensor, move: Tensor | None = None) -> Tensor:
+        """(N, 2) px -> (N, D): there, and coming with `move` px a step."""
+        latents = pixels.new_zeros(len(pixels), self.model.latent_dim)
+        latents[:, :2] = self.picture.latents(pixels)
+        if move is not None and latents.shape[1] > 2:
+            latents[:, 2:] = (move / self.picture.unit).repeat(latents.shape[1] // 2 - 1)
+        return latents
+
+    def _walk(self, pixels: Tensor, move: Tensor, scene: Scene) -> Tensor:
+        """(K, N, 2) px where each predictor imagines to be after the action that means `move`."""
+        latents = self._at(pixels, move)
+        wanted = move / self.picture.unit
+        if latents.shape[1] > 2:
+            wanted = wanted - self.rest @ wanted.repeat(latents.shape[1] // 2 - 1)
+        action = torch.linalg.pinv(self.push) @ wanted  # normalised
+        rows = scene.pick(scene.rows.new_zeros(len(latents)))
+        actions = action.expand(len(latents), -1)
+        return torch.stack([
+            self.picture.pixels(one(latents, actions, rows)) for one in self.model.predictors
+        ])  # fmt: skip
+
+    def embed(self, latents: Tensor) -> Tensor:
+        """(..., D) -> (..., 3): the place in px, and -1: no field belongs to it."""
+        return torch.nn.functional.pad(self.picture.pixels(latents), (0, 1), value=-1.0)
+
+    def embed_goal(self, goals: Tensor) -> Tensor:
+        """(B, D) of `begin` -> (B, 3), with the number of their field."""
+        found = self.embed(goals)
+        found[:, 2] = torch.arange(len(found), device=found.device)
+        return found
+
+    def between(self, embedded: Tensor, goal: Tensor) -> Tensor:
+        """(..., 3), broadcast with goal (..., 3) -> (...) steps."""
+        straight = (embedded[..., :2] - goal[..., :2]).norm(dim=-1)
+        number = goal[..., 2].long()
+        if (number < 0).all():
+            return straight / self.step
+        height, width = self.fields.shape[1:]
+        x, y = embedded[..., 0].clamp(0, width - 1.001), embedded[..., 1].clamp(0, height - 1.001)
+        column, row = x.long(), y.long()
+        number = number.clamp(min=0).expand(column.shape)
+
+        # Bilinear, from the pixels with a way alone: beside a wall the others would repel.
+        way, known = torch.zeros_like(x), torch.zeros_like(x)
+        for down, across in itertools.product((0, 1), (0, 1)):
+            value = self.fields[number, row + down, column + across]
+            weight = (1 - (x - column - across).abs()) * (1 - (y - row - down).abs())
+            weight = weight.where(value.isfinite(), 0)
+            way, known = way + weight * value.where(value.isfinite(), 0), known + weight
+        way = torch.where(known > LEAST, way / known.clamp(min=LEAST), self.beyond[number])
+        return torch.where(goal[..., 2] < 0, straight, way) / self.step

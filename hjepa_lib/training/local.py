@@ -1,0 +1,186 @@
+"""Training of the local level 1: places by inverse dynamics alone, then a predictor on them.
+
+Together they would collapse: places that do not move are predicted best. `options` of a training
+are those of its `Fit`: precision, folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hjepa_lib.data.windows import WindowBatch, Windows
+from hjepa_lib.models.layers import full_precision
+from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.local import Scene
+from hjepa_lib.training.latents import LatentStore
+from hjepa_lib.training.loop import Fit, Loss, Task, Terms, step_generator
+from hjepa_lib.training.probes import fit_ridge, rmse_px
+
+VALIDATION_WINDOWS = 128
+BETA = 0.3  # where the loss of a step turns from square to absolute, in its usual length
+STEPS = 5  # of the roll-outs in the predictor's loss
+BATCH = 512
+SCENES = 32  # frames whose maps a batch reads, at least
+STOPPED = 0.3  # usual lengths off the free step: something was in the way
+
+
+def action_error(model: Jepa, latents: Tensor, actions: Tensor) -> Tensor:
+    """latents (B, T, D), actions (B, T-1, A) normalised -> what the moves say about the actions.
+
+    Smooth L1, as a wall makes many steps say nothing; also over two steps where frames are single:
+    then noise in the places costs less.
+    """
+    with full_precision(latents):
+        error = F.smooth_l1_loss(model.idm(latents[:, :-1], latents[:, 1:]), actions, beta=BETA)
+        if latents.shape[-1] == 2:
+            both = model.idm(latents[:, :-2], latents[:, 2:])
+            error = error + F.smooth_l1_loss(both, actions[:, :-1] + actions[:, 1:], beta=BETA)
+    return error
+
+
+def train_places(
+    model: Jepa, train: Windows, validation: Windows | None, *, seed: int, **options: Any
+) -> Fit:
+    """Iterate over the result to train the encoder of `model` in place."""
+    device, config = next(model.parameters()).device, model.config
+
+    def read(batch: WindowBatch) -> tuple[Tensor, Tensor]:
+        actions = model.normalise_actions(batch.actions.to(device))
+        return model.encode(batch.frames(device)), actions
+
+    def loss_fn(generator: torch.Generator) -> Loss:
+        loss = action_error(model, *read(train.sample(config.optim.batch, generator)))
+        return loss, {"idm": loss}
+
+    def validate() -> Terms:
+        batch = validation.sample(VALIDATION_WINDOWS, step_generator(seed, 0))
+        latents, actions = read(batch)
+        loss = action_error(model, latents, actions)
+        flat, truth = latents.flatten(0, 1).cpu(), batch.world.xy(batch.positions).flatten(0, 1)
+        half = len(flat) // 2
+        px = rmse_px(fit_ridge(flat[:half], truth[:half])(flat[half:]), truth[half:])
+        return {"loss": loss, "idm": loss, "probe_position_px": px}
+
+    task = Task(torch.nn.ModuleList([model.encoder, model.idm]), loss_fn, validation and validate)
+    return Fit(task, config.optim, seed=seed, stage="l1", **options)
+
+
+class Moves(NamedTuple):
+    """Recorded steps, told apart by whether they went as far as they were meant to."""
+
+    free: Tensor  # (2, D - 2 + A) the linear step of those that did
+    usual: float  # root mean square length of a step
+    stopped: Tensor  # (M,) bool, of each state but those without a successor
+
+    @classmethod
+    def of(cls, model: Jepa, store: LatentStore) -> Moves:
+        """Free are those whose action the moves tell; the linear step is fitted to these alone."""
+        device = model.pixel_mean.device
+        z, actions = store.latents.float(), model.normalise_actions(store.actions.to(device)).cpu()
+        here, later, actions = z[:-1], z[1:], actions[:-1]
+        whole = store.trajectory[:-1] == store.trajectory[1:]
+        told = model.idm(here.to(device), later.to(device)).cpu()
+        near = whole & ((told - actions).abs().amax(-1) < BETA)
+        inputs, step = torch.cat([here[:, 2:], actions], -1), later[:, :2] - here[:, :2]
+        free = torch.linalg.lstsq(inputs[near], step[near]).solution.T  # (2, D - 2 + A)
+        usual = float(step[whole].square().sum(-1).mean().sqrt())
+        off = (step - inputs @ free.T).norm(dim=-1) > STOPPED * usual
+        return cls(free, usual, F.pad(off & whole, (0, 1)))
+
+
+class Draw:
+    """Windows in a few layouts each batch, every second one of a step that was stopped."""
+
+    def __init__(self, store: LatentStore, stopped: Tensor) -> None:
+        first = store.windows(STEPS + 1)
+        layout = store.layout.numbers()[store.trajectory[first]]
+        self.store, self.layouts = store, layout.unique()
+        order = layout.argsort(stable=True)
+        first, layout = first[order], layout[order]
+        # Per layout: where its windows begin among all, and those that start with a stopped step.
+        self.pools = [self._ranges(first, layout)]
+        hit = stopped[first]
+        if hit.any():
+            self.pools.insert(0, self._ranges(first[hit], layout[hit]))
+
+    def _ranges(self, first: Tensor, layout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return first, *(torch.searchsorted(layout, self.layouts, right=r) for r in (False, True))
+
+    def sample(self, batch: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """First states (batch,), and which of the first windows' frames is each one's scene.
+
+        `count` layouts, or all: layout i fills windows i, i + count, ...
+        """
+        chosen = torch.randperm(len(self.layouts), generator=generator)[: count or None]
+        rows = torch.arange(batch)
+        group = chosen[rows % len(chosen)]
+        first = torch.empty(batch, dtype=torch.int64)
+        share = torch.rand(batch, generator=generator, dtype=torch.float64)
+        for pool, (index, low, high) in enumerate(self.pools):
+            size = (high - low)[group]
+            mine = size > 0
+            if len(self.pools) > 1 and pool == 1:  # whatever has no stopped step, and half the rest
+                mine = (rows // len(chosen) % 2 == 1) | (
+                    (self.pools[0][2] - self.pools[0][1])[group] == 0
+                )
+            place = low[group] + (share * size).long()
+            first[mine] = index[place[mine]]
+        scenes = len(chosen) * max(1, SCENES // len(chosen))
+        return first, rows % min(scenes, batch)
+
+
+def train_local(
+    model: Jepa, store: LatentStore, validation: LatentStore | None, *, seed: int, **options: Any
+) -> Fit:
+    """Iterate to train predictors and map of `model` in place, on places that no longer change.
+
+    Smooth L1 of roll-outs in usual steps, mean over the ensemble; and the log-odds that a place was
+    visited, against places drawn anywhere in the picture.
+    """
+    device, config = next(model.parameters()).device, model.config
+    moves = Moves.of(model, store)
+    with torch.no_grad():
+        for predictor in model.predictors:
+            predictor.free.weight.copy_(moves.free)
+    draws = {id(store): Draw(store, moves.stopped)}
+    if validation:
+        draws[id(validation)] = Draw(validation, Moves.of(model, validation).stopped)
+    own = {"updates": config.refine_updates, "batch": BATCH}
+    optim = dataclasses.replace(config.optim, patience=0, **own)
+
+    def terms(source: LatentStore, generator: torch.Generator) -> Terms:
+        first, rows = draws[id(source)].sample(BATCH, config.layouts_per_batch, generator)
+        batch = source.gather(first, STEPS + 1, scene=False)
+        frames = source.frames(first[: int(rows.max()) + 1]).to(device)
+        scene = Scene(model.scene(frames).maps, rows.to(device))
+        latents, actions = batch.latents.to(device), batch.actions.to(device)
+        ahead = model.rollout_members(latents[:, 0], actions, scene=scene)[:, :, 1:]
+        truth = latents[None, :, 1:].expand_as(ahead)
+        anywhere = latents[:, 0].clone()
+        noise = torch.rand(BATCH, 2, generator=generator).to(device)
+        picture = model.encoder.picture
+        anywhere[:, :2] = picture.latents(noise * 2 * picture.centre)
+        visited = torch.stack([
+            F.softplus(-one.visit(latents[:, 0], scene)) + F.softplus(one.visit(anywhere, scene))
+            for one in model.predictors
+        ])  # fmt: skip
+        sim = F.smooth_l1_loss(ahead / moves.usual, truth / moves.usual, beta=BETA)
+        return {"sim": sim, "visited": visited.mean()}
+
+    def loss_fn(generator: torch.Generator) -> Loss:
+        found = terms(store, generator)
+        return sum(found.values()), found
+
+    def validate() -> Terms:
+        found = terms(validation, step_generator(seed, 0))
+        return {"loss": sum(found.values()), **found}
+
+    task = Task(
+        torch.nn.ModuleList([model.predictors, model.map]), loss_fn, validation and validate
+    )
+    return Fit(task, optim, seed=seed, stage="l1_refine", **options)
