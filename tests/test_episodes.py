@@ -195,7 +195,7 @@ def test_a_policy_plans_for_all_trials_at_once_and_executes_chunks(agent, trials
         policy = LatentPolicy(agent, method, agent.planning)
         plan = policy.planner.plan
 
-        def spy(latent, goal, executed, plan=plan):
+        def spy(latent, goal, executed, scene, plan=plan):
             calls.append((len(latent), executed))
             return plan(latent, goal, executed)
 

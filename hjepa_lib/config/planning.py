@@ -76,8 +76,8 @@ class PlanningConfig(Section):
     """Everything a planner needs besides the models."""
 
     cost: Literal["latent", "distance", "graph"] = "distance"
-    """What one planner minimises: distance of latents, learned steps, or imagined ones (`graph`, with
-    level1.predictor=local)."""
+    """What one planner minimises: distance of latents, learned steps, or (`graph`, with
+    level1.predictor=local) imagined ones."""
     action_cap: Float[0:] = 0.0
     """Largest action, px in Two Rooms; 0: P1 1.8365, P2 2.45, a world's own."""
     replan: Int[1:] = 4

@@ -1,8 +1,8 @@
 """Distances by imagined steps: a graph of places that level 1 believes it can walk, per scene.
 
 Nodes are the pixels of the picture that look like visited ones; an edge leads to a neighbour where
-every predictor, told to go there, imagines to arrive. Dijkstra from the goal gives the length of the
-way from everywhere: no distance is trained, and no layout has to be known (the idea of ALPS,
+every predictor, told to go there, imagines to arrive. Dijkstra from the goal gives the length of
+the way from everywhere: no distance is trained, and no layout has to be known (the idea of ALPS,
 arXiv 2602.05031, with imagined instead of recorded nodes).
 """
 

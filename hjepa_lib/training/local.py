@@ -99,16 +99,14 @@ class Draw:
     def __init__(self, store: LatentStore, stopped: Tensor) -> None:
         first = store.windows(STEPS + 1)
         layout = store.layout.numbers()[store.trajectory[first]]
-        self.store, self.layouts = store, layout.unique()
         order = layout.argsort(stable=True)
-        first, layout = first[order], layout[order]
-        # Per layout: where its windows begin among all, and those that start with a stopped step.
-        self.pools = [self._ranges(first, layout)]
+        self.layouts, first, layout = layout.unique(), first[order], layout[order]
         hit = stopped[first]
-        if hit.any():
-            self.pools.insert(0, self._ranges(first[hit], layout[hit]))
+        self.any = self._ranges(first, layout)
+        self.stopped = self._ranges(first[hit], layout[hit])
 
     def _ranges(self, first: Tensor, layout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """First states, layout by layout, and where those of each layout begin and end."""
         return first, *(torch.searchsorted(layout, self.layouts, right=r) for r in (False, True))
 
     def sample(self, batch: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -119,19 +117,19 @@ class Draw:
         chosen = torch.randperm(len(self.layouts), generator=generator)[: count or None]
         rows = torch.arange(batch)
         group = chosen[rows % len(chosen)]
-        first = torch.empty(batch, dtype=torch.int64)
         share = torch.rand(batch, generator=generator, dtype=torch.float64)
-        for pool, (index, low, high) in enumerate(self.pools):
+
+        def pick(pool: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            index, low, high = pool
             size = (high - low)[group]
-            mine = size > 0
-            if len(self.pools) > 1 and pool == 1:  # whatever has no stopped step, and half the rest
-                mine = (rows // len(chosen) % 2 == 1) | (
-                    (self.pools[0][2] - self.pools[0][1])[group] == 0
-                )
-            place = low[group] + (share * size).long()
-            first[mine] = index[place[mine]]
+            place = (low[group] + (share * size).long()).clamp(max=max(len(index) - 1, 0))
+            return (index[place] if len(index) else place), size > 0
+
+        first, _ = pick(self.any)
+        walls, there = pick(self.stopped)
+        wanted = there & (rows // len(chosen) % 2 == 0)
         scenes = len(chosen) * max(1, SCENES // len(chosen))
-        return first, rows % min(scenes, batch)
+        return torch.where(wanted, walls, first), rows % min(scenes, batch)
 
 
 def train_local(
