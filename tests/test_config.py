@@ -61,7 +61,10 @@ JOINT, RANDOM = "level2.train=joint,", "level1.static_dim=4,data.layouts=random,
         ("level1.optim.lr=inf", r"lr must lie in \[0, inf\); got inf"),  # C8
         ("level1.optim.batch=1", r"batch must lie in \[2, inf\); got 1"),
         ("level2.disable_l2=1", "disable_l2 must be bool, got '1'"),
-        ("level1.encoder=resnet", "must be one of impala, fast, keypoint, vit; got 'resnet'"),
+        (
+            "level1.encoder=resnet",
+            "must be one of impala, fast, keypoint, vit, place; got 'resnet'",
+        ),
         ("evaluation.budgets=0.5+x", "budgets must be float, got 'x'"),
         ("evaluation.budgets=0.5+0", "budgets must lie in"),
         ("chapters.collapse_sizes=634+634", "collapse_sizes must be values joined by"),
@@ -286,6 +289,10 @@ SPECIAL = {
 }
 
 
+TOGETHER = ("place", "local", "graph")
+"""Values that need each other, see test_local.py."""
+
+
 def other_values(leaf, value):
     """Values to try instead of `value`: every other choice, or one other number."""
     allowed = SETTINGS[leaf].allowed
@@ -294,7 +301,7 @@ def other_values(leaf, value):
     if " | " in allowed:
         # Under the distance cost `auto` is `sum`.
         same = ("auto", "sum") if leaf.endswith(".form") and value == "auto" else (str(value),)
-        return [one for one in allowed.split(" | ") if one not in same]
+        return [one for one in allowed.split(" | ") if one not in (*same, *TOGETHER)]
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):

@@ -180,7 +180,9 @@ def test_example_trains_plans_and_compares(lake, root, tmp_path):
     assert all(run.done(stage) for stage in ("data", "l1", "distance", "l2"))
     run.require(profile("smoke").override(f"data.source={SOURCE},data.dynamics=slide"))
     rows = {(row["method"], row["cost"]): row for row in collect(run.path / "results")}
-    learned = {(method, cost) for method in ("flat", "l1+l2") for cost in ("latent", "distance")}
+    learned = {
+        (method, cost) for method in ("flat", "l1+l2") for cost in ("latent", "distance", "graph")
+    }
     floors = {(method, "none") for method in ("random", "random-persistent", "oracle")}
     assert set(rows) == learned | floors
     assert rows["oracle", "none"]["success_rate"] == 1

@@ -29,7 +29,7 @@ from hjepa_lib.config.planning import ChaptersConfig, EvaluationConfig, Planning
 from hjepa_lib.config.planning import HierarchyConfig as HierarchyConfig
 from hjepa_lib.config.planning import PlannerConfig as PlannerConfig
 from hjepa_lib.config.planning import SearchConfig as SearchConfig
-from hjepa_lib.config.presets import PRESETS, PROFILES
+from hjepa_lib.config.presets import BRIEF, PRESETS, PROFILES
 from hjepa_lib.config.two_rooms import WORLDS as WORLDS
 from hjepa_lib.config.two_rooms import (
     DataConfig,
@@ -91,6 +91,8 @@ class Config(Section):
         if level1.predictors == 1:
             for planner in (self.planning.flat, self.planning.hierarchy.tracker):
                 yield planner.disagreement, "a disagreement cost needs level1.predictors > 1"
+        seen = self.planning.cost != "graph" or level1.load or level1.predictor == "local"
+        yield not seen, "planning.cost=graph needs level1.predictor=local"
         if self.data.layouts == "fixed":
             yield level1.static_dim, "level1.static_dim needs data.layouts=random or rectangle"
         for name, level in (("level1", level1), ("level2", level2)):
@@ -124,12 +126,15 @@ class Config(Section):
         own = dict(overrides if isinstance(overrides, dict) else parse_overrides(overrides))
         if own.get("profile", self.profile) != self.profile:
             raise ConfigError("profile is chosen by --profile or the notebook, not by a setting")
-        changes = own
-        if "preset" in own:
-            preset = own.pop("preset")
+        preset, changes = own.pop("preset", ""), own
+        chosen = {"level1.encoder", "level1.predictor", "level1.load"} & own.keys()
+        if not preset and not chosen and names_world(own.get("data.source", "")):
+            preset = "local"  # the other worlds have walls to be seen
+        if preset:
             if preset not in PRESETS:
                 raise ConfigError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
-            changes = PRESETS[preset] | own
+            brief = BRIEF.get(preset, {}) if self.profile == "smoke" else {}
+            changes = PRESETS[preset] | brief | own
         for key in changes:
             _check_name(key)
         changed = _changed(self, changes)

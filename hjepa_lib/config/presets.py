@@ -81,10 +81,17 @@ PRESETS: dict[str, Overrides] = {
                    "refine_updates": 2_000},
         "level1.optim": {"updates": 400, "batch": 32, "lr": 2e-3, "validate_every": 200},
         "distance": {"teacher": "graph", "trajectories": 1_200},
+        "distance.optim.updates": 1_000,
         "level2.state_dim": 128,
         "planning": {"cost": "graph", "flat": {"horizon": 5}, "replan": 1},
     }),
 }  # fmt: skip
+
+BRIEF = {
+    "local": leaves({"level1": {"refine_updates": 60}, "distance.trajectories": 100,
+                     "level1.optim": {"updates": 60, "batch": 16, "validate_every": 30}}),
+}  # fmt: skip
+"""What the profile smoke makes of a recipe."""
 
 _SMOKE = {
     "data.transitions": 20_312,

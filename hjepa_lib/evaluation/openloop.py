@@ -209,7 +209,9 @@ def wall_leak(agent: Agent, data: Trajectories, cap: float, count: int = PUSHES)
     states = [start, *(world.step(push) for _ in range(PUSH_STEPS))]
     path = world.xy(torch.stack(states, 1))  # (B, PUSH_STEPS + 1, 2)
     plans = push[:, None].expand(-1, PUSH_STEPS, -1).to(agent.device)
-    imagined = agent.level1.rollout_members(agent.encode(world.render(start)), plans).mean(0)
+    frames = world.render(start)
+    latents, scene = agent.encode(frames), agent.scene(frames)
+    imagined = agent.level1.rollout_members(latents, plans, scene=scene).mean(0)
     off = torch.from_numpy(_gaps(agent, imagined[:, -1:], path[:, -1:]))[:, 0] > LEAK_PX
     pace, way = ((path[:, -1] - path[:, then]).norm(dim=-1) for then in (-2, 0))
     stopped = (pace < pace.quantile(0.99) / 2) & (way < way.quantile(0.99) - LEAK_PX)

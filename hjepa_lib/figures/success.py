@@ -22,7 +22,8 @@ PRICES = {
     "model_transitions_per_step": "model transitions per environment step",
     "seconds_per_step": "planning seconds per step and trial",
 }
-COSTS = {"latent": "latent cost", "distance": "temporal-distance cost"}
+COSTS = {"latent": "latent cost", "distance": "temporal-distance cost",
+         "graph": "graph cost"}  # fmt: skip
 ENDS = (style.GREEN, style.SKY, style.PURPLE, style.ORANGE, style.BLUE, "#9AA3AD")
 """Colours of how trials end, in the order of evaluation/failures.LABELS."""
 Rows = Sequence[Mapping[str, Any]] | pd.DataFrame

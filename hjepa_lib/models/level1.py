@@ -105,7 +105,7 @@ class Jepa(Reader):
         """What a local predictor sees of frames (M, C, Hpx, Wpx) uint8; None for other models."""
         if self.map is None:
             return None
-        maps = self.map(self._pixels(frames))
+        maps = self.map(self.pixels(frames))
         return Scene(maps, torch.arange(len(maps), device=maps.device))
 
     @torch.no_grad()

@@ -40,7 +40,7 @@ class GraphDistance(Geometry):
 
     def __init__(self, model: Jepa, cap: float) -> None:
         self.model, self.picture = model, model.encoder.picture
-        first = model.predictors[0].free.weight
+        first = model.predictors[0].free.weight.detach()
         self.rest, self.push = first[:, : -model.action_dim], first[:, -model.action_dim :]
         # How far, in px, the largest action goes: a step of the costs.
         still = model.normalise_actions(torch.zeros_like(model.action_mean))

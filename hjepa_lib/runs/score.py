@@ -151,7 +151,12 @@ def learned(config: Config) -> list[tuple[str, str]]:
     """(method, cost) of the planners with a world model that these settings train."""
     methods = ("flat",) if config.level2.disable_l2 else METHODS
     methods += (THREE_LEVELS,) if config.level3.enabled else ()
-    return [(method, cost) for method in methods for cost in COSTS]
+    return [(method, cost) for method in methods for cost in costs(config)]
+
+
+def costs(config: Config) -> tuple[str, ...]:
+    """What planners can minimise with the models that these settings train."""
+    return (*COSTS, "graph") if config.level1.predictor == "local" else COSTS
 
 
 def extra(config: Config) -> list[tuple[str, str]]:

@@ -140,7 +140,10 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
 
 
 def _level1(ws: Workspace, train: Trajectories, normaliser: Normaliser) -> Jepa:
-    return Jepa(ws.config.level1, normaliser, train.frame_shape[1:]).to(ws.device)
+    config = ws.config.level1
+    if config.encoder == "place":  # two numbers for each frame of an observation
+        config = dataclasses.replace(config, latent_dim=2 * train.world.stacked)
+    return Jepa(config, normaliser, train.frame_shape[1:]).to(ws.device)
 
 
 def _windows(split: Iterable[Trajectories | None], config: Level1Config) -> list[Windows | None]:

@@ -28,7 +28,7 @@ from hjepa_lib.worlds.two_rooms import TwoRooms, inside
 
 AHEAD = 16  # steps of the open-loop prediction
 COMPANIONS = 3  # other tasks in a batch whose sub-goals are shuffled
-UNITS = {"latent": "latent cost", "distance": "distance (steps)"}
+UNITS = {"latent": "latent cost", "distance": "distance (steps)", "graph": "graph (steps)"}
 _AXIS = torch.arange(LOW + 1, HIGH)  # places of the landscape and of the latent map, px
 
 
@@ -273,7 +273,8 @@ def _ahead(
 
 def costs_of(agent: Agent) -> tuple[str, ...]:
     """The costs that it has the heads for."""
-    return tuple(UNITS) if agent.distance is not None else ("latent",)
+    has = {"distance": agent.distance is not None, "graph": agent.level1.map is not None}
+    return tuple(name for name in UNITS if has.get(name, True))
 
 
 def look(agent: Agent, scene: Scene):

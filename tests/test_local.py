@@ -1,0 +1,225 @@
+"""The local level 1: places, patches, roll-outs beside walls, the graph of imagined steps."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hjepa_lib.config import ConfigError, profile
+from hjepa_lib.models.checkpoint import load_level1, save_level1
+from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.local import MAPS, REACH, Picture, PlaceEncoder, Scene, read_patches
+from hjepa_lib.planning import graph as graphs
+from hjepa_lib.planning.graph import GraphDistance
+from hjepa_lib.training.latents import LatentStore
+from hjepa_lib.training.local import Draw, Moves, train_local, train_places
+from tests.tiny import CPU, Windows, seeded, tiny_data, tiny_normaliser
+
+BRIEF = {"level1.optim.updates": 150, "level1.optim.batch": 16, "level1.optim.lr": 4e-3,
+         "level1.optim.validate_every": 150, "level1.hidden": 32, "level1.layers": 1,
+         "level1.refine_updates": 30}  # fmt: skip
+CONFIG = profile("laptop").override({"preset": "local"} | BRIEF).level1
+
+
+@pytest.fixture(scope="module")
+def data():
+    return tiny_data("fixed").split(0.2, 0)
+
+
+@pytest.fixture(scope="module")
+def places(data):
+    """Level 1 after its first part, and that part's last report."""
+    torch.manual_seed(0)
+    model = Jepa(CONFIG, tiny_normaliser())
+    *_, report = train_places(model, *(Windows(part, CONFIG.window) for part in data), seed=0)
+    return model, report
+
+
+@pytest.fixture(scope="module")
+def store(places, data):
+    return LatentStore(places[0], data[0], 100, "fp32")
+
+
+def test_inverse_dynamics_alone_find_the_place(places, data):
+    model, report = places
+    assert report.validation["probe_position_px"] < 0.5
+    batch = Windows(data[1], 1).sample(64, seeded())
+    with torch.no_grad():
+        found = model.encoder.picture.pixels(model.encode(batch.frames(CPU)))
+    # The place is one of the picture, neither shrunk nor shifted: patches are read around it.
+    assert (found - batch.positions).norm(dim=-1).mean() < 1.5
+
+
+def test_predictor_learns_beside_walls_and_is_saved_with_its_map(places, store, tmp_path):
+    model, _ = places
+    fit = train_local(model, store, None, seed=0)
+    losses = [report.terms["sim"] for report in fit]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    save_level1(tmp_path, model)
+    loaded, batch = load_level1(tmp_path), store.sample(store.windows(4), 5, 4, seeded())
+    ahead = [
+        one.rollout_members(batch.latents[:, 0], batch.actions, scene=one.scene(frames))
+        for one in (model.eval(), loaded)
+        for frames in [store.frames(store.windows(4)[:5])]
+    ]
+    assert torch.equal(*ahead)
+    assert ahead[0].shape == (1, 5, 4, 2)
+
+
+def test_patches_are_bilinear_around_each_place_of_its_own_map():
+    maps, pixels = torch.randn(3, 20, 30, MAPS), torch.rand(7, 2) * 10 + 6
+    scene = Scene(maps, torch.arange(7) % 3)
+    side = torch.arange(-REACH, REACH + 1.0)
+    around = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1) + pixels[:, None, None]
+    unit = around * torch.tensor([2 / 29, 2 / 19]) - 1
+    wanted = F.grid_sample(maps[scene.rows].permute(0, 3, 1, 2), unit, align_corners=True)
+    found = read_patches(scene, pixels, REACH)
+    assert torch.allclose(found, wanted.permute(0, 2, 3, 1).flatten(1), atol=1e-4)
+    again = read_patches(scene.pick(torch.tensor([4, 4])), pixels[[4, 4]], REACH)
+    assert torch.equal(again, found[[4, 4]])
+
+
+@pytest.mark.parametrize("stacked", [1, 3])
+def test_latents_are_the_newest_place_and_the_moves_before(stacked):
+    torch.manual_seed(0)
+    encoder = PlaceEncoder(replace(CONFIG, latent_dim=2 * stacked), 2 * stacked, (33, 49))
+    frames = torch.rand(5, 2 * stacked, 33, 49)
+    one = PlaceEncoder(replace(CONFIG, latent_dim=2), 2, (33, 49))
+    one.load_state_dict(encoder.state_dict())
+    each = one(frames.reshape(-1, 2, 33, 49)).reshape(5, stacked, 2)
+    wanted = [each[:, -1], *(each[:, k] - each[:, k - 1] for k in range(stacked - 1, 0, -1))]
+    assert torch.allclose(encoder(frames), torch.cat(wanted, 1), atol=1e-6)
+
+
+def test_steps_with_momentum_keep_the_moves_in_order():
+    torch.manual_seed(0)
+    one = tiny_normaliser()
+    twice = {name: 2 * list(getattr(one, name)) for name in ("pixel_mean", "pixel_std")}
+    model = Jepa(replace(CONFIG, latent_dim=4), replace(one, **twice))
+    frames = torch.randint(256, (6, 4, 65, 65), dtype=torch.uint8)
+    latents, scene = model.encode(frames), model.scene(frames)
+    later = model.predict(latents, torch.randn(6, 2), scene=scene)
+    assert torch.allclose(later[:, 2:], later[:, :2] - latents[:, :2], atol=1e-6)
+
+
+def test_free_steps_are_told_from_stopped_ones(places, store):
+    moves = Moves.of(places[0], store)
+    gone = (store.positions[1:] - store.positions[:-1]).norm(dim=-1)
+    inside = store.trajectory[1:] == store.trajectory[:-1]
+    stopped = moves.stopped[:-1]
+    assert (gone[stopped & inside] < 0.4).float().mean() > 0.95
+    assert (gone[~stopped & inside] > 0).float().mean() > 0.95
+    assert not stopped[~inside].any()
+
+
+def test_windows_come_from_few_layouts_half_of_them_stopped(places):
+    data = tiny_data("random")
+    store = LatentStore(places[0], data, 100, "fp32")
+    stopped = torch.zeros(len(store.positions), dtype=torch.bool)
+    stopped[::3] = True
+    first, rows = Draw(store, stopped).sample(64, 4, seeded())
+    layouts = store.layout.numbers()[store.trajectory[first]]
+    assert len(layouts.unique()) == 4
+    assert (layouts == layouts[rows]).all()  # a scene is of the window's own layout
+    assert stopped[first].float().mean() > 0.5
+    none, _ = Draw(store, stopped & False).sample(64, 4, seeded())
+    assert len(none) == 64
+
+
+class Walls(nn.Module):
+    """Walks exactly, but not through column 10 above row 15, on a picture of 20 x 24 px."""
+
+    def __init__(self):
+        super().__init__()
+        self.picture = Picture((20, 24))
+        self.free = nn.Linear(2, 2, bias=False)
+        self.free.weight.data = torch.eye(2) / self.picture.unit
+
+    def forward(self, latent, action, scene):
+        here = self.picture.pixels(latent)
+        there = here + action
+        share = ((10 - here[:, 0]) / (there[:, 0] - here[:, 0])).nan_to_num(-1, -1, -1)
+        crossing = (share >= 0) & (share <= 1) & (here[:, 1] + share * action[:, 1] < 15)
+        return self.picture.latents(torch.where(crossing[:, None], here, there))
+
+    def visit(self, latent, scene):
+        x, y = self.picture.pixels(latent).unbind(-1)
+        return torch.where((x.round() == 10) & (y < 15), -9.0, 9.0)
+
+
+@pytest.fixture
+def walls():
+    one = Walls()
+    model = SimpleNamespace(
+        encoder=one, predictors=[one], action_dim=2, latent_dim=2, action_mean=torch.zeros(2),
+        normalise_actions=lambda actions: actions,
+    )  # fmt: skip
+    geometry = GraphDistance(model, cap=2.0)
+    scene = Scene(torch.zeros(2, 20, 24, MAPS), torch.arange(2))
+    goals = one.picture.latents(torch.tensor([[15.0, 4.0], [4.0, 4.0]]))
+    geometry.begin(scene, goals)
+    return geometry, one.picture, goals
+
+
+def test_graph_goes_around_the_wall_to_each_trials_own_goal(walls):
+    geometry, picture, goals = walls
+    start = picture.latents(torch.tensor([[5.0, 4.0], [5.0, 4.0]]))
+    steps = geometry.between(geometry.embed(start), geometry.embed_goal(goals))
+    around = 2 * math.hypot(5, 11) / geometry.step
+    assert geometry.step == pytest.approx(2.0)
+    assert steps[0] == pytest.approx(around, rel=0.06)  # 16 directions, the wall's lower end
+    assert steps[1] == pytest.approx(0.5, abs=1e-4)
+    many = geometry.between(geometry.embed(start)[:, None], geometry.embed_goal(goals)[:, None])
+    assert torch.equal(many[:, 0], steps)
+
+
+def test_ways_beside_a_wall_are_those_of_their_own_side(walls):
+    geometry, picture, goals = walls
+    beside = picture.latents(torch.tensor([[9.6, 4.0], [9.9, 4.0]]))
+    steps = geometry.between(geometry.embed(beside), geometry.embed_goal(goals)[[1, 1]])
+    assert steps.tolist() == pytest.approx([2.5, 2.5], abs=0.3)  # not repelled, not drawn through
+    inside = picture.latents(torch.tensor([[10.0, 4.0]]))
+    far = geometry.between(geometry.embed(inside), geometry.embed_goal(goals)[1:])
+    assert far > geometry.fields[1].where(geometry.fields[1].isfinite(), 0).max() / geometry.step
+
+
+def test_latents_without_a_field_are_compared_in_a_straight_line(walls):
+    geometry, picture, _ = walls
+    a, b = (geometry.embed(picture.latents(torch.tensor([[x, 4.0]]))) for x in (5.0, 15.0))
+    assert geometry.between(a, b) == pytest.approx(5.0)
+
+
+def test_a_goal_among_no_nodes_is_beyond_all(walls, monkeypatch):
+    geometry, _, goals = walls
+    monkeypatch.setattr(graphs, "VISITED", 99.0)
+    geometry.begin(Scene(torch.zeros(2, 20, 24, MAPS), torch.arange(2)), goals)
+    assert geometry.between(geometry.embed(goals), geometry.embed_goal(goals)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ("level1.encoder=place", "need each other"),
+        ("level1.predictor=local", "need each other"),
+        ("preset=local,level1.refine_updates=0", "needs level1.refine_updates"),
+        ("preset=local,level1.target=ema", "another level1.encoder than place"),
+        ("planning.cost=graph", "planning.cost=graph needs level1.predictor=local"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(settings, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        profile("laptop").override(settings)
+
+
+def test_other_worlds_are_seen_locally_unless_an_encoder_is_chosen():
+    own = profile("smoke").override("data.source=some.module:World")
+    assert own.level1.predictor == "local"
+    assert own.level1.refine_updates <= 100
+    assert profile("laptop").override("data.source=a.b:C").level1.refine_updates >= 1_000
+    chosen = profile("smoke").override("data.source=some.module:World,level1.encoder=fast")
+    assert chosen.level1.predictor == "mlp"
+    assert profile("smoke").override("data.transitions=5000").level1.predictor == "mlp"
