@@ -289,7 +289,7 @@ SPECIAL = {
 }
 
 
-TOGETHER = ("place", "local", "graph")
+TOGETHER = [("level1.encoder", "place"), ("level1.predictor", "local"), ("planning.cost", "graph")]
 """Values that need each other, see test_local.py."""
 
 
@@ -301,7 +301,9 @@ def other_values(leaf, value):
     if " | " in allowed:
         # Under the distance cost `auto` is `sum`.
         same = ("auto", "sum") if leaf.endswith(".form") and value == "auto" else (str(value),)
-        return [one for one in allowed.split(" | ") if one not in (*same, *TOGETHER)]
+        return [
+            one for one in allowed.split(" | ") if one not in same and (leaf, one) not in TOGETHER
+        ]
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):

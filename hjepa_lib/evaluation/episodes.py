@@ -160,13 +160,15 @@ class LatentPolicy(Policy):
         self.planner = self.controller.planner
         self.replan = self.planner.every
         self.steps = steps
+        self.flops_per_step = self.transitions_per_step = 0.0  # known with the first frame
 
     def reset(self, world: World, goal: Tensor) -> None:
         """Forget what was played; the planner sees the goals as frames."""
         self.world = world
-        model, frame = self.agent.level1, world.render()[:1]
-        counted = planner_flops(self.planner, model, frame, self.steps)
-        self.flops_per_step, self.transitions_per_step = counted
+        if not self.flops_per_step:
+            seen = self.agent.level1, world.render()[:1], self.steps
+            counted = planner_flops(self.planner, *seen)
+            self.flops_per_step, self.transitions_per_step = counted
         self.controller.start(world.render(goal), world.rows)
         self.log: dict[str, list[Tensor]] = {}
 
