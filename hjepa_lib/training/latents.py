@@ -36,16 +36,17 @@ class LatentStore:
         self.actions = data.actions[:total]
         self.trajectory = torch.repeat_interleave(torch.arange(count), self.lengths)  # (M,)
         self.layout = data.layouts(slice(count))  # one per trajectory
+        self.model, self.data = model, data
         device = next(model.parameters()).device
 
-        self._frames = lambda index: data.frames(index, device)
+        def frames(part: slice) -> Tensor:
+            return self.frames(torch.arange(part.start, part.stop))
 
         model.eval()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             latents = model.encode_chunked(frames, total)  # (M, D)
         # Places have few digits to lose.
         self.latents = latents if model.map else latents.to(torch.bfloat16)
-        self.model, self._frames = model, frames
 
     def windows(self, length: int) -> Tensor:
         """First indices of all windows of `length` states; none crosses a trajectory (F6).
@@ -67,11 +68,11 @@ class LatentStore:
     @torch.no_grad()
     def scene(self, index: Tensor) -> Scene | None:
         """What a local level 1 sees of the frames of states `index` (B,); None for others."""
-        return self.model.scene(self._frames(index)) if self.model.map else None
+        return self.model.scene(self.frames(index)) if self.model.map else None
 
     def frames(self, index: Tensor) -> Tensor:
         """(B, C, Hpx, Wpx) uint8 of states `index` (B,)."""
-        return self._frames(index)
+        return self.data.frames(index, next(self.model.parameters()).device)
 
     def gather(self, first: Tensor, length: int, scene: bool = True) -> LatentBatch:
         """first (B,) indices -> windows, with or without their scenes."""
