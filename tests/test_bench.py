@@ -29,8 +29,8 @@ def test_updates_that_do_other_maths_are_noticed(monkeypatch):
     good = bench.updates(REFERENCE.level1, "fp32")
 
     class Swapped(Jepa):
-        def _pixels(self, frames):
-            return super()._pixels(frames).flip(1)
+        def pixels(self, frames):
+            return super().pixels(frames).flip(1)
 
     monkeypatch.setattr(bench, "Jepa", Swapped)
     swapped = bench.updates(REFERENCE.level1, "fp32")

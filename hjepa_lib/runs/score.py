@@ -201,7 +201,7 @@ def find_results(ws: Workspace, cases: Iterable[Case], folder: str = "results") 
     """The results of these cases: of this run, taken over with their models, or played now."""
     found, agent = [], None
     for case in cases:
-        if case.learned and not ws.found(stage_of(ws.config, case, folder)):
+        if not ws.found(stage_of(ws.config, case, folder)) and case.learned:
             agent = agent or load_trained(ws)
         found.append(play(ws, agent, case, folder))
     return found
