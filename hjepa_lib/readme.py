@@ -173,11 +173,15 @@ def results_page(rows: pd.DataFrame, kept: Mapping[str, Any]) -> str:
 
 
 def pixels_block(kept: Mapping[str, Any]) -> str:
-    """The README's part on pixels: what won, where the tables are, a picture."""
-    said = [one["headline"] for one in kept.get("sections", []) if one.get("headline")]
-    where = f"Scores, studies and minutes: [results]({PAGE})."
+    """The README's part on pixels: what won, the short table, a picture, where the rest is."""
+    said = [one for one in kept.get("sections", []) if one.get("headline")]
+    parts = [one["headline"] for one in said]
+    for one in (one for section in said for one in section.get("tables", [])):
+        if one["columns"][0] == "Model":
+            parts.append(table(pd.DataFrame(one["rows"], columns=one["columns"])))
     picture = f"![what each model draws for the next frame]({GALLERY}/{PIXEL_PICTURES[0]})"
-    return "\n\n".join([*said, where, picture]) if said else ""
+    where = f"Scores, studies and minutes: [results]({PAGE})."
+    return "\n\n".join([*parts, where, picture]) if said else ""
 
 
 def refresh(root: Path) -> Path:

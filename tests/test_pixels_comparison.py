@@ -1,18 +1,18 @@
 """MET-2 and section 0: fair sets only, baselines, intervals, claims derived (F12, F15)."""
 
+import dataclasses
 import json
-import math
 
 import numpy as np
 import pytest
 import torch
-from tiny_pixels import tiny_config
+from tiny_pixels import seeded, tiny_config, tiny_transitions
 
 from hjepa_lib.config.pixels import MODELS
 from hjepa_lib.evaluation.compute import update_bytes
 from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, over_seeds, unestimable
-from hjepa_lib.files import WorkbookError, read_json, write_json
-from hjepa_lib.pixels import compare, figures, results, stages
+from hjepa_lib.files import read_json, write_json
+from hjepa_lib.pixels import compare, figures, measures, results, stages
 from hjepa_lib.pixels.compare import COLUMNS, COMPARED, NOT_APPLICABLE, NOTES, UNTRAINED, Row, score
 from hjepa_lib.runs.notebooks import finish
 from hjepa_lib.runs.report import check_summary, leave_section
@@ -26,24 +26,27 @@ def row(model="jepa", seed=0, factor=0.5):
     """A whole row whose errors are `factor` times those of the trivial guesses."""
     rng = np.random.default_rng(seed)
     floor, untrained = rng.uniform(0.5, 1.5, BLOCKS), model in UNTRAINED
+    px = {"guess": [1.0, 2.0], "encoded": [0.1, 0.1], "last": [1.0, 2.0], "mean": [3.0, 3.0]}
     facts = {
         "model": model, "seed": seed, "data_sha256": "d" * 64, "environment": "world",
-        "batches_sha256": "" if untrained else f"batches{seed}", "mean_reward_r2": -0.01,
-        "n": {"training": 80, "validation": 20, "episodes": EPISODES},
+        "mean_reward_r2": -0.01, "n": {"training": 80, "test": 20, "episodes": EPISODES},
         "updates": 0 if untrained else 600, "loaded": False, "early_stopping": False,
+        "collapsed": "", "px": px if untrained else px | {"imagined": [0.5, 0.6]},
     }  # fmt: skip
     if model == "vjepa2":
         facts |= {"updates": 1750, "stage_updates": [600, 1150]}
     scores = {name: 0.1 * seed + len(model) for name in COLUMNS}
-    noise = factor * floor * rng.uniform(0.95, 1.05, (4, BLOCKS))
-    errors = dict.fromkeys(("copy_last_frame", "mean_frame", "mean_reward"), floor)
-    errors["reward_mlp"] = noise[0]
+    noise = factor * floor * rng.uniform(0.95, 1.05, (6, BLOCKS))
+    guesses = ("copy_last_frame", "mean_frame", "mean_reward", "frame_guess", "px_guess_first",
+               "px_guess_last")  # fmt: skip
+    errors = dict.fromkeys(guesses, floor) | {"reward_mlp": noise[0]}
     if untrained:
-        lacking = ("latent_error", "frame_mse", "frame_error", "larp_mse", "larp_r2", "larp_gain")
+        lacking = ("latent_error", "frame_error", "larp_r2", "larp_gain", "px_first", "px_last")
         scores |= dict.fromkeys(lacking, NOT_APPLICABLE)
     else:
-        errors |= dict(zip(("frame", "latent", "larp"), noise[1:], strict=True))
-        errors |= {"copy_last_latent": floor, "larp_copy": floor}
+        kinds = ("frame", "latent", "larp", "px_first", "px_last")
+        errors |= dict(zip(kinds, noise[1:], strict=True))
+        errors |= {"latent_guess": floor, "larp_copy": floor, "px_permuted": floor}
     return Row(facts, scores, errors)
 
 
@@ -70,62 +73,27 @@ def few_resamples(monkeypatch):
     monkeypatch.setattr(compare, "RESAMPLES", 100)
 
 
-@pytest.mark.parametrize(
-    ("facts", "message"),
-    [
-        ({"data_sha256": "e" * 64}, "mixed: jepa seed 0 has other data_sha256 than enc_dec seed 0"),
-        ({"environment": "moon"}, "other environment .*moon and world"),
-        ({"batches_sha256": "x"}, "0 has other batches_sha256"),
-        ({"updates": 599}, "other updates than enc_dec seed 0 .599 and 600"),
-    ],
-)
-def test_mixed_sets_are_refused_with_the_mismatch(facts, message):
-    with pytest.raises(WorkbookError, match=message):
-        compare.build(rows_of(**facts))
-
-
-def test_only_one_training_must_have_equal_updates():
-    """Section 0; two stages, loaded weights and early stops have numbers of their own."""
+def test_where_models_differ_by_design_is_said():
+    """Section 0; two stages, loaded weights, early stops and collapse."""
     first, *said = compare.build(rows_of())["notes"]
     assert "enc_dec 600" in first and "vjepa2 1,750" in first
     assert any("2 stages (600 + 1,150)" in text for text in said)
     assert any(text.startswith("latent_error of enc_dec_jepa is not applicable") for text in said)
-    loaded = compare.build(rows_of(loaded=True, updates=0))
-    assert "jepa has weights from a file, so nothing is claimed from it." in loaded["notes"]
-    early = compare.build(rows_of(early_stopping=True, updates=599))
-    assert "jepa 599" in early["notes"][0] and "may stop early" in " ".join(early["notes"])
-    rows = rows_of()
-    of(rows, "vjepa2")[0].facts["updates"] = 5
-    with pytest.raises(WorkbookError, match="vjepa2 seed 1 has other updates than vjepa2 seed 0"):
-        compare.build(rows)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, True, "lost"])
-def test_scores_must_be_finite(value):
-    rows = rows_of()
-    rows[0].scores["reward_r2"] = value
-    with pytest.raises(WorkbookError, match=f"enc_dec seed 0: reward_r2 is {value!r}"):
-        compare.build(rows)
-
-
-def test_a_set_is_whole_and_each_row_once():
-    rows = rows_of()
-    for wrong, message in (
-        (rows[1:], "enc_dec seed 0 is in the comparison 0 times"),
-        ([*rows, rows[-1]], "random_vit seed 2 is in the comparison 2 times"),
-        ([*rows, row("dreamer")], "dreamer seed 0 is in the comparison 1 times"),
-        ([*rows[1:], rows[0]._replace(scores={"loss": 1.0} | rows[0].scores)], "not have, loss"),
+    for facts, text in (
+        ({"loaded": True, "updates": 0}, "jepa has weights from a file, so nothing is claimed"),
+        ({"early_stopping": True}, "The budget of jepa is in epochs and may stop early."),
+        ({"collapsed": "rank 1"}, "jepa has collapsed: rank 1."),
     ):
-        with pytest.raises(WorkbookError, match=message):
-            compare.build(wrong)
+        assert text in " ".join(compare.build(rows_of(**facts))["notes"])
+        assert text not in " ".join(said)
 
 
-def test_every_score_has_n_seeds_intervals_and_baselines(tmp_path):
+def test_every_score_has_n_seeds_ranges_and_baselines(tmp_path):
     """F12, F15; no ranking across models may use a loss, which has a latent's own unit."""
     found = json.loads(write_json(tmp_path / "c.json", compare.build(rows_of())).read_text())
     assert found["seeds"] == [0, 1, 2]
-    assert found["n"] == {"training": 80, "validation": 20, "episodes": EPISODES}
-    assert list(found["models"]) == list(COMPARED)
+    assert found["n"] == {"training": 80, "test": 20, "episodes": EPISODES}
+    assert list(found["models"]) == list(COMPARED) == list(found["curves"])
     for name in COLUMNS:
         assert "loss" not in name
         assert (compare.floor(found, name) is not None) == (name in compare.RANKED)
@@ -135,15 +103,17 @@ def test_every_score_has_n_seeds_intervals_and_baselines(tmp_path):
             assert cell["text"] in NOTES or cell["low"] <= cell["mean"] <= cell["high"]
     floors = [compare.floor(found, name) for name in ("latent_error", "larp_gain", "larp_r2")]
     assert floors == [1, 0, -0.01]
-    for name in ("frame_mse", "reward_mse"):
-        guess = compare.RANKED[name][1]
-        assert compare.floor(found, name) == found["baselines"][guess] == row().errors[guess].mean()
+    guess = row().errors["px_guess_last"].mean() ** 0.5
+    assert compare.floor(found, "px_last") == pytest.approx(guess)
+    table = results.headline(found)
+    assert {len(one) for one in table["rows"]} == {len(table["columns"])}
 
 
-def test_interval_over_seeds_is_students():
-    cell = over_seeds([1.0, 2.0, 3.0])
-    half = 4.302652729911275 / math.sqrt(3)
-    assert (cell["mean"], cell["low"], cell["high"]) == pytest.approx((2, 2 - half, 2 + half))
+def test_a_range_over_seeds_stays_inside_its_quantity():
+    """X16: no interval of a positive number reaches below 0."""
+    cell = over_seeds([1.0, 2.0, 9.0])
+    assert (cell["mean"], cell["low"], cell["high"]) == (4, 1, 9)
+    assert cell["text"] == "4 [1 to 9]"
     single = over_seeds([2.0])
     assert single["low"] is None and single["text"] == "2 (1 seed)"
     assert over_seeds([1200.0, 1200.0])["text"] == "1,200"
@@ -172,20 +142,22 @@ def test_r2_is_not_estimable_from_few_rewards():
 def test_claims_follow_the_paired_interval():
     better, worse, equal = (compare.build(rows_of(factor)) for factor in (0.5, 2.0, 1.0))
     for model in MODELS:
-        for against in ("copy_last_latent", "copy_last_frame", "mean_reward"):
+        for against in ("the better guess", "permuted actions", "mean_reward"):
             for found, verdict in (
                 (better, "beats"), (worse, "loses to"), (equal, "no difference shown")
             ):  # fmt: skip
                 assert verdicts(found, model=model, against=against) == {verdict}
         assert verdicts(better, model=model, against="larp_copy") == {"beats"}
-    claim = next(c for c in better["claims"] if c["against"] == "copy_last_latent")
+    claim = next(c for c in better["claims"] if c["score"] == "imagined latent")
     assert claim["difference"] == pytest.approx(-0.5, abs=0.03)
+    px = next(c for c in better["claims"] if c["score"].startswith("state px"))
+    assert px["difference"] == pytest.approx(0.5**0.5 - 1, abs=0.03)  # of px, not of px^2 (X1)
     assert claim["seeds"] == 3 and claim["blocks"] == BLOCKS
     assert claim["low"] < claim["difference"] < claim["high"] < 0
     assert {c["score"] for c in better["claims"] if c["model"] in UNTRAINED} == {"reward MLP"}
     texts = compare.sentences(better["claims"])
     one = next(text for text in texts if text.startswith("jepa: imagined latent"))
-    assert "beats copy last latent: error -" in one and "seeds: 3, blocks: 12" in one
+    assert "beats the better guess: error -" in one and "seeds: 3, blocks: 12" in one
 
 
 def test_every_model_is_held_against_the_untrained_encoder_of_its_own_architecture():
@@ -211,8 +183,9 @@ def test_the_matched_pair_is_paired_by_seed_and_block():
             one.errors[kind] = better * level * rng.uniform(0.99, 1.01, BLOCKS)
     found = compare.build(rows, [PAIR])
     claims = [c for c in found["claims"] if c["against"] == "JEPA"]
-    assert [c["score"] for c in claims] == ["decoded frame", "reward MLP"]
-    for claim in claims:
+    scores = ["state px, one step", "decoded frame", "reward MLP"]
+    assert [c["score"] for c in claims] == scores
+    for claim in claims[1:]:
         assert claim["verdict"] == "beats" and claim["high"] < -0.05
         assert claim["difference"] == pytest.approx(-0.1, abs=0.01)
     for one in of(rows, "jepa"):  # the same means, other partners
@@ -238,7 +211,7 @@ def test_seeds_that_disagree_leave_the_difference_open():
     rows = rows_of(1.0)
     for one in of(rows, "jepa"):
         one.errors["latent"] *= (0.4, 0.5, 0.95)[one.facts["seed"]]
-    found = verdicts(compare.build(rows), model="jepa", against="copy_last_latent")
+    found = verdicts(compare.build(rows), model="jepa", score="imagined latent")
     assert found == {"no difference shown"}
 
 
@@ -267,7 +240,7 @@ def test_a_run_of_the_pixel_notebooks_alone_has_summary_and_report(tmp_path):
     found = check_summary(read_json(run.path / "summary.json"))
     assert found["results"] == [] and found["pixels"]["seeds"] == [0, 1, 2]
     for text in (
-        "4 world models", "World models on pixels", "copy last latent: 1", "mean reward: -0.01",
+        "4 world models", "World models on pixels", "better of copy-last and mean", "-0.01",
         "seeds: 3, blocks: 12", "0.50 % apart, matched", "paired comparisons",
         "random ViT encoder", "latent_error of enc_dec_jepa is not applicable",
     ):  # fmt: skip
@@ -280,10 +253,10 @@ def test_rows_come_from_the_run_and_its_stored_weights(pixel_run):
     found = results.load_comparison(ws)
     assert list(found["models"]) == list(COMPARED) and found["matched"][0]["ok"]
     assert "(6 + 6)" in " ".join(found["notes"])
-    _, validation = stages.make_transitions(ws)
+    train, _, test = stages.make_transitions(ws)
     sha256 = stages.load_transitions(ws).sha256
     for one in found["rows"]:
-        assert one["data_sha256"] == sha256 and one["n"]["validation"] == len(validation)
+        assert one["data_sha256"] == sha256 and one["n"]["test"] == len(test)
         own = f"{one['model']}_s0", f"heads_{one['model']}_s0"
         said = {name: {"from": "this run", "key": ws.run.key(name)} for name in own}  # I4
         assert said.items() <= one["weights"].items()
@@ -292,26 +265,80 @@ def test_rows_come_from_the_run_and_its_stored_weights(pixel_run):
     for name in ("enc_dec", "enc_dec_jepa", *UNTRAINED):
         assert texts[name]["latent_error"] == NOT_APPLICABLE
     for name in UNTRAINED:
-        assert texts[name]["frame_mse"] == texts[name]["larp_mse"] == NOT_APPLICABLE
+        assert texts[name]["frame_error"] == texts[name]["px_last"] == NOT_APPLICABLE
     assert texts["enc_dec"]["larp_gain"] == NOT_APPLICABLE
     assert texts["jepa"]["reward_r2"] == texts["jepa"]["larp_gain"] == NOT_ESTIMABLE  # few rewards
 
     # The stored error is that of the stored weights, by another way of computing it.
     means = {name: own["mean"] for name, own in found["models"]["jepa"].items()}
     jepa = stages.load_model(ws, "jepa", 0)
-    batch = validation[torch.arange(len(validation))]
+    batch, seen = (part[torch.arange(len(part))] for part in (test, train))
     now, after = jepa.encode_target(batch.state), jepa.encode_target(batch.next_state)
-    ratio = (jepa.imagine(now, batch.action) - after).square().sum() / (now - after).square().sum()
-    assert means["latent_error"] == pytest.approx(float(ratio), rel=1e-4)
+    centre = jepa.encode_target(seen.next_state).mean(0)
+    guess = min((one - after).square().sum() for one in (now, centre))
+    gap = (jepa.imagine(jepa.encode(batch.state), batch.action) - after).square().sum()
+    assert means["latent_error"] == pytest.approx(float(gap / guess), rel=1e-4)
     copied = (batch.state[:, -1] / 255 - batch.next_state[:, -1] / 255).square().mean()
     assert found["baselines"]["copy_last_frame"] == pytest.approx(float(copied), rel=1e-4)
-    drawn = stages.load_result(ws, "enc_dec_s0")["frames"]["mse"]
-    assert found["models"]["enc_dec"]["frame_mse"]["mean"] == pytest.approx(drawn, rel=1e-3)
+    drawn = stages.load_result(ws, "enc_dec_s0")["frames"]
+    error = found["models"]["enc_dec"]["frame_error"]["mean"]
+    assert error == pytest.approx(drawn["frame"] / drawn["frame_guess"], rel=1e-3)
     heads = {(one["model"], one["head"]): one for one in results.load_rewards(ws)["heads"]}
     assert ("jepa", "larp_copy") in heads and ("enc_dec", "larp") not in heads
     cell, _ = stages.load_heads(ws, "jepa", 0)
     mse = pytest.approx(np.square(cell["larp"] - cell["reward"]).mean(), rel=1e-5)
-    assert heads["jepa", "larp"]["mse"] == mse == means["larp_mse"]
+    assert heads["jepa", "larp"]["mse"] == mse
+    assert len(figures.horizon(found).axes) == 1
+
+
+class Oracle:
+    """A model whose latent is the square's true place, however far it imagines."""
+
+    config, background = tiny_config().pixels, torch.zeros(1)
+    steps = torch.tensor([[2, 0], [-2, 0], [0, 2], [0, -2]])
+
+    def __init__(self, believes=True):
+        self.believes = believes
+
+    def encode_target(self, state):
+        light = (state[:, -1, 0] > 100).float()
+        return torch.stack([light.amax(axis).argmax(1).float() for axis in (2, 1)], 1)
+
+    def unroll(self, state, actions):
+        place, found = self.encode_target(state), []
+        for action in actions.unbind(1):
+            place = (place + self.steps[action] * self.believes).clamp(0, 12)
+            found.append(place)
+        return torch.stack(found, 1)
+
+
+def test_state_px_of_a_model_that_knows_and_of_one_that_copies():
+    """X19: px of the true position; the better guess, and what actions are worth."""
+    train, test = tiny_transitions(20).split(0.4, 0)
+    found, episode = measures.place_errors(Oracle(), train, test, 0, 4)
+    px = {kind: measures.rms(errors) for kind, errors in found.items()}
+    assert px["imagined"].max() < 0.05 and px["encoded"].max() < 0.05
+    assert px["permuted"].min() > 1 and len(episode) == len(found["guess"])
+    assert px["guess"] == pytest.approx(np.minimum(px["last"], px["mean"]))
+    lazy, _ = measures.place_errors(Oracle(False), train, test, 0, 4)
+    assert measures.rms(lazy["imagined"]) == pytest.approx(px["last"], abs=0.05)
+    assert measures.rms(lazy["permuted"]) == pytest.approx(px["last"], abs=0.05)
+    blind = dataclasses.replace(train, position=None)
+    assert measures.place_errors(Oracle(), blind, test, 0)[0] == {}
+
+
+def test_the_one_rule_of_collapse_is_free_of_units():
+    """X5: against the untrained encoder, whatever the scale."""
+    white = torch.randn(200, 16, generator=seeded(0))
+    line = torch.randn(200, 1, generator=seeded(1)) * torch.randn(16, generator=seeded(2))
+    assert measures.collapse(1e-4 * white, 50 * white)["collapsed"] == ""
+    for broken, why in (
+        (torch.ones(200, 16), "varying"), (500 + white, "varying"), (line, "effective rank"),
+        (white * float("nan"), "not finite"),
+    ):  # fmt: skip
+        assert why in measures.collapse(broken, white)["collapsed"]
+    dull = 100 + white  # an encoder that begins so has not collapsed where it stays so
+    assert measures.collapse(dull, dull)["collapsed"] == ""
 
 
 def test_scatter_files_show_the_diagonal_and_the_score(tmp_path):
@@ -324,14 +351,3 @@ def test_scatter_files_show_the_diagonal_and_the_score(tmp_path):
         (axis,) = figures.reward_scatter({"jepa": part}, *note).axes
         assert said in axis.get_title("left")
     assert list(axis.lines[0].get_xdata()) == list(axis.lines[0].get_ydata())
-
-
-def test_gain_figure_draws_one_interval_per_model_with_an_imagined_latent():
-    claims = compare.build(rows_of())["claims"]
-    figure = figures.look_ahead_gain({"drift": claims, "push": claims})
-    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    assert labels == [compare.LABELS[name] for name in MODELS] and len(figure.axes) == 2
-    alone = figures.look_ahead_gain({"drift": claims})
-    alone.canvas.draw()  # one panel is narrower than its legend's line
-    place = alone.legends[0].get_window_extent()
-    assert place.x0 >= 0 and place.x1 <= alone.bbox.width

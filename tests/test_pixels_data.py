@@ -92,6 +92,22 @@ def test_same_seed_same_data(drift):
     assert torch.bincount(drift.action, minlength=5).min() > 10  # uniform
 
 
+def test_positions_are_those_of_the_frames(drift, tmp_path):
+    """X19: as `info` tells them; parts keep their own, and an environment may tell nothing."""
+    place = drift.position[drift.after[30]] / 4  # 64 px world, 16 px frames
+    x, y = place.round().int().tolist()
+    patch = drift.frames[drift.after[30], 0, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
+    assert patch.max() > 120
+    part, _ = drift.split(0.3, 0)
+    rows = torch.isin(drift.episode, part.episodes)
+    assert torch.equal(part.position[part.now], drift.position[drift.now[rows]])
+    loaded = Transitions.load(part.save(tmp_path))
+    assert torch.equal(loaded.position, part.position) and loaded.sha256 == part.sha256
+    told = record(PixelObservation(Counting(3), 16), lambda _: 1, collected(), 0)
+    assert told.position is None
+    assert Transitions.load(told.save(tmp_path)).position is None  # no other data's are left
+
+
 def test_limits_of_episodes_and_transitions():
     assert len(collect(collected(data__episodes=3), 0).episodes) == 3
     cut = collect(collected(data__transitions=30), 0)

@@ -104,7 +104,7 @@ def test_environments_of_the_extras_are_seen(name, package, dark, monkeypatch):
     """ENV-8: Breakout has its ROM, and pygame draws a dark cart on white without a display."""
     pytest.importorskip(package)
     monkeypatch.delenv("DISPLAY", raising=False)
-    env = make_env(EnvironmentConfig(id=name))
+    env = make_env(EnvironmentConfig(id=name, image_size=64))
     frame, _ = env.reset(seed=0)
     assert frame.shape == (1, 64, 64) and frame.dtype == np.uint8
     assert frame.max() > 60 and 5 < (frame < 128).sum() < dark
@@ -206,7 +206,7 @@ def test_whatever_a_foreign_render_raises_is_a_sentence(fault):
 
 def test_two_rooms_is_usable_as_pixels():
     """ENV-8, and 65 x 65 x (dot, walls): walls at half brightness, the dot above them, resized."""
-    env = make_env(EnvironmentConfig(id=ENV_ID))
+    env = make_env(EnvironmentConfig(id=ENV_ID, image_size=64))
     frame, info = env.reset(seed=0)
     assert frame.shape == (1, 64, 64)
     x, y = (info["position"] * 64 / 65).round().astype(int)
@@ -224,7 +224,7 @@ def test_stack_repeats_the_first_frame_and_keeps_order():
         state, *_ = env.step(0)
     assert state[:, 0, 0, 0].tolist() == [3, 4, 5, 6]
     assert env.reset()[0].max() == 0
-    seen = EnvironmentConfig(id=DRIFT_ID, stack=2, grayscale=False)
+    seen = EnvironmentConfig(id=DRIFT_ID, image_size=64, stack=2, grayscale=False)
     env = make_training_env(PixelsConfig(environment=seen))
     first, _ = env.reset(seed=0)
     state, *_ = env.step(0)
@@ -263,7 +263,7 @@ def test_skipped_and_repeated_steps_count_toward_the_limit():
         assert [env.step(1)[3] for _ in range(4)] == [False, False, False, True]
 
 
-@pytest.mark.parametrize("name", [DRIFT_ID, PUSH_ID])
+@pytest.mark.parametrize("name", [DRIFT_ID, PUSH_ID, worlds.CALM_ID, *worlds.NOISY_IDS.values()])
 def test_env_checker_passes(name):
     """ENV-9."""
     with warnings.catch_warnings():
@@ -310,6 +310,29 @@ def test_both_worlds_move_alike_and_at_random():
     assert not np.array_equal(one[4], other[4])
     # No function of state and action explains Drift's reward; what it can reach is published.
     assert 0.85 < worlds.best_r2(2_000) < 0.95
+
+
+def test_in_calm_all_that_moves_follows_from_the_action():
+    before, target, action, reward, after = play(worlds.CALM_ID, 300)
+    moved = np.clip(before + 4 * worlds.ACTIONS[action], worlds.LOW, worlds.HIGH)
+    assert after == pytest.approx(moved)
+    assert np.array_equal(reward, np.linalg.norm(after - target, axis=1) < 8) and reward.any()
+
+
+def test_noise_is_new_in_each_frame_and_its_share_of_the_variance_is_the_named_one():
+    """The object goes the same way with and without it."""
+    variance, places = {}, []
+    for share, name in worlds.NOISY_IDS.items():
+        env = gymnasium.make(name).unwrapped
+        frames = [env.reset(seed=0)]
+        frames += [env.reset() for _ in range(300)]
+        variance[share] = np.var([frame for frame, _ in frames], axis=0).mean()
+        places.append([info["position"] for _, info in frames])
+        still = [env.step(0)[0].astype(float) for _ in range(2)]
+        assert np.ptp(still[1] - still[0]) == 0 or share > 0
+    assert np.array_equal(places[0], places[1]) and np.array_equal(places[0], places[2])
+    for share, found in variance.items():
+        assert 1 - variance[0.0] / found == pytest.approx(share, abs=0.03)
 
 
 def test_the_picture_shows_dot_and_target():

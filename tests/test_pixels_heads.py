@@ -7,6 +7,7 @@ import torch
 from tiny_pixels import fresh, seeded, tiny_transitions
 from torch import nn
 
+from hjepa_lib.config import profile
 from hjepa_lib.config.pixels import EpochsConfig, RewardConfig
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.checkpoint import fingerprint
@@ -27,10 +28,10 @@ def features(rows=96, seed=0, ahead=True):
 
 def trained(config=TINY, ahead=True, kinds=heads.HEADS):
     """{kind: (initial weights' hash, trained head, what it predicts of held-out rewards)}."""
-    train, held_out = (features(seed=number, ahead=ahead) for number in (0, 1))
+    train, held_out, choice = (features(seed=number, ahead=ahead) for number in range(3))
     found = {}
     for kind in kinds:
-        work = heads.fit_head(kind, train, config, 0)
+        work = heads.fit_head(kind, train, choice, config, 0)
         if work is not None:
             initial = fingerprint(work.module.net)
             list(work)
@@ -53,7 +54,7 @@ def test_input_sizes_are_those_of_the_seeds():
     assert torch.equal(ahead, torch.cat([z, z + 7, a], 1))
     assert torch.equal(copy, torch.cat([z, z, a], 1))
     assert features._replace(imagined=None).inputs("larp") is None
-    head = RewardHead(RewardConfig(), 96)
+    head = RewardHead(profile("full").pixels.reward, 96)
     assert head(plain).shape == (2,)
     assert [one.out_features for one in head.net if isinstance(one, nn.Linear)] == [512] * 3 + [1]
     assert [one.p for one in head.net if isinstance(one, nn.Dropout)] == [0.2] * 3
@@ -120,11 +121,13 @@ def test_training_repeats_and_learns_a_readable_reward():
 
 
 def test_a_head_spends_its_budget_and_sees_batches_of_training_rows_alone():
-    """Section 0: heads share their budget; the last eighth of the training rows validates."""
+    """Section 0, X4: heads share their budget; a part of its own chooses their weights."""
     optim = EpochsConfig(updates=12, batch=16, lr=0.0, patience=1)
     config = dataclasses.replace(TINY, hidden=8, optim=optim, standardise=False)
     z, rewards = torch.randn(80, 4), torch.randn(80)
-    work = heads.fit_head("larp", Features(z, z[:, :2], z + 1, rewards), config, 0)
+    whole = Features(z, z[:, :2], z + 1, rewards)
+    parts = [whole.rows(rows) for rows in torch.arange(80).split([70, 10])]
+    work = heads.fit_head("larp", *parts, config, 0)
     *_, last = work
     assert last.update == 12
     inputs = torch.cat([z, z + 1, z[:, :2]], 1)[70:]

@@ -53,7 +53,7 @@ def test_the_smoke_run_is_whole(finished):
     assert all(entry["ok"] for entry in entries.values())
     assert [line.split()[0] for line in said.splitlines() if line[:2].isdigit()] == NAMES
     data = Transitions.load(run.path / "pixels/pixel_data")
-    assert data.meta["environment"] == profile("smoke").pixels.environment.id == "hjepa/Drift-v0"
+    assert data.meta["environment"] == profile("smoke").pixels.environment.id == "hjepa/Calm-v0"
 
 
 def test_it_leaves_summary_and_report(finished):

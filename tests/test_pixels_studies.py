@@ -1,112 +1,72 @@
-"""Studies beside a run: look-ahead, JEPA's variants, auxiliary losses side by side (MET-3)."""
+"""Studies beside a run: labels, JEPA's variants, auxiliary losses side by side (MET-3)."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from tiny import digest
 from tiny_pixels import tiny_config, tiny_transitions, tiny_workspace
 
 from hjepa_lib.__main__ import main
-from hjepa_lib.config import flatten, profile
 from hjepa_lib.config.pixels import AuxiliaryConfig
 from hjepa_lib.files import read_json
-from hjepa_lib.pixels import compare, figures, makers, studies
-from hjepa_lib.pixels.stages import load_heads, load_model, make_transitions
-from hjepa_lib.runs.run import Run
-from hjepa_lib.runs.workspace import Workspace
+from hjepa_lib.pixels import figures, makers, stages, studies
+from hjepa_lib.pixels.heads import HEADS
 
 pytestmark = pytest.mark.filterwarnings("ignore:the gradient norm is")
 
 
 @pytest.fixture(scope="module")
-def looked(tmp_path_factory):
-    """(run, what its look-ahead study found)."""
+def labelled(tmp_path_factory):
+    """(run, what its study of labels found)."""
     root = tmp_path_factory.mktemp("outputs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HJEPA_OUTPUTS", str(root))
-        patch.setattr(compare, "RESAMPLES", 50)
         ws = tiny_workspace(root)
-        list(ws.make(studies.look_ahead(ws)))
-        yield ws, studies.load_look_ahead(ws)
+        data = tiny_transitions(12)
+        data.reward[:] = torch.arange(len(data)) % 7
+        stage = stages.pixel_stages(ws.config)[stages.DATA]
+        with ws.run.stage(stage.name, stage.folder, ws.key(stage)) as folder:
+            data.save(folder)
+        yield ws, studies.load_labels(ws), data
 
 
-def world(ws, name):
-    return Workspace("test", Run.open(f"tiny-variants/lookahead-{name}", ws.run.path.parent))
+def test_labels_are_counted_for_every_model_head_and_label(labelled):
+    ws, found, _ = labelled
+    cells = {(r["pays"], r["model"], r["head"], r["labels"]) for r in found["rows"]}
+    assert len(cells) == 2 * len(studies.STUDIED) * len(HEADS) * 2 == len(found["rows"])
+    assert {r["labels"] for r in found["rows"]} == set(ws.config.pixels.reward.labels)
+    assert all(r["r2"] is not None for r in found["rows"])
+    assert len(found["sentences"]) == 2 * 2 * len(studies.STUDIED) * 2
+    assert any(text.startswith("present state, vjepa2, 20 labels: R2 ") for text in
+               found["sentences"])  # fmt: skip
+    section = read_json(ws.run.path / "sections/25-labels.json")
+    assert [*section["lists"].values()] == [found["sentences"]]
+    assert len(figures.label_curves(found["rows"], {"state and action": 0.5}).axes) == 2
 
 
-def test_look_ahead_has_runs_of_its_own_and_leaves_the_run_alone(looked):
-    ws, found = looked
-    assert ws.run.manifest["stages"].keys() == {"pixel_data", "lookahead"}
-    ws.run.verify("pixel_data")
-    assert list(ws.make(studies.look_ahead(ws))) == []  # done
-    assert set(found) == set(studies.WORLDS)
-    for report in found.values():
-        assert {one["model"] for one in report["heads"]} == set(studies.STUDIED)
-        held = {(one["model"], one["against"]) for one in report["claims"]}
-        for name in studies.STUDIED:
-            ahead = name != "random"
-            assert ((name, "larp_copy") in held) == ((name, "reward_mlp") in held) == ahead
-        assert ("jepa", "random encoder") in held and ("vjepa2", "random ViT encoder") not in held
-    section = read_json(ws.run.path / "sections/25-lookahead.json")
-    assert set(section["lists"]) == set(studies.WORLDS.values())
+def test_the_control_pays_for_the_present_state_alone(labelled):
+    """X13: the label of a row is the reward of the row before, of the same episode."""
+    _, _, data = labelled
+    _, kept, (reward, before) = studies._labelled(data)
+    assert len(kept) == len(data) - len(data.episodes)
+    assert torch.equal(reward, data.reward[kept]) and torch.equal(before, data.reward[kept - 1])
+    assert torch.equal(data.episode[kept], data.episode[kept - 1])
 
 
-def test_the_reward_alone_differs_between_its_worlds(looked):
-    """Base models are trained once, by this study's budget; the control takes them as they are."""
-    ws, _ = looked
-    drift, push = (world(ws, name) for name in studies.WORLDS)
-    one, two = (make_transitions(side)[0] for side in (drift, push))
-    for name in ("frames", "now", "after", "origin", "action", "episode"):
-        assert torch.equal(getattr(one, name), getattr(two, name))
-    assert not torch.equal(one.reward, two.reward)
-    for name in studies.STUDIED:
-        assert digest(load_model(drift, name, 0)) == digest(load_model(push, name, 0))
-        assert push.origin(f"{name}_s0") == drift.run.name
-        (_, seen), (_, held) = (load_heads(side, name, 0) for side in (drift, push))
-        assert seen["data_sha256"] != held["data_sha256"]
-    assert drift.config == studies.study_config(ws.config, "drift")
+def test_its_key_knows_the_heads_and_the_weights_it_starts_from(tmp_path):
+    """I2, I8."""
 
+    names = iter("abcdef")
 
-def test_its_key_knows_the_weights_it_starts_from(tmp_path):
-    """I2, I8: by their content, wherever they come from."""
-    path, plain = tmp_path / "weights.safetensors", tiny_workspace(tmp_path)
-    settings = ("loading__path", "vjepa2__stage2__checkpoint")
-    sides = [tiny_workspace(tmp_path, tiny_config(**{one: str(path)}), one) for one in settings]
+    def key(**changes):
+        ws = tiny_workspace(tmp_path, tiny_config(**changes), next(names))
+        return ws.key(studies.label_study(ws))
 
-    def keys():
-        return [ws.key(studies.look_ahead(ws)) for ws in (plain, *sides)]
-
-    path.write_text("one")
-    first = keys()
-    path.write_text("other")
-    second = keys()
-    assert first[0] == second[0] and keys() == second
-    assert len({*first, *second}) == 5
-
-
-def test_the_budget_of_the_study_is_cut_and_never_raised():
-    config = profile("laptop").override("pixels.optim.updates=90,pixels.environment.id=x/Other-v0")
-    study = studies.study_config(config, "push")
-    assert study.pixels.environment.id == "hjepa/Push-v0"
-    assert study.pixels.optim.updates == 90
-    assert study.pixels.vjepa2.stage1.optim.updates == config.pixels.reward.study_updates
-    free = studies.study_config(config.override("pixels.reward.study_updates=0"), "push")
-    assert free.pixels.vjepa2.stage1.optim.updates == config.pixels.vjepa2.stage1.optim.updates
-    assert studies.study_config(profile("full"), "drift").pixels.optim.updates == 0  # in epochs
-    for field, leaf in (("seeds", "seeds"), ("study_transitions", "data.transitions")):
-        value = getattr(config.pixels.reward, field) + 7
-        other = studies.study_config(config.override({f"pixels.reward.{field}": value}), "drift")
-        assert flatten(other)[f"pixels.{leaf}"] == value
-
-
-def test_variants_start_alike_and_end_apart(tmp_path):
-    rows = list(studies.try_variants(tiny_workspace(tmp_path), 3))
-    assert [(row["target"], row["auxiliary"]) for row in rows] == list(studies.VARIANTS)
-    assert len({row["std"] for row in rows}) == len(rows)
-    assert all(row["std"] > 0 and 0 <= row["health"] <= 1 for row in rows)
-    assert len(figures.variant_bars(rows, 8).axes) == 4
+    plain = key()
+    for changes in ({"reward__labels": (30,)}, {"jepa__ema_decay": 0.5}, {"seeds": 2}):
+        assert key(**changes) != plain
+    assert key(log_every=3) == plain
 
 
 def test_losses_run_into_their_own_folders_and_are_ranked(tmp_path, monkeypatch):
@@ -114,7 +74,7 @@ def test_losses_run_into_their_own_folders_and_are_ranked(tmp_path, monkeypatch)
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
     monkeypatch.setattr(makers, "acquire", lambda *_: tiny_transitions())
     losses = {kind: AuxiliaryConfig(kind) for kind in ("vicreg", "dino", "none")}
-    config = tiny_config(optim__updates=3)
+    config = tiny_config(optim__updates=3, jepa__target="default")
     table = studies.run_losses("losses", losses, config)
     *rows, last = table.to_dict("records")
     assert [row["rank"] for row in rows] == [1, 2]

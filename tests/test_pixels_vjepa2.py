@@ -7,13 +7,12 @@ from tiny_pixels import ema_follows, random_window, seeded, tiny_pixels, tiny_tr
 from tiny_pixels import two_stages_model as make
 from torch.nn import functional as F
 
-from hjepa_lib.config import ConfigError
-from hjepa_lib.config.pixels import PixelsConfig
+from hjepa_lib.config import ConfigError, profile
 from hjepa_lib.models.layers import count_parameters, draw_masks
-from hjepa_lib.pixels.models import VJepa2
+from hjepa_lib.pixels.models import VJepa2, fit_scale
 from hjepa_lib.pixels.training import fit
 from hjepa_lib.pixels.transitions import PixelShapes, scaled
-from hjepa_lib.pixels.vjepa2 import MaskedPrediction, MaskedViT, WorldModel, encode_states
+from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel, encode_states
 
 ATARI = PixelShapes(channels=1, stack=4, image_size=64, action_kind="discrete", action_dim=4)
 
@@ -34,15 +33,25 @@ def world():
 
 
 def test_parameter_counts_are_the_seeds():
-    """VJ-1, VJ-6, VJ-8: sizes; a stack of frames becomes one latent."""
-    stage1 = MaskedPrediction(PixelsConfig(), ATARI)
-    assert sum(p.numel() for p in stage1.parameters()) == 1_196_096
-    assert count_parameters(stage1) == 647_488
-    assert count_parameters(WorldModel(PixelsConfig(), ATARI)) == 1_200_736
-    assert stage1.online.patches == 64 and stage1.online.embed.project.in_channels == 4
+    """VJ-1, VJ-6, VJ-8: sizes in the profile full; a stack of frames becomes one latent.
+
+    Each ViT has a last norm, as MOD-2's, of 2 * 64 weights; the seed's has a position of its class
+    token, of 64.
+    """
+    full = profile("full").pixels
+    stage1 = MaskedPrediction(full, ATARI)
+    assert sum(p.numel() for p in stage1.parameters()) == 1_196_096 + 2 * 64
+    assert count_parameters(stage1) == 647_488 + 64
+    assert count_parameters(WorldModel(full, ATARI)) == 1_200_736
+    patches = stage1.online.vit.patches
+    assert patches.count == 64 and patches.project.in_channels == 4
     assert stage1.online(torch.zeros(2, 4, 1, 64, 64)).shape == (2, 64)
     with pytest.raises(ConfigError, match="do not divide into 5 px patches"):
-        make(MaskedViT, vjepa2__stage1__patch=5)
+        make(MaskedPrediction, vjepa2__stage1__patch=5)
+    with pytest.raises(ConfigError, match="read=cls needs a width"):
+        make(MaskedPrediction, vjepa2__stage1__read="cls", vjepa2__stage1__width=8)
+    with pytest.raises(ConfigError, match="latent_dim=16 is more than the 12 numbers of all tok"):
+        make(MaskedPrediction, vjepa2__stage1__width=12, vjepa2__stage1__patch=16)
 
 
 @pytest.mark.parametrize(
@@ -60,14 +69,15 @@ def test_masks_are_exact_per_sample_and_differ(patches, ratio):
 
 @pytest.mark.parametrize("kind", ["latent", "projected"])
 def test_only_hidden_patches_change(kind, batch):
-    encoder, state = make(MaskedViT, vjepa2__stage1__mask_token=kind).eval(), scaled(batch.state)
-    mask = draw_masks(5, encoder.patches, 0.4, seeded(0))
-    plain, masked = encoder.tokens(state), encoder.tokens(state, mask)
+    encoder = make(MaskedPrediction, vjepa2__stage1__mask_token=kind).eval().online
+    state, vit = scaled(batch.state), encoder.vit
+    mask = draw_masks(5, vit.patches.count, 0.4, seeded(0))
+    plain, masked = (vit.embed(state.flatten(1, 2), one) for one in (None, mask))
     assert torch.equal(plain[~mask], masked[~mask])
-    token = encoder.project(encoder.token) + encoder.embed.position
+    token = vit.project(vit.token) + vit.patches.position
     assert torch.allclose(masked[mask], token.expand(5, -1, -1)[mask])
-    assert encoder.token.numel() == (64 if kind == "projected" else 16)
-    assert not torch.allclose(encoder(state), encoder(state, mask))
+    assert vit.token.numel() == (64 if kind == "projected" else 16)
+    assert not torch.allclose(encoder.tokens(state), encoder.tokens(state, mask))
 
 
 def test_frozen_encoder_is_deterministic_unmasked_and_stays_so(batch):
@@ -77,7 +87,7 @@ def test_frozen_encoder_is_deterministic_unmasked_and_stays_so(batch):
     assert torch.equal(model.train().encode(state), first)  # a head's training calls train()
     assert not any(module.training for module in model.modules())
     assert not any(p.requires_grad for p in model.parameters())
-    model.encoder.token.fill_(1e3)  # what a mask left on would show
+    model.encoder.vit.token.fill_(1e3)  # what a mask left on would show
     assert torch.equal(model.encode(state), first)
     for row in range(0, 16, 4):  # every single patch counts
         for column in range(0, 16, 4):
@@ -110,7 +120,8 @@ def test_target_is_an_average_without_gradient(batch):
     assert ema_follows(model.target, model.online, 0.9, model.after_update)
     model.loss(batch, seeded(0))[0].backward()
     assert all(p.grad is None and not p.requires_grad for p in model.target.parameters())
-    assert all(p.grad.abs().sum() > 0 for p in (model.online.token, model.predictor[0].weight))
+    learned = model.online.vit.token, model.predictor[0].weight
+    assert all(p.grad.abs().sum() > 0 for p in learned)
 
 
 @pytest.mark.parametrize(
@@ -118,19 +129,39 @@ def test_target_is_an_average_without_gradient(batch):
     [("l1", 0.0, 0.4), ("mse", 0.7, 0.4), ("smooth_l1", 0.7, 0.4), ("l1", 0.7, 0.0)],
 )
 def test_the_loss_is_over_latents_and_hidden_patches_only(kind, weight, ratio, batch):
-    """VJ-4; where nothing is hidden the error of the patches is 0."""
+    """VJ-4, X9: targets are normed tokens; where nothing is hidden the patches' error is 0."""
     changes = under("vjepa2.stage1", loss=kind, patch_loss=weight, mask=ratio)
     model = make(MaskedPrediction, **changes).eval()
     mask, pixels = draw_masks(5, 16, ratio, seeded(0)), scaled(batch.state)
-    gap = model.predictor(model.online(pixels, mask, patches=True))
-    gap = (gap - model.target(pixels, patches=True)).abs()
+    target = model.target.tokens(pixels)
+    spread = {"dim": -1, "correction": 0, "keepdim": True}
+    target = (target - target.mean(-1, keepdim=True)) / target.std(**spread)
+    gap = (model.predictor(model.online.tokens(pixels, mask)) - target).abs()
     small = torch.where(gap < 1, 0.5 * gap.square(), gap - 0.5)
     error = {"l1": gap, "mse": gap.square(), "smooth_l1": small}[kind].mean(dim=-1)
     latent, hidden = error[:, 0].mean().item(), error[:, 1:][mask].mean().nan_to_num().item()
     loss, terms = model.loss(batch, seeded(0))
-    wanted = {"latent": latent} | ({"patches": hidden} if weight else {})
-    assert terms == pytest.approx(wanted, abs=1e-5)
-    assert loss.item() == pytest.approx(latent + weight * hidden, abs=1e-5)
+    wanted = {"latent": latent} | ({"patches": hidden} if weight and ratio else {})
+    assert terms == pytest.approx(wanted, abs=1e-3)
+    assert loss.item() == pytest.approx(latent + weight * hidden, abs=1e-3)
+
+
+@pytest.mark.parametrize("read", ["tokens", "cls"])
+def test_a_latent_is_read_centred_and_scaled_from_all_patches_or_the_class_token(read, data):
+    """X9, X10: the directions in which patches differ most; either has a spread of 1."""
+    model = make(VJepa2, vjepa2__stage1__read=read)
+    fit_scale(model, data[0])
+    pixels = model.pixels(data[0][torch.arange(len(data[0]))].state)
+    raw, z = model.encoder.raw(pixels), model.encoder(pixels)
+    assert raw.shape[1] == (16 * 16 if read == "tokens" else 16) and z.shape[1] == 16
+    assert z.mean(0).abs().max() < 1e-3 and float(z.square().mean()) == pytest.approx(1, rel=0.02)
+    if read == "tokens":  # turned and scaled, so distances are kept but for what is cut off
+        spread, values = z.var(0), torch.linalg.svdvals(raw - raw.mean(0)).square()
+        assert (spread.diff() <= 1e-4).all()
+        wanted = float(values[:16].sum() / values[0])
+        assert float(spread.sum() / spread.max()) == pytest.approx(wanted, rel=0.02)
+    else:
+        assert torch.allclose(z.std(0, correction=0), torch.ones(16), atol=1e-3)
 
 
 def test_world_model_is_causal(world):
@@ -148,10 +179,12 @@ def test_world_model_is_causal(world):
 
 
 def test_predicting_the_change_starts_from_copying():
-    """The option beyond the seed: the same size, and at first exactly copy-last."""
+    """X2: the same size as the seed's, and at first exactly copy-last."""
     world, (z, action, _) = make(WorldModel, vjepa2__stage2__output="change"), random_window(3)
     assert torch.equal(world.eval()(z, action), z)
-    assert count_parameters(world) == count_parameters(make(WorldModel))
+    assert count_parameters(world) == count_parameters(
+        make(WorldModel, vjepa2__stage2__output="latent")
+    )
 
 
 @pytest.mark.parametrize("given", [1, 3])
@@ -216,12 +249,14 @@ def begin(stage, data, updates, **changes):
     config = tiny_pixels(**changes).vjepa2
     if stage == 1:
         return fit(make(MaskedPrediction), *data, config.stage1.optim, seed=0)
-    parts = [encode_states(make(VJepa2), part, 6) for part in data]
+    model = make(VJepa2)
+    fit_scale(model, data[0])
+    parts = [encode_states(model, part, 6) for part in data]
     return fit(make(WorldModel), *parts, config.stage2.optim, seed=0)
 
 
 def test_optimisers_follow_the_seed():
-    config = PixelsConfig().vjepa2
+    config = profile("full").pixels.vjepa2
     for optim, epochs in ((config.stage1.optim, 10), (config.stage2.optim, 30)):
         assert (optim.lr, optim.weight_decay, optim.clip) == (1e-4, 0.05, 1.0)
         assert (optim.schedule, optim.plateau_patience, optim.min_lr) == ("plateau", 2, 1e-6)
@@ -235,14 +270,15 @@ def test_every_tensor_of_a_stage_learns(stage, data):
     before = {key: value.clone() for key, value in work.module.state_dict().items()}
     list(work)
     for key, value in work.module.state_dict().items():
-        assert not torch.equal(value, before[key]), f"{key} did not learn"
+        fixed = key.endswith(("background", "centre", "basis"))  # told by the data, not learned
+        assert torch.equal(value, before[key]) == fixed, key
 
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_loss_falls_on_a_toy(stage, data):
     work = begin(stage, data, 50)
     losses = [report.loss for report in work]
-    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+    assert np.mean(losses[-5:]) < (0.6 if stage == 1 else 0.75) * np.mean(losses[:5])
 
 
 @pytest.mark.parametrize("stage", [1, 2])

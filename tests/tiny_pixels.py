@@ -31,20 +31,22 @@ def dotted(changes: dict[str, Any]) -> dict[str, Any]:
     return {f"pixels.{key.replace('__', '.')}": value for key, value in changes.items()}
 
 
-BUDGET = {"updates": 6, "batch": 8}
+BUDGET = {"updates": 6, "batch": 8, "schedule": "constant"}
 TINY: dict[str, Any] = {"device": "cpu", "precision": "fp32"} | dotted({
     "seeds": 1, "action_dim": 6, "data__sequence": 6,
     **under("environment", image_size=SIDE, stack=STACK),
     **under("encoder", latent_dim=8, heads=2, head_dim=4, mlp_dim=16, cnn_filters=4),
     **under("decoder", patch=4, dim=16, depth=1, heads=2, head_dim=8, mlp_dim=16),
-    **under("decoder.optim", updates=4, batch=8), **under("jepa", hidden=(16, 16)),
-    **under("optim", **BUDGET), **under("vjepa2.stage1", patch=4, depth=1, hidden=(16,)),
+    **under("decoder.optim", updates=4, batch=8, schedule="constant"),
+    **under("jepa", hidden=(16, 16)),
+    **under("optim", **BUDGET), **under("vjepa2.stage1", patch=4, width=8, depth=1, hidden=(16,)),
     **under("vjepa2.stage2", depth=1, heads=2, head_dim=4, mlp_dim=16, rollout_steps=2),
     **under("vjepa2.stage1.optim", **BUDGET), **under("vjepa2.stage2.optim", **BUDGET),
-    **under("reward", hidden=8, layers=1, seeds=1, study_transitions=100),
+    **under("reward", hidden=8, layers=1, labels=(20, 40)),
     **under("reward.optim", updates=4, batch=8),
 })  # fmt: skip
-TINY_COMMAND = TINY | {"pixels.jepa.hidden": 16, "pixels.vjepa2.stage1.hidden": 16}
+TINY_COMMAND = TINY | {"pixels.jepa.hidden": 16, "pixels.vjepa2.stage1.hidden": 16,
+                       "pixels.reward.labels": "20+40"}  # fmt: skip
 """`TINY` as a command line can say it, one `key=value` each."""
 ELSEWHERE = dotted(under("encoder", patch=4, depth=1, temporal_depth=1, temporal_heads=2,
                          temporal_mlp=16, mlp_hidden=16))  # fmt: skip
@@ -73,7 +75,9 @@ def fresh(name: str, data: Any = SHAPES, seed: int = 0, **changes: Any) -> Any:
 
 def two_stages_model(kind: Any, seed: int = 0, **changes: Any) -> Any:
     """A `kind` of module of vjepa2.py (or VJepa2), a little wider than `tiny_pixels`."""
-    wide = {"encoder__latent_dim": 16, "encoder__mlp_dim": 32, "vjepa2__stage2__rollout_steps": 3}
+    wide = {"encoder__latent_dim": 16, "vjepa2__stage1__width": 16,
+            "encoder__mlp_dim": 32, "vjepa2__stage2__rollout_steps": 3,
+            "vjepa2__stage2__output": "latent"}  # fmt: skip
     torch.manual_seed(seed)
     return kind(tiny_pixels(**wide | changes), SHAPES)
 
@@ -95,22 +99,25 @@ def tiny_transitions(episodes: int = 6, length: int = 10, continuous: bool = Fal
     """A bright square that the action moves by one of four directions, on a dark floor."""
     generator = seeded(0)
     steps = torch.tensor([[2, 0], [-2, 0], [0, 2], [0, -2]])
-    frames, rows, action = [], [], []
+    frames, rows, action, places = [], [], [], []
     for episode in range(episodes):
         place = torch.randint(0, SIDE - 4, (2,), generator=generator)
         first = len(frames)
         frames.append(picture(place))
+        places.append(place)
         for _ in range(length):
             action.append(int(torch.randint(0, ACTIONS, (1,), generator=generator)))
             place = (place + steps[action[-1]]).clamp(0, SIDE - 4)
             rows.append((len(frames) - 1, len(frames), first, episode))
             frames.append(picture(place))
+            places.append(place)
     moves, kind, size = torch.tensor(action), "discrete", ACTIONS
     if continuous:
         moves, kind, size = steps[moves].float() / 2, "continuous", 2
     now, after, origin, episode = torch.tensor(rows).T
     return Transitions(torch.stack(frames), now, after, origin, moves, torch.zeros(len(now)),
-                       episode, kind, size, STACK, {"environment": "square"})  # fmt: skip
+                       episode, kind, size, STACK, {"environment": "square"},
+                       torch.stack(places).float())  # fmt: skip
 
 
 def picture(place: torch.Tensor) -> torch.Tensor:
@@ -127,7 +134,9 @@ def tiny_batch(rows: int = 8, **options: Any):
 
 def collected(**changes: Any) -> PixelsConfig:
     """Settings of ten short episodes of Drift at 16 px; keywords as in `tiny_config`."""
-    small = {"environment__image_size": 16, "environment__max_steps": 12, "data__transitions": 0}
+    small = {"environment__id": "hjepa/Drift-v0", "environment__image_size": 16,
+             "environment__max_steps": 12, "environment__stack": 4, "data__episodes": 10,
+             "data__transitions": 0}  # fmt: skip
     return profile("smoke").override(dotted(small | changes)).pixels
 
 

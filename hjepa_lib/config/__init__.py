@@ -50,9 +50,11 @@ RENAMED = {
     "planning.hierarchy.level2.disagreement": "",
     "planning.level3.disagreement": "",
     **{f"pixels.grid.reward_optim.{name}": "" for name in to_dict(EpochsConfig())},
+    **{f"pixels.reward.{name}": "" for name in ("seeds", "study_transitions", "study_updates")},
     "samples": "chapters.level2_samples or chapters.pixel_samples or chapters.reconstructions",
     "shown": "chapters.grid_panels",
-    "tries": "chapters.variant_updates",
+    "tries": "",
+    "chapters.variant_updates": "",
 }
 """Setting, or parameter of a notebook, up to 0.1.0: what it is called now; "" = it is gone.
 

@@ -30,8 +30,9 @@ class _Optim(Section):
     """Peak learning rate."""
     weight_decay: Float[0:] = 1e-5
     """AdamW's decay of weights."""
-    schedule: Literal["constant", "plateau", "step"] = "constant"
-    """Halved by `plateau` (VJ-5) without progress, by `step` (GRID-5) at equal intervals."""
+    schedule: Literal["cosine", "constant", "plateau", "step"] = "constant"
+    """`cosine`: linear warm-up, then down to a thousandth. The others start at the peak; halved by
+    `plateau` (VJ-5) without progress, by `step` (GRID-5) at equal intervals."""
     plateau_patience: Int[0:] = needs("schedule=plateau", 2)
     """Validations without progress that are borne."""
     min_lr: Float[0:] = needs("schedule=plateau|step", 1e-6)
@@ -50,8 +51,6 @@ class OptimConfig(_Optim):
     updates: Int[1:] = 2500
     """Steps of the optimiser."""
     schedule: Literal["cosine", "constant", "plateau", "step"] = "cosine"
-    """`cosine`: linear warm-up, then down to `final`. The others start at the peak; halved by
-    `plateau` without progress, by `step` at equal intervals."""
     warmup: Float[0:1] = needs("schedule=cosine", 0.1)
     """Share of the updates spent warming up."""
     final: Float[0:1] = needs("schedule=cosine", 1e-3)

@@ -1,6 +1,7 @@
 """Settings of the world-model comparison on pixels (notebooks 10-15, seeds 001, 002, 004).
 
-Sizes and losses are the seeds'; budgets and learning rates are those of the `laptop` profile.
+The defaults are those of the `laptop` profile: a world in which all follows from the action, at a
+size and budgets that two cores can pay. The seeds' own are the profile `full`.
 """
 
 from __future__ import annotations
@@ -15,25 +16,25 @@ from hjepa_lib.config.optim import Blocks, EpochsConfig, LoadingConfig, PpoConfi
 
 MODELS = ("enc_dec", "enc_dec_jepa", "jepa", "vjepa2")
 """The world models of the comparison; untrained encoders stand beside them."""
-_PLATEAU = EpochsConfig(lr=1e-4, weight_decay=0.05, schedule="plateau", delta=0.0)
+_COSINE = EpochsConfig(lr=1e-3, batch=64, schedule="cosine")
 
 
 class EnvironmentConfig(Section):
     """Which pixels, and how they are seen (ENV-1 to ENV-8)."""
 
-    id: str = "ALE/Breakout-v5"
-    """Any Gymnasium id; hjepa/Drift-v0 and hjepa/Push-v0 are built in."""
-    image_size: Int[16:256] = 64
+    id: str = "hjepa/Calm-v0"
+    """Any Gymnasium id; those of pixels/worlds.py are built in."""
+    image_size: Int[16:256] = 32
     """Side of a frame, px."""
     grayscale: bool = True
     """One plane a frame instead of three."""
-    stack: Int[1:16] = 4
-    """Frames of one state."""
+    stack: Int[1:16] = 1
+    """Frames of one state; what moves by itself needs more."""
     action_repeat: Int[0:64] = needs("pixels.data.method=ppo", 0)
     """Repeats of an action, rewards summed; 0 or 1 = off."""
     frame_skip: Int[0:64] = 0
     """Extra steps per decision with new actions; 0 beside repeated ones."""
-    max_steps: Int[2:] = 300
+    max_steps: Int[2:] = 16
     """Most steps of an episode, with skipped ones."""
 
 
@@ -42,9 +43,9 @@ class CollectionConfig(Section):
 
     method: Literal["random", "ppo"] = "random"
     """Who acts: chance, or a policy of PPO."""
-    episodes: Int[2:] = 100
+    episodes: Int[2:] = 1_250
     """Episodes to collect at most."""
-    transitions: Int[0:] = 3_000
+    transitions: Int[0:] = 20_000
     """Transitions to collect at most; 0 = no limit."""
     path: str = ""
     """Folder of data to load; "", missing or of another world: collected."""
@@ -59,16 +60,18 @@ class PixelEncoderConfig(Blocks):
 
     kind: Literal["vit", "cnn", "mlp"] = "cnn"
     """Kind of network."""
-    latent_dim: Int[2:] = 64
-    """Components of a latent, or of a ViT's tokens."""
+    latent_dim: Int[2:] = 256
+    """Components of a latent, and of the tokens of `kind=vit`."""
     patch: Int[1:] = needs("kind=vit", 8)
     """Side of a patch, px."""
     depth: Int[1:] = needs("kind=vit", 4)
     heads: Int[1:] = 4
     """Attention heads of a ViT, of `vjepa2` too."""
-    dropout: Float[0:0.9] = 0.2
+    head_dim: Int[1:] = 16
+    mlp_dim: Int[1:] = 128
+    dropout: Float[0:0.9] = 0.0
     """Dropout inside the blocks."""
-    embedding_dropout: Float[0:0.9] = 0.1
+    embedding_dropout: Float[0:0.9] = 0.0
     """Dropout of the embedded patches."""
     pool: Literal["cls", "mean"] = needs("kind=vit", "cls")
     """Class token or mean."""
@@ -103,17 +106,18 @@ class PixelEncoderConfig(Blocks):
 class DecoderConfig(Blocks):
     """Transformer decoder with one learned query per output patch (MOD-6)."""
 
-    depth: Int[1:] = 5
+    depth: Int[1:] = 2
     head_dim: Int[1:] = 16
+    mlp_dim: Int[1:] = 128
     patch: Int[1:] = 8
     """Side of a patch, px."""
     dim: Int[8:] = 64
     """Width of the tokens."""
-    dropout: Float[0:0.9] = 0.2
+    dropout: Float[0:0.9] = 0.0
     """Dropout inside the blocks."""
     source: Literal["predictor", "online", "target"] = "predictor"
     """JEPA's decoder reads the imagined latent, or an encoding of s_{t+1}."""
-    optim: EpochsConfig = EpochsConfig(updates=400, lr=1e-3, patience=5)
+    optim: EpochsConfig = replace(_COSINE, updates=1_000, patience=5)
 
 
 class AuxiliaryConfig(Section):
@@ -154,7 +158,7 @@ class AuxiliaryConfig(Section):
 class PixelJepaConfig(Section):
     """JEPA with an EMA target (MOD-8, MOD-9)."""
 
-    target: Literal["default", "vjepa2", "none"] = "default"
+    target: Literal["default", "vjepa2", "none"] = "vjepa2"
     """See pixels/models.py."""
     ema_decay: Float[0:1] = needs("target=default|vjepa2", 0.99)
     """Share kept by the target encoder."""
@@ -173,25 +177,21 @@ class PixelJepaConfig(Section):
 class RewardConfig(Section):
     """Reward MLP and look-ahead reward predictor (MOD-11, MOD-12)."""
 
-    hidden: Int[1:] = 512
+    hidden: Int[1:] = 128
     """Width of the hidden layers."""
-    layers: Int[1:] = 3
+    layers: Int[1:] = 2
     """Hidden layers."""
     activation: Literal["relu", "leaky", "tanh", "sigmoid"] = "relu"
     """Between the layers."""
     dropout: Float[0:0.9] = 0.2
     """Dropout of the hidden layers."""
-    seeds: Int[1:20] = 5
-    """Training seeds of the look-ahead study."""
-    study_transitions: Int[100:] = 3_000
-    """Transitions of each study world."""
-    optim: EpochsConfig = EpochsConfig(updates=1_000, weight_decay=0.01, delta=0.0)
+    labels: tuple[Int[16:], ...] = (200, 1_000, 4_000, 16_000)
+    """Labelled rows of the look-ahead study."""
+    optim: EpochsConfig = replace(_COSINE, updates=600, weight_decay=0.01, delta=0.0)
     log_every: Int[1:] = 100
     """Updates between logged losses."""
     standardise: bool = True
     """Scale inputs by the training part."""
-    study_updates: Int[0:] = 200
-    """Most updates of a base model in the study; 0 = as in the run."""
 
 
 class Stage1Config(Section):
@@ -201,11 +201,13 @@ class Stage1Config(Section):
     """Hidden share of the patches."""
     patch: Int[1:] = 8
     """Side of a patch, px."""
+    width: Int[8:] = 64
+    """Width of its tokens."""
     depth: Int[1:] = 4
     """Blocks of the encoder."""
     loss: Literal["l1", "mse", "smooth_l1"] = "l1"
     """Between predicted and target latents."""
-    patch_loss: Float[0:] = 0.0
+    patch_loss: Float[0:] = 1.0
     """Weight of the loss per masked patch."""
     ema_decay: Float[0:1] = 0.996
     """Share kept by the target encoder."""
@@ -213,16 +215,21 @@ class Stage1Config(Section):
     """Widths of the predictor."""
     mask_token: Literal["latent", "projected"] = "latent"
     """`projected`: a 64-wide token with its own projection (VJ-2)."""
+    read: Literal["tokens", "cls"] = "tokens"
+    """Where a latent is read: from all patches by their main directions, or the class token."""
     checkpoint: str = ""
     """File of stage 1 in place of a training (VJ-12)."""
-    optim: EpochsConfig = replace(_PLATEAU, epochs=10, updates=600)
+    optim: EpochsConfig = replace(_COSINE, epochs=10, updates=1_000, lr=5e-4)
 
 
 class Stage2Config(Blocks):
     """Causal action-conditioned transformer over frozen latents (VJ-7 to VJ-11)."""
 
+    depth: Int[1:] = 2
     heads: Int[1:] = 8
-    dropout: Float[0:0.9] = 0.1
+    head_dim: Int[1:] = 16
+    mlp_dim: Int[1:] = 256
+    dropout: Float[0:0.9] = 0.0
     """Dropout inside the blocks."""
     teacher_forcing: Float[0:1] = 0.7
     """Weight of teacher forcing; the roll-out has the rest."""
@@ -230,8 +237,8 @@ class Stage2Config(Blocks):
     """Share of earlier steps that see true latents."""
     rollout_steps: Int[1:] = 4
     """Steps of the roll-out."""
-    optim: EpochsConfig = replace(_PLATEAU, epochs=30, updates=1_150)
-    output: Literal["latent", "change"] = "latent"
+    optim: EpochsConfig = replace(_COSINE, epochs=30, updates=1_500)
+    output: Literal["latent", "change"] = "change"
     """The last layer gives the next latent, or its change."""
     checkpoint: str = ""
     """File of stage 2 to go on from, up to the updates set (VJ-12)."""
@@ -259,7 +266,7 @@ class PixelsConfig(Section):
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     action_dim: Int[1:] = 32
     """Width of the action embedding (MOD-5)."""
-    optim: EpochsConfig = EpochsConfig(updates=600, lr=1e-3)
+    optim: EpochsConfig = replace(_COSINE, updates=4_000)
     """Encoder-decoder models and JEPA."""
     log_every: Int[1:] = 20
     """Updates between logged losses."""
@@ -273,6 +280,9 @@ class PixelsConfig(Section):
         both = seen.frame_skip and seen.action_repeat > 1
         yield both, f"{section}.frame_skip must be 0 when action_repeat is above 1"
         yield not seen.id.strip(), f"{section}.id is empty; name a Gymnasium environment"
+        stage, dim = self.vjepa2.stage1, self.encoder.latent_dim
+        text = f"pixels.vjepa2.stage1.read=cls needs a width of pixels.encoder.latent_dim={dim}"
+        yield stage.read == "cls" and stage.width != dim, text
 
     def optim_of(self, model: str) -> EpochsConfig:
         """`optim`, with JEPA's own learning rate if it has one."""

@@ -184,8 +184,6 @@ class ChaptersConfig(Section):
     """10: training steps of the PPO demonstration; 0: none."""
     reconstructions: Int[1:12] = 6
     """11: reconstructions shown side by side."""
-    variant_updates: Int[2:10_000] = 60
-    """11: most updates of a variant of JEPA."""
     imagined_steps: Int[1:] = 8
     """12: imagined steps, `pixels.data.sequence` at most."""
     masks: Int[1:8] = 4
@@ -195,4 +193,4 @@ class ChaptersConfig(Section):
     grid_panels: Int[1:8] = 4
     """14: held-out transitions drawn."""
     planner_updates: Int[1:100_000] = 1000
-    """15: updates of the transformer that plans on Two Rooms."""
+    """08: updates of the transformer that plans on Two Rooms."""

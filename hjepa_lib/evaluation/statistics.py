@@ -91,25 +91,30 @@ def student(values: np.ndarray) -> tuple[float, float]:
 
 
 def claim(
-    one: np.ndarray, two: np.ndarray, least_blocks: int = LEAST_BLOCKS, resamples: int = 2000
-) -> dict[str, Any]:
+    one: np.ndarray, two: np.ndarray, least_blocks: int = LEAST_BLOCKS, resamples: int = 2000,
+    power: float = 1.0,
+) -> dict[str, Any]:  # fmt: skip
     """What errors (S seeds, K blocks) say against another's: difference, low, high and verdict.
 
-    The mean of one - two in units of the other's mean error in that seed; below 0 the first is
-    better. The 95 % interval has the outer ends of the bootstrap, too sure of few seeds, and of
-    Student's over the seeds' means, which knows nothing of blocks.
+    The ratio of the mean errors to this `power`, over seeds the geometric mean, less 1: below 0 the
+    first is better, and nothing is below -1 (X16). The 95 % interval, of the logarithm, has the
+    outer ends of the bootstrap, too sure of few seeds, and of Student's over seeds, which knows
+    nothing of blocks.
     """
     one, two = np.asarray(one, float), np.asarray(two, float)
     seeds, blocks = one.shape
     found = {"seeds": seeds, "blocks": blocks, "difference": None, "low": None, "high": None}
-    units = two.mean(1, keepdims=True)
-    if not units.min() > 0:  # the other is perfect (a copy of frames that never change) or NaN
+    if not two.mean(1).min() > 0:  # the other is perfect (copies of frames that stay) or NaN
         return found | {"verdict": NOT_ESTIMABLE}
-    one, two = one / units, two / units
-    gap, low, high = bootstrap_difference(one, two, resamples=resamples)
+
+    def level(errors: np.ndarray) -> Any:
+        return power * np.log(np.maximum(errors.mean(-1), 1e-30)).mean(-1)
+
+    gap, low, high = bootstrap_difference(one, two, level, resamples)
     if seeds > 1:
-        outer = student((one - two).mean(1))
+        outer = student(level(one[:, None]) - level(two[:, None]))
         low, high = min(outer[0], low), max(outer[1], high)
+    gap, low, high = map(math.expm1, (gap, low, high))
     verdict = "beats" if high < 0 else "loses to" if low > 0 else "no difference shown"
     if blocks < least_blocks:
         verdict = f"nothing claimed: {blocks} of {least_blocks} validation blocks"
@@ -135,15 +140,15 @@ def sentence(
 
 
 def over_seeds(values: Sequence[float | str]) -> dict[str, Any]:
-    """Mean, 95 % Student interval over seeds, and their text; a note of one seed is that of all."""
+    """Mean, lowest and highest of seeds, and their text; a note of one seed is that of all."""
     mean = low = high = None
     text = next((value for value in values if isinstance(value, str)), "")
     if not text:
         numbers = np.array(values, dtype=float)
         mean, text = numbers.mean(), number(numbers.mean())
         if len(numbers) > 1:
-            low, high = student(numbers)
-            text += f" ({number(low)} to {number(high)})" * (low < high)
+            low, high = float(numbers.min()), float(numbers.max())
+            text += f" [{number(low)} to {number(high)}]" * (low < high)
         else:
             text += " (1 seed)"
     return {"mean": mean, "low": low, "high": high, "seeds": len(values), "text": text}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +18,6 @@ from hjepa_lib.config import ConfigError
 
 Size = int | tuple[int, int]
 """Side of a square image, or (height, width), px."""
-Past = tuple[Tensor, Tensor]
-"""Keys and values of earlier tokens, each (B, heads, N, head_dim)."""
 
 
 def mlp(
@@ -72,22 +69,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask` broadcasts to (B, heads, N, N), True where attending is allowed."""
-        return self.extend(x, mask=mask)[0]
-
-    def extend(
-        self, x: Tensor, past: Past | None = None, mask: Tensor | None = None, causal: bool = False
-    ) -> tuple[Tensor, Past]:
-        """Also attends to `past`; returns what later tokens need to attend to these, too."""
         parts = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim))
         # The CPU kernel is three times slower in bf16 than in fp32; elsewhere autocast decides.
         cpu = x.device.type == "cpu"
         with full_precision(x) if cpu else contextlib.nullcontext():
             q, k, v = ((p.float() if cpu else p).transpose(1, 2) for p in parts.unbind(2))
-            if past is not None:
-                k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         # (B, heads, N, head_dim) -> (B, N, heads * head_dim)
-        return self.dropout(self.out(mixed.transpose(1, 2).flatten(2))), (k, v)
+        return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
 
 
 class Block(nn.Module):
@@ -102,13 +91,8 @@ class Block(nn.Module):
         self.mlp = feed_forward(dim, mlp_dim, dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.extend(x, mask=mask)[0]
-
-    def extend(self, x: Tensor, past: Past | None = None, **options: Any) -> tuple[Tensor, Past]:
-        """As `Attention.extend`."""
-        added, pair = self.attention.extend(self.norm1(x), past, **options)
-        x = x + added
-        return x + self.mlp(self.norm2(x)), pair
+        x = x + self.attention(self.norm1(x), mask)
+        return x + self.mlp(self.norm2(x))
 
 
 class Transformer(nn.Module):

@@ -26,6 +26,7 @@ from hjepa_lib.pixels.env import FrameSkip, Policy, describe_actions, make_env, 
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.runs.machine import usable_cores
 
+BREAKOUT_RAM = (72, 99, 101)  # paddle x, ball x, ball y (AtariARI, arXiv 1906.08226)
 _SMALLEST_CNN = 36  # side of the smallest picture that CnnPolicy's convolutions can take, px
 
 
@@ -124,19 +125,21 @@ def record(
     seen, limit = config.environment, config.data.transitions or math.inf
     skip = seen.frame_skip if frame_skip is None else frame_skip
     # Every frame once; rows of (now, after, origin, episode), see Transitions.
-    frames, rows, actions, rewards, episodes = [], [], [], [], 0
+    frames, rows, actions, rewards, places, episodes = [], [], [], [], [], 0
     with contextlib.closing(FrameSkip(stack_frames(env, seen.stack), skip, policy)) as played:
         while episodes < config.data.episodes and len(rows) < limit:
             # One seed for the whole data set: later resets go on with the generator of the first.
-            state, _ = played.reset(seed=None if episodes else seed)
+            state, info = played.reset(seed=None if episodes else seed)
             origin, done = len(frames), False
             frames.append(state[-1].copy())
+            places.append(place_of(env, info))
             while not done and len(rows) < limit:
                 action, now = policy(state), len(frames) - 1
                 state, reward, terminated, truncated, info = played.step(action)
                 if not math.isfinite(reward):
                     raise WorkbookError(f"the environment returned the reward {reward}")
                 frames += [one[-1].copy() for one in (*info["passed"], state)]
+                places += [place_of(env, info)] * (1 + len(info["passed"]))
                 rows.append((now, len(frames) - 1, origin, episodes))
                 actions.append(action)
                 rewards.append(reward)
@@ -147,9 +150,11 @@ def record(
     if kind == "discrete":  # stored from 0, wherever the space starts
         taken -= int(env.action_space.start)
     now, after, origin, episode = torch.tensor(rows).T.contiguous()
+    told = np.array(places, np.float32)
     data = Transitions(
         torch.from_numpy(np.stack(frames)), now, after, origin, torch.from_numpy(taken),
         torch.tensor(rewards), episode, kind, size, seen.stack,
+        position=torch.from_numpy(told) if told.size else None,
     )  # fmt: skip
     data.meta = {
         "environment": seen.id, "method": "random", "collected_seed": seed,
@@ -158,6 +163,19 @@ def record(
         **describe_split(data, config, seed),
     }  # fmt: skip
     return data
+
+
+def place_of(env: gymnasium.Env, info: dict[str, Any]) -> np.ndarray:
+    """Where things are, px: `info["position"]`, in Breakout paddle x, ball x, ball y; else empty.
+
+    A passed frame gets that of the decision's end: it is never asked for.
+    """
+    if "position" in info:
+        return np.asarray(info["position"], np.float32).ravel()
+    if "Breakout" in str(env.unwrapped.spec and env.unwrapped.spec.id):
+        ram = env.unwrapped.ale.getRAM()
+        return ram[list(BREAKOUT_RAM)].astype(np.float32)
+    return np.empty(0, np.float32)
 
 
 def describe_split(data: Transitions, config: PixelsConfig, seed: int) -> dict[str, Any]:

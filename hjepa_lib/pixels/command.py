@@ -85,7 +85,7 @@ def evaluate(run: Run, stage: int | None = None, device: str | None = None) -> i
         _print(ws, number, two_stages.evaluate(ws, number, 0))
     if stage != 1:
         model = load_model(ws, "vjepa2", 0)
-        _, windows = two_stages.latent_windows(ws, model)
+        *_, windows = two_stages.latent_windows(ws, model)
         steps = min(two_stages.ROLLOUT, model.world.length)
         shown = two_stages.example(model.world, windows, steps)
         figure = world_model_predictions(*(part.numpy() for part in shown))
@@ -112,7 +112,8 @@ def _export(ws: Workspace, stage: int) -> None:
 
 
 def _print(ws: Workspace, stage: int, result: dict[str, Any]) -> None:
-    print(f"stage {stage}: std {result['std']:.4g}, effective rank {result['effective_rank']:.1f}")
+    spread = f"varying {result['varying']:.4g}, effective rank {result['effective_rank']:.1f}"
+    print(f"stage {stage}: {spread}")
     found = two_stages.graded(stage, result)
     masked = result.get("masked_l1", {})
     found += [(f"L1 with mask {share}", value, "") for share, value in masked.items()]

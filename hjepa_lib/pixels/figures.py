@@ -33,7 +33,7 @@ LEAST_TSNE = 10  # different samples; below it the neighbourhoods of t-SNE mean 
 TITLES = {"reward_mlp": "Reward MLP", "larp": "Look-ahead reward predictor"}
 FOLDERS = {"reward_mlp": "reward_plots", "larp": "larp_plots"}
 """Where FIG-2's scatter plots of a run stand, by head."""
-SCORES = ("latent_error", "frame_error", "reward_r2", "larp_r2", "larp_gain")
+SCORES = ("px_first", "px_last", "action_use", "frame_error", "latent_error", "reward_r2")
 Parts = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Name -> true and predicted rewards (n,)."""
 
@@ -121,21 +121,49 @@ def gradient_flow(norms: Mapping[str, Mapping[str, float]], title: str = "") -> 
 
 
 @styled
-def variant_bars(rows: Sequence[Any], full_rank: int, title: str = "") -> Figure:
-    """Spread, effective rank and relative error of rows of `studies.try_variants`."""
-    panels = {
-        "std": "std of a latent dimension", "effective_rank": f"effective rank of {full_rank}",
-        "predicted": "error / variance", "stay": "error of no change / variance",
-    }  # fmt: skip
-    height = 0.9 + 0.26 * len(rows)
-    figure, axes = style.panels(1, len(panels), 2.3, height, sharey=True, title=title)
-    names = [f"{row['target']} · {row['auxiliary']}" for row in rows]
-    for axis, (key, name) in zip(axes, panels.items(), strict=True):
-        axis.barh(names, [row[key] for row in rows], color=style.BLUE, height=0.6)
-        axis.set_title(name)
-        axis.grid(axis="x")
-    axes[0].invert_yaxis()
-    return figure
+def horizon(comparison: Mapping[str, Any], title: str = "State px by imagined steps") -> Figure:
+    """px against steps, mean over seeds: imagined (lines), from true frames (dots), guesses."""
+    figure, (axis,) = style.panels(1, 1, 7.0, 3.4, title=title)
+    guesses: dict[str, Any] = {}
+    for name, seeds in comparison["curves"].items():
+        mean = {kind: np.mean([one[kind] for one in seeds], axis=0) for kind in seeds[0]}
+        if not mean:
+            continue
+        steps = np.arange(1, len(mean["guess"]) + 1)
+        if "imagined" in mean:
+            draw.curve(axis, steps, mean["imagined"], LABELS[name], style.colour(name))
+        look = {} if "imagined" in mean else {"label": f"{LABELS[name]}, true frames"}
+        axis.plot(steps, mean["encoded"], ":", color=style.colour(name), linewidth=1, **look)
+        guesses = {"nothing changes": mean["last"], "mean position": mean["mean"]}
+    for (label, values), dash in zip(guesses.items(), ("--", "-."), strict=False):
+        axis.plot(steps, values, dash, color=style.MUTED, label=label, linewidth=1)
+    axis.set(xlabel="imagined steps", ylabel="px from the true position", yscale="log")
+    style.decimal_ticks(axis.yaxis)
+    return _legend(figure, axis)
+
+
+@styled
+def label_curves(rows: Sequence[Mapping[str, Any]], ceilings: Mapping[str, float]) -> Figure:
+    """A panel per label, R2 of test rows against labelled rows, mean over seeds, by head.
+
+    `ceilings` are levels by name, in the first panel.
+    """
+    table = pd.DataFrame(rows)
+    table["r2"] = table["r2"].astype(float)
+    looks = {"reward_mlp": "--", "larp": "-", "larp_copy": ":"}
+    worlds = [*table["pays"].unique()]
+    figure, axes = style.panels(1, len(worlds), 3.8, 2.8, sharey=True, title="R2 by labels")
+    for axis, world in zip(axes, worlds, strict=True):
+        own = table[table["pays"] == world]
+        for (model, head), one in own.groupby(["model", "head"]):
+            mean = one.groupby("labels")["r2"].mean()
+            label = f"{LABELS[model]}, {head.replace('_', ' ')}"
+            axis.plot(mean.index, mean, looks[head], color=style.colour(model), label=label)
+        draw.levels(axis, ceilings if axis is axes[0] else {})
+        axis.set(title=f"pays for the {world}", xlabel="labelled rows", xscale="log")
+        axis.set_ylim(max(-0.5, own["r2"].min() - 0.05), 1.02)
+    axes[0].set_ylabel("R2")
+    return _legend(figure, axes)
 
 
 @styled
@@ -193,32 +221,6 @@ def save_scatters(folder: Path, head: str, parts: Parts, note: str = "") -> list
 
 
 @styled
-def look_ahead_gain(worlds: Mapping[str, Sequence[Mapping[str, Any]]], title: str = "") -> Figure:
-    """A panel per world, a line per model: squared error of LARP against that of other heads.
-
-    `worlds` maps a panel title to claims. Left of the zero line looking ahead helps.
-    """
-    looks = {
-        "reward_mlp": ("LARP against reward MLP", style.ORANGE),
-        "larp_copy": ("LARP against LARP given the present latent", style.MUTED),
-    }
-    figure, axes = style.panels(1, len(worlds), 4.0, 2.6, title=title)
-    for axis, (world, found) in zip(axes, worlds.items(), strict=True):
-        table = pd.DataFrame(found).dropna(subset=["difference"])
-        groups = []
-        for head, (label, colour) in looks.items():
-            own = table[table["against"] == head]
-            names = own["model"].map(LABELS).tolist()
-            groups.append((label, names, own[["difference", "low", "high"]], {"color": colour}))
-        axis.axvline(0, color=style.INK, linewidth=0.8)
-        draw.interval_rows(axis, names, groups)
-        axis.set(title=world, xlabel="difference, share of the error")
-    # Two labels side by side are wider than one panel.
-    draw.legend(figure, axes, "outside lower center", ncols=min(2, len(worlds)))
-    return figure
-
-
-@styled
 def latent_maps(
     latents: Mapping[str, np.ndarray], colour: np.ndarray, colour_name: str, title: str = "Latents"
 ) -> Figure:
@@ -248,7 +250,7 @@ def latent_maps(
 def score_bars(
     comparison: Mapping[str, Any], columns: Sequence[str] = SCORES, title: str = "Scores"
 ) -> Figure:
-    """One panel per column, one line per model: mean over seeds with its 95 % interval.
+    """One panel per column, one line per model: mean over seeds, from lowest to highest.
 
     The dashed line is the trivial guess; a missing number is written out, never drawn as 0.
     """

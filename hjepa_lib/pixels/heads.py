@@ -20,8 +20,6 @@ from hjepa_lib.training.loop import Fit
 
 HEADS = ("reward_mlp", "larp", "larp_copy")
 """Reward MLP, LARP, and LARP told that nothing will move (the present latent as the imagined)."""
-CHOICE = 8
-"""One in so many training rows, the last ones in time, chooses a head's weights."""
 LEAST_DEVIATION = 1e-5  # a feature that varies less is constant: it is centred, never amplified
 
 
@@ -66,6 +64,10 @@ class Features(NamedTuple):
     imagined: Tensor | None  # (M, D); None for a model without an imagined latent (F9)
     reward: Tensor  # (M,)
 
+    def rows(self, rows: Tensor) -> Features:
+        """Some of the transitions."""
+        return Features(*(part if part is None else part[rows] for part in self))
+
     def inputs(self, kind: str) -> Tensor | None:
         """(M, width) of a head of `HEADS`; None when the model has no imagined latent."""
         if kind == "reward_mlp":
@@ -93,10 +95,12 @@ def encode(model: Any, data: Any) -> Features:
     return found
 
 
-def fit_head(kind: str, train: Features, config: RewardConfig, seed: int) -> Fit | None:
+def fit_head(
+    kind: str, train: Features, choice: Features, config: RewardConfig, seed: int
+) -> Fit | None:
     """Iterate to train a head of `HEADS`; None when the model has no imagined latent.
 
-    Batches, noise and budget are the same for all models; held-out transitions choose nothing.
+    Batches, noise and budget are the same for all models; `choice` chooses the weights.
     """
     inputs = train.inputs(kind)
     if inputs is None:
@@ -104,7 +108,5 @@ def fit_head(kind: str, train: Features, config: RewardConfig, seed: int) -> Fit
     head = RewardHead(config, inputs.shape[1], seed).to(inputs.device)
     if config.standardise:
         head.standardise(inputs)
-    learn = len(inputs) - max(1, len(inputs) // CHOICE)
-    data = TensorDataset(inputs, train.reward)
-    seen, chosen = TensorDataset(*data[:learn]), TensorDataset(*data[learn:])
-    return fit(head, seen, chosen, config.optim, seed=seed)
+    parts = (TensorDataset(one.inputs(kind), one.reward) for one in (train, choice))
+    return fit(head, *parts, config.optim, seed=seed)

@@ -23,11 +23,12 @@ from hjepa_lib.pixels import figures, models, two_stages
 from hjepa_lib.pixels.collect import acquire
 from hjepa_lib.pixels.compare import MEAN_REWARD, UNTRAINED, score
 from hjepa_lib.pixels.heads import HEADS, encode, fit_head
-from hjepa_lib.pixels.measures import Predict, frame_scores
+from hjepa_lib.pixels.measures import Predict, transition_errors
 from hjepa_lib.pixels.networks import PatchDecoder, initialise
 from hjepa_lib.pixels.stages import (
     RESULT,
     find,
+    fresh_model,
     load_model,
     load_transitions,
     make_transitions,
@@ -56,12 +57,6 @@ def make_data(ws: Workspace, folder: Path) -> None:
         ws.run.note("pixel_data", notes)
 
 
-def fresh_model(ws: Workspace, name: str, number: int, data: Any) -> Any:
-    """Model `name` as training seed number `number` begins with it."""
-    torch.manual_seed(ws.config.seed + number)  # before any weight is drawn (EB5)
-    return models.build_pixel_model(name, ws.config.pixels, data).to(ws.device)
-
-
 def run_fit(
     ws: Workspace, name: str, number: int, module: Any, data: Any, optim: EpochsConfig,
     predict: Predict | None = None, most: int | None = None, going_on: str = "",
@@ -86,8 +81,8 @@ def run_fit(
 
 @torch.no_grad()
 def draw(ws: Workspace, pictures: str, epoch: int, predict: Predict) -> None:
-    """Five held-out samples of `predict(batch)`, the same ones for every model."""
-    _, data = make_transitions(ws)
+    """Five test samples of `predict(batch)`, the same ones for every model."""
+    data = make_transitions(ws).test
     batch = data[figures.sample_rows(len(data), epoch)].to(ws.device)
     drawn = {"true next": scaled(batch.next_state[:, -1]), "predicted": predict(batch)}
     name = f"epoch_{epoch}_sample_{{}}_comparison.png"
@@ -101,7 +96,7 @@ def facts_of(ws: Workspace, name: str, number: int, work: Fit | None = None) -> 
     facts = {
         "model": name, "seed": seed, "environment": ws.config.pixels.environment.id,
         "data_sha256": load_transitions(ws).sha256, "batches_sha256": "", "updates": 0,
-        "transitions": dict(zip(("training", "validation"), map(len, parts), strict=True)),
+        "transitions": dict(zip(("training", "choice", "test"), map(len, parts), strict=True)),
         "skipped": 0, "loaded": False, "early_stopping": False,
     }  # fmt: skip
     if work is None:
@@ -121,7 +116,7 @@ def make_model(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[
     loaded, skip = (False, True) if name in UNTRAINED else start_from_file(ws, model)
     if not skip:
         optim = ws.config.pixels.optim_of(name)
-        work = yield from run_fit(ws, name, number, model, parts, optim, predict)
+        work = yield from run_fit(ws, name, number, model, parts[:2], optim, predict)
         work.load_best()
     result = facts_of(ws, name, number, work)
     if loaded:  # other batches made these weights, alone or before
@@ -137,7 +132,9 @@ def _store(
     result["parameters"] = {"total": count_parameters(model)}  # those that were trained
     models.save_model(folder, model.eval().requires_grad_(False), **base)
     if predict is not None:
-        result["frames"] = frame_scores(predict, *make_transitions(ws), ws.device)
+        train, _, test = make_transitions(ws)
+        found = transition_errors(train, test, ws.device, predict=predict)
+        result["frames"] = {kind: float(errors.mean()) for kind, errors in found.items()}
     write_json(folder / RESULT, result)
 
 
@@ -176,11 +173,12 @@ def make_decoder(ws: Workspace, folder: Path, name: str, number: int) -> Iterato
 
     data = [
         TensorDataset(*in_chunks(read, model, one), one.frames[one.after].to(ws.device))
-        for one in parts
+        for one in parts[:2]
     ]
     torch.manual_seed(ws.config.seed + number)
     decoder = PatchDecoder(config, model.latent_dim, shapes_of(parts[0]))
     initialise(decoder)
+    models.fit_scale(decoder, parts.train)
     decoder.to(ws.device)
     work = yield from run_fit(ws, f"decoder_{name}", number, decoder, data, config.optim, predict)
     work.load_best()
@@ -189,16 +187,16 @@ def make_decoder(ws: Workspace, folder: Path, name: str, number: int) -> Iterato
 
 
 def make_heads(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
-    """Reward heads on the frozen model: weights, predictions of held-out rewards, scores."""
+    """Reward heads on the frozen model: weights, predictions of test rewards, scores."""
     config, parts = ws.config.pixels.reward, make_transitions(ws)
     model, stage = load_model(ws, name, number), name_of(name, number, "heads")
-    train, validation = (encode(model, part) for part in parts)
-    seen, true = (part.reward.numpy() for part in parts)
+    train, choice, test = (encode(model, part) for part in parts)
+    seen, true = (part.reward.numpy() for part in (parts.train, parts.test))
     note = unestimable(seen, true)
     cell = {MEAN_REWARD: np.full_like(true, seen.mean())}
     heads: dict[str, dict[str, Any]] = {MEAN_REWARD: {"status": "ok"}}
     for kind in HEADS:
-        work = fit_head(kind, train, config, ws.config.seed + number)
+        work = fit_head(kind, train, choice, config, ws.config.seed + number)
         if work is None:
             heads[kind] = {"status": "not applicable: this model has no imagined latent"}
             continue
@@ -206,14 +204,14 @@ def make_heads(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[
         row = partial(epoch_row, fit=work, every=config.log_every)
         yield from ws.follow(work, f"{stage}_{kind}", row)
         work.load_best()
-        cell[kind] = head.eval().requires_grad_(False)(validation.inputs(kind)).cpu().numpy()
+        cell[kind] = head.eval().requires_grad_(False)(test.inputs(kind)).cpu().numpy()
         heads[kind] = {"status": "ok", "initial_sha256": initial, "updates": work.update}
         meta = {"config": to_dict(config), "width": head.width}
         save_module(folder / kind, head, "reward head", **meta)
     for kind, predicted in cell.items():
         heads[kind] |= score(predicted, true, note)
-    save_npz(folder / "predictions.npz", reward=true, episode=parts[1].episode.numpy(), **cell)
-    rewarded = {"training": np.count_nonzero(seen), "validation": np.count_nonzero(true)}
+    save_npz(folder / "predictions.npz", reward=true, episode=parts.test.episode.numpy(), **cell)
+    rewarded = {"training": np.count_nonzero(seen), "test": np.count_nonzero(true)}
     facts = {"note": note, "heads": heads, "nonzero": rewarded}
     write_json(folder / "scores.json", facts_of(ws, name, number) | facts)
 
@@ -227,13 +225,14 @@ def make_stage1(ws: Workspace, folder: Path, name: str, number: int) -> Iterator
     else:
         model = fresh_model(ws, name, number, parts[0])
         work = yield from run_fit(
-            ws, "vjepa2_stage1", number, model, parts, stage.optim, most=two_stages.HELD_OUT
+            ws, "vjepa2_stage1", number, model, parts[:2], stage.optim, most=two_stages.HELD_OUT
         )
         facts = _facts(ws, number, work, model, len(parts[0]))
         work.save(resume_path(folder / models.FILES[name]))
         work.load_best()
     models.save_model(folder, model.eval().requires_grad_(False), **facts)
-    write_json(folder / two_stages.EVALUATION, two_stages.evaluate_stage1(model, *parts))
+    found = two_stages.evaluate_stage1(model, two_stages.untrained(ws, number), *parts)
+    write_json(folder / two_stages.EVALUATION, found)
 
 
 def make_stage2(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
@@ -241,26 +240,30 @@ def make_stage2(ws: Workspace, folder: Path, name: str, number: int) -> Iterator
 
     With `vjepa2.stage2.checkpoint` everything comes from that file, and training goes on.
     """
-    (train, _), stage = make_transitions(ws), ws.config.pixels.vjepa2.stage2
+    train, stage = make_transitions(ws).train, ws.config.pixels.vjepa2.stage2
     model, source = fresh_model(ws, name, number, train), stage.checkpoint
     path = Path(source) if source else find(ws, name_of("vjepa2_stage1", number))
     if source:
-        whole, encoder = about(path, name, train), models.load_model(path, name).encoder
+        whole, given = about(path, name, train), models.load_model(path, name)
         seen = {part.get("data_sha256", "") for part in (whole, whole["stage1"])}  # by either stage
         known = "" if "" in seen else " ".join(sorted(seen))
         first = whole["stage1"] | {"loaded": True, "data_sha256": known}
     else:
-        first, encoder = about(path, "stage1", train), models.load_model(path, "stage1").online
+        first, given = about(path, "stage1", train), models.load_model(path, "stage1")
+    encoder = given.encoder if source else given.online
     try:
         model.encoder.load_state_dict(encoder.state_dict())
+        model.background.copy_(given.background)
     except RuntimeError as error:
         raise ConfigError(
             "the checkpoint's encoder has another size than pixels.encoder and "
             "pixels.vjepa2.stage1 ask for"
         ) from error
+    if not source:
+        models.fit_scale(model, train, given.background)
     world, windows = model.world.requires_grad_(True), two_stages.latent_windows(ws, model)
     work = yield from run_fit(
-        ws, name, number, world, windows, stage.optim, most=two_stages.HELD_OUT, going_on=source
+        ws, name, number, world, windows[:2], stage.optim, most=two_stages.HELD_OUT, going_on=source
     )
     loaded, updates = first["loaded"], [first["updates"], work.update]
     facts = _facts(ws, number, work, model, len(windows[0])) | {
@@ -278,7 +281,7 @@ def make_stage2(ws: Workspace, folder: Path, name: str, number: int) -> Iterator
     work.save(resume_path(folder / models.FILES[name]))
     work.load_best()
     models.save_model(folder, model.requires_grad_(False), **facts)
-    write_json(folder / two_stages.EVALUATION, two_stages.evaluate_stage2(world, *windows))
+    write_json(folder / two_stages.EVALUATION, two_stages.evaluate_stage2(world, windows))
     write_json(folder / RESULT, facts)
 
 

@@ -1,4 +1,4 @@
-"""Measures of a frozen model: errors beside trivial guesses, the shape of its latents (MET-1).
+"""Measures of a frozen model: errors beside trivial guesses, px, the shape of its latents (MET-1).
 
 Measures of shape take float64 latents z (M, D) and states s (M, P) of the same samples and are free
 of the latent's unit; NaN is "not estimable".
@@ -14,17 +14,20 @@ import numpy as np
 import torch
 from scipy.spatial.distance import pdist
 from scipy.special import logsumexp
-from torch import Tensor, nn
+from torch import Tensor
 
 from hjepa_lib.pixels.compare import SIGMAS
 from hjepa_lib.pixels.training import CHUNK
 from hjepa_lib.pixels.transitions import Transitions, scaled
-from hjepa_lib.training.probes import effective_rank
+from hjepa_lib.training.probes import effective_rank, fit_ridge
 
 NEIGHBOURS = 5
 KEPT = 0.9  # share of the two-NN ratios that the fit uses: the largest ones are noise
 MOST = 600  # samples of a report: neighbourhoods cost M^2
 CHANGED = 0.02  # difference from which on a pixel has changed
+STEPS = 8  # imagined ones, at most
+WINDOWS, READ, STRENGTH = 1_000, 10_000, 1e-5  # windows scored, rows and weight of the read-out
+LEAST = 0.1  # of the untrained encoder's: below it a latent has collapsed (X5)
 _LEAST = 2 * NEIGHBOURS + 1  # trustworthiness is defined for fewer neighbours than M / 2
 _FLAT = 1e-12  # a variance below this share of the mean square is rounding
 Predict = Callable[[Any], Tensor]
@@ -38,57 +41,121 @@ def transition_errors(
     train: Transitions,
     data: Transitions,
     device: torch.device | str,
-    model: nn.Module | None = None,
+    model: Any = None,
     predict: Predict | None = None,
 ) -> dict[str, np.ndarray]:
     """Mean squared errors (M,) per transition of `data`, and of guesses that know `train` alone.
 
-    `frame` of `predict`, `copy_last_frame` and `mean_frame` in pixels of [0, 1]; `latent` and
-    `copy_last_latent` where `model` imagines encodings; `changed`, the share of pixels that move.
+    `frame` of `predict`, `copy_last_frame` and `mean_frame` in pixels of [0, 1]; `latent`,
+    `copy_last_latent` and `mean_latent` where `model` imagines encodings; `changed`, the share of
+    pixels that move. `frame_guess` and `latent_guess`: the better of both (X1).
     """
-    total = sum(part.double().sum(dim=0) for part in train.frames.split(CHUNK))
-    mean = (total / len(train.frames) / 255).float().to(device)
+    mean, named = train.mean_frame.to(device), model is not None and model.predicts_latents
+    if named:
+        few = train[pick(len(train))].next_state.to(device)
+        centre = encode_chunked(model.encode_target, few).mean(0).float().to(device)
 
     def errors(batch: Any) -> dict[str, Tensor]:
         before, after = scaled(batch.state[:, -1]), scaled(batch.next_state[:, -1])
         pairs = {"copy_last_frame": (before, after), "mean_frame": (mean.expand_as(after), after)}
         if predict is not None:
             pairs["frame"] = predict(batch), after
-        if model is not None and model.predicts_latents:
+        if named:
             truth = model.encode_target(batch.next_state)
             pairs["latent"] = model.imagine(model.encode(batch.state), batch.action), truth
             pairs["copy_last_latent"] = model.encode_target(batch.state), truth
+            pairs["mean_latent"] = centre.expand_as(truth), truth
         found = {name: (one.float() - two.float()).square() for name, (one, two) in pairs.items()}
         found["changed"] = ((after - before).abs() > CHANGED).float()
         return {name: part.flatten(1).mean(1).cpu().double() for name, part in found.items()}
 
     parts = [errors(data[rows].to(device)) for rows in torch.arange(len(data)).split(CHUNK)]
-    return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    found = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    return found | {
+        f"{of}_guess": better(found[f"copy_last_{of}"], found[f"mean_{of}"])
+        for of in ("frame", "latent")
+        if f"mean_{of}" in found
+    }
 
 
-def frame_scores(
-    predict: Predict, train: Transitions, validation: Transitions, device: torch.device | str
-) -> dict[str, float]:
-    """Errors of drawn frames on the validation part, next to predictions that need no model."""
-    found = transition_errors(train, validation, device, predict=predict)
-    names = {"mse": "frame", "copy_last_mse": "copy_last_frame", "mean_frame_mse": "mean_frame"}
-    names["changed_share"] = "changed"
-    return {name: float(found[key].mean()) for name, key in names.items()}
+def better(*guesses: np.ndarray) -> np.ndarray:
+    """The errors with the lowest mean."""
+    return min(guesses, key=np.mean)
 
 
 @torch.no_grad()
-def latent_errors(model: Any, batch: Any) -> tuple[float, float]:
-    """Squared errors of imagined next latents, and of the present ones taken for them.
+def place_errors(
+    model: Any, train: Transitions, data: Transitions, seed: int, steps: int = STEPS
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Squared distances (W, K), px^2, from true positions after 1..K actions; episodes (W,).
 
-    Both over the variance of the targets: 1 is always guessing their mean. NaN where there is none.
+    `imagined`: what a ridge, fitted on latents of training frames, reads from imagined latents;
+    `encoded`: from latents of the true frames; `permuted`: imagined with the actions of another
+    window; `last`, `mean`: the first position, the mean one of training; `guess`: the better of
+    both at each step. Empty where the environment tells no position.
     """
-    before, target = model.encode_target(batch.state), model.encode_target(batch.next_state)
-    variance = (target - target.mean(dim=0)).square().mean()
-    imagined = model.imagine(model.encode(batch.state), batch.action)
-    if imagined is None or variance < 1e-12:
-        return math.nan, math.nan
-    predicted, stay = (float((z - target).square().mean() / variance) for z in (imagined, before))
-    return predicted, stay
+    if train.position is None:
+        return {}, np.empty(0)
+    device = model.background.device
+    steps = min(steps, int(data.episode.bincount().max()), model.config.data.sequence)
+    seen, first = pick(len(train), READ), data.windows(steps)
+    first = first[pick(len(first), WINDOWS, seed)]
+    rows = first[:, None] + torch.arange(steps)  # (W, K)
+    encode = model.encode_target
+    z = encode_chunked(encode, train[seen].state.to(device))
+    centre, spread = z.mean(0), z.std(0).clamp(min=1e-9)
+    ridge = fit_ridge(((z - centre) / spread).float(), train.position[train.now[seen]], STRENGTH)
+
+    def read(latents: Tensor) -> Tensor:
+        """(W, D) or (W, K, D) -> positions."""
+        return ridge(((latents.cpu().double() - centre) / spread).float())
+
+    start, actions, true = data[first].state.to(device), data.action[rows].to(device), data.after
+    true = data.position[true[rows]]  # (W, K, P)
+    other = torch.randperm(len(first), generator=torch.Generator().manual_seed(seed))
+    places = {
+        "encoded": torch.stack(
+            [read(encode_chunked(encode, data[one].next_state.to(device))) for one in rows.T], 1
+        ),
+        "last": data.position[data.now[first]][:, None].expand_as(true),
+        "mean": train.position[train.now].mean(0).expand_as(true),
+    }
+    for name, taken in (("imagined", actions), ("permuted", actions[other])):
+        parts = zip(start.split(CHUNK), taken.split(CHUNK), strict=True)
+        latents = [model.unroll(*part) for part in parts]
+        if latents[0] is not None:
+            places[name] = read(torch.cat(latents))
+    found = {
+        name: (place - true).square().sum(-1).double().numpy() for name, place in places.items()
+    }
+    closer = found["last"].mean(0) < found["mean"].mean(0)  # (K,)
+    found["guess"] = np.where(closer, found["last"], found["mean"])
+    return found, data.episode[first].numpy()
+
+
+def rms(squared: np.ndarray) -> np.ndarray:
+    """(W, K) squared distances -> (K,) px."""
+    return np.sqrt(squared.mean(0))
+
+
+def collapse(latents: Tensor, untrained: Tensor) -> dict[str, Any]:
+    """Whether latents (M, D) have collapsed: the one rule, free of units (X5).
+
+    `varying`: variance over mean square; it and the effective rank must be a tenth or more of those
+    of the untrained encoder's latents. `collapsed` says why not, or "".
+    """
+    found, floor = ({} for _ in range(2))
+    for values, z in ((found, latents), (floor, untrained)):
+        z = z.cpu().double()
+        if not z.isfinite().all():
+            return {"varying": math.nan, "effective_rank": math.nan,
+                    "collapsed": "latents are not finite"}  # fmt: skip
+        varying = float(z.var(0, correction=0).sum() / z.square().sum(1).mean().clamp(min=1e-30))
+        values["varying"] = varying if varying > _FLAT else 0.0
+        values["effective_rank"] = effective_rank(z) if varying > _FLAT else 1.0
+    low = [name for name, value in found.items() if value < LEAST * floor[name]]
+    why = [f"{name} {found[name]:.2g}, untrained {floor[name]:.2g}" for name in low]
+    return found | {"collapsed": "; ".join(why).replace("_", " ")}
 
 
 def spectrum(latents: np.ndarray) -> np.ndarray:
@@ -190,7 +257,6 @@ def measure(encode: Encode, state: Tensor, next_state: Tensor, seed: int = 0) ->
         "continuity_at_5": trust(z, pixels[0]),
         "smoothness_r2": smoothness(*pixels, z, after),
         "uniformity": uniformity(z),
-        "latent_std": float(z.std(0).mean()),
     } | {f"noise_{sigma:g}": value for sigma, value in noise.items()}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,13 @@ from hjepa_lib.config.pixels import DecoderConfig, PixelsConfig
 from hjepa_lib.models import checkpoint
 from hjepa_lib.models.layers import count_parameters, full_precision, update_ema
 from hjepa_lib.pixels import networks
+from hjepa_lib.pixels.compare import UNTRAINED
 from hjepa_lib.pixels.losses import build_regulariser
-from hjepa_lib.pixels.networks import LatentPredictor, PatchDecoder
+from hjepa_lib.pixels.networks import LatentPredictor, PatchDecoder, Sees, TokenEncoder
 from hjepa_lib.pixels.transitions import PixelShapes, Transitions, scaled, shapes_of
-from hjepa_lib.pixels.vjepa2 import MaskedPrediction, MaskedViT, WorldModel
+from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel
 
-SIZE_ROWS = 256  # transitions that set the scale of the first latents
+SCALE_ROWS = 2048  # training transitions that say how tokens are read
 FILES = {
     "enc_dec": "best_encoder_decoder", "enc_dec_jepa": "best_encoder_decoder", "jepa": "best_jepa",
     "stage1": "best_stage1_model", "vjepa2": "best_stage2_model", "decoder": "best_jepa_decoder",
@@ -34,10 +35,10 @@ FILES = {
 """What the weights of a model are called, each in its folder (TRAIN-5, VJ-5, VJ-11)."""
 
 
-class PixelModel(nn.Module):
+class PixelModel(Sees):
     """Encoder and action embedding, and what every model of the comparison answers to.
 
-    As it stands a baseline: `random`, and `random_vit` with the first encoder of `vjepa2`.
+    As it stands a baseline, see `UNTRAINED`.
     """
 
     predicts_latents = False
@@ -47,8 +48,8 @@ class PixelModel(nn.Module):
         self, config: PixelsConfig, shapes: PixelShapes, name: str,
         encoder: nn.Module | None = None, action: nn.Module | None = None,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.config, self.shapes, self.name = config, shapes, name
+        super().__init__(config, shapes)
+        self.name = name
         self.latent_dim = config.encoder.latent_dim
         # The encoder comes first in every model: with one seed they all start from the same one.
         self.encoder = encoder or networks.ENCODERS[config.encoder.kind](config.encoder, shapes)
@@ -58,7 +59,7 @@ class PixelModel(nn.Module):
 
     def encode(self, state: Tensor) -> Tensor:
         """uint8 (B, L, C, Hpx, Wpx) -> (B, D) float32, as the predictor reads it."""
-        return self.encoder(self.shapes.pixels(state)).float()
+        return self.encoder(self.pixels(state)).float()
 
     def encode_target(self, state: Tensor) -> Tensor:
         """The latents that predictions are compared with; only JEPA has others than `encode`."""
@@ -69,6 +70,16 @@ class PixelModel(nn.Module):
         if self.predictor is None:
             return None
         return self.predictor(latent, self.action(action)).float()
+
+    def unroll(self, state: Tensor, actions: Tensor) -> Tensor | None:
+        """Latents (B, K, D) imagined after 1..K actions (B, K, ...); None without imagination."""
+        latent, found = self.encode(state), []
+        for action in actions.unbind(1):
+            latent = self.imagine(latent, action)
+            if latent is None:
+                return None
+            found.append(latent)
+        return torch.stack(found, dim=1)
 
     def _regularised(self, error: Tensor, *views: Tensor) -> tuple[Tensor, dict[str, float]]:
         terms = {"prediction": error.item()}
@@ -81,6 +92,11 @@ class PixelModel(nn.Module):
         parts = parts | {"total": total, "weighted": auxiliary.weight * total}
         terms |= {f"{auxiliary.kind}_{key}": part.item() for key, part in parts.items()}
         return error + parts["weighted"], terms
+
+
+class _Step(NamedTuple):
+    state: Tensor
+    action: Tensor
 
 
 class EncoderDecoder(PixelModel):
@@ -105,6 +121,16 @@ class EncoderDecoder(PixelModel):
         if imagined is None:
             imagined = torch.cat([latent, self.action(batch.action)], dim=-1)
         return self.decoder(imagined)
+
+    def unroll(self, state: Tensor, actions: Tensor) -> Tensor:
+        """As of every model; each drawn frame is the newest of the next state, and encoded."""
+        found = []
+        for action in actions.unbind(1):
+            frame = self.predict_frame(_Step(state, action))
+            drawn = (255 * frame.float()).round().clamp(0, 255).to(torch.uint8)
+            state = torch.cat([state[:, 1:], drawn[:, None]], dim=1)
+            found.append(self.encode(state))
+        return torch.stack(found, dim=1)
 
     def loss(self, batch: Any, _: Any = None) -> tuple[Tensor, dict[str, float]]:
         """(scalar, named terms) of a TransitionBatch."""
@@ -155,7 +181,7 @@ class PixelJepa(PixelModel):
     def encode_target(self, state: Tensor) -> Tensor:
         """(B, D) of the slow copy, without gradient; of the encoder itself in the mode `none`."""
         with torch.no_grad():
-            return (self.target_encoder or self.encoder)(self.shapes.pixels(state)).float()
+            return (self.target_encoder or self.encoder)(self.pixels(state)).float()
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Prediction, target without gradient, views of the auxiliary loss; all (B, D)."""
@@ -192,7 +218,9 @@ class VJepa2(PixelModel):
     predicts_latents = True
 
     def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
-        encoder, world = MaskedViT(config, shapes), WorldModel(config, shapes)
+        encoder = TokenEncoder(config.encoder, config.vjepa2.stage1, shapes)
+        networks.initialise(encoder)
+        world = WorldModel(config, shapes)
         super().__init__(config, shapes, "vjepa2", encoder, world.embedding)
         self.world = world
         self.requires_grad_(False).eval()
@@ -204,6 +232,9 @@ class VJepa2(PixelModel):
     def imagine(self, latent: Tensor, action: Tensor) -> Tensor:
         return self.world(latent[:, None], action[:, None])[:, 0]
 
+    def unroll(self, state: Tensor, actions: Tensor) -> Tensor:
+        return self.world.rollout(self.encode(state)[:, None], actions, actions.shape[1])
+
 
 KINDS = {"enc_dec": EncoderDecoder, "enc_dec_jepa": EncoderDecoder, "jepa": PixelJepa,
          "random": PixelModel}  # fmt: skip
@@ -212,26 +243,38 @@ KINDS = {"enc_dec": EncoderDecoder, "enc_dec_jepa": EncoderDecoder, "jepa": Pixe
 def build_pixel_model(name: str, config: PixelsConfig, data: Any) -> Any:
     """The model `name` of `FILES` with fresh weights from torch's generator (MOD-13).
 
-    `data` are `PixelShapes`, or training `Transitions`, which also set the first latents' scale.
+    `data` are `PixelShapes`, or training `Transitions`, which also set what a frame differs from
+    and how `vjepa2` reads its tokens.
     """
     shapes = shapes_of(data)
     if name == "stage1":
-        return MaskedPrediction(config, shapes)
-    if name == "vjepa2":
-        return VJepa2(config, shapes)
-    if name == "random_vit":  # with one seed stage 1 begins with this very encoder
-        whole = VJepa2(config, shapes)
-        return PixelModel(config, shapes, name, whole.encoder, whole.action).eval()
-    seed = int(torch.randint(2**31, (1,)))
-    model = KINDS[name](config, shapes, name)
-    torch.manual_seed(seed)  # building drew another number of them per model
-    networks.initialise(model)
+        model = MaskedPrediction(config, shapes)
+    elif name in ("vjepa2", "random_vit"):
+        model = VJepa2(config, shapes)
+        if name == "random_vit":  # with one seed stage 1 begins with this very encoder
+            model = PixelModel(config, shapes, name, model.encoder, model.action).eval()
+    else:
+        seed = int(torch.randint(2**31, (1,)))
+        model = KINDS[name](config, shapes, name)
+        torch.manual_seed(seed)  # building drew another number of them per model
+        networks.initialise(model)
     if isinstance(data, Transitions):
-        rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:SIZE_ROWS]
-        networks.unit_size(model.encoder, shapes.pixels(data[rows.sort().values].state))
+        fit_scale(model, data)
     if name == "jepa" and model.mode != "none":
         model.target_encoder = copy.deepcopy(model.encoder).requires_grad_(False)
-    return model.requires_grad_(False) if name == "random" else model
+    return model.requires_grad_(False) if name in UNTRAINED else model
+
+
+def fit_scale(model: Any, data: Transitions, background: Tensor | None = None) -> None:
+    """Take the mean frame of training, or a `background`, and what a `TokenEncoder` reads."""
+    frame = data.mean_frame if background is None else background
+    for part in model.modules():
+        if hasattr(part, "background"):
+            part.background.copy_(frame)
+    if isinstance(getattr(model, "encoder", None), TokenEncoder):
+        rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:SCALE_ROWS]
+        state = data[rows.sort().values].state
+        model.encoder.fit(model.pixels(state.to(model.background.device)))
 
 
 def matched_counts(config: PixelsConfig, data: Any) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Networks of the pixel models: encoders of frame stacks, action embedding, predictor, decoder.
 
-Every encoder maps (B, L, C, Hpx, Wpx) floats in [0, 1] to (B, D). Positions are learned and added
-once, to the tokens that they belong to (F8); a CLS token stands at no place and has none.
+Every encoder maps (B, L, C, Hpx, Wpx) floats to (B, D). Positions are learned and added once, to
+the tokens that they belong to (F8); a CLS token stands at no place and has none.
 """
 
 from __future__ import annotations
@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hjepa_lib.config.pixels import DecoderConfig, PixelEncoderConfig, PixelJepaConfig
+from hjepa_lib.config import ConfigError
+from hjepa_lib.config.pixels import (
+    DecoderConfig,
+    PixelEncoderConfig,
+    PixelJepaConfig,
+    PixelsConfig,
+    Stage1Config,
+)
 from hjepa_lib.models import layers
 from hjepa_lib.models.layers import count_parameters, mlp, sides
 from hjepa_lib.pixels.transitions import PixelShapes, scaled
@@ -20,7 +27,54 @@ from hjepa_lib.pixels.transitions import PixelShapes, scaled
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU, "gelu": nn.GELU, "leaky": nn.LeakyReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid,
 }  # fmt: skip
+TOKEN_WIDTH = 64  # of the `projected` mask token
 LARGE = 512  # from this side on a linear layer starts from Xavier with gain 0.5
+
+
+class Sees(nn.Module):
+    """What takes uint8 states; it sees how they differ from the mean frame of training (X6)."""
+
+    def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
+        super().__init__()
+        self.config, self.shapes = config, shapes
+        size = shapes.channels, *sides(shapes.image_size)
+        self.register_buffer("background", torch.zeros(size))
+
+    def pixels(self, state: Tensor) -> Tensor:
+        """uint8 (B, L, C, Hpx, Wpx) -> floats in [-1, 1]."""
+        return self.shapes.pixels(state) - self.background
+
+
+class Vit(nn.Module):
+    """(M, C, Hpx, Wpx) -> tokens (M, 1 + N, D), the class token first.
+
+    The mask is an argument of the call and never a state of the encoder (F4).
+    """
+
+    def __init__(
+        self, config: PixelEncoderConfig, dim: int, planes: int, image_size: layers.Size,
+        patch: int, depth: int, token: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.patches = layers.Patches(planes, image_size, patch, dim)
+        self.cls = nn.Parameter(torch.zeros(dim))
+        if token:  # what stands where a patch is hidden
+            self.token = nn.Parameter(torch.zeros(token))
+            self.project = nn.Identity() if token == dim else nn.Linear(token, dim)
+        self.dropout = nn.Dropout(config.embedding_dropout)
+        sizes = config.heads, config.head_dim, config.mlp_dim, config.dropout
+        self.blocks = layers.Transformer(dim, depth, *sizes)
+
+    def embed(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Patches at their positions (M, N, D); where `mask` (M, N) is True the token (F8)."""
+        patches = self.patches(x)
+        if mask is None:
+            return patches
+        hidden = self.project(self.token) + self.patches.position
+        return torch.where(mask[..., None], hidden.to(patches.dtype), patches)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.blocks(self.dropout(prepend(self.cls, self.embed(x, mask)))).float()
 
 
 class VitEncoder(nn.Module):
@@ -29,12 +83,8 @@ class VitEncoder(nn.Module):
     def __init__(self, config: PixelEncoderConfig, shapes: PixelShapes) -> None:
         super().__init__()
         dim, self.pool = config.latent_dim, config.pool
-        self.patches = layers.Patches(shapes.channels, shapes.image_size, config.patch, dim)
-        self.cls = nn.Parameter(torch.zeros(dim))
-        self.dropout = nn.Dropout(config.embedding_dropout)
-        self.spatial = layers.Transformer(
-            dim, config.depth, config.heads, config.head_dim, config.mlp_dim, config.dropout
-        )
+        size = shapes.image_size
+        self.spatial = Vit(config, dim, shapes.channels, size, config.patch, config.depth)
         self.temporal: nn.Module | None = None
         if config.temporal_depth:
             heads = config.temporal_heads
@@ -48,8 +98,7 @@ class VitEncoder(nn.Module):
         self.head = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        patches = self.patches(x.flatten(0, 1))  # (B L, N, dim)
-        tokens = self.spatial(self.dropout(prepend(self.cls, patches)))
+        tokens = self.spatial(x.flatten(0, 1))  # (B L, 1 + N, dim)
         frames = tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(dim=1)
         frames = frames.unflatten(0, x.shape[:2])  # (B, L, dim)
         if self.temporal is None:
@@ -87,6 +136,55 @@ def mlp_encoder(config: PixelEncoderConfig, shapes: PixelShapes) -> nn.Sequentia
     return nn.Sequential(OrderedDict(flat=nn.Flatten(), layers=net))
 
 
+class TokenEncoder(nn.Module):
+    """States (B, L, C, Hpx, Wpx) -> (B, D) of a masked ViT, whose patches have L * C planes.
+
+    A latent is read from all patches, the D directions in which those of training states differ
+    most, or from the class token; either is centred and scaled by the training states (X9, X10).
+    """
+
+    def __init__(
+        self, config: PixelEncoderConfig, stage: Stage1Config, shapes: PixelShapes
+    ) -> None:
+        super().__init__()
+        dim, width, self.read = config.latent_dim, stage.width, stage.read
+        token = TOKEN_WIDTH if stage.mask_token == "projected" else width
+        sizes = shapes.stack * shapes.channels, shapes.image_size, stage.patch, stage.depth
+        self.vit = Vit(config, width, *sizes, token)
+        count = width * (self.vit.patches.count if self.read == "tokens" else 1)
+        if count < dim:
+            raise ConfigError(
+                f"pixels.encoder.latent_dim={dim} is more than the {count} numbers of all tokens"
+            )
+        self.register_buffer("centre", torch.zeros(count))
+        self.register_buffer("basis", torch.eye(count, dim))
+
+    def tokens(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, 1 + N, D), the class token first; hidden are patches where `mask` (B, N) is True."""
+        return self.vit(x.flatten(1, 2), mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.raw(x) - self.centre) @ self.basis
+
+    def raw(self, x: Tensor) -> Tensor:
+        """What a latent is read from (B, P): all patches, or the class token."""
+        tokens = self.tokens(x)
+        return tokens[:, 0] if self.read == "cls" else tokens[:, 1:].flatten(1)
+
+    @torch.no_grad()
+    def fit(self, pixels: Tensor) -> None:
+        """Take centre and basis from training pixels (M, L, C, Hpx, Wpx), M of at least D."""
+        read = torch.cat([self.raw(part) for part in pixels.split(128)]).double().cpu()
+        values, found = read - read.mean(0), self.basis.double().cpu()
+        if self.read == "tokens":
+            found = torch.linalg.svd(values, full_matrices=False)[2][: found.shape[1]].T
+            scale = (values @ found).square().mean().sqrt()
+        else:
+            scale = values.square().mean(0).sqrt()
+        self.centre.copy_(read.mean(0))
+        self.basis.copy_(found / scale.clamp(min=1e-8))
+
+
 ENCODERS = {"vit": VitEncoder, "cnn": cnn_encoder, "mlp": mlp_encoder}
 """By `pixels.encoder.kind`, for every model (MOD-1)."""
 
@@ -98,7 +196,7 @@ def action_embedding(shapes: PixelShapes, dim: int) -> nn.Sequential:
 
 
 class LatentPredictor(nn.Module):
-    """(B, D) latent and (B, E) embedded action -> (B, D) next latent, by MLP or transformer."""
+    """z + net(z, e): (B, D) latent and (B, E) embedded action -> (B, D) next, at first z (X2)."""
 
     def __init__(self, config: PixelJepaConfig, latent_dim: int, action_dim: int) -> None:
         super().__init__()
@@ -111,17 +209,20 @@ class LatentPredictor(nn.Module):
         heads = 4
         self.action = nn.Linear(action_dim, latent_dim)
         self.position = nn.Parameter(torch.zeros(2, latent_dim))
-        self.blocks = nn.Sequential(*(
+        self.net = nn.Sequential(*(
             layers.Block(latent_dim, heads, max(1, latent_dim // heads), width, config.dropout)
             for width in config.hidden
-        ))  # fmt: skip
-        self.head = nn.Linear(latent_dim, latent_dim)
+        ), nn.Linear(latent_dim, latent_dim))  # fmt: skip
+
+    def first_weights(self) -> None:
+        """It begins as a copy of the latent, nearly: gradient reaches all its parts."""
+        nn.init.normal_(self.net[-1].weight, std=1e-3)
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
         if self.form == "mlp":
-            return self.net(torch.cat([latent, action], dim=-1))
+            return latent + self.net(torch.cat([latent, action], dim=-1))
         x = torch.stack([latent, self.action(action)], dim=1) + self.position  # (B, 2, D)
-        return self.head(self.blocks(x)[:, 0])
+        return latent + self.net(x)[:, 0]
 
 
 class Look(nn.Module):
@@ -165,7 +266,7 @@ class DecoderBlock(nn.Module):
 class PatchDecoder(nn.Module):
     """One latent (B, input_dim) as memory, one learned query per patch -> (B, C, Hpx, Wpx) (MOD-6).
 
-    In units of [0, 1], not clipped: the MSE keeps it there.
+    Drawn is what differs from the mean frame of training, in units of [0, 1], not clipped.
     """
 
     name = "decoder"
@@ -180,9 +281,11 @@ class PatchDecoder(nn.Module):
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim)
         self.pixels = nn.Linear(config.dim, shapes.channels * config.patch**2)
+        size = shapes.channels, *sides(shapes.image_size)
+        self.register_buffer("background", torch.zeros(size))
 
     def first_weights(self) -> None:
-        """Patches begin different from each other, and the frame nearly black."""
+        """Patches begin different from each other, and the frame nearly the mean frame."""
         nn.init.normal_(self.query, std=1.0)
         nn.init.normal_(self.pixels.weight, std=0.01)
 
@@ -193,7 +296,7 @@ class PatchDecoder(nn.Module):
             tokens = block(tokens, memory)
         patches = self.pixels(self.norm(tokens))  # (B, N, C * patch * patch), row by row
         size, patch = sides(self.shapes.image_size), self.config.patch
-        return F.fold(patches.transpose(1, 2), size, patch, stride=patch)
+        return self.background + F.fold(patches.transpose(1, 2), size, patch, stride=patch)
 
     def loss(self, batch: tuple[Tensor, Tensor], _: object = None) -> tuple[Tensor, dict]:
         """MSE of (latents, uint8 frames), alone without a model (MOD-10)."""
@@ -227,20 +330,6 @@ def initialise(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "first_weights"):
             module.first_weights()
-
-
-@torch.no_grad()
-def unit_size(encoder: nn.Module, pixels: Tensor) -> None:
-    """Latents of `pixels` (B, L, C, H, W) get a root mean square of 1 by the last linear layer.
-
-    On dark frames they would start at a hundredth of that (after arXiv 1511.06422).
-    """
-    size = encoder.eval()(pixels).square().mean().sqrt()
-    encoder.train()
-    if size > 1e-8:
-        last = [module for module in encoder.modules() if isinstance(module, nn.Linear)][-1]
-        last.weight.div_(size)
-        last.bias.div_(size)
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:

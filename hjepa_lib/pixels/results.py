@@ -7,22 +7,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, number
 from hjepa_lib.files import read_json, write_json
 from hjepa_lib.pixels import compare, measures, stages
-from hjepa_lib.pixels.compare import COMPARED, MEAN_REWARD, NOT_APPLICABLE, UNTRAINED, by_block
+from hjepa_lib.pixels.compare import (
+    COMPARED,
+    LABELS,
+    MEAN_REWARD,
+    NOT_APPLICABLE,
+    UNTRAINED,
+    by_block,
+)
 from hjepa_lib.pixels.heads import HEADS
 from hjepa_lib.pixels.models import matched_counts
 from hjepa_lib.pixels.training import next_latent
 from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.workspace import Workspace
 
+HEADLINE = ("px_first", "ratio_first", "px_last", "ratio_last", "px_encoded", "action_use",
+            "frame_error", "latent_error")  # fmt: skip
+"""The columns that the README and the report's first table show."""
+
 
 def make_comparison(ws: Workspace, folder: Path) -> None:
     """The rows of all models and seeds as one table."""
     rows = [measure_row(ws, name, n) for n in range(ws.config.pixels.seeds) for name in COMPARED]
-    pair = matched_counts(ws.config.pixels, stages.make_transitions(ws)[0])
+    pair = matched_counts(ws.config.pixels, stages.make_transitions(ws).train)
     write_json(folder / "comparison.json", compare.build(rows, [pair]))
 
 
@@ -34,8 +46,8 @@ def load_comparison(ws: Workspace) -> dict[str, Any]:
 
 
 def measure_row(ws: Workspace, name: str, number: int) -> compare.Row:
-    """Facts, scores on the validation part, and errors per block of it."""
-    (train, validation), config = stages.make_transitions(ws), ws.config.pixels
+    """Facts, scores on the test part, and squared errors per block of it."""
+    (train, _, test), config, seed = stages.make_transitions(ws), ws.config.pixels, ws.config.seed
     model = stages.load_model(ws, name, number)
     predict, decoder = getattr(model, "predict_frame", None), None
     # A decoder that reads the true next state reconstructs, it foresees nothing.
@@ -45,10 +57,12 @@ def measure_row(ws: Workspace, name: str, number: int) -> compare.Row:
         def predict(batch: Any) -> Any:
             return decoder(next_latent(model, batch, "predictor"))
 
-    errors = measures.transition_errors(train, validation, ws.device, model, predict)
+    errors = measures.transition_errors(train, test, ws.device, model, predict)
     heads, r2, _ = head_results(ws, name, number)
     errors |= heads
     mean = {kind: float(values.mean()) for kind, values in errors.items()}
+    places, episode = measures.place_errors(model, train, test, seed)
+    px = {kind: measures.rms(values) for kind, values in places.items()}
 
     def share(kind: str, of: str) -> float | str:
         if kind not in mean:
@@ -59,29 +73,55 @@ def measure_row(ws: Workspace, name: str, number: int) -> compare.Row:
     if not isinstance(gain, str):
         gain = (mean["reward_mlp"] - mean["larp"]) / mean[MEAN_REWARD]
     result = stages.load_result(ws, stages.name_of(name, number))
-    scores: dict[str, float | str] = {
+    scores: dict[str, float | str] = dict.fromkeys(compare.COLUMNS, NOT_APPLICABLE) | {
         "parameters": result["parameters"]["total"],
         "updates": result["updates"],
         "train_seconds": 0.0 if name in UNTRAINED else result["seconds"],
-        "latent_error": share("latent", "copy_last_latent"),
-        "frame_mse": mean.get("frame", NOT_APPLICABLE),
-        "frame_error": share("frame", "copy_last_frame"),
-        "reward_mse": mean["reward_mlp"],
+        "latent_error": share("latent", "latent_guess"),
+        "frame_error": share("frame", "frame_guess"),
         "reward_r2": r2["reward_mlp"],
-        "larp_mse": mean.get("larp", NOT_APPLICABLE),
         "larp_r2": r2["larp"],
         "larp_gain": gain,
     }
-    batch = validation[measures.pick(len(validation), seed=ws.config.seed)].to(ws.device)
-    shape = measures.measure(model.encode, batch.state, batch.next_state, seed=ws.config.seed)
+    blocks = {kind: by_block(values, test.episode.numpy()) for kind, values in errors.items()}
+    if px:
+        scores["px_encoded"] = float(px["encoded"][0])
+    if "imagined" in px:
+        scores["action_use"] = float(px["permuted"][0] / px["imagined"][0])
+        blocks["px_permuted"] = by_block(places["permuted"][:, 0], episode)
+    for end, step in (("first", 0), ("last", -1)):
+        for kind, of in (("px", "imagined"), ("px_guess", "guess")):
+            if of in px:
+                blocks[f"{kind}_{end}"] = by_block(places[of][:, step], episode)
+        if "imagined" in px:
+            scores[f"px_{end}"] = float(px["imagined"][step])
+            scores[f"ratio_{end}"] = float(px["imagined"][step] / px["guess"][step])
+    batch = test[measures.pick(len(test), seed=seed)].to(ws.device)
+    shape = measures.measure(model.encode, batch.state, batch.next_state, seed=seed)
+    untrained = stages.load_model(ws, compare.plain(name), number)
+    with torch.no_grad():
+        found = measures.collapse(model.encode(batch.state), untrained.encode(batch.state))
+    shape["varying"] = found["varying"]
     scores |= {key: NOT_ESTIMABLE if value != value else value for key, value in shape.items()}
-    episode = validation.episode.numpy()
-    blocks = {kind: by_block(values, episode) for kind, values in errors.items()}
     facts = {key: value for key, value in result.items() if not isinstance(value, dict)}
-    facts |= {"n": result["transitions"] | {"episodes": len(validation.episodes)}}
+    facts |= {"n": result["transitions"] | {"episodes": len(test.episodes)}}
+    facts |= {"px": {kind: values.tolist() for kind, values in px.items()}}
     used = ("", "heads", *(["decoder"] if decoder else ()))
     facts["weights"] = ws.weights(stages.name_of(name, number, kind) for kind in used)
-    return compare.Row(facts | {"mean_reward_r2": r2[MEAN_REWARD]}, scores, blocks)
+    facts |= {"mean_reward_r2": r2[MEAN_REWARD], "collapsed": found["collapsed"]}
+    return compare.Row(facts, scores, blocks)
+
+
+def headline(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """The short table of a section: models, then the better guess, in the columns HEADLINE."""
+    rows = [
+        [LABELS[name], *(one[column]["text"] for column in HEADLINE)]
+        for name, one in comparison["models"].items()
+    ]
+    guesses = (compare.floor(comparison, column) for column in HEADLINE)
+    shown = [number(one) if isinstance(one, float) else "–" for one in guesses]
+    columns = ["Model", *(name.replace("_", " ") for name in HEADLINE)]
+    return {"columns": columns, "rows": [*rows, ["better of copy-last and mean", *shown]]}
 
 
 def comparison_section(comparison: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,13 +129,12 @@ def comparison_section(comparison: Mapping[str, Any]) -> dict[str, Any]:
     models, n, rows = comparison["models"], comparison["n"], []
     for name in compare.COLUMNS:
         guess = compare.floor(comparison, name)
-        shown = number(guess) if isinstance(guess, float) else guess
-        last = f"{compare.RANKED[name][1]}: {shown}" if shown else "–"
-        cells = [name, *(one[name]["text"] for one in models.values()), last]
+        shown = number(guess) if isinstance(guess, float) else guess or "–"
+        cells = [name, *(one[name]["text"] for one in models.values()), shown]
         rows.append([cell.replace("_", " ") for cell in cells])
     trained = [one for one in comparison["claims"] if one["model"] not in UNTRAINED]
     won = sum(one["verdict"] == "beats" for one in trained)
-    pairs = []
+    pairs, steps = [], max(len(one[0].get("guess", ())) for one in comparison["curves"].values())
     for pair in comparison["matched"]:
         both = zip(pair["pair"], pair["parameters"], strict=True)
         sizes = " and ".join(f"{name} {count:,}" for name, count in both)
@@ -107,16 +146,19 @@ def comparison_section(comparison: Mapping[str, Any]) -> dict[str, Any]:
             f"{len(set(models) - set(UNTRAINED))} world models and random encoders on "
             f"{comparison['environment']}, training seeds "
             f"{', '.join(map(str, comparison['seeds']))}: {n['training']:,} transitions to learn "
-            f"from and {n['validation']:,} in {n['episodes']} episodes to be judged on; {won} of "
+            f"from and {n['test']:,} in {n['episodes']} episodes to be judged on; {won} of "
             f"{len(trained)} paired comparisons with a trivial guess, a plainer head, a random "
             "encoder or the matched twin are won (95 % intervals, not corrected for their number)."
         ),
         "sentences": [
-            "Mean over seeds with its 95 % interval; errors in latents are divided by that of "
-            "copying the last latent, because two latent spaces have no common unit."
+            "Mean over seeds [lowest to highest]. State px: root mean squared distance from the "
+            "true position to one read by a ridge from the imagined latent, after one and after "
+            f"{steps} imagined steps; px encoded: the same from true frames. Ratios and errors are "
+            "over the better of two guesses, nothing changes (copy-last) and the mean (mean frame, "
+            "mean position). Action use: px with another window's actions over px with its own."
         ],
-        "tables": [{
-            "columns": ["Measure", *map(compare.LABELS.get, models), "Trivial guess"],
+        "tables": [headline(comparison), {
+            "columns": ["Measure", *map(LABELS.get, models), "Trivial guess"],
             "rows": rows,
             "notes": [*pairs, *comparison["notes"]],
         }],

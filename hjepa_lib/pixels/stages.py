@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from hjepa_lib.config import Config, ConfigError
 from hjepa_lib.config.pixels import CollectionConfig, DecoderConfig, RewardConfig
@@ -27,6 +29,7 @@ from hjepa_lib.training.loop import Report
 DECODED = ("jepa", "vjepa2")
 """Models without a decoder of their own."""
 DATA, RESULT = "pixel_data", "result.json"
+CHOICE = 1 / 8  # share of the training episodes that chooses a model's weights
 
 
 def _fields(section: str, kind: type, *but: str) -> tuple[str, ...]:
@@ -43,8 +46,7 @@ SHAPING: dict[str, tuple[str, ...]] = {
     "enc_dec": _DRAWING, "enc_dec_jepa": (*_DRAWING, "jepa"), "jepa": (*_TRAINED, "jepa"),
     "stage1": (*_ENCODER, "vjepa2.stage1"), "vjepa2": _TWO_STAGES,
     "random": _ENCODER, "random_vit": _TWO_STAGES, "decoder": ("decoder",),
-    "heads": _fields("reward", RewardConfig, "seeds", "log_every", "study_transitions",
-                     "study_updates"),
+    "heads": _fields("reward", RewardConfig, "log_every", "labels"),
 }  # fmt: skip
 """The settings below `pixels` that shape a stage, besides those of what it reads."""
 
@@ -73,7 +75,8 @@ def pixel_stages(config: Config) -> dict[str, Stage]:
     ) -> None:  # fmt: skip
         make, inputs = partial(_make, maker, of), tuple(found[one] for one in reads)
         settings, folder = tuple(f"pixels.{one}" for one in shaping), f"pixels/{stage}"
-        found[stage] = Stage(stage, make, settings, inputs, folder=folder, **more)
+        more = {"recipe": 1 if stage == DATA else 2, "folder": folder} | more
+        found[stage] = Stage(stage, make, settings, inputs, **more)
 
     def given(weights: str) -> tuple[str, ...]:
         """A file of weights, or a folder, and what is written beside it."""
@@ -99,8 +102,8 @@ def pixel_stages(config: Config) -> dict[str, Stage]:
                 add(name_of(name, n, kind), f"makers.make_{kind}", SHAPING[kind], DATA,
                     name_of(name, n), of=(name, n))  # fmt: skip
     heads = [name for name in found if not name.startswith("decoder")]
-    add("rewards", "results.make_rewards", (), *heads, recipe=2)
-    add("comparison", "results.make_comparison", (), *found, recipe=2)
+    add("rewards", "results.make_rewards", (), *heads, recipe=3)
+    add("comparison", "results.make_comparison", (), *found, recipe=3)
     return found
 
 
@@ -128,9 +131,24 @@ def load_transitions(ws: Workspace) -> Transitions:
     return Transitions.load(find(ws, DATA))
 
 
-def make_transitions(ws: Workspace) -> tuple[Transitions, Transitions]:
-    """(train, validation), split by episode."""
-    return load_transitions(ws).split(ws.config.pixels.data.validation_split, ws.config.seed)
+class Parts(NamedTuple):
+    """Whole episodes each; what chooses weights never scores them (X4)."""
+
+    train: Transitions
+    choice: Transitions
+    test: Transitions
+
+
+def make_transitions(ws: Workspace) -> Parts:
+    """The parts of the data: the last by `validation_split`, an eighth of the rest chooses."""
+    rest, test = load_transitions(ws).split(ws.config.pixels.data.validation_split, ws.config.seed)
+    return Parts(*rest.split(CHOICE, ws.config.seed), test)
+
+
+def fresh_model(ws: Workspace, name: str, number: int, data: Any) -> Any:
+    """Model `name` as training seed number `number` begins with it."""
+    torch.manual_seed(ws.config.seed + number)  # before any weight is drawn (EB5)
+    return models.build_pixel_model(name, ws.config.pixels, data).to(ws.device)
 
 
 def load_model(ws: Workspace, name: str, number: int) -> Any:

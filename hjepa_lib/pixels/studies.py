@@ -1,113 +1,112 @@
-"""Small studies beside a run: look-ahead, JEPA's variants, auxiliary losses.
+"""Small studies beside a run: labels that looking ahead saves, auxiliary losses side by side.
 
-They are ordinary runs, `<run>-variants/<name>` or `<study>/<name>`, and resume like any run.
+Auxiliary losses are ordinary runs, `<study>/<name>`, and resume like any run.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
-from hjepa_lib.config import Config, ConfigError, flatten, from_dict, read_yaml
-from hjepa_lib.config.pixels import AuxiliaryConfig, PixelsConfig
+from hjepa_lib.config import Config, ConfigError, from_dict, read_yaml
+from hjepa_lib.config.pixels import MODELS, AuxiliaryConfig, PixelsConfig
+from hjepa_lib.evaluation.statistics import student
 from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
 from hjepa_lib.pixels import stages
-from hjepa_lib.pixels.checks import health
-from hjepa_lib.pixels.compare import sentences
-from hjepa_lib.pixels.measures import latent_errors, pick
-from hjepa_lib.pixels.models import build_pixel_model
-from hjepa_lib.pixels.results import reward_report
-from hjepa_lib.pixels.training import fit
-from hjepa_lib.pixels.two_stages import describe
-from hjepa_lib.pixels.worlds import DRIFT_ID, PUSH_ID
+from hjepa_lib.pixels.compare import score
+from hjepa_lib.pixels.heads import HEADS, encode, fit_head
+from hjepa_lib.pixels.measures import collapse, pick, place_errors, rms
+from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.runs.keys import Stage
 from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.run import outputs_root
 from hjepa_lib.runs.workspace import Workspace, open_run
-from hjepa_lib.training.loop import Report
 
 ROWS = 512  # validation transitions whose latents are described
 
 
-# --- does looking ahead help to predict rewards? (13) -------------------------------------------
-WORLDS = {"drift": DRIFT_ID, "push": PUSH_ID}
-"""Reward of the next state, and the control: the same pictures, a reward of state and action."""
-STUDIED = ("enc_dec_jepa", "jepa", "vjepa2", "random")
-"""The models with an imagined latent, and a frozen untrained encoder."""
-STEPS = 25  # of an episode: many short ones, for targets differ from episode to episode
+# --- does looking ahead save labels? (13) -------------------------------------------------------
+STUDIED = ("enc_dec_jepa", "jepa", "vjepa2")
+"""The models with an imagined latent."""
+PAYS = ("next state", "present state")
+"""What a row is labelled with: its reward, and as control that of the row before, which paid for
+the present state: what comes next is beside the point."""
 
 
-def study_config(config: Config, world: str) -> Config:
-    """The run's settings with a study world and its data; base budgets at most `study_updates`."""
-    pixels, reward = config.pixels, config.pixels.reward
-    steps = max(STEPS, pixels.data.sequence)
-    changes: dict[str, Any] = {
-        "environment.id": WORLDS[world], "environment.max_steps": steps,
-        "environment.grayscale": True, "environment.action_repeat": 0,
-        "environment.frame_skip": 0, "data.method": "random", "data.path": "",
-        "data.transitions": reward.study_transitions,
-        "data.episodes": -(-reward.study_transitions // steps), "seeds": reward.seeds,
-    }  # fmt: skip
-    for key in ("optim", "vjepa2.stage1.optim", "vjepa2.stage2.optim"):
-        own = flatten(config)[f"pixels.{key}.updates"]
-        changes[f"{key}.updates"] = min(own, reward.study_updates or own)
-    return config.override({f"pixels.{key}": value for key, value in changes.items()})
+def label_study(ws: Workspace) -> Stage:
+    """The stage `labels`: reward heads of frozen models from ever more labelled rows."""
+    made, config = stages.pixel_stages(ws.config), ws.config.pixels
+    reads = [made[stages.name_of(name, n)] for n in range(config.seeds) for name in STUDIED]
+    shaping = ("pixels.reward",)
+    return Stage("labels", make_labels, shaping, (made[stages.DATA], *reads), "pixels/labels")
 
 
-def look_ahead(ws: Workspace) -> Stage:
-    """The stage `lookahead`: base models trained once in Drift, their heads in both worlds.
-
-    It is shaped by all that shapes those heads, down to weights in files or in another run (I8).
-    """
-    about = {}
-    for world in WORLDS:
-        config = study_config(ws.config, world)
-        made = stages.pixel_stages(config)
-        about[world] = [ws.key(made[name], config) for name in _heads(config)]
-    return Stage("lookahead", make_look_ahead, folder="pixels/lookahead", recipe=2, about=about)
-
-
-def _heads(config: Config) -> list[str]:
-    return [
-        stages.name_of(name, n, "heads") for n in range(config.pixels.seeds) for name in STUDIED
-    ]
-
-
-def load_look_ahead(ws: Workspace) -> dict[str, dict[str, Any]]:
-    """A `results.reward_report` by world, made here where it is missing; the report shows it."""
-    found = read_json(ws.obtain(look_ahead(ws)) / "lookahead.json")
-    title = "Look-ahead reward predictor against plain reward head"
-    lists = {WORLDS[world]: sentences(report["claims"]) for world, report in found.items()}
-    leave_section(ws.run, "25-lookahead", {"title": title, "lists": lists})
+def load_labels(ws: Workspace) -> dict[str, Any]:
+    """`rows` of the study (pays, model, head, labels, seed, r2) and its `claims`."""
+    found = read_json(ws.obtain(label_study(ws)) / "labels.json")
+    lists = {"Look-ahead against plain heads, by labels": found["sentences"]}
+    leave_section(ws.run, "25-labels", {"title": "Labels that looking ahead saves", "lists": lists})
     return found
 
 
-def make_look_ahead(ws: Workspace, folder: Path) -> Iterator[Report]:
-    """A `results.reward_report` per world, which differ in their reward alone.
+def make_labels(ws: Workspace, folder: Path) -> None:
+    """R2 on test rows of each head from N labelled rows, drawn alike for all models.
 
-    No base model sees a reward, so the control takes those of Drift as they are.
+    Claims are about gains of R2 over the plain head, interval of Student's over seeds.
     """
-    sides: dict[str, Workspace] = {}
-    for world in WORLDS:
-        config = study_config(ws.config, world)
-        if sides:
-            config = config.override({"pixels.loading.run": str(sides["drift"].run.path)})
-        name = f"{ws.run.name.split('/')[0]}-variants/lookahead-{world}"
-        sides[world] = open_run(name, config, ws.run.path.parent, ws.run)
-    for one in sides.values():
-        for name in _heads(one.config):
-            yield from stages.train(one, name.removeprefix("heads_"), name)
-    reports = {world: reward_report(one, STUDIED) for world, one in sides.items()}
-    write_json(folder / "lookahead.json", reports)
+    config, rows = ws.config.pixels.reward, []
+    parts = [_labelled(data) for data in stages.make_transitions(ws)]
+    for number, name in itertools.product(range(ws.config.pixels.seeds), STUDIED):
+        model, seed = stages.load_model(ws, name, number), ws.config.seed + number
+        features = [encode(model, data).rows(kept) for data, kept, _ in parts]
+        for pays, labels in zip(PAYS, zip(*(own for *_, own in parts), strict=True), strict=True):
+            train, choice, test = (
+                one._replace(reward=label.to(one.latent.device))
+                for one, label in zip(features, labels, strict=True)
+            )
+            truth = test.reward.cpu().numpy()
+            for count, kind in itertools.product(config.labels, HEADS):
+                few = train.rows(pick(len(train.reward), count, seed))
+                work = fit_head(kind, few, choice.rows(pick(len(labels[1]), count // 4, seed)),
+                                config, seed)  # fmt: skip
+                for _ in work:
+                    pass
+                work.load_best()
+                with torch.no_grad():
+                    said = work.module.eval()(test.inputs(kind)).cpu().numpy()
+                one = {"pays": pays, "model": name, "head": kind, "labels": len(few.reward)}
+                rows.append(one | {"seed": seed, "r2": score(said, truth)["r2"]})
+    write_json(folder / "labels.json", {"rows": rows, "sentences": label_sentences(rows)})
 
 
-# --- what target mode and auxiliary loss do to JEPA's latents (11) ------------------------------
+def _labelled(data: Transitions) -> tuple[Transitions, Tensor, tuple[Tensor, Tensor]]:
+    """The data, its rows with one before in their episode, and their labels of `PAYS`."""
+    kept = (data.now != data.origin).nonzero()[:, 0]
+    return data, kept, (data.reward[kept], data.reward[kept - 1])
+
+
+def label_sentences(rows: list[dict[str, Any]]) -> list[str]:
+    """The gain of R2 by looking ahead, mean over seeds with Student's interval, of each case."""
+    table, found = pd.DataFrame(rows).set_index(["pays", "model", "labels", "seed"]), []
+    heads = {kind: one["r2"] for kind, one in table.groupby("head")}
+    for against in HEADS[::2]:
+        gain = (heads["larp"] - heads[against]).groupby(level=[0, 1, 2])
+        for (pays, model, labels), one in gain:
+            text = f"{pays}, {model}, {labels:,} labels: R2 {one.mean():+.3f} over {against}"
+            if len(one) > 1:
+                text += " ({:+.3f} to {:+.3f}; seeds: {})".format(*student(one), len(one))
+            found.append(text.replace("_", " "))
+    return found
+
+
+# --- JEPA's variants: who learns from what (11); worth in configs/pixel_ablations.yaml ----------
 VARIANTS = (
     ("default", "vicreg"), ("vjepa2", "vicreg"), ("none", "vicreg"), ("default", "barlow_twins"),
     ("default", "dino"), ("vjepa2", "none"),
@@ -120,29 +119,6 @@ def vary(config: PixelsConfig, target: str, auxiliary: str) -> PixelsConfig:
     jepa = dataclasses.replace(config.jepa, target=target)
     loss = dataclasses.replace(config.auxiliary, kind=auxiliary)
     return dataclasses.replace(config, jepa=jepa, auxiliary=loss)
-
-
-def try_variants(ws: Workspace, updates: int) -> Iterator[dict[str, Any]]:
-    """Train each variant for `updates` updates from the same start and yield what it became.
-
-    target, auxiliary, `describe` its latents, their health, `latent_errors` (predicted, stay).
-    """
-    config, seed = ws.config.pixels, ws.config.seed
-    data, validation = stages.make_transitions(ws)
-    batch = validation[pick(len(validation), ROWS)].to(ws.device)
-    optim = dataclasses.replace(config.optim_of("jepa"), updates=updates)
-    for target, auxiliary in VARIANTS:
-        torch.manual_seed(seed)
-        model = build_pixel_model("jepa", vary(config, target, auxiliary), data).to(ws.device)
-        for _ in fit(model, data, None, optim, seed=seed, precision=ws.precision):
-            pass
-        model.eval()
-        with torch.no_grad():
-            # In `default` the encoder that learns is the online one; its slow copy lags behind.
-            z = model.encode_online(batch.state).cpu()
-        own = {"target": target, "auxiliary": auxiliary, **describe(z), "health": health(z)}
-        own["predicted"], own["stay"] = latent_errors(model, batch)
-        yield own
 
 
 # --- auxiliary losses side by side (MET-3) ------------------------------------------------------
@@ -192,12 +168,15 @@ def run_losses(study: str, losses: dict[str, AuxiliaryConfig], config: Config) -
 
 
 def _describe(ws: Workspace) -> dict[str, float]:
-    model, (_, validation) = stages.load_model(ws, "jepa", 0), stages.make_transitions(ws)
+    models = [stages.load_model(ws, name, 0) for name in ("jepa", "random")]
+    test = stages.make_transitions(ws).test
+    state = test[torch.arange(min(ROWS, len(test)))].state.to(ws.device)
     with torch.no_grad():
-        z = model.encode(validation[torch.arange(min(ROWS, len(validation)))].state.to(ws.device))
+        found = collapse(*(model.encode(state) for model in models))
     # The spread must be read next to the errors of state decoder and reward MLP.
-    return describe(z.cpu()) | {
-        "downstream/reconstruction_mse": stages.load_result(ws, "decoder_jepa_s0")["frames"]["mse"],
+    drawn = stages.load_result(ws, "decoder_jepa_s0")["frames"]
+    return found | {
+        "downstream/reconstruction_mse": drawn["frame"],
         "downstream/reward_mse": stages.load_heads(ws, "jepa", 0)[1]["heads"]["reward_mlp"]["mse"],
     }
 
@@ -219,3 +198,29 @@ def summary_text(table: pd.DataFrame) -> str:
     numbers = sorted(set(table) - {"rank", "name", "type", "status"})
     table = table[["rank", "name", "type", *numbers, "status"]]
     return table.to_string(index=False, na_rep="-", float_format="{:.4g}".format) + "\n"
+
+
+# --- a cell of an experiment file ----------------------------------------------------------------
+def score_models(ws: Workspace, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Train `settings["models"]` (default: all) and score each on test windows: a row per model.
+
+    px by step and kind of `measures.place_errors`, by column of the position where there are more
+    than two (Breakout: paddle x, ball x, ball y).
+    """
+    rows, seed, (train, _, test) = [], ws.config.seed, stages.make_transitions(ws)
+    for name in settings.get("models", MODELS):
+        model, row = stages.load_model(ws, name, 0), {"model": name, "train_seed": seed}
+        row["seconds"] = stages.load_result(ws, stages.name_of(name, 0))["seconds"]
+        many = train.position is not None and train.position.shape[1] > 2
+        for column in range(train.position.shape[1]) if many else (None,):
+            parts = [train, test]
+            if column is not None:
+                parts = [
+                    dataclasses.replace(one, position=one.position[:, [column]]) for one in parts
+                ]
+            mark = "" if column is None else f"_{column}"
+            for kind, errors in place_errors(model, *parts, seed)[0].items():
+                px = rms(errors)
+                row |= {f"{kind}_first{mark}": float(px[0]), f"{kind}_last{mark}": float(px[-1])}
+        rows.append(row)
+    return rows

@@ -24,6 +24,7 @@ from hjepa_lib.models.layers import Size, sides
 
 _FORMAT = "hjepa transitions"
 _ARRAYS = ("frames", "now", "after", "origin", "action", "reward", "episode")
+_PLACE = "position"  # beside them where the environment tells it
 _OWN = ("action_kind", "action_dim", "stack")
 
 
@@ -85,6 +86,7 @@ class Transitions:
     action_dim: int  # number of actions, or of numbers per action
     stack: int  # L
     meta: dict[str, Any] = field(default_factory=dict)
+    position: Tensor | None = None  # (F, P) float32, px: what moves, as the environment tells it
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -143,13 +145,25 @@ class Transitions:
         place = kept.cumsum(0) - 1
         moved = {name: place[getattr(self, name)[rows]] for name in ("now", "after", "origin")}
         own = {name: getattr(self, name)[rows] for name in ("action", "reward", "episode")}
+        if self.position is not None:
+            own[_PLACE] = self.position[kept]
         return replace(self, frames=self.frames[kept], meta=dict(self.meta), **moved, **own)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return _ARRAYS if self.position is None else (*_ARRAYS, _PLACE)
+
+    @cached_property
+    def mean_frame(self) -> Tensor:
+        """(C, Hpx, Wpx) in [0, 1]."""
+        total = sum(part.double().sum(dim=0) for part in self.frames.split(1_000))
+        return (total / len(self.frames) / 255).float()
 
     @cached_property
     def sha256(self) -> str:
         """SHA-256 over all arrays and what gives them meaning: equal data, equal hash."""
         digest = hashlib.sha256(f"{self.action_kind},{self.action_dim},{self.stack}".encode())
-        for name in _ARRAYS:
+        for name in self._names:
             digest.update(np.ascontiguousarray(getattr(self, name).numpy()).tobytes())
         return digest.hexdigest()
 
@@ -157,7 +171,8 @@ class Transitions:
         """Write an .npy file per array; meta.json comes last and makes the folder complete."""
         folder = Path(folder)
         (folder / "meta.json").unlink(missing_ok=True)  # incomplete from here on
-        for name in _ARRAYS:
+        (folder / f"{_PLACE}.npy").unlink(missing_ok=True)
+        for name in self._names:
             files.save_npy(folder / f"{name}.npy", getattr(self, name).numpy())
         own = {name: getattr(self, name) for name in (*_OWN, "sha256")}
         files.write_json(folder / "meta.json", {**self.meta, **own, "format": _FORMAT})
@@ -172,7 +187,8 @@ class Transitions:
             raise files.FileError(f"{folder} holds no transitions: meta.json is of another kind")
         if not isinstance(meta.get("ppo") or {}, dict):
             raise files.FileError(f"{folder} holds no usable transitions: 'ppo' is no mapping")
-        arrays = {name: files.load_npy(folder / f"{name}.npy") for name in _ARRAYS}
+        told = (_PLACE,) if (folder / f"{_PLACE}.npy").is_file() else ()
+        arrays = {name: files.load_npy(folder / f"{name}.npy") for name in (*_ARRAYS, *told)}
         stored, own = meta.pop("sha256", ""), {name: meta.pop(name, 0) for name in _OWN}
         for wrong, sentence in _checks(arrays, **own):
             if wrong:
@@ -193,12 +209,14 @@ def _checks(
         not whole or action_kind not in ("discrete", "continuous"),
         f"{action_kind!r} actions of size {action_dim!r} in stacks of {stack!r} are unknown",
     )
-    frames, now, after, origin, action, reward, episode = arrays.values()
+    frames, now, after, origin, action, reward, episode, *told = arrays.values()
     yield frames.ndim != 4, f"frames must be (F, C, H, W), got {frames.shape}"
     rows, discrete = (reward.size,), action_kind == "discrete"
     forms = {"frames": (frames.shape, "uint8"), "reward": (rows, "float32")}
     if not discrete:
         forms["action"] = (*rows, action_dim), "float32"
+    for place in told:
+        forms[_PLACE] = (len(frames), *place.shape[1:2]), "float32"
     for name, array in arrays.items():
         shape, kind = forms.get(name, (rows, "int64"))
         yield (
@@ -215,5 +233,6 @@ def _checks(
     )
     outside = discrete and (action.min() < 0 or action.max() >= action_dim)
     yield outside, f"an action lies outside 0..{action_dim - 1}"
-    for name, numbers in (("an action", action), ("a reward", reward)):
+    told = [("a position", one) for one in told]
+    for name, numbers in (("an action", action), ("a reward", reward), *told):
         yield not np.isfinite(numbers).all(), f"{name} is NaN or infinite"

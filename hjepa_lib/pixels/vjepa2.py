@@ -1,9 +1,8 @@
-"""Two-stage world model in the style of V-JEPA 2 (arXiv 2506.09985), for 64 px images."""
+"""Two-stage world model in the style of V-JEPA 2 (arXiv 2506.09985), for small pictures."""
 
 from __future__ import annotations
 
 import copy
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -13,62 +12,29 @@ from torch.utils.data import TensorDataset
 
 from hjepa_lib.config import ConfigError
 from hjepa_lib.config.pixels import PixelsConfig
-from hjepa_lib.models.layers import Block, Past, Patches, draw_masks, mlp, update_ema
-from hjepa_lib.pixels.networks import action_embedding, initialise, prepend
+from hjepa_lib.models.layers import Block, draw_masks, mlp, update_ema
+from hjepa_lib.pixels.networks import Sees, TokenEncoder, action_embedding, initialise
 from hjepa_lib.pixels.training import in_chunks
 from hjepa_lib.pixels.transitions import PixelShapes, Transitions
 
-TOKEN_WIDTH = 64  # of the `projected` mask token
 LOSSES = {"l1": F.l1_loss, "mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
 
 
-class MaskedViT(nn.Module):
-    """(B, L, C, Hpx, Wpx) in [0, 1] -> CLS latent (B, D); a patch has L * C channels.
+class MaskedPrediction(Sees):
+    """Stage 1: |g(f(s, m)) - LN f'(s)| of online encoder f, its EMA target f', predictor g, mask m.
 
-    The mask is an argument of the call and never a state of the encoder (F4).
+    Targets are layer-normed, as in I-JEPA and V-JEPA: no latent gets small to be easy (X9).
     """
-
-    def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
-        super().__init__()
-        stage, own = config.vjepa2.stage1, config.encoder
-        dim, planes = own.latent_dim, shapes.stack * shapes.channels
-        self.embed = Patches(planes, shapes.image_size, stage.patch, dim)
-        self.patches = self.embed.count
-        self.cls, self.cls_position = (nn.Parameter(torch.zeros(dim)) for _ in range(2))
-        projected = stage.mask_token == "projected"
-        self.token = nn.Parameter(torch.zeros(TOKEN_WIDTH if projected else dim))
-        self.project = nn.Linear(TOKEN_WIDTH, dim) if projected else nn.Identity()
-        self.dropout = nn.Dropout(own.embedding_dropout)
-        sizes = own.heads, own.head_dim, own.mlp_dim, own.dropout
-        self.blocks = nn.Sequential(*(Block(dim, *sizes) for _ in range(stage.depth)))
-        initialise(self)
-
-    def tokens(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Patches at their positions (B, N, D), the hidden ones replaced by the token (F8)."""
-        patches = self.embed(pixels.flatten(1, 2))
-        if mask is None:
-            return patches
-        hidden = self.project(self.token) + self.embed.position
-        return torch.where(mask[..., None], hidden.to(patches.dtype), patches)
-
-    def forward(self, pixels: Tensor, mask: Tensor | None = None, patches: bool = False) -> Tensor:
-        """(B, D), or with `patches` all tokens (B, 1 + N, D), CLS first; `mask` (B, N) bool."""
-        x = prepend(self.cls + self.cls_position, self.tokens(pixels, mask))
-        x = self.blocks(self.dropout(x)).float()
-        return x if patches else x[:, 0]
-
-
-class MaskedPrediction(nn.Module):
-    """Stage 1: |g(f(s, m)) - f'(s)| of online encoder f, its EMA target f', predictor g, mask m."""
 
     name = "stage1"
 
     def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
-        super().__init__()
-        self.config, self.shapes, self.stage = config, shapes, config.vjepa2.stage1
-        self.online = MaskedViT(config, shapes)
+        super().__init__(config, shapes)
+        self.stage = config.vjepa2.stage1
+        self.online = TokenEncoder(config.encoder, self.stage, shapes)
+        dim = self.stage.width
+        initialise(self.online)
         self.target = copy.deepcopy(self.online).requires_grad_(False).eval()
-        dim = config.encoder.latent_dim
         self.predictor = mlp(dim, *self.stage.hidden, dim, activation=nn.GELU)
         initialise(self.predictor)
 
@@ -78,26 +44,27 @@ class MaskedPrediction(nn.Module):
         self.target.eval()
         return self
 
-    def predict(self, state: Tensor, mask: Tensor, patches: bool = False) -> tuple[Tensor, Tensor]:
-        """(B, D) each: the latent named from the visible patches, and the target's."""
-        pixels = self.shapes.pixels(state)
+    def predict(self, state: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1 + N, D) each: tokens named from the visible patches, and the target's."""
+        pixels = self.pixels(state)
         with torch.no_grad():
-            whole = self.target(pixels, patches=patches)
-        return self.predictor(self.online(pixels, mask, patches)).float(), whole
+            whole = self.target.tokens(pixels)
+            whole = F.layer_norm(whole, whole.shape[-1:])
+        return self.predictor(self.online.tokens(pixels, mask)).float(), whole
 
     def loss(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Error of the predicted latent, and with `patch_loss` of the hidden patches' tokens."""
+        """Error of the class token, and with `patch_loss` that of the hidden patches' tokens."""
         measure, weight = LOSSES[self.stage.loss], self.stage.patch_loss
-        mask = draw_masks(len(batch.state), self.online.patches, self.stage.mask, generator)
+        patches = self.online.vit.patches.count
+        mask = draw_masks(len(batch.state), patches, self.stage.mask, generator)
         mask = mask.to(batch.state.device)
-        named, whole = self.predict(batch.state, mask, patches=weight > 0)
-        if not weight:
-            latent = measure(named, whole)
-            return latent, {"latent": latent.item()}
+        named, whole = self.predict(batch.state, mask)
         latent, hidden = measure(named[:, 0], whole[:, 0]), named.new_zeros(())
-        if mask.any():
+        terms = {"latent": latent.item()}
+        if weight and mask.any():
             hidden = measure(named[:, 1:][mask], whole[:, 1:][mask])
-        return latent + weight * hidden, {"latent": latent.item(), "patches": hidden.item()}
+            terms["patches"] = hidden.item()
+        return latent + weight * hidden, terms
 
     def after_update(self) -> None:
         """The target follows the online encoder."""
@@ -133,38 +100,29 @@ class WorldModel(nn.Module):
 
     def forward(self, latents: Tensor, actions: Tensor) -> Tensor:
         """(B, T, D), actions (B, T) or (B, T, A) -> predictions of z_1 .. z_T, (B, T, D)."""
-        return self.extend(latents, actions, [])[0]
-
-    def extend(
-        self, latents: Tensor, actions: Tensor, past: list[Past]
-    ) -> tuple[Tensor, list[Past]]:
-        """`forward` after the steps in `past` ([]: none); one step at a time once there are any."""
-        start, kept = past[0][0].shape[2] if past else 0, []
-        if (end := start + latents.shape[1]) > self.length:
+        steps = latents.shape[1]
+        if steps > self.length:
             raise ConfigError(
-                f"the world model has seen windows of {self.length} steps, not of {end}: ask for a "
-                "shorter roll-out, or raise pixels.data.sequence and train again"
+                f"the world model has seen windows of {self.length} steps, not of {steps}: ask for "
+                "a shorter roll-out, or raise pixels.data.sequence and train again"
             )
         x = self.join(torch.cat([self.norm_in(latents), self.embedding(actions)], dim=-1))
-        x = x + self.position.narrow(0, start, x.shape[1])
-        for block, before in zip_longest(self.blocks, past):
-            x, pair = block.extend(x, before, causal=not past)
-            kept.append(pair)
+        x = x + self.position[:steps]
+        causal = torch.ones(steps, steps, dtype=torch.bool, device=x.device).tril()
+        for block in self.blocks:
+            x = block(x, causal)
         named = self.out(self.norm_out(x)).float()
-        return (latents + named if self.change else named), kept
+        return latents + named if self.change else named
 
     def rollout(self, given: Tensor, actions: Tensor, n: int) -> Tensor:
         """The first T latents (B, T, D), actions (B, >= T + n - 1, ...) -> z_T .. z_{T+n-1}.
 
         Each of the n predictions (B, n, D) is fed back as input.
         """
-        start = given.shape[1]
-        predictions, past = self.extend(given, actions[:, :start], [])
-        imagined = [predictions[:, -1:]]
-        for step in range(start, start + n - 1):
-            after, past = self.extend(imagined[-1], actions[:, step : step + 1], past)
-            imagined.append(after)
-        return torch.cat(imagined, dim=1)
+        for _ in range(n):
+            after = self(given, actions[:, : given.shape[1]])[:, -1:]
+            given = torch.cat([given, after], dim=1)
+        return given[:, -n:]
 
     def loss(
         self, window: Any, generator: torch.Generator | None = None

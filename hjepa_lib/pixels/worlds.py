@@ -1,9 +1,12 @@
-"""A bright dot in the wind, told apart by what it pays: Drift looks ahead, Push need not.
+"""A bright dot that actions move, and a target: in the wind, in a calm, before a noisy screen.
 
     p' = clip(p + 4 u(a) + w, 6, 57)        px, y down; u(a): stay, left, right, up, down
+    Calm, NoisyTV: r = 1 where |p' - target| < 8, else 0
     Drift: r = 1 - |p' - target| / 32       Push: r = u(a) . (target - p) / |target - p|
 
-w is a gust: with probability 1/2 normal, 6 px per axis. Importing this module registers both ids.
+In Drift and Push w is a gust: with probability 1/2 normal, 6 px per axis. In the others w = 0: all
+that moves follows from the action, the least error is 0. NoisyTV draws the dots on grey and new
+noise in each frame, 0, 25 or 75 % of the frame's variance. Importing this registers all ids.
 """
 
 from __future__ import annotations
@@ -15,14 +18,26 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-DRIFT_ID, PUSH_ID = "hjepa/Drift-v0", "hjepa/Push-v0"
+CALM_ID, DRIFT_ID, PUSH_ID = "hjepa/Calm-v0", "hjepa/Drift-v0", "hjepa/Push-v0"
+NOISY_IDS = {0.0: "hjepa/NoisyTV0-v0", 0.25: "hjepa/NoisyTV25-v0", 0.75: "hjepa/NoisyTV-v0"}
+"""By the noise's share of the variance; 0 is the control."""
 SIZE = 64  # pixels per side
 LOW, HIGH = 6.0, 57.0  # range of positions, px: a dot is always wholly visible
 STEP = 4.0  # length of a move, px
 GUST_SHARE, GUST = 0.5, 6.0  # share of steps with a gust; its deviation per axis, px
 SCALE = 32.0  # distance that costs one unit of Drift's reward, px
+NEAR = 8.0  # distance below which Calm pays, px
+GREY, CONTRAST = 80.0, 0.6  # floor of NoisyTV, and how bright its dots are on it
+OBJECT_VARIANCE = 81.0  # of a pixel of NoisyTV without noise over states, mean over pixels
 ACTIONS = np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)], dtype=np.float64)
 """Direction (x, y) of each action."""
+
+
+def near_reward(
+    before: np.ndarray, after: np.ndarray, target: np.ndarray, action: np.ndarray
+) -> np.ndarray:
+    """1 where the next position is near the target, else 0."""
+    return (np.linalg.norm(after - target, axis=-1) < NEAR) * 1.0
 
 
 def drift_reward(
@@ -58,9 +73,12 @@ class WindEnv(gymnasium.Env):
     observation_space = spaces.Box(0, 255, (SIZE, SIZE, 1), np.uint8)
 
     def __init__(
-        self, reward: Callable[..., Any] = drift_reward, render_mode: str | None = None
-    ) -> None:
-        self.reward, self.render_mode = reward, render_mode
+        self, reward: Callable[..., Any] = drift_reward, gust_share: float = GUST_SHARE,
+        noise: float | None = None, render_mode: str | None = None,
+    ) -> None:  # fmt: skip
+        """`noise`: its share of a pixel's variance in [0, 1), before a grey floor; None: neither"""
+        self.reward, self.gust_share, self.noise = reward, gust_share, noise
+        self.render_mode, self._static = render_mode, np.random.default_rng(0)
         self.action_space = spaces.Discrete(len(ACTIONS))
         self._position = self._target = np.full(2, (LOW + HIGH) / 2)
 
@@ -69,6 +87,8 @@ class WindEnv(gymnasium.Env):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """New start and target, both uniform over the field."""
         super().reset(seed=seed)
+        if seed is not None:  # of its own: with or without noise the dot goes the same way
+            self._static = np.random.default_rng(seed)
         self._position, self._target = self.np_random.uniform(LOW, HIGH, (2, 2))
         return self._seen()
 
@@ -77,7 +97,7 @@ class WindEnv(gymnasium.Env):
         if not self.action_space.contains(action):
             raise ValueError(f"action must be a whole number in 0..4, got {action!r}")
         before = self._position
-        gust = self.np_random.normal(0, GUST, 2) * (self.np_random.random() < GUST_SHARE)
+        gust = self.np_random.normal(0, GUST, 2) * (self.np_random.random() < self.gust_share)
         self._position = np.clip(before + STEP * ACTIONS[action] + gust, LOW, HIGH)
         value = float(self.reward(before, self._position, self._target, action))
         frame, info = self._seen()
@@ -89,7 +109,12 @@ class WindEnv(gymnasium.Env):
 
     def _seen(self) -> tuple[np.ndarray, dict[str, Any]]:
         info = {"position": self._position.copy(), "target": self._target.copy()}
-        return draw(self._position, self._target)[..., None], info
+        frame = draw(self._position, self._target)
+        if self.noise is not None:
+            spread = np.sqrt(OBJECT_VARIANCE * self.noise / (1 - self.noise))
+            frame = GREY + CONTRAST * frame + self._static.normal(0, spread, frame.shape)
+            frame = frame.round().clip(0, 255).astype(np.uint8)
+        return frame[..., None], info
 
 
 def best_r2(samples: int = 20_000, seed: int = 0) -> float:
@@ -103,5 +128,10 @@ def best_r2(samples: int = 20_000, seed: int = 0) -> float:
     return float(1 - values.var(axis=1, ddof=1).mean() / values.var())
 
 
-for _id, _reward in ((DRIFT_ID, drift_reward), (PUSH_ID, push_reward)):
-    gymnasium.register(_id, WindEnv, max_episode_steps=50, kwargs={"reward": _reward})
+_CALM = {"reward": near_reward, "gust_share": 0.0}
+_WORLDS: dict[str, dict[str, Any]] = {
+    CALM_ID: _CALM, DRIFT_ID: {}, PUSH_ID: {"reward": push_reward},
+    **{name: _CALM | {"noise": share} for share, name in NOISY_IDS.items()},
+}  # fmt: skip
+for _id, _settings in _WORLDS.items():
+    gymnasium.register(_id, WindEnv, max_episode_steps=50, kwargs=_settings)
