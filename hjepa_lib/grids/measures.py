@@ -222,7 +222,7 @@ def copying_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def comparison(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """GRID-10: one row per measure, one column per model, from result rows of all seeds.
 
-    A cell is the mean over seeds with its 95 % interval, empty for what a model does not have.
+    A cell is the mean over seeds, lowest to highest, empty for what a model does not have.
     """
     columns = {}
     for kind, own in pd.DataFrame(list(rows)).groupby("model", sort=False):
