@@ -295,7 +295,7 @@ def spectra(latents: Mapping[str, np.ndarray]) -> Figure:
 
 @styled
 def noise_curves(comparison: Mapping[str, Any]) -> Figure:
-    """Relative latent shift against the noise on pixels, mean over seeds with 95 % intervals."""
+    """Relative latent shift against the noise on pixels, mean over seeds lowest to highest."""
     figure, (axis,) = style.panels(1, 1, 6.6, 3.0, title="How far pixel noise moves a latent")
     for name, cells in comparison["models"].items():
         found = pd.DataFrame([cells[f"noise_{sigma:g}"] for sigma in SIGMAS])
