@@ -38,7 +38,7 @@ TINY: dict[str, Any] = {"device": "cpu", "precision": "fp32"} | dotted({
     **under("encoder", latent_dim=8, heads=2, head_dim=4, mlp_dim=16, cnn_filters=4),
     **under("decoder", patch=4, dim=16, depth=1, heads=2, head_dim=8, mlp_dim=16),
     **under("decoder.optim", updates=4, batch=8, schedule="constant"),
-    **under("jepa", hidden=(16, 16)),
+    **under("jepa", hidden=(16, 16), lr=0.0),
     **under("optim", **BUDGET), **under("vjepa2.stage1", patch=4, width=8, depth=1, hidden=(16,)),
     **under("vjepa2.stage2", depth=1, heads=2, head_dim=4, mlp_dim=16, rollout_steps=2),
     **under("vjepa2.stage1.optim", **BUDGET), **under("vjepa2.stage2.optim", **BUDGET),

@@ -117,7 +117,7 @@ class DecoderConfig(Blocks):
     """Dropout inside the blocks."""
     source: Literal["predictor", "online", "target"] = "predictor"
     """JEPA's decoder reads the imagined latent, or an encoding of s_{t+1}."""
-    optim: EpochsConfig = replace(_COSINE, updates=1_000, patience=5)
+    optim: EpochsConfig = replace(_COSINE, updates=1_000, lr=3e-3, patience=5)
 
 
 class AuxiliaryConfig(Section):
@@ -168,7 +168,7 @@ class PixelJepaConfig(Section):
     """Widths of its layers or blocks."""
     dropout: Float[0:0.9] = 0.0
     """Dropout inside it."""
-    lr: Float[0:] = 0.0
+    lr: Float[0:] = 1e-3
     """JEPA's learning rate; 0 = that of `pixels.optim`."""
     frozen: bool = False
     """Loaded, never trained (TRAIN-6)."""
@@ -266,7 +266,7 @@ class PixelsConfig(Section):
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     action_dim: Int[1:] = 32
     """Width of the action embedding (MOD-5)."""
-    optim: EpochsConfig = replace(_COSINE, updates=4_000)
+    optim: EpochsConfig = replace(_COSINE, updates=4_000, lr=3e-3)
     """Encoder-decoder models and JEPA."""
     log_every: Int[1:] = 20
     """Updates between logged losses."""
