@@ -127,7 +127,8 @@ _FULL = {
     "level2.optim.updates": 30_000,
     "evaluation.trials": 500,
     "pixels": {
-        "seeds": 5, "data": {"transitions": 0, "episodes": 100}, "jepa": {"target": "default", "lr": 0.0},
+        "seeds": 5, "data": {"transitions": 0, "episodes": 100},
+        "jepa": {"target": "default", "lr": 0.0},
         "environment": {"id": "ALE/Breakout-v5", "image_size": 64, "max_steps": 300,
                         "stack": 4},
         "encoder": {"kind": "vit", "dropout": 0.2, "embedding_dropout": 0.1, "head_dim": 64,
