@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,9 @@ from hjepa_lib.models.layers import count_parameters, full_precision, update_ema
 from hjepa_lib.pixels import networks
 from hjepa_lib.pixels.compare import UNTRAINED
 from hjepa_lib.pixels.losses import build_regulariser
-from hjepa_lib.pixels.networks import LatentPredictor, PatchDecoder, Sees, TokenEncoder
+from hjepa_lib.pixels.networks import LatentPredictor, PatchDecoder, Sees
 from hjepa_lib.pixels.transitions import PixelShapes, Transitions, scaled, shapes_of
-from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel
+from hjepa_lib.pixels.vjepa2 import MaskedPrediction, TokenEncoder, WorldModel
 
 SCALE_ROWS = 2048  # training transitions that say how tokens are read
 FILES = {
@@ -94,11 +95,6 @@ class PixelModel(Sees):
         return error + parts["weighted"], terms
 
 
-class _Step(NamedTuple):
-    state: Tensor
-    action: Tensor
-
-
 class EncoderDecoder(PixelModel):
     """Predicts the next frame: || decoder(u) - x_{t+1} ||^2.
 
@@ -126,7 +122,7 @@ class EncoderDecoder(PixelModel):
         """As of every model; each drawn frame is the newest of the next state, and encoded."""
         found = []
         for action in actions.unbind(1):
-            frame = self.predict_frame(_Step(state, action))
+            frame = self.predict_frame(SimpleNamespace(state=state, action=action))
             drawn = (255 * frame.float()).round().clamp(0, 255).to(torch.uint8)
             state = torch.cat([state[:, 1:], drawn[:, None]], dim=1)
             found.append(self.encode(state))

@@ -11,13 +11,63 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from hjepa_lib.config import ConfigError
-from hjepa_lib.config.pixels import PixelsConfig
+from hjepa_lib.config.pixels import PixelEncoderConfig, PixelsConfig, Stage1Config
 from hjepa_lib.models.layers import Block, draw_masks, mlp, update_ema
-from hjepa_lib.pixels.networks import Sees, TokenEncoder, action_embedding, initialise
+from hjepa_lib.pixels.networks import Sees, Vit, action_embedding, initialise
 from hjepa_lib.pixels.training import in_chunks
 from hjepa_lib.pixels.transitions import PixelShapes, Transitions
 
+TOKEN_WIDTH = 64  # of the `projected` mask token
 LOSSES = {"l1": F.l1_loss, "mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
+
+
+class TokenEncoder(nn.Module):
+    """States (B, L, C, Hpx, Wpx) -> (B, D) of a masked ViT, whose patches have L * C planes.
+
+    A latent is read from all patches, the D directions in which those of training states differ
+    most, or from the class token; either is centred and scaled by the training states (X9, X10).
+    """
+
+    def __init__(
+        self, config: PixelEncoderConfig, stage: Stage1Config, shapes: PixelShapes
+    ) -> None:
+        super().__init__()
+        dim, width, self.read = config.latent_dim, stage.width, stage.read
+        token = TOKEN_WIDTH if stage.mask_token == "projected" else width
+        sizes = shapes.stack * shapes.channels, shapes.image_size, stage.patch, stage.depth
+        self.vit = Vit(config, width, *sizes, token)
+        count = width * (self.vit.patches.count if self.read == "tokens" else 1)
+        if count < dim:
+            raise ConfigError(
+                f"pixels.encoder.latent_dim={dim} is more than the {count} numbers of all tokens"
+            )
+        self.register_buffer("centre", torch.zeros(count))
+        self.register_buffer("basis", torch.eye(count, dim))
+
+    def tokens(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, 1 + N, D), the class token first; hidden are patches where `mask` (B, N) is True."""
+        return self.vit(x.flatten(1, 2), mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.raw(x) - self.centre) @ self.basis
+
+    def raw(self, x: Tensor) -> Tensor:
+        """What a latent is read from (B, P): all patches, or the class token."""
+        tokens = self.tokens(x)
+        return tokens[:, 0] if self.read == "cls" else tokens[:, 1:].flatten(1)
+
+    @torch.no_grad()
+    def fit(self, pixels: Tensor) -> None:
+        """Take centre and basis from training pixels (M, L, C, Hpx, Wpx), M of at least D."""
+        read = torch.cat([self.raw(part) for part in pixels.split(128)]).double().cpu()
+        values, found = read - read.mean(0), self.basis.double().cpu()
+        if self.read == "tokens":
+            found = torch.linalg.svd(values, full_matrices=False)[2][: found.shape[1]].T
+            scale = (values @ found).square().mean().sqrt()
+        else:
+            scale = values.square().mean(0).sqrt()
+        self.centre.copy_(read.mean(0))
+        self.basis.copy_(found / scale.clamp(min=1e-8))
 
 
 class MaskedPrediction(Sees):
