@@ -156,6 +156,8 @@ class Jepa(Reader):
         """
         encodings = self.encode(frames) if encodings is None else encodings
         steps = self.config.rollout or actions.shape[1]
+        if self.map is not None:
+            hooks = {"scene": self.scene(frames[:, 0]), **hooks}
         predictions = self.rollout_members(encodings[:, 0], actions[:, :steps], **hooks)
         targets = encodings
         if self.target_encoder:
