@@ -45,6 +45,21 @@ def walk(path, episodes=12, length=30, seed=0):
     return str(path)
 
 
+def by_hand(source, path):
+    """The same as a reader of the form's description would write it with h5py."""
+    h5py = pytest.importorskip("h5py")
+    with np.load(source) as content, h5py.File(path, "w") as file:
+        ends = np.flatnonzero(content["terminals"])
+        action = content["actions"].astype(np.float64)
+        action[ends] = np.nan
+        file["pixels"], file["action"], file["proprio"] = (
+            content["observations"], action, content["where"],
+        )  # fmt: skip
+        file["ep_len"], file["ep_offset"] = np.diff(ends, prepend=-1), np.append(0, ends[:-1] + 1)
+        file["reward"], file["episode_idx"] = np.zeros(len(action)), np.zeros(len(action), int)
+    return str(path)
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     return walk(tmp_path_factory.mktemp("recorded") / "walk.npz")
@@ -82,8 +97,9 @@ def test_windows_splits_and_folders_keep_frames_with_their_states(source, tmp_pa
     assert torch.equal(rows.frames("cpu"), found)
 
 
-@pytest.mark.parametrize("position", ["", "where:1,0"])
-def test_a_recording_trains_both_levels_and_plans(source, position, root):
+@pytest.mark.parametrize("position", ["", "proprio:1,0"])
+def test_a_recording_trains_both_levels_and_plans(source, position, root, tmp_path):
+    source = by_hand(source, tmp_path / "walk.h5") if position else source
     config = settings(source, data__position=position)
     ws = Workspace("test", Run.create("recorded", config))
     agent = stages.load_trained(ws)
