@@ -135,7 +135,7 @@ def test_offline_measures_know_a_model_that_is_right():
     truth = batch.latents[None]
 
     class Level1:
-        rollout_members = staticmethod(lambda start, actions: truth)
+        rollout_members = staticmethod(lambda start, actions, scene: truth)
         normalise_actions = staticmethod(lambda actions: actions)
 
     class Agent:

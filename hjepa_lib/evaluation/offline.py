@@ -40,7 +40,8 @@ def recognised(agent: Agent, batch: LatentBatch) -> tuple[np.ndarray, ...]:
     same h: chance is 1 / n.
     """
     start, actions = batch.latents[:, 0].to(agent.device), batch.actions.to(agent.device)
-    predicted = agent.level1.rollout_members(start, actions).mean(0)[:, 1:].transpose(0, 1)
+    predicted = agent.level1.rollout_members(start, actions, scene=batch.scene).mean(0)
+    predicted = predicted[:, 1:].transpose(0, 1)
     real = batch.latents[:, 1:].to(agent.device).transpose(0, 1)  # (H, n, D)
     hits = torch.cdist(predicted, real).argmin(-1).cpu() == torch.arange(len(start))
     ends = np.array([wilson(int(row.sum()), len(row)) for row in hits])
@@ -65,7 +66,8 @@ def planned_rows(
             planner = agent.planner(method, dataclasses.replace(agent.planning, cost=cost))
             ends = (batch.latents[:, step].to(device) for step in (0, ahead))
             with agent.autocast():
-                actions = planner.plan(*ends, executed=0).actions[:, 0].float()
+                plan = planner.plan(*ends, executed=0, scene=batch.scene)
+                actions = plan.actions[:, 0].float()
             gap = (normal(actions) - recorded).square().mean(-1)
             won, n = int((gap < guess).sum()), len(gap)
             row = {"method": method, "cost": cost, "steps ahead": ahead, "n": n}
