@@ -183,7 +183,10 @@ class Seer:
     def probe(self, latents):
         return latents
 
-    def rollout_members(self, start, pushes):
+    def scene(self, frames):
+        return None
+
+    def rollout_members(self, start, pushes, scene):
         places, layout = [start], Layout.fixed(len(start))
         for push in pushes.unbind(1):
             here = places[-1]
