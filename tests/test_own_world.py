@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny import seeded, tiny_config
+from tiny import make_agent, seeded, tiny_config
 from tiny_runs import ROOT
 
 from hjepa_lib.config import ConfigError, profile
@@ -15,7 +15,7 @@ from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.data.windows import Windows
-from hjepa_lib.evaluation.episodes import OraclePolicy, run_episodes
+from hjepa_lib.evaluation.episodes import OraclePolicy, RandomPolicy, run_episodes
 from hjepa_lib.evaluation.results import Case, collect
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.runs.run import Run
@@ -111,6 +111,28 @@ def test_latents_and_planners_see_frames_of_the_world(lake, level1, monkeypatch)
     monkeypatch.setattr(lake, "step", lambda self, action: self.position * float("nan"))
     with pytest.raises(WorkbookError, match="Lake returned positions that are not finite"):
         run_episodes(OraclePolicy(CAP), trials, "slide", 3, CAP, 0)
+
+
+def test_actions_may_live_in_a_box(lake, monkeypatch):
+    monkeypatch.setattr(lake, "action_ball", False)
+    pushes = generate("good", 1000, seed=3, source=SOURCE).actions
+    assert pushes.abs().max() <= 2.45 < pushes.norm(dim=-1).max()  # up to the corners
+    trials = world_trials(SOURCE, "test", 4)
+    for policy in (RandomPolicy(CAP, 0), RandomPolicy(CAP, 0, persistent=True)):
+        found = run_episodes(policy, trials, "slide", 5, CAP, 0)
+        assert np.abs(found.actions).max(-1) == pytest.approx(np.full((4, 5), CAP))
+    corner = torch.full((4, 1, 2), CAP)
+    monkeypatch.setattr(RandomPolicy, "act", lambda *_: corner)
+    run_episodes(policy, trials, "slide", 1, CAP, 0)
+    monkeypatch.setattr(lake, "action_ball", True)
+    with pytest.raises(ValueError, match="exceeds the cap"):
+        run_episodes(policy, trials, "slide", 1, CAP, 0)
+    agent = make_agent(tiny_config(level2__actions="concat"))
+    agent.ball = False
+    planner = agent.planner("l1+l2")
+    for level in (planner.level1, planner.level2):
+        far = torch.full((1, 2, level.plan_dim), 5.0)
+        assert torch.equal(level.project(far).unique(), corner[0, 0, :1])
 
 
 def test_a_world_says_what_it_is(lake):

@@ -9,7 +9,7 @@ from typing import Literal
 from hjepa_lib.config.fields import Float, Int, Section, needs
 from hjepa_lib.config.optim import OptimConfig
 
-WORLDS: dict[str, str] = {}
+WORLDS = {"maze": "mazes:Maze", "maze_velocity": "mazes:VelocityMaze"}
 """Built-in worlds beside Two Rooms: name -> module in hjepa_lib/worlds and class."""
 
 

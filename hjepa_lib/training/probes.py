@@ -14,6 +14,7 @@ from hjepa_lib.models.layers import full_precision
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.loop import Fit, Loss, Task, draw_batch
+from hjepa_lib.worlds.two_rooms import TwoRooms
 
 PROBE_OPTIM = OptimConfig(
     updates=1000, batch=1024, lr=1e-3, weight_decay=0.0, warmup=0.05, validate_every=1000
@@ -86,7 +87,7 @@ def train_probe(
     found = probe(validation.latents.float().to(device)).cpu()
     report = {"probe_px_encoder": rmse_px(found, validation.positions)}
     layouts = [store.layout.index(store.trajectory) for store in (train, validation)]
-    if len(layouts[0].pairs().unique(dim=0)) > 1:
+    if train.data.world is TwoRooms and len(layouts[0].pairs().unique(dim=0)) > 1:
         step = max(1, len(train.latents) // 50_000)
         walls = [layout.pairs().float() for layout in layouts]  # (M, 2)
         some = train.latents[::step].float(), walls[0][::step]

@@ -30,19 +30,25 @@ def render(position: Tensor, layout: Layout) -> Tensor:
 
     Equals `render_reference`, but computes only the 9 x 9 pixels that can be non-zero.
     """
-    rows, frames = position.shape[0], position[..., 0].numel()
-    walls = render_walls(layout.to(position.device))
-    image = torch.stack((torch.zeros_like(walls), walls), 1).reshape(layout.batch, 1, -1)
+    return paint(position, render_walls(layout.to(position.device)))
+
+
+def paint(position: Tensor, walls: Tensor) -> Tensor:
+    """Frames (B, ..., 2, Hpx, Wpx) uint8 of dots (B, ..., 2) px over walls (B or 1, Hpx, Wpx)."""
+    rows, frames, (height, width) = position.shape[0], position[..., 0].numel(), walls.shape[1:]
+    image = torch.stack((torch.zeros_like(walls), walls), 1).reshape(len(walls), 1, -1)
     image = image.expand(rows, frames // max(rows, 1), -1).reshape(frames, -1).contiguous()
     flat = position.reshape(-1, 2).to(torch.float32)
-    corner = ((flat + 0.5).floor().to(torch.int64) - _RADIUS).clamp(0, SIZE - _PATCH)  # (F, 2)
+    corner = (flat + 0.5).floor().to(torch.int64) - _RADIUS  # (F, 2)
+    last = torch.tensor([width - _PATCH, height - _PATCH], device=flat.device)
+    corner = torch.minimum(corner.clamp(min=0), last)
     pixel = corner[:, :, None] + torch.arange(_PATCH, device=flat.device)  # (F, 2, 9)
     square = (pixel - flat[:, :, None]).square_()  # (F, 2, 9)
     value = square[:, 1, :, None] + square[:, 0, None, :]  # (F, 9, 9)
     value = value.div_(-_VARIANCE2).exp_().mul_(255).to(torch.uint8)
-    where = pixel[:, 1, :, None] * SIZE + pixel[:, 0, None, :]  # (F, 9, 9)
+    where = pixel[:, 1, :, None] * width + pixel[:, 0, None, :]  # (F, 9, 9)
     image.scatter_(1, where.reshape(frames, -1), value.reshape(frames, -1))
-    return image.reshape(*position.shape[:-1], CHANNELS, SIZE, SIZE)
+    return image.reshape(*position.shape[:-1], CHANNELS, height, width)
 
 
 def render_reference(position: Tensor, layout: Layout) -> Tensor:

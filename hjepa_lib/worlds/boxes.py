@@ -1,0 +1,240 @@
+"""Worlds whose walls are boxes along the axes: sliding, frames and exact shortest paths, batched.
+
+A box is (low x, low y, high x, high y) px, edges included. A dot is a point that keeps `GAP` px
+away; a step moves along x, then along y, each until a box is in the way, so it never tunnels.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from scipy.sparse.csgraph import shortest_path
+from torch import Tensor
+
+from hjepa_lib.worlds.base import World, bound
+from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.worlds.rendering import paint
+
+GAP = 0.01
+_FAR = 1e3  # px: boxes of the border reach so far beyond the frame
+
+
+def grid_boxes(closed: np.ndarray, size: float, margin: float = 0.0) -> np.ndarray:
+    """Boxes (M, 4) of the closed cells (rows, columns) bool, `size` px each, and of what is around.
+
+    Cell (i, j) has the pixels margin + size * j .. margin + size * (j + 1) - 1 of a row, and so on.
+    """
+    rows, columns = closed.shape
+    spans: dict[tuple[int, int], list[list[int]]] = {}  # columns of a run -> rows it goes through
+    for i, row in enumerate(closed):
+        edges = np.flatnonzero(np.diff(np.pad(row.astype(int), 1)))
+        for run in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+            through = spans.setdefault(run, [])
+            if through and through[-1][1] == i:
+                through[-1][1] = i + 1
+            else:
+                through.append([i, i + 1])
+    cells = [(a, top, b, end) for (a, b), through in spans.items() for top, end in through]
+    boxes = margin + size * np.array(cells, np.float64).reshape(-1, 4)
+    low, right, bottom = margin, margin + size * columns, margin + size * rows
+    border = [
+        (-_FAR, -_FAR, low, _FAR), (right, -_FAR, _FAR, _FAR),
+        (-_FAR, -_FAR, _FAR, low), (-_FAR, bottom, _FAR, _FAR),
+    ]  # fmt: skip
+    return (np.concatenate([boxes, border]) - 0.5).astype(np.float32)
+
+
+def inside(place: Tensor, boxes: Tensor) -> Tensor:
+    """(B, ...) bool: whether places (B, ..., 2) are in one of their row's boxes (B, M, 4)."""
+    boxes = boxes.reshape(len(boxes), *[1] * (place.ndim - 2), *boxes.shape[1:])
+    low, high = boxes.split(2, -1)
+    here = place[..., None, :]
+    return ((here >= low) & (here <= high)).all(-1).any(-1)
+
+
+def slide(place: Tensor, move: Tensor, boxes: Tensor) -> Tensor:
+    """Places (B, 2) after moves (B, 2) among boxes (B, M, 4), first along x, then along y."""
+    for axis in (0, 1):
+        here, other = place[:, axis, None], place[:, 1 - axis, None]  # (B, 1)
+        low, high = boxes[..., axis], boxes[..., axis + 2]
+        # Almost the gap: who is nearer is stopped, and who slides along a wall is not.
+        beside = other >= boxes[..., 1 - axis] - 0.9 * GAP
+        beside &= other <= boxes[..., 3 - axis] + 0.9 * GAP
+        most = torch.where(beside & (low > here), low - GAP, torch.inf).amin(1)
+        least = torch.where(beside & (high < here), high + GAP, -torch.inf).amax(1)
+        # A start closer than the gap stays where it is rather than being pushed off.
+        target = (here[:, 0] + move[:, axis]).clamp(
+            torch.minimum(least, here[:, 0]), torch.maximum(most, here[:, 0])
+        )
+        place = torch.stack((target, place[:, 1]) if axis == 0 else (place[:, 0], target), -1)
+    return place
+
+
+def visible(start: Tensor, end: Tensor, boxes: Tensor) -> Tensor:
+    """(B, P) bool: whether segments, (B, P, 2) to (B, P, 2), meet none of the boxes (B, M, 4)."""
+    enters, leaves = 0.0, 1.0  # shares of the segment
+    for axis in (0, 1):
+        here = start[:, :, None, axis]  # (B, P, 1)
+        run = end[:, :, None, axis] - here
+        pace = 1 / torch.where(run.abs() < 1e-9, 1e-9, run)
+        low, high = boxes[:, None, :, axis] - GAP / 2, boxes[:, None, :, axis + 2] + GAP / 2
+        first, second = (low - here) * pace, (high - here) * pace  # (B, P, M)
+        enters = torch.minimum(first, second).clamp_(min=enters)
+        leaves = torch.maximum(first, second).clamp_(max=leaves)
+    return ~(enters < leaves).any(-1)
+
+
+class Graph(NamedTuple):
+    """Where shortest paths among boxes may bend: V places beside their corners."""
+
+    nodes: Tensor  # (V, 2) px
+    between: Tensor  # (V, V) px of the shortest way from one to another, infinite without any
+
+    @classmethod
+    def of(cls, boxes: np.ndarray, clearance: float) -> Graph:
+        """The graph of boxes (M, 4); ways pass corners at `clearance` px along each axis."""
+        low, high = boxes[:, :2] - clearance, boxes[:, 2:] + clearance
+        x, y = (np.stack((low[:, axis], high[:, axis]), -1) for axis in (0, 1))
+        corners = np.stack((x[:, [0, 1, 0, 1]], y[:, [0, 0, 1, 1]]), -1).reshape(-1, 2)
+        walls = torch.from_numpy(boxes)[None]
+        nodes = torch.from_numpy(corners[(np.abs(corners) < _FAR / 2).all(1)].astype(np.float32))
+        nodes = nodes[~inside(nodes[None], walls)[0]].unique(dim=0)
+        if not len(nodes):  # no way bends: one that nobody sees
+            return cls(torch.full((1, 2), torch.nan), torch.zeros(1, 1))
+        count = len(nodes)
+        ends = nodes.repeat_interleave(count, 0), nodes.repeat(count, 1)
+        seen = visible(ends[0][None], ends[1][None], walls)[0]
+        lengths = torch.where(seen, (ends[0] - ends[1]).double().norm(dim=-1), 0)  # 0: no edge
+        ways = shortest_path(lengths.reshape(count, count).numpy(), directed=False)
+        return cls(nodes, torch.from_numpy(ways).float())
+
+
+def _padded(parts: Sequence[Tensor], value: float) -> Tensor:
+    """(K, ...) of tensors of different sizes, filled up with `value`."""
+    shape = [max(sizes) for sizes in zip(*(part.shape for part in parts), strict=True)]
+    whole = torch.full((len(parts), *shape), value)
+    for place, part in zip(whole, parts, strict=True):
+        place[tuple(slice(size) for size in part.shape)] = part
+    return whole
+
+
+@functools.lru_cache(maxsize=1024)
+def _boxes(world: type[BoxWorld], row: tuple[int, int]) -> np.ndarray:
+    return world.boxes_of(row)
+
+
+@functools.lru_cache(maxsize=1024)
+def _picture(world: type[BoxWorld], row: tuple[int, int]) -> Tensor:
+    """(Hpx, Wpx) uint8, 255 where a box is."""
+    _, height, width = world.frame_shape
+    down, across = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    pixels = torch.stack((across, down), -1).reshape(1, -1, 2).float()
+    found = inside(pixels, torch.from_numpy(_boxes(world, row))[None])
+    return found.reshape(height, width).to(torch.uint8) * 255
+
+
+@functools.lru_cache(maxsize=1024)
+def _graph(world: type[BoxWorld], row: tuple[int, int], clearance: float) -> Graph:
+    return Graph.of(_boxes(world, row), clearance)
+
+
+class BoxWorld(World):
+    """B dots among the boxes of their layouts; a world of this kind says `boxes_of` and tasks.
+
+    Positions are its state, a step is a displacement, and walls are drawn in channel 1.
+    """
+
+    clearance: ClassVar[float] = 0.5  # px that the oracle keeps from corners, along each axis
+
+    @classmethod
+    def boxes_of(cls, row: tuple[int, int]) -> np.ndarray:
+        """Boxes (M, 4) px of a layout's row, the border's included; called once a row."""
+        raise NotImplementedError
+
+    def __init__(self, layout: Layout, dynamics: str = "slide", seed: int = 0) -> None:
+        """`layout` gives B and the device; whatever `dynamics` says, dots slide along walls."""
+        self.layout, self.dynamics, self.seed = layout, dynamics, seed
+        self.rows, self.device = range(layout.batch), layout.wall_x.device
+        self.position = torch.full((layout.batch, self.state_size), torch.nan, device=self.device)
+        pairs, self.map = layout.pairs().unique(dim=0, return_inverse=True)  # (K, 2), (B,)
+        self._known = [tuple(map(int, pair)) for pair in pairs.tolist()]
+        self._graphs: dict[float, Graph] = {}  # of a clearance
+        self._ahead: dict[float, tuple[Tensor, Tensor]] = {}  # goals, and px (B, V) from nodes
+
+    @functools.cached_property
+    def boxes(self) -> Tensor:
+        """(B, M, 4) px; rows with fewer boxes have some beyond everything."""
+        parts = [torch.from_numpy(_boxes(type(self), row)) for row in self._known]
+        return _padded(parts, 2 * _FAR).to(self.device)[self.map]
+
+    def _ways(self, clearance: float) -> Graph:
+        """Graphs of the rows: (B, V, 2), (B, V, V)."""
+        if clearance not in self._graphs:
+            found = [_graph(type(self), row, clearance) for row in self._known]
+            nodes = _padded([one.nodes for one in found], torch.nan)
+            between = _padded([one.between for one in found], torch.inf)
+            whole = (part.to(self.device)[self.map] for part in (nodes, between))
+            self._graphs[clearance] = Graph(*whole)
+        return self._graphs[clearance]
+
+    def free(self, state: Tensor) -> Tensor:
+        """(B,) bool: finite and in no wall."""
+        place = self.xy(state)
+        return state.isfinite().all(-1) & ~inside(place, self.boxes)
+
+    def reset(self, position: Tensor) -> Tensor:
+        """Put the dots at states (B, N)."""
+        self.position = position.to(self.device).clone()
+        return self.position
+
+    def step(self, action: Tensor) -> Tensor:
+        """Move by `action` (B, 2) px; returns the new states."""
+        self.position = slide(self.position, action, self.boxes)
+        return self.position
+
+    def render(self, position: Tensor | None = None) -> Tensor:
+        """Frames (B, ..., C, Hpx, Wpx) uint8 of states, default the current ones."""
+        state = self.position if position is None else position
+        return paint(self.xy(state), self.walls)
+
+    @functools.cached_property
+    def walls(self) -> Tensor:
+        """Wall channel (B, Hpx, Wpx) uint8."""
+        pictures = torch.stack([_picture(type(self), row) for row in self._known])
+        return pictures.to(self.device)[self.map]
+
+    def route(self, start: Tensor, goal: Tensor, clearance: float) -> tuple[Tensor, Tensor]:
+        """Length (B,) px of the shortest path between places (B, 2), and where it first bends."""
+        nodes, between = self._ways(clearance)
+
+        def seen(place: Tensor) -> Tensor:  # (B, V) px to the nodes in sight, else infinite
+            here = place[:, None].expand_as(nodes)
+            gap = (nodes - here).norm(dim=-1)
+            return torch.where(visible(here, nodes, self.boxes) & ~gap.isnan(), gap, torch.inf)
+
+        known, ahead = self._ahead.get(clearance, (None, None))
+        if known is None or not torch.equal(known, goal):  # goals stay, starts move
+            ahead = (between + seen(goal)[:, None]).amin(-1)  # (B, V)
+            self._ahead[clearance] = goal.clone(), ahead
+        gap = seen(start)
+        total = torch.where(gap < GAP, torch.inf, gap + ahead)  # not the node that it stands on
+        length, best = total.min(-1)
+        bend = nodes[torch.arange(len(nodes), device=self.device), best]
+        straight = visible(start[:, None], goal[:, None], self.boxes)[:, 0]
+        length = torch.where(straight, (goal - start).norm(dim=-1), length)
+        lost = straight | length.isinf()
+        return length, torch.where(lost[:, None], goal, bend)
+
+    def oracle_length(self, start: Tensor, goal: Tensor) -> Tensor:
+        """Shortest path (B,) px of a point between states (B, N), infinite without any."""
+        return self.route(self.xy(start), self.xy(goal), 2 * GAP)[0]
+
+    def oracle_action(self, goal: Tensor, cap: float) -> Tensor:
+        """Displacement (B, 2) along the shortest path that clears the corners, within `cap`."""
+        here = self.xy(self.position)
+        move = self.route(here, self.xy(goal), self.clearance)[1] - here
+        return bound(move, cap, self.action_ball)

@@ -1,0 +1,257 @@
+"""Grid mazes: maps, walls, oracle, committed tasks, and the chapters' code in them."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_agent, seeded, tiny_config
+
+from hjepa_lib.config import ConfigError
+from hjepa_lib.data.normaliser import Normaliser
+from hjepa_lib.data.recipes import generate
+from hjepa_lib.data.windows import Windows
+from hjepa_lib.evaluation import Case
+from hjepa_lib.evaluation.episodes import LatentPolicy, OraclePolicy, RandomPolicy, run_episodes
+from hjepa_lib.evaluation.results import load_result, save_result
+from hjepa_lib.files import FileError, WorkbookError
+from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.training.latents import LatentStore
+from hjepa_lib.training.probes import train_probe
+from hjepa_lib.worlds import Layout
+from hjepa_lib.worlds.base import find_world
+from hjepa_lib.worlds.boxes import Graph, grid_boxes, inside, slide, visible
+from hjepa_lib.worlds.mazes import BINS, NUMBERS, Maze, VelocityMaze, maze_map, middle
+from hjepa_lib.worlds.trials import draw_trials, read_trials, save_trials, world_trials
+
+BOTH = pytest.mark.parametrize("source", ["maze", "maze_velocity"])
+ROOM = grid_boxes(np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]], bool), 10, 2)
+
+
+def rows(*numbers):
+    return Layout.of([(number, 0) for number in numbers])
+
+
+def grid_steps(closed, start):
+    """Breadth first, in plain Python."""
+    found, ring = {start: 0}, [start]
+    while ring:
+        ring = [
+            (i + di, j + dj) for i, j in ring for di, dj in ((0, 1), (1, 0), (0, -1), (-1, 0))
+            if 0 <= i + di < 7 and 0 <= j + dj < 8 and not closed[i + di, j + dj]
+            and found.setdefault((i + di, j + dj), found[i, j] + 1) == found[i, j] + 1
+        ]  # fmt: skip
+        ring = list(dict.fromkeys(ring))
+    return found
+
+
+def test_maps_are_what_their_lists_promise():
+    maps = {name: [maze_map(number) for number in NUMBERS[name]] for name in NUMBERS}
+    whole = [maze for name in ("many", "validation", "test") for maze in maps[name]]
+    kinds = {maze.closed.tobytes() for maze in whole}
+    assert len(kinds) == len(whole) == 500 and len(maps["train"]) == 25
+    assert maps["train"] == maps["many"][:25] and len(maps["test"]) >= 40
+    digest = hashlib.sha256(b"".join(maze.closed.tobytes() for maze in whole)).hexdigest()
+    assert digest[:16] == "e050c808be29d561"
+    for maze in maps["test"]:
+        assert maze.closed.shape == (7, 8) and 0.5 <= 1 - maze.closed.mean() <= 0.8
+        reached = grid_steps(maze.closed, tuple(maze.cells[0]))
+        assert [reached[tuple(cell)] for cell in maze.cells] == maze.steps[0].tolist()
+        assert 13 <= maze.steps.max() <= 20
+        blocks = np.lib.stride_tricks.sliding_window_view(maze.closed, (3, 3))
+        assert blocks.any((2, 3)).all()
+
+
+def test_boxes_of_a_grid_are_its_closed_cells():
+    random = np.random.default_rng(0).random((6, 9)) < 0.4
+    boxes = torch.from_numpy(grid_boxes(random, 4, 3))[None]
+    assert boxes.shape[1] < random.sum() + 4  # runs are joined
+    y, x = (part.ravel() for part in np.mgrid[0:30, 0:42])
+    found = inside(torch.tensor(np.stack((x, y), -1)[None]).float(), boxes)[0].numpy()
+    padded = np.pad(np.kron(random, np.ones((4, 4), bool)), 3, constant_values=True)
+    assert (found == padded.ravel()).all()
+
+
+def test_nothing_passes_a_wall_at_any_speed():
+    boxes = torch.from_numpy(ROOM).expand(5000, -1, -1)
+    wide = boxes + torch.tensor([-0.01, -0.01, 0.01, 0.01])
+    place = torch.rand(5000, 2, generator=seeded(0)) * 29 + 2
+    place = place[~inside(place, wide)]
+    boxes, wide, turn = boxes[: len(place)], wide[: len(place)], seeded(1)
+    for scale in (1.0, 6.0, 40.0):
+        for _ in range(20):
+            move = scale * torch.randn(place.shape, generator=turn)
+            moved = slide(place, move, boxes)
+            corner = torch.stack((moved[:, 0], place[:, 1]), -1)
+            assert not inside(moved, boxes).any()
+            legs = (torch.stack((place, corner), 1), torch.stack((corner, moved), 1))
+            assert visible(*legs, boxes).all()  # along x, then along y
+            wanted = place + move
+            corner = torch.stack((wanted[:, 0], place[:, 1]), -1)
+            legs = (torch.stack((place, corner), 1), torch.stack((corner, wanted), 1))
+            free = visible(*legs, wide).all(1)  # then nothing is in its way
+            full = (moved - wanted).norm(dim=-1) < 1e-4
+            assert full[free].all()
+            assert 0 < full.float().mean() < 1
+            place = moved
+
+
+def test_shortest_paths_are_exact_around_a_block():
+    graph = Graph.of(ROOM, 0.02)
+    assert len(graph.nodes) == 4
+    start, corner, end = (torch.tensor(one) for one in ([3.0, 18.0], [11.48, 11.48], [20.0, 9.0]))
+    length = (corner - start).norm() + (end - corner).norm()
+
+    class Block(Maze):
+        @classmethod
+        def boxes_of(cls, row):
+            return ROOM
+
+    world = Block(rows(0))
+    assert world.oracle_length(start[None], end[None])[0] == pytest.approx(float(length), abs=0.1)
+    closed = np.array([[0, 1, 0], [0, 1, 0], [0, 1, 0]], bool)
+    Block.boxes_of = classmethod(lambda cls, row: grid_boxes(closed, 10, 2))
+
+    class Split(Block):
+        pass
+
+    assert Split(rows(0)).oracle_length(start[None], torch.tensor([[28.0, 5.0]]))[0] == torch.inf
+
+
+@BOTH
+def test_frames_show_the_dot_and_the_walls(source):
+    world = find_world(source)
+    assert world.observed() == (2 * world.stacked, 64, 72)
+    played = world(rows(3, 7, 3))
+    start, _ = played.sample_start_goal(seeded(0))
+    played.reset(start)
+    for _ in range(3):
+        state = played.step(torch.full((3, 2), 0.5))
+    frames = played.render()
+    assert frames.shape == (3, *world.observed()) and frames.dtype == torch.uint8
+    assert torch.equal(frames, played.render(state[:, None])[:, 0])
+    closed = np.pad(np.kron(maze_map(3).closed, np.ones((8, 8), bool)), 4, constant_values=True)
+    assert ((frames[0, 1].numpy() == 255) == closed).all()
+    for channel, columns in ((-2, [0, 1]), (0, [-2, -1])):
+        place = frames[0, channel].double()
+        mass = place / place.sum()
+        y, x = mass.sum(1) @ torch.arange(64.0).double(), mass.sum(0) @ torch.arange(72.0).double()
+        assert torch.stack((x, y)).float() == pytest.approx(state[0, columns], abs=0.1)
+
+
+@BOTH
+def test_the_oracle_solves_committed_tasks(source):
+    world = find_world(source)
+    trials = world_trials(source, "test", 40, "d17_20")
+    length = world(trials.layout).oracle_length(trials.start, trials.goal)
+    cap = world.action_cap
+    found = run_episodes(OraclePolicy(cap), trials, "slide", 200, cap, 0)
+    assert found.reached.any(1).mean() == 1
+    steps = found.reached.argmax(1)
+    moved = np.linalg.norm(np.diff(found.positions, axis=1), axis=-1)
+    assert moved.max() <= 2.45 * 1.001
+    assert (steps >= (length.numpy() - 4) / 2.45 - 1).all()
+    if source == "maze":
+        way = np.array([part[:step].sum() for part, step in zip(moved, steps, strict=True)])
+        assert (way <= length.numpy() * 1.02).all() and (way >= length.numpy() - 4.1).all()
+
+
+def test_momentum_carries_on_and_stops_at_walls():
+    world, closed = VelocityMaze(rows(0)), maze_map(0).closed
+    free = next((i, j) for i, j in np.ndindex(7, 6) if not closed[i, j : j + 3].any())
+    world.reset(world.at_rest(middle(np.array([free]))))
+    push, speeds = torch.tensor([[0.6, 0.0]]), []
+    for step in range(80):
+        before = world.position
+        state = world.step(push if step < 2 else torch.zeros(1, 2))
+        assert torch.equal(state[:, 2:], before[:, :2])
+        speeds.append(float((state[:, :2] - state[:, 2:]).norm()))
+    assert speeds[1] > speeds[0] and speeds[5] > 0.2 and speeds[-1] < 0.01
+    for _ in range(60):
+        state = world.step(push)
+        assert float((state[:, :2] - state[:, 2:]).norm()) <= 2.4501
+    assert torch.equal(state[:, :2], state[:, 2:])  # at a wall
+    assert float((world.boxes[0, :, 0] - state[0, 0]).abs().min()) == pytest.approx(0.01, abs=1e-3)
+
+
+@BOTH
+@pytest.mark.parametrize("task_set", ["", *BINS])
+def test_committed_tasks_can_be_drawn_again(source, task_set):
+    world = find_world(source)
+    for split, count in (("validation", 50), ("test", 200)):
+        stored = world_trials(source, split, count, task_set)
+        assert stored.sha256 == draw_trials(world, split, task_set).sha256
+        numbers = stored.layout.wall_x.int().tolist()
+        assert {*numbers} <= {*NUMBERS[split]}
+        low, high = BINS.get(task_set, (5, 20))
+        for number, *ends in zip(numbers, *map(world.xy, (stored.start, stored.goal)), strict=True):
+            cells = [tuple(((end.flip(0) - 3.5) // 8).int().tolist()) for end in ends]
+            assert low <= grid_steps(maze_map(number).closed, cells[0])[cells[1]] <= high
+
+
+@BOTH
+def test_data_and_training_see_the_maze(source):
+    data = generate("good", 4000, "random", seed=1, source=source)
+    again = generate("good", 4000, "random", seed=1, source=source)
+    world = data.world
+    assert data.hash() == again.hash() and data.transitions == 4000
+    assert data.positions.shape[1] == world.state_size
+    assert {*data.layout[:, 0].tolist()} <= {*NUMBERS["train"]} and len(data.layout.unique()) > 10
+    assert float(data.actions.norm(dim=-1).max()) == pytest.approx(world.action_cap, rel=1e-3)
+    states, actions = data.one(3)
+    played = world(data.layouts([3]))
+    played.reset(states[:1])
+    walked = torch.cat([played.step(action[None]) for action in actions])
+    assert torch.allclose(walked, states[1:], atol=1e-4)
+    config, normaliser = tiny_config().level1, Normaliser.fit(data, 0)
+    model = Jepa(config, normaliser, data.frame_shape[1:])
+    assert model.frame == data.frame_shape == world.observed()
+    batch = Windows(data, 5).sample(4, seeded(0))
+    assert model.encode(batch.frames("cpu")).shape == (4, 5, 16)
+    store = LatentStore(model, data, 8, "fp32")
+    probe, quality = train_probe(model, store, None, seed=0)
+    assert store.positions.shape[1] == probe(store.latents.float()).shape[1] == 2
+    assert set(quality) == {"probe_px_encoder"}  # the number of a map is nothing to read
+
+
+@BOTH
+def test_planners_play_and_results_read_back(source, tmp_path):
+    config = tiny_config(data__source=source, planning__action_cap=0.0)
+    case = Case.of(config, "flat", "latent", trials=2)
+    world = find_world(source)
+    assert case.planning.action_cap == world.action_cap and case.protocol == "own"
+    assert Case.of(config.override("evaluation.steps=0"), "oracle").steps == 500
+    assert case.header["layouts"] == "heldout" and "task_set" not in case.header
+    far = Case.of(config.override("evaluation.task_set=d17_20"), "flat", "latent", trials=2)
+    assert far.digest != case.digest and far.trials_hash != case.trials_hash
+    data = generate("good", 400, "random", source=source)
+    agent = make_agent(config)
+    agent.level1 = Jepa(config.level1, Normaliser.fit(data, 0), data.frame_shape[1:]).eval()
+    policy = LatentPolicy(agent, "l1+l2", case.planning)
+    cap = world.action_cap
+    for player in (policy, RandomPolicy(cap, 0, persistent=True)):
+        found = run_episodes(player, case.tasks, "slide", 6, cap, 0)
+    assert found.positions.shape == (2, 7, 2) and found.goal.shape == (2, 2)
+    stored = load_result(save_result(tmp_path, case, found, {}))
+    assert ("states" in stored.arrays) == (world.state_size > 2)
+    assert set(stored.success) <= {0, 1} and np.isnan(stored.row["cross_wall_rate"])
+
+
+def test_bad_input_is_one_sentence(tmp_path):
+    trials = world_trials("maze", "validation", 3)
+    wall = save_trials(tmp_path / "wall.npz", trials._replace(goal=torch.full((3, 2), 1.0)))
+    narrow = save_trials(tmp_path / "narrow.npz", trials)
+    wide = tiny_config(data__source="maze", planning__action_cap=3.0)
+    for attempt, kind, message in (
+        (lambda: read_trials(wall, Maze), FileError, "a start or goal lies in a wall"),
+        (lambda: read_trials(narrow, VelocityMaze), FileError, r"start must be \(3, 4\)"),
+        (lambda: generate("good", 100, "rectangle", source="maze"), WorkbookError, "layouts of a"),
+        (lambda: world_trials("maze", "test", 5, "d1"), WorkbookError, "got maze_test_d1"),
+        (lambda: tiny_config(data__source="mase"), ConfigError, "maze, maze_velocity.* got 'mase'"),
+        (lambda: Case.of(wide, "oracle"), ConfigError, "3.0 is beyond the world's 2.45"),
+    ):
+        with pytest.raises(kind, match=message) as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
+    again = read_trials(narrow, Maze)
+    assert torch.equal(again.start, trials.start) and torch.equal(again.goal, trials.goal)
