@@ -9,7 +9,11 @@ from typing import Literal
 from hjepa_lib.config.fields import Float, Int, Section, needs
 from hjepa_lib.config.optim import OptimConfig
 
-WORLDS = {"maze": "mazes:Maze", "maze_velocity": "mazes:VelocityMaze"}
+WORLDS = {"maze": "mazes:Maze", "maze_velocity": "mazes:VelocityMaze"} | {
+    f"pointmaze_{maze}_{recipe}": f"pointmaze:{maze.title()}{recipe.title()}"
+    for maze in ("medium", "large", "giant", "teleport")
+    for recipe in ("navigate", "stitch")
+}
 """Built-in worlds beside Two Rooms: name -> module in hjepa_lib/worlds and class."""
 
 

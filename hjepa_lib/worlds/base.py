@@ -72,11 +72,13 @@ class World:
     max_steps: ClassVar[int] = 200  # of an episode
     radius: ClassVar[float] = math.sqrt(2)  # px, see `reached`
     task_sets: ClassVar[tuple[str, ...]] = ()  # kinds of tasks that `draw_tasks` knows
+    trial_file: ClassVar[str] = ""  # beginning of the names of a built-in world's, "": its own name
     trials: ClassVar[dict[str, int]] = {"validation": 500, "test": 500}  # tasks of a split and set
 
     layout: Layout
     position: Tensor  # (B, N): the current states
-    # Who plays stored trials sets `rows`, their numbers (B,): noise comes from `trial_noise`.
+    goal: Tensor | None = None  # (B, N), of a world whose episodes end there
+    # Who plays stored trials sets `goal`, and their numbers `rows` (B,) for `trial_noise`.
 
     def sample_start_goal(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """States (B, N) of start and goal of a task each; trajectories begin at such starts too."""

@@ -69,7 +69,7 @@ class Trials(NamedTuple):
     def begin(self, dynamics: str, seed: int) -> World:
         """The world of these trials, each at its start, with the noise of its number."""
         world = self.world(self.layout, dynamics, seed=seed)
-        world.rows = self.numbers
+        world.rows, world.goal = self.numbers, self.goal
         world.reset(self.start)
         return world
 
@@ -109,7 +109,8 @@ def world_trials(source: str, split: str, n: int, task_set: str = "") -> Trials:
 
 def trials_name(source: str, split: str, task_set: str = "") -> str:
     """Of a world's file of trials, without its ending."""
-    return "_".join(filter(None, (source, split, task_set)))
+    begin = find_world(source).trial_file or source
+    return "_".join(filter(None, (begin, split, task_set)))
 
 
 def save_trials(path: str | Path, trials: Trials) -> Path:

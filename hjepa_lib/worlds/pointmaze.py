@@ -1,0 +1,281 @@
+"""OGBench's PointMaze (arXiv 2410.20092): its environment, data recipes, tasks and success.
+
+The package `ogbench` moves the dot (MuJoCo) and says what success is; the picture is drawn here,
+8 px a cell and 2 px a unit of the environment, from the place and the map alone: dot, walls and, in
+the teleport maze, a third channel: entrances at 255 (the disc that triggers), exits at 128.
+One action is `repeat` equal environment steps; in the data its noise is one draw for all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hjepa_lib.files import WorkbookError
+from hjepa_lib.worlds.boxes import BoxWorld, grid_boxes
+from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.worlds.point_maps import (
+    CELL,
+    MAZES,
+    UNIT,
+    centre_of,
+    closed_cells,
+    discs,
+    environment,
+    open_cells,
+    to_px,
+    to_units,
+    turns,
+)
+
+STEPS = {"navigate": 1000, "stitch": 200}
+"""Environment steps of a recorded episode; `navigate` in the giant maze has twice as many."""
+BUDGET = 1000  # environment steps of a played episode
+STEP = 0.2  # units that an environment step goes along an axis at most
+BALL = 1.25  # px that the ball's centre keeps from walls: its radius is 1.4, contacts are soft
+NOISE = 0.5  # of a recorded action, per axis, in units of its largest
+AWAY = 4  # cells from the start of a `stitch` episode to its goal
+TASKS = 5  # of a maze, played in turn: row r is task r % 5 + 1 with the seed r
+_CHUNK = 250  # recorded episodes side by side
+_JUMP = 1.5  # px: rounding a corner pushes a ball by 0.8, a teleporter moves it by 3 or more
+
+
+def teleported(positions: Tensor | np.ndarray, actions: Tensor | np.ndarray) -> np.ndarray:
+    """(B,) bool: episodes of positions (B, S+1, 2) and actions (B, S, 2), px, that jumped once.
+
+    A wall takes of an action what it will, and hardly adds to it or turns it round.
+    """
+    moves, actions = np.diff(np.asarray(positions), axis=1), np.asarray(actions)
+    possible = moves.clip(np.minimum(actions, 0), np.maximum(actions, 0))
+    return (np.abs(moves - possible) > _JUMP).any((1, 2))
+
+
+@contextlib.contextmanager
+def _global_numpy_kept() -> Iterator[None]:
+    """The environment draws from NumPy's global generator, which nobody else should notice."""
+    state = np.random.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
+class PointMaze(BoxWorld):
+    """B dots in one maze, each with a MuJoCo state; a subclass names the map and the data recipe.
+
+    A component of an action is at most `action_cap` px, which is `repeat` environment steps at full
+    speed. The environment ends an episode at the step that met the goal, so a dot with a `goal`
+    (B, 2) stands still from there on. Boxes serve shortest paths alone.
+    """
+
+    maze: ClassVar[str]
+    recipe: ClassVar[str]
+    repeat: ClassVar[int] = 5
+    action_ball: ClassVar[bool] = False
+    clearance: ClassVar[float] = 0.3  # px from boxes
+    radius: ClassVar[float] = 1.0 * UNIT + 1e-5  # the environment's; a state is rounded to float32
+    trials: ClassVar[dict[str, int]] = {"validation": 50 * TASKS, "test": 50 * TASKS}
+
+    def __init_subclass__(cls) -> None:
+        """WorkbookError for an unknown map or recipe, and where actions do not fill an episode."""
+        for name, known in (("maze", MAZES), ("recipe", STEPS)):
+            if (given := getattr(cls, name, None)) not in known:
+                raise WorkbookError(f"{name} must be one of {', '.join(known)}; got {given!r}")
+        if not isinstance(cls.repeat, int) or cls.repeat < 1 or STEPS["stitch"] % cls.repeat:
+            raise WorkbookError(f"repeat must divide {STEPS['stitch']}, got {cls.repeat!r}")
+        cls.frame_shape = (2 + (cls.maze == "teleport"), *(CELL * side for side in MAZES[cls.maze]))
+        cls.action_cap, cls.max_steps = cls.repeat * STEP * UNIT, BUDGET // cls.repeat
+        cls.trial_file = f"pointmaze_{cls.maze}"
+
+    @classmethod
+    def draw_tasks(
+        cls, task_set: str, split: str, n: int, generator: torch.Generator
+    ) -> tuple[Layout, Tensor, Tensor]:
+        """Starts and goals as the environment draws them.
+
+        Validation has five pairs of cells of its own: not those of the test, nor their reverse, and
+        as far apart as the nearest of them at least.
+        """
+        env, (cells, steps) = environment(cls.maze), open_cells(cls.maze, entrances=True)
+        number = {tuple(cell): place for place, cell in enumerate(cells.tolist())}
+        pairs = [(number[task["init_ij"]], number[task["goal_ij"]]) for task in env.task_infos]
+        if split != "test":
+            far = np.argwhere(np.isfinite(steps) & (steps >= min(steps[pair] for pair in pairs)))
+            others = [pair for pair in far.tolist() if not {(*pair,), (*pair[::-1],)} & {*pairs}]
+            chosen = torch.randperm(len(others), generator=generator)[:TASKS]
+            pairs = [others[place] for place in chosen]
+        ends = np.empty((2, n, 2))
+        with _global_numpy_kept():
+            for row in range(n):
+                np.random.seed(row)
+                start, goal = (tuple(cells[place]) for place in pairs[row % TASKS])
+                env.reset(options={"task_info": {"init_ij": start, "goal_ij": goal}})
+                ends[:, row] = env.get_xy(), env.cur_goal_xy
+        return Layout.of(np.zeros((n, 2))), *map(to_px, ends)
+
+    def sample_start_goal(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(B, 2) px each: places as in the tasks, of cells that a way without teleporters joins."""
+        (cells, steps), batch = open_cells(self.maze, entrances=True), self.layout.batch
+        pairs = np.argwhere(np.isfinite(steps) & (steps > 0))
+        pairs = pairs[torch.randint(len(pairs), (batch,), generator=generator).numpy()]
+        noise = 2 * torch.rand(batch, 2, 2, generator=generator).numpy() - 1
+        start, goal = to_px(centre_of(cells[pairs]) + noise).unbind(1)
+        return start, goal
+
+    def reset(self, position: Tensor) -> Tensor:
+        """Put the dots at `position` (B, 2) px; nobody has arrived, teleporters begin anew."""
+        env, self._data = environment(self.maze), []
+        for place in to_units(position):
+            env.data = type(env.data)(env.model)  # new
+            env.set_xy(place)
+            self._data.append(env.data)
+        self.position, self.steps = position.float().clone(), 0
+        self.arrived = np.zeros(len(position), bool)
+        return self.position
+
+    def step(self, action: Tensor) -> Tensor:
+        """Move by `action` (B, 2) px, cut to the box; returns the new positions (B, 2)."""
+        self.arrived |= self._advance(action, ~self.arrived)
+        return self.position
+
+    def _advance(self, action: Tensor, moving: np.ndarray, stop: bool = True) -> np.ndarray:
+        """`repeat` environment steps of the rows `moving`; (B,) which met their goals in one.
+
+        `stop`: those do not go on from there.
+        """
+        env, met = environment(self.maze), np.zeros(len(action), bool)
+        pushes = (action / self.action_cap).clamp(-1, 1).double().numpy()
+        goals = np.full(pushes.shape, np.inf) if self.goal is None else to_units(self.goal)
+        places = to_units(self.position)
+        with _global_numpy_kept():
+            for row in np.flatnonzero(moving):
+                env.data, env.cur_goal_xy = self._data[row], goals[row]
+                np.random.seed((self.seed % 2**32, self.rows[row], self.steps))  # of an exit
+                for _ in range(self.repeat):
+                    met[row] |= env.step(pushes[row])[-1]["success"] > 0
+                    if stop and met[row]:
+                        break
+                places[row] = env.get_xy()
+        self.position, self.steps = to_px(places), self.steps + 1
+        return met
+
+    @classmethod
+    def boxes_of(cls, row: tuple[int, int]) -> np.ndarray:
+        """Where the ball's centre cannot be, and cells of entrances, which shortest paths avoid."""
+        closed = grid_boxes(closed_cells(cls.maze, entrances=True), CELL)
+        return closed + np.float32(BALL) * np.array([-1, -1, 1, 1], np.float32)
+
+    @functools.cached_property
+    def walls(self) -> Tensor:
+        """Wall channel (1, Hpx, Wpx) uint8."""
+        closed = torch.from_numpy(closed_cells(self.maze)).to(self.device, torch.uint8) * 255
+        return closed.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)[None]
+
+    def render(self, position: Tensor | None = None) -> Tensor:
+        """Frames (B, ..., C, Hpx, Wpx) uint8 of `position` (B, ..., 2), default the current one."""
+        frames = super().render(position)
+        if (still := discs(self.maze)) is None:
+            return frames
+        still = still.to(frames.device).expand_as(frames[..., :1, :, :])
+        return torch.cat((frames, still), -3)
+
+    @classmethod
+    def collect(
+        cls, transitions: int, layouts: np.ndarray, seed: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Episodes of the recipe, the last one cut; equal arguments give equal data.
+
+        Published are 1,000 `navigate` (giant: 500) and 5,000 `stitch` episodes: 200,000 transitions
+        of 5 environment steps.
+        """
+        begin, per = time.perf_counter(), STEPS[cls.recipe] // cls.repeat
+        per *= 2 if (cls.maze, cls.recipe) == ("giant", "navigate") else 1
+        count = -(-transitions // per)
+        parts = [
+            cls._walk(min(_CHUNK, count - first), per, np.random.default_rng((seed, first)))
+            for first in range(0, count, _CHUNK)
+        ]
+        lengths = torch.full((count,), per + 1)
+        lengths[-1] -= per * count - transitions
+        positions, actions = (
+            torch.cat(part).flatten(0, 1)[: transitions + count].clone()
+            for part in zip(*parts, strict=True)
+        )
+        actions[-1] = 0
+        minutes = (time.perf_counter() - begin) / 60
+        print(f"{transitions:,} transitions of PointMaze in {minutes:.1f} min")
+        return positions, actions, lengths, torch.zeros(count, 2, dtype=torch.int16)
+
+    @classmethod
+    def _walk(cls, n: int, steps: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Positions and actions (n, steps + 1, 2), px; a last state has the action 0.
+
+        Everybody walks to the next cell on the way, with noise; who met a goal gets a new one in
+        `navigate`, at the next action, and stays about there in `stitch`.
+        """
+        env, (cells, apart), corners = environment(cls.maze), open_cells(cls.maze), turns(cls.maze)
+
+        def near(cell: np.ndarray) -> np.ndarray:
+            return centre_of(cell) + rng.uniform(-1, 1, cell.shape)
+
+        start, goal = rng.integers(len(cells), size=n), rng.choice(corners, n)
+        if cls.recipe == "stitch":  # the start itself where no cell is so far away
+            for row, place in enumerate(start):
+                far = cells[apart[place] == AWAY]
+                goal[row] = rng.choice(far) if len(far) else cells[place]
+        aim, world = near(goal), cls(Layout.of(np.zeros((n, 2))), seed=int(rng.integers(2**31)))
+        positions, actions = [world.reset(to_px(near(cells[start])))], []
+        for _ in range(steps):
+            here, world.goal = to_units(world.position), to_px(aim)
+            next_cells = [env.get_oracle_subgoal(*ends)[0] for ends in zip(here, aim, strict=True)]
+            way = np.array(next_cells) - here
+            way /= np.linalg.norm(way, axis=-1, keepdims=True) + 1e-6
+            push = (way + rng.normal(0, NOISE, way.shape)).clip(-1, 1)
+            actions.append(torch.from_numpy(push * cls.action_cap).float())
+            met = world._advance(actions[-1], np.full(n, True), stop=False)
+            positions.append(world.position)
+            if cls.recipe == "navigate":
+                aim[met] = near(rng.choice(corners, met.sum()))
+        actions.append(torch.zeros(n, 2))
+        return torch.stack(positions, 1), torch.stack(actions, 1)
+
+
+class MediumNavigate(PointMaze):
+    """`pointmaze_medium_navigate`; the others are named alike."""
+
+    maze, recipe = "medium", "navigate"
+
+
+class MediumStitch(PointMaze):
+    maze, recipe = "medium", "stitch"
+
+
+class LargeNavigate(PointMaze):
+    maze, recipe = "large", "navigate"
+
+
+class LargeStitch(PointMaze):
+    maze, recipe = "large", "stitch"
+
+
+class GiantNavigate(PointMaze):
+    maze, recipe = "giant", "navigate"
+
+
+class GiantStitch(PointMaze):
+    maze, recipe = "giant", "stitch"
+
+
+class TeleportNavigate(PointMaze):
+    maze, recipe = "teleport", "navigate"
+
+
+class TeleportStitch(PointMaze):
+    maze, recipe = "teleport", "stitch"
