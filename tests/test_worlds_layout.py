@@ -15,7 +15,7 @@ LISTS = {
     "validation": (112, "7d7b28d84eb9d5b5e58f0f8ba53ee704c48a061d789fad5c58739c09e4804a49"),
     "test": (113, "9037c3b9f21e4c35b64274f27be320e728b62e1e03bfc64550a709e0aa03551c"),
 }
-COMMITTED = [(name, split) for name in ("p1", "p2_seen", "p2_heldout") for split in SPLITS]
+COMMITTED = [(name, split) for name in ("p1", "p2_seen", "p2_heldout", "p3") for split in SPLITS]
 
 
 def as_set(rows):
@@ -52,7 +52,7 @@ def test_a_layout_is_held_out_only_if_wall_and_door_are_excluded():
         (layout_set, ("square",), "layouts must be one of fixed, random"),
         (load_trials, ("p1", "test", 0), "has 500 trials"),
         (load_trials, ("p1", "test", 501), "has 500 trials"),
-        (load_trials, ("p3", "test"), "trials must be one of p1_validation"),
+        (load_trials, ("p4", "test"), "trials must be one of p1_validation"),
         (load_trials, ("p1", "train"), "trials must be one of p1_validation"),
         (make_trials, (all_layouts(), 0, 0), "n must be at least 1"),
     ],
@@ -66,7 +66,7 @@ def test_what_there_is_not_is_one_sentence(call, arguments, message):
 def test_committed_trials_are_what_the_code_makes(protocol, split):
     """PL2: from the seed alone; the peer drew them from Python's global generator."""
     trials = load_trials(protocol, split, 500)
-    allowed = {"p1": "fixed", "p2_seen": "train", "p2_heldout": split}[protocol]
+    allowed = {"p1": "fixed", "p2_seen": "train", "p2_heldout": split, "p3": "fixed"}[protocol]
     assert as_set(trials.layout.pairs().int()) <= as_set(layout_set(allowed))
     assert inside(trials.start, trials.layout).all() and inside(trials.goal, trials.layout).all()
     wall = trials.layout.wall_x

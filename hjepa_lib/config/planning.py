@@ -92,8 +92,12 @@ class PlanningConfig(Section):
 class EvaluationConfig(Section):
     """Trials and protocols (evaluation/__init__.py)."""
 
-    protocol: Literal["p1", "p2_seen", "p2_heldout"] = "p1"
-    """Two Rooms: P1 the fixed layout; P2 one per trial, of training or held out."""
+    protocol: Literal[
+        "p1", "p2_seen", "p2_heldout", "p3", "p3_large_dot", "p3_small_dot", "p3_dim",
+        "p3_thick_wall", "p3_weak",
+    ] = "p1"  # fmt: skip
+    """Two Rooms: P1 the fixed layout; P2 one per trial, of training or held out; P3 strict, as it
+    is and shifted."""
     split: str = "test"
     """`validation` chooses settings, `test` tells the result; or an .npz file of `trials`."""
     trials: Int[1:500] = 100

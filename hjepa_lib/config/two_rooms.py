@@ -9,7 +9,13 @@ from typing import Literal
 from hjepa_lib.config.fields import Float, Int, Section, needs
 from hjepa_lib.config.optim import OptimConfig
 
-WORLDS = {"maze": "mazes:Maze", "maze_velocity": "mazes:VelocityMaze"} | {
+WORLDS = {
+    "maze": "mazes:Maze",
+    "maze_velocity": "mazes:VelocityMaze",
+    "four_rooms": "four_rooms:FourRooms",
+    "patrolled_door": "patrolled_door:PatrolledDoor",
+    "patrolled_door_one": "patrolled_door:PatrolledDoorOne",
+} | {
     f"pointmaze_{maze}_{recipe}": f"pointmaze:{maze.title()}{recipe.title()}"
     for maze in ("medium", "large", "giant", "teleport")
     for recipe in ("navigate", "stitch")
@@ -45,9 +51,10 @@ class DataConfig(Section):
     world: str = ""
     """World to play a recording's agent in, named like a source; "": it is judged offline."""
     recipe: Literal[
-        "good", "random", "short17", "short33", "short65", "mixture", "no_crossing", "eb_jepa"
+        "good", "random", "short17", "short33", "short65", "mixture", "no_crossing", "eb_jepa",
+        "navigate",
     ] = "good"  # fmt: skip
-    """How generated trajectories move (data/recipes.py)."""
+    """How generated trajectories move (data/recipes.py); `navigate` is for other worlds."""
     good_fraction: Float[0:1] = needs("recipe=mixture", 0.02)
     """Share of good trajectories among random ones."""
     transitions: Int[16:100_000_000] = 325_000

@@ -28,6 +28,8 @@ STEP_MEAN, STEP_STD, STEP_LOW, STEP_HIGH = 1.0, 0.4, 0.2, 1.8
 """Step length in px: normal(mean, std) truncated to [low, high], which is mean +- 2 std."""
 DOOR_STD = 1.4  # px, of the crossing point around the door's centre
 EDGE = 0.01  # px, how far inside the border back-computed starts are clamped
+STRAY, GOALS = 0.5, 3
+"""`navigate`: noise per axis of a unit heading (as OGBench's data), goals of a trajectory."""
 _CHUNK = 4096  # trajectories simulated at once: their state fits the cache
 _NODES = 1 << 16
 
@@ -50,6 +52,7 @@ RECIPES = {
     "mixture": Recipe(kappa=UNIFORM),
     "no_crossing": Recipe(),
     "eb_jepa": Recipe(rate=0.35, keep=17),
+    "navigate": Recipe(),
 }
 
 
@@ -69,13 +72,16 @@ def generate(
     """Exactly `transitions` transitions of a recipe; equal arguments give equal data.
 
     `layouts` is a name known to `layout_set` or an array (K, 2); each trajectory draws one. Another
-    world (`source`) is walked freely, with the recipe's steps scaled so that the longest has the
+    world (`source`) is walked freely, or from goal to goal in 60 % of the trajectories of
+    `navigate`, with the recipe's steps scaled so that the longest has the
     length of its cap, or collects by a recipe of its own. `noise` (px) acts with `bounce` only.
     `states` stands for the recipe's own number per trajectory.
     """
     world, rule, named = find_world(source), RECIPES[recipe], isinstance(layouts, str)
     if world is None:
         TwoRooms(Layout.fixed(), dynamics, noise)  # refuses what it does not know
+        if recipe == "navigate":
+            raise WorkbookError("recipe navigate is of other worlds than Two Rooms: good passes")
     elif recipe == "no_crossing":
         raise WorkbookError(f"recipe {recipe} needs two rooms; an own world has none")
     pool = layouts
@@ -127,13 +133,14 @@ def _chunk(
     n = len(kappa)
     layout = Layout.of(pool[torch.randint(len(pool), (n,), generator=generator).numpy()])
     built = torch.zeros(n, dtype=torch.bool)
-    if world is None:
+    if world is None or recipe == "navigate":
         built = torch.arange(n) < math.ceil(rule.rate * n)
         if recipe == "eb_jepa":
             built = torch.rand(n, generator=generator) < rule.rate
         # Shuffled, so that a truncated or split set has the same share everywhere.
         built = built[torch.randperm(n, generator=generator)]
-    place, actions = random_motion(layout, rule.states - 1, kappa, built, generator)
+    passing = built if world is None else torch.zeros_like(built)
+    place, actions = random_motion(layout, rule.states - 1, kappa, passing, generator)
     if world is not None:  # starts, scale and randomness are its own
         scale = world.action_cap / STEP_HIGH
         if not world.action_ball:  # a box is filled to its corners
@@ -143,11 +150,23 @@ def _chunk(
         seed = int(torch.randint(2**31, (), generator=generator))
         episodes = world(layout, dynamics, seed=seed)
         place = episodes.reset(episodes.sample_start_goal(generator)[0])
-    places = [place]
-    for action in actions.unbind(1):
+    places, goals = [place], []
+    if recipe == "navigate":
+        goals = torch.stack([episodes.sample_start_goal(generator)[1] for _ in range(GOALS)])
+        done = torch.zeros(n, dtype=torch.int64)
+    for time, action in enumerate(actions.unbind(1)):
         if world is None:
             place = step(place, action, layout, dynamics, generator, noise)
         else:
+            if recipe == "navigate":
+                goal = goals[done, torch.arange(n)]
+                way = torch.nn.functional.normalize(
+                    episodes.heading(goal, world.action_cap), dim=-1
+                )
+                way += STRAY * torch.randn(n, 2, generator=generator)
+                way *= (action.norm(dim=-1) / way.norm(dim=-1))[:, None]  # of the free one's length
+                actions[:, time] = action = torch.where(built[:, None], way, action)
+                done = (done + episodes.reached(place, goal)).clamp(max=GOALS - 1)
             place = episodes.step(action)
         places.append(place)
     positions, pairs = torch.stack(places, 1), layout.pairs()

@@ -2,6 +2,8 @@
 
 P1 (PLDM wall_medium): fixed layout, cap 1.8365 px, success at any step within sqrt(2) px.
 P2 (EB-JEPA): a layout per trial, cap 2.45 px by default, success within 4.5 px after the last step.
+P3 (strict, after CLEAR-LeWM): as P1, success within sqrt(2) px at 5 steps in a row; a protocol
+`p3_...` plays the same trials in a world that the training has not seen (worlds/shifts.py).
 Another world has a protocol of its own: its cap, its steps, success at any step it calls reached.
 """
 
@@ -23,19 +25,21 @@ if TYPE_CHECKING:
     from hjepa_lib.worlds.trials import Trials
 
 P2_CAP, STEPS = 2.45, 200  # px; of an episode of P1 and P2
-LAYOUTS = {"p1": "fixed", "p2_seen": "train", "p2_heldout": "heldout"}
+LAYOUTS = {"p1": "fixed", "p3": "fixed", "p2_seen": "train", "p2_heldout": "heldout"}
 LEARNED = (*METHODS, THREE_LEVELS, ONE_STEP)
 CLONED = ("gcbc", "idm")
-FLOORS = ("random", "random-persistent", "oracle")
-TOLD = {"random-persistent": "its position", "oracle": "the world"}
+FLOORS = ("random", "random-persistent", "rule", "oracle")
+"""Methods without training; `rule` is of worlds that have a `rule_action`."""
+TOLD = {"random-persistent": "its position", "rule": "what it reads", "oracle": "the world"}
 """What a method gets beside frames and training data: such a row can meet no bar."""
 
 
 def protocol_cap(protocol: str, wanted: float) -> float:
-    """The action cap in px: the protocol's own for 0; P1 allows no other (ConfigError)."""
-    own = P1_CAP if protocol == "p1" else P2_CAP
-    if protocol == "p1" and wanted not in (0, own):
-        raise ConfigError(f"protocol p1 fixes planning.action_cap={own}, got {wanted}")
+    """The action cap in px: the protocol's own for 0; P1 and P3 allow no other (ConfigError)."""
+    fixed = not protocol.startswith("p2")
+    own = P1_CAP if fixed else P2_CAP
+    if fixed and wanted not in (0, own):
+        raise ConfigError(f"protocol {protocol} fixes planning.action_cap={own}, got {wanted}")
     return wanted or own
 
 
@@ -128,6 +132,8 @@ class Case:
             trials = min(evaluation.trials, read_trials(split, world or TwoRooms).count)
         if evaluation.task_set and world is None:
             raise ConfigError("evaluation.task_set is of other worlds than Two Rooms")
+        if method == "rule" and not hasattr(world, "rule_action"):
+            raise ConfigError(f"method rule: {config.data.source} has no rule_action")
         planned = dataclasses.replace(
             scale_samples(planning, budget),
             action_cap=played_cap(config, planning.action_cap),
@@ -146,17 +152,19 @@ class Case:
         """The protocol's or world's committed trials, or those that an own world draws."""
         from hjepa_lib.worlds.base import find_world
         from hjepa_lib.worlds.layout import Layout
-        from hjepa_lib.worlds.trials import TwoRooms, load_trials, read_trials, world_trials
+        from hjepa_lib.worlds.shifts import shifted
+        from hjepa_lib.worlds.trials import load_trials, read_trials, world_trials
 
         world = find_world(self.world)
+        rooms = world or shifted(self.protocol)
         if not self.split.endswith(".npz"):
             if world is None:
-                return load_trials(self.protocol, self.split, self.trials)
+                return load_trials(self._set, self.split, self.trials)._replace(world=rooms)
             return world_trials(self.world, self.split, self.trials, self.task_set)
-        found = read_trials(self.split, world or TwoRooms)
-        if self.protocol == "p1" and (found.layout.pairs() != Layout.fixed().pairs()).any():
+        found = read_trials(self.split, rooms)
+        if self._set in ("p1", "p3") and (found.layout.pairs() != Layout.fixed().pairs()).any():
             what = f"{self.split} has others: set evaluation.protocol"
-            raise ConfigError(f"protocol p1 plays the fixed layout, {what}")
+            raise ConfigError(f"protocol {self.protocol} plays the fixed layout, {what}")
         return found.first(self.trials)
 
     @functools.cached_property
@@ -164,7 +172,12 @@ class Case:
         """SHA-256 of the trial file's content, as it is recorded for the committed ones."""
         if names_world(self.world) or self.split.endswith(".npz"):
             return self.tasks.sha256
-        return _recorded()[f"{self.protocol}_{self.split}"]
+        return _recorded()[f"{self._set}_{self.split}"]
+
+    @property
+    def _set(self) -> str:
+        """The protocol whose trials are played."""
+        return "p3" if self.protocol.startswith("p3") else self.protocol
 
     @property
     def learned(self) -> bool:
@@ -206,7 +219,7 @@ class Case:
         """The case as the columns of a row."""
         names = ("method", "cost", "protocol", "dynamics", "budget", "split", "world", "seed")
         row = {name: getattr(self, name) for name in names} | {
-            "layouts": LAYOUTS.get(self.protocol) or self._layouts,
+            "layouts": LAYOUTS.get(self._set) or self._layouts,
             "n": self.trials,
             "trials_hash": self.trials_hash,
             "planner": self.settings,

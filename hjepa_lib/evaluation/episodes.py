@@ -71,8 +71,9 @@ def run_episodes(
     if not states.isfinite().all():
         raise WorkbookError(f"{type(world).__name__} returned positions that are not finite")
     places, reached = world.xy(states), None
-    if trials.world is not TwoRooms:
+    if not issubclass(trials.world, TwoRooms):
         reached = world.reached(states, trials.goal[:, None]).numpy()
+    through = world.crosses_wall(places[:, :-1], places[:, 1:])  # (B, S)
     return Episodes(
         places.numpy(),
         torch.stack(actions, 1).numpy(),
@@ -84,6 +85,7 @@ def run_episodes(
         cap,
         reached,
         None if places is states else states.numpy(),
+        None if through is None else through.any(1).numpy(),
         seconds,
     )
 
@@ -141,6 +143,14 @@ class ClonedPolicy(Policy):
         """(B, 1, A)."""
         actions = self.model.act(frames.to(self.frames.device), self.frames, self.steps)
         return bound(actions, self.cap, self.ball)[:, None]
+
+
+class RulePolicy(OraclePolicy):
+    """Follows a rule that the world brings, told what that reads."""
+
+    def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
+        """(B, 1, A)."""
+        return self.world.rule_action(self.goal, self.cap)[:, None]
 
 
 class LatentPolicy(Policy):

@@ -25,8 +25,11 @@ TRAINING_STEP_PX = 1.8
 """Longest training step: the unit of `efficiency_score`, whatever cap the planner has."""
 SLACK_PX = 2.0
 """Allowed beyond the longest way of a planned step, for the probe's error."""
+HOLD = 5
+"""Steps in a row that P3 asks for."""
 _SAME = (
-    "success_first_1p41", "success_last_1p41", "success_first_4p5", "success_last_4p5",
+    "success_first_1p41", "success_last_1p41", "success_hold_1p41", "success_first_4p5",
+    "success_last_4p5",
     "init_plan_reach", "path_efficiency", "effective_samples", "effective_samples_macro",
 )  # fmt: skip
 MEANS = {name: name for name in _SAME} | {
@@ -38,6 +41,7 @@ MEANS = {name: name for name in _SAME} | {
     "avg_termination_step": "termination_step",
     "first_crossing_steps": "first_crossing_step",
     "efficiency_score": "efficiency",
+    "invalid_route_rate": "invalid_route",
 }
 """Field of a row -> the column of `per_trial` whose defined values it is the mean of."""
 
@@ -55,24 +59,25 @@ class Episodes(NamedTuple):
     cap: float  # longest action
     reached: np.ndarray | None = None  # (B, S+1) bool by the world's own rule, None: the protocol's
     states: np.ndarray | None = None  # (B, S+1, N), None where they are the positions
+    invalid: np.ndarray | None = None  # (B,) bool: some step went through a wall; None: unknown
     seconds: float = 0.0  # planning wall time of all steps
 
 
 def per_trial(episodes: Episodes, protocol: str) -> dict[str, np.ndarray]:
     """Every metric of every trial, (B,) float64 each; success is 0 or 1, NaN marks undefined.
 
-    `success` and the hit of `path_efficiency`: in `p1` within sqrt(2) px at any step, t = 0
-    included, in P2 within 4.5 px after the last step, else `reached` at any step.
+    `success` and the hit of `path_efficiency`: in P1 within sqrt(2) px at any step, t = 0 included,
+    in P2 within 4.5 px after the last step, in P3 within sqrt(2) px at 5 steps in a row, else
+    `reached` at any step.
     """
     names = ("positions", "goal", "layout", "oracle")
     e = episodes._replace(**{name: getattr(episodes, name).astype(float) for name in names})
     error = ((e.positions - e.goal[:, None]) ** 2).sum(-1) / 2  # (B, S+1)
     distance = np.sqrt(2 * error)
     strict, loose = error < 1, distance < LOOSE_PX  # (B, S+1)
-    hits, success = (strict, strict.any(1)) if protocol == "p1" else (loose, loose[:, -1])
     if e.reached is not None:  # rows of `layout` mean something else there
-        hits = strict = e.reached
-        success, e = hits.any(1), e._replace(layout=np.zeros_like(e.layout))
+        strict, e = e.reached, e._replace(layout=np.zeros_like(e.layout))
+    hits, success = solved(loose if protocol.startswith("p2") else strict, protocol)
     side = np.sign(e.positions[..., 0] - e.layout[:, :1])  # (B, S+1)
     crossed = side != side[:, :1]
     crossing = np.where(crossed.any(1), crossed.argmax(1), np.nan)
@@ -84,6 +89,7 @@ def per_trial(episodes: Episodes, protocol: str) -> dict[str, np.ndarray]:
         "success": success,
         "success_first_1p41": strict.any(1),
         "success_last_1p41": strict[:, -1],
+        "success_hold_1p41": solved(strict, "p3")[1],
         "success_first_4p5": loose.any(1),
         "success_last_4p5": loose[:, -1],
         # 1: on the goal's side after step S; NaN: start and goal share a side
@@ -97,16 +103,31 @@ def per_trial(episodes: Episodes, protocol: str) -> dict[str, np.ndarray]:
         # oracle / way up to the hit, 1 where the goal is the start
         "path_efficiency": success * np.divide(e.oracle, way, out=np.ones_like(way), where=way > 0),
         "lost": e.lost,
+        "invalid_route": np.full(len(e.goal), np.nan) if e.invalid is None else e.invalid,
     }
     columns |= _planned(e)
     return {name: column.astype(np.float64) for name, column in columns.items()}
+
+
+def solved(near: np.ndarray, protocol: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps that begin a success (B, S+1), success (B,)), bool, of steps near the goal (B, S+1).
+
+    P2 asks for the last step, P3 for `HOLD` steps in a row, all others for any step.
+    """
+    if protocol.startswith("p2"):
+        return near, near[:, -1]
+    rest = HOLD - 1 if protocol.startswith("p3") else 0
+    after = np.pad(near, ((0, 0), (0, rest)))
+    held = np.lib.stride_tricks.sliding_window_view(after, rest + 1, axis=1).all(-1)
+    return held, held.any(1)
 
 
 def summarise(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The metric fields of a row from the columns of `per_trial`.
 
     `ci95` is the Wilson interval [low, high] of `success_rate`. Rates are shares in [0, 1], lengths
-    are px, steps are environment steps; undefined values are NaN.
+    are px, steps are environment steps; undefined values are NaN. `invalid_routes` counts episodes
+    with a step through a wall, where the world knows its walls.
     """
     n, successes = len(columns["success"]), int(columns["success"].sum())
     found = {"n": n, "successes": successes, "success_rate": successes / n}
@@ -115,6 +136,8 @@ def summarise(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
         defined = columns[column][~np.isnan(columns[column])]
         found[name] = float(defined.mean()) if len(defined) else math.nan
     rmse = math.sqrt(found["planning_error_mean"])
+    if not math.isnan(found["invalid_route_rate"]):
+        found["invalid_routes"] = int(columns["invalid_route"].sum())
     return found | {"planning_error_mean_rmse": rmse, "lost_trials": int(columns["lost"].sum())}
 
 

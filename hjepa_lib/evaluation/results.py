@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hjepa_lib.evaluation import Case
-from hjepa_lib.evaluation.metrics import Episodes, per_trial, summarise
+from hjepa_lib.evaluation.metrics import MEANS, Episodes, per_trial, summarise
 from hjepa_lib.files import FileError, load_npz, save_npz
 
 
@@ -40,8 +40,10 @@ class Result(NamedTuple):
     @property
     def row(self) -> dict[str, Any]:
         """One flat entry of `summary.json`: the header beside means of the per-trial columns."""
+        # An earlier version had fewer columns.
+        columns = dict.fromkeys(MEANS.values(), np.full(len(self.success), np.nan))
         names = [name for name in self.arrays if name.startswith("trial_")]
-        columns = {name.removeprefix("trial_"): self.arrays[name] for name in names}
+        columns |= {name.removeprefix("trial_"): self.arrays[name] for name in names}
         return self.header | summarise(columns)
 
 

@@ -16,6 +16,7 @@ from hjepa_lib.evaluation.episodes import (
     LatentPolicy,
     OraclePolicy,
     RandomPolicy,
+    RulePolicy,
     run_episodes,
 )
 from hjepa_lib.evaluation.metrics import Episodes
@@ -32,7 +33,7 @@ from hjepa_lib.runs.stages import load_data, load_trained
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.latents import LatentStore
 
-FLOORS = tuple((name, "none") for name in evaluation.FLOORS)
+FLOORS = tuple((name, "none") for name in evaluation.FLOORS if name != "rule")
 COSTS = ("latent", "distance")
 
 
@@ -83,8 +84,8 @@ def _play(
         model = load_policy(ws.run.path / "policies").to(ws.device)
         policy = ClonedPolicy(model, cap, case.settings.get("idm_steps", 0))
         header["parameters"] = count_all(model)
-    elif case.method == "oracle":
-        policy = OraclePolicy(cap)
+    elif case.method in ("oracle", "rule"):
+        policy = (OraclePolicy if case.method == "oracle" else RulePolicy)(cap)
     else:
         policy = RandomPolicy(cap, case.seed, persistent=case.method == "random-persistent")
     rules = (case.dynamics, case.steps, cap, case.seed)
@@ -170,7 +171,8 @@ def cases_of(config: Config, **changes: Any) -> list[Case]:
 
     `changes` go to `Case.of`.
     """
-    named = [*FLOORS, *extra(config), *learned(config)]
+    ruled = [("rule", "none")] * hasattr(evaluation.world_of(config), "rule_action")
+    named = [*FLOORS, *ruled, *extra(config), *learned(config)]
     return [Case.of(config, method, cost, **changes) for method, cost in named]
 
 

@@ -71,6 +71,7 @@ class World:
     place: ClassVar[tuple[int, int]] = (0, 1)  # columns of a state that are x and y, px
     max_steps: ClassVar[int] = 200  # of an episode
     radius: ClassVar[float] = math.sqrt(2)  # px, see `reached`
+    trials_of: ClassVar[str] = ""  # another world whose committed tasks it shares
     task_sets: ClassVar[tuple[str, ...]] = ()  # kinds of tasks that `draw_tasks` knows
     trial_file: ClassVar[str] = ""  # beginning of the names of a built-in world's, "": its own name
     trials: ClassVar[dict[str, int]] = {"validation": 500, "test": 500}  # tasks of a split and set
@@ -102,6 +103,10 @@ class World:
     def oracle_action(self, goal: Tensor, cap: float) -> Tensor:
         """First action (B, A) of the best path from the current state, within `cap`."""
 
+    def heading(self, goal: Tensor, cap: float) -> Tensor:
+        """What the data recipe `navigate` follows: (B, A) towards the goal, within `cap`."""
+        return self.oracle_action(goal, cap)
+
     def reached(self, state: Tensor, goal: Tensor) -> Tensor:
         """(...) bool: whether states (..., N) solve the task of their goals."""
         return (self.xy(state) - self.xy(goal)).norm(dim=-1) < self.radius
@@ -109,6 +114,12 @@ class World:
     def free(self, state: Tensor) -> Tensor:
         """(B,) bool: whether an episode may be at these states (B, N), not in a wall, say."""
         return state.isfinite().all(-1)
+
+    def crosses_wall(self, here: Tensor, there: Tensor) -> Tensor | None:
+        """(B, ...) bool: no step of the world leads from `here` to `there`, (B, ..., 2) px, without
+
+        passing through a wall. None: nobody knows.
+        """
 
     @classmethod
     def observed(cls) -> tuple[int, int, int]:
@@ -153,7 +164,7 @@ class World:
         return None
 
 
-_OPTIONAL = ("reached", "free")
+_OPTIONAL = ("heading", "reached", "free", "crosses_wall")
 
 
 def find_world(source: str) -> type[World] | None:

@@ -186,6 +186,12 @@ class BoxWorld(World):
         place = self.xy(state)
         return state.isfinite().all(-1) & ~inside(place, self.boxes)
 
+    def crosses_wall(self, here: Tensor, there: Tensor) -> Tensor:
+        """(B, P) bool: neither straight nor along x, then y, from places (B, P, 2) to others."""
+        bend = torch.stack((there[..., 0], here[..., 1]), -1)
+        along = visible(here, bend, self.boxes) & visible(bend, there, self.boxes)
+        return ~(along | visible(here, there, self.boxes))
+
     def reset(self, position: Tensor) -> Tensor:
         """Put the dots at states (B, N)."""
         self.position = position.to(self.device).clone()

@@ -34,16 +34,17 @@ class Layout(NamedTuple):
 
     wall_x: Tensor
     door_y: Tensor
+    half = WALL_HALF  # of the wall, px; no field
 
     @property
     def left(self) -> Tensor:
         """x (B,) of the wall's left face, px."""
-        return self.wall_x - WALL_HALF
+        return self.wall_x - self.half
 
     @property
     def right(self) -> Tensor:
         """x (B,) of the wall's right face, px."""
-        return self.wall_x + WALL_HALF
+        return self.wall_x + self.half
 
     @property
     def top(self) -> Tensor:
@@ -62,11 +63,11 @@ class Layout(NamedTuple):
 
     def to(self, device: torch.device | str) -> Layout:
         """The same layouts on another device."""
-        return Layout(self.wall_x.to(device), self.door_y.to(device))
+        return self._replace(wall_x=self.wall_x.to(device), door_y=self.door_y.to(device))
 
     def index(self, i: Tensor | slice | list[int]) -> Layout:
         """Rows `i` (any tensor index that keeps the dimension)."""
-        return Layout(self.wall_x[i], self.door_y[i])
+        return self._replace(wall_x=self.wall_x[i], door_y=self.door_y[i])
 
     def pairs(self) -> Tensor:
         """Columns (wall_x, door_y): (B, 2) float32."""

@@ -14,7 +14,9 @@ CLEARANCE = 0.5  # px from the door lips, which `oracle_action` never touches
 _TOLERANCE = 1e-4
 
 
-def _paths(start: Tensor, goal: Tensor, layout: Layout, inset: float) -> tuple[Tensor, Tensor]:
+def _paths(
+    start: Tensor, goal: Tensor, layout: Layout, inset: float | Tensor
+) -> tuple[Tensor, Tensor]:
     """Lengths (B, 9) px, infinite where infeasible, and first way-points (B, 9, 2).
 
     Both rooms and the doorway are convex, so a shortest path bends at the opening's corners alone.
@@ -54,9 +56,15 @@ def oracle_length(start: Tensor, goal: Tensor, layout: Layout) -> Tensor:
     return _paths(start, goal, layout, 0.0)[0].min(1).values
 
 
-def oracle_action(position: Tensor, goal: Tensor, layout: Layout, cap: float) -> Tensor:
+def oracle_action(
+    position: Tensor,
+    goal: Tensor,
+    layout: Layout,
+    cap: float,
+    clearance: float | Tensor = CLEARANCE,
+) -> Tensor:
     """Action (B, 2) px along the shortest path that clears the lips, norm at most `cap`."""
-    lengths, ways = _paths(position, goal, layout, CLEARANCE)
+    lengths, ways = _paths(position, goal, layout, clearance)
     best = lengths.min(1).indices
     move = ways.gather(1, best[:, None, None].expand(-1, 1, 2))[:, 0] - position  # (B, 2)
     return clip_norm(move, cap)

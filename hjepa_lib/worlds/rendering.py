@@ -6,47 +6,53 @@ wall_x + 1 except the door rows, and on the lines 4 and 60 over the whole image.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from hjepa_lib.worlds.layout import CHANNELS, DOOR_HALF, DOT_STD, HIGH, LOW, SIZE, WALL_HALF, Layout
+from hjepa_lib.worlds.layout import CHANNELS, DOOR_HALF, DOT_STD, HIGH, LOW, SIZE, Layout
 
-_RADIUS, _PATCH = 4, 9  # px of the dot that can be non-zero
 _VARIANCE2 = 2 * DOT_STD**2
 
 
 def render_walls(layout: Layout) -> Tensor:
     """Wall channel (B, 65, 65) uint8 of each layout."""
     pixel = torch.arange(SIZE, device=layout.wall_x.device, dtype=torch.float32)
-    column = (pixel - layout.wall_x[:, None]).abs() <= WALL_HALF  # (B, Wpx)
+    column = (pixel - layout.wall_x[:, None]).abs() <= layout.half  # (B, Wpx)
     closed = (pixel - layout.door_y[:, None]).abs() > DOOR_HALF  # (B, Hpx)
     border = (pixel == LOW) | (pixel == HIGH)  # (Hpx,) and (Wpx,)
     wall = closed[:, :, None] & column[:, None, :]  # (B, Hpx, Wpx)
     return (wall | border[:, None] | border[None, :]).to(torch.uint8) * 255
 
 
-def render(position: Tensor, layout: Layout) -> Tensor:
+def render(position: Tensor, layout: Layout, bright: float = 255.0, std: float = DOT_STD) -> Tensor:
     """Frames (B, ..., 2, 65, 65) uint8 of positions (B, ..., 2) px; one layout per row, or one.
 
-    Equals `render_reference`, but computes only the 9 x 9 pixels that can be non-zero.
+    Equals `render_reference`, but computes only the pixels that can be non-zero.
     """
-    return paint(position, render_walls(layout.to(position.device)))
+    return paint(position, render_walls(layout.to(position.device)), bright, std)
 
 
-def paint(position: Tensor, walls: Tensor) -> Tensor:
-    """Frames (B, ..., 2, Hpx, Wpx) uint8 of dots (B, ..., 2) px over walls (B or 1, Hpx, Wpx)."""
+def paint(position: Tensor, walls: Tensor, bright: float = 255.0, std: float = DOT_STD) -> Tensor:
+    """Frames (B, ..., 2, Hpx, Wpx) uint8 of dots (B, ..., 2) px over walls (B or 1, Hpx, Wpx).
+
+    `bright` is a dot's value at its centre, `std` its size, px.
+    """
+    radius = math.floor(std * math.sqrt(2 * math.log(255)) + 0.5)  # px that can be non-zero
+    patch = 2 * radius + 1
     rows, frames, (height, width) = position.shape[0], position[..., 0].numel(), walls.shape[1:]
     image = torch.stack((torch.zeros_like(walls), walls), 1).reshape(len(walls), 1, -1)
     image = image.expand(rows, frames // max(rows, 1), -1).reshape(frames, -1).contiguous()
     flat = position.reshape(-1, 2).to(torch.float32)
-    corner = (flat + 0.5).floor().to(torch.int64) - _RADIUS  # (F, 2)
-    last = torch.tensor([width - _PATCH, height - _PATCH], device=flat.device)
+    corner = (flat + 0.5).floor().to(torch.int64) - radius  # (F, 2)
+    last = torch.tensor([width - patch, height - patch], device=flat.device)
     corner = torch.minimum(corner.clamp(min=0), last)
-    pixel = corner[:, :, None] + torch.arange(_PATCH, device=flat.device)  # (F, 2, 9)
-    square = (pixel - flat[:, :, None]).square_()  # (F, 2, 9)
-    value = square[:, 1, :, None] + square[:, 0, None, :]  # (F, 9, 9)
-    value = value.div_(-_VARIANCE2).exp_().mul_(255).to(torch.uint8)
-    where = pixel[:, 1, :, None] * width + pixel[:, 0, None, :]  # (F, 9, 9)
+    pixel = corner[:, :, None] + torch.arange(patch, device=flat.device)  # (F, 2, P)
+    square = (pixel - flat[:, :, None]).square_()  # (F, 2, P)
+    value = square[:, 1, :, None] + square[:, 0, None, :]  # (F, P, P)
+    value = value.div_(-2 * std**2).exp_().mul_(bright).to(torch.uint8)
+    where = pixel[:, 1, :, None] * width + pixel[:, 0, None, :]  # (F, P, P)
     image.scatter_(1, where.reshape(frames, -1), value.reshape(frames, -1))
     return image.reshape(*position.shape[:-1], CHANNELS, height, width)
 

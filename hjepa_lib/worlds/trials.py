@@ -1,6 +1,6 @@
 """Evaluation trials (start, goal, layout) that live in files, so that every method meets the same.
 
-`trial_files/` has those of the protocols, which `make_trials` drew with the seeds 1000 to 1005, in
+`trial_files/` has those of the protocols, which `make_trials` drew with the seeds 1000 to 1007, in
 the order of `index.json`, which holds their hashes; behind them those of the built-in worlds, which
 `draw_trials` drew.
 """
@@ -102,7 +102,8 @@ def draw_trials(world: type[World], split: str, task_set: str = "", name: str = 
 
 def world_trials(source: str, split: str, n: int, task_set: str = "") -> Trials:
     """The first n trials of the world `source`: committed if it is built-in, else drawn now."""
-    world, name = find_world(source), trials_name(source, split, task_set)
+    world = find_world(source)
+    name = trials_name(world.trials_of or source, split, task_set)
     own = source not in WORLDS
     return (draw_trials(world, split, task_set) if own else _committed(name, world)).first(n)
 

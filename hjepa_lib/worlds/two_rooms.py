@@ -7,6 +7,8 @@ part pointing back, then 0.3 px inside the room). `slide` is `bounce` without no
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ NOISE = 0.5
 """Standard deviation of the bounce noise per axis, px."""
 INSET = 0.3
 """After a hit, a dot on or beyond a wall is put this far inside its room, px."""
+SLACK = 1e-3  # px that a segment may touch a lip by
 MARGIN = 2 * DOT_STD
 """Starts and goals keep this distance from borders and faces, px."""
 
@@ -106,6 +109,11 @@ def _first_hit(position: Tensor, action: Tensor, layout: Layout) -> tuple[Tensor
 class TwoRooms(World):
     """`World` of B independent rooms with a current position each."""
 
+    dot_std: ClassVar[float] = DOT_STD  # px
+    bright: ClassVar[float] = 255.0  # of the dot's centre
+    scale: ClassVar[float] = 1.0  # px that a displacement of 1 px moves
+    rooms: ClassVar[type[Layout]] = Layout
+
     def __init__(
         self, layout: Layout, dynamics: str = "bounce", noise: float = NOISE, seed: int = 0
     ) -> None:
@@ -114,7 +122,8 @@ class TwoRooms(World):
             raise WorkbookError(f"dynamics must be one of {', '.join(DYNAMICS)}; got {dynamics!r}")
         if not noise >= 0:
             raise WorkbookError(f"noise must be at least 0 px, got {noise!r}")
-        self.layout, self.dynamics, self.noise, self.seed = layout, dynamics, noise, seed
+        self.layout = self.rooms(*layout)
+        self.dynamics, self.noise, self.seed = dynamics, noise, seed
         self.rows, self.steps = range(layout.batch), 0
         self.position = torch.full((layout.batch, 2), float("nan"), device=layout.wall_x.device)
 
@@ -153,12 +162,33 @@ class TwoRooms(World):
         noisy = self.dynamics == "bounce" and self.noise > 0
         draw = trial_noise(self.seed, self.rows, self.steps, (2,)) if noisy else None
         self.steps += 1
+        action = self.scale * action
         self.position = step(self.position, action, self.layout, self.dynamics, draw, self.noise)
         return self.position
 
     def render(self, position: Tensor | None = None) -> Tensor:
         """Frames (B, ..., 2, 65, 65) uint8 of `position` (B, ..., 2), default the current one."""
-        return render(self.position if position is None else position, self.layout)
+        position = self.position if position is None else position
+        return render(position, self.layout, self.bright, self.dot_std)
+
+    def crosses_wall(self, here: Tensor, there: Tensor) -> Tensor:
+        """(B, ...) bool: segments between places (B, ..., 2) px that meet the wall's body."""
+        layout = self.layout
+        faces = torch.stack((layout.left, layout.right), -1).reshape(-1, *[1] * (here.ndim - 2), 2)
+        run = there[..., :1] - here[..., :1]
+        shares = (faces - here[..., :1]) / torch.where(run == 0, 1, run)
+        enter, leave = shares.sort(-1).values.clamp(0, 1).unbind(-1)  # of the way: in the wall
+        column = (here[..., :1] > faces[..., :1]) & (here[..., :1] < faces[..., 1:])
+        upright = (run == 0)[..., 0]
+        enter, leave = (
+            torch.where(upright, 0, enter),
+            torch.where(upright, 1.0 * column[..., 0], leave),
+        )
+        ends = torch.stack((enter, leave), -1)
+        y = here[..., 1:] + ends * (there - here)[..., 1:]
+        top, bottom = (lip.reshape(-1, *[1] * (y.ndim - 1)) for lip in (layout.top, layout.bottom))
+        outside = ((y < top - SLACK) | (y > bottom + SLACK)).any(-1)
+        return (leave - enter > 1e-6) & outside
 
     def oracle_length(self, start: Tensor, goal: Tensor) -> Tensor:
         """Shortest path (B,) px between two sets of positions (B, 2)."""
