@@ -81,6 +81,8 @@ def test_the_file_gives_every_row_as_many_settings():
     worlds = {unit.model.name for unit in experiment.units}
     assert "" not in worlds and "two_rooms" in worlds
     tried = Counter(unit.cell.name for unit in experiment.units if unit.cell.group == "choose")
+    local = len(worlds) - 1  # a graph needs a level 1 that sees walls
+    assert {tried.pop("choose_flat_graph"), tried.pop("choose_l1l2_graph")} == {8 * local}
     assert set(tried.values()) == {8 * len(worlds)}
     cases = [unit.case for unit in experiment.units if unit.case]
     assert {case.split for case in cases} == {"test", "validation"}
@@ -88,7 +90,8 @@ def test_the_file_gives_every_row_as_many_settings():
     assert methods >= {("gcbc", "none"), ("idm", "none"), ("hilp", "distance"), ("oracle", "none")}
     equal = [unit.cell for unit in experiment.units if unit.cell.group == "equal"]
     assert {(one.method, one.cost) for one in equal} == {
-        (method, cost) for method in ("flat", "l1+l2") for cost in ("latent", "distance")
+        (method, cost) for method in ("flat", "l1+l2")
+        for cost in ("latent", "distance", "graph")
     }  # fmt: skip
     (leak,) = {unit.cell.name for unit in experiment.units if unit.cell.call}
     assert leak == "leak"
@@ -118,6 +121,7 @@ def test_the_chapter_reads_the_rows_and_plays_one_world(root, capsys, recwarn):
     drawn = {path.stem for path in (root / "trained" / "figures").glob("09_*.png")}
     assert drawn == {"09_worlds", "09_success", "09_compute"}
     (side,) = (root / "trained-variants").glob("world-s0-*/manifest.json")
-    stages = Run.at(side.parent).manifest["stages"]
-    assert stages["l1"]["from"] == "trained" and "from" not in stages["policies"]
+    played = Run.at(side.parent)
+    assert played.config.data.source == "maze" and played.done("policies")
+    assert played.config.data.transitions == Run.at(root / "trained").config.data.transitions
     assert [str(one.message) for one in recwarn] == []

@@ -176,8 +176,8 @@ class ChaptersConfig(Section):
     """08: passes over 5,078 transitions."""
     collapse_updates: Int[1:1_000_000] = 300
     """08: level-1 updates of a small training."""
-    worlds_source: str = ""
-    """09: the world that is played there; "": the run's own."""
+    worlds_model: str = "maze"
+    """09: the model of configs/worlds.yaml, a world, that is played there."""
     pixel_samples: Int[1:12] = 4
     """10: transitions on the sample sheet."""
     pixel_pictures: Int[1:200] = 50

@@ -69,7 +69,7 @@ class PlannerCell(Cell):
     """A planner, policy, floor or ceiling on stored trials."""
 
     method: Literal[(*LEARNED, *CLONED, *FLOORS)] = "flat"
-    cost: Literal["none", "latent", "distance"] = "none"
+    cost: Literal["none", "latent", "distance", "graph"] = "none"
     protocol: str = "p1"
     dynamics: Literal["bounce", "blocked", "slide"] = "bounce"
     split: str = "test"

@@ -5,6 +5,7 @@ sentence before any work.
 """
 
 import contextlib
+import fnmatch
 import re
 from collections.abc import Iterator
 from dataclasses import field, replace
@@ -29,8 +30,6 @@ from hjepa_lib.workbench.experiment import (
 
 RENAMED = {"recipes": "models", "rows": "table", "profile": "base.profile", "notebooks": "cells"}
 """Sections of 0.1.0, and what they are now."""
-EVERY = "*"
-"""A cell's `model` that stands for each of them, one after the other."""
 _KINDS = {"method": PlannerCell, "notebooks": NotebookCell, "call": CallCell}
 
 
@@ -71,7 +70,7 @@ def read_experiment(
         units: list[Unit] = []
         for entry in file.cells:
             cell = _cell(entry, defaults, {one.name for one in models})
-            chosen = [one for one in models if cell.model in (one.name, "", EVERY)]
+            chosen = [one for one in models if fnmatch.fnmatch(one.name, cell.model or "*")]
             if cell.method in FLOORS and not cell.model:  # nor is there a precision to measure
                 chosen = [Model("", "", {}, start.override(base | {"precision": "fp32"}))]
             with _about(f"cell {cell.name!r}"):
@@ -165,7 +164,7 @@ def _cell(entry: Any, defaults: dict[str, Any], models: set[str]) -> Cell:
         kept = {key: defaults[key] for key in known & defaults.keys()}
         cell = from_dict(kind, {"group": name, **kept, **entry, "name": _named(name)})
         named = cell.model or cell.method in (*LEARNED, *CLONED)
-        if named and cell.model not in (*models, EVERY):
+        if named and not fnmatch.filter(models, cell.model):
             raise ConfigError(f"it asks for the unknown model {cell.model!r}")
     return cell
 
