@@ -48,23 +48,25 @@ def test_long_walks_are_held_out_and_follow_the_data():
 class Exact:
     """A level 1 whose latent is the position and which adds the action: right without walls."""
 
-    def rollout_members(self, start, actions):
+    def rollout_members(self, start, actions, scene=None):
         return torch.cat([start[:, None], start[:, None] + actions.cumsum(1)], 1)[None]
 
-    def imagine(self, start, plans):
+    def imagine(self, start, plans, context=None, scene=None):
         return start[:, None] + plans.cumsum(1)
 
 
 def exact_agent(**more):
     device = torch.device("cpu")
-    return SimpleNamespace(level1=Exact(), level2=None, probe=lambda z: z, device=device, **more)
+    own = {"level1": Exact(), "level2": None, "probe": lambda z: z, "scene": lambda frames: None}
+    return SimpleNamespace(**own, device=device, **more)
 
 
 def free_batch(count=6, steps=30):
     start = torch.full((count, 1, 2), 10.0)
     actions = torch.rand(count, steps, 2, generator=torch.Generator().manual_seed(0)) - 0.3
     positions = torch.cat([start, start + actions.cumsum(1)], 1)
-    return SimpleNamespace(latents=positions.clone(), actions=actions, positions=positions)
+    latents = positions.clone()
+    return SimpleNamespace(latents=latents, actions=actions, positions=positions, scene=None)
 
 
 def test_a_perfect_model_makes_no_error_and_never_collapses():
@@ -105,7 +107,7 @@ def test_off_manifold_is_measured_in_distances_of_real_frames():
     above = openloop.off_manifold(both, batch, bank, steps)["level 2, prior mean"]
     assert above.steps.tolist() == [4, 8] and above.errors.min() > 50
     far = exact_agent()
-    far.level1.rollout_members = lambda start, actions: Exact().rollout_members(start, actions) + 50
+    far.level1.rollout_members = lambda *walk, **_: Exact().rollout_members(*walk) + 50
     assert openloop.off_manifold(far, batch, bank, steps)["level 1"].errors.min() > 50
 
 
@@ -190,7 +192,7 @@ def test_the_plans_of_a_perfect_model_keep_their_promise():
     found = openloop.plan_errors(agent, PlanningConfig(), tasks)
     assert found.errors.shape == (4, 12)
     assert np.abs(found.errors).max() < 1e-4
-    planner.level1 = SimpleNamespace(imagine=lambda start, plans: Exact().imagine(start, 2 * plans))
+    planner.level1 = SimpleNamespace(imagine=lambda at, plans, *_: Exact().imagine(at, 2 * plans))
     wrong = openloop.plan_errors(agent, PlanningConfig(), tasks).errors
     np.testing.assert_allclose(wrong, plan.actions.cumsum(1).norm(dim=-1), rtol=1e-4)
 

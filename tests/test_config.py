@@ -289,8 +289,11 @@ SPECIAL = {
 }
 
 
-TOGETHER = [("level1.encoder", "place"), ("level1.predictor", "local"), ("planning.cost", "graph")]
-"""Values that need each other, see test_local.py."""
+TOGETHER = [
+    ("level1.encoder", "place"), ("level1.predictor", "local"), ("planning.cost", "graph"),
+    ("data.recipe", "navigate"),
+]  # fmt: skip
+"""Values that need each other, see test_local.py, or another world, see test_four_rooms.py."""
 
 
 def other_values(leaf, value):

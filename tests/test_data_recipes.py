@@ -25,7 +25,7 @@ def test_sizes_are_exact(transitions):
     assert len(data.positions) == transitions + data.count
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "navigate"])
 def test_states_follow_from_actions_inside_free_space(recipe):
     dynamics = "slide" if recipe == "good" else "blocked"
     data = generate(recipe, 2_079, "random", seed=2, dynamics=dynamics)

@@ -153,7 +153,7 @@ def grid(**axes):
         (cell(notebooks="01"), "cell 'flat': it needs one of method, notebooks and call"),
         ({"cells": [{"name": "flat"}]}, "'flat': it needs one of method, notebooks and call"),
         (cell(trials=501), "cell 'flat': .*trials"),
-        (cell(protocol="p3"), "cell 'flat': .*protocol"),
+        (cell(protocol="p4"), "cell 'flat': .*protocol"),
         (cell(dynamics="ice"), "cell 'flat': dynamics must be"),
         (cell(control="half"), "cell 'flat': .*control"),
         (cell(budgets=[]), "cell 'flat': .*budgets"),

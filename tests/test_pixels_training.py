@@ -201,7 +201,7 @@ EPOCHS_CHANGES = {
     "schedule": (FREE | {"epochs": 22, "patience": 0}, "step"),
     "patience": (FREE | {"epochs": 4, "lr": 0.0}, 1),
     "delta": (FREE | {"epochs": 4, "patience": 1}, 1e3),
-    "plateau_patience": (STEEP, 1), "min_lr": (STEEP, 8e-4),
+    "plateau_patience": (STEEP, 1), "min_lr": (STEEP, 2e-3),
 }  # fmt: skip
 
 
