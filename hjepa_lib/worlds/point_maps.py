@@ -62,6 +62,13 @@ def open_cells(maze: str, entrances: bool = False) -> tuple[np.ndarray, np.ndarr
     return cells, shortest_path(beside.astype(float), unweighted=True)
 
 
+@functools.cache
+def next_cell(maze: str, cell: tuple[int, int], goal: tuple[int, int]) -> np.ndarray:
+    """The place (2,), units, that the environment's own oracle walks to from a cell."""
+    env = environment(maze)
+    return env.get_oracle_subgoal(env.ij_to_xy(cell), env.ij_to_xy(goal))[0]
+
+
 def turns(maze: str) -> np.ndarray:
     """Open cells (n, 2) but those of straight corridors: `navigate` takes its goals from these."""
     closed = closed_cells(maze)

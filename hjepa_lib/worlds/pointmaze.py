@@ -29,6 +29,7 @@ from hjepa_lib.worlds.point_maps import (
     closed_cells,
     discs,
     environment,
+    next_cell,
     open_cells,
     to_px,
     to_units,
@@ -234,8 +235,8 @@ class PointMaze(BoxWorld):
         positions, actions = [world.reset(to_px(near(cells[start])))], []
         for _ in range(steps):
             here, world.goal = to_units(world.position), to_px(aim)
-            next_cells = [env.get_oracle_subgoal(*ends)[0] for ends in zip(here, aim, strict=True)]
-            way = np.array(next_cells) - here
+            cells_of = ([env.xy_to_ij(place) for place in places] for places in (here, aim))
+            way = [next_cell(cls.maze, *ends) for ends in zip(*cells_of, strict=True)] - here
             way /= np.linalg.norm(way, axis=-1, keepdims=True) + 1e-6
             push = (way + rng.normal(0, NOISE, way.shape)).clip(-1, 1)
             actions.append(torch.from_numpy(push * cls.action_cap).float())
