@@ -176,6 +176,7 @@ def test_the_oracle_walks_around_walls_and_teleporters():
         trials = draw_trials(world, "test").first(5)
         found = run_episodes(OraclePolicy(2.0), trials, "", 100, 2.0, 0)
         columns = per_trial(found, "own")
+        assert np.isnan(columns["invalid_route"]).all()
         assert columns["success"].all() and not teleported(found.positions, found.actions).any()
         assert columns["path_efficiency"].min() > 0.95
         assert (found.oracle > np.linalg.norm(found.positions[:, 0] - found.goal, axis=-1)).all()

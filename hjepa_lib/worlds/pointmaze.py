@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.files import WorkbookError
+from hjepa_lib.worlds.base import World
 from hjepa_lib.worlds.boxes import BoxWorld, grid_boxes
 from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.point_maps import (
@@ -83,6 +84,8 @@ class PointMaze(BoxWorld):
     clearance: ClassVar[float] = 0.3  # px from boxes
     radius: ClassVar[float] = 1.0 * UNIT + 1e-5  # the environment's; a state is rounded to float32
     trials: ClassVar[dict[str, int]] = {"validation": 50 * TASKS, "test": 50 * TASKS}
+
+    crosses_wall = World.crosses_wall  # contacts let nobody through; boxes are wider than walls
 
     def __init_subclass__(cls) -> None:
         """WorkbookError for an unknown map or recipe, and where actions do not fill an episode."""
