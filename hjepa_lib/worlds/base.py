@@ -71,7 +71,6 @@ class World:
     place: ClassVar[tuple[int, int]] = (0, 1)  # columns of a state that are x and y, px
     max_steps: ClassVar[int] = 200  # of an episode
     radius: ClassVar[float] = math.sqrt(2)  # px, see `reached`
-    trials_of: ClassVar[str] = ""  # another world whose committed tasks it shares
     task_sets: ClassVar[tuple[str, ...]] = ()  # kinds of tasks that `draw_tasks` knows
     trial_file: ClassVar[str] = ""  # beginning of the names of a built-in world's, "": its own name
     trials: ClassVar[dict[str, int]] = {"validation": 500, "test": 500}  # tasks of a split and set
@@ -116,10 +115,7 @@ class World:
         return state.isfinite().all(-1)
 
     def crosses_wall(self, here: Tensor, there: Tensor) -> Tensor | None:
-        """(B, ...) bool: no step of the world leads from `here` to `there`, (B, ..., 2) px, without
-
-        passing through a wall. None: nobody knows.
-        """
+        """(B, P) bool: a step between places (B, P, 2) px goes through a wall; None: unknown."""
 
     @classmethod
     def observed(cls) -> tuple[int, int, int]:

@@ -250,4 +250,4 @@ class PatrolledDoorOne(PatrolledDoor):
     """The same world seen one frame at a time: the control that cannot know the guard's way."""
 
     stacked: ClassVar[int] = 1
-    trials_of: ClassVar[str] = "patrolled_door"
+    trial_file: ClassVar[str] = "patrolled_door"

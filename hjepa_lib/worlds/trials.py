@@ -102,8 +102,7 @@ def draw_trials(world: type[World], split: str, task_set: str = "", name: str = 
 
 def world_trials(source: str, split: str, n: int, task_set: str = "") -> Trials:
     """The first n trials of the world `source`: committed if it is built-in, else drawn now."""
-    world = find_world(source)
-    name = trials_name(world.trials_of or source, split, task_set)
+    world, name = find_world(source), trials_name(source, split, task_set)
     own = source not in WORLDS
     return (draw_trials(world, split, task_set) if own else _committed(name, world)).first(n)
 
