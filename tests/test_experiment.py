@@ -576,6 +576,10 @@ def test_commands(again, capsys):
         assert re.search(r"\ntwo +p1 +base +2/2\n", out) and "7 of 7 rows done" in out
     assert __main__.main(["study", made.path, "--only", "flat", "--seeds", "0"]) == 0
     assert f"table: {made.table}" in capsys.readouterr().out
+    assert __main__.main(["study", made.path, "--models", "bas?", "--list"]) == 0
+    assert "7 of 7 rows done" not in capsys.readouterr().out
+    assert __main__.main(["study", made.path, "--models", "none", "--list"]) == 2
+    assert "nothing in" in capsys.readouterr().err
     assert __main__.main(["study", made.path, "--seeds", "zero"]) == 2
     assert "must be numbers such as 0+1+2" in capsys.readouterr().err
     assert __main__.main(["sweep", made.path]) == 2

@@ -50,6 +50,8 @@ class ExperimentCommand:
     """Only show the cells in their order, with what is done."""
     only: str = ""
     """Cells to do, by name or group: globs with commas between them; all if empty."""
+    models: str = ""
+    """Models to do (worlds, in worlds.yaml), in the same way."""
     seeds: str = ""
     """Training seeds to do, such as 0+1; those of each cell if empty."""
     jobs: int = 1
@@ -72,7 +74,7 @@ class ExperimentCommand:
             raise ConfigError(f"--seeds must be numbers such as 0+1+2, got {self.seeds!r}")
         experiment = read_experiment(self.file or STUDY)
         seeds = tuple(int(part) for part in self.seeds.split("+") if part)
-        units = experiment.select(self.only, seeds)
+        units = experiment.select(self.only, seeds, self.models)
         if self.list:
             print(describe(units, Table(experiment.table, experiment.profile)))
             return 0

@@ -213,14 +213,19 @@ class Experiment:
         """What was swept, and the run's folder, of every unit."""
         return [(one.model.swept, self.folder / one.run_name) for one in self.units]
 
-    def select(self, only: str = "", seeds: tuple[int, ...] = ()) -> list[Unit]:
-        """Units with these seeds whose cell's name or group matches a comma-separated glob."""
-        names = {name for unit in self.units for name in (unit.cell.name, unit.cell.group)}
+    def select(self, only: str = "", seeds: tuple[int, ...] = (), models: str = "") -> list[Unit]:
+        """Units with these seeds, cells (by name or group) and models: globs, commas between."""
+        chosen = self._matched(only, {x for u in self.units for x in (u.cell.name, u.cell.group)})
+        titles = self._matched(models, {unit.model.title for unit in self.units})
+        found = [one for one in self.units if chosen & {one.cell.name, one.cell.group}]
+        found = [one for one in found if one.model.title in titles]
+        return [one for one in found if not seeds or one.seed in seeds]
+
+    def _matched(self, globs: str, names: set[str]) -> set[str]:
         chosen = set()
-        for glob in filter(None, map(str.strip, (only or "*").split(","))):
+        for glob in filter(None, map(str.strip, (globs or "*").split(","))):
             matched = fnmatch.filter(names, glob)
             if not matched:
-                raise ConfigError(f"no cell of {self.path or self.name} matches {glob!r}")
+                raise ConfigError(f"nothing in {self.path or self.name} matches {glob!r}")
             chosen |= {*matched}
-        found = [one for one in self.units if chosen & {one.cell.name, one.cell.group}]
-        return [one for one in found if not seeds or one.seed in seeds]
+        return chosen
