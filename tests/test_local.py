@@ -10,12 +10,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from hjepa_lib.config import ConfigError, profile
-from hjepa_lib.models.checkpoint import load_level1, save_level1
+from hjepa_lib.models.checkpoint import load_level1, load_level2, save_level1, save_level2
 from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.level2 import Level2
 from hjepa_lib.models.local import MAPS, REACH, Picture, PlaceEncoder, Scene, read_patches
 from hjepa_lib.planning import graph as graphs
 from hjepa_lib.planning.graph import GraphDistance
 from hjepa_lib.training.latents import LatentStore
+from hjepa_lib.training.level2 import train_level2
 from hjepa_lib.training.local import Draw, Moves, train_local, train_places
 from tests.tiny import CPU, Windows, seeded, tiny_data, tiny_normaliser
 
@@ -225,3 +227,39 @@ def test_other_worlds_are_seen_locally_unless_an_encoder_is_chosen():
     chosen = profile("smoke").override("data.source=some.module:World,level1.encoder=fast")
     assert chosen.level1.predictor == "mlp"
     assert profile("smoke").override("data.transitions=5000").level1.predictor == "mlp"
+
+
+def test_level_2_tells_the_next_place_from_what_lies_around(tmp_path):
+    """Shifted with its layout, a place goes on alike; what is around is saved with it."""
+    torch.manual_seed(0)
+    picture, config = Picture((64, 80)), profile("laptop").override({"preset": "local"}).level2
+    model = Level2(config, 2, 2, picture).eval()
+    maps, noise = torch.randn(1, 64, 80, MAPS), torch.randn(1, 1, model.z_width).repeat(2, 1, 1)
+    scene = Scene(torch.cat([maps, maps.roll((8, 16), (1, 2))]), torch.arange(2))
+    pixels = torch.tensor([[30.3, 25.6], [46.3, 33.6]])
+    with torch.no_grad():
+        ahead = model.imagine(picture.latents(pixels), 1, noise=noise,
+                              scene=scene).predictions[:, 0]  # fmt: skip
+        blind = model.imagine(picture.latents(pixels), 1, noise=noise,
+                              scene=scene.pick(torch.tensor([0, 0]))).predictions[:, 0]  # fmt: skip
+    moved, elsewhere = (picture.pixels(one) - pixels for one in (ahead, blind))
+    torch.testing.assert_close(moved[0], moved[1], atol=1e-3, rtol=0)
+    assert not torch.allclose(elsewhere[0], elsewhere[1], atol=1e-2)
+    save_level2(tmp_path, model, {}, None)
+    loaded = load_level2(tmp_path).model
+    again = loaded.imagine(picture.latents(pixels), 1, noise=noise, scene=scene)
+    assert torch.equal(again.predictions[:, 0], ahead)
+
+
+def test_level_2_learns_with_the_scenes_of_its_windows(places, store):
+    model, _ = places
+    torch.manual_seed(0)
+    config = profile("laptop").override({
+        "preset": "local", "level2.hidden": 32, "level2.state_dim": 32, "level2.optim.updates": 40,
+        "level2.macro_steps": 2, "level2.optim.lr": 1e-2,
+    }).level2  # fmt: skip
+    level2 = Level2(config, 2, 2, model.picture)
+    fit = train_level2(level2, model, store, None, seed=0)
+    losses = [report.terms["sim"] for report in fit]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    assert all(weight.grad.abs().sum() > 0 for weight in level2.around.parameters())

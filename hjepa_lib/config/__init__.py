@@ -95,6 +95,8 @@ class Config(Section):
                 yield planner.disagreement, "a disagreement cost needs level1.predictors > 1"
         seen = self.planning.cost != "graph" or level1.load or level1.predictor == "local"
         yield not seen, "planning.cost=graph needs level1.predictor=local"
+        local = level1.predictor == "local" and self.level2.train == "joint"
+        yield local, "level2.train=joint needs another level1.predictor than local"
         if self.data.layouts == "fixed":
             yield level1.static_dim, "level1.static_dim needs data.layouts=random or rectangle"
         for name, level in (("level1", level1), ("level2", level2)):

@@ -82,8 +82,8 @@ PRESETS: dict[str, Overrides] = {
         "level1.optim": {"updates": 400, "batch": 32, "lr": 2e-3, "validate_every": 200},
         "distance": {"teacher": "graph", "trajectories": 1_200},
         "distance.optim.updates": 1_000,
-        "level2.state_dim": 128,
-        "planning": {"cost": "graph", "flat": {"horizon": 5}, "replan": 1},
+        "level2": {"state_dim": 128, "kl": 0.01},
+        "planning": {"cost": "graph", "flat": {"horizon": 2, "samples": 32}, "replan": 1},
     }),
 }  # fmt: skip
 

@@ -92,10 +92,11 @@ def open_loop(agent: Agent, batch: LatentBatch) -> dict[str, Curve]:
 
     if level2 is not None and length >= level2.config.step_skip:
         actions = level1.normalise_actions(pushes)
-        _, observed = level2.observe(latents, actions, torch.Generator().manual_seed(0))
+        noise = torch.Generator().manual_seed(0)
+        _, observed = level2.observe(latents, actions, noise, batch.scene)
         steps = level2.config.step_skip * np.arange(1, observed.z.shape[1] + 1)
         macros = level2.macro(level2.chunk_actions(actions))
-        prior = level2.imagine(latents[:, 0], len(steps), macros).predictions
+        prior = level2.imagine(latents[:, 0], len(steps), macros, scene=batch.scene).predictions
         both = {"posterior z": observed.predictions[:, 1:], "prior mean": prior}
         for name, found in both.items():
             above[f"level 2, {name}"] = Curve(steps, gaps(found, steps))
@@ -152,7 +153,8 @@ def off_manifold(
         skip = level2.config.step_skip
         own = steps[(steps % skip == 0) & (steps > 0)]
         if len(own):
-            imagined = level2.imagine(start, int(own.max()) // skip).predictions
+            macro_steps = int(own.max()) // skip
+            imagined = level2.imagine(start, macro_steps, scene=batch.scene).predictions
             away = _nearest(imagined[:, own // skip - 1], bank) / unit
             curves["level 2, prior mean"] = Curve(own, away)
     return curves

@@ -29,6 +29,7 @@ from hjepa_lib.files import FileError, WorkbookError
 from hjepa_lib.models.distance import Distance, Probe
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import Level2
+from hjepa_lib.models.local import Picture
 from hjepa_lib.models.policies import GoalPolicy
 from hjepa_lib.worlds.layout import SIZE
 
@@ -191,6 +192,7 @@ def save_level2(
         folder / name, model, "level2",
         config=to_dict(model.config), latent_dim=model.latent_dim, action_dim=model.action_dim,
         reach=reach, box=None if box is None else box.tolist(), level1=level1,
+        image=model.around and model.around.picture.size,
     )  # fmt: skip
 
 
@@ -199,7 +201,9 @@ def load_level2(folder: Path, name: str = "model") -> TrainedMacro:
 
     def build(meta: dict[str, Any]) -> Level2:
         config = from_dict(Level2Config, meta["config"])
-        return Level2(config, meta["latent_dim"], meta.get("action_dim", 2))
+        image = meta.get("image")  # of a local level 1 below
+        sizes = meta["latent_dim"], meta.get("action_dim", 2)
+        return Level2(config, *sizes, image and Picture(image))
 
     model = load_module(folder / name, "level2", build)
     meta = read_meta(folder / name, "level2")

@@ -17,7 +17,7 @@ from hjepa_lib.config import Level1Config
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.models.encoders import PREDICTORS, build_encoder
 from hjepa_lib.models.layers import Size, mlp, sides, update_ema
-from hjepa_lib.models.local import Displacement, Scene, SceneMap
+from hjepa_lib.models.local import Displacement, Picture, Scene, SceneMap
 from hjepa_lib.worlds.layout import SIZE
 
 CHUNK = 1088  # frames encoded at once outside training: activations stay near 16 MB
@@ -100,6 +100,11 @@ class Jepa(Reader):
         """(..., C, Hpx, Wpx) uint8 frames -> (..., D) float32 latents."""
         latents = (encoder or self.encoder)(self.pixels(frames.reshape(-1, *frames.shape[-3:])))
         return latents.float().reshape(*frames.shape[:-3], self.latent_dim)
+
+    @property
+    def picture(self) -> Picture | None:
+        """How latents are places, of a local model."""
+        return None if self.map is None else self.encoder.picture
 
     def scene(self, frames: Tensor | None) -> Scene | None:
         """What a local predictor sees of frames (M, C, Hpx, Wpx) uint8; None for other models."""

@@ -6,7 +6,8 @@
     prediction xhat_{i+1}     = decoder([h_{i+1}, z_{i+1}])
 
 u_i is the macro-action: none, the concatenated primitive actions, or a learned code of them (HWM,
-arXiv 2604.03208).
+arXiv 2604.03208). Above a local level 1 every latent is a place: x is told from the place before,
+and h_0 and the GRU see what lies around it (models/local.py).
 """
 
 from __future__ import annotations
@@ -15,21 +16,24 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hjepa_lib.config import Config, Level2Config
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.models.layers import Size, mlp
 from hjepa_lib.models.level1 import Jepa, Rollout
+from hjepa_lib.models.local import Picture, Scene, Surroundings
 from hjepa_lib.models.objectives import loss_terms, weighted_sum
 from hjepa_lib.models.stochastic import Distribution, Latent, kl_loss, stacked
 from hjepa_lib.worlds.layout import SIZE
 
 
 class State(NamedTuple):
-    """Recurrent state h and stochastic state z of one macro step."""
+    """Recurrent state h, stochastic state z and prediction of one macro step."""
 
     h: Tensor  # (M, S)
     z: Tensor  # (M, Z)
+    latent: Tensor  # (M, D)
 
 
 class Observed(NamedTuple):
@@ -52,14 +56,20 @@ class Level2(nn.Module):
     """World model over level-1 latents of width D.
 
     For joint training: macro inverse dynamics, and the hooks `context` and `feedback` into level 1.
+    `picture` is that of a local level 1, whose scenes are needed then.
     """
 
-    def __init__(self, config: Level2Config, latent_dim: int, action_dim: int = 2) -> None:
+    def __init__(
+        self, config: Level2Config, latent_dim: int, action_dim: int = 2,
+        picture: Picture | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.config, self.latent_dim, self.action_dim = config, latent_dim, action_dim
         state, hidden = config.state_dim or latent_dim, config.hidden
         chunk = config.step_skip * action_dim
-        self.project = nn.Identity() if state == latent_dim else nn.Linear(latent_dim, state)
+        self.around = picture and Surroundings(config.step_skip, picture)
+        seen = latent_dim if picture is None else latent_dim - 2 + self.around.width
+        self.project = nn.Identity() if state == seen else nn.Linear(seen, state)
         widths = {"none": 0, "learned": config.macro_dim}
         self.macro_dim = widths.get(config.actions, chunk)
         self.macro_encoder = None
@@ -70,7 +80,7 @@ class Level2(nn.Module):
         self.kind = Latent(config)
         self.z_width = self.kind.width
         fed = 0 if config.actions == "only" else self.z_width
-        self.cell = nn.GRUCell(self.macro_dim + fed, state)
+        self.cell = nn.GRUCell(self.macro_dim + fed + (seen if picture else 0), state)
         self.prior_head = nn.Linear(state, self.kind.prior_outputs)
         self.posterior_head = mlp(latent_dim + state, hidden, hidden, self.kind.posterior_outputs)
         self.decoder = mlp(state + self.z_width, hidden, hidden, latent_dim)
@@ -92,51 +102,68 @@ class Level2(nn.Module):
         flat = actions.flatten(-2)  # (..., step_skip * A)
         return flat if self.macro_encoder is None else self.macro_encoder(flat)
 
-    def initial(self, latent: Tensor) -> State:
-        """(M, D) -> h_0 = projected latent, z_0 = zeros."""
-        return State(self.project(latent), latent.new_zeros(len(latent), self.z_width))
+    def cells(self, scene: Scene | None) -> Scene | None:
+        """What this level sees of level 1's `scene`."""
+        return None if self.around is None else self.around.cells(scene)
 
-    def advance(self, state: State, macro: Tensor | None) -> tuple[Tensor, Distribution]:
+    def initial(self, latent: Tensor, cells: Scene | None = None) -> State:
+        """(M, D) -> h_0 = projected latent (or surroundings), z_0 = zeros."""
+        h = self.project(latent if cells is None else self.around(latent, cells))
+        return State(h, latent.new_zeros(len(latent), self.z_width), latent)
+
+    def advance(
+        self, state: State, macro: Tensor | None, cells: Scene | None = None
+    ) -> tuple[Tensor, Distribution]:
         """One macro step: next h (M, S) and the prior over z given it."""
         z = None if self.config.actions == "only" else state.z
-        h = self.cell(torch.cat([part for part in (z, macro) if part is not None], -1), state.h)
+        around = None if cells is None else self.around(state.latent, cells)
+        fed = [part for part in (z, macro, around) if part is not None]
+        h = self.cell(torch.cat(fed, -1), state.h)
         return h, self.kind.prior(self.prior_head(h))
 
-    def decode(self, state: State) -> Tensor:
-        """h (..., S), z (..., Z) -> predicted level-1 latent (..., D)."""
-        return self.decoder(torch.cat([state.h, state.z], dim=-1)).float()
+    def predict(self, before: State, h: Tensor, z: Tensor) -> State:
+        """The state with its predicted level-1 latent (M, D), h and z drawn after `before`."""
+        latent = self.decoder(torch.cat([h, z], dim=-1)).float()
+        return State(h, z, latent + self._origin(before.latent))
+
+    def _origin(self, latent: Tensor) -> Tensor | float:
+        """What the next latent is told from: the place, of a latent of places."""
+        return 0.0 if self.around is None else F.pad(latent[:, :2], (0, self.latent_dim - 2))
 
     def observe(
-        self, latents: Tensor, actions: Tensor, generator: torch.Generator
-    ) -> tuple[Rollout, Observed]:
+        self, latents: Tensor, actions: Tensor, generator: torch.Generator,
+        scene: Scene | None = None,
+    ) -> tuple[Rollout, Observed]:  # fmt: skip
         """Posterior roll-out of the macro states among latents (B, T, D), actions (B, T-1, A)."""
-        chunks = self.chunk_actions(actions)
+        chunks, cells = self.chunk_actions(actions), self.cells(scene)
         latents = latents[:, :: self.config.step_skip][:, : chunks.shape[1] + 1]  # (B, T2, D)
-        state, steps = self.initial(latents[:, 0]), []
+        state, steps = self.initial(latents[:, 0], cells), []
         for i in range(latents.shape[1] - 1):
-            h, prior = self.advance(state, self.macro(chunks[:, i]))
-            raw = self.posterior_head(torch.cat([latents[:, i + 1], h], dim=-1))
-            posterior = self.kind.posterior(raw)
+            h, prior = self.advance(state, self.macro(chunks[:, i]), cells)
+            later = latents[:, i + 1] - self._origin(state.latent)
+            posterior = self.kind.posterior(self.posterior_head(torch.cat([later, h], dim=-1)))
             noise = torch.randn((len(h), self.z_width), generator=generator)
-            state = State(h, posterior.draw(noise.to(h.device)))
-            steps.append((self.decode(state), state.z, prior, posterior))
+            state = self.predict(state, h, posterior.draw(noise.to(h.device)))
+            steps.append((state.latent, state.z, prior, posterior))
         predicted, zs, priors, posteriors = zip(*steps, strict=True)
         predictions = torch.stack([latents[:, 0], *predicted], 1)
         observed = Observed(predictions, torch.stack(zs, 1), stacked(priors), stacked(posteriors))
         return Rollout(latents, predictions[None], latents, chunks.flatten(2)), observed
 
     def imagine(
-        self, latent: Tensor, steps: int, macros: Tensor | None = None, noise: Tensor | None = None
-    ) -> Imagined:
+        self, latent: Tensor, steps: int, macros: Tensor | None = None,
+        noise: Tensor | None = None, scene: Scene | None = None,
+    ) -> Imagined:  # fmt: skip
         """Prior roll-out from latents (M, D); a model of actions needs macros (M, H, macro_dim).
 
         z is drawn with standardised noise (M, H, Z), and its mode without.
         """
-        state, found = self.initial(latent), []
+        cells = self.cells(scene)
+        state, found = self.initial(latent, cells), []
         for i in range(steps):
-            h, prior = self.advance(state, None if macros is None else macros[:, i])
-            state = State(h, prior.draw(None if noise is None else noise[:, i]))
-            found.append((self.decode(state), state.z))
+            h, prior = self.advance(state, None if macros is None else macros[:, i], cells)
+            state = self.predict(state, h, prior.draw(None if noise is None else noise[:, i]))
+            found.append((state.latent, state.z))
         return Imagined(*(torch.stack(parts, 1) for parts in zip(*found, strict=True)))
 
     def loss(self, rollout: Rollout, observed: Observed) -> tuple[Tensor, dict[str, Tensor]]:

@@ -9,6 +9,8 @@ The layout is not in it: a predictor reads a patch of a map of the frame (a `Sce
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import NamedTuple
 
 import torch
@@ -21,6 +23,8 @@ from hjepa_lib.models.layers import Size, full_precision, mlp, sides
 GAIN = 10.0  # of the inverse dynamics' weights: the sign of an axis is found within some updates
 REACH = 4  # px around the place, to each side
 MAPS = 4  # features of a pixel
+AROUND = 3  # cells of level 2's map around the place, to each side
+CELLS = 8  # features of a cell
 BACKGROUND = 0.9  # of the uniform attention: what is below it is not part of the place
 
 
@@ -44,7 +48,7 @@ class Picture(nn.Module):
 
     def __init__(self, image_size: Size) -> None:
         super().__init__()
-        height, width = sides(image_size)
+        self.size = height, width = sides(image_size)
         self.unit = max(height, width) / 4  # px
         self.register_buffer("centre", torch.tensor([width - 1, height - 1]) / 2, persistent=False)
 
@@ -102,6 +106,31 @@ class SceneMap(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x).float().permute(0, 2, 3, 1).contiguous()
+
+
+class Surroundings(nn.Module):
+    """What a level above sees: coarse cells of level 1's map around a place.
+
+    A cell is `2 ** halvings` px wide: about half of what a macro-step of `steps` steps goes.
+    """
+
+    def __init__(self, steps: int, picture: Picture) -> None:
+        super().__init__()
+        self.picture, self.halvings = picture, max(1, round(math.log2(max(2, steps) / 2)))
+        self.width = CELLS * (2 * AROUND + 1) ** 2
+        widths = [MAPS, *[CELLS] * self.halvings]
+        convs = (nn.Conv2d(*pair, 3, 2, 1) for pair in itertools.pairwise(widths))
+        self.convs = nn.Sequential(*(part for conv in convs for part in (conv, nn.ReLU())))
+
+    def cells(self, scene: Scene) -> Scene:
+        """Maps (K, Hpx, Wpx, F) -> the same with cells for pixels."""
+        found = self.convs(scene.maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return scene._replace(maps=found.float().contiguous())
+
+    def forward(self, latent: Tensor, cells: Scene) -> Tensor:
+        """(M, D) -> (M, D - 2 + width): earlier moves, and the cells around each place."""
+        places = self.picture.pixels(latent) / 2**self.halvings
+        return torch.cat([latent[:, 2:], read_patches(cells, places, AROUND)], -1)
 
 
 def read_patches(scene: Scene, pixels: Tensor, reach: int) -> Tensor:

@@ -150,14 +150,17 @@ class MacroLevel(Level):
         steps = plans.unflatten(-1, (self.stride, -1))  # (M, H, step_skip, A) px
         return self.model.macro(self.level1.normalise_actions(steps))
 
-    def imagine_states(self, start: Tensor, plans: Tensor) -> Imagined:
+    def imagine_states(self, start: Tensor, plans: Tensor, scene: Scene | None = None) -> Imagined:
         """Predictions and z of a prior roll-out."""
         noise = plans if self.space == "none" else None
-        return self.model.imagine(start, plans.shape[1], self.macros(plans), noise)
+        return self.model.imagine(start, plans.shape[1], self.macros(plans), noise, scene)
 
-    def members(self, start: Tensor, plans: Tensor, *seen: Scene | Tensor | None) -> Tensor:
+    def members(
+        self, start: Tensor, plans: Tensor, context: Tensor | None = None,
+        scene: Scene | None = None,
+    ) -> Tensor:  # fmt: skip
         """(1, M, H, D): level 2 is no ensemble, and nothing acts on it."""
-        return self.imagine_states(start, plans).predictions[None]
+        return self.imagine_states(start, plans, scene).predictions[None]
 
     def penalty(self, start: Tensor, members: Tensor, path: Tensor) -> Tensor | float:
         """(M,) what a path asks beyond level 1 (a decoder may jump through a wall), in steps.

@@ -162,7 +162,7 @@ class Planner:
         layer.search = found
         if number == 1:
             return found
-        imagined = level.imagine_states(latent, found.plan)
+        imagined = level.imagine_states(latent, found.plan, self.scene)
         layer.macro = path = imagined.predictions
         layer.hooks = level.model.context(imagined.z)
         if control == "shuffle":  # whose sub-goal one gets: this depends on the other trials

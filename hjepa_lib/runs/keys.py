@@ -131,8 +131,10 @@ def core_stages(config: Config) -> dict[str, Stage]:
     reads = (data, l1, distance)
     second = partial(_make, "macro", name="l2", section=config.level2)
     third = partial(_make, "macro", name="l3", section=config.third)
-    l2 = Stage("l2", second, ("level2", seen), reads)
-    l3 = Stage("l3", third, ("level2", "level3", seen), reads)
+    # Levels above a local one see the scene since recipe 2.
+    sees = 2 if config.level1.predictor == "local" else 1
+    l2 = Stage("l2", second, ("level2", seen), reads, recipe=sees)
+    l3 = Stage("l3", third, ("level2", "level3", seen), reads, recipe=sees)
     policies = Stage("policies", partial(_make, "policies"), ("policies",), (data,))
     return {stage.name: stage for stage in (*reads, l2, l3, policies)}
 

@@ -185,7 +185,8 @@ def make_macro_stage(
     if section.train == "joint":
         model = load_level2(ws.run.path / "l1", "joint_level2").model.to(ws.device)
     else:
-        model = Level2(section, level1.latent_dim, level1.action_dim).to(ws.device)
+        sizes = level1.latent_dim, level1.action_dim
+        model = Level2(section, *sizes, level1.picture).to(ws.device)
         fit = train_level2(model, level1, *stores, **_options(ws, name))
         yield from ws.follow(fit, name)
         fit.load_best()

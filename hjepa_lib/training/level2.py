@@ -33,7 +33,8 @@ def train_level2(
 
     def error(batch: LatentBatch, generator: torch.Generator) -> Loss:
         actions = level1.normalise_actions(batch.actions.to(device))
-        return level2.loss(*level2.observe(batch.latents.to(device), actions, generator))
+        latents = batch.latents.to(device)
+        return level2.loss(*level2.observe(latents, actions, generator, batch.scene))
 
     def loss_fn(generator: torch.Generator) -> Loss:
         return error(store.sample(windows, config.optim.batch, length, generator), generator)
@@ -54,7 +55,7 @@ def prior_error(level2: Level2, level1: Jepa, batch: LatentBatch) -> Tensor:
     actions = level1.normalise_actions(batch.actions.to(device))
     macros = level2.macro(level2.chunk_actions(actions)[:, :1])  # (B, 1, macro_dim)
     start = batch.latents[:, 0].to(device)
-    predicted = level2.imagine(start, 1, macros).predictions[:, 0]
+    predicted = level2.imagine(start, 1, macros, scene=batch.scene).predictions[:, 0]
     truth = batch.latents[:, level2.config.step_skip].to(device)
     return (predicted - truth).square().mean()
 
