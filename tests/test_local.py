@@ -1,5 +1,6 @@
 """The local level 1: places, patches, roll-outs beside walls, the graph of imagined steps."""
 
+import copy
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from hjepa_lib.planning import graph as graphs
 from hjepa_lib.planning.graph import GraphDistance
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.level2 import train_level2
-from hjepa_lib.training.local import Draw, Moves, train_local, train_places
+from hjepa_lib.training.local import Draw, Moves, centre_places, train_local, train_places
 from tests.tiny import CPU, Windows, seeded, tiny_data, tiny_normaliser
 
 BRIEF = {"level1.optim.updates": 150, "level1.optim.batch": 16, "level1.optim.lr": 4e-3,
@@ -38,6 +39,7 @@ def places(data):
     torch.manual_seed(0)
     model = Jepa(CONFIG, tiny_normaliser())
     *_, report = train_places(model, *(Windows(part, CONFIG.window) for part in data), seed=0)
+    centre_places(model, Windows(data[0], 1), seed=0)
     return model, report
 
 
@@ -53,7 +55,28 @@ def test_inverse_dynamics_alone_find_the_place(places, data):
     with torch.no_grad():
         found = model.encoder.picture.pixels(model.encode(batch.frames(CPU)))
     # The place is one of the picture, neither shrunk nor shifted: patches are read around it.
-    assert (found - batch.positions).norm(dim=-1).mean() < 1.5
+    assert (found - batch.positions).norm(dim=-1).mean() < 0.5
+
+
+def test_places_are_moved_to_the_middle_of_what_is_seen(places, data):
+    model, windows = copy.deepcopy(places[0]), Windows(data[0], 1)
+    shift, centred = torch.tensor([0.1, -0.15]), model.encoder.offset.clone()  # 2.4 px of 65
+    model.encoder.offset += shift
+    centre_places(model, windows, seed=1)
+    torch.testing.assert_close(model.encoder.offset, centred, atol=0.02, rtol=0)
+
+
+def test_the_attempt_with_the_lowest_error_is_used_and_all_learn_alone(places):
+    encoder = copy.deepcopy(places[0].encoder)
+    x = torch.rand(3, 2, 65, 65)
+    every = encoder.attempts(x, *encoder.maps.parameters())
+    encoder.offset.zero_()
+    for one in (2, 5):
+        encoder.error.fill_(1.0)[one] = 0.5
+        torch.testing.assert_close(encoder(x), every[:, one])
+    every[:, 5].sum().backward()
+    assert encoder.maps.bias.grad.nonzero().flatten().tolist() in ([5], [])
+    assert encoder.maps.weight.grad[5].any() and not encoder.maps.weight.grad[:5].any()
 
 
 def test_predictor_learns_beside_walls_and_is_saved_with_its_map(places, store, tmp_path):
@@ -255,7 +278,7 @@ def test_level_2_learns_with_the_scenes_of_its_windows(places, store):
     model, _ = places
     torch.manual_seed(0)
     config = profile("laptop").override({
-        "preset": "local", "level2.hidden": 32, "level2.state_dim": 32, "level2.optim.updates": 40,
+        "preset": "local", "level2.hidden": 32, "level2.state_dim": 32, "level2.optim.updates": 80,
         "level2.macro_steps": 2, "level2.optim.lr": 1e-2,
     }).level2  # fmt: skip
     level2 = Level2(config, 2, 2, model.picture)

@@ -79,7 +79,7 @@ PRESETS: dict[str, Overrides] = {
         "level1": {"encoder": "place", "predictor": "local", "latent_dim": 2, "width": 8,
                    "hidden": 192, "layers": 3, "window": 3, "layouts_per_batch": 16,
                    "refine_updates": 2_000},
-        "level1.optim": {"updates": 400, "batch": 32, "lr": 2e-3, "validate_every": 200},
+        "level1.optim": {"updates": 600, "batch": 32, "lr": 2e-3, "validate_every": 200},
         "distance": {"teacher": "graph", "trajectories": 1_200},
         "distance.optim.updates": 1_000,
         "level2": {"state_dim": 128, "kl": 0.01},

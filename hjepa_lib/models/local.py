@@ -26,6 +26,7 @@ MAPS = 4  # features of a pixel
 AROUND = 3  # cells of level 2's map around the place, to each side
 CELLS = 8  # features of a cell
 BACKGROUND = 0.9  # of the uniform attention: what is below it is not part of the place
+ATTEMPTS = 8  # maps that look for the place, of which about every fourth may never find it
 
 
 class Scene(NamedTuple):
@@ -65,7 +66,8 @@ class PlaceEncoder(nn.Module):
     """Where the attention lies: one spatial softmax (arXiv 1509.06113) without its background.
 
     One map, so that a place is a place of the picture: a mixture of several could be any
-    linear function of it.
+    linear function of it. Several maps try in training, each alone; the one of the lowest `error`
+    (K,), a running mean, is used.
     """
 
     def __init__(self, config: Level1Config, channels: int, image_size: Size) -> None:
@@ -77,22 +79,39 @@ class PlaceEncoder(nn.Module):
         width = config.width
         self.convs = nn.Sequential(
             nn.Conv2d(channels // self.stacked, width, 5, 2, 2), nn.ReLU(),
-            nn.Conv2d(width, width, 3, 1, 1), nn.ReLU(), nn.Conv2d(width, 1, 1),
+            nn.Conv2d(width, width, 3, 1, 1), nn.ReLU(),
         )  # fmt: skip
+        self.maps = nn.Conv2d(width, ATTEMPTS, 1)
+        self.register_buffer("error", torch.zeros(ATTEMPTS))
+        self.register_buffer("offset", torch.zeros(2))  # of the middle of what is seen
         self.picture, self.norm = Picture(image_size), nn.Identity()
         down, across = (torch.arange(0, side, 2.0) for side in sides(image_size))
         places = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1).reshape(-1, 2)
         self.register_buffer("places", self.picture.latents(places), persistent=False)
 
+    @property
+    def kept(self) -> Tensor:
+        """() int64: the attempt that is used."""
+        return self.error.argmin()
+
     def forward(self, x: Tensor) -> Tensor:
-        maps = self.convs(x.reshape(-1, x.shape[1] // self.stacked, *x.shape[2:])).flatten(1)
+        """(M, C, Hpx, Wpx) -> (M, D)."""
+        kept = self.kept[None]
+        found = self.attempts(x, self.maps.weight[kept], self.maps.bias[kept])[:, 0]
+        return torch.cat([found[:, :2] + self.offset, found[:, 2:]], 1)
+
+    def attempts(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """(M, C, Hpx, Wpx) -> (M, K, D) of the maps with these weights."""
+        seen = self.convs(x.reshape(-1, x.shape[1] // self.stacked, *x.shape[2:]))
+        maps = F.conv2d(seen, weight, bias).flatten(2)
         with full_precision(x):
             attention = maps.float().softmax(-1)
             # What little each far pixel gets would pull the place to the centre of the picture.
             attention = F.relu(attention - BACKGROUND / attention.shape[-1])
             place = attention / attention.sum(-1, keepdim=True).clamp(min=1e-12) @ self.places
-        place = place.unflatten(0, (-1, self.stacked)).flip(1)  # the newest first
-        return torch.cat([place[:, 0], (place[:, :-1] - place[:, 1:]).flatten(1)], 1)
+        place = place.unflatten(0, (-1, self.stacked)).flip(1).transpose(1, 2)  # the newest first
+        moves = (place[:, :, :-1] - place[:, :, 1:]).flatten(2)
+        return torch.cat([place[:, :, 0], moves], 2)
 
 
 class SceneMap(nn.Module):
@@ -181,14 +200,18 @@ class LocalPredictor(nn.Module):
 
 
 class Displacement(nn.Module):
-    """Inverse dynamics that are linear in px: [z's moves, the next move] -> normalised action."""
+    """Inverse dynamics that are linear in px: [z's moves, the next move] -> normalised action.
+
+    Those of each of K attempts at the place.
+    """
 
     def __init__(self, latent_dim: int, action_dim: int, unit: float) -> None:
         super().__init__()
         self.unit = unit
-        self.weight = nn.Parameter(torch.zeros(action_dim, latent_dim))
+        self.weight = nn.Parameter(torch.zeros(ATTEMPTS, action_dim, latent_dim))
 
-    def forward(self, latent: Tensor, later: Tensor) -> Tensor:
-        """(..., D), (..., D) -> (..., A)."""
-        moves = torch.cat([latent[..., 2:], later[..., :2] - latent[..., :2]], -1)
-        return moves * self.unit @ (GAIN * self.weight).T
+    def forward(self, latent: Tensor, later: Tensor, kept: Tensor | None = None) -> Tensor:
+        """(..., K, D) twice -> (..., K, A); (..., D) twice -> (..., A) of the attempt `kept`."""
+        moves = torch.cat([latent[..., 2:], later[..., :2] - latent[..., :2]], -1) * self.unit
+        weight = GAIN * (self.weight if kept is None else self.weight[kept])
+        return (weight @ moves[..., None])[..., 0]

@@ -126,15 +126,15 @@ def core_stages(config: Config) -> dict[str, Stage]:
     make = partial(_make, "data")
     data = Stage("data", make, ("data",), recipe=recipe, recorded=True, files=named)
     shaped = ("level1", seen, *(("level2",) if is_joint(config) else ()))
-    l1 = Stage("l1", partial(_make, "level1"), shaped, (data,), load=config.level1.load)
+    # Places of a local one are looked for by several attempts, and seen by what is above, since 2.
+    seeing = {"recipe": 2 if config.level1.predictor == "local" else 1}
+    l1 = Stage("l1", partial(_make, "level1"), shaped, (data,), load=config.level1.load, **seeing)
     distance = Stage("distance", partial(_make, "distance"), ("distance",), (data, l1), folder="l1")
     reads = (data, l1, distance)
     second = partial(_make, "macro", name="l2", section=config.level2)
     third = partial(_make, "macro", name="l3", section=config.third)
-    # Levels above a local one see the scene since recipe 2.
-    sees = 2 if config.level1.predictor == "local" else 1
-    l2 = Stage("l2", second, ("level2", seen), reads, recipe=sees)
-    l3 = Stage("l3", third, ("level2", "level3", seen), reads, recipe=sees)
+    l2 = Stage("l2", second, ("level2", seen), reads, **seeing)
+    l3 = Stage("l3", third, ("level2", "level3", seen), reads, **seeing)
     policies = Stage("policies", partial(_make, "policies"), ("policies",), (data,))
     return {stage.name: stage for stage in (*reads, l2, l3, policies)}
 

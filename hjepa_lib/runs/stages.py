@@ -46,7 +46,7 @@ from hjepa_lib.training.distance import train_distance
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.level1 import pretrain_level1, refine_predictors, train_level1
 from hjepa_lib.training.level2 import macro_box, train_joint, train_level2, typical_cost
-from hjepa_lib.training.local import train_local, train_places
+from hjepa_lib.training.local import centre_places, train_local, train_places
 from hjepa_lib.training.loop import Report
 from hjepa_lib.training.policies import train_policy
 from hjepa_lib.training.probes import train_probe
@@ -121,6 +121,8 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     yield from ws.follow(fit, "l1")
     save_level1(folder, model, "last")
     fit.load_best()
+    if local:
+        centre_places(model, Windows(split[0], 1), config.seed)
     stores = stores_for(ws, model, *split)
     if config.level1.refine_updates:  # the predictors alone, on latents that no longer change
         refine = train_local if local else refine_predictors

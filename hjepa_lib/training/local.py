@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from hjepa_lib.data.windows import WindowBatch, Windows
 from hjepa_lib.models.layers import full_precision
 from hjepa_lib.models.level1 import Jepa
-from hjepa_lib.models.local import Scene
+from hjepa_lib.models.local import Scene, read_patches
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.loop import Fit, Loss, Task, Terms, step_generator
 from hjepa_lib.training.probes import fit_ridge, rmse_px
@@ -27,20 +27,27 @@ STEPS = 5  # of the roll-outs in the predictor's loss
 BATCH = 512
 SCENES = 32  # frames whose maps a batch reads, at least
 STOPPED = 0.3  # usual lengths off the free step: something was in the way
+SEEN, MIDDLE = 512, 6  # frames that tell the middle of the agent, and px around it
+RECENT = 0.05  # weight of an update in the running error of an attempt
 
 
 def action_error(model: Jepa, latents: Tensor, actions: Tensor) -> Tensor:
-    """latents (B, T, D), actions (B, T-1, A) normalised -> what the moves say about the actions.
+    """latents (B, T, K, D), actions (B, T-1, A) normalised -> (K,) how badly moves tell actions.
 
     Smooth L1, as a wall makes many steps say nothing; also over two steps where frames are single:
     then noise in the places costs less.
     """
     with full_precision(latents):
-        error = F.smooth_l1_loss(model.idm(latents[:, :-1], latents[:, 1:]), actions, beta=BETA)
+        error = _gap(model.idm(latents[:, :-1], latents[:, 1:]), actions)
         if latents.shape[-1] == 2:
             both = model.idm(latents[:, :-2], latents[:, 2:])
-            error = error + F.smooth_l1_loss(both, actions[:, :-1] + actions[:, 1:], beta=BETA)
+            error = error + _gap(both, actions[:, :-1] + actions[:, 1:])
     return error
+
+
+def _gap(told: Tensor, actions: Tensor) -> Tensor:
+    wanted = actions[:, :, None].expand_as(told)  # (B, T, K, A)
+    return F.smooth_l1_loss(told, wanted, beta=BETA, reduction="none").mean((0, 1, 3))
 
 
 def train_places(
@@ -49,25 +56,53 @@ def train_places(
     """Iterate over the result to train the encoder of `model` in place."""
     device, config = next(model.parameters()).device, model.config
 
+    encoder = model.encoder
+
     def read(batch: WindowBatch) -> tuple[Tensor, Tensor]:
-        actions = model.normalise_actions(batch.actions.to(device))
-        return model.encode(batch.frames(device)), actions
+        """Latents (B, T, K, D) of all attempts, and the error (K,) of each."""
+        frames, actions = batch.frames(device), model.normalise_actions(batch.actions.to(device))
+        pixels = model.pixels(frames.flatten(0, 1))
+        latents = encoder.attempts(pixels, *encoder.maps.parameters()).float()
+        latents = latents.unflatten(0, frames.shape[:2])
+        return latents, action_error(model, latents, actions)
 
     def loss_fn(generator: torch.Generator) -> Loss:
-        loss = action_error(model, *read(train.sample(config.optim.batch, generator)))
-        return loss, {"idm": loss}
+        _, errors = read(train.sample(config.optim.batch, generator))
+        encoder.error.lerp_(errors.detach(), RECENT)
+        return errors.sum(), {"idm": errors[encoder.kept]}
 
     def validate() -> Terms:
-        batch = validation.sample(VALIDATION_WINDOWS, step_generator(seed, 0))
-        latents, actions = read(batch)
-        loss = action_error(model, latents, actions)
-        flat, truth = latents.flatten(0, 1).cpu(), batch.world.xy(batch.positions).flatten(0, 1)
+        batch, kept = validation.sample(VALIDATION_WINDOWS, step_generator(seed, 0)), encoder.kept
+        latents, errors = read(batch)
+        loss, flat = errors[kept], latents[:, :, kept].flatten(0, 1).cpu()
+        truth = batch.world.xy(batch.positions).flatten(0, 1)
         half = len(flat) // 2
         px = rmse_px(fit_ridge(flat[:half], truth[:half])(flat[half:]), truth[half:])
         return {"loss": loss, "idm": loss, "probe_position_px": px}
 
     task = Task(torch.nn.ModuleList([model.encoder, model.idm]), loss_fn, validation and validate)
     return Fit(task, config.optim, seed=seed, stage="l1", **options)
+
+
+@torch.no_grad()
+def centre_places(model: Jepa, train: Windows, seed: int) -> None:
+    """Move the places of `model` to the middle of what is always seen around them.
+
+    Inverse dynamics find places up to a shift, and a predictor would look beside the agent.
+    """
+    device, encoder = model.pixel_mean.device, model.encoder
+    batch = train.sample(SEEN, step_generator(seed, 0))
+    frames = batch.frames(device)[:, 0]
+    places = encoder.picture.pixels(model.encode(frames))
+    maps = model.pixels(frames)[:, -frames.shape[1] // encoder.stacked :].permute(0, 2, 3, 1)
+    scene = Scene(maps.contiguous(), torch.arange(len(maps), device=device))
+    side = 2 * MIDDLE + 1
+    mean = read_patches(scene, places, MIDDLE).mean(0).reshape(side, side, -1)
+    seen = (mean - mean.mean((0, 1))).norm(dim=-1)  # (side, side)
+    seen = seen * (seen > seen.amax() / 2)
+    along = torch.arange(-MIDDLE, MIDDLE + 1.0, device=device)
+    middle = torch.stack([seen.sum(0) @ along, seen.sum(1) @ along]) / seen.sum()
+    encoder.offset += middle / encoder.picture.unit
 
 
 class Moves(NamedTuple):
@@ -84,7 +119,7 @@ class Moves(NamedTuple):
         z, actions = store.latents.float(), model.normalise_actions(store.actions.to(device)).cpu()
         here, later, actions = z[:-1], z[1:], actions[:-1]
         whole = store.trajectory[:-1] == store.trajectory[1:]
-        told = model.idm(here.to(device), later.to(device)).cpu()
+        told = model.idm(here.to(device), later.to(device), model.encoder.kept).cpu()
         near = whole & ((told - actions).abs().amax(-1) < BETA)
         inputs, step = torch.cat([here[:, 2:], actions], -1), later[:, :2] - here[:, :2]
         free = torch.linalg.lstsq(inputs[near], step[near]).solution.T  # (2, D - 2 + A)
