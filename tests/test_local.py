@@ -160,6 +160,8 @@ def test_windows_come_from_few_layouts_half_of_them_stopped(places):
 class Walls(nn.Module):
     """Walks exactly, but not through column 10 above row 15, on a picture of 20 x 24 px."""
 
+    leaks = False  # to the right
+
     def __init__(self):
         super().__init__()
         self.picture = Picture((20, 24))
@@ -171,6 +173,7 @@ class Walls(nn.Module):
         there = here + action
         share = ((10 - here[:, 0]) / (there[:, 0] - here[:, 0])).nan_to_num(-1, -1, -1)
         crossing = (share >= 0) & (share <= 1) & (here[:, 1] + share * action[:, 1] < 15)
+        crossing &= (action[:, 0] < 0) | (not self.leaks)
         return self.picture.latents(torch.where(crossing[:, None], here, there))
 
     def visit(self, latent, scene):
@@ -202,6 +205,15 @@ def test_graph_goes_around_the_wall_to_each_trials_own_goal(walls):
     assert steps[1] == pytest.approx(0.5, abs=1e-4)
     many = geometry.between(geometry.embed(start)[:, None], geometry.embed_goal(goals)[:, None])
     assert torch.equal(many[:, 0], steps)
+
+
+def test_a_leak_of_one_direction_is_no_way(walls, monkeypatch):
+    """A maze's corners, imagined open from one side, had half of all ways lead through walls."""
+    geometry, picture, goals = walls
+    known = geometry.fields
+    monkeypatch.setattr(Walls, "leaks", True)
+    geometry.begin(Scene(torch.zeros(2, 20, 24, MAPS), torch.arange(2)), goals)
+    torch.testing.assert_close(geometry.fields, known)
 
 
 def test_ways_beside_a_wall_are_those_of_their_own_side(walls):

@@ -1,7 +1,8 @@
 """Distances by imagined steps: a graph of places that level 1 believes it can walk, per scene.
 
-Nodes are the pixels of the picture that look like visited ones; an edge leads to a neighbour where
-every predictor, told to go there, imagines to arrive. Dijkstra from the goal gives the length of
+Nodes are the pixels of the picture that look like visited ones; an edge joins neighbours where
+every predictor, told to go there or back, imagines to arrive: a leak of a predictor seldom leads
+both ways. Dijkstra from the goal gives the length of
 the way from everywhere: no distance is trained, and no layout has to be known (the idea of ALPS,
 arXiv 2602.05031, with imagined instead of recorded nodes).
 """
@@ -88,12 +89,8 @@ class GraphDistance(Geometry):
             length = torch.full((len(source),), float(move.norm()))
             edges.append((length, source.cpu(), number[index[source]].cpu()))
         lengths, sources, ends = (torch.cat(part).numpy() for part in zip(*edges, strict=True))
-        size = len(kept)
-        return (
-            pixels[kept].cpu(),
-            kept.cpu(),
-            csr_array((lengths, (sources, ends)), shape=(size, size)),
-        )
+        there = csr_array((lengths, (sources, ends)), shape=(len(kept), len(kept)))
+        return pixels[kept].cpu(), kept.cpu(), there.minimum(there.T)
 
     def field(self, scene: Scene, goal: Tensor) -> Tensor:
         """(Hpx, Wpx) px from every pixel to the goal (2,) px; infinite where no way is known."""
@@ -102,7 +99,7 @@ class GraphDistance(Geometry):
         field = torch.full((height * width,), torch.inf)
         if len(nodes):
             gap, near = (nodes - goal).norm(dim=-1).topk(min(NEAREST, len(nodes)), largest=False)
-            ways = dijkstra(edges.T, indices=near.numpy()) + gap.numpy()[:, None]  # (4, N)
+            ways = dijkstra(edges, indices=near.numpy()) + gap.numpy()[:, None]  # (4, N)
             field[kept] = torch.from_numpy(ways.min(0)).float()
         return field.reshape(height, width)
 
