@@ -9,12 +9,11 @@ import torch
 from tiny import make_agent, tiny_config
 
 import hjepa_lib
-from hjepa_lib.config import Config, ConfigError, leaves, to_dict
+from hjepa_lib.config import ConfigError, to_dict
 from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
 from hjepa_lib.files import FileError, write_json
 from hjepa_lib.models import checkpoint
-from hjepa_lib.planning import scale_samples
 from hjepa_lib.planning.agent import load_agent
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.stages import load_run
@@ -72,17 +71,6 @@ def test_cost_landscape(agent, frames):
         torch.testing.assert_close(found, wanted.reshape(3, 4), atol=1e-5, rtol=1e-4)
     there = agent.cost_landscape(torch.zeros(1, 2), frames[1:], frames[1], "latent")
     assert there.item() == pytest.approx(0, abs=1e-9)
-
-
-def test_scaled_budgets_change_samples_only():
-    planning = Config().planning
-    before, half = leaves(dataclasses.asdict(planning)), scale_samples(planning, 0.5)
-    after = leaves(dataclasses.asdict(half))
-    assert {key for key in after if after[key] != before[key]} == {
-        "flat.samples", "hierarchy.level2.samples", "hierarchy.tracker.samples", "level3.samples",
-    }  # fmt: skip
-    assert half.flat.samples == round(planning.flat.samples * 0.5)
-    assert scale_samples(planning, 1e-9).flat.samples == 2  # a search needs two candidates
 
 
 def store_agent(agent, folder):

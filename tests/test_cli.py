@@ -62,14 +62,13 @@ def test_every_command_has_help_and_wrong_options_are_refused(arguments, status,
 
 
 def test_run_resume_report_and_what_disagrees_with_the_stored_config(notebooks, root, capsys):
-    assert __main__.main(["run", "--profile", "smoke", "--notebooks", "1-2", *FIXED]) == 0
+    assert __main__.main(["run", "--profile", "smoke", "--notebooks", "1", *FIXED]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0].startswith("run smoke-s0-")
-    assert [line.split()[0] for line in out[1:3]] == ["01_a", "02_b"]
+    assert out[0].startswith("run smoke-s0-") and out[1].startswith("01_a ")
     (name,) = list_runs()
     report = root / name / "report.html"
     for again, done in (
-        (["run", "--resume", "--notebooks", "1-2", "--set", "level1.width=16"], 2),
+        (["run", "--resume", "--notebooks", "1", "--set", "level1.width=16"], 1),
         (["report", "--run", name], 0),
     ):
         report.unlink()
@@ -90,11 +89,11 @@ def test_run_resume_report_and_what_disagrees_with_the_stored_config(notebooks, 
 
 def test_failed_notebook_ends_with_status_1_and_how_to_resume(notebooks, root, capsys):
     write(notebooks, "02_b", "1 / 0")
-    arguments = ["run", "--profile", "smoke", "--notebooks", "1-2", "--name", "a", *FIXED]
+    arguments = ["run", "--profile", "smoke", "--notebooks", "2", "--name", "a", *FIXED]
     assert __main__.main(arguments) == 1
     error = capsys.readouterr().err
     assert "02_b failed at In [3]: ZeroDivisionError" in error
-    assert "python -m hjepa_lib run --name a --resume --notebooks 1-2" in error
+    assert "python -m hjepa_lib run --name a --resume --notebooks 2" in error
     assert "Traceback" not in error
     assert "02_b" in (root / "a/report.html").read_text()  # S9
 
@@ -180,16 +179,6 @@ def test_a_file_of_trials_can_be_played(tmp_path):
     assert Case.of(config, "oracle", trials=7).tasks.count == 7
 
 
-def test_a_sweep_with_a_failed_cell_ends_with_status_1(notebooks, tmp_path, capsys):
-    write(notebooks, "02_b", "1 / 0")
-    grid = tmp_path / "study.yaml"
-    base = "base: {profile: smoke, device: cpu, precision: fp32}\n"
-    grid.write_text(base + "cells: [{notebooks: '1', name: a}, {notebooks: '2', name: b}]\n")
-    assert __main__.main(["sweep", str(grid)]) == 1
-    said = "".join(capsys.readouterr())
-    assert "1 of 2 rows made" in said and "ZeroDivisionError" in said
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -252,18 +241,3 @@ def test_vjepa2_trains_and_evaluates_where_it_is_told_to(monkeypatch):
     assert __main__.main(["vjepa2", "evaluate", *stage, "c"]) == 0
     assert __main__.main(["vjepa2", "evaluate", *stage, "c", "--device", "cuda"]) == 0
     assert used == ["cpu", "<cuda>"]
-
-
-def test_a_bug_keeps_its_stack_trace(monkeypatch):
-    def broken(self):
-        return int("x")  # a ValueError that nobody wrote a sentence for
-
-    monkeypatch.setattr(__main__.ReportCommand, "__call__", broken)
-    with pytest.raises(ValueError, match="invalid literal"):
-        __main__.main(["report"])
-
-
-def test_c10_settings_are_listed_with_range_and_meaning(capsys):
-    assert __main__.main(["settings", "level1.optim", "--profile", "smoke"]) == 0
-    said = capsys.readouterr().out
-    assert "level1.optim.updates = 60   [1, inf)" in said and "Peak learning rate." in said

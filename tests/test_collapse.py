@@ -261,13 +261,6 @@ def test_a_variant_is_a_run_beside_its_run(ws, short_probe):
     assert other.run.path != side.run.path and other.config.level1.optim.updates == 2
 
 
-def test_a_level_2_variant_takes_level_1_over(ws):
-    changes = variants.designs(ws.config, 2)["latent-fsq"]
-    side = variants.train(ws, "latent-fsq", changes, ("l2",))
-    assert side.config.level2.latent == "fsq"
-    assert side.run.done("l2") and side.origin("l1") == side.origin("distance") == "trained"
-
-
 def measured(name, px, solved):
     row = {"method": "flat", "cost": "latent", "solved": np.array(solved, dtype=float)}
     return variants.Measured(name, {}, {"level 1": np.asarray(px, dtype=float)}, [row])

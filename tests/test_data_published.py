@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_config
+from tiny import put, tiny_config
 
 from hjepa_lib import files
 from hjepa_lib.config import DataConfig
@@ -88,14 +88,6 @@ def test_loader_recovers_trajectories(tmp_path):
         assert cut.transitions == min(transitions, 27)
         assert torch.equal(cut.positions, data.positions[: len(cut.positions)])
         assert (cut.actions[cut.lengths.cumsum(0) - 1] == 0).all()
-
-
-def put(place, value):
-    def change(column):
-        column[place] = value
-        return column
-
-    return change
 
 
 @pytest.mark.parametrize(

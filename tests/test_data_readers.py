@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from tiny import put
 
 from hjepa_lib import files
 from hjepa_lib.data import readers
@@ -141,14 +142,6 @@ def test_what_is_written_is_read_back(world, tmp_path):
     with pytest.raises(FileError, match=r"a.h5 exists: name another file"):
         readers.write_h5(path, data)
     assert path.read_bytes() == before and not [*tmp_path.glob(".*")]
-
-
-def put(place, value):
-    def change(values):
-        values[place] = value
-        return values
-
-    return change
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy import special
 from tiny import seeded
 
 from hjepa_lib.data.measures import PUBLISHED, crosses, describe
-from hjepa_lib.data.recipes import RECIPES, SIZES, free_starts, generate, step_lengths, von_mises
+from hjepa_lib.data.recipes import RECIPES, SIZES, free_starts, generate
 from hjepa_lib.worlds.layout import Layout, layout_set
 from hjepa_lib.worlds.two_rooms import inside, step
 
@@ -130,20 +129,6 @@ def test_training_layouts_only():
         assert {tuple(row) for row in data.layout.tolist()} <= allowed
     data = generate("good", 500, np.array([[40, 20]]))
     assert data.layout.unique(dim=0).tolist() == [[40, 20]] and data.meta["layouts"] == "custom"
-
-
-def test_turns_and_step_lengths_have_their_distribution():
-    """Von Mises: the mean cosine is I1(kappa) / I0(kappa). Lengths: a truncated normal."""
-    for kappa in (1e-6, 5.0):
-        angle = von_mises(kappa, (200_000,), seeded())
-        expected = special.i1(kappa) / special.i0(kappa)
-        assert float(angle.cos().mean()) == pytest.approx(expected, abs=0.005)
-        assert float(angle.sin().mean()) == pytest.approx(0, abs=0.006)
-        assert float(angle.abs().max()) <= np.pi + 1e-6
-    length = step_lengths((200_000,), seeded())
-    assert float(length.min()) >= 0.2 and float(length.max()) <= 1.8
-    assert float(length.mean()) == pytest.approx(1.0, abs=0.003)
-    assert float(length.std()) == pytest.approx(0.352, abs=0.002)
 
 
 def test_starts_in_the_wall_are_moved_to_both_sides():

@@ -240,19 +240,6 @@ def searching(planning, **changes):
     return dataclasses.replace(planning, flat=flat, hierarchy=changed)
 
 
-def test_how_often_level2_plans_changes_the_episodes(agent, trials):
-    """Q3: intervals of 1, 2 and 4 steps give three different episodes; each is really kept."""
-    found = {}
-    for replan in (1, 2, 4):
-        hierarchy = dataclasses.replace(agent.planning.hierarchy, replan=replan)
-        planning = dataclasses.replace(agent.planning, replan=4, hierarchy=hierarchy)
-        policy = LatentPolicy(agent, "l1+l2", planning, pictures=False)
-        outcome = run_episodes(policy, trials.first(2), "slide", 8, CAP, 0)
-        found[outcome.actions.tobytes()] = outcome.seen["subgoal_xy"].shape[1]
-        assert policy.replan == replan
-    assert list(found.values()) == [8, 4, 2]
-
-
 def spent(agent, stack="flat", **changes):
     """FLOPs without those of the encoder, per environment step; multiply-adds count as 2."""
     frame = torch.zeros(1, 2, 65, 65, dtype=torch.uint8)

@@ -140,11 +140,14 @@ def test_committed_tasks_are_what_the_code_draws(split):
     assert ((trials.start[:, 2::2] > AWAY).sum(1).numpy() == distractors).all()
 
 
-def test_a_trial_alone_meets_what_it_meets_in_its_batch():
-    trials = world_trials("four_rooms", "validation", 6)
-    whole, alone = (part.begin("slide", 3) for part in (trials, trials.pick([4])))
+@pytest.mark.parametrize(
+    ("source", "dynamics"), [("four_rooms", "slide"), ("patrolled_door", "bounce")]
+)
+def test_a_trial_alone_meets_what_it_meets_in_its_batch(source, dynamics):
+    trials = world_trials(source, "validation", 6)
+    whole, alone = (part.begin(dynamics, 3) for part in (trials, trials.pick([4])))
     for step in range(80):
-        push = torch.randn(6, 2, generator=seeded(step))
+        push = 2 * torch.randn(6, 2, generator=seeded(step))
         whole.step(push), alone.step(push[4:5])
     assert torch.equal(whole.position[4:5], alone.position)
     assert torch.equal(whole.render()[4:5], alone.render())

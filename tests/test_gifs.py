@@ -105,16 +105,6 @@ def test_a_shorter_episode_waits_at_its_end(tmp_path):
     assert not np.array_equal(early[:, half:], late[:, half:])
 
 
-def test_titles_are_written_and_long_ones_are_cut(tmp_path):
-    def head(title: str) -> np.ndarray:
-        image = decoded(episode(tmp_path / "t.gif", np.full((2, 2), 20.0), title), 0)
-        return image[: np.flatnonzero(near(image, style.FLOOR).sum(1) > 50)[0]]
-
-    blank, short, long = head(""), head("flat"), head("a title that is far too long " * 3)
-    assert (blank > 249).all() and (short < 99).any()
-    assert (long < 99).any() and (long[:, -3:] > 249).all()
-
-
 def test_html_embeds_the_file_with_an_escaped_alternative_text(tmp_path):
     path = episode(tmp_path / "a.gif", walk(2))
     image = plans.gif_html(path, alt='the "flat" planner <1>')

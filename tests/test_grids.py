@@ -1,5 +1,7 @@
 """The shipped experiment grids are what their names say."""
 
+import functools
+
 import pytest
 import torch
 from tiny import tiny_normaliser
@@ -13,18 +15,19 @@ from hjepa_lib.workbench.schema import read_experiment
 from hjepa_lib.workbench.variants import with_epochs
 
 SEEDS = (0, 1, 2)
+read = functools.cache(lambda name: read_experiment(CONFIGS / f"{name}.yaml"))
 
 
 def units(name):
-    return read_experiment(CONFIGS / f"grid_{name}.yaml").units
+    return read(f"grid_{name}").units
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("grid_*.yaml")), ids=lambda path: path.stem)
-def test_grids_are_swept_with_three_seeds_on_validation_trials(path):
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("grid_*.yaml")))
+def test_grids_are_swept_with_three_seeds_on_validation_trials(name):
     """The test file is not for choosing settings."""
-    experiment = read_experiment(path)
+    experiment = read(name)
     found = experiment.units
-    assert experiment.name == path.stem.replace("_", "-", 1)
+    assert experiment.name == name.replace("_", "-", 1)
     (cell,) = {unit.cell.name: unit.cell for unit in found}.values()
     assert cell.seeds == SEEDS and cell.notebooks and len(found[0].model.swept) == 1
     assert len(found) == len(SEEDS) * len({str(unit.model.swept) for unit in found})

@@ -183,14 +183,17 @@ def test_std_has_a_lower_bound():
 def test_verbs_equal_a_loop_by_hand(latent, state, actions):
     """F5: prior i sees encodings up to i only, the posterior exactly one more.
 
-    h_0 = (projected) first encoding, z_0 = 0; z feeds the cell unless actions=only.
+    h_0 = (projected) first encoding, z_0 = 0; z feeds the cell unless actions=only. Architectures
+    2: sixteen frames make four macro states; the last three actions are unused.
     """
     model = level2_of(latent, actions, level2__state_dim=state, level2__classes=3)
     width = 12 if latent == "categorical" else 4
     latents, steps = inputs()
     chunks, macro_latents = steps.unflatten(1, (3, 4)), latents[:, ::4]
     noise = torch.randn(3, 3, width, generator=seeded(2))
-    rollout, observed = model.observe(latents, steps, seeded(7))
+    more = torch.randn(3, 3, 18, generator=seeded(8)).split([16, 2], -1)
+    given = (torch.cat(parts, 1) for parts in zip((latents, steps), more, strict=True))
+    rollout, observed = model.observe(*given, seeded(7))
     assert torch.equal(rollout.encodings, macro_latents)
     assert torch.equal(rollout.targets, macro_latents)
     assert torch.equal(rollout.actions, chunks.flatten(2))
@@ -269,26 +272,6 @@ def hjepa_of(**changes):
 def batch_of(data, states):
     found = Windows(data, states).sample(3, seeded())
     return render(found.positions, found.layout), found.actions
-
-
-def test_sixteen_frames_make_four_macro_states():
-    """Architectures 2: frames 0, 4, 8, 12; three macro steps; the last three actions are unused."""
-    level2 = make_level2(tiny_config(level2__actions="concat"))
-    steps = torch.arange(16.0)
-    latents = steps[None, :, None].expand(2, 16, 16)
-    actions = steps[None, :15, None].expand(2, 15, 2)
-    rollout, observed = level2.observe(latents, actions, seeded())
-    assert rollout.encodings[0, :, 0].tolist() == [0, 4, 8, 12]
-    assert rollout.targets is rollout.encodings
-    assert rollout.actions[0, :, ::2].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    assert observed.z.shape == (2, 3, 4)
-    assert rollout.predictions.shape == (1, 2, 4, 16)
-
-    changed = actions.clone()
-    changed[:, 12:] += 1
-    assert torch.equal(level2.observe(latents, changed, seeded())[1].z, observed.z)
-    changed[:, 11] += 1
-    assert not torch.equal(level2.observe(latents, changed, seeded())[1].z, observed.z)
 
 
 def test_conditioning_reaches_the_state_also_one_step_at_a_time(data):

@@ -19,15 +19,6 @@ from hjepa_lib.workbench.schema import read_experiment
 ROW = {"cost": "latent", "success_rate": 0.5, "path_efficiency": 0.4, "flops_per_step": 1e6}
 
 
-def test_lineup_has_floors_and_ceiling():
-    """F15; without level 2 no hierarchical planner is promised."""
-    methods = [case.method for case in score.cases_of(tiny_config())]
-    assert methods[:3] == ["random", "random-persistent", "oracle"]
-    assert methods.count("l1+l2") == methods.count("flat") == 2
-    alone = score.cases_of(tiny_config(level2__disable_l2=True))
-    assert [case.method for case in alone[3:]] == ["flat", "flat"]
-
-
 def test_best_is_by_success_then_path_then_compute():
     rows = [
         {"method": "oracle", **ROW, "success_rate": 1.0, "flops_per_step": None},

@@ -13,7 +13,6 @@ from torch import nn
 
 import hjepa_lib
 from hjepa_lib.config import ConfigError, Level1Config
-from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.files import FileError
 from hjepa_lib.models import checkpoint
 from hjepa_lib.models.distance import Probe
@@ -71,16 +70,6 @@ def test_encoders_take_any_image_size(name, size, normaliser):
     pixels = (frames.float() - model.pixel_mean[:, None, None]) / model.pixel_std[:, None, None]
     wanted = model.encoder(pixels.flatten(0, 1)).unflatten(0, (2, 3))
     torch.testing.assert_close(latents, wanted, atol=1e-5, rtol=1e-5)
-
-
-def test_channels_and_actions_are_those_of_the_statistics():
-    """A world with three planes and one-dimensional actions."""
-    statistics = dataclasses.make_dataclass("Statistics", Normaliser.__dataclass_fields__)
-    pairs = [(0.0,) * 3, (1.0,) * 3, (0.0,), (2.0,), (0.0, 0.0), (1.0, 1.0)]
-    model = Jepa(tiny_config().level1, statistics(*pairs), 20)
-    frames = torch.randint(0, 256, (2, 4, 3, 20, 20), dtype=torch.uint8)
-    rollout = model(frames, torch.randn(2, 3, 1))
-    assert (model.action_dim, rollout.actions.shape) == (1, (2, 3, 1))
 
 
 def test_keypoints_are_the_places_of_features():

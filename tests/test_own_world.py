@@ -1,7 +1,6 @@
 """The example's world goes through the very code that Two Rooms goes through."""
 
-import os
-import subprocess
+import runpy
 import sys
 
 import numpy as np
@@ -18,6 +17,7 @@ from hjepa_lib.data.windows import Windows
 from hjepa_lib.evaluation.episodes import OraclePolicy, RandomPolicy, run_episodes
 from hjepa_lib.evaluation.results import Case, collect
 from hjepa_lib.files import WorkbookError
+from hjepa_lib.runs import workspace
 from hjepa_lib.runs.run import Run
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.worlds import Layout, TwoRooms, World
@@ -61,25 +61,11 @@ def test_oracle_walks_the_shortest_path(lake):
     assert (length >= (goal - start).norm(dim=-1) - 1e-3).all()
 
 
-def test_data_are_walks_of_the_world(lake, tmp_path):
-    data = generate("good", 1000, "fixed", seed=3, dynamics="slide", source=SOURCE)
-    assert data.transitions == 1000
-    assert data.world is lake
-    assert on_ring(data.positions)
-    positions, actions = data.one(2)
-    world = lake(layout(1))
-    world.reset(positions[:1])
-    walked = torch.cat([world.step(action[None]) for action in actions])
-    assert torch.allclose(walked, positions[1:], atol=1e-4)
-    again = generate("good", 1000, "fixed", seed=3, dynamics="slide", source=SOURCE)
-    assert again.hash() == data.hash()
-    assert Trajectories.load(data.save(tmp_path)).world is lake
-    sliced = generate("eb_jepa", 160, source=SOURCE)
-    assert sliced.lengths.tolist() == [17] * 10
-
-
-def test_training_sees_frames_of_the_world(lake):
+def test_training_sees_frames_of_the_world(lake, tmp_path):
     data = generate("good", 1000, seed=3, source=SOURCE)
+    assert on_ring(data.positions)
+    assert Trajectories.load(data.save(tmp_path)).world is lake
+    assert generate("eb_jepa", 160, source=SOURCE).lengths.tolist() == [17] * 10
     batch = Windows(data, 5).sample(4, seeded(0))
     expected = lake(layout(4)).render(batch.positions)
     assert torch.equal(batch.frames("cpu"), expected)
@@ -192,15 +178,21 @@ def test_trials_are_the_worlds_own(lake):
     assert five.sha256 == ten.sha256 != draw_trials(lake, "validation").sha256
 
 
-def test_example_trains_plans_and_compares(lake, root, tmp_path):
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / "own_world.py", "--smoke"],
-        capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"HJEPA_HEADLESS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def test_example_trains_plans_and_compares(lake, root, short_probe, monkeypatch, capsys):
+    """The very script, with less data, training and trials than its `--smoke` has."""
+    small = "data.transitions=3000,level1.optim.updates=20,level1.optim.validate_every=20,"
+    small += "level1.refine_updates=20,distance.trajectories=30,evaluation.trials=2,"
+    small += "evaluation.latency=false"
+    start = workspace.start
+    monkeypatch.setattr(
+        workspace, "start", lambda *own, overrides: start(*own, overrides=f"{overrides},{small}")
+    )
+    monkeypatch.setattr(sys, "argv", ["own_world.py", "--smoke"])
+    monkeypatch.setenv("HJEPA_HEADLESS", "1")
+    runpy.run_path(str(EXAMPLES / "own_world.py"), run_name="__main__")
     run = Run.open()
     assert all(run.done(stage) for stage in ("data", "l1", "distance", "l2"))
-    run.require(profile("smoke").override(f"data.source={SOURCE},data.dynamics=slide"))
+    run.require(profile("smoke").override(f"data.source={SOURCE},data.dynamics=slide,{small}"))
     rows = {(row["method"], row["cost"]): row for row in collect(run.path / "results")}
     learned = {
         (method, cost) for method in ("flat", "l1+l2") for cost in ("latent", "distance", "graph")
@@ -209,11 +201,11 @@ def test_example_trains_plans_and_compares(lake, root, tmp_path):
     assert set(rows) == learned | floors
     assert rows["oracle", "none"]["success_rate"] == 1
     assert rows["oracle", "none"]["path_efficiency"] == pytest.approx(1, abs=0.01)
-    printed = [line.split() for line in done.stdout.splitlines()]
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     for (method, cost), row in rows.items():
         (line,) = (words for words in printed if words[1:3] == [method, cost])
         low, high = (float(word.strip("[],")) for word in line[5:7])
-        assert int(line[3]) == row["n"] == 4
+        assert int(line[3]) == row["n"] == 2
         assert [low, high] == pytest.approx(row["ci95"], abs=1e-5)
         assert row["dynamics"] == "slide"
         assert np.isnan(row["cross_wall_rate"])  # undefined: there is no wall

@@ -25,7 +25,6 @@ from hjepa_lib.worlds.patrolled_door import (
     PatrolledDoorOne,
 )
 from hjepa_lib.worlds.trials import SPLITS, world_trials
-from hjepa_lib.worlds.two_rooms import step
 
 PAIR = PatrolledDoor.layout_set("fixed")
 WALL, DOOR = PAIR[0].tolist()
@@ -128,51 +127,6 @@ def test_the_oracle_is_in_time_where_others_are_not():
     assert 0.2 < rates["Blind"] < 0.7 and 0.2 < rates["RulePolicy"] < 0.9
 
 
-def test_no_way_on_a_grid_is_quicker_than_the_oracle():
-    """Breadth first in (place, time) on a lattice of 0.6 px, 28 moves and waiting."""
-    unit, start, goal = 0.6, (14.0, 26.0), (50.0, 20.0)
-    axis = torch.arange(7, 99) * unit
-    grid = torch.cartesian_prod(axis, axis)
-    moves = [(a, b) for a in range(-3, 4) for b in range(-3, 4) if a * a + b * b <= 9]
-    many = world(len(grid))
-    reach = []
-    for move in moves:
-        shift = unit * torch.tensor([move], dtype=torch.float32).expand(len(grid), 2)
-        end = step(grid, shift, many.layout, "blocked")
-        reach.append((end - grid - shift).abs().amax(-1) < 1e-4)
-    near = (grid - torch.tensor(goal)).norm(dim=-1) < 2**0.5
-    for phase, period in ((0.3, 12.0), (0.55, 20.0)):
-        clock = PatrolledDoor.at_rest(grid)
-        clock[:, PHASE], clock[:, PERIOD] = phase, period
-        at = ((grid - torch.tensor(start)).norm(dim=-1) < unit / 2 + 1e-3).view(len(axis), -1)
-        assert at.any()
-        first = grid[at.flatten()][:1]
-        for quickest in range(90):
-            if (at.flatten() & near).any():
-                break
-            many.position = clock.clone()
-            many.position[:, PHASE] = (phase + quickest / period) % 1
-            before, after = (many._guard(torch.full((len(grid),), ahead)) for ahead in (0, 1))
-            new = torch.zeros_like(at)
-            for move, free in zip(moves, reach, strict=True):
-                if not (at.flatten() & free).any():
-                    continue
-                shift = unit * torch.tensor([move], dtype=torch.float32)
-                fine = at.flatten() & free & ~many._touches(grid, grid + shift, before, after)
-                new |= torch.roll(fine.view(at.shape), move, (0, 1))
-            at = new
-        rooms = world(1)
-        here = state(*first.tolist(), phase=phase, period=period)
-        there = state(goal)
-        rooms.reset(here)
-        taken = 0
-        while not rooms.reached(rooms.position, there) and taken < 90:
-            rooms.step(rooms.oracle_action(there, CAP))
-            taken += 1
-        assert rooms.position[0, CAUGHT] == 0
-        assert taken <= quickest + 1
-
-
 @pytest.mark.parametrize("split", SPLITS)
 def test_committed_tasks_are_what_the_code_draws(split):
     count = PatrolledDoor.trials[split]
@@ -188,15 +142,6 @@ def test_committed_tasks_are_what_the_code_draws(split):
     played = run_episodes(OraclePolicy(CAP), few, "slide", 24, CAP, 0)
     needed = np.ceil(BUDGET * played.reached.argmax(1))
     assert few.start[:, LEFT].tolist() == needed.tolist()
-
-
-def test_a_trial_alone_meets_what_it_meets_in_its_batch():
-    trials = world_trials("patrolled_door", "validation", 6)
-    whole, alone = (part.begin("bounce", 3) for part in (trials, trials.pick([4])))
-    for number in range(50):
-        push = 3 * torch.randn(6, 2, generator=seeded(number))
-        whole.step(push), alone.step(push[4:5])
-    assert torch.equal(whole.position[4:5], alone.position)
 
 
 def test_data_pass_the_door_and_meet_the_guard():

@@ -128,15 +128,6 @@ def test_frame_skip_stores_first_action_last_state_and_summed_reward(drift):
     assert (data.after - data.now).tolist() == [5, 5, 2] * 2  # the last decision is cut short
 
 
-def test_colour_and_continuous_actions_are_kept(tmp_path):
-    data = collect(collected(environment__grayscale=False, data__episodes=2), 0)
-    assert data.state_shape == (4, 3, 16, 16) and data.meta["grayscale"] is False
-    data = collect(collected(environment__id="hjepa/TwoRooms-v0", data__episodes=2), 0)
-    assert (data.action_kind, data.action_dim) == ("continuous", 2)
-    assert data.action.shape == (24, 2) and data.action.abs().max() <= 2.45
-    assert torch.equal(Transitions.load(data.save(tmp_path)).action, data.action)
-
-
 def test_discrete_actions_are_stored_from_zero_and_the_environment_is_closed(monkeypatch):
     env, closed = PixelObservation(Counting(3), 16), []
     env.action_space = spaces.Discrete(4, start=3)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from tiny import seeded
 
-from hjepa_lib.config import WORLDS
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.windows import Windows
@@ -17,7 +16,6 @@ from hjepa_lib.evaluation.episodes import OraclePolicy, run_episodes
 from hjepa_lib.evaluation.metrics import per_trial
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.worlds import Layout, point_maps
-from hjepa_lib.worlds.base import find_world
 from hjepa_lib.worlds.pointmaze import (
     GiantStitch,
     LargeNavigate,
@@ -42,15 +40,6 @@ def begin(world, places, **named):
 def px(cell):
     """The centre of a cell."""
     return [cell[1] * 8 + 3.5, cell[0] * 8 + 3.5]
-
-
-def test_names_sizes_and_caps():
-    assert find_world("pointmaze_large_stitch") is LargeStitch
-    assert sum(name.startswith("pointmaze") for name in WORLDS) == 8
-    assert MediumNavigate.frame_shape == (2, 64, 64)
-    assert GiantStitch.frame_shape == (2, 96, 128)
-    assert TeleportNavigate.frame_shape == (3, 72, 96)
-    assert (LargeStitch.action_cap, LargeStitch.max_steps) == (2.0, 200)
 
 
 @pytest.mark.parametrize(

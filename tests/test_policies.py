@@ -1,4 +1,7 @@
-"""Policies without a world model, and the search one step ahead: training, rows, compute."""
+"""Policies without a world model, and the search one step ahead: training, rows, compute.
+
+Resuming: test_training.py.
+"""
 
 import numpy as np
 import pytest
@@ -56,18 +59,6 @@ def test_training_learns_the_way_to_the_goal(monkeypatch):
     assert set(last.terms) == {"gcbc", "idm"} and set(last.validation) == {"gcbc", "idm", "loss"}
     assert first.loss == pytest.approx(sum(first.terms.values()) / 2)
     assert max(last.validation.values()) < 0.3 * min(first.terms.values())
-
-
-def test_what_is_resumed_ends_at_the_same_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "VALIDATION_PAIRS", 8)
-    train, validation = tiny_data().split(0.2, 0)
-    whole, parted, again = (policy_of(optim__updates=6, optim__validate_every=3) for _ in range(3))
-    list(train_policy(whole, train, validation, seed=3, folder=tmp_path / "a"))
-    for report in train_policy(parted, train, validation, seed=3, folder=tmp_path / "b"):
-        if report.update == 4:
-            break
-    list(train_policy(again, train, validation, seed=3, folder=tmp_path / "b"))
-    assert digest(again) == digest(whole) != digest(parted)
 
 
 def test_it_is_stored_with_all_that_it_needs(tmp_path):

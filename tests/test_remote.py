@@ -14,11 +14,11 @@ from tiny_runs import Said, fill, write
 
 from hjepa_lib.__main__ import main
 from hjepa_lib.files import FileError, read_json, write_json
-from hjepa_lib.runs import colab, remote, stages
+from hjepa_lib.runs import colab, remote
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.places import RunError, outputs_root
 from hjepa_lib.runs.run import Run
-from hjepa_lib.runs.workspace import Workspace, start
+from hjepa_lib.runs.workspace import start
 
 CONFIG = tiny_config()
 
@@ -150,22 +150,6 @@ def test_everything_but_work_in_progress_travels(machine, run):
     machine("two")
     assert [row["loss"] for row in Run.open("a").records("l1")] == [0.5]
     assert Run.open("study/cell").config == CONFIG
-
-
-def test_resume_elsewhere_gives_the_same_result(machine, trained, short_probe):
-    list(stages.train(Workspace("test", Run.create("a", CONFIG)), "l1"))
-    machine("two")
-    ws = Workspace("test", Run.open("a"))
-    assert ws.run.done("data")
-    for name in ("l1", "distance", "l2"):
-        list(stages.train(ws, name))
-    machine("three")
-    last, alone = Run.open("a"), Run.at(trained)
-    for stage in ("data", "l1", "distance", "l2"):
-        last.verify(stage)
-        files = last.manifest["stages"][stage]["files"]
-        assert files == alone.manifest["stages"][stage]["files"], stage
-    assert last.records("l1") == alone.records("l1")
 
 
 def test_a_broken_upload_is_made_again(machine, run):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -15,8 +14,6 @@ from hjepa_lib.files import FileError
 from hjepa_lib.runs import score, stages
 from hjepa_lib.runs.report import build_summary, check_summary
 from hjepa_lib.runs.run import Run
-from hjepa_lib.runs.workspace import Workspace
-from hjepa_lib.training.loop import TrainingError
 from hjepa_lib.workbench import CONFIGS
 from hjepa_lib.worlds.trials import load_trials
 
@@ -65,20 +62,6 @@ def test_parameters_and_training_time_count_the_parts_that_were_used(ws, rows):
             assert row["train_seconds"] == pytest.approx(seconds)
 
 
-def test_flat_and_hierarchical_rows_differ_in_the_hierarchy_only(rows):
-    """HW1: same cost, cap, steps, interval, seed and level-1 budget; the row says all of it."""
-    by = {(row["method"], row["cost"]): row["planner"] for row in rows}
-    for cost in ("latent", "distance"):
-        flat, both = by["flat", cost], by["l1+l2", cost]
-        shared = {key for key in flat if not key.startswith("flat.")}
-        assert shared == {key for key in both if not key.startswith("hierarchy.")}
-        assert {key: flat[key] for key in shared} == {key: both[key] for key in shared}
-        assert flat["cost"] == cost
-        for key in ("samples", "iterations", "horizon", "sigma", "form"):
-            assert flat[f"flat.{key}"] == both[f"hierarchy.tracker.{key}"]
-    assert set(by["random", "none"]) == {"action_cap", "steps"}
-
-
 def test_another_question_is_another_file(ws, rows):
     """I8: split, number of trials, settings, budget, dynamics, steps and seed are in the name."""
     config = ws.config
@@ -102,18 +85,6 @@ def test_another_question_is_another_file(ws, rows):
     assert len(found.success) == 2 and len(score.play(ws, agent, cases[0]).success) == 3
     assert found.header["trials_hash"] == load_trials("p1", "validation", 2).sha256
     assert found.header["weights"] == {"l1": {"from": "this run", "key": ws.run.key("l1")}}
-
-
-def test_evaluation_needs_no_data_set(ws, rows, tmp_path, monkeypatch):
-    """PL5: the normaliser travels with the weights; the same result without the data folder."""
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
-    shutil.copytree(ws.run.path, tmp_path / "run", ignore=shutil.ignore_patterns("results", "data"))
-    alone = Workspace("test", Run.at(tmp_path / "run"))
-    case = Case.of(ws.config, "l1+l2", "distance")
-    first = score.play(ws, None, case)
-    again = score.play(alone, stages.load_trained(alone), case)
-    np.testing.assert_array_equal(again.arrays["positions"], first.arrays["positions"])
-    assert set(again.header["data"].values()) == {None}
 
 
 def test_round_trip_of_one_result(agent, config, tmp_path):
@@ -157,19 +128,6 @@ def test_protocols_fix_their_caps():
         assert protocol_cap(protocol, CAP) == CAP
 
 
-def test_stages_leave_a_complete_run(trained):
-    run = Run.at(trained)
-    for stage in ("data", "l1", "distance", "l2"):
-        run.verify(stage)
-    assert not any((trained / "resume").iterdir())  # optimiser state goes away with success
-    assert {r["stage"] for r in run.records()} == {"l1", "distance", "l2"}
-    quality = json.loads((trained / "l1" / "quality.json").read_text())
-    assert quality.keys() == {"probe_px_encoder", "probe_px_predictor", "measured_on"}
-    reach = json.loads((trained / "l2" / "model.json").read_text())["reach"]
-    assert reach.keys() == {"latent", "distance"}
-    assert min(reach.values()) > 0
-
-
 def test_level1_is_the_same_with_and_without_level2(trained, config, workspace_of):
     """`disable_l2=true` is bit-equal to level 1 alone, also where `joint` was asked for."""
     ws = workspace_of(config.override("level2.disable_l2=true,level2.train=joint", strict=False))
@@ -207,27 +165,3 @@ def test_interrupted_stages_resume_to_the_same_run(trained, config, workspace_of
     for name in (*(f"l1/{one}.safetensors" for one in names), "l2/model.safetensors"):
         assert (ws.run.path / name).read_bytes() == (trained / name).read_bytes(), name
     assert (ws.run.path / "l2/model.json").read_text() == (trained / "l2/model.json").read_text()
-
-
-def test_joint_training_hands_level2_over(config, workspace_of):
-    """Level 2 of a joint run is trained in stage l1 and taken as it is in stage l2."""
-    ws = workspace_of(config.override("level2.train=joint,level2.conditioning=true"))
-    list(stages.train(ws, "l1"))
-    list(stages.train(ws, "distance"))
-    assert list(stages.train(ws, "l2")) == []
-    agent = stages.load_trained(ws)
-    assert agent.level2.condition is not None
-    joint = ws.run.path / "l1" / "joint_level2.safetensors"
-    assert joint.read_bytes() == (ws.run.path / "l2" / "model.safetensors").read_bytes()
-    result = score.play(ws, agent, Case.of(ws.config, "l1+l2", "latent"))
-    assert np.isfinite(result.arrays["positions"]).all()
-
-
-def test_a_diverging_training_leaves_no_finished_stage(config, workspace_of):
-    """NaN loss: one sentence, the stage is not done, what was finished before stays."""
-    ws = workspace_of(config.override("level1.optim.lr=1e30,level1.optim.warmup=0"))
-    with pytest.raises(TrainingError, match=r"at update \d; lower the learning rate"):
-        list(stages.train(ws, "l1"))
-    assert ws.run.done("data")
-    assert not ws.run.done("l1")
-    assert not (ws.run.path / "l1" / "model.safetensors").exists()

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from tiny_runs import CPU, ROOT, SEED, Said, floors, result, write
+from tiny_runs import CPU, ROOT, SEED, Said, write
 
 from hjepa_lib.config import profile
-from hjepa_lib.evaluation import results
-from hjepa_lib.files import WorkbookError, read_json
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
@@ -141,15 +140,6 @@ def test_failed_notebook_is_kept_and_named_and_resume_goes_on(folder, root):
     said = play(run, notebooks, resume=True)
     assert "done before" in said[0] and "ok in" in said[1]
     assert not kept.exists()
-
-
-def test_finish_writes_summary_and_report(monkeypatch):
-    monkeypatch.setattr(results, "collect", lambda folder: [*floors(), result()])
-    run = Run.create("mine", CPU)
-    path = runner.finish(run, say=Said())
-    assert path == run.path / "report.html"
-    assert "97 of 100" in path.read_text()
-    assert len(read_json(run.path / "summary.json")["results"]) == 3
 
 
 def test_s9_a_damaged_result_ends_after_the_page_is_written():

@@ -1,15 +1,13 @@
 """Run folders, metrics log, notebook start-up, machine set-up and the pretrained export."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.figure
 import pytest
 import torch
-from tiny_runs import CPU, fill, git
+from tiny_runs import CPU, fill, git, race
 
 from hjepa_lib.__main__ import main
 from hjepa_lib.config import ConfigError
@@ -177,14 +175,7 @@ for step in range(50):
 
 
 def test_s3_two_processes_lose_no_note_and_no_metric_of_each_other(run):
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    command = [sys.executable, "-c", NOTE]
-    workers = [subprocess.Popen([*command, name], **pipes) for name in "xy"]
-    assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 2
-    for worker in workers:
-        worker.stdin.write("\n")
-        worker.stdin.flush()
-    assert [worker.wait() for worker in workers] == [0, 0]
+    race(NOTE, "x", "y")
     names = {f"{name}{step}": step for name in "xy" for step in range(50)}
     assert Run.open("a").manifest["notes"] == names
     assert [len(run.records(name)) for name in "xy"] == [50, 50]
@@ -215,22 +206,6 @@ def test_half_a_last_line_is_ignored_and_healed(tmp_path):
     path.write_text("{broken\n" + path.read_text())
     with pytest.raises(FileError, match="is not valid JSON"):
         MetricsLog(path).records()
-
-
-def test_rewind_makes_a_resumed_log_equal_to_an_uninterrupted_one(tmp_path):
-    """PL8."""
-
-    def train(log, first, last):
-        log.rewind("l1", first - 1)
-        for step in range(first, last):
-            log.log(record(step))
-
-    whole, cut = MetricsLog(tmp_path / "whole"), MetricsLog(tmp_path / "cut")
-    train(whole, 0, 10)
-    train(cut, 0, 7)  # killed at step 7, last checkpoint after step 4
-    for first in (4, 0):
-        train(cut, first, 10)
-        assert cut.path.read_bytes() == whole.path.read_bytes()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -288,13 +263,6 @@ def test_figures_are_saved_with_captions():
     assert list(notes) == ["loss.png", "episode.gif"]
     with pytest.raises(ConfigError, match="no figure name"):
         ws.figure(matplotlib.figure.Figure(), "../loss")
-
-
-def test_progress_is_plain_when_headless(monkeypatch, capsys):
-    monkeypatch.setenv("HJEPA_HEADLESS", "1")
-    assert list(begin(2).progress(range(3), "train")) == [0, 1, 2]
-    out, err = capsys.readouterr()
-    assert "train: 100%" in out and err == ""
 
 
 def test_set_up_and_choices(monkeypatch):

@@ -49,11 +49,3 @@ def test_wall_pixels_x_right_y_down():
     assert (walls[20] == 255).nonzero()[:, 0].tolist() == [4, 24, 25, 26, 60]
     assert (walls[:, 25] == 0).nonzero()[:, 0].tolist() == list(range(26, 35))  # the door
     assert (walls[[4, 60]] == 255).all() and (walls[:, [4, 60]] == 255).all()
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_gpu_frames_equal_cpu_frames_up_to_a_grey_level():
-    position = torch.rand(1000, 2, generator=seeded()) * 56 + 4
-    gap = render(position.cuda(), Layout.fixed().to("cuda")).cpu().int()
-    gap = (gap - render(position, Layout.fixed()).int()).abs()
-    assert int(gap.max()) <= 1 and float(gap.flatten(1).any(1).float().mean()) < 0.01

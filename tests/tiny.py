@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +75,16 @@ def dotted(changes: dict[str, Any]) -> dict[str, Any]:
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def put(place: Any, value: Any) -> Callable[[Any], Any]:
+    """A change of an array."""
+
+    def change(array: Any) -> Any:
+        array[place] = value
+        return array
+
+    return change
 
 
 def frames_of(*lead: int, size: tuple[int, int] = (65, 65), seed: int = 0) -> Tensor:

@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
+from tiny import seeded
 
 from hjepa_lib.config import Config, profile
 from hjepa_lib.config.pixels import PixelsConfig
@@ -60,10 +61,6 @@ def tiny_config(**changes: Any) -> Config:
 
 def tiny_pixels(**changes: Any) -> PixelsConfig:
     return tiny_config(**changes).pixels
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def fresh(name: str, data: Any = SHAPES, seed: int = 0, **changes: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,17 @@ def git(folder: Path, *command: str) -> str:
     named = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", *command]
     done = subprocess.run(named, cwd=folder, check=True, env=CLEAN, capture_output=True, text=True)
     return done.stdout.strip()
+
+
+def race(code: str, *arguments: Sequence[str]) -> None:
+    """Python processes with these arguments, which print "ready" and wait, go on at one time."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    workers = [subprocess.Popen([sys.executable, "-c", code, *own], **pipes) for own in arguments]
+    assert {worker.stdout.readline() for worker in workers} == {"ready\n"}
+    for worker in workers:
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+    assert {worker.wait() for worker in workers} == {0}
 
 
 class Said(list[str]):
