@@ -209,7 +209,7 @@ def test_graph_goes_around_the_wall_to_each_trials_own_goal(walls):
 
 def test_a_leak_of_one_direction_is_no_way(walls, monkeypatch):
     """A maze's corners, imagined open from one side, had half of all ways lead through walls."""
-    geometry, picture, goals = walls
+    geometry, _, goals = walls
     known = geometry.fields
     monkeypatch.setattr(Walls, "leaks", True)
     geometry.begin(Scene(torch.zeros(2, 20, 24, MAPS), torch.arange(2)), goals)
