@@ -6,12 +6,13 @@ Every failure is one sentence; nothing pickled is read.
 import contextlib
 import errno
 import hashlib
+import importlib
 import io
 import json
 import math
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,6 +28,12 @@ class WorkbookError(ValueError):
 
 class FileError(WorkbookError):
     """A file cannot be written, or is missing, truncated or not of the expected format."""
+
+
+def one_of(what: str, given: object, known: Collection[str]) -> None:
+    """WorkbookError unless what was `given` is known."""
+    if given not in known:
+        raise WorkbookError(f"{what} must be one of {', '.join(known)}; got {given!r}")
 
 
 def first_line(error: BaseException) -> str:
@@ -49,25 +56,47 @@ def told(path: str | Path, kind: str = "", doing: str = "read") -> Iterator[None
         raise FileError(f"{path} is not {kind}: {first_line(error)}") from error
 
 
-def write_atomic(path: str | Path, data: bytes | str) -> Path:
-    """Write `data` (text is UTF-8) to `path`, creating parent folders.
+_EXTRAS = {"h5py": "h5", "ogbench": "worlds", "distributed": "cluster", "papermill": "lab"}
 
-    It is flushed to the disk under a temporary name beside `path` and renamed: a full disk, a kill
-    or Ctrl-C leaves the old file.
-    """
-    path = Path(path)
+
+def extra(module: str) -> Any:
+    """An optional package; FileError with the command that installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        name = _EXTRAS.get(module, module)
+        raise FileError(f"{module} is not installed: pip install -e '.[{name}]'") from error
+
+
+def cache() -> Path:
+    """Where downloads and copies of remote runs are kept: HJEPA_CACHE, or hjepa in ~/.cache."""
+    place = os.environ.get("HJEPA_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(place or Path(home, "hjepa")).expanduser()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, creating parent folders; what is written there takes its
+    place in the end: a full disk, a kill or Ctrl-C leaves the old file."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with told(path, doing="write"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "xb") as stream:
-                stream.write(data.encode() if isinstance(data, str) else data)
-                stream.flush()
-                os.fsync(stream.fileno())
+            yield temporary
             os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: str | Path, data: bytes | str) -> Path:
+    """Write `data` (text is UTF-8) to `path` as in `replacing`, flushed to the disk."""
+    path = Path(path)
+    with replacing(path) as temporary, open(temporary, "xb") as stream:
+        stream.write(data.encode() if isinstance(data, str) else data)
+        stream.flush()
+        os.fsync(stream.fileno())
     return path
 
 

@@ -144,8 +144,11 @@ def test_download_once_record_and_verify(serve, tmp_path):
 
 
 def test_the_cache_is_in_the_home_folder_by_default(monkeypatch):
-    monkeypatch.delenv("HJEPA_CACHE", raising=False)
-    assert published.cache() == Path.home() / ".cache" / "hjepa"
+    for name in ("HJEPA_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert files.cache() == Path.home() / ".cache" / "hjepa"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert files.cache() == Path("/elsewhere/hjepa")
 
 
 def offline(path):
@@ -183,8 +186,8 @@ def test_only_a_missing_network_falls_back_to_generated_data(serve, capsys, work
 @pytest.mark.parametrize(
     ("transport", "recipe", "reason"),
     [
-        (web_page, "good", "no whole tar archive"),
-        (cut_short, "good", "no whole tar archive"),
+        (web_page, "good", "is not a whole tar archive"),
+        (cut_short, "good", "is not a whole tar archive"),
         (full_disk, "good", "No space left on device"),
         (tar_of("other", b""), "good", "holds no file called good_quality"),
         (tar_of(GOOD, npz_bytes(actions=np.zeros((2, 2)))), "good", "no array 'locations'"),

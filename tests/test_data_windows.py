@@ -71,13 +71,6 @@ def test_sampling_is_uniform_and_seeded():
     assert torch.equal(one, again) and not torch.equal(one, other)
 
 
-def test_epoch_covers_evenly_without_randomness():
-    windows = Windows(numbered([30, 30]), 5)
-    assert sum(len(p.positions) for p in windows.epoch(16)) == len(windows)
-    few = torch.cat([p.positions[:, 0] for p in windows.epoch(4, limit=6)])
-    assert len(few) == 6 and few[0].tolist() == [0, 0] and few[-1].tolist() == [1, 25]
-
-
 def test_split_keeps_trajectories_whole_and_apart():
     """F13: seeded, by episode."""
     data = numbered([5, 9, 3, 4, 8, 6, 7, 5, 5, 5])

@@ -10,6 +10,7 @@ from tiny import make_agent, seeded, tiny_config
 from tiny_runs import ROOT
 
 from hjepa_lib.config import ConfigError, profile
+from hjepa_lib.data.measures import describe, motion, published
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.trajectories import Trajectories
@@ -170,6 +171,16 @@ def test_what_an_own_world_cannot_do_is_refused(lake, monkeypatch):
     monkeypatch.setattr(lake, "render", lambda self, position=None: whole(self, position)[..., :64])
     with pytest.raises(ValueError, match=r"\(256, 2, 65, 64\)"):
         Normaliser.fit(data, 0)
+
+
+def test_actions_that_are_not_x_and_y_are_described(lake):
+    data = generate("good", 200, source=SOURCE)
+    data.actions = torch.cat([data.actions, data.actions[:, :1]], 1)
+    found = describe(data)
+    assert published(data) == {} != published(generate("good", 200))  # those are of Two Rooms
+    assert found["action_std_0"] == found["action_std_2"] > 0 and "action_std_x" not in found
+    moves = torch.cat([data.one(row)[0].diff(dim=0) for row in range(data.count)])
+    assert torch.allclose(motion(data).steps, moves.norm(dim=-1))
 
 
 def test_trials_are_the_worlds_own(lake):

@@ -16,7 +16,7 @@ from tiny_runs import SEED, Said, floors, result, write
 from hjepa_lib import __main__
 from hjepa_lib.config import ConfigError
 from hjepa_lib.evaluation import results
-from hjepa_lib.files import exclusive, read_json
+from hjepa_lib.files import FileError, exclusive, read_json
 from hjepa_lib.runs import machine
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.places import RunError
@@ -278,7 +278,7 @@ def test_wrong_choices_are_one_sentence(options, kind, message, monkeypatch):
     ):
         list(pool.run_all(double, [1], **options))
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(RunError, match="the engine dask needs: pip install"):
+    with pytest.raises(FileError, match=r"distributed is not installed: .*\[cluster\]"):
         pool.check_engine("dask", 1, "")
 
 

@@ -29,7 +29,6 @@ from hjepa_lib.config.planning import ChaptersConfig, EvaluationConfig, Planning
 from hjepa_lib.config.planning import HierarchyConfig as HierarchyConfig
 from hjepa_lib.config.planning import PlannerConfig as PlannerConfig
 from hjepa_lib.config.planning import SearchConfig as SearchConfig
-from hjepa_lib.config.presets import BRIEF, PRESETS, PROFILES
 from hjepa_lib.config.two_rooms import WORLDS as WORLDS
 from hjepa_lib.config.two_rooms import (
     DataConfig,
@@ -124,7 +123,7 @@ class Config(Section):
     def override(self, overrides: Overrides, strict: bool = True) -> Config:
         """A copy with dotted keys replaced; see `parse_overrides` for what `overrides` may be.
 
-        The key `preset` stands for a recipe of presets.py; other keys win over it. A new value that
+        The key `preset` stands for one of `PRESETS`; other keys win over it. A new value that
         the other settings switch off is refused (PL7), unless not `strict`.
         """
         own = dict(overrides if isinstance(overrides, dict) else parse_overrides(overrides))
@@ -259,6 +258,14 @@ def read_yaml(path: str | Path, what: str) -> Any:
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         text = " ".join(str(getattr(error, "problem", error)).split())
         raise ConfigError(f"{path} is not valid YAML{where}: {text}") from error
+
+
+_SETS = read_yaml(Path(__file__).parents[1] / "configs" / "presets.yaml", "file of presets")
+PRESETS, BRIEF, PROFILES = (
+    {name: leaves(tree) for name, tree in _SETS[part].items()}
+    for part in ("presets", "brief", "profiles")
+)
+"""Overrides by name (configs/presets.yaml): recipes, those of them in smoke, profiles."""
 
 
 def load_yaml(path: str | Path, base: Config | None = None) -> Config:

@@ -3,8 +3,6 @@
 The shell, papermill (`false`) and YAML (1e-3) hand over text, so values are coerced by their type.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import dataclasses

@@ -1,7 +1,5 @@
 """Settings of notebook 14: JEPA on discrete grids with a generative twin (seed 004)."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from hjepa_lib.config.fields import Float, Int, needs

@@ -1,7 +1,5 @@
 """How models are trained: the loop, passes, PPO, loading; and the size of a transformer."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 

@@ -4,8 +4,6 @@ The defaults are those of the `laptop` profile: a world in which all follows fro
 size and budgets that two cores can pay. The seeds' own are the profile `full`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal

@@ -1,7 +1,5 @@
 """Settings of planners, of their trials, and of what single notebooks show or try."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Literal

@@ -1,7 +1,5 @@
 """Settings of data and models of the core, notebooks 01 to 08; px are pixels of the image."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from typing import Literal

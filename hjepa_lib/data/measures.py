@@ -1,7 +1,5 @@
 """Statistics of a data set that the literature quotes: crossing rate, spread, step lengths."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -24,6 +22,12 @@ PUBLISHED: dict[str, dict[str, float]] = {
 """`describe` of 512 trajectories made by the public PLDM generator, per recipe (measured)."""
 
 
+def published(trajectories: Trajectories) -> dict[str, float]:
+    """What there is in `PUBLISHED` to hold `describe` against; {} in other worlds."""
+    recipe = trajectories.meta.get("recipe", "") if trajectories.world is TwoRooms else ""
+    return PUBLISHED.get(recipe, {})
+
+
 def crosses(positions: Tensor, layout: Layout) -> Tensor:
     """(R,) bool: min x < left face and max x > right face, of positions (R, L, 2)."""
     x = positions[..., 0]
@@ -36,28 +40,29 @@ def describe(trajectories: Trajectories, limit: int = 2048) -> dict[str, float]:
     In Two Rooms crossing_rate: see `crosses`; sides_differ_rate: the ends lie on two sides of the
     wall's centre;
     spread_px: largest distance of two positions of a trajectory; blocked_rate: steps without a
-    move; action_std_x, action_std_y, step_mean_px, step_std_px. Of a recording only action_std_0
-    and so on, in its own units.
+    move; action_std_x, action_std_y (or _0 and so on), step_mean_px, step_std_px. Of a recording
+    only the former, in its own units.
     """
     walks, layout = _walks(trajectories, limit), trajectories.layouts()
-    count, rates = len(walks), {}
-    if trajectories.world is Unplayed:
-        spread = torch.cat([actions for _, actions in walks]).std(0).tolist()
-        return {"trajectories": count} | {f"action_std_{n}": std for n, std in enumerate(spread)}
-    if trajectories.world is TwoRooms:
+    count, rates, world = len(walks), {}, trajectories.world
+    actions = torch.cat([a for _, a in walks])
+    axes = "xy" if world is not Unplayed and actions.shape[1] == 2 else range(actions.shape[1])
+    stds = zip(axes, actions.std(0).tolist(), strict=True)
+    spread = {f"action_std_{axis}": std for axis, std in stds}
+    if world is Unplayed:
+        return {"trajectories": count, **spread}
+    if world is TwoRooms:
         crossed = [bool(crosses(p[None], layout.index([row]))) for row, (p, _) in enumerate(walks)]
         ends = torch.stack([p[[0, -1], 0] for p, _ in walks]) - layout.wall_x[:count, None]
         rates["crossing_rate"] = sum(crossed) / count
         rates["sides_differ_rate"] = int((ends.prod(1) < 0).sum()) / count
-    actions = torch.cat([a for _, a in walks])
     moves = torch.cat([p.diff(dim=0) for p, _ in walks])
-    steps, (std_x, std_y) = actions.norm(dim=-1), actions.std(0).tolist()
+    steps = actions.norm(dim=-1)
     return {
         "trajectories": count,
         **rates,
         "spread_px": sum(float(torch.cdist(p, p).max()) for p, _ in walks) / count,
-        "action_std_x": std_x,
-        "action_std_y": std_y,
+        **spread,
         "step_mean_px": float(steps.mean()),
         "step_std_px": float(steps.std()),
         "blocked_rate": float((moves == 0).all(1).float().mean()),
@@ -73,14 +78,15 @@ def _walks(trajectories: Trajectories, limit: int) -> list[tuple[Tensor, Tensor]
 class Motion(NamedTuple):
     """How the dot moves: one row per step, turn and visited place."""
 
-    steps: Tensor  # (n,) commanded step lengths, px
-    turns: Tensor  # (n',) degrees in (-180, 180] between consecutive actions of a trajectory
+    steps: Tensor  # (n,) commanded step lengths, px; where actions are not x and y, those made
+    turns: Tensor  # (n',) degrees in (-180, 180] between consecutive ones of a trajectory
     positions: Tensor  # (m, 2) px
 
 
 def motion(trajectories: Trajectories, limit: int = 512) -> Motion:
     """Samples for the motion figure from the first `limit` trajectories."""
     walks = _walks(trajectories, limit)
-    turns = torch.cat([torch.atan2(a[:, 1], a[:, 0]).diff().rad2deg() for _, a in walks])
-    steps = torch.cat([a.norm(dim=-1) for _, a in walks])
-    return Motion(steps, 180 - (180 - turns) % 360, torch.cat([p for p, _ in walks]))
+    steps = [a if a.shape[1] == 2 else p.diff(dim=0) for p, a in walks]
+    turns = torch.cat([torch.atan2(a[:, 1], a[:, 0]).diff().rad2deg() for a in steps])
+    lengths = torch.cat(steps).norm(dim=-1)
+    return Motion(lengths, 180 - (180 - turns) % 360, torch.cat([p for p, _ in walks]))

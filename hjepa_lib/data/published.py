@@ -1,12 +1,7 @@
 """Published trajectories (PLDM, arXiv 2502.14819): download, checks, loader of their format."""
 
-from __future__ import annotations
-
-import contextlib
 import os
 import tarfile
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +18,7 @@ from hjepa_lib.worlds.layout import FIXED, SIZE
 FILE_ID = "1NwR-ui-akIgR2xcoJHYiHjOk9U5bYCa0"
 """Google Drive id of the archive (about 535 MB)."""
 ARCHIVE = "wall_data.tar.gz"
+_WHOLE = "a whole tar archive"
 MEMBERS = {
     "good": "good_quality_data_no_images.npz",
     "short17": "len_17_no_images.npz",
@@ -35,11 +31,6 @@ CONNECT_SECONDS, READ_SECONDS, RETRIES = 10, 60, 3
 
 class NoNetwork(files.FileError):
     """The server cannot be reached."""
-
-
-def cache() -> Path:
-    """Where downloads are kept for all runs: HJEPA_CACHE, or .cache/hjepa in the home folder."""
-    return Path(os.environ.get("HJEPA_CACHE") or Path.home() / ".cache" / "hjepa")
 
 
 def fetch(path: Path) -> None:
@@ -65,7 +56,7 @@ def download() -> Path:
     No checksum is published: its own is recorded as `<name>.sha256.json` and verified from then on.
     An unfinished download stays as `<name>.part`, and the next one goes on with it.
     """
-    path = cache() / ARCHIVE
+    path = files.cache() / ARCHIVE
     part = path.with_name(f"{ARCHIVE}.part")
     with files.exclusive(path):  # of two runs one downloads
         if path.exists():
@@ -88,7 +79,7 @@ def _verify(path: Path) -> None:
         if files.read_json(record).get("sha256") != found:
             raise files.FileError(f"{path.name} does not match the SHA-256 recorded in {record}")
         return
-    with _opened(path) as archive:
+    with files.told(path, _WHOLE), tarfile.open(path) as archive:
         for item in archive:
             stream = archive.extractfile(item)
             while stream is not None and stream.read(1 << 20):
@@ -96,21 +87,12 @@ def _verify(path: Path) -> None:
     files.write_json(record, {"file_id": FILE_ID, "bytes": path.stat().st_size, "sha256": found})
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tarfile.TarFile]:
-    try:
-        with tarfile.open(path) as archive:
-            yield archive
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise files.FileError(f"{path.name} is no whole tar archive: {error}") from error
-
-
 def extract(path: Path, member: str) -> Path:
     """The regular file called `member`, in any folder of the archive, beside it; or `FileError`."""
     target = path.with_name(member)
     if target.exists():
         return target
-    with _opened(path) as archive:
+    with files.told(path, _WHOLE), tarfile.open(path) as archive:
         for item in archive:
             if item.isfile() and Path(item.name).name == member:
                 return files.write_atomic(target, archive.extractfile(item).read())

@@ -7,13 +7,9 @@
 More columns (N, k) may hold the position. Frames come in pieces: such files fit no memory.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
-import os
 import re
-import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -138,17 +134,8 @@ def _starts(shape: tuple[int, ...]) -> range:
     return range(0, shape[0], max(1, _PIECE // max(1, int(np.prod(shape[1:])))))
 
 
-def extra(module: str) -> Any:
-    """An optional package; FileError with the command that installs it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        name = {"h5py": "h5"}.get(module, module)
-        raise FileError(f"{module} is not installed: pip install -e '.[{name}]'") from error
-
-
 def _h5(path: str) -> _Found:
-    h5py = extra("h5py")
+    h5py = files.extra("h5py")
     with contextlib.suppress(ImportError):  # more compressions, where somebody has installed it
         importlib.import_module("hdf5plugin")
     with open(path, "rb"):
@@ -183,7 +170,7 @@ def write_h5(path: str | Path, data: Trajectories) -> Path:
 
     States go to the column `state`, last actions are NaN. FileError where `path` exists.
     """
-    h5py, path = extra("h5py"), Path(path)
+    h5py, path = files.extra("h5py"), Path(path)
     if path.exists():
         raise FileError(f"{path} exists: name another file")
     actions = data.actions.numpy().astype(np.float32)
@@ -194,19 +181,15 @@ def write_h5(path: str | Path, data: Trajectories) -> Path:
     channels, *sides = data.frame_shape
     shape = (len(actions), *sides, channels)
     form = {"chunks": (min(len(actions), 8), *shape[1:]), "compression": "gzip"}
-    temporary, starts = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp"), _starts(shape)
-    try:
-        with files.told(path, doing="write"), h5py.File(temporary, "w") as file:
-            for name, values in columns.items():
-                file[name] = values
-            pixels = file.create_dataset("pixels", shape, np.uint8, compression_opts=1, **form)
-            for start in starts:
-                part = slice(start, min(start + starts.step, len(actions)))
-                frames = data.frames(torch.arange(part.start, part.stop))
-                pixels[part] = frames.movedim(1, -1).cpu().numpy()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    starts = _starts(shape)
+    with files.replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        for name, values in columns.items():
+            file[name] = values
+        pixels = file.create_dataset("pixels", shape, np.uint8, compression_opts=1, **form)
+        for start in starts:
+            part = slice(start, min(start + starts.step, len(actions)))
+            frames = data.frames(torch.arange(part.start, part.stop))
+            pixels[part] = frames.movedim(1, -1).cpu().numpy()
     return path
 
 
@@ -241,7 +224,7 @@ def _npz(path: str) -> _Found:
 
 
 def _minari(source: str) -> _Found:
-    data = extra("minari").load_dataset(source.removeprefix(MINARI))
+    data = files.extra("minari").load_dataset(source.removeprefix(MINARI))
 
     def episodes() -> Iterator[tuple[Any, dict[str, np.ndarray], str]]:
         """(episode, its observations by name, which of them are the frames)."""

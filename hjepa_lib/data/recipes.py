@@ -3,8 +3,6 @@
 Differs: the size is exact, and all follows from one seed (by inverse distribution functions).
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import Any, NamedTuple

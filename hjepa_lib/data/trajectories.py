@@ -61,8 +61,8 @@ class Record(NamedTuple):
         if needed > free:
             told = f"{shape[0]:,} frames need {needed:.1f} GB, {path.parent} has {free:.1f} GB left"
             raise files.FileError(f"{told}: set data.transitions")
-        temporary, done = path.with_name(f".{path.name}.tmp"), 0
-        with files.told(path, doing="write"):
+        done = 0
+        with files.replacing(path) as temporary:
             store = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
             for piece in pieces:
                 part = piece[: shape[0] - done]
@@ -71,7 +71,6 @@ class Record(NamedTuple):
                 if done == shape[0]:
                     break
             store.flush()
-            temporary.replace(path)
         return cls(files.load_npy(path), torch.arange(shape[0]))
 
 

@@ -1,8 +1,5 @@
 """Training windows of T states; none crosses the end of a trajectory (F6)."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -32,15 +29,11 @@ class WindowBatch(NamedTuple):
 
 
 class Windows:
-    """All windows of `length` states of a set of trajectories, on one device."""
+    """All windows of `length` states of a set of trajectories."""
 
-    def __init__(
-        self, trajectories: Trajectories, length: int, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, trajectories: Trajectories, length: int) -> None:
         """WorkbookError when no trajectory has `length` states."""
-        self.length, self.device, self.trajectories = length, torch.device(device), trajectories
-        self._positions = trajectories.positions.to(device)
-        self._actions = trajectories.actions.to(device)
+        self.length, self.trajectories = length, trajectories
         # Trajectories grouped by layout, so that the windows of one layout are one range.
         code = trajectories.layouts().numbers()
         self._order = code.argsort(stable=True)
@@ -64,11 +57,10 @@ class Windows:
         """Windows number `index` (B,) int64 in [0, len)."""
         place = torch.searchsorted(self._ends, index, right=True)
         first = index + self._shift[place]
-        states = (first[:, None] + torch.arange(self.length)).to(self.device)  # (B, T)
-        layout = self.trajectories.layouts(self._order[place]).to(self.device)
-        actions, world = self._actions[states[:, :-1]], self.trajectories.world
-        record = self.trajectories.record and self.trajectories.record.take(states.cpu())
-        return WindowBatch(self._positions[states], actions, layout, world, record)
+        states, data = first[:, None] + torch.arange(self.length), self.trajectories  # (B, T)
+        parts = data.positions[states], data.actions[states[:, :-1]]
+        record = data.record and data.record.take(states)
+        return WindowBatch(*parts, data.layouts(self._order[place]), data.world, record)
 
     def sample(
         self, batch: int, generator: torch.Generator, layouts_per_batch: int = 0
@@ -86,10 +78,3 @@ class Windows:
         low, high = self._group_ends[group], self._group_ends[group + 1]
         share = torch.rand(batch, generator=generator, dtype=torch.float64)
         return self.at(low + ((high - low) * share).long())
-
-    def epoch(self, batch: int, limit: int | None = None) -> Iterator[WindowBatch]:
-        """Consecutive evenly spaced windows for validation: at most `limit`, no randomness."""
-        count = len(self) if limit is None else min(limit, len(self))
-        picks = torch.linspace(0, len(self) - 1, count, dtype=torch.float64).long()
-        for piece in picks.split(batch):
-            yield self.at(piece)

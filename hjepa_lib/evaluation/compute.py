@@ -1,7 +1,5 @@
 """Compute of a planner, and memory of an update: counted by torch on one sample."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -3,8 +3,6 @@
 All trials advance together, no early stop; the world's noise is the same for every policy.
 """
 
-from __future__ import annotations
-
 import math
 import time
 
@@ -114,14 +112,14 @@ class RandomPolicy(Policy):
 
 
 class OraclePolicy(Policy):
-    """Knows the world; walks its shortest path."""
+    """Knows the world; walks its shortest path, or follows the `rule` that the world brings."""
 
-    def __init__(self, cap: float) -> None:
-        self.cap = cap
+    def __init__(self, cap: float, kind: str = "oracle") -> None:
+        self.cap, self.kind = cap, kind
 
     def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
         """(B, 1, A)."""
-        return self.world.oracle_action(self.goal, self.cap)[:, None]
+        return getattr(self.world, f"{self.kind}_action")(self.goal, self.cap)[:, None]
 
 
 class ClonedPolicy(Policy):
@@ -143,14 +141,6 @@ class ClonedPolicy(Policy):
         """(B, 1, A)."""
         actions = self.model.act(frames.to(self.frames.device), self.frames, self.steps)
         return bound(actions, self.cap, self.ball)[:, None]
-
-
-class RulePolicy(OraclePolicy):
-    """Follows a rule that the world brings, told what that reads."""
-
-    def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
-        """(B, 1, A)."""
-        return self.world.rule_action(self.goal, self.cap)[:, None]
 
 
 class LatentPolicy(Policy):
@@ -176,8 +166,7 @@ class LatentPolicy(Policy):
         """Forget what was played; the planner sees the goals as frames."""
         self.world = world
         if not self.flops_per_step:
-            seen = self.agent.level1, world.render()[:1], self.steps
-            counted = planner_flops(self.planner, *seen)
+            counted = planner_flops(self.planner, self.agent.level1, world.render()[:1], self.steps)
             self.flops_per_step, self.transitions_per_step = counted
         self.controller.start(world.render(goal), world.rows)
         self.log: dict[str, list[Tensor]] = {}
@@ -185,12 +174,8 @@ class LatentPolicy(Policy):
     def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
         """(B, k, A); latents are kept and probed once at the end, outside the timed loop."""
         actions, plan = self.controller.step(frames), self.controller.last
-        kept = {
-            "latent": self.controller.latent,
-            "plan": plan.actions,
-            "near": plan.near,
-            "effective": plan.search.effective,
-        }
+        kept = {"latent": self.controller.latent, "plan": plan.actions, "near": plan.near}
+        kept["effective"] = plan.search.effective
         if self.pictures:
             order = plan.search.costs.argsort(1)[:FAN_TRIALS]  # (b, N)
             pick = order[:, :: max(1, order.shape[1] // FAN)][:, :FAN]  # (b, F), best first

@@ -16,8 +16,6 @@ A call is commanded when level 1 aims at the sub-goal and not at the goal itself
 of reach in a wall, beyond the border, or farther by the shortest path than a macro-step and 2 px.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

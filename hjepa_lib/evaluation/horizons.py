@@ -1,7 +1,5 @@
 """Where prediction breaks: error curves and successes by horizon, and the horizon of a collapse."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -45,7 +43,7 @@ def trained_lengths(config: Config) -> dict[str, int]:
     return {"level 1": macro if level2.train == "joint" else alone, "level 2": macro}
 
 
-# --- curves -----------------------------------------------------------------------------------
+# --- curves
 def band(curve: Curve) -> Band:
     """Median error by horizon with a 95 % percentile bootstrap over windows."""
     return Band(curve.steps, *_spread(lambda rows: np.median(rows, 0), curve.errors))
@@ -86,7 +84,7 @@ def horizon_text(found: Interval, longest: int) -> str:
     return "{} ({} to {})".format(*texts)
 
 
-# --- planners ---------------------------------------------------------------------------------
+# --- planners
 def with_horizon(
     planning: PlanningConfig, method: str, steps: int, stride: int = 1, equal: str = "samples"
 ) -> PlanningConfig:

@@ -6,8 +6,6 @@ tau = first t with m(t) < 1 (Euclidean < sqrt(2) px), else S + 1. Unlike in the 
 first crossing step is t (not t + 1), and whatever is undefined is NaN, never 0.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple

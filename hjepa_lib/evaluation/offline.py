@@ -1,7 +1,5 @@
 """What a recording says where no environment can be stepped: nothing here is a success rate."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,6 +9,7 @@ import torch
 
 from hjepa_lib.config import PlanningConfig
 from hjepa_lib.data.normaliser import Normaliser
+from hjepa_lib.evaluation.openloop import imagined
 from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.planning import P1_CAP
 from hjepa_lib.planning.agent import Agent
@@ -39,11 +38,9 @@ def recognised(agent: Agent, batch: LatentBatch) -> tuple[np.ndarray, ...]:
     Then both ends of a 95 % interval, (H,) each. The others are those of the other windows at the
     same h: chance is 1 / n.
     """
-    start, actions = batch.latents[:, 0].to(agent.device), batch.actions.to(agent.device)
-    predicted = agent.level1.rollout_members(start, actions, scene=batch.scene).mean(0)
-    predicted = predicted[:, 1:].transpose(0, 1)
-    real = batch.latents[:, 1:].to(agent.device).transpose(0, 1)  # (H, n, D)
-    hits = torch.cdist(predicted, real).argmin(-1).cpu() == torch.arange(len(start))
+    real = batch.latents.to(agent.device)
+    pairs = (part[:, 1:].transpose(0, 1) for part in (imagined(agent.level1, batch), real))
+    hits = torch.cdist(*pairs).argmin(-1).cpu() == torch.arange(len(real))  # (H, n)
     ends = np.array([wilson(int(row.sum()), len(row)) for row in hits])
     return np.arange(1, len(hits) + 1), hits.double().mean(1).numpy(), *ends.T
 

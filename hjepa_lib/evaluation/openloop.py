@@ -5,8 +5,6 @@ position probe reads where it believes the dot is: px. Of recordings that do not
 the RMS distance of latents is measured.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,7 +38,7 @@ MEAN_PACE = STEP_HIGH / STEP_MEAN
 """Steps of mean length per step of the longest one."""
 
 
-# --- windows ----------------------------------------------------------------------------------
+# --- windows
 def draw_windows(store: LatentStore, horizon: int, count: int = WINDOWS) -> LatentBatch:
     """Evenly spaced windows of horizon + 1 states, never crossing a trajectory."""
     first = store.windows(horizon + 1)
@@ -56,7 +54,14 @@ def long_walks(data: DataConfig, states: int, count: int, seed: int) -> Trajecto
     return generate(transitions=count * (states - 1), seed=HELD_OUT + seed, states=states, **own)
 
 
-# --- errors in px -----------------------------------------------------------------------------
+def imagined(model: Jepa, batch: LatentBatch, **hooks) -> Tensor:
+    """(B, T, D): roll-outs of windows' actions from their first latents, mean over the ensemble."""
+    device = model.pixel_mean.device
+    start, actions = batch.latents[:, 0].to(device), batch.actions.to(device)
+    return model.rollout_members(start, actions, scene=batch.scene, **hooks).mean(0)
+
+
+# --- errors in px
 def _gaps(agent: Agent, latents: Tensor, positions: Tensor) -> np.ndarray:
     """Probed latents (B, H, D) against positions (B, H, 2) -> (B, H) px."""
     return (agent.probe(latents.to(agent.device)).cpu() - positions).norm(dim=-1).numpy()
@@ -105,10 +110,8 @@ def open_loop(agent: Agent, batch: LatentBatch) -> dict[str, Curve]:
             rest = context[:, -1:].expand(-1, length - context.shape[1], -1)
             context = torch.cat([context, rest], 1)
         hooks = {"context": context, "feedback": level2.feedback}
-    predicted = level1.rollout_members(latents[:, 0], pushes, scene=batch.scene, **hooks)
-    predicted = predicted.mean(0)[:, 1:]
     steps, still = np.arange(1, length + 1), (truth[:, 1:] - truth[:, :1]).norm(dim=-1).numpy()
-    curves = {"level 1": Curve(steps, gaps(predicted, steps))}
+    curves = {"level 1": Curve(steps, gaps(imagined(level1, batch, **hooks)[:, 1:], steps))}
     return curves | above | {"stand still": Curve(steps, still)}
 
 
@@ -127,10 +130,7 @@ def probe_errors(model: Jepa, probe: Probe, store: LatentStore) -> dict[str, Any
     if not store.positions.shape[1]:
         return {}
     batch = draw_windows(store, min(15, int(store.lengths.max()) - 1))
-    device = model.pixel_mean.device
-    start, actions = batch.latents[:, 0].to(device), batch.actions.to(device)
-    predicted = model.rollout_members(start, actions, scene=batch.scene)
-    found = probe(predicted.mean(0)[:, 1:]).cpu().flatten(0, 1)
+    found = probe(imagined(model, batch)[:, 1:]).cpu().flatten(0, 1)
     return {"probe_px_predictor": rmse_px(found, batch.positions[:, 1:].flatten(0, 1))}
 
 
@@ -144,18 +144,17 @@ def off_manifold(
     """
     bank = bank.float().to(agent.device)
     unit = np.median(_nearest(batch.latents[:, :: max(1, len(steps))], bank))
-    start, actions = batch.latents[:, 0].to(agent.device), batch.actions.to(agent.device)
-    actions = actions[:, : steps.max()]
-    predicted = agent.level1.rollout_members(start, actions, scene=batch.scene).mean(0)
+    cut = batch._replace(actions=batch.actions[:, : steps.max()])
+    predicted = imagined(agent.level1, cut)
     curves = {"level 1": Curve(steps, _nearest(predicted[:, steps], bank) / unit)}
     level2 = agent.level2
     if level2 is not None and level2.config.actions == "none":
         skip = level2.config.step_skip
         own = steps[(steps % skip == 0) & (steps > 0)]
         if len(own):
-            macro_steps = int(own.max()) // skip
-            imagined = level2.imagine(start, macro_steps, scene=batch.scene).predictions
-            away = _nearest(imagined[:, own // skip - 1], bank) / unit
+            counts = int(own.max()) // skip
+            above = level2.imagine(predicted[:, 0], counts, scene=batch.scene).predictions
+            away = _nearest(above[:, own // skip - 1], bank) / unit
             curves["level 2, prior mean"] = Curve(own, away)
     return curves
 
@@ -213,8 +212,8 @@ def wall_leak(agent: Agent, data: Trajectories, cap: float, count: int = PUSHES)
     plans = push[:, None].expand(-1, PUSH_STEPS, -1).to(agent.device)
     frames = world.render(start)
     latents, scene = agent.encode(frames), agent.scene(frames)
-    imagined = agent.level1.rollout_members(latents, plans, scene=scene).mean(0)
-    off = torch.from_numpy(_gaps(agent, imagined[:, -1:], path[:, -1:]))[:, 0] > LEAK_PX
+    ends = agent.level1.rollout_members(latents, plans, scene=scene).mean(0)[:, -1:]
+    off = torch.from_numpy(_gaps(agent, ends, path[:, -1:]))[:, 0] > LEAK_PX
     pace, way = ((path[:, -1] - path[:, then]).norm(dim=-1) for then in (-2, 0))
     stopped = (pace < pace.quantile(0.99) / 2) & (way < way.quantile(0.99) - LEAK_PX)
     n, leaks = int(stopped.sum()), int((stopped & off).sum())
@@ -223,7 +222,7 @@ def wall_leak(agent: Agent, data: Trajectories, cap: float, count: int = PUSHES)
     return found | {"free_off": float((off & ~stopped).sum() / max(count - n, 1))}
 
 
-# --- the distance head ------------------------------------------------------------------------
+# --- the distance head
 class StepPairs(NamedTuple):
     """n pairs of places; a step has the longest training step's length."""
 

@@ -1,7 +1,5 @@
 """Result files: one per case played, read back as one row each."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, NamedTuple

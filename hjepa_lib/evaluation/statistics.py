@@ -4,8 +4,6 @@ The percentile bootstrap follows rliable (Agarwal et al., NeurIPS 2021) for one 
 seeds and n shared trials; SciPy's cannot redraw two crossed factors.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple

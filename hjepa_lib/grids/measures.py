@@ -169,7 +169,7 @@ def against_copying(model: GridModel, train: GridBuffer, validation: GridBuffer)
     }
 
 
-# --- comparison (GRID-10): nothing is ranked, and losses of different latents never meet --------
+# --- comparison (GRID-10): nothing is ranked, and losses of different latents never meet
 PAIRS = (("jepa", "generative"), ("jepa", "random"), ("generative", "random"))
 """Who is held against whom in the share of facts that are read wrong."""
 MEASURES = {

@@ -86,7 +86,7 @@ def load_data(ws: Workspace) -> tuple[buffer.GridBuffer, buffer.GridBuffer]:
     return buffer.load(folder / "buffer.npz").split(fraction, ws.config.seed)
 
 
-# --- JEPA and twin ----------------------------------------------------------------------------
+# --- JEPA and twin
 def fit_grid(
     model: GridModel, train: buffer.GridBuffer, optim: EpochsConfig, validate: ValidateFn,
     **options: Any,
@@ -192,7 +192,7 @@ def read_grid_model(path: Path, kind: str) -> GridModel:
     return load_module(path, f"grid_{kind}", build)
 
 
-# --- results ----------------------------------------------------------------------------------
+# --- results
 def grid_results(ws: Workspace) -> list[dict[str, Any]]:
     """One row per encoder and training seed, written to `grid/results.json`; trains what lacks."""
     train, validation = load_data(ws)

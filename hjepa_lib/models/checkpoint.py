@@ -3,8 +3,6 @@
 Nothing is ever unpickled.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from pathlib import Path

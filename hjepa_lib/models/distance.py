@@ -7,8 +7,6 @@
 phi is a learned head that counts environment steps (training/distance.py).
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

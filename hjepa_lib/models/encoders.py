@@ -5,8 +5,6 @@ latent (M, D), normalised action (M, A) -> (M, D); all but the GRU add a displac
 `static_dim` first components.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import torch

@@ -5,8 +5,6 @@
 Dropout acts on what a sub-layer adds: the fused attention kernel serves training as well.
 """
 
-from __future__ import annotations
-
 import contextlib
 from itertools import pairwise
 

@@ -4,8 +4,6 @@ z_t = enc(o_t), zhat_{t+1} = pred(zhat_t, a_t) with zhat_0 = z_0. uint8 pixels a
 normalised inside, from buffers that are saved with the weights (PL5, F14).
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import NamedTuple

@@ -10,8 +10,6 @@ arXiv 2604.03208). Above a local level 1 every latent is a place: x is told from
 and h_0 and the GRU see what lies around it (models/local.py).
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

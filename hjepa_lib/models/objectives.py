@@ -19,8 +19,6 @@ layout and tell layouts apart, as VICReg (arXiv 2105.04906) with the states of a
 std, std_t, cov and sim_t are then those of the other D - S components.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

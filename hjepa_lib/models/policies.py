@@ -5,8 +5,6 @@ says in how many steps (as in arXiv 2605.08732, there on frozen latents). It is 
 rows have the same weights, encoder and data.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from hjepa_lib.config import Config
-from hjepa_lib.files import WorkbookError, first_line, sha256, told, write_json
+from hjepa_lib.files import WorkbookError, extra, first_line, sha256, told, write_json
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.places import RunError, repository
 from hjepa_lib.runs.run import Run
@@ -53,13 +53,9 @@ def inspect_notebook(path: Path, parameters: Iterable[str] = ("run",)) -> None:
 
     papermill warns of unknown ones, and without such a cell it silently runs the defaults.
     """
-    try:
-        import nbformat
-        import papermill  # noqa: F401 - what runs them is looked for before anything starts
-    except ImportError as error:
-        raise RunError(
-            "running notebooks needs papermill: pip install papermill ipykernel nbformat"
-        ) from error
+    extra("papermill")  # what runs them is looked for before anything starts
+    import nbformat  # comes with it
+
     with told(path, "a notebook with readable parameters"):
         cells = nbformat.read(path, as_version=4).cells
         tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]

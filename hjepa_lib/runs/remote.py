@@ -6,7 +6,6 @@ files: what an upload that broke off left is made again. Of two writers the seco
 
 import contextlib
 import json
-import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 from hjepa_lib.files import (
     FileError,
+    cache,
     first_line,
     inside,
     read_bytes,
@@ -62,10 +62,8 @@ class Mirror(NamedTuple):
 def local_root(url: str) -> Path:
     """This machine's folder for the outputs root `url`, below HJEPA_CACHE or ~/.cache/hjepa."""
     url = url.rstrip("/")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    base = Path(os.environ.get("HJEPA_CACHE") or cache / "hjepa")
     readable = re.sub(r"[^A-Za-z0-9]+", "-", url)[:60]
-    root = (base / f"{readable}-{sha256(url.encode())[:8]}").expanduser().resolve()
+    root = (cache() / f"{readable}-{sha256(url.encode())[:8]}").resolve()
     if not (root / _MARKER).is_file():
         write_atomic(root / _MARKER, url + "\n")
     return root

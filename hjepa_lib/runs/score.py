@@ -16,7 +16,6 @@ from hjepa_lib.evaluation.episodes import (
     LatentPolicy,
     OraclePolicy,
     RandomPolicy,
-    RulePolicy,
     run_episodes,
 )
 from hjepa_lib.evaluation.metrics import Episodes
@@ -85,7 +84,7 @@ def _play(
         policy = ClonedPolicy(model, cap, case.settings.get("idm_steps", 0))
         header["parameters"] = count_all(model)
     elif case.method in ("oracle", "rule"):
-        policy = (OraclePolicy if case.method == "oracle" else RulePolicy)(cap)
+        policy = OraclePolicy(cap, case.method)
     else:
         policy = RandomPolicy(cap, case.seed, persistent=case.method == "random-persistent")
     rules = (case.dynamics, case.steps, cap, case.seed)

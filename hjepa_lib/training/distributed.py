@@ -4,8 +4,6 @@ Each draws the whole batch and encodes its own rows; the roll-outs are gathered 
 that variances, covariances and gradients are those of one process.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """Frozen level-1 latents of whole trajectories, encoded once and kept in memory."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -3,8 +3,6 @@
 `options` of a training are those of its `Fit`: precision, folder.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Training of level 2: frozen (on stored level-1 latents, the default) or joint from scratch."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -3,8 +3,6 @@
 Batches are a pure function of (seed, update): what is killed resumes to the same result.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io

@@ -1,7 +1,5 @@
 """Training of the policy without a world model: recorded actions, goals from the same future."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a latent knows: ridge and position probes of frozen latents (px), collapse metrics."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -27,17 +27,6 @@ from hjepa_lib.worlds.layout import SIZE
 EDGE = (-0.5, SIZE - 0.5)  # px shown of the room, as in `primitives.show_room`
 ARROW = 3  # an action is at most a few px long: it is drawn this many times as long
 _COLUMNS = 16  # frames per row of the sprite
-_PAGE = Template(
-    """<div class="hjepa-player">
-<style>$css</style>
-<script type="application/json">$data</script>
-<p class="hp-still">The player needs its script: run this cell, or trust the notebook.
-The film strip above shows the same roll-out.</p>
-<script>(() => {
-"use strict";
-$script})();</script>
-</div>"""
-)
 
 
 def player(*stories: Story) -> style.Html:
@@ -48,7 +37,7 @@ def player(*stories: Story) -> style.Html:
     if len(stories) not in (1, 2):
         raise style.FigureError(f"a player shows one story or two, got {len(stories)}")
     data = json.dumps(payload(stories), separators=(",", ":"), allow_nan=False)
-    page = _PAGE.substitute(
+    page = Template(_part("player.html")).substitute(
         css=_part("player.css"),
         script="\n".join(map(_part, ("panels.js", "charts.js", "player.js"))),
         data=data.replace("<", "\\u003c"),  # so that no title ends or opens a script (S10)

@@ -43,7 +43,7 @@ class Way(NamedTuple):
         return f"{self.work}: {self.name}"
 
 
-# --- what is timed ----------------------------------------------------------------------------
+# --- what is timed
 def configs(quick: bool = False) -> tuple[Config, Config]:
     """(reference, laptop): PLDM's architecture and the default profile."""
     names = ("full", "smoke" if quick else "laptop")
@@ -137,7 +137,7 @@ def ways(precision: str, quick: bool = False) -> list[Way]:
     return [*found, Way(f"generate {transitions:,} transitions", "vectorised", walk)]
 
 
-# --- timing -----------------------------------------------------------------------------------
+# --- timing
 def timer(call: Call, **labels: str) -> Timer:
     """What times a call on all threads, and waits for a GPU."""
     threads = torch.get_num_threads()

@@ -159,7 +159,7 @@ def _do(experiment: Experiment, threads: int | None, unit: Unit) -> str:
     return ""
 
 
-# --- one unit ---------------------------------------------------------------------------------
+# --- one unit
 def make_rows(
     experiment: Experiment, unit: Unit, threads: int | None = None
 ) -> list[dict[str, Any]]:
@@ -215,7 +215,7 @@ def _executed(ws: Workspace, unit: Unit, threads: int | None) -> list[dict[str, 
     ]
 
 
-# --- figures ----------------------------------------------------------------------------------
+# --- figures
 def write_figures(path: Path, swept: list[str]) -> None:
     """`success_by_<setting>.png` beside the table, of every swept setting with two values or more.
 

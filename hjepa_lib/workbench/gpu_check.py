@@ -136,7 +136,7 @@ def judged(gaps: tuple[float, float], limits: tuple[float, float]) -> dict[str, 
     return {"gaps": gaps, "tolerance": limits, "within": within}
 
 
-# --- both devices do the same -----------------------------------------------------------------
+# --- both devices do the same
 def about(check: Check, found: dict[str, Any]) -> None:
     """Device, versions, precision, and a hash of noise that all machines share."""
     found |= {"versions": machine.versions(), "threads": torch.get_num_threads()}
@@ -215,7 +215,7 @@ def plans(check: Check, found: dict[str, Any]) -> None:
         found[f"{method} {cost}"] = judged(gaps, PLANS)
 
 
-# --- speed ------------------------------------------------------------------------------------
+# --- speed
 def rate(check: Check, make: Callable[[], bench.Call]) -> dict[str, Any]:
     """How often a second the call can be made, and its memory; a sentence where it fails."""
     begin, cuda = time.monotonic(), check.device == "cuda"
@@ -259,7 +259,7 @@ def throughput(check: Check, found: dict[str, Any]) -> None:
         torch.compiler.reset()
 
 
-# --- runs -------------------------------------------------------------------------------------
+# --- runs
 def laptop(check: Check, found: dict[str, Any]) -> None:
     """The profile laptop from its data to P1; a planner plays as soon as it is trained."""
     ws = check.workspace("laptop", found)

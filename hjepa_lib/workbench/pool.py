@@ -15,7 +15,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from joblib.parallel import ParallelBackendBase
 
 from hjepa_lib.config import ConfigError
-from hjepa_lib.files import first_line
+from hjepa_lib.files import extra, first_line
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.places import RunError
 
@@ -39,10 +39,7 @@ def check_engine(engine: str, jobs: int, scheduler: str) -> None:
     if jobs < 1:
         raise ConfigError(f"jobs must be at least 1, got {jobs}")
     if engine == "dask":
-        try:
-            import distributed  # noqa: F401
-        except ImportError as error:
-            raise RunError("the engine dask needs: pip install -e '.[cluster]'") from error
+        extra("distributed")
 
 
 def run_all(

@@ -150,7 +150,7 @@ def outcomes(rows: pd.DataFrame) -> np.ndarray:
     return np.stack([unpack_solved(row.solved, row.n) for row in ordered.itertuples()])
 
 
-# --- success against compute ------------------------------------------------------------------
+# --- success against compute
 def frontier(
     rows: pd.DataFrame, x: str = "flops_per_step", keep: tuple[str, ...] = ()
 ) -> pd.DataFrame:

@@ -60,7 +60,7 @@ _ENCODED = 1_200  # trajectories for the distance head: a transformer encodes sl
 LABELS = {name: f"flat, {name} level 1" for name in ENCODERS}
 
 
-# --- what to train ----------------------------------------------------------------------------
+# --- what to train
 def budget(config: Config, updates: int) -> dict[str, Any]:
     """At most `updates` updates of level 1, so many refining, twice as many of the other two."""
     wanted = {"level1": updates, "distance": 2 * updates}
@@ -151,7 +151,7 @@ def train(
     return side
 
 
-# --- measuring --------------------------------------------------------------------------------
+# --- measuring
 class Measured(NamedTuple):
     """One variant: what it is, its open-loop errors by level, its results."""
 

@@ -117,7 +117,7 @@ def _layout_sentence(heldout: pd.DataFrame, seen: pd.DataFrame) -> str:
     return f"Random layouts, flat, distance cost, within 4.5 px at the end: {', '.join(texts)}."
 
 
-# --- over worlds ------------------------------------------------------------------------------
+# --- over worlds
 def claims(rows: pd.DataFrame) -> pd.DataFrame:
     """Each planner with sub-goals against flat, of each model (a world), set of tasks and cost.
 
@@ -181,7 +181,7 @@ def _place(one: dict[str, object]) -> str:
     return f"{place.replace('_', ' ')}, {one['cost']} cost ({text})"
 
 
-# --- pairs ------------------------------------------------------------------------------------
+# --- pairs
 def paired(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """Two planners on the same trials, one point each: rates, difference with interval, who solved
     what, exact McNemar p; a line per `seed`, and "all", which redraws seeds and trials.

@@ -3,8 +3,6 @@
 An own one is named module:Class (examples/own_world.py); both are found and played alike.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import math

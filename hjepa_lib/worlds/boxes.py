@@ -7,13 +7,14 @@ away; a step moves along x, then along y, each until a box is in the way, so it 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from scipy.sparse.csgraph import shortest_path
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from hjepa_lib.worlds.base import World, bound
 from hjepa_lib.worlds.layout import Layout
@@ -40,12 +41,23 @@ def grid_boxes(closed: np.ndarray, size: float, margin: float = 0.0) -> np.ndarr
                 through.append([i, i + 1])
     cells = [(a, top, b, end) for (a, b), through in spans.items() for top, end in through]
     boxes = margin + size * np.array(cells, np.float64).reshape(-1, 4)
-    low, right, bottom = margin, margin + size * columns, margin + size * rows
-    border = [
+    border = around(margin, margin + size * columns, margin + size * rows)
+    return (np.concatenate([boxes, border]) - 0.5).astype(np.float32)
+
+
+def around(low: float, right: float, bottom: float) -> list[tuple[float, ...]]:
+    """Four boxes around the place from (low, low) to (right, bottom)."""
+    return [
         (-_FAR, -_FAR, low, _FAR), (right, -_FAR, _FAR, _FAR),
         (-_FAR, -_FAR, _FAR, low), (-_FAR, bottom, _FAR, _FAR),
     ]  # fmt: skip
-    return (np.concatenate([boxes, border]) - 0.5).astype(np.float32)
+
+
+def open_cells(closed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Open cells (n, 2), and the steps (n, n) between them, infinite where no way leads."""
+    cells = np.argwhere(~closed)
+    beside = np.abs(cells[:, None] - cells).sum(-1) == 1
+    return cells, shortest_path(beside.astype(float), unweighted=True)
 
 
 def inside(place: Tensor, boxes: Tensor) -> Tensor:
@@ -74,14 +86,14 @@ def slide(place: Tensor, move: Tensor, boxes: Tensor) -> Tensor:
     return place
 
 
-def visible(start: Tensor, end: Tensor, boxes: Tensor) -> Tensor:
-    """(B, P) bool: whether segments, (B, P, 2) to (B, P, 2), meet none of the boxes (B, M, 4)."""
+def visible(start: Tensor, end: Tensor, boxes: Tensor, margin: float = GAP / 2) -> Tensor:
+    """(B, P) bool: segments, (B, P, 2) to (B, P, 2), keep `margin` px from boxes (B, M, 4)."""
     enters, leaves = 0.0, 1.0  # shares of the segment
     for axis in (0, 1):
         here = start[:, :, None, axis]  # (B, P, 1)
         run = end[:, :, None, axis] - here
         pace = 1 / torch.where(run.abs() < 1e-9, 1e-9, run)
-        low, high = boxes[:, None, :, axis] - GAP / 2, boxes[:, None, :, axis + 2] + GAP / 2
+        low, high = boxes[:, None, :, axis] - margin, boxes[:, None, :, axis + 2] + margin
         first, second = (low - here) * pace, (high - here) * pace  # (B, P, M)
         enters = torch.minimum(first, second).clamp_(min=enters)
         leaves = torch.maximum(first, second).clamp_(max=leaves)
@@ -111,15 +123,6 @@ class Graph(NamedTuple):
         lengths = torch.where(seen, (ends[0] - ends[1]).double().norm(dim=-1), 0)  # 0: no edge
         ways = shortest_path(lengths.reshape(count, count).numpy(), directed=False)
         return cls(nodes, torch.from_numpy(ways).float())
-
-
-def _padded(parts: Sequence[Tensor], value: float) -> Tensor:
-    """(K, ...) of tensors of different sizes, filled up with `value`."""
-    shape = [max(sizes) for sizes in zip(*(part.shape for part in parts), strict=True)]
-    whole = torch.full((len(parts), *shape), value)
-    for place, part in zip(whole, parts, strict=True):
-        place[tuple(slice(size) for size in part.shape)] = part
-    return whole
 
 
 @functools.lru_cache(maxsize=1024)
@@ -169,14 +172,16 @@ class BoxWorld(World):
     def boxes(self) -> Tensor:
         """(B, M, 4) px; rows with fewer boxes have some beyond everything."""
         parts = [torch.from_numpy(_boxes(type(self), row)) for row in self._known]
-        return _padded(parts, 2 * _FAR).to(self.device)[self.map]
+        return pad_sequence(parts, True, 2 * _FAR).to(self.device)[self.map]
 
     def _ways(self, clearance: float) -> Graph:
         """Graphs of the rows: (B, V, 2), (B, V, V)."""
         if clearance not in self._graphs:
             found = [_graph(type(self), row, clearance) for row in self._known]
-            nodes = _padded([one.nodes for one in found], torch.nan)
-            between = _padded([one.between for one in found], torch.inf)
+            nodes = pad_sequence([one.nodes for one in found], True, torch.nan)
+            count, gap = nodes.shape[1], torch.inf
+            rows = [pad(one.between, (0, count - len(one.nodes)), value=gap) for one in found]
+            between = pad_sequence(rows, True, gap)
             whole = (part.to(self.device)[self.map] for part in (nodes, between))
             self._graphs[clearance] = Graph(*whole)
         return self._graphs[clearance]

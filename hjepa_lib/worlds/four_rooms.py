@@ -4,8 +4,6 @@ After `swm/FourRoomDistractors` of H-JEPA (224 px, here divided by 3.45), with d
 their walls. Doors in their order: upper and lower in the upright wall, left and right in the other.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import ClassVar
 
@@ -14,10 +12,9 @@ import torch
 from scipy.stats import poisson
 from torch import Tensor
 
-from hjepa_lib.files import WorkbookError
 from hjepa_lib.worlds.base import trial_noise
-from hjepa_lib.worlds.boxes import BoxWorld
-from hjepa_lib.worlds.layout import HIGH, LOW, SIZE
+from hjepa_lib.worlds.boxes import BoxWorld, around
+from hjepa_lib.worlds.layout import HIGH, LOW, SIZE, pick_layouts
 from hjepa_lib.worlds.rendering import paint
 
 MIDDLE, HALF = 32, 1.5
@@ -93,21 +90,13 @@ class FourRooms(BoxWorld):
     def layout_set(cls, name: str) -> np.ndarray:
         """(K, 2) int16; `fixed`: doors in the middle of their walls, the upper closed, 3 seen."""
         fixed = encode(np.full((1, 4), PLACES // 2), np.array([0]), np.array([3]))
-        lists = layout_lists()
-        sets = {"fixed": fixed, "random": lists["train"], "many": lists["train"], **lists}
-        if name not in sets:
-            raise WorkbookError(f"layouts must be one of {', '.join(sets)}; got {name!r}")
-        return sets[name]
+        return pick_layouts(name, fixed, layout_lists())
 
     @classmethod
     def boxes_of(cls, row: tuple[int, int]) -> np.ndarray:
         """Boxes (M, 4) px of the walls, a closed door among them, and of what is around."""
         (doors,), (closed,), _ = decode(np.array([row]))
-        far = 1e3
-        boxes = [
-            (-far, -far, LOW + 0.5, far), (HIGH - 0.5, -far, far, far),
-            (-far, -far, far, LOW + 0.5), (-far, HIGH - 0.5, far, far),
-        ]  # fmt: skip
+        boxes = around(LOW + 0.5, HIGH - 0.5, HIGH - 0.5)
         for wall in (0, 1):
             opened = [doors[door] for door in (2 * wall, 2 * wall + 1) if door != closed]
             edges = [0.0, *(place + side for place in opened for side in (-DOOR_HALF, DOOR_HALF))]

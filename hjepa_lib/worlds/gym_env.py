@@ -1,7 +1,5 @@
 """The two-room world as a Gymnasium environment, `hjepa/TwoRooms-v0`: one row of `TwoRooms`."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 import gymnasium

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hjepa_lib.files import WorkbookError
+from hjepa_lib.files import WorkbookError, one_of
 
 SIZE = 65
 """Image height and width, px."""
@@ -103,20 +104,26 @@ def layout_lists() -> dict[str, np.ndarray]:
     return dict(zip(("train", "validation", "test"), np.split(shuffled, (900, 1012)), strict=True))
 
 
+def pick_layouts(
+    name: str, fixed: np.ndarray, lists: Mapping[str, np.ndarray], **others: np.ndarray
+) -> np.ndarray:
+    """One of the sets of a world, by its name in `data.layouts` or a split; WorkbookError."""
+    sets = {"fixed": fixed, "random": lists["train"], "many": lists["train"], **lists, **others}
+    one_of("layouts", name, sets)
+    return sets[name]
+
+
 def layout_set(name: str, exclude_wall: str = "", exclude_door: str = "") -> np.ndarray:
     """Layouts (K, 2) int16 by name; WorkbookError for another name.
 
     `fixed`; `random`, `many` or `train` (900), `validation` (112), `test` (113), `all` (1,125);
     `rectangle`: all but those whose wall AND door lie in the inclusive ranges "min-max", px.
     """
-    lists, every = layout_lists(), all_layouts()
-    sets = {"fixed": np.array([FIXED], np.int16), "random": lists["train"], **lists, "all": every}
-    sets |= {"rectangle": every, "many": lists["train"]}
-    if name not in sets:
-        raise WorkbookError(f"layouts must be one of {', '.join(sets)}; got {name!r}")
+    every, fixed = all_layouts(), np.array([FIXED], np.int16)
+    found = pick_layouts(name, fixed, layout_lists(), all=every, rectangle=every)
     ranges = {"exclude_wall": exclude_wall, "exclude_door": exclude_door}
     if name != "rectangle" or not any(ranges.values()):
-        return sets[name]
+        return found
     out = np.full(len(every), True)
     for (setting, text), values in zip(ranges.items(), every.T, strict=True):
         match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", text)

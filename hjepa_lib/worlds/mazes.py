@@ -6,21 +6,17 @@ leads over 13 to 20 cells. The number of a map is the seed that it is drawn from
 within half a cell of its goal, at any of 500 steps.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from scipy.ndimage import label
-from scipy.sparse.csgraph import shortest_path
 from torch import Tensor
 
-from hjepa_lib.files import WorkbookError
 from hjepa_lib.worlds.base import clip_norm
-from hjepa_lib.worlds.boxes import BoxWorld, grid_boxes, slide
-from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.worlds.boxes import BoxWorld, grid_boxes, open_cells, slide
+from hjepa_lib.worlds.layout import Layout, pick_layouts
 from hjepa_lib.worlds.rendering import paint
 
 ROWS, COLUMNS = 7, 8
@@ -28,11 +24,8 @@ CELL, BORDER = 8, 4  # px
 OPEN = 0.5, 0.8  # share of the cells
 LONGEST = 13, 20  # steps from cell to cell of a map's longest shortest path
 JITTER = 2.5  # px around a cell's middle, per axis, where tasks begin and end
-NUMBERS = {
-    "fixed": range(1), "random": range(25), "train": range(25), "many": range(400),
-    "validation": range(1000, 1040), "test": range(2000, 2060),
-}  # fmt: skip
-"""Maps of a list; the 25 of training are the first of the `many`."""
+NUMBERS = {"train": range(25), "validation": range(1000, 1040), "test": range(2000, 2060)}
+"""Maps of a list; of `many` the first 25 are those of training, and the first one is `fixed`."""
 BINS = {"d5_8": (5, 8), "d9_12": (9, 12), "d13_16": (13, 16), "d17_20": (17, 20)}
 """Sets of tasks: steps from cell to cell of the shortest path."""
 
@@ -43,12 +36,6 @@ class Map(NamedTuple):
     closed: np.ndarray  # (7, 8) bool
     cells: np.ndarray  # (n, 2) int64 row and column of the open ones
     steps: np.ndarray  # (n, n) int64 from cell to cell
-
-
-def _steps(cells: np.ndarray) -> np.ndarray:
-    """(n, n) steps between open cells (n, 2), infinite where no way leads."""
-    apart = np.abs(cells[:, None] - cells).sum(-1)
-    return shortest_path((apart == 1).astype(float), unweighted=True)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -64,9 +51,8 @@ def maze_map(number: int) -> Map:
             for j in range(1, COLUMNS - 1):
                 if not closed[i - 1 : i + 2, j - 1 : j + 2].any():
                     closed[i, j] = True
-        cells = np.argwhere(~closed)
-        if OPEN[0] <= len(cells) / closed.size <= OPEN[1]:
-            steps = _steps(cells)
+        if OPEN[0] <= np.mean(~closed) <= OPEN[1]:
+            cells, steps = open_cells(closed)
             if LONGEST[0] <= steps.max() <= LONGEST[1]:
                 return Map(closed, cells, steps.astype(np.int64))
 
@@ -93,10 +79,8 @@ class Maze(BoxWorld):
     @classmethod
     def layout_set(cls, name: str) -> np.ndarray:
         """Layouts (K, 2) int16, rows (map, 0), of a list in `NUMBERS`; WorkbookError for others."""
-        if name not in NUMBERS:
-            raise WorkbookError(f"layouts of a maze are {', '.join(NUMBERS)}; got {name!r}")
-        numbers = np.array(NUMBERS[name], np.int16)
-        return np.stack((numbers, np.zeros_like(numbers)), -1)
+        numbers = pick_layouts(name, range(1), NUMBERS, many=range(400))
+        return np.array([(number, 0) for number in numbers], np.int16)
 
     @classmethod
     def draw_tasks(
@@ -123,14 +107,12 @@ class Maze(BoxWorld):
 
     def sample_start_goal(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """States (B, N) at rest near the middles of two open cells."""
-        mazes = [maze_map(int(number)) for number in self.layout.wall_x.tolist()]
-        share = torch.rand(2, len(mazes), generator=generator).numpy()
+        cells = [maze_map(int(number)).cells for number in self.layout.wall_x.tolist()]
         found = []
-        for shares in share:
-            picks = [int(part * len(maze.cells)) for part, maze in zip(shares, mazes, strict=True)]
-            cells = [maze.cells[pick] for pick, maze in zip(picks, mazes, strict=True)]
-            shift = JITTER * (2 * torch.rand(len(mazes), 2, generator=generator) - 1)
-            found.append(self.at_rest(middle(np.array(cells)) + shift).to(self.device))
+        for shares in torch.rand(2, len(cells), generator=generator).numpy():
+            picks = [own[int(share * len(own))] for share, own in zip(shares, cells, strict=True)]
+            shift = JITTER * (2 * torch.rand(len(cells), 2, generator=generator) - 1)
+            found.append(self.at_rest(middle(np.array(picks)) + shift).to(self.device))
         return tuple(found)
 
 

@@ -1,7 +1,5 @@
 """Shortest paths through the door, exact for a point: straight, or by corners of the opening."""
 
-from __future__ import annotations
-
 import itertools
 
 import torch

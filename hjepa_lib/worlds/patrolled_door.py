@@ -4,8 +4,6 @@ Contact ends an episode as failed: the dot stays where it is for ever, and fades
 tell where the guard is going, nor how fast, so an observation has three.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import numpy as np

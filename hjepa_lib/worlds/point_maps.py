@@ -1,7 +1,5 @@
 """Maps of OGBench's PointMaze: its environment, cells and places, teleporters."""
 
-from __future__ import annotations
-
 import functools
 import os
 from typing import Any
@@ -9,10 +7,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from scipy.sparse.csgraph import shortest_path
 from torch import Tensor
 
-from hjepa_lib.files import WorkbookError
+from hjepa_lib.files import WorkbookError, extra
 
 MAZES = {"medium": (8, 8), "large": (9, 12), "giant": (12, 16), "teleport": (9, 12)}
 """Cells down and across of every map, the border's included."""
@@ -29,10 +26,7 @@ def environment(maze: str) -> Any:
     WorkbookError when the package is absent or its map is another one.
     """
     os.environ.setdefault("MUJOCO_GL", "disabled")  # nothing is drawn with it
-    try:
-        import ogbench  # noqa: F401  registers its environments
-    except ImportError as error:
-        raise WorkbookError("ogbench is not installed: pip install -e '.[worlds]'") from error
+    extra("ogbench")  # registers its environments
     env = gymnasium.make(f"pointmaze-{maze}-v0", terminate_at_goal=False).unwrapped
     if env.maze_map.shape != MAZES[maze]:
         raise WorkbookError(f"this ogbench has another {maze} maze than its version 1.2")
@@ -52,14 +46,6 @@ def closed_cells(maze: str, entrances: bool = False) -> np.ndarray:
     if entrances:
         found[tuple(teleporters(maze, "in", "ijs").astype(int).T)] = True
     return found
-
-
-@functools.cache
-def open_cells(maze: str, entrances: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """The other cells (n, 2), and the steps (n, n) between them, infinite where no way leads."""
-    cells = np.argwhere(~closed_cells(maze, entrances))
-    beside = np.abs(cells[:, None] - cells).sum(-1) == 1
-    return cells, shortest_path(beside.astype(float), unweighted=True)
 
 
 @functools.cache

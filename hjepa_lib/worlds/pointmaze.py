@@ -6,8 +6,6 @@ the teleport maze, a third channel: entrances at 255 (the disc that triggers), e
 One action is `repeat` equal environment steps; in the data its noise is one draw for all of them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import time
@@ -18,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hjepa_lib.files import WorkbookError
+from hjepa_lib.files import WorkbookError, one_of
 from hjepa_lib.worlds.base import World
-from hjepa_lib.worlds.boxes import BoxWorld, grid_boxes
+from hjepa_lib.worlds.boxes import BoxWorld, grid_boxes, open_cells
 from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.point_maps import (
     CELL,
@@ -31,7 +29,6 @@ from hjepa_lib.worlds.point_maps import (
     discs,
     environment,
     next_cell,
-    open_cells,
     to_px,
     to_units,
     turns,
@@ -90,8 +87,7 @@ class PointMaze(BoxWorld):
     def __init_subclass__(cls) -> None:
         """WorkbookError for an unknown map or recipe, and where actions do not fill an episode."""
         for name, known in (("maze", MAZES), ("recipe", STEPS)):
-            if (given := getattr(cls, name, None)) not in known:
-                raise WorkbookError(f"{name} must be one of {', '.join(known)}; got {given!r}")
+            one_of(name, getattr(cls, name, None), known)
         if not isinstance(cls.repeat, int) or cls.repeat < 1 or STEPS["stitch"] % cls.repeat:
             raise WorkbookError(f"repeat must divide {STEPS['stitch']}, got {cls.repeat!r}")
         cls.frame_shape = (2 + (cls.maze == "teleport"), *(CELL * side for side in MAZES[cls.maze]))
@@ -107,7 +103,7 @@ class PointMaze(BoxWorld):
         Validation has five pairs of cells of its own: not those of the test, nor their reverse, and
         as far apart as the nearest of them at least.
         """
-        env, (cells, steps) = environment(cls.maze), open_cells(cls.maze, entrances=True)
+        env, (cells, steps) = environment(cls.maze), open_cells(closed_cells(cls.maze, True))
         number = {tuple(cell): place for place, cell in enumerate(cells.tolist())}
         pairs = [(number[task["init_ij"]], number[task["goal_ij"]]) for task in env.task_infos]
         if split != "test":
@@ -126,7 +122,7 @@ class PointMaze(BoxWorld):
 
     def sample_start_goal(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(B, 2) px each: places as in the tasks, of cells that a way without teleporters joins."""
-        (cells, steps), batch = open_cells(self.maze, entrances=True), self.layout.batch
+        (cells, steps), batch = open_cells(closed_cells(self.maze, True)), self.layout.batch
         pairs = np.argwhere(np.isfinite(steps) & (steps > 0))
         pairs = pairs[torch.randint(len(pairs), (batch,), generator=generator).numpy()]
         noise = 2 * torch.rand(batch, 2, 2, generator=generator).numpy() - 1
@@ -224,7 +220,8 @@ class PointMaze(BoxWorld):
         Everybody walks to the next cell on the way, with noise; who met a goal gets a new one in
         `navigate`, at the next action, and stays about there in `stitch`.
         """
-        env, (cells, apart), corners = environment(cls.maze), open_cells(cls.maze), turns(cls.maze)
+        env, corners = environment(cls.maze), turns(cls.maze)
+        cells, apart = open_cells(closed_cells(cls.maze))
 
         def near(cell: np.ndarray) -> np.ndarray:
             return centre_of(cell) + rng.uniform(-1, 1, cell.shape)

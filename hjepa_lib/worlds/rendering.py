@@ -4,8 +4,6 @@ Dot: floor(255 exp(-d^2 / (2 * 1.3^2))), not clipped at walls. Walls: 255 on col
 wall_x + 1 except the door rows, and on the lines 4 and 60 over the whole image.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

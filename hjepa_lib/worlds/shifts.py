@@ -1,7 +1,5 @@
 """Two Rooms as no training has seen it: the four shifts of protocol P3 (after CLEAR-LeWM)."""
 
-from __future__ import annotations
-
 from hjepa_lib.worlds.layout import DOT_STD, Layout
 from hjepa_lib.worlds.two_rooms import TwoRooms
 

@@ -88,8 +88,7 @@ def draw_trials(world: type[World], split: str, task_set: str = "", name: str = 
 
     WorkbookError for an unknown split or set, and where a task cannot be solved.
     """
-    if split not in SPLITS:
-        raise files.WorkbookError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+    files.one_of("split", split, SPLITS)
     if task_set and task_set not in world.task_sets:
         known = ", ".join(world.task_sets) or "there is none"
         raise files.WorkbookError(f"{world.__name__} has no task_set {task_set!r}: {known}")
@@ -148,8 +147,7 @@ def load_trials(protocol: str, split: str, n: int = 100) -> Trials:
 
 def _committed(name: str, world: type[World]) -> Trials:
     known = files.read_json(_FOLDER / "index.json")
-    if name not in known:
-        raise files.WorkbookError(f"trials must be one of {', '.join(known)}; got {name}")
+    files.one_of("trials", name, known)
     trials = read_trials(_FOLDER / f"{name}.npz", world)
     if trials.sha256 != known[name]:
         raise files.FileError(f"trial file {name}.npz does not match its recorded SHA-256")

@@ -5,16 +5,15 @@ Where a step meets a border, a wall face or a door lip, PLDM (arXiv 2502.14819) 
 part pointing back, then 0.3 px inside the room). `slide` is `bounce` without noise.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hjepa_lib.files import WorkbookError
+from hjepa_lib.files import WorkbookError, one_of
 from hjepa_lib.worlds.base import World, trial_noise
+from hjepa_lib.worlds.boxes import visible
 from hjepa_lib.worlds.layout import DOT_STD, HIGH, LOW, Layout, layout_set
 from hjepa_lib.worlds.oracle import oracle_action, oracle_length
 from hjepa_lib.worlds.rendering import render
@@ -118,8 +117,7 @@ class TwoRooms(World):
         self, layout: Layout, dynamics: str = "bounce", noise: float = NOISE, seed: int = 0
     ) -> None:
         """`layout` gives B and the device; `noise` px, that of a step from (`seed`, row, step)."""
-        if dynamics not in DYNAMICS:
-            raise WorkbookError(f"dynamics must be one of {', '.join(DYNAMICS)}; got {dynamics!r}")
+        one_of("dynamics", dynamics, DYNAMICS)
         if not noise >= 0:
             raise WorkbookError(f"noise must be at least 0 px, got {noise!r}")
         self.layout = self.rooms(*layout)
@@ -172,23 +170,11 @@ class TwoRooms(World):
         return render(position, self.layout, self.bright, self.dot_std)
 
     def crosses_wall(self, here: Tensor, there: Tensor) -> Tensor:
-        """(B, ...) bool: segments between places (B, ..., 2) px that meet the wall's body."""
-        layout = self.layout
-        faces = torch.stack((layout.left, layout.right), -1).reshape(-1, *[1] * (here.ndim - 2), 2)
-        run = there[..., :1] - here[..., :1]
-        shares = (faces - here[..., :1]) / torch.where(run == 0, 1, run)
-        enter, leave = shares.sort(-1).values.clamp(0, 1).unbind(-1)  # of the way: in the wall
-        column = (here[..., :1] > faces[..., :1]) & (here[..., :1] < faces[..., 1:])
-        upright = (run == 0)[..., 0]
-        enter, leave = (
-            torch.where(upright, 0, enter),
-            torch.where(upright, 1.0 * column[..., 0], leave),
-        )
-        ends = torch.stack((enter, leave), -1)
-        y = here[..., 1:] + ends * (there - here)[..., 1:]
-        top, bottom = (lip.reshape(-1, *[1] * (y.ndim - 1)) for lip in (layout.top, layout.bottom))
-        outside = ((y < top - SLACK) | (y > bottom + SLACK)).any(-1)
-        return (leave - enter > 1e-6) & outside
+        """(B, P) bool: segments between places (B, P, 2) px that meet the wall's body."""
+        layout, far = self.layout, torch.full_like(self.layout.wall_x, 1e3)
+        above = torch.stack((layout.left, -far, layout.right, layout.top - SLACK), -1)
+        below = torch.stack((layout.left, layout.bottom + SLACK, layout.right, far), -1)
+        return ~visible(here, there, torch.stack((above, below), 1), margin=0.0)
 
     def oracle_length(self, start: Tensor, goal: Tensor) -> Tensor:
         """Shortest path (B,) px between two sets of positions (B, 2)."""
