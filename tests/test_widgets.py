@@ -145,6 +145,19 @@ def test_maps_hold_the_cost_of_every_free_place(agent, monkeypatch):
     np.testing.assert_allclose(maps.plane.mean(0), 0, atol=1e-3)
 
 
+def test_the_graph_cost_is_that_of_the_scenes_own_graph(monkeypatch):
+    """Not the straight distance that latents without a graph have."""
+    monkeypatch.setattr(stories, "_AXIS", torch.arange(8.0, 60.0, 12))
+    local = {"encoder": "place", "predictor": "local", "latent_dim": 2, "refine_updates": 1}
+    agent = make_agent(tiny_config(**{f"level1__{name}": value for name, value in local.items()}))
+    maps, *_ = look(agent, SCENE)
+    places = (torch.as_tensor(maps.places)[None], torch.tensor([SCENE.goal]))
+    frames, goal = (render(place, SCENE.layout)[0] for place in places)
+    wanted = agent.cost_landscape(places[0][0], frames, goal, "graph")
+    found = maps.costs["graph"][np.isfinite(maps.costs["graph"])]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
 def test_a_story_ends_with_the_goal_or_says_that_it_missed(near, story):
     """Cut at the first step within sqrt(2) px; here the start itself is one."""
     assert near.reached == near.steps == 0
@@ -231,9 +244,13 @@ def test_choices_and_picks(run):
 def test_own_worlds_are_refused(run):
     found, agent = run
     other = Run.at(found.path)
-    other.config = found.config.override({"data.source": "hjepa_lib.worlds.two_rooms:TwoRooms"})
-    with pytest.raises(ConfigError, match="the inspector draws Two Rooms"):
-        whatif.tell(other, agent, whatif.choices(found, agent)[0], 0)
+    for changes in (
+        {"data.source": "hjepa_lib.worlds.two_rooms:TwoRooms"},
+        {"evaluation.protocol": "p3_thick_wall"},  # whose live trials were played without the shift
+    ):
+        other.config = found.config.override(changes)
+        with pytest.raises(ConfigError, match="the inspector draws Two Rooms"):
+            whatif.tell(other, agent, whatif.choices(found, agent)[0], 0)
 
 
 def test_player_is_one_self_contained_piece(story, flat):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -52,16 +53,14 @@ class RunOptions:
             pairs["evaluation.split"] = str(self.trials.resolve())
         return config.override(pairs)
 
-    def open_run(self) -> Run:
+    def open_run(self, notebooks: Sequence[Path] = ()) -> Run:
         """The run asked for, made or continued; RunError for `full` on a CPU without --yes."""
-        if self.resume:
-            run = Run.open(self.name)
-            run.require(self.settings(run.config))
-            runner.prepare(run.config, [], self.yes)
-            return run
-        config = self.settings()
-        runner.prepare(config, [], self.yes)
-        return Run.create(self.name or new_name(config), config)
+        run = Run.open(self.name) if self.resume else None
+        config = self.settings(run and run.config)
+        if run:
+            run.require(config)
+        runner.prepare(config, notebooks, self.yes)
+        return run or Run.create(self.name or new_name(config), config)
 
     def refuse_all_but(self, used: tuple[str, ...], action: str) -> None:
         """ConfigError that names the options given which `action` would ignore (PL7)."""
@@ -83,9 +82,7 @@ class RunCommand(RunOptions):
 
     def __call__(self) -> int:
         notebooks = runner.select_notebooks(self.notebooks)
-        config = Run.open(self.name).config if self.resume else self.settings()
-        runner.prepare(config, notebooks, self.yes)
-        run = self.open_run()
+        run = self.open_run(notebooks)
         print(f"run {run.name} in {run.path}")
         again = f"continue with: python -m hjepa_lib run --name {run.name} --resume"
         again += "" if self.notebooks == "01-05" else f" --notebooks {self.notebooks}"

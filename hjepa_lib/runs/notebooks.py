@@ -69,7 +69,7 @@ def inspect_notebook(path: Path, parameters: Iterable[str] = ("run",)) -> None:
         raise RunError(f"{path.name} has no parameter named {min(unknown)!r}")
 
 
-def prepare(config: Config, notebooks: list[Path], yes: bool = False) -> None:
+def prepare(config: Config, notebooks: Iterable[Path], yes: bool = False) -> None:
     """Inspect every notebook; RunError for the profile `full` on a CPU without `yes`."""
     for path in notebooks:
         inspect_notebook(path)

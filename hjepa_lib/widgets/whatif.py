@@ -16,6 +16,8 @@ from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.stages import load_run
 from hjepa_lib.widgets.story import UNITS, Scene, Story, costs_of, play, recall, scene_of
 from hjepa_lib.worlds.base import find_world
+from hjepa_lib.worlds.shifts import shifted
+from hjepa_lib.worlds.two_rooms import TwoRooms
 
 CONTROLS = ("none", "zero", "shuffle", "perturb", "untrained")
 _MOST_RUNS = 30
@@ -79,10 +81,11 @@ def tell(run: Run, agent: Agent, choice: Choice, trial: int) -> Story:
     """The story of one trial; WorkbookError when there is no such trial.
 
     Live roll-outs play the run's own case, which is what a stored result of these settings did
-    (I13). ConfigError for a run in an own world.
+    (I13). ConfigError for a run in another world.
     """
-    if find_world(run.config.data.played) is not None:
-        raise ConfigError("the inspector draws Two Rooms, this run was trained in an own world")
+    protocol = run.config.evaluation.protocol
+    if find_world(run.config.data.played) or shifted(protocol) is not TwoRooms:
+        raise ConfigError("the inspector draws Two Rooms, this run plays in another world")
     if choice.path is not None:
         return recall(agent, load_result(choice.path), trial)
     method, cost, *_ = choice
