@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize, pad
 
 from hjepa_lib.data.measures import crosses
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.files import WorkbookError, sha256
 from hjepa_lib.worlds.base import World, find_world
 from hjepa_lib.worlds.layout import DOOR_HALF, HIGH, LOW, Layout, layout_set
-from hjepa_lib.worlds.two_rooms import NOISE, TwoRooms, step
+from hjepa_lib.worlds.two_rooms import NOISE, TwoRooms
 
 SMOOTH, UNIFORM = 5.0, 1e-6
 """von Mises concentration of the heading changes: 1 / 0.2 and 1 / 1e6."""
@@ -77,7 +78,6 @@ def generate(
     """
     world, rule, named = find_world(source), RECIPES[recipe], isinstance(layouts, str)
     if world is None:
-        TwoRooms(Layout.fixed(), dynamics, noise)  # refuses what it does not know
         if recipe == "navigate":
             raise WorkbookError("recipe navigate is of other worlds than Two Rooms: good passes")
     elif recipe == "no_crossing":
@@ -116,7 +116,7 @@ def generate(
         made.append(_chunk(world, recipe, rule, part, pool, generator, dynamics, noise))
         done += len(made[-1][0])
     positions, actions, layout = map(torch.cat, zip(*made, strict=True))
-    actions = torch.nn.functional.pad(actions, (0, 0, 0, 1))  # a last state has no action
+    actions = pad(actions, (0, 0, 0, 1))  # a last state has no action
     states = transitions + count
     positions, actions = (rows.flatten(0, 1)[:states] for rows in (positions, actions))
     actions[-1] = 0
@@ -139,7 +139,11 @@ def _chunk(
         built = built[torch.randperm(n, generator=generator)]
     passing = built if world is None else torch.zeros_like(built)
     place, actions = random_motion(layout, rule.states - 1, kappa, passing, generator)
-    if world is not None:  # starts, scale and randomness are its own
+    if world is None:
+        episodes = TwoRooms(layout, dynamics, noise)
+        episodes.generator = generator
+        place = episodes.reset(place)
+    else:  # starts, scale and randomness are its own
         scale = world.action_cap / STEP_HIGH
         if not world.action_ball:  # a box is filled to its corners
             longest = actions.abs().amax(-1, keepdim=True)
@@ -148,24 +152,19 @@ def _chunk(
         seed = int(torch.randint(2**31, (), generator=generator))
         episodes = world(layout, dynamics, seed=seed)
         place = episodes.reset(episodes.sample_start_goal(generator)[0])
-    places, goals = [place], []
+    places = [place]
     if recipe == "navigate":
         goals = torch.stack([episodes.sample_start_goal(generator)[1] for _ in range(GOALS)])
         done = torch.zeros(n, dtype=torch.int64)
     for time, action in enumerate(actions.unbind(1)):
-        if world is None:
-            place = step(place, action, layout, dynamics, generator, noise)
-        else:
-            if recipe == "navigate":
-                goal = goals[done, torch.arange(n)]
-                way = torch.nn.functional.normalize(
-                    episodes.heading(goal, world.action_cap), dim=-1
-                )
-                way += STRAY * torch.randn(n, 2, generator=generator)
-                way *= (action.norm(dim=-1) / way.norm(dim=-1))[:, None]  # of the free one's length
-                actions[:, time] = action = torch.where(built[:, None], way, action)
-                done = (done + episodes.reached(place, goal)).clamp(max=GOALS - 1)
-            place = episodes.step(action)
+        if recipe == "navigate":
+            goal = goals[done, torch.arange(n)]
+            way = normalize(episodes.heading(goal, world.action_cap), dim=-1)
+            way += STRAY * torch.randn(n, 2, generator=generator)
+            way *= (action.norm(dim=-1) / way.norm(dim=-1))[:, None]  # of the free one's length
+            actions[:, time] = action = torch.where(built[:, None], way, action)
+            done = (done + episodes.reached(place, goal)).clamp(max=GOALS - 1)
+        place = episodes.step(action)
         places.append(place)
     positions, pairs = torch.stack(places, 1), layout.pairs()
     if recipe == "no_crossing":

@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.worlds.layout import CHANNELS, SIZE, Layout, layout_set
-from hjepa_lib.worlds.two_rooms import TwoRooms, inside, step
+from hjepa_lib.worlds.two_rooms import TwoRooms, inside
 
 
 class TwoRoomsEnv(gymnasium.Env):
@@ -32,6 +32,7 @@ class TwoRoomsEnv(gymnasium.Env):
         self.action_space = spaces.Box(-limit, limit, (2,), np.float32)
         self.render_mode, self._world = render_mode, TwoRooms(Layout.fixed(), dynamics)
         self._layouts, self._generator = layout_set(layouts), torch.Generator()
+        self._world.generator = self._generator
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -62,10 +63,7 @@ class TwoRoomsEnv(gymnasium.Env):
         action = np.asarray(action, dtype=np.float32)
         if action.shape != (2,) or not np.isfinite(action).all():
             raise WorkbookError(f"action must be two finite numbers (dx, dy) in px, got {action!r}")
-        world, row = self._world, torch.from_numpy(action)[None]
-        world.position = step(
-            world.position, row, world.layout, world.dynamics, self._generator, world.noise
-        )
+        self._world.step(torch.from_numpy(action)[None])
         info = self._info()
         return self._frame(), float(info["success"]), info["success"], False, info
 

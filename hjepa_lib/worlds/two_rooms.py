@@ -112,6 +112,7 @@ class TwoRooms(World):
     bright: ClassVar[float] = 255.0  # of the dot's centre
     scale: ClassVar[float] = 1.0  # px that a displacement of 1 px moves
     rooms: ClassVar[type[Layout]] = Layout
+    generator: torch.Generator | None = None  # draws the noise of steps that belong to no trial
 
     def __init__(
         self, layout: Layout, dynamics: str = "bounce", noise: float = NOISE, seed: int = 0
@@ -157,8 +158,9 @@ class TwoRooms(World):
 
     def step(self, action: Tensor) -> Tensor:
         """Move by `action` (B, 2) px; returns the new positions (B, 2)."""
-        noisy = self.dynamics == "bounce" and self.noise > 0
-        draw = trial_noise(self.seed, self.rows, self.steps, (2,)) if noisy else None
+        draw = self.generator
+        if draw is None and self.dynamics == "bounce" and self.noise > 0:
+            draw = trial_noise(self.seed, self.rows, self.steps, (2,))
         self.steps += 1
         action = self.scale * action
         self.position = step(self.position, action, self.layout, self.dynamics, draw, self.noise)
