@@ -246,6 +246,8 @@ def test_presets_are_valid_and_other_keys_win(name):
     assert {key: found[key] for key in PRESETS[name]} == PRESETS[name]
     key = next(key for key in PRESETS[name] if key.endswith(("samples", "updates")))
     assert flatten(Config().override(f"{key}=77,preset={name}"))[key] == 77
+    for kind in ("smoke", "full"):  # none was refused for what a profile sets
+        assert profile(kind).override(f"preset={name}").profile == kind
 
 
 def test_presets_hold_the_published_coefficients():
