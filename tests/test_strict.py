@@ -1,4 +1,4 @@
-"""Protocol P3: five steps in a row at the goal, routes checked against the walls, four shifts."""
+"""Protocol P3: five steps in a row at the goal, routes checked against the walls, shifts."""
 
 import math
 
@@ -13,8 +13,7 @@ from hjepa_lib.evaluation.episodes import OraclePolicy, RandomPolicy, run_episod
 from hjepa_lib.evaluation.metrics import per_trial, solved, summarise
 from hjepa_lib.worlds import Layout, TwoRooms
 from hjepa_lib.worlds.layout import all_layouts
-from hjepa_lib.worlds.shifts import SHIFTS, shifted
-from hjepa_lib.worlds.two_rooms import inside
+from hjepa_lib.worlds.two_rooms import SHIFTS, inside, shifted
 
 CAP = 1.8365
 

@@ -3,7 +3,7 @@
 P1 (PLDM wall_medium): fixed layout, cap 1.8365 px, success at any step within sqrt(2) px.
 P2 (EB-JEPA): a layout per trial, cap 2.45 px by default, success within 4.5 px after the last step.
 P3 (strict, after CLEAR-LeWM): as P1, success within sqrt(2) px at 5 steps in a row; a protocol
-`p3_...` plays the same trials in a world that the training has not seen (worlds/shifts.py).
+`p3_...` plays the same trials in a world that the training has not seen (`SHIFTS`).
 Another world has a protocol of its own: its cap, its steps, success at any step it calls reached.
 """
 
@@ -152,8 +152,8 @@ class Case:
         """The protocol's or world's committed trials, or those that an own world draws."""
         from hjepa_lib.worlds.base import find_world
         from hjepa_lib.worlds.layout import Layout
-        from hjepa_lib.worlds.shifts import shifted
         from hjepa_lib.worlds.trials import load_trials, read_trials, world_trials
+        from hjepa_lib.worlds.two_rooms import shifted
 
         world = find_world(self.world)
         rooms = world or shifted(self.protocol)

@@ -16,8 +16,7 @@ from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.stages import load_run
 from hjepa_lib.widgets.story import UNITS, Scene, Story, costs_of, play, recall, scene_of
 from hjepa_lib.worlds.base import find_world
-from hjepa_lib.worlds.shifts import shifted
-from hjepa_lib.worlds.two_rooms import TwoRooms
+from hjepa_lib.worlds.two_rooms import TwoRooms, shifted
 
 CONTROLS = ("none", "zero", "shuffle", "perturb", "untrained")
 _MOST_RUNS = 30

@@ -185,3 +185,27 @@ class TwoRooms(World):
     def oracle_action(self, goal: Tensor, cap: float) -> Tensor:
         """Next action (B, 2) of the shortest path from the current position, norm <= `cap` px."""
         return oracle_action(self.position, goal, self.layout, cap)
+
+
+class ThickWall(Layout):
+    """A wall of 5 px instead of 3, drawn and in the way."""
+
+    half = 2.0
+
+
+SHIFTS = {
+    "large_dot": {"dot_std": 1.3 * DOT_STD},
+    "small_dot": {"dot_std": 0.7 * DOT_STD},
+    "dim": {"bright": 0.7 * 255},
+    "thick_wall": {"rooms": ThickWall},
+    "weak": {"scale": 0.8},
+}
+"""What no training has seen in the world `p3_NAME` (after CLEAR-LeWM)."""
+_WORLDS = {
+    f"p3_{name}": type(f"TwoRooms_{name}", (TwoRooms,), changes) for name, changes in SHIFTS.items()
+}
+
+
+def shifted(protocol: str) -> type[TwoRooms]:
+    """The two-room world of a protocol, the usual one unless it is shifted."""
+    return _WORLDS.get(protocol, TwoRooms)
