@@ -39,8 +39,9 @@ def recognised(agent: Agent, batch: LatentBatch) -> tuple[np.ndarray, ...]:
     same h: chance is 1 / n.
     """
     real = batch.latents.to(agent.device)
-    pairs = (part[:, 1:].transpose(0, 1) for part in (imagined(agent.level1, batch), real))
-    hits = torch.cdist(*pairs).argmin(-1).cpu() == torch.arange(len(real))  # (H, n)
+    both = imagined(agent.level1, batch, agent.device), real
+    gaps = torch.cdist(*(part[:, 1:].transpose(0, 1) for part in both))  # (H, n, n)
+    hits = gaps.argmin(-1).cpu() == torch.arange(len(real))
     ends = np.array([wilson(int(row.sum()), len(row)) for row in hits])
     return np.arange(1, len(hits) + 1), hits.double().mean(1).numpy(), *ends.T
 

@@ -54,10 +54,11 @@ def long_walks(data: DataConfig, states: int, count: int, seed: int) -> Trajecto
     return generate(transitions=count * (states - 1), seed=HELD_OUT + seed, states=states, **own)
 
 
-def imagined(model: Jepa, batch: LatentBatch, **hooks) -> Tensor:
-    """(B, T, D): roll-outs of windows' actions from their first latents, mean over the ensemble."""
-    device = model.pixel_mean.device
-    start, actions = batch.latents[:, 0].to(device), batch.actions.to(device)
+def imagined(
+    model: Jepa, batch: LatentBatch, device: torch.device, steps: int | None = None, **hooks
+) -> Tensor:
+    """(B, steps + 1, D) from the first latents of windows by their actions, mean of the ensemble."""
+    start, actions = batch.latents[:, 0].to(device), batch.actions[:, :steps].to(device)
     return model.rollout_members(start, actions, scene=batch.scene, **hooks).mean(0)
 
 
@@ -111,7 +112,8 @@ def open_loop(agent: Agent, batch: LatentBatch) -> dict[str, Curve]:
             context = torch.cat([context, rest], 1)
         hooks = {"context": context, "feedback": level2.feedback}
     steps, still = np.arange(1, length + 1), (truth[:, 1:] - truth[:, :1]).norm(dim=-1).numpy()
-    curves = {"level 1": Curve(steps, gaps(imagined(level1, batch, **hooks)[:, 1:], steps))}
+    predicted = imagined(level1, batch, agent.device, **hooks)[:, 1:]
+    curves = {"level 1": Curve(steps, gaps(predicted, steps))}
     return curves | above | {"stand still": Curve(steps, still)}
 
 
@@ -130,7 +132,8 @@ def probe_errors(model: Jepa, probe: Probe, store: LatentStore) -> dict[str, Any
     if not store.positions.shape[1]:
         return {}
     batch = draw_windows(store, min(15, int(store.lengths.max()) - 1))
-    found = probe(imagined(model, batch)[:, 1:]).cpu().flatten(0, 1)
+    predicted = imagined(model, batch, model.pixel_mean.device)[:, 1:]
+    found = probe(predicted).cpu().flatten(0, 1)
     return {"probe_px_predictor": rmse_px(found, batch.positions[:, 1:].flatten(0, 1))}
 
 
@@ -144,8 +147,7 @@ def off_manifold(
     """
     bank = bank.float().to(agent.device)
     unit = np.median(_nearest(batch.latents[:, :: max(1, len(steps))], bank))
-    cut = batch._replace(actions=batch.actions[:, : steps.max()])
-    predicted = imagined(agent.level1, cut)
+    predicted = imagined(agent.level1, batch, agent.device, steps.max())
     curves = {"level 1": Curve(steps, _nearest(predicted[:, steps], bank) / unit)}
     level2 = agent.level2
     if level2 is not None and level2.config.actions == "none":

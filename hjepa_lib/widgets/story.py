@@ -281,12 +281,8 @@ def costs_of(agent: Agent) -> tuple[str, ...]:
     return tuple(name for name in UNITS if has.get(name, True))
 
 
-Costs = dict[str, Callable[[Tensor], np.ndarray]]
-"""By name, what makes costs (M,) for one goal of latents (M, D)."""
-
-
-def costs_to(agent: Agent, scene: Scene) -> Costs:
-    """Those of being on the way to the scene's goal."""
+def costs_to(agent: Agent, scene: Scene) -> dict[str, Callable[[Tensor], np.ndarray]]:
+    """By name, what makes costs (M,) of latents (M, D): of being there with the scene's goal."""
     frame, found = render(torch.tensor([scene.goal]), scene.layout), {}
     goal = agent.encode(frame)
 
@@ -302,7 +298,7 @@ def costs_to(agent: Agent, scene: Scene) -> Costs:
     return found
 
 
-def look(agent: Agent, scene: Scene, cost: Costs | None = None):
+def look(agent: Agent, scene: Scene, cost: dict[str, Callable] | None = None):
     """(maps of the scene's room and goal, latent of the goal (1, D), projection to the plane)."""
     places = torch.cartesian_prod(_AXIS, _AXIS).flip(1)  # (G * G, 2), rows y
     free = inside(places, scene.layout.index([0] * len(places)))
