@@ -57,7 +57,7 @@ def long_walks(data: DataConfig, states: int, count: int, seed: int) -> Trajecto
 def imagined(
     model: Jepa, batch: LatentBatch, device: torch.device, steps: int | None = None, **hooks
 ) -> Tensor:
-    """(B, steps + 1, D): windows from their first latents by their actions, mean of the ensemble."""
+    """(B, steps + 1, D): windows from their first latents by their actions, ensemble mean."""
     start, actions = batch.latents[:, 0].to(device), batch.actions[:, :steps].to(device)
     return model.rollout_members(start, actions, scene=batch.scene, **hooks).mean(0)
 
