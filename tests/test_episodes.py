@@ -278,9 +278,9 @@ def test_transitions_per_step_are_those_really_made(agent, trials, monkeypatch):
         made.append(len(latent))
         return predict(self, latent, *a, **k)
 
-    def count_advance(self, state, macro):
+    def count_advance(self, state, *a):
         made.append(len(state.h))
-        return advance(self, state, macro)
+        return advance(self, state, *a)
 
     monkeypatch.setattr(type(agent.level1), "predict", count_predict)
     monkeypatch.setattr(type(agent.level2), "advance", count_advance)
