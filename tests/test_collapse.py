@@ -102,7 +102,9 @@ def test_off_manifold_is_measured_in_distances_of_real_frames():
     both = exact_agent()
     both.level2 = SimpleNamespace(
         config=SimpleNamespace(actions="none", step_skip=4),
-        imagine=lambda start, count, scene: SimpleNamespace(predictions=batch.positions[:, 4::4] + 50),
+        imagine=lambda start, count, scene: SimpleNamespace(
+            predictions=batch.positions[:, 4::4] + 50
+        ),
     )
     above = openloop.off_manifold(both, batch, bank, steps)["level 2, prior mean"]
     assert above.steps.tolist() == [4, 8] and above.errors.min() > 50
