@@ -24,8 +24,11 @@ CELL, BORDER = 8, 4  # px
 OPEN = 0.5, 0.8  # share of the cells
 LONGEST = 13, 20  # steps from cell to cell of a map's longest shortest path
 JITTER = 2.5  # px around a cell's middle, per axis, where tasks begin and end
-NUMBERS = {"train": range(25), "validation": range(1000, 1040), "test": range(2000, 2060)}
-"""Maps of a list; of `many` the first 25 are those of training, and the first one is `fixed`."""
+NUMBERS = {
+    "train": range(25), "many": range(400), "validation": range(1000, 1040),
+    "test": range(2000, 2060),
+}  # fmt: skip
+"""Maps of a list; the 25 of training are the first of the `many`, and the very first is `fixed`."""
 BINS = {"d5_8": (5, 8), "d9_12": (9, 12), "d13_16": (13, 16), "d17_20": (17, 20)}
 """Sets of tasks: steps from cell to cell of the shortest path."""
 
@@ -79,7 +82,7 @@ class Maze(BoxWorld):
     @classmethod
     def layout_set(cls, name: str) -> np.ndarray:
         """Layouts (K, 2) int16, rows (map, 0), of a list in `NUMBERS`; WorkbookError for others."""
-        numbers = pick_layouts(name, range(1), NUMBERS, many=range(400))
+        numbers = pick_layouts(name, range(1), NUMBERS)
         return np.array([(number, 0) for number in numbers], np.int16)
 
     @classmethod
