@@ -45,6 +45,7 @@ def encoder(kind, shapes=SHAPES, **changes):
         ("vit", 3, (16, 16), {"pool": "mean", "temporal_depth": 2}),
         ("cnn", 1, (16, 24), {}), ("cnn", 3, (15, 17), {"cnn_hidden": 10}),
         ("mlp", 1, (16, 24), {}), ("mlp", 3, (16, 16), {"latent_dim": 64}),
+        ("places", 1, (16, 24), {}), ("places", 3, (15, 17), {"latent_dim": 9}),
     ],
 )  # fmt: skip
 def test_every_encoder_maps_a_stack_to_a_latent(kind, channels, size, changes):
@@ -57,6 +58,20 @@ def test_every_encoder_maps_a_stack_to_a_latent(kind, channels, size, changes):
         assert [layer.out_channels for layer in convs] == [4, 8, 16]
         assert {layer.stride for layer in convs} == {(2, 2)}
         assert sum(isinstance(layer, nn.Linear) for layer in made.head) == 1 + len(changes)
+
+
+def test_places_follow_a_spot_and_not_how_bright_it_is():
+    """The first numbers are expected (x, y) of maps: px of a moved spot, whatever its value."""
+    made = encoder("places", SHAPES._replace(stack=1, image_size=32), places=3)
+    initialise(made)
+    frames = torch.zeros(2, 1, 1, 32, 32)
+    frames[0, ..., 8:11, 12:15], frames[1, ..., 8:11, 20:23] = 1.0, 1.0
+    with torch.no_grad():
+        (first, second), dimmed = made(frames)[:, :6].unflatten(1, (3, 2)), made(0.8 * frames)
+    moved = (second - first).abs()
+    assert moved[:, 0].max() > 0.3 and torch.allclose(dimmed[0, :6], first.flatten(), atol=0.3)
+    with pytest.raises(ConfigError, match="places=4 fill more than"):
+        encoder("places", places=4)
 
 
 def test_an_image_that_does_not_divide_into_patches_is_refused():
@@ -306,7 +321,7 @@ def test_predictors_begin_as_the_identity(form):
         assert torch.allclose(model.imagine(z, batch.action), z, atol=0.05)
 
 
-VIT, CNN, MLP = ({"kind": kind} for kind in ENCODERS)
+VIT, CNN, MLP, PLACES = ({"kind": kind} for kind in ENCODERS)
 BARLOW = {"kind": "barlow_twins"}
 CHANGES = {
     "encoder": {
@@ -316,7 +331,8 @@ CHANGES = {
             ("dropout", 0.5), ("embedding_dropout", 0.5), ("pool", "mean"), ("temporal_depth", 2),
             ("temporal_heads", 4), ("temporal_mlp", 24), ("temporal_dropout", 0.5))},
         "cnn_layers": (CNN, 2), "cnn_filters": (CNN, 6), "cnn_activation": (CNN, "gelu"),
-        "cnn_hidden": (CNN, 5), "cnn_dropout": (CNN, 0.5), "mlp_hidden": (MLP, 20),
+        "cnn_hidden": (CNN, 5), "cnn_dropout": (CNN, 0.5), "places": (PLACES, 3),
+        "mlp_hidden": (MLP, 20),
         "mlp_layers": (MLP, 1), "mlp_activation": (MLP, "gelu"), "mlp_dropout": (MLP, 0.5),
     },
     "decoder": {"patch": 8, "dim": 24, "depth": 2, "heads": 1, "head_dim": 4, "mlp_dim": 24,

@@ -36,7 +36,7 @@ BUDGET = {"updates": 6, "batch": 8, "schedule": "constant"}
 TINY: dict[str, Any] = {"device": "cpu", "precision": "fp32"} | dotted({
     "seeds": 1, "action_dim": 6, "data__sequence": 6,
     **under("environment", image_size=SIDE, stack=STACK),
-    **under("encoder", latent_dim=8, heads=2, head_dim=4, mlp_dim=16, cnn_filters=4),
+    **under("encoder", latent_dim=8, heads=2, head_dim=4, mlp_dim=16, cnn_filters=4, places=2),
     **under("decoder", patch=4, dim=16, depth=1, heads=2, head_dim=8, mlp_dim=16),
     **under("decoder.optim", updates=4, batch=8, schedule="constant"),
     **under("jepa", hidden=(16, 16), lr=0.0),

@@ -56,8 +56,8 @@ class CollectionConfig(Section):
 class PixelEncoderConfig(Blocks):
     """The encoder of all models but `vjepa2` (MOD-1 to MOD-4)."""
 
-    kind: Literal["vit", "cnn", "mlp"] = "cnn"
-    """Kind of network."""
+    kind: Literal["vit", "cnn", "mlp", "places"] = "places"
+    """Kind of network; `places` is `cnn` and where maps of its own are brightest."""
     latent_dim: Int[2:] = 256
     """Components of a latent, and of the tokens of `kind=vit`."""
     patch: Int[1:] = needs("kind=vit", 8)
@@ -81,16 +81,18 @@ class PixelEncoderConfig(Blocks):
     """Feed-forward width over the frames."""
     temporal_dropout: Float[0:0.9] = needs("kind=vit", 0.1)
     """Dropout over the frames."""
-    cnn_layers: Int[1:] = needs("kind=cnn", 3)
+    cnn_layers: Int[1:] = needs("kind=cnn|places", 2)
     """Convolutions of stride 2."""
-    cnn_filters: Int[1:] = needs("kind=cnn", 32)
+    cnn_filters: Int[1:] = needs("kind=cnn|places", 16)
     """Of the first layer, doubled by each."""
-    cnn_activation: Literal["relu", "gelu"] = needs("kind=cnn", "relu")
+    cnn_activation: Literal["relu", "gelu"] = needs("kind=cnn|places", "relu")
     """Between the convolutions."""
-    cnn_hidden: Int[0:] = needs("kind=cnn", 0)
+    cnn_hidden: Int[0:] = needs("kind=cnn|places", 0)
     """Width of a last linear layer; 0 = none."""
-    cnn_dropout: Float[0:0.9] = needs("kind=cnn", 0.0)
+    cnn_dropout: Float[0:0.9] = needs("kind=cnn|places", 0.0)
     """Dropout of whole maps."""
+    places: Int[1:] = needs("kind=places", 32)
+    """Maps whose places are read, two numbers each."""
     mlp_hidden: Int[1:] = needs("kind=mlp", 256)
     """Width of the hidden layers."""
     mlp_layers: Int[0:] = needs("kind=mlp", 2)
@@ -166,7 +168,7 @@ class PixelJepaConfig(Section):
     """Widths of its layers or blocks."""
     dropout: Float[0:0.9] = 0.0
     """Dropout inside it."""
-    lr: Float[0:] = 1e-3
+    lr: Float[0:] = 0.0
     """JEPA's learning rate; 0 = that of `pixels.optim`."""
     frozen: bool = False
     """Loaded, never trained (TRAIN-6)."""
@@ -235,7 +237,7 @@ class Stage2Config(Blocks):
     """Share of earlier steps that see true latents."""
     rollout_steps: Int[1:] = 4
     """Steps of the roll-out."""
-    optim: EpochsConfig = replace(_COSINE, epochs=30, updates=1_500)
+    optim: EpochsConfig = replace(_COSINE, epochs=30, updates=1_000, batch=32)
     output: Literal["latent", "change"] = "change"
     """The last layer gives the next latent, or its change."""
     checkpoint: str = ""
@@ -264,7 +266,7 @@ class PixelsConfig(Section):
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     action_dim: Int[1:] = 32
     """Width of the action embedding (MOD-5)."""
-    optim: EpochsConfig = replace(_COSINE, updates=4_000, lr=3e-3)
+    optim: EpochsConfig = replace(_COSINE, updates=2_000, lr=3e-3)
     """Encoder-decoder models and JEPA."""
     log_every: Int[1:] = 20
     """Updates between logged losses."""

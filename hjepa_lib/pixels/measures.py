@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ KEPT = 0.9  # share of the two-NN ratios that the fit uses: the largest ones are
 MOST = 600  # samples of a report: neighbourhoods cost M^2
 CHANGED = 0.02  # difference from which on a pixel has changed
 STEPS = 8  # imagined ones, at most
-WINDOWS, READ, STRENGTH = 1_000, 10_000, 1e-5  # windows scored, rows and weight of the read-out
+WINDOWS, STRENGTH = 1_000, 1e-5  # windows read and scored; weight of the read-out
 LEAST = 0.1  # of the untrained encoder's: below it a latent has collapsed (X5)
 _LEAST = 2 * NEIGHBOURS + 1  # trustworthiness is defined for fewer neighbours than M / 2
 _FLAT = 1e-12  # a variance below this share of the mean square is rounding
@@ -89,48 +89,78 @@ def place_errors(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Squared distances (W, K), px^2, from true positions after 1..K actions; episodes (W,).
 
-    `imagined`: what a ridge, fitted on latents of training frames, reads from imagined latents;
-    `encoded`: from latents of the true frames; `permuted`: imagined with the actions of another
-    window; `last`, `mean`: the first position, the mean one of training; `guess`: the better of
-    both at each step. Empty where the environment tells no position.
+    `imagined`: what a ridge reads from imagined latents; `encoded`: another from those of the true
+    frames; `permuted`: imagined with the actions of another window; `last`, `mean`: the first
+    position, the mean one of training; `guess`: the better of both at each step. Either ridge is
+    fitted on latents of its own kind, of windows of training: a drawn frame is not quite like a
+    true one, and how its encoding differs says nothing about what it shows. Empty where the
+    environment tells no position.
     """
     if train.position is None:
         return {}, np.empty(0)
-    device = model.background.device
-    steps = min(steps, int(data.episode.bincount().max()), model.config.data.sequence)
-    seen, first = pick(len(train), READ), data.windows(steps)
-    first = first[pick(len(first), WINDOWS, seed)]
-    rows = first[:, None] + torch.arange(steps)  # (W, K)
-    encode = model.encode_target
-    z = encode_chunked(encode, train[seen].state.to(device))
-    centre, spread = z.mean(0), z.std(0).clamp(min=1e-9)
-    ridge = fit_ridge(((z - centre) / spread).float(), train.position[train.now[seen]], STRENGTH)
-
-    def read(latents: Tensor) -> Tensor:
-        """(W, D) or (W, K, D) -> positions."""
-        return ridge(((latents.cpu().double() - centre) / spread).float())
-
-    start, actions, true = data[first].state.to(device), data.action[rows].to(device), data.after
-    true = data.position[true[rows]]  # (W, K, P)
-    other = torch.randperm(len(first), generator=torch.Generator().manual_seed(seed))
-    places = {
-        "encoded": torch.stack(
-            [read(encode_chunked(encode, data[one].next_state.to(device))) for one in rows.T], 1
-        ),
-        "last": data.position[data.now[first]][:, None].expand_as(true),
-        "mean": train.position[train.now].mean(0).expand_as(true),
-    }
-    for name, taken in (("imagined", actions), ("permuted", actions[other])):
-        parts = zip(start.split(CHUNK), taken.split(CHUNK), strict=True)
-        latents = [model.unroll(*part) for part in parts]
-        if latents[0] is not None:
-            places[name] = read(torch.cat(latents))
+    longest = (int(part.episode.bincount().max()) for part in (train, data))
+    steps = min(steps, model.config.data.sequence, *longest)
+    seen, asked = (_Windows.draw(part, steps, seed) for part in (train, data))
+    other = torch.randperm(len(asked.first), generator=torch.Generator().manual_seed(seed))
+    places = {"encoded": _reader(seen.encoded(model), seen.place)(asked.encoded(model))}
+    if (learned := seen.imagined(model, seen.action)) is not None:
+        read = _reader(learned, seen.place)
+        places["imagined"] = read(asked.imagined(model, asked.action))
+        places["permuted"] = read(asked.imagined(model, asked.action[other]))
+    places["last"] = data.position[data.now[asked.first]][:, None].expand_as(asked.place)
+    places["mean"] = train.position[train.now].mean(0).expand_as(asked.place)
     found = {
-        name: (place - true).square().sum(-1).double().numpy() for name, place in places.items()
+        name: (place - asked.place).square().sum(-1).double().numpy()
+        for name, place in places.items()
     }
     closer = found["last"].mean(0) < found["mean"].mean(0)  # (K,)
     found["guess"] = np.where(closer, found["last"], found["mean"])
-    return found, data.episode[first].numpy()
+    return found, data.episode[asked.first].numpy()
+
+
+def _reader(latents: Tensor, places: Tensor) -> Callable[[Tensor], Tensor]:
+    """(W, K, D) latents and (W, K, P) places -> a ridge from any such latents to places."""
+    z = latents.flatten(0, 1)
+    centre, spread = z.mean(0), z.std(0).clamp(min=1e-9)
+    ridge = fit_ridge(((z - centre) / spread).float(), places.flatten(0, 1), STRENGTH)
+    return lambda values: ridge(((values - centre) / spread).float())
+
+
+class _Windows(NamedTuple):
+    """W windows of K transitions."""
+
+    first: Tensor  # (W,) their first rows
+    state: Tensor  # (W, L, C, H, W) uint8
+    action: Tensor  # (W, K, ...)
+    after: Tensor  # (W, K, L, C, H, W) uint8
+    place: Tensor  # (W, K, P) px, after each action
+
+    @classmethod
+    def draw(cls, data: Transitions, steps: int, seed: int) -> _Windows:
+        """At most `WINDOWS` of `data`, the same ones for every model."""
+        first = data.windows(steps)
+        first = first[pick(len(first), WINDOWS, seed)]
+        rows = first[:, None] + torch.arange(steps)  # (W, K)
+        batch = data[rows.flatten()]
+        after = batch.next_state.unflatten(0, rows.shape)
+        place = data.position[data.after[rows]]
+        return cls(first, data[first].state, data.action[rows], after, place)
+
+    def encoded(self, model: Any) -> Tensor:
+        """(W, K, D) float64 latents of the true frames after each action, on the CPU."""
+        device = model.background.device
+        z = encode_chunked(model.encode_target, self.after.flatten(0, 1).to(device))
+        return z.unflatten(0, self.after.shape[:2])
+
+    def imagined(self, model: Any, action: Tensor) -> Tensor | None:
+        """(W, K, D) float64 after these actions (W, K, ...); None without imagination."""
+        device, found = model.background.device, []
+        for state, taken in zip(self.state.split(CHUNK), action.split(CHUNK), strict=True):
+            latents = model.unroll(state.to(device), taken.to(device))
+            if latents is None:
+                return None
+            found.append(latents.cpu().double())
+        return torch.cat(found)
 
 
 def rms(squared: np.ndarray) -> np.ndarray:

@@ -7,11 +7,13 @@ the tokens that they belong to (F8); a CLS token stands at no place and has none
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hjepa_lib.config import ConfigError
 from hjepa_lib.config.pixels import (
     DecoderConfig,
     PixelEncoderConfig,
@@ -25,6 +27,7 @@ from hjepa_lib.pixels.transitions import PixelShapes, scaled
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU, "gelu": nn.GELU, "leaky": nn.LeakyReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid,
 }  # fmt: skip
+GAIN = 10.0  # of the maps whose places are read: one place, not the mean of all that is seen
 LARGE = 512  # from this side on a linear layer starts from Xavier with gain 0.5
 
 
@@ -123,6 +126,36 @@ def cnn_encoder(config: PixelEncoderConfig, shapes: PixelShapes) -> nn.Sequentia
     return nn.Sequential(OrderedDict(parts, head=head))
 
 
+class PlacesEncoder(nn.Module):
+    """A `cnn_encoder`, and before its numbers where maps of another are brightest (softmax).
+
+    arXiv 1509.06113; (x, y) of each map from -2 to 2. What a ReLU network says of a dark thing is
+    about what it says of a bright one, only less: a linear reader cannot tell them apart. A place
+    has no brightness.
+    """
+
+    def __init__(self, config: PixelEncoderConfig, shapes: PixelShapes) -> None:
+        super().__init__()
+        rest, width = config.latent_dim - 2 * config.places, config.cnn_filters
+        if rest < 1:
+            raise ConfigError(
+                f"pixels.encoder.places={config.places} fill more than the "
+                f"pixels.encoder.latent_dim={config.latent_dim} numbers of a latent"
+            )
+        self.net = cnn_encoder(replace(config, latent_dim=rest), shapes)
+        first = nn.Conv2d(shapes.channels * shapes.stack, width, 5, stride=2, padding=2)
+        self.maps = nn.Sequential(first, nn.ReLU(), nn.Conv2d(width, config.places, 3, padding=1))
+        down, across = (torch.linspace(-2, 2, (side + 1) // 2) for side in sides(shapes.image_size))
+        grid = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1)  # (H, W, 2) x, y
+        self.register_buffer("grid", grid.reshape(-1, 2), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.maps(x.flatten(1, 2)).flatten(2)
+        with layers.full_precision(x):  # bf16 would round places
+            places = (GAIN * maps.float()).softmax(-1) @ self.grid  # (B, places, 2)
+        return torch.cat([places.flatten(1), self.net(x)], dim=-1)
+
+
 def mlp_encoder(config: PixelEncoderConfig, shapes: PixelShapes) -> nn.Sequential:
     """All pixels through hidden layers; without any it is one linear map (MOD-4)."""
     height, width = sides(shapes.image_size)
@@ -133,7 +166,7 @@ def mlp_encoder(config: PixelEncoderConfig, shapes: PixelShapes) -> nn.Sequentia
     return nn.Sequential(OrderedDict(flat=nn.Flatten(), layers=net))
 
 
-ENCODERS = {"vit": VitEncoder, "cnn": cnn_encoder, "mlp": mlp_encoder}
+ENCODERS = {"vit": VitEncoder, "cnn": cnn_encoder, "mlp": mlp_encoder, "places": PlacesEncoder}
 """By `pixels.encoder.kind`, for every model (MOD-1)."""
 
 
