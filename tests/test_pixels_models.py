@@ -55,7 +55,7 @@ def test_every_encoder_maps_a_stack_to_a_latent(kind, channels, size, changes):
     assert found.shape == (2, changes.get("latent_dim", 8))
     if kind == "cnn":
         convs = [layer for layer in made.convs if isinstance(layer, nn.Conv2d)]
-        assert [layer.out_channels for layer in convs] == [4, 8, 16]
+        assert [layer.out_channels for layer in convs] == [4, 8]
         assert {layer.stride for layer in convs} == {(2, 2)}
         assert sum(isinstance(layer, nn.Linear) for layer in made.head) == 1 + len(changes)
 
@@ -330,7 +330,7 @@ CHANGES = {
             ("patch", 8), ("depth", 2), ("heads", 1), ("head_dim", 8), ("mlp_dim", 24),
             ("dropout", 0.5), ("embedding_dropout", 0.5), ("pool", "mean"), ("temporal_depth", 2),
             ("temporal_heads", 4), ("temporal_mlp", 24), ("temporal_dropout", 0.5))},
-        "cnn_layers": (CNN, 2), "cnn_filters": (CNN, 6), "cnn_activation": (CNN, "gelu"),
+        "cnn_layers": (CNN, 3), "cnn_filters": (CNN, 6), "cnn_activation": (CNN, "gelu"),
         "cnn_hidden": (CNN, 5), "cnn_dropout": (CNN, 0.5), "places": (PLACES, 3),
         "mlp_hidden": (MLP, 20),
         "mlp_layers": (MLP, 1), "mlp_activation": (MLP, "gelu"), "mlp_dropout": (MLP, 0.5),

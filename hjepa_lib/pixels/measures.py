@@ -91,10 +91,10 @@ def place_errors(
 
     `imagined`: what a ridge reads from imagined latents; `encoded`: another from those of the true
     frames; `permuted`: imagined with the actions of another window; `last`, `mean`: the first
-    position, the mean one of training; `guess`: the better of both at each step. Either ridge is
-    fitted on latents of its own kind, of windows of training: a drawn frame is not quite like a
-    true one, and how its encoding differs says nothing about what it shows. Empty where the
-    environment tells no position.
+    position, the mean one of training; `between`: what a ridge makes of the first position;
+    `guess`: the best of these three at each step. Every ridge is fitted on windows of training, on
+    inputs of its own kind: a drawn frame is not quite like a true one, and how its encoding differs
+    says nothing about what it shows. Empty where the environment tells no position.
     """
     if train.position is None:
         return {}, np.empty(0)
@@ -107,14 +107,18 @@ def place_errors(
         read = _reader(learned, seen.place)
         places["imagined"] = read(asked.imagined(model, asked.action))
         places["permuted"] = read(asked.imagined(model, asked.action[other]))
-    places["last"] = data.position[data.now[asked.first]][:, None].expand_as(asked.place)
+    own = [part.position[part.now[windows.first]][:, None].expand_as(windows.place)
+           for part, windows in ((train, seen), (data, asked))]  # fmt: skip
+    places["last"] = own[1]
     places["mean"] = train.position[train.now].mean(0).expand_as(asked.place)
+    places["between"] = _reader(own[0].double(), seen.place)(own[1].double())
     found = {
         name: (place - asked.place).square().sum(-1).double().numpy()
         for name, place in places.items()
     }
-    closer = found["last"].mean(0) < found["mean"].mean(0)  # (K,)
-    found["guess"] = np.where(closer, found["last"], found["mean"])
+    guesses = np.stack([found[name] for name in ("last", "mean", "between")])  # (3, W, K)
+    best = guesses.mean(1).argmin(0)  # (K,)
+    found["guess"] = np.take_along_axis(guesses, best[None, None], 0)[0]
     return found, data.episode[asked.first].numpy()
 
 
