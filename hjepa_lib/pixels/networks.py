@@ -126,34 +126,47 @@ def cnn_encoder(config: PixelEncoderConfig, shapes: PixelShapes) -> nn.Sequentia
     return nn.Sequential(OrderedDict(parts, head=head))
 
 
-class PlacesEncoder(nn.Module):
-    """A `cnn_encoder`, and before its numbers where maps of another are brightest (softmax).
+def place_maps(config: PixelEncoderConfig, planes: int) -> nn.Sequential:
+    """(B, planes, Hpx, Wpx) -> maps (B, places, Hpx / 2, Wpx / 2)."""
+    first = nn.Conv2d(planes, config.cnn_filters, 5, stride=2, padding=2)
+    last = nn.Conv2d(config.cnn_filters, config.places, 3, padding=1)
+    return nn.Sequential(first, nn.ReLU(), last)
 
-    arXiv 1509.06113; (x, y) of each map from -2 to 2. What a ReLU network says of a dark thing is
-    about what it says of a bright one, only less: a linear reader cannot tell them apart. A place
-    has no brightness.
+
+def brightest(maps: Tensor) -> Tensor:
+    """(B, places, H, W) -> (B, 2 places): where each map is brightest, x and y from -2 to 2.
+
+    A spatial softmax (arXiv 1509.06113). What a ReLU network says of a dark thing is about what it
+    says of a bright one, only less: a linear reader cannot tell them apart. A place has no
+    brightness.
     """
+    down, across = (torch.linspace(-2, 2, side, device=maps.device) for side in maps.shape[2:])
+    grid = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1)  # (H, W, 2) x, y
+    with layers.full_precision(maps):  # bf16 would round places
+        return ((GAIN * maps.float().flatten(2)).softmax(-1) @ grid.reshape(-1, 2)).flatten(1)
+
+
+def beside_places(config: PixelEncoderConfig) -> int:
+    """Numbers of a latent that are no places; ConfigError when none are left."""
+    rest = config.latent_dim - 2 * config.places
+    if rest < 1:
+        raise ConfigError(
+            f"pixels.encoder.places={config.places} fill more than the "
+            f"pixels.encoder.latent_dim={config.latent_dim} numbers of a latent"
+        )
+    return rest
+
+
+class PlacesEncoder(nn.Module):
+    """Where maps are brightest, then the numbers of a `cnn_encoder`."""
 
     def __init__(self, config: PixelEncoderConfig, shapes: PixelShapes) -> None:
         super().__init__()
-        rest, width = config.latent_dim - 2 * config.places, config.cnn_filters
-        if rest < 1:
-            raise ConfigError(
-                f"pixels.encoder.places={config.places} fill more than the "
-                f"pixels.encoder.latent_dim={config.latent_dim} numbers of a latent"
-            )
-        self.net = cnn_encoder(replace(config, latent_dim=rest), shapes)
-        first = nn.Conv2d(shapes.channels * shapes.stack, width, 5, stride=2, padding=2)
-        self.maps = nn.Sequential(first, nn.ReLU(), nn.Conv2d(width, config.places, 3, padding=1))
-        down, across = (torch.linspace(-2, 2, (side + 1) // 2) for side in sides(shapes.image_size))
-        grid = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1)  # (H, W, 2) x, y
-        self.register_buffer("grid", grid.reshape(-1, 2), persistent=False)
+        self.net = cnn_encoder(replace(config, latent_dim=beside_places(config)), shapes)
+        self.maps = place_maps(config, shapes.channels * shapes.stack)
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = self.maps(x.flatten(1, 2)).flatten(2)
-        with layers.full_precision(x):  # bf16 would round places
-            places = (GAIN * maps.float()).softmax(-1) @ self.grid  # (B, places, 2)
-        return torch.cat([places.flatten(1), self.net(x)], dim=-1)
+        return torch.cat([brightest(self.maps(x.flatten(1, 2))), self.net(x)], dim=-1)
 
 
 def mlp_encoder(config: PixelEncoderConfig, shapes: PixelShapes) -> nn.Sequential:

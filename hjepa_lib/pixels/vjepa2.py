@@ -12,8 +12,16 @@ from torch.utils.data import TensorDataset
 
 from hjepa_lib.config import ConfigError
 from hjepa_lib.config.pixels import PixelEncoderConfig, PixelsConfig, Stage1Config
-from hjepa_lib.models.layers import Block, draw_masks, mlp, update_ema
-from hjepa_lib.pixels.networks import Sees, Vit, action_embedding, initialise
+from hjepa_lib.models.layers import Block, draw_masks, mlp, sides, update_ema
+from hjepa_lib.pixels.networks import (
+    Sees,
+    Vit,
+    action_embedding,
+    beside_places,
+    brightest,
+    initialise,
+    place_maps,
+)
 from hjepa_lib.pixels.training import in_chunks
 from hjepa_lib.pixels.transitions import PixelShapes, Transitions
 
@@ -26,6 +34,8 @@ class TokenEncoder(nn.Module):
 
     A latent is read from all patches, the D directions in which those of training states differ
     most, or from the class token; either is centred and scaled by the training states (X9, X10).
+    With `pixels.encoder.kind=places` patches are cut from that encoder's maps instead of pixels,
+    and where these are brightest comes first in a latent, as in that encoder's.
     """
 
     def __init__(
@@ -34,8 +44,13 @@ class TokenEncoder(nn.Module):
         super().__init__()
         dim, width, self.read = config.latent_dim, stage.width, stage.read
         token = TOKEN_WIDTH if stage.mask_token == "projected" else width
-        sizes = shapes.stack * shapes.channels, shapes.image_size, stage.patch, stage.depth
-        self.vit = Vit(config, width, *sizes, token)
+        planes, size, patch = shapes.stack * shapes.channels, shapes.image_size, stage.patch
+        self.maps: nn.Module | None = None
+        if config.kind == "places" and self.read == "tokens":
+            dim, self.maps = beside_places(config), place_maps(config, planes)
+            planes, size = config.places, tuple((side + 1) // 2 for side in sides(size))
+            patch = max(1, patch // 2)
+        self.vit = Vit(config, width, planes, size, patch, stage.depth, token)
         count = width * (self.vit.patches.count if self.read == "tokens" else 1)
         if count < dim:
             raise ConfigError(
@@ -46,10 +61,18 @@ class TokenEncoder(nn.Module):
 
     def tokens(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, 1 + N, D), the class token first; hidden are patches where `mask` (B, N) is True."""
-        return self.vit(x.flatten(1, 2), mask)
+        return self.vit(self.seen(x), mask)
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What patches are cut from (B, planes, H, W)."""
+        x = x.flatten(1, 2)
+        return x if self.maps is None else self.maps(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.raw(x) - self.centre) @ self.basis
+        directions = (self.raw(x) - self.centre) @ self.basis
+        if self.maps is None:
+            return directions
+        return torch.cat([brightest(self.seen(x)), directions], dim=-1)
 
     def raw(self, x: Tensor) -> Tensor:
         """What a latent is read from (B, P): all patches, or the class token."""
