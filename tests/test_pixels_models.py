@@ -70,8 +70,8 @@ def test_places_follow_a_spot_and_not_how_bright_it_is():
         (first, second), dimmed = made(frames)[:, :6].unflatten(1, (3, 2)), made(0.8 * frames)
     moved = (second - first).abs()
     assert moved[:, 0].max() > 0.3 and torch.allclose(dimmed[0, :6], first.flatten(), atol=0.3)
-    with pytest.raises(ConfigError, match="places=4 fill more than"):
-        encoder("places", places=4)
+    with pytest.raises(ConfigError, match="places=4 leave nothing else of"):
+        tiny_pixels(encoder__places=4)
 
 
 def test_an_image_that_does_not_divide_into_patches_is_refused():

@@ -280,7 +280,10 @@ class PixelsConfig(Section):
         both = seen.frame_skip and seen.action_repeat > 1
         yield both, f"{section}.frame_skip must be 0 when action_repeat is above 1"
         yield not seen.id.strip(), f"{section}.id is empty; name a Gymnasium environment"
-        stage, dim = self.vjepa2.stage1, self.encoder.latent_dim
+        stage, dim, places = self.vjepa2.stage1, self.encoder.latent_dim, self.encoder.places
+        full = self.encoder.kind == "places" and 2 * places >= dim
+        text = f"leave nothing else of pixels.encoder.latent_dim={dim}"
+        yield full, f"pixels.encoder.places={places} {text}"
         text = f"pixels.vjepa2.stage1.read=cls needs a width of pixels.encoder.latent_dim={dim}"
         yield stage.read == "cls" and stage.width != dim, text
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hjepa_lib.config import ConfigError
 from hjepa_lib.config.pixels import (
     DecoderConfig,
     PixelEncoderConfig,
@@ -129,16 +128,14 @@ def cnn_encoder(config: PixelEncoderConfig, shapes: PixelShapes) -> nn.Sequentia
 def place_maps(config: PixelEncoderConfig, planes: int) -> nn.Sequential:
     """(B, planes, Hpx, Wpx) -> maps (B, places, Hpx / 2, Wpx / 2)."""
     first = nn.Conv2d(planes, config.cnn_filters, 5, stride=2, padding=2)
-    last = nn.Conv2d(config.cnn_filters, config.places, 3, padding=1)
-    return nn.Sequential(first, nn.ReLU(), last)
+    return nn.Sequential(first, nn.ReLU(), nn.Conv2d(config.cnn_filters, config.places, 3, 1, 1))
 
 
 def brightest(maps: Tensor) -> Tensor:
     """(B, places, H, W) -> (B, 2 places): where each map is brightest, x and y from -2 to 2.
 
-    A spatial softmax (arXiv 1509.06113). What a ReLU network says of a dark thing is about what it
-    says of a bright one, only less: a linear reader cannot tell them apart. A place has no
-    brightness.
+    A spatial softmax (arXiv 1509.06113). ReLUs say of a dark thing what they say of a bright one,
+    only less, and a linear reader cannot tell them apart; a place has no brightness.
     """
     down, across = (torch.linspace(-2, 2, side, device=maps.device) for side in maps.shape[2:])
     grid = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1)  # (H, W, 2) x, y
@@ -146,23 +143,13 @@ def brightest(maps: Tensor) -> Tensor:
         return ((GAIN * maps.float().flatten(2)).softmax(-1) @ grid.reshape(-1, 2)).flatten(1)
 
 
-def beside_places(config: PixelEncoderConfig) -> int:
-    """Numbers of a latent that are no places; ConfigError when none are left."""
-    rest = config.latent_dim - 2 * config.places
-    if rest < 1:
-        raise ConfigError(
-            f"pixels.encoder.places={config.places} fill more than the "
-            f"pixels.encoder.latent_dim={config.latent_dim} numbers of a latent"
-        )
-    return rest
-
-
 class PlacesEncoder(nn.Module):
     """Where maps are brightest, then the numbers of a `cnn_encoder`."""
 
     def __init__(self, config: PixelEncoderConfig, shapes: PixelShapes) -> None:
         super().__init__()
-        self.net = cnn_encoder(replace(config, latent_dim=beside_places(config)), shapes)
+        rest = config.latent_dim - 2 * config.places
+        self.net = cnn_encoder(replace(config, latent_dim=rest), shapes)
         self.maps = place_maps(config, shapes.channels * shapes.stack)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from hjepa_lib.pixels.networks import (
     Sees,
     Vit,
     action_embedding,
-    beside_places,
     brightest,
     initialise,
     place_maps,
@@ -47,7 +46,7 @@ class TokenEncoder(nn.Module):
         planes, size, patch = shapes.stack * shapes.channels, shapes.image_size, stage.patch
         self.maps: nn.Module | None = None
         if config.kind == "places" and self.read == "tokens":
-            dim, self.maps = beside_places(config), place_maps(config, planes)
+            dim, self.maps = dim - 2 * config.places, place_maps(config, planes)
             planes, size = config.places, tuple((side + 1) // 2 for side in sides(size))
             patch = max(1, patch // 2)
         self.vit = Vit(config, width, planes, size, patch, stage.depth, token)
