@@ -237,7 +237,7 @@ class Stage2Config(Blocks):
     """Share of earlier steps that see true latents."""
     rollout_steps: Int[1:] = 4
     """Steps of the roll-out."""
-    optim: EpochsConfig = replace(_COSINE, epochs=30, updates=1_000, batch=32)
+    optim: EpochsConfig = replace(_COSINE, epochs=30, updates=1_000, batch=32, lr=3e-3)
     output: Literal["latent", "change"] = "change"
     """The last layer gives the next latent, or its change."""
     checkpoint: str = ""
