@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from hjepa_lib.config import ConfigError, profile
 from hjepa_lib.models.layers import count_parameters, draw_masks
 from hjepa_lib.pixels.models import VJepa2, fit_scale
+from hjepa_lib.pixels.networks import brightest
 from hjepa_lib.pixels.training import fit
 from hjepa_lib.pixels.transitions import PixelShapes, scaled
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel, encode_states
@@ -162,6 +163,21 @@ def test_a_latent_is_read_centred_and_scaled_from_all_patches_or_the_class_token
         assert float(spread.sum() / spread.max()) == pytest.approx(wanted, rel=0.02)
     else:
         assert torch.allclose(z.std(0, correction=0), torch.ones(16), atol=1e-3)
+
+
+def test_beside_places_patches_are_cut_from_their_maps(data):
+    """As many patches as of pixels; where the maps are brightest comes first, as it is."""
+    model = make(VJepa2, encoder__kind="places")
+    fit_scale(model, data[0])
+    encoder, state = model.encoder, data[0].batch(torch.arange(40)).state
+    maps = encoder.maps(model.pixels(state).flatten(1, 2))
+    assert encoder.vit.patches.count == 16 and encoder.vit.patches.project.in_channels == 2
+    z = model.encode(state)
+    assert torch.allclose(z[:, :4], brightest(maps)) and z.shape == (40, 16)
+    assert z[:, 4:].abs().mean() > 0.01
+    stage1 = make(MaskedPrediction, encoder__kind="places")
+    stage1.loss(data[0].batch(torch.arange(5)), seeded(0))[0].backward()
+    assert all(p.grad.abs().sum() > 0 for p in stage1.online.maps.parameters())
 
 
 def test_world_model_is_causal(world):

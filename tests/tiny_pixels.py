@@ -71,8 +71,8 @@ def fresh(name: str, data: Any = SHAPES, seed: int = 0, **changes: Any) -> Any:
 
 
 def two_stages_model(kind: Any, seed: int = 0, **changes: Any) -> Any:
-    """A `kind` of module of vjepa2.py (or VJepa2), a little wider than `tiny_pixels`."""
-    wide = {"encoder__latent_dim": 16, "vjepa2__stage1__width": 16,
+    """A `kind` of module of vjepa2.py (or VJepa2), wider than `tiny_pixels`, that cuts pixels."""
+    wide = {"encoder__kind": "cnn", "encoder__latent_dim": 16, "vjepa2__stage1__width": 16,
             "encoder__mlp_dim": 32, "vjepa2__stage2__rollout_steps": 3,
             "vjepa2__stage2__output": "latent"}  # fmt: skip
     torch.manual_seed(seed)
