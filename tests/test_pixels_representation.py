@@ -18,7 +18,7 @@ HEALTHY = torch.randn(256, 16, generator=seeded(0))
 
 @pytest.fixture
 def jepa():
-    return fresh("jepa")
+    return fresh("jepa", encoder__kind="cnn")
 
 
 def test_participation_ratio_counts_the_directions():

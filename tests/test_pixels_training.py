@@ -209,7 +209,7 @@ EPOCHS_CHANGES = {
 def outcome(**changes):
     """Learning rates and weights of a training with these settings of `optim`."""
     changes = {f"optim__{key}": value for key, value in changes.items()}
-    model, fit = train("jepa", encoder__cnn_filters=2, **changes)
+    model, fit = train("jepa", encoder__kind="cnn", encoder__cnn_filters=2, **changes)
     return [report.lr for report in fit], digest(model)
 
 
