@@ -74,7 +74,7 @@ def test_losses_run_into_their_own_folders_and_are_ranked(tmp_path, monkeypatch)
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
     monkeypatch.setattr(makers, "acquire", lambda *_: tiny_transitions())
     losses = {kind: AuxiliaryConfig(kind) for kind in ("vicreg", "dino", "none")}
-    config = tiny_config(optim__updates=3, jepa__target="default")
+    config = tiny_config(optim__updates=3, jepa__target="default", encoder__kind="cnn")
     table = studies.run_losses("losses", losses, config)
     *rows, last = table.to_dict("records")
     assert [row["rank"] for row in rows] == [1, 2]
