@@ -246,7 +246,7 @@ def test_bad_input_is_one_sentence(tmp_path):
         (lambda: read_trials(wall, Maze), FileError, "a start or goal lies in a wall"),
         (lambda: read_trials(narrow, VelocityMaze), FileError, r"start must be \(3, 4\)"),
         (lambda: generate("good", 100, "rectangle", source="maze"), WorkbookError, "layouts must"),
-        (lambda: world_trials("maze", "test", 5, "d1"), WorkbookError, "got maze_test_d1"),
+        (lambda: world_trials("maze", "test", 5, "d1"), WorkbookError, "got 'maze_test_d1'"),
         (lambda: tiny_config(data__source="mase"), ConfigError, "maze, maze_velocity.* got 'mase'"),
         (lambda: Case.of(wide, "oracle"), ConfigError, "3.0 is beyond the world's 2.45"),
     ):
