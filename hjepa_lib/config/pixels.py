@@ -168,7 +168,7 @@ class PixelJepaConfig(Section):
     """Widths of its layers or blocks."""
     dropout: Float[0:0.9] = 0.0
     """Dropout inside it."""
-    lr: Float[0:] = 0.0
+    lr: Float[0:] = 1e-3
     """JEPA's learning rate; 0 = that of `pixels.optim`."""
     frozen: bool = False
     """Loaded, never trained (TRAIN-6)."""
