@@ -102,25 +102,49 @@ def test_both_sides_share_level_1_and_write_the_table(write, folder):
 
 
 def test_sides_one_after_the_other_and_from_scratch(write, folder, capsys):
-    """C1: one side needs neither the other's file nor its training; here by the command."""
-    files = write()
+    """C1: one side needs neither the other's file nor its training; here by the command.
+
+    PL4: E epochs are E passes, not E + 1; never less than one update.
+    """
+    files = write(both={f"level{n}__optim__batch": 256 for n in (1, 2)})
     alone = f"compare --config_l1={files['config_l1']} --output_root={folder} --mode=l1".split()
     assert __main__.main([*alone, "--epochs=0"]) == 2
     assert capsys.readouterr().err == "error: epochs must be at least 1, got 0\n"
-    assert __main__.main(alone) == 0
+    assert __main__.main([*alone, "--epochs=1"]) == 0
     said = capsys.readouterr().out
     assert "l2 has no result yet: run with --mode l2" in said
     assert f"table: {folder / compare.CSV}" in said
     assert pd.read_csv(folder / compare.CSV)["l2"].isna().all()
-    go(files, folder, mode="l2")
+    go(files, folder, mode="l2", epochs=1)
     assert "l1: taken from" in capsys.readouterr().out
-    go(files, folder)
+    go(files, folder, epochs=1)
     assert pd.read_csv(folder / compare.CSV)[["l1", "l2"]].iloc[0].notna().all()
-    scratch = write(l2={"level1__hidden": 20, "level2__train": "joint"})
-    assert "mcnemar_p" in go(scratch, folder, l2_from_scratch=True)
-    assert model_of(side(folder, "l2-scratch")) != model_of(side(folder, "l1"))
+    config = tiny_config(level1__optim__batch=256, level2__optim__batch=256)
+    train, _ = acquire(config.data, 0).split(config.data.val_fraction, 0)
+
+    def updates(lengths, states, epochs=1, batch=256):
+        windows = sum(max(0, int(n) - states + 1) for n in lengths)
+        return round(epochs * windows / batch)
+
+    for epochs in (1, 3):
+        assert variants.with_epochs(config, epochs) == {
+            "level1.optim.updates": updates(train.lengths, 6, epochs),
+            "level2.optim.updates": updates(train.lengths[:10], 9, epochs),
+        }
+    run = Run.at(side(folder, "l1"))
+    wanted = updates(train.lengths, 6)
+    assert run.config.level1.optim.updates == run.records("l1")[-1]["step"] == wanted
+    joint = variants.with_epochs(config.override("level2.train=joint"), 1)
+    assert joint == {"level1.optim.updates": updates(train.lengths, 9)}
+    huge = config.override({"level1.optim.batch": 10**6, "level2.optim.batch": 10**6})
+    assert set(variants.with_epochs(huge, 1).values()) == {1}
+    one = {"level1__optim__batch": 256, "level1__hidden": 20}
     with pytest.raises(RunError, match=r"row l1 .* level1.hidden=16, not 20; choose another"):
-        go(write(both={"level1__hidden": 20}), folder, mode="l1")
+        go(write(both=one), folder, mode="l1", epochs=1)
+    scratch = write(l2={"level1__hidden": 20, "level2__train": "joint"})
+    assert "mcnemar_p" in go(scratch, folder / "scratch", l2_from_scratch=True)
+    sides = [side(folder / "scratch", name) for name in ("l2-scratch", "l1")]
+    assert model_of(sides[0]) != model_of(sides[1])
 
 
 @pytest.mark.parametrize(
@@ -151,31 +175,6 @@ def test_unfair_pairs_are_refused_by_name(l1, l2, scratch, message):
             compare.check(configs, scratch)
     else:
         compare.check(configs, scratch)
-
-
-def test_epochs_are_exact_passes_over_the_windows(write, folder):
-    """PL4: E epochs are E passes, not E + 1; never less than one update."""
-    config = tiny_config(level1__optim__batch=64, level2__optim__batch=64)
-    train, _ = acquire(config.data, 0).split(config.data.val_fraction, 0)
-
-    def updates(lengths, states, epochs=1, batch=64):
-        windows = sum(max(0, int(n) - states + 1) for n in lengths)
-        return round(epochs * windows / batch)
-
-    for epochs in (1, 3):
-        assert variants.with_epochs(config, epochs) == {
-            "level1.optim.updates": updates(train.lengths, 6, epochs),
-            "level2.optim.updates": updates(train.lengths[:10], 9, epochs),
-        }
-    joint = variants.with_epochs(config.override("level2.train=joint"), 1)
-    assert joint == {"level1.optim.updates": updates(train.lengths, 9)}
-    huge = config.override({"level1.optim.batch": 10**6, "level2.optim.batch": 10**6})
-    assert set(variants.with_epochs(huge, 1).values()) == {1}
-    files = write(both={"level1__optim__batch": 256, "level1__optim__validate_every": 1})
-    go(files, folder, mode="l1", epochs=1)
-    run = Run.at(side(folder, "l1"))
-    wanted = updates(train.lengths, 6, batch=256)
-    assert run.config.level1.optim.updates == run.records("l1")[-1]["step"] == wanted
 
 
 def test_mcnemar_counts_the_trials_that_only_one_side_solved():
