@@ -62,6 +62,28 @@ def test_oracle_walks_the_shortest_path(lake):
     assert (length >= (goal - start).norm(dim=-1) - 1e-3).all()
 
 
+def test_own_maze_keeps_its_walls_and_its_oracle_arrives(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    maze = find_world("own_maze:Maze")
+    assert len((EXAMPLES / "own_maze.py").read_text().splitlines()) <= 120
+    world = maze(layout(4))
+    start, goal = world.sample_start_goal(seeded(0))
+    length = world.oracle_length(start, goal)
+    assert ((length >= 85) & (length <= 130)).all()
+    place, walked = world.reset(start), torch.zeros(4)
+    for _ in range(75):
+        moved = world.step(world.oracle_action(goal, CAP))
+        walked += (moved - place).norm(dim=-1)
+        place = moved
+    assert world.reached(place, goal).all()
+    assert walked / length == pytest.approx(np.ones(4), abs=0.01)
+    picture = world.render()[0, 1] == 255  # the middle pixel of each wall
+    closed = picture[4::8, 8:57:8].sum() + picture[8:57:8, 4::8].sum()
+    assert closed == 7 * 7  # a spanning tree leaves so many of 2 * 7 * 8
+    for turn in 2 * torch.pi * torch.rand(100, 4, generator=seeded(1)):
+        assert world.free(world.step(2.45 * torch.stack((turn.cos(), turn.sin()), -1))).all()
+
+
 def test_training_sees_frames_of_the_world(lake, tmp_path):
     data = generate("good", 1000, seed=3, source=SOURCE)
     assert on_ring(data.positions)
