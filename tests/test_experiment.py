@@ -554,7 +554,7 @@ def test_commands(again, capsys):
 
 def test_shipped_files_are_valid():
     """Those that are read nowhere else."""
-    elsewhere = ("tworooms", "study", "grid", "worlds")
+    elsewhere = ("tworooms", "study", "grid", "worlds", "presets")
     paths = [path for path in CONFIGS.glob("*.yaml") if not path.stem.startswith(elsewhere)]
     assert paths and all(read_experiment(path).units for path in paths)
 

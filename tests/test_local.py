@@ -269,21 +269,24 @@ def test_level_2_tells_the_next_place_from_what_lies_around(tmp_path):
     torch.manual_seed(0)
     picture, config = Picture((64, 80)), profile("laptop").override({"preset": "local"}).level2
     model = Level2(config, 2, 2, picture).eval()
-    maps, noise = torch.randn(1, 64, 80, MAPS), torch.randn(1, 1, model.z_width).repeat(2, 1, 1)
+    maps, macros = torch.randn(1, 64, 80, MAPS), torch.randn(1, 1, model.macro_dim)
     scene = Scene(torch.cat([maps, maps.roll((8, 16), (1, 2))]), torch.arange(2))
     pixels = torch.tensor([[30.3, 25.6], [46.3, 33.6]])
+
+    def ahead(level, seen):
+        return level.imagine(picture.latents(pixels), 1, macros.repeat(2, 1, 1), scene=seen)
+
     with torch.no_grad():
-        ahead = model.imagine(picture.latents(pixels), 1, noise=noise,
-                              scene=scene).predictions[:, 0]  # fmt: skip
-        blind = model.imagine(picture.latents(pixels), 1, noise=noise,
-                              scene=scene.pick(torch.tensor([0, 0]))).predictions[:, 0]  # fmt: skip
-    moved, elsewhere = (picture.pixels(one) - pixels for one in (ahead, blind))
+        found = [
+            ahead(model, seen).predictions[:, 0]
+            for seen in (scene, scene.pick(torch.tensor([0, 0])))
+        ]
+    moved, elsewhere = (picture.pixels(one) - pixels for one in found)
     torch.testing.assert_close(moved[0], moved[1], atol=1e-3, rtol=0)
     assert not torch.allclose(elsewhere[0], elsewhere[1], atol=1e-2)
     save_level2(tmp_path, model, {}, None)
     loaded = load_level2(tmp_path).model
-    again = loaded.imagine(picture.latents(pixels), 1, noise=noise, scene=scene)
-    assert torch.equal(again.predictions[:, 0], ahead)
+    assert torch.equal(ahead(loaded, scene).predictions[:, 0], found[0])
 
 
 def test_level_2_learns_with_the_scenes_of_its_windows(places, store):
