@@ -69,7 +69,9 @@ def stage_of(
         save_result(target, case, *_play(ws, agent, case, pictures, latency))
 
     about = {"case": case.digest, "pictures": pictures, "latency": latency}
-    return Stage(f"{folder}/{case.name}", _make, reads=reads, folder=folder, about=about)
+    recipe = 2 if case.cost == "graph" else 1  # an edge of the graph is judged twice since 2
+    name = f"{folder}/{case.name}"
+    return Stage(name, _make, reads=reads, folder=folder, about=about, recipe=recipe)
 
 
 def _play(
