@@ -1,5 +1,7 @@
 """The README's generated parts and the results page: rows of the study, pooled, and sections."""
 
+import shutil
+
 import pandas as pd
 import pytest
 from PIL import Image
@@ -15,7 +17,8 @@ from hjepa_lib.runs.run import Run, RunError
 from hjepa_lib.workbench import verdict
 from hjepa_lib.workbench.rows import load_rows
 
-PARTS = ("results", "pixels")
+PARTS = ("results", "worlds", "pixels")
+TABLES = ("study", "worlds", "own_mazes")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,9 @@ def headline(rows):
 def test_the_committed_texts_are_those_of_the_committed_files(rows, headline):
     root = repository()
     text, kept = (root / "README.md").read_text(), read_json(root / readme.KEPT)
-    blocks = headline, readme.pixels_block(kept)
+    worlds, mazes = (load_rows(root / readme.GALLERY / f"{name}.csv") for name in TABLES[1:])
+    found = f"{readme.worlds_block(worlds)}\n\n{readme.own_mazes_block(mazes)}"
+    blocks = headline, found, readme.pixels_block(kept)
     for name, block in zip(PARTS, blocks, strict=True):
         assert f"{readme.BEGIN.format(name)}\n{block}\n{readme.END.format(name)}" in text
     assert (root / readme.PAGE).read_text() == readme.results_page(rows, kept)
@@ -47,6 +52,15 @@ def test_the_headline_table_has_planners_tuned_alike_and_the_metrics_of_the_comp
     assert "flat is not tuned | p1 flat distance" in readme.lever_table(rows)
     for line in said.splitlines():
         assert "95 % interval" in line or "FLOPs of flat over those" not in line
+
+
+def test_every_world_has_a_line_with_its_floors_and_oracle():
+    rows = load_rows(repository() / readme.GALLERY / "worlds.csv")
+    lines = readme.worlds_block(rows).split("\n\n")[0].splitlines()[2:]
+    assert len(lines) == rows["world"].nunique()
+    for line in lines:
+        for name in ("random ", "random-persistent ", "oracle ", "flat (graph) "):
+            assert name in line, line
 
 
 def test_unfinished_points_are_left_out(rows):
@@ -85,6 +99,8 @@ def root(tmp_path):
     rows = pd.read_csv(repository() / path, dtype=str, keep_default_na=False)
     part = rows[rows["group"].isin(["floors", "p1", "controls"])]
     part.to_csv(tmp_path / path, index=False)
+    for name in TABLES[1:]:
+        shutil.copy(repository() / readme.GALLERY / f"{name}.csv", tmp_path / readme.GALLERY)
     parts = [f"{readme.BEGIN.format(name)}\nold\n{readme.END.format(name)}" for name in PARTS]
     (tmp_path / "README.md").write_text("\n".join(["before", *parts, "after\n"]))
     return tmp_path
