@@ -80,8 +80,12 @@ def test_own_maze_keeps_its_walls_and_its_oracle_arrives(monkeypatch):
     picture = world.render()[0, 1] == 255  # the middle pixel of each wall
     closed = picture[4::8, 8:57:8].sum() + picture[8:57:8, 4::8].sum()
     assert closed == 7 * 7  # a spanning tree leaves so many of 2 * 7 * 8
+    walk = [place]
     for turn in 2 * torch.pi * torch.rand(100, 4, generator=seeded(1)):
-        assert world.free(world.step(2.45 * torch.stack((turn.cos(), turn.sin()), -1))).all()
+        walk.append(world.step(2.45 * torch.stack((turn.cos(), turn.sin()), -1)))
+    here, there = torch.cat(walk[:-1]), torch.cat(walk[1:])
+    assert world.free(there).all()
+    assert (world.oracle_length(here, there) < 4).all()  # through a wall: a long way around
 
 
 def test_training_sees_frames_of_the_world(lake, tmp_path):
