@@ -160,7 +160,7 @@ def test_windows_come_from_few_layouts_half_of_them_stopped(places):
 class Walls(nn.Module):
     """Walks exactly, but not through column 10 above row 15, on a picture of 20 x 24 px."""
 
-    leaks = False  # to the right
+    leaks = ""  # "one way": all to the right; "gap": between (9, 5) and (11, 6)
 
     def __init__(self):
         super().__init__()
@@ -173,7 +173,12 @@ class Walls(nn.Module):
         there = here + action
         share = ((10 - here[:, 0]) / (there[:, 0] - here[:, 0])).nan_to_num(-1, -1, -1)
         crossing = (share >= 0) & (share <= 1) & (here[:, 1] + share * action[:, 1] < 15)
-        crossing &= (action[:, 0] < 0) | (not self.leaks)
+        if self.leaks == "one way":
+            crossing &= action[:, 0] < 0
+        elif self.leaks == "gap":
+            ends, gap = torch.stack([here, there], 1).round(), torch.tensor([[9, 5], [11, 6]])
+            for one in (gap, gap.flip(0)):
+                crossing &= (ends != one).flatten(1).any(1)
         return self.picture.latents(torch.where(crossing[:, None], here, there))
 
     def visit(self, latent, scene):
@@ -207,11 +212,12 @@ def test_graph_goes_around_the_wall_to_each_trials_own_goal(walls):
     assert torch.equal(many[:, 0], steps)
 
 
-def test_a_leak_of_one_direction_is_no_way(walls, monkeypatch):
-    """A maze's corners, imagined open from one side, had half of all ways lead through walls."""
+@pytest.mark.parametrize("leaks", ["one way", "gap"])
+def test_a_leak_is_no_way(walls, monkeypatch, leaks):
+    """A maze's corners, imagined open by a hair, had half of all ways lead through walls."""
     geometry, _, goals = walls
     known = geometry.fields
-    monkeypatch.setattr(Walls, "leaks", True)
+    monkeypatch.setattr(Walls, "leaks", leaks)
     geometry.begin(Scene(torch.zeros(2, 20, 24, MAPS), torch.arange(2)), goals)
     torch.testing.assert_close(geometry.fields, known)
 

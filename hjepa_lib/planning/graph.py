@@ -33,6 +33,21 @@ HOPS = [
 ]  # px, 16 of them
 
 
+def _wide(places: Tensor, hop: tuple[int, int], height: int, width: int) -> Tensor:
+    """(N,) bool: of edges from these places among all pixels, which have one beside them.
+
+    Where walls meet in a corner a predictor imagines gaps, one pixel wide.
+    """
+    x, y = hop
+    longer = max(abs(x), abs(y))
+    beside = (int(x / longer), int(-y / longer))  # rows, columns across the hop
+    known = torch.zeros(height + 2, width + 2, dtype=torch.bool, device=places.device)
+    row, column = places // width + 1, places % width + 1
+    known[row, column] = True
+    sides = [known[row + sign * beside[0], column + sign * beside[1]] for sign in (1, -1)]
+    return sides[0] | sides[1]
+
+
 class GraphDistance(Geometry):
     """Steps at full length to the goal, along the graph of the scene; straight between latents."""
 
@@ -86,6 +101,7 @@ class GraphDistance(Geometry):
             arrived = self._walk(pixels[kept[source]], move, scene)  # (K, S, 2)
             good = ((arrived - target[source]).norm(dim=-1) < ARRIVED).all(0)
             source = source[good]
+            source = source[_wide(kept[source], hop, height, width)]
             length = torch.full((len(source),), float(move.norm()))
             edges.append((length, source.cpu(), number[index[source]].cpu()))
         lengths, sources, ends = (torch.cat(part).numpy() for part in zip(*edges, strict=True))
