@@ -124,13 +124,12 @@ def macro_grid(positions: np.ndarray, skip: int, room: Any) -> Figure:
     coarse = positions[::skip]
     figure, (axis,) = style.panels(1, 1, 5.4, 3.4, "The two clocks")
     draw.show_room(axis, room)
-    axis.set_anchor("W")
     draw.path(axis, positions, color=style.BLUE, marker=".", ms=3.5, label="level 1: every step")
     look = {"s": 70, "color": style.ORANGE, "edgecolor": style.INK, "lw": 0.7, "zorder": 6}
     axis.scatter(*coarse.T, label=f"level 2: every {skip} steps", **look)
     for i, place in enumerate(coarse):
         axis.annotate(str(i), place, ha="center", va="center", fontsize=6.5, zorder=7)
-    draw.legend_beside(axis)
+    draw.legend(figure, [axis])
     return figure
 
 

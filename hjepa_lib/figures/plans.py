@@ -39,12 +39,11 @@ def plan_fan(
     """
     figure, (axis,) = style.panels(1, 1, 5.4, 3.9, title)
     draw.show_room(axis, room)
-    axis.set_anchor("W")  # all spare width goes to the legend
     ranks = np.linspace(0, len(costs) - 1, min(MOST_CANDIDATES, len(costs))).round().astype(int)
     draw.planned(axis, start, rollouts[np.argsort(costs)[ranks]], chosen, subgoals)
     style.mark_start(axis, start, label="start")
     style.mark_goal(axis, goal, label="goal")
-    draw.legend_beside(axis)
+    draw.legend(figure, [axis])
     return figure
 
 
