@@ -1,6 +1,7 @@
 """What is asked of a world; `data.source` names a built-in one of `config.WORLDS`, or an own one.
 
-An own one is named module:Class (examples/own_world.py); both are found and played alike.
+An own one is named module:Class (examples/own_world.py), a file on Python's path
+(`PYTHONPATH=folder`); both are found and played alike.
 """
 
 import importlib
@@ -55,9 +56,12 @@ def reaching(direction: Tensor, cap: float, ball: bool = True) -> Tensor:
 class World:
     """B episodes with a state each; an own world has its methods up to `oracle_action`.
 
-    What else differs from here it has too. Built as `World(layout, dynamics, seed=seed)` and, to
-    draw frames, as `World(layout)`; what the B rows (two int16 each) of `layout` mean is its own,
-    (0, 0) in a world with one layout. N is its `state_size`, A its `action_size`.
+    What else differs from here it has too; the rest has a default: `heading`, `reached` (within
+    `radius`), `free` (everywhere) and `crosses_wall` (unknown, so no invalid routes are counted).
+    Places are (x, y) px, x to the right and y down, whole numbers at the middle of a pixel.
+
+    Built as `World(layout, dynamics, seed=seed)` and, to draw frames, as `World(layout)`; what the
+    B rows (two int16 each) of `layout` mean is its own, (0, 0) in a world with one layout. N is its `state_size`, A its `action_size`.
     """
 
     frame_shape: ClassVar[tuple[int, int, int]] = (2, 65, 65)  # (C, Hpx, Wpx) of one frame, uint8
