@@ -61,7 +61,8 @@ class World:
     Places are (x, y) px, x to the right and y down, whole numbers at the middle of a pixel.
 
     Built as `World(layout, dynamics, seed=seed)` and, to draw frames, as `World(layout)`; what the
-    B rows (two int16 each) of `layout` mean is its own, (0, 0) in a world with one layout. N is its `state_size`, A its `action_size`.
+    B rows (two int16 each) of `layout` mean is its own, (0, 0) in a world with one layout. N is its
+    `state_size`, A its `action_size`.
     """
 
     frame_shape: ClassVar[tuple[int, int, int]] = (2, 65, 65)  # (C, Hpx, Wpx) of one frame, uint8
