@@ -73,7 +73,7 @@ class PlannerCell(Cell):
     protocol: str = "p1"
     dynamics: Literal["bounce", "blocked", "slide"] = "bounce"
     split: str = "test"
-    trials: int = 500
+    trials: int = 500  # 0 is the model's `evaluation.trials`
     steps: int = 0
     task_set: str = ""
     budgets: tuple[float, ...] = (1.0,)
@@ -95,9 +95,10 @@ class PlannerCell(Cell):
 
     def planned(self, config: Config, point: dict[str, Any]) -> Config:
         """A model's settings with the planner and the trials of one point of the grid."""
-        names = ("protocol", "split", "trials", "steps", "budgets")
+        names = ("protocol", "split", "steps", "budgets")
         changes = {f"evaluation.{name}": getattr(self, name) for name in names}
-        changes |= {"evaluation.task_set": self.task_set} if self.task_set else {}  # or the model's
+        for name in ("trials", "task_set"):  # or the model's
+            changes |= {f"evaluation.{name}": value} if (value := getattr(self, name)) else {}
         changes |= {f"planning.{name}": value for name, value in (self.planning | point).items()}
         changes |= {"planning.hierarchy.control": self.control} if self.control != "none" else {}
         return config.override(changes)
