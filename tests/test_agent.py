@@ -60,16 +60,15 @@ def test_bad_frames_and_what_was_not_trained_are_one_sentence(agent, frames):
     dataclasses.replace(agent, distance=None, planning=latent).plan(*frames)
 
 
-def test_cost_landscape(agent, frames):
-    positions = torch.rand(3, 4, 2) * 20 + 10
-    rendered = render(positions.reshape(12, 2), Layout.fixed(1))
+def test_costs_of_places(agent, frames):
+    rendered = render(torch.rand(12, 2) * 20 + 10, Layout.fixed(1))
     latents, goal = agent.encode(rendered), agent.encode(frames[1:])
     for cost, wanted in (
         ("latent", (latents - goal).square().mean(-1)), ("distance", agent.distance(latents, goal)),
     ):  # fmt: skip
-        found = agent.cost_landscape(positions, rendered, frames[1], cost)
-        torch.testing.assert_close(found, wanted.reshape(3, 4), atol=1e-5, rtol=1e-4)
-    there = agent.cost_landscape(torch.zeros(1, 2), frames[1:], frames[1], "latent")
+        found = agent.cost_to(frames[1], cost)(latents)
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    there = agent.cost_to(frames[1], "latent")(goal)
     assert there.item() == pytest.approx(0, abs=1e-9)
 
 

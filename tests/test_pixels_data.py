@@ -277,9 +277,7 @@ def test_inspection_counts_what_is_there():
     assert facts["steps without any change"] == 0
 
 
-def test_figures_of_a_data_set(drift, tmp_path):
-    assert figures.save_samples(drift, tmp_path, count=3)[2].name == "sample_02.png"
-    assert len(list(tmp_path.iterdir())) == 3
+def test_figures_of_a_data_set(drift):
     sheet = figures.samples(drift.batch(torch.arange(3)), "samples")
     titles = [axis.get_title("left") for axis in sheet.axes]
     assert len(titles) == 15 and (titles[0], titles[4]) == ("t-3", "t+1")

@@ -1,11 +1,11 @@
-"""MET-1 on matrices whose answer is known, warning signs on crafted tensors (MET-4), figures."""
+"""MET-1 on matrices whose answer is known, gradients by part, figures."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from tiny_pixels import fresh, seeded, tiny_batch, tiny_transitions, white
+from tiny_pixels import fresh, tiny_batch, tiny_transitions, white
 
 from hjepa_lib.figures import style
 from hjepa_lib.pixels import checks, figures
@@ -13,7 +13,6 @@ from hjepa_lib.pixels import measures as met
 from hjepa_lib.pixels.compare import COLUMNS, SHAPE, SIGMAS
 
 RNG = np.random.default_rng(0)
-HEALTHY = torch.randn(256, 16, generator=seeded(0))
 
 
 @pytest.fixture
@@ -121,103 +120,13 @@ def test_latent_errors_of_a_perfect_and_a_lazy_model(jepa):
     assert "latent" not in met.transition_errors(data, data, "cpu", fresh("random"))
 
 
-def spoilt(dead=0, scale=1.0, shift=0.0, copied=0.0):
-    z = HEALTHY * scale + shift
-    z[:, :dead] = 1.0
-    if copied:
-        z[:, 1] = z[:, 0] * copied
-    return checks.signs(z)
-
-
-def curve(*losses):
-    return {key: one for key, one in checks.signs(HEALTHY, losses).items() if key == "plateau"}
-
-
-def rules(lines):
-    """{(rule, where)} of lines like "rule in where: value > limit"."""
-    return {tuple((line.split(":")[0] + " in ").split(" in ")[:2]) for line in lines}
-
-
-@pytest.mark.parametrize(
-    ("signs", "broken"),
-    [
-        (spoilt(), set()),
-        (spoilt(dead=2), {"dead_features"}),
-        (spoilt(dead=9), {"dead_features", "collapsed"}),
-        (spoilt(shift=11.0), {"saturated"}),
-        (spoilt(copied=-1.0), {"correlated"}),
-        (spoilt(scale=0.005), {"small_spread", "collapsed"}),
-        (spoilt(scale=40.0), {"saturated", "large_norm"}),
-        (curve(*[1.0] * 5, *[0.5] * 20), {"plateau"}),
-        (curve(*(1 / n for n in range(1, 40))), set()),
-        (curve(*[0.5] * 19), set()),
-        ({"saturated": math.nan}, {"saturated"}),  # NaN fires
-    ],
-)
-def test_rules_fire_on_what_is_spoilt(signs, broken):
-    assert rules(checks.fired(signs, "here")) == {(rule, "here") for rule in broken}
-
-
-def test_rules_of_terms_name_the_term():
-    def fired(**terms):
-        return rules(checks.check_terms(terms))
-
-    assert fired(prediction=0.4, vicreg_std=0.3, vicreg_cov=0.3, vicreg_weighted=0.6) == set()
-    assert fired(prediction=0.1, dino_weighted=0.9) == {("dominant_term", "dino_weighted")}
-    assert fired(prediction=0.5, vicreg_cov=1e-7) == {("vanished_term", "vicreg_cov")}
-
-
-def test_collapse_ratio_correlation_and_health_of_known_matrices():
-    z = HEALTHY.clone()
-    z[:, :4] *= 0.01  # variance 1e-4
-    assert checks.collapse_ratio(z) == 0.25
-    assert checks.max_correlation(torch.zeros(8, 4)) == 0
-    line = torch.tensor([[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]])
-    assert checks.max_correlation(line) == pytest.approx(1)
-    wide = torch.randn(2000, 32, generator=seeded(1))
-    assert checks.health(wide) > 0.95
-    assert checks.health(torch.ones(64, 32) + 1e-9 * wide[:64]) < 0.4
-
-
-@pytest.mark.parametrize("name", ["enc_dec", "enc_dec_jepa", "jepa"])
-def test_a_model_is_diagnosed_without_being_changed(name):
-    model = fresh(name).train()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    found = checks.diagnose(model, tiny_batch(), losses=[0.5] * 20)
-    assert ("plateau", "") in rules(found) and len(rules(found)) == len(found)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert all(p.grad is None for p in model.parameters()) and model.training
-    assert not torch.nn.modules.module._global_forward_hooks
-
-
-def test_a_spoilt_model_is_diagnosed(jepa):
-    """F13: cosine to the target is 1 under collapse, so the spread must be reported beside it."""
-    with torch.no_grad():
-        for encoder in (jepa.encoder, jepa.target_encoder):
-            encoder.head[-1].weight.zero_()
-            encoder.head[-1].bias.fill_(1.0)
-        jepa.predictor.net[-1].weight.zero_()
-        jepa.predictor.net[-1].bias.fill_(1.0)
-        jepa.encoder.convs[0].bias.fill_(-100.0)
-        jepa.regulariser.projector = torch.nn.Linear(8, 8)
-        jepa.regulariser.projector.weight.fill_(101.0)
-    found = rules(checks.diagnose(jepa, tiny_batch()))
-    wanted = ("aligned", "collapsed", "dead_features", "small_spread", "large_projector")
-    assert {(rule, "") for rule in wanted} | {("dead_relu", "encoder.convs.1")} <= found
-
-
-@pytest.mark.parametrize(("factor", "rule"), [(1e-9, "small_gradient"), (1e9, "large_gradient")])
-def test_gradients_are_diagnosed_part_by_part(jepa, factor, rule, monkeypatch):
+def test_gradients_are_told_part_by_part(jepa):
     """F3: a part that no gradient reaches counts as 0."""
     norms = checks.gradient_norms(jepa, tiny_batch())
     assert set(norms) == {"encoder", "action", "predictor"} and min(norms.values()) > 0
     jepa.loss(tiny_batch())[0].backward()
     own = [p.grad for p in jepa.predictor.parameters()]
     assert norms["predictor"] == pytest.approx(math.hypot(*(g.norm() for g in own)), rel=1e-5)
-    loss = jepa.loss
-    monkeypatch.setattr(jepa, "loss", lambda batch: (factor * loss(batch)[0], loss(batch)[1]))
-    found = rules(checks.diagnose(jepa, tiny_batch()))
-    assert {where for broken, where in found if broken == rule} == set(norms)
     jepa.requires_grad_(False)
     assert checks.gradient_norms(jepa, tiny_batch()) == {}
     jepa.predictor.requires_grad_(True)

@@ -14,13 +14,12 @@ from hjepa_lib.config import ConfigError
 from hjepa_lib.config.pixels import RewardConfig
 from hjepa_lib.files import FileError
 from hjepa_lib.grids.measures import latent_report
-from hjepa_lib.pixels.checks import max_correlation
 from hjepa_lib.pixels.heads import RewardHead
 from hjepa_lib.runs import machine, workspace
 from hjepa_lib.runs.log import MetricsLog
 from hjepa_lib.runs.places import RunError, list_runs, new_name
 from hjepa_lib.runs.run import Run
-from hjepa_lib.training.probes import effective_rank, fit_ridge
+from hjepa_lib.training.probes import collapse, effective_rank, fit_ridge
 
 TEXT = "device=cpu,precision=fp32"
 pytestmark = pytest.mark.usefixtures("root")
@@ -298,8 +297,9 @@ class OnMps(torch.Tensor):
 def test_s7_what_needs_float64_works_on_the_cpu():
     latents = torch.randn(40, 3).as_subclass(OnMps)
     head = RewardHead(RewardConfig(), 3)
-    for measure in (head.standardise, latent_report, max_correlation, effective_rank):
+    for measure in (head.standardise, latent_report, effective_rank):
         measure(latents)
+    collapse(latents, latents)
     fit_ridge(latents, latents[:, :2])(latents)
 
 

@@ -135,7 +135,7 @@ def test_open_loop_predictions_are_those_of_level_1(story, agent):
 def test_maps_hold_the_cost_of_every_free_place(agent, monkeypatch):
     """The cost at the goal's own pixel is the least of its landscape, and walls have none."""
     monkeypatch.setattr(stories, "_AXIS", torch.arange(5.0, 60.0))
-    maps, goal, plane = look(agent, SCENE)
+    maps, _, goal, plane = look(agent, SCENE)
     for values in maps.costs.values():
         assert values[int(40 - maps.axis[0]), int(45 - maps.axis[0])] == pytest.approx(0, abs=2e-3)
         assert np.nanmin(values) >= 0
@@ -153,7 +153,7 @@ def test_the_graph_cost_is_that_of_the_scenes_own_graph(monkeypatch):
     maps, *_ = look(agent, SCENE)
     places = (torch.as_tensor(maps.places)[None], torch.tensor([SCENE.goal]))
     frames, goal = (render(place, SCENE.layout)[0] for place in places)
-    wanted = agent.cost_landscape(places[0][0], frames, goal, "graph")
+    wanted = agent.cost_to(goal, "graph")(agent.encode(frames))
     found = maps.costs["graph"][np.isfinite(maps.costs["graph"])]
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
 

@@ -1,7 +1,5 @@
 """The whole configuration of a run: profiles, dotted overrides, YAML files, stored manifests."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Iterator, Sequence
@@ -53,6 +51,7 @@ RENAMED = {
     "samples": "chapters.level2_samples or chapters.pixel_samples or chapters.reconstructions",
     "shown": "chapters.grid_panels",
     "tries": "",
+    "chapters.pixel_pictures": "",
     "chapters.variant_updates": "",
 }
 """Setting, or parameter of a notebook, up to 0.1.0: what it is called now; "" = it is gone.
@@ -120,7 +119,7 @@ class Config(Section):
         own = {"step_skip": self.level3.step_skip, "macro_steps": self.level3.macro_steps}
         return replace(self.level2, **own)
 
-    def override(self, overrides: Overrides, strict: bool = True) -> Config:
+    def override(self, overrides: Overrides, strict: bool = True) -> "Config":
         """A copy with dotted keys replaced; see `parse_overrides` for what `overrides` may be.
 
         The key `preset` stands for one of `PRESETS`; other keys win over it. A new value that

@@ -178,8 +178,6 @@ class ChaptersConfig(Section):
     """09: the model of configs/worlds.yaml, a world, that is played there."""
     pixel_samples: Int[1:12] = 4
     """10: transitions on the sample sheet."""
-    pixel_pictures: Int[1:200] = 50
-    """10: transitions written as pictures."""
     pixel_points: Int[10:1000] = 200
     """10: frames of each part in PCA and t-SNE."""
     ppo_steps: Int[0:10_000_000] = 1024

@@ -1,7 +1,5 @@
 """Means and standard deviations of a training set, which travel with its models (PL5)."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -29,7 +27,7 @@ class Normaliser(Section):
     position_std: Std = ()  # px
 
     @classmethod
-    def fit(cls, trajectories: Trajectories, seed: int) -> Normaliser:
+    def fit(cls, trajectories: Trajectories, seed: int) -> "Normaliser":
         """Statistics of a (training) set; `seed` picks the frames that are rendered."""
         generator = torch.Generator().manual_seed(seed)
         states = torch.randint(len(trajectories.positions), (_FRAMES,), generator=generator)

@@ -1,6 +1,6 @@
 """Measures of the grid models: prediction next to collapse, decoded grids, facts, comparison.
 
-A cosine is 1 when all grids go to one point (F13), so error and spread stand beside it.
+A cosine is 1 when all grids go to one point (F13), so error and collapse stand beside it.
 """
 
 import math
@@ -20,32 +20,20 @@ from hjepa_lib.grids.models import GridJepa, GridModel, GridTwin
 from hjepa_lib.grids.world import COLOURS, facts
 from hjepa_lib.training.probes import effective_rank, fit_ridge
 
-LEAST = {"std": 0.01, "spread": 0.001, "effective_rank": 2.0}
-"""A model with less of any of them counts as collapsed."""
 GOOD, CONCERNING = 0.7, 0.5
 """Cosine above the first after a few epochs is good, below the second late is worrying (004)."""
 
 
 def latent_report(latents: Tensor) -> dict[str, float]:
-    """std, spread (0 = one point, 1 = no offset) and effective rank of latents (M, D)."""
+    """std and effective rank of latents (M, D)."""
     latents = latents.cpu().double()  # S7
-    variance = latents.var(0, correction=0)
-    norm = latents.square().sum(1).mean()
-    return {
-        "std": float(variance.sqrt().mean()),
-        "spread": float(variance.sum() / norm.clamp(min=1e-30)),
-        "effective_rank": effective_rank(latents),
-    }
+    std = float(latents.std(0, correction=0).mean())
+    return {"std": std, "effective_rank": effective_rank(latents)}
 
 
-def collapsed(report: Mapping[str, float]) -> bool:
-    """The rule of `LEAST`; a value that is not finite is a collapse as well."""
-    return any(not report[name] >= least for name, least in LEAST.items())
-
-
-def verdict(report: Mapping[str, float], late: bool) -> str:
+def verdict(report: Mapping[str, Any], late: bool) -> str:
     """collapsed, good, worrying (late only) or between; collapse comes before any cosine."""
-    if collapsed(report):
+    if report["collapsed"]:
         return "collapsed"
     cosine = report["jepa_cosine_sim"]
     if cosine > GOOD:
@@ -231,6 +219,6 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             for name, title in MEASURES.items()
             if name in own
         }
-        cells["collapse rate"] = f"{own['collapsed'].sum()} of {len(own)}"
+        cells["collapse rate"] = f"{own['collapsed'].astype(bool).sum()} of {len(own)}"
         columns[str(kind)] = cells | {"seeds": str(own["seed"].nunique())}
     return pd.DataFrame(columns)

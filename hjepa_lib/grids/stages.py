@@ -36,6 +36,7 @@ from hjepa_lib.training.loop import (
     draw_batch,
     step_generator,
 )
+from hjepa_lib.training.probes import collapse
 
 LOGS = {"jepa": "grid_s{}", "generative": "grid_twin_s{}"}
 """Names in metrics.jsonl of the two models of a training seed."""
@@ -206,11 +207,13 @@ def grid_results(ws: Workspace) -> list[dict[str, Any]]:
         for _ in ws.make(stages[f"grid_s{n}"]):
             pass
         facts["batches_sha256"] = batches_sha256(len(train), batch, own)
+        untrained = measures.imagined(load_grid_model(ws, "random", n), held)[0]
         for kind in ENCODERS:
             model = load_grid_model(ws, kind, n)
             row = {"model": kind, "seed": own, **facts, **CHECKS[kind](model, held)}
             del row["loss"]
-            row |= {"collapsed": measures.collapsed(row), "held_out": len(held.action)}
+            row |= collapse(measures.imagined(model, held)[0], untrained)
+            row["held_out"] = len(held.action)
             row["fact_accuracy"] = measures.fact_accuracy(model, train, validation)
             row |= measures.against_copying(model, train, validation)
             if kind != "random":
@@ -278,9 +281,9 @@ def write_tuning_table(runs: Iterable[tuple[dict[str, Any], Path]], folder: Path
     if not rows:
         raise FileError(f"no run of the sweep {folder.name!r} has finished in {folder.parent}")
     table = pd.DataFrame(rows)
-    shown = (*measures.MEASURES, "jepa_cosine_sim", "error", "collapsed")
+    table["collapse_rate"] = table["collapsed"].astype(bool)
+    shown = (*measures.MEASURES, "jepa_cosine_sim", "error", "collapse_rate")
     groups = table.groupby([*swept, "model"], sort=False)
     found = groups[[column for column in shown if column in table]].mean()
-    found = found.rename(columns={"collapsed": "collapse_rate"})
     found["seeds"] = groups["seed"].nunique()
     return write_atomic(folder / "grid_results.csv", found.reset_index().to_csv(index=False))

@@ -7,8 +7,6 @@ The layout is not in it: a predictor reads a patch of a map of the frame (a `Sce
     p_{t+1} - p_t = F [z's moves, a_t] + MLP([z's moves, a_t, patch of the map around p_t])
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from typing import NamedTuple
@@ -35,11 +33,11 @@ class Scene(NamedTuple):
     maps: Tensor  # (K, Hpx, Wpx, F)
     rows: Tensor  # (M,) int64 in [0, K)
 
-    def pick(self, index: Tensor) -> Scene:
+    def pick(self, index: Tensor) -> "Scene":
         """Those of some of the latents, as often as they are named."""
         return self._replace(rows=self.rows[index])
 
-    def repeat(self, times: int) -> Scene:
+    def repeat(self, times: int) -> "Scene":
         """Each latent's one `times` in a row."""
         return self._replace(rows=self.rows.repeat_interleave(times))
 

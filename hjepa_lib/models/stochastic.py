@@ -7,8 +7,6 @@ With noise ~ N(0, 1) a draw is an exact sample. Gradient reaches distribution an
 through where z is discrete.
 """
 
-from __future__ import annotations
-
 from itertools import cycle, islice
 from typing import NamedTuple
 
@@ -33,7 +31,7 @@ class Gaussian(NamedTuple):
     def draw(self, noise: Tensor | None) -> Tensor:
         return self.mean if noise is None else self.mean + self.std * noise
 
-    def nats(self, prior: Gaussian) -> Tensor:
+    def nats(self, prior: "Gaussian") -> Tensor:
         """log(sp/sq) + (sq^2 + (mq-mp)^2) / (2 sp^2) - 1/2 -> (..., Z)."""
         spread = self.std.square() + (self.mean - prior.mean).square()
         return (prior.std / self.std).log() + spread / (2 * prior.std.square()) - 0.5
@@ -58,7 +56,7 @@ class Categorical(NamedTuple):
         hard = F.one_hot(logits.argmax(-1), logits.shape[-1]).to(soft.dtype)
         return (hard + (soft - soft.detach())).flatten(-2)
 
-    def nats(self, prior: Categorical) -> Tensor:
+    def nats(self, prior: "Categorical") -> Tensor:
         """sum_k q_k (log q_k - log p_k) -> (..., G)."""
         return (self.logp.exp() * (self.logp - prior.logp)).sum(-1)
 
@@ -81,7 +79,7 @@ class Rounded(NamedTuple):
         level = place.detach().round() + (place - place.detach())
         return 2 * level / self.top - 1
 
-    def nats(self, prior: Rounded) -> Tensor:
+    def nats(self, prior: "Rounded") -> Tensor:
         """-log prior(code) -> (..., Z)."""
         code = self.mean.detach().round()
         low = torch.where(code == 0, -FAR, (code - 0.5 - prior.mean) / prior.std)

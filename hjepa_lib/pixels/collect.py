@@ -3,8 +3,6 @@
 A skilled policy is Stable-Baselines3's PPO, trained on the CPU on stacks merged into channels.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import random

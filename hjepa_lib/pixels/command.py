@@ -4,8 +4,6 @@ The best checkpoint of each stage is also copied to `trained_models/` in the out
 is where stage 2 looks for stage 1 by default.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 A loss is an error in a model's own latent, whose unit is the model's choice: no loss is a column.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

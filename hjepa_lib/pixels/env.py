@@ -5,8 +5,6 @@ Channels come first or last. Two of them are layers of objects (dot, walls), lay
 counts. An environment that insists on a display runs under `xvfb-run -a`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

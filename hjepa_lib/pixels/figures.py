@@ -3,8 +3,6 @@
 Latents of two models share no unit and no axis.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from hjepa_lib.figures.style import styled
 from hjepa_lib.files import write_atomic
 from hjepa_lib.pixels.compare import LABELS, RANKED, SIGMAS, floor, score
 from hjepa_lib.pixels.measures import participation_ratio, pick, spectrum
-from hjepa_lib.pixels.transitions import TransitionBatch, Transitions
+from hjepa_lib.pixels.transitions import TransitionBatch
 
 SAMPLES, FIRST_SEED = 5, 42  # pictures an epoch, and what their rows are drawn from
 _TRUE = {"label": "encoded", "colour": style.INK}
@@ -31,8 +29,6 @@ _MODEL = {"label": "imagined", "colour": style.BLUE}
 _COPY = {"label": "copy of the last latent", "colour": style.ORANGE}
 LEAST_TSNE = 10  # different samples; below it the neighbourhoods of t-SNE mean nothing
 TITLES = {"reward_mlp": "Reward MLP", "larp": "Look-ahead reward predictor"}
-FOLDERS = {"reward_mlp": "reward_plots", "larp": "larp_plots"}
-"""Where FIG-2's scatter plots of a run stand, by head."""
 SCORES = ("px_first", "px_last", "action_use", "frame_error", "latent_error", "reward_r2")
 Parts = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Name -> true and predicted rewards (n,)."""
@@ -56,12 +52,6 @@ def samples(batch: TransitionBatch, title: str = "") -> Figure:
 def sample_rows(rows: int, epoch: int, count: int = SAMPLES) -> Tensor:
     """The rows shown at `epoch`: a function of (rows, epoch) alone, so equal for every model."""
     return pick(rows, count, FIRST_SEED + epoch)
-
-
-def save_samples(data: Transitions, folder: Path, count: int, seed: int = 0) -> list[Path]:
-    """At most `count` random transitions as `sample_NN.png` in `folder` (DATA-9)."""
-    batch = data[pick(len(data), count, seed)]
-    return write_films(folder, "sample_{:02d}.png", batch.state, {"t+1": batch.next_state[:, -1]})
 
 
 def write_films(
@@ -202,7 +192,7 @@ def step_errors(curves: Mapping[str, Sequence[float]], spread: float) -> Figure:
 
 @styled
 def reward_scatter(parts: Parts, note: str = "", title: str = "") -> Figure:
-    """One square panel per name, score in its title (FIG-2)."""
+    """One square panel per name, score in its title."""
     figure, axes = style.grid_of(len(parts), 3, 2.5, 0.25, title=title)
     for axis, (name, (reward, predicted)) in zip(axes, parts.items(), strict=True):
         found = score(predicted, reward, note)
@@ -210,14 +200,6 @@ def reward_scatter(parts: Parts, note: str = "", title: str = "") -> Figure:
         first = "R² not estimable" if note else f"R² {found['r2']:.3f}"
         axis.set_title(f"{LABELS.get(name, name)}\n{first}, MSE {found['mse']:.4g}")
     return figure
-
-
-def save_scatters(folder: Path, head: str, parts: Parts, note: str = "") -> list[Path]:
-    """One PNG per model in reward_plots/ or larp_plots/ of the run folder; returns the paths."""
-    return [
-        style.save(reward_scatter({name: part}, note), folder / FOLDERS[head] / f"{name}.png")
-        for name, part in parts.items()
-    ]
 
 
 @styled

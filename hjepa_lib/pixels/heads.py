@@ -3,8 +3,6 @@
 The reward MLP reads [z_t, a], the look-ahead reward predictor (LARP) the imagined latent, too.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch
@@ -64,7 +62,7 @@ class Features(NamedTuple):
     imagined: Tensor | None  # (M, D); None for a model without an imagined latent (F9)
     reward: Tensor  # (M,)
 
-    def rows(self, rows: Tensor) -> Features:
+    def rows(self, rows: Tensor) -> "Features":
         """Some of the transitions."""
         return Features(*(part if part is None else part[rows] for part in self))
 

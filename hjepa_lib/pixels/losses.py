@@ -3,8 +3,6 @@
 Each maps one batch of latents (B, D), or two views of it, to (total, unweighted terms).
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import torch

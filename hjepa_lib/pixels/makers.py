@@ -1,7 +1,5 @@
 """How the stages of stages.py are made."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Generator, Iterator
 from functools import partial

@@ -4,8 +4,6 @@ Measures of shape take float64 latents z (M, D) and states s (M, P) of the same 
 of the latent's unit; NaN is "not estimable".
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +17,7 @@ from torch import Tensor
 from hjepa_lib.pixels.compare import SIGMAS
 from hjepa_lib.pixels.training import CHUNK
 from hjepa_lib.pixels.transitions import Transitions, scaled
-from hjepa_lib.training.probes import effective_rank, fit_ridge
+from hjepa_lib.training.probes import FLAT, effective_rank, fit_ridge
 
 NEIGHBOURS = 5
 KEPT = 0.9  # share of the two-NN ratios that the fit uses: the largest ones are noise
@@ -27,9 +25,7 @@ MOST = 600  # samples of a report: neighbourhoods cost M^2
 CHANGED = 0.02  # difference from which on a pixel has changed
 STEPS = 8  # imagined ones, at most
 WINDOWS, STRENGTH = 1_000, 1e-5  # windows read and scored; weight of the read-out
-LEAST = 0.1  # of the untrained encoder's: below it a latent has collapsed (X5)
 _LEAST = 2 * NEIGHBOURS + 1  # trustworthiness is defined for fewer neighbours than M / 2
-_FLAT = 1e-12  # a variance below this share of the mean square is rounding
 Predict = Callable[[Any], Tensor]
 """A batch of transitions -> next frames (B, C, H, W)."""
 Encode = Callable[[Tensor], Tensor]
@@ -140,7 +136,7 @@ class _Windows(NamedTuple):
     place: Tensor  # (W, K, P) px, after each action
 
     @classmethod
-    def draw(cls, data: Transitions, steps: int, seed: int) -> _Windows:
+    def draw(cls, data: Transitions, steps: int, seed: int) -> "_Windows":
         """At most `WINDOWS` of `data`, the same ones for every model."""
         first = data.windows(steps)
         first = first[pick(len(first), WINDOWS, seed)]
@@ -170,26 +166,6 @@ class _Windows(NamedTuple):
 def rms(squared: np.ndarray) -> np.ndarray:
     """(W, K) squared distances -> (K,) px."""
     return np.sqrt(squared.mean(0))
-
-
-def collapse(latents: Tensor, untrained: Tensor) -> dict[str, Any]:
-    """Whether latents (M, D) have collapsed: the one rule, free of units (X5).
-
-    `varying`: variance over mean square; it and the effective rank must be a tenth or more of those
-    of the untrained encoder's latents. `collapsed` says why not, or "".
-    """
-    found, floor = ({} for _ in range(2))
-    for values, z in ((found, latents), (floor, untrained)):
-        z = z.cpu().double()
-        if not z.isfinite().all():
-            return {"varying": math.nan, "effective_rank": math.nan,
-                    "collapsed": "latents are not finite"}  # fmt: skip
-        varying = float(z.var(0, correction=0).sum() / z.square().sum(1).mean().clamp(min=1e-30))
-        values["varying"] = varying if varying > _FLAT else 0.0
-        values["effective_rank"] = effective_rank(z) if varying > _FLAT else 1.0
-    low = [name for name, value in found.items() if value < LEAST * floor[name]]
-    why = [f"{name} {found[name]:.2g}, untrained {floor[name]:.2g}" for name in low]
-    return found | {"collapsed": "; ".join(why).replace("_", " ")}
 
 
 def spectrum(latents: np.ndarray) -> np.ndarray:
@@ -307,4 +283,4 @@ def pick(count: int, most: int = MOST, seed: int = 0) -> Tensor:
 
 
 def _flat(values: np.ndarray) -> bool:
-    return bool(values.var(0).sum() <= _FLAT * max(1.0, np.square(values).sum(1).mean()))
+    return bool(values.var(0).sum() <= FLAT * max(1.0, np.square(values).sum(1).mean()))

@@ -4,8 +4,6 @@ z_t = encoder(s_t), s a stack of L frames, x its newest frame; e the action embe
 predictor. Each is built and stored by its name of `FILES`.
 """
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,7 +158,7 @@ class PixelJepa(PixelModel):
             )
         self.target_encoder: nn.Module | None = None
 
-    def train(self, mode: bool = True) -> PixelJepa:
+    def train(self, mode: bool = True) -> "PixelJepa":
         """The target encoder never drops anything out: what is predicted must not be noise."""
         super().train(mode)
         if self.target_encoder is not None:
@@ -221,7 +219,7 @@ class VJepa2(PixelModel):
         self.world = world
         self.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> VJepa2:
+    def train(self, mode: bool = True) -> "VJepa2":
         """Stays in evaluation mode, whoever trains a head on it (F4)."""
         return super().train(False)
 

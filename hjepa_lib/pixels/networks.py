@@ -4,8 +4,6 @@ Every encoder maps (B, L, C, Hpx, Wpx) floats to (B, D). Positions are learned a
 the tokens that they belong to (F8); a CLS token stands at no place and has none.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """What a run says: a row per model and seed, the comparison of all, and what reward heads add."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from hjepa_lib.pixels.models import matched_counts
 from hjepa_lib.pixels.training import next_latent
 from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.workspace import Workspace
+from hjepa_lib.training.probes import collapse
 
 HEADLINE = ("px_first", "ratio_first", "px_last", "ratio_last", "px_encoded", "action_use",
             "frame_error", "latent_error")  # fmt: skip
@@ -100,7 +99,7 @@ def measure_row(ws: Workspace, name: str, number: int) -> compare.Row:
     shape = measures.measure(model.encode, batch.state, batch.next_state, seed=seed)
     untrained = stages.load_model(ws, compare.plain(name), number)
     with torch.no_grad():
-        found = measures.collapse(model.encode(batch.state), untrained.encode(batch.state))
+        found = collapse(model.encode(batch.state), untrained.encode(batch.state))
     shape["varying"] = found["varying"]
     scores |= {key: NOT_ESTIMABLE if value != value else value for key, value in shape.items()}
     facts = {key: value for key, value in result.items() if not isinstance(value, dict)}

@@ -4,8 +4,6 @@ Training seed `config.seed + n` has the stages `{model}_s{n}`, `heads_{model}_s{
 `decoder_{model}_s{n}`, each in a folder of `pixels/`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from functools import partial

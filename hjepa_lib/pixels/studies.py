@@ -3,8 +3,6 @@
 Auxiliary losses are ordinary runs, `<study>/<name>`, and resume like any run.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from pathlib import Path
@@ -22,12 +20,13 @@ from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
 from hjepa_lib.pixels import stages
 from hjepa_lib.pixels.compare import score
 from hjepa_lib.pixels.heads import HEADS, encode, fit_head
-from hjepa_lib.pixels.measures import collapse, pick, place_errors, rms
+from hjepa_lib.pixels.measures import pick, place_errors, rms
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.runs.keys import Stage
 from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.run import outputs_root
 from hjepa_lib.runs.workspace import Workspace, open_run
+from hjepa_lib.training.probes import collapse
 
 ROWS = 512  # validation transitions whose latents are described
 

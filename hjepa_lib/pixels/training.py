@@ -4,8 +4,6 @@ Batches and noise are functions of (seed, update) alone; the indices of a batch 
 all models of one seed see the same transitions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -4,8 +4,6 @@ Every error has its trivial baseline beside it: a constant token in stage 1, the
 stage 2.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +18,12 @@ from hjepa_lib.config import ConfigError
 from hjepa_lib.files import read_json
 from hjepa_lib.models.layers import draw_masks
 from hjepa_lib.pixels import models, stages
-from hjepa_lib.pixels.measures import LEAST, collapse
 from hjepa_lib.pixels.stages import make_transitions, name_of
 from hjepa_lib.pixels.training import mean_loss
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel, encode_states
 from hjepa_lib.runs.workspace import Workspace
+from hjepa_lib.training.probes import LEAST, collapse
 
 STAGES = {1: "vjepa2_stage1", 2: "vjepa2"}
 NAMES = {1: "stage1", 2: "vjepa2"}

@@ -1,7 +1,5 @@
 """Two-stage world model in the style of V-JEPA 2 (arXiv 2506.09985), for small pictures."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -110,7 +108,7 @@ class MaskedPrediction(Sees):
         self.predictor = mlp(dim, *self.stage.hidden, dim, activation=nn.GELU)
         initialise(self.predictor)
 
-    def train(self, mode: bool = True) -> MaskedPrediction:
+    def train(self, mode: bool = True) -> "MaskedPrediction":
         """Targets are never dropped out."""
         super().train(mode)
         self.target.eval()

@@ -9,8 +9,6 @@ that moves follows from the action, the least error is 0. NoisyTV draws the dots
 noise in each frame, 0, 25 or 75 % of the frame's variance. Importing this registers all ids.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Planners over latents: search, levels, and the agent; this page names them and needs no torch."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from hjepa_lib.config import ConfigError, PlanningConfig, SearchConfig

@@ -1,8 +1,6 @@
 """A trained run, ready to plan: `hjepa_lib.load(run).controller(goal_frame).act(frame)`."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +97,7 @@ class Agent:
     def controller(
         self, goal_frame, method: str = "flat", *, planning: PlanningConfig | None = None,
         trial: int = 0,
-    ) -> Controller:  # fmt: skip
+    ) -> "Controller":  # fmt: skip
         """A closed loop to one goal frame, see `Controller.act`; noise is that of task `trial`."""
         return Controller(self, method, planning or self.planning).start(
             _channels_first(goal_frame, self.level1), [trial]
@@ -110,16 +108,19 @@ class Agent:
         controller = self.controller(goal_frame, method)
         return controller.act(frame), controller.last
 
-    def cost_landscape(
-        self, positions: Tensor, frames: Tensor, goal_frame: Tensor, cost: str
-    ) -> Tensor:
-        """Cost (...) of standing at positions (..., 2), frames (M, C, Hpx, Wpx), for one goal."""
-        geometry = self.geometry(cost)
+    def cost_to(self, goal_frame: Tensor, cost: str) -> Callable[[Tensor], Tensor]:
+        """What makes costs (M,) of latents (M, D): of being there, for a goal (C, Hpx, Wpx)."""
+        geometry, frame = self.geometry(cost), goal_frame[None]
         with torch.no_grad(), self.autocast():
-            goal = self.encode(goal_frame[None])
-            geometry.begin(self.scene(goal_frame[None]), goal)
-            found = geometry.between(geometry.embed(self.encode(frames)), geometry.embed_goal(goal))
-        return found.float().cpu().reshape(positions.shape[:-1])
+            goal = self.encode(frame)
+            geometry.begin(self.scene(frame), goal)
+            end = geometry.embed_goal(goal)
+
+        def costs(latents: Tensor) -> Tensor:
+            with torch.no_grad(), self.autocast():
+                return geometry.between(geometry.embed(latents), end).float().cpu()
+
+        return costs
 
 
 def _fresh_level2(trained: Level2, seed: int) -> Level2:
@@ -149,7 +150,7 @@ class Controller:
     def __init__(self, agent: Agent, method: str, planning: PlanningConfig) -> None:
         self.agent, self.planner = agent, agent.planner(method, planning)
 
-    def start(self, goal_frames: Tensor, rows: Sequence[int]) -> Controller:
+    def start(self, goal_frames: Tensor, rows: Sequence[int]) -> "Controller":
         """Forget what was played; goal_frames (B, C, Hpx, Wpx) of trials with these numbers."""
         self.planner.reset(rows)
         self.goal = self.agent.encode(goal_frames)

@@ -7,8 +7,6 @@ the way from everywhere: no distance is trained, and no layout has to be known (
 arXiv 2602.05031, with imagined instead of recorded nodes).
 """
 
-from __future__ import annotations
-
 import itertools
 
 import torch

@@ -1,7 +1,5 @@
 """A level of planning, without state: its model, the space of its plans, and what they cost."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

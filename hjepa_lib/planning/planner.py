@@ -4,8 +4,6 @@ A level above the first plans macro-steps on its own clock; its next predicted l
 sub-goal of the level below, unless the goal is near.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ They minimise `objective` inside a convex set given by `project`, so that weight
 candidates stay inside it (EB1). A candidate without a finite cost has no say.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

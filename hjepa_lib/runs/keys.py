@@ -1,7 +1,5 @@
 """A stage is known by what made it: its key says whether a stored one may stand for it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ class Stage:
     name: str
     make: Callable[..., Iterator[Any] | None]
     settings: tuple[str, ...] = ()  # dotted settings, or whole sections
-    reads: tuple[Stage, ...] = ()
+    reads: tuple["Stage", ...] = ()
     recipe: int = 1  # raised when the code makes something else from the same settings
     folder: str = ""  # below the run's; "" is the name
     about: Any = None  # JSON-ready: what shapes it beside the settings, such as a Case

@@ -1,7 +1,5 @@
 """What a notebook works with: its run, and the stages that it makes, takes over and follows."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -26,7 +24,7 @@ from hjepa_lib.training.loop import Fit, Report
 
 def start(
     notebook: str, profile: str, run: str = "", seed: int = 0, overrides: str = ""
-) -> Workspace:
+) -> "Workspace":
     """Check the `parameters` of a notebook (ConfigError) and open its run.
 
     A named run is created or must have these settings (RunError); the runner names a run alone.
@@ -50,7 +48,7 @@ def start(
     return Workspace(notebook, Run.create(run or new_name(config), config))
 
 
-def open_run(name: str, config: Config, root: Path, like: Run | None = None) -> Workspace:
+def open_run(name: str, config: Config, root: Path, like: Run | None = None) -> "Workspace":
     """The run `name` below `root`, which must have these settings, or a new one.
 
     Device and precision of a new one are those of `like`, or of its neighbours, where the settings

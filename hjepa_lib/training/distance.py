@@ -11,8 +11,6 @@ Recorded steps are edges of length 1; states whose latents are closer than `link
 joined by an edge as long as their gap.
 """
 
-from __future__ import annotations
-
 import copy
 from functools import partial
 from typing import Any, NamedTuple

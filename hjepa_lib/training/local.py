@@ -4,8 +4,6 @@ Together they would collapse: places that do not move are predicted best. `optio
 are those of its `Fit`: precision, folder.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -113,7 +111,7 @@ class Moves(NamedTuple):
     stopped: Tensor  # (M,) bool, of each state but those without a successor
 
     @classmethod
-    def of(cls, model: Jepa, store: LatentStore) -> Moves:
+    def of(cls, model: Jepa, store: LatentStore) -> "Moves":
         """Free are those whose action the moves tell; the linear step is fitted to these alone."""
         device = model.pixel_mean.device
         z, actions = store.latents.float(), model.normalise_actions(store.actions.to(device)).cpu()

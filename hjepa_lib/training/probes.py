@@ -1,7 +1,9 @@
 """What a latent knows: ridge and position probes of frozen latents (px), collapse metrics."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +20,36 @@ PROBE_OPTIM = OptimConfig(
     updates=1000, batch=1024, lr=1e-3, weight_decay=0.0, warmup=0.05, validate_every=1000
 )
 
+LEAST = 0.1
+"""Share of the untrained encoder's numbers below which a latent has collapsed (X5)."""
+FLAT = 1e-12  # a variance below this share of the mean square is rounding
+
 
 def effective_rank(latents: Tensor) -> float:
     """exp(entropy of the singular values' shares) of centred (M, D); Roy & Vetterli 2007."""
     values = torch.linalg.svdvals((latents - latents.mean(0)).float())
     share = values / values.sum().clamp(min=1e-12)
     return float(torch.exp(-(share * (share + 1e-12).log()).sum()))
+
+
+def collapse(latents: Tensor, untrained: Tensor) -> dict[str, Any]:
+    """Whether latents (M, D) have collapsed: the one rule, free of units (X5).
+
+    `varying`: variance over mean square; it and the effective rank must be a tenth or more of those
+    of the untrained encoder's latents. `collapsed` says why not, or "".
+    """
+    found, floor = ({} for _ in range(2))
+    for values, z in ((found, latents), (floor, untrained)):
+        z = z.cpu().double()
+        if not z.isfinite().all():
+            return {"varying": math.nan, "effective_rank": math.nan,
+                    "collapsed": "latents are not finite"}  # fmt: skip
+        varying = float(z.var(0, correction=0).sum() / z.square().sum(1).mean().clamp(min=1e-30))
+        values["varying"] = varying if varying > FLAT else 0.0
+        values["effective_rank"] = effective_rank(z) if varying > FLAT else 1.0
+    low = [name for name, value in found.items() if value < LEAST * floor[name]]
+    why = [f"{name} {found[name]:.2g}, untrained {floor[name]:.2g}" for name in low]
+    return found | {"collapsed": "; ".join(why).replace("_", " ")}
 
 
 def fit_ridge(

@@ -5,9 +5,7 @@ Lengths are px, (x, y) with y down; S steps, R planning calls.
 """
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +18,6 @@ from hjepa_lib.config import PlanningConfig
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
 from hjepa_lib.evaluation.results import Result
 from hjepa_lib.files import WorkbookError
-from hjepa_lib.models.distance import Geometry
 from hjepa_lib.models.local import Scene as LocalScene
 from hjepa_lib.planning.agent import P1_CAP, Agent
 from hjepa_lib.worlds.layout import DOOR_RANGE, HIGH, LOW, WALL_RANGE, Layout
@@ -232,11 +229,10 @@ def _tell(
     states = torch.as_tensor(positions, dtype=torch.float32)
     frames = render(states[None], scene.layout)[0]
     latents = agent.encode(frames)
-    cost = costs_to(agent, scene)
-    maps, goal, plane = look(agent, scene, cost)
+    maps, cost, goal, plane = look(agent, scene)
     rooms = scene.layout.index([0] * len(states))
     way = oracle_length(states, torch.tensor([scene.goal]).expand_as(states), rooms)
-    costs = {name: of(latents)[: last + 1] for name, of in cost.items()}
+    costs = {name: of(latents)[: last + 1].numpy() for name, of in cost.items()}
     drawn = {"path": plane(latents)[: last + 1], "goal": plane(goal)[0]}
     # Results without pictures keep the first plan only.
     seen = {key: value[:calls] for key, value in seen.items() if len(value) >= calls}
@@ -281,31 +277,15 @@ def costs_of(agent: Agent) -> tuple[str, ...]:
     return tuple(name for name in UNITS if has.get(name, True))
 
 
-def costs_to(agent: Agent, scene: Scene) -> dict[str, Callable[[Tensor], np.ndarray]]:
-    """By name, what makes costs (M,) of latents (M, D): of being there with the scene's goal."""
-    frame, found = render(torch.tensor([scene.goal]), scene.layout), {}
-    goal = agent.encode(frame)
-
-    def cost(geometry: Geometry, end: Tensor, latents: Tensor) -> np.ndarray:
-        with torch.no_grad(), agent.autocast():
-            return geometry.between(geometry.embed(latents), end).float().cpu().numpy()
-
-    for name in costs_of(agent):
-        geometry = agent.geometry(name)
-        with torch.no_grad(), agent.autocast():
-            geometry.begin(agent.scene(frame), goal)
-            found[name] = partial(cost, geometry, geometry.embed_goal(goal))
-    return found
-
-
-def look(agent: Agent, scene: Scene, cost: dict[str, Callable] | None = None):
-    """(maps of the scene's room and goal, latent of the goal (1, D), projection to the plane)."""
+def look(agent: Agent, scene: Scene):
+    """(maps of room and goal, costs of latents by name, the goal's latent (1, D), the plane's)."""
     places = torch.cartesian_prod(_AXIS, _AXIS).flip(1)  # (G * G, 2), rows y
     free = inside(places, scene.layout.index([0] * len(places)))
     latents = agent.encode(render(places[None], scene.layout)[0])
-    goal = agent.encode(render(torch.tensor([scene.goal]), scene.layout))
-    costs = {}
-    for name, of in (cost or costs_to(agent, scene)).items():
+    frame = render(torch.tensor([scene.goal]), scene.layout)
+    goal, costs = agent.encode(frame), {}
+    cost = {name: agent.cost_to(frame[0], name) for name in costs_of(agent)}
+    for name, of in cost.items():
         values = np.where(free.numpy(), of(latents), np.nan)
         costs[name] = values.reshape(len(_AXIS), len(_AXIS))
     pca = PCA(n_components=2, random_state=0)
@@ -316,4 +296,4 @@ def look(agent: Agent, scene: Scene, cost: dict[str, Callable] | None = None):
         return pca.transform(flat).reshape(*values.shape[:-1], 2)
 
     shares = pca.explained_variance_ratio_
-    return Maps(_AXIS.numpy(), costs, places[free].numpy(), plane, shares), goal, project
+    return Maps(_AXIS.numpy(), costs, places[free].numpy(), plane, shares), cost, goal, project

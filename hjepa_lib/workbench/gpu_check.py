@@ -4,8 +4,6 @@ The parts come in the order of their use, and one JSON holds what is known so fa
 was done. Weights, data and noise are drawn on the CPU, so that both devices do the same work.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 import itertools
@@ -85,7 +83,7 @@ class Check:
             return {}
         return {"skipped": f"takes about {seconds:.0f} s, {max(self.left, 0):.0f} s are left"}
 
-    def run(self, work: Callable[[Check, dict], None], seconds: float) -> None:
+    def run(self, work: Callable[["Check", dict], None], seconds: float) -> None:
         """One part, which fills its entry; a fault ends it alone."""
         begin, found = time.monotonic(), self.lacks(seconds)
         self.parts[work.__name__] = found

@@ -4,8 +4,6 @@ A box is (low x, low y, high x, high y) px, edges included. A dot is a point tha
 away; a step moves along x, then along y, each until a box is in the way, so it never tunnels.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import ClassVar, NamedTuple
 
@@ -107,7 +105,7 @@ class Graph(NamedTuple):
     between: Tensor  # (V, V) px of the shortest way from one to another, infinite without any
 
     @classmethod
-    def of(cls, boxes: np.ndarray, clearance: float) -> Graph:
+    def of(cls, boxes: np.ndarray, clearance: float) -> "Graph":
         """The graph of boxes (M, 4); ways pass corners at `clearance` px along each axis."""
         low, high = boxes[:, :2] - clearance, boxes[:, 2:] + clearance
         x, y = (np.stack((low[:, axis], high[:, axis]), -1) for axis in (0, 1))
@@ -126,12 +124,12 @@ class Graph(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def _boxes(world: type[BoxWorld], row: tuple[int, int]) -> np.ndarray:
+def _boxes(world: type["BoxWorld"], row: tuple[int, int]) -> np.ndarray:
     return world.boxes_of(row)
 
 
 @functools.lru_cache(maxsize=1024)
-def _picture(world: type[BoxWorld], row: tuple[int, int]) -> Tensor:
+def _picture(world: type["BoxWorld"], row: tuple[int, int]) -> Tensor:
     """(Hpx, Wpx) uint8, 255 where a box is."""
     _, height, width = world.frame_shape
     down, across = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -141,7 +139,7 @@ def _picture(world: type[BoxWorld], row: tuple[int, int]) -> Tensor:
 
 
 @functools.lru_cache(maxsize=1024)
-def _graph(world: type[BoxWorld], row: tuple[int, int], clearance: float) -> Graph:
+def _graph(world: type["BoxWorld"], row: tuple[int, int], clearance: float) -> Graph:
     return Graph.of(_boxes(world, row), clearance)
 
 

@@ -1,7 +1,5 @@
 """Geometry of the two-room world (PLDM, arXiv 2502.14819), and who may train on which layout."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -62,11 +60,11 @@ class Layout(NamedTuple):
         """Number of rows B (`len` of a NamedTuple would count its fields)."""
         return self.wall_x.shape[0]
 
-    def to(self, device: torch.device | str) -> Layout:
+    def to(self, device: torch.device | str) -> "Layout":
         """The same layouts on another device."""
         return self._replace(wall_x=self.wall_x.to(device), door_y=self.door_y.to(device))
 
-    def index(self, i: Tensor | slice | list[int]) -> Layout:
+    def index(self, i: Tensor | slice | list[int]) -> "Layout":
         """Rows `i` (any tensor index that keeps the dimension)."""
         return self._replace(wall_x=self.wall_x[i], door_y=self.door_y[i])
 
@@ -79,12 +77,12 @@ class Layout(NamedTuple):
         return self.pairs().unique(dim=0, return_inverse=True)[1]
 
     @staticmethod
-    def fixed(batch: int = 1) -> Layout:
+    def fixed(batch: int = 1) -> "Layout":
         """`batch` copies of PLDM's fixed layout."""
         return Layout.of([FIXED] * batch)
 
     @staticmethod
-    def of(pairs: np.ndarray | Tensor | list) -> Layout:
+    def of(pairs: np.ndarray | Tensor | list) -> "Layout":
         """From rows (wall_x, door_y): (B, 2) of any number type."""
         return Layout(*torch.as_tensor(pairs, dtype=torch.float32).T.contiguous())
 

@@ -5,8 +5,6 @@ the order of `index.json`, which holds their hashes; behind them those of the bu
 `draw_trials` drew.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +39,7 @@ class Trials(NamedTuple):
     def of(
         start: Tensor, goal: Tensor, layout: Layout, name: str, world: type[World] = TwoRooms,
         first: int = 0,
-    ) -> Trials:  # fmt: skip
+    ) -> "Trials":  # fmt: skip
         """Numbered from `first`; hashed: float32 columns start, goal and the int16 one layout."""
         columns = ((start, "<f4"), (goal, "<f4"), (layout.pairs(), "<i2"))
         parts = [np.ascontiguousarray(part.numpy(), kind).tobytes() for part, kind in columns]
@@ -53,13 +51,13 @@ class Trials(NamedTuple):
         """Number of trials n (`len` of a NamedTuple would count its fields)."""
         return self.start.shape[0]
 
-    def first(self, n: int) -> Trials:
+    def first(self, n: int) -> "Trials":
         """The first n trials; WorkbookError when there are fewer."""
         if not 1 <= n <= self.count:
             raise files.WorkbookError(f"{self.name} has {self.count} trials, {n} were asked for")
         return self.pick(range(n))
 
-    def pick(self, places: Sequence[int]) -> Trials:
+    def pick(self, places: Sequence[int]) -> "Trials":
         """Some of these trials, under the numbers that they have in their file."""
         places = list(places)
         start, goal, layout = self.start[places], self.goal[places], self.layout.index(places)
