@@ -24,7 +24,6 @@ from hjepa_lib.worlds.pointmaze import (
     MediumStitch,
     PointMaze,
     TeleportNavigate,
-    teleported,
 )
 from hjepa_lib.worlds.trials import draw_trials, world_trials
 
@@ -115,12 +114,13 @@ def test_a_teleporter_is_the_same_alone_and_in_a_batch():
     assert torch.equal(play([7])[0], together[7])
     assert len((together[:, -1] / 8).floor().unique(dim=0)) == 3  # each exit is drawn
     assert not torch.equal(play(range(20), seed=1), together)
-    actions = push.expand(20, 4, 2)
-    assert teleported(together, actions).all()
-    assert not teleported(together[:, :2], actions[:, :1]).any()
-    wall = begin(LargeStitch, [px((1, 1))])
-    states = torch.stack([wall.position, *(wall.step(-push.abs()) for _ in range(4))], 1)
-    assert not teleported(states, -push.abs().expand(1, 4, 2)).any()
+    together, actions = together.numpy(), push.expand(20, 4, 2).numpy()
+    world = begin(TeleportNavigate, [px((1, 1))])
+    assert world.teleported(together, actions).all()
+    assert not world.teleported(together[:, :2], actions[:, :1]).any()
+    states = torch.stack([world.position, *(world.step(-push.abs()) for _ in range(4))], 1).numpy()
+    assert not world.teleported(states, -np.abs(actions[:1])).any()  # pushed against the border
+    assert begin(LargeStitch, [px((1, 1))]).teleported(states, actions[:1]) is None
 
 
 @real
@@ -166,7 +166,9 @@ def test_the_oracle_walks_around_walls_and_teleporters():
         found = run_episodes(OraclePolicy(2.0), trials, "", 100, 2.0, 0)
         columns = per_trial(found, "own")
         assert np.isnan(columns["invalid_route"]).all()
-        assert columns["success"].all() and not teleported(found.positions, found.actions).any()
+        assert columns["success"].all()
+        assert (found.teleported is None) == (world is MediumNavigate)
+        assert not np.any(found.teleported)
         assert columns["path_efficiency"].min() > 0.95
         assert (found.oracle > np.linalg.norm(found.positions[:, 0] - found.goal, axis=-1)).all()
     closed = begin(TeleportNavigate, [px((1, 7))])

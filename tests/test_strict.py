@@ -78,6 +78,11 @@ def test_routes_are_valid_in_the_world_itself(dynamics):
     assert summarise(per_trial(jump, "p3"))["invalid_routes"] == 3
     unknown = summarise(per_trial(played._replace(invalid=None), "p3"))
     assert "invalid_routes" not in unknown and math.isnan(unknown["invalid_route_rate"])
+    assert "teleported" not in unknown
+    columns = per_trial(played._replace(teleported=np.arange(100) < 9), "p3")
+    row = summarise(columns)
+    failed = int((columns["success"][:9] == 0).sum())
+    assert (row["teleported"], row["teleported_failures"]) == (9, failed) and failed > 0
 
 
 def test_shifts_change_the_world_and_not_the_tasks():

@@ -84,6 +84,7 @@ def run_episodes(
         reached,
         None if places is states else states.numpy(),
         None if through is None else through.any(1).numpy(),
+        world.teleported(places.numpy(), torch.stack(actions, 1).numpy()),
         seconds,
     )
 

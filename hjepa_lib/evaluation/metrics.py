@@ -58,6 +58,7 @@ class Episodes(NamedTuple):
     reached: np.ndarray | None = None  # (B, S+1) bool by the world's own rule, None: the protocol's
     states: np.ndarray | None = None  # (B, S+1, N), None where they are the positions
     invalid: np.ndarray | None = None  # (B,) bool: some step went through a wall; None: unknown
+    teleported: np.ndarray | None = None  # (B,) bool, see `World.teleported`
     seconds: float = 0.0  # planning wall time of all steps
 
 
@@ -103,6 +104,7 @@ def per_trial(episodes: Episodes, protocol: str) -> dict[str, np.ndarray]:
         "lost": e.lost,
         "invalid_route": np.full(len(e.goal), np.nan) if e.invalid is None else e.invalid,
     }
+    columns |= {} if e.teleported is None else {"teleported": e.teleported}
     columns |= _planned(e)
     return {name: column.astype(np.float64) for name, column in columns.items()}
 
@@ -125,7 +127,8 @@ def summarise(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
     `ci95` is the Wilson interval [low, high] of `success_rate`. Rates are shares in [0, 1], lengths
     are px, steps are environment steps; undefined values are NaN. `invalid_routes` counts episodes
-    with a step through a wall, where the world knows its walls.
+    with a step through a wall, where the world knows its walls; `teleported` those that a
+    teleporter moved, `teleported_failures` the failed ones of them, where there are any.
     """
     n, successes = len(columns["success"]), int(columns["success"].sum())
     found = {"n": n, "successes": successes, "success_rate": successes / n}
@@ -136,6 +139,9 @@ def summarise(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
     rmse = math.sqrt(found["planning_error_mean"])
     if not math.isnan(found["invalid_route_rate"]):
         found["invalid_routes"] = int(columns["invalid_route"].sum())
+    if "teleported" in columns:
+        found["teleported"] = int(columns["teleported"].sum())
+        found["teleported_failures"] = int((columns["teleported"] * (1 - columns["success"])).sum())
     return found | {"planning_error_mean_rmse": rmse, "lost_trials": int(columns["lost"].sum())}
 
 

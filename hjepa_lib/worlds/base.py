@@ -57,7 +57,8 @@ class World:
     """B episodes with a state each; an own world has its methods up to `oracle_action`.
 
     What else differs from here it has too; the rest has a default: `heading`, `reached` (within
-    `radius`), `free` (everywhere) and `crosses_wall` (unknown, so no invalid routes are counted).
+    `radius`), `free` (everywhere), `crosses_wall` (unknown, so no invalid routes are counted) and
+    `teleported` (never).
     Places are (x, y) px, x to the right and y down, whole numbers at the middle of a pixel.
 
     Built as `World(layout, dynamics, seed=seed)` and, to draw frames, as `World(layout)`; what the
@@ -120,6 +121,10 @@ class World:
     def crosses_wall(self, here: Tensor, there: Tensor) -> Tensor | None:
         """(B, P) bool: a step between places (B, P, 2) px goes through a wall; None: unknown."""
 
+    def teleported(self, positions: np.ndarray, actions: np.ndarray) -> np.ndarray | None:
+        """(B,) bool: episodes of positions (B, S+1, 2) px and actions (B, S, A) in which something
+        else than an action carried the dot away; None: nothing here does that."""
+
     @classmethod
     def observed(cls) -> tuple[int, int, int]:
         """(stacked * C, Hpx, Wpx) of what `render` draws."""
@@ -163,7 +168,7 @@ class World:
         return None
 
 
-_OPTIONAL = ("heading", "reached", "free", "crosses_wall")
+_OPTIONAL = ("heading", "reached", "free", "crosses_wall", "teleported")
 
 
 def find_world(source: str) -> type[World] | None:

@@ -47,16 +47,6 @@ _CHUNK = 250  # recorded episodes side by side
 _JUMP = 1.5  # px: rounding a corner pushes a ball by 0.8, a teleporter moves it by 3 or more
 
 
-def teleported(positions: Tensor | np.ndarray, actions: Tensor | np.ndarray) -> np.ndarray:
-    """(B,) bool: episodes of positions (B, S+1, 2) and actions (B, S, 2), px, that jumped once.
-
-    A wall takes of an action what it will, and hardly adds to it or turns it round.
-    """
-    moves, actions = np.diff(np.asarray(positions), axis=1), np.asarray(actions)
-    possible = moves.clip(np.minimum(actions, 0), np.maximum(actions, 0))
-    return (np.abs(moves - possible) > _JUMP).any((1, 2))
-
-
 @contextlib.contextmanager
 def _global_numpy_kept() -> Iterator[None]:
     """The environment draws from NumPy's global generator, which nobody else should notice."""
@@ -166,6 +156,15 @@ class PointMaze(BoxWorld):
                 places[row] = env.get_xy()
         self.position, self.steps = to_px(places), self.steps + 1
         return met
+
+    def teleported(self, positions: np.ndarray, actions: np.ndarray) -> np.ndarray | None:
+        """Episodes that jumped once: a wall takes of an action what it will, and hardly adds to it
+        or turns it round."""
+        if self.maze != "teleport":
+            return None
+        moves = np.diff(positions, axis=1)
+        possible = moves.clip(np.minimum(actions, 0), np.maximum(actions, 0))
+        return (np.abs(moves - possible) > _JUMP).any((1, 2))
 
     @classmethod
     def boxes_of(cls, row: tuple[int, int]) -> np.ndarray:
