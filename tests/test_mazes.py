@@ -221,6 +221,8 @@ def test_planners_play_and_results_read_back(source, tmp_path):
     world = find_world(source)
     assert case.planning.action_cap == world.action_cap and case.protocol == "own"
     assert Case.of(config.override("evaluation.steps=0"), "oracle").steps == 500
+    assert Case.of(config, "flat", "latent", trials=2, dynamics="blocked") == case
+    assert case.header["dynamics"] == "slide"  # what dots of boxes do, whatever is asked for
     assert case.header["layouts"] == "heldout" and "task_set" not in case.header
     far = Case.of(config.override("evaluation.task_set=d17_20"), "flat", "latent", trials=2)
     assert far.digest != case.digest and far.trials_hash != case.trials_hash

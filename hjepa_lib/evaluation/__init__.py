@@ -139,6 +139,7 @@ class Case:
             action_cap=played_cap(config, planning.action_cap),
             cost=planning.cost if cost == "none" else cost,
         )
+        dynamics = "slide" if world and world.slides else dynamics
         case = cls(
             method, cost, "own" if world else evaluation.protocol, dynamics, float(budget), split,
             trials or evaluation.trials, config.data.played, config.seed,

@@ -70,6 +70,7 @@ class World:
     stacked: ClassVar[int] = 1  # frames of one observation, oldest first
     action_size: ClassVar[int] = 2
     action_cap: ClassVar[float] = 2.45  # largest action, px where it moves the dot
+    slides: ClassVar[bool] = False  # along walls, whatever dynamics are asked for
     action_ball: ClassVar[bool] = True  # the cap is of the Euclidean norm, else of each component
     state_size: ClassVar[int] = 2
     place: ClassVar[tuple[int, int]] = (0, 1)  # columns of a state that are x and y, px

@@ -149,6 +149,7 @@ class BoxWorld(World):
     Positions are its state, a step is a displacement, and walls are drawn in channel 1.
     """
 
+    slides: ClassVar[bool] = True
     clearance: ClassVar[float] = 0.5  # px that the oracle keeps from corners, along each axis
 
     @classmethod
@@ -157,8 +158,8 @@ class BoxWorld(World):
         raise NotImplementedError
 
     def __init__(self, layout: Layout, dynamics: str = "slide", seed: int = 0) -> None:
-        """`layout` gives B and the device; whatever `dynamics` says, dots slide along walls."""
-        self.layout, self.dynamics, self.seed = layout, dynamics, seed
+        """`layout` gives B and the device."""
+        self.layout, self.seed = layout, seed
         self.rows, self.device = range(layout.batch), layout.wall_x.device
         self.position = torch.full((layout.batch, self.state_size), torch.nan, device=self.device)
         pairs, self.map = layout.pairs().unique(dim=0, return_inverse=True)  # (K, 2), (B,)
