@@ -1,12 +1,17 @@
-"""The benchmark compares equal work, in turns, and prints it; no time is asserted."""
+"""The benchmark and the check of a machine with CUDA, played tiny; no time is asserted."""
+
+import json
+import time
 
 import pytest
 import torch
+from tiny import refused
 
 from hjepa_lib.__main__ import main
-from hjepa_lib.files import WorkbookError
+from hjepa_lib.files import WorkbookError, read_json
 from hjepa_lib.models.level1 import Jepa
-from hjepa_lib.workbench import bench
+from hjepa_lib.runs.places import list_runs, outputs_root
+from hjepa_lib.workbench import bench, gpu_check
 
 REFERENCE, LAPTOP = bench.configs(quick=True)
 
@@ -49,12 +54,10 @@ def test_ways_take_turns():
 @pytest.mark.parametrize("outcome", [1.06, float("nan")])
 def test_disagreement_ends_the_measurement(outcome):
     calls = {str(value): lambda value=value: torch.tensor([value]) for value in (1.0, outcome)}
-    with pytest.raises(WorkbookError, match=rf"work: 1\.0 and {outcome} differ by"):
-        bench.measure(ways(calls), 1)
+    refused(WorkbookError, rf"work: 1\.0 and {outcome} differ by", bench.measure, ways(calls), 1)
 
 
-def test_command_runs_every_way_and_names_bad_input(monkeypatch, capsys):
-    monkeypatch.setattr("hjepa_lib.runs.machine.set_up", lambda: 1)
+def test_command_runs_every_way_and_names_bad_input(capsys):
     arguments = ["bench", "--rounds", "1", "--precision", "fp32", "--quick"]
     assert main(arguments) == 0
     out = capsys.readouterr().out
@@ -70,3 +73,86 @@ def test_command_runs_every_way_and_names_bad_input(monkeypatch, capsys):
     ):
         assert main(["bench", *wrong, "--precision", "fp32", "--quick"]) == 2
         assert message in capsys.readouterr().err
+
+
+PARTS = ["about", "losses", "plans", "throughput", "laptop", "full"]
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
+    monkeypatch.setattr(gpu_check.machine, "set_up", lambda: 1)
+    monkeypatch.setattr(gpu_check.machine, "has_device", lambda name: name == "cpu")
+
+
+def check_of(path, seconds):
+    return gpu_check.Check(path, time.monotonic() + seconds, "cpu", quick=True)
+
+
+def test_the_short_form_fills_every_part(tmp_path, capsys):
+    path = tmp_path / "found.json"
+    assert main(["gpu-check", "--quick", "--output", str(path)]) == 0, capsys.readouterr().out
+    found = read_json(path)
+    parts = found["parts"]
+    assert list(parts) == PARTS and found["device"] == "cpu"
+    assert not [name for name, part in parts.items() if "failed" in part or "skipped" in part]
+    assert parts["losses"]["frames"] == {"largest": 0, "share": 0}
+    trained = [one for one in parts["losses"].values() if isinstance(one, dict) and "fp32" in one]
+    assert len(trained) == 4 and all(one["fp32"]["gaps"] == [0, 0] for one in trained)
+    assert all(one["bf16"]["gaps"][1] > 0 for one in trained)  # the comparison is of other numbers
+    assert parts["plans"]["l1+l2 latent"]["gaps"] == [0, 0]
+    rates = [one for one in parts["throughput"].values() if isinstance(one, dict)]
+    assert len(rates) == 9 and all(one["per_second"] > 0 for one in rates)
+    assert parts["laptop"]["flat distance"]["n"] == 2
+    assert parts["laptop"]["l2"]["curve"][-1]["update"] == 4
+    assert parts["full"]["curve"][-1]["update"] == 4
+    assert len(list_runs()) == 2 and not (outputs_root() / "latest").exists()
+
+
+def test_time_that_is_over_leaves_sentences(tmp_path):
+    path = tmp_path / "found.json"
+    assert main(["gpu-check", "--quick", "--minutes", "0", "--output", str(path)]) == 0
+    parts = read_json(path)["parts"]
+    assert list(parts) == PARTS
+    assert all("0 s are left" in part["skipped"] for part in parts.values())
+
+
+def test_time_that_ends_in_a_training_keeps_its_curve(tmp_path, monkeypatch):
+    check = check_of(tmp_path / "found.json", 600)
+    monkeypatch.setattr(check, "save", lambda after=0: setattr(check, "end", 0))
+    found = {}
+    gpu_check.full(check, found)
+    assert found["cut"] == "the time was over after 1 of 4 updates" and len(found["curve"]) == 1
+
+
+def test_a_fault_ends_its_part_alone(tmp_path, capsys):
+    check = check_of(tmp_path / "found.json", 60)
+
+    def broken(check, found):
+        found["half"] = float("nan")
+        raise RuntimeError("no kernel\nfor this")
+
+    check.run(broken, 0)
+    part = json.loads(check.output.read_text())["parts"]["broken"]
+    assert part["failed"] == "RuntimeError: no kernel" and part["half"] is None
+    assert "no kernel" in capsys.readouterr().out and gpu_check.wrong(check.parts)
+
+
+def test_a_compiler_that_fails_is_a_sentence(tmp_path):
+    def make():
+        raise RuntimeError("no compiler")
+
+    found = gpu_check.rate(check_of(None, 60), make)
+    assert found["error"] == "RuntimeError: no compiler" and not gpu_check.wrong(found)
+
+
+@pytest.mark.parametrize(("gap", "within"), [(1e-5, True), (1e-3, False), (float("nan"), False)])
+def test_a_gap_beyond_its_tolerance_is_named(gap, within):
+    found = {"part": {"level 1": gpu_check.judged((gap, 0.0), (1e-4, 1e-2))}}
+    assert gpu_check.wrong(found) is not within
+
+
+def test_without_cuda_there_is_one_sentence(tmp_path, capsys):
+    assert main(["gpu-check", "--output", str(tmp_path / "found.json")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and not list(tmp_path.iterdir())
+    assert not torch.cuda.is_available()

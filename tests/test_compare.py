@@ -1,20 +1,36 @@
-"""The comparison is fair, resumes, and its table says what the results say."""
+"""Comparison and small trainings beside a run; where prediction and planning break."""
+
+import contextlib
+import dataclasses
+import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
-from tiny import OVERRIDES, digest, dotted, tiny_config
-from tiny_runs import Said
+from tiny import OVERRIDES, digest, dotted, make_agent, make_store, refused, tiny_config
+from tiny_runs import Said, first, make_row
 
 from hjepa_lib import __main__
-from hjepa_lib.config import ConfigError, load_yaml
+from hjepa_lib.config import ConfigError, PlanningConfig, load_yaml, profile
 from hjepa_lib.data.published import acquire
-from hjepa_lib.evaluation import metrics, results
+from hjepa_lib.data.recipes import generate
+from hjepa_lib.evaluation import horizons, metrics, openloop, results
+from hjepa_lib.evaluation.horizons import Curve
+from hjepa_lib.evaluation.results import Case
+from hjepa_lib.evaluation.statistics import Interval
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.checkpoint import load_level1
+from hjepa_lib.runs import score as scoring
+from hjepa_lib.runs import stages
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.score import COSTS
 from hjepa_lib.workbench import CONFIGS, compare, variants
+from hjepa_lib.worlds.layout import Layout, layout_set
+from hjepa_lib.worlds.trials import Trials
 
 pytestmark = pytest.mark.usefixtures("short_probe")
 
@@ -171,8 +187,7 @@ def test_unfair_pairs_are_refused_by_name(l1, l2, scratch, message):
     first = tiny_config(**{"level2__disable_l2": True} | l1)
     configs = {"l1": first, "l2": tiny_config(**l2)}
     if message:
-        with pytest.raises(ConfigError, match=message):
-            compare.check(configs, scratch)
+        refused(ConfigError, message, compare.check, configs, scratch)
     else:
         compare.check(configs, scratch)
 
@@ -201,3 +216,301 @@ def test_shipped_configs_describe_a_fair_comparison():
     assert l1.level2.disable_l2 and large.level2.disable_l2
     assert l1.planning.cost == large.planning.cost
     assert (large.level1.latent_dim, large.level1.width, large.level1.hidden) == (256, 64, 2064)
+
+
+RNG = np.random.default_rng(5)
+
+
+def test_long_walks_are_held_out_and_follow_the_data():
+    """Longer than any recorded trajectory, motion of the recipe, and no state of training."""
+    for recipe in ("good", "random", "mixture", "short17", "eb_jepa"):
+        data = dataclasses.replace(profile("smoke").data, recipe=recipe, layouts="random")
+        walks = openloop.long_walks(data, 120, 4, seed=0)
+        assert walks.lengths.tolist() == [120] * 4
+        assert {tuple(row) for row in walks.layout.tolist()} <= set(map(tuple, layout_set("train")))
+        turns = torch.atan2(*walks.actions.view(4, 120, 2)[:, :119].unbind(-1)).diff(dim=1)
+        assert (turns.cos().mean() < 0.5) == (recipe in ("random", "mixture"))
+    same, other = (openloop.long_walks(data, 120, 4, seed=seed).positions for seed in (0, 1))
+    assert torch.equal(same, walks.positions) and not torch.equal(other, walks.positions)
+    recorded = generate("good", 4 * 90, "random", seed=0)
+    assert not np.isin(walks.positions.numpy()[:, 0], recorded.positions.numpy()[:, 0]).any()
+    assert profile("smoke", 2**31 - 1).seed < openloop.HELD_OUT  # no seed of a run reaches it
+
+
+class Exact:
+    """A level 1 whose latent is the position and which adds the action: right without walls."""
+
+    def rollout_members(self, start, actions, scene=None):
+        return torch.cat([start[:, None], start[:, None] + actions.cumsum(1)], 1)[None]
+
+    def imagine(self, start, plans, context=None, scene=None):
+        return start[:, None] + plans.cumsum(1)
+
+
+def exact_agent(**more):
+    device = torch.device("cpu")
+    own = {"level1": Exact(), "level2": None, "probe": lambda z: z, "scene": lambda frames: None}
+    return SimpleNamespace(**own, device=device, **more)
+
+
+def free_batch(count=6, steps=30):
+    start = torch.full((count, 1, 2), 10.0)
+    actions = torch.rand(count, steps, 2, generator=torch.Generator().manual_seed(0)) - 0.3
+    positions = torch.cat([start, start + actions.cumsum(1)], 1)
+    latents = positions.clone()
+    return SimpleNamespace(latents=latents, actions=actions, positions=positions, scene=None)
+
+
+def test_a_perfect_model_makes_no_error_and_never_collapses():
+    batch = free_batch()
+    curves = openloop.open_loop(exact_agent(), batch)
+    assert np.abs(curves["level 1"].errors).max() < 1e-4
+    away = (batch.positions[:, 1:] - batch.positions[:, :1]).norm(dim=-1)
+    np.testing.assert_allclose(curves["stand still"].errors, away)
+    still = curves["stand still"].errors
+    assert horizons.collapse_horizon(curves["level 1"], still) == (math.inf, math.inf, math.inf)
+    assert openloop.read_error(exact_agent(), batch) == 0
+
+
+@pytest.mark.parametrize("hook", ["conditioning", "feedback"])
+def test_a_level_2_that_acts_on_level_1_acts_in_the_measurement_too(hook, config):
+    """F11: errors are those of the roll-out that was trained."""
+    changed = tiny_config(**{"level2__train": "joint", f"level2__{hook}": True})
+    agent = make_agent(changed)
+    walks = openloop.long_walks(config.data, 11, 4, 0)
+    batch = openloop.draw_windows(make_store(agent.level1, walks), 10, 4)
+    found = openloop.open_loop(agent, batch)["level 1"].errors
+    plain = openloop.open_loop(dataclasses.replace(agent, level2=None), batch)["level 1"].errors
+    assert found.shape == plain.shape
+    assert np.abs(found - plain).max() > 1e-6
+
+
+def test_off_manifold_is_measured_in_distances_of_real_frames():
+    batch = free_batch(count=1, steps=8)
+    bank = batch.positions.flatten(0, 1) + torch.tensor([0.0, 0.05])
+    steps = np.array([1, 4, 8])
+    found = openloop.off_manifold(exact_agent(), batch, bank, steps)["level 1"]
+    np.testing.assert_allclose(found.errors, 1, rtol=0.1)  # the exact model is as near as a frame
+    both = exact_agent()
+    both.level2 = SimpleNamespace(
+        config=SimpleNamespace(actions="none", step_skip=4),
+        imagine=lambda start, count, scene: SimpleNamespace(
+            predictions=batch.positions[:, 4::4] + 50
+        ),
+    )
+    above = openloop.off_manifold(both, batch, bank, steps)["level 2, prior mean"]
+    assert above.steps.tolist() == [4, 8] and above.errors.min() > 50
+    far = exact_agent()
+    far.level1.rollout_members = lambda *walk, **_: Exact().rollout_members(*walk) + 50
+    assert openloop.off_manifold(far, batch, bank, steps)["level 1"].errors.min() > 50
+
+
+def test_bands_hold_the_median_and_tighten_to_nothing_without_spread():
+    steps = np.arange(1, 5)
+    flat = horizons.band(Curve(steps, np.tile(steps * 1.0, (20, 1))))
+    for line in flat[1:]:
+        np.testing.assert_array_equal(line, steps)
+    errors = np.random.default_rng(0).exponential(size=(60, 60))
+    found = horizons.band(Curve(np.arange(60), errors))
+    np.testing.assert_array_equal(found.median, np.median(errors, 0))
+    hits = (found.low <= math.log(2)) & (math.log(2) <= found.high)
+    assert 50 <= hits.sum() <= 60  # the true median, about as often as it says
+
+
+def test_collapse_horizon_of_constructed_curves_and_its_words():
+    inf, steps = math.inf, np.arange(1, 21)
+    line = Curve(steps, np.tile(0.5 * steps, (20, 1)))
+    for limit, over in ((4.0, 9), (100.0, inf), (0.1, 1)):  # 0.5 * 8 = 4 is not beyond 4
+        assert horizons.collapse_horizon(line, limit) == (over, over, over)
+    dip = Curve(np.array([1, 2, 3, 4]), np.tile([5.0, 1.0, 2.0, 6.0], (9, 1)))
+    assert horizons.collapse_horizon(dip, 4.0).estimate == 4  # it starts above, then falls below
+    macro = Curve(np.array([8, 16, 24]), np.tile([1.0, 5.0, 6.0], (9, 1)))
+    assert horizons.collapse_horizon(macro, 4.0).estimate == 16
+    errors = np.arange(1, 41) * RNG.lognormal(sigma=0.8, size=(40, 1)) * 0.3
+    found = horizons.collapse_horizon(Curve(np.arange(1, 41), errors), 4.0)
+    assert found.low < found.high and found.low <= found.estimate <= found.high
+    # Windows of any size: an error of half the way never loses against standing still.
+    way = steps * RNG.uniform(0.1, 2, size=(30, 1))
+    assert horizons.collapse_horizon(Curve(steps, way / 2), way).low == inf
+    late = np.where(steps > 12, 2.0, 0.5) * way
+    assert horizons.collapse_horizon(Curve(steps, late), way) == (13, 13, 13)
+    for found, text in (
+        ((48, 40, inf), "48 (40 to > 192)"), ((inf, 180, inf), "> 192 (180 to > 192)"),
+        ((math.nan,) * 3, "undefined"),
+    ):  # fmt: skip
+        assert horizons.horizon_text(Interval(*found), 192) == text
+    for override, lengths in (  # HW4: what a horizon is compared with
+        ("", {"level 1": 16, "level 2": 32}),
+        ("level1.rollout=8", {"level 1": 8, "level 2": 32}),
+        ("level2.train=joint", {"level 1": 32, "level 2": 32}),
+        ("level2.disable_l2=true", {"level 1": 16}),
+    ):
+        assert horizons.trained_lengths(profile("laptop").override(override)) == lengths
+
+
+def test_planning_horizon_is_the_largest_not_significantly_worse():
+    def found(*solved):
+        table = {h: np.arange(20) < k for h, k in zip((5, 8, 48, 96), solved, strict=True)}
+        return horizons.planning_horizon(table)
+
+    assert found(20, 20, 2, 0) == (8, 8, 8)
+    assert found(20, 20, 20, 20).estimate == 96
+    few = found(20, 18, 15, 0)
+    assert few.estimate == 48  # 5 discordant trials cannot be significant
+    assert few.low < few.high and few.low <= few.estimate <= few.high
+    assert all(math.isnan(value) for value in found(0, 0, 0, 0))
+
+
+def test_with_horizon_keeps_samples_or_transitions():
+    planning = PlanningConfig()
+    base, level2 = planning.flat, planning.hierarchy.level2
+    flat = dataclasses.replace(base, horizon=96)
+    wanted = dataclasses.replace(planning, flat=flat)
+    assert horizons.with_horizon(planning, "flat", 96) == wanted
+    upper = dataclasses.replace(planning.hierarchy, level2=dataclasses.replace(level2, horizon=6))
+    wanted = dataclasses.replace(planning, hierarchy=upper)
+    assert horizons.with_horizon(planning, "l1+l2", 48, 8) == wanted
+    same = horizons.with_horizon(planning, "flat", 32, equal="transitions").flat
+    assert same.samples * same.horizon == base.samples * base.horizon
+    assert horizons.with_horizon(planning, "flat", 10**4, equal="transitions").flat.samples == 2
+
+
+def test_the_plans_of_a_perfect_model_keep_their_promise():
+    plan = SimpleNamespace(actions=torch.rand(4, 12, 2))
+    planner = SimpleNamespace(plan=lambda *_, **__: plan, level1=Exact(), reset=lambda rows: None)
+    start = torch.full((4, 2), 9.0)
+    agent = exact_agent(
+        encode=lambda frames: start, planner=lambda *_: planner, autocast=contextlib.nullcontext
+    )
+    tasks = Trials.of(start, start, Layout.fixed(4), "left room")
+    found = openloop.plan_errors(agent, PlanningConfig(), tasks)
+    assert found.errors.shape == (4, 12)
+    assert np.abs(found.errors).max() < 1e-4
+    planner.level1 = SimpleNamespace(imagine=lambda at, plans, *_: Exact().imagine(at, 2 * plans))
+    wrong = openloop.plan_errors(agent, PlanningConfig(), tasks).errors
+    np.testing.assert_allclose(wrong, plan.actions.cumsum(1).norm(dim=-1), rtol=1e-4)
+
+
+def test_step_pairs_are_free_places_and_their_true_steps(agent):
+    rooms = np.array([[32, 10], [25, 40]])
+    found = openloop.step_pairs(agent, rooms, 40, 0)
+    assert (found.layout == np.repeat(rooms, 40, 0)).all()
+    assert (found.shortest > 0).all() and (found.shortest <= 140 / 1.8).all()
+    assert (found.predicted >= 0).all() and 0.3 < found.through_door.mean() < 0.7
+    same = found.shortest[~found.through_door]
+    assert same.mean() < found.shortest[found.through_door].mean()
+    with pytest.raises(ConfigError, match="needs a trained distance head"):
+        openloop.step_pairs(dataclasses.replace(agent, distance=None), rooms, 4, 0)
+
+
+def test_variants_of_a_group_differ_in_one_thing():
+    config = profile("laptop")
+    made = {name: config.override(one) for name, one in variants.designs(config, 300).items()}
+    sizes = [made[f"size-{n}"] for n in (634, 5078, 20312)]
+    assert [one.data.transitions for one in sizes] == [634, 5078, 20312]
+    assert [one.data.val_fraction for one in sizes] == [0, 0.05, 0.05]
+    small, large = made["model-small"], made["model-large"]
+    assert {one.level1.optim.updates for one in (*sizes, small, large)} == {300}
+    assert small.level1.width < config.level1.width < large.level1.width
+    one, five = (config.override(variants.epochs(config, count, 300)) for count in (5, 25))
+    assert five.level1.optim.updates == pytest.approx(5 * one.level1.optim.updates, rel=0.01)
+    assert one.distance == sizes[1].distance
+    for both in map(made.get, variants.JOINT):
+        frames = both.level1.optim.batch * (both.level2.macro_steps * both.level2.step_skip + 1)
+        assert frames == pytest.approx(config.level1.optim.batch * config.level1.window, rel=0.02)
+    kinds = [made[f"latent-{kind}"].level2.latent for kind in variants.LATENTS]
+    assert kinds == list(variants.LATENTS)
+    fixed = variants.inserted(config.planning).hierarchy
+    assert dataclasses.replace(fixed, near=1.0) == config.planning.hierarchy
+    # a budget is never more than the profile's, and holds for the refinement too
+    many = config.override(variants.size(config, 634, 10**6))
+    assert many.level1.optim.updates == config.level1.optim.updates
+    refined = tiny_config(level1__refine_updates=9)
+    for updates, kept in ((4, 4), (40, 9)):
+        assert variants.budget(refined, updates)["level1.refine_updates"] == kept
+    alone = variants.budget(tiny_config(level2__disable_l2=True), 4)
+    assert not [name for name in alone if name.startswith("level2")]
+
+
+def test_a_variant_is_a_run_beside_its_run(ws, short_probe):
+    """PL8: trained once, resumed for nothing, and neither the run nor `latest` changes."""
+    before = (ws.run.path / "manifest.json").read_text()
+    changes = variants.size(ws.config, 634, 3)
+    side = variants.train(ws, "size-634", changes)
+    assert side.run.path.parent == ws.run.path.parent / "trained-variants"
+    assert side.config.level1.optim.updates == 3
+    stamp = (side.run.path / "l1" / "model.safetensors").stat().st_mtime_ns
+    again = variants.train(ws, "size-634", changes)
+    assert (again.run.path / "l1" / "model.safetensors").stat().st_mtime_ns == stamp
+    assert (ws.run.path / "manifest.json").read_text() == before
+    assert (ws.run.path.parent / "latest").read_text() == "trained\n"
+    measured = variants.measure(side, ("flat",), 3, 12, 4)
+    assert measured.about["transitions"] == 634
+    assert measured.errors["level 1"].shape == (4,)
+    assert [(row["method"], row["cost"]) for row in measured.rows] == [("flat", c) for c in COSTS]
+    assert measured.rows[0]["solved"].shape == (3,)
+    assert measured.name == "size-634"  # how tables and figures call it
+    # Notebook 08 met notebook 07's folder of the same data and refused it.
+    other = variants.train(ws, "size-634", changes | {"level1.optim.updates": 2})
+    assert other.run.path != side.run.path and other.config.level1.optim.updates == 2
+
+
+def measured(name, px, solved):
+    row = {"method": "flat", "cost": "latent", "solved": np.array(solved, dtype=float)}
+    return variants.Measured(name, {}, {"level 1": np.asarray(px, dtype=float)}, [row])
+
+
+def test_verdicts_follow_their_rules():
+    one = measured("one", RNG.uniform(3, 4, 40), [1] * 10 + [0] * 10)
+    better = measured("two", one.errors["level 1"] - 1, [1] * 20)
+    by_measure = {row["measure"]: row for row in variants.versus(one, better)}
+    px, success = by_measure["level 1, px"], by_measure["success, flat, latent"]
+    assert px["verdict"] == success["verdict"] == "second better"
+    assert px["difference"] == pytest.approx(-1)
+    assert success["difference"] == 0.5
+    assert all(r["low"] <= r["difference"] <= r["high"] for r in by_measure.values())
+    near = measured("three", one.errors["level 1"] + RNG.normal(size=40), [1] * 13 + [0] * 7)
+    for pair, verdict in (
+        ((better, one), "first better"), ((one, one), "undecided"), ((one, near), "undecided"),
+    ):  # fmt: skip
+        assert {row["verdict"] for row in variants.versus(*pair)} == {verdict}
+
+
+def test_committed_rows_are_pooled_over_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(variants, "repository", lambda: tmp_path)
+    path = tmp_path / "outputs/gallery/study.csv"
+    assert variants.committed("sizes", "data.transitions") == []
+    path.parent.mkdir(parents=True)
+    path.with_name("study_trainings.json").write_text('{"abc": {"data.transitions": 634}}')
+
+    def row_of(cell, seed, hits, **more):
+        return make_row(cell, seed, first(hits, 10), **{"group": "sizes"} | more)
+
+    rows = [row_of("a", 0, 5), row_of("a", 1, 9)]
+    aside = [
+        row_of("b", 0, 1, group="p1"),
+        row_of("a", 0, 10, split="validation"),  # not pooled with them
+        row_of("c", 0, 2),  # unfinished: seed 1 is missing
+    ]
+    pd.DataFrame([*rows, *aside]).to_csv(path, index=False)
+    (row,) = variants.committed("sizes", "data.transitions")
+    assert (row["setting"], row["n"], row["success_rate"]) == (634, 20, 0.7)
+    assert row["ci95"][0] < 0.7 < row["ci95"][1]
+    assert variants.committed("p1", "planner.flat.horizon")[0]["setting"] == 8
+    assert variants.committed("replan", "planner.replan") == []
+    other = [row_of("d", 0, 1, protocol="p2_seen"), row_of("d", 1, 1)]
+    pd.DataFrame([*rows, *other]).to_csv(path, index=False)
+    with pytest.raises(WorkbookError, match="rows differ in protocol: p1 and p2_seen"):
+        variants.committed("sizes", "data.transitions")
+
+
+def test_results_without_pictures_are_the_same_results(ws):
+    """Fans and later plans are left out; what was played and the first plan's end stay."""
+    agent, case = stages.load_trained(ws), Case.of(ws.config, "l1+l2", "latent")
+    one, two = (
+        scoring.play(ws, agent, case, f"pictures-{on}", pictures=on).arrays for on in (True, False)
+    )
+    for name in ("positions", "trial_init_plan_cross_wall", "trial_success", "plan_near"):
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-5)
+    assert {"plan_fan_xy", "plan_plan"} == {"plan_fan_xy", "plan_plan"} & one.keys() - two.keys()
+    assert two["plan_plan_xy"].shape[1] == 1

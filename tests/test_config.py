@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import OVERRIDES, digest, make_agent, make_job, make_policy, tiny_config
+from tiny import OVERRIDES, digest, make_agent, make_job, make_policy, refused, tiny_config
+from tiny_settings import SETTINGS, base_of, other_values, turned
 
 from hjepa_lib.config import (
     PRESETS,
@@ -31,7 +32,7 @@ from hjepa_lib.config import (
     settings_text,
     to_dict,
 )
-from hjepa_lib.config.fields import acts, describe
+from hjepa_lib.config.fields import acts
 from hjepa_lib.data.published import acquire
 from hjepa_lib.evaluation import episodes
 from hjepa_lib.evaluation.episodes import ClonedPolicy, LatentPolicy, run_episodes
@@ -50,7 +51,6 @@ from hjepa_lib.worlds.trials import load_trials
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = tiny_config()
-SETTINGS = {one.name: one for one in describe(type(BASE))}
 JOINT, RANDOM = "level2.train=joint,", "level1.static_dim=4,data.layouts=random,"
 
 
@@ -92,6 +92,11 @@ JOINT, RANDOM = "level2.train=joint,", "level1.static_dim=4,data.layouts=random,
         (f"{RANDOM}level1.layouts_per_batch=1", "layouts_per_batch other than 1"),
         (f"{JOINT}level1.refine_updates=2", r"refine_updates needs level2\.train=frozen"),
         ("planning.flat.disagreement=1", r"disagreement cost needs level1\.predictors > 1"),
+        ("level1.encoder=place", "need each other"),
+        ("level1.predictor=local", "need each other"),
+        ("preset=local,level1.refine_updates=0", r"needs level1\.refine_updates"),
+        ("preset=local,level1.target=ema", r"another level1\.encoder than place"),
+        ("planning.cost=graph", r"planning\.cost=graph needs level1\.predictor=local"),
         ("level3.enabled=true,level3.step_skip=6", r"multiple of level2\.step_skip=4, got 6"),
         ("level3.enabled=true,level3.step_skip=4", r"multiple of level2\.step_skip=4, got 4"),
         ("level3.enabled=true,level2.train=joint", r"needs a level 2 with level2\.train=frozen"),
@@ -105,15 +110,13 @@ JOINT, RANDOM = "level2.train=joint,", "level1.static_dim=4,data.layouts=random,
 )
 def test_wrong_overrides_are_one_sentence(override, message):
     """PL7, EB2, C2: unknown names, wrong values and what would do nothing are never ignored."""
-    with pytest.raises(ConfigError, match=message):
-        BASE.override(override)
+    refused(ConfigError, message, BASE.override, override)
 
 
 def test_wrong_values_in_python_are_refused_too():
     """EB2: no silent keyword arguments."""
     for name, value in (("batch", 4.0), ("batch", True), ("lr", True), ("lr", None), ("clip", [1])):
-        with pytest.raises(ConfigError, match=f"{name} must be"):
-            OptimConfig(**{name: value})
+        refused(ConfigError, f"{name} must be", OptimConfig, **{name: value})
     with pytest.raises(TypeError):
         LossConfig(weight=1.0)
     for make, value, message in (
@@ -122,8 +125,7 @@ def test_wrong_values_in_python_are_refused_too():
         (Config, {"level1": 3}, "level1 must be Level1Config"),
         (Config, {"evaluation": {"budgets": []}}, "budgets must be values"),
     ):
-        with pytest.raises(ConfigError, match=message):
-            from_dict(make, value)
+        refused(ConfigError, message, from_dict, make, value)
 
 
 def test_strings_python_values_and_numpy_numbers_mean_the_same():
@@ -183,8 +185,7 @@ def test_round_trips_and_differences():
 def test_an_old_name_is_answered_by_the_new_one(old, now, monkeypatch):
     """W6: one sentence for whoever writes a name of 0.1.0; what it stood for exists."""
     monkeypatch.setitem(RENAMED, "level1.channels", "level1.width")
-    with pytest.raises(ConfigError, match=f"^unknown setting '{old}': {now}"):
-        BASE.override(f"{old}=3")
+    refused(ConfigError, f"^unknown setting '{old}': {now}", BASE.override, f"{old}=3")
     assert {part for new in RENAMED.values() for part in new.split(" or ") if part} <= set(SETTINGS)
 
 
@@ -217,10 +218,8 @@ def test_yaml_files(tmp_path):
         ("profile: giant", "profile must be one of smoke|laptop|full"),
     ):
         path.write_text(text)
-        with pytest.raises(ConfigError, match=message):
-            load_yaml(path)
-    with pytest.raises(ConfigError, match="does not exist"):
-        load_yaml(tmp_path / "absent.yaml")
+        refused(ConfigError, message, load_yaml, path)
+    refused(ConfigError, "does not exist", load_yaml, tmp_path / "absent.yaml")
 
 
 def test_every_setting_is_explained():
@@ -233,8 +232,7 @@ def test_every_setting_is_explained():
     text = settings_text("level2.c")
     assert text.splitlines()[0] == "level2.classes = 8   [2, inf)"
     assert "Classes per group." in text and "acts with level2.latent=categorical" in text
-    with pytest.raises(ConfigError, match="no setting begins with 'level7'"):
-        settings_text("level7")
+    refused(ConfigError, "no setting begins with 'level7'", settings_text, "level7")
     numbers = {path.name[:2] for path in (ROOT / "notebooks").glob("*.ipynb")}
     for name, one in SETTINGS.items():
         if name.startswith("chapters."):
@@ -252,7 +250,7 @@ def test_presets_are_valid_and_other_keys_win(name):
 
 
 def test_presets_hold_the_published_coefficients():
-    """Architectures 1.2 and 4: loss weights, learning rate and updates."""
+    """Architectures 1.2 and 4."""
     large = (3.9843, 6.9238, 0.24535, 0.74242, 1.072)
     for name, weights, lr, updates in (
         ("pldm_634", (2.2, 13, 0.19, 0.5, 2), 0.00075, 790),
@@ -271,80 +269,28 @@ def test_presets_hold_the_published_coefficients():
     assert (v2.level1.predictors, v2.planning.flat.disagreement) == (5, 1e-4)
 
 
-SPECIAL = {
-    "planning.hierarchy.replan": [6],  # a multiple of level 1's
-    "planning.level3.replan": [6],
-    "data.source": ["<npz>"],  # a file made below
-    "data.exclude_wall": ["30-40"],
-    "data.exclude_door": ["30-40"],
-    "distance.graph_trajectories": [1],  # the tiny data have fewer than the default
-    "level1.patch": [5],  # divides 65 px
-    "level2.levels": [[8, 3]],
-    "level3.step_skip": [12],  # a multiple of level 2's
-    "precision": ["bf16"],  # "auto" is one of the two, whichever is faster here
-    "evaluation.split": ["validation"],
-    "evaluation.rows": [["usual", "gcbc"]],
-    "planning.hierarchy.near": [1e9],  # from never near to always near
-    "level1.optim.delta": [1e9],
-    "level2.optim.delta": [1e9],
-    "policies.optim.delta": [1e9],
-    "distance.optim.schedule": ["constant", "step"],
+PLATEAU = "lr=1e-4 weight_decay=0.05 clip=1 schedule=plateau plateau_patience=2 min_lr=1e-6"
+SEEDS = {
+    "optim": "updates=0 epochs=20 batch=32 lr=3e-4 weight_decay=1e-5 clip=1 patience=3",
+    "decoder.optim": "updates=0 epochs=20 lr=3e-4 patience=5 delta=0.001",
+    "reward.optim": "updates=0 epochs=20 lr=3e-4 patience=3 delta=0",
+    "vjepa2.stage1.optim": f"{PLATEAU} epochs=10 patience=3",
+    "vjepa2.stage2.optim": f"{PLATEAU} epochs=30 patience=3",
+    "grid.optim": "epochs=100 patience=15 batch=32 lr=1e-4 weight_decay=1e-4 clip=1",
+    "grid": "ema_decay=0.995 latent_dim=128 action_dim=64 depth=4 heads=8 head_dim=64 mlp_dim=256",
+    "jepa": "lr=0",  # that of `optim`
 }
 
 
-TOGETHER = [
-    ("level1.encoder", "place"), ("level1.predictor", "local"), ("planning.cost", "graph"),
-    ("data.recipe", "navigate"),
-]  # fmt: skip
-"""Values that need each other, see test_local.py, or another world, see test_four_rooms.py."""
+@pytest.mark.parametrize("section", SEEDS)
+def test_the_profile_full_has_the_numbers_of_the_seeds(section):
+    """MOD-10, MOD-11, TRAIN-2, GRID-5: budgets, optimisers and sizes."""
+    full = profile("full")
+    assert full.override([f"pixels.{section}.{one}" for one in SEEDS[section].split()]) == full
+    assert section != "grid" or full.pixels.grid.optim.schedule == "constant"
 
 
-def other_values(leaf, value):
-    """Values to try instead of `value`: every other choice, or one other number."""
-    allowed = SETTINGS[leaf].allowed
-    if leaf in SPECIAL:
-        return SPECIAL[leaf]
-    if " | " in allowed:
-        # Under the distance cost `auto` is `sum`.
-        same = ("auto", "sum") if leaf.endswith(".form") and value == "auto" else (str(value),)
-        return [
-            one for one in allowed.split(" | ") if one not in same and (leaf, one) not in TOGETHER
-        ]
-    if isinstance(value, bool):
-        return [not value]
-    if isinstance(value, int):
-        return [value + 1]
-    if isinstance(value, (list, tuple)):
-        return [[0.25]]
-    if isinstance(value, str):
-        return [value + "x"]
-    high = float(allowed.strip("[])").split(", ")[1])
-    return [value * 1.5 + 0.1 if math.isinf(high) else (value + high * (value != high)) / 2]
-
-
-def turned(condition, on, config):
-    """`config` with the first alternative of the condition met, or with none of them met."""
-    for option in condition.split(" or ")[: 1 if on else None]:
-        for clause in option.split(" and ")[: None if on else 1]:
-            if acts(clause, flatten(config)) == on:
-                continue
-            name, sign, wanted = re.fullmatch(r"([\w.]+)(!=|=|>)(.*)", clause).groups()
-            options = wanted.split("|")
-            if sign == ">":
-                value = int(wanted) + on
-            elif (sign == "=") == on:
-                value = options[0]
-            else:
-                known = {"bool": "true | false", "str": " | x.npz", "[0, inf)": "0 | 5"}
-                allowed = SETTINGS[name].allowed
-                allowed = known.get(allowed, allowed)
-                value = next(one for one in allowed.split(" | ") if one not in options)
-            config = config.override({name: value}, strict=False)
-    assert acts(condition, flatten(config)) == on
-    return config
-
-
-# Notebooks 10-15 have an index of their own (test_pixels_settings.py); trackers: test_trackers.py.
+# Notebooks 10-15 have an index of their own (test_pixels_stages.py); trackers: test_trackers.py.
 LEAVES = [leaf for leaf in SETTINGS if not leaf.startswith(("pixels.", "chapters.", "track"))]
 
 
@@ -358,7 +304,7 @@ def plateau(**changes):
     return {key: value for key, value in in_every_training(**rest).items() if "dist" not in key}
 
 
-CONTEXT: list[tuple[str, dict]] = [
+CONTEXT = [
     (r"level1\.pretrain_.*", {"level1.encoder": "vit", "level1.pretrain_mask": 0.2,
                               "level1.pretrain_updates": 2}),
     (r"level1\.static_dim", {"data.layouts": "random"}),
@@ -390,33 +336,23 @@ REFUSED = [f"distance.optim.{name}" for name in ("patience", "plateau_patience",
 
 NOT_BY_EFFECT = {
     "profile": "a label: it says which defaults were taken",
-    "device": "only the CPU is present everywhere; choose_device: test_runs.py",
+    "device": "only the CPU is present everywhere; choose_device: test_cli.py",
     "evaluation.matched_dynamics": "read by a notebook",
     "evaluation.budgets": "read by a notebook",
     "evaluation.budget_trials": "read by a notebook",
-    "data.position": "of recordings, see test_recordings.py",
-    "data.world": "of recordings, see test_recordings.py",
+    "data.position": "of recordings, see test_stages.py",
+    "data.world": "of recordings, see test_stages.py",
     "evaluation.task_set": "Two Rooms has none, see test_mazes.py",
     "level1.load": "says where level 1 comes from, see test_stages.py",
 }
 """Leaves whose effect is not measured by a fingerprint, each with its reason."""
 
 
-def base_of(leaf):
-    found = BASE
-    for pattern, overrides in CONTEXT:
-        if re.fullmatch(pattern, leaf):
-            found = found.override(overrides, strict=False)
-    for need in SETTINGS[leaf].needs:
-        found = turned(need, True, found)
-    return found
-
-
 CASES = [
     pytest.param(leaf, value, id=f"{leaf}={value}")
     for leaf in LEAVES
     if leaf not in (*REFUSED, *NOT_BY_EFFECT)
-    for value in other_values(leaf, flatten(base_of(leaf))[leaf])
+    for value in other_values(leaf, flatten(base_of(leaf, BASE, CONTEXT))[leaf])
 ]
 
 
@@ -490,8 +426,8 @@ def fingerprint(leaf, config):
     ("leaf", "value"), [case for case in CASES if not case.values[0].startswith("evaluation.")]
 )
 def test_every_setting_changes_what_it_is_for(leaf, value, published):
-    """PL7, EB2, F9: mutate one leaf, and data, training or executed actions change."""
-    base = base_of(leaf)
+    """PL7, EB2, F9."""
+    base = base_of(leaf, BASE, CONTEXT)
     changed = base.override({leaf: published if value == "<npz>" else value})
     assert differences(base, changed).keys() == {leaf}
     assert fingerprint(leaf, changed) != fingerprint(leaf, base)
@@ -512,8 +448,7 @@ def test_a_switched_off_setting_is_refused_by_name(leaf):
     base = turned(SETTINGS[leaf].needs[-1], False, profile("laptop"))
     before = flatten(base)[leaf]
     value = (other_values(leaf, before) or ["x"])[0]
-    with pytest.raises(ConfigError, match=f"{leaf.split('.')[-1]}.* needs "):
-        base.override({leaf: value})
+    refused(ConfigError, f"{leaf.split('.')[-1]}.* needs ", base.override, {leaf: value})
     assert base.override({leaf: before}) == base
     assert flatten(base.override({leaf: value}, strict=False))[leaf] != before
 
@@ -543,7 +478,7 @@ def test_what_is_refused_does_nothing_indeed(leaf):
     ("leaf", "value"), [case for case in CASES if case.values[0].startswith("evaluation.")]
 )
 def test_every_evaluation_setting_changes_the_result(leaf, value, trained, tmp_path, monkeypatch):
-    """PL7: protocol, split, number of trials and steps, rows, and the latency measurement."""
+    """PL7."""
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
 
     def result(config):
@@ -564,7 +499,7 @@ def test_every_evaluation_setting_changes_the_result(leaf, value, trained, tmp_p
 
 
 def test_every_leaf_is_covered():
-    """PL7: a new setting is tested above as soon as it exists; the exceptions name real leaves."""
+    """PL7: a new setting is tested as soon as it exists."""
     tested = {case.values[0] for case in CASES}
     assert tested | {*REFUSED, *NOT_BY_EFFECT} == set(LEAVES)
     assert len(REFUSED) + len(NOT_BY_EFFECT) <= 12

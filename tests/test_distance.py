@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import shortest_path
 from scipy.stats import spearmanr
-from tiny import digest, make_store, seeded, tiny_config, tiny_data
+from tiny import digest, make_store, refused, seeded, tiny_config, tiny_data
 
 from hjepa_lib.config import DistanceConfig, OptimConfig
 from hjepa_lib.models import checkpoint
@@ -51,22 +51,16 @@ def few_layouts(level1):
     return store
 
 
-@pytest.mark.parametrize("form", FORMS)
 @given(seed=st.integers(0, 1000), scale=st.floats(0.01, 30))
-def test_distance_axioms(form, seed, scale):
-    a, b, c = scale * torch.randn(3, 20, 8, generator=seeded(seed))
-    between = head_of(form).between
-    assert (between(a, b) >= 0).all()
-    assert between(a, a).max() <= 1e-3 + 1e-9
-    # the 1e-3 px floor of the metric form (sqrt(1e-6)) can only add to the right-hand side
-    assert (between(a, c) <= between(a, b) + between(b, c) + 1e-4 * scale).all()
-    if form == "metric":
-        torch.testing.assert_close(between(a, b), between(b, a))
-        torch.testing.assert_close(between(a, b), (a - b).norm(dim=-1), atol=1e-3, rtol=1e-5)
-    else:
-        gap = (b - a).clamp(min=0)
-        torch.testing.assert_close(between(a, b), gap.max(-1).values + gap.mean(-1))
-        assert not torch.allclose(between(a, b), between(b, a), rtol=0.01)
+def test_distances_are_their_formulas(seed, scale):
+    """So they are no less than 0 and keep the triangle; the metric form has a floor of 1e-3 px."""
+    a, b = scale * torch.randn(2, 20, 8, generator=seeded(seed))
+    gap = (b - a).clamp(min=0)
+    found = head_of("quasimetric").between(a, b)
+    torch.testing.assert_close(found, gap.max(-1).values + gap.mean(-1))
+    found = head_of("metric").between(a, b)
+    torch.testing.assert_close(found, (a - b).norm(dim=-1), atol=1e-3, rtol=1e-5)
+    assert head_of("metric").between(a, a).max() <= 1e-3 + 1e-9
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -203,8 +197,7 @@ def test_without_links_paths_stay_in_their_trajectory(few_layouts):
     assert (goal >= start).all()
     torch.testing.assert_close(steps, (goal - start).float())
     store.latents = torch.zeros_like(store.latents)
-    with pytest.raises(TrainingError, match="no recorded step moves"):
-        find_paths(store, settings(), 0)
+    refused(TrainingError, "no recorded step moves", find_paths, store, settings(), 0)
 
 
 SIDE, WALL = 4, 1  # 4 x 4 cells, a wall behind column 1

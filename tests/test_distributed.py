@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import OVERRIDES, make_job, seeded, tiny_config, tiny_data
+from tiny import OVERRIDES, make_job, refused, seeded, tiny_config, tiny_data
 
 from hjepa_lib.__main__ import main
 from hjepa_lib.config import ConfigError, profile
@@ -53,8 +53,9 @@ def process(folder):
     seen["files"] = sorted(path.name for path in folder.glob(f"resume{rank}/*"))
     seen["first"] = distributed.from_first(lambda: f"rank {rank}")
     batch = Windows(tiny_data(), 5).sample(7, seeded())
-    with pytest.raises(ConfigError, match=r"optim\.batch=7 cannot be shared by 2 processes"):
-        distributed.own_rows(batch)
+    refused(
+        ConfigError, r"optim\.batch=7 cannot be shared by 2 processes", distributed.own_rows, batch
+    )
     torch.save(seen, folder / f"{rank}.pt")
     distributed.start = lambda: None  # the command joins the processes that are there
     command = ["train", "--profile", "smoke", "--name", "two"]
@@ -102,20 +103,17 @@ def test_process_0_writes_and_the_rest_listens(pair):
     assert [seen["first"] for seen in pair] == ["rank 0", "rank 0"]
 
 
-def test_c2_a_shared_fit_cannot_skip_updates(monkeypatch):
+def test_c2_what_processes_cannot_share_is_refused(monkeypatch):
+    """Updates that are skipped, and joint training."""
     monkeypatch.setattr(distributed, "count", lambda: 2)
     with pytest.raises(TrainingError, match="non_finite=skip: processes of a torchrun"):
         make_job("level1", tiny_config(level1__optim__non_finite="skip"))
-
-
-def test_joint_training_is_refused(monkeypatch):
-    monkeypatch.setattr(distributed, "count", lambda: 2)
     with pytest.raises(ConfigError, match=r"level2\.train=joint runs in one process"):
         stages.check_processes(tiny_config(level2__train="joint"))
 
 
 def test_torchrun_leaves_the_run_of_one_process(pair, monkeypatch):
-    """The documented command, in two processes and in one: same files, losses and weights."""
+    """The documented command."""
     # Other tests shorten the probe of this process for the whole session; torchrun's is whole.
     monkeypatch.setattr(probes, "PROBE_OPTIM", PROBE_OPTIM)
     monkeypatch.setenv("HJEPA_OUTPUTS", str(pair[1]))

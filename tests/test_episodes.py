@@ -45,7 +45,6 @@ class Fixed:
 
 
 def test_positions_follow_the_world_step_by_step(trials):
-    """Positions start with t = 0; an action of a chunk is one step; the last chunk is cut."""
     chunk = 0.3 * torch.randn(12, 3, 2, generator=seeded())
     policy = Fixed(chunk)
     outcome = run_episodes(policy, trials, "bounce", 7, CAP, seed=5)
@@ -60,7 +59,7 @@ def test_positions_follow_the_world_step_by_step(trials):
 
 
 def test_actions_beyond_the_cap_are_an_error(trials):
-    """EB1: a planner that breaks the bound stops the evaluation."""
+    """EB1."""
     actions = torch.zeros(12, 1, 2)
     actions[3, 0, 0] = CAP * 1.01
     with pytest.raises(ValueError, match=r"exceeds the cap of 1\.8365 px"):
@@ -145,7 +144,7 @@ def test_a_trial_alone_is_the_trial_in_its_batch(agent, trials, method):
 
 
 def test_noise_is_of_its_own_everywhere(trials):
-    """I13: seed, trial, step, level and draw each give other numbers; all together are normal."""
+    """I13."""
     base = {"seed": 0, "row": 3, "step": 2, "level": 1, "draw": 0}
 
     def drawn(seed, row, step, level, draw):
@@ -189,7 +188,7 @@ def test_the_oracle_is_the_ceiling_and_random_the_floor(trials):
 
 
 def test_a_policy_plans_for_all_trials_at_once_and_executes_chunks(agent, trials, monkeypatch):
-    """HW5: one planning call per replan interval, whatever the number of trials."""
+    """HW5."""
     calls = []
     for method in ("flat", "l1+l2"):
         policy = LatentPolicy(agent, method, agent.planning)

@@ -1,7 +1,9 @@
-"""Figures show the numbers and ranges they were given, stay small, and touch no global state."""
+"""Figures and GIFs show the numbers and ranges they were given and stay small (PL14)."""
 
+import base64
 import io
 import math
+import re
 
 import matplotlib
 import numpy as np
@@ -10,10 +12,11 @@ import pytest
 import torch
 from matplotlib._pylab_helpers import Gcf
 from matplotlib.collections import LineCollection, QuadMesh
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageSequence
 from sklearn.decomposition import PCA
+from tiny import refused
 
 from hjepa_lib.evaluation.failures import LABELS
 from hjepa_lib.evaluation.statistics import wilson
@@ -22,14 +25,14 @@ from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures.style import FigureError
 from hjepa_lib.workbench.rows import pooled
 from hjepa_lib.worlds.layout import Layout, layout_lists
-from hjepa_lib.worlds.rendering import render
+from hjepa_lib.worlds.rendering import render, render_walls
 
 RNG = np.random.default_rng(5)
 LIMIT_BYTES = 300_000
-GOAL = [50, 40]
+GOAL = np.array([50, 40])
 
 
-def frames(count: int = 2) -> np.ndarray:
+def frames(count=2):
     """(count, 2, 65, 65) uint8: the dot at (20, 40), wall 32, door 10."""
     return render(torch.tensor([[20.0, 40.0]] * count), Layout.fixed(count)).numpy()
 
@@ -37,15 +40,15 @@ def frames(count: int = 2) -> np.ndarray:
 ROOM = data.room_of(frames(1))[0]
 
 
-def texts(found) -> list[str]:
+def texts(found):
     return [text.get_text() for text in found]
 
 
-def titles(figure) -> list[str]:
+def titles(figure):
     return [axis.get_title(loc="left") for axis in figure.axes]
 
 
-def words(figure) -> set[str]:
+def words(figure):
     """Everything that is written in a figure, axes labels left out."""
     legends = [*figure.legends, *(axis.get_legend() for axis in figure.axes)]
     found = titles(figure) + texts(t for one in filter(None, legends) for t in one.get_texts())
@@ -54,7 +57,7 @@ def words(figure) -> set[str]:
     return set(found)
 
 
-def points(axis) -> dict:
+def points(axis):
     """{label: (x, y, low, high)} of the error bars of an axis; lying ones too."""
     found = {}
     for bars in axis.containers:
@@ -66,20 +69,20 @@ def points(axis) -> dict:
     return found
 
 
-def row(method: str, cost: str, hits: int, n: int = 100, **more) -> dict:
+def row(method, cost, hits, n=100, **more):
     rate = {"success_rate": hits / n, "successes": hits, "ci95": list(wilson(hits, n))}
     spent = {"flops_per_step": None if cost == "" else 1e6 * (hits + 1)}
     return {"method": method, "cost": cost, "n": n} | rate | spent | more
 
 
-def rows(**more) -> list[dict]:
+def rows(**more):
     """Result rows of four methods on 100 trials."""
     table = (("random", "", 3), ("flat", "latent", 14), ("flat", "distance", 97))
     return [row(*one, **more) for one in (*table, ("oracle", "", 100))]
 
 
 @pytest.fixture(scope="module")
-def gallery() -> dict:
+def gallery():
     """One figure of each kind, of far more synthetic data than fit into it."""
     many = 60
     paths = RNG.uniform(5, 59, (many, 20, 2))
@@ -187,8 +190,7 @@ BAD = {
 def test_what_cannot_be_drawn_is_refused_in_a_sentence(what):
     """F14: a wrong range is an error, never a plausible picture."""
     draws, arguments, message = BAD[what]
-    with pytest.raises(FigureError, match=message):
-        draws(*arguments)
+    refused(FigureError, message, draws, *arguments)
 
 
 def test_golden_colours_of_a_frame_in_both_ranges():
@@ -254,7 +256,7 @@ def test_plan_fan_ranks_candidates_and_names_what_level_1_aims_at():
     assert np.allclose(segments[:, 0], start)
     best, worst = (line.get_color() for line in axis.lines[:2])
     assert to_hex(best) == to_hex(fan.get_colors()[-1]) == style.BLUE.lower() != to_hex(worst)
-    assert texts(axis.get_legend().get_texts()) == [
+    assert texts(axis.figure.legends[0].get_texts()) == [
         "candidate, lowest cost", "candidate, highest cost", "chosen plan",
         "sub-goal of level 1", "level 2 beyond it", "start", "goal",
     ]  # fmt: skip
@@ -302,7 +304,7 @@ def test_probe_titles_carry_the_rmse_in_px():
 
 
 def test_open_loop_error_shows_medians_bands_and_the_stay_baseline():
-    """HW4: error against horizon exists for both levels, in environment steps."""
+    """HW4."""
     steps, errors = np.array([8, 16, 24]), RNG.uniform(0, 3, (200, 3))
     curves = {"level 1": (np.arange(1, 25), np.ones((5, 24))), "level 2": (steps, errors)}
     figure = training.open_loop_error(curves, (steps, 9 + errors), {"planning horizon": 8})
@@ -337,7 +339,7 @@ def test_latent_map_shows_the_principal_components_coloured_by_position():
 
 
 def test_rows_show_rate_interval_and_n_with_floor_and_ceiling():
-    """F12, F15: no rate without its n, its Wilson interval and the random and oracle levels."""
+    """F12, F15."""
     figure = success.success_rows(rows())
     (axis,) = figure.axes
     x, y, low, high = points(axis)["flat, distance cost"]
@@ -473,3 +475,120 @@ def test_controls_show_success_and_deviation_and_name_every_curve():
     assert points(left)["l1+l2, latent cost"][0].tolist() == [0.9, 0]
     assert [list(line.get_ydata()) for line in right.lines][1] == [0, 1, 2, 3, 4]
     assert texts(right.get_legend().get_texts()) == ["none", "zero"]
+
+
+def room(wall_x=32, door_y=10):
+    return render_walls(Layout.of([[wall_x, door_y]]))[0].numpy()
+
+
+def episode(path, positions, title="", **walls):
+    return plans.comparison_gif(path, [plans.Clip(positions, GOAL, room(**walls), title)])
+
+
+def walk(steps):
+    """A random walk (steps + 1, 2) px inside the room."""
+    free = 20 + np.cumsum(RNG.normal(scale=1.3, size=(steps + 1, 2)), axis=0)
+    return 5 + np.abs((free - 5) % 108 - 54)  # folded back at 5 and 59
+
+
+def decoded(path, step):
+    image = Image.open(path)
+    image.seek(step)
+    return np.array(image.convert("RGB"))
+
+
+def near(image, colour):
+    return (np.abs(image - 255.0 * np.array(to_rgb(colour))) < 5).all(-1)
+
+
+def places(image, colour):
+    """World px (n, 2) of the pixels of one colour, for a single clip."""
+    floor = near(image, style.FLOOR)
+    corner, end = np.transpose([np.flatnonzero(floor.sum(i) > 50)[[0, -1]] for i in (0, 1)])
+    at = np.argwhere(near(image, colour))[:, ::-1]
+    return 65 * (at + 0.5 - corner) / (end + 1 - corner) - 0.5
+
+
+def test_one_frame_per_state_at_ten_a_second_even_when_the_dot_rests(tmp_path):
+    image = Image.open(episode(tmp_path / "rest.gif", np.full((31, 2), 20.0)))
+    assert image.n_frames == 31  # steps + 1; equal frames would have been merged
+    assert {one.info["duration"] for one in ImageSequence.Iterator(image)} == {100}
+    assert image.info["loop"] == 0
+
+
+def test_goal_is_red_and_the_dot_moves_to_where_it_should_be(tmp_path):
+    positions = np.array([[10.0, 20.0], [20.0, 50.0], [24.0, 12.0]])
+    path = episode(tmp_path / "a.gif", positions)
+    for step, position in enumerate(positions):
+        image = decoded(path, step)
+        for colour, place in ((style.GOAL, GOAL), (style.BLUE, position)):
+            assert places(image, colour).mean(0) == pytest.approx(place, abs=0.3)
+
+
+def test_the_room_has_its_wall_and_its_door(tmp_path):
+    path = episode(tmp_path / "a.gif", np.full((2, 2), 15.0), wall_x=28, door_y=45)
+    x, y = places(decoded(path, 0), style.WALL).T
+    rows = y[abs(x - 28) < 0.3]  # through the wall's middle
+    assert not ((rows > 40.6) & (rows < 49.4)).any()  # the rendered opening: rows 41 to 49
+    assert ((rows > 5) & (rows < 40.4)).sum() > 130 and (rows > 49.6).sum() > 35
+
+
+def test_two_methods_of_200_steps_stay_below_300_kb(tmp_path):
+    """PL14."""
+    clips = [plans.Clip(walk(200), GOAL, room(), name) for name in ("flat", "L1+L2")]
+    path = plans.comparison_gif(tmp_path / "two.gif", clips)
+    image = Image.open(path)
+    assert path.stat().st_size <= plans.LIMIT_BYTES and image.n_frames == 201
+    assert image.width > 2 * 58 * 3  # readable: at least three screen pixels per px
+
+
+def test_a_file_above_the_cap_is_drawn_smaller_and_never_written_larger(tmp_path, monkeypatch):
+    positions = walk(20)
+    normal = episode(tmp_path / "a.gif", positions)
+    monkeypatch.setattr(plans, "LIMIT_BYTES", normal.stat().st_size - 1)
+    small = episode(tmp_path / "b.gif", positions)
+    assert Image.open(small).width < Image.open(normal).width
+    assert small.stat().st_size < normal.stat().st_size
+    monkeypatch.setattr(plans, "LIMIT_BYTES", 100)
+    refused(FigureError, "fewer steps", episode, tmp_path / "c.gif", positions)
+    assert not (tmp_path / "c.gif").exists()
+
+
+def test_a_shorter_episode_waits_at_its_end(tmp_path):
+    clips = [plans.Clip(walk(steps), GOAL, room()) for steps in (3, 9)]
+    path = plans.comparison_gif(tmp_path / "two.gif", clips)
+    assert Image.open(path).n_frames == 10
+    early, late = (decoded(path, step)[:260] for step in (3, 9))  # without the counter
+    half = early.shape[1] // 2
+    assert np.array_equal(early[:, :half], late[:, :half])
+    assert not np.array_equal(early[:, half:], late[:, half:])
+
+
+def test_html_embeds_the_file_with_an_escaped_alternative_text(tmp_path):
+    path = episode(tmp_path / "a.gif", walk(2))
+    image = plans.gif_html(path, alt='the "flat" planner <1>')
+    code = re.fullmatch(
+        r'<img src="data:image/gif;base64,([^"]+)" alt="the &quot;flat&quot; planner &lt;1&gt;">',
+        image,
+    )
+    assert base64.b64decode(code[1]) == path.read_bytes()
+    assert image._repr_html_() == image and "http" not in image
+
+
+def test_clip_of_a_stored_result_shows_where_level_2_sends_level_1(tmp_path):
+    """N9: and no sub-goal where level 1 aims at the goal itself."""
+    arrays = {
+        "positions": np.full((2, 5, 2), 20.0, np.float32),
+        "goal": np.array([[1.0, 2.0], [50.0, 40.0]], np.float32),
+        "plan_subgoal_xy": np.full((2, 2, 2), 30.0, np.float32),  # a call every two steps
+        "plan_near": np.array([[0, 0], [0, 1]]),
+    }
+    clip = plans.clip_of(arrays, 1, room(), "l1+l2, latent")
+    assert (clip.positions == 20).all() and clip.goal.tolist() == [50, 40]
+    assert (clip.title, clip.colour) == ("l1+l2, latent", style.ORANGE)
+    assert np.isnan(clip.subgoals).all(1).tolist() == [False, False, True, True]
+    flat = {name: value for name, value in arrays.items() if not name.startswith("plan")}
+    assert plans.clip_of(flat, 0, room(), "flat").subgoals is None
+    path = plans.comparison_gif(tmp_path / "a.gif", [clip._replace(colour=style.BLUE)])
+    first, *_, last = (places(decoded(path, step), style.ORANGE) for step in range(5))
+    assert first.mean(0) == pytest.approx([30, 30], abs=0.3) and not len(last)

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from tiny import refused
 
 from hjepa_lib import files
 from hjepa_lib.files import FileError
@@ -63,14 +64,12 @@ def test_json_turns_nan_into_null_and_keeps_numbers(tmp_path):
     path = files.write_json(tmp_path / "a.json", content)
     assert files.read_json(path) == {"a": None, "b": 0.5, "c": [0, 1], "d": [1, None]}
     path.write_text('{"a": 1')
-    with pytest.raises(FileError, match="not valid JSON"):
-        files.read_json(path)
+    refused(FileError, "not valid JSON", files.read_json, path)
 
 
 @pytest.mark.parametrize("read", ["read_json", "read_bytes", "load_npy", "load_npz", "sha256"])
 def test_reading_names_what_is_missing(tmp_path, read):
-    with pytest.raises(FileError, match=r"cannot read .*none: No such file"):
-        getattr(files, read)(tmp_path / "none")
+    refused(FileError, r"cannot read .*none: No such file", getattr(files, read), tmp_path / "none")
 
 
 def test_arrays_come_back_and_what_is_cut_or_foreign_is_refused(tmp_path):
@@ -79,8 +78,7 @@ def test_arrays_come_back_and_what_is_cut_or_foreign_is_refused(tmp_path):
     npy = files.save_npy(tmp_path / "a.npy", np.arange(100))
     assert set(files.load_npz(npz)) == {"one", "two"}
     assert set(files.load_npz(npz, ("one",))) == {"one"}
-    with pytest.raises(FileError, match="no array 'three'"):
-        files.load_npz(npz, ("one", "three"))
+    refused(FileError, "no array 'three'", files.load_npz, npz, ("one", "three"))
     mapped = files.load_npy(npy)
     assert isinstance(mapped, np.memmap) and mapped.tolist() == list(range(100))
     del mapped
@@ -89,15 +87,12 @@ def test_arrays_come_back_and_what_is_cut_or_foreign_is_refused(tmp_path):
         cuts = [whole[kind][:size] for size in (0, 10, len(whole[kind]) // 2, -8)]
         for content in (*cuts, whole[other]):
             path.write_bytes(content)
-            with pytest.raises(FileError, match=f"not a whole .{kind} file") as caught:
-                getattr(files, f"load_{kind}")(path)
-            assert "\n" not in str(caught.value)
+            refused(FileError, f"not a whole .{kind} file", getattr(files, f"load_{kind}"), path)
     pickled = np.array([{"a": 1}], dtype=object)
     np.savez(npz, one=pickled)
     np.save(npy, pickled)
     for load, path in ((files.load_npz, npz), (files.load_npy, npy)):
-        with pytest.raises(FileError, match=r"not a whole .np[yz] file"):
-            load(path)
+        refused(FileError, r"not a whole .np[yz] file", load, path)
 
 
 def test_sha256_of_bytes_and_of_a_file_agree(tmp_path):

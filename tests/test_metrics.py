@@ -1,18 +1,33 @@
-"""Formula-level tests of every metric on hand-made episodes (wall 32, door 10)."""
+"""Metrics, intervals and labels of failures, on hand-made episodes."""
 
 import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
+from tiny import tiny_config
 
-from hjepa_lib.evaluation import metrics
+from hjepa_lib.evaluation import failures, metrics
+from hjepa_lib.evaluation.episodes import OFFSET_CALLS, LatentPolicy, OraclePolicy, run_episodes
+from hjepa_lib.evaluation.failures import Commands, classify, unreachable_share
 from hjepa_lib.evaluation.metrics import Episodes, per_trial
+from hjepa_lib.evaluation.results import Case, load_result, save_result
+from hjepa_lib.evaluation.statistics import (
+    NOT_ESTIMABLE,
+    bootstrap,
+    bootstrap_difference,
+    claim,
+    mcnemar,
+    wilson,
+)
+from hjepa_lib.worlds.trials import load_trials
 
 NAN = math.nan
 
 
-def episodes(*paths, goal, **changes) -> Episodes:
+def episodes(*paths, goal, **changes):
     """Trials with the given x, y paths (lists of (x, y)) and goals; other fields by default."""
     batch = len(paths)
     fields = {
@@ -28,7 +43,7 @@ def episodes(*paths, goal, **changes) -> Episodes:
     return Episodes(**(fields | changes))
 
 
-def summarise(trials: Episodes, protocol: str):
+def summarise(trials, protocol):
     return metrics.summarise(per_trial(trials, protocol))
 
 
@@ -109,7 +124,7 @@ def plan_of(*paths, stride=1):
 
 
 def test_initial_plan_rate_is_defined_for_any_horizon_with_its_reach_beside_it():
-    """Q9: for flat planners too, whatever they see; undefined without a plan or a place."""
+    """Q9: undefined without a plan or a place."""
     paths = [[(20, 10), (20, 10)]] * 2
     for places, stride, reach in (([(45, 10)], 1, 1), ([(30, 10), (45, 10)], 8, 16)):
         other = [(22, 10)] * len(places)
@@ -143,7 +158,7 @@ def test_plans_through_the_wall_are_counted():
 
 
 def test_effective_samples_are_means_over_the_planning_calls():
-    """Q6: of both levels; undefined where nothing was planned."""
+    """Q6."""
     seen = {"effective": np.array([[1.0, 3.0]]), "effective_macro": np.array([[2.0, 2.0]])}
     e = episodes([(40, 10)] * 3, goal=[(50, 10)], seen=seen)
     row = summarise(e, "p1")
@@ -168,3 +183,201 @@ def test_path_efficiency_compares_the_way_up_to_the_hit_with_the_oracle():
     assert per_trial(e, "p1")["path_efficiency"] == pytest.approx([10 / 18, 1])
     there = episodes([goal] * 3, goal=[goal], oracle=np.zeros(1))  # starts on its goal
     assert per_trial(there, "p1")["path_efficiency"] == [1]
+
+
+RNG = np.random.default_rng(7)
+
+
+@pytest.mark.parametrize(("k", "n"), [(97, 100), (0, 20), (20, 20), (293, 300), (1, 1)])
+def test_wilson_equals_scipys(k, n):
+    """F15."""
+    wanted = stats.binomtest(k, n).proportion_ci(method="wilson")
+    assert wilson(k, n) == pytest.approx(wanted, abs=1e-12)
+    assert all(math.isnan(bound) for bound in wilson(0, 0))
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_mcnemar_equals_the_binomial_sum_over_discordant_trials(pairs):
+    a, b = np.array(pairs).T
+    result = mcnemar(a, b)
+    c, d = result.only_first, result.only_second
+    assert (c, d) == (int((a & ~b).sum()), int((b & ~a).sum()))
+    tail = sum(math.comb(c + d, i) for i in range(min(c, d) + 1)) / 2 ** (c + d)
+    assert result.p_value == pytest.approx(min(1.0, 2 * tail))
+
+
+def test_bootstrap_of_one_seed_equals_scipys_percentile_interval():
+    scores = RNG.exponential(size=80)
+    ours = bootstrap(scores, resamples=6000)
+    reference = stats.bootstrap(
+        (scores,), np.mean, n_resamples=6000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert ours.estimate == scores.mean()
+    assert ours[1:] == pytest.approx((reference.low, reference.high), abs=0.01)
+
+
+def test_bootstrap_redraws_seeds():
+    """Seeds differ, trials agree: the seeds are redrawn, too. No global generator is used."""
+    scores = np.repeat([[0.0], [1.0], [5.0]], 30, axis=1)
+    np.random.seed(3)
+    state = np.random.get_state()[1].copy()
+    found, again = (bootstrap(scores, resamples=400) for _ in range(2))
+    assert found == again and found.low == 0 and found.high > 3
+    assert np.array_equal(np.random.get_state()[1], state)
+
+
+def test_paired_difference_cancels_what_both_share_and_uses_the_statistic():
+    difficulty = RNG.normal(scale=10, size=(3, 40))
+    first, second = difficulty + 1, difficulty
+    paired = bootstrap_difference(first, second, resamples=300)
+    assert paired == pytest.approx((1, 1, 1))
+    shuffled = bootstrap_difference(first, second[:, ::-1], resamples=300)
+    assert shuffled.high - shuffled.low > 1
+    a, b = RNG.normal(size=(2, 15)), RNG.exponential(size=(2, 15))
+    forth = bootstrap_difference(a, b, np.median, resamples=100)
+    back = bootstrap_difference(b, a, np.median, resamples=100)
+    assert forth == pytest.approx((-back.estimate, -back.high, -back.low))
+    assert forth.estimate == np.median(a) - np.median(b) != a.mean() - b.mean()
+
+
+def test_a_claim_needs_seeds_and_blocks_and_an_interval_on_one_side():
+    rng = np.random.default_rng(0)
+    two = rng.uniform(0.5, 1.5, (3, 12)) * np.array([[1.0], [10.0], [100.0]])  # the seeds' units
+    better = claim(0.8 * two * rng.uniform(0.98, 1.02, two.shape), two, resamples=200)
+    assert better["verdict"] == "beats" and better["difference"] == pytest.approx(-0.2, abs=0.01)
+    assert better["low"] < better["difference"] < better["high"] < 0
+    assert claim(1.3 * two, two, resamples=50)["verdict"] == "loses to"
+    for one in (two, np.array([[0.4], [0.5], [0.95]]) * two):  # seeds disagree: three are few
+        assert claim(one, two, resamples=50)["verdict"] == "no difference shown"
+    few = claim(0.1 * two[:2], two[:2], resamples=50)
+    assert few["verdict"] == "nothing claimed: 2 of 3 seeds" and few["high"] < 0
+    short = claim(0.1 * two[:, :7], two[:, :7], resamples=50)
+    assert short["verdict"] == "nothing claimed: 7 of 8 validation blocks"
+    assert claim(0.1 * two[:, :1], two[:, :1], 1, 50)["verdict"] == "beats"
+    for other in (0 * two, np.nan * two):
+        assert claim(two, other)["verdict"] == NOT_ESTIMABLE
+
+
+ROOM = np.array([32.0, 10.0])  # wall at x = 32, door at y = 6..14
+GOAL = np.array([50.0, 50.0])
+CAP, SKIP = 1.8365, 8
+
+
+def walk(*points, steps=40):
+    """A path (S+1, 2) through the points, evenly in time."""
+    points = np.array(points, float)
+    at = np.linspace(0, len(points) - 1, steps + 1)
+    return np.stack([np.interp(at, np.arange(len(points)), column) for column in points.T], -1)
+
+
+def commands(subgoal=(22, 30), offset=1.0, near=False, position=(20.0, 30.0), calls=5):
+    spread = np.ones((1, calls, 1))
+    return Commands(
+        spread * np.array(position),
+        spread * np.array(subgoal),
+        np.full((1, calls), offset),
+        np.full((1, calls), not near),
+        SKIP * CAP,
+    )
+
+
+WAITING = walk((20, 30), (20, 34))
+STUCK = walk((20, 30), (29, 40), (29, 40), (29, 41))
+THROUGH = walk((20, 30), (32, 10), (40, 12), (40, 14))
+
+
+FAR = {"subgoal": (60, 60), "offset": 9}
+
+
+@pytest.mark.parametrize(
+    ("path", "told", "wanted"),
+    [
+        (WAITING, None, "no_door"),
+        (STUCK, None, "stuck_at_wall"),
+        (walk((20, 30), (27.9, 40), (27.9, 40), (27.9, 41)), None, "no_door"),  # 3.1 px away
+        (walk((20, 30), (29, 10), (29, 10), (29, 11)), None, "no_door"),  # in front of the door
+        (walk((29, 40), (29, 40), (20, 30), (20, 31)), None, "no_door"),  # left it by half-time
+        (walk((20, 30), (32, 10), (33, 10), (32, 10)), None, "no_door"),  # in the doorway
+        (THROUGH, None, "missed_goal"),
+        (walk((20, 30), (32, 10), (40, 12), (20, 12)), None, "missed_goal"),  # came back
+        (walk((50, 20), (50, 46)), None, "missed_goal"),  # came within 4.5 px
+        # with what level 2 told level 1
+        (WAITING, {}, "no_door"),
+        (WAITING, {"offset": 2.1}, "off_distribution"),
+        (WAITING, {"offset": 1.9}, "no_door"),
+        (WAITING, {"offset": np.nan}, "no_door"),
+        (WAITING, {"subgoal": (20, 46.5)}, "no_door"),  # 16.5 of 16.69 px
+        (WAITING, {"subgoal": (20, 46.9)}, "subgoal_unreachable"),
+        (WAITING, {"subgoal": (34, 30), "position": (30, 30)}, "subgoal_unreachable"),  # a wall
+        (WAITING, {"subgoal": (34, 10), "position": (30, 10)}, "no_door"),  # through the door
+        (WAITING, FAR | {"near": True}, "no_door"),  # level 1 aimed at the goal
+        (WAITING, FAR, "off_distribution"),
+        (THROUGH, {"subgoal": (60, 60)}, "subgoal_unreachable"),
+        (walk((50, 20), (50, 46)), FAR, "missed_goal"),  # came near
+    ],
+)
+def test_the_first_rule_that_applies_gives_the_label(path, told, wanted):
+    told = None if told is None else commands(**told)
+    for solved, label in ((0.0, wanted), (1.0, "solved")):
+        found = classify(path[None], GOAL[None], ROOM[None], np.array([solved]), told)
+        assert found.tolist() == [label]
+
+
+def test_labels_of_several_trials_are_counted():
+    paths = np.stack([WAITING, THROUGH, STUCK, walk((50, 30), (32, 10), (20, 12))])
+    goals = np.stack([GOAL, GOAL, GOAL, [10.0, 50.0]])  # the goal's side may be the left one
+    found = classify(paths, goals, np.tile(ROOM, (4, 1)), np.array([0, 0, 1.0, 0]))
+    assert found.tolist() == ["no_door", "missed_goal", "solved", "missed_goal"]
+    counts = {"no_door": 1, "missed_goal": 2, "solved": 1}
+    assert failures.count(found) == dict.fromkeys(failures.LABELS, 0) | counts
+
+
+def test_unreachable_share_counts_commanded_calls_only():
+    told = commands((20, 46.9), calls=4)
+    told.subgoal[0, :1] = (22, 30)
+    told.commanded[0, 3] = False
+    assert unreachable_share(told, ROOM[None]) == pytest.approx([2 / 3])
+    walled = commands((32, 30), calls=2)  # Q7: a place inside the wall, however near
+    assert unreachable_share(walled, ROOM[None]) == [1]
+    none = told._replace(commanded=np.zeros((1, 4), bool))
+    assert unreachable_share(none, ROOM[None]) == [0]
+
+
+def result_of(policy, config, folder, method):
+    case = Case.of(config, method, "latent", split="validation", trials=3)
+    outcome = run_episodes(policy, case.tasks, "bounce", case.steps, CAP, 0)
+    return load_result(save_result(folder, case, outcome, {}))
+
+
+def test_labels_of_result_files(agent, tmp_path):
+    config = tiny_config(
+        planning__cost="latent", planning__hierarchy__replan=4, evaluation__steps=20
+    )
+    planning = config.planning
+    flat = result_of(LatentPolicy(agent, "flat", planning), config, tmp_path, "flat")
+    assert failures.commands_of(flat) is None
+    assert set(failures.label(flat)) <= {"solved", "missed_goal", "stuck_at_wall", "no_door"}
+    two = result_of(LatentPolicy(agent, "l1+l2", planning), config, tmp_path, "l1+l2")
+    told = failures.commands_of(two)
+    assert told.subgoal.shape == (3, 10, 2)  # 20 steps, replanned every 2
+    np.testing.assert_array_equal(told.position[:, 3], two.arrays["positions"][:, 6])
+    assert told.reach == pytest.approx(4 * CAP)
+    assert told.commanded.all()  # the tiny agent's "near" is out of reach
+    assert (~np.isnan(told.offset)).sum(1).tolist() == [OFFSET_CALLS] * 3
+    assert len(failures.label(two)) == 3
+    longer = config.override({"evaluation.steps": 90})
+    walker = result_of(OraclePolicy(CAP), longer, tmp_path, "oracle")
+    assert failures.label(walker).tolist() == ["solved"] * 3
+
+
+def test_subgoal_offset_tells_real_encodings_from_others(agent):
+    policy = LatentPolicy(agent, "l1+l2", agent.planning)
+    run_episodes(policy, load_trials("p1", "validation", 3), "bounce", 4, CAP, 0)
+    real = policy.log["latent"]
+    offsets = []
+    for scale in (1, 30):
+        policy.log["subgoal"] = [scale * latent for latent in real]
+        offsets.append(policy.diagnostics()["subgoal_offset"])
+    assert np.isfinite(offsets[0]).all()
+    assert (offsets[1] > 5 * offsets[0]).all()

@@ -1,24 +1,34 @@
-"""Encoders, predictors, roll-outs, EMA target and checkpoints of level 1."""
+"""Encoders, predictors, roll-outs, objectives and checkpoints of level 1."""
 
 import dataclasses
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import digest, frames_of, make_level1, make_level2, seeded, tiny_config
+from tiny import (
+    digest,
+    ema_follows,
+    frames_of,
+    make_level1,
+    make_level2,
+    refused,
+    seeded,
+    tiny_config,
+)
 from torch import nn
 
 import hjepa_lib
-from hjepa_lib.config import ConfigError, Level1Config
+from hjepa_lib.config import ConfigError, Level1Config, LossConfig
 from hjepa_lib.files import FileError
-from hjepa_lib.models import checkpoint
+from hjepa_lib.models import checkpoint, objectives
 from hjepa_lib.models.distance import Probe
 from hjepa_lib.models.encoders import PREDICTORS, build_encoder
 from hjepa_lib.models.layers import count_parameters, sides
-from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.level1 import Jepa, Rollout
 from hjepa_lib.pixels.networks import action_embedding
 from hjepa_lib.pixels.transitions import PixelShapes
 
@@ -30,7 +40,7 @@ def actions_of(batch, steps, seed=1):
 
 
 def test_parameter_counts_of_the_reference_are_the_published_ones(normaliser):
-    """The paper's listing: encoder, GRU and their total with the LayerNorm shared."""
+    """The paper's listing."""
     model = Jepa(REFERENCE, normaliser)
     encoder = model.encoder
     assert [count_parameters(encoder.stacks[i : i + 4]) for i in (0, 4, 8)] == [9584, 41632, 46240]
@@ -94,17 +104,16 @@ def test_keypoints_leave_the_static_part_to_convolutions_of_its_own():
 
 
 def test_images_that_do_not_fit_are_one_clear_error(level1):
-    """PL10, F14: too small, no whole patches, of another size, or not uint8."""
-    with pytest.raises(ConfigError, match="at least 16 px wide, got 8"):
-        encoder_of("fast", image_size=8)
-    with pytest.raises(ConfigError, match="65 x 65 px do not divide into 8 px patches"):
-        encoder_of("vit", patch=8)
+    """PL10, F14."""
+    refused(ConfigError, "at least 16 px wide, got 8", encoder_of, "fast", image_size=8)
+    refused(ConfigError, "65 x 65 px do not divide into 8 px patches", encoder_of, "vit", patch=8)
     for frames, found in (
         (frames_of(1, 1, size=(64, 64)), r"uint8 \(2, 64, 64\)"),
         (frames_of(1, 1).float(), r"float32 \(2, 65, 65\)"),
     ):
-        with pytest.raises(ValueError, match=rf"uint8 in .* of \(2, 65, 65\), got torch.{found}"):
-            level1.encode(frames)
+        refused(
+            ValueError, rf"uint8 in .* of \(2, 65, 65\), got torch.{found}", level1.encode, frames
+        )
 
 
 @pytest.mark.parametrize("name", ["mlp", "transformer"])
@@ -118,12 +127,6 @@ def test_a_predictor_leaves_the_static_part_alone(name):
     # The static part decides where the rest goes: it is what tells one layout from another.
     other = torch.cat([latent[:, :5] + 1, latent[:, 5:]], 1)
     assert (static(other, action)[:, 5:] != after[:, 5:]).any()
-
-
-@pytest.mark.parametrize("layers", [1, 6])
-def test_layers_counts_the_hidden_layers_of_the_mlp_predictor(layers):
-    widths = [m.out_features for m in predictor_of("mlp", layers=layers).net[::2]]
-    assert widths == [8] * layers + [16]
 
 
 def test_encoding_is_deterministic_in_every_mode(level1, monkeypatch):
@@ -197,7 +200,6 @@ def test_ema_target_follows_the_formula_and_gets_no_gradient():
     frames, actions = frames_of(2, 4), actions_of(2, 3)
     same = model(frames, actions)
     torch.testing.assert_close(same.targets, same.encodings)  # it starts as a copy
-    before = [p.clone() for p in model.target_encoder.parameters()]
     with torch.no_grad():
         for parameter in model.encoder.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=seeded(3)))
@@ -206,10 +208,7 @@ def test_ema_target_follows_the_formula_and_gets_no_gradient():
     assert not torch.allclose(rollout.targets, rollout.encodings)
     (rollout.predictions - rollout.targets).square().sum().backward()
     assert all(p.grad is None for p in model.target_encoder.parameters())
-    model.update_target()
-    encoders = model.target_encoder.parameters(), model.encoder.parameters()
-    for found, old, fast in zip(encoders[0], before, encoders[1], strict=True):
-        torch.testing.assert_close(found, 0.9 * old + 0.1 * fast)
+    assert ema_follows(model.target_encoder, model.encoder, 0.9, model.update_target)
 
 
 def test_online_target_gets_gradient_on_both_sides():
@@ -258,7 +257,7 @@ def test_checkpoint_round_trip_needs_no_training_code(changes, normaliser, tmp_p
 
 
 def test_checkpoint_keys_are_exactly_the_documented_ones():
-    """PL16: keys are part of the format; compiling the modules does not rename them."""
+    """PL16: compiling the modules does not rename them."""
     model = make_level1(tiny_config(level1__predictor="gru", level1__encoder="impala"))
     stacks = [f"stacks.{i}.{c}" for i in (2, 3, 6, 7, 10, 11) for c in ("conv1", "conv2")]
     layers = [f"encoder.{n}" for n in ("stacks.0", "stacks.4", "stacks.8", *stacks, "head", "norm")]
@@ -288,22 +287,18 @@ def test_damaged_or_foreign_checkpoints_are_one_sentence(tmp_path):
         ({key: tree[key] for key in tree if key != "normaliser"}, "does not say 'normaliser'"),
     ):
         meta.write_text(json.dumps(found))
-        with pytest.raises(FileError, match=message):
-            checkpoint.load_level1(tmp_path)
+        refused(FileError, message, checkpoint.load_level1, tmp_path)
     meta.write_text(json.dumps(tree))
-    with pytest.raises(FileError, match="does not describe a level2 model"):
-        checkpoint.load_level2(tmp_path)
+    refused(FileError, "does not describe a level2 model", checkpoint.load_level2, tmp_path)
     wider = make_level1(tiny_config(level1__hidden=17))
     before = digest(wider)
-    with pytest.raises(FileError, match="made for another config"):
-        checkpoint.load_weights(weights, wider)
+    refused(FileError, "made for another config", checkpoint.load_weights, weights, wider)
     assert digest(wider) == before  # not one tensor is overwritten
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(FileError, match=r"model\.safetensors is not a whole safetensors file"):
         checkpoint.load_level1(tmp_path)
     weights.unlink()
-    with pytest.raises(FileError, match=r"cannot read .*model"):
-        checkpoint.load_level1(tmp_path)
+    refused(FileError, r"cannot read .*model", checkpoint.load_level1, tmp_path)
 
 
 def test_files_of_version_0_1_are_read(tmp_path):
@@ -347,3 +342,116 @@ def test_actions_are_embedded_by_a_table_or_a_linear_map():
     line = action_embedding(PixelShapes(3, 1, 8, "continuous", 2), 32)
     one = torch.tensor([[1.0, -2.0]])
     torch.testing.assert_close(line(2 * one) - line(one), line(one) - line(0 * one))
+
+
+TERMS = ("sim", "std", "std_t", "cov", "sim_t", "idm")
+
+
+def rollout_of(steps=5):
+    """Two members, seven windows, six dimensions."""
+    generator = seeded()
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    encodings, targets = normal(7, steps, 6) * 0.4, normal(7, steps, 6)
+    return Rollout(encodings, normal(2, 7, steps, 6), targets, normal(7, steps - 1, 2))
+
+
+def head_of(dim=6):
+    torch.manual_seed(3)
+    return nn.Linear(2 * dim, 2)
+
+
+def terms_of(rollout, form, head, static=0):
+    return objectives.loss_terms(rollout, LossConfig(form=form), head, static)
+
+
+def by_hand(rollout, form, head):
+    """The table in objectives.py with explicit loops over the axes that each term pools."""
+    z = rollout.encodings.double().numpy()
+    predicted, targets = rollout.predictions.double().numpy(), rollout.targets.double().numpy()
+    actions = rollout.actions.double().numpy()
+    batch, steps, dim = z.shape
+    ahead = range(1, predicted.shape[2])
+    sim = np.mean(
+        [(predicted[k, b, t] - targets[b, t]) ** 2 for k in range(len(predicted))
+         for b in range(batch) for t in ahead]
+    )  # fmt: skip
+    samples = z[:, 0] if form == "pldm" else z.reshape(-1, dim)
+    variance = [np.sum((x - x.mean()) ** 2) / (len(x) - 1) for x in samples.T]
+    std = np.mean([max(0.0, 1 - np.sqrt(v + 1e-4)) for v in variance])
+    over_time = [z[b, 1:, d] for b in range(batch) for d in range(dim)]
+    std_t = np.mean([max(0.0, 1 - np.sqrt(np.var(x, ddof=1) + 1e-4)) for x in over_time])
+    c = np.cov(samples.T)
+    cov = sum(c[i, j] ** 2 for i in range(dim) for j in range(dim) if i != j) / (dim * (dim - 1))
+    sim_t = np.mean([(z[b, t] - z[b, t - 1]) ** 2 for b in range(batch) for t in range(1, steps)])
+    weight, bias = head.weight.detach().double().numpy(), head.bias.detach().double().numpy()
+    idm = np.mean(
+        [(weight @ np.concatenate([z[b, t], z[b, t + 1]]) + bias - actions[b, t]) ** 2
+         for b in range(batch) for t in range(steps - 1)]
+    )  # fmt: skip
+    return dict(zip(TERMS, (sim, std, std_t, cov, sim_t, idm), strict=True))
+
+
+@pytest.mark.parametrize("form", ["pldm", "eb_jepa"])
+@pytest.mark.parametrize("steps", [5, 3])
+def test_each_term_equals_its_formula(form, steps):
+    """PL13: terms named with the axes they pool; a short roll-out meets the first targets."""
+    rollout, head = rollout_of(), head_of()
+    rollout = rollout._replace(predictions=rollout.predictions[:, :, :steps])
+    found = {name: term.item() for name, term in terms_of(rollout, form, head).items()}
+    assert found == pytest.approx(by_hand(rollout, form, head), abs=1e-6)
+
+
+@pytest.mark.parametrize("form", ["pldm", "eb_jepa"])
+def test_a_static_part_agrees_within_its_layout_and_spreads_over_layouts(form):
+    rollout, head = rollout_of(), head_of()
+    layouts = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    found = terms_of(rollout, form, head, 2)
+    static = objectives.layout_identity(rollout.encodings[..., :2], layouts)
+    z = rollout.encodings.double().numpy()
+    rows = [np.flatnonzero(layouts.numpy() == one) for one in range(3)]
+    means = np.stack([z[r, :, :2].reshape(-1, 2).mean(0) for r in rows])  # (G, S)
+    gaps = [((z[r, :, :2] - m) ** 2).ravel() for r, m in zip(rows, means, strict=True)]
+    std = np.maximum(0, 1 - np.sqrt(means.var(0, ddof=1) + 1e-4)).mean()
+    cov = np.cov(means.T)[0, 1] ** 2  # the mean of both off-diagonal entries
+    wanted = np.concatenate(gaps).mean() + std + cov
+    assert static.item() == pytest.approx(wanted, abs=1e-6)
+    moving = rollout._replace(encodings=rollout.encodings[..., 2:])
+    rest, whole = by_hand(moving, form, head_of(4)), by_hand(rollout, form, head)
+    wanted = rest | {name: whole[name] for name in ("sim", "idm")}
+    assert {name: term.item() for name, term in found.items()} == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_static_part_of_one_layout_is_its_spread():
+    part, layouts = torch.randn(7, 5, 2, generator=seeded()), torch.zeros(7, dtype=torch.long)
+    wanted = part.flatten(0, 1).var(0, correction=0).mean()
+    torch.testing.assert_close(objectives.layout_identity(part, layouts), wanted)
+
+
+def test_one_component_has_no_covariance():
+    assert objectives.covariance(torch.randn(9, 1, generator=seeded())) == 0
+
+
+@pytest.mark.parametrize("form", ["pldm", "eb_jepa"])
+def test_collapsed_latents_have_a_finite_gradient(form):
+    same = torch.full((7, 5, 6), 0.25, requires_grad=True)
+    terms = terms_of(Rollout(same, same[None], same, torch.zeros(7, 4, 2)), form, None)
+    objectives.weighted_sum(terms, LossConfig(std_t=1.0)).backward()
+    assert torch.isfinite(same.grad).all()
+
+
+def test_windows_too_short_for_a_variance_over_time():
+    """The term is 0, not NaN."""
+    terms = terms_of(rollout_of(steps=2), "pldm", head_of())
+    assert terms["std_t"] == 0
+    assert all(torch.isfinite(value) for value in terms.values())
+
+
+def test_weighted_sum_is_linear_in_every_coefficient():
+    """PL7."""
+    terms = terms_of(rollout_of(), "eb_jepa", head_of())
+    every = LossConfig(sim=1, std=2, std_t=3, cov=4, sim_t=5, idm=6)
+    wanted = sum(i * terms[name].item() for i, name in enumerate(TERMS, start=1))
+    assert objectives.weighted_sum(terms, every).item() == pytest.approx(wanted, rel=1e-6)

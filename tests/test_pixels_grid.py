@@ -1,14 +1,14 @@
 """Seed 004: grid world, buffers, JEPA and generative twin, comparison, sweep, command."""
 
 import dataclasses
-import functools
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_pixels import TINY_GRID, ema_follows
+from tiny import ema_follows, refused
+from tiny_pixels import TINY_GRID
 
 from hjepa_lib.__main__ import main
 from hjepa_lib.config import OptimConfig, profile
@@ -92,7 +92,7 @@ def test_every_action_id_has_one_meaning():
 
 @pytest.mark.parametrize("kind", ["factored", "table", "one_hot"])
 def test_action_encoders_know_every_action_and_no_other(kind):
-    """GRID-3: out of range raises."""
+    """GRID-3."""
     encoder = ActionEncoder(dataclasses.replace(GRID, action_encoder=kind))
     with torch.no_grad():
         assert len(encoder(torch.arange(2484)).unique(dim=0)) == 2484
@@ -156,7 +156,7 @@ def test_facts_settle_ties_towards_the_lower_colour():
 
 
 def test_play_is_seeded_and_applies_its_actions(buffer):
-    """F13: the data follow from the seed alone."""
+    """F13."""
     assert len(buffer) == 48 and len(np.unique(buffer.episode)) == 6 and buffer.size == 6
     assert buffer.sha256 == buffers.play(GRID, 0).sha256 != buffers.play(GRID, 1).sha256
     for row, (state, action) in enumerate(zip(buffer.state, buffer.action, strict=True)):
@@ -177,19 +177,14 @@ def test_a_buffer_is_read_as_it_was_written(buffer, tmp_path):
 
 def test_corrupt_and_foreign_files_are_one_sentence(buffer, tmp_path):
     """GRID-12: and nothing is unpickled."""
-    path = buffer.save(tmp_path / "half.npz")
-    path.write_bytes(path.read_bytes()[:2000])
     save_npz(tmp_path / "frames.npz", frames=np.zeros(3))
     np.savez(tmp_path / "evil.npz", **vars(buffer) | {"action": np.array([object()])})
     for name, message in (
         ("evil.npz", "not a whole"),
-        ("half.npz", "not a whole"),
-        ("absent.npz", "cannot read"),
         ("buffer.pkl", "is no replay buffer of grids: those are .npz files"),
         ("frames.npz", "has no field 'state'"),
     ):
-        with pytest.raises(FileError, match=message):
-            buffers.load(tmp_path / name)
+        refused(FileError, message, buffers.load, tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -214,14 +209,13 @@ def test_arrays_that_do_not_fit_are_one_sentence(buffer, name, change, message):
 
 
 def test_split_is_by_episode_and_seeded(buffer):
-    """F13: neighbours never stand on both sides, and the split is a function of the seed."""
+    """F13."""
     train, validation = buffer.split(0.2, 0)
     assert not set(train.episode) & set(validation.episode)
     assert len(train) + len(validation) == len(buffer) and len(set(validation.episode)) == 1
     held = [tuple(np.unique(buffer.split(0.2, seed)[1].episode)) for seed in (*range(8), 0)]
     assert len(set(held)) > 1 and held[0] == held[-1]
-    with pytest.raises(FileError, match="two episodes or more"):
-        buffer.select(buffer.episode == 0).split(0.2, 0)
+    refused(FileError, "two episodes or more", buffer.select(buffer.episode == 0).split, 0.2, 0)
 
 
 @pytest.mark.parametrize("encoder", ["transformer", "cnn"])
@@ -252,7 +246,7 @@ def test_transition_has_zero_positions_and_reads_the_action(batch):
 
 
 def test_gradient_reaches_all_but_the_target_which_follows(batch):
-    """F3: encoder, action encoder and transition are trained, the EMA target is not."""
+    """F3."""
     model = model_of(ema_decay=0.9)
     loss, terms = model.loss(batch)
     with torch.no_grad():
@@ -346,15 +340,10 @@ def test_who_knows_the_world_beats_copying_on_every_episode():
     assert second.startswith("jepa beats copying: latent error -100.0 % (")
 
 
-def test_defaults_are_the_seeds():
-    config = profile("full").pixels.grid
-    optim = config.optim
-    assert (optim.lr, optim.weight_decay, optim.batch) == (1e-4, 1e-4, 32)
-    assert (optim.epochs, optim.patience, optim.clip, optim.schedule) == (100, 15, 1.0, "constant")
-    assert (config.ema_decay, config.latent_dim, config.action_dim) == (0.995, 128, 64)
-    assert (config.depth, config.heads, config.head_dim, config.mlp_dim) == (4, 8, 64, 256)
+def test_halving_at_equal_intervals_is_that_of_the_seed():
+    """GRID-5: StepLR 20 epochs / 0.5."""
     step = EpochsConfig(epochs=100, lr=1e-4, schedule="step").optim(320)
-    rates = [learning_rate(20 * 10 * k, step) for k in range(3)]  # StepLR 20 epochs / 0.5
+    rates = [learning_rate(20 * 10 * k, step) for k in range(3)]
     assert rates == pytest.approx([1e-4, 5e-5, 2.5e-5])
 
 
@@ -419,7 +408,7 @@ LOGGED = {
 
 
 def test_one_documented_output_path(whole):
-    """GRID-6 to GRID-8: weights, settings, validation and log; reloading gives equal outputs."""
+    """GRID-6 to GRID-8."""
     folder = whole.run.path / "grid/s0"
     state = stages.load_data(whole)[1].batch(torch.arange(5)).state
     for kind, (log, names) in zip(KINDS, LOGGED.items(), strict=True):
@@ -440,8 +429,6 @@ def test_one_documented_output_path(whole):
     assert not list((whole.run.path / "resume").iterdir())
     for stage in ("grid_data", "grid_s0"):
         whole.run.verify(stage)
-    with pytest.raises(FileError, match="cannot read"):
-        stages.read_grid_model(folder / "absent", "jepa")
 
 
 def test_resuming_equals_an_uninterrupted_training(whole, tmp_path):
@@ -480,16 +467,6 @@ def test_a_stage_is_known_by_what_shapes_it():
         assert [name for name in one if one[name] != two[name]] == made_again
 
 
-def test_another_buffer_of_the_same_name_is_another_key(buffer, tmp_path):
-    """I1: what was made from the first must not stand for the second."""
-    config = CONFIG.override({"pixels.grid.path": str(tmp_path / "own.npz")}, strict=False)
-    keys = []
-    for rows in (buffer, buffer.select(buffer.episode > 0)):
-        rows.save(tmp_path / "own.npz")
-        keys.append(key(stages.grid_stages(config)["grid_s0"], config))
-    assert keys[0] != keys[1]
-
-
 class Constant(GridJepa):
     """An encoder that sends every grid to one point, and a transition that stays there."""
 
@@ -503,7 +480,7 @@ class Constant(GridJepa):
 
 
 def test_a_collapsed_model_is_flagged_although_its_cosine_is_1(batch):
-    """F13: cosine alone calls a collapsed model perfect."""
+    """F13."""
     constant, fresh = Constant(GRID, 6), build_grid_model("jepa", GRID, 6, 0)
     report = measures.validate_jepa(constant, batch)
     report |= collapse(*(measures.imagined(model, batch)[0] for model in (constant, fresh)))
@@ -609,36 +586,8 @@ def test_the_tuning_sweep_has_the_seeds_values(tmp_path, monkeypatch, whole):
     assert {"std", "effective_rank", "collapse_rate", "memory_mb"} <= set(table)
 
 
-CHANGES = {
-    "size": 7, "episodes": 7, "steps": 9, "encoder": "cnn", "encoder_depth": 2, "latent_dim": 24,
-    "action_dim": 12, "action_encoder": "one_hot", "depth": 2, "heads": 4, "head_dim": 4,
-    "mlp_dim": 24, "ema_decay": 0.5, "action_weight": 2.0,
-}  # fmt: skip
-
-
-@functools.cache
-def effect(config):
-    """Data and weights after two updates of both models."""
-    data = buffers.play(config, 0)
-    found = [data.sha256]
-    for kind in KINDS:
-        model = build_grid_model(kind, config, data.size, 0)
-        list(fit_grid(model, data, EpochsConfig(updates=2, batch=4), lambda: {}, seed=0))
-        found.append(fingerprint(model))
-    return found
-
-
-@pytest.mark.parametrize("leaf", CHANGES)
-def test_every_setting_acts(leaf):
-    """F9: no setting is ignored (path, checkpoint_every, log_every, budgets: tests elsewhere)."""
-    others = {"path", "checkpoint_every", "log_every", "optim"}
-    assert {field.name for field in dataclasses.fields(GridConfig)} == CHANGES.keys() | others
-    base = dataclasses.replace(GRID, episodes=3, steps=3)
-    assert effect(dataclasses.replace(base, **{leaf: CHANGES[leaf]})) != effect(base)
-
-
 def test_the_config_file_acts(buffer, tmp_path, monkeypatch, capsys):
-    """F13, F7: `grid train --config FILE` runs, and every value of the file is used."""
+    """F13, F7."""
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
     path, config = buffer.save(tmp_path / "own.npz"), tmp_path / "own.yaml"
     drawn = {"size", "episodes", "steps"}  # of the built-in world
@@ -674,5 +623,4 @@ def test_figures_show_what_they_were_given(whole, buffer):
     drawn = loss_curves([records], keys, limits={"jepa_cosine_sim": {"good": 0.7}})
     assert [axis.get_title("left") for axis in drawn.axes] == [k.replace("_", " ") for k in keys]
     assert drawn.axes[1].texts[0].get_text() == "good"
-    with pytest.raises(FigureError, match="no record has"):
-        loss_curves([records], ["absent"])
+    refused(FigureError, "no record has", loss_curves, [records], ["absent"])

@@ -46,7 +46,7 @@ def finished(tmp_path_factory):
 
 
 def test_the_smoke_run_is_whole(finished):
-    """ENV-8, ENV-9: every notebook ran without a display, on the built-in world."""
+    """ENV-8, ENV-9."""
     run, said = finished
     entries = run.manifest["notebooks"]
     assert list(entries) == NAMES
@@ -67,7 +67,7 @@ def test_it_leaves_summary_and_report(finished):
 
 
 def test_its_comparison_is_valid(finished):
-    """Rules 1-6, F12, F15: every model beside its floors, over all seeds."""
+    """Rules 1-6, F12, F15."""
     run, _ = finished
     found = read_json(run.path / "pixels/comparison/comparison.json")
     assert {*MODELS, "random"} <= found["models"].keys()

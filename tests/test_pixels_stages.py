@@ -1,34 +1,46 @@
-"""The stages of the pixel comparison: keys, what they store, log and draw, and what loads them."""
+"""Stages of the pixel comparison, and what each setting below `pixels` acts on."""
 
 import dataclasses
 import functools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
-from tiny import digest
+from tiny import digest, refused
 from tiny_pixels import (
     SHAPES,
+    TINY_GRID,
+    collected,
+    descend,
     dotted,
     fresh,
+    skilled,
     tiny_config,
     tiny_pixels,
     tiny_transitions,
     tiny_workspace,
     under,
 )
+from tiny_settings import SETTINGS, base_of, other_values
 
-from hjepa_lib.config import ConfigError, from_dict
-from hjepa_lib.config.pixels import MODELS, RewardConfig
+from hjepa_lib.config import ConfigError, flatten, from_dict, profile
+from hjepa_lib.config.pixels import MODELS, EpochsConfig, RewardConfig
 from hjepa_lib.files import FileError
+from hjepa_lib.grids import buffer as buffers
+from hjepa_lib.grids.models import KINDS, build_grid_model
+from hjepa_lib.grids.stages import fit_grid, grid_stages
 from hjepa_lib.models.checkpoint import load_module
-from hjepa_lib.pixels import figures, heads, makers, models
+from hjepa_lib.pixels import figures, heads, makers, models, training
+from hjepa_lib.pixels import stages as pixelstages
+from hjepa_lib.pixels.collect import acquire, collect
 from hjepa_lib.pixels.compare import COMPARED, Row, notes
 from hjepa_lib.pixels.heads import RewardHead
 from hjepa_lib.pixels.measures import transition_errors
-from hjepa_lib.pixels.models import FILES, build_pixel_model, fill_model, save_model
+from hjepa_lib.pixels.models import FILES, VJepa2, build_pixel_model, fill_model, save_model
+from hjepa_lib.pixels.networks import parameter_counts
 from hjepa_lib.pixels.stages import (
     DECODED,
     fresh_model,
@@ -42,8 +54,9 @@ from hjepa_lib.pixels.stages import (
     stage_of,
     train,
 )
-from hjepa_lib.pixels.vjepa2 import MaskedPrediction
+from hjepa_lib.pixels.vjepa2 import MaskedPrediction, encode_states
 from hjepa_lib.runs.keys import key
+from hjepa_lib.training.loop import Fit
 
 # Models of a few weights have gradients of any size, and the loop says so.
 pytestmark = pytest.mark.filterwarnings("ignore:the gradient norm is")
@@ -77,7 +90,7 @@ def changed(**changes):
 
 
 def test_a_stage_is_shaped_by_all_that_its_inputs_were_shaped_by():
-    """I2: heads, decoders and the comparison follow their model, its data and the seed."""
+    """I2."""
     whole = {"comparison", "rewards"}
     assert changed(seed=1) == changed(data__episodes=9) == set(keys_of())
     jepa = {"jepa_s0", "heads_jepa_s0", "decoder_jepa_s0"} | whole
@@ -110,7 +123,7 @@ def test_the_table_has_the_order_of_the_seed():
 
 
 def test_models_of_a_named_run_are_taken_as_they_are(ws):
-    """`pixels.loading.run`: weights of that run, data and heads of this one."""
+    """`pixels.loading.run`."""
     config = tiny_config(loading__run="tiny", optim__updates=3, reward__hidden=9)
     taking = tiny_workspace(ws.run.path.parent, config, "taking")
     list(train(taking, "heads_jepa_s0"))
@@ -120,7 +133,7 @@ def test_models_of_a_named_run_are_taken_as_they_are(ws):
 
 @pytest.mark.parametrize("name", [*MODELS, "random", "random_vit"])
 def test_a_stored_model_gives_equal_outputs(ws, name):
-    """TRAIN-5: by its documented name, frozen, in eval mode; a finished stage yields nothing."""
+    """TRAIN-5: a finished stage yields nothing."""
     folder, model = ws.run.stage_folder(f"{name}_s0"), load_model(ws, name, 0)
     assert (folder / f"{FILES[name]}.safetensors").is_file()
     assert not model.training and not any(p.requires_grad for p in model.parameters())
@@ -132,19 +145,17 @@ def test_a_stored_model_gives_equal_outputs(ws, name):
     assert torch.equal(other.eval().encode(state), model.encode(state))
 
 
-def test_a_foreign_or_damaged_file_is_one_sentence(tmp_path):
+def test_a_foreign_file_is_one_sentence(tmp_path):
     save_model(tmp_path, fresh("enc_dec"))
     (tmp_path / "best_stage1_model.json").write_text('{"kind": "level1"}')
-    for name in ("enc_dec_jepa", "stage1", "jepa"):
-        message = "cannot read" if name == "jepa" else f"does not describe a pixel {name}"
-        with pytest.raises(FileError, match=message):
-            models.load_model(tmp_path, name)
-    with pytest.raises(FileError, match="was made for another config"):
-        fill_model(tmp_path, fresh("enc_dec", action_dim=9))
+    for name in ("enc_dec_jepa", "stage1"):
+        refused(FileError, f"does not describe a pixel {name}", models.load_model, tmp_path, name)
+    other = fresh("enc_dec", action_dim=9)
+    refused(FileError, "was made for another config", fill_model, tmp_path, other)
 
 
 def test_results_say_what_makes_them_comparable(ws):
-    """Rule 1 and MET-2: data, batches, updates, counts, time, and baselines next to the score."""
+    """Rule 1 and MET-2."""
     rows = [load_result(ws, f"{name}_s0") for name in MODELS[:3]]
     for name in ("data_sha256", "batches_sha256", "updates", "transitions", "seed"):
         assert len({json.dumps(row[name]) for row in rows}) == 1, name
@@ -211,7 +222,7 @@ def test_the_log_has_losses_terms_and_epochs(ws, stage):
 
 
 def test_pictures_of_every_epoch_are_in_the_run_folder(ws):
-    """FIG-1: five samples an epoch for every model that draws, nothing shared is cleared."""
+    """FIG-1."""
     for folder in ("encoder_decoder", "encoder_decoder_jepa_style", "jepa_decoder"):
         found = {p.name for p in (ws.run.path / "decoder_plots" / folder).iterdir()}
         epochs = {int(name.split("_")[1]) for name in found}
@@ -246,7 +257,6 @@ def test_the_decoder_learns_and_leaves_the_model_alone(ws):
 
 
 def test_what_the_decoder_reads_is_a_setting(ws):
-    """Imagined, online and target latents differ, so do the decoders."""
     found = [digest(load_decoder(ws, "jepa", 0))]
     for source in ("online", "target"):
         own = beside(ws, source, decoder__source=source)
@@ -256,7 +266,7 @@ def test_what_the_decoder_reads_is_a_setting(ws):
 
 @pytest.mark.parametrize("skip", [False, True])
 def test_training_starts_from_a_loaded_file_and_may_be_skipped(ws, tmp_path, skip):
-    """Good path: loaded, trained or skipped as asked; a file of another kind is not looked at."""
+    """A file of another kind is not looked at."""
     loading = under("loading", path=str(ws.run.stage_folder("jepa_s0")), skip_training=skip)
     other = beside(ws, "other", tmp_path, **loading, optim__updates=3)
     assert (list(train(other, "jepa_s0")) == []) == skip
@@ -271,7 +281,7 @@ def test_training_starts_from_a_loaded_file_and_may_be_skipped(ws, tmp_path, ski
 
 
 def test_the_kind_of_loaded_weights_decides_which_model_takes_them(tmp_path):
-    """TRAIN-6, F9: weights of a JEPA go into the JEPA, whatever else lies at the path."""
+    """TRAIN-6, F9."""
     stored = fresh("jepa")
     path, found = save_model(tmp_path, stored, "weights.v1"), {}  # a name with a dot of its own
     for kind in ("jepa", "std_enc_dec"):
@@ -303,8 +313,7 @@ def test_a_frozen_jepa_is_loaded_and_never_trained(ws, tmp_path):
     assert list(train(one, "jepa_s0")) == []
     assert weights(one) == weights(ws)
     alone = tiny_workspace(tmp_path, tiny_config(jepa__frozen=True), "alone")
-    with pytest.raises(ConfigError, match=r"jepa\.frozen needs weights that load"):
-        list(train(alone, "jepa_s0"))
+    refused(ConfigError, r"jepa\.frozen needs weights that load", list, train(alone, "jepa_s0"))
 
 
 def test_heads_score_every_model_alike_and_leave_it_unchanged(ws):
@@ -338,7 +347,220 @@ def test_stored_heads_predict_what_was_scored(ws):
 
 
 def test_jepa_may_have_a_learning_rate_of_its_own(tmp_path):
-    """TRAIN-2, F9: it reaches JEPA's stage, and no other model."""
+    """TRAIN-2, F9."""
     config = tiny_config(jepa__lr=5e-3, optim__updates=2, optim__lr=1e-3)
     assert {r.lr for r in train(tiny_workspace(tmp_path, config), "jepa_s0")} == {5e-3}
     assert config.pixels.optim_of("enc_dec").lr == tiny_pixels(optim__lr=1e-3).optim_of("jepa").lr
+
+
+TWO_STAGES = {
+    "pixels.encoder.kind": "vit", "pixels.vjepa2.stage1.optim.updates": 2,
+    "pixels.vjepa2.stage2.optim.updates": 2,
+}  # fmt: skip
+SHORT = {"data__episodes": 5}
+CONTEXT = [
+    (r".*encoder\.(heads|head_dim|mlp_dim|(embedding_)?dropout)", {"pixels.encoder.kind": "vit"}),
+    (r".*auxiliary\..*", {"pixels.jepa.target": "default"}),  # two views
+    # Latents of random encoders are small: nothing reaches a clamp.
+    (r".*clamp", {"pixels.encoder.kind": "mlp", "pixels.encoder.mlp_layers": 0}),
+    (r".*(vjepa2\..*|data\.sequence)", TWO_STAGES),
+    (r".*(environment|data)\.(?!sequence).*", dotted(SHORT | {
+        "environment__id": "hjepa/Drift-v0", "environment__max_steps": 12})),
+    (r".*grid\..*", dotted({f"grid__{k}": v for k, v in TINY_GRID.items()}
+                           | {"grid__episodes": 3, "grid__steps": 3})),
+]  # fmt: skip
+"""Where a setting acts in one mode only, it is changed in that mode, besides what it needs."""
+ELSEWHERE = re.compile(
+    r"(?!pixels\.).*|.*log_every"  # test_config.py; below
+    r"|.*\b(optim|ppo|reward|loading|seeds|method|path|read|checkpoint|checkpoint_every|source|lr"
+    r"|frozen|action_repeat)\b.*"
+)
+"""Leaves that other tests below tests/ change: budgets and cadences here, heads, stages, PPO."""
+BASE = tiny_config()
+ACTING = [
+    pytest.param(leaf, value, id=f"{leaf}={value}")
+    for leaf in SETTINGS
+    if not ELSEWHERE.fullmatch(leaf)
+    for value in other_values(leaf, flatten(base_of(leaf, BASE, CONTEXT))[leaf])
+]
+
+
+def trained(module, data, optim):
+    """Losses and weights of two updates."""
+    fit = training.fit(module, data, None, optim, seed=0)
+    return [report.loss for report in fit], digest(module)
+
+
+def model_print(leaf, config):
+    """Parameters, losses of three updates, and the weights after them; or why there are none."""
+    name = "enc_dec_jepa" if re.search(r"pixels\.(en|de)coder", leaf) else "jepa"
+    name = "enc_dec" if leaf.endswith("use_for_enc_dec") else name
+    torch.manual_seed(0)
+    try:
+        model = build_pixel_model(name, config, SHAPES)
+    except ConfigError as error:
+        return str(error)
+    if leaf.endswith("clamp"):
+        with torch.no_grad():
+            model.encoder.layers[0].weight.fill_(1.0)
+            model.encoder.layers[0].weight[::2] = -1.0
+    losses = descend(model, torch.optim.SGD, 3, 0.1)
+    return parameter_counts(model), repr(losses), digest(model)
+
+
+def grid_print(config):
+    """Data and weights after two updates of both models."""
+    data = buffers.play(config.grid, 0)
+    found = [data.sha256]
+    for kind in KINDS:
+        model = build_grid_model(kind, config.grid, data.size, 0)
+        list(fit_grid(model, data, EpochsConfig(updates=2, batch=4), dict, seed=0))
+        found.append(digest(model))
+    return found
+
+
+def stage1_print(config):
+    torch.manual_seed(0)
+    model = MaskedPrediction(config, SHAPES)
+    return trained(model, tiny_transitions(), config.vjepa2.stage1.optim)
+
+
+def stage2_print(config):
+    """On the latents of an encoder as it was drawn."""
+    torch.manual_seed(0)
+    model = VJepa2(config, SHAPES)
+    windows = encode_states(model, tiny_transitions(), config.data.sequence)
+    return trained(model.world.requires_grad_(True), windows, config.vjepa2.stage2.optim)
+
+
+def data_print(config):
+    """What is collected, and how it is cut."""
+    data = collect(config, 0)
+    parts = data.split(config.data.validation_split, 0)
+    return data.sha256, data.state_shape, [len(part) for part in parts]
+
+
+@functools.cache
+def fingerprint(leaf, config):
+    """What a setting of `pixels` acts on."""
+    prints = {"stage1": stage1_print, "stage2": stage2_print, "sequence": stage2_print}
+    prints |= {"environment": data_print, "data": data_print, "grid": grid_print}
+    parts = leaf.split(".")
+    for part in (parts[-1], *parts[-2::-1]):
+        if part in prints:
+            return prints[part](config)
+    return model_print(leaf, config)
+
+
+@pytest.mark.parametrize(("leaf", "value"), ACTING)
+def test_every_setting_acts(leaf, value):
+    """F9, VJ-2 to VJ-11, ENV-1 to ENV-7, DATA-1, DATA-4, DATA-10: a new one is tested at once."""
+    base = base_of(leaf, BASE, CONTEXT)
+    changed = base.override({leaf: value}, strict=False)
+    assert fingerprint(leaf, changed.pixels) != fingerprint(leaf, base.pixels)
+
+
+def test_a_loaded_data_set_names_every_setting_that_it_overrules(tmp_path):
+    """DATA-6: limits, frame skip, action repeat and PPO's settings; equal ones are not named."""
+    path = str(tmp_path / "data")
+    made = skilled()
+    data = collect(collected(**SHORT), 0)
+    stored = {"method": "ppo", "max_steps": 12, "frame_skip": 0, "action_repeat": 2}
+    data.meta |= stored | {"ppo": dataclasses.asdict(made.ppo) | {"n_envs": 3}}
+    data.save(tmp_path / "data")
+
+    def notes(**changes):
+        return acquire(skilled(data__path=path, **changes), 0).meta["notes"]
+
+    assert notes() == notes(ppo__n_envs=7) == [f"loaded from {path}"]
+    for name, found in {
+        "environment__action_repeat": "action_repeat=2", "ppo__action_repeat": "action_repeat=2",
+        "ppo__steps": "ppo.steps=128", "ppo__n_steps": "ppo.n_steps=64",
+        "environment__max_steps": "max_steps=12",
+    }.items():  # fmt: skip
+        (_, note) = notes(**{name: 4})
+        assert note == f"{path} was collected with {found}, the setting 4 has no effect"
+    # Whoever does not ask for PPO hears of the repeat alone.
+    (_, note) = notes(data__method="random", ppo__steps=9, ppo__action_repeat=3)
+    assert "action_repeat=2, the setting 3" in note
+
+
+SECTIONS = ("optim", "decoder.optim", "reward.optim", "vjepa2.stage1.optim", "vjepa2.stage2.optim",
+            "grid.optim")  # fmt: skip
+"""Every section of the type EpochsConfig."""
+
+
+def marked(number):
+    """Values that no other section has."""
+    return EpochsConfig(
+        epochs=2, updates=7, batch=4 + number, lr=1e-4 * (number + 1), weight_decay=0.02,
+        schedule="plateau", plateau_patience=1, min_lr=1e-7, clip=0.5, patience=1, delta=2e-3,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reached(tmp_path_factory):
+    """(sections asked for a budget, settings of all loops, workspace) of one tiny whole run."""
+    asked, fitted = [], []
+    optim, make = EpochsConfig.optim, Fit.__init__
+
+    def ask(self, rows):
+        asked.append((self, optim(self, rows)))
+        return asked[-1][1]
+
+    def fit(self, task, settings, **options):
+        fitted.append(settings)
+        make(self, task, settings, **options)
+
+    changes = {f"pixels.{name}.{key}": value for number, name in enumerate(SECTIONS)
+               for key, value in dataclasses.asdict(marked(number)).items()}  # fmt: skip
+    grid = {f"pixels.grid.{key}": value for key, value in TINY_GRID.items()}
+    logs = {"pixels.log_every": 2, "pixels.reward.log_every": 3, "pixels.grid.log_every": 2}
+    config = tiny_config().override(TWO_STAGES | grid | logs | changes, strict=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EpochsConfig, "optim", ask)
+        patch.setattr(Fit, "__init__", fit)
+        ws = tiny_workspace(tmp_path_factory.mktemp("reached"), config)
+        list(pixelstages.train(ws, "decoder_jepa_s0", "heads_jepa_s0", "vjepa2_s0"))
+        list(ws.make(grid_stages(ws.config)["grid_s0"]))
+    return asked, fitted, ws
+
+
+@pytest.mark.parametrize("number", range(len(SECTIONS)), ids=SECTIONS)
+def test_every_section_of_a_budget_reaches_its_own_loop(number, reached):
+    """F9: all twelve fields, whose effect test_pixels_training.py shows, in all six places."""
+    asked, fitted, _ = reached
+    budgets = [found for section, found in asked if section == marked(number)]
+    assert budgets
+    whole = {dataclasses.replace(found, patience=0) for found in budgets}  # updates are counted
+    assert whole & set(fitted)
+
+
+def test_jepa_stops_on_its_full_validation_loss():
+    """TRAIN-4, F9: prediction + weight * auxiliary total on the validation part, no share of it."""
+    config = tiny_pixels(auxiliary__weight=3.0, optim__updates=0, optim__epochs=2, optim__batch=16)
+    train, validation = tiny_transitions().split(0.3, 0)
+    torch.manual_seed(0)
+    model = build_pixel_model("jepa", config, train)
+    fit = training.fit(model, train, validation, config.optim, seed=0)
+    checks = [report.validation for report in fit if report.validation]
+    assert len(checks) == 2
+    for found in checks:
+        whole = found["prediction"] + 3.0 * found["vicreg_total"]
+        assert found["loss"] == pytest.approx(whole, rel=1e-5)
+        assert found["vicreg_total"] > 0 and found["loss"] > found["prediction"]
+    assert fit.best_loss == min(found["loss"] for found in checks)
+    model.eval()
+    again = training.mean_loss(model, validation, config.optim.batch)
+    assert checks[-1]["loss"] == pytest.approx(again["loss"], rel=1e-5)
+
+
+def test_the_log_cadences_are_settings(reached):
+    """TRAIN-2, MOD-11, GRID-5: 20, 100 and 10 updates by default; each acts where it says."""
+    full = profile("full").pixels
+    assert (full.log_every, full.reward.log_every, full.grid.log_every) == (20, 100, 10)
+    for stage in ("jepa_s0", "decoder_jepa_s0", "vjepa2_stage1_s0", "heads_jepa_s0_reward_mlp",
+                  "grid_s0"):  # fmt: skip
+        every = 3 if "mlp" in stage else 2
+        logged = {row["step"] for row in reached[2].run.records(stage) if "loss" in row}
+        assert {*range(every, 7, every)} <= logged

@@ -11,6 +11,7 @@ import dask
 import distributed
 import pandas as pd
 import pytest
+from tiny import refused
 from tiny_runs import SEED, Said, floors, result, write
 
 from hjepa_lib import __main__
@@ -96,8 +97,7 @@ def test_an_edited_notebook_is_executed_again(tmp_path):
     assert errors == [] and "1 rows, 1 done before" in said[0]
     assert report.stat().st_mtime_ns == before
     write(tmp_path / "notebooks", "01_a", "assert 1 + 1 == 2")
-    with pytest.raises(RunError, match="was made with notebooks=01_a:"):
-        run(experiment)
+    refused(RunError, "was made with notebooks=01_a:", run, experiment)
     assert run(experiment, redo=True)[0] == [""]
     assert report.stat().st_mtime_ns > before and len(pd.read_csv(experiment.table)) == 1
 
@@ -141,7 +141,6 @@ def note(folder, *facts):
 
 
 def test_a_killed_worker_loses_no_row_and_counts_none_twice(cluster, tmp_path):
-    """Two real workers; one dies in the middle of a notebook, another one resumes its run."""
     notes = tmp_path / "notes"
     notes.mkdir()
     write(tmp_path / "notebooks", "01_a", note(notes, "01"))
@@ -230,8 +229,7 @@ def test_local_cluster_tells_the_killer_from_its_neighbours():
 def test_joblib_says_what_a_killed_process_means():
     """S3: one sentence, not a trace."""
     assert sorted(one.value for one in pool.run_all(double, [1, 2], jobs=2)) == [2, 4]
-    with pytest.raises(RunError, match="a worker process was killed"):
-        list(pool.run_all(double, [1, 0], jobs=2))
+    refused(RunError, "a worker process was killed", list, pool.run_all(double, [1, 0], jobs=2))
 
 
 def test_joblib_workers_share_the_cores(monkeypatch):
@@ -278,8 +276,9 @@ def test_wrong_choices_are_one_sentence(options, kind, message, monkeypatch):
     ):
         list(pool.run_all(double, [1], **options))
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(FileError, match=r"distributed is not installed: .*\[cluster\]"):
-        pool.check_engine("dask", 1, "")
+    refused(
+        FileError, r"distributed is not installed: .*\[cluster\]", pool.check_engine, "dask", 1, ""
+    )
 
 
 def test_command_hands_engine_and_scheduler_on(tmp_path, monkeypatch, capsys):

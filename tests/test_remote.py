@@ -9,7 +9,7 @@ import warnings
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from tiny import tiny_config
+from tiny import refused, tiny_config
 from tiny_runs import Said, fill, write
 
 from hjepa_lib.__main__ import main
@@ -100,10 +100,8 @@ def test_a_run_is_found_on_another_machine(machine):
     found.verify("data")
     assert (found.path / "data/data.txt").read_text() == "numbers"
     assert Run.exists("a") and store()["latest"] == b"a\n"
-    with pytest.raises(RunError, match="'a' exists already"):
-        Run.create("a", CONFIG)
-    with pytest.raises(RunError, match="does not exist"):
-        Run.open("b")
+    refused(RunError, "'a' exists already", Run.create, "a", CONFIG)
+    refused(RunError, "does not exist", Run.open, "b")
     fill(found, "data", "newer")
     machine("one")
     assert (Run.open("a").path / "data/data.txt").read_text() == "newer"
@@ -234,17 +232,13 @@ def test_s2_a_second_writer_never_hides_what_the_first_uploaded(machine):
     fill(Run.at(outputs_root() / "a"), "l1", "one's")
     machine("two")
     late = Run.at(outputs_root() / "a")  # does not look at the store
-    with pytest.raises(FileError, match="another machine went on with memory://") as caught:
-        fill(late, "l2")
-    assert "\n" not in str(caught.value)
+    refused(FileError, "another machine went on with memory://", fill, late, "l2")
     assert Run.open("a").done("l1")  # nothing was made here yet, so it catches up
     machine("one")
     Run.at(outputs_root() / "a").note("where", "one")
     machine("two")
-    with pytest.raises(FileError, match="another machine went on"):
-        late.note("where", "two")
-    with pytest.raises(FileError, match="both went on"):
-        Run.open("a")
+    refused(FileError, "another machine went on", late.note, "where", "two")
+    refused(FileError, "both went on", Run.open, "a")
     machine("three")
     Run.open("a").verify("l1")
 
@@ -263,8 +257,7 @@ def test_s10_a_manifest_cannot_write_elsewhere(machine, tmp_path, name):
     manifest = Run.create("a", CONFIG).manifest | {"files": [item]}
     overwrite("a/manifest.json", json.dumps(manifest).encode())
     machine("two")
-    with pytest.raises(FileError, match="no manifest of a remote run"):
-        Run.open("a")
+    refused(FileError, "no manifest of a remote run", Run.open, "a")
     assert not list(tmp_path.rglob("*outside*"))
 
 
@@ -330,8 +323,7 @@ def test_an_s3_server(tmp_path, monkeypatch):
     try:
         monkeypatch.setenv("HJEPA_OUTPUTS", "s3://bucket/runs")
         monkeypatch.setenv("HJEPA_CACHE", str(tmp_path / "one"))
-        with pytest.raises(FileError, match=r"s3://bucket/runs.*bucket does not exist"):
-            Run.create("a", CONFIG)
+        refused(FileError, r"s3://bucket/runs.*bucket does not exist", Run.create, "a", CONFIG)
         s3fs.S3FileSystem().mkdir("bucket")
         fill(Run.open("a"), "l1", "weights")  # made here, uploaded now
         s3fs.S3FileSystem().pipe_file("bucket/runs/a/l1/l1.txt", b"weighty")

@@ -1,20 +1,27 @@
-"""Stages on a tiny run: results written, read back and validated; resuming whole stages."""
+"""Results, what is played and compared, and whole stages that resume."""
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from tiny import refused, tiny_config
+from tiny_runs import Said
 
-from hjepa_lib.config import ConfigError, leaves, read_yaml
+from hjepa_lib.config import ConfigError, leaves, profile, read_yaml
 from hjepa_lib.evaluation import Case, protocol_cap, results
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
-from hjepa_lib.files import FileError
-from hjepa_lib.runs import score, stages
+from hjepa_lib.files import FileError, read_json
+from hjepa_lib.runs import notebooks, score, stages
+from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.report import build_summary, check_summary
 from hjepa_lib.runs.run import Run
-from hjepa_lib.workbench import CONFIGS
+from hjepa_lib.runs.workspace import Workspace
+from hjepa_lib.workbench import CONFIGS, STUDY
+from hjepa_lib.workbench.rows import load_rows
+from hjepa_lib.workbench.schema import read_experiment
 from hjepa_lib.worlds.trials import load_trials
 
 CAP = 1.8365
@@ -63,7 +70,7 @@ def test_parameters_and_training_time_count_the_parts_that_were_used(ws, rows):
 
 
 def test_another_question_is_another_file(ws, rows):
-    """I8: split, number of trials, settings, budget, dynamics, steps and seed are in the name."""
+    """I8."""
     config = ws.config
     planning = dataclasses.replace(config.planning, replan=1)
     changes = [
@@ -88,7 +95,6 @@ def test_another_question_is_another_file(ws, rows):
 
 
 def test_round_trip_of_one_result(agent, config, tmp_path):
-    """What is read back is what happened; a row is means over the stored columns."""
     config = config.override("planning.cost=latent")
     case = Case.of(config, "l1+l2", "distance", split="validation", trials=3)
     policy = LatentPolicy(agent, "l1+l2", case.planning)
@@ -119,10 +125,11 @@ def test_round_trip_of_one_result(agent, config, tmp_path):
 
 
 def test_protocols_fix_their_caps():
-    """P1: 1.8365 px and nothing else; P2: 2.45 px, others on request."""
+    """P1 and P3: 1.8365 px and nothing else; P2: 2.45 px, others on request."""
     assert protocol_cap("p1", 0) == protocol_cap("p1", CAP) == CAP
-    with pytest.raises(ConfigError, match=r"protocol p1 fixes planning\.action_cap=1\.8365, got 2"):
-        protocol_cap("p1", 2.0)
+    for name in ("p1", "p3_dim"):
+        with pytest.raises(ConfigError, match=rf"{name} fixes planning\.action_cap=1\.8365, got 2"):
+            protocol_cap(name, 2.0)
     for protocol in ("p2_seen", "p2_heldout"):
         assert protocol_cap(protocol, 0) == 2.45
         assert protocol_cap(protocol, CAP) == CAP
@@ -165,3 +172,57 @@ def test_interrupted_stages_resume_to_the_same_run(trained, config, workspace_of
     for name in (*(f"l1/{one}.safetensors" for one in names), "l2/model.safetensors"):
         assert (ws.run.path / name).read_bytes() == (trained / name).read_bytes(), name
     assert (ws.run.path / "l2/model.json").read_text() == (trained / "l2/model.json").read_text()
+
+
+ROW = {"cost": "latent", "success_rate": 0.5, "path_efficiency": 0.4, "flops_per_step": 1e6}
+
+
+def test_best_is_by_success_then_path_then_compute():
+    rows = [
+        {"method": "oracle", **ROW, "success_rate": 1.0, "flops_per_step": None},
+        {"method": "a", **ROW},
+        {"method": "b", **ROW, "flops_per_step": 1e5},
+    ]
+    assert score.best(rows) == ("b", "latent")
+    assert score.best([*rows, {"method": "c", **ROW, "path_efficiency": 0.5}])[0] == "c"
+    assert score.best([*rows, {"method": "d", **ROW, "success_rate": 0.6}])[0] == "d"
+    refused(RunError, "no result of a planner", score.best, rows[:1])
+
+
+def test_results_are_found_taken_over_or_played(trained, root, monkeypatch):
+    monkeypatch.setattr("hjepa_lib.runs.run.repository", lambda: root / "nowhere")
+    shutil.copytree(trained, root / "trained")
+    config = tiny_config(evaluation__latency=False)
+    first = Workspace("05_compare", Run.create("first", config))
+    cases = score.cases_of(config)
+    played = score.find_results(first, cases)
+    stages = [f"results/{case.name}" for case in cases]
+    assert len(list((first.run.path / "results").glob("*.npz"))) == 7
+    assert {first.origin(stage) for stage in stages} == {"this run"}
+    score.find_results(first, score.tuned_pair(config), "tuned")
+    page = notebooks.finish(first.run, Said()).read_text()
+    summary = read_json(first.run.path / "summary.json")  # Q5: it holds what chapter 05 says
+    assert {row["method"] for row in summary["tuned"]} == {"flat", "l1+l2"}
+    assert "verdict, flat as validation trials chose it, latent cost: undecided; L1+L2 " in page
+    monkeypatch.setattr(score, "run_episodes", None)  # nothing is played from here on
+    second = Workspace("05_compare", Run.create("second", config))
+    again = score.find_results(second, cases)
+    assert {second.origin(stage) for stage in stages} == {"first"}
+    for one, two in zip(played, again, strict=True):
+        assert one.header == two.header
+    with pytest.raises(TypeError):
+        score.find_results(second, score.cases_of(config, trials=2))
+
+
+def test_the_hierarchy_is_judged_against_flat_tuned_at_equal_compute():
+    """Q5."""
+    study = read_experiment(STUDY)
+    units = {unit.cell.name: unit for unit in study.units}
+    flat, two = score.tuned_pair(profile("laptop"))
+    wanted = [units[name].case for name in ("bar_flat_latent", "bar_l1l2_latent")]
+    for found, case in zip((flat, two), wanted, strict=True):
+        assert found.settings | {"seed": 0} == case.settings | {"seed": 0}
+    rows = load_rows(study.table).set_index("cell")["flops_per_step"]
+    spent = [rows[name].mean() for name in ("bar_flat_latent", "bar_l1l2_latent")]
+    assert abs(spent[0] / spent[1] - 1) < 0.05
+    assert score.tuned_pair(profile("laptop").override("level2.disable_l2=true")) == []

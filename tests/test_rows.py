@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from tiny import refused
 from tiny_runs import TRIALS, first, make_row
 
 from hjepa_lib.evaluation.failures import LABELS
@@ -35,8 +36,9 @@ def test_solved_survives_the_table(n):
     text = pack_solved(solved.astype(float))
     assert unpack_solved(text, n).tolist() == solved.tolist()
     for wrong in (text + "ff", "zz" * (len(text) // 2)):
-        with pytest.raises(WorkbookError, match=rf"{len(text)} hexadecimal digits for n={n}"):
-            unpack_solved(wrong, n)
+        refused(
+            WorkbookError, rf"{len(text)} hexadecimal digits for n={n}", unpack_solved, wrong, n
+        )
 
 
 def test_load_rows_keeps_digits_text(tmp_path):
@@ -50,13 +52,11 @@ def test_load_rows_keeps_digits_text(tmp_path):
     with pytest.raises(WorkbookError, match="does not exist: run the experiment first"):
         fr.load_rows(tmp_path / "none.csv")
     path.write_text("a\n1\n")
-    with pytest.raises(WorkbookError, match="column 'cell' is missing"):
-        fr.load_rows(path)
+    refused(WorkbookError, "column 'cell' is missing", fr.load_rows, path)
     row = make_row("walk", 0, np.zeros(8, int))
     for name in ("solved", "revision", "seconds_per_episode", "planner.steps"):
         pd.DataFrame([row]).drop(columns=[name, "group"]).to_csv(path, index=False)
-        with pytest.raises(WorkbookError, match=rf"rows.csv .* it lacks group.* {name}$"):
-            fr.load_rows(path)
+        refused(WorkbookError, rf"rows.csv .* it lacks group.* {name}$", fr.load_rows, path)
 
 
 @pytest.mark.parametrize(
@@ -78,17 +78,13 @@ def test_mixed_sets_are_refused_by_name(column, value, message):
     rows = pd.concat([FLAT, TWO], ignore_index=True)
     assert check_rows(rows) is rows
     rows.loc[0, column] = value
-    with pytest.raises(WorkbookError, match=message) as caught:
-        check_rows(rows)
-    assert len(str(caught.value).splitlines()) == 1
+    refused(WorkbookError, message, check_rows, rows)
 
 
 def test_unfinished_sets_are_refused_or_split():
     short = FLAT[~((FLAT["seed"] == 2) & (FLAT["budget"] == 1))]
-    with pytest.raises(WorkbookError, match=r"flat 1\.0 is unfinished: seed 2 is missing"):
-        check_rows(short)
-    with pytest.raises(WorkbookError, match="no row to compare"):
-        check_rows(FLAT[:0])
+    refused(WorkbookError, r"flat 1\.0 is unfinished: seed 2 is missing", check_rows, short)
+    refused(WorkbookError, "no row to compare", check_rows, FLAT[:0])
     whole, left = fr.split_finished(short)
     assert left == ["flat 1.0"] and sorted(whole["budget"].unique()) == [10, 100]
 
@@ -130,10 +126,10 @@ def test_ratio_says_where_the_smallest_budget_is_enough():
 
 
 def test_ratio_needs_the_same_seeds_and_trials():
-    with pytest.raises(WorkbookError, match="unfinished: seed 2"):
-        compute_ratio(FLAT[FLAT["seed"] < 2], TWO)
-    with pytest.raises(WorkbookError, match="differ in trials_hash"):
-        compute_ratio(FLAT, TWO.assign(trials_hash="34"))
+    refused(WorkbookError, "unfinished: seed 2", compute_ratio, FLAT[FLAT["seed"] < 2], TWO)
+    refused(
+        WorkbookError, "differ in trials_hash", compute_ratio, FLAT, TWO.assign(trials_hash="34")
+    )
 
 
 def test_pairs_per_seed_and_over_all():
@@ -153,8 +149,7 @@ def test_pairs_follow_the_trials_not_the_counts():
     two = pd.DataFrame([make_row("b", 0, 1 - first(20))])
     test = verdict.paired(one, two).iloc[-1]
     assert (test["difference"], test["only_first"], test["only_second"]) == (0, 20, 20)
-    with pytest.raises(WorkbookError, match="compares two points"):
-        verdict.paired(FLAT, TWO[TWO["budget"] == 1])
+    refused(WorkbookError, "compares two points", verdict.paired, FLAT, TWO[TWO["budget"] == 1])
     with pytest.raises(WorkbookError, match="differ in n"):
         verdict.paired(one, pd.DataFrame([make_row("b", 0, first(3, 24))]))
 

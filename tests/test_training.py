@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import struct
+import warnings
+from itertools import islice
 from unittest.mock import Mock
 
 import numpy as np
@@ -10,7 +12,17 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tiny import digest, dotted, make_job, make_level1, make_level2, make_store, seeded, tiny_config
+from tiny import (
+    digest,
+    dotted,
+    make_job,
+    make_level1,
+    make_level2,
+    make_store,
+    refused,
+    seeded,
+    tiny_config,
+)
 from torch import nn
 
 from hjepa_lib.config import OptimConfig
@@ -37,7 +49,7 @@ def config_of(kind, **changes):
 @example(updates=1, warmup=0.0, final=0.1)
 @example(updates=40, warmup=0.1, final=0.001)
 def test_learning_rate_warms_up_and_never_rises_again(updates, warmup, final):
-    """PL4: linear up to the peak, then non-increasing down to `final` of it."""
+    """PL4."""
     config = OptimConfig(updates=updates, lr=0.5, warmup=warmup, final=final)
     rates = [learning_rate(i, config) for i in range(updates)]
     top = max(1, round(warmup * updates))
@@ -50,7 +62,7 @@ def test_learning_rate_warms_up_and_never_rises_again(updates, warmup, final):
 
 
 def test_training_makes_exactly_the_configured_updates():
-    """PL4: E updates, not E + 1, each at its own rate; a finished fit yields nothing more."""
+    """PL4."""
     config = config_of("level1", level1__optim__updates=7)
     fit = make_job("level1", config).fit
     reports = list(fit)
@@ -81,7 +93,9 @@ TRAINED = [
     ("level2", {"level2__latent": "fsq"}),
     ("joint", {}),
     ("joint", HOOKS),
+    # Here the similarity is the only term of the predictions (F10: nothing cancels).
     ("joint", {"level2__latent": "fsq", "level2__conditioning": True}),
+    ("joint", {"level2__feedback": True}),
     ("joint", {"level2__loss__idm": 1.0, "level2__actions": "learned"}),
     ("joint", {"level1__target": "ema", "level1__predictors": 2, "level1__rollout": 4}),
     ("joint", {"level2__disable_l2": True}),
@@ -118,7 +132,7 @@ def test_every_trainable_tensor_is_optimised_and_changes(kind, changes):
 
 
 def test_a_frozen_level1_stays_as_it_is():
-    """Architectures 2: hash of the frozen weights unchanged."""
+    """Architectures 2."""
     config = config_of("level2")
     frozen = make_level1(config).eval().requires_grad_(False)
     before, store = digest(frozen), make_store(frozen)
@@ -139,8 +153,7 @@ def test_short_trajectories_are_refused(store, level1):
     model = level2_training.Level2(tiny_config(level2__step_skip=20).level2, 16)
     with pytest.raises(WorkbookError, match=message(41)):
         level2_training.train_level2(model, level1, store, short, seed=0)
-    with pytest.raises(WorkbookError, match=message(33)):
-        draw_windows(short, 32)
+    refused(WorkbookError, message(33), draw_windows, short, 32)
 
 
 RESUMED = [
@@ -198,15 +211,16 @@ def test_a_resume_file_that_does_not_fit_is_one_sentence(tmp_path, monkeypatch):
         ("level1.hidden", 17, "does not fit this model"),
         ("precision", "bf16", "precision was fp32 there and is bf16 here"),
     ):
-        with pytest.raises(TrainingError, match=message):
-            make_job("level1", config.override({setting: value}), tmp_path)
+        refused(
+            TrainingError, message, make_job, "level1", config.override({setting: value}), tmp_path
+        )
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(FileError, match=r"resume\.pt is not the whole state"):
-        make_job("level1", config, tmp_path)
+    refused(FileError, r"resume\.pt is not the whole state", make_job, "level1", config, tmp_path)
     for kind in (struct.error, AttributeError, ZeroDivisionError):  # what unpickling can end in
         monkeypatch.setattr(torch, "load", Mock(side_effect=kind))
-        with pytest.raises(FileError, match=r"resume\.pt is not the whole state"):
-            make_job("level1", config, tmp_path)
+        refused(
+            FileError, r"resume\.pt is not the whole state", make_job, "level1", config, tmp_path
+        )
 
 
 def test_c5_a_file_that_is_not_there_is_not_called_damaged(tmp_path, monkeypatch):
@@ -237,76 +251,166 @@ def test_a_resume_file_of_another_device_goes_on_and_says_so(tmp_path, monkeypat
     assert [report.update for report in resumed.fit] == [3, 4]
 
 
-def toy(loss=None, validate=None, folder=None, **optim):
-    torch.manual_seed(0)
-    module = nn.Linear(3, 1, bias=False)
+class Toy(nn.Module):
+    """A vector driven to zero, with a running average that a lost update must not touch."""
 
-    def square(generator):
-        return module.weight.square().sum(), {"size": 1.0}
-
-    settings = {"updates": 10, "lr": 0.1, "validate_every": 2, "warmup": 0.0} | optim
-    task = Task(module, loss or square, validate)
-    return module, Fit(task, OptimConfig(**settings), seed=0, folder=folder)
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.register_buffer("seen", torch.zeros(()))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(value):
-    calls = iter([1.0, 1.0, value, 1.0])
-    module, fit = toy(lambda generator: (module.weight.square().sum() * next(calls), {}))
-    steps = iter(fit)
-    next(steps), next(steps)
-    before = digest(module, fit.optimiser.state_dict()["state"][0]["exp_avg"])
-    with pytest.raises(TrainingError, match=rf"the loss is {value} at update 3; lower the lea"):
-        next(steps)
-    assert digest(module, fit.optimiser.state_dict()["state"][0]["exp_avg"]) == before
-    assert fit.update == 2
+def toy(factors=(), validate=None, folder=None, after=None, **optim):
+    """Loss = factor * |w|^2, the factor of update k from `factors` (1 beyond them)."""
+    module = Toy()
+
+    def loss_fn(generator):
+        factor = factors[fit.update] if fit.update < len(factors) else 1.0
+        if factor == "slope":  # of a root at 0: the loss is finite, its gradient is not
+            return module.weight.mul(0).abs().sqrt().sum(), {}
+        module.seen += factor
+        return factor * module.weight.square().sum(), {}
+
+    settings = {"updates": 6, "lr": 0.1, "validate_every": 1, "schedule": "constant"} | optim
+    task = Task(module, loss_fn, validate, after)
+    fit = Fit(task, OptimConfig(**settings), seed=0, folder=folder)
+    return module, fit
 
 
 @pytest.mark.parametrize("clip", [0.0, 2.0])
-def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(clip):
-    """A finite loss may have an infinite slope (a root at 0): the same clear stop."""
-    module, fit = toy(lambda generator: (module.weight.mul(0).abs().sqrt().sum(), {}), clip=clip)
-    before = digest(module)
-    with pytest.raises(TrainingError, match=r"the gradient .* at update 1"):
-        next(iter(fit))
-    assert digest(module) == before
-    assert torch.isfinite(module.weight).all()
+@pytest.mark.parametrize("bad", [math.nan, math.inf, "slope"])
+def test_an_update_that_is_not_finite_stops_or_is_skipped_and_counted(bad, clip):
+    """TRAIN-3: weights, optimiser, buffers and EMA as before it; skipped, training goes on."""
+    module, fit = toy([1.0, 1.0, bad], clip=clip)
+    steps, optimiser = iter(fit), fit.optimiser.state
+    next(steps), next(steps)
+    before = digest(module.weight, *optimiser.values())
+    said = "the gradient .*" if bad == "slope" else f"the loss is {bad}"
+    refused(TrainingError, rf"{said} at update 3; lower the lea", next, steps)
+    assert digest(module.weight, *optimiser.values()) == before and fit.update == 2
+    calls = []
+    module, fit = toy([1.0, bad], after=lambda: calls.append(1), clip=clip, non_finite="skip")
+    steps, optimiser = iter(fit), fit.optimiser.state
+    next(steps)
+    before = digest(module, *optimiser.values())
+    report = next(steps)
+    assert (report.update, report.skipped, fit.skipped) == (2, 1, 1)
+    assert digest(module, *optimiser.values()) == before
+    assert [report.skipped for report in steps] == [1] * 4
+    assert len(calls) == 5 and digest(module, *optimiser.values()) != before
+
+
+def test_a_training_that_only_skips_ends_with_a_sentence():
+    with pytest.raises(TrainingError, match="50 updates in a row"):
+        list(toy([math.nan] * 100, updates=100, non_finite="skip")[1])
+
+
+def test_a_huge_loss_fails_and_a_large_gradient_warns_once():
+    """(+) The seed divided losses above 1e6 by 1000 and went on."""
+    refused(
+        TrainingError, r"the loss is 3e\+06 at update 1", list, toy([1e6], non_finite="skip")[1]
+    )
+    with pytest.warns(UserWarning, match="the gradient norm is") as caught:
+        list(toy([100.0] * 6, non_finite="skip")[1])
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(toy(non_finite="skip")[1])
+        list(toy([100.0] * 6)[1])
+    assert next(iter(toy([1e6])[1])).loss > 1e6
+
+
+PLATEAU = {"schedule": "plateau"}
+
+
+SMALL = [1.0, 0.99, 0.98, 0.97, 0.96]
+
+
+@pytest.mark.parametrize(
+    ("losses", "settings", "rates"),
+    [
+        ([1.0] * 4, {}, [0.1] * 4),
+        ([1.0] * 7, {"schedule": "step", "decay_every": 3}, [0.1] * 3 + [0.05] * 3 + [0.025]),
+        ([1.0] * 3, {"schedule": "step", "decay_every": 1, "min_lr": 0.04}, [0.1, 0.05, 0.04]),
+        ([1.0, 0.9, 0.8, 0.7], PLATEAU, [0.1] * 4),
+        ([1.0] * 7, PLATEAU, [0.1] * 4 + [0.05] * 3),  # as torch's ReduceLROnPlateau
+        ([1.0] * 7, PLATEAU | {"plateau_patience": 1, "min_lr": 0.03},
+         [0.1] * 3 + [0.05] * 2 + [0.03] * 2),
+        (SMALL, PLATEAU | {"delta": 0.1}, [0.1] * 4 + [0.05]),
+        (SMALL, PLATEAU | {"delta": 0.001}, [0.1] * 5),
+    ],
+)  # fmt: skip
+def test_schedules(losses, settings, rates):
+    """VJ-5: a plateau halves, never below min_lr; a fall by more than delta starts the count."""
+    told = iter(losses)
+    _, fit = toy(validate=lambda: {"loss": next(told)}, updates=len(losses), **settings)
+    assert [report.lr for report in fit] == pytest.approx(rates)
+
+
+FALLING = [1.0, 0.5, 0.6, 0.6, 0.6, 0.1]
+
+
+SLOW = [1.0, 0.9995, 0.999, 0.9985, 0.998, 0.9975]  # 0.001 below the first only at the fourth
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "delta", "updates"),
+    [(FALLING, 3, 0.0, 5), (FALLING, 0, 0.0, 6), (SLOW, 3, 0.001, 6), (SLOW, 2, 0.001, 3)],
+)
+def test_early_stopping_on_fake_loss_sequences(losses, patience, delta, updates):
+    """TRAIN-4, F9: patience counts validations that are not better by delta; the best is kept."""
+    told, snapshots = iter(losses), []
+
+    def validate():
+        snapshots.append(module.weight.clone())
+        return {"loss": next(told)}
+
+    module, fit = toy(validate=validate, patience=patience, delta=delta)
+    assert len(list(fit)) == updates
+    assert fit.best_loss == min(losses[:updates])  # a small fall is still the best so far
+    fit.load_best()
+    assert torch.equal(module.weight, snapshots[losses.index(fit.best_loss)])
+
+
+def test_resuming_keeps_schedule_patience_skip_counter_and_best_weights(tmp_path):
+    """TRAIN-7, PL8: an interrupted fit ends as an uninterrupted one, bit for bit."""
+    losses = [1.0, 1.0, 1.0, 0.9999, 0.9, 0.95, 0.95, 0.95]
+    factors = [1.0, math.nan, 1.0, 1.0, math.nan, 1.0, 1.0, 1.0]
+
+    def start(folder=None):
+        module, fit = toy(
+            factors, lambda: {"loss": losses[fit.update - 1]}, folder, delta=0.01, patience=4,
+            updates=8, non_finite="skip", **PLATEAU,
+        )  # fmt: skip
+        return module, fit
+
+    def best(module, fit):
+        fit.load_best()
+        return digest(module)
+
+    first, fit = start()
+    whole, wanted = list(fit), best(first, fit)
+    for stop in range(1, len(whole)):
+        list(islice(start(tmp_path / str(stop))[1], stop))
+        module, fit = start(tmp_path / str(stop))
+        assert fit.update == stop
+        assert repr(list(fit)) == repr(whole[stop:])  # NaN equals NaN as text
+        assert best(module, fit) == wanted
+    assert whole[-1].skipped == 2 and whole[-1].lr < 0.1
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.5])
 def test_gradient_clipping_bounds_the_norm_and_zero_switches_it_off(clip):
-    module, fit = toy(lambda _: (1e3 * module.weight.square().sum(), {}), clip=clip)
+    module, fit = toy([1e3], clip=clip)
     report = next(iter(fit))
     assert module.weight.grad.norm().item() == pytest.approx(clip or report.grad_norm, rel=1e-4)
     assert report.grad_norm > 100
 
 
-def test_best_weights_and_patience_follow_the_validation_loss(tmp_path):
-    """F9: the held-out loss ends a training and chooses its weights; PL8: interrupted or not."""
-    losses, snapshots = iter([3.0, 1.0, 2.0, 2.5, 2.6, 0.1]), []
-
-    def begin():
-        def validate():
-            snapshots.append(module.weight.clone())
-            return {"loss": next(losses)}
-
-        module, fit = toy(validate=validate, folder=tmp_path, patience=3, updates=20)
-        return module, fit
-
-    for _ in zip(range(6), begin()[1], strict=False):
-        pass
-    module, fit = begin()
-    assert (fit.update, fit.stale, fit.best_loss) == (6, 1, 1.0)
-    assert [report.update for report in fit] == [7, 8, 9, 10]  # three without improvement
-    assert fit.best_loss == 1.0
-    fit.load_best()
-    assert torch.equal(module.weight, snapshots[1])
-
-
 def test_validation_without_a_loss_selects_nothing():
     """A bootstrapped loss does not choose weights: the last ones stay."""
     module, fit = toy(validate=lambda: {"quality": 1.0}, patience=1)
-    assert len(list(fit)) == 10
+    assert len(list(fit)) == 6
     last = module.weight.clone()
     fit.load_best()
     assert torch.equal(module.weight, last)
@@ -325,8 +429,7 @@ def test_a_reader_can_hand_in_a_loss_and_an_optimiser():
     before = module.weight.clone()
     report = next(iter(fit))
     assert (report.terms, report.stage) == ({"mine": 2.0}, "mine")
-    expected = before - report.lr * before.sign() * min(1.0, 2.0 / 3**0.5)  # clipped to 2
-    torch.testing.assert_close(module.weight.detach(), expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(module.weight.detach(), before - report.lr * before.sign())
 
 
 @pytest.mark.parametrize("kind", ["level1", "joint"])
@@ -353,7 +456,7 @@ def test_bf16_is_for_forward_passes_alone(kind, monkeypatch):
 
 @pytest.mark.parametrize("layouts", ["fixed", "random"])
 def test_validation_reports_collapse_and_position(layouts):
-    """F13: loss terms, collapse metrics, probes and open-loop error, all finite numbers."""
+    """F13."""
     config = config_of("level1", data__layouts=layouts)
     report = list(make_job("level1", config, layouts=layouts).fit)[-1].validation
     terms = {"sim", "std", "std_t", "cov", "sim_t", "idm"}
@@ -407,7 +510,7 @@ def test_store_holds_the_latents_of_its_trajectories(level1, data):
 
 
 def test_windows_of_stored_latents_never_cross_a_trajectory(store):
-    """F6: index arithmetic over the ends of trajectories, complete and without crossings."""
+    """F6."""
     length = 9
     first = store.windows(length)
     wanted = sum(int(n) - length + 1 for n in store.lengths)

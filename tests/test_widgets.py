@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import make_agent, tiny_config
+from tiny import make_agent, refused, tiny_config
 from tiny_runs import LOADED, ROOT, Said, printed
 
 from hjepa_lib.config import ConfigError
@@ -80,9 +80,7 @@ def data_of(page):
 )
 def test_wrong_scenes_are_refused_in_one_sentence(agent, change, sentence):
     wrong = SCENE._replace(**change)
-    with pytest.raises(WorkbookError, match=sentence) as caught:
-        checked_scene(wrong)
-    assert "\n" not in str(caught.value)
+    refused(WorkbookError, sentence, checked_scene, wrong)
     with pytest.raises(WorkbookError):
         play(agent, wrong, "flat", steps=2)
     in_the_door = SCENE._replace(start=(32.0, 12.0))
@@ -100,12 +98,10 @@ def test_scenes_and_trials_convert():
     assert several.goal[0].tolist() == trials.goal[2].tolist()
     assert several.layout.pairs().unique(dim=0).tolist() == [[scene.wall_x, scene.door_y]]
     assert not torch.equal(several.start[1], several.start[2])
-    with pytest.raises(WorkbookError, match="trials 0 to 2, 3 was asked for"):
-        scene_of(trials, 3)
+    refused(WorkbookError, "trials 0 to 2, 3 was asked for", scene_of, trials, 3)
 
 
 def test_a_story_is_whole(story, agent):
-    """Shapes, the executed path, plans of every call, and predictions only where there is truth."""
     calls = -(-STEPS // story.replan)
     assert story.positions.shape == (STEPS + 1, 2)
     assert story.actions.shape == (STEPS, 2)
@@ -125,7 +121,6 @@ def test_a_story_is_whole(story, agent):
 
 
 def test_open_loop_predictions_are_those_of_level_1(story, agent):
-    """From step 3: encode that frame, feed the executed actions, read the probe."""
     start = agent.encode(torch.from_numpy(story.frames[3:4]))
     actions = torch.from_numpy(story.actions[3:7])[None]
     expected = agent.probe(agent.level1.rollout(start, actions)[0, 1:])
@@ -133,7 +128,6 @@ def test_open_loop_predictions_are_those_of_level_1(story, agent):
 
 
 def test_maps_hold_the_cost_of_every_free_place(agent, monkeypatch):
-    """The cost at the goal's own pixel is the least of its landscape, and walls have none."""
     monkeypatch.setattr(stories, "_AXIS", torch.arange(5.0, 60.0))
     maps, _, goal, plane = look(agent, SCENE)
     for values in maps.costs.values():
@@ -235,8 +229,9 @@ def test_choices_and_picks(run):
     assert sum(one.path is not None for one in options) == 3
     assert whatif.pick(options, "flat", "latent").path is not None
     assert whatif.pick(options, "flat", "distance").path is None
-    with pytest.raises(RunError, match="no roll-out of cem with the latent cost"):
-        whatif.pick(options, "cem", "latent")
+    refused(
+        RunError, "no roll-out of cem with the latent cost", whatif.pick, options, "cem", "latent"
+    )
     without = whatif.choices(found, dataclasses.replace(agent, level2=None, distance=None))
     assert [one[:2] for one in without if one.path is None] == [("flat", "latent")]
 
@@ -254,7 +249,6 @@ def test_own_worlds_are_refused(run):
 
 
 def test_player_is_one_self_contained_piece(story, flat):
-    """No address is loaded, the frames are those of the story, and markup is escaped."""
     titled = dataclasses.replace(story, title="</script><!--<script><b>")  # S10
     for page in (players.player(titled), players.player(story, flat)):
         assert page._repr_html_() == page
@@ -269,8 +263,7 @@ def test_player_is_one_self_contained_piece(story, flat):
     assert [len(row) for row in told["ahead"]] == [min(AHEAD, STEPS - i) for i in range(STEPS)]
     assert players.colours_of(flat, story) == [style.BLUE, style.ORANGE]
     assert players.colours_of(flat, flat) == [style.BLUE, style.PURPLE]
-    with pytest.raises(FigureError, match="one story or two, got 3"):
-        players.player(story, story, story)
+    refused(FigureError, "one story or two, got 3", players.player, story, story, story)
 
 
 def test_sprite_holds_the_frames_in_reading_order(story):
@@ -365,7 +358,7 @@ def test_studio_refuses_and_replans(agent, story):
 
 
 def test_studio_waits_for_the_last_change(agent, story, monkeypatch):
-    """In a kernel, a dragged slider replans once, when it has come to rest."""
+    """In a kernel."""
     studio = panels.Studio(agent, story, agent.planning, STEPS)
     timers, works, played = [], [], []
     monkeypatch.setattr(studio, "replan", lambda: played.append(studio.scene.start[0]))

@@ -1,20 +1,16 @@
 """The smallest settings, data and models that exercise every code path (not a test module)."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from hjepa_lib.config import Config, Level1Config, leaves, profile
+from hjepa_lib.config import leaves, profile
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.recipes import generate
-from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.models.checkpoint import TrainedMacro
 from hjepa_lib.models.distance import Distance, Probe
@@ -33,7 +29,7 @@ CPU = torch.device("cpu")
 
 SEARCH = {"samples": 8, "iterations": 2, "horizon": 5}
 OPTIM = {"updates": 4, "batch": 8, "validate_every": 2}
-OVERRIDES: dict[str, Any] = leaves({
+OVERRIDES = leaves({
     "device": "cpu", "precision": "fp32", "data": {"transitions": 2000},
     "level1": {"latent_dim": 16, "width": 8, "hidden": 16, "idm_hidden": 16, "window": 6,
                "optim": OPTIM},
@@ -48,7 +44,7 @@ OVERRIDES: dict[str, Any] = leaves({
     "chapters": {"study_updates": 4, "collapse_horizon": 24},
 })  # fmt: skip
 ELITES = {"elites": 3}
-ELSEWHERE: dict[str, Any] = leaves({
+ELSEWHERE = leaves({
     "level2": {"macro_dim": 3}, "level3": {"step_skip": 8},
     "planning": {
         "flat": ELITES, "hierarchy": {"level2": ELITES, "tracker": ELITES},
@@ -58,75 +54,82 @@ ELSEWHERE: dict[str, Any] = leaves({
 """Small values of settings that act only after another one has been changed."""
 
 
-def tiny_config(**changes: Any) -> Config:
+def tiny_config(**changes):
     """The tiny settings; keywords are dotted keys with "__" for the dots."""
     small = profile("smoke").override(OVERRIDES | ELSEWHERE, strict=False)
     return small.override(dotted(changes))
 
 
-def loose_config(**changes: Any) -> Config:
+def loose_config(**changes):
     """The same, with settings that other settings switch off."""
     return tiny_config().override(dotted(changes), strict=False)
 
 
-def dotted(changes: dict[str, Any]) -> dict[str, Any]:
+def dotted(changes):
     return {key.replace("__", "."): value for key, value in changes.items()}
 
 
-def seeded(seed: int = 0) -> torch.Generator:
+def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def put(place: Any, value: Any) -> Callable[[Any], Any]:
+def refused(kind, message, call, *arguments, **options):
+    """`call` ends in a `kind` of error that says `message`, a pattern, in one sentence."""
+    with pytest.raises(kind, match=message) as caught:
+        call(*arguments, **options)
+    assert "\n" not in str(caught.value)
+
+
+def put(place, value):
     """A change of an array."""
 
-    def change(array: Any) -> Any:
+    def change(array):
         array[place] = value
         return array
 
     return change
 
 
-def frames_of(*lead: int, size: tuple[int, int] = (65, 65), seed: int = 0) -> Tensor:
+def frames_of(*lead, size=(65, 65), seed=0):
     """Random frames (*lead, 2, *size) uint8."""
     shape = (*lead, 2, *size)
     return torch.randint(0, 256, shape, generator=seeded(seed), dtype=torch.uint8)
 
 
 @functools.cache
-def tiny_data(layouts: str = "fixed") -> Trajectories:
+def tiny_data(layouts="fixed"):
     return generate("good", 2000, layouts, seed=0)
 
 
 @functools.cache
-def tiny_normaliser() -> Normaliser:
+def tiny_normaliser():
     return Normaliser.fit(tiny_data(), 0)
 
 
-def make_level1(config: Config, seed: int = 0, **options: Any) -> Jepa:
+def make_level1(config, seed=0, **options):
     torch.manual_seed(seed)
     return Jepa(config.level1, tiny_normaliser(), **options)
 
 
-def make_level2(config: Config, seed: int = 1, third: bool = False) -> Level2:
+def make_level2(config, seed=1, third=False):
     torch.manual_seed(seed)
     return Level2(config.third if third else config.level2, config.level1.latent_dim)
 
 
-def make_level3(config: Config, seed: int = 2) -> Level2:
+def make_level3(config, seed=2):
     return make_level2(config, seed, third=True)
 
 
-def make_policy(config: Config) -> GoalPolicy:
+def make_policy(config):
     torch.manual_seed(config.seed)
     return GoalPolicy(config.policies, tiny_normaliser())
 
 
-def make_store(model: Jepa, data: Trajectories | None = None, limit: int = 20) -> LatentStore:
+def make_store(model, data=None, limit=20):
     return LatentStore(model, data or tiny_data(), limit, "fp32")
 
 
-def make_agent(config: Config, seed: int = 0) -> Agent:
+def make_agent(config, seed=0):
     """Random weights, frozen; the planner's "near" is out of reach (reach = 1e-6).
 
     Level 3 where it is enabled.
@@ -151,7 +154,7 @@ def make_agent(config: Config, seed: int = 0) -> Agent:
     )  # fmt: skip
 
 
-def digest(*values: Any) -> str:
+def digest(*values):
     """SHA-256 of tensors, modules, arrays, numbers and texts, bit for bit."""
     found = hashlib.sha256()
     for value in values:
@@ -179,14 +182,14 @@ class Job(NamedTuple):
 
 
 @functools.cache
-def frozen_stores(level1: Level1Config, seed: int, limit: int) -> list[LatentStore]:
+def frozen_stores(level1, seed, limit):
     """Training and validation latents of a random level 1."""
     torch.manual_seed(seed)
     model = Jepa(level1, tiny_normaliser()).eval().requires_grad_(False)
     return [make_store(model, part, limit) for part in tiny_data().split(0.2, 0)]
 
 
-def make_job(kind: str, config: Config, folder: Path | None = None, layouts: str = "fixed") -> Job:
+def make_job(kind, config, folder=None, layouts="fixed"):
     """`level1`, `pretraining`, `joint`; on a frozen random level 1 the others.
 
     Those are `refinement` (of its predictors), `level2`, `level3` and `distance`.
@@ -219,3 +222,17 @@ def make_job(kind: str, config: Config, folder: Path | None = None, layouts: str
     head = Distance(config.distance, config.level1.latent_dim)
     fit = train_distance(head, *stores, **options)
     return Job(fit, head, fit.module)
+
+
+def ema_follows(slow, fast, decay, after_update):
+    """Whether `slow` = decay * slow + (1 - decay) * fast after each of three moves of `fast`."""
+    wanted = [p.clone() for p in slow.parameters()]
+    for _ in range(3):
+        with torch.no_grad():
+            for p in fast.parameters():
+                p.add_(torch.randn_like(p))
+        after_update()
+        pairs = zip(wanted, fast.parameters(), strict=True)
+        wanted = [decay * old + (1 - decay) * new.detach() for old, new in pairs]
+    pairs = zip(wanted, slow.parameters(), strict=True)
+    return all(torch.allclose(one, two, atol=1e-6) for one, two in pairs)

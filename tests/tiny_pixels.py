@@ -1,17 +1,12 @@
 """Tiny pixel data and settings for the tests of the pixel models (not a test module)."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
 from tiny import seeded
 
-from hjepa_lib.config import Config, profile
-from hjepa_lib.config.pixels import PixelsConfig
+from hjepa_lib.config import profile
 from hjepa_lib.pixels.models import build_pixel_model
 from hjepa_lib.pixels.stages import pixel_stages
 from hjepa_lib.pixels.transitions import PixelShapes, Transitions
@@ -22,18 +17,18 @@ SIDE, STACK, ACTIONS = 16, 3, 4
 SHAPES = PixelShapes(1, STACK, SIDE, "discrete", ACTIONS)
 
 
-def under(section: str, **values: Any) -> dict[str, Any]:
+def under(section, **values):
     """Settings of one section of `pixels` as keywords of `tiny_config`."""
     return {f"{section.replace('.', '__')}__{key}": value for key, value in values.items()}
 
 
-def dotted(changes: dict[str, Any]) -> dict[str, Any]:
+def dotted(changes):
     """Such keywords as whole keys."""
     return {f"pixels.{key.replace('__', '.')}": value for key, value in changes.items()}
 
 
 BUDGET = {"updates": 6, "batch": 8, "schedule": "constant"}
-TINY: dict[str, Any] = {"device": "cpu", "precision": "fp32"} | dotted({
+TINY = {"device": "cpu", "precision": "fp32"} | dotted({
     "seeds": 1, "action_dim": 6, "data__sequence": 6,
     **under("environment", image_size=SIDE, stack=STACK),
     **under("encoder", latent_dim=8, heads=2, head_dim=4, mlp_dim=16, cnn_filters=4, places=2),
@@ -54,23 +49,23 @@ ELSEWHERE = dotted(under("encoder", patch=4, depth=1, temporal_depth=1, temporal
 """Small values of settings that act only after the encoder has been changed."""
 
 
-def tiny_config(**changes: Any) -> Config:
+def tiny_config(**changes):
     """Keywords are keys below `pixels` with "__" for the dots: encoder__kind="vit"."""
     return profile("smoke").override(TINY | ELSEWHERE, strict=False).override(dotted(changes))
 
 
-def tiny_pixels(**changes: Any) -> PixelsConfig:
+def tiny_pixels(**changes):
     return tiny_config(**changes).pixels
 
 
-def fresh(name: str, data: Any = SHAPES, seed: int = 0, **changes: Any) -> Any:
+def fresh(name, data=SHAPES, seed=0, **changes):
     """The model `name` of models.py with the weights of a seed."""
     config = tiny_pixels(**changes)
     torch.manual_seed(seed)
     return build_pixel_model(name, config, data)
 
 
-def two_stages_model(kind: Any, seed: int = 0, **changes: Any) -> Any:
+def two_stages_model(kind, seed=0, **changes):
     """A `kind` of module of vjepa2.py (or VJepa2), wider than `tiny_pixels`, that cuts pixels."""
     wide = {"encoder__kind": "cnn", "encoder__latent_dim": 16, "vjepa2__stage1__width": 16,
             "encoder__mlp_dim": 32, "vjepa2__stage2__rollout_steps": 3,
@@ -79,20 +74,20 @@ def two_stages_model(kind: Any, seed: int = 0, **changes: Any) -> Any:
     return kind(tiny_pixels(**wide | changes), SHAPES)
 
 
-def random_window(count: int) -> tuple[torch.Tensor, ...]:
+def random_window(count):
     """Latents, actions and next latents of windows of six steps, as `WorldModel.loss` takes."""
     z = torch.randn(count, 7, 16, generator=seeded(1))
     return z[:, :-1], torch.randint(ACTIONS, (count, 6), generator=seeded(2)), z[:, 1:]
 
 
-def white(count: int, dim: int, seed: int = 0) -> np.ndarray:
+def white(count, dim, seed=0):
     """(count, dim) with exactly zero mean and identity covariance."""
     values = np.random.default_rng(seed).normal(size=(count, dim))
     values -= values.mean(0)
     return np.linalg.svd(values, full_matrices=False)[0] * (count - 1) ** 0.5
 
 
-def tiny_transitions(episodes: int = 6, length: int = 10, continuous: bool = False) -> Transitions:
+def tiny_transitions(episodes=6, length=10, continuous=False):
     """A bright square that the action moves by one of four directions, on a dark floor."""
     generator = seeded(0)
     steps = torch.tensor([[2, 0], [-2, 0], [0, 2], [0, -2]])
@@ -117,7 +112,7 @@ def tiny_transitions(episodes: int = 6, length: int = 10, continuous: bool = Fal
                        torch.stack(places).float())  # fmt: skip
 
 
-def picture(place: torch.Tensor) -> torch.Tensor:
+def picture(place):
     """(1, SIDE, SIDE) uint8."""
     frame = torch.full((1, SIDE, SIDE), 20, dtype=torch.uint8)
     y, x = place.tolist()
@@ -125,11 +120,11 @@ def picture(place: torch.Tensor) -> torch.Tensor:
     return frame
 
 
-def tiny_batch(rows: int = 8, **options: Any):
+def tiny_batch(rows=8, **options):
     return tiny_transitions(**options).batch(torch.arange(rows))
 
 
-def collected(**changes: Any) -> PixelsConfig:
+def collected(**changes):
     """Settings of ten short episodes of Drift at 16 px; keywords as in `tiny_config`."""
     small = {"environment__id": "hjepa/Drift-v0", "environment__image_size": 16,
              "environment__max_steps": 12, "environment__stack": 4, "data__episodes": 10,
@@ -137,7 +132,7 @@ def collected(**changes: Any) -> PixelsConfig:
     return profile("smoke").override(dotted(small | changes)).pixels
 
 
-def skilled(**changes: Any) -> PixelsConfig:
+def skilled(**changes):
     """`collected` by 128 steps of PPO with a small policy, actions repeated twice."""
     small = {"data__method": "ppo", "data__episodes": 3, "ppo__policy": "MlpPolicy"}
     return collected(**small | {"ppo__epochs": 1, "data__transitions": 240} | changes)
@@ -150,7 +145,7 @@ class Counting(gymnasium.Env):
     action_space = spaces.Discrete(3)
     reward = 1.0
 
-    def __init__(self, length: int = 5, cut: bool = False, render_mode: str | None = None) -> None:
+    def __init__(self, length=5, cut=False, render_mode=None):
         self.length, self.cut, self.render_mode = length, cut, render_mode
         self.actions = []
 
@@ -170,7 +165,7 @@ class Counting(gymnasium.Env):
         return self._frame(), reward, over and not self.cut, over and self.cut, {}
 
 
-def numbered(lengths: list[int], stack: int = 3, skip: int = 0) -> Transitions:
+def numbered(lengths, stack=3, skip=0):
     """Episodes of these lengths whose frames hold the running number of the frame."""
     rows, origin = [], 0
     for episode, length in enumerate(lengths):
@@ -185,21 +180,7 @@ def numbered(lengths: list[int], stack: int = 3, skip: int = 0) -> Transitions:
     )
 
 
-def ema_follows(slow: Any, fast: Any, decay: float, after_update: Any) -> bool:
-    """Whether `slow` = decay * slow + (1 - decay) * fast after each of three moves of `fast`."""
-    wanted = [p.clone() for p in slow.parameters()]
-    for _ in range(3):
-        with torch.no_grad():
-            for p in fast.parameters():
-                p.add_(torch.randn_like(p))
-        after_update()
-        pairs = zip(wanted, fast.parameters(), strict=True)
-        wanted = [decay * old + (1 - decay) * new.detach() for old, new in pairs]
-    pairs = zip(wanted, slow.parameters(), strict=True)
-    return all(torch.allclose(one, two, atol=1e-6) for one, two in pairs)
-
-
-def tiny_workspace(root, config: Config | None = None, name: str = "tiny") -> Workspace:
+def tiny_workspace(root, config=None, name="tiny"):
     """A run below `root` whose transitions are `tiny_transitions`."""
     ws = Workspace("test", Run.create(name, config or tiny_config(), root))
     stage = pixel_stages(ws.config)["pixel_data"]
@@ -213,3 +194,18 @@ TINY_GRID = {
     "depth": 1, "heads": 2, "head_dim": 8, "mlp_dim": 16,
 }  # fmt: skip
 """Settings of `pixels.grid`."""
+
+
+def descend(model, optimiser, updates, lr):
+    """(loss, terms) of some updates on one batch."""
+    batch, found = tiny_batch(), []
+    steps = optimiser([p for p in model.parameters() if p.requires_grad], lr=lr)
+    for _ in range(updates):
+        loss, terms = model.loss(batch)
+        steps.zero_grad()
+        loss.backward()
+        steps.step()
+        if hasattr(model, "after_update"):
+            model.after_update()
+        found.append((loss.item(), terms))
+    return found

@@ -1,14 +1,10 @@
 """What a run is made of: stages, notebooks, results, rows of a study (not a test module)."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import numpy as np
@@ -17,7 +13,6 @@ from hjepa_lib.config import profile
 from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.readme import NUMBERS
 from hjepa_lib.runs.report import FIELDS
-from hjepa_lib.runs.run import Run
 from hjepa_lib.workbench.rows import pack_solved
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,14 +30,14 @@ LOADED = re.compile(r"(src|href)\s*=\s*[\"']?(https?:)?//|url\(\s*[\"']?(https?:
 TRIALS = 40
 
 
-def git(folder: Path, *command: str) -> str:
+def git(folder, *command):
     """What git says in `folder`."""
     named = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", *command]
     done = subprocess.run(named, cwd=folder, check=True, env=CLEAN, capture_output=True, text=True)
     return done.stdout.strip()
 
 
-def race(code: str, *arguments: Sequence[str]) -> None:
+def race(code, *arguments):
     """Python processes with these arguments, which print "ready" and wait, go on at one time."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     workers = [subprocess.Popen([sys.executable, "-c", code, *own], **pipes) for own in arguments]
@@ -56,25 +51,25 @@ def race(code: str, *arguments: Sequence[str]) -> None:
 class Said(list[str]):
     """A `print` that collects whole lines."""
 
-    def __call__(self, text: str, end: str = "\n", **_: Any) -> None:
+    def __call__(self, text, end="\n", **_):
         if not self or self[-1].endswith("\n"):
             self.append("")
         self[-1] += text + end
 
 
-def fill(run: Run, stage: str, text: str = "x", **options: Any) -> None:
+def fill(run, stage, text="x", **options):
     """Make a stage of one file."""
     with run.stage(stage, **options) as folder:
         (folder / f"{stage}.txt").write_text(text)
 
 
 def write(
-    folder: Path,
-    name: str,
-    *sources: str,
-    parameters: str = PARAMETERS,
-    tags: Sequence[str] = ("parameters",),
-) -> Path:
+    folder,
+    name,
+    *sources,
+    parameters=PARAMETERS,
+    tags=("parameters",),
+):
     """A notebook with a parameters cell and one cell per source."""
     head = nbformat.v4.new_code_cell(parameters)
     head.metadata.tags = list(tags)
@@ -84,14 +79,14 @@ def write(
 
 
 def result(
-    method: str = "flat",
-    cost: str = "distance",
-    successes: int = 97,
-    n: int = 100,
-    **changes: Any,
-) -> dict[str, Any]:
+    method="flat",
+    cost="distance",
+    successes=97,
+    n=100,
+    **changes,
+):
     """A valid entry of a summary."""
-    entry: dict[str, Any] = dict.fromkeys([*FIELDS, *NUMBERS], 0.5)
+    entry = dict.fromkeys([*FIELDS, *NUMBERS], 0.5)
     entry |= {"method": method, "cost": cost, "protocol": "p1", "layouts": "fixed"}
     entry |= {"dynamics": "bounce", "budget": 1.0, "n": n, "successes": successes}
     entry |= {"success_rate": successes / n, "ci95": list(wilson(successes, n)), "split": "test"}
@@ -99,15 +94,15 @@ def result(
     return entry | changes
 
 
-def floors() -> list[dict[str, Any]]:
+def floors():
     return [result("random", "none", 7), result("oracle", "none", 100)]
 
 
-def cells(path: Path, kind: str = "code") -> list[Any]:
+def cells(path, kind="code"):
     return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == kind]
 
 
-def printed(path: Path, end: str = "checks passed") -> tuple[str, list[dict[str, Any]]]:
+def printed(path, end="checks passed"):
     """Text of an executed copy, which said this `end`, and the data of its outputs."""
     outputs = [output for cell in cells(path) for output in cell.get("outputs", [])]
     text = "".join(output.get("text", "") for output in outputs)
@@ -115,17 +110,17 @@ def printed(path: Path, end: str = "checks passed") -> tuple[str, list[dict[str,
     return text, [output.get("data", {}) for output in outputs]
 
 
-def code_of(cell: Any) -> str:
+def code_of(cell):
     return re.sub(r"(?m)^(\s*)%pip .*$", r"\1pass", cell.source)
 
 
-def is_parameters(cell: Any) -> bool:
+def is_parameters(cell):
     return "parameters" in cell.metadata.get("tags", [])
 
 
-def execute(path: Path, stop: str = "", **changes: Any) -> dict[str, Any]:
+def execute(path, stop="", **changes):
     """Run a notebook's code in this process, up to the cell with `stop`; returns its names."""
-    names: dict[str, Any] = {}
+    names = {}
     for cell in cells(path):
         exec(compile(code_of(cell), path.name, "exec"), names)
         names |= changes if is_parameters(cell) else {}
@@ -135,15 +130,15 @@ def execute(path: Path, stop: str = "", **changes: Any) -> dict[str, Any]:
 
 
 def make_row(
-    cell: str,
-    seed: int,
-    solved: Sequence[int] | np.ndarray,
-    flops: float = 1e6,
-    budget: float = 1.0,
-    method: str = "flat",
-    cost: str = "latent",
-    **more: Any,
-) -> dict[str, Any]:
+    cell,
+    seed,
+    solved,
+    flops=1e6,
+    budget=1.0,
+    method="flat",
+    cost="latent",
+    **more,
+):
     """A row of a study's table."""
     solved = np.asarray(solved)
     row = {
@@ -158,6 +153,6 @@ def make_row(
     return row | more
 
 
-def first(count: int, n: int = TRIALS) -> np.ndarray:
+def first(count, n=TRIALS):
     """The first `count` of `n` trials are solved."""
     return (np.arange(n) < count).astype(int)
