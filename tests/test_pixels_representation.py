@@ -1,16 +1,16 @@
-"""MET-1 on matrices whose answer is known, gradients by part, figures."""
+"""Errors of latents, gradients by part, figures."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from tiny_pixels import fresh, tiny_batch, tiny_transitions, white
+from tiny_pixels import fresh, tiny_batch, tiny_transitions
 
 from hjepa_lib.figures import style
 from hjepa_lib.pixels import checks, figures
 from hjepa_lib.pixels import measures as met
-from hjepa_lib.pixels.compare import COLUMNS, SHAPE, SIGMAS
+from hjepa_lib.pixels.compare import COLUMNS
 
 RNG = np.random.default_rng(0)
 
@@ -18,83 +18,6 @@ RNG = np.random.default_rng(0)
 @pytest.fixture
 def jepa():
     return fresh("jepa", encoder__kind="cnn")
-
-
-def test_participation_ratio_counts_the_directions():
-    z = white(200, 8)
-    assert met.participation_ratio(100 * z) == pytest.approx(8)  # unit-free
-    line = np.outer(np.arange(50.0), RNG.normal(size=6))
-    assert met.participation_ratio(line) == pytest.approx(1)
-    scaled = z * np.sqrt([4, 1, 0, 0, 0, 0, 0, 0])  # eigenvalues 4 and 1
-    assert met.participation_ratio(scaled) == pytest.approx(25 / 17)
-    assert met.spectrum(scaled) == pytest.approx([4, 1, 0, 0, 0, 0, 0, 0], abs=1e-12)
-    assert met.spectrum(z[:3]).shape == (8,)  # fewer samples than dimensions
-
-
-@pytest.mark.parametrize("inner", [1, 2, 5])
-def test_two_nn_finds_the_inner_dimension(inner):
-    rng = np.random.default_rng(0)
-    turn = np.linalg.qr(rng.normal(size=(12, 12)))[0][:inner]
-    z = rng.uniform(size=(1500, inner)) @ turn  # a cube, turned into 12 dimensions
-    found = met.two_nn(z)
-    assert found == pytest.approx(inner, rel=0.12)
-    assert met.two_nn(np.repeat(z, 2, axis=0)) == found  # equal samples count once
-    assert math.isnan(met.two_nn(np.repeat(z[:5], 100, axis=0)))
-
-
-def test_trust_and_continuity_tell_tearing_from_gluing():
-    """A fold glues distant states together (trust falls); a shuffle tears neighbours apart."""
-    x = np.sort(RNG.uniform(-1, 1, 300))
-    states = np.stack([x, np.zeros(300)], 1)
-    assert met.trust(states, 3 * states + 1) == 1 == met.trust(3 * states + 1, states)
-    folded = np.abs(states)
-    assert met.trust(states, folded) < 0.85
-    assert met.trust(folded, states) > met.trust(states, folded) + 0.1
-    torn = np.stack([x, 100.0 * (np.arange(300) % 2)], 1)
-    assert met.trust(torn, states) < met.trust(states, torn)
-    assert met.trust(states, states[RNG.permutation(300)]) == pytest.approx(0.5, abs=0.08)
-
-
-def test_smoothness_is_the_squared_correlation_of_steps():
-    rng = np.random.default_rng(1)
-    s, steps = rng.normal(size=(80, 4)), rng.normal(size=(80, 4))
-    assert met.smoothness(s, s + steps, 2 * s, 2 * (s + steps)) == pytest.approx(1)
-    unrelated = rng.normal(size=(80, 3))
-    assert met.smoothness(s, s + steps, unrelated, rng.normal(size=(80, 3))) < 0.2
-    assert math.isnan(met.smoothness(s, s + 1.0, s, s + steps))  # every pixel step equally long
-
-
-def test_uniformity_of_known_directions():
-    same = np.tile([3.0, 0.0], (10, 1))
-    assert met.uniformity(same) == pytest.approx(0, abs=1e-9)
-    assert met.uniformity(np.array([[1.0, 0], [-5, 0]])) == pytest.approx(-8)  # |u - v|^2 = 4
-    assert met.uniformity(np.eye(2)) == pytest.approx(-4)
-    assert met.uniformity(RNG.normal(size=(500, 64))) == pytest.approx(-3.87, abs=0.1)
-
-
-def test_noise_sensitivity_is_relative_and_grows_with_sigma():
-    state = torch.full((40, 1, 1, 8, 8), 128, dtype=torch.uint8)
-    state += torch.arange(40, dtype=torch.uint8)[:, None, None, None, None]
-
-    def mean(frames):
-        return frames.flatten(1).float().mean(1, keepdim=True) / 255
-
-    found = met.noise_sensitivity(mean, state)
-    assert tuple(found) == SIGMAS and sorted(found.values()) == list(found.values())
-    scaled = met.noise_sensitivity(lambda frames: 1000 * mean(frames), state)
-    assert scaled == pytest.approx(found, rel=1e-4)
-    spread = float(mean(state).std(correction=0))
-    # The mean of 64 pixels moves by sigma / 8 on average times sqrt(2 / pi).
-    assert found[0.1] == pytest.approx(0.1 / 8 * math.sqrt(2 / math.pi) / spread, rel=0.2)
-
-
-def test_a_collapsed_latent_is_not_estimable_rather_than_good():
-    """F13: neither NaN-free nonsense nor a perfect score for a constant encoder."""
-    state = torch.randint(0, 256, (30, 2, 1, 8, 8), dtype=torch.uint8)
-    found = met.measure(lambda frames: torch.ones(len(frames), 4), state, state.flip(0))
-    assert found.keys() < {*COLUMNS} and found.keys() > {*SHAPE}
-    assert found.pop("uniformity") == pytest.approx(0)
-    assert all(math.isnan(value) for value in found.values())
 
 
 def test_every_model_is_measured_on_the_same_rows():
@@ -158,9 +81,7 @@ def test_figures_draw_and_write_out_what_is_missing():
     nobody = comparison_of(latent_error=NOTE)
     nobody["models"]["random"]["latent_error"] = NOTE
     for picture in (
-        figure, figures.score_bars(nobody, ("latent_error",)), figures.spectra(maps),
-        figures.noise_curves(comparison_of()),
-        figures.score_bars(comparison_of(), SHAPE),
+        figure, figures.score_bars(nobody, ("latent_error",)), figures.score_bars(comparison_of()),
     ):  # fmt: skip
         assert style.png(picture)[:4] == b"\x89PNG"
 

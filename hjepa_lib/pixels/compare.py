@@ -27,13 +27,6 @@ RESAMPLES = 2000
 BLOCK = 30  # transitions
 MATCH = 0.02
 """Largest difference in parameters of a matched pair, as a share of the smaller one."""
-SIGMAS = (0.01, 0.05, 0.1, 0.15, 0.2)
-"""Standard deviations of the pixel noise, pixels in [0, 1]."""
-SHAPE = (
-    "participation_ratio", "effective_rank", "two_nn_dimension", "trustworthiness_at_5",
-    "continuity_at_5", "smoothness_r2", "uniformity",
-)  # fmt: skip
-"""The shape of a latent space, see measures.py."""
 RANKED: dict[str, tuple[str, float | str]] = {
     "px_first": ("low", "px_first"),  # state px after one imagined step
     "px_last": ("low", "px_last"),  # after the last one
@@ -48,8 +41,7 @@ RANKED: dict[str, tuple[str, float | str]] = {
 }
 """Numbers by which models may be ranked: better end, value of the trivial guess or whose it is."""
 COLUMNS = (
-    "parameters", "updates", "train_seconds", *RANKED, "px_encoded", "varying", *SHAPE,
-    *(f"noise_{sigma:g}" for sigma in SIGMAS),
+    "parameters", "updates", "train_seconds", *RANKED, "px_encoded", "varying", "effective_rank",
 )  # fmt: skip
 """Every number of a row, in the order of the table."""
 ERRORS = {"px_first": "state px, one step", "px_last": "state px, last step",

@@ -19,8 +19,8 @@ from hjepa_lib.figures import style
 from hjepa_lib.figures.data import film, frame_grid, show_frame
 from hjepa_lib.figures.style import styled
 from hjepa_lib.files import write_atomic
-from hjepa_lib.pixels.compare import LABELS, RANKED, SIGMAS, floor, score
-from hjepa_lib.pixels.measures import participation_ratio, pick, spectrum
+from hjepa_lib.pixels.compare import LABELS, RANKED, floor, score
+from hjepa_lib.pixels.measures import pick
 from hjepa_lib.pixels.transitions import TransitionBatch
 
 SAMPLES, FIRST_SEED = 5, 42  # pictures an epoch, and what their rows are drawn from
@@ -259,34 +259,6 @@ def score_bars(
             axis.text(0.03, place, text, transform=axis.get_yaxis_transform(), va="center",
                       fontsize=7.5, color=style.MUTED)  # fmt: skip
     return figure
-
-
-@styled
-def spectra(latents: Mapping[str, np.ndarray]) -> Figure:
-    """Share of the variance by direction, largest first, for each model's latents (M, D)."""
-    figure, (axis,) = style.panels(1, 1, 7.4, 3.2, title="Spectra of the latents")
-    for name, values in latents.items():
-        found, ratio = spectrum(values), participation_ratio(values)
-        said = "no variance" if np.isnan(ratio) else f"participation ratio {ratio:.1f}"
-        share = np.where(found > 0, found / max(found.sum(), 1e-300), np.nan)
-        look = {"color": style.colour(name), "label": f"{LABELS[name]}: {said}"}
-        axis.plot(np.arange(1, len(found) + 1), share, **look)
-    axis.set(yscale="log", xlabel="direction", ylabel="share of the variance", ylim=(1e-8, 1.5))
-    return _legend(figure, axis)
-
-
-@styled
-def noise_curves(comparison: Mapping[str, Any]) -> Figure:
-    """Relative latent shift against the noise on pixels, mean over seeds lowest to highest."""
-    figure, (axis,) = style.panels(1, 1, 6.6, 3.0, title="How far pixel noise moves a latent")
-    for name, cells in comparison["models"].items():
-        found = pd.DataFrame([cells[f"noise_{sigma:g}"] for sigma in SIGMAS])
-        if found["mean"].notna().all():
-            band = None if found["low"].isna().any() else (found["low"], found["high"])
-            draw.curve(axis, SIGMAS, found["mean"], LABELS[name], style.colour(name), band)
-    axis.set(xlabel="standard deviation of the noise, pixels in [0, 1]", ylim=(0, None))
-    axis.set_ylabel("latent shift / spread")
-    return _legend(figure, axis)
 
 
 def _legend(figure: Figure, axes: Any) -> Figure:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, number
 from hjepa_lib.files import read_json, write_json
@@ -95,19 +94,17 @@ def measure_row(ws: Workspace, name: str, number: int) -> compare.Row:
         if "imagined" in px:
             scores[f"px_{end}"] = float(px["imagined"][step])
             scores[f"ratio_{end}"] = float(px["imagined"][step] / px["guess"][step])
-    batch = test[measures.pick(len(test), seed=seed)].to(ws.device)
-    shape = measures.measure(model.encode, batch.state, batch.next_state, seed=seed)
-    untrained = stages.load_model(ws, compare.plain(name), number)
-    with torch.no_grad():
-        found = collapse(model.encode(batch.state), untrained.encode(batch.state))
-    shape["varying"] = found["varying"]
-    scores |= {key: NOT_ESTIMABLE if value != value else value for key, value in shape.items()}
+    state = test[measures.pick(len(test), seed=seed)].state.to(ws.device)
+    both = model, stages.load_model(ws, compare.plain(name), number)
+    found = collapse(*(measures.encode_chunked(one.encode, state) for one in both))
+    why = found.pop("collapsed")
+    scores |= {key: NOT_ESTIMABLE if value != value else value for key, value in found.items()}
     facts = {key: value for key, value in result.items() if not isinstance(value, dict)}
     facts |= {"n": result["transitions"] | {"episodes": len(test.episodes)}}
     facts |= {"px": {kind: values.tolist() for kind, values in px.items()}}
     used = ("", "heads", *(["decoder"] if decoder else ()))
     facts["weights"] = ws.weights(stages.name_of(name, number, kind) for kind in used)
-    facts |= {"mean_reward_r2": r2[MEAN_REWARD], "collapsed": found["collapsed"]}
+    facts |= {"mean_reward_r2": r2[MEAN_REWARD], "collapsed": why}
     return compare.Row(facts, scores, blocks)
 
 
