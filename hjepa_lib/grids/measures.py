@@ -55,7 +55,6 @@ def prediction_report(prediction: Tensor, target: Tensor, present: Tensor) -> di
         "centred_cosine": float(F.cosine_similarity(prediction - centre, target - centre).mean()),
         "error": float((error + 1e-12) / variance),
         "copy_error": float((copied + 1e-12) / variance),
-        "copy_cosine": float(F.cosine_similarity(present, target, dim=-1).mean()),
     }
 
 

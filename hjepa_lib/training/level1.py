@@ -19,8 +19,7 @@ from hjepa_lib.models.objectives import layout_identity, loss_terms, similarity,
 from hjepa_lib.training import distributed
 from hjepa_lib.training.latents import LatentBatch, LatentStore
 from hjepa_lib.training.loop import Fit, Loss, Task, Terms, step_generator
-from hjepa_lib.training.probes import effective_rank, fit_ridge, ridge_rmse, rmse_px
-from hjepa_lib.worlds.two_rooms import TwoRooms
+from hjepa_lib.training.probes import effective_rank, fit_ridge, rmse_px
 
 VALIDATION_WINDOWS = 128
 Objective = Callable[[Jepa, Rollout, WindowBatch], Loss]
@@ -85,11 +84,6 @@ def quality(rollout: Rollout, batch: WindowBatch) -> dict[str, float]:
     }
     if not places.shape[-1]:  # of a recording that does not say where it is
         return {name: value for name, value in report.items() if not name.endswith("_px")}
-    layout = batch.layout.pairs().float()  # (B, 2)
-    if batch.world is TwoRooms and len(layout.unique(dim=0)) > 1:
-        walls = layout.repeat_interleave(steps, 0)
-        errors = ridge_rmse(flat[:half], walls[:half], flat[half:], walls[half:])
-        report |= zip(("probe_wall_x_px", "probe_door_y_px"), errors, strict=True)
     return report
 
 

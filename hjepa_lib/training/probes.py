@@ -14,7 +14,6 @@ from hjepa_lib.models.layers import full_precision
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.loop import Fit, Loss, Task, draw_batch
-from hjepa_lib.worlds.two_rooms import TwoRooms
 
 PROBE_OPTIM = OptimConfig(
     updates=1000, batch=1024, lr=1e-3, weight_decay=0.0, warmup=0.05, validate_every=1000
@@ -73,19 +72,12 @@ def fit_ridge(
     return read
 
 
-def ridge_rmse(latents: Tensor, targets: Tensor, others: Tensor, truth: Tensor) -> list[float]:
-    """RMSE per column of what a ridge probe of (latents, targets) reads from `others` (M', D)."""
-    gap = fit_ridge(latents, targets)(others) - truth
-    return gap.square().mean(0).sqrt().tolist()
-
-
 def train_probe(
     model: Jepa, train: LatentStore, validation: LatentStore | None, seed: int
 ) -> tuple[Probe, dict[str, float]]:
     """The position probe on frozen encodings, and its RMSE (px) on held-out trajectories.
 
     Where nothing is held out, that of the training data (D2); {} where no position is known.
-    With several layouts the report also says how well a ridge regression reads wall_x and door_y.
     """
     validation = validation or train
     device = next(model.parameters()).device
@@ -109,15 +101,7 @@ def train_probe(
         pass
     probe.eval().requires_grad_(False)
     found = probe(validation.latents.float().to(device)).cpu()
-    report = {"probe_px_encoder": rmse_px(found, validation.positions)}
-    layouts = [store.layout.index(store.trajectory) for store in (train, validation)]
-    if train.data.world is TwoRooms and len(layouts[0].pairs().unique(dim=0)) > 1:
-        step = max(1, len(train.latents) // 50_000)
-        walls = [layout.pairs().float() for layout in layouts]  # (M, 2)
-        some = train.latents[::step].float(), walls[0][::step]
-        errors = ridge_rmse(*some, validation.latents.float(), walls[1])
-        report |= zip(("probe_px_wall_x", "probe_px_door_y"), errors, strict=True)
-    return probe, report
+    return probe, {"probe_px_encoder": rmse_px(found, validation.positions)}
 
 
 def rmse_px(predicted: Tensor, true: Tensor) -> float:

@@ -197,17 +197,17 @@ class BoxWorld(World):
         return ~(along | visible(here, there, self.boxes))
 
     def reset(self, position: Tensor) -> Tensor:
-        """Put the dots at states (B, N)."""
+        """As in `World`."""
         self.position = position.to(self.device).clone()
         return self.position
 
     def step(self, action: Tensor) -> Tensor:
-        """Move by `action` (B, 2) px; returns the new states."""
+        """As in `World`."""
         self.position = slide(self.position, action, self.boxes)
         return self.position
 
     def render(self, position: Tensor | None = None) -> Tensor:
-        """Frames (B, ..., C, Hpx, Wpx) uint8 of states, default the current ones."""
+        """As in `World`."""
         state = self.position if position is None else position
         return paint(self.xy(state), self.walls)
 

@@ -137,7 +137,7 @@ class PatrolledDoor(World):
         return self.position
 
     def render(self, position: Tensor | None = None) -> Tensor:
-        """Observations (B, ..., stacked * 3, 65, 65) uint8 of states (B, ..., 10)."""
+        """As in `World`."""
         state = self.position if position is None else position
         layout = self.layout.to(state.device)
         frames = []

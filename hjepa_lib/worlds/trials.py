@@ -150,15 +150,3 @@ def _committed(name: str, world: type[World]) -> Trials:
     if trials.sha256 != known[name]:
         raise files.FileError(f"trial file {name}.npz does not match its recorded SHA-256")
     return trials
-
-
-def commit_trials(source: str) -> None:
-    """Draw all trials of a built-in world, and write their files and hashes: once and for all."""
-    known, world = files.read_json(_FOLDER / "index.json"), find_world(source)
-    for split in SPLITS:
-        for task_set in ("", *world.task_sets):
-            name = trials_name(source, split, task_set)
-            trials = draw_trials(world, split, task_set, name)
-            known[name] = trials.sha256
-            save_trials(_FOLDER / f"{name}.npz", trials)
-    files.write_json(_FOLDER / "index.json", known)
