@@ -92,8 +92,6 @@ def test_intervals_in_the_figure_are_those_of_the_table():
     assert ends == pytest.approx(np.array([[0.4, 0.6], [0.4, 0.6]]))
 
 
-def test_figures_of_training_and_gradient():
+def test_figures_of_training():
     rows = [{"step": s, "loss": 1 / s, "validation_loss": 2 / s} for s in (1, 2, 3)]
     assert len(figures.training_curves({"jepa": [rows, rows], "enc_dec": [rows]}).axes) == 2
-    figure = figures.gradient_flow({"a": {"encoder": 0.0, "predictor": 1.5}, "b": {"encoder": 2.0}})
-    assert [text.get_text() for text in figure.axes[0].texts] == ["none", "1.5", "2", ""]

@@ -93,24 +93,6 @@ def training_curves(
 
 
 @styled
-def gradient_flow(norms: Mapping[str, Mapping[str, float]], title: str = "") -> Figure:
-    """Gradient norm of each part (columns) under each loss (rows); an empty cell got none."""
-    table = pd.DataFrame.from_dict(norms, orient="index")
-    size = 1.6 + 1.1 * table.shape[1], 1.0 + 0.28 * len(table)
-    figure, (axis,) = style.panels(1, 1, *size, title=title)
-    shade = np.log10(table.where(table > 0))
-    axis.imshow(shade, aspect="auto", cmap=style.SEQUENTIAL, alpha=0.55)
-    for (row, column), value in np.ndenumerate(table):
-        text = "" if np.isnan(value) else "none" if value == 0 else f"{value:.2g}"
-        axis.text(column, row, text, ha="center", va="center", color=style.INK, fontsize=8)
-    axis.set_xticks(range(table.shape[1]), table.columns)
-    axis.set_yticks(range(len(table)), table.index)
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    return figure
-
-
-@styled
 def horizon(comparison: Mapping[str, Any], title: str = "State px by imagined steps") -> Figure:
     """px against steps, mean over seeds: imagined (lines), from true frames (dots), guesses."""
     figure, (axis,) = style.panels(1, 1, 7.0, 3.4, title=title)
@@ -175,19 +157,6 @@ def world_model_predictions(true: np.ndarray, imagined: np.ndarray, action: np.n
     axes[2].set(title="Error of the roll-out", xlabel="step", ylabel="L2 distance to the truth")
     axes[3].set(title="Action embedding, first number", xlabel="step")
     return _legend(figure, axes)
-
-
-@styled
-def step_errors(curves: Mapping[str, Sequence[float]], spread: float) -> Figure:
-    """Mean L1 error against imagined steps; `spread` marks the error of a constant latent."""
-    figure, (axis,) = style.panels(1, 1, 4.6, 2.8, title="Error per step")
-    for name, look in (("model", _MODEL), ("copy_last", _COPY)):
-        draw.curve(axis, np.arange(1, len(curves[name]) + 1), curves[name], **look)
-    draw.levels(axis, {"best constant latent": spread})
-    axis.set(xlabel="imagined steps", ylabel="mean L1 error", ylim=(0, None))
-    axis.grid(axis="y")
-    axis.legend()
-    return figure
 
 
 @styled
