@@ -56,7 +56,8 @@ def told(path: str | Path, kind: str = "", doing: str = "read") -> Iterator[None
         raise FileError(f"{path} is not {kind}: {first_line(error)}") from error
 
 
-_EXTRAS = {"h5py": "h5", "ogbench": "worlds", "distributed": "cluster", "papermill": "lab"}
+_EXTRAS = {"h5py": "h5", "ogbench": "worlds", "distributed": "cluster", "papermill": "lab",
+           "stable_baselines3": "rl"}  # fmt: skip
 
 
 def extra(module: str) -> Any:

@@ -469,7 +469,7 @@ def test_discrete_actions_are_stored_from_zero_and_the_environment_is_closed(mon
 
 def test_ppo_without_its_extra_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
-    refused(ConfigError, r"not installed: pip install stable-baselines3", collect, skilled(), 0)
+    refused(FileError, r"stable_baselines3 is not installed: pip install", collect, skilled(), 0)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from gymnasium.wrappers import ReshapeObservation
 
 from hjepa_lib.config.fields import ConfigError, leaves, to_dict
 from hjepa_lib.config.pixels import PixelsConfig
-from hjepa_lib.files import WorkbookError, first_line
+from hjepa_lib.files import WorkbookError, extra, first_line
 from hjepa_lib.pixels.env import FrameSkip, Policy, describe_actions, make_env, stack_frames
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.runs.machine import usable_cores
@@ -194,12 +194,7 @@ def repeat_of(config: PixelsConfig) -> int:
 
 def train_policy(config: PixelsConfig, seed: int, notes: list[str]) -> tuple[Any, int]:
     """A PPO model (DATA-2) and the number of its environments; what happened goes to `notes`."""
-    try:
-        import stable_baselines3
-    except ImportError as error:
-        raise ConfigError(
-            "PPO data need stable-baselines3, which is not installed: pip install stable-baselines3"
-        ) from error
+    stable_baselines3 = extra("stable_baselines3")
     ppo, size = config.ppo, config.environment.image_size
     if ppo.policy == "CnnPolicy" and size < _SMALLEST_CNN:
         raise ConfigError(

@@ -81,7 +81,7 @@ def make_trials(layouts: np.ndarray, n: int, seed: int) -> Trials:
     return Trials.of(*TwoRooms(layout).sample_start_goal(generator), layout, f"made_{seed}")
 
 
-def draw_trials(world: type[World], split: str, task_set: str = "", name: str = "") -> Trials:
+def draw_trials(world: type[World], split: str, task_set: str = "") -> Trials:
     """All trials of a world's split, drawn from its seed: what a committed file of it holds.
 
     WorkbookError for an unknown split or set, and where a task cannot be solved.
@@ -94,7 +94,7 @@ def draw_trials(world: type[World], split: str, task_set: str = "", name: str = 
     layout, *ends = world.draw_tasks(task_set, split, world.trials[split], generator)
     if world(layout).oracle_length(*ends).isinf().any():
         raise files.WorkbookError(f"{world.__name__}: no way leads from some start to its goal")
-    return Trials.of(*ends, layout, name or f"{world.__name__}_{split}", world)
+    return Trials.of(*ends, layout, f"{world.__name__}_{split}", world)
 
 
 def world_trials(source: str, split: str, n: int, task_set: str = "") -> Trials:
