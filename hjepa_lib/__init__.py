@@ -32,9 +32,10 @@ except PackageNotFoundError:  # used from a checkout that is not installed
 
 
 def load(run: str = "latest") -> Agent:
-    """The trained agent of a run: a name, "latest", or "pretrained" (committed, small).
+    """The trained agent of a run: a name, "latest", or a committed small one, "pretrained".
 
-    Raises FileError or RunError, in one sentence, when the run or a part of it is missing.
+    "pretrained-maze" is that of mazes. Raises FileError or RunError, in one sentence, when the run
+    or a part of it is missing.
     """
     from hjepa_lib.runs import machine
     from hjepa_lib.runs.run import Run

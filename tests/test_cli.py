@@ -30,6 +30,7 @@ from hjepa_lib.runs.log import MetricsLog
 from hjepa_lib.runs.places import RunError, list_runs, new_name
 from hjepa_lib.runs.run import Run
 from hjepa_lib.training.probes import collapse, effective_rank, fit_ridge
+from hjepa_lib.widgets import whatif
 from hjepa_lib.workbench import compare
 from hjepa_lib.worlds.layout import layout_set
 from hjepa_lib.worlds.trials import make_trials, read_trials
@@ -468,7 +469,19 @@ def test_create_open_and_latest(root):
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "/tmp/x", "a/b/c", ".hidden", "", "latest", "pretrained/x", "a b", "a/../b"]
+    "name",
+    [
+        "../x",
+        "/tmp/x",
+        "a/b/c",
+        ".hidden",
+        "",
+        "latest",
+        "pretrained/x",
+        "pretrained-maze",
+        "a b",
+        "a/../b",
+    ],
 )
 def test_names_that_could_leave_the_outputs_folder_are_refused(name, root):
     for make in (lambda: Run.create(name, CPU), lambda: Run.open(name)):
@@ -768,3 +781,18 @@ def test_pretrained_export_is_a_run_without_data_or_resume_state(run, root, monk
     with pytest.raises(KeyboardInterrupt):
         run.export(place)
     assert Run.at(root / "pretrained.old.tmp").done("l1")  # whole or absent, never lost
+
+
+def test_a_pretrained_run_of_another_world_stands_beside_that_of_two_rooms(root, monkeypatch):
+    monkeypatch.setattr("hjepa_lib.runs.run.repository", lambda: root.parent)
+    for name, source in (("rooms", "generated"), ("mazes", "maze"), ("own", "parks.zoo:Maze")):
+        made = Run.create(name, CPU.override({"data.source": source}))
+        fill(made, "l1")
+        made.export()
+    names = ["pretrained", "pretrained-maze", "pretrained-parks_zoo_Maze"]
+    assert whatif.run_names("mine") == ["mine", "own", "mazes", "rooms", *names]
+    assert [Run.named(name).label for name in names] == names
+    assert Run.named("pretrained-maze").config.data.source == "maze"
+    assert list_runs() == ["rooms", "mazes", "own"]  # and none of them is the latest run
+    with pytest.raises(RunError, match="is no run name"):
+        Run.named("pretrained-lake")

@@ -125,7 +125,7 @@ class ReportCommand:
 
 @dataclass
 class PretrainedCommand:
-    """Replace outputs/pretrained by the trained stages of a run."""
+    """Replace outputs/pretrained, or that of a run's world, by the trained stages of the run."""
 
     run: str = ""
     """Run to take; if empty, one is trained with the profile laptop, seed 0."""

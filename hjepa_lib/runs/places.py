@@ -10,7 +10,8 @@ from hjepa_lib.files import WorkbookError
 from hjepa_lib.runs import remote
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._=+-]*"
-_NAME = re.compile(rf"(?!(?:latest|gallery|pretrained)(?:/|$)){_PART}(?:/{_PART})?")
+_PRETRAINED = r"pretrained(?:-\w+)?"
+_NAME = re.compile(rf"(?!(?:latest|gallery|{_PRETRAINED})(?:/|$)){_PART}(?:/{_PART})?")
 
 
 class RunError(WorkbookError):
@@ -32,10 +33,16 @@ def outputs_root() -> Path:
     return remote.local_root(place) if "://" in place else Path(place).expanduser().resolve()
 
 
-def pretrained_folder() -> Path:
-    """The committed small run: in the outputs root, else in the repository's own `outputs/`."""
-    local = outputs_root() / "pretrained"
-    return local if (local / "manifest.json").exists() else repository() / "outputs" / "pretrained"
+def pretrained_runs() -> dict[str, Path]:
+    """The committed small runs by name: `pretrained`, and `pretrained-maze` of another world.
+
+    Those in the outputs root, else those in the repository's own `outputs/`.
+    """
+    found = {"pretrained": repository() / "outputs" / "pretrained"}
+    for root in (repository() / "outputs", outputs_root()):
+        for path in sorted(root.glob("pretrained*/manifest.json")):
+            found |= {path.parent.name: path.parent}
+    return {name: path for name, path in found.items() if re.fullmatch(_PRETRAINED, name)}
 
 
 def new_name(config: Config) -> str:
@@ -56,6 +63,6 @@ def checked(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise RunError(
             f"{name!r} is no run name: use letters, digits and . _ = + - (at most one slash), "
-            "and none of latest, gallery, pretrained"
+            "and none of latest, gallery, pretrained, pretrained-..."
         )
     return name

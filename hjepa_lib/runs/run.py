@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hjepa_lib.config import Config, differences, flatten, read_config, to_dict
+from hjepa_lib.config import Config, differences, flatten, names_world, read_config, to_dict
 from hjepa_lib.files import exclusive, inside, read_json, sha256, write_atomic, write_json
 from hjepa_lib.runs import machine, remote
 from hjepa_lib.runs.keys import digest
@@ -24,7 +25,7 @@ from hjepa_lib.runs.places import (
     checked,
     list_runs,
     outputs_root,
-    pretrained_folder,
+    pretrained_runs,
     repository,
 )
 
@@ -122,8 +123,8 @@ class Run:
     @classmethod
     def named(cls, where: str) -> Run:
         """The run that a reader calls by its name, "latest", "pretrained", or its folder."""
-        folder = pretrained_folder() if where == "pretrained" else Path(where).expanduser()
-        if where == "pretrained" or (folder / MANIFEST).is_file():
+        folder = pretrained_runs().get(where) or Path(where).expanduser()
+        if (folder / MANIFEST).is_file():
             return cls.at(folder)
         return cls.open("" if where == "latest" else where)
 
@@ -133,8 +134,8 @@ class Run:
 
     @property
     def label(self) -> str:
-        """What a row calls this run: its name, or `pretrained`."""
-        return "pretrained" if self.path == pretrained_folder() else self.name
+        """What a row calls this run: its name, or that of a pretrained one."""
+        return self.path.name if self.path in pretrained_runs().values() else self.name
 
     @property
     def device(self) -> str:
@@ -246,14 +247,18 @@ class Run:
         self._write(stages={name: entry})
 
     def export(self, folder: Path | None = None) -> Path:
-        """Replace `folder` (default `outputs/pretrained`) by a run with the best weights alone.
+        """Replace `folder` by a run with the best weights alone.
+
+        Default `outputs/pretrained`, or `outputs/pretrained-maze` of the world `maze`.
 
         The old folder stays until the new one is whole. RunError when level 1 is not trained.
         """
-        folder = folder or repository() / "outputs" / "pretrained"
+        world = self.config.data.played
+        of_world = "-" + re.sub(r"\W", "_", world) if names_world(world) else ""
+        folder = folder or repository() / "outputs" / f"pretrained{of_world}"
         if not self.done("l1"):
             raise RunError(f"run {self.name!r} has no trained level 1 to export")
-        building, old = (folder.with_name(f"pretrained.{age}.tmp") for age in ("new", "old"))
+        building, old = (folder.with_name(f"{folder.name}.{age}.tmp") for age in ("new", "old"))
         kept: dict[str, dict[str, Any]] = {}
         shutil.rmtree(building, ignore_errors=True)
         for name in filter(self.done, ("l1", "distance", "l2")):

@@ -17,7 +17,7 @@ from hjepa_lib.evaluation import unplayed
 from hjepa_lib.files import WorkbookError, write_atomic
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.keys import Stage, closure, digest, key
-from hjepa_lib.runs.places import RunError, list_runs, new_name, outputs_root, pretrained_folder
+from hjepa_lib.runs.places import RunError, list_runs, new_name, outputs_root, pretrained_runs
 from hjepa_lib.runs.run import Run
 from hjepa_lib.training.loop import Fit, Report
 
@@ -167,7 +167,7 @@ class Workspace:
             yield report
 
     def origin(self, name: str) -> str:
-        """Where this run's stage came from: "this run", a run's name, or "pretrained"."""
+        """Where this run's stage came from: "this run", or a run's label."""
         return self.run.manifest["stages"][name].get("from", "this run")
 
     def weights(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -193,13 +193,13 @@ class Workspace:
         return False
 
     def _sources(self, stage: Stage) -> Iterator[Run]:
-        """Runs that may hold it: those named by a setting, the newest first, the pretrained."""
+        """Runs that may hold it: those that a setting names, the newest first, the pretrained."""
         yield from map(Run.named, {one.load for one in closure(stage) if one.load})
         if stage.load:
             return
         roots = dict.fromkeys([self.run.path.parent, outputs_root()])  # beside this one first
         paths = [root / name for root in roots for name in reversed(list_runs(root))]
-        for path in [*paths, pretrained_folder()]:
+        for path in [*paths, *pretrained_runs().values()]:
             if path != self.run.path:
                 with contextlib.suppress(WorkbookError):  # none, or settings of another version
                     yield Run.at(path)

@@ -11,7 +11,7 @@ from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.results import load_result
 from hjepa_lib.files import FileError
 from hjepa_lib.planning.agent import METHODS, Agent
-from hjepa_lib.runs.places import RunError, list_runs, pretrained_folder
+from hjepa_lib.runs.places import RunError, list_runs, pretrained_runs
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.stages import load_run
 from hjepa_lib.widgets.story import UNITS, Scene, Story, costs_of, play, recall, scene_of
@@ -32,11 +32,8 @@ class Choice(NamedTuple):
 
 
 def run_names(first: str) -> list[str]:
-    """Runs to choose from: `first`, then the newest ones, then the pretrained one."""
-    names = [first, *list_runs()[::-1][:_MOST_RUNS]]
-    if (pretrained_folder() / "manifest.json").is_file():
-        names.append("pretrained")
-    return list(dict.fromkeys(names))
+    """Runs to choose from: `first`, then the newest ones, then the pretrained ones."""
+    return list(dict.fromkeys([first, *list_runs()[::-1][:_MOST_RUNS], *pretrained_runs()]))
 
 
 def open_run(name: str) -> tuple[Run, Agent]:
