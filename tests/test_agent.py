@@ -157,15 +157,17 @@ def test_levels_that_do_not_fit_are_refused(agent, tmp_path):
     refused(FileError, r"cannot read .*probe\.safetensors", load, l1, l2, agent)
 
 
-def test_load_a_run_without_its_data(ws, frames):
+def test_load_a_run_without_its_data(trained, root, frames):
     """PL5, README."""
-    shutil.rmtree(ws.run.path / "data")
+    shutil.copytree(trained, root / "trained")
+    (root / "latest").write_text("trained\n")
+    shutil.rmtree(root / "trained" / "data")
     agent = hjepa_lib.load()
     actions, _ = agent.plan(*frames)
     assert actions.shape == (2, 2)
     np.testing.assert_array_equal(hjepa_lib.load("trained").plan(*frames)[0], actions)
     assert agent.plan(*frames, "l1+l2")[1].macro is not None
-    assert agent.planning == ws.config.planning
+    assert agent.planning == Run.open("trained").config.planning
     refused(ValueError, "run 'absent' does not exist", hjepa_lib.load, "absent")
 
 
@@ -438,6 +440,8 @@ def test_it_is_stored_with_all_that_it_needs(tmp_path):
     for other in (loaded.act(now, goal), loaded.act(now, goal, 5), loaded.act(goal, now, 4)):
         assert not torch.equal(loaded.act(now, goal, 4), other)
     refused(ValueError, "frames must be uint8", loaded.act, now.float(), goal)
+    (tmp_path / "policy.json").write_text("{}")
+    refused(FileError, "does not describe a policy", load_policy, tmp_path)
 
 
 def test_it_plays_within_the_cap_and_counts_its_one_pass():
@@ -514,6 +518,8 @@ def test_cells_of_an_experiment_name_them():
     assert {name.split(".")[0] for name in shaped} == {"data", "policies", "precision"}
     with pytest.raises(ConfigError, match="cost=latent does not go with method=gcbc"):
         read_experiment(tree | {"cells": [cells[0] | {"cost": "latent"}]})
+    with pytest.raises(ConfigError, match="unknown model"):
+        read_experiment(tree | {"cells": [cells[0] | {"model": "other"}]})
 
 
 class Seer:

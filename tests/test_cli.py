@@ -653,6 +653,7 @@ def test_unnamed_notebooks_follow_each_other():
     [
         (("huge", "", 0, ""), "profile must be one of"),
         ((None, "", 0, ""), "profile must be text"),
+        (("smoke", "../x", 0, ""), "no run name"),
         (("smoke", 3, 0, ""), "run must be text"),
         (("smoke", "", "x", ""), "seed must be int"),
         (("smoke", "", 0, "level1.widht=3"), "unknown setting"),

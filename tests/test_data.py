@@ -250,6 +250,11 @@ def test_incomplete_or_damaged_folders_are_refused(tmp_path):
     path = folder / "meta.json"
     other = json.loads(path.read_text())
     other["sizes"]["actions"] = [1, 2]
+    cut = folder / "positions.npy"
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[:-100])
+    refused(FileError, "not a whole", Trajectories.load, folder)
+    cut.write_bytes(whole)
     path.unlink()  # killed while saving: it is written last
     refused(FileError, "No such file", Trajectories.load, folder)
     for content, message in (

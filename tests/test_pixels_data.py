@@ -503,6 +503,7 @@ def test_round_trip_with_everything_that_describes_it(drift, stored):
         ),
         (lambda f: (f / "meta.json").write_text('{"format": "hjepa transitions"}'), "are unknown"),
         (lambda f: save_npy(f / "reward.npy", np.zeros(120, np.float32)), "SHA-256"),
+        (lambda f: (f / "reward.npy").write_bytes(b"\x80\x04pickle"), "not a whole"),
     ],
 )
 def test_a_damaged_folder_is_one_sentence(stored, spoil, sentence):

@@ -426,6 +426,7 @@ def test_one_documented_output_path(whole):
         model, again = stages.read_grid_model(path, kind), stages.load_grid_model(whole, kind, 0)
         assert fingerprint(model) == fingerprint(again) != fingerprint(model_of(kind))
         assert torch.equal(model.encode(state), again.encode(state))
+    refused(FileError, "cannot read", stages.read_grid_model, folder / "absent", "jepa")
     assert not list((whole.run.path / "resume").iterdir())
     for stage in ("grid_data", "grid_s0"):
         whole.run.verify(stage)

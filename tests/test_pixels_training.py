@@ -470,7 +470,7 @@ def test_the_command_ranks_what_it_is_given(tmp_path, monkeypatch, capsys):
     assert "downstream/x" in capsys.readouterr().out
     odd, empty = "is {name, type, params} with a name of its own", "must hold a list of auxiliary"
     for text, message in (
-        ("a: 1", empty), ("[]", empty), ("[1, 2]", odd),
+        ("[1", "is not valid YAML"), ("a: 1", empty), ("[]", empty), ("[1, 2]", odd),
         ("- {name: a}", odd), ("- {name: a, type: vicreg, weight: 1}", odd),
         ("[{name: a, type: dino}, {name: a, type: dino}]", odd),
         ("- {name: a, type: gan}", "kind must be one of none, vicreg"),

@@ -1,6 +1,7 @@
 """Four rooms, the patrolled door, OGBench's PointMaze, and the strict protocol P3."""
 
 import math
+import sys
 from importlib.util import find_spec
 
 import gymnasium
@@ -327,6 +328,12 @@ def test_data_pass_the_door_and_meet_the_guard():
 
 
 real = pytest.mark.skipif(find_spec("ogbench") is None, reason="needs the extra `worlds`")
+
+
+def test_without_the_package_one_sentence_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ogbench", None)
+    message = r"ogbench is not installed: .*\[worlds\]"
+    refused(WorkbookError, message, point_maps.environment.__wrapped__, "medium")
 
 
 def begin(world, places, **named):
