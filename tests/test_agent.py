@@ -171,6 +171,18 @@ def test_load_a_run_without_its_data(trained, root, frames):
     refused(ValueError, "run 'absent' does not exist", hjepa_lib.load, "absent")
 
 
+def test_the_committed_agent_of_mazes_plans_with_its_graph():
+    agent, config = hjepa_lib.load("pretrained-maze"), Run.named("pretrained-maze").config
+    assert agent.planning.cost == "graph" and agent.level2 is not None
+    case = Case.of(config, "flat", "graph", trials=1)
+    world = case.tasks.begin(case.dynamics, 0)
+    found = [world.xy(world.position)]
+    for action in agent.plan(world.render()[0], world.render(case.tasks.goal)[0])[0]:
+        found.append(world.xy(world.step(torch.as_tensor(action)[None].float())))
+    left = [world.oracle_length(place, case.tasks.goal).item() for place in (found[0], found[-1])]
+    assert left[1] < left[0] - 0.9 * (len(found) - 1) * case.planning.action_cap  # px of the way
+
+
 @pytest.mark.parametrize(("method", "protocol"), [("flat", "p2_seen"), ("l1+l2", "p1")])
 def test_a_closed_loop_plays_the_episodes_of_the_table(trained, tmp_path, method, protocol):
     """I14: a loop through `controller` has the cap, the noise, the warm starts and the clocks."""
