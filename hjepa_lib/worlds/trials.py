@@ -5,6 +5,7 @@ the order of `index.json`, which holds their hashes; behind them those of the bu
 `draw_trials` drew.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -101,7 +102,7 @@ def world_trials(source: str, split: str, n: int, task_set: str = "") -> Trials:
     """The first n trials of the world `source`: committed if it is built-in, else drawn now."""
     world, name = find_world(source), trials_name(source, split, task_set)
     own = source not in WORLDS
-    return (draw_trials(world, split, task_set) if own else _committed(name, world)).first(n)
+    return (draw_trials(world, split, task_set) if own else _committed(_FOLDER, name, world)).first(n)
 
 
 def trials_name(source: str, split: str, task_set: str = "") -> str:
@@ -140,13 +141,14 @@ def load_trials(protocol: str, split: str, n: int = 100) -> Trials:
 
     WorkbookError for unknown names or n above 500, FileError for a changed file.
     """
-    return _committed(f"{protocol}_{split}", TwoRooms).first(n)
+    return _committed(_FOLDER, f"{protocol}_{split}", TwoRooms).first(n)
 
 
-def _committed(name: str, world: type[World]) -> Trials:
-    known = files.read_json(_FOLDER / "index.json")
+@functools.lru_cache(maxsize=64)  # an experiment asks for the same ones in every cell
+def _committed(folder: Path, name: str, world: type[World]) -> Trials:
+    known = files.read_json(folder / "index.json")
     files.one_of("trials", name, known)
-    trials = read_trials(_FOLDER / f"{name}.npz", world)
+    trials = read_trials(folder / f"{name}.npz", world)
     if trials.sha256 != known[name]:
         raise files.FileError(f"trial file {name}.npz does not match its recorded SHA-256")
     return trials
