@@ -101,8 +101,9 @@ def draw_trials(world: type[World], split: str, task_set: str = "") -> Trials:
 def world_trials(source: str, split: str, n: int, task_set: str = "") -> Trials:
     """The first n trials of the world `source`: committed if it is built-in, else drawn now."""
     world, name = find_world(source), trials_name(source, split, task_set)
-    own = source not in WORLDS
-    return (draw_trials(world, split, task_set) if own else _committed(_FOLDER, name, world)).first(n)
+    if source in WORLDS:
+        return _committed(_FOLDER, name, world).first(n)
+    return draw_trials(world, split, task_set).first(n)
 
 
 def trials_name(source: str, split: str, task_set: str = "") -> str:
