@@ -195,7 +195,7 @@ def test_decoder_shapes_and_patches_in_their_places():
     assert patches.argmax() == 7 and (patches > 1e-6).sum() == 1
 
 
-@pytest.mark.parametrize(("name", "kind"), zip(TRAINED, ("cnn", "vit", "mlp"), strict=True))
+@pytest.mark.parametrize(("name", "kind"), [*zip(TRAINED, ("cnn", "vit", "mlp"), strict=True)])
 def test_the_loss_falls_on_a_toy_batch(name, kind):
     """MOD-6 (also `standard`, which crashed in the seed), MOD-7, MOD-8."""
     model = fresh(name, encoder__kind=kind, decoder__dropout=0.0, encoder__dropout=0.0)
