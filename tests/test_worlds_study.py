@@ -40,7 +40,7 @@ def test_the_rule_helps_hurts_or_leaves_it_undecided():
         "Hierarchy helps in maze, latent cost (l1+l2 75.0 % against 25.0 %, +50"
     )
     assert "+50 points (" in helps and "at 1 and 1 MFLOP per step, n = 40 x 3 seeds)." in helps
-    assert hurts.startswith("It hurts in maze, distance cost (") and "-55 points (" in hurts
+    assert hurts.startswith("Hierarchy hurts in maze, distance cost (") and "-55 points (" in hurts
     assert open_.startswith("Undecided in two rooms, latent cost (") and ";" not in open_
     assert verdict.claim_sentences(table[:2])[2] == "Undecided in no world."
 

@@ -12,7 +12,7 @@ HIERARCHY, FLAT = "bar_l1l2_latent", "bar_flat_latent"
 """Cells of the pair that is compared at one budget, under the latent cost."""
 EQUAL_COMPUTE = 1.15
 """Largest ratio of two planners' FLOPs per step that is called equal."""
-CLAIMS = {"helps": "Hierarchy helps in", "hurts": "It hurts in", "undecided": "Undecided in"}
+CLAIMS = {"helps": "Hierarchy helps in", "hurts": "Hierarchy hurts in", "undecided": "Undecided in"}
 _WORDS = {"": "", "lower": "at least ", "upper": "at most ", "open": "undecided, about "}
 
 
@@ -158,7 +158,7 @@ def _claim(flat: pd.DataFrame, two: pd.DataFrame) -> dict[str, object]:
 
 
 def claim_sentences(found: pd.DataFrame) -> list[str]:
-    """ "Hierarchy helps in ...", "It hurts in ...", "Undecided in ...": of what `claims` found."""
+    """ "Hierarchy helps in ...", "... hurts in ...", "Undecided in ...": of what `claims` found."""
     lines, said = found.to_dict("records"), []
     for verdict, words in CLAIMS.items():
         places = [_place(one) for one in lines if one["verdict"] == verdict]
