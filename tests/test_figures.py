@@ -114,7 +114,9 @@ def gallery():
         "episodes": plans.episode_paths(paths, paths[:, -1], rooms, np.full(many, np.nan)),
         "strip": plans.film_strip(paths[0], GOAL, ROOM),
         "rows": success.success_rows(rows()),
-        "compute": success.success_against({"": rows()}, "flops_per_step"),
+        "compute": success.success_against(
+            {"": rows()}, "flops_per_step", title="Success against compute, validation trials"
+        ),
         "designs": success.designs({"a": {"level 1": (2, 1, 3)}}, {"a": rows()[1:3]}),
         "pairs": success.pair_differences(pd.DataFrame([gaps])),
         "failures": success.failure_bars(shares),
@@ -144,6 +146,9 @@ def test_every_figure_is_a_small_png_with_nothing_cut_off(gallery):
             pixels = np.array(drawn.convert("RGB"))
             edges = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
             assert (edges > 245).all(), name
+        title = figure.get_suptitle() and figure._suptitle.get_window_extent()
+        for legend in figure.legends if title else ():
+            assert not legend.get_window_extent().overlaps(title), name
 
 
 def test_figures_leave_matplotlib_as_it_was_and_keep_their_style_while_drawing():

@@ -114,7 +114,7 @@ def cost_geometry(
         axis.set(xlabel="shortest path (px)", ylabel=name, title=f"rank correlation {rank:.2f}")
         axis.set(xlim=(0, None), ylim=(0, None))
         axis.grid()
-    draw.legend(figure, axes, "outside upper right", ncols=2, markerscale=2)
+    draw.legend(figure, axes, "outside lower right", ncols=2, markerscale=2)
     return figure
 
 

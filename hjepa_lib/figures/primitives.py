@@ -224,7 +224,7 @@ def percent_axis(
 
 
 def legend(
-    figure: Figure, axes: Sequence[Axes], place: str = "outside right upper", **look: Any
+    figure: Figure, axes: Sequence[Axes], place: str = "outside right center", **look: Any
 ) -> None:
     """One legend of all axes, each name once, beside the panels."""
     found: dict[str, Any] = {}
