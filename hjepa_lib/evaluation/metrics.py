@@ -63,7 +63,12 @@ class Episodes(NamedTuple):
 
 
 def per_trial(episodes: Episodes, protocol: str) -> dict[str, np.ndarray]:
-    """Every metric of every trial, (B,) float64 each; success is 0 or 1, NaN marks undefined."""
+    """Every metric of every trial, (B,) float64 each; success is 0 or 1, NaN marks undefined.
+
+    `success` and the hit of `path_efficiency`: in P1 within sqrt(2) px at any step, t = 0 included,
+    in P2 within 4.5 px after the last step, in P3 within sqrt(2) px at 5 steps in a row, else
+    `reached` at any step.
+    """
     names = ("positions", "goal", "layout", "oracle")
     e = episodes._replace(**{name: getattr(episodes, name).astype(float) for name in names})
     error = ((e.positions - e.goal[:, None]) ** 2).sum(-1) / 2  # (B, S+1)

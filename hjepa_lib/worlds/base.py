@@ -123,8 +123,10 @@ class World:
         """(B, P) bool: a step between places (B, P, 2) px goes through a wall; None: unknown."""
 
     def teleported(self, positions: np.ndarray, actions: np.ndarray) -> np.ndarray | None:
-        """(B,) bool: episodes of positions (B, S+1, 2) px and actions (B, S, A) in which something
-        else than an action carried the dot away; None: nothing here does that."""
+        """(B,) bool: something else than an action carried the dot away; None: nothing does that.
+
+        Of episodes of positions (B, S+1, 2) px and actions (B, S, A).
+        """
 
     @classmethod
     def observed(cls) -> tuple[int, int, int]:

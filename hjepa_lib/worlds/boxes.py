@@ -197,17 +197,17 @@ class BoxWorld(World):
         return ~(along | visible(here, there, self.boxes))
 
     def reset(self, position: Tensor) -> Tensor:
-        """As in `World`."""
+        """Put the dots at states (B, N)."""
         self.position = position.to(self.device).clone()
         return self.position
 
     def step(self, action: Tensor) -> Tensor:
-        """As in `World`."""
+        """Move by `action` (B, 2) px; returns the new states."""
         self.position = slide(self.position, action, self.boxes)
         return self.position
 
     def render(self, position: Tensor | None = None) -> Tensor:
-        """As in `World`."""
+        """Frames (B, ..., C, Hpx, Wpx) uint8 of states, default the current ones."""
         state = self.position if position is None else position
         return paint(self.xy(state), self.walls)
 

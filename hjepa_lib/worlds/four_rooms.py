@@ -141,7 +141,7 @@ class FourRooms(BoxWorld):
         return tuple(torch.cat((dot, s.flatten(1)), 1) for dot, s in zip(found, seen, strict=True))
 
     def reset(self, position: Tensor) -> Tensor:
-        """As in `World`."""
+        """Start at states (B, 12); randomness begins anew."""
         super().reset(position)
         self.steps, self._others = 0, self.position[:, 2:].unflatten(1, (MOST, 2))
         _, self._move, self._left = self._drawn()
@@ -158,7 +158,7 @@ class FourRooms(BoxWorld):
         return LOW + (HIGH - LOW) * share[..., :2], move, life
 
     def step(self, action: Tensor) -> Tensor:
-        """As in `World`."""
+        """Move the dot by `action` (B, 2) px; returns the new states (B, 12)."""
         dot = super().step(action)[:, :2]
         self.steps, here = self.steps + 1, self._others + self._move
         self._move = torch.where((here < LOW) | (here > HIGH), -self._move, self._move)
@@ -173,7 +173,7 @@ class FourRooms(BoxWorld):
         return self.position
 
     def render(self, position: Tensor | None = None) -> Tensor:
-        """As in `World`."""
+        """Frames (B, ..., 2, 65, 65) uint8 of states, default the current ones."""
         state = self.position if position is None else position
         frames = paint(state[..., :2], self.walls)
         for other in state[..., 2:].unflatten(-1, (MOST, 2)).unbind(-2):

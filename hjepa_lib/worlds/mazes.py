@@ -141,7 +141,7 @@ class VelocityMaze(Maze):
         return torch.cat((place, place), -1)
 
     def step(self, action: Tensor) -> Tensor:
-        """As in `World`."""
+        """Push by `action` (B, 2); returns the new states (B, 4)."""
         here, before = self.position.split(2, -1)
         move = clip_norm(DRAG * (here - before) + action, SPEED)
         self.position = torch.cat((slide(here, move, self.boxes), here), -1)

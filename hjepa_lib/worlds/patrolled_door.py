@@ -137,7 +137,7 @@ class PatrolledDoor(World):
         return self.position
 
     def render(self, position: Tensor | None = None) -> Tensor:
-        """As in `World`."""
+        """Observations (B, ..., stacked * 3, 65, 65) uint8 of states (B, ..., 10)."""
         state = self.position if position is None else position
         layout = self.layout.to(state.device)
         frames = []

@@ -178,7 +178,7 @@ class PointMaze(BoxWorld):
         return closed.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)[None]
 
     def render(self, position: Tensor | None = None) -> Tensor:
-        """As in `World`."""
+        """Frames (B, ..., C, Hpx, Wpx) uint8 of `position` (B, ..., 2), default the current one."""
         frames = super().render(position)
         if (still := discs(self.maze)) is None:
             return frames

@@ -157,7 +157,7 @@ class TwoRooms(World):
         return self.position
 
     def step(self, action: Tensor) -> Tensor:
-        """As in `World`."""
+        """Move by `action` (B, 2) px; returns the new positions (B, 2)."""
         draw = self.generator
         if draw is None and self.dynamics == "bounce" and self.noise > 0:
             draw = trial_noise(self.seed, self.rows, self.steps, (2,))
@@ -167,7 +167,7 @@ class TwoRooms(World):
         return self.position
 
     def render(self, position: Tensor | None = None) -> Tensor:
-        """As in `World`."""
+        """Frames (B, ..., 2, 65, 65) uint8 of `position` (B, ..., 2), default the current one."""
         position = self.position if position is None else position
         return render(position, self.layout, self.bright, self.dot_std)
 
