@@ -211,5 +211,9 @@ class Displacement(nn.Module):
     def forward(self, latent: Tensor, later: Tensor, kept: Tensor | None = None) -> Tensor:
         """(..., K, D) twice -> (..., K, A); (..., D) twice -> (..., A) of the attempt `kept`."""
         moves = torch.cat([latent[..., 2:], later[..., :2] - latent[..., :2]], -1) * self.unit
-        weight = GAIN * (self.weight if kept is None else self.weight[kept])
+        weight = self.matrix(slice(None) if kept is None else kept)
         return (weight @ moves[..., None])[..., 0]
+
+    def matrix(self, kept: Tensor | slice) -> Tensor:
+        """(A, D) of an attempt: normalised action of px, earlier moves first."""
+        return GAIN * self.weight[kept]

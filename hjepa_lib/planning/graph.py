@@ -54,15 +54,13 @@ class GraphDistance(Geometry):
 
     def __init__(self, model: Jepa, cap: float) -> None:
         self.model, self.picture = model, model.encoder.picture
-        first = model.predictors[0].free.weight.detach()
-        self.rest, self.push = first[:, : -model.action_dim], first[:, -model.action_dim :]
-        # How far, in px, the largest action goes: a step of the costs.
+        # How far, in px, the largest action goes: a step of the costs; with momentum at the speed
+        # that it keeps up. Inverse dynamics say it: a predictor's linear part is half of a sum.
         still = model.normalise_actions(torch.zeros_like(model.action_mean))
-        far = model.normalise_actions(torch.eye(model.action_dim, device=first.device) * cap)
-        moves = (far - still) @ self.push.T  # (A, 2)
-        if self.rest.shape[1]:  # with momentum, the speed at which drag takes what a push adds
-            moves = moves @ torch.linalg.pinv(torch.eye(2).to(first) - self.rest[:, :2]).T
-        self.step = float(moves.norm(dim=-1).max()) * self.picture.unit
+        far = model.normalise_actions(torch.eye(len(still), device=still.device) * cap) - still
+        weight = model.idm.matrix(model.encoder.kept).detach()
+        weight = weight.unflatten(1, (-1, 2)).sum(1)  # (A, 2)
+        self.step = float((far @ torch.linalg.pinv(weight).T).norm(dim=-1).max())
 
     def begin(self, scene: Scene, goals: Tensor) -> None:
         """New episodes: scenes of B latents, goals (B, D)."""
@@ -127,13 +125,9 @@ class GraphDistance(Geometry):
 
     def _walk(self, pixels: Tensor, move: Tensor, scene: Scene) -> Tensor:
         """(K, N, 2) px where each predictor imagines to be after the action that means `move`."""
-        latents = self._at(pixels, move)
-        wanted = move / self.picture.unit
-        if latents.shape[1] > 2:
-            wanted = wanted - self.rest @ wanted.repeat(latents.shape[1] // 2 - 1)
-        action = torch.linalg.pinv(self.push) @ wanted  # normalised
+        latents, later = self._at(pixels, move), self._at(pixels + move)
+        actions = self.model.idm(latents, later, self.model.encoder.kept)
         rows = scene.pick(scene.rows.new_zeros(len(latents)))
-        actions = action.expand(len(latents), -1)
         return torch.stack([
             self.picture.pixels(one(latents, actions, rows)) for one in self.model.predictors
         ])  # fmt: skip
