@@ -659,7 +659,7 @@ def test_what_is_written_is_read_back(world, tmp_path):
     pytest.importorskip("h5py")
     data = generate("good", 400, "random", seed=1)
     if world == "recorded":
-        frames = np.random.default_rng(0).integers(0, 256, (6, 1, 16, 18), np.uint8)
+        frames = np.random.default_rng(0).integers(0, 256, (6, 9, 16, 18), np.uint8)
         store = Record.write(tmp_path / "frames.npy", [frames[:4], frames[4:]], frames.shape)
         actions, layout = torch.ones(6, 3), torch.zeros(2, 2, dtype=torch.int16)
         data = Trajectories(torch.ones(6, 0), actions, torch.tensor([2, 4]), layout, {}, store)
@@ -685,9 +685,9 @@ def test_what_is_written_is_read_back(world, tmp_path):
         ("action", lambda x: np.nan_to_num(x).astype(int), "must be .* real numbers, got .* int64"),
         ("action", lambda x: x[:-1], "12 states in episodes, 11 actions, 12 frames"),
         ("pixels", lambda x: x[:-2], "12 states in episodes, 12 actions, 10 frames"),
-        ("pixels", lambda x: x.astype(np.float32), r"uint8 with 1 to 3 channels, got .* float32"),
+        ("pixels", lambda x: x.astype(np.float32), r"uint8 with 1 to 16 channels, got .* float32"),
         ("pixels", lambda x: x[..., 0], r"frames must be \(N, H, W, C\) uint8"),
-        ("pixels", lambda x: np.concatenate([x, x], -1), "with 1 to 3 channels, got"),
+        ("pixels", lambda x: np.concatenate([x] * 6, -1), "with 1 to 16 channels, got"),
         ("ep_offset", put(1, 4), "episodes must follow one another"),
         ("ep_len", lambda x: x[:0], "episodes must follow one another"),
     ],

@@ -423,6 +423,8 @@ def test_what_an_own_world_cannot_do_is_refused(lake, monkeypatch):
         (lambda: draw_trials(lake, "mine"), "split must be one of validation, test"),
     ):
         refused(ValueError, message, attempt)
+    monkeypatch.setattr(lake, "free", lambda self, state: state[:, 0] > 99)
+    refused(FileError, "Lake: a start or goal lies in a wall", draw_trials, lake, "test")
     data, whole = generate("good", 1000, source=SOURCE), lake.render
     monkeypatch.setattr(lake, "render", lambda self, position=None: whole(self, position)[..., :64])
     refused(ValueError, r"\(256, 2, 65, 64\)", Normaliser.fit, data, 0)

@@ -334,6 +334,9 @@ def test_without_the_package_one_sentence_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "ogbench", None)
     message = r"ogbench is not installed: .*\[worlds\]"
     refused(WorkbookError, message, point_maps.environment.__wrapped__, "medium")
+    monkeypatch.setattr("hjepa_lib.worlds.trials.world_trials", None)  # that would need it
+    case = Case.of(tiny_config(data__source="pointmaze_giant_stitch"), "random")
+    assert case.header["layouts"] == "fixed" and len(case.trials_hash) == 64
 
 
 def begin(world, places, **named):

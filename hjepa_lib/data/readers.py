@@ -27,7 +27,7 @@ MINARI = "minari:"
 STATE = "state"
 """The column of a position that is given by bare numbers; `write_h5` writes it."""
 _PIECE = 1 << 24  # bytes of frames at a time
-_CHANNELS = (1, 2, 3)
+_CHANNELS = range(1, 17)  # a stack of frames has many
 _POSITION = re.compile(r"(?P<name>[A-Za-z_][^:,]*)?(?:(?:^|:)(?P<x>\d+),(?P<y>\d+))?")
 
 Pieces = Callable[[], Iterator[np.ndarray]]
@@ -88,7 +88,7 @@ def read(source: str, position: str = "") -> Recording:
         said = f"{total} states in episodes, {len(actions)} actions, {shape[0]} frames"
         raise FileError(f"{source}: frames do not match: {said}")
     if found.kind != np.uint8 or not (last or (len(shape) == 4 and shape[1] in _CHANNELS)):
-        wanted = "(N, H, W, C) uint8 with 1 to 3 channels"
+        wanted = "(N, H, W, C) uint8 with 1 to 16 channels"
         raise FileError(f"{source}: frames must be {wanted}, got {shape} {found.kind}")
     actions = actions.astype(np.float32)
     actions[lengths.cumsum() - 1] = 0

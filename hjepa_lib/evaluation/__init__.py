@@ -171,8 +171,12 @@ class Case:
     @functools.cached_property
     def trials_hash(self) -> str:
         """SHA-256 of the trial file's content, as it is recorded for the committed ones."""
-        if names_world(self.world) or self.split.endswith(".npz"):
+        if self.split.endswith(".npz"):
             return self.tasks.sha256
+        if names_world(self.world):
+            from hjepa_lib.worlds.trials import trials_hash
+
+            return trials_hash(self.world, self.split, self.trials, self.task_set)
         return _recorded()[f"{self._set}_{self.split}"]
 
     @property
@@ -229,7 +233,9 @@ class Case:
 
     @property
     def _layouts(self) -> str:
-        several = len(self.tasks.world.layout_set("test")) > 1
+        from hjepa_lib.worlds.base import find_world
+
+        several = len(find_world(self.world).layout_set("test")) > 1
         return "heldout" if several else "fixed"
 
     @property

@@ -209,7 +209,8 @@ class PointMaze(BoxWorld):
         )
         actions[-1] = 0
         minutes = (time.perf_counter() - begin) / 60
-        print(f"{transitions:,} transitions of PointMaze in {minutes:.1f} min")
+        of = f"{transitions:,} transitions of PointMaze, {cls.repeat} environment steps each"
+        print(f"{of}, in {minutes:.1f} min")
         return positions, actions, lengths, torch.zeros(count, 2, dtype=torch.int16)
 
     @classmethod

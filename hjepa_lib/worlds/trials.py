@@ -93,8 +93,7 @@ def draw_trials(world: type[World], split: str, task_set: str = "") -> Trials:
         raise files.WorkbookError(f"{world.__name__} has no task_set {task_set!r}: {known}")
     generator = torch.Generator().manual_seed(1000 + SPLITS.index(split))
     layout, *ends = world.draw_tasks(task_set, split, world.trials[split], generator)
-    if world(layout).oracle_length(*ends).isinf().any():
-        raise files.WorkbookError(f"{world.__name__}: no way leads from some start to its goal")
+    _check(world.__name__, world(layout), *ends)
     return Trials.of(*ends, layout, f"{world.__name__}_{split}", world)
 
 
@@ -104,6 +103,13 @@ def world_trials(source: str, split: str, n: int, task_set: str = "") -> Trials:
     if source in WORLDS:
         return _committed(_FOLDER, name, world).first(n)
     return draw_trials(world, split, task_set).first(n)
+
+
+def trials_hash(source: str, split: str, n: int, task_set: str = "") -> str:
+    """`sha256` of `world_trials`; of committed ones without what their world needs to be built."""
+    known = files.read_json(_FOLDER / "index.json").get(trials_name(source, split, task_set))
+    enough = source in WORLDS and n <= find_world(source).trials.get(split, 0)
+    return known if known and enough else world_trials(source, split, n, task_set).sha256
 
 
 def trials_name(source: str, split: str, task_set: str = "") -> str:
@@ -129,12 +135,15 @@ def read_trials(path: str | Path, world: type[World] = TwoRooms) -> Trials:
             raise files.FileError(f"{path}: {name} must be {wanted}, got {values.shape}")
     start, goal = (torch.from_numpy(arrays[name].astype(np.float32)) for name in ("start", "goal"))
     layout = Layout.of(arrays["layout"])
-    played = world(layout)
-    if not (played.free(start) & played.free(goal)).all():  # nor are NaN
-        raise files.FileError(f"{path}: a start or goal lies in a wall or outside the rooms")
-    if not played.oracle_length(start, goal).isfinite().all():
-        raise files.FileError(f"{path}: no way leads from a start to its goal")
+    _check(path, world(layout), start, goal)
     return Trials.of(start, goal, layout, Path(path).stem, world)
+
+
+def _check(where: str | Path, world: World, start: Tensor, goal: Tensor) -> None:
+    if not (world.free(start) & world.free(goal)).all():  # nor are NaN
+        raise files.FileError(f"{where}: a start or goal lies in a wall or outside the rooms")
+    if not world.oracle_length(start, goal).isfinite().all():
+        raise files.FileError(f"{where}: no way leads from some start to its goal")
 
 
 def load_trials(protocol: str, split: str, n: int = 100) -> Trials:
