@@ -312,7 +312,10 @@ def test_both_worlds_move_alike_and_at_random():
     assert np.array_equal(one[4], two[4]) and not np.array_equal(one[3], two[3])
     assert not np.array_equal(one[4], other[4])
     # No function of state and action explains Drift's reward; what it can reach is published.
-    assert 0.85 < worlds.best_r2(2_000) < 0.95
+    drift, calm = (worlds.ceilings(name, 2_000) for name in (worlds.DRIFT_ID, worlds.CALM_ID))
+    assert drift["action blind"] < 0.85 < drift["full"] < 0.95 and 5 < drift["px"] < 6
+    assert calm["full"] == 1.0 and calm["px"] == 0 and 0.5 < calm["action blind"] < 0.8
+    assert worlds.ceilings("ALE/Breakout-v5") == {}
 
 
 def test_in_calm_all_that_moves_follows_from_the_action():

@@ -285,6 +285,15 @@ def test_initial_weights_depend_on_seed_and_width_alone():
     assert torch.equal(first.net[3].weight, wide.net[3].weight)  # hidden layers of MLP and LARP
 
 
+@pytest.mark.parametrize("width", [96, 544, 1200])
+def test_a_fresh_head_says_the_same_of_everything(width):
+    """It began 70 deviations off, those of wide inputs less far: so LARP seemed to win."""
+    head = RewardHead(profile("laptop").pixels.reward, width).eval()
+    inputs = torch.randn(200, width, generator=seeded(7))
+    assert not head(inputs).any()
+    assert 0.5 < head.net[:-1](inputs).square().mean().sqrt() < 2  # signals keep their size
+
+
 def test_a_head_scales_its_inputs_and_leaves_constant_ones_alone():
     head = RewardHead(TINY, 3).eval()
     inputs = torch.randn(50, 3, generator=seeded(0)) * torch.tensor([1e-2, 100.0, 0.0]) + 5

@@ -187,7 +187,9 @@ class RewardConfig(Section):
     """Dropout of the hidden layers."""
     labels: tuple[Int[16:], ...] = (200, 1_000, 4_000, 16_000)
     """Labelled rows of the look-ahead study."""
-    optim: EpochsConfig = replace(_COSINE, updates=600, weight_decay=0.01, delta=0.0)
+    optim: EpochsConfig = replace(
+        _COSINE, updates=600, batch=256, lr=3e-3, weight_decay=0.01, delta=0.0
+    )
     log_every: Int[1:] = 100
     """Updates between logged losses."""
     standardise: bool = True

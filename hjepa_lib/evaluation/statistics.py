@@ -88,6 +88,18 @@ def student(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean() - half), float(values.mean() + half)
 
 
+def seeds_for(gain: float, deviation: float, power: float = 0.8) -> int:
+    """Fewest seeds whose `student` interval has its low end above 0 with this probability.
+
+    For a true mean `gain` above 0 and this deviation over seeds; at most 1,000.
+    """
+    for count in range(2, 1000):
+        edge, shift = stats.t.ppf(0.975, count - 1), gain * math.sqrt(count) / max(deviation, 1e-12)
+        if stats.nct.sf(edge, count - 1, shift) >= power:
+            return count
+    return 1000
+
+
 def claim(
     one: np.ndarray, two: np.ndarray, least_blocks: int = LEAST_BLOCKS, resamples: int = 2000,
     power: float = 1.0,

@@ -95,10 +95,10 @@ def pixel_stages(config: Config) -> dict[str, Stage]:
                         files=given(pixels.vjepa2.stage1.checkpoint))  # fmt: skip
             add(name_of(name, n), maker, SHAPING[name], *reads, of=(name, n), load=load,
                 files=given(weights))  # fmt: skip
-        for kind, names in (("heads", COMPARED), ("decoder", DECODED)):
+        for kind, names, recipe in (("heads", COMPARED, 3), ("decoder", DECODED, 2)):
             for name in names:
                 add(name_of(name, n, kind), f"makers.make_{kind}", SHAPING[kind], DATA,
-                    name_of(name, n), of=(name, n))  # fmt: skip
+                    name_of(name, n), of=(name, n), recipe=recipe)  # fmt: skip
     heads = [name for name in found if not name.startswith("decoder")]
     add("rewards", "results.make_rewards", (), *heads, recipe=3)
     add("comparison", "results.make_comparison", (), *found, recipe=4)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hjepa_lib.config import Config, ConfigError, from_dict, read_yaml
 from hjepa_lib.config.pixels import MODELS, AuxiliaryConfig, PixelsConfig
-from hjepa_lib.evaluation.statistics import student
+from hjepa_lib.evaluation.statistics import seeds_for, student
 from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
 from hjepa_lib.pixels import stages
 from hjepa_lib.pixels.compare import score
@@ -34,6 +34,8 @@ ROWS = 512  # validation transitions whose latents are described
 # --- does looking ahead save labels? (13) -------------------------------------------------------
 STUDIED = ("enc_dec_jepa", "jepa", "vjepa2")
 """The models with an imagined latent."""
+GAIN, POWER = 0.05, 0.8
+"""Of R2, which a study should be able to show, and with which probability."""
 PAYS = ("next state", "present state")
 """What a row is labelled with: its reward, and as control that of the row before, which paid for
 the present state: what comes next is beside the point."""
@@ -44,7 +46,8 @@ def label_study(ws: Workspace) -> Stage:
     made, config = stages.pixel_stages(ws.config), ws.config.pixels
     reads = [made[stages.name_of(name, n)] for n in range(config.seeds) for name in STUDIED]
     shaping = ("pixels.reward",)
-    return Stage("labels", make_labels, shaping, (made[stages.DATA], *reads), "pixels/labels")
+    reads = (made[stages.DATA], *reads)
+    return Stage("labels", make_labels, shaping, reads, recipe=2, folder="pixels/labels")
 
 
 def load_labels(ws: Workspace) -> dict[str, Any]:
@@ -58,7 +61,8 @@ def load_labels(ws: Workspace) -> dict[str, Any]:
 def make_labels(ws: Workspace, folder: Path) -> None:
     """R2 on test rows of each head from N labelled rows, drawn alike for all models.
 
-    Claims are about gains of R2 over the plain head, interval of Student's over seeds.
+    Claims are about gains of R2 over the plain head, interval of Student's over seeds. How many
+    seeds those need is told by the rows that choose weights (`r2_choice`), not by those that score.
     """
     config, rows = ws.config.pixels.reward, []
     parts = [_labelled(data) for data in stages.make_transitions(ws)]
@@ -70,7 +74,6 @@ def make_labels(ws: Workspace, folder: Path) -> None:
                 one._replace(reward=label.to(one.latent.device))
                 for one, label in zip(features, labels, strict=True)
             )
-            truth = test.reward.cpu().numpy()
             for count, kind in itertools.product(config.labels, HEADS):
                 few = train.rows(pick(len(train.reward), count, seed))
                 work = fit_head(kind, few, choice.rows(pick(len(labels[1]), count // 4, seed)),
@@ -79,9 +82,13 @@ def make_labels(ws: Workspace, folder: Path) -> None:
                     pass
                 work.load_best()
                 with torch.no_grad():
-                    said = work.module.eval()(test.inputs(kind)).cpu().numpy()
+                    said = [work.module.eval()(part.inputs(kind)) for part in (test, choice)]
+                r2, chosen = (
+                    score(one.cpu().numpy(), part.reward.cpu().numpy())["r2"]
+                    for one, part in zip(said, (test, choice), strict=True)
+                )
                 one = {"pays": pays, "model": name, "head": kind, "labels": len(few.reward)}
-                rows.append(one | {"seed": seed, "r2": score(said, truth)["r2"]})
+                rows.append(one | {"seed": seed, "r2": r2, "r2_choice": chosen})
     write_json(folder / "labels.json", {"rows": rows, "sentences": label_sentences(rows)})
 
 
@@ -94,13 +101,16 @@ def _labelled(data: Transitions) -> tuple[Transitions, Tensor, tuple[Tensor, Ten
 def label_sentences(rows: list[dict[str, Any]]) -> list[str]:
     """The gain of R2 by looking ahead, mean over seeds with Student's interval, of each case."""
     table, found = pd.DataFrame(rows).set_index(["pays", "model", "labels", "seed"]), []
-    heads = {kind: one["r2"] for kind, one in table.groupby("head")}
+    heads = {kind: one[["r2", "r2_choice"]] for kind, one in table.groupby("head")}
     for against in HEADS[::2]:
         gain = (heads["larp"] - heads[against]).groupby(level=[0, 1, 2])
-        for (pays, model, labels), one in gain:
+        for (pays, model, labels), both in gain:
+            one = both["r2"]
             text = f"{pays}, {model}, {labels:,} labels: R2 {one.mean():+.3f} over {against}"
             if len(one) > 1:
-                text += " ({:+.3f} to {:+.3f}; seeds: {})".format(*student(one), len(one))
+                needed = seeds_for(GAIN, both["r2_choice"].std(), POWER)
+                text += " ({:+.3f} to {:+.3f}; seeds: {}".format(*student(one), len(one))
+                text += f", {needed:,} would show {GAIN})"
             found.append(text.replace("_", " "))
     return found
 

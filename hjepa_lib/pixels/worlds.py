@@ -115,21 +115,36 @@ class WindEnv(gymnasium.Env):
         return frame[..., None], info
 
 
-def best_r2(samples: int = 20_000, seed: int = 0) -> float:
-    """Largest R2 of a function of state and action in Drift: 1 - E[Var(r | s, a)] / Var(r)."""
-    rng = np.random.default_rng(seed)
-    start, target = rng.uniform(LOW, HIGH, (2, samples, 1, 2))
-    action = rng.integers(len(ACTIONS), size=(samples, 1))
-    gust = rng.normal(0, GUST, (samples, 32, 2)) * (rng.random((samples, 32, 1)) < GUST_SHARE)
-    after = np.clip(start + STEP * ACTIONS[action] + gust, LOW, HIGH)  # (samples, 32, 2)
-    values = drift_reward(start, after, target, action)
-    return float(1 - values.var(axis=1, ddof=1).mean() / values.var())
-
-
 _CALM = {"reward": near_reward, "gust_share": 0.0}
 _WORLDS: dict[str, dict[str, Any]] = {
     CALM_ID: _CALM, DRIFT_ID: {}, PUSH_ID: {"reward": push_reward},
     **{name: _CALM | {"noise": share} for share, name in NOISY_IDS.items()},
 }  # fmt: skip
+
+
+def ceilings(name: str, samples: int = 5_000, seed: int = 0) -> dict[str, float]:
+    """What the best model of one of these worlds reaches, over uniform states and actions.
+
+    R2 of the reward by functions of state and action (`full`) and of the state alone
+    (`action blind`): 1 - E[Var(r | ...)] / Var(r); `px`: root mean squared distance from the next
+    place that remains. {} for another environment.
+    """
+    if name not in _WORLDS:
+        return {}
+    settings, rng = _WORLDS[name], np.random.default_rng(seed)
+    share = settings.get("gust_share", GUST_SHARE)
+    start, target = rng.uniform(LOW, HIGH, (2, samples, 1, 1, 2))
+    action = np.arange(len(ACTIONS))[None, :, None]
+    gust = rng.normal(0, GUST, (samples, len(ACTIONS), 32, 2))
+    gust *= rng.random((samples, len(ACTIONS), 32, 1)) < share
+    after = np.clip(start + STEP * ACTIONS[action] + gust, LOW, HIGH)  # (samples, 5, 32, 2)
+    reward = settings.get("reward", drift_reward)(start, after, target, action)
+    reward = np.broadcast_to(reward, after.shape[:3])
+    left = reward.var(axis=2, ddof=1).mean(), reward.reshape(samples, -1).var(axis=1, ddof=1).mean()
+    full, blind = (float(1 - one / reward.var()) for one in left)
+    px = float(np.sqrt(after.var(axis=2, ddof=1).sum(-1).mean()))
+    return {"full": full, "action blind": blind, "px": px}
+
+
 for _id, _settings in _WORLDS.items():
     gymnasium.register(_id, WindEnv, max_episode_steps=50, kwargs=_settings)
