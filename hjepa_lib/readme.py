@@ -232,7 +232,8 @@ def worlds_block(rows: pd.DataFrame) -> str:
     for world, points in in_worlds(rows):
         said = []
         for row in points.itertuples():
-            cost, cells = f" ({row.cost})" if row.cost != "none" else "", _cells(row)
+            named = row.cost in ("none", row.method)
+            cost, cells = "" if named else f" ({row.cost})", _cells(row)
             spent = f" at {row.flops_per_step / 1e6:.0f} MFLOP" if row.flops_per_step > 0 else ""
             told = f" (told {row.told})" if row.told else ""
             said.append(f"{row.method}{cost}{told} {cells['success, % (95 %)']}{spent}")

@@ -171,13 +171,15 @@ def test_load_a_run_without_its_data(trained, root, frames):
     refused(ValueError, "run 'absent' does not exist", hjepa_lib.load, "absent")
 
 
-def test_the_committed_agent_of_mazes_plans_with_its_graph():
+@pytest.mark.parametrize("method", ["flat", "graph"])
+def test_the_committed_agent_of_mazes_plans_with_its_graph(method):
     agent, config = hjepa_lib.load("pretrained-maze"), Run.named("pretrained-maze").config
     assert agent.planning.cost == "graph" and agent.level2 is not None
-    case = Case.of(config, "flat", "graph", trials=1)
+    case = Case.of(config, method, "graph", trials=1)
+    assert ("ahead" in case.settings, case.stages) == (method == "graph", ("l1",))
     world = case.tasks.begin(case.dynamics, 0)
     found = [world.xy(world.position)]
-    for action in agent.plan(world.render()[0], world.render(case.tasks.goal)[0])[0]:
+    for action in agent.plan(world.render()[0], world.render(case.tasks.goal)[0], method)[0]:
         found.append(world.xy(world.step(torch.as_tensor(action)[None].float())))
     left = [world.oracle_length(place, case.tasks.goal).item() for place in (found[0], found[-1])]
     assert left[1] < left[0] - 0.9 * (len(found) - 1) * case.planning.action_cap  # px of the way
@@ -504,6 +506,7 @@ def test_settings_of_a_policy_move_its_own_rows_alone():
         return {name for name, now in digests(**changes).items() if now != before[name]}
 
     assert moved(planning__idm_steps=3) == {"idm none"}
+    assert moved(planning__ahead=3) == set()
     assert moved(planning__replan=1) == {
         f"{method} {cost}" for method in ("flat", "l1+l2") for cost in score.COSTS
     }  # one step ahead there is nothing to replan

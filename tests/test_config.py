@@ -340,6 +340,7 @@ NOT_BY_EFFECT = {
     "evaluation.matched_dynamics": "read by a notebook",
     "evaluation.budgets": "read by a notebook",
     "evaluation.budget_trials": "read by a notebook",
+    "planning.ahead": "of the method graph, see test_local.py",
     "data.position": "of recordings, see test_stages.py",
     "data.world": "of recordings, see test_stages.py",
     "evaluation.task_set": "Two Rooms has none, see test_mazes.py",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hjepa_lib.config import profile
+from hjepa_lib.config import PlannerConfig, profile
 from hjepa_lib.models.checkpoint import load_level1, load_level2, save_level1, save_level2
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import Level2
@@ -26,6 +26,8 @@ from hjepa_lib.models.local import (
 )
 from hjepa_lib.planning import graph as graphs
 from hjepa_lib.planning.graph import GraphDistance
+from hjepa_lib.planning.levels import PrimitiveLevel
+from hjepa_lib.planning.planner import Layer, Planner
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.level2 import train_level2
 from hjepa_lib.training.local import Draw, Moves, centre_places, train_local, train_places
@@ -223,6 +225,39 @@ def test_graph_goes_around_the_wall_to_each_trials_own_goal(walls):
     assert steps[1] == pytest.approx(0.5, abs=1e-4)
     many = geometry.between(geometry.embed(start)[:, None], geometry.embed_goal(goals)[:, None])
     assert torch.equal(many[:, 0], steps)
+
+
+def test_the_node_ahead_is_that_many_steps_on_along_the_shortest_way(walls):
+    geometry, picture, goals = walls
+    start = picture.latents(torch.tensor([[5.0, 4.0], [5.0, 4.0]]))
+    node = geometry.ahead(start, goals, 5)
+    assert torch.equal(node[1], goals[1])  # half a step away
+    ends = geometry.embed_goal(goals)
+    whole, rest = (geometry.between(geometry.embed(one), ends)[0] for one in (start, node))
+    assert whole - rest == pytest.approx(5, abs=1.2)  # a hop is 1.1 steps at most
+    geometry.begin(Scene(torch.zeros(2, 20, 24, MAPS), torch.arange(2)), node)
+    gone = geometry.between(geometry.embed(start), geometry.embed_goal(node))[0]
+    assert gone + rest == pytest.approx(float(whole), rel=1e-4)
+
+
+@pytest.mark.parametrize(("ahead", "every"), [(2, 1), (2, 2), (99, 1)])
+def test_nodes_lead_round_a_wall_that_a_straight_line_meets(walls, ahead, every):
+    geometry, picture, goals = walls
+    (one,) = geometry.model.predictors
+    geometry.model.rollout_members = lambda start, plans, **hooks: torch.stack([
+        start, one(start, plans[:, 0], None), one(one(start, plans[:, 0], None), plans[:, 1], None)
+    ], 1)[None]  # fmt: skip
+    level = PrimitiveLevel(geometry.model, PlannerConfig(horizon=2, samples=32), geometry, 2.0)
+    planner = Planner([Layer(level)], 0, every, ahead=ahead)
+    here = picture.latents(torch.tensor([[5.0, 4.0], [5.0, 4.0]]))
+    scene = Scene(torch.zeros(2, 20, 24, MAPS), torch.arange(2))
+    for call in range(30 // every):
+        plan = planner.plan(here, goals, every * (call > 0), scene)
+        for action in plan.actions[:, :every].unbind(1):
+            here = one(here, action, None)
+    left = (picture.pixels(here) - picture.pixels(goals)).norm(dim=-1)
+    assert left[1] < 1.0 and plan.near.all()
+    assert left[0] > 4 if ahead == 99 else left[0] < 1.0  # 99: straight to the goal itself
 
 
 @pytest.mark.parametrize("leaks", ["one way", "gap"])

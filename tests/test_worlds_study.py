@@ -82,7 +82,8 @@ def test_the_file_gives_every_row_as_many_settings():
     assert "" not in worlds and "two_rooms" in worlds
     tried = Counter(unit.cell.name for unit in experiment.units if unit.cell.group == "choose")
     local = len(worlds) - 1  # a graph needs a level 1 that sees walls
-    assert {tried.pop("choose_flat_graph"), tried.pop("choose_l1l2_graph")} == {8 * local}
+    graphs = ("choose_flat_graph", "choose_l1l2_graph", "choose_graph")
+    assert {tried.pop(name) for name in graphs} == {8 * local}
     assert set(tried.values()) == {8 * len(worlds)}
     cases = [unit.case for unit in experiment.units if unit.case]
     assert {case.split for case in cases} == {"test", "validation"}
@@ -92,7 +93,11 @@ def test_the_file_gives_every_row_as_many_settings():
     assert {(one.method, one.cost) for one in equal} == {
         (method, cost) for method in ("flat", "l1+l2")
         for cost in ("latent", "distance", "graph")
-    }  # fmt: skip
+    } | {("graph", "graph")}  # fmt: skip
+    factors = [unit for unit in experiment.units if unit.cell.group == "factors"]
+    assert {one.model.name for one in factors} == {"maze", "two_rooms"}
+    told = {one.case.settings.get("truth") for one in factors}
+    assert told == {None, "dynamics", "distance"} and len(factors) == 2 * 3 * 3
     (leak,) = {unit.cell.name for unit in experiment.units if unit.cell.call}
     assert leak == "leak"
 

@@ -84,6 +84,10 @@ class PlanningConfig(Section):
     hierarchy: HierarchyConfig = HierarchyConfig()
     idm_steps: Int[1:] = 16
     """Steps in which the policy `idm` means to reach the goal."""
+    ahead: Int[1:] = 2
+    """Steps to the node that the method `graph` aims at."""
+    truth: Literal["none", "dynamics", "distance"] = "none"
+    """What flat planning is told: the world's steps, or its ways instead of learned or imagined."""
     level3: Level3PlannerConfig = needs("level3.enabled=true", Level3PlannerConfig())
 
 
@@ -104,8 +108,8 @@ class EvaluationConfig(Section):
     """One of a world's sets of tasks (`World.task_sets`); "" is all kinds."""
     steps: Int[0:] = 0
     """Most environment steps of an episode; 0: the world's own, 200 in Two Rooms."""
-    rows: tuple[Literal["usual", "gcbc", "idm", "hilp"], ...] = ("usual",)
-    """Of the table: the usual ones, cloned behaviour, inverse dynamics, a search one step ahead."""
+    rows: tuple[Literal["usual", "gcbc", "idm", "hilp", "graph"], ...] = ("usual",)
+    """Of the table: the usual ones, cloned behaviour, inverse dynamics, one step ahead, a graph."""
     matched_dynamics: bool = True
     """Also play the best planner with the `blocked` dynamics of the data."""
     budgets: tuple[Float[0.001:1000], ...] = (0.25, 0.5, 1.0)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 P2_CAP, STEPS = 2.45, 200  # px; of an episode of P1 and P2
 LAYOUTS = {"p1": "fixed", "p3": "fixed", "p2_seen": "train", "p2_heldout": "heldout"}
-LEARNED = (*METHODS, THREE_LEVELS, ONE_STEP)
+LEARNED = (*METHODS, THREE_LEVELS, ONE_STEP, "graph")
 CLONED = ("gcbc", "idm")
 FLOORS = ("random", "random-persistent", "rule", "oracle")
 """Methods without training; `rule` is of worlds that have a `rule_action`."""
@@ -139,6 +139,14 @@ class Case:
             action_cap=played_cap(config, planning.action_cap),
             cost=planning.cost if cost == "none" else cost,
         )
+        if method == "graph" and (cost != "graph" or config.level1.predictor != "local"):
+            raise ConfigError("method graph needs cost=graph and level1.predictor=local")
+        goes_on = world is None or world.resumes
+        able = {"none": True, "distance": method == "flat" and cost != "latent"}
+        able["dynamics"] = method == "flat" and goes_on and planned.flat.method != "gradient"
+        if method in LEARNED and not able[planned.truth]:
+            what = f"{method}, {cost} cost, {planned.flat.method} search in {config.data.played}"
+            raise ConfigError(f"planning.truth={planned.truth} does not go with {what}")
         dynamics = "slide" if world and world.slides else dynamics
         case = cls(
             method, cost, "own" if world else evaluation.protocol, dynamics, float(budget), split,
@@ -200,7 +208,7 @@ class Case:
         used = {
             "l1": self.learned,
             "distance": self.learned and self.cost == "distance",
-            "l2": self.learned and self.planner != "flat",
+            "l2": self.planner.startswith("l1+l2"),
             "l3": self.method == THREE_LEVELS,
             "policies": self.method in CLONED,
         }
@@ -214,8 +222,10 @@ class Case:
             return fixed | {"idm_steps": self.planning.idm_steps}
         if not self.learned:
             return fixed
-        unused = ("idm_steps", "hierarchy." if self.planner == "flat" else "flat.")
+        unused = ("idm_steps", "flat." if self.planner.startswith("l1+l2") else "hierarchy.")
         unused += () if self.method == THREE_LEVELS else ("level3.",)
+        unused += () if self.method == "graph" else ("ahead",)
+        unused += ("truth",) if self.planning.truth == "none" else ()
         used = flatten(self.planning).items()
         return fixed | {"seed": self.seed} | {k: v for k, v in used if not k.startswith(unused)}
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hjepa_lib.models.level1 import Jepa
+from hjepa_lib.models.local import Scene
 from hjepa_lib.planning.planner import Planner
 from hjepa_lib.planning.search import evaluations
 
@@ -20,8 +21,9 @@ def count(call: Callable[[], object]) -> int:
 
 
 def planner_flops(
-    planner: Planner, model: Jepa, frame: Tensor | None = None, steps: int = 200
-) -> tuple[float, float]:
+    planner: Planner, model: Jepa, frame: Tensor | None = None, steps: int = 200,
+    scene: Scene | None = None,
+) -> tuple[float, float]:  # fmt: skip
     """(FLOPs, model transitions) per environment step and trial, by one real search of each level.
 
     A step costs (one encoding + one search of level 1) / `every`, and a search of each level above
@@ -35,7 +37,7 @@ def planner_flops(
     latent = torch.zeros(1, model.latent_dim, device=device)
     planner.reset([0])
     with torch.no_grad():
-        planner.scene = scene = model.scene(frame)
+        planner.scene = scene = scene or model.scene(frame)
     flops, transitions = count(partial(planner.geometry.begin, scene, latent)) / steps, 0.0
     goal = planner.geometry.embed_goal(latent)
     for look in (model.encode, model.scene):

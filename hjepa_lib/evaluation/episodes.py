@@ -16,6 +16,7 @@ from hjepa_lib.evaluation.metrics import Episodes
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.policies import GoalPolicy
 from hjepa_lib.planning.agent import Agent, Controller
+from hjepa_lib.planning.truth import witness
 from hjepa_lib.worlds.base import World, bound, reaching, trial_noise
 from hjepa_lib.worlds.trials import Trials, TwoRooms
 
@@ -145,7 +146,7 @@ class ClonedPolicy(Policy):
 
 
 class LatentPolicy(Policy):
-    """Plans with an agent's world models; sees frames only.
+    """Plans with an agent's world models; sees frames only, but for `planning.truth`.
 
     `pictures=False` leaves out fans and all plans but the first, a gigabyte at a horizon of 192.
     """
@@ -156,7 +157,8 @@ class LatentPolicy(Policy):
         self, agent: Agent, method: str, planning: PlanningConfig, pictures: bool = True,
         steps: int = 200,
     ) -> None:  # fmt: skip
-        self.agent, self.pictures = agent, pictures
+        self.agent, self.told = agent, planning.truth != "none"
+        self.pictures = pictures and not self.told  # of the world at the first call alone
         self.controller = Controller(agent, method, planning)
         self.planner = self.controller.planner
         self.replan = self.planner.every
@@ -167,14 +169,17 @@ class LatentPolicy(Policy):
         """Forget what was played; the planner sees the goals as frames."""
         self.world = world
         if not self.flops_per_step:
-            counted = planner_flops(self.planner, self.agent.level1, world.render()[:1], self.steps)
+            frame = world.render()[:1]
+            scene = witness(world, self.agent.scene(frame)).pick([0]) if self.told else None
+            counted = planner_flops(self.planner, self.agent.level1, frame, self.steps, scene)
             self.flops_per_step, self.transitions_per_step = counted
         self.controller.start(world.render(goal), world.rows)
         self.log: dict[str, list[Tensor]] = {}
 
     def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
         """(B, k, A); latents are kept and probed once at the end, outside the timed loop."""
-        actions, plan = self.controller.step(frames), self.controller.last
+        actions = self.controller.step(frames, self.world if self.told else None)
+        plan = self.controller.last
         kept = {"latent": self.controller.latent, "plan": plan.actions, "near": plan.near}
         kept["effective"] = plan.search.effective
         if self.pictures:

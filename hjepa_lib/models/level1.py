@@ -123,7 +123,7 @@ class Jepa(Reader):
     ) -> Tensor:  # fmt: skip
         """One step: (M, D), (M, A) px -> (M, D). `context` (M, A) adds to the normalised action."""
         normal = self.normalise_actions(action)
-        seen = () if scene is None else (scene,)
+        seen = () if self.map is None else (scene,)
         return self.predictors[member](
             latent, normal if context is None else normal + context, *seen
         )

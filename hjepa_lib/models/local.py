@@ -9,7 +9,7 @@ The layout is not in it: a predictor reads a patch of a map of the frame (a `Sce
 
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class Scene(NamedTuple):
 
     maps: Tensor  # (K, Hpx, Wpx, F)
     rows: Tensor  # (M,) int64 in [0, K)
+    world: Any = None  # of K trials, for planning/truth.py alone
 
     def pick(self, index: Tensor) -> "Scene":
         """Those of some of the latents, as often as they are named."""

@@ -7,6 +7,7 @@ from hjepa_lib.config import ConfigError, PlanningConfig, SearchConfig
 METHODS = ("flat", "l1+l2")
 THREE_LEVELS = "l1+l2+l3"  # needs level3.enabled
 ONE_STEP = "hilp"  # flat, one step ahead
+GRAPH = "graph"  # straight to a node on the way, needs a local level 1
 P1_CAP = 1.8365  # px: 2.45 x 0.7496, the action cap of protocol P1, and here without a protocol
 
 
@@ -15,7 +16,8 @@ def interval(planning: PlanningConfig, method: str) -> int:
 
     ConfigError where a plan would be over before the next one, or a clock would not be kept.
     """
-    above = {"flat": (), "l1+l2": ("hierarchy",)}.get(method, ("hierarchy", "level3"))
+    stacked = {"l1+l2": ("hierarchy",), THREE_LEVELS: ("hierarchy", "level3")}
+    above = stacked.get(method, ())
     clocks = {name: getattr(planning, name).replan for name in above}
     every = min([planning.replan, *clocks.values()])
     for name, replan in clocks.items():

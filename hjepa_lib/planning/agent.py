@@ -16,10 +16,12 @@ from hjepa_lib.models.distance import Distance, Geometry, LatentGeometry, Probe
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import Level2
 from hjepa_lib.models.local import Scene
-from hjepa_lib.planning import METHODS, P1_CAP, THREE_LEVELS, interval
+from hjepa_lib.planning import GRAPH, METHODS, P1_CAP, THREE_LEVELS, interval
 from hjepa_lib.planning.graph import GraphDistance
 from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel
 from hjepa_lib.planning.planner import Layer, Plan, Planner
+from hjepa_lib.planning.truth import TrueDistance, TrueDynamics, witness
+from hjepa_lib.worlds.base import World
 
 
 @dataclass
@@ -52,20 +54,25 @@ class Agent:
         return self.distance
 
     def planner(self, method: str, planning: PlanningConfig | None = None) -> Planner:
-        """A fresh planner: `flat`, `l1+l2` or `l1+l2+l3`, in the cost geometry `planning.cost`."""
+        """A fresh planner: `flat`, `l1+l2` or `l1+l2+l3`, in the cost geometry `planning.cost`, or
+        `graph`."""
         planning = planning or self.planning
         models = {"flat": self.level1, "l1+l2": self.level2, THREE_LEVELS: self.level3}
-        if method not in models:
+        level = "flat" if method == GRAPH else method
+        if level not in models:
             raise ConfigError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-        count = list(models).index(method) + 1
-        if models[method] is None:
+        count = list(models).index(level) + 1
+        if models[level] is None:
             raise ConfigError(f"method {method!r} needs a trained level {count}; this run has none")
-        geometry, hierarchy, level2 = self.geometry(planning.cost), planning.hierarchy, self.level2
+        geometry = self.geometry(GRAPH if method == GRAPH else planning.cost)
+        hierarchy, level2 = planning.hierarchy, self.level2
         cap = planning.action_cap or self.planning.action_cap or P1_CAP
+        geometry = TrueDistance(self.probe, cap) if planning.truth == "distance" else geometry
+        steps = TrueDynamics(self.encode) if planning.truth == "dynamics" else self.level1
         if hierarchy.control == "untrained" and count > 1:
             level2 = _fresh_level2(level2, self.seed)
         below, acting = (hierarchy.tracker, level2) if count > 1 else (planning.flat, None)
-        level1 = PrimitiveLevel(self.level1, below, geometry, cap, acting, self.ball)
+        level1 = PrimitiveLevel(steps, below, geometry, cap, acting, self.ball)
         layers = [Layer(level1)]
         above = [
             (hierarchy.level2, hierarchy.replan, (level2, self.reach, self.box)),
@@ -75,7 +82,8 @@ class Agent:
             rest = (cap, hierarchy, box, self.level1, self.ball)
             level = MacroLevel(model, search, geometry, *rest)
             layers.append(Layer(level, replan, reach.get(planning.cost, model.config.step_skip)))
-        return Planner(layers, self.seed, interval(planning, method), hierarchy)
+        ahead = planning.ahead if method == GRAPH else 0
+        return Planner(layers, self.seed, interval(planning, method), hierarchy, ahead)
 
     def encode(self, frames: Tensor) -> Tensor:
         """(B, C, Hpx, Wpx) uint8 -> (B, D) float32."""
@@ -165,12 +173,14 @@ class Controller:
         """
         return self.step(_channels_first(frame, self.agent.level1))[0].cpu().numpy()
 
-    def step(self, frames: Tensor) -> Tensor:
-        """The same for a batch: (B, C, Hpx, Wpx) uint8 -> (B, k, 2)."""
+    def step(self, frames: Tensor, world: World | None = None) -> Tensor:
+        """The same for a batch: (B, C, Hpx, Wpx) uint8 -> (B, k, 2); `world` tells the truth."""
         executed = 0 if self.last is None else self.planner.every
         self.latent = self.agent.encode(frames)
         with self.agent.autocast():
             self.scene = self.agent.scene(frames)
+            if world is not None:
+                self.scene = witness(world, self.scene)
             self.last = self.planner.plan(self.latent, self.goal, executed, self.scene)
         return self.last.actions[:, : self.planner.every]
 

@@ -8,6 +8,7 @@ arXiv 2602.05031, with imagined instead of recorded nodes).
 """
 
 import itertools
+import math
 
 import torch
 from scipy.sparse import csr_array
@@ -29,6 +30,12 @@ HOPS = [
     for x, y in itertools.product(_SIDE, _SIDE)
     if abs(x) + abs(y) in (1, 3) or abs(x * y) == 1
 ]  # px, 16 of them
+
+
+def pixels_of(height: int, width: int) -> Tensor:
+    """(P, 2): x and y of all pixels, row by row."""
+    grid = torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")
+    return torch.stack(grid, -1).reshape(-1, 2).float()
 
 
 def _wide(places: Tensor, hop: tuple[int, int], height: int, width: int) -> Tensor:
@@ -54,6 +61,7 @@ class GraphDistance(Geometry):
 
     def __init__(self, model: Jepa, cap: float) -> None:
         self.model, self.picture = model, model.encoder.picture
+        self.places = self.picture.pixels
         # How far, in px, the largest action goes: a step of the costs; with momentum at the speed
         # that it keeps up. Inverse dynamics say it: a predictor's linear part is half of a sum.
         still = model.normalise_actions(torch.zeros_like(model.action_mean))
@@ -65,20 +73,29 @@ class GraphDistance(Geometry):
     def begin(self, scene: Scene, goals: Tensor) -> None:
         """New episodes: scenes of B latents, goals (B, D)."""
         places = self.picture.pixels(goals).float().cpu()
-        fields = [
+        found = [
             self.field(scene.pick(torch.tensor([row])), place) for row, place in enumerate(places)
         ]
-        self.fields = torch.stack(fields).to(goals.device)  # (B, Hpx, Wpx)
-        self.beyond = self.fields.where(self.fields.isfinite(), 0).amax((1, 2)) + BEYOND  # (B,)
+        fields, onward = zip(*found, strict=True)
+        self.fields, self.onward = (torch.stack(part).to(goals.device) for part in (fields, onward))
+
+    def ahead(self, latents: Tensor, goals: Tensor, steps: int) -> Tensor:
+        """(B, D) -> (B, D) so many steps on along their ways; a nearer goal (B, D) is itself."""
+        pixels, ways = pixels_of(*self.fields.shape[1:]).to(latents), self.fields.flatten(1)
+        gaps = (pixels - self.places(latents)[:, None]).norm(dim=-1)  # (B, P)
+        node = gaps.where(ways.isfinite(), torch.inf).argmin(1, keepdim=True)  # (B, 1)
+        left = ways.gather(1, node)
+        until = left - steps * self.step
+        for _ in range(math.ceil(steps * self.step)):  # a hop is 1 px or more
+            node = torch.where(ways.gather(1, node) > until, self.onward.gather(1, node), node)
+        found = self._at(pixels[node[:, 0]])
+        return torch.where((until > 0) & until.isfinite(), found, goals)
 
     @torch.no_grad()
     def graph(self, scene: Scene) -> tuple[Tensor, Tensor, csr_array]:
         """Of one scene: nodes (N, 2) px, their places among all pixels, lengths of edges px."""
         height, width = scene.maps.shape[1:3]
-        grid = torch.stack(
-            torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), -1
-        )
-        pixels = grid.reshape(-1, 2).float().to(scene.maps.device)
+        pixels = pixels_of(height, width).to(scene.maps.device)
         latents, one = self._at(pixels), self.model.predictors
         odds = torch.stack(
             [p.visit(latents, scene.pick(scene.rows.new_zeros(len(latents)))) for p in one]
@@ -104,16 +121,21 @@ class GraphDistance(Geometry):
         there = csr_array((lengths, (sources, ends)), shape=(len(kept), len(kept)))
         return pixels[kept].cpu(), kept.cpu(), there.minimum(there.T)
 
-    def field(self, scene: Scene, goal: Tensor) -> Tensor:
-        """(Hpx, Wpx) px from every pixel to the goal (2,) px; infinite where no way is known."""
+    def field(self, scene: Scene, goal: Tensor) -> tuple[Tensor, Tensor]:
+        """(Hpx, Wpx) px from every pixel to the goal (2,) px, infinite where no way is known; and
+        (P,) the pixel that is next on the way, itself at the end."""
         nodes, kept, edges = self.graph(scene)
         height, width = scene.maps.shape[1:3]
         field = torch.full((height * width,), torch.inf)
+        onward = torch.arange(len(field))
         if len(nodes):
             gap, near = (nodes - goal).norm(dim=-1).topk(min(NEAREST, len(nodes)), largest=False)
-            ways = dijkstra(edges, indices=near.numpy()) + gap.numpy()[:, None]  # (4, N)
+            ways, after = dijkstra(edges, indices=near.numpy(), return_predecessors=True)  # (4, N)
+            ways += gap.numpy()[:, None]
             field[kept] = torch.from_numpy(ways.min(0)).float()
-        return field.reshape(height, width)
+            after = torch.from_numpy(after[ways.argmin(0), range(len(nodes))]).long()
+            onward[kept] = kept[after.clamp(min=0)].where(after >= 0, kept)
+        return field.reshape(height, width), onward
 
     def _at(self, pixels: Tensor, move: Tensor | None = None) -> Tensor:
         """(N, 2) px -> (N, D): there, and coming with `move` px a step."""
@@ -134,7 +156,7 @@ class GraphDistance(Geometry):
 
     def embed(self, latents: Tensor) -> Tensor:
         """(..., D) -> (..., 3): the place in px, and -1: no field belongs to it."""
-        return torch.nn.functional.pad(self.picture.pixels(latents), (0, 1), value=-1.0)
+        return torch.nn.functional.pad(self.places(latents), (0, 1), value=-1.0)
 
     def embed_goal(self, goals: Tensor) -> Tensor:
         """(B, D) of `begin` -> (B, 3), with the number of their field."""
@@ -160,5 +182,6 @@ class GraphDistance(Geometry):
             weight = (1 - (x - column - across).abs()) * (1 - (y - row - down).abs())
             weight = weight.where(value.isfinite(), 0)
             way, known = way + weight * value.where(value.isfinite(), 0), known + weight
-        way = torch.where(known > LEAST, way / known.clamp(min=LEAST), self.beyond[number])
+        beyond = self.fields.where(self.fields.isfinite(), 0).amax((1, 2)) + BEYOND  # (B,)
+        way = torch.where(known > LEAST, way / known.clamp(min=LEAST), beyond[number])
         return torch.where(goal[..., 2] < 0, straight, way) / self.step

@@ -90,14 +90,16 @@ class Layer:
 class Planner:
     """Layers from level 1 upwards, it alone is flat planning; `every` steps lie between two calls.
 
+    With `ahead`, level 1 goes straight to what lies so many steps on along the geometry's way.
     Call `reset` before each batch of episodes.
     """
 
     def __init__(
         self, layers: Sequence[Layer], seed: int, every: int,
-        hierarchy: HierarchyConfig | None = None,
+        hierarchy: HierarchyConfig | None = None, ahead: int = 0,
     ) -> None:  # fmt: skip
         self.layers, self.seed, self.every, self.hierarchy = layers, seed, every, hierarchy
+        self.ahead = ahead
         self.level1 = layers[0].level
         self.level2 = layers[1].level if len(layers) > 1 else None
         self.geometry = self.level1.geometry
@@ -120,9 +122,12 @@ class Planner:
             self.geometry.begin(scene, goal)
             self.goal = self.geometry.embed_goal(goal)
         self.step += executed
-        self.scene, goal = scene, self.goal
-        target = goal
+        self.scene, target = scene, self.goal
         near = torch.ones(len(latent), dtype=torch.bool, device=latent.device)
+        if self.ahead:
+            node = self.geometry.ahead(latent, goal, self.ahead)
+            target, near = self.geometry.embed(node), (node == goal).all(-1)  # without a field
+        goal = self.goal
         for number in range(len(self.layers), 0, -1):
             layer = self.layers[number - 1]
             if layer.due(executed):

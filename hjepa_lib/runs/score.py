@@ -24,7 +24,7 @@ from hjepa_lib.evaluation.openloop import PUSHES, draw_windows, wall_leak
 from hjepa_lib.evaluation.results import Result, load_result, save_result
 from hjepa_lib.files import read_json, write_json
 from hjepa_lib.models.checkpoint import load_policy
-from hjepa_lib.planning import METHODS, ONE_STEP, THREE_LEVELS
+from hjepa_lib.planning import GRAPH, METHODS, ONE_STEP, THREE_LEVELS
 from hjepa_lib.planning.agent import Agent
 from hjepa_lib.runs.keys import Stage, core_stages
 from hjepa_lib.runs.places import RunError
@@ -121,7 +121,7 @@ def _provenance(ws: Workspace, agent: Agent | None, case: Case) -> dict[str, Any
     names = ("source", "recipe", "transitions", "dynamics", "hash")
     quality = read_json(run.path / "l1" / "quality.json") if case.learned else {}
     row = {
-        "told": evaluation.TOLD.get(case.method, ""),
+        "told": evaluation.TOLD.get(case.method, case.settings.get("truth", "")),
         "data": {key: data.get(key) for key in names},
         "weights": ws.weights(used),
         "probe_px_encoder": quality.get("probe_px_encoder"),
@@ -163,8 +163,8 @@ def costs(config: Config) -> tuple[str, ...]:
 
 def extra(config: Config) -> list[tuple[str, str]]:
     """(method, cost) of the rows that `evaluation.rows` adds."""
-    rows = config.evaluation.rows
-    return [(row, "distance" if row == ONE_STEP else "none") for row in rows if row != "usual"]
+    planned, rows = {ONE_STEP: "distance", GRAPH: "graph"}, config.evaluation.rows
+    return [(row, planned.get(row, "none")) for row in rows if row != "usual"]
 
 
 def cases_of(config: Config, **changes: Any) -> list[Case]:

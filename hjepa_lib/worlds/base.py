@@ -71,6 +71,7 @@ class World:
     action_size: ClassVar[int] = 2
     action_cap: ClassVar[float] = 2.45  # largest action, px where it moves the dot
     slides: ClassVar[bool] = False  # along walls, whatever dynamics are asked for
+    resumes: ClassVar[bool] = True  # a state says how it goes on
     action_ball: ClassVar[bool] = True  # the cap is of the Euclidean norm, else of each component
     state_size: ClassVar[int] = 2
     place: ClassVar[tuple[int, int]] = (0, 1)  # columns of a state that are x and y, px

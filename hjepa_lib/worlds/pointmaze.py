@@ -68,6 +68,7 @@ class PointMaze(BoxWorld):
     recipe: ClassVar[str]
     repeat: ClassVar[int] = 5
     action_ball: ClassVar[bool] = False
+    resumes: ClassVar[bool] = False
     clearance: ClassVar[float] = 0.3  # px from boxes
     radius: ClassVar[float] = 1.0 * UNIT + 1e-5  # the environment's; a state is rounded to float32
     trials: ClassVar[dict[str, int]] = {"validation": 50 * TASKS, "test": 50 * TASKS}

@@ -1,0 +1,76 @@
+"""Flat planning with one part made true (`planning.truth`): told more than frames."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hjepa_lib.config import ConfigError
+from hjepa_lib.models.distance import Probe
+from hjepa_lib.models.local import Scene
+from hjepa_lib.planning.graph import GraphDistance, pixels_of
+from hjepa_lib.worlds.base import World
+
+
+def resume(world: World, rows: Tensor) -> World:
+    """A copy that goes on from the states of trials `rows` (M,), without the noise of `bounce`."""
+    rule = getattr(world, "dynamics", "slide").replace("bounce", "slide")
+    copy = type(world)(world.layout.index(rows), rule, seed=1 << 30)  # no chance is foretold
+    copy.rows, copy.goal = range(len(rows)), world.goal[rows]
+    copy.reset(world.position[rows])
+    copy.position = world.position[rows]  # with what a reset forgets
+    return copy
+
+
+def witness(world: World, seen: Scene | None) -> Scene:
+    """What level 1 sees of B trials, and the world as it is now."""
+    rows = torch.arange(world.layout.batch)
+    return Scene(seen and seen.maps, rows, resume(world, rows))
+
+
+def _asked(scene: Scene | None) -> World:
+    if scene is None or scene.world is None:
+        raise ConfigError("planning.truth asks the world: behind these frames there is none")
+    return scene.world
+
+
+class TrueDynamics:
+    """Level 1's roll-outs as a copy of the world makes them; its frames are encoded."""
+
+    predictors, action_dim = (None,), 2
+
+    def __init__(self, encode: Callable[[Tensor], Tensor]) -> None:
+        self.encode = encode
+
+    def rollout_members(self, start: Tensor, plans: Tensor, scene: Scene, **hooks) -> Tensor:
+        """start (M, D), plans (M, H, A) px -> (1, M, H+1, D)."""
+        world, latents = resume(_asked(scene), scene.rows), [start]
+        for action in plans.float().cpu().unbind(1):
+            world.step(action)
+            latents.append(self.encode(world.render()))
+        return torch.stack(latents, 1)[None]
+
+
+class TrueDistance(GraphDistance):
+    """The world's own ways in steps of `cap` px, from where the probe reads a latent.
+
+    Read between pixels: a place a little inside a wall has the way of what lies beside it.
+    """
+
+    name = "distance"
+
+    def __init__(self, probe: Probe, cap: float) -> None:
+        self.places, self.step = probe, cap
+
+    def begin(self, scene: Scene, goals: Tensor) -> None:
+        """New episodes, to the goals of the world."""
+        world = _asked(scene)
+        _, *sides = world.frame_shape
+        ways = []
+        for row in scene.rows.tolist():
+            for part in pixels_of(*sides).split(1024):  # some 200 MB
+                rows, states = torch.full((len(part),), row), world.at_rest(part)
+                there = type(world)(world.layout.index(rows))
+                way = there.oracle_length(states, world.goal[rows])
+                ways.append(way.where(there.free(states), torch.inf))
+        self.fields = torch.cat(ways).reshape(-1, *sides).to(goals)  # (B, Hpx, Wpx)
