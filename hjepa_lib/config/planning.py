@@ -84,8 +84,8 @@ class PlanningConfig(Section):
     hierarchy: HierarchyConfig = HierarchyConfig()
     idm_steps: Int[1:] = 16
     """Steps in which the policy `idm` means to reach the goal."""
-    ahead: Int[1:] = 2
-    """Steps to the node that the method `graph` aims at."""
+    ahead: Int[1:] = 4
+    """Steps to the node that the method `graph` aims at, or less to a bend."""
     truth: Literal["none", "dynamics", "distance"] = "none"
     """What flat planning is told: the world's steps, or its ways instead of learned or imagined."""
     level3: Level3PlannerConfig = needs("level3.enabled=true", Level3PlannerConfig())

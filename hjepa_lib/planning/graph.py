@@ -23,6 +23,7 @@ VISITED = -3.0  # log-odds of a node at least
 ARRIVED = 0.5  # px from the neighbour at most
 LEAST = 0.01  # share of a place's pixels with a way
 NEAREST = 4  # nodes that a goal is joined to
+BEND = 1.2  # times the straight line and 1 px: a longer way bends
 BEYOND = 20.0  # px added to the longest way for where no way is known
 _SIDE = range(-2, 3)
 HOPS = [
@@ -80,16 +81,19 @@ class GraphDistance(Geometry):
         self.fields, self.onward = (torch.stack(part).to(goals.device) for part in (fields, onward))
 
     def ahead(self, latents: Tensor, goals: Tensor, steps: int) -> Tensor:
-        """(B, D) -> (B, D) so many steps on along their ways; a nearer goal (B, D) is itself."""
+        """(B, D) -> (B, D) so many steps on along their ways, or where a way bends sooner; a nearer
+        goal (B, D) is itself."""
         pixels, ways = pixels_of(*self.fields.shape[1:]).to(latents), self.fields.flatten(1)
         gaps = (pixels - self.places(latents)[:, None]).norm(dim=-1)  # (B, P)
         node = gaps.where(ways.isfinite(), torch.inf).argmin(1, keepdim=True)  # (B, 1)
         left = ways.gather(1, node)
         until = left - steps * self.step
         for _ in range(math.ceil(steps * self.step)):  # a hop is 1 px or more
-            node = torch.where(ways.gather(1, node) > until, self.onward.gather(1, node), node)
-        found = self._at(pixels[node[:, 0]])
-        return torch.where((until > 0) & until.isfinite(), found, goals)
+            onward = self.onward.gather(1, node)
+            straight = left - ways.gather(1, onward) < BEND * gaps.gather(1, onward) + 1
+            node = torch.where(straight & (ways.gather(1, node) > until), onward, node)
+        end = self.onward.gather(1, node) == node
+        return torch.where(end, goals, self._at(pixels[node[:, 0]]))
 
     @torch.no_grad()
     def graph(self, scene: Scene) -> tuple[Tensor, Tensor, csr_array]:
