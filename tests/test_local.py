@@ -30,7 +30,14 @@ from hjepa_lib.planning.levels import PrimitiveLevel
 from hjepa_lib.planning.planner import Layer, Planner
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.level2 import train_level2
-from hjepa_lib.training.local import Draw, Moves, centre_places, train_local, train_places
+from hjepa_lib.training.local import (
+    STEPS,
+    Draw,
+    Moves,
+    centre_places,
+    train_local,
+    train_places,
+)
 from tests.tiny import CPU, Windows, seeded, tiny_data, tiny_normaliser
 
 BRIEF = {"level1.optim.updates": 150, "level1.optim.batch": 16, "level1.optim.lr": 4e-3,
@@ -151,7 +158,23 @@ def test_free_steps_are_told_from_stopped_ones(places, store):
     stopped = moves.stopped[:-1]
     assert (gone[stopped & inside] < 0.4).float().mean() > 0.95
     assert (gone[~stopped & inside] > 0).float().mean() > 0.95
-    assert not stopped[~inside].any()
+    assert not stopped[~inside].any() and not moves.carried.any()
+
+
+def test_what_a_teleporter_did_is_neither_a_stop_nor_drawn(places, store):
+    """In OGBench's teleport maze half of each batch were such steps, and no way led anywhere."""
+    known, latents = Moves.of(places[0], store), store.latents.float().clone()
+    row = int(store.windows(6)[40]) + 3
+    rest = (store.trajectory == store.trajectory[row]) & (torch.arange(len(latents)) > row)
+    latents[rest] += 2.0  # 32 px, from one step to the next
+    moved = copy.copy(store)
+    moved.latents = latents
+    moves = Moves.of(places[0], moved)
+    assert moves.carried.nonzero().tolist() == [[row]] and not moves.stopped[row]
+    assert moves.usual == pytest.approx(known.usual, rel=1e-3)
+    drawn, _ = Draw(moved, moves.stopped, moves.carried).sample(20_000, 0, seeded())
+    assert not ((drawn <= row) & (row < drawn + STEPS)).any()
+    assert row in Draw(store, known.stopped, known.carried).sample(20_000, 0, seeded())[0]
 
 
 def test_windows_come_from_few_layouts_half_of_them_stopped(places):
@@ -159,12 +182,12 @@ def test_windows_come_from_few_layouts_half_of_them_stopped(places):
     store = LatentStore(places[0], data, 100, "fp32")
     stopped = torch.zeros(len(store.positions), dtype=torch.bool)
     stopped[::3] = True
-    first, rows = Draw(store, stopped).sample(64, 4, seeded())
+    first, rows = Draw(store, stopped, stopped & False).sample(64, 4, seeded())
     layouts = store.layout.numbers()[store.trajectory[first]]
     assert len(layouts.unique()) == 4
     assert (layouts == layouts[rows]).all()  # a scene is of the window's own layout
     assert stopped[first].float().mean() > 0.5
-    none, _ = Draw(store, stopped & False).sample(64, 4, seeded())
+    none, _ = Draw(store, stopped & False, stopped & False).sample(64, 4, seeded())
     assert len(none) == 64
 
 

@@ -126,7 +126,9 @@ def core_stages(config: Config) -> dict[str, Stage]:
     shaped = ("level1", seen, *(("level2",) if is_joint(config) else ()))
     # Places of a local one are looked for by several attempts, and seen by what is above, since 2.
     seeing = {"recipe": 2 if config.level1.predictor == "local" else 1}
-    l1 = Stage("l1", partial(_make, "level1"), shaped, (data,), load=config.level1.load, **seeing)
+    # Steps that a teleporter carried teach nothing since 3.
+    recipe = 3 if source.startswith("pointmaze_teleport") else seeing["recipe"]
+    l1 = Stage("l1", partial(_make, "level1"), shaped, (data,), recipe, load=config.level1.load)
     distance = Stage("distance", partial(_make, "distance"), ("distance",), (data, l1), folder="l1")
     reads = (data, l1, distance)
     second = partial(_make, "macro", name="l2", section=config.level2)

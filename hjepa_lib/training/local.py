@@ -25,6 +25,7 @@ STEPS = 5  # of the roll-outs in the predictor's loss
 BATCH = 512
 SCENES = 32  # frames whose maps a batch reads, at least
 STOPPED = 0.3  # usual lengths off the free step: something was in the way
+CARRIED = 2.0  # usual lengths beyond the free step: no wall does that, a teleporter does
 SEEN, MIDDLE = 512, 6  # frames that tell the middle of the agent, and px around it
 RECENT = 0.05  # weight of an update in the running error of an attempt
 
@@ -104,11 +105,15 @@ def centre_places(model: Jepa, train: Windows, seed: int) -> None:
 
 
 class Moves(NamedTuple):
-    """Recorded steps, told apart by whether they went as far as they were meant to."""
+    """Recorded steps, told apart by whether they went as far as they were meant to.
+
+    In OGBench's teleport maze three of four that did not were carried, and filled half of a batch.
+    """
 
     free: Tensor  # (2, D - 2 + A) the linear step of those that did
     usual: float  # root mean square length of a step
     stopped: Tensor  # (M,) bool, of each state but those without a successor
+    carried: Tensor  # (M,) bool, likewise: by something else than an action, a teleporter, say
 
     @classmethod
     def of(cls, model: Jepa, store: LatentStore) -> "Moves":
@@ -121,16 +126,27 @@ class Moves(NamedTuple):
         near = whole & ((told - actions).abs().amax(-1) < BETA)
         inputs, step = torch.cat([here[:, 2:], actions], -1), later[:, :2] - here[:, :2]
         free = torch.linalg.lstsq(inputs[near], step[near]).solution.T  # (2, D - 2 + A)
-        usual = float(step[whole].square().sum(-1).mean().sqrt())
-        off = (step - inputs @ free.T).norm(dim=-1) > STOPPED * usual
-        return cls(free, usual, F.pad(off & whole, (0, 1)))
+        meant = inputs @ free.T
+
+        def rms(some: Tensor) -> float:
+            return float(step[some].square().sum(-1).mean().sqrt())
+
+        carried = whole & (step.norm(dim=-1) > meant.norm(dim=-1) + CARRIED * rms(whole))
+        walked = whole & ~carried
+        usual = rms(walked)
+        stopped = walked & ((step - meant).norm(dim=-1) > STOPPED * usual)
+        return cls(free, usual, F.pad(stopped, (0, 1)), F.pad(carried, (0, 1)))
 
 
 class Draw:
-    """Windows in a few layouts each batch, every second one of a step that was stopped."""
+    """Windows in a few layouts each batch, every second one of a step that was stopped.
 
-    def __init__(self, store: LatentStore, stopped: Tensor) -> None:
-        first = store.windows(STEPS + 1)
+    None has a step that was carried: level 1 imagines what actions do.
+    """
+
+    def __init__(self, store: LatentStore, stopped: Tensor, carried: Tensor) -> None:
+        first, times = store.windows(STEPS + 1), F.pad(carried.cumsum(0), (1, 0))
+        first = first[times[first + STEPS] == times[first]]
         layout = store.layout.numbers()[store.trajectory[first]]
         order = layout.argsort(stable=True)
         self.layouts, first, layout = layout.unique(), first[order], layout[order]
@@ -178,9 +194,10 @@ def train_local(
     with torch.no_grad():
         for predictor in model.predictors:
             predictor.free.weight.copy_(moves.free)
-    draws = {id(store): Draw(store, moves.stopped)}
+    draws = {id(store): Draw(store, moves.stopped, moves.carried)}
     if validation:
-        draws[id(validation)] = Draw(validation, Moves.of(model, validation).stopped)
+        own = Moves.of(model, validation)
+        draws[id(validation)] = Draw(validation, own.stopped, own.carried)
     own = {"updates": config.refine_updates, "batch": BATCH}
     optim = dataclasses.replace(config.optim, patience=0, **own)
 
