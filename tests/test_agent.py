@@ -20,6 +20,7 @@ from tiny import (
 
 import hjepa_lib
 from hjepa_lib.config import Config, ConfigError, to_dict
+from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.compute import planner_flops
@@ -44,6 +45,7 @@ from hjepa_lib.training.policies import draw_pairs, train_policy
 from hjepa_lib.workbench.schema import read_experiment
 from hjepa_lib.worlds.base import trial_noise
 from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.worlds.patrolled_door import CAUGHT
 from hjepa_lib.worlds.rendering import render
 from hjepa_lib.worlds.trials import load_trials
 from hjepa_lib.worlds.two_rooms import step
@@ -573,6 +575,9 @@ def test_the_leak_is_that_of_the_walls():
     assert blind["low"] > 0.9 and seer["high"] < 0.1
     # A dot seen 0.1 px aside may pass a lip that it does not pass in truth, and few start in one.
     assert blind["free_off"] < 0.1 and seer["free_off"] < 0.02
+    held = generate("good", 900, source="patrolled_door")
+    held.positions[:, CAUGHT] = 1
+    assert wall_leak(Seer(False), held, 1.8, 50)["stopped"] == 0  # it is a guard that holds them
 
 
 def test_the_leak_of_a_run_is_a_row(ws):

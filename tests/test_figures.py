@@ -208,6 +208,8 @@ def test_golden_colours_of_a_frame_in_both_ranges():
     assert np.array_equal(rgb, data.frame_rgb(torch.tensor(frames(1) / 255))[0])
     drawn = style.rgb(data.frame_grid([frames(1)]))
     assert (drawn.max(-1) < 20).mean() > 0.4  # mostly black on paper, not white
+    nine = np.arange(9, dtype=np.uint8)[:, None, None]
+    assert np.array_equal(data.frame_rgb(nine), data.frame_rgb(nine[6:]))  # the last of three
     grey = data.frame_rgb(np.array([[[0.5, 1.2]]]), predicted=True)
     assert grey.tolist() == [[[128] * 3, [255] * 3]]  # a decoder draws a little too bright
     film = np.array(Image.open(io.BytesIO(data.film(frames(3), ["t-1", "t", "next"]))))
@@ -597,3 +599,13 @@ def test_clip_of_a_stored_result_shows_where_level_2_sends_level_1(tmp_path):
     path = plans.comparison_gif(tmp_path / "a.gif", [clip._replace(colour=style.BLUE)])
     first, *_, last = (places(decoded(path, step), style.ORANGE) for step in range(5))
     assert first.mean(0) == pytest.approx([30, 30], abs=0.3) and not len(last)
+
+
+def test_a_gif_shows_what_is_seen_at_each_step(tmp_path):
+    """A guard walks on while the dot rests."""
+    rooms = np.full((5, 65, 65, 3), (0xF4, 0xF5, 0xF7), np.uint8)
+    rooms[range(5), 30, range(10, 60, 10)] = (0, 255, 0)
+    clip = plans.Clip(np.full((5, 2), 50.0), GOAL, rooms)
+    path = plans.comparison_gif(tmp_path / "a.gif", [clip])
+    guard = [places(decoded(path, step), "#00FF00").mean(0)[0] for step in range(5)]
+    assert guard == pytest.approx([10, 20, 30, 40, 50], abs=0.5)

@@ -29,11 +29,10 @@ from hjepa_lib.widgets import panels, strips, whatif
 from hjepa_lib.widgets import player as players
 from hjepa_lib.widgets import story as stories
 from hjepa_lib.widgets.story import AHEAD, Scene, checked_scene, look, play, scene_of, trials_of
-from hjepa_lib.worlds.rendering import render
-from hjepa_lib.worlds.trials import load_trials
+from hjepa_lib.worlds.trials import load_trials, world_trials
 
 NOTEBOOK = ROOT / "notebooks" / "06_inspect_rollouts.ipynb"
-SCENE = Scene((20.0, 20.0), (45.0, 40.0), 32, 10)
+SCENE = Scene((20.0, 20.0), (45.0, 40.0), (32, 10))
 STEPS = 13
 
 
@@ -41,7 +40,7 @@ STEPS = 13
 def coarse():
     """Landscapes with a sixteenth of the places, so that a story takes a tenth of a second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stories, "_AXIS", torch.arange(5.0, 60.0, 4))
+        patch.setattr(stories, "_APART", 4)
         yield
 
 
@@ -70,12 +69,12 @@ def data_of(page):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"start": (32.0, 40.0)}, r"the start \(32, 40\) is in the wall: move it left or right"),
-        ({"start": (4.0, 30.0)}, r"the start \(4, 30\) is outside the rooms: .* 4 and 60 px"),
-        ({"goal": (30.0, 64.0)}, r"the goal \(30, 64\) is outside"),
-        ({"start": (float("nan"), 30.0)}, "outside the rooms"),
-        ({"wall_x": 19}, "the wall is at 19, but must be between 20 and 44 px"),
-        ({"door_y": 55}, "the door is at 55, but must be between 10 and 54 px"),
+        ({"start": (32.0, 40.0)}, r"the start \(32, 40\) is in a wall or outside: move it"),
+        ({"start": (4.0, 30.0)}, r"the start \(4, 30\) is in a wall or outside"),
+        ({"goal": (30.0, 66.0)}, r"the goal \(30, 66\) is in a wall or outside"),
+        ({"start": (float("nan"), 30.0)}, r"the start \(nan, 30\) is"),
+        ({"row": (19, 10)}, "the wall is at 19, but must be between 20 and 44 px"),
+        ({"row": (32, 55)}, "the door is at 55, but must be between 10 and 54 px"),
     ],
 )
 def test_wrong_scenes_are_refused_in_one_sentence(agent, change, sentence):
@@ -92,11 +91,11 @@ def test_scenes_and_trials_convert():
     trials = load_trials("p2_heldout", "validation", 3)
     scene = scene_of(trials, 2)
     assert scene.start == tuple(trials.start[2].tolist())
-    assert [[scene.wall_x, scene.door_y]] == trials.layout.pairs()[2:].tolist()
+    assert [list(scene.row)] == trials.layout.pairs()[2:].tolist()
     several = trials_of(scene, companions=2)
     assert several.count == 3
     assert several.goal[0].tolist() == trials.goal[2].tolist()
-    assert several.layout.pairs().unique(dim=0).tolist() == [[scene.wall_x, scene.door_y]]
+    assert several.layout.pairs().unique(dim=0).tolist() == [list(scene.row)]
     assert not torch.equal(several.start[1], several.start[2])
     refused(WorkbookError, "trials 0 to 2, 3 was asked for", scene_of, trials, 3)
 
@@ -110,7 +109,7 @@ def test_a_story_is_whole(story, agent):
     assert story.macro.shape == (calls, 3, 2)
     assert story.near.dtype == bool
     np.testing.assert_allclose(story.positions[0], SCENE.start)
-    frames = render(torch.tensor(story.positions)[None], SCENE.layout)[0]
+    frames = SCENE.world().render(torch.tensor(story.positions)[None])[0]
     np.testing.assert_array_equal(story.frames, frames.numpy())
     known = np.isfinite(story.ahead).all(-1).sum(1)
     np.testing.assert_array_equal(known, np.minimum(AHEAD, STEPS - np.arange(STEPS)))
@@ -128,12 +127,12 @@ def test_open_loop_predictions_are_those_of_level_1(story, agent):
 
 
 def test_maps_hold_the_cost_of_every_free_place(agent, monkeypatch):
-    monkeypatch.setattr(stories, "_AXIS", torch.arange(5.0, 60.0))
+    monkeypatch.setattr(stories, "_APART", 1)
     maps, _, goal, plane = look(agent, SCENE)
     for values in maps.costs.values():
-        assert values[int(40 - maps.axis[0]), int(45 - maps.axis[0])] == pytest.approx(0, abs=2e-3)
+        assert values.shape == (65, 65) and values[40, 45] == pytest.approx(0, abs=2e-3)
         assert np.nanmin(values) >= 0
-        assert np.isnan(values[30, int(32 - maps.axis[0])])
+        assert np.isnan(values[30, 32])
         assert np.isfinite(values).sum() == len(maps.places)
     assert plane(goal).shape == (1, 2)
     np.testing.assert_allclose(maps.plane.mean(0), 0, atol=1e-3)
@@ -141,12 +140,12 @@ def test_maps_hold_the_cost_of_every_free_place(agent, monkeypatch):
 
 def test_the_graph_cost_is_that_of_the_scenes_own_graph(monkeypatch):
     """Not the straight distance that latents without a graph have."""
-    monkeypatch.setattr(stories, "_AXIS", torch.arange(8.0, 60.0, 12))
+    monkeypatch.setattr(stories, "_APART", 12)
     local = {"encoder": "place", "predictor": "local", "latent_dim": 2, "refine_updates": 1}
     agent = make_agent(tiny_config(**{f"level1__{name}": value for name, value in local.items()}))
     maps, *_ = look(agent, SCENE)
     places = (torch.as_tensor(maps.places)[None], torch.tensor([SCENE.goal]))
-    frames, goal = (render(place, SCENE.layout)[0] for place in places)
+    frames, goal = (SCENE.world().render(place)[0] for place in places)
     wanted = agent.cost_to(goal, "graph")(agent.encode(frames))
     found = maps.costs["graph"][np.isfinite(maps.costs["graph"])]
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
@@ -236,16 +235,26 @@ def test_choices_and_picks(run):
     assert [one[:2] for one in without if one.path is None] == [("flat", "latent")]
 
 
-def test_own_worlds_are_refused(run):
+def test_live_stories_are_of_the_runs_own_world(run):
     found, agent = run
     other = Run.at(found.path)
-    for changes in (
-        {"data.source": "hjepa_lib.worlds.two_rooms:TwoRooms"},
-        {"evaluation.protocol": "p3_thick_wall"},  # whose live trials were played without the shift
-    ):
-        other.config = found.config.override(changes)
-        with pytest.raises(ConfigError, match="the inspector draws Two Rooms"):
-            whatif.tell(other, agent, whatif.choices(found, agent)[0], 0)
+    other.config = found.config.override({"evaluation.protocol": "p3_thick_wall"})
+    told = whatif.tell(other, agent, whatif.choices(found, agent)[0], 0)
+    np.testing.assert_array_equal(told.frames[0, 1, 30, 29:36] > 0, [0, 1, 1, 1, 1, 1, 0])
+
+
+@pytest.mark.parametrize("source", ["maze_velocity", "four_rooms", "patrolled_door"])
+def test_ends_move_and_what_else_a_state_says_stays(source):
+    """A velocity of 0, distractors, the guard's phase."""
+    scene = scene_of(world_trials(source, "validation", 2), 1)
+    (place, goal), back = scene.ends, scene.moved(*scene.ends[::-1])
+    np.testing.assert_array_equal(back.ends, [goal, place])
+    moved = {"maze_velocity": [0, 1, 2, 3], "four_rooms": [0, 1]}.get(source, [0, 1, 6, 7, 8, 9])
+    wanted = np.array(scene.start)
+    wanted[moved] = np.resize(goal, len(moved))
+    np.testing.assert_allclose(back.start, wanted, rtol=1e-6)
+    assert torch.equal(trials_of(back).start[0], torch.tensor(back.start))
+    refused(WorkbookError, "is in a wall", checked_scene, scene.moved(place, (1.0, 1.0)))
 
 
 def test_player_is_one_self_contained_piece(story, flat):
@@ -340,7 +349,7 @@ def test_studio_refuses_and_replans(agent, story):
     before = shown(studio)
     assert data_of(before)["stories"][0]["start"] == [20.0, 40.0]
     studio.sliders["start_x"].value = 32.0
-    assert 'role="alert"' in studio.message.value and "is in the wall" in studio.message.value
+    assert 'role="alert"' in studio.message.value and "is in a wall" in studio.message.value
     assert studio.button.disabled and shown(studio) == before
     studio.live.value = False
     studio.sliders["start_x"].value = 12.0
@@ -349,9 +358,10 @@ def test_studio_refuses_and_replans(agent, story):
     studio.method.value, studio.cost.value = "flat", "latent"
     studio.button.click()
     assert titles(studio) == ["flat, latent cost"]
-    assert studio.scene == Scene((12.0, 40.0), (45.0, 40.0), 32, 30)
+    assert studio.scene == Scene((12.0, 40.0), (45.0, 40.0), (32, 30))
     pad = {name: getattr(studio.pad, name) for name in panels.NAMES}
-    assert list(pad.values()) == [20, 20, 45, 40, 32, 10]  # linked in the browser only
+    assert list(pad.values()) == [20, 20, 45, 40]  # linked in the browser only
+    assert studio.pad.floor == players.floor_picture(studio.scene)
     script = (ROOT / "hjepa_lib/widgets/pad.js").read_text()
     assert set(re.findall(r"look\.(\w+)", script)) <= set(studio.pad.look)
     assert studio.pad.look["goal"] == style.GOAL
@@ -421,7 +431,7 @@ def test_what_if_panel_compares(agent, story, flat):
     before = shown(panel)
     panel.scene = lambda: checked_scene(SCENE._replace(goal=(1.0, 1.0)))
     panel.button.click()
-    assert "is outside the rooms" in panel.message.value
+    assert "is in a wall or outside" in panel.message.value
     assert shown(panel) == before
 
 
@@ -430,7 +440,7 @@ def test_other_layouts_agents_and_costs(agent):
     config = tiny_config(level2__actions="learned", planning__action_cap=1.0)
     other = dataclasses.replace(make_agent(config), distance=None)
     planning = dataclasses.replace(other.planning, cost="latent")
-    told = play(other, SCENE._replace(wall_x=25, door_y=44), "l1+l2", planning, 5)
+    told = play(other, SCENE._replace(row=(25, 44)), "l1+l2", planning, 5)
     assert list(told.costs) == ["latent"]
     assert np.linalg.norm(told.actions, axis=-1).max() <= 1.0001
     strips.film(told, 2)._repr_png_()

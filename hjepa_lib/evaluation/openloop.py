@@ -196,8 +196,8 @@ def wall_leak(agent: Agent, data: Trajectories, cap: float, count: int = PUSHES)
     `PUSH_STEPS` steps without noise. A wall stopped a push that ends at less than half the usual
     pace and `LEAK_PX` short of the usual way; it leaks if its imagined end is more than `LEAK_PX`
     from the true one. `leak` is the share of leaks, with its 95 % interval; `free_off` is the share
-    of the other pushes that are as far off: what of it is no wall's fault. WorkbookError
-    for recorded frames: nobody can push there.
+    of the other pushes that are as far off: what of it is no wall's fault. Dots that a
+    guard holds do not count. WorkbookError for recorded frames: nobody can push there.
     """
     if data.record is not None:
         raise WorkbookError("recorded frames have no world to push in: no wall leak")
@@ -217,11 +217,13 @@ def wall_leak(agent: Agent, data: Trajectories, cap: float, count: int = PUSHES)
     ends = agent.level1.rollout_members(latents, plans, scene=scene).mean(0)[:, -1:]
     off = torch.from_numpy(_gaps(agent, ends, path[:, -1:]))[:, 0] > LEAK_PX
     pace, way = ((path[:, -1] - path[:, then]).norm(dim=-1) for then in (-2, 0))
-    stopped = (pace < pace.quantile(0.99) / 2) & (way < way.quantile(0.99) - LEAK_PX)
+    held = ~world.reached(states[-1], states[-1])  # whose episode has failed, wherever the goal is
+    stopped = (pace < pace.quantile(0.99) / 2) & (way < way.quantile(0.99) - LEAK_PX) & ~held
+    free = ~stopped & ~held
     n, leaks = int(stopped.sum()), int((stopped & off).sum())
     low, high = wilson(leaks, n)
     found = {"pushes": count, "stopped": n, "leak": leaks / max(n, 1), "low": low, "high": high}
-    return found | {"free_off": float((off & ~stopped).sum() / max(count - n, 1))}
+    return found | {"free_off": float((off & free).sum() / free.sum().clamp(min=1))}
 
 
 # --- the distance head

@@ -28,7 +28,7 @@ def as_array(values: Any) -> np.ndarray:
 def frame_rgb(frames: Any, predicted: bool = False) -> np.ndarray:
     """Frames (..., C, Hpx, Wpx) -> RGB (..., Hpx, Wpx, 3) uint8; C is 1, 2 (dot, walls) or 3.
 
-    Of stacked frames (dot, walls, dot, walls, ...) the newest is shown.
+    Of stacked frames, of 2 or 3 channels each, the newest is shown.
     FigureError for other shapes and for values outside the range, such as normalised frames;
     `predicted` clips what a decoder draws a little outside 0..1.
     """
@@ -52,8 +52,9 @@ def frame_rgb(frames: Any, predicted: bool = False) -> np.ndarray:
 
 def _newest(frames: Any) -> np.ndarray:
     frames = as_array(frames)
-    stacked = frames.ndim > 2 and frames.shape[-3] > 3 and frames.shape[-3] % 2 == 0
-    return frames[..., -2:, :, :] if stacked else frames
+    channels = frames.shape[-3] if frames.ndim > 2 else 0
+    each = 3 if channels % 2 else 2
+    return frames[..., -each:, :, :] if channels > 3 and channels % each == 0 else frames
 
 
 def room_of(frames: Any) -> np.ndarray:

@@ -115,7 +115,7 @@ class Clip(NamedTuple):
 
     positions: np.ndarray  # (S+1, 2)
     goal: np.ndarray  # (2,)
-    room: np.ndarray  # (Hpx, Wpx), walls bright (`data.room_of`)
+    room: np.ndarray  # (Hpx, Wpx), walls bright (`data.room_of`), or RGB of each step, 4 axes
     title: str = ""
     colour: str = style.BLUE
     subgoals: np.ndarray | None = None  # (S+1, 2) where level 1 is sent at each step
@@ -167,7 +167,7 @@ def _stage(clips: Sequence[Clip], dpi: float) -> Callable[[int], np.ndarray]:
     canvas, moving = FigureCanvasAgg(figure), []
     count = figure.supxlabel("step", x=0.02, ha="left", fontsize=9, animated=True)
     for axis, clip in zip(axes, clips, strict=True):
-        draw.show_room(axis, clip.room)
+        seen = draw.show_room(axis, clip.room[0] if clip.room.ndim == 4 else clip.room)
         axis.set_title(textwrap.shorten(clip.title, 40, placeholder="…"))
         (trail,) = axis.plot([], [], color=clip.colour, alpha=0.45, lw=2, animated=True)
         goal, aim, dot = (
@@ -179,15 +179,18 @@ def _stage(clips: Sequence[Clip], dpi: float) -> Callable[[int], np.ndarray]:
             )
         )
         goal.set_offsets(clip.goal)
-        moving.append((clip, trail, goal, aim, dot))
+        moving.append((clip, seen, trail, goal, aim, dot))
     canvas.draw()
     still = canvas.copy_from_bbox(figure.bbox)
 
     def shot(step: int) -> np.ndarray:
         canvas.restore_region(still)
         count.set_text(f"step {step}")
-        for clip, trail, goal, aim, dot in moving:
+        for clip, seen, trail, goal, aim, dot in moving:
             way = clip.positions[: step + 1]
+            if clip.room.ndim == 4:
+                seen.set_data(clip.room[len(way) - 1])
+                figure.draw_artist(seen)
             trail.set_data(*way.T)
             dot.set_offsets(way[-1])
             if clip.subgoals is not None:

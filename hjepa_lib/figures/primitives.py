@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import NullLocator, PercentFormatter
 
 from hjepa_lib.figures import style
@@ -138,16 +139,17 @@ def identity(axis: Axes, true: np.ndarray, predicted: np.ndarray, name: str) -> 
     axis.grid()
 
 
-def show_room(axis: Axes, room: Any) -> None:
+def show_room(axis: Axes, room: Any) -> AxesImage:
     """A rendered layout as the background of an axis in px, y down, without ticks.
 
     `room` is (Hpx, Wpx), walls bright, or RGB (Hpx, Wpx, 3); pixels have whole numbers as centres.
     """
     room = np.asarray(room)
     top = 255 if room.dtype == np.uint8 else 1
-    axis.imshow(room, cmap=_ROOM, vmin=0, vmax=top, interpolation="nearest", zorder=0)
+    image = axis.imshow(room, cmap=_ROOM, vmin=0, vmax=top, interpolation="nearest", zorder=0)
     axis.autoscale(False)
     axis.set_axis_off()
+    return image
 
 
 def landscape(axis: Axes, room: Any, values: np.ndarray, x: np.ndarray, y: np.ndarray) -> Any:

@@ -119,8 +119,9 @@ def core_stages(config: Config) -> dict[str, Stage]:
     # The probe, a refinement, head and level 2 see the latents of so many trajectories.
     source, seen = config.data.source, "distance.trajectories"
     named = () if source in ("generated", "published", *WORLDS) else (source,)
-    # An own world's steps are scaled to its cap since recipe 2.
-    recipe = 2 if names_world(source) and named else 1
+    # Since recipe 2 an own world's steps are scaled to its cap, and dots slide past every guard.
+    slid = source.startswith("patrolled_door") and config.data.dynamics != "slide"
+    recipe = 2 if slid or (names_world(source) and named) else 1
     make = partial(_make, "data")
     data = Stage("data", make, ("data",), recipe=recipe, recorded=True, files=named)
     shaped = ("level1", seen, *(("level2",) if is_joint(config) else ()))

@@ -93,8 +93,8 @@ function planePanel(grid, data, story) {
   const dot = make(svg, "circle", { r: 6, fill: story.colour, stroke: c.paper });
   const [p1, p2] = plane.explained;
   key(box, [
-    [{ dot: { fill: c.left } }, "left room"],
-    [{ dot: { fill: c.right } }, "right room"],
+    [{ dot: { fill: c.left } }, "left side"],
+    [{ dot: { fill: c.right } }, "right side"],
     plane.plan && [{ stroke: c.ink }, "imagined plan"],
     plane.macro && [{ dot: { fill: c.subgoal, stroke: c.ink, "stroke-width": 0.8 } }, "level 2"],
     [null, `${p1} + ${p2} % of the variance`],

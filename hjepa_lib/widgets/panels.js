@@ -50,11 +50,10 @@ function key(box, entries) {
 }
 
 function room(box, data, story, image) {
-  const [low, high] = data.edge;
-  const side = high - low;
-  const view = `${low} ${low} ${side} ${side}`;
-  const svg = make(box, "svg", { viewBox: view, role: "img" });
-  const floor = make(svg, "image", { href: image, x: low, y: low, width: side, height: side });
+  const [width, height] = data.size;
+  const svg = make(box, "svg", { viewBox: `-0.5 -0.5 ${width} ${height}`, role: "img" });
+  svg.style.aspectRatio = `${width} / ${height}`;
+  const floor = make(svg, "image", { href: image, x: -0.5, y: -0.5, width, height });
   const line = (colour, width, more = {}) =>
     make(svg, "polyline", {
       fill: "none", stroke: colour, "stroke-width": width, "stroke-linejoin": "round",
@@ -72,10 +71,11 @@ function room(box, data, story, image) {
 
 function framePanel(grid, data, story) {
   const { box } = figure(grid, "What the agent sees");
-  const size = story.size;
-  const canvas = make(box, "canvas", { width: size, height: size, role: "img" });
+  const [width, height] = data.size;
+  const canvas = make(box, "canvas", { width, height, role: "img" });
+  canvas.style.aspectRatio = `${width} / ${height}`;
   canvas.setAttribute("aria-label", "the frame at this step");
-  key(box, [[null, `${size} x ${size} pixels: dot and walls`]]);
+  key(box, [[null, `${width} x ${height} pixels`]]);
   const pen = canvas.getContext("2d");
   const sheet = new Image();
   let now = 0;
@@ -83,7 +83,7 @@ function framePanel(grid, data, story) {
     now = step;
     if (!sheet.complete) return;
     const [x, y] = [step % story.columns, Math.floor(step / story.columns)];
-    pen.drawImage(sheet, x * size, y * size, size, size, 0, 0, size, size);
+    pen.drawImage(sheet, x * width, y * height, width, height, 0, 0, width, height);
   };
   sheet.onload = () => draw(now);
   sheet.src = story.sprite;

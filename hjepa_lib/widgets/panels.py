@@ -18,16 +18,13 @@ from hjepa_lib.files import WorkbookError
 from hjepa_lib.planning.agent import Agent
 from hjepa_lib.runs.run import Run
 from hjepa_lib.widgets import whatif
-from hjepa_lib.widgets.player import player
+from hjepa_lib.widgets.player import floor_picture, player
 from hjepa_lib.widgets.story import Scene, Story, checked_scene, costs_of, play
-from hjepa_lib.worlds.layout import DOOR_HALF, DOOR_RANGE, HIGH, LOW, SIZE, WALL_HALF, WALL_RANGE
+from hjepa_lib.worlds.layout import DOOR_RANGE, WALL_RANGE
+from hjepa_lib.worlds.two_rooms import TwoRooms
 
 PAUSE = 0.4  # seconds without a change before the live replan starts
-NAMES = ("start_x", "start_y", "goal_x", "goal_y", "wall_x", "door_y")
-_LOOK = {
-    "low": LOW, "high": HIGH, "wall": WALL_HALF, "door": DOOR_HALF,
-    "floor": style.FLOOR, "ink": style.WALL, "start": style.START, "goal": style.GOAL,
-}  # fmt: skip
+NAMES = ("start_x", "start_y", "goal_x", "goal_y")
 
 
 def _widget(kind: str, *parts: Any, **options: Any) -> Any:
@@ -129,29 +126,32 @@ class Explorer(Panel):
 
 
 class Studio(Panel):
-    """Move start, goal, wall and door, see the room at once, and replan live."""
+    """Move start and goal, in Two Rooms wall and door as well, see it at once, and replan live."""
 
     def __init__(self, agent: Agent, story: Story, planning: PlanningConfig, steps: int) -> None:
         """`planning` is used with the method and cost that the reader chooses."""
         super().__init__(story)
         self.agent, self.planning, self.steps = agent, planning, steps
         self._timer: asyncio.TimerHandle | None = None
-        scene = story.scene
-        place = {"min": 0.0, "max": SIZE - 1.0, "step": 0.5, "readout_format": ".1f"}
+        self.task = scene = story.scene
+        place = {"min": 0.0, "step": 0.5, "readout_format": ".1f"}
         self.sliders = {
-            name: _control("FloatSlider", name, value=round(2 * value) / 2, **place)
-            for name, value in zip(NAMES, (*scene.start, *scene.goal), strict=False)
+            name: _control("FloatSlider", name, value=round(2 * value) / 2, max=side - 1.0, **place)
+            for name, value, side in zip(NAMES, scene.ends.flat, 2 * scene.size, strict=True)
         }
-        for name, (low, high) in (("wall_x", WALL_RANGE), ("door_y", DOOR_RANGE)):
-            limits = {"value": getattr(scene, name), "min": low, "max": high}
-            self.sliders[name] = _control("IntSlider", name, **limits)
+        if issubclass(scene.kind, TwoRooms):
+            ranges = {"wall_x": WALL_RANGE, "door_y": DOOR_RANGE}
+            for (name, (low, high)), value in zip(ranges.items(), scene.row, strict=True):
+                self.sliders[name] = _control("IntSlider", name, value=value, min=low, max=high)
         methods, costs = whatif.methods_of(agent), costs_of(agent)
         self.method = _control("Dropdown", "method", options=methods, value=story.method)
         self.cost = _control("Dropdown", "cost", options=costs, value=story.shown_cost)
         live = {"value": True, "description": "replan after every change", "indent": False}
         self.live = _widget("Checkbox", **live)
         self.button = _widget("Button", description="Replan", button_style="primary")
-        self.pad = _pad_class()(**{name: self.sliders[name].value for name in NAMES})
+        look = {"size": scene.size, "start": style.START, "goal": style.GOAL}
+        places = {name: self.sliders[name].value for name in NAMES}
+        self.pad = _pad_class()(look=look, floor=floor_picture(scene), **places)
         for name in NAMES:
             # In the browser: the picture follows a slider without asking the kernel.
             _widget("jslink", (self.sliders[name], "value"), (self.pad, name))
@@ -166,12 +166,13 @@ class Studio(Panel):
     @property
     def scene(self) -> Scene:
         """What the sliders show; WorkbookError when the dot cannot be there."""
-        x, y, goal_x, goal_y, *room = (self.sliders[name].value for name in NAMES)
-        return checked_scene(Scene((x, y), (goal_x, goal_y), *room))
+        x, y, goal_x, goal_y, *row = (one.value for one in self.sliders.values())
+        moved = self.task.moved((x, y), (goal_x, goal_y))
+        return checked_scene(moved._replace(row=tuple(row) or moved.row))
 
     @_attempted
     def _check(self) -> None:
-        _ = self.scene
+        self.pad.floor = floor_picture(self.scene)
         self.say("ready to replan")
 
     def _changed(self, _: Any) -> None:
@@ -199,14 +200,14 @@ class Studio(Panel):
 
 @functools.cache
 def _pad_class() -> type:
-    """A room to click in: made at the first use, because its base class comes with an extra."""
+    """A map to click in: made at the first use, because its base class comes with an extra."""
     import anywidget
     import traitlets
 
     script = resources.files("hjepa_lib.widgets").joinpath("pad.js").read_text("utf-8")
     body = {name: traitlets.Float(0.0).tag(sync=True) for name in NAMES}
-    look = traitlets.Dict(_LOOK).tag(sync=True)
-    return type("Pad", (anywidget.AnyWidget,), {"_esm": script, "look": look, **body})
+    body |= {"look": traitlets.Dict().tag(sync=True), "floor": traitlets.Unicode().tag(sync=True)}
+    return type("Pad", (anywidget.AnyWidget,), {"_esm": script, **body})
 
 
 class WhatIf(Panel):

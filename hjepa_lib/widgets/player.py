@@ -21,16 +21,14 @@ from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
 from hjepa_lib.figures.data import frame_rgb
 from hjepa_lib.figures.style import data_uri, encoded, styled
-from hjepa_lib.widgets.story import UNITS, Story
-from hjepa_lib.worlds.layout import SIZE
+from hjepa_lib.widgets.story import UNITS, Scene, Story
 
-EDGE = (-0.5, SIZE - 0.5)  # px shown of the room, as in `primitives.show_room`
 ARROW = 3  # an action is at most a few px long: it is drawn this many times as long
 _COLUMNS = 16  # frames per row of the sprite
 
 
 def player(*stories: Story) -> style.Html:
-    """One story with all its panels, or two of the same room side by side with a shared clock.
+    """One story with all its panels, or two of the same layout side by side with a shared clock.
 
     FigureError for any other number.
     """
@@ -60,7 +58,7 @@ def payload(stories: Sequence[Story]) -> dict[str, Any]:
     told = [_story(*one) for one in zip(stories, colours_of(*stories), strict=True)]
     if len(stories) == 1:
         told[0] |= _whole(stories[0])
-    page = {"edge": EDGE, "arrow": ARROW, "colours": colours, "units": UNITS}
+    page = {"size": stories[0].scene.size, "arrow": ARROW, "colours": colours, "units": UNITS}
     return page | {"stories": told}
 
 
@@ -74,13 +72,14 @@ def _story(story: Story, colour: str) -> dict[str, Any]:
     fan = 0 if story.fan is None else story.fan.shape[1]
     same = ("title", "outcome", "replan", "cost")
     rounded = ("way", "plan", "fan", "macro", "near")
+    start, goal = _round(story.scene.ends, 2)
     return {
         **{name: getattr(story, name) for name in same},
         **{name: _round(getattr(story, name)) for name in rounded},
         "colour": colour,
-        "floor": room_picture(lambda axis: draw.show_room(axis, story.scene.room)),
-        "start": story.scene.start,
-        "goal": story.scene.goal,
+        "floor": floor_picture(story.scene),
+        "start": start,
+        "goal": goal,
         "path": _round(story.positions, 2),
         "actions": _round(story.actions, 2),
         "costs": {name: _round(values, 4) for name, values in story.costs.items()},
@@ -91,16 +90,15 @@ def _story(story: Story, colour: str) -> dict[str, Any]:
 def _whole(story: Story) -> dict[str, Any]:
     """Frames, landscapes, open loop and latents, which two at once leave out."""
     maps, room = story.maps, story.scene.room
-    left = maps.places[:, 0] < story.scene.wall_x
+    left = maps.places[:, 0] < story.scene.middle
     plane = {"left": maps.plane[left], "right": maps.plane[~left], **story.latents}
 
     def landscape(values: np.ndarray) -> str:
-        return room_picture(lambda axis: draw.landscape(axis, room, values, maps.axis, maps.axis))
+        return room_picture(room, lambda axis: draw.landscape(axis, room, values, maps.x, maps.y))
 
     return {
         "sprite": data_uri(encoded(Image.fromarray(sprite(story.frames)), optimize=True)),
         "columns": _COLUMNS,
-        "size": story.frames.shape[-1],
         "landscapes": {name: landscape(values) for name, values in maps.costs.items()},
         "ranges": {name: _round(np.nanquantile(one, [0, 1])) for name, one in maps.costs.items()},
         "ramp": [to_hex(colormaps[style.SEQUENTIAL](x)) for x in np.linspace(0, 1, 9)],
@@ -117,16 +115,23 @@ def _round(values: np.ndarray | None, digits: int = 1) -> Any:
 
 
 def sprite(frames: np.ndarray) -> np.ndarray:
-    """Frames (T, 2, Hpx, Wpx) uint8 as one RGB image, 16 in a row, reading order."""
+    """Frames (T, C, Hpx, Wpx) uint8 as one RGB image, 16 in a row, reading order."""
     images = frame_rgb(frames)
     images = np.pad(images, [(0, -len(images) % _COLUMNS), *[(0, 0)] * 3])
     return np.vstack([np.hstack(row) for row in images.reshape(-1, _COLUMNS, *images.shape[1:])])
 
 
+def floor_picture(scene: Scene) -> str:
+    """The scene's layout as the address of a PNG."""
+    room = scene.room
+    return room_picture(room, lambda axis: draw.show_room(axis, room))
+
+
 @styled
-def room_picture(shows: Callable[[Axes], Any]) -> str:
-    """What `shows` draws on an axis, as the address of a square PNG of `EDGE` px both ways."""
-    figure = style.Picture(figsize=(3.0, 3.0), dpi=150)
+def room_picture(room: np.ndarray, shows: Callable[[Axes], Any]) -> str:
+    """What `shows` draws on an axis, as the address of a PNG of the shape of `room`."""
+    height, width = room.shape[:2]
+    figure = style.Picture(figsize=(3.0, 3.0 * height / width), dpi=150)
     shows(figure.add_axes((0, 0, 1, 1)))
     # 256 colours are a third of the bytes, and every notebook holds several such pictures.
     image = Image.fromarray(style.rgb(figure)).quantize(256, dither=Image.Dither.NONE)

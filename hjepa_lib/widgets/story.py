@@ -17,93 +17,115 @@ from torch.nn.functional import pad
 from hjepa_lib.config import PlanningConfig
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
 from hjepa_lib.evaluation.results import Result
+from hjepa_lib.figures.data import room_of
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.local import Scene as LocalScene
 from hjepa_lib.planning.agent import P1_CAP, Agent
-from hjepa_lib.worlds.layout import DOOR_RANGE, HIGH, LOW, WALL_RANGE, Layout
-from hjepa_lib.worlds.oracle import oracle_length
-from hjepa_lib.worlds.rendering import render, render_walls
+from hjepa_lib.worlds.base import World
+from hjepa_lib.worlds.layout import DOOR_RANGE, WALL_RANGE, Layout
 from hjepa_lib.worlds.trials import Trials
-from hjepa_lib.worlds.two_rooms import TwoRooms, inside
+from hjepa_lib.worlds.two_rooms import TwoRooms
 
 AHEAD = 16  # steps of the open-loop prediction
 COMPANIONS = 3  # other tasks in a batch whose sub-goals are shuffled
 UNITS = {"latent": "latent cost", "distance": "distance (steps)", "graph": "graph (steps)"}
-_AXIS = torch.arange(LOW + 1, HIGH)  # places of the landscape and of the latent map, px
+_APART = 1  # px between neighbouring places of the landscape and of the latent map
 
 
 class Scene(NamedTuple):
-    """One task: places in px, the wall's column and the door's row."""
+    """One task: states of a world, in Two Rooms places in px, and the row of a layout."""
 
-    start: tuple[float, float]
-    goal: tuple[float, float]
-    wall_x: int
-    door_y: int
+    start: tuple[float, ...]
+    goal: tuple[float, ...]
+    row: tuple[int, int]  # in Two Rooms the wall's column and the door's row
+    kind: type[World] = TwoRooms
+
+    def world(self, count: int = 1) -> World:
+        """The world with `count` rows of this layout."""
+        return self.kind(Layout.of([self.row] * count))
 
     @property
-    def layout(self) -> Layout:
-        """The one room of this scene."""
-        return Layout.of([[self.wall_x, self.door_y]])
+    def ends(self) -> np.ndarray:
+        """Places (2, 2) px of start and goal."""
+        return self.kind.xy(np.array([self.start, self.goal]))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of a frame, px."""
+        return self.kind.frame_shape[:0:-1]
+
+    @property
+    def middle(self) -> float:
+        """The x that parts left from right: the wall of Two Rooms, else the frame's middle."""
+        return self.row[0] if issubclass(self.kind, TwoRooms) else self.size[0] / 2
 
     @property
     def room(self) -> np.ndarray:
-        """Its rendered walls (Hpx, Wpx), the background of every figure."""
-        return render_walls(self.layout)[0].numpy()
+        """Its rendered layout (Hpx, Wpx), or (Hpx, Wpx, 3), the background of every figure."""
+        return room_of(self.world().render(torch.tensor([self.goal])))[0]
+
+    def moved(self, start: tuple[float, float], goal: tuple[float, float]) -> "Scene":
+        """The scene with its ends at other places, px."""
+        places = torch.as_tensor(np.array([[start], [goal]]), dtype=torch.float32)
+        found = map(_moved, 2 * [self.kind], (self.start, self.goal), places)
+        start, goal = (tuple(states[0].tolist()) for states in found)
+        return self._replace(start=start, goal=goal)
 
 
-def _scene(name: str, trial: int, *columns: Any) -> Scene:
-    """Row `trial` of starts, goals and rooms (n, 2); WorkbookError when there is none."""
-    if not 0 <= trial < len(columns[0]):
-        last = len(columns[0]) - 1
-        raise WorkbookError(f"{name} has trials 0 to {last}, {trial} was asked for")
-    start, goal, room = (column[trial].tolist() for column in columns)
-    return Scene(tuple(start), tuple(goal), *map(round, room))
+def _moved(world: type[World], state: tuple[float, ...], places: Tensor) -> Tensor:
+    """States (n, N) like `state` at other places (n, 2); a past or a velocity of it is kept."""
+    state = torch.tensor([state])
+    found = state + (world.at_rest(places) - world.at_rest(world.xy(state)))
+    found[:, list(world.place)] = places  # exactly
+    return found
 
 
 def scene_of(trials: Trials, trial: int) -> Scene:
     """One of the stored trials as a scene; WorkbookError when there is no such trial."""
-    return _scene(trials.name, trial, trials.start, trials.goal, trials.layout.pairs())
+    if not 0 <= trial < trials.count:
+        last = trials.count - 1
+        raise WorkbookError(f"{trials.name} has trials 0 to {last}, {trial} was asked for")
+    columns = (trials.start, trials.goal, trials.layout.pairs().int())
+    return Scene(*(tuple(column[trial].tolist()) for column in columns), trials.world)
 
 
 def checked_scene(scene: Scene) -> Scene:
     """`scene` itself; WorkbookError in one sentence when the dot cannot be where it says."""
-    ranges = {"wall": (scene.wall_x, *WALL_RANGE), "door": (scene.door_y, *DOOR_RANGE)}
-    for name, (value, low, high) in ranges.items():
-        if not low <= value <= high:
-            raise WorkbookError(
-                f"the {name} is at {value}, but must be between {low} and {high} px"
-            )
-    for name, place in (("start", scene.start), ("goal", scene.goal)):
-        said = "the {} ({:g}, {:g}) is".format(name, *place)
-        if not all(LOW < value < HIGH for value in place):  # NaN never is
-            raise WorkbookError(
-                f"{said} outside the rooms: x and y must be between {LOW:g} and {HIGH:g} px"
-            )
-        if not inside(torch.tensor([place]), scene.layout):
-            raise WorkbookError(
-                f"{said} in the wall: move it left or right of x = {scene.wall_x}, "
-                f"or into the door around y = {scene.door_y}"
-            )
+    if issubclass(scene.kind, TwoRooms):
+        ranges = {"wall": WALL_RANGE, "door": DOOR_RANGE}
+        for (name, (low, high)), value in zip(ranges.items(), scene.row, strict=True):
+            if not low <= value <= high:
+                told = f"the {name} is at {value}, but must be between {low} and {high} px"
+                raise WorkbookError(told)
+    world, (width, height) = scene.world(2), scene.size
+    states = torch.tensor([scene.start, scene.goal])
+    for name, (x, y), free in zip(("start", "goal"), scene.ends, world.free(states), strict=True):
+        if not (free and 0 <= x < width and 0 <= y < height):  # NaN never is
+            told = f"the {name} ({x:g}, {y:g}) is in a wall or outside"
+            raise WorkbookError(f"{told}: move it to a free place")
+    if world.oracle_length(states, states.flip(0)).isinf().any():
+        raise WorkbookError("no way leads from the start to the goal")
     return scene
 
 
 def trials_of(scene: Scene, companions: int = 0, row: int = 0) -> Trials:
-    """The scene, followed by `companions` random tasks in the same room.
+    """The scene, followed by `companions` random tasks in the same layout.
 
     `row` is the scene's number in a trial file: it meets the noise that it meets there.
     """
-    layout = checked_scene(scene).layout.index([0] * (1 + companions))
-    start, goal = TwoRooms(layout).sample_start_goal(torch.Generator().manual_seed(0))
+    world = checked_scene(scene).world(1 + companions)
+    start, goal = world.sample_start_goal(torch.Generator().manual_seed(0))
     start[0], goal[0] = torch.tensor([scene.start, scene.goal])
-    return Trials.of(start, goal, layout, "scene", first=row)
+    return Trials.of(start, goal, world.layout, "scene", scene.kind, row)
 
 
 @dataclass(frozen=True)
 class Maps:
-    """The room for one goal: cost of every place, and where places lie in the latent plane."""
+    """The layout for one goal: cost of every place, and where places lie in the latent plane."""
 
-    axis: np.ndarray  # (G,) px, of both coordinates
-    costs: dict[str, np.ndarray]  # name -> (G, G), rows y; NaN where the dot cannot be
+    x: np.ndarray  # (Gx,) px
+    y: np.ndarray  # (Gy,)
+    costs: dict[str, np.ndarray]  # name -> (Gy, Gx); NaN where the dot cannot be
     places: np.ndarray  # (M, 2) px, the free ones
     plane: np.ndarray  # (M, 2) their latents' first two principal components
     explained: np.ndarray  # (2,) share of the variance
@@ -118,10 +140,10 @@ class Story:
     cost: str
     scene: Scene
     replan: int  # steps between planning calls
-    reached: int | None  # first step within sqrt(2) px of the goal
+    reached: int | None  # first step that solves the task
     positions: np.ndarray  # (S+1, 2)
     actions: np.ndarray  # (S, 2)
-    frames: np.ndarray  # (S+1, 2, Hpx, Wpx) uint8
+    frames: np.ndarray  # (S+1, C, Hpx, Wpx) uint8
     way: np.ndarray  # (S+1,) shortest path to the goal, px
     costs: dict[str, np.ndarray]  # name -> (S+1,) cost of being there
     ahead: np.ndarray  # (S, AHEAD, 2) open-loop prediction from every step, NaN past the end
@@ -160,7 +182,7 @@ class Story:
     @property
     def gap(self) -> np.ndarray:
         """(S+1,) straight distance to the goal, px."""
-        return np.linalg.norm(self.positions - np.array(self.scene.goal), axis=-1)
+        return np.linalg.norm(self.positions - self.scene.ends[1], axis=-1)
 
 
 def play(
@@ -175,8 +197,8 @@ def play(
     """Roll the scene out now; a second or so. WorkbookError before anything is played.
 
     `row` is the trial's number in its file: the story meets the noise of the stored result. The
-    control `shuffle` hands around the sub-goals of a few other tasks of the room, which are planned
-    beside it and change nothing else (I13).
+    control `shuffle` hands around the sub-goals of a few other tasks of the layout, which are
+    planned beside it and change nothing else (I13).
     """
     planning = planning or agent.planning
     cap = planning.action_cap or P1_CAP
@@ -189,20 +211,19 @@ def play(
         seen["macro"] = torch.stack(policy.log["macro"], 1)[0]
     about = {"title": title or f"{method}, {planning.cost} cost", "method": method}
     about |= {"cost": planning.cost, "scene": scene, "replan": policy.replan}
-    return _tell(agent, about, outcome.positions[0], outcome.actions[0], seen)
+    states = outcome.positions if outcome.states is None else outcome.states
+    return _tell(agent, about, states[0], outcome.actions[0], seen)
 
 
-def recall(agent: Agent, result: Result, trial: int) -> Story:
+def recall(agent: Agent, result: Result, scene: Scene, trial: int) -> Story:
     """One trial of a stored result, as it happened; candidates are stored for the first few only.
 
-    WorkbookError when the result has no such trial.
+    `scene` is that trial's.
     """
     arrays, header = result.arrays, result.header
-    columns = (arrays["positions"][:, 0], arrays["goal"], arrays["layout"])
-    about = {name: header[name] for name in ("method", "cost")}
-    about["scene"] = _scene("this result", trial, *columns)
+    about = {name: header[name] for name in ("method", "cost")} | {"scene": scene}
     about["title"] = f"{header['method']}, {header['cost']} cost, trial {trial}"
-    positions, actions = arrays["positions"][trial], arrays["actions"][trial]
+    states, actions = arrays.get("states", arrays["positions"])[trial], arrays["actions"][trial]
     # Floors and ceiling plan nothing.
     about["replan"] = header.get("replan", header["planner"].get("replan")) or len(actions)
     seen = {
@@ -210,28 +231,30 @@ def recall(agent: Agent, result: Result, trial: int) -> Story:
         for name, values in arrays.items()
         if name.startswith("plan_") and values.ndim and trial < len(values)
     }
-    return _tell(agent, about, positions, actions, seen)
+    return _tell(agent, about, states, actions, seen)
 
 
 def _tell(
     agent: Agent,
     about: dict[str, Any],
-    positions: np.ndarray,
+    states: np.ndarray,
     actions: np.ndarray,
     seen: dict[str, Any],
 ) -> Story:
-    """Cut at the first hit, and add what follows from the positions."""
+    """Cut at the first hit, and add what follows from the states (S+1, N)."""
     scene, replan = about["scene"], about["replan"]
-    hits = np.linalg.norm(positions - np.array(scene.goal), axis=-1) < TwoRooms.radius
+    states, world = torch.as_tensor(states, dtype=torch.float32), scene.world(len(states))
+    goals = torch.tensor([scene.goal]).expand_as(states)
+    hits = world.reached(states, goals).numpy()
     reached = int(hits.argmax()) if hits.any() else None
     last = len(actions) if reached is None else reached
     calls = max(1, -(-last // replan))
-    states = torch.as_tensor(positions, dtype=torch.float32)
-    frames = render(states[None], scene.layout)[0]
+    frames = world.render(states)
     latents = agent.encode(frames)
     maps, cost, goal, plane = look(agent, scene)
-    rooms = scene.layout.index([0] * len(states))
-    way = oracle_length(states, torch.tensor([scene.goal]).expand_as(states), rooms)
+    way, every = world.oracle_length(states, goals).numpy(), np.arange(len(states))
+    known = np.isfinite(way)  # not of a ball that is pressed into a wall
+    way = np.interp(every, every[known], way[known])
     costs = {name: of(latents)[: last + 1].numpy() for name, of in cost.items()}
     drawn = {"path": plane(latents)[: last + 1], "goal": plane(goal)[0]}
     # Results without pictures keep the first plan only.
@@ -250,8 +273,9 @@ def _tell(
     if "near" in seen:
         kept["near"] = seen["near"].astype(bool)
     return Story(
-        **about, **kept, reached=reached, positions=positions[: last + 1], actions=actions[:last],
-        frames=frames[: last + 1].numpy(), way=way[: last + 1].numpy(), costs=costs, maps=maps,
+        **about, **kept, reached=reached, positions=world.xy(states)[: last + 1].numpy(),
+        actions=actions[:last], frames=frames[: last + 1].numpy(), costs=costs, maps=maps,
+        way=way[: last + 1],
         ahead=_ahead(agent, latents, actions, agent.scene(frames[:-1]))[:last], latents=drawn,
     )  # fmt: skip
 
@@ -278,22 +302,25 @@ def costs_of(agent: Agent) -> tuple[str, ...]:
 
 
 def look(agent: Agent, scene: Scene):
-    """(maps of room and goal, costs of latents by name, the goal's latent (1, D), the plane's)."""
-    places = torch.cartesian_prod(_AXIS, _AXIS).flip(1)  # (G * G, 2), rows y
-    free = inside(places, scene.layout.index([0] * len(places)))
-    latents = agent.encode(render(places[None], scene.layout)[0])
-    frame = render(torch.tensor([scene.goal]), scene.layout)
+    """(maps of the scene, costs of latents by name, the goal's latent (1, D), the plane's)."""
+    x, y = (torch.arange(0.0, side, _APART) for side in scene.size)
+    places = torch.cartesian_prod(y, x).flip(1)  # (Gy * Gx, 2)
+    states = _moved(scene.kind, scene.goal, places)
+    free = scene.world(len(states)).free(states)
+    latents = agent.encode(scene.world().render(states[None, free])[0])
+    frame = scene.world().render(torch.tensor([scene.goal]))
     goal, costs = agent.encode(frame), {}
     cost = {name: agent.cost_to(frame[0], name) for name in costs_of(agent)}
     for name, of in cost.items():
-        values = np.where(free.numpy(), of(latents), np.nan)
-        costs[name] = values.reshape(len(_AXIS), len(_AXIS))
+        values = torch.full((len(places),), torch.nan).masked_scatter_(free, of(latents))
+        costs[name] = values.view(len(y), len(x)).numpy()
     pca = PCA(n_components=2, random_state=0)
-    plane = pca.fit_transform(latents[free.to(latents.device)].float().cpu().numpy())
+    plane = pca.fit_transform(latents.float().cpu().numpy())
 
     def project(values: Tensor) -> np.ndarray:  # (..., D) -> (..., 2)
         flat = values.float().cpu().numpy().reshape(-1, values.shape[-1])
         return pca.transform(flat).reshape(*values.shape[:-1], 2)
 
     shares = pca.explained_variance_ratio_
-    return Maps(_AXIS.numpy(), costs, places[free].numpy(), plane, shares), cost, goal, project
+    maps = Maps(x.numpy(), y.numpy(), costs, places[free].numpy(), plane, shares)
+    return maps, cost, goal, project

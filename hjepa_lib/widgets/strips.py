@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
-from hjepa_lib.figures.data import frame_rgb
+from hjepa_lib.figures.data import frame_rgb, room_of
 from hjepa_lib.figures.plans import moments
 from hjepa_lib.figures.style import styled
 from hjepa_lib.widgets.player import ARROW, colours_of
@@ -38,7 +38,9 @@ def pair(left: Story, right: Story, count: int = 5) -> Figure:
 def _strip(stories: list[Story], rows: Sequence[Row], count: int, title: str) -> Figure:
     """Rows of panels, whose stories take turns, with a column per moment; below them the chart."""
     steps = moments(max(story.steps for story in stories), count)
-    size = (_SIZE * len(steps) + 0.3, _SIZE * (len(rows) + (1.1 if len(stories) == 1 else 1.5)))
+    width, height = stories[0].scene.size
+    rest = 1.1 if len(stories) == 1 else 1.5
+    size = (_SIZE * len(steps) + 0.3, _SIZE * (len(rows) * height / width + rest))
     figure = style.Picture(figsize=size, layout="constrained")
     style.headline(figure, title)
     cells = np.arange(len(rows) * len(steps)).reshape(len(rows), -1).tolist()
@@ -64,7 +66,7 @@ def _frame(axis: Axes, story: Story, step: int, _: str) -> None:
 def _plan(axis: Axes, story: Story, step: int, colour: str) -> None:
     """Path so far, candidates shaded by cost, chosen plan and action, what level 2 imagines."""
     call, path = story.call(step), story.positions[: step + 1]
-    draw.show_room(axis, story.scene.room)
+    draw.show_room(axis, room_of(story.frames[step]))
     imagined = (one if one is None else one[call] for one in (story.fan, story.plan, story.macro))
     draw.planned(axis, path[min(call * story.replan, step)], *imagined, scale=0.6)
     draw.path(axis, path, color=colour)
@@ -76,7 +78,7 @@ def _plan(axis: Axes, story: Story, step: int, colour: str) -> None:
 
 def _landscape(axis: Axes, story: Story, step: int, colour: str) -> None:
     maps, name = story.maps, story.shown_cost
-    draw.landscape(axis, story.scene.room, maps.costs[name], maps.axis, maps.axis)
+    draw.landscape(axis, story.scene.room, maps.costs[name], maps.x, maps.y)
     draw.path(axis, story.positions[: step + 1], color=style.PAPER)
     _places(axis, story, step, colour)
 
@@ -94,7 +96,7 @@ def _ahead(axis: Axes, story: Story, step: int, colour: str) -> None:
 
 
 def _plane(axis: Axes, story: Story, step: int, colour: str) -> None:
-    left = story.maps.places[:, 0] < story.scene.wall_x
+    left = story.maps.places[:, 0] < story.scene.middle
     for part, shade in ((left, style.SKY), (~left, style.PURPLE)):
         axis.plot(*story.maps.plane[part].T, ".", ms=1.6, mew=0, color=shade, alpha=0.4)
     latents, call = story.latents, story.call(step)
@@ -129,6 +131,7 @@ def _ways(axis: Axes, stories: list[Story], colours: list[str], steps: np.ndarra
 
 
 def _places(axis: Axes, story: Story, step: int, colour: str) -> None:
-    style.mark_start(axis, np.array(story.scene.start), size=14)
-    style.mark_goal(axis, np.array(story.scene.goal), size=26)
+    start, goal = story.scene.ends
+    style.mark_start(axis, start, size=14)
+    style.mark_goal(axis, goal, size=26)
     style.mark_dot(axis, story.positions[step], colour)

@@ -6,7 +6,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hjepa_lib.config import ConfigError, PlanningConfig, from_dict, to_dict
+from hjepa_lib.config import PlanningConfig, from_dict, to_dict
 from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.results import load_result
 from hjepa_lib.files import FileError
@@ -15,8 +15,6 @@ from hjepa_lib.runs.places import RunError, list_runs, pretrained_runs
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.stages import load_run
 from hjepa_lib.widgets.story import UNITS, Scene, Story, costs_of, play, recall, scene_of
-from hjepa_lib.worlds.base import find_world
-from hjepa_lib.worlds.two_rooms import TwoRooms, shifted
 
 CONTROLS = ("none", "zero", "shuffle", "perturb", "untrained")
 _MOST_RUNS = 30
@@ -66,28 +64,29 @@ def choices(run: Run, agent: Agent) -> list[Choice]:
 
 
 def pick(options: list[Choice], method: str, cost: str) -> Choice:
-    """The stored `bounce` result of a planner if there is one, else the live one; RunError."""
+    """A planner's stored result in the world as it is, if there is one, else live; RunError."""
     found = [one for one in options if one[:2] == (method, cost)]
     if not found:
         raise RunError(f"there is no roll-out of {method} with the {cost} cost to choose")
-    return min(found, key=lambda one: "__bounce__" not in str(one.path))
+    return min(found, key=lambda one: one.path is None or "__blocked__" in one.path.name)
 
 
 def tell(run: Run, agent: Agent, choice: Choice, trial: int) -> Story:
     """The story of one trial; WorkbookError when there is no such trial.
 
     Live roll-outs play the run's own case, which is what a stored result of these settings did
-    (I13). ConfigError for a run in another world.
+    (I13).
     """
-    protocol = run.config.evaluation.protocol
-    if find_world(run.config.data.played) or shifted(protocol) is not TwoRooms:
-        raise ConfigError("the inspector draws Two Rooms, this run plays in another world")
-    if choice.path is not None:
-        return recall(agent, load_result(choice.path), trial)
-    method, cost, *_ = choice
-    case = Case.of(run.config, method, cost, planning=agent.planning, trials=trial + 1)
-    title = f"{method}, {cost} cost, {case.split} trial {trial}, live"
+    method, cost, path, _ = choice
+    stored = path and load_result(path)
+    tasks = {"trials": trial + 1}
+    if stored:
+        tasks = {"trials": stored.header["n"], "split": stored.header["split"]}
+    case = Case.of(run.config, method, cost, planning=agent.planning, **tasks)
     scene = scene_of(case.tasks, trial)
+    if stored:
+        return recall(agent, stored, scene, trial)
+    title = f"{method}, {cost} cost, {case.split} trial {trial}, live"
     return play(agent, scene, method, case.planning, case.steps, title=title, row=trial)
 
 

@@ -14,7 +14,7 @@ from hjepa_lib.worlds.base import World, clip_norm
 from hjepa_lib.worlds.layout import DOOR_HALF, DOOR_RANGE, FIXED, Layout
 from hjepa_lib.worlds.oracle import CLEARANCE, oracle_action, oracle_length
 from hjepa_lib.worlds.rendering import render
-from hjepa_lib.worlds.two_rooms import NOISE, TwoRooms
+from hjepa_lib.worlds.two_rooms import TwoRooms
 
 PERIODS = (12, 30)
 """Steps of the guard's way up and down, whole numbers, drawn per episode."""
@@ -48,15 +48,14 @@ class PatrolledDoor(World):
     frame_shape: ClassVar[tuple[int, int, int]] = (3, 65, 65)
     stacked: ClassVar[int] = 3
     action_cap: ClassVar[float] = 1.8
+    slides: ClassVar[bool] = True
     state_size: ClassVar[int] = 10
     max_steps: ClassVar[int] = 120
     trials: ClassVar[dict[str, int]] = {"validation": 100, "test": 200}
 
-    def __init__(
-        self, layout: Layout, dynamics: str = "bounce", noise: float = NOISE, seed: int = 0
-    ) -> None:
-        """As `TwoRooms`."""
-        self._rooms = TwoRooms(layout, dynamics, noise, seed)
+    def __init__(self, layout: Layout, dynamics: str = "slide", seed: int = 0) -> None:
+        """`layout` gives B and the device."""
+        self._rooms = TwoRooms(layout, "slide", seed=seed)
         self.layout, self.rows = layout, self._rooms.rows
 
     @classmethod
@@ -79,7 +78,7 @@ class PatrolledDoor(World):
     ) -> tuple[Layout, Tensor, Tensor]:
         """As in the base class, each with 1.5 times the steps that the oracle needs."""
         layout, start, goal = super().draw_tasks(task_set, split, n, generator)
-        world = cls(layout, "slide")
+        world = cls(layout)
         world.reset(start)
         needed = torch.full((n,), cls.max_steps)
         for step in range(cls.max_steps):
