@@ -236,6 +236,8 @@ def test_chapters_and_the_inspector_in_other_worlds(root, short_probe, monkeypat
     monkeypatch.setenv("HJEPA_HEADLESS", "1")
     monkeypatch.setattr(story, "_APART", 4)
     changes = {"planning__action_cap": 0.0, "evaluation__trials": 1, "evaluation__latency": False}
+    few = ("level1__optim__updates", "level1__refine_updates", "distance__optim__updates")
+    changes |= dict.fromkeys(few, 5)
     run = Run.create(source, tiny_config(data__source=source, **changes))
     for number in (0, 4):
         execute(NOTEBOOKS[number], run=source)
