@@ -58,9 +58,11 @@ def _newest(frames: Any) -> np.ndarray:
 
 
 def room_of(frames: Any) -> np.ndarray:
-    """Backgrounds for `show_room`: of frames (dot, walls) the walls, of others the whole as RGB."""
+    """Backgrounds for `show_room`: of frames (dot, walls) the walls, of others all, as pale RGB."""
     frames = _newest(frames)
-    return frames[..., 1, :, :] if frames.shape[-3] == 2 else frame_rgb(frames)
+    if frames.shape[-3] == 2:
+        return frames[..., 1, :, :]
+    return 255 - (255 - frame_rgb(frames)) // 3  # so that lines on it are seen
 
 
 def show_frame(axis: Axes, frame: Any, title: str = "", **options: Any) -> None:
