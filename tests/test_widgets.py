@@ -133,7 +133,7 @@ def test_maps_hold_the_cost_of_every_free_place(agent, monkeypatch):
         assert values.shape == (65, 65) and values[40, 45] == pytest.approx(0, abs=2e-3)
         assert np.nanmin(values) >= 0
         assert np.isnan(values[30, 32])
-        assert np.isfinite(values).sum() == len(maps.places)
+        assert np.isfinite(values).sum() == len(maps.left)
     assert plane(goal).shape == (1, 2)
     np.testing.assert_allclose(maps.plane.mean(0), 0, atol=1e-3)
 
@@ -144,7 +144,9 @@ def test_the_graph_cost_is_that_of_the_scenes_own_graph(monkeypatch):
     local = {"encoder": "place", "predictor": "local", "latent_dim": 2, "refine_updates": 1}
     agent = make_agent(tiny_config(**{f"level1__{name}": value for name, value in local.items()}))
     maps, *_ = look(agent, SCENE)
-    places = (torch.as_tensor(maps.places)[None], torch.tensor([SCENE.goal]))
+    rows, columns = np.isfinite(maps.costs["graph"]).nonzero()
+    free = torch.from_numpy(np.stack((maps.x[columns], maps.y[rows]), -1))
+    places = (free[None], torch.tensor([SCENE.goal]))
     frames, goal = (SCENE.world().render(place)[0] for place in places)
     wanted = agent.cost_to(goal, "graph")(agent.encode(frames))
     found = maps.costs["graph"][np.isfinite(maps.costs["graph"])]

@@ -90,8 +90,7 @@ def _story(story: Story, colour: str) -> dict[str, Any]:
 def _whole(story: Story) -> dict[str, Any]:
     """Frames, landscapes, open loop and latents, which two at once leave out."""
     maps, room = story.maps, story.scene.room
-    left = maps.places[:, 0] < story.scene.middle
-    plane = {"left": maps.plane[left], "right": maps.plane[~left], **story.latents}
+    plane = {"left": maps.plane[maps.left], "right": maps.plane[~maps.left], **story.latents}
 
     def landscape(values: np.ndarray) -> str:
         return room_picture(room, lambda axis: draw.landscape(axis, room, values, maps.x, maps.y))

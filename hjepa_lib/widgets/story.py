@@ -55,11 +55,6 @@ class Scene(NamedTuple):
         return self.kind.frame_shape[:0:-1]
 
     @property
-    def middle(self) -> float:
-        """The x that parts left from right: the wall of Two Rooms, else the frame's middle."""
-        return self.row[0] if issubclass(self.kind, TwoRooms) else self.size[0] / 2
-
-    @property
     def room(self) -> np.ndarray:
         """Its rendered layout (Hpx, Wpx), or (Hpx, Wpx, 3), the background of every figure."""
         return room_of(self.world().render(torch.tensor([self.goal])))[0]
@@ -68,8 +63,7 @@ class Scene(NamedTuple):
         """The scene with its ends at other places, px."""
         places = torch.as_tensor(np.array([[start], [goal]]), dtype=torch.float32)
         found = map(_moved, 2 * [self.kind], (self.start, self.goal), places)
-        start, goal = (tuple(states[0].tolist()) for states in found)
-        return self._replace(start=start, goal=goal)
+        return Scene(*(tuple(states[0].tolist()) for states in found), self.row, self.kind)
 
 
 def _moved(world: type[World], state: tuple[float, ...], places: Tensor) -> Tensor:
@@ -91,12 +85,11 @@ def scene_of(trials: Trials, trial: int) -> Scene:
 
 def checked_scene(scene: Scene) -> Scene:
     """`scene` itself; WorkbookError in one sentence when the dot cannot be where it says."""
-    if issubclass(scene.kind, TwoRooms):
-        ranges = {"wall": WALL_RANGE, "door": DOOR_RANGE}
-        for (name, (low, high)), value in zip(ranges.items(), scene.row, strict=True):
-            if not low <= value <= high:
-                told = f"the {name} is at {value}, but must be between {low} and {high} px"
-                raise WorkbookError(told)
+    ranges = (("wall", WALL_RANGE), ("door", DOOR_RANGE))
+    for (name, (low, high)), value in zip(ranges, scene.row, strict=True):
+        if issubclass(scene.kind, TwoRooms) and not low <= value <= high:
+            told = f"the {name} is at {value}, but must be between {low} and {high} px"
+            raise WorkbookError(told)
     world, (width, height) = scene.world(2), scene.size
     states = torch.tensor([scene.start, scene.goal])
     for name, (x, y), free in zip(("start", "goal"), scene.ends, world.free(states), strict=True):
@@ -126,7 +119,7 @@ class Maps:
     x: np.ndarray  # (Gx,) px
     y: np.ndarray  # (Gy,)
     costs: dict[str, np.ndarray]  # name -> (Gy, Gx); NaN where the dot cannot be
-    places: np.ndarray  # (M, 2) px, the free ones
+    left: np.ndarray  # (M,) bool: of the free places those left of the wall, or of the middle
     plane: np.ndarray  # (M, 2) their latents' first two principal components
     explained: np.ndarray  # (2,) share of the variance
 
@@ -235,12 +228,9 @@ def recall(agent: Agent, result: Result, scene: Scene, trial: int) -> Story:
 
 
 def _tell(
-    agent: Agent,
-    about: dict[str, Any],
-    states: np.ndarray,
-    actions: np.ndarray,
+    agent: Agent, about: dict[str, Any], states: np.ndarray, actions: np.ndarray,
     seen: dict[str, Any],
-) -> Story:
+) -> Story:  # fmt: skip
     """Cut at the first hit, and add what follows from the states (S+1, N)."""
     scene, replan = about["scene"], about["replan"]
     states, world = torch.as_tensor(states, dtype=torch.float32), scene.world(len(states))
@@ -322,5 +312,7 @@ def look(agent: Agent, scene: Scene):
         return pca.transform(flat).reshape(*values.shape[:-1], 2)
 
     shares = pca.explained_variance_ratio_
-    maps = Maps(x.numpy(), y.numpy(), costs, places[free].numpy(), plane, shares)
+    middle = scene.row[0] if issubclass(scene.kind, TwoRooms) else scene.size[0] / 2
+    left = (places[free, 0] < middle).numpy()
+    maps = Maps(x.numpy(), y.numpy(), costs, left, plane, shares)
     return maps, cost, goal, project

@@ -96,7 +96,7 @@ def _ahead(axis: Axes, story: Story, step: int, colour: str) -> None:
 
 
 def _plane(axis: Axes, story: Story, step: int, colour: str) -> None:
-    left = story.maps.places[:, 0] < story.scene.middle
+    left = story.maps.left
     for part, shade in ((left, style.SKY), (~left, style.PURPLE)):
         axis.plot(*story.maps.plane[part].T, ".", ms=1.6, mew=0, color=shade, alpha=0.4)
     latents, call = story.latents, story.call(step)
