@@ -143,6 +143,7 @@ def test_the_graph_cost_is_that_of_the_scenes_own_graph(monkeypatch):
     monkeypatch.setattr(stories, "_APART", 12)
     local = {"encoder": "place", "predictor": "local", "latent_dim": 2, "refine_updates": 1}
     agent = make_agent(tiny_config(**{f"level1__{name}": value for name, value in local.items()}))
+    agent.level1.idm.weight.data += torch.eye(2)  # untrained ones say that no action moves a dot
     maps, *_ = look(agent, SCENE)
     rows, columns = np.isfinite(maps.costs["graph"]).nonzero()
     free = torch.from_numpy(np.stack((maps.x[columns], maps.y[rows]), -1))
