@@ -9,7 +9,6 @@ import shutil
 import sys
 
 import nbformat
-import numpy as np
 import pytest
 from tiny import tiny_config
 from tiny_runs import CPU, LOADED, ROOT, Said, cells, code_of, execute, is_parameters, printed
@@ -20,8 +19,6 @@ from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.report import check_summary
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.score import FLOORS, learned
-from hjepa_lib.widgets import player as players
-from hjepa_lib.widgets import story, strips, whatif
 from hjepa_lib.workbench import compare
 
 NOTEBOOKS = runner.select_notebooks("01-05", ROOT / "notebooks")
@@ -229,26 +226,13 @@ def test_without_level_2(finished):
 
 
 @pytest.mark.parametrize("source", ["four_rooms", "patrolled_door", "pointmaze_medium_stitch"])
-def test_chapters_and_the_inspector_in_other_worlds(root, short_probe, monkeypatch, capsys, source):
-    """01, 05 with what it needs, and the inspector, which sees what was played, and plays."""
+def test_data_of_other_worlds(root, monkeypatch, capsys, source):
     if source.startswith("pointmaze"):
         pytest.importorskip("ogbench")
     monkeypatch.setenv("HJEPA_HEADLESS", "1")
-    monkeypatch.setattr(story, "_APART", 4)
-    changes = {"planning__action_cap": 0.0, "evaluation__trials": 1, "evaluation__latency": False}
-    few = ("level1__optim__updates", "level1__refine_updates", "distance__optim__updates")
-    changes |= dict.fromkeys(few, 5)
-    run = Run.create(source, tiny_config(data__source=source, **changes))
-    for number in (0, 4):
-        execute(NOTEBOOKS[number], run=source)
-    assert capsys.readouterr().out.count("checks passed") == 2
-    runner.finish(run, say=Said())
-    agent = whatif.open_run(source)[1]
-    both = [one for one in whatif.choices(run, agent) if one[:2] == ("l1+l2", "graph")]
-    told = [whatif.tell(run, agent, choice, 0) for choice in both]
-    np.testing.assert_allclose(told[0].positions, told[1].positions, atol=1e-3)
-    strips.pair(*told)._repr_png_()
-    assert players.player(told[0]) and told[0].frames.shape[1:] == told[0].scene.kind.observed()
+    Run.create(source, tiny_config(data__source=source, planning__action_cap=0.0))
+    execute(NOTEBOOKS[0], run=source)
+    assert capsys.readouterr().out.count("checks passed") == 1
 
 
 def test_an_own_world_and_a_file(root, monkeypatch, capsys):
