@@ -42,6 +42,8 @@ NUMBERS = [
 ]  # fmt: skip
 WORLD_GROUPS = ("floors", "equal", "policies")
 """Groups of the study over worlds that are shown."""
+SHIFTED = "two_rooms_p3_"
+"""Models of worlds that are shifted from the training's: on the results page alone."""
 ALIKE = ("floors", "bar")
 """Groups of the study that the README's table shows: planners tuned alike, at one budget (Q5)."""
 LEVERS = {
@@ -180,13 +182,14 @@ def results_page(rows: pd.DataFrame, worlds: pd.DataFrame, kept: Mapping[str, An
 def pixels_block(kept: Mapping[str, Any]) -> str:
     """The README's part on pixels: what won, the short table, a picture, where the rest is."""
     said = [one for one in kept.get("sections", []) if one.get("headline")]
-    parts = [one["headline"] for one in said]
+    where = f"Scores, studies and minutes: [results]({PAGE})."
+    parts = [f"{one['headline']} {where}" for one in said]
     for one in (one for section in said for one in section.get("tables", [])):
         if one["columns"][0] == "Model":
-            parts.append(table(pd.DataFrame(one["rows"], columns=one["columns"])))
+            rows = [row for row in one["rows"] if not row[0].startswith("random")]  # untrained
+            parts.append(table(pd.DataFrame(rows, columns=one["columns"])))
     picture = f"![what each model draws for the next frame]({GALLERY}/{PIXEL_PICTURES[0]})"
-    where = f"Scores, studies and minutes: [results]({PAGE})."
-    return "\n\n".join([*parts, where, picture]) if said else ""
+    return "\n\n".join([*parts, picture]) if said else ""
 
 
 def in_worlds(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -229,7 +232,7 @@ def world_table(rows: pd.DataFrame) -> str:
 def worlds_block(rows: pd.DataFrame) -> str:
     """The README's line of each world: every planner on test tasks, seeds pooled, best last."""
     lines = []
-    for world, points in in_worlds(rows):
+    for world, points in in_worlds(rows[~rows["model"].str.startswith(SHIFTED)]):
         said = []
         for row in points.itertuples():
             named = row.cost in ("none", row.method)
