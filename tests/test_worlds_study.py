@@ -132,3 +132,16 @@ def test_the_chapter_reads_the_rows_and_plays_one_world(root, config, capsys, re
     assert played.config.data.source == "maze" and played.done("policies")
     assert played.config.data.transitions == config.data.transitions
     assert [str(one.message) for one in recwarn] == []
+
+
+def test_a_cell_plays_the_protocol_of_its_model():
+    """Strict rows and those of random layouts were played as P1, and said so in one column."""
+    units = read_experiment(CONFIGS / "worlds.yaml").select(
+        "equal_flat_distance", (0,), "two_rooms_p3*"
+    )
+    found = {unit.model.title: unit.case.protocol for unit in units}
+    assert found == {title: title.removeprefix("two_rooms_") for title in found}
+    (layouts,) = read_experiment(CONFIGS / "worlds.yaml").select(
+        "flat_equal_graph", (0,), "rooms_p2_heldout"
+    )
+    assert layouts.case.protocol == "p2_heldout" and layouts.case.header["layouts"] == "heldout"

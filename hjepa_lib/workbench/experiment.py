@@ -70,10 +70,10 @@ class PlannerCell(Cell):
 
     method: Literal[(*LEARNED, *CLONED, *FLOORS)] = "flat"
     cost: Literal["none", "latent", "distance", "graph"] = "none"
-    protocol: str = "p1"
+    protocol: str = ""  # "" is the model's `evaluation.protocol`; so are trials, steps, task_set
     dynamics: Literal["bounce", "blocked", "slide"] = "bounce"
     split: str = "test"
-    trials: int = 500  # 0 is the model's `evaluation.trials`
+    trials: int = 500  # 0: the model's
     steps: int = 0
     task_set: str = ""
     budgets: tuple[float, ...] = (1.0,)
@@ -95,9 +95,8 @@ class PlannerCell(Cell):
 
     def planned(self, config: Config, point: dict[str, Any]) -> Config:
         """A model's settings with the planner and the trials of one point of the grid."""
-        names = ("protocol", "split", "steps", "budgets")
-        changes = {f"evaluation.{name}": getattr(self, name) for name in names}
-        for name in ("trials", "task_set"):  # or the model's
+        changes = {f"evaluation.{name}": getattr(self, name) for name in ("split", "budgets")}
+        for name in ("protocol", "trials", "steps", "task_set"):  # or the model's
             changes |= {f"evaluation.{name}": value} if (value := getattr(self, name)) else {}
         changes |= {f"planning.{name}": value for name, value in (self.planning | point).items()}
         changes |= {"planning.hierarchy.control": self.control} if self.control != "none" else {}
