@@ -40,10 +40,8 @@ NUMBERS = [
     "path_efficiency", "flops_per_step", "seconds_per_episode", "cross_wall_rate",
     "init_plan_cross_wall_rate", "planning_error_mean", "planning_error_mean_rmse",
 ]  # fmt: skip
-WORLD_GROUPS = ("floors", "equal", "policies")
-"""Groups of the study over worlds that are shown."""
-SHIFTED = "two_rooms_p3_"
-"""Models of worlds that are shifted from the training's: on the results page alone."""
+WORLD_GROUPS = ("floors", "equal", "policies")  # of the study over worlds, shown
+SHIFTED = "two_rooms_p3_"  # models of shifted worlds: on the results page alone
 ALIKE = ("floors", "bar")
 """Groups of the study that the README's table shows: planners tuned alike, at one budget (Q5)."""
 LEVERS = {
@@ -182,8 +180,7 @@ def results_page(rows: pd.DataFrame, worlds: pd.DataFrame, kept: Mapping[str, An
 def pixels_block(kept: Mapping[str, Any]) -> str:
     """The README's part on pixels: what won, the short table, a picture, where the rest is."""
     said = [one for one in kept.get("sections", []) if one.get("headline")]
-    where = f"Scores, studies and minutes: [results]({PAGE})."
-    parts = [f"{one['headline']} {where}" for one in said]
+    parts = [f"{one['headline']} Scores, studies, minutes: [results]({PAGE})." for one in said]
     for one in (one for section in said for one in section.get("tables", [])):
         if one["columns"][0] == "Model":
             rows = [row for row in one["rows"] if not row[0].startswith("random")]  # untrained
