@@ -175,6 +175,8 @@ class Unit:
             found, names = _shaped_by(self.model.config, self.case.stages), self.case.stages
         else:
             apart, names = ("seed", "device", "tracker", "tracking"), ("l1",)
+            if self.cell.call and ".pixels." not in self.cell.call:
+                apart += ("pixels", "chapters")  # a default there makes no other row stale
             found = flatten(self.model.config)
             found = {key: one for key, one in found.items() if key.split(".")[0] not in apart}
         stages = core_stages(self.trained)
