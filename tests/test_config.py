@@ -324,6 +324,8 @@ CONTEXT = [
     (r"level2\.(loss\..*|subgoal|conditioning|feedback)",
      {"level2.train": "joint", "level2.loss.std": 0.5, "level2.loss.cov": 0.5}),
     (r"planning\..*\.disagreement", {"level1.predictors": 3}),
+    (r"planning\.ahead", {"level1.encoder": "place", "level1.predictor": "local",
+                          "level1.latent_dim": 2, "level1.refine_updates": 2}),
     (r"planning\..*\.last_k", {f"planning.{part}.last_k": 2 for part in (
         "flat", "hierarchy.level2", "hierarchy.tracker", "level3")}),
     # Random weights imagine short steps, unless their embedding is wide.
@@ -340,7 +342,6 @@ NOT_BY_EFFECT = {
     "evaluation.matched_dynamics": "read by a notebook",
     "evaluation.budgets": "read by a notebook",
     "evaluation.budget_trials": "read by a notebook",
-    "planning.ahead": "of the method graph, see test_local.py",
     "data.position": "of recordings, see test_stages.py",
     "data.world": "of recordings, see test_stages.py",
     "evaluation.task_set": "Two Rooms has none, see test_mazes.py",
@@ -413,6 +414,8 @@ def fingerprint(leaf, config):
         return data_print(config)
     if leaf == "level3.enabled":
         return digest(learned(config))
+    if part == "ahead":  # random models imagine no way: what it does is in test_local.py
+        return Case.of(config, "graph", "graph").digest
     if section == "planning":
         methods = {"hierarchy": "l1+l2", "level3": "l1+l2+l3", "idm_steps": "idm"}
         return planning_print(methods.get(part, "flat"), config)

@@ -113,9 +113,11 @@ def test_the_table_has_the_order_of_the_seed():
     parts += [f"heads_{name}" for name in COMPARED] + [f"decoder_{name}" for name in DECODED]
     per_seed = [f"{name}_s{n}" for n in (0, 1) for name in parts]
     assert [*stages] == ["pixel_data", *per_seed, "rewards", "comparison"]
-    # Rewards were rows and columns had their words: tables of that form are never taken.
+    # Rewards were rows and columns had their words: tables of that form are never taken; heads
+    # began elsewhere.
     later = {name: one.recipe for name, one in stages.items() if one.recipe > 2}
-    assert later == {"rewards": 3, "comparison": 4}
+    heads = {name: 3 for name in stages if name.startswith("heads_")}
+    assert later == heads | {"rewards": 3, "comparison": 4} and len(heads) == 2 * len(COMPARED)
     data = {name for name, one in stages.items() if one.recipe == 1}
     assert data == {"pixel_data"}  # what the others train is not what it was
     with pytest.raises(ConfigError, match="no stage 'decoder_enc_dec_s0' with these settings"):

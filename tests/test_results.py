@@ -104,9 +104,8 @@ def test_round_trip_of_one_result(agent, config, tmp_path):
     assert path.name == f"{case.name}.npz"
     # every leaf that was used, with the cost and the cap of the case, and no level without plans
     used = dataclasses.asdict(dataclasses.replace(config.planning, cost="distance"))
-    used = {
-        name: value for name, value in used.items() if name not in ("flat", "level3", "idm_steps")
-    }
+    unused = ("flat", "level3", "idm_steps", "ahead", "truth")
+    used = {name: value for name, value in used.items() if name not in unused}
     assert case.settings == leaves(used) | {"action_cap": CAP, "steps": 6, "seed": 0}
     assert found.header == case.header | {"case": case.digest, "note": None}
     for name in ("positions", "actions", "goal", "layout", "oracle", "lost"):

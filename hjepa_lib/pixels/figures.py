@@ -162,7 +162,7 @@ def world_model_predictions(true: np.ndarray, imagined: np.ndarray, action: np.n
 @styled
 def reward_scatter(parts: Parts, note: str = "", title: str = "") -> Figure:
     """One square panel per name, score in its title."""
-    figure, axes = style.grid_of(len(parts), 3, 2.5, 0.25, title=title)
+    figure, axes = style.grid_of(len(parts), 3, 2.5, 0.6, title=title)
     for axis, (name, (reward, predicted)) in zip(axes, parts.items(), strict=True):
         found = score(predicted, reward, note)
         draw.identity(axis, reward, predicted, "reward")
@@ -231,9 +231,9 @@ def score_bars(
 
 
 def _legend(figure: Figure, axes: Any) -> Figure:
-    """Of all axes above them, of one on a grid beside it."""
+    """Of all axes below them, of one on a grid beside it."""
     if isinstance(axes, list):
-        draw.legend(figure, axes, "outside upper right", ncols=3)
+        draw.legend(figure, axes, "outside lower center", ncols=3)
     else:
         axes.grid()
         draw.legend_beside(axes)

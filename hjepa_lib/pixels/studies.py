@@ -5,6 +5,7 @@ Auxiliary losses are ordinary runs, `<study>/<name>`, and resume like any run.
 
 import dataclasses
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ def make_labels(ws: Workspace, folder: Path) -> None:
                     said = [work.module.eval()(part.inputs(kind)) for part in (test, choice)]
                 r2, chosen = (
                     score(one.cpu().numpy(), part.reward.cpu().numpy())["r2"]
+                    if part.reward.var() > 0
+                    else math.nan
                     for one, part in zip(said, (test, choice), strict=True)
                 )
                 one = {"pays": pays, "model": name, "head": kind, "labels": len(few.reward)}
@@ -108,9 +111,11 @@ def label_sentences(rows: list[dict[str, Any]]) -> list[str]:
             one = both["r2"]
             text = f"{pays}, {model}, {labels:,} labels: R2 {one.mean():+.3f} over {against}"
             if len(one) > 1:
-                needed = seeds_for(GAIN, both["r2_choice"].std(), POWER)
+                spread = both["r2_choice"].std()
                 text += " ({:+.3f} to {:+.3f}; seeds: {}".format(*student(one), len(one))
-                text += f", {needed:,} would show {GAIN})"
+                if spread >= 0:  # rewards may be all alike there
+                    text += f", {seeds_for(GAIN, spread, POWER):,} would show {GAIN}"
+                text += ")"
             found.append(text.replace("_", " "))
     return found
 

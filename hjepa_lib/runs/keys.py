@@ -129,7 +129,8 @@ def core_stages(config: Config) -> dict[str, Stage]:
     seeing = {"recipe": 2 if config.level1.predictor == "local" else 1}
     # Steps that a teleporter carried teach nothing since 3.
     recipe = 3 if source.startswith("pointmaze_teleport") else seeing["recipe"]
-    l1 = Stage("l1", partial(_make, "level1"), shaped, (data,), recipe, load=config.level1.load)
+    l1 = Stage("l1", partial(_make, "level1"), shaped, (data,), recipe=recipe,
+               load=config.level1.load)  # fmt: skip
     distance = Stage("distance", partial(_make, "distance"), ("distance",), (data, l1), folder="l1")
     reads = (data, l1, distance)
     second = partial(_make, "macro", name="l2", section=config.level2)
