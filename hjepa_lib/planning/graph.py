@@ -21,7 +21,8 @@ from hjepa_lib.models.local import Scene
 
 VISITED = -3.0  # log-odds of a node at least
 ARRIVED = 0.5  # px from the neighbour at most
-LEAST = 0.01  # share of a place's pixels with a way, and px of a step
+LEAST = 0.01  # share of a place's pixels with a way
+SHORTEST = 0.01  # px of a step of the costs
 NEAREST = 4  # nodes that a goal is joined to
 BEND = 1.2  # times the straight line and 1 px: a longer way bends
 BEYOND = 20.0  # px added to the longest way for where no way is known
@@ -71,7 +72,7 @@ class GraphDistance(Geometry):
         weight = weight.unflatten(1, (-1, 2)).sum(1)  # (A, 2)
         longest = (far @ torch.linalg.pinv(weight).T).norm(dim=-1).max()
         # Of a model that was hardly trained it may be anything.
-        self.step = float(longest.clamp(LEAST, max(self.picture.size)))
+        self.step = float(longest.clamp(SHORTEST, max(self.picture.size)))
 
     def begin(self, scene: Scene, goals: Tensor) -> None:
         """New episodes: scenes of B latents, goals (B, D)."""
