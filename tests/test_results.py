@@ -16,7 +16,7 @@ from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
 from hjepa_lib.files import FileError, read_json
 from hjepa_lib.runs import notebooks, score, stages
 from hjepa_lib.runs.places import RunError
-from hjepa_lib.runs.report import build_summary, check_summary
+from hjepa_lib.runs.report import build_summary, check_summary, keep_tuned, read_sections
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.workbench import CONFIGS, STUDY
@@ -202,6 +202,10 @@ def test_results_are_found_taken_over_or_played(trained, root, monkeypatch):
     page = notebooks.finish(first.run, Said()).read_text()
     summary = read_json(first.run.path / "summary.json")  # Q5: it holds what chapter 05 says
     assert {row["method"] for row in summary["tuned"]} == {"flat", "l1+l2"}
+    floor = next(row for row in summary["results"] if row["method"] == "random")
+    keep_tuned(first.run, [*summary["results"], floor | {"dynamics": "blocked"}])
+    beside = read_sections(first.run)["tuned"]["results"]  # of a control nobody was tuned for
+    assert {row["method"] for row in beside[:2]} == {"random", "oracle"} and len(beside) == 4
     assert "verdict, flat as validation trials chose it, latent cost: undecided; L1+L2 " in page
     monkeypatch.setattr(score, "run_episodes", None)  # nothing is played from here on
     second = Workspace("05_compare", Run.create("second", config))

@@ -122,7 +122,8 @@ def keep_tuned(run: Run, results: Sequence[Mapping[str, Any]]) -> None:
     pair = {one.header["method"]: one for one in load_results(run.path / "tuned")}
     if pair:
         rows = [one.row for one in pair.values()]
-        beside = [row for row in results if row["method"] in ("random", "oracle")]
+        ends = [row for row in results if row["method"] in ("random", "oracle")]
+        beside = [row for row in ends if row["dynamics"] == rows[0]["dynamics"]]
         section = {"title": "Planners tuned alike", "results": [*beside, *rows], "data": rows}
         if {"flat", "l1+l2"} <= pair.keys():
             said = verdict("flat as validation trials chose it", pair["flat"], pair["l1+l2"])

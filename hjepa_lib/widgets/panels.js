@@ -147,7 +147,7 @@ function planPanel(grid, data, story, name) {
 }
 
 function costPanel(grid, data, story) {
-  const { box, head } = figure(grid, "Cost of being there");
+  const { box, head } = figure(grid, "Cost of a place");
   const c = data.colours;
   const names = Object.keys(story.landscapes);
   let name = names.includes(story.cost) ? story.cost : names[0];
