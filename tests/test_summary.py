@@ -22,7 +22,7 @@ from hjepa_lib.runs import report
 from hjepa_lib.runs.places import repository
 from hjepa_lib.runs.report import FIELDS, build_summary, check_summary, leave_section
 from hjepa_lib.runs.run import Run, RunError
-from hjepa_lib.workbench import verdict
+from hjepa_lib.workbench import markdown, verdict
 from hjepa_lib.workbench.rows import load_rows
 
 MAYBE = {"seconds_per_episode", "latency_single_episode", "flops_per_step"}
@@ -228,7 +228,7 @@ def test_the_committed_texts_are_those_of_the_committed_files(rows, headline):
     root = repository()
     text, kept = (root / "README.md").read_text(), read_json(root / readme.KEPT)
     worlds, mazes = (load_rows(root / readme.GALLERY / f"{name}.csv") for name in TABLES[1:])
-    found = f"{readme.worlds_block(worlds)}\n\n{readme.own_mazes_block(mazes)}"
+    found = f"{markdown.worlds_block(worlds)}\n\n{markdown.own_mazes_block(mazes)}"
     blocks = headline, found, readme.pixels_block(kept)
     for name, block in zip(PARTS, blocks, strict=True):
         assert f"{readme.BEGIN.format(name)}\n{block}\n{readme.END.format(name)}" in text
@@ -249,14 +249,18 @@ def test_the_headline_table_has_planners_tuned_alike_and_the_metrics_of_the_comp
 
 def test_every_world_has_a_line_with_its_floors_and_oracle():
     rows = load_rows(repository() / readme.GALLERY / "worlds.csv")
-    lines = readme.worlds_block(rows).split("\n\n")[0].splitlines()[2:]
-    shown = rows["n"].notna() & ~rows["model"].str.startswith(readme.SHIFTED)
+    lines = markdown.worlds_block(rows).splitlines()
+    shown = rows["n"].notna() & ~rows["model"].str.startswith(markdown.SHIFTED)
     worlds = rows.loc[shown, ["model", "task_set", "dynamics"]].drop_duplicates()
-    assert len(lines) == len(worlds)
-    for line in lines:
-        floors = () if "p3 slide" in line else ("random ", "(told its position) ", "oracle ")
-        for name in (*floors, "flat ("):
-            assert name in line, line
+    assert len(lines) == 2 + len(worlds)
+    heads = lines.pop(0).strip("| ").split(" | ")
+    ends = ["random", "random-persistent (told its position)", "oracle (told the world)"]
+    assert heads[2:4] + heads[-1:] == ends and heads[-2] == "hierarchy"
+    for line in lines[1:]:
+        one = dict(zip(heads, line.strip("| ").split(" | "), strict=True))
+        for name in ("flat", *(() if "p3 slide" in line else ends)):
+            assert " MFLOP" in one[name] if name == "flat" else one[name][0].isdigit(), line
+    assert any("L1+L2 hurts: -4 points (-7 to -1), graph cost" in line for line in lines)
 
 
 def test_unfinished_points_are_left_out(rows):

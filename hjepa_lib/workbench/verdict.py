@@ -166,16 +166,27 @@ def claim_sentences(found: pd.DataFrame) -> list[str]:
     return said
 
 
+def judged(one: dict[str, object]) -> str:
+    """ "L1+L2 hurts: -4 points (-7 to -1), graph cost": a line of `claims` in a table."""
+    method = str(one["method"]).replace("l1+l2", "L1+L2")
+    gap = f" {_gap(one)}," if pd.notna(one.get("difference")) else ""
+    why = f", {one['why']}" if one["why"] else ""
+    return f"{method} {one['verdict']}:{gap} {one['cost']} cost{why}"
+
+
+def _gap(one: dict[str, object]) -> str:
+    ends = (100 * float(one[end]) for end in ("difference", "difference_low", "difference_high"))
+    return "{:+.0f} points ({:+.0f} to {:+.0f})".format(*ends)
+
+
 def _place(one: dict[str, object]) -> str:
     """ "maze, latent cost (l1+l2 61.0 % against 41.0 %, +20 points (+12 to +28) at ...)"."""
     task_set, text = one.get("task_set"), str(one["method"])
     place = str(one["model"]) + (f" {task_set}" if isinstance(task_set, str) else "")
     if pd.notna(one.get("difference")):
-        ends = ("difference", "difference_low", "difference_high")
-        gap, low, high = (f"{100 * one[end]:+.0f}" for end in ends)
         text += (
-            f" {100 * one['first']:.1f} % against {100 * one['second']:.1f} %, {gap} points ({low} "
-            f"to {high}) at {one['mflop']:.0f} and {one['flat_mflop']:.0f} MFLOP per step"
+            f" {100 * one['first']:.1f} % against {100 * one['second']:.1f} %, {_gap(one)} at "
+            f"{one['mflop']:.0f} and {one['flat_mflop']:.0f} MFLOP per step"
         )
     text += f", n = {one['n']} x {one['seeds']} seeds" + (f": {one['why']}" if one["why"] else "")
     return f"{place.replace('_', ' ')}, {one['cost']} cost ({text})"

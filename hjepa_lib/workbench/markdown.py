@@ -1,0 +1,128 @@
+"""Markdown tables of committed rows: of any planner, of other worlds, of own mazes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hjepa_lib.workbench.rows import check_rows, pooled, split_finished
+from hjepa_lib.workbench.verdict import claims, judged
+
+NUMBERS = [
+    "path_efficiency", "flops_per_step", "seconds_per_episode", "cross_wall_rate",
+    "init_plan_cross_wall_rate", "planning_error_mean", "planning_error_mean_rmse",
+]  # fmt: skip
+WORLD_GROUPS = ("floors", "equal", "policies")  # of the study over worlds, shown
+_ORDER = "world", "tasks", "random", "random-persistent", "rule", "", "hierarchy", "oracle"
+SHIFTED = "two_rooms_p3_"  # models of shifted worlds: on the results page alone
+
+
+def cells(row: Any) -> dict[str, str]:
+    """MFLOP, success and n of a pooled point, as every table shows them."""
+    return {
+        "MFLOP per step": number(row.flops_per_step / 1e6, 0),
+        "success, % (95 %)": f"{100 * row.rate:.1f} ({100 * row.low:.1f}-{100 * row.high:.1f})",
+        "n (seeds)": f"{row.n} ({row.seeds})",
+    }
+
+
+def number(value: float, digits: int) -> str:
+    """With so many digits; "-" where there is none."""
+    return "-" if pd.isna(value) else f"{value:.{digits}f}"
+
+
+def table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> str:
+    """Rows as a Markdown table; "" without any."""
+    frame = pd.DataFrame(rows)
+    if frame.empty:
+        return ""
+    lines = [frame.columns, ["---"] * len(frame.columns), *frame.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _named(model: str, task_set: Any) -> str:
+    other = "" if pd.isna(task_set) or task_set in model else f" {task_set}"
+    return (model + other).replace("_", " ")
+
+
+def in_worlds(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Each world's name, and its finished points on test tasks, seeds pooled, best last."""
+    test = rows[(rows["split"] == "test") & rows["group"].isin(WORLD_GROUPS)]
+    names = ["model", "task_set", "dynamics"]
+    for (model, task_set, dynamics), part in test.groupby(names, sort=False, dropna=False):
+        part = check_rows(split_finished(part)[0])
+        of = _named(model, task_set)
+        if (test.loc[test["model"] == model, "dynamics"] != dynamics).any():
+            of += f" {dynamics}"
+        found = pooled(part, ["cell", "method", "cost", "told"], [*NUMBERS, "invalid_route_rate"])
+        found["told"] = found["told"].fillna("")
+        found["tasks"] = part["n"].max()
+        yield of, found.sort_values(["rate", "path_efficiency"])
+
+
+def world_table(rows: pd.DataFrame) -> str:
+    """Markdown table of every world's points, and how often level 1 believes to pass a wall."""
+    lines = []
+    for world, points in in_worlds(rows):
+        for row in points.itertuples():
+            lines.append({
+                "world": world,
+                "planner, cost": f"{row.method}, {row.cost}",
+                "told": row.told or "-",
+                **cells(row),
+                "path efficiency": number(row.path_efficiency, 2),
+                "invalid routes, %": number(100 * row.invalid_route_rate, 1),
+                "s per episode": number(row.seconds_per_episode, 2),
+            })  # fmt: skip
+    leaks = [
+        f"{model.replace('_', ' ')} {100 * part['leak'].mean():.0f} ({len(part)})"
+        for model, part in rows[rows["cell"] == "leak"].groupby("model", sort=False)
+    ]
+    said = "Wall leak of level 1, % of straight pushes against a wall that it imagines to pass"
+    return f"{table(lines)}\n\n{said} (seeds): {', '.join(leaks)}." if leaks else table(lines)
+
+
+def worlds_block(rows: pd.DataFrame) -> str:
+    """The README's line of each world: every method on test tasks, seeds pooled, and what planning
+    with sub-goals changes there at equal FLOPs, by the rule of `claims`.
+    """
+    lines, found = [], claims(rows)
+    if len(found):
+        pairs = zip(found["model"], found["task_set"], strict=True)
+        found["world"] = [_named(*pair) for pair in pairs]
+    for world, points in in_worlds(rows[~rows["model"].str.startswith(SHIFTED)]):
+        line = {
+            "world": world,
+            "tasks x seeds": f"{points['tasks'].max()} x {points['seeds'].max()}",
+        }
+        for row in points.sort_values("rate", ascending=False).itertuples():
+            head = row.method.replace("l1+l2", "L1+L2") + (
+                f" (told {row.told})" if row.told else ""
+            )
+            said = cells(row)["success, % (95 %)"]
+            if row.flops_per_step > 0:
+                said += f", {row.cost} cost, {row.flops_per_step / 1e6:.0f} MFLOP"
+            line[head] = "<br>".join(filter(None, [line.get(head), said]))
+        here = found[found["world"] == world] if len(found) else found
+        line["hierarchy"] = "<br>".join(map(judged, here.to_dict("records")))
+        lines.append(line)
+    heads = [*pd.DataFrame(lines)]
+    firsts = [head.split(" ")[0] for head in heads]
+    places = [_ORDER.index(first if first in _ORDER else "") for first in firsts]
+    heads = [heads[n] for n in np.argsort(places, kind="stable")]
+    return table(pd.DataFrame(lines, columns=heads).replace("", pd.NA).fillna("-"))
+
+
+def own_mazes_block(rows: pd.DataFrame) -> str:
+    """How the default planner fares in each of the own mazes."""
+    parts = []
+    for (method, cost), part in rows.groupby(["method", "cost"], sort=False):
+        rates = (100 * part["successes"] / part["n"]).sort_values()
+        label = method + (f" ({cost})" if cost != "none" else "")
+        parts.append(f"{label} {rates.median():.0f} (lowest {rates.iloc[0]:.0f})")
+    return (
+        f"- {rows['world'].nunique()} own mazes of thin walls (copies of "
+        "[examples/own_maze.py](examples/own_maze.py), laptop defaults, one training seed each, "
+        f"n = {rows['n'].min()} each), median % solved: {', '.join(parts)}."
+    )
