@@ -348,11 +348,17 @@ def test_stored_heads_predict_what_was_scored(ws):
     assert not (ws.run.stage_folder("heads_enc_dec_s0") / "larp.safetensors").exists()
 
 
-def test_jepa_may_have_a_learning_rate_of_its_own(tmp_path):
+def test_a_model_may_have_a_learning_rate_of_its_own(tmp_path):
     """TRAIN-2, F9."""
-    config = tiny_config(jepa__lr=5e-3, optim__updates=2, optim__lr=1e-3)
+    config = tiny_config(jepa__lr=5e-3, enc_dec_lr=2e-3, optim__updates=2, optim__lr=1e-3)
     assert {r.lr for r in train(tiny_workspace(tmp_path, config), "jepa_s0")} == {5e-3}
-    assert config.pixels.optim_of("enc_dec").lr == tiny_pixels(optim__lr=1e-3).optim_of("jepa").lr
+    rates = {name: config.pixels.optim_of(name).lr for name in MODELS}
+    assert rates == {"enc_dec": 2e-3, "enc_dec_jepa": 1e-3, "jepa": 5e-3, "vjepa2": 1e-3}
+    shared = tiny_pixels(jepa__lr=0.0, enc_dec_lr=0.0, optim__lr=1e-3)
+    assert {shared.optim_of(name).lr for name in MODELS} == {1e-3}
+    one, other = tiny_config(), tiny_config(enc_dec_lr=1e-4)
+    keys = {name: [key(pixel_stages(c)[f"{name}_s0"], c) for c in (one, other)] for name in MODELS}
+    assert [name for name, (before, after) in keys.items() if before != after] == ["enc_dec"]
 
 
 TWO_STAGES = {
@@ -374,7 +380,7 @@ CONTEXT = [
 """Where a setting acts in one mode only, it is changed in that mode, besides what it needs."""
 ELSEWHERE = re.compile(
     r"(?!pixels\.).*|.*log_every"  # test_config.py; below
-    r"|.*\b(optim|ppo|reward|loading|seeds|method|path|read|checkpoint|checkpoint_every|source|lr"
+    r"|.*\b(optim|ppo|reward|loading|seeds|method|path|read|checkpoint|checkpoint_every|source|(enc_dec_)?lr"
     r"|frozen|action_repeat)\b.*"
 )
 """Leaves that other tests below tests/ change: budgets and cadences here, heads, stages, PPO."""

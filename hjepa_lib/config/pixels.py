@@ -270,6 +270,8 @@ class PixelsConfig(Section):
     """Width of the action embedding (MOD-5)."""
     optim: EpochsConfig = replace(_COSINE, updates=2_000, lr=3e-3)
     """Encoder-decoder models and JEPA."""
+    enc_dec_lr: Float[0:] = 6e-3
+    """Learning rate of the plain encoder-decoder; 0 = that of `optim`."""
     log_every: Int[1:] = 20
     """Updates between logged losses."""
     reward: RewardConfig = RewardConfig()
@@ -290,6 +292,6 @@ class PixelsConfig(Section):
         yield stage.read == "cls" and stage.width != dim, text
 
     def optim_of(self, model: str) -> EpochsConfig:
-        """`optim`, with JEPA's own learning rate if it has one."""
-        own = self.jepa.lr if model == "jepa" else 0.0
+        """`optim`, with the model's own learning rate if it has one: best ones are far apart."""
+        own = {"jepa": self.jepa.lr, "enc_dec": self.enc_dec_lr}.get(model)
         return replace(self.optim, lr=own) if own else self.optim

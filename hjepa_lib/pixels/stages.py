@@ -41,7 +41,8 @@ _DRAWING = (*_TRAINED, *_fields("decoder", DecoderConfig, "source", "optim"))
 _TWO_STAGES = (*_ENCODER, "vjepa2", "data.sequence")
 SHAPING: dict[str, tuple[str, ...]] = {
     "data": ("environment", *_fields("data", CollectionConfig, "sequence")),
-    "enc_dec": _DRAWING, "enc_dec_jepa": (*_DRAWING, "jepa"), "jepa": (*_TRAINED, "jepa"),
+    "enc_dec": (*_DRAWING, "enc_dec_lr"), "enc_dec_jepa": (*_DRAWING, "jepa"),
+    "jepa": (*_TRAINED, "jepa"),
     "stage1": (*_ENCODER, "vjepa2.stage1"), "vjepa2": _TWO_STAGES,
     "random": _ENCODER, "random_vit": _TWO_STAGES, "decoder": ("decoder",),
     "heads": _fields("reward", RewardConfig, "log_every", "labels"),
