@@ -2,7 +2,7 @@
 
 `study.csv` has a row per seed and planner of the study, `worlds.csv` of the study over worlds,
 `own_mazes.csv` of mazes that strangers wrote, `pixels.json` the sections (runs/report.py) of a run
-of notebooks 10-15.
+of notebooks 10-15; experiments on pixels have tables of their own (pixels/tables.py).
 """
 
 import re
@@ -16,6 +16,7 @@ import pandas as pd
 from hjepa_lib.figures.style import png
 from hjepa_lib.figures.success import frontiers
 from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
+from hjepa_lib.pixels import tables
 from hjepa_lib.runs.report import read_sections
 from hjepa_lib.runs.run import Run, RunError
 from hjepa_lib.workbench.markdown import (
@@ -35,14 +36,9 @@ END = "<!-- /{} -->"
 GALLERY = "outputs/gallery"
 PAGE, KEPT = f"{GALLERY}/results.md", f"{GALLERY}/pixels.json"
 PICTURES = (
-    "02_cost_landscape.png",
-    "03_open_loop.png",
-    "04_fan_l1l2_distance.png",
-    "05_compute.png",
-    "05_episode_distance.gif",
-    "05_episode_latent.gif",
-    "05_success.png",
-)
+    "02_cost_landscape.png", "03_open_loop.png", "04_fan_l1l2_distance.png", "05_compute.png",
+    "05_episode_distance.gif", "05_episode_latent.gif", "05_success.png",
+)  # fmt: skip
 PIXEL_PICTURES = ("11_reconstructions.png",)
 POINT = ["method", "cost", "protocol", "layouts", "dynamics", "cell", "budget", "grid"]
 ALIKE = ("floors", "bar")
@@ -178,6 +174,7 @@ def refresh(root: Path) -> Path:
     """Make the README's generated parts and the results page anew; returns the page."""
     rows = load_rows(root / GALLERY / "study.csv")
     kept = read_json(root / KEPT) if (root / KEPT).is_file() else {}
+    kept["sections"] = [*kept.get("sections", []), *tables.sections(root / GALLERY)]
     text = (root / "README.md").read_text()
     others = load_rows(root / GALLERY / "worlds.csv")
     worlds = worlds_block(others)

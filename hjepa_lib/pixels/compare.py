@@ -57,6 +57,9 @@ PAIRED = (
 AGAINST = {"px_guess_first": "the better guess", "px_guess_last": "the better guess",
            "px_permuted": "permuted actions", "latent_guess": "the better guess",
            "frame_guess": "the better guess"}  # fmt: skip
+BLOCKED = (*(kind for pair in PAIRED[:5] for kind in pair), "px_possible_first")
+"""Errors whose blocks the row of an experiment keeps, at most `KEPT` of them."""
+KEPT = 20
 TWINS = ("enc_dec_jepa", "jepa")
 """The pair with equal numbers of weights: one draws the next frame, one names the next latent."""
 
@@ -78,6 +81,29 @@ def by_block(errors: np.ndarray, episode: np.ndarray) -> np.ndarray:
     place = np.arange(len(errors)) - np.repeat(first, np.diff(np.r_[first, len(errors)]))
     sums = np.bincount(np.cumsum(place % BLOCK == 0) - 1, errors)
     return sums * len(sums) / len(errors)
+
+
+def pack(blocks: np.ndarray) -> str:
+    """(K,) errors per block as one field of a table: `KEPT` of neighbours at most, same mean."""
+    parts = np.array_split(blocks, min(KEPT, len(blocks)))
+    return " ".join(f"{part.sum() * len(parts) / len(blocks):.4g}" for part in parts)
+
+
+def unpack(fields: Sequence[str]) -> np.ndarray:
+    """(S, K) errors of fields of `pack`, a row per seed; blocks that not all have are left out."""
+    rows = [np.array(text.split(), float) for text in fields]
+    return np.stack([row[: min(map(len, rows))] for row in rows])
+
+
+def ratio_of(one: np.ndarray, two: np.ndarray, power: float = 1.0) -> dict[str, float]:
+    """Errors (K,) or (S, K) over others: {"": ratio, "_low", "_high"}, see `statistics.claim`.
+
+    {} where the others are none.
+    """
+    said = claim(np.atleast_2d(one), np.atleast_2d(two), resamples=RESAMPLES, power=power)
+    if said["difference"] is None:
+        return {}
+    return {"": 1 + said["difference"], "_low": 1 + said["low"], "_high": 1 + said["high"]}
 
 
 def score(predicted: np.ndarray, reward: np.ndarray, note: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hjepa_lib.pixels.training import CHUNK
 from hjepa_lib.pixels.transitions import Transitions, scaled
+from hjepa_lib.pixels.worlds import foresee
 from hjepa_lib.training.probes import fit_ridge
 
 MOST = 600  # samples of a report
@@ -77,7 +78,8 @@ def place_errors(
     `imagined`: what a ridge reads from imagined latents; `encoded`: another from those of the true
     frames; `permuted`: imagined with the actions of another window; `last`, `mean`: the first
     position, the mean one of training; `between`: what a ridge makes of the first position;
-    `guess`: the best of these three at each step. Every ridge is fitted on windows of training, on
+    `guess`: the best of these three at each step; `possible`: that of the best model, where the
+    rules of the world are ours. Every ridge is fitted on windows of training, on
     inputs of its own kind: a drawn frame is not quite like a true one, and how its encoding differs
     says nothing about what it shows. Empty where the environment tells no position.
     """
@@ -97,6 +99,12 @@ def place_errors(
     places["last"] = own[1]
     places["mean"] = train.position[train.now].mean(0).expand_as(asked.place)
     places["between"] = _reader(own[0].double(), seen.place)(own[1].double())
+    world = model.config.environment
+    if world.frame_skip == 0 and world.action_repeat < 2:  # else a decision is several steps
+        said = foresee(
+            str(data.meta.get("environment")), own[1][:, 0].numpy(), asked.action.numpy()
+        )
+        places |= {} if said is None else {"possible": torch.from_numpy(said)}
     found = {
         name: (place - asked.place).square().sum(-1).double().numpy()
         for name, place in places.items()

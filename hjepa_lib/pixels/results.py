@@ -20,6 +20,7 @@ from hjepa_lib.pixels.compare import (
 from hjepa_lib.pixels.heads import HEADS
 from hjepa_lib.pixels.models import matched_counts
 from hjepa_lib.pixels.training import next_latent
+from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.probes import collapse
@@ -27,6 +28,10 @@ from hjepa_lib.training.probes import collapse
 HEADLINE = ("px_first", "ratio_first", "px_last", "ratio_last", "px_encoded", "action_use",
             "frame_error", "latent_error")  # fmt: skip
 """The columns that the README and the report's first table show."""
+ENDS = {"first": 0, "last": -1}
+"""Steps of an imagined window that are shown."""
+PLACED = {"px": "imagined", "px_guess": "guess", "px_possible": "possible"}
+"""Errors per block by kind of `measures.place_errors`."""
 
 
 def make_comparison(ws: Workspace, folder: Path) -> None:
@@ -43,21 +48,30 @@ def load_comparison(ws: Workspace) -> dict[str, Any]:
     return found
 
 
-def measure_row(ws: Workspace, name: str, number: int) -> compare.Row:
-    """Facts, scores on the test part, and squared errors per block of it."""
+def measure_row(
+    ws: Workspace, name: str, number: int, *, rewards: bool = True, draw: bool = True,
+    scored: Transitions | None = None,
+) -> compare.Row:  # fmt: skip
+    """Facts, scores on the test part (or what is `scored`), and squared errors per block of it.
+
+    Reward heads, and decoders of models that have none, are trained on the way if asked for.
+    """
     (train, _, test), config, seed = stages.make_transitions(ws), ws.config.pixels, ws.config.seed
+    test = test if scored is None else scored
     model = stages.load_model(ws, name, number)
     predict, decoder = getattr(model, "predict_frame", None), None
     # A decoder that reads the true next state reconstructs, it foresees nothing.
-    if name in stages.DECODED and config.decoder.source == "predictor":
+    if draw and name in stages.DECODED and config.decoder.source == "predictor":
         decoder = stages.load_decoder(ws, name, number)
 
         def predict(batch: Any) -> Any:
             return decoder(next_latent(model, batch, "predictor"))
 
     errors = measures.transition_errors(train, test, ws.device, model, predict)
-    heads, r2, _ = head_results(ws, name, number)
-    errors |= heads
+    r2: dict[str, float | str] = dict.fromkeys((MEAN_REWARD, *HEADS), NOT_APPLICABLE)
+    if rewards:
+        heads, r2, _ = head_results(ws, name, number)
+        errors |= heads
     mean = {kind: float(values.mean()) for kind, values in errors.items()}
     places, episode = measures.place_errors(model, train, test, seed)
     px = {kind: measures.rms(values) for kind, values in places.items()}
@@ -82,16 +96,12 @@ def measure_row(ws: Workspace, name: str, number: int) -> compare.Row:
         "larp_gain": gain,
     }
     blocks = {kind: by_block(values, test.episode.numpy()) for kind, values in errors.items()}
+    blocks |= place_blocks(places, episode)
     if px:
         scores["px_encoded"] = float(px["encoded"][0])
     if "imagined" in px:
         scores["action_use"] = float(px["permuted"][0] / px["imagined"][0])
-        blocks["px_permuted"] = by_block(places["permuted"][:, 0], episode)
-    for end, step in (("first", 0), ("last", -1)):
-        for kind, of in (("px", "imagined"), ("px_guess", "guess")):
-            if of in px:
-                blocks[f"{kind}_{end}"] = by_block(places[of][:, step], episode)
-        if "imagined" in px:
+        for end, step in ENDS.items():
             scores[f"px_{end}"] = float(px["imagined"][step])
             scores[f"ratio_{end}"] = float(px["imagined"][step] / px["guess"][step])
     state = test[measures.pick(len(test), seed=seed)].state.to(ws.device)
@@ -100,12 +110,22 @@ def measure_row(ws: Workspace, name: str, number: int) -> compare.Row:
     why = found.pop("collapsed")
     scores |= {key: NOT_ESTIMABLE if value != value else value for key, value in found.items()}
     facts = {key: value for key, value in result.items() if not isinstance(value, dict)}
-    facts |= {"n": result["transitions"] | {"episodes": len(test.episodes)}}
+    seen = {"episodes": len(test.episodes), "windows": len(episode)}
+    facts |= {"n": result["transitions"] | seen}
     facts |= {"px": {kind: values.tolist() for kind, values in px.items()}}
-    used = ("", "heads", *(["decoder"] if decoder else ()))
+    used = ("", *(["heads"] if rewards else ()), *(["decoder"] if decoder else ()))
     facts["weights"] = ws.weights(stages.name_of(name, number, kind) for kind in used)
     facts |= {"mean_reward_r2": r2[MEAN_REWARD], "collapsed": why}
     return compare.Row(facts, scores, blocks)
+
+
+def place_blocks(places: Mapping[str, np.ndarray], episode: np.ndarray) -> dict[str, np.ndarray]:
+    """Squared px per block of what `measures.place_errors` gives, after one step and the last."""
+    found = {f"{kind}_{end}": places[of][:, step] for kind, of in PLACED.items()
+             for end, step in ENDS.items() if of in places}  # fmt: skip
+    if "permuted" in places:
+        found["px_permuted"] = places["permuted"][:, 0]
+    return {kind: by_block(values, episode) for kind, values in found.items()}
 
 
 def headline(comparison: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Auxiliary losses are ordinary runs, `<study>/<name>`, and resume like any run.
 import dataclasses
 import itertools
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hjepa_lib.config import Config, ConfigError, from_dict, read_yaml
+from hjepa_lib.config import Config, ConfigError, from_dict, leaves, read_yaml
 from hjepa_lib.config.pixels import MODELS, AuxiliaryConfig, PixelsConfig
 from hjepa_lib.evaluation.statistics import seeds_for, student
 from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
-from hjepa_lib.pixels import stages
-from hjepa_lib.pixels.compare import score
+from hjepa_lib.pixels import results, stages, worlds
+from hjepa_lib.pixels.compare import BLOCKED, NOT_APPLICABLE, Row, pack, ratio_of, score
 from hjepa_lib.pixels.heads import HEADS, encode, fit_head
-from hjepa_lib.pixels.measures import pick, place_errors, rms
+from hjepa_lib.pixels.measures import MOST, pick, place_errors, rms
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.runs.keys import Stage
 from hjepa_lib.runs.report import leave_section
@@ -216,25 +217,70 @@ def summary_text(table: pd.DataFrame) -> str:
 
 # --- a cell of an experiment file ----------------------------------------------------------------
 def score_models(ws: Workspace, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Train `settings["models"]` (default: all) and score each on test windows: a row per model.
+    """Train `settings["models"]` (default: all) and score each on test episodes: a row per model.
 
-    px by step and kind of `measures.place_errors`, by column of the position where there are more
-    than two (Breakout: paddle x, ball x, ball y).
+    px by step and kind of `measures.place_errors`, by column of the position as well where there
+    are more than two (Breakout: paddle x, ball x, ball y); ratios to the better guess with their
+    intervals over blocks of episodes; `errors.*` are those blocks. `draw: false` trains no decoder
+    for models without one, so that they have no error of frames; `training: true` scores training
+    episodes as well (`training.*`).
     """
-    rows, seed, (train, _, test) = [], ws.config.seed, stages.make_transitions(ws)
+    rows, draw = [], settings.get("draw", True)
+    train, _, test = stages.make_transitions(ws)
+    numbers = 0 if train.position is None else train.position.shape[1]
     for name in settings.get("models", MODELS):
-        model, row = stages.load_model(ws, name, 0), {"model": name, "train_seed": seed}
-        row["seconds"] = stages.load_result(ws, stages.name_of(name, 0))["seconds"]
-        many = train.position is not None and train.position.shape[1] > 2
-        for column in range(train.position.shape[1]) if many else (None,):
-            parts = [train, test]
-            if column is not None:
-                parts = [
-                    dataclasses.replace(one, position=one.position[:, [column]]) for one in parts
-                ]
-            mark = "" if column is None else f"_{column}"
-            for kind, errors in place_errors(model, *parts, seed)[0].items():
-                px = rms(errors)
-                row |= {f"{kind}_first{mark}": float(px[0]), f"{kind}_last{mark}": float(px[-1])}
-        rows.append(row)
+        begun = {"rewards": False, "draw": draw}
+        found = results.measure_row(ws, name, 0, **begun)
+        facts, used = found.facts, found.facts["weights"]
+        row = {key: facts[key] for key in ("environment", "collapsed", "skipped", "n")}
+        row["learner"] = name
+        row |= {key: value for key, value in found.scores.items() if value != NOT_APPLICABLE}
+        row |= _placed(facts["px"], found.errors) | _means(found.errors)
+        row["seconds"] = row.pop("train_seconds")
+        row["minutes"] = sum(stages.load_result(ws, one)["seconds"] for one in used) / 60
+        for one in used:
+            said = {"parameters": stages.load_result(ws, one)["parameters"]["total"]} | used[one]
+            row[f"weights.{'decoder' if one.startswith('decoder') else 'model'}"] = said
+        if world := worlds.ceilings(facts["environment"]):
+            row["ceiling_px"] = world["px"]
+        blocks = {kind: one for kind, one in found.errors.items() if kind in BLOCKED}
+        for column in range(numbers if numbers > 2 else 0):
+            one, two = (
+                dataclasses.replace(part, position=part.position[:, [column]])
+                for part in (train, test)
+            )
+            places, episode = place_errors(stages.load_model(ws, name, 0), one, two, ws.config.seed)
+            own = results.place_blocks(places, episode)
+            row |= _placed({kind: rms(errors) for kind, errors in places.items()}, own, column)
+            blocks |= {f"{kind}_{column}": errors for kind, errors in own.items()}
+        if settings.get("training"):
+            count = MOST * len(train.episodes) // len(train) + 1
+            seen = train.select(train.episodes[:count])
+            row["training"] = _seen(results.measure_row(ws, name, 0, **begun, scored=seen))
+        rows.append(leaves(row) | {f"errors.{kind}": pack(one) for kind, one in blocks.items()})
     return rows
+
+
+def _placed(
+    px: Mapping[str, Any], blocks: Mapping[str, np.ndarray], column: int | None = None
+) -> dict[str, float]:
+    """px by kind, and what the model's are over the better guess's, after one step and the last."""
+    mark, row = "" if column is None else f"_{column}", {}
+    for end, step in results.ENDS.items():
+        row |= {f"{kind}_{end}{mark}": float(values[step]) for kind, values in px.items()}
+        if f"px_{end}" in blocks:
+            said = ratio_of(blocks[f"px_{end}"], blocks[f"px_guess_{end}"], power=0.5)
+            row |= {f"ratio_{end}{mark}{of}": value for of, value in said.items()}
+    return row
+
+
+def _means(blocks: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Mean squared errors of frames and latents, and of what they are held against."""
+    names = (f"{guess}{of}" for of in ("frame", "latent") for guess in ("", "copy_last_", "mean_"))
+    return {name: float(blocks[name].mean()) for name in names if name in blocks}
+
+
+def _seen(found: Row) -> dict[str, Any]:
+    """What a row keeps of errors on training episodes."""
+    names = ("px_first", "px_last", "frame_error", "latent_error")
+    return {name: found.scores[name] for name in names if found.scores[name] != NOT_APPLICABLE}

@@ -135,15 +135,36 @@ def ceilings(name: str, samples: int = 5_000, seed: int = 0) -> dict[str, float]
     share = settings.get("gust_share", GUST_SHARE)
     start, target = rng.uniform(LOW, HIGH, (2, samples, 1, 1, 2))
     action = np.arange(len(ACTIONS))[None, :, None]
-    gust = rng.normal(0, GUST, (samples, len(ACTIONS), 32, 2))
-    gust *= rng.random((samples, len(ACTIONS), 32, 1)) < share
-    after = np.clip(start + STEP * ACTIONS[action] + gust, LOW, HIGH)  # (samples, 5, 32, 2)
+    after = _move(start, action, (samples, len(ACTIONS), 32), share, rng)
     reward = settings.get("reward", drift_reward)(start, after, target, action)
     reward = np.broadcast_to(reward, after.shape[:3])
     left = reward.var(axis=2, ddof=1).mean(), reward.reshape(samples, -1).var(axis=1, ddof=1).mean()
     full, blind = (float(1 - one / reward.var()) for one in left)
     px = float(np.sqrt(after.var(axis=2, ddof=1).sum(-1).mean()))
     return {"full": full, "action blind": blind, "px": px}
+
+
+def foresee(name: str, place: np.ndarray, action: np.ndarray, ways: int = 256) -> np.ndarray | None:
+    """(W, 2) px and (W, K) actions -> (W, K, 2), the mean place after each: who knows the rules of
+    one of these worlds cannot say better. None for another environment."""
+    if name not in _WORLDS:
+        return None
+    share, rng = _WORLDS[name].get("gust_share", GUST_SHARE), np.random.default_rng(0)
+    found, shape = [], (len(place), ways if share else 1)
+    place = np.broadcast_to(place[:, None], (*shape, 2))
+    for taken in action.T:
+        place = _move(place, taken[:, None], shape, share, rng)
+        found.append(place.mean(1))
+    return np.stack(found, 1)
+
+
+def _move(
+    place: np.ndarray, action: np.ndarray, shape: tuple[int, ...], share: float,
+    rng: np.random.Generator,
+) -> np.ndarray:  # fmt: skip
+    """(*shape, 2) px after actions, each with a gust of its own."""
+    gust = rng.normal(0, GUST, (*shape, 2)) * (rng.random((*shape, 1)) < share)
+    return np.clip(place + STEP * ACTIONS[action] + gust, LOW, HIGH)
 
 
 for _id, _settings in _WORLDS.items():

@@ -1,0 +1,219 @@
+"""What committed tables of experiments on pixels say, as sections of outputs/gallery/results.md.
+
+A table has a row per model and seed with errors per block (`studies.score_models`).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hjepa_lib.config.pixels import MODELS
+from hjepa_lib.evaluation.statistics import LEAST_SEEDS, number, over_seeds, student
+from hjepa_lib.pixels import compare
+from hjepa_lib.pixels.compare import LABELS, TWINS, ratio_of
+
+PLACES = ("paddle x", "ball x", "ball y")
+"""What the numbers of Breakout's positions are."""
+RIVALS = ("enc_dec", TWINS[0])
+"""Models with a decoder that the prediction of configs/noisy_tv.yaml holds against JEPA."""
+ABOUT = (
+    "State px after one and the last imagined step, mean over training seeds [lowest to highest]; "
+    "ratios are over the best of last place, mean place and a line through both, with 95 % "
+    "intervals over seeds and blocks of test episodes."
+)
+Section = dict[str, Any]
+Errors = dict[str, np.ndarray]  # kind -> (S, K) per block, a row per seed
+
+
+def sections(gallery: Path) -> list[Section]:
+    """A section of every table that is in the folder and has rows, in the order of `MADE`."""
+    found = []
+    for name, (title, column, say) in MADE.items():
+        path = gallery / f"{name}.csv"
+        if not path.is_file() or not path.stat().st_size:
+            continue
+        rows = pd.read_csv(path, dtype={"noise": str}).sort_values("seed", kind="stable")
+        if len(rows):
+            found.append({"title": title, "sentences": [ABOUT], "tables": [grid(rows, column)]})
+            found[-1] |= say(rows) if say else {}
+    return found
+
+
+def learners(rows: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, Errors]]:
+    """The rows of each of the four models, and their errors."""
+    found = {}
+    for name, part in rows.groupby("learner"):
+        fields = part.filter(like="errors.").dropna(axis=1)
+        errors = {one.removeprefix("errors."): compare.unpack([*fields[one]]) for one in fields}
+        found[name] = part, errors
+    return {name: found[name] for name in MODELS if name in found}
+
+
+# --- one table for all
+def _mean(column: str, of: str = "") -> Callable[..., str]:
+    """Mean over seeds [lowest to highest] of a column, or of its share of another."""
+
+    def cell(rows: pd.DataFrame, _: Errors) -> str:
+        if column not in rows or rows[column].isna().any():
+            return "–"
+        return over_seeds([*(rows[column] / rows[of] if of else rows[column])])["text"]
+
+    return cell
+
+
+def _ratio(end: str) -> Callable[..., str]:
+    def cell(_: pd.DataFrame, errors: Errors) -> str:
+        if f"px_{end}" not in errors:
+            return "–"
+        said = ratio_of(errors[f"px_{end}"], errors[f"px_guess_{end}"], power=0.5)
+        return "{:.2f} ({:.2f} to {:.2f})".format(*said.values()) if said else "–"
+
+    return cell
+
+
+SHOWN: dict[str, Callable[[pd.DataFrame, Errors], str]] = {
+    "px first": _mean("imagined_first"), "guess first": _mean("guess_first"),
+    "ratio first (95 %)": _ratio("first"), "px last": _mean("imagined_last"),
+    "ratio last (95 %)": _ratio("last"), "px encoded": _mean("encoded_first"),
+    "action use": _mean("action_use"), "frame / copy-last": _mean("frame", "copy_last_frame"),
+    "frame / mean frame": _mean("frame", "mean_frame"), "latent error": _mean("latent_error"),
+    "px first, training episodes": _mean("training.px_first"),
+    "px last, training episodes": _mean("training.px_last"),
+    "latent error, training episodes": _mean("training.latent_error"),
+    "transitions": _mean("n.training"), "updates": _mean("updates"), "seconds": _mean("seconds"),
+    "TFLOP": _mean("teraflop"), "seeds": lambda rows, _: str(len(rows)),
+}  # fmt: skip
+"""Columns of a table; one that nobody has is left out."""
+
+
+def grid(rows: pd.DataFrame, column: str) -> Section:
+    """A line per value of `column` and model."""
+    lines = []
+    for value, part in rows.groupby(column, sort=False):
+        for label, own in _by_place(_words(value), part):
+            for name, pair in learners(own).items():
+                line = {column: label, "learner": LABELS[name]}
+                lines.append(line | {key: cell(*pair) for key, cell in SHOWN.items()})
+    table = pd.DataFrame(lines)
+    table = table.loc[:, (table != "–").any()]
+    return {"columns": [*map(_words, table)], "rows": table.to_numpy().tolist()}
+
+
+def _by_place(label: str, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows, and those of each number of a position that has many."""
+    yield label, rows
+    for at, place in enumerate(PLACES):
+        own = {name: name[: -len(f"_{at}")] for name in rows if name.endswith(f"_{at}")}
+        part = rows[["learner", "seed", *own]].dropna(subset=[*own], how="all").rename(columns=own)
+        if own and len(part):
+            yield f"{label}, {place}", part
+
+
+def _words(name: Any) -> str:
+    return str(name).replace("_", " ")
+
+
+# --- other worlds
+def say_worlds(rows: pd.DataFrame) -> Section:
+    """Who beats the guesses, and how much is won of what can be."""
+    said, lists = [ABOUT], {}
+    for world, part in rows.groupby("model", sort=False):
+        found, name = learners(part), _words(world)
+        errors = {one: own for one, (_, own) in found.items()}
+        claims = compare.claims(errors, matched=_matched(found))
+        lists[f"Paired comparisons, {name}"] = compare.sentences(claims)
+        said += [*share_sentence(name, found), won_sentence(name, errors)]
+    return {"sentences": said, "lists": lists}
+
+
+def _matched(found: Mapping[str, tuple[pd.DataFrame, Errors]]) -> bool:
+    """Whether the twins have equal numbers of weights, JEPA's decoder included; False if unknown"""
+    own = [f"weights.{part}.parameters" for part in ("model", "decoder")]
+    sizes = {name: found[name][0].iloc[0].reindex(own) for name in TWINS if name in found}
+    known = len(sizes) == 2 and sizes["jepa"].notna().all()
+    return known and compare.matched({name: one.sum() for name, one in sizes.items()})["ok"]
+
+
+def won_sentence(world: str, errors: Mapping[str, Errors]) -> str:
+    """How many models beat the better guess with their whole interval."""
+    won = []
+    for end in ("first", "last"):
+        said = [ratio_of(one[f"px_{end}"], one[f"px_guess_{end}"], 0.5) for one in errors.values()]
+        won.append(sum(one.get("_high", 1) < 1 for one in said))
+    seeds = len(next(iter(errors.values()))["px_first"])
+    return (
+        f"{world}: nearer than the better guess, with the whole interval, are {won[0]} of "
+        f"{len(errors)} models after one imagined step and {won[1]} after the last "
+        f"(seeds: {seeds})."
+    )
+
+
+def share_sentence(world: str, found: Mapping[str, tuple[pd.DataFrame, Errors]]) -> Iterator[str]:
+    """How much of the gap between the better guess and the best possible model is closed.
+
+    In mean squared px after one step, on the same windows (`measures.place_errors`: possible).
+    """
+    shares = {}
+    for name, (rows, errors) in found.items():
+        if (best := errors.get("px_possible_first")) is None:
+            return
+        shares[name] = ratio_of(errors["px_first"] - best, errors["px_guess_first"] - best)
+        guess, least, known = errors["px_guess_first"].mean(), best.mean(), rows["ceiling_px"]
+    if not all(shares.values()):
+        return
+    texts = [
+        "{} {:.0f} % ({:.0f} to {:.0f})".format(
+            LABELS[name], *(100 * (1 - left[end]) for end in ("", "_high", "_low"))
+        )
+        for name, left in sorted(shares.items(), key=lambda pair: pair[1][""])
+    ]
+    yield (
+        f"{world}, mean squared px after one step: the better guess {number(guess)}, the best "
+        f"possible model {number(least)} on these windows, {number(known.iloc[0] ** 2)} over "
+        f"uniform states. Of the gap is closed (95 %): {', '.join(texts)}."
+    )
+
+
+# --- the noisy TV
+def say_noise(rows: pd.DataFrame) -> Section:
+    """The committed prediction against the rows, for each rival of JEPA."""
+    px = rows.pivot(index="seed", columns=["noise", "learner"], values="imagined_first")
+    return {"sentences": [ABOUT, *(prediction(px, rival) for rival in RIVALS)]}
+
+
+def prediction(px: pd.DataFrame, rival: str) -> str:
+    """Confirmed, refuted or open by px of (seed, (noise, model)): configs/noisy_tv.yaml."""
+    wanted = [(noise, name) for noise in ("75", "0") for name in (rival, "jepa")]
+    table = np.log(px.reindex(columns=wanted).dropna())
+    gap = table.to_numpy() @ [1, -1, -1, 1]
+    told = f"ratio of px errors, {LABELS[rival]} over JEPA, at 75 % of noise over that at 0 %"
+    if len(gap) < LEAST_SEEDS:
+        return f"Prediction open: {told}, has {len(gap)} of {LEAST_SEEDS} seeds."
+    low, high = student(gap)
+    verdict = "confirmed" if low > 0 else "refuted" if high < 0 else "open"
+    return (
+        f"Prediction {verdict}: {told}, mean of the logarithm {gap.mean():+.3f} "
+        f"({low:+.3f} to {high:+.3f}; seeds: {len(gap)})."
+    )
+
+
+# --- equal seconds
+def say_seconds(rows: pd.DataFrame) -> Section:
+    """How equal the seconds are."""
+    share = 100 * (rows["seconds"] / rows["wish"] - 1)
+    within = "within" if share.abs().max() <= 10 else "NOT within"
+    said = f"Measured seconds are {share.min():+.1f} to {share.max():+.1f} % from those wished"
+    return {"sentences": [ABOUT, f"{said}, {within} 10 %."]}
+
+
+MADE: dict[str, tuple[str, str, Callable[[pd.DataFrame], Section] | None]] = {
+    "pixel_worlds": ("Pixels in other worlds", "model", say_worlds),
+    "noisy_tv": ("The noisy TV", "noise", say_noise),
+    "pixel_seconds": ("The four models at equal seconds", "wish", say_seconds),
+    "pixel_ablations": ("JEPA's targets and auxiliary losses", "variant", None),
+    "pixel_curves": ("Error against transitions and updates", "point", None),
+}
+"""Tables of outputs/gallery: title, the column of their lines, what is said of them."""

@@ -1,0 +1,178 @@
+"""Rows of experiments on pixels: what a cell scores, and what the tables say of them."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny_pixels import tiny_transitions, tiny_workspace
+
+from hjepa_lib.config.pixels import MODELS
+from hjepa_lib.pixels import compare, results, stages, studies, tables, worlds
+from hjepa_lib.pixels.measures import place_errors
+from hjepa_lib.readme import section_text
+from hjepa_lib.workbench import CONFIGS
+from hjepa_lib.workbench.schema import read_experiment
+
+
+def test_a_cell_has_a_row_per_model_with_the_numbers_of_the_comparison(pixel_run):
+    rows = studies.score_models(pixel_run, {"training": True})
+    assert [row["learner"] for row in rows] == list(MODELS)
+    for row in rows:
+        name = row["learner"]
+        same = results.measure_row(pixel_run, name, 0)
+        for column in ("px_first", "ratio_last", "action_use", "px_encoded", "frame_error",
+                       "effective_rank", "parameters", "updates"):  # fmt: skip
+            assert row[column] == pytest.approx(same.scores[column])
+        assert row["imagined_first"] == row["px_first"] == same.facts["px"]["imagined"][0]
+        assert row["ratio_first"] == pytest.approx(row["imagined_first"] / row["guess_first"])
+        assert row["ratio_first_low"] <= row["ratio_first"] <= row["ratio_first_high"]
+        assert row["frame"] / row["frame_error"] == pytest.approx(
+            min(row["copy_last_frame"], row["mean_frame"])
+        )
+        assert ("latent_error" in row) == (name in ("jepa", "vjepa2"))
+        assert row["weights.model.key"] == pixel_run.run.key(f"{name}_s0")
+        assert ("weights.decoder.key" in row) == (name in stages.DECODED)
+        assert row["n.test"] == 10 and row["n.windows"] == 5 and row["minutes"] > 0
+        assert row["training.px_first"] != row["px_first"]
+        (blocks,) = compare.unpack([row["errors.px_first"]])
+        assert blocks.mean() ** 0.5 == pytest.approx(row["px_first"], rel=1e-3)
+        assert "reward_r2" not in row and "closed" not in row and "possible_first" not in row
+
+
+def test_a_position_of_many_numbers_is_scored_by_each_of_them(tmp_path):
+    """As Breakout's paddle and ball; without a decoder JEPA has no error of frames."""
+    ws, data = tiny_workspace(tmp_path), tiny_transitions(12)
+    data.position = torch.cat([data.position, data.position[:, :1] * 0 + 7], 1)
+    stage = stages.pixel_stages(ws.config)[stages.DATA]
+    with ws.run.stage(stage.name, stage.folder, ws.key(stage)) as folder:
+        data.save(folder)
+    (row,) = studies.score_models(ws, {"models": ["jepa"], "draw": False})
+    assert "frame" not in row and "decoder_jepa_s0" not in ws.run.manifest["stages"]
+    assert row["latent"] > 0 and "training.px_first" not in row
+    train, _, test = stages.make_transitions(ws)
+    one, two = (dataclasses.replace(x, position=x.position[:, [1]]) for x in (train, test))
+    found, _ = place_errors(stages.load_model(ws, "jepa", 0), one, two, 0)
+    px = {kind: np.sqrt(errors.mean(0)) for kind, errors in found.items()}
+    for kind in ("imagined", "guess"):
+        assert row[f"{kind}_last_1"] == pytest.approx(px[kind][-1])
+    assert row["ratio_last_1"] == pytest.approx(px["imagined"][-1] / px["guess"][-1])
+    assert "ratio_first_2" not in row  # the third number stays: copying it is without error
+    assert len(row["errors.px_first_0"].split()) == len(row["errors.px_guess_first_0"].split()) > 0
+
+
+def test_thin_blocks_keep_their_mean_and_ratios_their_range():
+    blocks = np.random.default_rng(0).uniform(0, 2, 250)
+    (few,) = compare.unpack([compare.pack(blocks)])
+    assert len(few) == compare.KEPT and few.mean() == pytest.approx(blocks.mean(), rel=1e-3)
+    assert compare.unpack([compare.pack(blocks[:7])])[0] == pytest.approx(blocks[:7], rel=1e-3)
+    several = compare.unpack([compare.pack(few), compare.pack(few[:12])])
+    assert several.shape == (2, 12) and several[0] == pytest.approx(few[:12], rel=1e-3)
+    said = compare.ratio_of(0.25 * few, few * 1.0, power=0.5)
+    assert said == {"": pytest.approx(0.5), "_low": pytest.approx(0.5), "_high": pytest.approx(0.5)}
+    wild = compare.ratio_of(few**8, few)
+    assert 0 < wild["_low"] < wild[""] < wild["_high"]
+    assert compare.ratio_of(few, 0 * few) == {}
+
+
+def test_nobody_foresees_more_than_the_rules_of_the_world():
+    """In Calm all of it; in Drift what the gusts leave, which `ceilings` says of one step."""
+    rng = np.random.default_rng(0)
+    place, action = rng.uniform(worlds.LOW, worlds.HIGH, (2_000, 2)), rng.integers(0, 5, (2_000, 3))
+    truth = []
+    for taken in action.T:
+        last = truth[-1] if truth else place
+        truth.append(np.clip(last + worlds.STEP * worlds.ACTIONS[taken], worlds.LOW, worlds.HIGH))
+    assert worlds.foresee(worlds.CALM_ID, place, action) == pytest.approx(np.stack(truth, 1))
+    said = worlds.foresee(worlds.DRIFT_ID, place, action)
+    gust = rng.normal(0, worlds.GUST, place.shape) * (rng.random((len(place), 1)) < 0.5)
+    after = np.clip(place + worlds.STEP * worlds.ACTIONS[action[:, 0]] + gust, 6, 57)
+    least = np.square(after - said[:, 0]).sum(1).mean() ** 0.5
+    assert least == pytest.approx(worlds.ceilings(worlds.DRIFT_ID)["px"], rel=0.06)
+    assert np.square(after - place).sum(1).mean() ** 0.5 > 1.1 * least
+    assert worlds.foresee("hjepa/TwoRooms-v0", place, action) is None
+
+
+def test_worlds_are_cells_of_their_own_drift_first_and_breakout_has_one_seed():
+    found = read_experiment(CONFIGS / "pixel_worlds.yaml")
+    counts = {}
+    for unit in found.units:
+        counts.setdefault(unit.key["model"], []).append(unit.seed)
+    assert [*counts.items()] == [
+        ("drift", [0, 1, 2]), ("two_rooms", [0, 1, 2]), ("breakout", [0]),
+    ]  # fmt: skip
+    assert len(found.select(models="drift", seeds=(1,))) == 1
+    for name in ("pixel_worlds", "noisy_tv", "pixel_ablations"):
+        table = read_experiment(CONFIGS / f"{name}.yaml").table
+        assert (table.parent.name, table.name) == ("gallery", f"{name}.csv")
+
+
+# --- tables
+def table_row(learner="jepa", seed=0, model="drift", scale=0.5, **more):
+    """A row whose squared px are those of the guess, times `scale` of what is not `possible`."""
+    rng = np.random.default_rng(seed)
+    gap, possible = rng.uniform(8, 12, 20), rng.uniform(28, 32, 20)
+    errors = {"px_guess_first": possible + gap, "px_possible_first": possible,
+              "px_first": possible + gap * scale * rng.uniform(0.95, 1.05, 20)}  # fmt: skip
+    errors |= {"px_last": errors["px_first"], "px_guess_last": 2 * errors["px_guess_first"],
+               "px_permuted": 2 * errors["px_first"]}  # fmt: skip
+    px = {kind: float(errors[f"px{of}_first"].mean() ** 0.5) for kind, of in
+          (("imagined", ""), ("guess", "_guess"), ("possible", "_possible"))}  # fmt: skip
+    row = {f"{kind}_{end}": value for kind, value in px.items() for end in results.ENDS}
+    row |= {"learner": learner, "seed": seed, "model": model, "encoded_first": 0.7,
+            "action_use": 2.0, "updates": 2000, "minutes": 6.0, "ceiling_px": 5.5}  # fmt: skip
+    return row | {f"errors.{kind}": compare.pack(one) for kind, one in errors.items()} | more
+
+
+def written(folder, name, rows):
+    pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
+    return {one["title"]: section_text(one) for one in tables.sections(folder)}
+
+
+def test_tables_of_worlds_say_who_beats_the_guess_and_what_share_is_closed(tmp_path):
+    assert tables.sections(tmp_path) == []
+    (tmp_path / "noisy_tv.csv").touch()
+    assert tables.sections(tmp_path) == []
+    scales = {"enc_dec": 0.3, "enc_dec_jepa": 0.5, "jepa": 1.2, "vjepa2": 0.9}
+    rows = [table_row(name, s, scale=scales[name]) for name in MODELS for s in range(3)]
+    marked = {f"{kind}_{end}_{at}": 3.0 for kind in ("imagined", "guess", "encoded")
+              for end in results.ENDS for at in range(3)}  # fmt: skip
+    marked |= {f"errors.{kind}_{end}_{at}": "4 4 4 4" if kind == "px" else "1 1 1 1" for at in
+               range(3) for end in results.ENDS for kind in ("px", "px_guess")}  # fmt: skip
+    rows.append(table_row(model="breakout", **marked))
+    (text,) = written(tmp_path, "pixel_worlds", rows).values()
+    assert "whole interval, are 3 of 4 models after one imagined step and 4 after the last" in text
+    assert "breakout: nearer than" in text and "are 1 of 1 models" in text
+    order = [text.index(f"{compare.LABELS[name]} {share}") for name, share in
+             (("enc_dec", 70), ("enc_dec_jepa", 50), ("vjepa2", 10), ("jepa", -20))]  # fmt: skip
+    assert order == sorted(order) and "30.2 over uniform states" in text
+    assert "enc_dec: state px, one step beats the better guess" in text
+    assert "| breakout, ball x | JEPA | 3 (1 seed) | 3 (1 seed) | 2.00 (2.00 to 2.00) |" in text
+    assert "not matched" in text  # nobody has told the twins' sizes
+
+
+@pytest.mark.parametrize(
+    ("at_75", "verdict"), [(2.0, "confirmed"), (0.5, "refuted"), (1.0, "open")]
+)
+def test_the_committed_prediction_meets_the_rows(tmp_path, at_75, verdict):
+    """The ratio of px errors, decoder over JEPA, at 75 % of noise against that without."""
+    rows = []
+    for seed in range(3):
+        for noise, ratio in (("0", 1.1), ("25", 9.0), ("75", 1.1 * at_75 * 1.01 ** (seed - 1))):
+            rows += [table_row("jepa", seed, noise=noise, imagined_first=2.0)]
+            for rival in tables.RIVALS:
+                rows += [table_row(rival, seed, noise=noise, imagined_first=2.0 * ratio)]
+    (text,) = written(tmp_path, "noisy_tv", rows).values()
+    told = f"Prediction {verdict}: ratio of px errors, encoder-decoder over JEPA, at 75 %"
+    assert told in text and f"{np.log(at_75):+.3f}" in text and "| 25 | JEPA |" in text
+    (text,) = written(tmp_path, "noisy_tv", rows[: len(rows) // 3]).values()
+    assert text.count("Prediction open") == 2 and "has 1 of 3 seeds" in text
+    (text,) = written(tmp_path, "noisy_tv", [one for one in rows if one["noise"] == "0"]).values()
+    assert "has 0 of 3 seeds" in text
+
+
+def test_variants_have_a_line_each(tmp_path):
+    rows = [table_row(seed=s, variant=name) for name in ("none vicreg", "x") for s in range(3)]
+    text = written(tmp_path, "pixel_ablations", rows)["JEPA's targets and auxiliary losses"]
+    assert text.count("| JEPA |") == 2 and "| none vicreg | JEPA |" in text
