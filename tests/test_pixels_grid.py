@@ -210,12 +210,12 @@ def test_arrays_that_do_not_fit_are_one_sentence(buffer, name, change, message):
 
 def test_split_is_by_episode_and_seeded(buffer):
     """F13."""
-    train, validation = buffer.split(0.2, 0)
-    assert not set(train.episode) & set(validation.episode)
-    assert len(train) + len(validation) == len(buffer) and len(set(validation.episode)) == 1
+    train, held_out = buffer.split(0.2, 0)
+    assert not set(train.episode) & set(held_out.episode)
+    assert len(train) + len(held_out) == len(buffer) and len(set(held_out.episode)) == 1
     held = [tuple(np.unique(buffer.split(0.2, seed)[1].episode)) for seed in (*range(8), 0)]
     assert len(set(held)) > 1 and held[0] == held[-1]
-    refused(FileError, "two episodes or more", buffer.select(buffer.episode == 0).split, 0.2, 0)
+    refused(FileError, "three episodes or more", buffer.select(buffer.episode == 0).split, 0.2, 0)
 
 
 @pytest.mark.parametrize("encoder", ["transformer", "cnn"])
@@ -405,6 +405,31 @@ LOGGED = {
     "grid_s0": {"jepa_prediction_loss", "jepa_cosine_sim"},
     "grid_twin_s0": {"gen_total_loss", "gen_transition_loss", "gen_action_loss"},
 }
+
+
+def test_what_chooses_weights_never_scores_them(whole, monkeypatch, tmp_path):
+    """X4."""
+    parts = stages.load_data(whole)
+    episodes = [set(part.episode) for part in parts]
+    assert sum(map(len, episodes)) == len(set.union(*episodes)) == CONFIG.pixels.grid.episodes
+    asked = []
+    for module, name in ((stages, "fit_grid"), (stages.measures, "against_copying")):
+        monkeypatch.setattr(module, name, lambda *given, **_: 1 / asked.append(given))
+    monkeypatch.setattr(Workspace, "resume", lambda *_: tmp_path)
+    ws = Workspace("test", whole.run)
+    for work in (
+        lambda: next(stages.make_pair(ws, ws.run.path, 0)),
+        lambda: stages.grid_results(ws),
+    ):
+        with pytest.raises(TypeError):
+            work()
+    (_, trained, _, check), (_, *read) = asked
+    assert trained.sha256 == parts.train.sha256
+    held = parts.choice.batch(torch.arange(len(parts.choice)))
+    assert {row.numpy().tobytes() for row in check.args[1].next_state} <= {
+        row.numpy().tobytes() for row in held.next_state
+    }
+    assert [part.sha256 for part in read] == [parts.train.sha256, parts.test.sha256]
 
 
 def test_one_documented_output_path(whole):

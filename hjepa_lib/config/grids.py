@@ -15,7 +15,7 @@ class GridConfig(Blocks):
     """Replay buffer (.npz); "" plays the built-in grid world."""
     size: Int[3:30] = needs("path=", 6)
     """Cells per side of a built-in canvas."""
-    episodes: Int[2:] = needs("path=", 300)
+    episodes: Int[3:] = needs("path=", 300)
     """Of one goal each."""
     steps: Int[2:] = needs("path=", 10)
     """Transitions per episode."""

@@ -93,14 +93,14 @@ class GridBuffer:
         return GridBuffer(*(values[rows] for values in vars(self).values()))
 
     def split(self, fraction: float, seed: int) -> tuple[GridBuffer, GridBuffer]:
-        """(train, validation): `fraction` of the episodes, at least one, validates (F13)."""
+        """(train, held out): `fraction` of the episodes, at least one, is held out (F13)."""
         episodes = np.unique(self.episode)
         if len(episodes) < 2:
-            raise FileError("a buffer needs two episodes or more: one of them validates")
+            raise FileError("a buffer needs three episodes or more: to train, choose and test")
         order = np.random.default_rng(seed).permutation(episodes)
         held = order[: min(len(order) - 1, max(1, round(fraction * len(order))))]
-        validation = np.isin(self.episode, held)
-        return self.select(~validation), self.select(validation)
+        out = np.isin(self.episode, held)
+        return self.select(~out), self.select(out)
 
     def save(self, path: Path) -> Path:
         """Write the columns as .npz."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from torch import Tensor
 from hjepa_lib.config import Config, from_dict, to_dict
 from hjepa_lib.config.grids import GridConfig
 from hjepa_lib.config.optim import EpochsConfig
+from hjepa_lib.config.pixels import CHOICE
 from hjepa_lib.evaluation.compute import update_bytes
 from hjepa_lib.files import FileError, plain, read_json, write_atomic, write_json
 from hjepa_lib.grids import buffer, measures
@@ -43,7 +44,7 @@ LOGS = {"jepa": "grid_s{}", "generative": "grid_twin_s{}"}
 ENCODERS = (*KINDS, "random")
 """Whose latents are measured; `random` is an untrained JEPA."""
 BEST, ROWS = "best_{}_model", "grid/results.json"
-VALIDATION_ROWS = 256  # held-out transitions of every validation, always the same ones
+VALIDATION_ROWS = 256  # of `choice` in every validation, always the same ones
 CHECKS = {"jepa": measures.validate_jepa, "generative": measures.validate_twin}
 CHECKS["random"] = CHECKS["jepa"]
 _DATA = ("path", "size", "episodes", "steps")
@@ -62,7 +63,7 @@ def grid_stages(config: Config) -> dict[str, Stage]:
     data = Stage("grid_data", make_data, shaping, folder="grid/data", files=files, recorded=True)
     names = [f"grid_s{n}" for n in range(config.pixels.seeds)]
     pairs = (
-        Stage(name, partial(make_pair, n=n), _MODELS, (data,), 2, f"grid/s{n}", about=n)
+        Stage(name, partial(make_pair, n=n), _MODELS, (data,), 3, f"grid/s{n}", about=n)
         for n, name in enumerate(names)
     )
     return {stage.name: stage for stage in (data, *pairs)}
@@ -72,19 +73,31 @@ def make_data(ws: Workspace, folder: Path) -> None:
     """Play or load the buffer: buffer.npz, data.json."""
     config, seed = ws.config.pixels.grid, ws.config.seed
     data = buffer.load(config.path) if config.path else buffer.play(config, seed)
-    parts = data.split(ws.config.pixels.data.validation_split, seed)
+    parts = _parts(data, ws)
     data.save(folder / "buffer.npz")
     facts = {"source": config.path or "built-in grid world", "seed": seed, "size": data.size}
     facts |= {"transitions": len(data), "episodes": len(np.unique(data.episode))}
-    facts["split"] = dict(zip(("train", "validation"), map(len, parts), strict=True))
+    facts["split"] = dict(zip(Parts._fields, map(len, parts), strict=True))
     write_json(folder / "data.json", facts | {"sha256": data.sha256})
 
 
-def load_data(ws: Workspace) -> tuple[buffer.GridBuffer, buffer.GridBuffer]:
-    """(train, validation) by episode."""
+class Parts(NamedTuple):
+    """Whole episodes each; what chooses weights never scores them (X4)."""
+
+    train: buffer.GridBuffer
+    choice: buffer.GridBuffer
+    test: buffer.GridBuffer
+
+
+def load_data(ws: Workspace) -> Parts:
+    """The parts of the data: the last by `pixels.data.validation_split`."""
     folder = ws.obtain(grid_stages(ws.config)["grid_data"])
-    fraction = ws.config.pixels.data.validation_split
-    return buffer.load(folder / "buffer.npz").split(fraction, ws.config.seed)
+    return _parts(buffer.load(folder / "buffer.npz"), ws)
+
+
+def _parts(data: buffer.GridBuffer, ws: Workspace) -> Parts:
+    rest, test = data.split(ws.config.pixels.data.validation_split, ws.config.seed)
+    return Parts(*rest.split(CHOICE, ws.config.seed), test)
 
 
 # --- JEPA and twin
@@ -130,9 +143,9 @@ def train_pair(
 def make_pair(ws: Workspace, folder: Path, n: int) -> Iterator[Report]:
     """Both models until both have stalled: best weights, numbered ones every `checkpoint_every`."""
     config, own = ws.config.pixels.grid, ws.config.seed + n
-    train, validation = load_data(ws)
-    rows = torch.randperm(len(validation), generator=step_generator(ws.config.seed, 0))
-    held = validation.batch(rows[:VALIDATION_ROWS].sort().values)
+    train, choice, _ = load_data(ws)
+    rows = torch.randperm(len(choice), generator=step_generator(ws.config.seed, 0))
+    held = choice.batch(rows[:VALIDATION_ROWS].sort().values)
     fits = {}
     for kind in KINDS:
         model = build_grid_model(kind, config, train.size, own).to(ws.device)
@@ -179,7 +192,7 @@ def load_grid_model(ws: Workspace, kind: str, n: int) -> GridModel:
     if kind != "random":
         folder = ws.obtain(grid_stages(ws.config)[f"grid_s{n}"])
         return read_grid_model(folder / BEST.format(kind), kind).to(ws.device)
-    size = load_data(ws)[0].size
+    size = load_data(ws).train.size
     model = build_grid_model("jepa", ws.config.pixels.grid, size, ws.config.seed + n)
     return model.to(ws.device).eval().requires_grad_(False)
 
@@ -196,10 +209,10 @@ def read_grid_model(path: Path, kind: str) -> GridModel:
 # --- results
 def grid_results(ws: Workspace) -> list[dict[str, Any]]:
     """One row per encoder and training seed, written to `grid/results.json`; trains what lacks."""
-    train, validation = load_data(ws)
+    train, _, test = load_data(ws)
     stages, batch = grid_stages(ws.config), ws.config.pixels.grid.optim.batch
     facts = {"data_sha256": read_json(ws.obtain(stages["grid_data"]) / "data.json")["sha256"]}
-    held = validation.sample(2000)
+    held = test.sample(2000)
     sample = train.batch(torch.arange(min(batch, len(train)))).to(ws.device)
     rows = []
     for n in range(ws.config.pixels.seeds):
@@ -214,8 +227,8 @@ def grid_results(ws: Workspace) -> list[dict[str, Any]]:
             del row["loss"]
             row |= collapse(measures.imagined(model, held)[0], untrained)
             row["held_out"] = len(held.action)
-            row["fact_accuracy"] = measures.fact_accuracy(model, train, validation)
-            row |= measures.against_copying(model, train, validation)
+            row["fact_accuracy"] = measures.fact_accuracy(model, train, test)
+            row |= measures.against_copying(model, train, test)
             if kind != "random":
                 row |= {"weights": ws.weights([f"grid_s{n}"]), **_cost(ws, kind, n, model, sample)}
             rows.append(row)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hjepa_lib.config import Config, ConfigError
-from hjepa_lib.config.pixels import CollectionConfig, DecoderConfig, RewardConfig
+from hjepa_lib.config.pixels import CHOICE, CollectionConfig, DecoderConfig, RewardConfig
 from hjepa_lib.files import load_npz, read_json
 from hjepa_lib.pixels import models
 from hjepa_lib.pixels.compare import COMPARED
@@ -27,7 +27,6 @@ from hjepa_lib.training.loop import Report
 DECODED = ("jepa", "vjepa2")
 """Models without a decoder of their own."""
 DATA, RESULT = "pixel_data", "result.json"
-CHOICE = 1 / 8  # share of the training episodes that chooses a model's weights
 
 
 def _fields(section: str, kind: type, *but: str) -> tuple[str, ...]:
