@@ -48,7 +48,10 @@ def drift_reward(
 def push_reward(
     before: np.ndarray, after: np.ndarray, target: np.ndarray, action: np.ndarray
 ) -> np.ndarray:
-    """Drift's control, in [-1, 1]: it depends on state and action; 0 on the target."""
+    """Of state and action, in [-1, 1], 0 on the target: the progress of the move to first order.
+
+    So an imagined p' may help honestly (X13); the control of looking ahead is `studies.PAYS`.
+    """
     way = target - before
     distance = np.linalg.norm(way, axis=-1)
     return (ACTIONS[action] * way).sum(-1) / np.where(distance > 0, distance, 1.0)
