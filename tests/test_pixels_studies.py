@@ -1,17 +1,20 @@
 """Rows of experiments on pixels: what a cell scores, and what the tables say of them."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_pixels import tiny_transitions, tiny_workspace
+from tiny_pixels import tiny_config, tiny_transitions, tiny_workspace
 
 from hjepa_lib.config.pixels import MODELS
-from hjepa_lib.pixels import compare, results, stages, studies, tables, worlds
+from hjepa_lib.pixels import compare, results, seconds, stages, studies, tables, worlds
 from hjepa_lib.pixels.measures import place_errors
 from hjepa_lib.readme import section_text
+from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.workbench import CONFIGS
 from hjepa_lib.workbench.schema import read_experiment
 
@@ -60,6 +63,24 @@ def test_a_position_of_many_numbers_is_scored_by_each_of_them(tmp_path):
     assert row["ratio_last_1"] == pytest.approx(px["imagined"][-1] / px["guess"][-1])
     assert "ratio_first_2" not in row  # the third number stays: copying it is without error
     assert len(row["errors.px_first_0"].split()) == len(row["errors.px_guess_first_0"].split()) > 0
+
+
+def test_in_our_own_worlds_a_row_knows_the_best_possible_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
+    config = tiny_config(environment__id=worlds.DRIFT_ID, environment__max_steps=10,
+                         data__episodes=30, data__transitions=0)  # fmt: skip
+    ws = Workspace("test", Run.create("drift", config, tmp_path))
+    (row,) = studies.score_models(ws, {"models": ["jepa"], "draw": False})
+    _, _, test = stages.make_transitions(ws)
+    first = test.windows(6)
+    places = (test.position[rows].numpy() for rows in (test.now[first], test.after[first]))
+    start, after = places
+    said = worlds.foresee(worlds.DRIFT_ID, start, test.action[first][:, None].numpy())[:, 0]
+    least = np.square(after - said).sum(1).mean() ** 0.5
+    assert row["possible_first"] == pytest.approx(least, rel=1e-3)
+    (blocks,) = compare.unpack([row["errors.px_possible_first"]])
+    assert blocks.mean() ** 0.5 == pytest.approx(least, rel=1e-2)
+    assert 5 < row["ceiling_px"] < 6 and row["possible_first"] < row["possible_last"]
 
 
 def test_thin_blocks_keep_their_mean_and_ratios_their_range():
@@ -176,3 +197,36 @@ def test_variants_have_a_line_each(tmp_path):
     rows = [table_row(seed=s, variant=name) for name in ("none vicreg", "x") for s in range(3)]
     text = written(tmp_path, "pixel_ablations", rows)["JEPA's targets and auxiliary losses"]
     assert text.count("| JEPA |") == 2 and "| none vicreg | JEPA |" in text
+
+
+# --- equal seconds
+def test_models_train_in_turn_as_long_as_each_other(tmp_path, monkeypatch):
+    """Updates follow from the measured pace; both stages of `vjepa2` share its seconds."""
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
+    ws = tiny_workspace(tmp_path, name="study/run")
+    turns, clock = [], iter(range(10_000))
+    real = stages.train
+
+    def train(own, *names):
+        for report in real(own, *names):
+            turns.append(names[-1])
+            yield report
+
+    monkeypatch.setattr(seconds.stages, "train", train)
+    ticking = SimpleNamespace(perf_counter=lambda: float(next(clock)))
+    monkeypatch.setattr(seconds, "time", ticking)
+    given = {"models": ["jepa", "vjepa2"], "seconds": 14.0, "pace": 3}
+    rows = seconds.score_seconds(ws, given)
+    # Each update that is not a stage's first takes a second of this clock: 2 of 3, and 4 of 3 + 3.
+    assert [row["updates"] for row in rows] == [14, 2 * 7]
+    assert [row["seconds"] for row in rows] == [13.0, 12.0]
+    assert turns[9:33] == 10 * ["jepa_s0"] + 10 * ["vjepa2_s0"] + 4 * ["jepa_s0"]
+    assert rows[0]["teraflop"] > 0 and rows[0]["wish"] == 14.0
+    count = len(turns)
+    assert seconds.score_seconds(ws, given)[1]["seconds"] == 12.0 and len(turns) == count
+
+
+def test_an_update_counts_its_backward_pass(pixel_run):
+    one = seconds.flops_of_update(pixel_run, "jepa")
+    assert one > 0 and seconds.flops_of_update(pixel_run, "enc_dec") > 0
+    assert seconds.flops_of_update(pixel_run, "vjepa2") > 0

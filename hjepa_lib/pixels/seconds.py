@@ -1,0 +1,100 @@
+"""The four models at equal measured seconds: trained in turn in one process, each in a run of its
+own whose updates the pace of a short training says (configs/pixel_seconds.yaml)."""
+
+import time
+from functools import partial
+from typing import Any
+
+import torch
+
+from hjepa_lib.config.pixels import MODELS
+from hjepa_lib.evaluation.compute import count
+from hjepa_lib.files import read_json, write_json
+from hjepa_lib.pixels import stages
+from hjepa_lib.pixels.studies import score_models
+from hjepa_lib.pixels.vjepa2 import encode_states
+from hjepa_lib.runs.workspace import Workspace, open_run
+
+TURN = 10
+"""Updates of a model until it is another one's turn."""
+_STAGES = {"vjepa2": {"vjepa2_stage1": "vjepa2.stage1.optim", "vjepa2": "vjepa2.stage2.optim"}}
+"""Of a model with stages of its own: where their updates are set; they share its seconds."""
+
+
+def score_seconds(ws: Workspace, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of `score_models` of models that train `settings["seconds"]` each.
+
+    `seconds` are those of updates and validations, both stages' of `vjepa2`; `teraflop` what the
+    updates compute. `pace` updates of each model, in turn, say how many fit.
+    """
+    names, wish = settings.get("models", MODELS), float(settings["seconds"])
+    stages.find(ws, stages.DATA)
+    path = ws.run.path / "pace.json"
+    if not path.is_file():  # an interrupted study goes on with its own
+        few = {name: int(settings.get("pace", 250)) for name in names}
+        spent = train_in_turn({name: _run(ws, name, few[name]) for name in names})
+        write_json(path, {name: spent[name] / (few[name] - 1) for name in names})
+    updates = {name: round(wish / one) for name, one in read_json(path).items()}
+    runs = {name: _run(ws, name, updates[name]) for name in names}
+    spent, rows = train_in_turn(runs), []
+    for name, own in runs.items():
+        (row,) = score_models(own, {"models": [name], "draw": False})
+        flops = updates[name] * flops_of_update(own, name) / 1e12
+        rows.append(row | {"seconds": spent[name], "wish": wish, "teraflop": flops})
+    return rows
+
+
+def _parts(name: str) -> dict[str, str]:
+    return _STAGES.get(name, {name: "optim"})
+
+
+def _run(ws: Workspace, name: str, updates: int) -> Workspace:
+    """The run of a model that makes `updates` in every stage of its own."""
+    changes = {f"pixels.{section}.updates": updates for section in _parts(name).values()}
+    here = ws.run.path
+    own = f"{here.parent.name}/{here.name}.{name}.{updates}"
+    return open_run(own, ws.config.override(changes), here.parent.parent, ws.run)
+
+
+def train_in_turn(runs: dict[str, Workspace]) -> dict[str, float]:
+    """Train each model in its run, `TURN` updates by turns; seconds from each first update on."""
+    work, spent = {}, {}
+    for name, ws in runs.items():
+        stages.find(ws, stages.DATA)
+        work[name] = stages.train(ws, *(stages.name_of(part, 0) for part in _parts(name)))
+        path = ws.run.path / "spent.json"
+        spent[name] = read_json(path) if path.is_file() else 0.0
+    while work:
+        for name in [*work]:
+            for _ in range(TURN):
+                begun = time.perf_counter()
+                report = next(work[name], None)
+                if report is None:
+                    del work[name]
+                    break
+                if report.update > 1:  # what a stage begins with is no training
+                    spent[name] += time.perf_counter() - begun
+            write_json(runs[name].run.path / "spent.json", spent[name])
+    return spent
+
+
+def flops_of_update(ws: Workspace, name: str) -> float:
+    """FLOPs of an update, forward and backward; of one of each stage where a model has two."""
+    train, config = stages.make_transitions(ws).train, ws.config.pixels
+    module = stages.fresh_model(ws, name, 0, train)
+    parts = [(module, train, config.optim_of(name))]
+    if name in _STAGES:
+        few = train.select(train.episodes[: config.vjepa2.stage2.optim.batch])
+        parts = [
+            (stages.fresh_model(ws, "stage1", 0, train), train, config.vjepa2.stage1.optim),
+            (module.world.requires_grad_(True),
+             encode_states(module, few, config.data.sequence), config.vjepa2.stage2.optim),
+        ]  # fmt: skip
+
+    def update(module: Any, data: Any, rows: int) -> None:
+        batch = data[torch.arange(min(rows, len(data)))]
+        batch = batch.to(ws.device) if hasattr(batch, "to") else batch
+        with torch.enable_grad():
+            module.train().loss(batch, torch.Generator())[0].backward()
+
+    return float(sum(count(partial(update, *pair, optim.batch)) for *pair, optim in parts))
