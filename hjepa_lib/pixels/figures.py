@@ -94,18 +94,22 @@ def training_curves(
 
 @styled
 def horizon(comparison: Mapping[str, Any], title: str = "State px by imagined steps") -> Figure:
-    """px against steps, mean over seeds: imagined (lines), from true frames (dots), guesses."""
+    """px against steps, mean over seeds: imagined (lines), from true frames (dots), guesses.
+
+    A model called "untrained ..." is grey.
+    """
     figure, (axis,) = style.panels(1, 1, 7.0, 3.4, title=title)
     guesses: dict[str, Any] = {}
     for name, seeds in comparison["curves"].items():
         mean = {kind: np.mean([one[kind] for one in seeds], axis=0) for kind in seeds[0]}
         if not mean:
             continue
-        steps = np.arange(1, len(mean["guess"]) + 1)
+        steps, label = np.arange(1, len(mean["guess"]) + 1), LABELS.get(name, name)
+        shade = style.MUTED if name.startswith("untrained") else style.colour(name)
         if "imagined" in mean:
-            draw.curve(axis, steps, mean["imagined"], LABELS[name], style.colour(name))
-        look = {} if "imagined" in mean else {"label": f"{LABELS[name]}, true frames"}
-        axis.plot(steps, mean["encoded"], ":", color=style.colour(name), linewidth=1, **look)
+            draw.curve(axis, steps, mean["imagined"], label, shade)
+        look = {} if "imagined" in mean else {"label": f"{label}, true frames"}
+        axis.plot(steps, mean["encoded"], ":", color=shade, linewidth=1, **look)
         guesses = {"nothing changes": mean["last"], "mean position": mean["mean"]}
     for (label, values), dash in zip(guesses.items(), ("--", "-."), strict=False):
         axis.plot(steps, values, dash, color=style.MUTED, label=label, linewidth=1)
