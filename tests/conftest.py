@@ -10,6 +10,7 @@ import tiny_pixels
 import torch
 from tiny import make_agent, make_level1, make_store, tiny_config, tiny_data, tiny_normaliser
 
+from hjepa_lib.__main__ import main
 from hjepa_lib.pixels import compare
 from hjepa_lib.pixels.stages import train
 from hjepa_lib.runs import stages
@@ -44,7 +45,6 @@ def normaliser():
 
 @pytest.fixture(scope="session")
 def level1(config):
-    """Random weights, frozen."""
     return make_level1(config).eval().requires_grad_(False)
 
 
@@ -69,9 +69,42 @@ def short_probe():
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """An empty outputs folder of its own."""
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
     return tmp_path / "outputs"
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """The outputs folder of all tests of a module."""
+    root = tmp_path_factory.mktemp("outputs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HJEPA_OUTPUTS", str(root))
+        yield root
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory):
+    """The committed gallery of a checkout of the module's own; notebooks run without a display."""
+    root = tmp_path_factory.mktemp("repository")
+    (root / "outputs/gallery").mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hjepa_lib.runs.places.repository", lambda: root)
+        patch.setenv("HJEPA_HEADLESS", "1")
+        yield root / "outputs/gallery"
+
+
+@pytest.fixture
+def failed(capsys):
+    """Function of a command's words -> the sentence that it ends with, its status being 2."""
+
+    def call(*words):
+        capsys.readouterr()
+        assert main([*words]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    return call
 
 
 @pytest.fixture
@@ -110,11 +143,8 @@ def pixel_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ws(trained, tmp_path_factory):
-    """A copy of the whole tiny run, the latest one of an outputs folder of its own."""
-    root = tmp_path_factory.mktemp("outputs")
-    shutil.copytree(trained, root / "trained")
-    (root / "latest").write_text("trained\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HJEPA_OUTPUTS", str(root))
-        yield Workspace("test", Run.open("trained"))
+def ws(trained, outputs):
+    """A copy of the whole tiny run, the latest one of a module's outputs folder."""
+    shutil.copytree(trained, outputs / "trained")
+    (outputs / "latest").write_text("trained\n")
+    return Workspace("test", Run.open("trained"))

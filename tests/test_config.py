@@ -1,5 +1,3 @@
-"""Settings: parsing, validation, profiles, presets, and proof that every single leaf is live."""
-
 import contextlib
 import functools
 import json
@@ -26,7 +24,6 @@ from hjepa_lib.config import (
     flatten,
     from_dict,
     load_yaml,
-    parse_overrides,
     profile,
     read_config,
     settings_text,
@@ -57,70 +54,67 @@ JOINT, RANDOM = "level2.train=joint,", "level1.static_dim=4,data.layouts=random,
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("level1.latent_dim=12.5", "latent_dim must be int, got '12.5'"),
-        ("level1.optim.lr=nan", r"lr must lie in \[0, inf\); got nan"),
-        ("level1.optim.lr=inf", r"lr must lie in \[0, inf\); got inf"),  # C8
-        ("level1.optim.batch=1", r"batch must lie in \[2, inf\); got 1"),
-        ("level2.disable_l2=1", "disable_l2 must be bool, got '1'"),
-        (
-            "level1.encoder=resnet",
-            "must be one of impala, fast, keypoint, vit, place; got 'resnet'",
-        ),
-        ("evaluation.budgets=0.5+x", "budgets must be float, got 'x'"),
+        ("level1.latent_dim=12.5", "latent_dim must be int"),
+        ("level1.optim.lr=nan", "lr must lie in .* got nan"),
+        ("level1.optim.lr=inf", "lr must lie in .* got inf"),  # C8
+        ("level1.optim.batch=1", "batch must lie in"),
+        ("level2.disable_l2=1", "disable_l2 must be bool"),
+        ("level1.encoder=resnet", "must be one of impala, .* got 'resnet'"),
+        ("evaluation.budgets=0.5+x", "budgets must be float"),
         ("evaluation.budgets=0.5+0", "budgets must lie in"),
-        ("chapters.collapse_sizes=634+634", "collapse_sizes must be values joined by"),
-        ("chapters.collapse_sizes=5", "collapse_sizes must be one of 634, 1269"),
+        ("chapters.collapse_sizes=634+634", "must be values joined by"),
+        ("chapters.collapse_sizes=5", "must be one of 634, 1269"),
         ("level1.widht=3", "unknown setting 'level1.widht'$"),
-        ("level1=1", "'level1' is a section; set one of: load, encoder"),
-        ("level1.width", "'level1.width' is not of the form dotted.key=value"),
+        ("level1=1", "'level1' is a section"),
+        ("level1.width", "is not of the form dotted.key=value"),
         ("=3", "is not of the form"),
-        ("seed=1,seed=2", "override 'seed' is given twice"),
+        ("seed=1,seed=2", "'seed' is given twice"),
         ("profile=full", "profile is chosen by --profile"),
-        ("preset=pldm_v9", "preset must be one of pldm_634, .*; got 'pldm_v9'"),
-        ("evaluation.split=mine", "split must be one of validation, test or a file"),
+        ("preset=pldm_v9", "preset must be one of .* 'pldm_v9'"),
+        ("evaluation.split=mine", "one of validation, test or a file"),
         # What the chosen mode ignores, or cannot do
-        ("distance.optim.patience=2", r"distance\.optim\.patience must be 0"),
+        ("distance.optim.patience=2", "patience must be 0"),
         ("distance.optim.schedule=plateau", "says nothing about quality"),
-        ("level1.pretrain_mask=0.4", r"level1\.pretrain_mask needs level1\.encoder=vit"),
-        ("level2.feedback=true", r"level2\.feedback needs level2\.train=joint"),
-        ("level2.loss.std=1", r"level2\.loss\.std needs level2\.train=joint"),
+        ("level1.pretrain_mask=0.4", r"needs level1\.encoder=vit"),
+        ("level2.feedback=true", r"needs level2\.train=joint"),
+        ("level2.loss.std=1", r"needs level2\.train=joint"),
         (f"{JOINT}level1.optim.patience=2", "joint has no validation"),
-        ("data.val_fraction=0,level2.optim.patience=2", r"level2\.optim waits for a validation"),
-        ("level1.static_dim=4", r"static_dim needs data\.layouts=random or rectangle"),
+        ("data.val_fraction=0,level2.optim.patience=2", "waits for a validation"),
+        ("level1.static_dim=4", "static_dim needs"),
         (f"{RANDOM}level1.predictor=gru", "not gru"),
-        ("level1.static_dim=15,data.layouts=random", r"at least 2 of level1\.latent_dim=16"),
+        ("level1.static_dim=15,data.layouts=random", "at least 2 of"),
         (f"{RANDOM}level1.layouts_per_batch=1", "layouts_per_batch other than 1"),
-        (f"{JOINT}level1.refine_updates=2", r"refine_updates needs level2\.train=frozen"),
-        ("planning.flat.disagreement=1", r"disagreement cost needs level1\.predictors > 1"),
+        (f"{JOINT}level1.refine_updates=2", r"needs level2\.train=frozen"),
+        ("planning.flat.disagreement=1", r"needs level1\.predictors > 1"),
         ("level1.encoder=place", "need each other"),
         ("level1.predictor=local", "need each other"),
         ("preset=local,level1.refine_updates=0", r"needs level1\.refine_updates"),
-        ("preset=local,level1.target=ema", r"another level1\.encoder than place"),
-        ("planning.cost=graph", r"planning\.cost=graph needs level1\.predictor=local"),
-        ("level3.enabled=true,level3.step_skip=6", r"multiple of level2\.step_skip=4, got 6"),
-        ("level3.enabled=true,level3.step_skip=4", r"multiple of level2\.step_skip=4, got 4"),
-        ("level3.enabled=true,level2.train=joint", r"needs a level 2 with level2\.train=frozen"),
+        ("preset=local,level1.target=ema", "encoder than place"),
+        ("planning.cost=graph", r"needs level1\.predictor=local"),
+        ("level3.enabled=true,level3.step_skip=6", r"multiple of level2\.step_skip=4"),
+        ("level3.enabled=true,level3.step_skip=4", r"multiple of level2\.step_skip=4"),
+        ("level3.enabled=true,level2.train=joint", r"with level2\.train=frozen"),
         (
             "pixels.environment.frame_skip=1,pixels.environment.action_repeat=2",
-            r"^pixels\.environment\.frame_skip must be 0 when action_repeat is above 1$",
+            "frame_skip must be 0 when",
         ),
-        ("pixels.environment.id= ", "id is empty; name a Gymnasium environment"),
-        ("pixels.optim.epochs=77", r"^pixels\.optim\.epochs needs pixels\.optim\.updates=0"),
+        ("pixels.environment.id= ", "id is empty"),
+        ("pixels.optim.epochs=77", r"needs pixels\.optim\.updates=0"),
     ],
 )
 def test_wrong_overrides_are_one_sentence(override, message):
-    """PL7, EB2, C2: unknown names, wrong values and what would do nothing are never ignored."""
+    """PL7, EB2, C2."""
     refused(ConfigError, message, BASE.override, override)
 
 
 def test_wrong_values_in_python_are_refused_too():
-    """EB2: no silent keyword arguments."""
+    """EB2."""
     for name, value in (("batch", 4.0), ("batch", True), ("lr", True), ("lr", None), ("clip", [1])):
         refused(ConfigError, f"{name} must be", OptimConfig, **{name: value})
     with pytest.raises(TypeError):
         LossConfig(weight=1.0)
     for make, value, message in (
-        (LossConfig, {"weight": 1.0}, "unknown key 'weight' in LossConfig; known: cov, form"),
+        (LossConfig, {"weight": 1.0}, "unknown key 'weight' in LossConfig"),
         (LossConfig, 3, "LossConfig must be a mapping"),
         (Config, {"level1": 3}, "level1 must be Level1Config"),
         (Config, {"evaluation": {"budgets": []}}, "budgets must be values"),
@@ -129,7 +123,7 @@ def test_wrong_values_in_python_are_refused_too():
 
 
 def test_strings_python_values_and_numpy_numbers_mean_the_same():
-    """C8: papermill and the shell pass strings; spaces, signs and underscores are fine."""
+    """C8."""
     text = BASE.override(
         " seed = +3 , level1.optim.lr=1e-2,level2.disable_l2=TRUE,evaluation.budgets=0.5+2,"
         "data.transitions=10_000 , planning.flat.temperature=inf"
@@ -141,17 +135,10 @@ def test_strings_python_values_and_numpy_numbers_mean_the_same():
     )  # fmt: skip
     assert differences(text, values).keys() <= {"level1.optim.lr"}
     assert type(values.seed) is int and isinstance(values.level1.optim.lr, float)
-    assert isinstance(BASE.override("level1.optim.lr=1").level1.optim.lr, float)
     assert values.evaluation.budgets == (0.5, 2.0)
     assert BASE.override("") == BASE.override([]) == BASE
-    json.dumps(to_dict(values))
-
-
-def test_values_may_hold_commas():
-    """C7: a text is cut only where a name follows, a list nowhere."""
-    assert parse_overrides("a.b=x=y,") == {"a.b": "x=y"}
-    assert parse_overrides("a=x, y ,b=1") == {"a": "x, y", "b": "1"}
-    assert parse_overrides(["a=x,b=1", "c = 2"]) == {"a": "x,b=1", "c": "2"}
+    found = BASE.override("data.source=a=x, y.npz ,seed=3")  # C7: cut where a name follows
+    assert (found.data.source, found.seed) == ("a=x, y.npz", 3)
 
 
 @given(st.text(alphabet="abl12.=,+ -_", max_size=40))
@@ -178,19 +165,19 @@ def test_round_trips_and_differences():
         ("drive", "it is gone"),
         ("planning.level3.disagreement", "it is gone"),
         ("masks", "it is chapters.masks now"),
-        ("horizon", "it is chapters.level1_horizon or .*level2_horizon or .*collapse_horizon now"),
+        ("horizon", "it is chapters.level1_horizon or .* now"),
         ("level1.channels", "it is level1.width now"),
     ],
 )
 def test_an_old_name_is_answered_by_the_new_one(old, now, monkeypatch):
-    """W6: one sentence for whoever writes a name of 0.1.0; what it stood for exists."""
+    """W6."""
     monkeypatch.setitem(RENAMED, "level1.channels", "level1.width")
     refused(ConfigError, f"^unknown setting '{old}': {now}", BASE.override, f"{old}=3")
     assert {part for new in RENAMED.values() for part in new.split(" or ") if part} <= set(SETTINGS)
 
 
 def test_a_manifest_of_an_earlier_version_is_read(monkeypatch):
-    """W6: with old names, with what is gone, and without what is younger."""
+    """W6."""
     monkeypatch.setitem(RENAMED, "level1.channels", "level1.width")
     tree = to_dict(BASE.override("level1.width=12"))
     tree["level1"]["channels"] = tree["level1"].pop("width")
@@ -200,7 +187,7 @@ def test_a_manifest_of_an_earlier_version_is_read(monkeypatch):
 
 
 def test_yaml_files(tmp_path):
-    """Nested sections on top of a profile or a base; every mistake is one sentence (D6)."""
+    """D6."""
     path = tmp_path / "x.yaml"
     path.write_text("profile: smoke\nlevel1:\n  optim: {lr: 0.5}\nseed: 4\n")
     assert differences(profile("smoke"), load_yaml(path)).keys() == {"level1.optim.lr", "seed"}
@@ -210,12 +197,12 @@ def test_yaml_files(tmp_path):
     assert load_yaml(path) == profile("laptop")
     for text, message in (
         ("level1: {widht: 3}", "unknown setting 'level1.widht'"),
-        ("seed: 1\nlevel1:\n  optim: }", r"is not valid YAML \(line 3, column 10\)"),
-        ("seed: 1\ndata: {}\nseed: 2", r"YAML \(line 3, column 1\): 'seed' is given twice"),
-        ("level1:\n  width: 8\n  width: 8", r"\(line 3, column 3\): 'width' is given twice"),
+        ("seed: 1\nlevel1:\n  optim: }", r"not valid YAML \(line 3, column 10\)"),
+        ("seed: 1\ndata: {}\nseed: 2", "'seed' is given twice"),
+        ("level1:\n  width: 8\n  width: 8", "'width' is given twice"),
         ("a: \0", "is not valid YAML: "),
         ("- a\n- b", "must hold a mapping"),
-        ("profile: giant", "profile must be one of smoke|laptop|full"),
+        ("profile: giant", "profile must be one of"),
     ):
         path.write_text(text)
         refused(ConfigError, message, load_yaml, path)
@@ -223,7 +210,7 @@ def test_yaml_files(tmp_path):
 
 
 def test_every_setting_is_explained():
-    """C10: value, range and meaning of every leaf; needs are written against existing leaves."""
+    """C10."""
     assert [name for name, one in SETTINGS.items() if len(one.meaning) < 5] == []
     assert SETTINGS.keys() == flatten(BASE).keys()
     for one in SETTINGS.values():
@@ -233,10 +220,6 @@ def test_every_setting_is_explained():
     assert text.splitlines()[0] == "level2.classes = 8   [2, inf)"
     assert "Classes per group." in text and "acts with level2.latent=categorical" in text
     refused(ConfigError, "no setting begins with 'level7'", settings_text, "level7")
-    numbers = {path.name[:2] for path in (ROOT / "notebooks").glob("*.ipynb")}
-    for name, one in SETTINGS.items():
-        if name.startswith("chapters."):
-            assert one.meaning[:2] in numbers and one.meaning[2] == ":", one
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -267,27 +250,6 @@ def test_presets_hold_the_published_coefficients():
     v2 = profile("full", seed=7).override("preset=pldm_v2")
     assert (v2.profile, v2.seed) == ("full", 7)
     assert (v2.level1.predictors, v2.planning.flat.disagreement) == (5, 1e-4)
-
-
-PLATEAU = "lr=1e-4 weight_decay=0.05 clip=1 schedule=plateau plateau_patience=2 min_lr=1e-6"
-SEEDS = {
-    "optim": "updates=0 epochs=20 batch=32 lr=3e-4 weight_decay=1e-5 clip=1 patience=3",
-    "decoder.optim": "updates=0 epochs=20 lr=3e-4 patience=5 delta=0.001",
-    "reward.optim": "updates=0 epochs=20 lr=3e-4 patience=3 delta=0",
-    "vjepa2.stage1.optim": f"{PLATEAU} epochs=10 patience=3",
-    "vjepa2.stage2.optim": f"{PLATEAU} epochs=30 patience=3",
-    "grid.optim": "epochs=100 patience=15 batch=32 lr=1e-4 weight_decay=1e-4 clip=1",
-    "grid": "ema_decay=0.995 latent_dim=128 action_dim=64 depth=4 heads=8 head_dim=64 mlp_dim=256",
-    "jepa": "lr=0",  # that of `optim`
-}
-
-
-@pytest.mark.parametrize("section", SEEDS)
-def test_the_profile_full_has_the_numbers_of_the_seeds(section):
-    """MOD-10, MOD-11, TRAIN-2, GRID-5: budgets, optimisers and sizes."""
-    full = profile("full")
-    assert full.override([f"pixels.{section}.{one}" for one in SEEDS[section].split()]) == full
-    assert section != "grid" or full.pixels.grid.optim.schedule == "constant"
 
 
 # Notebooks 10-15 have an index of their own (test_pixels_stages.py); trackers: test_trackers.py.
@@ -397,7 +359,6 @@ def training_print(kind, config):
 
 @functools.cache
 def planning_print(method, config):
-    """Executed actions of random models in the world."""
     trials = load_trials("p1", "validation", 5)
     cap = config.planning.action_cap
     if method == "idm":
@@ -448,7 +409,7 @@ OWN_CHECK = (
     [name for name, one in SETTINGS.items() if one.needs and not re.fullmatch(OWN_CHECK, name)],
 )
 def test_a_switched_off_setting_is_refused_by_name(leaf):
-    """C2: and accepted where it is written as it stands; a stored config may hold it."""
+    """C2."""
     base = turned(SETTINGS[leaf].needs[-1], False, profile("laptop"))
     before = flatten(base)[leaf]
     value = (other_values(leaf, before) or ["x"])[0]
@@ -471,7 +432,7 @@ OFF = [
 
 @pytest.mark.parametrize("leaf", OFF)
 def test_what_is_refused_does_nothing_indeed(leaf):
-    """C2: without its condition a setting changes no data, no training and no action."""
+    """C2."""
     base = turned(SETTINGS[leaf].needs[-1], False, BASE)
     value = other_values(leaf, flatten(base)[leaf])[0]
     changed = base.override({leaf: value}, strict=False)
@@ -503,7 +464,7 @@ def test_every_evaluation_setting_changes_the_result(leaf, value, trained, tmp_p
 
 
 def test_every_leaf_is_covered():
-    """PL7: a new setting is tested as soon as it exists."""
+    """PL7."""
     tested = {case.values[0] for case in CASES}
     assert tested | {*REFUSED, *NOT_BY_EFFECT} == set(LEAVES)
     assert len(REFUSED) + len(NOT_BY_EFFECT) <= 12

