@@ -22,6 +22,7 @@ from hjepa_lib.grids.buffer import GridBuffer
 from hjepa_lib.grids.models import ActionEncoder, GridJepa, build_grid_model
 from hjepa_lib.grids.stages import fit_grid, train_pair
 from hjepa_lib.models.checkpoint import fingerprint
+from hjepa_lib.models.objectives import covariance, hinge_std
 from hjepa_lib.runs.keys import key
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
@@ -247,12 +248,16 @@ def test_transition_has_zero_positions_and_reads_the_action(batch):
 
 def test_gradient_reaches_all_but_the_target_which_follows(batch):
     """F3."""
-    model = model_of(ema_decay=0.9)
+    model = model_of(ema_decay=0.9, regulariser=0.5)
     loss, terms = model.loss(batch)
     with torch.no_grad():
-        prediction = model.imagine(model.encode(batch.state), batch.action)
+        latent = model.encode(batch.state)
+        prediction = model.imagine(latent, batch.action)
         target = model.target(batch.next_state)
-    assert loss.item() == pytest.approx(float((prediction - target).square().mean()), rel=1e-5)
+        spread = 0.5 * float(hinge_std(latent) + covariance(latent))
+    error = float((prediction - target).square().mean())
+    assert loss.item() == pytest.approx(error + spread, rel=1e-5) and spread > 0.1
+    assert terms["jepa_prediction_loss"] == pytest.approx(error, rel=1e-5)
     assert set(terms) == {"jepa_prediction_loss", "jepa_cosine_sim"}
     loss.backward()
     for part in (model.encoder, model.action_encoder, model.transition):

@@ -33,6 +33,8 @@ class GridConfig(Blocks):
     """Blocks of the transition model."""
     ema_decay: Float[0:1] = 0.995
     """Share that the target keeps per update."""
+    regulariser: Float[0:] = 1.0
+    """Weight of spread and covariance of JEPA's encodings (VICReg); 0 = EMA alone, as seed 004."""
     action_weight: Float[0:] = 0.1
     """Weight of the twin's action cross-entropy."""
     checkpoint_every: Int[0:] = 0
@@ -40,5 +42,11 @@ class GridConfig(Blocks):
     log_every: Int[1:] = 10
     """Updates between logged losses."""
     optim: EpochsConfig = EpochsConfig(
-        epochs=100, updates=300, lr=1e-3, weight_decay=1e-4, patience=15, delta=0.0
+        epochs=100,
+        updates=600,
+        lr=1e-3,
+        weight_decay=1e-4,
+        schedule="cosine",
+        patience=15,
+        delta=0.0,
     )

@@ -1,7 +1,7 @@
 """Seed 004's models of discrete grids: a JEPA with an EMA target, and its generative twin.
 
     z_s = enc(s),  z_a = act(a),  zhat = z_s + T(z_s, z_a)
-    JEPA:  mean (zhat - enc_ema(s'))^2
+    JEPA:  mean (zhat - enc_ema(s'))^2 + r (std + cov)(z_s), as in models/objectives.py
     twin:  CE(cells of s' | zhat) + CE of height, width, most, least, count + w CE(a | z_a)
 
 Grids are canvases (B, S, S) int64; a grid has one latent, whatever the canvas it lies on.
@@ -17,6 +17,7 @@ from hjepa_lib.config.grids import GridConfig
 from hjepa_lib.grids.buffer import GridBatch
 from hjepa_lib.grids.world import ACTIONS, COLOURS, FACTORS, MOST, PAD, facts
 from hjepa_lib.models.layers import Transformer, mlp, update_ema
+from hjepa_lib.models.objectives import covariance, hinge_std
 
 FACT_CLASSES = (MOST + 1, MOST + 1, COLOURS, COLOURS, COLOURS + 1)
 """Values 0..n-1 of each of world.FACTS; a side or a count of 0 does not occur."""
@@ -184,11 +185,15 @@ class GridJepa(GridModel):
         return self.target(state)
 
     def loss(self, batch: GridBatch) -> tuple[Tensor, dict[str, float]]:
-        prediction = self.imagine(self.encode(batch.state), batch.action)
+        latent = self.encode(batch.state)
+        prediction = self.imagine(latent, batch.action)
         target = self.encode_target(batch.next_state)
         loss = F.mse_loss(prediction, target)
         cosine = F.cosine_similarity(prediction.detach(), target, dim=-1).mean()
-        return loss, {"jepa_prediction_loss": loss.item(), "jepa_cosine_sim": cosine.item()}
+        terms = {"jepa_prediction_loss": loss.item(), "jepa_cosine_sim": cosine.item()}
+        if weight := self.config.regulariser:
+            loss = loss + weight * (hinge_std(latent) + covariance(latent))
+        return loss, terms
 
     def after_update(self) -> None:
         """The target follows the encoder."""
