@@ -84,7 +84,8 @@ SHOWN: dict[str, Callable[[pd.DataFrame, Errors], str]] = {
     "px last, training episodes": _mean("training.px_last"),
     "latent error, training episodes": _mean("training.latent_error"),
     "transitions": _mean("n.training"), "updates": _mean("updates"), "seconds": _mean("seconds"),
-    "TFLOP": _mean("teraflop"), "seeds": lambda rows, _: str(len(rows)),
+    "TFLOP": _mean("teraflop"), "minutes, decoder included": _mean("minutes"),
+    "seeds": lambda rows, _: str(len(rows)),
 }  # fmt: skip
 """Columns of a table; one that nobody has is left out."""
 

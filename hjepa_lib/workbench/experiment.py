@@ -179,6 +179,9 @@ class Unit:
                 apart += ("pixels", "chapters")  # a default there makes no other row stale
             found = flatten(self.model.config)
             found = {key: one for key, one in found.items() if key.split(".")[0] not in apart}
+            if ".pixels." in self.cell.call:  # nor do the planners' settings shape pixel models
+                kept = ("pixels.", "precision")
+                return {key: one for key, one in found.items() if key.startswith(kept)}
         stages = core_stages(self.trained)
         return found | outside([stages[name] for name in names], _loaded)
 
