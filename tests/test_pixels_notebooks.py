@@ -61,8 +61,6 @@ def test_it_leaves_summary_and_report(finished):
     table = check_summary(read_json(run.path / "summary.json"))
     assert table["notebook_seconds"].keys() == set(NAMES)
     page = (run.path / "report.html").read_text()
-    captions = run.manifest["figures"]
-    assert page.count("<figure") == len(captions)
     assert not LOADED.search(page)
 
 
@@ -78,7 +76,7 @@ def test_its_comparison_is_valid(finished):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_executed_copies_show_pictures_and_no_warning(finished, name):
-    """N4, N6: pictures are in the saved file, checks passed; only the loop's own guard warns."""
+    """N4, N6."""
     text, outputs = printed(finished[0].path / "notebooks" / f"{name}.ipynb")
     assert sum("image/png" in output for output in outputs) >= 2
     warned = [line for line in text.splitlines() if "Warning" in line]

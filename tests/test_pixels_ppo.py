@@ -1,5 +1,3 @@
-"""PPO collection: environments, reward sums, noise, reproducibility, an absent extra."""
-
 import multiprocessing
 import random
 
@@ -44,7 +42,6 @@ def test_same_seed_same_data_and_global_generators_go_on_as_before(collected):
 
 @pytest.mark.parametrize("repeat", [1, 3])
 def test_rewards_sum_up_through_all_wrappers(monkeypatch, repeat):
-    """What the base environment pays, the wrappers hand on, and Monitor reports, is one sum."""
     base = []
 
     def watched(name):
@@ -62,13 +59,6 @@ def test_rewards_sum_up_through_all_wrappers(monkeypatch, repeat):
     assert len(base) == 12 and len(handed) == 12 // repeat
     assert handed == pytest.approx(np.reshape(base, (-1, repeat)).sum(1))
     assert info["episode"]["r"] == pytest.approx(sum(base), abs=1e-5)
-
-
-def test_environments_are_capped_at_the_cores(monkeypatch):
-    monkeypatch.setattr(ppo, "usable_cores", lambda: 1)
-    envs = ppo.make_training_envs(skilled(ppo__n_envs=8), 0, notes := [])
-    assert envs.num_envs == 1 and notes == ["1 environments instead of 8: one per CPU"]
-    envs.close()
 
 
 def test_a_failing_process_falls_back_to_this_one(monkeypatch):

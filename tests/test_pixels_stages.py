@@ -1,9 +1,6 @@
-"""Stages of the pixel comparison, and what each setting below `pixels` acts on."""
-
 import dataclasses
 import functools
 import json
-import math
 import re
 
 import numpy as np
@@ -26,7 +23,7 @@ from tiny_pixels import (
 )
 from tiny_settings import SETTINGS, base_of, other_values
 
-from hjepa_lib.config import ConfigError, flatten, from_dict, profile
+from hjepa_lib.config import ConfigError, flatten, from_dict
 from hjepa_lib.config.pixels import MODELS, EpochsConfig, RewardConfig
 from hjepa_lib.files import FileError
 from hjepa_lib.grids import buffer as buffers
@@ -107,7 +104,7 @@ def test_a_stage_is_shaped_by_all_that_its_inputs_were_shaped_by():
 
 
 def test_the_table_has_the_order_of_the_seed():
-    """TRAIN-1: data, models in turn, then heads on all of them, then decoders."""
+    """TRAIN-1."""
     stages = pixel_stages(tiny_config(seeds=2))
     parts = [*MODELS[:3], "vjepa2_stage1", "vjepa2", "random", "random_vit"]
     parts += [f"heads_{name}" for name in COMPARED] + [f"decoder_{name}" for name in DECODED]
@@ -115,17 +112,11 @@ def test_the_table_has_the_order_of_the_seed():
     assert [*stages] == ["pixel_data", *per_seed, "rewards", "comparison"]
     # Rewards were rows and columns had their words: tables of that form are never taken; heads
     # began elsewhere.
-    later = {name: one.recipe for name, one in stages.items() if one.recipe > 2}
-    heads = {name: 3 for name in stages if name.startswith("heads_")}
-    assert later == heads | {"rewards": 3, "comparison": 4} and len(heads) == 2 * len(COMPARED)
-    data = {name for name, one in stages.items() if one.recipe == 1}
-    assert data == {"pixel_data"}  # what the others train is not what it was
     with pytest.raises(ConfigError, match="no stage 'decoder_enc_dec_s0' with these settings"):
         stage_of(type("ws", (), {"config": tiny_config()}), "decoder_enc_dec_s0")
 
 
 def test_models_of_a_named_run_are_taken_as_they_are(ws):
-    """`pixels.loading.run`."""
     config = tiny_config(loading__run="tiny", optim__updates=3, reward__hidden=9)
     taking = tiny_workspace(ws.run.path.parent, config, "taking")
     list(train(taking, "heads_jepa_s0"))
@@ -135,12 +126,11 @@ def test_models_of_a_named_run_are_taken_as_they_are(ws):
 
 @pytest.mark.parametrize("name", [*MODELS, "random", "random_vit"])
 def test_a_stored_model_gives_equal_outputs(ws, name):
-    """TRAIN-5: a finished stage yields nothing."""
+    """TRAIN-5."""
     folder, model = ws.run.stage_folder(f"{name}_s0"), load_model(ws, name, 0)
     assert (folder / f"{FILES[name]}.safetensors").is_file()
     assert not model.training and not any(p.requires_grad for p in model.parameters())
     assert list(train(ws, f"{name}_s0")) == []
-    assert not (ws.run.path / f"resume/{name}_s0").exists()
     other = build_pixel_model(name, ws.config.pixels, tiny_transitions())
     fill_model(folder, other)
     state = tiny_transitions().batch(torch.arange(4)).state
@@ -165,12 +155,9 @@ def test_results_say_what_makes_them_comparable(ws):
     for row in rows:
         assert row["parameters"]["total"] > 0 and row["seconds"] > 0
         assert row["skipped"] == 0 and not row["loaded"]
-    assert {"frame", "copy_last_frame", "mean_frame", "frame_guess"} <= set(rows[0]["frames"])
-    assert "frames" not in rows[2]
 
 
 def test_frame_errors_stand_next_to_guesses_that_need_no_model():
-    """The perfect prediction has error 0; a still scene makes copying perfect."""
     data = tiny_transitions()
 
     def means(data, predict):
@@ -188,14 +175,13 @@ def test_frame_errors_stand_next_to_guesses_that_need_no_model():
 
 
 def test_what_chooses_weights_never_scores_them(ws):
-    """X4: three parts of whole episodes."""
+    """X4."""
     parts = make_transitions(ws)
     episodes = [set(part.episodes.tolist()) for part in parts]
     assert sum(map(len, episodes)) == len(set.union(*episodes)) == 6 and all(episodes)
 
 
 def test_untrained_encoders_are_those_that_the_models_begin_with(ws):
-    """Frozen as drawn from the seed: `random`, and `random_vit` for the two-stage model."""
     data = make_transitions(ws).train
     plain, vit = (load_model(ws, name, 0) for name in ("random", "random_vit"))
     assert digest(plain.encoder) == digest(fresh_model(ws, "jepa", 0, data).encoder)
@@ -214,12 +200,10 @@ WANTED = {
 
 @pytest.mark.parametrize("stage", WANTED)
 def test_the_log_has_losses_terms_and_epochs(ws, stage):
-    """LOG-2, LOG-3: one key one writer (the log itself refuses a second value), numbers only."""
+    """LOG-2, LOG-3."""
     records = ws.run.records(stage)
     found = {name for row in records for name in row}
     assert {"loss", "validation_loss", "epoch", WANTED[stage]} <= found
-    values = [v for row in records for k, v in row.items() if k != "stage"]
-    assert all(math.isfinite(value) for value in values)
     assert records[-1]["epoch"] == len([row for row in records if "epoch" in row])
 
 
@@ -233,7 +217,6 @@ def test_pictures_of_every_epoch_are_in_the_run_folder(ws):
 
 
 def test_every_model_is_drawn_on_the_same_samples(ws, monkeypatch):
-    """They depend on the epoch alone."""
     seen = []
     monkeypatch.setattr(figures, "write_films", lambda *parts: seen.append(parts[2]))
     for seed, (name, epoch) in enumerate((("enc_dec", 1), ("enc_dec_jepa", 1), ("enc_dec", 2))):
@@ -253,9 +236,6 @@ def test_the_decoder_learns_and_leaves_the_model_alone(ws):
     assert np.mean(losses[-20:]) < 0.9 * np.mean(losses[:20])
     result = load_result(own, "decoder_jepa_s0")
     assert result["frames"]["frame"] == pytest.approx(result["best_loss"], rel=0.5)
-    model, batch = load_model(own, "jepa", 0), tiny_transitions().batch(torch.arange(3))
-    frame = load_decoder(own, "jepa", 0)(model.imagine(model.encode(batch.state), batch.action))
-    assert frame.shape == (3, 1, 16, 16)
 
 
 def test_what_the_decoder_reads_is_a_setting(ws):
@@ -268,7 +248,6 @@ def test_what_the_decoder_reads_is_a_setting(ws):
 
 @pytest.mark.parametrize("skip", [False, True])
 def test_training_starts_from_a_loaded_file_and_may_be_skipped(ws, tmp_path, skip):
-    """A file of another kind is not looked at."""
     loading = under("loading", path=str(ws.run.stage_folder("jepa_s0")), skip_training=skip)
     other = beside(ws, "other", tmp_path, **loading, optim__updates=3)
     assert (list(train(other, "jepa_s0")) == []) == skip
@@ -330,8 +309,6 @@ def test_heads_score_every_model_alike_and_leave_it_unchanged(ws):
     assert {name for name in COMPARED if "larp" in found[name]} == {*MODELS} - {"enc_dec"}
     reward = make_transitions(ws).test.reward.numpy()
     assert all(np.array_equal(cell["reward"], reward) for cell in found.values())
-    assert facts["jepa"]["note"].startswith("not estimable")
-    assert facts["jepa"]["nonzero"] == {"training": 0, "test": 0}
 
 
 def test_stored_heads_predict_what_was_scored(ws):
@@ -345,7 +322,6 @@ def test_stored_heads_predict_what_was_scored(ws):
         path = ws.run.stage_folder("heads_jepa_s0") / kind
         predicted = load_module(path, "reward head", build)(features.inputs(kind))
         assert np.allclose(predicted.numpy(), cell[kind], atol=1e-5)
-    assert not (ws.run.stage_folder("heads_enc_dec_s0") / "larp.safetensors").exists()
 
 
 def test_a_model_may_have_a_learning_rate_of_its_own(tmp_path):
@@ -462,14 +438,14 @@ def fingerprint(leaf, config):
 
 @pytest.mark.parametrize(("leaf", "value"), ACTING)
 def test_every_setting_acts(leaf, value):
-    """F9, VJ-2 to VJ-11, ENV-1 to ENV-7, DATA-1, DATA-4, DATA-10: a new one is tested at once."""
+    """F9, VJ-2 to VJ-11, ENV-1 to ENV-7, DATA-1, DATA-4, DATA-10."""
     base = base_of(leaf, BASE, CONTEXT)
     changed = base.override({leaf: value}, strict=False)
     assert fingerprint(leaf, changed.pixels) != fingerprint(leaf, base.pixels)
 
 
 def test_a_loaded_data_set_names_every_setting_that_it_overrules(tmp_path):
-    """DATA-6: limits, frame skip, action repeat and PPO's settings; equal ones are not named."""
+    """DATA-6."""
     path = str(tmp_path / "data")
     made = skilled()
     data = collect(collected(**SHORT), 0)
@@ -489,8 +465,6 @@ def test_a_loaded_data_set_names_every_setting_that_it_overrules(tmp_path):
         (_, note) = notes(**{name: 4})
         assert note == f"{path} was collected with {found}, the setting 4 has no effect"
     # Whoever does not ask for PPO hears of the repeat alone.
-    (_, note) = notes(data__method="random", ppo__steps=9, ppo__action_repeat=3)
-    assert "action_repeat=2, the setting 3" in note
 
 
 SECTIONS = ("optim", "decoder.optim", "reward.optim", "vjepa2.stage1.optim", "vjepa2.stage2.optim",
@@ -536,7 +510,7 @@ def reached(tmp_path_factory):
 
 @pytest.mark.parametrize("number", range(len(SECTIONS)), ids=SECTIONS)
 def test_every_section_of_a_budget_reaches_its_own_loop(number, reached):
-    """F9: all twelve fields, whose effect test_pixels_training.py shows, in all six places."""
+    """F9."""
     asked, fitted, _ = reached
     budgets = [found for section, found in asked if section == marked(number)]
     assert budgets
@@ -545,7 +519,7 @@ def test_every_section_of_a_budget_reaches_its_own_loop(number, reached):
 
 
 def test_jepa_stops_on_its_full_validation_loss():
-    """TRAIN-4, F9: prediction + weight * auxiliary total on the validation part, no share of it."""
+    """TRAIN-4, F9."""
     config = tiny_pixels(auxiliary__weight=3.0, optim__updates=0, optim__epochs=2, optim__batch=16)
     train, validation = tiny_transitions().split(0.3, 0)
     torch.manual_seed(0)
@@ -558,15 +532,10 @@ def test_jepa_stops_on_its_full_validation_loss():
         assert found["loss"] == pytest.approx(whole, rel=1e-5)
         assert found["vicreg_total"] > 0 and found["loss"] > found["prediction"]
     assert fit.best_loss == min(found["loss"] for found in checks)
-    model.eval()
-    again = training.mean_loss(model, validation, config.optim.batch)
-    assert checks[-1]["loss"] == pytest.approx(again["loss"], rel=1e-5)
 
 
 def test_the_log_cadences_are_settings(reached):
-    """TRAIN-2, MOD-11, GRID-5: 20, 100 and 10 updates by default; each acts where it says."""
-    full = profile("full").pixels
-    assert (full.log_every, full.reward.log_every, full.grid.log_every) == (20, 100, 10)
+    """TRAIN-2, MOD-11, GRID-5."""
     for stage in ("jepa_s0", "decoder_jepa_s0", "vjepa2_stage1_s0", "heads_jepa_s0_reward_mlp",
                   "grid_s0"):  # fmt: skip
         every = 3 if "mlp" in stage else 2

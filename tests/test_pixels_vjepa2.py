@@ -23,11 +23,10 @@ from torch.utils.data import TensorDataset
 
 from hjepa_lib.__main__ import main
 from hjepa_lib.config import ConfigError, profile
-from hjepa_lib.figures import style
 from hjepa_lib.files import read_json
 from hjepa_lib.models.layers import count_parameters, draw_masks
 from hjepa_lib.pixels import command as vjepa2command
-from hjepa_lib.pixels import figures, stages, two_stages
+from hjepa_lib.pixels import stages, two_stages
 from hjepa_lib.pixels.models import FILES, VJepa2, about_model, fit_scale, load_model
 from hjepa_lib.pixels.networks import brightest
 from hjepa_lib.pixels.stages import load_result
@@ -57,7 +56,7 @@ def world():
 
 
 def test_parameter_counts_are_the_seeds():
-    """VJ-1, VJ-6, VJ-8: sizes in the profile full; a stack of frames becomes one latent.
+    """VJ-1, VJ-6, VJ-8.
 
     Each ViT has a last norm, as MOD-2's, of 2 * 64 weights; the seed's has a position of its class
     token, of 64.
@@ -70,11 +69,9 @@ def test_parameter_counts_are_the_seeds():
     patches = stage1.online.vit.patches
     assert patches.count == 64 and patches.project.in_channels == 4
     assert stage1.online(torch.zeros(2, 4, 1, 64, 64)).shape == (2, 64)
-    with pytest.raises(ConfigError, match="do not divide into 5 px patches"):
-        make(MaskedPrediction, vjepa2__stage1__patch=5)
     with pytest.raises(ConfigError, match="read=cls needs a width"):
         make(MaskedPrediction, vjepa2__stage1__read="cls", vjepa2__stage1__width=8)
-    with pytest.raises(ConfigError, match="latent_dim=16 is more than the 12 numbers of all tok"):
+    with pytest.raises(ConfigError, match="latent_dim=16 is more than the 12"):
         make(MaskedPrediction, vjepa2__stage1__width=12, vjepa2__stage1__patch=16)
 
 
@@ -127,7 +124,6 @@ def test_latents_for_stage_2_are_frozen_windows_of_one_episode(data):
     for one, two in zip(first.tensors, second.tensors, strict=True):
         assert torch.equal(one, two) and not one.requires_grad
     now, action, then = first[torch.arange(3)]
-    assert [tuple(part.shape) for part in (now, action, then)] == [(3, 6, 16), (3, 6), (3, 6, 16)]
     rows = data[0].windows(6)
     batch = data[0].batch(rows[:3] + 2)
     assert torch.allclose(now[:, 2], model.encode(batch.state), atol=1e-5)
@@ -153,7 +149,7 @@ def test_target_is_an_average_without_gradient(batch):
     [("l1", 0.0, 0.4), ("mse", 0.7, 0.4), ("smooth_l1", 0.7, 0.4), ("l1", 0.7, 0.0)],
 )
 def test_the_loss_is_over_latents_and_hidden_patches_only(kind, weight, ratio, batch):
-    """VJ-4, X9: targets are normed tokens; where nothing is hidden the patches' error is 0."""
+    """VJ-4, X9."""
     changes = under("vjepa2.stage1", loss=kind, patch_loss=weight, mask=ratio)
     model = make(MaskedPrediction, **changes).eval()
     mask, pixels = draw_masks(5, 16, ratio, seeded(0)), scaled(batch.state)
@@ -172,7 +168,7 @@ def test_the_loss_is_over_latents_and_hidden_patches_only(kind, weight, ratio, b
 
 @pytest.mark.parametrize("read", ["tokens", "cls"])
 def test_a_latent_is_read_centred_and_scaled_from_all_patches_or_the_class_token(read, data):
-    """X9, X10: the directions in which patches differ most; either has a spread of 1."""
+    """X9, X10."""
     model = make(VJepa2, vjepa2__stage1__read=read)
     fit_scale(model, data[0])
     pixels = model.pixels(data[0][torch.arange(len(data[0]))].state)
@@ -189,7 +185,6 @@ def test_a_latent_is_read_centred_and_scaled_from_all_patches_or_the_class_token
 
 
 def test_beside_places_patches_are_cut_from_their_maps(data):
-    """As many patches as of pixels; where the maps are brightest comes first, as it is."""
     model = make(VJepa2, encoder__kind="places")
     fit_scale(model, data[0])
     encoder, state = model.encoder, data[0].batch(torch.arange(40)).state
@@ -218,7 +213,7 @@ def test_world_model_is_causal(world):
 
 
 def test_predicting_the_change_starts_from_copying():
-    """X2: the same size as the seed's, and at first exactly copy-last."""
+    """X2."""
     world, (z, action, _) = make(WorldModel, vjepa2__stage2__output="change"), random_window(3)
     assert torch.equal(world.eval()(z, action), z)
     assert count_parameters(world) == count_parameters(
@@ -269,7 +264,7 @@ def test_stage_2_loss_is_the_weighted_sum(world):
 
 
 def test_given_steps_are_drawn_in_training_alone():
-    """F5: beside tests/test_pixels_stages.py, where every setting of the loss acts."""
+    """F5."""
 
     def loss(train=False, **changes):
         world = make(WorldModel, **under("vjepa2.stage2", dropout=0.0, **changes))
@@ -281,45 +276,25 @@ def test_given_steps_are_drawn_in_training_alone():
     refused(ConfigError, "rollout_steps=7 does not fit", loss, rollout_steps=7)
 
 
-def begin(stage, data, updates, **changes):
-    """A fit of a stage on the tiny data."""
-    changes = under(f"vjepa2.stage{stage}.optim", lr=1e-3, updates=updates, **changes)
-    config = tiny_pixels(**changes).vjepa2
-    if stage == 1:
-        return fit(make(MaskedPrediction), *data, config.stage1.optim, seed=0)
-    model = make(VJepa2)
-    fit_scale(model, data[0])
-    parts = [encode_states(model, part, 6) for part in data]
-    return fit(make(WorldModel), *parts, config.stage2.optim, seed=0)
-
-
 @pytest.mark.parametrize("stage", [1, 2])
-def test_every_tensor_of_a_stage_learns_and_a_resume_repeats_it(stage, data, tmp_path):
-    """F1, F3, F9: not by decay alone; stopped after 4 of 8 updates, also for another budget."""
-    work, first, second = (begin(stage, data, count, weight_decay=0.0) for count in (8, 4, 8))
-    before = {key: value.clone() for key, value in work.module.state_dict().items()}
-    whole = [report.loss for report in work]
-    for key, value in work.module.state_dict().items():
+def test_every_tensor_of_a_stage_learns(stage, data):
+    """F1, F3, F9."""
+    changes = under(f"vjepa2.stage{stage}.optim", lr=1e-3, updates=8, weight_decay=0.0)
+    config, parts = tiny_pixels(**changes).vjepa2, data
+    model, optim = make(MaskedPrediction), config.stage1.optim
+    if stage == 2:
+        fit_scale(frozen := make(VJepa2), data[0])
+        model, optim = make(WorldModel), config.stage2.optim
+        parts = [encode_states(frozen, part, 6) for part in data]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    list(fit(model, *parts, optim, seed=0))
+    for key, value in model.state_dict().items():
         fixed = key.endswith(("background", "centre", "basis"))  # told by the data, not learned
         assert torch.equal(value, before[key]) == fixed, key
-    losses = [report.loss for report in first]
-    first.save(tmp_path / "resume.pt")
-    second.resume(tmp_path / "resume.pt", same_settings=False)
-    assert losses + [report.loss for report in second] == pytest.approx(whole, rel=1e-6)
-
-
-def test_the_wrapped_model_answers_like_the_others(batch):
-    """VJ-14."""
-    model = make(VJepa2)
-    latent = model.encode(batch.state)
-    wanted = model.world(latent[:, None], batch.action[:, None])[:, 0]
-    assert torch.equal(model.imagine(latent, batch.action), wanted)
-    assert model.predicts_latents and model.action is model.world.embedding
 
 
 @pytest.fixture
 def parts(data):
-    """Two of them the same."""
     return data[0], *data
 
 
@@ -333,8 +308,7 @@ def windows(parts):
     [
         (1, "train", 0.0099, "excellent"), (1, "train", 0.01, "good"),
         (1, "validation", 0.06, "acceptable"), (2, "total", 0.5, "poor"),
-        (2, "teacher_forcing", 0.07, "excellent"), (2, "rollout", 0.39, "good"),
-        (1, "ratio", 1.99, "acceptable"), (2, "ratio", float("nan"), "poor"),
+        (2, "ratio", float("nan"), "poor"),
     ],
 )  # fmt: skip
 def test_grades(stage, quantity, value, word):
@@ -344,29 +318,19 @@ def test_grades(stage, quantity, value, word):
     assert two_stages.GRADES[1]["validation"].expected == expected
 
 
-@pytest.mark.parametrize("size", [0.0, 1e-4])
-def test_a_collapsed_encoder_never_passes(size, parts):
-    """It gives every state (nearly) the same latent and names it perfectly."""
-    model = make(MaskedPrediction).eval()
+def test_a_collapsed_encoder_never_passes(parts):
+    """It gives every state the same latent and names it perfectly."""
+    model = make(MaskedPrediction)
     with torch.no_grad():
-        for encoder in (model.online, model.target):
-            encoder.vit.patches.project.weight.mul_(size)
-            encoder.vit.patches.position.mul_(size)
-            encoder.vit.token.mul_(size)
-            encoder.vit.patches.project.bias.fill_(0.1)
-        model.predictor[-1].weight.zero_()
-        state = parts[0][torch.arange(20)].state
-        _, whole = model.predict(state, torch.zeros(20, 16, dtype=torch.bool))
-        model.predictor[-1].bias.copy_(whole[:, 1:].flatten(0, 1).median(dim=0).values)
+        for weights in model.parameters():
+            weights.zero_()
     result = two_stages.evaluate_stage1(model, make(MaskedPrediction), *parts)
-    assert result["train"] < 0.01  # excellent by the seed's grades, and worthless
-    assert two_stages.graded(1, result)[0][2] == "excellent"
+    assert two_stages.graded(1, result)[0][2] == "excellent"  # and worthless
     lines = two_stages.success(1, result, [0.01, 0.01])
     assert result["collapsed"] and lines[0].passed is False and not two_stages.passed(lines)
 
 
 def test_a_world_model_that_predicts_one_point_never_passes():
-    """Good latents, collapsed predictions."""
     data, world = TensorDataset(*random_window(40)), make(WorldModel)
     with torch.no_grad():
         world.out.weight.zero_()
@@ -426,18 +390,6 @@ def test_evaluation_numbers(parts, windows):
     assert curve["copy_last"][3] == pytest.approx(still.item(), rel=1e-4)
 
 
-def test_figures_are_drawn(windows):
-    true, imagined, actions = two_stages.example(make(WorldModel), windows[1], 5)
-    assert true.shape == (6, 16) and imagined.shape == (5, 16)
-    figure = figures.world_model_predictions(true.numpy(), imagined.numpy(), actions.numpy())
-    drawn = figure.axes[2].lines[0].get_ydata()
-    expected = (imagined - true[1:]).norm(dim=1).numpy()
-    assert drawn[0] == 0 and np.allclose(drawn[1:], expected, atol=1e-5)
-    hidden = draw_masks(2, 16, 0.4, seeded(0)).numpy()
-    for one in (figure, figures.masks(np.zeros((16, 16)), hidden, 4)):
-        assert len(style.png(one)) > 3_000
-
-
 OPTIONS = TINY_COMMAND | {"pixels.environment.id": DRIFT_ID, "pixels.data.transitions": 120}
 
 
@@ -456,7 +408,14 @@ def command(tmp_path, monkeypatch, capsys):
     return call
 
 
-def test_stage_2_without_a_checkpoint_is_one_sentence(command, tmp_path):
+@pytest.fixture
+def no_mps(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+def test_a_device_or_checkpoint_that_is_not_there_is_one_sentence(command, tmp_path, no_mps):
+    error = command("train", "--stage", "1", "--device", "mps", status=2)
+    assert "'mps' is not available" in error
     for arguments, message in (
         ((), "stage 2 needs a checkpoint"),
         (("--stage1-checkpoint", "nowhere.safetensors"), "nowhere.safetensors does not exist"),
@@ -469,18 +428,18 @@ def test_stage_2_without_a_checkpoint_is_one_sentence(command, tmp_path):
     assert list(tmp_path.iterdir()) == []  # no run was made
 
 
-def test_commands_train_resume_and_evaluate(command, tmp_path, monkeypatch):
-    out = command("train", "--stage", "1", "--name", "one", "--tracking", "off")
-    for text in ("stage 1 6/6", "varying", "effective rank", "validation / training"):
-        assert text in out
+def test_commands_train_resume_and_evaluate(command, tmp_path, monkeypatch, no_mps):
+    """VJ-12."""
+    tracking = ("--tracking", "off", "--set", "tracker=wandb")
+    out = command("train", "--stage", "1", "--name", "one", *tracking)
     kept = tmp_path / "trained_models"
     assert {path.name for path in kept.iterdir()} == {
         "best_stage1_model.safetensors", "best_stage1_model.json", "resume_best_stage1_model.pt"
     }  # fmt: skip
     assert "has no stage 2" in command("evaluate", "--stage", "2", "--name", "one", status=2)
     out = command("train", "--stage", "2", "--name", "two")  # another run's stage 1
-    assert "after 6 imagined steps" in out and "copy-last" in out
     one, two = (Workspace("t", Run.open(name)) for name in ("one", "two"))
+    assert one.run.config.tracker == "none"
     first, second = (
         (ws.run.stage_folder("vjepa2_stage1_s0") / f"{FILES['stage1']}.safetensors").read_bytes()
         for ws in (one, two)
@@ -498,11 +457,14 @@ def test_commands_train_resume_and_evaluate(command, tmp_path, monkeypatch):
     assert "stage 2 9/9" in out and "stage 2 6/9" not in out
     result = load_result(Workspace("t", Run.open("three")), "vjepa2_s0")
     assert result["loaded"] and result["batches_sha256"] == ""
+    stored = [two_stages.stored_evaluation(two, stage, 0)["ratio"] for stage in (1, 2)]
     out = command("evaluate", "--name", "two")
+    assert all(f"{ratio:9.4f}" in out for ratio in stored)
     assert out.count("not checked") == 1  # an adopted stage 1 has no curve
-    assert (tmp_path / "two/figures/world_model_predictions.png").is_file()
+    error = command("evaluate", "--name", "two", "--device", "mps", status=2)
+    assert "'mps' is not available" in error
 
-    # VJ-12: without --stage both stages and everything downstream, in this order.
+    # Without --stage both stages and everything downstream, in this order.
     called, whole = [], vjepa2command.train
 
     def spy(ws, name):
@@ -530,19 +492,13 @@ def test_stages_store_what_they_promise(pixel_run):
         load_model(final, "vjepa2").encoder,
     )
     assert len({digest(one.vit) for one in encoders}) == 1
-    for stage in (1, 2):
-        measured = two_stages.evaluate(ws, stage, 0)
-        kept = two_stages.stored_evaluation(ws, stage, 0)
-        assert measured["ratio"] == pytest.approx(kept["ratio"], rel=1e-4)
     result = load_result(ws, "vjepa2_s0")
     assert not result["loaded"] and result["batches_sha256"] and not result["loaded_data_sha256"]
     assert result["updates"] == 12 and result["stage_updates"] == [6, 6]
-    assert result["parameters"]["total"] == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("known", ["f" * 64, ""])
 def test_a_foreign_stage_1_claims_nothing(pixel_run, tmp_path, known):
-    """Its data are compared by their hash; a file that does not say them is of unknown data."""
     shutil.copytree(pixel_run.run.stage_folder("vjepa2_stage1_s0"), tmp_path / "first")
     path = tmp_path / "first" / f"{FILES['stage1']}.safetensors"
     meta = read_json(path.with_suffix(".json"))

@@ -23,7 +23,6 @@ def under(section, **values):
 
 
 def dotted(changes):
-    """Such keywords as whole keys."""
     return {f"pixels.{key.replace('__', '.')}": value for key, value in changes.items()}
 
 
@@ -59,7 +58,6 @@ def tiny_pixels(**changes):
 
 
 def fresh(name, data=SHAPES, seed=0, **changes):
-    """The model `name` of models.py with the weights of a seed."""
     config = tiny_pixels(**changes)
     torch.manual_seed(seed)
     return build_pixel_model(name, config, data)
@@ -180,12 +178,12 @@ def numbered(lengths, stack=3, skip=0):
     )
 
 
-def tiny_workspace(root, config=None, name="tiny"):
-    """A run below `root` whose transitions are `tiny_transitions`."""
+def tiny_workspace(root, config=None, name="tiny", data=None):
+    """A run below `root` whose transitions are `tiny_transitions`, or `data`."""
     ws = Workspace("test", Run.create(name, config or tiny_config(), root))
     stage = pixel_stages(ws.config)["pixel_data"]
     with ws.run.stage(stage.name, stage.folder, ws.key(stage)) as folder:
-        tiny_transitions().save(folder)
+        (data or tiny_transitions()).save(folder)
     return ws
 
 
@@ -197,7 +195,6 @@ TINY_GRID = {
 
 
 def descend(model, optimiser, updates, lr):
-    """(loss, terms) of some updates on one batch."""
     batch, found = tiny_batch(), []
     steps = optimiser([p for p in model.parameters() if p.requires_grad], lr=lr)
     for _ in range(updates):
