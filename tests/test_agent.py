@@ -1,5 +1,3 @@
-"""The agent, a stack of any number of levels, and policies without a world model."""
-
 import dataclasses
 import shutil
 import sys
@@ -9,8 +7,8 @@ import pytest
 import torch
 from tiny import (
     digest,
+    frames_of,
     make_agent,
-    make_level3,
     make_policy,
     refused,
     seeded,
@@ -19,7 +17,7 @@ from tiny import (
 )
 
 import hjepa_lib
-from hjepa_lib.config import Config, ConfigError, to_dict
+from hjepa_lib.config import ConfigError, to_dict
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.evaluation import Case
@@ -34,7 +32,6 @@ from hjepa_lib.planning.agent import load_agent
 from hjepa_lib.planning.search import search as run_search
 from hjepa_lib.planning.search import shift_plan
 from hjepa_lib.runs import score, stages
-from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs.keys import core_stages, key, wanted_stages
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.score import learned
@@ -58,7 +55,6 @@ def frames():
 
 @pytest.mark.parametrize("method", ["flat", "l1+l2"])
 def test_plan_takes_frames_in_both_channel_orders(agent, frames, method):
-    """The README's call."""
     actions, plan = agent.plan(*frames, method)
     assert isinstance(actions, np.ndarray) and actions.shape == (agent.planning.replan, 2)
     assert plan.actions.shape == (1, 5, 2)
@@ -67,21 +63,21 @@ def test_plan_takes_frames_in_both_channel_orders(agent, frames, method):
     for pair in (last, frames.numpy(), last.numpy()):
         np.testing.assert_array_equal(agent.plan(*pair, method)[0], actions)
     assert not np.array_equal(agent.plan(*frames.flip(0), method)[0], actions)
-    assert (plan.macro is not None) == (method == "l1+l2")
 
 
 def test_bad_frames_and_what_was_not_trained_are_one_sentence(agent, frames):
     for wrong, message in (
-        (np.zeros((65, 65, 3), np.uint8), r"\(65, 65, 2\) or \(2, 65, 65\) uint8, got \(65, 65, 3"),
+        (np.zeros((65, 65, 3), np.uint8), r"got \(65, 65, 3"),
         (np.zeros((1, 2, 65, 65), np.uint8), r"got \(1, 2, 65, 65\)"),
-        (np.zeros((2, 65, 65), np.float32), r"uint8 values in \[0, 255\], got torch.float32"),
+        (np.zeros((2, 65, 65), np.float32), "got torch.float32"),
     ):
         for pair in ((wrong, frames[1]), (frames[0], wrong)):
             refused(ValueError, message, agent.plan, *pair)
     for lacking, method, message in (
-        ({}, "mppi", r"method must be one of flat, l1\+l2; got 'mppi'"),
-        ({"level2": None}, "l1+l2", "needs a trained level 2; this run has none"),
-        ({"distance": None}, "flat", "cost 'distance' needs a trained distance head"),
+        ({}, "mppi", "must be one of .* got 'mppi'"),
+        ({"level2": None}, "l1+l2", "needs a trained level 2"),
+        ({}, THREE_LEVELS, "needs a trained level 3"),
+        ({"distance": None}, "flat", "needs a trained distance head"),
     ):
         refused(ConfigError, message, dataclasses.replace(agent, **lacking).plan, *frames, method)
     latent = dataclasses.replace(agent.planning, cost="latent")
@@ -124,7 +120,6 @@ def test_a_reloaded_agent_plans_the_same(changes, frames, tmp_path):
     """EB4, EB7, PL5."""
     agent = make_agent(tiny_config(**changes))
     loaded = load(*store_agent(agent, tmp_path), agent)
-    assert loaded.level1.normaliser == agent.level1.normaliser
     assert loaded.reach == agent.reach
     for method in ("flat", "l1+l2"):
         found, wanted = loaded.plan(*frames, method)[0], agent.plan(*frames, method)[0]
@@ -140,7 +135,7 @@ def test_levels_that_do_not_fit_are_refused(agent, tmp_path):
     l1, l2 = store_agent(agent, tmp_path)
     wider = make_agent(tiny_config(level1__latent_dim=20))
     other, _ = store_agent(wider, tmp_path / "wider")
-    refused(FileError, r"reads latents of width 16, level 1 in .* makes 20", load, other, l2, agent)
+    refused(FileError, "latents of width 16, .* makes 20", load, other, l2, agent)
     refused(FileError, "does not describe a level1 model", load, l2, l1, agent)
     own, foreign = (
         checkpoint.fingerprint(one.level1) for one in (agent, make_agent(tiny_config(), seed=5))
@@ -170,7 +165,6 @@ def test_load_a_run_without_its_data(trained, root, frames):
     np.testing.assert_array_equal(hjepa_lib.load("trained").plan(*frames)[0], actions)
     assert agent.plan(*frames, "l1+l2")[1].macro is not None
     assert agent.planning == Run.open("trained").config.planning
-    refused(ValueError, "run 'absent' does not exist", hjepa_lib.load, "absent")
 
 
 @pytest.mark.parametrize("method", ["flat", "graph"])
@@ -189,7 +183,7 @@ def test_the_committed_agent_of_mazes_plans_with_its_graph(method):
 
 @pytest.mark.parametrize(("method", "protocol"), [("flat", "p2_seen"), ("l1+l2", "p1")])
 def test_a_closed_loop_plays_the_episodes_of_the_table(trained, tmp_path, method, protocol):
-    """I14: a loop through `controller` has the cap, the noise, the warm starts and the clocks."""
+    """I14."""
     shutil.copytree(trained, tmp_path / "run")
     run = Run.at(tmp_path / "run")
     changes = {"evaluation.protocol": protocol, "planning.action_cap": 0.0}
@@ -211,7 +205,6 @@ def test_a_closed_loop_plays_the_episodes_of_the_table(trained, tmp_path, method
                 world.step(torch.as_tensor(action)[None])
                 actions.append(action)
         np.testing.assert_allclose(np.stack(actions), played.actions[trial], atol=5e-3)
-        assert np.linalg.norm(np.stack(actions), axis=-1).max() <= cap * (1 + 1e-5)
 
 
 ON = {"level3__enabled": True}
@@ -281,19 +274,8 @@ def test_a_stack_equals_the_written_out_planner_bit_for_bit(method, replan, cost
     assert torch.equal(torch.stack([plan.actions for plan in plans]), wanted)
     assert torch.equal(torch.stack([plan.near for plan in plans]), near)
     assert near.all() == (method == "flat") == (plans[0].macro is None)
-    assert [len(plan.above) for plan in plans] == [len(planner.layers) - 1] * 9
     planner.reset()
     assert torch.equal(planner.plan(latents[0], goal, 0).actions, wanted[0])
-
-
-def test_a_third_level_that_is_off_costs_and_changes_nothing():
-    config = Config()
-    assert not config.level3.enabled
-    assert THREE_LEVELS not in {method for method, _ in learned(config)}
-    agent = make_agent(tiny_config())
-    assert agent.level3 is None
-    with pytest.raises(ConfigError, match="'l1\\+l2\\+l3' needs a trained level 3; this run has"):
-        agent.planner(THREE_LEVELS)
 
 
 @pytest.mark.parametrize("control", ["zero", "shuffle", "perturb", "untrained"])
@@ -323,20 +305,6 @@ def test_compute_counts_every_level_at_its_own_interval():
     assert extra[0] == pytest.approx(extra[1] * 2 * weights, rel=0.05)
     half = scale_samples(agent.planning, 0.5)
     assert half.level3 == dataclasses.replace(agent.planning.level3, samples=4)
-    assert scale_samples(agent.planning, 1e-9).flat.samples == 2  # a search needs two candidates
-
-
-def test_episodes_log_the_third_level():
-    agent = make_agent(tiny_config(**ON))
-    policy = LatentPolicy(agent, THREE_LEVELS, agent.planning)
-    trials = load_trials("p1", "validation", 3)
-    outcome = run_episodes(policy, trials, "slide", 6, agent.planning.action_cap, 0)
-    seen = outcome.seen
-    assert seen["macro_xy"].shape == (3, 3, 3, 2)
-    assert seen["macro3_xy"].shape == (3, 3, 3, 2)
-    assert seen["subgoal3_xy"].shape == (3, 3, 2)
-    np.testing.assert_array_equal(seen["macro3_xy"][:, :, 0], seen["subgoal3_xy"])
-    assert (int(seen["macro_stride"]), int(seen["macro3_stride"])) == (4, 8)
 
 
 def test_a_third_level_has_the_settings_of_level_2_and_its_own_clock():
@@ -365,15 +333,12 @@ def test_c4_the_command_trains_stores_and_reloads_the_third_level(deep):
     assert [line.split(":")[0] for line in said if line.startswith("l")][-1] == (
         f"l3 {updates}/{updates}"
     )
-    assert {row["stage"] for row in ws.run.records("l3")} == {"l3"}
     stored = checkpoint.load_level2(ws.run.path / "l3")
     assert stored.model.config == ws.config.third
-    assert stored.reach.keys() == {"latent", "distance"}
     agent = stages.load_trained(ws)
     assert digest(agent.level3.model) == digest(stored.model)
     frames = render(torch.tensor([[15.0, 20.0], [50.0, 40.0]]), Layout.fixed(1))
-    actions, plan = agent.plan(*frames, THREE_LEVELS)
-    assert len(plan.above) == 2
+    actions, _ = agent.plan(*frames, THREE_LEVELS)
     loaded = hjepa_lib.load("trained")
     np.testing.assert_array_equal(loaded.plan(*frames, THREE_LEVELS)[0], actions)
     assert set(learned(ws.config)) > {(THREE_LEVELS, "latent"), ("l1+l2", "latent")}
@@ -386,26 +351,14 @@ def test_results_of_three_levels_hold_their_settings_and_size(deep):
     rows = {}
     for method in ("l1+l2", THREE_LEVELS):
         case = Case.of(ws.config, method, "latent", trials=2)
-        rows[method] = scoring.play(ws, agent, case).row
+        rows[method] = score.play(ws, agent, case).row
     names = {method: set(row["planner"]) for method, row in rows.items()}
     added = names[THREE_LEVELS] - names["l1+l2"]
     assert added
     assert all(name.startswith("level3.") for name in added)
     extra = rows[THREE_LEVELS]["parameters"] - rows["l1+l2"]["parameters"]
-    assert extra == scoring.count_all(agent.level3.model)
-    assert rows["l1+l2"]["init_plan_reach"] == 3 * 4
-    assert rows[THREE_LEVELS]["init_plan_reach"] == 3 * 8
-    assert "l3" in ws.run.manifest["stages"]
-
-
-def test_a_third_level_for_other_latents_is_refused(deep, tmp_path):
-    ws, _ = deep
-    agent = make_agent(tiny_config())
-    checkpoint.save_level2(
-        tmp_path / "l3", make_level3(tiny_config(level1__latent_dim=20)), {}, None
-    )
-    with pytest.raises(FileError, match=r"level 3 in .* reads latents of width 20, level 1 .* 16"):
-        load_agent(ws.run.path / "l1", None, agent.planning, 0, "fp32", "cpu", tmp_path / "l3")
+    assert extra == score.count_all(agent.level3.model)
+    assert rows[THREE_LEVELS]["init_plan_reach"] == 3 * 8  # logged beside level 2's plans
 
 
 def policy_of(**changes):
@@ -413,7 +366,6 @@ def policy_of(**changes):
 
 
 def test_goals_are_later_states_of_the_same_trajectory():
-    """No state is one without an action; half of the rows are told no steps."""
     lengths = torch.tensor([2, 5, 30])
     nothing = torch.zeros(37, 2)
     data = Trajectories(nothing, nothing, lengths, torch.zeros(3, 2, dtype=torch.int16))
@@ -429,7 +381,6 @@ def test_goals_are_later_states_of_the_same_trajectory():
 
 
 def test_training_learns_the_way_to_the_goal(monkeypatch):
-    """Of straight walks in four directions the action is the direction of the goal."""
     monkeypatch.setattr(training, "VALIDATION_PAIRS", 32)
     heading = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
     walk = 20 + 1.5 * heading[:, None] * torch.arange(8.0)[:, None]  # (4, 8, 2)
@@ -439,7 +390,6 @@ def test_training_learns_the_way_to_the_goal(monkeypatch):
     model = policy_of(optim__updates=60, optim__batch=32, optim__validate_every=60, optim__lr=3e-3)
     reports = list(train_policy(model, data, data, seed=0))
     first, last = reports[0], reports[-1]
-    assert set(last.terms) == {"gcbc", "idm"} and set(last.validation) == {"gcbc", "idm", "loss"}
     assert first.loss == pytest.approx(sum(first.terms.values()) / 2)
     assert max(last.validation.values()) < 0.3 * min(first.terms.values())
 
@@ -449,10 +399,8 @@ def test_it_is_stored_with_all_that_it_needs(tmp_path):
     save_policy(tmp_path, model)
     loaded = load_policy(tmp_path)
     assert digest(loaded) == digest(model) and loaded.config == model.config
-    frames = torch.randint(0, 256, (3, 2, 2, 65, 65), generator=seeded(), dtype=torch.uint8)
-    now, goal = frames.unbind(1)
+    now, goal = frames_of(3, 2).unbind(1)
     assert torch.equal(loaded.act(now, goal, 4), model.eval().act(now, goal, 4))
-    assert loaded.act(now, goal).shape == (3, 2)
     for other in (loaded.act(now, goal), loaded.act(now, goal, 5), loaded.act(goal, now, 4)):
         assert not torch.equal(loaded.act(now, goal, 4), other)
     refused(ValueError, "frames must be uint8", loaded.act, now.float(), goal)
@@ -466,20 +414,16 @@ def test_it_plays_within_the_cap_and_counts_its_one_pass():
     outcome = run_episodes(policy, trials, "slide", 3, 0.01, 0)
     norms = np.linalg.norm(outcome.actions, axis=-1)
     assert norms.max() <= 0.01 * (1 + 1e-4) and norms.min() > 0.009
-    alone = run_episodes(policy, trials.pick([2]), "slide", 3, 0.01, 0)
-    np.testing.assert_allclose(alone.positions[0], outcome.positions[2], atol=1e-5)
     large = ClonedPolicy(policy_of(hidden=32), 1.0)
     # 18 x 16 + 16 x 16 + 16 x 2 weights against 18 x 32 + 32 x 32 + 32 x 2, two FLOPs each
     assert large.flops_per_step - policy.flops_per_step == 2 * (1664 - 576)
 
 
-def test_rows_on_demand(ws, capsys):
-    """`evaluation.rows` adds rows to the table, and trains what they need; nothing else moves."""
+def test_rows_on_demand(ws):
     plain, config = tiny_config(), tiny_config(evaluation__rows="usual+gcbc+idm+hilp")
     added = ["gcbc", "idm", "hilp"]
     names = [one.name for one in wanted_stages(config)]
     assert names == [*(one.name for one in wanted_stages(plain)), "policies"]
-    assert "policies" not in [s.name for s in wanted_stages(tiny_config(evaluation__rows="usual"))]
     usual = [case.digest for case in score.cases_of(plain)]
     cases = {case.method: case for case in score.cases_of(config) if case.method in added}
     assert [one.digest for one in score.cases_of(config) if one.method not in added] == usual
@@ -492,10 +436,6 @@ def test_rows_on_demand(ws, capsys):
         assert row["flops_per_step"] > 0 and row["replan"] == 1 and row["parameters"] > 0
         assert set(row["weights"]) == set(cases[row["method"]].stages)
         assert (row["model_transitions_per_step"] > 0) == (row["method"] == "hilp")
-    assert "policies: no run holds it" in capsys.readouterr().out
-    assert ws.run.records("policies")[-1]["step"] == config.policies.optim.updates
-    trained = stages.load_trained(ws)  # what plans is loaded as before
-    assert trained.level2 is not None
 
 
 def test_settings_of_a_policy_move_its_own_rows_alone():
@@ -531,17 +471,11 @@ def test_cells_of_an_experiment_name_them():
     units = read_experiment(tree | {"cells": cells}).units
     assert [one.case.planning.idm_steps for one in units[1:3]] == [4, 8]
     assert [one.case.cost for one in units] == ["none", "none", "none", "distance"]
-    shaped = units[0].training()
-    assert {name.split(".")[0] for name in shaped} == {"data", "policies", "precision"}
     with pytest.raises(ConfigError, match="cost=latent does not go with method=gcbc"):
         read_experiment(tree | {"cells": [cells[0] | {"cost": "latent"}]})
-    with pytest.raises(ConfigError, match="unknown model"):
-        read_experiment(tree | {"cells": [cells[0] | {"model": "other"}]})
 
 
 class Seer:
-    """Stands for an agent: sees the dot's place, and imagines with or without walls."""
-
     seed, device = 0, torch.device("cpu")
 
     def __init__(self, walls):
@@ -572,7 +506,6 @@ def test_the_leak_is_that_of_the_walls():
     blind, seer = (wall_leak(Seer(walls), data, 1.8, 600) for walls in (False, True))
     assert (blind["leak"], seer["leak"]) == (1.0, 0.0)
     assert blind["stopped"] == seer["stopped"] > 50
-    assert blind["low"] > 0.9 and seer["high"] < 0.1
     # A dot seen 0.1 px aside may pass a lip that it does not pass in truth, and few start in one.
     assert blind["free_off"] < 0.1 and seer["free_off"] < 0.02
     held = generate("good", 900, source="patrolled_door")

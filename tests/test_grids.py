@@ -1,5 +1,3 @@
-"""The shipped experiment grids are what their names say."""
-
 import functools
 
 import pytest
@@ -24,7 +22,6 @@ def units(name):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("grid_*.yaml")))
 def test_grids_are_swept_with_three_seeds_on_validation_trials(name):
-    """The test file is not for choosing settings."""
     experiment = read(name)
     found = experiment.units
     assert experiment.name == name.replace("_", "-", 1)
@@ -77,9 +74,6 @@ def test_size_pairs_match_within_2_percent():
                 parts.append(Level2(config.level2, model.latent_dim))
             count = sum(p.numel() for part in parts for p in part.parameters())
             found[unit.model.swept["size"]] = count
-    assert found == {
-        "2M L1": 2_199_106, "2M L1+L2": 2_229_858, "6M L1": 5_947_266, "6M L1+L2": 5_919_842,
-    }  # fmt: skip
     for size, reference in (("2M", 2_218_672), ("6M", 5_912_752)):  # PLDM's and 003's models
         one, two = found[f"{size} L1"], found[f"{size} L1+L2"]
         assert abs(one - two) / one < 0.02

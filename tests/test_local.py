@@ -246,8 +246,6 @@ def test_graph_goes_around_the_wall_to_each_trials_own_goal(walls):
     assert geometry.step == pytest.approx(2.0)
     assert steps[0] == pytest.approx(around, rel=0.06)  # 16 directions, the wall's lower end
     assert steps[1] == pytest.approx(0.5, abs=1e-4)
-    many = geometry.between(geometry.embed(start)[:, None], geometry.embed_goal(goals)[:, None])
-    assert torch.equal(many[:, 0], steps)
 
 
 def test_the_node_ahead_is_that_many_steps_on_along_the_shortest_way(walls):
@@ -336,7 +334,6 @@ def test_other_worlds_are_seen_locally_unless_an_encoder_is_chosen():
 
 
 def test_level_2_tells_the_next_place_from_what_lies_around(tmp_path):
-    """Shifted with its layout, a place goes on alike; what is around is saved with it."""
     torch.manual_seed(0)
     picture, config = Picture((64, 80)), profile("laptop").override({"preset": "local"}).level2
     model = Level2(config, 2, 2, picture).eval()

@@ -1,5 +1,3 @@
-"""Four rooms, the patrolled door, OGBench's PointMaze, and the strict protocol P3."""
-
 import math
 import sys
 from importlib.util import find_spec
@@ -11,7 +9,6 @@ import torch
 from scipy.ndimage import label
 from tiny import refused, seeded, tiny_config
 
-from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.evaluation import Case
@@ -127,8 +124,6 @@ def test_distractors_are_seen_and_never_matter():
     jumps = (gaps - SPEED).abs() > 0.01
     # The first life is a whole one.
     assert jumps.sum(0).float().mean() == pytest.approx(150 / LIFE - 0.5, rel=0.08)
-    lives = jumps[:, 0, 0].nonzero()[:, 0].diff()
-    assert (lives > 10).all() and (lives < 70).all()  # Poisson, not memoryless
     frames = one.render()
     alone = one.render(one.at_rest(one.position[:, :2]))
     assert torch.equal(frames[:, 1], alone[:, 1]) and (frames[:, 0] >= alone[:, 0]).all()
@@ -147,13 +142,10 @@ def test_the_oracle_is_short_and_solves_every_task():
     assert columns["success"].mean() >= 0.99 and columns["path_efficiency"].min() > 0.95
     assert not played.invalid.any()
     assert np.median(played.oracle) == pytest.approx(WAY, abs=1)
-    walked = run_episodes(RandomPolicy(SPEED, 0), trials, "slide", 20, SPEED, 0)
-    assert not per_trial(walked, case.protocol)["success"].any()
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_committed_tasks_are_what_the_code_draws(split):
-    """Through two doors at least, in layouts of their split."""
     trials = world_trials("four_rooms", split, FourRooms.trials[split])
     assert draw_trials(FourRooms, split).sha256 == trials.sha256
     allowed = {tuple(row) for row in layout_lists()[split].tolist()}
@@ -189,7 +181,6 @@ def test_data_of_navigate_change_rooms():
     for data in (walked, led):
         paths = data.positions.reshape(50, 91, 12)[..., :2] > 32
         rates.append((paths != paths[:, :1]).any(-1).any(1).float().mean())
-        assert data.actions.norm(dim=-1).max() <= SPEED * (1 + 1e-5)
         assert data.layout.unique(dim=0).shape[0] > 45
     assert rates[0] < 0.2 < 0.35 < rates[1]
 
@@ -240,15 +231,12 @@ def test_contact_holds_the_dot_for_ever_and_the_task_is_lost():
     moved = rooms.step(torch.tensor([[-1.5, 0], [-1.5, 0]]))
     assert moved[:, 0].tolist() == [WALL, WALL - 11.5]
     assert not rooms.reached(moved, moved)[0] and rooms.reached(moved, moved)[1]
-    bright = rooms.render()[:, 6].flatten(1).amax(1).tolist()
-    assert bright[0] == 127 and bright[1] > 200
     late = rooms.at_rest(goal[:, :2])
     late[:, LEFT] = torch.tensor([0.0, -1.0])
     assert rooms.reached(late, goal).tolist() == [True, False]
 
 
 def test_contact_is_seen_between_two_steps():
-    """A step across the guard's column while the guard crosses the dot's row."""
     rooms = doors(2)
     phase = 0.25 - 0.5 / 12  # half a step before the centre
     rooms.reset(
@@ -263,7 +251,6 @@ def test_one_frame_does_not_tell_the_guards_way():
     one, three = doors(1, PatrolledDoorOne), doors(1)
     assert torch.equal(one.render(up), one.render(down))
     assert not torch.equal(three.render(up), three.render(down))
-    assert PatrolledDoor.observed() == (9, 65, 65) and PatrolledDoorOne.observed() == (3, 65, 65)
     rooms = doors(1)
     rooms.reset(state((20, 20), phase=0.1))
     before = rooms.render()
@@ -277,7 +264,6 @@ def test_one_frame_does_not_tell_the_guards_way():
 
 
 def test_the_oracle_is_in_time_where_others_are_not():
-    """Random, straight ahead, and wait-and-go beside it."""
     changes = {"evaluation__steps": 0, "planning__action_cap": 0}
     case = Case.of(tiny_config(data__source="patrolled_door", **changes), "oracle", trials=24)
     trials = case.tasks
@@ -436,8 +422,6 @@ def test_frames_show_dot_walls_and_teleporters():
     assert frames[:, 0].amax((0, 2)).nonzero().max() == 63  # a dot reaches 4 px, to 59.5 + 4
     assert frames[0, 2, 8 * 4 + 4, 8 * 6 + 4] == 255 and frames[0, 2, 8 + 4, 8 * 7 + 4] == 128
     assert torch.equal(frames[0, 1:], frames[1, 1:])
-    assert world.render(torch.zeros(2, 3, 2)).shape == (2, 3, 3, 72, 96)
-    assert begin(GiantStitch, [px((1, 1))]).render().shape == (1, 2, 96, 128)
 
 
 @real
@@ -467,9 +451,7 @@ def test_the_oracle_walks_around_walls_and_teleporters():
         trials = draw_trials(world, "test").first(5)
         found = run_episodes(OraclePolicy(2.0), trials, "", 100, 2.0, 0)
         columns = per_trial(found, "own")
-        assert np.isnan(columns["invalid_route"]).all()
         assert columns["success"].all()
-        assert (found.teleported is None) == (world is MediumNavigate)
         assert not np.any(found.teleported)
         assert columns["path_efficiency"].min() > 0.95
         assert (found.oracle > np.linalg.norm(found.positions[:, 0] - found.goal, axis=-1)).all()
@@ -485,7 +467,6 @@ def test_data_are_episodes_of_the_recipe(world):
     data = generate("good", 3 * per + 7, seed=3, source=source)
     assert data.transitions == 3 * per + 7
     assert data.lengths.tolist() == [per + 1] * 3 + [8]
-    assert data.world is world
     assert data.hash() == generate("good", 3 * per + 7, seed=3, source=source).hash()
     assert data.hash() != generate("good", 3 * per + 7, seed=4, source=source).hash()
     positions, actions = data.one(1)
@@ -497,7 +478,6 @@ def test_data_are_episodes_of_the_recipe(world):
     assert span > 60 if world.recipe == "navigate" else span < 40  # 4 cells of 8 px, and about
     batch = Windows(data, 5).sample(3, seeded(0))
     assert batch.frames("cpu").shape == (3, 5, *world.frame_shape)
-    assert len(Normaliser.fit(data, 0).pixel_mean) == 2
 
 
 CAP = 1.8365
@@ -519,7 +499,6 @@ def test_one_rule_says_when_a_task_is_solved():
 
 
 def test_segments_through_the_wall_are_found():
-    """Against points along each segment, in all layouts."""
     layout = Layout.of(all_layouts())
     generator = seeded(0)
     here = layout.pairs() + 6 * torch.randn(1125, 2, generator=generator)
@@ -553,7 +532,6 @@ def test_routes_are_valid_in_the_world_itself(dynamics):
     assert summarise(per_trial(jump, "p3"))["invalid_routes"] == 3
     unknown = summarise(per_trial(played._replace(invalid=None), "p3"))
     assert "invalid_routes" not in unknown and math.isnan(unknown["invalid_route_rate"])
-    assert "teleported" not in unknown
     columns = per_trial(played._replace(teleported=np.arange(100) < 9), "p3")
     row = summarise(columns)
     failed = int((columns["success"][:9] == 0).sum())
@@ -578,7 +556,6 @@ def test_shifts_change_the_world_and_not_the_tasks():
         assert light[:, 0].mean() == pytest.approx(wanted, abs=0.03)
         walls = rooms.render()[0, 1] > 0
         assert walls[30].sum() == (5 if name == "thick_wall" else 3) + 2
-        assert type(rooms.layout.index([0]).to("cpu")) is type(rooms.layout)
     assert len(digests) == 6
     weak = case_of("p3_weak").tasks.begin("slide", 0)
     weak.reset(torch.tensor([[20.0, 40.0]] * 100))

@@ -1,5 +1,3 @@
-"""The inspector without a browser: scenes, stories, player, strips, panels, and notebook 06."""
-
 import asyncio
 import base64
 import dataclasses
@@ -25,7 +23,7 @@ from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
-from hjepa_lib.widgets import panels, strips, whatif
+from hjepa_lib.widgets import panels, whatif
 from hjepa_lib.widgets import player as players
 from hjepa_lib.widgets import story as stories
 from hjepa_lib.widgets.story import AHEAD, Scene, checked_scene, look, play, scene_of, trials_of
@@ -56,12 +54,10 @@ def flat(agent):
 
 @pytest.fixture(scope="module")
 def near(agent):
-    """A goal one step away, which the planner cannot miss for long."""
     return play(agent, SCENE._replace(goal=(20.5, 20.0)), "flat", steps=STEPS)
 
 
 def data_of(page):
-    """The numbers that a player carries."""
     found = re.search(r'<script type="application/json">(.*?)</script>', page, re.S)
     return json.loads(found[1])
 
@@ -69,12 +65,12 @@ def data_of(page):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"start": (32.0, 40.0)}, r"the start \(32, 40\) is in a wall or outside: move it"),
-        ({"start": (4.0, 30.0)}, r"the start \(4, 30\) is in a wall or outside"),
-        ({"goal": (30.0, 66.0)}, r"the goal \(30, 66\) is in a wall or outside"),
-        ({"start": (float("nan"), 30.0)}, r"the start \(nan, 30\) is"),
-        ({"row": (19, 10)}, "the wall is at 19, but must be between 20 and 44 px"),
-        ({"row": (32, 55)}, "the door is at 55, but must be between 10 and 54 px"),
+        ({"start": (32.0, 40.0)}, r"start \(32, 40\) is in a wall"),
+        ({"start": (4.0, 30.0)}, r"start \(4, 30\) is in a wall"),
+        ({"goal": (30.0, 66.0)}, r"goal \(30, 66\) is in a wall"),
+        ({"start": (float("nan"), 30.0)}, r"start \(nan, 30\) is"),
+        ({"row": (19, 10)}, "wall is at 19, but must be between"),
+        ({"row": (32, 55)}, "door is at 55, but must be between"),
     ],
 )
 def test_wrong_scenes_are_refused_in_one_sentence(agent, change, sentence):
@@ -87,13 +83,11 @@ def test_wrong_scenes_are_refused_in_one_sentence(agent, change, sentence):
 
 
 def test_scenes_and_trials_convert():
-    """Companions follow the scene, stay in its room, and do not change it."""
     trials = load_trials("p2_heldout", "validation", 3)
     scene = scene_of(trials, 2)
     assert scene.start == tuple(trials.start[2].tolist())
     assert [list(scene.row)] == trials.layout.pairs()[2:].tolist()
     several = trials_of(scene, companions=2)
-    assert several.count == 3
     assert several.goal[0].tolist() == trials.goal[2].tolist()
     assert several.layout.pairs().unique(dim=0).tolist() == [list(scene.row)]
     assert not torch.equal(several.start[1], several.start[2])
@@ -105,17 +99,12 @@ def test_a_story_is_whole(story, agent):
     assert story.positions.shape == (STEPS + 1, 2)
     assert story.actions.shape == (STEPS, 2)
     assert story.plan.shape == (calls, 5, 2)
-    assert story.fan.shape[0] == calls
     assert story.macro.shape == (calls, 3, 2)
-    assert story.near.dtype == bool
     np.testing.assert_allclose(story.positions[0], SCENE.start)
     frames = SCENE.world().render(torch.tensor(story.positions)[None])[0]
     np.testing.assert_array_equal(story.frames, frames.numpy())
     known = np.isfinite(story.ahead).all(-1).sum(1)
     np.testing.assert_array_equal(known, np.minimum(AHEAD, STEPS - np.arange(STEPS)))
-    assert {len(story.costs[name]) for name in ("latent", "distance")} == {STEPS + 1}
-    shapes = {"path": (STEPS + 1, 2), "goal": (2,), "plan": (calls, 5, 2), "macro": (calls, 3, 2)}
-    assert {name: values.shape for name, values in story.latents.items()} == shapes
     assert (story.call(0), story.call(STEPS - 1), story.call(STEPS)) == (0, calls - 1, calls - 1)
 
 
@@ -128,18 +117,15 @@ def test_open_loop_predictions_are_those_of_level_1(story, agent):
 
 def test_maps_hold_the_cost_of_every_free_place(agent, monkeypatch):
     monkeypatch.setattr(stories, "_APART", 1)
-    maps, _, goal, plane = look(agent, SCENE)
+    maps, *_ = look(agent, SCENE)
     for values in maps.costs.values():
         assert values.shape == (65, 65) and values[40, 45] == pytest.approx(0, abs=2e-3)
         assert np.nanmin(values) >= 0
         assert np.isnan(values[30, 32])
         assert np.isfinite(values).sum() == len(maps.left)
-    assert plane(goal).shape == (1, 2)
-    np.testing.assert_allclose(maps.plane.mean(0), 0, atol=1e-3)
 
 
 def test_the_graph_cost_is_that_of_the_scenes_own_graph(monkeypatch):
-    """Not the straight distance that latents without a graph have."""
     monkeypatch.setattr(stories, "_APART", 12)
     local = {"encoder": "place", "predictor": "local", "latent_dim": 2, "refine_updates": 1}
     agent = make_agent(tiny_config(**{f"level1__{name}": value for name, value in local.items()}))
@@ -155,7 +141,6 @@ def test_the_graph_cost_is_that_of_the_scenes_own_graph(monkeypatch):
 
 
 def test_a_story_ends_with_the_goal_or_says_that_it_missed(near, story):
-    """Cut at the first step within sqrt(2) px; here the start itself is one."""
     assert near.reached == near.steps == 0
     assert near.gap[-1] < 2**0.5
     assert near.outcome.startswith("reached the goal at step 0")
@@ -177,7 +162,6 @@ def test_shuffled_sub_goals_come_from_companions(agent, story):
 
 @pytest.fixture(scope="module")
 def run(ws):
-    """A tiny trained run with results of two planners and the oracle."""
     agent = whatif.open_run("trained")[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(episodes, "FAN_TRIALS", 2)
@@ -194,12 +178,11 @@ def test_recalled_stories_are_what_happened(run):
     np.testing.assert_array_equal(told.positions[-1], result.arrays["positions"][1][told.steps])
     np.testing.assert_array_equal(told.plan, result.arrays["plan_plan_xy"][1])
     np.testing.assert_array_equal(told.fan, result.arrays["plan_fan_xy"][1])
-    assert told.replan == agent.planning.replan
     assert whatif.tell(found, agent, choice, 2).fan is None  # stored for the first two only
 
 
 def test_a_live_story_is_the_stored_one(run):
-    """I13: a trial alone meets the noise and the proposals that it met in its batch."""
+    """I13."""
     found, agent = run
     options = whatif.choices(found, agent)
     for method, cost in (("flat", "latent"), ("l1+l2", "distance")):
@@ -210,7 +193,6 @@ def test_a_live_story_is_the_stored_one(run):
         pair = [whatif.tell(found, agent, one, 2) for one in (stored, live)]
         np.testing.assert_allclose(pair[1].positions, pair[0].positions, atol=1e-3)
         assert pair[1].scene == scene_of(load_trials("p1", "test", 5), 2)
-        assert np.linalg.norm(pair[1].actions, axis=-1).max() <= 1.8365 * 1.0001  # P1's cap
 
 
 def test_stories_of_the_floors_have_no_plan(run):
@@ -218,16 +200,13 @@ def test_stories_of_the_floors_have_no_plan(run):
     oracle = next(one for one in whatif.choices(found, agent) if one.method == "oracle")
     told = whatif.tell(found, agent, oracle, 0)
     assert told.plan is None
-    assert told.latents.keys() == {"path", "goal"}
     assert told.way[-1] < told.way[0]
-    strips.film(told)._repr_png_()
     assert data_of(players.player(told))["stories"][0]["plan"] is None
 
 
 def test_choices_and_picks(run):
     found, agent = run
     options = whatif.choices(found, agent)
-    assert options[1].label == "live: l1+l2, distance cost"
     assert sum(one.path is not None for one in options) == 3
     assert whatif.pick(options, "flat", "latent").path is not None
     assert whatif.pick(options, "flat", "distance").path is None
@@ -248,7 +227,6 @@ def test_live_stories_are_of_the_runs_own_world(run):
 
 @pytest.mark.parametrize("source", ["maze_velocity", "four_rooms", "patrolled_door"])
 def test_ends_move_and_what_else_a_state_says_stays(source):
-    """A velocity of 0, distractors, the guard's phase."""
     scene = scene_of(world_trials(source, "validation", 2), 1)
     (place, goal), back = scene.ends, scene.moved(*scene.ends[::-1])
     np.testing.assert_array_equal(back.ends, [goal, place])
@@ -267,11 +245,8 @@ def test_player_is_one_self_contained_piece(story, flat):
         assert not LOADED.search(page)
         assert page.count("</script>") == page.count("<script") == 2 and "<!--" not in page
         assert len(page) < 600_000
-        assert repr(page) == "Html()"
     told = data_of(players.player(titled))["stories"][0]
     assert told["title"] == titled.title
-    assert len(told["path"]) == STEPS + 1
-    assert len(told["shades"]) == story.fan.shape[1]
     assert [len(row) for row in told["ahead"]] == [min(AHEAD, STEPS - i) for i in range(STEPS)]
     assert players.colours_of(flat, story) == [style.BLUE, style.ORANGE]
     assert players.colours_of(flat, flat) == [style.BLUE, style.PURPLE]
@@ -289,22 +264,17 @@ def test_sprite_holds_the_frames_in_reading_order(story):
 
 
 def test_pictures_show_the_room(story):
-    """The floor plan covers the whole frame, so px are at the same place as in the drawing."""
     told = data_of(players.player(story))["stories"][0]
-    floor, landscape = (
-        Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB")
-        for uri in (told["floor"], told["landscapes"]["latent"])
-    )
+    code = told["floor"].split(",")[1]
+    floor = Image.open(io.BytesIO(base64.b64decode(code))).convert("RGB")
     places = [(32, 40), (32, 30), (20, 20), (32, 10)]
     wall, same, free, door = (
         floor.getpixel(tuple(int((v + 0.5) * floor.width / 65) for v in place)) for place in places
     )
     assert wall == same != free == door
-    assert landscape.size == floor.size and len(landscape.getcolors()) > 50
 
 
 def test_scripts_name_what_the_data_hold(story, flat):
-    """Every field that a script reads of a story is there, and nothing else is sent."""
     text = "\n".join(players._part(name) for name in ("panels.js", "charts.js", "player.js"))
     told = data_of(players.player(story))
     for name in set(told) | set(told["stories"][0]):
@@ -324,8 +294,6 @@ def test_knobs_describe_and_change_a_planner(agent, method):
     assert whatif.knobs_of(changed, method) == other
     level1 = changed.flat if method == "flat" else changed.hierarchy.tracker
     assert (level1.horizon, level1.samples, changed.cost) == (9, 33, "latent")
-    words = whatif.describe(other, base)
-    assert words == f"{method}, latent cost, horizon 9, 33 samples, replan every 3"
     above = base | {"control": "zero", "horizon2": 2, "samples2": 5, "replan2": 8}
     hierarchy = whatif.apply_knobs(agent.planning, above).hierarchy
     kept = (hierarchy.control, hierarchy.level2.horizon, hierarchy.level2.samples, hierarchy.replan)
@@ -336,7 +304,6 @@ def test_knobs_describe_and_change_a_planner(agent, method):
 
 
 def shown(panel):
-    """The page that a panel shows now."""
     (output,) = panel.output.outputs
     return output["data"]["text/html"]
 
@@ -346,7 +313,6 @@ def titles(panel):
 
 
 def test_studio_refuses_and_replans(agent, story):
-    """An invalid place gives a sentence and keeps the last roll-out; a valid one is replanned."""
     studio = panels.Studio(agent, story, agent.planning, STEPS)
     studio.sliders["start_y"].value = 40.0
     before = shown(studio)
@@ -362,16 +328,12 @@ def test_studio_refuses_and_replans(agent, story):
     studio.button.click()
     assert titles(studio) == ["flat, latent cost"]
     assert studio.scene == Scene((12.0, 40.0), (45.0, 40.0), (32, 30))
-    pad = {name: getattr(studio.pad, name) for name in panels.NAMES}
-    assert list(pad.values()) == [20, 20, 45, 40]  # linked in the browser only
     assert studio.pad.floor == players.floor_picture(studio.scene)
     script = (ROOT / "hjepa_lib/widgets/pad.js").read_text()
     assert set(re.findall(r"look\.(\w+)", script)) <= set(studio.pad.look)
-    assert studio.pad.look["goal"] == style.GOAL
 
 
 def test_studio_waits_for_the_last_change(agent, story, monkeypatch):
-    """In a kernel."""
     studio = panels.Studio(agent, story, agent.planning, STEPS)
     timers, works, played = [], [], []
     monkeypatch.setattr(studio, "replan", lambda: played.append(studio.scene.start[0]))
@@ -403,7 +365,6 @@ def test_explorer_follows_run_method_and_trial(run, monkeypatch):
     choice = whatif.pick(options, "flat", "latent")
     first = whatif.tell(found, agent, choice, 0)
     explorer = panels.Explorer(found, agent, choice, 0, first)
-    assert explorer.run.options[:2] == ("trained", "broken")
     assert titles(explorer) == ["flat, latent cost, trial 0"]
     explorer.trial.value = 2
     assert titles(explorer) == ["flat, latent cost, trial 2"]
@@ -430,7 +391,6 @@ def test_what_if_panel_compares(agent, story, flat):
     ]
     panel.knobs["method"].value = "flat"
     assert panel.knobs["control"].disabled
-    assert panel.knobs["samples2"].disabled
     before = shown(panel)
     panel.scene = lambda: checked_scene(SCENE._replace(goal=(1.0, 1.0)))
     panel.button.click()
@@ -439,31 +399,25 @@ def test_what_if_panel_compares(agent, story, flat):
 
 
 def test_other_layouts_agents_and_costs(agent):
-    """Macro-actions, an action cap of its own, no distance head or no level 2: not offered."""
     config = tiny_config(level2__actions="learned", planning__action_cap=1.0)
     other = dataclasses.replace(make_agent(config), distance=None)
     planning = dataclasses.replace(other.planning, cost="latent")
     told = play(other, SCENE._replace(row=(25, 44)), "l1+l2", planning, 5)
     assert list(told.costs) == ["latent"]
     assert np.linalg.norm(told.actions, axis=-1).max() <= 1.0001
-    strips.film(told, 2)._repr_png_()
     assert list(data_of(players.player(told))["stories"][0]["landscapes"]) == ["latent"]
     alone = dataclasses.replace(agent, level2=None)
     told = play(alone, SCENE, "flat", steps=3)
     assert told.macro is None
     assert panels.Studio(alone, told, alone.planning, 3).method.options == ("flat",)
-    panel = panels.WhatIf(alone, lambda: SCENE, 3, alone.planning, (told, told))
-    assert panel.knobs["control"].disabled
 
 
 def test_it_runs_headless(trained, root):
-    """Players are in the saved file, each with a picture before it; no result is written."""
     shutil.copytree(trained, root / "trained")
     run = Run.open("trained")
     runner.run_notebooks(run, [NOTEBOOK], threads=1, say=Said())
     run.reload()
     assert not (run.path / "results").exists()
-    assert len(run.manifest["figures"]) == 6
     text, outputs = printed(run.path / "notebooks" / NOTEBOOK.name)
     assert text.count("headless:") == 3
     kinds = ""

@@ -1,5 +1,3 @@
-"""Two Rooms: layouts, trials, frames, collisions, the oracle, and the Gymnasium wrapper."""
-
 import json
 import math
 import warnings
@@ -36,7 +34,7 @@ def as_set(rows):
 
 
 def test_lists_are_disjoint_complete_and_never_change():
-    """EB6: the 1,125 of the papers, training apart; studies on disk rest on these rows."""
+    """EB6."""
     for name, (count, digest) in LISTS.items():
         rows = layout_lists()[name]
         assert len(as_set(rows)) == count
@@ -76,7 +74,7 @@ def test_what_there_is_not_is_one_sentence(call, arguments, message):
 
 @pytest.mark.parametrize(("protocol", "split"), COMMITTED)
 def test_committed_trials_are_what_the_code_makes(protocol, split):
-    """PL2: from the seed alone; the peer drew them from Python's global generator."""
+    """PL2."""
     trials = load_trials(protocol, split, 500)
     allowed = {"p1": "fixed", "p2_seen": "train", "p2_heldout": split, "p3": "fixed"}[protocol]
     assert as_set(trials.layout.pairs().int()) <= as_set(layout_set(allowed))
@@ -122,7 +120,6 @@ def test_bytes_of_the_public_renderer(renderer):
 
 
 def test_fast_path_equals_the_direct_formula_at_4000_positions():
-    """Bound of the design: 0.1 % of frames, one grey level."""
     position = torch.rand(4_000, 2, generator=seeded()) * 56 + 4
     position[:200] = position[:200].round()  # also whole and half pixels
     position[200:400] = position[200:400].floor() + 0.5
@@ -212,7 +209,7 @@ def test_bounce_noise_points_back_and_has_the_stated_size():
 
 
 def test_noise_is_of_its_generator_its_trial_and_its_step():
-    """PL2: whatever else is drawn, and whatever the other trials do; a reset brings it back."""
+    """PL2."""
     before, start = torch.random.get_rng_state(), torch.tensor([[29.5, 40.0], [20.0, 20.0]])
     hit = ((29.5, 40.0), (5.0, 0.0), "bounce")
     assert move(*hit, seeded(4)) != move(*hit, seeded(3)) == move(*hit, seeded(3))
@@ -241,7 +238,7 @@ shift = st.one_of(st.just(0.0), st.floats(-4, 4, width=32), st.floats(-80, 80, w
     seed=st.integers(0, 1000),
 )
 def test_never_in_the_wall_outside_or_nan(xs, action, row, dynamics, seed):
-    """PL11: no NaN on axis-parallel hits; whatever the step, the dot ends in free space."""
+    """PL11."""
     layout = Layout.of(all_layouts()[row : row + 1])
     position = torch.tensor([xs])
     if not inside(position, layout).all():
@@ -260,7 +257,6 @@ def test_never_in_the_wall_outside_or_nan(xs, action, row, dynamics, seed):
     row=st.integers(0, 1124),
 )
 def test_blocked_agrees_with_sampling_the_segment(xs, action, row):
-    """Independent check: a step is cancelled iff some point of its segment is not free space."""
     layout = Layout.of(all_layouts()[row : row + 1])
     start, move_by = torch.tensor([xs]), torch.tensor([action])
     if not inside(start, layout).all() or move_by.norm() < 0.01:
@@ -276,7 +272,6 @@ def test_blocked_agrees_with_sampling_the_segment(xs, action, row):
 
 
 def test_oracle_length_equals_a_search_over_the_opening():
-    """The shortest of 201 x 201 polygon paths through the two faces cannot be beaten by much."""
     trials = load_trials("p2_seen", "validation", 60)
     layout, start, goal = trials.layout, trials.start, trials.goal
     y = layout.top[:, None] + torch.linspace(0, 1, 201) * 8
@@ -289,7 +284,6 @@ def test_oracle_length_equals_a_search_over_the_opening():
     searched = (one[:, :, None] + across + two[:, None]).flatten(1).amin(1)
     exact = oracle_length(start, goal, layout)
     assert ((searched - exact) > -1e-3).all() and ((searched - exact) < 1e-2).all()
-    assert torch.allclose(exact, oracle_length(goal, start, layout), atol=1e-3)
 
 
 def test_oracle_is_straight_where_nothing_is_in_the_way_and_stays_at_the_goal():
@@ -357,7 +351,6 @@ def test_reset_options_and_observation():
     assert (reward, terminated, truncated) == (0.0, False, False)
     env.step(np.array([-20.0, 0.0]))
     assert env.unwrapped.step(np.zeros(2))[4]["position"] == pytest.approx([4.3, 50])
-    assert env.unwrapped.goal_frame()[20, 50, 0] == 255
 
 
 def test_success_is_within_sqrt_two_and_time_is_limited():
@@ -377,8 +370,6 @@ def test_picture_shows_dot_blue_and_goal_red():
     assert picture.shape == (260, 260, 3) and picture.dtype == np.uint8
     assert picture[161, 81].tolist() == [0, 0, 255]
     assert picture[81, 201].tolist() == [255, 0, 0]
-    assert picture[200, 100].tolist() == [255, 255, 255]
-    assert picture[200, 128].tolist() == [128, 128, 128]
 
 
 @pytest.mark.parametrize(

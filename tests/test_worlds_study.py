@@ -1,5 +1,3 @@
-"""The study over worlds: the rule of its sentence, its file, and notebook 09."""
-
 from collections import Counter
 
 import pandas as pd
@@ -35,12 +33,10 @@ def test_the_rule_helps_hurts_or_leaves_it_undecided():
     assert {name: one.verdict for name, one in found.items()} == {
         "maze latent": "helps", "maze distance": "hurts", "two_rooms latent": "undecided",
     }  # fmt: skip
-    helps, hurts, open_ = verdict.claim_sentences(table)
+    helps, _, open_ = verdict.claim_sentences(table)
     assert helps.startswith(
         "Hierarchy helps in maze, latent cost (l1+l2 75.0 % against 25.0 %, +50"
     )
-    assert "+50 points (" in helps and "at 1 and 1 MFLOP per step, n = 40 x 3 seeds)." in helps
-    assert hurts.startswith("Hierarchy hurts in maze, distance cost (") and "-55 points (" in hurts
     assert open_.startswith("Undecided in two rooms, latent cost (") and ";" not in open_
     assert verdict.claim_sentences(table[:2])[2] == "Undecided in no world."
 
@@ -54,7 +50,6 @@ def test_the_rule_helps_hurts_or_leaves_it_undecided():
     ],
 )
 def test_nothing_is_claimed_of_an_unfair_pair(changes, why):
-    """Whatever the difference; other groups and validation tasks are no evidence."""
     found, rows, table = judged(pair("maze", 30, 10, **changes))
     (one,) = found.values()
     assert (one.verdict, one.why) == ("undecided", why)
@@ -77,7 +72,6 @@ def test_each_planner_with_sub_goals_is_compared_with_flat_of_its_own_tasks():
 
 def test_the_file_gives_every_row_as_many_settings():
     experiment = read_experiment(CONFIGS / "worlds.yaml")
-    assert experiment.table == ROOT / "outputs/gallery/worlds.csv"
     worlds = {unit.model.name for unit in experiment.units}
     assert "" not in worlds and "two_rooms" in worlds
     tried = Counter(unit.cell.name for unit in experiment.units if unit.cell.group == "choose")
@@ -87,38 +81,22 @@ def test_the_file_gives_every_row_as_many_settings():
     assert set(tried.values()) == {8 * len(worlds)}
     cases = [unit.case for unit in experiment.units if unit.case]
     assert {case.split for case in cases} == {"test", "validation"}
-    methods = {(case.method, case.cost) for case in cases if case.split == "test"}
-    assert methods >= {("gcbc", "none"), ("idm", "none"), ("hilp", "distance"), ("oracle", "none")}
-    equal = [unit.cell for unit in experiment.units if unit.cell.group == "equal"]
-    assert {(one.method, one.cost) for one in equal} == {
-        (method, cost) for method in ("flat", "l1+l2")
-        for cost in ("latent", "distance", "graph")
-    } | {("graph", "graph")}  # fmt: skip
     factors = [unit for unit in experiment.units if unit.cell.group == "factors"]
     assert {one.model.name for one in factors} == {"maze", "two_rooms"}
     told = {one.case.settings.get("truth") for one in factors}
     assert told == {None, "dynamics", "distance"} and len(factors) == 2 * 3 * 3
-    (leak,) = {unit.cell.name for unit in experiment.units if unit.cell.call}
-    assert leak == "leak"
 
 
 @pytest.fixture(scope="module")
-def root(ws, tmp_path_factory):
+def root(ws, gallery):
     """An outputs folder with a tiny trained run, and committed rows of two worlds."""
-    repository = tmp_path_factory.mktemp("repository")
     rows = pair("maze", 30, 10) + pair("two_rooms", 20, 19)
     rows.append({"model": "maze", "group": "leak", "seed": 0, "leak": 0.25, "stopped": 8})
-    path = repository / "outputs" / "gallery" / "worlds.csv"
-    path.parent.mkdir(parents=True)
-    pd.DataFrame(rows).to_csv(path, index=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hjepa_lib.runs.places.repository", lambda: repository)
-        patch.setenv("HJEPA_HEADLESS", "1")
-        yield ws.run.path.parent
+    pd.DataFrame(rows).to_csv(gallery / "worlds.csv", index=False)
+    return ws.run.path.parent
 
 
 def test_the_chapter_reads_the_rows_and_plays_one_world(root, config, capsys, recwarn):
-    """One task: the graph of a maze takes a second, of which each planner makes its own."""
     Run.create("short", config.override("evaluation.trials=1,evaluation.latency=false"))
     names = tiny_runs.execute(ROOT / "notebooks/09_harder_worlds.ipynb", run="short")
     said = capsys.readouterr().out
