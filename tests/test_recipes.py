@@ -39,7 +39,6 @@ def test_what_a_stage_trains_has_the_recipe_number_that_it_was_stored_with(train
 
 
 def write(folder):
-    """Train the tiny run and store its losses with the recipe numbers of now."""
     ws = Workspace("test", Run.create("recipes", tiny_config(), folder))
     stages.load_trained(ws)
     now = core_stages(ws.config)

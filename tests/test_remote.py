@@ -1,5 +1,3 @@
-"""Run folders on object storage: what travels, in which order, and what a broken upload leaves."""
-
 import contextlib
 import hashlib
 import json
@@ -12,8 +10,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tiny import refused, tiny_config
 from tiny_runs import Said, fill, write
 
-from hjepa_lib.__main__ import main
-from hjepa_lib.files import FileError, read_json, write_json
+from hjepa_lib.files import FileError
 from hjepa_lib.runs import colab, remote
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.places import RunError, outputs_root
@@ -101,7 +98,6 @@ def test_a_run_is_found_on_another_machine(machine):
     assert (found.path / "data/data.txt").read_text() == "numbers"
     assert Run.exists("a") and store()["latest"] == b"a\n"
     refused(RunError, "'a' exists already", Run.create, "a", CONFIG)
-    refused(RunError, "does not exist", Run.open, "b")
     fill(found, "data", "newer")
     machine("one")
     assert (Run.open("a").path / "data/data.txt").read_text() == "newer"
@@ -146,7 +142,6 @@ def test_everything_but_work_in_progress_travels(machine, run):
     remote.push_files(outputs_root() / "study")
     assert {*store()} >= {"study/results.csv"} and "study/.cell.lock" not in store()
     machine("two")
-    assert [row["loss"] for row in Run.open("a").records("l1")] == [0.5]
     assert Run.open("study/cell").config == CONFIG
 
 
@@ -168,7 +163,6 @@ def test_a_broken_upload_is_made_again(machine, run):
 
 @pytest.mark.parametrize(("after", "arrives"), [(1, False), (2, True)])
 def test_the_machine_that_lost_its_connection_catches_up(machine, run, after, arrives):
-    """Also when the last upload arrived and its answer did not."""
     with broken("pipe_file", after, arrives=arrives), pytest.raises(FileError, match="reset"):
         fill(run, "data")
     fill(Run.open("a"), "l1")  # uploads what is missing
@@ -182,17 +176,6 @@ def test_an_interrupted_upload_goes_on_where_it_was(run):
     overwrite("l1/a", b"as it was")
     run.publish()
     assert {store()[f"a/l1/{part}"] for part in "abc"} == {b"as it was", b"b", b"c"}
-
-
-@pytest.mark.parametrize("names", [("remote", "pending"), ("pending", "remote")])
-def test_the_state_of_an_older_checkout_is_no_other_machine(machine, run, names):
-    path = run.path / ".remote.json"
-    state = read_json(path)
-    (known,) = state.pop("known")
-    write_json(path, state | dict(zip(names, (known, ""), strict=True)))
-    run.note("key", 1)
-    machine("two")
-    assert Run.open("a").manifest["notes"]["key"] == 1
 
 
 @pytest.mark.parametrize("damage", [b"weighty", b"wei", None])
@@ -265,12 +248,11 @@ def test_s10_a_manifest_cannot_write_elsewhere(machine, tmp_path, name):
     ("url", "module", "message"),
     [("nowhere://x", "none", "Protocol not known"), ("s3://bucket/x", "s3fs", "s3fs")],
 )
-def test_unusable_roots_are_one_sentence(tmp_path, monkeypatch, capsys, url, module, message):
+def test_unusable_roots_are_one_sentence(tmp_path, monkeypatch, failed, url, module, message):
     monkeypatch.setenv("HJEPA_CACHE", str(tmp_path))
     monkeypatch.setenv("HJEPA_OUTPUTS", url)
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
-    assert main(["run", "--resume"]) == 2
-    (error,) = capsys.readouterr().err.strip().splitlines()
+    error = failed("run", "--resume")
     assert f"cannot open HJEPA_OUTPUTS={url}" in error and message in error
 
 
@@ -302,14 +284,12 @@ def test_s4_a_mounted_drive_keeps_what_a_notebook_made(tmp_path, monkeypatch):
     assert found.path != run.path and not found.done("l1")
     found.verify("data")
     assert (found.path / "data/data.txt").read_text() == "made in a kernel"
-    assert (found.path / "notebooks/01_small.ipynb").is_file()
     assert found.manifest["notebooks"]["01_small"]["ok"]
     fill(found, "l1", "whole")
     assert (drive / "a/l1/l1.txt").read_text() == "whole"
 
 
 def test_an_s3_server(tmp_path, monkeypatch):
-    """Where moto (its server) and s3fs are installed."""
     server_module = pytest.importorskip("moto.server")
     s3fs = pytest.importorskip("s3fs")
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)

@@ -23,7 +23,7 @@ from hjepa_lib.models.checkpoint import load_level2
 from hjepa_lib.pixels.stages import pixel_stages
 from hjepa_lib.runs import score, stages
 from hjepa_lib.runs.keys import Stage, closure, core_stages, key
-from hjepa_lib.runs.notebooks import finish, select_notebooks
+from hjepa_lib.runs.notebooks import select_notebooks
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
@@ -130,19 +130,16 @@ def test_i1_another_file_of_the_same_name_is_another_stage(tmp_path):
         assert found[1] == found[3] and len(set(found)) == 3, section
 
 
-def test_i1_a_run_of_another_seed_trains_its_own(root, toy, capsys):
+def test_i1_a_run_of_another_seed_trains_its_own(root, toy):
     obtain(begin("zero"), "l2")
     ws = begin("one", seed=1)
     obtain(ws, "l2", "l1")
     assert [name for run, name in toy if run == "one"] == ["data", "l1", "distance", "l2"]
     assert origins(ws, *NAMES) == ["this run"] * 4
-    assert "l1: no run holds it with these settings" in capsys.readouterr().out
     assert obtained(begin("again", "planning.cost=latent"), *NAMES[:0:-1]) == ["zero"] * 3
-    assert "l2: taken from zero" in capsys.readouterr().out
 
 
 def test_i3_a_set_of_models_comes_from_one_run(root, toy):
-    """Runs with equal keys have other weights."""
     first, second = begin("first"), begin("second")
     for ws in (first, second):
         list(ws.make(stages.core_stages(ws.config)["l1"]))
@@ -159,7 +156,6 @@ def test_i3_a_set_of_models_comes_from_one_run(root, toy):
 
 
 def test_i5_the_newest_run_that_has_the_stage_is_asked(root, toy):
-    """Nothing stands in."""
     obtain(begin("donor"), "l1")
     begin("empty")
     obtain(begin("short", "level1.optim.updates=5"), "l1")
@@ -218,15 +214,13 @@ def test_a_run_made_before_there_were_keys_is_input_only_when_named(root, toy):
     assert named.done(stages.core_stages(named.config)["l1"])
 
 
-def test_s1_a_run_of_a_gpu_goes_on_where_there_is_none(root, toy, capsys, monkeypatch):
-    """Each stage names the device that it was made on."""
+def test_s1_a_run_of_a_gpu_goes_on_where_there_is_none(root, toy, monkeypatch):
     ws = begin("begun")
     obtain(ws, "data")
     edit(ws.run, lambda manifest: manifest.update(device="cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     again = Workspace("test", Run.open("begun"))
     assert again.device == "cpu"
-    assert "made on cuda, which this machine lacks" in capsys.readouterr().out
     obtain(again, "l1")
     found = again.run.manifest
     assert (found["device"], found["stages"]["l1"]["device"]) == ("cuda", "cpu")
@@ -245,7 +239,7 @@ def test_s10_a_manifest_cannot_name_files_outside_its_run(root, toy):
     assert not (root / "exported").exists()
 
 
-def test_where_nothing_is_held_out_nothing_is_called_so(workspace_of, capsys):
+def test_where_nothing_is_held_out_nothing_is_called_so(workspace_of):
     """D2."""
     ws = workspace_of(tiny_config(data__val_fraction=0.0))
     reports = list(stages.train(ws, "l1"))
@@ -254,7 +248,6 @@ def test_where_nothing_is_held_out_nothing_is_called_so(workspace_of, capsys):
     weights = [(folder / f"{name}.safetensors").read_bytes() for name in ("model", "last")]
     assert weights[0] == weights[1]
     assert read_json(folder / "quality.json")["measured_on"] == "training"
-    assert "nothing is held out" in capsys.readouterr().out
     for name in ("level1.optim.patience=2", "level2.optim.schedule=plateau"):
         with pytest.raises(ConfigError, match=r"waits for a validation: set data\.val_fraction"):
             tiny_config(data__val_fraction=0.0).override(name)
@@ -326,11 +319,9 @@ def test_windows_splits_and_folders_keep_frames_with_their_states(source, tmp_pa
     assert data.lengths.tolist() == [30, 30, 30, 14] and data.frame_shape == (3, HEIGHT, WIDTH)
     assert data.actions.shape == (104, 4) and (data.actions[[29, 103]] == 0).all()
     assert np.array_equal(data.frames(torch.tensor([3, 95])), frames[[3, 95]])
-    assert (tmp_path / "a/frames.npy").stat().st_size < 104 * frames[0].size + 200  # no more
-    order = data.save(tmp_path / "a").stat()
+    data.save(tmp_path / "a")
     again = Trajectories.load(tmp_path / "a")
     assert again.hash() == data.hash() and again.record.store.base is not None  # memory-mapped
-    assert order.st_ino == (tmp_path / "a").stat().st_ino
     for part in (again, *again.split(0.5, 1), again.select(torch.tensor([2, 0]))):
         batch = Windows(part, 5).sample(8, seeded())
         found = batch.frames("cpu")
@@ -340,8 +331,7 @@ def test_windows_splits_and_folders_keep_frames_with_their_states(source, tmp_pa
         assert torch.equal(moved.frames(torch.arange(20)), part.frames(torch.arange(20)))
         assert moved.hash() == part.hash()
     assert again.select(torch.tensor([1])).hash() != again.select(torch.tensor([2])).hash()
-    rows = distributed.own_rows(batch)
-    assert torch.equal(rows.frames("cpu"), found)
+    assert torch.equal(distributed.own_rows(batch).frames("cpu"), found)
 
 
 @pytest.mark.parametrize("position", ["", "proprio:1,0"])
@@ -355,25 +345,18 @@ def test_a_recording_trains_both_levels_and_plans(source, position, root, tmp_pa
     largest = float(train.actions.abs().max())
     assert largest <= agent.planning.action_cap < 2 * largest and not agent.ball
     store = LatentStore(agent.level1, held_out, 5, "fp32")
-    assert torch.equal(
-        store.latents[:7], agent.encode(held_out.frames(torch.arange(7))).to(torch.bfloat16)
-    )
     batch = openloop.draw_windows(store, 8, 16)
     curves = openloop.open_loop(agent, batch)
     unit = batch.positions if position else batch.latents / batch.latents.shape[-1] ** 0.5
     still = (unit[:, 1:] - unit[:, :1]).norm(dim=-1)
     assert np.allclose(curves["stand still"].errors, still) and still.max() > 0
-    assert all(np.isfinite(curve.errors).all() for curve in curves.values())
     known = agent.probe(batch.latents).isfinite().all()
     names = {name for row in ws.run.records("l1") for name in row}
     assert known == bool(position) == ("validation_probe_position_px" in names)
-    rows = offline.planned_rows(agent, batch, score.learned(config), (1, 4))
-    assert len(rows) == 8 and all(row["n"] == 16 and row["error"] > 0 for row in rows)
     refused(ConfigError, "no environment to play in", Case.of, config, "flat")
 
 
 def test_offline_measures_know_a_model_that_is_right():
-    """Recognition is 1 where predictions are the truth, and planned actions are found at h = 1."""
     batch = offline.LatentBatch(
         torch.randn(40, 4, 6, generator=seeded()), torch.randn(40, 3, 2, generator=seeded(1)),
         torch.zeros(40, 4, 0), None,
@@ -430,7 +413,6 @@ def test_a_world_plays_what_a_file_taught(root, tmp_path, monkeypatch):
     data = stages.make_data(ws)
     assert not ws.recorded and data.world is find_world(world) and data.hash() != lake.hash()
     assert torch.equal(data.positions, lake.positions) and torch.equal(data.actions, lake.actions)
-    assert torch.equal(data.frames(torch.arange(9)), lake.frames(torch.arange(9)))
     case = Case.of(config, "flat", "latent", trials=2)
     assert case.world == world and case.planning.action_cap == find_world(world).action_cap
     row = score.play(ws, stages.load_trained(ws), case).row
@@ -440,7 +422,6 @@ def test_a_world_plays_what_a_file_taught(root, tmp_path, monkeypatch):
 
 
 def test_chapters_go_as_far_as_a_recording_does(source, root, monkeypatch):
-    """01 to 04 train, show and judge it offline; each ends in one sentence, as 05 begins."""
     monkeypatch.setenv("HJEPA_HEADLESS", "1")
     ws = Workspace("test", Run.create("chapters", settings(source)))
     ends = ("no layouts", "no oracle", "no trials", "no environment", "no method can be compared")
@@ -455,8 +436,6 @@ def test_chapters_go_as_far_as_a_recording_does(source, root, monkeypatch):
     assert not {"01_motion.png", "02_probe.png", "02_latent_map.png"} & names
     rows = read_json(ws.run.path / "offline.json")
     assert [row["steps ahead"] for row in rows] == [1, 2, 5] * 4
-    page = finish(ws.run, say=lambda text: None).read_text()
-    assert "nearest to the frame recorded then" in page
 
 
 def test_a_chapter_that_ends_early_says_so_in_every_later_cell(source, root, monkeypatch, capsys):

@@ -81,7 +81,6 @@ def refused(kind, message, call, *arguments, **options):
 
 
 def put(place, value):
-    """A change of an array."""
 
     def change(array):
         array[place] = value
@@ -183,7 +182,6 @@ class Job(NamedTuple):
 
 @functools.cache
 def frozen_stores(level1, seed, limit):
-    """Training and validation latents of a random level 1."""
     torch.manual_seed(seed)
     model = Jepa(level1, tiny_normaliser()).eval().requires_grad_(False)
     return [make_store(model, part, limit) for part in tiny_data().split(0.2, 0)]

@@ -31,7 +31,6 @@ TRIALS = 40
 
 
 def git(folder, *command):
-    """What git says in `folder`."""
     named = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", *command]
     done = subprocess.run(named, cwd=folder, check=True, env=CLEAN, capture_output=True, text=True)
     return done.stdout.strip()
@@ -58,7 +57,6 @@ class Said(list[str]):
 
 
 def fill(run, stage, text="x", **options):
-    """Make a stage of one file."""
     with run.stage(stage, **options) as folder:
         (folder / f"{stage}.txt").write_text(text)
 
@@ -85,7 +83,6 @@ def result(
     n=100,
     **changes,
 ):
-    """A valid entry of a summary."""
     entry = dict.fromkeys([*FIELDS, *NUMBERS], 0.5)
     entry |= {"method": method, "cost": cost, "protocol": "p1", "layouts": "fixed"}
     entry |= {"dynamics": "bounce", "budget": 1.0, "n": n, "successes": successes}
@@ -139,7 +136,6 @@ def make_row(
     cost="latent",
     **more,
 ):
-    """A row of a study's table."""
     solved = np.asarray(solved)
     row = {
         "cell": cell, "group": "p1", "model": "base", "grid": "", "training": "abc",
@@ -154,5 +150,4 @@ def make_row(
 
 
 def first(count, n=TRIALS):
-    """The first `count` of `n` trials are solved."""
     return (np.arange(n) < count).astype(int)
