@@ -424,7 +424,7 @@ def test_verdicts_follow_their_rules():
     assert px["verdict"] == success["verdict"] == "second better"
     assert px["difference"] == pytest.approx(-1)
     assert success["difference"] == 0.5
-    near = measured("three", one.errors["level 1"] + RNG.normal(size=40), [1] * 13 + [0] * 7)
+    near = measured("three", one.errors["level 1"] + np.resize([1.0, -1.0], 40), [1] * 13 + [0] * 7)
     for pair, verdict in (
         ((better, one), "first better"), ((one, one), "undecided"), ((one, near), "undecided"),
     ):  # fmt: skip
