@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import OVERRIDES, digest, make_agent, make_job, make_policy, refused, tiny_config
+from tiny import (
+    OVERRIDES,
+    digest,
+    make_agent,
+    make_job,
+    make_level1,
+    make_policy,
+    refused,
+    tiny_config,
+)
 from tiny_settings import SETTINGS, base_of, other_values, turned
 
 from hjepa_lib.config import (
@@ -88,6 +97,7 @@ JOINT, RANDOM = "level2.train=joint,", "level1.static_dim=4,data.layouts=random,
         ("planning.flat.disagreement=1", r"needs level1\.predictors > 1"),
         ("level1.encoder=place", "need each other"),
         ("level1.predictor=local", "need each other"),
+        ("level1.foresight=4", "foresight needs level1.predictor=local"),
         ("preset=local,level1.refine_updates=0", r"needs level1\.refine_updates"),
         ("preset=local,level1.target=ema", "encoder than place"),
         ("planning.cost=graph", r"needs level1\.predictor=local"),
@@ -286,8 +296,8 @@ CONTEXT = [
     (r"level2\.(loss\..*|subgoal|conditioning|feedback)",
      {"level2.train": "joint", "level2.loss.std": 0.5, "level2.loss.cov": 0.5}),
     (r"planning\..*\.disagreement", {"level1.predictors": 3}),
-    (r"planning\.ahead", {"level1.encoder": "place", "level1.predictor": "local",
-                          "level1.latent_dim": 2, "level1.refine_updates": 2}),
+    (r"planning\.ahead|level1\.foresight", {"level1.encoder": "place", "level1.predictor": "local",
+                                             "level1.latent_dim": 2, "level1.refine_updates": 2}),
     (r"planning\..*\.last_k", {f"planning.{part}.last_k": 2 for part in (
         "flat", "hierarchy.level2", "hierarchy.tracker", "level3")}),
     # Random weights imagine short steps, unless their embedding is wide.
@@ -377,6 +387,8 @@ def fingerprint(leaf, config):
         return digest(learned(config))
     if part == "ahead":  # random models imagine no way: what it does is in test_local.py
         return Case.of(config, "graph", "graph").digest
+    if part == "foresight":  # likewise in test_mover.py
+        return digest(str(make_level1(config, config.seed)))
     if section == "planning":
         methods = {"hierarchy": "l1+l2", "level3": "l1+l2+l3", "idm_steps": "idm"}
         return planning_print(methods.get(part, "flat"), config)

@@ -143,6 +143,8 @@ class Level1Config(Section):
     """States per training window."""
     rollout: Int[0:] = 0
     """Imagined steps in the loss; 0 = the whole window."""
+    foresight: Int[0:] = 0
+    """Steps foreseen of one thing that moves by itself (models/mover.py); 0: nothing does."""
     layouts_per_batch: Int[0:] = needs("data.layouts=random|rectangle|many", 0)
     """Layouts in a batch; 0 = any number."""
     loss: Level1LossConfig = Level1LossConfig()
@@ -168,6 +170,8 @@ class Level1Config(Section):
             yield self.refine_updates, f"level1.refine_updates {needed}"
         together = (self.encoder == "place") != (self.predictor == "local")
         yield together, "level1.encoder=place and level1.predictor=local need each other"
+        blind = self.foresight and self.predictor != "local"
+        yield blind, "level1.foresight needs level1.predictor=local"
         if self.predictor == "local":
             yield not self.refine_updates, "level1.predictor=local needs level1.refine_updates"
             yield self.target == "ema", "level1.target=ema needs another level1.encoder than place"

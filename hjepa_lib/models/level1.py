@@ -16,6 +16,7 @@ from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.models.encoders import PREDICTORS, build_encoder
 from hjepa_lib.models.layers import Size, mlp, sides, update_ema
 from hjepa_lib.models.local import Displacement, Picture, Scene, SceneMap
+from hjepa_lib.models.mover import Mover
 from hjepa_lib.worlds.layout import SIZE
 
 CHUNK = 1088  # frames encoded at once outside training: activations stay near 16 MB
@@ -80,6 +81,7 @@ class Jepa(Reader):
             for _ in range(config.predictors)
         )
         self.map = SceneMap(self.frame[0]) if local else None
+        self.mover = Mover(config, self.frame[0], image_size) if config.foresight else None
         # Without a weight it would be counted and stored, and never trained.
         self.idm = None
         if local:
@@ -108,14 +110,20 @@ class Jepa(Reader):
         """What a local predictor sees of frames (M, C, Hpx, Wpx) uint8; None for other models."""
         if self.map is None:
             return None
-        maps = self.map(self.pixels(frames))
-        return Scene(maps, torch.arange(len(maps), device=maps.device))
+        maps, ahead = self.map(self.pixels(frames)), None
+        if self.mover is not None:
+            with torch.no_grad():
+                ahead = self.mover.foresee(self.encode(frames, self.mover.encoder))
+        return Scene(maps, torch.arange(len(maps), device=maps.device), ahead=ahead)
 
     @torch.no_grad()
-    def encode_chunked(self, frames: Callable[[slice], Tensor], total: int) -> Tensor:
+    def encode_chunked(
+        self, frames: Callable[[slice], Tensor], total: int,
+        encoder: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
         """Encode `total` frames, delivered by `frames(slice)`, piece by piece -> (total, D)."""
-        starts = range(0, total, CHUNK)
-        return torch.cat([self.encode(frames(slice(i, min(i + CHUNK, total)))) for i in starts])
+        pieces = [slice(start, min(start + CHUNK, total)) for start in range(0, total, CHUNK)]
+        return torch.cat([self.encode(frames(piece), encoder) for piece in pieces])
 
     def predict(
         self, latent: Tensor, action: Tensor, member: int = 0, context: Tensor | None = None,

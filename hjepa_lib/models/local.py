@@ -33,6 +33,7 @@ class Scene(NamedTuple):
     maps: Tensor  # (K, Hpx, Wpx, F)
     rows: Tensor  # (M,) int64 in [0, K)
     world: Any = None  # of K trials, for planning/truth.py alone
+    ahead: Tensor | None = None  # (K, T + 1, 2) places of what moves by itself, from now on
 
     def pick(self, index: Tensor) -> "Scene":
         """Those of some of the latents, as often as they are named."""

@@ -13,6 +13,7 @@ from hjepa_lib.worlds.base import bound
 CHUNK = 4096  # candidates rolled out at once, at most
 FEWEST = 512  # below this, matrix products get slower
 NUMBERS = 1 << 22  # of one chunk's latents (H * D each): 16 MB, near the CPU's cache
+ENDED = 30.0  # cost of a plan on which the agent surely ends early
 ON_CUDA = 16  # times as many there (256 MB): launches of small chunks cost more than memory
 
 
@@ -65,14 +66,13 @@ class Level:
         size = min(CHUNK * scale, max(FEWEST, NUMBERS * scale // (horizon * start.shape[-1])))
         pieces = []
         for row, part in zip(rows.split(size), plans.flatten(0, 1).split(size), strict=True):
-            here = start[row]
-            members = self.members(
-                here, part, None if context is None else context[row], scene and scene.pick(row)
-            )
+            here, seen = start[row], scene and scene.pick(row)
+            hooks = None if context is None else context[row]
+            members = self.members(here, part, hooks, seen)
             path = self.geometry.embed(_mean(members))  # (M, H, E)
             steps = self.geometry.between(path, goal[row][:, None])  # (M, H)
             cost = reduce_horizon(steps, self.config, self.geometry.in_steps)
-            pieces.append(cost + self.penalty(here, members, path))
+            pieces.append(cost + self.penalty(here, members, path, seen))
         return torch.cat(pieces).reshape(batch, samples)
 
 
@@ -106,11 +106,18 @@ class PrimitiveLevel(Level):
         hooks = {"context": context, "feedback": self.feedback, "scene": scene}
         return self.model.rollout_members(start, plans, **hooks)[:, :, 1:]
 
-    def penalty(self, start: Tensor, members: Tensor, path: Tensor) -> Tensor | float:
-        """(M,) disagreement of an ensemble's `members` (PLDM v2)."""
-        if self.config.disagreement == 0:
-            return 0.0
-        return self.config.disagreement * members.var(0).mean(-1).sum(-1)
+    def penalty(
+        self, start: Tensor, members: Tensor, path: Tensor, scene: Scene | None = None
+    ) -> Tensor | float:
+        """(M,) disagreement of an ensemble's `members` (PLDM v2), and the risk of an early end."""
+        cost = 0.0
+        if self.config.disagreement:
+            cost = self.config.disagreement * members.var(0).mean(-1).sum(-1)
+        if self.model.mover is None:
+            return cost
+        way = torch.cat([start[:, None], _mean(members)], 1)
+        odds = self.model.mover.odds(scene.ahead[scene.rows], way)
+        return cost + ENDED * (1 - torch.sigmoid(-odds).prod(1))
 
 
 class MacroLevel(Level):
@@ -160,7 +167,9 @@ class MacroLevel(Level):
         """(1, M, H, D): level 2 is no ensemble, and nothing acts on it."""
         return self.imagine_states(start, plans, scene).predictions[None]
 
-    def penalty(self, start: Tensor, members: Tensor, path: Tensor) -> Tensor | float:
+    def penalty(
+        self, start: Tensor, members: Tensor, path: Tensor, scene: Scene | None = None
+    ) -> Tensor | float:
         """(M,) what a path asks beyond level 1 (a decoder may jump through a wall), in steps.
 
         Sum over macro-steps d > stride steps long of (d - stride)^2 / stride.

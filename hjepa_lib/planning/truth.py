@@ -25,7 +25,7 @@ def resume(world: World, rows: Tensor) -> World:
 def witness(world: World, seen: Scene | None) -> Scene:
     """What level 1 sees of B trials, and the world as it is now."""
     rows = torch.arange(world.layout.batch)
-    return Scene(seen and seen.maps, rows, resume(world, rows))
+    return Scene(seen and seen.maps, rows, resume(world, rows), seen and seen.ahead)
 
 
 def _asked(scene: Scene | None) -> World:
@@ -37,7 +37,7 @@ def _asked(scene: Scene | None) -> World:
 class TrueDynamics:
     """Level 1's roll-outs as a copy of the world makes them; its frames are encoded."""
 
-    predictors, action_dim = (None,), 2
+    predictors, action_dim, mover = (None,), 2, None
 
     def __init__(self, encode: Callable[[Tensor], Tensor]) -> None:
         self.encode = encode

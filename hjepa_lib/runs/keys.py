@@ -11,7 +11,8 @@ from hjepa_lib.config import WORLDS, Config, flatten, names_world
 from hjepa_lib.files import sha256
 
 _leaves = lru_cache(maxsize=64)(flatten)
-_LATER = ("data.position", "data.world")  # at "" they are not in keys, which are older than them
+_LATER = ("data.position", "data.world", "level1.foresight")
+"""At "" or 0 they are not in keys, which are older than them."""
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ from hjepa_lib.training.level1 import pretrain_level1, refine_predictors, train_
 from hjepa_lib.training.level2 import macro_box, train_joint, train_level2, typical_cost
 from hjepa_lib.training.local import centre_places, train_local, train_places
 from hjepa_lib.training.loop import Report
+from hjepa_lib.training.mover import find_mover, train_foresight
 from hjepa_lib.training.policies import train_policy
 from hjepa_lib.training.probes import train_probe
 
@@ -129,6 +130,10 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
         fit = refine(model, *stores, **_options(ws, "l1/refine"))
         yield from ws.follow(fit, "l1_refine")
         fit.load_best()
+    if model.mover is not None:
+        for part, name in ((find_mover, "mover"), (train_foresight, "foresight")):
+            fit = part(model, stores[0], **_options(ws, f"l1/{name}"))
+            yield from ws.follow(fit, f"l1_{name}")
     save_level1(folder, model)
     if both is not None:
         save_level2(folder, both.level2, {}, None, "joint_level2")

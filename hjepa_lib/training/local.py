@@ -27,7 +27,28 @@ SCENES = 32  # frames whose maps a batch reads, at least
 STOPPED = 0.3  # usual lengths off the free step: something was in the way
 CARRIED = 2.0  # usual lengths beyond the free step: no wall does that, a teleporter does
 SEEN, MIDDLE = 512, 6  # frames that tell the middle of the agent, and px around it
+STILL, SURE = 0.7, 6  # usual lengths that a place is off where it stays; states that show it
 RECENT = 0.05  # weight of an update in the running error of an attempt
+
+
+def typical_step(store: LatentStore) -> float:
+    """Root mean square length of a recorded step, in units of a place."""
+    step = (store.latents[1:, :2] - store.latents[:-1, :2]).float()
+    return float(step[store.trajectory[:-1] == store.trajectory[1:]].square().sum(-1).mean().sqrt())
+
+
+def ended(store: LatentStore, usual: float) -> Tensor:
+    """(M,) bool: states from which the agent stays where its trajectory ends, for `SURE` or more.
+
+    Where something moves by itself, meeting it may end what an agent can do.
+    """
+    z, end = store.latents[:, :2].float(), store.starts[1:] - 1
+    middle = torch.stack([z[(end - ago).clamp(min=0)] for ago in range(SURE - 1)]).median(0).values
+    away = (z - middle[store.trajectory]).norm(dim=-1) > STILL * usual
+    index = torch.arange(len(z))
+    left = torch.where(away, index, -1)
+    left = (store.starts[:-1] - 1).scatter_reduce(0, store.trajectory, left, "amax")
+    return (index > left[store.trajectory]) & (left + SURE <= end)[store.trajectory]
 
 
 def action_error(model: Jepa, latents: Tensor, actions: Tensor) -> Tensor:
@@ -113,7 +134,8 @@ class Moves(NamedTuple):
     free: Tensor  # (2, D - 2 + A) the linear step of those that did
     usual: float  # root mean square length of a step
     stopped: Tensor  # (M,) bool, of each state but those without a successor
-    carried: Tensor  # (M,) bool, likewise: by something else than an action, a teleporter, say
+    # (M,) bool, likewise: by something else than an action, a teleporter, say; or held for good.
+    carried: Tensor
 
     @classmethod
     def of(cls, model: Jepa, store: LatentStore) -> "Moves":
@@ -132,6 +154,8 @@ class Moves(NamedTuple):
             return float(step[some].square().sum(-1).mean().sqrt())
 
         carried = whole & (step.norm(dim=-1) > meant.norm(dim=-1) + CARRIED * rms(whole))
+        if model.mover is not None:
+            carried |= whole & ended(store, rms(whole))[:-1]
         walked = whole & ~carried
         usual = rms(walked)
         stopped = walked & ((step - meant).norm(dim=-1) > STOPPED * usual)

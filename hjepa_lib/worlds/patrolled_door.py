@@ -1,7 +1,8 @@
 """Two Rooms whose door is patrolled: a guard walks up and down across the opening.
 
 Contact ends an episode as failed: the dot stays where it is for ever, and fades. One frame does not
-tell where the guard is going, nor how fast, so an observation has three.
+tell where the guard is going, nor how fast, so an observation has three. A level 1 with
+`level1.foresight` learns from recordings where it goes and that contact is the end.
 """
 
 from typing import ClassVar
