@@ -68,7 +68,9 @@ class Agent:
         hierarchy, level2 = planning.hierarchy, self.level2
         cap = planning.action_cap or self.planning.action_cap or P1_CAP
         geometry = TrueDistance(self.probe, cap) if planning.truth == "distance" else geometry
-        steps = TrueDynamics(self.encode) if planning.truth == "dynamics" else self.level1
+        steps = self.level1
+        if planning.truth == "dynamics":
+            steps = TrueDynamics(self.encode, steps.mover)
         if hierarchy.control == "untrained" and count > 1:
             level2 = _fresh_level2(level2, self.seed)
         below, acting = (hierarchy.tracker, level2) if count > 1 else (planning.flat, None)

@@ -113,7 +113,7 @@ class PrimitiveLevel(Level):
         cost = 0.0
         if self.config.disagreement:
             cost = self.config.disagreement * members.var(0).mean(-1).sum(-1)
-        if self.model.mover is None:
+        if scene is None or scene.ahead is None:
             return cost
         way = torch.cat([start[:, None], _mean(members)], 1)
         odds = self.model.mover.odds(scene.ahead[scene.rows], way)

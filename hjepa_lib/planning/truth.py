@@ -8,6 +8,7 @@ from torch import Tensor
 from hjepa_lib.config import ConfigError
 from hjepa_lib.models.distance import Probe
 from hjepa_lib.models.local import Scene
+from hjepa_lib.models.mover import Mover
 from hjepa_lib.planning.graph import GraphDistance, pixels_of
 from hjepa_lib.worlds.base import World
 
@@ -37,10 +38,10 @@ def _asked(scene: Scene | None) -> World:
 class TrueDynamics:
     """Level 1's roll-outs as a copy of the world makes them; its frames are encoded."""
 
-    predictors, action_dim, mover = (None,), 2, None
+    predictors, action_dim = (None,), 2
 
-    def __init__(self, encode: Callable[[Tensor], Tensor]) -> None:
-        self.encode = encode
+    def __init__(self, encode: Callable[[Tensor], Tensor], mover: Mover | None = None) -> None:
+        self.encode, self.mover = encode, mover
 
     def rollout_members(self, start: Tensor, plans: Tensor, scene: Scene, **hooks) -> Tensor:
         """start (M, D), plans (M, H, A) px -> (1, M, H+1, D)."""
