@@ -36,7 +36,7 @@ def trained():
     """Level 1 that is told the agent's place and has learned the guard's; its store."""
     torch.manual_seed(0)
     data = record(2700, 0)
-    model = Jepa(CONFIG, Normaliser((9.0,) * 9, (40.0,) * 9, (0.0,) * 2, (0.7,) * 2))
+    model = Jepa(CONFIG, Normaliser.fit(data, 0))
     now, before, first = data.positions[:, [0, 1, 6, 7, 8, 9]].split(2, 1)
     moves = torch.cat([now - before, before - first], 1) / model.picture.unit
     told = torch.cat([model.picture.latents(now), moves], 1)
