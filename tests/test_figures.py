@@ -545,7 +545,6 @@ def test_clip_of_a_stored_result_shows_where_level_2_sends_level_1(tmp_path):
 
 
 def test_a_gif_shows_what_is_seen_at_each_step(tmp_path):
-    """A guard walks on while the dot rests."""
     rooms = np.full((5, 65, 65, 3), (0xF4, 0xF5, 0xF7), np.uint8)
     rooms[range(5), 30, range(10, 60, 10)] = (0, 255, 0)
     clip = plans.Clip(np.full((5, 2), 50.0), GOAL, rooms)

@@ -1,5 +1,3 @@
-"""The local level 1: places, patches, roll-outs beside walls, the graph of imagined steps."""
-
 import copy
 import math
 from dataclasses import replace

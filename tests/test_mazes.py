@@ -1,5 +1,3 @@
-"""Grid mazes and the worlds of the examples go through the code that Two Rooms goes through."""
-
 import hashlib
 import runpy
 import sys

@@ -1,5 +1,3 @@
-"""MET-2 and section 0: fair sets only, baselines, intervals, claims derived (F12, F15)."""
-
 import dataclasses
 import json
 

@@ -1,5 +1,3 @@
-"""Seed 004: grid world, buffers, JEPA and generative twin, comparison, sweep, command."""
-
 import dataclasses
 import json
 
@@ -328,7 +326,6 @@ def test_who_knows_the_world_beats_copying_on_every_episode():
 
 
 def scripted(*losses):
-    """A fit of 20 updates whose validation losses are told in advance; the last one stays."""
     told = list(losses)
 
     def validate():
@@ -463,8 +460,6 @@ def test_a_stage_is_known_by_what_shapes_it():
 
 
 class Constant(GridJepa):
-    """An encoder that sends every grid to one point, and a transition that stays there."""
-
     def encode(self, state):
         return torch.ones(len(state), 16) * 3
 

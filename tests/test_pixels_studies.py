@@ -1,5 +1,3 @@
-"""Rows of experiments on pixels: what a cell scores, and what the tables say of them."""
-
 import dataclasses
 from types import SimpleNamespace
 

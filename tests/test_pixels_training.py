@@ -225,7 +225,6 @@ TINY = RewardConfig(hidden=16, layers=2, optim=EpochsConfig(updates=30, batch=16
 
 
 def features(rows=96, seed=0, ahead=True):
-    """Latents, embedded actions, an imagined latent, and a reward that can be read from them."""
     z, a = (torch.randn(rows, width, generator=seeded(10 * seed + width)) for width in (5, 4))
     return Features(z, a, z + 1 if ahead else None, z[:, 0] + a.mean(1))
 
@@ -272,7 +271,6 @@ def test_initial_weights_depend_on_seed_and_width_alone():
 
 @pytest.mark.parametrize("width", [96, 544, 1200])
 def test_a_fresh_head_says_the_same_of_everything(width):
-    """It began 70 deviations off, those of wide inputs less far: so LARP seemed to win."""
     head = RewardHead(profile("laptop").pixels.reward, width).eval()
     inputs = torch.randn(200, width, generator=seeded(7))
     assert not head(inputs).any()
@@ -500,7 +498,6 @@ def test_gradients_are_told_part_by_part(jepa):
 
 
 def comparison_of(**cells):
-    """Two models and every column; `cells` replaces single ones of "jepa"."""
     cell = {"mean": 0.5, "low": 0.4, "high": 0.6, "seeds": 3, "text": "0.5 (0.4 to 0.6)"}
     models = {name: {column: dict(cell) for column in COLUMNS} for name in ("jepa", "random")}
     models["jepa"] |= cells

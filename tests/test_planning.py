@@ -1,8 +1,3 @@
-"""Plan optimisers, cost forms, levels, and the planner with one and two levels.
-
-test_agent.py plays both planners against one written out: warm starts, clocks, noise, "near".
-"""
-
 import dataclasses
 import itertools
 from types import SimpleNamespace

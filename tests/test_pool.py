@@ -94,7 +94,6 @@ def test_an_edited_notebook_is_executed_again(tmp_path):
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Address of a real scheduler of two worker processes."""
     (tmp_path / "preload.py").write_text(PRELOAD)
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address=None,
@@ -121,7 +120,6 @@ def alive(pid):
 
 
 def note(folder, *facts):
-    """Source of a notebook cell that appends one line of facts to a file of its run."""
     return (
         "import os, pathlib\n"
         f"place = pathlib.Path({str(folder)!r}) / (run.replace('/', '_') + '.txt')\n"

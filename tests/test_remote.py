@@ -39,7 +39,6 @@ def run(machine):
 
 
 def store():
-    """The remote side: {path below the outputs root: content}."""
     files = MemoryFileSystem.store.items()
     return {path.split("/runs/")[1]: file.getvalue() for path, file in files}
 

@@ -1,5 +1,3 @@
-"""A stage is known by what made it, recorded frames too: keys and inputs (I1 to I7, C3, C11)."""
-
 import os
 import shutil
 
@@ -42,7 +40,6 @@ def root(root, monkeypatch):
 
 @pytest.fixture
 def toy(monkeypatch):
-    """Makers that write what they would depend on, and log what they made."""
     made = []
 
     def maker(name):
@@ -286,7 +283,6 @@ def walk(path, episodes=12, length=30, seed=0):
 
 
 def by_hand(source, path):
-    """The same as a reader of the form's description would write it with h5py."""
     h5py = pytest.importorskip("h5py")
     with np.load(source) as content, h5py.File(path, "w") as file:
         ends = np.flatnonzero(content["terminals"])
