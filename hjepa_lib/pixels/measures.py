@@ -1,6 +1,6 @@
 """Measures of a frozen model: errors beside trivial guesses, and px."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,8 @@ from hjepa_lib.training.probes import fit_ridge
 MOST = 600  # samples of a report
 CHANGED = 0.02  # difference from which on a pixel has changed
 STEPS = 8  # imagined ones, at most
-WINDOWS, STRENGTH = 1_000, 1e-5  # windows read and scored; weight of the read-out
+WINDOWS = 1_000  # scored, and those that true frames are read on
+READ, STRENGTH = 10_000, 1e-3  # windows that imagination is read on: chance needs many; weight
 Predict = Callable[[Any], Tensor]
 """A batch of transitions -> next frames (B, C, H, W)."""
 Encode = Callable[[Tensor], Tensor]
@@ -75,9 +76,9 @@ def place_errors(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Squared distances (W, K), px^2, from true positions after 1..K actions; episodes (W,).
 
-    `imagined`: what a ridge reads from imagined latents; `encoded`: another from those of the true
-    frames; `permuted`: imagined with the actions of another window; `last`, `mean`: the first
-    position, the mean one of training; `between`: what a ridge makes of the first position;
+    `imagined`: what a ridge of each step reads from imagined latents; `encoded`: one for all steps
+    from those of the true frames; `permuted`: imagined with the actions of another window; `last`,
+    `mean`: the first position, the mean one of training; `between`: ridges of the first position;
     `guess`: the best of these three at each step; `possible`: that of the best model, where the
     rules of the world are ours. Every ridge is fitted on windows of training, on
     inputs of its own kind: a drawn frame is not quite like a true one, and how its encoding differs
@@ -87,9 +88,16 @@ def place_errors(
         return {}, np.empty(0)
     longest = (int(part.episode.bincount().max()) for part in (train, data))
     steps = min(steps, model.config.data.sequence, *longest)
-    seen, asked = (_Windows.draw(part, steps, seed) for part in (train, data))
+    few, seen, asked = (
+        _Windows.draw(part, steps, seed, most)
+        for part, most in ((train, WINDOWS), (train, READ), (data, WINDOWS))
+    )
     other = torch.randperm(len(asked.first), generator=torch.Generator().manual_seed(seed))
-    places = {"encoded": _reader(seen.encoded(model), seen.place)(asked.encoded(model))}
+    # True frames show the place, whatever the step: one ridge for all.
+    z, place = few.encoded(model).flatten(0, 1), few.place.flatten(0, 1)
+    read = _reader(z[:, None], place[:, None])
+    shape = asked.place.shape
+    places = {"encoded": read(asked.encoded(model).flatten(0, 1)[:, None]).view(shape)}
     if (learned := seen.imagined(model, seen.action)) is not None:
         read = _reader(learned, seen.place)
         places["imagined"] = read(asked.imagined(model, asked.action))
@@ -116,11 +124,23 @@ def place_errors(
 
 
 def _reader(latents: Tensor, places: Tensor) -> Callable[[Tensor], Tensor]:
-    """(W, K, D) latents and (W, K, P) places -> a ridge from any such latents to places."""
-    z = latents.flatten(0, 1)
-    centre, spread = z.mean(0), z.std(0).clamp(min=1e-9)
-    ridge = fit_ridge(((z - centre) / spread).float(), places.flatten(0, 1), STRENGTH)
-    return lambda values: ridge(((values - centre) / spread).float())
+    """(W, K, D) latents and (W, K, P) places -> a ridge of each step, from such latents to places.
+
+    What chance does in later steps would be noise to the first one's.
+    """
+    centre, spread = latents.mean((0, 1)), latents.flatten(0, 1).std(0).clamp(min=1e-9)
+
+    def scaled_steps(values: Tensor) -> Iterable[Tensor]:
+        return ((values - centre) / spread).float().unbind(1)
+
+    parts = zip(scaled_steps(latents), places.unbind(1), strict=True)
+    ridges = [fit_ridge(*part, STRENGTH) for part in parts]
+
+    def read(values: Tensor) -> Tensor:
+        steps = zip(ridges, scaled_steps(values), strict=True)
+        return torch.stack([ridge(part) for ridge, part in steps], 1)
+
+    return read
 
 
 class _Windows(NamedTuple):
@@ -129,25 +149,25 @@ class _Windows(NamedTuple):
     first: Tensor  # (W,) their first rows
     state: Tensor  # (W, L, C, H, W) uint8
     action: Tensor  # (W, K, ...)
-    after: Tensor  # (W, K, L, C, H, W) uint8
+    data: Transitions
+    rows: Tensor  # (W, K) of `data`
     place: Tensor  # (W, K, P) px, after each action
 
     @classmethod
-    def draw(cls, data: Transitions, steps: int, seed: int) -> "_Windows":
-        """At most `WINDOWS` of `data`, the same ones for every model."""
+    def draw(cls, data: Transitions, steps: int, seed: int, most: int) -> "_Windows":
+        """At most so many of `data`, the same ones for every model."""
         first = data.windows(steps)
-        first = first[pick(len(first), WINDOWS, seed)]
+        first = first[pick(len(first), most, seed)]
         rows = first[:, None] + torch.arange(steps)  # (W, K)
-        batch = data[rows.flatten()]
-        after = batch.next_state.unflatten(0, rows.shape)
         place = data.position[data.after[rows]]
-        return cls(first, data[first].state, data.action[rows], after, place)
+        return cls(first, data[first].state, data.action[rows], data, rows, place)
 
     def encoded(self, model: Any) -> Tensor:
         """(W, K, D) float64 latents of the true frames after each action, on the CPU."""
-        device = model.background.device
-        z = encode_chunked(model.encode_target, self.after.flatten(0, 1).to(device))
-        return z.unflatten(0, self.after.shape[:2])
+        device, found = model.background.device, []
+        for rows in self.rows.flatten().split(CHUNK):  # all frames at once are gigabytes
+            found.append(model.encode_target(self.data[rows].next_state.to(device)).cpu().double())
+        return torch.cat(found).unflatten(0, self.rows.shape)
 
     def imagined(self, model: Any, action: Tensor) -> Tensor | None:
         """(W, K, D) float64 after these actions (W, K, ...); None without imagination."""
