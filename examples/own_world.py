@@ -1,7 +1,7 @@
 """An own world, from data to comparison: a dot walks around a lake and slides along its shores.
 
 python examples/own_world.py           # the profile "laptop"
-python examples/own_world.py --smoke   # half a minute; planners trained so briefly fail
+python examples/own_world.py --smoke   # a few minutes; planners trained so briefly fail
 """
 
 import sys
