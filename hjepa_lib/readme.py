@@ -170,11 +170,16 @@ def pixels_block(kept: Mapping[str, Any]) -> str:
     return "\n\n".join([*parts, picture]) if said else ""
 
 
+def read_kept(root: Path) -> dict[str, Any]:
+    """What a run of notebooks 10-15 left, and what committed tables of pixels say besides."""
+    kept = read_json(root / KEPT) if (root / KEPT).is_file() else {}
+    return kept | {"sections": [*kept.get("sections", []), *tables.sections(root / GALLERY)]}
+
+
 def refresh(root: Path) -> Path:
     """Make the README's generated parts and the results page anew; returns the page."""
     rows = load_rows(root / GALLERY / "study.csv")
-    kept = read_json(root / KEPT) if (root / KEPT).is_file() else {}
-    kept["sections"] = [*kept.get("sections", []), *tables.sections(root / GALLERY)]
+    kept = read_kept(root)
     text = (root / "README.md").read_text()
     others = load_rows(root / GALLERY / "worlds.csv")
     worlds = worlds_block(others)

@@ -220,7 +220,7 @@ def headline(rows):
 
 def test_the_committed_texts_are_those_of_the_committed_files(rows, headline):
     root = repository()
-    text, kept = (root / "README.md").read_text(), read_json(root / readme.KEPT)
+    text, kept = (root / "README.md").read_text(), readme.read_kept(root)
     worlds, mazes = (load_rows(root / readme.GALLERY / f"{name}.csv") for name in TABLES[1:])
     found = f"{markdown.worlds_block(worlds)}\n\n{markdown.own_mazes_block(mazes)}"
     blocks = headline, found, readme.pixels_block(kept)
