@@ -13,7 +13,7 @@ from hjepa_lib.worlds.base import bound
 CHUNK = 4096  # candidates rolled out at once, at most
 FEWEST = 512  # below this, matrix products get slower
 NUMBERS = 1 << 22  # of one chunk's latents (H * D each): 16 MB, near the CPU's cache
-ENDED = 30.0  # cost of a plan on which the agent surely ends early
+ENDED = 30.0  # cost, in steps, of a plan on which the agent surely ends early
 ON_CUDA = 16  # times as many there (256 MB): launches of small chunks cost more than memory
 
 

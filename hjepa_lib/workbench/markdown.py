@@ -14,6 +14,7 @@ NUMBERS = [
     "init_plan_cross_wall_rate", "planning_error_mean", "planning_error_mean_rmse",
 ]  # fmt: skip
 WORLD_GROUPS = ("floors", "equal", "policies")  # of the study over worlds, shown
+# Of columns by their first word; "" are all others, the planners.
 _ORDER = "world", "tasks", "random", "random-persistent", "rule", "", "hierarchy", "oracle"
 SHIFTED = "two_rooms_p3_"  # models of shifted worlds: on the results page alone
 
