@@ -26,7 +26,7 @@ from hjepa_lib.evaluation.episodes import ClonedPolicy, LatentPolicy, run_episod
 from hjepa_lib.evaluation.openloop import wall_leak
 from hjepa_lib.files import FileError, write_json
 from hjepa_lib.models import checkpoint
-from hjepa_lib.models.checkpoint import load_policy, save_policy
+from hjepa_lib.models.checkpoint import TrainedMacro, load_part, save_part
 from hjepa_lib.planning import THREE_LEVELS, scale_samples
 from hjepa_lib.planning.agent import load_agent
 from hjepa_lib.planning.search import search as run_search
@@ -95,10 +95,10 @@ def test_costs_of_places(agent, frames):
 
 
 def store_agent(agent, folder):
-    checkpoint.save_level1(folder / "l1", agent.level1)
-    checkpoint.save_distance(folder / "l1", agent.distance)
-    checkpoint.save_probe(folder / "l1", agent.probe)
-    checkpoint.save_level2(folder / "l2", agent.level2, agent.reach, agent.box)
+    checkpoint.save_part(folder / "l1", agent.level1)
+    checkpoint.save_part(folder / "l1", agent.distance)
+    checkpoint.save_part(folder / "l1", agent.probe)
+    TrainedMacro(agent.level2, agent.reach, agent.box).save(folder / "l2")
     return folder / "l1", folder / "l2"
 
 
@@ -112,7 +112,6 @@ def load(l1, l2, agent):
         {"level2__actions": "learned"},
         {"level2__train": "joint", "level2__conditioning": True},
         {"level2__latent": "categorical"},
-        {"level2__latent": "fsq", "level2__levels": [3, 4]},
     ],
     ids=str,
 )
@@ -142,11 +141,11 @@ def test_levels_that_do_not_fit_are_refused(agent, tmp_path):
     )
     for trained_on in (own, "", foreign):
         trained = (agent.level2, agent.reach, agent.box)
-        checkpoint.save_level2(l2, *trained, level1=trained_on)
+        TrainedMacro(*trained, trained_on).save(l2)
         if trained_on != foreign:
             assert load(l1, l2, agent).level2 is not None
     refused(FileError, r"level 2 in .*l2 was trained on another level 1", load, l1, l2, agent)
-    checkpoint.save_level2(l2, *trained, level1=own)
+    TrainedMacro(*trained, own).save(l2)
     assert load(l1, None, agent).level2 is None
     (l1 / "distance.json").unlink()
     assert load(l1, l2, agent).distance is None
@@ -333,7 +332,7 @@ def test_c4_the_command_trains_stores_and_reloads_the_third_level(deep):
     assert [line.split(":")[0] for line in said if line.startswith("l")][-1] == (
         f"l3 {updates}/{updates}"
     )
-    stored = checkpoint.load_level2(ws.run.path / "l3")
+    stored = checkpoint.load_macro(ws.run.path / "l3")
     assert stored.model.config == ws.config.third
     agent = stages.load_trained(ws)
     assert digest(agent.level3.model) == digest(stored.model)
@@ -396,8 +395,8 @@ def test_training_learns_the_way_to_the_goal(monkeypatch):
 
 def test_it_is_stored_with_all_that_it_needs(tmp_path):
     model = policy_of(encoder="impala")
-    save_policy(tmp_path, model)
-    loaded = load_policy(tmp_path)
+    save_part(tmp_path, model)
+    loaded = load_part(tmp_path, "policy")
     assert digest(loaded) == digest(model) and loaded.config == model.config
     now, goal = frames_of(3, 2).unbind(1)
     assert torch.equal(loaded.act(now, goal, 4), model.eval().act(now, goal, 4))
@@ -405,7 +404,7 @@ def test_it_is_stored_with_all_that_it_needs(tmp_path):
         assert not torch.equal(loaded.act(now, goal, 4), other)
     refused(ValueError, "frames must be uint8", loaded.act, now.float(), goal)
     (tmp_path / "policy.json").write_text("{}")
-    refused(FileError, "does not describe a policy", load_policy, tmp_path)
+    refused(FileError, "does not describe a policy", load_part, tmp_path, "policy")
 
 
 def test_it_plays_within_the_cap_and_counts_its_one_pass():

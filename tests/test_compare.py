@@ -19,7 +19,7 @@ from hjepa_lib.evaluation import horizons, metrics, openloop, results
 from hjepa_lib.evaluation.horizons import Curve
 from hjepa_lib.evaluation.results import Case
 from hjepa_lib.files import WorkbookError
-from hjepa_lib.models.checkpoint import load_level1
+from hjepa_lib.models.checkpoint import load_part
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.places import RunError
@@ -72,7 +72,7 @@ def side(folder, name, seed=0):
 
 
 def model_of(run):
-    return digest(load_level1(run / "l1"))
+    return digest(load_part(run / "l1", "level1"))
 
 
 def test_both_sides_share_level_1_and_write_the_table(write, folder):

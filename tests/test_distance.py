@@ -64,9 +64,9 @@ def test_the_head_is_the_distance_of_two_embeddings(form, tmp_path):
     head, (start, goal) = head_of(form), torch.randn(2, 5, 16)
     found = head(start, goal)
     assert torch.equal(found, head.between(head.embed(start), head.embed(goal)))
-    checkpoint.save_distance(tmp_path, head)
+    checkpoint.save_part(tmp_path, head)
     torch.manual_seed(5)
-    loaded = checkpoint.load_distance(tmp_path)
+    loaded = checkpoint.load_part(tmp_path, "distance")
     assert loaded.config == head.config
     assert torch.equal(loaded(start, goal), found)
     head(start, start).sum().backward()

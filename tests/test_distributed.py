@@ -10,7 +10,7 @@ from tiny import OVERRIDES, make_job, refused, seeded, tiny_config, tiny_data
 from hjepa_lib.__main__ import main
 from hjepa_lib.config import ConfigError, profile
 from hjepa_lib.data.windows import Windows
-from hjepa_lib.models.checkpoint import load_level1
+from hjepa_lib.models.checkpoint import load_part
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.run import Run
 from hjepa_lib.training import distributed, probes
@@ -117,6 +117,6 @@ def test_torchrun_leaves_the_run_of_one_process(pair, monkeypatch):
     assert files[0] == files[1]
     for single, shared in zip(one.records("l1"), two.records("l1"), strict=True):
         assert shared["loss"] == pytest.approx(single["loss"], rel=1e-3)
-    models = [load_level1(run.path / "l1").state_dict() for run in runs]
+    models = [load_part(run.path / "l1", "level1").state_dict() for run in runs]
     for name, value in models[0].items():
         torch.testing.assert_close(models[1][name], value, rtol=1e-3, atol=1e-5)

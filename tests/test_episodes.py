@@ -278,7 +278,7 @@ def test_open_loop_errors_by_horizon(actions, data):
 
     latent, truth = batch.latents[:, 0], batch.positions
     for step in range(11):
-        latent = agent.level1.predict(latent, batch.actions[:, step])
+        latent = agent.level1.rollout(latent, batch.actions[:, [step]])[:, 1]
         np.testing.assert_allclose(level1.errors[:, step], gaps(latent, step + 1), rtol=1e-4)
     wanted = (truth[:, 3] - truth[:, 0]).norm(dim=-1).numpy()
     np.testing.assert_allclose(stay.errors[:, 2], wanted, rtol=1e-6)

@@ -12,7 +12,7 @@ from tiny import (
 
 from hjepa_lib.config import differences
 from hjepa_lib.files import WorkbookError
-from hjepa_lib.models.checkpoint import load_level1
+from hjepa_lib.models.checkpoint import load_part
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.run import Run
 from hjepa_lib.training import level1 as level1_training
@@ -113,7 +113,7 @@ def test_the_loss_is_the_error_of_three_predicted_steps(changes, monkeypatch):
     for member in range(config.level1.predictors):
         z = store.latents[first].float()
         for ahead in (1, 2, 3):
-            z = model.predict(z, store.actions[first + ahead - 1], member)
+            z = model.rollout(z, store.actions[first + ahead - 1, None], member)[:, 1]
             gap = (z - store.latents[first + ahead].float())[:, config.level1.static_dim :]
             total += gap.square().mean().item() / 3
     assert report.loss == pytest.approx(total / config.level1.predictors, rel=1e-4)
@@ -160,7 +160,7 @@ def test_the_stage_trains_one_after_the_other_and_resumes_to_the_same(
         (ws.run.path / "l1" / "model.safetensors").read_bytes() for ws in (whole, broken, plain)
     ]
     assert weights[0] == weights[1] != weights[2]
-    assert load_level1(whole.run.path / "l1").config == tiny_config(**changes).level1
+    assert load_part(whole.run.path / "l1", "level1").config == tiny_config(**changes).level1
 
 
 def test_the_row_stands_between_its_floors(workspace_of):

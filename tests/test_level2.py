@@ -1,18 +1,15 @@
-import numpy as np
 import pytest
 import torch
-from scipy.stats import norm
 from tiny import loose_config, make_level2, seeded, tiny_config, tiny_normaliser
 from torch.nn import functional as F
 
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.models.level2 import HJepa
 from hjepa_lib.models.objectives import loss_terms, weighted_sum
-from hjepa_lib.models.stochastic import COMMIT, UNIFORM, Categorical, Gaussian, Rounded, kl_loss
+from hjepa_lib.models.stochastic import UNIFORM, Categorical, Gaussian, kl_loss
 from hjepa_lib.worlds.rendering import render
 
-KINDS = ("gaussian", "categorical", "fsq")
-DISCRETE = KINDS[1:]
+KINDS = ("gaussian", "categorical")
 ACTIONS = ("none", "concat", "only", "learned")
 DRAWS = 40_000
 
@@ -37,22 +34,6 @@ def categorical(seed, shape=(5, 4, 3)):
     return Categorical(torch.randn(shape, generator=seeded(seed)).log_softmax(-1).requires_grad_())
 
 
-def rounded(mean, std, top):
-    mean, std, top = (torch.as_tensor(part).float() for part in (mean, std, top))
-    return Rounded(mean, std.expand_as(mean), top.expand_as(mean))
-
-
-def codes(seed):
-    mean = 4 * torch.rand(5, 4, generator=seeded(seed))
-    return rounded(mean.requires_grad_(), 0.0 if seed == 0 else 0.6, 4)
-
-
-def masses(mean, std, top):
-    """(top + 1,) probability of each level: the normal's mass between the midpoints."""
-    edges = np.concatenate([[-np.inf], np.arange(top) + 0.5, [np.inf]])
-    return np.diff(norm.cdf(edges, mean, std))
-
-
 @pytest.mark.parametrize(
     ("make", "reference"),
     [
@@ -68,7 +49,7 @@ def test_kl_equals_the_reference_and_is_zero_for_equal_ones(make, reference):
     torch.testing.assert_close(kl_loss(q, p, 0.0, 0.0), wanted.mean())
 
 
-@pytest.mark.parametrize("make", [gaussian, categorical, codes])
+@pytest.mark.parametrize("make", [gaussian, categorical])
 @pytest.mark.parametrize("balance", [0.0, 0.3, 1.0])
 def test_balance_splits_the_gradient_and_keeps_the_value(make, balance):
     plain_q, plain_p, q, p = make(0), make(1), make(0), make(1)
@@ -96,7 +77,7 @@ def test_free_nats_are_a_floor_without_gradient():
 
 def test_every_class_keeps_its_share_of_the_uniform_mix():
     kind = level2_of("categorical", level2__classes=4).kind
-    found = kind.prior(torch.tensor([[50.0, 0, 0, 0] * 4])).logp.exp()
+    found = kind.read(torch.tensor([[50.0, 0, 0, 0] * 4])).logp.exp()
     assert found.shape == (1, 4, 4)
     wanted = torch.tensor([1 - UNIFORM + UNIFORM / 4, *[UNIFORM / 4] * 3])
     torch.testing.assert_close(found[0, 0], wanted)
@@ -114,64 +95,17 @@ def test_categorical_draws_are_exact_samples_of_normal_noise():
     assert torch.equal(far, torch.tensor([0.0, 0, 0, 1, 1, 0, 0, 0]))
 
 
-@pytest.mark.parametrize(("mean", "std", "top"), [(1.3, 0.7, 4), (0.0, 0.1, 1), (6.9, 2.5, 7)])
-def test_fsq_prior_is_a_rounded_normal(mean, std, top):
-    share = masses(mean, std, top)
-    levels = rounded(torch.arange(top + 1.0), 0.0, top)
-    found = levels.nats(rounded(torch.full((top + 1,), mean), std, top))
-    np.testing.assert_allclose((-found).exp().numpy(), share, atol=1e-6)
-    many = rounded(torch.full((DRAWS,), mean), std, top)
-    z = many.draw(torch.randn(DRAWS, generator=seeded()))
-    drawn = torch.bincount(((z + 1) / 2 * top).round().long(), minlength=top + 1) / DRAWS
-    assert (np.abs(drawn.numpy() - share) <= 4 * np.sqrt(share * (1 - share) / DRAWS) + 1e-6).all()
-
-
-def test_fsq_kl_is_zero_when_the_prior_is_sure_and_finite_when_it_is_wrong():
-    one = rounded([0.0, 2.0, 4.0], 0.0, 4)
-    assert one.nats(rounded([0.0, 2.0, 4.0], 0.05, 4)).abs().max() < 1e-6
-    wrong = rounded(torch.tensor([4.0, 0.0, 0.0]).requires_grad_(), 1e-6, 4)
-    found = one.nats(wrong)
-    assert (found > 1e6).all() and torch.isfinite(found).all()
-    found.sum().backward()
-
-
-def test_fsq_levels_repeat_over_the_dimensions_and_bound_the_code():
-    kind = level2_of("fsq", level2__levels=[3, 2]).kind
-    assert kind.top.tolist() == [2, 1, 2, 1]
-    raw = 10 * torch.randn(500, 4, generator=seeded())
-    z = kind.posterior(raw).draw(torch.randn(500, 4))  # a code has no spread
-    assert torch.equal(z, kind.posterior(raw).draw(None))
-    assert [sorted(set(column.tolist())) for column in z.T] == [[-1, 0, 1], [-1, 1]] * 2
-    prior = kind.prior(10 * torch.randn(500, 8, generator=seeded()))
-    assert (prior.std >= 0.1).all()
-    assert ((prior.mean >= 0) & (prior.mean <= kind.top)).all()
-
-
-def test_rounding_is_straight_through_and_the_prior_pulls_on_the_code():
-    mean, noise = torch.tensor([1.3, 2.2, 0.4]), torch.tensor([0.5, -0.2, 0.1])
-    mean.requires_grad_(), noise.requires_grad_()
-    weight = torch.tensor([1.0, -2.0, 3.0])
-    (rounded(mean, 0.5, 4).draw(noise) * weight).sum().backward()
-    torch.testing.assert_close(mean.grad, weight * 2 / 4)
-    torch.testing.assert_close(noise.grad, weight * 2 / 4 * 0.5)
-    place, prior = torch.tensor([1.1, 2.9]), torch.tensor([2.0, 2.5])
-    place.requires_grad_(), prior.requires_grad_()
-    rounded(place, 0.0, 4).nats(rounded(prior, 0.6, 4)).mean().backward()
-    assert (prior.grad * torch.tensor([1, -1]) > 0).all()  # towards the codes 1 and 3
-    torch.testing.assert_close(place.grad, COMMIT * (place - prior).detach() / 0.6**2 / 2)
-
-
 def test_std_has_a_lower_bound():
     """Architectures 2: std = softplus(raw) + min_std."""
     raw = torch.tensor([[0.5, -1.0, 0.0, 2.0, -80.0, -3.0, 0.0, 4.0]])
-    found = level2_of(level2__min_std=0.25).kind.prior(raw)
+    found = level2_of(level2__min_std=0.25).kind.read(raw)
     assert torch.equal(found.mean, raw[:, :4])
     torch.testing.assert_close(found.std, F.softplus(raw[:, 4:]) + 0.25)
 
 
 @pytest.mark.parametrize("actions", ACTIONS)
 @pytest.mark.parametrize(
-    ("latent", "state"), [("gaussian", 0), ("gaussian", 24), ("categorical", 0), ("fsq", 0)]
+    ("latent", "state"), [("gaussian", 0), ("gaussian", 24), ("categorical", 0)]
 )
 def test_verbs_equal_a_loop_by_hand(latent, state, actions):
     """F5."""
@@ -201,11 +135,11 @@ def test_verbs_equal_a_loop_by_hand(latent, state, actions):
             macro = model.macro_encoder(macro) if actions == "learned" else macro
             parts = {"none": [z], "only": [macro]}.get(actions, [z, macro])
             h = model.cell(torch.cat(parts, -1), h)
-            prior = model.kind.prior(model.prior_head(h))
+            prior = model.kind.read(model.prior_head(h))
             z = prior.draw(None if found is mode.predictions else noise[:, i])
             if looks_ahead:
                 raw = model.posterior_head(torch.cat([macro_latents[:, i + 1], h], -1))
-                posterior = model.kind.posterior(raw)
+                posterior = model.kind.read(raw)
                 z = posterior.draw(torch.randn(3, width, generator=generator))
                 mine, theirs = [*prior, *posterior], [*observed.prior, *observed.posterior]
                 for one, other in zip(mine, theirs, strict=True):
@@ -261,7 +195,8 @@ def test_conditioning_reaches_the_state_also_one_step_at_a_time(data):
     assert (rolled != level1.rollout(start, actions, context=other))[:, 1:].any(-1).all()
     latent = start
     for step in range(4):
-        latent = level1.predict(latent, actions[:, step], context=context[:, step])
+        one = slice(step, step + 1)
+        latent = level1.rollout(latent, actions[:, one], context=context[:, one])[:, 1]
         torch.testing.assert_close(latent, rolled[:, step + 1])
     frames, actions = batch_of(data, 9)
     layer.weight.data.zero_(), layer.bias.data.zero_()
@@ -281,7 +216,7 @@ def test_feedback_corrects_the_state_at_every_macro_boundary():
         latent = states[-1]
         if step in (4, 8):
             latent = latent + level2.correct(torch.cat(states[-4:], -1))
-        states.append(level1.predict(latent, actions[:, step]))
+        states.append(level1.rollout(latent, actions[:, [step]])[:, 1])
     torch.testing.assert_close(rolled, torch.stack(states, 1))
     plain = level1.rollout(start, actions)
     assert torch.equal(rolled[:, :5], plain[:, :5])

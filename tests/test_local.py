@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hjepa_lib.config import PlannerConfig, profile
-from hjepa_lib.models.checkpoint import load_level1, load_level2, save_level1, save_level2
+from hjepa_lib.models.checkpoint import TrainedMacro, load_macro, load_part, save_part
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import Level2
 from hjepa_lib.models.local import (
@@ -100,8 +100,8 @@ def test_predictor_learns_beside_walls_and_is_saved_with_its_map(places, store, 
     fit = train_local(model, store, None, seed=0)
     losses = [report.terms["sim"] for report in fit]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
-    save_level1(tmp_path, model)
-    loaded, batch = load_level1(tmp_path), store.sample(store.windows(4), 5, 4, seeded())
+    save_part(tmp_path, model)
+    loaded, batch = load_part(tmp_path, "level1"), store.sample(store.windows(4), 5, 4, seeded())
     ahead = [
         one.rollout_members(batch.latents[:, 0], batch.actions, scene=one.scene(frames))
         for one in (model.eval(), loaded)
@@ -145,7 +145,7 @@ def test_steps_with_momentum_keep_the_moves_in_order():
     model = Jepa(replace(CONFIG, latent_dim=4), replace(one, **twice))
     frames = torch.randint(256, (6, 4, 65, 65), dtype=torch.uint8)
     latents, scene = model.encode(frames), model.scene(frames)
-    later = model.predict(latents, torch.randn(6, 2), scene=scene)
+    later = model.rollout(latents, torch.randn(6, 1, 2), scene=scene)[:, 1]
     assert torch.allclose(later[:, 2:], later[:, :2] - latents[:, :2], atol=1e-6)
 
 
@@ -350,8 +350,8 @@ def test_level_2_tells_the_next_place_from_what_lies_around(tmp_path):
     moved, elsewhere = (picture.pixels(one) - pixels for one in found)
     torch.testing.assert_close(moved[0], moved[1], atol=1e-3, rtol=0)
     assert not torch.allclose(elsewhere[0], elsewhere[1], atol=1e-2)
-    save_level2(tmp_path, model, {}, None)
-    loaded = load_level2(tmp_path).model
+    TrainedMacro(model, {}, None).save(tmp_path)
+    loaded = load_macro(tmp_path).model
     assert torch.equal(ahead(loaded, scene).predictions[:, 0], found[0])
 
 

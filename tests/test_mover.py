@@ -9,7 +9,7 @@ import torch
 from hjepa_lib.config import PlannerConfig, profile
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.recipes import generate
-from hjepa_lib.models.checkpoint import load_level1, save_level1
+from hjepa_lib.models.checkpoint import load_part, save_part
 from hjepa_lib.models.distance import LatentGeometry
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.planning.levels import ENDED, PrimitiveLevel
@@ -40,9 +40,9 @@ def trained():
     now, before, first = data.positions[:, [0, 1, 6, 7, 8, 9]].split(2, 1)
     moves = torch.cat([now - before, before - first], 1) / model.picture.unit
     told = torch.cat([model.picture.latents(now), moves], 1)
-    encode, model.encode_chunked = model.encode_chunked, lambda *_: told
-    store = LatentStore(model, data, 100, "fp32")
-    model.encode_chunked = encode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LatentStore, "encode", lambda _: told)
+        store = LatentStore(model, data, 100, "fp32")
     for part in (find_mover, train_foresight):
         for _ in part(model, store, seed=0):
             pass
@@ -116,9 +116,9 @@ def test_a_plan_costs_more_the_surer_it_ends_early(trained, monkeypatch, odds, r
 
 def test_it_is_saved_with_level_1_and_others_have_none(trained, tmp_path):
     model, store = trained
-    save_level1(tmp_path, model)
+    save_part(tmp_path, model)
     frames, path = store.frames(torch.arange(3)), torch.zeros(1, 3, 4, 6)
-    assert torch.equal(load_level1(tmp_path).scene(frames).ahead, model.scene(frames).ahead)
+    assert torch.equal(load_part(tmp_path, "level1").scene(frames).ahead, model.scene(frames).ahead)
     still = Jepa(replace(CONFIG, foresight=0), model.normaliser)
     assert still.mover is None and still.scene(frames).ahead is None
     level = PrimitiveLevel(still, PlannerConfig(), LatentGeometry(), 1.8)

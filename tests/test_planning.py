@@ -228,7 +228,7 @@ def hierarchical(agent, **changes):
             (
                 "level2__latent",
                 "planning__hierarchy__level2__method",
-                ("categorical", "fsq"),
+                ("categorical",),
                 METHODS,
             ),
         )

@@ -17,7 +17,7 @@ from hjepa_lib.data.windows import Windows
 from hjepa_lib.evaluation import Case, offline, openloop
 from hjepa_lib.files import WorkbookError, read_json, write_json
 from hjepa_lib.grids.stages import grid_stages
-from hjepa_lib.models.checkpoint import load_level2
+from hjepa_lib.models.checkpoint import load_part
 from hjepa_lib.pixels.stages import pixel_stages
 from hjepa_lib.runs import score, stages
 from hjepa_lib.runs.keys import Stage, closure, core_stages, key
@@ -257,7 +257,7 @@ def test_c3_chapters_after_a_joint_training_start_alone(workspace_of):
     ws = Workspace("03", Run.create("alone", config))
     agent = stages.load_trained(ws)
     assert origins(ws, "l1", "l2") == ["donor", "this run"]
-    jointly = load_level2(ws.run.path / "l1", "joint_level2").model
+    jointly = load_part(ws.run.path / "l1", "level2", "joint_level2")
     assert digest(agent.level2) == digest(jointly)
 
 

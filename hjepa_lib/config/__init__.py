@@ -42,7 +42,10 @@ from hjepa_lib.config.two_rooms import names_world as names_world
 
 Overrides = str | Sequence[str] | dict[str, Any]
 
+GONE: dict[str, Any] = {"level1.idm_frozen": False, "level2.levels": [8]}
+"""Settings of before that keys of stages still count, at the value that is left of them."""
 RENAMED = {
+    **dict.fromkeys(GONE, ""),
     "drive": "",
     "planning.hierarchy.level2.disagreement": "",
     "planning.level3.disagreement": "",

@@ -137,8 +137,6 @@ class Level1Config(Section):
     """Share that the copy keeps per update."""
     idm_hidden: Int[4:] = needs("level1.loss.idm>0", 256)
     """Width of the inverse-dynamics head."""
-    idm_frozen: bool = needs("level1.loss.idm>0", False)
-    """Keep that head random, as PLDM did by accident (PL1)."""
     window: Int[3:] = 17
     """States per training window."""
     rollout: Int[0:] = 0
@@ -251,20 +249,18 @@ class Level2Config(MacroConfig):
     """Level 1 alone, bit-equal to a run without any level-2 code."""
     train: Literal["frozen", "joint"] = "frozen"
     """`frozen`: on a trained level 1; `joint`: both levels together."""
-    latent: Literal["gaussian", "categorical", "fsq"] = "gaussian"
-    """z: normal dimensions, groups of classes, or quantised dimensions."""
+    latent: Literal["gaussian", "categorical"] = "gaussian"
+    """z: normal dimensions, or groups of classes."""
     z_dim: Int[1:] = 8
     """Dimensions of z; groups of a categorical one."""
     classes: Int[2:] = needs("latent=categorical", 8)
     """Classes per group."""
-    levels: tuple[Int[2:256], ...] = needs("latent=fsq", (8,))
-    """Levels per dimension, repeated."""
     state_dim: Int[0:] = 0
     """Width of the recurrent state; 0 = level 1's latent (no projector)."""
     hidden: Int[4:] = 256
     """Width of posterior and decoder."""
-    min_std: Float[1e-6:] = needs("latent=gaussian|fsq", 0.1)
-    """Smallest standard deviation of z; of an fsq prior, in levels."""
+    min_std: Float[1e-6:] = needs("latent=gaussian", 0.1)
+    """Smallest standard deviation of z."""
     actions: Literal["none", "concat", "only", "learned"] = "none"
     """What the GRU is fed: z, z and concatenated actions, these only, or learned ones (HWM)."""
     macro_dim: Int[1:] = needs("actions=learned", 8)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hjepa_lib import files
 from hjepa_lib.config import (
+    GONE,
     DistanceConfig,
     Level1Config,
     Level2Config,
@@ -32,6 +33,15 @@ from hjepa_lib.models.policies import GoalPolicy
 from hjepa_lib.worlds.layout import SIZE
 
 Module = TypeVar("Module", bound=nn.Module)
+Part = Jepa | GoalPolicy | Probe | Distance | Level2
+_KINDS = {
+    "level1": (Jepa, Level1Config, "model"),
+    "policy": (GoalPolicy, PolicyConfig, "policy"),
+    "probe": (Probe, None, "probe"),
+    "distance": (Distance, DistanceConfig, "distance"),
+    "level2": (Level2, Level2Config, "model"),
+}
+"""Kind of an agent's part: its module, its settings and its usual file."""
 
 
 def save_module(path: Path, module: nn.Module, kind: str, **meta: Any) -> None:
@@ -69,12 +79,11 @@ def read_meta(path: Path, kind: str) -> dict[str, Any]:
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, a shared one once, without the `unsaved` ones."""
+    """Parameters and persistent buffers by name, a shared one once."""
     named: dict[int, tuple[str, Tensor]] = {}
     for name, value in module.state_dict(keep_vars=True).items():
         named.setdefault(id(value), (name, value))
-    unsaved = getattr(module, "unsaved", ())
-    return {name: value for name, value in named.values() if not name.startswith(unsaved)}
+    return dict(named.values())
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -106,70 +115,49 @@ def load_weights(path: Path, module: nn.Module) -> None:
             value.copy_(weights[key])
 
 
-def save_level1(folder: Path, model: Jepa, name: str = "model") -> None:
-    """Level 1 with its normaliser."""
-    save_module(folder / name, model, "level1", **_reader(model))
+def save_part(folder: Path, part: Part, name: str = "", **beside: Any) -> None:
+    """Write a part of an agent with what rebuilds it, and facts that stand `beside` it."""
+    kind, file = next((k, file) for k, (made, _, file) in _KINDS.items() if made is type(part))
+    if kind == "probe":
+        about = {"shape": part.shape}
+    elif kind in ("level1", "policy"):
+        about = {"normaliser": to_dict(part.normaliser), "image": part.frame[1:]}
+    else:
+        about = {"latent_dim": part.latent_dim}
+    if kind == "level2":
+        image = part.around and part.around.picture.size
+        about |= {"action_dim": part.action_dim, "image": image}
+    if kind != "probe":
+        about["config"] = to_dict(part.config)
+    save_module(folder / (name or file), part, kind, **about, **beside)
 
 
-def load_level1(folder: Path, name: str = "model") -> Jepa:
-    """The level-1 model, its normaliser inside."""
-    return load_module(folder / name, "level1", lambda meta: Jepa(*_read(meta, Level1Config)))
+def load_part(folder: Path, kind: str, name: str = "") -> Any:
+    """What `save_part` wrote: `level1`, `policy`, `probe`, `distance` or `level2` (or 3)."""
+    make, section, file = _KINDS[kind]
 
-
-def save_policy(folder: Path, model: GoalPolicy) -> None:
-    """The policy without a world model, with its normaliser."""
-    save_module(folder / "policy", model, "policy", **_reader(model))
-
-
-def load_policy(folder: Path) -> GoalPolicy:
-    """The policy without a world model."""
-    return load_module(
-        folder / "policy", "policy", lambda meta: GoalPolicy(*_read(meta, PolicyConfig))
-    )
-
-
-def _reader(model: Jepa | GoalPolicy) -> dict[str, Any]:
-    """What rebuilds a module that reads frames."""
-    facts = {"config": to_dict(model.config), "normaliser": to_dict(model.normaliser)}
-    return facts | {"image": model.frame[1:]}
-
-
-def _read(meta: dict[str, Any], section: type) -> tuple[Any, Normaliser, Any]:
-    normaliser = from_dict(Normaliser, meta["normaliser"])
-    return from_dict(section, meta["config"]), normaliser, meta.get("image", SIZE)
-
-
-def save_probe(folder: Path, probe: Probe) -> None:
-    """The position probe, beside the level 1 that it reads."""
-    save_module(folder / "probe", probe, "probe", shape=probe.shape)
-
-
-def load_probe(folder: Path) -> Probe:
-    """The position probe."""
-
-    def build(meta: dict[str, Any]) -> Probe:
-        dim, hidden, outputs = meta["shape"]
-        return Probe(dim, torch.zeros(outputs), torch.ones(outputs), hidden)
+    def build(meta: dict[str, Any]) -> Part:
+        if section is None:
+            dim, hidden, outputs = meta["shape"]
+            return make(dim, torch.zeros(outputs), torch.ones(outputs), hidden)
+        gone = {one.rpartition(".")[2] for one in GONE}
+        stored = {one: value for one, value in meta["config"].items() if one not in gone}
+        config = from_dict(section, stored)
+        if kind in ("level1", "policy"):
+            normaliser = from_dict(Normaliser, meta["normaliser"])
+            return make(config, normaliser, meta.get("image", SIZE))
+        if kind == "distance":
+            return make(config, meta["latent_dim"])
+        image = meta.get("image")  # of a local level 1 below
+        around = image and Picture(image)
+        return make(config, meta["latent_dim"], meta.get("action_dim", 2), around)
 
     meta = None
-    if not (folder / "probe.json").exists():  # a run of version 0.1 wrote the weights alone
+    if section is None and not (folder / "probe.json").exists():
+        # A run of version 0.1 wrote the weights alone.
         dim = read_meta(folder / "model", "level1")["config"]["latent_dim"]
         meta = {"shape": (dim, 256, 2)}
-    return load_module(folder / "probe", "probe", build, meta)
-
-
-def save_distance(folder: Path, head: Distance) -> None:
-    """The temporal-distance head."""
-    facts = {"config": to_dict(head.config), "latent_dim": head.latent_dim}
-    save_module(folder / "distance", head, "distance", **facts)
-
-
-def load_distance(folder: Path) -> Distance:
-    """The temporal-distance head."""
-    return load_module(
-        folder / "distance", "distance",
-        lambda meta: Distance(from_dict(DistanceConfig, meta["config"]), meta["latent_dim"]),
-    )  # fmt: skip
+    return load_module(folder / (name or file), kind, build, meta)
 
 
 class TrainedMacro(NamedTuple):
@@ -180,30 +168,14 @@ class TrainedMacro(NamedTuple):
     box: Tensor | None  # (2, macro_dim) percentile box
     level1: str = ""  # fingerprint of the level 1 that it was trained on; "" in older files
 
-
-def save_level2(
-    folder: Path, model: Level2, reach: dict[str, float], box: Tensor | None, name: str = "model",
-    level1: str = "",
-) -> None:  # fmt: skip
-    """Level 2 (or 3); reach and box are what the planner needs besides."""
-    save_module(
-        folder / name, model, "level2",
-        config=to_dict(model.config), latent_dim=model.latent_dim, action_dim=model.action_dim,
-        reach=reach, box=None if box is None else box.tolist(), level1=level1,
-        image=model.around and model.around.picture.size,
-    )  # fmt: skip
+    def save(self, folder: Path) -> None:
+        """As `load_macro` reads it."""
+        box = None if self.box is None else self.box.tolist()
+        save_part(folder, self.model, reach=self.reach, box=box, level1=self.level1)
 
 
-def load_level2(folder: Path, name: str = "model") -> TrainedMacro:
-    """Level 2 (or 3)."""
-
-    def build(meta: dict[str, Any]) -> Level2:
-        config = from_dict(Level2Config, meta["config"])
-        image = meta.get("image")  # of a local level 1 below
-        sizes = meta["latent_dim"], meta.get("action_dim", 2)
-        return Level2(config, *sizes, image and Picture(image))
-
-    model = load_module(folder / name, "level2", build)
-    meta = read_meta(folder / name, "level2")
+def load_macro(folder: Path) -> TrainedMacro:
+    """Level 2 or 3."""
+    model, meta = load_part(folder, "level2"), read_meta(folder / "model", "level2")
     box = None if meta["box"] is None else torch.tensor(meta["box"])
     return TrainedMacro(model, meta["reach"], box, meta.get("level1", ""))

@@ -19,8 +19,6 @@ from hjepa_lib.models.local import Displacement, Picture, Scene, SceneMap
 from hjepa_lib.models.mover import Mover
 from hjepa_lib.worlds.layout import SIZE
 
-CHUNK = 1088  # frames encoded at once outside training: activations stay near 16 MB
-
 
 class Rollout(NamedTuple):
     """What both levels hand to the objectives; T counts states on the level's own clock."""
@@ -88,10 +86,6 @@ class Jepa(Reader):
             self.idm = Displacement(dim, self.action_dim, self.encoder.picture.unit)
         elif config.loss.idm > 0:
             self.idm = mlp(2 * dim, config.idm_hidden, self.action_dim)
-        # A frozen random head taught the encoder and is of no use later (PL1).
-        self.unsaved = ("idm.",) if config.idm_frozen else ()
-        if self.idm is not None:
-            self.idm.requires_grad_(not config.idm_frozen)
         self.target_encoder = None
         if config.target == "ema":
             self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
@@ -116,26 +110,6 @@ class Jepa(Reader):
                 ahead = self.mover.foresee(self.encode(frames, self.mover.encoder))
         return Scene(maps, torch.arange(len(maps), device=maps.device), ahead=ahead)
 
-    @torch.no_grad()
-    def encode_chunked(
-        self, frames: Callable[[slice], Tensor], total: int,
-        encoder: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Encode `total` frames, delivered by `frames(slice)`, piece by piece -> (total, D)."""
-        pieces = [slice(start, min(start + CHUNK, total)) for start in range(0, total, CHUNK)]
-        return torch.cat([self.encode(frames(piece), encoder) for piece in pieces])
-
-    def predict(
-        self, latent: Tensor, action: Tensor, member: int = 0, context: Tensor | None = None,
-        scene: Scene | None = None,
-    ) -> Tensor:  # fmt: skip
-        """One step: (M, D), (M, A) px -> (M, D). `context` (M, A) adds to the normalised action."""
-        normal = self.normalise_actions(action)
-        seen = () if self.map is None else (scene,)
-        return self.predictors[member](
-            latent, normal if context is None else normal + context, *seen
-        )
-
     def rollout(
         self, start: Tensor, actions: Tensor, member: int = 0, context: Tensor | None = None,
         feedback: Callable[[list[Tensor]], Tensor | None] | None = None, scene: Scene | None = None,
@@ -145,12 +119,13 @@ class Jepa(Reader):
         `context` (M, H, A) adds to the normalised actions; `feedback` makes a correction (M, D) of
         the current state, or None, of all states so far; a local predictor needs the `scene`.
         """
-        states = [start]
-        for step in range(actions.shape[1]):
+        actions = self.normalise_actions(actions)
+        actions = actions if context is None else actions + context
+        states, seen = [start], () if self.map is None else (scene,)
+        for action in actions.unbind(1):
             correction = feedback and feedback(states)
             latent = states[-1] if correction is None else states[-1] + correction
-            extra = None if context is None else context[:, step]
-            states.append(self.predict(latent, actions[:, step], member, extra, scene).float())
+            states.append(self.predictors[member](latent, action, *seen).float())
         return torch.stack(states, dim=1)
 
     def rollout_members(self, start: Tensor, actions: Tensor, **hooks) -> Tensor:

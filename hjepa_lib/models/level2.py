@@ -79,8 +79,8 @@ class Level2(nn.Module):
         self.z_width = self.kind.width
         fed = 0 if config.actions == "only" else self.z_width
         self.cell = nn.GRUCell(self.macro_dim + fed + (seen if picture else 0), state)
-        self.prior_head = nn.Linear(state, self.kind.prior_outputs)
-        self.posterior_head = mlp(latent_dim + state, hidden, hidden, self.kind.posterior_outputs)
+        self.prior_head = nn.Linear(state, self.kind.outputs)
+        self.posterior_head = mlp(latent_dim + state, hidden, hidden, self.kind.outputs)
         self.decoder = mlp(state + self.z_width, hidden, hidden, latent_dim)
         self.idm = mlp(2 * latent_dim, hidden, chunk) if config.loss.idm > 0 else None
         self.condition = nn.Linear(self.z_width, action_dim) if config.conditioning else None
@@ -117,7 +117,7 @@ class Level2(nn.Module):
         around = None if cells is None else self.around(state.latent, cells)
         fed = [part for part in (z, macro, around) if part is not None]
         h = self.cell(torch.cat(fed, -1), state.h)
-        return h, self.kind.prior(self.prior_head(h))
+        return h, self.kind.read(self.prior_head(h))
 
     def predict(self, before: State, h: Tensor, z: Tensor) -> State:
         """The state with its predicted level-1 latent (M, D), h and z drawn after `before`."""
@@ -139,7 +139,7 @@ class Level2(nn.Module):
         for i in range(latents.shape[1] - 1):
             h, prior = self.advance(state, self.macro(chunks[:, i]), cells)
             later = latents[:, i + 1] - self._origin(state.latent)
-            posterior = self.kind.posterior(self.posterior_head(torch.cat([later, h], dim=-1)))
+            posterior = self.kind.read(self.posterior_head(torch.cat([later, h], dim=-1)))
             noise = torch.randn((len(h), self.z_width), generator=generator)
             state = self.predict(state, h, posterior.draw(noise.to(h.device)))
             steps.append((state.latent, state.z, prior, posterior))
@@ -184,15 +184,15 @@ class Level2(nn.Module):
 
 
 class HRollout(NamedTuple):
-    """One joint forward pass; level 2 entries are None with `disable_l2`."""
+    """One joint forward pass."""
 
     level1: Rollout
-    level2: Rollout | None
-    observed: Observed | None
+    level2: Rollout
+    observed: Observed
 
 
 class HJepa(nn.Module):
-    """Both levels, as `level2.train=joint` optimises them; with `disable_l2` level 1 alone.
+    """Both levels, as `level2.train=joint` optimises them.
 
     Level 2 may act on level 1 through conditioning (normalised action += linear(z_i) over step_skip
     steps), feedback (an MLP of the last step_skip latents corrects the state at every macro
@@ -203,12 +203,10 @@ class HJepa(nn.Module):
         super().__init__()
         self.level1 = Jepa(config.level1, normaliser, image_size)
         sizes = config.level1.latent_dim, self.level1.action_dim
-        self.level2 = None if config.level2.disable_l2 else Level2(config.level2, *sizes)
+        self.level2 = Level2(config.level2, *sizes)
 
     def forward(self, frames: Tensor, actions: Tensor, generator: torch.Generator) -> HRollout:
         """frames (B, T, C, Hpx, Wpx) uint8, actions (B, T-1, A) px -> roll-outs of both levels."""
-        if self.level2 is None:
-            return HRollout(self.level1(frames, actions), None, None)
         encodings = self.level1.encode(frames)
         normal = self.level1.normalise_actions(actions)
         rollout2, observed = self.level2.observe(encodings, normal, generator)
@@ -226,14 +224,11 @@ class HJepa(nn.Module):
         """Joint objective: level-1 loss, plus level-2 loss and sub-goal consistency."""
         weights = self.level1.config.loss
         terms = loss_terms(rollout.level1, weights, self.level1.idm)
-        total = weighted_sum(terms, weights)
-        named = {f"l1/{name}": value for name, value in terms.items()}
-        if self.level2 is None:
-            return total, named
         loss2, terms2 = self.level2.loss(rollout.level2, rollout.observed)
         skip, weight = self.level2.config.step_skip, self.level2.config.subgoal
         reached = rollout.level1.predictions[:, :, ::skip]  # (K, B, T2' <= T2, D)
         wanted = rollout.level2.predictions[:, :, : reached.shape[2]]  # (1, B, T2', D)
         subgoal = (reached - wanted).square().mean()
+        named = {f"l1/{name}": value for name, value in terms.items()}
         named |= {f"l2/{name}": value for name, value in terms2.items()} | {"subgoal": subgoal}
-        return total + loss2 + weight * subgoal, named
+        return weighted_sum(terms, weights) + loss2 + weight * subgoal, named

@@ -7,19 +7,16 @@ With noise ~ N(0, 1) a draw is an exact sample. Gradient reaches distribution an
 through where z is discrete.
 """
 
-from itertools import cycle, islice
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.special import log_ndtr
 
 from hjepa_lib.config import Level2Config
 
 UNIFORM = 0.01  # share of the uniform distribution in every categorical (DreamerV3)
-FAR = 1e9  # standard deviations: beyond every level
-COMMIT = 0.1  # of an fsq prior's pull on the code, as the commitment of VQ-VAE (arXiv 1711.00937)
 
 
 class Gaussian(NamedTuple):
@@ -61,40 +58,7 @@ class Categorical(NamedTuple):
         return (self.logp.exp() * (self.logp - prior.logp)).sum(-1)
 
 
-class Rounded(NamedTuple):
-    """Finite scalar quantisation (arXiv 2309.15505): a normal rounded to the levels 0..top.
-
-    A posterior is a code, with std 0. In a prior level k has the mass between k - 1/2 and k + 1/2,
-    the outermost ones their tails.
-    """
-
-    mean: Tensor  # (..., Z) in levels, within [0, top]
-    std: Tensor  # (..., Z) in levels
-    top: Tensor  # (..., Z)
-
-    def draw(self, noise: Tensor | None) -> Tensor:
-        """Level k of 0..top as 2 k / top - 1, in [-1, 1]."""
-        place = self.mean if noise is None else self.mean + self.std * noise
-        place = torch.minimum(place.clamp(min=0), self.top)
-        level = place.detach().round() + (place - place.detach())
-        return 2 * level / self.top - 1
-
-    def nats(self, prior: "Rounded") -> Tensor:
-        """-log prior(code) -> (..., Z)."""
-        code = self.mean.detach().round()
-        low = torch.where(code == 0, -FAR, (code - 0.5 - prior.mean) / prior.std)
-        high = torch.where(code == self.top, FAR, (code + 0.5 - prior.mean) / prior.std)
-        # log(Phi(high) - Phi(low)), from the tail that holds the smaller numbers
-        mirror = low + high > 0
-        low, high = torch.where(mirror, -high, low), torch.where(mirror, -low, high)
-        above, below = log_ndtr(high), log_ndtr(low)
-        nats = -(above + torch.log1p(-(below - above).exp()))
-        # The gradient of a normal's -log density, straight through the rounding; no value.
-        pull = ((self.mean - prior.mean.detach()) / prior.std.detach()).square() / 2
-        return nats + COMMIT * (pull - pull.detach())
-
-
-Distribution = Gaussian | Categorical | Rounded
+Distribution = Gaussian | Categorical
 
 
 def kl_loss(q: Distribution, p: Distribution, free_nats: float, balance: float) -> Tensor:
@@ -112,41 +76,19 @@ def stacked(steps: list[Distribution]) -> Distribution:
     return type(steps[0])(*(torch.stack(parts, 1) for parts in zip(*steps, strict=True)))
 
 
-class Latent(nn.Module):
-    """The heads' outputs as distributions over z, of the kind `config.latent`.
-
-    `width` is that of z and of its noise; the two heads deliver `prior_outputs` and
-    `posterior_outputs`. The levels of fsq are repeated over its dimensions.
-    """
+class Latent:
+    """`outputs` numbers of a head -> a distribution over z, of `width` as its noise."""
 
     def __init__(self, config: Level2Config) -> None:
-        super().__init__()
-        kind, z, self.min_std = config.latent, config.z_dim, config.min_std
-        self.groups = (z, config.classes) if kind == "categorical" else None
+        z, self.min_std = config.z_dim, config.min_std
+        self.groups = (z, config.classes) if config.latent == "categorical" else None
         self.width = z * config.classes if self.groups else z
-        self.prior_outputs = self.width if self.groups else 2 * z
-        self.posterior_outputs = 2 * z if kind == "gaussian" else self.width
-        levels = torch.tensor(list(islice(cycle(config.levels), z))).float()
-        self.register_buffer("top", levels - 1 if kind == "fsq" else None)
+        self.outputs = self.width if self.groups else 2 * z
 
-    def _inside(self, raw: Tensor) -> Tensor:
-        """Any number -> (0, top)."""
-        return self.top * (1 + raw.float().tanh()) / 2
-
-    def prior(self, raw: Tensor) -> Distribution:
-        """(..., prior_outputs) of a head -> distribution; std = softplus(raw) + min_std."""
+    def read(self, raw: Tensor) -> Distribution:
+        """(..., outputs); std = softplus(raw) + min_std."""
         if self.groups:
             share = raw.float().unflatten(-1, self.groups).softmax(-1)
             return Categorical(((1 - UNIFORM) * share + UNIFORM / self.groups[1]).log())
         mean, spread = raw.float().chunk(2, dim=-1)
-        std = F.softplus(spread) + self.min_std
-        if self.top is None:
-            return Gaussian(mean, std)
-        return Rounded(self._inside(mean), std, self.top.expand_as(std))
-
-    def posterior(self, raw: Tensor) -> Distribution:
-        """(..., posterior_outputs) of a head -> distribution."""
-        if self.top is None:
-            return self.prior(raw)
-        code = self._inside(raw)
-        return Rounded(code, torch.zeros_like(code), self.top.expand_as(code))
+        return Gaussian(mean, F.softplus(spread) + self.min_std)

@@ -192,8 +192,8 @@ def load_agent(
     l3: Path | None = None, ball: bool = True,
 ) -> Agent:  # fmt: skip
     """Build the agent from stage folders; FileError names what is missing or does not fit."""
-    level1, probe = checkpoint.load_level1(l1), checkpoint.load_probe(l1)
-    distance = checkpoint.load_distance(l1) if (l1 / "distance.json").exists() else None
+    level1, probe = (checkpoint.load_part(l1, kind) for kind in ("level1", "probe"))
+    distance = checkpoint.load_part(l1, "distance") if (l1 / "distance.json").exists() else None
     level2, level3 = (_load_macro(folder, l1, level1, device) for folder in (l2, l3))
     for module in filter(None, (level1, probe, distance)):
         module.to(device).eval().requires_grad_(False)
@@ -208,7 +208,7 @@ def _load_macro(folder: Path | None, l1: Path, level1: Jepa, device: str) -> Tra
     """Level 2 or 3, frozen on the device."""
     if folder is None:
         return None
-    model, reach, box, trained_on = checkpoint.load_level2(folder)
+    model, reach, box, trained_on = checkpoint.load_macro(folder)
     name = f"level {folder.name[-1]} in {folder}"
     if model.latent_dim != level1.latent_dim:
         raise FileError(

@@ -7,7 +7,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from hjepa_lib.config import WORLDS, Config, flatten, names_world
+from hjepa_lib.config import GONE, WORLDS, Config, flatten, names_world
 from hjepa_lib.files import sha256
 
 _leaves = lru_cache(maxsize=64)(flatten)
@@ -36,7 +36,7 @@ def shaping(stage: Stage, config: Config) -> dict[str, Any]:
     sections = tuple(f"{name}." for name in stage.settings)
     return {
         name: value
-        for name, value in _leaves(config).items()
+        for name, value in (_leaves(config) | GONE).items()
         # level1.load says where level 1 comes from, not what it is
         if f"{name}.".startswith(sections)
         and name != "level1.load"

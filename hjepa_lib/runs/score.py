@@ -23,7 +23,7 @@ from hjepa_lib.evaluation.offline import planned_rows, recognised
 from hjepa_lib.evaluation.openloop import PUSHES, draw_windows, wall_leak
 from hjepa_lib.evaluation.results import Result, load_result, save_result
 from hjepa_lib.files import read_json, write_json
-from hjepa_lib.models.checkpoint import load_policy
+from hjepa_lib.models.checkpoint import load_part
 from hjepa_lib.planning import GRAPH, METHODS, ONE_STEP, THREE_LEVELS
 from hjepa_lib.planning.agent import Agent
 from hjepa_lib.runs.keys import Stage, core_stages
@@ -82,7 +82,7 @@ def _play(
     if case.learned:
         policy = LatentPolicy(agent, case.planner, case.planning, pictures, case.steps)
     elif case.stages:
-        model = load_policy(ws.run.path / "policies").to(ws.device)
+        model = load_part(ws.run.path / "policies", "policy").to(ws.device)
         policy = ClonedPolicy(model, cap, case.settings.get("idm_steps", 0))
         header["parameters"] = count_all(model)
     elif case.method in ("oracle", "rule"):

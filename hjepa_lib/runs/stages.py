@@ -21,16 +21,7 @@ from hjepa_lib.evaluation import played_cap, unplayed, world_of
 from hjepa_lib.evaluation.offline import recorded_planning
 from hjepa_lib.evaluation.openloop import probe_errors
 from hjepa_lib.files import read_json, write_json
-from hjepa_lib.models.checkpoint import (
-    fingerprint,
-    load_level1,
-    load_level2,
-    save_distance,
-    save_level1,
-    save_level2,
-    save_policy,
-    save_probe,
-)
+from hjepa_lib.models.checkpoint import TrainedMacro, fingerprint, load_part, save_part
 from hjepa_lib.models.distance import Distance, LatentGeometry
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import HJepa, Level2
@@ -120,7 +111,7 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
         long = Windows(split[0], length)
         fit = train_joint(both, long, config, precision=ws.precision, folder=ws.resume("l1"))
     yield from ws.follow(fit, "l1")
-    save_level1(folder, model, "last")
+    save_part(folder, model, "last")
     fit.load_best()
     if local:
         centre_places(model, Windows(split[0], 1), config.seed)
@@ -134,12 +125,12 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
         for part, name in ((find_mover, "mover"), (train_foresight, "foresight")):
             fit = part(model, stores[0], **_options(ws, f"l1/{name}"))
             yield from ws.follow(fit, f"l1_{name}")
-    save_level1(folder, model)
+    save_part(folder, model)
     if both is not None:
-        save_level2(folder, both.level2, {}, None, "joint_level2")
+        save_part(folder, both.level2, "joint_level2")
     model.eval().requires_grad_(False)
     probe, quality = train_probe(model, *stores, seed=config.seed)
-    save_probe(folder, probe)
+    save_part(folder, probe)
     train, held_out = stores
     source = {"measured_on": "held-out" if held_out else "training"}
     errors = probe_errors(model, probe, held_out or train)
@@ -170,14 +161,14 @@ def stores_for(
 
 def make_distance_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     """The temporal-distance head, stored beside level 1."""
-    config, model = ws.config, load_level1(ws.run.path / "l1").to(ws.device)
+    config, model = ws.config, load_part(ws.run.path / "l1", "level1").to(ws.device)
     train, validation, _ = load_data(ws)
     torch.manual_seed(config.seed)
     head = Distance(config.distance, model.latent_dim).to(ws.device)
     stores = stores_for(ws, model, train, validation)
     fit = train_distance(head, *stores, **_options(ws, "distance"))
     yield from ws.follow(fit, "distance")
-    save_distance(folder, head)
+    save_part(folder, head)
 
 
 def make_macro_stage(
@@ -190,7 +181,7 @@ def make_macro_stage(
     torch.manual_seed(ws.config.seed)
     stores = stores_for(ws, level1, train, validation)
     if section.train == "joint":
-        model = load_level2(ws.run.path / "l1", "joint_level2").model.to(ws.device)
+        model = load_part(ws.run.path / "l1", "level2", "joint_level2").to(ws.device)
     else:
         sizes = level1.latent_dim, level1.action_dim
         model = Level2(section, *sizes, level1.picture).to(ws.device)
@@ -201,7 +192,7 @@ def make_macro_stage(
     geometries = [LatentGeometry(), head]
     reach = {g.name: typical_cost(g, stores[0], section.step_skip) for g in geometries}
     box = macro_box(model, level1, stores[0])
-    save_level2(folder, model, reach, box, level1=fingerprint(level1))
+    TrainedMacro(model, reach, box, fingerprint(level1)).save(folder)
 
 
 def make_policies_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
@@ -212,7 +203,7 @@ def make_policies_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     fit = train_policy(model, train, validation, **_options(ws, "policies"))
     yield from ws.follow(fit, "policies")
     fit.load_best()
-    save_policy(folder, model)
+    save_part(folder, model)
 
 
 def load_trained(ws: Workspace, names: Sequence[str] = ()) -> Agent:

@@ -3,13 +3,15 @@
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.local import Scene
 from hjepa_lib.worlds.layout import Layout
+
+CHUNK = 1088  # frames encoded at once: activations stay near 16 MB
 
 
 class LatentBatch(NamedTuple):
@@ -35,16 +37,18 @@ class LatentStore:
         self.trajectory = torch.repeat_interleave(torch.arange(count), self.lengths)  # (M,)
         self.layout = data.layouts(slice(count))  # one per trajectory
         self.model, self.data = model, data
-        device = next(model.parameters()).device
-
-        def frames(part: slice) -> Tensor:
-            return self.frames(torch.arange(part.start, part.stop))
-
         model.eval()
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            latents = model.encode_chunked(frames, total)  # (M, D)
+        device = next(model.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            latents = self.encode()
         # Places have few digits to lose.
         self.latents = latents if model.map else latents.to(torch.bfloat16)
+
+    @torch.no_grad()
+    def encode(self, encoder: nn.Module | None = None) -> Tensor:
+        """(M, D) float32 of all frames, by level 1's encoder or another like it."""
+        pieces = torch.arange(len(self.positions)).split(CHUNK)
+        return torch.cat([self.model.encode(self.frames(piece), encoder) for piece in pieces])
 
     def windows(self, length: int) -> Tensor:
         """First indices of all windows of `length` states; none crosses a trajectory (F6).

@@ -71,11 +71,7 @@ def train_foresight(model: Jepa, store: LatentStore, *, seed: int, **options: An
     """
     mover, device = model.mover, model.pixel_mean.device
     total, steps = len(store.latents), mover.steps
-
-    def frames(part: slice) -> Tensor:
-        return store.frames(torch.arange(part.start, part.stop))
-
-    states = model.encode_chunked(frames, total, mover.encoder).cpu()
+    states = store.encode(mover.encoder).cpu()
     usual = typical_step(store)
     over = ended(store, usual)
     last = F.pad(over[1:] & ~over[:-1], (0, 1))

@@ -39,7 +39,7 @@ JOINT: dict[str, dict[str, Any]] = {
     "joint-conditioned": {"level2.conditioning": True},
     "joint-feedback": {"level2.feedback": True},
 }
-LATENTS = ("gaussian", "categorical", "fsq")
+LATENTS = ("gaussian", "categorical")
 _SHARED: dict[str, Any] = {
     "level1.rollout": 8,
     "level1.optim.batch": 16,  # more updates in the same time
