@@ -84,7 +84,6 @@ TRAINED = [
     ("level1", {"level1__rollout": 2, "level1__loss__std_t": 0.2}),
     *(("level2", {"level2__actions": one}) for one in ("none", "concat", "only", "learned")),
     ("level2", {"level2__state_dim": 24}),
-    ("level2", {"level2__kl_balance": 0.8}),
     ("level2", {"level2__latent": "categorical"}),
     ("joint", {}),
     ("joint", HOOKS),

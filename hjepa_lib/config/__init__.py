@@ -42,7 +42,10 @@ from hjepa_lib.config.two_rooms import names_world as names_world
 
 Overrides = str | Sequence[str] | dict[str, Any]
 
-GONE: dict[str, Any] = {"level1.idm_frozen": False, "level2.levels": [8]}
+GONE: dict[str, Any] = {
+    "level1.idm_frozen": False, "level2.levels": [8], "level2.free_nats": 0.0,
+    "level2.kl_balance": 0.0,
+}  # fmt: skip
 """Settings of before that keys of stages still count, at the value that is left of them."""
 RENAMED = {
     **dict.fromkeys(GONE, ""),

@@ -267,10 +267,6 @@ class Level2Config(MacroConfig):
     """Width of a learned macro-action."""
     kl: Float[0:] = 0.2
     """Weight of the divergence of posterior and prior."""
-    free_nats: Float[0:] = needs("kl>0", 0.0)
-    """Divergence that is borne, nats."""
-    kl_balance: Float[0:1] = needs("kl>0", 0.0)
-    """Share whose gradient reaches the prior only (dreamerv3); 0: plain KL."""
     subgoal: Float[0:] = 0.0
     """Joint training: weight of the MSE of level 1's roll-outs to level 2's."""
     conditioning: bool = False

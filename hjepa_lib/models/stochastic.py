@@ -61,16 +61,6 @@ class Categorical(NamedTuple):
 Distribution = Gaussian | Categorical
 
 
-def kl_loss(q: Distribution, p: Distribution, free_nats: float, balance: float) -> Tensor:
-    """Mean KL over latent dims and batch; with b > 0 the prior gets the share b of the gradient."""
-    if balance == 0:
-        kl = q.nats(p)
-    else:
-        fixed_q, fixed_p = (type(one)(*(part.detach() for part in one)) for one in (q, p))
-        kl = balance * fixed_q.nats(p) + (1 - balance) * q.nats(fixed_p)
-    return kl.mean(-1).clamp(min=free_nats).mean()
-
-
 def stacked(steps: list[Distribution]) -> Distribution:
     """Per-step distributions (B, ...) -> one (B, T2-1, ...)."""
     return type(steps[0])(*(torch.stack(parts, 1) for parts in zip(*steps, strict=True)))
