@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-import warnings
 
 import hypothesis
 import pytest
@@ -134,8 +133,7 @@ def pixel_run(tmp_path_factory):
     root = tmp_path_factory.mktemp("outputs")
     config = tiny_pixels.tiny_config(auxiliary__use_for_enc_dec=True, optim__updates=10)
     ws = tiny_pixels.tiny_workspace(root, config)
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the gradient norm is")  # of models of a few weights
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HJEPA_OUTPUTS", str(root))
         patch.setattr(compare, "RESAMPLES", 100)
         list(train(ws))

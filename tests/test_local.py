@@ -101,7 +101,7 @@ def test_predictor_learns_beside_walls_and_is_saved_with_its_map(places, store, 
     losses = [report.terms["sim"] for report in fit]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     save_part(tmp_path, model)
-    loaded, batch = load_part(tmp_path, "level1"), store.sample(store.windows(4), 5, 4, seeded())
+    loaded, batch = load_part(tmp_path, "level1"), store.sample(5, 4, seeded())
     ahead = [
         one.rollout_members(batch.latents[:, 0], batch.actions, scene=one.scene(frames))
         for one in (model.eval(), loaded)

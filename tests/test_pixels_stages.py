@@ -56,7 +56,6 @@ from hjepa_lib.runs.keys import key
 from hjepa_lib.training.loop import Fit
 
 # Models of a few weights have gradients of any size, and the loop says so.
-pytestmark = pytest.mark.filterwarnings("ignore:the gradient norm is")
 
 
 @pytest.fixture

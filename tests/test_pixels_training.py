@@ -31,7 +31,6 @@ from hjepa_lib.pixels.losses import BarlowTwins, DinoCentring, VICReg
 from hjepa_lib.pixels.transitions import Transitions
 
 # Stand-ins have small odd weights, and the loop says so.
-pytestmark = pytest.mark.filterwarnings("ignore:the gradient norm is")
 
 
 def draw(rows=256, dim=8, seed=0):

@@ -1,7 +1,6 @@
 import dataclasses
 import math
 import struct
-import warnings
 from itertools import islice
 from unittest.mock import Mock
 
@@ -289,18 +288,11 @@ def test_a_training_that_only_skips_ends_with_a_sentence():
         list(toy([math.nan] * 100, updates=100, non_finite="skip")[1])
 
 
-def test_a_huge_loss_fails_and_a_large_gradient_warns_once():
+def test_a_huge_loss_fails():
     """(+) The seed divided losses above 1e6 by 1000 and went on."""
     refused(
         TrainingError, r"the loss is 3e\+06 at update 1", list, toy([1e6], non_finite="skip")[1]
     )
-    with pytest.warns(UserWarning, match="the gradient norm is") as caught:
-        list(toy([100.0] * 6, non_finite="skip")[1])
-    assert len(caught) == 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        list(toy(non_finite="skip")[1])
-        list(toy([100.0] * 6)[1])
     assert next(iter(toy([1e6])[1])).loss > 1e6
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from hjepa_lib.config import ConfigError
 from hjepa_lib.data.windows import WindowBatch
@@ -72,29 +72,23 @@ def gather_rollout(rollout: Rollout) -> Rollout:
         return rollout
     from torch.distributed.nn.functional import all_gather  # not every build of torch has it
 
+    def whole(part: Tensor, rows: int = 0) -> Tensor:
+        return torch.cat(all_gather(part.contiguous()), rows)
+
+    encodings = whole(rollout.encodings)
     online = rollout.targets is rollout.encodings  # else the gradient of one would be lost
-    parts = [rollout.encodings, rollout.predictions.transpose(0, 1), rollout.actions]
-    parts += [] if online else [rollout.targets]
-    # One message: every part is (B / P, ...) float32.
-    joined = torch.cat(all_gather(torch.cat([part.flatten(1) for part in parts], 1)))
-    split = joined.split([part[0].numel() for part in parts], 1)
-    encodings, predictions, actions, *targets = (
-        piece.reshape(-1, *part.shape[1:]) for piece, part in zip(split, parts, strict=True)
-    )
-    return Rollout(encodings, predictions.transpose(0, 1), *(targets or [encodings]), actions)
+    targets = encodings if online else whole(rollout.targets)
+    return Rollout(encodings, whole(rollout.predictions, 1), targets, whole(rollout.actions))
 
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Every gradient becomes its mean over the processes, in one message."""
-    if count() == 1:
-        return
-    grads = [one.grad for one in parameters if one.grad is not None]
-    flat = torch.cat([grad.flatten() for grad in grads])
-    dist.all_reduce(flat)
-    flat /= count()
-    for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-        grad.copy_(mean.view_as(grad))
+    """Every gradient becomes its mean over the processes."""
+    for one in parameters if count() > 1 else ():
+        if one.grad is not None:
+            total = one.grad.contiguous()
+            dist.all_reduce(total)
+            one.grad.copy_(total / count())
 
 
 @torch.no_grad()

@@ -37,6 +37,7 @@ class LatentStore:
         self.trajectory = torch.repeat_interleave(torch.arange(count), self.lengths)  # (M,)
         self.layout = data.layouts(slice(count))  # one per trajectory
         self.model, self.data = model, data
+        self._windows: dict[int, Tensor] = {}
         model.eval()
         device = next(model.parameters()).device.type
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
@@ -55,15 +56,16 @@ class LatentStore:
 
         WorkbookError when no trajectory is so long.
         """
-        if (longest := int(self.lengths.max())) < length:
-            raise WorkbookError(f"no trajectory has {length} states: the longest has {longest}")
-        index = torch.arange(len(self.positions))
-        return index[index + length <= self.starts[1:][self.trajectory]]
+        if length not in self._windows:
+            if (longest := int(self.lengths.max())) < length:
+                raise WorkbookError(f"no trajectory has {length} states: the longest has {longest}")
+            index = torch.arange(len(self.positions))
+            self._windows[length] = index[index + length <= self.starts[1:][self.trajectory]]
+        return self._windows[length]
 
-    def sample(
-        self, first: Tensor, batch: int, length: int, generator: torch.Generator
-    ) -> LatentBatch:
-        """`batch` windows of `length` states that begin at any of `first` (W,), all as likely."""
+    def sample(self, batch: int, length: int, generator: torch.Generator) -> LatentBatch:
+        """`batch` windows of `length` states, all as likely."""
+        first = self.windows(length)
         pick = torch.randint(len(first), (batch,), generator=generator)
         return self.gather(first[pick], length)
 

@@ -17,8 +17,8 @@ from hjepa_lib.models.layers import draw_masks, mlp, update_ema
 from hjepa_lib.models.level1 import Jepa, Rollout
 from hjepa_lib.models.objectives import layout_identity, loss_terms, similarity, weighted_sum
 from hjepa_lib.training import distributed
-from hjepa_lib.training.latents import LatentBatch, LatentStore
-from hjepa_lib.training.loop import Fit, Loss, Task, Terms, step_generator
+from hjepa_lib.training.latents import LatentStore
+from hjepa_lib.training.loop import Fit, Loss, Task, Terms, held_out, step_generator
 from hjepa_lib.training.probes import effective_rank, fit_ridge, rmse_px
 
 VALIDATION_WINDOWS = 128
@@ -163,24 +163,16 @@ def refine_predictors(
     schedule and clipping are those of `level1.optim`.
     """
     device, config = next(model.parameters()).device, model.config
-    length = REFINE_STEPS + 1
-    first, held_out = (part and part.windows(length) for part in (store, validation))
     own = {"updates": config.refine_updates, "batch": REFINE_BATCH, "weight_decay": 0.0}
     optim = dataclasses.replace(config.optim, patience=0, **own)
 
-    def error(batch: LatentBatch) -> Tensor:
+    def loss(source: LatentStore, rows: int, generator: torch.Generator) -> Loss:
+        batch = source.sample(rows, REFINE_STEPS + 1, generator)
         latents, actions = batch.latents.to(device), batch.actions.to(device)
         ahead = model.rollout_members(latents[:, 0], actions)  # (K, B, REFINE_STEPS + 1, D)
-        return similarity(ahead[..., config.static_dim :], latents[..., config.static_dim :])
+        found = similarity(ahead[..., config.static_dim :], latents[..., config.static_dim :])
+        return found, {"sim": found}
 
-    def loss_fn(generator: torch.Generator) -> Loss:
-        loss = error(store.sample(first, REFINE_BATCH, length, generator))
-        return loss, {"sim": loss}
-
-    def validate() -> Terms:
-        generator = step_generator(seed, 0)
-        found = error(validation.sample(held_out, REFINE_WINDOWS, length, generator))
-        return {"loss": found, "sim": found}
-
-    task = Task(model.predictors, loss_fn, validation and validate)
+    check = validation and held_out(partial(loss, validation, REFINE_WINDOWS), seed)
+    task = Task(model.predictors, partial(loss, store, REFINE_BATCH), check)
     return Fit(task, optim, seed=seed, stage="l1_refine", **options)

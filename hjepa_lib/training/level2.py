@@ -27,7 +27,8 @@ def train_level2(
     """
     device, config = next(level2.parameters()).device, level2.config
     length = config.macro_steps * config.step_skip + 1
-    windows, held_out = (part and part.windows(length) for part in (store, validation))
+    for part in filter(None, (store, validation)):
+        part.windows(length)  # short ones are refused now
 
     def error(batch: LatentBatch, generator: torch.Generator) -> Loss:
         actions = level1.normalise_actions(batch.actions.to(device))
@@ -35,11 +36,11 @@ def train_level2(
         return level2.loss(*level2.observe(latents, actions, generator, batch.scene))
 
     def loss_fn(generator: torch.Generator) -> Loss:
-        return error(store.sample(windows, config.optim.batch, length, generator), generator)
+        return error(store.sample(config.optim.batch, length, generator), generator)
 
     def validate() -> Terms:
         generator = step_generator(seed, 0)
-        batch = validation.sample(held_out, VALIDATION_WINDOWS, length, generator)
+        batch = validation.sample(VALIDATION_WINDOWS, length, generator)
         total, terms = error(batch, generator)
         return {"loss": total, **terms, "prior_sim": prior_error(level2, level1, batch)}
 

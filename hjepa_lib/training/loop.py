@@ -22,7 +22,6 @@ from hjepa_lib.training import distributed
 
 RESUME = "resume.pt"
 LARGEST_LOSS = 1e6  # of `non_finite="skip"`: above it training ends
-LARGE_NORM = 100.0  # of a gradient: warned about once
 MOST_SKIPPED = 50  # lost updates in a row that end training
 COUNTERS = {
     "update": 0, "stale": 0, "best_loss": math.inf, "mark": math.inf, "waited": 0, "halvings": 0,
@@ -99,6 +98,16 @@ def step_generator(seed: int, update: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + update)
 
 
+def held_out(loss: Callable[[torch.Generator], Loss], seed: int) -> ValidateFn:
+    """A validation by the loss itself, of the same draw every time."""
+
+    def validate() -> Terms:
+        found, terms = loss(step_generator(seed, 0))
+        return {"loss": found, **terms}
+
+    return validate
+
+
 def draw_batch(rows: int, batch: int, generator: torch.Generator) -> Tensor:
     """Indices (batch,) into `rows` training transitions."""
     return torch.randint(rows, (batch,), generator=generator)
@@ -154,7 +163,6 @@ class Fit:
         self.guarded = optim.non_finite == "skip"
         if self.guarded and self.shared:
             raise TrainingError("non_finite=skip: processes of a torchrun would skip other updates")
-        self.warned = False
         self.best: dict[str, Tensor] = {}
         vars(self).update(COUNTERS)
         if self.path and self.path.exists():
@@ -216,15 +224,12 @@ class Fit:
 
     def _finite(self, what: str, value: float, rate: float) -> bool:
         """False for an update to be skipped; TrainingError where the settings do not skip."""
-        found = f"the {what} is {value:.3g} at update {self.update + 1}"
-        finite, is_loss = math.isfinite(value), what == "loss"
-        large = finite and self.guarded and value > (LARGEST_LOSS if is_loss else LARGE_NORM)
-        if (large and is_loss) or not (finite or self.guarded):
+        finite = math.isfinite(value)
+        large = finite and self.guarded and what == "loss" and value > LARGEST_LOSS
+        if large or not (finite or self.guarded):
+            found = f"the {what} is {value:.3g} at update {self.update + 1}"
             advice = f"lower the learning rate (now {rate:.2g}) and resume from the last checkpoint"
             raise TrainingError(f"{found}; {advice}")
-        if large and not self.warned:
-            self.warned = True
-            warnings.warn(found, stacklevel=2)
         return finite
 
     def _skip(self, buffers: list[Tensor]) -> None:

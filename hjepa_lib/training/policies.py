@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.models.policies import GoalPolicy
-from hjepa_lib.training.loop import Fit, Loss, Task, Terms, draw_batch, step_generator
+from hjepa_lib.training.loop import Fit, Loss, Task, draw_batch, held_out
 
 VALIDATION_PAIRS = 512
 
@@ -50,9 +50,6 @@ def train_policy(
         half = batch // 2
         return error.mean(), {"gcbc": error[:half].mean(), "idm": error[half:].mean()}
 
-    def validate() -> Terms:
-        found, terms = loss(validation, VALIDATION_PAIRS, step_generator(seed, 0))
-        return {"loss": found, **terms}
-
-    task = Task(model, partial(loss, train, optim.batch), validation and validate)
+    check = validation and held_out(partial(loss, validation, VALIDATION_PAIRS), seed)
+    task = Task(model, partial(loss, train, optim.batch), check)
     return Fit(task, optim, seed=seed, stage="policies", **options)
