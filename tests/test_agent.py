@@ -394,7 +394,7 @@ def test_training_learns_the_way_to_the_goal(monkeypatch):
 
 
 def test_it_is_stored_with_all_that_it_needs(tmp_path):
-    model = policy_of(encoder="impala")
+    model = policy_of(hidden=24)
     save_part(tmp_path, model)
     loaded = load_part(tmp_path, "policy")
     assert digest(loaded) == digest(model) and loaded.config == model.config

@@ -290,7 +290,7 @@ CONTEXT = [
     (r"(level[12]|policies)\.optim\.plateau_patience", plateau(delta=1e9)),
     (r"level[12]\.optim\.delta", plateau(plateau_patience=0)),
     (r"policies\.optim\.delta", plateau(plateau_patience=0, lr=3e-3)),
-    (r".*\.optim\.(min_lr|decay_every)", in_every_training(schedule="step", decay_every=1)),
+    (r".*\.optim\.min_lr", plateau(plateau_patience=0, delta=1e9)),
     (r"level[12]\.optim\.non_finite", {f"level{n}.loss.sim": 1e39 for n in (1, 2)}),
     (r"(distance|policies)\.optim\.non_finite", in_every_training(lr=1e30)),
     (r"level2\.(loss\..*|subgoal|conditioning|feedback)",
@@ -305,7 +305,8 @@ CONTEXT = [
 ]  # fmt: skip
 """Where a setting acts in one mode only, it is mutated in that mode, besides what it needs."""
 
-REFUSED = [f"distance.optim.{name}" for name in ("patience", "plateau_patience", "delta")]
+WAITING = ("patience", "plateau_patience", "delta", "min_lr")
+REFUSED = [f"distance.optim.{name}" for name in WAITING]
 """Leaves of a shared section that refuse every other value here (tested above)."""
 
 NOT_BY_EFFECT = {

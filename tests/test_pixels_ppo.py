@@ -80,17 +80,6 @@ def test_parallel_environments_train_and_are_closed(monkeypatch):
     assert not multiprocessing.active_children()
 
 
-def test_noise_raises_the_log_std_of_continuous_actions_alone():
-    def log_std(noise):
-        config = skilled(environment__id="hjepa/TwoRooms-v0", ppo__log_std_noise=noise,
-                         ppo__steps=64)  # fmt: skip
-        return ppo.train_policy(config, 0, [])[0].policy.log_std
-
-    assert torch.allclose(log_std(0.7), log_std(0.0) + 0.7)
-    ppo.train_policy(skilled(ppo__log_std_noise=0.5, ppo__steps=64), 0, notes := [])
-    assert "no effect" in notes[-1]
-
-
 def test_repeat_switches_frame_skip_off():
     data = collect(skilled(environment__frame_skip=2), 0)
     assert data.meta["frame_skip"] == 0 and len(data) == 18
@@ -101,13 +90,10 @@ def test_repeat_switches_frame_skip_off():
 
 
 def test_every_setting_reaches_the_policy():
-    wanted = {"learning_rate": 0.01, "n_steps": 16, "gamma": 0.5, "gae_lambda": 0.6}
-    changes = wanted | {"batch": 8, "epochs": 2, "clip_range": 0.3, "steps": 32}
-    changes |= {"policy": "CnnPolicy"}
+    changes = {"n_steps": 16, "batch": 8, "epochs": 2, "steps": 32, "policy": "CnnPolicy"}
     settings = {f"ppo__{name}": value for name, value in changes.items()}
     model, _ = ppo.train_policy(skilled(environment__image_size=36, **settings), 0, [])
-    assert {name: getattr(model, name) for name in wanted} == wanted
-    assert (model.batch_size, model.n_epochs, model.clip_range(1.0)) == (8, 2, 0.3)
+    assert (model.n_steps, model.batch_size, model.n_epochs) == (16, 8, 2)
     assert model.num_timesteps == 32
     first = next(model.policy.features_extractor.parameters())
     assert first.shape[1] == 4 and model.policy.normalize_images  # frames as channels

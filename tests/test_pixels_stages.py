@@ -344,8 +344,6 @@ SHORT = {"data__episodes": 5}
 CONTEXT = [
     (r".*encoder\.(heads|head_dim|mlp_dim|(embedding_)?dropout)", {"pixels.encoder.kind": "vit"}),
     (r".*auxiliary\..*", {"pixels.jepa.target": "default"}),  # two views
-    # Latents of random encoders are small: nothing reaches a clamp.
-    (r".*clamp", {"pixels.encoder.kind": "mlp", "pixels.encoder.mlp_layers": 0}),
     (r".*(vjepa2\..*|data\.sequence)", TWO_STAGES),
     (r".*(environment|data)\.(?!sequence).*", dotted(SHORT | {
         "environment__id": "hjepa/Drift-v0", "environment__max_steps": 12})),
@@ -383,10 +381,6 @@ def model_print(leaf, config):
         model = build_pixel_model(name, config, SHAPES)
     except ConfigError as error:
         return str(error)
-    if leaf.endswith("clamp"):
-        with torch.no_grad():
-            model.encoder.layers[0].weight.fill_(1.0)
-            model.encoder.layers[0].weight[::2] = -1.0
     losses = descend(model, torch.optim.SGD, 3, 0.1)
     return parameter_counts(model), repr(losses), digest(model)
 

@@ -61,24 +61,16 @@ def test_one_view_has_no_similarity_term():
     assert terms["sim"] == 0 and one == pytest.approx(both.item(), rel=1e-6)
 
 
-def test_the_clamps_of_the_seed_are_off_by_default():
-    z = (1e3 * draw()).requires_grad_()
-    assert VICReg(AuxiliaryConfig(clamp=True), 8)(z)[1]["cov"] <= 100
-    total, terms = VICReg(AuxiliaryConfig(), 8)(z)
-    assert terms["cov"] > 1e5
-    assert torch.autograd.grad(total, z)[0].abs().max() > 0
-
-
-@pytest.mark.parametrize("own", [{}, {"barlow_lambda": 0.1, "barlow_scale": 3.0}])
+@pytest.mark.parametrize("own", [{}, {"barlow_lambda": 0.1}])
 def test_barlow_twins_equals_a_reference_in_numpy(own):
     """LOSS-3."""
-    weight, scale = own.get("barlow_lambda", 0.0051), own.get("barlow_scale", 1.0)
+    weight = own.get("barlow_lambda", 0.0051)
     loss = BarlowTwins(AuxiliaryConfig(**own), 8)
     one, two = draw(seed=1), draw(seed=1) + 0.5 * draw(seed=2)
     a, b = ((z - z.mean(0)) / np.sqrt(z.var(0) + 1e-5) for z in (one.numpy(), two.numpy()))
     c = a.T @ b / len(a)
     wanted = np.sum((np.diag(c) - 1) ** 2) + weight * (np.sum(c**2) - np.sum(np.diag(c) ** 2))
-    assert loss(one, two)[0].item() == pytest.approx(scale * wanted, rel=1e-4)
+    assert loss(one, two)[0].item() == pytest.approx(wanted, rel=1e-4)
     assert loss(one)[0] == loss(one, one)[0]
 
 
@@ -139,10 +131,10 @@ def train(name, folder=None, data=None, **changes):
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("enc_dec", {"auxiliary__use_for_enc_dec": True, "auxiliary__projector": True}),
+        ("enc_dec", {"auxiliary__use_for_enc_dec": True}),
         ("enc_dec_jepa", {"jepa__predictor": "transformer"}),
         ("jepa", {"jepa__target": "none", "jepa__predictor": "transformer"}),
-        ("jepa", {"encoder__kind": "vit", "jepa__target": "vjepa2", "auxiliary__projector": True}),
+        ("jepa", {"encoder__kind": "vit", "jepa__target": "vjepa2"}),
         ("jepa", {"jepa__target": "none", "auxiliary__kind": "dino"}),
         *(("jepa", {"jepa__target": "default", "auxiliary__kind": kind}) for kind in KINDS),
     ],
@@ -342,9 +334,8 @@ def test_a_head_spends_its_budget_and_sees_batches_of_training_rows_alone():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("hidden", 8), ("layers", 1), ("activation", "tanh"), ("activation", "leaky"),
-     ("activation", "sigmoid"), ("dropout", 0.5), ("standardise", False)],
-)  # fmt: skip
+    [("hidden", 8), ("layers", 1), ("dropout", 0.5), ("standardise", False)],
+)
 def test_every_setting_of_a_head_changes_what_it_predicts(field, value, first):
     other = trained(dataclasses.replace(TINY, **{field: value}), kinds=("larp",))
     assert not torch.equal(first["larp"][2], other["larp"][2])

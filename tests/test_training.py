@@ -306,8 +306,6 @@ SMALL = [1.0, 0.99, 0.98, 0.97, 0.96]
     ("losses", "settings", "rates"),
     [
         ([1.0] * 4, {}, [0.1] * 4),
-        ([1.0] * 7, {"schedule": "step", "decay_every": 3}, [0.1] * 3 + [0.05] * 3 + [0.025]),
-        ([1.0] * 3, {"schedule": "step", "decay_every": 1, "min_lr": 0.04}, [0.1, 0.05, 0.04]),
         ([1.0, 0.9, 0.8, 0.7], PLATEAU, [0.1] * 4),
         ([1.0] * 7, PLATEAU, [0.1] * 4 + [0.05] * 3),  # as torch's ReduceLROnPlateau
         ([1.0] * 7, PLATEAU | {"plateau_patience": 1, "min_lr": 0.03},

@@ -43,8 +43,7 @@ TINY = {"device": "cpu", "precision": "fp32"} | dotted({
 TINY_COMMAND = TINY | {"pixels.jepa.hidden": 16, "pixels.vjepa2.stage1.hidden": 16,
                        "pixels.reward.labels": "20+40"}  # fmt: skip
 """`TINY` as a command line can say it, one `key=value` each."""
-ELSEWHERE = dotted(under("encoder", patch=4, depth=1, temporal_depth=1, temporal_heads=2,
-                         temporal_mlp=16, mlp_hidden=16))  # fmt: skip
+ELSEWHERE = dotted(under("encoder", patch=4, depth=1, temporal_depth=1, mlp_hidden=16))
 """Small values of settings that act only after the encoder has been changed."""
 
 

@@ -16,7 +16,6 @@ SPECIAL = {
     "data.exclude_door": ["30-40"],
     "distance.graph_trajectories": [1],  # the tiny data have fewer than the default
     "level1.patch": [5],  # divides 65 px
-    "level2.levels": [[8, 3]],
     "level3.step_skip": [12],  # a multiple of level 2's
     "precision": ["bf16"],  # "auto" is one of the two, whichever is faster here
     "evaluation.split": ["validation"],
@@ -25,7 +24,7 @@ SPECIAL = {
     "level1.optim.delta": [1e9],
     "level2.optim.delta": [1e9],
     "policies.optim.delta": [1e9],
-    "distance.optim.schedule": ["constant", "step"],
+    "distance.optim.schedule": ["constant"],
     "pixels.environment.id": ["hjepa/Push-v0"],
     "pixels.data.transitions": [30],
     "pixels.encoder.patch": [2],  # divides 16 px, as the two below

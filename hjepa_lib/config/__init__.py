@@ -15,6 +15,7 @@ from hjepa_lib.config.fields import (
     Section,
     acts,
     describe,
+    gone_from,
     leaves,
     needs,
     to_dict,
@@ -42,13 +43,7 @@ from hjepa_lib.config.two_rooms import names_world as names_world
 
 Overrides = str | Sequence[str] | dict[str, Any]
 
-GONE: dict[str, Any] = {
-    "level1.idm_frozen": False, "level2.levels": [8], "level2.free_nats": 0.0,
-    "level2.kl_balance": 0.0,
-}  # fmt: skip
-"""Settings of before that keys of stages still count, at the value that is left of them."""
 RENAMED = {
-    **dict.fromkeys(GONE, ""),
     "drive": "",
     "planning.hierarchy.level2.disagreement": "",
     "planning.level3.disagreement": "",
@@ -154,6 +149,10 @@ class Config(Section):
                     if not acts(need, after):
                         raise ConfigError(f"{name} needs {need}, else it does nothing")
         return changed
+
+
+GONE = gone_from(Config)
+RENAMED |= dict.fromkeys(GONE, "")
 
 
 @functools.cache

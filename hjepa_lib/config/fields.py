@@ -66,7 +66,9 @@ def _kinds(section: type) -> dict[str, Any]:
 class Section:
     """Base of all settings: a frozen dataclass whose values are coerced when it is built."""
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **gone: Any) -> None:
+        """Keywords: settings of before, at the values that keys of stages still count."""
+        cls.gone = gone
         dataclasses.dataclass(frozen=True)(cls)
 
     def __post_init__(self) -> None:
@@ -131,6 +133,7 @@ def from_dict(kind: type, tree: dict[str, Any]) -> Any:
     if not isinstance(tree, dict):
         raise ConfigError(f"{kind.__name__} must be a mapping, got {tree!r}")
     known = sorted(_kinds(kind))
+    tree = {key: tree[key] for key in tree if key not in kind.gone or tree[key] != kind.gone[key]}
     for key in tree:
         if key not in known:
             raise ConfigError(f"unknown key {key!r} in {kind.__name__}; known: {', '.join(known)}")
@@ -143,6 +146,15 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         name = f"{prefix}{key}"
         found |= leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
+
+
+def gone_from(section: type, prefix: str = "") -> dict[str, Any]:
+    """{dotted name: value} of all that is `gone` from a kind of section and those in it."""
+    found = {f"{prefix}{name}": value for name, value in section.gone.items()}
+    for name, kind in _kinds(section).items():
+        if isinstance(kind, type) and issubclass(kind, Section):
+            found |= gone_from(kind, f"{prefix}{name}.")
     return found
 
 

@@ -28,12 +28,12 @@ class _Optim(Section):
     """Peak learning rate."""
     weight_decay: Float[0:] = 1e-5
     """AdamW's decay of weights."""
-    schedule: Literal["cosine", "constant", "plateau", "step"] = "constant"
-    """`cosine`: linear warm-up, then down to a thousandth. The others start at the peak; halved by
-    `plateau` (VJ-5) without progress, by `step` (GRID-5) at equal intervals."""
+    schedule: Literal["cosine", "constant", "plateau"] = "constant"
+    """`cosine`: linear warm-up, then down to a thousandth; `plateau` (VJ-5): from the peak, halved
+    without progress."""
     plateau_patience: Int[0:] = needs("schedule=plateau", 2)
     """Validations without progress that are borne."""
-    min_lr: Float[0:] = needs("schedule=plateau|step", 1e-6)
+    min_lr: Float[0:] = needs("schedule=plateau", 1e-6)
     """No halving goes below this rate."""
     clip: Float[0:] = 1.0
     """Gradient norm limit; 0 switches clipping off."""
@@ -43,19 +43,17 @@ class _Optim(Section):
     """Least fall of the validation loss that is progress."""
 
 
-class OptimConfig(_Optim):
+class OptimConfig(_Optim, decay_every=1000):
     """What the training loop reads; its cosine never rises again (PL4)."""
 
     updates: Int[1:] = 2500
     """Steps of the optimiser."""
-    schedule: Literal["cosine", "constant", "plateau", "step"] = "cosine"
+    schedule: Literal["cosine", "constant", "plateau"] = "cosine"
     warmup: Float[0:1] = needs("schedule=cosine", 0.1)
     """Share of the updates spent warming up."""
     final: Float[0:1] = needs("schedule=cosine", 1e-3)
     """Last learning rate as a share of the peak."""
-    decay_every: Int[1:] = needs("schedule=step", 1_000)
-    """Updates between two halvings."""
-    min_lr: Float[0:] = needs("schedule=plateau|step", 0.0)
+    min_lr: Float[0:] = needs("schedule=plateau", 0.0)
     clip: Float[0:] = 2.0
     validate_every: Int[1:] = 500
     """Updates between two validations."""
@@ -84,34 +82,26 @@ class EpochsConfig(_Optim):
         if self.updates:
             own |= {"updates": self.updates, "validate_every": min(epoch, self.updates)}
             own["patience"] = 0
-        return OptimConfig(**own, decay_every=20 * epoch, non_finite="skip")
+        return OptimConfig(**own, non_finite="skip")
 
 
-class PpoConfig(Section):
+class PpoConfig(
+    Section, learning_rate=0.0003, gamma=0.99, gae_lambda=0.95, clip_range=0.2, log_std_noise=0.0
+):
     """Stable-Baselines3 PPO, whose skilled, stochastic policy collects (DATA-2)."""
 
     steps: Int[1:] = 500_000
     """Environment steps of its training."""
     n_envs: Int[1:] = 8
     """Environments, one per CPU at most."""
-    learning_rate: Float[0:] = 3e-4
-    """Step size of its optimiser."""
     n_steps: Int[2:] = 1024
     """Steps per environment between two updates."""
     batch: Int[2:] = 32
     """Rows of a mini-batch."""
     epochs: Int[1:] = 5
     """Passes through the collected steps."""
-    gamma: Float[0:1] = 0.99
-    """Discount per step."""
-    gae_lambda: Float[0:1] = 0.95
-    """Bias against variance of the advantages."""
-    clip_range: Float[0:1] = 0.2
-    """How far a policy may move at one update."""
     policy: Literal["CnnPolicy", "MlpPolicy"] = "CnnPolicy"
     """Its network; `CnnPolicy` needs 36 px or more."""
-    log_std_noise: Float[0:] = 0.0
-    """Added to a continuous policy's log-std before collecting."""
     action_repeat: Int[0:64] = 2
     """Holds where `environment.action_repeat` is 0."""
 

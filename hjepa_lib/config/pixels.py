@@ -55,7 +55,16 @@ class CollectionConfig(Section):
     """Transitions of a training window (DATA-10)."""
 
 
-class PixelEncoderConfig(Blocks):
+class PixelEncoderConfig(
+    Blocks,
+    pool="cls",
+    temporal_heads=8,
+    temporal_mlp=256,
+    temporal_dropout=0.1,
+    cnn_activation="relu",
+    cnn_hidden=0,
+    mlp_activation="relu",
+):
     """The encoder of all models but `vjepa2` (MOD-1 to MOD-4)."""
 
     kind: Literal["vit", "cnn", "mlp", "places"] = "places"
@@ -73,24 +82,12 @@ class PixelEncoderConfig(Blocks):
     """Dropout inside the blocks."""
     embedding_dropout: Float[0:0.9] = 0.0
     """Dropout of the embedded patches."""
-    pool: Literal["cls", "mean"] = needs("kind=vit", "cls")
-    """Class token or mean."""
     temporal_depth: Int[0:] = needs("kind=vit", 2)
     """Blocks over the frames of a stack."""
-    temporal_heads: Int[1:] = needs("kind=vit", 8)
-    """Attention heads over the frames."""
-    temporal_mlp: Int[1:] = needs("kind=vit", 256)
-    """Feed-forward width over the frames."""
-    temporal_dropout: Float[0:0.9] = needs("kind=vit", 0.1)
-    """Dropout over the frames."""
     cnn_layers: Int[1:] = needs("kind=cnn|places", 2)
     """Convolutions of stride 2."""
     cnn_filters: Int[1:] = needs("kind=cnn|places", 16)
     """Of the first layer, doubled by each."""
-    cnn_activation: Literal["relu", "gelu"] = needs("kind=cnn|places", "relu")
-    """Between the convolutions."""
-    cnn_hidden: Int[0:] = needs("kind=cnn|places", 0)
-    """Width of a last linear layer; 0 = none."""
     cnn_dropout: Float[0:0.9] = needs("kind=cnn|places", 0.0)
     """Dropout of whole maps."""
     places: Int[1:] = needs("kind=places", 32)
@@ -99,8 +96,6 @@ class PixelEncoderConfig(Blocks):
     """Width of the hidden layers."""
     mlp_layers: Int[0:] = needs("kind=mlp", 2)
     """Hidden layers; 0 = linear."""
-    mlp_activation: Literal["relu", "gelu"] = needs("kind=mlp", "relu")
-    """Between the layers."""
     mlp_dropout: Float[0:0.9] = needs("kind=mlp", 0.0)
     """Dropout of the hidden layers."""
 
@@ -122,7 +117,16 @@ class DecoderConfig(Blocks):
     optim: EpochsConfig = replace(_COSINE, updates=1_000, lr=3e-3, patience=5)
 
 
-class AuxiliaryConfig(Section):
+class AuxiliaryConfig(
+    Section,
+    eps=0.0001,
+    projector=False,
+    projector_dim=512,
+    clamp=False,
+    barlow_scale=1.0,
+    barlow_eps=1e-05,
+    dino_momentum=0.9,
+):
     """The loss that keeps latents from collapsing (LOSS-2 to LOSS-5)."""
 
     kind: Literal["none", "vicreg", "barlow_twins", "dino"] = "vicreg"
@@ -139,22 +143,8 @@ class AuxiliaryConfig(Section):
     """Weight of its variance hinge."""
     cov: Float[0:] = needs("kind=vicreg", 0.1)
     """Weight of its covariances."""
-    eps: Float[1e-12:] = needs("kind=vicreg", 1e-4)
-    """Added to the variance."""
-    projector: bool = needs("kind=vicreg", False)
-    """A three-layer network before its terms."""
-    projector_dim: Int[1:] = needs("kind=vicreg and projector=true", 512)
-    """Width of the projector."""
-    clamp: bool = needs("kind=vicreg", False)
-    """The seed's: projections +-10, covariances +-100, terms at most 100."""
     barlow_lambda: Float[0:] = needs("kind=barlow_twins", 0.0051)
     """Weight of the redundancy."""
-    barlow_scale: Float[0:] = needs("kind=barlow_twins", 1.0)
-    """Factor on Barlow Twins."""
-    barlow_eps: Float[1e-12:] = needs("kind=barlow_twins", 1e-5)
-    """Added to the variance."""
-    dino_momentum: Float[0:1] = needs("kind=dino", 0.9)
-    """Share kept by the centre."""
 
 
 class PixelJepaConfig(Section):
@@ -176,15 +166,13 @@ class PixelJepaConfig(Section):
     """Loaded, never trained (TRAIN-6)."""
 
 
-class RewardConfig(Section):
+class RewardConfig(Section, activation="relu"):
     """Reward MLP and look-ahead reward predictor (MOD-11, MOD-12)."""
 
     hidden: Int[1:] = 128
     """Width of the hidden layers."""
     layers: Int[1:] = 2
     """Hidden layers."""
-    activation: Literal["relu", "leaky", "tanh", "sigmoid"] = "relu"
-    """Between the layers."""
     dropout: Float[0:0.9] = 0.2
     """Dropout of the hidden layers."""
     labels: tuple[Int[16:], ...] = (200, 1_000, 4_000, 16_000)
@@ -198,7 +186,7 @@ class RewardConfig(Section):
     """Scale inputs by the training part."""
 
 
-class Stage1Config(Section):
+class Stage1Config(Section, mask_token="latent", loss="l1"):
     """Masked pre-training of V-JEPA 2 style (VJ-1 to VJ-6)."""
 
     mask: Float[0:0.95] = 0.4
@@ -209,16 +197,12 @@ class Stage1Config(Section):
     """Width of its tokens."""
     depth: Int[1:] = 4
     """Blocks of the encoder."""
-    loss: Literal["l1", "mse", "smooth_l1"] = "l1"
-    """Between predicted and target latents."""
     patch_loss: Float[0:] = 1.0
     """Weight of the loss per masked patch."""
     ema_decay: Float[0:1] = 0.996
     """Share kept by the target encoder."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the predictor."""
-    mask_token: Literal["latent", "projected"] = "latent"
-    """`projected`: a 64-wide token with its own projection (VJ-2)."""
     read: Literal["tokens", "cls"] = "tokens"
     """Where a latent is read: from all patches by their main directions, or the class token."""
     checkpoint: str = ""

@@ -108,7 +108,7 @@ class Level1LossConfig(LossConfig):
     """Static parts alike in a layout, apart in others."""
 
 
-class Level1Config(Section):
+class Level1Config(Section, idm_frozen=False):
     """JEPA over single steps (PLDM, arXiv 2502.14819)."""
 
     load: str = ""
@@ -180,7 +180,7 @@ class Level1Config(Section):
             yield self.static_dim > self.latent_dim - 2, left
 
 
-class DistanceConfig(Section):
+class DistanceConfig(Section, ema_rate=0.02, future_goals=0.5):
     """Temporal-distance head on frozen level-1 latents (idea: HILP, Park et al. 2024)."""
 
     form: Literal["metric", "quasimetric"] = "metric"
@@ -201,10 +201,6 @@ class DistanceConfig(Section):
     """Discount per step; low ones flatten the far side."""
     expectile: Float[0.5:1] = needs("teacher=bootstrap", 0.9)
     """Learned expectile of the targets: near 1 the fastest known way."""
-    ema_rate: Float[0:1] = needs("teacher=bootstrap", 0.02)
-    """Rate of the slow copy."""
-    future_goals: Float[0:1] = needs("teacher=bootstrap", 0.5)
-    """Share of goals from the trajectory's own future."""
     trajectories: Int[1:] = 3500
     """Training trajectories with latents in memory."""
     optim: OptimConfig = OptimConfig(updates=3000, batch=1024, weight_decay=0.0, warmup=0.02)
@@ -221,11 +217,9 @@ class DistanceConfig(Section):
         return self.gamma if self.teacher == "bootstrap" else 1.0
 
 
-class PolicyConfig(Section):
+class PolicyConfig(Section, encoder="fast"):
     """What acts without imagining: rows `gcbc` and `idm` (models/policies.py)."""
 
-    encoder: Literal["impala", "fast", "keypoint"] = "fast"
-    """What reads the frame and the goal's frame together."""
     latent_dim: Int[2:] = 128
     """Width of what it reads."""
     hidden: Int[4:] = 256
@@ -242,7 +236,7 @@ class MacroConfig(Section):
     """Macro steps of a training window, which has macro_steps * step_skip + 1 states."""
 
 
-class Level2Config(MacroConfig):
+class Level2Config(MacroConfig, levels=[8], free_nats=0.0, kl_balance=0.0):
     """RSSM over level-1 latents, `step_skip` steps at a time (models/level2.py)."""
 
     disable_l2: bool = False

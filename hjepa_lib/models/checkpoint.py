@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from hjepa_lib import files
 from hjepa_lib.config import (
-    GONE,
     DistanceConfig,
     Level1Config,
     Level2Config,
@@ -140,9 +139,7 @@ def load_part(folder: Path, kind: str, name: str = "") -> Any:
         if section is None:
             dim, hidden, outputs = meta["shape"]
             return make(dim, torch.zeros(outputs), torch.ones(outputs), hidden)
-        gone = {one.rpartition(".")[2] for one in GONE}
-        stored = {one: value for one, value in meta["config"].items() if one not in gone}
-        config = from_dict(section, stored)
+        config = from_dict(section, meta["config"])
         if kind in ("level1", "policy"):
             normaliser = from_dict(Normaliser, meta["normaliser"])
             return make(config, normaliser, meta.get("image", SIZE))

@@ -24,7 +24,7 @@ class GoalPolicy(Reader):
     ) -> None:
         super().__init__(normaliser, image_size)
         self.config = config
-        encoder = Level1Config(encoder=config.encoder, latent_dim=config.latent_dim)
+        encoder = Level1Config(latent_dim=config.latent_dim)
         self.encoder = build_encoder(encoder, 2 * self.frame[0], image_size)
         self.head = mlp(config.latent_dim + 2, config.hidden, config.hidden, self.action_dim)
 

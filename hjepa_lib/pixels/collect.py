@@ -206,19 +206,13 @@ def train_policy(config: PixelsConfig, seed: int, notes: list[str]) -> tuple[Any
         # No roll-out longer than the whole training, no batch larger than a roll-out.
         steps = min(ppo.n_steps, max(2, ppo.steps // count))
         model = stable_baselines3.PPO(
-            ppo.policy, envs, learning_rate=ppo.learning_rate, n_steps=steps,
-            batch_size=min(ppo.batch, steps * count), n_epochs=ppo.epochs, gamma=ppo.gamma,
-            gae_lambda=ppo.gae_lambda, clip_range=ppo.clip_range, seed=seed, device="cpu",
+            ppo.policy, envs, n_steps=steps, batch_size=min(ppo.batch, steps * count),
+            n_epochs=ppo.epochs, seed=seed, device="cpu",
         )  # fmt: skip
         model.learn(ppo.steps)
         scores = [episode["r"] for episode in model.ep_info_buffer]
         if scores:
             notes.append(f"mean return of PPO's last {len(scores)} episodes: {np.mean(scores):.3g}")
-    if ppo.log_std_noise:  # wider actions while collecting
-        if hasattr(model.policy, "log_std"):
-            model.policy.log_std.data += ppo.log_std_noise
-        else:
-            notes.append("pixels.ppo.log_std_noise has no effect: the actions are discrete")
     return model, count
 
 

@@ -12,7 +12,6 @@ from torch.utils.data import TensorDataset
 from hjepa_lib.config.pixels import RewardConfig
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.layers import mlp
-from hjepa_lib.pixels.networks import ACTIVATIONS
 from hjepa_lib.pixels.training import fit, in_chunks
 from hjepa_lib.training.loop import Fit
 
@@ -32,8 +31,8 @@ class RewardHead(nn.Module):
     def __init__(self, config: RewardConfig, width: int, seed: int = 0) -> None:
         super().__init__()
         self.width = width
-        activation, hidden = ACTIVATIONS[config.activation], [config.hidden] * config.layers
-        self.net = mlp(width, *hidden, 1, activation=activation, dropout=config.dropout)
+        hidden = [config.hidden] * config.layers
+        self.net = mlp(width, *hidden, 1, dropout=config.dropout)
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("deviation", torch.ones(width))
         for index, layer in enumerate(one for one in self.net if isinstance(one, nn.Linear)):

@@ -274,7 +274,6 @@ def fit_scale(model: Any, data: Transitions, background: Tensor | None = None) -
 def matched_counts(config: PixelsConfig, data: Any) -> dict[str, int]:
     """Weights that the JEPA-style twin and JEPA with its decoder train to predict a frame."""
     twin, jepa = (build_pixel_model(name, config, data) for name in ("enc_dec_jepa", "jepa"))
-    twin.regulariser = jepa.regulariser = None  # a projector is scaffolding of either
     decoder = PatchDecoder(config.decoder, config.encoder.latent_dim, shapes_of(data))
     pair = count_parameters(jepa) + count_parameters(decoder)
     return {"enc_dec_jepa": count_parameters(twin), "jepa + decoder": pair}

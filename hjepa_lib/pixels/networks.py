@@ -21,9 +21,7 @@ from hjepa_lib.models import layers
 from hjepa_lib.models.layers import count_parameters, mlp, sides
 from hjepa_lib.pixels.transitions import PixelShapes, scaled
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU, "gelu": nn.GELU, "leaky": nn.LeakyReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid,
-}  # fmt: skip
+TEMPORAL_HEADS = 8
 GAIN = 10.0  # of the maps whose places are read: one place, not the mean of all that is seen
 LARGE = 512  # from this side on a linear layer starts from Xavier with gain 0.5
 
@@ -50,14 +48,13 @@ class Vit(nn.Module):
 
     def __init__(
         self, config: PixelEncoderConfig, dim: int, planes: int, image_size: layers.Size,
-        patch: int, depth: int, token: int = 0,
+        patch: int, depth: int, masked: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.patches = layers.Patches(planes, image_size, patch, dim)
         self.cls = nn.Parameter(torch.zeros(dim))
-        if token:  # what stands where a patch is hidden
-            self.token = nn.Parameter(torch.zeros(token))
-            self.project = nn.Identity() if token == dim else nn.Linear(token, dim)
+        if masked:  # what stands where a patch is hidden
+            self.token = nn.Parameter(torch.zeros(dim))
         self.dropout = nn.Dropout(config.embedding_dropout)
         sizes = config.heads, config.head_dim, config.mlp_dim, config.dropout
         self.blocks = layers.Transformer(dim, depth, *sizes)
@@ -67,7 +64,7 @@ class Vit(nn.Module):
         patches = self.patches(x)
         if mask is None:
             return patches
-        hidden = self.project(self.token) + self.patches.position
+        hidden = self.token + self.patches.position
         return torch.where(mask[..., None], hidden.to(patches.dtype), patches)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -79,13 +76,11 @@ class VitEncoder(nn.Module):
 
     def __init__(self, config: PixelEncoderConfig, shapes: PixelShapes) -> None:
         super().__init__()
-        dim, self.pool = config.latent_dim, config.pool
-        size = shapes.image_size
+        dim, size = config.latent_dim, shapes.image_size
         self.spatial = Vit(config, dim, shapes.channels, size, config.patch, config.depth)
         self.temporal: nn.Module | None = None
         if config.temporal_depth:
-            heads = config.temporal_heads
-            sizes = heads, max(1, dim // heads), config.temporal_mlp, config.temporal_dropout
+            sizes = TEMPORAL_HEADS, max(1, dim // TEMPORAL_HEADS), 256, 0.1
             self.temporal = layers.Transformer(dim, config.temporal_depth, *sizes)
             self.frame_cls = nn.Parameter(torch.zeros(dim))
             self.frame_position = nn.Parameter(torch.zeros(shapes.stack, dim))
@@ -95,9 +90,7 @@ class VitEncoder(nn.Module):
         self.head = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.spatial(x.flatten(0, 1))  # (B L, 1 + N, dim)
-        frames = tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(dim=1)
-        frames = frames.unflatten(0, x.shape[:2])  # (B, L, dim)
+        frames = self.spatial(x.flatten(0, 1))[:, 0].unflatten(0, x.shape[:2])  # (B, L, dim)
         if self.temporal is None:
             return self.head(self.join(frames.flatten(1)))
         return self.head(self.temporal(prepend(self.frame_cls, frames + self.frame_position))[:, 0])
@@ -110,15 +103,14 @@ def prepend(token: Tensor, tokens: Tensor) -> Tensor:
 
 def cnn_encoder(config: PixelEncoderConfig, shapes: PixelShapes) -> nn.Sequential:
     """3 x 3 convolutions of stride 2 with doubling filters over the L * C planes (MOD-3)."""
-    activation, convs = ACTIVATIONS[config.cnn_activation], []
+    convs: list[nn.Module] = []
     width, (height, breadth) = shapes.channels * shapes.stack, sides(shapes.image_size)
     for index in range(config.cnn_layers):
         filters = config.cnn_filters * 2**index
-        convs += [nn.Conv2d(width, filters, 3, stride=2, padding=1), activation()]
+        convs += [nn.Conv2d(width, filters, 3, stride=2, padding=1), nn.ReLU()]
         convs.append(nn.Dropout2d(config.cnn_dropout))
         width, height, breadth = filters, (height + 1) // 2, (breadth + 1) // 2
-    hidden = [config.cnn_hidden] if config.cnn_hidden else []
-    head = mlp(width * height * breadth, *hidden, config.latent_dim, activation=activation)
+    head = mlp(width * height * breadth, config.latent_dim)
     parts = {"planes": nn.Flatten(1, 2), "convs": nn.Sequential(*convs), "flat": nn.Flatten()}
     return nn.Sequential(OrderedDict(parts, head=head))
 
@@ -159,8 +151,7 @@ def mlp_encoder(config: PixelEncoderConfig, shapes: PixelShapes) -> nn.Sequentia
     height, width = sides(shapes.image_size)
     widths = [shapes.stack * shapes.channels * height * width]
     widths += [config.mlp_hidden] * config.mlp_layers
-    activation = ACTIVATIONS[config.mlp_activation]
-    net = mlp(*widths, config.latent_dim, activation=activation, dropout=config.mlp_dropout)
+    net = mlp(*widths, config.latent_dim, dropout=config.mlp_dropout)
     return nn.Sequential(OrderedDict(flat=nn.Flatten(), layers=net))
 
 
@@ -298,7 +289,7 @@ def initialise(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.01)
-        elif isinstance(module, (nn.LayerNorm, nn.BatchNorm1d)):
+        elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
         else:
             for token in module.parameters(recurse=False):

@@ -22,9 +22,6 @@ from hjepa_lib.pixels.networks import (
 from hjepa_lib.pixels.training import in_chunks
 from hjepa_lib.pixels.transitions import PixelShapes, Transitions
 
-TOKEN_WIDTH = 64  # of the `projected` mask token
-LOSSES = {"l1": F.l1_loss, "mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
-
 
 class TokenEncoder(nn.Module):
     """States (B, L, C, Hpx, Wpx) -> (B, D) of a masked ViT, whose patches have L * C planes.
@@ -40,14 +37,13 @@ class TokenEncoder(nn.Module):
     ) -> None:
         super().__init__()
         dim, width, self.read = config.latent_dim, stage.width, stage.read
-        token = TOKEN_WIDTH if stage.mask_token == "projected" else width
         planes, size, patch = shapes.stack * shapes.channels, shapes.image_size, stage.patch
         self.maps: nn.Module | None = None
         if config.kind == "places" and self.read == "tokens":
             dim, self.maps = dim - 2 * config.places, place_maps(config, planes)
             planes, size = config.places, tuple((side + 1) // 2 for side in sides(size))
             patch = max(1, patch // 2)
-        self.vit = Vit(config, width, planes, size, patch, stage.depth, token)
+        self.vit = Vit(config, width, planes, size, patch, stage.depth, masked=True)
         count = width * (self.vit.patches.count if self.read == "tokens" else 1)
         if count < dim:
             raise ConfigError(
@@ -124,15 +120,14 @@ class MaskedPrediction(Sees):
 
     def loss(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Error of the class token, and with `patch_loss` that of the hidden patches' tokens."""
-        measure, weight = LOSSES[self.stage.loss], self.stage.patch_loss
-        patches = self.online.vit.patches.count
+        weight, patches = self.stage.patch_loss, self.online.vit.patches.count
         mask = draw_masks(len(batch.state), patches, self.stage.mask, generator)
         mask = mask.to(batch.state.device)
         named, whole = self.predict(batch.state, mask)
-        latent, hidden = measure(named[:, 0], whole[:, 0]), named.new_zeros(())
+        latent, hidden = F.l1_loss(named[:, 0], whole[:, 0]), named.new_zeros(())
         terms = {"latent": latent.item()}
         if weight and mask.any():
-            hidden = measure(named[:, 1:][mask], whole[:, 1:][mask])
+            hidden = F.l1_loss(named[:, 1:][mask], whole[:, 1:][mask])
             terms["patches"] = hidden.item()
         return latent + weight * hidden, terms
 

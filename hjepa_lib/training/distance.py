@@ -28,6 +28,8 @@ from hjepa_lib.models.layers import update_ema
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.loop import Fit, Loss, Task, Terms, TrainingError, step_generator
 
+SLOW = 0.98  # share that the slow copy keeps per update
+FUTURE_GOALS = 0.5  # share of goals from the trajectory's own future
 SOURCES, TARGETS = 128, 48
 """Pairs of one graph: so many starts, each with so many goals."""
 SHORTEST = 1e-3  # steps; a sparse graph takes an edge of length 0 for no edge
@@ -45,7 +47,7 @@ def train_distance(
     trained = torch.nn.ModuleDict({"head": head})
     if config.teacher == "bootstrap":
         slow = trained["slow"] = copy.deepcopy(head).requires_grad_(False)
-        sampler = GoalSampler(store, config.n_step, config.future_goals)
+        sampler = GoalSampler(store, config.n_step, FUTURE_GOALS)
     else:
         starts, goals, lengths = find_paths(store, config, seed)
     held_out = validation and GoalSampler(validation, config.n_step, 1.0)
@@ -79,7 +81,7 @@ def train_distance(
             "overestimated": (predicted.cpu() > recorded).float().mean(),
         }
 
-    follow = slow and partial(update_ema, slow, head, 1 - config.ema_rate)
+    follow = slow and partial(update_ema, slow, head, SLOW)
     task = Task(trained, loss_fn, validation and validate, follow)
     return Fit(task, config.optim, seed=seed, stage="distance", **options)
 

@@ -73,12 +73,9 @@ def adamw(parameters: list[nn.Parameter], optim: OptimConfig) -> torch.optim.Opt
 def learning_rate(update: int, config: OptimConfig, halvings: int = 0) -> float:
     """Rate of the 0-based `update`: linear warm-up, then a cosine that never rises again (PL4).
 
-    The others begin at the peak, and `step` is halved every `decay_every` updates, `plateau`
-    `halvings` times.
+    The others begin at the peak, and `plateau` is halved `halvings` times.
     """
     if config.schedule != "cosine":
-        if config.schedule == "step":
-            halvings = update // config.decay_every
         return max(config.lr * 0.5**halvings, min(config.min_lr, config.lr))
     warmup = max(1, round(config.warmup * config.updates))
     if update < warmup:
