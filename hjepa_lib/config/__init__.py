@@ -43,23 +43,6 @@ from hjepa_lib.config.two_rooms import names_world as names_world
 
 Overrides = str | Sequence[str] | dict[str, Any]
 
-RENAMED = {
-    "drive": "",
-    "planning.hierarchy.level2.disagreement": "",
-    "planning.level3.disagreement": "",
-    **{f"pixels.grid.reward_optim.{name}": "" for name in to_dict(EpochsConfig())},
-    **{f"pixels.reward.{name}": "" for name in ("seeds", "study_transitions", "study_updates")},
-    "samples": "chapters.level2_samples or chapters.pixel_samples or chapters.reconstructions",
-    "shown": "chapters.grid_panels",
-    "tries": "",
-    "chapters.pixel_pictures": "",
-    "chapters.variant_updates": "",
-}
-"""Setting, or parameter of a notebook, up to 0.1.0: what it is called now; "" = it is gone.
-
-Other parameters stand below `chapters`, with the chapter before their old name.
-"""
-
 
 class Config(Section):
     """One run = one training seed."""
@@ -152,7 +135,21 @@ class Config(Section):
 
 
 GONE = gone_from(Config)
-RENAMED |= dict.fromkeys(GONE, "")
+FORMER = {
+    *GONE, "drive", "masks", "samples", "shown", "tries",
+    "planning.hierarchy.level2.disagreement", "planning.level3.disagreement",
+    *(f"pixels.grid.reward_optim.{name}" for name in to_dict(EpochsConfig())),
+    *(f"pixels.reward.{name}" for name in ("seeds", "study_transitions", "study_updates")),
+    *(f"chapters.{name}" for name in (
+        "pixel_pictures", "variant_updates", "data_panels", "level2_samples", "level2_starts",
+        "compare_panels", "inspect_moments", "collapse_windows", "pixel_samples", "reconstructions",
+        "masks", "grid_panels", "planner_updates",
+    )),
+}  # fmt: skip
+"""Settings, or parameters of a notebook, of before.
+
+Other parameters stand below `chapters`, with the chapter before their old name.
+"""
 
 
 @functools.cache
@@ -179,7 +176,7 @@ def parse_overrides(overrides: str | Sequence[str]) -> dict[str, str]:
 
 
 def _check_name(dotted: str) -> None:
-    """ConfigError unless it names a setting; an old name is answered by the new one."""
+    """ConfigError unless it names a setting; it says what became of one of before."""
     names, depth = [one.name for one in describe(Config)], len(dotted) + 1
     if dotted in names:
         return
@@ -188,8 +185,8 @@ def _check_name(dotted: str) -> None:
         parts = ", ".join(dict.fromkeys(inside))
         raise ConfigError(f"{dotted!r} is a section; set one of: {parts}")
     near = [one for one in names if re.fullmatch(rf"chapters\.(.+_)?{re.escape(dotted)}", one)]
-    moved = RENAMED.get(dotted, " or ".join(near))
-    now = f": it is {moved} now" if moved else ": it is gone" if dotted in RENAMED else ""
+    now = f": it is {' or '.join(near)} now" if near else ""
+    now = ": it is gone" if dotted in FORMER else now
     raise ConfigError(f"unknown setting {dotted!r}{now}")
 
 
@@ -208,8 +205,7 @@ def _changed(section: Any, changes: dict[str, Any]) -> Any:
 
 def read_config(tree: dict[str, Any]) -> Config:
     """The config of a stored manifest, be it of an earlier version."""
-    pairs = {RENAMED.get(name, name): value for name, value in leaves(tree).items()}
-    pairs.pop("", None)
+    pairs = {name: value for name, value in leaves(tree).items() if name not in FORMER}
     return profile(tree.get("profile", "laptop")).override(pairs, strict=False)
 
 

@@ -130,30 +130,20 @@ class EvaluationConfig(Section):
 class ChaptersConfig(Section):
     """Parameters of the notebooks; texts begin with the number of the one that reads it."""
 
-    data_panels: Int[1:24] = 12
-    """01: trajectories and trials drawn."""
     level1_horizon: Int[1:500] = 48
     """02: steps of the open-loop measurement."""
     level1_trial: Int[0:499] = 7
     """02: validation trial of the cost landscape."""
     level2_horizon: Int[1:500] = 64
     """03: steps of the open-loop measurement."""
-    level2_samples: Int[2:500] = 80
-    """03: moves drawn from level 2 per start."""
-    level2_starts: Int[1:24] = 8
-    """03: validation trials whose starts are shown."""
     plan_trial: Int[0:499] = 7
     """04: validation trial looked at."""
     control_trials: Int[1:500] = 20
     """04: validation trials of the level-2 controls."""
-    compare_panels: Int[1:24] = 10
-    """05: episodes drawn per method."""
     compare_trial: Int[-1:499] = -1
     """05: test trial of the GIF; -1: the first that tells methods apart."""
     inspect_trial: Int[0:499] = 3
     """06: trial looked at, below `evaluation.trials`."""
-    inspect_moments: Int[2:8] = 5
-    """06: moments in a film strip."""
     study_trials: Int[1:500] = 20
     """07: validation trials per planner."""
     study_budgets: tuple[Float[0.001:1000], ...] = (0.03125, 0.125, 0.5, 4.0)
@@ -162,8 +152,6 @@ class ChaptersConfig(Section):
     """07: level-2 updates of a small training."""
     collapse_horizon: Int[8:500] = 192
     """08: steps of the open-loop measurement."""
-    collapse_windows: Int[8:2000] = 128
-    """08: its held-out walks."""
     collapse_trials: Int[1:500] = 16
     """08: validation trials per planner."""
     collapse_horizons: tuple[Literal[5, 8, 24, 48, 96, 192], ...] = (5, 8, 24, 48, 96, 192)
@@ -180,21 +168,11 @@ class ChaptersConfig(Section):
     """08: level-1 updates of a small training."""
     worlds_model: str = "maze"
     """09: the model of configs/worlds.yaml, a world, that is played there."""
-    pixel_samples: Int[1:12] = 4
-    """10: transitions on the sample sheet."""
     pixel_points: Int[10:1000] = 200
     """10: frames of each part in PCA and t-SNE."""
     ppo_steps: Int[0:10_000_000] = 1024
     """10: training steps of the PPO demonstration; 0: none."""
-    reconstructions: Int[1:12] = 6
-    """11: reconstructions shown side by side."""
     imagined_steps: Int[1:] = 8
     """12: imagined steps, `pixels.data.sequence` at most."""
-    masks: Int[1:8] = 4
-    """12: example masks."""
     lookahead_study: bool = True
     """13: also the study in two reward worlds."""
-    grid_panels: Int[1:8] = 4
-    """14: held-out transitions drawn."""
-    planner_updates: Int[1:100_000] = 1000
-    """08: updates of the transformer that plans on Two Rooms."""
