@@ -1,4 +1,4 @@
-"""What is read from latents: how far one is from another (the costs of planning), and a place.
+"""What is read from latents: how far one is from another, and a place.
 
     latent:       mean_d (z - z_goal)^2, as in PLDM and EB-JEPA
     metric:       d(s, g) = || phi(s) - phi(g) ||_2

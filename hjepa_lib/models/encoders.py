@@ -1,8 +1,7 @@
-"""The networks of level 1: image encoders and one-step latent predictors.
+"""The networks of level 1.
 
-Encoders: (M, C, Hpx, Wpx) normalised pixels -> (M, D), through `head` and `norm`. Predictors:
-latent (M, D), normalised action (M, A) -> (M, D); all but the GRU add a displacement and leave the
-`static_dim` first components.
+Encoders: (M, C, Hpx, Wpx) normalised pixels -> (M, D). Predictors: latent (M, D), normalised action
+(M, A) -> (M, D); all but the GRU add a displacement and leave the `static_dim` first components.
 """
 
 from itertools import pairwise
@@ -20,17 +19,15 @@ SPREAD = 2.0  # keypoint coordinates of the image's edges: the dot's then have a
 
 
 def output(config: Level1Config, count: int, width: int = 0) -> tuple[nn.Linear, nn.Module]:
-    """`head` of `count` features, and `norm`: a LayerNorm of `impala`, as in PLDM and EB-JEPA.
-
-    Of the others, too, where the predictor is a GRU, whose state could not reach their scale.
-    """
+    """`head` of `count` features, and `norm`: a LayerNorm of `impala`, as in PLDM and EB-JEPA, and
+    where the predictor is a GRU, whose state could not reach another scale."""
     normed = config.encoder == "impala" or config.predictor == "gru"
     norm = nn.LayerNorm(config.latent_dim) if normed else nn.Identity()
     return nn.Linear(count, width or config.latent_dim), norm
 
 
 def convolutions(channels: int, width: int, *kernels: tuple[int, int]) -> nn.Sequential:
-    """Convolutions of (kernel, stride) px to `width` channels, a ReLU behind each."""
+    """Of (kernel, stride) px to `width` channels, a ReLU behind each."""
     layers: list[nn.Module] = []
     for kernel, stride in kernels:
         layers += [nn.Conv2d(channels, width, kernel, stride, kernel // 2), nn.ReLU()]
@@ -40,7 +37,7 @@ def convolutions(channels: int, width: int, *kernels: tuple[int, int]) -> nn.Seq
 
 @torch.no_grad()
 def features(net: nn.Module, channels: int, image_size: Size) -> int:
-    """How many numbers `net` makes of one image (PL10)."""
+    """Numbers that `net` makes of one image (PL10)."""
     return net(torch.zeros(1, channels, *sides(image_size))).numel()
 
 
@@ -57,7 +54,7 @@ class ResidualBlock(nn.Module):
 
 
 class ImpalaEncoder(nn.Module):
-    """IMPALA stacks of 16, 32, 32 channels: PLDM's and EB-JEPA's (arXiv 2502.14819, 2602.03604)."""
+    """IMPALA stacks, as in PLDM and EB-JEPA (arXiv 2502.14819, 2602.03604)."""
 
     def __init__(self, config: Level1Config, channels: int, image_size: Size) -> None:
         super().__init__()
@@ -73,7 +70,7 @@ class ImpalaEncoder(nn.Module):
 
 
 class FastEncoder(nn.Module):
-    """Three convolutions, then Linear: activations stay in a CPU's cache."""
+    """Three convolutions whose activations stay in a CPU's cache."""
 
     def __init__(
         self, config: Level1Config, channels: int, image_size: Size, latent_dim: int = 0
@@ -90,7 +87,7 @@ class FastEncoder(nn.Module):
 class KeypointEncoder(nn.Module):
     """Expected place of each feature map: spatial softmax (arXiv 1509.06113).
 
-    A static part comes from a `fast` encoder of its own: walls are no points.
+    Walls are no points: a static part comes from a `fast` encoder.
     """
 
     def __init__(self, config: Level1Config, channels: int, image_size: Size) -> None:
@@ -118,9 +115,9 @@ class KeypointEncoder(nn.Module):
 
 
 class VitEncoder(nn.Module):
-    """Vision transformer (arXiv 2010.11929), then one Linear over all tokens at their places.
+    """Vision transformer (arXiv 2010.11929), then one Linear over all tokens.
 
-    A class token would have to carry WHERE the dot is, and learns it far more slowly.
+    A class token learns far more slowly WHERE the dot is.
     """
 
     def __init__(self, config: Level1Config, channels: int, image_size: Size) -> None:
@@ -133,10 +130,10 @@ class VitEncoder(nn.Module):
     def forward(
         self, x: Tensor, hidden: Tensor | None = None, token: Tensor | None = None
     ) -> Tensor:
-        """Patches where `hidden` (M, N) is True become `token`, and keep their position (F8)."""
-        tokens = self.patches(x)  # (M, N, width), positions included
+        """Patches where `hidden` (M, N) is True become `token` (width,) at their position (F8)."""
+        tokens = self.patches(x)  # (M, N, width)
         if hidden is not None:
-            blank = (token + self.patches.position).to(tokens.dtype)  # (N, width)
+            blank = (token + self.patches.position).to(tokens.dtype)
             tokens = torch.where(hidden[..., None], blank, tokens)
         return self.norm(self.head(self.blocks(tokens).flatten(1)))
 
@@ -148,20 +145,20 @@ ENCODERS: dict[str, type[nn.Module]] = {
 
 
 def build_encoder(config: Level1Config, channels: int, image_size: Size) -> nn.Module:
-    """The encoder `config.encoder`; ConfigError for images that are too small for any."""
+    """ConfigError for images that are too small."""
     if min(sides(image_size)) < MIN_IMAGE:
         raise ConfigError(f"images must be at least {MIN_IMAGE} px wide, got {image_size}")
     return ENCODERS[config.encoder](config, channels, image_size)
 
 
 def displace(latent: Tensor, step: Tensor) -> Tensor:
-    """latent (M, D) plus step (M, D - S): the first S components, the static part, stay."""
+    """latent (M, D) plus step (M, D - S): the static S stay."""
     static = latent.shape[-1] - step.shape[-1]
     return latent + (F.pad(step, (static, 0)) if static else step)
 
 
 class GruPredictor(nn.Module):
-    """PLDM's h' = LN(GRU(a, h)): the hidden state IS the latent, LN the encoder's own."""
+    """PLDM's h' = LN(GRU(a, h)): the state IS the latent, LN the encoder's own."""
 
     def __init__(self, config: Level1Config, action_dim: int, norm: nn.Module) -> None:
         super().__init__()
@@ -173,7 +170,7 @@ class GruPredictor(nn.Module):
 
 
 class MlpPredictor(nn.Module):
-    """z' = z + MLP([z, a]): cheap per candidate, and close to the identity at first."""
+    """z' = z + MLP([z, a])."""
 
     def __init__(self, config: Level1Config, action_dim: int, norm: nn.Module) -> None:
         super().__init__()
@@ -186,12 +183,12 @@ class MlpPredictor(nn.Module):
 
 
 class TransformerPredictor(nn.Module):
-    """z' = z + Linear(blocks([state token, action token])[0]), as seed 004's transition model."""
+    """z' = z + Linear(blocks([z, a])[0]), as seed 004's transition model."""
 
     def __init__(self, config: Level1Config, action_dim: int, norm: nn.Module) -> None:
         super().__init__()
         width, heads = config.hidden, config.heads
-        # Separate embeddings tell the two tokens apart, so no positions are needed.
+        # Embeddings of their own tell the tokens apart without positions.
         self.state = nn.Linear(config.latent_dim, width)
         self.action = nn.Linear(action_dim, width)
         self.blocks = Transformer(width, config.depth, heads, max(1, width // heads), 2 * width)

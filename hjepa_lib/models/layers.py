@@ -1,6 +1,4 @@
-"""Building blocks of all models: MLPs, pre-norm transformers, patches of images.
-
-    x <- x + Attention(LN(x));   x <- x + MLP(LN(x));   LN after the last block (arXiv 1706.03762)
+"""Building blocks of all models: MLPs, pre-norm transformers (arXiv 1706.03762), patches.
 
 Dropout acts on what a sub-layer adds: the fused attention kernel serves training as well.
 """
@@ -24,9 +22,9 @@ def mlp(
     norm: bool = False,
     dropout: float | None = None,
 ) -> nn.Sequential:
-    """Linear layers (..., widths[0]) -> (..., widths[-1]), an activation between each two.
+    """Linear layers (..., widths[0]) -> (..., widths[-1]).
 
-    A LayerNorm comes before it where asked for, dropout (share in [0, 1)) behind it.
+    Between each two `norm`, an activation, and dropout (share in [0, 1)).
     """
     layers: list[nn.Module] = []
     for index, (before, after) in enumerate(pairwise(widths)):
@@ -40,13 +38,13 @@ def mlp(
 
 @torch.no_grad()
 def update_ema(slow: nn.Module, fast: nn.Module, decay: float) -> None:
-    """theta_slow <- decay * theta_slow + (1 - decay) * theta_fast, parameter by parameter."""
+    """theta_slow <- decay * theta_slow + (1 - decay) * theta_fast."""
     for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
         old.lerp_(new, 1 - decay)
 
 
 def full_precision(like: Tensor) -> torch.autocast:
-    """A block without autocast: a bf16 training multiplies in bf16 in forward passes alone (Q4)."""
+    """No autocast inside: a bf16 training multiplies in bf16 in forward passes alone (Q4)."""
     return torch.autocast(like.device.type, enabled=False)
 
 
@@ -56,7 +54,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 class Attention(nn.Module):
-    """Self-attention over (B, N, dim) with `heads` heads of width `head_dim`."""
+    """Self-attention over (B, N, dim)."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -94,9 +92,9 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`depth` blocks and a last LayerNorm: (B, N, dim) -> (B, N, dim). It adds no positions.
+    """`depth` blocks and a last LayerNorm: (B, N, dim) -> (B, N, dim), without positions.
 
-    `sizes` are heads, head_dim, mlp_dim and dropout of a `Block`.
+    `sizes` are heads, head_dim, mlp_dim and dropout.
     """
 
     def __init__(self, dim: int, depth: int, *sizes: float) -> None:
@@ -121,7 +119,7 @@ def sides(image_size: Size) -> tuple[int, int]:
 
 
 def patch_grid(image_size: Size, patch: int) -> tuple[int, int]:
-    """Patches along (height, width); ConfigError when the image does not divide into them."""
+    """Patches along (height, width); ConfigError for another remainder than 0."""
     height, width = sides(image_size)
     if height % patch or width % patch:
         raise ConfigError(f"images of {height} x {width} px do not divide into {patch} px patches")
@@ -129,7 +127,7 @@ def patch_grid(image_size: Size, patch: int) -> tuple[int, int]:
 
 
 class Patches(nn.Module):
-    """(M, C, Hpx, Wpx) -> (M, N, dim): a linear token per patch, row by row, plus its position."""
+    """(M, C, Hpx, Wpx) -> (M, N, dim): a linear token per patch, row by row, with its position."""
 
     def __init__(self, channels: int, image_size: Size, patch: int, dim: int) -> None:
         super().__init__()
@@ -143,7 +141,7 @@ class Patches(nn.Module):
 
 
 def draw_masks(count: int, patches: int, ratio: float, generator: torch.Generator) -> Tensor:
-    """(count, patches) bool, True = hidden: exactly int(ratio * patches) of them per sample."""
+    """(count, patches) bool, True = hidden: int(ratio * patches) in each row."""
     hidden = int(ratio * patches + 1e-9)  # 0.29 * 100 is 28.999... in binary
     order = torch.rand(count, patches, generator=generator).argsort(dim=1)
     return order < hidden

@@ -1,7 +1,7 @@
 """Level 1: a joint-embedding predictive architecture over single steps (PLDM, arXiv 2502.14819).
 
-z_t = enc(o_t), zhat_{t+1} = pred(zhat_t, a_t) with zhat_0 = z_0. uint8 pixels and actions in px are
-normalised inside, from buffers that are saved with the weights (PL5, F14).
+z_t = enc(o_t), zhat_{t+1} = pred(zhat_t, a_t) with zhat_0 = z_0. Pixels and actions are normalised
+inside, from buffers that are saved with the weights (PL5, F14).
 """
 
 import copy
@@ -21,16 +21,16 @@ from hjepa_lib.worlds.layout import SIZE
 
 
 class Rollout(NamedTuple):
-    """What both levels hand to the objectives; T counts states on the level's own clock."""
+    """What both levels hand to the objectives; T states on the level's own clock."""
 
     encodings: Tensor  # (B, T, D)
-    predictions: Tensor  # (K, B, T' <= T, D); entry 0 along T is the start, not a prediction
-    targets: Tensor  # (B, T, D); the encodings, or those of the EMA encoder
+    predictions: Tensor  # (K, B, T' <= T, D); entry 0 along T is the start
+    targets: Tensor  # (B, T, D) encodings, or those of the EMA encoder
     actions: Tensor  # (B, T-1, A) normalised
 
 
 class Reader(nn.Module):
-    """What reads frames and speaks of actions, both normalised by what is stored with it."""
+    """What reads frames and speaks of actions."""
 
     def __init__(self, normaliser: Normaliser, image_size: Size) -> None:
         super().__init__()
@@ -59,11 +59,7 @@ class Reader(nn.Module):
 
 
 class Jepa(Reader):
-    """Encoder, K predictors and inverse-dynamics head; channels and actions as the normaliser's.
-
-    Beyond PLDM: an ensemble, an optional EMA target, and the hooks `context` and `feedback` of a
-    jointly trained level 2.
-    """
+    """Encoder, K predictors, inverse-dynamics head; an EMA target where asked for."""
 
     def __init__(
         self, config: Level1Config, normaliser: Normaliser, image_size: Size = SIZE
@@ -80,8 +76,7 @@ class Jepa(Reader):
         )
         self.map = SceneMap(self.frame[0]) if local else None
         self.mover = Mover(config, self.frame[0], image_size) if config.foresight else None
-        # Without a weight it would be counted and stored, and never trained.
-        self.idm = None
+        self.idm = None  # without a weight it would be stored and never trained
         if local:
             self.idm = Displacement(dim, self.action_dim, self.encoder.picture.unit)
         elif config.loss.idm > 0:
@@ -101,7 +96,7 @@ class Jepa(Reader):
         return None if self.map is None else self.encoder.picture
 
     def scene(self, frames: Tensor | None) -> Scene | None:
-        """What a local predictor sees of frames (M, C, Hpx, Wpx) uint8; None for other models."""
+        """What a local predictor sees of frames (M, C, Hpx, Wpx) uint8; None for others."""
         if self.map is None:
             return None
         maps, ahead = self.map(self.pixels(frames)), None
@@ -116,8 +111,8 @@ class Jepa(Reader):
     ) -> Tensor:  # fmt: skip
         """Autoregressive: start (M, D), actions (M, H, A) px -> (M, H+1, D), entry 0 is the start.
 
-        `context` (M, H, A) adds to the normalised actions; `feedback` makes a correction (M, D) of
-        the current state, or None, of all states so far; a local predictor needs the `scene`.
+        Level 2's `context` (M, H, A) adds to the normalised actions, its `feedback` makes of all
+        states so far a correction (M, D) of the last, or None; a local predictor needs the `scene`.
         """
         actions = self.normalise_actions(actions)
         actions = actions if context is None else actions + context
@@ -129,16 +124,16 @@ class Jepa(Reader):
         return torch.stack(states, dim=1)
 
     def rollout_members(self, start: Tensor, actions: Tensor, **hooks) -> Tensor:
-        """Every ensemble member rolls out on its own -> (K, M, H+1, D)."""
+        """Of every ensemble member: (K, M, H+1, D)."""
         members = range(len(self.predictors))
         return torch.stack([self.rollout(start, actions, one, **hooks) for one in members])
 
     def forward(
         self, frames: Tensor, actions: Tensor, encodings: Tensor | None = None, **hooks
     ) -> Rollout:
-        """frames (B, T, C, Hpx, Wpx) uint8, actions (B, T-1, A) px -> Rollout.
+        """frames (B, T, C, Hpx, Wpx) uint8, actions (B, T-1, A) px; `hooks` as in `rollout`.
 
-        `encodings` (B, T, D) where they are known; `hooks` as in `rollout`.
+        `encodings` (B, T, D) where they are known.
         """
         encodings = self.encode(frames) if encodings is None else encodings
         steps = self.config.rollout or actions.shape[1]
@@ -152,6 +147,6 @@ class Jepa(Reader):
         return Rollout(encodings, predictions, targets, self.normalise_actions(actions))
 
     def update_target(self) -> None:
-        """theta_target <- decay * theta_target + (1 - decay) * theta (no-op without EMA)."""
+        """The EMA target follows, where there is one."""
         if self.target_encoder:
             update_ema(self.target_encoder, self.encoder, self.config.ema_decay)

@@ -1,7 +1,7 @@
-"""Level 2, alone and trained together with level 1: an RSSM over every `step_skip`-th latent.
+"""Level 2: an RSSM over every `step_skip`-th latent of level 1; and both trained together.
 
     h_{i+1} = GRU([z_i, u_i], h_i)                 h_0 = first latent (projected), z_0 = 0
-    prior      p(z | h)                            kinds of z: models/stochastic.py
+    prior      p(z | h)
     posterior  q(z | x, h)                         x = the next level-1 latent
     prediction xhat_{i+1}     = decoder([h_{i+1}, z_{i+1}])
 
@@ -35,7 +35,7 @@ class State(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """Posterior roll-out over T2 macro states; the T2-1 transitions carry the distributions."""
+    """Posterior roll-out over T2 macro states."""
 
     predictions: Tensor  # (B, T2, D); entry 0 is the given start
     z: Tensor  # (B, T2-1, Z)
@@ -54,7 +54,7 @@ class Level2(nn.Module):
     """World model over level-1 latents of width D.
 
     For joint training: macro inverse dynamics, and the hooks `context` and `feedback` into level 1.
-    `picture` is that of a local level 1, whose scenes are needed then.
+    Above a local level 1 with a `picture` its scenes are needed.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Level2(nn.Module):
         self.macro_dim = widths.get(config.actions, chunk)
         self.macro_encoder = None
         if config.actions == "learned":
-            # LayerNorm bounds the code, so that a percentile box of codes is meaningful (HWM).
+            # LayerNorm bounds the code: a percentile box of codes has a meaning (HWM).
             net = mlp(chunk, 32, 32, self.macro_dim), nn.LayerNorm(self.macro_dim)
             self.macro_encoder = nn.Sequential(*net)
         self.kind = Latent(config)
@@ -88,7 +88,7 @@ class Level2(nn.Module):
         self.correct = mlp(seen, hidden, latent_dim) if config.feedback else None
 
     def chunk_actions(self, actions: Tensor) -> Tensor:
-        """(B, T-1, A) -> (B, T2-1, step_skip, A); actions after the last whole chunk are unused."""
+        """(B, T-1, A) -> (B, T2-1, step_skip, A); what is after the last whole chunk is unused."""
         skip = self.config.step_skip
         count = actions.shape[1] // skip
         return actions[:, : count * skip].unflatten(1, (count, skip))
@@ -105,14 +105,14 @@ class Level2(nn.Module):
         return None if self.around is None else self.around.cells(scene)
 
     def initial(self, latent: Tensor, cells: Scene | None = None) -> State:
-        """(M, D) -> h_0 = projected latent (or surroundings), z_0 = zeros."""
+        """(M, D) -> the first state."""
         h = self.project(latent if cells is None else self.around(latent, cells))
         return State(h, latent.new_zeros(len(latent), self.z_width), latent)
 
     def advance(
         self, state: State, macro: Tensor | None, cells: Scene | None = None
     ) -> tuple[Tensor, Distribution]:
-        """One macro step: next h (M, S) and the prior over z given it."""
+        """Next h (M, S) and the prior over z given it."""
         z = None if self.config.actions == "only" else state.z
         around = None if cells is None else self.around(state.latent, cells)
         fed = [part for part in (z, macro, around) if part is not None]
@@ -120,7 +120,7 @@ class Level2(nn.Module):
         return h, self.kind.read(self.prior_head(h))
 
     def predict(self, before: State, h: Tensor, z: Tensor) -> State:
-        """The state with its predicted level-1 latent (M, D), h and z drawn after `before`."""
+        """The state of h and z, after `before`."""
         latent = self.decoder(torch.cat([h, z], dim=-1)).float()
         return State(h, z, latent + self._origin(before.latent))
 
@@ -132,7 +132,7 @@ class Level2(nn.Module):
         self, latents: Tensor, actions: Tensor, generator: torch.Generator,
         scene: Scene | None = None,
     ) -> tuple[Rollout, Observed]:  # fmt: skip
-        """Posterior roll-out of the macro states among latents (B, T, D), actions (B, T-1, A)."""
+        """Posterior roll-out among latents (B, T, D), normalised actions (B, T-1, A)."""
         chunks, cells = self.chunk_actions(actions), self.cells(scene)
         latents = latents[:, :: self.config.step_skip][:, : chunks.shape[1] + 1]  # (B, T2, D)
         state, steps = self.initial(latents[:, 0], cells), []
@@ -152,9 +152,9 @@ class Level2(nn.Module):
         self, latent: Tensor, steps: int, macros: Tensor | None = None,
         noise: Tensor | None = None, scene: Scene | None = None,
     ) -> Imagined:  # fmt: skip
-        """Prior roll-out from latents (M, D); a model of actions needs macros (M, H, macro_dim).
+        """Prior roll-out from latents (M, D), with macros (M, H, macro_dim) of a model of actions.
 
-        z is drawn with standardised noise (M, H, Z), and its mode without.
+        z is drawn with standardised noise (M, H, Z), its mode taken without.
         """
         cells = self.cells(scene)
         state, found = self.initial(latent, cells), []
@@ -165,7 +165,7 @@ class Level2(nn.Module):
         return Imagined(*(torch.stack(parts, 1) for parts in zip(*found, strict=True)))
 
     def loss(self, rollout: Rollout, observed: Observed) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted terms + lambda * KL (seed 003), and the terms with a weight."""
+        """Weighted terms + lambda * KL (seed 003), and the terms."""
         config = self.config
         terms = loss_terms(rollout, config.loss, self.idm, weighted_only=True)
         # Rounding may bring a small one below 0.
@@ -195,9 +195,9 @@ class HRollout(NamedTuple):
 class HJepa(nn.Module):
     """Both levels, as `level2.train=joint` optimises them.
 
-    Level 2 may act on level 1 through conditioning (normalised action += linear(z_i) over step_skip
-    steps), feedback (an MLP of the last step_skip latents corrects the state at every macro
-    boundary) and sub-goals (MSE between both levels every step_skip steps, gradient to both).
+    Level 2 may act on level 1 through conditioning (normalised action += linear(z_i)), feedback (an
+    MLP of the last step_skip latents corrects the state at every macro boundary) and sub-goals (MSE
+    between both levels every step_skip steps, gradient to both).
     """
 
     def __init__(self, config: Config, normaliser: Normaliser, image_size: Size = SIZE) -> None:
@@ -207,7 +207,7 @@ class HJepa(nn.Module):
         self.level2 = Level2(config.level2, *sizes)
 
     def forward(self, frames: Tensor, actions: Tensor, generator: torch.Generator) -> HRollout:
-        """frames (B, T, C, Hpx, Wpx) uint8, actions (B, T-1, A) px -> roll-outs of both levels."""
+        """frames (B, T, C, Hpx, Wpx) uint8, actions (B, T-1, A) px."""
         encodings = self.level1.encode(frames)
         normal = self.level1.normalise_actions(actions)
         rollout2, observed = self.level2.observe(encodings, normal, generator)
@@ -222,7 +222,7 @@ class HJepa(nn.Module):
         return HRollout(rollout1, rollout2, observed)
 
     def loss(self, rollout: HRollout) -> tuple[Tensor, dict[str, Tensor]]:
-        """Joint objective: level-1 loss, plus level-2 loss and sub-goal consistency."""
+        """Losses of both levels and sub-goal consistency; all terms by name."""
         weights = self.level1.config.loss
         terms = loss_terms(rollout.level1, weights, self.level1.idm)
         loss2, terms2 = self.level2.loss(rollout.level2, rollout.observed)

@@ -1,8 +1,8 @@
 """A local world model: latents are places in the picture, and steps look at what lies around them.
 
-A latent is z = (p_t, p_t - p_{t-1}, ...), the place of what the actions move, in units of a quarter
-of the longer side of the frame from its centre, and as many earlier moves as frames are stacked.
-The layout is not in it: a predictor reads a patch of a map of the frame (a `Scene`) around p_t.
+A latent is z = (p_t, p_t - p_{t-1}, ...), the place of what the actions move, from the centre in
+quarters of the frame's longer side, and as many earlier moves as frames are stacked. The layout is
+not in it: a predictor reads a patch of a map of the frame (a `Scene`) around p_t.
 
     p_{t+1} - p_t = F [z's moves, a_t] + MLP([z's moves, a_t, patch of the map around p_t])
 """
@@ -45,7 +45,7 @@ class Scene(NamedTuple):
 
 
 class Picture(nn.Module):
-    """Between latents and pixels: how the places of a frame of (height, width) px are counted."""
+    """Places of a frame of (height, width) px, in latents and in pixels."""
 
     def __init__(self, image_size: Size) -> None:
         super().__init__()
@@ -65,9 +65,8 @@ class Picture(nn.Module):
 class PlaceEncoder(nn.Module):
     """Where the attention lies: one spatial softmax (arXiv 1509.06113) without its background.
 
-    One map, so that a place is a place of the picture: a mixture of several could be any
-    linear function of it. Several maps try in training, each alone; the one of the lowest `error`
-    (K,), a running mean, is used.
+    One map, so that a place is one of the picture: a mixture could be any linear function of it.
+    Several learn alone; the one of the lowest `error` (K,), a running mean, is used.
     """
 
     def __init__(self, config: Level1Config, channels: int, image_size: Size) -> None:
@@ -130,7 +129,7 @@ class SceneMap(nn.Module):
 class Surroundings(nn.Module):
     """What a level above sees: coarse cells of level 1's map around a place.
 
-    A cell is `2 ** halvings` px wide: about half of what a macro-step of `steps` steps goes.
+    They are `2 ** halvings` px wide: about half of a macro-step of `steps` steps.
     """
 
     def __init__(self, steps: int, picture: Picture) -> None:
@@ -142,7 +141,7 @@ class Surroundings(nn.Module):
         self.convs = nn.Sequential(*(part for conv in convs for part in (conv, nn.ReLU())))
 
     def cells(self, scene: Scene) -> Scene:
-        """Maps (K, Hpx, Wpx, F) -> the same with cells for pixels."""
+        """The same with cells for pixels."""
         found = self.convs(scene.maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return scene._replace(maps=found.float().contiguous())
 
@@ -171,7 +170,7 @@ def read_patches(scene: Scene, pixels: Tensor, reach: int) -> Tensor:
 class LocalPredictor(nn.Module):
     """One step of the place, by a patch of the scene; and where the place can be.
 
-    `free` is the linear part F, which a wall makes wrong; `visited` a classifier of patches.
+    `free` is the linear part F, `visited` a classifier of patches.
     """
 
     def __init__(self, config: Level1Config, action_dim: int, picture: Picture) -> None:
@@ -200,10 +199,7 @@ class LocalPredictor(nn.Module):
 
 
 class Displacement(nn.Module):
-    """Inverse dynamics that are linear in px: [z's moves, the next move] -> normalised action.
-
-    Those of each of K attempts at the place.
-    """
+    """Inverse dynamics of each of K attempts: linear, [z's moves, the next] px -> action."""
 
     def __init__(self, latent_dim: int, action_dim: int, unit: float) -> None:
         super().__init__()

@@ -38,10 +38,7 @@ SHORTEST = 1e-3  # steps; a sparse graph takes an edge of length 0 for no edge
 def train_distance(
     head: Distance, store: LatentStore, validation: LatentStore | None, *, seed: int, **options: Any
 ) -> Fit:
-    """Iterate to train `head` in place; the slow copy of `bootstrap` rides along for a resume.
-
-    `options` are those of `Fit`: precision, folder.
-    """
+    """Iterate to train `head` in place; the slow copy of `bootstrap` is there for a resume."""
     device, config = next(head.parameters()).device, head.config
     slow: Distance | None = None
     trained = torch.nn.ModuleDict({"head": head})
@@ -109,7 +106,7 @@ def distance_terms(
 
 
 class GoalBatch(NamedTuple):
-    """Index form of a batch, into the store's flat latents; all (M,)."""
+    """Numbers (M,) of states of the store."""
 
     now: Tensor
     later: Tensor
@@ -188,7 +185,7 @@ def find_paths(
     """Random pairs that a path connects: starts and goals (P,) in the store, lengths (P,) in steps.
 
     Of every graph of `graph_trajectories` trajectories of one layout, or fewer. A symmetric head
-    may walk recorded steps backwards. A pure function of its arguments.
+    may walk recorded steps backwards.
     """
     generator = torch.Generator().manual_seed(seed)
     unit, symmetric = usual_step(store), config.form == "metric"

@@ -1,7 +1,7 @@
 """Level 1 on several devices: one process for each, started by torchrun.
 
-Each draws the whole batch and encodes its own rows; the roll-outs are gathered before the loss, so
-that variances, covariances and gradients are those of one process.
+Each draws the whole batch and encodes its own rows; roll-outs are gathered before the loss, so that
+variances, covariances and gradients are those of one process.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Training of level 1: masked pre-training of `vit`, level 1 itself, refinement of its predictors.
 
-`options` of a training are those of its `Fit`: precision, folder.
+`options` of every training in this folder are those of its `Fit`: precision, folder.
 """
 
 import copy
@@ -41,10 +41,9 @@ def train_level1(
     model: Jepa, train: Windows, validation: Windows | None, *, seed: int,
     objective: Objective = level1_objective, **options: Any,
 ) -> Fit:  # fmt: skip
-    """Iterate over the result to train `model` in place; see training/loop.py.
+    """Iterate over the result to train `model` in place, by an own `objective` if there is one.
 
-    An own `objective(model, rollout, batch)` takes the place of ours. Under torchrun each process
-    encodes its own rows, and the objective is that of all rows together.
+    Under torchrun each process encodes its own rows, and the objective is that of all together.
     """
     device, config = next(model.parameters()).device, model.config
 
@@ -65,7 +64,7 @@ def train_level1(
 
 
 def quality(rollout: Rollout, batch: WindowBatch) -> dict[str, float]:
-    """Collapse, what a ridge of half the batch reads in the other, drift of open loops (px)."""
+    """Collapse; px that a ridge of half the batch errs in the other, now and in open loops."""
     places = batch.world.xy(batch.positions)
     steps = places.shape[1]
     flat = rollout.encodings.flatten(0, 1).cpu()  # (B * T, D)
@@ -92,11 +91,9 @@ MASKED_WINDOWS = 32  # of a validation
 
 
 class Masked(nn.Module):
-    """Predicts the latent of a frame from part of its patches: seed 002's stage 1, on frames.
+    """Seed 002's stage 1: L = | MLP(enc(x, patches hidden)) - sg(enc_slow(x)) |_1.
 
-        L = | MLP(enc(x with hidden patches)) - sg(enc_slow(x)) |_1        (arXiv 2506.09985)
-
-    `encoder` is level 1's own.
+    As in arXiv 2506.09985; `encoder` is level 1's own.
     """
 
     def __init__(self, level1: Jepa) -> None:
@@ -118,7 +115,7 @@ class Masked(nn.Module):
 def pretrain_level1(
     model: Jepa, train: Windows, validation: Windows | None, *, seed: int, **options: Any
 ) -> Fit:
-    """Iterate over the result to train the encoder of `model` in place."""
+    """Iterate to train the encoder of `model` in place."""
     device, config = next(model.parameters()).device, model.config
     own = {"updates": config.pretrain_updates, "lr": LR, "weight_decay": WEIGHT_DECAY, "clip": 1.0}
     optim = dataclasses.replace(config.optim, patience=0, **own)
@@ -159,8 +156,7 @@ def refine_predictors(
 ) -> Fit:
     """Iterate to train the predictors of `model` in place, on latents that no longer change.
 
-    The loss is the similarity term over the moving part, mean over the ensemble; learning rate,
-    schedule and clipping are those of `level1.optim`.
+    By the similarity of the moving part, with the rate, schedule and clipping of `level1.optim`.
     """
     device, config = next(model.parameters()).device, model.config
     own = {"updates": config.refine_updates, "batch": REFINE_BATCH, "weight_decay": 0.0}

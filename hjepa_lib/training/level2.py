@@ -1,4 +1,4 @@
-"""Training of level 2: frozen (on stored level-1 latents, the default) or joint from scratch."""
+"""Training of level 2: on stored latents of a frozen level 1, or both from scratch."""
 
 from typing import Any
 
@@ -22,8 +22,8 @@ def train_level2(
 ) -> Fit:  # fmt: skip
     """Iterate to train `level2` in place on stored latents of a frozen `level1`.
 
-    Validation reports the error with the posterior's z (`sim`), and with the prior's mean, which
-    does not look ahead (`prior_sim`); `options` are those of `Fit`: precision, folder.
+    Validation has the error with the posterior's z (`sim`), and with the prior's mean, which does
+    not look ahead (`prior_sim`).
     """
     device, config = next(level2.parameters()).device, level2.config
     length = config.macro_steps * config.step_skip + 1
@@ -75,7 +75,7 @@ def train_joint(model: HJepa, train: Windows, config: Config, **options: Any) ->
 def macro_box(
     level2: Level2, level1: Jepa, store: LatentStore, inset: float = 0.1, share: float = 0.02
 ) -> Tensor | None:
-    """HWM's percentile box: (2, macro_dim) low and high bounds of learned macro-actions."""
+    """HWM's percentile box of learned macro-actions: (2, macro_dim), low and high."""
     if level2.config.actions != "learned":
         return None
     length = level2.config.step_skip + 1

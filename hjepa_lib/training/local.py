@@ -1,7 +1,6 @@
 """Training of the local level 1: places by inverse dynamics alone, then a predictor on them.
 
-Together they would collapse: places that do not move are predicted best. `options` of a training
-are those of its `Fit`: precision, folder.
+Together they would collapse: places that do not move are predicted best.
 """
 
 import dataclasses
@@ -40,7 +39,7 @@ def typical_step(store: LatentStore) -> float:
 def ended(store: LatentStore, usual: float) -> Tensor:
     """(M,) bool: states from which the agent stays where its trajectory ends, for `SURE` or more.
 
-    Where something moves by itself, meeting it may end what an agent can do.
+    Meeting what moves by itself may end what an agent can do.
     """
     z, end = store.latents[:, :2].float(), store.starts[1:] - 1
     middle = torch.stack([z[(end - ago).clamp(min=0)] for ago in range(SURE - 1)]).median(0).values
@@ -54,8 +53,8 @@ def ended(store: LatentStore, usual: float) -> Tensor:
 def action_error(model: Jepa, latents: Tensor, actions: Tensor) -> Tensor:
     """latents (B, T, K, D), actions (B, T-1, A) normalised -> (K,) how badly moves tell actions.
 
-    Smooth L1, as a wall makes many steps say nothing; also over two steps where frames are single:
-    then noise in the places costs less.
+    Smooth L1, as beside a wall steps say nothing; of single frames over two steps, too: noise in
+    the places costs less.
     """
     with full_precision(latents):
         error = _gap(model.idm(latents[:, :-1], latents[:, 1:]), actions)
@@ -73,9 +72,8 @@ def _gap(told: Tensor, actions: Tensor) -> Tensor:
 def train_places(
     model: Jepa, train: Windows, validation: Windows | None, *, seed: int, **options: Any
 ) -> Fit:
-    """Iterate over the result to train the encoder of `model` in place."""
+    """Iterate to train the encoder of `model` in place."""
     device, config = next(model.parameters()).device, model.config
-
     encoder = model.encoder
 
     def read(batch: WindowBatch) -> tuple[Tensor, Tensor]:
@@ -128,7 +126,7 @@ def centre_places(model: Jepa, train: Windows, seed: int) -> None:
 class Moves(NamedTuple):
     """Recorded steps, told apart by whether they went as far as they were meant to.
 
-    In OGBench's teleport maze three of four that did not were carried, and filled half of a batch.
+    In OGBench's teleport maze three of four that did not were carried.
     """
 
     free: Tensor  # (2, D - 2 + A) the linear step of those that did
@@ -165,7 +163,7 @@ class Moves(NamedTuple):
 class Draw:
     """Windows in a few layouts each batch, every second one of a step that was stopped.
 
-    None has a step that was carried: level 1 imagines what actions do.
+    None was carried: level 1 imagines what actions do.
     """
 
     def __init__(self, store: LatentStore, stopped: Tensor, carried: Tensor) -> None:
@@ -210,8 +208,8 @@ def train_local(
 ) -> Fit:
     """Iterate to train predictors and map of `model` in place, on places that no longer change.
 
-    Smooth L1 of roll-outs in usual steps, mean over the ensemble; and the log-odds that a place was
-    visited, against places drawn anywhere in the picture.
+    Smooth L1 of roll-outs in usual steps; and the log-odds that a place was visited, against places
+    drawn anywhere in the picture.
     """
     device, config = next(model.parameters()).device, model.config
     moves = Moves.of(model, store)

@@ -1,4 +1,4 @@
-"""One training loop for every model: a generator that yields a typed report per update.
+"""One training loop for every model: a generator of a typed report per update.
 
 Batches are a pure function of (seed, update): what is killed resumes to the same result.
 """
@@ -27,7 +27,7 @@ COUNTERS = {
     "update": 0, "stale": 0, "best_loss": math.inf, "mark": math.inf, "waited": 0, "halvings": 0,
     "skipped": 0, "skipped_in_a_row": 0,
 }  # fmt: skip
-"""Where a fit begins; a validation must beat `mark` by `delta`, `plateau` waits and halves."""
+"""Where a fit begins; a validation must beat `mark` by `delta`."""
 Terms = dict[str, Tensor | float]
 Loss = tuple[Tensor, Terms]
 ValidateFn = Callable[[], Terms]
@@ -54,10 +54,7 @@ class Report(NamedTuple):
 
 @dataclass
 class Task:
-    """What can be trained; with another loss it is `dataclasses.replace(task, loss=mine)`.
-
-    `loss` and `validate` run under the fit's autocast; objectives leave it (`full_precision`).
-    """
+    """What can be trained; with another loss it is `dataclasses.replace(task, loss=mine)`."""
 
     module: nn.Module
     loss: Callable[[torch.Generator], Loss]  # -> (the scalar to minimise, named terms to report)
@@ -66,15 +63,12 @@ class Task:
 
 
 def adamw(parameters: list[nn.Parameter], optim: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser of every training that is given no other; the schedule sets the rate of any."""
+    """The optimiser where no other is given; the schedule sets the rate of any."""
     return torch.optim.AdamW(parameters, lr=optim.lr, weight_decay=optim.weight_decay)
 
 
 def learning_rate(update: int, config: OptimConfig, halvings: int = 0) -> float:
-    """Rate of the 0-based `update`: linear warm-up, then a cosine that never rises again (PL4).
-
-    The others begin at the peak, and `plateau` is halved `halvings` times.
-    """
+    """Rate of the 0-based `update`; the cosine never rises again (PL4)."""
     if config.schedule != "cosine":
         return max(config.lr * 0.5**halvings, min(config.min_lr, config.lr))
     warmup = max(1, round(config.warmup * config.updates))
@@ -91,7 +85,7 @@ def plain(terms: Terms) -> dict[str, float]:
 
 
 def step_generator(seed: int, update: int) -> torch.Generator:
-    """A generator that depends on nothing but its arguments."""
+    """Depends on nothing but its arguments."""
     return torch.Generator().manual_seed(seed * 1_000_003 + update)
 
 
@@ -111,14 +105,14 @@ def draw_batch(rows: int, batch: int, generator: torch.Generator) -> Tensor:
 
 
 def batches_sha256(rows: int, batch: int, seed: int) -> str:
-    """Hash of the first batch's indices: equal for all heads that may be compared."""
+    """Of the first batch's indices: equal for all that may be compared."""
     return sha256(draw_batch(rows, batch, step_generator(seed, 0)).numpy().tobytes())
 
 
 def mean_terms(
     parts: Iterable[tuple[int, Tensor, dict[str, float]]], rows: int
 ) -> dict[str, float]:
-    """Mean loss (key `loss`) and terms of parts: (number of rows, loss, terms) each."""
+    """Mean `loss` and terms of parts: (number of rows, loss, terms) each."""
     sums: dict[str, float] = {}
     for count, loss, terms in parts:
         for key, value in {**terms, "loss": loss.item()}.items():
@@ -128,7 +122,7 @@ def mean_terms(
 
 @contextlib.contextmanager
 def seeded_noise(generator: torch.Generator, device: torch.device) -> Iterator[None]:
-    """Inside, torch's global generators are seeded from `generator`; after, they are as before."""
+    """Inside, torch's global generators are seeded from `generator`; then they are as before."""
     seed = int(torch.randint(2**31, (1,), generator=generator))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -138,11 +132,11 @@ def seeded_noise(generator: torch.Generator, device: torch.device) -> Iterator[N
 class Fit:
     """Minimises `task.loss(generator)` over the trainable tensors of `task.module`; iterate it.
 
-    `best` holds the weights with the lowest validation key `loss`; without that key none. Patience
-    and plateaus count the validations that are not lower by `delta` than the last one that was.
-    Iterating again, also in a new process with the same `folder`, goes on from the last checkpoint.
-    A loss or gradient that is not finite raises TrainingError before the weights change, or, with
-    `non_finite="skip"`, loses that update. All processes of a torchrun run a `shared` fit.
+    `best` holds the weights with the lowest validation key `loss`. Patience and plateaus count the
+    validations that are not lower by `delta` than the last one that was. Iterating again, also in a
+    new process with the same `folder`, goes on from the last checkpoint. A loss or gradient that is
+    not finite raises TrainingError before the weights change, or loses its update. All processes of
+    a torchrun run a `shared` fit.
     """
 
     def __init__(
@@ -186,7 +180,7 @@ class Fit:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.module.train()
-        # A lost update must leave no trace in running averages either.
+        # A lost update leaves no trace in running averages either.
         buffers = [buffer.clone() for buffer in self.module.buffers()] if self.guarded else []
         with self._autocast():
             loss, terms = self.task.loss(step_generator(self.seed, self.update))
@@ -286,7 +280,7 @@ class Fit:
         """Go on where the fit that wrote `path` ended; warns where that was on another device.
 
         FileError for a damaged file, TrainingError for another model or (`same_settings`) other
-        settings; a setting that is younger than the file had its default then.
+        settings; one that is younger than the file had its default.
         """
         if not path.is_file():
             raise TrainingError(f"{path}, the state to go on from, does not exist")

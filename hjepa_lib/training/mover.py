@@ -1,7 +1,6 @@
 """Training of what moves by itself: its place, then where it goes and what meeting it ends.
 
-What changes between two frames where the agent is not shows it. Recorded frames and actions are
-all that is needed.
+What changes between two frames where the agent is not shows it.
 """
 
 import dataclasses
@@ -37,10 +36,7 @@ def gone_from(now: Tensor, later: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def find_mover(model: Jepa, store: LatentStore, *, seed: int, **options: Any) -> Fit:
-    """Iterate to train the place of the mover of `model` in place: smooth L1 in px.
-
-    Several attempts learn alone, as the agent's do.
-    """
+    """Iterate to train the place of the mover of `model` in place: smooth L1 in px."""
     encoder, picture = model.mover.encoder, model.encoder.picture
     channels = model.frame[0] // encoder.stacked
     first = store.windows(LAGS[1] + 1)
@@ -66,8 +62,8 @@ def find_mover(model: Jepa, store: LatentStore, *, seed: int, **options: Any) ->
 def train_foresight(model: Jepa, store: LatentStore, *, seed: int, **options: Any) -> Fit:
     """Iterate to train what the mover of `model` does next, and which steps are an agent's last.
 
-    Smooth L1 of its roll-outs in usual steps of the agent, and the log-odds along them. Half of a
-    batch are windows with a last step, counted as often as they are.
+    Smooth L1 of roll-outs in the agent's usual steps, and the log-odds along them. Half of a batch
+    are windows with a last step, weighted by how often there is one.
     """
     mover, device = model.mover, model.pixel_mean.device
     total, steps = len(store.latents), mover.steps

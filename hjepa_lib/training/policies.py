@@ -18,8 +18,8 @@ def draw_pairs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Numbers of `batch` states, of a later state of the trajectory of each, and steps (batch,).
 
-    The first half has steps 0: not said, the goal any later state alike. In the rest the steps are
-    told, and few are as likely as many on a logarithmic scale.
+    In the first half they are not told, 0, and any later state is as likely; in the rest few steps
+    are as likely as many on a logarithmic scale.
     """
     lengths = data.lengths
     pick = draw_batch(data.transitions, batch, generator)
@@ -36,10 +36,7 @@ def train_policy(
     model: GoalPolicy, train: Trajectories, validation: Trajectories | None, *, seed: int,
     **options: Any,
 ) -> Fit:  # fmt: skip
-    """Iterate to train `model` in place: squared error of normalised actions, of both halves.
-
-    `options` are those of `Fit`: precision, folder.
-    """
+    """Iterate to train `model` in place: squared error of normalised actions, of both halves."""
     device, optim = model.pixel_mean.device, model.config.optim
 
     def loss(data: Trajectories, batch: int, generator: torch.Generator) -> Loss:

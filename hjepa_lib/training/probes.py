@@ -34,8 +34,8 @@ def effective_rank(latents: Tensor) -> float:
 def collapse(latents: Tensor, untrained: Tensor) -> dict[str, Any]:
     """Whether latents (M, D) have collapsed: the one rule, free of units (X5).
 
-    `varying`: variance over mean square; it and the effective rank must be a tenth or more of those
-    of the untrained encoder's latents. `collapsed` says why not, or "".
+    `varying`, variance over mean square, and effective rank must be a tenth or more of those of the
+    untrained encoder's latents. `collapsed` says why not, or "".
     """
     found, floor = ({} for _ in range(2))
     for values, z in ((found, latents), (floor, untrained)):
@@ -56,7 +56,7 @@ def fit_ridge(
 ) -> Callable[[Tensor], Tensor]:
     """Closed-form linear probe: latents (M, D), targets (M, P) -> function of (M', D).
 
-    On the CPU, since it takes float64 (S7); without autocast (Q4).
+    On the CPU, in float64 (S7), without autocast (Q4).
     """
     latents, targets = latents.cpu(), targets.cpu()
     mean, centre = latents.mean(0), targets.mean(0)
@@ -77,7 +77,7 @@ def train_probe(
 ) -> tuple[Probe, dict[str, float]]:
     """The position probe on frozen encodings, and its RMSE (px) on held-out trajectories.
 
-    Where nothing is held out, that of the training data (D2); {} where no position is known.
+    Else on the training data (D2); {} where no position is known.
     """
     validation = validation or train
     device = next(model.parameters()).device
