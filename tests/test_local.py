@@ -334,7 +334,7 @@ def test_other_worlds_are_seen_locally_unless_an_encoder_is_chosen():
 def test_level_2_tells_the_next_place_from_what_lies_around(tmp_path):
     torch.manual_seed(0)
     picture, config = Picture((64, 80)), profile("laptop").override({"preset": "local"}).level2
-    model = Level2(config, 2, 2, picture).eval()
+    model = Level2(config, 2, 2, picture.size).eval()
     maps, macros = torch.randn(1, 64, 80, MAPS), torch.randn(1, 1, model.macro_dim)
     scene = Scene(torch.cat([maps, maps.roll((8, 16), (1, 2))]), torch.arange(2))
     pixels = torch.tensor([[30.3, 25.6], [46.3, 33.6]])
@@ -362,7 +362,7 @@ def test_level_2_learns_with_the_scenes_of_its_windows(places, store):
         "preset": "local", "level2.hidden": 32, "level2.state_dim": 32, "level2.optim.updates": 80,
         "level2.macro_steps": 2, "level2.optim.lr": 1e-2,
     }).level2  # fmt: skip
-    level2 = Level2(config, 2, 2, model.picture)
+    level2 = Level2(config, 2, 2, model.image)
     fit = train_level2(level2, model, store, None, seed=0)
     losses = [report.terms["sim"] for report in fit]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])

@@ -67,7 +67,7 @@ def test_encoders_take_any_image_size(name, size, normaliser):
     """PL10, F14."""
     patch = 5 if size == (65, 65) else 8
     config = dataclasses.replace(tiny_config().level1, encoder=name, patch=patch, heads=2)
-    model = Jepa(config, normaliser, image_size=size)
+    model = Jepa(config, normaliser, size)
     frames = frames_of(2, 3, size=sides(size))
     latents = model.encode(frames)
     assert (latents.shape, latents.dtype) == ((2, 3, 16), torch.float32)

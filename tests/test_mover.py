@@ -38,8 +38,8 @@ def trained():
     data = record(2700, 0)
     model = Jepa(CONFIG, Normaliser.fit(data, 0))
     now, before, first = data.positions[:, [0, 1, 6, 7, 8, 9]].split(2, 1)
-    moves = torch.cat([now - before, before - first], 1) / model.picture.unit
-    told = torch.cat([model.picture.latents(now), moves], 1)
+    moves = torch.cat([now - before, before - first], 1) / model.encoder.picture.unit
+    told = torch.cat([model.encoder.picture.latents(now), moves], 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LatentStore, "encode", lambda _: told)
         store = LatentStore(model, data, 100, "fp32")
@@ -77,7 +77,7 @@ def test_the_guard_is_found_and_foreseen_in_other_recordings(trained):
     first = torch.arange(0, 910, 7)
     first = first[first % 91 + AHEAD < 91]
     rooms = PatrolledDoor(data.layouts(torch.zeros(len(first), dtype=torch.long)))
-    ahead = model.picture.pixels(model.scene(data.frames(first)).ahead)
+    ahead = model.encoder.picture.pixels(model.scene(data.frames(first)).ahead)
     assert ahead.shape == (len(first), AHEAD + 1, 2)
     now, then = (
         rooms._guard(torch.zeros(len(first)), data.positions[first + k]) for k in (0, AHEAD)

@@ -135,8 +135,8 @@ def make_agent(config, seed=0):
     """
     level1, level2 = make_level1(config, seed), make_level2(config, seed + 1)
     normaliser = tiny_normaliser()
-    mean, std = torch.tensor(normaliser.position_mean), torch.tensor(normaliser.position_std)
-    probe, head = Probe(level1.latent_dim, mean, std), Distance(config.distance, level1.latent_dim)
+    probe = Probe((level1.latent_dim, 256, 2), normaliser.position_mean, normaliser.position_std)
+    head = Distance(config.distance, level1.latent_dim)
     for module in (level1, level2, probe, head):
         module.eval().requires_grad_(False)
     box = None

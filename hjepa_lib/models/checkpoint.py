@@ -6,7 +6,7 @@ Nothing is ever unpickled.
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import torch
 from safetensors.torch import load as load_bytes
@@ -14,33 +14,25 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
 from hjepa_lib import files
-from hjepa_lib.config import (
-    DistanceConfig,
-    Level1Config,
-    Level2Config,
-    PolicyConfig,
-    from_dict,
-    to_dict,
-)
-from hjepa_lib.data.normaliser import Normaliser
+from hjepa_lib.config import from_dict, to_dict
 from hjepa_lib.files import FileError, WorkbookError
 from hjepa_lib.models.distance import Distance, Probe
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import Level2
-from hjepa_lib.models.local import Picture
 from hjepa_lib.models.policies import GoalPolicy
-from hjepa_lib.worlds.layout import SIZE
 
 Module = TypeVar("Module", bound=nn.Module)
 Part = Jepa | GoalPolicy | Probe | Distance | Level2
-_KINDS = {
-    "level1": (Jepa, Level1Config, "model"),
-    "policy": (GoalPolicy, PolicyConfig, "policy"),
-    "probe": (Probe, None, "probe"),
-    "distance": (Distance, DistanceConfig, "distance"),
-    "level2": (Level2, Level2Config, "model"),
+_FRAMES = ("config", "normaliser", "image")
+_PARTS: dict[str, tuple[type[Part], str, tuple[str, ...]]] = {
+    "level1": (Jepa, "model", _FRAMES),
+    "policy": (GoalPolicy, "policy", _FRAMES),
+    "probe": (Probe, "probe", ("shape",)),
+    "distance": (Distance, "distance", ("config", "latent_dim")),
+    "level2": (Level2, "model", ("config", "latent_dim", "action_dim", "image")),
 }
-"""Kind of an agent's part: its module, its settings and its usual file."""
+"""Parts of an agent by kind: module, usual file, and what its constructor is given."""
+_LATER = ("action_dim", "image")  # files of version 0.1 leave them out
 
 
 def save_module(path: Path, module: nn.Module, kind: str, **meta: Any) -> None:
@@ -116,41 +108,25 @@ def load_weights(path: Path, module: nn.Module) -> None:
 
 def save_part(folder: Path, part: Part, name: str = "", **beside: Any) -> None:
     """Write a part of an agent with what rebuilds it, and facts that stand `beside` it."""
-    kind, file = next((k, file) for k, (made, _, file) in _KINDS.items() if made is type(part))
-    if kind == "probe":
-        about = {"shape": part.shape}
-    elif kind in ("level1", "policy"):
-        about = {"normaliser": to_dict(part.normaliser), "image": part.frame[1:]}
-    else:
-        about = {"latent_dim": part.latent_dim}
-    if kind == "level2":
-        image = part.around and part.around.picture.size
-        about |= {"action_dim": part.action_dim, "image": image}
-    if kind != "probe":
-        about["config"] = to_dict(part.config)
+    kind = next(kind for kind, (make, *_) in _PARTS.items() if make is type(part))
+    _, file, given = _PARTS[kind]
+    about = {one: to_dict(getattr(part, one)) for one in given}
     save_module(folder / (name or file), part, kind, **about, **beside)
 
 
 def load_part(folder: Path, kind: str, name: str = "") -> Any:
     """What `save_part` wrote: `level1`, `policy`, `probe`, `distance` or `level2` (or 3)."""
-    make, section, file = _KINDS[kind]
+    make, file, given = _PARTS[kind]
 
     def build(meta: dict[str, Any]) -> Part:
-        if section is None:
-            dim, hidden, outputs = meta["shape"]
-            return make(dim, torch.zeros(outputs), torch.ones(outputs), hidden)
-        config = from_dict(section, meta["config"])
-        if kind in ("level1", "policy"):
-            normaliser = from_dict(Normaliser, meta["normaliser"])
-            return make(config, normaliser, meta.get("image", SIZE))
-        if kind == "distance":
-            return make(config, meta["latent_dim"])
-        image = meta.get("image")  # of a local level 1 below
-        around = image and Picture(image)
-        return make(config, meta["latent_dim"], meta.get("action_dim", 2), around)
+        kinds = get_type_hints(make.__init__)
+        found = {one: meta[one] for one in given if one in meta or one not in _LATER}
+        for one in {"config", "normaliser"} & found.keys():
+            found[one] = from_dict(kinds[one], found[one])
+        return make(**found)
 
     meta = None
-    if section is None and not (folder / "probe.json").exists():
+    if kind == "probe" and not (folder / "probe.json").exists():
         # A run of version 0.1 wrote the weights alone.
         dim = read_meta(folder / "model", "level1")["config"]["latent_dim"]
         meta = {"shape": (dim, 256, 2)}

@@ -7,6 +7,9 @@
 phi is a learned head that counts environment steps (training/distance.py).
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -78,12 +81,14 @@ class Distance(nn.Module, Geometry):
 class Probe(nn.Module):
     """PLDM's location probe: an MLP D-hidden-hidden-P on standardised targets; call it for px."""
 
-    def __init__(self, latent_dim: int, mean: Tensor, std: Tensor, hidden: int = 256) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], mean: Sequence[float] = (), std: Sequence[float] = ()
+    ) -> None:
         super().__init__()
-        self.shape = (latent_dim, hidden, len(mean))
-        self.net = mlp(latent_dim, hidden, hidden, len(mean))
-        self.register_buffer("mean", mean.clone())
-        self.register_buffer("std", std.clone())
+        self.shape = dim, hidden, outputs = shape
+        self.net = mlp(dim, hidden, hidden, outputs)
+        self.register_buffer("mean", torch.tensor(mean or [0.0] * outputs))
+        self.register_buffer("std", torch.tensor(std or [1.0] * outputs))
 
     def forward(self, latents: Tensor) -> Tensor:
         """(..., D) -> (..., P) px."""

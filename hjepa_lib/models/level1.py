@@ -15,7 +15,7 @@ from hjepa_lib.config import Level1Config
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.models.encoders import PREDICTORS, build_encoder
 from hjepa_lib.models.layers import Size, mlp, sides, update_ema
-from hjepa_lib.models.local import Displacement, Picture, Scene, SceneMap
+from hjepa_lib.models.local import Displacement, Scene, SceneMap
 from hjepa_lib.models.mover import Mover
 from hjepa_lib.worlds.layout import SIZE
 
@@ -32,10 +32,11 @@ class Rollout(NamedTuple):
 class Reader(nn.Module):
     """What reads frames and speaks of actions."""
 
-    def __init__(self, normaliser: Normaliser, image_size: Size) -> None:
+    def __init__(self, normaliser: Normaliser, image: Size) -> None:
         super().__init__()
         self.normaliser, self.action_dim = normaliser, len(normaliser.action_mean)
-        self.frame = (len(normaliser.pixel_mean), *sides(image_size))  # C, Hpx, Wpx
+        self.image = sides(image)
+        self.frame = (len(normaliser.pixel_mean), *self.image)  # C, Hpx, Wpx
         for name in ("pixel_mean", "pixel_std", "action_mean", "action_std"):
             values = torch.as_tensor(getattr(normaliser, name), dtype=torch.float32)
             self.register_buffer(name, values)
@@ -61,13 +62,11 @@ class Reader(nn.Module):
 class Jepa(Reader):
     """Encoder, K predictors, inverse-dynamics head; an EMA target where asked for."""
 
-    def __init__(
-        self, config: Level1Config, normaliser: Normaliser, image_size: Size = SIZE
-    ) -> None:
-        super().__init__(normaliser, image_size)
+    def __init__(self, config: Level1Config, normaliser: Normaliser, image: Size = SIZE) -> None:
+        super().__init__(normaliser, image)
         dim = config.latent_dim
         self.config, self.latent_dim = config, dim
-        self.encoder = build_encoder(config, self.frame[0], image_size)
+        self.encoder = build_encoder(config, self.frame[0], image)
         local = config.predictor == "local"
         build, read = PREDICTORS[config.predictor], "picture" if local else "norm"
         self.predictors = nn.ModuleList(
@@ -75,7 +74,7 @@ class Jepa(Reader):
             for _ in range(config.predictors)
         )
         self.map = SceneMap(self.frame[0]) if local else None
-        self.mover = Mover(config, self.frame[0], image_size) if config.foresight else None
+        self.mover = Mover(config, self.frame[0], image) if config.foresight else None
         self.idm = None  # without a weight it would be stored and never trained
         if local:
             self.idm = Displacement(dim, self.action_dim, self.encoder.picture.unit)
@@ -89,11 +88,6 @@ class Jepa(Reader):
         """(..., C, Hpx, Wpx) uint8 frames -> (..., D) float32 latents."""
         latents = (encoder or self.encoder)(self.pixels(frames.reshape(-1, *frames.shape[-3:])))
         return latents.float().reshape(*frames.shape[:-3], self.latent_dim)
-
-    @property
-    def picture(self) -> Picture | None:
-        """How latents are places, of a local model."""
-        return None if self.map is None else self.encoder.picture
 
     def scene(self, frames: Tensor | None) -> Scene | None:
         """What a local predictor sees of frames (M, C, Hpx, Wpx) uint8; None for others."""

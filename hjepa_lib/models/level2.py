@@ -54,19 +54,19 @@ class Level2(nn.Module):
     """World model over level-1 latents of width D.
 
     For joint training: macro inverse dynamics, and the hooks `context` and `feedback` into level 1.
-    Above a local level 1 with a `picture` its scenes are needed.
+    `image` is the size of a local level 1's, whose scenes are needed then.
     """
 
     def __init__(
-        self, config: Level2Config, latent_dim: int, action_dim: int = 2,
-        picture: Picture | None = None,
+        self, config: Level2Config, latent_dim: int, action_dim: int = 2, image: Size | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.config, self.latent_dim, self.action_dim = config, latent_dim, action_dim
+        self.image = image
         state, hidden = config.state_dim or latent_dim, config.hidden
         chunk = config.step_skip * action_dim
-        self.around = picture and Surroundings(config.step_skip, picture)
-        seen = latent_dim if picture is None else latent_dim - 2 + self.around.width
+        self.around = image and Surroundings(config.step_skip, Picture(image))
+        seen = latent_dim if image is None else latent_dim - 2 + self.around.width
         self.project = nn.Identity() if state == seen else nn.Linear(seen, state)
         widths = {"none": 0, "learned": config.macro_dim}
         self.macro_dim = widths.get(config.actions, chunk)
@@ -78,7 +78,7 @@ class Level2(nn.Module):
         self.kind = Latent(config)
         self.z_width = self.kind.width
         fed = 0 if config.actions == "only" else self.z_width
-        self.cell = nn.GRUCell(self.macro_dim + fed + (seen if picture else 0), state)
+        self.cell = nn.GRUCell(self.macro_dim + fed + (seen if image else 0), state)
         self.prior_head = nn.Linear(state, self.kind.outputs)
         self.posterior_head = mlp(latent_dim + state, hidden, hidden, self.kind.outputs)
         self.decoder = mlp(state + self.z_width, hidden, hidden, latent_dim)
@@ -200,9 +200,9 @@ class HJepa(nn.Module):
     between both levels every step_skip steps, gradient to both).
     """
 
-    def __init__(self, config: Config, normaliser: Normaliser, image_size: Size = SIZE) -> None:
+    def __init__(self, config: Config, normaliser: Normaliser, image: Size = SIZE) -> None:
         super().__init__()
-        self.level1 = Jepa(config.level1, normaliser, image_size)
+        self.level1 = Jepa(config.level1, normaliser, image)
         sizes = config.level1.latent_dim, self.level1.action_dim
         self.level2 = Level2(config.level2, *sizes)
 

@@ -19,13 +19,11 @@ from hjepa_lib.worlds.layout import SIZE
 class GoalPolicy(Reader):
     """An encoder of its own over both frames, channel by channel, and an MLP."""
 
-    def __init__(
-        self, config: PolicyConfig, normaliser: Normaliser, image_size: Size = SIZE
-    ) -> None:
-        super().__init__(normaliser, image_size)
+    def __init__(self, config: PolicyConfig, normaliser: Normaliser, image: Size = SIZE) -> None:
+        super().__init__(normaliser, image)
         self.config = config
         encoder = Level1Config(latent_dim=config.latent_dim)
-        self.encoder = build_encoder(encoder, 2 * self.frame[0], image_size)
+        self.encoder = build_encoder(encoder, 2 * self.frame[0], image)
         self.head = mlp(config.latent_dim + 2, config.hidden, config.hidden, self.action_dim)
 
     def forward(self, frames: Tensor, goals: Tensor, steps: Tensor) -> Tensor:

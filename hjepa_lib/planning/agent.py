@@ -137,8 +137,7 @@ def _fresh_level2(trained: Level2, seed: int) -> Level2:
     """A level 2 of the same shape with its initial weights: the control `untrained`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        picture = trained.around and trained.around.picture
-        fresh = Level2(trained.config, trained.latent_dim, trained.action_dim, picture)
+        fresh = Level2(trained.config, trained.latent_dim, trained.action_dim, trained.image)
     device = next(trained.parameters()).device
     return fresh.to(device).eval().requires_grad_(False)
 

@@ -183,8 +183,8 @@ def make_macro_stage(
     if section.train == "joint":
         model = load_part(ws.run.path / "l1", "level2", "joint_level2").to(ws.device)
     else:
-        sizes = level1.latent_dim, level1.action_dim
-        model = Level2(section, *sizes, level1.picture).to(ws.device)
+        image = level1.image if level1.map else None
+        model = Level2(section, level1.latent_dim, level1.action_dim, image).to(ws.device)
         fit = train_level2(model, level1, *stores, **_options(ws, name))
         yield from ws.follow(fit, name)
         fit.load_best()

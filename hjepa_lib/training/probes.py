@@ -81,10 +81,10 @@ def train_probe(
     """
     validation = validation or train
     device = next(model.parameters()).device
-    mean, std = map(torch.tensor, (model.normaliser.position_mean, model.normaliser.position_std))
+    mean, std = model.normaliser.position_mean, model.normaliser.position_std
     with torch.random.fork_rng(devices=[]):  # its start must not depend on what was drawn before
         torch.manual_seed(seed)
-        probe = Probe(model.latent_dim, mean, std)
+        probe = Probe((model.latent_dim, 256, len(mean)), mean, std)
     probe.to(device)
     if not train.positions.shape[1]:  # a recording that does not say where it is: nor does this
         probe.mean.fill_(torch.nan)
