@@ -218,8 +218,7 @@ def test_who_gets_gradient_in_each_target_mode(mode):
 
 
 def test_the_default_mode_needs_an_auxiliary_loss():
-    for changes in ({"auxiliary__kind": "none"}, {"auxiliary__use_for_jepa": False},
-                    {"auxiliary__weight": 0.0}):  # fmt: skip
+    for changes in ({"auxiliary__kind": "none"}, {"auxiliary__weight": 0.0}):
         with pytest.raises(ConfigError, match="through the auxiliary loss alone"):
             fresh("jepa", jepa__target="default", **changes)
         fresh("jepa", jepa__target="vjepa2", **changes)

@@ -24,7 +24,7 @@ SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
 
 
 SMALL = TINY_COMMAND | {f"pixels.grid.{key}": value for key, value in TINY_GRID.items()} | {
-    "pixels.ppo.policy": "MlpPolicy", "chapters.pixel_points": 60,
+    "chapters.pixel_points": 60,
 }  # fmt: skip
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from tiny_pixels import skilled
 
-from hjepa_lib.config import ConfigError
 from hjepa_lib.pixels import collect as ppo
 from hjepa_lib.pixels.collect import acquire, collect
 
@@ -90,15 +89,10 @@ def test_repeat_switches_frame_skip_off():
 
 
 def test_every_setting_reaches_the_policy():
-    changes = {"n_steps": 16, "batch": 8, "epochs": 2, "steps": 32, "policy": "CnnPolicy"}
+    changes = {"n_steps": 16, "batch": 8, "epochs": 2, "steps": 32}
     settings = {f"ppo__{name}": value for name, value in changes.items()}
     model, _ = ppo.train_policy(skilled(environment__image_size=36, **settings), 0, [])
     assert (model.n_steps, model.batch_size, model.n_epochs) == (16, 8, 2)
     assert model.num_timesteps == 32
     first = next(model.policy.features_extractor.parameters())
     assert first.shape[1] == 4 and model.policy.normalize_images  # frames as channels
-
-
-def test_pictures_too_small_for_convolutions_are_one_sentence():
-    with pytest.raises(ConfigError, match="CnnPolicy needs pictures of at least 36 px"):
-        collect(skilled(ppo__policy="CnnPolicy"), 0)

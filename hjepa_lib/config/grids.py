@@ -6,7 +6,7 @@ from hjepa_lib.config.fields import Float, Int, needs
 from hjepa_lib.config.optim import Blocks, EpochsConfig
 
 
-class GridConfig(Blocks):
+class GridConfig(Blocks, action_encoder="factored"):
     """Data and both models (GRID-1 to GRID-12)."""
 
     heads: Int[1:] = 8
@@ -27,8 +27,6 @@ class GridConfig(Blocks):
     """Components of a latent."""
     action_dim: Int[4:] = 64
     """Width of the action embedding."""
-    action_encoder: Literal["factored", "table", "one_hot"] = "factored"
-    """Sum of learned rows for operation, colour and place; a row per action; or an MLP."""
     depth: Int[1:] = 4
     """Blocks of the transition model."""
     ema_decay: Float[0:1] = 0.995

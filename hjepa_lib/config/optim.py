@@ -86,7 +86,13 @@ class EpochsConfig(_Optim):
 
 
 class PpoConfig(
-    Section, learning_rate=0.0003, gamma=0.99, gae_lambda=0.95, clip_range=0.2, log_std_noise=0.0
+    Section,
+    learning_rate=0.0003,
+    gamma=0.99,
+    gae_lambda=0.95,
+    clip_range=0.2,
+    log_std_noise=0.0,
+    policy="CnnPolicy",
 ):
     """Stable-Baselines3 PPO, whose skilled, stochastic policy collects (DATA-2)."""
 
@@ -100,8 +106,6 @@ class PpoConfig(
     """Rows of a mini-batch."""
     epochs: Int[1:] = 5
     """Passes through the collected steps."""
-    policy: Literal["CnnPolicy", "MlpPolicy"] = "CnnPolicy"
-    """Its network; `CnnPolicy` needs 36 px or more."""
     action_repeat: Int[0:64] = 2
     """Holds where `environment.action_repeat` is 0."""
 

@@ -123,6 +123,7 @@ class AuxiliaryConfig(
     projector=False,
     projector_dim=512,
     clamp=False,
+    use_for_jepa=True,
     barlow_scale=1.0,
     barlow_eps=1e-05,
     dino_momentum=0.9,
@@ -133,8 +134,6 @@ class AuxiliaryConfig(
     """Which loss."""
     weight: Float[0:] = 1.0
     """Weight beside the prediction."""
-    use_for_jepa: bool = True
-    """JEPA has it."""
     use_for_enc_dec: bool = False
     """Encoder-decoders have it."""
     sim: Float[0:] = needs("kind=vicreg", 1.0)

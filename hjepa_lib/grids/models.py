@@ -106,22 +106,15 @@ ENCODERS = {"transformer": GridTransformer, "cnn": GridCnn}
 
 
 class ActionEncoder(nn.Module):
-    """Ids (B,) -> (B, action_dim): the sum of learned rows for their `FACTORS`, or a row each.
-
-    `one_hot` is an MLP on one-hot vectors: rows, GELU, linear.
-    """
+    """Ids (B,) -> (B, action_dim): the sum of learned rows for their `FACTORS`."""
 
     def __init__(self, config: GridConfig) -> None:
         super().__init__()
-        kind, dim = config.action_encoder, config.action_dim
-        parts = FACTORS if kind == "factored" else torch.arange(ACTIONS)[:, None]
-        self.register_buffer("parts", parts, persistent=False)
-        self.rows = nn.Embedding(int(parts.max()) + 1, dim)
-        mixed = kind == "one_hot"
-        self.head = nn.Sequential(nn.GELU(), nn.Linear(dim, dim)) if mixed else nn.Identity()
+        self.register_buffer("parts", FACTORS, persistent=False)
+        self.rows = nn.Embedding(int(FACTORS.max()) + 1, config.action_dim)
 
     def forward(self, action: Tensor) -> Tensor:
-        return self.head(self.rows(F.embedding(action, self.parts)).sum(-2))
+        return self.rows(F.embedding(action, self.parts)).sum(-2)
 
 
 class Transition(nn.Module):

@@ -195,19 +195,15 @@ def repeat_of(config: PixelsConfig) -> int:
 def train_policy(config: PixelsConfig, seed: int, notes: list[str]) -> tuple[Any, int]:
     """A PPO model (DATA-2) and the number of its environments; what happened goes to `notes`."""
     stable_baselines3 = extra("stable_baselines3")
-    ppo, size = config.ppo, config.environment.image_size
-    if ppo.policy == "CnnPolicy" and size < _SMALLEST_CNN:
-        raise ConfigError(
-            f"CnnPolicy needs pictures of at least {_SMALLEST_CNN} px, "
-            f"pixels.environment.image_size is {size}: use MlpPolicy"
-        )
+    ppo = config.ppo
+    large = config.environment.image_size >= _SMALLEST_CNN
     with contextlib.closing(make_training_envs(config, seed, notes)) as envs:
         count = envs.num_envs
         # No roll-out longer than the whole training, no batch larger than a roll-out.
         steps = min(ppo.n_steps, max(2, ppo.steps // count))
         model = stable_baselines3.PPO(
-            ppo.policy, envs, n_steps=steps, batch_size=min(ppo.batch, steps * count),
-            n_epochs=ppo.epochs, seed=seed, device="cpu",
+            "CnnPolicy" if large else "MlpPolicy", envs, n_steps=steps,
+            batch_size=min(ppo.batch, steps * count), n_epochs=ppo.epochs, seed=seed, device="cpu",
         )  # fmt: skip
         model.learn(ppo.steps)
         scores = [episode["r"] for episode in model.ep_info_buffer]

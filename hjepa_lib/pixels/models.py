@@ -149,8 +149,7 @@ class PixelJepa(PixelModel):
         super().__init__(config, shapes, name)
         self.mode = config.jepa.target
         self.predictor = LatentPredictor(config.jepa, self.latent_dim, config.action_dim)
-        if config.auxiliary.use_for_jepa:
-            self.regulariser = build_regulariser(config.auxiliary, self.latent_dim)
+        self.regulariser = build_regulariser(config.auxiliary, self.latent_dim)
         if self.mode == "default" and self.regulariser is None:
             raise ConfigError(
                 "pixels.jepa.target=default teaches its encoder through the auxiliary loss alone; "
