@@ -1,7 +1,6 @@
 """Settings of the world-model comparison on pixels (notebooks 10-15, seeds 001, 002, 004).
 
-The defaults are those of the `laptop` profile: a world in which all follows from the action, at a
-size and budgets that two cores can pay. The seeds' own are the profile `full`.
+The defaults are for two cores; the seeds' own are the profile `full`.
 """
 
 from collections.abc import Iterator
@@ -23,17 +22,17 @@ class EnvironmentConfig(Section):
     """Which pixels, and how they are seen (ENV-1 to ENV-8)."""
 
     id: str = "hjepa/Calm-v0"
-    """Any Gymnasium id; those of pixels/worlds.py are built in."""
+    """Any Gymnasium id."""
     image_size: Int[16:256] = 32
     """Side of a frame, px."""
     grayscale: bool = True
-    """One plane a frame instead of three."""
+    """One plane a frame, not three."""
     stack: Int[1:16] = 1
     """Frames of one state; what moves by itself needs more."""
     action_repeat: Int[0:64] = needs("pixels.data.method=ppo", 0)
     """Repeats of an action, rewards summed; 0 or 1 = off."""
     frame_skip: Int[0:64] = 0
-    """Extra steps per decision with new actions; 0 beside repeated ones."""
+    """Extra steps per decision, with new actions; 0 beside repeated ones."""
     max_steps: Int[2:] = 16
     """Most steps of an episode, with skipped ones."""
 
@@ -46,9 +45,9 @@ class CollectionConfig(Section):
     episodes: Int[2:] = 1_250
     """Episodes to collect at most."""
     transitions: Int[0:] = 20_000
-    """Transitions to collect at most; 0 = no limit."""
+    """At most, too; 0 = no limit."""
     path: str = ""
-    """Folder of data to load; "", missing or of another world: collected."""
+    """Folder of data; "", missing or of another world: collected."""
     validation_split: Float[0.01:0.5] = 0.2
     """Share of whole episodes held out."""
     sequence: Int[2:] = 8
@@ -113,7 +112,7 @@ class DecoderConfig(Blocks):
     dropout: Float[0:0.9] = 0.0
     """Dropout inside the blocks."""
     source: Literal["predictor", "online", "target"] = "predictor"
-    """JEPA's decoder reads the imagined latent, or an encoding of s_{t+1}."""
+    """JEPA's decoder reads the imagined latent or an encoding of s_{t+1}."""
     optim: EpochsConfig = replace(_COSINE, updates=1_000, lr=3e-3, patience=5)
 
 

@@ -1,4 +1,4 @@
-"""Settings of data and models of the core, notebooks 01 to 08; px are pixels of the image."""
+"""Settings of data and models of the core; px are pixels of the image."""
 
 import re
 from collections.abc import Iterator
@@ -27,14 +27,14 @@ def names_world(source: str) -> bool:
 
 
 class TrackingConfig(Section):
-    """Where a tracker files its copy of the curves; the setting `tracker` chooses which one."""
+    """Where the chosen `tracker` files its copy of the curves."""
 
     project: str = "hjepa"
     """Project at Weights & Biases (WANDB_PROJECT wins)."""
     entity: str = ""
     """User or team there; "": the account's."""
     run_name_prefix: str = ""
-    """The tracker's run is "<prefix>-YYYYMMDD-HHMMSS", its start; "": the run's name."""
+    """Its run is "<prefix>-YYYYMMDD-HHMMSS", the start; "": the run's name."""
 
 
 class DataConfig(Section):
@@ -42,24 +42,24 @@ class DataConfig(Section):
 
     source: str = "generated"
     """`generated`, `published` (Google Drive), an .npz file like those, a world's name, an own
-    world's `module:Class`, or recorded frames: .h5 of stable-worldmodel, .npz of OGBench,
-    `minari:ID` (data/readers.py)."""
+    one's `module:Class`, or recorded frames: .h5 of stable-worldmodel, .npz of OGBench,
+    `minari:ID`."""
     position: str = ""
     """Column and components of a recording that say where it is, `state:0,1`; "": none."""
     world: str = ""
-    """World to play a recording's agent in, named like a source; "": it is judged offline."""
+    """World to play a recording's agent in, named like a source; "": none."""
     recipe: Literal[
         "good", "random", "short17", "short33", "short65", "mixture", "no_crossing", "eb_jepa",
         "navigate",
     ] = "good"  # fmt: skip
-    """How generated trajectories move (data/recipes.py); `navigate` is for other worlds."""
+    """How generated trajectories move; `navigate` is for other worlds."""
     good_fraction: Float[0:1] = needs("recipe=mixture", 0.02)
     """Share of good trajectories among random ones."""
     transitions: Int[16:100_000_000] = 325_000
     """Their exact number; the last trajectory is cut."""
     layouts: Literal["fixed", "random", "rectangle", "many"] = "fixed"
     """`fixed`: wall 32, door 10, or a world's first; `random`: those of training; `rectangle`: all
-    but excluded; `many`: a world's longer list."""
+    but excluded; `many`: a longer list."""
     exclude_wall: str = needs("layouts=rectangle", "28-36")
     """Walls "min-max" held out with `exclude_door`, px."""
     exclude_door: str = needs("layouts=rectangle", "26-38")
@@ -71,7 +71,7 @@ class DataConfig(Section):
 
     @property
     def played(self) -> str:
-        """What names the world of episodes."""
+        """Names the world of episodes."""
         return self.world or self.source
 
     def refused(self) -> Iterator[tuple[object, str]]:
@@ -92,7 +92,7 @@ class LossConfig(Section):
     std: Float[0:] = 2.2
     """Variance: hinge at a standard deviation of 1 over the batch."""
     std_t: Float[0:] = 0.0
-    """The same over the time of a window."""
+    """Over the time of a window."""
     cov: Float[0:] = 0.5
     """Squared covariances of components."""
     sim_t: Float[0:] = 0.5
@@ -102,7 +102,7 @@ class LossConfig(Section):
 
 
 class Level1LossConfig(LossConfig):
-    """The seventh, which only level 1 has."""
+    """One more, of level 1 alone."""
 
     static: Float[0:] = needs("level1.static_dim>0", 2.0)
     """Static parts alike in a layout, apart in others."""
@@ -114,25 +114,25 @@ class Level1Config(Section, idm_frozen=False):
     load: str = ""
     """Run (name, `pretrained` or folder) to take level 1 from; "" trains it."""
     encoder: Literal["impala", "fast", "keypoint", "vit", "place"] = "fast"
-    """What reads a frame (models/encoders.py)."""
+    """What reads a frame."""
     latent_dim: Int[2:] = 128
     """Components of a latent."""
     width: Int[4:] = needs("encoder=fast|keypoint|vit|place", 32)
     """Channels of `fast` and `place`, maps of `keypoint`, width of `vit`'s tokens."""
     predictor: Literal["gru", "mlp", "transformer", "local"] = "mlp"
-    """What imagines the next latent; `gru` puts a LayerNorm behind the encoder."""
+    """What imagines the next latent; with `gru` the encoder ends in a LayerNorm."""
     hidden: Int[4:] = needs("predictor=mlp|transformer|local", 256)
     """Width of the `mlp`'s layers or of the tokens of `transformer`."""
     layers: Int[1:32] = needs("predictor=mlp|local", 2)
     """Their hidden layers; `mlp` needs 6 in random layouts."""
     static_dim: Int[0:] = 0
-    """First components of a latent, of the layout: they never move."""
+    """First components of a latent: of the layout, never moving."""
     refine_updates: Int[0:] = 0
-    """Updates of the predictors alone afterwards, on stored latents."""
+    """Updates of the predictors alone, afterwards, on stored latents."""
     predictors: Int[1:16] = 1
     """Ensemble size K of 003's L_sim and PLDM v2."""
     target: Literal["online", "ema"] = "online"
-    """Whose latents are predicted: the encoder's own (with gradient) or a slow copy's."""
+    """Whose latents are predicted: the encoder's own, with gradient, or a slow copy's."""
     ema_decay: Float[0:1] = needs("target=ema", 0.99)
     """Share that the copy keeps per update."""
     idm_hidden: Int[4:] = needs("level1.loss.idm>0", 256)
@@ -142,7 +142,7 @@ class Level1Config(Section, idm_frozen=False):
     rollout: Int[0:] = 0
     """Imagined steps in the loss; 0 = the whole window."""
     foresight: Int[0:] = 0
-    """Steps foreseen of one thing that moves by itself (models/mover.py); 0: nothing does."""
+    """Steps foreseen of what moves by itself; 0: nothing does."""
     layouts_per_batch: Int[0:] = needs("data.layouts=random|rectangle|many", 0)
     """Layouts in a batch; 0 = any number."""
     loss: Level1LossConfig = Level1LossConfig()
@@ -154,7 +154,7 @@ class Level1Config(Section, idm_frozen=False):
     heads: Int[1:] = needs("encoder=vit or predictor=transformer", 4)
     """Attention heads of both."""
     pretrain_mask: Float[0:0.95] = 0.0
-    """Share of patches hidden in pre-training of `vit`; 0 = none."""
+    """Share of patches hidden in pre-training; 0 = none."""
     pretrain_updates: Int[1:] = needs("pretrain_mask>0", 300)
     """Updates of that pre-training."""
 
@@ -186,7 +186,7 @@ class DistanceConfig(Section, ema_rate=0.02, future_goals=0.5):
     form: Literal["metric", "quasimetric"] = "metric"
     """`metric`: ||phi(s) - phi(g)||; `quasimetric`: the largest positive coordinate gap."""
     teacher: Literal["bootstrap", "graph"] = "bootstrap"
-    """`bootstrap`: n-step targets of a slow copy; `graph`: shortest paths of recorded states."""
+    """`bootstrap`: n-step targets of a slow copy; `graph`: shortest recorded paths."""
     link: Float[1e-3:] = needs("teacher=graph", 0.8)
     """Usual steps between joined states; keep it below a wall."""
     graph_trajectories: Int[1:200] = needs("teacher=graph", 40)
@@ -200,7 +200,7 @@ class DistanceConfig(Section, ema_rate=0.02, future_goals=0.5):
     gamma: Float[0:1] = needs("teacher=bootstrap", 0.99)
     """Discount per step; low ones flatten the far side."""
     expectile: Float[0.5:1] = needs("teacher=bootstrap", 0.9)
-    """Learned expectile of the targets: near 1 the fastest known way."""
+    """Of the targets: near 1 the fastest known way."""
     trajectories: Int[1:] = 3500
     """Training trajectories with latents in memory."""
     optim: OptimConfig = OptimConfig(updates=3000, batch=1024, weight_decay=0.0, warmup=0.02)
@@ -218,7 +218,7 @@ class DistanceConfig(Section, ema_rate=0.02, future_goals=0.5):
 
 
 class PolicyConfig(Section, encoder="fast"):
-    """What acts without imagining: rows `gcbc` and `idm` (models/policies.py)."""
+    """What acts without imagining: rows `gcbc` and `idm`."""
 
     latent_dim: Int[2:] = 128
     """Width of what it reads."""
@@ -231,18 +231,18 @@ class MacroConfig(Section):
     """The clock of a level above the first."""
 
     step_skip: Int[1:] = 8
-    """Environment steps of one macro step; at level 3 a multiple of level 2's."""
+    """Environment steps of a macro step; at level 3 a multiple of level 2's."""
     macro_steps: Int[1:] = 4
-    """Macro steps of a training window, which has macro_steps * step_skip + 1 states."""
+    """Macro steps of a training window."""
 
 
 class Level2Config(MacroConfig, levels=[8], free_nats=0.0, kl_balance=0.0):
-    """RSSM over level-1 latents, `step_skip` steps at a time (models/level2.py)."""
+    """RSSM over level-1 latents, `step_skip` steps at a time."""
 
     disable_l2: bool = False
     """Level 1 alone, bit-equal to a run without any level-2 code."""
     train: Literal["frozen", "joint"] = "frozen"
-    """`frozen`: on a trained level 1; `joint`: both levels together."""
+    """`frozen`: on a trained level 1; `joint`: together."""
     latent: Literal["gaussian", "categorical"] = "gaussian"
     """z: normal dimensions, or groups of classes."""
     z_dim: Int[1:] = 8
@@ -262,7 +262,7 @@ class Level2Config(MacroConfig, levels=[8], free_nats=0.0, kl_balance=0.0):
     kl: Float[0:] = 0.2
     """Weight of the divergence of posterior and prior."""
     subgoal: Float[0:] = 0.0
-    """Joint training: weight of the MSE of level 1's roll-outs to level 2's."""
+    """Joint training: weight of the gap between the levels' roll-outs (MSE)."""
     conditioning: bool = False
     """Joint training: level-1 actions get + linear(z)."""
     feedback: bool = False
