@@ -293,8 +293,6 @@ CONTEXT = [
     (r"level[12]\.optim\.delta", plateau(plateau_patience=0)),
     (r"policies\.optim\.delta", plateau(plateau_patience=0, lr=3e-3)),
     (r".*\.optim\.min_lr", plateau(plateau_patience=0, delta=1e9)),
-    (r"level[12]\.optim\.non_finite", {f"level{n}.loss.sim": 1e39 for n in (1, 2)}),
-    (r"(distance|policies)\.optim\.non_finite", in_every_training(lr=1e30)),
     (r"level2\.(loss\..*|subgoal|conditioning|feedback)",
      {"level2.train": "joint", "level2.loss.std": 0.5, "level2.loss.cov": 0.5}),
     (r"planning\..*\.disagreement", {"level1.predictors": 3}),

@@ -43,7 +43,7 @@ class _Optim(Section):
     """Least fall of the validation loss that is progress."""
 
 
-class OptimConfig(_Optim, decay_every=1000):
+class OptimConfig(_Optim, decay_every=1000, non_finite="fail"):
     """What the training loop reads; its cosine never rises again (PL4)."""
 
     updates: Int[1:] = 2500
@@ -57,8 +57,6 @@ class OptimConfig(_Optim, decay_every=1000):
     clip: Float[0:] = 2.0
     validate_every: Int[1:] = 500
     """Updates between two validations."""
-    non_finite: Literal["fail", "skip"] = "fail"
-    """What a loss or gradient that is not finite ends: all, or its update."""
 
 
 class EpochsConfig(_Optim):
@@ -82,7 +80,7 @@ class EpochsConfig(_Optim):
         if self.updates:
             own |= {"updates": self.updates, "validate_every": min(epoch, self.updates)}
             own["patience"] = 0
-        return OptimConfig(**own, non_finite="skip")
+        return OptimConfig(**own)
 
 
 class PpoConfig(

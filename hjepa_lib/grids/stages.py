@@ -118,7 +118,7 @@ def fit_grid(
         model.seconds = time.perf_counter() - model.began
 
     settings = dataclasses.replace(optim.optim(len(train)), patience=0)
-    return Fit(Task(model, loss_fn, validate, after_update), settings, **options)
+    return Fit(Task(model, loss_fn, validate, after_update), settings, skips=True, **options)
 
 
 def train_pair(

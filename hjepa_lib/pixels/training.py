@@ -44,7 +44,7 @@ def fit(
 
     after = getattr(module, "after_update", None)
     task = Task(module, loss, None if validation is None else validate, after)
-    return Fit(task, optim.optim(len(train)), **options)
+    return Fit(task, optim.optim(len(train)), skips=True, **options)
 
 
 @torch.no_grad()

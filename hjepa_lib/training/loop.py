@@ -21,7 +21,7 @@ from hjepa_lib.files import WorkbookError, sha256, told, write_atomic
 from hjepa_lib.training import distributed
 
 RESUME = "resume.pt"
-LARGEST_LOSS = 1e6  # of `non_finite="skip"`: above it training ends
+LARGEST_LOSS = 1e6  # where updates are skipped: above it training ends
 MOST_SKIPPED = 50  # lost updates in a row that end training
 COUNTERS = {
     "update": 0, "stale": 0, "best_loss": math.inf, "mark": math.inf, "waited": 0, "halvings": 0,
@@ -135,14 +135,14 @@ class Fit:
     `best` holds the weights with the lowest validation key `loss`. Patience and plateaus count the
     validations that are not lower by `delta` than the last one that was. Iterating again, also in a
     new process with the same `folder`, goes on from the last checkpoint. A loss or gradient that is
-    not finite raises TrainingError before the weights change, or loses its update. All processes of
-    a torchrun run a `shared` fit.
+    not finite raises TrainingError before the weights change, or, of a fit that `skips`, loses that
+    update. All processes of a torchrun run a `shared` fit.
     """
 
     def __init__(
         self, task: Task, optim: OptimConfig, *, seed: int, precision: str = "fp32",
         folder: Path | None = None, stage: str = "", shared: bool = False,
-        optimiser: OptimiserFn = adamw,
+        optimiser: OptimiserFn = adamw, skips: bool = False,
     ) -> None:  # fmt: skip
         self.task, self.module, self.config = task, task.module, optim
         self.seed, self.precision, self.stage = seed, precision, stage
@@ -151,9 +151,7 @@ class Fit:
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self.optimiser = optimiser(self.parameters, optim)
-        self.guarded = optim.non_finite == "skip"
-        if self.guarded and self.shared:
-            raise TrainingError("non_finite=skip: processes of a torchrun would skip other updates")
+        self.guarded = skips
         self.best: dict[str, Tensor] = {}
         vars(self).update(COUNTERS)
         if self.path and self.path.exists():
