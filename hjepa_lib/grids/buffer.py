@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hjepa_lib.config.grids import GridConfig
+from hjepa_lib.config.pixels import GridConfig
 from hjepa_lib.files import FileError, load_npz, save_npz, sha256
 from hjepa_lib.grids import world
 

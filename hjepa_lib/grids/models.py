@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hjepa_lib.config.grids import GridConfig
+from hjepa_lib.config.pixels import GridConfig
 from hjepa_lib.grids.buffer import GridBatch
 from hjepa_lib.grids.world import ACTIONS, COLOURS, FACTORS, MOST, PAD, facts
 from hjepa_lib.models.layers import Transformer, mlp, update_ema

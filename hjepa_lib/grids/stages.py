@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.config import Config, from_dict, to_dict
-from hjepa_lib.config.grids import GridConfig
 from hjepa_lib.config.optim import EpochsConfig
-from hjepa_lib.config.pixels import CHOICE
+from hjepa_lib.config.pixels import CHOICE, GridConfig
 from hjepa_lib.evaluation.compute import update_bytes
 from hjepa_lib.files import FileError, plain, read_json, write_atomic, write_json
 from hjepa_lib.grids import buffer, measures
