@@ -54,15 +54,9 @@ class CollectionConfig(Section):
 
 
 class PixelEncoderConfig(
-    Blocks,
-    pool="cls",
-    temporal_heads=8,
-    temporal_mlp=256,
-    temporal_dropout=0.1,
-    cnn_activation="relu",
-    cnn_hidden=0,
-    mlp_activation="relu",
-):
+    Blocks, pool="cls", temporal_heads=8, temporal_mlp=256, temporal_dropout=0.1,
+    cnn_activation="relu", cnn_hidden=0, mlp_activation="relu",
+):  # fmt: skip
     """The encoder of all models but `vjepa2` (MOD-1 to MOD-4)."""
 
     kind: Literal["vit", "cnn", "mlp", "places"] = "places"
@@ -116,16 +110,9 @@ class DecoderConfig(Blocks):
 
 
 class AuxiliaryConfig(
-    Section,
-    eps=0.0001,
-    projector=False,
-    projector_dim=512,
-    clamp=False,
-    use_for_jepa=True,
-    barlow_scale=1.0,
-    barlow_eps=1e-05,
-    dino_momentum=0.9,
-):
+    Section, eps=1e-4, projector=False, projector_dim=512, clamp=False, use_for_jepa=True,
+    barlow_scale=1.0, barlow_eps=1e-5, dino_momentum=0.9,
+):  # fmt: skip
     """The loss that keeps latents from collapsing (LOSS-2 to LOSS-5)."""
 
     kind: Literal["none", "vicreg", "barlow_twins", "dino"] = "vicreg"
