@@ -173,9 +173,9 @@ def test_conditioning_reaches_the_state_also_one_step_at_a_time(data):
         torch.testing.assert_close(latent, rolled[:, step + 1])
     frames, actions = batch_of(data, 9)
     layer.weight.data.zero_(), layer.bias.data.zero_()
-    plain = model(frames, actions, seeded()).level1.predictions
+    plain = model(frames, actions, seeded())[0].predictions
     layer.bias.data.fill_(1.0)
-    assert (model(frames, actions, seeded()).level1.predictions != plain)[:, :, 1:].any(-1).all()
+    assert (model(frames, actions, seeded())[0].predictions != plain)[:, :, 1:].any(-1).all()
 
 
 def test_feedback_corrects_the_state_at_every_macro_boundary():
@@ -203,20 +203,20 @@ def test_joint_loss_is_the_documented_sum(steps, data):
         level2__subgoal=0.7, level2__kl=1.3, level2__loss__idm=0.4, level2__loss__std=0.2,
         level1__rollout=steps,
     )  # fmt: skip
-    rollout = model(*batch_of(data, 11), seeded())
-    assert torch.equal(rollout.level2.encodings, rollout.level1.encodings[:, ::4])
-    assert rollout.level1.encodings.shape[1] == 9  # whole macro steps only, whatever is predicted
-    assert rollout.level1.predictions.shape == (1, 3, 1 + (steps or 8), 16)
-    total, named = model.loss(rollout)
-    one = loss_terms(rollout.level1, config.level1.loss, model.level1.idm)
-    two = loss_terms(rollout.level2, config.level2.loss, model.level2.idm)
-    kl = rollout.observed.posterior.nats(rollout.observed.prior).mean()
+    one, two, observed = model(*batch_of(data, 11), seeded())
+    assert torch.equal(two.encodings, one.encodings[:, ::4])
+    assert one.encodings.shape[1] == 9  # whole macro steps only, whatever is predicted
+    assert one.predictions.shape == (1, 3, 1 + (steps or 8), 16)
+    total, named = model.loss(one, two, observed)
+    terms = loss_terms(one, config.level1.loss, model.level1.idm)
+    terms2 = loss_terms(two, config.level2.loss, model.level2.idm)
+    kl = observed.posterior.nats(observed.prior).mean()
     # entry 0 of both is the given start: one or two macro steps differ
     shared = 1 if steps else 2
-    ours = rollout.level1.predictions[0, :, [4, 8][:shared]]
-    gap = ours - rollout.level2.predictions[0, :, [1, 2][:shared]]
+    ours = one.predictions[0, :, [4, 8][:shared]]
+    gap = ours - two.predictions[0, :, [1, 2][:shared]]
     subgoal = gap.square().sum() / ((1 + shared) * 3 * 16)
-    wanted = weighted_sum(one, config.level1.loss) + weighted_sum(two, config.level2.loss)
+    wanted = weighted_sum(terms, config.level1.loss) + weighted_sum(terms2, config.level2.loss)
     torch.testing.assert_close(total, wanted + 1.3 * kl + 0.7 * subgoal)
     torch.testing.assert_close(named["subgoal"], subgoal)
     torch.testing.assert_close(named["l2/kl"], kl)

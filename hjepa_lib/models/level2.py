@@ -184,14 +184,6 @@ class Level2(nn.Module):
         return self.correct(torch.cat(states[-self.config.step_skip :], dim=-1)).float()
 
 
-class HRollout(NamedTuple):
-    """One joint forward pass."""
-
-    level1: Rollout
-    level2: Rollout
-    observed: Observed
-
-
 class HJepa(nn.Module):
     """Both levels, as `level2.train=joint` optimises them.
 
@@ -206,8 +198,10 @@ class HJepa(nn.Module):
         sizes = config.level1.latent_dim, self.level1.action_dim
         self.level2 = Level2(config.level2, *sizes)
 
-    def forward(self, frames: Tensor, actions: Tensor, generator: torch.Generator) -> HRollout:
-        """frames (B, T, C, Hpx, Wpx) uint8, actions (B, T-1, A) px."""
+    def forward(
+        self, frames: Tensor, actions: Tensor, generator: torch.Generator
+    ) -> tuple[Rollout, Rollout, Observed]:
+        """frames (B, T, C, Hpx, Wpx) uint8, actions (B, T-1, A) px -> both roll-outs."""
         encodings = self.level1.encode(frames)
         normal = self.level1.normalise_actions(actions)
         rollout2, observed = self.level2.observe(encodings, normal, generator)
@@ -219,16 +213,18 @@ class HJepa(nn.Module):
             context=self.level2.context(observed.z),
             feedback=self.level2.feedback,
         )
-        return HRollout(rollout1, rollout2, observed)
+        return rollout1, rollout2, observed
 
-    def loss(self, rollout: HRollout) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, one: Rollout, two: Rollout, observed: Observed
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses of both levels and sub-goal consistency; all terms by name."""
         weights = self.level1.config.loss
-        terms = loss_terms(rollout.level1, weights, self.level1.idm)
-        loss2, terms2 = self.level2.loss(rollout.level2, rollout.observed)
+        terms = loss_terms(one, weights, self.level1.idm)
+        loss2, terms2 = self.level2.loss(two, observed)
         skip, weight = self.level2.config.step_skip, self.level2.config.subgoal
-        reached = rollout.level1.predictions[:, :, ::skip]  # (K, B, T2' <= T2, D)
-        wanted = rollout.level2.predictions[:, :, : reached.shape[2]]  # (1, B, T2', D)
+        reached = one.predictions[:, :, ::skip]  # (K, B, T2' <= T2, D)
+        wanted = two.predictions[:, :, : reached.shape[2]]  # (1, B, T2', D)
         subgoal = (reached - wanted).square().mean()
         named = {f"l1/{name}": value for name, value in terms.items()}
         named |= {f"l2/{name}": value for name, value in terms2.items()} | {"subgoal": subgoal}

@@ -65,7 +65,7 @@ def train_joint(model: HJepa, train: Windows, config: Config, **options: Any) ->
 
     def loss_fn(generator: torch.Generator) -> Loss:
         batch = train.sample(config.level1.optim.batch, generator, config.level1.layouts_per_batch)
-        return model.loss(model(batch.frames(device), batch.actions.to(device), generator))
+        return model.loss(*model(batch.frames(device), batch.actions.to(device), generator))
 
     task = Task(model, loss_fn, after_update=model.level1.update_target)
     return Fit(task, config.level1.optim, seed=config.seed, stage="l1", **options)
