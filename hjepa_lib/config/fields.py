@@ -158,6 +158,11 @@ def gone_from(section: type, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def names_in(section: type, prefix: str, *but: str) -> tuple[str, ...]:
+    """Dotted names of a kind of section's fields and of what is `gone` from it, but some."""
+    return tuple(f"{prefix}.{one}" for one in (*_kinds(section), *section.gone) if one not in but)
+
+
 class Setting(NamedTuple):
     """One leaf of a config, as `python -m hjepa_lib settings` shows it."""
 

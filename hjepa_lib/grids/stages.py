@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.config import Config, from_dict, to_dict
+from hjepa_lib.config.fields import names_in
 from hjepa_lib.config.optim import EpochsConfig
 from hjepa_lib.config.pixels import CHOICE, GridConfig
 from hjepa_lib.evaluation.compute import update_bytes
@@ -47,11 +48,7 @@ VALIDATION_ROWS = 256  # of `choice` in every validation, always the same ones
 CHECKS = {"jepa": measures.validate_jepa, "generative": measures.validate_twin}
 CHECKS["random"] = CHECKS["jepa"]
 _DATA = ("path", "size", "episodes", "steps")
-_MODELS = tuple(
-    f"pixels.grid.{field.name}"
-    for field in dataclasses.fields(GridConfig)
-    if field.name not in (*_DATA, "log_every")
-)
+_MODELS = names_in(GridConfig, "pixels.grid", *_DATA, "log_every")
 
 
 def grid_stages(config: Config) -> dict[str, Stage]:

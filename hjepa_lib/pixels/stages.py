@@ -4,7 +4,6 @@ Training seed `config.seed + n` has the stages `{model}_s{n}`, `heads_{model}_s{
 `decoder_{model}_s{n}`, each in a folder of `pixels/`.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hjepa_lib.config import Config, ConfigError
+from hjepa_lib.config.fields import names_in
 from hjepa_lib.config.pixels import CHOICE, CollectionConfig, DecoderConfig, RewardConfig
 from hjepa_lib.files import load_npz, read_json
 from hjepa_lib.pixels import models
@@ -29,22 +29,17 @@ DECODED = ("jepa", "vjepa2")
 DATA, RESULT = "pixel_data", "result.json"
 
 
-def _fields(section: str, kind: type, *but: str) -> tuple[str, ...]:
-    names = (item.name for item in dataclasses.fields(kind))
-    return tuple(f"{section}.{name}" for name in names if name not in but)
-
-
 _ENCODER = ("encoder", "action_dim")
 _TRAINED = (*_ENCODER, "auxiliary", "optim", "loading")
-_DRAWING = (*_TRAINED, *_fields("decoder", DecoderConfig, "source", "optim"))
+_DRAWING = (*_TRAINED, *names_in(DecoderConfig, "decoder", "source", "optim"))
 _TWO_STAGES = (*_ENCODER, "vjepa2", "data.sequence")
 SHAPING: dict[str, tuple[str, ...]] = {
-    "data": ("environment", *_fields("data", CollectionConfig, "sequence")),
+    "data": ("environment", *names_in(CollectionConfig, "data", "sequence")),
     "enc_dec": (*_DRAWING, "enc_dec_lr"), "enc_dec_jepa": (*_DRAWING, "jepa"),
     "jepa": (*_TRAINED, "jepa"),
     "stage1": (*_ENCODER, "vjepa2.stage1"), "vjepa2": _TWO_STAGES,
     "random": _ENCODER, "random_vit": _TWO_STAGES, "decoder": ("decoder",),
-    "heads": _fields("reward", RewardConfig, "log_every", "labels"),
+    "heads": names_in(RewardConfig, "reward", "log_every", "labels"),
 }  # fmt: skip
 """The settings below `pixels` that shape a stage, besides those of what it reads."""
 
