@@ -37,10 +37,9 @@ def draw(rows=256, dim=8, seed=0):
     return torch.randn(rows, dim, generator=seeded(seed))
 
 
-@pytest.mark.parametrize("clamp", [False, True])
-def test_vicreg_equals_a_reference_in_numpy(clamp):
+def test_vicreg_equals_a_reference_in_numpy():
     """LOSS-2."""
-    config = AuxiliaryConfig(sim=0.7, std=1.3, cov=0.4, clamp=clamp)
+    config = AuxiliaryConfig(sim=0.7, std=1.3, cov=0.4)
     widths = torch.linspace(0.2, 1.5, 8)
     views = widths * draw(seed=1), widths * (0.8 * draw(seed=2) + 0.4 * draw(seed=1))
     one, two = (view.double().numpy() for view in views)
@@ -158,7 +157,7 @@ def test_the_optimiser_and_budget_are_those_of_the_settings():
     assert isinstance(fit.optimiser, torch.optim.AdamW)
     assert (group["betas"], group["weight_decay"], fit.config.clip) == ((0.9, 0.999), 1e-5, 1.0)
     found = EpochsConfig(batch=32, epochs=20, patience=3).optim(3200)
-    assert found.updates == found.decay_every == 2000  # GRID-5: a step halves every 20 epochs
+    assert found.updates == 2000
 
 
 def test_a_fixed_number_of_updates_is_spent_whole():
@@ -171,7 +170,7 @@ FREE = {"epochs": 4}
 STEEP = {"schedule": "plateau"}
 EPOCHS_CHANGES = {
     "epochs": (FREE, 2), "updates": ({}, 3), "batch": ({}, 4), "lr": ({}, 1e-2),
-    "weight_decay": ({}, 0.5), "clip": ({}, 1e-3), "schedule": (FREE, "step"),
+    "weight_decay": ({}, 0.5), "clip": ({}, 1e-3), "schedule": (FREE, "cosine"),
     "patience": (FREE, 1), "delta": (FREE, 1e3), "plateau_patience": (STEEP, 1),
     "min_lr": (STEEP, 2e-3),
 }  # fmt: skip

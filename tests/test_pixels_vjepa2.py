@@ -142,21 +142,16 @@ def test_target_is_an_average_without_gradient(batch):
     assert all(p.grad.abs().sum() > 0 for p in learned)
 
 
-@pytest.mark.parametrize(
-    ("kind", "weight", "ratio"),
-    [("l1", 0.0, 0.4), ("mse", 0.7, 0.4), ("smooth_l1", 0.7, 0.4), ("l1", 0.7, 0.0)],
-)
-def test_the_loss_is_over_latents_and_hidden_patches_only(kind, weight, ratio, batch):
+@pytest.mark.parametrize(("weight", "ratio"), [(0.0, 0.4), (0.7, 0.4), (0.7, 0.0)])
+def test_the_loss_is_over_latents_and_hidden_patches_only(weight, ratio, batch):
     """VJ-4, X9."""
-    changes = under("vjepa2.stage1", loss=kind, patch_loss=weight, mask=ratio)
+    changes = under("vjepa2.stage1", patch_loss=weight, mask=ratio)
     model = make(MaskedPrediction, **changes).eval()
     mask, pixels = draw_masks(5, 16, ratio, seeded(0)), scaled(batch.state)
     target = model.target.tokens(pixels)
     spread = {"dim": -1, "correction": 0, "keepdim": True}
     target = (target - target.mean(-1, keepdim=True)) / target.std(**spread)
-    gap = (model.predictor(model.online.tokens(pixels, mask)) - target).abs()
-    small = torch.where(gap < 1, 0.5 * gap.square(), gap - 0.5)
-    error = {"l1": gap, "mse": gap.square(), "smooth_l1": small}[kind].mean(dim=-1)
+    error = (model.predictor(model.online.tokens(pixels, mask)) - target).abs().mean(dim=-1)
     latent, hidden = error[:, 0].mean().item(), error[:, 1:][mask].mean().nan_to_num().item()
     loss, terms = model.loss(batch, seeded(0))
     wanted = {"latent": latent} | ({"patches": hidden} if weight and ratio else {})
