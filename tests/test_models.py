@@ -56,7 +56,7 @@ def encoder_of(name, channels=2, image_size=65, **changes):
 
 
 def predictor_of(name, **changes):
-    config = Level1Config(predictor=name, latent_dim=16, hidden=8, heads=2, **changes)
+    config = Level1Config(predictor=name, latent_dim=16, hidden=8, **changes)
     torch.manual_seed(0)
     return PREDICTORS[name](config, 2, nn.Identity())
 
@@ -66,7 +66,7 @@ def predictor_of(name, **changes):
 def test_encoders_take_any_image_size(name, size, normaliser):
     """PL10, F14."""
     patch = 5 if size == (65, 65) else 8
-    config = dataclasses.replace(tiny_config().level1, encoder=name, patch=patch, heads=2)
+    config = dataclasses.replace(tiny_config().level1, encoder=name, patch=patch)
     model = Jepa(config, normaliser, size)
     frames = frames_of(2, 3, size=sides(size))
     latents = model.encode(frames)

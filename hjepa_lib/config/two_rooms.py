@@ -108,7 +108,7 @@ class Level1LossConfig(LossConfig):
     """Static parts alike in a layout, apart in others."""
 
 
-class Level1Config(Section, idm_frozen=False):
+class Level1Config(Section, idm_frozen=False, depth=2, heads=4):
     """JEPA over single steps (PLDM, arXiv 2502.14819)."""
 
     load: str = ""
@@ -149,10 +149,6 @@ class Level1Config(Section, idm_frozen=False):
     optim: OptimConfig = OptimConfig()
     patch: Int[1:] = needs("encoder=vit", 13)
     """Side of a patch, px; divides the image's."""
-    depth: Int[1:] = needs("encoder=vit or predictor=transformer", 2)
-    """Blocks of `vit` and of `transformer`, each."""
-    heads: Int[1:] = needs("encoder=vit or predictor=transformer", 4)
-    """Attention heads of both."""
     pretrain_mask: Float[0:0.95] = 0.0
     """Share of patches hidden in pre-training; 0 = none."""
     pretrain_updates: Int[1:] = needs("pretrain_mask>0", 300)

@@ -15,6 +15,7 @@ from hjepa_lib.models.layers import Patches, Size, Transformer, full_precision, 
 from hjepa_lib.models.local import LocalPredictor, PlaceEncoder
 
 MIN_IMAGE = 16  # px
+DEPTH, HEADS = 2, 4  # of transformers
 SPREAD = 2.0  # keypoint coordinates of the image's edges: the dot's then have a spread near 1
 
 
@@ -122,9 +123,9 @@ class VitEncoder(nn.Module):
 
     def __init__(self, config: Level1Config, channels: int, image_size: Size) -> None:
         super().__init__()
-        width, heads = config.width, config.heads
+        width = config.width
         self.patches = Patches(channels, image_size, config.patch, width)
-        self.blocks = Transformer(width, config.depth, heads, max(1, width // heads), 2 * width)
+        self.blocks = Transformer(width, DEPTH, HEADS, max(1, width // HEADS), 2 * width)
         self.head, self.norm = output(config, self.patches.count * width)
 
     def forward(
@@ -187,11 +188,11 @@ class TransformerPredictor(nn.Module):
 
     def __init__(self, config: Level1Config, action_dim: int, norm: nn.Module) -> None:
         super().__init__()
-        width, heads = config.hidden, config.heads
+        width = config.hidden
         # Embeddings of their own tell the tokens apart without positions.
         self.state = nn.Linear(config.latent_dim, width)
         self.action = nn.Linear(action_dim, width)
-        self.blocks = Transformer(width, config.depth, heads, max(1, width // heads), 2 * width)
+        self.blocks = Transformer(width, DEPTH, HEADS, max(1, width // HEADS), 2 * width)
         self.head = nn.Linear(width, config.latent_dim - config.static_dim)
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
