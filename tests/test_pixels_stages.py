@@ -469,7 +469,7 @@ def marked(number):
     """Values that no other section has."""
     return EpochsConfig(
         epochs=2, updates=7, batch=4 + number, lr=1e-4 * (number + 1), weight_decay=0.02,
-        schedule="plateau", plateau_patience=1, min_lr=1e-7, clip=0.5, patience=1, delta=2e-3,
+        schedule="plateau", clip=0.5, patience=1, delta=2e-3,
     )  # fmt: skip
 
 

@@ -167,12 +167,10 @@ def test_a_fixed_number_of_updates_is_spent_whole():
 
 
 FREE = {"epochs": 4}
-STEEP = {"schedule": "plateau"}
 EPOCHS_CHANGES = {
     "epochs": (FREE, 2), "updates": ({}, 3), "batch": ({}, 4), "lr": ({}, 1e-2),
     "weight_decay": ({}, 0.5), "clip": ({}, 1e-3), "schedule": (FREE, "cosine"),
-    "patience": (FREE, 1), "delta": (FREE, 1e3), "plateau_patience": (STEEP, 1),
-    "min_lr": (STEEP, 2e-3),
+    "patience": (FREE, 1), "delta": (FREE, 1e3),
 }  # fmt: skip
 
 

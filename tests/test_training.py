@@ -306,8 +306,7 @@ SMALL = [1.0, 0.99, 0.98, 0.97, 0.96]
         ([1.0] * 4, {}, [0.1] * 4),
         ([1.0, 0.9, 0.8, 0.7], PLATEAU, [0.1] * 4),
         ([1.0] * 7, PLATEAU, [0.1] * 4 + [0.05] * 3),  # as torch's ReduceLROnPlateau
-        ([1.0] * 7, PLATEAU | {"plateau_patience": 1, "min_lr": 0.03},
-         [0.1] * 3 + [0.05] * 2 + [0.03] * 2),
+        ([1.0] * 5, PLATEAU | {"lr": 1.5e-6}, [1.5e-6] * 4 + [1e-6]),
         (SMALL, PLATEAU | {"delta": 0.1}, [0.1] * 4 + [0.05]),
         (SMALL, PLATEAU | {"delta": 0.001}, [0.1] * 5),
     ],

@@ -30,11 +30,7 @@ class _Optim(Section):
     """AdamW's decay of weights."""
     schedule: Literal["cosine", "constant", "plateau"] = "constant"
     """`cosine`: linear warm-up, then down to a thousandth; `plateau` (VJ-5): from the peak, halved
-    without progress."""
-    plateau_patience: Int[0:] = needs("schedule=plateau", 2)
-    """Validations without progress that are borne."""
-    min_lr: Float[0:] = needs("schedule=plateau", 1e-6)
-    """No halving goes below this rate."""
+    after three validations without progress."""
     clip: Float[0:] = 1.0
     """Gradient norm limit; 0 switches clipping off."""
     patience: Int[0:] = 0
@@ -43,7 +39,9 @@ class _Optim(Section):
     """Least fall of the validation loss that is progress."""
 
 
-class OptimConfig(_Optim, decay_every=1000, non_finite="fail"):
+class OptimConfig(
+    _Optim, decay_every=1000, non_finite="fail", plateau_patience=2, min_lr=0.0,
+):  # fmt: skip
     """What the training loop reads; its cosine never rises again (PL4)."""
 
     updates: Int[1:] = 2500
@@ -53,13 +51,12 @@ class OptimConfig(_Optim, decay_every=1000, non_finite="fail"):
     """Share of the updates spent warming up."""
     final: Float[0:1] = needs("schedule=cosine", 1e-3)
     """Last learning rate as a share of the peak."""
-    min_lr: Float[0:] = needs("schedule=plateau", 0.0)
     clip: Float[0:] = 2.0
     validate_every: Int[1:] = 500
     """Updates between two validations."""
 
 
-class EpochsConfig(_Optim):
+class EpochsConfig(_Optim, plateau_patience=2, min_lr=1e-6):
     """Passes through the training part, as seeds 001, 002 and 004 count (TRAIN-2)."""
 
     epochs: Int[1:] = needs("updates=0", 20)
@@ -84,14 +81,9 @@ class EpochsConfig(_Optim):
 
 
 class PpoConfig(
-    Section,
-    learning_rate=0.0003,
-    gamma=0.99,
-    gae_lambda=0.95,
-    clip_range=0.2,
-    log_std_noise=0.0,
+    Section, learning_rate=3e-4, gamma=0.99, gae_lambda=0.95, clip_range=0.2, log_std_noise=0.0,
     policy="CnnPolicy",
-):
+):  # fmt: skip
     """Stable-Baselines3 PPO, whose skilled, stochastic policy collects (DATA-2)."""
 
     steps: Int[1:] = 500_000

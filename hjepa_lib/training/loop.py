@@ -22,6 +22,7 @@ from hjepa_lib.training import distributed
 
 RESUME = "resume.pt"
 LARGEST_LOSS = 1e6  # where updates are skipped: above it training ends
+BORNE, LEAST_RATE = 2, 1e-6  # of a plateau: validations without progress; no halving goes below
 MOST_SKIPPED = 50  # lost updates in a row that end training
 COUNTERS = {
     "update": 0, "stale": 0, "best_loss": math.inf, "mark": math.inf, "waited": 0, "halvings": 0,
@@ -70,7 +71,7 @@ def adamw(parameters: list[nn.Parameter], optim: OptimConfig) -> torch.optim.Opt
 def learning_rate(update: int, config: OptimConfig, halvings: int = 0) -> float:
     """Rate of the 0-based `update`; the cosine never rises again (PL4)."""
     if config.schedule != "cosine":
-        return max(config.lr * 0.5**halvings, min(config.min_lr, config.lr))
+        return max(config.lr * 0.5**halvings, min(LEAST_RATE, config.lr))
     warmup = max(1, round(config.warmup * config.updates))
     if update < warmup:
         return config.lr * (update + 1) / warmup
@@ -251,7 +252,7 @@ class Fit:
             self.mark, self.stale, self.waited = loss, 0, 0
             return validation
         self.stale, self.waited = self.stale + 1, self.waited + 1
-        if self.config.schedule == "plateau" and self.waited > self.config.plateau_patience:
+        if self.config.schedule == "plateau" and self.waited > BORNE:
             self.halvings, self.waited = self.halvings + 1, 0
         return validation
 
