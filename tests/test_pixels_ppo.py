@@ -89,10 +89,10 @@ def test_repeat_switches_frame_skip_off():
 
 
 def test_every_setting_reaches_the_policy():
-    changes = {"n_steps": 16, "batch": 8, "epochs": 2, "steps": 32}
+    changes = {"n_steps": 16, "steps": 32}
     settings = {f"ppo__{name}": value for name, value in changes.items()}
     model, _ = ppo.train_policy(skilled(environment__image_size=36, **settings), 0, [])
-    assert (model.n_steps, model.batch_size, model.n_epochs) == (16, 8, 2)
+    assert (model.n_steps, model.batch_size) == (16, 16 * model.n_envs)
     assert model.num_timesteps == 32
     first = next(model.policy.features_extractor.parameters())
     assert first.shape[1] == 4 and model.policy.normalize_images  # frames as channels

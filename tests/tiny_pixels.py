@@ -132,7 +132,7 @@ def collected(**changes):
 def skilled(**changes):
     """`collected` by 128 steps of PPO with a small policy, actions repeated twice."""
     small = {"data__method": "ppo", "data__episodes": 3}
-    return collected(**small | {"ppo__epochs": 1, "data__transitions": 240} | changes)
+    return collected(**small | {"data__transitions": 240} | changes)
 
 
 class Counting(gymnasium.Env):

@@ -82,7 +82,7 @@ class EpochsConfig(_Optim, plateau_patience=2, min_lr=1e-6):
 
 class PpoConfig(
     Section, learning_rate=3e-4, gamma=0.99, gae_lambda=0.95, clip_range=0.2, log_std_noise=0.0,
-    policy="CnnPolicy",
+    policy="CnnPolicy", batch=32, epochs=5,
 ):  # fmt: skip
     """Stable-Baselines3 PPO, whose skilled, stochastic policy collects (DATA-2)."""
 
@@ -92,10 +92,6 @@ class PpoConfig(
     """Environments, one per CPU at most."""
     n_steps: Int[2:] = 1024
     """Steps per environment between two updates."""
-    batch: Int[2:] = 32
-    """Rows of a mini-batch."""
-    epochs: Int[1:] = 5
-    """Passes through the collected steps."""
     action_repeat: Int[0:64] = 2
     """Holds where `environment.action_repeat` is 0."""
 

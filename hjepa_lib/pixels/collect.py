@@ -203,7 +203,7 @@ def train_policy(config: PixelsConfig, seed: int, notes: list[str]) -> tuple[Any
         steps = min(ppo.n_steps, max(2, ppo.steps // count))
         model = stable_baselines3.PPO(
             "CnnPolicy" if large else "MlpPolicy", envs, n_steps=steps,
-            batch_size=min(ppo.batch, steps * count), n_epochs=ppo.epochs, seed=seed, device="cpu",
+            batch_size=min(32, steps * count), n_epochs=5, seed=seed, device="cpu",
         )  # fmt: skip
         model.learn(ppo.steps)
         scores = [episode["r"] for episode in model.ep_info_buffer]
