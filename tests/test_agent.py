@@ -213,13 +213,13 @@ NEAR = 0.8
 def with_near(planner, goal, latent):
     """Sets each level's `reach` so that half of the trials are near."""
     here = planner.geometry.between(planner.geometry.embed(latent), planner.geometry.embed(goal))
-    for layer, share in zip(planner.layers[1:], (0.4, 0.7), strict=False):
+    for layer, share in zip(planner.levels[1:], (0.4, 0.7), strict=False):
         layer.reach = float(here.quantile(share)) / NEAR
     return planner
 
 
 def search(planner, number, at, latent, target, warm):
-    level = planner.layers[number - 1].level
+    level = planner.levels[number - 1]
     return run_search(
         lambda plans: level.costs(latent, plans, target),
         level.project, warm, level.config,
@@ -229,7 +229,7 @@ def search(planner, number, at, latent, target, warm):
 
 def by_hand(planner, latents, goal, executed, replan):
     """Actions of a stack of levels, each on its own clock, and who aims at the goal itself."""
-    geometry, count = planner.geometry, len(planner.layers)
+    geometry, count = planner.geometry, len(planner.levels)
     embedded, at, found = geometry.embed(goal), 0, []
     close = torch.ones(5, dtype=torch.bool)
     nominal, path = [None] * count, [None] * count
@@ -237,7 +237,7 @@ def by_hand(planner, latents, goal, executed, replan):
     for latent, steps in zip(latents, executed, strict=True):
         at, target = at + steps, embedded
         for one in reversed(range(count)):
-            level = planner.layers[one].level
+            level = planner.levels[one]
             since_plan[one] += steps
             since_step[one] += steps
             if nominal[one] is None or since_plan[one] >= replan[one]:
@@ -250,7 +250,7 @@ def by_hand(planner, latents, goal, executed, replan):
             if one:
                 due = min(since_plan[one] // level.stride, path[one].shape[1] - 1)
                 away = geometry.between(geometry.embed(latent), embedded)
-                close = away <= NEAR * planner.layers[one].reach
+                close = away <= NEAR * planner.levels[one].reach
                 target = torch.where(close[:, None], embedded, geometry.embed(path[one][:, due]))
         found.append((nominal[0], close))
     return map(torch.stack, zip(*found, strict=True))

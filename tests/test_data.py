@@ -20,7 +20,7 @@ from hjepa_lib.config import DataConfig, from_dict, to_dict
 from hjepa_lib.data import measures, published, readers
 from hjepa_lib.data.measures import PUBLISHED, crosses, describe
 from hjepa_lib.data.normaliser import Normaliser
-from hjepa_lib.data.published import acquire, extract, load_npz_trajectories, truncate
+from hjepa_lib.data.published import acquire, extract, load_npz_trajectories
 from hjepa_lib.data.recipes import RECIPES, SIZES, free_starts, generate
 from hjepa_lib.data.trajectories import Record, Trajectories
 from hjepa_lib.data.windows import Windows
@@ -142,8 +142,6 @@ def test_training_layouts_only():
         data = generate("good", 90 * 1000, name, 0, "blocked", 0.02, *ranges)
         allowed = {tuple(row) for row in layout_set(name, *ranges).tolist()}
         assert {tuple(row) for row in data.layout.tolist()} <= allowed
-    data = generate("good", 500, np.array([[40, 20]]))
-    assert data.layout.unique(dim=0).tolist() == [[40, 20]] and data.meta["layouts"] == "custom"
 
 
 def test_starts_in_the_wall_are_moved_to_both_sides():
@@ -360,7 +358,7 @@ def test_loader_recovers_trajectories(tmp_path):
     assert (data.actions[[9, 19, 29]] == 0).all()  # where they led was not stored
     assert data.layout.unique(dim=0).tolist() == [[32, 10]] and data.meta["dynamics"] == "blocked"
     for transitions in (1, 8, 9, 10, 17, 18, 26, 27, 1000):
-        cut = truncate(data, transitions)
+        cut = data.first(transitions)
         assert cut.transitions == min(transitions, 27)
         assert torch.equal(cut.positions, data.positions[: len(cut.positions)])
         assert (cut.actions[cut.lengths.cumsum(0) - 1] == 0).all()

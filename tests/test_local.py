@@ -25,7 +25,7 @@ from hjepa_lib.models.local import (
 from hjepa_lib.planning import graph as graphs
 from hjepa_lib.planning.graph import GraphDistance
 from hjepa_lib.planning.levels import PrimitiveLevel
-from hjepa_lib.planning.planner import Layer, Planner
+from hjepa_lib.planning.planner import Planner
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.level2 import train_level2
 from hjepa_lib.training.local import (
@@ -274,7 +274,7 @@ def test_nodes_lead_round_a_wall_that_a_straight_line_meets(walls, nodes, every)
 
     geometry.model.rollout_members = members
     level = PrimitiveLevel(geometry.model, PlannerConfig(horizon=2, samples=32), geometry, 2.0)
-    planner = Planner([Layer(level)], 0, every, ahead=4)
+    planner = Planner([level], 0, every, ahead=4)
     if not nodes:
         geometry.ahead = lambda latents, goals, steps: goals
     here = picture.latents(torch.tensor([[5.0, 4.0], [5.0, 4.0]]))

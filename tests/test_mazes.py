@@ -27,7 +27,7 @@ from hjepa_lib.worlds import Layout, TwoRooms, World
 from hjepa_lib.worlds.base import find_world
 from hjepa_lib.worlds.boxes import Graph, grid_boxes, inside, slide, visible
 from hjepa_lib.worlds.mazes import BINS, NUMBERS, Maze, VelocityMaze, maze_map, middle
-from hjepa_lib.worlds.trials import draw_trials, read_trials, save_trials, world_trials
+from hjepa_lib.worlds.trials import draw_trials, load_trials, read_trials, save_trials
 
 BOTH = pytest.mark.parametrize("source", ["maze", "maze_velocity"])
 ROOM = grid_boxes(np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]], bool), 10, 2)
@@ -142,7 +142,7 @@ def test_frames_show_the_dot_and_the_walls(source):
 @BOTH
 def test_the_oracle_solves_committed_tasks(source):
     world = find_world(source)
-    trials = world_trials(source, "test", 40, "d17_20")
+    trials = load_trials(source, "test", 40, "d17_20")
     length = world(trials.layout).oracle_length(trials.start, trials.goal)
     cap = world.action_cap
     found = run_episodes(OraclePolicy(cap), trials, "slide", 200, cap, 0)
@@ -177,7 +177,7 @@ def test_momentum_carries_on_and_stops_at_walls():
 def test_committed_tasks_can_be_drawn_again(source, task_set):
     world = find_world(source)
     for split, count in (("validation", 50), ("test", 200)):
-        stored = world_trials(source, split, count, task_set)
+        stored = load_trials(source, split, count, task_set)
         assert stored.sha256 == draw_trials(world, split, task_set).sha256
         numbers = stored.layout.wall_x.int().tolist()
         assert {*numbers} <= {*NUMBERS[split]}
@@ -232,7 +232,7 @@ def test_planners_play_and_results_read_back(source, tmp_path):
 
 
 def test_bad_input_is_one_sentence(tmp_path):
-    trials = world_trials("maze", "validation", 3)
+    trials = load_trials("maze", "validation", 3)
     wall = save_trials(tmp_path / "wall.npz", trials._replace(goal=torch.full((3, 2), 1.0)))
     narrow = save_trials(tmp_path / "narrow.npz", trials)
     wide = tiny_config(data__source="maze", planning__action_cap=3.0)
@@ -240,7 +240,7 @@ def test_bad_input_is_one_sentence(tmp_path):
         (lambda: read_trials(wall, Maze), FileError, "a start or goal lies in a wall"),
         (lambda: read_trials(narrow, VelocityMaze), FileError, r"start must be \(3, 4\)"),
         (lambda: generate("good", 100, "rectangle", source="maze"), WorkbookError, "layouts must"),
-        (lambda: world_trials("maze", "test", 5, "d1"), WorkbookError, "got 'maze_test_d1'"),
+        (lambda: load_trials("maze", "test", 5, "d1"), WorkbookError, "got 'maze_test_d1'"),
         (lambda: Case.of(wide, "oracle"), ConfigError, "3.0 is beyond the world's 2.45"),
     ):
         refused(kind, message, attempt)
@@ -333,7 +333,7 @@ def test_latents_and_planners_see_frames_of_the_world(lake, level1, monkeypatch)
             self.seen.append(frames)
             return super().act(position, frames)
 
-    trials = world_trials(SOURCE, "test", 4)
+    trials = load_trials(SOURCE, "test", 4)
     found = run_episodes(Spy(CAP), trials, "slide", 3, CAP, 0)
     for step, frames in enumerate(Spy.seen):
         expected = lake(layout(4)).render(torch.from_numpy(found.positions[:, step]))
@@ -348,7 +348,7 @@ def test_actions_may_live_in_a_box(lake, monkeypatch):
     monkeypatch.setattr(lake, "action_ball", False)
     pushes = generate("good", 1000, seed=3, source=SOURCE).actions
     assert pushes.abs().max() <= 2.45 < pushes.norm(dim=-1).max()  # up to the corners
-    trials = world_trials(SOURCE, "test", 4)
+    trials = load_trials(SOURCE, "test", 4)
     for policy in (RandomPolicy(CAP, 0), RandomPolicy(CAP, 0, persistent=True)):
         found = run_episodes(policy, trials, "slide", 5, CAP, 0)
         assert np.abs(found.actions).max(-1) == pytest.approx(np.full((4, 5), CAP))
@@ -402,7 +402,7 @@ def test_what_an_own_world_cannot_do_is_refused(lake, monkeypatch):
         (lambda: Case.of(tiny_config(**settings), "oracle"), "p2_heldout is of Two Rooms"),
         (lambda: draw_trials(lake, "test", "far"), "no task_set 'far'"),
         (lambda: tiny_config(data__source="lake"), "one of generated, .*_velocity.*'lake'"),
-        (lambda: world_trials(SOURCE, "test", 501), "500 trials"),
+        (lambda: load_trials(SOURCE, "test", 501), "500 trials"),
         (lambda: draw_trials(lake, "mine"), "split must be one of"),
     ):
         refused(ValueError, message, attempt)

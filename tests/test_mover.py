@@ -79,9 +79,7 @@ def test_the_guard_is_found_and_foreseen_in_other_recordings(trained):
     rooms = PatrolledDoor(data.layouts(torch.zeros(len(first), dtype=torch.long)))
     ahead = model.encoder.picture.pixels(model.scene(data.frames(first)).ahead)
     assert ahead.shape == (len(first), AHEAD + 1, 2)
-    now, then = (
-        rooms._guard(torch.zeros(len(first)), data.positions[first + k]) for k in (0, AHEAD)
-    )
+    now, then = (rooms._guard(data.positions[first + k]) for k in (0, AHEAD))
     assert (ahead[:, 0, 0] - rooms.layout.wall_x).abs().median() < 0.5
     assert (ahead[:, 0, 1] - now).abs().median() < 0.5
     assert (ahead[:, AHEAD, 1] - then).abs().median() < 0.5 * (now - then).abs().median()

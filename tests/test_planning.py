@@ -16,7 +16,7 @@ from hjepa_lib.planning.levels import PrimitiveLevel, reduce_horizon
 from hjepa_lib.planning.search import search, shift_plan, softmin_weights
 from hjepa_lib.planning.truth import TrueDistance, resume, witness
 from hjepa_lib.runs import score, stages
-from hjepa_lib.worlds.base import clip_norm, trial_noise
+from hjepa_lib.worlds.base import bound, trial_noise
 from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.mazes import Maze, VelocityMaze
 from hjepa_lib.worlds.trials import Trials
@@ -41,7 +41,7 @@ def plan_to(target, nominal=None, rows=None, seed=0, objective=None, cap=1.8, **
     rows = range(len(target)) if rows is None else rows
     return search(
         objective or quadratic(target),
-        lambda plans: clip_norm(plans, cap),
+        lambda plans: bound(plans, cap),
         torch.zeros_like(target) if nominal is None else nominal,
         settings_of(**changes),
         lambda draw, shape: trial_noise(seed, rows, 0, shape, draw=draw),
@@ -65,7 +65,7 @@ def test_no_planned_action_exceeds_the_cap(method, seed, cap, sigma, temperature
     """EB1."""
     far = reach * random_plans(2, seed + 1)
     far[0, 0] = 0
-    nominal, length = clip_norm(far, cap), far.norm(dim=-1, keepdim=True)
+    nominal, length = bound(far, cap), far.norm(dim=-1, keepdim=True)
     torch.testing.assert_close(nominal, far * torch.where(length > cap, cap / length, 1.0))
     found = plan_to(
         reach * random_plans(2, seed), nominal, seed=seed, cap=cap, method=method, sigma=sigma,
@@ -85,7 +85,7 @@ def test_executed_actions_of_both_planners_respect_the_cap(actions, method):
     top, low = (dataclasses.replace(one, **wild) for one in (hierarchy.level2, hierarchy.tracker))
     planner = hierarchical(agent, level2=top, tracker=low, clip=0.7)
     plan = planner.plan(torch.randn(3, 16), torch.randn(3, 16), 0)
-    found, bound = planner.layers[1].search.plan, agent.planning.action_cap * TOLERANCE
+    found, bound = planner.levels[1].search.plan, agent.planning.action_cap * TOLERANCE
     for actions_px in (plan.actions, plan.search.candidates):
         assert actions_px.norm(dim=-1).max() <= bound
     if actions == "none":
@@ -123,11 +123,11 @@ def test_weights_equal_their_formula_and_limits(unit, scale):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_planners_reach_a_quadratic_optimum(method):
-    target = clip_norm(2 * random_plans(4), 1.5)
+    target = bound(2 * random_plans(4), 1.5)
     sigma = 0.15 if method == "mppi" else 1.0  # its noise never shrinks: a narrow proposal
     found = plan_to(target, method=method, iterations=60, temperature=0.02, lr=0.1, sigma=sigma)
     cost = quadratic(target)(found.plan[:, None])[:, 0]
-    random = clip_norm(torch.randn(4, 64 * 60, 3, 2, generator=seeded(2)), 1.8)
+    random = bound(torch.randn(4, 64 * 60, 3, 2, generator=seeded(2)), 1.8)
     assert (cost < 0.5 * quadratic(target)(random).amin(1)).all() and cost.max() < 0.1
     # with the optimum as warm start and arg-min weights, a search can never make it worse
     found = plan_to(target, target, method=method, temperature=0.0, elites=1, samples=4, lr=0.0)
@@ -286,7 +286,7 @@ def test_conditioning_reaches_the_planner_in_step_with_time():
     planner = hierarchical(agent, replan=6)
     latent, goal = torch.randn(2, 2, 16)
     planner.plan(latent, goal, 0)
-    imagined = agent.level2.imagine(latent, 3, None, planner.layers[1].search.plan)
+    imagined = agent.level2.imagine(latent, 3, None, planner.levels[1].search.plan)
     context = agent.level2.context(imagined.z)  # (B, 12, A): three macro steps of four
     start, plans = torch.randn(2, 16), torch.randn(2, 5, 2)
 
@@ -299,8 +299,8 @@ def test_conditioning_reaches_the_planner_in_step_with_time():
 
     check(0, planner.plan(latent, goal, 0))
     check(3, planner.plan(latent, goal, 3))  # level 2 keeps its plan: three of its steps are over
-    planner.layers[1].since_plan = 9
-    assert torch.equal(planner.layers[1].context(5), context[:, [9, 10, 11, 11, 11]])
+    planner.levels[1].since_plan = 9
+    assert torch.equal(planner.levels[1].context(5), context[:, [9, 10, 11, 11, 11]])
 
 
 def test_feedback_reaches_the_planner():

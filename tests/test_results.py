@@ -9,7 +9,7 @@ from tiny import refused, tiny_config
 from tiny_runs import Said
 
 from hjepa_lib.config import ConfigError, leaves, profile, read_yaml
-from hjepa_lib.evaluation import Case, protocol_cap, results
+from hjepa_lib.evaluation import Case, played_cap, results
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
 from hjepa_lib.files import FileError, read_json
 from hjepa_lib.runs import notebooks, score, stages
@@ -110,13 +110,16 @@ def test_round_trip_of_one_result(agent, config, tmp_path):
 
 
 def test_protocols_fix_their_caps():
-    assert protocol_cap("p1", 0) == protocol_cap("p1", CAP) == CAP
+    def cap(protocol, wanted=0.0):
+        return played_cap(tiny_config(evaluation__protocol=protocol), wanted)
+
+    assert cap("p1") == cap("p1", CAP) == CAP
     for name in ("p1", "p3_dim"):
         with pytest.raises(ConfigError, match=f"{name} fixes planning"):
-            protocol_cap(name, 2.0)
-    for protocol in ("p2_seen", "p2_heldout"):
-        assert protocol_cap(protocol, 0) == 2.45
-        assert protocol_cap(protocol, CAP) == CAP
+            cap(name, 2.0)
+    for name in ("p2_seen", "p2_heldout"):
+        assert cap(name) == 2.45
+        assert cap(name, CAP) == CAP
 
 
 def test_level1_is_the_same_with_and_without_level2(trained, config, workspace_of):

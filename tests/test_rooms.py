@@ -50,7 +50,7 @@ from hjepa_lib.worlds.pointmaze import (
     PointMaze,
     TeleportNavigate,
 )
-from hjepa_lib.worlds.trials import SPLITS, draw_trials, world_trials
+from hjepa_lib.worlds.trials import SPLITS, draw_trials, load_trials
 from hjepa_lib.worlds.two_rooms import SHIFTS, inside, shifted
 
 TEST = layout_lists()["test"]
@@ -146,7 +146,7 @@ def test_the_oracle_is_short_and_solves_every_task():
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_committed_tasks_are_what_the_code_draws(split):
-    trials = world_trials("four_rooms", split, FourRooms.trials[split])
+    trials = load_trials("four_rooms", split, FourRooms.trials[split])
     assert draw_trials(FourRooms, split).sha256 == trials.sha256
     allowed = {tuple(row) for row in layout_lists()[split].tolist()}
     assert {tuple(row) for row in trials.layout.pairs().int().tolist()} <= allowed
@@ -163,7 +163,7 @@ def test_committed_tasks_are_what_the_code_draws(split):
     ("source", "dynamics"), [("four_rooms", "slide"), ("patrolled_door", "bounce")]
 )
 def test_a_trial_alone_meets_what_it_meets_in_its_batch(source, dynamics):
-    trials = world_trials(source, "validation", 6)
+    trials = load_trials(source, "validation", 6)
     whole, alone = (part.begin(dynamics, 3) for part in (trials, trials.pick([4])))
     for step in range(80):
         push = 2 * torch.randn(6, 2, generator=seeded(step))
@@ -290,8 +290,8 @@ def test_the_oracle_is_in_time_where_others_are_not():
 @pytest.mark.parametrize("split", SPLITS)
 def test_tasks_of_the_patrolled_door_are_what_the_code_draws(split):
     count = PatrolledDoor.trials[split]
-    trials = world_trials("patrolled_door", split, count)
-    assert world_trials("patrolled_door_one", split, count).sha256 == trials.sha256
+    trials = load_trials("patrolled_door", split, count)
+    assert load_trials("patrolled_door_one", split, count).sha256 == trials.sha256
     generator = seeded(1000 + SPLITS.index(split))
     layout, start, goal = World.draw_tasks.__func__(PatrolledDoor, "", split, count, generator)
     other = [column for column in range(10) if column != LEFT]
@@ -320,7 +320,7 @@ def test_without_the_package_one_sentence_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "ogbench", None)
     message = r"ogbench is not installed: .*\[worlds\]"
     refused(WorkbookError, message, point_maps.environment.__wrapped__, "medium")
-    monkeypatch.setattr("hjepa_lib.worlds.trials.world_trials", None)  # that would need it
+    monkeypatch.setattr("hjepa_lib.worlds.trials.load_trials", None)  # that would need it
     case = Case.of(tiny_config(data__source="pointmaze_giant_stitch"), "random")
     assert case.header["layouts"] == "fixed" and len(case.trials_hash) == 64
 
@@ -431,7 +431,7 @@ def test_committed_tasks_are_the_environments_and_validation_has_others(world):
     pairs = {}
     for split in ("test", "validation"):
         source = f"pointmaze_{world.maze}_{world.recipe}"
-        trials, drawn = world_trials(source, split, 250), draw_trials(world, split)
+        trials, drawn = load_trials(source, split, 250), draw_trials(world, split)
         assert trials.name == f"pointmaze_{world.maze}_{split}"
         assert torch.allclose(drawn.start, trials.start) and torch.allclose(drawn.goal, trials.goal)
         ends = torch.stack((trials.start, trials.goal), 1).numpy()  # (250, 2, 2)

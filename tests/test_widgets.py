@@ -27,7 +27,7 @@ from hjepa_lib.widgets import panels, whatif
 from hjepa_lib.widgets import player as players
 from hjepa_lib.widgets import story as stories
 from hjepa_lib.widgets.story import AHEAD, Scene, checked_scene, look, play, scene_of, trials_of
-from hjepa_lib.worlds.trials import load_trials, world_trials
+from hjepa_lib.worlds.trials import load_trials
 
 NOTEBOOK = ROOT / "notebooks" / "06_inspect_rollouts.ipynb"
 SCENE = Scene((20.0, 20.0), (45.0, 40.0), (32, 10))
@@ -227,7 +227,7 @@ def test_live_stories_are_of_the_runs_own_world(run):
 
 @pytest.mark.parametrize("source", ["maze_velocity", "four_rooms", "patrolled_door"])
 def test_ends_move_and_what_else_a_state_says_stays(source):
-    scene = scene_of(world_trials(source, "validation", 2), 1)
+    scene = scene_of(load_trials(source, "validation", 2), 1)
     (place, goal), back = scene.ends, scene.moved(*scene.ends[::-1])
     np.testing.assert_array_equal(back.ends, [goal, place])
     moved = {"maze_velocity": [0, 1, 2, 3], "four_rooms": [0, 1]}.get(source, [0, 1, 6, 7, 8, 9])

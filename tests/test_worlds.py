@@ -16,10 +16,16 @@ from hjepa_lib import files
 from hjepa_lib.worlds import ENV_ID
 from hjepa_lib.worlds import trials as trial_module
 from hjepa_lib.worlds.layout import Layout, all_layouts, layout_lists, layout_set
-from hjepa_lib.worlds.oracle import oracle_action, oracle_length
 from hjepa_lib.worlds.rendering import render, render_reference
 from hjepa_lib.worlds.trials import SPLITS, load_trials, make_trials, read_trials, save_trials
-from hjepa_lib.worlds.two_rooms import DYNAMICS, TwoRooms, inside, step
+from hjepa_lib.worlds.two_rooms import (
+    DYNAMICS,
+    TwoRooms,
+    inside,
+    oracle_action,
+    oracle_length,
+    step,
+)
 
 LISTS = {
     "train": (900, "06bf8c8041cedf898a87aa8b6c12343cfb970ad7d6767b895d3c166a3d44dc41"),
@@ -141,9 +147,9 @@ def test_fast_path_equals_the_direct_formula_at_4000_positions():
 FIXED = Layout.fixed()
 
 
-def move(start, action, dynamics="blocked", generator=None, noise=0.5):
+def move(start, action, dynamics="blocked", generator=None):
     rows = torch.tensor([start]), torch.tensor([action])
-    return tuple(step(*rows, FIXED, dynamics, generator, noise)[0].tolist())
+    return tuple(step(*rows, FIXED, dynamics, generator)[0].tolist())
 
 
 CASES = {
@@ -183,15 +189,14 @@ def test_hit_points(name):
     assert move(start, action, "blocked") == start
     slid = move(start, action, "slide")
     assert max(abs(slid[0] - point[0]), abs(slid[1] - point[1])) <= 0.3 + 1e-5
-    assert move(start, action, "bounce", noise=0.0) == slid
+    assert move(start, action, "bounce", torch.zeros(1, 2)) == slid
     assert move(start, action, "bounce", seeded()) != slid
 
 
 def test_slide_is_put_inside_the_room_but_not_off_a_lip():
-    for dynamics, noise in (("slide", 0.5), ("bounce", 0.0)):  # PL11: noise can be switched off
-        assert move((5.0, 30.0), (-2.0, 0.0), dynamics, noise=noise) == pytest.approx((4.3, 30.0))
-        assert move((30.0, 40.0), (3.0, 0.0), dynamics, noise=noise) == pytest.approx((30.7, 40.0))
-        assert move((32.0, 13.0), (0.0, 2.0), dynamics, noise=noise) == (32.0, 14.0)
+    assert move((5.0, 30.0), (-2.0, 0.0), "slide") == pytest.approx((4.3, 30.0))  # PL11: no noise
+    assert move((30.0, 40.0), (3.0, 0.0), "slide") == pytest.approx((30.7, 40.0))
+    assert move((32.0, 13.0), (0.0, 2.0), "slide") == (32.0, 14.0)
     for wall in (20.0, 44.0):  # each dot in its own room, wherever the wall stands
         start = torch.tensor([[wall - 2, 40.0], [wall + 2, 40.0]])
         action = torch.tensor([[3.0, 0.0], [-3.0, 0.0]])
@@ -222,7 +227,6 @@ def test_noise_is_of_its_generator_its_trial_and_its_step():
         ends.append(torch.stack(found)[:, 0])
     assert torch.equal(*ends)
     assert torch.equal(torch.random.get_rng_state(), before)
-    refused(ValueError, "noise must be at least 0 px, got -1", TwoRooms, Layout.fixed(), noise=-1)
 
 
 coordinate = st.floats(4.0625, 59.9375, width=32)

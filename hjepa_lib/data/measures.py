@@ -23,7 +23,7 @@ PUBLISHED: dict[str, dict[str, float]] = {
 
 
 def published(trajectories: Trajectories) -> dict[str, float]:
-    """What there is in `PUBLISHED` to hold `describe` against; {} in other worlds."""
+    """What `PUBLISHED` has to hold `describe` against, if anything."""
     recipe = trajectories.meta.get("recipe", "") if trajectories.world is TwoRooms else ""
     return PUBLISHED.get(recipe, {})
 
@@ -37,11 +37,9 @@ def crosses(positions: Tensor, layout: Layout) -> Tensor:
 def describe(trajectories: Trajectories, limit: int = 2048) -> dict[str, float]:
     """Rates in [0, 1] and lengths in px over the first `limit` trajectories.
 
-    In Two Rooms crossing_rate: see `crosses`; sides_differ_rate: the ends lie on two sides of the
-    wall's centre;
-    spread_px: largest distance of two positions of a trajectory; blocked_rate: steps without a
-    move; action_std_x, action_std_y (or _0 and so on), step_mean_px, step_std_px. Of a recording
-    only the former, in its own units.
+    crossing_rate: see `crosses`; sides_differ_rate: the ends lie on two sides of the wall's centre
+    (both in Two Rooms alone); spread_px: largest distance of two positions of a trajectory;
+    blocked_rate: steps without a move. Of a recording action_std_ alone, in its own units.
     """
     walks, layout = _walks(trajectories, limit), trajectories.layouts()
     count, rates, world = len(walks), {}, trajectories.world
@@ -78,13 +76,13 @@ def _walks(trajectories: Trajectories, limit: int) -> list[tuple[Tensor, Tensor]
 class Motion(NamedTuple):
     """How the dot moves: one row per step, turn and visited place."""
 
-    steps: Tensor  # (n,) commanded step lengths, px; where actions are not x and y, those made
-    turns: Tensor  # (n',) degrees in (-180, 180] between consecutive ones of a trajectory
+    steps: Tensor  # (n,) lengths of actions, px; where they are not x and y, of moves
+    turns: Tensor  # (n',) degrees in (-180, 180] between consecutive ones
     positions: Tensor  # (m, 2) px
 
 
 def motion(trajectories: Trajectories, limit: int = 512) -> Motion:
-    """Samples for the motion figure from the first `limit` trajectories."""
+    """Samples from the first `limit` trajectories."""
     walks = _walks(trajectories, limit)
     steps = [a if a.shape[1] == 2 else p.diff(dim=0) for p, a in walks]
     turns = torch.cat([torch.atan2(a[:, 1], a[:, 0]).diff().rad2deg() for a in steps])

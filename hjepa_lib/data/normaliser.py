@@ -16,7 +16,7 @@ Mean, Std = tuple[Float[-math.inf :], ...], tuple[Float[1e-12:], ...]
 class Normaliser(Section):
     """Statistics per image channel, or per component of actions and positions.
 
-    Stored by `config.to_dict` and read by `config.from_dict`, which refuses what cannot be one.
+    `config.from_dict` refuses what cannot be one.
     """
 
     pixel_mean: Mean = ()  # [0, 255] units
@@ -28,7 +28,7 @@ class Normaliser(Section):
 
     @classmethod
     def fit(cls, trajectories: Trajectories, seed: int) -> "Normaliser":
-        """Statistics of a (training) set; `seed` picks the frames that are rendered."""
+        """Of a (training) set; `seed` picks the frames. WorkbookError for others than promised."""
         generator = torch.Generator().manual_seed(seed)
         states = torch.randint(len(trajectories.positions), (_FRAMES,), generator=generator)
         shape = trajectories.frame_shape

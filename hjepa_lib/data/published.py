@@ -15,8 +15,7 @@ from hjepa_lib.data.trajectories import Record, Trajectories
 from hjepa_lib.worlds.base import find_world
 from hjepa_lib.worlds.layout import FIXED, SIZE
 
-FILE_ID = "1NwR-ui-akIgR2xcoJHYiHjOk9U5bYCa0"
-"""Google Drive id of the archive (about 535 MB)."""
+FILE_ID = "1NwR-ui-akIgR2xcoJHYiHjOk9U5bYCa0"  # at Google Drive, about 535 MB
 ARCHIVE = "wall_data.tar.gz"
 _WHOLE = "a whole tar archive"
 MEMBERS = {
@@ -34,7 +33,7 @@ class NoNetwork(files.FileError):
 
 
 def fetch(path: Path) -> None:
-    """The archive to `path`, going on where a cut download ended; FileError with the reason."""
+    """The archive to `path`, going on where a cut download ended; else FileError."""
     import gdown  # slow to import and needed by this one function only
     import requests
 
@@ -54,7 +53,6 @@ def download() -> Path:
     """The archive in the cache, downloaded unless it is there; `FileError` when it is not whole.
 
     No checksum is published: its own is recorded as `<name>.sha256.json` and verified from then on.
-    An unfinished download stays as `<name>.part`, and the next one goes on with it.
     """
     path = files.cache() / ARCHIVE
     part = path.with_name(f"{ARCHIVE}.part")
@@ -73,7 +71,7 @@ def download() -> Path:
 
 
 def _verify(path: Path) -> None:
-    """FileError for other content than recorded; what is recorded can be read to its end."""
+    """FileError for other content than recorded, or what cannot be read to its end."""
     record, found = path.with_name(f"{ARCHIVE}.sha256.json"), files.sha256(path)
     if record.exists():
         if files.read_json(record).get("sha256") != found:
@@ -88,7 +86,7 @@ def _verify(path: Path) -> None:
 
 
 def extract(path: Path, member: str) -> Path:
-    """The regular file called `member`, in any folder of the archive, beside it; or `FileError`."""
+    """The file called `member`, in any folder of the archive, beside it; or `FileError`."""
     target = path.with_name(member)
     if target.exists():
         return target
@@ -100,9 +98,9 @@ def extract(path: Path, member: str) -> Path:
 
 
 def load_npz_trajectories(path: str | Path) -> Trajectories:
-    """Of an .npz with flat actions (N, 2), locations (N, 2) and terminals (N,); else `FileError`.
+    """Of an .npz with actions (N, 2), locations (N, 2) and terminals (N,); else `FileError`.
 
-    Where the last action of a trajectory led was not stored: L rows are L - 1 transitions.
+    Where a last action led was not stored: L rows are L - 1 transitions.
     """
     arrays = files.load_npz(path, ("actions", "locations", "terminals"))
     terminals = arrays.pop("terminals")
@@ -133,24 +131,11 @@ def load_npz_trajectories(path: str | Path) -> Trajectories:
     return Trajectories(positions, actions, lengths, layout, meta)
 
 
-def truncate(trajectories: Trajectories, transitions: int) -> Trajectories:
-    """The first `transitions` transitions: whole trajectories plus one truncated last one."""
-    steps = trajectories.lengths - 1
-    kept = torch.minimum(transitions - (steps.cumsum(0) - steps), steps)
-    found = trajectories.select(kept.gt(0).nonzero()[:, 0])
-    found.lengths = kept[kept > 0] + 1
-    states = int(found.lengths.sum())
-    found.positions, found.actions = found.positions[:states], found.actions[:states]
-    found.actions[-1] = 0
-    return found
-
-
 def acquire(config: DataConfig, seed: int, folder: Path = Path()) -> Trajectories:
     """The data set that `config` describes; a file with too few transitions is used whole.
 
-    Frames of a recording are laid into `folder`. Without a network generated data stand in for
-    published ones, which is printed and stands in meta["fallback"]; any other failure raises
-    `FileError`.
+    Frames of a recording go to `folder`. Without a network generated data stand in for published
+    ones, which is printed and in meta["fallback"]; any other failure raises `FileError`.
     """
     names = ("recipe", "transitions", "layouts", "dynamics", "good_fraction", "exclude_wall",
              "exclude_door")  # fmt: skip
@@ -177,7 +162,7 @@ def acquire(config: DataConfig, seed: int, folder: Path = Path()) -> Trajectorie
             print(data.meta["fallback"])
             return data
         meta = {"source": "published", "recipe": config.recipe}
-    data = truncate(load_npz_trajectories(path), config.transitions)
+    data = load_npz_trajectories(path).first(config.transitions)
     data.meta |= meta | {"transitions": data.transitions, "requested": config.transitions}
     return data
 
@@ -201,7 +186,7 @@ def _recorded(config: DataConfig, folder: Path) -> Trajectories:
     layout = torch.zeros(len(lengths), 2, dtype=torch.int16)
     meta = {"source": config.source, "recipe": "recorded", "dynamics": "recorded"}
     meta |= {"world": config.world, "requested": config.transitions}
-    data = truncate(Trajectories(positions, actions, lengths, layout, meta), config.transitions)
+    data = Trajectories(positions, actions, lengths, layout, meta).first(config.transitions)
     shape = (len(data.positions), *found.shape)
     data.record = Record.write(folder / "frames.npy", found.pieces(), shape)
     data.meta["transitions"] = data.transitions

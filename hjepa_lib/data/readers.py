@@ -4,7 +4,7 @@
     npz      observations (N, H, W, C) uint8, actions (N, A), terminals (N,), true at an end
     Minari   episodes of T + 1 observations and T actions
 
-More columns (N, k) may hold the position. Frames come in pieces: such files fit no memory.
+More columns (N, k) may hold the position. Frames come in pieces: they fit no memory.
 """
 
 import contextlib
@@ -24,8 +24,7 @@ from hjepa_lib.files import FileError
 
 H5 = (".h5", ".hdf5")
 MINARI = "minari:"
-STATE = "state"
-"""The column of a position that is given by bare numbers; `write_h5` writes it."""
+STATE = "state"  # the column of a position that is given by bare numbers; `write_h5` writes it
 _PIECE = 1 << 24  # bytes of frames at a time
 _CHANNELS = range(1, 17)  # a stack of frames has many
 _POSITION = re.compile(r"(?P<name>[A-Za-z_][^:,]*)?(?:(?:^|:)(?P<x>\d+),(?P<y>\d+))?")
@@ -55,7 +54,7 @@ class _Found(NamedTuple):
 
 
 def is_recording(source: str) -> bool:
-    """Whether a `data.source` is one that `read` knows; an npz with locations is PLDM's own."""
+    """Whether `read` knows a `data.source`; an npz with locations is PLDM's own."""
     if source.startswith(MINARI) or source.lower().endswith(H5):
         return True
     if not source.endswith(".npz") or not zipfile.is_zipfile(source):
@@ -68,8 +67,8 @@ def is_recording(source: str) -> bool:
 def read(source: str, position: str = "") -> Recording:
     """The recording in a file (.h5, .hdf5, .npz) or of "minari:ID"; FileError says what is wrong.
 
-    `position` names two components of a column, x and y: "proprio:0,1", "0,1" of `state`, or a
-    name alone for its first two.
+    `position` names x and y in a column: "proprio:0,1", "0,1" of `state`, or its name alone for
+    the first two.
     """
     form = _minari if source.startswith(MINARI) else _npz
     form = _h5 if source.lower().endswith(H5) else form

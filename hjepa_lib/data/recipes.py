@@ -19,16 +19,13 @@ from hjepa_lib.worlds.base import World, find_world
 from hjepa_lib.worlds.layout import DOOR_HALF, HIGH, LOW, Layout, layout_set
 from hjepa_lib.worlds.two_rooms import NOISE, TwoRooms
 
-SMOOTH, UNIFORM = 5.0, 1e-6
-"""von Mises concentration of the heading changes: 1 / 0.2 and 1 / 1e6."""
+SMOOTH, UNIFORM = 5.0, 1e-6  # von Mises concentration of the heading's changes
 SIZES = (634, 1269, 5078, 20312, 81250, 325_000, 1_500_000, 3_000_000)
 """Published data-set sizes, in transitions."""
-STEP_MEAN, STEP_STD, STEP_LOW, STEP_HIGH = 1.0, 0.4, 0.2, 1.8
-"""Step length in px: normal(mean, std) truncated to [low, high], which is mean +- 2 std."""
+STEP_MEAN, STEP_STD, STEP_LOW, STEP_HIGH = 1.0, 0.4, 0.2, 1.8  # px, see `step_lengths`
 DOOR_STD = 1.4  # px, of the crossing point around the door's centre
 EDGE = 0.01  # px, how far inside the border back-computed starts are clamped
-STRAY, GOALS = 0.5, 3
-"""`navigate`: noise per axis of a unit heading (as OGBench's data), goals of a trajectory."""
+STRAY, GOALS = 0.5, 3  # `navigate`: noise per axis of a unit heading (OGBench's), goals in a row
 _CHUNK = 4096  # trajectories simulated at once: their state fits the cache
 _NODES = 1 << 16
 
@@ -58,74 +55,66 @@ RECIPES = {
 def generate(
     recipe: str,
     transitions: int,
-    layouts: str | np.ndarray = "fixed",
+    layouts: str = "fixed",
     seed: int = 0,
     dynamics: str = "blocked",
     good_fraction: float = 0.02,
     exclude_wall: str = "",
     exclude_door: str = "",
-    noise: float = NOISE,
     source: str = "generated",
     states: int = 0,
 ) -> Trajectories:
     """Exactly `transitions` transitions of a recipe; equal arguments give equal data.
 
-    `layouts` is a name known to `layout_set` or an array (K, 2); each trajectory draws one. Another
-    world (`source`) is walked freely, or from goal to goal in 60 % of the trajectories of
-    `navigate`, with the recipe's steps scaled so that the longest has the
-    length of its cap, or collects by a recipe of its own. `noise` (px) acts with `bounce` only.
-    `states` stands for the recipe's own number per trajectory.
+    `layouts` is a name known to `layout_set`; each trajectory draws one. Another world (`source`)
+    is walked freely, or from goal to goal in 60 % of the trajectories of `navigate`, the longest
+    step being its cap, or collects by a recipe of its own. `states` replaces the recipe's own
+    number per trajectory.
     """
-    world, rule, named = find_world(source), RECIPES[recipe], isinstance(layouts, str)
+    world, rule = find_world(source), RECIPES[recipe]
     if world is None:
         if recipe == "navigate":
             raise WorkbookError("recipe navigate is of other worlds than Two Rooms: good passes")
-    elif recipe == "no_crossing":
-        raise WorkbookError(f"recipe {recipe} needs two rooms; an own world has none")
-    pool = layouts
-    if named and world is None:
         pool = layout_set(layouts, exclude_wall, exclude_door)
-    elif named:
+    else:
+        if recipe == "no_crossing":
+            raise WorkbookError(f"recipe {recipe} needs two rooms; an own world has none")
         pool = world.layout_set(layouts)
         if len(pool) == 1 and layouts != "fixed":
             raise WorkbookError("an own world has one layout, so data.layouts must be fixed")
     rule = rule._replace(states=states, keep=0) if states else rule
-    per = (rule.keep or rule.states) - 1
-    count = math.ceil(transitions / per)
-    lengths = torch.full((count,), per + 1)
-    lengths[-1] = transitions - per * (count - 1) + 1
+    count = math.ceil(transitions / ((rule.keep or rule.states) - 1))
     kappa = torch.full((count,), rule.kappa)
     meta: dict[str, Any] = {"source": source, "recipe": recipe, "transitions": transitions}
-    meta |= {"layouts": layouts if named else "custom", "seed": seed, "dynamics": dynamics}
-    meta["noise_px"] = noise if dynamics == "bounce" else 0.0
+    meta |= {"layouts": layouts, "seed": seed, "dynamics": dynamics}
+    meta["noise_px"] = NOISE if dynamics == "bounce" else 0.0
     if recipe == "mixture":
         # Not the first permutation of `seed`: the split into training and validation is that one.
         marks = torch.Generator().manual_seed(int(sha256(f"mixture {seed}".encode())[:15], 16))
         kappa[torch.randperm(count, generator=marks)[: int(good_fraction * count)]] = SMOOTH
         meta["good_fraction"] = good_fraction
-    if meta["layouts"] == "rectangle":
+    if layouts == "rectangle":
         meta |= {"exclude_wall": exclude_wall, "exclude_door": exclude_door}
-    if world is not None:
-        if made := world.collect(transitions, pool, seed):
-            return Trajectories(*made, meta)
-        if world.action_size != 2:
+    if own := world and world.collect(transitions, pool, seed):
+        positions, actions, layout = own
+    else:
+        if world is not None and world.action_size != 2:
             raise WorkbookError(f"{world.__name__} has other actions than x and y: it must collect")
-    generator, made, done = torch.Generator().manual_seed(seed), [], 0
-    while done < count:
-        part = kappa[done : done + _CHUNK]
-        made.append(_chunk(world, recipe, rule, part, pool, generator, dynamics, noise))
-        done += len(made[-1][0])
-    positions, actions, layout = map(torch.cat, zip(*made, strict=True))
+        generator, made, done = torch.Generator().manual_seed(seed), [], 0
+        while done < count:
+            part = kappa[done : done + _CHUNK]
+            made.append(_chunk(world, recipe, rule, part, pool, generator, dynamics))
+            done += len(made[-1][0])
+        positions, actions, layout = map(torch.cat, zip(*made, strict=True))
+    lengths = torch.full((len(positions),), positions.shape[1])
     actions = pad(actions, (0, 0, 0, 1))  # a last state has no action
-    states = transitions + count
-    positions, actions = (rows.flatten(0, 1)[:states] for rows in (positions, actions))
-    actions[-1] = 0
-    return Trajectories(positions, actions, lengths, layout[:count].to(torch.int16), meta)
+    whole = positions.flatten(0, 1), actions.flatten(0, 1), lengths, layout.to(torch.int16)
+    return Trajectories(*whole, meta).first(transitions)
 
 
 def _chunk(
     world: type[World] | None, recipe: str, rule: Recipe, kappa: Tensor, pool: np.ndarray,
-    generator: torch.Generator, dynamics: str, noise: float,
+    generator: torch.Generator, dynamics: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """States (n, L, N), actions (n, L - 1, 2), layouts (n, 2); n <= len(kappa)."""
     n = len(kappa)
@@ -140,7 +129,7 @@ def _chunk(
     passing = built if world is None else torch.zeros_like(built)
     place, actions = random_motion(layout, rule.states - 1, kappa, passing, generator)
     if world is None:
-        episodes = TwoRooms(layout, dynamics, noise)
+        episodes = TwoRooms(layout, dynamics)
         episodes.generator = generator
         place = episodes.reset(place)
     else:  # starts, scale and randomness are its own
@@ -179,7 +168,7 @@ def _chunk(
 
 @functools.lru_cache(maxsize=8)
 def _von_mises_quantiles(kappa: float) -> Tensor:  # (_NODES + 1,)
-    """Angles at evenly spaced probabilities, from the numerically integrated density."""
+    """Angles at evenly spaced probabilities."""
     angle = torch.linspace(-math.pi, math.pi, 20_001, dtype=torch.float64)
     density = torch.exp(kappa * (angle.cos() - 1))
     cumulative = torch.cat((torch.zeros(1), ((density[1:] + density[:-1]) / 2).cumsum(0)))
@@ -214,7 +203,7 @@ def step_lengths(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def free_starts(position: Tensor, layout: Layout, generator: torch.Generator) -> Tensor:
-    """`position` (B, 2) px with starts inside the wall body moved to a random side (new x)."""
+    """(B, 2) px: starts inside the wall's body get a new x on a random side."""
     share, side = torch.rand(2, len(position), generator=generator)
     low, high = LOW + EDGE, HIGH - EDGE
     left = low + share * (layout.left - EDGE - low)
@@ -230,8 +219,8 @@ def random_motion(
 ) -> tuple[Tensor, Tensor]:
     """Starts (B, 2) and intended actions (B, steps, 2), px, before any collision.
 
-    `kappa` (B,) holds a few distinct values; `built` (B,) bool marks the trajectories constructed
-    to pass the door, walls ignored, so fewer really do.
+    `kappa` (B,) has few distinct values; `built` (B,) bool marks what is to pass the door, walls
+    ignored, so fewer really do.
     """
     n = layout.batch
     turn = torch.zeros(n, steps)

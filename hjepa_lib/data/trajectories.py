@@ -1,7 +1,4 @@
-"""Trajectories as states and actions, 50 MB for 3M transitions.
-
-Frames are drawn on demand, or were recorded and lie beside them, memory-mapped.
-"""
+"""Trajectories as states and actions; frames are drawn on demand, or were recorded."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ _ARRAYS = {"positions": np.float32, "actions": np.float32, "lengths": np.int64, 
 
 
 def divide(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Ascending indices of a training part and of a random held-out `fraction`, one at least."""
+    """Ascending indices of a training part and of a random `fraction`, one at least."""
     held = min(max(round(fraction * count), 1), count - 1)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[held:].sort().values, order[:held].sort().values
@@ -39,7 +36,7 @@ class Record(NamedTuple):
     rows: Tensor  # (...) int64, where in it the frames of the states are
 
     def take(self, index: Tensor | slice) -> Record:
-        """Those of some of the states."""
+        """Those of some states."""
         return self._replace(rows=self.rows[index])
 
     def frames(self, device: torch.device | str = "cpu") -> Tensor:
@@ -47,14 +44,14 @@ class Record(NamedTuple):
         return torch.from_numpy(self.store[self.rows.numpy()]).to(device)
 
     def pieces(self) -> Iterator[np.ndarray]:
-        """The frames of states (M,) in order, some hundred at a time."""
+        """All in order, some hundred at a time."""
         yield from (self.store[part.numpy()] for part in self.rows.split(256))
 
     @classmethod
     def write(cls, path: Path, pieces: Iterable[np.ndarray], shape: tuple[int, ...]) -> Record:
         """The first frames of `pieces` as a new .npy file of `shape` (M, C, Hpx, Wpx).
 
-        FileError when there is no room for them.
+        FileError without room for them.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         needed, free = math.prod(shape) / 1e9, shutil.disk_usage(path.parent).free / 1e9
@@ -82,8 +79,7 @@ class Unplayed(World):
 class Trajectories:
     """R trajectories laid end to end, of two states or more each; M states in all.
 
-    `actions[i]` leads from state i to state i + 1; the action of each last state is zero and
-    belongs to no transition.
+    `actions[i]` leads from state i to state i + 1; that of a last state is 0 and leads nowhere.
     """
 
     positions: Tensor  # (M, N) float32: the world's states, in Two Rooms x and y, px
@@ -95,12 +91,12 @@ class Trajectories:
 
     @property
     def count(self) -> int:
-        """Number of trajectories R."""
+        """R."""
         return len(self.lengths)
 
     @property
     def transitions(self) -> int:
-        """Number of (state, action, next state) triples: states minus trajectories."""
+        """Triples of state, action, next state."""
         return len(self.positions) - self.count
 
     @property
@@ -110,7 +106,7 @@ class Trajectories:
 
     @property
     def world(self) -> type[World]:
-        """The world that made the trajectories and draws their frames, or plays on with them."""
+        """What draws the frames, or plays on with recorded ones."""
         source, recorded = self.meta.get("source", ""), self.record is not None
         world = find_world(self.meta.get("world", "") if recorded else source)
         return world or (Unplayed if recorded else TwoRooms)
@@ -121,14 +117,18 @@ class Trajectories:
         return self.world.observed() if self.record is None else self.record.store.shape[1:]
 
     def frames(self, states: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """(k, C, Hpx, Wpx) uint8 of the states number `states` (k,): recorded, or drawn now."""
+        """(k, C, Hpx, Wpx) uint8 of the states number `states` (k,)."""
         if self.record is not None:
             return self.record.take(states).frames(device)
-        row = torch.searchsorted(self.lengths.cumsum(0), states, right=True)
-        return self.world(self.layouts(row).to(device)).render(self.positions[states].to(device))
+        layout = self.layouts(self.row_of(states))
+        return self.world(layout.to(device)).render(self.positions[states].to(device))
+
+    def row_of(self, states: Tensor) -> Tensor:
+        """(k,) the trajectories of the states number `states` (k,)."""
+        return torch.searchsorted(self.lengths.cumsum(0), states, right=True)
 
     def layouts(self, index: Tensor | slice = slice(None)) -> Layout:
-        """Layouts of the trajectories `index`, one row each."""
+        """One row for each of the trajectories `index`."""
         return Layout.of(self.layout[index])
 
     def one(self, index: int) -> tuple[Tensor, Tensor]:
@@ -137,12 +137,23 @@ class Trajectories:
         return self.positions[start : start + length], self.actions[start : start + length - 1]
 
     def select(self, index: Tensor) -> Trajectories:
-        """The trajectories `index` (k,), in this order, as a new set with the same meta."""
+        """The trajectories `index` (k,), in this order."""
         lengths = self.lengths[index]
         shift = self.starts[index] - (lengths.cumsum(0) - lengths)
         rows = shift.repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
         parts = self.positions[rows], self.actions[rows], lengths, self.layout[index]
         return Trajectories(*parts, dict(self.meta), self.record and self.record.take(rows))
+
+    def first(self, transitions: int) -> Trajectories:
+        """As many, or all: whole trajectories and a cut last one."""
+        steps = self.lengths - 1
+        kept = torch.minimum(transitions - (steps.cumsum(0) - steps), steps)
+        lengths = kept[kept > 0] + 1
+        states, count = int(lengths.sum()), len(lengths)
+        actions = self.actions[:states].clone()
+        actions[-1] = 0
+        parts = self.positions[:states], actions, lengths, self.layout[:count], dict(self.meta)
+        return Trajectories(*parts, self.record and self.record.take(slice(states)))
 
     def split(self, val_fraction: float, seed: int) -> tuple[Trajectories, Trajectories | None]:
         """(train, validation) of whole trajectories; None where the fraction is 0 or R is 1."""
@@ -152,7 +163,7 @@ class Trajectories:
         return self.select(train), self.select(validation)
 
     def hash(self) -> str:
-        """SHA-256 over all arrays (not meta): equal data, equal hash."""
+        """SHA-256 over all arrays, not meta."""
         digest = hashlib.sha256()
         for name, kind in _ARRAYS.items():
             digest.update(np.ascontiguousarray(getattr(self, name).numpy(), kind).tobytes())
@@ -161,7 +172,7 @@ class Trajectories:
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> Path:
-        """Write .npy files, then meta.json with sizes and hash, which makes the folder complete."""
+        """Write .npy files, then meta.json, which makes the folder complete."""
         folder = Path(folder)
         (folder / "meta.json").unlink(missing_ok=True)  # incomplete from here on
         arrays = {name: getattr(self, name).numpy() for name in _ARRAYS}
@@ -176,7 +187,7 @@ class Trajectories:
 
     @classmethod
     def load(cls, folder: str | Path) -> Trajectories:
-        """Read a folder written by `save`, memory-mapped; raises `FileError` when incomplete."""
+        """A folder written by `save`, memory-mapped; `FileError` when incomplete."""
         folder = Path(folder)
         meta = files.read_json(folder / "meta.json")
         sizes = meta.get("sizes") if isinstance(meta, dict) else None

@@ -22,7 +22,7 @@ class WindowBatch(NamedTuple):
     record: Record | None = None
 
     def frames(self, device: torch.device | str) -> Tensor:
-        """Read now, or rendered on `device`: (B, T, C, Hpx, Wpx) uint8."""
+        """(B, T, C, Hpx, Wpx) uint8, read now or rendered on `device`."""
         if self.record is not None:
             return self.record.frames(device)
         return self.world(self.layout.to(device)).render(self.positions.to(device))
@@ -67,8 +67,7 @@ class Windows:
     ) -> WindowBatch:
         """`batch` random windows, equally likely.
 
-        With `layouts_per_batch` K > 0 they come from K random layouts (all if there are fewer),
-        layout i filling rows i, i + K, ...
+        With `layouts_per_batch` K > 0 of K random layouts (or all), i filling rows i, i + K, ...
         """
         if not layouts_per_batch:
             return self.at(torch.randint(len(self), (batch,), generator=generator))

@@ -2,8 +2,8 @@
 
 P1 (PLDM wall_medium): fixed layout, cap 1.8365 px, success at any step within sqrt(2) px.
 P2 (EB-JEPA): a layout per trial, cap 2.45 px by default, success within 4.5 px after the last step.
-P3 (strict, after CLEAR-LeWM): as P1, success within sqrt(2) px at 5 steps in a row; a protocol
-`p3_...` plays the same trials in a world that the training has not seen (`SHIFTS`).
+P3 (strict, after CLEAR-LeWM): as P1, but 5 steps in a row; `p3_...` plays the same trials in a
+world that the training has not seen (`SHIFTS`).
 Another world has a protocol of its own: its cap, its steps, success at any step it calls reached.
 """
 
@@ -28,23 +28,13 @@ P2_CAP, STEPS = 2.45, 200  # px; of an episode of P1 and P2
 LAYOUTS = {"p1": "fixed", "p3": "fixed", "p2_seen": "train", "p2_heldout": "heldout"}
 LEARNED = (*METHODS, THREE_LEVELS, ONE_STEP, "graph")
 CLONED = ("gcbc", "idm")
-FLOORS = ("random", "random-persistent", "rule", "oracle")
-"""Methods without training; `rule` is of worlds that have a `rule_action`."""
+FLOORS = ("random", "random-persistent", "rule", "oracle")  # nothing trained
 TOLD = {"random-persistent": "its position", "rule": "what it reads", "oracle": "the world"}
 """What a method gets beside frames and training data: such a row can meet no bar."""
 
 
-def protocol_cap(protocol: str, wanted: float) -> float:
-    """The action cap in px: the protocol's own for 0; P1 and P3 allow no other (ConfigError)."""
-    fixed = not protocol.startswith("p2")
-    own = P1_CAP if fixed else P2_CAP
-    if fixed and wanted not in (0, own):
-        raise ConfigError(f"protocol {protocol} fixes planning.action_cap={own}, got {wanted}")
-    return wanted or own
-
-
 def unplayed(config: Config) -> bool:
-    """True for frames that somebody recorded, and no world to go on in."""
+    """Frames that somebody recorded, and no world to go on in."""
     data = config.data
     if data.world or data.source in ("generated", "published", *WORLDS):
         return False
@@ -56,7 +46,7 @@ def unplayed(config: Config) -> bool:
 def world_of(config: Config) -> type[World] | None:
     """The world of these settings; None for Two Rooms, without an import of torch.
 
-    ConfigError where they ask it for a protocol of Two Rooms.
+    ConfigError for another world and a protocol of Two Rooms.
     """
     source = config.data.played
     if not names_world(source) or unplayed(config):
@@ -70,17 +60,22 @@ def world_of(config: Config) -> type[World] | None:
 
 
 def played_cap(config: Config, wanted: float = 0.0) -> float:
-    """The cap of these settings' actions: `wanted`, or for 0 the protocol's or the world's own.
+    """The cap of actions: `wanted`, or for 0 the protocol's or the world's own.
 
-    ConfigError for what they do not allow. 0 for a recording: that is told by its actions.
+    ConfigError for what they do not allow. 0 for a recording, whose actions tell it.
     """
-    if (world := world_of(config)) is None and unplayed(config):
+    world, protocol = world_of(config), config.evaluation.protocol
+    if world is None and unplayed(config):
         return wanted
-    if world is None:
-        return protocol_cap(config.evaluation.protocol, wanted)
-    if wanted > world.action_cap:
-        raise ConfigError(f"planning.action_cap={wanted} is beyond the world's {world.action_cap}")
-    return wanted or world.action_cap
+    if world is not None:
+        if wanted > (own := world.action_cap):
+            raise ConfigError(f"planning.action_cap={wanted} is beyond the world's {own}")
+        return wanted or own
+    if protocol.startswith("p2"):
+        return wanted or P2_CAP
+    if wanted not in (0, P1_CAP):
+        raise ConfigError(f"protocol {protocol} fixes planning.action_cap={P1_CAP}, got {wanted}")
+    return P1_CAP
 
 
 @functools.cache
@@ -91,7 +86,7 @@ def _recorded() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Case:
-    """One method as it is played: with the weights, everything that shapes its result."""
+    """One method as it is played: all that shapes its result beside the weights."""
 
     method: str  # of `FLOORS`, `LEARNED` or `CLONED`
     cost: str  # latent or distance, "none" without a planner
@@ -119,7 +114,7 @@ class Case:
         split: str = "",
         trials: int = 0,
     ) -> Case:
-        """The case that a run's settings describe; what is given replaces them."""
+        """What settings describe; what is given replaces them. ConfigError for what cannot be."""
         evaluation, planning = config.evaluation, planning or config.planning
         if unplayed(config):
             what = "a recording has no environment to play in"
@@ -158,19 +153,15 @@ class Case:
 
     @functools.cached_property
     def tasks(self) -> Trials:
-        """The protocol's or world's committed trials, or those that an own world draws."""
+        """Those of the split, or the first of its file."""
         from hjepa_lib.worlds.base import find_world
         from hjepa_lib.worlds.layout import Layout
-        from hjepa_lib.worlds.trials import load_trials, read_trials, world_trials
-        from hjepa_lib.worlds.two_rooms import shifted
+        from hjepa_lib.worlds.trials import load_trials, read_trials, shifted
 
-        world = find_world(self.world)
-        rooms = world or shifted(self.protocol)
         if not self.split.endswith(".npz"):
-            if world is None:
-                return load_trials(self._set, self.split, self.trials)._replace(world=rooms)
-            return world_trials(self.world, self.split, self.trials, self.task_set)
-        found = read_trials(self.split, rooms)
+            source = self.world if names_world(self.world) else self.protocol
+            return load_trials(source, self.split, self.trials, self.task_set)
+        found = read_trials(self.split, find_world(self.world) or shifted(self.protocol))
         if self._set in ("p1", "p3") and (found.layout.pairs() != Layout.fixed().pairs()).any():
             what = f"{self.split} has others: set evaluation.protocol"
             raise ConfigError(f"protocol {self.protocol} plays the fixed layout, {what}")
@@ -178,7 +169,7 @@ class Case:
 
     @functools.cached_property
     def trials_hash(self) -> str:
-        """SHA-256 of the trial file's content, as it is recorded for the committed ones."""
+        """SHA-256 of the trial file's content."""
         if self.split.endswith(".npz"):
             return self.tasks.sha256
         if names_world(self.world):
@@ -194,17 +185,17 @@ class Case:
 
     @property
     def learned(self) -> bool:
-        """True for a planner with a world model, False for policies, floors and ceiling."""
+        """True for a planner with a world model."""
         return self.method in LEARNED
 
     @property
     def planner(self) -> str:
-        """The planner that plays it, "" without a world model."""
+        """That plays it, "" without a world model."""
         return ("flat" if self.method == ONE_STEP else self.method) if self.learned else ""
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The trained stages that the method reads; none for floors and ceiling."""
+        """The trained stages that the method reads."""
         used = {
             "l1": self.learned,
             "distance": self.learned and self.cost == "distance",
@@ -216,7 +207,7 @@ class Case:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every setting that shapes the plans, dotted; what does not act is left out."""
+        """Every setting that shapes the plans, dotted."""
         fixed = {"action_cap": self.planning.action_cap, "steps": self.steps}
         if self.method == "idm":
             return fixed | {"idm_steps": self.planning.idm_steps}
@@ -250,7 +241,7 @@ class Case:
 
     @property
     def digest(self) -> str:
-        """Equal for equal cases alone: another question, another file (I8)."""
+        """Equal for equal cases alone (I8)."""
         return sha256(json.dumps(self.header, sort_keys=True).encode())[:10]
 
     @property

@@ -26,9 +26,8 @@ def planner_flops(
 ) -> tuple[float, float]:  # fmt: skip
     """(FLOPs, model transitions) per environment step and trial, by one real search of each level.
 
-    A step costs (one encoding + one search of level 1) / `every`, and a search of each level above
-    over its own interval, all that it does included; what an episode begins with, which for a graph
-    depends on its first frame (1, C, Hpx, Wpx), is shared by its `steps`.
+    Searches count over their intervals, an encoding over `every`; what an episode begins with,
+    which for a graph depends on its first frame (1, C, Hpx, Wpx), over its `steps`.
     """
     device = model.pixel_mean.device
     if frame is None:
@@ -42,9 +41,9 @@ def planner_flops(
     goal = planner.geometry.embed_goal(latent)
     for look in (model.encode, model.scene):
         flops += count(partial(look, frame)) / planner.every
-    for number in range(len(planner.layers), 0, -1):
-        layer = planner.layers[number - 1]
-        every, config = layer.replan or planner.every, layer.level.config
+    for number in range(len(planner.levels), 0, -1):
+        level = planner.levels[number - 1]
+        every, config = level.replan or planner.every, level.config
         flops += count(partial(planner.replan, number, latent, goal)) / every
         members = 1 if number > 1 else len(model.predictors)
         candidates = config.samples * evaluations(config) * members + (number > 1)
@@ -56,8 +55,8 @@ def planner_flops(
 def update_bytes(module: nn.Module, loss: Callable[[], Tensor]) -> int:
     """Bytes of one update of `module` that minimises `loss()`, whatever ran before.
 
-    Weights (EMA copies included), a gradient and two Adam moments per trained weight, and every
-    tensor that autograd keeps for the backward pass, each storage once.
+    Weights, EMA copies too, a gradient and two Adam moments per trained one, and each storage that
+    autograd keeps for the backward pass.
     """
     own = {p.untyped_storage().data_ptr() for p in module.parameters()}
     kept: dict[int, Tensor] = {}  # holds the tensors, so that no address is used twice

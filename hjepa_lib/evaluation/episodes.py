@@ -45,9 +45,9 @@ class Policy:
 def run_episodes(
     policy: Policy, trials: Trials, dynamics: str, steps: int, cap: float, seed: int
 ) -> Episodes:
-    """P1, P2 and other worlds alike; an action beyond `cap` is a bug and raises ValueError (EB1).
+    """All trials of any world; an action beyond `cap` is a bug and raises ValueError (EB1).
 
-    An action that is not a number ends its own trial alone: the dot stays where it is.
+    An action that is not a number ends its own trial: the dot stays where it is.
     """
     world = trials.begin(dynamics, seed)
     policy.reset(world, trials.goal)
@@ -91,7 +91,7 @@ def run_episodes(
 
 
 class RandomPolicy(Policy):
-    """Uniform directions as far as the cap: new every step, or one heading kept until a wall."""
+    """Uniform directions as far as the cap: new every step, or kept until a wall."""
 
     def __init__(self, cap: float, seed: int, persistent: bool = False) -> None:
         self.cap, self.seed, self.persistent = cap, seed, persistent
@@ -114,7 +114,7 @@ class RandomPolicy(Policy):
 
 
 class OraclePolicy(Policy):
-    """Knows the world; walks its shortest path, or follows the `rule` that the world brings."""
+    """Knows the world; walks its shortest path, or follows its `rule`."""
 
     def __init__(self, cap: float, kind: str = "oracle") -> None:
         self.cap, self.kind = cap, kind
@@ -148,7 +148,7 @@ class ClonedPolicy(Policy):
 class LatentPolicy(Policy):
     """Plans with an agent's world models; sees frames only, but for `planning.truth`.
 
-    `pictures=False` leaves out fans and all plans but the first, a gigabyte at a horizon of 192.
+    Without `pictures` it keeps no fans and the first plans alone: a gigabyte at a horizon of 192.
     """
 
     needs_frames = True
@@ -166,7 +166,7 @@ class LatentPolicy(Policy):
         self.flops_per_step = self.transitions_per_step = 0.0  # known with the first frame
 
     def reset(self, world: World, goal: Tensor) -> None:
-        """Forget what was played; the planner sees the goals as frames."""
+        """Forget what was played; it sees the goals as frames."""
         self.world = world
         if not self.flops_per_step:
             frame = world.render()[:1]
@@ -177,7 +177,7 @@ class LatentPolicy(Policy):
         self.log: dict[str, list[Tensor]] = {}
 
     def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
-        """(B, k, A); latents are kept and probed once at the end, outside the timed loop."""
+        """(B, k, A); latents are kept and probed at the end, outside the timed loop."""
         actions = self.controller.step(frames, self.world if self.told else None)
         plan = self.controller.last
         kept = {"latent": self.controller.latent, "plan": plan.actions, "near": plan.near}
@@ -200,7 +200,7 @@ class LatentPolicy(Policy):
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, np.ndarray]:
-        """What inspector and metrics read, probed to px; R planning calls, (B, R, ...) each."""
+        """Probed to px; R planning calls, (B, R, ...) each."""
         log, probe = {key: torch.stack(one, 1) for key, one in self.log.items()}, self.agent.probe
         found = {"plan_xy": probe(self._reached(log, slice(None if self.pictures else 1)))}
         kept = ["near", "effective", "effective_macro"]
@@ -216,8 +216,8 @@ class LatentPolicy(Policy):
             found["subgoal_offset"] = self._subgoal_offset(log)
         found |= {name: log[name] for name in kept if name in log}
         arrays = {name: value.float().cpu().numpy() for name, value in found.items()}
-        for number, layer in zip(("", "3"), self.planner.layers[1:], strict=False):
-            arrays[f"macro{number}_stride"] = np.array(layer.level.stride)
+        for number, level in zip(("", "3"), self.planner.levels[1:], strict=False):
+            arrays[f"macro{number}_stride"] = np.array(level.stride)
         return arrays
 
     def _imagine(self, start: Tensor, plans: Tensor, hooks: Tensor | None) -> Tensor:
@@ -239,7 +239,7 @@ class LatentPolicy(Policy):
     def _subgoal_offset(self, log: dict[str, Tensor]) -> Tensor:
         """(B, R) RMS distance of a sub-goal from the encoding of a frame with the dot at its place.
 
-        In units of the batch's mean for the ends of level-1 plans. NaN but at `OFFSET_CALLS` calls.
+        In units of the mean for ends of level-1 plans; NaN but at `OFFSET_CALLS` calls.
         """
 
         def offset(latents: Tensor) -> Tensor:  # (B, R, D) -> (B, R), its place by the probe

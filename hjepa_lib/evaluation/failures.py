@@ -10,10 +10,10 @@
 | stuck_at_wall | over half of the second half's steps within 3 px of a wall face, beside the door |
 | no_door | none of these: moved about on the start's side and never found the door |
 
-In other worlds than Two Rooms nothing is known of the walls: what is none of the first four rules
-there missed the goal.
-A call is commanded when level 1 aims at the sub-goal and not at the goal itself. A sub-goal is out
-of reach in a wall, beyond the border, or farther by the shortest path than a macro-step and 2 px.
+In other worlds than Two Rooms walls are unknown: beyond the first three rules a trial missed the
+goal. A call is commanded when level 1 aims at the sub-goal and not at the goal itself. A sub-goal
+is out of reach in a wall, beyond the border, or farther by the shortest path than a macro-step and
+2 px.
 """
 
 from collections.abc import Sequence
@@ -57,10 +57,7 @@ def classify(
     solved: np.ndarray,
     commands: Commands | None = None,
 ) -> np.ndarray:
-    """(B,) labels of positions (B, S+1, 2), goal (B, 2), layouts (B, 2) rows (wall_x, door_y).
-
-    None instead of layouts: a world without such walls.
-    """
+    """(B,) labels of positions (B, S+1, 2), goal (B, 2), layouts (B, 2), None in other worlds."""
     positions, goal = (np.asarray(a, np.float64) for a in (positions, goal))
     near = (np.linalg.norm(positions - goal[:, None], axis=-1) < LOOSE_PX).any(1)
     rules = [("solved", np.asarray(solved) > 0), ("missed_goal", near)]
@@ -87,7 +84,7 @@ def _first_of(rules: Sequence[tuple[str, np.ndarray]], else_: str) -> np.ndarray
 
 
 def unreachable_share(commands: Commands, layouts: np.ndarray) -> np.ndarray:
-    """(B,) share of the commanded sub-goals that are out of reach; 0 without a commanded call."""
+    """(B,) share of the commanded sub-goals that are out of reach, 0 without any."""
     commanded = commands.commanded
     layout = Layout.of(np.repeat(layouts, commanded.shape[1], axis=0))
     ends = (commands.position, commands.subgoal)
@@ -98,14 +95,14 @@ def unreachable_share(commands: Commands, layouts: np.ndarray) -> np.ndarray:
 
 
 def label(result: Result) -> np.ndarray:
-    """(n,) labels of a result; its hierarchical ones where a level 2 planned."""
+    """(n,) labels of a result."""
     *where, layout = (result.arrays[name] for name in ("positions", "goal", "layout"))
     layout = None if result.header["protocol"] == "own" else layout
     return classify(*where, layout, result.success, commands_of(result))
 
 
 def commands_of(result: Result) -> Commands | None:
-    """The calls of a hierarchical result; None for flat, random and oracle ones."""
+    """The calls of a hierarchical result, else None."""
     arrays, planner = result.arrays, result.header["planner"]
     if "plan_subgoal_xy" not in arrays:
         return None
@@ -117,5 +114,5 @@ def commands_of(result: Result) -> Commands | None:
 
 
 def count(labels: Sequence[str] | np.ndarray) -> dict[str, int]:
-    """How many trials carry each label, every label present."""
+    """How many trials carry each label."""
     return {name: int((np.asarray(labels) == name).sum()) for name in LABELS}

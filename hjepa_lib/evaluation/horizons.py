@@ -12,8 +12,7 @@ from hjepa_lib.config import Config, PlanningConfig
 from hjepa_lib.evaluation.statistics import Interval
 from hjepa_lib.worlds.layout import DOOR_HALF
 
-HALF_DOOR = DOOR_HALF
-"""Half the door's width, px: a plan with a larger error misses the door it aims at."""
+HALF_DOOR = DOOR_HALF  # px: a plan with a larger error misses the door it aims at
 RESAMPLES = 500
 
 
@@ -53,8 +52,7 @@ def collapse_horizon(curve: Curve, threshold: float | np.ndarray) -> Interval:
     """First horizon at which the median error exceeds the threshold, with a 95 % interval.
 
     `threshold` is a number or a baseline's errors (n, h) on the same windows. A curve that starts
-    above is searched from where it first falls below; one that never does has collapsed at its
-    first step. Infinity: beyond the measured horizons.
+    above is searched from where it first falls below, if ever. Infinity: beyond the measured ones.
     """
     limits = np.broadcast_to(threshold, curve.errors.shape)
 
@@ -70,7 +68,7 @@ def collapse_horizon(curve: Curve, threshold: float | np.ndarray) -> Interval:
 
 
 def _spread(statistic: Callable[[np.ndarray], Any], rows: np.ndarray) -> tuple:
-    """A statistic of rows (n, ...), and its 2.5 % and 97.5 % quantiles; some may be infinite."""
+    """A statistic of rows (n, ...), and its 2.5 % and 97.5 % quantiles, maybe infinite."""
     drawn = np.random.default_rng(0).integers(len(rows), size=(RESAMPLES, len(rows)))
     draws = np.sort([statistic(rows[row]) for row in drawn], 0)
     return statistic(rows), draws[int(0.025 * RESAMPLES)], draws[int(0.975 * RESAMPLES)]
@@ -90,8 +88,7 @@ def with_horizon(
 ) -> PlanningConfig:
     """The same planner looking `steps` environment steps ahead, `stride` of them per planned step.
 
-    `flat` changes its own level, `l1+l2` its upper one. `equal="samples"` keeps the samples,
-    `"transitions"` samples x horizon.
+    `l1+l2` with its upper level. `equal`: "samples" are kept, or "transitions": samples x horizon.
     """
     level = planning.flat if method == "flat" else planning.hierarchy.level2
     horizon = max(1, round(steps / stride))
@@ -105,8 +102,8 @@ def with_horizon(
 def planning_horizon(success: Mapping[int, np.ndarray]) -> Interval:
     """Largest horizon whose success is not significantly below the best one's, with its interval.
 
-    `success` maps horizons to 0/1 outcomes (n,) of the same trials; significant is an exact McNemar
-    test with p < 0.05. NaN where nothing ever succeeds.
+    `success`: horizon -> 0/1 outcomes (n,) of the same trials; significant: exact McNemar p < 0.05.
+    NaN where nothing ever succeeds.
     """
     horizons = np.array(sorted(success))
     table = np.stack([success[horizon] for horizon in horizons], 1).astype(float)  # (n, horizons)

@@ -1,9 +1,9 @@
 """Metrics of a batch of planning episodes, from what happened alone: no model.
 
-Definitions follow the wall evaluation of PLDM (arXiv 2502.14819) and EB-JEPA (arXiv 2602.03604).
-With p(t) the position at step t = 0..S, g the goal and m(t) = |p(t) - g|^2 / 2 per coordinate,
-tau = first t with m(t) < 1 (Euclidean < sqrt(2) px), else S + 1. Unlike in the public code the
-first crossing step is t (not t + 1), and whatever is undefined is NaN, never 0.
+After the wall evaluation of PLDM (arXiv 2502.14819) and EB-JEPA (arXiv 2602.03604). With p(t) the
+position at step t = 0..S, g the goal and m(t) = |p(t) - g|^2 / 2, tau = first t with m(t) < 1
+(Euclidean < sqrt(2) px), else S + 1. Unlike in the public code the first crossing step is t (not
+t + 1), and whatever is undefined is NaN, never 0.
 """
 
 import math
@@ -15,16 +15,12 @@ import torch
 
 from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.worlds.layout import WALL_HALF, Layout
-from hjepa_lib.worlds.oracle import oracle_length
+from hjepa_lib.worlds.two_rooms import oracle_length
 
-LOOSE_PX = 4.5
-"""Success radius of P2 (EB-JEPA, after DINO-WM); the strict one of P1 is sqrt(2), m < 1."""
-TRAINING_STEP_PX = 1.8
-"""Longest training step: the unit of `efficiency_score`, whatever cap the planner has."""
-SLACK_PX = 2.0
-"""Allowed beyond the longest way of a planned step, for the probe's error."""
-HOLD = 5
-"""Steps in a row that P3 asks for."""
+LOOSE_PX = 4.5  # success radius of P2 (EB-JEPA, after DINO-WM); the strict one is sqrt(2), m < 1
+TRAINING_STEP_PX = 1.8  # longest one: the unit of `efficiency_score`, whatever cap a planner has
+SLACK_PX = 2.0  # beyond the longest way of a planned step, for the probe's error
+HOLD = 5  # steps in a row that P3 asks for
 _SAME = (
     "success_first_1p41", "success_last_1p41", "success_hold_1p41", "success_first_4p5",
     "success_last_4p5",
@@ -45,7 +41,7 @@ MEANS = {name: name for name in _SAME} | {
 
 
 class Episodes(NamedTuple):
-    """B finished trials of S environment steps; lengths in px, position = (x, y), y down."""
+    """B finished trials of S environment steps; lengths in px."""
 
     positions: np.ndarray  # (B, S+1, 2), the start is t = 0
     actions: np.ndarray  # (B, S, 2)
@@ -65,9 +61,7 @@ class Episodes(NamedTuple):
 def per_trial(episodes: Episodes, protocol: str) -> dict[str, np.ndarray]:
     """Every metric of every trial, (B,) float64 each; success is 0 or 1, NaN marks undefined.
 
-    `success` and the hit of `path_efficiency`: in P1 within sqrt(2) px at any step, t = 0 included,
-    in P2 within 4.5 px after the last step, in P3 within sqrt(2) px at 5 steps in a row, else
-    `reached` at any step.
+    Success by the protocol, t = 0 included, or `reached` at any step.
     """
     names = ("positions", "goal", "layout", "oracle")
     e = episodes._replace(**{name: getattr(episodes, name).astype(float) for name in names})
@@ -123,12 +117,10 @@ def solved(near: np.ndarray, protocol: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def summarise(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The metric fields of a row from the columns of `per_trial`.
+    """The metric fields of a row from the columns of `per_trial`; NaN where undefined.
 
-    `ci95` is the Wilson interval [low, high] of `success_rate`. Rates are shares in [0, 1], lengths
-    are px, steps are environment steps; undefined values are NaN. `invalid_routes` counts episodes
-    with a step through a wall, where the world knows its walls; `teleported` those that a
-    teleporter moved, `teleported_failures` the failed ones of them, where there are any.
+    `ci95` is the Wilson interval [low, high] of `success_rate`; rates are shares, lengths px, steps
+    the environment's. `invalid_routes` and `teleported` count episodes, where the world knows them.
     """
     n, successes = len(columns["success"]), int(columns["success"].sum())
     found = {"n": n, "successes": successes, "success_rate": successes / n}

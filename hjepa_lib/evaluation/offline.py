@@ -33,10 +33,9 @@ def recorded_planning(planning: PlanningConfig, normaliser: Normaliser) -> Plann
 
 @torch.no_grad()
 def recognised(agent: Agent, batch: LatentBatch) -> tuple[np.ndarray, ...]:
-    """Steps h, then the share of predictions h steps ahead that are nearest to their own frame.
+    """Steps h, share of predictions h steps ahead that are nearest to their own frame, its ends.
 
-    Then both ends of a 95 % interval, (H,) each. The others are those of the other windows at the
-    same h: chance is 1 / n.
+    (H,) each; ends of a 95 % interval. Among those of n windows at the same h: chance is 1 / n.
     """
     real = batch.latents.to(agent.device)
     both = imagined(agent.level1, batch, agent.device), real
@@ -52,9 +51,9 @@ def planned_rows(
 ) -> list[dict[str, Any]]:
     """Per (method, cost) and h: the first action planned to the frame h steps ahead.
 
-    `error` is its RMSE to the recorded one in standard deviations of a component, beside that of
-    the mean action; `nearer` the share of the n windows in which the plan is the nearer of the
-    two. Only one step ahead is the recorded action the one to find.
+    `error`: its RMSE to the recorded one in standard deviations of a component, beside the mean
+    action's; `nearer`: share of the n windows in which the plan is the nearer of the two. Only one
+    step ahead is the recorded action the one to find.
     """
     normal, device = agent.level1.normalise_actions, agent.device
     rows, recorded = [], normal(batch.actions[:, 0].to(device))

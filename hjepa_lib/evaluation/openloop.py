@@ -1,8 +1,7 @@
 """Prediction without correction: error by horizon, for both levels and for plans.
 
-A model starts from the encoding of one frame, is fed the recorded actions and nothing else, and the
-position probe reads where it believes the dot is: px. Of recordings that do not say where they are
-the RMS distance of latents is measured.
+A model starts from the encoding of one frame, is fed the recorded actions, and the position probe
+reads where it believes the dot is: px. Of recordings without places RMS distances of latents.
 """
 
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.distance import Probe
 from hjepa_lib.models.level1 import Jepa
-from hjepa_lib.planning.agent import Agent
+from hjepa_lib.planning.agent import Agent, Controller
 from hjepa_lib.training.latents import LatentBatch, LatentStore
 from hjepa_lib.training.probes import rmse_px
 from hjepa_lib.worlds.base import reaching
@@ -30,12 +29,9 @@ from hjepa_lib.worlds.trials import Trials
 from hjepa_lib.worlds.two_rooms import TwoRooms
 
 WINDOWS = 256
-HELD_OUT = 2**31
-"""Added to the seed: seeds of runs are smaller, so no training set has these random numbers."""
-PUSHES, PUSH_STEPS, LEAK_PX = 2000, 8, 3.0
-"""Of `wall_leak`: pushes drawn, steps of each, and how far beyond the truth is through the wall."""
-MEAN_PACE = STEP_HIGH / STEP_MEAN
-"""Steps of mean length per step of the longest one."""
+HELD_OUT = 2**31  # added to seeds, which are smaller: no training set has these random numbers
+PUSHES, PUSH_STEPS, LEAK_PX = 2000, 8, 3.0  # see `wall_leak`
+MEAN_PACE = STEP_HIGH / STEP_MEAN  # steps of mean length per longest one
 
 
 # --- windows
@@ -46,7 +42,7 @@ def draw_windows(store: LatentStore, horizon: int, count: int = WINDOWS) -> Late
 
 
 def long_walks(data: DataConfig, states: int, count: int, seed: int) -> Trajectories:
-    """`count` fresh trajectories of `states` states with the motion and dynamics of the recipe."""
+    """`count` fresh trajectories of `states` states; WorkbookError for a recording."""
     names = ("recipe", "layouts", "dynamics", "good_fraction", "exclude_wall", "exclude_door")
     own = {name: getattr(data, name) for name in names} | {"source": data.played}
     if is_recording(data.played):
@@ -57,7 +53,7 @@ def long_walks(data: DataConfig, states: int, count: int, seed: int) -> Trajecto
 def imagined(
     model: Jepa, batch: LatentBatch, device: torch.device, steps: int | None = None, **hooks
 ) -> Tensor:
-    """(B, steps + 1, D): windows from their first latents by their actions, ensemble mean."""
+    """(B, steps + 1, D) from first latents by actions, ensemble mean."""
     start, actions = batch.latents[:, 0].to(device), batch.actions[:, :steps].to(device)
     return model.rollout_members(start, actions, scene=batch.scene, **hooks).mean(0)
 
@@ -83,10 +79,10 @@ def _scale(agent: Agent, batch: LatentBatch) -> tuple[Tensor, Callable[[Tensor],
 
 @torch.no_grad()
 def open_loop(agent: Agent, batch: LatentBatch) -> dict[str, Curve]:
-    """Errors by horizon of level 1, of level 2 (if there is one) and of standing still.
+    """Errors by horizon of level 1, of level 2 and of standing still.
 
-    Level 2 has the posterior's z (the best plan it could find) or the prior's mean; a jointly
-    trained one acts on level 1 as in its training.
+    Level 2 has the posterior's z (the best plan it could find) or the prior's mean, and acts on
+    level 1 as in its training.
     """
     level1, level2 = agent.level1, agent.level2
     latents, pushes = batch.latents.to(agent.device), batch.actions.to(agent.device)
@@ -119,16 +115,13 @@ def open_loop(agent: Agent, batch: LatentBatch) -> dict[str, Curve]:
 
 @torch.no_grad()
 def read_error(agent: Agent, batch: LatentBatch) -> float:
-    """Median px between the probe's reading of real frames and the truth: no error goes below."""
+    """Median px of the probe on real frames: no error goes below."""
     return float(np.median(_gaps(agent, batch.latents, batch.positions)))
 
 
 @torch.no_grad()
 def probe_errors(model: Jepa, probe: Probe, store: LatentStore) -> dict[str, Any]:
-    """RMSE (px) of the probe on the latents predicted in 15-step roll-outs, start left out.
-
-    {} where no position is known.
-    """
+    """RMSE (px) of the probe on 15-step roll-outs without their start; {} without positions."""
     if not store.positions.shape[1]:
         return {}
     batch = draw_windows(store, min(15, int(store.lengths.max()) - 1))
@@ -143,7 +136,7 @@ def off_manifold(
 ) -> dict[str, Curve]:
     """Distance (n, h) of predicted latents at `steps` (h,) to the nearest of real ones (M, D).
 
-    In units of the median distance of this batch's own encodings.
+    In units of the median of this batch's own encodings.
     """
     bank = bank.float().to(agent.device)
     unit = np.median(_nearest(batch.latents[:, :: max(1, len(steps))], bank))
@@ -170,19 +163,13 @@ def _nearest(latents: Tensor, bank: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def plan_errors(agent: Agent, planning: PlanningConfig, tasks: Trials) -> Curve:
-    """Error in px of the first flat plan of every trial, executed open loop: (n, planned steps)."""
+    """Errors (n, planned steps) px of the first flat plans, executed open loop."""
     world = tasks.begin("blocked", seed=0)  # the rule of the data
-    frames = world.render(tasks.start)
-    latent, goal, scene = (
-        agent.encode(frames),
-        agent.encode(world.render(tasks.goal)),
-        agent.scene(frames),
-    )
-    planner = agent.planner("flat", planning)
-    planner.reset(tasks.numbers)
+    hand = Controller(agent, "flat", planning).start(world.render(tasks.goal), tasks.numbers)
+    hand.step(world.render())
+    actions = hand.last.actions  # (B, H, 2)
     with agent.autocast():
-        actions = planner.plan(latent, goal, executed=0, scene=scene).actions  # (B, H, 2)
-        promised = planner.level1.imagine(latent, actions, None, scene)  # (B, H, D)
+        promised = hand.planner.level1.imagine(hand.latent, actions, None, hand.scene)  # (B, H, D)
     states = [world.step(action) for action in actions.float().cpu().unbind(1)]
     truth = world.xy(torch.stack(states, 1))
     return Curve(np.arange(1, actions.shape[1] + 1), _gaps(agent, promised.float(), truth))
@@ -195,17 +182,17 @@ def wall_leak(agent: Agent, data: Trajectories, cap: float, count: int = PUSHES)
     From `count` states of `data` the world is pushed straight ahead, as far as `cap` allows, for
     `PUSH_STEPS` steps without noise. A wall stopped a push that ends at less than half the usual
     pace and `LEAK_PX` short of the usual way; it leaks if its imagined end is more than `LEAK_PX`
-    from the true one. `leak` is the share of leaks, with its 95 % interval; `free_off` is the share
-    of the other pushes that are as far off: what of it is no wall's fault. Dots that a
-    guard holds do not count. WorkbookError for recorded frames: nobody can push there.
+    from the true one. `leak` has its 95 % interval; `free_off` is the share of the other pushes
+    that are as far off. Dots that a guard holds do not count. WorkbookError for recorded frames.
     """
     if data.record is not None:
         raise WorkbookError("recorded frames have no world to push in: no wall leak")
     generator = torch.Generator().manual_seed(HELD_OUT + agent.seed)
     pick = torch.randint(len(data.positions), (count,), generator=generator)
-    row = torch.searchsorted(data.lengths.cumsum(0), pick, right=True)
     rule = data.meta.get("dynamics", "blocked")
-    world = data.world(data.layouts(row), "slide" if rule == "bounce" else rule)  # without noise
+    world = data.world(
+        data.layouts(data.row_of(pick)), "slide" if rule == "bounce" else rule
+    )  # without noise
     start = world.reset(data.positions[pick])
     push = torch.randn(count, data.actions.shape[-1], generator=generator)
     push = reaching(push, cap, world.action_ball)
@@ -228,7 +215,7 @@ def wall_leak(agent: Agent, data: Trajectories, cap: float, count: int = PUSHES)
 
 # --- the distance head
 class StepPairs(NamedTuple):
-    """n pairs of places; a step has the longest training step's length."""
+    """n pairs of places, and longest training steps between them."""
 
     shortest: np.ndarray  # (n,) true steps
     predicted: np.ndarray  # (n,) steps, by the head
@@ -240,7 +227,7 @@ class StepPairs(NamedTuple):
 def step_pairs(agent: Agent, layouts: np.ndarray, per_layout: int, seed: int) -> StepPairs:
     """`per_layout` random pairs of free places in each of the layouts (K, 2).
 
-    ConfigError when the agent has no distance head.
+    ConfigError without a distance head.
     """
     geometry = agent.geometry("distance")
     generator = torch.Generator().manual_seed(seed)

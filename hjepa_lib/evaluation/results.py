@@ -12,7 +12,7 @@ from hjepa_lib.files import FileError, load_npz, save_npz
 
 
 def save_result(folder: Path, case: Case, episodes: Episodes, header: dict[str, Any]) -> Path:
-    """Write one npz: what happened, per-trial metrics, what the planner saw, and a JSON header."""
+    """One npz: what happened, per-trial metrics, what the planner saw, and a JSON header."""
     stored = {name: getattr(episodes, name) for name in ("goal", "layout", "oracle", "lost")}
     stored |= {name: getattr(episodes, name).astype("f4") for name in ("positions", "actions")}
     if episodes.states is not None:
@@ -25,19 +25,19 @@ def save_result(folder: Path, case: Case, episodes: Episodes, header: dict[str, 
 
 
 class Result(NamedTuple):
-    """One result file, read back."""
+    """One result file."""
 
     header: dict[str, Any]  # the case, and where the numbers come from
     arrays: dict[str, np.ndarray]
 
     @property
     def success(self) -> np.ndarray:
-        """(n,) 0 or 1, by the protocol's own definition."""
+        """(n,) 0 or 1, by the protocol."""
         return self.arrays["trial_success"]
 
     @property
     def row(self) -> dict[str, Any]:
-        """One flat entry of `summary.json`: the header beside means of the per-trial columns."""
+        """The header beside means of the per-trial columns."""
         # An earlier version had fewer columns.
         columns = dict.fromkeys(MEANS.values(), np.full(len(self.success), np.nan))
         names = [name for name in self.arrays if name.startswith("trial_")]

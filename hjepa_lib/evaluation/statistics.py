@@ -11,16 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-LEAST_SEEDS, LEAST_BLOCKS = 3, 8
-"""Training seeds, and blocks of held-out data, below which nothing is claimed."""
-LEAST_NONZERO = 50
-"""Rewards other than 0 that both parts need before R2 is estimated."""
+LEAST_SEEDS, LEAST_BLOCKS = 3, 8  # of training and of held-out data: below, nothing is claimed
+LEAST_NONZERO = 50  # rewards other than 0 that both parts need before R2 is estimated
 NOT_ESTIMABLE = "not estimable"
 Statistic = Callable[[np.ndarray], float]
 
 
 class Interval(NamedTuple):
-    """A point estimate with its percentile interval."""
+    """An estimate with its percentile interval."""
 
     estimate: float
     low: float
@@ -36,7 +34,7 @@ class McNemar(NamedTuple):
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """(low, high) 95 % Wilson score interval of successes / n; (NaN, NaN) for n = 0."""
+    """95 % Wilson score interval of successes / n; NaN for n = 0."""
     if n == 0:
         return math.nan, math.nan
     interval = stats.binomtest(int(successes), int(n)).proportion_ci(method="wilson")
@@ -89,9 +87,9 @@ def student(values: np.ndarray) -> tuple[float, float]:
 
 
 def seeds_for(gain: float, deviation: float, power: float = 0.8) -> int:
-    """Fewest seeds whose `student` interval has its low end above 0 with this probability.
+    """Fewest seeds whose `student` interval is above 0 with this probability, at most 1,000.
 
-    For a true mean `gain` above 0 and this deviation over seeds; at most 1,000.
+    For a true mean `gain` above 0 and this deviation over seeds.
     """
     for count in range(2, 1000):
         edge, shift = stats.t.ppf(0.975, count - 1), gain * math.sqrt(count) / max(deviation, 1e-12)
@@ -108,8 +106,7 @@ def claim(
 
     The ratio of the mean errors to this `power`, over seeds the geometric mean, less 1: below 0 the
     first is better, and nothing is below -1 (X16). The 95 % interval, of the logarithm, has the
-    outer ends of the bootstrap, too sure of few seeds, and of Student's over seeds, which knows
-    nothing of blocks.
+    outer ends of the bootstrap, too sure of few seeds, and of Student's, which knows no blocks.
     """
     one, two = np.asarray(one, float), np.asarray(two, float)
     seeds, blocks = one.shape
@@ -150,7 +147,7 @@ def sentence(
 
 
 def over_seeds(values: Sequence[float | str]) -> dict[str, Any]:
-    """Mean, lowest and highest of seeds, and their text; a note of one seed is that of all."""
+    """Mean, low and high of seeds, and their text; a note of one seed is that of all."""
     mean = low = high = None
     text = next((value for value in values if isinstance(value, str)), "")
     if not text:

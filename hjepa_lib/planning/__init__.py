@@ -1,4 +1,4 @@
-"""Planners over latents: search, levels, and the agent; this page names them and needs no torch."""
+"""Planners over latents; this page names them and needs no torch."""
 
 from dataclasses import replace
 
@@ -43,7 +43,7 @@ def one_step(planning: PlanningConfig) -> PlanningConfig:
 
 
 def scale_samples(planning: PlanningConfig, factor: float) -> PlanningConfig:
-    """The same planner with `factor` times the samples at every level (success against compute)."""
+    """The same planner with `factor` times the samples at every level."""
 
     def scaled(level: SearchConfig) -> SearchConfig:
         return replace(level, samples=max(2, round(level.samples * factor)))

@@ -19,7 +19,7 @@ from hjepa_lib.models.local import Scene
 from hjepa_lib.planning import GRAPH, METHODS, P1_CAP, THREE_LEVELS, interval
 from hjepa_lib.planning.graph import GraphDistance
 from hjepa_lib.planning.levels import MacroLevel, PrimitiveLevel
-from hjepa_lib.planning.planner import Layer, Plan, Planner
+from hjepa_lib.planning.planner import Plan, Planner
 from hjepa_lib.planning.truth import TrueDistance, TrueDynamics, witness
 from hjepa_lib.worlds.base import World
 
@@ -54,8 +54,7 @@ class Agent:
         return self.distance
 
     def planner(self, method: str, planning: PlanningConfig | None = None) -> Planner:
-        """A fresh planner: `flat`, `l1+l2` or `l1+l2+l3`, in the cost geometry `planning.cost`, or
-        `graph`."""
+        """A fresh one: `flat`, `l1+l2` or `l1+l2+l3`, of the cost `planning.cost`, or `graph`."""
         planning = planning or self.planning
         models = {"flat": self.level1, "l1+l2": self.level2, THREE_LEVELS: self.level3}
         level = "flat" if method == GRAPH else method
@@ -74,8 +73,7 @@ class Agent:
         if hierarchy.control == "untrained" and count > 1:
             level2 = _fresh_level2(level2, self.seed)
         below, acting = (hierarchy.tracker, level2) if count > 1 else (planning.flat, None)
-        level1 = PrimitiveLevel(steps, below, geometry, cap, acting, self.ball)
-        layers = [Layer(level1)]
+        levels = [PrimitiveLevel(steps, below, geometry, cap, acting, self.ball)]
         above = [
             (hierarchy.level2, hierarchy.replan, (level2, self.reach, self.box)),
             (planning.level3, planning.level3.replan, self.level3),
@@ -83,9 +81,10 @@ class Agent:
         for search, replan, (model, reach, box, *_) in above[: count - 1]:
             rest = (cap, hierarchy, box, self.level1, self.ball)
             level = MacroLevel(model, search, geometry, *rest)
-            layers.append(Layer(level, replan, reach.get(planning.cost, model.config.step_skip)))
+            level.replan, level.reach = replan, reach.get(planning.cost, model.config.step_skip)
+            levels.append(level)
         ahead = planning.ahead if method == GRAPH else 0
-        return Planner(layers, self.seed, interval(planning, method), hierarchy, ahead)
+        return Planner(levels, self.seed, interval(planning, method), hierarchy, ahead)
 
     def encode(self, frames: Tensor) -> Tensor:
         """(B, C, Hpx, Wpx) uint8 -> (B, D) float32."""
@@ -108,18 +107,18 @@ class Agent:
         self, goal_frame, method: str = "flat", *, planning: PlanningConfig | None = None,
         trial: int = 0,
     ) -> "Controller":  # fmt: skip
-        """A closed loop to one goal frame, see `Controller.act`; noise is that of task `trial`."""
+        """A closed loop to one goal frame, with the noise of task `trial`."""
         return Controller(self, method, planning or self.planning).start(
             _channels_first(goal_frame, self.level1), [trial]
         )
 
     def plan(self, frame, goal_frame, method: str = "flat") -> tuple[np.ndarray, Plan]:
-        """One plan from nothing, for frames as `act` takes them: ((k, 2) px, the whole plan)."""
+        """One plan from nothing, for frames as in `act`: ((k, 2) px, the whole plan)."""
         controller = self.controller(goal_frame, method)
         return controller.act(frame), controller.last
 
     def cost_to(self, goal_frame: Tensor, cost: str) -> Callable[[Tensor], Tensor]:
-        """What makes costs (M,) of latents (M, D): of being there, for a goal (C, Hpx, Wpx)."""
+        """What makes costs (M,) of latents (M, D), for a goal (C, Hpx, Wpx)."""
         geometry, frame = self.geometry(cost), goal_frame[None]
         with torch.no_grad(), self.autocast():
             goal = self.encode(frame)
@@ -134,7 +133,7 @@ class Agent:
 
 
 def _fresh_level2(trained: Level2, seed: int) -> Level2:
-    """A level 2 of the same shape with its initial weights: the control `untrained`."""
+    """With its initial weights: the control `untrained`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = Level2(trained.config, trained.latent_dim, trained.action_dim, trained.image)
@@ -160,7 +159,7 @@ class Controller:
         self.agent, self.planner = agent, agent.planner(method, planning)
 
     def start(self, goal_frames: Tensor, rows: Sequence[int]) -> "Controller":
-        """Forget what was played; goal_frames (B, C, Hpx, Wpx) of trials with these numbers."""
+        """Begin anew; goal_frames (B, C, Hpx, Wpx) of trials with these numbers."""
         self.planner.reset(rows)
         self.goal = self.agent.encode(goal_frames)
         self.latent: Tensor | None = None  # (B, D) of the last call
@@ -170,12 +169,12 @@ class Controller:
     def act(self, frame) -> np.ndarray:
         """The next actions (k, 2) px for a frame (Hpx, Wpx, C) or (C, Hpx, Wpx), uint8.
 
-        Carry all k of them out, then call again: so many steps lie between two plans.
+        Carry all k of them out, then call again.
         """
         return self.step(_channels_first(frame, self.agent.level1))[0].cpu().numpy()
 
     def step(self, frames: Tensor, world: World | None = None) -> Tensor:
-        """The same for a batch: (B, C, Hpx, Wpx) uint8 -> (B, k, 2); `world` tells the truth."""
+        """For a batch: (B, C, Hpx, Wpx) uint8 -> (B, k, 2); `world` tells the truth."""
         executed = 0 if self.last is None else self.planner.every
         self.latent = self.agent.encode(frames)
         with self.agent.autocast():
@@ -190,7 +189,7 @@ def load_agent(
     l1: Path, l2: Path | None, planning: PlanningConfig, seed: int, precision: str, device: str,
     l3: Path | None = None, ball: bool = True,
 ) -> Agent:  # fmt: skip
-    """Build the agent from stage folders; FileError names what is missing or does not fit."""
+    """From stage folders; FileError names what is missing or does not fit."""
     level1, probe = (checkpoint.load_part(l1, kind) for kind in ("level1", "probe"))
     distance = checkpoint.load_part(l1, "distance") if (l1 / "distance.json").exists() else None
     level2, level3 = (_load_macro(folder, l1, level1, device) for folder in (l2, l3))

@@ -1,10 +1,9 @@
 """Distances by imagined steps: a graph of places that level 1 believes it can walk, per scene.
 
-Nodes are the pixels of the picture that look like visited ones; an edge joins neighbours where
-every predictor, told to go there or back, imagines to arrive: a leak of a predictor seldom leads
-both ways. Dijkstra from the goal gives the length of
-the way from everywhere: no distance is trained, and no layout has to be known (the idea of ALPS,
-arXiv 2602.05031, with imagined instead of recorded nodes).
+Nodes are the pixels that look like visited ones; an edge joins neighbours where every predictor,
+told to go there or back, imagines to arrive: a leak seldom leads both ways. Dijkstra from the goal
+gives the length of the way from everywhere: no distance is trained, and no layout has to be known
+(the idea of ALPS, arXiv 2602.05031, with imagined instead of recorded nodes).
 """
 
 import itertools
@@ -84,8 +83,7 @@ class GraphDistance(Geometry):
         self.fields, self.onward = (torch.stack(part).to(goals.device) for part in (fields, onward))
 
     def ahead(self, latents: Tensor, goals: Tensor, steps: int) -> Tensor:
-        """(B, D) -> (B, D) so many steps on along their ways, or where a way bends sooner; a nearer
-        goal (B, D) is itself."""
+        """(B, D) -> (B, D) so many steps on, where a way bends sooner, or a nearer goal (B, D)."""
         pixels, ways = pixels_of(*self.fields.shape[1:]).to(latents), self.fields.flatten(1)
         gaps = (pixels - self.places(latents)[:, None]).norm(dim=-1)  # (B, P)
         node = gaps.where(ways.isfinite(), torch.inf).argmin(1, keepdim=True)  # (B, 1)
@@ -129,8 +127,8 @@ class GraphDistance(Geometry):
         return pixels[kept].cpu(), kept.cpu(), there.minimum(there.T)
 
     def field(self, scene: Scene, goal: Tensor) -> tuple[Tensor, Tensor]:
-        """(Hpx, Wpx) px from every pixel to the goal (2,) px, infinite where no way is known; and
-        (P,) the pixel that is next on the way, itself at the end."""
+        """(Hpx, Wpx) px from every pixel to the goal (2,) px, infinite without a way; and (P,) the
+        next pixel on the way, itself at the end."""
         nodes, kept, edges = self.graph(scene)
         height, width = scene.maps.shape[1:3]
         field = torch.full((height * width,), torch.inf)
@@ -153,7 +151,7 @@ class GraphDistance(Geometry):
         return latents
 
     def _walk(self, pixels: Tensor, move: Tensor, scene: Scene) -> Tensor:
-        """(K, N, 2) px where each predictor imagines to be after the action that means `move`."""
+        """(K, N, 2) px where each predictor imagines to be after the action for `move`."""
         latents, later = self._at(pixels, move), self._at(pixels + move)
         actions = self.model.idm(latents, later, self.model.encoder.kept)
         rows = scene.pick(scene.rows.new_zeros(len(latents)))

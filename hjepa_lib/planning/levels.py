@@ -1,4 +1,4 @@
-"""A level of planning, without state: its model, the space of its plans, and what they cost."""
+"""A level of planning: its model, the space of its plans, what they cost, and its clock."""
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from hjepa_lib.models.distance import Geometry
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import Imagined, Level2
 from hjepa_lib.models.local import Scene
+from hjepa_lib.planning.search import Search, shift_plan
 from hjepa_lib.worlds.base import bound
 
 CHUNK = 4096  # candidates rolled out at once, at most
@@ -20,8 +21,8 @@ ON_CUDA = 16  # times as many there (256 MB): launches of small chunks cost more
 def reduce_horizon(costs: Tensor, config: SearchConfig, in_steps: bool) -> Tensor:
     """Costs (..., H) of the predicted steps -> (...), by `config.form`.
 
-    `auto`: costs that count steps add up, which asks for speed; the latent cost is only trusted
-    close to the goal, so there the closest approach decides.
+    `auto`: costs that count steps add up, which asks for speed; latent ones are only trusted close
+    to the goal, so there the closest approach decides.
     """
     form = config.form
     if form == "sum" or (form == "auto" and in_steps):
@@ -41,15 +42,56 @@ def _mean(members: Tensor) -> Tensor:
 
 
 class Level:
-    """What the planner needs of a level: `project`, `members`, and steps `plan_dim` wide."""
+    """What the planner needs of a level: `project`, `members`, `penalty`, and its last plan.
+
+    Level 1 plans at every call, one above each `replan` environment steps; `reach` is the cost
+    between latents one macro-step apart, the scale of `hierarchy.near`.
+    """
 
     stride = 1  # environment steps per planned step
-    plan_dim: int
+    plan_dim: int  # width of a planned step
+    replan, reach = 0, 0.0
 
     def __init__(
         self, config: SearchConfig, geometry: Geometry, cap: float, ball: bool = True
     ) -> None:
         self.config, self.geometry, self.cap, self.ball = config, geometry, cap, ball
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the plan."""
+        self.search: Search | None = None  # its plan (B, H, A) is the next warm start
+        self.macro: Tensor | None = None  # (B, H, D) imagined latents
+        self.path: Tensor | None = None  # (B, H, D) the same, after the controls
+        self.hooks: Tensor | None = None  # (B, H * stride, A) for the level below
+        self.since_plan = self.since_step = 0  # environment steps; the latter of a whole stride
+
+    @property
+    def subgoal(self) -> Tensor:
+        """(B, D): the next latent of the path; an old plan's first ones have gone by."""
+        passed = self.since_plan // self.stride
+        return self.path[:, min(passed, self.path.shape[1] - 1)]
+
+    def context(self, horizon: int) -> Tensor | None:
+        """(B, horizon, A) from now on; beyond this level's own horizon its last step holds on."""
+        if self.hooks is None:
+            return None
+        ahead = self.since_plan + torch.arange(horizon, device=self.hooks.device)
+        return self.hooks[:, ahead.clamp(max=self.hooks.shape[1] - 1)]
+
+    def due(self, executed: int) -> bool:
+        """Moves the clock by `executed` steps: is it time for a new plan?"""
+        self.since_plan += executed
+        self.since_step += executed
+        return self.search is None or self.since_plan >= self.replan
+
+    def warm(self, latent: Tensor) -> Tensor:
+        """The shifted previous plan, or zeros at the start of an episode; the clock starts anew."""
+        passed, self.since_step = divmod(self.since_step, self.stride)
+        self.since_plan = 0
+        if self.search is None:
+            return latent.new_zeros(len(latent), self.config.horizon, self.plan_dim)
+        return shift_plan(self.search.plan, passed)
 
     def imagine(self, start: Tensor, plans: Tensor, *seen: Scene | Tensor | None) -> Tensor:
         """start (M, D), plans (M, H, A), and as in `members` -> latents (M, H, D)."""
@@ -123,8 +165,8 @@ class PrimitiveLevel(Level):
 class MacroLevel(Level):
     """Level 2 and up: one macro-step is `step_skip` environment steps.
 
-    Plans live in the prior's standardised z (`level2.actions` none), in concatenated actions
-    (concat, only), or in learned macro-actions within a percentile box of training data (HWM).
+    By `level2.actions` plans live in the prior's standardised z (none), in concatenated actions
+    (concat, only), or in macro-actions within a percentile box of training data (learned, HWM).
     """
 
     def __init__(
@@ -164,7 +206,7 @@ class MacroLevel(Level):
         self, start: Tensor, plans: Tensor, context: Tensor | None = None,
         scene: Scene | None = None,
     ) -> Tensor:  # fmt: skip
-        """(1, M, H, D): level 2 is no ensemble, and nothing acts on it."""
+        """(1, M, H, D): it is no ensemble, and nothing acts on it."""
         return self.imagine_states(start, plans, scene).predictions[None]
 
     def penalty(

@@ -1,7 +1,7 @@
 """Plan optimisers, batched over trials: MPPI, CEM and gradient descent on the candidates.
 
-They minimise `objective` inside a convex set given by `project`, so that weighted means of
-candidates stay inside it (EB1). A candidate without a finite cost has no say.
+`project` leads into a convex set, so that weighted means of candidates stay inside it (EB1). A
+candidate without a finite cost has no say.
 """
 
 from collections.abc import Callable

@@ -14,7 +14,7 @@ from hjepa_lib.worlds.base import World
 
 
 def resume(world: World, rows: Tensor) -> World:
-    """A copy that goes on from the states of trials `rows` (M,), without the noise of `bounce`."""
+    """A copy that goes on from the states of trials `rows` (M,), without `bounce`."""
     rule = getattr(world, "dynamics", "slide").replace("bounce", "slide")
     copy = type(world)(world.layout.index(rows), rule, seed=1 << 30)  # no chance is foretold
     copy.rows, copy.goal = range(len(rows)), world.goal[rows]
@@ -55,7 +55,7 @@ class TrueDynamics:
 class TrueDistance(GraphDistance):
     """The world's own ways in steps of `cap` px, from where the probe reads a latent.
 
-    Read between pixels: a place a little inside a wall has the way of what lies beside it.
+    Between pixels: a place a little inside a wall has the way of what lies beside it.
     """
 
     name = "distance"

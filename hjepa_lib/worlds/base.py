@@ -1,7 +1,6 @@
 """What is asked of a world; `data.source` names a built-in one of `config.WORLDS`, or an own one.
 
-An own one is named module:Class (examples/own_world.py), a file on Python's path
-(`PYTHONPATH=folder`); both are found and played alike.
+An own one is module:Class (examples/own_world.py), in a file on Python's path.
 """
 
 import importlib
@@ -23,8 +22,8 @@ def trial_noise(
 ) -> Tensor:
     """Standard normal (B, *shape), those of a trial the same alone and in any batch (I13).
 
-    `rows` (B,) are the trials' numbers in their file, `step` counts environment steps, level 0 is
-    the world and 1 upwards are the planners', `draw` counts within a step.
+    `rows` (B,) number the trials in their file; level 0 is the world, 1 upwards the planners';
+    `draw` counts within an environment step.
     """
     bits = np.random.Philox(key=seed)
     normal, state = np.random.Generator(bits).standard_normal, bits.state
@@ -36,15 +35,12 @@ def trial_noise(
     return torch.from_numpy(numbers)
 
 
-def clip_norm(actions: Tensor, cap: float) -> Tensor:
-    """(..., A) px -> same direction, Euclidean norm <= cap."""
-    norm = actions.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    return actions * (cap / norm).clamp(max=1.0)
-
-
 def bound(actions: Tensor, cap: float, ball: bool = True) -> Tensor:
     """(..., A) -> the same with a Euclidean norm <= cap, or else with every component <= cap."""
-    return clip_norm(actions, cap) if ball else actions.clamp(-cap, cap)
+    if not ball:
+        return actions.clamp(-cap, cap)
+    norm = actions.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return actions * (cap / norm).clamp(max=1.0)
 
 
 def reaching(direction: Tensor, cap: float, ball: bool = True) -> Tensor:
@@ -56,14 +52,11 @@ def reaching(direction: Tensor, cap: float, ball: bool = True) -> Tensor:
 class World:
     """B episodes with a state each; an own world has its methods up to `oracle_action`.
 
-    What else differs from here it has too; the rest has a default: `heading`, `reached` (within
-    `radius`), `free` (everywhere), `crosses_wall` (unknown, so no invalid routes are counted) and
-    `teleported` (never).
-    Places are (x, y) px, x to the right and y down, whole numbers at the middle of a pixel.
+    All else has a default. Places are (x, y) px, x to the right and y down, whole numbers at the
+    middle of a pixel; N is its `state_size`, A its `action_size`.
 
     Built as `World(layout, dynamics, seed=seed)` and, to draw frames, as `World(layout)`; what the
-    B rows (two int16 each) of `layout` mean is its own, (0, 0) in a world with one layout. N is its
-    `state_size`, A its `action_size`.
+    B rows (two int16 each) of `layout` mean is its own, (0, 0) in a world with one layout.
     """
 
     frame_shape: ClassVar[tuple[int, int, int]] = (2, 65, 65)  # (C, Hpx, Wpx) of one frame, uint8
@@ -78,7 +71,7 @@ class World:
     max_steps: ClassVar[int] = 200  # of an episode
     radius: ClassVar[float] = math.sqrt(2)  # px, see `reached`
     task_sets: ClassVar[tuple[str, ...]] = ()  # kinds of tasks that `draw_tasks` knows
-    trial_file: ClassVar[str] = ""  # beginning of the names of a built-in world's, "": its own name
+    trial_file: ClassVar[str] = ""  # how a built-in world's begin, "": with its name
     trials: ClassVar[dict[str, int]] = {"validation": 500, "test": 500}  # tasks of a split and set
 
     layout: Layout
@@ -87,7 +80,7 @@ class World:
     # Who plays stored trials sets `goal`, and their numbers `rows` (B,) for `trial_noise`.
 
     def sample_start_goal(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """States (B, N) of start and goal of a task each; trajectories begin at such starts too."""
+        """States (B, N) of start and goal of a task; trajectories begin at such starts too."""
 
     def reset(self, position: Tensor) -> Tensor:
         """Start at states (B, N), restart all randomness; returns the states."""
@@ -96,10 +89,9 @@ class World:
         """Apply `action` (B, A); returns the new states (B, N), in a new tensor."""
 
     def render(self, position: Tensor | None = None) -> Tensor:
-        """uint8 observations (B, ..., stacked * C, Hpx, Wpx) of states (B, ..., N).
+        """uint8 observations (B, ..., stacked * C, Hpx, Wpx) of states (B, ..., N), or the current.
 
-        Default the current ones. Made from the states alone: those of a world that stacks frames
-        know their past.
+        Made from the states alone: those of a world that stacks frames know their past.
         """
 
     def oracle_length(self, start: Tensor, goal: Tensor) -> Tensor:
@@ -117,7 +109,7 @@ class World:
         return (self.xy(state) - self.xy(goal)).norm(dim=-1) < self.radius
 
     def free(self, state: Tensor) -> Tensor:
-        """(B,) bool: whether an episode may be at these states (B, N), not in a wall, say."""
+        """(B,) bool: whether an episode may be at these states (B, N), in no wall, say."""
         return state.isfinite().all(-1)
 
     def crosses_wall(self, here: Tensor, there: Tensor) -> Tensor | None:
@@ -167,9 +159,11 @@ class World:
     @classmethod
     def collect(
         cls, transitions: int, layouts: np.ndarray, seed: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """A data recipe of its own: columns of `Trajectories`; None: the world is walked freely."""
-        return None
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """A data recipe of its own, for `transitions` or more; None: the world is walked freely.
+
+        States (R, L, N) and actions (R, L - 1, A) of episodes, their layouts (R, 2).
+        """
 
 
 _OPTIONAL = ("heading", "reached", "free", "crosses_wall", "teleported")

@@ -5,7 +5,7 @@ away; a step moves along x, then along y, each until a box is in the way, so it 
 """
 
 import functools
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ _FAR = 1e3  # px: boxes of the border reach so far beyond the frame
 def grid_boxes(closed: np.ndarray, size: float, margin: float = 0.0) -> np.ndarray:
     """Boxes (M, 4) of the closed cells (rows, columns) bool, `size` px each, and of what is around.
 
-    Cell (i, j) has the pixels margin + size * j .. margin + size * (j + 1) - 1 of a row, and so on.
+    Cell (i, j) begins at pixel margin + size * j of a row, margin + size * i of a column.
     """
     rows, columns = closed.shape
     spans: dict[tuple[int, int], list[list[int]]] = {}  # columns of a run -> rows it goes through
@@ -52,14 +52,14 @@ def around(low: float, right: float, bottom: float) -> list[tuple[float, ...]]:
 
 
 def open_cells(closed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Open cells (n, 2), and the steps (n, n) between them, infinite where no way leads."""
+    """Open cells (n, 2), and the steps (n, n) between them, infinite without a way."""
     cells = np.argwhere(~closed)
     beside = np.abs(cells[:, None] - cells).sum(-1) == 1
     return cells, shortest_path(beside.astype(float), unweighted=True)
 
 
 def inside(place: Tensor, boxes: Tensor) -> Tensor:
-    """(B, ...) bool: whether places (B, ..., 2) are in one of their row's boxes (B, M, 4)."""
+    """(B, ...) bool: whether places (B, ..., 2) are in a box (B, M, 4) of their row."""
     boxes = boxes.reshape(len(boxes), *[1] * (place.ndim - 2), *boxes.shape[1:])
     low, high = boxes.split(2, -1)
     here = place[..., None, :]
@@ -102,7 +102,7 @@ class Graph(NamedTuple):
     """Where shortest paths among boxes may bend: V places beside their corners."""
 
     nodes: Tensor  # (V, 2) px
-    between: Tensor  # (V, V) px of the shortest way from one to another, infinite without any
+    between: Tensor  # (V, V) px of the shortest way, infinite without any
 
     @classmethod
     def of(cls, boxes: np.ndarray, clearance: float) -> "Graph":
@@ -144,22 +144,20 @@ def _graph(world: type["BoxWorld"], row: tuple[int, int], clearance: float) -> G
 
 
 class BoxWorld(World):
-    """B dots among the boxes of their layouts; a world of this kind says `boxes_of` and tasks.
+    """B dots among boxes; a world of this kind says `boxes_of` and tasks.
 
-    Positions are its state, a step is a displacement, and walls are drawn in channel 1.
+    Its state is the place, a step a displacement; channel 1 has the walls.
     """
 
-    slides: ClassVar[bool] = True
-    clearance: ClassVar[float] = 0.5  # px that the oracle keeps from corners, along each axis
+    slides = True
+    clearance = 0.5  # px that the oracle keeps from corners, along each axis
 
     @classmethod
     def boxes_of(cls, row: tuple[int, int]) -> np.ndarray:
         """Boxes (M, 4) px of a layout's row, the border's included; called once a row."""
-        raise NotImplementedError
 
     def __init__(self, layout: Layout, dynamics: str = "slide", seed: int = 0) -> None:
-        """`layout` gives B and the device."""
-        self.layout, self.seed = layout, seed
+        self.layout, self.seed = layout, seed  # B and the device are the layout's
         self.rows, self.device = range(layout.batch), layout.wall_x.device
         self.position = torch.full((layout.batch, self.state_size), torch.nan, device=self.device)
         pairs, self.map = layout.pairs().unique(dim=0, return_inverse=True)  # (K, 2), (B,)
@@ -169,7 +167,7 @@ class BoxWorld(World):
 
     @functools.cached_property
     def boxes(self) -> Tensor:
-        """(B, M, 4) px; rows with fewer boxes have some beyond everything."""
+        """(B, M, 4) px; rows with fewer have some beyond everything."""
         parts = [torch.from_numpy(_boxes(type(self), row)) for row in self._known]
         return pad_sequence(parts, True, 2 * _FAR).to(self.device)[self.map]
 
@@ -191,7 +189,7 @@ class BoxWorld(World):
         return state.isfinite().all(-1) & ~inside(place, self.boxes)
 
     def crosses_wall(self, here: Tensor, there: Tensor) -> Tensor:
-        """(B, P) bool: neither straight nor along x, then y, from places (B, P, 2) to others."""
+        """(B, P) bool: neither straight nor along x, then y, between places (B, P, 2)."""
         bend = torch.stack((there[..., 0], here[..., 1]), -1)
         along = visible(here, bend, self.boxes) & visible(bend, there, self.boxes)
         return ~(along | visible(here, there, self.boxes))
@@ -202,12 +200,12 @@ class BoxWorld(World):
         return self.position
 
     def step(self, action: Tensor) -> Tensor:
-        """Move by `action` (B, 2) px; returns the new states."""
+        """Move by `action` (B, 2) px."""
         self.position = slide(self.position, action, self.boxes)
         return self.position
 
     def render(self, position: Tensor | None = None) -> Tensor:
-        """Frames (B, ..., C, Hpx, Wpx) uint8 of states, default the current ones."""
+        """Frames (B, ..., C, Hpx, Wpx) uint8 of states."""
         state = self.position if position is None else position
         return paint(self.xy(state), self.walls)
 
@@ -218,7 +216,7 @@ class BoxWorld(World):
         return pictures.to(self.device)[self.map]
 
     def route(self, start: Tensor, goal: Tensor, clearance: float) -> tuple[Tensor, Tensor]:
-        """Length (B,) px of the shortest path between places (B, 2), and where it first bends."""
+        """Length (B,) px of the shortest path between places (B, 2), and its first bend (B, 2)."""
         nodes, between = self._ways(clearance)
 
         def seen(place: Tensor) -> Tensor:  # (B, V) px to the nodes in sight, else infinite
@@ -240,7 +238,7 @@ class BoxWorld(World):
         return length, torch.where(lost[:, None], goal, bend)
 
     def oracle_length(self, start: Tensor, goal: Tensor) -> Tensor:
-        """Shortest path (B,) px of a point between states (B, N), infinite without any."""
+        """Shortest path (B,) px of a point."""
         return self.route(self.xy(start), self.xy(goal), 2 * GAP)[0]
 
     def oracle_action(self, goal: Tensor, cap: float) -> Tensor:

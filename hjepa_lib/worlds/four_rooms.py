@@ -17,28 +17,17 @@ from hjepa_lib.worlds.boxes import BoxWorld, around
 from hjepa_lib.worlds.layout import HIGH, LOW, SIZE, pick_layouts
 from hjepa_lib.worlds.rendering import paint
 
-MIDDLE, HALF = 32, 1.5
-"""Both walls stand at 32 px and have the pixels 31 to 33."""
-DOOR_HALF = 4.5
-"""A door's opening is 9 px wide."""
-FIRST, PLACES = 10, 17
-"""A door's centre lies 10 to 26 px from the frame's nearer edge: 17 places."""
-CLOSED = 0.5
-"""Chance of a door to be closed, one after the other, while the rooms stay connected."""
-MOST = 5
-"""Distractors: 0 to 5."""
-SPEED = 2.5 / 3.45
-"""The dot's longest step and every step of a distractor, px."""
-LIFE = 35
-"""Mean steps (Poisson) after which a distractor appears elsewhere."""
-DIM = 0.6
-"""Brightness of a distractor in units of the dot's."""
-AWAY = -20.0
-"""x and y of a distractor that is not there, px: outside the frame."""
-WAY = 75 * SPEED
-"""Tasks are about so long, px."""
-MARGIN = 2.6
-"""Tasks begin and end so far from walls, px."""
+MIDDLE, HALF = 32, 1.5  # px: both walls have the pixels 31 to 33
+DOOR_HALF = 4.5  # px: openings are 9 px wide
+FIRST, PLACES = 10, 17  # a door's centre lies 10 to 26 px from the frame's nearer edge
+CLOSED = 0.5  # chance of each door, one after the other, while the rooms stay connected
+MOST = 5  # distractors: 0 to 5
+SPEED = 2.5 / 3.45  # px: the dot's longest step and every step of a distractor
+LIFE = 35  # mean steps (Poisson) after which a distractor appears elsewhere
+DIM = 0.6  # brightness of a distractor in units of the dot's
+AWAY = -20.0  # x and y of a distractor that is not there, px: outside the frame
+WAY = 75 * SPEED  # px: tasks are about so long
+MARGIN = 2.6  # px between walls and the ends of tasks
 SIZES = {"train": 900, "validation": 100, "test": 200}
 _CANDIDATES = 16  # of a task, of which the one nearest to WAY is kept
 _BESIDE = torch.tensor([[0, 1], [2, 3], [0, 2], [1, 3]])  # rooms at each door, in reading order
@@ -46,13 +35,13 @@ _LIVES = torch.from_numpy(poisson.ppf((np.arange(4096) + 0.5) / 4096, LIFE)).int
 
 
 def encode(doors: np.ndarray, closed: np.ndarray, distractors: np.ndarray) -> np.ndarray:
-    """Layouts (K, 2) int16 of places (K, 4), closed doors (K,), 4: none, and distractors (K,)."""
+    """Layouts (K, 2) int16 of places (K, 4), closed door (K,), 4: none, and distractors (K,)."""
     one, two = (doors[:, place] * PLACES + doors[:, place + 1] for place in (0, 2))
     return np.stack((closed * PLACES**2 + one, distractors * PLACES**2 + two), -1).astype(np.int16)
 
 
 def decode(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Door centres (K, 4) px along their walls, closed doors and distractors (K,) of layouts."""
+    """Door centres (K, 4) px along their walls, closed door and distractors (K,) of layouts."""
     places = np.stack((pairs // PLACES, pairs), -1).reshape(-1, 4) % PLACES + FIRST
     places[:, 1::2] = SIZE - 1 - places[:, 1::2]
     closed, distractors = (pairs // PLACES**2).T
@@ -61,9 +50,9 @@ def decode(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @functools.cache
 def layout_lists() -> dict[str, np.ndarray]:
-    """{"train": (900, 2), "validation": (100, 2), "test": (200, 2)} int16.
+    """Layouts (K, 2) int16 of `SIZES`; no four door places are in two of them.
 
-    No four door places are in two of them. NumPy's legacy generator, whose stream is frozen.
+    NumPy's legacy generator: its stream is frozen.
     """
     random, count = np.random.RandomState(4), sum(SIZES.values())
     doors = random.randint(PLACES, size=(2 * count, 4))
@@ -78,12 +67,12 @@ def layout_lists() -> dict[str, np.ndarray]:
 class FourRooms(BoxWorld):
     """A state is the dot's place, then those of 5 distractors, outside where there is none.
 
-    Distractors are in the dot's channel, walk straight through everything, and turn at the border.
+    They are in the dot's channel, walk straight through everything, and turn at the border.
     """
 
-    action_cap: ClassVar = SPEED
-    state_size: ClassVar = 2 + 2 * MOST
-    max_steps: ClassVar = 210
+    action_cap = SPEED
+    state_size = 2 + 2 * MOST
+    max_steps = 210
     trials: ClassVar = {"validation": 100, "test": 200}
 
     @classmethod
@@ -94,7 +83,7 @@ class FourRooms(BoxWorld):
 
     @classmethod
     def boxes_of(cls, row: tuple[int, int]) -> np.ndarray:
-        """Boxes (M, 4) px of the walls, a closed door among them, and of what is around."""
+        """Boxes (M, 4) px of the walls, a closed door among them, and around."""
         (doors,), (closed,), _ = decode(np.array([row]))
         boxes = around(LOW + 0.5, HIGH - 0.5, HIGH - 0.5)
         for wall in (0, 1):
@@ -108,7 +97,7 @@ class FourRooms(BoxWorld):
 
     @classmethod
     def at_rest(cls, place: Tensor) -> Tensor:
-        """States (..., 12) of dots at `place` (..., 2) px without any distractor."""
+        """States (..., 12) without any distractor."""
         away = place.new_full((*place.shape[:-1], cls.state_size - 2), AWAY)
         return torch.cat((place, away), -1)
 
@@ -141,7 +130,7 @@ class FourRooms(BoxWorld):
         return tuple(torch.cat((dot, s.flatten(1)), 1) for dot, s in zip(found, seen, strict=True))
 
     def reset(self, position: Tensor) -> Tensor:
-        """Start at states (B, 12); randomness begins anew."""
+        """Start at states (B, 12)."""
         super().reset(position)
         self.steps, self._others = 0, self.position[:, 2:].unflatten(1, (MOST, 2))
         _, self._move, self._left = self._drawn()
@@ -152,13 +141,12 @@ class FourRooms(BoxWorld):
         draw = trial_noise(self.seed, self.rows, self.steps, (MOST, 5)).to(self.device)
         share = torch.special.ndtr(draw[..., 2:])
         move = SPEED * draw[..., :2] / draw[..., :2].norm(dim=-1, keepdim=True)
-        life = _LIVES.to(self.device)[
-            (len(_LIVES) * share[..., 2]).long().clamp(max=len(_LIVES) - 1)
-        ]
+        quantile = (len(_LIVES) * share[..., 2]).long().clamp(max=len(_LIVES) - 1)
+        life = _LIVES.to(self.device)[quantile]
         return LOW + (HIGH - LOW) * share[..., :2], move, life
 
     def step(self, action: Tensor) -> Tensor:
-        """Move the dot by `action` (B, 2) px; returns the new states (B, 12)."""
+        """Move the dot by `action` (B, 2) px."""
         dot = super().step(action)[:, :2]
         self.steps, here = self.steps + 1, self._others + self._move
         self._move = torch.where((here < LOW) | (here > HIGH), -self._move, self._move)
@@ -173,7 +161,7 @@ class FourRooms(BoxWorld):
         return self.position
 
     def render(self, position: Tensor | None = None) -> Tensor:
-        """Frames (B, ..., 2, 65, 65) uint8 of states, default the current ones."""
+        """Frames (B, ..., 2, 65, 65) uint8 of states."""
         state = self.position if position is None else position
         frames = paint(state[..., :2], self.walls)
         for other in state[..., 2:].unflatten(-1, (MOST, 2)).unbind(-2):

@@ -16,7 +16,7 @@ class TwoRoomsEnv(gymnasium.Env):
     """Reach the goal in the other room. Observation (65, 65, 2) uint8: dot, walls.
 
     Action: displacement (dx, dy) in px, not clipped. Reward 1 at the goal, which ends the episode,
-    else 0. `info` holds position, goal (x, y) px, wall_x, door_y, distance (px) and success.
+    else 0. `info`: position, goal (x, y), wall_x, door_y, distance, all px, and success.
     """
 
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
@@ -37,10 +37,7 @@ class TwoRoomsEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """New episode; `options` may fix "start" and "goal", (x, y) px.
-
-        WorkbookError for other options and for places inside a wall.
-        """
+        """`options` may fix free places "start" and "goal", (x, y) px; WorkbookError for others."""
         super().reset(seed=seed)
         # The torch generator follows Gymnasium's, so one seed rules layout, start, goal and noise.
         self._generator.manual_seed(int(self.np_random.integers(2**62)))
@@ -59,7 +56,7 @@ class TwoRoomsEnv(gymnasium.Env):
         return self._frame(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Move by `action` (2,) px; WorkbookError for a wrong shape or a non-finite value."""
+        """Move by `action` (2,) px; WorkbookError for other shapes and non-finite values."""
         action = np.asarray(action, dtype=np.float32)
         if action.shape != (2,) or not np.isfinite(action).all():
             raise WorkbookError(f"action must be two finite numbers (dx, dy) in px, got {action!r}")
@@ -71,7 +68,7 @@ class TwoRoomsEnv(gymnasium.Env):
         return np.ascontiguousarray(self._world.render(position)[0].permute(1, 2, 0).numpy())
 
     def goal_frame(self) -> np.ndarray:
-        """The observation (65, 65, 2) uint8 with the dot at the goal."""
+        """(65, 65, 2) uint8, the dot at the goal."""
         return self._frame(self._goal)
 
     def _info(self) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Random grid mazes in the manner of Diverse Maze (PLDM arXiv 2502.14819, HWM 2604.03208).
 
-8 x 7 cells of 8 px and a border of 4 px: frames of 64 x 72 px. Of the cells 50 to 80 % are open,
-all of them connected; the middle of an open 3 x 3 block is closed again; the longest shortest path
-leads over 13 to 20 cells. The number of a map is the seed that it is drawn from. A task is solved
-within half a cell of its goal, at any of 500 steps.
+8 x 7 cells of 8 px and a border of 4 px. Of the cells 50 to 80 % are open, all of them connected;
+the middle of an open 3 x 3 block is closed again; the longest shortest path leads over 13 to 20
+cells. The number of a map is its seed. A task is solved within half a cell of its goal.
 """
 
 import functools
@@ -14,7 +13,7 @@ import torch
 from scipy.ndimage import label
 from torch import Tensor
 
-from hjepa_lib.worlds.base import clip_norm
+from hjepa_lib.worlds.base import bound
 from hjepa_lib.worlds.boxes import BoxWorld, grid_boxes, open_cells, slide
 from hjepa_lib.worlds.layout import Layout, pick_layouts
 from hjepa_lib.worlds.rendering import paint
@@ -38,7 +37,7 @@ class Map(NamedTuple):
 
     closed: np.ndarray  # (7, 8) bool
     cells: np.ndarray  # (n, 2) int64 row and column of the open ones
-    steps: np.ndarray  # (n, n) int64 from cell to cell
+    steps: np.ndarray  # (n, n) int64 between them
 
 
 @functools.lru_cache(maxsize=1024)
@@ -61,27 +60,27 @@ def maze_map(number: int) -> Map:
 
 
 def middle(cells: np.ndarray) -> Tensor:
-    """Places (..., 2) px of the middles of cells (..., 2), rows and columns."""
+    """Places (..., 2) px of the middles of cells (..., 2)."""
     return torch.from_numpy(BORDER + CELL * (cells[..., ::-1] + 0.5) - 0.5).float()
 
 
 class Maze(BoxWorld):
     """Kinematic: an action is a displacement. The first number of a layout's row is the map."""
 
-    frame_shape: ClassVar = (2, ROWS * CELL + 2 * BORDER, COLUMNS * CELL + 2 * BORDER)
-    max_steps: ClassVar = 500
-    radius: ClassVar = CELL / 2
-    task_sets: ClassVar = tuple(BINS)
+    frame_shape = (2, ROWS * CELL + 2 * BORDER, COLUMNS * CELL + 2 * BORDER)
+    max_steps = 500
+    radius = CELL / 2
+    task_sets = tuple(BINS)
     trials: ClassVar = {"validation": 50, "test": 200}
 
     @classmethod
     def boxes_of(cls, row: tuple[int, int]) -> np.ndarray:
-        """Boxes (M, 4) px of a map's closed cells and of its border."""
+        """Boxes (M, 4) px of a map."""
         return grid_boxes(maze_map(row[0]).closed, CELL, BORDER)
 
     @classmethod
     def layout_set(cls, name: str) -> np.ndarray:
-        """Layouts (K, 2) int16, rows (map, 0), of a list in `NUMBERS`; WorkbookError for others."""
+        """Layouts (K, 2) int16, rows (map, 0), of `NUMBERS`."""
         numbers = pick_layouts(name, range(1), NUMBERS)
         return np.array([(number, 0) for number in numbers], np.int16)
 
@@ -89,7 +88,7 @@ class Maze(BoxWorld):
     def draw_tasks(
         cls, task_set: str, split: str, n: int, generator: torch.Generator
     ) -> tuple[Layout, Tensor, Tensor]:
-        """Maps, starts and goals of n tasks of a bin, or of all bins in turn."""
+        """n tasks of a bin, or of all in turn."""
         pool, kinds = cls.layout_set(split), [task_set] if task_set else list(BINS)
 
         def draw(count: int) -> int:
@@ -130,33 +129,33 @@ class VelocityMaze(Maze):
     A state is the place and the one before it; an observation shows both, and no velocity.
     """
 
-    stacked: ClassVar = 2
-    state_size: ClassVar = 4
-    action_cap: ClassVar = 0.6
-    clearance: ClassVar = 2.0
+    stacked = 2
+    state_size = 4
+    action_cap = 0.6
+    clearance = 2.0
 
     @classmethod
     def at_rest(cls, place: Tensor) -> Tensor:
-        """States (..., 4) whose last place is their place."""
+        """States (..., 4) that have not moved."""
         return torch.cat((place, place), -1)
 
     def step(self, action: Tensor) -> Tensor:
-        """Push by `action` (B, 2); returns the new states (B, 4)."""
+        """Push by `action` (B, 2)."""
         here, before = self.position.split(2, -1)
-        move = clip_norm(DRAG * (here - before) + action, SPEED)
+        move = bound(DRAG * (here - before) + action, SPEED)
         self.position = torch.cat((slide(here, move, self.boxes), here), -1)
         return self.position
 
     def render(self, position: Tensor | None = None) -> Tensor:
-        """Frames (B, ..., 4, 64, 72) uint8 of states: the one before, then the current one."""
+        """Frames (B, ..., 4, 64, 72) uint8 of states, the one before first."""
         state = self.position if position is None else position
         here, before = state.split(2, -1)
         return torch.cat((paint(before, self.walls), paint(here, self.walls)), -3)
 
     def oracle_action(self, goal: Tensor, cap: float) -> Tensor:
-        """The force (B, 2) that turns the velocity towards the next bend of the shortest path."""
+        """The force (B, 2) that turns the velocity towards the next bend of the way."""
         here, before = self.position.split(2, -1)
         way = self.route(here, self.xy(goal), self.clearance)[1] - here
         gap = way.norm(dim=-1, keepdim=True).clamp(min=1e-6)
         wanted = way / gap * (GAIN * gap).clamp(SLOW, SPEED)
-        return clip_norm(wanted - DRAG * (here - before), cap)
+        return bound(wanted - DRAG * (here - before), cap)

@@ -1,8 +1,8 @@
 """Two Rooms whose door is patrolled: a guard walks up and down across the opening.
 
-Contact ends an episode as failed: the dot stays where it is for ever, and fades. One frame does not
-tell where the guard is going, nor how fast, so an observation has three. A level 1 with
-`level1.foresight` learns from recordings where it goes and that contact is the end.
+Contact ends an episode as failed: the dot stays for ever, and fades. One frame does not tell where
+the guard is going, nor how fast, so an observation has three. A level 1 with `level1.foresight`
+learns from recordings where it goes and that contact is the end.
 """
 
 from typing import ClassVar
@@ -11,27 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hjepa_lib.worlds.base import World, clip_norm
+from hjepa_lib.worlds.base import World, bound
 from hjepa_lib.worlds.layout import DOOR_HALF, DOOR_RANGE, FIXED, Layout
-from hjepa_lib.worlds.oracle import CLEARANCE, oracle_action, oracle_length
 from hjepa_lib.worlds.rendering import render
-from hjepa_lib.worlds.two_rooms import TwoRooms
+from hjepa_lib.worlds.two_rooms import CLEARANCE, TwoRooms, oracle_action, oracle_length
 
-PERIODS = (12, 30)
-"""Steps of the guard's way up and down, whole numbers, drawn per episode."""
-REACH = 6.0
-"""The guard turns so far from the door's centre, px: 2 px beyond the lips."""
-CONTACT = 3.0
-"""Dot and guard touch when their centres come nearer, px."""
-FADED = 0.5
-"""Brightness of a caught dot in units of a free one's."""
-BUDGET = 1.5
-"""Steps of a task in units of the oracle's."""
+PERIODS = (12, 30)  # steps of the guard's way up and down, whole numbers, drawn per episode
+REACH = 6.0  # px from the door's centre where the guard turns: 2 px beyond the lips
+CONTACT = 3.0  # px: dot and guard touch when their centres come nearer
+FADED = 0.5  # brightness of a caught dot in units of a free one's
+BUDGET = 1.5  # steps of a task in units of the oracle's
 X, Y, PHASE, PERIOD, CAUGHT, LEFT, PAST = range(7)
 """Columns of a state; PHASE is a share of the period, CAUGHT counts steps from the contact, LEFT
-those of the task's budget; PAST and what follows are the dot's two places before, (x, y) each."""
-LEAVES = 1.0, 4.0
-"""The rule's moment to go: the guard is so far from the door's centre, px, and walks away."""
+those of the task's budget; from PAST on are the dot's two places before, (x, y) each."""
+LEAVES = 1.0, 4.0  # px from the door's centre: there the guard walks away, and the rule goes
 _WAITS = PERIODS[1] + 1  # steps that the oracle may wait
 _HORIZON, _PASSAGE = 48, 16  # steps of its plan, and of its way past the guard
 # Parts of the opening that the oracle may aim at: centre off the door's, half-width, px.
@@ -44,18 +37,17 @@ def _beside(row: Tensor, others: Tensor) -> Tensor:
 
 
 class PatrolledDoor(World):
-    """B rooms; three frames of three channels, dot, walls, guard; states as the columns above."""
+    """B rooms; three frames of dot, walls, guard; states have the columns above."""
 
-    frame_shape: ClassVar[tuple[int, int, int]] = (3, 65, 65)
-    stacked: ClassVar[int] = 3
-    action_cap: ClassVar[float] = 1.8
-    slides: ClassVar[bool] = True
-    state_size: ClassVar[int] = 10
-    max_steps: ClassVar[int] = 120
-    trials: ClassVar[dict[str, int]] = {"validation": 100, "test": 200}
+    frame_shape = (3, 65, 65)
+    stacked = 3
+    action_cap = 1.8
+    slides = True
+    state_size = 10
+    max_steps = 120
+    trials: ClassVar = {"validation": 100, "test": 200}
 
     def __init__(self, layout: Layout, dynamics: str = "slide", seed: int = 0) -> None:
-        """`layout` gives B and the device."""
         self._rooms = TwoRooms(layout, "slide", seed=seed)
         self.layout, self.rows = layout, self._rooms.rows
 
@@ -77,15 +69,14 @@ class PatrolledDoor(World):
     def draw_tasks(
         cls, task_set: str, split: str, n: int, generator: torch.Generator
     ) -> tuple[Layout, Tensor, Tensor]:
-        """As in the base class, each with 1.5 times the steps that the oracle needs."""
+        """Each with 1.5 times the steps that the oracle needs."""
         layout, start, goal = super().draw_tasks(task_set, split, n, generator)
         world = cls(layout)
         world.reset(start)
         needed = torch.full((n,), cls.max_steps)
         for step in range(cls.max_steps):
-            needed = torch.where(
-                world.reached(world.position, goal), needed.clamp(max=step), needed
-            )
+            there = world.reached(world.position, goal)
+            needed = torch.where(there, needed.clamp(max=step), needed)
             if (needed <= step).all():
                 break
             world.step(world.oracle_action(goal, cls.action_cap))
@@ -93,7 +84,7 @@ class PatrolledDoor(World):
         return layout, start, goal
 
     def sample_start_goal(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """States (B, 10) in different rooms, beyond the guard's reach; its phase is anywhere."""
+        """States (B, 10) in different rooms, beyond the guard's reach."""
         n = self.layout.batch
         low, high = PERIODS
         period = torch.randint(low, high + 1, (n,), generator=generator).float()
@@ -106,7 +97,7 @@ class PatrolledDoor(World):
         return states[0], states[1]
 
     def free(self, state: Tensor) -> Tensor:
-        """(B,) bool: not in a wall, nor without a guard."""
+        """(B,) bool: in no wall, and with a guard."""
         return self._rooms.free(state[:, :2]) & (state[:, PERIOD] >= 1)
 
     def reached(self, state: Tensor, goal: Tensor) -> Tensor:
@@ -114,7 +105,7 @@ class PatrolledDoor(World):
         return super().reached(state, goal) & (state[..., CAUGHT] == 0) & (state[..., LEFT] >= 0)
 
     def reset(self, position: Tensor) -> Tensor:
-        """Start at states `position` (B, 10); their dots have been where they are."""
+        """Start at states (B, 10) whose dots have been where they are."""
         self.position = position.to(self.layout.wall_x).clone()
         self.position[:, PAST:] = self.position[:, :2].repeat(1, 2)
         self._rooms.rows = self.rows
@@ -122,12 +113,11 @@ class PatrolledDoor(World):
         return self.position
 
     def step(self, action: Tensor) -> Tensor:
-        """Move by `action` (B, 2) px unless caught; returns the new states (B, 10)."""
+        """Move by `action` (B, 2) px unless caught."""
         old, here = self.position, self.position[:, :2]
         held = old[:, CAUGHT] > 0
         there = torch.where(held[:, None], here, self._rooms.step(action))
-        now = torch.zeros(len(old))
-        held = held | self._touches(here, there, self._guard(now), self._guard(now + 1))
+        held = held | self._touches(here, there, self._guard(old), self._guard(old, 1))
         self.position = old.clone()
         self.position[:, :2] = self._rooms.position = there
         self.position[:, PHASE] = (old[:, PHASE] + 1 / old[:, PERIOD]) % 1
@@ -137,7 +127,7 @@ class PatrolledDoor(World):
         return self.position
 
     def render(self, position: Tensor | None = None) -> Tensor:
-        """Observations (B, ..., stacked * 3, 65, 65) uint8 of states (B, ..., 10)."""
+        """(B, ..., stacked * 3, 65, 65) uint8 of states (B, ..., 10)."""
         state = self.position if position is None else position
         layout = self.layout.to(state.device)
         frames = []
@@ -147,7 +137,7 @@ class PatrolledDoor(World):
             faded = (FADED * frame[..., 0, :, :]).to(torch.uint8)
             caught = (state[..., CAUGHT] > ago)[..., None, None]
             frame[..., 0, :, :] = torch.where(caught, faded, frame[..., 0, :, :])
-            y = self._guard(torch.full_like(state[..., 0], -ago), state)
+            y = self._guard(state, -ago)
             guard = torch.stack((_beside(layout.wall_x, y).expand_as(y), y), -1)
             frames += [frame, render(guard, layout)[..., :1, :, :]]
         return torch.cat(frames, -3)
@@ -156,20 +146,18 @@ class PatrolledDoor(World):
         """(B, ...) bool, as `TwoRooms`."""
         return self._rooms.crosses_wall(here, there)
 
-    def _guard(self, ahead: Tensor, state: Tensor | None = None) -> Tensor:
-        """The guard's y (B, ...) px so many steps (B, ...) after `state` (B, ..., 10).
+    def _guard(self, state: Tensor, ahead: Tensor | int = 0) -> Tensor:
+        """The guard's y (B, ...) px so many steps after states (B, ..., 10).
 
-        At its upper end at phase 0, at its lower one at 1/2; by default after the current state.
+        At its upper end at phase 0, at its lower one at 1/2.
         """
-        if state is None:
-            state = self.position.reshape(-1, *[1] * (ahead.ndim - 1), self.state_size)
         phase = (state[..., PHASE] + ahead / state[..., PERIOD]) % 1
         return _beside(self.layout.door_y, phase) + REACH * (1 - (4 * phase - 2).abs())
 
     def _touches(self, here: Tensor, there: Tensor, before: Tensor, after: Tensor) -> Tensor:
         """(B, ...) bool: contact while the dot goes from `here` to `there`, (B, ..., 2) px.
 
-        `before` and `after` (B, ...) are the guard's y; both move straight.
+        So does the guard from y `before` to `after` (B, ...).
         """
         x = _beside(self.layout.wall_x, before).expand_as(before)
         gap = here - torch.stack((x, before), -1)
@@ -178,7 +166,7 @@ class PatrolledDoor(World):
         return (gap + share.clamp(0, 1)[..., None] * change).norm(dim=-1) < CONTACT
 
     def oracle_length(self, start: Tensor, goal: Tensor) -> Tensor:
-        """Shortest path (B,) px between the dots of two sets of states, the guard left out."""
+        """Shortest path (B,) px, the guard left out."""
         return oracle_length(start[:, :2], goal[:, :2], self.layout)
 
     def oracle_action(self, goal: Tensor, cap: float) -> Tensor:
@@ -205,10 +193,10 @@ class PatrolledDoor(World):
         walk = walk.gather(2, steps[..., None].expand(-1, -1, -1, 2))[:, :, None]
         waits = torch.arange(_WAITS)
         clock = waits[:, None] + steps[:, :, None]  # (B, P, W, D+1)
-        guard = self._guard(clock)
+        guard = self._guard(state[:, None, None, None], clock)
         caught = self._touches(walk[..., :-1, :], walk[..., 1:, :], guard[..., :-1], guard[..., 1:])
         still = state[:, None, :2].expand(-1, _WAITS, -1)
-        guard = self._guard(torch.arange(_WAITS + 1).expand(n, -1))
+        guard = self._guard(state[:, None], torch.arange(_WAITS + 1))
         struck = self._touches(still, still, guard[:, :-1], guard[:, 1:])  # (B, W), in that step
         struck = torch.nn.functional.pad(struck.int().cumsum(1)[:, :-1], (1, 0)) > 0
         cost = arrival[..., None] + waits + 1000 * (caught.any(-1) | struck[:, None])
@@ -226,26 +214,27 @@ class PatrolledDoor(World):
     def rule_action(self, goal: Tensor, cap: float) -> Tensor:
         """Wait and go (B, 2) px, norm <= `cap`, told where the guard is.
 
-        Walk up to the opening, out of the guard's reach; when it leaves the centre, pass through
+        Walk up to the opening, beyond the guard's reach; when it leaves the centre, pass through
         the other half.
         """
-        place, layout, state = self.position[:, :2], self.layout, self.position
+        layout, state = self.layout, self.position
+        place = state[:, :2]
         side = torch.where(place[:, 0] < layout.wall_x, -1.0, 1.0)
         post = torch.stack((layout.wall_x + side * (CONTACT + 0.5), layout.door_y), -1)
         crossed = (place[:, 0] - layout.wall_x) * (goal[:, 0] - layout.wall_x) > 0
         under_way = (place[:, 0] - post[:, 0]) * side < -0.1
-        guard, soon = (self._guard(torch.full((len(state),), ahead)) for ahead in (0, 1))
+        guard, soon = self._guard(state), self._guard(state, 1)
         away = guard - layout.door_y
         leaves = ((soon - guard) * away > 0) & (away.abs() > LEAVES[0]) & (away.abs() < LEAVES[1])
         go = crossed | under_way | (leaves & ((place - post).norm(dim=-1) < 0.1))
         other = torch.where(under_way, place[:, 1] - layout.door_y, -away).sign()
         part = Layout(layout.wall_x, layout.door_y + torch.where(crossed, 0, 2.0 * other))
         walk = oracle_action(place, goal[:, :2], part, cap, DOOR_HALF - 1.0)
-        return torch.where(go[:, None], walk, clip_norm(post - place, cap))
+        return torch.where(go[:, None], walk, bound(post - place, cap))
 
 
 class PatrolledDoorOne(PatrolledDoor):
     """The same world seen one frame at a time: the control that cannot know the guard's way."""
 
-    stacked: ClassVar[int] = 1
-    trial_file: ClassVar[str] = "patrolled_door"
+    stacked = 1
+    trial_file = "patrolled_door"

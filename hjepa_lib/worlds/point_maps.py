@@ -13,17 +13,15 @@ from hjepa_lib.files import WorkbookError, extra
 
 MAZES = {"medium": (8, 8), "large": (9, 12), "giant": (12, 16), "teleport": (9, 12)}
 """Cells down and across of every map, the border's included."""
-UNIT, ORIGIN = 2.0, 11.5
-"""px a unit of the environment, and px of its (0, 0), the centre of cell (1, 1)."""
-CELL = 8
-"""px; cell (i, j), i down, covers the pixels from 8 j and 8 i on."""
+UNIT, ORIGIN = 2.0, 11.5  # px a unit of the environment, and px of its (0, 0), of cell (1, 1)
+CELL = 8  # px; cell (i, j), i down, covers the pixels from 8 j and 8 i on
 
 
 @functools.cache
 def environment(maze: str) -> Any:
     """OGBench's environment, one for all dots of a maze; whoever steps sets its data and goal.
 
-    WorkbookError when the package is absent or its map is another one.
+    WorkbookError without the package, or with another map in it.
     """
     os.environ.setdefault("MUJOCO_GL", "disabled")  # nothing is drawn with it
     extra("ogbench")  # registers its environments
@@ -34,7 +32,7 @@ def environment(maze: str) -> Any:
 
 
 def teleporters(maze: str, end: str, kind: str = "xys") -> np.ndarray:
-    """Places (n, 2) in units, or cells (`ijs`), of entrances (`in`) or exits (`out`), if any."""
+    """(n, 2) units, or cells (`ijs`), of entrances (`in`) or exits (`out`), if any."""
     info = environment(maze)._teleport_info or {}
     return np.reshape(info.get(f"teleport_{end}_{kind}", ()), (-1, 2))
 
@@ -56,7 +54,7 @@ def next_cell(maze: str, cell: tuple[int, int], goal: tuple[int, int]) -> np.nda
 
 
 def turns(maze: str) -> np.ndarray:
-    """Open cells (n, 2) but those of straight corridors: `navigate` takes its goals from these."""
+    """Open cells (n, 2) but those of straight corridors: goals of `navigate`."""
     closed = closed_cells(maze)
     up, down, left, right = (np.roll(closed, shift, axis) for axis in (0, 1) for shift in (1, -1))
     corridor = left & right & ~up & ~down | up & down & ~left & ~right

@@ -1,13 +1,14 @@
 """OGBench's PointMaze (arXiv 2410.20092): its environment, data recipes, tasks and success.
 
 The package `ogbench` moves the dot (MuJoCo) and says what success is; the picture is drawn here,
-8 px a cell and 2 px a unit of the environment, from the place and the map alone: dot, walls and, in
-the teleport maze, a third channel: entrances at 255 (the disc that triggers), exits at 128.
+8 px a cell and 2 px a unit, from the place and the map alone: dot, walls and, in the teleport maze,
+entrances at 255 (the disc that triggers), exits at 128.
 One action is `repeat` equal environment steps; in the data its noise is one draw for all of them.
 """
 
 import contextlib
 import functools
+import itertools
 import time
 from collections.abc import Iterator
 from typing import ClassVar
@@ -59,19 +60,19 @@ def _global_numpy_kept() -> Iterator[None]:
 class PointMaze(BoxWorld):
     """B dots in one maze, each with a MuJoCo state; a subclass names the map and the data recipe.
 
-    A component of an action is at most `action_cap` px, which is `repeat` environment steps at full
-    speed. The environment ends an episode at the step that met the goal, so a dot with a `goal`
-    (B, 2) stands still from there on. Boxes serve shortest paths alone.
+    `action_cap` is `repeat` environment steps at full speed along an axis. The environment ends an
+    episode at the step that met the goal, so a dot with a `goal` (B, 2) stands still from there on.
+    Boxes serve shortest paths alone.
     """
 
     maze: ClassVar[str]
     recipe: ClassVar[str]
-    repeat: ClassVar[int] = 5
-    action_ball: ClassVar[bool] = False
-    resumes: ClassVar[bool] = False
-    clearance: ClassVar[float] = 0.3  # px from boxes
-    radius: ClassVar[float] = 1.0 * UNIT + 1e-5  # the environment's; a state is rounded to float32
-    trials: ClassVar[dict[str, int]] = {"validation": 50 * TASKS, "test": 50 * TASKS}
+    repeat = 5
+    action_ball = False
+    resumes = False
+    clearance = 0.3  # px from boxes
+    radius = 1.0 * UNIT + 1e-5  # the environment's; a state is rounded to float32
+    trials: ClassVar = {"validation": 50 * TASKS, "test": 50 * TASKS}
 
     crosses_wall = World.crosses_wall  # contacts let nobody through; boxes are wider than walls
 
@@ -91,8 +92,8 @@ class PointMaze(BoxWorld):
     ) -> tuple[Layout, Tensor, Tensor]:
         """Starts and goals as the environment draws them.
 
-        Validation has five pairs of cells of its own: not those of the test, nor their reverse, and
-        as far apart as the nearest of them at least.
+        Validation has five other pairs of cells: no reverse of the test's, and as far apart as the
+        nearest of them at least.
         """
         env, (cells, steps) = environment(cls.maze), open_cells(closed_cells(cls.maze, True))
         number = {tuple(cell): place for place, cell in enumerate(cells.tolist())}
@@ -112,7 +113,7 @@ class PointMaze(BoxWorld):
         return Layout.of(np.zeros((n, 2))), *map(to_px, ends)
 
     def sample_start_goal(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(B, 2) px each: places as in the tasks, of cells that a way without teleporters joins."""
+        """(B, 2) px each, as in the tasks, of cells that a way without teleporters joins."""
         (cells, steps), batch = open_cells(closed_cells(self.maze, True)), self.layout.batch
         pairs = np.argwhere(np.isfinite(steps) & (steps > 0))
         pairs = pairs[torch.randint(len(pairs), (batch,), generator=generator).numpy()]
@@ -121,7 +122,7 @@ class PointMaze(BoxWorld):
         return start, goal
 
     def reset(self, position: Tensor) -> Tensor:
-        """Put the dots at `position` (B, 2) px; nobody has arrived, teleporters begin anew."""
+        """Put the dots at `position` (B, 2) px; nobody has arrived."""
         env, self._data = environment(self.maze), []
         for place in to_units(position):
             env.data = type(env.data)(env.model)  # new
@@ -132,7 +133,7 @@ class PointMaze(BoxWorld):
         return self.position
 
     def step(self, action: Tensor) -> Tensor:
-        """Move by `action` (B, 2) px, cut to the box; returns the new positions (B, 2)."""
+        """Move by `action` (B, 2) px, cut to the box."""
         self.arrived |= self._advance(action, ~self.arrived)
         return self.position
 
@@ -179,7 +180,7 @@ class PointMaze(BoxWorld):
         return closed.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)[None]
 
     def render(self, position: Tensor | None = None) -> Tensor:
-        """Frames (B, ..., C, Hpx, Wpx) uint8 of `position` (B, ..., 2), default the current one."""
+        """Frames (B, ..., C, Hpx, Wpx) uint8."""
         frames = super().render(position)
         if (still := discs(self.maze)) is None:
             return frames
@@ -189,12 +190,8 @@ class PointMaze(BoxWorld):
     @classmethod
     def collect(
         cls, transitions: int, layouts: np.ndarray, seed: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Episodes of the recipe, the last one cut; equal arguments give equal data.
-
-        Published are 1,000 `navigate` (giant: 500) and 5,000 `stitch` episodes: 200,000 transitions
-        of 5 environment steps.
-        """
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Episodes of the recipe; published: 200,000 transitions of 5 steps."""
         begin, per = time.perf_counter(), STEPS[cls.recipe] // cls.repeat
         per *= 2 if (cls.maze, cls.recipe) == ("giant", "navigate") else 1
         count = -(-transitions // per)
@@ -202,23 +199,17 @@ class PointMaze(BoxWorld):
             cls._walk(min(_CHUNK, count - first), per, np.random.default_rng((seed, first)))
             for first in range(0, count, _CHUNK)
         ]
-        lengths = torch.full((count,), per + 1)
-        lengths[-1] -= per * count - transitions
-        positions, actions = (
-            torch.cat(part).flatten(0, 1)[: transitions + count].clone()
-            for part in zip(*parts, strict=True)
-        )
-        actions[-1] = 0
         minutes = (time.perf_counter() - begin) / 60
         of = f"{transitions:,} transitions of PointMaze, {cls.repeat} environment steps each"
         print(f"{of}, in {minutes:.1f} min")
-        return positions, actions, lengths, torch.zeros(count, 2, dtype=torch.int16)
+        positions, actions = map(torch.cat, zip(*parts, strict=True))
+        return positions, actions, torch.zeros(count, 2)
 
     @classmethod
     def _walk(cls, n: int, steps: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Positions and actions (n, steps + 1, 2), px; a last state has the action 0.
+        """Positions (n, steps + 1, 2) and actions (n, steps, 2), px.
 
-        Everybody walks to the next cell on the way, with noise; who met a goal gets a new one in
+        All walk to the next cell on the way, with noise; who met a goal gets a new one in
         `navigate`, at the next action, and stays about there in `stitch`.
         """
         env, corners = environment(cls.maze), turns(cls.maze)
@@ -245,39 +236,9 @@ class PointMaze(BoxWorld):
             positions.append(world.position)
             if cls.recipe == "navigate":
                 aim[met] = near(rng.choice(corners, met.sum()))
-        actions.append(torch.zeros(n, 2))
         return torch.stack(positions, 1), torch.stack(actions, 1)
 
 
-class MediumNavigate(PointMaze):
-    """`pointmaze_medium_navigate`; the others are named alike."""
-
-    maze, recipe = "medium", "navigate"
-
-
-class MediumStitch(PointMaze):
-    maze, recipe = "medium", "stitch"
-
-
-class LargeNavigate(PointMaze):
-    maze, recipe = "large", "navigate"
-
-
-class LargeStitch(PointMaze):
-    maze, recipe = "large", "stitch"
-
-
-class GiantNavigate(PointMaze):
-    maze, recipe = "giant", "navigate"
-
-
-class GiantStitch(PointMaze):
-    maze, recipe = "giant", "stitch"
-
-
-class TeleportNavigate(PointMaze):
-    maze, recipe = "teleport", "navigate"
-
-
-class TeleportStitch(PointMaze):
-    maze, recipe = "teleport", "stitch"
+for _maze, _recipe in itertools.product(MAZES, STEPS):  # MediumNavigate to TeleportStitch
+    _name = f"{_maze.title()}{_recipe.title()}"
+    globals()[_name] = type(_name, (PointMaze,), {"maze": _maze, "recipe": _recipe})

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from hjepa_lib.worlds.layout import CHANNELS, DOOR_HALF, DOT_STD, HIGH, LOW, SIZE, Layout
 
-_VARIANCE2 = 2 * DOT_STD**2
-
 
 def render_walls(layout: Layout) -> Tensor:
     """Wall channel (B, 65, 65) uint8 of each layout."""
@@ -27,7 +25,7 @@ def render_walls(layout: Layout) -> Tensor:
 def render(position: Tensor, layout: Layout, bright: float = 255.0, std: float = DOT_STD) -> Tensor:
     """Frames (B, ..., 2, 65, 65) uint8 of positions (B, ..., 2) px; one layout per row, or one.
 
-    Equals `render_reference`, but computes only the pixels that can be non-zero.
+    Equals `render_reference`, by the pixels that can be non-zero alone.
     """
     return paint(position, render_walls(layout.to(position.device)), bright, std)
 
@@ -35,7 +33,7 @@ def render(position: Tensor, layout: Layout, bright: float = 255.0, std: float =
 def paint(position: Tensor, walls: Tensor, bright: float = 255.0, std: float = DOT_STD) -> Tensor:
     """Frames (B, ..., 2, Hpx, Wpx) uint8 of dots (B, ..., 2) px over walls (B or 1, Hpx, Wpx).
 
-    `bright` is a dot's value at its centre, `std` its size, px.
+    `bright`: value of a dot's centre; `std`: its size, px.
     """
     radius = math.floor(std * math.sqrt(2 * math.log(255)) + 0.5)  # px that can be non-zero
     patch = 2 * radius + 1
@@ -56,11 +54,11 @@ def paint(position: Tensor, walls: Tensor, bright: float = 255.0, std: float = D
 
 
 def render_reference(position: Tensor, layout: Layout) -> Tensor:
-    """The direct formula over all pixels: (B, ..., 2) -> (B, ..., 2, 65, 65) uint8."""
+    """`render` by the direct formula over all pixels."""
     pixel = torch.arange(SIZE, device=position.device, dtype=torch.float32)
     x, y = position[..., 0, None, None], position[..., 1, None, None]
     squared = (pixel[None, :] - x) ** 2 + (pixel[:, None] - y) ** 2  # (B, ..., Hpx, Wpx)
-    dot = (255 * torch.exp(-squared / _VARIANCE2)).to(torch.uint8)
+    dot = (255 * torch.exp(-squared / (2 * DOT_STD**2))).to(torch.uint8)
     walls = render_walls(layout.to(position.device))
     walls = walls.reshape(layout.batch, *[1] * (position.ndim - 2), SIZE, SIZE).expand_as(dot)
     return torch.stack((dot, walls), dim=-3)

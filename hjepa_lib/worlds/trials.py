@@ -1,8 +1,7 @@
 """Evaluation trials (start, goal, layout) that live in files, so that every method meets the same.
 
-`trial_files/` has those of the protocols, which `make_trials` drew with the seeds 1000 to 1007, in
-the order of `index.json`, which holds their hashes; behind them those of the built-in worlds, which
-`draw_trials` drew.
+`trial_files/` has those of the protocols, which `make_trials` drew with the seeds 1000 to 1007, and
+of the built-in worlds, which `draw_trials` drew; `index.json` holds their hashes.
 """
 
 import functools
@@ -18,7 +17,7 @@ from hjepa_lib import files
 from hjepa_lib.config import WORLDS
 from hjepa_lib.worlds.base import World, find_world
 from hjepa_lib.worlds.layout import Layout
-from hjepa_lib.worlds.two_rooms import TwoRooms
+from hjepa_lib.worlds.two_rooms import TwoRooms, shifted
 
 SPLITS = ("validation", "test")
 
@@ -41,7 +40,7 @@ class Trials(NamedTuple):
         start: Tensor, goal: Tensor, layout: Layout, name: str, world: type[World] = TwoRooms,
         first: int = 0,
     ) -> "Trials":  # fmt: skip
-        """Numbered from `first`; hashed: float32 columns start, goal and the int16 one layout."""
+        """Numbered from `first`; hashed: float32 columns start, goal and int16 layout."""
         columns = ((start, "<f4"), (goal, "<f4"), (layout.pairs(), "<i2"))
         parts = [np.ascontiguousarray(part.numpy(), kind).tobytes() for part, kind in columns]
         numbers = tuple(range(first, first + len(start)))
@@ -49,7 +48,7 @@ class Trials(NamedTuple):
 
     @property
     def count(self) -> int:
-        """Number of trials n (`len` of a NamedTuple would count its fields)."""
+        """n (`len` of a NamedTuple would count its fields)."""
         return self.start.shape[0]
 
     def first(self, n: int) -> "Trials":
@@ -59,14 +58,14 @@ class Trials(NamedTuple):
         return self.pick(range(n))
 
     def pick(self, places: Sequence[int]) -> "Trials":
-        """Some of these trials, under the numbers that they have in their file."""
+        """Some of these trials, under their numbers in the file."""
         places = list(places)
         start, goal, layout = self.start[places], self.goal[places], self.layout.index(places)
         numbers = tuple(self.numbers[place] for place in places)
         return self._replace(start=start, goal=goal, layout=layout, numbers=numbers)
 
     def begin(self, dynamics: str, seed: int) -> World:
-        """The world of these trials, each at its start, with the noise of its number."""
+        """Their world, each at its start, with the noise of its number."""
         world = self.world(self.layout, dynamics, seed=seed)
         world.rows, world.goal = self.numbers, self.goal
         world.reset(self.start)
@@ -74,7 +73,7 @@ class Trials(NamedTuple):
 
 
 def make_trials(layouts: np.ndarray, n: int, seed: int) -> Trials:
-    """n new trials in rooms drawn from `layouts` (K, 2), a function of the seed (PL2)."""
+    """n new trials in rooms of `layouts` (K, 2), a function of the seed (PL2)."""
     if n < 1:
         raise files.WorkbookError(f"n must be at least 1, got {n}")
     generator = torch.Generator().manual_seed(seed)
@@ -97,24 +96,31 @@ def draw_trials(world: type[World], split: str, task_set: str = "") -> Trials:
     return Trials.of(*ends, layout, f"{world.__name__}_{split}", world)
 
 
-def world_trials(source: str, split: str, n: int, task_set: str = "") -> Trials:
-    """The first n trials of the world `source`: committed if it is built-in, else drawn now."""
-    world, name = find_world(source), trials_name(source, split, task_set)
-    if source in WORLDS:
-        return _committed(_FOLDER, name, world).first(n)
-    return draw_trials(world, split, task_set).first(n)
+def load_trials(source: str, split: str, n: int = 100, task_set: str = "") -> Trials:
+    """The first n trials of a protocol of Two Rooms or of another world, named as `data.source`.
+
+    Committed ones, their hash verified, or those that an own world draws. WorkbookError for unknown
+    names or more than there are, FileError for a changed file.
+    """
+    world = find_world(source)
+    if world is not None and source not in WORLDS:
+        return draw_trials(world, split, task_set).first(n)
+    name = trials_name(source, split, task_set)
+    return _committed(_FOLDER, name, world or shifted(source)).first(n)
 
 
 def trials_hash(source: str, split: str, n: int, task_set: str = "") -> str:
-    """`sha256` of `world_trials`; of committed ones without what their world needs to be built."""
+    """`sha256` of `load_trials`; of committed ones without what their world needs to be built."""
     known = files.read_json(_FOLDER / "index.json").get(trials_name(source, split, task_set))
     enough = source in WORLDS and n <= find_world(source).trials.get(split, 0)
-    return known if known and enough else world_trials(source, split, n, task_set).sha256
+    return known if known and enough else load_trials(source, split, n, task_set).sha256
 
 
 def trials_name(source: str, split: str, task_set: str = "") -> str:
-    """Of a world's file of trials, without its ending."""
-    begin = find_world(source).trial_file or source
+    """Of a file of trials, without its ending; those of P3 serve its shifted worlds too."""
+    world = find_world(source)
+    begin = source if world is None else world.trial_file or source
+    begin = "p3" if source.startswith("p3_") else begin
     return "_".join(filter(None, (begin, split, task_set)))
 
 
@@ -144,14 +150,6 @@ def _check(where: str | Path, world: World, start: Tensor, goal: Tensor) -> None
         raise files.FileError(f"{where}: a start or goal lies in a wall or outside the rooms")
     if not world.oracle_length(start, goal).isfinite().all():
         raise files.FileError(f"{where}: no way leads from some start to its goal")
-
-
-def load_trials(protocol: str, split: str, n: int = 100) -> Trials:
-    """The first n committed trials of a protocol and split, hash verified.
-
-    WorkbookError for unknown names or n above 500, FileError for a changed file.
-    """
-    return _committed(_FOLDER, f"{protocol}_{split}", TwoRooms).first(n)
 
 
 @functools.lru_cache(maxsize=64)  # an experiment asks for the same ones in every cell
