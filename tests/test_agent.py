@@ -41,9 +41,8 @@ from hjepa_lib.training import policies as training
 from hjepa_lib.training.policies import draw_pairs, train_policy
 from hjepa_lib.workbench.schema import read_experiment
 from hjepa_lib.worlds.base import trial_noise
-from hjepa_lib.worlds.layout import Layout
+from hjepa_lib.worlds.layout import Layout, render
 from hjepa_lib.worlds.patrolled_door import CAUGHT
-from hjepa_lib.worlds.rendering import render
 from hjepa_lib.worlds.trials import load_trials
 from hjepa_lib.worlds.two_rooms import step
 

@@ -28,8 +28,7 @@ from hjepa_lib.evaluation import Case
 from hjepa_lib.files import FileError
 from hjepa_lib.runs import score
 from hjepa_lib.runs.stages import make_data
-from hjepa_lib.worlds.layout import Layout, layout_set
-from hjepa_lib.worlds.rendering import render
+from hjepa_lib.worlds.layout import Layout, layout_set, render
 from hjepa_lib.worlds.two_rooms import inside, step
 
 

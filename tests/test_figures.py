@@ -22,8 +22,7 @@ from hjepa_lib.figures import beliefs, data, plans, style, success, training
 from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures.style import FigureError
 from hjepa_lib.workbench.rows import pooled
-from hjepa_lib.worlds.layout import Layout, layout_lists
-from hjepa_lib.worlds.rendering import render, render_walls
+from hjepa_lib.worlds.layout import Layout, layout_lists, render, render_walls
 
 RNG = np.random.default_rng(5)
 LIMIT_BYTES = 300_000

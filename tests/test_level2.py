@@ -7,7 +7,7 @@ from hjepa_lib.data.windows import Windows
 from hjepa_lib.models.level2 import HJepa
 from hjepa_lib.models.objectives import loss_terms, weighted_sum
 from hjepa_lib.models.stochastic import UNIFORM, Categorical, Gaussian
-from hjepa_lib.worlds.rendering import render
+from hjepa_lib.worlds.layout import render
 
 KINDS = ("gaussian", "categorical")
 ACTIONS = ("none", "concat", "only", "learned")

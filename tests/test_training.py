@@ -32,7 +32,7 @@ from hjepa_lib.training import level2 as level2_training
 from hjepa_lib.training import loop, probes
 from hjepa_lib.training import policies as policies_training
 from hjepa_lib.training.loop import Fit, Task, TrainingError, learning_rate
-from hjepa_lib.worlds.rendering import render
+from hjepa_lib.worlds.layout import render
 
 KINDS = ("level1", "level2", "joint", "distance")
 

@@ -15,8 +15,14 @@ from tiny import refused, seeded
 from hjepa_lib import files
 from hjepa_lib.worlds import ENV_ID
 from hjepa_lib.worlds import trials as trial_module
-from hjepa_lib.worlds.layout import Layout, all_layouts, layout_lists, layout_set
-from hjepa_lib.worlds.rendering import render, render_reference
+from hjepa_lib.worlds.layout import (
+    Layout,
+    all_layouts,
+    layout_lists,
+    layout_set,
+    render,
+    render_reference,
+)
 from hjepa_lib.worlds.trials import SPLITS, load_trials, make_trials, read_trials, save_trials
 from hjepa_lib.worlds.two_rooms import (
     DYNAMICS,

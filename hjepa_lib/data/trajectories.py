@@ -179,7 +179,12 @@ class Trajectories:
         for name, array in arrays.items():
             files.save_npy(folder / f"{name}.npy", array.astype(_ARRAYS[name], copy=False))
         if self.record is not None:
-            arrays["frames"] = self._save_frames(folder / "frames.npy")
+            (store, rows), path = self.record, folder / "frames.npy"
+            there = Path(getattr(store, "filename", "")) == path.resolve()
+            if not (there and torch.equal(rows, torch.arange(len(store)))):
+                shape = (len(rows), *store.shape[1:])
+                store = Record.write(path, self.record.pieces(), shape).store
+            arrays["frames"] = store
         sizes = {name: list(array.shape) for name, array in arrays.items()}
         extra = {"transitions": self.transitions, "hash": self.hash(), "sizes": sizes}
         files.write_json(folder / "meta.json", {**self.meta, **extra})
@@ -203,10 +208,3 @@ class Trajectories:
         record = None if store is None else Record(store, rows)
         arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return cls(**arrays, meta=meta, record=record)
-
-    def _save_frames(self, path: Path) -> np.ndarray:
-        store, rows = self.record
-        there = Path(getattr(store, "filename", "")) == path.resolve()
-        if there and torch.equal(rows, torch.arange(len(store))):
-            return store
-        return Record.write(path, self.record.pieces(), (len(rows), *store.shape[1:])).store

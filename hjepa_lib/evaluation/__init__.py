@@ -78,12 +78,6 @@ def played_cap(config: Config, wanted: float = 0.0) -> float:
     return P1_CAP
 
 
-@functools.cache
-def _recorded() -> dict[str, str]:
-    """Hashes of the committed trial files, by protocol_split."""
-    return read_json(Path(__file__).parents[1] / "worlds" / "trial_files" / "index.json")
-
-
 @dataclass(frozen=True)
 class Case:
     """One method as it is played: all that shapes its result beside the weights."""
@@ -176,7 +170,8 @@ class Case:
             from hjepa_lib.worlds.trials import trials_hash
 
             return trials_hash(self.world, self.split, self.trials, self.task_set)
-        return _recorded()[f"{self._set}_{self.split}"]
+        folder = Path(__file__).parents[1] / "worlds" / "trial_files"
+        return read_json(folder / "index.json")[f"{self._set}_{self.split}"]
 
     @property
     def _set(self) -> str:

@@ -64,23 +64,19 @@ def classify(
     if commands is not None:
         offsets = np.ma.masked_invalid(np.where(commands.commanded, commands.offset, np.nan))
         rules.append(("off_distribution", np.ma.median(offsets, axis=1).filled(0) > OFFSET))
-    if layouts is None:
-        return _first_of(rules, "missed_goal")
-    layouts = np.asarray(layouts, np.float64)
-    wall_x, door_y = layouts[:, :1], layouts[:, 1:]  # (B, 1) each
-    side = np.sign(goal[:, :1] - wall_x)
-    crossed = ((positions[..., 0] - wall_x) * side > WALL_HALF).any(1)
-    half = positions[:, positions.shape[1] // 2 :]
-    at_face = np.abs(half[..., 0] - wall_x) <= WALL_HALF + STUCK_PX
-    beside = np.abs(half[..., 1] - door_y) > DOOR_HALF
-    if commands is not None:
-        rules.append(("subgoal_unreachable", unreachable_share(commands, layouts) > 0.5))
-    rules += [("missed_goal", crossed), ("stuck_at_wall", (at_face & beside).mean(1) > 0.5)]
-    return _first_of(rules, "no_door")
-
-
-def _first_of(rules: Sequence[tuple[str, np.ndarray]], else_: str) -> np.ndarray:
-    return np.select([found for _, found in rules], [name for name, _ in rules], else_)
+    if layouts is not None:
+        layouts = np.asarray(layouts, np.float64)
+        wall_x, door_y = layouts[:, :1], layouts[:, 1:]  # (B, 1) each
+        side = np.sign(goal[:, :1] - wall_x)
+        crossed = ((positions[..., 0] - wall_x) * side > WALL_HALF).any(1)
+        half = positions[:, positions.shape[1] // 2 :]
+        at_face = np.abs(half[..., 0] - wall_x) <= WALL_HALF + STUCK_PX
+        beside = np.abs(half[..., 1] - door_y) > DOOR_HALF
+        if commands is not None:
+            rules.append(("subgoal_unreachable", unreachable_share(commands, layouts) > 0.5))
+        rules += [("missed_goal", crossed), ("stuck_at_wall", (at_face & beside).mean(1) > 0.5)]
+    names, found = zip(*rules, strict=True)
+    return np.select(found, names, "missed_goal" if layouts is None else "no_door")
 
 
 def unreachable_share(commands: Commands, layouts: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ A model starts from the encoding of one frame, is fed the recorded actions, and 
 reads where it believes the dot is: px. Of recordings without places RMS distances of latents.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,14 +68,6 @@ def unit_of(store: LatentStore) -> str:
     return "error of the position (px)" if store.positions.shape[1] else "RMS of latents"
 
 
-def _scale(agent: Agent, batch: LatentBatch) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Where the states are (B, T, P), in px or in latents, and what reads that from latents."""
-    if batch.positions.shape[-1]:
-        return batch.positions, lambda latents: agent.probe(latents.to(agent.device)).cpu()
-    size = batch.latents.shape[-1] ** 0.5
-    return batch.latents.cpu() / size, lambda latents: latents.float().cpu() / size
-
-
 @torch.no_grad()
 def open_loop(agent: Agent, batch: LatentBatch) -> dict[str, Curve]:
     """Errors by horizon of level 1, of level 2 and of standing still.
@@ -86,11 +77,14 @@ def open_loop(agent: Agent, batch: LatentBatch) -> dict[str, Curve]:
     """
     level1, level2 = agent.level1, agent.level2
     latents, pushes = batch.latents.to(agent.device), batch.actions.to(agent.device)
-    length, (truth, read) = pushes.shape[1], _scale(agent, batch)
-    hooks, above = {}, {}
+    length, size = pushes.shape[1], batch.latents.shape[-1] ** 0.5
+    placed = batch.positions.shape[-1] > 0
+    truth, hooks, above = batch.positions if placed else batch.latents.cpu() / size, {}, {}
 
     def gaps(found: Tensor, steps: np.ndarray) -> np.ndarray:
-        return (read(found) - truth[:, steps]).norm(dim=-1).numpy()
+        if placed:
+            return _gaps(agent, found, truth[:, steps])
+        return (found.float().cpu() / size - truth[:, steps]).norm(dim=-1).numpy()
 
     if level2 is not None and length >= level2.config.step_skip:
         actions = level1.normalise_actions(pushes)

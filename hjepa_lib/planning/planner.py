@@ -52,7 +52,8 @@ class Planner:
         hierarchy: HierarchyConfig | None = None, ahead: int = 0,
     ) -> None:  # fmt: skip
         self.levels, self.seed, self.every, self.hierarchy = levels, seed, every, hierarchy
-        self.level1, self.ahead = levels[0], ahead
+        self.level1, self.level2 = levels[0], levels[1] if len(levels) > 1 else None
+        self.ahead = ahead
         self.geometry = self.level1.geometry
         self.reset()
 
@@ -96,8 +97,7 @@ class Planner:
     @property
     def context(self) -> Tensor | None:
         """(B, H, A) what level 2 adds to the actions of level 1's roll-outs from now on."""
-        above = self.levels[1:]
-        return above[0].context(self.level1.config.horizon) if above else None
+        return self.level2.context(self.level1.config.horizon) if self.level2 else None
 
     def replan(self, number: int, latent: Tensor, target: Tensor) -> Search:
         """A new plan of level `number` to `target` (B, E); the controls act on level 2 alone."""

@@ -21,7 +21,7 @@ from hjepa_lib.models.distance import Distance
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.planning.agent import Agent
 from hjepa_lib.training.level1 import train_level1
-from hjepa_lib.worlds.rendering import render, render_reference
+from hjepa_lib.worlds.layout import render, render_reference
 from hjepa_lib.worlds.trials import load_trials
 
 TOLERANCE = 0.05

@@ -15,8 +15,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from hjepa_lib.worlds.base import World, bound
-from hjepa_lib.worlds.layout import Layout
-from hjepa_lib.worlds.rendering import paint
+from hjepa_lib.worlds.layout import Layout, paint
 
 GAP = 0.01
 _FAR = 1e3  # px: boxes of the border reach so far beyond the frame

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from hjepa_lib.worlds.base import trial_noise
 from hjepa_lib.worlds.boxes import BoxWorld, around
-from hjepa_lib.worlds.layout import HIGH, LOW, SIZE, pick_layouts
-from hjepa_lib.worlds.rendering import paint
+from hjepa_lib.worlds.layout import HIGH, LOW, SIZE, paint, pick_layouts
 
 MIDDLE, HALF = 32, 1.5  # px: both walls have the pixels 31 to 33
 DOOR_HALF = 4.5  # px: openings are 9 px wide

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from hjepa_lib.worlds.base import bound
 from hjepa_lib.worlds.boxes import BoxWorld, grid_boxes, open_cells, slide
-from hjepa_lib.worlds.layout import Layout, pick_layouts
-from hjepa_lib.worlds.rendering import paint
+from hjepa_lib.worlds.layout import Layout, paint, pick_layouts
 
 ROWS, COLUMNS = 7, 8
 CELL, BORDER = 8, 4  # px

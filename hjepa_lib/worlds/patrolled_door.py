@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.worlds.base import World, bound
-from hjepa_lib.worlds.layout import DOOR_HALF, DOOR_RANGE, FIXED, Layout
-from hjepa_lib.worlds.rendering import render
+from hjepa_lib.worlds.layout import DOOR_HALF, DOOR_RANGE, FIXED, Layout, render
 from hjepa_lib.worlds.two_rooms import CLEARANCE, TwoRooms, oracle_action, oracle_length
 
 PERIODS = (12, 30)  # steps of the guard's way up and down, whole numbers, drawn per episode

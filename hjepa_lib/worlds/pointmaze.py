@@ -8,7 +8,6 @@ One action is `repeat` equal environment steps; in the data its noise is one dra
 
 import contextlib
 import functools
-import itertools
 import time
 from collections.abc import Iterator
 from typing import ClassVar
@@ -239,6 +238,35 @@ class PointMaze(BoxWorld):
         return torch.stack(positions, 1), torch.stack(actions, 1)
 
 
-for _maze, _recipe in itertools.product(MAZES, STEPS):  # MediumNavigate to TeleportStitch
-    _name = f"{_maze.title()}{_recipe.title()}"
-    globals()[_name] = type(_name, (PointMaze,), {"maze": _maze, "recipe": _recipe})
+class MediumNavigate(PointMaze):
+    """`pointmaze_medium_navigate`; the others are named alike."""
+
+    maze, recipe = "medium", "navigate"
+
+
+class MediumStitch(PointMaze):
+    maze, recipe = "medium", "stitch"
+
+
+class LargeNavigate(PointMaze):
+    maze, recipe = "large", "navigate"
+
+
+class LargeStitch(PointMaze):
+    maze, recipe = "large", "stitch"
+
+
+class GiantNavigate(PointMaze):
+    maze, recipe = "giant", "navigate"
+
+
+class GiantStitch(PointMaze):
+    maze, recipe = "giant", "stitch"
+
+
+class TeleportNavigate(PointMaze):
+    maze, recipe = "teleport", "navigate"
+
+
+class TeleportStitch(PointMaze):
+    maze, recipe = "teleport", "stitch"

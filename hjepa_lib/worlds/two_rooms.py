@@ -14,8 +14,7 @@ from torch import Tensor
 from hjepa_lib.files import one_of
 from hjepa_lib.worlds.base import World, bound, trial_noise
 from hjepa_lib.worlds.boxes import visible
-from hjepa_lib.worlds.layout import DOT_STD, HIGH, LOW, Layout, layout_set
-from hjepa_lib.worlds.rendering import render
+from hjepa_lib.worlds.layout import DOT_STD, HIGH, LOW, Layout, layout_set, render
 
 DYNAMICS = ("blocked", "bounce", "slide")
 NOISE = 0.5  # standard deviation of the bounce per axis, px
