@@ -290,15 +290,16 @@ class Oracle:
         return torch.stack(found, 1)
 
 
-def test_state_px_of_a_model_that_knows_and_of_one_that_copies():
+def test_state_px_of_a_model_that_knows_and_of_one_that_copies(monkeypatch):
     """X19."""
+    monkeypatch.setattr(measures, "STEPS", 4)
     train, test = tiny_transitions(20).split(0.4, 0)
-    found, episode = measures.place_errors(Oracle(), train, test, 0, 4)
+    found, episode = measures.place_errors(Oracle(), train, test, 0)
     px = {kind: measures.rms(errors) for kind, errors in found.items()}
     assert px["imagined"].max() < 0.05 and px["encoded"].max() < 0.05
     assert px["permuted"].min() > 1 and len(episode) == len(found["guess"])
     assert px["guess"] == pytest.approx(np.min([px[n] for n in ("last", "mean", "between")], 0))
-    lazy, _ = measures.place_errors(Oracle(False), train, test, 0, 4)
+    lazy, _ = measures.place_errors(Oracle(False), train, test, 0)
     for kind in ("imagined", "permuted"):  # a read-out of its own wins nothing over the guess
         assert measures.rms(lazy[kind]) == pytest.approx(px["between"], abs=0.05)
     blind = dataclasses.replace(train, position=None)

@@ -293,7 +293,7 @@ def test_drift_pays_for_the_next_state_and_push_for_state_and_action():
     expected = (directions[action] * way).sum(1) / np.linalg.norm(way, axis=1)
     assert reward == pytest.approx(expected)
     here = np.full(2, 9.0)
-    assert worlds.push_reward(here, here, here, 2) == 0
+    assert worlds.reward("push", here, here, here, 2) == 0
 
 
 def test_both_worlds_move_alike_and_at_random():

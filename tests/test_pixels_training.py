@@ -214,7 +214,7 @@ TINY = RewardConfig(hidden=16, layers=2, optim=EpochsConfig(updates=30, batch=16
 
 def features(rows=96, seed=0, ahead=True):
     z, a = (torch.randn(rows, width, generator=seeded(10 * seed + width)) for width in (5, 4))
-    return Features(z, a, z + 1 if ahead else None, z[:, 0] + a.mean(1))
+    return Features(z, a, z[:, 0] + a.mean(1), z + 1 if ahead else None)
 
 
 def trained(config=TINY, ahead=True, kinds=heads.HEADS):
@@ -238,7 +238,7 @@ def first():
 
 def test_input_sizes_are_those_of_the_seeds():
     z, a = torch.zeros(2, 64), torch.ones(2, 32)
-    features = Features(z, a, z + 7, torch.zeros(2))
+    features = Features(z, a, torch.zeros(2), z + 7)
     plain, ahead, copy = (features.inputs(kind) for kind in heads.HEADS)
     assert torch.equal(plain, torch.cat([z, a], 1))
     assert torch.equal(ahead, torch.cat([z, z + 7, a], 1))
@@ -319,7 +319,7 @@ def test_a_head_spends_its_budget_and_sees_batches_of_training_rows_alone():
     optim = EpochsConfig(updates=12, batch=16, lr=0.0, patience=1)
     config = dataclasses.replace(TINY, hidden=8, optim=optim, standardise=False)
     z, rewards = torch.randn(80, 4), torch.randn(80)
-    whole = Features(z, z[:, :2], z + 1, rewards)
+    whole = Features(z, z[:, :2], rewards, z + 1)
     parts = [whole.rows(rows) for rows in torch.arange(80).split([70, 10])]
     work = heads.fit_head("larp", *parts, config, 0)
     *_, last = work

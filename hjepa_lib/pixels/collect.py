@@ -31,24 +31,22 @@ _SMALLEST_CNN = 36  # side of the smallest picture that CnnPolicy's convolutions
 def acquire(config: PixelsConfig, seed: int) -> Transitions:
     """The transitions a run works on (DATA-6); `meta["notes"]` says what was decided.
 
-    Collected without a path, or where it is missing (a warning) or of another environment.
-    ConfigError where PPO is wanted and the file is not from PPO, WorkbookError for another picture
-    shape, FileError where it is damaged. Nothing is ever written to the path.
+    Collected where the path is "", missing (a warning) or of another environment; it is never
+    written to. ConfigError for a file not from PPO where that is wanted, WorkbookError for another
+    picture shape, FileError for damage.
     """
-    path, wanted, notes = config.data.path, config.environment.id, []
+    path, wanted, why = config.data.path, config.environment.id, ""
     if path and not Path(path).exists():
-        notes.append(f"{path} does not exist, so the data were collected anew")
-        warnings.warn(notes[-1], stacklevel=2)
+        why = f"{path} does not exist"
+        warnings.warn(f"{why}, so the data were collected anew", stacklevel=2)
     elif path:
         stored = Transitions.load(path)
         found = stored.meta.get("environment")
         if found == wanted:
             return _accept(stored, config, seed)
-        notes.append(
-            f"{path} is a data set of another environment, {found} instead of {wanted}, "
-            "so the data were collected anew"
-        )
+        why = f"{path} is a data set of another environment, {found} instead of {wanted}"
     data = collect(config, seed)
+    notes = [f"{why}, so the data were collected anew"] if why else []
     data.meta["notes"] = [*notes, *data.meta.get("notes", [])]
     return data
 
@@ -56,8 +54,7 @@ def acquire(config: PixelsConfig, seed: int) -> Transitions:
 def _accept(stored: Transitions, config: PixelsConfig, seed: int) -> Transitions:
     """A loaded data set of the right environment, if its method and shape fit."""
     seen, path, method = config.environment, config.data.path, stored.meta.get("method")
-    skilled = config.data.method == "ppo"
-    if skilled and method != "ppo":
+    if config.data.method == "ppo" and method != "ppo":
         raise ConfigError(
             f"{path} was collected by the method {method!r}, but "
             "pixels.data.method=ppo asks for PPO data: drop the path or the method"
@@ -72,20 +69,20 @@ def _accept(stored: Transitions, config: PixelsConfig, seed: int) -> Transitions
     own: dict[str, Any] = {"max_steps": seen.max_steps, "frame_skip": seen.frame_skip}
     if method == "ppo":
         own["action_repeat"] = max(repeat_of(config), 1)
-    if skilled:
-        own["ppo"] = to_dict(config.ppo)
-    wanted, found = leaves(own), leaves(stored.meta)
+    if config.data.method == "ppo":
+        own["ppo"] = to_dict(config.ppo) | {"action_repeat": None, "n_envs": None}
+    found = leaves(stored.meta)
     stored.meta["notes"] = [f"loaded from {path}"] + [
         f"{path} was collected with {name}={found.get(name)}, the setting {value} has no effect"
-        for name, value in wanted.items()
-        if found.get(name) != value and name not in ("ppo.action_repeat", "ppo.n_envs")
+        for name, value in leaves(own).items()
+        if value not in (None, found.get(name))
     ]
     stored.meta |= describe_split(stored, config, seed)
     return stored
 
 
 def collect(config: PixelsConfig, seed: int) -> Transitions:
-    """New transitions, by uniform actions (DATA-1) or a trained policy; equal seeds, equal data."""
+    """New transitions, by uniform actions (DATA-1) or PPO; equal seeds, equal data."""
     seen = config.environment
     if config.data.method == "random":
         env = make_env(seen)
@@ -166,7 +163,7 @@ def record(
 def place_of(env: gymnasium.Env, info: dict[str, Any]) -> np.ndarray:
     """Where things are, px: `info["position"]`, in Breakout paddle x, ball x, ball y; else empty.
 
-    A passed frame gets that of the decision's end: it is never asked for.
+    That of a frame between decisions is never asked for: it gets that of the decision's end.
     """
     if "position" in info:
         return np.asarray(info["position"], np.float32).ravel()
@@ -177,7 +174,7 @@ def place_of(env: gymnasium.Env, info: dict[str, Any]) -> np.ndarray:
 
 
 def describe_split(data: Transitions, config: PixelsConfig, seed: int) -> dict[str, Any]:
-    """How a run of this seed cuts the data, wherever they come from (DATA-5)."""
+    """How a run of this seed cuts the data (DATA-5)."""
     fraction = config.data.validation_split
     train, validation = data.split(fraction, seed)
     return {
@@ -188,18 +185,18 @@ def describe_split(data: Transitions, config: PixelsConfig, seed: int) -> dict[s
 
 
 def repeat_of(config: PixelsConfig) -> int:
-    """How often PPO's actions are repeated: the environment's setting, else PPO's own."""
+    """How often PPO's actions are repeated."""
     return config.environment.action_repeat or config.ppo.action_repeat
 
 
 def train_policy(config: PixelsConfig, seed: int, notes: list[str]) -> tuple[Any, int]:
-    """A PPO model (DATA-2) and the number of its environments; what happened goes to `notes`."""
+    """A PPO model (DATA-2), the number of its environments; what happened goes to `notes`."""
     stable_baselines3 = extra("stable_baselines3")
     ppo = config.ppo
     large = config.environment.image_size >= _SMALLEST_CNN
     with contextlib.closing(make_training_envs(config, seed, notes)) as envs:
         count = envs.num_envs
-        # No roll-out longer than the whole training, no batch larger than a roll-out.
+        # No roll-out is longer than the training, no batch larger than a roll-out.
         steps = min(ppo.n_steps, max(2, ppo.steps // count))
         model = stable_baselines3.PPO(
             "CnnPolicy" if large else "MlpPolicy", envs, n_steps=steps,
@@ -221,11 +218,11 @@ def make_training_env(config: PixelsConfig) -> gymnasium.Env:
 
 
 def make_training_envs(config: PixelsConfig, seed: int, notes: list[str]) -> Any:
-    """Seeded environments side by side, at most one per CPU; in processes where that works."""
+    """Seeded environments, at most one per CPU; in processes where that works."""
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import SubprocVecEnv
 
-    make_training_env(config).close()  # what is wrong with the settings is said here, in one place
+    make_training_env(config).close()  # what is wrong with the settings is said here
     count = min(config.ppo.n_envs, usable_cores())
     if count < config.ppo.n_envs:
         notes.append(f"{count} environments instead of {config.ppo.n_envs}: one per CPU")

@@ -40,6 +40,14 @@ RANKED: dict[str, tuple[str, float | str]] = {
     "larp_gain": ("high", 0.0),  # reward mse - larp mse, over that of the mean
 }
 """Numbers by which models may be ranked: better end, value of the trivial guess or whose it is."""
+RATIOS = {
+    "ratio_first": ("px_first", "px_guess_first", 0.5),
+    "ratio_last": ("px_last", "px_guess_last", 0.5),
+    "action_use": ("px_first", "px_permuted", -0.5),
+    "latent_error": ("latent", "latent_guess", 1.0),
+    "frame_error": ("frame", "frame_guess", 1.0),
+}
+"""Scores that are an error over another one, to a power."""
 COLUMNS = (
     "parameters", "updates", "train_seconds", *RANKED, "px_encoded", "varying", "effective_rank",
 )  # fmt: skip
@@ -48,16 +56,14 @@ ERRORS = {"px_first": "state px, one step", "px_last": "state px, last step",
           "latent": "imagined latent", "frame": "decoded frame", "reward_mlp": "reward MLP",
           "larp": "look-ahead reward"}  # fmt: skip
 """Errors per block that claims are about."""
+GUESSES = dict.fromkeys((guess for _, guess, _ in RATIOS.values()), "the better guess")
+GUESSES["px_permuted"] = "permuted actions"
 PAIRED = (
-    ("px_first", "px_guess_first"), ("px_last", "px_guess_last"),
-    ("px_first", "px_permuted"), ("latent", "latent_guess"), ("frame", "frame_guess"),
+    *((kind, guess) for kind, guess, _ in RATIOS.values()),
     ("reward_mlp", MEAN_REWARD), ("larp", "reward_mlp"), ("larp", "larp_copy"),
 )  # fmt: skip
 """An error, and that of the better guess or plainer head that it is held against."""
-AGAINST = {"px_guess_first": "the better guess", "px_guess_last": "the better guess",
-           "px_permuted": "permuted actions", "latent_guess": "the better guess",
-           "frame_guess": "the better guess"}  # fmt: skip
-BLOCKED = (*(kind for pair in PAIRED[:5] for kind in pair), "px_possible_first")
+BLOCKED = (*(kind for kind, *_ in RATIOS.values()), *GUESSES, "px_possible_first")
 """Errors whose blocks the row of an experiment keeps, at most `KEPT` of them."""
 KEPT = 20
 TWINS = ("enc_dec_jepa", "jepa")
@@ -137,7 +143,7 @@ def claims(
             two = errors.get(other, {}).get(baseline)
             if kind not in own or two is None:
                 continue
-            against = AGAINST.get(baseline, baseline) if other == model else LABELS[other]
+            against = GUESSES.get(baseline, baseline) if other == model else LABELS[other]
             said = {"model": model, "score": ERRORS[kind], "against": against}
             power = 0.5 if kind.startswith("px") else 1.0
             said |= claim(own[kind], two, resamples=RESAMPLES, power=power)

@@ -1,4 +1,4 @@
-"""Any Gymnasium environment as pixels: uint8 frames (C, H, W), the same for every model.
+"""Any Gymnasium environment as pixels: uint8 frames (C, H, W).
 
 Channels come first or last. Two of them are layers of objects (dot, walls), layer k at brightness
 1 / k; the alpha of (H, W, 4) is dropped; (4, H, W) is a stack of grey frames, of which the newest
@@ -30,10 +30,7 @@ _WIDEST = 1e6  # a declared range above this is no range of brightness
 
 
 def open_env(env_id: str) -> gymnasium.Env:
-    """The bare environment `env_id`, with the first render mode it accepts (ENV-1).
-
-    Tries "rgb_array", None, the environment's default; ConfigError, one sentence, when all fail.
-    """
+    """The bare environment, with the first of `_MODES` that it accepts (ENV-1), or ConfigError."""
     atari = env_id.startswith("ALE/")
     for mode in _MODES:
         try:
@@ -49,9 +46,9 @@ def open_env(env_id: str) -> gymnasium.Env:
 
 
 def make_env(config: EnvironmentConfig, *, action_repeat: int = 0) -> gymnasium.Env:
-    """An environment with observations (C, H, W) uint8, C = 1 or 3, ready to collect from.
+    """An environment with observations (C, H, W) uint8, C = 1 or 3.
 
-    The step limit counts environment steps, repeated and skipped ones included.
+    Its limit counts repeated and skipped steps, too.
     """
     env = TimeLimit(open_env(config.id), config.max_steps)
     env = PixelObservation(env, config.image_size, config.grayscale)
@@ -89,8 +86,8 @@ def to_frame(
 ) -> np.ndarray:
     """A picture (see `is_picture`) as (1 or 3, size, size) uint8; `declared`: its black and white.
 
-    Undeclared integers have 0..255, uint16 its whole range, and floats [0, 1], or 0..255 where one
-    is above 1. ValueError when it is no picture or not finite.
+    Undeclared integers have 0..255, uint16 its whole range, floats [0, 1], or 0..255 where one is
+    above 1. ValueError when it is no picture or not finite.
     """
     image = np.asarray(image)
     if not is_picture(image.shape):

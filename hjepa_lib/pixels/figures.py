@@ -4,7 +4,6 @@ Latents of two models share no unit and no axis.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,8 @@ from torch import Tensor
 
 from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
-from hjepa_lib.figures.data import film, frame_grid, show_frame
+from hjepa_lib.figures.data import frame_grid
 from hjepa_lib.figures.style import styled
-from hjepa_lib.files import write_atomic
 from hjepa_lib.pixels.compare import LABELS, RANKED, floor, score
 from hjepa_lib.pixels.measures import pick
 from hjepa_lib.pixels.transitions import TransitionBatch
@@ -54,42 +52,13 @@ def sample_rows(rows: int, epoch: int, count: int = SAMPLES) -> Tensor:
     return pick(rows, count, FIRST_SEED + epoch)
 
 
-def write_films(
-    folder: Path, name: str, stacks: Tensor, others: Mapping[str, Tensor]
-) -> list[Path]:
-    """PNGs `name.format(number)`: the frames of a stack (n, L, C, H, W), then titled `others`."""
-    titles = [*stack_names(stacks.shape[1]), *others]
-    return [
-        write_atomic(folder / name.format(number), film([*stack, *rest], titles))
-        for number, (stack, *rest) in enumerate(zip(stacks, *others.values(), strict=True))
-    ]
-
-
-@styled
 def masks(frame: np.ndarray, hidden: Sequence[np.ndarray], patch: int) -> Figure:
-    """A frame (Hpx, Wpx) in [0, 1] under masks (N,), row by row; hidden patches are flat."""
-    figure, axes = style.grid_of(len(hidden), 4, 1.7, 0.25, title="What the online encoder may see")
-    for axis, mask in zip(axes, hidden, strict=True):
-        grid = np.asarray(mask, dtype=bool).reshape([side // patch for side in frame.shape])
-        show_frame(axis, frame[None], f"{grid.sum()} of {grid.size} hidden")
-        cover = np.zeros((*frame.shape, 4))
-        cover[np.kron(grid, np.ones((patch, patch), dtype=bool))] = (0.90, 0.62, 0.0, 1.0)
-        axis.imshow(cover)
-    return figure
-
-
-@styled
-def training_curves(
-    records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str = ""
-) -> Figure:
-    """A panel per model, a line per seed: losses in that model's rows of metrics.jsonl by seed."""
-    figure, axes = style.panels(1, len(records), 2.7, 2.1, title=title)
-    for axis, (name, seeds) in zip(axes, records.items(), strict=True):
-        for rows in seeds:
-            draw.learning(axis, rows, "loss", "validation_loss", log=True)
-        axis.set(title=name, xlabel="update")
-    axes[0].set_ylabel("loss")
-    return _legend(figure, axes)
+    """A frame (Hpx, Wpx) in [0, 1] under masks (N,), row by row; hidden patches are orange."""
+    grids = [mask.reshape([side // patch for side in frame.shape]) for mask in hidden]
+    covers = [np.kron(grid, np.ones((patch, patch))) > 0 for grid in grids]
+    shown = [np.where(cover, np.reshape((0.90, 0.62, 0.0), (3, 1, 1)), frame) for cover in covers]
+    titles = [f"{grid.sum()} of {grid.size} hidden" for grid in grids]
+    return frame_grid([shown], titles, title="What the online encoder may see", size=1.7)
 
 
 @styled

@@ -62,8 +62,8 @@ class Features(NamedTuple):
 
     latent: Tensor  # (M, D)
     action: Tensor  # (M, 32), the base model's own embedding
-    imagined: Tensor | None  # (M, D); None for a model without an imagined latent (F9)
     reward: Tensor  # (M,)
+    imagined: Tensor | None = None  # (M, D); None for a model without an imagined latent (F9)
 
     def rows(self, rows: Tensor) -> "Features":
         """Some of the transitions."""
@@ -80,20 +80,18 @@ class Features(NamedTuple):
 
 
 def encode(model: Any, data: Any) -> Features:
-    """Latents, action embeddings and imagined latents of all transitions, in evaluation mode.
+    """What heads read of all transitions; WorkbookError when a number of it is not finite."""
 
-    WorkbookError when one of them, or a reward, is not finite.
-    """
-
-    def features(batch: Any) -> tuple[Tensor | None, ...]:
+    def features(batch: Any) -> dict[str, Tensor]:
         latent = model.encode(batch.state)
         imagined = model.imagine(latent, batch.action)
-        return latent, model.action(batch.action), imagined, batch.reward
+        found = {"latent": latent, "action": model.action(batch.action), "reward": batch.reward}
+        return found if imagined is None else found | {"imagined": imagined}
 
-    found = Features(*in_chunks(features, model, data))
-    if not all(part is None or part.isfinite().all() for part in found):
+    found = in_chunks(features, data, model.eval().background.device)
+    if not all(part.isfinite().all() for part in found.values()):
         raise WorkbookError("the frozen model's latents, or the rewards, hold NaN or infinity")
-    return found
+    return Features(**found)
 
 
 def fit_head(

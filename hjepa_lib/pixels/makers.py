@@ -14,7 +14,8 @@ from torch.utils.data import TensorDataset
 from hjepa_lib.config import ConfigError, to_dict
 from hjepa_lib.config.pixels import EpochsConfig
 from hjepa_lib.evaluation.statistics import unestimable
-from hjepa_lib.files import FileError, save_npz, write_json
+from hjepa_lib.figures.data import film
+from hjepa_lib.files import FileError, save_npz, write_atomic, write_json
 from hjepa_lib.models.checkpoint import fingerprint, save_module
 from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.pixels import figures, models, two_stages
@@ -82,10 +83,12 @@ def draw(ws: Workspace, pictures: str, epoch: int, predict: Predict) -> None:
     """Five test samples of `predict(batch)`, the same ones for every model."""
     data = make_transitions(ws).test
     batch = data[figures.sample_rows(len(data), epoch)].to(ws.device)
-    drawn = {"true next": scaled(batch.next_state[:, -1]), "predicted": predict(batch)}
-    name = f"epoch_{epoch}_sample_{{}}_comparison.png"
+    titles = [*figures.stack_names(batch.state.shape[1]), "true next", "predicted"]
+    shown = zip(scaled(batch.state), scaled(batch.next_state), predict(batch), strict=True)
     folder = ws.run.folder(f"decoder_plots/{pictures}")
-    figures.write_films(folder, name, scaled(batch.state), drawn)
+    for number, (stack, after, predicted) in enumerate(shown):
+        path = folder / f"epoch_{epoch}_sample_{number}_comparison.png"
+        write_atomic(path, film([*stack, after[-1], predicted], titles))
 
 
 def facts_of(ws: Workspace, name: str, number: int, work: Fit | None = None) -> dict[str, Any]:
@@ -163,16 +166,14 @@ def make_decoder(ws: Workspace, folder: Path, name: str, number: int) -> Iterato
     parts, config = make_transitions(ws), ws.config.pixels.decoder
     model = load_model(ws, name, number)
 
-    def read(batch: Any) -> tuple[Tensor]:
-        return (next_latent(model, batch, config.source),)
+    def read(batch: Any) -> dict[str, Tensor]:
+        latent = next_latent(model, batch, config.source)
+        return {"latent": latent, "frame": batch.next_state[:, -1]}
 
     def predict(batch: Any) -> Tensor:
-        return decoder(*read(batch))
+        return decoder(read(batch)["latent"])
 
-    data = [
-        TensorDataset(*in_chunks(read, model, one), one.frames[one.after].to(ws.device))
-        for one in parts[:2]
-    ]
+    data = [TensorDataset(*in_chunks(read, one, ws.device).values()) for one in parts[:2]]
     torch.manual_seed(ws.config.seed + number)
     decoder = PatchDecoder(config, model.latent_dim, shapes_of(parts[0]))
     initialise(decoder)

@@ -1,13 +1,13 @@
 """Measures of a frozen model: errors beside trivial guesses, and px."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hjepa_lib.pixels.training import CHUNK
+from hjepa_lib.pixels.training import CHUNK, in_chunks
 from hjepa_lib.pixels.transitions import Transitions, scaled
 from hjepa_lib.pixels.worlds import foresee
 from hjepa_lib.training.probes import fit_ridge
@@ -19,8 +19,6 @@ WINDOWS = 1_000  # scored, and those that true frames are read on
 READ, STRENGTH = 10_000, 1e-3  # windows that imagination is read on: chance needs many; weight
 Predict = Callable[[Any], Tensor]
 """A batch of transitions -> next frames (B, C, H, W)."""
-Encode = Callable[[Tensor], Tensor]
-"""uint8 states (M, L, C, H, W) -> latents (M, D)."""
 
 
 @torch.no_grad()
@@ -39,8 +37,7 @@ def transition_errors(
     """
     mean, named = train.mean_frame.to(device), model is not None and model.predicts_latents
     if named:
-        few = train[pick(len(train))].next_state.to(device)
-        centre = encode_chunked(model.encode_target, few).mean(0).float().to(device)
+        centre = latents(model, train, pick(len(train)), target=True).mean(0).float().to(device)
 
     def errors(batch: Any) -> dict[str, Tensor]:
         before, after = scaled(batch.state[:, -1]), scaled(batch.next_state[:, -1])
@@ -56,8 +53,7 @@ def transition_errors(
         found["changed"] = ((after - before).abs() > CHANGED).float()
         return {name: part.flatten(1).mean(1).cpu().double() for name, part in found.items()}
 
-    parts = [errors(data[rows].to(device)) for rows in torch.arange(len(data)).split(CHUNK)]
-    found = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    found = {name: part.numpy() for name, part in in_chunks(errors, data, device).items()}
     return found | {
         f"{of}_guess": better(found[f"copy_last_{of}"], found[f"mean_{of}"])
         for of in ("frame", "latent")
@@ -72,7 +68,7 @@ def better(*guesses: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def place_errors(
-    model: Any, train: Transitions, data: Transitions, seed: int, steps: int = STEPS
+    model: Any, train: Transitions, data: Transitions, seed: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Squared distances (W, K), px^2, from true positions after 1..K actions; episodes (W,).
 
@@ -87,40 +83,42 @@ def place_errors(
     if train.position is None:
         return {}, np.empty(0)
     longest = (int(part.episode.bincount().max()) for part in (train, data))
-    steps = min(steps, model.config.data.sequence, *longest)
-    few, seen, asked = (
-        _Windows.draw(part, steps, seed, most)
-        for part, most in ((train, WINDOWS), (train, READ), (data, WINDOWS))
-    )
-    other = torch.randperm(len(asked.first), generator=torch.Generator().manual_seed(seed))
+    steps = min(STEPS, model.config.data.sequence, *longest)
+
+    def windows(part: Transitions, most: int) -> Tensor:
+        first = part.windows(steps)
+        return first[pick(len(first), most, seed)][:, None] + torch.arange(steps)  # rows (W, K)
+
+    few, seen, asked = windows(train, WINDOWS), windows(train, READ), windows(data, WINDOWS)
+    learned, truth = train.position[train.after[seen]], data.position[data.after[asked]]
     # True frames show the place, whatever the step: one ridge for all.
-    z, place = few.encoded(model).flatten(0, 1), few.place.flatten(0, 1)
-    read = _reader(z[:, None], place[:, None])
-    shape = asked.place.shape
-    places = {"encoded": read(asked.encoded(model).flatten(0, 1)[:, None]).view(shape)}
-    if (learned := seen.imagined(model, seen.action)) is not None:
-        read = _reader(learned, seen.place)
-        places["imagined"] = read(asked.imagined(model, asked.action))
-        places["permuted"] = read(asked.imagined(model, asked.action[other]))
-    own = [part.position[part.now[windows.first]][:, None].expand_as(windows.place)
-           for part, windows in ((train, seen), (data, asked))]  # fmt: skip
-    places["last"] = own[1]
-    places["mean"] = train.position[train.now].mean(0).expand_as(asked.place)
-    places["between"] = _reader(own[0].double(), seen.place)(own[1].double())
+    shown, read = (
+        latents(model, part, rows.flatten(), target=True)[:, None]
+        for part, rows in ((train, few), (data, asked))
+    )
+    at_once = _reader(shown, train.position[train.after[few]].flatten(0, 1)[:, None])
+    places = {"encoded": at_once(read).view(truth.shape)}
+    if (ahead := _imagined(model, train, seen, train.action[seen])) is not None:
+        read, action = _reader(ahead, learned), data.action[asked]
+        other = torch.randperm(len(asked), generator=torch.Generator().manual_seed(seed))
+        for name, taken in (("imagined", action), ("permuted", action[other])):
+            places[name] = read(_imagined(model, data, asked, taken))
+    begun, first = (part.position[part.now[rows[:, 0]]][:, None].expand(-1, steps, -1)
+                    for part, rows in ((train, seen), (data, asked)))  # fmt: skip
+    places |= {"last": first, "mean": train.position[train.now].mean(0).expand_as(truth)}
+    places["between"] = _reader(begun.double(), learned)(first.double())
     world = model.config.environment
     if world.frame_skip == 0 and world.action_repeat < 2:  # else a decision is several steps
-        said = foresee(
-            str(data.meta.get("environment")), own[1][:, 0].numpy(), asked.action.numpy()
-        )
+        name = str(data.meta.get("environment"))
+        said = foresee(name, first[:, 0].numpy(), data.action[asked].numpy())
         places |= {} if said is None else {"possible": torch.from_numpy(said)}
     found = {
-        name: (place - asked.place).square().sum(-1).double().numpy()
-        for name, place in places.items()
+        name: (place - truth).square().sum(-1).double().numpy() for name, place in places.items()
     }
     guesses = np.stack([found[name] for name in ("last", "mean", "between")])  # (3, W, K)
     best = guesses.mean(1).argmin(0)  # (K,)
     found["guess"] = np.take_along_axis(guesses, best[None, None], 0)[0]
-    return found, data.episode[asked.first].numpy()
+    return found, data.episode[asked[:, 0]].numpy()
 
 
 def _reader(latents: Tensor, places: Tensor) -> Callable[[Tensor], Tensor]:
@@ -143,41 +141,18 @@ def _reader(latents: Tensor, places: Tensor) -> Callable[[Tensor], Tensor]:
     return read
 
 
-class _Windows(NamedTuple):
-    """W windows of K transitions."""
+def _imagined(model: Any, data: Transitions, rows: Tensor, action: Tensor) -> Tensor | None:
+    """(W, K, D) float64, from the first of `rows` on (W, K), after these actions (W, K, ...).
 
-    first: Tensor  # (W,) their first rows
-    state: Tensor  # (W, L, C, H, W) uint8
-    action: Tensor  # (W, K, ...)
-    data: Transitions
-    rows: Tensor  # (W, K) of `data`
-    place: Tensor  # (W, K, P) px, after each action
-
-    @classmethod
-    def draw(cls, data: Transitions, steps: int, seed: int, most: int) -> "_Windows":
-        """At most so many of `data`, the same ones for every model."""
-        first = data.windows(steps)
-        first = first[pick(len(first), most, seed)]
-        rows = first[:, None] + torch.arange(steps)  # (W, K)
-        place = data.position[data.after[rows]]
-        return cls(first, data[first].state, data.action[rows], data, rows, place)
-
-    def encoded(self, model: Any) -> Tensor:
-        """(W, K, D) float64 latents of the true frames after each action, on the CPU."""
-        device, found = model.background.device, []
-        for rows in self.rows.flatten().split(CHUNK):  # all frames at once are gigabytes
-            found.append(model.encode_target(self.data[rows].next_state.to(device)).cpu().double())
-        return torch.cat(found).unflatten(0, self.rows.shape)
-
-    def imagined(self, model: Any, action: Tensor) -> Tensor | None:
-        """(W, K, D) float64 after these actions (W, K, ...); None without imagination."""
-        device, found = model.background.device, []
-        for state, taken in zip(self.state.split(CHUNK), action.split(CHUNK), strict=True):
-            latents = model.unroll(state.to(device), taken.to(device))
-            if latents is None:
-                return None
-            found.append(latents.cpu().double())
-        return torch.cat(found)
+    None without imagination.
+    """
+    device, found = model.background.device, []
+    for first, taken in zip(rows[:, 0].split(CHUNK), action.split(CHUNK), strict=True):
+        ahead = model.unroll(data[first].state.to(device), taken.to(device))
+        if ahead is None:
+            return None
+        found.append(ahead.cpu().double())
+    return torch.cat(found)
 
 
 def rms(squared: np.ndarray) -> np.ndarray:
@@ -185,10 +160,14 @@ def rms(squared: np.ndarray) -> np.ndarray:
     return np.sqrt(squared.mean(0))
 
 
-@torch.no_grad()
-def encode_chunked(encode: Encode, state: Tensor) -> Tensor:
-    """(M, ...) states -> (M, D) float64 latents on the CPU, 128 states at a time."""
-    return torch.cat([encode(part).cpu().double() for part in state.split(128)])
+def latents(model: Any, data: Transitions, rows: Tensor, target: bool = False) -> Tensor:
+    """(M, D) float64 on the CPU: the states of `rows`, or their next ones in the target latent."""
+
+    def encode(batch: Any) -> dict[str, Tensor]:
+        found = model.encode_target(batch.next_state) if target else model.encode(batch.state)
+        return {"latent": found.cpu().double()}
+
+    return in_chunks(encode, data, model.background.device, rows)["latent"]
 
 
 def pick(count: int, most: int = MOST, seed: int = 0) -> Tensor:

@@ -72,50 +72,42 @@ def measure_row(
     if rewards:
         heads, r2, _ = head_results(ws, name, number)
         errors |= heads
-    mean = {kind: float(values.mean()) for kind, values in errors.items()}
     places, episode = measures.place_errors(model, train, test, seed)
     px = {kind: measures.rms(values) for kind, values in places.items()}
-
-    def share(kind: str, of: str) -> float | str:
-        if kind not in mean:
-            return NOT_APPLICABLE
-        return mean[kind] / mean[of] if mean[of] > 0 else NOT_ESTIMABLE
-
-    gain = r2["larp"]
-    if not isinstance(gain, str):
-        gain = (mean["reward_mlp"] - mean["larp"]) / mean[MEAN_REWARD]
+    blocks = {kind: by_block(values, test.episode.numpy()) for kind, values in errors.items()}
+    blocks |= place_blocks(places, episode)
+    mean = {kind: float(values.mean()) for kind, values in blocks.items()}
     result = stages.load_result(ws, stages.name_of(name, number))
     scores: dict[str, float | str] = dict.fromkeys(compare.COLUMNS, NOT_APPLICABLE) | {
         "parameters": result["parameters"]["total"],
         "updates": result["updates"],
         "train_seconds": 0.0 if name in UNTRAINED else result["seconds"],
-        "latent_error": share("latent", "latent_guess"),
-        "frame_error": share("frame", "frame_guess"),
         "reward_r2": r2["reward_mlp"],
         "larp_r2": r2["larp"],
-        "larp_gain": gain,
+        "larp_gain": r2["larp"],  # where it is a note
     }
-    blocks = {kind: by_block(values, test.episode.numpy()) for kind, values in errors.items()}
-    blocks |= place_blocks(places, episode)
+    if not isinstance(r2["larp"], str):
+        scores["larp_gain"] = (mean["reward_mlp"] - mean["larp"]) / mean[MEAN_REWARD]
+    for column, (one, two, power) in compare.RATIOS.items():
+        if one in mean:
+            defined = mean[two if power > 0 else one] > 0
+            scores[column] = (mean[one] / mean[two]) ** power if defined else NOT_ESTIMABLE
     if px:
         scores["px_encoded"] = float(px["encoded"][0])
     if "imagined" in px:
-        scores["action_use"] = float(px["permuted"][0] / px["imagined"][0])
-        for end, step in ENDS.items():
-            scores[f"px_{end}"] = float(px["imagined"][step])
-            scores[f"ratio_{end}"] = float(px["imagined"][step] / px["guess"][step])
-    state = test[measures.pick(len(test), seed=seed)].state.to(ws.device)
+        scores |= {f"px_{end}": float(px["imagined"][step]) for end, step in ENDS.items()}
+    rows = measures.pick(len(test), seed=seed)
     both = model, stages.load_model(ws, compare.plain(name), number)
-    found = collapse(*(measures.encode_chunked(one.encode, state) for one in both))
-    why = found.pop("collapsed")
-    scores |= {key: NOT_ESTIMABLE if value != value else value for key, value in found.items()}
-    facts = {key: value for key, value in result.items() if not isinstance(value, dict)}
-    seen = {"episodes": len(test.episodes), "windows": len(episode)}
-    facts |= {"n": result["transitions"] | seen}
-    facts |= {"px": {kind: values.tolist() for kind, values in px.items()}}
+    found = collapse(*(measures.latents(one, test, rows) for one in both))
     used = ("", *(["heads"] if rewards else ()), *(["decoder"] if decoder else ()))
-    facts["weights"] = ws.weights(stages.name_of(name, number, kind) for kind in used)
-    facts |= {"mean_reward_r2": r2[MEAN_REWARD], "collapsed": why}
+    facts = {key: value for key, value in result.items() if not isinstance(value, dict)} | {
+        "n": result["transitions"] | {"episodes": len(test.episodes), "windows": len(episode)},
+        "px": {kind: values.tolist() for kind, values in px.items()},
+        "weights": ws.weights(stages.name_of(name, number, kind) for kind in used),
+        "mean_reward_r2": r2[MEAN_REWARD],
+        "collapsed": found.pop("collapsed"),
+    }
+    scores |= {key: NOT_ESTIMABLE if value != value else value for key, value in found.items()}
     return compare.Row(facts, scores, blocks)
 
 

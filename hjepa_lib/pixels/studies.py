@@ -20,7 +20,7 @@ from hjepa_lib.config.pixels import MODELS, AuxiliaryConfig, PixelsConfig
 from hjepa_lib.evaluation.statistics import seeds_for, student
 from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
 from hjepa_lib.pixels import results, stages, worlds
-from hjepa_lib.pixels.compare import BLOCKED, NOT_APPLICABLE, Row, pack, ratio_of, score
+from hjepa_lib.pixels.compare import BLOCKED, NOT_APPLICABLE, pack, ratio_of, score
 from hjepa_lib.pixels.heads import HEADS, encode, fit_head
 from hjepa_lib.pixels.measures import MOST, pick, place_errors, rms
 from hjepa_lib.pixels.transitions import Transitions
@@ -216,6 +216,12 @@ def summary_text(table: pd.DataFrame) -> str:
 
 
 # --- a cell of an experiment file ----------------------------------------------------------------
+MEANS = ("frame", "copy_last_frame", "mean_frame", "latent", "copy_last_latent", "mean_latent")
+"""Errors per transition that a row has the mean of."""
+SEEN = ("px_first", "px_last", "frame_error", "latent_error")
+"""Scores of training episodes."""
+
+
 def score_models(ws: Workspace, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Train `settings["models"]` (default: all) and score each on test episodes: a row per model.
 
@@ -235,7 +241,8 @@ def score_models(ws: Workspace, settings: dict[str, Any]) -> list[dict[str, Any]
         row = {key: facts[key] for key in ("environment", "collapsed", "skipped", "n")}
         row["learner"] = name
         row |= {key: value for key, value in found.scores.items() if value != NOT_APPLICABLE}
-        row |= _placed(facts["px"], found.errors) | _means(found.errors)
+        row |= _placed(facts["px"], found.errors)
+        row |= {kind: float(found.errors[kind].mean()) for kind in MEANS if kind in found.errors}
         row["seconds"] = row.pop("train_seconds")
         row["minutes"] = sum(stages.load_result(ws, one)["seconds"] for one in used) / 60
         for one in used:
@@ -256,7 +263,8 @@ def score_models(ws: Workspace, settings: dict[str, Any]) -> list[dict[str, Any]
         if settings.get("training"):
             count = MOST * len(train.episodes) // len(train) + 1
             seen = train.select(train.episodes[:count])
-            row["training"] = _seen(results.measure_row(ws, name, 0, **begun, scored=seen))
+            said = results.measure_row(ws, name, 0, **begun, scored=seen).scores
+            row["training"] = {key: said[key] for key in SEEN if said[key] != NOT_APPLICABLE}
         rows.append(leaves(row) | {f"errors.{kind}": pack(one) for kind, one in blocks.items()})
     return rows
 
@@ -272,15 +280,3 @@ def _placed(
             said = ratio_of(blocks[f"px_{end}"], blocks[f"px_guess_{end}"], power=0.5)
             row |= {f"ratio_{end}{mark}{of}": value for of, value in said.items()}
     return row
-
-
-def _means(blocks: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Mean squared errors of frames and latents, and of what they are held against."""
-    names = (f"{guess}{of}" for of in ("frame", "latent") for guess in ("", "copy_last_", "mean_"))
-    return {name: float(blocks[name].mean()) for name in names if name in blocks}
-
-
-def _seen(found: Row) -> dict[str, Any]:
-    """What a row keeps of errors on training episodes."""
-    names = ("px_first", "px_last", "frame_error", "latent_error")
-    return {name: found.scores[name] for name in names if found.scores[name] != NOT_APPLICABLE}

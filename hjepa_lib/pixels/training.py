@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hjepa_lib.config.pixels import EpochsConfig
 from hjepa_lib.pixels.transitions import Transitions
@@ -84,13 +84,13 @@ def epoch_row(report: Report, fit: Fit, every: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def in_chunks(
-    function: Callable[[Any], tuple[Tensor | None, ...]], model: nn.Module, data: Transitions
-) -> list[Tensor | None]:
-    """What `function(batch)` gives for all transitions, joined; the model in evaluation mode."""
-    device = next(model.eval().parameters()).device
-    chunks = torch.arange(len(data)).split(CHUNK)
-    columns = zip(*(function(data[rows].to(device)) for rows in chunks), strict=True)
-    return [None if column[0] is None else torch.cat(column) for column in columns]
+    function: Callable[[Any], dict[str, Tensor]], data: Transitions, device: torch.device | str,
+    rows: Tensor | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """What `function(batch)` gives by name for `rows` of the transitions, all if None, joined."""
+    rows = torch.arange(len(data)) if rows is None else rows
+    parts = [function(data[few].to(device)) for few in rows.split(CHUNK)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def next_latent(model: Any, batch: Any, source: str) -> Tensor:

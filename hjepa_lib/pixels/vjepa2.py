@@ -219,9 +219,10 @@ def encode_states(model: Any, data: Transitions, length: int) -> TensorDataset:
     From `model.encode`: unmasked, without dropout or gradient (F4).
     """
 
-    def both(batch: Any) -> tuple[Tensor, Tensor]:
-        return model.encode(batch.state), model.encode(batch.next_state)
+    def parts(batch: Any) -> dict[str, Tensor]:
+        now, then = model.encode(batch.state), model.encode(batch.next_state)
+        return {"now": now, "action": batch.action, "then": then}
 
-    now, then = in_chunks(both, model, data)
-    rows = (data.windows(length)[:, None] + torch.arange(length)).to(now.device)
-    return TensorDataset(now[rows], data.action.to(now.device)[rows], then[rows])
+    found = in_chunks(parts, data, model.eval().background.device)
+    rows = data.windows(length)[:, None] + torch.arange(length)
+    return TensorDataset(*(part[rows.to(part.device)] for part in found.values()))

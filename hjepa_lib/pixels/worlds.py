@@ -9,7 +9,6 @@ that moves follows from the action, the least error is 0. NoisyTV draws the dots
 noise in each frame, 0, 25 or 75 % of the frame's variance. Importing this registers all ids.
 """
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import gymnasium
@@ -31,30 +30,20 @@ ACTIONS = np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)], dtype=np.float64)
 """Direction (x, y) of each action."""
 
 
-def near_reward(
-    before: np.ndarray, after: np.ndarray, target: np.ndarray, action: np.ndarray
+def reward(
+    kind: str, before: np.ndarray, after: np.ndarray, target: np.ndarray, action: np.ndarray
 ) -> np.ndarray:
-    """1 where the next position is near the target, else 0."""
-    return (np.linalg.norm(after - target, axis=-1) < NEAR) * 1.0
+    """The reward "near", "drift" or "push" (...) of positions (..., 2) px.
 
-
-def drift_reward(
-    before: np.ndarray, after: np.ndarray, target: np.ndarray, action: np.ndarray
-) -> np.ndarray:
-    """Of positions (..., 2) px, (...): it depends on the NEXT state."""
-    return 1 - np.linalg.norm(after - target, axis=-1) / SCALE
-
-
-def push_reward(
-    before: np.ndarray, after: np.ndarray, target: np.ndarray, action: np.ndarray
-) -> np.ndarray:
-    """Of state and action, in [-1, 1], 0 on the target: the progress of the move to first order.
-
-    So an imagined p' may help honestly (X13); the control of looking ahead is `studies.PAYS`.
+    "push" is the progress of the move to first order, 0 on the target: an imagined p' may help
+    honestly (X13); the control of looking ahead is `studies.PAYS`.
     """
-    way = target - before
-    distance = np.linalg.norm(way, axis=-1)
-    return (ACTIONS[action] * way).sum(-1) / np.where(distance > 0, distance, 1.0)
+    if kind == "push":
+        way = target - before
+        distance = np.linalg.norm(way, axis=-1)
+        return (ACTIONS[action] * way).sum(-1) / np.where(distance > 0, distance, 1.0)
+    left = np.linalg.norm(after - target, axis=-1)
+    return (left < NEAR) * 1.0 if kind == "near" else 1 - left / SCALE
 
 
 def draw(position: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -74,11 +63,11 @@ class WindEnv(gymnasium.Env):
     observation_space = spaces.Box(0, 255, (SIZE, SIZE, 1), np.uint8)
 
     def __init__(
-        self, reward: Callable[..., Any] = drift_reward, gust_share: float = GUST_SHARE,
-        noise: float | None = None, render_mode: str | None = None,
+        self, pays: str = "drift", gust_share: float = GUST_SHARE, noise: float | None = None,
+        render_mode: str | None = None,
     ) -> None:  # fmt: skip
         """`noise`: its share of a pixel's variance in [0, 1), before a grey floor; None: neither"""
-        self.reward, self.gust_share, self.noise = reward, gust_share, noise
+        self.pays, self.gust_share, self.noise = pays, gust_share, noise
         self.render_mode, self._static = render_mode, np.random.default_rng(0)
         self.action_space = spaces.Discrete(len(ACTIONS))
         self._position = self._target = np.full(2, (LOW + HIGH) / 2)
@@ -94,13 +83,13 @@ class WindEnv(gymnasium.Env):
         return self._seen()
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One move and one gust; the target stays. ValueError for an action outside 0..4."""
+        """One move and one gust. ValueError for an action outside 0..4."""
         if not self.action_space.contains(action):
             raise ValueError(f"action must be a whole number in 0..4, got {action!r}")
         before = self._position
         gust = self.np_random.normal(0, GUST, 2) * (self.np_random.random() < self.gust_share)
         self._position = np.clip(before + STEP * ACTIONS[action] + gust, LOW, HIGH)
-        value = float(self.reward(before, self._position, self._target, action))
+        value = float(reward(self.pays, before, self._position, self._target, action))
         frame, info = self._seen()
         return frame, value, False, False, info
 
@@ -118,9 +107,11 @@ class WindEnv(gymnasium.Env):
         return frame[..., None], info
 
 
-_CALM = {"reward": near_reward, "gust_share": 0.0}
+_CALM = {"pays": "near", "gust_share": 0.0}
 _WORLDS: dict[str, dict[str, Any]] = {
-    CALM_ID: _CALM, DRIFT_ID: {}, PUSH_ID: {"reward": push_reward},
+    CALM_ID: _CALM,
+    DRIFT_ID: {"pays": "drift", "gust_share": GUST_SHARE},
+    PUSH_ID: {"pays": "push", "gust_share": GUST_SHARE},
     **{name: _CALM | {"noise": share} for share, name in NOISY_IDS.items()},
 }  # fmt: skip
 
@@ -134,39 +125,39 @@ def ceilings(name: str, samples: int = 5_000, seed: int = 0) -> dict[str, float]
     """
     if name not in _WORLDS:
         return {}
-    settings, rng = _WORLDS[name], np.random.default_rng(seed)
-    share = settings.get("gust_share", GUST_SHARE)
+    rng = np.random.default_rng(seed)
     start, target = rng.uniform(LOW, HIGH, (2, samples, 1, 1, 2))
     action = np.arange(len(ACTIONS))[None, :, None]
-    after = _move(start, action, (samples, len(ACTIONS), 32), share, rng)
-    reward = settings.get("reward", drift_reward)(start, after, target, action)
-    reward = np.broadcast_to(reward, after.shape[:3])
-    left = reward.var(axis=2, ddof=1).mean(), reward.reshape(samples, -1).var(axis=1, ddof=1).mean()
-    full, blind = (float(1 - one / reward.var()) for one in left)
+    after = _move(name, start, action, (samples, len(ACTIONS), 32), rng)
+    paid = reward(_WORLDS[name]["pays"], start, after, target, action)
+    paid = np.broadcast_to(paid, after.shape[:3])
+    left = paid.var(axis=2, ddof=1).mean(), paid.reshape(samples, -1).var(axis=1, ddof=1).mean()
+    full, blind = (float(1 - one / paid.var()) for one in left)
     px = float(np.sqrt(after.var(axis=2, ddof=1).sum(-1).mean()))
     return {"full": full, "action blind": blind, "px": px}
 
 
 def foresee(name: str, place: np.ndarray, action: np.ndarray, ways: int = 256) -> np.ndarray | None:
-    """(W, 2) px and (W, K) actions -> (W, K, 2), the mean place after each: who knows the rules of
-    one of these worlds cannot say better. None for another environment."""
+    """(W, 2) px and (W, K) actions -> (W, K, 2), the mean place after each: the best to be said in
+    these worlds. None for another environment."""
     if name not in _WORLDS:
         return None
-    share, rng = _WORLDS[name].get("gust_share", GUST_SHARE), np.random.default_rng(0)
-    found, shape = [], (len(place), ways if share else 1)
+    rng, found = np.random.default_rng(0), []
+    shape = len(place), ways if _WORLDS[name]["gust_share"] else 1
     place = np.broadcast_to(place[:, None], (*shape, 2))
     for taken in action.T:
-        place = _move(place, taken[:, None], shape, share, rng)
+        place = _move(name, place, taken[:, None], shape, rng)
         found.append(place.mean(1))
     return np.stack(found, 1)
 
 
 def _move(
-    place: np.ndarray, action: np.ndarray, shape: tuple[int, ...], share: float,
+    name: str, place: np.ndarray, action: np.ndarray, shape: tuple[int, ...],
     rng: np.random.Generator,
 ) -> np.ndarray:  # fmt: skip
     """(*shape, 2) px after actions, each with a gust of its own."""
-    gust = rng.normal(0, GUST, (*shape, 2)) * (rng.random((*shape, 1)) < share)
+    gust = rng.normal(0, GUST, (*shape, 2))
+    gust *= rng.random((*shape, 1)) < _WORLDS[name]["gust_share"]
     return np.clip(place + STEP * ACTIONS[action] + gust, LOW, HIGH)
 
 
