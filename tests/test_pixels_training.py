@@ -359,7 +359,7 @@ def test_labels_are_counted_for_every_model_head_and_label(labelled):
 def test_the_control_pays_for_the_present_state_alone(labelled):
     """X13."""
     _, _, data = labelled
-    _, kept, (reward, before) = studies._labelled(data)
+    kept, (reward, before) = studies._labelled(data)
     assert len(kept) == len(data) - len(data.episodes)
     assert torch.equal(reward, data.reward[kept]) and torch.equal(before, data.reward[kept - 1])
     assert torch.equal(data.episode[kept], data.episode[kept - 1])

@@ -26,10 +26,7 @@ def painted(grids: np.ndarray) -> np.ndarray:
 
 
 def show_grids(
-    rows: Sequence[Sequence[np.ndarray]],
-    columns: Sequence[str],
-    labels: Sequence[str] = (),
-    title: str = "",
+    rows: Sequence[Sequence[np.ndarray]], columns: Sequence[str], labels: Sequence[str] = ()
 ) -> Figure:
     """Rows of canvases (S, S); `columns` above the first row, `labels` left of each row."""
-    return frame_grid([painted(np.stack(row)) for row in rows], columns, labels, title, 1.6)
+    return frame_grid([painted(np.stack(row)) for row in rows], columns, labels, size=1.6)

@@ -143,9 +143,9 @@ def random_grid(size: int, rng: np.random.Generator) -> np.ndarray:
     return canvas
 
 
-def random_action(grid: np.ndarray, rng: np.random.Generator, tries: int = 5) -> int:
-    """A kind, then an action of that kind, both uniform; drawn again while it changes nothing."""
-    for _ in range(tries):
+def random_action(grid: np.ndarray, rng: np.random.Generator) -> int:
+    """A kind, then an action of it, both uniform; drawn again, 5 times, while nothing changes."""
+    for _ in range(5):
         kind = int(rng.integers(len(KINDS)))
         action = int(rng.integers(FIRST[kind], FIRST[kind + 1]))
         if not (apply(grid, action) == grid).all():

@@ -62,12 +62,12 @@ def masks(frame: np.ndarray, hidden: Sequence[np.ndarray], patch: int) -> Figure
 
 
 @styled
-def horizon(comparison: Mapping[str, Any], title: str = "State px by imagined steps") -> Figure:
+def horizon(comparison: Mapping[str, Any]) -> Figure:
     """px against steps, mean over seeds: imagined (lines), from true frames (dots), guesses.
 
     A model called "untrained ..." is grey.
     """
-    figure, (axis,) = style.panels(1, 1, 7.0, 3.4, title=title)
+    figure, (axis,) = style.panels(1, 1, 7.0, 3.4, title="State px by imagined steps")
     guesses: dict[str, Any] = {}
     for name, seeds in comparison["curves"].items():
         mean = {kind: np.mean([one[kind] for one in seeds], axis=0) for kind in seeds[0]}

@@ -32,9 +32,8 @@ from hjepa_lib.pixels.stages import (
     load_transitions,
     make_transitions,
     name_of,
-    seconds_of,
 )
-from hjepa_lib.pixels.training import epoch_of, epoch_row, fit, in_chunks, next_latent
+from hjepa_lib.pixels.training import epoch_row, fit, in_chunks
 from hjepa_lib.pixels.transitions import Transitions, scaled, shapes_of
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Fit, Report, batches_sha256
@@ -73,7 +72,7 @@ def run_fit(
     row = partial(epoch_row, fit=work, every=ws.config.pixels.log_every)
     for report in ws.follow(work, stage, row):
         if report.validation and predict is not None and number == 0:
-            draw(ws, PICTURES[name], epoch_of(report.update, work), predict)
+            draw(ws, PICTURES[name], row(report)["epoch"], predict)
         yield report
     return work
 
@@ -100,13 +99,13 @@ def facts_of(ws: Workspace, name: str, number: int, work: Fit | None = None) -> 
         "transitions": dict(zip(("training", "choice", "test"), map(len, parts), strict=True)),
         "skipped": 0, "loaded": False, "early_stopping": False,
     }  # fmt: skip
-    if work is None:
-        return facts
-    return facts | {
-        "batches_sha256": batches_sha256(len(parts[0]), work.config.batch, seed),
-        "early_stopping": work.config.patience > 0, "best_loss": work.best_loss,
-        "updates": work.update, "skipped": work.skipped,
-    }  # fmt: skip
+    if work is not None:
+        facts |= {
+            "batches_sha256": batches_sha256(len(parts[0]), work.config.batch, seed),
+            "early_stopping": work.config.patience > 0, "best_loss": work.best_loss,
+            "updates": work.update, "skipped": work.skipped,
+        }  # fmt: skip
+    return facts
 
 
 def make_model(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
@@ -167,7 +166,11 @@ def make_decoder(ws: Workspace, folder: Path, name: str, number: int) -> Iterato
     model = load_model(ws, name, number)
 
     def read(batch: Any) -> dict[str, Tensor]:
-        latent = next_latent(model, batch, config.source)
+        if config.source == "predictor":
+            latent = model.imagine(model.encode(batch.state), batch.action)
+        else:
+            encode = getattr(model, f"encode_{config.source}", model.encode)
+            latent = encode(batch.next_state)
         return {"latent": latent, "frame": batch.next_state[:, -1]}
 
     def predict(batch: Any) -> Tensor:
@@ -216,22 +219,21 @@ def make_heads(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[
 
 
 def make_stage1(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
-    """V-JEPA 2's masked pre-training, or the weights of a checkpoint; and their evaluation."""
+    """V-JEPA 2's masked pre-training, or the weights of a checkpoint, evaluated."""
     parts, stage = make_transitions(ws), ws.config.pixels.vjepa2.stage1
     if source := stage.checkpoint:
-        facts = about(Path(source), name, parts[0]) | {"loaded": True}
+        facts = about(Path(source), name, parts.train) | {"loaded": True}
         model = models.load_model(Path(source), name).to(ws.device)
     else:
-        model = fresh_model(ws, name, number, parts[0])
+        model = fresh_model(ws, name, number, parts.train)
         work = yield from run_fit(
             ws, "vjepa2_stage1", number, model, parts[:2], stage.optim, most=two_stages.HELD_OUT
         )
-        facts = _facts(ws, number, work, model, len(parts[0]))
+        facts = _facts(ws, number, work, model, len(parts.train))
         work.save(resume_path(folder / models.FILES[name]))
         work.load_best()
     models.save_model(folder, model.eval().requires_grad_(False), **facts)
-    found = two_stages.evaluate_stage1(model, two_stages.untrained(ws, number), *parts)
-    write_json(folder / two_stages.EVALUATION, found)
+    write_json(folder / two_stages.EVALUATION, two_stages.measure(ws, 1, number, model))
 
 
 def make_stage2(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
@@ -241,14 +243,13 @@ def make_stage2(ws: Workspace, folder: Path, name: str, number: int) -> Iterator
     """
     train, stage = make_transitions(ws).train, ws.config.pixels.vjepa2.stage2
     model, source = fresh_model(ws, name, number, train), stage.checkpoint
-    path = Path(source) if source else find(ws, name_of("vjepa2_stage1", number))
+    earlier = name_of("vjepa2_stage1", number)
+    path, kind = (Path(source), name) if source else (find(ws, earlier), "stage1")
+    first, given = about(path, kind, train), models.load_model(path, kind)
     if source:
-        whole, given = about(path, name, train), models.load_model(path, name)
-        seen = {part.get("data_sha256", "") for part in (whole, whole["stage1"])}  # by either stage
+        seen = {part.get("data_sha256", "") for part in (first, first["stage1"])}  # by either stage
         known = "" if "" in seen else " ".join(sorted(seen))
-        first = whole["stage1"] | {"loaded": True, "data_sha256": known}
-    else:
-        first, given = about(path, "stage1", train), models.load_model(path, "stage1")
+        first = first["stage1"] | {"loaded": True, "data_sha256": known}
     encoder = given.encoder if source else given.online
     try:
         model.encoder.load_state_dict(encoder.state_dict())
@@ -274,13 +275,13 @@ def make_stage2(ws: Workspace, folder: Path, name: str, number: int) -> Iterator
         "loaded": loaded,
         "loaded_data_sha256": first.get("data_sha256", "") if loaded else "",
         "early_stopping": work.config.patience > 0 or first["early_stopping"],
-        "earlier_seconds": 0.0 if source else seconds_of(ws, name_of("vjepa2_stage1", number)),
+        "earlier_seconds": 0.0 if source else ws.run.manifest["stages"][earlier]["seconds"],
     }
     models.save_model(folder, model, two_stages.FINAL, **facts)
     work.save(resume_path(folder / models.FILES[name]))
     work.load_best()
     models.save_model(folder, model.requires_grad_(False), **facts)
-    write_json(folder / two_stages.EVALUATION, two_stages.evaluate_stage2(world, windows))
+    write_json(folder / two_stages.EVALUATION, two_stages.measure(ws, 2, number, model))
     write_json(folder / RESULT, facts)
 
 

@@ -55,15 +55,10 @@ def transition_errors(
 
     found = {name: part.numpy() for name, part in in_chunks(errors, data, device).items()}
     return found | {
-        f"{of}_guess": better(found[f"copy_last_{of}"], found[f"mean_{of}"])
+        f"{of}_guess": min(found[f"copy_last_{of}"], found[f"mean_{of}"], key=np.mean)
         for of in ("frame", "latent")
         if f"mean_{of}" in found
     }
-
-
-def better(*guesses: np.ndarray) -> np.ndarray:
-    """The errors with the lowest mean."""
-    return min(guesses, key=np.mean)
 
 
 @torch.no_grad()

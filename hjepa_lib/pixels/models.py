@@ -157,13 +157,6 @@ class PixelJepa(PixelModel):
             )
         self.target_encoder: nn.Module | None = None
 
-    def train(self, mode: bool = True) -> "PixelJepa":
-        """The target encoder never drops anything out: what is predicted must not be noise."""
-        super().train(mode)
-        if self.target_encoder is not None:
-            self.target_encoder.eval()
-        return self
-
     def encode(self, state: Tensor) -> Tensor:
         return self.encode_target(state) if self.mode == "default" else self.encode_online(state)
 
@@ -217,10 +210,6 @@ class VJepa2(PixelModel):
         super().__init__(config, shapes, "vjepa2", encoder, world.embedding)
         self.world = world
         self.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> "VJepa2":
-        """Stays in evaluation mode, whoever trains a head on it (F4)."""
-        return super().train(False)
 
     def imagine(self, latent: Tensor, action: Tensor) -> Tensor:
         return self.world(latent[:, None], action[:, None])[:, 0]

@@ -35,6 +35,14 @@ class Sees(nn.Module):
         size = shapes.channels, *sides(shapes.image_size)
         self.register_buffer("background", torch.zeros(size))
 
+    def train(self, mode: bool = True) -> "Sees":
+        """What is frozen, such as a slow target, never drops anything out (F4)."""
+        super().train(mode and any(p.requires_grad for p in self.parameters()))
+        for part in self.children():
+            if not any(p.requires_grad for p in part.parameters()) and [*part.parameters()]:
+                part.eval()
+        return self
+
     def pixels(self, state: Tensor) -> Tensor:
         """uint8 (B, L, C, Hpx, Wpx) -> floats in [-1, 1]."""
         return self.shapes.pixels(state) - self.background

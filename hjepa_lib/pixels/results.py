@@ -1,6 +1,6 @@
 """What a run says: a row per model and seed, the comparison of all, and what reward heads add."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from hjepa_lib.pixels.compare import (
 )
 from hjepa_lib.pixels.heads import HEADS
 from hjepa_lib.pixels.models import matched_counts
-from hjepa_lib.pixels.training import next_latent
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.workspace import Workspace
@@ -65,7 +64,7 @@ def measure_row(
         decoder = stages.load_decoder(ws, name, number)
 
         def predict(batch: Any) -> Any:
-            return decoder(next_latent(model, batch, "predictor"))
+            return decoder(model.imagine(model.encode(batch.state), batch.action))
 
     errors = measures.transition_errors(train, test, ws.device, model, predict)
     r2: dict[str, float | str] = dict.fromkeys((MEAN_REWARD, *HEADS), NOT_APPLICABLE)
@@ -189,20 +188,15 @@ def head_results(
     return errors, r2, cell["episode"]
 
 
-def make_rewards(ws: Workspace, folder: Path) -> None:
-    """What all reward heads predict, model by model."""
-    write_json(folder / "rewards.json", reward_report(ws, COMPARED))
-
-
 def load_rewards(ws: Workspace) -> dict[str, Any]:
-    """The `reward_report` of this run on all models."""
+    """What `make_rewards` made for this run."""
     return read_json(stages.find(ws, "rewards") / "rewards.json")
 
 
-def reward_report(ws: Workspace, models: Sequence[str]) -> dict[str, Any]:
+def make_rewards(ws: Workspace, folder: Path) -> None:
     """MSE and R2 of each head of each model, means over seeds (`heads`), and their `claims`."""
     heads, errors, loaded, numbers = [], {}, [], range(ws.config.pixels.seeds)
-    for name in models:
+    for name in COMPARED:
         found = [head_results(ws, name, n) for n in numbers]
         errors[name] = {}
         for kind in found[0][0]:
@@ -214,4 +208,5 @@ def reward_report(ws: Workspace, models: Sequence[str]) -> dict[str, Any]:
             errors[name][kind] = values
         if any(stages.load_result(ws, stages.name_of(name, n))["loaded"] for n in numbers):
             loaded.append(name)
-    return {"heads": heads, "claims": compare.claims(errors, loaded)}
+    found = {"heads": heads, "claims": compare.claims(errors, loaded)}
+    write_json(folder / "rewards.json", found)

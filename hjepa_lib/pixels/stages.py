@@ -163,9 +163,5 @@ def load_heads(ws: Workspace, name: str, number: int) -> tuple[dict[str, Any], d
 def load_result(ws: Workspace, name: str) -> dict[str, Any]:
     """What the training `name` says of itself; `seconds` is its wall time, both stages' added."""
     found = read_json(find(ws, name) / RESULT)
-    return found | {"seconds": seconds_of(ws, name) + found.get("earlier_seconds", 0.0)}
-
-
-def seconds_of(ws: Workspace, name: str) -> float:
-    """Wall time of a stored stage."""
-    return ws.run.manifest["stages"][name]["seconds"]
+    own = ws.run.manifest["stages"][name]["seconds"]
+    return found | {"seconds": own + found.get("earlier_seconds", 0.0)}

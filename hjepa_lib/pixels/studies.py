@@ -1,7 +1,4 @@
-"""Small studies beside a run: labels that looking ahead saves, auxiliary losses side by side.
-
-Auxiliary losses are ordinary runs, `<study>/<name>`, and resume like any run.
-"""
+"""Studies beside a run: labels that looking ahead saves, auxiliary losses, cells of experiments."""
 
 import dataclasses
 import itertools
@@ -21,8 +18,8 @@ from hjepa_lib.evaluation.statistics import seeds_for, student
 from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
 from hjepa_lib.pixels import results, stages, worlds
 from hjepa_lib.pixels.compare import BLOCKED, NOT_APPLICABLE, pack, ratio_of, score
-from hjepa_lib.pixels.heads import HEADS, encode, fit_head
-from hjepa_lib.pixels.measures import MOST, pick, place_errors, rms
+from hjepa_lib.pixels.heads import HEADS, RewardHead, encode, fit_head
+from hjepa_lib.pixels.measures import MOST, latents, pick, place_errors, rms
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.runs.keys import Stage
 from hjepa_lib.runs.report import leave_section
@@ -39,17 +36,15 @@ STUDIED = ("enc_dec_jepa", "jepa", "vjepa2")
 GAIN, POWER = 0.05, 0.8
 """Of R2, which a study should be able to show, and with which probability."""
 PAYS = ("next state", "present state")
-"""What a row is labelled with: its reward, and as control that of the row before, which paid for
-the present state: what comes next is beside the point."""
+"""What a row is labelled with: its reward, and as control that of the row before."""
 
 
 def label_study(ws: Workspace) -> Stage:
     """The stage `labels`: reward heads of frozen models from ever more labelled rows."""
-    made, config = stages.pixel_stages(ws.config), ws.config.pixels
-    reads = [made[stages.name_of(name, n)] for n in range(config.seeds) for name in STUDIED]
-    shaping = ("pixels.reward",)
-    reads = (made[stages.DATA], *reads)
-    return Stage("labels", make_labels, shaping, reads, recipe=2, folder="pixels/labels")
+    made, seeds = stages.pixel_stages(ws.config), range(ws.config.pixels.seeds)
+    reads = (stages.DATA, *(stages.name_of(name, n) for n in seeds for name in STUDIED))
+    reads = tuple(made[name] for name in reads)
+    return Stage("labels", make_labels, ("pixels.reward",), reads, 2, "pixels/labels")
 
 
 def load_labels(ws: Workspace) -> dict[str, Any]:
@@ -63,43 +58,46 @@ def load_labels(ws: Workspace) -> dict[str, Any]:
 def make_labels(ws: Workspace, folder: Path) -> None:
     """R2 on test rows of each head from N labelled rows, drawn alike for all models.
 
-    Claims are about gains of R2 over the plain head, interval of Student's over seeds. How many
-    seeds those need is told by the rows that choose weights (`r2_choice`), not by those that score.
+    How many seeds show a gain is told by the rows that choose weights (`r2_choice`), not by those
+    that score.
     """
-    config, rows = ws.config.pixels.reward, []
-    parts = [_labelled(data) for data in stages.make_transitions(ws)]
+    config, rows, parts = ws.config.pixels.reward, [], stages.make_transitions(ws)
+    labelled = [_labelled(data) for data in parts]
     for number, name in itertools.product(range(ws.config.pixels.seeds), STUDIED):
         model, seed = stages.load_model(ws, name, number), ws.config.seed + number
-        features = [encode(model, data).rows(kept) for data, kept, _ in parts]
-        for pays, labels in zip(PAYS, zip(*(own for *_, own in parts), strict=True), strict=True):
+        features = [encode(model, data) for data in parts]
+        for at, pays in enumerate(PAYS):
             train, choice, test = (
-                one._replace(reward=label.to(one.latent.device))
-                for one, label in zip(features, labels, strict=True)
+                one.rows(kept)._replace(reward=labels[at].to(one.latent.device))
+                for one, (kept, labels) in zip(features, labelled, strict=True)
             )
             for count, kind in itertools.product(config.labels, HEADS):
-                few = train.rows(pick(len(train.reward), count, seed))
-                work = fit_head(kind, few, choice.rows(pick(len(labels[1]), count // 4, seed)),
-                                config, seed)  # fmt: skip
+                few, fewer = (
+                    part.rows(pick(len(part.reward), most, seed))
+                    for part, most in ((train, count), (choice, count // 4))
+                )
+                work = fit_head(kind, few, fewer, config, seed)
                 for _ in work:
                     pass
                 work.load_best()
-                with torch.no_grad():
-                    said = [work.module.eval()(part.inputs(kind)) for part in (test, choice)]
-                r2, chosen = (
-                    score(one.cpu().numpy(), part.reward.cpu().numpy())["r2"]
-                    if part.reward.var() > 0
-                    else math.nan
-                    for one, part in zip(said, (test, choice), strict=True)
-                )
                 one = {"pays": pays, "model": name, "head": kind, "labels": len(few.reward)}
-                rows.append(one | {"seed": seed, "r2": r2, "r2_choice": chosen})
+                one |= {"seed": seed, "r2": _r2(work.module, test.inputs(kind), test.reward)}
+                one["r2_choice"] = _r2(work.module, choice.inputs(kind), choice.reward)
+                rows.append(one)
     write_json(folder / "labels.json", {"rows": rows, "sentences": label_sentences(rows)})
 
 
-def _labelled(data: Transitions) -> tuple[Transitions, Tensor, tuple[Tensor, Tensor]]:
-    """The data, its rows with one before in their episode, and their labels of `PAYS`."""
+def _labelled(data: Transitions) -> tuple[Tensor, Tensor]:
+    """The rows with one before in their episode (K,), and their labels of `PAYS` (2, K)."""
     kept = (data.now != data.origin).nonzero()[:, 0]
-    return data, kept, (data.reward[kept], data.reward[kept - 1])
+    return kept, torch.stack([data.reward[kept], data.reward[kept - 1]])
+
+
+@torch.no_grad()
+def _r2(head: RewardHead, inputs: Tensor, reward: Tensor) -> float:
+    """NaN where rewards are all alike."""
+    said = head.eval()(inputs).cpu().numpy()
+    return score(said, reward.cpu().numpy())["r2"] if reward.var() > 0 else math.nan
 
 
 def label_sentences(rows: list[dict[str, Any]]) -> list[str]:
@@ -160,10 +158,9 @@ def read_losses(path: Path | None) -> dict[str, AuxiliaryConfig]:
 
 
 def run_losses(study: str, losses: dict[str, AuxiliaryConfig], config: Config) -> pd.DataFrame:
-    """Train and score one JEPA per loss, everything else equal: `rank_rows`, in `summary.json`.
+    """Train and score one JEPA per loss, all else equal, in runs `<study>/<name>`: `rank_rows`.
 
-    The ranking goes by downstream numbers, which have one unit. A loss whose training fails is
-    reported and ranked last.
+    A loss whose training fails is reported and ranked last.
     """
     root, rows = outputs_root(), []
     for name, auxiliary in losses.items():
@@ -185,9 +182,8 @@ def run_losses(study: str, losses: dict[str, AuxiliaryConfig], config: Config) -
 def _describe(ws: Workspace) -> dict[str, float]:
     models = [stages.load_model(ws, name, 0) for name in ("jepa", "random")]
     test = stages.make_transitions(ws).test
-    state = test[torch.arange(min(ROWS, len(test)))].state.to(ws.device)
-    with torch.no_grad():
-        found = collapse(*(model.encode(state) for model in models))
+    rows = torch.arange(min(ROWS, len(test)))
+    found = collapse(*(latents(model, test, rows) for model in models))
     # The spread must be read next to the errors of state decoder and reward MLP.
     drawn = stages.load_result(ws, "decoder_jepa_s0")["frames"]
     return found | {
@@ -225,11 +221,10 @@ SEEN = ("px_first", "px_last", "frame_error", "latent_error")
 def score_models(ws: Workspace, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Train `settings["models"]` (default: all) and score each on test episodes: a row per model.
 
-    px by step and kind of `measures.place_errors`, by column of the position as well where there
-    are more than two (Breakout: paddle x, ball x, ball y); ratios to the better guess with their
-    intervals over blocks of episodes; `errors.*` are those blocks. `draw: false` trains no decoder
-    for models without one, so that they have no error of frames; `training: true` scores training
-    episodes as well (`training.*`).
+    px by step and kind of `measures.place_errors`, of each number of the position as well where
+    there are more than two; ratios to the better guess with intervals over blocks of episodes,
+    which are `errors.*`. `draw: false` trains no decoder for models without one; `training: true`
+    scores training episodes, too (`training.*`).
     """
     rows, draw = [], settings.get("draw", True)
     train, _, test = stages.make_transitions(ws)

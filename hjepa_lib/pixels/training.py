@@ -67,16 +67,11 @@ def _at(data: Any, rows: Tensor, device: torch.device) -> Any:
     return batch.to(device) if hasattr(batch, "to") else batch
 
 
-def epoch_of(update: int, fit: Fit) -> int:
-    """Passes through the data after `update` updates; a cut one counts."""
-    return -(-update // fit.config.validate_every)
-
-
 def epoch_row(report: Report, fit: Fit, every: int) -> dict[str, Any]:
-    """`log_row`; with a validation its epoch, and how far JEPA's slow encoder is behind."""
+    """`log_row`; with a validation its epoch, a cut one too, and how far JEPA's slow encoder is."""
     row = log_row(report, every)
     if report.validation:
-        row["epoch"] = epoch_of(report.update, fit)
+        row["epoch"] = -(-report.update // fit.config.validate_every)
         if hasattr(fit.module, "weight_difference"):
             row["weight_difference"] = fit.module.weight_difference()
     return row
@@ -91,11 +86,3 @@ def in_chunks(
     rows = torch.arange(len(data)) if rows is None else rows
     parts = [function(data[few].to(device)) for few in rows.split(CHUNK)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def next_latent(model: Any, batch: Any, source: str) -> Tensor:
-    """(B, D) for a batch: `predictor` imagines s_{t+1}, `online` and `target` encode it."""
-    if source == "predictor":
-        return model.imagine(model.encode(batch.state), batch.action)
-    named: Callable[[Tensor], Tensor] = getattr(model, f"encode_{source}", model.encode)
-    return named(batch.next_state)

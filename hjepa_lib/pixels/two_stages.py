@@ -1,7 +1,6 @@
 """The two stages of the V-JEPA 2 style model, measured, and judged as seed 002 does (VJ-13).
 
-Every error has its trivial baseline beside it: a constant token in stage 1, the last latent in
-stage 2.
+Beside each error stands a guess's: of a constant token in stage 1, of the last latent in stage 2.
 """
 
 import math
@@ -38,21 +37,22 @@ STABLE, LEAST_EPOCHS = 1.1, 15
 
 
 def stored_evaluation(ws: Workspace, stage: int, number: int) -> dict[str, Any]:
-    """The evaluation that a stage left; ConfigError when it is not trained."""
+    """The evaluation that a stage left."""
     return read_json(_trained(ws, stage, number) / EVALUATION)
 
 
 def evaluate(ws: Workspace, stage: int, number: int) -> dict[str, Any]:
     """The stored weights of a stage measured anew, on the workspace's device."""
     model = models.load_model(_trained(ws, stage, number), NAMES[stage]).to(ws.device)
-    if stage == 1:
-        return evaluate_stage1(model, untrained(ws, number), *make_transitions(ws))
-    return evaluate_stage2(model.world, latent_windows(ws, model))
+    return measure(ws, stage, number, model)
 
 
-def untrained(ws: Workspace, number: int) -> MaskedPrediction:
-    """Stage 1 as it began."""
-    return stages.fresh_model(ws, "stage1", number, make_transitions(ws).train)
+def measure(ws: Workspace, stage: int, number: int, model: Any) -> dict[str, Any]:
+    """The evaluation of a model of a stage."""
+    if stage == 2:
+        return evaluate_stage2(model.world, latent_windows(ws, model))
+    parts = make_transitions(ws)
+    return evaluate_stage1(model, stages.fresh_model(ws, "stage1", number, parts.train), *parts)
 
 
 def latent_windows(ws: Workspace, model: models.VJepa2) -> list[TensorDataset]:
@@ -62,6 +62,7 @@ def latent_windows(ws: Workspace, model: models.VJepa2) -> list[TensorDataset]:
 
 
 def _trained(ws: Workspace, stage: int, number: int) -> Path:
+    """Folder of a stage; ConfigError when it is not trained."""
     name = name_of(STAGES[stage], number)
     if not ws.run.done(name):
         raise ConfigError(
@@ -84,10 +85,9 @@ def evaluate_stage1(
     model: MaskedPrediction, first: MaskedPrediction, train: Transitions, choice: Transitions,
     test: Transitions,
 ) -> dict[str, Any]:  # fmt: skip
-    """L1 at three mask ratios over 5 batches, errors of training and test, signs of collapse.
+    """L1 at three mask ratios, errors of training and test, signs of collapse since `first`.
 
-    Of the hidden patches' tokens where `patch_loss` has a weight, else of the class token; `first`
-    is the model before its training.
+    Of the hidden patches' tokens where `patch_loss` has a weight, else of the class token.
     """
     stage, device = model.stage, next(model.eval().parameters()).device
 
@@ -122,10 +122,9 @@ def evaluate_stage1(
 
 @torch.no_grad()
 def evaluate_stage2(world: WorldModel, windows: Sequence[TensorDataset]) -> dict[str, Any]:
-    """Mean L1 over 5 batches, graded losses, errors of an 8-step roll-out against copy-last.
+    """Mean L1, graded losses, errors of an 8-step roll-out against copy-last, signs of collapse.
 
-    Of test windows, beside those of training; predictions are held against the true latents, whose
-    encoder stage 1 has judged.
+    Of test windows, beside those of training, against the latents of the encoder of stage 1.
     """
     train, _, test = windows
     batch = world.stage.optim.batch
@@ -155,8 +154,7 @@ def evaluate_stage2(world: WorldModel, windows: Sequence[TensorDataset]) -> dict
 def example(world: WorldModel, data: TensorDataset, steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """The roll-out over that window of `data` in which the latent moves farthest, on the CPU.
 
-    True latents (T + 1, D), the given start first; imagined ones (T, D); (T,) the first number of
-    the action embedding.
+    True latents (T + 1, D), imagined ones (T, D); (T,) the first number of the action embedding.
     """
     now, action, then = (part[:, :steps] for part in data.tensors)
     far = int((then[:, -1] - now[:, 0]).norm(dim=1).argmax())
@@ -231,13 +229,12 @@ def success(
 ) -> list[Criterion]:  # fmt: skip
     """Criteria of a stage; `losses` are the validation losses in their order.
 
-    `epochs` of stage 2 are checked only with early stopping off: a training that stalls early is no
-    failure.
+    `epochs` of stage 2 count without early stopping alone: to stall early is no failure.
     """
-    value, why = "varying {varying:.3g}, effective rank {effective_rank:.1f}", result["collapsed"]
-    value = (value + ": {collapsed}" * bool(why)).format(**result)
+    value = "varying {varying:.3g}, effective rank {effective_rank:.1f}".format(**result)
+    value += f": {result['collapsed']}" if result["collapsed"] else ""
     bar = f">= {LEAST:g} of the {('untrained', 'true')[stage - 1]} latents'"
-    lines = [Criterion("no collapse", value, bar, not why)]
+    lines = [Criterion("no collapse", value, bar, not result["collapsed"])]
     for name, key, limit in BARS[stage]:
         limit = result.get(limit, limit)
         met = result[key] < limit

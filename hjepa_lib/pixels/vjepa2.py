@@ -104,12 +104,6 @@ class MaskedPrediction(Sees):
         self.predictor = mlp(dim, *self.stage.hidden, dim, activation=nn.GELU)
         initialise(self.predictor)
 
-    def train(self, mode: bool = True) -> "MaskedPrediction":
-        """Targets are never dropped out."""
-        super().train(mode)
-        self.target.eval()
-        return self
-
     def predict(self, state: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 1 + N, D) each: tokens named from the visible patches, and the target's."""
         pixels = self.pixels(state)

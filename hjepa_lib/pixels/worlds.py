@@ -25,6 +25,7 @@ GUST_SHARE, GUST = 0.5, 6.0  # share of steps with a gust; its deviation per axi
 SCALE = 32.0  # distance that costs one unit of Drift's reward, px
 NEAR = 8.0  # distance below which Calm pays, px
 GREY, CONTRAST = 80.0, 0.6  # floor of NoisyTV, and how bright its dots are on it
+WAYS = 256  # futures that a mean place is of
 OBJECT_VARIANCE = 81.0  # of a pixel of NoisyTV without noise over states, mean over pixels
 ACTIONS = np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)], dtype=np.float64)
 """Direction (x, y) of each action."""
@@ -116,7 +117,7 @@ _WORLDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def ceilings(name: str, samples: int = 5_000, seed: int = 0) -> dict[str, float]:
+def ceilings(name: str, samples: int = 5_000) -> dict[str, float]:
     """What the best model of one of these worlds reaches, over uniform states and actions.
 
     R2 of the reward by functions of state and action (`full`) and of the state alone
@@ -125,7 +126,7 @@ def ceilings(name: str, samples: int = 5_000, seed: int = 0) -> dict[str, float]
     """
     if name not in _WORLDS:
         return {}
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     start, target = rng.uniform(LOW, HIGH, (2, samples, 1, 1, 2))
     action = np.arange(len(ACTIONS))[None, :, None]
     after = _move(name, start, action, (samples, len(ACTIONS), 32), rng)
@@ -137,13 +138,13 @@ def ceilings(name: str, samples: int = 5_000, seed: int = 0) -> dict[str, float]
     return {"full": full, "action blind": blind, "px": px}
 
 
-def foresee(name: str, place: np.ndarray, action: np.ndarray, ways: int = 256) -> np.ndarray | None:
+def foresee(name: str, place: np.ndarray, action: np.ndarray) -> np.ndarray | None:
     """(W, 2) px and (W, K) actions -> (W, K, 2), the mean place after each: the best to be said in
     these worlds. None for another environment."""
     if name not in _WORLDS:
         return None
     rng, found = np.random.default_rng(0), []
-    shape = len(place), ways if _WORLDS[name]["gust_share"] else 1
+    shape = len(place), WAYS if _WORLDS[name]["gust_share"] else 1
     place = np.broadcast_to(place[:, None], (*shape, 2))
     for taken in action.T:
         place = _move(name, place, taken[:, None], shape, rng)
