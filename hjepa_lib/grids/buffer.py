@@ -17,7 +17,7 @@ from hjepa_lib.grids import world
 
 CANVASES = ("state", "next_state")
 REQUIRED = (*CANVASES, "action", "done")
-"""What must be in a file; `episode` is counted from `done` where absent, the rest is not read."""
+"""What must be in a file; `episode` is counted from `done` where absent."""
 _TYPES = {"state": np.int8, "next_state": np.int8, "action": np.int64, "done": np.bool_}
 _TYPES |= {"episode": np.int64}
 CHUNK = 64  # canvases encoded at once outside training
@@ -41,7 +41,7 @@ class GridBatch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GridBuffer:
-    """N transitions in the order played; from `GridBuffer.of`, `load` or `play`."""
+    """N transitions in the order played."""
 
     state: np.ndarray  # (N, S, S) int8, see world.py
     next_state: np.ndarray  # (N, S, S) int8
@@ -93,7 +93,7 @@ class GridBuffer:
         return GridBuffer(*(values[rows] for values in vars(self).values()))
 
     def split(self, fraction: float, seed: int) -> tuple[GridBuffer, GridBuffer]:
-        """(train, held out): `fraction` of the episodes, at least one, is held out (F13)."""
+        """(train, held out): a `fraction` of the episodes, one at least, is held out (F13)."""
         episodes = np.unique(self.episode)
         if len(episodes) < 2:
             raise FileError("a buffer needs three episodes or more: to train, choose and test")

@@ -1,4 +1,4 @@
-"""Measures of the grid models: prediction next to collapse, decoded grids, facts, comparison.
+"""Measures of the grid models: prediction, collapse, decoded grids, facts, comparison.
 
 A cosine is 1 when all grids go to one point (F13), so error and collapse stand beside it.
 """
@@ -21,7 +21,7 @@ from hjepa_lib.grids.world import COLOURS, facts
 from hjepa_lib.training.probes import effective_rank, fit_ridge
 
 GOOD, CONCERNING = 0.7, 0.5
-"""Cosine above the first after a few epochs is good, below the second late is worrying (004)."""
+"""A cosine above the first is good, below the second late is worrying (004)."""
 
 
 def latent_report(latents: Tensor) -> dict[str, float]:
@@ -32,7 +32,7 @@ def latent_report(latents: Tensor) -> dict[str, float]:
 
 
 def verdict(report: Mapping[str, Any], late: bool) -> str:
-    """collapsed, good, worrying (late only) or between; collapse comes before any cosine."""
+    """collapsed, good, worrying (late only) or between."""
     if report["collapsed"]:
         return "collapsed"
     cosine = report["jepa_cosine_sim"]
@@ -44,7 +44,7 @@ def verdict(report: Mapping[str, Any], late: bool) -> str:
 def prediction_report(prediction: Tensor, target: Tensor, present: Tensor) -> dict[str, float]:
     """Errors of predicted latents (M, D), beside those of predicting no change (`present`).
 
-    `error` is in units of the targets' variance: 1 = predicting the mean.
+    `error` is over the targets' variance: 1 = predicting the mean.
     """
     variance = target.var(0, correction=0).mean().clamp(min=1e-12)
     error, copied = (F.mse_loss(guess, target) for guess in (prediction, present))
@@ -67,7 +67,7 @@ def ema_distance(online: nn.Module, target: nn.Module) -> float:
 
 @torch.no_grad()
 def imagined(model: GridModel, batch: GridBatch) -> list[Tensor]:
-    """Latents, imagined next ones, what those should be, the same of no change: (M, D) each."""
+    """Latents, imagined next ones, what those should be, that of no change: (M, D) each."""
     parts = []
     for piece in batch.pieces(model.device):
         now, target = model.encode(piece.state), model.encode_target(piece.next_state)
@@ -115,7 +115,7 @@ def cell_report(predicted: Tensor, state: Tensor, truth: Tensor) -> dict[str, fl
 
 
 def fact_accuracy(model: GridModel, train: GridBuffer, validation: GridBuffer) -> float:
-    """Mean accuracy over FACTS, held-out episodes, of a ridge regression to one-hot classes."""
+    """Mean accuracy over FACTS of a ridge regression to one-hot classes, on held-out episodes."""
     (seen, labels), (held, truths) = (
         (imagined(model, batch)[0], facts(batch.state).unbind(1))
         for batch in (train.sample(1000), validation.sample(1000))
@@ -128,11 +128,10 @@ def fact_accuracy(model: GridModel, train: GridBuffer, validation: GridBuffer) -
 
 
 def against_copying(model: GridModel, train: GridBuffer, validation: GridBuffer) -> dict[str, Any]:
-    """Errors where an action changed something, beside those of latents that stay as they are.
+    """Errors where an action changed something, beside those of latents that stay (`_copied`).
 
-    `episodes` has them by held-out episode: `latent`, squared, and `changed`, the share of changed
-    cells that a ridge regression on training latents reads wrong. `unseen_read`: actions that no
-    training transition has.
+    By held-out episode `latent`, squared, and `changed`, the share of changed cells that a ridge of
+    training latents reads wrong. `unseen_read`: of actions that no training transition has.
     """
     held = validation.select((validation.state != validation.next_state).any((1, 2)))
     seen, batch = train.sample(1000), held.sample(len(held))
@@ -173,15 +172,12 @@ MEASURES = {
     "unseen_read": "the same, actions of no training (share)",
     "changed_copied": "changed cells read from latents that stay (share)",
 }
-"""Columns of a result row that the comparison shows, in this order."""
+"""Columns of a result row that the comparison shows."""
 
 
 def paired_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The facts that `PAIRS` read wrong, in shares of the second one's, as far as rows have both.
-
-    "jepa against random, no difference shown: facts read wrong -0.4 % (-2 to +1; seeds: 3)"; the
-    interval is over training seeds alone.
-    """
+    """The facts that `PAIRS` read wrong, in shares of the second one's, as far as rows have both;
+    intervals are over training seeds alone."""
     table = pd.DataFrame(list(rows)).pivot(index="seed", columns="model", values="fact_accuracy")
     table = 1 - table
     told = []
@@ -207,10 +203,7 @@ def copying_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def comparison(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """GRID-10: one row per measure, one column per model, from result rows of all seeds.
-
-    A cell is the mean over seeds, lowest to highest, empty for what a model does not have.
-    """
+    """GRID-10: a row per measure, a column per model: mean over seeds, lowest to highest."""
     columns = {}
     for kind, own in pd.DataFrame(list(rows)).groupby("model", sort=False):
         cells = {

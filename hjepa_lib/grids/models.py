@@ -51,9 +51,6 @@ class GridEncoder(nn.Module):
         places = self.row(rows)[:, None] + self.column(columns)
         return self.colour(grids.clamp(min=0)) + places
 
-    def forward(self, grids: Tensor) -> Tensor:
-        return self.read(grids, facts(grids))
-
 
 class GridTransformer(GridEncoder):
     """Tokens: CLS, five facts, one per cell; CLS, LayerNorm, linear."""
@@ -66,8 +63,8 @@ class GridTransformer(GridEncoder):
         self.blocks = Transformer(dim, config.encoder_depth, config.heads, head_dim, config.mlp_dim)
         self.head = nn.Linear(dim, dim)
 
-    def read(self, grids: Tensor, values: Tensor) -> Tensor:
-        """Canvases (B, S, S), their facts (B, 5) -> (B, D)."""
+    def forward(self, grids: Tensor) -> Tensor:
+        values = facts(grids)
         # What is padding in the whole batch is not computed.
         grids = grids[:, : int(values[:, 0].max()), : int(values[:, 1].max())]
         cls = self.cls.expand(len(grids), 1, -1)
@@ -90,8 +87,7 @@ class GridCnn(GridEncoder):
         self.mix = nn.Linear(64, dim)
         self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, dim)
 
-    def read(self, grids: Tensor, values: Tensor) -> Tensor:
-        """Canvases (B, S, S), their facts (B, 5) -> (B, D)."""
+    def forward(self, grids: Tensor) -> Tensor:
         mask = (grids >= 0)[:, None].float()  # (B, 1, S, S)
         x = self.cells(grids).permute(0, 3, 1, 2) * mask
         for conv in self.convs:
@@ -99,7 +95,7 @@ class GridCnn(GridEncoder):
             mask = mask[:, :, :: conv.stride[0], :: conv.stride[1]]
             x = F.gelu(conv(x)) * mask
         pooled = x.sum((2, 3)) / mask.sum((2, 3))  # (B, 64)
-        return self.head(self.norm(F.gelu(self.mix(pooled)) + self.facts(values).sum(1)))
+        return self.head(self.norm(F.gelu(self.mix(pooled)) + self.facts(facts(grids)).sum(1)))
 
 
 ENCODERS = {"transformer": GridTransformer, "cnn": GridCnn}

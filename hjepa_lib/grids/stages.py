@@ -40,9 +40,9 @@ from hjepa_lib.training.loop import (
 from hjepa_lib.training.probes import collapse
 
 LOGS = {"jepa": "grid_s{}", "generative": "grid_twin_s{}"}
-"""Names in metrics.jsonl of the two models of a training seed."""
+"""Names in metrics.jsonl of the models of a training seed."""
 ENCODERS = (*KINDS, "random")
-"""Whose latents are measured; `random` is an untrained JEPA."""
+"""Whose latents are measured; `random` is a JEPA as it begins."""
 BEST, ROWS = "best_{}_model", "grid/results.json"
 VALIDATION_ROWS = 256  # of `choice` in every validation, always the same ones
 CHECKS = {"jepa": measures.validate_jepa, "generative": measures.validate_twin}
@@ -101,7 +101,7 @@ def fit_grid(
     model: GridModel, train: buffer.GridBuffer, optim: EpochsConfig, validate: ValidateFn,
     **options: Any,
 ) -> Fit:  # fmt: skip
-    """One of a pair, with the fit's own `options`; `model.seconds` is what its last update took."""
+    """One of a pair; `model.seconds` is what its last update took."""
     model.seconds = math.nan
 
     def loss_fn(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -122,7 +122,7 @@ def train_pair(
 ) -> Iterator[tuple[str, Report]]:
     """Two fits in step: (kind, report) of every update; one that was interrupted catches up.
 
-    With `patience` > 0 the pair ends when BOTH have gone so many validations without improvement.
+    With `patience` > 0 they end when BOTH have gone so many validations without improvement.
     """
     reports = {kind: follow(fit) for kind, fit in fits.items()}
     while True:
@@ -175,7 +175,7 @@ def make_pair(ws: Workspace, folder: Path, n: int) -> Iterator[Report]:
 
 
 def _save(path: Path, kind: str, model: GridModel, row: dict[str, Any], **facts: Any) -> None:
-    """`<path>.safetensors` and `.json`: settings, update and validation (a logged row), `facts`."""
+    """The model with its settings, update and validation (a logged row), and `facts`."""
     mark = "validation_"
     found = {name.removeprefix(mark): row[name] for name in row if name.startswith(mark)}
     facts |= {"update": row["step"], "loss": found.get("loss"), "validation": found}
@@ -184,7 +184,7 @@ def _save(path: Path, kind: str, model: GridModel, row: dict[str, Any], **facts:
 
 
 def load_grid_model(ws: Workspace, kind: str, n: int) -> GridModel:
-    """The frozen best model of a training seed, obtained if absent. `random` is untrained."""
+    """The frozen best model of a training seed, obtained if absent."""
     if kind != "random":
         folder = ws.obtain(grid_stages(ws.config)[f"grid_s{n}"])
         return read_grid_model(folder / BEST.format(kind), kind).to(ws.device)
@@ -194,7 +194,7 @@ def load_grid_model(ws: Workspace, kind: str, n: int) -> GridModel:
 
 
 def read_grid_model(path: Path, kind: str) -> GridModel:
-    """A model from `<path>.json` and `.safetensors`, frozen, on the CPU."""
+    """A stored model, frozen, on the CPU."""
 
     def build(meta: dict[str, Any]) -> GridModel:
         return build_grid_model(kind, from_dict(GridConfig, meta["config"]), meta["size"], 0)
@@ -235,7 +235,7 @@ def grid_results(ws: Workspace) -> list[dict[str, Any]]:
 
 
 def section(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The measured comparison of the grid models for the run's report and summary (GRID-10)."""
+    """The comparison for the run's report and summary (GRID-10)."""
     table = measures.comparison(rows)
     cells = table.reset_index().to_numpy().tolist()
     lists = {
@@ -253,7 +253,7 @@ def section(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _cost(
     ws: Workspace, kind: str, n: int, model: GridModel, sample: buffer.GridBatch
 ) -> dict[str, Any]:
-    """Parameters, memory and time; an untrained encoder has cost nothing."""
+    """Parameters, memory and time."""
     fresh = build_grid_model(kind, model.config, model.size, 0).to(ws.device)
     folder = ws.run.stage_folder(f"grid_s{n}")
     spent = read_json(folder / f"{BEST.format(kind)}.json")
@@ -268,7 +268,7 @@ def _cost(
 
 
 def train_all(ws: Workspace) -> None:
-    """All stages with a few printed lines on the way; then the comparison."""
+    """All stages, then the comparison, with a few printed lines."""
     for name, stage in grid_stages(ws.config).items():
         exhaust(ws.make(stage), name)
     print(*sorted(ws.run.path.glob("grid/s*/best_*.safetensors")), sep="\n")
@@ -279,8 +279,7 @@ def train_all(ws: Workspace) -> None:
 def write_tuning_table(runs: Iterable[tuple[dict[str, Any], Path]], folder: Path) -> Path:
     """`grid_results.csv` of a sweep in `folder`: mean over seeds per setting and encoder.
 
-    `runs` are swept values with the run's folder each; unfinished ones are passed over. FileError
-    when none has finished.
+    `runs` are swept values with the run's folder each; FileError when none has finished.
     """
     rows = []
     for values, run in runs:

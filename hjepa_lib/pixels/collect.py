@@ -1,6 +1,6 @@
 """Playing an environment for its transitions (DATA-1 to DATA-3), and the rules for loading them.
 
-A skilled policy is Stable-Baselines3's PPO, trained on the CPU on stacks merged into channels.
+PPO is Stable-Baselines3's, trained on the CPU on stacks merged into channels.
 """
 
 import contextlib

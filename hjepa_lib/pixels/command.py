@@ -1,8 +1,4 @@
-"""What `python -m hjepa_lib vjepa2 train | evaluate` does, on training seed 0 of a run.
-
-The best checkpoint of each stage is also copied to `trained_models/` in the outputs folder, which
-is where stage 2 looks for stage 1 by default.
-"""
+"""What `python -m hjepa_lib vjepa2 train | evaluate` does, on training seed 0 of a run."""
 
 import shutil
 from pathlib import Path
@@ -24,17 +20,15 @@ STAGES = {stage: name_of(name, 0) for stage, name in two_stages.STAGES.items()}
 
 
 def default_checkpoint() -> Path:
-    """`trained_models/best_stage1_model.safetensors` in the outputs folder."""
+    """Where stage 2 looks for stage 1: `trained_models/` in the outputs folder."""
     return outputs_root() / "trained_models" / f"{FILES['stage1']}.safetensors"
 
 
 def checkpoints(
     stage: int | None, first: Path | None, second: Path | None, run: Run | None
 ) -> dict[str, str]:
-    """The settings that say where stage 2 starts, checked; `run` is the one to be continued.
-
-    From stage 1 in `first`, the run itself or `default_checkpoint`, or where `second` ended.
-    """
+    """The settings that say where stage 2 starts: where `second` ended, or from stage 1 in `first`,
+    in `run`, which is to be continued, or in `default_checkpoint`."""
     if stage != 2:
         if first or second:
             raise ConfigError("a checkpoint to start from is for stage 2: add --stage 2")
@@ -54,7 +48,7 @@ def checkpoints(
 
 
 def train_model(run: Run, stage: int | None = None) -> int:
-    """Train stage 1, stage 2, or with None both and the heads and decoder built on them."""
+    """Train a stage, or with None both and the heads and decoder built on them."""
     ws, numbers = _open(run), (stage,) if stage else (1, 2)
     for number in numbers:
         _train(ws, f"stage {number}", STAGES[number])
@@ -74,10 +68,7 @@ def _train(ws: Workspace, title: str, name: str) -> None:
 
 
 def evaluate(run: Run, stage: int | None = None, device: str | None = None) -> int:
-    """Measure the stored weights anew and print them; stage 2 also draws a roll-out.
-
-    Without a `device` on the one that the run was made with.
-    """
+    """Measure the stored weights anew, on a `device` or the run's; stage 2 draws a roll-out."""
     ws = _open(run, device)
     for number in (stage,) if stage else (1, 2):
         _print(ws, number, two_stages.evaluate(ws, number, 0))
@@ -100,7 +91,7 @@ def _open(run: Run, device: str | None = None) -> Workspace:
 
 
 def _export(ws: Workspace, stage: int) -> None:
-    """Copy the checkpoint (weights, description, state to resume from) to trained_models."""
+    """Copy weights, description and state to resume from beside `default_checkpoint`."""
     target, best = default_checkpoint().parent, FILES[two_stages.NAMES[stage]]
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(ws.run.stage_folder(STAGES[stage]).iterdir()):

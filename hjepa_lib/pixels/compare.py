@@ -1,6 +1,6 @@
 """The comparison of pixel models (MET-2): rows, what they claim, one table.
 
-A loss is an error in a model's own latent, whose unit is the model's choice: no loss is a column.
+No loss is a column: an error in a model's own latent has the model's own unit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -79,9 +79,9 @@ class Row(NamedTuple):
 
 
 def by_block(errors: np.ndarray, episode: np.ndarray) -> np.ndarray:
-    """(M,) errors in time order and their episode ids -> (K,), with the mean of the transitions.
+    """(M,) errors in time order and their episode ids -> (K,) of the same mean.
 
-    A block is `BLOCK` transitions of an episode, for neighbours in time resemble each other.
+    A block is `BLOCK` transitions of an episode: neighbours in time resemble each other.
     """
     first = np.flatnonzero(np.r_[True, episode[1:] != episode[:-1]])
     place = np.arange(len(errors)) - np.repeat(first, np.diff(np.r_[first, len(errors)]))
@@ -129,8 +129,7 @@ def claims(
 ) -> list[dict[str, Any]]:
     """`statistics.claim` of errors (S, K) by model and kind: PAIRED, untrained encoders, twins.
 
-    Of px the root is compared, as it is shown. Nothing is claimed from `loaded` weights, nor
-    between twins that are not `matched` in weights.
+    Of px the root. Nothing is claimed from `loaded` weights, nor between twins not `matched`.
     """
     found = []
     for model, own in errors.items():
@@ -156,7 +155,7 @@ def claims(
 
 
 def sentences(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Claims as text: "jepa: imagined latent beats the better guess: error -41.0 % (...)"."""
+    """Claims as text, see `statistics.sentence`."""
     return [
         sentence(f"{one['model']}: {one['score']}", one["against"].replace("_", " "), one)
         for one in found
@@ -164,7 +163,7 @@ def sentences(found: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """Sentences on where the trained models differ by design, made from the rows."""
+    """Sentences on where the trained models differ by design."""
     found, updates = [], []
     for name in dict.fromkeys(row.facts["model"] for row in rows):
         facts = [row.facts for row in rows if row.facts["model"] == name not in UNTRAINED]
@@ -198,10 +197,7 @@ def matched(counts: Mapping[str, int]) -> dict[str, Any]:
 
 
 def build(rows: Sequence[Row], pairs: Sequence[Mapping[str, int]] = ()) -> dict[str, Any]:
-    """The whole comparison, JSON-ready; `pairs` are parameter counts that should be equal.
-
-    The rows are those of one run, whose stages read the same data (runs/keys.py).
-    """
+    """The comparison of the rows of a run, JSON-ready; `pairs`: counts that should be equal."""
     rows = sorted(rows, key=lambda row: row.facts["seed"])
     facts = rows[0].facts
     models = {name: [row for row in rows if row.facts["model"] == name] for name in COMPARED}
@@ -234,6 +230,6 @@ def build(rows: Sequence[Row], pairs: Sequence[Mapping[str, int]] = ()) -> dict[
 
 
 def floor(comparison: Mapping[str, Any], column: str) -> float | str | None:
-    """What the trivial guess of a column scores there; None for a column without one."""
+    """What the trivial guess of a column scores there; None without one."""
     _, guess = RANKED.get(column, (None, None))
     return comparison["baselines"].get(guess, NOT_APPLICABLE) if isinstance(guess, str) else guess

@@ -1,7 +1,4 @@
-"""Figures of frames, trainings, scores and latents of pixel models; frames as in figures.data.
-
-Latents of two models share no unit and no axis.
-"""
+"""Figures of frames, scores and latents of pixel models; latents of two share no axis."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,7 +45,7 @@ def samples(batch: TransitionBatch, title: str = "") -> Figure:
 
 
 def sample_rows(rows: int, epoch: int, count: int = SAMPLES) -> Tensor:
-    """The rows shown at `epoch`: a function of (rows, epoch) alone, so equal for every model."""
+    """The rows shown at `epoch`, equal for every model."""
     return pick(rows, count, FIRST_SEED + epoch)
 
 

@@ -23,9 +23,9 @@ LEAST_DEVIATION = 1e-5  # a feature that varies less is constant: it is centred,
 class RewardHead(nn.Module):
     """MLP from (B, width) inputs to (B,) rewards, in the environment's reward units.
 
-    First weights depend on `seed` and the layer's widths alone: equal for every base model. By what
-    comes in, and the last layer's are 0: by what goes out (MOD-13) the one number of this network
-    begins 70 times as far from the mean as rewards are, and that of wider inputs less far.
+    First weights depend on `seed` and the layer's widths alone: equal for every base model. They
+    go by what comes in, and the last are 0: by what goes out (MOD-13) the one number would begin 70
+    times as far from the mean as rewards are.
     """
 
     def __init__(self, config: RewardConfig, width: int, seed: int = 0) -> None:
@@ -42,7 +42,7 @@ class RewardHead(nn.Module):
         nn.init.zeros_(layer.weight)
 
     def standardise(self, inputs: Tensor) -> None:
-        """Take mean and deviation of training `inputs` (M, width), so that no units decide."""
+        """Take mean and deviation of training `inputs` (M, width): no units decide."""
         exact = inputs.cpu().double()  # S7
         deviation = exact.std(0, correction=0)
         self.centre.copy_(exact.mean(0))

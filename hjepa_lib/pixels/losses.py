@@ -1,6 +1,6 @@
-"""What keeps latents from collapsing (LOSS-2 to LOSS-5), as modules of the model they regularise.
+"""What keeps latents from collapsing (LOSS-2 to LOSS-5).
 
-Each maps one batch of latents (B, D), or two views of it, to (total, unweighted terms).
+Each module maps a batch of latents (B, D), or two views of it, to (total, unweighted terms).
 """
 
 import torch
@@ -74,7 +74,7 @@ class DinoCentring(nn.Module):
 
 
 def build_regulariser(config: AuxiliaryConfig, latent_dim: int) -> nn.Module | None:
-    """The regulariser `config.kind`; None for `none` or weight 0 (it could not learn anything)."""
+    """The regulariser `config.kind`; None for `none` or weight 0."""
     kinds = {"vicreg": VICReg, "barlow_twins": BarlowTwins, "dino": DinoCentring}
     if config.kind == "none" or config.weight == 0:
         return None

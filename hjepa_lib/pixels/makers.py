@@ -91,7 +91,7 @@ def draw(ws: Workspace, pictures: str, epoch: int, predict: Predict) -> None:
 
 
 def facts_of(ws: Workspace, name: str, number: int, work: Fit | None = None) -> dict[str, Any]:
-    """What makes a result comparable with others (rule 1); without a fit nothing was trained."""
+    """What makes a result comparable with others (rule 1)."""
     parts, seed = make_transitions(ws), ws.config.seed + number
     facts = {
         "model": name, "seed": seed, "environment": ws.config.pixels.environment.id,
@@ -128,8 +128,8 @@ def _store(
     ws: Workspace, folder: Path, model: Any, result: dict[str, Any], predict: Predict | None,
     **base: Any,
 ) -> None:  # fmt: skip
-    """A model as it is now, frozen, and what is said of it: size, and errors of what it draws."""
-    result["parameters"] = {"total": count_parameters(model)}  # those that were trained
+    """A model as it is now, frozen, and what is said of it: trained weights, errors of frames."""
+    result["parameters"] = {"total": count_parameters(model)}
     models.save_model(folder, model.eval().requires_grad_(False), **base)
     if predict is not None:
         train, _, test = make_transitions(ws)
@@ -141,7 +141,7 @@ def _store(
 def start_from_file(ws: Workspace, model: Any) -> tuple[bool, bool]:
     """Load `pixels.loading` into the model it names: (loaded, its training is to be skipped).
 
-    A file that does not load is warned about; ConfigError for a frozen JEPA, never to be trained.
+    A file that does not load is warned about; for a frozen JEPA it is a ConfigError.
     """
     loading, name = ws.config.pixels.loading, model.name
     kinds = {"enc_dec": "std_enc_dec", "enc_dec_jepa": "enc_dec_jepa_style"}
@@ -161,7 +161,7 @@ def start_from_file(ws: Workspace, model: Any) -> tuple[bool, bool]:
 
 
 def make_decoder(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
-    """A decoder of the frozen model's latents of s_{t+1}; all models' start from equal weights."""
+    """A decoder of the frozen model's latents of s_{t+1}; all start from equal weights."""
     parts, config = make_transitions(ws), ws.config.pixels.decoder
     model = load_model(ws, name, number)
 
@@ -189,7 +189,7 @@ def make_decoder(ws: Workspace, folder: Path, name: str, number: int) -> Iterato
 
 
 def make_heads(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
-    """Reward heads on the frozen model: weights, predictions of test rewards, scores."""
+    """Reward heads on the frozen model, their predictions of test rewards, their scores."""
     config, parts = ws.config.pixels.reward, make_transitions(ws)
     model, stage = load_model(ws, name, number), name_of(name, number, "heads")
     train, choice, test = (encode(model, part) for part in parts)
@@ -239,7 +239,7 @@ def make_stage1(ws: Workspace, folder: Path, name: str, number: int) -> Iterator
 def make_stage2(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
     """V-JEPA 2's world model on latents that the frozen encoder makes once.
 
-    With `vjepa2.stage2.checkpoint` everything comes from that file, and training goes on.
+    With `vjepa2.stage2.checkpoint` all comes from that file, and training goes on.
     """
     train, stage = make_transitions(ws).train, ws.config.pixels.vjepa2.stage2
     model, source = fresh_model(ws, name, number, train), stage.checkpoint
@@ -286,7 +286,7 @@ def make_stage2(ws: Workspace, folder: Path, name: str, number: int) -> Iterator
 
 
 def about(path: Path, name: str, train: Transitions) -> dict[str, Any]:
-    """What a checkpoint says of its training; FileError when it is none for these images."""
+    """What a checkpoint says of its training; FileError when it is for other data."""
     meta = models.about_model(path, name)
     here = shapes_of(train)._asdict()
     for key, value in meta["shapes"].items():
@@ -301,7 +301,7 @@ def resume_path(path: Path) -> Path:
 
 
 def _facts(ws: Workspace, number: int, work: Fit, model: Any, rows: int) -> dict[str, Any]:
-    """What a checkpoint says about its training; `epochs` are passes through `rows`."""
+    """What a checkpoint says of its training; `epochs` are passes through `rows`."""
     return facts_of(ws, "vjepa2", number, work) | {
         "epochs": work.update * work.config.batch / rows,
         "patience": work.config.patience,

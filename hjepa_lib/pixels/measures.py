@@ -70,10 +70,9 @@ def place_errors(
     `imagined`: what a ridge of each step reads from imagined latents; `encoded`: one for all steps
     from those of the true frames; `permuted`: imagined with the actions of another window; `last`,
     `mean`: the first position, the mean one of training; `between`: ridges of the first position;
-    `guess`: the best of these three at each step; `possible`: that of the best model, where the
-    rules of the world are ours. Every ridge is fitted on windows of training, on
-    inputs of its own kind: a drawn frame is not quite like a true one, and how its encoding differs
-    says nothing about what it shows. Empty where the environment tells no position.
+    `guess`: the best of these three at each step; `possible`: that of the best model, in worlds of
+    our own. Ridges are fitted on training windows, on inputs of their own kind: how a drawn frame
+    differs from a true one says nothing about what it shows. Empty without positions.
     """
     if train.position is None:
         return {}, np.empty(0)
@@ -117,10 +116,8 @@ def place_errors(
 
 
 def _reader(latents: Tensor, places: Tensor) -> Callable[[Tensor], Tensor]:
-    """(W, K, D) latents and (W, K, P) places -> a ridge of each step, from such latents to places.
-
-    What chance does in later steps would be noise to the first one's.
-    """
+    """(W, K, D) latents and (W, K, P) places -> a ridge of each step: chance of later ones would be
+    noise to the first."""
     centre, spread = latents.mean((0, 1)), latents.flatten(0, 1).std(0).clamp(min=1e-9)
 
     def scaled_steps(values: Tensor) -> Iterable[Tensor]:
@@ -137,10 +134,7 @@ def _reader(latents: Tensor, places: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _imagined(model: Any, data: Transitions, rows: Tensor, action: Tensor) -> Tensor | None:
-    """(W, K, D) float64, from the first of `rows` on (W, K), after these actions (W, K, ...).
-
-    None without imagination.
-    """
+    """(W, K, D) float64 after 1..K of these actions (W, K, ...) from the first of `rows` (W, K)."""
     device, found = model.background.device, []
     for first, taken in zip(rows[:, 0].split(CHUNK), action.split(CHUNK), strict=True):
         ahead = model.unroll(data[first].state.to(device), taken.to(device))

@@ -1,7 +1,7 @@
-"""The world models of the pixel comparison: one interface, several ways to learn a latent.
+"""The world models of the pixel comparison, each built and stored by its name of `FILES`.
 
 z_t = encoder(s_t), s a stack of L frames, x its newest frame; e the action embedding, p the
-predictor. Each is built and stored by its name of `FILES`.
+predictor.
 """
 
 import copy
@@ -35,10 +35,7 @@ FILES = {
 
 
 class PixelModel(Sees):
-    """Encoder and action embedding, and what every model of the comparison answers to.
-
-    As it stands a baseline, see `UNTRAINED`.
-    """
+    """Encoder and action embedding, and what every model answers to; alone one of `UNTRAINED`."""
 
     predicts_latents = False
     """What `imagine` returns is trained to equal an encoding."""
@@ -117,7 +114,7 @@ class EncoderDecoder(PixelModel):
         return self.decoder(imagined)
 
     def unroll(self, state: Tensor, actions: Tensor) -> Tensor:
-        """As of every model; each drawn frame is the newest of the next state, and encoded."""
+        """Each drawn frame is the newest of the next state, and encoded."""
         found = []
         for action in actions.unbind(1):
             frame = self.predict_frame(SimpleNamespace(state=state, action=action))
@@ -225,8 +222,7 @@ KINDS = {"enc_dec": EncoderDecoder, "enc_dec_jepa": EncoderDecoder, "jepa": Pixe
 def build_pixel_model(name: str, config: PixelsConfig, data: Any) -> Any:
     """The model `name` of `FILES` with fresh weights from torch's generator (MOD-13).
 
-    `data` are `PixelShapes`, or training `Transitions`, which also set what a frame differs from
-    and how `vjepa2` reads its tokens.
+    `data` are `PixelShapes`, or training `Transitions`, to which it is fitted (`fit_scale`).
     """
     shapes = shapes_of(data)
     if name == "stage1":
@@ -260,7 +256,7 @@ def fit_scale(model: Any, data: Transitions, background: Tensor | None = None) -
 
 
 def matched_counts(config: PixelsConfig, data: Any) -> dict[str, int]:
-    """Weights that the JEPA-style twin and JEPA with its decoder train to predict a frame."""
+    """Weights that the twin, and JEPA with its decoder, train to predict a frame."""
     twin, jepa = (build_pixel_model(name, config, data) for name in ("enc_dec_jepa", "jepa"))
     decoder = PatchDecoder(config.decoder, config.encoder.latent_dim, shapes_of(data))
     pair = count_parameters(jepa) + count_parameters(decoder)
@@ -268,7 +264,7 @@ def matched_counts(config: PixelsConfig, data: Any) -> dict[str, int]:
 
 
 def save_model(folder: Path, model: Any, file: str = "", /, **facts: Any) -> Path:
-    """Write `model` under its name of `FILES`, or as `file`; `facts` stand beside its config."""
+    """Write `model` under its name of `FILES`, or as `file`, with its config and `facts`."""
     path = folder / (file or FILES[model.name])
     meta = {"config": to_dict(model.config), "shapes": model.shapes._asdict()}
     checkpoint.save_module(path, model, f"pixel {model.name}", **meta, **facts)
@@ -289,7 +285,7 @@ def load_model(path: Path, name: str) -> Any:
 
 
 def about_model(path: Path, name: str) -> dict[str, Any]:
-    """What is written beside the stored model `name`; FileError when it is another."""
+    """What is written beside a stored model; FileError when it is another."""
     return checkpoint.read_meta(_find(path, name), f"pixel {name}")
 
 

@@ -49,10 +49,7 @@ class Sees(nn.Module):
 
 
 class Vit(nn.Module):
-    """(M, C, Hpx, Wpx) -> tokens (M, 1 + N, D), the class token first.
-
-    The mask is an argument of the call and never a state of the encoder (F4).
-    """
+    """(M, C, Hpx, Wpx) -> tokens (M, 1 + N, D), the class token first; it keeps no mask (F4)."""
 
     def __init__(
         self, config: PixelEncoderConfig, dim: int, planes: int, image_size: layers.Size,
@@ -133,7 +130,7 @@ def brightest(maps: Tensor) -> Tensor:
     """(B, places, H, W) -> (B, 2 places): where each map is brightest, x and y from -2 to 2.
 
     A spatial softmax (arXiv 1509.06113). ReLUs say of a dark thing what they say of a bright one,
-    only less, and a linear reader cannot tell them apart; a place has no brightness.
+    only less; a place has no brightness.
     """
     down, across = (torch.linspace(-2, 2, side, device=maps.device) for side in maps.shape[2:])
     grid = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1)  # (H, W, 2) x, y
@@ -183,7 +180,7 @@ class LatentPredictor(nn.Module):
             widths = (latent_dim + action_dim, *config.hidden, latent_dim)
             self.net = mlp(*widths, activation=nn.GELU, dropout=config.dropout)
             return
-        # Two tokens, state and action; one block per entry of `hidden`, which is its MLP's width.
+        # Two tokens, state and action; a block per entry of `hidden`, its MLP's width.
         heads = 4
         self.action = nn.Linear(action_dim, latent_dim)
         self.position = nn.Parameter(torch.zeros(2, latent_dim))
@@ -206,8 +203,8 @@ class LatentPredictor(nn.Module):
 class Look(nn.Module):
     """Cross-attention of x (B, N, dim) to one memory token (B, 1, dim) and a zero key and value.
 
-    Over a single token a softmax is 1 whatever query and key are, and their weights never learn
-    (F9); beside a zero key the weight is sigmoid(q . k / sqrt(d)): look, or look away.
+    Over a single token a softmax is always 1, and query and key never learn (F9); beside a zero key
+    the weight is sigmoid(q . k / sqrt(d)): look, or look away.
     """
 
     def __init__(self, dim: int, heads: int, head_dim: int, dropout: float) -> None:
@@ -287,8 +284,7 @@ class PatchDecoder(nn.Module):
 def initialise(model: nn.Module) -> None:
     """Draw all weights of `model` anew from torch's generator (MOD-13).
 
-    Embeddings are N(0, 0.01), learned tokens and positions N(0, 0.02); a module with
-    `first_weights` has the last word on its own.
+    A module with `first_weights` has the last word on its own.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear) and max(module.weight.shape) >= LARGE:
@@ -311,7 +307,7 @@ def initialise(model: nn.Module) -> None:
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """Trainable weights by part (its direct children and own tensors); they sum to the total."""
+    """Trainable weights by part, and `own` ones; they sum to the total."""
     counts = {name: count_parameters(part) for name, part in model.named_children()}
     own = sum(p.numel() for p in model.parameters(recurse=False) if p.requires_grad)
     return {name: count for name, count in (counts | {"own": own}).items() if count}

@@ -53,7 +53,7 @@ def measure_row(
 ) -> compare.Row:  # fmt: skip
     """Facts, scores on the test part (or what is `scored`), and squared errors per block of it.
 
-    Reward heads, and decoders of models that have none, are trained on the way if asked for.
+    Reward heads and lacking decoders are trained on the way if asked for.
     """
     (train, _, test), config, seed = stages.make_transitions(ws), ws.config.pixels, ws.config.seed
     test = test if scored is None else scored
@@ -111,7 +111,7 @@ def measure_row(
 
 
 def place_blocks(places: Mapping[str, np.ndarray], episode: np.ndarray) -> dict[str, np.ndarray]:
-    """Squared px per block of what `measures.place_errors` gives, after one step and the last."""
+    """Squared px per block of `measures.place_errors`, after one step and the last."""
     found = {f"{kind}_{end}": places[of][:, step] for kind, of in PLACED.items()
              for end, step in ENDS.items() if of in places}  # fmt: skip
     if "permuted" in places:
@@ -120,7 +120,7 @@ def place_blocks(places: Mapping[str, np.ndarray], episode: np.ndarray) -> dict[
 
 
 def headline(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """The short table of a section: models, then the better guess, in the columns HEADLINE."""
+    """The short table: models, then the better guess, in the columns HEADLINE."""
     rows = [
         [LABELS[name], *(one[column]["text"] for column in HEADLINE)]
         for name, one in comparison["models"].items()
@@ -132,7 +132,7 @@ def headline(comparison: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def comparison_section(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """The report's section: scores with intervals beside the trivial guesses, and the claims."""
+    """The report's section: scores beside the trivial guesses, and the claims."""
     models, n, rows = comparison["models"], comparison["n"], []
     for name in compare.COLUMNS:
         guess = compare.floor(comparison, name)

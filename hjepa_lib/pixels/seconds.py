@@ -24,8 +24,8 @@ _STAGES = {"vjepa2": {"vjepa2_stage1": "vjepa2.stage1.optim", "vjepa2": "vjepa2.
 def score_seconds(ws: Workspace, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of `score_models` of models that train `settings["seconds"]` each.
 
-    `seconds` are those of updates and validations, both stages' of `vjepa2`; `teraflop` what the
-    updates compute. `pace` updates of each model, in turn, say how many fit.
+    `seconds` are those of updates and validations, `teraflop` what the updates compute, of both
+    stages of `vjepa2`. `pace` updates of each model, in turn, say how many fit.
     """
     names, wish = settings.get("models", MODELS), float(settings["seconds"])
     stages.find(ws, stages.DATA)
@@ -79,7 +79,7 @@ def train_in_turn(runs: dict[str, Workspace]) -> dict[str, float]:
 
 
 def flops_of_update(ws: Workspace, name: str) -> float:
-    """FLOPs of an update, forward and backward; of one of each stage where a model has two."""
+    """FLOPs of an update, forward and backward; of one of each stage of a model."""
     train, config = stages.make_transitions(ws).train, ws.config.pixels
     module = stages.fresh_model(ws, name, 0, train)
     parts = [(module, train, config.optim_of(name))]

@@ -1,8 +1,4 @@
-"""The stages of the pixel comparison in one table, and what loads their results for a reader.
-
-Training seed `config.seed + n` has the stages `{model}_s{n}`, `heads_{model}_s{n}` (rewards) and
-`decoder_{model}_s{n}`, each in a folder of `pixels/`.
-"""
+"""The stages of the pixel comparison in one table, and what loads their results for a reader."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -45,7 +41,7 @@ SHAPING: dict[str, tuple[str, ...]] = {
 
 
 def _make(maker: str, of: tuple[Any, ...], ws: Workspace, folder: Path) -> Any:
-    """`maker` is module.function, of modules that load stages themselves: imported when called."""
+    """`maker` is module.function: those load stages, so they are imported when called."""
     module, function = maker.split(".")
     return getattr(import_module(f"hjepa_lib.pixels.{module}"), function)(ws, folder, *of)
 
@@ -56,7 +52,7 @@ def name_of(model: str, number: int, kind: str = "") -> str:
 
 
 def pixel_stages(config: Config) -> dict[str, Stage]:
-    """Every stage of the comparison by name, in the order of TRAIN-1, with what shapes it."""
+    """Every stage of the comparison by name, in the order of TRAIN-1."""
     found: dict[str, Stage] = {}
     pixels = config.pixels
     ppo = ("ppo",) if pixels.data.method == "ppo" else ()
@@ -109,7 +105,7 @@ def stage_of(ws: Workspace, name: str) -> Stage:
 
 
 def train(ws: Workspace, *names: str) -> Iterator[Report]:
-    """Make stages here, their inputs first; without names all of them, in the order of TRAIN-1."""
+    """Make stages here, their inputs first; without names all of them."""
     for name in names or pixel_stages(ws.config):
         yield from ws.make(stage_of(ws, name))
 
@@ -145,7 +141,7 @@ def fresh_model(ws: Workspace, name: str, number: int, data: Any) -> Any:
 
 
 def load_model(ws: Workspace, name: str, number: int) -> Any:
-    """The model with its best weights, frozen and in eval mode, on the run's device."""
+    """The model with its best weights, frozen, in eval mode, on the run's device."""
     return models.load_model(find(ws, name_of(name, number)), name).to(ws.device)
 
 

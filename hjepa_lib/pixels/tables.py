@@ -1,7 +1,4 @@
-"""What committed tables of experiments on pixels say, as sections of outputs/gallery/results.md.
-
-A table has a row per model and seed with errors per block (`studies.score_models`).
-"""
+"""What committed tables of `studies.score_models` say, as sections of the results page."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -131,7 +128,7 @@ def say_worlds(rows: pd.DataFrame) -> Section:
 
 
 def _matched(found: Mapping[str, tuple[pd.DataFrame, Errors]]) -> bool:
-    """Whether the twins have equal numbers of weights, JEPA's decoder included; False if unknown"""
+    """Whether the twins have equal numbers of weights, JEPA's decoder included."""
     own = [f"weights.{part}.parameters" for part in ("model", "decoder")]
     sizes = {name: found[name][0].iloc[0].reindex(own) for name in TWINS if name in found}
     known = len(sizes) == 2 and sizes["jepa"].notna().all()
@@ -153,10 +150,8 @@ def won_sentence(world: str, errors: Mapping[str, Errors]) -> str:
 
 
 def share_sentence(world: str, found: Mapping[str, tuple[pd.DataFrame, Errors]]) -> Iterator[str]:
-    """How much of the gap between the better guess and the best possible model is closed.
-
-    In mean squared px after one step, on the same windows (`measures.place_errors`: possible).
-    """
+    """How much of the gap between the better guess and the best possible model is closed, in mean
+    squared px after one step."""
     shares = {}
     for name, (rows, errors) in found.items():
         if (best := errors.get("px_possible_first")) is None:

@@ -1,7 +1,6 @@
 """One way to train on transitions, and what is logged of it.
 
-Batches and noise are functions of (seed, update) alone; the indices of a batch are drawn first, so
-all models of one seed see the same transitions.
+The indices of a batch are drawn first: all models of one seed see the same transitions.
 """
 
 from collections.abc import Callable
@@ -51,8 +50,8 @@ def fit(
 def mean_loss(module: Any, data: Any, batch: int, most: int | None = None) -> dict[str, float]:
     """Loss and its terms over `data`, or `most` of its rows, weighted by rows.
 
-    Batches are shuffled, always the same way, and about as large as in training: a covariance of
-    neighbours in time, or of more rows, would be another quantity.
+    Batches are shuffled, always alike, and about as large as in training: a covariance of
+    neighbours, or of more rows, would be another quantity.
     """
     device = next(module.parameters()).device
     rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:most]

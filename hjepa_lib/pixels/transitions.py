@@ -1,7 +1,7 @@
 """Transitions (s_t, a_t, r_t, s_{t+1}) of pixel environments, frames stored once, as uint8 (F14).
 
-A state is a stack of the last L frames, oldest first, gathered when a batch needs it; where there
-is no older one the first of the episode is repeated. Predicted is the LAST frame of s_{t+1}.
+A state is a stack of the last L frames, oldest first; where there is no older one the first of the
+episode is repeated. Predicted is the LAST frame of s_{t+1}.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.layers import Size, sides
 
 _FORMAT = "hjepa transitions"
-_ARRAYS = ("frames", "now", "after", "origin", "action", "reward", "episode")
-_PLACE = "position"  # beside them where the environment tells it
+_ARRAYS = ("frames", "now", "after", "origin", "action", "reward", "episode", "position")
 _OWN = ("action_kind", "action_dim", "stack")
 
 
@@ -64,7 +63,7 @@ def scaled(pixels: Tensor) -> Tensor:
 
 
 def shapes_of(data: Transitions | PixelShapes) -> PixelShapes:
-    """The shapes of `data`."""
+    """What a model must know about `data`."""
     if isinstance(data, PixelShapes):
         return data
     _, channels, _, size = data.frames.shape
@@ -86,7 +85,7 @@ class Transitions:
     action_dim: int  # number of actions, or of numbers per action
     stack: int  # L
     meta: dict[str, Any] = field(default_factory=dict)
-    position: Tensor | None = None  # (F, P) float32, px: what moves, as the environment tells it
+    position: Tensor | None = None  # (F, P) float32, px; None where the environment tells none
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -113,9 +112,9 @@ class Transitions:
     batch = __getitem__
 
     def windows(self, length: int) -> Tensor:
-        """First rows (W,) of all windows of `length` transitions inside one episode (F6, DATA-10).
+        """First rows (W,) of all windows of `length` transitions of one episode (F6, DATA-10).
 
-        WorkbookError when no episode is long enough.
+        WorkbookError when there is none.
         """
         _, rank, count = self.episode.unique_consecutive(return_inverse=True, return_counts=True)
         left = count.cumsum(0)[rank] - torch.arange(len(self))  # rows to the end of the episode
@@ -126,9 +125,9 @@ class Transitions:
         return (left >= length).nonzero()[:, 0]
 
     def split(self, fraction: float, seed: int) -> tuple[Transitions, Transitions]:
-        """(train, validation) by whole episodes, shuffled with `seed` (DATA-4, F13).
+        """(train, validation) of one episode or more each, shuffled with `seed` (DATA-4, F13).
 
-        At least one episode on each side; WorkbookError when there is only one.
+        WorkbookError when there is one alone.
         """
         episodes = self.episodes
         if len(episodes) < 2:
@@ -143,15 +142,15 @@ class Transitions:
         owner = torch.bucketize(torch.arange(len(self.frames)), self.origin[begins], right=True) - 1
         kept = torch.isin(self.episode[begins], episodes)[owner]  # (F,)
         place = kept.cumsum(0) - 1
-        moved = {name: place[getattr(self, name)[rows]] for name in ("now", "after", "origin")}
-        own = {name: getattr(self, name)[rows] for name in ("action", "reward", "episode")}
-        if self.position is not None:
-            own[_PLACE] = self.position[kept]
-        return replace(self, frames=self.frames[kept], meta=dict(self.meta), **moved, **own)
+        own = {
+            name: array[kept if name in ("frames", "position") else rows]
+            for name, array in self._arrays().items()
+        }
+        own |= {name: place[own[name]] for name in ("now", "after", "origin")}
+        return replace(self, meta=dict(self.meta), **own)
 
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return _ARRAYS if self.position is None else (*_ARRAYS, _PLACE)
+    def _arrays(self) -> dict[str, Tensor]:
+        return {name: one for name in _ARRAYS if (one := getattr(self, name)) is not None}
 
     @cached_property
     def mean_frame(self) -> Tensor:
@@ -163,17 +162,17 @@ class Transitions:
     def sha256(self) -> str:
         """SHA-256 over all arrays and what gives them meaning: equal data, equal hash."""
         digest = hashlib.sha256(f"{self.action_kind},{self.action_dim},{self.stack}".encode())
-        for name in self._names:
-            digest.update(np.ascontiguousarray(getattr(self, name).numpy()).tobytes())
+        for array in self._arrays().values():
+            digest.update(np.ascontiguousarray(array.numpy()).tobytes())
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> Path:
         """Write an .npy file per array; meta.json comes last and makes the folder complete."""
         folder = Path(folder)
-        (folder / "meta.json").unlink(missing_ok=True)  # incomplete from here on
-        (folder / f"{_PLACE}.npy").unlink(missing_ok=True)
-        for name in self._names:
-            files.save_npy(folder / f"{name}.npy", getattr(self, name).numpy())
+        for name in ("meta.json", "position.npy"):  # incomplete from here on
+            (folder / name).unlink(missing_ok=True)
+        for name, array in self._arrays().items():
+            files.save_npy(folder / f"{name}.npy", array.numpy())
         own = {name: getattr(self, name) for name in (*_OWN, "sha256")}
         files.write_json(folder / "meta.json", {**self.meta, **own, "format": _FORMAT})
         return folder
@@ -187,8 +186,8 @@ class Transitions:
             raise files.FileError(f"{folder} holds no transitions: meta.json is of another kind")
         if not isinstance(meta.get("ppo") or {}, dict):
             raise files.FileError(f"{folder} holds no usable transitions: 'ppo' is no mapping")
-        told = (_PLACE,) if (folder / f"{_PLACE}.npy").is_file() else ()
-        arrays = {name: files.load_npy(folder / f"{name}.npy") for name in (*_ARRAYS, *told)}
+        names = _ARRAYS if (folder / "position.npy").is_file() else _ARRAYS[:-1]
+        arrays = {name: files.load_npy(folder / f"{name}.npy") for name in names}
         stored, own = meta.pop("sha256", ""), {name: meta.pop(name, 0) for name in _OWN}
         for wrong, sentence in _checks(arrays, **own):
             if wrong:
@@ -216,7 +215,7 @@ def _checks(
     if not discrete:
         forms["action"] = (*rows, action_dim), "float32"
     for place in told:
-        forms[_PLACE] = (len(frames), *place.shape[1:2]), "float32"
+        forms["position"] = (len(frames), *place.shape[1:2]), "float32"
     for name, array in arrays.items():
         shape, kind = forms.get(name, (rows, "int64"))
         yield (

@@ -28,8 +28,8 @@ class TokenEncoder(nn.Module):
 
     A latent is read from all patches, the D directions in which those of training states differ
     most, or from the class token; either is centred and scaled by the training states (X9, X10).
-    With `pixels.encoder.kind=places` patches are cut from that encoder's maps instead of pixels,
-    and where these are brightest comes first in a latent, as in that encoder's.
+    With `pixels.encoder.kind=places` patches are cut from that encoder's maps, and where these are
+    brightest comes first in a latent.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class TokenEncoder(nn.Module):
         self.register_buffer("basis", torch.eye(count, dim))
 
     def tokens(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, 1 + N, D), the class token first; hidden are patches where `mask` (B, N) is True."""
+        """(B, 1 + N, D), the class token first; patches where `mask` (B, N) is True are hidden."""
         return self.vit(self.seen(x), mask)
 
     def seen(self, x: Tensor) -> Tensor:
@@ -114,9 +114,8 @@ class MaskedPrediction(Sees):
 
     def loss(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Error of the class token, and with `patch_loss` that of the hidden patches' tokens."""
-        weight, patches = self.stage.patch_loss, self.online.vit.patches.count
-        mask = draw_masks(len(batch.state), patches, self.stage.mask, generator)
-        mask = mask.to(batch.state.device)
+        weight, sizes = self.stage.patch_loss, (len(batch.state), self.online.vit.patches.count)
+        mask = draw_masks(*sizes, self.stage.mask, generator).to(batch.state.device)
         named, whole = self.predict(batch.state, mask)
         latent, hidden = F.l1_loss(named[:, 0], whole[:, 0]), named.new_zeros(())
         terms = {"latent": latent.item()}
@@ -133,7 +132,7 @@ class MaskedPrediction(Sees):
 class WorldModel(nn.Module):
     """Stage 2: from (z_0, a_0) .. (z_t, a_t) the next latent z_{t+1} = f(s_{t+1}), for every t.
 
-    A last LayerNorm behind the output layer, as in the seed, would fix every prediction's length.
+    Unlike in the seed no LayerNorm behind the output fixes the length of predictions.
     """
 
     def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
@@ -189,8 +188,8 @@ class WorldModel(nn.Module):
         """w TF + (1 - w) RO, and both terms, of windows (z_t, a_t, z_{t+1}), (B, T, ...) each.
 
         TF: mean L1 error of every step from true latents; RO: of the last `rollout_steps`, fed back
-        from the steps before. Of those but the first, in training, `teacher_forcing_ratio` keep
-        their true latent (the generator draws them), the others are one-step predictions.
+        from the steps before. Of those but the first, in training, a drawn share of
+        `teacher_forcing_ratio` keeps its true latent, the others are one-step predictions.
         """
         (now, action, then), stage = window, self.stage
         start = now.shape[1] - stage.rollout_steps
