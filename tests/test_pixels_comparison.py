@@ -300,7 +300,7 @@ def test_state_px_of_a_model_that_knows_and_of_one_that_copies(monkeypatch):
     assert px["permuted"].min() > 1 and len(episode) == len(found["guess"])
     assert px["guess"] == pytest.approx(np.min([px[n] for n in ("last", "mean", "between")], 0))
     lazy, _ = measures.place_errors(Oracle(False), train, test, 0)
-    for kind in ("imagined", "permuted"):  # a read-out of its own wins nothing over the guess
+    for kind in ("imagined", "permuted"):  # its own read-out wins nothing over the guess
         assert measures.rms(lazy[kind]) == pytest.approx(px["between"], abs=0.05)
     blind = dataclasses.replace(train, position=None)
     assert measures.place_errors(Oracle(), blind, test, 0)[0] == {}

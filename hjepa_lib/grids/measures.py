@@ -18,6 +18,7 @@ from hjepa_lib.files import WorkbookError
 from hjepa_lib.grids.buffer import GridBatch, GridBuffer
 from hjepa_lib.grids.models import GridJepa, GridModel, GridTwin
 from hjepa_lib.grids.world import COLOURS, facts
+from hjepa_lib.training.loop import mean_terms
 from hjepa_lib.training.probes import effective_rank, fit_ridge
 
 GOOD, CONCERNING = 0.7, 0.5
@@ -87,16 +88,11 @@ def validate_jepa(model: GridJepa, batch: GridBatch) -> dict[str, float]:
 @torch.no_grad()
 def validate_twin(model: GridTwin, batch: GridBatch) -> dict[str, float]:
     """Losses, latents, and shares of right cells."""
-    parts, drawn, latents = [], [], []
-    for piece in batch.pieces(model.device):
-        parts.append((len(piece.action), model.loss(piece)[1]))
-        drawn.append(model.predict(piece.state, piece.action).cpu())
-        latents.append(model.encode(piece.state).float())
-    report = {
-        name: sum(n * terms[name] for n, terms in parts) / len(batch.action) for name in parts[0][1]
-    }
-    report |= cell_report(torch.cat(drawn), batch.state, batch.next_state)
-    return {"loss": report["gen_total_loss"], **report, **latent_report(torch.cat(latents))}
+    pieces = [*batch.pieces(model.device)]
+    report = mean_terms(((len(one.action), *model.loss(one)) for one in pieces), len(batch.action))
+    drawn = torch.cat([model.predict(one.state, one.action).cpu() for one in pieces])
+    latents = torch.cat([model.encode(one.state).float() for one in pieces])
+    return report | cell_report(drawn, batch.state, batch.next_state) | latent_report(latents)
 
 
 def cell_report(predicted: Tensor, state: Tensor, truth: Tensor) -> dict[str, float]:

@@ -6,7 +6,6 @@ predictor.
 
 import copy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -69,13 +68,12 @@ class PixelModel(Sees):
 
     def unroll(self, state: Tensor, actions: Tensor) -> Tensor | None:
         """Latents (B, K, D) imagined after 1..K actions (B, K, ...); None without imagination."""
-        latent, found = self.encode(state), []
+        if self.predictor is None:
+            return None
+        found = [self.encode(state)]
         for action in actions.unbind(1):
-            latent = self.imagine(latent, action)
-            if latent is None:
-                return None
-            found.append(latent)
-        return torch.stack(found, dim=1)
+            found.append(self.imagine(found[-1], action))
+        return torch.stack(found[1:], dim=1)
 
     def _regularised(self, error: Tensor, *views: Tensor) -> tuple[Tensor, dict[str, float]]:
         terms = {"prediction": error.item()}
@@ -105,28 +103,31 @@ class EncoderDecoder(PixelModel):
         if config.auxiliary.use_for_enc_dec:
             self.regulariser = build_regulariser(config.auxiliary, dim)
 
-    def predict_frame(self, batch: Any, latent: Tensor | None = None) -> Tensor:
-        """Newest frame of s_{t+1} (B, C, Hpx, Wpx); `latent` is that of s_t if known."""
-        latent = self.encode(batch.state) if latent is None else latent
-        imagined = self.imagine(latent, batch.action)
+    def draw(self, latent: Tensor, action: Tensor) -> Tensor:
+        """Newest frame of s_{t+1} (B, C, Hpx, Wpx)."""
+        imagined = self.imagine(latent, action)
         if imagined is None:
-            imagined = torch.cat([latent, self.action(batch.action)], dim=-1)
+            imagined = torch.cat([latent, self.action(action)], dim=-1)
         return self.decoder(imagined)
+
+    def predict_frame(self, batch: Any) -> Tensor:
+        """The same of a TransitionBatch."""
+        return self.draw(self.encode(batch.state), batch.action)
 
     def unroll(self, state: Tensor, actions: Tensor) -> Tensor:
         """Each drawn frame is the newest of the next state, and encoded."""
-        found = []
+        found = [self.encode(state)]
         for action in actions.unbind(1):
-            frame = self.predict_frame(SimpleNamespace(state=state, action=action))
-            drawn = (255 * frame.float()).round().clamp(0, 255).to(torch.uint8)
+            frame = self.draw(found[-1], action).float()
+            drawn = (255 * frame).round().clamp(0, 255).to(torch.uint8)
             state = torch.cat([state[:, 1:], drawn[:, None]], dim=1)
             found.append(self.encode(state))
-        return torch.stack(found, dim=1)
+        return torch.stack(found[1:], dim=1)
 
     def loss(self, batch: Any, _: Any = None) -> tuple[Tensor, dict[str, float]]:
         """(scalar, named terms) of a TransitionBatch."""
         latent = self.encode(batch.state)
-        frame = self.predict_frame(batch, latent)
+        frame = self.draw(latent, batch.action)
         error = F.mse_loss(frame.float(), scaled(batch.next_state[:, -1]))
         return self._regularised(error, latent)
 
