@@ -12,8 +12,6 @@ from hjepa_lib.config.optim import Blocks, EpochsConfig, LoadingConfig, PpoConfi
 
 MODELS = ("enc_dec", "enc_dec_jepa", "jepa", "vjepa2")
 """The world models of the comparison; untrained encoders stand beside them."""
-CHOICE = 1 / 8
-"""Share of the training episodes that chooses a model's weights, here and in the grid world."""
 _COSINE = EpochsConfig(lr=1e-3, batch=64, schedule="cosine")
 
 

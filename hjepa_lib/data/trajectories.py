@@ -29,6 +29,20 @@ def divide(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     return order[held:].sort().values, order[:held].sort().values
 
 
+class Parts(NamedTuple):
+    """Whole episodes each; what chooses weights never scores them (X4)."""
+
+    train: Any
+    choice: Any
+    test: Any
+
+
+def three_parts(data: Any, fraction: float, seed: int) -> Parts:
+    """Of `data.split`: that `fraction` is the test, an eighth of the rest chooses weights."""
+    rest, test = data.split(fraction, seed)
+    return Parts(*rest.split(1 / 8, seed), test)
+
+
 class Record(NamedTuple):
     """Recorded frames of states."""
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,8 @@ from torch import Tensor
 from hjepa_lib.config import Config, from_dict, to_dict
 from hjepa_lib.config.fields import names_in
 from hjepa_lib.config.optim import EpochsConfig
-from hjepa_lib.config.pixels import CHOICE, GridConfig
+from hjepa_lib.config.pixels import GridConfig
+from hjepa_lib.data.trajectories import Parts, three_parts
 from hjepa_lib.evaluation.compute import update_bytes
 from hjepa_lib.files import FileError, plain, read_json, write_atomic, write_json
 from hjepa_lib.grids import buffer, measures
@@ -69,7 +70,7 @@ def make_data(ws: Workspace, folder: Path) -> None:
     """Play or load the buffer: buffer.npz, data.json."""
     config, seed = ws.config.pixels.grid, ws.config.seed
     data = buffer.load(config.path) if config.path else buffer.play(config, seed)
-    parts = _parts(data, ws)
+    parts = three_parts(data, ws.config.pixels.data.validation_split, seed)
     data.save(folder / "buffer.npz")
     facts = {"source": config.path or "built-in grid world", "seed": seed, "size": data.size}
     facts |= {"transitions": len(data), "episodes": len(np.unique(data.episode))}
@@ -77,23 +78,10 @@ def make_data(ws: Workspace, folder: Path) -> None:
     write_json(folder / "data.json", facts | {"sha256": data.sha256})
 
 
-class Parts(NamedTuple):
-    """Whole episodes each; what chooses weights never scores them (X4)."""
-
-    train: buffer.GridBuffer
-    choice: buffer.GridBuffer
-    test: buffer.GridBuffer
-
-
 def load_data(ws: Workspace) -> Parts:
-    """The parts of the data: the last by `pixels.data.validation_split`."""
-    folder = ws.obtain(grid_stages(ws.config)["grid_data"])
-    return _parts(buffer.load(folder / "buffer.npz"), ws)
-
-
-def _parts(data: buffer.GridBuffer, ws: Workspace) -> Parts:
-    rest, test = data.split(ws.config.pixels.data.validation_split, ws.config.seed)
-    return Parts(*rest.split(CHOICE, ws.config.seed), test)
+    """The parts of the data (train, choice, test)."""
+    data = buffer.load(ws.obtain(grid_stages(ws.config)["grid_data"]) / "buffer.npz")
+    return three_parts(data, ws.config.pixels.data.validation_split, ws.config.seed)
 
 
 # --- JEPA and twin

@@ -27,19 +27,6 @@ RESAMPLES = 2000
 BLOCK = 30  # transitions
 MATCH = 0.02
 """Largest difference in parameters of a matched pair, as a share of the smaller one."""
-RANKED: dict[str, tuple[str, float | str]] = {
-    "px_first": ("low", "px_first"),  # state px after one imagined step
-    "px_last": ("low", "px_last"),  # after the last one
-    "ratio_first": ("low", 1.0),  # both over the better trivial guess
-    "ratio_last": ("low", 1.0),
-    "action_use": ("high", 1.0),  # px_first with another window's actions, over that with its own
-    "frame_error": ("low", 1.0),  # squared, over that of the better guess
-    "latent_error": ("low", 1.0),
-    "reward_r2": ("high", "mean_reward_r2"),
-    "larp_r2": ("high", "mean_reward_r2"),
-    "larp_gain": ("high", 0.0),  # reward mse - larp mse, over that of the mean
-}
-"""Numbers by which models may be ranked: better end, value of the trivial guess or whose it is."""
 RATIOS = {
     "ratio_first": ("px_first", "px_guess_first", 0.5),
     "ratio_last": ("px_last", "px_guess_last", 0.5),
@@ -47,7 +34,15 @@ RATIOS = {
     "latent_error": ("latent", "latent_guess", 1.0),
     "frame_error": ("frame", "frame_guess", 1.0),
 }
-"""Scores that are an error over another one, to a power."""
+"""Scores that are an error over another one, to a power; 1 is the trivial guess."""
+RANKED: dict[str, float | str] = {
+    "px_first": "px_first", "px_last": "px_last", **dict.fromkeys(RATIOS, 1.0),
+    **dict.fromkeys(("reward_r2", "larp_r2"), "mean_reward_r2"),
+    "larp_gain": 0.0,  # mse of the plain head - that of LARP, over that of the mean
+}  # fmt: skip
+"""Numbers by which models may be ranked: value of the trivial guess, or of which baseline it is."""
+HIGHER = ("action_use", "reward_r2", "larp_r2", "larp_gain")
+"""Of these the higher is better."""
 COLUMNS = (
     "parameters", "updates", "train_seconds", *RANKED, "px_encoded", "varying", "effective_rank",
 )  # fmt: skip
@@ -231,5 +226,5 @@ def build(rows: Sequence[Row], pairs: Sequence[Mapping[str, int]] = ()) -> dict[
 
 def floor(comparison: Mapping[str, Any], column: str) -> float | str | None:
     """What the trivial guess of a column scores there; None without one."""
-    _, guess = RANKED.get(column, (None, None))
+    guess = RANKED.get(column)
     return comparison["baselines"].get(guess, NOT_APPLICABLE) if isinstance(guess, str) else guess

@@ -14,7 +14,7 @@ from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
 from hjepa_lib.figures.data import frame_grid
 from hjepa_lib.figures.style import styled
-from hjepa_lib.pixels.compare import LABELS, RANKED, floor, score
+from hjepa_lib.pixels.compare import HIGHER, LABELS, floor, score
 from hjepa_lib.pixels.measures import pick
 from hjepa_lib.pixels.transitions import TransitionBatch
 
@@ -178,8 +178,8 @@ def score_bars(
     models, height = comparison["models"], 0.3 * len(comparison["models"]) - 2.4
     figure, axes = style.grid_of(len(columns), 3, 3.2, height, sharey=True, title=title)
     for axis, column in zip(axes, columns, strict=True):
-        better = f", {RANKED[column][0]}er is better" if column in RANKED else ""
-        axis.set_title(column.replace("_", " ") + better, fontsize=8.5)
+        better = "higher" if column in HIGHER else "lower"
+        axis.set_title(f"{column.replace('_', ' ')}, {better} is better", fontsize=8.5)
         guess = floor(comparison, column)
         if isinstance(guess, float):
             axis.axvline(guess, color=style.MUTED, linewidth=1, linestyle="--")

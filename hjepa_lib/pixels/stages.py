@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from hjepa_lib.config import Config, ConfigError
 from hjepa_lib.config.fields import names_in
-from hjepa_lib.config.pixels import CHOICE, CollectionConfig, DecoderConfig, RewardConfig
+from hjepa_lib.config.pixels import CollectionConfig, DecoderConfig, RewardConfig
+from hjepa_lib.data.trajectories import Parts, three_parts
 from hjepa_lib.files import load_npz, read_json
 from hjepa_lib.pixels import models
 from hjepa_lib.pixels.compare import COMPARED
@@ -120,18 +121,10 @@ def load_transitions(ws: Workspace) -> Transitions:
     return Transitions.load(find(ws, DATA))
 
 
-class Parts(NamedTuple):
-    """Whole episodes each; what chooses weights never scores them (X4)."""
-
-    train: Transitions
-    choice: Transitions
-    test: Transitions
-
-
 def make_transitions(ws: Workspace) -> Parts:
-    """The parts of the data: the last by `validation_split`, an eighth of the rest chooses."""
-    rest, test = load_transitions(ws).split(ws.config.pixels.data.validation_split, ws.config.seed)
-    return Parts(*rest.split(CHOICE, ws.config.seed), test)
+    """The parts of the data (train, choice, test)."""
+    share = ws.config.pixels.data.validation_split
+    return three_parts(load_transitions(ws), share, ws.config.seed)
 
 
 def fresh_model(ws: Workspace, name: str, number: int, data: Any) -> Any:
