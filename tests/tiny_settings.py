@@ -25,7 +25,7 @@ SPECIAL = {
     "level2.optim.delta": [1e9],
     "policies.optim.delta": [1e9],
     "distance.optim.schedule": ["constant"],
-    "pixels.environment.id": ["hjepa/Push-v0"],
+    "pixels.environment.id": ["hjepa/NoisyTV-v0"],
     "pixels.data.transitions": [30],
     "pixels.encoder.patch": [2],  # divides 16 px, as the two below
     "pixels.decoder.patch": [8],

@@ -1,12 +1,12 @@
 """A bright dot that actions move, and a target: in the wind, in a calm, before a noisy screen.
 
     p' = clip(p + 4 u(a) + w, 6, 57)        px, y down; u(a): stay, left, right, up, down
-    Calm, NoisyTV: r = 1 where |p' - target| < 8, else 0
-    Drift: r = 1 - |p' - target| / 32       Push: r = u(a) . (target - p) / |target - p|
+    Calm, NoisyTV: w = 0, r = 1 where |p' - target| < 8, else 0
+    Drift: w a gust, with probability 1/2 normal, 6 px per axis, r = 1 - |p' - target| / 32
 
-In Drift and Push w is a gust: with probability 1/2 normal, 6 px per axis. In the others w = 0: all
-that moves follows from the action, the least error is 0. NoisyTV draws the dots on grey and new
-noise in each frame, 0, 25 or 75 % of the frame's variance. Importing this registers all ids.
+Without gusts all that moves follows from the action: the least error is 0. NoisyTV draws the dots
+on grey and new noise in each frame, 0, 25 or 75 % of the frame's variance. Importing this registers
+all ids.
 """
 
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-CALM_ID, DRIFT_ID, PUSH_ID = "hjepa/Calm-v0", "hjepa/Drift-v0", "hjepa/Push-v0"
+CALM_ID, DRIFT_ID = "hjepa/Calm-v0", "hjepa/Drift-v0"
 NOISY_IDS = {0.0: "hjepa/NoisyTV0-v0", 0.25: "hjepa/NoisyTV25-v0", 0.75: "hjepa/NoisyTV-v0"}
 """By the noise's share of the variance; 0 is the control."""
 SIZE = 64  # pixels per side
@@ -31,20 +31,10 @@ ACTIONS = np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)], dtype=np.float64)
 """Direction (x, y) of each action."""
 
 
-def reward(
-    kind: str, before: np.ndarray, after: np.ndarray, target: np.ndarray, action: np.ndarray
-) -> np.ndarray:
-    """The reward "near", "drift" or "push" (...) of positions (..., 2) px.
-
-    "push" is the progress of the move to first order, 0 on the target: an imagined p' may help
-    honestly (X13); the control of looking ahead is `studies.PAYS`.
-    """
-    if kind == "push":
-        way = target - before
-        distance = np.linalg.norm(way, axis=-1)
-        return (ACTIONS[action] * way).sum(-1) / np.where(distance > 0, distance, 1.0)
+def reward(after: np.ndarray, target: np.ndarray, gust_share: float) -> np.ndarray:
+    """Of next positions (..., 2) px, (...)."""
     left = np.linalg.norm(after - target, axis=-1)
-    return (left < NEAR) * 1.0 if kind == "near" else 1 - left / SCALE
+    return 1 - left / SCALE if gust_share else (left < NEAR) * 1.0
 
 
 def draw(position: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -64,11 +54,11 @@ class WindEnv(gymnasium.Env):
     observation_space = spaces.Box(0, 255, (SIZE, SIZE, 1), np.uint8)
 
     def __init__(
-        self, pays: str = "drift", gust_share: float = GUST_SHARE, noise: float | None = None,
+        self, gust_share: float = GUST_SHARE, noise: float | None = None,
         render_mode: str | None = None,
     ) -> None:  # fmt: skip
         """`noise`: its share of a pixel's variance in [0, 1), before a grey floor; None: neither"""
-        self.pays, self.gust_share, self.noise = pays, gust_share, noise
+        self.gust_share, self.noise = gust_share, noise
         self.render_mode, self._static = render_mode, np.random.default_rng(0)
         self.action_space = spaces.Discrete(len(ACTIONS))
         self._position = self._target = np.full(2, (LOW + HIGH) / 2)
@@ -87,10 +77,9 @@ class WindEnv(gymnasium.Env):
         """One move and one gust. ValueError for an action outside 0..4."""
         if not self.action_space.contains(action):
             raise ValueError(f"action must be a whole number in 0..4, got {action!r}")
-        before = self._position
         gust = self.np_random.normal(0, GUST, 2) * (self.np_random.random() < self.gust_share)
-        self._position = np.clip(before + STEP * ACTIONS[action] + gust, LOW, HIGH)
-        value = float(reward(self.pays, before, self._position, self._target, action))
+        self._position = np.clip(self._position + STEP * ACTIONS[action] + gust, LOW, HIGH)
+        value = float(reward(self._position, self._target, self.gust_share))
         frame, info = self._seen()
         return frame, value, False, False, info
 
@@ -108,12 +97,9 @@ class WindEnv(gymnasium.Env):
         return frame[..., None], info
 
 
-_CALM = {"pays": "near", "gust_share": 0.0}
-_WORLDS: dict[str, dict[str, Any]] = {
-    CALM_ID: _CALM,
-    DRIFT_ID: {"pays": "drift", "gust_share": GUST_SHARE},
-    PUSH_ID: {"pays": "push", "gust_share": GUST_SHARE},
-    **{name: _CALM | {"noise": share} for share, name in NOISY_IDS.items()},
+_WORLDS: dict[str, dict[str, float]] = {
+    CALM_ID: {"gust_share": 0.0}, DRIFT_ID: {"gust_share": GUST_SHARE},
+    **{name: {"gust_share": 0.0, "noise": share} for share, name in NOISY_IDS.items()},
 }  # fmt: skip
 
 
@@ -130,8 +116,7 @@ def ceilings(name: str, samples: int = 5_000) -> dict[str, float]:
     start, target = rng.uniform(LOW, HIGH, (2, samples, 1, 1, 2))
     action = np.arange(len(ACTIONS))[None, :, None]
     after = _move(name, start, action, (samples, len(ACTIONS), 32), rng)
-    paid = reward(_WORLDS[name]["pays"], start, after, target, action)
-    paid = np.broadcast_to(paid, after.shape[:3])
+    paid = reward(after, target, _WORLDS[name]["gust_share"])
     left = paid.var(axis=2, ddof=1).mean(), paid.reshape(samples, -1).var(axis=1, ddof=1).mean()
     full, blind = (float(1 - one / paid.var()) for one in left)
     px = float(np.sqrt(after.var(axis=2, ddof=1).sum(-1).mean()))
