@@ -41,8 +41,6 @@ RANKED: dict[str, float | str] = {
     "larp_gain": 0.0,  # mse of the plain head - that of LARP, over that of the mean
 }  # fmt: skip
 """Numbers by which models may be ranked: value of the trivial guess, or of which baseline it is."""
-HIGHER = ("action_use", "reward_r2", "larp_r2", "larp_gain")
-"""Of these the higher is better."""
 COLUMNS = (
     "parameters", "updates", "train_seconds", *RANKED, "px_encoded", "varying", "effective_rank",
 )  # fmt: skip

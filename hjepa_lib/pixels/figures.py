@@ -14,7 +14,7 @@ from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
 from hjepa_lib.figures.data import frame_grid
 from hjepa_lib.figures.style import styled
-from hjepa_lib.pixels.compare import HIGHER, LABELS, floor, score
+from hjepa_lib.pixels.compare import LABELS, score
 from hjepa_lib.pixels.measures import pick
 from hjepa_lib.pixels.transitions import TransitionBatch
 
@@ -24,7 +24,6 @@ _MODEL = {"label": "imagined", "colour": style.BLUE}
 _COPY = {"label": "copy of the last latent", "colour": style.ORANGE}
 LEAST_TSNE = 10  # different samples; below it the neighbourhoods of t-SNE mean nothing
 TITLES = {"reward_mlp": "Reward MLP", "larp": "Look-ahead reward predictor"}
-SCORES = ("px_first", "px_last", "action_use", "frame_error", "latent_error", "reward_r2")
 Parts = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Name -> true and predicted rewards (n,)."""
 
@@ -164,39 +163,6 @@ def latent_maps(
     axes[0].set_ylabel("PCA")
     axes[len(latents)].set_ylabel("t-SNE")
     draw.colour_bar(figure, dots, axes, colour_name)
-    return figure
-
-
-@styled
-def score_bars(
-    comparison: Mapping[str, Any], columns: Sequence[str] = SCORES, title: str = "Scores"
-) -> Figure:
-    """One panel per column, one line per model: mean over seeds, from lowest to highest.
-
-    The dashed line is the trivial guess; a missing number is written out, never drawn as 0.
-    """
-    models, height = comparison["models"], 0.3 * len(comparison["models"]) - 2.4
-    figure, axes = style.grid_of(len(columns), 3, 3.2, height, sharey=True, title=title)
-    for axis, column in zip(axes, columns, strict=True):
-        better = "higher" if column in HIGHER else "lower"
-        axis.set_title(f"{column.replace('_', ' ')}, {better} is better", fontsize=8.5)
-        guess = floor(comparison, column)
-        if isinstance(guess, float):
-            axis.axvline(guess, color=style.MUTED, linewidth=1, linestyle="--")
-        cells = pd.DataFrame([one[column] for one in models.values()], [LABELS[m] for m in models])
-        ends = cells[["mean", "low", "high"]].astype(float).T.ffill().T  # one seed has no interval
-        if column.endswith("_error") and ends["mean"].min() > 0:
-            ends["low"] = ends["low"].clip(lower=ends["mean"].min() / 3)  # an axis without a 0
-            axis.set_xscale("log")
-            style.decimal_ticks(axis.xaxis)
-        groups = [
-            (None, [LABELS[name]], [ends.loc[LABELS[name]]], {"color": style.colour(name)})
-            for name in models
-        ]
-        draw.interval_rows(axis, list(cells.index), groups, spread=0)
-        for place, text in enumerate(cells["text"].where(ends["mean"].isna(), "")):
-            axis.text(0.03, place, text, transform=axis.get_yaxis_transform(), va="center",
-                      fontsize=7.5, color=style.MUTED)  # fmt: skip
     return figure
 
 

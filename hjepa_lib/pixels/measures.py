@@ -13,7 +13,6 @@ from hjepa_lib.pixels.worlds import foresee
 from hjepa_lib.training.probes import fit_ridge
 
 MOST = 600  # samples of a report
-CHANGED = 0.02  # difference from which on a pixel has changed
 STEPS = 8  # imagined ones, at most
 WINDOWS = 1_000  # scored, and those that true frames are read on
 READ, STRENGTH = 10_000, 1e-3  # windows that imagination is read on: chance needs many; weight
@@ -32,8 +31,8 @@ def transition_errors(
     """Mean squared errors (M,) per transition of `data`, and of guesses that know `train` alone.
 
     `frame` of `predict`, `copy_last_frame` and `mean_frame` in pixels of [0, 1]; `latent`,
-    `copy_last_latent` and `mean_latent` where `model` imagines encodings; `changed`, the share of
-    pixels that move. `frame_guess` and `latent_guess`: the better of both (X1).
+    `copy_last_latent` and `mean_latent` where `model` imagines encodings; `frame_guess` and
+    `latent_guess`: the better of both (X1).
     """
     mean, named = train.mean_frame.to(device), model is not None and model.predicts_latents
     if named:
@@ -49,9 +48,10 @@ def transition_errors(
             pairs["latent"] = model.imagine(model.encode(batch.state), batch.action), truth
             pairs["copy_last_latent"] = model.encode_target(batch.state), truth
             pairs["mean_latent"] = centre.expand_as(truth), truth
-        found = {name: (one.float() - two.float()).square() for name, (one, two) in pairs.items()}
-        found["changed"] = ((after - before).abs() > CHANGED).float()
-        return {name: part.flatten(1).mean(1).cpu().double() for name, part in found.items()}
+        return {
+            name: (one.float() - two.float()).square().flatten(1).mean(1).cpu().double()
+            for name, (one, two) in pairs.items()
+        }
 
     found = {name: part.numpy() for name, part in in_chunks(errors, data, device).items()}
     return found | {
