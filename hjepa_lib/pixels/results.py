@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, number
 from hjepa_lib.files import read_json, write_json
@@ -24,9 +25,9 @@ from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.probes import collapse
 
-HEADLINE = ("px_first", "ratio_first", "px_last", "ratio_last", "px_encoded", "action_use",
-            "frame_error", "latent_error")  # fmt: skip
-"""The columns that the README and the report's first table show."""
+HEADLINE = ("px first", "ratio first", "px last", "ratio last", "px encoded", "action use",
+            "frame error", "latent error")  # fmt: skip
+"""What of `score_table` the README and the report's first table show."""
 ENDS = {"first": 0, "last": -1}
 """Steps of an imagined window that are shown."""
 PLACED = {"px": "imagined", "px_guess": "guess", "px_possible": "possible"}
@@ -119,26 +120,19 @@ def place_blocks(places: Mapping[str, np.ndarray], episode: np.ndarray) -> dict[
     return {kind: by_block(values, episode) for kind, values in found.items()}
 
 
-def headline(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """The short table: models, then the better guess, in the columns HEADLINE."""
-    rows = [
-        [LABELS[name], *(one[column]["text"] for column in HEADLINE)]
-        for name, one in comparison["models"].items()
-    ]
-    guesses = (compare.floor(comparison, column) for column in HEADLINE)
-    shown = [number(one) if isinstance(one, float) else "–" for one in guesses]
-    columns = ["Model", *(name.replace("_", " ") for name in HEADLINE)]
-    return {"columns": columns, "rows": [*rows, ["better of copy-last and mean", *shown]]}
+def score_table(comparison: Mapping[str, Any]) -> pd.DataFrame:
+    """The text of each score by model, and of the trivial guess."""
+    table = pd.DataFrame(comparison["models"]).map(lambda cell: cell["text"]).rename(columns=LABELS)
+    guesses = [compare.floor(comparison, name) for name in table.index]
+    shown = [number(one) if isinstance(one, float) else one or "–" for one in guesses]
+    table["better of copy-last and mean"] = shown
+    return table.rename(index=lambda name: name.replace("_", " "))
 
 
 def comparison_section(comparison: Mapping[str, Any]) -> dict[str, Any]:
     """The report's section: scores beside the trivial guesses, and the claims."""
-    models, n, rows = comparison["models"], comparison["n"], []
-    for name in compare.COLUMNS:
-        guess = compare.floor(comparison, name)
-        shown = number(guess) if isinstance(guess, float) else guess or "–"
-        cells = [name, *(one[name]["text"] for one in models.values()), shown]
-        rows.append([cell.replace("_", " ") for cell in cells])
+    n, scores = comparison["n"], score_table(comparison)
+    short = scores.loc[[*HEADLINE]].T
     trained = [one for one in comparison["claims"] if one["model"] not in UNTRAINED]
     won = sum(one["verdict"] == "beats" for one in trained)
     pairs, steps = [], max(len(one[0].get("guess", ())) for one in comparison["curves"].values())
@@ -150,7 +144,7 @@ def comparison_section(comparison: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "title": "World models on pixels",
         "headline": (
-            f"{len(set(models) - set(UNTRAINED))} world models and random encoders on "
+            f"{len(comparison['models']) - len(UNTRAINED)} world models and random encoders on "
             f"{comparison['environment']}, training seeds "
             f"{', '.join(map(str, comparison['seeds']))}: {n['training']:,} transitions to learn "
             f"from and {n['test']:,} in {n['episodes']} episodes to be judged on; {won} of "
@@ -166,11 +160,11 @@ def comparison_section(comparison: Mapping[str, Any]) -> dict[str, Any]:
             "position and a line through both. Action use: px with another window's actions over "
             "px with its own."
         ],
-        "tables": [headline(comparison), {
-            "columns": ["Measure", *map(LABELS.get, models), "Trivial guess"],
-            "rows": rows,
-            "notes": [*pairs, *comparison["notes"]],
-        }],
+        "tables": [
+            {"columns": ["Model", *short], "rows": short.reset_index().to_numpy().tolist()},
+            {"columns": ["Measure", *scores], "rows": scores.reset_index().to_numpy().tolist(),
+             "notes": [*pairs, *comparison["notes"]]},
+        ],
         "lists": {"Paired comparisons": compare.sentences(comparison["claims"])},
         "data": {key: part for key, part in comparison.items() if key != "rows"},
     }  # fmt: skip
