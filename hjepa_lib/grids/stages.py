@@ -173,21 +173,17 @@ def _save(path: Path, kind: str, model: GridModel, row: dict[str, Any], **facts:
 
 def load_grid_model(ws: Workspace, kind: str, n: int) -> GridModel:
     """The frozen best model of a training seed, obtained if absent."""
-    if kind != "random":
-        folder = ws.obtain(grid_stages(ws.config)[f"grid_s{n}"])
-        return read_grid_model(folder / BEST.format(kind), kind).to(ws.device)
-    size = load_data(ws).train.size
-    model = build_grid_model("jepa", ws.config.pixels.grid, size, ws.config.seed + n)
-    return model.to(ws.device).eval().requires_grad_(False)
-
-
-def read_grid_model(path: Path, kind: str) -> GridModel:
-    """A stored model, frozen, on the CPU."""
 
     def build(meta: dict[str, Any]) -> GridModel:
         return build_grid_model(kind, from_dict(GridConfig, meta["config"]), meta["size"], 0)
 
-    return load_module(path, f"grid_{kind}", build)
+    if kind == "random":
+        size = load_data(ws).train.size
+        model = build_grid_model("jepa", ws.config.pixels.grid, size, ws.config.seed + n)
+    else:
+        folder = ws.obtain(grid_stages(ws.config)[f"grid_s{n}"])
+        model = load_module(folder / BEST.format(kind), f"grid_{kind}", build)
+    return model.to(ws.device).eval().requires_grad_(False)
 
 
 # --- results
