@@ -36,7 +36,9 @@ RATIOS = {
 }
 """Scores that are an error over another one, to a power; 1 is the trivial guess."""
 RANKED: dict[str, float | str] = {
-    "px_first": "px_first", "px_last": "px_last", **dict.fromkeys(RATIOS, 1.0),
+    "px_first": "px_first", "px_last": "px_last",
+    "ratio_first": 1.0, "ratio_last": 1.0, "action_use": 1.0, "frame_error": 1.0,
+    "latent_error": 1.0,
     **dict.fromkeys(("reward_r2", "larp_r2"), "mean_reward_r2"),
     "larp_gain": 0.0,  # mse of the plain head - that of LARP, over that of the mean
 }  # fmt: skip
