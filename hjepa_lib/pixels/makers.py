@@ -90,8 +90,10 @@ def draw(ws: Workspace, pictures: str, epoch: int, predict: Predict) -> None:
         write_atomic(path, film([*stack, after[-1], predicted], titles))
 
 
-def facts_of(ws: Workspace, name: str, number: int, work: Fit | None = None) -> dict[str, Any]:
-    """What makes a result comparable with others (rule 1)."""
+def facts_of(
+    ws: Workspace, name: str, number: int, work: Fit | None = None, rows: int = 0
+) -> dict[str, Any]:
+    """What makes a result comparable with others (rule 1); `epochs` are passes through `rows`."""
     parts, seed = make_transitions(ws), ws.config.seed + number
     facts = {
         "model": name, "seed": seed, "environment": ws.config.pixels.environment.id,
@@ -105,6 +107,9 @@ def facts_of(ws: Workspace, name: str, number: int, work: Fit | None = None) -> 
             "early_stopping": work.config.patience > 0, "best_loss": work.best_loss,
             "updates": work.update, "skipped": work.skipped,
         }  # fmt: skip
+    if rows:
+        facts["epochs"] = work.update * work.config.batch / rows
+        facts["patience"] = work.config.patience
     return facts
 
 
@@ -229,7 +234,7 @@ def make_stage1(ws: Workspace, folder: Path, name: str, number: int) -> Iterator
         work = yield from run_fit(
             ws, "vjepa2_stage1", number, model, parts[:2], stage.optim, most=two_stages.HELD_OUT
         )
-        facts = _facts(ws, number, work, model, len(parts.train))
+        facts = facts_of(ws, "vjepa2", number, work, len(parts.train))
         work.save(resume_path(folder / models.FILES[name]))
         work.load_best()
     models.save_model(folder, model.eval().requires_grad_(False), **facts)
@@ -266,7 +271,8 @@ def make_stage2(ws: Workspace, folder: Path, name: str, number: int) -> Iterator
         ws, name, number, world, windows[:2], stage.optim, most=two_stages.HELD_OUT, going_on=source
     )
     loaded, updates = first["loaded"], [first["updates"], work.update]
-    facts = _facts(ws, number, work, model, len(windows[0])) | {
+    facts = facts_of(ws, name, number, work, len(windows[0])) | {
+        "parameters": {"total": sum(p.numel() for p in model.parameters())},
         "stage1": first,
         "updates": sum(updates),
         "stage_updates": updates,
@@ -298,12 +304,3 @@ def about(path: Path, name: str, train: Transitions) -> dict[str, Any]:
 def resume_path(path: Path) -> Path:
     """State to go on from, beside the weights `path`."""
     return path.with_name(f"resume_{path.stem}.pt")
-
-
-def _facts(ws: Workspace, number: int, work: Fit, model: Any, rows: int) -> dict[str, Any]:
-    """What a checkpoint says of its training; `epochs` are passes through `rows`."""
-    return facts_of(ws, "vjepa2", number, work) | {
-        "epochs": work.update * work.config.batch / rows,
-        "patience": work.config.patience,
-        "parameters": {"total": sum(p.numel() for p in model.parameters())},
-    }
