@@ -32,14 +32,13 @@ class Sees(nn.Module):
     def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
         super().__init__()
         self.config, self.shapes = config, shapes
-        size = shapes.channels, *sides(shapes.image_size)
-        self.register_buffer("background", torch.zeros(size))
+        self.register_buffer("background", torch.zeros(shapes.channels, *sides(shapes.image_size)))
 
     def train(self, mode: bool = True) -> "Sees":
         """What is frozen, such as a slow target, never drops anything out (F4)."""
-        super().train(mode and any(p.requires_grad for p in self.parameters()))
+        super().train(mode and count_parameters(self) > 0)
         for part in self.children():
-            if not any(p.requires_grad for p in part.parameters()) and [*part.parameters()]:
+            if [*part.parameters()] and not count_parameters(part):
                 part.eval()
         return self
 
@@ -180,12 +179,11 @@ class LatentPredictor(nn.Module):
             widths = (latent_dim + action_dim, *config.hidden, latent_dim)
             self.net = mlp(*widths, activation=nn.GELU, dropout=config.dropout)
             return
-        # Two tokens, state and action; a block per entry of `hidden`, its MLP's width.
-        heads = 4
+        # Two tokens, state and action; a block of 4 heads per entry of `hidden`, its MLP's width.
         self.action = nn.Linear(action_dim, latent_dim)
         self.position = nn.Parameter(torch.zeros(2, latent_dim))
         self.net = nn.Sequential(*(
-            layers.Block(latent_dim, heads, max(1, latent_dim // heads), width, config.dropout)
+            layers.Block(latent_dim, 4, max(1, latent_dim // 4), width, config.dropout)
             for width in config.hidden
         ), nn.Linear(latent_dim, latent_dim))  # fmt: skip
 
@@ -256,8 +254,7 @@ class PatchDecoder(nn.Module):
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim)
         self.pixels = nn.Linear(config.dim, shapes.channels * config.patch**2)
-        size = shapes.channels, *sides(shapes.image_size)
-        self.register_buffer("background", torch.zeros(size))
+        self.register_buffer("background", torch.zeros(shapes.channels, *sides(shapes.image_size)))
 
     def first_weights(self) -> None:
         """Patches begin different from each other, and the frame nearly the mean frame."""
