@@ -131,7 +131,7 @@ def test_every_model_answers_the_same_questions(name, continuous):
         assert rolled.shape == (5, 3, 8)
         first = model.encode(batch.next_state) if name.startswith("enc_dec") else imagined
         if name.startswith("enc_dec"):  # what it draws is what it sees next
-            model.predict_frame = lambda step, latent=None: batch.next_state[:, -1] / 255
+            model.draw = lambda latent, action: batch.next_state[:, -1] / 255
             rolled = model.unroll(batch.state, batch.action[:, None])
         assert torch.allclose(rolled[:, 0], first, atol=1e-4)
 
