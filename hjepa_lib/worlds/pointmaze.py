@@ -238,35 +238,10 @@ class PointMaze(BoxWorld):
         return torch.stack(positions, 1), torch.stack(actions, 1)
 
 
-class MediumNavigate(PointMaze):
-    """`pointmaze_medium_navigate`; the others are named alike."""
-
-    maze, recipe = "medium", "navigate"
-
-
-class MediumStitch(PointMaze):
-    maze, recipe = "medium", "stitch"
-
-
-class LargeNavigate(PointMaze):
-    maze, recipe = "large", "navigate"
-
-
-class LargeStitch(PointMaze):
-    maze, recipe = "large", "stitch"
-
-
-class GiantNavigate(PointMaze):
-    maze, recipe = "giant", "navigate"
-
-
-class GiantStitch(PointMaze):
-    maze, recipe = "giant", "stitch"
-
-
-class TeleportNavigate(PointMaze):
-    maze, recipe = "teleport", "navigate"
-
-
-class TeleportStitch(PointMaze):
-    maze, recipe = "teleport", "stitch"
+(
+    MediumNavigate, MediumStitch, LargeNavigate, LargeStitch,
+    GiantNavigate, GiantStitch, TeleportNavigate, TeleportStitch,
+) = (
+    type(f"{maze.title()}{recipe.title()}", (PointMaze,), {"maze": maze, "recipe": recipe})
+    for maze in MAZES for recipe in STEPS
+)  # fmt: skip
