@@ -34,8 +34,7 @@ def encoder(kind, shapes=SHAPES, **changes):
 @pytest.mark.parametrize(
     ("kind", "channels", "size", "changes"),
     [
-        ("vit", 1, (16, 24), {"temporal_depth": 0}),
-        ("vit", 3, (16, 16), {"temporal_depth": 2}),
+        ("vit", 1, (16, 24), {}), ("vit", 3, (16, 16), {"temporal_depth": 2}),
         ("cnn", 1, (16, 24), {}), ("cnn", 3, (15, 17), {}),
         ("mlp", 1, (16, 24), {}), ("mlp", 3, (16, 16), {"latent_dim": 64}),
         ("places", 1, (16, 24), {}), ("places", 3, (15, 17), {"latent_dim": 9}),

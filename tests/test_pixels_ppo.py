@@ -48,7 +48,7 @@ def test_rewards_sum_up_through_all_wrappers(monkeypatch, repeat):
         return kept(gymnasium.make(name), lambda reward: base.append(float(reward)) or reward)
 
     monkeypatch.setattr("hjepa_lib.pixels.env.open_env", watched)
-    env = ppo.make_training_envs(skilled(environment__action_repeat=repeat), 0, [])
+    env = ppo.make_training_envs(skilled(ppo__action_repeat=repeat), 0, [])
     state = env.reset()[0]
     handed, done, info = [], False, {}
     while not done:
@@ -85,7 +85,6 @@ def test_repeat_switches_frame_skip_off():
     assert "frame skip is off" in data.meta["notes"][0]
     skipped = collect(skilled(environment__frame_skip=2, ppo__action_repeat=0), 0)
     assert skipped.meta["frame_skip"] == 2 and (skipped.after - skipped.now == 3).all()
-    assert ppo.repeat_of(skilled(environment__action_repeat=4)) == 4
 
 
 def test_every_setting_reaches_the_policy():

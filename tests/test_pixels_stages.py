@@ -355,7 +355,7 @@ CONTEXT = [
 ELSEWHERE = re.compile(
     r"(?!pixels\.).*|.*log_every"  # test_config.py; below
     r"|.*\b(optim|ppo|reward|loading|seeds|method|path|read|checkpoint|checkpoint_every|source|(enc_dec_)?lr"
-    r"|frozen|action_repeat)\b.*"
+    r"|frozen)\b.*"
 )
 """Leaves that other tests below tests/ change: budgets and cadences here, heads, stages, PPO."""
 BASE = tiny_config()
@@ -452,7 +452,7 @@ def test_a_loaded_data_set_names_every_setting_that_it_overrules(tmp_path):
 
     assert notes() == notes(ppo__n_envs=7) == [f"loaded from {path}"]
     for name, found in {
-        "environment__action_repeat": "action_repeat=2", "ppo__action_repeat": "action_repeat=2",
+        "ppo__action_repeat": "action_repeat=2",
         "ppo__steps": "ppo.steps=128", "ppo__n_steps": "ppo.n_steps=64",
         "environment__max_steps": "max_steps=12",
     }.items():  # fmt: skip

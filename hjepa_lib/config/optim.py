@@ -93,7 +93,7 @@ class PpoConfig(
     n_steps: Int[2:] = 1024
     """Steps per environment between two updates."""
     action_repeat: Int[0:64] = 2
-    """Holds where `environment.action_repeat` is 0."""
+    """Repeats of an action, rewards summed; 0 or 1 = off."""
 
 
 class LoadingConfig(Section):

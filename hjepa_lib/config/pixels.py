@@ -15,7 +15,7 @@ MODELS = ("enc_dec", "enc_dec_jepa", "jepa", "vjepa2")
 _COSINE = EpochsConfig(lr=1e-3, batch=64, schedule="cosine")
 
 
-class EnvironmentConfig(Section):
+class EnvironmentConfig(Section, action_repeat=0):
     """Which pixels, and how they are seen (ENV-1 to ENV-8)."""
 
     id: str = "hjepa/Calm-v0"
@@ -26,10 +26,8 @@ class EnvironmentConfig(Section):
     """One plane a frame, not three."""
     stack: Int[1:16] = 1
     """Frames of one state; what moves by itself needs more."""
-    action_repeat: Int[0:64] = needs("pixels.data.method=ppo", 0)
-    """Repeats of an action, rewards summed; 0 or 1 = off."""
     frame_skip: Int[0:64] = 0
-    """Extra steps per decision, with new actions; 0 beside repeated ones."""
+    """Extra steps per decision, with new actions; none beside PPO's repeated ones."""
     max_steps: Int[2:] = 16
     """Most steps of an episode, with skipped ones."""
 
@@ -72,7 +70,7 @@ class PixelEncoderConfig(
     """Dropout inside the blocks."""
     embedding_dropout: Float[0:0.9] = 0.0
     """Dropout of the embedded patches."""
-    temporal_depth: Int[0:] = needs("kind=vit", 2)
+    temporal_depth: Int[1:] = needs("kind=vit", 2)
     """Blocks over the frames of a stack."""
     cnn_layers: Int[1:] = needs("kind=cnn|places", 2)
     """Convolutions of stride 2."""
@@ -291,11 +289,9 @@ class PixelsConfig(Section):
     grid: GridConfig = GridConfig()
 
     def refused(self) -> Iterator[tuple[object, str]]:
-        """An environment without a name, or frames that are skipped and repeated."""
-        seen, section = self.environment, "pixels.environment"
-        both = seen.frame_skip and seen.action_repeat > 1
-        yield both, f"{section}.frame_skip must be 0 when action_repeat is above 1"
-        yield not seen.id.strip(), f"{section}.id is empty; name a Gymnasium environment"
+        """An environment without a name, latents that are too small."""
+        nameless = not self.environment.id.strip()
+        yield nameless, "pixels.environment.id is empty; name a Gymnasium environment"
         stage, dim, places = self.vjepa2.stage1, self.encoder.latent_dim, self.encoder.places
         full = self.encoder.kind == "places" and 2 * places >= dim
         text = f"leave nothing else of pixels.encoder.latent_dim={dim}"

@@ -68,7 +68,7 @@ def _accept(stored: Transitions, config: PixelsConfig, seed: int) -> Transitions
     # Settings that shaped the stored data and shape them no more.
     own: dict[str, Any] = {"max_steps": seen.max_steps, "frame_skip": seen.frame_skip}
     if method == "ppo":
-        own["action_repeat"] = max(repeat_of(config), 1)
+        own["action_repeat"] = max(config.ppo.action_repeat, 1)
     if config.data.method == "ppo":
         own["ppo"] = to_dict(config.ppo) | {"action_repeat": None, "n_envs": None}
     found = leaves(stored.meta)
@@ -88,7 +88,7 @@ def collect(config: PixelsConfig, seed: int) -> Transitions:
         env = make_env(seen)
         env.action_space.seed(seed)
         return record(env, lambda _: env.action_space.sample(), config, seed)
-    repeat, notes = repeat_of(config), []
+    repeat, notes = config.ppo.action_repeat, []
     if seen.frame_skip and repeat > 1:
         notes.append(f"actions are repeated {repeat} times, so frame skip is off")
     with contextlib.ExitStack() as undo:  # Stable-Baselines3 seeds all global generators
@@ -184,11 +184,6 @@ def describe_split(data: Transitions, config: PixelsConfig, seed: int) -> dict[s
     }  # fmt: skip
 
 
-def repeat_of(config: PixelsConfig) -> int:
-    """How often PPO's actions are repeated."""
-    return config.environment.action_repeat or config.ppo.action_repeat
-
-
 def train_policy(config: PixelsConfig, seed: int, notes: list[str]) -> tuple[Any, int]:
     """A PPO model (DATA-2), the number of its environments; what happened goes to `notes`."""
     stable_baselines3 = extra("stable_baselines3")
@@ -212,7 +207,7 @@ def train_policy(config: PixelsConfig, seed: int, notes: list[str]) -> tuple[Any
 def make_training_env(config: PixelsConfig) -> gymnasium.Env:
     """One environment as PPO sees it: states (L * C, H, W) uint8, actions repeated."""
     seen = config.environment
-    env = stack_frames(make_env(seen, action_repeat=repeat_of(config)), seen.stack)
+    env = stack_frames(make_env(seen, action_repeat=config.ppo.action_repeat), seen.stack)
     length, channels, height, width = env.observation_space.shape
     return ReshapeObservation(env, (length * channels, height, width))
 

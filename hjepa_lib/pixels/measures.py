@@ -101,8 +101,7 @@ def place_errors(
                     for part, rows in ((train, seen), (data, asked)))  # fmt: skip
     places |= {"last": first, "mean": train.position[train.now].mean(0).expand_as(truth)}
     places["between"] = _reader(begun.double(), learned)(first.double())
-    world = model.config.environment
-    if world.frame_skip == 0 and world.action_repeat < 2:  # else a decision is several steps
+    if (data.meta.get("action_repeat", 1), data.meta.get("frame_skip", 0)) == (1, 0):
         name = str(data.meta.get("environment"))
         said = foresee(name, first[:, 0].numpy(), data.action[asked].numpy())
         places |= {} if said is None else {"possible": torch.from_numpy(said)}

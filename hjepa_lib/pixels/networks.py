@@ -82,21 +82,15 @@ class VitEncoder(nn.Module):
         super().__init__()
         dim, size = config.latent_dim, shapes.image_size
         self.spatial = Vit(config, dim, shapes.channels, size, config.patch, config.depth)
-        self.temporal: nn.Module | None = None
-        if config.temporal_depth:
-            sizes = TEMPORAL_HEADS, max(1, dim // TEMPORAL_HEADS), 256, 0.1
-            self.temporal = layers.Transformer(dim, config.temporal_depth, *sizes)
-            self.frame_cls = nn.Parameter(torch.zeros(dim))
-            self.frame_position = nn.Parameter(torch.zeros(shapes.stack, dim))
-        else:  # frames side by side keep their order without a transformer
-            self.join = nn.Linear(shapes.stack * dim, dim)
+        sizes = TEMPORAL_HEADS, max(1, dim // TEMPORAL_HEADS), 256, 0.1
+        self.temporal = layers.Transformer(dim, config.temporal_depth, *sizes)
+        self.frame_cls = nn.Parameter(torch.zeros(dim))
+        self.frame_position = nn.Parameter(torch.zeros(shapes.stack, dim))
         # The last LayerNorm fixes the length of its output; the head gives the latent a scale.
         self.head = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         frames = self.spatial(x.flatten(0, 1))[:, 0].unflatten(0, x.shape[:2])  # (B, L, dim)
-        if self.temporal is None:
-            return self.head(self.join(frames.flatten(1)))
         return self.head(self.temporal(prepend(self.frame_cls, frames + self.frame_position))[:, 0])
 
 
