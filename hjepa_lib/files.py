@@ -4,7 +4,6 @@ Every failure is one sentence; nothing pickled is read.
 """
 
 import contextlib
-import errno
 import hashlib
 import importlib
 import io
@@ -18,8 +17,6 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 class WorkbookError(ValueError):
@@ -105,20 +102,18 @@ def write_atomic(path: str | Path, data: bytes | str) -> Path:
 def exclusive(path: str | Path) -> Iterator[None]:
     """Hold the lock beside `path`, waiting for whoever holds it; it ends with its process.
 
-    FileError where the file system knows no locks.
+    FileError where that cannot be, as on a file system without locks.
     """
     path = Path(path)
-    with told(path, doing="lock"):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            held = FileLock(path.with_name(f".{path.name}.lock"), poll_interval=0.1).acquire()
-        except (NotImplementedError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
-                raise  # a full disk or a folder of somebody else
-            raise FileError(
-                f"{path.parent} is on a file system without locks ({error}); "
-                "set HJEPA_OUTPUTS to a local folder"
-            ) from error
+        held = FileLock(path.with_name(f".{path.name}.lock"), poll_interval=0.1).acquire()
+    except (NotImplementedError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FileError(
+            f"cannot lock {path}: {reason}; if locks are unknown there, set HJEPA_OUTPUTS to a "
+            "local folder"
+        ) from error
     with held:
         yield
 
@@ -188,6 +183,11 @@ def inside(folder: Path, name: str) -> Path:
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
         raise FileError(f"{name!r} is no file below {folder}")
     return folder / pure
+
+
+def json_sha256(obj: Any) -> str:
+    """Hexadecimal SHA-256 of an object's JSON, its keys sorted."""
+    return sha256(json.dumps(obj, sort_keys=True).encode())
 
 
 def sha256(source: str | Path | bytes) -> str:

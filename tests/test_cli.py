@@ -138,7 +138,7 @@ def test_settings_are_layered(tmp_path):
 
 def test_compare_takes_the_documented_options(monkeypatch):
     given = {}
-    monkeypatch.setattr(compare, "compare", lambda **options: given.update(options) or 0)
+    monkeypatch.setattr(compare, "compare", lambda asked: given.update(vars(asked)) or 0)
     paths = {"config_l1": Path("a.yaml"), "config_l2": Path("b.yaml"), "output_root": Path("out")}
     wanted = paths | {"seed": 3, "epochs": 2, "mode": "l2", "l2_from_scratch": True}
     for style in ("_", "-"):

@@ -26,6 +26,7 @@ from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.score import COSTS
 from hjepa_lib.workbench import CONFIGS, compare, variants
+from hjepa_lib.workbench.command import CompareCommand
 from hjepa_lib.worlds.layout import Layout, layout_set
 from hjepa_lib.worlds.trials import Trials
 
@@ -62,7 +63,7 @@ def folder(tmp_path, monkeypatch):
 def go(files, folder, **options):
     """Run the comparison; returns what it printed."""
     said = Said()
-    compare.compare(**files, output_root=folder, say=said, **options)
+    compare.compare(CompareCommand(**files, output_root=folder, **options), said)
     return "".join(said)
 
 
@@ -404,7 +405,7 @@ def test_a_variant_is_a_run_beside_its_run(ws, short_probe):
     assert (again.run.path / "l1" / "model.safetensors").stat().st_mtime_ns == stamp
     assert (ws.run.path / "manifest.json").read_text() == before
     assert (ws.run.path.parent / "latest").read_text() == "trained\n"
-    measured = variants.measure(side, ("flat",), 3, 12, 4)
+    measured = variants.measure(side, ("flat",), 3, 4)
     assert [(row["method"], row["cost"]) for row in measured.rows] == [("flat", c) for c in COSTS]
     # Notebook 08 met notebook 07's folder of the same data and refused it.
     other = variants.train(ws, "size-634", changes | {"level1.optim.updates": 2})

@@ -21,6 +21,7 @@ from hjepa_lib.runs.keys import Stage
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
 from hjepa_lib.workbench import CONFIGS, STUDY, engine
+from hjepa_lib.workbench.pool import Work
 from hjepa_lib.workbench.rows import load_rows, unpack_solved
 from hjepa_lib.workbench.schema import read_experiment
 from hjepa_lib.workbench.table import Table, digest
@@ -87,7 +88,7 @@ def again(finished, tmp_path, monkeypatch):
 
 def run(experiment, only="", **options):
     said = Said()
-    ended = engine.run_experiment(experiment, experiment.select(only), say=said, **options)
+    ended = engine.run_experiment(experiment, experiment.select(only), Work(**options), said)
     return [one.error for one in ended if one.error], "".join(said)
 
 
@@ -343,7 +344,7 @@ def test_redo_replaces_rows_and_drops_those_that_are_not_asked_for(again):
     made = again(change_cell(planning=PLANNING | {"flat.sigma": 2.5}, budgets=[0.5], seeds=[0, 7]))
     assert run(made, "best")[0] == [] and len(read(made)) == 7  # nothing is dropped unasked
     flat = made.select("flat", (0,))  # seed 7 is not asked for now, but the file has it
-    assert [one.error for one in engine.run_experiment(made, flat, redo=True)] == []
+    assert [one.error for one in engine.run_experiment(made, flat, Work(redo=True))] == []
     assert [row["budget"] for row in read(made) if row["cell"] == "flat"] == ["0.5"]
 
 

@@ -102,7 +102,7 @@ def gallery():
         "lists": data.layout_lists(layout_lists()),
         "losses": training.loss_curves(records, ["sim"]),
         "probe": training.probe_scatter(places, places + 1),
-        "open loop": training.open_loop_error({"level 1": (steps, errors)}, (steps, errors)),
+        "open loop": training.open_loop_error({"level 1": (steps, errors)}),
         "latents": data.latent_map(RNG.normal(size=(200 * many, 8)), places),
         "landscape": data.cost_landscape({"latent": plane}, grid, grid, GOAL, ROOM),
         "fan": plans.plan_fan(paths, paths[:, 0, 0], paths[0], [8, 8], GOAL, ROOM, paths[1]),
@@ -288,14 +288,15 @@ def test_open_loop_error_shows_medians_bands_and_the_stay_baseline():
     """HW4."""
     steps, errors = np.array([8, 16, 24]), RNG.uniform(0, 3, (200, 3))
     curves = {"level 1": (np.arange(1, 25), np.ones((5, 24))), "level 2": (steps, errors)}
-    figure = training.open_loop_error(curves, (steps, 9 + errors), {"planning horizon": 8})
+    curves["stand still"] = (steps, 9 + errors)
+    figure = training.open_loop_error(curves, {"planning horizon": 8})
     (axis,), low = figure.axes, np.quantile(errors, 0.1, axis=0)
     second, stay = axis.lines[1:3]
     assert second.get_xdata().tolist() == [8, 16, 24] and axis.get_xscale() == "log"
     assert second.get_ydata() == pytest.approx(np.median(errors, 0))
     assert stay.get_ydata() == pytest.approx(9 + np.median(errors, 0))
     assert axis.collections[1].get_paths()[0].vertices[:, 1].min() == pytest.approx(low.min())
-    assert {"level 1", "level 2", "stay where you are", "planning horizon"} <= words(figure)
+    assert {"level 1", "level 2", "stand still", "planning horizon"} <= words(figure)
 
 
 def test_error_by_horizon_shows_the_collapse_on_its_threshold():
@@ -344,29 +345,24 @@ def test_success_against_compute_joins_what_no_cheaper_point_equals():
     assert beaten.get_xdata().tolist() == [2e7]
     assert (best.get_linestyle(), beaten.get_linestyle()) == ("--", "None")
     assert {"flat, latent cost", "random"} <= words(figure)
-    lines = pd.DataFrame(budgets).drop(columns="flops_per_step")
-    lines = lines.assign(x=1e7, rate=0.5, low=0.4, high=0.6)
+    lines = pd.DataFrame(budgets).assign(flops_per_step=1e7, rate=0.5, low=0.4, high=0.6)
     both = pd.concat([lines, lines.assign(cost="distance")])
     figure = success.frontiers(both, floors={"random": 0.02, "oracle": 1.0})
     assert {"random", "oracle"} <= words(figure)
 
 
-def test_success_against_a_setting_pools_seeds_beside_single_ones():
+def test_success_against_a_setting_pools_seeds():
     hits = {(24, 0): 0, (24, 1): 10, (5, 0): 20, (5, 1): 30, (96, 0): 40, (96, 1): 50}
     found = [row("flat", "distance", hit, h=h, seed=s) for (h, s), hit in hits.items()]
     table = pd.DataFrame([*found, *(row("random", "none", 1, h=5, seed=s) for s in (0, 1))])
     lines = pooled(table, ["method", "cost", "h"])
-    more = {"singles": {"p1": table.assign(rate=table["successes"] / table["n"])}}
-    more["marks"] = {"trained": 16, "far": 500}
-    figure = success.success_against({"p1": lines}, "h", **more)
+    figure = success.success_against({"p1": lines}, "h", marks={"trained": 16, "far": 500})
     (axis,) = figure.axes
     x, y, low, high = points(axis)["flat, distance cost"]
     assert list(x) == [5, 24, 96]  # by size, not by the order of the table
     assert list(y) == [0.25, 0.05, 0.45]
     np.testing.assert_allclose(np.transpose([low, high]), [wilson(n, 200) for n in (50, 10, 90)])
     assert axis.get_xscale() == "log" and "trained" in words(figure) and "far" not in words(figure)
-    single = next(line for line in axis.lines if line.get_marker() == ".")
-    assert sorted(single.get_ydata()) == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
     named = [row("flat", "", 50, size=size) for size in ("2M L1", "6M", "2M L1+L2")]
     (axis,) = success.success_against({"": named}, "size").axes
     assert texts(axis.get_xticklabels()) == ["2M L1", "6M", "2M L1+L2"]

@@ -19,6 +19,7 @@ from hjepa_lib.files import FileError, exclusive, read_json
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.workbench import engine, pool
+from hjepa_lib.workbench.pool import Work
 from hjepa_lib.workbench.schema import read_experiment
 
 HERE = Path(__file__).resolve().parent
@@ -54,7 +55,7 @@ def root(tmp_path, monkeypatch):
 
 def run(experiment, **options):
     said = Said()
-    ended = engine.run_experiment(experiment, say=said, **options)
+    ended = engine.run_experiment(experiment, work=Work(**options), say=said)
     return [one.error for one in ended], said
 
 
@@ -152,9 +153,8 @@ if "horizon=4" in run and not flag.exists():
             killed.extend(map(int, facts.read_text().split()))
             os.kill(killed[0], signal.SIGKILL)
 
-    ended = engine.run_experiment(
-        experiment, engine="dask", scheduler=cluster, say=kill_when_blocked
-    )
+    work = Work(engine="dask", scheduler=cluster)
+    ended = engine.run_experiment(experiment, work=work, say=kill_when_blocked)
     assert [outcome.error for outcome in ended] == [""] * 2
     assert sorted(pd.read_csv(experiment.table)["planning.flat.horizon"]) == [4, 8]
     for unit in experiment.units:
@@ -202,7 +202,7 @@ double.__module__ = "__main__"  # pickled whole, so that a worker need not impor
 
 def test_local_cluster_tells_the_killer_from_its_neighbours():
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}):  # 3 would take longer
-        ended = list(pool.run_all(double, [1, 0, 2], engine="dask"))
+        ended = list(pool.run_all(double, [1, 0, 2], Work(engine="dask")))
     assert {one.item: one.value for one in ended if not one.error} == {1: 2, 2: 4}
     (lost,) = [one for one in ended if one.error]
     assert (lost.item, lost.error) == (0, "every worker that took it died")
@@ -210,8 +210,9 @@ def test_local_cluster_tells_the_killer_from_its_neighbours():
 
 def test_joblib_says_what_a_killed_process_means():
     """S3."""
-    assert sorted(one.value for one in pool.run_all(double, [1, 2], jobs=2)) == [2, 4]
-    refused(RunError, "a worker process was killed", list, pool.run_all(double, [1, 0], jobs=2))
+    two = Work(jobs=2)
+    assert sorted(one.value for one in pool.run_all(double, [1, 2], two)) == [2, 4]
+    refused(RunError, "a worker process was killed", list, pool.run_all(double, [1, 0], two))
 
 
 def test_workers_with_threads_are_refused():
@@ -221,7 +222,7 @@ def test_workers_with_threads_are_refused():
         ) as local,
         pytest.raises(RunError, match="has 2 threads; start workers with one"),
     ):
-        list(pool.run_all(double, [1], engine="dask", scheduler=local.scheduler_address))
+        list(pool.run_all(double, [1], Work(engine="dask", scheduler=local.scheduler_address)))
 
 
 def test_a_worker_that_sees_other_folders_says_so(tmp_path):
@@ -244,11 +245,9 @@ def test_wrong_choices_are_one_sentence(options, kind, message, monkeypatch):
         dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
         pytest.raises(kind, match=message),
     ):
-        list(pool.run_all(double, [1], **options))
+        list(pool.run_all(double, [1], Work(**options)))
     monkeypatch.setitem(sys.modules, "distributed", None)
-    refused(
-        FileError, r"distributed is not installed: .*\[cluster\]", pool.check_engine, "dask", 1, ""
-    )
+    refused(FileError, r"distributed is not installed: .*\[cluster\]", Work(engine="dask").check)
 
 
 def test_command_hands_engine_and_scheduler_on(tmp_path, monkeypatch):
@@ -257,12 +256,12 @@ def test_command_hands_engine_and_scheduler_on(tmp_path, monkeypatch):
     write(tmp_path / "notebooks", "01_a", "assert True")
     seen = {}
 
-    def interrupted(experiment, cells, **options):
-        seen.update(options)
+    def interrupted(experiment, cells, work):
+        seen.update(vars(work))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(engine, "run_experiment", interrupted)
     options = {"jobs": 1, "engine": "dask", "scheduler": "tcp://h:1", "threads": 3}
     given = [f"--{name}={value}" for name, value in options.items()]
     assert __main__.main(["sweep", str(file), *given]) == 130
-    assert seen == options | {"redo": False, "yes": False}
+    assert seen.items() >= (options | {"redo": False, "yes": False}).items()

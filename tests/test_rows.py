@@ -12,12 +12,10 @@ from hjepa_lib.workbench.rows import check_rows, compute_ratio, pack_solved, unp
 
 
 def curve(cell, rates, flops, **more):
-    return fr.with_price(
-        pd.DataFrame(
-            make_row(cell, seed, first(round(rate * TRIALS)), x, budget=x / 1e6, **more)
-            for seed in (0, 1, 2)
-            for rate, x in zip(rates, flops, strict=True)
-        )
+    return pd.DataFrame(
+        make_row(cell, seed, first(round(rate * TRIALS)), x, budget=x / 1e6, **more)
+        for seed in (0, 1, 2)
+        for rate, x in zip(rates, flops, strict=True)
     )
 
 
@@ -71,7 +69,7 @@ def test_load_rows_keeps_digits_text(tmp_path):
 )
 def test_mixed_sets_are_refused_by_name(column, value, message):
     rows = pd.concat([FLAT, TWO], ignore_index=True)
-    assert check_rows(rows) is rows
+    assert check_rows(rows).equals(rows) and check_rows(rows.to_dict("records")).equals(rows)
     rows.loc[0, column] = value
     refused(WorkbookError, message, check_rows, rows)
 
@@ -86,9 +84,9 @@ def test_unfinished_sets_are_refused_or_split():
 
 def test_frontier_pools_seeds():
     rows = pd.DataFrame(make_row("flat", seed, first(10 + 10 * seed)) for seed in (2, 0, 1))
-    line = fr.frontier(fr.with_price(rows), "seconds_per_step", ("protocol",)).iloc[0]
+    line = fr.frontier(rows, "seconds_per_episode", ("protocol",)).iloc[0]
     assert line["rate"] == pytest.approx(0.5)
-    assert line["x"] == pytest.approx(1 / 200)
+    assert line["seconds_per_episode"] == pytest.approx(1)
     assert line["low"] < 0.4 < 0.6 < line["high"]  # the seeds differ, so the interval is wide
     assert (line["seeds"], line["n"], line["protocol"]) == (3, TRIALS, "p1")
     assert fr.outcomes(rows).sum(1).tolist() == [10, 20, 30]

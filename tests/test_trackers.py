@@ -37,12 +37,11 @@ def log_all(folder):
     one = Tracker(folder, *ABOUT)
     for record in RECORDS:
         one.log(record)
-    one.close()
 
 
 def test_wandb_is_offline_unless_told_otherwise(wandb, tmp_path, monkeypatch):
     """EB8."""
-    Tracker(tmp_path, *ABOUT).close()
+    Tracker(tmp_path, *ABOUT)
     assert not wandb.mock_calls  # asked from the first record on
     log_all(tmp_path / "tracker")
     run, options = wandb.init.return_value, wandb.init.call_args.kwargs
@@ -54,7 +53,6 @@ def test_wandb_is_offline_unless_told_otherwise(wandb, tmp_path, monkeypatch):
     ]
     steps = [call(f"{one}/*", step_metric=f"{one}/step") for one in ("l1", "l2")]
     assert run.define_metric.call_args_list == steps
-    run.finish.assert_called_once_with()
     monkeypatch.setenv("WANDB_MODE", "online")
     log_all(tmp_path)
     assert wandb.init.call_args.kwargs["mode"] == "online"
@@ -77,7 +75,7 @@ def test_project_entity_and_name_are_settings(wandb, tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no route\nto host"), OSError(), SystemExit(1)])
-@pytest.mark.parametrize("where", ["init", "log", "finish"])
+@pytest.mark.parametrize("where", ["init", "log"])
 def test_a_failing_tracker_prints_one_line_and_is_left_alone(wandb, where, error, tmp_path, caplog):
     failing = wandb.init if where == "init" else getattr(wandb.init.return_value, where)
     failing.side_effect = error

@@ -298,7 +298,7 @@ def test_knobs_describe_and_change_a_planner(agent, method):
     hierarchy = whatif.apply_knobs(agent.planning, above).hierarchy
     kept = (hierarchy.control, hierarchy.level2.horizon, hierarchy.level2.samples, hierarchy.replan)
     assert (kept == ("zero", 2, 5, 8)) == (method == "l1+l2")
-    assert ("level 2: zero" in whatif.describe(above, base)) == (method == "l1+l2")
+    assert ("level 2: zero" in whatif.describe(above, agent.planning)) == (method == "l1+l2")
     with pytest.raises(ConfigError):
         whatif.apply_knobs(agent.planning, base | {"samples": 1})
 
@@ -324,9 +324,15 @@ def test_studio_refuses_and_replans(agent, story):
     studio.sliders["start_x"].value = 12.0
     assert not studio.button.disabled and shown(studio) == before
     studio.sliders["door_y"].value = 30
-    studio.method.value, studio.cost.value = "flat", "latent"
+    studio.knobs["control"].value = "zero"
     studio.button.click()
-    assert titles(studio) == ["flat, latent cost"]
+    assert titles(studio) == ["l1+l2, distance cost", "l1+l2, distance cost, level 2: zero"]
+    studio.knobs["method"].value, studio.knobs["cost"].value = "flat", "latent"
+    assert studio.knobs["control"].disabled and studio.knobs["control"].value == "none"
+    assert studio.chosen == whatif.knobs_of(agent.planning, "flat") | {"cost": "latent"}
+    studio.knobs["horizon"].value = 7
+    studio.button.click()
+    assert titles(studio) == ["l1+l2, distance cost", "flat, latent cost, horizon 7"]
     assert studio.scene == Scene((12.0, 40.0), (45.0, 40.0), (32, 30))
     assert studio.pad.floor == players.floor_picture(studio.scene)
     script = (ROOT / "hjepa_lib/widgets/pad.js").read_text()
@@ -371,31 +377,20 @@ def test_explorer_follows_run_method_and_trial(run, monkeypatch):
     assert "candidates were not stored" in explorer.message.value
     explorer.method.value = next(one for one in options if one.method == "oracle")
     assert titles(explorer) == ["oracle, none cost, trial 2"]
+    explorer.trial.value = 1
+    alone = dataclasses.replace(agent, level2=None)  # as a run that has other methods
+    explorer._opened["broken"] = found, alone
+    explorer.run.value = "broken"
+    assert titles(explorer) == ["flat, latent cost, test trial 1, live"]
+    explorer.run.value = "trained"
+    explorer.method.value = next(one for one in options if one.method == "oracle")
+    del explorer._opened["broken"]
     before = shown(explorer)
     explorer.trial.value = 400
     assert "trials 0 to 2, 400 was asked for" in explorer.message.value
     explorer.run.value = "broken"
     assert "run 'broken' does not exist" in explorer.message.value.replace("&#x27;", "'")
     assert shown(explorer) == before
-
-
-def test_what_if_panel_compares(agent, story, flat):
-    panel = panels.WhatIf(agent, lambda: SCENE, STEPS, agent.planning, (story, story))
-    assert panel.chosen == panel.base == whatif.knobs_of(agent.planning, "l1+l2")
-    panel.knobs["control"].value = "zero"
-    panel.knobs["horizon"].value = 7
-    panel.button.click()
-    assert titles(panel) == [
-        "l1+l2, distance cost",
-        "l1+l2, distance cost, horizon 7, level 2: zero",
-    ]
-    panel.knobs["method"].value = "flat"
-    assert panel.knobs["control"].disabled
-    before = shown(panel)
-    panel.scene = lambda: checked_scene(SCENE._replace(goal=(1.0, 1.0)))
-    panel.button.click()
-    assert "is in a wall or outside" in panel.message.value
-    assert shown(panel) == before
 
 
 def test_other_layouts_agents_and_costs(agent):
@@ -409,7 +404,7 @@ def test_other_layouts_agents_and_costs(agent):
     alone = dataclasses.replace(agent, level2=None)
     told = play(alone, SCENE, "flat", steps=3)
     assert told.macro is None
-    assert panels.Studio(alone, told, alone.planning, 3).method.options == ("flat",)
+    assert panels.Studio(alone, told, alone.planning, 3).knobs["method"].options == ("flat",)
 
 
 def test_it_runs_headless(trained, root):
@@ -419,7 +414,7 @@ def test_it_runs_headless(trained, root):
     run.reload()
     assert not (run.path / "results").exists()
     text, outputs = printed(run.path / "notebooks" / NOTEBOOK.name)
-    assert text.count("headless:") == 3
+    assert text.count("headless:") == 2
     kinds = ""
     for data in outputs:
         kinds += "i" * ("image/png" in data) + "p" * ("hjepa-player" in data.get("text/html", ""))

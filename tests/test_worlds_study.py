@@ -14,7 +14,7 @@ def pair(world, two, flat, flops=(1e6, 1.1e6), seeds=3, cost="latent", method="l
     """Rows of a pair: so many trials solved by the hierarchy and by flat, in every seed."""
     return [
         make_row(f"equal-{name}", seed, first(count), price, method=name, cost=cost)
-        | {"group": "equal", "model": world, **more}
+        | {"group": "equal", "model": world, "task_set": None, "told": "", **more}
         for name, count, price in ((method, two, flops[0]), ("flat", flat, flops[1]))
         for seed in range(seeds)
     ]

@@ -193,13 +193,12 @@ def make_job(kind, config, folder=None, layouts="fixed"):
     Those are `refinement` (of its predictors), `level2`, `level3` and `distance`.
     """
     train, validation = tiny_data(layouts).split(0.2, 0)
-    options = {"folder": folder, "precision": config.precision}
+    options = {"folder": folder, "precision": config.precision, "seed": config.seed}
     if kind == "joint":
         torch.manual_seed(config.seed)
         both = HJepa(config, tiny_normaliser())
         windows = Windows(train, config.level2.macro_steps * config.level2.step_skip + 1)
         return Job(train_joint(both, windows, config, **options), both, both)
-    options["seed"] = config.seed
     if kind == "policies":
         policy = make_policy(config)
         return Job(train_policy(policy, train, validation, **options), policy, policy)

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hjepa_lib.config import WORLDS, Config, ConfigError, PlanningConfig, flatten, names_world
-from hjepa_lib.files import read_json, sha256
+from hjepa_lib.files import json_sha256, read_json
 from hjepa_lib.planning import METHODS, ONE_STEP, P1_CAP, THREE_LEVELS, one_step, scale_samples
 
 if TYPE_CHECKING:
@@ -237,7 +236,7 @@ class Case:
     @property
     def digest(self) -> str:
         """Equal for equal cases alone (I8)."""
-        return sha256(json.dumps(self.header, sort_keys=True).encode())[:10]
+        return json_sha256(self.header)[:10]
 
     @property
     def name(self) -> str:

@@ -37,8 +37,8 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     """95 % Wilson score interval of successes / n; NaN for n = 0."""
     if n == 0:
         return math.nan, math.nan
-    interval = stats.binomtest(int(successes), int(n)).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+    ends = stats.binomtest(int(successes), int(n)).proportion_ci(method="wilson")
+    return float(ends.low), float(ends.high)
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
@@ -56,7 +56,7 @@ def bootstrap(
     Seeds and trials are redrawn, crossed; one seed says nothing about others.
     """
     table = np.atleast_2d(scores).astype(float)
-    return _interval(lambda cell: statistic(table[cell]), table.shape, resamples)
+    return interval(lambda cell: statistic(table[cell]), table.shape, resamples)
 
 
 def bootstrap_difference(
@@ -64,20 +64,19 @@ def bootstrap_difference(
 ) -> Interval:
     """`bootstrap` of statistic(first) - statistic(second), paired: the same redrawn cells."""
     one, two = (np.atleast_2d(scores).astype(float) for scores in (first, second))
-    return _interval(lambda cell: statistic(one[cell]) - statistic(two[cell]), one.shape, resamples)
+    return interval(lambda cell: statistic(one[cell]) - statistic(two[cell]), one.shape, resamples)
 
 
-def _interval(
-    statistic: Callable[[Any], float], shape: tuple[int, int], resamples: int
-) -> Interval:
-    """Of a statistic of index pairs (rows, columns) that broadcast to (S, n)."""
+def interval(statistic: Callable[[Any], float], shape: tuple[int, int], resamples: int) -> Interval:
+    """Of a statistic of index pairs (rows, columns) that broadcast to (S, n); NaN is left out."""
     (seeds, trials), draw = shape, np.random.default_rng(0).integers
     draws = [
         statistic((draw(seeds, size=(seeds, 1)), draw(trials, size=(1, trials))))
         for _ in range(resamples)
     ]
+    known = [one for one in draws if not math.isnan(one)] or [math.nan]
     tail = (1 - 0.95) / 2
-    return Interval(*map(float, (statistic(...), *np.quantile(draws, [tail, 1 - tail]))))
+    return Interval(*map(float, (statistic((...,)), *np.quantile(known, [tail, 1 - tail]))))
 
 
 def student(values: np.ndarray) -> tuple[float, float]:

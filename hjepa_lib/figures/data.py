@@ -20,11 +20,6 @@ from hjepa_lib.figures.style import FigureError, styled
 _OVERSHOOT = 16.0  # floats above this are no prediction of [0, 1], but 0..255
 
 
-def as_array(values: Any) -> np.ndarray:
-    """A tensor of any device, a list or an array, as an array."""
-    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
-
-
 def frame_rgb(frames: Any, predicted: bool = False) -> np.ndarray:
     """Frames (..., C, Hpx, Wpx) -> RGB (..., Hpx, Wpx, 3) uint8; C is 1, 2 (dot, walls) or 3.
 
@@ -51,7 +46,7 @@ def frame_rgb(frames: Any, predicted: bool = False) -> np.ndarray:
 
 
 def _newest(frames: Any) -> np.ndarray:
-    frames = as_array(frames)
+    frames = np.asarray(frames.detach().cpu() if hasattr(frames, "detach") else frames)
     channels = frames.shape[-3] if frames.ndim > 2 else 0
     each = 3 if channels % 2 else 2
     return frames[..., -each:, :, :] if channels > 3 and channels % each == 0 else frames

@@ -20,7 +20,7 @@ from hjepa_lib.figures.style import FigureError, styled
 PRICES = {
     "flops_per_step": "forward FLOPs per environment step",
     "model_transitions_per_step": "model transitions per environment step",
-    "seconds_per_step": "planning seconds per step and trial",
+    "seconds_per_episode": "planning seconds per episode",
 }
 COSTS = {"latent": "latent cost", "distance": "temporal-distance cost",
          "graph": "graph cost"}  # fmt: skip
@@ -155,15 +155,13 @@ def success_against(
     xlabel: str = "",
     floors: Mapping[str, float] | None = None,
     marks: Mapping[str, float] | None = None,
-    singles: Mapping[str, Rows] | None = None,
     title: str = "",
 ) -> Figure:
     """Success with its 95 % interval against the column `x`, one panel per named group of rows.
 
     A line per method and cost. Where `x` is a price (`PRICES`) it joins the points that no cheaper
     one equals, the others are pale, and rows without a price are horizontal, as are the named rates
-    `floors`. Otherwise x is a setting, with a tick for each value. `marks` are named places on x,
-    `singles` the rows of single seeds, small dots.
+    `floors`. Otherwise x is a setting, with a tick for each value. `marks` are named places on x.
     """
     width = 3.5 if len(groups) > 1 else 5.0
     figure, axes = style.grid_of(len(groups), 3, width, 2.9 - width, title=title, sharey=True)
@@ -172,7 +170,7 @@ def success_against(
         if x in PRICES:
             _priced(axis, table, x)
         else:
-            _settings(axis, table, x, tidy(singles[name]) if singles else None)
+            _settings(axis, table, x)
             low, high = table[x].agg(["min", "max"])
             draw.marks(axis, {k: at for k, at in (marks or {}).items() if low <= at <= high})
         draw.levels(axis, floors or {})
@@ -183,7 +181,7 @@ def success_against(
     return figure
 
 
-def _settings(axis: Axes, table: pd.DataFrame, x: str, singles: pd.DataFrame | None) -> None:
+def _settings(axis: Axes, table: pd.DataFrame, x: str) -> None:
     place = draw.value_axis(axis, table[x].tolist())
     nudge = 1.03 if axis.get_xscale() == "log" else 1.0  # so that no interval hides another
     for number, (label, part, look) in enumerate(_planners(table)):
@@ -192,9 +190,6 @@ def _settings(axis: Axes, table: pd.DataFrame, x: str, singles: pd.DataFrame | N
         ends = (part[column] for column in ("at", *_ENDS))
         more = {"ls": ":", "ms": 2} if floor else {}
         draw.intervals(axis, *ends, label=label, **look | more)
-        if singles is not None and not floor:
-            own = singles[singles["label"] == label]
-            axis.plot(own[x].map(place), own["rate"], ".", color=look["color"], ms=3)
 
 
 def _priced(axis: Axes, table: pd.DataFrame, x: str) -> None:
@@ -226,7 +221,6 @@ def frontiers(
     title: str = "Success against compute",
 ) -> Figure:
     """Success against the price `x`, one panel per cost; `lines` as workbench's `frontier` has."""
-    lines = lines.rename(columns={"x": x})
     groups = {words: lines[lines["cost"] == cost] for cost, words in COSTS.items()}
     kept = {words: part for words, part in groups.items() if len(part)}
     return success_against(kept, x, floors=floors, title=title)

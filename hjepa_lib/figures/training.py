@@ -68,19 +68,18 @@ def probe_scatter(
 
 def open_loop_error(
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    stay: tuple[np.ndarray, np.ndarray],
     marks: Mapping[str, float] | None = None,
     title: str = "Open-loop error",
     ylabel: str = PLACE,
 ) -> Figure:
-    """Median and 10-90 % band by horizon of each level's errors.
+    """Median and 10-90 % band by horizon of each level's errors, and of standing still.
 
-    `curves` maps a level's name to (steps (h,), errors (n, h) px), steps in environment steps;
-    `stay` is the same for the prediction that nothing moves, `marks` as in `error_by_horizon`.
+    `curves` maps a name to (environment steps (h,), errors (n, h) px), `marks` as in
+    `error_by_horizon`.
     """
     bands = {
         name: (steps, *np.quantile(errors, [0.5, 0.1, 0.9], axis=0))
-        for name, (steps, errors) in [*curves.items(), ("stay where you are", stay)]
+        for name, (steps, errors) in curves.items()
     }
     return error_by_horizon(bands, marks, band="median, 10-90 % band", title=title, ylabel=ylabel)
 
@@ -105,7 +104,7 @@ def error_by_horizon(
     """
     figure, (axis,) = style.panels(1, 1, 5.6, 3.3, title)
     for name, (steps, middle, low, high) in bands.items():
-        baseline = name.startswith("sta")  # stand still, stay where you are
+        baseline = name.startswith("sta")  # stand still, stay where it was
         line = "--" if baseline else style.look(name)["ls"]
         width = None if baseline else (low, high)
         draw.curve(axis, steps, middle, name, style.colour(name), width, ls=line)

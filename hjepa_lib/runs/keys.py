@@ -1,6 +1,5 @@
 """A stage is known by what made it: its key says whether a stored one may stand for it."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hjepa_lib.config import GONE, WORLDS, Config, flatten, names_world
-from hjepa_lib.files import sha256
+from hjepa_lib.files import json_sha256, sha256
 
 _leaves = lru_cache(maxsize=64)(flatten)
 _LATER = ("data.position", "data.world", "level1.foresight")
@@ -63,7 +62,7 @@ def key(stage: Stage, config: Config, loaded: Callable[[Stage], str] | None = No
     }
     if stage.files:
         parts["files"] = _contents(stage)
-    return sha256(json.dumps(parts, sort_keys=True).encode())[:16]
+    return json_sha256(parts)[:16]
 
 
 def outside(stages: Iterable[Stage], loaded: Callable[[Stage], str]) -> dict[str, Any]:
@@ -86,7 +85,7 @@ def _content(path: Path) -> str | None:
     if path.is_dir():
         files = sorted(one for one in path.rglob("*") if one.is_file())
         found = [(str(one.relative_to(path)), _content(one)) for one in files]
-        return sha256(json.dumps(found).encode())
+        return json_sha256(found)
     if not path.is_file():
         return None
     stat = path.stat()
@@ -106,7 +105,7 @@ def closure(stage: Stage) -> list[Stage]:
 
 def digest(entry: dict[str, Any]) -> str:
     """SHA-256 of a stage entry's list of files: equal for equal content."""
-    return sha256(json.dumps(entry["files"], sort_keys=True).encode())
+    return json_sha256(entry["files"])
 
 
 def _make(part: str, ws: Any, folder: Path, **options: Any) -> Iterator[Any] | None:

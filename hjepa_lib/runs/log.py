@@ -3,14 +3,12 @@
 metrics.jsonl has one JSON object per line: `stage`, `step` and values.
 """
 
-import atexit
 import contextlib
 import datetime
 import io
 import json
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +32,20 @@ class MetricsLog:
 
         NaN becomes null. FileError when a key has a value there already (PL6).
         """
-        with exclusive(self.path):
-            self._append(plain(record))
-
-    def _append(self, row: dict[str, Any]) -> None:
-        if self._seen is None:
-            data = self.path.read_bytes() if self.path.is_file() else b"\n"
-            if not data.endswith(b"\n"):  # a file of whole lines is not touched
-                write_atomic(self.path, data[: data.rfind(b"\n") + 1])
-            self._seen = {name for one in self.records() for name in _names(one)}
-        seen = self._seen
-        for stage, step, key in sorted(_names(row) & seen):
-            raise FileError(f"metric {key!r} of {stage} step {step} is written twice")
-        self._seen = None  # unless it succeeds: half a line is cut off before the next one
-        with told(self.path, doing="write"), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._seen = seen | _names(row)
+        row = plain(record)
+        with exclusive(self.path), told(self.path, doing="write"):
+            if self._seen is None:
+                data = self.path.read_bytes() if self.path.is_file() else b"\n"
+                if not data.endswith(b"\n"):  # a file of whole lines is not touched
+                    write_atomic(self.path, data[: data.rfind(b"\n") + 1])
+                self._seen = {name for one in self.records() for name in _names(one)}
+            seen = self._seen
+            for stage, step, key in sorted(_names(row) & seen):
+                raise FileError(f"metric {key!r} of {stage} step {step} is written twice")
+            self._seen = None  # unless it succeeds: half a line is cut off before the next one
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._seen = seen | _names(row)
 
     def records(self, stage: str | None = None) -> list[dict[str, Any]]:
         """Whole lines as dictionaries, of one stage if given; [] when there is no file yet."""
@@ -97,28 +93,14 @@ class Tracker:
         """Hand on the numbers of a record {"stage", "step", key: value, ...}; never raises."""
         if self.kind == "none":
             return
-        with self._guest():
-            if self.sink is None:
-                self.sink = SINKS[self.kind](self.folder, self.name, self.settings)
-                atexit.register(self.close)  # after W&B's own: it comes first
-            values = plain(record)
-            stage = values.pop("stage")
-            numbers = {k: one for k, one in values.items() if isinstance(one, (int, float))}
-            self.sink.write(stage, numbers)
-
-    def close(self) -> None:
-        """Let the tracker finish what it still holds; done at the end of the process."""
-        sink, self.sink = self.sink, None
-        if sink is not None:
-            with self._guest():
-                sink.close()
-
-    @contextlib.contextmanager
-    def _guest(self) -> Iterator[None]:
-        """Its greetings are not shown; its first error switches it off."""
+        values = plain(record)
+        stage = values.pop("stage")
+        numbers = {k: one for k, one in values.items() if isinstance(one, (int, float))}
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                yield
+            with contextlib.redirect_stdout(io.StringIO()):  # its greetings are not shown
+                if self.sink is None:
+                    self.sink = SINKS[self.kind](self.folder, self.name, self.settings)
+                self.sink.write(stage, numbers)
         except (Exception, SystemExit) as error:
             advice = f"; pip install {self.kind}" if isinstance(error, ImportError) else ""
             log.warning(
@@ -148,14 +130,9 @@ class TensorBoard:
         self.writers[stage].flush()
         self.last[stage] = step
 
-    def close(self) -> None:
-        """Finish the event files."""
-        for writer in self.writers.values():
-            writer.close()
-
 
 class WeightsAndBiases:
-    """Files in `<run>/tracker/wandb/`: one W&B run per process, grouped by run.
+    """Files in `<run>/tracker/wandb/`: one W&B run per process, which ends it, grouped by run.
 
     Offline unless WANDB_MODE says otherwise: nobody is asked to log in in the middle of a run.
     """
@@ -182,10 +159,6 @@ class WeightsAndBiases:
             self.stages.add(stage)
             self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
         self.run.log({f"{stage}/{key}": value for key, value in numbers.items()})
-
-    def close(self) -> None:
-        """Finish the W&B run."""
-        self.run.finish()
 
 
 SINKS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}

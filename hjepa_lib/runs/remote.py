@@ -201,5 +201,4 @@ def _state(folder: Path) -> dict[str, Any]:
     """`local`: the manifest's hash here; `known`: what it may be there; `files`: what is there."""
     path = folder / _STATE
     state = read_json(path) if path.is_file() else {}
-    older = [state[name] for name in ("remote", "pending") if name in state]  # before `known`
-    return {"local": "", "known": older, "files": {}} | state
+    return {"local": "", "known": [], "files": {}} | state

@@ -1,6 +1,5 @@
 """One run as a page and as a file; what a wing has to say it leaves in the run's `sections/`."""
 
-import base64
 import contextlib
 import importlib.util
 import math
@@ -17,6 +16,7 @@ from hjepa_lib.config import differences, profile, to_dict
 from hjepa_lib.evaluation import FLOORS
 from hjepa_lib.evaluation.results import Result, load_results
 from hjepa_lib.evaluation.statistics import mcnemar
+from hjepa_lib.figures.style import data_uri
 from hjepa_lib.files import FileError, plain, read_bytes, read_json, write_atomic, write_json
 from hjepa_lib.runs.run import Run
 
@@ -259,7 +259,7 @@ def _figures(run: Run) -> dict[str, list[dict[str, Any]]]:
         if path.suffix in found:
             data, source = read_bytes(path), quote(f"figures/{name}")
             if len(data) <= _EMBED_LIMIT:
-                source = f"data:image/{path.suffix[1:]};base64,{base64.b64encode(data).decode()}"
+                source = data_uri(data, path.suffix[1:])
             caption = note["caption"] or path.stem.replace("_", " ")
             found[path.suffix].append(note | {"caption": caption, "source": source})
     return {"Episodes": found[".gif"], "Figures": found[".png"]}

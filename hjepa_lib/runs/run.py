@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 import re
 import shutil
 import time
@@ -53,14 +52,11 @@ class Run:
     def create(
         cls, name: str, config: Config, root: Path | None = None, like: Run | None = None
     ) -> Run:
-        """Make `root/name`; RunError if it exists. Device and precision are chosen here, once.
-
-        They are those of the run `like`, if given. A run directly below the outputs root becomes
-        the latest; a cell does not.
-        """
+        """Make `root/name`; RunError if it exists. Device and precision are chosen here, once, or
+        those of the run `like`. Directly below the outputs root it becomes the latest."""
         root = root or outputs_root()
         path = root / checked(name)
-        if path.exists() or remote.exists(path):
+        if cls.exists(name, root):
             raise RunError(f"run {name!r} exists already; resume it or choose another name")
         if path.parent != root and (path.parent / MANIFEST).exists():
             raise RunError(f"{path.parent.name!r} is a run, so it cannot hold the run {name!r}")
@@ -78,13 +74,7 @@ class Run:
             "revision": machine.revision(repository()),
             **{section: {} for section in ("notes", "stages", "notebooks", "figures")},
         }
-        # Built aside and renamed: no run folder without a manifest is ever seen.
-        building = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            write_json(building / MANIFEST, manifest)
-            building.rename(path)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+        write_json(path / MANIFEST, manifest)
         remote.push(path)
         if "/" not in name and root == outputs_root():
             remote.push_file(write_atomic(root / "latest", name + "\n"))
@@ -139,7 +129,7 @@ class Run:
 
     @property
     def device(self) -> str:
-        """The device it was made on, or what this machine has instead (one printed line)."""
+        """Where it was made, or what this machine has instead (one printed line)."""
         stored = self.manifest["device"]
         if machine.has_device(stored):
             return stored
@@ -171,10 +161,11 @@ class Run:
         self, name: str, folder: str = "", key: str = "", reads: tuple[str, ...] = (),
         device: str = "",
     ) -> Iterator[Path]:  # fmt: skip
-        """Run a stage on `device` (the run's) that writes into the folder it yields (its name).
+        """Run a stage that writes into the folder it yields; done until one of `reads` is made
+        again.
 
         On success the manifest lists its key, seconds (interrupted attempts included) and each file
-        there that no other stage has claimed. It is done until one of `reads` is made again.
+        there that no other stage has claimed.
         """
         target = self.folder(folder or name)
         self._write(stages={name: None})
@@ -247,12 +238,8 @@ class Run:
         self._write(stages={name: entry})
 
     def export(self, folder: Path | None = None) -> Path:
-        """Replace `folder` by a run with the best weights alone.
-
-        Default `outputs/pretrained`, or `outputs/pretrained-maze` of the world `maze`.
-
-        The old folder stays until the new one is whole. RunError when level 1 is not trained.
-        """
+        """Replace `folder` (`outputs/pretrained`, of the world `maze` `outputs/pretrained-maze`)
+        by a run with the best weights alone; RunError when level 1 is not trained."""
         world = self.config.data.played
         of_world = "-" + re.sub(r"\W", "_", world) if names_world(world) else ""
         folder = folder or repository() / "outputs" / f"pretrained{of_world}"

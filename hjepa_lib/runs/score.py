@@ -126,14 +126,10 @@ def _provenance(ws: Workspace, agent: Agent | None, case: Case) -> dict[str, Any
         "weights": ws.weights(used),
         "probe_px_encoder": quality.get("probe_px_encoder"),
         "probe_px_predictor": quality.get("probe_px_predictor"),
-        "train_seconds": None,
-        "parameters": None,
         "device": ws.device,
         "version": __version__,
-        "replan": None,
-        "flops_per_step": None,
-        "model_transitions_per_step": None,
-        "latency_single_episode": None,
+        **dict.fromkeys(("train_seconds", "parameters", "replan", "flops_per_step")),
+        **dict.fromkeys(("model_transitions_per_step", "latency_single_episode")),
     }
     if used:
         row["train_seconds"] = sum(run.manifest["stages"][name]["seconds"] for name in used)

@@ -6,7 +6,7 @@ A training is a generator of reports: a notebook draws on the way, the command l
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.level1 import pretrain_level1, refine_predictors, train_level1
 from hjepa_lib.training.level2 import macro_box, train_joint, train_level2, typical_cost
 from hjepa_lib.training.local import centre_places, train_local, train_places
-from hjepa_lib.training.loop import Report
+from hjepa_lib.training.loop import Fit, Report
 from hjepa_lib.training.mover import find_mover, train_foresight
 from hjepa_lib.training.policies import train_policy
 from hjepa_lib.training.probes import train_probe
@@ -80,8 +80,14 @@ def load_data(ws: Workspace) -> tuple[Trajectories, Trajectories | None, Normali
     return train, validation, normaliser
 
 
-def _options(ws: Workspace, name: str) -> dict[str, Any]:
-    return {"seed": ws.config.seed, "precision": ws.precision, "folder": ws.resume(name)}
+def _fit(
+    ws: Workspace, name: str, train: Callable[..., Fit], *parts: Any
+) -> Generator[Report, None, Fit]:
+    """Train what resumes, and logs, under `name`; returns the fit."""
+    options = {"precision": ws.precision, "folder": ws.resume(name)}
+    fit = train(*parts, seed=ws.config.seed, **options)
+    yield from ws.follow(fit, name.replace("/", "_"))
+    return fit
 
 
 def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
@@ -96,21 +102,16 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     # Before the fit is built: building it puts back the weights of an interrupted training.
     if config.level1.pretrain_mask:
         windows = _windows(split, config.level1)
-        yield from ws.follow(
-            pretrain_level1(model, *windows, **_options(ws, "l1/pretrain")), "l1_pretrain"
-        )
+        yield from _fit(ws, "l1/pretrain", pretrain_level1, model, *windows)
         if model.target_encoder is not None:  # the slow copy of level 1 starts from there as well
             model.target_encoder.load_state_dict(model.encoder.state_dict())
     local = config.level1.predictor == "local"
-    if local:
-        fit = train_places(model, *_windows(split, config.level1), **_options(ws, "l1"))
-    elif both is None:
-        fit = train_level1(model, *_windows(split, config.level1), **_options(ws, "l1"))
+    if both is None:
+        kind, windows = train_places if local else train_level1, _windows(split, config.level1)
+        fit = yield from _fit(ws, "l1", kind, model, *windows)
     else:
-        length = config.level2.macro_steps * config.level2.step_skip + 1
-        long = Windows(split[0], length)
-        fit = train_joint(both, long, config, precision=ws.precision, folder=ws.resume("l1"))
-    yield from ws.follow(fit, "l1")
+        long = Windows(split[0], config.level2.macro_steps * config.level2.step_skip + 1)
+        fit = yield from _fit(ws, "l1", train_joint, both, long, config)
     save_part(folder, model, "last")
     fit.load_best()
     if local:
@@ -118,13 +119,11 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     stores = stores_for(ws, model, *split)
     if config.level1.refine_updates:  # the predictors alone, on latents that no longer change
         refine = train_local if local else refine_predictors
-        fit = refine(model, *stores, **_options(ws, "l1/refine"))
-        yield from ws.follow(fit, "l1_refine")
+        fit = yield from _fit(ws, "l1/refine", refine, model, *stores)
         fit.load_best()
     if model.mover is not None:
         for part, name in ((find_mover, "mover"), (train_foresight, "foresight")):
-            fit = part(model, stores[0], **_options(ws, f"l1/{name}"))
-            yield from ws.follow(fit, f"l1_{name}")
+            yield from _fit(ws, f"l1/{name}", part, model, stores[0])
     save_part(folder, model)
     if both is not None:
         save_part(folder, both.level2, "joint_level2")
@@ -166,8 +165,7 @@ def make_distance_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     torch.manual_seed(config.seed)
     head = Distance(config.distance, model.latent_dim).to(ws.device)
     stores = stores_for(ws, model, train, validation)
-    fit = train_distance(head, *stores, **_options(ws, "distance"))
-    yield from ws.follow(fit, "distance")
+    yield from _fit(ws, "distance", train_distance, head, *stores)
     save_part(folder, head)
 
 
@@ -185,8 +183,7 @@ def make_macro_stage(
     else:
         image = level1.image if level1.map else None
         model = Level2(section, level1.latent_dim, level1.action_dim, image).to(ws.device)
-        fit = train_level2(model, level1, *stores, **_options(ws, name))
-        yield from ws.follow(fit, name)
+        fit = yield from _fit(ws, name, train_level2, model, level1, *stores)
         fit.load_best()
     model.eval().requires_grad_(False)
     geometries = [LatentGeometry(), head]
@@ -200,8 +197,7 @@ def make_policies_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     train, validation, normaliser = load_data(ws)
     torch.manual_seed(ws.config.seed)
     model = GoalPolicy(ws.config.policies, normaliser, train.frame_shape[1:]).to(ws.device)
-    fit = train_policy(model, train, validation, **_options(ws, "policies"))
-    yield from ws.follow(fit, "policies")
+    fit = yield from _fit(ws, "policies", train_policy, model, train, validation)
     fit.load_best()
     save_part(folder, model)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from hjepa_lib.config import Config, ConfigError
 from hjepa_lib.config import profile as make_profile
@@ -25,11 +26,8 @@ from hjepa_lib.training.loop import Fit, Report
 def start(
     notebook: str, profile: str, run: str = "", seed: int = 0, overrides: str = ""
 ) -> "Workspace":
-    """Check the `parameters` of a notebook (ConfigError) and open its run.
-
-    A named run is created or must have these settings (RunError); the runner names a run alone.
-    With "" notebook 01 makes a run, later ones continue the latest if its settings agree.
-    """
+    """Check the `parameters` of a notebook (ConfigError) and open its run, which must have these
+    settings (RunError), or make it; "" is the latest if its settings agree, for 01 a new one."""
     machine.set_up()
     for name, value in {"profile": profile, "run": run, "overrides": overrides}.items():
         if not isinstance(value, str):
@@ -51,8 +49,8 @@ def start(
 def open_run(name: str, config: Config, root: Path, like: Run | None = None) -> "Workspace":
     """The run `name` below `root`, which must have these settings, or a new one.
 
-    Device and precision of a new one are those of `like`, or of its neighbours, where the settings
-    ask for the same: what is compared must not differ in a measured precision.
+    Device and precision of a new one are those of `like` or a neighbour, where the settings ask
+    for the same: what is compared must not differ in a measured precision.
     """
     if Run.exists(name, root):
         run = Run.open(name, root)
@@ -115,9 +113,9 @@ class Workspace:
         skipped = ["print('left out, as said above; restart the kernel to begin again')\n"]
         shell.input_transformers_cleanup.append(lambda lines: skipped)
 
-    def key(self, stage: Stage, config: Config | None = None) -> str:
-        """The key that the stage has under this run's settings, or under those of `config`."""
-        return key(stage, config or self.config, lambda one: Run.named(one.load).key(one.name))
+    def key(self, stage: Stage) -> str:
+        """The key that the stage has under this run's settings."""
+        return key(stage, self.config, lambda one: Run.named(one.load).key(one.name))
 
     def done(self, stage: Stage) -> bool:
         """True when this run holds the stage, whole and as it would be made now."""
@@ -128,7 +126,7 @@ class Workspace:
         return self.done(stage) or self._take(stage)
 
     def make(self, stage: Stage) -> Iterator[Report]:
-        """Obtain a stage's inputs and run it here unless it is done; yields its reports."""
+        """Obtain a stage's inputs and run it unless it is done; yields its reports."""
         if self.done(stage) or (stage.load and self._take(stage)):
             return
         for other in stage.reads:
@@ -143,8 +141,8 @@ class Workspace:
     def obtain(self, stage: Stage) -> Path:
         """Folder of a finished stage: of this run, else taken over, else made now.
 
-        Taken over, with a printed line, from the newest run or the pretrained one, is what has the
-        same key and was made from the very inputs that this run has or takes with it.
+        Taken over, with a printed line, is what the newest run (or a pretrained one) has under the
+        same key, made from the very inputs that this run has or takes with it.
         """
         if not self.found(stage):
             print(f"{stage.name}: no run holds it with these settings, so it is made here")
@@ -159,7 +157,7 @@ class Workspace:
     def follow(
         self, fit: Fit, stage: str, row: Callable[[Report], dict] = log_row
     ) -> Iterator[Report]:
-        """Iterate a fit from its checkpoint on, and log what `row` makes of its reports."""
+        """Iterate a fit from its checkpoint on; log what `row` makes of its reports."""
         self.run.metrics.rewind(stage, fit.update)
         for report in fit:
             if found := row(report):
@@ -180,7 +178,7 @@ class Workspace:
         for other in needed[:-1]:
             if other.load and not self.done(other):
                 self._take(other)
-        wanted = [one for one in needed if one is stage or not one.recorded]
+        wanted = (one for one in needed if one is stage or not one.recorded)
         missing = [one for one in wanted if not self.done(one)]
         for other in self._sources(stage):
             if all(self._offers(other, one) for one in missing):
@@ -233,12 +231,5 @@ class Workspace:
         self.run.note(file, {"notebook": self.notebook, "caption": caption}, "figures")
 
     def progress(self, work: Iterable, desc: str = "", **options: Any) -> Any:
-        """A tqdm bar over `work`; plain text when headless."""
-        if not self.headless:
-            from tqdm.auto import tqdm
-
-            return tqdm(work, desc=desc, **options)
-        from tqdm import tqdm
-
-        # One line a second on one stream: the executed notebook keeps a single clean line.
+        """A tqdm bar over `work`, as text: an executed notebook keeps a single clean line."""
         return tqdm(work, desc, file=sys.stdout, mininterval=1.0, ncols=100, **options)

@@ -59,7 +59,7 @@ def prior_error(level2: Level2, level1: Jepa, batch: LatentBatch) -> Tensor:
     return (predicted - truth).square().mean()
 
 
-def train_joint(model: HJepa, train: Windows, config: Config, **options: Any) -> Fit:
+def train_joint(model: HJepa, train: Windows, config: Config, *, seed: int, **options: Any) -> Fit:
     """Both levels from scratch; windows must hold macro_steps * step_skip + 1 states."""
     device = next(model.parameters()).device
 
@@ -68,7 +68,7 @@ def train_joint(model: HJepa, train: Windows, config: Config, **options: Any) ->
         return model.loss(*model(batch.frames(device), batch.actions.to(device), generator))
 
     task = Task(model, loss_fn, after_update=model.level1.update_target)
-    return Fit(task, config.level1.optim, seed=config.seed, stage="l1", **options)
+    return Fit(task, config.level1.optim, seed=seed, stage="l1", **options)
 
 
 @torch.no_grad()

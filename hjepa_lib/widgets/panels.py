@@ -1,10 +1,9 @@
-"""The panels of notebook 06: choose a roll-out, change the scene, change the planner.
+"""The panels of notebook 06: choose a roll-out; change the scene and the planner.
 
 The kernel computes a story once; its player then needs no kernel. Wrong values give a sentence.
 """
 
 import asyncio
-import dataclasses
 import functools
 import html
 import importlib
@@ -19,7 +18,7 @@ from hjepa_lib.planning.agent import Agent
 from hjepa_lib.runs.run import Run
 from hjepa_lib.widgets import whatif
 from hjepa_lib.widgets.player import floor_picture, player
-from hjepa_lib.widgets.story import Scene, Story, checked_scene, costs_of, play
+from hjepa_lib.widgets.story import Scene, Story, checked_scene, costs_of
 from hjepa_lib.worlds.layout import DOOR_RANGE, WALL_RANGE
 from hjepa_lib.worlds.two_rooms import TwoRooms
 
@@ -90,30 +89,24 @@ class Explorer(Panel):
         super().__init__(story)
         self._opened = {run.name: (run, agent)}
         self.run = _control("Dropdown", "run", options=whatif.run_names(run.name))
-        self.method = _control("Dropdown", "method")
+        self.method = _control("Dropdown", "method", options=self._methods(), value=choice)
         self.trial = _control("BoundedIntText", "trial", 210, value=trial, min=0, max=499)
-        self._fill_methods()
-        self.method.value = choice
         self.run.observe(self._run_changed, "value")
         self.method.observe(self._show, "value")
         self.trial.observe(self._show, "value")
         self.lay_out(self.run, self.method, self.trial, text=story.outcome)
 
-    @_attempted
-    def _fill_methods(self) -> None:
+    def _methods(self) -> list[tuple[str, whatif.Choice]]:
         name = self.run.value
         if name not in self._opened:
             self._opened[name] = whatif.open_run(name)
-        found = whatif.choices(*self._opened[name])
-        self.method.options = [(one.label, one) for one in found]
+        return [(one.label, one) for one in whatif.choices(*self._opened[name])]
 
-    def _run_changed(self, _: Any) -> None:
-        self.method.unobserve(self._show, "value")
-        try:
-            filled = self._fill_methods()
-        finally:
-            self.method.observe(self._show, "value")
-        if filled:
+    @_attempted
+    def _run_changed(self) -> None:
+        before = self.method.value
+        self.method.options = self._methods()  # shows the first, if it is new
+        if self.method.value == before:
             self._show()
 
     @_attempted
@@ -126,14 +119,15 @@ class Explorer(Panel):
 
 
 class Studio(Panel):
-    """Move start and goal, in Two Rooms wall and door as well, see it at once, and replan live."""
+    """Move start and goal, in Two Rooms wall and door as well, change the planner, and replan live;
+    beside it the planner as it is, where another was chosen."""
 
     def __init__(self, agent: Agent, story: Story, planning: PlanningConfig, steps: int) -> None:
-        """`planning` is used with the method and cost that the reader chooses."""
         super().__init__(story)
         self.agent, self.planning, self.steps = agent, planning, steps
         self._timer: asyncio.TimerHandle | None = None
         self.task = scene = story.scene
+        self.base = whatif.knobs_of(planning, story.method) | {"cost": story.shown_cost}
         place = {"min": 0.0, "step": 0.5, "readout_format": ".1f"}
         self.sliders = {
             name: _control("FloatSlider", name, value=round(2 * value) / 2, max=side - 1.0, **place)
@@ -143,9 +137,18 @@ class Studio(Panel):
             ranges = {"wall_x": WALL_RANGE, "door_y": DOOR_RANGE}
             for (name, (low, high)), value in zip(ranges.items(), scene.row, strict=True):
                 self.sliders[name] = _control("IntSlider", name, value=value, min=low, max=high)
-        methods, costs = whatif.methods_of(agent), costs_of(agent)
-        self.method = _control("Dropdown", "method", options=methods, value=story.method)
-        self.cost = _control("Dropdown", "cost", options=costs, value=story.shown_cost)
+        lists = {"method": whatif.methods_of(agent), "cost": costs_of(agent)}
+        self.knobs = {}
+        for name, value in self.base.items():
+            _, words, options = whatif.KNOBS.get(name, ("", name, ()))
+            label, options = words.replace("{}", "").strip(" :"), lists.get(name, options)
+            if isinstance(value, str):
+                self.knobs[name] = _control("Dropdown", label, options=options, value=value)
+            else:
+                every = [whatif.knobs_of(planning, one)[name] for one in lists["method"]]
+                ends = {"min": min(*options, *every), "max": max(*options, *every)}
+                ends |= {"value": value, "continuous_update": False}
+                self.knobs[name] = _control("IntSlider", label, **ends)
         live = {"value": True, "description": "replan after every change", "indent": False}
         self.live = _widget("Checkbox", **live)
         self.button = _widget("Button", description="Replan", button_style="primary")
@@ -155,13 +158,15 @@ class Studio(Panel):
         for name in NAMES:
             # In the browser: the picture follows a slider without asking the kernel.
             _widget("jslink", (self.sliders[name], "value"), (self.pad, name))
-        controls = [*self.sliders.values(), self.method, self.cost]
-        for control in controls:
+        self.knobs["method"].observe(self._method_changed, "value")
+        self._method_changed()
+        columns = [[*one.values()] for one in (self.sliders, self.knobs)]
+        for control in (*columns[0], *columns[1]):
             control.observe(self._changed, "value")
         self.button.on_click(lambda _: self.replan())
-        hint = "Click or drag in the picture, or move the sliders."
-        buttons = _widget("VBox", [self.button, self.live])
-        self.lay_out(_widget("VBox", controls), self.pad, buttons, text=hint)
+        hint = "Click or drag in the picture, move the sliders, or change the planner."
+        columns = [_widget("VBox", one) for one in (*columns, [self.button, self.live])]
+        self.lay_out(columns[0], self.pad, *columns[1:], text=hint)
 
     @property
     def scene(self) -> Scene:
@@ -169,6 +174,19 @@ class Studio(Panel):
         x, y, goal_x, goal_y, *row = (one.value for one in self.sliders.values())
         moved = self.task.moved((x, y), (goal_x, goal_y))
         return checked_scene(moved._replace(row=tuple(row) or moved.row))
+
+    @property
+    def chosen(self) -> whatif.Knobs:
+        """The knobs as they stand."""
+        return {name: control.value for name, control in self.knobs.items()}
+
+    def _method_changed(self, _: Any = None) -> None:
+        """Another method begins with its own settings; a flat one has no level 2 to change."""
+        method = self.knobs["method"].value
+        for name, value in whatif.knobs_of(self.planning, method).items():
+            if name not in ("method", "cost"):
+                self.knobs[name].value = value
+                self.knobs[name].disabled = method == "flat" and name in whatif.LEVEL2
 
     @_attempted
     def _check(self) -> None:
@@ -192,10 +210,10 @@ class Studio(Panel):
     @_attempted
     def replan(self) -> None:
         """Roll the scene out and show it."""
-        planning = dataclasses.replace(self.planning, cost=self.cost.value)
-        story = play(self.agent, self.scene, self.method.value, planning, self.steps)
-        self.show(story)
-        self.say(story.outcome)
+        wanted = [self.base] if self.chosen == self.base else [self.base, self.chosen]
+        told = whatif.play_all(self.agent, self.scene, self.steps, self.planning, wanted)
+        self.show(*told)
+        self.say(" | ".join(f"{story.title}: {story.outcome}" for story in told))
 
 
 @functools.cache
@@ -208,57 +226,3 @@ def _pad_class() -> type:
     body = {name: traitlets.Float(0.0).tag(sync=True) for name in NAMES}
     body |= {"look": traitlets.Dict().tag(sync=True), "floor": traitlets.Unicode().tag(sync=True)}
     return type("Pad", (anywidget.AnyWidget,), {"_esm": script, **body})
-
-
-class WhatIf(Panel):
-    """The same scene with the planner as it is and with other settings, side by side."""
-
-    def __init__(
-        self,
-        agent: Agent,
-        scene: Callable[[], Scene],
-        steps: int,
-        planning: PlanningConfig,
-        pair: tuple[Story, Story],
-    ) -> None:
-        """`scene` is asked at every comparison (for example the scene of a `Studio`)."""
-        super().__init__(*pair)
-        self.agent, self.scene, self.steps, self.planning = agent, scene, steps, planning
-        self.base = whatif.knobs_of(planning, pair[0].method) | {"cost": pair[0].cost}
-        lists = {"method": whatif.methods_of(agent), "cost": costs_of(agent)}
-        self.knobs = {}
-        for name, value in self.base.items():
-            _, words, options = whatif.KNOBS.get(name, ("", name, ()))
-            label, options = words.replace("{}", "").strip(" :"), lists.get(name, options)
-            if isinstance(value, str):
-                self.knobs[name] = _control("Dropdown", label, options=options, value=value)
-            else:
-                ends = {"min": min(*options, value), "max": max(*options, value)}
-                ends |= {"value": value, "continuous_update": False}
-                self.knobs[name] = _control("IntSlider", label, **ends)
-        self.button = _widget("Button", description="Compare", button_style="primary")
-        self.button.on_click(self.compare)
-        self.knobs["method"].observe(self._method_changed, "value")
-        self._method_changed()
-        every = [*self.knobs.values(), self.button]
-        columns = (_widget("VBox", part) for part in (every[:5], every[5:]))
-        self.lay_out(*columns, text="Change the planner on the right, then compare.")
-
-    def _method_changed(self, _: Any = None) -> None:
-        """A flat planner has no level 2 to change."""
-        for name in whatif.LEVEL2:
-            self.knobs[name].disabled = self.knobs["method"].value == "flat"
-
-    @property
-    def chosen(self) -> whatif.Knobs:
-        """The knobs as they stand."""
-        return {name: control.value for name, control in self.knobs.items()}
-
-    @_attempted
-    def compare(self) -> None:
-        """Play both planners on the scene and show them."""
-        (pair,) = whatif.play_pairs(
-            self.agent, self.scene(), self.steps, self.planning, self.base, [self.chosen]
-        )
-        self.show(*pair)
-        self.say(" | ".join(f"{story.title}: {story.outcome}" for story in pair))

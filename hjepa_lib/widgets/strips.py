@@ -1,6 +1,6 @@
 """A roll-out as one static figure, for readers without scripts: moments of a story."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import cycle, product
 
 import numpy as np
@@ -16,29 +16,23 @@ from hjepa_lib.widgets.player import ARROW, colours_of
 from hjepa_lib.widgets.story import UNITS, Story
 
 _SIZE = 1.75  # inches of a panel
-Row = tuple[str, Callable[[Axes, Story, int, str], None]]
-
-
-def film(story: Story, count: int = 5) -> Figure:
-    """One column per moment: frame, plan, landscape, open loop, latents; distances below."""
-    rows = [
-        ("frame", _frame), ("plan", _plan), (f"{story.cost} cost", _landscape),
-        ("open loop", _ahead), ("latents", _plane),
-    ]  # fmt: skip
-    return _strip([story], rows, count, f"{story.title}: {story.outcome}")
-
-
-def pair(left: Story, right: Story, count: int = 5) -> Figure:
-    """Two stories one above the other at the same moments, and their distances in one chart."""
-    rows = [(left.method, _plan), (right.method, _plan)]
-    return _strip([left, right], rows, count, f"{left.title} (above) and {right.title} (below)")
 
 
 @styled
-def _strip(stories: list[Story], rows: Sequence[Row], count: int, title: str) -> Figure:
-    """Rows of panels, whose stories take turns, with a column per moment; below them the chart."""
+def film(*stories: Story, count: int = 5) -> Figure:
+    """A column per moment: frame, plan, landscape, open loop, latents of one story, or the plans of
+    two, one above the other; distances below."""
+    first = stories[0]
+    rows = [
+        ("frame", _frame), ("plan", _plan), (f"{first.cost} cost", _landscape),
+        ("open loop", _ahead), ("latents", _plane),
+    ]  # fmt: skip
+    title = f"{first.title}: {first.outcome}"
+    if len(stories) > 1:
+        rows = [(one.method, _plan) for one in stories]
+        title = f"{first.title} (above) and {stories[1].title} (below)"
     steps = moments(max(story.steps for story in stories), count)
-    width, height = stories[0].scene.size
+    width, height = first.scene.size
     rest = 1.1 if len(stories) == 1 else 1.5
     size = (_SIZE * len(steps) + 0.3, _SIZE * (len(rows) * height / width + rest))
     figure = style.Picture(figsize=size, layout="constrained")
@@ -113,7 +107,7 @@ def _plane(axis: Axes, story: Story, step: int, colour: str) -> None:
     axis.set_axis_off()
 
 
-def _ways(axis: Axes, stories: list[Story], colours: list[str], steps: np.ndarray) -> None:
+def _ways(axis: Axes, stories: Sequence[Story], colours: list[str], steps: np.ndarray) -> None:
     for story, colour in zip(stories, colours, strict=True):
         shown = {"marker": "o", "ms": 4, "markevery": list(steps[steps <= story.steps])}
         label = f"{story.title}: {story.outcome}"

@@ -1,4 +1,4 @@
-"""Which roll-outs there are, other planner settings, and two planners side by side in one scene."""
+"""Which roll-outs there are, other planner settings, and several planners in one scene."""
 
 from collections.abc import Iterable
 from functools import reduce
@@ -136,25 +136,21 @@ def apply_knobs(planning: PlanningConfig, knobs: Knobs) -> PlanningConfig:
     return from_dict(PlanningConfig, tree)
 
 
-def describe(knobs: Knobs, base: Knobs) -> str:
-    """ "l1+l2, latent cost, horizon 16": the method, the cost, and whatever differs from `base`."""
-    told = [n for n in _heeded(knobs["method"]) if n == "cost" or knobs[n] != base[n]]
-    return ", ".join([knobs["method"], *(KNOBS[name].words.format(knobs[name]) for name in told)])
+def describe(knobs: Knobs, planning: PlanningConfig) -> str:
+    """ "l1+l2, latent cost, horizon 16": the method, the cost, what differs from `planning`."""
+    method, usual = knobs["method"], knobs_of(planning, knobs["method"])
+    told = [name for name in _heeded(method) if name == "cost" or knobs[name] != usual[name]]
+    return ", ".join([method, *(KNOBS[name].words.format(knobs[name]) for name in told)])
 
 
-def play_pairs(
-    agent: Agent,
-    scene: Scene,
-    steps: int,
-    planning: PlanningConfig,
-    base: Knobs,
-    changes: Iterable[Knobs],
-) -> list[tuple[Story, Story]]:
-    """(as it is, changed) for every change, under the same noise of the world."""
-
-    def one(knobs: Knobs) -> Story:
-        settings, title = apply_knobs(planning, knobs), describe(knobs, base)
-        return play(agent, scene, knobs["method"], settings, steps, title=title)
-
-    unchanged = one(base)
-    return [(unchanged, one(knobs)) for knobs in changes]
+def play_all(
+    agent: Agent, scene: Scene, steps: int, planning: PlanningConfig, wanted: Iterable[Knobs]
+) -> list[Story]:
+    """A story of each planner, under the same noise of the world."""
+    return [
+        play(
+            agent, scene, knobs["method"], apply_knobs(planning, knobs), steps,
+            title=describe(knobs, planning),
+        )
+        for knobs in wanted
+    ]  # fmt: skip

@@ -1,7 +1,6 @@
 """Speed on the CPU: `python -m hjepa_lib bench`, on torch.utils.benchmark, with random weights.
 
-All ways take turns, so that clock and neighbours are the same for them, and ways of one work are
-not timed before they gave the same numbers.
+All ways take turns: clock and neighbours are the same for them.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from torch.utils.benchmark import Measurement, Timer
 from hjepa_lib.config import Config, ConfigError, Level1Config, profile
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.data.recipes import generate
+from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.distance import Distance
@@ -26,7 +26,6 @@ from hjepa_lib.worlds.trials import load_trials
 
 TOLERANCE = 0.05
 """Largest relative difference between ways of one work: bf16 rounding stays below it."""
-SAMPLE = 20_312  # transitions of the data that the updates draw from
 _QUICK = {"level1.latent_dim": 16, "level1.window": 4, "level1.optim.batch": 4}
 Call = Callable[[], Tensor]
 
@@ -50,17 +49,26 @@ def configs(quick: bool = False) -> tuple[Config, Config]:
     return tuple(profile(name).override(_QUICK if quick else {}) for name in names)
 
 
+def sample() -> Trajectories:
+    """The data that updates draw from."""
+    return generate("good", 20_312)
+
+
+def untrained(config: Level1Config) -> Jepa:
+    """A level 1 whose weights are the same at every call."""
+    torch.manual_seed(0)
+    return Jepa(config, Normaliser.fit(sample(), 0))
+
+
 def updates(config: Level1Config, precision: str, device: str = "cpu", backend: str = "") -> Call:
     """Whole level-1 updates (draw, render, forward, backward, clip, AdamW) of a new model.
 
     A call returns its loss and gradient norm; a `backend` of torch.compile takes the encoder.
     """
-    data = generate("good", SAMPLE)
-    torch.manual_seed(0)  # all ways start from the same weights
-    model = Jepa(config, Normaliser.fit(data, 0)).to(device)
+    model = untrained(config).to(device)
     if backend:
         model.encoder.compile(backend=backend, dynamic=False)
-    windows = Windows(data, config.window)
+    windows = Windows(sample(), config.window)
     fit = iter(train_level1(model, windows, None, seed=0, precision=precision))
 
     def call() -> Tensor:
@@ -74,8 +82,7 @@ class Planning:
     """A flat planner over the first `trials` validation trials; a `backend` compiles predictors."""
 
     def __init__(self, config: Config, trials: int, device: str = "cpu", backend: str = "") -> None:
-        torch.manual_seed(0)
-        model = Jepa(config.level1, Normaliser.fit(generate("good", SAMPLE), 0)).eval().to(device)
+        model = untrained(config.level1).eval().to(device)
         for member in model.predictors if backend else ():
             member.compile(backend=backend, dynamic=False)
         head = Distance(config.distance, model.latent_dim).eval().to(device)
@@ -103,11 +110,11 @@ class Planning:
         return plan.search.costs
 
 
-def ways(precision: str, quick: bool = False) -> list[Way]:
+def ways(quick: bool = False) -> list[Way]:
     """Every work that is timed, in the ways it can be done here."""
     reference, laptop = configs(quick)
     trials, shown, transitions = (3, 34, 500) if quick else (20, 1088, 100_000)
-    both = dict.fromkeys(("fp32", precision))
+    both = ("fp32", "bf16")
 
     def plan(name: str, kept: str) -> Call:
         return partial(getattr(Planning(laptop, trials), name), kept)
@@ -116,7 +123,7 @@ def ways(precision: str, quick: bool = False) -> list[Way]:
         return lambda: generate("good", transitions).positions
 
     def draw(rule: Callable[..., Tensor]) -> Call:
-        windows = Windows(generate("good", SAMPLE), 17)
+        windows = Windows(sample(), 17)
         batch = windows.sample(shown // 17, torch.Generator().manual_seed(0))
         return partial(rule, batch.positions, batch.layout)
 

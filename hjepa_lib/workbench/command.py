@@ -11,6 +11,7 @@ from hjepa_lib.config import ConfigError
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.workbench import STUDY
+from hjepa_lib.workbench.pool import Work
 from hjepa_lib.workbench.schema import read_experiment
 from hjepa_lib.workbench.table import Table, describe
 
@@ -24,7 +25,7 @@ class CompareCommand:
     config_l2: Path | None = None
     """Settings of the two-level model; configs/tworooms_l2.yaml if empty."""
     output_root: Path | None = None
-    """Folder of the runs; in the outputs folder if empty."""
+    """Folder of the runs; compare-s<seed> in the outputs folder if empty."""
     seed: int = 0
     """Training seed of both."""
     epochs: int | None = None
@@ -37,11 +38,11 @@ class CompareCommand:
     def __call__(self) -> int:
         from hjepa_lib.workbench import compare
 
-        return compare.compare(**vars(self))
+        return compare.compare(self)
 
 
-@dataclass
-class ExperimentCommand:
+@dataclass(frozen=True)
+class ExperimentCommand(Work):
     """Do what an experiment file asks for and its table lacks; the same command goes on."""
 
     file: tyro.conf.Positional[Path | None] = None
@@ -54,18 +55,6 @@ class ExperimentCommand:
     """Models to do (worlds, in worlds.yaml), in the same way."""
     seeds: str = ""
     """Training seeds to do, such as 0+1; those of each cell if empty."""
-    jobs: int = 1
-    """Processes on this machine, which share the cores."""
-    engine: Literal["joblib", "dask"] = "joblib"
-    """joblib: processes here; dask: workers that may die, here or on other machines."""
-    scheduler: str = ""
-    """Address of a Dask scheduler, such as tcp://host:8786; a local one if empty."""
-    threads: int | None = None
-    """Threads of a process; its share of the cores, or the worker's own, if empty."""
-    redo: bool = False
-    """Replace rows that were made with other settings, instead of stopping."""
-    yes: bool = False
-    """Start the profile full even without a GPU."""
 
     resume = True
 
@@ -82,14 +71,13 @@ class ExperimentCommand:
             raise RunError(f"{experiment.name!r} exists already; resume it or choose another name")
         from hjepa_lib.workbench.engine import run_experiment
 
-        names = ("jobs", "engine", "scheduler", "threads", "redo", "yes")
-        ended = run_experiment(experiment, units, **{name: getattr(self, name) for name in names})
+        ended = run_experiment(experiment, units, self)
         failed = sum(bool(one.error) for one in ended)
         print(f"{len(ended) - failed} of {len(ended)} rows made; table: {experiment.table}")
         return 1 if failed else 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class SweepCommand(ExperimentCommand):
     """An experiment file of one's own that is new, unless --resume is given."""
 
@@ -103,8 +91,6 @@ class BenchCommand:
 
     rounds: int = 20
     """Timed rounds; the ways of doing one work take turns."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What is compared with fp32; auto takes the faster one, by measurement."""
     only: str = ""
     """Time only the work whose name contains this text."""
     quick: bool = False
@@ -115,10 +101,8 @@ class BenchCommand:
 
         from hjepa_lib.workbench import bench
 
-        threads = machine.set_up()
-        precision = machine.choose_precision("cpu", self.precision)
-        print(f"{threads} threads, {precision}")
-        every = bench.ways(precision, self.quick)
+        print(f"{machine.set_up()} threads")
+        every = bench.ways(self.quick)
         chosen = [way for way in every if self.only in way.title]
         if not chosen:
             known = "; ".join(way.title for way in every)

@@ -6,6 +6,7 @@ Both plan with the same cost on the same trials of P1, with random and oracle be
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -26,43 +27,36 @@ from hjepa_lib.workbench.rows import flat_row
 from hjepa_lib.workbench.schema import read_experiment
 from hjepa_lib.workbench.variants import with_epochs
 
+if TYPE_CHECKING:
+    from hjepa_lib.workbench.command import CompareCommand
+
 CSV = "tworooms_compare.csv"
 METHODS = {"l1": "flat", "l2": "l1+l2"}
 SHARED = ("profile", "device", "precision", "planning.cost", "evaluation")
 """Settings in which both sides must agree; so must what shapes the trainings that they share."""
 
 
-def compare(
-    config_l1: Path | None = None,
-    config_l2: Path | None = None,
-    output_root: Path | None = None,
-    seed: int = 0,
-    epochs: int | None = None,
-    mode: str = "both",
-    l2_from_scratch: bool = False,
-    say: Callable[..., None] = print,
-) -> int:
-    """Train and evaluate the sides of `mode` (l1, l2, both), print and write the table; returns 0.
+def compare(asked: "CompareCommand", say: Callable[..., None] = print) -> int:
+    """Train and evaluate the sides `asked` for, print and write the table; returns 0.
 
-    Without a file a side has the shipped one; `output_root` is `<outputs>/compare-s<seed>`. With
-    `epochs` both levels train for that many passes over their windows, with `l2_from_scratch` l2
-    has a level 1 of its own. First comes the verdict on the pair that was tuned alike (Q5).
+    First comes the verdict on the pair that was tuned alike (Q5).
     """
     machine.set_up()
-    folder = Path(output_root or outputs_root() / f"compare-s{seed}").expanduser().resolve()
-    given = {"l1": config_l1, "l2": config_l2}
-    sides = [side for side in METHODS if mode in (side, "both") or given[side]]
+    seed, name = asked.seed, f"compare-s{asked.seed}"
+    folder = Path(asked.output_root or outputs_root() / name).expanduser().resolve()
+    given = {"l1": asked.config_l1, "l2": asked.config_l2}
+    sides = [side for side in METHODS if asked.mode in (side, "both") or given[side]]
     paths = {side: given[side] or CONFIGS / f"tworooms_{side}.yaml" for side in sides}
     configs = {side: load_yaml(path).override({"seed": seed}) for side, path in paths.items()}
-    check(configs, l2_from_scratch)
+    check(configs, asked.l2_from_scratch)
     models, cells = {}, []
     for side, config in configs.items():
         settings = leaves(read_yaml(paths[side], "config file") or {})
         settings = {key: one for key, one in settings.items() if key not in ("profile", "seed")}
-        settings |= {} if epochs is None else with_epochs(config, epochs)
-        model = "l2-scratch" if side == "l2" and l2_from_scratch else side
+        settings |= {} if asked.epochs is None else with_epochs(config, asked.epochs)
+        model = "l2-scratch" if side == "l2" and asked.l2_from_scratch else side
         models[model] = {"settings": settings}
-        if mode in (side, "both"):
+        if asked.mode in (side, "both"):
             names = ("protocol", "split", "trials", "steps", "latency")
             shared = {name: getattr(config.evaluation, name) for name in names}
             shared |= {"model": model, "folder": "results"}
@@ -70,7 +64,7 @@ def compare(
             planner = {"name": side, "method": METHODS[side], "cost": config.planning.cost}
             cells += [shared | cell for cell in (*floors, planner)]
     tree = {"base": {"profile": config.profile}, "seeds": [seed], "models": models, "cells": cells}
-    experiment = read_experiment(tree, f"compare-s{seed}", folder)
+    experiment = read_experiment(tree, name, folder)
     for one in run_experiment(experiment, say=say):
         if one.error:
             raise RunError(f"{one.unit.cell.name}: {one.error}")

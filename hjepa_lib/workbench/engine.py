@@ -25,8 +25,8 @@ from hjepa_lib.runs import machine, notebooks, score, stages
 from hjepa_lib.runs.places import RunError, repository
 from hjepa_lib.runs.remote import push_files
 from hjepa_lib.runs.workspace import Workspace, open_run
-from hjepa_lib.workbench import pool
 from hjepa_lib.workbench.experiment import Experiment, Unit
+from hjepa_lib.workbench.pool import HERE, Work, run_all
 from hjepa_lib.workbench.rows import flat_row, pooled, row_of
 from hjepa_lib.workbench.table import Table
 
@@ -44,50 +44,40 @@ class Outcome(NamedTuple):
 def run_experiment(
     experiment: Experiment,
     units: list[Unit] | None = None,
-    *,
-    jobs: int = 1,
-    engine: str = "joblib",
-    scheduler: str = "",
-    threads: int | None = None,
-    redo: bool = False,
-    yes: bool = False,
+    work: Work = HERE,
     say: Callable[..., None] = _say,
 ) -> list[Outcome]:
     """Do every unit that the table lacks, and write plots of what was swept; the outcomes.
 
-    RunError before any work when a stored row was made with other settings, unless `redo`, which
-    also drops rows of these cells that the file does not ask for any more. `jobs` processes here,
-    or the workers of a Dask `scheduler`, which must see this outputs folder under the same path.
+    RunError before any work when a stored row was made with other settings, unless `work.redo`,
+    which also drops rows of these cells that the file does not ask for any more.
     """
-    pool.check_engine(engine, jobs, scheduler)
+    work.check()
     table, folder = Table(experiment.table, experiment.profile), experiment.folder
     units = experiment.units if units is None else units
     todo = []
     for unit in units:
         found = table.mismatch(unit)
-        if found and not redo:
+        if found and not work.redo:
             raise RunError(
                 f"row {unit.title} of {table.path} was made with {found}; choose another name or "
                 "folder, or replace the row with --redo"
             )
         todo += [] if found == "" else [unit]
     say(f"{experiment.name}: {len(units)} rows, {len(units) - len(todo)} done before")
-    _prepare(experiment, todo, yes)
-    if redo:
+    _prepare(experiment, todo, work.yes)
+    if work.redo:
         names = {unit.cell.name for unit in units}
         wanted = [unit for unit in experiment.units if unit.cell.name in names]
         if dropped := table.drop_others(names, wanted):
             say(f"{experiment.name}: {dropped} rows dropped that the file does not ask for")
     folder.mkdir(parents=True, exist_ok=True)
-    if engine == "joblib" and jobs == 1:
-        work = do_units(experiment, threads, todo)
+    if work.engine == "joblib" and work.jobs == 1:
+        outcomes = do_units(experiment, work.threads, todo)
     else:
-        if threads is None and not scheduler:
-            threads = max(1, machine.usable_cores() // jobs)
-        options = {"engine": engine, "jobs": jobs, "scheduler": scheduler}
-        work = _side_by_side(experiment, threads, todo, **options)
+        outcomes = _side_by_side(experiment, work, todo)
     ended: list[Outcome] = []
-    for unit, error in work:
+    for unit, error in outcomes:
         ended.append(Outcome(unit, error))
         told, to = error or "ok", {"file": sys.stderr} if error else {}
         if unit.case and not error:
@@ -115,16 +105,15 @@ def _prepare(experiment: Experiment, todo: list[Unit], yes: bool) -> None:
         raise RunError(f"{table} is committed, and so must be the code that its rows name: commit")
 
 
-def _side_by_side(
-    experiment: Experiment, threads: int | None, todo: list[Unit], **options: Any
-) -> Iterator[Outcome]:
+def _side_by_side(experiment: Experiment, work: Work, todo: list[Unit]) -> Iterator[Outcome]:
     """All units of one family of models and one seed in one process: none is trained twice."""
+    threads = work.threads or (None if work.scheduler else work.share)
     families: dict[tuple, list[Unit]] = {}
     for unit in todo:
         family = (unit.model.root, str(unit.model.swept), unit.seed)
         families.setdefault(family, []).append(unit)
-    work = functools.partial(_do_all, replace(experiment, units=[]), threads)
-    for one in pool.run_all(work, list(families.values()), **options):
+    do = functools.partial(_do_all, replace(experiment, units=[]), threads)
+    for one in run_all(do, list(families.values()), work):
         yield from one.value or [Outcome(unit, one.error) for unit in one.item]
 
 
@@ -217,10 +206,8 @@ def _executed(ws: Workspace, unit: Unit, threads: int | None) -> list[dict[str, 
 
 # --- figures
 def write_figures(path: Path, swept: list[str]) -> None:
-    """`success_by_<setting>.png` beside the table, of every swept setting with two values or more.
-
-    Dots are single seeds; what else was swept, protocol and dynamics get panels.
-    """
+    """`success_by_<setting>.png` beside the table, of every swept setting with two values or more;
+    what else was swept, protocol and dynamics get panels."""
     table = pd.read_csv(path, keep_default_na=False, na_values=[""], low_memory=False)
     if "n" not in table:
         return
@@ -228,16 +215,13 @@ def write_figures(path: Path, swept: list[str]) -> None:
     seeds = table["seed"].nunique()
     varied = [name for name in swept if table[name].nunique(dropna=False) > 1]
     for key in (name for name in varied if table[name].nunique() > 1):
-        others = [name for name in varied if name != key]
-        groups, singles = {}, {}
+        others, groups = [name for name in varied if name != key], {}
         for values, part in table.groupby([*others, "protocol", "dynamics"], sort=False):
             words = [f"{_short(name)} {at}" for name, at in zip(others, values, strict=False)]
             panel = ", ".join([*words, *values[-2:]])
             groups[panel] = pooled(part, ["method", "cost", key])
-            singles[panel] = part.assign(rate=part["successes"] / part["n"])
         title = f"Success by {_short(key)}, {seeds} seed{'s' * (seeds > 1)}"
-        several = singles if seeds > 1 else None
-        figure = success_against(groups, key, _short(key), singles=several, title=title)
+        figure = success_against(groups, key, _short(key), title=title)
         name = re.sub(r"[^A-Za-z0-9]+", "_", key.rsplit(".", 1)[-1])
         style.save(figure, path.with_name(f"success_by_{name}.png"))
 

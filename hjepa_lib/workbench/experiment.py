@@ -171,17 +171,17 @@ class Unit:
 
         So do the files and runs that they name, by content and key (I1).
         """
+        config, call = self.model.config, self.cell.call
+        if ".pixels." in call:  # nothing else shapes pixel models
+            every = flatten(config).items()
+            return {key: one for key, one in every if key.startswith(("pixels.", "precision"))}
         if self.case:
-            found, names = _shaped_by(self.model.config, self.case.stages), self.case.stages
+            found, names = _shaped_by(config, self.case.stages), self.case.stages
         else:
             apart, names = ("seed", "device", "tracker", "tracking"), ("l1",)
-            if self.cell.call and ".pixels." not in self.cell.call:
-                apart += ("pixels", "chapters")  # a default there makes no other row stale
-            found = flatten(self.model.config)
+            apart += ("pixels", "chapters") if call else ()  # which make no other row stale
+            found = flatten(config)
             found = {key: one for key, one in found.items() if key.split(".")[0] not in apart}
-            if ".pixels." in self.cell.call:  # nor do the planners' settings shape pixel models
-                kept = ("pixels.", "precision")
-                return {key: one for key, one in found.items() if key.startswith(kept)}
         stages = core_stages(self.trained)
         return found | outside([stages[name] for name in names], _loaded)
 

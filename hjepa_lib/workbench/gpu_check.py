@@ -1,7 +1,7 @@
 """A machine with CUDA, checked in a few minutes: `python -m hjepa_lib gpu-check`.
 
-The parts come in the order of their use, and one JSON holds what is known so far: a cut leaves what
-was done. Weights, data and noise are drawn on the CPU, so that both devices do the same work.
+One JSON holds what is known so far, so a cut leaves what was done. Weights, data and noise are
+drawn on the CPU: both devices do the same work.
 """
 
 import dataclasses
@@ -18,15 +18,12 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.config import profile
-from hjepa_lib.data.normaliser import Normaliser
-from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.evaluation import Case
 from hjepa_lib.files import first_line, read_json, sha256, write_json
 from hjepa_lib.models.distance import Distance
-from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import Level2
-from hjepa_lib.planning import METHODS, levels
+from hjepa_lib.planning import METHODS
 from hjepa_lib.planning.agent import Agent
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.keys import core_stages
@@ -60,7 +57,7 @@ class Check:
     """What is known so far, the file that holds it, and the time that is left."""
 
     def __init__(self, output: Path | None, end: float, device: str, quick: bool) -> None:
-        self.end, self.device, self.quick, self.saved = end, device, quick, 0.0
+        self.end, self.device, self.quick = end, device, quick
         self.name = f"gpu-check-{datetime.datetime.now():%Y%m%d-%H%M%S}"
         self.output = output or outputs_root() / self.name / "gpu-check.json"
         self.parts: dict[str, dict[str, Any]] = {}
@@ -70,12 +67,10 @@ class Check:
         """Seconds."""
         return self.end - time.monotonic()
 
-    def save(self, after: float = 0.0) -> None:
-        """Write the file, unless that was less than `after` seconds ago."""
-        if time.monotonic() - self.saved >= after:
-            about = {"device": self.device, "quick": self.quick, "seconds_left": self.left}
-            write_json(self.output, about | {"runs": self.name, "parts": self.parts})
-            self.saved = time.monotonic()
+    def save(self) -> None:
+        """Write the file."""
+        about = {"device": self.device, "quick": self.quick, "seconds_left": self.left}
+        write_json(self.output, about | {"runs": self.name, "parts": self.parts})
 
     def lacks(self, seconds: float) -> dict[str, str]:
         """A sentence under `skipped` where so many seconds are not left."""
@@ -109,7 +104,7 @@ class Check:
                 point, row = now, one._asdict()
                 names = ("stage", "update", "loss", "grad_norm", "validation")
                 curve.append({name: row[name] for name in names} | {"seconds": now - begin})
-                self.save(after=30)
+                self.save()
             if self.left < 0:
                 reports.close()
                 found["cut"] = f"the time was over after {one.update} of {one.updates} updates"
@@ -149,18 +144,17 @@ def about(check: Check, found: dict[str, Any]) -> None:
 
 def trainings(quick: bool, device: str) -> dict[str, Fit]:
     """The first update of level 1 (reference, laptop), level 2 and distance, ready on `device`."""
-    reference, laptop = bench.configs(quick)
-    data = generate("good", bench.SAMPLE)
-    torch.manual_seed(0)
-    normaliser = Normaliser.fit(data, 0)
-    models = [Jepa(one.level1, normaliser) for one in (reference, laptop)]
-    level2 = Level2(laptop.level2, models[1].latent_dim)
-    head = Distance(laptop.distance, models[1].latent_dim)
-    store = LatentStore(models[1], data, 50, "fp32")
+    configs = bench.configs(quick)
+    models = [bench.untrained(one.level1) for one in configs]
+    small, laptop = models[1], configs[1]
+    level2 = Level2(laptop.level2, small.latent_dim)
+    head = Distance(laptop.distance, small.latent_dim)
+    data = bench.sample()
+    store = LatentStore(small, data, 50, "fp32")
     store.latents = store.latents.to(device)
     for module in (*models, level2, head):
         module.to(device)
-    found = {"level 2": train_level2(level2, models[1], store, None, seed=0)}
+    found = {"level 2": train_level2(level2, small, store, None, seed=0)}
     found["distance"] = train_distance(head, store, None, seed=0)
     for one in models:
         windows = Windows(data, one.config.window)
@@ -180,7 +174,7 @@ def gradient(fit: Fit, precision: str) -> tuple[Tensor, Tensor]:
 
 def losses(check: Check, found: dict[str, Any]) -> None:
     """Frames, losses and gradients, against the CPU's."""
-    batch = Windows(generate("good", bench.SAMPLE), 16).sample(64, step_generator(0, 0))
+    batch = Windows(bench.sample(), 16).sample(64, step_generator(0, 0))
     gap = (batch.frames("cpu").int() - batch.frames(check.device).cpu().int()).abs()
     found["frames"] = {"largest": gap.max(), "share": (gap > 0).float().mean()}
     here = {name: gradient(fit, "fp32") for name, fit in trainings(check.quick, "cpu").items()}
@@ -245,9 +239,6 @@ def throughput(check: Check, found: dict[str, Any]) -> None:
     ways = [(work, kept) for work in (update, plan) for kept in ("fp32", "bf16")]
     for work, kept in ways:
         found[f"{work.__name__}, {kept}"] = rate(check, partial(work, kept, ""))
-    levels.ON_CUDA, usual = 1, levels.ON_CUDA
-    found["plan, fp32, chunks as on a CPU"] = rate(check, partial(plan, "fp32", ""))
-    levels.ON_CUDA = usual
     expected, backend = COMPILE, "aot_eager" if check.quick else "inductor"
     for work, kept in ways:
         name = f"{work.__name__}, {kept}, compiled"

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from hjepa_lib.workbench.rows import check_rows, pooled, split_finished
-from hjepa_lib.workbench.verdict import claims, judged
+from hjepa_lib.workbench.verdict import claims, judged, named
 
 NUMBERS = [
     "path_efficiency", "flops_per_step", "seconds_per_episode", "cross_wall_rate",
@@ -42,18 +42,13 @@ def table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def _named(model: str, task_set: Any) -> str:
-    other = "" if pd.isna(task_set) or task_set in model else f" {task_set}"
-    return (model + other).replace("_", " ")
-
-
 def in_worlds(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Each world's name, and its finished points on test tasks, seeds pooled, best last."""
     test = rows[(rows["split"] == "test") & rows["group"].isin(WORLD_GROUPS)]
     names = ["model", "task_set", "dynamics"]
     for (model, task_set, dynamics), part in test.groupby(names, sort=False, dropna=False):
         part = check_rows(split_finished(part)[0])
-        of = _named(model, task_set)
+        of = named(model, task_set)
         if (test.loc[test["model"] == model, "dynamics"] != dynamics).any():
             of += f" {dynamics}"
         found = pooled(part, ["cell", "method", "cost", "told"], [*NUMBERS, "invalid_route_rate"])
@@ -91,7 +86,7 @@ def worlds_block(rows: pd.DataFrame) -> str:
     lines, found = [], claims(rows)
     if len(found):
         pairs = zip(found["model"], found["task_set"], strict=True)
-        found["world"] = [_named(*pair) for pair in pairs]
+        found["world"] = [named(*pair) for pair in pairs]
     for world, points in in_worlds(rows[~rows["model"].str.startswith(SHIFTED)]):
         line = {
             "world": world,

@@ -1,14 +1,16 @@
-"""One pool: `work(item)` in processes here (joblib), or on Dask workers here or elsewhere.
+"""One pool: `do(item)` in processes here (joblib), or on Dask workers here or elsewhere.
 
-joblib stops when a worker process dies. Dask tries its item elsewhere, up to three times; a worker
-that only lost its connection may still be at it, so `work` has to take a lock.
+joblib stops when a worker process dies. Dask's workers must see this outputs folder under the same
+path; it tries a dead one's item elsewhere, up to three times, and a worker that only lost its
+connection may still be at it, so `do` has to take a lock.
 """
 
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, as_completed
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
@@ -30,45 +32,58 @@ class Ended(NamedTuple):
     error: str
 
 
-def check_engine(engine: str, jobs: int, scheduler: str) -> None:
-    """ConfigError or RunError, one sentence, when the choice cannot work here."""
-    if scheduler and engine != "dask":
-        raise ConfigError(f"a scheduler address needs the engine dask, not {engine}")
-    if engine not in ("joblib", "dask"):
-        raise ConfigError(f"engine must be joblib or dask, got {engine!r}")
-    if jobs < 1:
-        raise ConfigError(f"jobs must be at least 1, got {jobs}")
-    if engine == "dask":
-        extra("distributed")
+@dataclass(frozen=True)
+class Work:
+    """Who does an experiment, and how: options of the command."""
+
+    jobs: int = 1
+    """Processes on this machine, which share the cores."""
+    engine: Literal["joblib", "dask"] = "joblib"
+    """joblib: processes here; dask: workers that may die, here or on other machines."""
+    scheduler: str = ""
+    """Address of a Dask scheduler, such as tcp://host:8786; a local one if empty."""
+    threads: int | None = None
+    """Threads of a process; its share of the cores, or the worker's own, if empty."""
+    redo: bool = False
+    """Replace rows that were made with other settings, instead of stopping."""
+    yes: bool = False
+    """Start the profile full even without a GPU."""
+
+    @property
+    def share(self) -> int:
+        """Cores of one process."""
+        return max(1, machine.usable_cores() // self.jobs)
+
+    def check(self) -> None:
+        """ConfigError or FileError, one sentence, when the choice cannot work here."""
+        if self.scheduler and self.engine != "dask":
+            raise ConfigError(f"a scheduler address needs the engine dask, not {self.engine}")
+        if self.jobs < 1:
+            raise ConfigError(f"jobs must be at least 1, got {self.jobs}")
+        if self.engine == "dask":
+            extra("distributed")
 
 
-def run_all(
-    work: Callable[[Any], Any],
-    items: Sequence[Any],
-    *,
-    engine: str = "joblib",
-    jobs: int = 1,
-    scheduler: str = "",
-) -> Iterator[Ended]:
-    """Yield one `Ended` per item, first come first served.
+HERE = Work()
 
-    `jobs` processes here, or the workers of a `scheduler` (its address, such as tcp://host:8786).
-    """
-    check_engine(engine, jobs, scheduler)
+
+def run_all(do: Callable[[Any], Any], items: Sequence[Any], work: Work = HERE) -> Iterator[Ended]:
+    """Yield one `Ended` per item, first come first served."""
+    work.check()
     suspects = []
-    with _processes(jobs) if engine == "joblib" else _dask(jobs, scheduler) as pool:
-        for ended in _submit(pool, work, items):
+    with (_processes if work.engine == "joblib" else _dask)(work) as pool:
+        for ended in _submit(pool, do, items):
             if ended.error == _KILLED:
                 suspects.append(ended.item)
             else:
                 yield ended
         # Dask also blames what only waited for the dead worker: alone, the innocent succeed.
         for item in suspects:
-            yield from _submit(pool, work, [item])
+            yield from _submit(pool, do, [item])
 
 
-def _submit(pool: Executor, work: Callable, items: Sequence[Any]) -> Iterator[Ended]:
-    futures = {pool.submit(work, item): item for item in items}
+def _submit(pool: Executor, do: Callable, items: Sequence[Any]) -> Iterator[Ended]:
+    futures = {pool.submit(do, item): item for item in items}
     for future in as_completed(futures):
         value, reason = None, ""
         try:
@@ -84,11 +99,11 @@ def _submit(pool: Executor, work: Callable, items: Sequence[Any]) -> Iterator[En
 
 
 @contextlib.contextmanager
-def _processes(jobs: int) -> Iterator[Executor]:
+def _processes(work: Work) -> Iterator[Executor]:
     """They end with it, whatever they are at; each has its share of BLAS threads."""
-    share = str(max(1, machine.usable_cores() // jobs))
     names = ParallelBackendBase.MAX_NUM_THREADS_VARS  # what the environment says is kept
-    pool = ProcessPoolExecutor(jobs, env={name: os.environ.get(name, share) for name in names})
+    env = {name: os.environ.get(name, str(work.share)) for name in names}
+    pool = ProcessPoolExecutor(work.jobs, env=env)
     try:
         yield pool
     finally:
@@ -96,26 +111,27 @@ def _processes(jobs: int) -> Iterator[Executor]:
 
 
 @contextlib.contextmanager
-def _dask(jobs: int, scheduler: str) -> Iterator[Executor]:
+def _dask(work: Work) -> Iterator[Executor]:
     """The scheduler's workers, or `jobs` worker processes that end with it."""
     import dask
     import distributed
 
     with contextlib.ExitStack() as stack:
-        if not scheduler:
+        place = work.scheduler
+        if not place:
             # A dead worker's successor may take longer on a busy machine than Dask's 15 seconds.
             patience = {"distributed.deploy.lost-worker-timeout": "10 minutes"}
             stack.enter_context(dask.config.set(patience))
             # No memory limit: it would not see the kernels, the workers' children.
             limits = {"threads_per_worker": 1, "memory_limit": 0}
-            cluster = distributed.LocalCluster(
-                n_workers=jobs, dashboard_address="127.0.0.1:0", **limits
+            place = distributed.LocalCluster(
+                n_workers=work.jobs, dashboard_address="127.0.0.1:0", **limits
             )
-            stack.enter_context(cluster)
+            stack.enter_context(place)
         try:
-            client = stack.enter_context(distributed.Client(scheduler or cluster))
+            client = stack.enter_context(distributed.Client(place))
         except (OSError, ValueError) as error:
-            raise RunError(f"no Dask scheduler answers at {scheduler}: {error}") from error
+            raise RunError(f"no Dask scheduler answers at {place}: {error}") from error
         # Several items in one process would share its environment.
         for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():
             if worker["nthreads"] != 1:

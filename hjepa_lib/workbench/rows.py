@@ -14,7 +14,7 @@ import pandas as pd
 from hjepa_lib.config import leaves
 from hjepa_lib.evaluation import failures
 from hjepa_lib.evaluation.results import Result
-from hjepa_lib.evaluation.statistics import bootstrap, wilson
+from hjepa_lib.evaluation.statistics import bootstrap, interval, wilson
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.workbench.table import Table
 
@@ -59,9 +59,7 @@ def row_of(result: Result, **about: Any) -> dict[str, Any]:
 
 def load_rows(path: Path) -> pd.DataFrame:
     """The planners of an experiment's table with its own types, and a column for every setting of
-    the trainings; `seconds_per_step` are planning seconds of one trial per environment step.
-
-    WorkbookError names the columns of planners that it lacks."""
+    the trainings. WorkbookError names the columns of planners that it lacks."""
     if not path.is_file():
         raise WorkbookError(f"{path} does not exist: run the experiment first")
     known = Table(path).trainings
@@ -72,25 +70,16 @@ def load_rows(path: Path) -> pd.DataFrame:
     rows = rows[rows["method"].notna()].astype({"n": int, "successes": int})
     rows[_TEXT] = rows[_TEXT].fillna("")
     settings = pd.DataFrame([known.get(name, {}) for name in rows["training"]], index=rows.index)
-    return with_price(rows.join(settings.drop(columns=rows.columns, errors="ignore")))
+    return rows.join(settings.drop(columns=rows.columns, errors="ignore"))
 
 
-def with_price(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with `seconds_per_step`."""
-    return rows.copy().assign(seconds_per_step=rows["seconds_per_episode"] / rows["planner.steps"])
-
-
-def tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Rows of `row_of` as one checked table."""
-    return check_rows(with_price(pd.DataFrame(rows)))
-
-
-def check_rows(rows: pd.DataFrame) -> pd.DataFrame:
+def check_rows(rows: pd.DataFrame | Sequence[dict[str, Any]]) -> pd.DataFrame:
     """The same rows, if they are one finished set; WorkbookError naming the first mismatch.
 
     Every point has the same seeds and one set of settings (one that is younger than a row is empty
     there), and all rows agree on `SHARED`.
     """
+    rows = pd.DataFrame(rows)
     if rows.empty:
         raise WorkbookError("there is no row to compare")
     for name in SHARED:
@@ -124,6 +113,11 @@ def split_finished(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     whole = rows.groupby(POINT)["seed"].transform("nunique") == rows["seed"].nunique()
     left = rows.loc[~whole, POINT].drop_duplicates()
     return rows[whole], [_title(point) for point in left.itertuples(index=False)]
+
+
+def finished(rows: pd.DataFrame, group: str) -> pd.DataFrame:
+    """The finished points of a group on test trials."""
+    return split_finished(rows[(rows["split"] == "test") & (rows["group"] == group)])[0]
 
 
 def pooled(rows: pd.DataFrame, by: list[str], means: Sequence[str] = ()) -> pd.DataFrame:
@@ -160,9 +154,9 @@ def frontier(
         solved = outcomes(group)
         rate, low, high = bootstrap(solved)
         line = group.iloc[0][[*POINT, "method", "cost", *keep]].to_dict()
-        line |= {"x": group[x].mean(), "rate": rate, "low": low, "high": high}
+        line |= {x: group[x].mean(), "rate": rate, "low": low, "high": high}
         lines.append(line | {"seeds": len(solved), "n": solved.shape[1]})
-    return pd.DataFrame(lines).sort_values(["method", "cost", "x"], ignore_index=True)
+    return pd.DataFrame(lines).sort_values(["method", "cost", x], ignore_index=True)
 
 
 class Ratio(NamedTuple):
@@ -201,33 +195,23 @@ def compute_ratio(
         planners.append((prices, np.stack([outcomes(group) for group in points])))  # (P, S, n)
 
     def ratio(of: Any, cells: Any) -> Ratio:
-        """Priced as the seeds `of`, with the success of the cells (seeds, trials)."""
-        curves = (
-            _envelope(prices[:, of].mean(1), solved[:, *cells].mean((1, 2)))
-            for prices, solved in planners
-        )
+        """Priced as the seeds `of`, with the best success of the cells (seeds, trials) so far."""
+        curves = []
+        for prices, solved in planners:
+            price, success = prices[:, of].mean(1), solved[:, *cells].mean((1, 2))
+            order = np.argsort(price, kind="stable")
+            curves.append((price[order], np.maximum.accumulate(success[order])))
         return _ratio(*curves)
 
-    every = slice(None)
+    every, shape = slice(None), planners[0][1].shape[1:]
     per_seed = {int(seed): ratio([i], ([i],)) for i, seed in enumerate(seeds)}
-    (count, trials), draw = planners[0][1].shape[1:], np.random.default_rng(0).integers
-    draws = [
-        ratio(every, (draw(count, size=(count, 1)), draw(trials, size=(1, trials)))).value
-        for _ in range(resamples)
-    ]
-    known = np.array(draws)[~np.isnan(draws)]
-    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
-    return Ratios(per_seed, ratio(every, (every,)), float(low), float(high))
-
-
-def _envelope(price: np.ndarray, success: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Prices (P,), ascending, and the best success up to each."""
-    order = np.argsort(price, kind="stable")
-    return price[order], np.maximum.accumulate(success[order])
+    _, low, high = interval(lambda cells: ratio(every, cells).value, shape, resamples)
+    return Ratios(per_seed, ratio(every, (every,)), low, high)
 
 
 def _ratio(flat: tuple, hier: tuple) -> Ratio:
-    """Of two envelopes; linear in log price between points. NaN where the hierarchy fails."""
+    """Of two curves (prices, best success up to each), linear in log price between points; NaN
+    where the hierarchy fails."""
     level = 0.8 * float(hier[1][-1])
     if level <= 0:
         return Ratio(np.nan, "open", level)

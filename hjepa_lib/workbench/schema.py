@@ -76,7 +76,7 @@ def read_experiment(
             with _about(f"cell {cell.name!r}"):
                 if cell.name in {unit.cell.name for unit in units}:
                     raise ConfigError("it is named twice")
-                units += _checked([*_units(cell, chosen)])
+                units += _units(cell, chosen)
         if not units:
             raise ConfigError("cells must be a list with at least one cell")
         folder = folder or outputs_root() / name
@@ -169,9 +169,10 @@ def _cell(entry: Any, defaults: dict[str, Any], models: set[str]) -> Cell:
     return cell
 
 
-def _units(cell: Cell, models: list[Model]) -> Iterator[Unit]:
+def _units(cell: Cell, models: list[Model]) -> list[Unit]:
+    """The units of a cell; ConfigError unless each is another one and has its stages."""
     planner = isinstance(cell, PlannerCell)
-    points, budgets = [{}], (1.0,)
+    points, budgets, units = [{}], (1.0,), []
     if planner:
         points = [dict(zip(cell.grid, one, strict=True)) for one in product(*cell.grid.values())]
         budgets = cell.budgets
@@ -180,11 +181,7 @@ def _units(cell: Cell, models: list[Model]) -> Iterator[Unit]:
         for seed in cell.seeds:
             for point, config in zip(points, configs, strict=True):
                 own = replace(config, seed=seed)
-                yield from (Unit(cell, model, own, budget, point) for budget in budgets)
-
-
-def _checked(units: list[Unit]) -> list[Unit]:
-    """The units of a cell; ConfigError unless each is another one and has its stages."""
+                units += [Unit(cell, model, own, budget, point) for budget in budgets]
     if len({tuple(unit.key.items()) for unit in units}) < len(units):
         raise ConfigError("it describes the same row twice")
     for unit in units:

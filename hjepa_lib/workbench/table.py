@@ -6,14 +6,13 @@ stand once in a JSON file beside the table, under the digest that the rows name.
 
 import csv
 import io
-import json
 from collections.abc import Iterable
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 from hjepa_lib.config import flatten, profile
-from hjepa_lib.files import FileError, exclusive, read_json, sha256, write_atomic, write_json
+from hjepa_lib.files import FileError, exclusive, json_sha256, read_json, write_atomic, write_json
 from hjepa_lib.workbench.experiment import Unit
 
 KEY = ("cell", "model", "seed", "budget", "grid")
@@ -121,7 +120,7 @@ def as_text(value: Any) -> str:
 
 def digest(settings: dict[str, Any]) -> str:
     """Short name of a training's settings; "" for none."""
-    return sha256(json.dumps(settings, sort_keys=True).encode())[:12] if settings else ""
+    return json_sha256(settings)[:12] if settings else ""
 
 
 def describe(units: list[Unit], table: Table) -> str:

@@ -13,7 +13,7 @@ from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.horizons import RESAMPLES
 from hjepa_lib.evaluation.openloop import draw_windows, long_walks, open_loop
 from hjepa_lib.evaluation.statistics import Interval, bootstrap, bootstrap_difference, mcnemar
-from hjepa_lib.files import read_json, write_json
+from hjepa_lib.files import read_json
 from hjepa_lib.planning.agent import Agent
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
@@ -23,7 +23,7 @@ from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.workspace import Workspace, open_run
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.workbench.experiment import run_name
-from hjepa_lib.workbench.rows import check_rows, load_rows, pooled, split_finished
+from hjepa_lib.workbench.rows import check_rows, finished, load_rows, pooled
 
 BASE = 20_312
 """Transitions of every variant whose group is about something else."""
@@ -169,19 +169,18 @@ def measure(
     side: Workspace,
     methods: tuple[str, ...],
     trials: int,
-    steps: int,
     windows: int,
     planning: PlanningConfig | None = None,
     name: str = "",
 ) -> Measured:
-    """Open-loop errors after `steps` steps on held-out walks, and every method with both costs.
+    """Open-loop errors after `STEPS` steps on held-out walks, and every method with both costs.
 
     `planning` replaces the planner's settings, and `name` then tells its results apart.
     """
     agent = stages.load_trained(side, () if "l1+l2" in methods else stages.FLAT)
-    walks = long_walks(side.config.data, steps + 1, windows, side.config.seed)
+    walks = long_walks(side.config.data, STEPS + 1, windows, side.config.seed)
     store = LatentStore(agent.level1, walks, windows, side.precision)
-    curves = open_loop(agent, draw_windows(store, steps, windows))
+    curves = open_loop(agent, draw_windows(store, STEPS, windows))
     rows = [
         score(side, agent, method, cost, trials, name or "plain", planning)
         for method in methods
@@ -250,10 +249,7 @@ def versus(first: Measured, second: Measured) -> list[dict[str, Any]]:
 
 
 def encoder_stage(ws: Workspace, updates: int) -> list[dict[str, Any]]:
-    """Stage `pixel_planning`: rows of random, flat with each of `ENCODERS`, and oracle.
-
-    The variants are trained first; the rows are stored as `pixels/planning/planning.json`.
-    """
+    """Rows of random, flat with each of `ENCODERS`, trained first, and oracle: a section."""
     rows = []
     for name, label in LABELS.items():
         side = train(ws, name, encoder(ws.config, name, updates) | {"device": ws.device})
@@ -264,8 +260,6 @@ def encoder_stage(ws: Workspace, updates: int) -> list[dict[str, Any]]:
         scoring.play(side, None, Case.of(side.config, one)).row for one in ("random", "oracle")
     )
     rows = [floor, *rows, ceiling]
-    with ws.run.stage("pixel_planning", folder="pixels/planning") as folder:
-        write_json(folder / "planning.json", rows)
     title = "A transformer or convolutions as level 1, on Two Rooms"
     leave_section(ws.run, "40-planning", {"title": title, "results": rows, "data": rows})
     return rows
@@ -279,8 +273,7 @@ def committed(group: str, setting: str) -> list[dict[str, Any]]:
     path = repository() / "outputs/gallery/study.csv"
     if not path.is_file():
         return []
-    rows = load_rows(path)
-    found, _ = split_finished(rows[(rows["group"] == group) & (rows["split"] == "test")])
+    found = finished(load_rows(path), group)
     if found.empty:
         return []
     table = pooled(check_rows(found).dropna(subset=setting), ["method", "cost", setting])

@@ -1,12 +1,20 @@
 """What committed rows say about hierarchy: sentences for README, notebooks 07 and 09."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pandas as pd
 
 from hjepa_lib.evaluation.statistics import LEAST_SEEDS, bootstrap_difference, mcnemar
 from hjepa_lib.files import WorkbookError
-from hjepa_lib.workbench.rows import POINT, check_rows, compute_ratio, outcomes, split_finished
+from hjepa_lib.workbench.rows import (
+    POINT,
+    check_rows,
+    compute_ratio,
+    finished,
+    outcomes,
+    split_finished,
+)
 
 HIERARCHY, FLAT = "bar_l1l2_latent", "bar_flat_latent"
 """Cells of the pair that is compared at one budget, under the latent cost."""
@@ -23,12 +31,9 @@ def bar_pair(rows: pd.DataFrame) -> pd.DataFrame:
 
 def sentences(rows: pd.DataFrame) -> list[str]:
     """Markdown sentences on test trials; what the rows do not hold yet is left out."""
-    test = rows[rows["split"] == "test"]
     names = ("bar", "frontier", "p1", "p2_heldout", "p2_seen")
+    bar, frontier, whole, heldout, seen = (finished(rows, name) for name in names)
     found = []
-    bar, frontier, whole, heldout, seen = (
-        split_finished(test[test["group"] == name])[0] for name in names
-    )
     if {HIERARCHY, FLAT} <= set(bar["cell"]):
         found.append(_pair_sentence(bar))
     for cost in ("latent", "distance"):
@@ -50,21 +55,18 @@ def _percent(rates: Iterable[float]) -> str:
 
 def _pair_sentence(rows: pd.DataFrame) -> str:
     pair = bar_pair(rows)
-    seeds, both = pair[:-1], pair.iloc[-1]
+    seeds = pair[:-1]
     two, flat = (rows[rows["cell"] == cell]["flops_per_step"].mean() for cell in (HIERARCHY, FLAT))
-    ends = ("difference", "difference_low", "difference_high")
-    gap, low, high = (f"{100 * both[end]:+.0f}" for end in ends)
     return (
         f"Latent cost, {two / 1e6:.0f} MFLOP per step for L1+L2 and {flat / 1e6:.0f} for flat, "
         f"both tuned on validation trials: {_percent(seeds['first'])} % against "
         f"{_percent(seeds['second'])} % (seeds {_slashed(seeds['seed'])}, n = {rows['n'].iloc[0]} "
-        f"each), {gap} points ({low} to {high}); exact paired McNemar p per seed "
+        f"each), {_gap(pair.iloc[-1])}; exact paired McNemar p per seed "
         f"{_slashed(seeds['mcnemar_p'], '.0e')}."
     )
 
 
 def _best_sentence(rows: pd.DataFrame, cost: str) -> str:
-    """The best point of either planner at any budget, seeds pooled by their mean."""
     keys = ["success_rate", "flops_per_step"]
     points = rows.groupby(["method", *POINT], as_index=False)[keys].mean()
     best = points.sort_values(keys, ascending=[False, True]).groupby("method").first()[::-1]
@@ -93,7 +95,6 @@ def _ratio_sentence(rows: pd.DataFrame, cost: str) -> str:
 
 
 def _whole_sentence(rows: pd.DataFrame) -> str:
-    """The planners of group p1 on every trial."""
     texts = [
         f"{method} ({cost} cost) solves {part['successes'].sum():,} of {part['n'].sum():,} at "
         f"{part['flops_per_step'].mean() / 1e6:.0f} MFLOP per step, path efficiency "
@@ -104,7 +105,6 @@ def _whole_sentence(rows: pd.DataFrame) -> str:
 
 
 def _layout_sentence(heldout: pd.DataFrame, seen: pd.DataFrame) -> str:
-    """Flat planning where walls and doors stand elsewhere in every trial."""
     texts = []
     for rows, where in ((heldout, "layouts of no training"), (seen, "those of the training")):
         if len(rows):
@@ -128,8 +128,7 @@ def claims(rows: pd.DataFrame) -> pd.DataFrame:
     more than frames.
     """
     rows = rows[(rows["split"] == "test") & (rows["group"] == "equal")]
-    where = [name for name in ("model", "task_set", "cost") if name in rows]
-    lines = []
+    where, lines = ["model", "task_set", "cost"], []
     for place, part in rows.groupby(where, sort=False, dropna=False):
         about = dict(zip(where, place, strict=True))
         part, _ = split_finished(part)
@@ -146,8 +145,8 @@ def _claim(flat: pd.DataFrame, two: pd.DataFrame) -> dict[str, object]:
     pair = paired(two, flat).iloc[-1]
     spent = [part["flops_per_step"].mean() / 1e6 for part in (two, flat)]
     found |= {"mflop": spent[0], "flat_mflop": spent[1], **pair.drop("seed")}
-    ratio, told = max(spent) / min(spent), pd.concat([flat, two]).get("told", pd.Series(dtype=str))
-    if told.fillna("").ne("").any():
+    ratio = max(spent) / min(spent)
+    if pd.concat([flat, two])["told"].dropna().ne("").any():
         return found | {"why": "told more than frames"}
     if ratio > EQUAL_COMPUTE:
         return found | {"why": f"FLOPs differ by a factor of {ratio:.2g}"}
@@ -174,22 +173,27 @@ def judged(one: dict[str, object]) -> str:
     return f"{method} {one['verdict']}:{gap} {one['cost']} cost{why}"
 
 
-def _gap(one: dict[str, object]) -> str:
-    ends = (100 * float(one[end]) for end in ("difference", "difference_low", "difference_high"))
+def named(model: str, task_set: Any) -> str:
+    """ "maze d13 16": a world and its set of tasks in words."""
+    other = "" if pd.isna(task_set) or task_set in model else f" {task_set}"
+    return (model + other).replace("_", " ")
+
+
+def _gap(one: Mapping[str, Any]) -> str:
+    ends = (100 * one[end] for end in ("difference", "difference_low", "difference_high"))
     return "{:+.0f} points ({:+.0f} to {:+.0f})".format(*ends)
 
 
 def _place(one: dict[str, object]) -> str:
     """ "maze, latent cost (l1+l2 61.0 % against 41.0 %, +20 points (+12 to +28) at ...)"."""
-    task_set, text = one.get("task_set"), str(one["method"])
-    place = str(one["model"]) + (f" {task_set}" if isinstance(task_set, str) else "")
+    text = str(one["method"])
     if pd.notna(one.get("difference")):
         text += (
             f" {100 * one['first']:.1f} % against {100 * one['second']:.1f} %, {_gap(one)} at "
             f"{one['mflop']:.0f} and {one['flat_mflop']:.0f} MFLOP per step"
         )
     text += f", n = {one['n']} x {one['seeds']} seeds" + (f": {one['why']}" if one["why"] else "")
-    return f"{place.replace('_', ' ')}, {one['cost']} cost ({text})"
+    return f"{named(one['model'], one['task_set'])}, {one['cost']} cost ({text})"
 
 
 # --- pairs

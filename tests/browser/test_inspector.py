@@ -47,7 +47,7 @@ def opened(lab, browser):
           return prompts.length > 10 && prompts.every((one) => /\\[\\d+\\]/.test(one.textContent));
         }"""
     )
-    page.wait_for_function(f"() => document.querySelectorAll('{PLAYER}').length === 5")
+    page.wait_for_function(f"() => document.querySelectorAll('{PLAYER}').length === 4")
     return page, watch
 
 
@@ -62,7 +62,7 @@ def watch(opened):
 
 
 def part(page, number):
-    """One of the five players: story, explorer, studio, pair, what-if."""
+    """One of the four players: story, explorer, studio, pair."""
     found = page.locator(PLAYER).nth(number)
     found.scroll_into_view_if_needed()
     return found
@@ -117,8 +117,8 @@ def test_every_cell_runs_and_nothing_fails(page):
     kinds = page.evaluate(
         f"""() => [...document.querySelectorAll(
           ".jp-RenderedImage img, {PLAYER}")].map((one) => one.tagName === "IMG" ? "i" : "p")"""
-    )  # in reading order, a static picture stands above every player and since the last panel
-    assert re.fullmatch(r"i+pi+pi+pi+pp", "".join(kinds))
+    )  # in reading order, a static picture stands above every player
+    assert re.fullmatch(r"i+pi+pi+pi+p", "".join(kinds))
 
 
 def test_slider_changes_the_picture(page):
@@ -201,9 +201,8 @@ def test_a_click_in_the_picture_moves_the_nearer_place(page):
 def test_what_if_compares_side_by_side(page):
     row_of(page, "dropdown", "level 2").locator("select").select_option("shuffle")
     type_into(page, "horizon", 12)
-    page.get_by_role("button", name="Compare").click()
-    wait_for_player(page, 4, "l1+l2, latent cost, horizon 12, level 2: shuffle")
-    two = part(page, 4)
+    wait_for_player(page, 2, "l1+l2, latent cost, horizon 12, level 2: shuffle")
+    two = part(page, 2)
     assert two.locator("figure").count() == 3
     two.get_by_role("button", name="Play").click()
     page.wait_for_function("(root) => Number(root.dataset.step) > 3", arg=two.element_handle())
