@@ -25,7 +25,7 @@ from hjepa_lib.pixels.heads import RewardHead
 from hjepa_lib.runs import machine, workspace
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.log import MetricsLog
-from hjepa_lib.runs.places import RunError, list_runs
+from hjepa_lib.runs.places import RunError, list_runs, pretrained_runs
 from hjepa_lib.runs.run import Run
 from hjepa_lib.training.probes import collapse, effective_rank, fit_ridge
 from hjepa_lib.widgets import whatif
@@ -689,6 +689,11 @@ def test_pretrained_export_is_a_run_without_data_or_resume_state(run, root, monk
     with pytest.raises(KeyboardInterrupt):
         run.export(place)
     assert Run.at(root / "pretrained.old.tmp").done("l1")  # whole or absent, never lost
+
+
+def test_the_committed_runs_open():
+    found = {name: Run.named(name).label for name in pretrained_runs()}
+    assert {"pretrained", "pretrained-maze"} <= found.keys() == set(found.values())
 
 
 def test_a_pretrained_run_of_another_world_stands_beside_that_of_two_rooms(root, monkeypatch):

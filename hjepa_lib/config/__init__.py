@@ -139,6 +139,7 @@ FORMER = {
     *GONE, "drive", "masks", "samples", "shown", "tries",
     "planning.hierarchy.level2.disagreement", "planning.level3.disagreement",
     *(f"pixels.grid.reward_optim.{name}" for name in to_dict(EpochsConfig())),
+    "pixels.grid.reward_optim.min_lr", "pixels.grid.reward_optim.plateau_patience",
     *(f"pixels.reward.{name}" for name in ("seeds", "study_transitions", "study_updates")),
     *(f"chapters.{name}" for name in (
         "pixel_pictures", "variant_updates", "data_panels", "level2_samples", "level2_starts",
