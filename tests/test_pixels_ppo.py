@@ -92,6 +92,6 @@ def test_every_setting_reaches_the_policy():
     settings = {f"ppo__{name}": value for name, value in changes.items()}
     model, _ = ppo.train_policy(skilled(environment__image_size=36, **settings), 0, [])
     assert (model.n_steps, model.batch_size) == (16, 16 * model.n_envs)
-    assert model.num_timesteps == 32
+    assert (model.num_timesteps, model.n_epochs) == (32, 5)
     first = next(model.policy.features_extractor.parameters())
     assert first.shape[1] == 4 and model.policy.normalize_images  # frames as channels

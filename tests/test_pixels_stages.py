@@ -55,8 +55,6 @@ from hjepa_lib.pixels.vjepa2 import MaskedPrediction, encode_states
 from hjepa_lib.runs.keys import key
 from hjepa_lib.training.loop import Fit
 
-# Models of a few weights have gradients of any size, and the loop says so.
-
 
 @pytest.fixture
 def ws(pixel_run, monkeypatch):

@@ -29,8 +29,6 @@ from hjepa_lib.pixels.heads import HEADS, Features, RewardHead
 from hjepa_lib.pixels.losses import BarlowTwins, DinoCentring, VICReg
 from hjepa_lib.pixels.transitions import Transitions
 
-# Stand-ins have small odd weights, and the loop says so.
-
 
 def draw(rows=256, dim=8, seed=0):
     return torch.randn(rows, dim, generator=seeded(seed))

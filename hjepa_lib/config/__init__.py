@@ -153,6 +153,10 @@ Other parameters stand below `chapters`, with the chapter before their old name.
 """
 
 
+MOVED = {"pixels.environment.action_repeat": "pixels.ppo.action_repeat"}
+"""What those of `FORMER` are called now that are not gone."""
+
+
 @functools.cache
 def _usual(name: str) -> dict[str, Any]:
     return flatten(profile(name))
@@ -186,8 +190,9 @@ def _check_name(dotted: str) -> None:
         parts = ", ".join(dict.fromkeys(inside))
         raise ConfigError(f"{dotted!r} is a section; set one of: {parts}")
     near = [one for one in names if re.fullmatch(rf"chapters\.(.+_)?{re.escape(dotted)}", one)]
-    now = f": it is {' or '.join(near)} now" if near else ""
-    now = ": it is gone" if dotted in FORMER else now
+    near = [MOVED[dotted]] if dotted in MOVED else near
+    now = ": it is gone" if dotted in FORMER else ""
+    now = f": it is {' or '.join(near)} now" if near else now
     raise ConfigError(f"unknown setting {dotted!r}{now}")
 
 

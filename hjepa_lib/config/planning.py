@@ -175,4 +175,4 @@ class ChaptersConfig(Section):
     imagined_steps: Int[1:] = 8
     """12: imagined steps, `pixels.data.sequence` at most."""
     lookahead_study: bool = True
-    """13: also the study in two reward worlds."""
+    """13: also the study of labels."""

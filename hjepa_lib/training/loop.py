@@ -213,7 +213,7 @@ class Fit:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _finite(self, what: str, value: float, rate: float) -> bool:
-        """False for an update to be skipped; TrainingError where the settings do not skip."""
+        """False for an update to be skipped; TrainingError of a fit that does not skip."""
         finite = math.isfinite(value)
         large = finite and self.guarded and what == "loss" and value > LARGEST_LOSS
         if large or not (finite or self.guarded):
