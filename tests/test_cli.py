@@ -386,9 +386,34 @@ def test_create_open_and_latest(root):
     assert Run.open().name == "my_test_run"  # I11: a cell of an experiment is not
     refused(RunError, "'my_test_run' exists already", Run.create, "my_test_run", CPU)
     refused(RunError, "is a run", Run.create, "my_test_run/cell", CPU)
+    refused(RunError, "'study' exists already", Run.create, "study", CPU)
     found = Run.open("my_test_run")
     assert found.config == CPU == first.config and found.done("l1")
     assert list_runs() == ["my_test_run", "study/cell", "study/elsewhere"]
+
+
+def test_a_killed_start_is_no_run_and_stands_in_no_way(root, monkeypatch):
+    """PL8."""
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        patch.setattr(Path, "unlink", killed)  # a kill cleans up nothing
+        with pytest.raises(KeyboardInterrupt):
+            Run.create("a", CPU)
+    assert list((root / "a").iterdir()) and list_runs() == []
+    assert Run.create("a", CPU).name == "a"
+    other = CPU.override("seed=1")
+
+    def meanwhile(wish):
+        monkeypatch.undo()
+        return Run.create("b", other, root).device
+
+    monkeypatch.setattr(machine, "choose_device", meanwhile)
+    refused(RunError, "'b' exists already", Run.create, "b", CPU, root)
+    assert Run.open("b", root).config == other
 
 
 @pytest.mark.parametrize(
@@ -426,10 +451,11 @@ def test_missing_and_damaged_runs_are_one_sentence(root, monkeypatch):
     def full(path, obj):
         raise FileError("cannot write: no space left on device")
 
-    monkeypatch.setattr("hjepa_lib.runs.run.write_json", full)
-    with pytest.raises(FileError):
+    with monkeypatch.context() as patch, pytest.raises(FileError):
+        patch.setattr("hjepa_lib.runs.run.write_json", full)
         Run.create("b", CPU)
-    assert {path.name for path in root.iterdir()} == {"a", "latest"}
+    assert list_runs() == ["a"] and (root / "latest").read_text() == "a\n"
+    assert Run.create("b", CPU).name == "b"
 
 
 def test_device_and_precision_are_chosen_once(monkeypatch):

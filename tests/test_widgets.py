@@ -389,6 +389,7 @@ def test_explorer_follows_run_method_and_trial(run, monkeypatch):
     explorer.trial.value = 400
     assert "trials 0 to 2, 400 was asked for" in explorer.message.value
     explorer.run.value = "broken"
+    explorer.trial.value = 1  # of a run that cannot be opened
     assert "run 'broken' does not exist" in explorer.message.value.replace("&#x27;", "'")
     assert shown(explorer) == before
 

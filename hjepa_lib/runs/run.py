@@ -56,8 +56,10 @@ class Run:
         those of the run `like`. Directly below the outputs root it becomes the latest."""
         root = root or outputs_root()
         path = root / checked(name)
-        if cls.exists(name, root):
-            raise RunError(f"run {name!r} exists already; resume it or choose another name")
+        taken = f"run {name!r} exists already; resume it or choose another name"
+        # A killed start leaves hidden files alone; what else is there is no place for a run.
+        if cls.exists(name, root) or any(path.glob("[!.]*")):
+            raise RunError(taken)
         if path.parent != root and (path.parent / MANIFEST).exists():
             raise RunError(f"{path.parent.name!r} is a run, so it cannot hold the run {name!r}")
         device = like.device if like else machine.choose_device(config.device)
@@ -74,7 +76,10 @@ class Run:
             "revision": machine.revision(repository()),
             **{section: {} for section in ("notes", "stages", "notebooks", "figures")},
         }
-        write_json(path / MANIFEST, manifest)
+        with exclusive(path / MANIFEST):
+            if (path / MANIFEST).exists():  # of two that begin at once, one has the name
+                raise RunError(taken)
+            write_json(path / MANIFEST, manifest)
         remote.push(path)
         if "/" not in name and root == outputs_root():
             remote.push_file(write_atomic(root / "latest", name + "\n"))

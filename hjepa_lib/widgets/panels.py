@@ -96,11 +96,14 @@ class Explorer(Panel):
         self.trial.observe(self._show, "value")
         self.lay_out(self.run, self.method, self.trial, text=story.outcome)
 
-    def _methods(self) -> list[tuple[str, whatif.Choice]]:
+    def _open(self) -> tuple[Run, Agent]:
         name = self.run.value
         if name not in self._opened:
             self._opened[name] = whatif.open_run(name)
-        return [(one.label, one) for one in whatif.choices(*self._opened[name])]
+        return self._opened[name]
+
+    def _methods(self) -> list[tuple[str, whatif.Choice]]:
+        return [(one.label, one) for one in whatif.choices(*self._open())]
 
     @_attempted
     def _run_changed(self) -> None:
@@ -111,7 +114,7 @@ class Explorer(Panel):
 
     @_attempted
     def _show(self) -> None:
-        story = whatif.tell(*self._opened[self.run.value], self.method.value, self.trial.value)
+        story = whatif.tell(*self._open(), self.method.value, self.trial.value)
         self.show(story)
         stored = story.plan is not None and story.fan is None
         left_out = "; its candidates were not stored (only those of the first trials are)"
