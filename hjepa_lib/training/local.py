@@ -145,7 +145,8 @@ class Moves(NamedTuple):
         told = model.idm(here.to(device), later.to(device), model.encoder.kept).cpu()
         near = whole & ((told - actions).abs().amax(-1) < BETA)
         inputs, step = torch.cat([here[:, 2:], actions], -1), later[:, :2] - here[:, :2]
-        free = torch.linalg.lstsq(inputs[near], step[near]).solution.T  # (2, D - 2 + A)
+        # In float64: where numbers lie in memory decides the last digits of a solution.
+        free = torch.linalg.lstsq(inputs[near].double(), step[near].double()).solution.T.float()
         meant = inputs @ free.T
 
         def rms(some: Tensor) -> float:
