@@ -409,6 +409,10 @@ def test_what_an_own_world_cannot_do_is_refused(lake, monkeypatch):
     monkeypatch.setattr(lake, "free", lambda self, state: state[:, 0] > 99)
     refused(FileError, "Lake: .* lies in a wall", draw_trials, lake, "test")
     data, whole = generate("good", 1000, source=SOURCE), lake.render
+    columns = data.positions, data.actions, data.layout  # one row for each state, no episodes
+    with monkeypatch.context() as patch:
+        patch.setattr(lake, "collect", lambda *asked: columns)
+        refused(WorkbookError, r"Lake.collect must return", generate, "good", 9, source=SOURCE)
     monkeypatch.setattr(lake, "render", lambda self, position=None: whole(self, position)[..., :64])
     refused(ValueError, r"\(256, 2, 65, 64\)", Normaliser.fit, data, 0)
 

@@ -96,6 +96,11 @@ def generate(
     if layouts == "rectangle":
         meta |= {"exclude_wall": exclude_wall, "exclude_door": exclude_door}
     if own := world and world.collect(transitions, pool, seed):
+        whole, width = own[0].shape[:2], world.action_size
+        asked = (*whole, world.state_size), (whole[0], whole[1] - 1, width), (whole[0], 2)
+        if tuple(tuple(one.shape) for one in own) != asked:
+            shapes = "states (R, L, N), actions (R, L - 1, A) and layouts (R, 2)"
+            raise WorkbookError(f"{world.__name__}.collect must return {shapes} of whole episodes")
         positions, actions, layout = own
     else:
         if world is not None and world.action_size != 2:
