@@ -242,17 +242,17 @@ def test_flops_are_linear_in_samples_and_count_all_that_acts(agent):
 def test_transitions_per_step_are_those_really_made(agent, trials, monkeypatch):
     """Q2."""
     few, made = trials.first(2), []
-    predict, advance = type(agent.level1).predict, type(agent.level2).advance
+    rollout, advance = type(agent.level1).rollout, type(agent.level2).advance
 
-    def count_predict(self, latent, *a, **k):
-        made.append(len(latent))
-        return predict(self, latent, *a, **k)
+    def count_rollout(self, start, actions, *a, **k):
+        made.append(actions.shape[:2].numel())
+        return rollout(self, start, actions, *a, **k)
 
     def count_advance(self, state, *a):
         made.append(len(state.h))
         return advance(self, state, *a)
 
-    monkeypatch.setattr(type(agent.level1), "predict", count_predict)
+    monkeypatch.setattr(type(agent.level1), "rollout", count_rollout)
     monkeypatch.setattr(type(agent.level2), "advance", count_advance)
     for method, optimiser in itertools.product(("flat", "l1+l2"), ("mppi", "cem", "gradient")):
         policy = LatentPolicy(agent, method, searching(agent.planning, method=optimiser))
