@@ -177,6 +177,7 @@ def test_foreign_files_are_one_sentence(tmp_path):
     [
         ("state", lambda x: x[:, :4], r"state must be \(N, S, S\)"),
         ("next_state", lambda x: x[:, :4, :4], "next_state must be"),
+        ("state", lambda x: x[:, :0, :0], r"state must be \(N, S, S\)"),
         ("state", lambda x: x + 9, "colours outside"),
         ("state", lambda x: x.astype(float) + 0.5, "state must hold int8 numbers"),
         ("state", lambda x: x[:, ::-1], "state of row 8 is no rectangle"),

@@ -177,6 +177,12 @@ def test_a_latent_is_read_centred_and_scaled_from_all_patches_or_the_class_token
         assert torch.allclose(z.std(0, correction=0), torch.ones(16), atol=1e-3)
 
 
+def test_a_patch_that_half_a_picture_cannot_have_is_refused():
+    odd = {"vjepa2__stage1__patch": 5, "encoder__places": 2}
+    refused(ConfigError, "patch must be even", tiny_pixels, **odd)
+    tiny_pixels(**odd, encoder__kind="cnn")
+
+
 def test_beside_places_patches_are_cut_from_their_maps(data):
     model = make(VJepa2, encoder__kind="places")
     fit_scale(model, data[0])

@@ -293,9 +293,11 @@ class PixelsConfig(Section):
         nameless = not self.environment.id.strip()
         yield nameless, "pixels.environment.id is empty; name a Gymnasium environment"
         stage, dim, places = self.vjepa2.stage1, self.encoder.latent_dim, self.encoder.places
-        full = self.encoder.kind == "places" and 2 * places >= dim
+        maps = self.encoder.kind == "places"
         text = f"leave nothing else of pixels.encoder.latent_dim={dim}"
-        yield full, f"pixels.encoder.places={places} {text}"
+        yield maps and 2 * places >= dim, f"pixels.encoder.places={places} {text}"
+        text = "pixels.vjepa2.stage1.patch must be even: it cuts maps of half the size"
+        yield maps and stage.read == "tokens" and stage.patch % 2, text
         text = f"pixels.vjepa2.stage1.read=cls needs a width of pixels.encoder.latent_dim={dim}"
         yield stage.read == "cls" and stage.width != dim, text
 

@@ -140,7 +140,7 @@ def _typed(values: np.ndarray, kind: type, where: str) -> np.ndarray:
 def _check(fields: dict[str, np.ndarray], source: str) -> None:
     """Shapes and ranges; padding only outside a rectangle at the top left."""
     shape, last = fields["state"].shape, world.ACTIONS - 1
-    if len(shape) != 3 or shape[0] == 0 or shape[1] != shape[2] or shape[1] > world.MOST:
+    if len(shape) != 3 or 0 in shape or shape[1] != shape[2] or shape[1] > world.MOST:
         raise FileError(f"{source}: state must be (N, S, S) with S up to {world.MOST}, got {shape}")
     for name, values in fields.items():
         wanted = shape if name in CANVASES else shape[:1]
