@@ -76,6 +76,7 @@ def horizon(comparison: Mapping[str, Any]) -> Figure:
         look = {} if "imagined" in mean else {"label": f"{label}, true frames"}
         axis.plot(steps, mean["encoded"], ":", color=shade, linewidth=1, **look)
         guesses = {"nothing changes": mean["last"], "mean position": mean["mean"]}
+    axis.plot([], [], ":", color=style.MUTED, linewidth=1, label="from true frames")
     for (label, values), dash in zip(guesses.items(), ("--", "-."), strict=False):
         axis.plot(steps, values, dash, color=style.MUTED, label=label, linewidth=1)
     axis.set(xlabel="imagined steps", ylabel="px from the true position", yscale="log")
