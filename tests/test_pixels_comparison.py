@@ -226,7 +226,7 @@ def test_a_run_of_the_pixel_notebooks_alone_has_summary_and_report(tmp_path):
     found = check_summary(read_json(run.path / "summary.json"))
     assert found["results"] == [] and found["pixels"]["seeds"] == [0, 1, 2]
     for text in (
-        "4 world models", "World models on pixels", "better of copy-last and mean", "-0.01",
+        "4 world models", "World models on pixels", "trivial guess, permuted actions", "-0.01",
         "seeds: 3, blocks: 12", "0.50 % apart, matched", "paired comparisons",
         "random ViT encoder", "latent_error of enc_dec_jepa is not applicable",
     ):  # fmt: skip
@@ -294,16 +294,17 @@ def test_state_px_of_a_model_that_knows_and_of_one_that_copies(monkeypatch):
     """X19."""
     monkeypatch.setattr(measures, "STEPS", 4)
     train, test = tiny_transitions(20).split(0.4, 0)
-    found, episode = measures.place_errors(Oracle(), train, test, 0)
+    train.episode -= 99  # a stranger's numbers
+    found, episode = measures.place_errors(Oracle(), train, test, 0, 6)
     px = {kind: measures.rms(errors) for kind, errors in found.items()}
     assert px["imagined"].max() < 0.05 and px["encoded"].max() < 0.05
     assert px["permuted"].min() > 1 and len(episode) == len(found["guess"])
     assert px["guess"] == pytest.approx(np.min([px[n] for n in ("last", "mean", "between")], 0))
-    lazy, _ = measures.place_errors(Oracle(False), train, test, 0)
+    lazy, _ = measures.place_errors(Oracle(False), train, test, 0, 6)
     for kind in ("imagined", "permuted"):  # its own read-out wins nothing over the guess
         assert measures.rms(lazy[kind]) == pytest.approx(px["between"], abs=0.05)
     blind = dataclasses.replace(train, position=None)
-    assert measures.place_errors(Oracle(), blind, test, 0)[0] == {}
+    assert measures.place_errors(Oracle(), blind, test, 0, 6)[0] == {}
 
 
 def test_the_one_rule_of_collapse_is_free_of_units():
@@ -318,6 +319,16 @@ def test_the_one_rule_of_collapse_is_free_of_units():
         assert why in collapse(broken, white)["collapsed"]
     dull = 100 + white  # an encoder that begins so has not collapsed where it stays so
     assert collapse(dull, dull)["collapsed"] == ""
+
+
+def test_every_look_of_a_line_of_the_horizon_is_in_its_legend():
+    curves = {name: [row(name).facts["px"]] for name in ("jepa", "random")}
+    (axis,) = figures.horizon({"curves": curves}).axes
+    looks = {line.get_linestyle() for line in axis.lines}
+    assert looks == {"-", ":", "--", "-."}
+    named = {line.get_label(): line.get_linestyle() for line in axis.get_legend().get_lines()}
+    assert set(named.values()) == looks and named["from true frames"] == ":"
+    assert [*named].count("JEPA") == 1 and not any(name.startswith("_") for name in named)
 
 
 def test_scatters_show_the_diagonal_and_the_score():

@@ -448,6 +448,13 @@ def test_discrete_actions_are_stored_from_zero_and_the_environment_is_closed(mon
     assert len(closed) == 2
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_breakout_without_a_console_tells_no_place(register):
+    register("stub/Breakout-v0", Counting)
+    env = make_env(EnvironmentConfig(id="stub/Breakout-v0", image_size=16))
+    assert record(env, lambda _: 1, collected(data__episodes=2), 0).position is None
+
+
 def test_ppo_without_its_extra_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
     refused(FileError, "stable_baselines3 is not installed", collect, skilled(), 0)
@@ -516,6 +523,7 @@ OWN, CONTINUOUS = "frames of its own", {"action_kind": "continuous", "action_dim
         ({"reward": np.array([0, 0, 0, 0, np.inf], np.float32)}, "reward is NaN or infinite"),
         ({"action_dim": "4"}, "size '4'"), ({"stack": 0}, "stacks of 0"),
         ({"action_kind": "analog"}, "'analog' actions"),
+        ({"position": np.zeros(7, np.float32)}, r"position must be \(7, 1\)"),
         (CONTINUOUS | {"action": np.full((5, 2), np.nan, np.float32)}, "action is NaN or infinite"),
         (CONTINUOUS | {"action": np.zeros((5, 3), np.float32)}, "action must be .* float32"),
     ],

@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,11 +22,12 @@ from tiny_pixels import (
     tiny_workspace,
     under,
 )
+from tiny_runs import ROOT, cells, execute
 from tiny_settings import SETTINGS, base_of, other_values
 
 from hjepa_lib.config import ConfigError, flatten, from_dict
 from hjepa_lib.config.pixels import MODELS, EpochsConfig, RewardConfig
-from hjepa_lib.files import FileError
+from hjepa_lib.files import FileError, WorkbookError
 from hjepa_lib.grids import buffer as buffers
 from hjepa_lib.grids.models import KINDS, build_grid_model
 from hjepa_lib.grids.stages import fit_grid, grid_stages
@@ -38,6 +40,7 @@ from hjepa_lib.pixels.heads import RewardHead
 from hjepa_lib.pixels.measures import transition_errors
 from hjepa_lib.pixels.models import FILES, VJepa2, build_pixel_model, fill_model, save_model
 from hjepa_lib.pixels.networks import parameter_counts
+from hjepa_lib.pixels.results import measure_row
 from hjepa_lib.pixels.stages import (
     DECODED,
     fresh_model,
@@ -119,6 +122,55 @@ def test_models_of_a_named_run_are_taken_as_they_are(ws):
     list(train(taking, "heads_jepa_s0"))
     assert weights(taking) == weights(ws)
     assert taking.origin("jepa_s0") == "tiny" and taking.origin("heads_jepa_s0") == "this run"
+
+
+def test_a_model_is_judged_on_the_data_and_as_far_as_the_run_says_that_judges_it(ws):
+    """Not as its own run's settings said: two models of a table would be told after other steps."""
+    shorter = beside(ws, "shorter", data__sequence=4)
+    found = measure_row(shorter, "enc_dec", 0, rewards=False).facts
+    assert shorter.origin("enc_dec_s0") == "tiny" and len(found["px"]["imagined"]) == 4
+    config = ws.config.override(dotted({"loading__run": "tiny", "environment__id": "own"}))
+    judging = tiny_workspace(ws.run.path.parent, config, "judging", tiny_transitions(12))
+    found = measure_row(judging, "enc_dec", 0, rewards=False).facts
+    assert judging.origin("enc_dec_s0") == "tiny" and found["environment"] == "own"
+    parts = len(make_transitions(ws).train), len(make_transitions(judging).test)
+    assert (found["n"]["training"], found["n"]["test"]) == parts
+
+
+@pytest.fixture
+def chapter(ws, monkeypatch):
+    """Plays a chapter here, on the data of the run, with other settings of `pixels`."""
+    monkeypatch.setenv("HJEPA_HEADLESS", "1")
+
+    def play(number, **changes):
+        config = ws.config.override(dotted(changes), strict=False)
+        name = tiny_workspace(ws.run.path.parent, config, f"chapter{number}").run.name
+        (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
+        execute(path, run=name)
+
+    return play
+
+
+def test_drawing_or_naming_holds_where_models_differ_by_wish(chapter, ws, capsys):
+    """Weights from a file, a decoder that reads the answer, an encoder that cannot be: what the
+    chapter says and checks must be so all the same (it trains, so it takes seconds)."""
+    path = str(ws.run.stage_folder("jepa_s0"))
+    chapter(11, loading__path=path, loading__skip_training=True, decoder__source="online",
+            encoder__patch=5)  # fmt: skip
+    said = capsys.readouterr().out
+    assert "vit: images of 16 x 16 px do not divide into 5 px patches" in said
+    assert "jepa draws the next frame, from its encoding, with" in said
+    assert "enc_dec draws the next frame with" in said and "checks passed" in said
+
+
+def test_a_model_trained_elsewhere_has_no_curves(chapter, ws):
+    refused(WorkbookError, "comes from elsewhere", chapter, 12, loading__run=ws.run.name)
+    (source,) = (cell.source for cell in cells(ROOT / "notebooks/12_vjepa2.ipynb")
+                 if "records1 =" in cell.source)  # fmt: skip
+    silent = SimpleNamespace(run=SimpleNamespace(records=lambda _: []))
+    names = {"ws": silent, "name_of": lambda *_: "", "two_stages": SimpleNamespace(STAGES=[0, 0])}
+    exec(source, names)
+    assert names["records1"] == []
 
 
 @pytest.mark.parametrize("name", [*MODELS, "random", "random_vit"])

@@ -17,6 +17,11 @@ from hjepa_lib.workbench import CONFIGS
 from hjepa_lib.workbench.schema import read_experiment
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(compare, "RESAMPLES", 200)
+
+
 def test_a_cell_has_a_row_per_model_with_the_numbers_of_the_comparison(pixel_run):
     rows = studies.score_models(pixel_run, {"training": True})
     assert [row["learner"] for row in rows] == list(MODELS)
@@ -54,7 +59,7 @@ def test_a_position_of_many_numbers_is_scored_by_each_of_them(tmp_path):
     assert row["latent"] > 0 and "training.px_first" not in row
     train, _, test = stages.make_transitions(ws)
     one, two = (dataclasses.replace(x, position=x.position[:, [1]]) for x in (train, test))
-    found, _ = place_errors(stages.load_model(ws, "jepa", 0), one, two, 0)
+    found, _ = place_errors(stages.load_model(ws, "jepa", 0), one, two, 0, 6)
     px = {kind: np.sqrt(errors.mean(0)) for kind, errors in found.items()}
     for kind in ("imagined", "guess"):
         assert row[f"{kind}_last_1"] == pytest.approx(px[kind][-1])
@@ -79,6 +84,11 @@ def test_in_our_own_worlds_a_row_knows_the_best_possible_model(tmp_path, monkeyp
     (blocks,) = compare.unpack([row["errors.px_possible_first"]])
     assert blocks.mean() ** 0.5 == pytest.approx(least, rel=1e-2)
     assert 5 < row["ceiling_px"] < 6 and row["possible_first"] < row["possible_last"]
+    data = stages.load_transitions(ws)  # the rules do not say what several steps lead to
+    data.meta["frame_skip"] = 1
+    monkeypatch.setattr(stages, "load_transitions", lambda _: data)
+    (row,) = studies.score_models(ws, {"models": ["jepa"], "draw": False})
+    assert "imagined_first" in row and not {"ceiling_px", "possible_first"} & row.keys()
 
 
 def test_thin_blocks_keep_their_mean_and_ratios_their_range():

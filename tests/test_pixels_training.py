@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import digest, refused
 from tiny_pixels import (
+    SHAPES,
     fresh,
     seeded,
     tiny_batch,
@@ -19,14 +20,15 @@ from tiny_pixels import (
 from torch import nn
 
 from hjepa_lib.__main__ import main
-from hjepa_lib.config import profile
+from hjepa_lib.config import ConfigError, profile
 from hjepa_lib.config.pixels import AuxiliaryConfig, EpochsConfig, RewardConfig
 from hjepa_lib.files import WorkbookError, read_json
 from hjepa_lib.models.checkpoint import fingerprint
-from hjepa_lib.pixels import checks, figures, heads, makers, studies, training
+from hjepa_lib.pixels import checks, figures, heads, makers, stages, studies, training
 from hjepa_lib.pixels import measures as met
 from hjepa_lib.pixels.heads import HEADS, Features, RewardHead
 from hjepa_lib.pixels.losses import BarlowTwins, DinoCentring, VICReg
+from hjepa_lib.pixels.models import build_pixel_model
 from hjepa_lib.pixels.transitions import Transitions
 
 
@@ -339,7 +341,7 @@ def test_every_setting_of_a_head_changes_what_it_predicts(field, value, first):
 def labelled(outputs):
     data = tiny_transitions(12)
     data.reward[:] = torch.arange(len(data)) % 7
-    ws = tiny_workspace(outputs, data=data)
+    ws = tiny_workspace(outputs, tiny_config(reward__labels=(20, 4_000, 9_000)), data=data)
     return ws, studies.load_labels(ws), data
 
 
@@ -347,10 +349,19 @@ def test_labels_are_counted_for_every_model_head_and_label(labelled):
     ws, found, _ = labelled
     cells = {(r["pays"], r["model"], r["head"], r["labels"]) for r in found["rows"]}
     assert len(cells) == 2 * len(studies.STUDIED) * len(HEADS) * 2 == len(found["rows"])
-    assert {r["labels"] for r in found["rows"]} == set(ws.config.pixels.reward.labels)
+    every = len(studies._labelled(stages.make_transitions(ws).train)[0])
+    assert {r["labels"] for r in found["rows"]} == {20, every}  # all that there are, once
     assert all(r["r2"] is not None for r in found["rows"])
     section = read_json(ws.run.path / "sections/25-labels.json")
     assert [*section["lists"].values()] == [found["sentences"]]
+
+
+def test_rewards_that_are_all_alike_give_no_number():
+    row = {"pays": "next state", "model": "jepa", "labels": 20, "r2": math.nan}
+    rows = [row | {"r2_choice": math.nan, "seed": seed, "head": head} for seed in range(3)
+            for head in HEADS]  # fmt: skip
+    for said in studies.label_sentences(rows):
+        assert said.startswith("next state, jepa, 20 labels: R2 not estimable over ")
 
 
 def test_the_control_pays_for_the_present_state_alone(labelled):
@@ -375,6 +386,22 @@ def test_its_key_knows_the_heads_and_the_weights_it_starts_from(tmp_path):
     for changes in ({"reward__labels": (30,)}, {"jepa__ema_decay": 0.5}, {"seeds": 2}):
         assert key(**changes) != plain
     assert key(log_every=3) == plain
+
+
+def test_variants_have_their_auxiliary_loss_whatever_the_weight():
+    config = tiny_pixels(auxiliary__weight=0.0)
+    for target, kind in studies.VARIANTS:
+        torch.manual_seed(0)
+        model = build_pixel_model("jepa", studies.vary(config, target, kind), SHAPES)
+        assert (model.regulariser is None) == (kind == "none")
+
+
+@pytest.mark.parametrize(
+    "entry", ["a", "{name: a}", "{name: a, type: dino, params: [1]}", "{name: a, type: dino, x: 1}"]
+)
+def test_a_bad_list_of_losses_is_one_sentence(entry, tmp_path):
+    (tmp_path / "losses.yaml").write_text(f"- {entry}\n")
+    refused(ConfigError, "is {name, type, params}", studies.read_losses, tmp_path / "losses.yaml")
 
 
 def test_losses_run_into_their_own_folders_and_are_ranked(tmp_path, monkeypatch):

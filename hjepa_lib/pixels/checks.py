@@ -24,11 +24,10 @@ def inspect(data: Transitions) -> dict[str, Any]:
     """What is in a data set: shapes, types, ranges, frame differences in [0, 1] (DATA-9)."""
     some = data[pick(len(data), SAMPLES)]  # differences of a whole large set would fill memory
     change = (scaled(some.next_state[:, -1]) - scaled(some.state[:, -1])).abs().flatten(1)
-    lengths = data.episode.unique_consecutive(return_counts=True)[1]
     return {
         "transitions": len(data),
-        "episodes": len(lengths),
-        "episode length": f"{int(lengths.min())} to {int(lengths.max())}",
+        "episodes": len(data.lengths),
+        "episode length": f"{int(data.lengths.min())} to {int(data.lengths.max())}",
         "state": f"{data.state_shape} uint8",
         "action": f"{data.action_kind}, {data.action_dim}",
         "different actions": len(data.action.unique(dim=0)),

@@ -167,9 +167,9 @@ def place_of(env: gymnasium.Env, info: dict[str, Any]) -> np.ndarray:
     """
     if "position" in info:
         return np.asarray(info["position"], np.float32).ravel()
-    if "Breakout" in str(env.unwrapped.spec and env.unwrapped.spec.id):
-        ram = env.unwrapped.ale.getRAM()
-        return ram[list(BREAKOUT_RAM)].astype(np.float32)
+    console = getattr(env.unwrapped, "ale", None)  # other Breakouts have none
+    if console is not None and "Breakout" in env.unwrapped.spec.id:
+        return console.getRAM()[list(BREAKOUT_RAM)].astype(np.float32)
     return np.empty(0, np.float32)
 
 

@@ -63,10 +63,11 @@ def transition_errors(
 
 @torch.no_grad()
 def place_errors(
-    model: Any, train: Transitions, data: Transitions, seed: int
+    model: Any, train: Transitions, data: Transitions, seed: int, most: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Squared distances (W, K), px^2, from true positions after 1..K actions; episodes (W,).
 
+    K is `STEPS`, `most` or the longest episode of a part, whatever is least.
     `imagined`: what a ridge of each step reads from imagined latents; `encoded`: one for all steps
     from those of the true frames; `permuted`: imagined with the actions of another window; `last`,
     `mean`: the first position, the mean one of training; `between`: ridges of the first position;
@@ -76,8 +77,7 @@ def place_errors(
     """
     if train.position is None:
         return {}, np.empty(0)
-    longest = (int(part.episode.bincount().max()) for part in (train, data))
-    steps = min(STEPS, model.config.data.sequence, *longest)
+    steps = min(STEPS, most, *(int(part.lengths.max()) for part in (train, data)))
 
     def windows(part: Transitions, most: int) -> Tensor:
         first = part.windows(steps)
@@ -101,10 +101,8 @@ def place_errors(
                     for part, rows in ((train, seen), (data, asked)))  # fmt: skip
     places |= {"last": first, "mean": train.position[train.now].mean(0).expand_as(truth)}
     places["between"] = _reader(begun.double(), learned)(first.double())
-    if (data.meta.get("action_repeat", 1), data.meta.get("frame_skip", 0)) == (1, 0):
-        name = str(data.meta.get("environment"))
-        said = foresee(name, first[:, 0].numpy(), data.action[asked].numpy())
-        places |= {} if said is None else {"possible": torch.from_numpy(said)}
+    said = foresee(data.world, first[:, 0].numpy(), data.action[asked].numpy())
+    places |= {} if said is None else {"possible": torch.from_numpy(said)}
     found = {
         name: (place - truth).square().sum(-1).double().numpy() for name, place in places.items()
     }

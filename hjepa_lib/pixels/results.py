@@ -72,7 +72,7 @@ def measure_row(
     if rewards:
         heads, r2, _ = head_results(ws, name, number)
         errors |= heads
-    places, episode = measures.place_errors(model, train, test, seed)
+    places, episode = measures.place_errors(model, train, test, seed, config.data.sequence)
     px = {kind: measures.rms(values) for kind, values in places.items()}
     blocks = {kind: by_block(values, test.episode.numpy()) for kind, values in errors.items()}
     blocks |= place_blocks(places, episode)
@@ -101,7 +101,10 @@ def measure_row(
     found = collapse(*(measures.latents(one, test, rows) for one in both))
     used = ("", *(["heads"] if rewards else ()), *(["decoder"] if decoder else ()))
     facts = {key: value for key, value in result.items() if not isinstance(value, dict)} | {
-        "n": result["transitions"] | {"episodes": len(test.episodes), "windows": len(episode)},
+        # Here, not where another run trained it.
+        "environment": config.environment.id,
+        "n": result["transitions"]
+        | {"test": len(test), "episodes": len(test.episodes), "windows": len(episode)},
         "px": {kind: values.tolist() for kind, values in px.items()},
         "weights": ws.weights(stages.name_of(name, number, kind) for kind in used),
         "mean_reward_r2": r2[MEAN_REWARD],
@@ -125,7 +128,7 @@ def score_table(comparison: Mapping[str, Any]) -> pd.DataFrame:
     table = pd.DataFrame(comparison["models"]).map(lambda cell: cell["text"]).rename(columns=LABELS)
     guesses = [compare.floor(comparison, name) for name in table.index]
     shown = [number(one) if isinstance(one, float) else one or "–" for one in guesses]
-    table["better of copy-last and mean"] = shown
+    table["trivial guess"] = shown
     return table.rename(index=lambda name: name.replace("_", " "))
 
 
@@ -148,8 +151,9 @@ def comparison_section(comparison: Mapping[str, Any]) -> dict[str, Any]:
             f"{comparison['environment']}, training seeds "
             f"{', '.join(map(str, comparison['seeds']))}: {n['training']:,} transitions to learn "
             f"from and {n['test']:,} in {n['episodes']} episodes to be judged on; {won} of "
-            f"{len(trained)} paired comparisons with a trivial guess, a plainer head, a random "
-            "encoder or the matched twin are won (95 % intervals, not corrected for their number)."
+            f"{len(trained)} paired comparisons with a trivial guess, permuted actions, a plainer "
+            "head, a random encoder or the matched twin are won (95 % intervals, not corrected for "
+            "their number)."
         ),
         "sentences": [
             "Mean over seeds [lowest to highest]. State px: root mean squared distance from the "

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hjepa_lib.config import Config, ConfigError, from_dict, leaves, read_yaml
 from hjepa_lib.config.pixels import MODELS, AuxiliaryConfig, PixelsConfig
-from hjepa_lib.evaluation.statistics import seeds_for, student
+from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, seeds_for, student
 from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
 from hjepa_lib.pixels import results, stages, worlds
 from hjepa_lib.pixels.compare import BLOCKED, NOT_APPLICABLE, pack, ratio_of, score
@@ -71,7 +71,9 @@ def make_labels(ws: Workspace, folder: Path) -> None:
                 one.rows(kept)._replace(reward=labels[at].to(one.latent.device))
                 for one, (kept, labels) in zip(features, labelled, strict=True)
             )
-            for count, kind in itertools.product(config.labels, HEADS):
+            # Each once: a case that is there twice looks like two seeds.
+            counts = {min(one, len(train.reward)): one for one in config.labels}
+            for count, kind in itertools.product(counts.values(), HEADS):
                 few, fewer = (
                     part.rows(pick(len(part.reward), most, seed))
                     for part, most in ((train, count), (choice, count // 4))
@@ -108,11 +110,13 @@ def label_sentences(rows: list[dict[str, Any]]) -> list[str]:
         gain = (heads["larp"] - heads[against]).groupby(level=[0, 1, 2])
         for (pays, model, labels), both in gain:
             one = both["r2"]
-            text = f"{pays}, {model}, {labels:,} labels: R2 {one.mean():+.3f} over {against}"
-            if len(one) > 1:
+            known = one.notna().all()  # rewards may be all alike
+            mean = f"{one.mean():+.3f}" if known else NOT_ESTIMABLE
+            text = f"{pays}, {model}, {labels:,} labels: R2 {mean} over {against}"
+            if known and len(one) > 1:
                 spread = both["r2_choice"].std()
                 text += " ({:+.3f} to {:+.3f}; seeds: {}".format(*student(one), len(one))
-                if spread >= 0:  # rewards may be all alike there
+                if spread >= 0:  # of the choice, too
                     text += f", {seeds_for(GAIN, spread, POWER):,} would show {GAIN}"
                 text += ")"
             found.append(text.replace("_", " "))
@@ -130,7 +134,8 @@ VARIANTS = (
 def vary(config: PixelsConfig, target: str, auxiliary: str) -> PixelsConfig:
     """`config` with another target mode and auxiliary loss."""
     jepa = dataclasses.replace(config.jepa, target=target)
-    loss = dataclasses.replace(config.auxiliary, kind=auxiliary)
+    weight = config.auxiliary.weight or 1
+    loss = dataclasses.replace(config.auxiliary, kind=auxiliary, weight=weight)
     return dataclasses.replace(config, jepa=jepa, auxiliary=loss)
 
 
@@ -147,13 +152,14 @@ def read_losses(path: Path | None) -> dict[str, AuxiliaryConfig]:
         raise ConfigError(f"{path} must hold a list of auxiliary losses {{name, type, params}}")
     found: dict[str, AuxiliaryConfig] = {}
     for entry in entries:
-        keys = set(entry) if isinstance(entry, dict) else set()
-        if not {"name", "type"} <= keys <= {"name", "type", "params"} or entry["name"] in found:
+        whole = {"params": {}} | entry if isinstance(entry, dict) else {}
+        name, params = str(whole.get("name")), whole.get("params")
+        fits = whole.keys() == {"name", "type", "params"} and isinstance(params, dict)
+        if not fits or name in found:
             raise ConfigError(
                 f"an auxiliary loss is {{name, type, params}} with a name of its own, got {entry!r}"
             )
-        params = {"kind": entry["type"], **entry.get("params", {})}
-        found[entry["name"]] = from_dict(AuxiliaryConfig, params)
+        found[name] = from_dict(AuxiliaryConfig, {"kind": whole["type"]} | params)
     return found
 
 
@@ -243,7 +249,7 @@ def score_models(ws: Workspace, settings: dict[str, Any]) -> list[dict[str, Any]
         for one in used:
             said = {"parameters": stages.load_result(ws, one)["parameters"]["total"]} | used[one]
             row[f"weights.{'decoder' if one.startswith('decoder') else 'model'}"] = said
-        if world := worlds.ceilings(facts["environment"]):
+        if world := worlds.ceilings(test.world):
             row["ceiling_px"] = world["px"]
         blocks = {kind: one for kind, one in found.errors.items() if kind in BLOCKED}
         for column in range(numbers if numbers > 2 else 0):
@@ -251,7 +257,8 @@ def score_models(ws: Workspace, settings: dict[str, Any]) -> list[dict[str, Any]
                 dataclasses.replace(part, position=part.position[:, [column]])
                 for part in (train, test)
             )
-            places, episode = place_errors(stages.load_model(ws, name, 0), one, two, ws.config.seed)
+            model, most = stages.load_model(ws, name, 0), ws.config.pixels.data.sequence
+            places, episode = place_errors(model, one, two, ws.config.seed, most)
             own = results.place_blocks(places, episode)
             row |= _placed({kind: rms(errors) for kind, errors in places.items()}, own, column)
             blocks |= {f"{kind}_{column}": errors for kind, errors in own.items()}

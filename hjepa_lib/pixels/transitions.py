@@ -100,6 +100,17 @@ class Transitions:
         """Episode ids in ascending order."""
         return self.episode.unique()
 
+    @property
+    def lengths(self) -> Tensor:  # (E,) int64
+        """Transitions of each episode, in the order of the file."""
+        return self.episode.unique_consecutive(return_counts=True)[1]
+
+    @property
+    def world(self) -> str:
+        """The environment; "" where its steps had more actions than the rows have."""
+        single = (self.meta.get("action_repeat", 1), self.meta.get("frame_skip", 0)) == (1, 0)
+        return str(self.meta.get("environment")) if single else ""
+
     def __getitem__(self, rows: Tensor) -> TransitionBatch:
         """The transitions `rows` (B,); stacks never reach into another episode."""
         steps, origin = torch.arange(1 - self.stack, 1), self.origin[rows, None]
@@ -116,12 +127,10 @@ class Transitions:
 
         WorkbookError when there is none.
         """
-        _, rank, count = self.episode.unique_consecutive(return_inverse=True, return_counts=True)
-        left = count.cumsum(0)[rank] - torch.arange(len(self))  # rows to the end of the episode
-        if int(count.max()) < length:
-            raise WorkbookError(
-                f"no episode has {length} transitions, the longest has {int(count.max())}"
-            )
+        count = self.lengths
+        left = count.cumsum(0).repeat_interleave(count) - torch.arange(len(self))  # rows to the end
+        if (most := int(count.max())) < length:
+            raise WorkbookError(f"no episode has {length} transitions, the longest has {most}")
         return (left >= length).nonzero()[:, 0]
 
     def split(self, fraction: float, seed: int) -> tuple[Transitions, Transitions]:
@@ -215,7 +224,7 @@ def _checks(
     if not discrete:
         forms["action"] = (*rows, action_dim), "float32"
     for place in told:
-        forms["position"] = (len(frames), *place.shape[1:2]), "float32"
+        forms["position"] = (len(frames), (*place.shape, 1)[1]), "float32"
     for name, array in arrays.items():
         shape, kind = forms.get(name, (rows, "int64"))
         yield (
