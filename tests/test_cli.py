@@ -181,6 +181,8 @@ def test_a_file_of_trials_can_be_played(tmp_path):
     ("arguments", "message"),
     [
         (["run", "--set", "level1.widht=3"], "unknown setting 'level1.widht'"),
+        (["run", "--set", "data.source=nowhere:World"], "No module named 'nowhere'"),
+        (["train", "--set", "data.source=json:World"], "'json' has no attribute 'World'"),
         (["run", "--resume"], "there is no run in"),
         (["report", "--run", "nope"], "run 'nope' does not exist"),
         (["sweep", "none.yaml"], "none.yaml does not exist"),
@@ -322,6 +324,7 @@ def test_s6_kernels_may_start_slowly(folder, monkeypatch):
     monkeypatch.setattr(papermill, "execute_notebook", execute)
     play(Run.create("mine", CPU), [write(folder, "01_a")])
     assert asked["start_timeout"] >= 300
+    assert "cwd" not in asked  # own worlds and files are found from where the command was given
 
 
 def test_ctrl_c_ends_the_kernel_and_says_how_to_resume(folder, tmp_path):

@@ -11,6 +11,7 @@ from tiny_runs import ROOT
 from hjepa_lib.config import ConfigError
 from hjepa_lib.data.measures import describe, motion, published
 from hjepa_lib.data.normaliser import Normaliser
+from hjepa_lib.data.published import acquire
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.data.windows import Windows
@@ -408,13 +409,45 @@ def test_what_an_own_world_cannot_do_is_refused(lake, monkeypatch):
         refused(ValueError, message, attempt)
     monkeypatch.setattr(lake, "free", lambda self, state: state[:, 0] > 99)
     refused(FileError, "Lake: .* lies in a wall", draw_trials, lake, "test")
-    data, whole = generate("good", 1000, source=SOURCE), lake.render
-    columns = data.positions, data.actions, data.layout  # one row for each state, no episodes
-    with monkeypatch.context() as patch:
-        patch.setattr(lake, "collect", lambda *asked: columns)
-        refused(WorkbookError, r"Lake.collect must return", generate, "good", 9, source=SOURCE)
-    monkeypatch.setattr(lake, "render", lambda self, position=None: whole(self, position)[..., :64])
-    refused(ValueError, r"\(256, 2, 65, 64\)", Normaliser.fit, data, 0)
+    data = generate("good", 1000, source=SOURCE)
+    states, pushes, rows = torch.zeros(2, 5, 2), torch.zeros(2, 4, 2), torch.zeros(2, 2)
+    for columns, message in (
+        # one row for each state, no episodes; too few; numbers of another package; not finite
+        ((data.positions, data.actions, data.layout), "Lake.collect must return"),
+        ((states, pushes, rows), "enough of them"),
+        ((states.numpy(), pushes, rows), "Lake.collect must return"),
+        ((states[:, :0], pushes, rows), "Lake.collect must return"),
+        ((torch.zeros(9, 5, 2), torch.zeros(9, 4, 2) / 0, torch.zeros(9, 2)), "not finite"),
+    ):
+        monkeypatch.setattr(lake, "collect", lambda *asked, own=columns: own)
+        refused(WorkbookError, message, generate, "good", 9, source=SOURCE)
+
+
+def moves_what_it_returned(self, action):
+    self.position += action
+    return self.position
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "message"),
+    [
+        ("sample_start_goal", lambda self, generator: None, "sample_start_goal must return"),
+        ("sample_start_goal", lambda self, generator: 2 * (torch.zeros(8),), r"got \(8,\)"),
+        ("reset", lambda self, position: None, r"reset must return \(8, 2\)"),
+        ("step", lambda self, action: action.numpy(), "step must return"),
+        ("step", lambda self, action: action[:, :1], r"got \(8, 1\)"),
+        ("step", moves_what_it_returned, "step must return a new tensor"),
+        ("render", lambda self, position: torch.zeros(8, 2, 65, 65).byte(), r"\(8, 3, 2, 65, 65\)"),
+        ("render", lambda self, position: torch.zeros(8, 3, 2, 65, 65), "got .* torch.float32"),
+        ("reached", lambda self, state, goal: (state - goal)[:, :2, 0] < 1, r"got \(8, 2\)"),
+        ("oracle_length", lambda self, start, goal: (goal - start)[:, :1], r"got \(8, 1\)"),
+        ("oracle_action", lambda self, goal, cap: goal - self.position, "beyond the cap of 2.45"),
+    ],
+)
+def test_a_method_that_breaks_its_word_is_named(lake, monkeypatch, method, change, message):
+    monkeypatch.setattr(lake, method, change)
+    config = tiny_config(data__source=SOURCE, planning__action_cap=0.0)
+    refused(ConfigError, message, acquire, config.data, 0)
 
 
 def test_actions_that_are_not_x_and_y_are_described(lake):

@@ -6,18 +6,25 @@ import math
 import re
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
-from tiny import tiny_config
+from tiny import refused, tiny_config
 from tiny_runs import CPU, LOADED, ROOT, Said, cells, code_of, execute, is_parameters, printed
+from tiny_world import Lamp
 
+import hjepa_lib
+from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.results import load_results
 from hjepa_lib.files import read_json
 from hjepa_lib.runs import notebooks as runner
+from hjepa_lib.runs import score
+from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.report import check_summary
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.score import FLOORS, learned
 from hjepa_lib.workbench import compare
+from hjepa_lib.worlds.trials import draw_trials, save_trials
 
 NOTEBOOKS = runner.select_notebooks("01-05", ROOT / "notebooks")
 NAMES = [path.stem for path in NOTEBOOKS]
@@ -221,3 +228,29 @@ def test_an_own_world_and_a_file(monkeypatch, capsys):
     assert "this part is left out" in part and "this part is left out" not in whole
     assert len(names["judged"]) == 6 and without["judged"] == []
     assert names["rates"]["oracle, none"]["n"] == CPU.evaluation.trials
+
+
+def test_an_own_world_of_another_form_goes_through_the_chapters(tmp_path, capsys, monkeypatch):
+    """The only test of chapters 02 to 05 with a local level 1, hence its seconds."""
+    few = draw_trials(Lamp, "validation").first(2)
+    file = save_trials(tmp_path / "few.npz", few)
+    changes = {"data.source": "tiny_world:Lamp", "evaluation.split": str(file)}
+    changes |= {"evaluation.budgets": [1.0], "evaluation.budget_trials": 1}
+    changes |= {"evaluation.matched_dynamics": False, "planning.action_cap": 0.0}
+    changes |= dict.fromkeys(("level1.optim.updates", "level1.refine_updates"), 8)
+    changes |= {"distance.optim.updates": 8, "data.transitions": 1000}
+    run = Run.create("lamp", tiny_config().override(changes))
+    names = [execute(path, run="lamp") for path in NOTEBOOKS]
+    assert capsys.readouterr().out.count("checks passed") == 5
+    rows, ws, agent = (names[3][name] for name in ("rows", "ws", "agent"))
+    assert {row["n"] for row in rows} == {2} and names[3]["tuned"] == []
+    run.reload()
+    captions = {name: one["caption"] for name, one in run.manifest["figures"].items()}
+    assert "few.npz trials" in captions["04_success.png"]
+    assert "(few.npz)" in captions["05_episode_graph.gif"]
+    told = replace(ws.config.planning, truth="dynamics")  # of steps with three actions
+    case = Case.of(ws.config, "flat", "distance", planning=told)
+    assert score.play(ws, agent, case).row["told"] == "dynamics"
+    monkeypatch.setattr(Lamp, "frame_shape", (3, 22, 22))
+    message = r"on frames \(3, 22, 34\), tiny_world:Lamp has \(3, 22, 22\)"
+    refused(RunError, message, hjepa_lib.load, "lamp")

@@ -6,7 +6,6 @@ import torch
 
 from hjepa_lib.config.fields import Float, Section
 from hjepa_lib.data.trajectories import Trajectories
-from hjepa_lib.files import WorkbookError
 
 _FRAMES = 4096  # rendered for the pixel statistics: standard error of the mean below 0.5 %
 _SMALLEST = 1e-6
@@ -28,18 +27,13 @@ class Normaliser(Section):
 
     @classmethod
     def fit(cls, trajectories: Trajectories, seed: int) -> "Normaliser":
-        """Of a (training) set; `seed` picks the frames. WorkbookError for others than promised."""
+        """Of a (training) set; `seed` picks the frames."""
         generator = torch.Generator().manual_seed(seed)
         states = torch.randint(len(trajectories.positions), (_FRAMES,), generator=generator)
         shape = trajectories.frame_shape
         total, squares = torch.zeros(2, shape[0], dtype=torch.float64)
         for part in torch.arange(_FRAMES).split(256):  # 9 MB of float32 pixels at a time
             frames = trajectories.frames(states[part])
-            if frames.shape[1:] != shape or frames.dtype != torch.uint8:
-                wanted, found = ", ".join(map(str, shape)), tuple(frames.shape)
-                raise WorkbookError(
-                    f"a world draws (B, {wanted}) uint8 frames, this one {found} {frames.dtype}"
-                )
             pixels = frames.float()  # (256, C, Hpx, Wpx)
             total += pixels.sum((2, 3)).double().sum(0)
             squares += pixels.square_().sum((2, 3)).double().sum(0)

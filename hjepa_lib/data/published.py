@@ -12,7 +12,7 @@ from hjepa_lib.config import ConfigError, DataConfig, names_world
 from hjepa_lib.data import readers
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.trajectories import Record, Trajectories
-from hjepa_lib.worlds.base import find_world
+from hjepa_lib.worlds.base import find_world, try_out
 from hjepa_lib.worlds.layout import FIXED, SIZE
 
 FILE_ID = "1NwR-ui-akIgR2xcoJHYiHjOk9U5bYCa0"  # at Google Drive, about 535 MB
@@ -137,6 +137,7 @@ def acquire(config: DataConfig, seed: int, folder: Path = Path()) -> Trajectorie
     Frames of a recording go to `folder`. Without a network generated data stand in for published
     ones, which is printed and in meta["fallback"]; any other failure raises `FileError`.
     """
+    try_out(config.played)
     names = ("recipe", "transitions", "layouts", "dynamics", "good_fraction", "exclude_wall",
              "exclude_door")  # fmt: skip
     made = {name: getattr(config, name) for name in names} | {"seed": seed}

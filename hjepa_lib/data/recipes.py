@@ -96,11 +96,13 @@ def generate(
     if layouts == "rectangle":
         meta |= {"exclude_wall": exclude_wall, "exclude_door": exclude_door}
     if own := world and world.collect(transitions, pool, seed):
-        whole, width = own[0].shape[:2], world.action_size
-        asked = (*whole, world.state_size), (whole[0], whole[1] - 1, width), (whole[0], 2)
-        if tuple(tuple(one.shape) for one in own) != asked:
-            shapes = "states (R, L, N), actions (R, L - 1, A) and layouts (R, 2)"
-            raise WorkbookError(f"{world.__name__}.collect must return {shapes} of whole episodes")
+        found = [tuple(one.shape) if isinstance(one, Tensor) else () for one in own]
+        count, length, *_ = (*found[0], 0, 0)
+        steps = count, length - 1, world.action_size
+        whole = found == [(count, length, world.state_size), steps, (count, 2)]
+        if not whole or count * steps[1] < transitions:
+            shapes = "states (R, L, N), actions (R, L - 1, A) and layouts (R, 2) of whole episodes"
+            raise WorkbookError(f"{world.__name__}.collect must return {shapes}, enough of them")
         positions, actions, layout = own
     else:
         if world is not None and world.action_size != 2:
@@ -111,6 +113,8 @@ def generate(
             made.append(_chunk(world, recipe, rule, part, pool, generator, dynamics))
             done += len(made[-1][0])
         positions, actions, layout = map(torch.cat, zip(*made, strict=True))
+    if not (positions.isfinite().all() and actions.isfinite().all()):
+        raise WorkbookError(f"{source} made states or actions that are not finite numbers")
     lengths = torch.full((len(positions),), positions.shape[1])
     actions = pad(actions, (0, 0, 0, 1))  # a last state has no action
     whole = positions.flatten(0, 1), actions.flatten(0, 1), lengths, layout.to(torch.int16)

@@ -69,7 +69,7 @@ class Agent:
         geometry = TrueDistance(self.probe, cap) if planning.truth == "distance" else geometry
         steps = self.level1
         if planning.truth == "dynamics":
-            steps = TrueDynamics(self.encode, steps.mover)
+            steps = TrueDynamics(self.encode, steps)
         if hierarchy.control == "untrained" and count > 1:
             level2 = _fresh_level2(level2, self.seed)
         below, acting = (hierarchy.tracker, level2) if count > 1 else (planning.flat, None)

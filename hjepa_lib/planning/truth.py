@@ -7,8 +7,8 @@ from torch import Tensor
 
 from hjepa_lib.config import ConfigError
 from hjepa_lib.models.distance import Probe
+from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.local import Scene
-from hjepa_lib.models.mover import Mover
 from hjepa_lib.planning.graph import GraphDistance, pixels_of
 from hjepa_lib.worlds.base import World
 
@@ -38,10 +38,10 @@ def _asked(scene: Scene | None) -> World:
 class TrueDynamics:
     """Level 1's roll-outs as a copy of the world makes them; its frames are encoded."""
 
-    predictors, action_dim = (None,), 2
+    predictors = (None,)
 
-    def __init__(self, encode: Callable[[Tensor], Tensor], mover: Mover | None = None) -> None:
-        self.encode, self.mover = encode, mover
+    def __init__(self, encode: Callable[[Tensor], Tensor], model: Jepa) -> None:
+        self.encode, self.mover, self.action_dim = encode, model.mover, model.action_dim
 
     def rollout_members(self, start: Tensor, plans: Tensor, scene: Scene, **hooks) -> Tensor:
         """start (M, D), plans (M, H, A) px -> (1, M, H+1, D)."""

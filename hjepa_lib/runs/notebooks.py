@@ -152,7 +152,6 @@ def _execute(run: Run, path: Path) -> None:
             parameters={"run": run.name},  # which holds the settings
             kernel_name="python3",
             language="python",
-            cwd=str(repository()),
             progress_bar=False,
             start_timeout=300,  # many kernels at once start slowly
             coalesce_streams=True,  # a progress bar leaves one line, not one per refresh

@@ -176,9 +176,10 @@ def cases_of(config: Config, **changes: Any) -> list[Case]:
 def tuned_pair(config: Config) -> list[Case]:
     """The default verdict on the hierarchy (Q5): flat as validation trials chose it, and L1+L2.
 
-    Latent cost, equal compute in the profile laptop (cells `bar_*` of the study); [] without l2.
+    Latent cost, equal compute in the profile laptop (cells `bar_*` of the study); [] without l2,
+    and in other worlds than Two Rooms, where nobody has chosen.
     """
-    if config.level2.disable_l2:
+    if config.level2.disable_l2 or evaluation.world_of(config):
         return []
     search = dataclasses.replace(config.planning.flat, horizon=48, iterations=1, sigma=3.5)
     planning = dataclasses.replace(config.planning, flat=search, replan=8)

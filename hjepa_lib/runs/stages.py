@@ -30,6 +30,7 @@ from hjepa_lib.planning.agent import Agent, load_agent
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.keys import core_stages, is_joint, wanted_stages
 from hjepa_lib.runs.notebooks import Say, since
+from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training import distributed
@@ -42,6 +43,7 @@ from hjepa_lib.training.loop import Fit, Report
 from hjepa_lib.training.mover import find_mover, train_foresight
 from hjepa_lib.training.policies import train_policy
 from hjepa_lib.training.probes import train_probe
+from hjepa_lib.worlds import TwoRooms
 
 FLAT = ("l1", "distance")
 """What the flat planner needs."""
@@ -222,6 +224,9 @@ def load_run(run: Run, names: Sequence[str] = (), precision: str = "", device: s
     agent = load_agent(run.path / "l1", above[0], planning, config.seed, *where, above[1], ball)
     if unplayed(config):
         agent.planning = recorded_planning(planning, agent.level1.normaliser)
+    elif (seen := agent.level1.frame) != (drawn := (world or TwoRooms).observed()):
+        what = f"{config.data.played} has {drawn}: was it changed or moved?"
+        raise RunError(f"run {run.name!r} was trained on frames {seen}, {what}")
     return agent
 
 
