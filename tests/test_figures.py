@@ -282,6 +282,8 @@ def test_probe_titles_carry_the_rmse_in_px():
     figure = training.probe_scatter(true, true + np.array([3.0, 4.0]))
     assert figure.get_suptitle() == "Position probe: RMSE 5.00 px"
     assert titles(figure)[0].startswith("x: RMSE 3.00 px")
+    figure = training.probe_scatter(true, true + np.array([3.0, 4.0]), unit="m")
+    assert figure.get_suptitle().endswith(" 5.00 m") and "px" not in titles(figure)[0]
 
 
 def test_open_loop_error_shows_medians_bands_and_the_stay_baseline():

@@ -414,7 +414,7 @@ def test_what_an_own_world_cannot_do_is_refused(lake, monkeypatch):
     for columns, message in (
         # one row for each state, no episodes; too few; numbers of another package; not finite
         ((data.positions, data.actions, data.layout), "Lake.collect must return"),
-        ((states, pushes, rows), "enough of them"),
+        ((states, pushes, rows), "return enough states"),
         ((states.numpy(), pushes, rows), "Lake.collect must return"),
         ((states[:, :0], pushes, rows), "Lake.collect must return"),
         ((torch.zeros(9, 5, 2), torch.zeros(9, 4, 2) / 0, torch.zeros(9, 2)), "not finite"),
@@ -432,15 +432,15 @@ def moves_what_it_returned(self, action):
     ("method", "change", "message"),
     [
         ("sample_start_goal", lambda self, generator: None, "sample_start_goal must return"),
-        ("sample_start_goal", lambda self, generator: 2 * (torch.zeros(8),), r"got \(8,\)"),
-        ("reset", lambda self, position: None, r"reset must return \(8, 2\)"),
+        ("sample_start_goal", lambda self, generator: 2 * (torch.zeros(8),), r"\(8,\), torch"),
+        ("reset", lambda self, position: None, r"reset must return \(\(8, 2\)"),
         ("step", lambda self, action: action.numpy(), "step must return"),
-        ("step", lambda self, action: action[:, :1], r"got \(8, 1\)"),
+        ("step", lambda self, action: action[:, :1], r"\(8, 1\), torch"),
         ("step", moves_what_it_returned, "step must return a new tensor"),
         ("render", lambda self, position: torch.zeros(8, 2, 65, 65).byte(), r"\(8, 3, 2, 65, 65\)"),
         ("render", lambda self, position: torch.zeros(8, 3, 2, 65, 65), "got .* torch.float32"),
-        ("reached", lambda self, state, goal: (state - goal)[:, :2, 0] < 1, r"got \(8, 2\)"),
-        ("oracle_length", lambda self, start, goal: (goal - start)[:, :1], r"got \(8, 1\)"),
+        ("reached", lambda self, state, goal: (state - goal)[:, :2, 0] < 1, r"\(8, 2\), torch"),
+        ("oracle_length", lambda self, start, goal: (goal - start)[:, :1], r"\(8, 1\), torch"),
         ("oracle_action", lambda self, goal, cap: goal - self.position, "beyond the cap of 2.45"),
     ],
 )
@@ -458,6 +458,7 @@ def test_actions_that_are_not_x_and_y_are_described(lake):
     assert found["action_std_0"] == found["action_std_2"] > 0 and "action_std_x" not in found
     moves = torch.cat([data.one(row)[0].diff(dim=0) for row in range(data.count)])
     assert torch.allclose(motion(data).steps, moves.norm(dim=-1))
+    assert found["step_mean_px"] == pytest.approx(float(moves.norm(dim=-1).mean()))
 
 
 def test_example_trains_plans_and_compares(lake, root, short_probe, monkeypatch):

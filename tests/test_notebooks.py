@@ -23,6 +23,7 @@ from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.report import check_summary
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.score import FLOORS, learned
+from hjepa_lib.widgets import story, strips
 from hjepa_lib.workbench import compare
 from hjepa_lib.worlds.trials import draw_trials, save_trials
 
@@ -244,6 +245,7 @@ def test_an_own_world_of_another_form_goes_through_the_chapters(tmp_path, capsys
     assert capsys.readouterr().out.count("checks passed") == 5
     rows, ws, agent = (names[3][name] for name in ("rows", "ws", "agent"))
     assert {row["n"] for row in rows} == {2} and names[3]["tuned"] == []
+    assert rows[-1]["data"]["recipe"] == "own"
     run.reload()
     captions = {name: one["caption"] for name, one in run.manifest["figures"].items()}
     assert "few.npz trials" in captions["04_success.png"]
@@ -251,6 +253,8 @@ def test_an_own_world_of_another_form_goes_through_the_chapters(tmp_path, capsys
     told = replace(ws.config.planning, truth="dynamics")  # of steps with three actions
     case = Case.of(ws.config, "flat", "distance", planning=told)
     assert score.play(ws, agent, case).row["told"] == "dynamics"
+    told = story.play(agent, story.scene_of(few, 1), "l1+l2", ws.config.planning, 6)
+    assert len(strips.film(told).axes) > 1 and told.actions.shape[1] == 3
     monkeypatch.setattr(Lamp, "frame_shape", (3, 22, 22))
     message = r"on frames \(3, 22, 34\), tiny_world:Lamp has \(3, 22, 22\)"
     refused(RunError, message, hjepa_lib.load, "lamp")

@@ -55,7 +55,7 @@ def describe(trajectories: Trajectories, limit: int = 2048) -> dict[str, float]:
         rates["crossing_rate"] = sum(crossed) / count
         rates["sides_differ_rate"] = int((ends.prod(1) < 0).sum()) / count
     moves = torch.cat([p.diff(dim=0) for p, _ in walks])
-    steps = actions.norm(dim=-1)
+    steps = (actions if actions.shape[1] == 2 else moves).norm(dim=-1)
     return {
         "trajectories": count,
         **rates,

@@ -102,8 +102,9 @@ def generate(
         whole = found == [(count, length, world.state_size), steps, (count, 2)]
         if not whole or count * steps[1] < transitions:
             shapes = "states (R, L, N), actions (R, L - 1, A) and layouts (R, 2) of whole episodes"
-            raise WorkbookError(f"{world.__name__}.collect must return {shapes}, enough of them")
+            raise WorkbookError(f"{world.__name__}.collect must return enough {shapes}")
         positions, actions, layout = own
+        meta["recipe"] = "own"
     else:
         if world is not None and world.action_size != 2:
             raise WorkbookError(f"{world.__name__} has other actions than x and y: it must collect")

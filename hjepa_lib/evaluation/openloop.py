@@ -13,7 +13,7 @@ from torch import Tensor
 from hjepa_lib.config import DataConfig, PlanningConfig
 from hjepa_lib.data.readers import is_recording
 from hjepa_lib.data.recipes import STEP_HIGH, STEP_MEAN, generate
-from hjepa_lib.data.trajectories import Trajectories
+from hjepa_lib.data.trajectories import Trajectories, Unplayed
 from hjepa_lib.evaluation.horizons import Curve
 from hjepa_lib.evaluation.statistics import wilson
 from hjepa_lib.files import WorkbookError
@@ -65,7 +65,8 @@ def _gaps(agent: Agent, latents: Tensor, positions: Tensor) -> np.ndarray:
 
 def unit_of(store: LatentStore) -> str:
     """What `open_loop` measures in windows of this store."""
-    return "error of the position (px)" if store.positions.shape[1] else "RMS of latents"
+    unit = "unit of the file" if store.data.world is Unplayed else "px"
+    return f"error of the position ({unit})" if store.positions.shape[1] else "RMS of latents"
 
 
 @torch.no_grad()

@@ -142,7 +142,7 @@ def layout_lists(lists: Mapping[str, np.ndarray]) -> Figure:
 
 
 @styled
-def latent_map(latents: np.ndarray, positions: np.ndarray) -> Figure:
+def latent_map(latents: np.ndarray, positions: np.ndarray, unit: str = "px") -> Figure:
     """First two principal components of latents (n, D), coloured by positions (n, 2), x and y."""
     pca = PCA(n_components=2, random_state=0)
     flat = pca.fit_transform(np.asarray(latents, float))
@@ -151,7 +151,7 @@ def latent_map(latents: np.ndarray, positions: np.ndarray) -> Figure:
     for axis, values, name in zip(axes, np.transpose(positions), "xy", strict=True):
         dots = draw.scatter(axis, *flat.T, values, s=5)
         axis.set(xlabel=f"component 1 ({first:.0f} % of the variance)", xticks=[], yticks=[])
-        draw.colour_bar(figure, dots, axis, f"{name} (px)")
+        draw.colour_bar(figure, dots, axis, f"{name} ({unit})")
     axes[0].set_ylabel(f"component 2 ({second:.0f} %)")
     return figure
 

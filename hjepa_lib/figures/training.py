@@ -12,7 +12,6 @@ from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
 from hjepa_lib.figures.style import styled
 
-PLACE = "error of the position (px)"
 LOST = 40.0
 """px: two random places of the room are closer than this, so a larger error is a lost dot."""
 
@@ -50,38 +49,38 @@ def probe_scatter(
     predicted: np.ndarray,
     names: Sequence[str] = ("x", "y"),
     title: str = "Position probe",
+    unit: str = "px",
 ) -> Figure:
-    """Predicted against true values (n, K) px of a probe, one panel per coordinate.
+    """Predicted against true values (n, K) of a probe, one panel per coordinate.
 
-    Titles give the RMSE in px and the spread (std) of the true values, below which a probe knows
+    Titles give the RMSE and the spread (std) of the true values, below which a probe knows
     something; with names (x, y) the headline adds the RMSE of the Euclidean error.
     """
     errors = np.sqrt(((predicted - true) ** 2).mean(0))  # (K,)
     if tuple(names) == ("x", "y"):
-        title = f"{title}: RMSE {np.linalg.norm(errors):.2f} px"
+        title = f"{title}: RMSE {np.linalg.norm(errors):.2f} {unit}"
     figure, axes = style.panels(1, len(names), 3.2, 3.0, title)
     for axis, name, one, other, error in zip(axes, names, true.T, predicted.T, errors, strict=True):
-        draw.identity(axis, one, other, f"{name} (px)")
-        axis.set_title(f"{name}: RMSE {error:.2f} px, spread {one.std():.1f} px")
+        draw.identity(axis, one, other, f"{name} ({unit})")
+        axis.set_title(f"{name}: RMSE {error:.2f} {unit}, spread {one.std():.1f}")
     return figure
 
 
 def open_loop_error(
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
     marks: Mapping[str, float] | None = None,
-    title: str = "Open-loop error",
-    ylabel: str = PLACE,
+    **look: Any,
 ) -> Figure:
     """Median and 10-90 % band by horizon of each level's errors, and of standing still.
 
-    `curves` maps a name to (environment steps (h,), errors (n, h) px), `marks` as in
+    `curves` maps a name to (environment steps (h,), errors (n, h) px), the rest as in
     `error_by_horizon`.
     """
     bands = {
         name: (steps, *np.quantile(errors, [0.5, 0.1, 0.9], axis=0))
         for name, (steps, errors) in curves.items()
     }
-    return error_by_horizon(bands, marks, band="median, 10-90 % band", title=title, ylabel=ylabel)
+    return error_by_horizon(bands, marks, band="median, 10-90 % band", **look)
 
 
 @styled
@@ -90,7 +89,7 @@ def error_by_horizon(
     marks: Mapping[str, float] | None = None,
     threshold: tuple[str, float] | None = None,
     collapsed: Mapping[str, Sequence[float]] | None = None,
-    ylabel: str = PLACE,
+    ylabel: str = "error of the position (px)",
     band: str = "median, 95 %",
     top: float | None = None,
     log: bool = False,

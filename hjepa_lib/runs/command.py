@@ -12,7 +12,7 @@ import tyro
 
 from hjepa_lib.config import Config, ConfigError, load_yaml, parse_overrides, settings_text
 from hjepa_lib.config import profile as make_profile
-from hjepa_lib.evaluation import world_of
+from hjepa_lib.evaluation import Case, unplayed
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.places import new_name
@@ -60,7 +60,8 @@ class RunOptions:
         config = self.settings(run and run.config)
         if run:
             run.require(config)
-        world_of(config)  # an own one that cannot be found leaves no run
+        if not unplayed(config):
+            Case.of(config, "oracle")  # no such world or trials: there is no run either
         runner.prepare(config, notebooks, self.yes)
         return run or Run.create(self.name or new_name(config), config)
 

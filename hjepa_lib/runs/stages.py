@@ -225,8 +225,8 @@ def load_run(run: Run, names: Sequence[str] = (), precision: str = "", device: s
     if unplayed(config):
         agent.planning = recorded_planning(planning, agent.level1.normaliser)
     elif (seen := agent.level1.frame) != (drawn := (world or TwoRooms).observed()):
-        what = f"{config.data.played} has {drawn}: was it changed or moved?"
-        raise RunError(f"run {run.name!r} was trained on frames {seen}, {what}")
+        now = f"{config.data.played} has {drawn} now"
+        raise RunError(f"run {run.name!r} was trained on frames {seen}, {now}")
     return agent
 
 

@@ -135,7 +135,7 @@ function planPanel(grid, data, story, name) {
         ? "level 2 (level 1 aims at the goal)" : "level 2, first: sub-goal";
     }
     set(dot, { cx: here[0], cy: here[1] });
-    const action = story.actions[at];
+    const action = story.actions[at]?.length === 2 && story.actions[at];  // x and y
     [arrow, tip].forEach((node) => show(node, Boolean(action)));
     if (action) {
       const end = [here[0] + data.arrow * action[0], here[1] + data.arrow * action[1]];

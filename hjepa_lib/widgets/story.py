@@ -135,7 +135,7 @@ class Story:
     replan: int  # steps between planning calls
     reached: int | None  # first step that solves the task
     positions: np.ndarray  # (S+1, 2)
-    actions: np.ndarray  # (S, 2)
+    actions: np.ndarray  # (S, A)
     frames: np.ndarray  # (S+1, C, Hpx, Wpx) uint8
     way: np.ndarray  # (S+1,) shortest path to the goal, px
     costs: dict[str, np.ndarray]  # name -> (S+1,) cost of being there

@@ -64,7 +64,7 @@ def _plan(axis: Axes, story: Story, step: int, colour: str) -> None:
     imagined = (one if one is None else one[call] for one in (story.fan, story.plan, story.macro))
     draw.planned(axis, path[min(call * story.replan, step)], *imagined, scale=0.6)
     draw.path(axis, path, color=colour)
-    if step < story.steps:
+    if step < story.steps and len(story.actions[step]) == 2:  # x and y
         look = {"color": style.GOAL, "width": 0.5, "length_includes_head": True, "zorder": 7}
         axis.arrow(*path[-1], *ARROW * story.actions[step], **look)
     _places(axis, story, step, colour)

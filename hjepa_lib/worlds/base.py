@@ -200,28 +200,26 @@ def try_out(source: str, rows: int = 8) -> None:
     state, cap, ball = world.state_size, world.action_cap, world.action_ball
 
     def asked(method: str, found: Any, *shape: int, kind: torch.dtype = torch.float32) -> Tensor:
-        size, dtype = getattr(found, "shape", ()), getattr(found, "dtype", None)
-        fits = isinstance(found, Tensor) and size == (rows, *shape)
-        if not fits or not torch.can_cast(dtype, kind):
-            what = f"{method} must return {(rows, *shape)} {kind} for {rows} episodes"
-            raise ConfigError(f"data.source={source}: {what}, got {tuple(size)} {dtype}")
-        return found
+        wanted, got = ((rows, *shape), kind), type(found)
+        if isinstance(found, Tensor):
+            got = tuple(found.shape), found.dtype
+            if got[0] == wanted[0] and torch.can_cast(found.dtype, kind):
+                return found
+        raise ConfigError(f"data.source={source}: {method} must return {wanted}, got {got}")
 
     ends = own.sample_start_goal(generator)
     ends = (None, None) if ends is None else ends
     start, goal = (asked("sample_start_goal", one, state) for one in ends)
     own.rows, own.goal = range(rows), goal
     here = asked("reset", own.reset(start), state)
-    before, best = here.clone(), own.oracle_action(goal, cap)
-    asked("oracle_action", best, world.action_size)
-    if not torch.allclose(best, bound(best, cap, ball), rtol=1e-4):
-        raise ConfigError(f"data.source={source}: oracle_action goes beyond the cap of {cap}")
-    push = reaching(torch.randn(best.shape, generator=generator), cap, ball)
-    there = asked("step", own.step(push), state)
-    if not here.equal(before):
-        raise ConfigError(f"data.source={source}: step must return a new tensor, not change one")
-    seen = torch.stack([here, there, there], 1)
+    best = asked("oracle_action", own.oracle_action(goal, cap), world.action_size)
+    before, push = here.clone(), torch.randn(best.shape, generator=generator)
+    there = asked("step", own.step(reaching(push, cap, ball)), state)
+    seen = torch.stack([before, there, there], 1)
     asked("render", own.render(seen), 3, *world.observed(), kind=torch.uint8)
     asked("reached", own.reached(seen, goal[:, None]), 3, kind=torch.bool)
-    asked("free", own.free(start), kind=torch.bool)
     asked("oracle_length", own.oracle_length(start, goal))
+    if not here.equal(before):
+        raise ConfigError(f"data.source={source}: step must return a new tensor, not change one")
+    if not torch.allclose(best, bound(best, cap, ball), rtol=1e-4):
+        raise ConfigError(f"data.source={source}: oracle_action goes beyond the cap of {cap}")
