@@ -403,6 +403,7 @@ def test_what_an_own_world_cannot_do_is_refused(lake, monkeypatch):
         (lambda: Case.of(tiny_config(**settings), "oracle"), "p2_heldout is of Two Rooms"),
         (lambda: draw_trials(lake, "test", "far"), "no task_set 'far'"),
         (lambda: tiny_config(data__source="lake"), "one of generated, .*_velocity.*'lake'"),
+        (lambda: tiny_config(data__source="own-world:Lake"), "one of .*module:Class; got 'own-w"),
         (lambda: load_trials(SOURCE, "test", 501), "500 trials"),
         (lambda: draw_trials(lake, "mine"), "split must be one of"),
     ):
@@ -448,6 +449,7 @@ def test_a_method_that_breaks_its_word_is_named(lake, monkeypatch, method, chang
     monkeypatch.setattr(lake, method, change)
     config = tiny_config(data__source=SOURCE, planning__action_cap=0.0)
     refused(ConfigError, message, acquire, config.data, 0)
+    refused(ConfigError, message, Case.of, config, "oracle")
 
 
 def test_actions_that_are_not_x_and_y_are_described(lake):

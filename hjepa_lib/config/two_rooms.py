@@ -76,8 +76,9 @@ class DataConfig(Section):
 
     def refused(self) -> Iterator[tuple[object, str]]:
         """A misspelt name of a world."""
-        known = ("generated", "published", *WORLDS)
-        unknown = re.fullmatch(r"[A-Za-z_]\w*", self.source) and self.source not in known
+        known, form = ("generated", "published", *WORLDS), r"[A-Za-z_]\w*|(?!minari:)[^/\\]{2,}:\w*"
+        unknown = re.fullmatch(form, self.source) and self.source not in known
+        unknown = unknown and not names_world(self.source)
         text = f"source must be one of {', '.join(known)}, a file, or an own world's module:Class"
         yield unknown, f"{text}; got {self.source!r}"
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hjepa_lib import files
 from hjepa_lib.config import WORLDS
-from hjepa_lib.worlds.base import World, find_world
+from hjepa_lib.worlds.base import World, find_world, try_out
 from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.two_rooms import TwoRooms, shifted
 
@@ -104,6 +104,7 @@ def load_trials(source: str, split: str, n: int = 100, task_set: str = "") -> Tr
     """
     world = find_world(source)
     if world is not None and source not in WORLDS:
+        try_out(source)
         return draw_trials(world, split, task_set).first(n)
     name = trials_name(source, split, task_set)
     return _committed(_FOLDER, name, world or shifted(source)).first(n)
