@@ -152,11 +152,11 @@ def chapter(ws, monkeypatch):
 
 
 def test_drawing_or_naming_holds_where_models_differ_by_wish(chapter, ws, capsys):
-    """Weights from a file, a decoder that reads the answer, an encoder that cannot be: what the
-    chapter says and checks must be so all the same (it trains, so it takes seconds)."""
+    """Weights from a file, a decoder that reads the answer, an encoder that cannot be, no
+    auxiliary loss: the chapter is right all the same (it trains, so it takes seconds)."""
     path = str(ws.run.stage_folder("jepa_s0"))
     chapter(11, loading__path=path, loading__skip_training=True, decoder__source="online",
-            encoder__patch=5)  # fmt: skip
+            encoder__patch=5, auxiliary__weight=0.0)  # fmt: skip
     said = capsys.readouterr().out
     assert "vit: images of 16 x 16 px do not divide into 5 px patches" in said
     assert "jepa draws the next frame, from its encoding, with" in said

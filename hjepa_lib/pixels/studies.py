@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hjepa_lib.config import Config, ConfigError, from_dict, leaves, read_yaml
-from hjepa_lib.config.pixels import MODELS, AuxiliaryConfig, PixelsConfig
+from hjepa_lib.config.pixels import MODELS, AuxiliaryConfig
 from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, seeds_for, student
 from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
 from hjepa_lib.pixels import results, stages, worlds
@@ -129,14 +129,6 @@ VARIANTS = (
     ("default", "dino"), ("vjepa2", "none"),
 )  # fmt: skip
 """(target mode, auxiliary loss); the last has EMA and stop-gradient alone against collapse."""
-
-
-def vary(config: PixelsConfig, target: str, auxiliary: str) -> PixelsConfig:
-    """`config` with another target mode and auxiliary loss."""
-    jepa = dataclasses.replace(config.jepa, target=target)
-    weight = config.auxiliary.weight or 1
-    loss = dataclasses.replace(config.auxiliary, kind=auxiliary, weight=weight)
-    return dataclasses.replace(config, jepa=jepa, auxiliary=loss)
 
 
 # --- auxiliary losses side by side (MET-3) ------------------------------------------------------
