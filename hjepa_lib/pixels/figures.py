@@ -104,6 +104,7 @@ def label_curves(rows: Sequence[Mapping[str, Any]], ceilings: Mapping[str, float
         draw.levels(axis, ceilings if axis is axes[0] else {})
         axis.set(title=f"pays for the {world}", xlabel="labelled rows", xscale="log")
         axis.set_ylim(max(-0.5, own["r2"].min() - 0.05), 1.02)
+        axis.set_xlim(own["labels"].min() / 1.3, own["labels"].max() * 1.3)  # R2 may be NaN
     axes[0].set_ylabel("R2")
     return _legend(figure, axes)
 

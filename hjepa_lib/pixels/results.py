@@ -157,8 +157,9 @@ def comparison_section(comparison: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "sentences": [
             "Mean over seeds [lowest to highest]. State px: root mean squared distance from the "
-            "true position to one read by a ridge from the imagined latent, after one and after "
-            f"{steps} imagined steps (fitted on imagined latents of training windows); px encoded: "
+            "true position to one read by a ridge from the imagined latent, in px of the "
+            f"environment's own picture, after one and after {steps} imagined steps (fitted on "
+            "imagined latents of training windows); px encoded: "
             "the same from true frames. Errors are over the better of two guesses, nothing changes "
             "(copy-last) and the mean (mean frame); ratios over the best of last position, mean "
             "position and a line through both. Action use: px with another window's actions over "
