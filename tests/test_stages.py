@@ -417,6 +417,19 @@ def test_a_world_plays_what_a_file_taught(root, tmp_path, monkeypatch):
     refused(WorkbookError, "no other walks", openloop.long_walks, settings(source).data, 20, 2, 0)
 
 
+@pytest.mark.parametrize("setting", ["data__source", "data__world"])
+def test_another_content_of_an_own_world_is_another_world(tmp_path, monkeypatch, setting):
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / f"box_{setting}.py"
+    name = f"{file.stem}:Box"
+    config = tiny_config(**{"data__source": "records.h5", setting: name})
+    found = []
+    for text in ("step = 1", "step = 2", "step = 1"):
+        file.write_text(text)
+        found.append(key(core_stages(config)["l1"], config))
+    assert found[0] == found[2] != found[1]
+
+
 def test_chapters_go_as_far_as_a_recording_does(source, root, monkeypatch):
     monkeypatch.setenv("HJEPA_HEADLESS", "1")
     ws = Workspace("test", Run.create("chapters", settings(source)))

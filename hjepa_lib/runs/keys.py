@@ -1,8 +1,10 @@
 """A stage is known by what made it: its key says whether a stored one may stand for it."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,15 @@ def _content(path: Path) -> str | None:
     return _hashed(path, stat.st_size, stat.st_mtime_ns)
 
 
+def _file_of(source: str) -> str:
+    """The recording, or the file of an own world's module:Class, where there is one."""
+    module = source.partition(":")[0] if names_world(source) else ""
+    with suppress(ImportError, ValueError):  # whoever makes the world says what is wrong
+        if module and not module.startswith("hjepa_lib.") and (spec := find_spec(module)):
+            return spec.origin or source
+    return source
+
+
 @lru_cache(maxsize=16)
 def _hashed(path: Path, size: int, written: int) -> str:
     return sha256(path)
@@ -118,7 +129,8 @@ def core_stages(config: Config) -> dict[str, Stage]:
     """The stages data, l1, distance, l2, l3, policies by name."""
     # The probe, a refinement, head and level 2 see the latents of so many trajectories.
     source, seen = config.data.source, "distance.trajectories"
-    named = () if source in ("generated", "published", *WORLDS) else (source,)
+    ours = ("", "generated", "published", *WORLDS)
+    named = tuple(_file_of(one) for one in (source, config.data.world) if one not in ours)
     # Since recipe 2 an own world's steps are scaled to its cap, and dots slide past every guard.
     slid = source.startswith("patrolled_door") and config.data.dynamics != "slide"
     recipe = 2 if slid or (names_world(source) and named) else 1
