@@ -5,12 +5,13 @@ import shutil
 import subprocess
 import sys
 import typing
+from itertools import product
 
 import pandas as pd
 import pytest
 import yaml
 from tiny import OVERRIDES, dotted, refused
-from tiny_runs import Said, race
+from tiny_runs import Said, first, make_row, race
 
 from hjepa_lib import __main__
 from hjepa_lib.config import ConfigError, fields
@@ -484,6 +485,24 @@ def describe(ws, given):
     return [{"measure": name, "value": value, "run": ws.run.name} for name, value in given.items()]
 
 
+def test_a_figure_pools_seeds_and_nothing_else(tmp_path, monkeypatch):
+    """Budgets, splits and models of one planner were one rate of all their trials."""
+    rows = [
+        make_row("a", seed, first(20), budget=budget, split=split, cost="none")
+        | {"model": f"{model}-horizon={at}", "h.horizon": at}
+        for model, at, seed in product(("one-a", "two"), (4, 8), (0, 1))
+        for budget, split in ((0.5, "test"), (1.0, "test"), (1.0, "validation"))
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
+    seen = []
+    monkeypatch.setattr(engine.style, "save", lambda *_: None)
+    monkeypatch.setattr(engine, "success_against", lambda groups, *_, **__: seen.append(groups))
+    engine.write_figures(tmp_path / "t.csv", ["h.horizon"])
+    (groups,) = seen
+    assert len(groups) == 6 and {n for one in groups.values() for n in one["n"]} == {80}
+    assert "model one-a, split test, budget 0.5, p1, bounce" in groups
+
+
 def test_a_cell_may_call_a_function(make):
     def calls(name="describe", **given):
         one = {"call": f"test_experiment:{name}", "model": "base", "settings": given}
@@ -512,6 +531,7 @@ def test_commands(again, capsys, failed):
     assert "7 of 7 rows done" not in capsys.readouterr().out
     assert "nothing in" in failed("study", made.path, "--models", "none", "--list")
     assert "must be numbers such as 0+1+2" in failed("study", made.path, "--seeds", "zero")
+    assert "no cell has these" in failed("study", made.path, "--seeds", "7")  # not 0 of 0 rows
     assert "'little' exists already; resume it" in failed("sweep", made.path)
     assert __main__.main(["sweep", made.path, "--resume"]) == 0
 

@@ -1,11 +1,14 @@
 import functools
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import tiny_runs
+from tiny import tiny_config
 from tiny_runs import ROOT, cells, first, make_row
 
 from hjepa_lib.config import ConfigError
+from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.failures import LABELS
 from hjepa_lib.figures.success import PRICES
 from hjepa_lib.files import WorkbookError
@@ -13,6 +16,7 @@ from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.run import Run
 from hjepa_lib.workbench import verdict
+from hjepa_lib.worlds import TwoRooms
 
 PATH = ROOT / "notebooks" / "07_hierarchy_study.ipynb"
 GROUPS = {
@@ -109,6 +113,36 @@ def test_without_level_2_there_is_nothing_to_compare(root, config):
     Run.create("flat", config.override("level2.disable_l2=true"))
     with pytest.raises(ConfigError, match="this chapter compares two levels"):
         execute(stop="workspace.start(", run="flat")
+
+
+@pytest.mark.parametrize("encoder", ["vit", "place"])
+def test_no_row_is_called_convolutional_that_is_not(encoder, capsys):
+    """A local level 1 was played under that name, or refused after an hour."""
+    sources = [cell.source for cell in cells(PATH.with_name("08_planning_collapse.ipynb"))]
+    (code,) = [one for one in sources if "encoder_stage(" in one]
+    level1 = SimpleNamespace(level1=SimpleNamespace(encoder=encoder))
+    names = {"TwoRooms": TwoRooms, "train": SimpleNamespace(world=TwoRooms), "smoke": True}
+    exec(code, names | {"ws": SimpleNamespace(config=level1), "variants": None})
+    assert "not asked here" in capsys.readouterr().out
+
+
+def test_the_best_planner_meets_the_rule_of_its_data():
+    """Of sliding or bouncing data it was said of the blocked one."""
+    sources = [cell.source for cell in cells(PATH.with_name("04_plan_mppi.ipynb"))]
+    (code,) = [one for one in sources if "matched.append(" in one]
+    code = code.partition("ws.figure(")[0]
+    row, played = {"method": "flat", "dynamics": "bounce"}, []
+    play = SimpleNamespace(
+        cases_of=lambda config: [None], tuned_pair=lambda config: [], FLOORS=scoring.FLOORS,
+        play=lambda ws, agent, case, *_: played.append(case) or SimpleNamespace(row=row),
+    )  # fmt: skip
+    for rule, count in (("slide", 4), ("bounce", 0)):
+        config = tiny_config(data__dynamics=rule)
+        ws = SimpleNamespace(config=config, progress=lambda cases, _: cases)
+        names = {"score": play, "ws": ws, "evaluation": config.evaluation, "agent": None}
+        played.clear()
+        exec(code, names | {"best": ("flat", "latent"), "Case": Case})
+        assert [case.dynamics for case in played[1:]] == [rule] * count
 
 
 def test_planning_collapse_runs_beside_the_run(root, recwarn):

@@ -236,7 +236,8 @@ def test_a_worker_that_sees_other_folders_says_so(tmp_path):
     ("options", "kind", "message"),
     [
         ({"scheduler": "tcp://h:1"}, ConfigError, "needs the engine dask"),
-        ({"jobs": 0}, ConfigError, "jobs must be at least 1"),
+        ({"jobs": 0}, ConfigError, "jobs and threads must be at least 1, got .0, None."),
+        ({"threads": -1}, ConfigError, "got .1, -1."),
         ({"engine": "dask", "scheduler": "h"}, RunError, "no Dask scheduler answers"),
     ],
 )

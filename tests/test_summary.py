@@ -125,7 +125,9 @@ def test_report_is_self_contained(run):
     assert not LOADED.search(page) and "<script" not in page
     assert page.count('src="data:image/png;base64,') == 2
     in_order(page, "&lt;Loss&gt; &amp; terms", "&#34;wide&#34; &lt;&amp;&gt;")
-    assert "flat, distance cost solves 97 of 100 trials" in page and "random 7 %, oracle" in page
+    assert (
+        "the best of 2 on these trials, solves 97 of 100" in page and "random 7 %, oracle" in page
+    )
     in_order(page, "<h3>P1, fixed layouts, bounce", "<h3>P1, fixed layouts, blocked")
     in_order(page, "<td>random", "<td>L1+L2", "<td>oracle")
     assert "Not played here: random" in page[page.index("layouts, blocked") :]
@@ -138,6 +140,18 @@ def test_report_is_self_contained(run):
         assert target.startswith("data:") or (run.path / unquote(target)).is_file()
     assert "data:image/png;base64" in (run.path / "notebooks/02_train_l1.html").read_text()
     assert "running" not in page and "{{" not in page
+
+
+def test_the_headline_says_that_it_chose_and_from_what():
+    """The best of several on test trials is no planner that was chosen before them."""
+    entries = [*floors(), result(successes=90), result("l1+l2", successes=97)]
+    told = result("flat", "latent", 99) | {"told": "dynamics"}
+    said = report.headline(entries, [])
+    assert said.startswith("l1+l2, distance cost, the best of 2 on these trials, solves 97 of 100")
+    assert report.headline([told], []).startswith("flat, latent cost, told dynamics solves 99 of")
+    other = {"protocol": "own", "world": "maze", "task_set": "d5_8", "split": "validation"}
+    said = report.headline([row | other for row in entries], [])
+    assert "on maze d5_8, fixed layouts, bounce, validation trials, n = 100;" in said
 
 
 def test_without_nbconvert_the_notebooks_are_linked_and_a_sentence_says_how(run, monkeypatch):

@@ -23,7 +23,7 @@ from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
-from hjepa_lib.widgets import panels, whatif
+from hjepa_lib.widgets import panels, strips, whatif
 from hjepa_lib.widgets import player as players
 from hjepa_lib.widgets import story as stories
 from hjepa_lib.widgets.story import AHEAD, Scene, checked_scene, look, play, scene_of, trials_of
@@ -140,16 +140,20 @@ def test_the_graph_cost_is_that_of_the_scenes_own_graph(monkeypatch):
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
+def gap_of(story):
+    return np.linalg.norm(story.positions[-1] - story.scene.ends[1])
+
+
 def test_a_story_ends_with_the_goal_or_says_that_it_missed(near, story):
     assert near.reached == near.steps == 0
-    assert near.gap[-1] < 2**0.5
+    assert gap_of(near) < 2**0.5
     assert near.outcome.startswith("reached the goal at step 0")
     assert len(near.plan) == 1
     assert data_of(players.player(near))["stories"][0]["actions"] == []
     assert story.reached is None
     left = f"{story.way[-1]:.1f} px of way left"  # through the door, not the wall (N8)
     assert story.outcome == f"missed the goal in {STEPS} steps: {left}"
-    assert story.way[-1] > story.gap[-1]
+    assert story.way[-1] > gap_of(story)
 
 
 def test_shuffled_sub_goals_come_from_companions(agent, story):
@@ -202,6 +206,8 @@ def test_stories_of_the_floors_have_no_plan(run):
     assert told.plan is None
     assert told.way[-1] < told.way[0]
     assert data_of(players.player(told))["stories"][0]["plan"] is None
+    words = {text.get_text() for axis in strips.film(told).axes for text in axis.texts}
+    assert "latent cost" in words and "none cost" not in words
 
 
 def test_choices_and_picks(run):

@@ -1,13 +1,19 @@
 from collections import Counter
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import tiny_runs
+from tiny import tiny_config
 from tiny_runs import ROOT, first, make_row
 
+from hjepa_lib.config import flatten, leaves, names_world, read_yaml
+from hjepa_lib.runs.keys import wanted_stages
 from hjepa_lib.runs.run import Run
-from hjepa_lib.workbench import CONFIGS, verdict
+from hjepa_lib.workbench import CONFIGS, markdown, verdict
 from hjepa_lib.workbench.schema import read_experiment
+
+PATH = ROOT / "notebooks/09_harder_worlds.ipynb"
 
 
 def pair(world, two, flat, flops=(1e6, 1.1e6), seeds=3, cost="latent", method="l1+l2", **more):
@@ -70,6 +76,18 @@ def test_each_planner_with_sub_goals_is_compared_with_flat_of_its_own_tasks():
     assert table["why"].tolist().count("no row of flat") == 1
 
 
+def test_dynamics_of_one_model_are_worlds_apart():
+    """They were one pair of two points, which ended the README and chapter 09."""
+    rows = pair("two_rooms", 30, 10) + pair("two_rooms", 10, 30, dynamics="slide")
+    numbers = dict.fromkeys([*markdown.NUMBERS, "invalid_route_rate"], 0.5)
+    rows = pd.DataFrame([numbers | row for row in rows + pair("p3", 9, 9)])
+    table = verdict.claims(rows).set_index("place")
+    wanted = {"two rooms bounce": "helps", "two rooms slide": "hurts", "p3": "undecided"}
+    assert table["verdict"].to_dict() == wanted
+    lines = {line.split(" | ")[0]: line for line in markdown.worlds_block(rows).splitlines()}
+    assert "L1+L2 hurts" in lines["| two rooms slide"] and "L1+L2" in lines["| p3"]
+
+
 def test_the_file_gives_every_row_as_many_settings():
     experiment = read_experiment(CONFIGS / "worlds.yaml")
     worlds = {unit.model.name for unit in experiment.units}
@@ -98,7 +116,7 @@ def root(ws, gallery):
 
 def test_the_chapter_reads_the_rows_and_plays_one_world(root, config, capsys, recwarn):
     Run.create("short", config.override("evaluation.trials=1,evaluation.latency=false"))
-    names = tiny_runs.execute(ROOT / "notebooks/09_harder_worlds.ipynb", run="short")
+    names = tiny_runs.execute(PATH, run="short")
     said = capsys.readouterr().out
     assert "- Hierarchy helps in maze, latent cost" in said and "Wall leak: " in said
     assert set(names["panels"]) == {"maze", "two_rooms"} and len(names["leaks"]) == 1
@@ -110,6 +128,28 @@ def test_the_chapter_reads_the_rows_and_plays_one_world(root, config, capsys, re
     assert played.config.data.source == "maze" and played.done("policies")
     assert played.config.data.transitions == config.data.transitions
     assert [str(one.message) for one in recwarn] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "layouts"),
+    [
+        ("maze_many", "maze", "many"),
+        ("maze_d5_8", "maze", "random"),
+        ("two_rooms", "generated", ""),
+    ],
+)
+def test_the_chapter_plays_the_model_that_it_names(name, source, layouts):
+    """A model from another one was played without that one's settings; Two Rooms in any world."""
+    (code,) = [one.source for one in tiny_runs.cells(PATH) if "variants.train(" in one.source]
+    base, asked = tiny_config(data__source="patrolled_door"), []
+    names = {one.__name__: one for one in (leaves, flatten, names_world, wanted_stages)}
+    ws = SimpleNamespace(config=base)
+    stub = SimpleNamespace(train=lambda ws, _, changes, wanted: asked.append(changes) or 1 / 0)
+    tree = read_yaml(CONFIGS / "worlds.yaml", "experiment file")["models"]
+    with pytest.raises(ZeroDivisionError):
+        exec(code, names | {"ws": ws, "worlds": tree, "name": name, "variants": stub})
+    found = base.override(asked[0])
+    assert found.data.source == source and layouts in ("", found.data.layouts)
 
 
 def test_a_cell_plays_the_protocol_of_its_model():

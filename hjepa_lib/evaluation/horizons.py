@@ -23,15 +23,6 @@ class Curve(NamedTuple):
     errors: np.ndarray  # (n, h) px, or what the axis says
 
 
-class Band(NamedTuple):
-    """Median over windows with its bootstrap interval, each (h,)."""
-
-    steps: np.ndarray
-    median: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
 def trained_lengths(config: Config) -> dict[str, int]:
     """Longest roll-out in the training of each level, in environment steps (HW4)."""
     level1, level2 = config.level1, config.level2
@@ -43,9 +34,9 @@ def trained_lengths(config: Config) -> dict[str, int]:
 
 
 # --- curves
-def band(curve: Curve) -> Band:
-    """Median error by horizon with a 95 % percentile bootstrap over windows."""
-    return Band(curve.steps, *_spread(lambda rows: np.median(rows, 0), curve.errors))
+def band(curve: Curve) -> tuple[np.ndarray, ...]:
+    """Steps, median error, its 95 % bootstrap interval over windows (low, high), (h,) each."""
+    return curve.steps, *_spread(lambda rows: np.median(rows, 0), curve.errors)
 
 
 def collapse_horizon(curve: Curve, threshold: float | np.ndarray) -> Interval:
@@ -95,7 +86,7 @@ def with_horizon(
     share = 1.0 if equal == "samples" else level.horizon / horizon
     level = replace(level, horizon=horizon, samples=max(2, round(level.samples * share)))
     if method == "flat":
-        return replace(planning, flat=level)
+        return replace(planning, flat=level, replan=min(planning.replan, horizon))
     return replace(planning, hierarchy=replace(planning.hierarchy, level2=level))
 
 

@@ -157,9 +157,9 @@ def _nearest(latents: Tensor, bank: Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def plan_errors(agent: Agent, planning: PlanningConfig, tasks: Trials) -> Curve:
+def plan_errors(agent: Agent, planning: PlanningConfig, tasks: Trials, dynamics: str) -> Curve:
     """Errors (n, planned steps) px of the first flat plans, executed open loop."""
-    world = tasks.begin("blocked", seed=0)  # the rule of the data
+    world = tasks.begin(dynamics, seed=0)
     hand = Controller(agent, "flat", planning).start(world.render(tasks.goal), tasks.numbers)
     hand.step(world.render())
     actions = hand.last.actions  # (B, H, 2)

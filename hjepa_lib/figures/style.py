@@ -191,8 +191,9 @@ def colour(name: str) -> str:
 
 
 def look(name: str, cost: str | None = None) -> dict[str, Any]:
-    """How a planner is drawn everywhere: its colour; with the latent cost (of its
-    name, where `cost` is not given) dashed and hollow."""
-    shade = colour(name)
-    latent = {"ls": "--", "mfc": PAPER} if "latent" in (cost or name) else {}
-    return {"color": shade, "ls": "-", "mfc": shade} | latent
+    """How a planner is drawn everywhere: its colour; by the cost (of its name, where `cost` is not
+    given) dashed and hollow if latent, dash-dotted and square if graph."""
+    shade, cost = colour(name), cost or name
+    own = {"ls": "-.", "marker": "s"} if "graph" in cost else {}
+    own = {"ls": "--", "mfc": PAPER} if "latent" in cost else own
+    return {"color": shade, "ls": "-", "mfc": shade} | own

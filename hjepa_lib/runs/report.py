@@ -185,7 +185,7 @@ def write_report(run: Run) -> Path:
 
 
 def headline(results: Sequence[Mapping[str, Any]], sections: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence: the best learned planner of the first table, its interval and floors."""
+    """One sentence: the best learned method of the first table, its interval and floors."""
     rows = next(iter(_tables(results)), [])
     learned = [row for row in rows if row["method"] not in FLOORS]
     if not learned:
@@ -195,15 +195,16 @@ def headline(results: Sequence[Mapping[str, Any]], sections: Sequence[Mapping[st
     low, high = (100 * end for end in best["ci95"])
     floors = {row["method"]: 100 * row["success_rate"] for row in rows}
     beside = [f"{name} {floors[name]:.4g} %" for name in ("random", "oracle") if name in floors]
+    chosen = f", the best of {len(learned)} on these trials," * (len(learned) > 1)
     return (
-        f"{_label(best)} solves {best['successes']} of {best['n']} trials (95 % interval "
+        f"{_label(best)}{chosen} solves {best['successes']} of {best['n']} trials (95 % interval "
         f"{low:.0f}–{high:.0f} %) on {_setting(best)}"
         f"{'; ' + ', '.join(beside) if beside else ', without floor or ceiling'}."
     )
 
 
 def _tables(results: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Results by protocol, layouts, dynamics and n: the fullest table first, floors outermost."""
+    """Results by `_setting`: the fullest table first, floors outermost."""
     tables: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted(results, key=lambda row: (row["method"] == "oracle", row["cost"] != "none")):
         tables.setdefault(_setting(row), []).append(row)
@@ -211,12 +212,19 @@ def _tables(results: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]
 
 
 def _setting(row: Mapping[str, Any]) -> str:
-    place = f"{row['protocol'].upper()}, {row['layouts']} layouts, {row['dynamics']}"
-    return f"{place}, n = {row['n']}"
+    kind = "" if row["split"] == "test" else f", {Path(row['split']).name} trials"
+    return f"{place(row)}, {row['layouts']} layouts, {row['dynamics']}{kind}, n = {row['n']}"
+
+
+def place(row: Mapping[str, Any]) -> str:
+    """ "P1", or of another world than Two Rooms its name and its set of tasks."""
+    own = f"{row.get('world')} {row.get('task_set', '')}".strip()
+    return own if row["protocol"] == "own" else row["protocol"].upper()
 
 
 def _label(row: Mapping[str, Any]) -> str:
-    return row["method"] + ("" if row["cost"] == "none" else f", {row['cost']} cost")
+    told = f", told {row['told']}" if row.get("told") else ""
+    return row["method"] + ("" if row["cost"] == "none" else f", {row['cost']} cost") + told
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -177,9 +177,10 @@ def tuned_pair(config: Config) -> list[Case]:
     """The default verdict on the hierarchy (Q5): flat as validation trials chose it, and L1+L2.
 
     Latent cost, equal compute in the profile laptop (cells `bar_*` of the study); [] without l2,
-    and in other worlds than Two Rooms, where nobody has chosen.
+    and where nobody has chosen: with other worlds or protocols, or a local level 1.
     """
-    if config.level2.disable_l2 or evaluation.world_of(config):
+    chosen = config.evaluation.protocol == "p1" and config.level1.predictor != "local"
+    if config.level2.disable_l2 or evaluation.world_of(config) or not chosen:
         return []
     search = dataclasses.replace(config.planning.flat, horizon=48, iterations=1, sigma=3.5)
     planning = dataclasses.replace(config.planning, flat=search, replan=8)

@@ -172,11 +172,6 @@ class Story:
             f"the shortest way is {self.way[0]:.0f} px"
         )
 
-    @property
-    def gap(self) -> np.ndarray:
-        """(S+1,) straight distance to the goal, px."""
-        return np.linalg.norm(self.positions - self.scene.ends[1], axis=-1)
-
 
 def play(
     agent: Agent,

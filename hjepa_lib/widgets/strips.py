@@ -24,7 +24,7 @@ def film(*stories: Story, count: int = 5) -> Figure:
     two, one above the other; distances below."""
     first = stories[0]
     rows = [
-        ("frame", _frame), ("plan", _plan), (f"{first.cost} cost", _landscape),
+        ("frame", _frame), ("plan", _plan), (f"{first.shown_cost} cost", _landscape),
         ("open loop", _ahead), ("latents", _plane),
     ]  # fmt: skip
     title = f"{first.title}: {first.outcome}"

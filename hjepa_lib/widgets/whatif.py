@@ -16,7 +16,6 @@ from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.stages import load_run
 from hjepa_lib.widgets.story import UNITS, Scene, Story, costs_of, play, recall, scene_of
 
-CONTROLS = ("none", "zero", "shuffle", "perturb", "untrained")
 _MOST_RUNS = 30
 
 
@@ -103,7 +102,9 @@ KNOBS = {
     "horizon": Knob("{}.horizon", "horizon {}", (1, 48)),
     "samples": Knob("{}.samples", "{} samples", (2, 512)),
     "replan": Knob("replan", "replan every {}", (1, 16)),
-    "control": Knob("hierarchy.control", "level 2: {}", CONTROLS),
+    "control": Knob(
+        "hierarchy.control", "level 2: {}", ("none", "zero", "shuffle", "perturb", "untrained")
+    ),
     "horizon2": Knob("hierarchy.level2.horizon", "level-2 horizon {}", (1, 16)),
     "samples2": Knob("hierarchy.level2.samples", "{} level-2 samples", (2, 512)),
     "replan2": Knob("hierarchy.replan", "level-2 replan every {}", (1, 32)),

@@ -64,6 +64,8 @@ class ExperimentCommand(Work):
         experiment = read_experiment(self.file or STUDY)
         seeds = tuple(int(part) for part in self.seeds.split("+") if part)
         units = experiment.select(self.only, seeds, self.models)
+        if not units:
+            raise ConfigError("no cell has these names, models and seeds")
         if self.list:
             print(describe(units, Table(experiment.table, experiment.profile)))
             return 0

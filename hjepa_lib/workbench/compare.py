@@ -77,7 +77,8 @@ def compare(asked: "CompareCommand", say: Callable[..., None] = print) -> int:
             score.find_results(Workspace("compare", runs[case.method]), [case], "tuned")[0]
             for case in score.tuned_pair(configs["l2"])
         ]
-        say(verdict("flat as validation trials chose it", *tuned))
+        if tuned:
+            say(verdict("flat as validation trials chose it", *tuned))
         say(verdict("as configured", *(results[method] for method in METHODS.values())))
     for run in {run.name: run for run in runs.values()}.values():
         notebooks.finish(run, say)

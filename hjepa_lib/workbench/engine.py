@@ -207,17 +207,24 @@ def _executed(ws: Workspace, unit: Unit, threads: int | None) -> list[dict[str, 
 # --- figures
 def write_figures(path: Path, swept: list[str]) -> None:
     """`success_by_<setting>.png` beside the table, of every swept setting with two values or more;
-    what else was swept, protocol and dynamics get panels."""
+    all else that tells rows apart gets panels."""
     table = pd.read_csv(path, keep_default_na=False, na_values=[""], low_memory=False)
     if "n" not in table:
         return
     table = table.dropna(subset="n")
     seeds = table["seed"].nunique()
     varied = [name for name in swept if table[name].nunique(dropna=False) > 1]
+    # A title ends with what was swept.
+    table["model"] = table["model"].astype(str).str.replace(r"-?\w+=.*", "", regex=True)
+    lines = table.groupby(["method", "cost", *varied], dropna=False)
+    apart = ("model", "cell", "split", "budget", "grid")
+    apart = [one for one in apart if one in table and lines[one].nunique(dropna=False).max() > 1]
     for key in (name for name in varied if table[name].nunique() > 1):
-        others, groups = [name for name in varied if name != key], {}
-        for values, part in table.groupby([*others, "protocol", "dynamics"], sort=False):
-            words = [f"{_short(name)} {at}" for name, at in zip(others, values, strict=False)]
+        others, groups = [name for name in (*varied, *apart) if name != key], {}
+        by = [*others, "protocol", "dynamics"]
+        for values, part in table.groupby(by, sort=False, dropna=False):
+            pairs = zip(others, values, strict=False)
+            words = [f"{_short(name)} {at}" for name, at in pairs if at == at]
             panel = ", ".join([*words, *values[-2:]])
             groups[panel] = pooled(part, ["method", "cost", key])
         title = f"Success by {_short(key)}, {seeds} seed{'s' * (seeds > 1)}"

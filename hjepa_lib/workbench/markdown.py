@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from hjepa_lib.workbench.rows import check_rows, pooled, split_finished
@@ -45,12 +44,8 @@ def table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> str:
 def in_worlds(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Each world's name, and its finished points on test tasks, seeds pooled, best last."""
     test = rows[(rows["split"] == "test") & rows["group"].isin(WORLD_GROUPS)]
-    names = ["model", "task_set", "dynamics"]
-    for (model, task_set, dynamics), part in test.groupby(names, sort=False, dropna=False):
+    for of, part in test.groupby(named(rows), sort=False):
         part = check_rows(split_finished(part)[0])
-        of = named(model, task_set)
-        if (test.loc[test["model"] == model, "dynamics"] != dynamics).any():
-            of += f" {dynamics}"
         found = pooled(part, ["cell", "method", "cost", "told"], [*NUMBERS, "invalid_route_rate"])
         found["told"] = found["told"].fillna("")
         found["tasks"] = part["n"].max()
@@ -84,9 +79,6 @@ def worlds_block(rows: pd.DataFrame) -> str:
     with sub-goals changes there at equal FLOPs, by the rule of `claims`.
     """
     lines, found = [], claims(rows)
-    if len(found):
-        pairs = zip(found["model"], found["task_set"], strict=True)
-        found["world"] = [named(*pair) for pair in pairs]
     for world, points in in_worlds(rows[~rows["model"].str.startswith(SHIFTED)]):
         line = {
             "world": world,
@@ -100,13 +92,14 @@ def worlds_block(rows: pd.DataFrame) -> str:
             if row.flops_per_step > 0:
                 said += f", {row.cost} cost, {row.flops_per_step / 1e6:.0f} MFLOP"
             line[head] = "<br>".join(filter(None, [line.get(head), said]))
-        here = found[found["world"] == world] if len(found) else found
+        here = found[found["place"] == world] if len(found) else found
         line["hierarchy"] = "<br>".join(map(judged, here.to_dict("records")))
         lines.append(line)
-    heads = [*pd.DataFrame(lines)]
-    firsts = [head.split(" ")[0] for head in heads]
-    places = [_ORDER.index(first if first in _ORDER else "") for first in firsts]
-    heads = [heads[n] for n in np.argsort(places, kind="stable")]
+
+    def place(head: str) -> int:
+        return _ORDER.index(first if (first := head.split(" ")[0]) in _ORDER else "")
+
+    heads = sorted(pd.DataFrame(lines), key=place)
     return table(pd.DataFrame(lines, columns=heads).replace("", pd.NA).fillna("-"))
 
 

@@ -58,8 +58,8 @@ class Work:
         """ConfigError or FileError, one sentence, when the choice cannot work here."""
         if self.scheduler and self.engine != "dask":
             raise ConfigError(f"a scheduler address needs the engine dask, not {self.engine}")
-        if self.jobs < 1:
-            raise ConfigError(f"jobs must be at least 1, got {self.jobs}")
+        if min(self.jobs, self.threads or 1) < 1:
+            raise ConfigError(f"jobs and threads must be at least 1, got {self.jobs, self.threads}")
         if self.engine == "dask":
             extra("distributed")
 

@@ -70,7 +70,7 @@ def load_rows(path: Path) -> pd.DataFrame:
     rows = rows[rows["method"].notna()].astype({"n": int, "successes": int})
     rows[_TEXT] = rows[_TEXT].fillna("")
     settings = pd.DataFrame([known.get(name, {}) for name in rows["training"]], index=rows.index)
-    return rows.join(settings.drop(columns=rows.columns, errors="ignore"))
+    return rows.join(settings.drop(columns=rows.columns, errors="ignore")).copy()
 
 
 def check_rows(rows: pd.DataFrame | Sequence[dict[str, Any]]) -> pd.DataFrame:

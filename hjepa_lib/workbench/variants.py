@@ -28,7 +28,7 @@ from hjepa_lib.workbench.rows import check_rows, finished, load_rows, pooled
 BASE = 20_312
 """Transitions of every variant whose group is about something else."""
 STEPS = 48
-"""Open-loop steps at which variants are compared: far beyond what any of them is trained on."""
+"""Open-loop steps at which variants are compared, or as many as there are: far beyond training."""
 _WHOLE = 5_078  # transitions: below it a validation share would be a large part of the data
 PAIRS: dict[str, dict[str, Any]] = {
     "small": {"level1.width": 16, "level1.latent_dim": 64, "level1.hidden": 128},
@@ -69,7 +69,8 @@ def budget(config: Config, updates: int) -> dict[str, Any]:
         f"{part}.optim.updates": min(count, getattr(config, part).optim.updates)
         for part, count in wanted.items()
     }
-    return found | {"level1.refine_updates": min(updates, config.level1.refine_updates)}
+    found |= {"level1.refine_updates": min(updates, config.level1.refine_updates)}
+    return found | {"level3.enabled": False}
 
 
 def size(config: Config, transitions: int, updates: int) -> dict[str, Any]:
@@ -87,6 +88,7 @@ def designs(config: Config, updates: int) -> dict[str, dict[str, Any]]:
     both = base | {"level2.train": "joint", "level1.optim.batch": batch}
     both.pop("level2.optim.updates", None)  # counted with level 1's
     second = {"level2.optim.updates": min(2 * updates, level2.optim.updates)}
+    second["level3.enabled"] = False
     return {
         **{f"size-{count}": size(config, count, updates) for count in SIZES},
         **{f"model-{name}": base | changes for name, changes in PAIRS.items()},
@@ -173,14 +175,15 @@ def measure(
     planning: PlanningConfig | None = None,
     name: str = "",
 ) -> Measured:
-    """Open-loop errors after `STEPS` steps on held-out walks, and every method with both costs.
+    """Open-loop errors after `STEPS` steps at most on held-out walks; all methods with both costs.
 
     `planning` replaces the planner's settings, and `name` then tells its results apart.
     """
     agent = stages.load_trained(side, () if "l1+l2" in methods else stages.FLAT)
     walks = long_walks(side.config.data, STEPS + 1, windows, side.config.seed)
     store = LatentStore(agent.level1, walks, windows, side.precision)
-    curves = open_loop(agent, draw_windows(store, STEPS, windows))
+    ahead = min(STEPS, int(store.lengths.max()) - 1)
+    curves = open_loop(agent, draw_windows(store, ahead, windows))
     rows = [
         score(side, agent, method, cost, trials, name or "plain", planning)
         for method in methods
@@ -189,6 +192,7 @@ def measure(
     made = side.run.manifest["stages"]
     seconds = sum(made[stage]["seconds"] for stage in ("l1", "distance", "l2") if stage in made)
     about = {
+        "steps ahead": ahead,
         "transitions": side.config.data.transitions,
         "updates": side.config.level1.optim.updates,
         "parameters": scoring.count_all(agent.level1),

@@ -119,7 +119,7 @@ def _layout_sentence(heldout: pd.DataFrame, seen: pd.DataFrame) -> str:
 
 # --- over worlds
 def claims(rows: pd.DataFrame) -> pd.DataFrame:
-    """Each planner with sub-goals against flat, of each model (a world), set of tasks and cost.
+    """Each planner with sub-goals against flat, of each model (a world), tasks, dynamics and cost.
 
     The rule, older than any of its rows: of the group `equal`, on test trials, it `helps` where the
     95 % interval of the paired difference (seeds and trials redrawn) lies above 0, `hurts` where it
@@ -127,8 +127,9 @@ def claims(rows: pd.DataFrame) -> pd.DataFrame:
     of flat, where FLOPs per step differ by more than `EQUAL_COMPUTE`, and where either was `told`
     more than frames.
     """
+    rows = rows.assign(place=named(rows))
     rows = rows[(rows["split"] == "test") & (rows["group"] == "equal")]
-    where, lines = ["model", "task_set", "cost"], []
+    where, lines = ["place", "model", "task_set", "cost"], []
     for place, part in rows.groupby(where, sort=False, dropna=False):
         about = dict(zip(where, place, strict=True))
         part, _ = split_finished(part)
@@ -173,10 +174,15 @@ def judged(one: dict[str, object]) -> str:
     return f"{method} {one['verdict']}:{gap} {one['cost']} cost{why}"
 
 
-def named(model: str, task_set: Any) -> str:
-    """ "maze d13 16": a world and its set of tasks in words."""
-    other = "" if pd.isna(task_set) or task_set in model else f" {task_set}"
-    return (model + other).replace("_", " ")
+def named(rows: pd.DataFrame) -> pd.Series:
+    """ "maze d13 16": the world of each row, its set of tasks, its dynamics if a model has more."""
+    more = rows.groupby("model")["dynamics"].transform("nunique") > 1
+    columns = (rows["model"], rows["task_set"].fillna(""), rows["dynamics"].where(more, ""))
+    names = [
+        " ".join(f"{model} {tasks * (tasks not in model)} {rule}".replace("_", " ").split())
+        for model, tasks, rule in zip(*columns, strict=True)
+    ]
+    return pd.Series(names, rows.index)
 
 
 def _gap(one: Mapping[str, Any]) -> str:
@@ -193,7 +199,7 @@ def _place(one: dict[str, object]) -> str:
             f"{one['mflop']:.0f} and {one['flat_mflop']:.0f} MFLOP per step"
         )
     text += f", n = {one['n']} x {one['seeds']} seeds" + (f": {one['why']}" if one["why"] else "")
-    return f"{named(one['model'], one['task_set'])}, {one['cost']} cost ({text})"
+    return f"{one['place']}, {one['cost']} cost ({text})"
 
 
 # --- pairs
