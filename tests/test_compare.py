@@ -402,7 +402,7 @@ def test_variants_of_a_group_differ_in_one_thing():
         assert variants.budget(refined, updates)["level1.refine_updates"] == kept
 
 
-def test_a_variant_is_a_run_beside_its_run(ws, short_probe):
+def test_a_variant_is_a_run_beside_its_run(ws, short_probe, monkeypatch):
     """PL8."""
     before = (ws.run.path / "manifest.json").read_text()
     changes = variants.size(ws.config, 634, 3)
@@ -416,6 +416,10 @@ def test_a_variant_is_a_run_beside_its_run(ws, short_probe):
     assert (ws.run.path.parent / "latest").read_text() == "trained\n"
     measured = variants.measure(side, ("flat",), 3, 4)
     assert [(row["method"], row["cost"]) for row in measured.rows] == [("flat", c) for c in COSTS]
+    assert measured.about["steps ahead"] == variants.STEPS
+    short = lambda data, states, count, seed: generate("short17", 16 * count)  # noqa: E731
+    monkeypatch.setattr(variants, "long_walks", short)  # as of a world that ends its episodes soon
+    assert variants.measure(side, (), 3, 4).about["steps ahead"] == 16
     # Notebook 08 met notebook 07's folder of the same data and refused it.
     other = variants.train(ws, "size-634", changes | {"level1.optim.updates": 2})
     assert other.run.path != side.run.path and other.config.level1.optim.updates == 2

@@ -353,6 +353,12 @@ def test_success_against_compute_joins_what_no_cheaper_point_equals():
     assert {"random", "oracle"} <= words(figure)
 
 
+def test_costs_of_a_planner_are_told_apart():
+    looks = [style.look("flat", cost) for cost in ("latent", "distance", "graph")]
+    assert len({(one["ls"], one.get("marker")) for one in looks}) == 3
+    assert len({one["color"] for one in looks}) == 1
+
+
 def test_success_against_a_setting_pools_seeds():
     hits = {(24, 0): 0, (24, 1): 10, (5, 0): 20, (5, 1): 30, (96, 0): 40, (96, 1): 50}
     found = [row("flat", "distance", hit, h=h, seed=s) for (h, s), hit in hits.items()]

@@ -1,22 +1,26 @@
+import dataclasses
 import functools
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny_runs
+import torch
 from tiny import tiny_config
 from tiny_runs import ROOT, cells, first, make_row
 
-from hjepa_lib.config import ConfigError
+from hjepa_lib.config import ConfigError, PlanningConfig
 from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.failures import LABELS
+from hjepa_lib.figures import plans, style
 from hjepa_lib.figures.success import PRICES
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.run import Run
 from hjepa_lib.workbench import verdict
-from hjepa_lib.worlds import TwoRooms
+from hjepa_lib.worlds import Layout, TwoRooms
 
 PATH = ROOT / "notebooks" / "07_hierarchy_study.ipynb"
 GROUPS = {
@@ -143,6 +147,43 @@ def test_the_best_planner_meets_the_rule_of_its_data():
         played.clear()
         exec(code, names | {"best": ("flat", "latent"), "Case": Case})
         assert [case.dynamics for case in played[1:]] == [rule] * count
+
+
+def test_the_plans_that_are_looked_at_keep_the_cap_of_their_world(agent):
+    """Those of a maze or of P2 were planned with the cap of P1, as the settings name none."""
+    sources = [cell.source for cell in cells(PATH.with_name("04_plan_mppi.ipynb"))]
+    (code,) = [one for one in sources if "def fan(" in one]
+    agent, asked = dataclasses.replace(agent, planning=PlanningConfig(action_cap=2.45)), []
+
+    def replace(one, **changes):
+        asked.append(changes.get("planning"))
+        return 1 / 0 if one is agent else dataclasses.replace(one, **changes)
+
+    names = {"replace": replace, "agent": agent, "planning": PlanningConfig(), "plans": plans}
+    exec("def fan(" + code.partition("def fan(")[2], names)
+    with pytest.raises(ZeroDivisionError):
+        names["fan"]("flat", "latent")
+    assert asked[-1].action_cap == 2.45
+
+
+def test_a_solved_trial_is_not_called_missed():
+    """P2 asks for 4.5 px at the end, P3 for five steps in a row: tau alone says neither."""
+    sources = [cell.source for cell in cells(PATH.with_name("05_compare.ipynb"))]
+    (code,) = [one for one in sources if "plans.episode_paths(" in one]
+    one = {"positions": np.zeros((3, 11, 2)), "goal": np.zeros((3, 2)), "layout": np.ones((3, 2))}
+    one["trial_success"], one["trial_termination_step"] = np.array([[1, 1, 0], [4, 11, 4]])
+    drawn = []
+    names = {
+        "results": {("flat", "latent"): SimpleNamespace(arrays=one)}, "cost": "latent",
+        "pair_names": [("flat", "latent")], "find_world": lambda _: None, "panels": 3,
+        "figures": SimpleNamespace(room_of=lambda _: np.zeros((3, 65, 65), np.uint8)),
+        "plans": plans, "kind": "test", "style": style,
+        "ws": SimpleNamespace(config=tiny_config(), figure=lambda *_: drawn.append(_)),
+        "np": np, "torch": torch, "TwoRooms": TwoRooms, "Layout": Layout,
+    }  # fmt: skip
+    exec(code, names)
+    titles = [axis.get_title("left") for axis in drawn[0][0].axes]
+    assert titles == ["reached at 4", "reached at 10", "missed by 0.0 px"]
 
 
 def test_planning_collapse_runs_beside_the_run(root, recwarn):
