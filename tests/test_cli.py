@@ -183,6 +183,7 @@ def test_a_file_of_trials_can_be_played(tmp_path):
         (["run", "--set", "level1.widht=3"], "unknown setting 'level1.widht'"),
         (["run", "--set", "data.source=nowhere:World"], "No module named 'nowhere'"),
         (["run", "--trials", "nowhere.npz"], "cannot read"),
+        (["run", "--set", "evaluation.rows=usual+graph"], "needs cost=graph and level1.predictor"),
         (["train", "--set", "data.source=json:World"], "'json' has no attribute 'World'"),
         (["run", "--resume"], "there is no run in"),
         (["report", "--run", "nope"], "run 'nope' does not exist"),

@@ -434,6 +434,8 @@ OFF = [
     and leaf not in (*REFUSED, "level1.layouts_per_batch", "level1.pretrain_updates")
     # A level that is not there: nothing to measure.
     and SETTINGS[leaf].needs[-1] not in ("level2.disable_l2=false", "level3.enabled=true")
+    # It has another training.
+    and SETTINGS[leaf].needs[-1] != "level1.predictor!=local"
     and not leaf.startswith(("level2.optim.", "planning.level3."))
 ]
 

@@ -100,8 +100,26 @@ def test_process_0_writes_and_the_rest_listens(pair):
 
 def test_c2_what_processes_cannot_share_is_refused(monkeypatch):
     monkeypatch.setattr(distributed, "count", lambda: 2)
-    with pytest.raises(ConfigError, match=r"level2\.train=joint runs in one process"):
-        stages.check_processes(tiny_config(level2__train="joint"))
+    for config in (tiny_config(level2__train="joint"), profile("smoke").override("preset=local")):
+        with pytest.raises(ConfigError, match=r"joint or level1\.predictor=local runs in one proc"):
+            stages.check_processes(config)
+
+
+def test_a_level_1_that_is_loaded_is_trained_by_no_process(root, monkeypatch):
+    donor = Run.create("donor", tiny_config())
+    with donor.stage("l1", key="any") as folder:
+        (folder / "l1.txt").write_text("weights")
+    run = Run.create("named", tiny_config(level1__load="donor"))
+    for name, stand_in in {
+        "rank": lambda: 1, "count": lambda: 2, "from_first": lambda make: make(),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(distributed, name, stand_in)
+    monkeypatch.setattr(stages, "make_data", lambda ws: tiny_data())
+    monkeypatch.setattr(stages, "_join_level1", lambda ws: pytest.fail("the others never come"))
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit):
+        stages.train_run(lambda: run)
+    assert Run.open("named").manifest["stages"]["l1"]["from"] == "donor"
 
 
 def test_torchrun_leaves_the_run_of_one_process(pair, monkeypatch):

@@ -11,6 +11,7 @@ import tarfile
 import tomllib
 from fnmatch import fnmatch
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import nbformat
 import pytest
@@ -303,4 +304,12 @@ def test_s5_set_up_installs_what_the_chapter_needs_and_keeps_torch(tmp_path, mon
         f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "numpy", "matplotlib")
     ]
     assert f"runs go to file://{tmp_path}/hjepa" in capsys.readouterr().out
+    colab.set_up("01_data_prep")
+    assert len(calls) == 1
+    # A kernel that starts again must find the library: else its folder, runs and all, is unpacked.
+    known = {"torch": "2", "numpy": "2", "matplotlib": "3"}
+    absent = Mock(side_effect=importlib.metadata.PackageNotFoundError)
+    monkeypatch.setattr(colab, "version", lambda name: known.get(name) or absent())
+    colab.set_up("01_data_prep")
+    assert calls[1:] == [[*calls[0][:-1], str(root)]]
     monkeypatch.delenv("HJEPA_OUTPUTS")

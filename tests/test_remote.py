@@ -3,6 +3,7 @@ import hashlib
 import json
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
@@ -223,6 +224,16 @@ def test_s2_a_second_writer_never_hides_what_the_first_uploaded(machine):
     refused(FileError, "both went on", Run.open, "a")
     machine("three")
     Run.open("a").verify("l1")
+
+
+def test_two_processes_of_a_machine_are_one_writer(run):
+    def note(part):
+        for count in range(8):
+            Run.at(run.path).note(part, count)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(note, "abc"))
+    assert json.loads(store()["a/manifest.json"])["notes"] == dict.fromkeys("abc", 7)
 
 
 def test_s6_a_store_that_hides_what_is_missing_names_the_permission(machine):

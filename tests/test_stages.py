@@ -167,6 +167,50 @@ def test_i6_what_is_made_for_another_stage_is_trained_to_its_end(workspace_of):
     assert ws.done(core_stages(ws.config)["l1"])
 
 
+def test_an_interrupted_training_goes_on_from_its_own_inputs_alone(root, toy, monkeypatch):
+    ws = begin("cut", "level1.load=donor")
+    seen = []
+
+    def broken(self, folder):
+        state = self.resume("distance") / "resume.pt"
+        seen.append(state.is_file())
+        state.write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "make_distance_stage", broken)
+    donor = begin("donor")
+    for text in ("one", "one", "other"):  # level 1 is trained again there, with another end
+        with donor.run.stage("l1", key="same") as folder:
+            (folder / "l1.txt").write_text(text)
+        if text == "other":
+            (ws.run.path / "l1" / "l1.txt").unlink()
+        with pytest.raises(KeyboardInterrupt):
+            list(stages.train(ws, "distance"))
+    assert seen == [False, True, False]
+
+
+def test_data_that_stood_in_for_published_ones_stay_in_their_run(root, toy):
+    first = begin("offline", "data.source=published")
+    obtain(first, "l1")
+    first.run.note("data_fallback", "no network: generated data")
+    assert obtained(begin("online", "data.source=published"), "l1") == ["this run"]
+    also = begin("also-offline", "data.source=published")
+    also.run.note("data_fallback", "no network: generated data")
+    assert obtained(also, "l1") == ["offline"]
+
+
+def test_a_run_of_a_setting_that_is_gone_is_for_reading(root, toy):
+    ws = begin("old")
+    obtain(ws, "l1")
+    edit(ws.run, lambda manifest: manifest["config"]["distance"].update(ema_rate=0.02))
+    obtain(Workspace("test", Run.open("old")), "distance")
+    edit(ws.run, lambda manifest: manifest["config"]["distance"].update(ema_rate=0.5))
+    found = Workspace("test", Run.open("old"))
+    assert found.run.done("l1")
+    message = r"'old' has settings that are gone: distance\.ema_rate=0\.5"
+    refused(RunError, message, obtain, found, "l2")
+
+
 def test_i7_level_2_is_stale_once_this_run_makes_its_own_level_1(root, toy):
     obtain(begin("donor"), "l2")
     ws = begin("mine")
@@ -445,6 +489,23 @@ def test_chapters_go_as_far_as_a_recording_does(source, root, monkeypatch):
     assert not {"01_motion.png", "02_probe.png", "02_latent_map.png"} & names
     rows = read_json(ws.run.path / "offline.json")
     assert [row["steps ahead"] for row in rows] == [1, 2, 5] * 4
+
+
+def test_chapters_draw_the_curves_that_there_are(workspace_of, monkeypatch, capsys):
+    """Without a validation, and of trainings that another run has."""
+    monkeypatch.setenv("HJEPA_HEADLESS", "1")
+    config = tiny_config(data__val_fraction=0.0)
+    donor = workspace_of(config, "donor")
+    stages.load_trained(donor)
+    stages.load_trained(workspace_of(config.override("level1.load=donor"), "named"))
+    for run, curves in (("donor", {"02_losses.png", "02_distance_losses.png", "03_losses.png"}),
+                        ("named", set())):  # fmt: skip
+        capsys.readouterr()
+        for chapter, end in ((1, 'records("distance")'), (2, 'records("l2")')):
+            execute(NOTEBOOKS[chapter], end, run=run)
+        figures = {*Run.open(run).manifest["figures"]}
+        assert {name for name in figures if name.endswith("losses.png")} == curves
+        assert capsys.readouterr().out.count("in donor") == (0 if curves else 3)
 
 
 def test_a_chapter_that_ends_early_says_so_in_every_later_cell(source, root, monkeypatch, capsys):

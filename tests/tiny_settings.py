@@ -83,7 +83,9 @@ def turned(condition, on, config):
                 allowed = SETTINGS[name].allowed
                 allowed = known.get(allowed, allowed)
                 value = next(one for one in allowed.split(" | ") if one not in options)
-            config = config.override({name: value}, strict=False)
+            local = {"level1.encoder": "place", "level1.latent_dim": 2, "level1.refine_updates": 2}
+            beside = local if value == "local" else {}
+            config = config.override({name: value} | beside, strict=False)
     assert acts(condition, flatten(config)) == on
     return config
 

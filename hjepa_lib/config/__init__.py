@@ -17,6 +17,7 @@ from hjepa_lib.config.fields import (
     describe,
     gone_from,
     leaves,
+    names_in,
     needs,
     to_dict,
 )
@@ -138,8 +139,7 @@ GONE = gone_from(Config)
 FORMER = {
     *GONE, "drive", "masks", "samples", "shown", "tries",
     "planning.hierarchy.level2.disagreement", "planning.level3.disagreement",
-    *(f"pixels.grid.reward_optim.{name}" for name in to_dict(EpochsConfig())),
-    "pixels.grid.reward_optim.min_lr", "pixels.grid.reward_optim.plateau_patience",
+    *names_in(EpochsConfig, "pixels.grid.reward_optim"),
     *(f"pixels.reward.{name}" for name in ("seeds", "study_transitions", "study_updates")),
     *(f"chapters.{name}" for name in (
         "pixel_pictures", "variant_updates", "data_panels", "level2_samples", "level2_starts",

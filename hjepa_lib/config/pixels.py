@@ -136,7 +136,7 @@ class PixelJepaConfig(Section):
     """Share kept by the target encoder."""
     predictor: Literal["mlp", "transformer"] = "mlp"
     """What imagines the next latent."""
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: tuple[Int[1:], ...] = (256, 256)
     """Widths of its layers or blocks."""
     dropout: Float[0:0.9] = 0.0
     """Dropout inside it."""
@@ -181,7 +181,7 @@ class Stage1Config(Section, mask_token="latent", loss="l1"):
     """Weight of the loss per masked patch."""
     ema_decay: Float[0:1] = 0.996
     """Share kept by the target encoder."""
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: tuple[Int[1:], ...] = (256, 256)
     """Widths of the predictor."""
     read: Literal["tokens", "cls"] = "tokens"
     """Where a latent is read: from all patches by their main directions, or the class token."""

@@ -81,7 +81,7 @@ class PlanningConfig(Section):
     replan: Int[1:] = 4
     """Environment steps of a flat plan that are executed."""
     flat: PlannerConfig = PlannerConfig()
-    hierarchy: HierarchyConfig = HierarchyConfig()
+    hierarchy: HierarchyConfig = needs("level2.disable_l2=false", HierarchyConfig())
     idm_steps: Int[1:] = 16
     """Steps in which the policy `idm` means to reach the goal."""
     ahead: Int[1:] = 4

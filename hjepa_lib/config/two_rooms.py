@@ -136,17 +136,17 @@ class Level1Config(Section, idm_frozen=False, depth=2, heads=4):
     """Whose latents are predicted: the encoder's own, with gradient, or a slow copy's."""
     ema_decay: Float[0:1] = needs("target=ema", 0.99)
     """Share that the copy keeps per update."""
-    idm_hidden: Int[4:] = needs("level1.loss.idm>0", 256)
+    idm_hidden: Int[4:] = needs("level1.loss.idm>0 and predictor!=local", 256)
     """Width of the inverse-dynamics head."""
     window: Int[3:] = 17
     """States per training window."""
-    rollout: Int[0:] = 0
+    rollout: Int[0:] = needs("predictor!=local", 0)
     """Imagined steps in the loss; 0 = the whole window."""
     foresight: Int[0:] = 0
     """Steps foreseen of what moves by itself; 0: nothing does."""
     layouts_per_batch: Int[0:] = needs("data.layouts=random|rectangle|many", 0)
     """Layouts in a batch; 0 = any number."""
-    loss: Level1LossConfig = Level1LossConfig()
+    loss: Level1LossConfig = needs("predictor!=local", Level1LossConfig())
     optim: OptimConfig = OptimConfig()
     patch: Int[1:] = needs("encoder=vit", 13)
     """Side of a patch, px; divides the image's."""

@@ -1,6 +1,6 @@
 """First cell of every notebook; standard library only: it runs before anything is installed."""
 
-import importlib.util
+import importlib
 import os
 import subprocess
 import sys
@@ -18,7 +18,7 @@ def set_up(notebook: str) -> None:
     """
     root, extra = Path(__file__).resolve().parents[2], EXTRAS.get(notebook[:2], "")
     if "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ:
-        if extra or importlib.util.find_spec("tyro") is None:
+        if extra or not _version():
             keep = root / ".keep.txt"  # so pip stops rather than replace what Colab brings
             kept = ("torch", "numpy", "matplotlib")
             keep.write_text("".join(f"{name}=={version(name)}\n" for name in kept))
@@ -28,12 +28,12 @@ def set_up(notebook: str) -> None:
             importlib.invalidate_caches()
         if DRIVE.is_dir():
             os.environ.setdefault("HJEPA_OUTPUTS", f"file://{DRIVE}/hjepa")
-    print(f"hjepa-lib {_version('hjepa-lib')} in {root}, torch {_version('torch')}", end="; ")
+    print(f"hjepa-lib {_version() or '(not installed)'} in {root}, torch {version('torch')}")
     print(f"runs go to {os.environ.get('HJEPA_OUTPUTS') or root / 'outputs'}")
 
 
-def _version(package: str) -> str:
+def _version() -> str:
     try:
-        return version(package)
+        return version("hjepa-lib")
     except PackageNotFoundError:
-        return "(not installed)"
+        return ""

@@ -12,7 +12,7 @@ import tyro
 
 from hjepa_lib.config import Config, ConfigError, load_yaml, parse_overrides, settings_text
 from hjepa_lib.config import profile as make_profile
-from hjepa_lib.evaluation import Case, unplayed
+from hjepa_lib.evaluation import unplayed
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.places import new_name
@@ -61,7 +61,9 @@ class RunOptions:
         if run:
             run.require(config)
         if not unplayed(config):
-            Case.of(config, "oracle")  # no such world or trials: there is no run either
+            from hjepa_lib.runs.score import cases_of
+
+            cases_of(config)  # no such world, trials or row: there is no run either
         runner.prepare(config, notebooks, self.yes)
         return run or Run.create(self.name or new_name(config), config)
 

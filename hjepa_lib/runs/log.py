@@ -132,7 +132,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Files in `<run>/tracker/wandb/`: one W&B run per process, which ends it, grouped by run.
+    """Files in `<run>/tracker/wandb/`: a W&B run per process of a run, grouped by run.
 
     Offline unless WANDB_MODE says otherwise: nobody is asked to log in in the middle of a run.
     """
@@ -149,6 +149,7 @@ class WeightsAndBiases:
             dir=str(folder),
             config=settings,
             mode=os.environ.get("WANDB_MODE", "offline"),
+            reinit="create_new",
             settings=wandb.Settings(silent=True, console="off", init_timeout=30),
         )
         self.stages: set[str] = set()

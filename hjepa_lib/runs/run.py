@@ -283,8 +283,9 @@ class Run:
         self.manifest: dict[str, Any] = read_json(self.path / MANIFEST)
 
     def publish(self) -> None:
-        """Upload what changed where the outputs root is remote."""
-        remote.push(self.path)
+        """Upload what changed where the outputs root is remote; a machine is one writer."""
+        with exclusive(self.path / MANIFEST):
+            remote.push(self.path)
 
     def _write(self, **sections: dict[str, Any]) -> None:
         """Put entries into sections of the manifest; None takes one away."""

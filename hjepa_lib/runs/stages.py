@@ -248,7 +248,7 @@ def train_run(open_run: Callable[[], Run], say: Say = print) -> None:
             say(f"{ws!r}, {distributed.count()} processes")
         distributed.from_first(lambda: make_data(ws).count)  # the others wait for the data
         level1 = core_stages(ws.config)["l1"]
-        if not distributed.from_first(lambda: ws.done(level1)):
+        if not distributed.from_first(lambda: (ws.found if level1.load else ws.done)(level1)):
             if first:
                 exhaust(ws.make(level1), "l1", say)
             else:
@@ -265,8 +265,10 @@ def train_run(open_run: Callable[[], Run], say: Say = print) -> None:
 
 def check_processes(config: Config) -> None:
     """ConfigError when several processes cannot share the work: joint training draws noise."""
-    if distributed.count() > 1 and is_joint(config):
-        raise ConfigError("level2.train=joint runs in one process: start it without torchrun")
+    alone = is_joint(config) or config.level1.predictor == "local"
+    if alone and distributed.count() > 1:
+        what = "level2.train=joint or level1.predictor=local"
+        raise ConfigError(f"{what} runs in one process: start it without torchrun")
 
 
 def _join_level1(ws: Workspace) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from hjepa_lib.config import Config, ConfigError
+from hjepa_lib.config import GONE, Config, ConfigError, leaves
 from hjepa_lib.config import profile as make_profile
 from hjepa_lib.evaluation import unplayed
-from hjepa_lib.files import WorkbookError, write_atomic
+from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.keys import Stage, closure, digest, key
 from hjepa_lib.runs.places import RunError, list_runs, new_name, outputs_root, pretrained_runs
@@ -129,14 +129,23 @@ class Workspace:
         """Obtain a stage's inputs and run it unless it is done; yields its reports."""
         if self.done(stage) or (stage.load and self._take(stage)):
             return
+        was = leaves(self.run.manifest["config"]).items()
+        if gone := [f"{name}={value}" for name, value in was if value != GONE.get(name, value)]:
+            raise RunError(f"run {self.run.name!r} has settings that are gone: {', '.join(gone)}")
         for other in stage.reads:
             self.obtain(other)
         torch.manual_seed(self.config.seed)  # before any weight or batch is drawn (EB5)
         reads = tuple(other.name for other in stage.reads if not other.recorded)
         options = {"reads": reads, "device": self.device}
-        with self.run.stage(stage.name, stage.folder, self.key(stage), **options) as folder:
+        begun = self.run.path / "resume" / stage.name
+        mark = begun / "inputs.json"  # of others nothing goes on
+        inputs = [self.key(stage), *(digest(self.run.manifest["stages"][one]) for one in reads)]
+        if mark.is_file() and read_json(mark) != inputs:
+            shutil.rmtree(begun)
+        write_json(mark, inputs)
+        with self.run.stage(stage.name, stage.folder, inputs[0], **options) as folder:
             yield from stage.make(self, folder) or ()
-        shutil.rmtree(self.run.path / "resume" / stage.name, ignore_errors=True)
+        shutil.rmtree(begun, ignore_errors=True)
 
     def obtain(self, stage: Stage) -> Path:
         """Folder of a finished stage: of this run, else taken over, else made now.
@@ -204,7 +213,9 @@ class Workspace:
 
     def _offers(self, other: Run, stage: Stage) -> bool:
         """True when `other` holds the stage, made from the inputs that this run has."""
-        if not other.done(stage.name, self.key(stage)):
+        # Generated data that stand in for published ones have their key.
+        kinds = {"data_fallback" in one.manifest["notes"] for one in (self.run, other)}
+        if (len(kinds) > 1 and not stage.load) or not other.done(stage.name, self.key(stage)):
             return False
         here = self.run.manifest["stages"]
         read = other.manifest["stages"][stage.name].get("reads", {})

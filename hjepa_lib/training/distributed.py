@@ -94,6 +94,5 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 @torch.no_grad()
 def share_weights(module: nn.Module) -> None:
     """Weights and buffers of process 0 in all of them."""
-    if count() > 1:
-        for tensor in module.state_dict().values():
-            dist.broadcast(tensor, 0)
+    for tensor in module.state_dict().values():
+        dist.broadcast(tensor, 0)

@@ -18,7 +18,7 @@ VALIDATION_WINDOWS = 512
 
 def train_level2(
     level2: Level2, level1: Jepa, store: LatentStore, validation: LatentStore | None, *,
-    seed: int, stage: str = "l2", **options: Any,
+    seed: int, **options: Any,
 ) -> Fit:  # fmt: skip
     """Iterate to train `level2` in place on stored latents of a frozen `level1`.
 
@@ -45,7 +45,7 @@ def train_level2(
         return {"loss": total, **terms, "prior_sim": prior_error(level2, level1, batch)}
 
     task = Task(level2, loss_fn, validation and validate)
-    return Fit(task, config.optim, seed=seed, stage=stage, **options)
+    return Fit(task, config.optim, seed=seed, stage="l2", **options)
 
 
 def prior_error(level2: Level2, level1: Jepa, batch: LatentBatch) -> Tensor:
