@@ -2,6 +2,8 @@ import contextlib
 import hashlib
 import json
 import sys
+import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -226,14 +228,22 @@ def test_s2_a_second_writer_never_hides_what_the_first_uploaded(machine):
     Run.open("a").verify("l1")
 
 
-def test_two_processes_of_a_machine_are_one_writer(run):
-    def note(part):
-        for count in range(8):
-            Run.at(run.path).note(part, count)
+def test_two_processes_of_a_machine_are_one_writer(run, monkeypatch):
+    write, begun = remote.Mirror.write, threading.Event()
 
-    with ThreadPoolExecutor(3) as pool:
-        list(pool.map(note, "abc"))
-    assert json.loads(store()["a/manifest.json"])["notes"] == dict.fromkeys("abc", 7)
+    def first_slowly(self, *file):
+        if not begun.is_set():
+            begun.set()
+            time.sleep(0.3)
+        write(self, *file)
+
+    monkeypatch.setattr(remote.Mirror, "write", first_slowly)
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(Run.at(run.path).note, "one", 1)
+        begun.wait(10)
+        two = pool.submit(Run.at(run.path).note, "two", 2)
+        one.result(), two.result()
+    assert json.loads(store()["a/manifest.json"])["notes"] == {"one": 1, "two": 2}
 
 
 def test_s6_a_store_that_hides_what_is_missing_names_the_permission(machine):

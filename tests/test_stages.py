@@ -494,7 +494,8 @@ def test_chapters_go_as_far_as_a_recording_does(source, root, monkeypatch):
 def test_chapters_draw_the_curves_that_there_are(workspace_of, monkeypatch, capsys):
     """Without a validation, and of trainings that another run has."""
     monkeypatch.setenv("HJEPA_HEADLESS", "1")
-    config = tiny_config(data__val_fraction=0.0)
+    updates = {f"{part}__optim__updates": 10 for part in ("level1", "distance", "level2")}
+    config = tiny_config(data__val_fraction=0.0, **updates)
     donor = workspace_of(config, "donor")
     stages.load_trained(donor)
     stages.load_trained(workspace_of(config.override("level1.load=donor"), "named"))
