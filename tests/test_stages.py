@@ -502,7 +502,7 @@ def test_chapters_draw_the_curves_that_there_are(workspace_of, monkeypatch, caps
     for run, curves in (("donor", {"02_losses.png", "02_distance_losses.png", "03_losses.png"}),
                         ("named", set())):  # fmt: skip
         capsys.readouterr()
-        for chapter, end in ((1, 'records("distance")'), (2, 'records("l2")')):
+        for chapter, end in ((1, '= ws.run.records("distance")'), (2, '= ws.run.records("l2")')):
             execute(NOTEBOOKS[chapter], end, run=run)
         figures = {*Run.open(run).manifest["figures"]}
         assert {name for name in figures if name.endswith("losses.png")} == curves
