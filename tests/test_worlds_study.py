@@ -119,7 +119,7 @@ def test_the_chapter_reads_the_rows_and_plays_one_world(root, config, capsys, re
     names = tiny_runs.execute(PATH, run="short")
     said = capsys.readouterr().out
     assert "- Hierarchy helps in maze, latent cost" in said and "Wall leak: " in said
-    assert set(names["panels"]) == {"maze", "two_rooms"} and len(names["leaks"]) == 1
+    assert set(names["panels"]) == {"maze", "two rooms"} and len(names["leaks"]) == 1
     assert {row["method"] for row in names["rows"]} > {"gcbc", "idm", "hilp", "l1+l2"}
     drawn = {path.stem for path in (root / "short" / "figures").glob("09_*.png")}
     assert drawn == {"09_worlds", "09_success", "09_compute"}

@@ -139,7 +139,7 @@ class Trajectories:
 
     def row_of(self, states: Tensor) -> Tensor:
         """(k,) the trajectories of the states number `states` (k,)."""
-        return torch.searchsorted(self.lengths.cumsum(0), states, right=True)
+        return torch.searchsorted(self.lengths.cumsum(0), states.contiguous(), right=True)
 
     def layouts(self, index: Tensor | slice = slice(None)) -> Layout:
         """One row for each of the trajectories `index`."""

@@ -217,7 +217,7 @@ def _setting(row: Mapping[str, Any]) -> str:
 
 
 def place(row: Mapping[str, Any]) -> str:
-    """ "P1", or of another world than Two Rooms its name and its set of tasks."""
+    """ "P1", or another world's name and set of tasks."""
     own = f"{row.get('world')} {row.get('task_set', '')}".strip()
     return own if row["protocol"] == "own" else row["protocol"].upper()
 

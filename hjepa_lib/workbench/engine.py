@@ -214,7 +214,6 @@ def write_figures(path: Path, swept: list[str]) -> None:
     table = table.dropna(subset="n")
     seeds = table["seed"].nunique()
     varied = [name for name in swept if table[name].nunique(dropna=False) > 1]
-    # Titles end with what was swept.
     table["model"] = table["model"].astype(str).str.replace(r"-?\w+=.*", "", regex=True)
     lines = table.groupby(["method", "cost", *varied], dropna=False)
     apart = ("model", "cell", "split", "budget", "grid")

@@ -177,10 +177,11 @@ def judged(one: dict[str, object]) -> str:
 def named(rows: pd.DataFrame) -> pd.Series:
     """ "maze d13 16": the world of each row, its set of tasks, its dynamics if a model has more."""
     more = rows.groupby("model")["dynamics"].transform("nunique") > 1
-    columns = (rows["model"], rows["task_set"].fillna(""), rows["dynamics"].where(more, ""))
+    tasks = rows["task_set"].astype(object).fillna("")
+    columns = rows["model"], tasks, rows["dynamics"].where(more, "")
     names = [
-        " ".join(f"{model} {tasks * (tasks not in model)} {rule}".replace("_", " ").split())
-        for model, tasks, rule in zip(*columns, strict=True)
+        " ".join(f"{model} {kind * (kind not in model)} {rule}".replace("_", " ").split())
+        for model, kind, rule in zip(*columns, strict=True)
     ]
     return pd.Series(names, rows.index)
 
