@@ -137,7 +137,7 @@ class Workspace:
         torch.manual_seed(self.config.seed)  # before any weight or batch is drawn (EB5)
         reads = tuple(other.name for other in stage.reads if not other.recorded)
         options = {"reads": reads, "device": self.device}
-        begun = self.run.path / "resume" / stage.name
+        begun = self.resume(stage.name)
         mark = begun / "inputs.json"  # of others nothing goes on
         inputs = [self.key(stage), *(digest(self.run.manifest["stages"][one]) for one in reads)]
         if mark.is_file() and read_json(mark) != inputs:
@@ -161,7 +161,7 @@ class Workspace:
 
     def resume(self, name: str) -> Path:
         """Where the training `name` keeps what it resumes from."""
-        return self.run.folder(f"resume/{name}")
+        return self.run.folder(f"resume/{name.replace('/', '+')}")
 
     def follow(
         self, fit: Fit, stage: str, row: Callable[[Report], dict] = log_row
