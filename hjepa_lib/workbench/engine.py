@@ -214,6 +214,7 @@ def write_figures(path: Path, swept: list[str]) -> None:
     table = table.dropna(subset="n")
     seeds = table["seed"].nunique()
     varied = [name for name in swept if table[name].nunique(dropna=False) > 1]
+    # A swept model is called by its values too: without them its name is that of all.
     table["model"] = table["model"].astype(str).str.replace(r"-?\w+=.*", "", regex=True)
     lines = table.groupby(["method", "cost", *varied], dropna=False)
     apart = ("model", "cell", "split", "budget", "grid")
@@ -223,7 +224,7 @@ def write_figures(path: Path, swept: list[str]) -> None:
         by = [*others, "protocol", "dynamics"]
         for values, part in table.groupby(by, sort=False, dropna=False):
             pairs = zip(others, values, strict=False)
-            words = [f"{_short(name)} {at}" for name, at in pairs if at == at]
+            words = [f"{_short(name)} {at}" for name, at in pairs if pd.notna(at)]
             panel = ", ".join([*words, *values[-2:]])
             groups[panel] = pooled(part, ["method", "cost", key])
         title = f"Success by {_short(key)}, {seeds} seed{'s' * (seeds > 1)}"
