@@ -17,11 +17,11 @@ from sklearn.decomposition import PCA
 from tiny import refused
 
 from hjepa_lib.evaluation.failures import LABELS
-from hjepa_lib.evaluation.statistics import wilson
+from hjepa_lib.evaluation.statistics import success_rate, wilson
 from hjepa_lib.figures import beliefs, data, plans, style, success, training
 from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures.style import FigureError
-from hjepa_lib.workbench.rows import pooled
+from hjepa_lib.workbench.rows import pack_solved, pooled
 from hjepa_lib.worlds.layout import Layout, layout_lists, render, render_walls
 
 RNG = np.random.default_rng(5)
@@ -363,13 +363,18 @@ def test_success_against_a_setting_pools_seeds():
     hits = {(24, 0): 0, (24, 1): 10, (5, 0): 20, (5, 1): 30, (96, 0): 40, (96, 1): 50}
     found = [row("flat", "distance", hit, h=h, seed=s) for (h, s), hit in hits.items()]
     table = pd.DataFrame([*found, *(row("random", "none", 1, h=5, seed=s) for s in (0, 1))])
+    solved = [np.arange(n) < hits for n, hits in zip(table["n"], table["successes"], strict=True)]
+    table["solved"] = [pack_solved(one) for one in solved]
     lines = pooled(table, ["method", "cost", "h"])
     figure = success.success_against({"p1": lines}, "h", marks={"trained": 16, "far": 500})
     (axis,) = figure.axes
     x, y, low, high = points(axis)["flat, distance cost"]
     assert list(x) == [5, 24, 96]  # by size, not by the order of the table
     assert list(y) == [0.25, 0.05, 0.45]
-    np.testing.assert_allclose(np.transpose([low, high]), [wilson(n, 200) for n in (50, 10, 90)])
+    wanted = [
+        success_rate([np.arange(100) < n for n in two]) for two in ((20, 30), (0, 10), (40, 50))
+    ]
+    np.testing.assert_allclose(np.transpose([low, high]), [one[1:] for one in wanted])
     assert axis.get_xscale() == "log" and "trained" in words(figure) and "far" not in words(figure)
     named = [row("flat", "", 50, size=size) for size in ("2M L1", "6M", "2M L1+L2")]
     (axis,) = success.success_against({"": named}, "size").axes

@@ -18,6 +18,7 @@ from hjepa_lib.evaluation.statistics import (
     bootstrap_difference,
     claim,
     mcnemar,
+    success_rate,
     wilson,
 )
 from hjepa_lib.worlds.trials import load_trials
@@ -218,6 +219,18 @@ def test_bootstrap_redraws_seeds():
     found, again = (bootstrap(scores, resamples=400) for _ in range(2))
     assert found == again and found.low == 0 and found.high > 3
     assert np.array_equal(np.random.get_state()[1], state)
+
+
+def test_trials_that_seeds_share_are_not_more_trials():
+    one = np.arange(200) < 190
+    assert success_rate(one) == (0.95, *wilson(190, 200))
+    for rate, seeds in ((1.0, 3), (0.0, 5)):
+        found = success_rate(np.full((seeds, 200), rate))
+        assert found == (rate, *wilson(int(200 * rate), 200))
+    apart = np.stack([np.arange(200) < hits for hits in (120, 160, 200)])
+    found = success_rate(apart)
+    assert found.estimate == pytest.approx(0.8)
+    assert found.low < 0.65 and found.high > 0.95  # seeds disagree, which n alone cannot say
 
 
 def test_paired_difference_cancels_what_both_share_and_uses_the_statistic():

@@ -17,6 +17,7 @@ import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from tiny_runs import CLEAN, ROOT, git
 
@@ -77,6 +78,12 @@ def test_ranges_are_open_and_hold_what_is_tested_and_installed():
         installed = Version(importlib.metadata.version(requirement.name)).public
         for version in (tested[requirement.name.lower()], installed):
             assert requirement.specifier.contains(version), f"{requirement} excludes {version}"
+    oldest = PROJECT["project"]["requires-python"].removeprefix(">=") + ".0"
+    for found in importlib.metadata.distributions():
+        name = re.sub(r"[-_.]+", "-", found.metadata["Name"]).lower()
+        if tested.get(name) == Version(found.version).public:
+            pythons = SpecifierSet(found.metadata["Requires-Python"] or "")
+            assert pythons.contains(oldest), f"{name} {found.version} needs Python {pythons}"
 
 
 def test_environment_makefile_and_project_agree():

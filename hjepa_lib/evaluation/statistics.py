@@ -59,6 +59,21 @@ def bootstrap(
     return interval(lambda cell: statistic(table[cell]), table.shape, resamples)
 
 
+def success_rate(solved: np.ndarray) -> Interval:
+    """Rate of 0/1 outcomes (S seeds, n trials) in [0, 1] with its 95 % interval.
+
+    Seeds play the same trials: the outer ends of `bootstrap` and of Wilson's for n trials, however
+    many seeds there are; one seed has Wilson's alone.
+    """
+    seeds, n = np.atleast_2d(solved).shape
+    mean = np.count_nonzero(solved) / seeds
+    low, high = wilson(math.floor(mean), n)[0], wilson(math.ceil(mean), n)[1]
+    if seeds > 1:
+        found = bootstrap(solved)
+        low, high = min(low, found.low), max(high, found.high)
+    return Interval(mean / n, low, high)
+
+
 def bootstrap_difference(
     first: np.ndarray, second: np.ndarray, statistic: Statistic = np.mean, resamples: int = 2000
 ) -> Interval:

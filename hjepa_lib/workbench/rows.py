@@ -14,7 +14,7 @@ import pandas as pd
 from hjepa_lib.config import leaves
 from hjepa_lib.evaluation import failures
 from hjepa_lib.evaluation.results import Result
-from hjepa_lib.evaluation.statistics import bootstrap, interval, wilson
+from hjepa_lib.evaluation.statistics import interval, success_rate
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.workbench.table import Table
 
@@ -121,13 +121,12 @@ def finished(rows: pd.DataFrame, group: str) -> pd.DataFrame:
 
 
 def pooled(rows: pd.DataFrame, by: list[str], means: Sequence[str] = ()) -> pd.DataFrame:
-    """Seeds pooled: `rate` with its Wilson interval `low` to `high` per value of the columns `by`,
-    and the mean of the columns `means`."""
+    """Seeds pooled: `rate` with its interval `low` to `high` (`success_rate`) per value of the
+    columns `by`, and the mean of the columns `means`."""
     groups = rows.groupby(by, sort=False, dropna=False)
     table = groups[["successes", "n"]].sum().join(groups["seed"].nunique().rename("seeds"))
-    table["rate"] = table["successes"] / table["n"]
-    bounds = [wilson(int(row.successes), int(row.n)) for row in table.itertuples()]
-    table[["low", "high"]] = np.array(bounds).reshape(-1, 2)
+    found = [success_rate(outcomes(part)) for _, part in groups]
+    table[["rate", "low", "high"]] = np.array(found).reshape(-1, 3)
     return table.join(groups[list(means)].mean()).reset_index()
 
 
@@ -152,7 +151,7 @@ def frontier(
     lines = []
     for _, group in rows.groupby(POINT, sort=False):
         solved = outcomes(group)
-        rate, low, high = bootstrap(solved)
+        rate, low, high = success_rate(solved)
         line = group.iloc[0][[*POINT, "method", "cost", *keep]].to_dict()
         line |= {x: group[x].mean(), "rate": rate, "low": low, "high": high}
         lines.append(line | {"seeds": len(solved), "n": solved.shape[1]})
