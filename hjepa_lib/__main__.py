@@ -29,7 +29,6 @@ from hjepa_lib.runs.command import (
 from hjepa_lib.runs.notebooks import prepare
 from hjepa_lib.runs.places import repository
 from hjepa_lib.runs.run import Run
-from hjepa_lib.workbench import CONFIGS
 from hjepa_lib.workbench.command import (
     BenchCommand,
     CompareCommand,
@@ -65,22 +64,13 @@ class GalleryCommand:
 class GridCommand(RunOptions):
     """Seed 004: the grid JEPA and its generative twin."""
 
-    action: tyro.conf.Positional[Literal["train", "table"]]
-    """train a run, or tabulate the finished cells of the sweep --config."""
-    config: Path | None = None
-    """YAML file of settings, on top of the profile; for `table` the sweep's file."""
+    action: tyro.conf.Positional[Literal["train"]]
+    """train a run."""
 
     def __call__(self) -> int:
         from hjepa_lib.grids import stages
         from hjepa_lib.runs.workspace import Workspace
 
-        if self.action == "table":
-            from hjepa_lib.workbench.schema import read_experiment
-
-            self.refuse_all_but(("action", "config"), "grid table")
-            found = read_experiment(self.config or CONFIGS / "grid_jepa_tuning.yaml")
-            print(f"table: {stages.write_tuning_table(found.runs(), found.folder)}")
-            return 0
         machine.set_up()
         run = self.open_run()
         print(f"run {run.name} in {run.path}")
@@ -177,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
         tyro.conf.FlagCreatePairsOff[functools.reduce(operator.or_, kinds)],
         prog="python -m hjepa_lib",
         description="The H-JEPA workbook: notebooks, comparisons and sweeps from the command line.",
-        args=_gather_settings(sys.argv[1:] if arguments is None else arguments),
+        args=arguments,
     )
     try:
         return command()
@@ -187,21 +177,6 @@ def main(arguments: list[str] | None = None) -> int:
     except (WorkbookError, OSError) as error:  # anything else is a fault: its trace is shown
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def _gather_settings(arguments: list[str]) -> list[str]:
-    """Join repeated `--set a=1 --set b=2` into one option: the parser would keep the last only."""
-    kept, settings = [], []
-    target = kept
-    for argument in arguments:
-        option, _, value = argument.partition("=")
-        if option == "--set":
-            target = settings
-            settings += [value] if value else []
-        else:
-            target = kept if argument.startswith("-") else target
-            target.append(argument)
-    return [*kept, "--set", *settings] if settings else kept
 
 
 def _stop(*_: object) -> None:

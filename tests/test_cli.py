@@ -130,7 +130,7 @@ def test_settings_are_layered(tmp_path):
     path.write_text("profile: smoke\n")
     for options, message in (
         ({"config": path, "profile": "full"}, "chosen by --profile"),
-        ({"set": ("seed=1",), "seed": 2}, "--seed and by --set"),
+        ({"set": [("seed=1",)], "seed": 2}, "--seed and by --set"),
         ({"config": tmp_path / "none.yaml"}, "does not exist"),
     ):
         refused(ValueError, message, settings, **options)
@@ -193,7 +193,6 @@ def test_a_file_of_trials_can_be_played(tmp_path):
         (["settings", "nothing"], "no setting begins with 'nothing'"),
         (["vjepa2", "evaluate", "--seed", "3", "--config", "a.yaml"], "use for --config, --seed:"),
         (["auxiliary", "--resume", "--trials", "x"], "no use for --resume, --trials"),
-        (["grid", "table", "--set", "seed=3"], "no use for --set"),
     ],
 )
 def test_errors_are_one_sentence(arguments, message, root, failed):

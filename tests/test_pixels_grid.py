@@ -9,7 +9,7 @@ from tiny import ema_follows, refused
 from tiny_pixels import TINY_GRID
 
 from hjepa_lib.__main__ import main
-from hjepa_lib.config import OptimConfig, profile
+from hjepa_lib.config import OptimConfig, differences, profile, read_yaml
 from hjepa_lib.config.pixels import EpochsConfig, GridConfig
 from hjepa_lib.figures.training import loss_curves
 from hjepa_lib.files import FileError, WorkbookError, read_json, save_npz
@@ -21,11 +21,13 @@ from hjepa_lib.grids.stages import fit_grid, train_pair
 from hjepa_lib.models.checkpoint import fingerprint
 from hjepa_lib.models.objectives import covariance, hinge_std
 from hjepa_lib.runs.keys import key
+from hjepa_lib.runs.report import read_sections
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Fit, Task
 from hjepa_lib.training.probes import collapse
 from hjepa_lib.workbench import CONFIGS
+from hjepa_lib.workbench.engine import run_experiment
 from hjepa_lib.workbench.schema import read_experiment
 
 GRID = GridConfig(**TINY_GRID)
@@ -491,7 +493,7 @@ def test_prediction_report_has_the_copy_baseline():
 
 
 def test_rows_are_measured_and_comparable(whole):
-    rows = read_json(whole.run.path / "grid/results.json")
+    rows = read_sections(whole.run)["grid"]["data"]["rows"]
     assert [row["model"] for row in rows] == [*KINDS, "random"]
     assert len({(row["data_sha256"], row["batches_sha256"]) for row in rows}) == 1
     jepa, twin, _ = rows
@@ -537,19 +539,19 @@ def test_grid_models_are_paired_by_seed():
         measures.paired_sentences(rows[1:])
 
 
-def test_the_tuning_sweep_has_a_table(tmp_path, monkeypatch, whole):
+def test_the_tuning_sweep_has_a_table(tmp_path, monkeypatch):
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
-    study = read_experiment(CONFIGS / "grid_jepa_tuning.yaml")
-    with pytest.raises(FileError, match="no run of the sweep 'grid-jepa_tuning' has finished"):
-        stages.write_tuning_table(study.runs(), study.folder)
-    rows = read_json(whole.run.path / "grid/results.json")
-    for unit in study.units[:6]:  # default and EMA 0.99
-        path = study.folder / unit.run_name / "grid/results.json"
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps([row | {"seed": unit.seed} for row in rows]))
-    assert main(["grid", "table"]) == 0
-    table = pd.read_csv(tmp_path / "grid-jepa_tuning/grid_results.csv")
-    assert table["setting"].unique().tolist() == ["default", "EMA 0.99"]
+    tree = read_yaml(CONFIGS / "grid_jepa_tuning.yaml", "experiment file")
+    tree["base"] = {key: two for key, (_, two) in differences(profile("smoke"), CONFIG).items()}
+    tree["base"] |= {"profile": "smoke"}
+    labels = ("default", "depth 6")
+    tree |= {"grid": {"setting": {one: tree["grid"]["setting"][one] for one in labels}}}
+    experiment = read_experiment(tree | {"seeds": [0]})
+    assert not any(one.error for one in run_experiment(experiment))
+    table = pd.read_csv(experiment.table)
+    assert table["learner"].tolist() == [*KINDS, "random"] * 2
+    assert table["setting"].tolist() == [label for label in labels for _ in range(3)]
+    assert table["changed_read"].notna().all() and table["training"].nunique() == 2
 
 
 def test_the_config_file_acts(buffer, tmp_path, monkeypatch, capsys):

@@ -3,13 +3,12 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from hjepa_lib.config.optim import EpochsConfig
 from hjepa_lib.config.pixels import GridConfig
 from hjepa_lib.data.trajectories import Parts, three_parts
 from hjepa_lib.evaluation.compute import update_bytes
-from hjepa_lib.files import FileError, plain, read_json, write_atomic, write_json
+from hjepa_lib.files import plain, read_json, write_json
 from hjepa_lib.grids import buffer, measures
 from hjepa_lib.grids.models import KINDS, GridModel, build_grid_model
 from hjepa_lib.grids.world import FACTS
@@ -44,7 +43,7 @@ LOGS = {"jepa": "grid_s{}", "generative": "grid_twin_s{}"}
 """Names in metrics.jsonl of the models of a training seed."""
 ENCODERS = (*KINDS, "random")
 """Whose latents are measured; `random` is a JEPA as it begins."""
-BEST, ROWS = "best_{}_model", "grid/results.json"
+BEST = "best_{}_model"
 VALIDATION_ROWS = 256  # of `choice` in every validation, always the same ones
 CHECKS = {"jepa": measures.validate_jepa, "generative": measures.validate_twin}
 CHECKS["random"] = CHECKS["jepa"]
@@ -188,7 +187,7 @@ def load_grid_model(ws: Workspace, kind: str, n: int) -> GridModel:
 
 # --- results
 def grid_results(ws: Workspace) -> list[dict[str, Any]]:
-    """One row per encoder and training seed, written to `grid/results.json`; trains what lacks."""
+    """One row per encoder and training seed, left as a section; trains what lacks."""
     train, _, test = load_data(ws)
     stages, batch = grid_stages(ws.config), ws.config.pixels.grid.optim.batch
     facts = {"data_sha256": read_json(ws.obtain(stages["grid_data"]) / "data.json")["sha256"]}
@@ -213,7 +212,6 @@ def grid_results(ws: Workspace) -> list[dict[str, Any]]:
                 row |= {"weights": ws.weights([f"grid_s{n}"]), **_cost(ws, kind, n, model, sample)}
             rows.append(row)
     rows = plain(rows)
-    write_json(ws.run.path / ROWS, rows)
     leave_section(ws.run, "30-grid", section(rows))
     return rows
 
@@ -256,26 +254,13 @@ def train_all(ws: Workspace) -> None:
     for name, stage in grid_stages(ws.config).items():
         exhaust(ws.make(stage), name)
     print(*sorted(ws.run.path.glob("grid/s*/best_*.safetensors")), sep="\n")
-    rows = grid_results(ws)
-    print(f"results: {ws.run.path / ROWS}\n{measures.comparison(rows).to_string()}")
+    print(measures.comparison(grid_results(ws)).to_string())
 
 
-def write_tuning_table(runs: Iterable[tuple[dict[str, Any], Path]], folder: Path) -> Path:
-    """`grid_results.csv` of a sweep in `folder`: mean over seeds per setting and encoder.
-
-    `runs` are swept values with the run's folder each; FileError when none has finished.
-    """
-    rows = []
-    for values, run in runs:
-        if (run / ROWS).is_file():
-            swept = {name: str(value) for name, value in values.items()}
-            rows += [swept | row for row in read_json(run / ROWS)]
-    if not rows:
-        raise FileError(f"no run of the sweep {folder.name!r} has finished in {folder.parent}")
-    table = pd.DataFrame(rows)
-    table["collapse_rate"] = table["collapsed"].astype(bool)
-    shown = (*measures.MEASURES, "jepa_cosine_sim", "error", "collapse_rate")
-    groups = table.groupby([*swept, "model"], sort=False)
-    found = groups[[column for column in shown if column in table]].mean()
-    found["seeds"] = groups["seed"].nunique()
-    return write_atomic(folder / "grid_results.csv", found.reset_index().to_csv(index=False))
+def score_grids(ws: Workspace, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """What `MEASURES` has of each encoder, with cosine, error and collapse: a cell's rows."""
+    shown = (*measures.MEASURES, "jepa_cosine_sim", "error", "collapsed")
+    return [
+        {"learner": row["model"]} | {name: row[name] for name in shown if name in row}
+        for row in grid_results(ws)
+    ]

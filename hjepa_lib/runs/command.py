@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class RunOptions:
     """smoke (minutes), laptop (default: a real result on 2 cores) or full (one GPU)."""
     config: Path | None = None
     """YAML file of settings, on top of the profile."""
-    set: tuple[str, ...] = ()
+    set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
     """Single settings, such as level1.optim.updates=500."""
     name: str = ""
     """Name of the run; of profile, seed and time if empty."""
@@ -45,7 +46,7 @@ class RunOptions:
         if base is None and (self.profile or not self.config):
             base = make_profile(self.profile or "laptop")
         config = load_yaml(self.config, base) if self.config else base
-        pairs = parse_overrides(self.set)
+        pairs = parse_overrides([*itertools.chain(*self.set)])
         if self.profile and config.profile != self.profile:
             raise ConfigError("the profile is chosen by --profile, or by the run or file, not both")
         if self.seed is not None and pairs.setdefault("seed", self.seed) != self.seed:

@@ -172,7 +172,7 @@ class Unit:
         So do the files and runs that they name, by content and key (I1).
         """
         config, call = self.model.config, self.cell.call
-        if ".pixels." in call:  # nothing else shapes pixel models
+        if re.search(r"\.(pixels|grids)\.", call):  # nothing else shapes their models
             every = flatten(config).items()
             return {key: one for key, one in every if key.startswith(("pixels.", "precision"))}
         if self.case:
@@ -213,10 +213,6 @@ class Experiment:
     table: Path
     folder: Path  # where its runs are, and the table that no file names
     units: list[Unit]  # cell by cell, in each model by model and seed by seed
-
-    def runs(self) -> list[tuple[dict[str, Any], Path]]:
-        """What was swept, and the run's folder, of every unit."""
-        return [(one.model.swept, self.folder / one.run_name) for one in self.units]
 
     def select(self, only: str = "", seeds: tuple[int, ...] = (), models: str = "") -> list[Unit]:
         """Units with these seeds, cells (by name or group) and models: globs, commas between."""
