@@ -18,12 +18,10 @@ from hjepa_lib.planning.agent import Agent
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.keys import core_stages, is_joint
-from hjepa_lib.runs.places import repository
 from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.workspace import Workspace, open_run
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.workbench.experiment import run_name
-from hjepa_lib.workbench.rows import check_rows, finished, load_rows, pooled
 
 BASE = 20_312
 """Transitions of every variant whose group is about something else."""
@@ -267,20 +265,3 @@ def encoder_stage(ws: Workspace, updates: int) -> list[dict[str, Any]]:
     title = "A transformer or convolutions as level 1, on Two Rooms"
     leave_section(ws.run, "40-planning", {"title": title, "results": rows, "data": rows})
     return rows
-
-
-def committed(group: str, setting: str) -> list[dict[str, Any]]:
-    """Finished test points of a group of the committed study, seeds pooled; [] without any.
-
-    Rows of method, cost, n, success_rate, ci95 and the column `setting`. A mixed set is refused.
-    """
-    path = repository() / "outputs/gallery/study.csv"
-    if not path.is_file():
-        return []
-    found = finished(load_rows(path), group)
-    if found.empty:
-        return []
-    table = pooled(check_rows(found).dropna(subset=setting), ["method", "cost", setting])
-    table["ci95"] = list(zip(table["low"], table["high"], strict=True))
-    table = table.rename(columns={setting: "setting", "rate": "success_rate"})
-    return table[["setting", "method", "cost", "n", "success_rate", "ci95"]].to_dict("records")
