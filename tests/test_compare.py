@@ -9,16 +9,15 @@ import pytest
 import torch
 import yaml
 from tiny import OVERRIDES, digest, dotted, make_agent, make_store, refused, tiny_config
-from tiny_runs import Said, first, make_row
+from tiny_runs import Said
 
 from hjepa_lib import __main__
 from hjepa_lib.config import ConfigError, PlanningConfig, load_yaml, profile
 from hjepa_lib.data.published import acquire
 from hjepa_lib.data.recipes import generate
-from hjepa_lib.evaluation import horizons, metrics, openloop, results
+from hjepa_lib.evaluation import horizons, openloop, results
 from hjepa_lib.evaluation.horizons import Curve
 from hjepa_lib.evaluation.results import Case
-from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.checkpoint import load_part
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
@@ -143,7 +142,7 @@ def test_sides_one_after_the_other_and_from_scratch(write, folder, capsys):
     with pytest.raises(RunError, match=r"row l1 .* level1.hidden=16, not 20; choose another"):
         go(write(both=one), folder, mode="l1", epochs=1)
     scratch = write(l2={"level1__hidden": 20, "level2__train": "joint"})
-    assert "mcnemar_p" in go(scratch, folder / "scratch", l2_from_scratch=True)
+    assert "exact McNemar p" in go(scratch, folder / "scratch", l2_from_scratch=True)
     sides = [side(folder / "scratch", name) for name in ("l2-scratch", "l1")]
     assert model_of(sides[0]) != model_of(sides[1])
 
@@ -175,21 +174,6 @@ def test_unfair_pairs_are_refused_by_name(l1, l2, scratch, message):
         refused(ConfigError, message, compare.check, configs, scratch)
     else:
         compare.check(configs, scratch)
-
-
-def test_mcnemar_counts_the_trials_that_only_one_side_solved():
-    def result(*solved, **header):
-        arrays = {f"trial_{name}": np.zeros(3) for name in (*metrics.MEANS.values(), "lost")}
-        arrays["trial_success"] = np.array(solved, float)
-        about = {"trials_hash": "y", "data": {}, "n": 3, "budget": 1.0, "method": "flat"}
-        return results.Result(about | header, arrays)
-
-    sides = {"flat": result(1, 1, 0), "l1+l2": result(0, 0, 0)}
-    values = compare.side_by_side(sides).set_index("metric")
-    assert values.loc["solved_only_here"].tolist() == [2, 0]
-    assert values.loc["mcnemar_p"].tolist() == [0.5, 0.5]  # 2 * 0.5 ** 2
-    with pytest.raises(RunError, match="differ in trials_hash"):
-        compare.side_by_side(sides | {"l1+l2": result(0, 0, 0, trials_hash="x")})
 
 
 def test_shipped_configs_describe_a_fair_comparison():
@@ -443,32 +427,6 @@ def test_verdicts_follow_their_rules():
         ((better, one), "first better"), ((one, one), "undecided"), ((one, near), "undecided"),
     ):  # fmt: skip
         assert {row["verdict"] for row in variants.versus(*pair)} == {verdict}
-
-
-def test_committed_rows_are_pooled_over_seeds(tmp_path, monkeypatch):
-    monkeypatch.setattr(variants, "repository", lambda: tmp_path)
-    path = tmp_path / "outputs/gallery/study.csv"
-    assert variants.committed("sizes", "data.transitions") == []
-    path.parent.mkdir(parents=True)
-    path.with_name("study_trainings.json").write_text('{"abc": {"data.transitions": 634}}')
-
-    def row_of(cell, seed, hits, **more):
-        return make_row(cell, seed, first(hits, 10), **{"group": "sizes"} | more)
-
-    rows = [row_of("a", 0, 5), row_of("a", 1, 9)]
-    aside = [
-        row_of("b", 0, 1, group="p1"),
-        row_of("a", 0, 10, split="validation"),  # not pooled with them
-        row_of("c", 0, 2),  # unfinished: seed 1 is missing
-    ]
-    pd.DataFrame([*rows, *aside]).to_csv(path, index=False)
-    (row,) = variants.committed("sizes", "data.transitions")
-    assert (row["setting"], row["n"], row["success_rate"]) == (634, 20, 0.7)
-    assert row["ci95"][0] < 0.7 < row["ci95"][1]
-    other = [row_of("d", 0, 1, protocol="p2_seen"), row_of("d", 1, 1)]
-    pd.DataFrame([*rows, *other]).to_csv(path, index=False)
-    with pytest.raises(WorkbookError, match="rows differ in protocol: p1 and p2_seen"):
-        variants.committed("sizes", "data.transitions")
 
 
 def test_results_without_pictures_are_the_same_results(ws):

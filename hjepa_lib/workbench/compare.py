@@ -12,7 +12,6 @@ import pandas as pd
 
 from hjepa_lib.config import Config, ConfigError, differences, leaves, load_yaml, read_yaml
 from hjepa_lib.evaluation.results import Result, load_result
-from hjepa_lib.evaluation.statistics import mcnemar
 from hjepa_lib.files import write_atomic
 from hjepa_lib.runs import machine, notebooks, score
 from hjepa_lib.runs.keys import core_stages, is_joint
@@ -57,8 +56,8 @@ def compare(asked: "CompareCommand", say: Callable[..., None] = print) -> int:
         model = "l2-scratch" if side == "l2" and asked.l2_from_scratch else side
         models[model] = {"settings": settings}
         if asked.mode in (side, "both"):
-            names = ("protocol", "split", "trials", "steps", "latency")
-            shared = {name: getattr(config.evaluation, name) for name in names}
+            asks = config.evaluation
+            shared = {"split": asks.split, "trials": asks.trials, "latency": asks.latency}
             shared |= {"model": model, "folder": "results"}
             floors = [{"name": f"{side}-{one}", "method": one} for one in ("random", "oracle")]
             planner = {"name": side, "method": METHODS[side], "cost": config.planning.cost}
@@ -84,7 +83,6 @@ def compare(asked: "CompareCommand", say: Callable[..., None] = print) -> int:
         notebooks.finish(run, say)
     table = side_by_side(results)
     say(table.to_string(index=False, float_format="{:.4g}".format, na_rep=""))
-    say("ci95_low and ci95_high: Wilson 95 % of success_rate; mcnemar_p: exact McNemar test")
     for side, method in METHODS.items():
         if method not in results:
             say(f"{side} has no result yet: run with --mode {side}")
@@ -118,10 +116,8 @@ def check(configs: dict[str, Config], l2_from_scratch: bool) -> None:
 
 
 def side_by_side(results: dict[str, Result]) -> pd.DataFrame:
-    """Results by method as a line per number: metric, l1 (flat), l2 (L1+L2), floors by their names.
-
-    With both sides also the exact McNemar test; RunError where they met other trials or data.
-    """
+    """Results by method as a line per number: metric, l1 (flat), l2 (L1+L2), floors by their names;
+    ci95_low and ci95_high are Wilson's."""
     sides = {method: side for side, method in METHODS.items()}
     columns = {
         sides.get(method, method): {
@@ -131,14 +127,4 @@ def side_by_side(results: dict[str, Result]) -> pd.DataFrame:
         }
         for method, result in results.items()
     }
-    if set(sides) <= set(results):
-        one, two = (results[method] for method in sides)
-        for what in ("trials_hash", "data", "n"):
-            if one.header[what] != two.header[what]:
-                raise RunError(
-                    f"the two results differ in {what}: {one.header[what]} and {two.header[what]}"
-                )
-        *won, p = mcnemar(one.success, two.success)
-        for side, only in zip(METHODS, won, strict=True):
-            columns[side] |= {"solved_only_here": only, "mcnemar_p": p}
     return pd.DataFrame(columns, dtype=float).rename_axis("metric").reset_index()
