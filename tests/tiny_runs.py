@@ -11,8 +11,8 @@ import numpy as np
 
 from hjepa_lib.config import profile
 from hjepa_lib.evaluation.statistics import wilson
-from hjepa_lib.readme import NUMBERS
 from hjepa_lib.runs.report import FIELDS
+from hjepa_lib.workbench.markdown import NUMBERS
 from hjepa_lib.workbench.rows import pack_solved
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,21 +1,35 @@
 """Markdown tables of committed rows: of any planner, of other worlds, of own mazes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from hjepa_lib.workbench.rows import check_rows, pooled, split_finished
+from hjepa_lib.workbench.rows import POINT, check_rows, finished, pooled
 from hjepa_lib.workbench.verdict import claims, judged, named
 
 NUMBERS = [
     "path_efficiency", "flops_per_step", "seconds_per_episode", "cross_wall_rate",
     "init_plan_cross_wall_rate", "planning_error_mean", "planning_error_mean_rmse",
+    "invalid_route_rate",
 ]  # fmt: skip
+BY = ["method", "cost", "protocol", "layouts", "dynamics", *POINT, "group", "told"]
 WORLD_GROUPS = ("floors", "equal", "policies")  # of the study over worlds, shown
 # Of columns by their first word; "" are all others, the planners.
 _ORDER = "world", "tasks", "random", "random-persistent", "rule", "", "hierarchy", "oracle"
 SHIFTED = "two_rooms_p3_"  # models of shifted worlds: on the results page alone
+
+
+def points(rows: pd.DataFrame, groups: Iterable[str]) -> pd.DataFrame:
+    """The finished points of these groups on test trials, seeds pooled.
+
+    Within a group, rows of different trials or settings are refused.
+    """
+    found = [check_rows(part) for name in groups if len(part := finished(rows, name))]
+    if not found:
+        return rows.head(0)
+    by, means = ([name for name in names if name in rows] for names in (BY, NUMBERS))
+    return pooled(pd.concat(found), by, means)
 
 
 def cells(row: Any) -> dict[str, str]:
@@ -41,31 +55,33 @@ def table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
+def point_line(row: Any) -> dict[str, str]:
+    """A pooled point in the long tables of the results page."""
+    planned = pd.notna(row.flops_per_step)
+    return {
+        "planner, cost": f"{row.method}, {row.cost}",
+        **cells(row),
+        "path efficiency": number(row.path_efficiency, 2),
+        "s per episode": number(row.seconds_per_episode, 2) if planned else "-",
+    }
+
+
 def in_worlds(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Each world's name, and its finished points on test tasks, seeds pooled, best last."""
+    """Each world's name and points, best last."""
     test = rows[(rows["split"] == "test") & rows["group"].isin(WORLD_GROUPS)]
     for of, part in test.groupby(named(rows), sort=False):
-        part = check_rows(split_finished(part)[0])
-        found = pooled(part, ["cell", "method", "cost", "told"], [*NUMBERS, "invalid_route_rate"])
-        found["told"] = found["told"].fillna("")
-        found["tasks"] = part["n"].max()
+        found = points(part, WORLD_GROUPS).fillna({"told": ""})
         yield of, found.sort_values(["rate", "path_efficiency"])
 
 
 def world_table(rows: pd.DataFrame) -> str:
     """Markdown table of every world's points, and how often level 1 believes to pass a wall."""
     lines = []
-    for world, points in in_worlds(rows):
-        for row in points.itertuples():
-            lines.append({
-                "world": world,
-                "planner, cost": f"{row.method}, {row.cost}",
-                "told": row.told or "-",
-                **cells(row),
-                "path efficiency": number(row.path_efficiency, 2),
-                "invalid routes, %": number(100 * row.invalid_route_rate, 1),
-                "s per episode": number(row.seconds_per_episode, 2),
-            })  # fmt: skip
+    for world, found in in_worlds(rows):
+        for row in found.itertuples():
+            line = {"world": world, "told": row.told or "-", **point_line(row)}
+            line["invalid routes, %"] = number(100 * row.invalid_route_rate, 1)
+            lines.append(line)
     leaks = [
         f"{model.replace('_', ' ')} {100 * part['leak'].mean():.0f} ({len(part)})"
         for model, part in rows[rows["cell"] == "leak"].groupby("model", sort=False)
@@ -78,21 +94,19 @@ def worlds_block(rows: pd.DataFrame) -> str:
     """The README's line of each world: every method on test tasks, seeds pooled, and what planning
     with sub-goals changes there at equal FLOPs, by the rule of `claims`.
     """
-    lines, found = [], claims(rows)
-    for world, points in in_worlds(rows[~rows["model"].str.startswith(SHIFTED)]):
-        line = {
-            "world": world,
-            "tasks x seeds": f"{points['tasks'].max()} x {points['seeds'].max()}",
-        }
-        for row in points.sort_values("rate", ascending=False).itertuples():
+    lines, said = [], claims(rows)
+    for world, found in in_worlds(rows[~rows["model"].str.startswith(SHIFTED)]):
+        tasks = (found["n"] // found["seeds"]).max()
+        line = {"world": world, "tasks x seeds": f"{tasks} x {found['seeds'].max()}"}
+        for row in found.sort_values("rate", ascending=False).itertuples():
             head = row.method.replace("l1+l2", "L1+L2") + (
                 f" (told {row.told})" if row.told else ""
             )
-            said = cells(row)["success, % (95 %)"]
+            text = cells(row)["success, % (95 %)"]
             if row.flops_per_step > 0:
-                said += f", {row.cost} cost, {row.flops_per_step / 1e6:.0f} MFLOP"
-            line[head] = "<br>".join(filter(None, [line.get(head), said]))
-        here = found[found["place"] == world] if len(found) else found
+                text += f", {row.cost} cost, {row.flops_per_step / 1e6:.0f} MFLOP"
+            line[head] = "<br>".join(filter(None, [line.get(head), text]))
+        here = said[said["place"] == world] if len(said) else said
         line["hierarchy"] = "<br>".join(map(judged, here.to_dict("records")))
         lines.append(line)
 

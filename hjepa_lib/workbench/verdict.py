@@ -20,7 +20,6 @@ HIERARCHY, FLAT = "bar_l1l2_latent", "bar_flat_latent"
 """Cells of the pair that is compared at one budget, under the latent cost."""
 EQUAL_COMPUTE = 1.15
 """Largest ratio of two planners' FLOPs per step that is called equal."""
-CLAIMS = {"helps": "Hierarchy helps in", "hurts": "Hierarchy hurts in", "undecided": "Undecided in"}
 _WORDS = {"": "", "lower": "at least ", "upper": "at most ", "open": "undecided, about "}
 
 
@@ -31,8 +30,8 @@ def bar_pair(rows: pd.DataFrame) -> pd.DataFrame:
 
 def sentences(rows: pd.DataFrame) -> list[str]:
     """Markdown sentences on test trials; what the rows do not hold yet is left out."""
-    names = ("bar", "frontier", "p1", "p2_heldout", "p2_seen")
-    bar, frontier, whole, heldout, seen = (finished(rows, name) for name in names)
+    names = ("bar", "frontier", "p2_heldout", "p2_seen")
+    bar, frontier, heldout, seen = (finished(rows, name) for name in names)
     found = []
     if {HIERARCHY, FLAT} <= set(bar["cell"]):
         found.append(_pair_sentence(bar))
@@ -40,8 +39,6 @@ def sentences(rows: pd.DataFrame) -> list[str]:
         part = frontier[frontier["cost"] == cost]
         if {"flat", "l1+l2"} <= set(part["method"]):
             found += [_best_sentence(part, cost), _ratio_sentence(part, cost)]
-    if {"flat", "l1+l2"} <= set(whole["method"]):
-        found.append(_whole_sentence(whole))
     return [*found, _layout_sentence(heldout, seen)] if len(heldout) else found
 
 
@@ -94,16 +91,6 @@ def _ratio_sentence(rows: pd.DataFrame, cost: str) -> str:
     )
 
 
-def _whole_sentence(rows: pd.DataFrame) -> str:
-    texts = [
-        f"{method} ({cost} cost) solves {part['successes'].sum():,} of {part['n'].sum():,} at "
-        f"{part['flops_per_step'].mean() / 1e6:.0f} MFLOP per step, path efficiency "
-        f"{part['path_efficiency'].mean():.2f}"
-        for (method, cost), part in rows.groupby(["method", "cost"])
-    ]
-    return f"All trials, defaults: {'; '.join(texts)}."
-
-
 def _layout_sentence(heldout: pd.DataFrame, seen: pd.DataFrame) -> str:
     texts = []
     for rows, where in ((heldout, "layouts of no training"), (seen, "those of the training")):
@@ -140,12 +127,12 @@ def claims(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _claim(flat: pd.DataFrame, two: pd.DataFrame) -> dict[str, object]:
-    found = {"verdict": "undecided", "why": "", "n": two["n"].iloc[0], "seeds": len(two)}
+    found = {"verdict": "undecided", "why": ""}
     if flat.empty:
         return found | {"why": "no row of flat"}
     pair = paired(two, flat).iloc[-1]
     spent = [part["flops_per_step"].mean() / 1e6 for part in (two, flat)]
-    found |= {"mflop": spent[0], "flat_mflop": spent[1], **pair.drop("seed")}
+    found |= pair.drop("seed").to_dict()
     ratio = max(spent) / min(spent)
     if pd.concat([flat, two])["told"].dropna().ne("").any():
         return found | {"why": "told more than frames"}
@@ -157,21 +144,17 @@ def _claim(flat: pd.DataFrame, two: pd.DataFrame) -> dict[str, object]:
     return found | {"verdict": verdicts.get(True, "undecided")}
 
 
-def claim_sentences(found: pd.DataFrame) -> list[str]:
-    """ "Hierarchy helps in ...", "... hurts in ...", "Undecided in ...": of what `claims` found."""
-    lines, said = found.to_dict("records"), []
-    for verdict, words in CLAIMS.items():
-        places = [_place(one) for one in lines if one["verdict"] == verdict]
-        said.append(f"{words} {'; '.join(places) or 'no world'}.")
-    return said
-
-
-def judged(one: dict[str, object]) -> str:
-    """ "L1+L2 hurts: -4 points (-7 to -1), graph cost": a line of `claims` in a table."""
+def judged(one: Mapping[str, Any]) -> str:
+    """ "L1+L2 hurts: -4 points (-7 to -1), graph cost": a line of `claims` in words."""
     method = str(one["method"]).replace("l1+l2", "L1+L2")
     gap = f" {_gap(one)}," if pd.notna(one.get("difference")) else ""
     why = f", {one['why']}" if one["why"] else ""
     return f"{method} {one['verdict']}:{gap} {one['cost']} cost{why}"
+
+
+def claim_sentences(found: pd.DataFrame) -> list[str]:
+    """What `claims` found, a sentence a line."""
+    return [f"{one['place']}: {judged(one)}" for one in found.to_dict("records")]
 
 
 def named(rows: pd.DataFrame) -> pd.Series:
@@ -189,18 +172,6 @@ def named(rows: pd.DataFrame) -> pd.Series:
 def _gap(one: Mapping[str, Any]) -> str:
     ends = (100 * one[end] for end in ("difference", "difference_low", "difference_high"))
     return "{:+.0f} points ({:+.0f} to {:+.0f})".format(*ends)
-
-
-def _place(one: dict[str, object]) -> str:
-    """ "maze, latent cost (l1+l2 61.0 % against 41.0 %, +20 points (+12 to +28) at ...)"."""
-    text = str(one["method"])
-    if pd.notna(one.get("difference")):
-        text += (
-            f" {100 * one['first']:.1f} % against {100 * one['second']:.1f} %, {_gap(one)} at "
-            f"{one['mflop']:.0f} and {one['flat_mflop']:.0f} MFLOP per step"
-        )
-    text += f", n = {one['n']} x {one['seeds']} seeds" + (f": {one['why']}" if one["why"] else "")
-    return f"{one['place']}, {one['cost']} cost ({text})"
 
 
 # --- pairs
