@@ -102,17 +102,11 @@ def lever_table(rows: pd.DataFrame) -> str:
 
 
 def section_text(section: Mapping[str, Any]) -> str:
-    """A section of a run as Markdown: its sentences, tables, planners and lists."""
+    """A section of a run as Markdown: its sentences, tables and lists."""
     parts = [f"## {section['title']}", *section.get("sentences", [])]
     for one in section.get("tables", []):
         parts.append(table(pd.DataFrame(one["rows"], columns=one["columns"])))
         parts.append("\n".join(f"- {note}" for note in one.get("notes", [])))
-    planners = []
-    for row in section.get("results", []):
-        low, high = row["ci95"]
-        rate = f"{100 * row['success_rate']:.0f} ({100 * low:.0f}-{100 * high:.0f})"
-        planners.append({"planner": row["method"], "success, % (95 %)": rate, "n": row["n"]})
-    parts.append(table(planners))
     for name, items in section.get("lists", {}).items():
         bullets = "\n".join(f"- {one}" for one in items)
         parts.append(f"<details><summary>{name}</summary>\n\n{bullets}\n\n</details>")
@@ -203,7 +197,9 @@ def keep_pixels(run: Run, root: Path) -> Path:
         "processor": about["versions"].get("processor", ""),
         "notebook_seconds": seconds,
         "sections": [
-            {key: part for key, part in one.items() if key != "data"} for one in sections.values()
+            {key: part for key, part in one.items() if key != "data"}
+            for one in sections.values()
+            if "results" not in one  # planners have rows of their own
         ],
     }
     keep_pictures(run, root, PIXEL_PICTURES)

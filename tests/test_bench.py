@@ -7,7 +7,6 @@ from tiny import refused
 
 from hjepa_lib.__main__ import main
 from hjepa_lib.files import WorkbookError, read_json
-from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.runs.places import list_runs, outputs_root
 from hjepa_lib.workbench import bench, gpu_check
 
@@ -15,20 +14,7 @@ REFERENCE, LAPTOP = bench.configs(quick=True)
 
 
 def ways(calls):
-    return [bench.Way("work", name, lambda call=call: call) for name, call in calls.items()]
-
-
-def test_updates_that_do_other_maths_are_noticed(monkeypatch):
-    good = bench.updates(REFERENCE.level1, "fp32")
-
-    class Swapped(Jepa):
-        def pixels(self, frames):
-            return super().pixels(frames).flip(1)
-
-    monkeypatch.setattr(bench, "Jepa", Swapped)
-    swapped = bench.updates(REFERENCE.level1, "fp32")
-    with pytest.raises(WorkbookError, match="work: plain and swapped differ by"):
-        bench.measure(ways({"plain": good, "swapped": swapped}), 1)
+    return {"work": {name: lambda call=call: call for name, call in calls.items()}}
 
 
 @pytest.mark.parametrize("config", [REFERENCE, LAPTOP], ids=["reference", "laptop"])
@@ -49,9 +35,9 @@ def test_disagreement_ends_the_measurement(outcome):
 def test_command_runs_every_way_and_names_bad_input(capsys, failed):
     assert main(["bench", "--rounds", "1", "--quick"]) == 0
     out = capsys.readouterr().out
-    every = bench.ways(quick=True)
-    assert "1 threads" in out and len({way.title for way in every}) == 11
-    assert all(text in out for way in every for text in (way.work, way.name))
+    every = bench.works(quick=True)
+    assert "1 threads" in out and sum(map(len, every.values())) == 11
+    assert all(text in out for work, ways in every.items() for text in (work, *ways))
     for wrong, message in (
         (["--only", "nothing"], "no work is called like 'nothing'"),
         (["--rounds", "0", "--only", "generate"], "rounds must be at least 1"),

@@ -124,7 +124,7 @@ def test_without_level_2_there_is_nothing_to_compare(root, config):
 def test_no_row_is_called_convolutional_that_is_not(encoder, capsys):
     """A local level 1 was played under that name, or refused after an hour."""
     sources = [cell.source for cell in cells(PATH.with_name("08_planning_collapse.ipynb"))]
-    (code,) = [one for one in sources if "encoder_stage(" in one]
+    (code,) = [one for one in sources if "variants.encoders(" in one]
     level1 = SimpleNamespace(level1=SimpleNamespace(encoder=encoder))
     names = {"TwoRooms": TwoRooms, "train": SimpleNamespace(world=TwoRooms), "smoke": True}
     exec(code, names | {"ws": SimpleNamespace(config=level1), "variants": None})

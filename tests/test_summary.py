@@ -321,7 +321,7 @@ def test_generated_parts_are_replaced_and_nothing_else(root, tmp_path):
     refused(RunError, "'all' has no comparison on pixels", readme.keep_pixels, run, root)
     about = {"title": "World models", "headline": "Two on a world.", "sentences": ["About them."]}
     leave_section(run, "20-pixels", about | {"data": {"many": [1, 2]}})
-    leave_section(run, "40-planning", {"title": "Two Rooms", "results": floors()})
+    leave_section(run, "10-tuned", {"title": "Planners tuned alike", "results": floors()})
     for name, seconds in (("10_gym_data", 30.0), ("13_reward_predictors", 600.0), ("05_x", 9e9)):
         run.note(name, {"ok": True, "seconds": seconds}, "notebooks")
     Image.new("RGB", (4, 4)).save(run.folder("figures") / readme.PIXEL_PICTURES[0])
@@ -338,7 +338,7 @@ def test_generated_parts_are_replaced_and_nothing_else(root, tmp_path):
     page = readme.refresh(root).read_text()
     again = (root / "README.md").read_text()
     assert "Two on a world." in again and "About them." not in again
-    assert "## World models\n\nAbout them." in page and "| random | 7 (3-14) | 100 |" in page
+    assert "## World models\n\nAbout them." in page and "Planners tuned" not in page
     readme.refresh(root)
     assert (root / "README.md").read_text() == again
     (root / "README.md").write_text("no markers")

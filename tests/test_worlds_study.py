@@ -41,7 +41,7 @@ def test_the_rule_helps_hurts_or_leaves_it_undecided():
     }  # fmt: skip
     helps, _, open_ = verdict.claim_sentences(table)
     assert helps.startswith("maze: L1+L2 helps: +50 points (+") and helps.endswith(", latent cost")
-    assert open_.startswith("two rooms: L1+L2 undecided: +2 points (-")
+    assert open_.startswith("two rooms: L1+L2 undecided: +3 points (+0")
 
 
 @pytest.mark.parametrize(

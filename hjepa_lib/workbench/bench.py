@@ -3,9 +3,8 @@
 All ways take turns: clock and neighbours are the same for them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,18 +27,8 @@ TOLERANCE = 0.05
 """Largest relative difference between ways of one work: bf16 rounding stays below it."""
 _QUICK = {"level1.latent_dim": 16, "level1.window": 4, "level1.optim.batch": 4}
 Call = Callable[[], Tensor]
-
-
-class Way(NamedTuple):
-    """One way of doing some work."""
-
-    work: str
-    name: str
-    make: Callable[[], Call]  # builds it, which is not timed
-
-    @property
-    def title(self) -> str:
-        return f"{self.work}: {self.name}"
+Ways = dict[str, Callable[[], Call]]
+"""Ways of doing one work, by name: what builds each, which is not timed."""
 
 
 # --- what is timed
@@ -110,7 +99,7 @@ class Planning:
         return plan.search.costs
 
 
-def ways(quick: bool = False) -> list[Way]:
+def works(quick: bool = False) -> dict[str, Ways]:
     """Every work that is timed, in the ways it can be done here."""
     reference, laptop = configs(quick)
     trials, shown, transitions = (3, 34, 500) if quick else (20, 1088, 100_000)
@@ -127,21 +116,18 @@ def ways(quick: bool = False) -> list[Way]:
         batch = windows.sample(shown // 17, torch.Generator().manual_seed(0))
         return partial(rule, batch.positions, batch.layout)
 
-    found = [
-        Way(f"level-1 update, {one.encoder}", kept, partial(updates, one, kept))
+    found: dict[str, Ways] = {
+        f"level-1 update, {one.encoder}": {kept: partial(updates, one, kept) for kept in both}
         for one in (reference.level1, laptop.level1)
-        for kept in both
-    ]
-    found += [
-        Way(f"plan {trials} trials, {kept}", words, partial(plan, name, kept))
-        for kept in both
-        for name, words in (("loop", "one by one"), ("call", "all at once"))
-    ]
-    found += [
-        Way(f"draw {shown:,} frames", words, partial(draw, rule))
-        for words, rule in (("direct formula", render_reference), ("patches", render))
-    ]
-    return [*found, Way(f"generate {transitions:,} transitions", "vectorised", walk)]
+    }
+    for kept in both:
+        named = {"one by one": "loop", "all at once": "call"}
+        found[f"plan {trials} trials, {kept}"] = {
+            words: partial(plan, name, kept) for words, name in named.items()
+        }
+    rules = {"direct formula": render_reference, "patches": render}
+    found[f"draw {shown:,} frames"] = {name: partial(draw, rule) for name, rule in rules.items()}
+    return found | {f"generate {transitions:,} transitions": {"vectorised": walk}}
 
 
 # --- timing
@@ -153,21 +139,22 @@ def timer(call: Call, **labels: str) -> Timer:
     )
 
 
-def measure(chosen: Sequence[Way], rounds: int) -> list[Measurement]:
+def measure(chosen: dict[str, Ways], rounds: int) -> list[Measurement]:
     """One measurement per way; WorkbookError where two ways of a work give other numbers."""
     if rounds < 1:
         raise ConfigError(f"rounds must be at least 1, got {rounds}")
-    first, timers = {}, []
-    for work, name, make in chosen:
-        call = make()
-        outcome = call()  # also the warm-up: memory is mapped and kernels are chosen here
-        other, before = first.setdefault(work, (name, outcome))
-        gap = difference(before, outcome)
-        if not gap <= TOLERANCE:
-            raise WorkbookError(
-                f"{work}: {other} and {name} differ by {gap:.3g}, more than {TOLERANCE}"
-            )
-        timers.append(timer(call, label=work, sub_label=name))
+    timers = []
+    for work, ways in chosen.items():
+        calls = {name: make() for name, make in ways.items()}
+        # Also the warm-up: memory is mapped and kernels are chosen here.
+        (first, wanted), *others = ((name, call()) for name, call in calls.items())
+        for name, outcome in others:
+            gap = difference(wanted, outcome)
+            if not gap <= TOLERANCE:
+                raise WorkbookError(
+                    f"{work}: {first} and {name} differ by {gap:.3g}, more than {TOLERANCE}"
+                )
+        timers += [timer(call, label=work, sub_label=name) for name, call in calls.items()]
     turns = [[one.timeit(1) for one in timers] for _ in range(rounds)]
     return [Measurement.merge(times)[0] for times in zip(*turns, strict=True)]
 

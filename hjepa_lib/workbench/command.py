@@ -104,11 +104,10 @@ class BenchCommand:
         from hjepa_lib.workbench import bench
 
         print(f"{machine.set_up()} threads")
-        every = bench.ways(self.quick)
-        chosen = [way for way in every if self.only in way.title]
+        every = bench.works(self.quick)
+        chosen = {work: ways for work, ways in every.items() if self.only in work}
         if not chosen:
-            known = "; ".join(way.title for way in every)
-            raise ConfigError(f"no work is called like {self.only!r}; there are: {known}")
+            raise ConfigError(f"no work is called like {self.only!r}: there are {'; '.join(every)}")
         Compare(bench.measure(chosen, self.rounds)).print()
         return 0
 

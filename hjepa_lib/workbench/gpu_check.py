@@ -252,9 +252,7 @@ def throughput(check: Check, found: dict[str, Any]) -> None:
 def laptop(check: Check, found: dict[str, Any]) -> None:
     """The profile laptop from its data to P1; a planner plays as soon as it is trained."""
     ws = check.workspace("laptop", found)
-    for method, cost in (
-        ("flat", "distance"), ("l1+l2", "distance"), ("flat", "latent"), ("l1+l2", "latent"),
-    ):  # fmt: skip
+    for cost, method in itertools.product(COSTS[::-1], METHODS):
         case = Case.of(ws.config, method, cost, split="test")
         for name in ("l1", "distance", *case.stages[2:]):
             stage = core_stages(ws.config)[name]

@@ -18,7 +18,6 @@ from hjepa_lib.planning.agent import Agent
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.keys import core_stages, is_joint
-from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.workspace import Workspace, open_run
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.workbench.experiment import run_name
@@ -38,24 +37,13 @@ JOINT: dict[str, dict[str, Any]] = {
     "joint-feedback": {"level2.feedback": True},
 }
 LATENTS = ("gaussian", "categorical")
-_SHARED: dict[str, Any] = {
-    "level1.rollout": 8,
-    "level1.optim.batch": 16,  # more updates in the same time
-    "precision": "fp32",  # such narrow matrix products gain nothing from bf16
+_TRANSFORMER: dict[str, Any] = {
+    "level1.encoder": "vit",
+    "level1.width": 64,
+    "level1.predictor": "transformer",
+    "level1.hidden": 64,
+    "level1.pretrain_mask": 0.4,
 }
-ENCODERS: dict[str, dict[str, Any]] = {
-    "transformer": _SHARED
-    | {
-        "level1.encoder": "vit",
-        "level1.width": 64,
-        "level1.predictor": "transformer",
-        "level1.hidden": 64,
-        "level1.pretrain_mask": 0.4,
-    },
-    "convolutional": _SHARED,  # that of notebook 02
-}
-_ENCODED = 1_200  # trajectories for the distance head: a transformer encodes slowly
-LABELS = {name: f"flat, {name} level 1" for name in ENCODERS}
 
 
 # --- what to train
@@ -121,19 +109,25 @@ def epochs(config: Config, count: int, updates: int) -> dict[str, Any]:
     return size(config, _WHOLE, updates) | {name: passes[name]}
 
 
-def encoder(config: Config, name: str, updates: int) -> dict[str, Any]:
-    """Settings of one of `ENCODERS`: the same data, batches and number of updates.
+def encoders(config: Config, updates: int) -> dict[str, dict[str, Any]]:
+    """{name: settings} of a transformer, and of notebook 02's convolutions beside it.
 
-    The transformer's pre-training takes a fifth on top; the other one gets it as ordinary updates.
+    Data, batches and number of updates are the same: the transformer's pre-training takes a fifth
+    on top, the other one gets it as ordinary updates.
     """
-    changes = ENCODERS[name] | budget(config, updates)
-    changes.pop("level2.optim.updates", None)
-    changes["distance.trajectories"] = min(_ENCODED, config.distance.trajectories)
-    count = changes["level1.optim.updates"]
+    base = budget(config, updates) | {
+        "level1.rollout": 8,
+        "level1.optim.batch": 16,  # more updates in the same time
+        "precision": "fp32",  # such narrow matrix products gain nothing from bf16
+        "distance.trajectories": min(1_200, config.distance.trajectories),  # it encodes slowly
+    }
+    base.pop("level2.optim.updates", None)
+    count = base["level1.optim.updates"]
     extra = max(1, count // 5)
-    if "level1.pretrain_mask" in changes:
-        return changes | {"level1.pretrain_updates": extra}
-    return changes | {"level1.optim.updates": count + extra}
+    return {
+        "transformer": base | _TRANSFORMER | {"level1.pretrain_updates": extra},
+        "convolutional": base | {"level1.optim.updates": count + extra},
+    }
 
 
 def train(
@@ -247,21 +241,4 @@ def versus(first: Measured, second: Measured) -> list[dict[str, Any]]:
         row = {"first": first.name, "second": second.name, "measure": what}
         row |= {"difference": gap.estimate, "low": gap.low, "high": gap.high}
         rows.append(row | {"verdict": better if clear else "undecided"})
-    return rows
-
-
-def encoder_stage(ws: Workspace, updates: int) -> list[dict[str, Any]]:
-    """Rows of random, flat with each of `ENCODERS`, trained first, and oracle: a section."""
-    rows = []
-    for name, label in LABELS.items():
-        side = train(ws, name, encoder(ws.config, name, updates) | {"device": ws.device})
-        case = Case.of(side.config, "flat", "distance")
-        result = scoring.play(side, stages.load_trained(side, stages.FLAT), case, pictures=False)
-        rows.append(result.row | {"method": label})
-    floor, ceiling = (
-        scoring.play(side, None, Case.of(side.config, one)).row for one in ("random", "oracle")
-    )
-    rows = [floor, *rows, ceiling]
-    title = "A transformer or convolutions as level 1, on Two Rooms"
-    leave_section(ws.run, "40-planning", {"title": title, "results": rows, "data": rows})
     return rows
