@@ -66,9 +66,8 @@ def test_the_short_form_fills_every_part(tmp_path, capsys):
     parts = found["parts"]
     assert list(parts) == PARTS and found["device"] == "cpu"
     assert not [name for name, part in parts.items() if "failed" in part or "skipped" in part]
-    assert parts["losses"]["frames"] == {"largest": 0, "share": 0}
     trained = [one for one in parts["losses"].values() if isinstance(one, dict) and "fp32" in one]
-    assert len(trained) == 4 and all(one["fp32"]["gaps"] == [0, 0] for one in trained)
+    assert len(trained) == 2 and all(one["fp32"]["gaps"] == [0, 0] for one in trained)
     assert all(one["bf16"]["gaps"][1] > 0 for one in trained)  # the comparison is of other numbers
     assert parts["plans"]["l1+l2 latent"]["gaps"] == [0, 0]
     assert parts["laptop"]["flat distance"]["n"] == 2

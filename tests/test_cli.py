@@ -118,14 +118,14 @@ def test_settings_are_layered(tmp_path):
 
     path = tmp_path / "a.yaml"
     path.write_text("profile: smoke\nseed: 4\nlevel1: {width: 8, hidden: 32}\n")
-    config = settings(config=path, set=("level1.width=12",), seed=5)
+    config = settings(config=path, set=[("level1.width=12",)], seed=5)
     assert (config.profile, config.level1.width, config.level1.hidden) == ("smoke", 12, 32)
     assert config.seed == 5
     path.write_text("level1: {width: 8}\n")
     assert settings(config=path).profile == "laptop"
     with pytest.raises(ValueError, match=r"level1\.width needs level1\.encoder=fast"):
         settings(config=path, profile="full")  # whose encoder has a fixed width
-    given = settings(set=("data.source=/data/a,b.npz", "seed=3"))  # C7: a value may hold a comma
+    given = settings(set=[("data.source=/data/a,b.npz", "seed=3")])  # C7: a value may hold a comma
     assert (given.data.source, given.seed) == ("/data/a,b.npz", 3)
     path.write_text("profile: smoke\n")
     for options, message in (
@@ -166,10 +166,10 @@ def test_a_file_of_trials_can_be_played(tmp_path):
     assert main(["trials", *arguments]) == 0
     made = make_trials(layout_set("random"), 20, 5)
     assert read_trials(path).sha256 == made.sha256
-    options = {"profile": "smoke", "trials": path, "set": ("evaluation.trials=100",)}
+    options = {"profile": "smoke", "trials": path, "set": [("evaluation.trials=100",)]}
     with pytest.raises(ValueError, match="p1 plays the fixed layout"):
         Case.of(__main__.RunCommand(**options).settings(), "oracle")
-    options["set"] += ("evaluation.protocol=p2_seen",)
+    options["set"] += [("evaluation.protocol=p2_seen",)]
     config = __main__.RunCommand(**options).settings()
     case, other = Case.of(config, "oracle"), Case.of(config, "oracle", split="test")
     assert case.trials == 20 and case.header["trials_hash"] == made.sha256 == case.tasks.sha256
