@@ -49,7 +49,8 @@ TREE = {
         {"name": "best", "group": "floors", "method": "oracle"},
         FLAT | {"budgets": [0.5, 1.0]},
         FLAT | {"name": "two", "method": "l1+l2", "grid": {"hierarchy.replan": [2, 4]}},
-        FLAT | {"name": "coarse", "model": "skip2", "method": "l1+l2", "control": "untrained"},
+        FLAT | {"name": "coarse", "model": "skip2", "method": "l1+l2",
+                "planning": PLANNING | {"hierarchy.control": "untrained"}},
     ],
 }  # fmt: skip
 

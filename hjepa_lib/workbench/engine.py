@@ -182,7 +182,8 @@ def _planned(ws: Workspace, unit: Unit) -> dict[str, Any]:
     folder = cell.folder or f"study/{cell.name}"
     result = score.play(ws, agent, case, folder, pictures=False, latency=cell.latency)
     entry = ws.run.manifest["stages"][f"{folder}/{case.name}"]
-    row = row_of(result, control=cell.control, minutes=round(entry["seconds"] / 60, 3))
+    control = unit.config.planning.hierarchy.control
+    row = row_of(result, control=control, minutes=round(entry["seconds"] / 60, 3))
     return row | {"revision": entry["revision"]}
 
 

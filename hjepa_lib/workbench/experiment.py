@@ -77,7 +77,6 @@ class PlannerCell(Cell):
     steps: int = 0
     task_set: str = ""
     budgets: tuple[float, ...] = (1.0,)
-    control: str = "none"
     planning: dict = field(default_factory=dict)  # settings below `planning.`
     grid: dict = field(default_factory=dict)  # the same with a list each
     latency: bool = False  # also one episode alone
@@ -89,9 +88,8 @@ class PlannerCell(Cell):
         for key, values in self.grid.items():
             wrong = not isinstance(values, list) or not values
             yield wrong, f"{key} in its grid must be a list, got {values!r}"
-        for key in ("cost", "hierarchy.control"):
-            wrong = key in {*self.planning, *self.grid}
-            yield wrong, f"it sets planning.{key}; use its own key of the cell instead"
+        wrong = "cost" in {*self.planning, *self.grid}
+        yield wrong, "it sets planning.cost; use its own key of the cell instead"
 
     def planned(self, config: Config, point: dict[str, Any]) -> Config:
         """A model's settings with the planner and the trials of one point of the grid."""
@@ -99,7 +97,6 @@ class PlannerCell(Cell):
         for name in ("protocol", "trials", "steps", "task_set"):  # or the model's
             changes |= {f"evaluation.{name}": value} if (value := getattr(self, name)) else {}
         changes |= {f"planning.{name}": value for name, value in (self.planning | point).items()}
-        changes |= {"planning.hierarchy.control": self.control} if self.control != "none" else {}
         return config.override(changes)
 
 
