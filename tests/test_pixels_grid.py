@@ -495,7 +495,6 @@ def test_prediction_report_has_the_copy_baseline():
 def test_rows_are_measured_and_comparable(whole):
     rows = read_sections(whole.run)["grid"]["data"]["rows"]
     assert [row["model"] for row in rows] == [*KINDS, "random"]
-    assert len({(row["data_sha256"], row["batches_sha256"]) for row in rows}) == 1
     jepa, twin, _ = rows
     assert jepa["outputs"] == 16 and twin["outputs"] == 36 + 5
     for row in (jepa, twin):

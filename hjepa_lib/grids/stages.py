@@ -33,7 +33,6 @@ from hjepa_lib.training.loop import (
     Report,
     Task,
     ValidateFn,
-    batches_sha256,
     draw_batch,
     step_generator,
 )
@@ -190,7 +189,7 @@ def grid_results(ws: Workspace) -> list[dict[str, Any]]:
     """One row per encoder and training seed, left as a section; trains what lacks."""
     train, _, test = load_data(ws)
     stages, batch = grid_stages(ws.config), ws.config.pixels.grid.optim.batch
-    facts = {"data_sha256": read_json(ws.obtain(stages["grid_data"]) / "data.json")["sha256"]}
+    digest = read_json(ws.obtain(stages["grid_data"]) / "data.json")["sha256"]
     held = test.sample(2000)
     sample = train.batch(torch.arange(min(batch, len(train)))).to(ws.device)
     rows = []
@@ -198,11 +197,10 @@ def grid_results(ws: Workspace) -> list[dict[str, Any]]:
         own = ws.config.seed + n
         for _ in ws.make(stages[f"grid_s{n}"]):
             pass
-        facts["batches_sha256"] = batches_sha256(len(train), batch, own)
         untrained = measures.imagined(load_grid_model(ws, "random", n), held)[0]
         for kind in ENCODERS:
             model = load_grid_model(ws, kind, n)
-            row = {"model": kind, "seed": own, **facts, **CHECKS[kind](model, held)}
+            row = {"model": kind, "seed": own, "data_sha256": digest, **CHECKS[kind](model, held)}
             del row["loss"]
             row |= collapse(measures.imagined(model, held)[0], untrained)
             row["held_out"] = len(held.action)

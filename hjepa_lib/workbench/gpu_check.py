@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hjepa_lib.config import profile
 from hjepa_lib.evaluation import Case
-from hjepa_lib.files import first_line, read_json, sha256, write_json
+from hjepa_lib.files import first_line, read_json, write_json
 from hjepa_lib.planning import METHODS
 from hjepa_lib.planning.agent import Agent
 from hjepa_lib.runs import machine
@@ -31,7 +31,6 @@ from hjepa_lib.runs.stages import load_run, load_trained
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Report
 from hjepa_lib.workbench import bench
-from hjepa_lib.worlds.base import trial_noise
 from hjepa_lib.worlds.trials import load_trials
 
 TOLERANCE = {"fp32": (1e-4, 1e-2), "torch": (1e-2, 1e-1), "bf16": (5e-2, 5e-1)}
@@ -124,14 +123,11 @@ def judged(gaps: tuple[float, float], limits: tuple[float, float]) -> dict[str, 
 
 # --- both devices do the same
 def about(check: Check, found: dict[str, Any]) -> None:
-    """Device, versions, precision, and a hash of noise that all machines share."""
+    """Device, versions, and what bf16 is worth."""
     found |= {"versions": machine.versions(), "threads": torch.get_num_threads()}
-    found["noise_sha256"] = sha256(trial_noise(0, range(4), 1, (8, 2), 1).numpy().tobytes())
     if check.device == "cuda":
         found["properties"] = str(torch.cuda.get_device_properties(0))
         found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-        found["matmul_tf32"] = torch.backends.cuda.matmul.allow_tf32
-        found["convolution_tf32"] = torch.backends.cudnn.allow_tf32
     found["bf16_speedup"] = machine.bf16_speedup(check.device, 0.1 if check.quick else 1.0)
 
 
