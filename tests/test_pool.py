@@ -1,6 +1,5 @@
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from tiny_runs import SEED, Said, floors, result, write
 from hjepa_lib import __main__
 from hjepa_lib.config import ConfigError
 from hjepa_lib.evaluation import results
-from hjepa_lib.files import FileError, exclusive, read_json
+from hjepa_lib.files import FileError, read_json
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.workbench import engine, pool
@@ -167,27 +166,6 @@ if "horizon=4" in run and not flag.exists():
     assert read_json(experiment.folder / "failed.json") == []
     errors, said = run(experiment, engine="dask", scheduler=cluster)
     assert errors == [] and "2 rows, 2 done before" in said[0]
-
-
-def test_a_run_is_held_by_one_process_at_a_time(tmp_path):
-    path = tmp_path / "experiment" / "run"
-    code = f"""
-import os, pathlib, time
-from hjepa_lib.files import exclusive
-with exclusive(pathlib.Path({str(path)!r})):
-    print("held", flush=True)
-    time.sleep(1)
-    print("free", flush=True)
-    {{}}
-"""
-    for end in ("pass", "os.kill(os.getpid(), 9)"):
-        holder = subprocess.Popen(
-            [sys.executable, "-c", code.replace("{}", end)], stdout=subprocess.PIPE, text=True
-        )
-        assert holder.stdout.readline() == "held\n"
-        with exclusive(path):
-            assert holder.stdout.readline() == "free\n"
-        holder.wait()
 
 
 def double(item):
