@@ -86,15 +86,9 @@ class VJepa2Command(RunOptions):
     """train a run, or measure and grade one."""
     stage: Literal[1, 2] | None = None
     """One stage alone; both, with heads and decoder, if empty."""
-    device: Literal["auto", "cpu", "cuda", "mps"] | None = None
-    """Where to compute; the setting `device` (evaluate: the run's) if empty."""
     stage1_checkpoint: Path | None = None
-    """Stage 2 starts from it; if empty, from the continued run's own stage 1, or else from
-    trained_models/best_stage1_model.safetensors in the outputs folder."""
-    stage2_checkpoint: Path | None = None
-    """Stage 2 goes on where it ended, up to the number of updates set."""
-    tracking: Literal["on", "off"] = "on"
-    """off: no tracker, whatever the setting `tracker` says."""
+    """Weights that are stage 1; if empty, those that the run, or another with these settings, has,
+    else it is trained."""
     name: str = ""
     """Name of the run; made from profile, seed and time if empty (evaluate: the latest)."""
 
@@ -102,20 +96,14 @@ class VJepa2Command(RunOptions):
         from hjepa_lib.pixels import command as vjepa2command
 
         if self.action == "evaluate":
-            used = ("action", "name", "stage", "device", "tracking")
-            self.refuse_all_but(used, "vjepa2 evaluate")
-            return vjepa2command.evaluate(Run.open(self.name), self.stage, self.device)
+            self.refuse_all_but(("action", "name", "stage"), "vjepa2 evaluate")
+            return vjepa2command.evaluate(Run.open(self.name), self.stage)
         return vjepa2command.train_model(self.open_run(), self.stage)
 
     def settings(self, base: Config | None = None) -> Config:
-        """The config asked for, with the options that stand for a setting."""
-        from hjepa_lib.pixels.command import checkpoints
-
-        known = Run.open(self.name) if self.resume else None
-        chosen = checkpoints(self.stage, self.stage1_checkpoint, self.stage2_checkpoint, known)
-        chosen |= {"device": self.device} if self.device else {}
-        chosen |= {"tracker": "none"} if self.tracking == "off" else {}
-        return super().settings(base).override(chosen)
+        """The config asked for, with the option that stands for a setting."""
+        path, key = self.stage1_checkpoint, "pixels.vjepa2.stage1.checkpoint"
+        return super().settings(base).override({key: str(path.resolve())} if path else {})
 
 
 @dataclass(kw_only=True)

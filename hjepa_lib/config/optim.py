@@ -96,7 +96,7 @@ class PpoConfig(
     """Repeats of an action, rewards summed; 0 or 1 = off."""
 
 
-class LoadingConfig(Section):
+class LoadingConfig(Section, run=""):
     """Weights to start from (TRAIN-6)."""
 
     path: str = ""
@@ -105,5 +105,3 @@ class LoadingConfig(Section):
     """Which model they belong to."""
     skip_training: bool = needs("path!=", False)
     """Skip its training if the load worked."""
-    run: str = ""
-    """Run whose models are taken, with data, heads and decoders of its own."""

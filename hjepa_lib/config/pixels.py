@@ -127,7 +127,7 @@ class AuxiliaryConfig(
     """Weight of the redundancy."""
 
 
-class PixelJepaConfig(Section):
+class PixelJepaConfig(Section, frozen=False):
     """JEPA with an EMA target (MOD-8, MOD-9)."""
 
     target: Literal["default", "vjepa2", "none"] = "vjepa2"
@@ -142,8 +142,6 @@ class PixelJepaConfig(Section):
     """Dropout inside it."""
     lr: Float[0:] = 1e-3
     """JEPA's learning rate; 0 = that of `pixels.optim`."""
-    frozen: bool = False
-    """Loaded, never trained (TRAIN-6)."""
 
 
 class RewardConfig(Section, activation="relu"):
@@ -190,7 +188,7 @@ class Stage1Config(Section, mask_token="latent", loss="l1"):
     optim: EpochsConfig = replace(_COSINE, epochs=10, updates=1_000, lr=5e-4)
 
 
-class Stage2Config(Blocks):
+class Stage2Config(Blocks, checkpoint=""):
     """Causal action-conditioned transformer over frozen latents (VJ-7 to VJ-11)."""
 
     depth: Int[1:] = 2
@@ -208,8 +206,6 @@ class Stage2Config(Blocks):
     optim: EpochsConfig = replace(_COSINE, epochs=30, updates=1_000, batch=32, lr=3e-3)
     output: Literal["latent", "change"] = "change"
     """The last layer gives the next latent, or its change."""
-    checkpoint: str = ""
-    """File of stage 2 to go on from, up to the updates set (VJ-12)."""
 
 
 class VJepa2Config(Section):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from hjepa_lib.config import ConfigError, to_dict
+from hjepa_lib.config import to_dict
 from hjepa_lib.config.pixels import EpochsConfig
 from hjepa_lib.evaluation.statistics import unestimable
 from hjepa_lib.figures.data import film
@@ -34,7 +34,7 @@ from hjepa_lib.pixels.stages import (
     name_of,
 )
 from hjepa_lib.pixels.training import epoch_row, fit, in_chunks
-from hjepa_lib.pixels.transitions import Transitions, scaled, shapes_of
+from hjepa_lib.pixels.transitions import scaled, shapes_of
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Fit, Report, batches_sha256
 
@@ -57,18 +57,15 @@ def make_data(ws: Workspace, folder: Path) -> None:
 
 def run_fit(
     ws: Workspace, name: str, number: int, module: Any, data: Any, optim: EpochsConfig,
-    predict: Predict | None = None, most: int | None = None, going_on: str = "",
+    predict: Predict | None = None, most: int | None = None,
 ) -> Generator[Report, None, Fit]:  # fmt: skip
     """Train `module` on (training, validation) as `{name}_s{number}`, logged; returns the fit.
 
-    Of the first seed's models `predict(batch)` is drawn after each epoch (FIG-1). A fit that has
-    not begun goes on where the weights `going_on` ended.
+    Of the first seed's models `predict(batch)` is drawn after each epoch (FIG-1).
     """
     stage = name_of(name, number)
     options = {"seed": ws.config.seed + number, "precision": ws.precision, "most": most}
     work = fit(module, *data, optim, stage=stage, folder=ws.resume(stage), **options)
-    if going_on and work.update == 0:
-        work.resume(resume_path(Path(going_on)), same_settings=False)
     row = partial(epoch_row, fit=work, every=ws.config.pixels.log_every)
     for report in ws.follow(work, stage, row):
         if report.validation and predict is not None and number == 0:
@@ -146,22 +143,16 @@ def _store(
 def start_from_file(ws: Workspace, model: Any) -> tuple[bool, bool]:
     """Load `pixels.loading` into the model it names: (loaded, its training is to be skipped).
 
-    A file that does not load is warned about; for a frozen JEPA it is a ConfigError.
+    A file that does not load is warned about.
     """
     loading, name = ws.config.pixels.loading, model.name
     kinds = {"enc_dec": "std_enc_dec", "enc_dec_jepa": "enc_dec_jepa_style"}
-    frozen = name == "jepa" and ws.config.pixels.jepa.frozen
     if loading.path and loading.kind == kinds.get(name, name):
         try:
             models.fill_model(Path(loading.path), model)
-            return True, loading.skip_training or frozen
+            return True, loading.skip_training
         except FileError as error:
-            if not frozen:
-                warnings.warn(f"{error}; {name} is trained from its start", stacklevel=2)
-    if frozen:
-        raise ConfigError(
-            "pixels.jepa.frozen needs weights that load: set pixels.loading.path to a trained JEPA"
-        )
+            warnings.warn(f"{error}; {name} is trained from its start", stacklevel=2)
     return False, False
 
 
@@ -226,81 +217,40 @@ def make_heads(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[
 def make_stage1(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
     """V-JEPA 2's masked pre-training, or the weights of a checkpoint, evaluated."""
     parts, stage = make_transitions(ws), ws.config.pixels.vjepa2.stage1
-    if source := stage.checkpoint:
-        facts = about(Path(source), name, parts.train) | {"loaded": True}
-        model = models.load_model(Path(source), name).to(ws.device)
+    model = fresh_model(ws, name, number, parts.train)
+    if source := stage.checkpoint:  # its batches are unknown here
+        facts = models.fill_model(Path(source), model) | {"loaded": True, "batches_sha256": ""}
     else:
-        model = fresh_model(ws, name, number, parts.train)
         work = yield from run_fit(
             ws, "vjepa2_stage1", number, model, parts[:2], stage.optim, most=two_stages.HELD_OUT
         )
         facts = facts_of(ws, "vjepa2", number, work, len(parts.train))
-        work.save(resume_path(folder / models.FILES[name]))
         work.load_best()
     models.save_model(folder, model.eval().requires_grad_(False), **facts)
     write_json(folder / two_stages.EVALUATION, two_stages.measure(ws, 1, number, model))
 
 
 def make_stage2(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
-    """V-JEPA 2's world model on latents that the frozen encoder makes once.
-
-    With `vjepa2.stage2.checkpoint` all comes from that file, and training goes on.
-    """
-    train, stage = make_transitions(ws).train, ws.config.pixels.vjepa2.stage2
-    model, source = fresh_model(ws, name, number, train), stage.checkpoint
-    earlier = name_of("vjepa2_stage1", number)
-    path, kind = (Path(source), name) if source else (find(ws, earlier), "stage1")
-    first, given = about(path, kind, train), models.load_model(path, kind)
-    if source:
-        seen = {part.get("data_sha256", "") for part in (first, first["stage1"])}  # by either stage
-        known = "" if "" in seen else " ".join(sorted(seen))
-        first = first["stage1"] | {"loaded": True, "data_sha256": known}
-    encoder = given.encoder if source else given.online
-    try:
-        model.encoder.load_state_dict(encoder.state_dict())
-        model.background.copy_(given.background)
-    except RuntimeError as error:
-        raise ConfigError(
-            "the checkpoint's encoder has another size than pixels.encoder and "
-            "pixels.vjepa2.stage1 ask for"
-        ) from error
-    if not source:
-        models.fit_scale(model, train, given.background)
+    """V-JEPA 2's world model on latents that the frozen encoder makes once."""
+    train, earlier = make_transitions(ws).train, name_of("vjepa2_stage1", number)
+    model, path = fresh_model(ws, name, number, train), find(ws, earlier)
+    first, given = models.about_model(path, "stage1"), models.load_model(path, "stage1")
+    model.encoder.load_state_dict(given.online.state_dict())
+    models.fit_scale(model, train, given.background)
     world, windows = model.world.requires_grad_(True), two_stages.latent_windows(ws, model)
-    work = yield from run_fit(
-        ws, name, number, world, windows[:2], stage.optim, most=two_stages.HELD_OUT, going_on=source
-    )
-    loaded, updates = first["loaded"], [first["updates"], work.update]
+    optim = ws.config.pixels.vjepa2.stage2.optim
+    work = yield from run_fit(ws, name, number, world, windows[:2], optim, most=two_stages.HELD_OUT)
+    work.load_best()
+    updates = [first["updates"], work.update]
     facts = facts_of(ws, name, number, work, len(windows[0])) | {
         "parameters": {"total": sum(p.numel() for p in model.parameters())},
-        "stage1": first,
         "updates": sum(updates),
         "stage_updates": updates,
-        # Stage 1 has the other models' batches; weights from a file saw batches unknown here.
-        "batches_sha256": "" if loaded else first["batches_sha256"],
-        "loaded": loaded,
-        "loaded_data_sha256": first.get("data_sha256", "") if loaded else "",
+        "batches_sha256": first["batches_sha256"],  # stage 1 has the other models' batches
+        "loaded": first["loaded"],
         "early_stopping": work.config.patience > 0 or first["early_stopping"],
-        "earlier_seconds": 0.0 if source else ws.run.manifest["stages"][earlier]["seconds"],
+        "earlier_seconds": ws.run.manifest["stages"][earlier]["seconds"],
     }
-    models.save_model(folder, model, two_stages.FINAL, **facts)
-    work.save(resume_path(folder / models.FILES[name]))
-    work.load_best()
     models.save_model(folder, model.requires_grad_(False), **facts)
     write_json(folder / two_stages.EVALUATION, two_stages.measure(ws, 2, number, model))
     write_json(folder / RESULT, facts)
-
-
-def about(path: Path, name: str, train: Transitions) -> dict[str, Any]:
-    """What a checkpoint says of its training; FileError when it is for other data."""
-    meta = models.about_model(path, name)
-    here = shapes_of(train)._asdict()
-    for key, value in meta["shapes"].items():
-        if here[key] != value:
-            raise FileError(f"{path} was trained with {key}={value}, this data has {here[key]}")
-    return {key: meta[key] for key in meta if key not in ("kind", "config", "shapes")}
-
-
-def resume_path(path: Path) -> Path:
-    """State to go on from, beside the weights `path`."""
-    return path.with_name(f"resume_{path.stem}.pt")

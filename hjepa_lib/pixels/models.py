@@ -264,9 +264,9 @@ def matched_counts(config: PixelsConfig, data: Any) -> dict[str, int]:
     return {"enc_dec_jepa": count_parameters(twin), "jepa + decoder": pair}
 
 
-def save_model(folder: Path, model: Any, file: str = "", /, **facts: Any) -> Path:
-    """Write `model` under its name of `FILES`, or as `file`, with its config and `facts`."""
-    path = folder / (file or FILES[model.name])
+def save_model(folder: Path, model: Any, /, **facts: Any) -> Path:
+    """Write `model` under its name of `FILES` with its config and `facts`."""
+    path = folder / FILES[model.name]
     meta = {"config": to_dict(model.config), "shapes": model.shapes._asdict()}
     checkpoint.save_module(path, model, f"pixel {model.name}", **meta, **facts)
     return path
@@ -286,14 +286,17 @@ def load_model(path: Path, name: str) -> Any:
 
 
 def about_model(path: Path, name: str) -> dict[str, Any]:
-    """What is written beside a stored model; FileError when it is another."""
-    return checkpoint.read_meta(_find(path, name), f"pixel {name}")
+    """The facts written beside a stored model; FileError when it is another."""
+    meta = checkpoint.read_meta(_find(path, name), f"pixel {name}")
+    return {key: meta[key] for key in meta if key not in ("kind", "config", "shapes")}
 
 
-def fill_model(path: Path, model: Any) -> None:
-    """Weights of a file or folder into `model` (TRAIN-6); FileError if they do not fit."""
-    about_model(path, model.name)
+def fill_model(path: Path, model: Any) -> dict[str, Any]:
+    """Weights of a file or folder into `model` (TRAIN-6), whose facts these are; FileError if they
+    do not fit."""
+    facts = about_model(path, model.name)
     checkpoint.load_weights(Path(f"{_find(path, model.name)}.safetensors"), model)
+    return facts
 
 
 def _find(path: Path, name: str) -> Path:

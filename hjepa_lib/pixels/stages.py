@@ -57,7 +57,6 @@ def pixel_stages(config: Config) -> dict[str, Stage]:
     found: dict[str, Stage] = {}
     pixels = config.pixels
     ppo = ("ppo",) if pixels.data.method == "ppo" else ()
-    going_on, load = pixels.vjepa2.stage2.checkpoint, pixels.loading.run
 
     def add(
         stage: str, maker: str, shaping: tuple[str, ...], *reads: str,
@@ -80,13 +79,11 @@ def pixel_stages(config: Config) -> dict[str, Stage]:
             if "loading" in SHAPING[name]:
                 weights = pixels.loading.path
             elif name == "vjepa2":
-                maker, weights = "makers.make_stage2", "" if load else going_on
-                if not (load or going_on):
-                    reads.append(name_of("vjepa2_stage1", n))
-                    add(reads[1], "makers.make_stage1", SHAPING["stage1"], DATA, of=("stage1", n),
-                        files=given(pixels.vjepa2.stage1.checkpoint))  # fmt: skip
-            add(name_of(name, n), maker, SHAPING[name], *reads, of=(name, n), load=load,
-                files=given(weights))  # fmt: skip
+                maker = "makers.make_stage2"
+                reads.append(name_of("vjepa2_stage1", n))
+                add(reads[1], "makers.make_stage1", SHAPING["stage1"], DATA, of=("stage1", n),
+                    files=given(pixels.vjepa2.stage1.checkpoint))  # fmt: skip
+            add(name_of(name, n), maker, SHAPING[name], *reads, of=(name, n), files=given(weights))
         for kind, names, recipe in (("heads", COMPARED, 3), ("decoder", DECODED, 2)):
             for name in names:
                 add(name_of(name, n, kind), f"makers.make_{kind}", SHAPING[kind], DATA,

@@ -27,8 +27,6 @@ from hjepa_lib.training.probes import LEAST, collapse
 STAGES = {1: "vjepa2_stage1", 2: "vjepa2"}
 NAMES = {1: "stage1", 2: "vjepa2"}
 """What models.py calls the model of a stage."""
-FINAL = "vjepa2_world_model_final"
-"""Weights after the last update of stage 2, beside the best ones."""
 EVALUATION = "evaluation.json"
 RATIOS = (0.25, 0.5, 0.75)
 BATCHES, HELD_OUT, ROLLOUT = 5, 256, 8

@@ -81,12 +81,11 @@ def log_row(report: Report, every: int = 10) -> dict[str, Any]:
 class Workspace:
     """A run with its settings, device and precision."""
 
-    def __init__(self, notebook: str, run: Run, device: str | None = None) -> None:
-        """`device` stands in for the run's own: auto, cpu, cuda or mps."""
+    def __init__(self, notebook: str, run: Run) -> None:
         self.notebook = notebook
         self.run = run
         self.config = run.config
-        self.device = machine.choose_device(device) if device else run.device
+        self.device = run.device
         self.precision = run.precision
         self.headless = is_headless()
 
