@@ -187,11 +187,7 @@ def test_the_loss_falls_on_a_toy_batch(name, kind):
 def test_the_ema_follows_its_formula_over_several_updates():
     """MOD-8."""
     model = fresh("jepa", jepa__ema_decay=0.9)
-    slow, fast = model.target_encoder, model.encoder
-    assert ema_follows(slow, fast, 0.9, model.after_update)
-    pairs = zip(slow.parameters(), fast.parameters(), strict=True)
-    gaps = torch.cat([(one - two).flatten() for one, two in pairs])
-    assert model.weight_difference() == pytest.approx(gaps.square().mean().item(), rel=1e-4)
+    assert ema_follows(model.target_encoder, model.encoder, 0.9, model.after_update)
 
 
 @pytest.mark.parametrize("mode", ["default", "vjepa2", "none"])

@@ -33,18 +33,10 @@ from hjepa_lib.pixels.stages import (
     make_transitions,
     name_of,
 )
-from hjepa_lib.pixels.training import epoch_row, fit, in_chunks
+from hjepa_lib.pixels.training import fit, in_chunks
 from hjepa_lib.pixels.transitions import scaled, shapes_of
-from hjepa_lib.runs.workspace import Workspace
+from hjepa_lib.runs.workspace import Workspace, log_row
 from hjepa_lib.training.loop import Fit, Report, batches_sha256
-
-PICTURES = {
-    "enc_dec": "encoder_decoder",
-    "enc_dec_jepa": "encoder_decoder_jepa_style",
-    "decoder_jepa": "jepa_decoder",
-    "decoder_vjepa2": "vjepa2_decoder",
-}
-"""Where below `decoder_plots/` a training is drawn (FIG-1)."""
 
 
 def make_data(ws: Workspace, folder: Path) -> None:
@@ -66,22 +58,21 @@ def run_fit(
     stage = name_of(name, number)
     options = {"seed": ws.config.seed + number, "precision": ws.precision, "most": most}
     work = fit(module, *data, optim, stage=stage, folder=ws.resume(stage), **options)
-    row = partial(epoch_row, fit=work, every=ws.config.pixels.log_every)
-    for report in ws.follow(work, stage, row):
+    for report in ws.follow(work, stage, partial(log_row, every=ws.config.pixels.log_every)):
         if report.validation and predict is not None and number == 0:
-            draw(ws, PICTURES[name], row(report)["epoch"], predict)
+            draw(ws, name, -(-report.update // work.config.validate_every), predict)
         yield report
     return work
 
 
 @torch.no_grad()
-def draw(ws: Workspace, pictures: str, epoch: int, predict: Predict) -> None:
-    """Five test samples of `predict(batch)`, the same ones for every model."""
+def draw(ws: Workspace, name: str, epoch: int, predict: Predict) -> None:
+    """Five test samples of `predict(batch)`, the same ones for every model (FIG-1)."""
     data = make_transitions(ws).test
     batch = data[figures.sample_rows(len(data), epoch)].to(ws.device)
     titles = [*figures.stack_names(batch.state.shape[1]), "true next", "predicted"]
     shown = zip(scaled(batch.state), scaled(batch.next_state), predict(batch), strict=True)
-    folder = ws.run.folder(f"decoder_plots/{pictures}")
+    folder = ws.run.folder(f"decoder_plots/{name}")
     for number, (stack, after, predicted) in enumerate(shown):
         path = folder / f"epoch_{epoch}_sample_{number}_comparison.png"
         write_atomic(path, film([*stack, after[-1], predicted], titles))
@@ -199,8 +190,7 @@ def make_heads(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[
             heads[kind] = {"status": "not applicable: this model has no imagined latent"}
             continue
         head, initial = work.module, fingerprint(work.module.net)
-        row = partial(epoch_row, fit=work, every=config.log_every)
-        yield from ws.follow(work, f"{stage}_{kind}", row)
+        yield from ws.follow(work, f"{stage}_{kind}", partial(log_row, every=config.log_every))
         work.load_best()
         cell[kind] = head.eval().requires_grad_(False)(test.inputs(kind)).cpu().numpy()
         heads[kind] = {"status": "ok", "initial_sha256": initial, "updates": work.update}

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parameters_to_vector
 
 from hjepa_lib.config import ConfigError, from_dict, to_dict
 from hjepa_lib.config.pixels import DecoderConfig, PixelsConfig
@@ -185,15 +184,6 @@ class PixelJepa(PixelModel):
         """The target follows (no-op without one)."""
         if self.target_encoder is not None:
             update_ema(self.target_encoder, self.encoder, self.config.jepa.ema_decay)
-
-    @torch.no_grad()
-    def weight_difference(self) -> float:
-        """Mean squared difference between online and target weights (0 without a target)."""
-        slow, fast = (
-            parameters_to_vector(part.parameters())
-            for part in (self.target_encoder or self.encoder, self.encoder)
-        )
-        return (slow - fast).square().mean().item()
 
 
 class VJepa2(PixelModel):

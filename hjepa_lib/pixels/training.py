@@ -1,4 +1,4 @@
-"""One way to train on transitions, and what is logged of it.
+"""One way to train on transitions.
 
 The indices of a batch are drawn first: all models of one seed see the same transitions.
 """
@@ -11,8 +11,7 @@ from torch import Tensor
 
 from hjepa_lib.config.pixels import EpochsConfig
 from hjepa_lib.pixels.transitions import Transitions
-from hjepa_lib.runs.workspace import log_row
-from hjepa_lib.training.loop import Fit, Report, Task, draw_batch, mean_terms, seeded_noise
+from hjepa_lib.training.loop import Fit, Task, draw_batch, mean_terms, seeded_noise
 
 CHUNK = 256  # transitions encoded at once outside training: activations stay near 100 MB
 
@@ -64,16 +63,6 @@ def mean_loss(module: Any, data: Any, batch: int, most: int | None = None) -> di
 def _at(data: Any, rows: Tensor, device: torch.device) -> Any:
     batch = data[rows]
     return batch.to(device) if hasattr(batch, "to") else batch
-
-
-def epoch_row(report: Report, fit: Fit, every: int) -> dict[str, Any]:
-    """`log_row`; with a validation its epoch, a cut one too, and how far JEPA's slow encoder is."""
-    row = log_row(report, every)
-    if report.validation:
-        row["epoch"] = -(-report.update // fit.config.validate_every)
-        if hasattr(fit.module, "weight_difference"):
-            row["weight_difference"] = fit.module.weight_difference()
-    return row
 
 
 @torch.no_grad()
