@@ -43,7 +43,7 @@ def acquire(config: PixelsConfig, seed: int) -> Transitions:
         stored = Transitions.load(path)
         found = stored.meta.get("environment")
         if found == wanted:
-            return _accept(stored, config, seed)
+            return _accept(stored, config)
         why = f"{path} is a data set of another environment, {found} instead of {wanted}"
     data = collect(config, seed)
     notes = [f"{why}, so the data were collected anew"] if why else []
@@ -51,7 +51,7 @@ def acquire(config: PixelsConfig, seed: int) -> Transitions:
     return data
 
 
-def _accept(stored: Transitions, config: PixelsConfig, seed: int) -> Transitions:
+def _accept(stored: Transitions, config: PixelsConfig) -> Transitions:
     """A loaded data set of the right environment, if its method and shape fit."""
     seen, path, method = config.environment, config.data.path, stored.meta.get("method")
     if config.data.method == "ppo" and method != "ppo":
@@ -77,7 +77,6 @@ def _accept(stored: Transitions, config: PixelsConfig, seed: int) -> Transitions
         for name, value in leaves(own).items()
         if value not in (None, found.get(name))
     ]
-    stored.meta |= describe_split(stored, config, seed)
     return stored
 
 
@@ -115,7 +114,7 @@ def record(
 ) -> Transitions:  # fmt: skip
     """Play `env` (frames (C, H, W)) with `policy` (of states (L, C, H, W)); closes `env`.
 
-    Ends after the configured number of episodes or transitions; WorkbookError below two episodes.
+    Ends after the configured number of episodes or transitions.
     """
     seen, limit = config.environment, config.data.transitions or math.inf
     skip = seen.frame_skip if frame_skip is None else frame_skip
@@ -155,7 +154,7 @@ def record(
         "environment": seen.id, "method": "random", "collected_seed": seed,
         "transitions": len(data), "image_size": data.frames.shape[-1], "grayscale": seen.grayscale,
         "max_steps": seen.max_steps, "action_repeat": 1, "ppo": None, "frame_skip": skip,
-        **describe_split(data, config, seed),
+        "episodes": episodes,
     }  # fmt: skip
     return data
 
@@ -171,17 +170,6 @@ def place_of(env: gymnasium.Env, info: dict[str, Any]) -> np.ndarray:
     if console is not None and "Breakout" in env.unwrapped.spec.id:
         return console.getRAM()[list(BREAKOUT_RAM)].astype(np.float32)
     return np.empty(0, np.float32)
-
-
-def describe_split(data: Transitions, config: PixelsConfig, seed: int) -> dict[str, Any]:
-    """How a run of this seed cuts the data (DATA-5)."""
-    fraction = config.data.validation_split
-    train, validation = data.split(fraction, seed)
-    return {
-        "seed": seed, "episodes": len(data.episodes), "validation_split": fraction,
-        "train_transitions": len(train), "validation_transitions": len(validation),
-        "validation_episodes": validation.episodes.tolist(),
-    }  # fmt: skip
 
 
 def train_policy(config: PixelsConfig, seed: int, notes: list[str]) -> tuple[Any, int]:
