@@ -183,17 +183,17 @@ def make_heads(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[
     seen, true = (part.reward.numpy() for part in (parts.train, parts.test))
     note = unestimable(seen, true)
     cell = {MEAN_REWARD: np.full_like(true, seen.mean())}
-    heads: dict[str, dict[str, Any]] = {MEAN_REWARD: {"status": "ok"}}
+    heads: dict[str, dict[str, Any]] = {MEAN_REWARD: {}}
     for kind in HEADS:
         work = fit_head(kind, train, choice, config, ws.config.seed + number)
         if work is None:
-            heads[kind] = {"status": "not applicable: this model has no imagined latent"}
+            heads[kind] = {}  # not applicable
             continue
         head, initial = work.module, fingerprint(work.module.net)
         yield from ws.follow(work, f"{stage}_{kind}", partial(log_row, every=config.log_every))
         work.load_best()
         cell[kind] = head.eval().requires_grad_(False)(test.inputs(kind)).cpu().numpy()
-        heads[kind] = {"status": "ok", "initial_sha256": initial, "updates": work.update}
+        heads[kind] = {"initial_sha256": initial, "updates": work.update}
         meta = {"config": to_dict(config), "width": head.width}
         save_module(folder / kind, head, "reward head", **meta)
     for kind, predicted in cell.items():
