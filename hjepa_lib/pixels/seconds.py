@@ -12,7 +12,6 @@ from hjepa_lib.evaluation.compute import count
 from hjepa_lib.files import read_json, write_json
 from hjepa_lib.pixels import stages
 from hjepa_lib.pixels.studies import score_models
-from hjepa_lib.pixels.vjepa2 import encode_states
 from hjepa_lib.runs.workspace import Workspace, open_run
 
 TURN = 10
@@ -33,14 +32,14 @@ def score_seconds(ws: Workspace, settings: dict[str, Any]) -> list[dict[str, Any
     if not path.is_file():  # an interrupted study goes on with its own
         few = {name: int(settings.get("pace", 250)) for name in names}
         spent = train_in_turn({name: _run(ws, name, few[name]) for name in names})
-        write_json(path, {name: spent[name] / (few[name] - 1) for name in names})
+        write_json(path, {name: spent[name]["seconds"] / (few[name] - 2) for name in names})
     updates = {name: round(wish / one) for name, one in read_json(path).items()}
     runs = {name: _run(ws, name, updates[name]) for name in names}
     spent, rows = train_in_turn(runs), []
     for name, own in runs.items():
         (row,) = score_models(own, {"models": [name], "draw": False})
-        flops = updates[name] * flops_of_update(own, name) / 1e12
-        rows.append(row | {"seconds": spent[name], "wish": wish, "teraflop": flops})
+        flops = updates[name] * sum(spent[name]["flops"].values()) / 1e12
+        rows.append(row | {"seconds": spent[name]["seconds"], "wish": wish, "teraflop": flops})
     return rows
 
 
@@ -56,14 +55,15 @@ def _run(ws: Workspace, name: str, updates: int) -> Workspace:
     return open_run(own, ws.config.override(changes), here.parent.parent, ws.run)
 
 
-def train_in_turn(runs: dict[str, Workspace]) -> dict[str, float]:
-    """Train each model in its run, `TURN` updates by turns; seconds from each first update on."""
+def train_in_turn(runs: dict[str, Workspace]) -> dict[str, dict[str, Any]]:
+    """Train each model in its run, `TURN` updates by turns; what each spent: `seconds`, and `flops`
+    of an update, forward and backward, of each stage."""
     work, spent = {}, {}
     for name, ws in runs.items():
         stages.find(ws, stages.DATA)
         work[name] = stages.train(ws, *(stages.name_of(part, 0) for part in _parts(name)))
         path = ws.run.path / "spent.json"
-        spent[name] = read_json(path) if path.is_file() else 0.0
+        spent[name] = read_json(path) if path.is_file() else {"seconds": 0.0, "flops": {}}
     while work:
         for name in [*work]:
             for _ in range(TURN):
@@ -72,29 +72,10 @@ def train_in_turn(runs: dict[str, Workspace]) -> dict[str, float]:
                 if report is None:
                     del work[name]
                     break
-                if report.update > 1:  # what a stage begins with is no training
-                    spent[name] += time.perf_counter() - begun
+                if report.update > 2:
+                    spent[name]["seconds"] += time.perf_counter() - begun
+                elif report.update == 1:  # what a stage begins with is no training
+                    second = torch.enable_grad()(partial(next, work[name]))
+                    spent[name]["flops"][report.stage] = count(second)
             write_json(runs[name].run.path / "spent.json", spent[name])
     return spent
-
-
-def flops_of_update(ws: Workspace, name: str) -> float:
-    """FLOPs of an update, forward and backward; of one of each stage of a model."""
-    train, config = stages.make_transitions(ws).train, ws.config.pixels
-    module = stages.fresh_model(ws, name, 0, train)
-    parts = [(module, train, config.optim_of(name))]
-    if name in _STAGES:
-        few = train.select(train.episodes[: config.vjepa2.stage2.optim.batch])
-        parts = [
-            (stages.fresh_model(ws, "stage1", 0, train), train, config.vjepa2.stage1.optim),
-            (module.world.requires_grad_(True),
-             encode_states(module, few, config.data.sequence), config.vjepa2.stage2.optim),
-        ]  # fmt: skip
-
-    def update(module: Any, data: Any, rows: int) -> None:
-        batch = data[torch.arange(min(rows, len(data)))]
-        batch = batch.to(ws.device) if hasattr(batch, "to") else batch
-        with torch.enable_grad():
-            module.train().loss(batch, torch.Generator())[0].backward()
-
-    return float(sum(count(partial(update, *pair, optim.batch)) for *pair, optim in parts))
