@@ -500,7 +500,7 @@ def test_a_figure_pools_seeds_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "success_against", lambda groups, *_, **__: seen.append(groups))
     engine.write_figures(tmp_path / "t.csv", ["h.horizon"])
     (groups,) = seen
-    assert len(groups) == 6 and {n for one in groups.values() for n in one["n"]} == {80}
+    assert len(groups) == 6 and {n for one in groups.values() for n in one["n"]} == {40}
     assert "model one-a, split test, budget 0.5, p1, bounce" in groups
 
 

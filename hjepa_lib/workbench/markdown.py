@@ -37,7 +37,7 @@ def cells(row: Any) -> dict[str, str]:
     return {
         "MFLOP per step": number(row.flops_per_step / 1e6, 0),
         "success, % (95 %)": f"{100 * row.rate:.1f} ({100 * row.low:.1f}-{100 * row.high:.1f})",
-        "n (seeds)": f"{row.n} ({row.seeds})",
+        "n (seeds)": f"{row.n * row.seeds} ({row.seeds})",
     }
 
 
@@ -96,8 +96,8 @@ def worlds_block(rows: pd.DataFrame) -> str:
     """
     lines, said = [], claims(rows)
     for world, found in in_worlds(rows[~rows["model"].str.startswith(SHIFTED)]):
-        tasks = (found["n"] // found["seeds"]).max()
-        line = {"world": world, "tasks x seeds": f"{tasks} x {found['seeds'].max()}"}
+        about = f"{found['n'].max()} x {found['seeds'].max()}"
+        line = {"world": world, "tasks x seeds": about}
         for row in found.sort_values("rate", ascending=False).itertuples():
             head = row.method.replace("l1+l2", "L1+L2") + (
                 f" (told {row.told})" if row.told else ""

@@ -121,10 +121,10 @@ def finished(rows: pd.DataFrame, group: str) -> pd.DataFrame:
 
 
 def pooled(rows: pd.DataFrame, by: list[str], means: Sequence[str] = ()) -> pd.DataFrame:
-    """Seeds pooled: `rate` with its interval `low` to `high` (`success_rate`) per value of the
-    columns `by`, and the mean of the columns `means`."""
+    """Seeds pooled per value of the columns `by`: `rate` on `n` trials with its interval `low` to
+    `high` (`success_rate`), how many `seeds`, and the mean of the columns `means`."""
     groups = rows.groupby(by, sort=False, dropna=False)
-    table = groups[["successes", "n"]].sum().join(groups["seed"].nunique().rename("seeds"))
+    table = groups.agg(n=("n", "first"), seeds=("seed", "nunique"))
     found = [success_rate(outcomes(part)) for _, part in groups]
     table[["rate", "low", "high"]] = np.array(found).reshape(-1, 3)
     return table.join(groups[list(means)].mean()).reset_index()
@@ -147,15 +147,9 @@ def outcomes(rows: pd.DataFrame) -> np.ndarray:
 def frontier(
     rows: pd.DataFrame, x: str = "flops_per_step", keep: tuple[str, ...] = ()
 ) -> pd.DataFrame:
-    """One line per point: method, cost, price `x`, rate with 95 % interval, seeds, n, `keep`."""
-    lines = []
-    for _, group in rows.groupby(POINT, sort=False):
-        solved = outcomes(group)
-        rate, low, high = success_rate(solved)
-        line = group.iloc[0][[*POINT, "method", "cost", *keep]].to_dict()
-        line |= {x: group[x].mean(), "rate": rate, "low": low, "high": high}
-        lines.append(line | {"seeds": len(solved), "n": solved.shape[1]})
-    return pd.DataFrame(lines).sort_values(["method", "cost", x], ignore_index=True)
+    """A line per point, with the mean of its price `x` and the columns `keep`; by price."""
+    found = pooled(rows, [*POINT, "method", "cost", *keep], [x])
+    return found.sort_values(["method", "cost", x], ignore_index=True)
 
 
 class Ratio(NamedTuple):
