@@ -14,7 +14,7 @@ from tiny_runs import SEED, Said, floors, result, write
 from hjepa_lib import __main__
 from hjepa_lib.config import ConfigError
 from hjepa_lib.evaluation import results
-from hjepa_lib.files import FileError, read_json
+from hjepa_lib.files import FileError
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.workbench import engine, pool
@@ -67,11 +67,6 @@ def test_a_failed_row_is_named_and_the_rest_finish(tmp_path, root, monkeypatch):
     assert "AssertionError: seed one" in errors[1]
     table = pd.read_csv(experiment.table)
     assert list(table["planning.flat.horizon"]) == [4] * 3 + [8] * 3
-    failed = read_json(experiment.folder / "failed.json")
-    assert [(one["model"], one["seed"]) for one in failed] == [
-        ("horizon=4", "1"),
-        ("horizon=8", "1"),
-    ]
     assert (experiment.folder / "success_by_horizon.png").is_file()
     assert not (root / "latest").exists()  # I11
 
@@ -163,7 +158,6 @@ if "horizon=4" in run and not flag.exists():
         if tries == 2:
             assert int(done[1].split()[1]) == killed[0] != int(done[2].split()[1])
     until(lambda: not alive(killed[1]))  # the dead worker's kernel does not go on in secret
-    assert read_json(experiment.folder / "failed.json") == []
     errors, said = run(experiment, engine="dask", scheduler=cluster)
     assert errors == [] and "2 rows, 2 done before" in said[0]
 

@@ -20,7 +20,7 @@ import pandas as pd
 from hjepa_lib.evaluation import results
 from hjepa_lib.figures import style
 from hjepa_lib.figures.success import success_against
-from hjepa_lib.files import WorkbookError, exclusive, first_line, write_json
+from hjepa_lib.files import WorkbookError, exclusive, first_line
 from hjepa_lib.runs import machine, notebooks, score, stages
 from hjepa_lib.runs.places import RunError, repository
 from hjepa_lib.runs.remote import push_files
@@ -49,8 +49,7 @@ def run_experiment(
 ) -> list[Outcome]:
     """Do every unit that the table lacks, and write plots of what was swept; the outcomes.
 
-    RunError before any work when a stored row was made with other settings, unless `work.redo`,
-    which also drops rows of these cells that the file does not ask for any more.
+    RunError before any work when a stored row was made with other settings, unless `work.redo`.
     """
     work.check()
     table, folder = Table(experiment.table, experiment.profile), experiment.folder
@@ -66,11 +65,6 @@ def run_experiment(
         todo += [] if found == "" else [unit]
     say(f"{experiment.name}: {len(units)} rows, {len(units) - len(todo)} done before")
     _prepare(experiment, todo, work.yes)
-    if work.redo:
-        names = {unit.cell.name for unit in units}
-        wanted = [unit for unit in experiment.units if unit.cell.name in names]
-        if dropped := table.drop_others(names, wanted):
-            say(f"{experiment.name}: {dropped} rows dropped that the file does not ask for")
     folder.mkdir(parents=True, exist_ok=True)
     if work.engine == "joblib" and work.jobs == 1:
         outcomes = do_units(experiment, work.threads, todo)
@@ -85,8 +79,6 @@ def run_experiment(
             (row,) = table.of(unit)
             told = f"{100 * float(row['success_rate']):.1f} % of {row['n']}, {row['minutes']} min"
         say(f"{len(ended)}/{len(todo)} {unit.title}: {told}", **to)
-    failed = [{**one.unit.key, "error": one.error} for one in ended if one.error]
-    write_json(folder / "failed.json", failed)
     if table.path.is_file() and table.path.parent == folder:
         swept = dict.fromkeys(name for unit in units for name in unit.model.swept)
         write_figures(table.path, list(swept))

@@ -90,25 +90,11 @@ class Table:
             self.rows = [row for row in self.rows if row not in old]
             self.rows[at:at] = new
             self.columns = list(dict.fromkeys(chain(self.columns, KEY, *new)))
-            self._write()
-
-    def drop_others(self, cells: Iterable[str], wanted: Iterable[Unit]) -> int:
-        """Remove rows of these cells that belong to no wanted unit; returns how many."""
-        with exclusive(self.path):
-            self.reload()
-            keep = [id(row) for unit in wanted for row in self.of(unit)]
-            lost = [row for row in self.rows if row["cell"] in cells and id(row) not in keep]
-            if lost:
-                self.rows = [row for row in self.rows if row not in lost]
-                self._write()
-        return len(lost)
-
-    def _write(self) -> None:
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, self.columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_atomic(self.path, buffer.getvalue())
+            buffer = io.StringIO()
+            writer = csv.DictWriter(buffer, self.columns, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+            write_atomic(self.path, buffer.getvalue())
 
 
 def as_text(value: Any) -> str:
