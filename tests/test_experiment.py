@@ -36,13 +36,13 @@ PLANNING = {
 FLAT = {"name": "flat", "group": "p1", "model": "base", "method": "flat", "cost": "latent"}
 TREE = {
     "name": "little",
-    "base": {"profile": "smoke"},
+    "base": {"profile": "smoke", "evaluation.steps": 6},
     "models": {
         "base": {"settings": TRAINING},
         "skip2": {"from": "base", "settings": {"level2.step_skip": 2}},
     },
     "defaults": {
-        "split": "validation", "trials": 3, "steps": 6, "seeds": [0], "planning": PLANNING,
+        "split": "validation", "trials": 3, "seeds": [0], "planning": PLANNING,
     },
     "cells": [
         {"name": "walk", "group": "floors", "method": "random"},
@@ -297,7 +297,7 @@ def test_a_committed_row_is_played_by_a_clean_checkout_alone(again, monkeypatch,
     [
         (change_cell(trials=2), "n=3, not 2"),
         (change_cell(split="test"), "split=validation, not test"),
-        (change_cell(steps=5), "planner.steps=6, not 5"),
+        (lambda tree: tree["base"].update({"evaluation.steps": 5}), "planner.steps=6, not 5"),
         (change_cell(planning=PLANNING | {"flat.sigma": 2.5}), "planner.flat.sigma=1.5, not 2.5"),
         (settings(level1__hidden=20), "level1.hidden=16, not 20"),
     ],

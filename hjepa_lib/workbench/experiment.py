@@ -70,12 +70,10 @@ class PlannerCell(Cell):
 
     method: Literal[(*LEARNED, *CLONED, *FLOORS)] = "flat"
     cost: Literal["none", "latent", "distance", "graph"] = "none"
-    protocol: str = ""  # "" is the model's `evaluation.protocol`; so are trials, steps, task_set
+    protocol: str = ""  # "" is the model's `evaluation.protocol`
     dynamics: Literal["bounce", "blocked", "slide"] = "bounce"
     split: str = "test"
     trials: int = 500  # 0: the model's
-    steps: int = 0
-    task_set: str = ""
     budgets: tuple[float, ...] = (1.0,)
     planning: dict = field(default_factory=dict)  # settings below `planning.`
     grid: dict = field(default_factory=dict)  # the same with a list each
@@ -94,7 +92,7 @@ class PlannerCell(Cell):
     def planned(self, config: Config, point: dict[str, Any]) -> Config:
         """A model's settings with the planner and the trials of one point of the grid."""
         changes = {f"evaluation.{name}": getattr(self, name) for name in ("split", "budgets")}
-        for name in ("protocol", "trials", "steps", "task_set"):  # or the model's
+        for name in ("protocol", "trials"):  # or the model's
             changes |= {f"evaluation.{name}": value} if (value := getattr(self, name)) else {}
         changes |= {f"planning.{name}": value for name, value in (self.planning | point).items()}
         return config.override(changes)
