@@ -483,11 +483,12 @@ def describe(ws, given):
 def test_a_figure_pools_seeds_and_nothing_else(tmp_path, monkeypatch):
     """Budgets, splits and models of one planner were one rate of all their trials."""
     rows = [
-        make_row("a", seed, first(20), budget=budget, split=split, cost="none")
+        make_row("a", seed, first(0), budget=budget, split=split, cost="none")
         | {"model": f"{model}-horizon={at}", "h.horizon": at}
         for model, at, seed in product(("one-a", "two"), (4, 8), (0, 1))
         for budget, split in ((0.5, "test"), (1.0, "test"), (1.0, "validation"))
     ]
+    rows.append({"cell": "leak", "model": "two", "seed": 0, "h.horizon": 8})  # no trials, no n
     pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
     seen = []
     monkeypatch.setattr(engine.style, "save", lambda *_: None)

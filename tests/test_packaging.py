@@ -82,7 +82,7 @@ def test_ranges_are_open_and_hold_what_is_tested_and_installed():
     for found in importlib.metadata.distributions():
         name = re.sub(r"[-_.]+", "-", found.metadata["Name"]).lower()
         if tested.get(name) == Version(found.version).public:
-            pythons = SpecifierSet(found.metadata["Requires-Python"] or "")
+            pythons = SpecifierSet(found.metadata.get("Requires-Python") or "")
             assert pythons.contains(oldest), f"{name} {found.version} needs Python {pythons}"
 
 

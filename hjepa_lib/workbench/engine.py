@@ -27,7 +27,7 @@ from hjepa_lib.runs.remote import push_files
 from hjepa_lib.runs.workspace import Workspace, open_run
 from hjepa_lib.workbench.experiment import Experiment, Unit
 from hjepa_lib.workbench.pool import HERE, Work, run_all
-from hjepa_lib.workbench.rows import flat_row, pooled, row_of
+from hjepa_lib.workbench.rows import pooled, row_of
 from hjepa_lib.workbench.table import Table
 
 _say = functools.partial(print, flush=True)
@@ -192,8 +192,8 @@ def _executed(ws: Workspace, unit: Unit, threads: int | None) -> list[dict[str, 
     notebooks.finish(run, say=quiet)
     played = {name.rsplit("__", 1)[-1]: one for name, one in run.manifest["stages"].items()}
     return [
-        {"revision": played.get(row.get("case"), run.manifest)["revision"]} | flat_row(row)
-        for row in results.collect(run.path / "results")
+        row_of(one, revision=played.get(one.header.get("case"), run.manifest)["revision"])
+        for one in results.load_results(run.path / "results")
     ]
 
 
@@ -201,10 +201,11 @@ def _executed(ws: Workspace, unit: Unit, threads: int | None) -> list[dict[str, 
 def write_figures(path: Path, swept: list[str]) -> None:
     """`success_by_<setting>.png` beside the table, of every swept setting with two values or more;
     all else that tells rows apart gets panels."""
-    table = pd.read_csv(path, keep_default_na=False, na_values=[""], low_memory=False)
-    if "n" not in table:
+    types = {"solved": str}  # digits alone are no number
+    table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""], low_memory=False)
+    if "solved" not in table:
         return
-    table = table.dropna(subset="n")
+    table = table.dropna(subset="solved").astype({"n": int})
     seeds = table["seed"].nunique()
     varied = [name for name in swept if table[name].nunique(dropna=False) > 1]
     # A swept model is called by its values too: without them its name is that of all.
