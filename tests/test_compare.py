@@ -17,10 +17,8 @@ from hjepa_lib.data.published import acquire
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.evaluation import horizons, openloop, results
 from hjepa_lib.evaluation.horizons import Curve
-from hjepa_lib.evaluation.results import Case
 from hjepa_lib.models.checkpoint import load_part
 from hjepa_lib.runs import score as scoring
-from hjepa_lib.runs import stages
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.score import COSTS
@@ -427,14 +425,3 @@ def test_verdicts_follow_their_rules():
         ((better, one), "first better"), ((one, one), "undecided"), ((one, near), "undecided"),
     ):  # fmt: skip
         assert {row["verdict"] for row in variants.versus(*pair)} == {verdict}
-
-
-def test_results_without_pictures_are_the_same_results(ws):
-    agent, case = stages.load_trained(ws), Case.of(ws.config, "l1+l2", "latent")
-    one, two = (
-        scoring.play(ws, agent, case, f"pictures-{on}", pictures=on).arrays for on in (True, False)
-    )
-    for name in ("positions", "trial_init_plan_cross_wall", "trial_success", "plan_near"):
-        np.testing.assert_allclose(one[name], two[name], rtol=1e-5)
-    assert {"plan_fan_xy", "plan_plan"} == {"plan_fan_xy", "plan_plan"} & one.keys() - two.keys()
-    assert two["plan_plan_xy"].shape[1] == 1

@@ -176,16 +176,17 @@ def test_a_policy_plans_for_all_trials_at_once_and_executes_chunks(agent, trials
         outcome = run_episodes(policy, trials, "slide", 7, CAP, 0)
         assert calls == [(12, 0), (12, 2), (12, 2), (12, 2)]
         calls.clear()
-        np.testing.assert_array_equal(outcome.actions[:, :2], outcome.seen["plan"][:, 0, :2])
+        np.testing.assert_array_equal(outcome.actions[:, :2], policy.log["plan"][0][:, :2])
 
 
 @pytest.mark.parametrize("method", ["flat", "l1+l2"])
 def test_diagnostics_have_documented_shapes_and_values(agent, trials, method):
     """PL14."""
-    policy = LatentPolicy(agent, method, agent.planning)
-    outcome = run_episodes(policy, trials, "slide", 6, CAP, 0)
-    seen = outcome.seen
-    shapes = {"plan": (12, 3, 5, 2), "plan_xy": (12, 3, 5, 2), "fan_xy": (8, 3, 8, 5, 2)}
+    whole, plain = (
+        LatentPolicy(agent, method, agent.planning, fans=fans) for fans in (True, False)
+    )
+    seen, less = (run_episodes(one, trials, "slide", 6, CAP, 0).seen for one in (whole, plain))
+    shapes = {"plan_xy": (12, 3, 5, 2), "fan_xy": (1, 3, 8, 5, 2)}
     shapes |= {"near": (12, 3), "effective": (12, 3)}
     if method == "l1+l2":
         shapes |= {"macro_xy": (12, 3, 3, 2), "subgoal_xy": (12, 3, 2), "macro_stride": ()}
@@ -195,7 +196,9 @@ def test_diagnostics_have_documented_shapes_and_values(agent, trials, method):
     assert {name: values.shape for name, values in seen.items()} == shapes
     world = TwoRooms(trials.layout, "slide")
     latent = agent.encode(world.render(trials.start))
-    actions = torch.from_numpy(seen["plan"][:, 0])
+    np.testing.assert_allclose(less.pop("plan_xy"), seen["plan_xy"][:, :1], atol=1e-4)
+    assert less.keys() == seen.keys() - {"plan_xy", "fan_xy"}  # what results keep
+    actions = whole.log["plan"][0]
     path = agent.probe(agent.level1.rollout(latent, actions)[:, 1:]).numpy()
     np.testing.assert_allclose(seen["plan_xy"][:, 0], path, atol=1e-3)
 

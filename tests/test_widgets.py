@@ -1,4 +1,3 @@
-import asyncio
 import base64
 import dataclasses
 import io
@@ -13,17 +12,15 @@ from PIL import Image
 from tiny import make_agent, refused, tiny_config
 from tiny_runs import LOADED, ROOT, Said, printed
 
-from hjepa_lib.config import ConfigError
-from hjepa_lib.evaluation import episodes
-from hjepa_lib.evaluation.results import Case, load_result
+from hjepa_lib.config import ConfigError, flatten
+from hjepa_lib.evaluation import Case
 from hjepa_lib.figures import style
 from hjepa_lib.figures.style import FigureError
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs import score as scoring
-from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
-from hjepa_lib.widgets import panels, strips, whatif
+from hjepa_lib.widgets import panels, whatif
 from hjepa_lib.widgets import player as players
 from hjepa_lib.widgets import story as stories
 from hjepa_lib.widgets.story import AHEAD, Scene, checked_scene, look, play, scene_of, trials_of
@@ -117,12 +114,11 @@ def test_open_loop_predictions_are_those_of_level_1(story, agent):
 
 def test_maps_hold_the_cost_of_every_free_place(agent, monkeypatch):
     monkeypatch.setattr(stories, "_APART", 1)
-    maps, *_ = look(agent, SCENE)
+    maps, _ = look(agent, SCENE)
     for values in maps.costs.values():
         assert values.shape == (65, 65) and values[40, 45] == pytest.approx(0, abs=2e-3)
         assert np.nanmin(values) >= 0
         assert np.isnan(values[30, 32])
-        assert np.isfinite(values).sum() == len(maps.left)
 
 
 def test_the_graph_cost_is_that_of_the_scenes_own_graph(monkeypatch):
@@ -130,7 +126,7 @@ def test_the_graph_cost_is_that_of_the_scenes_own_graph(monkeypatch):
     local = {"encoder": "place", "predictor": "local", "latent_dim": 2, "refine_updates": 1}
     agent = make_agent(tiny_config(**{f"level1__{name}": value for name, value in local.items()}))
     agent.level1.idm.weight.data += torch.eye(2)  # untrained ones say that no action moves a dot
-    maps, *_ = look(agent, SCENE)
+    maps, _ = look(agent, SCENE)
     rows, columns = np.isfinite(maps.costs["graph"]).nonzero()
     free = torch.from_numpy(np.stack((maps.x[columns], maps.y[rows]), -1))
     places = (free[None], torch.tensor([SCENE.goal]))
@@ -164,70 +160,19 @@ def test_shuffled_sub_goals_come_from_companions(agent, story):
     assert not np.array_equal(other.positions, story.positions)
 
 
-@pytest.fixture(scope="module")
-def run(ws):
-    agent = whatif.open_run("trained")[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(episodes, "FAN_TRIALS", 2)
-        for method, cost in (("flat", "latent"), ("l1+l2", "distance"), ("oracle", "none")):
-            scoring.play(ws, agent, Case.of(ws.config, method, cost))
-        yield ws.run, agent
-
-
-def test_recalled_stories_are_what_happened(run):
-    found, agent = run
-    choice = whatif.pick(whatif.choices(found, agent), "l1+l2", "distance")
-    result = load_result(choice.path)
-    told = whatif.tell(found, agent, choice, 1)
-    np.testing.assert_array_equal(told.positions[-1], result.arrays["positions"][1][told.steps])
-    np.testing.assert_array_equal(told.plan, result.arrays["plan_plan_xy"][1])
-    np.testing.assert_array_equal(told.fan, result.arrays["plan_fan_xy"][1])
-    assert whatif.tell(found, agent, choice, 2).fan is None  # stored for the first two only
-
-
-def test_a_live_story_is_the_stored_one(run):
+def test_a_story_is_what_the_stored_result_says(ws, agent):
     """I13."""
-    found, agent = run
-    options = whatif.choices(found, agent)
     for method, cost in (("flat", "latent"), ("l1+l2", "distance")):
-        stored, live = (
-            next(one for one in options if one[:2] == (method, cost) and bool(one.path) is kept)
-            for kept in (True, False)
-        )
-        pair = [whatif.tell(found, agent, one, 2) for one in (stored, live)]
-        np.testing.assert_allclose(pair[1].positions, pair[0].positions, atol=1e-3)
-        assert pair[1].scene == scene_of(load_trials("p1", "test", 5), 2)
+        stored = scoring.play(ws, agent, Case.of(ws.config, method, cost)).arrays["positions"][2]
+        told = whatif.tell(ws.config, agent, method, cost, 2)
+        np.testing.assert_allclose(told.positions, stored[: told.steps + 1], atol=1e-3)
+        assert told.scene == scene_of(load_trials("p1", "test", 5), 2)
+        assert told.title == f"{method}, {cost} cost, test trial 2"
 
 
-def test_stories_of_the_floors_have_no_plan(run):
-    found, agent = run
-    oracle = next(one for one in whatif.choices(found, agent) if one.method == "oracle")
-    told = whatif.tell(found, agent, oracle, 0)
-    assert told.plan is None
-    assert told.way[-1] < told.way[0]
-    assert data_of(players.player(told))["stories"][0]["plan"] is None
-    words = {text.get_text() for axis in strips.film(told).axes for text in axis.texts}
-    assert "latent cost" in words and "none cost" not in words
-
-
-def test_choices_and_picks(run):
-    found, agent = run
-    options = whatif.choices(found, agent)
-    assert sum(one.path is not None for one in options) == 3
-    assert whatif.pick(options, "flat", "latent").path is not None
-    assert whatif.pick(options, "flat", "distance").path is None
-    refused(
-        RunError, "no roll-out of cem with the latent cost", whatif.pick, options, "cem", "latent"
-    )
-    without = whatif.choices(found, dataclasses.replace(agent, level2=None, distance=None))
-    assert [one[:2] for one in without if one.path is None] == [("flat", "latent")]
-
-
-def test_live_stories_are_of_the_runs_own_world(run):
-    found, agent = run
-    other = Run.at(found.path)
-    other.config = found.config.override({"evaluation.protocol": "p3_thick_wall"})
-    told = whatif.tell(other, agent, whatif.choices(found, agent)[0], 0)
+def test_stories_are_of_the_runs_own_world(agent):
+    config = tiny_config(evaluation__protocol="p3_thick_wall")
+    told = whatif.tell(config, agent, "flat", "latent", 0)
     np.testing.assert_array_equal(told.frames[0, 1, 30, 29:36] > 0, [0, 1, 1, 1, 1, 1, 0])
 
 
@@ -292,21 +237,19 @@ def test_scripts_name_what_the_data_hold(story, flat):
 
 
 @pytest.mark.parametrize("method", ["flat", "l1+l2"])
-def test_knobs_describe_and_change_a_planner(agent, method):
-    base = whatif.knobs_of(agent.planning, method)
-    assert whatif.apply_knobs(agent.planning, base) == agent.planning
-    other = base | {"horizon": 9, "samples": 33, "replan": 3, "cost": "latent"}
-    changed = whatif.apply_knobs(agent.planning, other)
-    assert whatif.knobs_of(changed, method) == other
-    level1 = changed.flat if method == "flat" else changed.hierarchy.tracker
-    assert (level1.horizon, level1.samples, changed.cost) == (9, 33, "latent")
-    above = base | {"control": "zero", "horizon2": 2, "samples2": 5, "replan2": 8}
-    hierarchy = whatif.apply_knobs(agent.planning, above).hierarchy
-    kept = (hierarchy.control, hierarchy.level2.horizon, hierarchy.level2.samples, hierarchy.replan)
-    assert (kept == ("zero", 2, 5, 8)) == (method == "l1+l2")
-    assert ("level 2: zero" in whatif.describe(above, agent.planning)) == (method == "l1+l2")
-    with pytest.raises(ConfigError):
-        whatif.apply_knobs(agent.planning, base | {"samples": 1})
+def test_knobs_change_a_planner_and_name_what_differs(agent, method):
+    config, level1 = tiny_config(), "flat" if method == "flat" else "hierarchy.tracker"
+    usual = flatten(config.planning)
+    base = {name: usual[name] for name in whatif.options(agent, method)}
+    assert ("hierarchy.control" in base) == (method == "l1+l2") and f"{level1}.samples" in base
+    told = whatif.play_with(agent, SCENE, config, method, base)
+    assert told.title == f"{method}, {config.planning.cost} cost"
+    changed = base | {f"{level1}.horizon": 9, "replan": 4, "cost": "latent"}
+    told = whatif.play_with(agent, SCENE, config, method, changed)
+    assert told.title == f"{method}, latent cost, {level1}.horizon 9, replan 4"
+    assert told.plan.shape[1] == 9 and told.replan == 4
+    wrong = base | {f"{level1}.samples": 1}
+    refused(ConfigError, "samples", whatif.play_with, agent, SCENE, config, method, wrong)
 
 
 def shown(panel):
@@ -319,85 +262,33 @@ def titles(panel):
 
 
 def test_studio_refuses_and_replans(agent, story):
-    studio = panels.Studio(agent, story, agent.planning, STEPS)
-    studio.sliders["start_y"].value = 40.0
-    before = shown(studio)
-    assert data_of(before)["stories"][0]["start"] == [20.0, 40.0]
-    studio.sliders["start_x"].value = 32.0
-    assert 'role="alert"' in studio.message.value and "is in a wall" in studio.message.value
-    assert studio.button.disabled and shown(studio) == before
-    studio.live.value = False
-    studio.sliders["start_x"].value = 12.0
-    assert not studio.button.disabled and shown(studio) == before
-    studio.sliders["door_y"].value = 30
-    studio.knobs["control"].value = "zero"
-    studio.button.click()
-    assert titles(studio) == ["l1+l2, distance cost", "l1+l2, distance cost, level 2: zero"]
-    studio.knobs["method"].value, studio.knobs["cost"].value = "flat", "latent"
-    assert studio.knobs["control"].disabled and studio.knobs["control"].value == "none"
-    assert studio.chosen == whatif.knobs_of(agent.planning, "flat") | {"cost": "latent"}
-    studio.knobs["horizon"].value = 7
-    studio.button.click()
-    assert titles(studio) == ["l1+l2, distance cost", "flat, latent cost, horizon 7"]
-    assert studio.scene == Scene((12.0, 40.0), (45.0, 40.0), (32, 30))
-    assert studio.pad.floor == players.floor_picture(studio.scene)
-    script = (ROOT / "hjepa_lib/widgets/pad.js").read_text()
-    assert set(re.findall(r"look\.(\w+)", script)) <= set(studio.pad.look)
+    studio = panels.studio(tiny_config(), agent, story)
+    assert titles(studio) == ["l1+l2, distance cost"]
+    studio.controls["start_y"].value = 40.0
+    assert data_of(shown(studio))["stories"][0]["start"] == [20.0, 40.0]
+    studio.controls["start_x"].value = 32.0
+    assert 'role="alert"' in shown(studio) and "is in a wall" in shown(studio)
+    studio.controls["start_x"].value = 12.0
+    studio.controls["door_y"].value = 30
+    studio.controls["hierarchy.control"].value = "zero"
+    assert titles(studio) == [
+        "l1+l2, distance cost",
+        "l1+l2, distance cost, hierarchy.control zero",
+    ]
+    told = data_of(shown(studio))["stories"][1]
+    assert (told["start"], told["goal"]) == ([12, 40], [45, 40])
+    assert all(one.continuous_update is False for one in list(studio.controls.values())[:6])
 
 
-def test_studio_waits_for_the_last_change(agent, story, monkeypatch):
-    studio = panels.Studio(agent, story, agent.planning, STEPS)
-    timers, works, played = [], [], []
-    monkeypatch.setattr(studio, "replan", lambda: played.append(studio.scene.start[0]))
-
-    async def drag():
-        loop = asyncio.get_running_loop()
-        call_later = loop.call_later
-
-        def wait(seconds, work):  # no clock: what is due is called by hand
-            timers.append(call_later(3600, work))
-            works.append(work)
-            return timers[-1]
-
-        loop.call_later = wait
-        for x in (15.0, 14.0, 13.0):
-            studio.sliders["start_x"].value = x
-        due = [work for timer, work in zip(timers, works, strict=True) if not timer.cancelled()]
-        assert len(timers) == 3 and len(due) == 1
-        due[0]()
-
-    asyncio.run(drag())
-    assert played == [13.0]
-
-
-def test_explorer_follows_run_method_and_trial(run, monkeypatch):
-    found, agent = run
-    monkeypatch.setattr(whatif, "list_runs", lambda: ["trained", "broken"])
-    options = whatif.choices(found, agent)
-    choice = whatif.pick(options, "flat", "latent")
-    first = whatif.tell(found, agent, choice, 0)
-    explorer = panels.Explorer(found, agent, choice, 0, first)
-    assert titles(explorer) == ["flat, latent cost, trial 0"]
-    explorer.trial.value = 2
-    assert titles(explorer) == ["flat, latent cost, trial 2"]
-    assert "candidates were not stored" in explorer.message.value
-    explorer.method.value = next(one for one in options if one.method == "oracle")
-    assert titles(explorer) == ["oracle, none cost, trial 2"]
-    explorer.trial.value = 1
-    alone = dataclasses.replace(agent, level2=None)  # as a run that has other methods
-    explorer._opened["broken"] = found, alone
-    explorer.run.value = "broken"
-    assert titles(explorer) == ["flat, latent cost, test trial 1, live"]
-    explorer.run.value = "trained"
-    explorer.method.value = next(one for one in options if one.method == "oracle")
-    del explorer._opened["broken"]
-    before = shown(explorer)
-    explorer.trial.value = 400
-    assert "trials 0 to 2, 400 was asked for" in explorer.message.value
-    explorer.run.value = "broken"
-    explorer.trial.value = 1  # of a run that cannot be opened
-    assert "run 'broken' does not exist" in explorer.message.value.replace("&#x27;", "'")
-    assert shown(explorer) == before
+def test_explorer_follows_method_cost_and_trial(agent, flat):
+    explorer = panels.explorer(tiny_config(), agent, flat, 0)
+    assert titles(explorer) == ["flat, distance cost, test trial 0"]
+    explorer.controls["trial"].value = 2
+    explorer.controls["cost"].value = "latent"
+    explorer.controls["method"].value = "l1+l2"
+    assert titles(explorer) == ["l1+l2, latent cost, test trial 2"]
+    explorer.controls["trial"].value = 10_000
+    assert 'role="alert"' in shown(explorer)
 
 
 def test_other_layouts_agents_and_costs(agent):
@@ -411,7 +302,7 @@ def test_other_layouts_agents_and_costs(agent):
     alone = dataclasses.replace(agent, level2=None)
     told = play(alone, SCENE, "flat", steps=3)
     assert told.macro is None
-    assert panels.Studio(alone, told, alone.planning, 3).knobs["method"].options == ("flat",)
+    assert whatif.methods_of(alone) == ("flat",)
 
 
 def test_it_runs_headless(trained, root):
@@ -419,7 +310,6 @@ def test_it_runs_headless(trained, root):
     run = Run.open("trained")
     runner.run_notebooks(run, [NOTEBOOK], threads=1, say=Said())
     run.reload()
-    assert not (run.path / "results").exists()
     text, outputs = printed(run.path / "notebooks" / NOTEBOOK.name)
     assert text.count("headless:") == 2
     kinds = ""

@@ -20,8 +20,7 @@ from hjepa_lib.planning.truth import witness
 from hjepa_lib.worlds.base import World, bound, reaching, trial_noise
 from hjepa_lib.worlds.trials import Trials, TwoRooms
 
-FAN = 24  # candidates kept per planning call for the pictures
-FAN_TRIALS = 8  # of the first trials
+FAN = 24  # candidates kept per planning call of the first trial, for the inspector
 OFFSET_CALLS = 8  # planning calls per trial at which sub-goals are compared with real frames
 
 
@@ -148,17 +147,17 @@ class ClonedPolicy(Policy):
 class LatentPolicy(Policy):
     """Plans with an agent's world models; sees frames only, but for `planning.truth`.
 
-    Without `pictures` it keeps no fans and the first plans alone: a gigabyte at a horizon of 192.
+    With `fans` it keeps candidates and all plans, else the first plans alone.
     """
 
     needs_frames = True
 
     def __init__(
-        self, agent: Agent, method: str, planning: PlanningConfig, pictures: bool = True,
-        steps: int = 200,
+        self, agent: Agent, method: str, planning: PlanningConfig, steps: int = 200,
+        fans: bool = False,
     ) -> None:  # fmt: skip
         self.agent, self.told = agent, planning.truth != "none"
-        self.pictures = pictures and not self.told  # of the world at the first call alone
+        self.fans = fans and not self.told  # of the world at the first call alone
         self.controller = Controller(agent, method, planning)
         self.planner = self.controller.planner
         self.replan = self.planner.every
@@ -182,10 +181,10 @@ class LatentPolicy(Policy):
         plan = self.controller.last
         kept = {"latent": self.controller.latent, "plan": plan.actions, "near": plan.near}
         kept["effective"] = plan.search.effective
-        if self.pictures:
-            order = plan.search.costs.argsort(1)[:FAN_TRIALS]  # (b, N)
-            pick = order[:, :: max(1, order.shape[1] // FAN)][:, :FAN]  # (b, F), best first
-            kept["fan"] = plan.search.candidates[torch.arange(len(pick))[:, None], pick]
+        if self.fans:
+            order = plan.search.costs[0].argsort()  # (N,)
+            pick = order[:: max(1, len(order) // FAN)][:FAN]  # (F,), best first
+            kept["fan"] = plan.search.candidates[:1, pick]
         for level, handed in zip(("", "3"), plan.above, strict=False):
             kept |= {f"macro{level}": handed.macro, f"subgoal{level}": handed.subgoal}
         if plan.above:
@@ -202,14 +201,13 @@ class LatentPolicy(Policy):
     def diagnostics(self) -> dict[str, np.ndarray]:
         """Probed to px; R planning calls, (B, R, ...) each."""
         log, probe = {key: torch.stack(one, 1) for key, one in self.log.items()}, self.agent.probe
-        found = {"plan_xy": probe(self._reached(log, slice(None if self.pictures else 1)))}
+        found = {"plan_xy": probe(self._reached(log, slice(None if self.fans else 1)))}
         kept = ["near", "effective", "effective_macro"]
-        if self.pictures:
-            fan = log["fan"]  # (b, R, F, H, A)
-            start = log["latent"][: len(fan), :, None].expand(*fan.shape[:3], -1)
-            hooks = log["context"][: len(fan), :, None] if "context" in log else None
+        if self.fans:
+            fan = log["fan"]  # (1, R, F, H, A)
+            start = log["latent"][:1, :, None].expand(*fan.shape[:3], -1)
+            hooks = log["context"][:1, :, None] if "context" in log else None
             found["fan_xy"] = probe(self._imagine(start, fan, hooks))
-            kept.append("plan")
         names = [name for name in ("macro", "subgoal", "macro3", "subgoal3") if name in log]
         found |= {f"{name}_xy": probe(log[name]) for name in names}
         if names:

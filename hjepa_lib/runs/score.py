@@ -37,10 +37,11 @@ COSTS = ("latent", "distance")
 
 
 def play(
-    ws: Workspace, agent: Agent | None, case: Case, folder: str = "results", **options: Any
-) -> Result:
-    """The result of a case, played in this run unless it is there; `options` of `stage_of`."""
-    stage = stage_of(ws.config, case, folder, agent, **options)
+    ws: Workspace, agent: Agent | None, case: Case, folder: str = "results",
+    latency: bool | None = None,
+) -> Result:  # fmt: skip
+    """The result of a case, played in this run unless it is there; the rest is of `stage_of`."""
+    stage = stage_of(ws.config, case, folder, agent, latency)
     for _ in ws.make(stage):
         pass
     return load_result(ws.run.path / f"{stage.name}.npz")
@@ -51,14 +52,11 @@ def stage_of(
     case: Case,
     folder: str = "results",
     agent: Agent | None = None,
-    *,
-    pictures: bool = True,
     latency: bool | None = None,
 ) -> Stage:
     """A result as a stage of the run: it reads the trained stages that its method uses.
 
-    `pictures=False` keeps no fans and only the first plans; `latency` also times one episode alone,
-    by default on test trials if the settings ask for it.
+    `latency` also times one episode alone, by default on test trials if the settings ask for it.
     """
     if latency is None:
         latency = case.split == "test" and config.evaluation.latency
@@ -66,21 +64,22 @@ def stage_of(
     reads = tuple(stages[name] for name in case.stages)
 
     def _make(ws: Workspace, target: Path) -> None:
-        save_result(target, case, *_play(ws, agent, case, pictures, latency))
+        save_result(target, case, *_play(ws, agent, case, latency))
 
-    about = {"case": case.digest, "pictures": pictures, "latency": latency}
+    # Keys tell results apart that kept what the inspector draws.
+    about = {"case": case.digest, "pictures": False, "latency": latency}
     recipe = 2 if case.cost == "graph" else 1  # an edge of the graph is judged twice since 2
     name = f"{folder}/{case.name}"
     return Stage(name, _make, reads=reads, folder=folder, about=about, recipe=recipe)
 
 
 def _play(
-    ws: Workspace, agent: Agent | None, case: Case, pictures: bool, latency: bool
+    ws: Workspace, agent: Agent | None, case: Case, latency: bool
 ) -> tuple[Episodes, dict[str, Any]]:
     """(what happened, the header beside it)."""
     cap, header = case.planning.action_cap, _provenance(ws, agent, case)
     if case.learned:
-        policy = LatentPolicy(agent, case.planner, case.planning, pictures, case.steps)
+        policy = LatentPolicy(agent, case.planner, case.planning, case.steps)
     elif case.stages:
         model = load_part(ws.run.path / "policies", "policy").to(ws.device)
         policy = ClonedPolicy(model, cap, case.settings.get("idm_steps", 0))

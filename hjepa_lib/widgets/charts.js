@@ -1,4 +1,4 @@
-// Panels that are no room: distances over steps, and the latent plane.
+// The panel that is no room: distances over steps.
 function axisTicks(most) {
   const raw = most / 4 || 1;
   const power = 10 ** Math.floor(Math.log10(raw));
@@ -47,8 +47,8 @@ function wayPanel(grid, data, stories, steps) {
   const lines = stories.map((story) => ({ values: story.way, colour: story.colour }));
   const charts = [chart(svg, c, 24, one ? 100 : 234, steps, lines, "shortest way left (px)")];
   if (one) {
-    const values = one.costs[one.cost] || one.costs.latent;
-    const name = `as the planner sees it: ${data.units[one.cost] || data.units.latent}`;
+    const values = one.costs[one.cost];
+    const name = `as the planner sees it: ${data.units[one.cost]}`;
     charts.push(chart(svg, c, 158, 100, steps, [{ values, colour: c.ink }], name));
   }
   for (const tick of axisTicks(Math.max(steps, 4)).filter((t) => Number.isInteger(t))) {
@@ -59,62 +59,4 @@ function wayPanel(grid, data, stories, steps) {
   const entries = stories.map((story) => [{ stroke: story.colour }, story.outcome]);
   key(box, one ? [[null, one.outcome]] : entries);
   return (step) => charts.forEach((one) => one.draw(step));
-}
-
-function planePanel(grid, data, story) {
-  const { box } = figure(grid, "Latents in the plane (PCA)");
-  const c = data.colours;
-  const plane = story.plane;
-  const all = [...plane.left, ...plane.right, ...plane.path, plane.goal];
-  const [xs, ys] = [0, 1].map((k) => all.map((p) => p[k]));
-  const [x0, x1, y0, y1] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
-  const size = 280 / Math.max(x1 - x0, y1 - y0, 1e-9);
-  const at = ([x, y]) => [
-    150 + size * (x - (x0 + x1) / 2), 150 - size * (y - (y0 + y1) / 2),
-  ].map((value) => Math.round(10 * value) / 10);
-  const svg = make(box, "svg", { viewBox: "0 0 300 300", role: "img" });
-  svg.setAttribute("aria-label", "latent trajectory in the plane of two principal components");
-  const cloud = (list, fill) => make(svg, "path", {
-    d: list.map((p) => `M${at(p)}h0`).join(""), stroke: fill, "stroke-width": 3.4,
-    "stroke-linecap": "round", opacity: 0.3,
-  });
-  cloud(plane.left, c.left);
-  cloud(plane.right, c.right);
-  const line = (stroke, width) => make(svg, "polyline", {
-    fill: "none", stroke, "stroke-width": width, "stroke-linejoin": "round",
-  });
-  const path = line(story.colour, 2.4);
-  const plan = line(c.ink, 2.6);
-  const macro = (plane.macro ? plane.macro[0] : []).map(() => make(svg, "circle", {
-    r: 4.2, fill: c.subgoal, stroke: c.ink, "stroke-width": 0.8,
-  }));
-  const [gx, gy] = at(plane.goal);
-  make(svg, "circle", { r: 6, cx: gx, cy: gy, fill: c.goal, stroke: c.paper });
-  const dot = make(svg, "circle", { r: 6, fill: story.colour, stroke: c.paper });
-  const [p1, p2] = plane.explained;
-  key(box, [
-    [{ dot: { fill: c.left } }, "left side"],
-    [{ dot: { fill: c.right } }, "right side"],
-    plane.plan && [{ stroke: c.ink }, "imagined plan"],
-    plane.macro && [{ dot: { fill: c.subgoal, stroke: c.ink, "stroke-width": 0.8 } }, "level 2"],
-    [null, `${p1} + ${p2} % of the variance`],
-  ]);
-  return (step) => {
-    const call = Math.floor(step / story.replan);
-    path.setAttribute("points", points(plane.path.slice(0, step + 1).map(at)));
-    const [x, y] = at(plane.path[step]);
-    set(dot, { cx: x, cy: y });
-    if (plane.plan) {
-      const k = Math.min(call, plane.plan.length - 1);
-      const from = plane.path[Math.min(k * story.replan, step)];
-      plan.setAttribute("points", points([from, ...plane.plan[k]].map(at)));
-    }
-    if (plane.macro) {
-      const k = Math.min(call, plane.macro.length - 1);
-      plane.macro[k].forEach((place, i) => {
-        const [cx, cy] = at(place);
-        set(macro[i], { cx, cy });
-      });
-    }
-  };
 }

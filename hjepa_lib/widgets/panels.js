@@ -39,8 +39,6 @@ function key(box, entries) {
         });
       } else if (look.diamond) {
         make(icon, "path", { d: "M9 0.6l4.4 4.4l-4.4 4.4l-4.4 -4.4z", ...look.diamond });
-      } else if (look.dot) {
-        make(icon, "circle", { cx: 9, cy: 5, r: 3.6, ...look.dot });
       } else {
         make(icon, "line", { x1: 1, y1: 5, x2: 17, y2: 5, "stroke-width": 2.2, ...look });
       }
@@ -150,7 +148,7 @@ function costPanel(grid, data, story) {
   const { box, head } = figure(grid, "Cost of a place");
   const c = data.colours;
   const names = Object.keys(story.landscapes);
-  let name = names.includes(story.cost) ? story.cost : names[0];
+  let name = story.cost;
   const { svg, floor, line, disc, ends } = room(box, data, story, story.landscapes[name]);
   const path = line(c.paper, 0.6, { opacity: 0.9 });
   ends();

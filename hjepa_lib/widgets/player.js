@@ -27,7 +27,6 @@ function start(root) {
       costPanel(grid, data, stories[0]),
       wayPanel(grid, data, stories, steps),
       aheadPanel(grid, data, stories[0]),
-      planePanel(grid, data, stories[0]),
     ]
     : [
       ...stories.map((story) => planPanel(grid, data, story, story.title)),

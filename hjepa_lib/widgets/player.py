@@ -21,7 +21,7 @@ from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
 from hjepa_lib.figures.data import frame_rgb
 from hjepa_lib.figures.style import data_uri, encoded, styled
-from hjepa_lib.widgets.story import UNITS, Scene, Story
+from hjepa_lib.widgets.story import UNITS, Story
 
 ARROW = 3  # an action is at most a few px long: it is drawn this many times as long
 _COLUMNS = 16  # frames per row of the sprite
@@ -52,7 +52,7 @@ def payload(stories: Sequence[Story]) -> dict[str, Any]:
     """What player.js draws, JSON-ready: numbers rounded, pictures as data URIs."""
     colours = {
         "ink": style.INK, "muted": style.MUTED, "faint": style.FAINT, "paper": style.PAPER,
-        "goal": style.GOAL, "subgoal": style.SUBGOAL, "left": style.SKY, "right": style.PURPLE,
+        "goal": style.GOAL, "subgoal": style.SUBGOAL,
         "best": to_hex(style.CANDIDATES(0.0)), "worst": to_hex(style.CANDIDATES(1.0)),
     }  # fmt: skip
     told = [_story(*one) for one in zip(stories, colours_of(*stories), strict=True)]
@@ -72,12 +72,12 @@ def _story(story: Story, colour: str) -> dict[str, Any]:
     fan = 0 if story.fan is None else story.fan.shape[1]
     same = ("title", "outcome", "replan", "cost")
     rounded = ("way", "plan", "fan", "macro", "near")
-    start, goal = _round(story.scene.ends, 2)
+    (start, goal), room = _round(story.scene.ends, 2), story.scene.room
     return {
         **{name: getattr(story, name) for name in same},
         **{name: _round(getattr(story, name)) for name in rounded},
         "colour": colour,
-        "floor": floor_picture(story.scene),
+        "floor": room_picture(room, lambda axis: draw.show_room(axis, room)),
         "start": start,
         "goal": goal,
         "path": _round(story.positions, 2),
@@ -88,9 +88,8 @@ def _story(story: Story, colour: str) -> dict[str, Any]:
 
 
 def _whole(story: Story) -> dict[str, Any]:
-    """Frames, landscapes, open loop and latents, which two at once leave out."""
+    """Frames, landscapes and open loop, which two at once leave out."""
     maps, room = story.maps, story.scene.room
-    plane = {"left": maps.plane[maps.left], "right": maps.plane[~maps.left], **story.latents}
 
     def landscape(values: np.ndarray) -> str:
         return room_picture(room, lambda axis: draw.landscape(axis, room, values, maps.x, maps.y))
@@ -102,10 +101,6 @@ def _whole(story: Story) -> dict[str, Any]:
         "ranges": {name: _round(np.nanquantile(one, [0, 1])) for name, one in maps.costs.items()},
         "ramp": [to_hex(colormaps[style.SEQUENTIAL](x)) for x in np.linspace(0, 1, 9)],
         "ahead": [_round(row[np.isfinite(row[:, 0])]) for row in story.ahead],
-        "plane": {
-            "explained": _round(100 * maps.explained, 0),
-            **{name: _round(values, 2) for name, values in plane.items()},
-        },
     }
 
 
@@ -118,12 +113,6 @@ def sprite(frames: np.ndarray) -> np.ndarray:
     images = frame_rgb(frames)
     images = np.pad(images, [(0, -len(images) % _COLUMNS), *[(0, 0)] * 3])
     return np.vstack([np.hstack(row) for row in images.reshape(-1, _COLUMNS, *images.shape[1:])])
-
-
-def floor_picture(scene: Scene) -> str:
-    """The scene's layout as the address of a PNG."""
-    room = scene.room
-    return room_picture(room, lambda axis: draw.show_room(axis, room))
 
 
 @styled

@@ -1,6 +1,5 @@
 """A scene, and its story: one rolled-out trial with all that its planner saw, imagined and chose.
 
-Played live, or recalled from a stored result, where only what was not stored is computed again.
 Lengths are px, (x, y) with y down; S steps, R planning calls.
 """
 
@@ -10,13 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
 from torch import Tensor
 from torch.nn.functional import pad
 
 from hjepa_lib.config import PlanningConfig
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
-from hjepa_lib.evaluation.results import Result
 from hjepa_lib.figures.data import room_of
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.local import Scene as LocalScene
@@ -29,7 +26,7 @@ from hjepa_lib.worlds.two_rooms import TwoRooms
 AHEAD = 16  # steps of the open-loop prediction
 COMPANIONS = 3  # other tasks in a batch whose sub-goals are shuffled
 UNITS = {"latent": "latent cost", "distance": "distance (steps)", "graph": "graph (steps)"}
-_APART = 1  # px between neighbouring places of the landscape and of the latent map
+_APART = 1  # px between neighbouring places of the landscape
 
 
 class Scene(NamedTuple):
@@ -112,21 +109,17 @@ def trials_of(scene: Scene, companions: int = 0, row: int = 0) -> Trials:
     return Trials.of(start, goal, world.layout, "scene", scene.kind, row)
 
 
-@dataclass(frozen=True)
-class Maps:
-    """The layout for one goal: cost of every place, and where places lie in the latent plane."""
+class Maps(NamedTuple):
+    """The cost of every place of a layout, for one goal."""
 
     x: np.ndarray  # (Gx,) px
     y: np.ndarray  # (Gy,)
     costs: dict[str, np.ndarray]  # name -> (Gy, Gx); NaN where the dot cannot be
-    left: np.ndarray  # (M,) bool: of the free places those left of the wall, or of the middle
-    plane: np.ndarray  # (M, 2) their latents' first two principal components
-    explained: np.ndarray  # (2,) share of the variance
 
 
 @dataclass(frozen=True)
 class Story:
-    """See the module. `plan`, `fan` and `macro` are None where nothing was planned or stored."""
+    """See the module. `macro` is None without level 2, `plan` and `fan` with `planning.truth`."""
 
     title: str
     method: str
@@ -141,11 +134,10 @@ class Story:
     costs: dict[str, np.ndarray]  # name -> (S+1,) cost of being there
     ahead: np.ndarray  # (S, AHEAD, 2) open-loop prediction from every step, NaN past the end
     maps: Maps
-    latents: dict[str, np.ndarray]  # in the plane: path (S+1, 2), goal (2,), plan (R, H, 2), macro
+    near: np.ndarray  # (R,) bool: level 1 aims at the goal itself
     plan: np.ndarray | None = None  # (R, H, 2) the chosen plan as level 1 imagines it
     fan: np.ndarray | None = None  # (R, F, H, 2) candidates, cheapest first
     macro: np.ndarray | None = None  # (R, H2, 2) what level 2 imagines
-    near: np.ndarray | None = None  # (R,) bool: level 1 aims at the goal itself
 
     @property
     def steps(self) -> int:
@@ -153,13 +145,7 @@ class Story:
 
     def call(self, step: int) -> int:
         """The planning call whose plan is carried out at `step`."""
-        calls = 1 if self.plan is None else len(self.plan)
-        return min(step // self.replan, calls - 1)
-
-    @property
-    def shown_cost(self) -> str:
-        """The cost that its planner had; latent for a planner without one."""
-        return self.cost if self.cost in self.costs else "latent"
+        return min(step // self.replan, len(self.near) - 1)
 
     @property
     def outcome(self) -> str:
@@ -184,85 +170,48 @@ def play(
 ) -> Story:
     """Roll the scene out now; a second or so. WorkbookError before anything is played.
 
-    `row` is the trial's number in its file: the story meets the noise of the stored result. The
-    control `shuffle` hands around the sub-goals of a few other tasks of the layout, which are
-    planned beside it and change nothing else (I13).
+    It is cut at the first hit. `row` is the trial's number in its file: the story meets the noise
+    of the stored result. The control `shuffle` hands around the sub-goals of a few other tasks of
+    the layout, which are planned beside it and change nothing else (I13).
     """
     planning = planning or agent.planning
     cap = planning.action_cap or P1_CAP
     shuffled = method != "flat" and planning.hierarchy.control == "shuffle"
     task = trials_of(scene, COMPANIONS if shuffled else 0, row)
-    policy = LatentPolicy(agent, method, dataclasses.replace(planning, action_cap=cap))
+    policy = LatentPolicy(agent, method, dataclasses.replace(planning, action_cap=cap), fans=True)
     outcome = run_episodes(policy, task, "bounce", steps, cap, agent.seed)
-    seen = {key: value[0] for key, value in outcome.seen.items() if value.ndim}
-    if "macro" in policy.log:
-        seen["macro"] = torch.stack(policy.log["macro"], 1)[0]
-    about = {"title": title or f"{method}, {planning.cost} cost", "method": method}
-    about |= {"cost": planning.cost, "scene": scene, "replan": policy.replan}
-    states = outcome.positions if outcome.states is None else outcome.states
-    return _tell(agent, about, states[0], outcome.actions[0], seen)
-
-
-def recall(agent: Agent, result: Result, scene: Scene, trial: int) -> Story:
-    """One trial of a stored result, as it happened; candidates are stored for the first few only.
-
-    `scene` is that trial's.
-    """
-    arrays, header = result.arrays, result.header
-    about = {name: header[name] for name in ("method", "cost")} | {"scene": scene}
-    about["title"] = f"{header['method']}, {header['cost']} cost, trial {trial}"
-    states, actions = arrays.get("states", arrays["positions"])[trial], arrays["actions"][trial]
-    # Floors and ceiling plan nothing.
-    about["replan"] = header.get("replan", header["planner"].get("replan")) or len(actions)
-    seen = {
-        name.removeprefix("plan_"): values[trial]
-        for name, values in arrays.items()
-        if name.startswith("plan_") and values.ndim and trial < len(values)
-    }
-    return _tell(agent, about, states, actions, seen)
-
-
-def _tell(
-    agent: Agent, about: dict[str, Any], states: np.ndarray, actions: np.ndarray,
-    seen: dict[str, Any],
-) -> Story:  # fmt: skip
-    """Cut at the first hit, and add what follows from the states (S+1, N)."""
-    scene, replan = about["scene"], about["replan"]
-    states, world = torch.as_tensor(states, dtype=torch.float32), scene.world(len(states))
+    actions, states = outcome.actions[0], outcome.states
+    states = torch.as_tensor((outcome.positions if states is None else states)[0])  # (S+1, N)
+    world = scene.world(len(states))
     goals = torch.tensor([scene.goal]).expand_as(states)
     hits = world.reached(states, goals).numpy()
     reached = int(hits.argmax()) if hits.any() else None
     last = len(actions) if reached is None else reached
-    calls = max(1, -(-last // replan))
     frames = world.render(states)
     latents = agent.encode(frames)
-    maps, cost, goal, plane = look(agent, scene)
+    maps, cost = look(agent, scene)
     way, every = world.oracle_length(states, goals).numpy(), np.arange(len(states))
     known = np.isfinite(way)  # not of a ball that is pressed into a wall
     way = np.interp(every, every[known], way[known])
-    costs = {name: of(latents)[: last + 1].numpy() for name, of in cost.items()}
-    drawn = {"path": plane(latents)[: last + 1], "goal": plane(goal)[0]}
-    # Results without pictures keep the first plan only.
-    seen = {key: value[:calls] for key, value in seen.items() if len(value) >= calls}
-    if "plan" in seen:
-        plans = torch.as_tensor(seen["plan"], dtype=torch.float32, device=agent.device)
-        with torch.no_grad():
-            calling = slice(0, calls * replan, replan)
-            seen_then = agent.scene(frames[calling])
-            imagined = agent.level1.rollout(latents[calling], plans, scene=seen_then)
-        drawn["plan"] = plane(imagined[:, 1:])
-    if "macro" in seen:
-        drawn["macro"] = plane(seen["macro"])
-    names = {"plan": "plan_xy", "fan": "fan_xy", "macro": "macro_xy"}
-    kept = {name: seen[key] for name, key in names.items() if key in seen}
-    if "near" in seen:
-        kept["near"] = seen["near"].astype(bool)
+    calls = max(1, -(-last // policy.replan))
+    imagined = {name: outcome.seen.get(f"{name}_xy", ()) for name in ("plan", "fan", "macro")}
     return Story(
-        **about, **kept, reached=reached, positions=world.xy(states)[: last + 1].numpy(),
-        actions=actions[:last], frames=frames[: last + 1].numpy(), costs=costs, maps=maps,
+        title=title or f"{method}, {planning.cost} cost",
+        method=method,
+        cost=planning.cost,
+        scene=scene,
+        replan=policy.replan,
+        reached=reached,
+        positions=world.xy(states)[: last + 1].numpy(),
+        actions=actions[:last],
+        frames=frames[: last + 1].numpy(),
         way=way[: last + 1],
-        ahead=_ahead(agent, latents, actions, agent.scene(frames[:-1]))[:last], latents=drawn,
-    )  # fmt: skip
+        costs={name: of(latents)[: last + 1].numpy() for name, of in cost.items()},
+        ahead=_ahead(agent, latents, actions, agent.scene(frames[:-1]))[:last],
+        maps=maps,
+        near=outcome.seen["near"][0, :calls].astype(bool),
+        **{name: one[0, :calls] for name, one in imagined.items() if len(one)},
+    )
 
 
 def _ahead(
@@ -286,28 +235,16 @@ def costs_of(agent: Agent) -> tuple[str, ...]:
     return tuple(name for name in UNITS if has.get(name, True))
 
 
-def look(agent: Agent, scene: Scene):
-    """(maps of the scene, costs of latents by name, the goal's latent (1, D), the plane's)."""
+def look(agent: Agent, scene: Scene) -> tuple[Maps, dict[str, Any]]:
+    """Maps of the scene, and by name what takes latents to their cost."""
     x, y = (torch.arange(0.0, side, _APART) for side in scene.size)
     places = torch.cartesian_prod(y, x).flip(1)  # (Gy * Gx, 2)
     states = _moved(scene.kind, scene.goal, places)
     free = scene.world(len(states)).free(states)
     latents = agent.encode(scene.world().render(states[None, free])[0])
-    frame = scene.world().render(torch.tensor([scene.goal]))
-    goal, costs = agent.encode(frame), {}
-    cost = {name: agent.cost_to(frame[0], name) for name in costs_of(agent)}
+    goal, maps = scene.world().render(torch.tensor([scene.goal]))[0], {}
+    cost = {name: agent.cost_to(goal, name) for name in costs_of(agent)}
     for name, of in cost.items():
         values = torch.full((len(places),), torch.nan).masked_scatter_(free, of(latents))
-        costs[name] = values.view(len(y), len(x)).numpy()
-    pca = PCA(n_components=2, random_state=0)
-    plane = pca.fit_transform(latents.float().cpu().numpy())
-
-    def project(values: Tensor) -> np.ndarray:  # (..., D) -> (..., 2)
-        flat = values.float().cpu().numpy().reshape(-1, values.shape[-1])
-        return pca.transform(flat).reshape(*values.shape[:-1], 2)
-
-    shares = pca.explained_variance_ratio_
-    middle = scene.row[0] if issubclass(scene.kind, TwoRooms) else scene.size[0] / 2
-    left = (places[free, 0] < middle).numpy()
-    maps = Maps(x.numpy(), y.numpy(), costs, left, plane, shares)
-    return maps, cost, goal, project
+        maps[name] = values.view(len(y), len(x)).numpy()
+    return Maps(x.numpy(), y.numpy(), maps), cost

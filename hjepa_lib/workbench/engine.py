@@ -172,7 +172,7 @@ def _planned(ws: Workspace, unit: Unit) -> dict[str, Any]:
     ws.config = unit.config  # planning and trials are the cell's, not the run's
     agent = stages.load_trained(ws, case.stages) if case.learned else None
     folder = cell.folder or f"study/{cell.name}"
-    result = score.play(ws, agent, case, folder, pictures=False, latency=cell.latency)
+    result = score.play(ws, agent, case, folder, latency=cell.latency)
     entry = ws.run.manifest["stages"][f"{folder}/{case.name}"]
     control = unit.config.planning.hierarchy.control
     row = row_of(result, control=control, minutes=round(entry["seconds"] / 60, 3))
