@@ -1,9 +1,7 @@
 """Plans and the paths they become, over the rendered room, as figures and GIFs; y down."""
 
-import html
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +12,6 @@ from PIL import Image, ImageColor
 from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
 from hjepa_lib.figures.style import FigureError, styled
-from hjepa_lib.files import read_bytes, write_atomic
 
 MOST_CANDIDATES = 200
 FPS = 10
@@ -94,22 +91,6 @@ def episode_paths(
     return room_paths(positions, rooms, goal, titles, **look | options)
 
 
-def moments(last: int, count: int) -> np.ndarray:
-    """Steps spread evenly from 0 to `last`; fewer than `count` where there are fewer."""
-    return np.unique(np.linspace(0, last, count).round().astype(int))
-
-
-def film_strip(
-    positions: np.ndarray, goal: np.ndarray, room: Any, frames: int = 8, **options: Any
-) -> Figure:
-    """One episode (S+1, 2) as `frames` moments evenly spread from the first step to the last."""
-    steps = moments(len(positions) - 1, frames)
-    paths, count = [positions[: step + 1] for step in steps], len(steps)
-    look = {"columns": count, "colour": style.BLUE}
-    titles = [f"step {step}" for step in steps]
-    return room_paths(paths, [room] * count, [goal] * count, titles, **look | options)
-
-
 class Clip(NamedTuple):
     """One panel of a GIF: an executed episode over its room, in px of the room's picture."""
 
@@ -130,8 +111,8 @@ def clip_of(arrays: Mapping[str, np.ndarray], trial: int, room: np.ndarray, titl
     return Clip(positions, arrays["goal"][trial], room, title, style.colour(title), aims)
 
 
-def comparison_gif(path: str | Path, clips: Sequence[Clip]) -> Path:
-    """Write several episodes side by side in step, a shorter one waits at its end.
+def comparison_gif(clips: Sequence[Clip]) -> bytes:
+    """A GIF of episodes side by side in step; a shorter one waits at its end.
 
     Drawn at 4 screen pixels per px of the world, or fewer until the file fits 300 KB (PL14);
     FigureError where even one does not (about 2,000 steps).
@@ -152,8 +133,8 @@ def comparison_gif(path: str | Path, clips: Sequence[Clip]) -> Path:
         times = {"duration": 1000 // FPS, "loop": 0}
         data = style.encoded(first, "gif", save_all=True, append_images=rest, **times)
         if len(data) <= LIMIT_BYTES:
-            return write_atomic(path, data)
-    raise FigureError(f"{path} would exceed {LIMIT_BYTES} bytes at any scale; show fewer steps")
+            return data
+    raise FigureError(f"a GIF would exceed {LIMIT_BYTES} bytes at any scale; show fewer steps")
 
 
 @styled
@@ -201,9 +182,3 @@ def _stage(clips: Sequence[Clip], dpi: float) -> Callable[[int], np.ndarray]:
         return np.array(canvas.buffer_rgba())[..., :3]
 
     return shot
-
-
-def gif_html(path: str | Path, alt: str) -> style.Html:
-    """The GIF as an <img> with a data URI; `alt` says in words what moves."""
-    source = style.data_uri(read_bytes(path), "gif")
-    return style.Html(f'<img src="{source}" alt="{html.escape(alt)}">')

@@ -37,12 +37,10 @@ def curve(
         axis.fill_between(x, *band, color=colour, alpha=0.17, linewidth=0)
 
 
-def learning(
-    axis: Axes, records: Sequence[Mapping[str, Any]], key: str, validation: str, log: bool = False
-) -> None:
+def learning(axis: Axes, records: Sequence[Mapping[str, Any]], key: str, validation: str) -> None:
     """A quantity of metrics.jsonl by update: training thin under its running mean, `validation`.
 
-    `log` applies where all values are positive. FigureError when no record has a value.
+    FigureError when no record has a value.
     """
     table = pd.DataFrame(records).reindex(columns=["step", key, validation]).set_index("step")
     values, held_out = (table[name].dropna().astype(float) for name in (key, validation))
@@ -54,10 +52,7 @@ def learning(
     names = ["training" if len(values) else "_", "validation" if len(held_out) else "_"]
     axis.plot(running, color=style.BLUE, label=names[0], linewidth=1.4)
     axis.plot(held_out, "o-", ms=3, lw=1, color=style.ORANGE, label=names[1])
-    if log and every.min() > 0:
-        axis.set_yscale("log")
-        style.decimal_ticks(axis.yaxis)
-    elif every.max() - every.min() < 1e-9 * every.abs().max():
+    if every.max() - every.min() < 1e-9 * every.abs().max():
         axis.set_ylim(*sorted((0, 2 * every.iloc[0])))  # else the axis shows rounding errors
     axis.grid(axis="y")
 

@@ -1,6 +1,7 @@
 """What a notebook works with: its run, and the stages that it makes, takes over and follows."""
 
 import contextlib
+import html
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from hjepa_lib.config import GONE, Config, ConfigError, leaves
 from hjepa_lib.config import profile as make_profile
 from hjepa_lib.evaluation import unplayed
+from hjepa_lib.figures import style
 from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.keys import Stage, closure, digest, key
@@ -46,28 +48,23 @@ def start(
     return Workspace(notebook, Run.create(run or new_name(config), config))
 
 
-def open_run(name: str, config: Config, root: Path, like: Run | None = None) -> "Workspace":
-    """The run `name` below `root`, which must have these settings, or a new one.
-
-    Device and precision of a new one are those of `like` or a neighbour, where the settings ask
-    for the same: what is compared must not differ in a measured precision.
-    """
-    if Run.exists(name, root):
-        run = Run.open(name, root)
-        run.require(config)
-        return Workspace("experiment", run)
-    beside = (root / name).parent.glob("*/manifest.json")
-    others, wish = [like] if like else [], (config.device, config.precision)
-    for path in () if like else sorted(beside):
-        with contextlib.suppress(WorkbookError):  # a damaged neighbour is nobody's like
-            others.append(Run.at(path.parent))
-    same = [one for one in others if (one.config.device, one.config.precision) == wish]
-    return Workspace("experiment", Run.create(name, config, root, same[0] if same else None))
+def open_run(name: str, config: Config, root: Path) -> "Workspace":
+    """The run `name` below `root`, which must have these settings, or a new one."""
+    if not Run.exists(name, root):
+        return Workspace("experiment", Run.create(name, config, root))
+    run = Run.open(name, root)
+    run.require(config)
+    return Workspace("experiment", run)
 
 
 def is_headless() -> bool:
     """True in a kernel that the runner started."""
     return os.environ.get("HJEPA_HEADLESS") == "1"
+
+
+def shell() -> Any:
+    """The notebook's own; None outside of a notebook."""
+    return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
 
 
 def log_row(report: Report, every: int = 10) -> dict[str, Any]:
@@ -105,12 +102,11 @@ class Workspace:
 
         WorkbookError outside of a notebook.
         """
-        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-        if shell is None:
+        if not shell():
             raise WorkbookError(why)
         print(why)
         skipped = ["print('left out, as said above; restart the kernel to begin again')\n"]
-        shell.input_transformers_cleanup.append(lambda lines: skipped)
+        shell().input_transformers_cleanup.append(lambda lines: skipped)
 
     def key(self, stage: Stage) -> str:
         """The key that the stage has under this run's settings."""
@@ -222,23 +218,22 @@ class Workspace:
 
     def figure(self, figure: Any, name: str, caption: str = "") -> None:
         """Save a figure as `figures/<name>.png`, for the report, and show it."""
-        from hjepa_lib.figures.style import png
-
-        self._keep(f"{name}.png", png(figure), caption)
-        if "IPython" in sys.modules and sys.modules["IPython"].get_ipython():
-            from IPython.display import display
-
-            display(figure)
+        self._keep(f"{name}.png", style.png(figure), caption, figure)
 
     def animation(self, gif: bytes, name: str, caption: str = "") -> None:
-        """Save GIF bytes as `figures/<name>.gif`, for the report."""
-        self._keep(f"{name}.gif", gif, caption)
+        """Save GIF bytes as `figures/<name>.gif`, for the report, and show them."""
+        picture = f'<img src="{style.data_uri(gif, "gif")}" alt="{html.escape(caption)}">'
+        self._keep(f"{name}.gif", gif, caption, style.Html(picture))
 
-    def _keep(self, file: str, data: bytes, caption: str) -> None:
+    def _keep(self, file: str, data: bytes, caption: str, shown: Any) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", file):
             raise ConfigError(f"{file!r} is no figure name: use letters, digits and . _ -")
         write_atomic(self.run.folder("figures") / file, data)
         self.run.note(file, {"notebook": self.notebook, "caption": caption}, "figures")
+        if shell():
+            from IPython.display import display
+
+            display(shown)
 
     def progress(self, work: Iterable, desc: str = "", **options: Any) -> Any:
         """A tqdm bar over `work`, as text: an executed notebook keeps a single clean line."""
