@@ -16,7 +16,6 @@ from hjepa_lib.config.pixels import MODELS
 from hjepa_lib.files import read_json
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.runs.notebooks import select_notebooks
-from hjepa_lib.runs.report import check_summary
 from hjepa_lib.runs.run import Run
 
 NAMES = [path.stem for path in select_notebooks("10-15", ROOT / "notebooks")]
@@ -58,7 +57,7 @@ def test_the_smoke_run_is_whole(finished):
 
 def test_it_leaves_summary_and_report(finished):
     run, _ = finished
-    table = check_summary(read_json(run.path / "summary.json"))
+    table = read_json(run.path / "summary.json")
     assert table["notebook_seconds"].keys() == set(NAMES)
     page = (run.path / "report.html").read_text()
     assert not LOADED.search(page)

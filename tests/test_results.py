@@ -11,10 +11,10 @@ from tiny_runs import Said
 from hjepa_lib.config import ConfigError, leaves, profile, read_yaml
 from hjepa_lib.evaluation import Case, played_cap, results
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
-from hjepa_lib.files import FileError, read_json
+from hjepa_lib.files import FileError, plain, read_json
 from hjepa_lib.runs import notebooks, score, stages
 from hjepa_lib.runs.places import RunError
-from hjepa_lib.runs.report import build_summary, check_summary, keep_tuned, read_sections
+from hjepa_lib.runs.report import build_summary, keep_tuned, read_sections
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.workbench import CONFIGS, STUDY
@@ -33,9 +33,13 @@ def rows(ws):
 
 def test_rows_are_valid_summary_entries(ws, rows):
     """F12, F15, Q10."""
-    check_summary(json.loads(json.dumps(build_summary(ws.run, rows))))
+    rows = json.loads(json.dumps(build_summary(ws.run, plain(rows)), allow_nan=False))["results"]
     assert len(rows) == len({(row["method"], row["cost"]) for row in rows}) == 7
     for row in rows:
+        named = ("method", "cost", "protocol", "layouts", "dynamics", "budget", "split", "planner")
+        assert {*named, "weights", "data", "seed", "version"} <= row.keys()
+        assert row["success_rate"] == row["successes"] / row["n"]
+        assert row["ci95"][0] <= row["success_rate"] <= row["ci95"][1] <= 1
         assert row["n"] == ws.config.evaluation.trials
         assert row["trials_hash"] == load_trials("p1", "test", 3).sha256
         planned = row["method"] in ("flat", "l1+l2")
@@ -134,7 +138,7 @@ def test_level1_is_the_same_with_and_without_level2(trained, config, workspace_o
 
 
 def test_interrupted_stages_resume_to_the_same_run(trained, config, workspace_of):
-    """PL8, EB5, PL2."""
+    """PL8, EB5, PL2, PL6."""
     ws, whole = workspace_of(config), Run.at(trained)
     torch.manual_seed(99)
     np.random.seed(99)
@@ -147,7 +151,9 @@ def test_interrupted_stages_resume_to_the_same_run(trained, config, workspace_of
         broken.close()
         assert not ws.run.done(stage)
         assert len(list(stages.train(ws, stage))) == 2
-        assert ws.run.records(stage) == whole.records(stage)
+        assert ws.run.records(stage) == whole.records(stage)  # each step once
+        steps = [row["step"] for row in ws.run.records(stage)]
+        assert len(steps) == len(set(steps))
         assert list(stages.train(ws, stage)) == []  # done: nothing runs twice
     names = ("model", "last", "probe", "distance")
     for name in (*(f"l1/{one}.safetensors" for one in names), "l2/model.safetensors"):

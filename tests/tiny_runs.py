@@ -11,7 +11,6 @@ import numpy as np
 
 from hjepa_lib.config import profile
 from hjepa_lib.evaluation.statistics import wilson
-from hjepa_lib.runs.report import FIELDS
 from hjepa_lib.workbench.markdown import NUMBERS
 from hjepa_lib.workbench.rows import pack_solved
 
@@ -83,7 +82,8 @@ def result(
     n=100,
     **changes,
 ):
-    entry = dict.fromkeys([*FIELDS, *NUMBERS], 0.5)
+    shown = ("path_efficiency", "avg_termination_step", "seconds_per_episode", "flops_per_step")
+    entry = dict.fromkeys((*shown, "final_distance_mean", "latency_single_episode", *NUMBERS), 0.5)
     entry |= {"method": method, "cost": cost, "protocol": "p1", "layouts": "fixed"}
     entry |= {"dynamics": "bounce", "budget": 1.0, "n": n, "successes": successes}
     entry |= {"success_rate": successes / n, "ci95": list(wilson(successes, n)), "split": "test"}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from hjepa_lib.config import Config
-from hjepa_lib.files import WorkbookError, extra, first_line, sha256, told, write_json
+from hjepa_lib.files import WorkbookError, extra, first_line, plain, sha256, told, write_json
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.places import RunError, repository
 from hjepa_lib.runs.run import Run
@@ -48,8 +48,8 @@ def select_notebooks(text: str, folder: Path | None = None) -> list[Path]:
     return [chosen[number] for number in sorted(chosen)]
 
 
-def inspect_notebook(path: Path, parameters: Iterable[str] = ("run",)) -> None:
-    """RunError unless `path` has exactly one `parameters` cell, which knows the names (N2).
+def inspect_notebook(path: Path) -> None:
+    """RunError unless `path` has exactly one `parameters` cell, which knows `run` (N2).
 
     papermill warns of unknown ones, and without such a cell it silently runs the defaults.
     """
@@ -65,8 +65,8 @@ def inspect_notebook(path: Path, parameters: Iterable[str] = ("run",)) -> None:
             f"{path.name} has {len(tagged)} cells tagged 'parameters'; exactly one is needed"
         )
     stores = [node for node in nodes if isinstance(getattr(node, "ctx", None), ast.Store)]
-    if unknown := {*parameters} - {getattr(node, "id", "") for node in stores}:
-        raise RunError(f"{path.name} has no parameter named {min(unknown)!r}")
+    if "run" not in (getattr(node, "id", "") for node in stores):
+        raise RunError(f"{path.name} has no parameter named 'run'")
 
 
 def prepare(config: Config, notebooks: Iterable[Path], yes: bool = False) -> None:
@@ -122,13 +122,14 @@ def finish(run: Run, say: Say = print) -> Path:
     from hjepa_lib.runs.report import build_summary, keep_tuned, write_report
 
     run.reload()
+    results = []
     try:
-        results = collect(run.path / "results")
+        results = plain(collect(run.path / "results"))
         keep_tuned(run, results)
         summary = build_summary(run, results)
         say(f"summary: {write_json(run.path / 'summary.json', summary)}")
     finally:
-        path = write_report(run)
+        path = write_report(run, results)
         run.publish()
         say(f"report:  {path}")
     return path
