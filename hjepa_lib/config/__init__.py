@@ -55,7 +55,7 @@ class Config(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; `auto`: an accelerator where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto`: a one-second micro-benchmark decides; the choice is stored in the manifest."""
+    """`auto`: bf16 on a CPU with instructions for it; the choice is stored in the manifest."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Who else gets the training curves; metrics.jsonl is written in any case."""
     tracking: TrackingConfig = needs("tracker=wandb", TrackingConfig())

@@ -52,7 +52,7 @@ def _run(ws: Workspace, name: str, updates: int) -> Workspace:
     changes = {f"pixels.{section}.updates": updates for section in _parts(name).values()}
     here = ws.run.path
     own = f"{here.parent.name}/{here.name}.{name}.{updates}"
-    return open_run(own, ws.config.override(changes), here.parent.parent, ws.run)
+    return open_run(own, ws.config.override(changes), here.parent.parent)
 
 
 def train_in_turn(runs: dict[str, Workspace]) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hjepa_lib.files import FileError, exclusive, first_line, plain, told, write_atomic
+from hjepa_lib.files import exclusive, first_line, plain, told, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -20,32 +20,20 @@ log = logging.getLogger(__name__)
 class MetricsLog:
     """The metrics file of one run, written under its lock.
 
-    A half-written last line is ignored by readers and cut off by the next writer.
+    A half-written last line is ignored by readers and cut off by `rewind`, which begins a training.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._seen: set[tuple[str, int, str]] | None = None  # (stage, step, key)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append {"stage", "step", key: value, ...} of Python, numpy or 0-d torch values.
 
-        NaN becomes null. FileError when a key has a value there already (PL6).
+        NaN becomes null.
         """
-        row = plain(record)
-        with exclusive(self.path), told(self.path, doing="write"):
-            if self._seen is None:
-                data = self.path.read_bytes() if self.path.is_file() else b"\n"
-                if not data.endswith(b"\n"):  # a file of whole lines is not touched
-                    write_atomic(self.path, data[: data.rfind(b"\n") + 1])
-                self._seen = {name for one in self.records() for name in _names(one)}
-            seen = self._seen
-            for stage, step, key in sorted(_names(row) & seen):
-                raise FileError(f"metric {key!r} of {stage} step {step} is written twice")
-            self._seen = None  # unless it succeeds: half a line is cut off before the next one
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, allow_nan=False) + "\n")
-            self._seen = seen | _names(row)
+        line = json.dumps(plain(record), allow_nan=False) + "\n"
+        with exclusive(self.path), told(self.path, doing="write"), self.path.open("a") as file:
+            file.write(line)
 
     def records(self, stage: str | None = None) -> list[dict[str, Any]]:
         """Whole lines as dictionaries, of one stage if given; [] when there is no file yet."""
@@ -67,11 +55,6 @@ class MetricsLog:
                 kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
                 text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
                 write_atomic(self.path, text)
-        self._seen = None
-
-
-def _names(row: dict[str, Any]) -> set[tuple[str, int, str]]:
-    return {(row["stage"], row["step"], key) for key in row.keys() - {"stage", "step"}}
 
 
 class Tracker:

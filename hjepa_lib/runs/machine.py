@@ -3,18 +3,15 @@
 import contextlib
 import ctypes
 import importlib.metadata
-import json
 import platform
 import re
 import subprocess
-import time
 from pathlib import Path
 
 import joblib
 
 from hjepa_lib.config import ConfigError
 
-_CLEARLY_FASTER = 1.2  # bf16 must win by this factor, so that noise cannot choose it
 _PACKAGES = ("torch", "numpy", "scipy", "pandas", "gymnasium", "scikit-learn", "hjepa-lib")
 usable_cores = joblib.cpu_count  # affinity mask and container quota, whichever is smaller
 
@@ -55,46 +52,21 @@ def choose_device(name: str = "auto") -> str:
 
 
 def choose_precision(device: str, wanted: str = "auto") -> str:
-    """ "fp32" or "bf16": `wanted`, or for "auto" the faster one, measured in about a second.
+    """ "fp32" or "bf16": `wanted`, or for "auto" bf16 on a CPU that has instructions for it.
 
-    bf16 is 10 times faster on one CPU and slower on the next.
+    Such a CPU is up to 10 times faster with it, another one slower; an H100 gains a seventh.
     """
-    import torch
-
     if wanted != "auto":
         return wanted
-    if device == "mps" or (device == "cuda" and not torch.cuda.is_bf16_supported()):
-        return "fp32"
-    return "bf16" if bf16_speedup(device) > _CLEARLY_FASTER else "fp32"
+    own = {"avx512_bf16", "amx_bf16"} & {*_cpu_text().split()}
+    return "bf16" if own and device == "cpu" else "fp32"
 
 
-def bf16_speedup(device: str, seconds: float = 1.0) -> float:
-    """fp32 time / bf16 time of a small training step on one thread.
-
-    Both in turns, the fastest of each counts: a busy neighbour changes little.
-    """
-    import torch
-    from torch import nn
-    from torch.utils.benchmark import Timer
-
-    batch = 64 if device == "cpu" else 4096  # on a GPU, less would time the launches
-    with torch.random.fork_rng(devices=[]):
-        frames = torch.rand(batch, 2, 65, 65)  # (B, C, Hpx, Wpx)
-        sizes = ((2, 7, 4), (64, 3, 2), (64, 3, 2))
-        layers = [nn.Conv2d(size, 64, kernel, stride) for size, kernel, stride in sizes]
-        layers += [nn.Flatten(), *(nn.Linear(size, 256) for size in (576, *[256] * 8))]
-        model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
-    model.to(device, memory_format=torch.channels_last)
-    frames = frames.to(device, memory_format=torch.channels_last)
-    # One thread; it waits for the GPU.
-    timer = Timer("model(frames).float().square().mean().backward()", globals=locals())
-    times: dict[bool, list[float]] = {False: [], True: []}
-    end = time.perf_counter() + seconds
-    while len(times[True]) < 2 or time.perf_counter() < end:
-        for bf16 in times:
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
-                times[bf16].append(timer.timeit(1).mean)
-    return min(times[False]) / min(times[True])
+def _cpu_text() -> str:
+    """What Linux says of the processor; "" elsewhere."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/cpuinfo").read_text()
+    return ""
 
 
 def versions() -> dict[str, str]:
@@ -107,9 +79,8 @@ def versions() -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
     found["system"] = f"{platform.system()} {platform.release()} {platform.machine()}"
     found["processor"] = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, IndexError):  # where there is /proc, it says more
-        text = Path("/proc/cpuinfo").read_text()
-        found["processor"] = re.findall(r"(?m)^model name\s*: (.*)$", text)[0]
+    if model := re.search(r"(?m)^model name\s*: (.*)$", _cpu_text()):
+        found["processor"] = model[1]
     found["cores"] = str(usable_cores())
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
@@ -119,8 +90,7 @@ def versions() -> dict[str, str]:
 def revision(root: Path | None = None) -> str:
     """Git commit of the folder `root` ("-dirty" with local changes).
 
-    Without git: what `git archive` wrote into VERSION (colab_pack.sh), else the commit that pip
-    installed from a URL (PEP 610), else "unknown".
+    Without git: what `git archive` wrote into VERSION (colab_pack.sh), else "unknown".
     """
     root = root or Path(__file__).resolve().parents[2]
     if (root / ".git").exists():
@@ -134,9 +104,6 @@ def revision(root: Path | None = None) -> str:
         text = (root / "VERSION").read_text().strip()
         if text and not text.startswith("$"):  # in a checkout nobody has filled it in
             return text
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError, AttributeError):
-        text = importlib.metadata.distribution("hjepa-lib").read_text("direct_url.json") or "{}"
-        return json.loads(text).get("vcs_info", {}).get("commit_id") or "unknown"
     return "unknown"
 
 

@@ -49,11 +49,9 @@ class Run:
         self.tracker = Tracker(path / "tracker", *about)
 
     @classmethod
-    def create(
-        cls, name: str, config: Config, root: Path | None = None, like: Run | None = None
-    ) -> Run:
-        """Make `root/name`; RunError if it exists. Device and precision are chosen here, once, or
-        those of the run `like`. Directly below the outputs root it becomes the latest."""
+    def create(cls, name: str, config: Config, root: Path | None = None) -> Run:
+        """Make `root/name`; RunError if it exists. Device and precision are chosen here, once.
+        Directly below the outputs root it becomes the latest."""
         root = root or outputs_root()
         path = root / checked(name)
         taken = f"run {name!r} exists already; resume it or choose another name"
@@ -62,8 +60,7 @@ class Run:
             raise RunError(taken)
         if path.parent != root and (path.parent / MANIFEST).exists():
             raise RunError(f"{path.parent.name!r} is a run, so it cannot hold the run {name!r}")
-        device = like.device if like else machine.choose_device(config.device)
-        precision = like.precision if like else machine.choose_precision(device, config.precision)
+        device = machine.choose_device(config.device)
         manifest = {
             "name": name,
             "created": _now(),
@@ -71,7 +68,7 @@ class Run:
             "seed": config.seed,
             "config": to_dict(config),
             "device": device,
-            "precision": precision,
+            "precision": machine.choose_precision(device, config.precision),
             "versions": machine.versions(),
             "revision": machine.revision(repository()),
             **{section: {} for section in ("notes", "stages", "notebooks", "figures")},

@@ -128,7 +128,6 @@ def about(check: Check, found: dict[str, Any]) -> None:
     if check.device == "cuda":
         found["properties"] = str(torch.cuda.get_device_properties(0))
         found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-    found["bf16_speedup"] = machine.bf16_speedup(check.device, 0.1 if check.quick else 1.0)
 
 
 def losses(check: Check, found: dict[str, Any]) -> None:

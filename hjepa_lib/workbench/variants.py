@@ -139,7 +139,7 @@ def train(
     """The variant of a run with the stages `wanted` finished: those of the run, or trained."""
     config = ws.config.override(changes)
     beside = f"{ws.run.path.name}-variants/{run_name(name, config)}"
-    side = open_run(beside, config, ws.run.path.parent, ws.run)
+    side = open_run(beside, config, ws.run.path.parent)
     for stage in wanted:
         side.obtain(core_stages(config)[stage])
     return side
@@ -207,7 +207,7 @@ def score(
 ) -> dict[str, Any]:
     """One result on validation trials as a row, with its outcomes (n,) under `solved`."""
     case = Case.of(ws.config, method, cost, planning=planning, split="validation", trials=trials)
-    result = scoring.play(ws, agent, case, f"collapse/{folder}", pictures=False)
+    result = scoring.play(ws, agent, case, f"collapse/{folder}")
     return result.row | {"solved": result.success}
 
 
