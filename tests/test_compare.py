@@ -351,16 +351,6 @@ def test_the_plans_of_a_perfect_model_keep_their_promise():
     assert rules == ["slide"]
 
 
-def test_step_pairs_are_free_places_and_their_true_steps(agent):
-    rooms = np.array([[32, 10], [25, 40]])
-    found = openloop.step_pairs(agent, rooms, 40, 0)
-    assert (found.layout == np.repeat(rooms, 40, 0)).all()
-    assert (found.shortest > 0).all() and (found.shortest <= 140 / 1.8).all()
-    assert (found.predicted >= 0).all() and 0.3 < found.through_door.mean() < 0.7
-    with pytest.raises(ConfigError, match="needs a trained distance head"):
-        openloop.step_pairs(dataclasses.replace(agent, distance=None), rooms, 4, 0)
-
-
 def test_variants_of_a_group_differ_in_one_thing():
     config = profile("laptop")
     made = {name: config.override(one) for name, one in variants.designs(config, 300).items()}

@@ -88,7 +88,6 @@ def gallery():
     shares = pd.DataFrame([[0.4, 0.3, 0.1, 0.1, 0.1, 0]] * 2, ["flat", "two"], [*LABELS.values()])
     gaps = {"pair": "two - flat", "seed": "all", "difference": 0.1, "mcnemar_p": 0.01}
     gaps |= {"difference_low": 0.0, "difference_high": 0.2}
-    layouts = np.tile([[32, 10]], (len(pairs), 1))
     controls = [row("l1+l2", "latent", 9, 10, control="none")]
     clouds = np.resize(places, (few, min(20 * many, 500), 2))
     return {
@@ -111,7 +110,6 @@ def gallery():
         "pairs": success.pair_differences(pd.DataFrame([gaps])),
         "failures": success.failure_bars(shares),
         "calibration": beliefs.calibration(pairs, pairs),
-        "layouts": beliefs.layout_calibration(pairs, pairs, pairs > 40, layouts, 1, {"a": 1}, {}),
         "geometry": beliefs.cost_geometry(pairs, {"a": pairs}, pairs > 40),
         "clocks": beliefs.macro_grid(paths[0], 8, ROOM),
         "kl": beliefs.kl_by_dimension(pairs[:20]),
@@ -402,16 +400,8 @@ def test_calibration_shows_the_quantiles_of_its_bins_and_the_discounted_referenc
     assert reference.get_ydata()[-1] == pytest.approx(1 + 0.5 + 0.25 + 0.125)
 
 
-def test_beliefs_have_a_panel_per_layout_or_cost_with_the_rank_correlation():
-    rooms, true = np.repeat([[32, 10], [25, 40]], 200, axis=0), RNG.uniform(1, 60, 400)
-    more = (1, {"exact": 1}, {(25, 40): "held out"})
-    figure = beliefs.layout_calibration(true, 2 * true, true > 20, rooms, *more)
-    rank = "\nrank correlation 1.00"
-    assert titles(figure) == [f"wall 32, door 10{rank}", f"wall 25, door 40, held out{rank}"]
-    lines = {line.get_label(): line for line in figure.axes[0].lines}
-    assert {"same room", "through the door", "exact"} <= set(lines)
-    far = lines["through the door"]
-    np.testing.assert_allclose(far.get_ydata() / far.get_xdata(), 2, rtol=0.1)
+def test_beliefs_have_a_panel_per_cost_with_the_rank_correlation():
+    true = RNG.uniform(1, 60, 400)
     figure = beliefs.cost_geometry(true, {"exact": true**0.5, "reversed": 100 - true}, true > 40)
     assert titles(figure) == ["rank correlation 1.00", "rank correlation -1.00"]
 

@@ -21,7 +21,6 @@ from hjepa_lib.runs import stages
 from hjepa_lib.runs.run import Run
 from hjepa_lib.workbench import verdict
 from hjepa_lib.worlds import Layout, TwoRooms
-from hjepa_lib.worlds.layout import layout_set
 
 PATH = ROOT / "notebooks" / "07_hierarchy_study.ipynb"
 GROUPS = {
@@ -129,21 +128,6 @@ def test_no_row_is_called_convolutional_that_is_not(encoder, capsys):
     names = {"TwoRooms": TwoRooms, "train": SimpleNamespace(world=TwoRooms), "smoke": True}
     exec(code, names | {"ws": SimpleNamespace(config=level1), "variants": None})
     assert "not asked here" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("layouts", ["random", "rectangle"])
-def test_layouts_that_are_called_held_out_are(layouts):
-    """Of a rectangle the first test layouts are training ones."""
-    sources = [cell.source for cell in cells(PATH.with_name("08_planning_collapse.ipynb"))]
-    (code,) = [one for one in sources if "openloop.step_pairs(" in one]
-    config = tiny_config(data__layouts=layouts)
-    names = {"TwoRooms": TwoRooms, "train": SimpleNamespace(world=TwoRooms), "np": np, "count": 8}
-    names |= {"ws": SimpleNamespace(config=config), "layout_set": layout_set, "agent": None}
-    names |= {"openloop": SimpleNamespace(step_pairs=lambda *_: None), "seed": 0}
-    exec(code, names)
-    own = {tuple(map(int, room)) for room in names["own"]}
-    assert len(names["words"]) == 3 and not own & names["words"].keys()
-    assert len(names["rooms"]) == 6
 
 
 def test_the_best_planner_meets_the_rule_of_its_data():

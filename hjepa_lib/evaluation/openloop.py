@@ -4,7 +4,7 @@ A model starts from the encoding of one frame, is fed the recorded actions, and 
 reads where it believes the dot is: px. Of recordings without places RMS distances of latents.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hjepa_lib.config import DataConfig, PlanningConfig
 from hjepa_lib.data.readers import is_recording
-from hjepa_lib.data.recipes import STEP_HIGH, STEP_MEAN, generate
+from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.trajectories import Trajectories, Unplayed
 from hjepa_lib.evaluation.horizons import Curve
 from hjepa_lib.evaluation.statistics import wilson
@@ -23,14 +23,11 @@ from hjepa_lib.planning.agent import Agent, Controller
 from hjepa_lib.training.latents import LatentBatch, LatentStore
 from hjepa_lib.training.probes import rmse_px
 from hjepa_lib.worlds.base import reaching
-from hjepa_lib.worlds.layout import Layout
 from hjepa_lib.worlds.trials import Trials
-from hjepa_lib.worlds.two_rooms import TwoRooms
 
 WINDOWS = 256
 HELD_OUT = 2**31  # added to seeds, which are smaller: no training set has these random numbers
 PUSHES, PUSH_STEPS, LEAK_PX = 2000, 8, 3.0  # see `wall_leak`
-MEAN_PACE = STEP_HIGH / STEP_MEAN  # steps of mean length per longest one
 
 
 # --- windows
@@ -206,33 +203,3 @@ def wall_leak(agent: Agent, data: Trajectories, cap: float, count: int = PUSHES)
     low, high = wilson(leaks, n)
     found = {"pushes": count, "stopped": n, "leak": leaks / max(n, 1), "low": low, "high": high}
     return found | {"free_off": float((off & free).sum() / free.sum().clamp(min=1))}
-
-
-# --- the distance head
-class StepPairs(NamedTuple):
-    """n pairs of places, and longest training steps between them."""
-
-    shortest: np.ndarray  # (n,) true steps
-    predicted: np.ndarray  # (n,) steps, by the head
-    through_door: np.ndarray  # (n,) bool: the wall stands between the two
-    layout: np.ndarray  # (n, 2) wall_x, door_y
-
-
-@torch.no_grad()
-def step_pairs(agent: Agent, layouts: np.ndarray, per_layout: int, seed: int) -> StepPairs:
-    """`per_layout` random pairs of free places in each of the layouts (K, 2).
-
-    ConfigError without a distance head.
-    """
-    geometry = agent.geometry("distance")
-    generator = torch.Generator().manual_seed(seed)
-    world = TwoRooms(Layout.of(np.repeat(layouts, per_layout, axis=0)))
-    here, there = (world.sample_start_goal(generator)[0] for _ in range(2))  # of either room
-    ends = [geometry.embed(agent.encode(world.render(places))) for places in (here, there)]
-    wall_x = world.layout.wall_x
-    return StepPairs(
-        (world.oracle_length(here, there) / STEP_HIGH).numpy(),
-        geometry.between(*ends).float().cpu().numpy(),
-        ((here[:, 0] - wall_x) * (there[:, 0] - wall_x) < 0).numpy(),
-        world.layout.pairs().numpy(),
-    )

@@ -21,79 +21,27 @@ _BINS = 24
 _SIDES = {"same room": style.SKY, "through the door": style.PURPLE}
 
 
+@styled
 def calibration(recorded: np.ndarray, predicted: np.ndarray, gamma: float = 1.0) -> Figure:
     """Predicted steps (n,) against those recorded between two states of one trajectory (n,).
 
-    A recorded path may be a detour: a good head lies below the reference for long ones.
+    With median and 10-90 % band in bins of 5 or more. A perfect head, trained with a discount,
+    predicts (1 - gamma^n) / (1 - gamma) for n steps; a recorded path may be a detour: a good head
+    lies below the reference for long ones.
     """
-    groups = {"": {"median, 10-90 % band": (recorded, predicted)}}
-    title = "Calibration of the distance head"
-    return _calibrations(groups, gamma, {"as recorded": 1.0}, "recorded steps", title)
-
-
-def layout_calibration(
-    shortest: np.ndarray,
-    predicted: np.ndarray,
-    through_door: np.ndarray,
-    layouts: np.ndarray,
-    gamma: float,
-    paces: Mapping[str, float],
-    names: Mapping[tuple[int, int], str],
-) -> Figure:
-    """Predicted steps (n,) against the true shortest ones (n,), a panel per layout (at most 24).
-
-    `through_door` (n,) bool: the wall is between them; `layouts` (n, 2) rows (wall_x, door_y), for
-    some of which `names` has words; `paces` maps a reference to its steps per true step. Titles
-    give Spearman's rank correlation of all pairs.
-    """
-    groups = {}
-    for layout in list(dict.fromkeys(map(tuple, layouts.tolist())))[: style.MOST_PANELS]:
-        own = (layouts == layout).all(1)
-        rank = spearmanr(shortest[own], predicted[own]).statistic
-        place = "wall {:.0f}, door {:.0f}".format(*layout)
-        if layout in names:
-            place += f", {names[layout]}"
-        sides = zip(_SIDES, (own & ~through_door, own & through_door), strict=True)
-        panel = {name: (shortest[rows], predicted[rows]) for name, rows in sides}
-        groups[f"{place}\nrank correlation {rank:.2f}"] = panel
-    title = "Distance head against true steps"
-    return _calibrations(groups, gamma, paces, "true shortest steps", title)
-
-
-@styled
-def _calibrations(
-    groups: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
-    gamma: float,
-    paces: Mapping[str, float],
-    xlabel: str,
-    title: str,
-) -> Figure:
-    """Panels of named clouds (true, predicted) with median and 10-90 % band in bins of 5 or more.
-
-    A perfect head, trained with a discount, predicts (1 - gamma^n) / (1 - gamma) for n steps.
-    """
-    width = 3.4 if len(groups) > 1 else 4.4
-    figure, axes = style.grid_of(len(groups), 3, width, -0.5, title=title, sharey=True)
-    end = max(true.max(initial=1) for panel in groups.values() for true, _ in panel.values())
-    steps = np.linspace(0, end, 100)
-    for axis, (name, panel) in zip(axes, groups.items(), strict=True):
-        for label, (true, predicted) in panel.items():
-            colour = _SIDES.get(label, style.BLUE)
-            draw.scatter(axis, true, predicted, color=colour, alpha=0.25)
-            if len(true) >= _BINS:
-                bins = pd.Series(predicted).groupby(pd.cut(true, _BINS), observed=True)
-                low, middle, high = (bins.quantile(q)[bins.size() >= 5] for q in (0.1, 0.5, 0.9))
-                look = {"band": (low, high), "marker": None, "lw": 2}
-                draw.curve(axis, [one.mid for one in low.index], middle, label, colour, **look)
-        for dash, (label, pace) in zip("-:", paces.items(), strict=False):
-            n = pace * steps
-            ideal = n if gamma == 1 else (1 - gamma**n) / (1 - gamma)
-            words = label if gamma == 1 else f"{label}, discounted by {gamma:g}"
-            axis.plot(steps, ideal, dash, color=style.MUTED, linewidth=1.2, label=words)
-        axis.set(title=name, xlabel=xlabel, xlim=(0, end), ylim=(0, None))
-        axis.grid()
-    axes[0].set_ylabel("predicted steps")
-    axes[0].legend(loc="upper left")
+    figure, (axis,) = style.panels(1, 1, 4.4, 3.9, "Calibration of the distance head")
+    draw.scatter(axis, recorded, predicted, color=style.BLUE, alpha=0.25)
+    bins = pd.Series(predicted).groupby(pd.cut(recorded, _BINS), observed=True)
+    low, middle, high = (bins.quantile(q)[bins.size() >= 5] for q in (0.1, 0.5, 0.9))
+    look = {"band": (low, high), "marker": None, "lw": 2}
+    draw.curve(axis, [one.mid for one in low.index], middle, "median, 10-90 % band", **look)
+    n = np.linspace(0, recorded.max(initial=1), 100)
+    ideal = n if gamma == 1 else (1 - gamma**n) / (1 - gamma)
+    words = "as recorded" + f", discounted by {gamma:g}" * (gamma != 1)
+    axis.plot(n, ideal, "-", color=style.MUTED, linewidth=1.2, label=words)
+    axis.set(xlabel="recorded steps", ylabel="predicted steps", xlim=(0, n[-1]), ylim=(0, None))
+    axis.grid()
+    axis.legend(loc="upper left")
     return figure
 
 
