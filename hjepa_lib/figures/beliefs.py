@@ -1,9 +1,9 @@
-"""Figures of what the models believe: distances, level-2 latents, its proposals and its controls.
+"""Figures of what the models believe: distances, level-2 latents and its proposals.
 
 Predicted steps are environment steps of the data, lengths px, divergences nats.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from scipy.stats import spearmanr
 from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
 from hjepa_lib.figures.style import styled
-from hjepa_lib.figures.success import rows_of_success, tidy
 
 _BINS = 24
 _SIDES = {"same room": style.SKY, "through the door": style.PURPLE}
@@ -108,23 +107,4 @@ def proposals(starts: np.ndarray, clouds: np.ndarray, rooms: Any, reach: float) 
         style.mark_start(axis, start)
         look = {"fill": False, "edgecolor": style.MUTED, "ls": ":", "lw": 1, "zorder": 4}
         axis.add_patch(Circle(start, reach, **look))
-    return figure
-
-
-@styled
-def control_effects(rows: Sequence[Mapping], deviations: Mapping[str, np.ndarray]) -> Figure:
-    """Success of each control with its interval, and how far its paths leave the uncontrolled ones.
-
-    `rows` are rows of success with a `control`; `deviations` maps a control to px by step (S+1,).
-    """
-    title = "Level 2 switched off in three ways"
-    figure, (left, right) = style.panels(1, 2, 3.9, 2.7, title)
-    rows_of_success(left, tidy(rows), "control", [row["control"] for row in rows])
-    shades = (style.ORANGE, style.MUTED, style.BLUE, style.PURPLE)
-    for (name, by_step), shade in zip(deviations.items(), shades, strict=False):
-        draw.curve(right, range(len(by_step)), by_step, name, shade)
-    right.set(xlabel="environment step", ylabel="px from the path of 'none'")
-    right.set(xlim=(0, None), ylim=(0, None))
-    right.grid(axis="y")
-    draw.legend_beside(right)
     return figure

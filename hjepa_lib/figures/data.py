@@ -8,7 +8,6 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from sklearn.decomposition import PCA
@@ -60,14 +59,6 @@ def room_of(frames: Any) -> np.ndarray:
     return 255 - (255 - frame_rgb(frames)) // 3  # so that lines on it are seen
 
 
-def show_frame(axis: Axes, frame: Any, title: str = "", **options: Any) -> None:
-    """A frame (C, Hpx, Wpx) as `frame_rgb` makes it, without ticks."""
-    axis.imshow(frame_rgb(frame, **options), interpolation="nearest")
-    axis.set(xticks=[], yticks=[])
-    axis.spines[:].set_visible(False)
-    axis.set_title(title, fontsize=8, pad=3)
-
-
 @styled
 def frame_grid(
     rows: Sequence[Sequence[Any]],
@@ -81,7 +72,10 @@ def frame_grid(
     figure, axes = style.panels(len(rows), width, size, size, title)
     heads = [*columns, *[""] * width * len(rows)]
     for axis, frame, head in zip(axes, chain(*rows), heads, strict=False):
-        show_frame(axis, frame, head, predicted=True)
+        axis.imshow(frame_rgb(frame, predicted=True), interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+        axis.set_title(head, fontsize=8, pad=3)
     for axis, label in zip(axes[::width], labels, strict=False):
         axis.set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
     return figure
