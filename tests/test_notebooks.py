@@ -22,7 +22,7 @@ from hjepa_lib.runs import score
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.score import FLOORS, learned
-from hjepa_lib.widgets import story, strips
+from hjepa_lib.widgets import player, story
 from hjepa_lib.workbench import compare
 from hjepa_lib.worlds.trials import draw_trials, save_trials
 
@@ -252,7 +252,7 @@ def test_an_own_world_of_another_form_goes_through_the_chapters(tmp_path, capsys
     case = Case.of(ws.config, "flat", "distance", planning=told)
     assert score.play(ws, agent, case).row["told"] == "dynamics"
     told = story.play(agent, story.scene_of(few, 1), "l1+l2", ws.config.planning, 6)
-    assert len(strips.film(told).axes) > 1 and told.actions.shape[1] == 3
+    assert len(player.film(told).axes) > 1 and told.actions.shape[1] == 3
     monkeypatch.setattr(Lamp, "frame_shape", (3, 22, 22))
     message = r"on frames \(3, 22, 34\), tiny_world:Lamp has \(3, 22, 22\)"
     refused(RunError, message, hjepa_lib.load, "lamp")

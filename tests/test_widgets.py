@@ -20,7 +20,7 @@ from hjepa_lib.files import WorkbookError
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs.run import Run
-from hjepa_lib.widgets import panels, whatif
+from hjepa_lib.widgets import panels
 from hjepa_lib.widgets import player as players
 from hjepa_lib.widgets import story as stories
 from hjepa_lib.widgets.story import AHEAD, Scene, checked_scene, look, play, scene_of, trials_of
@@ -164,7 +164,7 @@ def test_a_story_is_what_the_stored_result_says(ws, agent):
     """I13."""
     for method, cost in (("flat", "latent"), ("l1+l2", "distance")):
         stored = scoring.play(ws, agent, Case.of(ws.config, method, cost)).arrays["positions"][2]
-        told = whatif.tell(ws.config, agent, method, cost, 2)
+        told = stories.tell(ws.config, agent, method, cost, 2)
         np.testing.assert_allclose(told.positions, stored[: told.steps + 1], atol=1e-3)
         assert told.scene == scene_of(load_trials("p1", "test", 5), 2)
         assert told.title == f"{method}, {cost} cost, test trial 2"
@@ -172,7 +172,7 @@ def test_a_story_is_what_the_stored_result_says(ws, agent):
 
 def test_stories_are_of_the_runs_own_world(agent):
     config = tiny_config(evaluation__protocol="p3_thick_wall")
-    told = whatif.tell(config, agent, "flat", "latent", 0)
+    told = stories.tell(config, agent, "flat", "latent", 0)
     np.testing.assert_array_equal(told.frames[0, 1, 30, 29:36] > 0, [0, 1, 1, 1, 1, 1, 0])
 
 
@@ -240,16 +240,16 @@ def test_scripts_name_what_the_data_hold(story, flat):
 def test_knobs_change_a_planner_and_name_what_differs(agent, method):
     config, level1 = tiny_config(), "flat" if method == "flat" else "hierarchy.tracker"
     usual = flatten(config.planning)
-    base = {name: usual[name] for name in whatif.options(agent, method)}
+    base = {name: usual[name] for name in stories.options_of(agent, method)}
     assert ("hierarchy.control" in base) == (method == "l1+l2") and f"{level1}.samples" in base
-    told = whatif.play_with(agent, SCENE, config, method, base)
+    told = stories.play_with(agent, SCENE, config, method, base)
     assert told.title == f"{method}, {config.planning.cost} cost"
     changed = base | {f"{level1}.horizon": 9, "replan": 4, "cost": "latent"}
-    told = whatif.play_with(agent, SCENE, config, method, changed)
+    told = stories.play_with(agent, SCENE, config, method, changed)
     assert told.title == f"{method}, latent cost, {level1}.horizon 9, replan 4"
     assert told.plan.shape[1] == 9 and told.replan == 4
     wrong = base | {f"{level1}.samples": 1}
-    refused(ConfigError, "samples", whatif.play_with, agent, SCENE, config, method, wrong)
+    refused(ConfigError, "samples", stories.play_with, agent, SCENE, config, method, wrong)
 
 
 def shown(panel):
@@ -302,7 +302,7 @@ def test_other_layouts_agents_and_costs(agent):
     alone = dataclasses.replace(agent, level2=None)
     told = play(alone, SCENE, "flat", steps=3)
     assert told.macro is None
-    assert whatif.methods_of(alone) == ("flat",)
+    assert stories.methods_of(alone) == ("flat",)
 
 
 def test_it_runs_headless(trained, root):

@@ -12,9 +12,8 @@ from hjepa_lib.config import Config, flatten
 from hjepa_lib.figures import style
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.planning.agent import Agent
-from hjepa_lib.widgets import whatif
 from hjepa_lib.widgets.player import player
-from hjepa_lib.widgets.story import Story, costs_of
+from hjepa_lib.widgets.story import Story, costs_of, methods_of, options_of, play_with, tell
 from hjepa_lib.worlds.layout import DOOR_RANGE, WALL_RANGE
 from hjepa_lib.worlds.two_rooms import TwoRooms
 
@@ -38,10 +37,10 @@ def _control(name: str, value: Any, options: tuple) -> Any:
 
 
 class Panel:
-    """Controls above a player of what `tell` makes of their values; `box` is to be displayed."""
+    """Controls above a player of what `play` makes of their values; `box` is to be displayed."""
 
-    def __init__(self, controls: Mapping[str, Any], tell: Callable[..., list[Story]]) -> None:
-        self.controls, self.tell, self.output = controls, tell, _widget("Output")
+    def __init__(self, controls: Mapping[str, Any], play: Callable[..., list[Story]]) -> None:
+        self.controls, self.play, self.output = controls, play, _widget("Output")
         for control in controls.values():
             control.observe(self._show, "value")
         bar = _widget("HBox", [*controls.values()], layout={"flex_flow": "row wrap"})
@@ -50,7 +49,7 @@ class Panel:
 
     def _show(self, _: Any = None) -> None:
         try:
-            page = player(*self.tell({name: one.value for name, one in self.controls.items()}))
+            page = player(*self.play({name: one.value for name, one in self.controls.items()}))
         except WorkbookError as error:  # anything else is a fault of ours and keeps its trace
             page = f'<p role="alert" style="color:{style.GOAL}">{html.escape(str(error))}</p>'
         data = {"text/html": str(page), "text/plain": "roll-out player"}
@@ -61,11 +60,11 @@ class Panel:
 def explorer(config: Config, agent: Agent, story: Story, trial: int) -> Panel:
     """Choose method, cost and trial, and look at the roll-out; it begins with those of `story`."""
     controls = {
-        "method": _control("method", story.method, whatif.methods_of(agent)),
+        "method": _control("method", story.method, methods_of(agent)),
         "cost": _control("cost", story.cost, costs_of(agent)),
         "trial": _widget("BoundedIntText", trial, description="trial", max=10_000),
     }
-    return Panel(controls, lambda values: [whatif.tell(config, agent, **values)])
+    return Panel(controls, lambda values: [tell(config, agent, **values)])
 
 
 def studio(config: Config, agent: Agent, story: Story) -> Panel:
@@ -78,16 +77,16 @@ def studio(config: Config, agent: Agent, story: Story) -> Panel:
         rows = zip(("wall_x", "door_y"), task.row, (WALL_RANGE, DOOR_RANGE), strict=True)
         places |= {name: _control(name, value, ends) for name, value, ends in rows}
     usual = flatten(config.planning) | {"cost": story.cost}
-    options = whatif.options(agent, method)
+    options = options_of(agent, method)
     knobs = {name: _control(name, usual[name], ends) for name, ends in options.items()}
     base = {name: usual[name] for name in options}
 
-    def tell(values: dict[str, Any]) -> list[Story]:
+    def played(values: dict[str, Any]) -> list[Story]:
         x, y, goal_x, goal_y, *row = (values[name] for name in places)
         moved = task.moved((x, y), (goal_x, goal_y))
         scene = moved._replace(row=tuple(row) or moved.row)
         chosen = {name: values[name] for name in knobs}
         wanted = [base] if chosen == base else [base, chosen]
-        return [whatif.play_with(agent, scene, config, method, one) for one in wanted]
+        return [play_with(agent, scene, config, method, one) for one in wanted]
 
-    return Panel(places | knobs, tell)
+    return Panel(places | knobs, played)

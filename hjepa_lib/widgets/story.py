@@ -4,6 +4,7 @@ Lengths are px, (x, y) with y down; S steps, R planning calls.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hjepa_lib.config import PlanningConfig
+from hjepa_lib.config import Config, PlanningConfig, flatten
+from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
 from hjepa_lib.figures.data import room_of
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.local import Scene as LocalScene
-from hjepa_lib.planning.agent import P1_CAP, Agent
+from hjepa_lib.planning.agent import METHODS, P1_CAP, Agent
 from hjepa_lib.worlds.base import World
 from hjepa_lib.worlds.layout import DOOR_RANGE, WALL_RANGE, Layout
 from hjepa_lib.worlds.trials import Trials
@@ -27,6 +29,8 @@ AHEAD = 16  # steps of the open-loop prediction
 COMPANIONS = 3  # other tasks in a batch whose sub-goals are shuffled
 UNITS = {"latent": "latent cost", "distance": "distance (steps)", "graph": "graph (steps)"}
 _APART = 1  # px between neighbouring places of the landscape
+Knobs = Mapping[str, Any]
+"""Settings below `planning`: {"hierarchy.control": "zero"}."""
 
 
 class Scene(NamedTuple):
@@ -212,6 +216,46 @@ def play(
         near=outcome.seen["near"][0, :calls].astype(bool),
         **{name: one[0, :calls] for name, one in imagined.items() if len(one)},
     )
+
+
+def tell(config: Config, agent: Agent, method: str, cost: str, trial: int) -> Story:
+    """The story of one trial of the run's own case, as a result of these settings has it (I13).
+
+    WorkbookError when there is no such trial.
+    """
+    case = Case.of(config, method, cost, trials=trial + 1)
+    title = f"{method}, {cost} cost, {case.split} trial {trial}"
+    scene = scene_of(case.tasks, trial)
+    return play(agent, scene, method, case.planning, case.steps, title=title, row=trial)
+
+
+def methods_of(agent: Agent) -> tuple[str, ...]:
+    """The planners that it has the levels for."""
+    return METHODS if agent.level2 is not None else METHODS[:1]
+
+
+def options_of(agent: Agent, method: str) -> dict[str, tuple]:
+    """What a panel changes of a planner: all of a list, or the least and the most of a number."""
+    level1 = "flat" if method == "flat" else "hierarchy.tracker"
+    found = {"cost": costs_of(agent), f"{level1}.horizon": (1, 48), f"{level1}.samples": (2, 512)}
+    found["replan"] = (1, 16)
+    if method != "flat":
+        found |= {
+            "hierarchy.control": ("none", "zero", "shuffle", "perturb", "untrained"),
+            "hierarchy.level2.horizon": (1, 16),
+            "hierarchy.level2.samples": (2, 512),
+            "hierarchy.replan": (1, 32),
+        }
+    return found
+
+
+def play_with(agent: Agent, scene: Scene, config: Config, method: str, knobs: Knobs) -> Story:
+    """The story of the planner with other settings; the world's noise is the same. ConfigError."""
+    changed = config.override({f"planning.{name}": value for name, value in knobs.items()})
+    case, usual = Case.of(changed, method, changed.planning.cost), flatten(config.planning)
+    other = [f"{k} {v}" for k, v in knobs.items() if k != "cost" and usual[k] != v]
+    title = ", ".join([method, f"{case.cost} cost", *other])
+    return play(agent, scene, method, case.planning, case.steps, title=title)
 
 
 def _ahead(
