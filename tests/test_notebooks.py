@@ -166,7 +166,7 @@ def test_comparison_reads_results_only(finished, root):
         shutil.rmtree(root / "results-only" / folder)
     names = execute(NOTEBOOKS[4], run="results-only")
     assert names["origins"] == {"this run"}
-    assert 0 <= names["shown_trial"] < CPU.evaluation.trials
+    assert 0 <= names["number"] < CPU.evaluation.trials
     assert len(names["rows"]) == len(TABLE)
 
 

@@ -163,12 +163,9 @@ def _chapters(run: Run, convert: bool) -> list[dict[str, Any]]:
         stem, _, state = path.stem.partition(".")
         if state == "running":
             continue
-        title, pictures, page = stem, 0, path
+        title, page = stem, path
         with contextlib.suppress(FileError, KeyError, IndexError, TypeError):  # not a notebook
-            cells = read_json(path)["cells"]
-            outputs = [output for cell in cells for output in cell.get("outputs", [])]
-            pictures = sum("image/png" in output.get("data", {}) for output in outputs)
-            heading = re.search(r"(?m)^# (.+)", "".join(cells[0]["source"]))
+            heading = re.search(r"(?m)^# (.+)", "".join(read_json(path)["cells"][0]["source"]))
             title = heading[1] if heading else stem
             page = path.with_suffix(".html") if convert else path
         if page != path and (not page.exists() or page.stat().st_mtime < path.stat().st_mtime):
@@ -177,19 +174,17 @@ def _chapters(run: Run, convert: bool) -> list[dict[str, Any]]:
             write_atomic(page, HTMLExporter().from_filename(str(path))[0])
         seconds = None if state else run.manifest["notebooks"].get(stem, {}).get("seconds")
         link = {"title": title, "href": quote(f"notebooks/{page.name}")}
-        found.append(link | {"pictures": state or pictures, "seconds": seconds})
+        found.append(link | {"state": state, "seconds": seconds})
     return found
 
 
 def _figures(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """All of figures/ by kind, in the order in which the notebooks made them."""
+    """What the notebooks kept in figures/, by kind, in their order."""
     notes = run.manifest.get("figures") or run.manifest["notes"].get("figures", {})
-    order = sorted(notes, key=lambda name: notes[name]["notebook"])
-    files = {path.name: path for path in sorted((run.path / "figures").glob("*"))}
     found: dict[str, list] = {".gif": [], ".png": []}
-    for name in sorted(files, key=lambda name: order.index(name) if name in notes else len(notes)):
-        path, note = files[name], {"caption": "", "notebook": ""} | notes.get(name, {})
-        if path.suffix in found:
+    for name, note in sorted(notes.items(), key=lambda item: item[1]["notebook"]):
+        path = run.path / "figures" / name
+        if path.suffix in found and path.is_file():
             data, source = read_bytes(path), quote(f"figures/{name}")
             if len(data) <= _EMBED_LIMIT:
                 source = data_uri(data, path.suffix[1:])
