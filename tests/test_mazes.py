@@ -240,7 +240,7 @@ def test_bad_input_is_one_sentence(tmp_path):
     for attempt, kind, message in (
         (lambda: read_trials(wall, Maze), FileError, "a start or goal lies in a wall"),
         (lambda: read_trials(narrow, VelocityMaze), FileError, r"start must be \(3, 4\)"),
-        (lambda: generate("good", 100, "rectangle", source="maze"), WorkbookError, "layouts must"),
+        (lambda: generate("good", 100, "square", source="maze"), WorkbookError, "layouts must"),
         (lambda: load_trials("maze", "test", 5, "d1"), WorkbookError, "got 'maze_test_d1'"),
         (lambda: Case.of(wide, "oracle"), ConfigError, "3.0 is beyond the world's 2.45"),
     ):

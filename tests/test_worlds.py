@@ -53,25 +53,14 @@ def test_lists_are_disjoint_complete_and_never_change():
         assert files.sha256(rows.astype("<i2").tobytes()) == digest
     assert set().union(*map(as_set, layout_lists().values())) == as_set(all_layouts())
     assert all_layouts().shape == (1125, 2) and all_layouts()[-1].tolist() == [44, 54]
-    assert Layout.of([[32, 10], [20, 54], [32, 10]]).numbers().tolist() == [1, 0, 1]
-
-
-def test_a_layout_is_held_out_only_if_wall_and_door_are_excluded():
-    ranges = ("28-36", "26-38")
-    assert len(layout_set("rectangle")) == 1125  # no range, nothing excluded
-    held = {(w, d) for w in range(28, 37) for d in range(26, 39)}
-    assert as_set(layout_set("rectangle", *ranges)) == as_set(all_layouts()) - held
     assert layout_set("fixed").tolist() == [[32, 10]]
     assert np.array_equal(layout_set("random"), layout_lists()["train"])
+    assert Layout.of([[32, 10], [20, 54], [32, 10]]).numbers().tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize(
     ("call", "arguments", "message"),
     [
-        (layout_set, ("rectangle", "28-36", ""), 'exclude_door must be "min-max"'),
-        (layout_set, ("rectangle", "36-28", "26-38"), "min <= max"),
-        (layout_set, ("rectangle", "28", "26-38"), 'exclude_wall must be "min-max"'),
-        (layout_set, ("rectangle", "20-44", "10-54"), "exclude_door=10-54 leave none"),
         (layout_set, ("square",), "layouts must be one of fixed, random"),
         (load_trials, ("p1", "test", 0), "has 500 trials"),
         (load_trials, ("p1", "test", 501), "has 500 trials"),

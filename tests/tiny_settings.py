@@ -12,8 +12,6 @@ SPECIAL = {
     "planning.hierarchy.replan": [6],  # a multiple of level 1's
     "planning.level3.replan": [6],
     "data.source": ["<npz>"],  # a file made below
-    "data.exclude_wall": ["30-40"],
-    "data.exclude_door": ["30-40"],
     "distance.graph_trajectories": [1],  # the tiny data have fewer than the default
     "level1.patch": [5],  # divides 65 px
     "level3.step_skip": [12],  # a multiple of level 2's

@@ -81,7 +81,7 @@ class Config(Section):
         local = level1.predictor == "local" and self.level2.train == "joint"
         yield local, "level2.train=joint needs another level1.predictor than local"
         if self.data.layouts == "fixed":
-            yield level1.static_dim, "level1.static_dim needs data.layouts=random or rectangle"
+            yield level1.static_dim, "level1.static_dim needs data.layouts=random"
         for name, level in (("level1", level1), ("level2", level2)):
             waits = level.optim.patience or level.optim.schedule == "plateau"
             if self.data.val_fraction == 0:

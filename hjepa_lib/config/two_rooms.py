@@ -37,7 +37,7 @@ class TrackingConfig(Section):
     """Its run is "<prefix>-YYYYMMDD-HHMMSS", the start; "": the run's name."""
 
 
-class DataConfig(Section):
+class DataConfig(Section, good_fraction=0.02, exclude_wall="28-36", exclude_door="26-38"):
     """Offline trajectories (PLDM's wall data and its relatives)."""
 
     source: str = "generated"
@@ -49,21 +49,14 @@ class DataConfig(Section):
     world: str = ""
     """World to play a recording's agent in, named like a source; "": none."""
     recipe: Literal[
-        "good", "random", "short17", "short33", "short65", "mixture", "no_crossing", "eb_jepa",
-        "navigate",
+        "good", "random", "short17", "short33", "short65", "no_crossing", "eb_jepa", "navigate",
     ] = "good"  # fmt: skip
     """How generated trajectories move; `navigate` is for other worlds."""
-    good_fraction: Float[0:1] = needs("recipe=mixture", 0.02)
-    """Share of good trajectories among random ones."""
     transitions: Int[16:100_000_000] = 325_000
     """Their exact number; the last trajectory is cut."""
-    layouts: Literal["fixed", "random", "rectangle", "many"] = "fixed"
-    """`fixed`: wall 32, door 10, or a world's first; `random`: those of training; `rectangle`: all
-    but excluded; `many`: a longer list."""
-    exclude_wall: str = needs("layouts=rectangle", "28-36")
-    """Walls "min-max" held out with `exclude_door`, px."""
-    exclude_door: str = needs("layouts=rectangle", "26-38")
-    """Doors "min-max" held out with `exclude_wall`, px."""
+    layouts: Literal["fixed", "random", "many"] = "fixed"
+    """`fixed`: wall 32, door 10, or a world's first; `random`: those of training; `many`: a longer
+    list."""
     dynamics: Literal["blocked", "bounce", "slide"] = "blocked"
     """Collision rule; `blocked` in published data."""
     val_fraction: Float[0.0:0.5] = 0.05
@@ -144,7 +137,7 @@ class Level1Config(Section, idm_frozen=False, depth=2, heads=4):
     """Imagined steps in the loss; 0 = the whole window."""
     foresight: Int[0:] = 0
     """Steps foreseen of what moves by itself; 0: nothing does."""
-    layouts_per_batch: Int[0:] = needs("data.layouts=random|rectangle|many", 0)
+    layouts_per_batch: Int[0:] = needs("data.layouts=random|many", 0)
     """Layouts in a batch; 0 = any number."""
     loss: Level1LossConfig = needs("predictor!=local", Level1LossConfig())
     optim: OptimConfig = OptimConfig()

@@ -138,8 +138,7 @@ def acquire(config: DataConfig, seed: int, folder: Path = Path()) -> Trajectorie
     ones, which is printed and in meta["fallback"]; any other failure raises `FileError`.
     """
     try_out(config.played)
-    names = ("recipe", "transitions", "layouts", "dynamics", "good_fraction", "exclude_wall",
-             "exclude_door")  # fmt: skip
+    names = ("recipe", "transitions", "layouts", "dynamics")
     made = {name: getattr(config, name) for name in names} | {"seed": seed}
     recorded = readers.is_recording(config.source)
     if not recorded and (config.position or config.world):

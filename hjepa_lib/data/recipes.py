@@ -14,7 +14,7 @@ from torch.nn.functional import normalize, pad
 
 from hjepa_lib.data.measures import crosses
 from hjepa_lib.data.trajectories import Trajectories
-from hjepa_lib.files import WorkbookError, sha256
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.worlds.base import World, find_world
 from hjepa_lib.worlds.layout import DOOR_HALF, HIGH, LOW, Layout, layout_set
 from hjepa_lib.worlds.two_rooms import NOISE, TwoRooms
@@ -45,7 +45,6 @@ RECIPES = {
     "short17": Recipe(states=17),
     "short33": Recipe(states=33),
     "short65": Recipe(states=65),
-    "mixture": Recipe(kappa=UNIFORM),
     "no_crossing": Recipe(),
     "eb_jepa": Recipe(rate=0.35, keep=17),
     "navigate": Recipe(),
@@ -58,9 +57,6 @@ def generate(
     layouts: str = "fixed",
     seed: int = 0,
     dynamics: str = "blocked",
-    good_fraction: float = 0.02,
-    exclude_wall: str = "",
-    exclude_door: str = "",
     source: str = "generated",
     states: int = 0,
 ) -> Trajectories:
@@ -75,7 +71,7 @@ def generate(
     if world is None:
         if recipe == "navigate":
             raise WorkbookError("recipe navigate is of other worlds than Two Rooms: good passes")
-        pool = layout_set(layouts, exclude_wall, exclude_door)
+        pool = layout_set(layouts)
     else:
         if recipe == "no_crossing":
             raise WorkbookError(f"recipe {recipe} needs two rooms; an own world has none")
@@ -84,17 +80,9 @@ def generate(
             raise WorkbookError("an own world has one layout, so data.layouts must be fixed")
     rule = rule._replace(states=states, keep=0) if states else rule
     count = math.ceil(transitions / ((rule.keep or rule.states) - 1))
-    kappa = torch.full((count,), rule.kappa)
     meta: dict[str, Any] = {"source": source, "recipe": recipe, "transitions": transitions}
     meta |= {"layouts": layouts, "seed": seed, "dynamics": dynamics}
     meta["noise_px"] = NOISE if dynamics == "bounce" else 0.0
-    if recipe == "mixture":
-        # Not the first permutation of `seed`: the split into training and validation is that one.
-        marks = torch.Generator().manual_seed(int(sha256(f"mixture {seed}".encode())[:15], 16))
-        kappa[torch.randperm(count, generator=marks)[: int(good_fraction * count)]] = SMOOTH
-        meta["good_fraction"] = good_fraction
-    if layouts == "rectangle":
-        meta |= {"exclude_wall": exclude_wall, "exclude_door": exclude_door}
     if own := world and world.collect(transitions, pool, seed):
         found = [tuple(one.shape) if isinstance(one, Tensor) else () for one in own]
         count, length, *_ = (*found[0], 0, 0)
@@ -110,7 +98,7 @@ def generate(
             raise WorkbookError(f"{world.__name__} has other actions than x and y: it must collect")
         generator, made, done = torch.Generator().manual_seed(seed), [], 0
         while done < count:
-            part = kappa[done : done + _CHUNK]
+            part = min(_CHUNK, count - done)
             made.append(_chunk(world, recipe, rule, part, pool, generator, dynamics))
             done += len(made[-1][0])
         positions, actions, layout = map(torch.cat, zip(*made, strict=True))
@@ -123,11 +111,10 @@ def generate(
 
 
 def _chunk(
-    world: type[World] | None, recipe: str, rule: Recipe, kappa: Tensor, pool: np.ndarray,
+    world: type[World] | None, recipe: str, rule: Recipe, n: int, pool: np.ndarray,
     generator: torch.Generator, dynamics: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """States (n, L, N), actions (n, L - 1, 2), layouts (n, 2); n <= len(kappa)."""
-    n = len(kappa)
+    """States (m, L, N), actions (m, L - 1, 2), layouts (m, 2); m <= n."""
     layout = Layout.of(pool[torch.randint(len(pool), (n,), generator=generator).numpy()])
     built = torch.zeros(n, dtype=torch.bool)
     if world is None or recipe == "navigate":
@@ -137,7 +124,7 @@ def _chunk(
         # Shuffled, so that a truncated or split set has the same share everywhere.
         built = built[torch.randperm(n, generator=generator)]
     passing = built if world is None else torch.zeros_like(built)
-    place, actions = random_motion(layout, rule.states - 1, kappa, passing, generator)
+    place, actions = random_motion(layout, rule.states - 1, rule.kappa, passing, generator)
     if world is None:
         episodes = TwoRooms(layout, dynamics)
         episodes.generator = generator
@@ -225,19 +212,14 @@ def free_starts(position: Tensor, layout: Layout, generator: torch.Generator) ->
 
 
 def random_motion(
-    layout: Layout, steps: int, kappa: Tensor, built: Tensor, generator: torch.Generator
+    layout: Layout, steps: int, kappa: float, built: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Starts (B, 2) and intended actions (B, steps, 2), px, before any collision.
 
-    `kappa` (B,) has few distinct values; `built` (B,) bool marks what is to pass the door, walls
-    ignored, so fewer really do.
+    `built` (B,) bool marks what is to pass the door, walls ignored, so fewer really do.
     """
     n = layout.batch
-    turn = torch.zeros(n, steps)
-    for value in kappa.unique().tolist():
-        rows = kappa == value
-        turn[rows] = von_mises(value, (int(rows.sum()), steps), generator)
-    walk = turn.cumsum(1)  # (B, steps)
+    walk = von_mises(kappa, (n, steps), generator).cumsum(1)  # (B, steps)
     crossing_step = torch.randint(steps + 1, (n, 1), generator=generator)
 
     def uniform(low: float | Tensor, high: float | Tensor) -> Tensor:  # (n, 1)

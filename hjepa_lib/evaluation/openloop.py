@@ -39,7 +39,7 @@ def draw_windows(store: LatentStore, horizon: int, count: int = WINDOWS) -> Late
 
 def long_walks(data: DataConfig, states: int, count: int, seed: int) -> Trajectories:
     """`count` fresh trajectories of `states` states; WorkbookError for a recording."""
-    names = ("recipe", "layouts", "dynamics", "good_fraction", "exclude_wall", "exclude_door")
+    names = ("recipe", "layouts", "dynamics")
     own = {name: getattr(data, name) for name in names} | {"source": data.played}
     if is_recording(data.played):
         raise WorkbookError("a recording has no other walks: data.world=module:Class can make some")

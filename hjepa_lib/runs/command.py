@@ -170,12 +170,12 @@ class TrialsCommand:
         if not self.output_train and not self.output_eval:
             raise ConfigError("nothing to write: give --output_train, --output_eval or both")
         config = load_yaml(self.config) if self.config else make_profile("laptop")
-        seed, data = config.seed if self.seed is None else self.seed, config.data
-        names = self.layouts or data.layouts, data.exclude_wall, data.exclude_door
+        seed = config.seed if self.seed is None else self.seed
+        rooms = layout_set(self.layouts or config.data.layouts)
         wanted = ((self.output_train, self.n_train), (self.output_eval, self.n_eval))
         for own, (path, rows) in enumerate(wanted, seed):
             if path:
-                trials = make_trials(layout_set(*names), rows, own)
+                trials = make_trials(rooms, rows, own)
                 save_trials(path, trials)
                 print(f"{path}: {rows} trials, seed {own}, sha256 {trials.sha256}")
         return 0

@@ -6,7 +6,6 @@ image.
 """
 
 import math
-import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hjepa_lib.files import WorkbookError, one_of
+from hjepa_lib.files import one_of
 
 SIZE = 65  # image height and width, px
 CHANNELS = 2  # the dot, the walls
@@ -109,26 +108,9 @@ def pick_layouts(
     return sets[name]
 
 
-def layout_set(name: str, exclude_wall: str = "", exclude_door: str = "") -> np.ndarray:
-    """Layouts (K, 2) int16 of a name in `pick_layouts`, `all`, or `rectangle`.
-
-    That is all but those whose wall AND door lie in the inclusive ranges "min-max", px.
-    WorkbookError for other names and ranges.
-    """
-    every, fixed = all_layouts(), np.array([FIXED], np.int16)
-    found = pick_layouts(name, fixed, layout_lists(), all=every, rectangle=every)
-    ranges = {"exclude_wall": exclude_wall, "exclude_door": exclude_door}
-    if name != "rectangle" or not any(ranges.values()):
-        return found
-    out = np.full(len(every), True)
-    for (setting, text), values in zip(ranges.items(), every.T, strict=True):
-        match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", text)
-        if not match or int(match[1]) > int(match[2]):
-            raise WorkbookError(f'{setting} must be "min-max" in px with min <= max, got {text!r}')
-        out &= (values >= int(match[1])) & (values <= int(match[2]))
-    if out.all():
-        raise WorkbookError(f"exclude_wall={exclude_wall}, exclude_door={exclude_door} leave none")
-    return every[~out]
+def layout_set(name: str) -> np.ndarray:
+    """Layouts (K, 2) int16 of a name in `pick_layouts`, or `all`; WorkbookError for others."""
+    return pick_layouts(name, np.array([FIXED], np.int16), layout_lists(), all=all_layouts())
 
 
 def render_walls(layout: Layout) -> Tensor:
