@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KINDS = {
     "pldm": {"level1__loss__form": "pldm", "level1__loss__std_t": 0.2},
     "pooled": {"level1__loss__form": "eb_jepa", "level1__rollout": 3},
-    "ensemble, ema": {"level1__target": "ema", "level1__predictors": 2},
+    "ensemble": {"level1__predictors": 2},
     "layouts": {"data__layouts": "random", "level1__layouts_per_batch": 2},
     "static": {"data__layouts": "random", "level1__static_dim": 4, "level1__layouts_per_batch": 3},
 }

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import (
     digest,
-    ema_follows,
     frames_of,
     make_level1,
     make_level2,
@@ -182,35 +181,19 @@ def test_rollouts_equal_a_manual_loop(predictor):
     torch.testing.assert_close(training, members, atol=1e-5, rtol=1e-5)
 
 
-def test_ema_target_follows_the_formula_and_gets_no_gradient():
-    """PL15."""
-    model = make_level1(tiny_config(level1__target="ema", level1__ema_decay=0.9))
-    frames, actions = frames_of(2, 4), actions_of(2, 3)
-    same = model(frames, actions)
-    torch.testing.assert_close(same.targets, same.encodings)  # it starts as a copy
-    with torch.no_grad():
-        for parameter in model.encoder.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=seeded(3)))
-    rollout = model(frames, actions)
-    assert torch.equal(rollout.targets, model.encode(frames, model.target_encoder))
-    (rollout.predictions - rollout.targets).square().sum().backward()
-    assert all(p.grad is None for p in model.target_encoder.parameters())
-    assert ema_follows(model.target_encoder, model.encoder, 0.9, model.update_target)
-
-
-def test_online_target_gets_gradient_on_both_sides():
-    """Architectures 1.2: no stop-gradient; the target side alone already reaches the encoder."""
+def test_the_similarity_gives_gradient_to_both_sides():
+    """Architectures 1.2: no stop-gradient; the side of the encodings reaches the encoder."""
     model = make_level1(tiny_config())
     rollout = model(frames_of(2, 4), actions_of(2, 3))
-    assert rollout.targets is rollout.encodings
-    (rollout.predictions.detach() - rollout.targets)[:, :, 1:].square().sum().backward()
+    fixed = rollout._replace(predictions=rollout.predictions.detach())
+    terms_of(fixed, "pldm", None)["sim"].backward()
     assert all(p.grad.abs().sum() > 0 for p in model.encoder.parameters())
 
 
 VARIANTS = [
     {},
     {"level1__encoder": "impala", "level1__predictor": "gru"},
-    {"level1__predictors": 3, "level1__target": "ema"},
+    {"level1__predictors": 3},
     {"level1__loss__idm": 0.0},
 ]
 
@@ -311,8 +294,8 @@ def rollout_of(steps=5):
     def normal(*shape):
         return torch.randn(*shape, generator=generator)
 
-    encodings, targets = normal(7, steps, 6) * 0.4, normal(7, steps, 6)
-    return Rollout(encodings, normal(2, 7, steps, 6), targets, normal(7, steps - 1, 2))
+    encodings = normal(7, steps, 6) * 0.4
+    return Rollout(encodings, normal(2, 7, steps, 6), normal(7, steps - 1, 2))
 
 
 def head_of(dim=6):
@@ -327,12 +310,11 @@ def terms_of(rollout, form, head, static=0):
 def by_hand(rollout, form, head):
     """The table in objectives.py with explicit loops over the axes that each term pools."""
     z = rollout.encodings.double().numpy()
-    predicted, targets = rollout.predictions.double().numpy(), rollout.targets.double().numpy()
-    actions = rollout.actions.double().numpy()
+    predicted, actions = rollout.predictions.double().numpy(), rollout.actions.double().numpy()
     batch, steps, dim = z.shape
     ahead = range(1, predicted.shape[2])
     sim = np.mean(
-        [(predicted[k, b, t] - targets[b, t]) ** 2 for k in range(len(predicted))
+        [(predicted[k, b, t] - z[b, t]) ** 2 for k in range(len(predicted))
          for b in range(batch) for t in ahead]
     )  # fmt: skip
     samples = z[:, 0] if form == "pldm" else z.reshape(-1, dim)
@@ -375,7 +357,7 @@ def test_a_static_part_agrees_within_its_layout_and_spreads_over_layouts(form):
     cov = np.cov(means.T)[0, 1] ** 2  # the mean of both off-diagonal entries
     wanted = np.concatenate(gaps).mean() + std + cov
     assert static.item() == pytest.approx(wanted, abs=1e-6)
-    moving = rollout._replace(encodings=rollout.encodings[..., 2:])
+    moving = Rollout(rollout.encodings[..., 2:], rollout.predictions[..., 2:], rollout.actions)
     rest, whole = by_hand(moving, form, head_of(4)), by_hand(rollout, form, head)
     wanted = rest | {name: whole[name] for name in ("sim", "idm")}
     assert {name: term.item() for name, term in found.items()} == pytest.approx(wanted, abs=1e-6)
@@ -394,7 +376,7 @@ def test_one_component_has_no_covariance():
 @pytest.mark.parametrize("form", ["pldm", "eb_jepa"])
 def test_collapsed_latents_have_a_finite_gradient(form):
     same = torch.full((7, 5, 6), 0.25, requires_grad=True)
-    terms = terms_of(Rollout(same, same[None], same, torch.zeros(7, 4, 2)), form, None)
+    terms = terms_of(Rollout(same, same[None], torch.zeros(7, 4, 2)), form, None)
     objectives.weighted_sum(terms, LossConfig(std_t=1.0)).backward()
     assert torch.isfinite(same.grad).all()
 

@@ -102,7 +102,9 @@ class Level1LossConfig(LossConfig):
     """Static parts alike in a layout, apart in others."""
 
 
-class Level1Config(Section, idm_frozen=False, depth=2, heads=4):
+class Level1Config(
+    Section, idm_frozen=False, depth=2, heads=4, target="online", ema_decay=0.99,
+):  # fmt: skip
     """JEPA over single steps (PLDM, arXiv 2502.14819)."""
 
     load: str = ""
@@ -125,10 +127,6 @@ class Level1Config(Section, idm_frozen=False, depth=2, heads=4):
     """Updates of the predictors alone, afterwards, on stored latents."""
     predictors: Int[1:16] = 1
     """Ensemble size K of 003's L_sim and PLDM v2."""
-    target: Literal["online", "ema"] = "online"
-    """Whose latents are predicted: the encoder's own, with gradient, or a slow copy's."""
-    ema_decay: Float[0:1] = needs("target=ema", 0.99)
-    """Share that the copy keeps per update."""
     idm_hidden: Int[4:] = needs("level1.loss.idm>0 and predictor!=local", 256)
     """Width of the inverse-dynamics head."""
     window: Int[3:] = 17
@@ -162,7 +160,6 @@ class Level1Config(Section, idm_frozen=False, depth=2, heads=4):
         yield blind, "level1.foresight needs level1.predictor=local"
         if self.predictor == "local":
             yield not self.refine_updates, "level1.predictor=local needs level1.refine_updates"
-            yield self.target == "ema", "level1.target=ema needs another level1.encoder than place"
         if self.static_dim:
             alone = self.layouts_per_batch == 1
             yield alone, "level1.static_dim needs level1.layouts_per_batch other than 1"

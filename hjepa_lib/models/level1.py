@@ -4,7 +4,6 @@ z_t = enc(o_t), zhat_{t+1} = pred(zhat_t, a_t) with zhat_0 = z_0. Pixels and act
 inside, from buffers that are saved with the weights (PL5, F14).
 """
 
-import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from hjepa_lib.config import Level1Config
 from hjepa_lib.data.normaliser import Normaliser
 from hjepa_lib.models.encoders import PREDICTORS, build_encoder
-from hjepa_lib.models.layers import Size, mlp, sides, update_ema
+from hjepa_lib.models.layers import Size, mlp, sides
 from hjepa_lib.models.local import Displacement, Scene, SceneMap
 from hjepa_lib.models.mover import Mover
 from hjepa_lib.worlds.layout import SIZE
@@ -25,7 +24,6 @@ class Rollout(NamedTuple):
 
     encodings: Tensor  # (B, T, D)
     predictions: Tensor  # (K, B, T' <= T, D); entry 0 along T is the start
-    targets: Tensor  # (B, T, D) encodings, or those of the EMA encoder
     actions: Tensor  # (B, T-1, A) normalised
 
 
@@ -60,7 +58,7 @@ class Reader(nn.Module):
 
 
 class Jepa(Reader):
-    """Encoder, K predictors, inverse-dynamics head; an EMA target where asked for."""
+    """Encoder, K predictors, inverse-dynamics head."""
 
     def __init__(self, config: Level1Config, normaliser: Normaliser, image: Size = SIZE) -> None:
         super().__init__(normaliser, image)
@@ -80,9 +78,6 @@ class Jepa(Reader):
             self.idm = Displacement(dim, self.action_dim, self.encoder.picture.unit)
         elif config.loss.idm > 0:
             self.idm = mlp(2 * dim, config.idm_hidden, self.action_dim)
-        self.target_encoder = None
-        if config.target == "ema":
-            self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
 
     def encode(self, frames: Tensor, encoder: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """(..., C, Hpx, Wpx) uint8 frames -> (..., D) float32 latents."""
@@ -134,13 +129,4 @@ class Jepa(Reader):
         if self.map is not None:
             hooks = {"scene": self.scene(frames[:, 0]), **hooks}
         predictions = self.rollout_members(encodings[:, 0], actions[:, :steps], **hooks)
-        targets = encodings
-        if self.target_encoder:
-            with torch.no_grad():
-                targets = self.encode(frames, self.target_encoder)
-        return Rollout(encodings, predictions, targets, self.normalise_actions(actions))
-
-    def update_target(self) -> None:
-        """The EMA target follows, where there is one."""
-        if self.target_encoder:
-            update_ema(self.target_encoder, self.encoder, self.config.ema_decay)
+        return Rollout(encodings, predictions, self.normalise_actions(actions))

@@ -146,7 +146,7 @@ class Level2(nn.Module):
         predicted, zs, priors, posteriors = zip(*steps, strict=True)
         predictions = torch.stack([latents[:, 0], *predicted], 1)
         observed = Observed(predictions, torch.stack(zs, 1), stacked(priors), stacked(posteriors))
-        return Rollout(latents, predictions[None], latents, chunks.flatten(2)), observed
+        return Rollout(latents, predictions[None], chunks.flatten(2)), observed
 
     def imagine(
         self, latent: Tensor, steps: int, macros: Tensor | None = None,

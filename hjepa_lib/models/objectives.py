@@ -85,7 +85,7 @@ def loss_terms(
     samples = moving[:, 0] if config.form == "pldm" else moving.flatten(0, 1)
     zero = latents.new_zeros(())
     terms: dict[str, Callable[[], Tensor]] = {
-        "sim": lambda: similarity(rollout.predictions, rollout.targets),
+        "sim": lambda: similarity(rollout.predictions, latents),
         "std": lambda: hinge_std(samples),
         "std_t": lambda: hinge_std(moving[:, 1:], over=1) if latents.shape[1] > 2 else zero,
         "cov": lambda: covariance(samples),

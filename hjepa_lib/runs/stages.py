@@ -105,8 +105,6 @@ def make_level1_stage(ws: Workspace, folder: Path) -> Iterator[Report]:
     if config.level1.pretrain_mask:
         windows = _windows(split, config.level1)
         yield from _fit(ws, "l1/pretrain", pretrain_level1, model, *windows)
-        if model.target_encoder is not None:  # the slow copy of level 1 starts from there as well
-            model.target_encoder.load_state_dict(model.encoder.state_dict())
     local = config.level1.predictor == "local"
     if both is None:
         kind, windows = train_places if local else train_level1, _windows(split, config.level1)

@@ -75,10 +75,8 @@ def gather_rollout(rollout: Rollout) -> Rollout:
     def whole(part: Tensor, rows: int = 0) -> Tensor:
         return torch.cat(all_gather(part.contiguous()), rows)
 
-    encodings = whole(rollout.encodings)
-    online = rollout.targets is rollout.encodings  # else the gradient of one would be lost
-    targets = encodings if online else whole(rollout.targets)
-    return Rollout(encodings, whole(rollout.predictions, 1), targets, whole(rollout.actions))
+    encodings, predictions = whole(rollout.encodings), whole(rollout.predictions, 1)
+    return Rollout(encodings, predictions, whole(rollout.actions))
 
 
 @torch.no_grad()

@@ -59,7 +59,7 @@ def train_level1(
         loss, terms = objective(model, rollout, batch)
         return {"loss": loss, **terms, **quality(rollout, batch)}
 
-    task = Task(model, loss_fn, validation and validate, model.update_target)
+    task = Task(model, loss_fn, validation and validate)
     return Fit(task, config.optim, seed=seed, stage="l1", shared=True, **options)
 
 

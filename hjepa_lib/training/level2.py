@@ -67,7 +67,7 @@ def train_joint(model: HJepa, train: Windows, config: Config, *, seed: int, **op
         batch = train.sample(config.level1.optim.batch, generator, config.level1.layouts_per_batch)
         return model.loss(*model(batch.frames(device), batch.actions.to(device), generator))
 
-    task = Task(model, loss_fn, after_update=model.level1.update_target)
+    task = Task(model, loss_fn)
     return Fit(task, config.level1.optim, seed=seed, stage="l1", **options)
 
 
