@@ -296,10 +296,9 @@ CONTEXT = [
     (r"level2\.(loss\..*|subgoal|conditioning|feedback)",
      {"level2.train": "joint", "level2.loss.std": 0.5, "level2.loss.cov": 0.5}),
     (r"planning\..*\.disagreement", {"level1.predictors": 3}),
+    (r"planning\..*\.form", {"planning.cost": "latent"}),  # of steps they are added in any case
     (r"planning\.ahead|level1\.foresight", {"level1.encoder": "place", "level1.predictor": "local",
                                              "level1.latent_dim": 2, "level1.refine_updates": 2}),
-    (r"planning\..*\.last_k", {f"planning.{part}.last_k": 2 for part in (
-        "flat", "hierarchy.level2", "hierarchy.tracker", "level3")}),
     # Random weights imagine short steps, unless their embedding is wide.
     (r"planning\.hierarchy\.reachable", {"distance.dim": 2048}),
 ]  # fmt: skip

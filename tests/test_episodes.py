@@ -231,8 +231,6 @@ def test_flops_are_linear_in_samples_and_count_all_that_acts(agent):
         assert two == pytest.approx(2 * one)
     one, two, four = (spent(agent, "l1+l2", samples=samples) for samples in (4, 8, 16))
     assert four - two == pytest.approx(2 * (two - one))
-    # gradient: 3 forward passes for 2, and 2 backward ones
-    assert spent(agent, method="gradient") == pytest.approx(2.5 * spent(agent, method="mppi"))
     plain, joint = (
         make_agent(tiny_config(level2__train="joint", level2__feedback=on)) for on in (False, True)
     )
@@ -257,7 +255,7 @@ def test_transitions_per_step_are_those_really_made(agent, trials, monkeypatch):
 
     monkeypatch.setattr(type(agent.level1), "rollout", count_rollout)
     monkeypatch.setattr(type(agent.level2), "advance", count_advance)
-    for method, optimiser in itertools.product(("flat", "l1+l2"), ("mppi", "cem", "gradient")):
+    for method, optimiser in itertools.product(("flat", "l1+l2"), ("mppi", "cem")):
         policy = LatentPolicy(agent, method, searching(agent.planning, method=optimiser))
         monkeypatch.setattr(policy, "diagnostics", dict)
         policy.reset(few.begin("slide", 0), few.goal)  # counts by a search of its own

@@ -382,7 +382,7 @@ def test_a_setting_younger_than_the_row_counts_with_its_default(again):
     forget(made, "planner.flat.form", "level1.rollout")
     assert all(table_of(made).has(unit) for unit in made.select("flat"))
     for change, message in (
-        (change_cell(planning=PLANNING | {"flat.form": "last"}), "form=auto, not last"),
+        (change_cell(planning=PLANNING | {"flat.form": "sum"}), "form=auto, not sum"),
         (settings(level1__rollout=2), "level1.rollout=0, not 2"),
     ):
         changed = again(change)

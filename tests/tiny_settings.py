@@ -47,11 +47,8 @@ def other_values(leaf, value):
     if leaf in SPECIAL:
         return SPECIAL[leaf]
     if " | " in allowed:
-        # Under the distance cost `auto` is `sum`.
-        same = ("auto", "sum") if leaf.endswith(".form") and value == "auto" else (str(value),)
-        return [
-            one for one in allowed.split(" | ") if one not in same and (leaf, one) not in TOGETHER
-        ]
+        others = [one for one in allowed.split(" | ") if one != str(value)]
+        return [one for one in others if (leaf, one) not in TOGETHER]
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):

@@ -67,8 +67,8 @@ class Section:
     """Base of all settings: a frozen dataclass whose values are coerced when it is built."""
 
     def __init_subclass__(cls, **gone: Any) -> None:
-        """Keywords: settings of before, at the values that keys of stages still count."""
-        cls.gone = gone
+        """Keywords: settings of before, at the values that keys still count; inherited."""
+        cls.gone = getattr(cls, "gone", {}) | gone
         dataclasses.dataclass(frozen=True)(cls)
 
     def __post_init__(self) -> None:

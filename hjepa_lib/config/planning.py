@@ -7,10 +7,10 @@ from typing import Literal
 from hjepa_lib.config.fields import Float, Int, Section, needs
 
 
-class SearchConfig(Section):
+class SearchConfig(Section, lr=0.3, last_k=3, mean_weight=0.2):
     """One level of planning: proposal, horizon, cost form and sample budget."""
 
-    method: Literal["mppi", "cem", "gradient"] = "mppi"
+    method: Literal["mppi", "cem"] = "mppi"
     """How plans are improved (planning/search.py)."""
     horizon: Int[1:] = 8
     """Planned steps: of the environment at level 1, else macro steps."""
@@ -26,14 +26,9 @@ class SearchConfig(Section):
     """`spread`: standard deviation of a trial's costs; `cost`: 1."""
     elites: Int[1:] = needs("method=cem", 20)
     """Candidates that refit the proposal."""
-    lr: Float[0:] = needs("method=gradient", 0.3)
-    """Step size of Adam."""
-    form: Literal["auto", "last", "sum", "closest", "last_k", "last_mean"] = "auto"
-    """What counts of the costs over the horizon; `auto`: `sum` of steps, `closest` in latents."""
-    last_k: Int[1:] = needs("form=last_k", 3)
-    """Last steps of `last_k`."""
-    mean_weight: Float[0:] = needs("form=last_mean", 0.2)
-    """Weight of the mean beside the last."""
+    form: Literal["auto", "sum"] = "auto"
+    """What counts of the costs over the horizon; `auto`: their sum if they are steps, in latents
+    the closest approach."""
 
 
 class PlannerConfig(SearchConfig):

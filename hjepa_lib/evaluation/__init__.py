@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hjepa_lib.config import WORLDS, Config, ConfigError, PlanningConfig, flatten, names_world
+from hjepa_lib.config.fields import gone_from
 from hjepa_lib.files import json_sha256, read_json
 from hjepa_lib.planning import METHODS, ONE_STEP, P1_CAP, THREE_LEVELS, one_step, scale_samples
 
@@ -131,9 +132,9 @@ class Case:
             raise ConfigError("method graph needs cost=graph and level1.predictor=local")
         goes_on = world is None or world.resumes
         able = {"none": True, "distance": method == "flat" and cost != "latent"}
-        able["dynamics"] = method == "flat" and goes_on and planned.flat.method != "gradient"
+        able["dynamics"] = method == "flat" and goes_on
         if method in LEARNED and not able[planned.truth]:
-            what = f"{method}, {cost} cost, {planned.flat.method} search in {config.data.played}"
+            what = f"{method}, {cost} cost in {config.data.played}"
             raise ConfigError(f"planning.truth={planned.truth} does not go with {what}")
         dynamics = "slide" if world and world.slides else dynamics
         case = cls(
@@ -201,7 +202,7 @@ class Case:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every setting that shapes the plans, dotted."""
+        """Every setting that shapes the plans, dotted, or did: digests of before stay."""
         fixed = {"action_cap": self.planning.action_cap, "steps": self.steps}
         if self.method == "idm":
             return fixed | {"idm_steps": self.planning.idm_steps}
@@ -211,7 +212,7 @@ class Case:
         unused += () if self.method == THREE_LEVELS else ("level3.",)
         unused += () if self.method == "graph" else ("ahead",)
         unused += ("truth",) if self.planning.truth == "none" else ()
-        used = flatten(self.planning).items()
+        used = (flatten(self.planning) | gone_from(PlanningConfig)).items()
         return fixed | {"seed": self.seed} | {k: v for k, v in used if not k.startswith(unused)}
 
     @property

@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.local import Scene
 from hjepa_lib.planning.planner import Planner
-from hjepa_lib.planning.search import evaluations
 
 
 def count(call: Callable[[], object]) -> int:
@@ -46,7 +45,7 @@ def planner_flops(
         every, config = level.replan or planner.every, level.config
         flops += count(partial(planner.replan, number, latent, goal)) / every
         members = 1 if number > 1 else len(model.predictors)
-        candidates = config.samples * evaluations(config) * members + (number > 1)
+        candidates = config.samples * config.iterations * members + (number > 1)
         transitions += candidates * config.horizon / every
     planner.reset()
     return flops, transitions

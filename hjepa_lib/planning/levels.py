@@ -24,16 +24,7 @@ def reduce_horizon(costs: Tensor, config: SearchConfig, in_steps: bool) -> Tenso
     `auto`: costs that count steps add up, which asks for speed; latent ones are only trusted close
     to the goal, so there the closest approach decides.
     """
-    form = config.form
-    if form == "sum" or (form == "auto" and in_steps):
-        return costs.sum(-1)
-    if form in ("closest", "auto"):
-        return costs.amin(-1)
-    if form == "last_k":
-        tail = costs[..., -config.last_k :]
-        weights = torch.linspace(0.1, 1, tail.shape[-1], device=costs.device)
-        return (tail * weights).sum(-1) / weights.sum()
-    return costs[..., -1] + (config.mean_weight * costs.mean(-1) if form == "last_mean" else 0)
+    return costs.sum(-1) if in_steps or config.form == "sum" else costs.amin(-1)
 
 
 def _mean(members: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Plan optimisers, batched over trials: MPPI, CEM and gradient descent on the candidates.
+"""Plan optimisers, batched over trials: MPPI and CEM.
 
 `project` leads into a convex set, so that weighted means of candidates stay inside it (EB1). A
 candidate without a finite cost has no say.
@@ -73,26 +73,21 @@ def search(
 ) -> Search:
     """A plan near nominal (B, H, A), itself candidate 0, by `config.method`; the old one if lost.
 
-    `mppi`: softmin-weighted mean, one spread. `cem`: mean and spread of the elites. `gradient`:
-    Adam on noisy copies, projected after every step; the best one wins.
+    `mppi`: softmin-weighted mean, one spread. `cem`: mean and spread of the elites.
     """
     rows = torch.arange(len(nominal), device=nominal.device)[:, None]
-    spread, gradient = torch.full_like(nominal, config.sigma), config.method == "gradient"
-    for iteration in range(1 if gradient else config.iterations):
+    spread = torch.full_like(nominal, config.sigma)
+    for iteration in range(config.iterations):
         shape = (config.samples, *nominal.shape[1:])
         offsets = spread[:, None] * noise(iteration, shape).to(nominal.device)
         offsets[:, 0] = 0
         candidates = project(nominal[:, None] + offsets)
-        if gradient:
-            candidates = _descend(objective, project, candidates, config)
         costs = _finite(objective(candidates))
         if config.method == "mppi":
             weights = softmin_weights(costs, config.temperature, config.temperature_unit)
             effective = 1 / weights.square().sum(1).clamp(min=1e-12)
             # Elementwise: under autocast a matrix product would round past the norm bound.
             mean = project((weights[:, :, None, None] * candidates).sum(1))
-        elif gradient:
-            effective, mean = torch.ones_like(costs[:, 0]), candidates[rows[:, 0], costs.argmin(1)]
         else:
             elites = min(config.elites, config.samples)
             values, best = costs.topk(elites, dim=1, largest=False)  # (B, E)
@@ -104,21 +99,3 @@ def search(
         nominal = torch.where(found.lost[:, None, None], nominal, mean)
     effective = found.effective.masked_fill(found.lost, torch.nan)  # Q1: no plan, no number
     return found._replace(plan=nominal, effective=effective)
-
-
-def _descend(objective: Objective, project: Project, plans: Tensor, config: SearchConfig) -> Tensor:
-    with torch.enable_grad():
-        plans = plans.detach().requires_grad_()
-        optimiser = torch.optim.Adam([plans], lr=config.lr)
-        for _ in range(config.iterations):
-            optimiser.zero_grad()
-            objective(plans).sum().backward()
-            optimiser.step()
-            with torch.no_grad():
-                plans.copy_(project(plans))
-    return plans.detach()
-
-
-def evaluations(config: SearchConfig) -> int:
-    """How often a search asks for the costs of all its candidates."""
-    return config.iterations + (config.method == "gradient")  # and once more, for the last step
