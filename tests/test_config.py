@@ -293,7 +293,7 @@ CONTEXT = [
     (r"(level[12]|policies)\.optim\.patience", in_every_training(lr=0.0, updates=6)),
     (r"level[12]\.optim\.delta", plateau()),
     (r"policies\.optim\.delta", plateau(lr=3e-3)),
-    (r"level2\.(loss\..*|subgoal|conditioning|feedback)",
+    (r"level2\.(loss\..*|conditioning|feedback)",
      {"level2.train": "joint", "level2.loss.std": 0.5, "level2.loss.cov": 0.5}),
     (r"planning\..*\.disagreement", {"level1.predictors": 3}),
     (r"planning\..*\.form", {"planning.cost": "latent"}),  # of steps they are added in any case
@@ -409,9 +409,7 @@ def test_every_setting_changes_what_it_is_for(leaf, value, published):
     assert fingerprint(leaf, changed) != fingerprint(leaf, base)
 
 
-OWN_CHECK = (
-    r"level2\.(subgoal|conditioning|feedback|loss\.(std|std_t|cov|sim_t|idm))|.*disagreement"
-)
+OWN_CHECK = r"level2\.(conditioning|feedback|loss\.(std|std_t|cov|sim_t|idm))|.*disagreement"
 """Leaves that their section refuses already when it is built."""
 
 

@@ -24,12 +24,10 @@ from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.loop import TrainingError
 from hjepa_lib.worlds.layout import Layout
 
-FORMS = ("metric", "quasimetric")
 
-
-def head_of(form="metric", latent_dim=16, **changes):
+def head_of(**changes):
     torch.manual_seed(0)
-    return Distance(DistanceConfig(form=form, dim=8, hidden=16, **changes), latent_dim)
+    return Distance(DistanceConfig(dim=8, hidden=16, **changes), 16)
 
 
 def store_of(lengths, latents, positions, layout):
@@ -50,19 +48,15 @@ def few_layouts(level1):
 
 
 @given(seed=st.integers(0, 1000), scale=st.floats(0.01, 30))
-def test_distances_are_their_formulas(seed, scale):
+def test_the_distance_is_its_formula(seed, scale):
     a, b = scale * torch.randn(2, 20, 8, generator=seeded(seed))
-    gap = (b - a).clamp(min=0)
-    found = head_of("quasimetric").between(a, b)
-    torch.testing.assert_close(found, gap.max(-1).values + gap.mean(-1))
-    found = head_of("metric").between(a, b)
-    torch.testing.assert_close(found, (a - b).norm(dim=-1), atol=1e-3, rtol=1e-5)
-    assert head_of("metric").between(a, a).max() <= 1e-3 + 1e-9
+    head = head_of()
+    torch.testing.assert_close(head.between(a, b), (a - b).norm(dim=-1), atol=1e-3, rtol=1e-5)
+    assert head.between(a, a).max() <= 1e-3 + 1e-9
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_head_is_the_distance_of_two_embeddings(form, tmp_path):
-    head, (start, goal) = head_of(form), torch.randn(2, 5, 16)
+def test_the_head_is_the_distance_of_two_embeddings(tmp_path):
+    head, (start, goal) = head_of(), torch.randn(2, 5, 16)
     found = head(start, goal)
     assert torch.equal(found, head.between(head.embed(start), head.embed(goal)))
     checkpoint.save_part(tmp_path, head)
@@ -74,10 +68,9 @@ def test_the_head_is_the_distance_of_two_embeddings(form, tmp_path):
     assert all(torch.isfinite(p.grad).all() for p in head.parameters())
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("gamma", [0.9, 1.0])
-def test_loss_equals_its_formula(form, gamma):
-    head, slow = (head_of(form, gamma=gamma, expectile=0.8) for _ in range(2))
+def test_loss_equals_its_formula(gamma):
+    head, slow = (head_of(gamma=gamma, expectile=0.8) for _ in range(2))
     slow.requires_grad_(False)
     for parameter in slow.parameters():
         parameter.add_(0.3)
@@ -180,10 +173,9 @@ def test_without_links_paths_stay_in_their_trajectory(few_layouts):
     store = few_layouts
     store.latents = torch.arange(len(store.positions))[:, None].float()  # no state is met twice
     assert usual_step(store) == 1
-    start, goal, steps = find_paths(store, settings(link=0.5, form="quasimetric"), 0)
+    start, goal, steps = find_paths(store, settings(link=0.5), 0)
     assert torch.equal(store.trajectory[start], store.trajectory[goal])
-    assert (goal >= start).all()
-    torch.testing.assert_close(steps, (goal - start).float())
+    torch.testing.assert_close(steps, (goal - start).abs().float())  # and backwards
     store.latents = torch.zeros_like(store.latents)
     refused(TrainingError, "no recorded step moves", find_paths, store, settings(), 0)
 
@@ -226,48 +218,31 @@ def codes():
 
 
 @pytest.mark.parametrize("one_way", [False, True])
-@pytest.mark.parametrize("form", FORMS)
-def test_paths_of_a_maze_are_exact(one_way, form):
+def test_paths_of_a_maze_are_exact(one_way):
     store, cells = walks(maze(one_way), 40, 60)
-    start, goal, steps = find_paths(store, settings(form=form), 0)
-    both = maze(one_way) + maze(one_way).T if form == "metric" else maze(one_way)
-    wanted = shortest_path(both > 0)[cells[start], cells[goal]]
+    start, goal, steps = find_paths(store, settings(), 0)
+    wanted = shortest_path(maze(one_way) + maze(one_way).T > 0)[cells[start], cells[goal]]
     assert len(steps) == 128 * 48
     assert (steps.numpy() >= wanted - 1e-5).all()
     # a change of walk costs next to nothing, and one is needed per step at the most
     assert (steps.numpy() <= wanted + SHORTEST * (wanted.max() + 2)).all()
 
 
-@pytest.mark.parametrize(
-    ("teacher", "form", "one_way"),
-    [
-        ("bootstrap", "metric", False),
-        ("bootstrap", "quasimetric", True),
-        ("graph", "quasimetric", True),
-    ],
-)
-def test_learned_steps_are_shortest_paths(teacher, form, one_way, monkeypatch):
+@pytest.mark.parametrize("teacher", ["bootstrap", "graph"])
+def test_learned_steps_are_shortest_paths(teacher, monkeypatch):
     monkeypatch.setattr(distance_training, "SLOW", 0.95)  # for so few updates
     optim = OptimConfig(updates=800, batch=96, lr=3e-3, weight_decay=0.0, warmup=0.02)
     config = DistanceConfig(
-        form=form, teacher=teacher, dim=24, hidden=48, n_step=2, gamma=0.995, expectile=0.97,
-        optim=optim,
-    )  # fmt: skip
+        teacher=teacher, dim=24, hidden=48, n_step=2, gamma=0.995, expectile=0.97, optim=optim
+    )
     torch.manual_seed(0)
     head = Distance(config, CELLS + 2)
-    for _ in train_distance(head, walks(maze(one_way), 250, 30)[0], None, seed=0):
+    for _ in train_distance(head, walks(maze(), 250, 30)[0], None, seed=0):
         pass
     with torch.no_grad():
         found = head(codes()[:, None], codes()[None]).numpy()  # (CELLS, CELLS)
-    true, pairs = shortest_path(maze(one_way)), ~np.eye(CELLS, dtype=bool)
+    true, pairs = shortest_path(maze()), ~np.eye(CELLS, dtype=bool)
     assert spearmanr(found[pairs], true[pairs]).statistic > 0.95
     assert np.abs(found - true)[pairs].mean() < 0.6
-    if one_way:  # it knows the way there from the way back
-        gap, wanted = (steps - steps.T for steps in (found, true))
-        unequal = wanted > 0
-        assert (gap[unequal] > 0).mean() > 0.9
-        assert np.corrcoef(gap[unequal], wanted[unequal])[0, 1] > 0.95
-        assert found[WALL, WALL + 1] < 2 < found[WALL + 1, WALL]
-    else:  # neighbours in the plane, with and without the wall
-        beside = np.arange(1, SIDE) * SIDE + WALL
-        assert (found[beside, beside + 1] > found[beside, beside - 1] + 1).all()
+    beside = np.arange(1, SIDE) * SIDE + WALL  # neighbours in the plane, with and without the wall
+    assert (found[beside, beside + 1] > found[beside, beside - 1] + 1).all()

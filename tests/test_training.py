@@ -71,7 +71,7 @@ def test_training_makes_exactly_the_configured_updates():
 
 
 NO_DECAY = {f"{part}__optim__weight_decay": 0.0 for part in ("level1", "level2", "distance")}
-HOOKS = {"level2__conditioning": True, "level2__feedback": True, "level2__subgoal": 0.5}
+HOOKS = {"level2__conditioning": True, "level2__feedback": True}
 TRAINED = [
     ("level1", {}),
     ("level1", {"level1__encoder": "impala", "level1__predictor": "gru"}),
@@ -92,7 +92,6 @@ TRAINED = [
     ("joint", {"level1__predictors": 2, "level1__rollout": 4}),
     ("level2", {"level2__macro_steps": 1, "level2__step_skip": 1, "level2__actions": "concat"}),
     ("distance", {"distance__gamma": 1.0, "distance__n_step": 1}),
-    ("distance", {"distance__form": "quasimetric"}),
     *((kind, {"precision": "bf16"}) for kind in KINDS),
 ]
 

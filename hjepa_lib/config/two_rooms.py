@@ -167,11 +167,9 @@ class Level1Config(
             yield self.static_dim > self.latent_dim - 2, left
 
 
-class DistanceConfig(Section, ema_rate=0.02, future_goals=0.5):
+class DistanceConfig(Section, ema_rate=0.02, future_goals=0.5, form="metric"):
     """Temporal-distance head on frozen level-1 latents (idea: HILP, Park et al. 2024)."""
 
-    form: Literal["metric", "quasimetric"] = "metric"
-    """`metric`: ||phi(s) - phi(g)||; `quasimetric`: the largest positive coordinate gap."""
     teacher: Literal["bootstrap", "graph"] = "bootstrap"
     """`bootstrap`: n-step targets of a slow copy; `graph`: shortest recorded paths."""
     link: Float[1e-3:] = needs("teacher=graph", 0.8)
@@ -223,7 +221,7 @@ class MacroConfig(Section):
     """Macro steps of a training window."""
 
 
-class Level2Config(MacroConfig, levels=[8], free_nats=0.0, kl_balance=0.0):
+class Level2Config(MacroConfig, levels=[8], free_nats=0.0, kl_balance=0.0, subgoal=0.0):
     """RSSM over level-1 latents, `step_skip` steps at a time."""
 
     disable_l2: bool = False
@@ -248,8 +246,6 @@ class Level2Config(MacroConfig, levels=[8], free_nats=0.0, kl_balance=0.0):
     """Width of a learned macro-action."""
     kl: Float[0:] = 0.2
     """Weight of the divergence of posterior and prior."""
-    subgoal: Float[0:] = 0.0
-    """Joint training: weight of the gap between the levels' roll-outs (MSE)."""
     conditioning: bool = False
     """Joint training: level-1 actions get + linear(z)."""
     feedback: bool = False
@@ -263,8 +259,8 @@ class Level2Config(MacroConfig, levels=[8], free_nats=0.0, kl_balance=0.0):
         """What a frozen level 1 cannot learn."""
         if self.train != "joint":
             loss = {f"loss.{name}": value for name, value in vars(self.loss).items()}
-            for name in ("subgoal", "conditioning", "feedback", "loss.std", "loss.std_t",
-                         "loss.cov", "loss.sim_t", "loss.idm"):  # fmt: skip
+            for name in ("conditioning", "feedback", "loss.std", "loss.std_t", "loss.cov",
+                         "loss.sim_t", "loss.idm"):  # fmt: skip
                 needed = f"level2.{name} needs level2.train=joint: level 1 is frozen"
                 yield (vars(self) | loss)[name], needed
 

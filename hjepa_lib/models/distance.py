@@ -1,8 +1,7 @@
 """What is read from latents: how far one is from another, and a place.
 
-    latent:       mean_d (z - z_goal)^2, as in PLDM and EB-JEPA
-    metric:       d(s, g) = || phi(s) - phi(g) ||_2
-    quasimetric:  d(s, g) = max_i relu(phi_i(g) - phi_i(s)) + mean_i relu(phi_i(g) - phi_i(s))
+    latent:    mean_d (z - z_goal)^2, as in PLDM and EB-JEPA
+    distance:  d(s, g) = || phi(s) - phi(g) ||_2
 
 phi is a learned head that counts environment steps (training/distance.py).
 """
@@ -11,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hjepa_lib.config import DistanceConfig
 from hjepa_lib.models.layers import mlp
@@ -67,11 +65,8 @@ class Distance(nn.Module, Geometry):
 
     def between(self, start: Tensor, goal: Tensor) -> Tensor:
         """Distance of embeddings (..., dim), broadcast -> (...) environment steps."""
-        if self.config.form == "metric":
-            # sqrt has no gradient at 0, where start and goal coincide
-            return ((start - goal).square().sum(-1) + 1e-6).sqrt()
-        gap = F.relu(goal - start)
-        return gap.amax(-1) + gap.mean(-1)
+        # sqrt has no gradient at 0, where start and goal coincide
+        return ((start - goal).square().sum(-1) + 1e-6).sqrt()
 
     def forward(self, start: Tensor, goal: Tensor) -> Tensor:
         """Latents (..., D), (..., D) -> (...) environment steps."""

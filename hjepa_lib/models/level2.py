@@ -187,9 +187,8 @@ class Level2(nn.Module):
 class HJepa(nn.Module):
     """Both levels, as `level2.train=joint` optimises them.
 
-    Level 2 may act on level 1 through conditioning (normalised action += linear(z_i)), feedback (an
-    MLP of the last step_skip latents corrects the state at every macro boundary) and sub-goals (MSE
-    between both levels every step_skip steps, gradient to both).
+    Level 2 may act on level 1 through conditioning (normalised action += linear(z_i)) and feedback
+    (an MLP of the last step_skip latents corrects the state at every macro boundary).
     """
 
     def __init__(self, config: Config, normaliser: Normaliser, image: Size = SIZE) -> None:
@@ -218,14 +217,10 @@ class HJepa(nn.Module):
     def loss(
         self, one: Rollout, two: Rollout, observed: Observed
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses of both levels and sub-goal consistency; all terms by name."""
+        """Losses of both levels; all terms by name."""
         weights = self.level1.config.loss
         terms = loss_terms(one, weights, self.level1.idm)
         loss2, terms2 = self.level2.loss(two, observed)
-        skip, weight = self.level2.config.step_skip, self.level2.config.subgoal
-        reached = one.predictions[:, :, ::skip]  # (K, B, T2' <= T2, D)
-        wanted = two.predictions[:, :, : reached.shape[2]]  # (1, B, T2', D)
-        subgoal = (reached - wanted).square().mean()
         named = {f"l1/{name}": value for name, value in terms.items()}
-        named |= {f"l2/{name}": value for name, value in terms2.items()} | {"subgoal": subgoal}
-        return weighted_sum(terms, weights) + loss2 + weight * subgoal, named
+        named |= {f"l2/{name}": value for name, value in terms2.items()}
+        return weighted_sum(terms, weights) + loss2, named

@@ -184,12 +184,11 @@ def find_paths(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Random pairs that a path connects: starts and goals (P,) in the store, lengths (P,) in steps.
 
-    Of every graph of `graph_trajectories` trajectories of one layout, or fewer. A symmetric head
-    may walk recorded steps backwards.
+    Of every graph of `graph_trajectories` trajectories of one layout, or fewer. The head is
+    symmetric: recorded steps may be walked backwards.
     """
     generator = torch.Generator().manual_seed(seed)
-    unit, symmetric = usual_step(store), config.form == "metric"
-    layouts = store.layout.numbers()
+    unit, layouts = usual_step(store), store.layout.numbers()
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for layout in layouts.unique():
         members = torch.nonzero(layouts == layout)[:, 0]
@@ -199,7 +198,7 @@ def find_paths(
             graph = join_states(latents, store.trajectory[states], config.link, unit)
             start = torch.randperm(len(states), generator=generator)[:SOURCES]
             goal = torch.randint(len(states), (len(start), TARGETS), generator=generator)
-            steps = dijkstra(graph, directed=not symmetric, indices=start.numpy())  # (S, N)
+            steps = dijkstra(graph, directed=False, indices=start.numpy())  # (S, N)
             steps = torch.from_numpy(np.take_along_axis(steps, goal.numpy(), 1)).float()
             known = steps.isfinite()
             first = start[:, None].expand_as(goal)
