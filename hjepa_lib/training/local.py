@@ -4,6 +4,7 @@ Together they would collapse: places that do not move are predicted best.
 """
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from hjepa_lib.models.layers import full_precision
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.local import Scene, read_patches
 from hjepa_lib.training.latents import LatentStore
-from hjepa_lib.training.loop import Fit, Loss, Task, Terms, step_generator
+from hjepa_lib.training.loop import Fit, Loss, Task, Terms, held_out, step_generator
 from hjepa_lib.training.probes import fit_ridge, rmse_px
 
 VALIDATION_WINDOWS = 128
@@ -224,7 +225,7 @@ def train_local(
     own = {"updates": config.refine_updates, "batch": BATCH}
     optim = dataclasses.replace(config.optim, patience=0, **own)
 
-    def terms(source: LatentStore, generator: torch.Generator) -> Terms:
+    def loss(source: LatentStore, generator: torch.Generator) -> Loss:
         first, rows = draws[id(source)].sample(BATCH, config.layouts_per_batch, generator)
         batch = source.gather(first, STEPS + 1, scene=False)
         frames = source.frames(first[: int(rows.max()) + 1]).to(device)
@@ -241,17 +242,8 @@ def train_local(
             for one in model.predictors
         ])  # fmt: skip
         sim = F.smooth_l1_loss(ahead / moves.usual, truth / moves.usual, beta=BETA)
-        return {"sim": sim, "visited": visited.mean()}
+        return sim + visited.mean(), {"sim": sim, "visited": visited.mean()}
 
-    def loss_fn(generator: torch.Generator) -> Loss:
-        found = terms(store, generator)
-        return sum(found.values()), found
-
-    def validate() -> Terms:
-        found = terms(validation, step_generator(seed, 0))
-        return {"loss": sum(found.values()), **found}
-
-    task = Task(
-        torch.nn.ModuleList([model.predictors, model.map]), loss_fn, validation and validate
-    )
+    check = validation and held_out(partial(loss, validation), seed)
+    task = Task(torch.nn.ModuleList([model.predictors, model.map]), partial(loss, store), check)
     return Fit(task, optim, seed=seed, stage="l1_refine", **options)
