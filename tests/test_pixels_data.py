@@ -18,8 +18,8 @@ from tiny_pixels import Counting, collected, numbered, skilled
 from hjepa_lib.config.fields import ConfigError
 from hjepa_lib.config.pixels import EnvironmentConfig, PixelsConfig
 from hjepa_lib.files import FileError, WorkbookError, read_json, save_npy, write_json
-from hjepa_lib.pixels import checks, worlds
 from hjepa_lib.pixels import collect as collecting
+from hjepa_lib.pixels import measures, worlds
 from hjepa_lib.pixels.collect import acquire, collect, make_training_env, record
 from hjepa_lib.pixels.env import (
     FrameSkip,
@@ -570,7 +570,7 @@ def test_data_that_do_not_fit_are_collected_anew_or_refused_and_never_overwritte
 
 
 def test_inspection_counts_what_is_there():
-    facts = checks.inspect(numbered([4, 2]))
+    facts = measures.inspect(numbered([4, 2]))
     assert facts["transitions"] == 6 and facts["episode length"] == "2 to 4"
     assert facts["state"] == "(3, 1, 8, 8) uint8" and facts["different actions"] == 4
     assert facts["pixels that change per step"] == 1
@@ -578,5 +578,5 @@ def test_inspection_counts_what_is_there():
 
 
 def test_figures_of_a_data_set(drift):
-    points, held_out = checks.frame_points(*drift.split(0.3, 0), 20, 0)
+    points, held_out = measures.frame_points(*drift.split(0.3, 0), 20, 0)
     assert points.shape == (40, 256) and held_out.tolist() == [0] * 20 + [1] * 20

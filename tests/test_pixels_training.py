@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 from itertools import islice
 
@@ -23,10 +24,10 @@ from hjepa_lib.config import ConfigError, profile
 from hjepa_lib.config.pixels import AuxiliaryConfig, EpochsConfig, RewardConfig
 from hjepa_lib.files import read_json
 from hjepa_lib.models.checkpoint import fingerprint
-from hjepa_lib.pixels import checks, figures, heads, makers, stages, studies, training
+from hjepa_lib.pixels import figures, heads, makers, stages, studies, training
 from hjepa_lib.pixels import measures as met
 from hjepa_lib.pixels.heads import HEADS, Features, RewardHead
-from hjepa_lib.pixels.losses import BarlowTwins, DinoCentring, VICReg
+from hjepa_lib.pixels.losses import DinoCentring, barlow_twins, vicreg
 from hjepa_lib.pixels.transitions import Transitions
 
 
@@ -45,14 +46,14 @@ def test_vicreg_equals_a_reference_in_numpy():
         wanted["std"] += np.maximum(1 - np.sqrt(z.var(axis=0, ddof=1) + 1e-4), 0).mean() / 2
         c = np.cov(z.T)
         wanted["cov"] += (np.sum(c**2) - np.sum(np.diag(c) ** 2)) / z.shape[1] / 2
-    total, terms = VICReg(config, 8)(*views)
+    total, terms = vicreg(config, *views)
     assert {key: term.item() for key, term in terms.items()} == pytest.approx(wanted, rel=1e-4)
     weighted = sum(getattr(config, key) * value for key, value in wanted.items())
     assert total.item() == pytest.approx(weighted, rel=1e-4)
 
 
 def test_one_view_has_no_similarity_term():
-    loss, z = VICReg(AuxiliaryConfig(), 8), 0.3 * draw()
+    loss, z = functools.partial(vicreg, AuxiliaryConfig()), 0.3 * draw()
     (one, terms), (both, _) = loss(z), loss(z, z)
     assert terms["sim"] == 0 and one == pytest.approx(both.item(), rel=1e-6)
 
@@ -61,7 +62,7 @@ def test_one_view_has_no_similarity_term():
 def test_barlow_twins_equals_a_reference_in_numpy(own):
     """LOSS-3."""
     weight = own.get("barlow_lambda", 0.0051)
-    loss = BarlowTwins(AuxiliaryConfig(**own), 8)
+    loss = functools.partial(barlow_twins, AuxiliaryConfig(**own))
     one, two = draw(seed=1), draw(seed=1) + 0.5 * draw(seed=2)
     a, b = ((z - z.mean(0)) / np.sqrt(z.var(0) + 1e-5) for z in (one.numpy(), two.numpy()))
     c = a.T @ b / len(a)
@@ -72,7 +73,7 @@ def test_barlow_twins_equals_a_reference_in_numpy(own):
 
 def test_the_centre_moves_in_training_and_freezes_in_evaluation():
     """LOSS-4."""
-    loss, z = DinoCentring(AuxiliaryConfig(), 8), draw() + 2
+    loss, z = DinoCentring(8), draw() + 2
     mean = z.mean(dim=0)
     assert loss(z)[0].item() == pytest.approx(mean.square().sum().item(), rel=1e-5)
     assert torch.allclose(loss.centre, 0.1 * mean)
@@ -481,15 +482,15 @@ def test_latent_errors_of_a_perfect_and_a_lazy_model(jepa):
 
 def test_gradients_are_told_part_by_part(jepa):
     """F3."""
-    norms = checks.gradient_norms(jepa, tiny_batch())
+    norms = met.gradient_norms(jepa, tiny_batch())
     assert set(norms) == {"encoder", "action", "predictor"} and min(norms.values()) > 0
     jepa.loss(tiny_batch())[0].backward()
     own = [p.grad for p in jepa.predictor.parameters()]
     assert norms["predictor"] == pytest.approx(math.hypot(*(g.norm() for g in own)), rel=1e-5)
     jepa.requires_grad_(False)
-    assert checks.gradient_norms(jepa, tiny_batch()) == {}
+    assert met.gradient_norms(jepa, tiny_batch()) == {}
     jepa.predictor.requires_grad_(True)
-    assert set(checks.gradient_norms(jepa, tiny_batch())) == {"predictor"}
+    assert set(met.gradient_norms(jepa, tiny_batch())) == {"predictor"}
 
 
 def test_a_latent_without_a_map_is_written_out():

@@ -1,7 +1,10 @@
 """What keeps latents from collapsing (LOSS-2 to LOSS-5).
 
-Each module maps a batch of latents (B, D), or two views of it, to (total, unweighted terms).
+Each maps a batch of latents (B, D), or two views of it, to (total, unweighted terms).
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,47 +14,36 @@ from hjepa_lib.config.pixels import AuxiliaryConfig
 from hjepa_lib.models.objectives import covariance, hinge_std
 
 Regularisation = tuple[Tensor, dict[str, Tensor]]
+Regulariser = Callable[..., Regularisation]
 KEPT = 0.9  # share that the centre of DINO keeps
 
 
-class VICReg(nn.Module):
+def vicreg(config: AuxiliaryConfig, *views: Tensor) -> Regularisation:
     """sim * mean (z1 - z2)^2 + std * hinge + cov * sum_{i!=j} C_ij^2 / D (LOSS-2).
 
     arXiv 2105.04906; std and cov are averaged over the views; one view has no `sim`.
     """
-
-    def __init__(self, config: AuxiliaryConfig, latent_dim: int) -> None:
-        super().__init__()
-        self.config = config
-
-    def forward(self, *views: Tensor) -> Regularisation:
-        std = torch.stack([hinge_std(view) for view in views]).mean()
-        spread = [covariance(view) * (view.shape[1] - 1) for view in views]
-        sim = F.mse_loss(*views) if len(views) == 2 else views[0].new_zeros(())
-        terms = {"sim": sim, "std": std, "cov": torch.stack(spread).mean()}
-        return sum(getattr(self.config, name) * term for name, term in terms.items()), terms
+    std = torch.stack([hinge_std(view) for view in views]).mean()
+    spread = [covariance(view) * (view.shape[1] - 1) for view in views]
+    sim = F.mse_loss(*views) if len(views) == 2 else views[0].new_zeros(())
+    terms = {"sim": sim, "std": std, "cov": torch.stack(spread).mean()}
+    return sum(getattr(config, name) * term for name, term in terms.items()), terms
 
 
-class BarlowTwins(nn.Module):
+def barlow_twins(config: AuxiliaryConfig, *views: Tensor) -> Regularisation:
     """sum_i (C_ii - 1)^2 + lambda * sum_{i!=j} C_ij^2 (LOSS-3, arXiv 2103.03230).
 
     C is the correlation matrix of two views, or of one with itself.
     """
-
-    def __init__(self, config: AuxiliaryConfig, latent_dim: int) -> None:
-        super().__init__()
-        self.config = config
-
-    def forward(self, *views: Tensor) -> Regularisation:
-        scaled = []
-        for z in views:
-            variance = z.var(dim=0, unbiased=False)
-            scaled.append((z - z.mean(dim=0)) / (variance + 1e-5).sqrt())
-        matrix = scaled[0].T @ scaled[-1] / len(scaled[0])  # (D, D)
-        invariance = (matrix.diagonal() - 1).square().sum()
-        redundancy = (matrix - matrix.diagonal().diag()).square().sum()
-        total = invariance + self.config.barlow_lambda * redundancy
-        return total, {"invariance": invariance, "redundancy": redundancy}
+    scaled = []
+    for z in views:
+        variance = z.var(dim=0, unbiased=False)
+        scaled.append((z - z.mean(dim=0)) / (variance + 1e-5).sqrt())
+    matrix = scaled[0].T @ scaled[-1] / len(scaled[0])  # (D, D)
+    invariance = (matrix.diagonal() - 1).square().sum()
+    redundancy = (matrix - matrix.diagonal().diag()).square().sum()
+    total = invariance + config.barlow_lambda * redundancy
+    return total, {"invariance": invariance, "redundancy": redundancy}
 
 
 class DinoCentring(nn.Module):
@@ -60,7 +52,7 @@ class DinoCentring(nn.Module):
     By itself it does not prevent collapse.
     """
 
-    def __init__(self, config: AuxiliaryConfig, latent_dim: int) -> None:
+    def __init__(self, latent_dim: int) -> None:
         super().__init__()
         self.register_buffer("centre", torch.zeros(latent_dim))
 
@@ -73,9 +65,10 @@ class DinoCentring(nn.Module):
         return distance, {"centre": distance}
 
 
-def build_regulariser(config: AuxiliaryConfig, latent_dim: int) -> nn.Module | None:
+def build_regulariser(config: AuxiliaryConfig, latent_dim: int) -> Regulariser | None:
     """The regulariser `config.kind`; None for `none` or weight 0."""
-    kinds = {"vicreg": VICReg, "barlow_twins": BarlowTwins, "dino": DinoCentring}
     if config.kind == "none" or config.weight == 0:
         return None
-    return kinds[config.kind](config, latent_dim)
+    if config.kind == "dino":
+        return DinoCentring(latent_dim)
+    return partial(vicreg if config.kind == "vicreg" else barlow_twins, config)

@@ -106,8 +106,8 @@ def make_model(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[
     parts, work = make_transitions(ws), None
     model = fresh_model(ws, name, number, parts[0])
     predict = getattr(model, "predict_frame", None)
-    loaded, skip = (False, True) if name in UNTRAINED else start_from_file(ws, model)
-    if not skip:
+    loaded = start_from_file(ws, model)
+    if name not in UNTRAINED and not (loaded and ws.config.pixels.loading.skip_training):
         optim = ws.config.pixels.optim_of(name)
         work = yield from run_fit(ws, name, number, model, parts[:2], optim, predict)
         work.load_best()
@@ -131,8 +131,8 @@ def _store(
     write_json(folder / RESULT, result)
 
 
-def start_from_file(ws: Workspace, model: Any) -> tuple[bool, bool]:
-    """Load `pixels.loading` into the model it names: (loaded, its training is to be skipped).
+def start_from_file(ws: Workspace, model: Any) -> bool:
+    """Load `pixels.loading` into the model it names; whether that is this one, and worked.
 
     A file that does not load is warned about.
     """
@@ -141,10 +141,10 @@ def start_from_file(ws: Workspace, model: Any) -> tuple[bool, bool]:
     if loading.path and loading.kind == kinds.get(name, name):
         try:
             models.fill_model(Path(loading.path), model)
-            return True, loading.skip_training
+            return True
         except FileError as error:
             warnings.warn(f"{error}; {name} is trained from its start", stacklevel=2)
-    return False, False
+    return False
 
 
 def make_decoder(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:

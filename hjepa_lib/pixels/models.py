@@ -18,7 +18,7 @@ from hjepa_lib.models import checkpoint
 from hjepa_lib.models.layers import count_parameters, full_precision, update_ema
 from hjepa_lib.pixels import networks
 from hjepa_lib.pixels.compare import UNTRAINED
-from hjepa_lib.pixels.losses import build_regulariser
+from hjepa_lib.pixels.losses import Regulariser, build_regulariser
 from hjepa_lib.pixels.networks import LatentPredictor, PatchDecoder, Sees
 from hjepa_lib.pixels.transitions import PixelShapes, Transitions, scaled, shapes_of
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, TokenEncoder, WorldModel
@@ -49,7 +49,7 @@ class PixelModel(Sees):
         self.encoder = encoder or networks.ENCODERS[config.encoder.kind](config.encoder, shapes)
         self.action = action or networks.action_embedding(shapes, config.action_dim)
         self.predictor: nn.Module | None = None
-        self.regulariser: nn.Module | None = None
+        self.regulariser: Regulariser | None = None
 
     def encode(self, state: Tensor) -> Tensor:
         """uint8 (B, L, C, Hpx, Wpx) -> (B, D) float32, as the predictor reads it."""

@@ -275,11 +275,11 @@ class Fit:
         torch.save(payload, buffer)
         write_atomic(path, buffer.getvalue())
 
-    def resume(self, path: Path, same_settings: bool = True) -> None:
+    def resume(self, path: Path) -> None:
         """Go on where the fit that wrote `path` ended; warns where that was on another device.
 
-        FileError for a damaged file, TrainingError for another model or (`same_settings`) other
-        settings; one that is younger than the file had its default.
+        FileError for a damaged file, TrainingError for another model or other settings; one that is
+        younger than the file had its default.
         """
         if not path.is_file():
             raise TrainingError(f"{path}, the state to go on from, does not exist")
@@ -291,7 +291,7 @@ class Fit:
         saved = dataclasses.asdict(type(self.config)()) | saved
         for name, now in self._settings().items():
             before = saved[name]
-            if same_settings and before != now and not (moved and name == "precision"):
+            if before != now and not (moved and name == "precision"):
                 what = f"{path} belongs to other training settings ({name} was {before} there and"
                 raise TrainingError(f"{what} is {now} here); remove it or use a new run")
         try:
