@@ -60,18 +60,6 @@ def test_rewards_sum_up_through_all_wrappers(monkeypatch, repeat):
     assert info["episode"]["r"] == pytest.approx(sum(base), abs=1e-5)
 
 
-def test_a_failing_process_falls_back_to_this_one(monkeypatch):
-    def fail(*_):
-        raise OSError("no processes here")
-
-    monkeypatch.setattr(ppo, "usable_cores", lambda: 2)
-    monkeypatch.setattr(vec_env, "SubprocVecEnv", fail)
-    envs = ppo.make_training_envs(skilled(ppo__n_envs=2), 0, notes := [])
-    assert isinstance(envs, vec_env.DummyVecEnv) and envs.num_envs == 2
-    assert "no processes here" in notes[0]
-    envs.close()
-
-
 def test_parallel_environments_train_and_are_closed(monkeypatch):
     monkeypatch.setattr(ppo, "usable_cores", lambda: 2)
     data = collect(skilled(ppo__n_envs=2, ppo__steps=64, data__episodes=2), 0)

@@ -19,7 +19,7 @@ from gymnasium.wrappers import ReshapeObservation
 
 from hjepa_lib.config.fields import ConfigError, leaves, to_dict
 from hjepa_lib.config.pixels import PixelsConfig
-from hjepa_lib.files import WorkbookError, extra, first_line
+from hjepa_lib.files import WorkbookError, extra
 from hjepa_lib.pixels.env import FrameSkip, Policy, describe_actions, make_env, stack_frames
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.runs.machine import usable_cores
@@ -201,7 +201,7 @@ def make_training_env(config: PixelsConfig) -> gymnasium.Env:
 
 
 def make_training_envs(config: PixelsConfig, seed: int, notes: list[str]) -> Any:
-    """Seeded environments, at most one per CPU; in processes where that works."""
+    """Seeded environments in processes, at most one per CPU; a single one in this process."""
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import SubprocVecEnv
 
@@ -209,11 +209,5 @@ def make_training_envs(config: PixelsConfig, seed: int, notes: list[str]) -> Any
     count = min(config.ppo.n_envs, usable_cores())
     if count < config.ppo.n_envs:
         notes.append(f"{count} environments instead of {config.ppo.n_envs}: one per CPU")
-    make = partial(make_vec_env, partial(make_training_env, config), count, seed)
-    if count > 1:
-        try:
-            return make(vec_env_cls=SubprocVecEnv)
-        except (OSError, EOFError, RuntimeError, AssertionError) as error:  # sandboxes, daemons
-            reason = first_line(error)
-            notes.append(f"environments run in this process, parallel ones failed: {reason}")
-    return make()
+    kind = SubprocVecEnv if count > 1 else None
+    return make_vec_env(partial(make_training_env, config), count, seed, vec_env_cls=kind)

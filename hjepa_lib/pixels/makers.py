@@ -208,8 +208,8 @@ def make_stage1(ws: Workspace, folder: Path, name: str, number: int) -> Iterator
     """V-JEPA 2's masked pre-training, or the weights of a checkpoint, evaluated."""
     parts, stage = make_transitions(ws), ws.config.pixels.vjepa2.stage1
     model = fresh_model(ws, name, number, parts.train)
-    if source := stage.checkpoint:  # its batches are unknown here
-        facts = models.fill_model(Path(source), model) | {"loaded": True, "batches_sha256": ""}
+    if source := stage.checkpoint:
+        facts = models.fill_model(Path(source), model) | {"loaded": True}
     else:
         work = yield from run_fit(
             ws, "vjepa2_stage1", number, model, parts[:2], stage.optim, most=two_stages.HELD_OUT
@@ -236,7 +236,8 @@ def make_stage2(ws: Workspace, folder: Path, name: str, number: int) -> Iterator
         "parameters": {"total": sum(p.numel() for p in model.parameters())},
         "updates": sum(updates),
         "stage_updates": updates,
-        "batches_sha256": first["batches_sha256"],  # stage 1 has the other models' batches
+        # Stage 1 has the other models' batches; weights from a file saw batches unknown here.
+        "batches_sha256": "" if first["loaded"] else first["batches_sha256"],
         "loaded": first["loaded"],
         "early_stopping": work.config.patience > 0 or first["early_stopping"],
         "earlier_seconds": ws.run.manifest["stages"][earlier]["seconds"],

@@ -48,7 +48,7 @@ def label_study(ws: Workspace) -> Stage:
 
 
 def load_labels(ws: Workspace) -> dict[str, Any]:
-    """`rows` of the study (pays, model, head, labels, seed, r2) and its `claims`."""
+    """`rows` of the study (pays, model, head, labels, seed, r2) and its `sentences`."""
     found = read_json(ws.obtain(label_study(ws)) / "labels.json")
     lists = {"Look-ahead against plain heads, by labels": found["sentences"]}
     leave_section(ws.run, "25-labels", {"title": "Labels that looking ahead saves", "lists": lists})
