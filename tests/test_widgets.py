@@ -170,6 +170,14 @@ def test_a_story_is_what_the_stored_result_says(ws, agent):
         assert told.title == f"{method}, {cost} cost, test trial 2"
 
 
+def test_a_planner_that_is_told_the_world_has_no_plans_to_show(agent):
+    planning = dataclasses.replace(agent.planning, truth="dynamics")
+    told = play(agent, SCENE, "flat", planning, STEPS)
+    assert told.plan is None and told.fan is None and len(told.near) > 1
+    assert len(players.film(told).axes) == players.MOMENTS + 1
+    assert data_of(players.player(told))["stories"][0]["plan"] is None
+
+
 def test_stories_are_of_the_runs_own_world(agent):
     config = tiny_config(evaluation__protocol="p3_thick_wall")
     told = stories.tell(config, agent, "flat", "latent", 0)

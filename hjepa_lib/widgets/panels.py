@@ -27,7 +27,7 @@ def _widget(kind: str, *parts: Any, **options: Any) -> Any:
 
 def _control(name: str, value: Any, options: tuple) -> Any:
     """A list of all options, or a slider from the least to the most, which acts when released."""
-    look = {"style": {"description_width": "130px"}, "layout": {"width": "350px"}}
+    look = {"style": {"description_width": "190px"}, "layout": {"width": "430px"}}
     look |= {"description": name.replace("_", " "), "value": value}
     if isinstance(value, str):
         return _widget("Dropdown", options=options, **look)

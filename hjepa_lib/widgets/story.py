@@ -198,7 +198,8 @@ def play(
     known = np.isfinite(way)  # not of a ball that is pressed into a wall
     way = np.interp(every, every[known], way[known])
     calls = max(1, -(-last // policy.replan))
-    imagined = {name: outcome.seen.get(f"{name}_xy", ()) for name in ("plan", "fan", "macro")}
+    names = [name for name in ("plan", "fan", "macro") if f"{name}_xy" in outcome.seen]
+    imagined = {name: outcome.seen[f"{name}_xy"][0, :calls] for name in names}
     return Story(
         title=title or f"{method}, {planning.cost} cost",
         method=method,
@@ -214,7 +215,7 @@ def play(
         ahead=_ahead(agent, latents, actions, agent.scene(frames[:-1]))[:last],
         maps=maps,
         near=outcome.seen["near"][0, :calls].astype(bool),
-        **{name: one[0, :calls] for name, one in imagined.items() if len(one)},
+        **{name: one for name, one in imagined.items() if len(one) == calls},
     )
 
 
