@@ -212,13 +212,7 @@ def test_two_rooms_is_usable_as_pixels():
     assert (to_frame(np.full((16, 16, 2), [0, 255], np.uint8), 16) == 127).all()
 
 
-def test_stack_repeats_the_first_frame_and_keeps_order():
-    env = stack_frames(PixelObservation(Counting(20), 16), 4)
-    state, _ = env.reset()
-    assert state.shape == (4, 1, 16, 16) and (state == 0).all()
-    for _ in range(6):
-        state, *_ = env.step(0)
-    assert state[:, 0, 0, 0].tolist() == [3, 4, 5, 6]
+def test_a_policy_sees_the_frames_of_a_stack_as_channels():
     seen = EnvironmentConfig(id=DRIFT_ID, image_size=64, stack=2, grayscale=False)
     env = make_training_env(PixelsConfig(environment=seen))
     first, _ = env.reset(seed=0)

@@ -10,7 +10,7 @@ from tiny_pixels import skilled
 from hjepa_lib.pixels import collect as ppo
 from hjepa_lib.pixels.collect import acquire, collect
 
-vec_env = pytest.importorskip("stable_baselines3.common.vec_env")
+pytest.importorskip("stable_baselines3.common.vec_env")
 
 
 @pytest.fixture(scope="module")

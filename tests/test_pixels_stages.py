@@ -483,7 +483,6 @@ def test_a_loaded_data_set_names_every_setting_that_it_overrules(tmp_path):
     }.items():  # fmt: skip
         (_, note) = notes(**{name: 4})
         assert note == f"{path} was collected with {found}, the setting 4 has no effect"
-    # Whoever does not ask for PPO hears of the repeat alone.
 
 
 SECTIONS = ("optim", "decoder.optim", "reward.optim", "vjepa2.stage1.optim", "vjepa2.stage2.optim",
