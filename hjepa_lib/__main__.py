@@ -102,8 +102,13 @@ class VJepa2Command(RunOptions):
 
     def settings(self, base: Config | None = None) -> Config:
         """The config asked for, with the option that stands for a setting."""
-        path, key = self.stage1_checkpoint, "pixels.vjepa2.stage1.checkpoint"
-        return super().settings(base).override({key: str(path.resolve())} if path else {})
+        from hjepa_lib.pixels.models import about_model
+
+        config, path = super().settings(base), self.stage1_checkpoint
+        if path is None:
+            return config
+        about_model(path, "stage1")  # no run is made, and no data, for a file that is none
+        return config.override({"pixels.vjepa2.stage1.checkpoint": str(path.resolve())})
 
 
 @dataclass(kw_only=True)

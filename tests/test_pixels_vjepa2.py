@@ -31,6 +31,7 @@ from hjepa_lib.pixels.training import fit
 from hjepa_lib.pixels.transitions import PixelShapes, scaled
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel, encode_states
 from hjepa_lib.pixels.worlds import DRIFT_ID
+from hjepa_lib.runs.places import list_runs
 from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 
@@ -411,6 +412,7 @@ def test_commands_train_resume_and_evaluate(command, monkeypatch):
     given = ("train", "--stage", "2", "--name", "two", "--stage1-checkpoint")
     error = command(*given[:3], given[-1], "nowhere.safetensors", status=2)
     assert "nowhere.json" in error and error.count("\n") == 1
+    assert list_runs() == ["one"]  # none for a file that is not there
     command(*given, path)  # another run's stage 1
     one, two = (Workspace("t", Run.open(name)) for name in ("one", "two"))
     first, second = (
