@@ -67,6 +67,14 @@ def test_parallel_environments_train_and_are_closed(monkeypatch):
     assert not multiprocessing.active_children()
 
 
+def test_a_worker_that_may_start_no_process_has_all_environments_itself(monkeypatch):
+    monkeypatch.setattr(ppo, "usable_cores", lambda: 2)
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # as Dask's
+    envs = ppo.make_training_envs(skilled(ppo__n_envs=2), 0, [])
+    assert envs.num_envs == 2 and not multiprocessing.active_children()
+    envs.close()
+
+
 def test_repeat_switches_frame_skip_off():
     data = collect(skilled(environment__frame_skip=2), 0)
     assert data.meta["frame_skip"] == 0 and len(data) == 18

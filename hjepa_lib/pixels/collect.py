@@ -5,6 +5,7 @@ PPO is Stable-Baselines3's, trained on the CPU on stacks merged into channels.
 
 import contextlib
 import math
+import multiprocessing
 import random
 import warnings
 from dataclasses import replace
@@ -201,7 +202,8 @@ def make_training_env(config: PixelsConfig) -> gymnasium.Env:
 
 
 def make_training_envs(config: PixelsConfig, seed: int, notes: list[str]) -> Any:
-    """Seeded environments in processes, at most one per CPU; a single one in this process."""
+    """Seeded environments in processes, at most one per CPU; in this one, if it is the only one
+    or Dask's, which may start none."""
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import SubprocVecEnv
 
@@ -209,5 +211,6 @@ def make_training_envs(config: PixelsConfig, seed: int, notes: list[str]) -> Any
     count = min(config.ppo.n_envs, usable_cores())
     if count < config.ppo.n_envs:
         notes.append(f"{count} environments instead of {config.ppo.n_envs}: one per CPU")
-    kind = SubprocVecEnv if count > 1 else None
+    apart = count > 1 and not multiprocessing.current_process().daemon
+    kind = SubprocVecEnv if apart else None
     return make_vec_env(partial(make_training_env, config), count, seed, vec_env_cls=kind)
