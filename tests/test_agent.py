@@ -459,7 +459,7 @@ def test_settings_of_a_policy_move_its_own_rows_alone():
 
 
 def test_cells_of_an_experiment_name_them():
-    about = {"protocol": "p1", "trials": 2, "steps": 4, "cost": "distance", "model": "base"}
+    about = {"protocol": "p1", "trials": 2, "cost": "distance", "model": "base"}
     tree = {"name": "x", "base": {"profile": "smoke"}, "models": {"base": {}}, "defaults": about}
     cells = [
         {"name": "a", "method": "gcbc"},
