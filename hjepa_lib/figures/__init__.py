@@ -1,1 +1,1 @@
-"""What a reader sees: figures, film strips and GIFs, tables and the HTML report."""
+"""What a reader sees of arrays: figures and GIFs in one look."""
