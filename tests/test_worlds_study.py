@@ -85,6 +85,19 @@ def test_dynamics_of_one_model_are_worlds_apart():
     assert "L1+L2 hurts" in lines["| two rooms slide"] and "L1+L2" in lines["| p3"]
 
 
+def test_a_planner_of_fewer_seeds_is_shown_with_them_and_compared_on_them():
+    """It vanished from the table and from the claims until its last seed was played."""
+    rows = [row for row in pair("maze", 30, 10) if (row["method"], row["seed"]) != ("l1+l2", 2)]
+    rows = pd.DataFrame([dict.fromkeys(markdown.NUMBERS, 0.5) | row for row in rows])
+    (claim,) = verdict.claims(rows).itertuples()
+    assert (claim.verdict, claim.why) == ("undecided", "2 of 3 seeds")
+    assert claim.difference == pytest.approx(0.5)
+    *_, line = markdown.worlds_block(rows).splitlines()
+    two = next(part for part in line.split(" | ") if part.startswith("75.0"))
+    assert two.endswith("MFLOP, seeds: 2") and line.count("seeds: ") == 1
+    assert "| maze | 40 x 3 |" in line
+
+
 def test_the_file_gives_every_row_as_many_settings():
     experiment = read_experiment(CONFIGS / "worlds.yaml")
     worlds = {unit.model.name for unit in experiment.units}

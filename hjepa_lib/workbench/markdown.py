@@ -67,10 +67,12 @@ def point_line(row: Any) -> dict[str, str]:
 
 
 def in_worlds(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Each world's name and points, best last."""
+    """Each world's name and points, best last; a point may have fewer seeds than its neighbour."""
     test = rows[(rows["split"] == "test") & rows["group"].isin(WORLD_GROUPS)]
     for of, part in test.groupby(named(rows), sort=False):
-        found = points(part, WORLD_GROUPS).fillna({"told": ""})
+        played = part.groupby(POINT)["seed"].transform(lambda seeds: str(sorted(seeds)))
+        alike = [points(some, WORLD_GROUPS) for _, some in part.groupby(played)]
+        found = pd.concat(alike, ignore_index=True).fillna({"told": ""})
         yield of, found.sort_values(["rate", "path_efficiency"])
 
 
@@ -105,6 +107,8 @@ def worlds_block(rows: pd.DataFrame) -> str:
             text = cells(row)["success, % (95 %)"]
             if row.flops_per_step > 0:
                 text += f", {row.cost} cost, {row.flops_per_step / 1e6:.0f} MFLOP"
+            if row.seeds < found["seeds"].max():
+                text += f", seeds: {row.seeds}"
             line[head] = "<br>".join(filter(None, [line.get(head), text]))
         here = said[said["place"] == world] if len(said) else said
         line["hierarchy"] = "<br>".join(map(judged, here.to_dict("records")))

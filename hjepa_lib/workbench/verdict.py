@@ -13,7 +13,6 @@ from hjepa_lib.workbench.rows import (
     compute_ratio,
     finished,
     outcomes,
-    split_finished,
 )
 
 HIERARCHY, FLAT = "bar_l1l2_latent", "bar_flat_latent"
@@ -110,16 +109,15 @@ def claims(rows: pd.DataFrame) -> pd.DataFrame:
 
     The rule, older than any of its rows: of the group `equal`, on test trials, it `helps` where the
     95 % interval of the paired difference (seeds and trials redrawn) lies above 0, `hurts` where it
-    lies below, and else is `undecided`. So it is with fewer than `LEAST_SEEDS` seeds, without a row
-    of flat, where FLOPs per step differ by more than `EQUAL_COMPUTE`, and where either was `told`
-    more than frames.
+    lies below, and else is `undecided`. So it is with fewer than `LEAST_SEEDS` seeds that both have
+    played, without a row of flat, where FLOPs per step differ by more than `EQUAL_COMPUTE`, and
+    where either was `told` more than frames.
     """
     rows = rows.assign(place=named(rows))
     rows = rows[(rows["split"] == "test") & (rows["group"] == "equal")]
     where, lines = ["place", "model", "task_set", "cost"], []
     for place, part in rows.groupby(where, sort=False, dropna=False):
         about = dict(zip(where, place, strict=True))
-        part, _ = split_finished(part)
         flat = part[part["method"] == "flat"]
         for method, two in part[part["method"] != "flat"].groupby("method", sort=False):
             lines.append(about | {"method": method} | _claim(flat, two))
@@ -128,6 +126,7 @@ def claims(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _claim(flat: pd.DataFrame, two: pd.DataFrame) -> dict[str, object]:
     found = {"verdict": "undecided", "why": ""}
+    two, flat = two[two["seed"].isin(flat["seed"])], flat[flat["seed"].isin(two["seed"])]
     if flat.empty:
         return found | {"why": "no row of flat"}
     pair = paired(two, flat).iloc[-1]
