@@ -152,6 +152,15 @@ def test_a_story_ends_with_the_goal_or_says_that_it_missed(near, story):
     assert story.way[-1] > gap_of(story)
 
 
+@pytest.mark.parametrize("protocol", ["p1", "p2_seen", "p3"])
+def test_a_story_is_solved_by_the_rule_of_its_protocol(agent, near, protocol):
+    """It was cut at the first step within sqrt(2) px and called reached, whatever was asked."""
+    told = play(agent, near.scene, "flat", steps=40, protocol=protocol)
+    gaps = np.linalg.norm(told.positions - near.scene.ends[1], axis=-1)
+    assert gaps[0] < 2**0.5 and (protocol == "p1" or gaps[-1] > 4.5)  # it walks away
+    assert (told.reached, told.steps) == ((0, 0) if protocol == "p1" else (None, 40))
+
+
 def test_shuffled_sub_goals_come_from_companions(agent, story):
     hierarchy = dataclasses.replace(agent.planning.hierarchy, control="shuffle")
     shuffled = dataclasses.replace(agent.planning, hierarchy=hierarchy)

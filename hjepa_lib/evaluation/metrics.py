@@ -67,10 +67,11 @@ def per_trial(episodes: Episodes, protocol: str) -> dict[str, np.ndarray]:
     e = episodes._replace(**{name: getattr(episodes, name).astype(float) for name in names})
     error = ((e.positions - e.goal[:, None]) ** 2).sum(-1) / 2  # (B, S+1)
     distance = np.sqrt(2 * error)
-    strict, loose = error < 1, distance < LOOSE_PX  # (B, S+1)
-    if e.reached is not None:  # rows of `layout` mean something else there
-        strict, e = e.reached, e._replace(layout=np.zeros_like(e.layout))
-    hits, success = solved(loose if protocol.startswith("p2") else strict, protocol)
+    strict, loose = near_goal(e), distance < LOOSE_PX  # (B, S+1)
+    hits, success = solved(near_goal(e, protocol), protocol)
+    own = e.reached is not None
+    if own:  # rows of `layout` mean something else there
+        e = e._replace(layout=np.zeros_like(e.layout))
     side = np.sign(e.positions[..., 0] - e.layout[:, :1])  # (B, S+1)
     crossed = side != side[:, :1]
     crossing = np.where(crossed.any(1), crossed.argmax(1), np.nan)
@@ -91,8 +92,8 @@ def per_trial(episodes: Episodes, protocol: str) -> dict[str, np.ndarray]:
         "final_distance": distance[:, -1],
         "termination_step": _first(strict),  # tau
         "first_crossing_step": crossing,
-        # straight steps to the door over the crossing step, 0 without one
-        "efficiency": np.nan_to_num(straight / crossing, nan=0.0),
+        # straight steps to the door over the crossing step, 0 without one; NaN in another world
+        "efficiency": np.nan_to_num(straight / crossing, nan=math.nan if own else 0.0),
         # oracle / way up to the hit, 1 where the goal is the start
         "path_efficiency": success * np.divide(e.oracle, way, out=np.ones_like(way), where=way > 0),
         "lost": e.lost,
@@ -101,6 +102,15 @@ def per_trial(episodes: Episodes, protocol: str) -> dict[str, np.ndarray]:
     columns |= {} if e.teleported is None else {"teleported": e.teleported}
     columns |= _planned(e)
     return {name: column.astype(np.float64) for name, column in columns.items()}
+
+
+def near_goal(e: Episodes, protocol: str = "p1") -> np.ndarray:
+    """(B, S+1) bool, which steps are near the goal: by the world's own rule, in Two Rooms within
+    sqrt(2) px, with P2 within `LOOSE_PX`."""
+    if e.reached is not None:
+        return e.reached
+    error = ((e.positions - e.goal[:, None]) ** 2).sum(-1) / 2
+    return np.sqrt(2 * error) < LOOSE_PX if protocol.startswith("p2") else error < 1
 
 
 def solved(near: np.ndarray, protocol: str) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from hjepa_lib.config import Config, PlanningConfig, flatten
 from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
+from hjepa_lib.evaluation.metrics import near_goal, solved
 from hjepa_lib.figures.data import room_of
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.local import Scene as LocalScene
@@ -130,7 +131,7 @@ class Story:
     cost: str
     scene: Scene
     replan: int  # steps between planning calls
-    reached: int | None  # first step that solves the task
+    reached: int | None  # the step that solves the task; P3: the first of those that do
     positions: np.ndarray  # (S+1, 2)
     actions: np.ndarray  # (S, A)
     frames: np.ndarray  # (S+1, C, Hpx, Wpx) uint8
@@ -154,9 +155,10 @@ class Story:
     @property
     def outcome(self) -> str:
         """When it arrived and how far it went, or how long the way still is (N8)."""
-        travelled = np.linalg.norm(np.diff(self.positions, axis=0), axis=-1).sum()
         if self.reached is None:
             return f"missed the goal in {self.steps} steps: {self.way[-1]:.1f} px of way left"
+        gone = self.positions[: self.reached + 1]
+        travelled = np.linalg.norm(np.diff(gone, axis=0), axis=-1).sum()
         return (
             f"reached the goal at step {self.reached}: {travelled:.0f} px, "
             f"the shortest way is {self.way[0]:.0f} px"
@@ -171,26 +173,30 @@ def play(
     steps: int = 200,
     title: str = "",
     row: int = 0,
+    protocol: str = "p1",
+    dynamics: str = "bounce",
 ) -> Story:
     """Roll the scene out now; a second or so. WorkbookError before anything is played.
 
-    It is cut at the first hit. `row` is the trial's number in its file: the story meets the noise
-    of the stored result. The control `shuffle` hands around the sub-goals of a few other tasks of
-    the layout, which are planned beside it and change nothing else (I13).
+    It is cut where the task is solved, unless the protocol asks to stay. `row` is the trial's
+    number in its file: the story meets the noise of the stored result. The control `shuffle` hands
+    around the sub-goals of a few other tasks of the layout, which are planned beside it and change
+    nothing else (I13).
     """
     planning = planning or agent.planning
     cap = planning.action_cap or P1_CAP
     shuffled = method != "flat" and planning.hierarchy.control == "shuffle"
     task = trials_of(scene, COMPANIONS if shuffled else 0, row)
     policy = LatentPolicy(agent, method, dataclasses.replace(planning, action_cap=cap), fans=True)
-    outcome = run_episodes(policy, task, "bounce", steps, cap, agent.seed)
+    outcome = run_episodes(policy, task, dynamics, steps, cap, agent.seed)
     actions, states = outcome.actions[0], outcome.states
     states = torch.as_tensor((outcome.positions if states is None else states)[0])  # (S+1, N)
     world = scene.world(len(states))
     goals = torch.tensor([scene.goal]).expand_as(states)
-    hits = world.reached(states, goals).numpy()
-    reached = int(hits.argmax()) if hits.any() else None
-    last = len(actions) if reached is None else reached
+    hits, success = (found[0] for found in solved(near_goal(outcome, protocol), protocol))
+    reached = int(hits.argmax()) if success else None
+    stays = protocol.startswith(("p2", "p3"))
+    last = len(actions) if reached is None or stays else reached
     frames = world.render(states)
     latents = agent.encode(frames)
     maps, cost = look(agent, scene)
@@ -227,7 +233,7 @@ def tell(config: Config, agent: Agent, method: str, cost: str, trial: int) -> St
     case = Case.of(config, method, cost, trials=trial + 1)
     title = f"{method}, {cost} cost, {case.split} trial {trial}"
     scene = scene_of(case.tasks, trial)
-    return play(agent, scene, method, case.planning, case.steps, title=title, row=trial)
+    return _play(agent, scene, method, case, title, row=trial)
 
 
 def methods_of(agent: Agent) -> tuple[str, ...]:
@@ -256,7 +262,12 @@ def play_with(agent: Agent, scene: Scene, config: Config, method: str, knobs: Kn
     case, usual = Case.of(changed, method, changed.planning.cost), flatten(config.planning)
     other = [f"{k} {v}" for k, v in knobs.items() if k != "cost" and usual[k] != v]
     title = ", ".join([method, f"{case.cost} cost", *other])
-    return play(agent, scene, method, case.planning, case.steps, title=title)
+    return _play(agent, scene, method, case, title)
+
+
+def _play(agent: Agent, scene: Scene, method: str, case: Case, title: str, row: int = 0) -> Story:
+    rules = {"protocol": case.protocol, "dynamics": case.dynamics}
+    return play(agent, scene, method, case.planning, case.steps, title, row, **rules)
 
 
 def _ahead(
