@@ -98,6 +98,23 @@ def test_a_planner_of_fewer_seeds_is_shown_with_them_and_compared_on_them():
     assert "| maze | 40 x 3 |" in line
 
 
+def test_what_one_true_part_changes_is_said_of_each_world():
+    told = {"flat": ("", 10), "way": ("distance", 38), "step": ("dynamics", 12)}
+    rows = [
+        make_row(name, seed, first(count)) | dict.fromkeys(markdown.NUMBERS, 0.5)
+        | {"group": "factors", "model": "maze", "task_set": None, "told": part}
+        for name, (part, count) in told.items()
+        for seed in range(2)
+    ]  # fmt: skip
+    (said,) = markdown.factor_sentences(pd.DataFrame(rows))
+    assert said.startswith("maze, flat planning, latent cost, n = 40 x 2: 25.0 (")
+    rates = [part.split(" (")[0] for part in said.split(": ")[1].split(", ")]
+    assert rates == ["25.0", "95.0", "30.0"]
+    assert [part.split(") ")[1] for part in said.split(", ")[3:]] == [
+        "learned", "told its distance", "told its dynamics."
+    ]  # fmt: skip
+
+
 def test_the_file_gives_every_row_as_many_settings():
     experiment = read_experiment(CONFIGS / "worlds.yaml")
     worlds = {unit.model.name for unit in experiment.units}

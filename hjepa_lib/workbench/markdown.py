@@ -66,12 +66,14 @@ def point_line(row: Any) -> dict[str, str]:
     }
 
 
-def in_worlds(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+def in_worlds(
+    rows: pd.DataFrame, groups: Sequence[str] = WORLD_GROUPS
+) -> Iterator[tuple[str, pd.DataFrame]]:
     """Each world's name and points, best last; a point may have fewer seeds than its neighbour."""
-    test = rows[(rows["split"] == "test") & rows["group"].isin(WORLD_GROUPS)]
+    test = rows[(rows["split"] == "test") & rows["group"].isin(groups)]
     for of, part in test.groupby(named(rows), sort=False):
         played = part.groupby(POINT)["seed"].transform(lambda seeds: str(sorted(seeds)))
-        alike = [points(some, WORLD_GROUPS) for _, some in part.groupby(played)]
+        alike = [points(some, groups) for _, some in part.groupby(played)]
         found = pd.concat(alike, ignore_index=True).fillna({"told": ""})
         yield of, found.sort_values(["rate", "path_efficiency"])
 
@@ -119,6 +121,19 @@ def worlds_block(rows: pd.DataFrame) -> str:
 
     heads = sorted(pd.DataFrame(lines), key=place)
     return table(pd.DataFrame(lines, columns=heads).replace("", pd.NA).fillna("-"))
+
+
+def factor_sentences(rows: pd.DataFrame) -> list[str]:
+    """What one part made true changes (`planning.truth`), in each world that has such rows."""
+    sentences = []
+    for world, found in in_worlds(rows, ("factors",)):
+        parts = [
+            f"{cells(row)['success, % (95 %)']} {f'told its {row.told}' if row.told else 'learned'}"
+            for row in found.sort_values("told").itertuples()
+        ]
+        about = f"flat planning, {found['cost'].iloc[0]} cost, n = {found['n'].iloc[0]}"
+        sentences.append(f"{world}, {about} x {found['seeds'].min()}: {', '.join(parts)}.")
+    return sentences
 
 
 def own_mazes_block(rows: pd.DataFrame) -> str:
