@@ -81,7 +81,8 @@ def macro_box(
     length = level2.config.step_skip + 1
     windows = store.windows(length)
     pick = windows[:: max(1, len(windows) // 20_000)]
-    actions = level1.normalise_actions(store.gather(pick, length).actions)
+    # Scenes of so many windows would fill 20 GB in a giant maze.
+    actions = level1.normalise_actions(store.gather(pick, length, scene=False).actions)
     device = next(level2.parameters()).device
     codes = level2.macro(actions.to(device)).float()  # (M, macro_dim)
     bounds = torch.quantile(codes, torch.tensor([share, 1 - share], device=device), dim=0)
