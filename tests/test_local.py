@@ -288,6 +288,26 @@ def test_nodes_lead_round_a_wall_that_a_straight_line_meets(walls, nodes, every)
     assert (left[0] < 1.0) == nodes, left
 
 
+def test_ways_to_sub_goals_bend_as_those_to_goals_do(walls):
+    """They were straight lines: level 1 stood before the wall that a sub-goal is behind."""
+    geometry, picture, goals = walls
+    scene = Scene(torch.zeros(2, 20, 24, MAPS), torch.arange(2))
+    here, there = (picture.latents(torch.tensor([[x, 4.0], [5.0, 4.0]])) for x in (5.0, 15.0))
+    for subgoals in (there, goals):
+        geometry.begin(scene, subgoals)
+        wanted = geometry.between(geometry.embed(here), geometry.embed_goal(subgoals))
+        geometry.begin(scene, goals)
+        whole = geometry.between(geometry.embed(here), geometry.embed_goal(goals))
+        for level in (3, 2, 2):
+            found = geometry.embed_subgoal(subgoals, level, 8)
+            steps = geometry.between(geometry.embed(here), found)
+            torch.testing.assert_close(steps, wanted)
+        again = geometry.between(geometry.embed(here), geometry.embed_goal(goals))
+        torch.testing.assert_close(again, whole)
+    found = geometry.embed_subgoal(there, 2, 8)
+    assert geometry.between(geometry.embed(here), found)[0] > 6.0  # straight it is 5
+
+
 @pytest.mark.parametrize("leaks", ["one way", "gap"])
 def test_a_leak_is_no_way(walls, monkeypatch, leaks):
     """A maze's corners, imagined open by a hair, had half of all ways lead through walls."""

@@ -29,6 +29,10 @@ class Geometry:
         """(B, D) -> (B, E)."""
         return self.embed(goals)
 
+    def embed_subgoal(self, latents: Tensor, level: int, steps: int) -> Tensor:
+        """(B, D) that `level` hands down, some `steps` ahead -> (B, E)."""
+        return self.embed(latents)
+
 
 class LatentGeometry(Geometry):
     """mean_d (z - z_goal)^2."""

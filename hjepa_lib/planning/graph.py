@@ -8,6 +8,8 @@ gives the length of the way from everywhere: no distance is trained, and no layo
 
 import itertools
 import math
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from scipy.sparse import csr_array
@@ -25,6 +27,7 @@ SHORTEST = 0.01  # px of a step of the costs
 NEAREST = 4  # nodes that a goal is joined to
 BEND = 1.2  # times the straight line and 1 px: a longer way bends
 BEYOND = 20.0  # px added to the longest way for where no way is known
+NEARBY = 4  # times as far as a sub-goal should be, its ways are known
 _SIDE = range(-2, 3)
 HOPS = [
     (x, y)
@@ -54,6 +57,11 @@ def _wide(places: Tensor, hop: tuple[int, int], height: int, width: int) -> Tens
     return sides[0] | sides[1]
 
 
+def _beyond(fields: Tensor) -> Tensor:
+    """(B,) px of where fields (B, Hpx, Wpx) know no way."""
+    return fields.where(fields.isfinite(), 0).amax((1, 2)) + BEYOND
+
+
 class GraphDistance(Geometry):
     """Steps at full length to the goal, along the graph of the scene; straight between latents."""
 
@@ -76,15 +84,21 @@ class GraphDistance(Geometry):
     def begin(self, scene: Scene, goals: Tensor) -> None:
         """New episodes: scenes of B latents, goals (B, D)."""
         places = self.picture.pixels(goals).float().cpu()
-        found = [
-            self.field(scene.pick(torch.tensor([row])), place) for row, place in enumerate(places)
-        ]
-        fields, onward = zip(*found, strict=True)
-        self.fields, self.onward = (torch.stack(part).to(goals.device) for part in (fields, onward))
+        self.graphs = [self.graph(scene.pick(torch.tensor([row]))) for row in range(len(places))]
+        found = map(partial(self.field, size=scene.maps.shape[1:3]), self.graphs, places)
+        fields, onward = (torch.stack(part).to(goals.device) for part in zip(*found, strict=True))
+        self.onward = onward
+        self.take(fields)
+
+    def take(self, fields: Tensor) -> None:
+        """Ways (B, Hpx, Wpx) px to the goals of B episodes; sub-goals get theirs behind them."""
+        self.fields, self.beyond = fields, _beyond(fields)
+        self.aimed = fields.new_full((len(fields), 2), torch.nan)  # (B, 2) px they belong to
 
     def ahead(self, latents: Tensor, goals: Tensor, steps: int) -> Tensor:
         """(B, D) -> (B, D) so many steps on, where a way bends sooner, or a nearer goal (B, D)."""
-        pixels, ways = pixels_of(*self.fields.shape[1:]).to(latents), self.fields.flatten(1)
+        ways = self.fields[: len(latents)].flatten(1)
+        pixels = pixels_of(*self.fields.shape[1:]).to(latents)
         gaps = (pixels - self.places(latents)[:, None]).norm(dim=-1)  # (B, P)
         node = gaps.where(ways.isfinite(), torch.inf).argmin(1, keepdim=True)  # (B, 1)
         left = ways.gather(1, node)
@@ -126,16 +140,20 @@ class GraphDistance(Geometry):
         there = csr_array((lengths, (sources, ends)), shape=(len(kept), len(kept)))
         return pixels[kept].cpu(), kept.cpu(), there.minimum(there.T)
 
-    def field(self, scene: Scene, goal: Tensor) -> tuple[Tensor, Tensor]:
-        """(Hpx, Wpx) px from every pixel to the goal (2,) px, infinite without a way; and (P,) the
-        next pixel on the way, itself at the end."""
-        nodes, kept, edges = self.graph(scene)
-        height, width = scene.maps.shape[1:3]
+    def field(
+        self, graph: tuple[Tensor, Tensor, csr_array], goal: Tensor, size: Sequence[int],
+        limit: float = math.inf,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """(Hpx, Wpx) px from every pixel to the goal (2,) px, infinite without a way or beyond the
+        limit; and (P,) the next pixel on the way, itself at the end."""
+        (nodes, kept, edges), (height, width) = graph, size
         field = torch.full((height * width,), torch.inf)
         onward = torch.arange(len(field))
         if len(nodes):
             gap, near = (nodes - goal).norm(dim=-1).topk(min(NEAREST, len(nodes)), largest=False)
-            ways, after = dijkstra(edges, indices=near.numpy(), return_predecessors=True)  # (4, N)
+            ways, after = dijkstra(
+                edges, indices=near.numpy(), return_predecessors=True, limit=limit
+            )  # (4, N)
             ways += gap.numpy()[:, None]
             field[kept] = torch.from_numpy(ways.min(0)).float()
             after = torch.from_numpy(after[ways.argmin(0), range(len(nodes))]).long()
@@ -169,6 +187,26 @@ class GraphDistance(Geometry):
         found[:, 2] = torch.arange(len(found), device=found.device)
         return found
 
+    def embed_subgoal(self, latents: Tensor, level: int, steps: int) -> Tensor:
+        """(B, D) some `steps` away, of level 2 and up -> (B, 3), with the number of their field:
+        the way there bends as that to the goal does."""
+        found = self.embed_goal(latents)
+        found[:, 2] += (level - 1) * len(found)
+        for part in ("fields", "beyond", "aimed"):
+            known = getattr(self, part)
+            more = known.new_full(
+                (max(0, level * len(found) - len(known)), *known.shape[1:]), torch.nan
+            )
+            setattr(self, part, torch.cat([known, more]))
+        number, limit = found[:, 2].long(), NEARBY * steps * self.step
+        for row in torch.nonzero((self.aimed[number] != found[:, :2]).any(1))[:, 0].tolist():
+            field, _ = self.field(
+                self.graphs[row], found[row, :2].cpu(), self.fields.shape[1:], limit
+            )
+            self.fields[number[row]] = field
+        self.aimed[number], self.beyond[number] = found[:, :2], _beyond(self.fields[number])
+        return found
+
     def between(self, embedded: Tensor, goal: Tensor) -> Tensor:
         """(..., 3), broadcast with goal (..., 3) -> (...) steps."""
         straight = (embedded[..., :2] - goal[..., :2]).norm(dim=-1)
@@ -187,6 +225,5 @@ class GraphDistance(Geometry):
             weight = (1 - (x - column - across).abs()) * (1 - (y - row - down).abs())
             weight = weight.where(value.isfinite(), 0)
             way, known = way + weight * value.where(value.isfinite(), 0), known + weight
-        beyond = self.fields.where(self.fields.isfinite(), 0).amax((1, 2)) + BEYOND  # (B,)
-        way = torch.where(known > LEAST, way / known.clamp(min=LEAST), beyond[number])
+        way = torch.where(known > LEAST, way / known.clamp(min=LEAST), self.beyond[number])
         return torch.where(goal[..., 2] < 0, straight, way) / self.step

@@ -87,7 +87,8 @@ class Planner:
             if number > 1:
                 here = self.geometry.between(self.geometry.embed(latent), goal)  # (B,)
                 near = here <= self.hierarchy.near * level.reach
-                target = torch.where(near[:, None], goal, self.geometry.embed(level.subgoal))
+                handed = self.geometry.embed_subgoal(level.subgoal, number, level.stride)
+                target = torch.where(near[:, None], goal, handed)
         lost = torch.stack([level.search.lost for level in self.levels]).any(0)  # (B,)
         found = self.level1.search
         actions = found.plan.masked_fill(lost[:, None, None], torch.nan)

@@ -74,4 +74,4 @@ class TrueDistance(GraphDistance):
                 there = type(world)(world.layout.index(rows))
                 way = there.oracle_length(states, world.goal[rows])
                 ways.append(way.where(there.free(states), torch.inf))
-        self.fields = torch.cat(ways).reshape(-1, *sides).to(goals)  # (B, Hpx, Wpx)
+        self.take(torch.cat(ways).reshape(-1, *sides).to(goals))

@@ -68,7 +68,8 @@ def stage_of(
 
     # Keys tell results apart that kept what the inspector draws.
     about = {"case": case.digest, "pictures": False, "latency": latency}
-    recipe = 2 if case.cost == "graph" else 1  # an edge of the graph is judged twice since 2
+    # An edge of the graph is judged twice since 2, and ways to sub-goals bend since 3.
+    recipe = (3 if case.method == "l1+l2" else 2) if case.cost == "graph" else 1
     name = f"{folder}/{case.name}"
     return Stage(name, _make, reads=reads, folder=folder, about=about, recipe=recipe)
 
