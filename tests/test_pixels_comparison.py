@@ -275,8 +275,8 @@ class Oracle:
     config, background = tiny_config().pixels, torch.zeros(1)
     steps = torch.tensor([[2, 0], [-2, 0], [0, 2], [0, -2]])
 
-    def __init__(self, believes=True):
-        self.believes = believes
+    def __init__(self, believes=True, draws=False, tags=False):
+        self.believes, self.predicts_latents, self.tags = believes, not draws, tags
 
     def encode_target(self, state):
         light = (state[:, -1, 0] > 100).float()
@@ -287,6 +287,8 @@ class Oracle:
         for action in actions.unbind(1):
             place = (place + self.steps[action] * self.believes).clamp(0, 12)
             found.append(place)
+        if self.tags:  # it knows nothing of what an action does, but holds it
+            return torch.stack(found, 1) + self.steps[actions].cumsum(1).flip(-1)
         return torch.stack(found, 1)
 
 
@@ -300,9 +302,13 @@ def test_state_px_of_a_model_that_knows_and_of_one_that_copies(monkeypatch):
     assert px["imagined"].max() < 0.05 and px["encoded"].max() < 0.05
     assert px["permuted"].min() > 1 and len(episode) == len(found["guess"])
     assert px["guess"] == pytest.approx(np.min([px[n] for n in ("last", "mean", "between")], 0))
-    lazy, _ = measures.place_errors(Oracle(False), train, test, 0, 6)
-    for kind in ("imagined", "permuted"):  # its own read-out wins nothing over the guess
-        assert measures.rms(lazy[kind]) == pytest.approx(px["between"], abs=0.05)
+    for draws, guess in ((False, "last"), (True, "between")):  # its read-out wins nothing over it
+        lazy, _ = measures.place_errors(Oracle(False, draws), train, test, 0, 6)
+        for kind in ("imagined", "permuted"):
+            assert measures.rms(lazy[kind]) == pytest.approx(px[guess], abs=0.05)
+    # A ridge of its own read the world's steps out of a latent that merely holds the action.
+    tagged, _ = measures.place_errors(Oracle(False, tags=True), train, test, 0, 6)
+    assert (measures.rms(tagged["imagined"]) > px["guess"]).all()
     blind = dataclasses.replace(train, position=None)
     assert measures.place_errors(Oracle(), blind, test, 0, 6)[0] == {}
 

@@ -18,7 +18,7 @@ MOST = 600  # samples of a report
 LOOKED = 1_000  # transitions of each part that are looked at, at most
 STEPS = 8  # imagined ones, at most
 WINDOWS = 1_000  # scored, and those that true frames are read on
-READ, STRENGTH = 10_000, 1e-3  # windows that imagination is read on: chance needs many; weight
+READ, STRENGTH = 10_000, 1e-3  # windows that drawn frames are read on: chance needs many; weight
 Predict = Callable[[Any], Tensor]
 """A batch of transitions -> next frames (B, C, H, W)."""
 
@@ -71,12 +71,14 @@ def place_errors(
     """Squared distances (W, K), px^2, from true positions after 1..K actions; episodes (W,).
 
     K is `STEPS`, `most` or the longest episode of a part, whatever is least.
-    `imagined`: what a ridge of each step reads from imagined latents; `encoded`: one for all steps
-    from those of the true frames; `permuted`: imagined with the actions of another window; `last`,
-    `mean`: the first position, the mean one of training; `between`: ridges of the first position;
-    `guess`: the best of these three at each step; `possible`: that of the best model, in worlds of
-    our own. Ridges are fitted on training windows, on inputs of their own kind: how a drawn frame
-    differs from a true one says nothing about what it shows. Empty without positions.
+    `encoded`: what one ridge, fitted on training windows, reads from the latents of true frames;
+    `imagined`: the same one from latents that should equal them, for it would learn the dynamics
+    itself from imagined ones that merely hold the action; but a ridge of each step from encodings
+    of drawn frames, fitted on such: how these differ from true ones says nothing about what they
+    show. `permuted`: imagined with the actions of another window; `last`, `mean`: the first
+    position, the mean one of training; `between`: ridges of the first position; `guess`: the best
+    of these three at each step; `possible`: that of the best model, in worlds of our own. Empty
+    without positions.
     """
     if train.position is None:
         return {}, np.empty(0)
@@ -89,17 +91,22 @@ def place_errors(
     few, seen, asked = windows(train, WINDOWS), windows(train, READ), windows(data, WINDOWS)
     learned, truth = train.position[train.after[seen]], data.position[data.after[asked]]
     # True frames show the place, whatever the step: one ridge for all.
-    shown, read = (
+    shown, found = (
         latents(model, part, rows.flatten(), target=True)[:, None]
         for part, rows in ((train, few), (data, asked))
     )
     at_once = _reader(shown, train.position[train.after[few]].flatten(0, 1)[:, None])
-    places = {"encoded": at_once(read).view(truth.shape)}
-    if (ahead := _imagined(model, train, seen, train.action[seen])) is not None:
-        read, action = _reader(ahead, learned), data.action[asked]
+
+    def read(values: Tensor) -> Tensor:
+        return at_once(values.flatten(0, -2)[:, None]).view(truth.shape)
+
+    places, action = {"encoded": read(found)}, data.action[asked]
+    if (ahead := _imagined(model, data, asked, action)) is not None:
+        if not model.predicts_latents:
+            read = _reader(_imagined(model, train, seen, train.action[seen]), learned)
         other = torch.randperm(len(asked), generator=torch.Generator().manual_seed(seed))
-        for name, taken in (("imagined", action), ("permuted", action[other])):
-            places[name] = read(_imagined(model, data, asked, taken))
+        places["imagined"] = read(ahead)
+        places["permuted"] = read(_imagined(model, data, asked, action[other]))
     begun, first = (part.position[part.now[rows[:, 0]]][:, None].expand(-1, steps, -1)
                     for part, rows in ((train, seen), (data, asked)))  # fmt: skip
     places |= {"last": first, "mean": train.position[train.now].mean(0).expand_as(truth)}

@@ -90,7 +90,7 @@ def pixel_stages(config: Config) -> dict[str, Stage]:
                     name_of(name, n), of=(name, n), recipe=recipe)  # fmt: skip
     heads = [name for name in found if not name.startswith("decoder")]
     add("rewards", "results.make_rewards", (), *heads, recipe=3)
-    add("comparison", "results.make_comparison", (), *found, recipe=5)
+    add("comparison", "results.make_comparison", (), *found, recipe=6)
     return found
 
 
