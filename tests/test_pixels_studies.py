@@ -175,8 +175,12 @@ def test_tables_of_worlds_say_who_beats_the_guess_and_what_share_is_closed(tmp_p
                range(3) for end in results.ENDS for kind in ("px", "px_guess")}  # fmt: skip
     rows.append(table_row(model="breakout", **marked))
     (text,) = written(tmp_path, "pixel_worlds", rows).values()
-    assert "whole interval, are 3 of 4 models after one imagined step and 4 after the last" in text
-    assert "breakout: nearer than" in text and "are 1 of 1 models" in text
+    assert "is beaten by 3 of 4 models after one imagined step and by 4 after the last" in text
+    few = "(seeds: 1; nothing is claimed from fewer than 3)"
+    assert "is beaten by 0 of 1 models after one" in text and f"by 0 after the last {few}" in text
+    assert "[lowest to highest]; ratios" in text and "episodes, of one seed over blocks" in text
+    (one,) = written(tmp_path, "pixel_worlds", rows[-1:]).values()
+    assert "step, one training seed; ratios" in one and "over seeds" not in one
     order = [text.index(f"{compare.LABELS[name]} {share}") for name, share in
              (("enc_dec", 70), ("enc_dec_jepa", 50), ("vjepa2", 10), ("jepa", -20))]  # fmt: skip
     assert order == sorted(order) and "30.2 over uniform states" in text
@@ -199,6 +203,10 @@ def test_the_committed_prediction_meets_the_rows(tmp_path, at_75, verdict):
     (text,) = written(tmp_path, "noisy_tv", rows).values()
     told = f"Prediction {verdict}: ratio of px errors, encoder-decoder over JEPA, at 75 %"
     assert told in text and f"{np.log(at_75):+.3f}" in text and "| 25 | JEPA |" in text
+    assert "does not learn" not in text
+    rows[1]["imagined_first"] = 0.83 * rows[1]["guess_first"]  # of the first rival at 0 %, seed 0
+    (text,) = written(tmp_path, "noisy_tv", rows).values()
+    assert text.count("encoder-decoder does not learn (ratio up to 0.83, 1 of 3 seeds)") == 1
     (text,) = written(tmp_path, "noisy_tv", rows[: len(rows) // 3]).values()
     assert text.count("Prediction open") == 2 and "has 1 of 3 seeds" in text
     (text,) = written(tmp_path, "noisy_tv", [one for one in rows if one["noise"] == "0"]).values()

@@ -1,6 +1,6 @@
 """What committed tables of `studies.score_models` say, as sections of the results page."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ PLACES = ("paddle x", "ball x", "ball y")
 """What the numbers of Breakout's positions are."""
 RIVALS = ("enc_dec", TWINS[0])
 """Models with a decoder that the prediction of configs/noisy_tv.yaml holds against JEPA."""
-ABOUT = (
-    "State px after one and the last imagined step, mean over training seeds [lowest to highest]; "
-    "ratios are over the best of last place, mean place and a line through both, with 95 % "
-    "intervals over seeds and blocks of test episodes."
-)
+LEARNED = 0.5
+"""px over the better guess above which a model is said not to learn: added to the prediction after
+its first rows."""
+FEW = f"; nothing is claimed from fewer than {LEAST_SEEDS}"
 Section = dict[str, Any]
 Errors = dict[str, np.ndarray]  # kind -> (S, K) per block, a row per seed
+Learners = dict[str, tuple[pd.DataFrame, Errors]]  # model -> its rows, and their errors
 
 
 def sections(gallery: Path) -> list[Section]:
@@ -34,13 +34,27 @@ def sections(gallery: Path) -> list[Section]:
             continue
         rows = pd.read_csv(path, dtype={"noise": str}).sort_values("seed", kind="stable")
         if len(rows):
-            found.append({"title": title, "sentences": [ABOUT], "tables": [grid(rows, column)]})
-            found[-1] |= say(rows) if say else {}
+            said = say(rows) if say else {}
+            said["sentences"] = [about(rows, column), *said.get("sentences", ())]
+            found.append({"title": title, **said, "tables": [grid(rows, column)]})
     return found
 
 
-def learners(rows: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, Errors]]:
-    """The rows of each of the four models, and their errors."""
+def about(rows: pd.DataFrame, column: str) -> str:
+    """What the numbers of a table are, by the seeds that its lines have."""
+    counts = [*rows.groupby([column, "learner"])["seed"].nunique()]
+    alone, mean = "blocks of test episodes alone", "mean over training seeds [lowest to highest]"
+    over = "seeds and blocks of test episodes" + f", of one seed over {alone}" * (min(counts) == 1)
+    if max(counts) == 1:
+        over, mean = alone, "one training seed"
+    return (
+        f"State px after one and the last imagined step, {mean}; ratios are over the best of last "
+        f"place, mean place and a line through both, with 95 % intervals over {over}."
+    )
+
+
+def learners(rows: pd.DataFrame) -> Learners:
+    """Those of the four models."""
     found = {}
     for name, part in rows.groupby("learner"):
         fields = part.filter(like="errors.").dropna(axis=1)
@@ -117,17 +131,17 @@ def _words(name: Any) -> str:
 # --- other worlds
 def say_worlds(rows: pd.DataFrame) -> Section:
     """Who beats the guesses, and how much is won of what can be."""
-    said, lists = [ABOUT], {}
+    said, lists = [], {}
     for world, part in rows.groupby("model", sort=False):
         found, name = learners(part), _words(world)
         errors = {one: own for one, (_, own) in found.items()}
         claims = compare.claims(errors, matched=_matched(found))
         lists[f"Paired comparisons, {name}"] = compare.sentences(claims)
-        said += [*share_sentence(name, found), won_sentence(name, errors)]
+        said += [*share_sentence(name, found), won_sentence(name, found, claims)]
     return {"sentences": said, "lists": lists}
 
 
-def _matched(found: Mapping[str, tuple[pd.DataFrame, Errors]]) -> bool:
+def _matched(found: Learners) -> bool:
     """Whether the twins have equal numbers of weights, JEPA's decoder included."""
     own = [f"weights.{part}.parameters" for part in ("model", "decoder")]
     sizes = {name: found[name][0].iloc[0].reindex(own) for name in TWINS if name in found}
@@ -135,21 +149,29 @@ def _matched(found: Mapping[str, tuple[pd.DataFrame, Errors]]) -> bool:
     return known and compare.matched({name: one.sum() for name, one in sizes.items()})["ok"]
 
 
-def won_sentence(world: str, errors: Mapping[str, Errors]) -> str:
-    """How many models beat the better guess with their whole interval."""
-    won = []
-    for end in ("first", "last"):
-        said = [ratio_of(one[f"px_{end}"], one[f"px_guess_{end}"], 0.5) for one in errors.values()]
-        won.append(sum(one.get("_high", 1) < 1 for one in said))
-    seeds = len(next(iter(errors.values()))["px_first"])
+def won_sentence(world: str, found: Learners, claims: Sequence[Mapping[str, Any]]) -> str:
+    """How many models beat the better guess, by the verdicts of `claims`."""
+    won = [
+        sum(
+            one["verdict"] == "beats"
+            for one in claims
+            if (one["score"], one["against"]) == (compare.ERRORS[kind], compare.GUESSES[guess])
+        )
+        for kind, guess in compare.PAIRED[:2]
+    ]
     return (
-        f"{world}: nearer than the better guess, with the whole interval, are {won[0]} of "
-        f"{len(errors)} models after one imagined step and {won[1]} after the last "
-        f"(seeds: {seeds})."
+        f"{world}: the better guess is beaten by {won[0]} of {len(found)} models after one "
+        f"imagined step and by {won[1]} after the last ({_seeds(found)})."
     )
 
 
-def share_sentence(world: str, found: Mapping[str, tuple[pd.DataFrame, Errors]]) -> Iterator[str]:
+def _seeds(found: Learners) -> str:
+    """The seeds that each model has at least, and what follows from few."""
+    count = min(len(rows) for rows, _ in found.values())
+    return f"seeds: {count}{FEW * (count < LEAST_SEEDS)}"
+
+
+def share_sentence(world: str, found: Learners) -> Iterator[str]:
     """How much of the gap between the better guess and the best possible model is closed, in mean
     squared px after one step."""
     shares = {}
@@ -169,7 +191,7 @@ def share_sentence(world: str, found: Mapping[str, tuple[pd.DataFrame, Errors]])
     yield (
         f"{world}, mean squared px after one step: the better guess {number(guess)}, the best "
         f"possible model {number(least)} on these windows, {number(known.iloc[0] ** 2)} over "
-        f"uniform states. Of the gap is closed (95 %): {', '.join(texts)}."
+        f"uniform states. Of the gap is closed (95 %; {_seeds(found)}): {', '.join(texts)}."
     )
 
 
@@ -177,22 +199,38 @@ def share_sentence(world: str, found: Mapping[str, tuple[pd.DataFrame, Errors]])
 def say_noise(rows: pd.DataFrame) -> Section:
     """The committed prediction against the rows, for each rival of JEPA."""
     px = rows.pivot(index="seed", columns=["noise", "learner"], values="imagined_first")
-    return {"sentences": [ABOUT, *(prediction(px, rival) for rival in RIVALS)]}
+    said = [f"{prediction(px, rival)}{unlearned(rows, rival)}." for rival in RIVALS]
+    return {"sentences": said}
+
+
+def unlearned(rows: pd.DataFrame, rival: str) -> str:
+    """Which of both models learns too little without noise to be held against noise, by `LEARNED`;
+    "" where both learn."""
+    rows, said = rows[rows["noise"] == "0"], []
+    share = rows["imagined_first"] / rows["guess_first"]
+    for name in (rival, "jepa"):
+        own = share[rows["learner"] == name]
+        if count := (own > LEARNED).sum():
+            seeds = f"{count} of {len(own)} seeds"
+            said.append(f"{LABELS[name]} does not learn (ratio up to {own.max():.2f}, {seeds})")
+    more = "the ratio says more of the training than of the noise (rule added after first rows)"
+    return f"; but without noise {' and '.join(said)}: {more}" if said else ""
 
 
 def prediction(px: pd.DataFrame, rival: str) -> str:
-    """Confirmed, refuted or open by px of (seed, (noise, model)): configs/noisy_tv.yaml."""
+    """Confirmed, refuted or open by px of (seed, (noise, model)): configs/noisy_tv.yaml, which is
+    older than all rows."""
     wanted = [(noise, name) for noise in ("75", "0") for name in (rival, "jepa")]
     table = np.log(px.reindex(columns=wanted).dropna())
     gap = table.to_numpy() @ [1, -1, -1, 1]
     told = f"ratio of px errors, {LABELS[rival]} over JEPA, at 75 % of noise over that at 0 %"
     if len(gap) < LEAST_SEEDS:
-        return f"Prediction open: {told}, has {len(gap)} of {LEAST_SEEDS} seeds."
+        return f"Prediction open: {told}, has {len(gap)} of {LEAST_SEEDS} seeds"
     low, high = student(gap)
     verdict = "confirmed" if low > 0 else "refuted" if high < 0 else "open"
     return (
         f"Prediction {verdict}: {told}, mean of the logarithm {gap.mean():+.3f} "
-        f"({low:+.3f} to {high:+.3f}; seeds: {len(gap)})."
+        f"({low:+.3f} to {high:+.3f}; seeds: {len(gap)})"
     )
 
 
@@ -202,7 +240,7 @@ def say_seconds(rows: pd.DataFrame) -> Section:
     share = 100 * (rows["seconds"] / rows["wish"] - 1)
     within = "within" if share.abs().max() <= 10 else "NOT within"
     said = f"Measured seconds are {share.min():+.1f} to {share.max():+.1f} % from those wished"
-    return {"sentences": [ABOUT, f"{said}, {within} 10 %."]}
+    return {"sentences": [f"{said}, {within} 10 %."]}
 
 
 MADE: dict[str, tuple[str, str, Callable[[pd.DataFrame], Section] | None]] = {
