@@ -5,6 +5,7 @@ seeds and n shared trials; SciPy's cannot redraw two crossed factors.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 LEAST_SEEDS, LEAST_BLOCKS = 3, 8  # of training and of held-out data: below, nothing is claimed
+MOST_SEEDS = 1000  # that are asked for
 LEAST_NONZERO = 50  # rewards other than 0 that both parts need before R2 is estimated
 NOT_ESTIMABLE = "not estimable"
 Statistic = Callable[[np.ndarray], float]
@@ -101,15 +103,22 @@ def student(values: np.ndarray) -> tuple[float, float]:
 
 
 def seeds_for(gain: float, deviation: float, power: float = 0.8) -> int:
-    """Fewest seeds whose `student` interval is above 0 with this probability, at most 1,000.
+    """Fewest seeds whose `student` interval is above 0 with this probability, at most `MOST_SEEDS`.
 
     For a true mean `gain` above 0 and this deviation over seeds.
     """
-    for count in range(2, 1000):
-        edge, shift = stats.t.ppf(0.975, count - 1), gain * math.sqrt(count) / max(deviation, 1e-12)
-        if stats.nct.sf(edge, count - 1, shift) >= power:
-            return count
-    return 1000
+    ratio = gain / max(deviation, gain / 30)
+
+    def shown(count: int) -> float:
+        edge = stats.t.ppf(0.975, count - 1)
+        return stats.nct.sf(edge, count - 1, ratio * math.sqrt(count))
+
+    return 2 + bisect_left(range(2, MOST_SEEDS), power, key=shown)
+
+
+def deviation_limit(deviation: float, count: int) -> float:
+    """Upper 80 % confidence limit of the deviation that `count` values (at least 2) show."""
+    return deviation * math.sqrt((count - 1) / stats.chi2.ppf(0.2, count - 1))
 
 
 def claim(

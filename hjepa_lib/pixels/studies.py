@@ -14,7 +14,13 @@ from torch import Tensor
 
 from hjepa_lib.config import Config, ConfigError, from_dict, leaves, read_yaml
 from hjepa_lib.config.pixels import MODELS, AuxiliaryConfig
-from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, seeds_for, student
+from hjepa_lib.evaluation.statistics import (
+    MOST_SEEDS,
+    NOT_ESTIMABLE,
+    deviation_limit,
+    seeds_for,
+    student,
+)
 from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
 from hjepa_lib.pixels import results, stages, worlds
 from hjepa_lib.pixels.compare import BLOCKED, NOT_APPLICABLE, pack, ratio_of, score
@@ -49,18 +55,16 @@ def label_study(ws: Workspace) -> Stage:
 
 def load_labels(ws: Workspace) -> dict[str, Any]:
     """`rows` of the study (pays, model, head, labels, seed, r2) and its `sentences`."""
-    found = read_json(ws.obtain(label_study(ws)) / "labels.json")
-    lists = {"Look-ahead against plain heads, by labels": found["sentences"]}
+    rows = read_json(ws.obtain(label_study(ws)) / "labels.json")["rows"]
+    said = label_sentences(rows)
+    lists = {"Look-ahead against plain heads, by labels": said}
     leave_section(ws.run, "25-labels", {"title": "Labels that looking ahead saves", "lists": lists})
-    return found
+    return {"rows": rows, "sentences": said}
 
 
 def make_labels(ws: Workspace, folder: Path) -> None:
-    """R2 on test rows of each head from N labelled rows, drawn alike for all models.
-
-    How many seeds show a gain is told by the rows that choose weights (`r2_choice`), not by those
-    that score.
-    """
+    """R2 on test rows of each head from N labelled rows, drawn alike for all models; a quarter as
+    many labelled ones choose its weights, and have an R2, too (`r2_choice`)."""
     config, rows, parts = ws.config.pixels.reward, [], stages.make_transitions(ws)
     labelled = [_labelled(data) for data in parts]
     for number, name in itertools.product(range(ws.config.pixels.seeds), STUDIED):
@@ -86,7 +90,7 @@ def make_labels(ws: Workspace, folder: Path) -> None:
                 one |= {"seed": seed, "r2": _r2(work.module, test.inputs(kind), test.reward)}
                 one["r2_choice"] = _r2(work.module, choice.inputs(kind), choice.reward)
                 rows.append(one)
-    write_json(folder / "labels.json", {"rows": rows, "sentences": label_sentences(rows)})
+    write_json(folder / "labels.json", {"rows": rows})
 
 
 def _labelled(data: Transitions) -> tuple[Tensor, Tensor]:
@@ -103,9 +107,13 @@ def _r2(head: RewardHead, inputs: Tensor, reward: Tensor) -> float:
 
 
 def label_sentences(rows: list[dict[str, Any]]) -> list[str]:
-    """The gain of R2 by looking ahead, mean over seeds with Student's interval, of each case."""
+    """The gain of R2 by looking ahead, mean over seeds with Student's interval, of each case.
+
+    How many seeds would show `GAIN` is told by the wider spread of test and choice rows, at its
+    upper limit: few seeds say little of their own spread.
+    """
     table, found = pd.DataFrame(rows).set_index(["pays", "model", "labels", "seed"]), []
-    heads = {kind: one[["r2", "r2_choice"]] for kind, one in table.groupby("head")}
+    heads = {kind: one[["r2", "r2_choice"]].astype(float) for kind, one in table.groupby("head")}
     for against in HEADS[::2]:
         gain = (heads["larp"] - heads[against]).groupby(level=[0, 1, 2])
         for (pays, model, labels), both in gain:
@@ -114,11 +122,9 @@ def label_sentences(rows: list[dict[str, Any]]) -> list[str]:
             mean = f"{one.mean():+.3f}" if known else NOT_ESTIMABLE
             text = f"{pays}, {model}, {labels:,} labels: R2 {mean} over {against}"
             if known and len(one) > 1:
-                spread = both["r2_choice"].std()
-                text += " ({:+.3f} to {:+.3f}; seeds: {}".format(*student(one), len(one))
-                if spread >= 0:  # of the choice, too
-                    text += f", {seeds_for(GAIN, spread, POWER):,} would show {GAIN}"
-                text += ")"
+                needed = seeds_for(GAIN, deviation_limit(both.std().max(), len(one)), POWER)
+                text += " ({:+.3f} to {:+.3f}; seeds: {}, ".format(*student(one), len(one))
+                text += f"{needed:,}{' or more' * (needed == MOST_SEEDS)} would show {GAIN})"
             found.append(text.replace("_", " "))
     return found
 
