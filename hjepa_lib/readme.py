@@ -142,8 +142,7 @@ def pixels_block(kept: Mapping[str, Any]) -> str:
     parts = [f"{one['headline']} Scores, studies, minutes: [results]({PAGE})." for one in said]
     for one in (one for section in said for one in section.get("tables", [])):
         if one["columns"][0] == "Model":
-            rows = [row for row in one["rows"] if not row[0].startswith("random")]  # untrained
-            parts.append(table(pd.DataFrame(rows, columns=one["columns"])))
+            parts.append(table(pd.DataFrame(one["rows"], columns=one["columns"])))
     picture = f"![what each model draws for the next frame]({GALLERY}/{PIXEL_PICTURES[0]})"
     return "\n\n".join([*parts, picture]) if said else ""
 

@@ -28,7 +28,8 @@ def row(model="jepa", seed=0, factor=0.5):
     px = {"guess": [1.0, 2.0], "encoded": [0.1, 0.1], "last": [1.0, 2.0], "mean": [3.0, 3.0]}
     facts = {
         "model": model, "seed": seed, "data_sha256": "d" * 64, "environment": "world",
-        "mean_reward_r2": -0.01, "n": {"training": 80, "test": 20, "episodes": EPISODES},
+        "mean_reward_r2": -0.01,
+        "n": {"training": 80, "test": 20, "episodes": EPISODES, "windows": 1_000},
         "updates": 0 if untrained else 600, "loaded": False, "early_stopping": False,
         "collapsed": "", "px": px if untrained else px | {"imagined": [0.5, 0.6]},
     }  # fmt: skip
@@ -91,7 +92,7 @@ def test_every_score_has_n_seeds_ranges_and_baselines(tmp_path):
     """F12, F15."""
     found = json.loads(write_json(tmp_path / "c.json", compare.build(rows_of())).read_text())
     assert found["seeds"] == [0, 1, 2]
-    assert found["n"] == {"training": 80, "test": 20, "episodes": EPISODES}
+    assert found["n"] == row().facts["n"]
     assert list(found["models"]) == list(COMPARED) == list(found["curves"])
     for name in COLUMNS:
         assert "loss" not in name
@@ -227,7 +228,8 @@ def test_a_run_of_the_pixel_notebooks_alone_has_summary_and_report(tmp_path):
     assert found["results"] == [] and found["pixels"]["seeds"] == [0, 1, 2]
     for text in (
         "4 world models", "World models on pixels", "trivial guess, permuted actions", "-0.01",
-        "seeds: 3, blocks: 12", "0.50 % apart, matched", "paired comparisons",
+        "20 in 4 episodes to be judged on, px on 1,000 windows of them", "seeds: 3, blocks: 12",
+        "0.50 % apart, matched", "paired comparisons",
         "random ViT encoder", "latent_error of enc_dec_jepa is not applicable",
     ):  # fmt: skip
         assert text in page

@@ -175,6 +175,7 @@ def test_the_committed_texts_are_those_of_the_committed_files(rows, headline):
     worlds, mazes = (load_rows(root / readme.GALLERY / f"{name}.csv") for name in TABLES[1:])
     found = f"{markdown.worlds_block(worlds)}\n\n{markdown.own_mazes_block(mazes)}"
     blocks = headline, found, readme.pixels_block(kept)
+    assert "| random ViT encoder |" in blocks[-1]
     for name, block in zip(PARTS, blocks, strict=True):
         assert f"{readme.BEGIN.format(name)}\n{block}\n{readme.END.format(name)}" in text
     assert (root / readme.PAGE).read_text() == readme.results_page(rows, worlds, kept)

@@ -135,6 +135,7 @@ def score_table(comparison: Mapping[str, Any]) -> pd.DataFrame:
 def comparison_section(comparison: Mapping[str, Any]) -> dict[str, Any]:
     """The report's section: scores beside the trivial guesses, and the claims."""
     n, scores = comparison["n"], score_table(comparison)
+    windows = f", px on {n['windows']:,} windows of them" if n.get("windows") else ""
     short = scores.loc[[*HEADLINE]].T
     trained = [one for one in comparison["claims"] if one["model"] not in UNTRAINED]
     won = sum(one["verdict"] == "beats" for one in trained)
@@ -150,10 +151,10 @@ def comparison_section(comparison: Mapping[str, Any]) -> dict[str, Any]:
             f"{len(comparison['models']) - len(UNTRAINED)} world models and random encoders on "
             f"{comparison['environment']}, training seeds "
             f"{', '.join(map(str, comparison['seeds']))}: {n['training']:,} transitions to learn "
-            f"from and {n['test']:,} in {n['episodes']} episodes to be judged on; {won} of "
-            f"{len(trained)} paired comparisons with a trivial guess, permuted actions, a plainer "
-            "head, a random encoder or the matched twin are won (95 % intervals, not corrected for "
-            "their number)."
+            f"from and {n['test']:,} in {n['episodes']} episodes to be judged on{windows}; "
+            f"{won} of {len(trained)} paired comparisons with a trivial guess, permuted actions, a "
+            "plainer head, a random encoder or the matched twin are won (95 % intervals, not "
+            "corrected for their number)."
         ),
         "sentences": [
             "Mean over seeds [lowest to highest]. State px: root mean squared distance from the "
