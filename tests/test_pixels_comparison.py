@@ -28,13 +28,13 @@ def row(model="jepa", seed=0, factor=0.5):
     px = {"guess": [1.0, 2.0], "encoded": [0.1, 0.1], "last": [1.0, 2.0], "mean": [3.0, 3.0]}
     facts = {
         "model": model, "seed": seed, "data_sha256": "d" * 64, "environment": "world",
-        "mean_reward_r2": -0.01,
+        "mean_reward_r2": -0.01, "learning_rates": [1e-3], "reads": [64],
         "n": {"training": 80, "test": 20, "episodes": EPISODES, "windows": 1_000},
         "updates": 0 if untrained else 600, "loaded": False, "early_stopping": False,
         "collapsed": "", "px": px if untrained else px | {"imagined": [0.5, 0.6]},
     }  # fmt: skip
     if model == "vjepa2":
-        facts |= {"updates": 1750, "stage_updates": [600, 1150]}
+        facts |= {"updates": 1750, "stage_updates": [600, 1150], "reads": [64, 256]}
     scores = {name: 0.1 * seed + len(model) for name in COLUMNS}
     noise = factor * floor * rng.uniform(0.95, 1.05, (6, BLOCKS))
     guesses = ("copy_last_frame", "mean_frame", "mean_reward", "frame_guess", "px_guess_first",
@@ -77,7 +77,15 @@ def test_where_models_differ_by_design_is_said():
     """Section 0; two stages, loaded weights, early stops and collapse."""
     first, *said = compare.build(rows_of())["notes"]
     assert "enc_dec 600" in first and "vjepa2 1,750" in first
-    assert any("2 stages (600 + 1,150)" in text for text in said)
+    assert any("2 stages (600 + 1,150): the rule of equal" in text for text in said)
+    assert "Learning rates" not in " ".join(said)
+    rows = rows_of(learning_rates=[6e-3])
+    for one in of(rows, "vjepa2"):
+        one.facts.update(updates=600, stage_updates=[300, 300])
+    told = " ".join(compare.build(rows)["notes"])
+    assert "2 stages (300 + 300): as many updates as the others;" in told
+    assert "jepa 64, vjepa2 64 / 256." in told and "rule of equal" not in told
+    assert "enc_dec_jepa 0.001, jepa 0.006, vjepa2 0.001; what differs may be" in told
     assert any(text.startswith("latent_error of enc_dec_jepa is not applicable") for text in said)
     for facts, text in (
         ({"loaded": True, "updates": 0}, "jepa has weights from a file, so nothing is claimed"),
@@ -240,6 +248,7 @@ def test_rows_come_from_the_run_and_its_stored_weights(pixel_run):
     found = results.load_comparison(ws)
     assert list(found["models"]) == list(COMPARED) and found["matched"][0]["ok"]
     assert "(6 + 6)" in " ".join(found["notes"])
+    assert {one["model"]: one["reads"] for one in found["rows"]}["vjepa2"] == [8, 8 * 6]
     train, _, test = stages.make_transitions(ws)
     sha256 = stages.load_transitions(ws).sha256
     for one in found["rows"]:

@@ -3,6 +3,7 @@
 No loss is a column: an error in a model's own latent has the model's own unit.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -159,16 +160,24 @@ def sentences(found: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def notes(rows: Sequence[Row]) -> list[str]:
     """Sentences on where the trained models differ by design."""
-    found, updates = [], []
-    for name in dict.fromkeys(row.facts["model"] for row in rows):
-        facts = [row.facts for row in rows if row.facts["model"] == name not in UNTRAINED]
-        if counts := sorted({one["updates"] for one in facts}):
-            updates.append(f"{name} {' or '.join(f'{count:,}' for count in counts)}")
-        if stages := facts and facts[0].get("stage_updates"):
+    models: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row.facts["model"] not in UNTRAINED:
+            models.setdefault(row.facts["model"], []).append(row.facts)
+    counts = {name: sorted({one["updates"] for one in own}) for name, own in models.items()}
+    found = [f"Updates: {_each(counts)}."]
+    rates = {name: models[name][0]["learning_rates"] for name in models if any(counts[name])}
+    if len(set(itertools.chain(*rates.values()))) > 1:
+        found.append(f"Learning rates: {_each(rates)}; what differs may be their doing.")
+    reads = {name: facts[0]["reads"] for name, facts in models.items()}
+    for name, facts in models.items():
+        if stages := facts[0].get("stage_updates"):
+            told = "the rule of equal updates does not hold for it"
+            if all(count == counts[name] for count in counts.values()):
+                told = f"as many updates as the others; transitions that one reads: {_each(reads)}"
             found.append(
                 f"{name} is trained in {len(stages)} stages "
-                f"({' + '.join(f'{count:,}' for count in stages)}): the rule of equal updates does "
-                "not hold for it."
+                f"({' + '.join(f'{count:,}' for count in stages)}): {told}."
             )
         if any(one["early_stopping"] for one in facts):
             found.append(f"The budget of {name} is in epochs and may stop early.")
@@ -181,7 +190,13 @@ def notes(rows: Sequence[Row]) -> list[str]:
                 f"latent_error of {name} is not applicable: its imagined latent is trained to draw "
                 "the next frame, never to equal the encoding of the next state."
             )
-    return [f"Updates: {', '.join(updates)}.", *found]
+    return found
+
+
+def _each(values: Mapping[str, Sequence[float]]) -> str:
+    """The numbers of each model, as in "jepa 2,000, vjepa2 64 / 256"."""
+    texts = {name: " / ".join(f"{one:,}" for one in own) for name, own in values.items()}
+    return ", ".join(f"{name} {text}" for name, text in texts.items())
 
 
 def matched(counts: Mapping[str, int]) -> dict[str, Any]:

@@ -100,6 +100,11 @@ def measure_row(
     both = model, stages.load_model(ws, compare.plain(name), number)
     found = collapse(*(measures.latents(one, test, rows) for one in both))
     used = ("", *(["heads"] if rewards else ()), *(["decoder"] if decoder else ()))
+    optims = [config.optim_of(name)]
+    reads = [optims[0].batch]
+    if name == "vjepa2":
+        optims = [config.vjepa2.stage1.optim, config.vjepa2.stage2.optim]
+        reads = [optims[0].batch, optims[1].batch * config.data.sequence]
     facts = {key: value for key, value in result.items() if not isinstance(value, dict)} | {
         # Here, not where another run trained it.
         "environment": config.environment.id,
@@ -108,6 +113,8 @@ def measure_row(
         "px": {kind: values.tolist() for kind, values in px.items()},
         "weights": ws.weights(stages.name_of(name, number, kind) for kind in used),
         "mean_reward_r2": r2[MEAN_REWARD],
+        "learning_rates": [optim.lr for optim in optims],
+        "reads": reads,  # transitions of an update
         "collapsed": found.pop("collapsed"),
     }
     scores |= {key: NOT_ESTIMABLE if value != value else value for key, value in found.items()}
