@@ -323,6 +323,10 @@ def test_who_knows_the_world_beats_copying_on_every_episode():
     assert max(episodes["latent"]) == 0 < min(episodes["latent_copied"])
     rows = [{"model": kind, "seed": s, **found} for kind in KINDS for s in range(3)]
     first, second, *_ = measures.copying_sentences(rows)
+    plain = episodes | {"changed": [0.8 + 0.01 * n for n in range(10)]}
+    rows += [{"model": "random", "seed": s, "episodes": plain} for s in range(3)]
+    said = [text for text in measures.copying_sentences(rows) if "the untrained model" in text]
+    assert len(said) == 2 and said[0].startswith("jepa beats the untrained model: changed cells")
     assert first.startswith("jepa beats copying: changed cells read wrong -9")
     assert second.startswith("jepa beats copying: latent error -100.0 % (")
 

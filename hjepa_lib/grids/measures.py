@@ -188,13 +188,21 @@ def paired_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def copying_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """JEPA and twin against copying, in changed cells and in latents; all blocks are episodes."""
-    told = []
+    """JEPA and twin against copying, in changed cells and in latents, and in changed cells against
+    the untrained model, whose latents the action helps to read, too; all blocks are episodes."""
+    told, cells = [], "changed cells read wrong"
+    models = {kind: [row["episodes"] for row in rows if row["model"] == kind]
+              for kind in (*PAIRS[0], "random")}  # fmt: skip
     for kind in PAIRS[0]:
-        own = [row["episodes"] for row in rows if row["model"] == kind]
-        for name, what in (("changed", "changed cells read wrong"), ("latent", "latent error")):
-            pair = ([one[f"{name}{mark}"] for one in own] for mark in ("", "_copied"))
-            told += [sentence(kind, "copying", claim(*pair), what)] if own else []
+        for name, what, other, mark, against in (
+            ("changed", cells, kind, "_copied", "copying"),
+            ("changed", cells, "random", "", "the untrained model"),
+            ("latent", "latent error", kind, "_copied", "copying"),
+        ):
+            one, two = models[kind], models[other]
+            if one and two:
+                pair = [row[name] for row in one], [row[name + mark] for row in two]
+                told.append(sentence(kind, against, claim(*pair), what))
     return told
 
 

@@ -220,7 +220,7 @@ def section(rows: list[dict[str, Any]]) -> dict[str, Any]:
     cells = table.reset_index().to_numpy().tolist()
     lists = {
         "Paired by training seed, interval over seeds alone": measures.paired_sentences(rows),
-        "Against copying, interval over seeds and episodes": measures.copying_sentences(rows),
+        "Against copying and untrained, over seeds and episodes": measures.copying_sentences(rows),
     }
     return {
         "title": "Models of a grid world",
