@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -244,3 +245,23 @@ def test_models_train_in_turn_as_long_as_each_other(tmp_path, monkeypatch):
     again = seconds.score_seconds(ws, given)
     assert again[1]["seconds"] == 10.0 and len(turns) == count
     assert [row["teraflop"] for row in again] == [row["teraflop"] for row in rows]
+
+
+def test_a_killed_training_counts_no_update_twice(tmp_path, monkeypatch):
+    """It goes on from a checkpoint, whatever was trained since: 14 updates are 12 counted ones."""
+    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
+    runs = {"jepa": seconds._run(tiny_workspace(tmp_path, name="study/run"), "jepa", 14)}
+    clock, real = itertools.count(), stages.train
+    ticking = SimpleNamespace(perf_counter=lambda: float(next(clock)))
+    monkeypatch.setattr(seconds, "time", ticking)
+    monkeypatch.setattr(seconds, "TURN", 1)
+
+    def killed(*given):
+        yield from itertools.islice(real(*given), 8)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(seconds.stages, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        seconds.train_in_turn(runs)
+    monkeypatch.setattr(seconds.stages, "train", real)
+    assert seconds.train_in_turn(runs)["jepa"]["seconds"] == 12.0

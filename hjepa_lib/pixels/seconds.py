@@ -77,5 +77,6 @@ def train_in_turn(runs: dict[str, Workspace]) -> dict[str, dict[str, Any]]:
                 elif report.update == 1:  # what a stage begins with is no training
                     second = torch.enable_grad()(partial(next, work[name]))
                     spent[name]["flops"][report.stage] = count(second)
-            write_json(runs[name].run.path / "spent.json", spent[name])
+                if report.validation or report.update == 1:  # a killed fit goes on from here
+                    write_json(runs[name].run.path / "spent.json", spent[name])
     return spent
