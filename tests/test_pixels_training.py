@@ -420,6 +420,8 @@ def test_losses_run_into_their_own_folders_and_are_ranked(tmp_path, monkeypatch)
     for row in rows:
         values = [v for k, v in row.items() if k.startswith("downstream/")]
         assert row["status"] == "ok" and len(values) == 2 and np.isfinite(values).all()
+        drawn = read_json(tmp_path / "losses" / row["name"] / "pixels/decoder_jepa_s0/result.json")
+        assert row["downstream/reconstruction_mse"] == drawn["best_loss"]  # not that of the test
         manifest = read_json(tmp_path / "losses" / row["name"] / "manifest.json")
         assert manifest["config"]["pixels"]["optim"]["updates"] == 3
         assert manifest["config"]["pixels"]["auxiliary"]["kind"] == row["type"]

@@ -33,7 +33,7 @@ from hjepa_lib.runs.run import outputs_root
 from hjepa_lib.runs.workspace import Workspace, open_run
 from hjepa_lib.training.probes import collapse
 
-ROWS = 512  # validation transitions whose latents are described
+ROWS = 512  # choice transitions whose latents are described
 
 
 # --- does looking ahead save labels? (13) -------------------------------------------------------
@@ -164,6 +164,7 @@ def read_losses(path: Path | None) -> dict[str, AuxiliaryConfig]:
 def run_losses(study: str, losses: dict[str, AuxiliaryConfig], config: Config) -> pd.DataFrame:
     """Train and score one JEPA per loss, all else equal, in runs `<study>/<name>`: `rank_rows`.
 
+    They are scored on the choice part: who ranks by the test part has nothing left to judge with.
     A loss whose training fails is reported and ranked last.
     """
     root, rows = outputs_root(), []
@@ -184,15 +185,18 @@ def run_losses(study: str, losses: dict[str, AuxiliaryConfig], config: Config) -
 
 
 def _describe(ws: Workspace) -> dict[str, float]:
-    models = [stages.load_model(ws, name, 0) for name in ("jepa", "random")]
-    test = stages.make_transitions(ws).test
-    rows = torch.arange(min(ROWS, len(test)))
-    found = collapse(*(latents(model, test, rows) for model in models))
+    model, random = (stages.load_model(ws, name, 0) for name in ("jepa", "random"))
+    train, choice, _ = stages.make_transitions(ws)
+    rows = torch.arange(min(ROWS, len(choice)))
+    found = collapse(*(latents(one, choice, rows) for one in (model, random)))
     # The spread must be read next to the errors of state decoder and reward MLP.
-    drawn = stages.load_result(ws, "decoder_jepa_s0")["frames"]
+    features, settings = (encode(model, part) for part in (train, choice)), ws.config.pixels.reward
+    work = fit_head("reward_mlp", *features, settings, ws.config.seed)
+    for _ in work:
+        pass
     return found | {
-        "downstream/reconstruction_mse": drawn["frame"],
-        "downstream/reward_mse": stages.load_heads(ws, "jepa", 0)[1]["heads"]["reward_mlp"]["mse"],
+        "downstream/reconstruction_mse": stages.load_result(ws, "decoder_jepa_s0")["best_loss"],
+        "downstream/reward_mse": work.best_loss,
     }
 
 
