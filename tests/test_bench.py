@@ -45,7 +45,7 @@ def test_command_runs_every_way_and_names_bad_input(capsys, failed):
         assert message in failed("bench", *wrong, "--quick")
 
 
-PARTS = ["about", "losses", "plans", "throughput", "laptop", "full"]
+PARTS = ["about", "losses", "plans", "local", "throughput", "laptop", "full"]
 
 
 @pytest.fixture(autouse=True)
@@ -70,9 +70,10 @@ def test_the_short_form_fills_every_part(tmp_path, capsys):
     assert len(trained) == 2 and all(one["fp32"]["gaps"] == [0, 0] for one in trained)
     assert all(one["bf16"]["gaps"][1] > 0 for one in trained)  # the comparison is of other numbers
     assert parts["plans"]["l1+l2 latent"]["gaps"] == [0, 0]
+    assert {"l1+l2 graph, told none", "flat distance, told dynamics"} < set(parts["local"])
     assert parts["laptop"]["flat distance"]["n"] == 2
     assert parts["full"]["curve"][-1]["update"] == 4
-    assert len(list_runs()) == 2 and not (outputs_root() / "latest").exists()
+    assert len(list_runs()) == 3 and not (outputs_root() / "latest").exists()
 
 
 def test_time_that_ends_in_a_training_keeps_its_curve(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from hjepa_lib.config import PlannerConfig, profile
 from hjepa_lib.models.checkpoint import TrainedMacro, load_macro, load_part, save_part
@@ -33,8 +34,10 @@ from hjepa_lib.training.local import (
     Draw,
     Moves,
     centre_places,
+    ended,
     train_local,
     train_places,
+    typical_step,
 )
 from tests.tiny import CPU, Windows, seeded, tiny_data, tiny_normaliser
 
@@ -72,6 +75,21 @@ def test_inverse_dynamics_alone_find_the_place(places, data):
         found = model.encoder.picture.pixels(model.encode(batch.frames(CPU)))
     # The place is one of the picture, neither shrunk nor shifted: patches are read around it.
     assert (found - batch.positions).norm(dim=-1).mean() < 0.5
+
+
+def test_without_positions_no_error_of_them_is_told(data):
+    """It was 0.0 px."""
+
+    class Unplaced(Windows):
+        def sample(self, *draw):
+            batch = super().sample(*draw)
+            seen = SimpleNamespace(frames=batch.frames)
+            return batch._replace(positions=batch.positions[..., :0], record=seen)
+
+    optim = replace(CONFIG.optim, updates=1)
+    model, windows = Jepa(replace(CONFIG, optim=optim), tiny_normaliser()), Unplaced(data[0], 3)
+    (report,) = train_places(model, windows, windows, seed=0)
+    assert set(report.validation) == {"loss", "idm"}
 
 
 def test_places_are_moved_to_the_middle_of_what_is_seen(places, data):
@@ -159,6 +177,29 @@ def test_free_steps_are_told_from_stopped_ones(places, store):
     assert not stopped[~inside].any() and not moves.carried.any()
 
 
+class Elsewhere(torch.Tensor):
+    """As on another device: until it is fetched it meets no other tensor, but for an index."""
+
+    @classmethod
+    def __torch_function__(cls, call, types, args=(), kwargs=None):
+        if call.__name__ in ("cpu", "to"):
+            return call(args[0].as_subclass(torch.Tensor), *args[1:], **kwargs or {})
+        met = [] if call.__name__ == "__getitem__" else tree_leaves((args, kwargs))
+        assert not any(type(one) is torch.Tensor and one.ndim for one in met), call.__name__
+        return super().__torch_function__(call, types, args, kwargs)
+
+
+def test_latents_on_another_device_are_fetched(places, store):
+    """With CUDA every local level 1 stopped there."""
+    model, away = places[0], copy.copy(store)
+    away.latents = store.latents.as_subclass(Elsewhere)
+    assert type(away.latents.float()) is Elsewhere
+    for found, known in zip(Moves.of(model, away), Moves.of(model, store), strict=True):
+        torch.testing.assert_close(found, known)
+    assert typical_step(away) == typical_step(store)
+    assert torch.equal(ended(away, 0.1), ended(store, 0.1))
+
+
 def test_what_a_teleporter_did_is_neither_a_stop_nor_drawn(places, store):
     """In OGBench's teleport maze half of each batch were such steps, and no way led anywhere."""
     known, latents = Moves.of(places[0], store), store.latents.float().clone()
@@ -244,6 +285,9 @@ def test_graph_goes_around_the_wall_to_each_trials_own_goal(walls):
     assert geometry.step == pytest.approx(2.0)
     assert steps[0] == pytest.approx(around, rel=0.06)  # 16 directions, the wall's lower end
     assert steps[1] == pytest.approx(0.5, abs=1e-4)
+    start[0] = torch.nan  # a lost trial, which ended that of all others
+    found = geometry.between(geometry.embed(start), geometry.embed_goal(goals))
+    assert found[0].isnan() and found[1] == steps[1]
 
 
 def test_the_node_ahead_is_that_many_steps_on_along_the_shortest_way(walls):

@@ -168,8 +168,9 @@ class LatentPolicy(Policy):
         """Forget what was played; it sees the goals as frames."""
         self.world = world
         if not self.flops_per_step:
-            frame = world.render()[:1]
-            scene = witness(world, self.agent.scene(frame)).pick([0]) if self.told else None
+            frame, scene = world.render()[:1], None
+            if self.told:
+                scene = witness(world, self.agent.scene(frame), self.agent.device).pick([0])
             counted = planner_flops(self.planner, self.agent.level1, frame, self.steps, scene)
             self.flops_per_step, self.transitions_per_step = counted
         self.controller.start(world.render(goal), world.rows)

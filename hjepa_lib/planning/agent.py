@@ -180,7 +180,7 @@ class Controller:
         with self.agent.autocast():
             self.scene = self.agent.scene(frames)
             if world is not None:
-                self.scene = witness(world, self.scene)
+                self.scene = witness(world, self.scene, self.agent.device)
             self.last = self.planner.plan(self.latent, self.goal, executed, self.scene)
         return self.last.actions[:, : self.planner.every]
 

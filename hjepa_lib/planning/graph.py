@@ -215,7 +215,7 @@ class GraphDistance(Geometry):
             return straight / self.step
         height, width = self.fields.shape[1:]
         x, y = embedded[..., 0].clamp(0, width - 1.001), embedded[..., 1].clamp(0, height - 1.001)
-        column, row = x.long(), y.long()
+        column, row = (one.nan_to_num().long() for one in (x, y))
         number = number.clamp(min=0).expand(column.shape)
 
         # Bilinear, from the pixels with a way alone: beside a wall the others would repel.
@@ -226,4 +226,5 @@ class GraphDistance(Geometry):
             weight = weight.where(value.isfinite(), 0)
             way, known = way + weight * value.where(value.isfinite(), 0), known + weight
         way = torch.where(known > LEAST, way / known.clamp(min=LEAST), self.beyond[number])
+        way = way.where(~straight.isnan(), torch.nan)  # a lost trial costs no number (Q1)
         return torch.where(goal[..., 2] < 0, straight, way) / self.step

@@ -14,7 +14,8 @@ from hjepa_lib.worlds.base import World
 
 
 def resume(world: World, rows: Tensor) -> World:
-    """A copy that goes on from the states of trials `rows` (M,), without `bounce`."""
+    """A copy that goes on from the states of trials `rows` (M,), without `bounce`, on the CPU."""
+    rows = rows.cpu()
     rule = getattr(world, "dynamics", "slide").replace("bounce", "slide")
     copy = type(world)(world.layout.index(rows), rule, seed=1 << 30)  # no chance is foretold
     copy.rows, copy.goal = range(len(rows)), world.goal[rows]
@@ -23,9 +24,9 @@ def resume(world: World, rows: Tensor) -> World:
     return copy
 
 
-def witness(world: World, seen: Scene | None) -> Scene:
-    """What level 1 sees of B trials, and the world as it is now."""
-    rows = torch.arange(world.layout.batch)
+def witness(world: World, seen: Scene | None, device: torch.device | str = "cpu") -> Scene:
+    """What level 1 on `device` sees of B trials, and the world as it is now."""
+    rows = torch.arange(world.layout.batch, device=device)
     return Scene(seen and seen.maps, rows, resume(world, rows), seen and seen.ahead)
 
 

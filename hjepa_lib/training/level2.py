@@ -82,9 +82,9 @@ def macro_box(
     windows = store.windows(length)
     pick = windows[:: max(1, len(windows) // 20_000)]
     # Scenes of so many windows would fill 20 GB in a giant maze.
-    actions = level1.normalise_actions(store.gather(pick, length, scene=False).actions)
     device = next(level2.parameters()).device
-    codes = level2.macro(actions.to(device)).float()  # (M, macro_dim)
+    actions = store.gather(pick, length, scene=False).actions.to(device)
+    codes = level2.macro(level1.normalise_actions(actions)).float()  # (M, macro_dim)
     bounds = torch.quantile(codes, torch.tensor([share, 1 - share], device=device), dim=0)
     return torch.stack([bounds[0] + inset, bounds[1] - inset])
 

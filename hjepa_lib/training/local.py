@@ -42,7 +42,7 @@ def ended(store: LatentStore, usual: float) -> Tensor:
 
     Meeting what moves by itself may end what an agent can do.
     """
-    z, end = store.latents[:, :2].float(), store.starts[1:] - 1
+    z, end = store.latents[:, :2].float().cpu(), store.starts[1:] - 1
     middle = torch.stack([z[(end - ago).clamp(min=0)] for ago in range(SURE - 1)]).median(0).values
     away = (z - middle[store.trajectory]).norm(dim=-1) > STILL * usual
     index = torch.arange(len(z))
@@ -95,6 +95,8 @@ def train_places(
         latents, errors = read(batch)
         loss, flat = errors[kept], latents[:, :, kept].flatten(0, 1).cpu()
         truth = batch.world.xy(batch.positions).flatten(0, 1)
+        if not truth.shape[1]:  # a recording that does not say where it is
+            return {"loss": loss, "idm": loss}
         half = len(flat) // 2
         px = rmse_px(fit_ridge(flat[:half], truth[:half])(flat[half:]), truth[half:])
         return {"loss": loss, "idm": loss, "probe_position_px": px}
@@ -140,7 +142,8 @@ class Moves(NamedTuple):
     def of(cls, model: Jepa, store: LatentStore) -> "Moves":
         """Free are those whose action the moves tell; the linear step is fitted to these alone."""
         device = model.pixel_mean.device
-        z, actions = store.latents.float(), model.normalise_actions(store.actions.to(device)).cpu()
+        z = store.latents.float().cpu()  # as the rest of a store is
+        actions = model.normalise_actions(store.actions.to(device)).cpu()
         here, later, actions = z[:-1], z[1:], actions[:-1]
         whole = store.trajectory[:-1] == store.trajectory[1:]
         told = model.idm(here.to(device), later.to(device), model.encoder.kept).cpu()

@@ -43,6 +43,9 @@ COMPILE, LAPTOP, PLAY = 60.0, 150.0, 20.0
 _QUICK = {"data.transitions": 2000, "distance.trajectories": 10, "level2.macro_steps": 2}
 _QUICK |= {"evaluation.trials": 2, "evaluation.steps": 8}
 _QUICK |= {f"{part}.optim.updates": 4 for part in ("level1", "distance", "level2")}
+TOLD = ("dynamics", "distance")
+"""What one part of a plan is made true by."""
+_LOCAL = {"data.source": "patrolled_door", "level1.foresight": 4, "level1.refine_updates": 4}
 
 
 class Check:
@@ -104,9 +107,10 @@ class Check:
         found["training_seconds"] = time.monotonic() - begin
         return True
 
-    def workspace(self, name: str, found: dict[str, Any]) -> Workspace:
-        """A new run of a profile, with its data; it becomes no latest one."""
-        config = profile("smoke" if self.quick else name).override(_QUICK if self.quick else {})
+    def workspace(self, name: str, found: dict[str, Any], **tiny: Any) -> Workspace:
+        """A new run of a profile, or tiny of these settings, with its data; no latest one."""
+        quick = self.quick or tiny
+        config = profile("smoke" if quick else name).override(_QUICK | tiny if quick else {})
         run = Run.create(f"{self.name}/{name}", config.override({"device": self.device}))
         ws, begin = Workspace("gpu-check", run), time.monotonic()
         data = read_json(ws.obtain(core_stages(run.config)["data"]) / "meta.json")
@@ -160,6 +164,17 @@ def plans(check: Check, found: dict[str, Any]) -> None:
         costs, actions = zip(*(plan(agent, method, cost) for agent in agents), strict=True)
         gaps = bench.difference(*costs), float((actions[0] - actions[1]).abs().max())
         found[f"{method} {cost}"] = judged(gaps, PLANS)
+
+
+def local(check: Check, found: dict[str, Any]) -> None:
+    """Places, a graph and level 2 above them in a world with a guard, tiny: that it all runs."""
+    ws = check.workspace("local", found, **_LOCAL)
+    wanted = [(method, "graph", "none") for method in METHODS]
+    for method, cost, truth in (*wanted, *(("flat", "distance", one) for one in TOLD)):
+        planning = dataclasses.replace(ws.config.planning, truth=truth)
+        case = Case.of(ws.config, method, cost, split="test", planning=planning)
+        played = play(ws, load_trained(ws, case.stages), case, latency=False).row
+        found[f"{method} {cost}, told {truth}"] = {"success_rate": played["success_rate"]}
 
 
 # --- speed
@@ -232,7 +247,7 @@ def full(check: Check, found: dict[str, Any]) -> None:
         found["hours_for_all"] = ws.config.level1.optim.updates / found["per_second"] / 3600
 
 
-PARTS = {about: 0, losses: 10, plans: 5, throughput: 20, laptop: 40, full: 45}
+PARTS = {about: 0, losses: 10, plans: 5, local: 30, throughput: 20, laptop: 40, full: 45}
 """What is done, with the seconds without which it is not begun."""
 
 
