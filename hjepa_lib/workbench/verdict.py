@@ -107,11 +107,11 @@ def _layout_sentence(heldout: pd.DataFrame, seen: pd.DataFrame) -> str:
 def claims(rows: pd.DataFrame) -> pd.DataFrame:
     """Each planner with sub-goals against flat, of each model (a world), tasks, dynamics and cost.
 
-    The rule, older than any of its rows: of the group `equal`, on test trials, it `helps` where the
-    95 % interval of the paired difference (seeds and trials redrawn) lies above 0, `hurts` where it
-    lies below, and else is `undecided`. So it is with fewer than `LEAST_SEEDS` seeds that both have
-    played, without a row of flat, where FLOPs per step differ by more than `EQUAL_COMPUTE`, and
-    where either was `told` more than frames.
+    Of the group `equal`, on test trials, it `helps` where the 95 % interval of the paired
+    difference (`bootstrap_difference`) lies above 0, `hurts` where it lies below, and else is
+    `undecided`. So it is with fewer than `LEAST_SEEDS` seeds that both have played, without a row
+    of flat, where FLOPs per step differ by more than `EQUAL_COMPUTE`, and where either was `told`
+    more than frames. The rule is older than its rows, Student's part of the interval is not.
     """
     rows = rows.assign(place=named(rows))
     rows = rows[(rows["split"] == "test") & (rows["group"] == "equal")]
@@ -176,7 +176,7 @@ def _gap(one: Mapping[str, Any]) -> str:
 # --- pairs
 def paired(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """Two planners on the same trials, one point each: rates, difference with interval, who solved
-    what, exact McNemar p; a line per `seed`, and "all", which redraws seeds and trials.
+    what, exact McNemar p; a line per `seed`, and "all".
 
     McNemar's test over all counts every seed's trials as its own: new trainings need every seed.
     """
