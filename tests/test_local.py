@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from hjepa_lib.config import PlannerConfig, profile
+from hjepa_lib.models import level1
 from hjepa_lib.models.checkpoint import TrainedMacro, load_macro, load_part, save_part
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.level2 import Level2
@@ -90,6 +91,17 @@ def test_without_positions_no_error_of_them_is_told(data):
     model, windows = Jepa(replace(CONFIG, optim=optim), tiny_normaliser()), Unplaced(data[0], 3)
     (report,) = train_places(model, windows, windows, seed=0)
     assert set(report.validation) == {"loss", "idm"}
+
+
+def test_frames_are_mapped_some_at_a_time(places, monkeypatch):
+    """2,000 of a giant maze at once took 1.7 GB."""
+    model, frames = copy.deepcopy(places[0]), torch.randint(256, (7, 2, 65, 65), dtype=torch.uint8)
+    whole, sizes = model.scene(frames), []
+    monkeypatch.setattr(level1, "MAPPED", 3 * 65**2)
+    model.map.register_forward_hook(lambda _, given, maps: sizes.append(len(maps)))
+    found = model.scene(frames)
+    assert sizes == [3, 3, 1] and torch.equal(found.rows, whole.rows)
+    torch.testing.assert_close(found.maps, whole.maps)
 
 
 def test_places_are_moved_to_the_middle_of_what_is_seen(places, data):

@@ -127,7 +127,7 @@ def test_encoding_is_deterministic_in_every_mode(level1, monkeypatch):
     assert torch.equal(first, level1.encode(frames))
     assert torch.equal(first, level1.train().encode(frames))
     level1.eval()
-    monkeypatch.setattr("hjepa_lib.training.latents.CHUNK", 3)
+    monkeypatch.setattr("hjepa_lib.models.level1.ENCODED", 3 * 2 * 65**2)
     store = make_store(level1, limit=1)
     whole = level1.encode(store.frames(torch.arange(len(store.latents))))
     torch.testing.assert_close(store.encode(), whole, atol=1e-5, rtol=1e-5)

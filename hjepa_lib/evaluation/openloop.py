@@ -28,6 +28,7 @@ from hjepa_lib.worlds.trials import Trials
 WINDOWS = 256
 HELD_OUT = 2**31  # added to seeds, which are smaller: no training set has these random numbers
 PUSHES, PUSH_STEPS, LEAK_PX = 2000, 8, 3.0  # see `wall_leak`
+AT_ONCE = 200  # of them: the maps of giant mazes take 40 MB
 
 
 # --- windows
@@ -190,10 +191,11 @@ def wall_leak(agent: Agent, data: Trajectories, cap: float, count: int = PUSHES)
     push = reaching(push, cap, world.action_ball)
     states = [start, *(world.step(push) for _ in range(PUSH_STEPS))]
     path = world.xy(torch.stack(states, 1))  # (B, PUSH_STEPS + 1, 2)
-    plans = push[:, None].expand(-1, PUSH_STEPS, -1).to(agent.device)
-    frames = world.render(start)
-    latents, scene = agent.encode(frames), agent.scene(frames)
-    ends = agent.level1.rollout_members(latents, plans, scene=scene).mean(0)[:, -1:]
+    plans, ends = push[:, None].expand(-1, PUSH_STEPS, -1).to(agent.device), []
+    for frames, part in zip(world.render(start).split(AT_ONCE), plans.split(AT_ONCE), strict=True):
+        latents, scene = agent.encode(frames), agent.scene(frames)
+        ends.append(agent.level1.rollout_members(latents, part, scene=scene).mean(0)[:, -1:])
+    ends = torch.cat(ends)
     off = torch.from_numpy(_gaps(agent, ends, path[:, -1:]))[:, 0] > LEAK_PX
     pace, way = ((path[:, -1] - path[:, then]).norm(dim=-1) for then in (-2, 0))
     held = ~world.reached(states[-1], states[-1])  # whose episode has failed, wherever the goal is

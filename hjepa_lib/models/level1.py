@@ -4,6 +4,7 @@ z_t = enc(o_t), zhat_{t+1} = pred(zhat_t, a_t) with zhat_0 = z_0. Pixels and act
 inside, from buffers that are saved with the weights (PL5, F14).
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,6 +18,9 @@ from hjepa_lib.models.layers import Size, mlp, sides
 from hjepa_lib.models.local import Displacement, Scene, SceneMap
 from hjepa_lib.models.mover import Mover
 from hjepa_lib.worlds.layout import SIZE
+
+ENCODED, MAPPED = 1088 * 2 * 65**2, 2**19
+"""Bytes and pixels of frames that are encoded and mapped at once: activations stay near 16 MB."""
 
 
 class Rollout(NamedTuple):
@@ -84,14 +88,20 @@ class Jepa(Reader):
         latents = (encoder or self.encoder)(self.pixels(frames.reshape(-1, *frames.shape[-3:])))
         return latents.float().reshape(*frames.shape[:-3], self.latent_dim)
 
+    def pieces(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Parts of rows (M, ...), a frame each, that are encoded at once outside training."""
+        return rows.split(max(1, ENCODED // math.prod(self.frame)))
+
     def scene(self, frames: Tensor | None) -> Scene | None:
         """What a local predictor sees of frames (M, C, Hpx, Wpx) uint8; None for others."""
         if self.map is None:
             return None
-        maps, ahead = self.map(self.pixels(frames)), None
+        parts, ahead = frames.split(max(1, MAPPED // math.prod(self.image))), None
+        maps = torch.cat([self.map(self.pixels(part)) for part in parts])
         if self.mover is not None:
             with torch.no_grad():
-                ahead = self.mover.foresee(self.encode(frames, self.mover.encoder))
+                states = [self.encode(part, self.mover.encoder) for part in parts]
+                ahead = self.mover.foresee(torch.cat(states))
         return Scene(maps, torch.arange(len(maps), device=maps.device), ahead=ahead)
 
     def rollout(

@@ -89,7 +89,8 @@ class Agent:
     def encode(self, frames: Tensor) -> Tensor:
         """(B, C, Hpx, Wpx) uint8 -> (B, D) float32."""
         with torch.no_grad(), self.autocast():
-            parts = [self.level1.encode(part.to(self.device)) for part in frames.split(1024)]
+            pieces = self.level1.pieces(frames)
+            parts = [self.level1.encode(piece.to(self.device)) for piece in pieces]
         return torch.cat(parts)
 
     @torch.no_grad()

@@ -11,8 +11,6 @@ from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.local import Scene
 from hjepa_lib.worlds.layout import Layout
 
-CHUNK = 1088  # frames encoded at once: activations stay near 16 MB
-
 
 class LatentBatch(NamedTuple):
     """Windows of T consecutive states of one trajectory each."""
@@ -48,7 +46,7 @@ class LatentStore:
     @torch.no_grad()
     def encode(self, encoder: nn.Module | None = None) -> Tensor:
         """(M, D) float32 of all frames, by level 1's encoder or another like it."""
-        pieces = torch.arange(len(self.positions)).split(CHUNK)
+        pieces = self.model.pieces(torch.arange(len(self.positions)))
         return torch.cat([self.model.encode(self.frames(piece), encoder) for piece in pieces])
 
     def windows(self, length: int) -> Tensor:
