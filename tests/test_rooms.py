@@ -11,7 +11,7 @@ from tiny import refused, seeded, tiny_config
 
 from hjepa_lib.data.recipes import generate
 from hjepa_lib.data.windows import Windows
-from hjepa_lib.evaluation import Case
+from hjepa_lib.evaluation import RULES, Case
 from hjepa_lib.evaluation.episodes import OraclePolicy, RandomPolicy, run_episodes
 from hjepa_lib.evaluation.metrics import per_trial, solved, summarise
 from hjepa_lib.files import WorkbookError, sha256
@@ -268,23 +268,15 @@ def test_the_oracle_is_in_time_where_others_are_not():
     case = Case.of(tiny_config(data__source="patrolled_door", **changes), "oracle", trials=24)
     trials = case.tasks
 
-    class Blind(OraclePolicy):
-        def act(self, position, frames):
-            return self.world.heading(self.goal, self.cap)[:, None]
-
     rates = {}
-    for policy in (
-        OraclePolicy(STEP),
-        Blind(STEP),
-        OraclePolicy(STEP, "rule"),
-        RandomPolicy(STEP, 0),
-    ):
+    kinds = ("oracle", *RULES)
+    for policy in (*(OraclePolicy(STEP, kind) for kind in kinds), RandomPolicy(STEP, 0)):
         played = run_episodes(policy, trials, "slide", 60, STEP, 0)
         assert not played.invalid.any()
         name = f"{type(policy).__name__} {getattr(policy, 'kind', '')}"
         rates[name] = per_trial(played, case.protocol)["success"].mean()
     assert rates["OraclePolicy oracle"] >= 0.98 and rates["RandomPolicy "] == 0
-    assert 0.2 < rates["Blind oracle"] < 0.7 and 0.2 < rates["OraclePolicy rule"] < 0.9
+    assert 0.2 < rates["OraclePolicy heading"] < 0.7 and 0.2 < rates["OraclePolicy rule"] < 0.9
 
 
 @pytest.mark.parametrize("split", SPLITS)

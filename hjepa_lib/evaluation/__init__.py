@@ -28,8 +28,10 @@ P2_CAP, STEPS = 2.45, 200  # px; of an episode of P1 and P2
 LAYOUTS = {"p1": "fixed", "p3": "fixed", "p2_seen": "train", "p2_heldout": "heldout"}
 LEARNED = (*METHODS, THREE_LEVELS, ONE_STEP, "graph")
 CLONED = ("gcbc", "idm")
-FLOORS = ("random", "random-persistent", "rule", "oracle")  # nothing trained
-TOLD = {"random-persistent": "its position", "rule": "what it reads", "oracle": "the world"}
+RULES = ("heading", "rule")  # of worlds where something else than walls is in the way
+FLOORS = ("random", "random-persistent", *RULES, "oracle")  # nothing trained
+TOLD = {"random-persistent": "its position", "heading": "the walls", "rule": "what it reads"}
+TOLD |= {"oracle": "the world"}
 """What a method gets beside frames and training data: such a row can meet no bar."""
 
 

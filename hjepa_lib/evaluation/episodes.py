@@ -113,14 +113,15 @@ class RandomPolicy(Policy):
 
 
 class OraclePolicy(Policy):
-    """Knows the world; walks its shortest path, or follows its `rule`."""
+    """Knows the world; walks its shortest path, or follows its `rule` or its `heading`."""
 
     def __init__(self, cap: float, kind: str = "oracle") -> None:
         self.cap, self.kind = cap, kind
 
     def act(self, position: Tensor, frames: Tensor | None) -> Tensor:
         """(B, 1, A)."""
-        return getattr(self.world, f"{self.kind}_action")(self.goal, self.cap)[:, None]
+        act = self.kind if self.kind == "heading" else f"{self.kind}_action"
+        return getattr(self.world, act)(self.goal, self.cap)[:, None]
 
 
 class ClonedPolicy(Policy):

@@ -32,7 +32,7 @@ from hjepa_lib.runs.stages import load_data, load_trained
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.latents import LatentStore
 
-FLOORS = tuple((name, "none") for name in evaluation.FLOORS if name != "rule")
+FLOORS = tuple((name, "none") for name in evaluation.FLOORS if name not in evaluation.RULES)
 COSTS = ("latent", "distance")
 
 
@@ -85,7 +85,7 @@ def _play(
         model = load_part(ws.run.path / "policies", "policy").to(ws.device)
         policy = ClonedPolicy(model, cap, case.settings.get("idm_steps", 0))
         header["parameters"] = count_all(model)
-    elif case.method in ("oracle", "rule"):
+    elif case.method in ("oracle", *evaluation.RULES):
         policy = OraclePolicy(cap, case.method)
     else:
         policy = RandomPolicy(cap, case.seed, persistent=case.method == "random-persistent")
@@ -168,7 +168,8 @@ def cases_of(config: Config, **changes: Any) -> list[Case]:
 
     `changes` go to `Case.of`.
     """
-    ruled = [("rule", "none")] * hasattr(evaluation.world_of(config), "rule_action")
+    ruled = hasattr(evaluation.world_of(config), "rule_action")
+    ruled = [(name, "none") for name in evaluation.RULES if ruled]
     named = [*FLOORS, *ruled, *extra(config), *learned(config)]
     return [Case.of(config, method, cost, **changes) for method, cost in named]
 

@@ -16,7 +16,9 @@ NUMBERS = [
 BY = ["method", "cost", "protocol", "layouts", "dynamics", *POINT, "group", "told"]
 WORLD_GROUPS = ("floors", "equal", "policies")  # of the study over worlds, shown
 # Of columns by their first word; "" are all others, the planners.
-_ORDER = "world", "tasks", "random", "random-persistent", "rule", "", "hierarchy", "oracle"
+_ORDER = (
+    "world", "tasks", "random", "random-persistent", "heading", "rule", "", "hierarchy", "oracle",
+)  # fmt: skip
 SHIFTED = "two_rooms_p3_"  # models of shifted worlds: on the results page alone
 
 
