@@ -26,7 +26,9 @@ def planner_flops(
     """(FLOPs, model transitions) per environment step and trial, by one real search of each level.
 
     Searches count over their intervals, an encoding over `every`; what an episode begins with,
-    which for a graph depends on its first frame (1, C, Hpx, Wpx), over its `steps`.
+    which for a graph depends on its first frame (1, C, Hpx, Wpx), over its `steps`: planners of one
+    graph share this part. Dijkstra's search is not counted. A step is the world's: in PointMaze it
+    is five of the environment.
     """
     device = model.pixel_mean.device
     if frame is None:

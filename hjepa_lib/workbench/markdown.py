@@ -14,7 +14,13 @@ NUMBERS = [
     "invalid_route_rate",
 ]  # fmt: skip
 BY = ["method", "cost", "protocol", "layouts", "dynamics", *POINT, "group", "told"]
+BY += ["data.layouts", "level1.encoder"]
 WORLD_GROUPS = ("floors", "equal", "policies")  # of the study over worlds, shown
+SPREAD = (
+    "MFLOP per step: what an episode begins with, such as the graph of its scene, is spread over "
+    "the most steps that it may have; planners that are called equal share it. Dijkstra's search "
+    "on it is not counted. A step of a PointMaze is five of its environment."
+)
 # Of columns by their first word; "" are all others, the planners.
 _ORDER = (
     "world", "tasks", "random", "random-persistent", "heading", "rule", "", "hierarchy", "oracle",
@@ -88,12 +94,13 @@ def world_table(rows: pd.DataFrame) -> str:
             line = {"world": world, "told": row.told or "-", **point_line(row)}
             line["invalid routes, %"] = number(100 * row.invalid_route_rate, 1)
             lines.append(line)
+    found = f"{table(lines)}\n\n{SPREAD}"
     leaks = [
         f"{model.replace('_', ' ')} {100 * part['leak'].mean():.0f} ({len(part)})"
         for model, part in rows[rows["cell"] == "leak"].groupby("model", sort=False)
     ]
     said = "Wall leak of level 1, % of straight pushes against a wall that it imagines to pass"
-    return f"{table(lines)}\n\n{said} (seeds): {', '.join(leaks)}." if leaks else table(lines)
+    return f"{found}\n\n{said} (seeds): {', '.join(leaks)}." if leaks else found
 
 
 def worlds_block(rows: pd.DataFrame) -> str:
@@ -129,8 +136,11 @@ def factor_sentences(rows: pd.DataFrame) -> list[str]:
     """What one part made true changes (`planning.truth`), in each world that has such rows."""
     sentences = []
     for world, found in in_worlds(rows, ("factors",)):
+        trained, head = found.iloc[0], "learned"
+        if trained.get("level1.encoder") == "place" and trained.get("data.layouts") != "fixed":
+            head = "learned by a head that sees the place alone, not which layout it is"
         parts = [
-            f"{cells(row)['success, % (95 %)']} {f'told its {row.told}' if row.told else 'learned'}"
+            f"{cells(row)['success, % (95 %)']} {f'told its {row.told}' if row.told else head}"
             for row in found.sort_values("told").itertuples()
         ]
         about = f"flat planning, {found['cost'].iloc[0]} cost, n = {found['n'].iloc[0]}"
