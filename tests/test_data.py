@@ -423,6 +423,7 @@ def test_only_a_missing_network_falls_back_to_generated_data(serve, capsys, work
     assert line.startswith("published data unavailable, generated instead: ") and "\n" not in line
     assert capsys.readouterr().out == line + "\n" and data.meta["source"] == "generated"
     assert data.hash() == generate("good", 500, seed=3).hash()
+    assert generate("good", 100, source="maze").meta["dynamics"] == "slide"  # it said blocked
     ws = workspace_of(tiny_config(data__source="published", data__transitions=500))
     make_data(ws)
     row = score._provenance(ws, None, Case.of(ws.config, "random"))

@@ -87,6 +87,10 @@ def test_another_question_is_another_file(ws, rows):
     found = score.play(ws, agent, Case.of(config, "flat", "latent", split="validation", trials=2))
     assert len(found.success) == 2 and len(score.play(ws, agent, cases[0]).success) == 3
     assert found.header["weights"] == {"l1": {"from": "this run", "key": ws.run.key("l1")}}
+    other = Workspace("test", Run.create("taken", config, ws.run.path.parent))
+    row = score.play(other, stages.load_trained(other, ("l1",)), cases[0]).row
+    assert not other.run.done("data") and row["data"] == found.row["data"]  # it had none
+    assert row["data"]["hash"] and score.play(other, None, Case.of(config, "random")).row["data"]
 
 
 def test_round_trip_of_one_result(agent, config, tmp_path):

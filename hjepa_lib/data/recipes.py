@@ -80,9 +80,10 @@ def generate(
             raise WorkbookError("an own world has one layout, so data.layouts must be fixed")
     rule = rule._replace(states=states, keep=0) if states else rule
     count = math.ceil(transitions / ((rule.keep or rule.states) - 1))
+    played = "slide" if world and world.slides else dynamics
     meta: dict[str, Any] = {"source": source, "recipe": recipe, "transitions": transitions}
-    meta |= {"layouts": layouts, "seed": seed, "dynamics": dynamics}
-    meta["noise_px"] = NOISE if dynamics == "bounce" else 0.0
+    meta |= {"layouts": layouts, "seed": seed, "dynamics": played}
+    meta["noise_px"] = NOISE if played == "bounce" else 0.0
     if own := world and world.collect(transitions, pool, seed):
         found = [tuple(one.shape) if isinstance(one, Tensor) else () for one in own]
         count, length, *_ = (*found[0], 0, 0)

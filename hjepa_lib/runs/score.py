@@ -9,7 +9,6 @@ import torch
 
 from hjepa_lib import __version__, evaluation
 from hjepa_lib.config import Config
-from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.evaluation import Case, played_cap
 from hjepa_lib.evaluation.episodes import (
     ClonedPolicy,
@@ -117,7 +116,7 @@ def offline(ws: Workspace) -> tuple[list[dict[str, Any]], dict[str, tuple], floa
 def _provenance(ws: Workspace, agent: Agent | None, case: Case) -> dict[str, Any]:
     """Where a row's numbers come from (I4)."""
     run, used = ws.run, case.stages
-    data = Trajectories.load(run.path / "data").meta if run.done("data") else {}
+    data = ws.data_of(core_stages(ws.config)[name] for name in used)
     names = ("source", "recipe", "transitions", "dynamics", "hash")
     quality = read_json(run.path / "l1" / "quality.json") if case.learned else {}
     row = {

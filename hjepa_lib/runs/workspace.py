@@ -2,6 +2,7 @@
 
 import contextlib
 import html
+import itertools
 import os
 import re
 import shutil
@@ -175,6 +176,16 @@ class Workspace:
     def weights(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
         """{name: {"from": its `origin`, "key": its key}} of stored stages, for a row of results."""
         return {name: {"from": self.origin(name), "key": self.run.key(name)} for name in names}
+
+    def data_of(self, stages: Iterable[Stage]) -> dict[str, Any]:
+        """Meta of this run's data, else of those of the run that made one of these stored stages.
+
+        {} where no run holds them.
+        """
+        sources = ((self._sources(stage), self.origin(stage.name)) for stage in stages)
+        there = (one for runs, made in sources for one in runs if one.label == made)
+        held = (one for one in itertools.chain([self.run], there) if one.done("data"))
+        return next((read_json(one.path / "data/meta.json") for one in held), {})
 
     def _take(self, stage: Stage) -> bool:
         """Copy the stage, with those of its inputs that this run lacks, from one other run."""
