@@ -351,6 +351,19 @@ def settings(source, **changes):
     return tiny_config().override(shape | dotted(changes))
 
 
+def test_what_is_made_again_goes_on_from_no_part_of_the_old(tmp_path, workspace_of):
+    source = walk(tmp_path / "walk.npz")
+    config = settings(source, level1__refine_updates=3, level1__optim__updates=2)
+    ws, fresh = (workspace_of(config, name) for name in ("again", "fresh"))
+    list(stages.train(ws, "l1"))
+    assert not [*ws.run.path.glob("resume/*")]
+    walk(source, seed=1)
+    for one in (ws, fresh):
+        list(stages.train(one, "l1"))
+    found, wanted = (one.run.path / "l1/model.safetensors" for one in (ws, fresh))
+    assert found.read_bytes() == wanted.read_bytes()
+
+
 def test_windows_splits_and_folders_keep_frames_with_their_states(source, tmp_path):
     config = settings(source, data__position="where:1,0", data__transitions=100).data
     with np.load(source) as file:

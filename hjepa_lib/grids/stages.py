@@ -131,7 +131,7 @@ def make_pair(ws: Workspace, folder: Path, n: int) -> Iterator[Report]:
     fits = {}
     for kind in KINDS:
         model = build_grid_model(kind, config, train.size, own).to(ws.device)
-        options = {"folder": ws.resume(f"grid_s{n}/{kind}"), "stage": LOGS[kind].format(n)}
+        options = {"folder": ws.resume(f"grid_s{n}", kind), "stage": LOGS[kind].format(n)}
         options |= {"seed": own, "precision": ws.precision}
         check = partial(CHECKS[kind], model, held)
         fits[kind] = fit_grid(model, train, config.optim, check, **options)

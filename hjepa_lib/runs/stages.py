@@ -85,8 +85,8 @@ def load_data(ws: Workspace) -> tuple[Trajectories, Trajectories | None, Normali
 def _fit(
     ws: Workspace, name: str, train: Callable[..., Fit], *parts: Any
 ) -> Generator[Report, None, Fit]:
-    """Train what resumes, and logs, under `name`; returns the fit."""
-    options = {"precision": ws.precision, "folder": ws.resume(name)}
+    """Train what resumes, and logs, under `name`, a stage or `stage/part`; returns the fit."""
+    options = {"precision": ws.precision, "folder": ws.resume(*name.split("/"))}
     fit = train(*parts, seed=ws.config.seed, **options)
     yield from ws.follow(fit, name.replace("/", "_"))
     return fit

@@ -155,9 +155,9 @@ class Workspace:
                 pass
         return self.run.stage_folder(stage.name)
 
-    def resume(self, name: str) -> Path:
-        """Where the training `name` keeps what it resumes from."""
-        return self.run.folder(f"resume/{name.replace('/', '+')}")
+    def resume(self, name: str, part: str = "") -> Path:
+        """Where the stage `name`, or a part of its training, keeps what it resumes from."""
+        return self.run.folder(f"resume/{name.replace('/', '+')}/{part}")
 
     def follow(
         self, fit: Fit, stage: str, row: Callable[[Report], dict] = log_row
