@@ -19,11 +19,11 @@ from hjepa_lib import __main__
 from hjepa_lib.__main__ import main
 from hjepa_lib.config import ConfigError
 from hjepa_lib.config.pixels import RewardConfig
-from hjepa_lib.evaluation import Case, results
+from hjepa_lib.evaluation import Case
 from hjepa_lib.files import FileError, WorkbookError
 from hjepa_lib.grids.measures import latent_report
 from hjepa_lib.pixels.heads import RewardHead
-from hjepa_lib.runs import machine, workspace
+from hjepa_lib.runs import machine, report, workspace
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.log import MetricsLog
 from hjepa_lib.runs.places import RunError, list_runs, pretrained_runs
@@ -53,7 +53,8 @@ def notebooks(folder, monkeypatch):
         write(folder, name, "1")
     select = runner.select_notebooks
     monkeypatch.setattr(runner, "select_notebooks", lambda text: select(text, folder))
-    monkeypatch.setattr(results, "collect", lambda folder: [*floors(), result()])
+    rows = [SimpleNamespace(row=row) for row in (*floors(), result())]
+    monkeypatch.setattr(report, "played", lambda run: rows)
     return folder
 
 
@@ -287,6 +288,26 @@ def test_run_resume_and_rerun(folder, root):
     assert (root / "mine/work.txt").read_text() == "xx"
 
 
+def test_what_follows_a_chapter_that_ran_again_is_not_done(folder, monkeypatch):
+    notebooks, lost = [write(folder, f"0{n}_a", "1") for n in (1, 2, 3)], []
+
+    def execute(run, path):
+        if path in lost:
+            raise KeyboardInterrupt
+        (run.folder("notebooks") / path.name).write_text("{}")
+
+    monkeypatch.setattr(runner, "_execute", execute)
+    run = Run.create("mine", CPU)
+    play(run, notebooks)
+    write(folder, "01_a", "2")
+    lost.append(notebooks[1])
+    with pytest.raises(KeyboardInterrupt):
+        play(run, notebooks, resume=True)
+    lost.clear()
+    said = play(run, notebooks, resume=True)
+    assert ["done before" in line for line in said] == [True, False, False]
+
+
 def test_failed_notebook_is_kept_and_named_and_resume_goes_on(folder, root):
     notebooks = [write(folder, "01_a", "1"), write(folder, "02_b", "raise ValueError('bad\\nx')")]
     run, said = Run.create("mine", CPU), Said()
@@ -308,7 +329,8 @@ def test_failed_notebook_is_kept_and_named_and_resume_goes_on(folder, root):
 
 def test_s9_a_damaged_result_ends_after_the_page_is_written():
     run = Run.create("mine", CPU)
-    (run.folder("results") / "flat.npz").write_text("half")
+    with run.stage("results/flat", "results") as folder:
+        (folder / "flat.npz").write_text("half")
     refused(WorkbookError, "flat", runner.finish, run, say=Said())
     assert (run.path / "report.html").is_file()
 

@@ -17,10 +17,10 @@ from hjepa_lib.data.trajectories import Trajectories
 from hjepa_lib.data.windows import Windows
 from hjepa_lib.evaluation import Case
 from hjepa_lib.evaluation.episodes import LatentPolicy, OraclePolicy, RandomPolicy, run_episodes
-from hjepa_lib.evaluation.results import collect, load_result, save_result
+from hjepa_lib.evaluation.results import load_result, save_result
 from hjepa_lib.files import FileError, WorkbookError
 from hjepa_lib.models.level1 import Jepa
-from hjepa_lib.runs import workspace
+from hjepa_lib.runs import report, workspace
 from hjepa_lib.runs.run import Run
 from hjepa_lib.training.latents import LatentStore
 from hjepa_lib.training.probes import train_probe
@@ -476,7 +476,9 @@ def test_example_trains_plans_and_compares(lake, root, short_probe, monkeypatch)
     runpy.run_path(str(EXAMPLES / "own_world.py"), run_name="__main__")
     run = Run.open()
     assert all(run.done(stage) for stage in ("data", "l1", "distance", "l2"))
-    rows = {(row["method"], row["cost"]): row for row in collect(run.path / "results")}
+    rows = {(one.row["method"], one.row["cost"]): one.row for one in report.played(run)}
+    monkeypatch.setattr(report, "trials_hash", lambda *_: "those of the edited world")
+    assert report.played(run) == []
     learned = {
         (method, cost) for method in ("flat", "l1+l2") for cost in ("latent", "distance", "graph")
     }

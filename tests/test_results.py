@@ -13,7 +13,7 @@ from hjepa_lib.config.fields import gone_from
 from hjepa_lib.evaluation import Case, played_cap, results
 from hjepa_lib.evaluation.episodes import LatentPolicy, run_episodes
 from hjepa_lib.files import FileError, plain, read_json
-from hjepa_lib.runs import notebooks, score, stages
+from hjepa_lib.runs import notebooks, report, score, stages
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.report import build_summary, keep_tuned, read_sections
 from hjepa_lib.runs.run import Run
@@ -209,6 +209,8 @@ def test_results_are_found_taken_over_or_played(trained, root, monkeypatch):
         assert one.header == two.header
     with pytest.raises(TypeError):
         score.find_results(second, score.cases_of(config, trials=2))
+    second.run.note(stages[0], None, "stages")
+    assert len(report.played(second.run)) == 6  # what was begun again is no result
 
 
 def test_the_hierarchy_is_judged_against_flat_tuned_at_equal_compute():

@@ -6,6 +6,8 @@ Executed copies go to `<run>/notebooks/` (`.running` while at work, `.failed` af
 import ast
 import contextlib
 import datetime
+import functools
+import itertools
 import os
 import re
 import time
@@ -91,13 +93,13 @@ def run_notebooks(
 
     `resume` skips what ended well, up to the first whose source has changed.
     """
-    for path in notebooks:
-        entry = run.manifest["notebooks"].get(path.stem, {})
-        resume = resume and entry.get("source_sha256") == sha256(path)
-        if resume and (run.path / "notebooks" / path.name).is_file():
-            say(f"{path.stem:<20} done before")
-            continue
-        resume = False  # what follows is run again as well
+    before = list(itertools.takewhile(functools.partial(_ended, run), notebooks if resume else ()))
+    for path in before:
+        say(f"{path.stem:<20} done before")
+    left = notebooks[len(before) :]
+    for path in left:  # all that follow are run again, even if this ends before it comes to them
+        run.note(path.stem, None, "notebooks")
+    for path in left:
         say(f"{path.stem:<20} ", end="", flush=True)
         start = time.perf_counter()
         try:
@@ -113,18 +115,23 @@ def run_notebooks(
         say(f"ok in {since(start)}")
 
 
+def _ended(run: Run, path: Path) -> bool:
+    entry = run.manifest["notebooks"].get(path.stem, {})
+    copy = run.path / "notebooks" / path.name
+    return copy.is_file() and entry.get("source_sha256") == sha256(path)
+
+
 def finish(run: Run, say: Say = print) -> Path:
     """Write `summary.json` and `report.html` from the results on disk; returns the latter.
 
     The page is written before a damaged result ends it (S9).
     """
-    from hjepa_lib.evaluation.results import collect
-    from hjepa_lib.runs.report import build_summary, keep_tuned, write_report
+    from hjepa_lib.runs.report import build_summary, keep_tuned, played, write_report
 
     run.reload()
     results = []
     try:
-        results = plain(collect(run.path / "results"))
+        results = plain([one.row for one in played(run)])
         keep_tuned(run, results)
         summary = build_summary(run, results)
         say(f"summary: {write_json(run.path / 'summary.json', summary)}")

@@ -13,11 +13,12 @@ import yaml
 
 from hjepa_lib.config import differences, profile, to_dict
 from hjepa_lib.evaluation import FLOORS
-from hjepa_lib.evaluation.results import Result, load_results
+from hjepa_lib.evaluation.results import Result, load_result, load_results
 from hjepa_lib.evaluation.statistics import mcnemar
 from hjepa_lib.figures.style import data_uri
 from hjepa_lib.files import FileError, read_bytes, read_json, write_atomic, write_json
 from hjepa_lib.runs.run import Run
+from hjepa_lib.worlds.trials import trials_hash
 
 SCHEMA = 1
 _RUN = ("run", "profile", "seed", "created", "revision", "device", "precision")
@@ -57,6 +58,24 @@ def keep_tuned(run: Run, results: Sequence[Mapping[str, Any]]) -> None:
             said = verdict("flat as validation trials chose it", pair["flat"], pair["l1+l2"])
             section["sentences"] = [said]
         leave_section(run, "10-tuned", section)
+
+
+def played(run: Run) -> list[Result]:
+    """The run's results whose stages are done, on trials that an own world still draws.
+
+    FileError for a damaged one.
+    """
+    paths = sorted((run.path / "results").glob("*.npz"))
+    found = [load_result(one) for one in paths if run.done(f"results/{one.stem}")]
+    return [one for one in found if _drawn(one.header)]
+
+
+def _drawn(header: Mapping[str, Any]) -> bool:
+    if header["protocol"] != "own" or header["split"].endswith(".npz"):
+        return True
+    task_set = header.get("task_set", "")
+    now = trials_hash(header["world"], header["split"], header["n"], task_set)
+    return header["trials_hash"] == now
 
 
 def verdict(name: str, flat: Result, two: Result) -> str:

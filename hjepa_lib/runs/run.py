@@ -272,7 +272,7 @@ class Run:
         self.tracker.log(record)
 
     def note(self, key: str, value: Any, section: str = "notes") -> None:
-        """Store a JSON value in a section of the manifest: notes, notebooks or figures."""
+        """Store a JSON value in the notes, notebooks or figures of the manifest; None: nothing."""
         self._write(**{section: {key: value}})
 
     def reload(self) -> None:

@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from hjepa_lib.evaluation import results
 from hjepa_lib.figures import style
 from hjepa_lib.figures.success import success_against
 from hjepa_lib.files import WorkbookError, exclusive, first_line
-from hjepa_lib.runs import machine, notebooks, score, stages
+from hjepa_lib.runs import machine, notebooks, report, score, stages
 from hjepa_lib.runs.places import RunError, repository
 from hjepa_lib.runs.remote import push_files
 from hjepa_lib.runs.workspace import Workspace, open_run
@@ -193,7 +192,7 @@ def _executed(ws: Workspace, unit: Unit, threads: int | None) -> list[dict[str, 
     played = {name.rsplit("__", 1)[-1]: one for name, one in run.manifest["stages"].items()}
     return [
         row_of(one, revision=played.get(one.header.get("case"), run.manifest)["revision"])
-        for one in results.load_results(run.path / "results")
+        for one in report.played(run)
     ]
 
 
