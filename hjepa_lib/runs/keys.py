@@ -94,6 +94,12 @@ def _content(path: Path) -> str | None:
     return _hashed(path, stat.st_size, stat.st_mtime_ns)
 
 
+def files_of(*sources: str) -> tuple[str, ...]:
+    """The recordings, or files of own worlds, that these values of `data.source` name."""
+    ours = ("", "generated", "published", *WORLDS)
+    return tuple(_file_of(one) for one in sources if one not in ours)
+
+
 def _file_of(source: str) -> str:
     """The recording, or the file of an own world's module:Class, where there is one."""
     module = source.partition(":")[0] if names_world(source) else ""
@@ -129,8 +135,7 @@ def core_stages(config: Config) -> dict[str, Stage]:
     """The stages data, l1, distance, l2, l3, policies by name."""
     # The probe, a refinement, head and level 2 see the latents of so many trajectories.
     source, seen = config.data.source, "distance.trajectories"
-    ours = ("", "generated", "published", *WORLDS)
-    named = tuple(_file_of(one) for one in (source, config.data.world) if one not in ours)
+    named = files_of(source, config.data.world)
     # Since recipe 2 an own world's steps are scaled to its cap, and dots slide past every guard.
     slid = source.startswith("patrolled_door") and config.data.dynamics != "slide"
     recipe = 2 if slid or (names_world(source) and named) else 1

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hjepa_lib import __version__, evaluation
-from hjepa_lib.config import Config
+from hjepa_lib.config import Config, names_world
 from hjepa_lib.evaluation import Case, played_cap
 from hjepa_lib.evaluation.episodes import (
     ClonedPolicy,
@@ -25,7 +25,7 @@ from hjepa_lib.files import read_json, write_json
 from hjepa_lib.models.checkpoint import load_part
 from hjepa_lib.planning import GRAPH, METHODS, ONE_STEP, THREE_LEVELS
 from hjepa_lib.planning.agent import Agent
-from hjepa_lib.runs.keys import Stage, core_stages
+from hjepa_lib.runs.keys import Stage, core_stages, files_of
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.stages import load_data, load_trained
 from hjepa_lib.runs.workspace import Workspace
@@ -70,7 +70,8 @@ def stage_of(
     # An edge of the graph is judged twice since 2, and ways to sub-goals bend since 3.
     recipe = (3 if case.method == "l1+l2" else 2) if case.cost == "graph" else 1
     name = f"{folder}/{case.name}"
-    return Stage(name, _make, reads=reads, folder=folder, about=about, recipe=recipe)
+    played = files_of(case.world) if names_world(case.world) else ()  # floors read no stage
+    return Stage(name, _make, reads=reads, folder=folder, about=about, recipe=recipe, files=played)
 
 
 def _play(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from hjepa_lib.config import Config, ConfigError, flatten, leaves
+from hjepa_lib.config import Config, ConfigError, flatten, leaves, names_world
 from hjepa_lib.config.fields import Int, Section
 from hjepa_lib.evaluation import CLONED, FLOORS, LEARNED, Case
 from hjepa_lib.files import sha256
@@ -162,9 +162,9 @@ class Unit:
         return {"notebooks": "+".join(f"{one.stem}:{sha256(one)[:12]}" for one in paths)}
 
     def training(self) -> dict[str, Any]:
-        """Every setting that shaped the models used, dotted; {} for floors and ceiling.
+        """Every setting that shaped the models used, dotted; none for floors and ceiling.
 
-        So do the files and runs that they name, by content and key (I1).
+        So do the files and runs that they name, and an own world's, by content and key (I1).
         """
         config, call = self.model.config, self.cell.call
         if re.search(r"\.(pixels|grids)\.", call):  # nothing else shapes their models
@@ -172,6 +172,8 @@ class Unit:
             return {key: one for key, one in every if key.startswith(("pixels.", "precision"))}
         if self.case:
             found, names = _shaped_by(config, self.case.stages), self.case.stages
+            if not names and names_world(self.case.world):  # an own one's file shapes floors, too
+                names = ("data",)
         else:
             apart, names = ("seed", "device", "tracker", "tracking"), ("l1",)
             apart += ("pixels", "chapters") if call else ()  # which make no other row stale
