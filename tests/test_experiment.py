@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 import yaml
 from tiny import OVERRIDES, dotted, refused
-from tiny_runs import Said, first, make_row, race
+from tiny_runs import ROOT, Said, first, make_row, race
 
 from hjepa_lib import __main__
 from hjepa_lib.config import ConfigError, fields
 from hjepa_lib.evaluation.results import load_result
 from hjepa_lib.files import FileError, write_json
+from hjepa_lib.runs import keys
 from hjepa_lib.runs import score as scoring
-from hjepa_lib.runs.keys import Stage
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.run import Run
 from hjepa_lib.workbench import CONFIGS, STUDY, engine
@@ -329,6 +329,41 @@ def test_i1_another_file_or_loaded_run_of_the_same_name_is_another_training(agai
         if key == "first":
             table.add(unit, [unit.identity()])
         assert table.mismatch(unit) == message
+    (unit, *_) = again().select("flat")  # what only the stored one has
+    assert table.mismatch(unit) == "level1.load=donor, not "
+    (told, *_) = again(change_cell(planning=PLANNING | {"truth": "dynamics"})).select("flat")
+    table.add(told, [told.identity()])
+    assert table.mismatch(unit) == "planner.truth=dynamics, not none"
+
+
+def test_i1_an_edited_own_world_is_another_one_to_its_floors(make, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    file, found = tmp_path / "edited_lake.py", []
+    file.write_text((ROOT / "examples/own_world.py").read_text())
+    cells = {"base": {"data.source": "edited_lake:Lake"}, "models": {}, "cells": TREE["cells"][:1]}
+    (unit,) = (made := make(lambda tree: tree.update(cells))).units
+    table = table_of(made)
+    table.add(unit, [unit.identity()])
+    assert table.has(unit)
+    for _ in range(2):
+        found.append(keys.key(scoring.stage_of(unit.config, unit.case), unit.config))
+        file.write_text(f"{file.read_text()}# edited\n")
+    assert table.mismatch(unit).startswith("files.data=") and found[0] != found[1]
+
+
+def test_a_table_of_a_remote_root_is_that_of_every_machine(tmp_path, monkeypatch, failed):
+    def floors(tree):
+        tree.pop("table")
+        tree.update(cells=tree["cells"][:2])
+
+    monkeypatch.setenv("HJEPA_OUTPUTS", f"file://{tmp_path}/there")
+    for machine, only in (("one", "walk"), ("two", "best")):
+        monkeypatch.setenv("HJEPA_CACHE", str(tmp_path / machine))
+        made = write(tmp_path, floors)
+        assert run(made, only)[0] == []
+    assert [row["cell"] for row in read(made)] == ["walk", "best"]
+    monkeypatch.setenv("HJEPA_CACHE", str(tmp_path / "three"))
+    assert "'little' exists already; resume it" in failed("sweep", made.path)
 
 
 def test_what_the_planner_does_not_use_may_change(again):
@@ -392,12 +427,12 @@ def test_a_setting_younger_than_the_row_counts_with_its_default(again):
 
 def test_other_code_of_a_stage_is_another_training(again, monkeypatch):
     made = again()
-    made_of = Stage.__init__
+    made_of = keys.Stage.__init__
 
     def raised(self, name, *arguments, **options):
         made_of(self, name, *arguments, **options | ({"recipe": 2} if name == "l1" else {}))
 
-    monkeypatch.setattr(Stage, "__init__", raised)
+    monkeypatch.setattr(keys.Stage, "__init__", raised)
     changed = again(settings(level1__idm_hidden=16))
     from hjepa_lib.workbench.experiment import _shaped_by
 
@@ -512,6 +547,7 @@ def test_a_cell_may_call_a_function(make):
     assert found == [("describe", "a", "1"), ("describe", "b", "2")]
     assert "1 rows, 1 done before" in run(made)[1]
     refused(RunError, r"was made with given\.b=2, not 3", run, calls(a=1, b=3))
+    refused(RunError, r"was made with given\.b=2, not ; ", run, calls(a=1))
     assert "no attribute 'nothing'" in run(calls("nothing"))[0][0]
 
 

@@ -66,8 +66,9 @@ class ExperimentCommand(Work):
         units = experiment.select(self.only, seeds, self.models)
         if not units:
             raise ConfigError("no cell has these names, models and seeds")
+        table = Table(experiment.table, experiment.profile)  # brought here, where it is remote
         if self.list:
-            print(describe(units, Table(experiment.table, experiment.profile)))
+            print(describe(units, table))
             return 0
         if experiment.folder.exists() and not self.resume:
             raise RunError(f"{experiment.name!r} exists already; resume it or choose another name")

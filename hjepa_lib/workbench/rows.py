@@ -16,7 +16,7 @@ from hjepa_lib.evaluation import failures
 from hjepa_lib.evaluation.results import Result
 from hjepa_lib.evaluation.statistics import interval, success_rate
 from hjepa_lib.files import WorkbookError
-from hjepa_lib.workbench.table import Table
+from hjepa_lib.workbench.table import Table, as_text, usual
 
 SHARED = ("protocol", "split", "layouts", "dynamics", "n", "trials_hash", "planner.steps")
 """Columns that must hold one value in a set of rows that is compared."""
@@ -60,9 +60,9 @@ def row_of(result: Result, **about: Any) -> dict[str, Any]:
 def load_rows(path: Path) -> pd.DataFrame:
     """The planners of an experiment's table with its own types, and a column for every setting of
     the trainings. WorkbookError names the columns of planners that it lacks."""
+    known = Table(path).trainings  # in a remote root, it brings the table
     if not path.is_file():
         raise WorkbookError(f"{path} does not exist: run the experiment first")
-    known = Table(path).trainings
     types = dict.fromkeys(_TEXT, str)  # digits of a digest are no number
     rows = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
     if missing := [name for name in _NEEDED if name not in rows]:
@@ -76,8 +76,8 @@ def load_rows(path: Path) -> pd.DataFrame:
 def check_rows(rows: pd.DataFrame | Sequence[dict[str, Any]]) -> pd.DataFrame:
     """The same rows, if they are one finished set; WorkbookError naming the first mismatch.
 
-    Every point has the same seeds and one set of settings (one that is younger than a row is empty
-    there), and all rows agree on `SHARED`.
+    Every point has the same seeds and one set of settings, of planner and training (one that is
+    younger than a row counts with its default), and all rows agree on `SHARED`.
     """
     rows = pd.DataFrame(rows)
     if rows.empty:
@@ -86,22 +86,34 @@ def check_rows(rows: pd.DataFrame | Sequence[dict[str, Any]]) -> pd.DataFrame:
         values = sorted(map(str, rows[name].unique()))
         if len(values) > 1:
             raise WorkbookError(f"rows differ in {name}: {values[0]} and {values[1]}")
-    once = [key for key in rows if key in SETTINGS or key.startswith("planner.")]
+    for name in rows:
+        _check_setting(rows, name)
     for key, group in rows.groupby(POINT, sort=False):
         if group["seed"].duplicated().any():
             raise WorkbookError(f"{_title(key)} has seed {group['seed'].mode()[0]} twice")
-        for column in once:
-            values = group[column].dropna().unique()
-            if len(values) > 1 and column != "planner.seed":
-                raise WorkbookError(
-                    f"{_title(key)} mixes settings: {column} is {values[0]} and {values[1]}"
-                )
         if missing := sorted(set(rows["seed"]) - set(group["seed"])):
             raise WorkbookError(f"{_title(key)} is unfinished: seed {missing[0]} is missing")
     for row in rows.itertuples():
         if unpack_solved(row.solved, row.n).sum() != row.successes:
             raise WorkbookError(f"{row.cell} seed {row.seed}: solved and successes disagree")
     return rows
+
+
+def _check_setting(rows: pd.DataFrame, name: str) -> None:
+    """WorkbookError where a point has two values of a column that is a setting."""
+    set_by = name in SETTINGS or name.startswith(("planner.", "recipe.", "files.", "key."))
+    set_by = set_by or ("." in name and usual(name) is not None)
+    if not set_by or name == "planner.seed" or rows[name].map(str).nunique() < 2:
+        return
+    default = usual(name, rows["profile"].iloc[0] if "profile" in rows else "laptop")
+    values = rows[name].astype(object).where(rows[name].notna(), default)
+    values = values.map(lambda one: as_text(one) if isinstance(one, list) else one)
+    if values.nunique() > 1:
+        points = values.groupby([rows[one] for one in POINT], sort=False)
+        for key, found in points if (points.nunique() > 1).any() else ():
+            if found.nunique() > 1:
+                one, two = found.unique()[:2]
+                raise WorkbookError(f"{_title(key)} mixes settings: {name} is {one} and {two}")
 
 
 def _title(point: Sequence[Any]) -> str:

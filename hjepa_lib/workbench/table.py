@@ -5,16 +5,19 @@ stand once in a JSON file beside the table, under the digest that the rows name.
 """
 
 import csv
+import functools
 import io
 from collections.abc import Iterable
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
-from hjepa_lib.config import flatten, profile
+from hjepa_lib.config import FORMER, GONE, flatten, profile
 from hjepa_lib.files import FileError, exclusive, json_sha256, read_json, write_atomic, write_json
+from hjepa_lib.runs.remote import pull_file, push_file
 from hjepa_lib.workbench.experiment import Unit
 
+_UNKNOWN = FORMER - GONE.keys()  # names of before, which nobody can ask for
 KEY = ("cell", "model", "seed", "budget", "grid")
 
 
@@ -23,15 +26,14 @@ class Table:
 
     def __init__(self, path: Path, name: str = "laptop") -> None:
         """A setting that is younger than a row counts there with its value in profile `name`."""
-        self.path = path
+        self.path, self.profile = path, name
         self.settings_path = path.with_name(f"{path.stem}_trainings.json")
-        values = flatten(profile(name))
-        planner = {key.replace("planning.", "planner.", 1): one for key, one in values.items()}
-        self._defaults = values | planner | {"world": values["data.source"]}
         self.reload()
 
     def reload(self) -> None:
-        """Read both files again; FileError when the table is none of ours."""
+        """Read both files, of a remote root from there; FileError when the table is not ours."""
+        for path in (self.settings_path, self.path):
+            pull_file(path)
         self.columns: list[str] = []
         self.rows: list[dict[str, str]] = []
         self.trainings: dict[str, dict[str, Any]] = {}
@@ -53,22 +55,22 @@ class Table:
 
     def mismatch(self, unit: Unit) -> str | None:
         """How the stored rows differ from what is wanted, "" if not at all; None without any."""
-        rows, wanted = self.of(unit), unit.training()
+        rows, own, training = self.of(unit), unit.identity(), unit.training()
+        asked = ("planner.", "task_set") if unit.case else ("given.",)
         for row in rows:
-            pairs = [
-                (name, row.get(name) or self._defaults.get(name), value)
-                for name, value in unit.identity().items()
-            ]
-            if row["training"] != digest(wanted):
+            seen = {k: one for k, one in row.items() if one and (k in own or k.startswith(asked))}
+            pairs = [(seen, own)]
+            if row["training"] != digest(training):
                 known = self.trainings.get(row["training"], {})
-                if wanted and not known:
+                if row["training"] and not known:
                     return f"a training that {self.settings_path.name} does not list"
-                for name, value in wanted.items():
-                    younger = 1 if name.startswith("recipe.") else self._defaults.get(name)
-                    pairs.append((name, known.get(name, younger), value))
-            for name, stored, value in pairs:
-                if as_text(stored) != as_text(value):
-                    return f"{name}={as_text(stored)}, not {as_text(value)}"
+                pairs.append((known, training))
+            for stored, wanted in pairs:
+                for name in (one for one in wanted | stored if one not in _UNKNOWN):
+                    two = [one.get(name, usual(name, self.profile)) for one in (stored, wanted)]
+                    found, value = map(as_text, two)
+                    if found != value:
+                        return f"{name}={found}, not {value}"
         return "" if rows else None
 
     def has(self, unit: Unit) -> bool:
@@ -83,7 +85,7 @@ class Table:
             self.reload()
             if training and about["training"] not in self.trainings:
                 self.trainings[about["training"]] = training
-                write_json(self.settings_path, self.trainings)
+                push_file(write_json(self.settings_path, self.trainings))
             old = self.of(unit)
             new = [{k: as_text(v) for k, v in (about | row | about).items()} for row in rows]
             at = self.rows.index(old[0]) if old else len(self.rows)
@@ -94,7 +96,19 @@ class Table:
             writer = csv.DictWriter(buffer, self.columns, restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
-            write_atomic(self.path, buffer.getvalue())
+            push_file(write_atomic(self.path, buffer.getvalue()))
+
+
+@functools.cache
+def _values(name: str) -> dict[str, Any]:
+    values = GONE | flatten(profile(name))
+    planner = {key.replace("planning.", "planner.", 1): one for key, one in values.items()}
+    return values | planner | {"world": values["data.source"]}
+
+
+def usual(column: str, name: str = "laptop") -> Any:
+    """What counts where a row is older than a setting: its value in profile `name`, recipe 1."""
+    return 1 if column.startswith("recipe.") else _values(name).get(column)
 
 
 def as_text(value: Any) -> str:
