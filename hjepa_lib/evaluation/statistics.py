@@ -14,6 +14,7 @@ from scipy import stats
 
 LEAST_SEEDS, LEAST_BLOCKS = 3, 8  # of training and of held-out data: below, nothing is claimed
 MOST_SEEDS = 1000  # that are asked for
+EQUAL_COMPUTE = 1.15  # largest ratio of two planners' FLOPs per step that is called equal
 LEAST_NONZERO = 50  # rewards other than 0 that both parts need before R2 is estimated
 NOT_ESTIMABLE = "not estimable"
 Statistic = Callable[[np.ndarray], float]

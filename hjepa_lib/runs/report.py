@@ -13,8 +13,8 @@ import yaml
 
 from hjepa_lib.config import differences, profile, to_dict
 from hjepa_lib.evaluation import FLOORS
-from hjepa_lib.evaluation.results import Result, load_result, load_results
-from hjepa_lib.evaluation.statistics import mcnemar
+from hjepa_lib.evaluation.results import Result, load_result
+from hjepa_lib.evaluation.statistics import EQUAL_COMPUTE, mcnemar
 from hjepa_lib.figures.style import data_uri
 from hjepa_lib.files import FileError, read_bytes, read_json, write_atomic, write_json
 from hjepa_lib.runs.run import Run
@@ -79,17 +79,23 @@ def _drawn(header: Mapping[str, Any]) -> bool:
 
 
 def verdict(name: str, flat: Result, two: Result) -> str:
-    """One sentence on a pair: who solved more, both MFLOP per step, the exact McNemar test."""
+    """One sentence on a pair: who solved more, both MFLOP per step, the exact McNemar test.
+
+    Undecided where FLOPs per step differ by more than `EQUAL_COMPUTE`.
+    """
     p = mcnemar(flat.success, two.success).p_value
-    better = "L1+L2 better" if two.success.sum() > flat.success.sum() else "flat better"
+    said = "L1+L2 better" if two.success.sum() > flat.success.sum() else "flat better"
+    low, high = sorted(one.header["flops_per_step"] for one in (two, flat))
+    if p >= 0.05 or high > EQUAL_COMPUTE * low:
+        said = "undecided" + " at unequal FLOPs" * (p < 0.05)
     found = [
         f"{words} {one.success.sum():.0f} of {one.header['n']} at "
         f"{one.header['flops_per_step'] / 1e6:.3g} MFLOP per step"
         for words, one in (("L1+L2", two), ("flat", flat))
     ]
     return (
-        f"verdict, {name}, {two.header['cost']} cost: {better if p < 0.05 else 'undecided'}; "
-        f"{', '.join(found)}; exact McNemar p = {p:.3g}"
+        f"verdict, {name}, {two.header['cost']} cost: {said}; {', '.join(found)}; "
+        f"exact McNemar p = {p:.3g}"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hjepa_lib import __version__, evaluation
-from hjepa_lib.config import Config, names_world
+from hjepa_lib.config import Config, differences, names_world, profile
 from hjepa_lib.evaluation import Case, played_cap
 from hjepa_lib.evaluation.episodes import (
     ClonedPolicy,
@@ -177,11 +177,13 @@ def cases_of(config: Config, **changes: Any) -> list[Case]:
 def tuned_pair(config: Config) -> list[Case]:
     """The default verdict on the hierarchy (Q5): flat as validation trials chose it, and L1+L2.
 
-    Latent cost, equal compute in the profile laptop (cells `bar_*` of the study); [] without l2,
-    and where nobody has chosen: with other worlds or protocols, or a local level 1.
+    Latent cost, equal compute (cells `bar_*` of the study). [] but in the profile laptop: of other
+    data, levels, planners or episodes nobody has chosen any.
     """
-    chosen = config.evaluation.protocol == "p1" and config.level1.predictor != "local"
-    if config.level2.disable_l2 or evaluation.world_of(config) or not chosen:
+    free = "level1.load", "planning.cost"  # where weights come from; the cases name their cost
+    changed = differences(profile("laptop"), config).keys() - free
+    shaping = "data.", "level1.", "level2.", "planning.", "evaluation.protocol", "evaluation.steps"
+    if any(name.startswith(shaping) for name in changed):
         return []
     search = dataclasses.replace(config.planning.flat, horizon=48, iterations=1, sigma=3.5)
     planning = dataclasses.replace(config.planning, flat=search, replan=8)

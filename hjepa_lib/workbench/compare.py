@@ -72,9 +72,11 @@ def compare(asked: "CompareCommand", say: Callable[..., None] = print) -> int:
         run = runs[unit.cell.method] = Run.at(folder / unit.run_name)
         results[unit.cell.method] = load_result(run.path / f"results/{unit.case.name}.npz")
     if set(METHODS.values()) <= set(runs):
+        # Level 2 from scratch stands on another level 1 than flat does.
+        pair = [] if asked.l2_from_scratch else score.tuned_pair(runs["l1+l2"].config)
         tuned = [
             score.find_results(Workspace("compare", runs[case.method]), [case], "tuned")[0]
-            for case in score.tuned_pair(configs["l2"])
+            for case in pair
         ]
         if tuned:
             say(verdict("flat as validation trials chose it", *tuned))

@@ -5,7 +5,12 @@ from typing import Any
 
 import pandas as pd
 
-from hjepa_lib.evaluation.statistics import LEAST_SEEDS, bootstrap_difference, mcnemar
+from hjepa_lib.evaluation.statistics import (
+    EQUAL_COMPUTE,
+    LEAST_SEEDS,
+    bootstrap_difference,
+    mcnemar,
+)
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.workbench.rows import (
     POINT,
@@ -17,8 +22,6 @@ from hjepa_lib.workbench.rows import (
 
 HIERARCHY, FLAT = "bar_l1l2_latent", "bar_flat_latent"
 """Cells of the pair that is compared at one budget, under the latent cost."""
-EQUAL_COMPUTE = 1.15
-"""Largest ratio of two planners' FLOPs per step that is called equal."""
 _WORDS = {"": "", "lower": "at least ", "upper": "at most ", "open": "undecided, about "}
 
 
