@@ -270,9 +270,12 @@ def test_open_loop_errors_by_horizon(actions, data):
     agent = make_agent(tiny_config(level2__actions=actions))
     batch = openloop.draw_windows(make_store(agent.level1, data, 4), 11, count=10)
     curves = openloop.open_loop(agent, batch)
+    prior = "level 2, prior mean" + ", told the actions" * (actions != "none")
+    assert list(curves) == ["level 1", "level 2, posterior z", prior, "stand still"]
+    others = openloop.open_loop(agent, batch._replace(actions=batch.actions.flip(0)))
+    alike = digest(curves[prior].errors) == digest(others[prior].errors)
+    assert alike == (actions == "none")  # it was called told nothing, and told every action
     level1, posterior, prior, stay = curves.values()
-    names = ["level 1", "level 2, posterior z", "level 2, prior mean", "stand still"]
-    assert list(curves) == names
 
     def gaps(latents, state):
         return (agent.probe(latents) - batch.positions[:, state]).norm(dim=-1).numpy()

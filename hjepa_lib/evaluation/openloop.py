@@ -71,8 +71,8 @@ def unit_of(store: LatentStore) -> str:
 def open_loop(agent: Agent, batch: LatentBatch) -> dict[str, Curve]:
     """Errors by horizon of level 1, of level 2 and of standing still.
 
-    Level 2 has the posterior's z (the best plan it could find) or the prior's mean, and acts on
-    level 1 as in its training.
+    Level 2 has the posterior's z (the best plan it could find) or the prior's mean, which is told
+    nothing, or the actions where macro-actions are fed to it; it acts on level 1 as in training.
     """
     level1, level2 = agent.level1, agent.level2
     latents, pushes = batch.latents.to(agent.device), batch.actions.to(agent.device)
@@ -92,7 +92,8 @@ def open_loop(agent: Agent, batch: LatentBatch) -> dict[str, Curve]:
         steps = level2.config.step_skip * np.arange(1, observed.z.shape[1] + 1)
         macros = level2.macro(level2.chunk_actions(actions))
         prior = level2.imagine(latents[:, 0], len(steps), macros, scene=batch.scene).predictions
-        both = {"posterior z": observed.predictions[:, 1:], "prior mean": prior}
+        told = ", told the actions" * (macros is not None)
+        both = {"posterior z": observed.predictions[:, 1:], f"prior mean{told}": prior}
         for name, found in both.items():
             above[f"level 2, {name}"] = Curve(steps, gaps(found, steps))
         context = level2.context(observed.z)  # (B, whole macro steps, A) or None
