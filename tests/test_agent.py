@@ -44,7 +44,7 @@ from hjepa_lib.worlds.base import trial_noise
 from hjepa_lib.worlds.layout import Layout, render
 from hjepa_lib.worlds.patrolled_door import CAUGHT
 from hjepa_lib.worlds.trials import load_trials
-from hjepa_lib.worlds.two_rooms import step
+from hjepa_lib.worlds.two_rooms import TwoRooms, step
 
 
 @pytest.fixture(scope="module")
@@ -498,7 +498,7 @@ class Seer:
         return torch.stack(places, 1)[None]
 
 
-def test_the_leak_is_that_of_the_walls():
+def test_the_leak_is_that_of_the_walls(monkeypatch):
     """A model without walls leaks always, one that knows them never; free pushes count apart."""
     data = tiny_data()
     blind, seer = (wall_leak(Seer(walls), data, 1.8, 600) for walls in (False, True))
@@ -509,6 +509,9 @@ def test_the_leak_is_that_of_the_walls():
     held = generate("good", 900, source="patrolled_door")
     held.positions[:, CAUGHT] = 1
     assert wall_leak(Seer(False), held, 1.8, 50)["stopped"] == 0  # it is a guard that holds them
+    monkeypatch.setattr(TwoRooms, "teleported", lambda _, places, pushes: places[:, 0, 0] < 32)
+    right = wall_leak(Seer(False), data, 1.8, 600)  # the rest ends elsewhere, and in no wall
+    assert 0 < right["stopped"] < blind["stopped"] and 200 < right["carried"] < 400
 
 
 def test_the_leak_of_a_run_is_a_row(ws):

@@ -13,7 +13,7 @@ import yaml
 
 from hjepa_lib.config import differences, profile, to_dict
 from hjepa_lib.evaluation import FLOORS
-from hjepa_lib.evaluation.results import Result, load_result
+from hjepa_lib.evaluation.results import Result, load_result, load_results
 from hjepa_lib.evaluation.statistics import EQUAL_COMPUTE, mcnemar
 from hjepa_lib.figures.style import data_uri
 from hjepa_lib.files import FileError, read_bytes, read_json, write_atomic, write_json

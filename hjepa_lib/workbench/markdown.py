@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from hjepa_lib.evaluation.openloop import LEAK_PX
 from hjepa_lib.workbench.rows import POINT, check_rows, finished, pooled
 from hjepa_lib.workbench.verdict import claims, judged, named
 
@@ -87,20 +88,24 @@ def in_worlds(
 
 
 def world_table(rows: pd.DataFrame) -> str:
-    """Markdown table of every world's points, and how often level 1 believes to pass a wall."""
+    """Markdown table of every world's points."""
     lines = []
     for world, found in in_worlds(rows):
         for row in found.itertuples():
             line = {"world": world, "told": row.told or "-", **point_line(row)}
             line["invalid routes, %"] = number(100 * row.invalid_route_rate, 1)
             lines.append(line)
-    found = f"{table(lines)}\n\n{SPREAD}"
-    leaks = [
-        f"{model.replace('_', ' ')} {100 * part['leak'].mean():.0f} ({len(part)})"
-        for model, part in rows[rows["cell"] == "leak"].groupby("model", sort=False)
+    return f"{table(lines)}\n\n{SPREAD}"
+
+
+def leak_sentence(leaks: pd.DataFrame) -> str:
+    """What level 1 imagines of walls, by world (`rows.load_leaks`); "" without rows."""
+    texts = [
+        f"{model.replace('_', ' ')} {100 * part['leak'].mean():.1f} ({len(part)})"
+        for model, part in leaks.groupby("model", sort=False)
     ]
-    said = "Wall leak of level 1, % of straight pushes against a wall that it imagines to pass"
-    return f"{found}\n\n{said} (seeds): {', '.join(leaks)}." if leaks else found
+    said = "Wall leak of level 1, % of straight pushes that a wall stops whose imagined end is more"
+    return f"{said} than {LEAK_PX:g} px off (seeds): {', '.join(texts)}." if texts else ""
 
 
 def worlds_block(rows: pd.DataFrame) -> str:
