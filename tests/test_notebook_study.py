@@ -186,6 +186,26 @@ def test_a_solved_trial_is_not_called_missed():
     assert titles == ["reached at 4", "reached at 10", "missed by 0.0 px"]
 
 
+def test_the_clip_shows_planners_tuned_alike_where_they_were_played():
+    """The README began with flat at 68 MFLOP a step, untuned, beside L1+L2 at 179."""
+    sources = [cell.source for cell in cells(PATH.with_name("05_compare.ipynb"))]
+    (code,) = [one for one in sources if "plans.comparison_gif(" in one]
+    names = ("flat tuned, latent", "l1+l2 tuned, latent", "flat, distance", "l1+l2, distance")
+    played, drawn = {}, []
+    for name in (*names, "flat, latent", "l1+l2, latent"):
+        one = SimpleNamespace(success=np.array([1, "l1" in name]), arrays={})
+        played[tuple(name.split(", "))] = one
+        one.header = {"flops_per_step": 68.4e6}
+    figures = SimpleNamespace(
+        clip_of=lambda *_: drawn.append(_[1:]) or SimpleNamespace(title=""), comparison_gif=len
+    )
+    ws = SimpleNamespace(config=tiny_config(), animation=lambda *_: None)
+    about = {"results": played, "plans": figures, "ws": ws, "np": np, "score": scoring}
+    about |= {"pair_names": [("flat", "latent"), ("l1+l2", "latent")], "rooms": [0, 1]}
+    exec(code, about | {"trial": -1, "kind": "test"})
+    assert drawn == [(1, 1, f"{name}, 68.4 MFLOP") for name in names]
+
+
 def test_planning_collapse_runs_beside_the_run(root, recwarn):
     (root / "latest").write_text("another\n")
     tiny_runs.execute(PATH.with_name("08_planning_collapse.ipynb"), run="trained")

@@ -149,6 +149,7 @@ def test_the_chapter_reads_the_rows_and_plays_one_world(root, config, capsys, re
     names = tiny_runs.execute(PATH, run="short")
     said = capsys.readouterr().out
     assert "- maze: L1+L2 helps: +50" in said and "Wall leak: " in said
+    assert "  equal (seeds): flat (3), l1+l2 (3)\n" in said
     assert set(names["panels"]) == {"maze", "two rooms"} and len(names["leaks"]) == 1
     assert {row["method"] for row in names["rows"]} > {"gcbc", "idm", "hilp", "l1+l2"}
     drawn = {path.stem for path in (root / "short" / "figures").glob("09_*.png")}

@@ -40,7 +40,7 @@ def sentences(rows: pd.DataFrame) -> list[str]:
     for cost in ("latent", "distance"):
         part = frontier[frontier["cost"] == cost]
         if {"flat", "l1+l2"} <= set(part["method"]):
-            found += [_best_sentence(part, cost), _ratio_sentence(part, cost)]
+            found += [_best_sentence(part, bar, cost), _ratio_sentence(part, cost)]
     return [*found, _layout_sentence(heldout, seen)] if len(heldout) else found
 
 
@@ -65,7 +65,7 @@ def _pair_sentence(rows: pd.DataFrame) -> str:
     )
 
 
-def _best_sentence(rows: pd.DataFrame, cost: str) -> str:
+def _best_sentence(rows: pd.DataFrame, bar: pd.DataFrame, cost: str) -> str:
     keys = ["success_rate", "flops_per_step"]
     points = rows.groupby(["method", *POINT], as_index=False)[keys].mean()
     best = points.sort_values(keys, ascending=[False, True]).groupby("method").first()[::-1]
@@ -75,9 +75,14 @@ def _best_sentence(rows: pd.DataFrame, cost: str) -> str:
         for one in best.itertuples()
     ]
     low, high = rows["flops_per_step"].agg(["min", "max"]) / 1e6
+    # The first trials are easier or harder than all: what the pair of the headline has on them.
+    about = ["method", "grid", "budget"]
+    alike = points.merge(bar.loc[bar["cost"] == cost, about].drop_duplicates())[::-1]
+    pair = [f"{one.method} {100 * one.success_rate:.1f} %" for one in alike.itertuples()]
+    same = f"; on these trials the pair above has {', '.join(pair)}" * (len(pair) == 2)
     return (
         f"{cost.capitalize()} cost, best of all budgets from {low:.0f} to {high:.0f} MFLOP: "
-        f"{', '.join(texts)} (n = {rows['n'].iloc[0]} a seed)."
+        f"{', '.join(texts)} (n = {rows['n'].iloc[0]} a seed{same})."
     )
 
 
