@@ -177,11 +177,11 @@ def test_tables_of_worlds_say_who_beats_the_guess_and_what_share_is_closed(tmp_p
     rows.append(table_row(model="breakout", **marked))
     (text,) = written(tmp_path, "pixel_worlds", rows).values()
     assert "is beaten by 3 of 4 models after one imagined step and by 4 after the last" in text
-    few = "(seeds: 1; nothing is claimed from fewer than 3)"
+    few = "(seeds: 1, so nothing is claimed)"
     assert "is beaten by 0 of 1 models after one" in text and f"by 0 after the last {few}" in text
-    assert "[lowest to highest]; ratios" in text and "episodes, of one seed over blocks" in text
+    assert "[lowest to highest]; ratios" in text and "over seeds, if several, and blocks" in text
     (one,) = written(tmp_path, "pixel_worlds", rows[-1:]).values()
-    assert "step, one training seed; ratios" in one and "over seeds" not in one
+    assert "step, of one training seed; ratios" in one and "over seeds" not in one
     order = [text.index(f"{compare.LABELS[name]} {share}") for name, share in
              (("enc_dec", 70), ("enc_dec_jepa", 50), ("vjepa2", 10), ("jepa", -20))]  # fmt: skip
     assert order == sorted(order) and "30.2 over uniform states" in text
@@ -207,7 +207,7 @@ def test_the_committed_prediction_meets_the_rows(tmp_path, at_75, verdict):
     assert "does not learn" not in text
     rows[1]["imagined_first"] = 0.83 * rows[1]["guess_first"]  # of the first rival at 0 %, seed 0
     (text,) = written(tmp_path, "noisy_tv", rows).values()
-    assert text.count("encoder-decoder does not learn (ratio up to 0.83, 1 of 3 seeds)") == 1
+    assert text.count("But encoder-decoder does not learn without noise (ratio up to 0.83)") == 1
     (text,) = written(tmp_path, "noisy_tv", rows[: len(rows) // 3]).values()
     assert text.count("Prediction open") == 2 and "has 1 of 3 seeds" in text
     (text,) = written(tmp_path, "noisy_tv", [one for one in rows if one["noise"] == "0"]).values()

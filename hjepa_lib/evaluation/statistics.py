@@ -13,7 +13,6 @@ import numpy as np
 from scipy import stats
 
 LEAST_SEEDS, LEAST_BLOCKS = 3, 8  # of training and of held-out data: below, nothing is claimed
-MOST_SEEDS = 1000  # that are asked for
 EQUAL_COMPUTE = 1.15  # largest ratio of two planners' FLOPs per step that is called equal
 LEAST_NONZERO = 50  # rewards other than 0 that both parts need before R2 is estimated
 NOT_ESTIMABLE = "not estimable"
@@ -114,23 +113,19 @@ def student(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean() - half), float(values.mean() + half)
 
 
-def seeds_for(gain: float, deviation: float, power: float = 0.8) -> int:
-    """Fewest seeds whose `student` interval is above 0 with this probability, at most `MOST_SEEDS`.
+def seeds_for(gain: float, deviation: float, seen: int) -> int:
+    """Fewest seeds, at most a million, whose `student` interval is above 0 in four of five times.
 
-    For a true mean `gain` above 0 and this deviation over seeds.
+    For a true mean `gain` above 0 and the deviation of `seen` seeds, 2 or more, at its upper 80 %
+    confidence limit: few say little of their own spread.
     """
-    ratio = gain / max(deviation, gain / 30)
+    limit = deviation * math.sqrt((seen - 1) / stats.chi2.ppf(0.2, seen - 1))
+    ratio = gain / max(limit, gain / 30)
 
     def shown(count: int) -> float:
-        edge = stats.t.ppf(0.975, count - 1)
-        return stats.nct.sf(edge, count - 1, ratio * math.sqrt(count))
+        return stats.nct.sf(stats.t.ppf(0.975, count - 1), count - 1, ratio * math.sqrt(count))
 
-    return 2 + bisect_left(range(2, MOST_SEEDS), power, key=shown)
-
-
-def deviation_limit(deviation: float, count: int) -> float:
-    """Upper 80 % confidence limit of the deviation that `count` values (at least 2) show."""
-    return deviation * math.sqrt((count - 1) / stats.chi2.ppf(0.2, count - 1))
+    return 2 + bisect_left(range(2, 1_000_000), 0.8, key=shown)
 
 
 def claim(

@@ -190,19 +190,16 @@ def paired_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def copying_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """JEPA and twin against copying, in changed cells and in latents, and in changed cells against
     the untrained model, whose latents the action helps to read, too; all blocks are episodes."""
-    told, cells = [], "changed cells read wrong"
-    models = {kind: [row["episodes"] for row in rows if row["model"] == kind]
-              for kind in (*PAIRS[0], "random")}  # fmt: skip
+    told, what = [], {"changed": "changed cells read wrong", "latent": "latent error"}
     for kind in PAIRS[0]:
-        for name, what, other, mark, against in (
-            ("changed", cells, kind, "_copied", "copying"),
-            ("changed", cells, "random", "", "the untrained model"),
-            ("latent", "latent error", kind, "_copied", "copying"),
+        for name, other, mark, against in (
+            ("changed", kind, "_copied", "copying"),
+            ("changed", "random", "", "the untrained model"),
+            ("latent", kind, "_copied", "copying"),
         ):
-            one, two = models[kind], models[other]
-            if one and two:
-                pair = [row[name] for row in one], [row[name + mark] for row in two]
-                told.append(sentence(kind, against, claim(*pair), what))
+            one, two = ([row["episodes"][key] for row in rows if row["model"] == model]
+                        for model, key in ((kind, name), (other, name + mark)))  # fmt: skip
+            told += [sentence(kind, against, claim(one, two), what[name])] if one and two else []
     return told
 
 

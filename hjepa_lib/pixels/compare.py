@@ -3,7 +3,6 @@
 No loss is a column: an error in a model's own latent has the model's own unit.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -158,27 +157,23 @@ def sentences(found: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def notes(rows: Sequence[Row]) -> list[str]:
+def notes(models: Mapping[str, Sequence[Row]]) -> list[str]:
     """Sentences on where the trained models differ by design."""
-    models: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if row.facts["model"] not in UNTRAINED:
-            models.setdefault(row.facts["model"], []).append(row.facts)
-    counts = {name: sorted({one["updates"] for one in own}) for name, own in models.items()}
+    trained = {name: [row.facts for row in own] for name, own in models.items()
+               if name not in UNTRAINED}  # fmt: skip
+    counts = {name: sorted({one["updates"] for one in own}) for name, own in trained.items()}
+    rates = {name: own[0]["learning_rates"] for name, own in trained.items()}
     found = [f"Updates: {_each(counts)}."]
-    rates = {name: models[name][0]["learning_rates"] for name in models if any(counts[name])}
-    if len(set(itertools.chain(*rates.values()))) > 1:
+    if len({rate for own in rates.values() for rate in own}) > 1:
         found.append(f"Learning rates: {_each(rates)}; what differs may be their doing.")
-    reads = {name: facts[0]["reads"] for name, facts in models.items()}
-    for name, facts in models.items():
+    for name, facts in trained.items():
         if stages := facts[0].get("stage_updates"):
             told = "the rule of equal updates does not hold for it"
             if all(count == counts[name] for count in counts.values()):
-                told = f"as many updates as the others; transitions that one reads: {_each(reads)}"
-            found.append(
-                f"{name} is trained in {len(stages)} stages "
-                f"({' + '.join(f'{count:,}' for count in stages)}): {told}."
-            )
+                reads = " and ".join(f"{count:,}" for count in facts[0]["reads"])
+                told = f"as many updates as the others, of {reads} transitions each"
+            sums = " + ".join(f"{count:,}" for count in stages)
+            found.append(f"{name} is trained in {len(stages)} stages ({sums}): {told}.")
         if any(one["early_stopping"] for one in facts):
             found.append(f"The budget of {name} is in epochs and may stop early.")
         if any(one["loaded"] for one in facts):
@@ -194,9 +189,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _each(values: Mapping[str, Sequence[float]]) -> str:
-    """The numbers of each model, as in "jepa 2,000, vjepa2 64 / 256"."""
-    texts = {name: " / ".join(f"{one:,}" for one in own) for name, own in values.items()}
-    return ", ".join(f"{name} {text}" for name, text in texts.items())
+    return ", ".join(f"{k} {' / '.join(f'{one:,}' for one in own)}" for k, own in values.items())
 
 
 def matched(counts: Mapping[str, int]) -> dict[str, Any]:
@@ -234,7 +227,7 @@ def build(rows: Sequence[Row], pairs: Sequence[Mapping[str, int]] = ()) -> dict[
         "curves": {model: [row.facts["px"] for row in own] for model, own in models.items()},
         "claims": claims(errors, loaded, all(pair["ok"] for pair in found)),
         "matched": found,
-        "notes": notes(rows),
+        "notes": notes(models),
         "rows": [row.facts | row.scores for row in rows],
     }
 

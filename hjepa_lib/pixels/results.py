@@ -100,11 +100,8 @@ def measure_row(
     both = model, stages.load_model(ws, compare.plain(name), number)
     found = collapse(*(measures.latents(one, test, rows) for one in both))
     used = ("", *(["heads"] if rewards else ()), *(["decoder"] if decoder else ()))
-    optims = [config.optim_of(name)]
-    reads = [optims[0].batch]
-    if name == "vjepa2":
-        optims = [config.vjepa2.stage1.optim, config.vjepa2.stage2.optim]
-        reads = [optims[0].batch, optims[1].batch * config.data.sequence]
+    stages_of = {"vjepa2": (config.vjepa2.stage1.optim, config.vjepa2.stage2.optim)}
+    first, *rest = optims = stages_of.get(name, [config.optim_of(name)])
     facts = {key: value for key, value in result.items() if not isinstance(value, dict)} | {
         # Here, not where another run trained it.
         "environment": config.environment.id,
@@ -113,8 +110,9 @@ def measure_row(
         "px": {kind: values.tolist() for kind, values in px.items()},
         "weights": ws.weights(stages.name_of(name, number, kind) for kind in used),
         "mean_reward_r2": r2[MEAN_REWARD],
-        "learning_rates": [optim.lr for optim in optims],
-        "reads": reads,  # transitions of an update
+        "learning_rates": [one.lr for one in optims],
+        # Transitions of an update; the second stage reads windows.
+        "reads": [first.batch, *(one.batch * config.data.sequence for one in rest)],
         "collapsed": found.pop("collapsed"),
     }
     scores |= {key: NOT_ESTIMABLE if value != value else value for key, value in found.items()}

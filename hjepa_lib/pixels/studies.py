@@ -14,13 +14,7 @@ from torch import Tensor
 
 from hjepa_lib.config import Config, ConfigError, from_dict, leaves, read_yaml
 from hjepa_lib.config.pixels import MODELS, AuxiliaryConfig
-from hjepa_lib.evaluation.statistics import (
-    MOST_SEEDS,
-    NOT_ESTIMABLE,
-    deviation_limit,
-    seeds_for,
-    student,
-)
+from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, seeds_for, student
 from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
 from hjepa_lib.pixels import results, stages, worlds
 from hjepa_lib.pixels.compare import BLOCKED, NOT_APPLICABLE, pack, ratio_of, score
@@ -39,8 +33,7 @@ ROWS = 512  # choice transitions whose latents are described
 # --- does looking ahead save labels? (13) -------------------------------------------------------
 STUDIED = ("enc_dec_jepa", "jepa", "vjepa2")
 """The models with an imagined latent."""
-GAIN, POWER = 0.05, 0.8
-"""Of R2, which a study should be able to show, and with which probability."""
+GAIN = 0.05  # of R2, which a study should be able to show
 PAYS = ("next state", "present state")
 """What a row is labelled with: its reward, and as control that of the row before."""
 
@@ -107,11 +100,8 @@ def _r2(head: RewardHead, inputs: Tensor, reward: Tensor) -> float:
 
 
 def label_sentences(rows: list[dict[str, Any]]) -> list[str]:
-    """The gain of R2 by looking ahead, mean over seeds with Student's interval, of each case.
-
-    How many seeds would show `GAIN` is told by the wider spread of test and choice rows, at its
-    upper limit: few seeds say little of their own spread.
-    """
+    """The gain of R2 by looking ahead, mean over seeds with Student's interval, of each case; the
+    wider spread over seeds, of test or choice rows, tells how many would show `GAIN`."""
     table, found = pd.DataFrame(rows).set_index(["pays", "model", "labels", "seed"]), []
     heads = {kind: one[["r2", "r2_choice"]].astype(float) for kind, one in table.groupby("head")}
     for against in HEADS[::2]:
@@ -122,9 +112,9 @@ def label_sentences(rows: list[dict[str, Any]]) -> list[str]:
             mean = f"{one.mean():+.3f}" if known else NOT_ESTIMABLE
             text = f"{pays}, {model}, {labels:,} labels: R2 {mean} over {against}"
             if known and len(one) > 1:
-                needed = seeds_for(GAIN, deviation_limit(both.std().max(), len(one)), POWER)
+                needed = seeds_for(GAIN, both.std().max(), len(one))
                 text += " ({:+.3f} to {:+.3f}; seeds: {}, ".format(*student(one), len(one))
-                text += f"{needed:,}{' or more' * (needed == MOST_SEEDS)} would show {GAIN})"
+                text += f"{needed:,} would show {GAIN})"
             found.append(text.replace("_", " "))
     return found
 
@@ -164,8 +154,7 @@ def read_losses(path: Path | None) -> dict[str, AuxiliaryConfig]:
 def run_losses(study: str, losses: dict[str, AuxiliaryConfig], config: Config) -> pd.DataFrame:
     """Train and score one JEPA per loss, all else equal, in runs `<study>/<name>`: `rank_rows`.
 
-    They are scored on the choice part: who ranks by the test part has nothing left to judge with.
-    A loss whose training fails is reported and ranked last.
+    The choice part scores them. A loss whose training fails is reported and ranked last.
     """
     root, rows = outputs_root(), []
     for name, auxiliary in losses.items():

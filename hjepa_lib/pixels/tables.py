@@ -17,9 +17,11 @@ PLACES = ("paddle x", "ball x", "ball y")
 RIVALS = ("enc_dec", TWINS[0])
 """Models with a decoder that the prediction of configs/noisy_tv.yaml holds against JEPA."""
 LEARNED = 0.5
-"""px over the better guess above which a model is said not to learn: added to the prediction after
-its first rows."""
-FEW = f"; nothing is claimed from fewer than {LEAST_SEEDS}"
+"""px over the better guess; what is above does not learn (added after the first rows)."""
+ABOUT = (
+    "State px after one and the last imagined step, {}; ratios are over the best of last place, "
+    "mean place and a line through both, with 95 % intervals over {}blocks of test episodes."
+)
 Section = dict[str, Any]
 Errors = dict[str, np.ndarray]  # kind -> (S, K) per block, a row per seed
 Learners = dict[str, tuple[pd.DataFrame, Errors]]  # model -> its rows, and their errors
@@ -35,22 +37,12 @@ def sections(gallery: Path) -> list[Section]:
         rows = pd.read_csv(path, dtype={"noise": str}).sort_values("seed", kind="stable")
         if len(rows):
             said = say(rows) if say else {}
-            said["sentences"] = [about(rows, column), *said.get("sentences", ())]
+            words = "of one training seed", ""
+            if rows.groupby([column, "learner"]).size().max() > 1:
+                words = "mean over training seeds [lowest to highest]", "seeds, if several, and "
+            said["sentences"] = [ABOUT.format(*words), *said.get("sentences", ())]
             found.append({"title": title, **said, "tables": [grid(rows, column)]})
     return found
-
-
-def about(rows: pd.DataFrame, column: str) -> str:
-    """What the numbers of a table are, by the seeds that its lines have."""
-    counts = [*rows.groupby([column, "learner"])["seed"].nunique()]
-    alone, mean = "blocks of test episodes alone", "mean over training seeds [lowest to highest]"
-    over = "seeds and blocks of test episodes" + f", of one seed over {alone}" * (min(counts) == 1)
-    if max(counts) == 1:
-        over, mean = alone, "one training seed"
-    return (
-        f"State px after one and the last imagined step, {mean}; ratios are over the best of last "
-        f"place, mean place and a line through both, with 95 % intervals over {over}."
-    )
 
 
 def learners(rows: pd.DataFrame) -> Learners:
@@ -137,7 +129,9 @@ def say_worlds(rows: pd.DataFrame) -> Section:
         errors = {one: own for one, (_, own) in found.items()}
         claims = compare.claims(errors, matched=_matched(found))
         lists[f"Paired comparisons, {name}"] = compare.sentences(claims)
-        said += [*share_sentence(name, found), won_sentence(name, found, claims)]
+        seeds = min(len(rows) for rows, _ in found.values())
+        few = f"seeds: {seeds}{', so nothing is claimed' * (seeds < LEAST_SEEDS)}"
+        said += [*share_sentence(name, found, few), won_sentence(name, claims, len(found), few)]
     return {"sentences": said, "lists": lists}
 
 
@@ -149,29 +143,18 @@ def _matched(found: Learners) -> bool:
     return known and compare.matched({name: one.sum() for name, one in sizes.items()})["ok"]
 
 
-def won_sentence(world: str, found: Learners, claims: Sequence[Mapping[str, Any]]) -> str:
-    """How many models beat the better guess, by the verdicts of `claims`."""
-    won = [
-        sum(
-            one["verdict"] == "beats"
-            for one in claims
-            if (one["score"], one["against"]) == (compare.ERRORS[kind], compare.GUESSES[guess])
-        )
-        for kind, guess in compare.PAIRED[:2]
-    ]
+def won_sentence(world: str, claims: Sequence[Mapping[str, Any]], count: int, seeds: str) -> str:
+    """How many of `count` models beat the better guess."""
+    guess = compare.GUESSES["px_guess_first"]
+    won = [one["score"] for one in claims if (one["against"], one["verdict"]) == (guess, "beats")]
+    first, last = (won.count(compare.ERRORS[f"px_{end}"]) for end in ("first", "last"))
     return (
-        f"{world}: the better guess is beaten by {won[0]} of {len(found)} models after one "
-        f"imagined step and by {won[1]} after the last ({_seeds(found)})."
+        f"{world}: the better guess is beaten by {first} of {count} models after one imagined "
+        f"step and by {last} after the last ({seeds})."
     )
 
 
-def _seeds(found: Learners) -> str:
-    """The seeds that each model has at least, and what follows from few."""
-    count = min(len(rows) for rows, _ in found.values())
-    return f"seeds: {count}{FEW * (count < LEAST_SEEDS)}"
-
-
-def share_sentence(world: str, found: Learners) -> Iterator[str]:
+def share_sentence(world: str, found: Learners, seeds: str) -> Iterator[str]:
     """How much of the gap between the better guess and the best possible model is closed, in mean
     squared px after one step."""
     shares = {}
@@ -191,7 +174,7 @@ def share_sentence(world: str, found: Learners) -> Iterator[str]:
     yield (
         f"{world}, mean squared px after one step: the better guess {number(guess)}, the best "
         f"possible model {number(least)} on these windows, {number(known.iloc[0] ** 2)} over "
-        f"uniform states. Of the gap is closed (95 %; {_seeds(found)}): {', '.join(texts)}."
+        f"uniform states. Of the gap is closed (95 %; {seeds}): {', '.join(texts)}."
     )
 
 
@@ -199,38 +182,34 @@ def share_sentence(world: str, found: Learners) -> Iterator[str]:
 def say_noise(rows: pd.DataFrame) -> Section:
     """The committed prediction against the rows, for each rival of JEPA."""
     px = rows.pivot(index="seed", columns=["noise", "learner"], values="imagined_first")
-    said = [f"{prediction(px, rival)}{unlearned(rows, rival)}." for rival in RIVALS]
-    return {"sentences": said}
+    return {"sentences": [prediction(px, rival) + unlearned(rows, rival) for rival in RIVALS]}
 
 
 def unlearned(rows: pd.DataFrame, rival: str) -> str:
-    """Which of both models learns too little without noise to be held against noise, by `LEARNED`;
-    "" where both learn."""
-    rows, said = rows[rows["noise"] == "0"], []
+    """Who of the two fails without noise, by `LEARNED`, so that noise is not what is measured."""
+    rows = rows[(rows["noise"] == "0") & rows["learner"].isin([rival, "jepa"])]
     share = rows["imagined_first"] / rows["guess_first"]
-    for name in (rival, "jepa"):
-        own = share[rows["learner"] == name]
-        if count := (own > LEARNED).sum():
-            seeds = f"{count} of {len(own)} seeds"
-            said.append(f"{LABELS[name]} does not learn (ratio up to {own.max():.2f}, {seeds})")
-    more = "the ratio says more of the training than of the noise (rule added after first rows)"
-    return f"; but without noise {' and '.join(said)}: {more}" if said else ""
+    worst = share[share > LEARNED].groupby(rows["learner"]).max()
+    return "".join(
+        f" But {LABELS[name]} does not learn without noise (ratio up to {ratio:.2f}): this tells "
+        "more of its training than of noise (a rule added after the first rows)."
+        for name, ratio in worst.items()
+    )
 
 
 def prediction(px: pd.DataFrame, rival: str) -> str:
-    """Confirmed, refuted or open by px of (seed, (noise, model)): configs/noisy_tv.yaml, which is
-    older than all rows."""
+    """Confirmed, refuted or open by px of (seed, (noise, model)): configs/noisy_tv.yaml."""
     wanted = [(noise, name) for noise in ("75", "0") for name in (rival, "jepa")]
     table = np.log(px.reindex(columns=wanted).dropna())
     gap = table.to_numpy() @ [1, -1, -1, 1]
     told = f"ratio of px errors, {LABELS[rival]} over JEPA, at 75 % of noise over that at 0 %"
     if len(gap) < LEAST_SEEDS:
-        return f"Prediction open: {told}, has {len(gap)} of {LEAST_SEEDS} seeds"
+        return f"Prediction open: {told}, has {len(gap)} of {LEAST_SEEDS} seeds."
     low, high = student(gap)
     verdict = "confirmed" if low > 0 else "refuted" if high < 0 else "open"
     return (
         f"Prediction {verdict}: {told}, mean of the logarithm {gap.mean():+.3f} "
-        f"({low:+.3f} to {high:+.3f}; seeds: {len(gap)})"
+        f"({low:+.3f} to {high:+.3f}; seeds: {len(gap)})."
     )
 
 
