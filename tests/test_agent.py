@@ -1,6 +1,7 @@
 import dataclasses
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ from hjepa_lib.training import policies as training
 from hjepa_lib.training.policies import draw_pairs, train_policy
 from hjepa_lib.workbench.schema import read_experiment
 from hjepa_lib.worlds.base import trial_noise
-from hjepa_lib.worlds.layout import Layout, render
+from hjepa_lib.worlds.layout import Layout, layout_set, render
 from hjepa_lib.worlds.patrolled_door import CAUGHT
 from hjepa_lib.worlds.trials import load_trials
 from hjepa_lib.worlds.two_rooms import TwoRooms, step
@@ -514,6 +515,16 @@ def test_the_leak_is_that_of_the_walls(monkeypatch):
     assert 0 < right["stopped"] < blind["stopped"] and 200 < right["carried"] < 400
 
 
-def test_the_leak_of_a_run_is_a_row(ws):
+def test_the_leak_of_a_run_is_a_row_of_states_and_layouts_of_no_training(ws, monkeypatch):
     (row,) = score.leak_rows(ws, {"pushes": 64})
     assert row["pushes"] == 64 and row["world"] == "generated" and 0 <= row["leak"] <= 1
+    walked, trained = [], stages.make_data(ws).positions
+    monkeypatch.setattr(score, "wall_leak", lambda _, data, *rest: walked.append(data) or {})
+    monkeypatch.setattr(score, "load_trained", lambda ws, names: None)
+    for layouts, name in (("fixed", "fixed"), ("random", "validation")):
+        other = SimpleNamespace(config=ws.config.override({"data.layouts": layouts}))
+        (row,) = score.leak_rows(other, {})
+        assert row["layouts"] == name
+        seen = {tuple(one) for one in walked[-1].layout.tolist()}
+        assert seen <= {tuple(one) for one in layout_set(name).tolist()}
+        assert not (walked[-1].positions[:9, None] == trained).all(-1).any()

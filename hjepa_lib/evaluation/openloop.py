@@ -38,10 +38,13 @@ def draw_windows(store: LatentStore, horizon: int, count: int = WINDOWS) -> Late
     return store.gather(first[:: max(1, len(first) // count)][:count], horizon + 1)
 
 
-def long_walks(data: DataConfig, states: int, count: int, seed: int) -> Trajectories:
-    """`count` fresh trajectories of `states` states; WorkbookError for a recording."""
-    names = ("recipe", "layouts", "dynamics")
-    own = {name: getattr(data, name) for name in names} | {"source": data.played}
+def long_walks(
+    data: DataConfig, states: int, count: int, seed: int, layouts: str = ""
+) -> Trajectories:
+    """`count` fresh trajectories of `states` states, in the layouts of `data` unless others are
+    named; WorkbookError for a recording."""
+    own = {"recipe": data.recipe, "dynamics": data.dynamics, "source": data.played}
+    own["layouts"] = layouts or data.layouts
     if is_recording(data.played):
         raise WorkbookError("a recording has no other walks: data.world=module:Class can make some")
     return generate(transitions=count * (states - 1), seed=HELD_OUT + seed, states=states, **own)

@@ -19,7 +19,7 @@ from hjepa_lib.evaluation.episodes import (
 )
 from hjepa_lib.evaluation.metrics import Episodes
 from hjepa_lib.evaluation.offline import planned_rows, recognised
-from hjepa_lib.evaluation.openloop import PUSHES, draw_windows, wall_leak
+from hjepa_lib.evaluation.openloop import PUSHES, draw_windows, long_walks, wall_leak
 from hjepa_lib.evaluation.results import Result, load_result, save_result
 from hjepa_lib.files import read_json, write_json
 from hjepa_lib.models.checkpoint import load_part
@@ -212,12 +212,13 @@ def find_results(ws: Workspace, cases: Iterable[Case], folder: str = "results") 
 
 
 def leak_rows(ws: Workspace, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The wall leak of this run's level 1, from states that it was not trained on.
+    """The wall leak of this run's level 1, from fresh walks; where layouts vary, in held-out ones.
 
     `settings` may say how many `pushes`; the cap is the protocol's. A cell of an experiment.
     """
     agent, config = load_trained(ws, ("l1",)), ws.config
-    train, validation, _ = load_data(ws)
+    layouts = "fixed" if config.data.layouts == "fixed" else "validation"
+    walks = long_walks(config.data, 92, 100, config.seed, layouts=layouts)
     cap = played_cap(config, config.planning.action_cap)
-    found = wall_leak(agent, validation or train, cap, settings.get("pushes", PUSHES))
-    return [{"world": config.data.source, "action_cap": cap, **found}]
+    found = wall_leak(agent, walks, cap, settings.get("pushes", PUSHES))
+    return [{"world": config.data.source, "layouts": layouts, "action_cap": cap, **found}]
