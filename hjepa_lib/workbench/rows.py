@@ -116,7 +116,9 @@ def _check_setting(rows: pd.DataFrame, name: str) -> None:
     if not set_by or name == "planner.seed" or rows[name].map(str).nunique() < 2:
         return
     default = usual(name, rows["profile"].iloc[0] if "profile" in rows else "laptop")
-    values = rows[name].astype(object).where(rows[name].notna(), default)
+    values = rows[name].astype(object)
+    if not name.startswith("data."):  # what older rows do not know of their data is no setting
+        values = values.where(values.notna(), default)
     values = values.map(lambda one: as_text(one) if isinstance(one, list) else one)
     if values.nunique() > 1:
         points = values.groupby([rows[one] for one in POINT], sort=False)
