@@ -40,6 +40,7 @@ from hjepa_lib.training.local import (
     train_places,
     typical_step,
 )
+from hjepa_lib.worlds.layout import Layout
 from tests.tiny import CPU, Windows, seeded, tiny_data, tiny_normaliser
 
 BRIEF = {"level1.optim.updates": 150, "level1.optim.batch": 16, "level1.optim.lr": 4e-3,
@@ -240,6 +241,12 @@ def test_windows_come_from_few_layouts_half_of_them_stopped(places):
     assert stopped[first].float().mean() > 0.5
     none, _ = Draw(store, stopped & False, stopped & False).sample(64, 4, seeded())
     assert len(none) == 64
+    recorded = copy.copy(store)  # knows no layouts: most windows saw the walls of another one
+    recorded.layout = Layout.of([(0, 0)] * len(store.lengths))
+    recorded.data = replace(data, record="frames")
+    first, rows = Draw(recorded, stopped, stopped & False).sample(64, 4, seeded())
+    layouts = store.layout.numbers()[store.trajectory[first]]
+    assert (layouts == layouts[rows]).all() and len(layouts.unique()) > 1
 
 
 class Walls(nn.Module):

@@ -174,7 +174,9 @@ class Draw:
     def __init__(self, store: LatentStore, stopped: Tensor, carried: Tensor) -> None:
         first, times = store.windows(STEPS + 1), F.pad(carried.cumsum(0), (1, 0))
         first = first[times[first + STEPS] == times[first]]
-        layout = store.layout.numbers()[store.trajectory[first]]
+        layout = store.trajectory[first]
+        if store.data.record is None:  # else each recorded episode may have walls of its own
+            layout = store.layout.numbers()[layout]
         order = layout.argsort(stable=True)
         self.layouts, first, layout = layout.unique(), first[order], layout[order]
         hit = stopped[first]
