@@ -64,16 +64,6 @@ LEVERS = {
 """Groups of the results page's long table: what was changed in each."""
 
 
-def changes(row: Any) -> list[str]:
-    """["horizon 48", "samples x 0.25"]: what differs from the planner's defaults."""
-    parts = []
-    for change in filter(None, str(row.grid).split("+")):
-        key, value = change.split("=")
-        names = key.removeprefix("flat.").removeprefix("hierarchy.").replace("_", " ").split(".")
-        parts.append(f"{' '.join(names)} {value}")
-    return parts + ([f"samples x {row.budget:g}"] if row.budget != 1.0 else [])
-
-
 def headline_block(rows: pd.DataFrame) -> str:
     """The README's table of planners tuned alike with the metrics of the comparison (Q9)."""
     lines = []
@@ -85,7 +75,7 @@ def headline_block(rows: pd.DataFrame) -> str:
             "first plan ends there, %": number(100 * row.init_plan_cross_wall_rate, 1),
             "error, px^2": number(row.planning_error_mean, 1),
             "RMSE, px": number(row.planning_error_mean_rmse, 1),
-            "settings": ", ".join(changes(row)) or "-",
+            "settings": row.settings or "-",
         })  # fmt: skip
     said = "\n".join(f"- {sentence}" for sentence in sentences(rows))
     picture = f"![success against compute]({GALLERY}/study_frontier.png)"
@@ -98,7 +88,8 @@ def lever_table(rows: pd.DataFrame) -> str:
     lines = []
     for group, words in LEVERS.items():
         for row in points(rows, [group]).itertuples():
-            setting = ", ".join([row.cell.replace("_", " "), *changes(row)])
+            words = [row.cell.replace("_", " "), *filter(None, row.settings.split(", "))]
+            setting = ", ".join(dict.fromkeys(words))
             lines.append({"what was changed": words, "setting": setting, **point_line(row)})
     return table(lines)
 

@@ -109,6 +109,8 @@ def test_ratio_is_measured_or_a_bound_where_flat_never_gets_there(rates, bound, 
     assert found.pooled.value == pytest.approx(price / 10**6.6)  # 0.8, on the way from 0.5 to 1
     assert found.per_seed == dict.fromkeys((0, 1, 2), found.pooled)
     assert found.low <= found.pooled.value <= found.high
+    said = verdict._ratio_sentence(pd.concat([curve("flat", rates, FLOPS), TWO]), "latent")
+    assert np.isinf(found.high) == ("without an upper end" in said) == (bound == "lower")
 
 
 def test_ratio_says_where_the_smallest_budget_is_enough():

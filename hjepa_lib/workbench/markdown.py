@@ -1,5 +1,6 @@
 """Markdown tables of committed rows: of any planner, of other worlds, of own mazes."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import pandas as pd
 
 from hjepa_lib.evaluation.openloop import LEAK_PX
 from hjepa_lib.workbench.rows import POINT, check_rows, finished, pooled
+from hjepa_lib.workbench.table import as_text, usual
 from hjepa_lib.workbench.verdict import claims, judged, named
 
 NUMBERS = [
@@ -14,8 +16,9 @@ NUMBERS = [
     "init_plan_cross_wall_rate", "planning_error_mean", "planning_error_mean_rmse",
     "invalid_route_rate",
 ]  # fmt: skip
-BY = ["method", "cost", "protocol", "layouts", "dynamics", *POINT, "group", "told"]
+BY = ["method", "cost", "protocol", "layouts", "dynamics", *POINT, "group", "told", "settings"]
 BY += ["data.layouts", "level1.encoder"]
+PLAYED = ("planner.action_cap", "planner.cost")  # said elsewhere, or the protocol's
 WORLD_GROUPS = ("floors", "equal", "policies")  # of the study over worlds, shown
 SPREAD = (
     "MFLOP per step: what an episode begins with, such as the graph of its scene, is spread over "
@@ -34,11 +37,35 @@ def points(rows: pd.DataFrame, groups: Iterable[str]) -> pd.DataFrame:
 
     Within a group, rows of different trials or settings are refused.
     """
-    found = [check_rows(part) for name in groups if len(part := finished(rows, name))]
-    if not found:
+    parts = [check_rows(part) for name in groups if len(part := finished(rows, name))]
+    if not parts:
         return rows.head(0)
-    by, means = ([name for name in names if name in rows] for names in (BY, NUMBERS))
-    return pooled(pd.concat(found), by, means)
+    found = pd.concat(parts)
+    found = found.assign(settings=changes(found))
+    by, means = ([name for name in names if name in found] for names in (BY, NUMBERS))
+    return pooled(found, by, means)
+
+
+def changes(rows: pd.DataFrame) -> list[str]:
+    """ "horizon 48, samples x 0.25" of each row: what differs from the planner's defaults, or is
+    one of several values that were played."""
+    found = []
+    for row in rows.to_dict("records"):
+        parts = []
+        for name, value in row.items():
+            default = usual(name, row.get("profile", "laptop"))
+            if not name.startswith("planner.") or default is None or pd.isna(value):
+                continue
+            if name.endswith(".samples"):
+                default = max(2, round(default * row["budget"]))
+            swept = f"+{name.removeprefix('planner.')}=" in f"+{row['grid']}"
+            if swept or (name not in PLAYED and value not in (default, as_text(default))):
+                words = re.sub(r"planner\.(flat\.|hierarchy\.)?", "", name)
+                shown = value if isinstance(value, str) else f"{value:g}"
+                parts.append(f"{re.sub('[_.]', ' ', words)} {shown}")
+        parts += [f"samples x {row['budget']:g}"] if row["budget"] != 1 else []
+        found.append(", ".join(parts))
+    return found
 
 
 def cells(row: Any) -> dict[str, str]:

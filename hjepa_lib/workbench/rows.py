@@ -117,7 +117,7 @@ def _check_setting(rows: pd.DataFrame, name: str) -> None:
         return
     default = usual(name, rows["profile"].iloc[0] if "profile" in rows else "laptop")
     values = rows[name].astype(object)
-    if not name.startswith("data."):  # what older rows do not know of their data is no setting
+    if not name.startswith("data."):  # the row's own, empty where its run has lost its data
         values = values.where(values.notna(), default)
     values = values.map(lambda one: as_text(one) if isinstance(one, list) else one)
     if values.nunique() > 1:
@@ -189,7 +189,10 @@ class Ratio(NamedTuple):
 
 
 class Ratios(NamedTuple):
-    """`Ratio` per training seed and of the mean over seeds, with the latter's 95 % interval."""
+    """`Ratio` per training seed and of the mean over seeds, with the latter's 95 % interval.
+
+    An end is inf or 0 where draws that far out are bounds: how far they reach is not known.
+    """
 
     per_seed: dict[int, Ratio]
     pooled: Ratio
@@ -222,8 +225,18 @@ def compute_ratio(
 
     every, shape = slice(None), planners[0][1].shape[1:]
     per_seed = {int(seed): ratio([i], ([i],)) for i, seed in enumerate(seeds)}
-    _, low, high = interval(lambda cells: ratio(every, cells).value, shape, resamples)
-    return Ratios(per_seed, ratio(every, (every,)), low, high)
+
+    def least(cells: Any) -> float:
+        one = ratio(every, cells)
+        return one.value * (one.bound in ("", "lower"))
+
+    def most(cells: Any) -> float:
+        """Its reciprocal, which has a quantile where it is infinite."""
+        one = ratio(every, cells)
+        return (one.bound in ("", "upper")) / one.value
+
+    low, inverse = (interval(end, shape, resamples).low for end in (least, most))
+    return Ratios(per_seed, ratio(every, (every,)), low, 1 / inverse if inverse else np.inf)
 
 
 def _ratio(flat: tuple, hier: tuple) -> Ratio:

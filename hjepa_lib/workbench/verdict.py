@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from hjepa_lib.evaluation.statistics import (
@@ -69,19 +70,19 @@ def _best_sentence(rows: pd.DataFrame, bar: pd.DataFrame, cost: str) -> str:
     keys = ["success_rate", "flops_per_step"]
     points = rows.groupby(["method", *POINT], as_index=False)[keys].mean()
     best = points.sort_values(keys, ascending=[False, True]).groupby("method").first()[::-1]
+    spent = rows.groupby("method")["flops_per_step"].agg(["min", "max"]) / 1e6
     texts = [
-        f"{one.Index} {100 * one.success_rate:.1f} % at {one.flops_per_step / 1e6:.0f} MFLOP per "
-        "step"
+        f"{one.Index} {100 * one.success_rate:.1f} % at {one.flops_per_step / 1e6:.0f} of "
+        "{:.0f} to {:.0f} MFLOP per step".format(*spent.loc[one.Index])
         for one in best.itertuples()
     ]
-    low, high = rows["flops_per_step"].agg(["min", "max"]) / 1e6
     # The first trials are easier or harder than all: what the pair of the headline has on them.
     about = ["method", "grid", "budget"]
     alike = points.merge(bar.loc[bar["cost"] == cost, about].drop_duplicates())[::-1]
     pair = [f"{one.method} {100 * one.success_rate:.1f} %" for one in alike.itertuples()]
     same = f"; on these trials the pair above has {', '.join(pair)}" * (len(pair) == 2)
     return (
-        f"{cost.capitalize()} cost, best of all budgets from {low:.0f} to {high:.0f} MFLOP: "
+        f"{cost.capitalize()} cost, best of all budgets: "
         f"{', '.join(texts)} (n = {rows['n'].iloc[0]} a seed{same})."
     )
 
@@ -91,10 +92,12 @@ def _ratio_sentence(rows: pd.DataFrame, cost: str) -> str:
     whole, *seeds = (
         f"{_WORDS[one.bound]}{one.value:.2g}" for one in (found.pooled, *found.per_seed.values())
     )
+    low = f"from {found.low:.2g}" if found.low > 0 else "without a lower end"
+    high = f"up to {found.high:.2g}" if np.isfinite(found.high) else "without an upper end"
     return (
         f"{cost.capitalize()} cost, FLOPs of flat over those of L1+L2 where both reach 0.8 of the "
         f"hierarchy's best ({100 * found.pooled.level:.0f} %): {whole} (95 % interval "
-        f"{found.low:.2g} to {found.high:.2g}; seeds: {_slashed(seeds)})."
+        f"{low} {high}; seeds: {_slashed(seeds)})."
     )
 
 
