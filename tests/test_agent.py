@@ -512,7 +512,7 @@ def test_the_leak_is_that_of_the_walls(monkeypatch):
     assert wall_leak(Seer(False), held, 1.8, 50)["stopped"] == 0  # it is a guard that holds them
     monkeypatch.setattr(TwoRooms, "teleported", lambda _, places, pushes: places[:, 0, 0] < 32)
     right = wall_leak(Seer(False), data, 1.8, 600)  # the rest ends elsewhere, and in no wall
-    assert 0 < right["stopped"] < blind["stopped"] and 200 < right["carried"] < 400
+    assert 0 < right["stopped"] < blind["stopped"]
 
 
 def test_the_leak_of_a_run_is_a_row_of_states_and_layouts_of_no_training(ws, monkeypatch):

@@ -180,8 +180,8 @@ def wall_leak(agent: Agent, data: Trajectories, cap: float, count: int = PUSHES)
     `PUSH_STEPS` steps without noise. A wall stopped a push that ends at less than half the usual
     pace and `LEAK_PX` short of the usual way; it leaks if its imagined end is more than `LEAK_PX`
     from the true one. `leak` has its 95 % interval; `free_off` is the share of the other pushes
-    that are as far off. Dots that a guard holds do not count, nor do the `carried` ones, which a
-    teleporter took elsewhere. WorkbookError for recorded frames.
+    that are as far off. Dots that a guard holds or a teleporter carries do not count.
+    WorkbookError for recorded frames.
     """
     if data.record is not None:
         raise WorkbookError("recorded frames have no world to push in: no wall leak")
@@ -197,21 +197,19 @@ def wall_leak(agent: Agent, data: Trajectories, cap: float, count: int = PUSHES)
     states = [start, *(world.step(push) for _ in range(PUSH_STEPS))]
     path = world.xy(torch.stack(states, 1))  # (B, PUSH_STEPS + 1, 2)
     plans, ends = push[:, None].expand(-1, PUSH_STEPS, -1), []
-    carried = world.teleported(path.numpy(), plans.numpy())
-    carried = torch.zeros(count, dtype=torch.bool) if carried is None else torch.tensor(carried)
+    if (carried := world.teleported(path.numpy(), plans.numpy())) is not None:
+        path[torch.from_numpy(carried)] = torch.nan
     plans = plans.to(agent.device)
     for frames, part in zip(world.render(start).split(AT_ONCE), plans.split(AT_ONCE), strict=True):
         latents, scene = agent.encode(frames), agent.scene(frames)
         ends.append(agent.level1.rollout_members(latents, part, scene=scene).mean(0)[:, -1:])
     off = torch.from_numpy(_gaps(agent, torch.cat(ends), path[:, -1:]))[:, 0] > LEAK_PX
     pace, way = ((path[:, -1] - path[:, then]).norm(dim=-1) for then in (-2, 0))
-    usual, far = (one[~carried].quantile(0.99) for one in (pace, way))
-    # Those that are held have failed, wherever the goal is.
-    counted = world.reached(states[-1], states[-1]) & ~carried
-    stopped = (pace < usual / 2) & (way < far - LEAK_PX) & counted
-    free = ~stopped & counted
+    # Held ones have failed, wherever the goal is.
+    held = ~world.reached(states[-1], states[-1]) | way.isnan()
+    slow, short = pace < pace.nanquantile(0.99) / 2, way < way.nanquantile(0.99) - LEAK_PX
+    stopped, free = slow & short & ~held, ~(slow & short) & ~held
     n, leaks = int(stopped.sum()), int((stopped & off).sum())
     low, high = wilson(leaks, n)
     found = {"pushes": count, "stopped": n, "leak": leaks / max(n, 1), "low": low, "high": high}
-    free_off = float((off & free).sum() / free.sum().clamp(min=1))
-    return found | {"free_off": free_off, "carried": int(carried.sum())}
+    return found | {"free_off": float((off & free).sum() / free.sum().clamp(min=1))}

@@ -126,13 +126,13 @@ def world_table(rows: pd.DataFrame) -> str:
 
 
 def leak_sentence(leaks: pd.DataFrame) -> str:
-    """What level 1 imagines of walls, by world (`rows.load_leaks`); "" without rows."""
-    texts = [
-        f"{model.replace('_', ' ')} {100 * part['leak'].mean():.1f} ({len(part)})"
-        for model, part in leaks.groupby("model", sort=False)
-    ]
-    said = "Wall leak of level 1, % of straight pushes that a wall stops whose imagined end is more"
-    return f"{said} than {LEAK_PX:g} px off (seeds): {', '.join(texts)}." if texts else ""
+    """What level 1 imagines of walls, by world; "" without rows of the group `leak`."""
+    found = leaks.groupby("model", sort=False)["leak"].agg(["mean", "size"]).itertuples()
+    texts = [f"{one.Index.replace('_', ' ')} {100 * one.mean:.1f} ({one.size})" for one in found]
+    said = (
+        f"% of straight pushes that a wall stops whose imagined end is more than {LEAK_PX:g} px off"
+    )
+    return f"Wall leak of level 1, {said} (seeds): {', '.join(texts)}." if texts else ""
 
 
 def worlds_block(rows: pd.DataFrame) -> str:
@@ -187,6 +187,8 @@ def own_mazes_block(rows: pd.DataFrame) -> str:
         rates = (100 * part["successes"] / part["n"]).sort_values()
         label = method + (f" ({cost})" if cost != "none" else "")
         parts.append(f"{label} {rates.median():.0f} (lowest {rates.iloc[0]:.0f})")
+    if absent := sorted({"random", "random-persistent", "oracle"} - {*rows["method"]}):
+        parts.append(f"not played: {', '.join(absent)}")
     return (
         f"- {rows['world'].nunique()} own mazes of thin walls (copies of "
         "[examples/own_maze.py](examples/own_maze.py), laptop defaults, one training seed each, "

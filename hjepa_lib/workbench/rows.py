@@ -73,16 +73,6 @@ def load_rows(path: Path) -> pd.DataFrame:
     return rows.join(settings.drop(columns=rows.columns, errors="ignore")).copy()
 
 
-def load_leaks(path: Path) -> pd.DataFrame:
-    """The wall leaks of an experiment's table, a row per model and seed.
-
-    Older ones of teleport mazes, where carried pushes were leaks, are left out.
-    """
-    rows = pd.read_csv(path).query("group == 'leak'")
-    known = rows.get("carried", pd.Series(index=rows.index)).notna()
-    return rows[known | ~rows["model"].str.contains("teleport")]
-
-
 def check_rows(rows: pd.DataFrame | Sequence[dict[str, Any]]) -> pd.DataFrame:
     """The same rows, if they are one finished set; WorkbookError naming the first mismatch.
 

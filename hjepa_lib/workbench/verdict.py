@@ -13,13 +13,7 @@ from hjepa_lib.evaluation.statistics import (
     mcnemar,
 )
 from hjepa_lib.files import WorkbookError
-from hjepa_lib.workbench.rows import (
-    POINT,
-    check_rows,
-    compute_ratio,
-    finished,
-    outcomes,
-)
+from hjepa_lib.workbench.rows import POINT, check_rows, compute_ratio, finished, outcomes
 
 HIERARCHY, FLAT = "bar_l1l2_latent", "bar_flat_latent"
 """Cells of the pair that is compared at one budget, under the latent cost."""
@@ -76,11 +70,12 @@ def _best_sentence(rows: pd.DataFrame, bar: pd.DataFrame, cost: str) -> str:
         "{:.0f} to {:.0f} MFLOP per step".format(*spent.loc[one.Index])
         for one in best.itertuples()
     ]
-    # The first trials are easier or harder than all: what the pair of the headline has on them.
-    about = ["method", "grid", "budget"]
-    alike = points.merge(bar.loc[bar["cost"] == cost, about].drop_duplicates())[::-1]
-    pair = [f"{one.method} {100 * one.success_rate:.1f} %" for one in alike.itertuples()]
-    same = f"; on these trials the pair above has {', '.join(pair)}" * (len(pair) == 2)
+    # The first trials may be easier than all: what the pair of the headline has on them.
+    bar = bar.loc[bar["cost"] == cost, ["method", "grid", "budget"]].drop_duplicates()
+    pair = [
+        f"{one.method} {100 * one.success_rate:.1f} %" for one in points.merge(bar).itertuples()
+    ]
+    same = f"; on these trials the pair above has {', '.join(pair[::-1])}" * (len(pair) == 2)
     return (
         f"{cost.capitalize()} cost, best of all budgets: "
         f"{', '.join(texts)} (n = {rows['n'].iloc[0]} a seed{same})."
