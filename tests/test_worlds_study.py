@@ -113,7 +113,7 @@ def test_what_one_true_part_changes_is_said_of_each_world():
     assert [part.split(") ")[1] for part in said.split(", ")[3:]] == [
         "learned", "told its distance", "told its dynamics."
     ]  # fmt: skip
-    blind = {"level1.encoder": "place", "data.layouts": "random"}  # of 25 mazes it gets no map
+    blind = {"level1.encoder": "place", "data.layouts": "random"}
     (said,) = markdown.factor_sentences(pd.DataFrame([row | blind for row in rows]))
     assert ") learned by a head that sees the place alone, not which layout it is, 95.0" in said
 

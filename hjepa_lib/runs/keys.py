@@ -100,14 +100,6 @@ def files_of(*sources: str) -> tuple[str, ...]:
     return tuple(_file_of(one) for one in sources if one not in ours)
 
 
-def _recorded(source: str) -> bool:
-    if names_world(source):
-        return False
-    from hjepa_lib.data.readers import is_recording  # now: it needs torch
-
-    return is_recording(source)
-
-
 def _file_of(source: str) -> str:
     """The recording, or the file of an own world's module:Class, where there is one."""
     module = source.partition(":")[0] if names_world(source) else ""
@@ -153,10 +145,8 @@ def core_stages(config: Config) -> dict[str, Stage]:
     # Places of a local one are looked for by several attempts, and seen by what is above, since 2.
     seeing = {"recipe": 2 if config.level1.predictor == "local" else 1}
     # Steps that a teleporter carried teach nothing since 3, nor do other recorded episodes' walls.
-    mended = source.startswith("pointmaze_teleport") or (
-        config.level1.predictor == "local" and files_of(source) and _recorded(source)
-    )
-    recipe = 3 if mended else seeing["recipe"]
+    filed = bool(named) and not names_world(source) and config.level1.predictor == "local"
+    recipe = 3 if filed or source.startswith("pointmaze_teleport") else seeing["recipe"]
     l1 = Stage("l1", partial(_make, "level1"), shaped, (data,), recipe=recipe,
                load=config.level1.load)  # fmt: skip
     distance = Stage("distance", partial(_make, "distance"), ("distance",), (data, l1), folder="l1")

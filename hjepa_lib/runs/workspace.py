@@ -178,10 +178,7 @@ class Workspace:
         return {name: {"from": self.origin(name), "key": self.run.key(name)} for name in names}
 
     def data_of(self, stages: Iterable[Stage]) -> dict[str, Any]:
-        """Meta of this run's data, else of those of the run that made one of these stored stages.
-
-        {} where no run holds them.
-        """
+        """Meta of this run's data, else of the run's that made a stored stage; {} without any."""
         sources = ((self._sources(stage), self.origin(stage.name)) for stage in stages)
         there = (one for runs, made in sources for one in runs if one.label == made)
         held = (one for one in itertools.chain([self.run], there) if one.done("data"))

@@ -43,8 +43,6 @@ COMPILE, LAPTOP, PLAY = 60.0, 150.0, 20.0
 _QUICK = {"data.transitions": 2000, "distance.trajectories": 10, "level2.macro_steps": 2}
 _QUICK |= {"evaluation.trials": 2, "evaluation.steps": 8}
 _QUICK |= {f"{part}.optim.updates": 4 for part in ("level1", "distance", "level2")}
-TOLD = ("dynamics", "distance")
-"""What one part of a plan is made true by."""
 _LOCAL = {"data.source": "patrolled_door", "level1.foresight": 4, "level1.refine_updates": 4}
 
 
@@ -170,7 +168,8 @@ def local(check: Check, found: dict[str, Any]) -> None:
     """Places, a graph and level 2 above them in a world with a guard, tiny: that it all runs."""
     ws = check.workspace("local", found, **_LOCAL)
     wanted = [(method, "graph", "none") for method in METHODS]
-    for method, cost, truth in (*wanted, *(("flat", "distance", one) for one in TOLD)):
+    wanted += [("flat", "distance", truth) for truth in ("dynamics", "distance")]
+    for method, cost, truth in wanted:
         planning = dataclasses.replace(ws.config.planning, truth=truth)
         case = Case.of(ws.config, method, cost, split="test", planning=planning)
         played = play(ws, load_trained(ws, case.stages), case, latency=False).row
