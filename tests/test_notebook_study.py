@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import tiny_runs
 import torch
-from tiny import tiny_config
-from tiny_runs import ROOT, cells, first, make_row
+from tiny import refused, tiny_config
+from tiny_runs import ROOT, code_with, first, make_row
 
 from hjepa_lib.config import ConfigError, PlanningConfig
 from hjepa_lib.evaluation import Case
@@ -108,9 +108,10 @@ def test_a_mixed_committed_study_is_refused(done, tmp_path):
     rows.loc[0, "trials_hash"] = "34"
     (tmp_path / "outputs/gallery").mkdir(parents=True)
     rows.to_csv(tmp_path / "outputs/gallery/study.csv", index=False)
-    (source,) = (cell.source for cell in cells(PATH) if "load_rows(path)" in cell.source)
-    with pytest.raises(WorkbookError, match="rows differ in trials_hash"):
-        exec(compile(source, PATH.name, "exec"), done | {"repository": lambda: tmp_path})
+    names = done | {"repository": lambda: tmp_path}
+    refused(
+        WorkbookError, "rows differ in trials_hash", exec, code_with("load_rows(path)", 7), names
+    )
 
 
 def test_without_level_2_there_is_nothing_to_compare(root, config):
@@ -122,19 +123,16 @@ def test_without_level_2_there_is_nothing_to_compare(root, config):
 @pytest.mark.parametrize("encoder", ["vit", "place"])
 def test_no_row_is_called_convolutional_that_is_not(encoder, capsys):
     """A local level 1 was played under that name, or refused after an hour."""
-    sources = [cell.source for cell in cells(PATH.with_name("08_planning_collapse.ipynb"))]
-    (code,) = [one for one in sources if "variants.encoders(" in one]
     level1 = SimpleNamespace(level1=SimpleNamespace(encoder=encoder))
     names = {"TwoRooms": TwoRooms, "train": SimpleNamespace(world=TwoRooms), "smoke": True}
-    exec(code, names | {"ws": SimpleNamespace(config=level1), "variants": None})
+    names |= {"ws": SimpleNamespace(config=level1), "variants": None}
+    exec(code_with("variants.encoders(", 8), names)
     assert "not asked here" in capsys.readouterr().out
 
 
 def test_the_best_planner_meets_the_rule_of_its_data():
     """Of sliding or bouncing data it was said of the blocked one."""
-    sources = [cell.source for cell in cells(PATH.with_name("04_plan_mppi.ipynb"))]
-    (code,) = [one for one in sources if "matched.append(" in one]
-    code = code.partition("ws.figure(")[0]
+    code = code_with("matched.append(", 4).partition("ws.figure(")[0]
     row, played = {"method": "flat", "dynamics": "bounce"}, []
     play = SimpleNamespace(
         cases_of=lambda config: [None], tuned_pair=lambda config: [], FLOORS=scoring.FLOORS,
@@ -151,8 +149,6 @@ def test_the_best_planner_meets_the_rule_of_its_data():
 
 def test_the_plans_that_are_looked_at_keep_the_cap_of_their_world(agent):
     """Those of a maze or of P2 were planned with the cap of P1, as the settings name none."""
-    sources = [cell.source for cell in cells(PATH.with_name("04_plan_mppi.ipynb"))]
-    (code,) = [one for one in sources if "def fan(" in one]
     agent, asked = dataclasses.replace(agent, planning=PlanningConfig(action_cap=2.45)), []
 
     def replace(one, **changes):
@@ -160,7 +156,7 @@ def test_the_plans_that_are_looked_at_keep_the_cap_of_their_world(agent):
         return 1 / 0 if one is agent else dataclasses.replace(one, **changes)
 
     names = {"replace": replace, "agent": agent, "planning": PlanningConfig(), "plans": plans}
-    exec("def fan(" + code.partition("def fan(")[2], names)
+    exec("def fan(" + code_with("def fan(", 4).partition("def fan(")[2], names)
     with pytest.raises(ZeroDivisionError):
         names["fan"]("flat", "latent")
     assert asked[-1].action_cap == 2.45
@@ -168,8 +164,6 @@ def test_the_plans_that_are_looked_at_keep_the_cap_of_their_world(agent):
 
 def test_a_solved_trial_is_not_called_missed():
     """P2 asks for 4.5 px at the end, P3 for five steps in a row: tau alone says neither."""
-    sources = [cell.source for cell in cells(PATH.with_name("05_compare.ipynb"))]
-    (code,) = [one for one in sources if "plans.episode_paths(" in one]
     one = {"positions": np.zeros((3, 11, 2)), "goal": np.zeros((3, 2)), "layout": np.ones((3, 2))}
     one["trial_success"], one["trial_termination_step"] = np.array([[1, 1, 0], [4, 11, 4]])
     drawn = []
@@ -181,15 +175,13 @@ def test_a_solved_trial_is_not_called_missed():
         "ws": SimpleNamespace(config=tiny_config(), figure=lambda *_: drawn.append(_)),
         "np": np, "torch": torch, "TwoRooms": TwoRooms, "Layout": Layout,
     }  # fmt: skip
-    exec(code, names)
+    exec(code_with("plans.episode_paths(", 5), names)
     titles = [axis.get_title("left") for axis in drawn[0][0].axes]
     assert titles == ["reached at 4", "reached at 10", "missed by 0.0 px"]
 
 
 def test_the_clip_shows_planners_tuned_alike_where_they_were_played():
     """The README began with flat at 68 MFLOP a step, untuned, beside L1+L2 at 179."""
-    sources = [cell.source for cell in cells(PATH.with_name("05_compare.ipynb"))]
-    (code,) = [one for one in sources if "plans.comparison_gif(" in one]
     names = ("flat tuned, latent", "l1+l2 tuned, latent", "flat, distance", "l1+l2, distance")
     played, drawn = {}, []
     for name in (*names, "flat, latent", "l1+l2, latent"):
@@ -202,7 +194,7 @@ def test_the_clip_shows_planners_tuned_alike_where_they_were_played():
     ws = SimpleNamespace(config=tiny_config(), animation=lambda *_: None)
     about = {"results": played, "plans": figures, "ws": ws, "np": np, "score": scoring}
     about |= {"pair_names": [("flat", "latent"), ("l1+l2", "latent")], "rooms": [0, 1]}
-    exec(code, about | {"trial": -1, "kind": "test"})
+    exec(code_with("plans.comparison_gif(", 5), about | {"trial": -1, "kind": "test"})
     assert drawn == [(1, 1, f"{name}, 68.4 MFLOP") for name in names]
 
 

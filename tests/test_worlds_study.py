@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import tiny_runs
 from tiny import tiny_config
-from tiny_runs import ROOT, first, make_row
+from tiny_runs import ROOT, code_with, first, make_row
 
 from hjepa_lib.config import flatten, leaves, names_world, read_yaml
 from hjepa_lib.runs.keys import wanted_stages
@@ -171,26 +171,23 @@ def test_the_chapter_reads_the_rows_and_plays_one_world(root, config, capsys, re
 )
 def test_the_chapter_plays_the_model_that_it_names(name, source, layouts):
     """A model from another one was played without that one's settings; Two Rooms in any world."""
-    (code,) = [one.source for one in tiny_runs.cells(PATH) if "variants.train(" in one.source]
     base, asked = tiny_config(data__source="patrolled_door"), []
     names = {one.__name__: one for one in (leaves, flatten, names_world, wanted_stages)}
     ws = SimpleNamespace(config=base)
     stub = SimpleNamespace(train=lambda ws, _, changes, wanted: asked.append(changes) or 1 / 0)
     tree = read_yaml(CONFIGS / "worlds.yaml", "experiment file")["models"]
+    names |= {"ws": ws, "worlds": tree, "name": name, "variants": stub}
     with pytest.raises(ZeroDivisionError):
-        exec(code, names | {"ws": ws, "worlds": tree, "name": name, "variants": stub})
+        exec(code_with("variants.train(", 9), names)
     found = base.override(asked[0])
     assert found.data.source == source and layouts in ("", found.data.layouts)
 
 
 def test_a_cell_plays_the_protocol_of_its_model():
     """Strict rows and those of random layouts were played as P1, and said so in one column."""
-    units = read_experiment(CONFIGS / "worlds.yaml").select(
-        "equal_flat_distance", (0,), "two_rooms_p3*"
-    )
+    experiment = read_experiment(CONFIGS / "worlds.yaml")
+    units = experiment.select("equal_flat_distance", (0,), "two_rooms_p3*")
     found = {unit.model.title: unit.case.protocol for unit in units}
     assert found == {title: title.removeprefix("two_rooms_") for title in found}
-    (layouts,) = read_experiment(CONFIGS / "worlds.yaml").select(
-        "flat_equal_graph", (0,), "rooms_p2_heldout"
-    )
+    (layouts,) = experiment.select("flat_equal_graph", (0,), "rooms_p2_heldout")
     assert layouts.case.protocol == "p2_heldout" and layouts.case.header["layouts"] == "heldout"

@@ -60,13 +60,7 @@ def fill(run, stage, text="x", **options):
         (folder / f"{stage}.txt").write_text(text)
 
 
-def write(
-    folder,
-    name,
-    *sources,
-    parameters=PARAMETERS,
-    tags=("parameters",),
-):
+def write(folder, name, *sources, parameters=PARAMETERS, tags=("parameters",)):
     """A notebook with a parameters cell and one cell per source."""
     head = nbformat.v4.new_code_cell(parameters)
     head.metadata.tags = list(tags)
@@ -75,13 +69,7 @@ def write(
     return folder / f"{name}.ipynb"
 
 
-def result(
-    method="flat",
-    cost="distance",
-    successes=97,
-    n=100,
-    **changes,
-):
+def result(method="flat", cost="distance", successes=97, n=100, **changes):
     shown = ("path_efficiency", "avg_termination_step", "seconds_per_episode", "flops_per_step")
     entry = dict.fromkeys((*shown, "final_distance_mean", "latency_single_episode", *NUMBERS), 0.5)
     entry |= {"method": method, "cost": cost, "protocol": "p1", "layouts": "fixed"}
@@ -111,6 +99,13 @@ def code_of(cell):
     return re.sub(r"(?m)^(\s*)%pip .*$", r"\1pass", cell.source)
 
 
+def code_with(text, chapter):
+    """Source of the one code cell of a notebook, named by its number, that holds this text."""
+    (path,) = (ROOT / "notebooks").glob(f"{chapter:02d}_*.ipynb")
+    (source,) = (cell.source for cell in cells(path) if text in cell.source)
+    return source
+
+
 def is_parameters(cell):
     return "parameters" in cell.metadata.get("tags", [])
 
@@ -126,16 +121,7 @@ def execute(path, stop="", **changes):
     return names
 
 
-def make_row(
-    cell,
-    seed,
-    solved,
-    flops=1e6,
-    budget=1.0,
-    method="flat",
-    cost="latent",
-    **more,
-):
+def make_row(cell, seed, solved, flops=1e6, budget=1.0, method="flat", cost="latent", **more):
     solved = np.asarray(solved)
     row = {
         "cell": cell, "group": "p1", "model": "base", "grid": "", "training": "abc",
