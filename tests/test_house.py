@@ -26,8 +26,7 @@ NAMED = re.compile(r"hjepa_lib(?:\.\w+)+(?::\w+)?")  # a module, or module:funct
 
 
 def room(path):
-    parts = path.relative_to(LIBRARY).with_suffix("").parts
-    return parts[0]
+    return path.relative_to(LIBRARY).with_suffix("").parts[0]
 
 
 def targets(tree, package):
@@ -46,8 +45,7 @@ def targets(tree, package):
 
 def arrows(source=None, path=None):
     """(from, to, where) of every import between two rooms."""
-    files = sorted(LIBRARY.rglob("*.py")) if path is None else [path]
-    for file in files:
+    for file in sorted(LIBRARY.rglob("*.py")) if path is None else [path]:
         package = ["hjepa_lib", *file.relative_to(LIBRARY).parts[:-1]]
         for line, name in targets(ast.parse(source or file.read_text()), package):
             parts = name.split(".")
@@ -88,12 +86,10 @@ def test_an_arrow_that_runs_up_is_noticed(source, file):
 
 
 def test_rooms_loose_modules_and_files_keep_their_size():
-    rooms = {room(path) for path in LIBRARY.rglob("*.py")}
-    assert rooms == {*HEIGHT, "__init__"}
+    assert {room(path) for path in LIBRARY.rglob("*.py")} == {*HEIGHT, "__init__"}
     assert {path.stem for path in LIBRARY.glob("*.py")} == LOOSE
     lines = {path: path.read_text().count("\n") for path in LIBRARY.rglob("*.py")}
-    too_long = {path.name: count for path, count in lines.items() if count > 320}
-    assert not too_long
+    assert not {path.name: count for path, count in lines.items() if count > 320}
 
 
 # F: earlier versions of this project; PL, HW, EB: PLDM, HWM and EB-JEPA, as published.

@@ -165,15 +165,13 @@ def test_path_efficiency_compares_the_way_up_to_the_hit_with_the_oracle():
     goal = (50.0, 10.0)
     detour = [(40, 10), (40, 18), (50, 10), (40, 10)]  # 8 + sqrt(164) px, wandering after is free
     short = [(41.4, 10), (50.9, 10), (50, 10), (50, 10)]  # of the exact goal: capped at 1
-    missed = [(40, 10), (41, 10), (42, 10), (43, 10)]
-    e = episodes(detour, short, missed, goal=[goal] * 3)
+    e = episodes(detour, short, [(40, 10), (41, 10), (42, 10), (43, 10)], goal=[goal] * 3)
     way = 8 + math.sqrt(164)
     assert per_trial(e, "p1")["path_efficiency"] == pytest.approx([10 / way, 1, 0])
     assert summarise(e, "p1")["path_efficiency"] == pytest.approx((10 / way + 1) / 3)
     # P2: first within 4.5 px after 7 px, not after 10; hit, then left, is no success
     path = [(40, 10), (40, 14), (50, 14), (50, 10)]
-    left = [(40, 10), (50, 10), (40, 10), (40, 10)]
-    e = episodes(path, left, goal=[goal] * 2)
+    e = episodes(path, [(40, 10), (50, 10), (40, 10), (40, 10)], goal=[goal] * 2)
     assert per_trial(e, "p2_seen")["path_efficiency"] == pytest.approx([10 / 14, 0])
     assert per_trial(e, "p1")["path_efficiency"] == pytest.approx([10 / 18, 1])
     there = episodes([goal] * 3, goal=[goal], oracle=np.zeros(1))  # starts on its goal
@@ -222,13 +220,11 @@ def test_bootstrap_redraws_seeds():
 
 
 def test_trials_that_seeds_share_are_not_more_trials():
-    one = np.arange(200) < 190
-    assert success_rate(one) == (0.95, *wilson(190, 200))
+    assert success_rate(np.arange(200) < 190) == (0.95, *wilson(190, 200))
     for rate, seeds in ((1.0, 3), (0.0, 5)):
         found = success_rate(np.full((seeds, 200), rate))
         assert found == (rate, *wilson(int(200 * rate), 200))
-    apart = np.stack([np.arange(200) < hits for hits in (120, 160, 200)])
-    found = success_rate(apart)
+    found = success_rate(np.stack([np.arange(200) < hits for hits in (120, 160, 200)]))
     assert found.estimate == pytest.approx(0.8)
     assert found.low < 0.65 and found.high > 0.95  # seeds disagree, which n alone cannot say
 
@@ -236,8 +232,7 @@ def test_trials_that_seeds_share_are_not_more_trials():
 def test_paired_difference_cancels_what_both_share_and_uses_the_statistic():
     difficulty = RNG.normal(scale=10, size=(3, 40))
     first, second = difficulty + 1, difficulty
-    paired = bootstrap_difference(first, second, resamples=300)
-    assert paired == pytest.approx((1, 1, 1))
+    assert bootstrap_difference(first, second, resamples=300) == pytest.approx((1, 1, 1))
     shuffled = bootstrap_difference(first, second[:, ::-1], resamples=300)
     assert shuffled.high - shuffled.low > 1
     a, b = RNG.normal(size=(2, 15)), RNG.exponential(size=(2, 15))
@@ -350,8 +345,7 @@ def test_unreachable_share_counts_commanded_calls_only():
     assert unreachable_share(told, ROOM[None]) == pytest.approx([2 / 3])
     walled = commands((32, 30), calls=2)  # Q7: a place inside the wall, however near
     assert unreachable_share(walled, ROOM[None]) == [1]
-    none = told._replace(commanded=np.zeros((1, 4), bool))
-    assert unreachable_share(none, ROOM[None]) == [0]
+    assert unreachable_share(told._replace(commanded=np.zeros((1, 4), bool)), ROOM[None]) == [0]
 
 
 def result_of(policy, config, folder, method):

@@ -155,8 +155,7 @@ def test_a_gru_reaches_the_scale_of_every_encoder(encoder):
     # Where an encoder can go, the predictor can follow: latents twice as far apart.
     with torch.no_grad():
         model.encoder.norm.weight.mul_(2)
-    wide = model(frames_of(8, 5), actions_of(8, 4)).predictions[:, :, 1:]
-    assert wide.abs().max() > 2
+    assert model(frames_of(8, 5), actions_of(8, 4)).predictions[:, :, 1:].abs().max() > 2
 
 
 @pytest.mark.parametrize("predictor", ["mlp", "gru"])
@@ -177,8 +176,7 @@ def test_rollouts_equal_a_manual_loop(predictor):
     for member in range(2):
         assert torch.equal(members[member], model.rollout(start, actions, member))
     assert not torch.allclose(members[0, :, 1:], members[1, :, 1:])
-    training = model(frames, actions).predictions
-    torch.testing.assert_close(training, members, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(frames, actions).predictions, members, atol=1e-5, rtol=1e-5)
 
 
 def test_the_similarity_gives_gradient_to_both_sides():
@@ -247,8 +245,7 @@ def test_damaged_or_foreign_checkpoints_are_one_sentence(tmp_path):
     refused(FileError, "made for another config", checkpoint.load_weights, weights, wider)
     assert digest(wider) == before  # not one tensor is overwritten
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(FileError, match="is not a whole safetensors file"):
-        checkpoint.load_part(tmp_path, "level1")
+    refused(FileError, "is not a whole safetensors file", checkpoint.load_part, tmp_path, "level1")
     weights.unlink()
     refused(FileError, r"cannot read .*model", checkpoint.load_part, tmp_path, "level1")
 
@@ -265,8 +262,7 @@ def test_files_of_version_0_1_are_read(tmp_path):
     model = make_level2(tiny_config())
     checkpoint.TrainedMacro(model, {"latent": 1.0}, None).save(tmp_path)
     save_file({f"rssm.{name}": value for name, value in load_file(path).items()}, path)
-    found = checkpoint.load_macro(tmp_path)
-    assert digest(found.model) == digest(model)
+    assert digest(checkpoint.load_macro(tmp_path).model) == digest(model)
     committed = Path(hjepa_lib.__file__).parents[1] / "outputs/pretrained/l1"
     for name in ("model.json", "probe.safetensors"):
         shutil.copy(committed / name, tmp_path)
@@ -294,8 +290,7 @@ def rollout_of(steps=5):
     def normal(*shape):
         return torch.randn(*shape, generator=generator)
 
-    encodings = normal(7, steps, 6) * 0.4
-    return Rollout(encodings, normal(2, 7, steps, 6), normal(7, steps - 1, 2))
+    return Rollout(normal(7, steps, 6) * 0.4, normal(2, 7, steps, 6), normal(7, steps - 1, 2))
 
 
 def head_of(dim=6):
@@ -363,13 +358,11 @@ def test_a_static_part_agrees_within_its_layout_and_spreads_over_layouts(form):
     assert {name: term.item() for name, term in found.items()} == pytest.approx(wanted, abs=1e-6)
 
 
-def test_a_static_part_of_one_layout_is_its_spread():
+def test_a_static_part_of_one_layout_is_its_spread_and_one_component_has_no_covariance():
     part, layouts = torch.randn(7, 5, 2, generator=seeded()), torch.zeros(7, dtype=torch.long)
     wanted = part.flatten(0, 1).var(0, correction=0).mean()
     torch.testing.assert_close(objectives.layout_identity(part, layouts), wanted)
 
-
-def test_one_component_has_no_covariance():
     assert objectives.covariance(torch.randn(9, 1, generator=seeded())) == 0
 
 
