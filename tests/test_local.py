@@ -123,8 +123,7 @@ def test_the_attempt_with_the_lowest_error_is_used_and_all_learn_alone(places):
 
 def test_predictor_learns_beside_walls_and_is_saved_with_its_map(places, store, tmp_path):
     model, _ = places
-    fit = train_local(model, store, None, seed=0)
-    losses = [report.terms["sim"] for report in fit]
+    losses = [report.terms["sim"] for report in train_local(model, store, None, seed=0)]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     save_part(tmp_path, model)
     loaded, batch = load_part(tmp_path, "level1"), store.sample(5, 4, seeded())
@@ -222,8 +221,7 @@ def test_what_a_teleporter_did_is_neither_a_stop_nor_drawn(places, store):
 
 
 def test_windows_come_from_few_layouts_half_of_them_stopped(places):
-    data = tiny_data("random")
-    store = LatentStore(places[0], data, 100, "fp32")
+    store = LatentStore(places[0], tiny_data("random"), 100, "fp32")
     stopped = torch.zeros(len(store.positions), dtype=torch.bool)
     stopped[::3] = True
     first, rows = Draw(store, stopped, stopped & False).sample(64, 4, seeded())
@@ -273,6 +271,10 @@ class Walls(nn.Module):
         return torch.where((x.round() == 10) & (y < 15), -9.0, 9.0)
 
 
+FLOOR = Scene(torch.zeros(2, 20, 24, MAPS), torch.arange(2))
+START = torch.tensor([[5.0, 4.0], [5.0, 4.0]])
+
+
 @pytest.fixture
 def walls():
     one, idm = Walls(), Displacement(2, 2, 6.0)
@@ -282,15 +284,14 @@ def walls():
         action_mean=torch.zeros(2), normalise_actions=lambda actions: actions,
     )  # fmt: skip
     geometry = GraphDistance(model, cap=2.0)
-    scene = Scene(torch.zeros(2, 20, 24, MAPS), torch.arange(2))
     goals = one.picture.latents(torch.tensor([[15.0, 4.0], [4.0, 4.0]]))
-    geometry.begin(scene, goals)
+    geometry.begin(FLOOR, goals)
     return geometry, one.picture, goals
 
 
 def test_graph_goes_around_the_wall_to_each_trials_own_goal(walls):
     geometry, picture, goals = walls
-    start = picture.latents(torch.tensor([[5.0, 4.0], [5.0, 4.0]]))
+    start = picture.latents(START)
     steps = geometry.between(geometry.embed(start), geometry.embed_goal(goals))
     around = 2 * math.hypot(5, 11) / geometry.step
     assert geometry.step == pytest.approx(2.0)
@@ -303,13 +304,13 @@ def test_graph_goes_around_the_wall_to_each_trials_own_goal(walls):
 
 def test_the_node_ahead_is_that_many_steps_on_along_the_shortest_way(walls):
     geometry, picture, goals = walls
-    start = picture.latents(torch.tensor([[5.0, 4.0], [5.0, 4.0]]))
+    start = picture.latents(START)
     node = geometry.ahead(start, goals, 4)
     assert torch.equal(node[1], goals[1])  # half a step away
     ends = geometry.embed_goal(goals)
     whole, rest = (geometry.between(geometry.embed(one), ends)[0] for one in (start, node))
     assert whole - rest == pytest.approx(4, abs=1.2)  # a hop is 1.1 steps at most
-    geometry.begin(Scene(torch.zeros(2, 20, 24, MAPS), torch.arange(2)), node)
+    geometry.begin(FLOOR, node)
     gone = geometry.between(geometry.embed(start), geometry.embed_goal(node))[0]
     assert gone + rest == pytest.approx(float(whole), rel=1e-4)
 
@@ -332,10 +333,9 @@ def test_nodes_lead_round_a_wall_that_a_straight_line_meets(walls, nodes, every)
     planner = Planner([level], 0, every, ahead=4)
     if not nodes:
         geometry.ahead = lambda latents, goals, steps: goals
-    here = picture.latents(torch.tensor([[5.0, 4.0], [5.0, 4.0]]))
-    scene = Scene(torch.zeros(2, 20, 24, MAPS), torch.arange(2))
+    here = picture.latents(START)
     for call in range(30 // every):
-        plan = planner.plan(here, goals, every * (call > 0), scene)
+        plan = planner.plan(here, goals, every * (call > 0), FLOOR)
         for action in plan.actions[:, :every].unbind(1):
             here = walk(here, action)
     left = (picture.pixels(here) - picture.pixels(goals)).norm(dim=-1)
@@ -346,17 +346,15 @@ def test_nodes_lead_round_a_wall_that_a_straight_line_meets(walls, nodes, every)
 def test_ways_to_sub_goals_bend_as_those_to_goals_do(walls):
     """They were straight lines: level 1 stood before the wall that a sub-goal is behind."""
     geometry, picture, goals = walls
-    scene = Scene(torch.zeros(2, 20, 24, MAPS), torch.arange(2))
     here, there = (picture.latents(torch.tensor([[x, 4.0], [5.0, 4.0]])) for x in (5.0, 15.0))
     for subgoals in (there, goals):
-        geometry.begin(scene, subgoals)
+        geometry.begin(FLOOR, subgoals)
         wanted = geometry.between(geometry.embed(here), geometry.embed_goal(subgoals))
-        geometry.begin(scene, goals)
+        geometry.begin(FLOOR, goals)
         whole = geometry.between(geometry.embed(here), geometry.embed_goal(goals))
         for level in (3, 2, 2):
             found = geometry.embed_subgoal(subgoals, level, 8)
-            steps = geometry.between(geometry.embed(here), found)
-            torch.testing.assert_close(steps, wanted)
+            torch.testing.assert_close(geometry.between(geometry.embed(here), found), wanted)
         again = geometry.between(geometry.embed(here), geometry.embed_goal(goals))
         torch.testing.assert_close(again, whole)
     found = geometry.embed_subgoal(there, 2, 8)
@@ -369,7 +367,7 @@ def test_a_leak_is_no_way(walls, monkeypatch, leaks):
     geometry, _, goals = walls
     known = geometry.fields
     monkeypatch.setattr(Walls, "leaks", leaks)
-    geometry.begin(Scene(torch.zeros(2, 20, 24, MAPS), torch.arange(2)), goals)
+    geometry.begin(FLOOR, goals)
     torch.testing.assert_close(geometry.fields, known)
 
 
@@ -392,7 +390,7 @@ def test_latents_without_a_field_are_compared_in_a_straight_line(walls):
 def test_a_goal_among_no_nodes_is_beyond_all(walls, monkeypatch):
     geometry, _, goals = walls
     monkeypatch.setattr(graphs, "VISITED", 99.0)
-    geometry.begin(Scene(torch.zeros(2, 20, 24, MAPS), torch.arange(2)), goals)
+    geometry.begin(FLOOR, goals)
     assert geometry.between(geometry.embed(goals), geometry.embed_goal(goals)).isfinite().all()
 
 
@@ -426,8 +424,7 @@ def test_level_2_tells_the_next_place_from_what_lies_around(tmp_path):
     torch.testing.assert_close(moved[0], moved[1], atol=1e-3, rtol=0)
     assert not torch.allclose(elsewhere[0], elsewhere[1], atol=1e-2)
     TrainedMacro(model, {}, None).save(tmp_path)
-    loaded = load_macro(tmp_path).model
-    assert torch.equal(ahead(loaded, scene).predictions[:, 0], found[0])
+    assert torch.equal(ahead(load_macro(tmp_path).model, scene).predictions[:, 0], found[0])
 
 
 def test_level_2_learns_with_the_scenes_of_its_windows(places, store):
@@ -438,7 +435,6 @@ def test_level_2_learns_with_the_scenes_of_its_windows(places, store):
         "level2.macro_steps": 2, "level2.optim.lr": 1e-2,
     }).level2  # fmt: skip
     level2 = Level2(config, 2, 2, model.image)
-    fit = train_level2(level2, model, store, None, seed=0)
-    losses = [report.terms["sim"] for report in fit]
+    losses = [report.terms["sim"] for report in train_level2(level2, model, store, None, seed=0)]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     assert all(weight.grad.abs().sum() > 0 for weight in level2.around.parameters())
