@@ -186,10 +186,8 @@ def test_the_matched_pair_is_paired_by_seed_and_block():
         better = 0.9 if model == "enc_dec_jepa" else 1.0
         for kind in ("frame", "reward_mlp"):
             one.errors[kind] = better * level * rng.uniform(0.99, 1.01, BLOCKS)
-    found = compare.build(rows, [PAIR])
-    claims = [c for c in found["claims"] if c["against"] == "JEPA"]
-    scores = ["state px, one step", "decoded frame", "reward MLP"]
-    assert [c["score"] for c in claims] == scores
+    claims = [c for c in compare.build(rows, [PAIR])["claims"] if c["against"] == "JEPA"]
+    assert [c["score"] for c in claims] == ["state px, one step", "decoded frame", "reward MLP"]
     for claim in claims[1:]:
         assert claim["verdict"] == "beats" and claim["high"] < -0.05
         assert claim["difference"] == pytest.approx(-0.1, abs=0.01)
@@ -229,8 +227,7 @@ def test_update_memory_counts_weights_moments_and_activations():
 
 def test_a_run_of_the_pixel_notebooks_alone_has_summary_and_report(tmp_path):
     run = Run.create("pixels", tiny_config(), tmp_path)
-    section = results.comparison_section(compare.build(rows_of(), [PAIR]))
-    leave_section(run, "20-pixels", section)
+    leave_section(run, "20-pixels", results.comparison_section(compare.build(rows_of(), [PAIR])))
     page = finish(run, say=lambda *_: None).read_text()
     found = read_json(run.path / "summary.json")
     assert found["results"] == [] and found["pixels"]["seeds"] == [0, 1, 2]

@@ -43,8 +43,7 @@ def encoder(kind, shapes=SHAPES, **changes):
 def test_every_encoder_maps_a_stack_to_a_latent(kind, channels, size, changes):
     """MOD-1 to MOD-3."""
     made = encoder(kind, SHAPES._replace(channels=channels, image_size=size), **changes)
-    found = made(torch.rand(2, STACK, channels, *size))
-    assert found.shape == (2, changes.get("latent_dim", 8))
+    assert made(torch.rand(2, STACK, channels, *size)).shape == (2, changes.get("latent_dim", 8))
     if kind == "cnn":
         convs = [layer for layer in made.convs if isinstance(layer, nn.Conv2d)]
         assert [layer.out_channels for layer in convs] == [4, 8]
