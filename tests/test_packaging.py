@@ -86,12 +86,10 @@ def test_ranges_are_open_and_hold_what_is_tested_and_installed():
 
 
 def test_environment_makefile_and_project_agree():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    *conda, pip = environment["dependencies"]
+    *conda, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert pip["pip"] == ["-c constraints.txt", "-e .[lab,dev,rl]"]
     python = next(entry for entry in conda if entry.startswith("python="))
-    floor = PROJECT["project"]["requires-python"]
-    assert floor == ">=" + python.split("=")[1]
+    assert PROJECT["project"]["requires-python"] == ">=" + python.split("=")[1]
     makefile = (ROOT / "Makefile").read_text()
     for extras in ("lab,dev,rl", "lab,dev,rl,browser"):
         assert f'-c constraints.txt -e ".[{extras}]"' in makefile

@@ -28,8 +28,7 @@ TOLERANCE = 1 + 1e-5
 
 
 def settings_of(**changes):
-    small = {"samples": 64, "iterations": 4, "horizon": 3}
-    return PlannerConfig(**small | changes)
+    return PlannerConfig(**{"samples": 64, "iterations": 4, "horizon": 3} | changes)
 
 
 def quadratic(target):
@@ -218,17 +217,15 @@ def hierarchical(agent, **changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        {one: first, two: second}
-        for one, two, firsts, seconds in (
-            ("level2__actions", "planning__cost", SPACES, ("latent", "distance")),
-            (
-                "level2__latent",
-                "planning__hierarchy__level2__method",
-                ("categorical",),
-                METHODS,
-            ),
-        )
-        for first, second in itertools.product(firsts, seconds)
+        *(
+            {"level2__actions": one, "planning__cost": cost}
+            for one in SPACES
+            for cost in ("latent", "distance")
+        ),
+        *(
+            {"level2__latent": "categorical", "planning__hierarchy__level2__method": one}
+            for one in METHODS
+        ),
     ],
     ids=str,
 )

@@ -80,8 +80,7 @@ def test_pictures_show_the_doors_and_rooms_stay_connected():
         assert label(free)[1] == 1
         for door, (at, rest) in enumerate(zip(places[row], ("y", "y", "x", "x"), strict=True)):
             line = free[:, 32] if rest == "y" else free[32]
-            run = line[at - 5 : at + 6]
-            assert run.sum() == (0 if door == closed[row] else 9)
+            assert line[at - 5 : at + 6].sum() == (0 if door == closed[row] else 9)
         assert (~free[4, :]).all() and free[5:30, 5:30].all() and not free[:, 60].any()
 
 
@@ -135,8 +134,7 @@ def test_distractors_are_seen_and_never_matter():
 def test_the_oracle_is_short_and_solves_every_task():
     config = tiny_config(data__source="four_rooms", evaluation__steps=0, planning__action_cap=0)
     case = Case.of(config, "oracle", split="test", trials=200)
-    trials = case.tasks
-    played = run_episodes(OraclePolicy(SPEED), trials, "slide", 110, SPEED, 0)
+    played = run_episodes(OraclePolicy(SPEED), case.tasks, "slide", 110, SPEED, 0)
     columns = per_trial(played, case.protocol)
     assert case.steps == 210 and case.planning.action_cap == pytest.approx(SPEED)
     assert columns["success"].mean() >= 0.99 and columns["path_efficiency"].min() > 0.95
@@ -242,8 +240,7 @@ def test_contact_is_seen_between_two_steps():
     rooms.reset(
         state((WALL - 1.7, DOOR), (WALL - 1.7, DOOR - CONTACT - 1.5), phase=phase, period=12.0)
     )
-    caught = rooms.step(torch.tensor([[1.7 * 2, 0], [0.0, 0]]))[:, CAUGHT]
-    assert caught.tolist() == [1, 0]
+    assert rooms.step(torch.tensor([[1.7 * 2, 0], [0.0, 0]]))[:, CAUGHT].tolist() == [1, 0]
 
 
 def test_one_frame_does_not_tell_the_guards_way():
@@ -299,8 +296,7 @@ def test_tasks_of_the_patrolled_door_are_what_the_code_draws(split):
 def test_data_pass_the_door_and_meet_the_guard():
     data = generate("navigate", 4500, seed=0, source="patrolled_door", dynamics="slide")
     paths = data.positions.reshape(50, 91, 10)
-    crossed = ((paths[..., 0] > WALL) != (paths[:, :1, 0] > WALL)).any(1)
-    assert 0.08 < crossed.float().mean() < 0.6
+    assert 0.08 < ((paths[..., 0] > WALL) != (paths[:, :1, 0] > WALL)).any(1).float().mean() < 0.6
     assert 0.08 < (paths[:, -1, CAUGHT] > 0).float().mean() < 0.7
     assert Windows(data, 5).sample(3, seeded(0)).frames("cpu").shape == (3, 5, 9, 65, 65)
 
@@ -405,8 +401,7 @@ def test_a_teleporter_is_the_same_alone_and_in_a_batch():
 
 @real
 def test_frames_show_dot_walls_and_teleporters():
-    world = begin(TeleportNavigate, [px((1, 1)), px((7, 3))])
-    frames = world.render()
+    frames = begin(TeleportNavigate, [px((1, 1)), px((7, 3))]).render()
     assert frames.shape == (2, 3, 72, 96) and frames.dtype == torch.uint8
     walls = point_maps.closed_cells("teleport")
     assert np.array_equal(frames[0, 1, ::8, ::8].numpy() == 255, walls)
@@ -468,8 +463,7 @@ def test_data_are_episodes_of_the_recipe(world):
     assert torch.allclose(walked, positions[1:], atol=0.02)  # contacts remember a little
     span = (positions.amax(0) - positions.amin(0)).sum()
     assert span > 60 if world.recipe == "navigate" else span < 40  # 4 cells of 8 px, and about
-    batch = Windows(data, 5).sample(3, seeded(0))
-    assert batch.frames("cpu").shape == (3, 5, *world.frame_shape)
+    assert Windows(data, 5).sample(3, seeded(0)).frames("cpu").shape == (3, 5, *world.frame_shape)
 
 
 CAP = 1.8365
@@ -498,8 +492,7 @@ def test_segments_through_the_wall_are_found():
     there[::7, 0] = here[::7, 0]  # upright ones
     for half in (1.0, 2.0):
         rooms = TwoRooms(layout) if half == 1 else shifted("p3_thick_wall")(layout)
-        ways = torch.linspace(0, 1, 801)[:, None, None] * (there - here) + here
-        x, y = ways.unbind(-1)
+        x, y = (torch.linspace(0, 1, 801)[:, None, None] * (there - here) + here).unbind(-1)
         body = (x > rooms.layout.left) & (x < rooms.layout.right)
         deep = (y < rooms.layout.top - 0.02) | (y > rooms.layout.bottom + 0.02)
         shallow = (y < rooms.layout.top + 0.02) | (y > rooms.layout.bottom - 0.02)
@@ -546,8 +539,7 @@ def test_shifts_change_the_world_and_not_the_tasks():
         light = rooms.render().float().flatten(2).sum(-1) / usual.flatten(2).sum(-1)
         wanted = {"large_dot": 1.69, "small_dot": 0.49, "dim": 0.7}.get(name, 1)
         assert light[:, 0].mean() == pytest.approx(wanted, abs=0.03)
-        walls = rooms.render()[0, 1] > 0
-        assert walls[30].sum() == (5 if name == "thick_wall" else 3) + 2
+        assert (rooms.render()[0, 1] > 0)[30].sum() == (5 if name == "thick_wall" else 3) + 2
     assert len(digests) == 6
     weak = case_of("p3_weak").tasks.begin("slide", 0)
     weak.reset(torch.tensor([[20.0, 40.0]] * 100))

@@ -70,8 +70,7 @@ def test_project_entity_and_name_are_settings(wandb, tmp_path):
             one.log(record)
             options = wandb.init.call_args.kwargs
             wanted = (tracking.get("project", "hjepa"), tracking.get("entity"), shown, shown)
-            found = [options[key] for key in ("project", "entity", "name", "group")]
-            assert found == [*wanted]
+            assert [options[key] for key in ("project", "entity", "name", "group")] == [*wanted]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no route\nto host"), OSError(), SystemExit(1)])
