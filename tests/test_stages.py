@@ -60,7 +60,7 @@ def begin(name, changes="", seed=0):
 
 
 def obtain(ws, *names):
-    return [ws.obtain(stages.core_stages(ws.config)[name]) for name in names]
+    return [ws.obtain(core_stages(ws.config)[name]) for name in names]
 
 
 def origins(ws, *names):
@@ -79,7 +79,7 @@ def edit(run, change):
 
 def keys(changes="", seed=0):
     config = CPU.override(changes).override({"seed": seed})
-    return {name: key(stage, config) for name, stage in stages.core_stages(config).items()}
+    return {name: key(stage, config) for name, stage in core_stages(config).items()}
 
 
 def test_the_key_holds_what_shapes_a_stage_and_nothing_else():
@@ -139,11 +139,11 @@ def test_i1_a_run_of_another_seed_trains_its_own(root, toy):
 def test_i3_a_set_of_models_comes_from_one_run(root, toy):
     first, second = begin("first"), begin("second")
     for ws in (first, second):
-        list(ws.make(stages.core_stages(ws.config)["l1"]))
+        list(ws.make(core_stages(ws.config)["l1"]))
         (ws.run.path / "l1" / "l1.txt").write_text(ws.run.name)  # as another machine would round
         with ws.run.stage("l1", key=ws.run.key("l1")):
             pass
-    list(first.make(stages.core_stages(CPU)["distance"]))
+    list(first.make(core_stages(CPU)["distance"]))
     obtain(first, "l2")
     os.utime(second.run.path / "manifest.json")
     ws = begin("third")
@@ -215,10 +215,9 @@ def test_i7_level_2_is_stale_once_this_run_makes_its_own_level_1(root, toy):
     obtain(begin("donor"), "l2")
     ws = begin("mine")
     assert obtained(ws, "l2", "l1") == ["donor", "donor"]
-    level1 = stages.core_stages(ws.config)["l1"]
-    with ws.run.stage("l1", key=ws.key(level1)) as folder:
+    with ws.run.stage("l1", key=ws.key(core_stages(ws.config)["l1"])) as folder:
         (folder / "l1.txt").write_text("made here")
-    assert not ws.done(stages.core_stages(ws.config)["l2"])
+    assert not ws.done(core_stages(ws.config)["l2"])
 
 
 def test_i4_c11_a_level_1_of_other_settings_is_taken_only_by_name(root, toy):
@@ -252,7 +251,7 @@ def test_a_run_made_before_there_were_keys_is_input_only_when_named(root, toy):
     assert obtained(begin("mine"), "l1") == ["this run"]
     named = begin("named", "level1.load=old")
     assert obtained(named, "l1") == ["old"]
-    assert named.done(stages.core_stages(named.config)["l1"])
+    assert named.done(core_stages(named.config)["l1"])
 
 
 def test_s1_a_run_of_a_gpu_goes_on_where_there_is_none(root, toy, monkeypatch):
@@ -283,8 +282,7 @@ def test_s10_a_manifest_cannot_name_files_outside_its_run(root, toy):
 def test_where_nothing_is_held_out_nothing_is_called_so(workspace_of):
     """D2."""
     ws = workspace_of(tiny_config(data__val_fraction=0.0))
-    reports = list(stages.train(ws, "l1"))
-    assert not any(report.validation for report in reports)
+    assert not any(report.validation for report in list(stages.train(ws, "l1")))
     folder = ws.run.path / "l1"
     weights = [(folder / f"{name}.safetensors").read_bytes() for name in ("model", "last")]
     assert weights[0] == weights[1]
@@ -323,20 +321,6 @@ def walk(path, episodes=12, length=30, seed=0):
     terminals = np.arange(len(places)) % length == length - 1
     where = places[:, ::-1].astype(np.float32)
     np.savez(path, observations=frames, actions=actions, terminals=terminals, where=where)
-    return str(path)
-
-
-def by_hand(source, path):
-    h5py = pytest.importorskip("h5py")
-    with np.load(source) as content, h5py.File(path, "w") as file:
-        ends = np.flatnonzero(content["terminals"])
-        action = content["actions"].astype(np.float64)
-        action[ends] = np.nan
-        file["pixels"], file["action"], file["proprio"] = (
-            content["observations"], action, content["where"],
-        )  # fmt: skip
-        file["ep_len"], file["ep_offset"] = np.diff(ends, prepend=-1), np.append(0, ends[:-1] + 1)
-        file["reward"], file["episode_idx"] = np.zeros(len(action)), np.zeros(len(action), int)
     return str(path)
 
 
@@ -387,9 +371,8 @@ def test_windows_splits_and_folders_keep_frames_with_their_states(source, tmp_pa
     assert torch.equal(distributed.own_rows(batch).frames("cpu"), found)
 
 
-@pytest.mark.parametrize("position", ["", "proprio:1,0"])
-def test_a_recording_trains_both_levels_and_plans(source, position, root, tmp_path):
-    source = by_hand(source, tmp_path / "walk.h5") if position else source
+@pytest.mark.parametrize("position", ["", "where:1,0"])
+def test_a_recording_trains_both_levels_and_plans(source, position, root):
     config = settings(source, data__position=position)
     ws = Workspace("test", Run.create("recorded", config))
     agent = stages.load_trained(ws)
@@ -397,8 +380,7 @@ def test_a_recording_trains_both_levels_and_plans(source, position, root, tmp_pa
     assert ws.recorded and agent.level1.frame == (3, HEIGHT, WIDTH) and agent.level1.action_dim == 4
     largest = float(train.actions.abs().max())
     assert largest <= agent.planning.action_cap < 2 * largest and not agent.ball
-    store = LatentStore(agent.level1, held_out, 5, "fp32")
-    batch = openloop.draw_windows(store, 8, 16)
+    batch = openloop.draw_windows(LatentStore(agent.level1, held_out, 5, "fp32"), 8, 16)
     curves = openloop.open_loop(agent, batch)
     unit = batch.positions if position else batch.latents / batch.latents.shape[-1] ** 0.5
     still = (unit[:, 1:] - unit[:, :1]).norm(dim=-1)
@@ -430,15 +412,13 @@ def test_offline_measures_know_a_model_that_is_right():
 
 
 def test_keys_are_older_than_the_settings_of_recordings(source, tmp_path):
-    config = tiny_config()
-    data = core_stages(config)["data"]
-    assert key(data, config) == key(data, config.override("data.position=,data.world="))
-    one, two = (core_stages(c)["data"] for c in (settings(source), settings(source)))
-    named = settings(source, data__position="where:0,1")
-    assert key(one, settings(source)) == key(two, settings(source)) != key(one, named)
-    assert key(one, settings(source)) != key(
-        core_stages(settings(walk(tmp_path / "b.npz", seed=1)))["data"], settings(source)
-    )
+    def found(config):
+        return key(core_stages(config)["data"], config)
+
+    assert found(tiny_config()) == found(tiny_config().override("data.position=,data.world="))
+    own, named = found(settings(source)), settings(source, data__position="where:0,1")
+    assert found(settings(source)) == own != found(named)
+    assert own != found(settings(walk(tmp_path / "b.npz", seed=1)))
 
 
 @pytest.mark.parametrize(
@@ -478,8 +458,7 @@ def test_a_world_plays_what_a_file_taught(root, tmp_path, monkeypatch):
 def test_another_content_of_an_own_world_is_another_world(tmp_path, monkeypatch, setting):
     monkeypatch.syspath_prepend(tmp_path)
     file = tmp_path / f"box_{setting}.py"
-    name = f"{file.stem}:Box"
-    config = tiny_config(**{"data__source": "records.h5", setting: name})
+    config = tiny_config(**{"data__source": "records.h5", setting: f"{file.stem}:Box"})
     found = []
     for text in ("step = 1", "step = 2", "step = 1"):
         file.write_text(text)
@@ -500,8 +479,7 @@ def test_chapters_go_as_far_as_a_recording_does(source, root, monkeypatch):
     assert {"01_trajectories.png", "02_open_loop.png", "02_calibration.png"} <= names
     assert {"03_open_loop.png", "04_recognised.png"} <= names
     assert not {"01_motion.png", "02_probe.png", "02_latent_map.png"} & names
-    rows = read_json(ws.run.path / "offline.json")
-    assert [row["steps ahead"] for row in rows] == [1, 2, 5] * 4
+    assert [row["steps ahead"] for row in read_json(ws.run.path / "offline.json")] == [1, 2, 5] * 4
 
 
 def test_chapters_draw_the_curves_that_there_are(workspace_of, monkeypatch, capsys):
@@ -509,8 +487,7 @@ def test_chapters_draw_the_curves_that_there_are(workspace_of, monkeypatch, caps
     monkeypatch.setenv("HJEPA_HEADLESS", "1")
     updates = {f"{part}__optim__updates": 10 for part in ("level1", "distance", "level2")}
     config = tiny_config(data__val_fraction=0.0, **updates)
-    donor = workspace_of(config, "donor")
-    stages.load_trained(donor)
+    stages.load_trained(workspace_of(config, "donor"))
     stages.load_trained(workspace_of(config.override("level1.load=donor"), "named"))
     for run, curves in (("donor", {"02_losses.png", "02_distance_losses.png", "03_losses.png"}),
                         ("named", set())):  # fmt: skip
