@@ -6,16 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import (
-    digest,
-    frames_of,
-    make_agent,
-    make_policy,
-    refused,
-    seeded,
-    tiny_config,
-    tiny_data,
-)
+from tiny import digest, frames_of, make_agent, make_policy, refused, seeded, tiny_config, tiny_data
 
 import hjepa_lib
 from hjepa_lib.config import ConfigError, to_dict
@@ -132,8 +123,7 @@ def test_a_reloaded_agent_plans_the_same(changes, frames, tmp_path):
 def test_levels_that_do_not_fit_are_refused(agent, tmp_path):
     """I3."""
     l1, l2 = store_agent(agent, tmp_path)
-    wider = make_agent(tiny_config(level1__latent_dim=20))
-    other, _ = store_agent(wider, tmp_path / "wider")
+    other, _ = store_agent(make_agent(tiny_config(level1__latent_dim=20)), tmp_path / "wider")
     refused(FileError, "latents of width 16, .* makes 20", load, other, l2, agent)
     refused(FileError, "does not describe a level1 model", load, l2, l1, agent)
     own, foreign = (
@@ -305,8 +295,6 @@ def test_compute_counts_every_level_at_its_own_interval():
     half = scale_samples(agent.planning, 0.5)
     assert half.level3 == dataclasses.replace(agent.planning.level3, samples=4)
 
-
-def test_a_third_level_has_the_settings_of_level_2_and_its_own_clock():
     third = tiny_config(**ON, level2__z_dim=5, level3__macro_steps=3).third
     assert (third.step_skip, third.macro_steps, third.z_dim) == (8, 3, 5)
 
@@ -326,7 +314,7 @@ def deep(ws):
     return again, said
 
 
-def test_c4_the_command_trains_stores_and_reloads_the_third_level(deep):
+def test_c4_the_command_trains_stores_and_reloads_the_third_level(deep, frames):
     ws, said = deep
     updates = ws.config.level2.optim.updates
     assert [line.split(":")[0] for line in said if line.startswith("l")][-1] == (
@@ -336,10 +324,8 @@ def test_c4_the_command_trains_stores_and_reloads_the_third_level(deep):
     assert stored.model.config == ws.config.third
     agent = stages.load_trained(ws)
     assert digest(agent.level3.model) == digest(stored.model)
-    frames = render(torch.tensor([[15.0, 20.0], [50.0, 40.0]]), Layout.fixed(1))
     actions, _ = agent.plan(*frames, THREE_LEVELS)
-    loaded = hjepa_lib.load("trained")
-    np.testing.assert_array_equal(loaded.plan(*frames, THREE_LEVELS)[0], actions)
+    np.testing.assert_array_equal(hjepa_lib.load("trained").plan(*frames, THREE_LEVELS)[0], actions)
     assert set(learned(ws.config)) > {(THREE_LEVELS, "latent"), ("l1+l2", "latent")}
 
 
@@ -349,8 +335,7 @@ def test_results_of_three_levels_hold_their_settings_and_size(deep):
     agent = stages.load_trained(ws)
     rows = {}
     for method in ("l1+l2", THREE_LEVELS):
-        case = Case.of(ws.config, method, "latent", trials=2)
-        rows[method] = score.play(ws, agent, case).row
+        rows[method] = score.play(ws, agent, Case.of(ws.config, method, "latent", trials=2)).row
     names = {method: set(row["planner"]) for method, row in rows.items()}
     added = names[THREE_LEVELS] - names["l1+l2"]
     assert added
@@ -375,8 +360,7 @@ def test_goals_are_later_states_of_the_same_trajectory():
     assert (goal > now).all() and set(now.tolist()) == {*range(36)} - {1, 6}
     early = now == 7  # 29 later states
     for part, few in ((slice(2000), 0.17), (slice(2000, None), 0.53)):  # 5 of 29; log 6 / log 30
-        share = ((goal - now)[part][early[part]] <= 5).float().mean()
-        assert abs(share - few) < 0.15
+        assert abs(((goal - now)[part][early[part]] <= 5).float().mean() - few) < 0.15
 
 
 def test_training_learns_the_way_to_the_goal(monkeypatch):
@@ -410,8 +394,7 @@ def test_it_is_stored_with_all_that_it_needs(tmp_path):
 def test_it_plays_within_the_cap_and_counts_its_one_pass():
     trials = load_trials("p1", "validation", 5)
     policy = ClonedPolicy(policy_of(), 0.01, 4)  # tiny: the cap binds
-    outcome = run_episodes(policy, trials, "slide", 3, 0.01, 0)
-    norms = np.linalg.norm(outcome.actions, axis=-1)
+    norms = np.linalg.norm(run_episodes(policy, trials, "slide", 3, 0.01, 0).actions, axis=-1)
     assert norms.max() <= 0.01 * (1 + 1e-4) and norms.min() > 0.009
     large = ClonedPolicy(policy_of(hidden=32), 1.0)
     # 18 x 16 + 16 x 16 + 16 x 2 weights against 18 x 32 + 32 x 32 + 32 x 2, two FLOPs each

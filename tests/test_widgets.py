@@ -54,9 +54,12 @@ def near(agent):
     return play(agent, SCENE._replace(goal=(20.5, 20.0)), "flat", steps=STEPS)
 
 
+def told_by(story):
+    return data_of(players.player(story))["stories"][0]
+
+
 def data_of(page):
-    found = re.search(r'<script type="application/json">(.*?)</script>', page, re.S)
-    return json.loads(found[1])
+    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.S)[1])
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,7 @@ def test_a_story_ends_with_the_goal_or_says_that_it_missed(near, story):
     assert gap_of(near) < 2**0.5
     assert near.outcome.startswith("reached the goal at step 0")
     assert len(near.plan) == 1
-    assert data_of(players.player(near))["stories"][0]["actions"] == []
+    assert told_by(near)["actions"] == []
     assert story.reached is None
     left = f"{story.way[-1]:.1f} px of way left"  # through the door, not the wall (N8)
     assert story.outcome == f"missed the goal in {STEPS} steps: {left}"
@@ -180,11 +183,10 @@ def test_a_story_is_what_the_stored_result_says(ws, agent):
 
 
 def test_a_planner_that_is_told_the_world_has_no_plans_to_show(agent):
-    planning = dataclasses.replace(agent.planning, truth="dynamics")
-    told = play(agent, SCENE, "flat", planning, STEPS)
+    told = play(agent, SCENE, "flat", dataclasses.replace(agent.planning, truth="dynamics"), STEPS)
     assert told.plan is None and told.fan is None and len(told.near) > 1
     assert len(players.film(told).axes) == players.MOMENTS + 1
-    assert data_of(players.player(told))["stories"][0]["plan"] is None
+    assert told_by(told)["plan"] is None
 
 
 def test_stories_are_of_the_runs_own_world(agent):
@@ -213,7 +215,7 @@ def test_player_is_one_self_contained_piece(story, flat):
         assert not LOADED.search(page)
         assert page.count("</script>") == page.count("<script") == 2 and "<!--" not in page
         assert len(page) < 600_000
-    told = data_of(players.player(titled))["stories"][0]
+    told = told_by(titled)
     assert told["title"] == titled.title
     assert [len(row) for row in told["ahead"]] == [min(AHEAD, STEPS - i) for i in range(STEPS)]
     assert players.colours_of(flat, story) == [style.BLUE, style.ORANGE]
@@ -226,14 +228,12 @@ def test_sprite_holds_the_frames_in_reading_order(story):
     assert sheet.shape == (65, 16 * 65, 3)
     for step in (0, 7, STEPS):
         tile = sheet[:, step * 65 : (step + 1) * 65]
-        dot = story.frames[step, 0] == story.frames[step, 0].max()
-        assert tile[dot].min() > 200
+        assert tile[story.frames[step, 0] == story.frames[step, 0].max()].min() > 200
     assert players.sprite(np.repeat(story.frames, 2, 0)).shape == (130, 16 * 65, 3)
 
 
 def test_pictures_show_the_room(story):
-    told = data_of(players.player(story))["stories"][0]
-    code = told["floor"].split(",")[1]
+    code = told_by(story)["floor"].split(",")[1]
     floor = Image.open(io.BytesIO(base64.b64decode(code))).convert("RGB")
     places = [(32, 40), (32, 30), (20, 20), (32, 10)]
     wall, same, free, door = (
@@ -315,7 +315,7 @@ def test_other_layouts_agents_and_costs(agent):
     told = play(other, SCENE._replace(row=(25, 44)), "l1+l2", planning, 5)
     assert list(told.costs) == ["latent"]
     assert np.linalg.norm(told.actions, axis=-1).max() <= 1.0001
-    assert list(data_of(players.player(told))["stories"][0]["landscapes"]) == ["latent"]
+    assert list(told_by(told)["landscapes"]) == ["latent"]
     alone = dataclasses.replace(agent, level2=None)
     told = play(alone, SCENE, "flat", steps=3)
     assert told.macro is None
