@@ -23,7 +23,7 @@ from tiny_pixels import (
     tiny_workspace,
     under,
 )
-from tiny_runs import ROOT, cells, execute
+from tiny_runs import ROOT, code_with, execute
 from tiny_settings import SETTINGS, base_of, other_values
 
 from hjepa_lib.config import ConfigError, flatten, from_dict
@@ -151,11 +151,9 @@ def test_drawing_or_naming_holds_where_models_differ_by_wish(chapter, ws, capsys
 
 
 def test_a_model_trained_elsewhere_has_no_curves():
-    (source,) = (cell.source for cell in cells(ROOT / "notebooks/12_vjepa2.ipynb")
-                 if "records1 =" in cell.source)  # fmt: skip
     silent = SimpleNamespace(run=SimpleNamespace(records=lambda _: []))
     names = {"ws": silent, "name_of": lambda *_: "", "two_stages": SimpleNamespace(STAGES=[0, 0])}
-    exec(source, names)
+    exec(code_with("records1 =", 12), names)
     assert names["records1"] == []
 
 
