@@ -88,8 +88,8 @@ def lever_table(rows: pd.DataFrame) -> str:
     lines = []
     for group, words in LEVERS.items():
         for row in points(rows, [group]).itertuples():
-            words = [row.cell.replace("_", " "), *filter(None, row.settings.split(", "))]
-            setting = ", ".join(dict.fromkeys(words))
+            parts = [row.cell.replace("_", " "), *filter(None, row.settings.split(", "))]
+            setting = ", ".join(dict.fromkeys(parts))
             lines.append({"what was changed": words, "setting": setting, **point_line(row)})
     return table(lines)
 

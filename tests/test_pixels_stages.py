@@ -289,7 +289,8 @@ def test_training_starts_from_a_loaded_file_and_may_be_skipped(ws, tmp_path, ski
     assert result["updates"] == (0 if skip else 3)
     # Trained further or not, other batches made these weights: no hash, and no claims.
     assert result["loaded"] and result["batches_sha256"] == ""
-    assert "jepa has weights from a file" in notes([Row(result | {"collapsed": ""}, {}, {})])[-1]
+    row = Row(result | {"collapsed": "", "learning_rates": [1e-3]}, {}, {})
+    assert "jepa has weights from a file" in notes({"jepa": [row]})[-1]
     assert not plain["loaded"] and plain["batches_sha256"]
 
 

@@ -14,9 +14,9 @@ from tiny_runs import SEED, Said, floors, result, write
 
 from hjepa_lib import __main__
 from hjepa_lib.config import ConfigError
-from hjepa_lib.evaluation import results
 from hjepa_lib.files import FileError
 from hjepa_lib.runs import notebooks as runner
+from hjepa_lib.runs import report
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.workbench import engine, pool
 from hjepa_lib.workbench.pool import Work
@@ -70,7 +70,7 @@ class Played:
 
 
 def test_a_failed_row_is_named_and_the_rest_finish(tmp_path, root, monkeypatch):
-    monkeypatch.setattr(results, "load_results", lambda _: map(Played, [*floors(), result()]))
+    monkeypatch.setattr(report, "played", lambda _: map(Played, [*floors(), result()]))
     experiment = read_experiment(TREE, "horizons")
     write(tmp_path / "notebooks", "01_a", SEED + "assert seed == 0, 'seed one'")
     errors, _ = run(experiment)
