@@ -233,7 +233,7 @@ def test_windows_come_from_few_layouts_half_of_them_stopped(places):
     assert len(none) == 64
     recorded = copy.copy(store)
     recorded.layout = Layout.of([(0, 0)] * len(store.lengths))
-    recorded.data = replace(data, record="frames")
+    recorded.data = replace(store.data, record="frames")
     first, rows = Draw(recorded, stopped, stopped & False).sample(64, 4, seeded())
     layouts = store.layout.numbers()[store.trajectory[first]]
     assert (layouts == layouts[rows]).all()
