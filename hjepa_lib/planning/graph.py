@@ -15,6 +15,7 @@ import torch
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hjepa_lib.models.distance import Geometry
 from hjepa_lib.models.level1 import Jepa
@@ -179,7 +180,7 @@ class GraphDistance(Geometry):
 
     def embed(self, latents: Tensor) -> Tensor:
         """(..., D) -> (..., 3): the place in px, and -1: no field belongs to it."""
-        return torch.nn.functional.pad(self.places(latents), (0, 1), value=-1.0)
+        return pad(self.places(latents), (0, 1), value=-1.0)
 
     def embed_goal(self, goals: Tensor) -> Tensor:
         """(B, D) of `begin` -> (B, 3), with the number of their field."""
@@ -192,12 +193,10 @@ class GraphDistance(Geometry):
         the way there bends as that to the goal does."""
         found = self.embed_goal(latents)
         found[:, 2] += (level - 1) * len(found)
-        for part in ("fields", "beyond", "aimed"):
-            known = getattr(self, part)
-            more = known.new_full(
-                (max(0, level * len(found) - len(known)), *known.shape[1:]), torch.nan
-            )
-            setattr(self, part, torch.cat([known, more]))
+        more = max(0, level * len(found) - len(self.fields))
+        self.fields = pad(self.fields, (0, 0, 0, 0, 0, more))
+        self.beyond = pad(self.beyond, (0, more))
+        self.aimed = pad(self.aimed, (0, 0, 0, more), value=math.nan)
         number, limit = found[:, 2].long(), NEARBY * steps * self.step
         for row in torch.nonzero((self.aimed[number] != found[:, :2]).any(1))[:, 0].tolist():
             field, _ = self.field(
