@@ -1,5 +1,6 @@
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -95,6 +96,21 @@ def test_a_fault_ends_its_part_alone(tmp_path, capsys):
     part = json.loads(check.output.read_text())["parts"]["broken"]
     assert part["failed"] == "RuntimeError: no kernel" and part["half"] is None
     assert "no kernel" in capsys.readouterr().out and gpu_check.wrong(check.parts)
+
+
+@pytest.mark.parametrize("broken", [("", "aot_eager"), ("aot_eager",)])
+def test_a_compiler_may_fail_and_nothing_else(broken, tmp_path, monkeypatch):
+    def updates(config, precision, device, backend):
+        if backend in broken:
+            raise RuntimeError("no kernel")
+        return lambda: None
+
+    monkeypatch.setattr(gpu_check.bench, "updates", updates)
+    monkeypatch.setattr(gpu_check.bench, "Planning", lambda *_: SimpleNamespace(call=lambda _: 0))
+    found = {}
+    gpu_check.throughput(check_of(tmp_path / "found.json", 600), found)
+    assert found["update, fp32, compiled"]["error"] == "RuntimeError: no kernel"
+    assert gpu_check.wrong(found) is ("" in broken)
 
 
 @pytest.mark.parametrize(("gap", "within"), [(1e-5, True), (1e-3, False), (float("nan"), False)])

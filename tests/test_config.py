@@ -45,6 +45,7 @@ from hjepa_lib.data.published import acquire
 from hjepa_lib.evaluation import episodes
 from hjepa_lib.evaluation.episodes import ClonedPolicy, LatentPolicy, run_episodes
 from hjepa_lib.evaluation.results import Case
+from hjepa_lib.files import plain
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.machine import choose_precision
@@ -154,12 +155,13 @@ def test_any_text_is_either_a_config_or_a_config_error(text):
 
 
 def test_round_trips_and_differences():
-    changed = BASE.override("level1.optim.lr=0.5,evaluation.budgets=3")
-    tree = json.loads(json.dumps(to_dict(changed)))
+    changed = BASE.override("level1.optim.lr=0.5,evaluation.budgets=3,planning.hierarchy.near=inf")
+    tree = json.loads(json.dumps(plain(to_dict(changed))))
     assert from_dict(Config, tree) == read_config(tree) == changed
     assert differences(BASE, changed) == {
         "level1.optim.lr": (BASE.level1.optim.lr, 0.5),
         "evaluation.budgets": ([0.5, 1.0], [3.0]),
+        "planning.hierarchy.near": (BASE.planning.hierarchy.near, "inf"),
     }
     assert BASE.override(flatten(changed)) == changed
 

@@ -27,6 +27,7 @@ from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training import distributed
 from hjepa_lib.training.latents import LatentStore
+from hjepa_lib.workbench.variants import with_epochs
 from hjepa_lib.worlds.base import find_world
 
 NAMES = ("data", "l1", "distance", "l2")
@@ -346,6 +347,13 @@ def test_what_is_made_again_goes_on_from_no_part_of_the_old(tmp_path, workspace_
         list(stages.train(one, "l1"))
     found, wanted = (one.run.path / "l1/model.safetensors" for one in (ws, fresh))
     assert found.read_bytes() == wanted.read_bytes()
+
+
+def test_counting_the_windows_of_a_recording_leaves_nothing_behind(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = {*tmp_path.iterdir()}
+    assert with_epochs(settings(source), 1)["level1.optim.updates"] > 0
+    assert {*tmp_path.iterdir()} == before
 
 
 def test_windows_splits_and_folders_keep_frames_with_their_states(source, tmp_path):

@@ -120,9 +120,11 @@ def _parse(value: Any, kind: type, name: str) -> Any:
 
 
 def to_dict(config: Any) -> Any:
-    """Nested plain dictionary (JSON-ready) of a section."""
+    """Nested plain dictionary (JSON-ready, infinity as text) of a section."""
     if isinstance(config, tuple):
         return list(config)
+    if config in (math.inf, -math.inf):
+        return str(config)
     if not dataclasses.is_dataclass(config):
         return config
     return {item.name: to_dict(getattr(config, item.name)) for item in dataclasses.fields(config)}

@@ -24,7 +24,7 @@ from hjepa_lib.grids.models import KINDS, GridModel, build_grid_model
 from hjepa_lib.grids.world import FACTS
 from hjepa_lib.models.checkpoint import load_module, save_module
 from hjepa_lib.models.layers import count_parameters
-from hjepa_lib.runs.keys import Stage
+from hjepa_lib.runs.keys import Stage, made_of
 from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.stages import exhaust
 from hjepa_lib.runs.workspace import Workspace, log_row
@@ -255,6 +255,7 @@ def train_all(ws: Workspace) -> None:
     print(measures.comparison(grid_results(ws)).to_string())
 
 
+@made_of(grid_stages)
 def score_grids(ws: Workspace, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """What `MEASURES` has of each encoder, with cosine, error and collapse: a cell's rows."""
     shown = (*measures.MEASURES, "jepa_cosine_sim", "error", "collapsed")

@@ -12,6 +12,7 @@ from hjepa_lib.evaluation.compute import count
 from hjepa_lib.files import read_json, write_json
 from hjepa_lib.pixels import stages
 from hjepa_lib.pixels.studies import score_models
+from hjepa_lib.runs.keys import made_of
 from hjepa_lib.runs.workspace import Workspace, open_run
 
 TURN = 10
@@ -20,6 +21,7 @@ _STAGES = {"vjepa2": {"vjepa2_stage1": "vjepa2.stage1.optim", "vjepa2": "vjepa2.
 """Of a model with stages of its own: where their updates are set; they share its seconds."""
 
 
+@made_of(stages.pixel_stages)
 def score_seconds(ws: Workspace, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of `score_models` of models that train `settings["seconds"]` each.
 

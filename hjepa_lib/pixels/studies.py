@@ -21,7 +21,7 @@ from hjepa_lib.pixels.compare import BLOCKED, NOT_APPLICABLE, pack, ratio_of, sc
 from hjepa_lib.pixels.heads import HEADS, RewardHead, encode, fit_head
 from hjepa_lib.pixels.measures import MOST, latents, pick, place_errors, rms
 from hjepa_lib.pixels.transitions import Transitions
-from hjepa_lib.runs.keys import Stage
+from hjepa_lib.runs.keys import Stage, made_of
 from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.run import outputs_root
 from hjepa_lib.runs.workspace import Workspace, open_run
@@ -215,6 +215,7 @@ SEEN = ("px_first", "px_last", "frame_error", "latent_error")
 """Scores of training episodes."""
 
 
+@made_of(stages.pixel_stages)
 def score_models(ws: Workspace, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Train `settings["models"]` (default: all) and score each on test episodes: a row per model.
 

@@ -78,6 +78,16 @@ def outside(stages: Iterable[Stage], loaded: Callable[[Stage], str]) -> dict[str
     return found
 
 
+def made_of(stages: Callable[[Config], dict[str, Stage]]) -> Callable[..., Any]:
+    """Marks a function that experiments call: its rows are shaped by these stages."""
+
+    def mark(function: Any) -> Any:
+        function.stages = stages
+        return function
+
+    return mark
+
+
 def _contents(stage: Stage) -> list[str | None]:
     return [_content(Path(one).expanduser()) for one in stage.files]
 

@@ -5,7 +5,6 @@ command goes on wherever another one ended.
 """
 
 import functools
-import importlib
 import re
 import sys
 import time
@@ -57,9 +56,11 @@ def run_experiment(
     for unit in units:
         found = table.mismatch(unit)
         if found and not work.redo:
+            # compare, which has no file, has no --redo either
+            instead = ", or replace the row with --redo" * bool(experiment.path)
             raise RunError(
                 f"row {unit.title} of {table.path} was made with {found}; choose another name or "
-                "folder, or replace the row with --redo"
+                f"folder{instead}"
             )
         todo += [] if found == "" else [unit]
     say(f"{experiment.name}: {len(units)} rows, {len(units) - len(todo)} done before")
@@ -87,9 +88,10 @@ def run_experiment(
 
 def _prepare(experiment: Experiment, todo: list[Unit], yes: bool) -> None:
     """What is refused before any work."""
-    for unit in [one for one in todo if one.cell.notebooks][:1]:
-        paths = notebooks.select_notebooks(unit.cell.notebooks)
-        notebooks.prepare(unit.trained, paths, yes)  # the notebooks are the same
+    for unit in todo[:1]:  # all of one profile
+        names = next((one.cell.notebooks for one in todo if one.cell.notebooks), "")
+        paths = notebooks.select_notebooks(names) if names else []
+        notebooks.prepare(unit.trained, paths, yes)
     table, root = experiment.table, repository()
     committed = table.parent != experiment.folder and table.is_relative_to(root)
     if todo and committed and machine.revision(root).endswith("-dirty"):  # I10
@@ -149,16 +151,15 @@ def make_rows(
     if unit.case:
         found = [_planned(ws, unit)]
     elif cell.call:
-        module, _, name = cell.call.partition(":")
-        found = getattr(importlib.import_module(module), name)(ws, dict(cell.settings))
+        found = cell.function(ws, dict(cell.settings))
     else:
         found = _executed(ws, unit, threads)
     versions = machine.versions()
     about = {"group": cell.group, "profile": unit.config.profile, **unit.model.swept}
     about |= unit.identity() | {"revision": machine.revision(repository())}
-    file = experiment.path or experiment.name
+    file = experiment.path and f"python -m hjepa_lib experiment {experiment.path}"
     more = {
-        "command": f"python -m hjepa_lib experiment {file} --only {cell.name}",
+        "command": f"{file} --only {cell.name}" if file else "python -m hjepa_lib compare",
         "processor": versions.get("gpu", versions["processor"]),
         "cores": versions["cores"],
         "precision": ws.precision,

@@ -1,13 +1,15 @@
 """What an experiment is made of: models, cells (what is done with each of them), units of work.
 
-Nothing here computes or needs torch: settings, names and keys say what a stored row must agree in.
+Nothing here computes: settings, names and keys say what a stored row must agree in. Only a wing's
+function is imported, with torch, to say which stages shape its rows.
 """
 
 import contextlib
 import fnmatch
 import functools
+import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -63,6 +65,12 @@ class CallCell(Cell):
     def refused(self) -> Iterator[tuple[bool, str]]:
         wrong = not re.fullmatch(r"[\w.]+:\w+", self.call)
         yield wrong, f"call must be module:function, got {self.call!r}"
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """What `call` names."""
+        module, _, name = self.call.partition(":")
+        return getattr(importlib.import_module(module), name)
 
 
 class PlannerCell(Cell):
@@ -168,8 +176,10 @@ class Unit:
         """
         config, call = self.model.config, self.cell.call
         if re.search(r"\.(pixels|grids)\.", call):  # nothing else shapes their models
-            every = flatten(config).items()
-            return {key: one for key, one in every if key.startswith(("pixels.", "precision"))}
+            every, stages = flatten(config).items(), self.cell.function.stages(self.trained)
+            found = {key: one for key, one in every if key.startswith(("pixels.", "precision"))}
+            found |= {f"recipe.{one.name}": one.recipe for one in stages.values() if one.recipe > 1}
+            return found | outside(stages.values(), _loaded)
         if self.case:
             found, names = _shaped_by(config, self.case.stages), self.case.stages
             if not names and names_world(self.case.world):  # an own one's file shapes floors, too
@@ -194,7 +204,7 @@ def _loaded(stage: Stage) -> str:
 def _shaped_by(config: Config, names: tuple[str, ...]) -> dict[str, Any]:
     stages, found = core_stages(config), {}
     for stage in (one for name in names for one in closure(stages[name])):
-        found |= shaping(stage, config)
+        found |= {} if stage.load else shaping(stage, config)  # the loaded run's, not ours
         found |= {f"recipe.{stage.name}": stage.recipe} if stage.recipe > 1 else {}
         found |= {"level1.load": stage.load} if stage.load else {}
     return found | ({"precision": config.precision} if found else {})

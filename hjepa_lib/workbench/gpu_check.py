@@ -177,8 +177,9 @@ def local(check: Check, found: dict[str, Any]) -> None:
 
 
 # --- speed
-def rate(check: Check, make: Callable[[], bench.Call]) -> dict[str, Any]:
-    """How often a second the call can be made, and its memory; a sentence where it fails."""
+def rate(check: Check, make: Callable[[], bench.Call], failure: str = "failed") -> dict[str, Any]:
+    """How often a second the call can be made, and its memory; a sentence, named
+    `failure`, where it cannot."""
     begin, cuda = time.monotonic(), check.device == "cuda"
     if cuda:
         torch.cuda.empty_cache()
@@ -189,7 +190,7 @@ def rate(check: Check, make: Callable[[], bench.Call]) -> dict[str, Any]:
         first = time.monotonic() - begin
         seconds = bench.timer(call).blocked_autorange(min_run_time=0 if check.quick else 3).mean
     except Exception as error:  # a compiler has many ways to fail, and the rest needs none
-        return {"error": f"{type(error).__name__}: {first_line(error)}", "first_seconds": 0.0}
+        return {failure: f"{type(error).__name__}: {first_line(error)}", "first_seconds": 0.0}
     peak = torch.cuda.max_memory_allocated() if cuda else None
     return {"per_second": 1 / seconds, "first_seconds": first, "peak_bytes": peak}
 
@@ -212,7 +213,9 @@ def throughput(check: Check, found: dict[str, Any]) -> None:
     for work, kept in ways:
         name = f"{work.__name__}, {kept}, compiled"
         check.save()
-        found[name] = check.lacks(expected + LAPTOP) or rate(check, partial(work, kept, backend))
+        found[name] = check.lacks(expected + LAPTOP) or rate(
+            check, partial(work, kept, backend), "error"
+        )
         expected = max(expected, found[name].get("first_seconds", 0))
         torch.compiler.reset()
 

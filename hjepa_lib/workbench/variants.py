@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,7 +89,8 @@ def with_epochs(config: Config, epochs: int) -> dict[str, int]:
     """Updates for exactly `epochs` passes over the windows of each level (PL4)."""
     if epochs < 1:
         raise ConfigError(f"epochs must be at least 1, got {epochs}")
-    data = acquire(config.data, config.seed)
+    with tempfile.TemporaryDirectory() as folder:  # of the frames of a recording
+        data = acquire(config.data, config.seed, Path(folder))
     lengths = data.split(config.data.val_fraction, config.seed)[0].lengths
     level2, joint = config.level2, is_joint(config)
     macro = level2.macro_steps * level2.step_skip + 1  # states of a level-2 window
