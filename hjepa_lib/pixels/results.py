@@ -50,14 +50,15 @@ def load_comparison(ws: Workspace) -> dict[str, Any]:
 
 def measure_row(
     ws: Workspace, name: str, number: int, *, rewards: bool = True, draw: bool = True,
-    scored: Transitions | None = None,
+    known: Transitions | None = None, scored: Transitions | None = None,
 ) -> compare.Row:  # fmt: skip
     """Facts, scores on the test part (or what is `scored`), and squared errors per block of it.
 
-    Reward heads and lacking decoders are trained on the way if asked for.
+    Guesses and ridges know the training part, or what is `known` in its place. Reward heads and
+    lacking decoders are trained on the way if asked for.
     """
     (train, _, test), config, seed = stages.make_transitions(ws), ws.config.pixels, ws.config.seed
-    test = test if scored is None else scored
+    train, test = train if known is None else known, test if scored is None else scored
     model = stages.load_model(ws, name, number)
     predict, decoder = getattr(model, "predict_frame", None), None
     # A decoder that reads the true next state reconstructs, it foresees nothing.

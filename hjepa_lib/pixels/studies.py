@@ -222,14 +222,19 @@ def score_models(ws: Workspace, settings: dict[str, Any]) -> list[dict[str, Any]
     px by step and kind of `measures.place_errors`, of each number of the position as well where
     there are more than two; ratios to the better guess with intervals over blocks of episodes,
     which are `errors.*`. `draw: false` trains no decoder for models without one; `training: true`
-    scores training episodes, too (`training.*`).
+    scores training episodes, too (`training.*`). `judged` (settings by dotted name) collects other
+    episodes, which read places, make guesses and score: the same for models of less data.
     """
-    rows, draw = [], settings.get("draw", True)
-    train, _, test = stages.make_transitions(ws)
+    rows, draw, judge = [], settings.get("draw", True), ws
+    if changes := settings.get("judged"):
+        here = ws.run.path
+        judge = open_run(f"{here.parent.name}/{here.name}.judged", ws.config.override(changes),
+                         here.parent.parent)  # fmt: skip
+    train, _, test = stages.make_transitions(judge)
     numbers = 0 if train.position is None else train.position.shape[1]
     for name in settings.get("models", MODELS):
         begun = {"rewards": False, "draw": draw}
-        found = results.measure_row(ws, name, 0, **begun)
+        found = results.measure_row(ws, name, 0, **begun, known=train, scored=test)
         facts, used = found.facts, found.facts["weights"]
         row = {key: facts[key] for key in ("environment", "collapsed", "skipped", "n")}
         row["learner"] = name
@@ -255,9 +260,9 @@ def score_models(ws: Workspace, settings: dict[str, Any]) -> list[dict[str, Any]
             row |= _placed({kind: rms(errors) for kind, errors in places.items()}, own, column)
             blocks |= {f"{kind}_{column}": errors for kind, errors in own.items()}
         if settings.get("training"):
-            count = MOST * len(train.episodes) // len(train) + 1
-            seen = train.select(train.episodes[:count])
-            said = results.measure_row(ws, name, 0, **begun, scored=seen).scores
+            own = stages.make_transitions(ws).train
+            seen = own.select(own.episodes[: MOST * len(own.episodes) // len(own) + 1])
+            said = results.measure_row(ws, name, 0, **begun, known=train, scored=seen).scores
             row["training"] = {key: said[key] for key in SEEN if said[key] != NOT_APPLICABLE}
         rows.append(leaves(row) | {f"errors.{kind}": pack(one) for kind, one in blocks.items()})
     return rows
