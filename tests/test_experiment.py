@@ -444,6 +444,13 @@ def test_other_code_of_a_stage_is_another_training(again, monkeypatch):
     _shaped_by.cache_clear()
 
 
+def test_other_code_of_a_play_is_another_result(again, monkeypatch):
+    made = again()
+    (unit, *_) = made.select("flat")
+    monkeypatch.setattr(type(unit.case), "recipe", 2)
+    assert table_of(made).mismatch(unit) == "recipe.result=1, not 2"
+
+
 def test_a_training_that_is_not_listed_is_not_taken(again):
     made = again()
     table = table_of(made)

@@ -191,6 +191,12 @@ class Case:
         return ("flat" if self.method == ONE_STEP else self.method) if self.learned else ""
 
     @property
+    def recipe(self) -> int:
+        """Of the result (`runs.keys.Stage`): raised when code plays the same case otherwise."""
+        # An edge of the graph is judged twice since 2, and ways to sub-goals bend since 3.
+        return (3 if self.method == "l1+l2" else 2) if self.cost == "graph" else 1
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """The trained stages that the method reads."""
         used = {

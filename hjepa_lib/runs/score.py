@@ -67,11 +67,10 @@ def stage_of(
 
     # Keys tell results apart that kept what the inspector draws.
     about = {"case": case.digest, "pictures": False, "latency": latency}
-    # An edge of the graph is judged twice since 2, and ways to sub-goals bend since 3.
-    recipe = (3 if case.method == "l1+l2" else 2) if case.cost == "graph" else 1
     name = f"{folder}/{case.name}"
     played = files_of(case.world) if names_world(case.world) else ()  # floors read no stage
-    return Stage(name, _make, reads=reads, folder=folder, about=about, recipe=recipe, files=played)
+    more = {"folder": folder, "about": about, "recipe": case.recipe, "files": played}
+    return Stage(name, _make, reads=reads, **more)
 
 
 def _play(

@@ -162,8 +162,9 @@ class Unit:
 
     def identity(self) -> dict[str, Any]:
         """Columns that must agree before a stored row is taken as this one."""
-        if self.case:
-            return leaves(self.case.header)
+        if case := self.case:
+            found = {"recipe.result": case.recipe} if case.recipe > 1 else {}
+            return leaves(case.header) | found
         if self.cell.call:
             return leaves({"call": self.cell.call, "given": self.cell.settings})
         paths = notebooks.select_notebooks(self.cell.notebooks)

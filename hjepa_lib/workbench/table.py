@@ -56,7 +56,7 @@ class Table:
     def mismatch(self, unit: Unit) -> str | None:
         """How the stored rows differ from what is wanted, "" if not at all; None without any."""
         rows, own, training = self.of(unit), unit.identity(), unit.training()
-        asked = ("planner.", "task_set") if unit.case else ("given.",)
+        asked = ("planner.", "recipe.", "task_set") if unit.case else ("given.",)
         for row in rows:
             seen = {k: one for k, one in row.items() if one and (k in own or k.startswith(asked))}
             pairs = [(seen, own)]
