@@ -194,7 +194,7 @@ class Case:
     def recipe(self) -> int:
         """Of the result (`runs.keys.Stage`): raised when code plays the same case otherwise."""
         # An edge of the graph is judged twice since 2, and ways to sub-goals bend since 3.
-        return (3 if self.method == "l1+l2" else 2) if self.cost == "graph" else 1
+        return (3 if self.planner.startswith("l1+l2") else 2) if self.cost == "graph" else 1
 
     @property
     def stages(self) -> tuple[str, ...]:
