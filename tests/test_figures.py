@@ -15,7 +15,7 @@ from tiny import refused
 
 from hjepa_lib.evaluation.failures import LABELS
 from hjepa_lib.evaluation.statistics import success_rate, wilson
-from hjepa_lib.figures import beliefs, data, plans, style, success, training
+from hjepa_lib.figures import data, plans, style, success, training
 from hjepa_lib.figures.style import FigureError
 from hjepa_lib.workbench.rows import pack_solved, pooled
 from hjepa_lib.worlds.layout import Layout, layout_lists, render, render_walls
@@ -108,11 +108,11 @@ def gallery():
         "designs": success.designs({"a": {"level 1": (2, 1, 3)}}, {"a": rows()[1:3]}),
         "pairs": success.pair_differences(pd.DataFrame([gaps])),
         "failures": success.failure_bars(shares),
-        "calibration": beliefs.calibration(pairs, pairs),
-        "geometry": beliefs.cost_geometry(pairs, {"a": pairs}, pairs > 40),
-        "clocks": beliefs.macro_grid(paths[0], 8, ROOM),
-        "kl": beliefs.kl_by_dimension(pairs[:20]),
-        "proposals": beliefs.proposals(places[:few], clouds, rooms[:few], 14.4),
+        "calibration": training.calibration(pairs, pairs),
+        "geometry": training.cost_geometry(pairs, {"a": pairs}, pairs > 40),
+        "clocks": training.macro_grid(paths[0], 8, ROOM),
+        "kl": training.kl_by_dimension(pairs[:20]),
+        "proposals": training.proposals(places[:few], clouds, rooms[:few], 14.4),
     }  # fmt: skip
 
 
@@ -154,13 +154,9 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence():
         np.zeros((5, 8, 8), np.uint8),
     ):  # fmt: skip
         refused(FigureError, "frames must be", data.frame_rgb, wrong)
-    free = {"a": rows(flops_per_step=0.0)}
     for message, draws, *arguments in (
         ("frames must", data.frame_rgb, 255 * np.ones((1, 8, 8)), True),
         ("'idm'", training.loss_curves, [{"step": 1, "sim": 1}], ["idm"]),
-        ("at least one row", success.success_rows, []),
-        ("no column 'depth'", success.success_against, {"a": rows()}, "depth"),
-        ("compute above 0", success.success_against, free, "flops_per_step"),
     ):
         refused(FigureError, message, draws, *arguments)
 
@@ -376,31 +372,31 @@ def test_pairs_name_seeds_and_p_values_and_failures_fill_their_bars(gallery):
 def test_beliefs_show_quantiles_the_discounted_reference_and_a_correlation_per_cost():
     recorded = np.repeat(np.arange(1.0, 5.0), 100)
     predicted = recorded / 2 + np.tile(np.linspace(-1, 1, 100), 4)
-    axis = beliefs.calibration(recorded, predicted).axes[0]
+    axis = training.calibration(recorded, predicted).axes[0]
     median, reference = axis.lines
     assert median.get_ydata() == pytest.approx([0.5, 1, 1.5, 2])
     band = axis.collections[1].get_paths()[0].vertices[:, 1]
     assert np.ptp(band) == pytest.approx(1.5 + 1.6, abs=0.05)  # 10 to 90 % of a width of 2
     assert list(reference.get_xdata()) == list(reference.get_ydata())
-    reference = beliefs.calibration(recorded, predicted, gamma=0.5).axes[0].lines[1]
+    reference = training.calibration(recorded, predicted, gamma=0.5).axes[0].lines[1]
     assert reference.get_ydata()[-1] == pytest.approx(1 + 0.5 + 0.25 + 0.125)
 
     true = RNG.uniform(1, 60, 400)
-    figure = beliefs.cost_geometry(true, {"exact": true**0.5, "reversed": 100 - true}, true > 40)
+    figure = training.cost_geometry(true, {"exact": true**0.5, "reversed": 100 - true}, true > 40)
     assert titles(figure) == ["rank correlation 1.00", "rank correlation -1.00"]
 
 
 def test_level_2_is_shown_by_its_clock_its_divergence_and_its_proposals():
     path = RNG.uniform(5, 59, (33, 2))
-    axis = beliefs.macro_grid(path, 8, ROOM).axes[0]
+    axis = training.macro_grid(path, 8, ROOM).axes[0]
     assert texts(axis.texts) == ["0", "1", "2", "3", "4"]
     assert axis.texts[4].xy == pytest.approx(path[32])
-    figure = beliefs.kl_by_dimension(np.array([0.1, 0.5, 0.0]))
+    figure = training.kl_by_dimension(np.array([0.1, 0.5, 0.0]))
     assert [bar.get_height() for bar in figure.axes[0].patches] == [0.5, 0.1, 0.0]
     assert "0.60 nats" in figure.get_suptitle()
     starts = np.array([[20.0, 30.0], [50.0, 40.0]])
     clouds = starts[:, None] + RNG.normal(size=(2, 40, 2))
-    figure = beliefs.proposals(starts, clouds, [ROOM] * 2, reach=14.4)
+    figure = training.proposals(starts, clouds, [ROOM] * 2, reach=14.4)
     for axis, start, cloud in zip(figure.axes, starts, clouds, strict=True):
         (dots, ring), (circle,) = axis.collections, axis.patches
         assert np.asarray(dots.get_offsets()) == pytest.approx(cloud)

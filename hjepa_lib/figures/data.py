@@ -162,7 +162,7 @@ def cost_landscape(
     figure, axes = style.panels(1, len(costs), 3.3, 2.9, "Cost of being at a place, for one goal")
     for axis, (name, values) in zip(axes, costs.items(), strict=True):
         image = draw.landscape(axis, room, values, x, y)
-        style.mark_goal(axis, goal, size=48)
+        style.mark(axis, "goal", goal, s=48)
         draw.colour_bar(figure, image, axis)
         axis.set_title(name)
     return figure

@@ -38,8 +38,8 @@ def plan_fan(
     draw.show_room(axis, room)
     ranks = np.linspace(0, len(costs) - 1, min(MOST_CANDIDATES, len(costs))).round().astype(int)
     draw.planned(axis, start, rollouts[np.argsort(costs)[ranks]], chosen, subgoals)
-    style.mark_start(axis, start, label="start")
-    style.mark_goal(axis, goal, label="goal")
+    style.mark(axis, "start", start, label="start")
+    style.mark(axis, "goal", goal, label="goal")
     draw.legend(figure, [axis])
     return figure
 
@@ -64,11 +64,11 @@ def room_paths(
     for number, (axis, way, room) in enumerate(zip(axes, paths, rooms, strict=False)):
         draw.show_room(axis, room)
         draw.path(axis, way, **{"color": colour, "alpha": 0.6} if colour else {})
-        style.mark_start(axis, way[0], size=14)
+        style.mark(axis, "start", way[0], s=14)
         if goals is not None:
-            style.mark_goal(axis, goals[number], size=26)
+            style.mark(axis, "goal", goals[number], s=26)
         if colour:
-            style.mark_dot(axis, way[-1], colour)
+            style.mark(axis, "dot", way[-1], color=colour)
         if titles:
             weight = "bold" if titles[number].startswith("missed") else "normal"
             axis.set_title(titles[number], fontsize=8, pad=3, fontweight=weight)

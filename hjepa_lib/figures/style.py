@@ -8,7 +8,6 @@ import functools
 import io
 import textwrap
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
-from hjepa_lib.files import WorkbookError, write_atomic
+from hjepa_lib.files import WorkbookError
 
 DPI = 100
 MOST_PANELS = 24
@@ -30,7 +29,7 @@ MOST_POINTS = 3000
 INK, MUTED, FAINT, PAPER = "#22282F", "#6B7480", "#D5DAE0", "#FFFFFF"
 FLOOR, WALL = "#F4F5F7", "#4A525C"
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"
-GOAL, START, SUBGOAL = "#C8102E", INK, ORANGE
+GOAL, SUBGOAL = "#C8102E", ORANGE
 SEQUENTIAL = "viridis"
 CANDIDATES = LinearSegmentedColormap.from_list("candidates", [BLUE, "#7FB3D3", "#C9D3DC"])
 """Good (blue, 0) to bad (pale, 1) candidate plans."""
@@ -109,21 +108,16 @@ def headline(figure: Figure, title: str) -> None:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
 
 
-def mark_start(axis: Axes, start: np.ndarray, size: float = 26, label: str = "_start") -> None:
-    """A hollow ring at (x, y)."""
-    look = {"facecolor": PAPER, "edgecolor": START, "linewidth": 1.3, "zorder": 6}
-    axis.scatter(*start, s=size, label=label, **look)
+MARKS: dict[str, dict[str, Any]] = {
+    "start": {"facecolor": PAPER, "edgecolor": INK, "lw": 1.3, "zorder": 6, "s": 26},
+    "goal": {"color": GOAL, "edgecolor": PAPER, "lw": 0.9, "zorder": 7, "s": 34},
+    "dot": {"edgecolor": PAPER, "lw": 0.8, "zorder": 8, "s": 14},
+}
 
 
-def mark_goal(axis: Axes, goal: np.ndarray, size: float = 34, label: str = "_goal") -> None:
-    """A red disc with a white rim at (x, y)."""
-    look = {"color": GOAL, "edgecolor": PAPER, "linewidth": 0.9, "zorder": 7}
-    axis.scatter(*goal, s=size, label=label, **look)
-
-
-def mark_dot(axis: Axes, place: np.ndarray, colour: str) -> None:
-    """Where a path has arrived, (x, y)."""
-    axis.scatter(*place, s=14, color=colour, edgecolor=PAPER, lw=0.8, zorder=8)
+def mark(axis: Axes, kind: str, place: np.ndarray, **look: Any) -> None:
+    """A start (hollow ring), a goal (red disc) or where a path has arrived, at (x, y)."""
+    axis.scatter(*place, **MARKS[kind] | {"label": f"_{kind}"} | look)
 
 
 def decimal_ticks(axis: Axis) -> None:
@@ -138,11 +132,6 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
-
-
-def save(figure: Figure, path: str | Path) -> Path:
-    """Write the figure as PNG, whole or not at all; returns the path."""
-    return write_atomic(path, png(figure))
 
 
 def rgb(figure: Figure) -> np.ndarray:

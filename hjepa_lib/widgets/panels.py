@@ -11,9 +11,9 @@ from typing import Any
 from hjepa_lib.config import Config, flatten
 from hjepa_lib.figures import style
 from hjepa_lib.files import WorkbookError
-from hjepa_lib.planning.agent import Agent
+from hjepa_lib.planning.agent import METHODS, Agent
 from hjepa_lib.widgets.player import player
-from hjepa_lib.widgets.story import Story, costs_of, methods_of, options_of, play_with, tell
+from hjepa_lib.widgets.story import Story, costs_of, options_of, play_with, tell
 from hjepa_lib.worlds.layout import DOOR_RANGE, WALL_RANGE
 from hjepa_lib.worlds.two_rooms import TwoRooms
 
@@ -59,8 +59,9 @@ class Panel:
 
 def explorer(config: Config, agent: Agent, story: Story, trial: int) -> Panel:
     """Choose method, cost and trial, and look at the roll-out; it begins with those of `story`."""
+    methods = METHODS if agent.level2 is not None else METHODS[:1]
     controls = {
-        "method": _control("method", story.method, methods_of(agent)),
+        "method": _control("method", story.method, methods),
         "cost": _control("cost", story.cost, costs_of(agent)),
         "trial": _widget("BoundedIntText", trial, description="trial", max=10_000),
     }

@@ -31,12 +31,7 @@ _COLUMNS = 16  # frames per row of the sprite
 
 
 def player(*stories: Story) -> style.Html:
-    """One story with all its panels, or two of the same layout side by side with a shared clock.
-
-    FigureError for any other number.
-    """
-    if len(stories) not in (1, 2):
-        raise style.FigureError(f"a player shows one story or two, got {len(stories)}")
+    """One story with all its panels, or two of the same layout side by side, a clock for both."""
     data = json.dumps(payload(stories), separators=(",", ":"), allow_nan=False)
     page = Template(_part("player.html")).substitute(
         css=_part("player.css"),
@@ -162,9 +157,9 @@ def _plan(axis: Axes, story: Story, step: int, colour: str) -> None:
         look = {"color": style.GOAL, "width": 0.5, "length_includes_head": True, "zorder": 7}
         axis.arrow(*path[-1], *ARROW * story.actions[step], **look)
     start, goal = story.scene.ends
-    style.mark_start(axis, start, size=14)
-    style.mark_goal(axis, goal, size=26)
-    style.mark_dot(axis, story.positions[step], colour)
+    style.mark(axis, "start", start, s=14)
+    style.mark(axis, "goal", goal, s=26)
+    style.mark(axis, "dot", story.positions[step], color=colour)
 
 
 def _ways(axis: Axes, stories: Sequence[Story], colours: list[str], steps: np.ndarray) -> None:

@@ -3,7 +3,6 @@
 Lengths are px, (x, y) with y down; S steps, R planning calls.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from hjepa_lib.evaluation.metrics import near_goal, solved
 from hjepa_lib.figures.data import room_of
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.local import Scene as LocalScene
-from hjepa_lib.planning.agent import METHODS, P1_CAP, Agent
+from hjepa_lib.planning.agent import Agent
 from hjepa_lib.worlds.base import World
 from hjepa_lib.worlds.layout import DOOR_RANGE, WALL_RANGE, Layout
 from hjepa_lib.worlds.trials import Trials
@@ -106,7 +105,7 @@ def checked_scene(scene: Scene) -> Scene:
 def trials_of(scene: Scene, companions: int = 0, row: int = 0) -> Trials:
     """The scene, followed by `companions` random tasks in the same layout.
 
-    `row` is the scene's number in a trial file: it meets the noise that it meets there.
+    `row` is the scene's number in a trial file: it meets the noise of the result stored there.
     """
     world = checked_scene(scene).world(1 + companions)
     start, goal = world.sample_start_goal(torch.Generator().manual_seed(0))
@@ -178,17 +177,15 @@ def play(
 ) -> Story:
     """Roll the scene out now; a second or so. WorkbookError before anything is played.
 
-    It is cut where the task is solved, unless the protocol asks to stay. `row` is the trial's
-    number in its file: the story meets the noise of the stored result. The control `shuffle` hands
-    around the sub-goals of a few other tasks of the layout, which are planned beside it and change
-    nothing else (I13).
+    It is cut where the task is solved, unless the protocol asks to stay. `row` is as in
+    `trials_of`. The control `shuffle` hands around the sub-goals of a few other tasks of the
+    layout, which are planned beside it and change nothing else (I13).
     """
     planning = planning or agent.planning
-    cap = planning.action_cap or P1_CAP
     shuffled = method != "flat" and planning.hierarchy.control == "shuffle"
     task = trials_of(scene, COMPANIONS if shuffled else 0, row)
-    policy = LatentPolicy(agent, method, dataclasses.replace(planning, action_cap=cap), fans=True)
-    outcome = run_episodes(policy, task, dynamics, steps, cap, agent.seed)
+    policy = LatentPolicy(agent, method, planning, fans=True)
+    outcome = run_episodes(policy, task, dynamics, steps, planning.action_cap, agent.seed)
     actions, states = outcome.actions[0], outcome.states
     states = torch.as_tensor((outcome.positions if states is None else states)[0])  # (S+1, N)
     world = scene.world(len(states))
@@ -234,11 +231,6 @@ def tell(config: Config, agent: Agent, method: str, cost: str, trial: int) -> St
     title = f"{method}, {cost} cost, {case.split} trial {trial}"
     scene = scene_of(case.tasks, trial)
     return _play(agent, scene, method, case, title, row=trial)
-
-
-def methods_of(agent: Agent) -> tuple[str, ...]:
-    """The planners that it has the levels for."""
-    return METHODS if agent.level2 is not None else METHODS[:1]
 
 
 def options_of(agent: Agent, method: str) -> dict[str, tuple]:

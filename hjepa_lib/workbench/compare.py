@@ -66,7 +66,7 @@ def compare(asked: "CompareCommand", say: Callable[..., None] = print) -> int:
     experiment = read_experiment(tree, name, folder)
     for one in run_experiment(experiment, say=say):
         if one.error:
-            raise RunError(f"{one.unit.cell.name}: {one.error}")
+            raise RunError(f"{one.item.cell.name}: {one.error}")
     runs, results = {}, {}
     for unit in experiment.units:
         run = runs[unit.cell.method] = Run.at(folder / unit.run_name)

@@ -12,19 +12,19 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
 from hjepa_lib.figures import style
 from hjepa_lib.figures.success import success_against
-from hjepa_lib.files import WorkbookError, exclusive, first_line
+from hjepa_lib.files import WorkbookError, exclusive, first_line, write_atomic
 from hjepa_lib.runs import machine, notebooks, report, score, stages
 from hjepa_lib.runs.places import RunError, repository
 from hjepa_lib.runs.remote import push_files
 from hjepa_lib.runs.workspace import Workspace, open_run
 from hjepa_lib.workbench.experiment import Experiment, Unit
-from hjepa_lib.workbench.pool import HERE, Work, run_all
+from hjepa_lib.workbench.pool import HERE, Ended, Work, run_all
 from hjepa_lib.workbench.rows import pooled, row_of
 from hjepa_lib.workbench.table import Table
 
@@ -32,20 +32,13 @@ _say = functools.partial(print, flush=True)
 _ORPHAN_SECONDS = 3.0  # a kernel looks once a second whether its parent still lives
 
 
-class Outcome(NamedTuple):
-    """How one unit ended; `error` is empty when it succeeded."""
-
-    unit: Unit
-    error: str
-
-
 def run_experiment(
     experiment: Experiment,
     units: list[Unit] | None = None,
     work: Work = HERE,
     say: Callable[..., None] = _say,
-) -> list[Outcome]:
-    """Do every unit that the table lacks, and write plots of what was swept; the outcomes.
+) -> list[Ended]:
+    """Do every unit that the table lacks, and write plots of what was swept; how units ended.
 
     RunError before any work when a stored row was made with other settings, unless `work.redo`.
     """
@@ -70,9 +63,10 @@ def run_experiment(
         outcomes = do_units(experiment, work.threads, todo)
     else:
         outcomes = _side_by_side(experiment, work, todo)
-    ended: list[Outcome] = []
-    for unit, error in outcomes:
-        ended.append(Outcome(unit, error))
+    ended: list[Ended] = []
+    for one in outcomes:
+        ended.append(one)
+        unit, _, error = one
         told, to = error or "ok", {"file": sys.stderr} if error else {}
         if unit.case and not error:
             table.reload()
@@ -98,7 +92,7 @@ def _prepare(experiment: Experiment, todo: list[Unit], yes: bool) -> None:
         raise RunError(f"{table} is committed, and so must be the code that its rows name: commit")
 
 
-def _side_by_side(experiment: Experiment, work: Work, todo: list[Unit]) -> Iterator[Outcome]:
+def _side_by_side(experiment: Experiment, work: Work, todo: list[Unit]) -> Iterator[Ended]:
     """All units of one family of models and one seed in one process: none is trained twice."""
     threads = work.threads or (None if work.scheduler else work.share)
     families: dict[tuple, list[Unit]] = {}
@@ -107,24 +101,25 @@ def _side_by_side(experiment: Experiment, work: Work, todo: list[Unit]) -> Itera
         families.setdefault(family, []).append(unit)
     do = functools.partial(_do_all, replace(experiment, units=[]), threads)
     for one in run_all(do, list(families.values()), work):
-        yield from one.value or [Outcome(unit, one.error) for unit in one.item]
+        yield from one.value or [Ended(unit, None, one.error) for unit in one.item]
 
 
-def _do_all(experiment: Experiment, threads: int | None, units: list[Unit]) -> list[Outcome]:
+def _do_all(experiment: Experiment, threads: int | None, units: list[Unit]) -> list[Ended]:
     return list(do_units(experiment, threads, units))
 
 
-def do_units(experiment: Experiment, threads: int | None, units: list[Unit]) -> Iterator[Outcome]:
+def do_units(experiment: Experiment, threads: int | None, units: list[Unit]) -> Iterator[Ended]:
     """Units one after the other; after a failure the others of that run are given up."""
     if not experiment.folder.is_dir():
-        yield from (Outcome(one, f"this worker does not see {experiment.folder}") for one in units)
+        why = f"this worker does not see {experiment.folder}"
+        yield from (Ended(one, None, why) for one in units)
         return
     machine.set_up(threads)
     lost = set()
     for unit in units:
         error = "given up" if unit.run_name in lost else _do(experiment, threads, unit)
         lost |= {unit.run_name} if error else set()
-        yield Outcome(unit, error)
+        yield Ended(unit, None, error)
 
 
 def _do(experiment: Experiment, threads: int | None, unit: Unit) -> str:
@@ -224,7 +219,7 @@ def write_figures(path: Path, swept: list[str]) -> None:
         title = f"Success by {_short(key)}, {seeds} seed{'s' * (seeds > 1)}"
         figure = success_against(groups, key, _short(key), title=title)
         name = re.sub(r"[^A-Za-z0-9]+", "_", key.rsplit(".", 1)[-1])
-        style.save(figure, path.with_name(f"success_by_{name}.png"))
+        write_atomic(path.with_name(f"success_by_{name}.png"), style.png(figure))
 
 
 def _short(key: str) -> str:
