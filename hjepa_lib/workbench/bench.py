@@ -83,20 +83,18 @@ class Planning:
             self.agent.encode(render(place, tasks.layout)) for place in (tasks.start, tasks.goal)
         )
 
-    def call(self, precision: str) -> Tensor:
-        """Costs (B, N) of the candidates of one call for all trials, without a warm start."""
-        return self._costs(precision, [*range(len(self.start))])
+    def call(self, precision: str, batch: int = 0) -> Tensor:
+        """Costs (B, N) of the candidates of one call for all trials, without a warm start.
 
-    def loop(self, precision: str) -> Tensor:
-        """The same, one trial after the other: a trial alone meets what it meets in its batch."""
-        return torch.cat([self._costs(precision, [row]) for row in range(len(self.start))])
-
-    def _costs(self, precision: str, rows: list[int]) -> Tensor:
-        self.planner.reset(rows)
-        self.agent.precision = precision
-        with self.agent.autocast():
-            plan = self.planner.plan(self.start[rows], self.goal[rows], executed=0)
-        return plan.search.costs
+        `batch` trials at a time, if given: each meets what it meets beside the others.
+        """
+        self.agent.precision, costs = precision, []
+        for rows in torch.arange(len(self.start)).split(batch or len(self.start)):
+            self.planner.reset(rows.tolist())
+            with self.agent.autocast():
+                plan = self.planner.plan(self.start[rows], self.goal[rows], executed=0)
+            costs.append(plan.search.costs)
+        return torch.cat(costs)
 
 
 def works(quick: bool = False) -> dict[str, Ways]:
@@ -105,8 +103,8 @@ def works(quick: bool = False) -> dict[str, Ways]:
     trials, shown, transitions = (3, 34, 500) if quick else (20, 1088, 100_000)
     both = ("fp32", "bf16")
 
-    def plan(name: str, kept: str) -> Call:
-        return partial(getattr(Planning(laptop, trials), name), kept)
+    def plan(batch: int, kept: str) -> Call:
+        return partial(Planning(laptop, trials).call, kept, batch)
 
     def walk() -> Call:
         return lambda: generate("good", transitions).positions
@@ -121,10 +119,8 @@ def works(quick: bool = False) -> dict[str, Ways]:
         for one in (reference.level1, laptop.level1)
     }
     for kept in both:
-        named = {"one by one": "loop", "all at once": "call"}
-        found[f"plan {trials} trials, {kept}"] = {
-            words: partial(plan, name, kept) for words, name in named.items()
-        }
+        ways = {"one by one": partial(plan, 1, kept), "all at once": partial(plan, 0, kept)}
+        found[f"plan {trials} trials, {kept}"] = ways
     rules = {"direct formula": render_reference, "patches": render}
     found[f"draw {shown:,} frames"] = {name: partial(draw, rule) for name, rule in rules.items()}
     return found | {f"generate {transitions:,} transitions": {"vectorised": walk}}

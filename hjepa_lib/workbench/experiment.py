@@ -43,11 +43,16 @@ class Cell(Section):
     """What is done with a model."""
 
     method = notebooks = call = ""  # each kind has one of them
+    budgets, grid = (1.0,), {}  # a planner may have more
 
     name: str
     model: str = ""
     group: str = ""
     seeds: tuple[Int[0 : 2**31 - 1], ...] = (0, 1, 2)
+
+    def planned(self, config: Config, point: dict[str, Any]) -> Config:
+        """A model's settings with the planner and the trials of one point of the grid."""
+        return config
 
 
 class NotebookCell(Cell):
@@ -98,7 +103,7 @@ class PlannerCell(Cell):
         yield wrong, "it sets planning.cost; use its own key of the cell instead"
 
     def planned(self, config: Config, point: dict[str, Any]) -> Config:
-        """A model's settings with the planner and the trials of one point of the grid."""
+        """See `Cell`."""
         changes = {f"evaluation.{name}": getattr(self, name) for name in ("split", "budgets")}
         for name in ("protocol", "trials"):  # or the model's
             changes |= {f"evaluation.{name}": value} if (value := getattr(self, name)) else {}

@@ -171,17 +171,14 @@ def _cell(entry: Any, defaults: dict[str, Any], models: set[str]) -> Cell:
 
 def _units(cell: Cell, models: list[Model]) -> list[Unit]:
     """The units of a cell; ConfigError unless each is another one and has its stages."""
-    planner = isinstance(cell, PlannerCell)
-    points, budgets, units = [{}], (1.0,), []
-    if planner:
-        points = [dict(zip(cell.grid, one, strict=True)) for one in product(*cell.grid.values())]
-        budgets = cell.budgets
+    points = [dict(zip(cell.grid, one, strict=True)) for one in product(*cell.grid.values())]
+    units: list[Unit] = []
     for model in models:
-        configs = [cell.planned(model.config, one) if planner else model.config for one in points]
+        configs = [cell.planned(model.config, one) for one in points]
         for seed in cell.seeds:
             for point, config in zip(points, configs, strict=True):
                 own = replace(config, seed=seed)
-                units += [Unit(cell, model, own, budget, point) for budget in budgets]
+                units += [Unit(cell, model, own, budget, point) for budget in cell.budgets]
     if len({tuple(unit.key.items()) for unit in units}) < len(units):
         raise ConfigError("it describes the same row twice")
     for unit in units:
