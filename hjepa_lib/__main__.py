@@ -4,13 +4,11 @@ Exit status 2: a wrong setting, file or run, in one sentence; 1: a failed notebo
 Ctrl-C. Heavy imports wait until a command needs them, so `--help` is quick.
 """
 
-import functools
-import operator
 import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 
@@ -155,12 +153,12 @@ _COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse and execute one command; returns the exit status."""
-    kinds = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in _COMMANDS.items()]
-    command = tyro.cli(
-        tyro.conf.FlagCreatePairsOff[functools.reduce(operator.or_, kinds)],
+    command = tyro.extras.subcommand_cli_from_dict(
+        _COMMANDS,
         prog="python -m hjepa_lib",
         description="The H-JEPA workbook: notebooks, comparisons and sweeps from the command line.",
         args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
     try:
         return command()

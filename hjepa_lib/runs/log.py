@@ -1,7 +1,4 @@
-"""Training curves: `metrics.jsonl`, always, and an experiment tracker where the settings name one.
-
-metrics.jsonl has one JSON object per line: `stage`, `step` and values.
-"""
+"""Training curves: `metrics.jsonl`, always, and an experiment tracker where settings name one."""
 
 import contextlib
 import datetime
@@ -18,10 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """The metrics file of one run, written under its lock.
-
-    A half-written last line is ignored by readers and cut off by `rewind`, which begins a training.
-    """
+    """The metrics file of one run, written under its lock."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
