@@ -1,6 +1,6 @@
 """The panels of notebook 06: look at another trial; change the scene and the planner.
 
-The kernel computes a story once; its player then needs no kernel. Wrong values give a sentence.
+The kernel computes a story once. Wrong values give a sentence.
 """
 
 import html

@@ -1,7 +1,4 @@
-"""Speed on the CPU: `python -m hjepa_lib bench`, on torch.utils.benchmark, with random weights.
-
-All ways take turns: clock and neighbours are the same for them.
-"""
+"""Speed on the CPU: `python -m hjepa_lib bench`, on torch.utils.benchmark, with random weights."""
 
 from collections.abc import Callable
 from functools import partial

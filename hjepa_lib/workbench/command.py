@@ -93,7 +93,7 @@ class BenchCommand:
     """Time level-1 updates, planner calls, rendering and data on the CPU."""
 
     rounds: int = 20
-    """Timed rounds; the ways of doing one work take turns."""
+    """Timed rounds; all ways take turns, so clock and neighbours are the same for them."""
     only: str = ""
     """Time only the work whose name contains this text."""
     quick: bool = False

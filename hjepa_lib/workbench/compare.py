@@ -1,7 +1,7 @@
 """Flat against hierarchical planning: an experiment of two models, one table (seed 000, section D).
 
-The flat side (l1) trains level 1 and its distance head, the hierarchical one (l2) level 2 on it.
-Both plan with the same cost on the same trials of P1, with random and oracle beside them.
+The flat side (l1) trains level 1 and its distance head, the hierarchical one (l2) level 2 on it;
+random and oracle stand beside them.
 """
 
 from collections.abc import Callable

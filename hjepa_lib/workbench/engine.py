@@ -1,7 +1,6 @@
 """The engine: what an experiment file asks for and its table lacks is trained, played and added.
 
-Every model and seed is an ordinary run, `outputs/<experiment>/<model>-s<seed>-<digest>`. The same
-command goes on wherever another one ended.
+Every model and seed is an ordinary run, `outputs/<experiment>/<model>-s<seed>-<digest>`.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """Rows of an experiment: one planner's outcome on n stored trials each, and what they say together.
 
-A set of rows that is unfinished or mixed is refused in one sentence and never averaged.
+An unfinished or mixed set (`check_rows`) is never averaged.
 """
 
 import re
