@@ -91,12 +91,12 @@ class VJepa2Command(RunOptions):
     """Name of the run; made from profile, seed and time if empty (evaluate: the latest)."""
 
     def __call__(self) -> int:
-        from hjepa_lib.pixels import command as vjepa2command
+        from hjepa_lib.pixels import two_stages
 
         if self.action == "evaluate":
             self.refuse_all_but(("action", "name", "stage"), "vjepa2 evaluate")
-            return vjepa2command.evaluate(Run.open(self.name), self.stage)
-        return vjepa2command.train_model(self.open_run(), self.stage)
+            return two_stages.evaluate(Run.open(self.name), self.stage)
+        return two_stages.train_model(self.open_run(), self.stage)
 
     def settings(self, base: Config | None = None) -> Config:
         """The config asked for, with the option that stands for a setting."""

@@ -131,11 +131,7 @@ class VitEncoder(nn.Module):
     def forward(
         self, x: Tensor, hidden: Tensor | None = None, token: Tensor | None = None
     ) -> Tensor:
-        """Patches where `hidden` (M, N) is True become `token` (width,) at their position (F8)."""
-        tokens = self.patches(x)  # (M, N, width)
-        if hidden is not None:
-            blank = (token + self.patches.position).to(tokens.dtype)
-            tokens = torch.where(hidden[..., None], blank, tokens)
+        tokens = self.patches(x, hidden, token)  # (M, N, width)
         return self.norm(self.head(self.blocks(tokens).flatten(1)))
 
 

@@ -127,7 +127,10 @@ def patch_grid(image_size: Size, patch: int) -> tuple[int, int]:
 
 
 class Patches(nn.Module):
-    """(M, C, Hpx, Wpx) -> (M, N, dim): a linear token per patch, row by row, with its position."""
+    """(M, C, Hpx, Wpx) -> (M, N, dim): a linear token per patch, row by row, with its position.
+
+    Where `hidden` (M, N) is True, a given `token` (dim,) stands at that position (F8).
+    """
 
     def __init__(self, channels: int, image_size: Size, patch: int, dim: int) -> None:
         super().__init__()
@@ -136,8 +139,13 @@ class Patches(nn.Module):
         self.project = nn.Conv2d(channels, dim, patch, stride=patch)
         self.position = nn.Parameter(torch.zeros(self.count, dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.project(x).flatten(2).transpose(1, 2) + self.position
+    def forward(
+        self, x: Tensor, hidden: Tensor | None = None, token: Tensor | None = None
+    ) -> Tensor:
+        tokens = self.project(x).flatten(2).transpose(1, 2) + self.position
+        if hidden is None:
+            return tokens
+        return torch.where(hidden[..., None], (token + self.position).to(tokens.dtype), tokens)
 
 
 def draw_masks(count: int, patches: int, ratio: float, generator: torch.Generator) -> Tensor:

@@ -48,7 +48,10 @@ class Sees(nn.Module):
 
 
 class Vit(nn.Module):
-    """(M, C, Hpx, Wpx) -> tokens (M, 1 + N, D), the class token first; it keeps no mask (F4)."""
+    """(M, C, Hpx, Wpx) -> tokens (M, 1 + N, D), the class token first; it keeps no mask (F4).
+
+    Patches where `mask` (M, N) is True are hidden.
+    """
 
     def __init__(
         self, config: PixelEncoderConfig, dim: int, planes: int, image_size: layers.Size,
@@ -57,22 +60,15 @@ class Vit(nn.Module):
         super().__init__()
         self.patches = layers.Patches(planes, image_size, patch, dim)
         self.cls = nn.Parameter(torch.zeros(dim))
-        if masked:  # what stands where a patch is hidden
-            self.token = nn.Parameter(torch.zeros(dim))
+        # What stands where a patch is hidden.
+        self.token = nn.Parameter(torch.zeros(dim)) if masked else None
         self.dropout = nn.Dropout(config.embedding_dropout)
         sizes = config.heads, config.head_dim, config.mlp_dim, config.dropout
         self.blocks = layers.Transformer(dim, depth, *sizes)
 
-    def embed(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Patches at their positions (M, N, D); where `mask` (M, N) is True the token (F8)."""
-        patches = self.patches(x)
-        if mask is None:
-            return patches
-        hidden = self.token + self.patches.position
-        return torch.where(mask[..., None], hidden.to(patches.dtype), patches)
-
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.blocks(self.dropout(prepend(self.cls, self.embed(x, mask)))).float()
+        tokens = self.patches(x, mask, self.token)
+        return self.blocks(self.dropout(prepend(self.cls, tokens))).float()
 
 
 class VitEncoder(nn.Module):

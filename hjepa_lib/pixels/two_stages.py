@@ -1,4 +1,5 @@
-"""The two stages of the V-JEPA 2 style model, measured, and judged as seed 002 does (VJ-13).
+"""The two stages of the V-JEPA 2 style model: measured, judged as seed 002 does (VJ-13), and what
+`python -m hjepa_lib vjepa2 train | evaluate` does with training seed 0 of a run.
 
 Beside each error stands a guess's: of a constant token in stage 1, of the last latent in stage 2.
 """
@@ -17,10 +18,13 @@ from hjepa_lib.config import ConfigError
 from hjepa_lib.files import read_json
 from hjepa_lib.models.layers import draw_masks
 from hjepa_lib.pixels import models, stages
-from hjepa_lib.pixels.stages import make_transitions, name_of
+from hjepa_lib.pixels.stages import make_transitions, name_of, stage_of, train
 from hjepa_lib.pixels.training import mean_loss
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel, encode_states
+from hjepa_lib.runs import machine
+from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.stages import exhaust
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.probes import LEAST, collapse
 
@@ -37,12 +41,6 @@ STABLE, LEAST_EPOCHS = 1.1, 15
 def stored_evaluation(ws: Workspace, stage: int, number: int) -> dict[str, Any]:
     """The evaluation that a stage left."""
     return read_json(_trained(ws, stage, number) / EVALUATION)
-
-
-def evaluate(ws: Workspace, stage: int, number: int) -> dict[str, Any]:
-    """The stored weights of a stage measured anew, on the workspace's device."""
-    model = models.load_model(_trained(ws, stage, number), NAMES[stage]).to(ws.device)
-    return measure(ws, stage, number, model)
 
 
 def measure(ws: Workspace, stage: int, number: int, model: Any) -> dict[str, Any]:
@@ -252,3 +250,60 @@ def success(
 def passed(lines: Sequence[Criterion]) -> bool:
     """True when nothing failed and collapse was ruled out; what was not checked is left out."""
     return lines[0].passed is True and all(line.passed is not False for line in lines)
+
+
+# --- the command
+def train_model(run: Run, stage: int | None = None) -> int:
+    """Train a stage, or with None both and the heads and decoder built on them."""
+    ws, numbers = _open(run), (stage,) if stage else (1, 2)
+    for number in numbers:
+        name = name_of(STAGES[number], 0)
+        _train(ws, f"stage {number}", name)
+        best = models.FILES[NAMES[number]]
+        print(f"checkpoint: {run.stage_folder(name) / best}.safetensors")
+    if stage is None:
+        _train(ws, "reward heads", "heads_vjepa2_s0")
+        _train(ws, "state decoder", "decoder_vjepa2_s0")
+    for number in numbers:
+        _print(ws, number, stored_evaluation(ws, number, 0))
+    return 0
+
+
+def _train(ws: Workspace, title: str, name: str) -> None:
+    if ws.done(stage_of(ws, name)):
+        print(f"{title}: done before")
+    exhaust(train(ws, name), title, print)
+
+
+def evaluate(run: Run, stage: int | None = None) -> int:
+    """Measure the stored weights anew."""
+    ws = _open(run)
+    for number in (stage,) if stage else (1, 2):
+        model = models.load_model(_trained(ws, number, 0), NAMES[number]).to(ws.device)
+        _print(ws, number, measure(ws, number, 0, model))
+    return 0
+
+
+def _open(run: Run) -> Workspace:
+    machine.set_up()
+    ws = Workspace("vjepa2", run)
+    print(repr(ws))
+    return ws
+
+
+def _print(ws: Workspace, stage: int, result: dict[str, Any]) -> None:
+    spread = f"varying {result['varying']:.4g}, effective rank {result['effective_rank']:.1f}"
+    print(f"stage {stage}: {spread}")
+    found = graded(stage, result)
+    masked = result.get("masked_l1", {})
+    found += [(f"L1 with mask {share}", value, "") for share, value in masked.items()]
+    if stage == 2:
+        steps = zip(*result["per_step"].values(), strict=True)
+        pairs = {"mean L1": (result["mean_l1"], result["copy_last_l1"])}
+        pairs |= {f"after {n} imagined steps": pair for n, pair in enumerate(steps, start=1)}
+        found += [(name, own, f"copy-last {copy:.4f}") for name, (own, copy) in pairs.items()]
+    for name, value, word in found:
+        print(f"  {name:<24} {value:9.4f}  {word}")
+    lines = criteria(ws, stage, 0, result)
+    print(*(f"  {line}" for line in lines), sep="\n")
+    print(f"  stage {stage} {'passed' if passed(lines) else 'FAILED'}")
